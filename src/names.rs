@@ -1,0 +1,174 @@
+//! Newtypes for the words the rooms share: who is calling, where to, and how much.
+//!
+//! Holds no rules but the ones a value cannot break: what a deployment name may look like
+//! and that names compare the way Azure compares them.
+
+use std::fmt;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+
+/// Most bytes a deployment name may have (the limit Azure sets for deployment names).
+pub const DEPLOYMENT_NAME_MAX: usize = 64;
+
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Wraps a name that has been checked where it came from.
+            pub fn new(name: &str) -> Self {
+                Self(name.into())
+            }
+
+            /// The name as written.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:?}", &*self.0)
+            }
+        }
+    };
+}
+
+name!(
+    /// The name of one routable entry of the configuration: endpoint, credential, tier, weight.
+    BackendName
+);
+name!(
+    /// The name of a caller, as the configuration gives it.
+    ClientName
+);
+
+/// The name of a deployment as a client or an operator spelled it. Two spellings that
+/// differ only in ASCII case are the same deployment, as they are for Azure.
+#[derive(Clone, Debug)]
+pub struct Deployment(Arc<str>);
+
+/// Why a string is no deployment name.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a deployment name has 1 to {DEPLOYMENT_NAME_MAX} of the characters A-Z a-z 0-9 . _ -")]
+pub struct BadDeploymentName;
+
+impl Deployment {
+    /// Takes a name of 1 to 64 characters of `[A-Za-z0-9._-]`.
+    ///
+    /// # Errors
+    /// [`BadDeploymentName`] for anything else, and for `.` and `..`, which are path segments.
+    pub fn parse(name: &str) -> Result<Self, BadDeploymentName> {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+        if name.is_empty()
+            || name.len() > DEPLOYMENT_NAME_MAX
+            || !name.bytes().all(allowed)
+            || matches!(name, "." | "..")
+        {
+            return Err(BadDeploymentName);
+        }
+        Ok(Self(name.into()))
+    }
+
+    /// The name as it was spelled.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name in the form that equal names share: ASCII lower case.
+    pub fn key(&self) -> String {
+        self.0.to_ascii_lowercase()
+    }
+}
+
+impl PartialEq for Deployment {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.eq_ignore_ascii_case(&other.0)
+    }
+}
+
+impl Eq for Deployment {}
+
+impl std::hash::Hash for Deployment {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        for byte in self.0.bytes() {
+            state.write_u8(byte.to_ascii_lowercase());
+        }
+    }
+}
+
+impl fmt::Display for Deployment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A backend's share of its tier's traffic, relative to its siblings; 1 to 1000.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Weight(NonZeroU16);
+
+impl Weight {
+    /// The largest weight: it bounds the slots of a wheel.
+    pub const MAX: u16 = 1000;
+    /// The weight of a backend that states none.
+    pub const ONE: Self = Self(NonZeroU16::MIN);
+
+    /// Takes 1 to [`Weight::MAX`]; `None` otherwise.
+    pub fn new(weight: u16) -> Option<Self> {
+        NonZeroU16::new(weight).filter(|w| w.get() <= Self::MAX).map(Self)
+    }
+
+    /// The weight as a number.
+    pub fn get(self) -> u16 {
+        self.0.get()
+    }
+}
+
+/// A tier's place in the order of trying: 1 first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tier(NonZeroU16);
+
+impl Tier {
+    /// The tier of a backend that states none.
+    pub const FIRST: Self = Self(NonZeroU16::MIN);
+
+    /// Takes 1 and above; `None` for 0.
+    pub fn new(tier: u16) -> Option<Self> {
+        NonZeroU16::new(tier).map(Self)
+    }
+
+    /// The tier as a number.
+    pub fn get(self) -> u16 {
+        self.0.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deployment_names_are_checked_and_compare_without_case() {
+        for good in ["gpt-4o", "GPT_4.1", "a", &"x".repeat(64)] {
+            assert!(Deployment::parse(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "a b", "a/b", "ä", "a%2f", &"x".repeat(65)] {
+            assert_eq!(Deployment::parse(bad), Err(BadDeploymentName), "{bad}");
+        }
+        assert_eq!(Deployment::parse("GPT-4o"), Deployment::parse("gpt-4O"));
+    }
+
+    #[test]
+    fn weights_and_tiers_start_at_one() {
+        assert_eq!((Weight::new(0), Weight::new(1001), Tier::new(0)), (None, None, None));
+        assert_eq!(Weight::new(1), Some(Weight::ONE));
+    }
+}
