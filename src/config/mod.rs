@@ -1,0 +1,326 @@
+//! The configuration as the rest of the program may trust it: every value here has been
+//! read, expanded and checked against the others, so no room checks it again.
+//!
+//! What the YAML may look like is decided in `check.rs` and its parts; what a runtime does
+//! with a value is left to the rooms, which build themselves from [`Config`].
+
+mod allow;
+mod check;
+mod deployments;
+mod endpoint;
+mod expand;
+mod node;
+mod secret;
+mod statuses;
+#[cfg(test)]
+mod tests;
+mod units;
+mod words;
+mod yaml;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::names::{BackendName, ClientName, Deployment, Tier, Weight};
+
+pub use allow::{Allow, PathPattern};
+pub use deployments::DeploymentMap;
+pub use endpoint::Endpoint;
+pub use secret::Secret;
+pub use statuses::Statuses;
+
+/// Everything one file says, with its defaults filled in.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where clients connect; at least one.
+    pub listeners: Vec<Listener>,
+    /// The routable entries, in the order of the file; at least one, names unique.
+    pub backends: Vec<Backend>,
+    /// Who may call.
+    pub clients: Clients,
+    /// What may be asked, and how much of it.
+    pub requests: Requests,
+    /// When another attempt is made.
+    pub retry: Retry,
+    /// How long a throttled deployment rests.
+    pub cooldown: Cooldown,
+    /// How long each step may take.
+    pub timeouts: Timeouts,
+    /// What is written down; `None`: nothing but metrics.
+    pub record: Option<Record>,
+    /// Where the admin API listens; `None`: nowhere.
+    pub admin: Option<AdminAddress>,
+    /// The process itself.
+    pub server: Server,
+}
+
+/// One address clients connect to.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// The socket address; `[::]` is dual-stack.
+    pub address: SocketAddr,
+    /// The networks whose `x-forwarded-for` is believed.
+    pub trusted_proxies: Vec<ipnet::IpNet>,
+}
+
+/// One routable entry: an endpoint with its credential, tier and weight.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    /// Unique in the file.
+    pub name: BackendName,
+    /// The Azure resource host; several backends may share one.
+    pub endpoint: Endpoint,
+    /// Its place in the order of trying.
+    pub tier: Tier,
+    /// Its share of the tier.
+    pub weight: Weight,
+    /// What it is called with.
+    pub credential: Credential,
+    /// What it serves, under which names.
+    pub deployments: DeploymentMap,
+    /// Replaces the client's `api-version` on the classic path.
+    pub api_version: Option<String>,
+    /// How its certificate is checked; empty for an `http` endpoint.
+    pub tls: BackendTls,
+}
+
+/// What differs from the usual check of a backend's certificate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BackendTls {
+    /// A PEM file of authorities to trust in place of the system's; was readable at the check.
+    pub ca: Option<PathBuf>,
+    /// The name for SNI and for the check of the certificate, in place of the host.
+    pub server_name: Option<String>,
+}
+
+/// What a backend is called with.
+#[derive(Clone, Debug)]
+pub enum Credential {
+    /// An Azure resource key, sent as `api-key`; a legal header value.
+    ApiKey(Secret),
+}
+
+/// Who may call.
+#[derive(Clone, Debug)]
+pub enum Clients {
+    /// Anyone who can connect.
+    Open,
+    /// These, each with keys of its own; at least one.
+    Listed(Vec<Client>),
+}
+
+/// One caller.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// Unique in the file.
+    pub name: ClientName,
+    /// SHA-256 of each key; at least one, and no hash belongs to two clients.
+    pub keys: Vec<[u8; 32]>,
+    /// What it may ask for; `None`: everything. Never empty.
+    pub deployments: Option<Vec<Deployment>>,
+    /// Whether it may use files, batches, stored responses and the like.
+    pub stateful: bool,
+    /// What is kept of its content, where that differs from [`Record::content`].
+    pub content: Option<Content>,
+}
+
+/// What may be asked, how much of it, and what is changed on the way.
+#[derive(Clone, Debug)]
+pub struct Requests {
+    /// One of these has to permit a request; at least one.
+    pub allow: Vec<Allow>,
+    /// Added to a classic path that has no `api-version`.
+    pub api_version: Option<String>,
+    /// The backend for calls that name no deployment: an index into [`Config::backends`].
+    pub home: usize,
+    /// Most bytes of a body that is held and replayed.
+    pub max_body: u64,
+    /// Most bytes of a body that passes through without replay; at least `max_body`.
+    pub max_streamed_body: u64,
+    /// Most bytes of all held bodies together; at least `max_body`.
+    pub body_memory: u64,
+    /// Set on every request upstream; no name twice. Values that were expanded are marked sensitive.
+    pub set_headers: Vec<(http::HeaderName, http::HeaderValue)>,
+    /// Removed from every request upstream; none of them is also set.
+    pub remove_headers: Vec<http::HeaderName>,
+}
+
+/// When another attempt is made.
+#[derive(Clone, Debug)]
+pub struct Retry {
+    /// Tries after the first, at most 100.
+    pub attempts: u32,
+    /// The statuses that lead to another backend.
+    pub statuses: Statuses,
+    /// From the end of the request body; no attempt after the first starts later.
+    pub deadline: Duration,
+    /// The most one request waits for cooldowns before it goes to the next tier.
+    pub wait: Duration,
+}
+
+/// How long a throttled deployment rests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cooldown {
+    /// Where the answer gives no usable hint; above zero.
+    pub default: Duration,
+    /// Where the hint asks for more; at least `default`.
+    pub maximum: Duration,
+}
+
+/// How long each step may take; all above zero and at most 24 hours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP and TLS to a backend.
+    pub connect: Duration,
+    /// From the request sent to the response head.
+    pub first_byte: Duration,
+    /// The same for a request that asks for a stream.
+    pub first_byte_stream: Duration,
+    /// Between two pieces of a response.
+    pub idle: Duration,
+    /// For a client's request head.
+    pub request_header: Duration,
+    /// Between two pieces of a client's request body.
+    pub request_body: Duration,
+    /// How long an unused upstream connection is kept.
+    pub pool_idle: Duration,
+}
+
+/// What is written down of each exchange.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// What is kept of prompts and answers, where the client does not say otherwise.
+    pub content: Content,
+    /// Most bytes kept of each of the two; above zero.
+    pub content_limit: u64,
+    /// How token counts of streams are come by.
+    pub usage: UsageMode,
+    /// The file of JSON lines.
+    pub jsonl: Jsonl,
+}
+
+/// A file of one JSON object per line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Jsonl {
+    /// Its path; the directory existed at the check.
+    pub path: PathBuf,
+}
+
+/// What is kept of prompts and answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Both.
+    Full,
+    /// The prompt only.
+    Prompt,
+    /// Neither.
+    None,
+}
+
+/// How token counts of streams are come by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UsageMode {
+    /// Upstream is asked for them where the client did not.
+    Ask,
+    /// Only what passes anyway is read.
+    Observe,
+}
+
+/// Where the admin API listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminAddress {
+    /// A loopback address that no listener uses.
+    Tcp(SocketAddr),
+    /// A Unix socket; the path is short enough for one.
+    Unix(PathBuf),
+}
+
+/// The process itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Worker threads; 1 to 256.
+    pub threads: usize,
+    /// How long requests in flight may go on after a stop was asked for.
+    pub grace_period: Duration,
+    /// How long listeners stay after readiness has failed.
+    pub drain_delay: Duration,
+    /// Silence after which TCP probes both sides; whole seconds, 1 s to 9 h.
+    pub tcp_keepalive: Duration,
+}
+
+/// A good configuration, and what is worth a second look in it.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// The configuration.
+    pub config: Config,
+    /// What is allowed but unlikely to be meant.
+    pub warnings: Vec<Problem>,
+}
+
+/// One thing to look at, and where. Neither part shows a value that was expanded or a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The place, as `backends[2].weight`; empty for the whole file.
+    pub path: String,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.path.is_empty() {
+            f.write_str(&self.message)
+        } else {
+            write!(f, "{}: {}", self.path, self.message)
+        }
+    }
+}
+
+/// Why a file is refused: all of it, one line each when displayed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{}", lines(.errors))]
+pub struct Problems {
+    /// What has to be put right; at least one.
+    pub errors: Vec<Problem>,
+    /// What was noticed besides.
+    pub warnings: Vec<Problem>,
+}
+
+fn lines(problems: &[Problem]) -> String {
+    problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// Reads and checks the file at `path`. Relative paths in it start at its own directory.
+///
+/// `env` is the environment for `${NAME}`; a reload passes that of the process start.
+///
+/// # Errors
+/// Every problem of the file at once, or the one that keeps it from being read.
+pub fn load(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Checked, Problems> {
+    let refused = |reason: String| Problems {
+        errors: vec![Problem {
+            path: String::new(),
+            message: format!("cannot read {}: {reason}", path.display()),
+        }],
+        warnings: Vec::new(),
+    };
+    let bytes = std::fs::read(path).map_err(|e| refused(e.to_string()))?;
+    let text = String::from_utf8(bytes).map_err(|_| refused("it is not UTF-8 text".to_owned()))?;
+    parse(&text, path.parent().unwrap_or(Path::new("")), env)
+}
+
+/// Checks a configuration that is at hand as text; `base` is where relative paths start.
+///
+/// # Errors
+/// Every problem of the text at once; a YAML syntax error hides all others.
+pub fn parse(text: &str, base: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Checked, Problems> {
+    let report = node::Report::new(base, env);
+    let config = yaml::document(text, &report).and_then(|root| check::config(&root));
+    let (errors, warnings) = report.finish();
+    match config {
+        Some(config) if errors.is_empty() => Ok(Checked { config, warnings }),
+        _ => Err(Problems { errors, warnings }),
+    }
+}
