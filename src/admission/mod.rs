@@ -1,0 +1,4 @@
+//! Who may call, and what for.
+
+pub mod address;
+pub mod clients;

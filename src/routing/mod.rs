@@ -1,0 +1,8 @@
+//! Which backend is next, and why: pools of tiers, round robin within a tier, rest, retry.
+//!
+//! Pure rules over names, limits, health and the time they are handed; no sockets, no clock.
+
+pub mod health;
+pub mod journey;
+pub mod pool;
+mod wheel;
