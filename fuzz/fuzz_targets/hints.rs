@@ -1,0 +1,34 @@
+//! Whatever headers say, a hint is a day at most.
+#![no_main]
+
+use std::time::{Duration, SystemTime};
+
+use aoai_lb::azure::hints;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use libfuzzer_sys::fuzz_target;
+
+const NAMES: [&str; 8] = [
+    "retry-after-ms",
+    "x-ms-retry-after-ms",
+    "retry-after",
+    "x-ratelimit-reset-requests",
+    "x-ratelimit-reset-tokens",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-remaining-tokens",
+    "azure-openai-deployment-utilization",
+];
+
+fuzz_target!(|values: [Option<&[u8]>; 8]| {
+    let mut headers = HeaderMap::new();
+    for (name, value) in NAMES.into_iter().zip(values) {
+        if let Some(Ok(value)) = value.map(HeaderValue::from_bytes) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    if let Some(wait) = hints::cooldown_hint(&headers, now) {
+        assert!(wait <= Duration::from_secs(86_400));
+    }
+    let _ = hints::remaining(&headers);
+    assert!(hints::utilization(&headers).is_none_or(|load| load >= 0.0));
+});

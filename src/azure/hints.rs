@@ -1,0 +1,219 @@
+//! What a reply's headers say about waiting and about what is left. Total: whatever a header
+//! contains, the answer is a value or nothing. Clamping is the caller's.
+
+use std::time::{Duration, SystemTime};
+
+use http::HeaderMap;
+
+/// The longest wait that is believed; Azure does say 86400 for a request above the whole limit.
+const ABSURD_ABOVE: Duration = Duration::from_secs(86_400);
+
+/// What is left of a rate limit. Azure lets tokens go below zero on calls that succeed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Remaining {
+    /// `x-ratelimit-remaining-requests`.
+    pub requests: Option<i64>,
+    /// `x-ratelimit-remaining-tokens`.
+    pub tokens: Option<i64>,
+}
+
+/// How long a reply asks to wait: `retry-after-ms`, else `x-ms-retry-after-ms`, else
+/// `retry-after`, else the reset of the rate limits, each only if it makes sense. Negative
+/// values, dates in the past and waits of more than a day make none.
+///
+/// Of two reset headers the ones whose remaining amount is told to be used up count, the later
+/// of them, since both have to recover; if none is, the sooner of what is there.
+pub fn cooldown_hint(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let value = |name| text(headers, name);
+    let milliseconds = |text: &str| number(text, 1e-3);
+    let hint = value("retry-after-ms")
+        .and_then(milliseconds)
+        .or_else(|| value("x-ms-retry-after-ms").and_then(milliseconds))
+        .or_else(|| value("retry-after").and_then(|text| wait(text).or_else(|| until(text, now))));
+    hint.or_else(|| reset(headers))
+}
+
+/// What is left of the rate limits, as far as it is told.
+pub fn remaining(headers: &HeaderMap) -> Remaining {
+    let count = |name| text(headers, name).and_then(|text| text.parse().ok());
+    Remaining {
+        requests: count("x-ratelimit-remaining-requests"),
+        tokens: count("x-ratelimit-remaining-tokens"),
+    }
+}
+
+/// The load of a provisioned deployment as a ratio; may exceed 1. The header is always taken
+/// as a percentage, with or without its sign.
+pub fn utilization(headers: &HeaderMap) -> Option<f64> {
+    let text = text(headers, "azure-openai-deployment-utilization")?;
+    let percent: f64 = text.trim_end_matches('%').trim_end().parse().ok()?;
+    (percent.is_finite() && percent >= 0.0).then_some(percent / 100.0)
+}
+
+fn reset(headers: &HeaderMap) -> Option<Duration> {
+    let Remaining { requests, tokens } = remaining(headers);
+    let of = |name| text(headers, name).and_then(wait);
+    let resets = [(of("x-ratelimit-reset-requests"), requests), (of("x-ratelimit-reset-tokens"), tokens)];
+    let used_up = resets.iter().filter(|(_, left)| left.is_some_and(|left| left <= 0));
+    let latest = used_up.filter_map(|(reset, _)| *reset).max();
+    latest.or_else(|| resets.iter().filter_map(|(reset, _)| *reset).min())
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok().map(str::trim).filter(|text| !text.is_empty())
+}
+
+/// Seconds (`4`, `0.5`) or units (`1m2s`, `547ms`).
+fn wait(text: &str) -> Option<Duration> {
+    number(text, 1.0).or_else(|| units(text))
+}
+
+/// A decimal number of `unit` seconds. No sign, exponent, `inf` or `nan`.
+fn number(text: &str, unit: f64) -> Option<Duration> {
+    let plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let value: f64 = text.parse().ok().filter(|_| plain)?;
+    believable(Duration::try_from_secs_f64(value * unit).ok()?)
+}
+
+fn units(text: &str) -> Option<Duration> {
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (value, after) = rest.split_at(digits);
+        let letters = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
+        let (unit, after) = after.split_at(letters);
+        let seconds = match unit {
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3_600.0,
+            "d" => 86_400.0,
+            _ => return None,
+        };
+        total = total.checked_add(number(value, seconds)?)?;
+        rest = after;
+    }
+    believable(total)
+}
+
+fn until(text: &str, now: SystemTime) -> Option<Duration> {
+    let date = httpdate::parse_http_date(text).ok()?;
+    believable(date.duration_since(now).ok()?)
+}
+
+fn believable(wait: Duration) -> Option<Duration> {
+    (wait <= ABSURD_ABOVE).then_some(wait)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{HeaderName, HeaderValue};
+    use proptest::prelude::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let pair = |(name, value): &(&'static str, &str)| {
+            (HeaderName::from_static(name), HeaderValue::from_bytes(value.as_bytes()).unwrap())
+        };
+        pairs.iter().map(pair).collect()
+    }
+
+    fn hint(pairs: &[(&'static str, &str)]) -> Option<u128> {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        cooldown_hint(&headers(pairs), now).map(|wait| wait.as_millis())
+    }
+
+    #[test]
+    fn one_header_is_read_in_all_its_forms() {
+        for (value, expected) in [
+            ("4", Some(4_000)),
+            ("0", Some(0)),
+            (" 7 ", Some(7_000)),
+            ("0.5", Some(500)),
+            ("86400", Some(86_400_000)),
+            ("86401", None),
+            ("1m2s", Some(62_000)),
+            ("547ms", Some(547)),
+            ("6m0s", Some(360_000)),
+            ("1h", Some(3_600_000)),
+            ("2d", None),
+            ("Sun, 06 Nov 1994 08:49:41 GMT", Some(4_000)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(0)),
+            ("Sun, 06 Nov 1994 08:49:36 GMT", None),
+            ("Sun, 06 Nov 2094 08:49:37 GMT", None),
+            ("-1", None),
+            ("-1s", None),
+            ("", None),
+            ("soon", None),
+            ("inf", None),
+            ("NaN", None),
+            ("1e3", None),
+            ("5x", None),
+            ("1m2", None),
+            ("..", None),
+            ("99999999999999999999999999", None),
+            ("\u{80}", None),
+        ] {
+            assert_eq!(hint(&[("retry-after", value)]), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn the_most_precise_header_that_makes_sense_wins() {
+        let all = [
+            ("x-ratelimit-reset-tokens", "64"),
+            ("retry-after", "4"),
+            ("x-ms-retry-after-ms", "300"),
+            ("retry-after-ms", "250"),
+        ];
+        assert_eq!(hint(&all), Some(250));
+        assert_eq!(hint(&all[..3]), Some(300));
+        assert_eq!(hint(&all[..2]), Some(4_000));
+        assert_eq!(hint(&all[..1]), Some(64_000));
+        assert_eq!(hint(&[("retry-after-ms", "-1"), ("retry-after", "4")]), Some(4_000));
+        assert_eq!(hint(&[("retry-after-ms", "1.5")]), Some(1));
+        assert_eq!(hint(&[]), None);
+    }
+
+    #[test]
+    fn the_limit_that_is_used_up_sets_the_reset() {
+        let resets = |requests, tokens| {
+            hint(&[
+                ("x-ratelimit-reset-requests", "10"),
+                ("x-ratelimit-reset-tokens", "64"),
+                ("x-ratelimit-remaining-requests", requests),
+                ("x-ratelimit-remaining-tokens", tokens),
+            ])
+        };
+        assert_eq!(resets("0", "5"), Some(10_000));
+        assert_eq!(resets("5", "-27689"), Some(64_000));
+        assert_eq!(resets("0", "0"), Some(64_000));
+        assert_eq!(resets("5", "5"), Some(10_000));
+        assert_eq!(resets("?", "?"), Some(10_000));
+    }
+
+    #[test]
+    fn amounts_are_read() {
+        let map = headers(&[
+            ("x-ratelimit-remaining-tokens", "-27689"),
+            ("azure-openai-deployment-utilization", "37%"),
+        ]);
+        assert_eq!(remaining(&map), Remaining { requests: None, tokens: Some(-27_689) });
+        assert_eq!(utilization(&map), Some(0.37));
+        for (value, expected) in [("137", Some(1.37)), ("-1", None), ("nan", None), ("%", None)] {
+            let map = headers(&[("azure-openai-deployment-utilization", value)]);
+            assert_eq!(utilization(&map), expected, "{value}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_hint_is_never_absurd(value in "[ -~]{0,40}|[0-9]{1,30}(ms|s|m|h|d)?") {
+            if let Some(wait) = hint(&[("retry-after", &value)]) {
+                prop_assert!(wait <= 86_400_000);
+            }
+            let _ = hint(&[("retry-after-ms", &value)]);
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! Looking into JSON without building it: the raw text of a few keys of an object, the
+//! elements of an array, one string. Everything else is skipped over, in linear time and
+//! without recursion, so depth and size are bounded only by what the caller hands in.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// What an object says under the keys asked for.
+pub(super) struct Fields<'a, const N: usize> {
+    /// The raw text of each value, without surrounding blanks; of several, the last.
+    pub(super) values: [Option<&'a str>; N],
+    /// Which of the keys occur more than once.
+    pub(super) repeated: [bool; N],
+    /// Whether the object has no key at all.
+    pub(super) empty: bool,
+}
+
+/// Reads the given keys of the object that `json` is. Keys are compared after unescaping and
+/// without case: there are servers that read `Model` as `model`, and what one of two readers
+/// takes for a model must not get past the other.
+///
+/// # Errors
+/// The parser's: of category `Data` when `json` is something else than an object.
+pub(super) fn probe<'a, const N: usize>(
+    json: &'a [u8],
+    keys: &[&str; N],
+) -> serde_json::Result<Fields<'a, N>> {
+    let mut parser = serde_json::Deserializer::from_slice(json);
+    let fields = parser.deserialize_map(Object(keys))?;
+    parser.end()?;
+    Ok(fields)
+}
+
+/// The raw values of the given keys, spelled exactly so, of the object that `json` begins with.
+/// Believes that it is JSON: made for what Azure sends, event after event, where checking
+/// everything would cost more than forwarding it. In broken JSON it finds some of it or nothing.
+pub(super) fn fields<'a, const N: usize>(json: &'a str, keys: &[&str; N]) -> [Option<&'a str>; N] {
+    Cursor::inside(json, b'{').map_or([None; N], |mut object| object.fields(keys))
+}
+
+/// Hands the given keys of each object in the array that `json` begins with to `each`, in one
+/// pass; elements that are no objects are skipped.
+pub(super) fn each_object<'a, const N: usize>(
+    json: &'a str,
+    keys: &[&str; N],
+    mut each: impl FnMut([Option<&'a str>; N]),
+) {
+    let Some(mut array) = Cursor::inside(json, b'[') else { return };
+    loop {
+        array.skip(|b| b == b',' || b.is_ascii_whitespace());
+        if array.byte() != Some(b'{') {
+            match array.value() {
+                Some(_) => continue,
+                None => return,
+            }
+        }
+        array.at += 1;
+        each(array.fields(keys));
+        if array.byte() != Some(b'}') {
+            return;
+        }
+        array.at += 1;
+    }
+}
+
+/// Hands the raw text of each element of the array that `json` begins with to `each`, as
+/// trustfully as [`fields`]; nothing happens when it is no array.
+pub(super) fn each_item<'a>(json: &'a str, mut each: impl FnMut(&'a str)) {
+    let mut items = Cursor::inside(json, b'[');
+    while let Some(item) = items.as_mut().and_then(Cursor::item) {
+        each(item);
+    }
+}
+
+/// Whether `json` begins with an object that ends where `json` does.
+pub(super) fn is_whole_object(json: &str) -> bool {
+    let json = json.trim_ascii();
+    json.starts_with('{') && container_end(json.as_bytes(), 0) == Some(json.len())
+}
+
+/// Walks over the elements of one object or array, each skipped in one pass.
+struct Cursor<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    fn inside(text: &'a str, open: u8) -> Option<Self> {
+        let mut cursor = Self { text, at: 0 };
+        cursor.skip(|b| b.is_ascii_whitespace());
+        (cursor.byte()? == open).then_some(Self { text, at: cursor.at + 1 })
+    }
+
+    fn byte(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    fn skip(&mut self, is_skipped: impl Fn(u8) -> bool) {
+        while self.byte().is_some_and(&is_skipped) {
+            self.at += 1;
+        }
+    }
+
+    /// Reads the rest of an object, up to its closing brace.
+    fn fields<const N: usize>(&mut self, keys: &[&str; N]) -> [Option<&'a str>; N] {
+        let mut values = [None; N];
+        while let Some((key, value)) = self.pair() {
+            let slot = keys.iter().position(|wanted| *wanted == key);
+            if let Some(slot) = slot.and_then(|n| values.get_mut(n)) {
+                *slot = Some(value);
+            }
+        }
+        values
+    }
+
+    fn pair(&mut self) -> Option<(&'a str, &'a str)> {
+        let key = self.item()?.strip_prefix('"')?.strip_suffix('"')?;
+        self.skip(|b| b == b':' || b.is_ascii_whitespace());
+        Some((key, self.value()?))
+    }
+
+    fn item(&mut self) -> Option<&'a str> {
+        self.skip(|b| b == b',' || b.is_ascii_whitespace());
+        self.value()
+    }
+
+    fn value(&mut self) -> Option<&'a str> {
+        let (bytes, start) = (self.text.as_bytes(), self.at);
+        match self.byte()? {
+            b'"' => self.at = string_end(bytes, start)?,
+            b'{' | b'[' => self.at = container_end(bytes, start)?,
+            _ => self.skip(|b| !matches!(b, b',' | b'}' | b']' | b':') && !b.is_ascii_whitespace()),
+        }
+        self.text.get(start..self.at).filter(|value| !value.is_empty())
+    }
+}
+
+/// Where the string that begins at `start` ends, quote included.
+pub(super) fn string_end(bytes: &[u8], start: usize) -> Option<usize> {
+    let mut at = start + 1;
+    loop {
+        at += memchr::memchr2(b'"', b'\\', bytes.get(at..)?)?;
+        if bytes.get(at) == Some(&b'"') {
+            return Some(at + 1);
+        }
+        at += 2;
+    }
+}
+
+fn container_end(bytes: &[u8], start: usize) -> Option<usize> {
+    let (mut at, mut depth) = (start, 0_usize);
+    loop {
+        match bytes.get(at)? {
+            b'"' => {
+                at = string_end(bytes, at)?;
+                continue;
+            }
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth -= 1,
+            _ => {}
+        }
+        at += 1;
+        if depth == 0 {
+            return Some(at);
+        }
+    }
+}
+
+/// The text of a JSON string; `None` for any other value.
+pub(super) fn string(raw: &str) -> Option<Cow<'_, str>> {
+    let inner = raw.strip_prefix('"')?.strip_suffix('"')?;
+    if memchr::memchr(b'\\', inner.as_bytes()).is_none() {
+        return Some(Cow::Borrowed(inner));
+    }
+    serde_json::from_str::<String>(raw).ok().map(Cow::Owned)
+}
+
+/// A JSON string, or a JSON number as it is written; `None` for any other value.
+pub(super) fn word(raw: &str) -> Option<Cow<'_, str>> {
+    match raw.as_bytes().first()? {
+        b'"' => string(raw),
+        b'-' | b'0'..=b'9' => Some(Cow::Borrowed(raw)),
+        _ => None,
+    }
+}
+
+/// A JSON string that says something: not empty.
+pub(super) fn text(raw: Option<&str>) -> Option<Cow<'_, str>> {
+    string(raw?).filter(|text| !text.is_empty())
+}
+
+/// Appends `text` to `out` as a JSON string.
+pub(super) fn push_string(out: &mut String, text: &str) {
+    out.push('"');
+    let mut rest = text;
+    while let Some(at) = rest.find(|c: char| c < ' ' || c == '"' || c == '\\') {
+        let (plain, special) = rest.split_at(at);
+        out.push_str(plain);
+        let mut chars = special.chars();
+        match chars.next() {
+            Some('\n') => out.push_str("\\n"),
+            Some('\r') => out.push_str("\\r"),
+            Some('\t') => out.push_str("\\t"),
+            Some(c @ ('"' | '\\')) => out.extend(['\\', c]),
+            Some(c) => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            None => {}
+        }
+        rest = chars.as_str();
+    }
+    out.push_str(rest);
+    out.push('"');
+}
+
+struct Object<'k, const N: usize>(&'k [&'k str; N]);
+
+impl<'de, const N: usize> Visitor<'de> for Object<'_, N> {
+    type Value = Fields<'de, N>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut fields = Fields { values: [None; N], repeated: [false; N], empty: true };
+        while let Some(place) = map.next_key_seed(Key(self.0))? {
+            fields.empty = false;
+            let slot = place.and_then(|n| fields.values.get_mut(n).zip(fields.repeated.get_mut(n)));
+            match slot {
+                Some((value, repeated)) => {
+                    *repeated = value.is_some();
+                    *value = Some(map.next_value::<&'de RawValue>()?.get());
+                }
+                None => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(fields)
+    }
+}
+
+struct Key<'k>(&'k [&'k str]);
+
+impl<'de> DeserializeSeed<'de> for Key<'_> {
+    type Value = Option<usize>;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
+        from.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Key<'_> {
+    type Value = Option<usize>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+        Ok(self.0.iter().position(|wanted| wanted.eq_ignore_ascii_case(key)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn keys_are_found_escaped_repeated_and_among_others() {
+        let fields = probe(br#" {"a":[1,{"b":2}],"\u0062" : "x", "B":null} "#, &["b", "c"]).unwrap();
+        assert_eq!(fields.values, [Some("null"), None]);
+        assert_eq!((fields.repeated, fields.empty), ([true, false], false));
+        assert!(probe(b"{}", &["a"]).unwrap().empty);
+        assert!(probe(b"[]", &["a"]).is_err());
+        assert!(probe(b"{} x", &["a"]).is_err());
+    }
+
+    #[test]
+    fn depth_does_not_matter() {
+        let deep = format!(r#"{{"a":{}{},"b":1}}"#, "[".repeat(100_000), "]".repeat(100_000));
+        assert_eq!(fields(&deep, &["b"]), [Some("1")]);
+    }
+
+    #[test]
+    fn broken_json_gives_what_it_can() {
+        assert_eq!(
+            fields(r#" { "a" : [1,"}\"]",{}] , "b" : 1.5 } x"#, &["a", "b"]),
+            [Some(r#"[1,"}\"]",{}]"#), Some("1.5")]
+        );
+        assert_eq!(fields(r#"{"a":1,"b":{"#, &["a", "b"]), [Some("1"), None]);
+        assert_eq!(fields(r#"[{"a":1}]"#, &["a"]), [None]);
+        let mut items = Vec::new();
+        each_item(r#"[1, "a,]" ,[],{"x":[]},nul"#, |item| items.push(item));
+        assert_eq!(items, ["1", r#""a,]""#, "[]", r#"{"x":[]}"#, "nul"]);
+        let mut values = Vec::new();
+        each_object(r#"[{"a":1}, 7, [{"a":2}], { } ,{"a":{"a":3}, "b":0 }, {"a":"#, &["a"], |[a]| {
+            values.push(a);
+        });
+        assert_eq!(values, [Some("1"), None, Some(r#"{"a":3}"#), None]);
+    }
+
+    fn any_json() -> impl Strategy<Value = serde_json::Value> {
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<i64>().prop_map(Into::into),
+            "[\"\\\\\\[\\]{}:,a-b\u{e9}\n]{0,6}".prop_map(serde_json::Value::from),
+        ];
+        leaf.prop_recursive(3, 20, 4, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(serde_json::Value::from),
+                proptest::collection::vec(("[a-c]", inner), 0..4)
+                    .prop_map(|pairs| serde_json::Value::Object(pairs.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn good_json_is_read_as_a_parser_reads_it(value in any_json(), pretty: bool) {
+            let text = if pretty { serde_json::to_string_pretty(&value) } else { serde_json::to_string(&value) }.unwrap();
+            let read = |raw: &str| serde_json::from_str::<serde_json::Value>(raw).unwrap();
+            if let Some(object) = value.as_object() {
+                let found = fields(&text, &["a", "b", "c"]).map(|raw| raw.map(read));
+                prop_assert_eq!(found, ["a", "b", "c"].map(|key| object.get(key).cloned()));
+            }
+            let mut items = Vec::new();
+            each_item(&text, |item| items.push(read(item)));
+            let array = value.as_array().cloned().unwrap_or_default();
+            prop_assert_eq!(&items, &array);
+            let mut found = Vec::new();
+            each_object(&text, &["b"], |[b]| found.push(b.map(read)));
+            let objects = array.iter().filter_map(serde_json::Value::as_object);
+            prop_assert_eq!(found, objects.map(|object| object.get("b").cloned()).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn strings_survive_being_written_and_read(text in "\\PC*|[\\x00-\\x7f]*") {
+            let mut json = String::new();
+            push_string(&mut json, &text);
+            prop_assert_eq!(string(&json).unwrap(), text);
+        }
+
+        #[test]
+        fn nothing_panics(json in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = probe(&json, &["model"]);
+            let lossy = String::from_utf8_lossy(&json);
+            let _ = (string(&lossy), word(&lossy));
+            each_item(&lossy, |_| {});
+            let _ = fields(&lossy, &["a"]);
+        }
+    }
+}
