@@ -1,0 +1,283 @@
+//! The commands: one function each.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+use tokio::runtime::Runtime;
+
+use crate::config::{self, Checked, Config};
+use crate::demo::{self, Simulator};
+use crate::server;
+
+/// Everything went well.
+const GOOD: u8 = 0;
+/// The command could not do what it was asked to.
+const BAD: u8 = 1;
+
+/// A load balancer for Azure OpenAI: many resources look like one.
+#[derive(Parser)]
+#[command(name = "aoai-lb", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve.
+    Run {
+        /// The configuration file.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Report every problem of a configuration file at once.
+    Check {
+        /// The configuration file.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Try it without a file and without Azure: simulated resources and the balancer.
+    Demo,
+    /// Serve simulated Azure OpenAI resources only.
+    Simulate {
+        /// The file that describes them.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Client keys.
+    #[command(subcommand)]
+    Keys(Keys),
+}
+
+#[derive(Subcommand)]
+enum Keys {
+    /// Print a fresh key once, and the lines of configuration with its SHA-256.
+    New {
+        /// The client's name.
+        client: String,
+    },
+}
+
+/// Runs the command line; returns the exit code: 0 good, 1 bad, 2 usage.
+pub fn main() -> u8 {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(usage) => {
+            let _ = usage.print();
+            return u8::try_from(usage.exit_code()).unwrap_or(2);
+        }
+    };
+    let result = match arguments.command {
+        Command::Run { config } => run(&config),
+        Command::Check { config } => check(&config),
+        Command::Demo => run_demo(),
+        Command::Simulate { config } => simulate(&config),
+        Command::Keys(Keys::New { client }) => new_key(&client),
+    };
+    match result {
+        Ok(()) => GOOD,
+        Err(failure) => {
+            let _ = writeln!(io::stderr(), "{failure}");
+            BAD
+        }
+    }
+}
+
+/// What is printed when a command fails: the chain of causes.
+struct Failure(String);
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(inner) = cause {
+            let inner_text = inner.to_string();
+            // Many errors repeat their cause in their own words.
+            if !text.contains(&inner_text) {
+                text.push_str(": ");
+                text.push_str(&inner_text);
+            }
+            cause = inner.source();
+        }
+        Self(text)
+    }
+}
+
+fn run(path: &Path) -> Result<(), Failure> {
+    start_log();
+    let config = load(path)?;
+    server::run(&config, &background()?)?;
+    Ok(())
+}
+
+fn check(path: &Path) -> Result<(), Failure> {
+    load(path)?;
+    writeln!(io::stdout(), "{}: good", path.display())?;
+    Ok(())
+}
+
+/// Reads the file; warnings go to standard error at once.
+fn load(path: &Path) -> Result<Config, Failure> {
+    let checked = config::load(path, &environment);
+    let warnings = match &checked {
+        Ok(Checked { warnings, .. }) => warnings,
+        Err(problems) => &problems.warnings,
+    };
+    for warning in warnings {
+        writeln!(io::stderr(), "warning: {warning}")?;
+    }
+    Ok(checked?.config)
+}
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Logs go to standard error; `RUST_LOG` chooses what. The engine speaks only when something
+/// is wrong.
+fn start_log() {
+    let chosen = env_logger::Env::default().default_filter_or("warn,aoai_lb=info");
+    env_logger::Builder::from_env(chosen).init();
+}
+
+/// The runtime of everything that is not a request: look-ups, simulated resources.
+fn background() -> Result<Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("background")
+        .enable_all()
+        .build();
+    runtime.map_err(|problem| Failure::from(server::StartError::Runtime(problem)))
+}
+
+fn simulate(path: &Path) -> Result<(), Failure> {
+    start_log();
+    let resources = demo::load(path)?;
+    let runtime = Runtime::new()?;
+    runtime.block_on(async {
+        let simulator = Simulator::start(resources).await?;
+        for name in simulator.names() {
+            let resource = simulator.resource(name);
+            let deployments: Vec<&str> =
+                resource.deployments.iter().map(|deployment| deployment.name.as_str()).collect();
+            let address = simulator.address(name);
+            writeln!(io::stdout(), "{name}: http://{address}  deployments: {}", deployments.join(", "))?;
+        }
+        writeln!(io::stdout(), "Simulated resources are running; end with Ctrl-C.")?;
+        tokio::signal::ctrl_c().await?;
+        simulator.stop().await;
+        Ok(())
+    })
+}
+
+fn new_key(client: &str) -> Result<(), Failure> {
+    let name = client.replace(|c: char| !(c.is_ascii_alphanumeric() || "._-".contains(c)), "");
+    if name != client || name.is_empty() || name.len() > 64 {
+        return Err(Failure("a client's name has 1 to 64 of the characters A-Z a-z 0-9 . _ -".to_owned()));
+    }
+    let key = random_key()?;
+    let digest = hex(&openssl::sha::sha256(key.as_bytes()));
+    let mut out = io::stdout();
+    writeln!(out, "Key of {client}, shown only this once:\n\n  {key}\n")?;
+    writeln!(out, "For the configuration, under `clients:`\n")?;
+    writeln!(out, "  - name: {client}\n    keys:\n      - sha256: \"{digest}\"")?;
+    Ok(())
+}
+
+fn random_key() -> Result<String, Failure> {
+    let mut bytes = [0_u8; 32];
+    openssl::rand::rand_bytes(&mut bytes)?;
+    Ok(hex(&bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        use std::fmt::Write as _;
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// The demo's listener; the same on every machine, so that the printed lines can be kept.
+const DEMO_LISTENER: &str = "127.0.0.1:8080";
+/// The demo's admin API.
+const DEMO_ADMIN: &str = "127.0.0.1:9901";
+
+fn run_demo() -> Result<(), Failure> {
+    start_log();
+    let background = background()?;
+    let simulator = background.block_on(Simulator::start(demo::demo_resources()))?;
+    let key = random_key()?;
+    let records = std::env::temp_dir().join(format!("aoai-lb-demo-{}.jsonl", std::process::id()));
+    let text = demo_config(&simulator, &key, &records);
+    let checked = config::parse(&text, Path::new(""), &|_| None)?;
+    demo_banner(&simulator, &key, &records)?;
+    server::run(&checked.config, &background)?;
+    Ok(())
+}
+
+/// The demo's configuration is the file that an operator would write for its resources.
+fn demo_config(simulator: &Simulator, key: &str, records: &Path) -> String {
+    let mut text = format!("listeners:\n  - address: {DEMO_LISTENER}\nbackends:\n");
+    for name in simulator.names() {
+        let resource = simulator.resource(name);
+        let provisioned = resource
+            .deployments
+            .iter()
+            .any(|deployment| matches!(deployment.kind, demo::Kind::Provisioned { .. }));
+        let api_key = resource.keys.first().map_or("", String::as_str);
+        let address = simulator.address(name);
+        text += &format!("  - name: {name}\n    endpoint: http://{address}\n");
+        text += &format!(
+            "    tier: {}\n    credential: {{ api_key: {api_key} }}\n",
+            if provisioned { 1 } else { 2 }
+        );
+        text += "    deployments:\n";
+        for deployment in &resource.deployments {
+            let name = &deployment.name;
+            let clients_name = name.strip_suffix("-ptu").unwrap_or(name);
+            text += &format!("      {clients_name}: {name}\n");
+        }
+    }
+    let digest = hex(&openssl::sha::sha256(key.as_bytes()));
+    text += &format!("clients:\n  - name: demo\n    keys:\n      - sha256: \"{digest}\"\n");
+    text += &format!("record:\n  jsonl: {{ path: {} }}\n", records.display());
+    text + &format!("admin: {{ address: {DEMO_ADMIN} }}\nserver: {{ drain_delay: 0s }}\n")
+}
+
+fn demo_banner(simulator: &Simulator, key: &str, records: &Path) -> io::Result<()> {
+    let mut out = io::stdout();
+    writeln!(out, "Simulated Azure OpenAI resources:")?;
+    for name in simulator.names() {
+        writeln!(out, "  {name:<12} http://{}", simulator.address(name))?;
+    }
+    writeln!(
+        out,
+        r#"
+The balancer makes them look like one: http://{DEMO_LISTENER}
+State of the backends:                 curl http://{DEMO_ADMIN}/api/status
+Record of every request:               {records}
+
+curl "http://{DEMO_LISTENER}/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21" \
+  -H "api-key: {key}" -H "content-type: application/json" \
+  -d '{{"messages":[{{"role":"user","content":"Hello"}}]}}'
+
+python3 - <<'PYTHON'      # pip install openai
+from openai import AzureOpenAI
+client = AzureOpenAI(azure_endpoint="http://{DEMO_LISTENER}", api_key="{key}", api_version="2024-10-21")
+answer = client.chat.completions.create(model="gpt-4o", messages=[{{"role": "user", "content": "Hello"}}])
+print(answer.choices[0].message.content)
+PYTHON
+
+End with Ctrl-C."#,
+        records = records.display(),
+    )
+}

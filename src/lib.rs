@@ -1,0 +1,17 @@
+//! aoai-lb: one Azure OpenAI in front of many.
+//!
+//! The modules follow the journey of a request; the README has the picture.
+
+pub mod admin;
+pub mod admission;
+pub mod azure;
+pub mod cli;
+pub mod config;
+pub mod demo;
+pub mod gateway;
+pub mod names;
+pub mod proxy;
+pub mod record;
+pub mod refusal;
+pub mod routing;
+pub mod server;

@@ -1,0 +1,450 @@
+//! One request's tries: who is next, how it is put to them, what came of it, and which of
+//! the replies that were held back the client gets when there is no further try.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::HttpTask;
+
+use super::context::Flow;
+use super::reply;
+use crate::azure::verdict::Verdict;
+use crate::gateway::{Admitted, Outgoing};
+use crate::names::Deployment;
+use crate::record::exchange::Attempt;
+use crate::refusal::{Reason, Refusal};
+use crate::routing::health;
+use crate::routing::journey::{Allowance, Choice, Journey, Outcome, Pause};
+
+/// An admitted request on its way through its pool.
+pub(super) struct Course {
+    pub(super) admitted: Admitted,
+    pub(super) attempts: Vec<Attempt>,
+    journey: Journey,
+    allowance: Allowance,
+    /// A choice made early, when a reply was judged.
+    chosen: Option<Choice>,
+    underway: Option<Underway>,
+    last: Option<Answerer>,
+    best: Option<Held>,
+    /// Do not ask for the usage of the stream: a backend refused the question.
+    plain: bool,
+}
+
+struct Underway {
+    place: usize,
+    begun: Instant,
+    sent: bool,
+    asks_usage: bool,
+}
+
+/// Whose reply it is.
+#[derive(Clone)]
+pub(super) struct Answerer {
+    pub(super) backend: usize,
+    pub(super) upstream: Option<Deployment>,
+}
+
+/// A reply held back: whole, or as far as it went.
+pub(super) struct Held {
+    pub(super) header: Box<ResponseHeader>,
+    pub(super) body: Vec<Bytes>,
+    from: Option<Answerer>,
+}
+
+impl Held {
+    pub(super) fn new(header: Box<ResponseHeader>) -> Self {
+        Self { header, body: Vec::new(), from: None }
+    }
+
+    pub(super) fn text(&self) -> Bytes {
+        match self.body.as_slice() {
+            [] => Bytes::new(),
+            [only] => only.clone(),
+            many => Bytes::from(many.concat()),
+        }
+    }
+
+    /// The order in which replies are worth relaying: about the request, 429, 5xx, 408.
+    fn rank(&self) -> u8 {
+        match self.header.status.as_u16() {
+            429 => 1,
+            500.. => 2,
+            408 => 3,
+            _ => 0,
+        }
+    }
+}
+
+/// Why a try ended without a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// The name has never resolved.
+    Dns,
+    ConnectTimeout,
+    ConnectRefused,
+    Connect,
+    Tls,
+    Reset,
+    Protocol,
+    FirstByteTimeout,
+    IdleTimeout,
+}
+
+impl Trouble {
+    /// The word in the record.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Dns => "dns",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::ConnectRefused => "connect_refused",
+            Self::Connect => "connect",
+            Self::Tls => "tls",
+            Self::Reset => "reset",
+            Self::Protocol => "protocol",
+            Self::FirstByteTimeout => "first_byte_timeout",
+            Self::IdleTimeout => "idle_timeout",
+        }
+    }
+}
+
+/// The troubles that are answered with 504 rather than 502.
+const TIMEOUTS: [Trouble; 3] = [Trouble::ConnectTimeout, Trouble::FirstByteTimeout, Trouble::IdleTimeout];
+
+/// What comes next.
+pub(super) enum Step {
+    /// A try on this backend.
+    Try(usize),
+    /// A wait, then [`Course::waited`].
+    Wait(Pause),
+    /// Nothing.
+    Spent,
+}
+
+/// What a complete reply means for the client.
+pub(super) enum Next {
+    /// It is the answer.
+    Relay(Held),
+    /// Somebody else is asked.
+    Retry,
+    /// Nobody else can be asked; [`Flow::conclude`] says what the client gets.
+    Conclude,
+}
+
+impl Course {
+    pub(super) fn new(admitted: Admitted, allowance: Allowance) -> Self {
+        Self {
+            journey: Journey::through(&admitted.pool),
+            admitted,
+            attempts: Vec::new(),
+            allowance,
+            chosen: None,
+            underway: None,
+            last: None,
+            best: None,
+            plain: false,
+        }
+    }
+
+    /// What comes next; asked again before it is done, it is the same.
+    pub(super) fn step(&mut self, now: Instant) -> Step {
+        match self.choose(now) {
+            Choice::Try(place) => match self.admitted.pool.candidate(place) {
+                Some(candidate) => Step::Try(candidate.backend),
+                None => Step::Spent,
+            },
+            Choice::Wait(pause) => Step::Wait(pause),
+            Choice::Spent => Step::Spent,
+        }
+    }
+
+    fn choose(&mut self, now: Instant) -> Choice {
+        let (journey, admitted, allowance) = (&self.journey, &self.admitted, &self.allowance);
+        *self.chosen.get_or_insert_with(|| {
+            journey.choose(&admitted.pool, admitted.target.operation, allowance, now, fastrand::f64())
+        })
+    }
+
+    pub(super) fn waited(&mut self, pause: Pause) {
+        self.chosen = None;
+        self.journey.waited(pause);
+    }
+
+    /// The chosen try begins.
+    pub(super) fn begin(&mut self, backend_name: &crate::names::BackendName, now: Instant) {
+        let Some(Choice::Try(place)) = self.chosen.take() else { return };
+        self.journey.begin();
+        self.underway = Some(Underway { place, begun: now, sent: false, asks_usage: false });
+        if let Some(candidate) = self.admitted.pool.candidate(place) {
+            candidate.memory.attempt_begins();
+            self.last = Some(Answerer { backend: candidate.backend, upstream: candidate.upstream.clone() });
+        }
+        self.attempts.push(Attempt {
+            backend: backend_name.clone(),
+            status: None,
+            error: None,
+            ms: 0,
+            retry_after_ms: None,
+        });
+    }
+
+    /// The request is about to be sent on the try under way.
+    pub(super) fn put(&mut self, gateway: &crate::gateway::Gateway) -> Option<Outgoing> {
+        let underway = self.underway.as_mut()?;
+        let candidate = self.admitted.pool.candidate(underway.place)?;
+        let outgoing = gateway.put(&self.admitted, candidate, !self.plain);
+        underway.sent = true;
+        underway.asks_usage = outgoing.asks_usage;
+        Some(outgoing)
+    }
+
+    pub(super) fn asks_usage(&self) -> bool {
+        self.underway.as_ref().is_some_and(|underway| underway.asks_usage)
+    }
+
+    pub(super) fn answerer(&self) -> Option<&Answerer> {
+        self.last.as_ref()
+    }
+
+    /// Whether the try under way may be followed by another after it broke off.
+    fn may_repeat(&self) -> bool {
+        self.admitted.repeatable || !self.underway.as_ref().is_some_and(|underway| underway.sent)
+    }
+
+    /// Ends the try under way in the record; returns its place.
+    fn finish(&mut self, now: Instant, note: impl FnOnce(&mut Attempt)) -> Option<usize> {
+        let underway = self.underway.take()?;
+        if let Some(attempt) = self.attempts.last_mut() {
+            attempt.ms =
+                u64::try_from(now.saturating_duration_since(underway.begun).as_millis()).unwrap_or(u64::MAX);
+            note(attempt);
+        }
+        if let Some(candidate) = self.admitted.pool.candidate(underway.place) {
+            candidate.memory.attempt_ends();
+        }
+        Some(underway.place)
+    }
+
+    /// Ends a try that is still under way when the request ends.
+    pub(super) fn close(&mut self, client_gone: bool, now: Instant) {
+        self.finish(now, |attempt| {
+            if client_gone && attempt.status.is_none() {
+                attempt.error = Some("client_gone");
+            }
+        });
+    }
+}
+
+impl Flow {
+    /// A reply that is passed on has begun.
+    pub(super) fn answered(&mut self, header: &ResponseHeader, now: Instant) {
+        let gateway = std::sync::Arc::clone(&self.serving.gateway);
+        let Some(course) = &mut self.course else { return };
+        let Some(underway) = &course.underway else { return };
+        let status = header.status.as_u16();
+        if let Some(attempt) = course.attempts.last_mut() {
+            attempt.status = Some(status);
+        }
+        if let Some(candidate) = course.admitted.pool.candidate(underway.place) {
+            let verdict = if status < 400 { Verdict::Success } else { Verdict::Client };
+            gateway.learn(&course.admitted, candidate, verdict, &header.headers, now);
+        }
+    }
+
+    /// A reply that was held back is complete, or as complete as it will be.
+    pub(super) fn judge(&mut self, mut held: Held, now: Instant) -> Next {
+        let gateway = std::sync::Arc::clone(&self.serving.gateway);
+        let Some(course) = &mut self.course else { return Next::Relay(held) };
+        let status = held.header.status.as_u16();
+        let body = held.text();
+        let mut verdict = gateway.judge(&course.admitted, status, &body);
+        if status == 400 && course.asks_usage() && crate::azure::verdict::names_stream_options(&body) {
+            // The question was ours, not the client's: put the request without it.
+            course.plain = true;
+            verdict = Verdict::Elsewhere;
+        }
+        let retry_after =
+            (verdict == Verdict::Throttled).then(|| gateway.cooldown_asked(&held.header.headers));
+        let Some(place) = course.finish(now, |attempt| {
+            attempt.status = Some(status);
+            attempt.retry_after_ms =
+                retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+        }) else {
+            return Next::Relay(held);
+        };
+        let Some(candidate) = course.admitted.pool.candidate(place) else { return Next::Relay(held) };
+        let outcome = if course.plain && verdict == Verdict::Elsewhere {
+            if let Some(deployment) = &candidate.deployment {
+                deployment.declines_usage.store(true, std::sync::atomic::Ordering::Relaxed);
+            }
+            Some(Outcome::Again)
+        } else {
+            gateway.learn(&course.admitted, candidate, verdict, &held.header.headers, now)
+        };
+        let Some(outcome) = outcome else { return Next::Relay(held) };
+        let throttled = matches!(outcome, Outcome::Throttled(_));
+        course.journey.end(place, outcome);
+        course.chosen = None;
+        held.from = course.last.clone();
+        let is_ours_to_mend =
+            matches!(verdict, Verdict::Credential | Verdict::PermissionDenied | Verdict::Absent)
+                || outcome == Outcome::Again;
+        if !is_ours_to_mend {
+            course.keep(held);
+        }
+        let is_safe = course.admitted.repeatable || throttled || is_ours_to_mend;
+        if !is_safe || self.body.consumed {
+            return Next::Conclude;
+        }
+        match course.choose(now) {
+            Choice::Spent => Next::Conclude,
+            Choice::Try(_) | Choice::Wait(_) => Next::Retry,
+        }
+    }
+
+    /// A reply that was held back turned out too large to be held: the verdict is that on its
+    /// beginning. A relayed one is still the try under way.
+    pub(super) fn judge_unfinished(&mut self, held: Held, now: Instant) -> Next {
+        let gateway = std::sync::Arc::clone(&self.serving.gateway);
+        let Some(course) = &self.course else { return Next::Relay(held) };
+        let verdict = gateway.judge(&course.admitted, held.header.status.as_u16(), &held.text());
+        if verdict == Verdict::Client {
+            return Next::Relay(held);
+        }
+        self.judge(held, now)
+    }
+
+    /// The try under way broke off before a reply. Returns whether another follows.
+    pub(super) fn broke_off(&mut self, trouble: Trouble, stale: bool, now: Instant) -> bool {
+        let Some(course) = &mut self.course else { return false };
+        let may_repeat = course.may_repeat() && !self.body.consumed;
+        let Some(place) = course.finish(now, |attempt| attempt.error = Some(trouble.word())) else {
+            return false;
+        };
+        course.journey.end(place, if stale { Outcome::Again } else { Outcome::Failed });
+        course.chosen = None;
+        may_repeat && !matches!(course.choose(now), Choice::Spent)
+    }
+
+    /// What the client gets when there is no further try: the most useful reply that was
+    /// held back, or a refusal of ours.
+    pub(super) fn conclude(&mut self, now: Instant) -> pingora::Result<Vec<HttpTask>> {
+        if let Some(held) = self.course.as_mut().and_then(|course| course.best.take()) {
+            return self.relay(held, now);
+        }
+        let refusal = self.exhausted(now);
+        self.refuse(&refusal)
+    }
+
+    /// A refusal as tasks for the session.
+    pub(super) fn refuse(&mut self, refusal: &Refusal) -> pingora::Result<Vec<HttpTask>> {
+        let (mut header, body) = reply::refusal(refusal, &self.request_id)?;
+        self.refused(refusal);
+        self.sign(&mut header)?;
+        Ok(self.whole(Box::new(header), body))
+    }
+
+    /// A held reply as tasks for the session, its hints made true.
+    pub(super) fn relay(&mut self, held: Held, now: Instant) -> pingora::Result<Vec<HttpTask>> {
+        let body = held.text();
+        let Held { mut header, from, .. } = held;
+        let status = header.status.as_u16();
+        if let Some(course) = &mut self.course {
+            course.last = from.or(course.last.take());
+        }
+        if status == 429 {
+            header.remove_header("x-ms-retry-after-ms");
+            let wait = self.soonest(now);
+            reply::hint(&mut header, wait.as_millis())?;
+        }
+        header.remove_header(&http::header::TRANSFER_ENCODING);
+        if self.method != http::Method::HEAD {
+            header.insert_header(http::header::CONTENT_LENGTH, body.len())?;
+        }
+        self.end.status = Some(status);
+        self.keep_facts(&header);
+        self.sign(&mut header)?;
+        Ok(self.whole(header, body))
+    }
+
+    fn whole(&mut self, header: Box<ResponseHeader>, body: Bytes) -> Vec<HttpTask> {
+        if body.is_empty() || self.method == http::Method::HEAD {
+            return vec![HttpTask::Header(header, true)];
+        }
+        self.end.sent(body.len(), self.arrival);
+        vec![HttpTask::Header(header, false), HttpTask::Body(Some(body), true)]
+    }
+
+    /// What every answer carries, and what none does.
+    pub(super) fn sign(&self, header: &mut ResponseHeader) -> pingora::Result<()> {
+        header.remove_header(&http::header::SET_COOKIE);
+        header.insert_header("x-aoai-lb-request-id", &*self.request_id)?;
+        let Some(course) = &self.course else { return Ok(()) };
+        if self.end.refusal.is_none()
+            && let Some(backend) =
+                course.last.as_ref().and_then(|last| self.gateway().backends.get(last.backend))
+        {
+            header.insert_header("x-aoai-lb-backend", backend.config.name.as_str())?;
+        }
+        header.insert_header("x-aoai-lb-attempts", course.journey.tries().to_string())
+    }
+
+    /// How long until some backend that asked to wait is over it.
+    fn soonest(&self, now: Instant) -> Duration {
+        let soonest = self.course.as_ref().and_then(|course| {
+            course.journey.soonest_cooldown(&course.admitted.pool, course.admitted.target.operation, now)
+        });
+        soonest
+            .map_or_else(|| self.gateway().default_cooldown(), |until| until.saturating_duration_since(now))
+    }
+
+    /// Why there is nobody (left) to ask.
+    fn exhausted(&self, now: Instant) -> Refusal {
+        let Some(course) = &self.course else {
+            return Refusal::new(Reason::NoBackend, "no backend can be asked");
+        };
+        let failed = |attempt: &&Attempt| attempt.error.is_some();
+        if let Some(last) = course.attempts.iter().rfind(failed) {
+            let late = TIMEOUTS.iter().any(|trouble| last.error == Some(trouble.word()));
+            let tries = course.attempts.len();
+            return if late {
+                Refusal::new(Reason::UpstreamTimeout, format!("no backend answered in time ({tries} tried)"))
+            } else {
+                Refusal::new(Reason::UpstreamFailed, format!("no backend answered ({tries} tried)"))
+            };
+        }
+        let operation = course.admitted.target.operation;
+        let rests = || course.admitted.pool.candidates().iter().filter_map(|c| c.resting(operation, now));
+        if course.journey.soonest_cooldown(&course.admitted.pool, operation, now).is_some() {
+            let wait = self.soonest(now);
+            let seconds = wait.as_millis().clamp(1, reply::LONGEST_HINT_MS).div_ceil(1000);
+            let message = format!(
+                "All backends of this deployment are at their rate limit. Please retry after {seconds} seconds."
+            );
+            return Refusal::new(Reason::AllThrottled, message).after(wait);
+        }
+        let misconfigured = rests().any(|rest| rest.reason != health::Reason::Cooling);
+        if misconfigured || !course.attempts.is_empty() {
+            let message = "every backend of this deployment refuses the balancer's own credential \
+                           or lacks the deployment; its operator has to mend that";
+            return Refusal::new(Reason::BackendMisconfigured, message);
+        }
+        Refusal::new(Reason::NoBackend, "no backend of this deployment can be asked now")
+    }
+}
+
+impl Course {
+    /// Keeps the more useful of two replies; of equals the later, except that of several
+    /// backends that do not know an id the first, the home, is believed.
+    fn keep(&mut self, held: Held) {
+        let better = match &self.best {
+            None => true,
+            Some(best) if best.rank() == held.rank() => !self.admitted.seeks,
+            Some(best) => held.rank() < best.rank(),
+        };
+        if better {
+            self.best = Some(held);
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! What one request carries from phase to phase: its story so far.
+//!
+//! Pingora's hooks and the session that replays the body both need it, one after the other
+//! and never at once, so it sits behind a lock that is never contended and never held across
+//! an await.
+
+use std::net::IpAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use http::Method;
+use pingora::protocols::http::ServerSession;
+
+use super::attempt::{Course, Trouble};
+use super::intake::Intake;
+use super::peer::Peers;
+use super::replay::Outgoing;
+use super::tap::Reply;
+use crate::admission::clients::Client;
+use crate::azure::Target;
+use crate::config::Listener;
+use crate::gateway::Gateway;
+use crate::record::exchange::{Answered, Asked, Exchange, Outcome};
+use crate::refusal::Refusal;
+
+/// A configuration at work: what decides, and how to reach what it decided on.
+pub struct Serving {
+    /// Decides.
+    pub gateway: Arc<Gateway>,
+    /// Reaches.
+    pub peers: Peers,
+}
+
+/// Pingora's context of one request.
+#[derive(Default)]
+pub struct Context {
+    /// The listener it came through.
+    pub(super) listener: Option<Arc<Listener>>,
+    /// Its story; none for health probes.
+    pub(super) flow: Option<Shared>,
+}
+
+/// A story, shared by the hooks and the replaying session.
+#[derive(Clone)]
+pub(super) struct Shared(Arc<Mutex<Flow>>);
+
+impl Shared {
+    pub(super) fn new(flow: Flow) -> Self {
+        Self(Arc::new(Mutex::new(flow)))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Flow> {
+        // A panic elsewhere must not take the record with it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The story of a request.
+pub(super) struct Flow {
+    pub(super) serving: Arc<Serving>,
+    pub(super) request_id: Arc<str>,
+    pub(super) time: SystemTime,
+    pub(super) arrival: Instant,
+    pub(super) method: Method,
+    pub(super) client_ip: Option<IpAddr>,
+    pub(super) peer_ip: Option<IpAddr>,
+    pub(super) target: Option<Arc<Target>>,
+    pub(super) raw_path: Option<String>,
+    pub(super) client: Option<Arc<Client>>,
+    pub(super) content_type: String,
+    pub(super) body: Intake,
+    /// The body as the try under way sends it.
+    pub(super) outgoing: Outgoing,
+    /// Whether the client asked for a protocol switch.
+    pub(super) upgrades: bool,
+    /// When the try under way is given up, and as what.
+    pub(super) deadline: Option<(Instant, Trouble)>,
+    /// The way through the pool, once admitted.
+    pub(super) course: Option<Course>,
+    /// The reply under way.
+    pub(super) reply: Reply,
+    pub(super) end: End,
+    /// The real session, while the replaying one stands in for it.
+    pub(super) home: Option<ServerSession>,
+}
+
+/// How it ended, as far as that is known.
+#[derive(Default)]
+pub(super) struct End {
+    pub(super) status: Option<u16>,
+    pub(super) refusal: Option<&'static str>,
+    pub(super) client_gone: bool,
+    pub(super) failed: bool,
+    pub(super) first_byte: Option<Duration>,
+    pub(super) response_bytes: u64,
+    settled: bool,
+}
+
+impl End {
+    /// Takes note of bytes of the answer's body that go to the client.
+    pub(super) fn sent(&mut self, bytes: usize, arrival: Instant) {
+        if bytes > 0 && self.first_byte.is_none() {
+            self.first_byte = Some(arrival.elapsed());
+        }
+        self.response_bytes += bytes as u64;
+    }
+}
+
+impl Flow {
+    pub(super) fn new(serving: Arc<Serving>, method: Method) -> Self {
+        serving.gateway.process.in_flight.fetch_add(1, Ordering::AcqRel);
+        let time = SystemTime::now();
+        Self {
+            serving,
+            request_id: request_id(time),
+            time,
+            arrival: Instant::now(),
+            method,
+            client_ip: None,
+            peer_ip: None,
+            target: None,
+            raw_path: None,
+            client: None,
+            content_type: String::new(),
+            body: Intake::default(),
+            outgoing: Outgoing::default(),
+            upgrades: false,
+            deadline: None,
+            course: None,
+            reply: Reply::None,
+            end: End::default(),
+            home: None,
+        }
+    }
+
+    pub(super) fn gateway(&self) -> &Gateway {
+        &self.serving.gateway
+    }
+
+    /// Takes note that the client is answered with a refusal of ours.
+    pub(super) fn refused(&mut self, refusal: &Refusal) {
+        self.end.status = Some(refusal.reason.status());
+        self.end.refusal = Some(refusal.reason.code());
+    }
+
+    /// Whether the client has been shown a final response head.
+    pub(super) fn is_committed(&self) -> bool {
+        self.end.status.is_some()
+    }
+
+    fn outcome(&self) -> Outcome {
+        match () {
+            () if self.end.client_gone => Outcome::ClientGone,
+            () if self.end.failed || self.end.status.is_none() => Outcome::Failed,
+            () if self.end.refusal.is_some() && self.attempted() => Outcome::Failed,
+            () if self.end.refusal.is_some() => Outcome::Refused,
+            () => Outcome::Answered,
+        }
+    }
+
+    fn attempted(&self) -> bool {
+        self.course.as_ref().is_some_and(|course| !course.attempts.is_empty())
+    }
+
+    /// The end: hands the record over. Later calls do nothing.
+    pub(super) fn settle(&mut self) {
+        if std::mem::replace(&mut self.end.settled, true) {
+            return;
+        }
+        let now = Instant::now();
+        let reply = std::mem::replace(&mut self.reply, Reply::None);
+        let mut answered = Answered::Opaque;
+        let (mut region, mut apim_request_id) = (None, None);
+        if let Reply::Passing(passing) = reply {
+            let (seen, broken) = passing.finish();
+            self.end.failed |= broken;
+            (answered, region, apim_request_id) = (seen.answered, seen.region, seen.apim_request_id);
+        }
+        let outcome = self.outcome();
+        if let Some(course) = &mut self.course {
+            course.close(self.end.client_gone, now);
+        }
+        let shown = self.end.status.is_some() && self.end.refusal.is_none();
+        let gateway = Arc::clone(&self.serving.gateway);
+        let last = self.course.as_ref().filter(|_| shown).and_then(|course| course.answerer()).cloned();
+        let backend = last.as_ref().and_then(|last| gateway.backends.get(last.backend));
+        let version = self.target.as_ref().and_then(|target| {
+            let own = backend.and_then(|backend| backend.config.api_version.as_deref());
+            let version = target.effective_api_version(own, gateway.requests.api_version.as_deref());
+            version.map(std::borrow::Cow::into_owned)
+        });
+        let deployment = self.course.as_ref().and_then(|course| course.admitted.deployment.clone());
+        let named = || self.target.as_ref().and_then(|target| target.deployment.clone());
+        let keep = self.gateway().keep(self.client.as_deref()).is_some_and(|keep| keep.prompt);
+        let asked = (keep && !self.body.bytes.is_empty())
+            .then(|| Asked { body: self.body.bytes.clone(), content_type: self.content_type.clone() });
+        let exchange = Exchange {
+            time: self.time,
+            request_id: Arc::clone(&self.request_id),
+            client: self.client.clone(),
+            client_ip: self.client_ip,
+            peer_ip: self.peer_ip,
+            method: self.method.to_string(),
+            target: self.target.clone(),
+            raw_path: self.raw_path.take(),
+            api_version: version,
+            upstream_deployment: last.and_then(|last| last.upstream.or_else(|| deployment.clone())),
+            deployment: deployment.or_else(named),
+            stream: self.course.as_ref().and_then(|course| course.admitted.stream),
+            status: self.end.status,
+            outcome,
+            refusal: self.end.refusal,
+            backend: backend.map(|backend| backend.config.name.clone()),
+            region,
+            apim_request_id,
+            attempts: self
+                .course
+                .as_mut()
+                .map(|course| std::mem::take(&mut course.attempts))
+                .unwrap_or_default(),
+            duration: now.saturating_duration_since(self.arrival),
+            first_byte: self.end.first_byte,
+            request_bytes: self.body.length,
+            response_bytes: self.end.response_bytes,
+            asked,
+            answered,
+        };
+        // The body's memory is free again only once nobody needs the bytes.
+        self.body.bytes = Bytes::new();
+        gateway.settle(Box::new(exchange));
+    }
+}
+
+impl Drop for Flow {
+    /// A request whose task was torn down still has its record and leaves the count.
+    fn drop(&mut self) {
+        if !self.end.settled {
+            self.end.client_gone = self.end.status.is_none();
+            self.settle();
+        }
+    }
+}
+
+/// A UUIDv7: in order of time, unique without coordination.
+fn request_id(time: SystemTime) -> Arc<str> {
+    let millis = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+    let mut random = [0_u8; 10];
+    fastrand::fill(&mut random);
+    let id =
+        uuid::Builder::from_unix_timestamp_millis(u64::try_from(millis).unwrap_or(0), &random).into_uuid();
+    let mut buffer = uuid::Uuid::encode_buffer();
+    Arc::from(&*id.hyphenated().encode_lower(&mut buffer))
+}

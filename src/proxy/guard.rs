@@ -1,0 +1,163 @@
+//! What stands between a connection and the engine: one deadline for a whole request head, a
+//! cap on its size, an answer in Azure's shape to what is malformed, a limit on idleness.
+//!
+//! The engine has none of these (its header time-out is per read, its cap 1 MiB, its 400 has
+//! no body).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::BytesMut;
+use memchr::memmem;
+use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::protocols::Stream;
+use pingora::protocols::http::ServerSession;
+use pingora::proxy::HttpProxy;
+use pingora::server::ShutdownWatch;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::context::Serving;
+use super::{Balancer, head, reply};
+use crate::config::Listener;
+use crate::refusal::{Reason, Refusal};
+
+/// Most bytes of a request head. The largest that SDKs send have two KiB; an Entra token
+/// may have eight.
+const HEAD_MAX: usize = 64 * 1024;
+/// How long a connection may be silent between two requests.
+const IDLE: Duration = Duration::from_secs(75);
+/// How long a refused client may take to read why.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// The guard of one listener, in front of the proxy that all listeners share.
+pub struct Guard {
+    proxy: Arc<HttpProxy<Balancer>>,
+    listener: Arc<Listener>,
+    serving: Arc<ArcSwap<Serving>>,
+}
+
+/// Why no request came.
+enum NoHead {
+    /// The client is told.
+    Refused(Refusal),
+    /// The connection is closed, ended or idle.
+    Over,
+}
+
+impl Guard {
+    /// A guard for this listener.
+    pub fn new(
+        proxy: Arc<HttpProxy<Balancer>>,
+        listener: Arc<Listener>,
+        serving: Arc<ArcSwap<Serving>>,
+    ) -> Self {
+        Self { proxy, listener, serving }
+    }
+
+    /// Reads until a head is complete; what follows it has come along.
+    async fn read_head(&self, stream: &mut Stream, first: bool) -> Result<BytesMut, NoHead> {
+        let limit = self.serving.load().gateway.timeouts.request_header;
+        let mut bytes = BytesMut::with_capacity(2048);
+        // Between requests silence is idleness; on a new connection it is slowness.
+        let silence = if first { limit } else { IDLE };
+        match timeout(silence, stream.read_buf(&mut bytes)).await {
+            Ok(Ok(read)) if read > 0 => {}
+            _ => return Err(NoHead::Over),
+        }
+        let deadline = Instant::now() + limit;
+        let mut searched = 0;
+        loop {
+            // A client may end its last body with an extra line end (RFC 9112, section 2.2).
+            let blank = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+            if searched == 0 && blank > 0 {
+                let _ = bytes.split_to(blank);
+            }
+            let from = searched.min(bytes.len());
+            if let Some(at) = bytes.get(from..).and_then(end_of_head) {
+                let head = bytes.get(..from + at).unwrap_or_default();
+                return match head::check(head) {
+                    Ok(()) => Ok(bytes),
+                    Err(refusal) => Err(NoHead::Refused(refusal)),
+                };
+            }
+            if bytes.len() > HEAD_MAX {
+                let message = format!("a request head may have at most {HEAD_MAX} bytes");
+                return Err(NoHead::Refused(Refusal::new(Reason::HeadersTooLarge, message)));
+            }
+            searched = bytes.len().saturating_sub(3);
+            match timeout_at(deadline, stream.read_buf(&mut bytes)).await {
+                Ok(Ok(read)) if read > 0 => {}
+                Ok(_) => return Err(NoHead::Over),
+                Err(_) => {
+                    let message = format!("the request head was not complete within {limit:?}");
+                    return Err(NoHead::Refused(Refusal::new(Reason::RequestTimeout, message)));
+                }
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl ServerApp for Guard {
+    async fn process_new(self: &Arc<Self>, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let mut stopping = shutdown.clone();
+        let mut first = true;
+        loop {
+            let head = tokio::select! {
+                biased;
+                head = self.read_head(&mut stream, first) => head,
+                _ = stopping.wait_for(|stopping| *stopping) => return None,
+            };
+            let bytes = match head {
+                Ok(bytes) => bytes,
+                Err(NoHead::Over) => return None,
+                Err(NoHead::Refused(refusal)) => {
+                    turn_away(&mut stream, &refusal).await;
+                    return None;
+                }
+            };
+            first = false;
+            let mut session = ServerSession::new_http1(stream);
+            session.set_keepalive(Some(IDLE.as_secs()));
+            session.set_pipelined_prefix(bytes);
+            session.set_connection_user_context(Some(Box::new(Arc::clone(&self.listener))));
+            let (next, _) = self.proxy.process_new_http(session, shutdown).await?.consume();
+            stream = next;
+        }
+    }
+
+    async fn cleanup(&self) {
+        self.proxy.http_cleanup().await;
+    }
+}
+
+/// The length of a head that is complete in these bytes.
+fn end_of_head(bytes: &[u8]) -> Option<usize> {
+    let proper = memmem::find(bytes, b"\r\n\r\n").map(|at| at + 4);
+    // Bare line ends never complete a proper head, but waiting for more would only hide them.
+    let bare = memmem::find(bytes, b"\n\n").map(|at| at + 2);
+    match (proper, bare) {
+        (Some(proper), Some(bare)) => Some(proper.min(bare)),
+        (proper, bare) => proper.or(bare),
+    }
+}
+
+/// Answers and closes, in this order as the client sees it: what it still sends is read for a
+/// moment, since a reset would take the answer away from it.
+async fn turn_away(stream: &mut Stream, refusal: &Refusal) {
+    let answer = reply::raw(refusal);
+    let told = async {
+        stream.write_all(&answer).await?;
+        stream.flush().await?;
+        AsyncWriteExt::shutdown(stream).await?;
+        let mut rest = BytesMut::with_capacity(4096);
+        while stream.read_buf(&mut rest).await? > 0 {
+            rest.clear();
+        }
+        std::io::Result::Ok(())
+    };
+    let _ = timeout(LINGER, told).await;
+}

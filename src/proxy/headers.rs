@@ -1,0 +1,179 @@
+//! The request's head as a backend sees it: no credential but its own, no trace of what stood
+//! in between, and as few headers as possible (Azure answers 431 above ten custom ones).
+
+use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, EXPECT, HOST, HeaderName, TRANSFER_ENCODING};
+use pingora::http::RequestHeader;
+
+use crate::azure::multipart;
+use crate::config::{Backend, Credential, Requests};
+
+/// Headers that never go upstream: client credentials, addressing, tracing.
+const DROPPED: [&str; 19] = [
+    "api-key",
+    "ocp-apim-subscription-key",
+    "subscription-key",
+    "authorization",
+    "cookie",
+    "forwarded",
+    "x-real-ip",
+    "via",
+    "client-ip",
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "connection",
+    "keep-alive",
+    "te",
+    "trailer",
+    "expect",
+    "content-length",
+    "transfer-encoding",
+];
+/// The same for all headers that begin so.
+const DROPPED_PREFIXES: [&str; 9] = [
+    "proxy-",
+    "x-forwarded-",
+    "x-original-",
+    "x-azure-",
+    "x-appgw-",
+    "x-arr-",
+    "cf-",
+    "x-stainless-",
+    "x-aoai-lb-",
+];
+
+/// What frames the body upstream.
+pub(super) enum Framing {
+    /// No body.
+    None,
+    /// So many bytes.
+    Length(u64),
+    /// An upload of unknown length.
+    Chunked,
+}
+
+/// Rewrites the head for one backend.
+///
+/// # Errors
+/// Pingora's, for a header that cannot be set; the values were checked with the
+/// configuration.
+pub(super) fn rewrite(
+    header: &mut RequestHeader,
+    backend: &Backend,
+    requests: &Requests,
+    path: &str,
+    framing: &Framing,
+    upgrades: bool,
+) -> pingora::Result<()> {
+    let keeps = |name: &HeaderName| upgrades && name == http::header::CONNECTION;
+    let dropped: Vec<HeaderName> =
+        header.headers.keys().filter(|name| is_dropped(name.as_str()) && !keeps(name)).cloned().collect();
+    for name in &dropped {
+        header.remove_header(name);
+    }
+    header.remove_header(&EXPECT);
+    if upgrades {
+        strip_subprotocol_key(header)?;
+    }
+    header.set_raw_path(path.as_bytes())?;
+    header.insert_header(HOST, backend.endpoint.authority())?;
+    // Tokens are read from replies as they pass.
+    header.insert_header(ACCEPT_ENCODING, "identity")?;
+    set(header, requests)?;
+    match framing {
+        Framing::None => {}
+        Framing::Length(length) => header.insert_header(CONTENT_LENGTH, length.to_string())?,
+        Framing::Chunked => header.insert_header(TRANSFER_ENCODING, "chunked")?,
+    }
+    match &backend.credential {
+        Credential::ApiKey(key) => {
+            let mut value = http::HeaderValue::from_str(key.expose())
+                .map_err(|_| pingora::Error::explain(pingora::ErrorType::InternalError, "credential"))?;
+            value.set_sensitive(true);
+            header.insert_header("api-key", value)
+        }
+    }
+}
+
+/// The operator's own headers. A form keeps its content type, which carries its boundary.
+fn set(header: &mut RequestHeader, requests: &Requests) -> pingora::Result<()> {
+    for name in &requests.remove_headers {
+        header.remove_header(name);
+    }
+    for (name, value) in &requests.set_headers {
+        if name == http::header::CONTENT_TYPE && is_form(header) {
+            continue;
+        }
+        header.insert_header(name.clone(), value.clone())?;
+    }
+    Ok(())
+}
+
+fn is_form(header: &RequestHeader) -> bool {
+    let value = header.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    value.is_some_and(multipart::is_form) || value.is_some_and(|value| value.starts_with("multipart/"))
+}
+
+fn is_dropped(name: &str) -> bool {
+    DROPPED.contains(&name) || DROPPED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Browsers cannot set headers on a WebSocket, so clients put their key among the
+/// subprotocols (`openai-insecure-api-key.KEY`); it must not reach a backend.
+fn strip_subprotocol_key(header: &mut RequestHeader) -> pingora::Result<()> {
+    let name = http::header::SEC_WEBSOCKET_PROTOCOL;
+    let offered: Vec<String> = header
+        .headers
+        .get_all(&name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|item| item.trim().to_owned())
+        .filter(|item| !item.is_empty() && !item.to_ascii_lowercase().contains("api-key"))
+        .collect();
+    if header.headers.contains_key(&name) {
+        header.remove_header(&name);
+        if !offered.is_empty() {
+            header.insert_header(name, offered.join(", "))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_must_not_go_upstream_is_known() {
+        let dropped = [
+            "api-key",
+            "authorization",
+            "cookie",
+            "x-forwarded-for",
+            "x-stainless-lang",
+            "cf-ray",
+            "via",
+            "proxy-authorization",
+            "traceparent",
+            "x-aoai-lb-admin",
+            "x-original-url",
+        ];
+        for name in dropped {
+            assert!(is_dropped(name), "{name}");
+        }
+        let passed = [
+            "content-type",
+            "openai-beta",
+            "x-ms-client-request-id",
+            "aoai-evals",
+            "user-agent",
+            "x-ms-spillover-deployment",
+            "accept",
+            "api-keys",
+        ];
+        for name in passed {
+            assert!(!is_dropped(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Taking a request's body in: whole, bounded in size, time and memory; or, for an upload
+//! too large to hold, only as far as needed to know that.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use pingora::protocols::http::ServerSession;
+use tokio::time::{Instant, timeout_at};
+
+use crate::refusal::{Reason, Refusal};
+
+/// The most that is set aside at once for a body of unknown length.
+const STEP: u64 = 64 * 1024;
+
+/// Memory for all held bodies together.
+#[derive(Debug)]
+pub(super) struct Budget {
+    free: AtomicU64,
+}
+
+impl Budget {
+    /// A budget of so many bytes.
+    pub(super) fn new(bytes: u64) -> Self {
+        Self { free: AtomicU64::new(bytes) }
+    }
+
+    fn take(&self, bytes: u64) -> bool {
+        let take = |free: u64| free.checked_sub(bytes);
+        self.free.fetch_update(Ordering::AcqRel, Ordering::Relaxed, take).is_ok()
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.free.fetch_add(bytes, Ordering::AcqRel);
+    }
+}
+
+/// A share of the budget; given back when dropped.
+#[derive(Debug)]
+struct Share {
+    budget: Arc<Budget>,
+    bytes: u64,
+}
+
+impl Share {
+    fn grow_to(&mut self, bytes: u64) -> Result<(), Refusal> {
+        let more = bytes.saturating_sub(self.bytes);
+        if more == 0 || self.budget.take(more) {
+            self.bytes += more;
+            return Ok(());
+        }
+        let message = "the balancer holds too many request bodies at the moment; try again shortly";
+        Err(Refusal::new(Reason::Overloaded, message).after(Duration::from_secs(1)))
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.budget.give_back(self.bytes);
+    }
+}
+
+/// A body as far as it was taken in.
+#[derive(Debug, Default)]
+pub(super) struct Intake {
+    /// The bytes that are held.
+    pub(super) bytes: Bytes,
+    /// Bytes seen so far, held or not.
+    pub(super) length: u64,
+    /// More follows that is not held: the most bytes there may be in all.
+    pub(super) streams: Option<u64>,
+    /// Some of what is not held has been read: the body cannot be sent again.
+    pub(super) consumed: bool,
+    /// Its part of the budget; given back with it.
+    _share: Option<Share>,
+}
+
+/// What bounds an intake.
+#[derive(Clone)]
+pub(super) struct Bounds {
+    /// Most bytes that are held.
+    pub(super) held: u64,
+    /// Most bytes of an upload that passes through; `None` if this is no upload.
+    pub(super) streamed: Option<u64>,
+    /// For the whole body.
+    pub(super) deadline: Duration,
+    pub(super) budget: Arc<Budget>,
+}
+
+/// Why a body was not taken in.
+pub(super) enum NoBody {
+    /// The client is told.
+    Refused(Refusal),
+    /// The client is gone.
+    Gone,
+}
+
+impl From<Refusal> for NoBody {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// The length a request announces; `None` for chunked and HTTP/2 without one.
+pub(super) fn announced(session: &ServerSession) -> Option<u64> {
+    let value = session.get_header(http::header::CONTENT_LENGTH)?;
+    value.to_str().ok()?.trim().parse().ok()
+}
+
+/// Takes the body in.
+///
+/// # Errors
+/// `body_too_large`, `request_timeout`, `overloaded`, `bad_request` for broken framing, or a
+/// client that left.
+pub(super) async fn take(session: &mut ServerSession, bounds: &Bounds) -> Result<Intake, NoBody> {
+    if session.is_body_done() {
+        return Ok(Intake::default());
+    }
+    let announced = announced(session);
+    let most = bounds.streamed.unwrap_or(bounds.held);
+    if announced.is_some_and(|length| length > most) {
+        return Err(too_large(most).into());
+    }
+    if announced.is_some_and(|length| length > bounds.held) {
+        expect(session).await?;
+        return Ok(Intake { streams: Some(most), ..Intake::default() });
+    }
+    expect(session).await?;
+    let deadline = Instant::now() + bounds.deadline;
+    let mut share = Share { budget: Arc::clone(&bounds.budget), bytes: 0 };
+    share.grow_to(announced.unwrap_or(0))?;
+    let mut whole = Gathered::default();
+    loop {
+        let piece = match timeout_at(deadline, session.read_request_body()).await {
+            Err(_) => {
+                let message = format!("the request body was not complete within {:?}", bounds.deadline);
+                return Err(Refusal::new(Reason::RequestTimeout, message).into());
+            }
+            Ok(Err(problem)) => return Err(broken(&problem)),
+            Ok(Ok(piece)) => piece,
+        };
+        let Some(piece) = piece else { break };
+        let length = whole.length() + piece.len() as u64;
+        if length > bounds.held && bounds.streamed.is_none() {
+            return Err(too_large(bounds.held).into());
+        }
+        if length > share.bytes {
+            share.grow_to(length.max(share.bytes + STEP.min(share.bytes)))?;
+        }
+        whole.push(piece, announced);
+        if length > bounds.held {
+            let streams = Some(most);
+            return Ok(Intake {
+                length,
+                bytes: whole.into_bytes(),
+                streams,
+                _share: Some(share),
+                consumed: false,
+            });
+        }
+    }
+    let bytes = whole.into_bytes();
+    if announced.is_some_and(|announced| announced != bytes.len() as u64) {
+        return Err(NoBody::Gone);
+    }
+    Ok(Intake { length: bytes.len() as u64, bytes, _share: Some(share), ..Intake::default() })
+}
+
+/// A client that sent `Expect: 100-continue` waits for a word before it sends its body.
+async fn expect(session: &mut ServerSession) -> Result<(), NoBody> {
+    let expects = session
+        .get_header(http::header::EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    if expects && session.write_continue_response().await.is_err() {
+        return Err(NoBody::Gone);
+    }
+    Ok(())
+}
+
+fn too_large(most: u64) -> Refusal {
+    Refusal::new(Reason::BodyTooLarge, format!("the request body may have at most {most} bytes here"))
+}
+
+fn broken(problem: &pingora::Error) -> NoBody {
+    use pingora::ErrorType::{ConnectionClosed, ReadError, ReadTimedout};
+    match problem.etype() {
+        ConnectionClosed | ReadError => NoBody::Gone,
+        ReadTimedout => {
+            NoBody::Refused(Refusal::new(Reason::RequestTimeout, "the request body did not arrive in time"))
+        }
+        _ => NoBody::Refused(Refusal::bad_request("the request body's framing is malformed")),
+    }
+}
+
+/// The pieces read so far: one is kept as it is, several are joined as they come.
+#[derive(Default)]
+struct Gathered {
+    only: Bytes,
+    joined: BytesMut,
+}
+
+impl Gathered {
+    fn length(&self) -> u64 {
+        (self.only.len() + self.joined.len()) as u64
+    }
+
+    fn push(&mut self, piece: Bytes, announced: Option<u64>) {
+        if self.length() == 0 {
+            self.only = piece;
+            return;
+        }
+        if !self.only.is_empty() {
+            // Never more than a body this size may be set aside for a length merely announced.
+            let announced = announced.unwrap_or(0).min(1024 * 1024);
+            self.joined.reserve(usize::try_from(announced).unwrap_or(0).max(self.only.len() + piece.len()));
+            self.joined.extend_from_slice(&self.only);
+            self.only = Bytes::new();
+        }
+        self.joined.extend_from_slice(&piece);
+    }
+
+    fn into_bytes(self) -> Bytes {
+        if self.joined.is_empty() { self.only } else { self.joined.freeze() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_bounded_together_and_given_back() {
+        let budget = Arc::new(Budget::new(100));
+        let mut a = Share { budget: Arc::clone(&budget), bytes: 0 };
+        let mut b = Share { budget: Arc::clone(&budget), bytes: 0 };
+        assert!(a.grow_to(60).is_ok());
+        assert_eq!(b.grow_to(50).unwrap_err().reason, Reason::Overloaded);
+        drop(a);
+        assert!(b.grow_to(100).is_ok());
+        drop(b);
+        assert!(budget.take(100));
+    }
+
+    #[test]
+    fn pieces_join_in_order() {
+        for pieces in [&["a"][..], &["a", "b"], &["ab", "", "c", "defg"]] {
+            let mut gathered = Gathered::default();
+            for piece in pieces {
+                gathered.push(Bytes::copy_from_slice(piece.as_bytes()), Some(3));
+            }
+            assert_eq!(gathered.into_bytes(), pieces.concat().as_bytes());
+        }
+    }
+}

@@ -1,0 +1,460 @@
+//! The Pingora adapter: each phase is a few lines around one verb of the gateway.
+
+mod attempt;
+mod context;
+pub mod dns;
+pub mod guard;
+mod head;
+mod headers;
+mod intake;
+pub mod peer;
+mod replay;
+pub(crate) mod reply;
+mod tap;
+
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Method, header};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::proxy::{FailToProxy, ProxyHttp, Session};
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorSource, ErrorType};
+
+use self::attempt::{Course, Step, Trouble};
+use self::context::{Context, Flow, Shared};
+use self::headers::Framing;
+use self::intake::{Bounds, Budget, NoBody};
+use self::replay::Outgoing;
+use self::tap::{FIRST_BYTE, IDLE, RETRY, Reply};
+use crate::admission::address::client_ip;
+use crate::config::Listener;
+use crate::gateway::Body;
+use crate::names::BackendName;
+use crate::refusal::Refusal;
+
+pub use self::context::Serving;
+
+/// No backend (further) can be asked; the story says why.
+const SPENT: ErrorType = ErrorType::Custom("NoFurtherAttempt");
+/// The client left while it waited.
+const CLIENT_GONE: ErrorType = ErrorType::Custom("ClientGone");
+/// How long a client that is refused may take to send the rest of its body, so that it gets
+/// to read why.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// The application that Pingora serves.
+pub struct Balancer {
+    serving: Arc<ArcSwap<Serving>>,
+    bodies: Arc<Budget>,
+}
+
+impl Balancer {
+    /// A balancer over what is serving now and what will.
+    pub fn new(serving: Arc<ArcSwap<Serving>>) -> Self {
+        let memory = serving.load().gateway.requests.body_memory;
+        Self { serving, bodies: Arc::new(Budget::new(memory)) }
+    }
+
+    /// Everything before a backend is chosen.
+    async fn receive(&self, session: &mut Session, flow: &Shared) -> Result<(), NoBody> {
+        let gateway = Arc::clone(&flow.lock().serving.gateway);
+        let (method, target, client) = {
+            let header = session.req_header();
+            let upgrades = session.is_upgrade_req();
+            let mut flow = flow.lock();
+            flow.upgrades = upgrades;
+            let raw = header.raw_path();
+            let target = gateway.locate(&header.method, raw, upgrades).inspect_err(|_| {
+                flow.raw_path = Some(readable(raw));
+            })?;
+            let target = Arc::new(target);
+            flow.target = Some(Arc::clone(&target));
+            let client = gateway.authenticate(&header.headers, &target)?;
+            flow.client = Some(Arc::clone(&client));
+            gateway.permit(&header.method, &target, &client)?;
+            (header.method.clone(), target, client)
+        };
+        let requests = &gateway.requests;
+        let bounds = Bounds {
+            held: requests.max_body,
+            streamed: target.is_upload(&method).then_some(requests.max_streamed_body),
+            deadline: gateway.timeouts.request_body,
+            budget: Arc::clone(&self.bodies),
+        };
+        session.set_read_timeout(Some(gateway.timeouts.request_body));
+        let intake = intake::take(session.as_downstream_mut(), &bounds).await?;
+        let text = |name| session.get_header(name).and_then(|value| value.to_str().ok()).unwrap_or("");
+        let encoded = !matches!(text(header::CONTENT_ENCODING).trim(), "" | "identity");
+        let content_type = text(header::CONTENT_TYPE).to_owned();
+        let read_timeout = session.get_header("x-stainless-read-timeout").and_then(|value| {
+            let seconds: f64 = value.to_str().ok()?.trim().parse().ok()?;
+            Duration::try_from_secs_f64(seconds).ok()
+        });
+        let body = Body { bytes: &intake.bytes, content_type: &content_type, encoded };
+        let admitted = gateway.admit(&method, target, &client, &body);
+        let mut flow = flow.lock();
+        flow.body = intake;
+        flow.content_type = content_type;
+        let allowance = gateway.allowance(Instant::now(), flow.arrival, read_timeout);
+        flow.course = Some(Course::new(admitted?, allowance));
+        Ok(())
+    }
+
+    /// Answers a request that goes no further; the connection stays if it can.
+    async fn refuse(&self, session: &mut Session, flow: &Shared, refusal: &Refusal) -> pingora::Result<()> {
+        let expects = session.get_header(header::EXPECT).is_some();
+        if expects && !session.is_body_done() {
+            // The client may or may not send the body it announced: nobody could tell where
+            // its next request begins.
+            session.set_keepalive(None);
+        }
+        session.as_downstream_mut().set_total_drain_timeout(Some(DRAIN));
+        let tasks = flow.lock().refuse(refusal)?;
+        session.as_downstream_mut().response_duplex_vec(tasks).await?;
+        Ok(())
+    }
+
+    /// Waits between tries; the client may leave meanwhile.
+    async fn pause(&self, session: &mut Session, length: Duration) -> pingora::Result<()> {
+        tokio::select! {
+            () = tokio::time::sleep(length) => Ok(()),
+            left = session.as_downstream_mut().read_body_or_idle(true) => {
+                let cause = left.err().unwrap_or_else(|| Error::new(CLIENT_GONE));
+                Err(Error::because(CLIENT_GONE, "while waiting between tries", cause).into_down())
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Balancer {
+    type CTX = Context;
+
+    fn new_ctx(&self) -> Context {
+        Context::default()
+    }
+
+    fn init_downstream_modules(&self, _modules: &mut pingora::modules::http::HttpModules) {
+        // The engine would add its compression module, which is of no use here.
+    }
+
+    fn on_connection_reuse(
+        &self,
+        _session: &mut Session,
+        ctx: &mut Context,
+        user_context: Box<dyn Any + Send + Sync>,
+    ) {
+        ctx.listener = user_context.downcast::<Arc<Listener>>().ok().map(|listener| *listener);
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> pingora::Result<bool> {
+        let serving = self.serving.load_full();
+        if let Some(ready) = health(session.req_header(), &serving) {
+            return answer_probe(session, ready).await;
+        }
+        let mut flow = Flow::new(Arc::clone(&serving), session.req_header().method.clone());
+        flow.peer_ip =
+            session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip);
+        flow.client_ip = flow.peer_ip.map(|peer| {
+            let trusted = ctx.listener.as_ref().map_or(&[][..], |listener| &listener.trusted_proxies);
+            client_ip(peer, &session.req_header().headers, trusted)
+        });
+        let flow = ctx.flow.insert(Shared::new(flow)).clone();
+        match self.receive(session, &flow).await {
+            Ok(()) => {}
+            Err(NoBody::Refused(refusal)) => {
+                self.refuse(session, &flow, &refusal).await?;
+                return Ok(true);
+            }
+            Err(NoBody::Gone) => {
+                flow.lock().end.client_gone = true;
+                return Err(Error::new(CLIENT_GONE).into_down());
+            }
+        }
+        let spent = {
+            let mut flow = flow.lock();
+            let now = Instant::now();
+            match flow.course.as_mut().map(|course| course.step(now)) {
+                Some(Step::Spent) => Some(flow.conclude(now)?),
+                _ => None,
+            }
+        };
+        if let Some(tasks) = spent {
+            session.as_downstream_mut().response_duplex_vec(tasks).await?;
+            return Ok(true);
+        }
+        replay::wrap(session.as_downstream_mut(), &flow);
+        Ok(false)
+    }
+
+    async fn upstream_peer(
+        &self,
+        session: &mut Session,
+        ctx: &mut Context,
+    ) -> pingora::Result<Box<HttpPeer>> {
+        let flow = story(ctx)?;
+        loop {
+            let pause = {
+                let mut flow = flow.lock();
+                let now = Instant::now();
+                let serving = Arc::clone(&flow.serving);
+                let Some(course) = &mut flow.course else { return Err(Error::new(SPENT)) };
+                match course.step(now) {
+                    Step::Spent => return Err(Error::new(SPENT)),
+                    Step::Wait(pause) => pause,
+                    Step::Try(backend) => {
+                        let name = serving.gateway.backends.get(backend).map(|backend| &backend.config.name);
+                        course.begin(name.unwrap_or(&BackendName::new("?")), now);
+                        match serving.peers.of(backend) {
+                            Some(peer) => return Ok(peer),
+                            None if flow.broke_off(Trouble::Dns, false, now) => continue,
+                            None => return Err(Error::new(SPENT)),
+                        }
+                    }
+                }
+            };
+            self.pause(session, pause.length).await?;
+            if let Some(course) = &mut flow.lock().course {
+                course.waited(pause);
+            }
+        }
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _session: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut Context,
+    ) -> pingora::Result<()> {
+        let flow = story(ctx)?;
+        let mut flow = flow.lock();
+        let serving = Arc::clone(&flow.serving);
+        let now = Instant::now();
+        let Some(course) = &mut flow.course else { return Err(Error::new(SPENT)) };
+        let backend = course.answerer().and_then(|answerer| serving.gateway.backends.get(answerer.backend));
+        let (Some(outgoing), Some(backend)) = (course.put(&serving.gateway), backend) else {
+            return Err(Error::new(SPENT));
+        };
+        let stream = course.admitted.stream == Some(true);
+        let timeouts = &serving.gateway.timeouts;
+        let most = if stream { timeouts.first_byte_stream } else { timeouts.first_byte };
+        flow.deadline = Some((now + most, Trouble::FirstByteTimeout));
+        flow.reply = Reply::None;
+        let held = if outgoing.edits.is_empty() {
+            vec![flow.body.bytes.clone()]
+        } else {
+            crate::azure::body::edit(&flow.body.bytes, &outgoing.edits)
+        };
+        let framing = framing(request, &flow, held.iter().map(Bytes::len).sum());
+        flow.outgoing = Outgoing::new(held);
+        headers::rewrite(
+            request,
+            &backend.config,
+            &serving.gateway.requests,
+            &outgoing.path,
+            &framing,
+            flow.upgrades,
+        )
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut Context,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        if let Some(flow) = &ctx.flow {
+            let another = flow.lock().broke_off(connect_trouble(&error), false, Instant::now());
+            error.set_retry(another);
+        }
+        error
+    }
+
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        _session: &mut Session,
+        mut error: Box<Error>,
+        ctx: &mut Context,
+        client_reused: bool,
+    ) -> Box<Error> {
+        let Some(flow) = &ctx.flow else { return error };
+        let mut flow = flow.lock();
+        let now = Instant::now();
+        let ours = match *error.etype() {
+            FIRST_BYTE => Some(Trouble::FirstByteTimeout),
+            IDLE => Some(Trouble::IdleTimeout),
+            _ => None,
+        };
+        let another = match () {
+            () if *error.etype() == RETRY => true,
+            () if ours.is_none() && *error.esource() == ErrorSource::Downstream => {
+                flow.end.client_gone = true;
+                false
+            }
+            () if flow.is_committed() => {
+                flow.end.failed = true;
+                flow.broke_off(ours.unwrap_or_else(|| trouble(&error)), false, now);
+                false
+            }
+            () => {
+                let trouble = ours.unwrap_or_else(|| trouble(&error));
+                let stale = client_reused && trouble == Trouble::Reset && matches!(flow.reply, Reply::None);
+                flow.broke_off(trouble, stale, now)
+            }
+        };
+        if another {
+            flow.reply = Reply::None;
+        }
+        flow.deadline = None;
+        error.set_retry(another);
+        error
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> FailToProxy {
+        let broken = FailToProxy { error_code: 0, can_reuse_downstream: false };
+        let Some(flow) = &ctx.flow else {
+            return broken;
+        };
+        replay::unwrap(session.as_downstream_mut(), flow);
+        let tasks = {
+            let mut flow = flow.lock();
+            let is_ours = matches!(*error.etype(), SPENT | FIRST_BYTE | IDLE | RETRY);
+            if !is_ours && *error.esource() == ErrorSource::Downstream && !is_clients_fault(error) {
+                flow.end.client_gone = true;
+            }
+            match () {
+                () if flow.is_committed() => {
+                    flow.end.failed |= !flow.end.client_gone;
+                    return broken;
+                }
+                () if flow.end.client_gone => return broken,
+                () if is_clients_fault(error) => flow.refuse(&clients_fault(error)),
+                () => flow.conclude(Instant::now()),
+            }
+        };
+        session.set_keepalive(None);
+        if let Ok(tasks) = tasks
+            && session.as_downstream_mut().response_duplex_vec(tasks).await.is_err()
+        {
+            flow.lock().end.client_gone = true;
+        }
+        let error_code = flow.lock().end.status.unwrap_or(0);
+        FailToProxy { error_code, can_reuse_downstream: false }
+    }
+
+    async fn logging(&self, session: &mut Session, _error: Option<&Error>, ctx: &mut Context) {
+        if let Some(flow) = &ctx.flow {
+            replay::unwrap(session.as_downstream_mut(), flow);
+            flow.lock().settle();
+        }
+    }
+
+    fn suppress_error_log(&self, _session: &Session, _ctx: &Context, _error: &Error) -> bool {
+        // One line per incident, not per request: states are logged where they change, and
+        // every request has its record.
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _ctx: &Context,
+        _error: &Error,
+        _context: pingora::proxy::ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+}
+
+fn story(ctx: &Context) -> pingora::Result<Shared> {
+    ctx.flow.clone().ok_or_else(|| Error::new(SPENT))
+}
+
+/// The framing of a body of which `held` bytes are held.
+fn framing(request: &RequestHeader, flow: &Flow, held: usize) -> Framing {
+    match flow.body.streams {
+        Some(_) => {
+            let length = request.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+            length.and_then(|length| length.trim().parse().ok()).map_or(Framing::Chunked, Framing::Length)
+        }
+        None if held == 0 && matches!(flow.method, Method::GET | Method::HEAD | Method::DELETE) => {
+            Framing::None
+        }
+        None => Framing::Length(held as u64),
+    }
+}
+
+/// Whether this is a health probe, and if so the status it is answered with.
+fn health(header: &RequestHeader, serving: &Serving) -> Option<u16> {
+    if !matches!(header.method, Method::GET | Method::HEAD) {
+        return None;
+    }
+    let path = header.raw_path().split(|byte| *byte == b'?').next()?;
+    match path {
+        b"/healthz" => Some(200),
+        b"/readyz" if serving.gateway.process.stopping.load(Ordering::Acquire) => Some(503),
+        b"/readyz" => Some(200),
+        _ => None,
+    }
+}
+
+async fn answer_probe(session: &mut Session, status: u16) -> pingora::Result<bool> {
+    let body: &'static [u8] = if status == 200 { b"ok\n" } else { b"stopping\n" };
+    let mut header = ResponseHeader::build(status, Some(2))?;
+    header.insert_header(header::CONTENT_TYPE, "text/plain")?;
+    header.insert_header(header::CONTENT_LENGTH, body.len())?;
+    let head_only = session.req_header().method == Method::HEAD;
+    session.write_response_header(Box::new(header), head_only).await?;
+    if !head_only {
+        session.write_response_body(Some(Bytes::from_static(body)), true).await?;
+    }
+    Ok(true)
+}
+
+/// A target that could not be understood, fit for a record: no query, escaped, cut.
+fn readable(raw: &[u8]) -> String {
+    let path = raw.split(|byte| *byte == b'?').next().unwrap_or_default();
+    path.get(..256).unwrap_or(path).escape_ascii().to_string()
+}
+
+fn connect_trouble(error: &Error) -> Trouble {
+    match error.etype() {
+        ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Trouble::ConnectTimeout,
+        ErrorType::ConnectRefused => Trouble::ConnectRefused,
+        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => Trouble::Tls,
+        _ => Trouble::Connect,
+    }
+}
+
+fn trouble(error: &Error) -> Trouble {
+    match error.etype() {
+        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => Trouble::Reset,
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout => Trouble::IdleTimeout,
+        _ => Trouble::Protocol,
+    }
+}
+
+/// Whether the engine found fault with the client's request after it was admitted: a
+/// malformed `Connection` header, an upload that grew too large.
+fn is_clients_fault(error: &Error) -> bool {
+    matches!(error.etype(), ErrorType::InvalidHTTPHeader | ErrorType::HTTPStatus(_))
+        && *error.esource() == ErrorSource::Downstream
+}
+
+fn clients_fault(error: &Error) -> Refusal {
+    match error.etype() {
+        ErrorType::HTTPStatus(413) => Refusal::new(
+            crate::refusal::Reason::BodyTooLarge,
+            "the upload is larger than requests.max_streamed_body allows",
+        ),
+        _ => Refusal::bad_request("the request's headers contradict each other"),
+    }
+}

@@ -1,0 +1,351 @@
+//! The session that stands in for the client's while a request is tried: every attempt reads
+//! the same body from it, and replies pass through the story before the client sees them.
+//!
+//! The engine's own replay buffer ends at 64 KiB; this one is the whole body, shared and not
+//! copied. It also races the engine's wait for the client against the time-outs that the
+//! engine does not have.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::Stream;
+use http::HeaderMap;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Digest;
+use pingora::protocols::http::custom::CustomMessageWrite;
+use pingora::protocols::http::custom::server::Session as CustomSession;
+use pingora::protocols::http::{HttpTask, ServerSession};
+use pingora::protocols::l4::socket::SocketAddr;
+use pingora::{Error, ErrorType, Result};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::attempt::Trouble;
+use super::context::Shared;
+use super::tap::{FIRST_BYTE, IDLE};
+
+/// A body on its way to one attempt.
+#[derive(Default)]
+pub(super) struct Outgoing {
+    pieces: VecDeque<Bytes>,
+    /// Whether the engine has fetched the first piece.
+    begun: bool,
+}
+
+impl Outgoing {
+    /// The pieces of the body, in order.
+    pub(super) fn new(pieces: impl IntoIterator<Item = Bytes>) -> Self {
+        Self { pieces: pieces.into_iter().filter(|piece| !piece.is_empty()).collect(), begun: false }
+    }
+
+    fn first(&mut self) -> Option<Bytes> {
+        self.begun = true;
+        self.pieces.pop_front()
+    }
+
+    /// Whether nothing is left once the engine has the first piece.
+    fn is_done(&self) -> bool {
+        self.pieces.len() <= usize::from(!self.begun)
+    }
+}
+
+/// Puts a replaying session in place of the client's.
+pub(super) fn wrap(session: &mut ServerSession, flow: &Shared) {
+    let placeholder = ServerSession::new_custom(Box::new(()));
+    let inner = std::mem::replace(session, placeholder);
+    let replay = Replay { inner: Some(inner), flow: flow.clone(), timer: None };
+    *session = ServerSession::new_custom(Box::new(replay));
+}
+
+/// Puts the client's session back; does nothing if it is there.
+pub(super) fn unwrap(session: &mut ServerSession, flow: &Shared) {
+    if session.as_custom().is_none() {
+        return;
+    }
+    // Dropping the replaying session hands the real one over.
+    drop(std::mem::replace(session, ServerSession::new_custom(Box::new(()))));
+    if let Some(real) = flow.lock().home.take() {
+        *session = real;
+    }
+}
+
+struct Replay {
+    /// The client's session; taken only by `drop`.
+    inner: Option<ServerSession>,
+    flow: Shared,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        self.flow.lock().home = self.inner.take();
+    }
+}
+
+impl Replay {
+    fn real(&self) -> &ServerSession {
+        self.inner.as_ref().expect("only drop takes the session")
+    }
+
+    fn real_mut(&mut self) -> &mut ServerSession {
+        self.inner.as_mut().expect("only drop takes the session")
+    }
+
+    /// Waits for the client to leave or for the time-out of the moment to pass.
+    async fn watch(&mut self) -> Result<Option<Bytes>> {
+        loop {
+            let due = self.flow.lock().deadline;
+            let Some((due, trouble)) = due else {
+                return self.real_mut().read_body_or_idle(true).await;
+            };
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due.into())));
+            // The timer is set anew only when it is later than it need be or has fired: a
+            // stream moves its deadline with each chunk.
+            if timer.deadline() > Instant::from(due) || timer.is_elapsed() {
+                timer.as_mut().reset(due.into());
+            }
+            let inner = self.inner.as_mut().expect("only drop takes the session");
+            tokio::select! {
+                biased;
+                left = inner.read_body_or_idle(true) => return left,
+                () = timer.as_mut() => {}
+            }
+            let moved = self.flow.lock().deadline.is_none_or(|(due, _)| due > std::time::Instant::now());
+            if !moved {
+                let kind = if trouble == Trouble::FirstByteTimeout { FIRST_BYTE } else { IDLE };
+                return Err(Error::new(kind));
+            }
+        }
+    }
+
+    /// The next piece of an upload that passes through.
+    async fn read_on(&mut self, most: u64) -> Result<Option<Bytes>> {
+        let piece = self.real_mut().read_request_body().await.map_err(Error::into_down)?;
+        if let Some(piece) = &piece {
+            let mut flow = self.flow.lock();
+            flow.body.length += piece.len() as u64;
+            flow.body.consumed = true;
+            if flow.body.length > most {
+                return Error::e_explain(ErrorType::HTTPStatus(413), "upload too large")
+                    .map_err(Error::into_down);
+            }
+        }
+        Ok(piece)
+    }
+}
+
+#[async_trait]
+impl CustomSession for Replay {
+    fn is_body_done(&mut self) -> bool {
+        if self.real().was_upgraded() {
+            return self.real_mut().is_body_done();
+        }
+        let (done, streams) = {
+            let flow = self.flow.lock();
+            (flow.outgoing.is_done(), flow.body.streams.is_some())
+        };
+        done && (!streams || self.real_mut().is_body_done())
+    }
+
+    fn is_body_empty(&mut self) -> bool {
+        let flow = self.flow.lock();
+        flow.body.bytes.is_empty() && flow.body.streams.is_none()
+    }
+
+    fn enable_retry_buffering(&mut self) {}
+
+    fn retry_buffer_truncated(&self) -> bool {
+        false
+    }
+
+    fn get_retry_buffer(&self) -> Option<Bytes> {
+        self.flow.lock().outgoing.first()
+    }
+
+    async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
+        if self.real().was_upgraded() {
+            return self.real_mut().read_body_or_idle(no_body_expected).await;
+        }
+        if !no_body_expected {
+            let (piece, streams) = {
+                let mut flow = self.flow.lock();
+                (flow.outgoing.pieces.pop_front(), flow.body.streams)
+            };
+            if piece.is_some() {
+                return Ok(piece);
+            }
+            if let Some(most) = streams {
+                return self.read_on(most).await;
+            }
+        }
+        self.watch().await
+    }
+
+    async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        let out = self.flow.lock().receive(tasks, std::time::Instant::now())?;
+        if out.is_empty() {
+            return Ok(false);
+        }
+        self.real_mut().response_duplex_vec(out).await
+    }
+
+    // From here on everything is the client's session's own business.
+
+    fn req_header(&self) -> &RequestHeader {
+        self.real().req_header()
+    }
+
+    fn req_header_mut(&mut self) -> &mut RequestHeader {
+        self.real_mut().req_header_mut()
+    }
+
+    async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
+        self.real_mut().read_request_body().await
+    }
+
+    async fn drain_request_body(&mut self) -> Result<()> {
+        self.real_mut().drain_request_body().await
+    }
+
+    async fn write_response_header(&mut self, header: Box<ResponseHeader>, _end: bool) -> Result<()> {
+        self.real_mut().write_response_header(header).await
+    }
+
+    async fn write_response_header_ref(&mut self, header: &ResponseHeader, _end: bool) -> Result<()> {
+        self.real_mut().write_response_header_ref(header).await
+    }
+
+    async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
+        self.real_mut().write_response_body(data, end).await
+    }
+
+    async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
+        self.real_mut().write_response_trailers(trailers).await
+    }
+
+    fn set_read_timeout(&mut self, timeout: Option<Duration>) {
+        self.real_mut().set_read_timeout(timeout);
+    }
+
+    fn get_read_timeout(&self) -> Option<Duration> {
+        self.real().get_read_timeout()
+    }
+
+    fn set_write_timeout(&mut self, timeout: Option<Duration>) {
+        self.real_mut().set_write_timeout(timeout);
+    }
+
+    fn get_write_timeout(&self) -> Option<Duration> {
+        self.real().get_write_timeout()
+    }
+
+    fn set_total_drain_timeout(&mut self, timeout: Option<Duration>) {
+        self.real_mut().set_total_drain_timeout(timeout);
+    }
+
+    fn get_total_drain_timeout(&self) -> Option<Duration> {
+        self.real().get_total_drain_timeout()
+    }
+
+    fn request_summary(&self) -> String {
+        self.real().request_summary()
+    }
+
+    fn response_written(&self) -> Option<&ResponseHeader> {
+        self.real().response_written()
+    }
+
+    async fn shutdown(&mut self, _code: u32, _ctx: &str) {
+        self.real_mut().shutdown().await;
+    }
+
+    async fn finish(&mut self) -> Result<()> {
+        self.real_mut().finish_body().await
+    }
+
+    fn body_bytes_sent(&self) -> usize {
+        self.real().body_bytes_sent()
+    }
+
+    fn body_bytes_read(&self) -> usize {
+        self.real().body_bytes_read()
+    }
+
+    fn digest(&self) -> Option<&Digest> {
+        self.real().digest()
+    }
+
+    fn digest_mut(&mut self) -> Option<&mut Digest> {
+        self.real_mut().digest_mut()
+    }
+
+    fn client_addr(&self) -> Option<&SocketAddr> {
+        self.real().client_addr()
+    }
+
+    fn server_addr(&self) -> Option<&SocketAddr> {
+        self.real().server_addr()
+    }
+
+    fn pseudo_raw_h1_request_header(&self) -> Bytes {
+        self.real().to_h1_raw()
+    }
+
+    async fn finish_custom(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn take_custom_message_reader(
+        &mut self,
+    ) -> Option<Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>> {
+        None
+    }
+
+    fn restore_custom_message_reader(
+        &mut self,
+        _reader: Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
+        None
+    }
+
+    fn restore_custom_message_writer(&mut self, _writer: Box<dyn CustomMessageWrite>) -> Result<()> {
+        Ok(())
+    }
+
+    fn is_upgrade_req(&self) -> bool {
+        self.real().is_upgrade_req()
+    }
+
+    fn was_upgraded(&self) -> bool {
+        self.real().was_upgraded()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_done_with_its_last_piece() {
+        let piece = Bytes::from_static;
+        let mut none = Outgoing::new([piece(b"")]);
+        assert!(none.is_done());
+        assert_eq!(none.first(), None);
+        let mut one = Outgoing::new([piece(b"a")]);
+        assert!(one.is_done(), "the engine sends the first piece with the end");
+        assert_eq!(one.first(), Some(piece(b"a")));
+        assert!(one.is_done());
+        let mut two = Outgoing::new([piece(b"a"), piece(b""), piece(b"b")]);
+        assert!(!two.is_done());
+        assert_eq!(two.first(), Some(piece(b"a")));
+        assert!(!two.is_done());
+        assert_eq!(two.pieces.pop_front(), Some(piece(b"b")));
+        assert!(two.is_done());
+    }
+}

@@ -1,0 +1,327 @@
+//! The reply on its way to the client: held back until it is known to be one, or passed on
+//! while tokens and text are read from it.
+//!
+//! Bytes pass unchanged, except for the usage event of a stream that only the balancer asked
+//! for. What a complete reply means is `attempt.rs`'s.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::HttpTask;
+
+use super::attempt::{Held, Next, Trouble};
+use super::context::Flow;
+use crate::azure::Operation;
+use crate::azure::answer::Answer;
+use crate::azure::reply::ReplyBody;
+use crate::azure::sse::{Scanner, UsageFilter};
+use crate::record::exchange::Answered;
+
+/// Another backend is asked: the reply was held back and is no answer.
+pub(super) const RETRY: pingora::ErrorType = pingora::ErrorType::Custom("RetryableReply");
+/// No response head in time.
+pub(super) const FIRST_BYTE: pingora::ErrorType = pingora::ErrorType::Custom("FirstByteTimeout");
+/// Silence in the middle of a reply.
+pub(super) const IDLE: pingora::ErrorType = pingora::ErrorType::Custom("IdleTimeout");
+/// A reply that no client asked for.
+const UNSOLICITED: pingora::ErrorType = pingora::ErrorType::Custom("UnsolicitedUpgrade");
+
+/// Most bytes of an error reply that are held; error bodies of Azure have a few hundred.
+const HELD_MAX: usize = 64 * 1024;
+/// Most bytes of a reply that are kept whole; of a longer one, such as a few thousand
+/// embeddings, the end, which tells the usage.
+const REPLY_MAX: usize = 1024 * 1024;
+/// Most bytes of an event that is looked at; `response.created` repeats the whole request.
+const EVENT_MAX: usize = 1024 * 1024;
+
+/// Most bytes of an event that is held back to see whether it is the usage event, which has
+/// some hundred.
+const USAGE_EVENT_MAX: usize = 64 * 1024;
+
+/// The reply under way.
+pub(super) enum Reply {
+    /// None yet.
+    None,
+    /// Not yet known to be the answer.
+    Holding(Box<Held>, usize),
+    /// The answer.
+    Passing(Box<Passing>),
+}
+
+/// An answer that is passed on.
+pub(super) struct Passing {
+    content: Content,
+    filter: Option<UsageFilter>,
+    seen: Facts,
+    ended: bool,
+    /// Whether a stream of this kind has a last event that says so.
+    terminates: bool,
+}
+
+enum Content {
+    Opaque,
+    Reply { body: ReplyBody, is_json: bool },
+    Stream { scanner: Scanner, answer: Box<Answer> },
+}
+
+/// What the record wants to know of an answer.
+#[derive(Default)]
+pub(super) struct Facts {
+    pub(super) region: Option<String>,
+    pub(super) apim_request_id: Option<String>,
+    pub(super) answered: Answered,
+}
+
+impl Facts {
+    fn of(headers: &HeaderMap) -> Self {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        Self {
+            region: text("x-ms-region"),
+            apim_request_id: text("apim-request-id"),
+            answered: Answered::Opaque,
+        }
+    }
+}
+
+impl Passing {
+    /// What was seen, and whether the answer broke off or ended without its last event.
+    pub(super) fn finish(self) -> (Facts, bool) {
+        let mut seen = self.seen;
+        let mut broken = !self.ended;
+        seen.answered = match self.content {
+            Content::Opaque => seen.answered,
+            Content::Reply { body, is_json } => Answered::Reply { body, is_json },
+            Content::Stream { mut scanner, mut answer } => {
+                scanner.finish(&mut |event| answer.event(&event));
+                broken |= self.terminates && !answer.terminal;
+                Answered::Stream(answer)
+            }
+        };
+        (seen, broken)
+    }
+
+    fn feed(&mut self, data: &Bytes) {
+        match &mut self.content {
+            Content::Opaque => {}
+            Content::Reply { body, .. } => body.feed(data),
+            Content::Stream { scanner, answer } => scanner.feed(data, &mut |event| answer.event(&event)),
+        }
+    }
+}
+
+impl Flow {
+    /// Takes in what came from upstream and gives what goes to the client now.
+    ///
+    /// # Errors
+    /// [`RETRY`] when somebody else is to be asked, and what upstream failed with.
+    pub(super) fn receive(&mut self, tasks: Vec<HttpTask>, now: Instant) -> pingora::Result<Vec<HttpTask>> {
+        if self.deadline.is_some() {
+            self.deadline = Some((now + self.gateway().timeouts.idle, Trouble::IdleTimeout));
+        }
+        let mut out = Vec::with_capacity(tasks.len());
+        for task in tasks {
+            match &mut self.reply {
+                Reply::None => self.open(task, &mut out, now)?,
+                Reply::Holding(..) => self.hold(task, &mut out, now)?,
+                Reply::Passing(_) => self.pass(task, &mut out),
+            }
+        }
+        Ok(out)
+    }
+
+    /// The first task of a reply: its head.
+    fn open(&mut self, task: HttpTask, out: &mut Vec<HttpTask>, now: Instant) -> pingora::Result<()> {
+        let (mut header, end) = match task {
+            HttpTask::Header(header, end) => (header, end),
+            HttpTask::Failed(error) => return Err(error),
+            other => {
+                out.push(other);
+                return Ok(());
+            }
+        };
+        if header.status.is_informational() && header.status != StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(());
+        }
+        if header.status == StatusCode::SWITCHING_PROTOCOLS {
+            if !self.upgrades {
+                return Err(pingora::Error::explain(UNSOLICITED, "101 without a request for it").into_up());
+            }
+            self.deadline = None;
+        }
+        if !self.gateway().passes(header.status.as_u16()) {
+            self.reply = Reply::Holding(Box::new(Held::new(header)), 0);
+            return if end { self.held(out, now) } else { Ok(()) };
+        }
+        self.begin_passing(&mut header, now)?;
+        out.push(HttpTask::Header(header, end));
+        if end {
+            self.ended();
+        }
+        Ok(())
+    }
+
+    /// From here on bytes go out as they come in.
+    fn begin_passing(&mut self, header: &mut ResponseHeader, now: Instant) -> pingora::Result<()> {
+        self.answered(header, now);
+        self.end.status = Some(header.status.as_u16());
+        self.sign(header)?;
+        let filter = self
+            .course
+            .as_ref()
+            .is_some_and(super::attempt::Course::asks_usage)
+            .then(|| UsageFilter::new(USAGE_EVENT_MAX));
+        let filter = filter.filter(|_| is_stream(header));
+        if filter.is_some() {
+            header.remove_header(&http::header::CONTENT_LENGTH);
+        }
+        let operation = self.course.as_ref().map(|course| course.admitted.target.operation);
+        let passing = Passing {
+            content: self.content(header),
+            filter,
+            seen: Facts::of(&header.headers),
+            ended: false,
+            terminates: matches!(
+                operation,
+                Some(Operation::Chat | Operation::Completions | Operation::Responses)
+            ),
+        };
+        self.reply = Reply::Passing(Box::new(passing));
+        Ok(())
+    }
+
+    /// How this answer is read for the record, if at all.
+    fn content(&self, header: &ResponseHeader) -> Content {
+        let (Some(course), Some(keep)) = (&self.course, self.gateway().keep(self.client.as_deref())) else {
+            return Content::Opaque;
+        };
+        let limit = if keep.completion { keep.limit } else { 0 };
+        let coded =
+            header.headers.get(http::header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
+        match () {
+            () if coded || !header.status.is_success() => Content::Opaque,
+            () if is_stream(header) => Content::Stream {
+                scanner: Scanner::new(EVENT_MAX),
+                answer: Box::new(Answer::new(course.admitted.target.operation, limit)),
+            },
+            () if is_json(header) => Content::Reply { body: ReplyBody::new(REPLY_MAX), is_json: true },
+            () if is_text(header) => Content::Reply { body: ReplyBody::new(REPLY_MAX), is_json: false },
+            () => Content::Opaque,
+        }
+    }
+
+    fn hold(&mut self, task: HttpTask, out: &mut Vec<HttpTask>, now: Instant) -> pingora::Result<()> {
+        let Reply::Holding(held, size) = &mut self.reply else { return Ok(()) };
+        match task {
+            HttpTask::Body(data, end) => {
+                if let Some(data) = data {
+                    *size += data.len();
+                    held.body.push(data);
+                }
+                match () {
+                    () if end => self.held(out, now),
+                    () if *size > HELD_MAX => self.overflow(out, now),
+                    () => Ok(()),
+                }
+            }
+            HttpTask::Trailer(_) | HttpTask::Done => self.held(out, now),
+            HttpTask::Failed(error) => Err(error),
+            HttpTask::Header(..) | HttpTask::UpgradedBody(..) => Ok(()),
+        }
+    }
+
+    /// The held reply is complete.
+    fn held(&mut self, out: &mut Vec<HttpTask>, now: Instant) -> pingora::Result<()> {
+        let Reply::Holding(held, _) = std::mem::replace(&mut self.reply, Reply::None) else { return Ok(()) };
+        match self.judge(*held, now) {
+            Next::Relay(held) => out.extend(self.relay(held, now)?),
+            Next::Conclude => out.extend(self.conclude(now)?),
+            Next::Retry => return Err(pingora::Error::new(RETRY)),
+        }
+        Ok(())
+    }
+
+    /// The held reply is too large to hold: it goes elsewhere or out now, without its end.
+    fn overflow(&mut self, out: &mut Vec<HttpTask>, now: Instant) -> pingora::Result<()> {
+        let Reply::Holding(held, _) = std::mem::replace(&mut self.reply, Reply::None) else { return Ok(()) };
+        let (mut header, pieces) = (held.header.clone(), held.body.clone());
+        match self.judge_unfinished(*held, now) {
+            Next::Relay(_) => {
+                self.begin_passing(&mut header, now)?;
+                out.push(HttpTask::Header(header, false));
+                for piece in pieces {
+                    self.pass(HttpTask::Body(Some(piece), false), out);
+                }
+                Ok(())
+            }
+            Next::Conclude => {
+                out.extend(self.conclude(now)?);
+                Ok(())
+            }
+            Next::Retry => Err(pingora::Error::new(RETRY)),
+        }
+    }
+
+    fn pass(&mut self, task: HttpTask, out: &mut Vec<HttpTask>) {
+        let Reply::Passing(passing) = &mut self.reply else { return };
+        let end = task.is_end() && !matches!(task, HttpTask::Failed(_));
+        if let HttpTask::Body(Some(data), _) = &task {
+            passing.feed(data);
+        }
+        passing.ended |= end;
+        let start = out.len();
+        match (&mut passing.filter, task) {
+            (Some(filter), HttpTask::Body(data, _)) => {
+                let mut send = |piece| out.push(HttpTask::Body(Some(piece), false));
+                if let Some(data) = &data {
+                    filter.feed(data, &mut send);
+                }
+                if end {
+                    filter.finish(&mut send);
+                    out.push(HttpTask::Body(None, true));
+                }
+            }
+            (Some(filter), task @ (HttpTask::Trailer(_) | HttpTask::Done)) => {
+                filter.finish(&mut |piece| out.push(HttpTask::Body(Some(piece), false)));
+                out.push(task);
+            }
+            (_, task) => out.push(task),
+        }
+        for task in out.iter().skip(start) {
+            if let HttpTask::Body(Some(data), _) | HttpTask::UpgradedBody(Some(data), _) = task {
+                self.end.sent(data.len(), self.arrival);
+            }
+        }
+    }
+
+    fn ended(&mut self) {
+        if let Reply::Passing(passing) = &mut self.reply {
+            passing.ended = true;
+        }
+    }
+
+    /// Takes note of what the record wants to know of a reply that is relayed from the hold.
+    pub(super) fn keep_facts(&mut self, header: &ResponseHeader) {
+        let seen = Facts::of(&header.headers);
+        let passing =
+            Passing { content: Content::Opaque, filter: None, seen, ended: true, terminates: false };
+        self.reply = Reply::Passing(Box::new(passing));
+    }
+}
+
+fn is_stream(header: &ResponseHeader) -> bool {
+    content_type(header).starts_with(b"text/event-stream")
+}
+
+fn is_json(header: &ResponseHeader) -> bool {
+    content_type(header).starts_with(b"application/json")
+}
+
+fn is_text(header: &ResponseHeader) -> bool {
+    content_type(header).starts_with(b"text/")
+}
+
+fn content_type(header: &ResponseHeader) -> &[u8] {
+    header.headers.get(http::header::CONTENT_TYPE).map_or(b"", |value| value.as_bytes())
+}

@@ -1,0 +1,273 @@
+//! The exchange record: one JSON object per request, whatever became of it.
+//!
+//! Field names are a contract. Unknown is `null`, never 0 or "". Everything that can be done
+//! after the client has its answer is done here and off the proxy threads: prompt text,
+//! parsing of JSON replies, formatting.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::admission::clients::Client;
+use crate::azure::answer::Answer;
+use crate::azure::reply::ReplyBody;
+use crate::azure::{Operation, Target, multipart, prompt};
+use crate::names::{BackendName, Deployment};
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// A backend's answer reached the client whole.
+    Answered,
+    /// The balancer said no.
+    Refused,
+    /// No answer, or one that broke off.
+    Failed,
+    /// The client left first.
+    ClientGone,
+}
+
+/// One try on one backend.
+#[derive(Clone, Debug, Serialize)]
+pub struct Attempt {
+    /// The backend's name.
+    #[serde(serialize_with = "name")]
+    pub backend: BackendName,
+    /// The status of its reply.
+    pub status: Option<u16>,
+    /// Why there was none.
+    pub error: Option<&'static str>,
+    /// From the choice of the backend until its verdict, in milliseconds.
+    pub ms: u64,
+    /// How long it asked to wait, in milliseconds.
+    pub retry_after_ms: Option<u64>,
+}
+
+/// What is known of the request's body, kept for the prompt.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// The body as the client sent it.
+    pub body: Bytes,
+    /// Its content type.
+    pub content_type: String,
+}
+
+/// What is known of the reply's body.
+#[derive(Debug, Default)]
+pub enum Answered {
+    /// Nothing to read tokens or text from.
+    #[default]
+    Opaque,
+    /// A reply that is no stream.
+    Reply {
+        /// What was kept of it.
+        body: ReplyBody,
+        /// Whether it called itself JSON.
+        is_json: bool,
+    },
+    /// A stream, read as it passed.
+    Stream(Box<Answer>),
+}
+
+/// How much of prompt and completion to keep.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep {
+    /// Keep the prompt.
+    pub prompt: bool,
+    /// Keep the completion.
+    pub completion: bool,
+    /// Bytes of each; what is cut is marked as cut.
+    pub limit: usize,
+}
+
+/// Everything known of a request once it is over.
+#[derive(Debug)]
+pub struct Exchange {
+    /// When its head was complete.
+    pub time: SystemTime,
+    /// Ours, a UUIDv7.
+    pub request_id: Arc<str>,
+    /// Who asked; `None` when it was refused before that was known.
+    pub client: Option<Arc<Client>>,
+    /// The client's address, told by a trusted proxy or the connection.
+    pub client_ip: Option<IpAddr>,
+    /// The connection's address.
+    pub peer_ip: Option<IpAddr>,
+    /// HTTP method.
+    pub method: String,
+    /// Where it went; `None` when the target could not be read.
+    pub target: Option<Arc<Target>>,
+    /// The path as sent, escaped and cut, where `target` is `None`.
+    pub raw_path: Option<String>,
+    /// The api-version that went upstream, or the client's.
+    pub api_version: Option<String>,
+    /// The deployment asked for.
+    pub deployment: Option<Deployment>,
+    /// Whether a stream was asked for; `None` when the body was not read.
+    pub stream: Option<bool>,
+    /// The status the client saw; `None` if it saw none.
+    pub status: Option<u16>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The code of our refusal.
+    pub refusal: Option<&'static str>,
+    /// Whose answer the client saw.
+    pub backend: Option<BackendName>,
+    /// The name of the deployment there.
+    pub upstream_deployment: Option<Deployment>,
+    /// `x-ms-region` of the answer.
+    pub region: Option<String>,
+    /// `apim-request-id` of the answer.
+    pub apim_request_id: Option<String>,
+    /// Every try, in order.
+    pub attempts: Vec<Attempt>,
+    /// From the complete head to the end.
+    pub duration: Duration,
+    /// From the complete head to the first byte of the answer's body.
+    pub first_byte: Option<Duration>,
+    /// Bytes of the request's body.
+    pub request_bytes: u64,
+    /// Bytes of the body the client was sent.
+    pub response_bytes: u64,
+    /// The request's body.
+    pub asked: Option<Asked>,
+    /// The reply's body.
+    pub answered: Answered,
+}
+
+/// The record as written, in the order of the contract.
+#[derive(Debug, Serialize)]
+pub struct Line<'a> {
+    time: String,
+    request_id: &'a str,
+    client: Option<&'a str>,
+    client_ip: Option<String>,
+    peer_ip: Option<String>,
+    method: &'a str,
+    path: Option<&'a str>,
+    operation: Option<&'static str>,
+    api: Option<&'static str>,
+    api_version: Option<&'a str>,
+    deployment: Option<&'a str>,
+    stream: Option<bool>,
+    status: Option<u16>,
+    outcome: Outcome,
+    refusal: Option<&'static str>,
+    backend: Option<&'a str>,
+    upstream_deployment: Option<&'a str>,
+    region: Option<&'a str>,
+    model: Option<String>,
+    attempts: &'a [Attempt],
+    duration_ms: u64,
+    first_byte_ms: Option<u64>,
+    request_bytes: u64,
+    response_bytes: u64,
+    input_tokens: Option<u64>,
+    output_tokens: Option<u64>,
+    cached_tokens: Option<u64>,
+    reasoning_tokens: Option<u64>,
+    total_tokens: Option<u64>,
+    usage_source: &'static str,
+    finish_reason: Option<String>,
+    apim_request_id: Option<&'a str>,
+    prompt: Option<String>,
+    completion: Option<String>,
+    content_cut: bool,
+}
+
+impl Exchange {
+    /// The record of this exchange.
+    pub fn line(&mut self, keep: Keep) -> Line<'_> {
+        let operation = self.target.as_ref().map_or(Operation::Other, |target| target.operation);
+        let mut prompt = self.asked.take().filter(|_| keep.prompt).and_then(|asked| asked.prompt());
+        let prompt_cut = prompt.as_mut().is_some_and(|prompt| cut(prompt, keep.limit));
+        let said = std::mem::take(&mut self.answered).read(operation, keep);
+        let completion = said.completion().filter(|_| keep.completion);
+        let content_cut = prompt_cut || (keep.completion && said.is_cut());
+        let usage = said.usage.unwrap_or_default();
+        Line {
+            time: timestamp(self.time),
+            request_id: &self.request_id,
+            client: self.client.as_ref().and_then(|client| client.name.as_ref()).map(|name| name.as_str()),
+            client_ip: self.client_ip.map(|ip| ip.to_canonical().to_string()),
+            peer_ip: self.peer_ip.map(|ip| ip.to_canonical().to_string()),
+            method: &self.method,
+            path: self.target.as_ref().map(|target| target.path.as_str()).or(self.raw_path.as_deref()),
+            operation: self.target.as_ref().map(|target| target.operation.name()),
+            api: self.target.as_ref().map(|target| target.api.name()),
+            api_version: self.api_version.as_deref(),
+            deployment: self.deployment.as_ref().map(Deployment::as_str),
+            stream: self.stream,
+            status: self.status,
+            outcome: self.outcome,
+            refusal: self.refusal,
+            backend: self.backend.as_ref().map(BackendName::as_str),
+            upstream_deployment: self.upstream_deployment.as_ref().map(Deployment::as_str),
+            region: self.region.as_deref(),
+            model: said.model,
+            attempts: &self.attempts,
+            duration_ms: millis(self.duration),
+            first_byte_ms: self.first_byte.map(millis),
+            request_bytes: self.request_bytes,
+            response_bytes: self.response_bytes,
+            input_tokens: usage.input,
+            output_tokens: usage.output,
+            cached_tokens: usage.cached,
+            reasoning_tokens: usage.reasoning,
+            total_tokens: usage.total,
+            usage_source: if said.usage.is_some() { "reported" } else { "none" },
+            finish_reason: said.finish_reason,
+            apim_request_id: self.apim_request_id.as_deref(),
+            prompt,
+            completion,
+            content_cut,
+        }
+    }
+}
+
+impl Asked {
+    fn prompt(&self) -> Option<String> {
+        let Some(boundary) = multipart::boundary(&self.content_type) else {
+            return prompt::prompt_text(&self.body);
+        };
+        let form = multipart::probe(&self.body, &boundary).ok()?;
+        prompt::form_text(&self.body, &form)
+    }
+}
+
+impl Answered {
+    fn read(self, operation: Operation, keep: Keep) -> Answer {
+        let mut answer = Answer::new(operation, if keep.completion { keep.limit } else { 0 });
+        match self {
+            Self::Opaque => {}
+            Self::Reply { body, is_json } => body.tell(is_json, &mut answer),
+            Self::Stream(answer) => return *answer,
+        }
+        answer
+    }
+}
+
+/// Cuts a text to so many bytes, at a character; returns whether anything went.
+fn cut(text: &mut String, limit: usize) -> bool {
+    if text.len() <= limit {
+        return false;
+    }
+    text.truncate(text.floor_char_boundary(limit));
+    true
+}
+
+fn timestamp(time: SystemTime) -> String {
+    chrono::DateTime::<chrono::Utc>::from(time).to_rfc3339_opts(chrono::SecondsFormat::Micros, true)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn name<S: serde::Serializer>(name: &BackendName, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(name.as_str())
+}

@@ -1,0 +1,226 @@
+//! The composition root: listeners, Pingora's services, background tasks, shutdown.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use log::{info, warn};
+use pingora::apps::HttpServerOptions;
+use pingora::listeners::TcpSocketOptions;
+use pingora::proxy::http_proxy;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
+use pingora::services::listening::Service;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::admin::Admin;
+use crate::config::{AdminAddress, Config};
+use crate::gateway::{Gateway, Process};
+use crate::proxy::dns::{Directory, Resolve, System};
+use crate::proxy::guard::Guard;
+use crate::proxy::peer::{BadAuthority, Peers, keepalive};
+use crate::proxy::{Balancer, Serving};
+use crate::record::sinks::jsonl::Jsonl;
+
+/// How long the start waits for names to resolve; a backend whose name has not is left out
+/// until it has.
+const FIRST_LOOK_UP: Duration = Duration::from_secs(3);
+/// How often a stopping process looks whether it is done.
+const DRAIN_LOOK: Duration = Duration::from_millis(10);
+
+/// Why the process cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("{key}: cannot listen on {address}: {problem}")]
+    Listen {
+        /// The configuration's key.
+        key: String,
+        /// The address.
+        address: String,
+        /// The system's reason.
+        problem: io::Error,
+    },
+    /// The record file cannot be opened.
+    #[error("record.jsonl.path: cannot open {path}: {problem}")]
+    Record {
+        /// The path.
+        path: String,
+        /// The system's reason.
+        problem: io::Error,
+    },
+    /// A file of authorities cannot be read.
+    #[error("backends[].tls.ca: {0}")]
+    Authority(#[from] BadAuthority),
+    /// The background runtime cannot be started.
+    #[error("cannot start the background runtime: {0}")]
+    Runtime(io::Error),
+}
+
+/// Serves until a signal ends it.
+///
+/// # Errors
+/// [`StartError`] when it cannot begin.
+pub fn run(config: &Config, background: &Runtime) -> Result<(), StartError> {
+    let started = Instant::now();
+    probe_addresses(config)?;
+    let recorder = match &config.record {
+        Some(record) => {
+            let path = &record.jsonl.path;
+            let opened = Jsonl::open(path);
+            Some(opened.map_err(|problem| StartError::Record { path: path.display().to_string(), problem })?)
+        }
+        None => None,
+    };
+    let process = Arc::new(Process::new(started, recorder));
+    let directory = Directory::new(config);
+    let resolver: Arc<dyn Resolve> = Arc::new(System);
+    background.block_on(async {
+        directory.watch(&resolver);
+        directory.settle(FIRST_LOOK_UP).await;
+    });
+    let serving = Arc::new(ArcSwap::from_pointee(Serving {
+        gateway: Arc::new(Gateway::new(config, Arc::clone(&process))),
+        peers: Peers::new(config, directory.by_backend())?,
+    }));
+    let mut server = Server::new_with_opt_and_conf(None, engine(config));
+    server.bootstrap();
+    let mut options = HttpServerOptions::default();
+    // CONNECT is refused by our own rules, with a body and a record.
+    options.allow_connect_method_proxying = true;
+    let mut proxy = http_proxy(&server.configuration, Balancer::new(Arc::clone(&serving)));
+    proxy.server_options = Some(options);
+    let proxy = Arc::new(proxy);
+    for listener in &config.listeners {
+        let guard = Guard::new(Arc::clone(&proxy), Arc::new(listener.clone()), Arc::clone(&serving));
+        let mut service = Service::new(format!("listener {}", listener.address), guard);
+        service.add_tcp_with_settings(&listener.address.to_string(), socket(config, listener.address));
+        server.add_service(service);
+    }
+    if let Some(address) = &config.admin {
+        add_admin(&mut server, address, &serving, started);
+    }
+    let addresses: Vec<String> =
+        config.listeners.iter().map(|listener| listener.address.to_string()).collect();
+    info!("serving {} backends on {}", config.backends.len(), addresses.join(", "));
+    let watch = Signals { process: Arc::clone(&process), drain_delay: config.server.drain_delay };
+    server.run(RunArgs { shutdown_signal: Box::new(watch) });
+    finish(&process);
+    Ok(())
+}
+
+/// Pingora's own configuration.
+fn engine(config: &Config) -> ServerConf {
+    ServerConf {
+        threads: config.server.threads,
+        grace_period_seconds: Some(config.server.grace_period.as_secs()),
+        graceful_shutdown_timeout_seconds: Some(1),
+        // Enough for every client of a busy balancer to find a connection again.
+        upstream_keepalive_pool_size: 1024,
+        // The engine counts attempts; how many there are is decided in routing.
+        max_retries: 1000,
+        ..ServerConf::default()
+    }
+}
+
+fn socket(config: &Config, address: SocketAddr) -> TcpSocketOptions {
+    let mut options = TcpSocketOptions::default();
+    options.tcp_keepalive = Some(keepalive(&config.server));
+    options.ipv6_only = address.is_ipv6().then_some(false);
+    options
+}
+
+fn add_admin(server: &mut Server, address: &AdminAddress, serving: &Arc<ArcSwap<Serving>>, started: Instant) {
+    let host = match address {
+        AdminAddress::Tcp(address) => Some(address.ip().to_string()),
+        AdminAddress::Unix(_) => None,
+    };
+    let admin = Admin::new(Arc::clone(serving), host, started);
+    let app = pingora::apps::http_app::HttpServer::new_app(admin);
+    let mut service = Service::new("admin".to_owned(), app);
+    match address {
+        AdminAddress::Tcp(address) => service.add_tcp(&address.to_string()),
+        AdminAddress::Unix(path) => {
+            let owner_only = std::fs::Permissions::from_mode(0o600);
+            service.add_uds(&path.to_string_lossy(), Some(owner_only));
+        }
+    }
+    server.add_service(service);
+}
+
+/// The engine panics where it cannot listen; an operator is told what is wrong instead.
+fn probe_addresses(config: &Config) -> Result<(), StartError> {
+    let listeners = config.listeners.iter().enumerate();
+    let listeners = listeners.map(|(n, listener)| (format!("listeners[{n}].address"), listener.address));
+    let admin = match &config.admin {
+        Some(AdminAddress::Tcp(address)) => Some(("admin.address".to_owned(), *address)),
+        _ => None,
+    };
+    for (key, address) in listeners.chain(admin) {
+        // The standard library sets SO_REUSEADDR, as the engine does.
+        TcpListener::bind(address).map_err(|problem| StartError::Listen {
+            key,
+            address: address.to_string(),
+            problem,
+        })?;
+    }
+    Ok(())
+}
+
+/// What a signal means. SIGTERM: readiness fails, listeners stay for a while, what is in
+/// flight is finished. SIGINT: now.
+struct Signals {
+    process: Arc<Process>,
+    drain_delay: Duration,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Signals {
+    async fn recv(&self) -> ShutdownSignal {
+        let (Ok(mut terminate), Ok(mut interrupt)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            warn!("signals cannot be watched");
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
+        }
+        self.process.stopping.store(true, Ordering::Release);
+        info!("stopping: not ready any more, listening for another {:?}", self.drain_delay);
+        tokio::select! {
+            () = tokio::time::sleep(self.drain_delay) => {}
+            _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
+        }
+        let process = Arc::clone(&self.process);
+        // A thread of its own: the engine sleeps through the whole grace period.
+        std::thread::spawn(move || exit_when_idle(&process));
+        ShutdownSignal::GracefulTerminate
+    }
+}
+
+/// Ends the process as soon as nothing is in flight.
+fn exit_when_idle(process: &Process) {
+    let mut quiet = 0;
+    // Two looks in a row: a request whose head was just read may not be counted yet.
+    while quiet < 2 {
+        std::thread::sleep(DRAIN_LOOK);
+        quiet = if process.in_flight.load(Ordering::Acquire) == 0 { quiet + 1 } else { 0 };
+    }
+    finish(process);
+    std::process::exit(0);
+}
+
+fn finish(process: &Process) {
+    if let Some(recorder) = &process.recorder {
+        recorder.close();
+    }
+    info!("stopped with {} requests in flight", process.in_flight.load(Ordering::Acquire));
+}
