@@ -445,7 +445,9 @@ impl Gateway {
             return;
         }
         drop(known);
-        let pool = Arc::new(Pool::new(serving(&self.backends, deployment)));
+        let pool = Pool::new(serving(&self.backends, deployment));
+        pool.continue_from(&admitted.pool);
+        let pool = Arc::new(pool);
         info!("deployment '{deployment}' is served, though no backend lists it");
         self.learned.rcu(|known| {
             let mut known = HashMap::clone(known);

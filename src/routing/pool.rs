@@ -70,6 +70,14 @@ impl Pool {
         Self { candidates, tiers }
     }
 
+    /// Goes on where another pool of the same backends is, so that a deployment that gets a
+    /// pool of its own keeps its turn.
+    pub fn continue_from(&self, other: &Self) {
+        for (tier, other) in self.tiers.iter().zip(&other.tiers) {
+            tier.wheel.skip(other.wheel.picks());
+        }
+    }
+
     /// The candidate at this place.
     pub fn candidate(&self, place: usize) -> Option<&Candidate> {
         self.candidates.get(place)

@@ -7,6 +7,7 @@
 //! pick allocates nothing.
 
 use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pingora::lb::LoadBalancer;
 use pingora::lb::selection::RoundRobin;
@@ -23,6 +24,7 @@ pub(super) struct Wheel {
     slots: LoadBalancer<RoundRobin>,
     turns: usize,
     members: usize,
+    picks: AtomicUsize,
 }
 
 impl Wheel {
@@ -32,13 +34,27 @@ impl Wheel {
         let addresses = order.iter().enumerate().map(|(slot, &member)| address(slot, member));
         let slots = LoadBalancer::try_from_iter(addresses)
             .expect("socket addresses need no look-up, so a static set cannot fail");
-        Self { slots, turns: TURNS * order.len(), members: weights.len() }
+        Self { slots, turns: TURNS * order.len(), members: weights.len(), picks: AtomicUsize::new(0) }
+    }
+
+    /// Puts the wheel where one of equal members is that has made so many picks.
+    pub(super) fn skip(&self, picks: usize) {
+        let order = self.turns / TURNS;
+        for _ in 0..picks % order.max(1) {
+            self.slots.select(b"", 1);
+        }
+    }
+
+    /// Picks made so far.
+    pub(super) fn picks(&self) -> usize {
+        self.picks.load(Ordering::Relaxed)
     }
 
     /// The next member in turn that `accept` takes; `None` only if it takes no member.
     pub(super) fn next(&self, accept: impl Fn(usize) -> bool) -> Option<usize> {
         let mut eligible = (0..self.members).filter(|&member| accept(member));
         let first = eligible.next()?;
+        self.picks.fetch_add(1, Ordering::Relaxed);
         if eligible.next().is_none() {
             return Some(first);
         }

@@ -1,0 +1,233 @@
+// The Node SDK: AzureOpenAI and OpenAI, what an application calls.
+
+import assert from 'node:assert/strict';
+import OpenAI, { AzureOpenAI, toFile } from 'openai';
+
+import { CLIENT, COLLEAGUE_KEY, KEY, LIMITED_KEY, URL_, contains, expect, least, mine, raises, run, test } from './suite.mjs';
+
+const VERSION = '2025-04-01-preview';
+const AUDIO = Buffer.alloc(300_000, 'sound');
+
+const azure = (options = {}) =>
+  new AzureOpenAI({ endpoint: `${URL_}/`, apiKey: KEY, apiVersion: VERSION, maxRetries: 0, ...options });
+const v1 = (options = {}) => new OpenAI({ baseURL: `${URL_}/openai/v1/`, apiKey: KEY, maxRetries: 0, ...options });
+
+const FLAVOURS = { azure: ['classic', azure], v1: ['v1', v1] };
+
+/** Registers a test once per flavour of the client. */
+const each = (name, run) => {
+  for (const [flavour, [api, make]] of Object.entries(FLAVOURS)) test(`${name}, ${flavour}`, () => run(make(), api, make));
+};
+
+const says = (text) => [{ role: 'user', content: text }];
+const answerTo = (text) => `You said: ${text} - and this is a simulated answer to it.`;
+
+async function items(stream) {
+  const all = [];
+  for await (const item of stream) all.push(item);
+  return all;
+}
+
+each('chat', async (client, api) => {
+  const call = client.chat.completions.create({ model: 'gpt-4o', messages: says('Hello there') });
+  const { data, response } = await call.withResponse();
+  assert.equal(data.choices[0].message.content, answerTo('Hello there'));
+  assert.ok(data._request_id);
+  expect({
+    request_id: response.headers.get('x-aoai-lb-request-id'),
+    operation: 'chat',
+    api,
+    deployment: 'gpt-4o',
+    stream: false,
+    status: 200,
+    outcome: 'answered',
+    backend: response.headers.get('x-aoai-lb-backend'),
+    input_tokens: data.usage.prompt_tokens,
+    output_tokens: data.usage.completion_tokens,
+    total_tokens: data.usage.total_tokens,
+    usage_source: 'reported',
+    finish_reason: 'stop',
+    prompt: contains('Hello there'),
+    completion: answerTo('Hello there'),
+  });
+});
+
+each('stream, with and without usage', async (client, api) => {
+  const text = (chunks) => chunks.map((chunk) => chunk.choices[0]?.delta.content ?? '').join('');
+  const messages = says('Stream it');
+  let chunks = await items(await client.chat.completions.create({ model: 'gpt-4o', messages, stream: true }));
+  assert.equal(text(chunks), answerTo('Stream it'));
+  // The balancer asked for the usage; the client must not notice.
+  assert.ok(!chunks.some((chunk) => chunk.usage), 'a usage nobody asked for');
+  assert.ok(chunks.at(-1).choices.length, 'a chunk without choices at the end');
+  const line = { operation: 'chat', api, stream: true, completion: answerTo('Stream it'), usage_source: 'reported' };
+  expect({ ...line, input_tokens: least(1), output_tokens: least(1), total_tokens: least(2) });
+
+  const stream_options = { include_usage: true };
+  chunks = await items(await client.chat.completions.create({ model: 'gpt-4o', messages, stream: true, stream_options }));
+  assert.equal(text(chunks), answerTo('Stream it'));
+  assert.ok(chunks.at(-1).usage.total_tokens > 0);
+  expect({ ...line, total_tokens: chunks.at(-1).usage.total_tokens });
+});
+
+each('tools', async (client) => {
+  const tools = [{ type: 'function', function: { name: 'weather', parameters: { type: 'object', properties: {} } } }];
+  const answer = await client.chat.completions.create({ model: 'gpt-4o-mini', messages: says('Use the tool'), tools });
+  assert.equal(answer.choices[0].message.tool_calls[0].function.name, 'weather');
+  expect({ operation: 'chat', finish_reason: 'tool_calls', completion: contains('weather') });
+});
+
+each('embeddings', async (client, api) => {
+  const model = 'text-embedding-3-small';
+  // Without encoding_format the SDK asks for base64 and decodes it.
+  const packed = await client.embeddings.create({ model, input: 'a text' });
+  const plain = await client.embeddings.create({ model, input: 'a text', encoding_format: 'float' });
+  const [one, other] = [packed.data[0].embedding, plain.data[0].embedding];
+  assert.equal(one.length, 1536);
+  assert.ok(one.every((number, index) => Math.abs(number - other[index]) < 1e-6));
+  for (const answer of [packed, plain]) {
+    expect({ operation: 'embeddings', api, input_tokens: answer.usage.prompt_tokens, prompt: contains('a text') });
+  }
+});
+
+each('responses', async (client, api) => {
+  const answer = await client.responses.create({ model: 'gpt-4o-mini', input: 'Respond' });
+  assert.equal(answer.output_text, answerTo('Respond'));
+  expect({ operation: 'responses', api, deployment: 'gpt-4o-mini', output_tokens: answer.usage.output_tokens });
+  assert.equal((await client.responses.retrieve(answer.id)).id, answer.id);
+  expect({ operation: 'responses', method: 'GET', status: 200 });
+  const events = await items(await client.responses.create({ model: 'gpt-4o-mini', input: 'Go on', stream: true }));
+  assert.equal(events.at(-1).type, 'response.completed');
+  expect({ operation: 'responses', stream: true, completion: answerTo('Go on'), output_tokens: least(1) });
+  await client.responses.delete(answer.id);
+  expect({ operation: 'responses', method: 'DELETE', status: 200 });
+});
+
+each('audio upload', async (client, api) => {
+  // `dictation` is `whisper` on its resource: in the classic path, and in the form of v1.
+  const file = await toFile(AUDIO, 'speech.wav', { type: 'audio/wav' });
+  const answer = await client.audio.transcriptions.create({ model: 'dictation', file });
+  assert.ok(answer.text.includes(`speech.wav, ${AUDIO.length} bytes`), answer.text);
+  expect({ operation: 'audio', api, deployment: 'dictation', upstream_deployment: 'whisper', completion: answer.text });
+});
+
+each('speech', async (client) => {
+  const answer = await client.audio.speech.create({ model: 'tts', voice: 'alloy', input: 'Say this aloud' });
+  assert.ok((await answer.arrayBuffer()).byteLength >= 4096);
+  expect({ operation: 'audio', status: 200, response_bytes: least(4096) });
+});
+
+each('images', async (client) => {
+  const answer = await client.images.generate({ model: 'gpt-image-1', prompt: 'A lighthouse' });
+  assert.ok(answer.data[0].b64_json);
+  expect({ operation: 'images', status: 200, output_tokens: answer.usage.output_tokens, prompt: contains('lighthouse') });
+});
+
+each('files', async (client, api) => {
+  const file = await toFile(Buffer.from('{"custom_id":"1"}\n'), 'lines.jsonl');
+  const made = await client.files.create({ file, purpose: 'batch' });
+  expect({ operation: 'files', method: 'POST', api, status: 201, backend: 'westus' });
+  const ids = (await items(client.files.list())).map((listed) => listed.id);
+  assert.ok(ids.includes(made.id));
+  expect({ operation: 'files', method: 'GET', status: 200 });
+  assert.equal((await client.files.retrieve(made.id)).filename, 'lines.jsonl');
+  expect({ operation: 'files', method: 'GET', status: 200 });
+  assert.equal(await (await client.files.content(made.id)).text(), '{"custom_id":"1"}\n');
+  expect({ operation: 'files', method: 'GET', status: 200, path: contains('/content') });
+  assert.ok((await client.files.delete(made.id)).deleted);
+  expect({ operation: 'files', method: 'DELETE', status: 200 });
+  await raises(OpenAI.NotFoundError, () => client.files.retrieve(made.id));
+  expect({ operation: 'files', method: 'GET', status: 404 });
+});
+
+each('models', async (client) => {
+  const models = await items(client.models.list());
+  assert.ok(models.some((model) => model.id.startsWith('gpt-4o')));
+  expect({ operation: 'models', method: 'GET', status: 200 });
+});
+
+test('one backend throttled', async () => {
+  const call = azure().chat.completions.create({ model: mine('failover-chat'), messages: says('Anyone') });
+  const { response } = await call.withResponse();
+  assert.equal(response.headers.get('x-aoai-lb-attempts'), '2');
+  expect({ statuses: [429, 200], backends: ['troubled', 'westus'] });
+  const file = await toFile(AUDIO, 'speech.wav');
+  const answer = await v1().audio.transcriptions.create({ model: mine('failover-dictation'), file });
+  assert.ok(answer.text.includes(`${AUDIO.length} bytes`), answer.text);
+  expect({ operation: 'audio', statuses: [429, 200], upstream_deployment: 'whisper' });
+});
+
+test("the SDK's own retry, after as long as it was told", async () => {
+  await azure({ maxRetries: 2 }).chat.completions.create({ model: mine('again'), messages: says('Again') });
+  expect({ status: 429, statuses: [429] });
+  expect({ status: 200, statuses: [200] });
+});
+
+/** What every error carries, and the line of the record that belongs to it. */
+function check(error, status, code, fields) {
+  assert.equal(error.status, status);
+  assert.equal(error.code, code);
+  assert.ok(error.requestID, 'no request id');
+  expect({ request_id: error.headers.get('x-aoai-lb-request-id'), status, ...fields });
+}
+
+const chat = (client, model = 'gpt-4o', options = {}) => () =>
+  client.chat.completions.create({ model, messages: says('Hello'), ...options });
+
+each('wrong key', async (client, api, make) => {
+  const error = await raises(OpenAI.AuthenticationError, chat(make({ apiKey: 'wrong' })));
+  check(error, 401, 'invalid_api_key', { client: null, api, outcome: 'refused', refusal: 'invalid_api_key' });
+});
+
+test('keys of two clients', async () => {
+  const defaultHeaders = { 'Ocp-Apim-Subscription-Key': COLLEAGUE_KEY };
+  const error = await raises(OpenAI.AuthenticationError, chat(azure({ defaultHeaders })));
+  check(error, 401, 'invalid_api_key', { client: null });
+});
+
+each('deployment not allowed for this client', async (client, api, make) => {
+  const error = await raises(OpenAI.PermissionDeniedError, chat(make({ apiKey: LIMITED_KEY })));
+  check(error, 403, 'deployment_not_allowed', { client: 'limited', refusal: 'deployment_not_allowed' });
+});
+
+each('unknown deployment', async (client) => {
+  const error = await raises(OpenAI.NotFoundError, chat(client, 'no-such-deployment'));
+  check(error, 404, 'DeploymentNotFound', { outcome: 'refused', statuses: [] });
+});
+
+test('everything throttled', async () => {
+  for (const [api, [, make]] of Object.entries(FLAVOURS)) {
+    const error = await raises(OpenAI.RateLimitError, chat(make(), mine('throttled')));
+    const wait = Number(error.headers.get('retry-after-ms'));
+    assert.ok(wait > 20_000 && wait <= 30_000, `retry-after-ms: ${wait}`);
+    assert.ok(Number(error.headers.get('retry-after')) <= 30);
+    check(error, 429, error.code, { statuses: api === 'azure' ? [429] : [] });
+  }
+});
+
+each('a bad request, relayed', async (client) => {
+  const error = await raises(OpenAI.BadRequestError, chat(client, 'gpt-4o-mini', { messages: [] }));
+  check(error, 400, error.code, { outcome: 'answered', statuses: [400] });
+});
+
+test('a resource that is down', async () => {
+  const error = await raises(OpenAI.InternalServerError, chat(azure(), mine('down')));
+  check(error, 503, error.code, { backends: Array(4).fill('troubled') });
+});
+
+test('a stream that breaks off is an error, not an end', async () => {
+  const seen = [];
+  await raises(Error, async () => {
+    for await (const chunk of await chat(v1(), mine('breaking'), { stream: true })()) seen.push(chunk);
+  });
+  assert.ok(seen.length, 'nothing came before');
+  expect({ stream: true, status: 200, outcome: 'failed' });
+});
+
+test('a client that leaves a stream', async () => {
+  const stream = await chat(azure(), mine('slow'), { stream: true })();
+  for await (const chunk of stream) if (chunk.choices[0]?.delta.content) break;
+  expect({ stream: true, outcome: 'client_gone' });
+});
+
+await run();

@@ -1,0 +1,679 @@
+"""The current Python SDK: AzureOpenAI and OpenAI, sync and async, everything an application calls."""
+
+import asyncio
+import base64
+import inspect
+import json
+import math
+
+import openai
+from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
+
+import suite
+from suite import COLLEAGUE_KEY, KEY, KNOWN, LIMITED_KEY, URL, contains, expect, least, mine, raises, test
+
+VERSION = "2025-04-01-preview"
+# More than the engine would replay by itself (64 KiB).
+AUDIO = bytes(range(256)) * 1200
+
+
+def azure(kind=AzureOpenAI, **options):
+    # With a trailing slash, as people copy it from the portal.
+    given = {"azure_endpoint": f"{URL}/", "api_key": KEY, "api_version": VERSION, "max_retries": 0}
+    return kind(**given | options)
+
+
+def v1(kind=OpenAI, **options):
+    return kind(**{"base_url": f"{URL}/openai/v1/", "api_key": KEY, "max_retries": 0} | options)
+
+
+FLAVOURS = {
+    "azure": ("classic", azure),
+    "azure async": ("classic", lambda: azure(AsyncAzureOpenAI)),
+    "v1": ("v1", v1),
+    "v1 async": ("v1", lambda: v1(AsyncOpenAI)),
+}
+
+
+def each(name):
+    """Registers a coroutine function once per flavour of the client."""
+
+    def register(function):
+        for flavour, (api, make) in FLAVOURS.items():
+
+            async def one(api=api, make=make):
+                client = make()
+                await function(client, api)
+                await done(client.close())
+
+            test(f"{name}, {flavour}")(one)
+
+    return register
+
+
+async def done(value):
+    """The result of a call, be the client sync or async."""
+    return await value if inspect.isawaitable(value) else value
+
+
+async def items(stream):
+    if hasattr(stream, "__aiter__"):
+        return [item async for item in stream]
+    return list(stream)
+
+
+def says(text):
+    return [{"role": "user", "content": text}]
+
+
+def answer_to(text):
+    return f"You said: {text} - and this is a simulated answer to it."
+
+
+# Chat
+
+
+@each("chat")
+async def _(client, api):
+    call = client.chat.completions.with_raw_response.create(model="gpt-4o", messages=says("Hello there"))
+    raw = await done(call)
+    answer = raw.parse()
+    text, usage = answer.choices[0].message.content, answer.usage
+    assert text == answer_to("Hello there"), text
+    assert answer._request_id, "no request id"
+    expect(
+        request_id=raw.headers["x-aoai-lb-request-id"],
+        method="POST",
+        path=f"/openai{'/v1' if api == 'v1' else '/deployments/gpt-4o'}/chat/completions",
+        operation="chat",
+        api=api,
+        api_version=VERSION if api == "classic" else None,
+        deployment="gpt-4o",
+        stream=False,
+        status=200,
+        outcome="answered",
+        refusal=None,
+        backend=raw.headers["x-aoai-lb-backend"],
+        region=raw.headers["x-ms-region"],
+        apim_request_id=raw.headers["apim-request-id"],
+        model=answer.model,
+        statuses=[429] * (int(raw.headers["x-aoai-lb-attempts"]) - 1) + [200],
+        input_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens,
+        cached_tokens=usage.prompt_tokens_details.cached_tokens,
+        reasoning_tokens=0,
+        total_tokens=usage.total_tokens,
+        usage_source="reported",
+        finish_reason="stop",
+        prompt=contains("Hello there"),
+        completion=text,
+        content_cut=False,
+        client_ip="127.0.0.1",
+        peer_ip="127.0.0.1",
+        request_bytes=least(50),
+        response_bytes=least(200),
+    )
+
+
+def check_stream(chunks, question):
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == answer_to(question), text
+    assert chunks[-1 if chunks[-1].choices else -2].choices[0].finish_reason == "stop"
+    return text
+
+
+@each("stream that asks for no usage")
+async def _(client, api):
+    stream = client.chat.completions.create(model="gpt-4o", messages=says("Stream it"), stream=True)
+    chunks = await items(await done(stream))
+    text = check_stream(chunks, "Stream it")
+    # The balancer asked for the usage; the client must not notice.
+    assert all(chunk.usage is None for chunk in chunks), "a usage nobody asked for"
+    assert chunks[-1].choices, "a chunk without choices at the end"
+    expect(
+        operation="chat",
+        api=api,
+        stream=True,
+        outcome="answered",
+        completion=text,
+        finish_reason="stop",
+        input_tokens=least(1),
+        output_tokens=least(10),
+        total_tokens=least(11),
+        usage_source="reported",
+        first_byte_ms=least(0),
+    )
+
+
+@each("stream that asks for usage")
+async def _(client, api):
+    asked = {"include_usage": True}
+    question = says("Count it")
+    stream = client.chat.completions.create(model="gpt-4o", messages=question, stream=True, stream_options=asked)
+    chunks = await items(await done(stream))
+    text, usage = check_stream(chunks, "Count it"), chunks[-1].usage
+    assert not chunks[-1].choices and usage.total_tokens > 0, chunks[-1]
+    expect(
+        operation="chat",
+        stream=True,
+        completion=text,
+        input_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens,
+        total_tokens=usage.total_tokens,
+        usage_source="reported",
+    )
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"input": {"type": "string"}}},
+    },
+}
+
+
+@each("tools")
+async def _(client, api):
+    messages = says("Use the tool, please")
+    create = client.chat.completions.create
+    answer = await done(create(model="gpt-4o-mini", messages=messages, tools=[TOOL]))
+    call = answer.choices[0].message.tool_calls[0]
+    assert call.function.name == "weather" and json.loads(call.function.arguments)["input"]
+    expect(operation="chat", finish_reason="tool_calls", completion=contains("weather"))
+
+    messages += [answer.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "rain"}]
+    answer = await done(create(model="gpt-4o-mini", messages=messages, tools=[TOOL]))
+    assert answer.choices[0].message.content == "The tool said: rain"
+    expect(operation="chat", finish_reason="stop", completion="The tool said: rain", prompt=contains("rain"))
+
+    messages = says("Use the tool, please")
+    chunks = await items(await done(create(model="gpt-4o-mini", messages=messages, tools=[TOOL], stream=True)))
+    parts = [part for chunk in chunks if chunk.choices for part in chunk.choices[0].delta.tool_calls or []]
+    arguments = "".join(part.function.arguments or "" for part in parts)
+    assert parts[0].function.name == "weather" and json.loads(arguments)["input"]
+    expect(operation="chat", stream=True, finish_reason="tool_calls", completion=contains("weather"))
+
+
+@test("the SDK's stream helper, v1")
+def _():
+    with v1().chat.completions.stream(model="gpt-4o-mini", messages=says("Help me")) as stream:
+        text = stream.get_final_completion().choices[0].message.content
+    assert text == answer_to("Help me")
+    expect(operation="chat", stream=True, completion=text)
+
+
+@test("twelve requests at once, v1 async")
+async def _():
+    client = v1(AsyncOpenAI)
+    questions = [f"Question {number}" for number in range(12)]
+    create = client.chat.completions.create
+    calls = [create(model="gpt-4o-mini", messages=says(question)) for question in questions]
+    answers = await asyncio.gather(*calls)
+    for question, answer in zip(questions, answers):
+        assert answer.choices[0].message.content == answer_to(question)
+        expect(operation="chat", prompt=contains(question), completion=answer_to(question))
+    await client.close()
+
+
+@test("an Entra-style bearer on the classic path")
+def _():
+    client = azure(api_key=None, azure_ad_token=KEY)
+    client.chat.completions.create(model="gpt-4o-mini", messages=says("As a bearer"))
+    expect(operation="chat", api="classic", status=200)
+
+
+@test("a client made for one deployment, with an old api-version")
+def _():
+    client = azure(azure_deployment="gpt-4o-mini", api_version="2024-06-01")
+    stream = client.chat.completions.create(model="something-else", messages=says("Old"), stream=True)
+    check_stream(list(stream), "Old")
+    # That version knows no stream_options: nothing was asked for, nothing is known.
+    expect(
+        deployment="gpt-4o-mini",
+        api_version="2024-06-01",
+        usage_source="none",
+        input_tokens=None,
+        output_tokens=None,
+        total_tokens=None,
+    )
+
+
+@test("legacy completions, whole and streamed")
+def _():
+    model = "gpt-35-turbo-instruct"
+    answer = azure().completions.create(model=model, prompt="Once upon a time")
+    assert "Once upon a time" in answer.choices[0].text
+    expect(operation="completions", total_tokens=answer.usage.total_tokens, completion=answer.choices[0].text)
+    chunks = list(azure().completions.create(model=model, prompt="And then", stream=True))
+    text = "".join(chunk.choices[0].text for chunk in chunks)
+    assert "And then" in text and not any(chunk.usage for chunk in chunks)
+    expect(operation="completions", stream=True, completion=text, total_tokens=least(1), prompt=contains("And then"))
+
+
+# Embeddings
+
+
+@each("embeddings")
+async def _(client, api):
+    create = client.embeddings.create
+    model = "text-embedding-3-small"
+    # Without encoding_format the SDK asks for base64 and decodes it.
+    packed = await done(create(model=model, input=["one text", "another"]))
+    plain = await done(create(model=model, input=["one text", "another"], encoding_format="float"))
+    for one, other in zip(packed.data, plain.data):
+        assert len(one.embedding) == len(other.embedding) == 1536
+        assert all(math.isclose(a, b, abs_tol=1e-6) for a, b in zip(one.embedding, other.embedding))
+    for answer in (packed, plain):
+        tokens = answer.usage.total_tokens
+        expect(
+            operation="embeddings",
+            api=api,
+            deployment=model,
+            stream=False,
+            status=200,
+            input_tokens=answer.usage.prompt_tokens,
+            output_tokens=None,
+            total_tokens=tokens,
+            prompt=contains("another"),
+        )
+
+
+# Responses
+
+
+@each("responses")
+async def _(client, api):
+    # Two, since two resources take turns: each is found again by its id.
+    for question in ("First", "Second"):
+        answer = await done(client.responses.create(model="gpt-4o-mini", input=question, instructions="Be kind"))
+        assert answer.output_text == answer_to(question)
+        expect(
+            operation="responses",
+            api=api,
+            deployment="gpt-4o-mini",
+            stream=False,
+            input_tokens=answer.usage.input_tokens,
+            output_tokens=answer.usage.output_tokens,
+            total_tokens=answer.usage.total_tokens,
+            prompt=contains(question),
+            completion=answer.output_text,
+        )
+        again = await done(client.responses.retrieve(answer.id))
+        assert again.output_text == answer.output_text
+        expect(operation="responses", method="GET", status=200, path=contains(f"/responses/{answer.id}"))
+        given = await done(client.responses.input_items.list(answer.id))
+        assert given.data[0].content[0].text == question
+        expect(operation="responses", method="GET", status=200, path=contains("/input_items"))
+        await done(client.responses.delete(answer.id))
+        expect(operation="responses", method="DELETE", status=200)
+        try:
+            await done(client.responses.retrieve(answer.id))
+            raise AssertionError("a deleted response is still there")
+        except openai.NotFoundError:
+            expect(operation="responses", method="GET", status=404)
+
+
+@each("responses streamed")
+async def _(client, api):
+    events = await items(await done(client.responses.create(model="gpt-4o-mini", input="Go on", stream=True)))
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert events[0].type == "response.created" and events[-1].type == "response.completed", events[-1].type
+    assert text == answer_to("Go on")
+    usage = events[-1].response.usage
+    expect(
+        operation="responses",
+        stream=True,
+        outcome="answered",
+        completion=text,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cached_tokens=usage.input_tokens_details.cached_tokens,
+        total_tokens=usage.total_tokens,
+    )
+
+
+# Files, models, batches
+
+
+@each("files")
+async def _(client, api):
+    content = b'{"custom_id":"1"}\n' * 5000
+    made = await done(client.files.create(file=("lines.jsonl", content), purpose="batch"))
+    assert made.bytes == len(content) and made.filename == "lines.jsonl"
+    expect(operation="files", method="POST", api=api, deployment=None, status=201, backend="westus")
+    listed = await done(client.files.list())
+    assert made.id in [file.id for file in listed.data]
+    expect(operation="files", method="GET", status=200)
+    found = await done(client.files.retrieve(made.id))
+    assert found.id == made.id
+    expect(operation="files", method="GET", status=200)
+    body = await done(client.files.content(made.id))
+    assert body.read() == content
+    expect(operation="files", method="GET", status=200, response_bytes=len(content))
+    assert (await done(client.files.delete(made.id))).deleted
+    expect(operation="files", method="DELETE", status=200)
+    try:
+        await done(client.files.retrieve(made.id))
+        raise AssertionError("a deleted file is still there")
+    except openai.NotFoundError:
+        expect(operation="files", method="GET", status=404)
+
+
+@each("models")
+async def _(client, api):
+    models = await done(client.models.list())
+    assert any(model.id.startswith("gpt-4o") for model in models.data)
+    expect(operation="models", method="GET", api=api, status=200, deployment=None)
+
+
+@test("a batch, v1")
+def _():
+    client = v1()
+    body = {"model": "gpt-4o", "messages": says("In a batch")}
+    line = {"custom_id": "1", "method": "POST", "url": "/chat/completions", "body": body}
+    file = client.files.create(file=("batch.jsonl", json.dumps(line).encode()), purpose="batch")
+    expect(operation="files", method="POST", status=201)
+    batch = client.batches.create(input_file_id=file.id, endpoint="/chat/completions", completion_window="24h")
+    expect(operation="batches", method="POST", status=200)
+    assert client.batches.retrieve(batch.id).id == batch.id
+    expect(operation="batches", method="GET", status=200)
+
+
+# Audio and images
+
+
+@each("audio upload")
+async def _(client, api):
+    # `dictation` is `whisper` on its resource: in the classic path, and in the form of v1.
+    for model in ("whisper", "dictation"):
+        answer = await done(client.audio.transcriptions.create(model=model, file=("speech.wav", AUDIO)))
+        assert answer.text == f"A simulated transcription of speech.wav, {len(AUDIO)} bytes long.", answer.text
+        expect(
+            operation="audio",
+            api=api,
+            deployment=model,
+            upstream_deployment="whisper",
+            status=200,
+            request_bytes=least(len(AUDIO)),
+            usage_source="none",
+            completion=answer.text,
+        )
+
+
+@test("audio upload in tokens, and streamed, v1")
+def _():
+    create = v1().audio.transcriptions.create
+    answer = create(model="gpt-4o-transcribe", file=("speech.wav", AUDIO))
+    usage = answer.usage
+    expect(operation="audio", input_tokens=usage.input_tokens, output_tokens=usage.output_tokens)
+    events = list(create(model="gpt-4o-transcribe", file=("speech.wav", AUDIO), stream=True))
+    assert events[-1].type == "transcript.text.done"
+    expect(operation="audio", stream=True, completion=events[-1].text, total_tokens=usage.total_tokens)
+
+
+@each("translation")
+async def _(client, api):
+    answer = await done(client.audio.translations.create(model="whisper", file=("speech.mp3", AUDIO)))
+    assert answer.text.startswith("A simulated translation of speech.mp3")
+    expect(operation="audio", path=contains("/audio/translations"), status=200)
+
+
+@each("speech")
+async def _(client, api):
+    answer = await done(client.audio.speech.create(model="tts", voice="alloy", input="Say this aloud"))
+    assert len(answer.read()) >= 4096
+    expect(operation="audio", status=200, response_bytes=least(4096), completion=None, usage_source="none")
+
+
+@each("images")
+async def _(client, api):
+    # `painter` is `gpt-image-1` on its resource.
+    answer = await done(client.images.generate(model="painter", prompt="A lighthouse"))
+    pixel = base64.b64decode(answer.data[0].b64_json)
+    assert pixel.startswith(b"\x89PNG")
+    expect(
+        operation="images",
+        deployment="painter",
+        upstream_deployment="gpt-image-1",
+        input_tokens=answer.usage.input_tokens,
+        output_tokens=answer.usage.output_tokens,
+        prompt=contains("lighthouse"),
+    )
+    edited = await done(client.images.edit(model="painter", image=("a.png", pixel), prompt="At night"))
+    assert edited.data[0].b64_json
+    expect(operation="images", path=contains("/images/edits"), status=200, prompt=contains("At night"))
+
+
+# WebSockets
+
+
+def sockets():
+    base = URL.replace("http://", "ws://")
+    yield "azure", azure(AsyncAzureOpenAI, websocket_base_url=f"{base}/openai")
+    yield "v1", v1(AsyncOpenAI, websocket_base_url=f"{base}/openai/v1")
+
+
+@test("realtime")
+async def _():
+    for name, client in sockets():
+        async with client.realtime.connect(model="gpt-realtime") as connection:
+            first = await connection.recv()
+            assert first.type == "session.created", first.type
+            part = {"type": "input_text", "text": "Speak"}
+            await connection.conversation.item.create(item={"type": "message", "role": "user", "content": [part]})
+            await connection.response.create()
+            text = ""
+            async for event in connection:
+                text += event.delta if event.type == "response.text.delta" else ""
+                if event.type == "response.done":
+                    break
+        assert text == answer_to("Speak"), text
+        expect(
+            operation="realtime",
+            method="GET",
+            api="v1" if name == "v1" else "classic",
+            deployment="gpt-realtime",
+            status=101,
+            outcome="answered",
+            backend="westus",
+        )
+        await client.close()
+
+
+@test("realtime with a wrong key")
+async def _():
+    base = URL.replace("http://", "ws://")
+    client = v1(AsyncOpenAI, websocket_base_url=f"{base}/openai/v1", api_key="wrong")
+    try:
+        async with client.realtime.connect(model="gpt-realtime"):
+            raise AssertionError("connected with a wrong key")
+    except AssertionError:
+        raise
+    except Exception as error:
+        assert "401" in str(error), repr(error)
+    expect(client=None, operation="realtime", status=401, outcome="refused", refusal="invalid_api_key")
+    await client.close()
+
+
+# Failover: the SDK needs no retry of its own
+
+
+@each("one backend throttled")
+async def _(client, api):
+    create = client.chat.completions.with_raw_response.create
+    raw = await done(create(model=mine("failover-chat"), messages=says("Anyone")))
+    assert raw.parse().choices[0].message.content == answer_to("Anyone")
+    attempts = int(raw.headers["x-aoai-lb-attempts"])
+    # The first such request learns it, the next ones know.
+    global learnt
+    assert attempts == (1 if learnt else 2), attempts
+    expect(
+        statuses=[200] if learnt else [429, 200],
+        backends=["westus"] if learnt else ["troubled", "westus"],
+        backend="westus",
+        upstream_deployment="gpt-4o",
+        status=200,
+    )
+    learnt = True
+
+
+learnt = False
+
+
+@test("one backend throttled: an upload is sent again whole, under another name, v1")
+def _():
+    answer = v1().audio.transcriptions.create(model=mine("failover-dictation"), file=("speech.wav", AUDIO))
+    assert f"{len(AUDIO)} bytes" in answer.text
+    expect(operation="audio", statuses=[429, 200], upstream_deployment="whisper")
+
+
+@test("one backend throttled: embeddings, classic")
+def _():
+    answer = azure().embeddings.create(model=mine("failover-vectors"), input="text")
+    assert len(answer.data[0].embedding) == 1536
+    expect(operation="embeddings", statuses=[429, 200], upstream_deployment="text-embedding-3-small")
+
+
+@test("a refusal hidden in a stream, v1 responses")
+def _():
+    events = list(v1().responses.create(model=mine("hidden-chat"), input="Hidden", stream=True))
+    kinds = [event.type for event in events]
+    assert kinds[0] == "response.created" and kinds[-1] == "response.completed", kinds
+    assert kinds.count("response.created") == 1 and "error" not in kinds, kinds
+    expect(operation="responses", backends=["troubled", "westus"], status=200, outcome="answered")
+
+
+@test("the SDK's own retry, after as long as it was told")
+def _():
+    client = azure(max_retries=2)
+    answer = client.chat.completions.create(model=mine("again"), messages=says("Again"))
+    assert answer.choices[0].message.content == answer_to("Again")
+    expect(status=429, statuses=[429])
+    expect(status=200, statuses=[200])
+
+
+# Errors
+
+
+def check(error, status, code, **fields):
+    """What every error carries, and the line of the record that belongs to it."""
+    assert error.status_code == status, error
+    assert error.code == code, (error.code, error.body)
+    assert error.request_id, "no request id"
+    assert error.message and isinstance(error.body, dict) and "message" in error.body, error.body
+    expect(request_id=error.response.headers["x-aoai-lb-request-id"], status=status, **fields)
+
+
+def chat(client, model="gpt-4o", **options):
+    return client.chat.completions.create(**{"model": model, "messages": says("Hello")} | options)
+
+
+BOTH = {"classic": azure, "v1": v1}
+
+
+@test("wrong key")
+def _():
+    for api, make in BOTH.items():
+        error = raises(openai.AuthenticationError, chat, make(api_key="wrong"))
+        refused = {"outcome": "refused", "refusal": "invalid_api_key", "statuses": []}
+        check(error, 401, "invalid_api_key", client=None, api=api, backend=None, **refused)
+
+
+@test("keys of two clients")
+def _():
+    error = raises(openai.AuthenticationError, chat, azure(default_headers={"Ocp-Apim-Subscription-Key": COLLEAGUE_KEY}))
+    check(error, 401, "invalid_api_key", client=None, refusal="invalid_api_key")
+
+
+@test("deployment not allowed for this client")
+def _():
+    for api, make in BOTH.items():
+        error = raises(openai.PermissionDeniedError, chat, make(api_key=LIMITED_KEY))
+        refused = {"outcome": "refused", "refusal": "deployment_not_allowed", "statuses": []}
+        check(error, 403, "deployment_not_allowed", client="limited", api=api, deployment="gpt-4o", **refused)
+        chat(make(api_key=LIMITED_KEY), "gpt-4o-mini")
+        expect(client="limited", status=200)
+
+
+@test("files not allowed for this client")
+def _():
+    for make in BOTH.values():
+        error = raises(openai.PermissionDeniedError, make(api_key=LIMITED_KEY).files.list)
+        check(error, 403, "deployment_not_allowed", client="limited", operation="files")
+
+
+@test("unknown deployment")
+def _():
+    for make in BOTH.values():
+        error = raises(openai.NotFoundError, chat, make(), "no-such-deployment")
+        check(error, 404, "DeploymentNotFound", outcome="refused", refusal="DeploymentNotFound", statuses=[])
+
+
+@test("everything throttled")
+def _():
+    error = raises(openai.RateLimitError, chat, azure(), mine("throttled"))
+    check_wait(error)
+    check(error, 429, error.code, statuses=[429])
+    # Now it is known, and nobody is asked.
+    error = raises(openai.RateLimitError, chat, v1(), mine("throttled"))
+    check_wait(error)
+    check(error, 429, "all_throttled", outcome="refused", refusal="all_throttled", statuses=[])
+
+
+def check_wait(error):
+    headers = error.response.headers
+    millis, seconds = float(headers["retry-after-ms"]), float(headers["retry-after"])
+    assert 20_000 < millis <= 30_000 and millis / 1000 <= seconds <= 30, (millis, seconds)
+
+
+@test("a bad request, relayed")
+def _():
+    for make in BOTH.values():
+        error = raises(openai.BadRequestError, chat, make(), "gpt-4o-mini", messages=[])
+        assert "messages" in error.message, error.message
+        check(error, 400, error.code, outcome="answered", refusal=None, statuses=[400])
+
+
+@test("the content filter, relayed with its verdicts")
+def _():
+    error = raises(openai.BadRequestError, chat, azure(), mine("filtered"))
+    assert error.body["innererror"]["code"] == "ResponsibleAIPolicyViolation", error.body
+    check(error, 400, "content_filter", outcome="answered", statuses=[400])
+
+
+@test("a resource that is down")
+def _():
+    error = raises(openai.InternalServerError, chat, azure(), mine("down"))
+    check(error, 503, error.code, backends=["troubled"] * 4)
+
+
+@test("a resource that does not know its own key")
+def _():
+    error = raises(openai.InternalServerError, chat, azure(), "miskeyed")
+    check(error, 503, "backend_misconfigured", refusal="backend_misconfigured")
+
+
+@test("a stream that breaks off is an error, not an end")
+def _():
+    seen = []
+
+    def read():
+        for chunk in chat(azure(), mine("breaking"), stream=True):
+            seen.append(chunk)
+
+    raises(Exception, read)
+    assert seen, "nothing came before"
+    expect(stream=True, status=200, outcome="failed", backend="troubled", completion=KNOWN)
+
+
+@test("a client that leaves a stream")
+def _():
+    for chunk in chat(azure(), mine("slow"), stream=True):
+        if chunk.choices and chunk.choices[0].delta.content:
+            break
+    chunk = None
+    expect(stream=True, outcome="client_gone")
+
+
+suite.run()

@@ -1,0 +1,25 @@
+"""One slow stream, in the middle of which the runner stops the balancer."""
+
+from openai import AzureOpenAI
+
+import suite
+from suite import URL, contains, expect, mine, test
+
+WORDS = " ".join(f"word{number}" for number in range(40))
+
+
+@test("a stream that was running at SIGTERM ends well")
+def _():
+    client = AzureOpenAI(azure_endpoint=URL, api_key=suite.KEY, api_version="2024-10-21", max_retries=0)
+    messages = [{"role": "user", "content": WORDS}]
+    text = ""
+    for chunk in client.chat.completions.create(model=mine("slow"), messages=messages, stream=True):
+        delta = chunk.choices[0].delta.content if chunk.choices else None
+        if delta and not text:
+            suite.say(reached="a stream")
+        text += delta or ""
+    assert WORDS in text and text.endswith("to it."), text
+    expect(operation="chat", stream=True, status=200, outcome="answered", completion=contains(text))
+
+
+suite.run()

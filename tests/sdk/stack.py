@@ -1,0 +1,225 @@
+"""The processes under test: simulated Azure OpenAI resources, and the balancer in front of them."""
+
+import hashlib
+import http.client
+import secrets
+import signal
+import socket
+import subprocess
+import time
+
+START = 15.0
+STOP = 15.0
+
+# The moods a deployment of the resource `troubled` can be in. Each suite has deployments of its own,
+# `throttled-python` and so on, so that what one learns (cooldowns) does not show in the next.
+MOODS = {
+    "throttled": "{throttled: {retry_after_ms: 30000, retry_after: '30'}}",
+    "failover": "{throttled: {retry_after_ms: 30000, retry_after: '30'}}",
+    "again": "{sequence: [{throttled: {retry_after_ms: 600, retry_after: '1'}}, calm]}",
+    "hidden": "{error_first: {order: created_error_failed, retry_after: '4'}}",
+    "filtered": "{refuses: content_filter}",
+    "down": "{refuses: 503}",
+    "breaking": "{reset_mid_body: {events: 5}}",
+    "slow": "{drip: 40ms}",
+}
+# Moods for which another resource, in the next tier, has the deployment too.
+HELPED = {
+    "failover": {"chat": "gpt-4o", "vectors": "text-embedding-3-small", "dictation": "whisper"},
+    "hidden": {"chat": "gpt-4o"},
+}
+SUITES = ["python", "python-028", "node"]
+# Two standard resources: name, deployments.
+STANDARD = {
+    "westus": [
+        "gpt-4o",
+        "gpt-4o-mini",
+        "gpt-35-turbo-instruct",
+        "gpt-realtime",
+        "text-embedding-3-small",
+        "whisper",
+        "gpt-4o-transcribe",
+        "tts",
+        "gpt-image-1",
+    ],
+    "sweden": ["gpt-4o", "gpt-4o-mini", "text-embedding-3-small"],
+}
+
+
+class Failed(Exception):
+    """The processes did not do as they should."""
+
+
+class Stack:
+    def __init__(self, binary, folder):
+        self.binary, self.folder = binary, folder
+        self.record = folder / "exchanges.jsonl"
+        self.keys = {name: secrets.token_hex(16) for name in [*SUITES, "limited", "colleague"]}
+        self.resource_keys = {name: secrets.token_hex(16) for name in ["eastus-ptu", *STANDARD, "troubled"]}
+        self.simulator = self.balancer = self.url = None
+
+    def __enter__(self):
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        """Whatever still runs here was left behind by a failure."""
+        for process in filter(None, [self.balancer, self.simulator]):
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+    def start(self):
+        endpoints = self.start_simulator()
+        for attempts_left in (2, 1, 0):
+            port = free_port()
+            self.url = f"http://127.0.0.1:{port}"
+            config = self.folder / "aoai-lb.yaml"
+            config.write_text(self.balancer_config(port, endpoints))
+            self.balancer = self.spawn("run", config, "balancer.log")
+            try:
+                return self.await_ready()
+            except Failed:
+                # Somebody else may have taken the port meanwhile.
+                if attempts_left == 0 or "cannot listen" not in self.log("balancer.log"):
+                    raise
+
+    def start_simulator(self):
+        config = self.folder / "simulate.yaml"
+        config.write_text(self.simulator_config())
+        self.simulator = self.spawn("simulate", config, "simulator.log", stdout=subprocess.PIPE)
+        endpoints = {}
+        for line in self.simulator.stdout:
+            if line.startswith("Simulated resources are running"):
+                return endpoints
+            name, _, rest = line.partition(": ")
+            endpoints[name] = rest.split()[0]
+        raise Failed(f"aoai-lb simulate ended:\n{self.log('simulator.log')}")
+
+    def spawn(self, command, config, log, **options):
+        with (self.folder / log).open("w") as errors:
+            return subprocess.Popen(
+                [self.binary, command, "-c", config],
+                stdin=subprocess.DEVNULL,
+                stderr=errors,
+                text=True,
+                cwd=self.folder,
+                **options,
+            )
+
+    def await_ready(self):
+        await_condition(lambda: self.probe("/readyz") == 200, START, "/readyz does not answer 200", self.balancer)
+
+    def probe(self, path):
+        """The status of a GET without a key; None when nobody listens."""
+        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=5)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status
+        except OSError:
+            return None
+        finally:
+            connection.close()
+
+    def ask_to_stop(self):
+        self.balancer.send_signal(signal.SIGTERM)
+
+    def await_stop(self):
+        """The balancer's exit code."""
+        return self.balancer.wait(STOP)
+
+    def stop_simulator(self):
+        """Its exit code; Ctrl-C is what it says ends it."""
+        self.simulator.send_signal(signal.SIGINT)
+        return self.simulator.wait(STOP)
+
+    def log(self, name):
+        path = self.folder / name
+        return path.read_text()[-4000:] if path.exists() else ""
+
+    def simulator_config(self):
+        lines = ["resources:"]
+
+        def resource(name, region, deployments, mood=None):
+            lines.append(f"  - name: {name}")
+            lines.append("    address: 127.0.0.1:0")
+            lines.append(f"    region: {region}")
+            lines.append(f"    keys: [{self.resource_keys[name]}]")
+            lines.append("    deployments:")
+            lines.extend(f"      - {deployment}" for deployment in deployments)
+            if mood:
+                lines.append("    mood:")
+                lines.append("      per_deployment:")
+                lines.extend(f"        {name}: {mood}" for name, mood in mood.items())
+
+        # Small enough that it is full after a few answers: some requests spill over to the next tier.
+        small = "{name: gpt-4o-ptu, model: gpt-4o, provisioned: true, tokens_per_minute: 1000}"
+        resource("eastus-ptu", "East US", [small])
+        for name, deployments in STANDARD.items():
+            limited = [f"{{name: {deployment}, tokens_per_minute: 1000000}}" for deployment in deployments]
+            resource(name, name.title(), limited)
+        moods = {f"{mood}-{suite}": text for mood, text in MOODS.items() for suite in SUITES}
+        moods |= {f"failover-{kind}-{suite}": MOODS["failover"] for kind in HELPED["failover"] for suite in SUITES}
+        chatting = [f"{{name: {name}, model: gpt-4o}}" for name in [*moods, "gpt-4o"]]
+        resource("troubled", "Sweden Central", chatting, moods | {"otherwise": "calm"})
+        return "\n".join(lines) + "\n"
+
+    def balancer_config(self, port, endpoints):
+        own = {name: {deployment: deployment for deployment in names} for name, names in STANDARD.items()}
+        # Other names for what the resources have, so that paths and bodies must be rewritten.
+        own["westus"] |= {"dictation": "whisper", "painter": "gpt-image-1"}
+        troubled = {}
+        for suite in SUITES:
+            troubled |= {f"{mood}-{suite}": f"{mood}-{suite}" for mood in MOODS if mood not in HELPED}
+            for mood, kinds in HELPED.items():
+                for kind, helper in kinds.items():
+                    name = f"{mood}-{kind}-{suite}"
+                    troubled[name] = name if mood == "failover" else f"{mood}-{suite}"
+                    own["westus"][name] = helper
+        lines = ["listeners:", f"  - address: 127.0.0.1:{port}", "backends:"]
+
+        def backend(name, tier, resource, key, deployments):
+            lines.append(f"  - name: {name}")
+            lines.append(f"    endpoint: {endpoints[resource]}")
+            lines.append(f"    tier: {tier}")
+            lines.append(f"    credential: {{ api_key: {key} }}")
+            lines.append("    deployments:")
+            lines.extend(f"      {asked}: {upstream}" for asked, upstream in deployments.items())
+
+        keys = self.resource_keys
+        backend("eastus-ptu", 1, "eastus-ptu", keys["eastus-ptu"], {"gpt-4o": "gpt-4o-ptu"})
+        backend("troubled", 1, "troubled", keys["troubled"], troubled)
+        backend("miskeyed", 1, "troubled", secrets.token_hex(16), {"miskeyed": "gpt-4o"})
+        for name, deployments in own.items():
+            backend(name, 2, name, keys[name], deployments)
+        lines.append("clients:")
+        for name, key in self.keys.items():
+            lines.append(f"  - name: {name}")
+            lines.append(f"    keys: [ {{ sha256: {hashlib.sha256(key.encode()).hexdigest()} }} ]")
+            if name == "limited":
+                lines.append("    deployments: [gpt-4o-mini]")
+        lines.append("requests: { api_version: '2024-10-21', home: westus }")
+        lines.append("retry: { attempts: 3 }")
+        lines.append(f"record: {{ jsonl: {{ path: {self.record} }} }}")
+        lines.append("server: { threads: 2, drain_delay: 1s }")
+        return "\n".join(lines) + "\n"
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def await_condition(holds, seconds, otherwise, process=None):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if process and process.poll() is not None:
+            raise Failed(f"{otherwise}: the process ended with {process.returncode}")
+        if time.monotonic() > deadline:
+            raise Failed(f"{otherwise} within {seconds:g} s")
+        time.sleep(0.02)

@@ -1,0 +1,213 @@
+//! An HTTP/1.1 client of the tests' own: sends what it is given, reads what comes, hides
+//! nothing.
+
+use std::net::SocketAddr;
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::PATIENCE;
+
+pub struct Client {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    /// Whether the body ended as its framing promised.
+    pub whole: bool,
+}
+
+impl Reply {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(header, _)| header.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str())
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|e| panic!("{e}: {:?}", String::from_utf8_lossy(&self.body)))
+    }
+
+    pub fn code(&self) -> String {
+        self.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+impl Client {
+    pub async fn connect(address: SocketAddr) -> Self {
+        Self::try_connect(address).await.unwrap()
+    }
+
+    pub async fn try_connect(address: SocketAddr) -> std::io::Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, buffer: Vec::new() })
+    }
+
+    pub async fn send(&mut self, bytes: &[u8]) {
+        timeout(PATIENCE, self.stream.write_all(bytes)).await.unwrap().unwrap();
+    }
+
+    /// Sends, and does not mind if the other side no longer reads.
+    pub async fn try_send(&mut self, bytes: &[u8]) -> bool {
+        matches!(timeout(PATIENCE, self.stream.write_all(bytes)).await, Ok(Ok(())))
+    }
+
+    pub fn head(method: &str, target: &str, headers: &[(&str, &str)]) -> String {
+        let mut head = format!("{method} {target} HTTP/1.1\r\n");
+        if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
+            head += "Host: balancer.test\r\n";
+        }
+        for (name, value) in headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        head + "\r\n"
+    }
+
+    pub async fn get(&mut self, target: &str, headers: &[(&str, &str)]) -> Reply {
+        self.request("GET", target, headers, None).await
+    }
+
+    pub async fn post(&mut self, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+        self.request("POST", target, headers, Some(body)).await
+    }
+
+    pub async fn request(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: Option<&[u8]>,
+    ) -> Reply {
+        let length = body.map(|body| body.len().to_string());
+        let mut headers = headers.to_vec();
+        if let Some(length) = &length {
+            headers.push(("Content-Length", length));
+        }
+        self.send(Self::head(method, target, &headers).as_bytes()).await;
+        if let Some(body) = body {
+            self.try_send(body).await;
+        }
+        self.reply_to(method).await
+    }
+
+    /// Reads a final reply; interim ones are skipped.
+    pub async fn reply(&mut self) -> Reply {
+        self.reply_to("GET").await
+    }
+
+    pub async fn reply_to(&mut self, method: &str) -> Reply {
+        loop {
+            let mut reply = self.reply_head().await.expect("no reply head");
+            if (100..200).contains(&reply.status) && reply.status != 101 {
+                continue;
+            }
+            if method != "HEAD" && !matches!(reply.status, 101 | 204 | 304) {
+                self.read_body(&mut reply).await;
+            }
+            return reply;
+        }
+    }
+
+    /// Reads a head, interim ones too; `None` when the connection ended instead.
+    pub async fn reply_head(&mut self) -> Option<Reply> {
+        let end = loop {
+            if let Some(at) = find(&self.buffer, b"\r\n\r\n") {
+                break at + 4;
+            }
+            if !self.more().await {
+                return None;
+            }
+        };
+        let head: Vec<u8> = self.buffer.drain(..end).collect();
+        let head = String::from_utf8(head).unwrap();
+        let mut lines = head.split("\r\n");
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let headers = lines.filter_map(|line| line.split_once(':'));
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect();
+        Some(Reply { status, headers, body: Vec::new(), whole: true })
+    }
+
+    async fn read_body(&mut self, reply: &mut Reply) {
+        if reply.header("transfer-encoding").is_some() {
+            while let Some(chunk) = self.chunk().await {
+                if chunk.is_empty() {
+                    return;
+                }
+                reply.body.extend(chunk);
+            }
+            reply.whole = false;
+        } else if let Some(length) = reply.header("content-length") {
+            let length: usize = length.parse().unwrap();
+            while self.buffer.len() < length && self.more().await {}
+            reply.whole = self.buffer.len() >= length;
+            let length = length.min(self.buffer.len());
+            reply.body = self.buffer.drain(..length).collect();
+        } else {
+            while self.more().await {}
+            reply.body = std::mem::take(&mut self.buffer);
+        }
+    }
+
+    /// The next chunk of a chunked body, empty at its end; `None` when it broke off.
+    pub async fn chunk(&mut self) -> Option<Vec<u8>> {
+        let line = loop {
+            if let Some(at) = find(&self.buffer, b"\r\n") {
+                break at;
+            }
+            if !self.more().await {
+                return None;
+            }
+        };
+        let size = std::str::from_utf8(&self.buffer[..line]).unwrap().split(';').next().unwrap();
+        let size = usize::from_str_radix(size.trim(), 16).unwrap();
+        let end = line + 2 + size + 2;
+        while self.buffer.len() < end {
+            if !self.more().await {
+                return None;
+            }
+        }
+        let all: Vec<u8> = self.buffer.drain(..end).collect();
+        Some(all[line + 2..line + 2 + size].to_vec())
+    }
+
+    /// Reads some bytes; false at the end or after a reset.
+    pub async fn more(&mut self) -> bool {
+        let mut chunk = vec![0; 64 * 1024];
+        match timeout(PATIENCE, self.stream.read(&mut chunk)).await.expect("the balancer is mute") {
+            Ok(0) | Err(_) => false,
+            Ok(read) => {
+                self.buffer.extend_from_slice(&chunk[..read]);
+                true
+            }
+        }
+    }
+
+    /// Exactly so many bytes.
+    pub async fn exactly(&mut self, length: usize) -> Vec<u8> {
+        while self.buffer.len() < length {
+            assert!(self.more().await, "the connection ended");
+        }
+        self.buffer.drain(..length).collect()
+    }
+
+    /// Whether the other side has closed.
+    pub async fn is_closed(&mut self) -> bool {
+        !self.more().await
+    }
+}
+
+pub fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack.windows(needle.len()).position(|window| window == needle)
+}

@@ -1,0 +1,260 @@
+//! The harness: the real binary against simulated resources, and a client that sends and
+//! reads exactly the bytes it is told to.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part of the harness")]
+
+pub mod client;
+pub mod upstream;
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use aoai_lb::demo::{Kind, Resource, Simulator};
+use serde_json::Value;
+
+pub use client::{Client, Reply};
+
+/// How long anything may take that happens at all.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// The key of the client `team-a` in configurations of the harness.
+pub const KEY: &str = "key-of-team-a";
+pub const CHAT: &str = "/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21";
+pub const HELLO: &str = r#"{"messages":[{"role":"user","content":"hello"}]}"#;
+
+/// A port nobody listens on, outside the range from which the system hands ports to
+/// connections, so that it stays free until it is used.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let offset = u16::try_from(std::process::id() % 9_000).unwrap();
+    loop {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 20_000 + (offset + step * 7) % 12_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// A simulated resource with the deployments `gpt-4o` and `other`, without limits.
+pub fn resource(name: &str) -> Resource {
+    Resource::new(name)
+        .key(format!("{name}-key"))
+        .deployment("gpt-4o", "gpt-4o-2024-11-20", Kind::Unlimited)
+        .deployment("other", "gpt-4o-2024-11-20", Kind::Unlimited)
+        .deployment("whisper", "whisper-1", Kind::Unlimited)
+        .keeping_bodies()
+}
+
+/// Simulated resources with these names.
+pub async fn azure(names: &[&str]) -> Simulator {
+    let resources = names.iter().map(|name| Resource { pace: quick(), ..resource(name) }).collect();
+    Simulator::start(resources).await.unwrap()
+}
+
+/// Answers without the pauses that a model makes.
+pub fn quick() -> aoai_lb::demo::Pace {
+    aoai_lb::demo::Pace { first_byte: Duration::ZERO, between_events: Duration::ZERO }
+}
+
+/// The entry of a configuration for a simulated resource; `more` are further lines of it.
+pub fn backend(azure: &Simulator, name: &str, more: &str) -> String {
+    let address = azure.address(name);
+    let more: String = more.lines().map(|line| format!("    {line}\n")).collect();
+    format!("  - name: {name}\n    endpoint: http://{address}\n    credential: {{ api_key: {name}-key }}\n{more}")
+}
+
+/// All resources of the simulator as backends of one tier.
+pub fn backends(azure: &Simulator) -> String {
+    azure.names().iter().map(|name| backend(azure, name, "")).collect()
+}
+
+pub fn sha256(key: &str) -> String {
+    openssl::sha::sha256(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The `clients` block with `team-a`.
+pub fn clients() -> String {
+    format!("clients:\n  - name: team-a\n    keys: [ {{ sha256: {} }} ]\n", sha256(KEY))
+}
+
+/// A running balancer.
+pub struct Balancer {
+    child: Child,
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+    directory: tempfile::TempDir,
+    log: Arc<Mutex<String>>,
+}
+
+impl Balancer {
+    /// Starts the binary with these backends, `team-a` as client, and these further blocks.
+    pub async fn start(backends: &str, more: &str) -> Self {
+        Self::with_clients(backends, &clients(), more).await
+    }
+
+    pub async fn with_clients(backends: &str, clients: &str, more: &str) -> Self {
+        Self::with_all(backends, clients, "", more).await
+    }
+
+    /// The same with a further key of the listener.
+    pub async fn with_listener(backends: &str, listener: &str) -> Self {
+        Self::with_all(backends, &clients(), listener, "").await
+    }
+
+    async fn with_all(backends: &str, clients: &str, listener: &str, more: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let mut text = format!("listeners:\n  - address: {address}\n    {listener}\n");
+        if !more.contains("server:") {
+            text += "server: { drain_delay: 0s }\n";
+        }
+        if !more.contains("record:") {
+            text += "record: { jsonl: { path: records.jsonl } }\n";
+        }
+        text += &format!("admin: {{ address: {admin} }}\nbackends:\n{backends}{clients}{more}\n");
+        let path = directory.path().join("aoai-lb.yaml");
+        std::fs::write(&path, text).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_aoai-lb"))
+            .args(["run", "-c"])
+            .arg(&path)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let (lines, kept) = (BufReader::new(child.stderr.take().unwrap()), Arc::clone(&log));
+        std::thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                let mut log = kept.lock().unwrap();
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        let mut balancer = Self { child, address, admin, directory, log };
+        balancer.until_ready().await;
+        balancer
+    }
+
+    async fn until_ready(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Ok(mut client) = Client::try_connect(self.address).await {
+                if client.get("/readyz", &[]).await.status == 200 {
+                    return;
+                }
+            }
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("the balancer ended with {status}:\n{}", self.log());
+            }
+            assert!(Instant::now() < deadline, "not ready:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub async fn client(&self) -> Client {
+        Client::connect(self.address).await
+    }
+
+    /// One request on a connection of its own.
+    pub async fn post(&self, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+        self.client().await.post(target, headers, body).await
+    }
+
+    /// One chat on a connection of its own, as `team-a`.
+    pub async fn chat(&self) -> Reply {
+        self.post(CHAT, &[("api-key", KEY)], HELLO.as_bytes()).await
+    }
+
+    pub async fn status(&self) -> Value {
+        let reply = Client::connect(self.admin).await.get("/api/status", &[("Host", "localhost")]).await;
+        serde_json::from_slice(&reply.body).unwrap()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The records so far.
+    pub fn records(&self) -> Vec<Value> {
+        let mut text = String::new();
+        if let Ok(mut file) = std::fs::File::open(self.path("records.jsonl")) {
+            file.read_to_string(&mut text).unwrap();
+        }
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// The records, once there are `count` of them.
+    pub async fn records_of(&self, count: usize) -> Vec<Value> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let records = self.records();
+            if records.len() >= count {
+                assert_eq!(records.len(), count, "more records than requests: {records:#?}");
+                return records;
+            }
+            assert!(Instant::now() < deadline, "{} of {count} records:\n{}", records.len(), self.log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
+    /// SIGTERM, then the end; returns the exit code.
+    pub async fn stop(&mut self) -> i32 {
+        self.signal("TERM");
+        self.ended().await
+    }
+
+    /// Waits for the process to end.
+    pub async fn ended(&mut self) -> i32 {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code().unwrap_or(-1);
+            }
+            assert!(Instant::now() < deadline, "does not end:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- log of the balancer\n{}---", self.log());
+        }
+    }
+}
+
+/// Waits until something holds.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "never happened: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// The backend that answered.
+pub fn answerer(reply: &Reply) -> String {
+    reply.header("x-aoai-lb-backend").unwrap_or_default().to_owned()
+}

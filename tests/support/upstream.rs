@@ -1,0 +1,76 @@
+//! A resource that answers with exactly the bytes a test gives it.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+/// A request as it came: head and body.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+pub struct Upstream {
+    pub address: SocketAddr,
+    requests: Arc<Mutex<Vec<Request>>>,
+}
+
+impl Upstream {
+    /// Answers each request with the pieces the script gives for it, a moment apart, and then
+    /// closes the connection.
+    pub async fn start(script: impl Fn(&Request) -> Vec<Vec<u8>> + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let (seen, script) = (Arc::clone(&requests), Arc::new(script));
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let (seen, script) = (Arc::clone(&seen), Arc::clone(&script));
+                stream.set_nodelay(true).unwrap();
+                tokio::spawn(async move {
+                    let Some(request) = read(&mut stream).await else { return };
+                    seen.lock().unwrap().push(request.clone());
+                    for piece in script(&request) {
+                        if stream.write_all(&piece).await.is_err() {
+                            return;
+                        }
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                });
+            }
+        });
+        Self { address, requests }
+    }
+
+    pub fn requests(&self) -> Vec<Request> {
+        self.requests.lock().unwrap().clone()
+    }
+
+    /// The entry of a configuration for it.
+    pub fn backend(&self, name: &str) -> String {
+        let address = self.address;
+        format!("  - name: {name}\n    endpoint: http://{address}\n    credential: {{ api_key: {name}-key }}\n")
+    }
+}
+
+async fn read(stream: &mut tokio::net::TcpStream) -> Option<Request> {
+    let mut bytes = Vec::new();
+    loop {
+        let mut chunk = [0; 16 * 1024];
+        let read = stream.read(&mut chunk).await.ok().filter(|read| *read > 0)?;
+        bytes.extend_from_slice(&chunk[..read]);
+        let Some(end) = super::client::find(&bytes, b"\r\n\r\n") else { continue };
+        let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
+        let length = head.lines().find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().unwrap())
+        });
+        if bytes.len() >= end + 4 + length.unwrap_or(0) {
+            return Some(Request { head, body: bytes[end + 4..].to_vec() });
+        }
+    }
+}
