@@ -92,6 +92,8 @@ pub(super) struct Bounds {
 pub(super) enum NoBody {
     /// The client is told.
     Refused(Refusal),
+    /// The client is told, and where its next request would begin is not known.
+    Unframed(Refusal),
     /// The client is gone.
     Gone,
 }
@@ -135,7 +137,7 @@ pub(super) async fn take(session: &mut ServerSession, bounds: &Bounds) -> Result
         let piece = match timeout_at(deadline, session.read_request_body()).await {
             Err(_) => {
                 let message = format!("the request body was not complete within {:?}", bounds.deadline);
-                return Err(Refusal::new(Reason::RequestTimeout, message).into());
+                return Err(NoBody::Unframed(Refusal::new(Reason::RequestTimeout, message)));
             }
             Ok(Err(problem)) => return Err(broken(&problem)),
             Ok(Ok(piece)) => piece,
@@ -187,9 +189,9 @@ fn broken(problem: &pingora::Error) -> NoBody {
     match problem.etype() {
         ConnectionClosed | ReadError => NoBody::Gone,
         ReadTimedout => {
-            NoBody::Refused(Refusal::new(Reason::RequestTimeout, "the request body did not arrive in time"))
+            NoBody::Unframed(Refusal::new(Reason::RequestTimeout, "the request body did not arrive in time"))
         }
-        _ => NoBody::Refused(Refusal::bad_request("the request body's framing is malformed")),
+        _ => NoBody::Unframed(Refusal::bad_request("the request body's framing is malformed")),
     }
 }
 

@@ -108,15 +108,18 @@ impl Balancer {
 
     /// Answers a request that goes no further; the connection stays if it can.
     async fn refuse(&self, session: &mut Session, flow: &Shared, refusal: &Refusal) -> pingora::Result<()> {
-        let expects = session.get_header(header::EXPECT).is_some();
-        if expects && !session.is_body_done() {
+        let downstream = session.as_downstream_mut();
+        if downstream.get_header(header::EXPECT).is_some() && !downstream.is_body_done() {
             // The client may or may not send the body it announced: nobody could tell where
             // its next request begins.
-            session.set_keepalive(None);
+            downstream.set_keepalive(None);
         }
-        session.as_downstream_mut().set_total_drain_timeout(Some(DRAIN));
+        // The rest of the body is read before the connection is used again or closed, for a
+        // moment: a client that is reset while it sends does not get to read why.
+        downstream.set_close_on_response_before_downstream_finish(false);
+        downstream.set_total_drain_timeout(Some(DRAIN));
         let tasks = flow.lock().refuse(refusal)?;
-        session.as_downstream_mut().response_duplex_vec(tasks).await?;
+        downstream.response_duplex_vec(tasks).await?;
         Ok(())
     }
 
@@ -169,6 +172,11 @@ impl ProxyHttp for Balancer {
         match self.receive(session, &flow).await {
             Ok(()) => {}
             Err(NoBody::Refused(refusal)) => {
+                self.refuse(session, &flow, &refusal).await?;
+                return Ok(true);
+            }
+            Err(NoBody::Unframed(refusal)) => {
+                session.set_keepalive(None);
                 self.refuse(session, &flow, &refusal).await?;
                 return Ok(true);
             }
@@ -295,6 +303,7 @@ impl ProxyHttp for Balancer {
         };
         let another = match () {
             () if *error.etype() == RETRY => true,
+            () if is_clients_fault(&error) => false,
             () if ours.is_none() && *error.esource() == ErrorSource::Downstream => {
                 flow.end.client_gone = true;
                 false
@@ -345,6 +354,11 @@ impl ProxyHttp for Balancer {
             && session.as_downstream_mut().response_duplex_vec(tasks).await.is_err()
         {
             flow.lock().end.client_gone = true;
+        }
+        let downstream = session.as_downstream_mut();
+        if !downstream.is_body_done() {
+            downstream.set_total_drain_timeout(Some(DRAIN));
+            let _ = downstream.drain_request_body().await;
         }
         let error_code = flow.lock().end.status.unwrap_or(0);
         FailToProxy { error_code, can_reuse_downstream: false }

@@ -203,6 +203,17 @@ def _():
     expect(operation="chat", stream=True, completion=text)
 
 
+@test("a prompt larger than the record keeps, with a picture in it")
+def _():
+    picture = "data:image/png;base64," + base64.b64encode(AUDIO).decode()
+    parts = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": "What is it?"}]
+    answer = chat(v1(), "gpt-4o-mini", messages=[{"role": "user", "content": parts}])
+    assert answer.choices[0].message.content == answer_to("What is it?")
+    expect(operation="chat", prompt=contains("sha256"), content_cut=False, request_bytes=least(len(picture)))
+    chat(v1(), "gpt-4o-mini", messages=says("word " * 20_000))
+    expect(operation="chat", status=200, content_cut=True, prompt=contains("word word"))
+
+
 @test("twelve requests at once, v1 async")
 async def _():
     client = v1(AsyncOpenAI)
@@ -380,6 +391,20 @@ def _():
     expect(operation="batches", method="GET", status=200)
 
 
+@test("a file uploaded in parts, v1")
+def _():
+    content = bytes(range(256)) * 4096
+    size = len(content)
+    upload = v1().uploads.upload_file_chunked(
+        file=content, filename="a.bin", bytes=size, mime_type="application/octet-stream", purpose="batch", part_size=size // 2
+    )
+    assert upload.status == "completed" and upload.file.bytes == size, upload
+    expect(operation="uploads", method="POST", path="/openai/v1/uploads", status=200)
+    for _ in range(2):
+        expect(operation="uploads", path=contains("/parts"), status=200, request_bytes=least(size // 2))
+    expect(operation="uploads", path=contains("/complete"), status=200)
+
+
 # Audio and images
 
 
@@ -424,6 +449,15 @@ async def _(client, api):
     answer = await done(client.audio.speech.create(model="tts", voice="alloy", input="Say this aloud"))
     assert len(answer.read()) >= 4096
     expect(operation="audio", status=200, response_bytes=least(4096), completion=None, usage_source="none")
+
+
+@test("speech, read while it arrives, v1")
+def _():
+    create = v1().audio.speech.with_streaming_response.create
+    with create(model="tts", voice="alloy", input="Say this aloud") as answer:
+        size = sum(len(piece) for piece in answer.iter_bytes(512))
+    assert size >= 4096
+    expect(operation="audio", status=200, response_bytes=size)
 
 
 @each("images")
@@ -479,6 +513,23 @@ async def _():
             backend="westus",
         )
         await client.close()
+
+
+@test("responses over a WebSocket")
+async def _():
+    base = URL.replace("http://", "ws://")
+    client = v1(AsyncOpenAI, websocket_base_url=f"{base}/openai/v1")
+    async with client.responses.connect() as connection:
+        await connection.response.create(model="gpt-4o-mini", input="Over a socket")
+        text = ""
+        async for event in connection:
+            text += event.delta if event.type == "response.output_text.delta" else ""
+            if event.type in ("response.completed", "error"):
+                break
+    assert text == answer_to("Over a socket"), (text, event)
+    # No deployment in the request: it goes where all such calls go.
+    expect(operation="responses", method="GET", status=101, outcome="answered", backend="westus")
+    await client.close()
 
 
 @test("realtime with a wrong key")
