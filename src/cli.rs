@@ -219,6 +219,7 @@ fn run_demo() -> Result<(), Failure> {
     let records = std::env::temp_dir().join(format!("aoai-lb-demo-{}.jsonl", std::process::id()));
     let text = demo_config(&simulator, &key, &records);
     let checked = config::parse(&text, Path::new(""), &|_| None)?;
+    server::probe_addresses(&checked.config)?;
     demo_banner(&simulator, &key, &records)?;
     server::run(&checked.config, &background)?;
     Ok(())

@@ -154,8 +154,12 @@ fn add_admin(server: &mut Server, address: &AdminAddress, serving: &Arc<ArcSwap<
     server.add_service(service);
 }
 
-/// The engine panics where it cannot listen; an operator is told what is wrong instead.
-fn probe_addresses(config: &Config) -> Result<(), StartError> {
+/// Whether every address can be listened on. The engine panics where it cannot; an operator
+/// is told what is wrong instead.
+///
+/// # Errors
+/// [`StartError::Listen`] for the first that cannot.
+pub fn probe_addresses(config: &Config) -> Result<(), StartError> {
     let listeners = config.listeners.iter().enumerate();
     let listeners = listeners.map(|(n, listener)| (format!("listeners[{n}].address"), listener.address));
     let admin = match &config.admin {

@@ -48,7 +48,7 @@ pub struct Config {
     pub cooldown: Cooldown,
     /// How long each step may take.
     pub timeouts: Timeouts,
-    /// What is written down; `None`: nothing but metrics.
+    /// What is written down; `None`: nothing.
     pub record: Option<Record>,
     /// Where the admin API listens; `None`: nowhere.
     pub admin: Option<AdminAddress>,
@@ -91,7 +91,8 @@ pub struct Backend {
 pub struct BackendTls {
     /// A PEM file of authorities to trust in place of the system's; was readable at the check.
     pub ca: Option<PathBuf>,
-    /// The name for SNI and for the check of the certificate, in place of the host.
+    /// The name for SNI, for the check of the certificate and for `Host`, in place of the
+    /// endpoint's host.
     pub server_name: Option<String>,
 }
 
@@ -182,7 +183,7 @@ pub struct Timeouts {
     pub idle: Duration,
     /// For a client's request head.
     pub request_header: Duration,
-    /// Between two pieces of a client's request body.
+    /// For the whole of a client's request body; between two pieces of one that passes through.
     pub request_body: Duration,
     /// How long an unused upstream connection is kept.
     pub pool_idle: Duration,

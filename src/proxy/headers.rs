@@ -76,7 +76,11 @@ pub(super) fn rewrite(
         strip_subprotocol_key(header)?;
     }
     header.set_raw_path(path.as_bytes())?;
-    header.insert_header(HOST, backend.endpoint.authority())?;
+    // A resource answers only to its own name; an endpoint may be a private address of it.
+    match &backend.tls.server_name {
+        Some(name) => header.insert_header(HOST, name.as_str())?,
+        None => header.insert_header(HOST, backend.endpoint.authority())?,
+    }
     // Tokens are read from replies as they pass.
     header.insert_header(ACCEPT_ENCODING, "identity")?;
     set(header, requests)?;

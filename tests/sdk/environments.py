@@ -68,8 +68,9 @@ def installed(command, cwd=None):
 def clean():
     """The environment of a suite: nothing in it that an SDK or a proxy would read."""
     prefixes = ("OPENAI_", "AZURE_", "PYTHON", "NODE_", "NPM_")
-    return {
+    kept = {
         name: value
         for name, value in os.environ.items()
         if not name.upper().startswith(prefixes) and not name.upper().endswith("_PROXY")
     }
+    return kept | {"PYTHONDONTWRITEBYTECODE": "1"}

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import OpenAI, { AzureOpenAI, toFile } from 'openai';
 
-import { CLIENT, COLLEAGUE_KEY, KEY, LIMITED_KEY, URL_, contains, expect, least, mine, raises, run, test } from './suite.mjs';
+import { COLLEAGUE_KEY, KEY, LIMITED_KEY, URL_, contains, expect, least, mine, raises, run, test } from './suite.mjs';
 
 const VERSION = '2025-04-01-preview';
 const AUDIO = Buffer.alloc(300_000, 'sound');
@@ -16,7 +16,9 @@ const FLAVOURS = { azure: ['classic', azure], v1: ['v1', v1] };
 
 /** Registers a test once per flavour of the client. */
 const each = (name, run) => {
-  for (const [flavour, [api, make]] of Object.entries(FLAVOURS)) test(`${name}, ${flavour}`, () => run(make(), api, make));
+  for (const [flavour, [api, make]] of Object.entries(FLAVOURS)) {
+    test(`${name}, ${flavour}`, () => run(make(), api, make));
+  }
 };
 
 const says = (text) => [{ role: 'user', content: text }];
@@ -64,7 +66,8 @@ each('stream, with and without usage', async (client, api) => {
   expect({ ...line, input_tokens: least(1), output_tokens: least(1), total_tokens: least(2) });
 
   const stream_options = { include_usage: true };
-  chunks = await items(await client.chat.completions.create({ model: 'gpt-4o', messages, stream: true, stream_options }));
+  const asked = { model: 'gpt-4o', messages, stream: true, stream_options };
+  chunks = await items(await client.chat.completions.create(asked));
   assert.equal(text(chunks), answerTo('Stream it'));
   assert.ok(chunks.at(-1).usage.total_tokens > 0);
   expect({ ...line, total_tokens: chunks.at(-1).usage.total_tokens });
@@ -108,7 +111,8 @@ each('audio upload', async (client, api) => {
   const file = await toFile(AUDIO, 'speech.wav', { type: 'audio/wav' });
   const answer = await client.audio.transcriptions.create({ model: 'dictation', file });
   assert.ok(answer.text.includes(`speech.wav, ${AUDIO.length} bytes`), answer.text);
-  expect({ operation: 'audio', api, deployment: 'dictation', upstream_deployment: 'whisper', completion: answer.text });
+  const line = { operation: 'audio', api, deployment: 'dictation', upstream_deployment: 'whisper' };
+  expect({ ...line, completion: answer.text });
 });
 
 each('speech', async (client) => {
@@ -120,7 +124,8 @@ each('speech', async (client) => {
 each('images', async (client) => {
   const answer = await client.images.generate({ model: 'gpt-image-1', prompt: 'A lighthouse' });
   assert.ok(answer.data[0].b64_json);
-  expect({ operation: 'images', status: 200, output_tokens: answer.usage.output_tokens, prompt: contains('lighthouse') });
+  const output_tokens = answer.usage.output_tokens;
+  expect({ operation: 'images', status: 200, output_tokens, prompt: contains('lighthouse') });
 });
 
 each('files', async (client, api) => {
@@ -157,6 +162,14 @@ test('one backend throttled', async () => {
   expect({ operation: 'audio', statuses: [429, 200], upstream_deployment: 'whisper' });
 });
 
+test('a refusal within a 200, v1 responses', async () => {
+  const asked = { model: mine('hidden-created'), input: 'Hidden', stream: true };
+  const events = await items(await v1().responses.create(asked));
+  assert.equal(events.at(-1).type, 'response.completed');
+  assert.equal(events.filter((event) => event.type === 'response.created').length, 1);
+  expect({ operation: 'responses', backends: ['troubled', 'westus'], outcome: 'answered' });
+});
+
 test("the SDK's own retry, after as long as it was told", async () => {
   await azure({ maxRetries: 2 }).chat.completions.create({ model: mine('again'), messages: says('Again') });
   expect({ status: 429, statuses: [429] });
@@ -187,12 +200,13 @@ test('keys of two clients', async () => {
 
 each('deployment not allowed for this client', async (client, api, make) => {
   const error = await raises(OpenAI.PermissionDeniedError, chat(make({ apiKey: LIMITED_KEY })));
-  check(error, 403, 'deployment_not_allowed', { client: 'limited', refusal: 'deployment_not_allowed' });
+  check(error, 403, 'deployment_not_allowed', { client: 'limited', deployment: 'gpt-4o', refusal: 'deployment_not_allowed' });
 });
 
 each('unknown deployment', async (client) => {
   const error = await raises(OpenAI.NotFoundError, chat(client, 'no-such-deployment'));
-  check(error, 404, 'DeploymentNotFound', { outcome: 'refused', statuses: [] });
+  const refused = { outcome: 'refused', deployment: 'no-such-deployment', statuses: [] };
+  check(error, 404, 'DeploymentNotFound', refused);
 });
 
 test('everything throttled', async () => {

@@ -85,7 +85,8 @@ for name, base in {"": URL, ", api_base with a slash at its end": f"{URL}/"}.ite
         pairs = zip(packed.data[0].embedding, plain.data[0].embedding, strict=True)
         assert all(math.isclose(a, b, abs_tol=1e-6) for a, b in pairs)
         for answer in (packed, plain):
-            expect(operation="embeddings", status=200, input_tokens=answer.usage.prompt_tokens, prompt=contains("a text"))
+            tokens = answer.usage.prompt_tokens
+            expect(operation="embeddings", status=200, input_tokens=tokens, prompt=contains("a text"))
 
 
 @test("stream of a completion")

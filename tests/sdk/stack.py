@@ -11,22 +11,24 @@ import time
 START = 15.0
 STOP = 15.0
 
-# The moods a deployment of the resource `troubled` can be in. Each suite has deployments of its own,
-# `throttled-python` and so on, so that what one learns (cooldowns) does not show in the next.
-MOODS = {
-    "throttled": "{throttled: {retry_after_ms: 30000, retry_after: '30'}}",
-    "failover": "{throttled: {retry_after_ms: 30000, retry_after: '30'}}",
-    "again": "{sequence: [{throttled: {retry_after_ms: 600, retry_after: '1'}}, calm]}",
-    "hidden": "{error_first: {order: created_error_failed, retry_after: '4'}}",
-    "filtered": "{refuses: content_filter}",
-    "down": "{refuses: 503}",
-    "breaking": "{reset_mid_body: {events: 5}}",
-    "slow": "{drip: 40ms}",
-}
-# Moods for which another resource, in the next tier, has the deployment too.
-HELPED = {
-    "failover": {"chat": "gpt-4o", "vectors": "text-embedding-3-small", "dictation": "whisper"},
-    "hidden": {"chat": "gpt-4o"},
+THROTTLED = "{throttled: {retry_after_ms: 30000, retry_after: '30'}}"
+# Cases: the mood in which the resource `troubled` has a deployment, and the deployment by which a
+# resource of the next tier can help. Each suite has deployments of its own, `throttled-python` and so
+# on, so that what the balancer learns in one (cooldowns) does not show in the next.
+CASES = {
+    "throttled": (THROTTLED, None),
+    "failover-chat": (THROTTLED, "gpt-4o"),
+    "failover-vectors": (THROTTLED, "text-embedding-3-small"),
+    "failover-dictation": (THROTTLED, "whisper"),
+    "again": ("{sequence: [{throttled: {retry_after_ms: 600, retry_after: '1'}}, calm]}", None),
+    "hidden-chat": ("{error_first: {order: error_alone}}", "gpt-4o"),
+    "hidden-created": ("{error_first: {order: created_error_failed, retry_after: '4'}}", "gpt-4o"),
+    "hidden-failed": ("{error_first: {order: failed_then_error, retry_after: '4'}}", "gpt-4o"),
+    "hidden-alone": ("{error_first: {order: error_alone}}", "gpt-4o"),
+    "filtered": ("{refuses: content_filter}", None),
+    "down": ("{refuses: 503}", None),
+    "breaking": ("{reset_mid_body: {events: 5}}", None),
+    "slow": ("{drip: 40ms}", None),
 }
 SUITES = ["python", "python-028", "node"]
 # Two standard resources: name, deployments.
@@ -137,9 +139,11 @@ class Stack:
         self.simulator.send_signal(signal.SIGINT)
         return self.simulator.wait(STOP)
 
-    def log(self, name):
+    def log(self, name, most=4000):
+        """The end of a log, or all of it."""
         path = self.folder / name
-        return path.read_text()[-4000:] if path.exists() else ""
+        text = path.read_text() if path.exists() else ""
+        return text[-most:] if most else text
 
     def simulator_config(self):
         lines = ["resources:"]
@@ -162,8 +166,7 @@ class Stack:
         for name, deployments in STANDARD.items():
             limited = [f"{{name: {deployment}, tokens_per_minute: 1000000}}" for deployment in deployments]
             resource(name, name.title(), limited)
-        moods = {f"{mood}-{suite}": text for mood, text in MOODS.items() for suite in SUITES}
-        moods |= {f"failover-{kind}-{suite}": MOODS["failover"] for kind in HELPED["failover"] for suite in SUITES}
+        moods = {f"{case}-{suite}": mood for case, (mood, _) in CASES.items() for suite in SUITES}
         chatting = [f"{{name: {name}, model: gpt-4o}}" for name in [*moods, "gpt-4o"]]
         resource("troubled", "Sweden Central", chatting, moods | {"otherwise": "calm"})
         return "\n".join(lines) + "\n"
@@ -174,11 +177,10 @@ class Stack:
         own["westus"] |= {"dictation": "whisper", "painter": "gpt-image-1"}
         troubled = {}
         for suite in SUITES:
-            troubled |= {f"{mood}-{suite}": f"{mood}-{suite}" for mood in MOODS if mood not in HELPED}
-            for mood, kinds in HELPED.items():
-                for kind, helper in kinds.items():
-                    name = f"{mood}-{kind}-{suite}"
-                    troubled[name] = name if mood == "failover" else f"{mood}-{suite}"
+            for case, (_, helper) in CASES.items():
+                name = f"{case}-{suite}"
+                troubled[name] = name
+                if helper:
                     own["westus"][name] = helper
         lines = ["listeners:", f"  - address: 127.0.0.1:{port}", "backends:"]
 
