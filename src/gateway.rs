@@ -102,6 +102,16 @@ pub struct Body<'a> {
     pub encoded: bool,
 }
 
+/// What a request asks for, body included.
+pub struct Asked {
+    /// The deployment it names, if it is one that names one.
+    pub deployment: Option<Deployment>,
+    /// Whether it asks for a stream, if its body could be read.
+    pub stream: Option<bool>,
+    background: bool,
+    form: Form,
+}
+
 /// What the body turned out to be.
 #[derive(Debug)]
 enum Form {
@@ -221,20 +231,13 @@ impl Gateway {
         }
     }
 
-    /// Admits a request to its pool.
+    /// Reads what a request asks for.
     ///
     /// # Errors
-    /// `bad_request` for a body that does not say what it has to, `unsupported_encoding`,
-    /// `deployment_not_allowed`, `DeploymentNotFound`.
-    pub fn admit(
-        &self,
-        method: &Method,
-        target: Arc<Target>,
-        client: &Client,
-        body: &Body<'_>,
-    ) -> Result<Admitted, Refusal> {
+    /// `bad_request` for a body that does not say what it has to, `unsupported_encoding`.
+    pub fn read(&self, method: &Method, target: &Target, body: &Body<'_>) -> Result<Asked, Refusal> {
         let naming = target.naming(method);
-        let form = understand(naming, &target, body)?;
+        let form = understand(naming, target, body)?;
         let (stream, background, named) = match &form {
             Form::Opaque => (None, false, None),
             Form::Json(probe) => (Some(probe.stream), probe.background, Some(&probe.model)),
@@ -249,9 +252,23 @@ impl Gateway {
             (Naming::Body, None) => return Err(no_model()),
             (Naming::Home, _) => None,
         };
-        let seeks = naming == Naming::Home
-            && target.item
-            && matches!(*method, Method::GET | Method::HEAD | Method::DELETE);
+        Ok(Asked { deployment, stream, background, form })
+    }
+
+    /// Admits a request to its pool.
+    ///
+    /// # Errors
+    /// `deployment_not_allowed`, `DeploymentNotFound`.
+    pub fn admit(
+        &self,
+        method: &Method,
+        target: Arc<Target>,
+        client: &Client,
+        asked: Asked,
+    ) -> Result<Admitted, Refusal> {
+        let Asked { deployment, stream, background, form } = asked;
+        let finds = matches!(*method, Method::GET | Method::HEAD | Method::DELETE);
+        let seeks = target.naming(method) == Naming::Home && target.item && finds;
         let (pool, unlisted) = match &deployment {
             Some(deployment) => {
                 client.may_use(deployment)?;
@@ -260,8 +277,8 @@ impl Gateway {
             None if seeks => (Arc::clone(&self.home_first), false),
             None => (Arc::clone(&self.home), false),
         };
-        let repeatable = !is_create_without_idempotence(method, target.operation)
-            && !(background && target.operation == Operation::Responses);
+        let makes_more = is_create_without_idempotence(method, target.operation);
+        let repeatable = !(makes_more || (background && target.operation == Operation::Responses));
         Ok(Admitted { target, deployment, pool, stream, repeatable, seeks, form, unlisted })
     }
 

@@ -1,5 +1,7 @@
 //! Who gets in, with what, and what those read who do not.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and its output is read then")]
+
 mod support;
 
 use std::time::{Duration, Instant};

@@ -1,5 +1,7 @@
 //! The commands as an operator uses them.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and its output is read then")]
+
 mod support;
 
 use std::path::Path;

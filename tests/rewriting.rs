@@ -1,5 +1,7 @@
 //! What a backend sees of a request, and a client of a reply.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and its output is read then")]
+
 mod support;
 
 use aoai_lb::demo::{Mood, Refusal, Seen};

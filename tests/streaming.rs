@@ -1,6 +1,8 @@
 //! Streams: bytes as they are, when they come; usage asked for and taken out; broken ends
 //! that look broken; clients that leave.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and its output is read then")]
+
 mod support;
 
 use std::time::{Duration, Instant};
@@ -276,5 +278,42 @@ async fn odd_but_legal_replies_pass() {
         assert!(reply.text().ends_with("data: [DONE]\n\n"), "{mood:?}: {}", reply.text());
         azure.set_mood("a", Mood::Calm);
         assert_eq!(client.post(CHAT, &[("api-key", KEY)], support::HELLO.as_bytes()).await.status, 200, "{mood:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_on_the_last_event_has_its_answer() {
+    let head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let done = b"data: [DONE]\n\n";
+    // The end of the body never comes: whoever waits for it waits in vain.
+    let upstream = Upstream::start(move |_| {
+        let mut pieces = vec![head.to_vec(), format!("{:x}\r\n", done.len()).into(), done.to_vec(), b"\r\n".to_vec()];
+        pieces.extend((0..5_000).map(|_| Vec::new()));
+        pieces
+    })
+    .await;
+    let balancer = Balancer::start(&upstream.backend("a"), "").await;
+    let mut client = balancer.client().await;
+    let length = STREAM.len().to_string();
+    client.send(Client::head("POST", CHAT, &[("api-key", KEY), ("Content-Length", &length)]).as_bytes()).await;
+    client.send(STREAM.as_bytes()).await;
+    assert_eq!(client.reply_head().await.unwrap().status, 200);
+    assert_eq!(client.chunk().await.unwrap(), done);
+    drop(client);
+    assert_eq!(balancer.records_of(1).await[0]["outcome"], "answered");
+}
+
+#[tokio::test]
+async fn clients_of_http_1_0_get_no_chunks() {
+    let azure = azure(&["a"]).await;
+    let balancer = Balancer::start(&backends(&azure), "").await;
+    for body in [STREAM, support::HELLO] {
+        let mut client = balancer.client().await;
+        let length = body.len();
+        client.send(format!("POST {CHAT} HTTP/1.0\r\napi-key: {KEY}\r\nContent-Length: {length}\r\n\r\n{body}").as_bytes()).await;
+        let reply = client.reply().await;
+        assert_eq!((reply.status, reply.header("transfer-encoding")), (200, None));
+        assert!(reply.text().starts_with(if body == STREAM { "data: {" } else { "{" }), "{}", reply.text());
+        assert!(client.is_closed().await);
     }
 }

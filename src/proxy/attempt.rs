@@ -245,6 +245,7 @@ impl Flow {
         let status = header.status.as_u16();
         if let Some(attempt) = course.attempts.last_mut() {
             attempt.status = Some(status);
+            attempt.ms = millis(now.saturating_duration_since(underway.begun));
         }
         if let Some(candidate) = course.admitted.pool.candidate(underway.place) {
             let verdict = if status < 400 { Verdict::Success } else { Verdict::Client };
@@ -269,7 +270,7 @@ impl Flow {
         let Some(place) = course.finish(now, |attempt| {
             attempt.status = Some(status);
             attempt.retry_after_ms =
-                retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+                retry_after.map(millis);
         }) else {
             return Next::Relay(held);
         };
@@ -447,4 +448,8 @@ impl Course {
             self.best = Some(held);
         }
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

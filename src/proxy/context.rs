@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
 use http::Method;
 use pingora::protocols::http::ServerSession;
 
@@ -17,12 +16,13 @@ use super::attempt::{Course, Trouble};
 use super::intake::Intake;
 use super::peer::Peers;
 use super::replay::Outgoing;
-use super::tap::Reply;
+use super::tap::{Ending, Reply};
 use crate::admission::clients::Client;
 use crate::azure::Target;
 use crate::config::Listener;
+use crate::names::Deployment;
 use crate::gateway::Gateway;
-use crate::record::exchange::{Answered, Asked, Exchange, Outcome};
+use crate::record::exchange::{Answered, Asked, Exchange, Lease, Outcome};
 use crate::refusal::Refusal;
 
 /// A configuration at work: what decides, and how to reach what it decided on.
@@ -73,6 +73,12 @@ pub(super) struct Flow {
     pub(super) body: Intake,
     /// The body as the try under way sends it.
     pub(super) outgoing: Outgoing,
+    /// The deployment it asks for, as far as it is known.
+    pub(super) deployment: Option<Deployment>,
+    /// Whether it asks for a stream, if its body was read.
+    pub(super) stream: Option<bool>,
+    /// Whether the client can tell the end of a chunked body: HTTP/1.0 cannot.
+    pub(super) knows_chunks: bool,
     /// Whether the client asked for a protocol switch.
     pub(super) upgrades: bool,
     /// When the try under way is given up, and as what.
@@ -126,6 +132,9 @@ impl Flow {
             content_type: String::new(),
             body: Intake::default(),
             outgoing: Outgoing::default(),
+            deployment: None,
+            stream: None,
+            knows_chunks: true,
             upgrades: false,
             deadline: None,
             course: None,
@@ -174,8 +183,10 @@ impl Flow {
         let mut answered = Answered::Opaque;
         let (mut region, mut apim_request_id) = (None, None);
         if let Reply::Passing(passing) = reply {
-            let (seen, broken) = passing.finish();
-            self.end.failed |= broken;
+            let (seen, ending) = passing.finish();
+            // SDKs hang up on the last event, before the end of the body: that is an answer.
+            self.end.client_gone &= ending != Ending::Said;
+            self.end.failed |= ending == Ending::Broken;
             (answered, region, apim_request_id) = (seen.answered, seen.region, seen.apim_request_id);
         }
         let outcome = self.outcome();
@@ -191,11 +202,14 @@ impl Flow {
             let version = target.effective_api_version(own, gateway.requests.api_version.as_deref());
             version.map(std::borrow::Cow::into_owned)
         });
-        let deployment = self.course.as_ref().and_then(|course| course.admitted.deployment.clone());
         let named = || self.target.as_ref().and_then(|target| target.deployment.clone());
+        let deployment = self.deployment.take().or_else(named);
         let keep = self.gateway().keep(self.client.as_deref()).is_some_and(|keep| keep.prompt);
-        let asked = (keep && !self.body.bytes.is_empty())
-            .then(|| Asked { body: self.body.bytes.clone(), content_type: self.content_type.clone() });
+        // The body goes on to the record, and so does what accounts for its memory.
+        let body = std::mem::take(&mut self.body.bytes);
+        let lease = self.body.share.take().map(|share| Box::new(share) as Box<dyn Lease>);
+        let content_type = std::mem::take(&mut self.content_type);
+        let asked = (keep && !body.is_empty()).then_some(Asked { body, content_type, lease });
         let exchange = Exchange {
             time: self.time,
             request_id: Arc::clone(&self.request_id),
@@ -207,8 +221,8 @@ impl Flow {
             raw_path: self.raw_path.take(),
             api_version: version,
             upstream_deployment: last.and_then(|last| last.upstream.or_else(|| deployment.clone())),
-            deployment: deployment.or_else(named),
-            stream: self.course.as_ref().and_then(|course| course.admitted.stream),
+            deployment,
+            stream: self.stream,
             status: self.end.status,
             outcome,
             refusal: self.end.refusal,
@@ -227,8 +241,6 @@ impl Flow {
             asked,
             answered,
         };
-        // The body's memory is free again only once nobody needs the bytes.
-        self.body.bytes = Bytes::new();
         gateway.settle(Box::new(exchange));
     }
 }

@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use pingora::protocols::http::ServerSession;
 use tokio::time::{Instant, timeout_at};
 
+use crate::record::exchange::Lease;
 use crate::refusal::{Reason, Refusal};
 
 /// The most that is set aside at once for a body of unknown length.
@@ -38,7 +39,7 @@ impl Budget {
 
 /// A share of the budget; given back when dropped.
 #[derive(Debug)]
-struct Share {
+pub(super) struct Share {
     budget: Arc<Budget>,
     bytes: u64,
 }
@@ -54,6 +55,8 @@ impl Share {
         Err(Refusal::new(Reason::Overloaded, message).after(Duration::from_secs(1)))
     }
 }
+
+impl Lease for Share {}
 
 impl Drop for Share {
     fn drop(&mut self) {
@@ -72,8 +75,8 @@ pub(super) struct Intake {
     pub(super) streams: Option<u64>,
     /// Some of what is not held has been read: the body cannot be sent again.
     pub(super) consumed: bool,
-    /// Its part of the budget; given back with it.
-    _share: Option<Share>,
+    /// Its part of the budget.
+    pub(super) share: Option<Share>,
 }
 
 /// What bounds an intake.
@@ -157,7 +160,7 @@ pub(super) async fn take(session: &mut ServerSession, bounds: &Bounds) -> Result
                 length,
                 bytes: whole.into_bytes(),
                 streams,
-                _share: Some(share),
+                share: Some(share),
                 consumed: false,
             });
         }
@@ -166,7 +169,7 @@ pub(super) async fn take(session: &mut ServerSession, bounds: &Bounds) -> Result
     if announced.is_some_and(|announced| announced != bytes.len() as u64) {
         return Err(NoBody::Gone);
     }
-    Ok(Intake { length: bytes.len() as u64, bytes, _share: Some(share), ..Intake::default() })
+    Ok(Intake { length: bytes.len() as u64, bytes, share: Some(share), ..Intake::default() })
 }
 
 /// A client that sent `Expect: 100-continue` waits for a word before it sends its body.

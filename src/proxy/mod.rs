@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, header};
+use http::{Method, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
@@ -69,6 +69,7 @@ impl Balancer {
             let upgrades = session.is_upgrade_req();
             let mut flow = flow.lock();
             flow.upgrades = upgrades;
+            flow.knows_chunks = header.version != Version::HTTP_10;
             let raw = header.raw_path();
             let target = gateway.locate(&header.method, raw, upgrades).inspect_err(|_| {
                 flow.raw_path = Some(readable(raw));
@@ -80,6 +81,10 @@ impl Balancer {
             gateway.permit(&header.method, &target, &client)?;
             (header.method.clone(), target, client)
         };
+        if session.req_header().version == Version::HTTP_10 {
+            // Streams end with the connection for those who do not know chunks.
+            session.set_keepalive(None);
+        }
         let requests = &gateway.requests;
         let bounds = Bounds {
             held: requests.max_body,
@@ -97,10 +102,14 @@ impl Balancer {
             Duration::try_from_secs_f64(seconds).ok()
         });
         let body = Body { bytes: &intake.bytes, content_type: &content_type, encoded };
-        let admitted = gateway.admit(&method, target, &client, &body);
+        let asked = gateway.read(&method, &target, &body);
         let mut flow = flow.lock();
         flow.body = intake;
         flow.content_type = content_type;
+        let asked = asked?;
+        flow.deployment.clone_from(&asked.deployment);
+        flow.stream = asked.stream;
+        let admitted = gateway.admit(&method, target, &client, asked);
         let allowance = gateway.allowance(Instant::now(), flow.arrival, read_timeout);
         flow.course = Some(Course::new(admitted?, allowance));
         Ok(())

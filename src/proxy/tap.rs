@@ -66,6 +66,17 @@ enum Content {
     Stream { scanner: Scanner, answer: Box<Answer> },
 }
 
+/// How an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Its last event said so.
+    Said,
+    /// Its framing said so.
+    Framed,
+    /// It broke off, ended without its last event, or in an error.
+    Broken,
+}
+
 /// What the record wants to know of an answer.
 #[derive(Default)]
 pub(super) struct Facts {
@@ -86,20 +97,23 @@ impl Facts {
 }
 
 impl Passing {
-    /// What was seen, and whether the answer broke off or ended without its last event.
-    pub(super) fn finish(self) -> (Facts, bool) {
+    /// What was seen, and how it ended.
+    pub(super) fn finish(self) -> (Facts, Ending) {
         let mut seen = self.seen;
-        let mut broken = !self.ended;
+        let mut ending = if self.ended { Ending::Framed } else { Ending::Broken };
         seen.answered = match self.content {
             Content::Opaque => seen.answered,
             Content::Reply { body, is_json } => Answered::Reply { body, is_json },
             Content::Stream { mut scanner, mut answer } => {
                 scanner.finish(&mut |event| answer.event(&event));
-                broken |= self.terminates && !answer.terminal;
+                if self.terminates {
+                    let said = answer.terminal && answer.failed.is_none();
+                    ending = if said { Ending::Said } else { Ending::Broken };
+                }
                 Answered::Stream(answer)
             }
         };
-        (seen, broken)
+        (seen, ending)
     }
 
     fn feed(&mut self, data: &Bytes) {
@@ -173,8 +187,11 @@ impl Flow {
             .is_some_and(super::attempt::Course::asks_usage)
             .then(|| UsageFilter::new(USAGE_EVENT_MAX));
         let filter = filter.filter(|_| is_stream(header));
-        if filter.is_some() {
-            header.remove_header(&http::header::CONTENT_LENGTH);
+        if filter.is_some() && header.remove_header(&http::header::CONTENT_LENGTH).is_some() {
+            header.insert_header(http::header::TRANSFER_ENCODING, "chunked")?;
+        }
+        if !self.knows_chunks {
+            header.remove_header(&http::header::TRANSFER_ENCODING);
         }
         let operation = self.course.as_ref().map(|course| course.admitted.target.operation);
         let passing = Passing {

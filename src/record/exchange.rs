@@ -48,13 +48,18 @@ pub struct Attempt {
 }
 
 /// What is known of the request's body, kept for the prompt.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Asked {
     /// The body as the client sent it.
     pub body: Bytes,
     /// Its content type.
     pub content_type: String,
+    /// What accounts for the memory of the body; dropped with it.
+    pub lease: Option<Box<dyn Lease>>,
 }
+
+/// A share of a budget that is given back when it is dropped.
+pub trait Lease: Send + std::fmt::Debug {}
 
 /// What is known of the reply's body.
 #[derive(Debug, Default)]

@@ -28,6 +28,18 @@ def python(name, requirements):
     return interpreter
 
 
+def node_tools():
+    """A node of at least version 20 and its npm: the system's, or one of our own, which comes as a
+    Python package since Debian 12 has only version 18."""
+    system = shutil.which("node")
+    if system and shutil.which("npm"):
+        version = subprocess.run([system, "--version"], capture_output=True, text=True).stdout
+        if int(version.strip().lstrip("v").split(".")[0] or 0) >= 20:
+            return system, ["npm"]
+    scripts = python("nodejs", "requirements-node.txt").parent
+    return scripts / "node", [scripts / "npm"]
+
+
 def node():
     """A folder with node_modules, and with the scripts beside it, so that they import as users do."""
     place = ROOT / "node"
@@ -38,7 +50,9 @@ def node():
         place.mkdir(parents=True)
         for source in sources:
             shutil.copy(source, place)
-        installed(["npm", "ci", "--no-audit", "--no-fund"], cwd=place)
+        executable, npm = node_tools()
+        path = f"{Path(executable).parent}{os.pathsep}{os.environ['PATH']}"
+        installed([*npm, "ci", "--no-audit", "--no-fund"], cwd=place, path=path)
 
     fresh(place, sources, make)
     for script in HERE.glob("*.mjs"):
@@ -59,8 +73,9 @@ def fresh(place, sources, make):
     mark.write_text(made_of)
 
 
-def installed(command, cwd=None):
-    done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def installed(command, cwd=None, path=None):
+    environment = os.environ | ({"PATH": path} if path else {})
+    done = subprocess.run(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stdout}")
 

@@ -200,7 +200,8 @@ test('keys of two clients', async () => {
 
 each('deployment not allowed for this client', async (client, api, make) => {
   const error = await raises(OpenAI.PermissionDeniedError, chat(make({ apiKey: LIMITED_KEY })));
-  check(error, 403, 'deployment_not_allowed', { client: 'limited', deployment: 'gpt-4o', refusal: 'deployment_not_allowed' });
+  const refused = { client: 'limited', deployment: 'gpt-4o', refusal: 'deployment_not_allowed' };
+  check(error, 403, 'deployment_not_allowed', refused);
 });
 
 each('unknown deployment', async (client) => {

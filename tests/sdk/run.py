@@ -47,7 +47,7 @@ def main():
     commands = {
         "python": [[current, HERE / "python_current.py"], [current, HERE / "python_failures.py"]],
         "python-028": [[old, HERE / "python_028.py"]],
-        "node": [["node", node / "node.mjs"]],
+        "node": [[environments.node_tools()[0], node / "node.mjs"]],
     }
     # So that what was started is stopped, too, when somebody stops this.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
