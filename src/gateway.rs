@@ -342,6 +342,11 @@ impl Gateway {
         status < 400 || !(self.retry.statuses.contains(status) || verdict::needs_body(status))
     }
 
+    /// How much of a stream may be held before its first content.
+    pub fn hold(&self) -> config::Hold {
+        self.retry.hold
+    }
+
     /// The verdict on a complete reply.
     pub fn judge(&self, admitted: &Admitted, status: u16, body: &[u8]) -> Verdict {
         match verdict::judge(status, body, &|status| self.retry.statuses.contains(status)) {

@@ -1,6 +1,10 @@
 //! Who gets in, with what, and what those read who do not.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and its output is read then")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and its output is read then"
+)]
 
 mod support;
 
@@ -63,7 +67,8 @@ async fn a_key_is_found_in_all_four_places() {
 
 #[tokio::test]
 async fn refusals_come_in_order_and_in_azures_shape() {
-    let (azure, balancer) = start("requests: { max_body: 1KiB, body_memory: 1MiB, max_streamed_body: 2KiB }").await;
+    let (azure, balancer) =
+        start("requests: { max_body: 1KiB, body_memory: 1MiB, max_streamed_body: 2KiB }").await;
     let b = "key-of-team-b";
     let large = "x".repeat(2000);
     let v1 = "/openai/v1/chat/completions";
@@ -76,9 +81,30 @@ async fn refusals_come_in_order_and_in_azures_shape() {
         ("OPTIONS", CHAT, vec![], "", 405, "method_not_allowed"),
         ("TRACE", CHAT, vec![], "", 405, "method_not_allowed"),
         ("POST", "/openai/deployments/none/chat/completions", vec![], "", 401, "invalid_api_key"),
-        ("POST", "/openai/deployments/none/chat/completions", vec![("api-key", b)], "", 403, "deployment_not_allowed"),
-        ("POST", "/openai/deployments/none/chat/completions", vec![("api-key", KEY)], "", 404, "DeploymentNotFound"),
-        ("POST", "/openai/deployments/b%20ad/chat/completions", vec![("api-key", KEY)], "", 400, "bad_request"),
+        (
+            "POST",
+            "/openai/deployments/none/chat/completions",
+            vec![("api-key", b)],
+            "",
+            403,
+            "deployment_not_allowed",
+        ),
+        (
+            "POST",
+            "/openai/deployments/none/chat/completions",
+            vec![("api-key", KEY)],
+            "",
+            404,
+            "DeploymentNotFound",
+        ),
+        (
+            "POST",
+            "/openai/deployments/b%20ad/chat/completions",
+            vec![("api-key", KEY)],
+            "",
+            400,
+            "bad_request",
+        ),
         ("GET", "/openai/v1/models", vec![("api-key", b)], "", 403, "deployment_not_allowed"),
         ("POST", v1, vec![("api-key", b)], r#"{"model":"gpt-4o"}"#, 403, "deployment_not_allowed"),
         ("POST", v1, vec![("api-key", KEY)], r#"{"model":"none"}"#, 404, "DeploymentNotFound"),
@@ -86,21 +112,53 @@ async fn refusals_come_in_order_and_in_azures_shape() {
         ("POST", v1, vec![("api-key", KEY)], r#"{"model":5}"#, 400, "bad_request"),
         ("POST", v1, vec![("api-key", KEY)], r#"{"model":"a/b"}"#, 400, "bad_request"),
         ("POST", v1, vec![("api-key", KEY)], r#"{"model":"other","model":"gpt-4o"}"#, 400, "bad_request"),
-        ("POST", v1, vec![("api-key", KEY)], r#"{"model":"other","mod\u0065l":"gpt-4o"}"#, 400, "bad_request"),
-        ("POST", v1, vec![("api-key", KEY)], r#"{"model":"other","stream":true,"stream":false}"#, 400, "bad_request"),
+        (
+            "POST",
+            v1,
+            vec![("api-key", KEY)],
+            r#"{"model":"other","mod\u0065l":"gpt-4o"}"#,
+            400,
+            "bad_request",
+        ),
+        (
+            "POST",
+            v1,
+            vec![("api-key", KEY)],
+            r#"{"model":"other","stream":true,"stream":false}"#,
+            400,
+            "bad_request",
+        ),
         ("POST", v1, vec![("api-key", KEY)], r#"{"model":"other""#, 400, "bad_request"),
         ("POST", v1, vec![("api-key", KEY)], "", 400, "bad_request"),
-        ("POST", v1, vec![("api-key", KEY), ("Content-Encoding", "gzip")], "zzz", 415, "unsupported_encoding"),
+        (
+            "POST",
+            v1,
+            vec![("api-key", KEY), ("Content-Encoding", "gzip")],
+            "zzz",
+            415,
+            "unsupported_encoding",
+        ),
         ("POST", CHAT, vec![("api-key", KEY)], r#"{"stream":true,"stream":false}"#, 400, "bad_request"),
         ("POST", CHAT, vec![("api-key", KEY)], &large, 413, "body_too_large"),
-        ("POST", "/openai/deployments/gpt-4o/chat/completions?api-version=1&API-version=2", vec![("api-key", KEY)], "", 400, "bad_request"),
+        (
+            "POST",
+            "/openai/deployments/gpt-4o/chat/completions?api-version=1&API-version=2",
+            vec![("api-key", KEY)],
+            "",
+            400,
+            "bad_request",
+        ),
     ];
     let mut client = balancer.client().await;
     for (n, (method, target, headers, body, status, code)) in table.iter().enumerate() {
         let reply = client.request(method, target, headers, Some(body.as_bytes())).await;
         assert_eq!((reply.status, reply.code().as_str()), (*status, *code), "{method} {target} {body}");
         let error = &reply.json()["error"];
-        assert!(error["message"].as_str().is_some_and(|text| text.len() > 10) && error["type"].is_string() && error["param"].is_null());
+        assert!(
+            error["message"].as_str().is_some_and(|text| text.len() > 10)
+                && error["type"].is_string()
+                && error["param"].is_null()
+        );
         let record = balancer.records_of(n + 1).await.pop().unwrap();
         assert_eq!((record["outcome"].as_str(), record["refusal"].as_str()), (Some("refused"), Some(*code)));
         assert_eq!(record["request_id"].as_str(), reply.header("x-aoai-lb-request-id"));
@@ -114,7 +172,8 @@ async fn refusals_come_in_order_and_in_azures_shape() {
 #[tokio::test]
 async fn nothing_gets_round_the_allow_list() {
     let azure = azure(&["a"]).await;
-    let more = "requests: { allow: [ \"POST /openai/deployments/*/chat/completions\", \"GET /openai/v1/models\" ] }";
+    let more =
+        "requests: { allow: [ \"POST /openai/deployments/*/chat/completions\", \"GET /openai/v1/models\" ] }";
     let balancer = Balancer::start(&backends(&azure), more).await;
     let mut client = balancer.client().await;
     assert_eq!(client.post(CHAT, &[("api-key", KEY)], HELLO.as_bytes()).await.status, 200);
@@ -150,7 +209,9 @@ async fn nothing_gets_round_the_allow_list() {
 async fn what_two_servers_could_read_differently_is_refused() {
     let (azure, balancer) = start("").await;
     let head = format!("POST {CHAT} HTTP/1.1\r\nHost: x\r\napi-key: {KEY}\r\n");
-    let smuggled = format!("0\r\n\r\nPOST /openai/x HTTP/1.1\r\nHost: x\r\napi-key: {KEY}\r\nContent-Length: 2\r\n\r\n{{}}");
+    let smuggled = format!(
+        "0\r\n\r\nPOST /openai/x HTTP/1.1\r\nHost: x\r\napi-key: {KEY}\r\nContent-Length: 2\r\n\r\n{{}}"
+    );
     let requests = [
         format!("{head}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n{smuggled}"),
         format!("{head}Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n{smuggled}"),
@@ -168,7 +229,9 @@ async fn what_two_servers_could_read_differently_is_refused() {
         format!("{head} folded: x\r\nContent-Length: 2\r\n\r\n{{}}"),
         format!("POST {CHAT} HTTP/1.1\r\napi-key: {KEY}\r\nContent-Length: 2\r\n\r\n{{}}"),
         format!("POST {CHAT} HTTP/1.1\r\nHost: a b\r\napi-key: {KEY}\r\nContent-Length: 2\r\n\r\n{{}}"),
-        format!("POST {CHAT} HTTP/1.0\r\nHost: x\r\napi-key: {KEY}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        format!(
+            "POST {CHAT} HTTP/1.0\r\nHost: x\r\napi-key: {KEY}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        ),
         format!("POST {CHAT} x HTTP/1.1\r\nHost: x\r\napi-key: {KEY}\r\nContent-Length: 2\r\n\r\n{{}}"),
         format!("{head}Transfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n0\r\n\r\n"),
         format!("{head}Transfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n"),
@@ -232,7 +295,10 @@ async fn heads_and_bodies_have_a_deadline_and_heads_a_size() {
 async fn a_head_may_come_in_pieces_and_requests_in_a_row() {
     let (_azure, balancer) = start("").await;
     let mut client = balancer.client().await;
-    let request = format!("{}{HELLO}", Client::head("POST", CHAT, &[("api-key", KEY), ("Content-Length", &HELLO.len().to_string())]));
+    let request = format!(
+        "{}{HELLO}",
+        Client::head("POST", CHAT, &[("api-key", KEY), ("Content-Length", &HELLO.len().to_string())])
+    );
     for piece in request.as_bytes().chunks(11) {
         client.send(piece).await;
         tokio::task::yield_now().await;
@@ -265,10 +331,14 @@ async fn health_needs_no_key_and_leaves_no_record() {
 async fn the_clients_address_is_told_by_trusted_proxies_only() {
     let azure = azure(&["a"]).await;
     for (trusted, expected) in [("[]", "127.0.0.1"), ("[127.0.0.0/8]", "203.0.113.7")] {
-        let balancer = Balancer::with_listener(&backends(&azure), &format!("trusted_proxies: {trusted}")).await;
+        let balancer =
+            Balancer::with_listener(&backends(&azure), &format!("trusted_proxies: {trusted}")).await;
         let headers = [("api-key", KEY), ("X-Forwarded-For", "1.1.1.1, 203.0.113.7:4711, 127.0.0.9")];
         assert_eq!(balancer.post(CHAT, &headers, HELLO.as_bytes()).await.status, 200);
         let record = &balancer.records_of(1).await[0];
-        assert_eq!((record["client_ip"].as_str(), record["peer_ip"].as_str()), (Some(expected), Some("127.0.0.1")));
+        assert_eq!(
+            (record["client_ip"].as_str(), record["peer_ip"].as_str()),
+            (Some(expected), Some("127.0.0.1"))
+        );
     }
 }

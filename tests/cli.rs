@@ -1,6 +1,10 @@
 //! The commands as an operator uses them.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and its output is read then")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and its output is read then"
+)]
 
 mod support;
 
@@ -17,7 +21,10 @@ fn run(arguments: &[&str]) -> Output {
     for name in ["EASTUS_KEY", "WESTUS_KEY", "SWEDEN_KEY", "BACKEND_1_KEY", "BACKEND_2_KEY"] {
         command.env(name, "an-azure-key");
     }
-    for (n, name) in ["TEAM_A_SHA256", "TEAM_B_SHA256", "SUBSCRIPTION_1_SHA256", "SUBSCRIPTION_2_SHA256"].iter().enumerate() {
+    for (n, name) in ["TEAM_A_SHA256", "TEAM_B_SHA256", "SUBSCRIPTION_1_SHA256", "SUBSCRIPTION_2_SHA256"]
+        .iter()
+        .enumerate()
+    {
         command.env(name, support::sha256(&n.to_string()));
     }
     command.env("LOGS_DIRECTORY", std::env::temp_dir());
@@ -45,13 +52,16 @@ fn every_example_passes_the_check() {
     assert!(checked >= 3);
     // And those that the README shows.
     let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
-    let blocks: Vec<&str> = readme.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    let whole: Vec<&&str> = blocks.iter().filter(|block| block.contains("listeners:") && block.contains("clients:")).collect();
+    let blocks: Vec<&str> =
+        readme.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    let whole: Vec<&&str> =
+        blocks.iter().filter(|block| block.contains("listeners:") && block.contains("clients:")).collect();
     assert!(!whole.is_empty());
     for block in whole {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("readme.yaml");
-        std::fs::write(&file, block.replace("REPLACE-ME: output of aoai-lb keys new", &support::sha256("x"))).unwrap();
+        std::fs::write(&file, block.replace("REPLACE-ME: output of aoai-lb keys new", &support::sha256("x")))
+            .unwrap();
         let output = run(&["check", "-c", file.to_str().unwrap()]);
         assert_eq!(output.status.code(), Some(0), "{block}\n{}", text(&output.stderr));
     }
@@ -69,7 +79,15 @@ fn check_tells_every_problem_at_once() {
     let output = run(&["check", "-c", file.to_str().unwrap()]);
     let lines = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
-    for expected in ["listeners[0].adress", "address", "backends[0].endpoint", "backends[0].weight", "NOT_SET_ANYWHERE", "timeouts.connect", "clients"] {
+    for expected in [
+        "listeners[0].adress",
+        "address",
+        "backends[0].endpoint",
+        "backends[0].weight",
+        "NOT_SET_ANYWHERE",
+        "timeouts.connect",
+        "clients",
+    ] {
         assert!(lines.contains(expected), "{expected} is not in\n{lines}");
     }
     assert!(lines.lines().count() >= 6, "{lines}");
@@ -124,7 +142,12 @@ async fn sigterm_fails_readiness_first_finishes_what_runs_and_keeps_every_record
     }
     azure.set_mood("a", Mood::SlowFirstByte(std::time::Duration::from_millis(1500)));
     let mut running = balancer.client().await;
-    running.send(Client::head("POST", CHAT, &[("api-key", KEY), ("Content-Length", &HELLO.len().to_string())]).as_bytes()).await;
+    running
+        .send(
+            Client::head("POST", CHAT, &[("api-key", KEY), ("Content-Length", &HELLO.len().to_string())])
+                .as_bytes(),
+        )
+        .await;
     running.send(HELLO.as_bytes()).await;
     support::until("it runs", || azure.hits("a") == 51).await;
     balancer.signal("TERM");
@@ -146,7 +169,11 @@ async fn sigterm_fails_readiness_first_finishes_what_runs_and_keeps_every_record
 #[tokio::test]
 async fn the_demo_works_as_printed() {
     use std::io::{BufRead, BufReader};
-    let mut child = Command::new(env!("CARGO_BIN_EXE_aoai-lb")).arg("demo").stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_aoai-lb"))
+        .arg("demo")
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut printed = String::new();
     while !printed.contains("End with") {

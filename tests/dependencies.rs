@@ -1,7 +1,11 @@
 //! What the binary is made of: one TLS stack, permissive licences, no crate twice without a
 //! reason. `deny.toml` says the same for those who have cargo-deny.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and its output is read then")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and its output is read then"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -10,14 +14,32 @@ use serde_json::Value;
 
 /// Other TLS stacks, and what they are built on.
 const FORBIDDEN: [&str; 10] = [
-    "rustls", "ring", "aws-lc-rs", "aws-lc-sys", "boring", "boring-sys", "native-tls", "s2n-tls", "schannel",
+    "rustls",
+    "ring",
+    "aws-lc-rs",
+    "aws-lc-sys",
+    "boring",
+    "boring-sys",
+    "native-tls",
+    "s2n-tls",
+    "schannel",
     "security-framework",
 ];
 
 /// Licences that ask for no more than their text.
 const LICENCES: [&str; 12] = [
-    "MIT", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0",
-    "ISC", "MIT-0", "Unicode-3.0", "Unlicense", "Zlib",
+    "MIT",
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "BSL-1.0",
+    "CC0-1.0",
+    "ISC",
+    "MIT-0",
+    "Unicode-3.0",
+    "Unlicense",
+    "Zlib",
 ];
 
 /// Crates that are there in several versions, and who is to blame.
@@ -66,9 +88,9 @@ fn is_permissive(expression: &str) -> bool {
     let expression = expression.trim();
     let groups = |text: &str| text.replace(['(', ')'], "");
     // In the tree, parentheses only ever stand around a choice that is one side of an AND.
-    expression.split(" AND ").all(|side| {
-        groups(side).split(" OR ").any(|licence| LICENCES.contains(&licence.trim()))
-    })
+    expression
+        .split(" AND ")
+        .all(|side| groups(side).split(" OR ").any(|licence| LICENCES.contains(&licence.trim())))
 }
 
 #[test]
@@ -80,7 +102,9 @@ fn licences_are_permissive() {
         .map(|package| format!("{}: {}", name(package), package["license"]))
         .collect();
     assert!(bad.is_empty(), "{bad:#?}");
-    assert!(!is_permissive("GPL-3.0") && !is_permissive("MIT AND GPL-2.0") && is_permissive("GPL-2.0 OR MIT"));
+    assert!(
+        !is_permissive("GPL-3.0") && !is_permissive("MIT AND GPL-2.0") && is_permissive("GPL-2.0 OR MIT")
+    );
 }
 
 #[test]
@@ -90,7 +114,8 @@ fn no_crate_is_there_twice_without_a_reason() {
     for package in &packages {
         versions.entry(name(package)).or_default().insert(package["version"].as_str().unwrap());
     }
-    let twice: Vec<&str> = versions.iter().filter(|(_, versions)| versions.len() > 1).map(|(name, _)| *name).collect();
+    let twice: Vec<&str> =
+        versions.iter().filter(|(_, versions)| versions.len() > 1).map(|(name, _)| *name).collect();
     let explained: Vec<&str> = TWICE.iter().map(|(name, _)| *name).collect();
     assert_eq!(twice, explained, "each needs its reason, and no reason may outlive its crate");
 }

@@ -1,6 +1,10 @@
 //! What happens when a backend says no, says nothing or cannot be reached.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and its output is read then")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and its output is read then"
+)]
 
 mod support;
 
@@ -9,7 +13,8 @@ use std::time::{Duration, Instant};
 use aoai_lb::demo::{Extent, Mood, Refusal, Simulator};
 use support::{Balancer, CHAT, Client, HELLO, KEY, answerer, azure, backend, backends, sha256, until};
 
-const TIMEOUTS: &str = "timeouts: { connect: 500ms, first_byte: 300ms, first_byte_stream: 200ms, idle: 300ms }";
+const TIMEOUTS: &str =
+    "timeouts: { connect: 500ms, first_byte: 300ms, first_byte_stream: 200ms, idle: 300ms }";
 
 async fn two(more: &str) -> (Simulator, Balancer) {
     let azure = azure(&["a", "b"]).await;
@@ -42,7 +47,8 @@ async fn every_way_to_fail_moves_on() {
         ("protocol", Mood::Unsolicited101),
     ];
     for (expected, mood) in moods {
-        let (azure, balancer) = two(&format!("{TIMEOUTS}\nretry: {{ statuses: [408, 424, 429, 500-599] }}")).await;
+        let (azure, balancer) =
+            two(&format!("{TIMEOUTS}\nretry: {{ statuses: [408, 424, 429, 500-599] }}")).await;
         azure.set_mood("a", mood.clone());
         let reply = balancer.chat().await;
         assert_eq!((reply.status, answerer(&reply).as_str()), (200, "b"), "{mood:?}: {}", reply.text());
@@ -52,7 +58,10 @@ async fn every_way_to_fail_moves_on() {
         let seen = first["error"].as_str().map_or_else(|| first["status"].to_string(), str::to_owned);
         assert_eq!(first["backend"], "a", "{mood:?}");
         // A reset at once may come before or after the connection counts as made.
-        assert!(seen == expected || (expected.is_empty() && matches!(&*seen, "reset" | "connect")), "{mood:?}: {seen}");
+        assert!(
+            seen == expected || (expected.is_empty() && matches!(&*seen, "reset" | "connect")),
+            "{mood:?}: {seen}"
+        );
         assert_eq!((record["outcome"].as_str(), record["backend"].as_str()), (Some("answered"), Some("b")));
         if !matches!(mood, Mood::ResetOnAccept) {
             let sent = azure.requests("b").pop().unwrap();
@@ -72,10 +81,15 @@ async fn a_backend_that_is_not_there_moves_on() {
 
 #[tokio::test]
 async fn what_is_about_the_request_is_relayed_at_once() {
-    for mood in [Refusal::ContentFilter, Refusal::ContextLengthExceeded, Refusal::ResourceNotFound, Refusal::Conflict] {
+    for mood in
+        [Refusal::ContentFilter, Refusal::ContextLengthExceeded, Refusal::ResourceNotFound, Refusal::Conflict]
+    {
         let (azure, balancer) = two("").await;
-        azure.set_mood("a", Mood::Refuses(mood.clone()));
-        let direct = Client::connect(azure.address("a")).await.post(CHAT, &[("api-key", "a-key")], HELLO.as_bytes()).await;
+        azure.set_mood("a", Mood::Refuses(mood));
+        let direct = Client::connect(azure.address("a"))
+            .await
+            .post(CHAT, &[("api-key", "a-key")], HELLO.as_bytes())
+            .await;
         let reply = balancer.chat().await;
         assert_eq!((reply.status, answerer(&reply).as_str()), (direct.status, "a"), "{mood:?}");
         assert_eq!(reply.code(), direct.code(), "{mood:?}");
@@ -104,7 +118,8 @@ async fn each_backend_once_then_further_rounds_until_one_answers() {
     let reply = balancer.chat().await;
     assert_eq!((reply.status, answerer(&reply).as_str()), (200, "a"));
     let record = &balancer.records_of(1).await[0];
-    let order: Vec<&str> = record["attempts"].as_array().unwrap().iter().map(|a| a["backend"].as_str().unwrap()).collect();
+    let order: Vec<&str> =
+        record["attempts"].as_array().unwrap().iter().map(|a| a["backend"].as_str().unwrap()).collect();
     let mut rounds: Vec<Vec<&str>> = order.chunks(3).map(<[&str]>::to_vec).collect();
     rounds.iter_mut().for_each(|round| round.sort_unstable());
     assert_eq!(rounds[..2], [["a", "b", "c"], ["a", "b", "c"]], "{order:?}");
@@ -152,12 +167,17 @@ async fn all_throttled_is_a_429_with_the_soonest_true_hint() {
     assert_eq!(azure.hits("a") + azure.hits("b"), 3);
     let records = &balancer.records_of(4).await[1..];
     assert_eq!((records[0]["outcome"].as_str(), records[0]["refusal"].as_str()), (Some("answered"), None));
-    assert_eq!((records[1]["outcome"].as_str(), records[1]["refusal"].as_str()), (Some("refused"), Some("all_throttled")));
+    assert_eq!(
+        (records[1]["outcome"].as_str(), records[1]["refusal"].as_str()),
+        (Some("refused"), Some("all_throttled"))
+    );
 }
 
 #[tokio::test]
 async fn absurd_hints_are_clamped() {
-    for (header, least, most) in [("86400", 59_000, 60_000), ("-1", 1, 60_000), ("soon", 1, 60_000), ("1m2s", 59_000, 60_000)] {
+    for (header, least, most) in
+        [("86400", 59_000, 60_000), ("-1", 1, 60_000), ("soon", 1, 60_000), ("1m2s", 59_000, 60_000)]
+    {
         let azure = azure(&["a"]).await;
         let balancer = Balancer::start(&backends(&azure), "").await;
         azure.set_mood("a", Mood::Throttled { retry_after_ms: None, retry_after: Some(header.into()) });
@@ -211,7 +231,9 @@ async fn nobody_there_is_502_and_nobody_in_time_504() {
 
 #[tokio::test]
 async fn the_deadline_and_the_clients_own_time_out_begin_no_further_attempt() {
-    for (config, headers) in [("retry: { deadline: 150ms }", vec![]), ("", vec![("x-stainless-read-timeout", "0.15")])] {
+    for (config, headers) in
+        [("retry: { deadline: 150ms }", vec![]), ("", vec![("x-stainless-read-timeout", "0.15")])]
+    {
         let (azure, balancer) = two(config).await;
         for name in ["a", "b"] {
             azure.set_mood(name, Mood::Refuses(Refusal::Unavailable));
@@ -227,7 +249,9 @@ async fn the_deadline_and_the_clients_own_time_out_begin_no_further_attempt() {
 #[tokio::test]
 async fn a_create_is_not_repeated_once_it_may_have_happened() {
     let (azure, balancer) = two("").await;
-    let post = |target: &'static str, body: &'static str| balancer.post(target, &[("api-key", KEY)], body.as_bytes());
+    let post = |target: &'static str, body: &'static str| {
+        balancer.post(target, &[("api-key", KEY)], body.as_bytes())
+    };
     azure.set_mood("a", Mood::Refuses(Refusal::ServerError));
     let reply = post("/openai/v1/batches", "{}").await;
     assert_eq!((reply.status, azure.hits("a")), (500, 1));
@@ -272,7 +296,8 @@ fn digest(bytes: &[u8]) -> [u8; 32] {
 #[tokio::test]
 async fn large_bodies_fail_over_byte_for_byte() {
     let azure = azure(&["a", "b"]).await;
-    let renamed = backend(&azure, "a", "deployments: { x: gpt-4o }") + &backend(&azure, "b", "deployments: { x: gpt-4o }");
+    let renamed = backend(&azure, "a", "deployments: { x: gpt-4o }")
+        + &backend(&azure, "b", "deployments: { x: gpt-4o }");
     let balancer = Balancer::start(&renamed, "").await;
     for (size, mood) in [
         (5 << 20, Mood::Refuses(Refusal::Unavailable)),
@@ -311,13 +336,20 @@ async fn chunked_and_expecting_bodies_fail_over_too() {
     let reply = client.reply().await;
     assert_eq!((reply.status, answerer(&reply).as_str()), (200, "b"));
     let seen = azure.requests("b").pop().unwrap();
-    assert_eq!((seen.header("content-length"), digest(&seen.body.clone().unwrap())), (Some(body.len().to_string().as_str()), digest(&body)));
+    assert_eq!(
+        (seen.header("content-length"), digest(&seen.body.clone().unwrap())),
+        (Some(body.len().to_string().as_str()), digest(&body))
+    );
     assert!(seen.header("transfer-encoding").is_none());
 
     azure.set_mood("b", Mood::Refuses(Refusal::Unavailable));
     azure.set_mood("a", Mood::Calm);
     let length = body.len().to_string();
-    let head = Client::head("POST", CHAT, &[("api-key", KEY), ("Content-Length", &length), ("Expect", "100-continue")]);
+    let head = Client::head(
+        "POST",
+        CHAT,
+        &[("api-key", KEY), ("Content-Length", &length), ("Expect", "100-continue")],
+    );
     client.send(head.as_bytes()).await;
     assert_eq!(client.reply_head().await.unwrap().status, 100);
     client.send(&body).await;
@@ -347,7 +379,9 @@ async fn bodies_have_a_limit_alone_and_together() {
     let reply = balancer.post(CHAT, &[("api-key", KEY)], &large(None, 70 << 10)).await;
     assert_eq!((reply.status, reply.code().as_str()), (413, "body_too_large"));
     let mut client = balancer.client().await;
-    client.send(Client::head("POST", CHAT, &[("api-key", KEY), ("Transfer-Encoding", "chunked")]).as_bytes()).await;
+    client
+        .send(Client::head("POST", CHAT, &[("api-key", KEY), ("Transfer-Encoding", "chunked")]).as_bytes())
+        .await;
     let piece = vec![b' '; 70 << 10];
     client.try_send(format!("{:x}\r\n", piece.len()).as_bytes()).await;
     client.try_send(&piece).await;
@@ -389,7 +423,12 @@ async fn uploads_too_large_to_hold_pass_through() {
     let seen = azure.requests("a").pop().unwrap();
     assert_eq!(digest(&seen.body.unwrap()), digest(&body));
     let mut client = balancer.client().await;
-    client.send(Client::head("POST", target, &[("api-key", KEY), kind, ("Transfer-Encoding", "chunked")]).as_bytes()).await;
+    client
+        .send(
+            Client::head("POST", target, &[("api-key", KEY), kind, ("Transfer-Encoding", "chunked")])
+                .as_bytes(),
+        )
+        .await;
     for piece in body.chunks(100_000) {
         client.send(format!("{:x}\r\n", piece.len()).as_bytes()).await;
         client.send(piece).await;
@@ -410,7 +449,8 @@ async fn uploads_too_large_to_hold_pass_through() {
 async fn a_request_nobody_can_answer_ends() {
     // `clients: open` needs no key at all.
     let azure = azure(&["a"]).await;
-    let balancer = Balancer::with_clients(&backends(&azure), "clients: open\n", "retry: { attempts: 0 }").await;
+    let balancer =
+        Balancer::with_clients(&backends(&azure), "clients: open\n", "retry: { attempts: 0 }").await;
     azure.set_mood("a", Mood::ResetMidBody { after: Extent::Bytes(20) });
     let reply = balancer.post(CHAT, &[], HELLO.as_bytes()).await;
     assert!(!reply.whole, "a cut answer must not look whole");

@@ -1,6 +1,10 @@
 //! What a backend sees of a request, and a client of a reply.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and its output is read then")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and its output is read then"
+)]
 
 mod support;
 
@@ -21,11 +25,31 @@ async fn classic_paths_are_mapped_by_segment_and_versions_added_or_replaced() {
     let balancer = Balancer::start(&entries, "requests: { api_version: \"2024-10-21\" }").await;
     let key = [("api-key", KEY)];
     let table = [
-        ("/openai/deployments/openai/chat/completions?api-version=2024-06-01", "a", "/openai/deployments/gpt-4o/chat/completions?api-version=2024-06-01"),
-        ("/openai/deployments/openai/chat/completions", "a", "/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21"),
-        ("//OpenAI//Deployments/OPENAI/Chat/completions/?x=%2F&api-version=2024-06-01", "a", "/openai/deployments/gpt-4o/chat/completions?x=%2F&api-version=2024-06-01"),
-        ("/openai/deployments/ch%61t/chat/completions?api-version=2024-06-01", "b", "/openai/deployments/gpt-4o/chat/completions?api-version=2025-01-01-preview"),
-        ("/openai/deployments/chat/chat/completions?subscription-key=x&api%2Dkey=y", "b", "/openai/deployments/gpt-4o/chat/completions?api-version=2025-01-01-preview"),
+        (
+            "/openai/deployments/openai/chat/completions?api-version=2024-06-01",
+            "a",
+            "/openai/deployments/gpt-4o/chat/completions?api-version=2024-06-01",
+        ),
+        (
+            "/openai/deployments/openai/chat/completions",
+            "a",
+            "/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21",
+        ),
+        (
+            "//OpenAI//Deployments/OPENAI/Chat/completions/?x=%2F&api-version=2024-06-01",
+            "a",
+            "/openai/deployments/gpt-4o/chat/completions?x=%2F&api-version=2024-06-01",
+        ),
+        (
+            "/openai/deployments/ch%61t/chat/completions?api-version=2024-06-01",
+            "b",
+            "/openai/deployments/gpt-4o/chat/completions?api-version=2025-01-01-preview",
+        ),
+        (
+            "/openai/deployments/chat/chat/completions?subscription-key=x&api%2Dkey=y",
+            "b",
+            "/openai/deployments/gpt-4o/chat/completions?api-version=2025-01-01-preview",
+        ),
     ];
     for (asked, name, expected) in table {
         let reply = balancer.post(asked, &key, HELLO.as_bytes()).await;
@@ -36,7 +60,10 @@ async fn classic_paths_are_mapped_by_segment_and_versions_added_or_replaced() {
     }
     let record = balancer.records_of(5).await.pop().unwrap();
     assert_eq!(record["path"], "/openai/deployments/chat/chat/completions");
-    assert_eq!((record["deployment"].as_str(), record["upstream_deployment"].as_str()), (Some("chat"), Some("gpt-4o")));
+    assert_eq!(
+        (record["deployment"].as_str(), record["upstream_deployment"].as_str()),
+        (Some("chat"), Some("gpt-4o"))
+    );
     assert_eq!(record["api_version"], "2025-01-01-preview");
 }
 
@@ -46,14 +73,21 @@ async fn v1_bodies_are_mapped_and_all_else_in_them_stays() {
     let entry = backend(&azure, "a", "deployments: { x: gpt-4o }\napi_version: \"2024-10-21\"");
     let balancer = Balancer::start(&entry, "requests: { api_version: \"2024-10-21\" }").await;
     let body = |model: &str| {
-        format!("{{ \"messages\" : [{{\"role\":\"user\",\"content\":\"model: x \\u00e4\"}}],\n\t\"MODEL2\":1,\"model\" :\t{model} , \"top_p\":1.0 }}")
+        format!(
+            "{{ \"messages\" : [{{\"role\":\"user\",\"content\":\"model: x \\u00e4\"}}],\n\t\"MODEL2\":1,\"model\" :\t{model} , \"top_p\":1.0 }}"
+        )
     };
     for (asked, sent) in [
         ("/openai/v1/chat/completions", "/openai/v1/chat/completions"),
         ("/openai/v1/chat/completions?api-version=2024-06-01", "/openai/v1/chat/completions"),
-        ("/openai/v1/chat/completions?api-version=preview", "/openai/v1/chat/completions?api-version=preview"),
+        (
+            "/openai/v1/chat/completions?api-version=preview",
+            "/openai/v1/chat/completions?api-version=preview",
+        ),
     ] {
-        let reply = balancer.post(asked, &[("authorization", &format!("Bearer {KEY}"))], body("\"\\u0078\"").as_bytes()).await;
+        let reply = balancer
+            .post(asked, &[("authorization", &format!("Bearer {KEY}"))], body("\"\\u0078\"").as_bytes())
+            .await;
         assert_eq!(reply.status, 200, "{}", reply.text());
         let seen = azure.requests("a").pop().unwrap();
         assert_eq!(seen.target, sent);
@@ -64,12 +98,19 @@ async fn v1_bodies_are_mapped_and_all_else_in_them_stays() {
 #[tokio::test]
 async fn forms_are_mapped_and_keep_their_boundary() {
     let azure = azure(&["a", "b"]).await;
-    let entries = backend(&azure, "a", "deployments: { x: whisper }") + &backend(&azure, "b", "deployments: { x: whisper }");
-    let balancer = Balancer::start(&entries, "requests: { set_headers: { Content-Type: application/json, X-Team: blue } }").await;
+    let entries = backend(&azure, "a", "deployments: { x: whisper }")
+        + &backend(&azure, "b", "deployments: { x: whisper }");
+    let balancer = Balancer::start(
+        &entries,
+        "requests: { set_headers: { Content-Type: application/json, X-Team: blue } }",
+    )
+    .await;
     azure.set_mood("a", Mood::Refuses(Refusal::Unavailable));
     let form = |model: &str| {
         let sound = "RIFF\0\u{1}model\r\n--not the boundary\r\n".repeat(1000);
-        format!("--B o\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\nContent-Type: audio/wav\r\n\r\n{sound}\r\n--B o\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\n{model}\r\n--B o--\r\n")
+        format!(
+            "--B o\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\nContent-Type: audio/wav\r\n\r\n{sound}\r\n--B o\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\n{model}\r\n--B o--\r\n"
+        )
     };
     let kind = "multipart/form-data; boundary=\"B o\"";
     let headers = [("api-key", KEY), ("Content-Type", kind)];
@@ -81,7 +122,13 @@ async fn forms_are_mapped_and_keep_their_boundary() {
     assert_eq!(header(&seen, "x-team").as_deref(), Some("blue"));
     // What is no form gets the configured type.
     azure.set_mood("a", Mood::Calm);
-    let reply = balancer.post("/openai/v1/chat/completions", &[("api-key", KEY), ("Content-Type", "text/plain")], br#"{"model":"x","messages":[]}"#).await;
+    let reply = balancer
+        .post(
+            "/openai/v1/chat/completions",
+            &[("api-key", KEY), ("Content-Type", "text/plain")],
+            br#"{"model":"x","messages":[]}"#,
+        )
+        .await;
     let seen = azure.requests(&answerer(&reply)).pop().unwrap();
     assert_eq!(header(&seen, "content-type").as_deref(), Some("application/json"));
 }
@@ -92,14 +139,37 @@ async fn only_the_backends_own_credential_and_few_headers_go_upstream() {
     let balancer = Balancer::start(&backends(&azure), "requests: { remove_headers: [user-agent] }").await;
     let bearer = format!("Bearer {KEY}");
     let headers = [
-        ("api-key", "something-else"), ("Ocp-Apim-Subscription-Key", KEY), ("Authorization", &bearer),
-        ("Cookie", "a=b"), ("Proxy-Authorization", "Basic x"), ("Forwarded", "for=1.1.1.1"), ("X-Forwarded-For", "1.1.1.1"),
-        ("X-Real-IP", "1.1.1.1"), ("X-Original-URL", "/x"), ("Via", "1.1 p"), ("Client-IP", "1.1.1.1"), ("X-Azure-Ref", "x"),
-        ("X-AppGW-Trace-Id", "x"), ("X-ARR-SSL", "x"), ("CF-Ray", "x"), ("traceparent", "x"), ("tracestate", "x"), ("baggage", "x"),
-        ("x-stainless-lang", "python"), ("x-stainless-retry-count", "0"), ("x-aoai-lb-admin", "1"),
-        ("Connection", "keep-alive, X-Nominated"), ("X-Nominated", "x"), ("Keep-Alive", "5"), ("TE", "trailers"),
-        ("Accept-Encoding", "gzip"), ("User-Agent", "AzureOpenAI/Python"), ("Accept", "application/json"),
-        ("X-MS-Client-Request-Id", "mine"), ("OpenAI-Beta", "x=1"), ("Content-Type", "application/json"),
+        ("api-key", "something-else"),
+        ("Ocp-Apim-Subscription-Key", KEY),
+        ("Authorization", &bearer),
+        ("Cookie", "a=b"),
+        ("Proxy-Authorization", "Basic x"),
+        ("Forwarded", "for=1.1.1.1"),
+        ("X-Forwarded-For", "1.1.1.1"),
+        ("X-Real-IP", "1.1.1.1"),
+        ("X-Original-URL", "/x"),
+        ("Via", "1.1 p"),
+        ("Client-IP", "1.1.1.1"),
+        ("X-Azure-Ref", "x"),
+        ("X-AppGW-Trace-Id", "x"),
+        ("X-ARR-SSL", "x"),
+        ("CF-Ray", "x"),
+        ("traceparent", "x"),
+        ("tracestate", "x"),
+        ("baggage", "x"),
+        ("x-stainless-lang", "python"),
+        ("x-stainless-retry-count", "0"),
+        ("x-aoai-lb-admin", "1"),
+        ("Connection", "keep-alive, X-Nominated"),
+        ("X-Nominated", "x"),
+        ("Keep-Alive", "5"),
+        ("TE", "trailers"),
+        ("Accept-Encoding", "gzip"),
+        ("User-Agent", "AzureOpenAI/Python"),
+        ("Accept", "application/json"),
+        ("X-MS-Client-Request-Id", "mine"),
+        ("OpenAI-Beta", "x=1"),
+        ("Content-Type", "application/json"),
     ];
     let target = format!("{CHAT}&subscription-key={KEY}&api-key=zzz");
     let reply = balancer.post(&target, &headers, HELLO.as_bytes()).await;
@@ -108,7 +178,19 @@ async fn only_the_backends_own_credential_and_few_headers_go_upstream() {
     let seen = azure.requests("a").pop().unwrap();
     let mut names: Vec<String> = seen.headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
     names.sort();
-    assert_eq!(names, ["accept", "accept-encoding", "api-key", "content-length", "content-type", "host", "openai-beta", "x-ms-client-request-id"]);
+    assert_eq!(
+        names,
+        [
+            "accept",
+            "accept-encoding",
+            "api-key",
+            "content-length",
+            "content-type",
+            "host",
+            "openai-beta",
+            "x-ms-client-request-id"
+        ]
+    );
     assert_eq!(header(&seen, "api-key").as_deref(), Some("a-key"));
     assert_eq!(header(&seen, "accept-encoding").as_deref(), Some("identity"));
     assert_eq!(header(&seen, "host"), Some(azure.address("a").to_string()));
@@ -139,7 +221,11 @@ async fn cookies_do_not_come_back_and_bodyless_replies_stay_so() {
     assert_eq!(reply.status, 204);
     let reply = client.request("HEAD", "/openai/v1/models", &[], None).await;
     assert_eq!(reply.status, 401);
-    assert_eq!(client.get("/openai/v1/models", &[("api-key", KEY)]).await.status, 200, "the connection is in step");
+    assert_eq!(
+        client.get("/openai/v1/models", &[("api-key", KEY)]).await.status,
+        200,
+        "the connection is in step"
+    );
 }
 
 /// A client's text frame, masked with zeros.
@@ -173,7 +259,8 @@ const UPGRADE: [(&str, &str); 5] = [
 #[tokio::test]
 async fn websockets_are_routed_tunnelled_and_fail_over_before_the_101() {
     let azure = azure(&["a", "b"]).await;
-    let entries = backend(&azure, "a", "deployments: { voice: gpt-4o }") + &backend(&azure, "b", "deployments: { voice: gpt-4o }");
+    let entries = backend(&azure, "a", "deployments: { voice: gpt-4o }")
+        + &backend(&azure, "b", "deployments: { voice: gpt-4o }");
     let balancer = Balancer::start(&entries, "").await;
     azure.set_mood("a", Mood::Throttled { retry_after_ms: Some(30_000), retry_after: None });
     let targets = [
@@ -182,7 +269,9 @@ async fn websockets_are_routed_tunnelled_and_fail_over_before_the_101() {
     ];
     for (n, (target, sent)) in targets.into_iter().enumerate() {
         let mut client = balancer.client().await;
-        let headers = [&UPGRADE[..], &[("Sec-WebSocket-Protocol", "realtime, openai-insecure-api-key.SECRET")]].concat();
+        let headers =
+            [&UPGRADE[..], &[("Sec-WebSocket-Protocol", "realtime, openai-insecure-api-key.SECRET")]]
+                .concat();
         client.send(Client::head("GET", target, &headers).as_bytes()).await;
         let reply = client.reply_head().await.unwrap();
         assert_eq!((reply.status, answerer(&reply).as_str()), (101, "b"), "{reply:?}");

@@ -1,6 +1,10 @@
 //! Who is asked: fairness, weights, tiers, rests, deployments.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and its output is read then")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and its output is read then"
+)]
 
 mod support;
 

@@ -1,7 +1,11 @@
 //! Streams: bytes as they are, when they come; usage asked for and taken out; broken ends
 //! that look broken; clients that leave.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and its output is read then")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and its output is read then"
+)]
 
 mod support;
 
@@ -12,12 +16,14 @@ use serde_json::Value;
 use support::upstream::Upstream;
 use support::{Balancer, CHAT, Client, KEY, azure, backends, until};
 
-const STREAM: &str = r#"{"stream":true,"messages":[{"role":"user","content":"tell me a story of some length"}]}"#;
+const STREAM: &str =
+    r#"{"stream":true,"messages":[{"role":"user","content":"tell me a story of some length"}]}"#;
 const OLD: &str = "/openai/deployments/gpt-4o/chat/completions?api-version=2024-06-01";
 
 fn events(body: &[u8]) -> Vec<Value> {
     let text = String::from_utf8(body.to_vec()).unwrap();
-    let data = text.split("\n\n").filter_map(|event| event.lines().find_map(|line| line.strip_prefix("data: ")));
+    let data =
+        text.split("\n\n").filter_map(|event| event.lines().find_map(|line| line.strip_prefix("data: ")));
     data.filter(|data| *data != "[DONE]").map(|data| serde_json::from_str(data).unwrap()).collect()
 }
 
@@ -57,8 +63,12 @@ async fn usage_is_asked_for_recorded_and_taken_out_again() {
 #[tokio::test]
 async fn streams_that_are_not_asked_are_byte_identical() {
     let azure = azure(&["a"]).await;
-    let balancer = Balancer::start(&backends(&azure), "record: { usage: observe, jsonl: { path: records.jsonl } }").await;
-    for mood in [Mood::Calm, Mood::TinyWrites, Mood::AsyncFilter { blocks: false }, Mood::CleanEndWithoutTerminal] {
+    let balancer =
+        Balancer::start(&backends(&azure), "record: { usage: observe, jsonl: { path: records.jsonl } }")
+            .await;
+    for mood in
+        [Mood::Calm, Mood::TinyWrites, Mood::AsyncFilter { blocks: false }, Mood::CleanEndWithoutTerminal]
+    {
         azure.set_mood("a", mood);
         let reply = balancer.post(CHAT, &[("api-key", KEY)], STREAM.as_bytes()).await;
         assert_eq!(azure.requests("a").pop().unwrap().body.unwrap(), STREAM.as_bytes());
@@ -105,14 +115,19 @@ async fn a_backend_that_declines_the_question_is_asked_without_it() {
 }
 
 fn head(status: u16, kind: &str, length: usize) -> Vec<u8> {
-    format!("HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n").into()
+    format!(
+        "HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+    )
+    .into()
 }
 
 /// An event stream with everything that a careless reader would change.
 fn awkward_stream() -> Vec<u8> {
     let mut text = String::from("\u{feff}: a comment\r\n\r\nid: 7\nretry: 10\n\n");
     for n in 0..300 {
-        text += &format!("event: x\r\ndata: {{\"choices\":[{{\"delta\":{{\"content\":\"w{n} \u{e4}\u{1f600}\"}}}}],\r\ndata: \"n\":{n}}}\r\n\r\n");
+        text += &format!(
+            "event: x\r\ndata: {{\"choices\":[{{\"delta\":{{\"content\":\"w{n} \u{e4}\u{1f600}\"}}}}],\r\ndata: \"n\":{n}}}\r\n\r\n"
+        );
     }
     text += &format!("data: {{\"choices\":[],\"padding\":\"{}\"}}\n\n", "x".repeat(200_000));
     text += "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":2,\"total_tokens\":3}}\n\ndata: [DONE]\n\n";
@@ -158,14 +173,21 @@ async fn bytes_of_streams_are_the_same_however_they_are_cut() {
             let digest = openssl::sha::sha256;
             assert_eq!(digest(&reply.body), digest(&awkward_stream()), "pieces of {size}, chunked {chunked}");
             let record = &balancer.records_of(1).await[0];
-            assert_eq!((record["total_tokens"].as_u64(), record["outcome"].as_str()), (Some(3), Some("answered")));
+            assert_eq!(
+                (record["total_tokens"].as_u64(), record["outcome"].as_str()),
+                (Some(3), Some("answered"))
+            );
             // The same with usage asked for on the balancer's account: only that event goes.
             let balancer = Balancer::start(&upstream.backend("a"), "").await;
             let reply = balancer.post(CHAT, &[("api-key", KEY)], STREAM.as_bytes()).await;
             let text = String::from_utf8(awkward_stream()).unwrap();
             let (before, after) = text.split_once("data: {\"choices\":[],\"usage\"").unwrap();
             let without = format!("{before}{}", after.split_once("\n\n").unwrap().1);
-            assert_eq!(digest(&reply.body), digest(without.as_bytes()), "pieces of {size}, chunked {chunked}");
+            assert_eq!(
+                digest(&reply.body),
+                digest(without.as_bytes()),
+                "pieces of {size}, chunked {chunked}"
+            );
         }
     }
 }
@@ -208,7 +230,11 @@ async fn a_broken_stream_looks_broken() {
         assert!(!reply.text().contains("[DONE]"));
         assert_eq!(azure.hits("a") + azure.hits("b"), n + 1, "no second try once the client saw something");
         let record = balancer.records_of(n + 1).await.pop().unwrap();
-        assert_eq!((record["outcome"].as_str(), record["status"].as_u64()), (Some("failed"), Some(200)), "{mood:?}");
+        assert_eq!(
+            (record["outcome"].as_str(), record["status"].as_u64()),
+            (Some("failed"), Some(200)),
+            "{mood:?}"
+        );
         assert!(record["attempts"][0]["error"].is_string(), "{record:#}");
     }
     azure.set_mood("a", Mood::TruncatedLength { missing: 10 });
@@ -233,7 +259,8 @@ async fn a_client_that_leaves_takes_its_request_along() {
     for (n, mood) in [Mood::Mute, Mood::Drip(Duration::from_millis(200))].into_iter().enumerate() {
         azure.set_mood("a", mood.clone());
         let mut client = balancer.client().await;
-        let head = Client::head("POST", CHAT, &[("api-key", KEY), ("Content-Length", &STREAM.len().to_string())]);
+        let head =
+            Client::head("POST", CHAT, &[("api-key", KEY), ("Content-Length", &STREAM.len().to_string())]);
         client.send(head.as_bytes()).await;
         client.send(STREAM.as_bytes()).await;
         if n == 1 {
@@ -243,7 +270,10 @@ async fn a_client_that_leaves_takes_its_request_along() {
             until("the request arrives", || azure.requests("a").iter().any(|seen| seen.complete)).await;
         }
         drop(client);
-        until("upstream is cancelled", || azure.requests("a").iter().filter(|seen| seen.cancelled).count() == n + 1).await;
+        until("upstream is cancelled", || {
+            azure.requests("a").iter().filter(|seen| seen.cancelled).count() == n + 1
+        })
+        .await;
         let record = balancer.records_of(n + 1).await.pop().unwrap();
         assert_eq!(record["outcome"], "client_gone", "{mood:?} {record:#}");
     }
@@ -277,7 +307,11 @@ async fn odd_but_legal_replies_pass() {
         assert!(reply.status == 200 && reply.whole, "{mood:?}");
         assert!(reply.text().ends_with("data: [DONE]\n\n"), "{mood:?}: {}", reply.text());
         azure.set_mood("a", Mood::Calm);
-        assert_eq!(client.post(CHAT, &[("api-key", KEY)], support::HELLO.as_bytes()).await.status, 200, "{mood:?}");
+        assert_eq!(
+            client.post(CHAT, &[("api-key", KEY)], support::HELLO.as_bytes()).await.status,
+            200,
+            "{mood:?}"
+        );
     }
 }
 
@@ -287,7 +321,8 @@ async fn a_client_that_hangs_up_on_the_last_event_has_its_answer() {
     let done = b"data: [DONE]\n\n";
     // The end of the body never comes: whoever waits for it waits in vain.
     let upstream = Upstream::start(move |_| {
-        let mut pieces = vec![head.to_vec(), format!("{:x}\r\n", done.len()).into(), done.to_vec(), b"\r\n".to_vec()];
+        let mut pieces =
+            vec![head.to_vec(), format!("{:x}\r\n", done.len()).into(), done.to_vec(), b"\r\n".to_vec()];
         pieces.extend((0..5_000).map(|_| Vec::new()));
         pieces
     })
@@ -295,7 +330,9 @@ async fn a_client_that_hangs_up_on_the_last_event_has_its_answer() {
     let balancer = Balancer::start(&upstream.backend("a"), "").await;
     let mut client = balancer.client().await;
     let length = STREAM.len().to_string();
-    client.send(Client::head("POST", CHAT, &[("api-key", KEY), ("Content-Length", &length)]).as_bytes()).await;
+    client
+        .send(Client::head("POST", CHAT, &[("api-key", KEY), ("Content-Length", &length)]).as_bytes())
+        .await;
     client.send(STREAM.as_bytes()).await;
     assert_eq!(client.reply_head().await.unwrap().status, 200);
     assert_eq!(client.chunk().await.unwrap(), done);
@@ -310,7 +347,12 @@ async fn clients_of_http_1_0_get_no_chunks() {
     for body in [STREAM, support::HELLO] {
         let mut client = balancer.client().await;
         let length = body.len();
-        client.send(format!("POST {CHAT} HTTP/1.0\r\napi-key: {KEY}\r\nContent-Length: {length}\r\n\r\n{body}").as_bytes()).await;
+        client
+            .send(
+                format!("POST {CHAT} HTTP/1.0\r\napi-key: {KEY}\r\nContent-Length: {length}\r\n\r\n{body}")
+                    .as_bytes(),
+            )
+            .await;
         let reply = client.reply().await;
         assert_eq!((reply.status, reply.header("transfer-encoding")), (200, None));
         assert!(reply.text().starts_with(if body == STREAM { "data: {" } else { "{" }), "{}", reply.text());

@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use super::node::{Inner, Map, Node};
 use super::statuses::{self, Statuses};
-use super::{AdminAddress, Config, Content, Cooldown, Jsonl, Record, Retry, Server, Timeouts, UsageMode};
+use super::{
+    AdminAddress, Config, Content, Cooldown, Hold, Jsonl, Record, Retry, Server, Timeouts, UsageMode,
+};
 
 const KEYS: [&str; 10] = [
     "listeners",
@@ -70,7 +72,7 @@ pub(super) fn config(root: &Node<'_>) -> Option<Config> {
 }
 
 fn retry(root: &Map<'_, '_>) -> Option<Retry> {
-    let map = root.block("retry", &["attempts", "statuses", "deadline", "wait"])?;
+    let map = root.block("retry", &["attempts", "statuses", "deadline", "wait", "hold"])?;
     let attempts = map.or("attempts", 12, |node| Some(node.number(0..=100)? as u32));
     let statuses = map.or("statuses", Statuses::usual(), |node| {
         let ranges = node.each(status_range)?;
@@ -78,7 +80,15 @@ fn retry(root: &Map<'_, '_>) -> Option<Retry> {
     });
     let deadline = map.or("deadline", Duration::from_secs(120), Inner::duration);
     let wait = map.or("wait", Duration::from_millis(250), Inner::duration);
-    Some(Retry { attempts: attempts?, statuses: statuses?, deadline: deadline?, wait: wait? })
+    let hold = hold(&map);
+    Some(Retry { attempts: attempts?, statuses: statuses?, deadline: deadline?, wait: wait?, hold: hold? })
+}
+
+fn hold(retry: &Map<'_, '_>) -> Option<Hold> {
+    let map = retry.block("hold", &["time", "size"])?;
+    let time = map.or("time", Duration::from_millis(500), Inner::duration);
+    let size = map.or("size", 1024 * 1024, Inner::size);
+    Some(Hold { time: time?, size: size? })
 }
 
 fn status_range(node: &Inner<'_, '_>) -> Option<(u16, u16)> {

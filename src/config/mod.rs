@@ -159,6 +159,17 @@ pub struct Retry {
     pub deadline: Duration,
     /// The most one request waits for cooldowns before it goes to the next tier.
     pub wait: Duration,
+    /// How much of a stream is held until it is known to be an answer.
+    pub hold: Hold,
+}
+
+/// Bounds on what is held of a stream before its first content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// From the response head; zero holds nothing.
+    pub time: Duration,
+    /// Bytes; above zero.
+    pub size: u64,
 }
 
 /// How long a throttled deployment rests.

@@ -109,6 +109,15 @@ impl Trouble {
     }
 }
 
+/// What a deadline of a try is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// The try is given up.
+    GiveUp(Trouble),
+    /// What is held of the stream goes out.
+    Release,
+}
+
 /// The troubles that are answered with 504 rather than 502.
 const TIMEOUTS: [Trouble; 3] = [Trouble::ConnectTimeout, Trouble::FirstByteTimeout, Trouble::IdleTimeout];
 
@@ -269,8 +278,7 @@ impl Flow {
             (verdict == Verdict::Throttled).then(|| gateway.cooldown_asked(&held.header.headers));
         let Some(place) = course.finish(now, |attempt| {
             attempt.status = Some(status);
-            attempt.retry_after_ms =
-                retry_after.map(millis);
+            attempt.retry_after_ms = retry_after.map(millis);
         }) else {
             return Next::Relay(held);
         };
@@ -302,6 +310,42 @@ impl Flow {
             Choice::Spent => Next::Conclude,
             Choice::Try(_) | Choice::Wait(_) => Next::Retry,
         }
+    }
+
+    /// A stream of status 200 began with an error: it is the refusal that the error stands
+    /// for. `None` when the client is to see it as it is.
+    pub(super) fn judge_opening(
+        &mut self,
+        header: &ResponseHeader,
+        event: &[u8],
+        now: Instant,
+    ) -> Option<Next> {
+        let gateway = std::sync::Arc::clone(&self.serving.gateway);
+        let course = self.course.as_mut()?;
+        let verdict = crate::azure::verdict::judge_event(event);
+        let stands_for = match verdict {
+            Verdict::Success | Verdict::Client => return None,
+            Verdict::Throttled => 429,
+            Verdict::Credential => 401,
+            Verdict::PermissionDenied => 403,
+            Verdict::Absent | Verdict::VersionUnsupported => 404,
+            Verdict::Failed | Verdict::Elsewhere => 500,
+        };
+        let retry_after = (verdict == Verdict::Throttled).then(|| gateway.cooldown_asked(&header.headers));
+        let place = course.finish(now, |attempt| {
+            attempt.status = Some(stands_for);
+            attempt.retry_after_ms = retry_after.map(millis);
+        })?;
+        let candidate = course.admitted.pool.candidate(place)?;
+        let outcome = gateway.learn(&course.admitted, candidate, verdict, &header.headers, now)?;
+        course.journey.end(place, outcome);
+        course.chosen = None;
+        // Nothing was made: the call was refused before it began.
+        Some(match course.choose(now) {
+            _ if self.body.consumed => Next::Conclude,
+            Choice::Spent => Next::Conclude,
+            Choice::Try(_) | Choice::Wait(_) => Next::Retry,
+        })
     }
 
     /// A reply that was held back turned out too large to be held: the verdict is that on its
@@ -405,7 +449,8 @@ impl Flow {
         let Some(course) = &self.course else {
             return Refusal::new(Reason::NoBackend, "no backend can be asked");
         };
-        let failed = |attempt: &&Attempt| attempt.error.is_some();
+        // A status that failed leaves its reply, unless it was an event in a stream.
+        let failed = |attempt: &&Attempt| attempt.error.is_some() || attempt.status == Some(500);
         if let Some(last) = course.attempts.iter().rfind(failed) {
             let late = TIMEOUTS.iter().any(|trouble| last.error == Some(trouble.word()));
             let tries = course.attempts.len();

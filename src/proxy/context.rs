@@ -12,16 +12,16 @@ use std::time::{Duration, Instant, SystemTime};
 use http::Method;
 use pingora::protocols::http::ServerSession;
 
-use super::attempt::{Course, Trouble};
-use super::intake::Intake;
+use super::attempt::{Course, Due};
+use super::intake::{Budget, Intake};
 use super::peer::Peers;
 use super::replay::Outgoing;
 use super::tap::{Ending, Reply};
 use crate::admission::clients::Client;
 use crate::azure::Target;
 use crate::config::Listener;
-use crate::names::Deployment;
 use crate::gateway::Gateway;
+use crate::names::Deployment;
 use crate::record::exchange::{Answered, Asked, Exchange, Lease, Outcome};
 use crate::refusal::Refusal;
 
@@ -71,6 +71,8 @@ pub(super) struct Flow {
     pub(super) client: Option<Arc<Client>>,
     pub(super) content_type: String,
     pub(super) body: Intake,
+    /// Memory for what is held.
+    pub(super) budget: Arc<Budget>,
     /// The body as the try under way sends it.
     pub(super) outgoing: Outgoing,
     /// The deployment it asks for, as far as it is known.
@@ -81,8 +83,10 @@ pub(super) struct Flow {
     pub(super) knows_chunks: bool,
     /// Whether the client asked for a protocol switch.
     pub(super) upgrades: bool,
-    /// When the try under way is given up, and as what.
-    pub(super) deadline: Option<(Instant, Trouble)>,
+    /// When something has to happen although nothing comes in, and what.
+    pub(super) deadline: Option<(Instant, Due)>,
+    /// The hold is over by time: what is held is to go out.
+    pub(super) nudged: bool,
     /// The way through the pool, once admitted.
     pub(super) course: Option<Course>,
     /// The reply under way.
@@ -115,7 +119,7 @@ impl End {
 }
 
 impl Flow {
-    pub(super) fn new(serving: Arc<Serving>, method: Method) -> Self {
+    pub(super) fn new(serving: Arc<Serving>, budget: Arc<Budget>, method: Method) -> Self {
         serving.gateway.process.in_flight.fetch_add(1, Ordering::AcqRel);
         let time = SystemTime::now();
         Self {
@@ -131,12 +135,14 @@ impl Flow {
             client: None,
             content_type: String::new(),
             body: Intake::default(),
+            budget,
             outgoing: Outgoing::default(),
             deployment: None,
             stream: None,
             knows_chunks: true,
             upgrades: false,
             deadline: None,
+            nudged: false,
             course: None,
             reply: Reply::None,
             end: End::default(),

@@ -27,6 +27,11 @@ impl Budget {
         Self { free: AtomicU64::new(bytes) }
     }
 
+    /// A share that has nothing yet.
+    pub(super) fn share(budget: &Arc<Self>) -> Share {
+        Share { budget: Arc::clone(budget), bytes: 0 }
+    }
+
     fn take(&self, bytes: u64) -> bool {
         let take = |free: u64| free.checked_sub(bytes);
         self.free.fetch_update(Ordering::AcqRel, Ordering::Relaxed, take).is_ok()
@@ -45,7 +50,11 @@ pub(super) struct Share {
 }
 
 impl Share {
-    fn grow_to(&mut self, bytes: u64) -> Result<(), Refusal> {
+    /// Takes what is missing to so many bytes.
+    ///
+    /// # Errors
+    /// `overloaded` when there is not so much left.
+    pub(super) fn grow_to(&mut self, bytes: u64) -> Result<(), Refusal> {
         let more = bytes.saturating_sub(self.bytes);
         if more == 0 || self.budget.take(more) {
             self.bytes += more;
@@ -133,7 +142,7 @@ pub(super) async fn take(session: &mut ServerSession, bounds: &Bounds) -> Result
     }
     expect(session).await?;
     let deadline = Instant::now() + bounds.deadline;
-    let mut share = Share { budget: Arc::clone(&bounds.budget), bytes: 0 };
+    let mut share = Budget::share(&bounds.budget);
     share.grow_to(announced.unwrap_or(0))?;
     let mut whole = Gathered::default();
     loop {
@@ -237,8 +246,8 @@ mod tests {
     #[test]
     fn shares_are_bounded_together_and_given_back() {
         let budget = Arc::new(Budget::new(100));
-        let mut a = Share { budget: Arc::clone(&budget), bytes: 0 };
-        let mut b = Share { budget: Arc::clone(&budget), bytes: 0 };
+        let mut a = Budget::share(&budget);
+        let mut b = Budget::share(&budget);
         assert!(a.grow_to(60).is_ok());
         assert_eq!(b.grow_to(50).unwrap_err().reason, Reason::Overloaded);
         drop(a);

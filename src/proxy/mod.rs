@@ -26,7 +26,7 @@ use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
 
-use self::attempt::{Course, Step, Trouble};
+use self::attempt::{Course, Due, Step, Trouble};
 use self::context::{Context, Flow, Shared};
 use self::headers::Framing;
 use self::intake::{Bounds, Budget, NoBody};
@@ -170,7 +170,8 @@ impl ProxyHttp for Balancer {
         if let Some(ready) = health(session.req_header(), &serving) {
             return answer_probe(session, ready).await;
         }
-        let mut flow = Flow::new(Arc::clone(&serving), session.req_header().method.clone());
+        let mut flow =
+            Flow::new(Arc::clone(&serving), Arc::clone(&self.bodies), session.req_header().method.clone());
         flow.peer_ip =
             session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip);
         flow.client_ip = flow.peer_ip.map(|peer| {
@@ -261,7 +262,8 @@ impl ProxyHttp for Balancer {
         let stream = course.admitted.stream == Some(true);
         let timeouts = &serving.gateway.timeouts;
         let most = if stream { timeouts.first_byte_stream } else { timeouts.first_byte };
-        flow.deadline = Some((now + most, Trouble::FirstByteTimeout));
+        flow.deadline = Some((now + most, Due::GiveUp(Trouble::FirstByteTimeout)));
+        flow.nudged = false;
         flow.reply = Reply::None;
         let held = if outgoing.edits.is_empty() {
             vec![flow.body.bytes.clone()]
@@ -278,6 +280,19 @@ impl ProxyHttp for Balancer {
             &framing,
             flow.upgrades,
         )
+    }
+
+    async fn request_body_filter(
+        &self,
+        session: &mut Session,
+        _body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        ctx: &mut Context,
+    ) -> pingora::Result<()> {
+        if ctx.flow.as_ref().is_some_and(|flow| flow.lock().nudged) {
+            replay::send_overdue(session.as_downstream_mut()).await?;
+        }
+        Ok(())
     }
 
     fn fail_to_connect(

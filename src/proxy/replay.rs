@@ -22,7 +22,7 @@ use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorType, Result};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::attempt::Trouble;
+use super::attempt::{Due, Trouble};
 use super::context::Shared;
 use super::tap::{FIRST_BYTE, IDLE};
 
@@ -49,6 +49,12 @@ impl Outgoing {
     fn is_done(&self) -> bool {
         self.pieces.len() <= usize::from(!self.begun)
     }
+}
+
+/// Sends what is due although nothing came in.
+pub(super) async fn send_overdue(session: &mut ServerSession) -> Result<()> {
+    // The replaying session asks the story what that is.
+    session.response_duplex_vec(Vec::new()).await.map(|_| ())
 }
 
 /// Puts a replaying session in place of the client's.
@@ -97,7 +103,7 @@ impl Replay {
     async fn watch(&mut self) -> Result<Option<Bytes>> {
         loop {
             let due = self.flow.lock().deadline;
-            let Some((due, trouble)) = due else {
+            let Some((due, then)) = due else {
                 return self.real_mut().read_body_or_idle(true).await;
             };
             let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due.into())));
@@ -112,10 +118,20 @@ impl Replay {
                 left = inner.read_body_or_idle(true) => return left,
                 () = timer.as_mut() => {}
             }
-            let moved = self.flow.lock().deadline.is_none_or(|(due, _)| due > std::time::Instant::now());
-            if !moved {
-                let kind = if trouble == Trouble::FirstByteTimeout { FIRST_BYTE } else { IDLE };
-                return Err(Error::new(kind));
+            let mut flow = self.flow.lock();
+            if flow.deadline.is_none_or(|(due, _)| due > std::time::Instant::now()) {
+                continue;
+            }
+            match then {
+                Due::GiveUp(Trouble::FirstByteTimeout) => return Err(Error::new(FIRST_BYTE)),
+                Due::GiveUp(_) => return Err(Error::new(IDLE)),
+                Due::Release => {
+                    // This future may be dropped at any await, so it cannot write. An empty
+                    // piece of the body, said not to be the last, makes the engine run the
+                    // body filter, which can.
+                    flow.nudged = true;
+                    return Ok(Some(Bytes::new()));
+                }
             }
         }
     }
@@ -144,7 +160,7 @@ impl CustomSession for Replay {
         }
         let (done, streams) = {
             let flow = self.flow.lock();
-            (flow.outgoing.is_done(), flow.body.streams.is_some())
+            (flow.outgoing.is_done() && !flow.nudged, flow.body.streams.is_some())
         };
         done && (!streams || self.real_mut().is_body_done())
     }
@@ -184,7 +200,11 @@ impl CustomSession for Replay {
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
-        let out = self.flow.lock().receive(tasks, std::time::Instant::now())?;
+        let now = std::time::Instant::now();
+        let out = match tasks.is_empty() {
+            true => self.flow.lock().overdue(now)?,
+            false => self.flow.lock().receive(tasks, now)?,
+        };
         if out.is_empty() {
             return Ok(false);
         }

@@ -4,19 +4,20 @@
 //! Bytes pass unchanged, except for the usage event of a stream that only the balancer asked
 //! for. What a complete reply means is `attempt.rs`'s.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
 
-use super::attempt::{Held, Next, Trouble};
+use super::attempt::{Due, Held, Next, Trouble};
 use super::context::Flow;
-use crate::azure::Operation;
+use super::intake::{Budget, Share};
 use crate::azure::answer::Answer;
 use crate::azure::reply::ReplyBody;
 use crate::azure::sse::{Scanner, UsageFilter};
+use crate::azure::{Opening, Operation, opening};
 use crate::record::exchange::Answered;
 
 /// Another backend is asked: the reply was held back and is no answer.
@@ -36,6 +37,8 @@ const REPLY_MAX: usize = 1024 * 1024;
 /// Most bytes of an event that is looked at; `response.created` repeats the whole request.
 const EVENT_MAX: usize = 1024 * 1024;
 
+/// How long a stream is held that was announced with `retry-after`.
+const HOLD_WARNED: Duration = Duration::from_secs(5);
 /// Most bytes of an event that is held back to see whether it is the usage event, which has
 /// some hundred.
 const USAGE_EVENT_MAX: usize = 64 * 1024;
@@ -44,10 +47,21 @@ const USAGE_EVENT_MAX: usize = 64 * 1024;
 pub(super) enum Reply {
     /// None yet.
     None,
-    /// Not yet known to be the answer.
+    /// A refusal, not yet complete.
     Holding(Box<Held>, usize),
+    /// A stream before its first content, which may yet be a refusal.
+    Opening(Box<Opened>),
     /// The answer.
     Passing(Box<Passing>),
+}
+
+/// What is held of a stream before its first content.
+pub(super) struct Opened {
+    header: Box<ResponseHeader>,
+    tasks: Vec<HttpTask>,
+    size: u64,
+    scanner: Scanner,
+    share: Share,
 }
 
 /// An answer that is passed on.
@@ -131,14 +145,15 @@ impl Flow {
     /// # Errors
     /// [`RETRY`] when somebody else is to be asked, and what upstream failed with.
     pub(super) fn receive(&mut self, tasks: Vec<HttpTask>, now: Instant) -> pingora::Result<Vec<HttpTask>> {
-        if self.deadline.is_some() {
-            self.deadline = Some((now + self.gateway().timeouts.idle, Trouble::IdleTimeout));
+        if self.deadline.is_some() && !matches!(self.reply, Reply::Opening(_)) {
+            self.wait_for_more(now);
         }
         let mut out = Vec::with_capacity(tasks.len());
         for task in tasks {
             match &mut self.reply {
                 Reply::None => self.open(task, &mut out, now)?,
                 Reply::Holding(..) => self.hold(task, &mut out, now)?,
+                Reply::Opening(_) => self.read_opening(task, &mut out, now)?,
                 Reply::Passing(_) => self.pass(task, &mut out),
             }
         }
@@ -168,12 +183,112 @@ impl Flow {
             self.reply = Reply::Holding(Box::new(Held::new(header)), 0);
             return if end { self.held(out, now) } else { Ok(()) };
         }
+        if !end && self.may_be_refused(&header) {
+            return self.begin_opening(header, now);
+        }
         self.begin_passing(&mut header, now)?;
         out.push(HttpTask::Header(header, end));
         if end {
             self.ended();
         }
         Ok(())
+    }
+
+    fn wait_for_more(&mut self, now: Instant) {
+        self.deadline = Some((now + self.gateway().timeouts.idle, Due::GiveUp(Trouble::IdleTimeout)));
+    }
+
+    /// Whether this is a stream that Azure may refuse after its head.
+    fn may_be_refused(&self, header: &ResponseHeader) -> bool {
+        let operation = self.course.as_ref().map(|course| course.admitted.target.operation);
+        header.status == StatusCode::OK
+            && is_stream(header)
+            && !self.gateway().hold().time.is_zero()
+            && matches!(operation, Some(Operation::Chat | Operation::Completions | Operation::Responses))
+    }
+
+    fn begin_opening(&mut self, header: Box<ResponseHeader>, now: Instant) -> pingora::Result<()> {
+        let hold = self.gateway().hold();
+        // A `retry-after` on a 200 has only been seen on streams that were then refused.
+        let warned = header.headers.contains_key(http::header::RETRY_AFTER);
+        let time = if warned { hold.time.max(HOLD_WARNED) } else { hold.time };
+        self.deadline = Some((now + time, Due::Release));
+        self.reply = Reply::Opening(Box::new(Opened {
+            header,
+            tasks: Vec::new(),
+            size: 0,
+            scanner: Scanner::new(usize::try_from(hold.size).unwrap_or(usize::MAX)),
+            share: Budget::share(&self.budget),
+        }));
+        Ok(())
+    }
+
+    /// A task of a stream that has not yet said anything.
+    fn read_opening(&mut self, task: HttpTask, out: &mut Vec<HttpTask>, now: Instant) -> pingora::Result<()> {
+        let most = self.gateway().hold().size;
+        let Some(operation) = self.course.as_ref().map(|course| course.admitted.target.operation) else {
+            return Ok(());
+        };
+        let Reply::Opening(opened) = &mut self.reply else { return Ok(()) };
+        let mut refused = None;
+        let mut over = task.is_end();
+        match &task {
+            HttpTask::Body(Some(data), _) => {
+                let mut content = false;
+                opened.scanner.feed(data, &mut |event| match opening(operation, &event) {
+                    Opening::Content => content |= refused.is_none(),
+                    Opening::Error if !content && refused.is_none() => refused = Some(event.data.to_vec()),
+                    Opening::Error | Opening::Quiet => {}
+                });
+                opened.size += data.len() as u64;
+                over |= content || opened.size > most || opened.share.grow_to(opened.size).is_err();
+            }
+            HttpTask::Failed(_) => {
+                // Nothing has been shown to the client: it is as if there had been no reply.
+                let HttpTask::Failed(error) = task else { return Ok(()) };
+                return Err(error);
+            }
+            _ => {}
+        }
+        opened.tasks.push(task);
+        if let Some(event) = refused {
+            let header = opened.header.clone();
+            match self.judge_opening(&header, &event, now) {
+                None => over = true,
+                Some(Next::Retry) => return Err(pingora::Error::new(RETRY)),
+                Some(Next::Conclude | Next::Relay(_)) => {
+                    self.reply = Reply::None;
+                    out.extend(self.conclude(now)?);
+                    return Ok(());
+                }
+            }
+        }
+        if over { self.release(out, now) } else { Ok(()) }
+    }
+
+    /// The held part of a stream goes out, and what follows as it comes.
+    fn release(&mut self, out: &mut Vec<HttpTask>, now: Instant) -> pingora::Result<()> {
+        let Reply::Opening(opened) = std::mem::replace(&mut self.reply, Reply::None) else { return Ok(()) };
+        let Opened { mut header, tasks, .. } = *opened;
+        self.wait_for_more(now);
+        self.begin_passing(&mut header, now)?;
+        out.push(HttpTask::Header(header, false));
+        for task in tasks {
+            self.pass(task, out);
+        }
+        Ok(())
+    }
+
+    /// What goes out because the time of the hold is over.
+    ///
+    /// # Errors
+    /// Pingora's, for a header that cannot be set.
+    pub(super) fn overdue(&mut self, now: Instant) -> pingora::Result<Vec<HttpTask>> {
+        let mut out = Vec::new();
+        if std::mem::take(&mut self.nudged) {
+            self.release(&mut out, now)?;
+        }
+        Ok(out)
     }
 
     /// From here on bytes go out as they come in.

@@ -65,7 +65,9 @@ pub fn quick() -> aoai_lb::demo::Pace {
 pub fn backend(azure: &Simulator, name: &str, more: &str) -> String {
     let address = azure.address(name);
     let more: String = more.lines().map(|line| format!("    {line}\n")).collect();
-    format!("  - name: {name}\n    endpoint: http://{address}\n    credential: {{ api_key: {name}-key }}\n{more}")
+    format!(
+        "  - name: {name}\n    endpoint: http://{address}\n    credential: {{ api_key: {name}-key }}\n{more}"
+    )
 }
 
 /// All resources of the simulator as backends of one tier.
@@ -143,10 +145,10 @@ impl Balancer {
     async fn until_ready(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Ok(mut client) = Client::try_connect(self.address).await {
-                if client.get("/readyz", &[]).await.status == 200 {
-                    return;
-                }
+            if let Ok(mut client) = Client::try_connect(self.address).await
+                && client.get("/readyz", &[]).await.status == 200
+            {
+                return;
             }
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("the balancer ended with {status}:\n{}", self.log());

@@ -53,14 +53,16 @@ impl Upstream {
     /// The entry of a configuration for it.
     pub fn backend(&self, name: &str) -> String {
         let address = self.address;
-        format!("  - name: {name}\n    endpoint: http://{address}\n    credential: {{ api_key: {name}-key }}\n")
+        format!(
+            "  - name: {name}\n    endpoint: http://{address}\n    credential: {{ api_key: {name}-key }}\n"
+        )
     }
 }
 
 async fn read(stream: &mut tokio::net::TcpStream) -> Option<Request> {
     let mut bytes = Vec::new();
     loop {
-        let mut chunk = [0; 16 * 1024];
+        let mut chunk = vec![0; 16 * 1024];
         let read = stream.read(&mut chunk).await.ok().filter(|read| *read > 0)?;
         bytes.extend_from_slice(&chunk[..read]);
         let Some(end) = super::client::find(&bytes, b"\r\n\r\n") else { continue };

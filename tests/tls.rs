@@ -1,0 +1,149 @@
+//! TLS to backends: verified, by name, with the system's or a private authority.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and its output is read then"
+)]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
+use openssl::asn1::Asn1Time;
+use openssl::bn::BigNum;
+use openssl::hash::MessageDigest;
+use openssl::pkey::{PKey, Private};
+use openssl::rsa::Rsa;
+use openssl::ssl::{NameType, Ssl, SslAcceptor, SslMethod};
+use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
+use openssl::x509::{X509, X509Name};
+use support::{Balancer, answerer, azure};
+use tokio::net::{TcpListener, TcpStream};
+
+struct Authority {
+    certificate: X509,
+    key: PKey<Private>,
+}
+
+fn key() -> PKey<Private> {
+    PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap()
+}
+
+fn certificate(name: &str, days: (i64, i64), key: &PKey<Private>, issuer: Option<&Authority>) -> X509 {
+    let mut subject = X509Name::builder().unwrap();
+    subject.append_entry_by_text("CN", name).unwrap();
+    let subject = subject.build();
+    let mut builder = X509::builder().unwrap();
+    builder.set_version(2).unwrap();
+    builder.set_serial_number(&BigNum::from_u32(7).unwrap().to_asn1_integer().unwrap()).unwrap();
+    builder.set_subject_name(&subject).unwrap();
+    builder.set_issuer_name(issuer.map_or(&subject, |issuer| issuer.certificate.subject_name())).unwrap();
+    builder.set_pubkey(key).unwrap();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
+    builder.set_not_before(&Asn1Time::from_unix(now + days.0 * 86_400).unwrap()).unwrap();
+    builder.set_not_after(&Asn1Time::from_unix(now + days.1 * 86_400).unwrap()).unwrap();
+    if issuer.is_none() {
+        builder.append_extension(BasicConstraints::new().critical().ca().build().unwrap()).unwrap();
+    }
+    let names = SubjectAlternativeName::new().dns(name).build(&builder.x509v3_context(None, None)).unwrap();
+    builder.append_extension(names).unwrap();
+    builder.sign(issuer.map_or(key, |issuer| &issuer.key), MessageDigest::sha256()).unwrap();
+    builder.build()
+}
+
+fn authority() -> Authority {
+    let key = key();
+    Authority { certificate: certificate("test authority", (-1, 1), &key, None), key }
+}
+
+/// Speaks TLS in front of a plain address; returns its own, and the names clients asked for.
+async fn terminate(
+    plain: SocketAddr,
+    certificate: &X509,
+    key: &PKey<Private>,
+) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+    let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls()).unwrap();
+    acceptor.set_certificate(certificate).unwrap();
+    acceptor.set_private_key(key).unwrap();
+    let acceptor = acceptor.build();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let names = Arc::new(Mutex::new(Vec::new()));
+    let seen = names.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let ssl = Ssl::new(acceptor.context()).unwrap();
+            let seen = seen.clone();
+            tokio::spawn(async move {
+                let mut stream = tokio_openssl::SslStream::new(ssl, stream).unwrap();
+                if Pin::new(&mut stream).accept().await.is_err() {
+                    return;
+                }
+                seen.lock()
+                    .unwrap()
+                    .push(stream.ssl().servername(NameType::HOST_NAME).unwrap_or("").to_owned());
+                let mut upstream = TcpStream::connect(plain).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut stream, &mut upstream).await;
+            });
+        }
+    });
+    (address, names)
+}
+
+#[tokio::test]
+async fn a_backends_certificate_is_checked_against_name_date_and_authority() {
+    let azure = azure(&["plain"]).await;
+    let plain = azure.address("plain");
+    let good = authority();
+    let other = authority();
+    let key = key();
+    let directory = tempfile::tempdir().unwrap();
+    let ca = directory.path().join("ca.pem");
+    std::fs::write(&ca, good.certificate.to_pem().unwrap()).unwrap();
+    let table = [
+        ("contoso.test", (-1, 1), &good, true),
+        ("fabrikam.test", (-1, 1), &good, false),
+        ("contoso.test", (-3, -2), &good, false),
+        ("contoso.test", (-1, 1), &other, false),
+    ];
+    for (name, days, issuer, expected) in table {
+        let certificate = certificate(name, days, &key, Some(issuer));
+        let (address, names) = terminate(plain, &certificate, &key).await;
+        let entry = format!(
+            "  - name: secure\n    endpoint: https://{address}\n    credential: {{ api_key: plain-key }}\n    tls: {{ ca: {}, server_name: contoso.test }}\n",
+            ca.display()
+        );
+        let balancer = Balancer::start(&entry, "retry: { attempts: 0 }").await;
+        let hits = azure.hits("plain");
+        let reply = balancer.chat().await;
+        let record = &balancer.records_of(1).await[0];
+        if expected {
+            assert_eq!((reply.status, answerer(&reply).as_str()), (200, "secure"), "{}", reply.text());
+            assert_eq!(*names.lock().unwrap(), ["contoso.test"]);
+            let seen = azure.requests("plain").pop().unwrap();
+            assert_eq!(seen.header("host"), Some("contoso.test"));
+        } else {
+            assert_eq!((reply.status, reply.code().as_str()), (502, "upstream_failed"), "{name} {days:?}");
+            assert_eq!(record["attempts"][0]["error"], "tls", "{record:#}");
+            assert_eq!(azure.hits("plain"), hits);
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_an_authority_of_its_own_the_systems_count() {
+    let azure = azure(&["plain"]).await;
+    let (good, key) = (authority(), key());
+    let certificate = certificate("localhost", (-1, 1), &key, Some(&good));
+    let (address, _) = terminate(azure.address("plain"), &certificate, &key).await;
+    let port = address.port();
+    let entry = format!(
+        "  - name: secure\n    endpoint: https://localhost:{port}\n    credential: {{ api_key: plain-key }}\n"
+    );
+    let balancer = Balancer::start(&entry, "retry: { attempts: 0 }").await;
+    assert_eq!(balancer.chat().await.status, 502, "nobody vouches for it");
+    assert_eq!(balancer.records_of(1).await[0]["attempts"][0]["error"], "tls");
+}
