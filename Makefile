@@ -23,7 +23,7 @@ lint:
 
 # Rules, and the running binary against simulated Azure; the dependency tree among them.
 unit:
-	cargo test --locked
+	cargo test --locked --no-fail-fast
 
 # The official SDKs, unmodified, through the running binary.
 sdk: build

@@ -86,9 +86,10 @@ pub struct Gateway {
     unlisted: Option<Arc<Pool>>,
     learned: ArcSwap<HashMap<Deployment, Arc<Pool>>>,
     home: Arc<Pool>,
-    home_first: Arc<Pool>,
+    strangers: Arc<Pool>,
     retry: config::Retry,
     cooldown: config::Cooldown,
+    breaker: config::Breaker,
     record: Option<config::Record>,
 }
 
@@ -138,6 +139,29 @@ pub struct Admitted {
     unlisted: bool,
 }
 
+/// A reply of a backend, as far as learning from it goes.
+pub struct Answer<'a> {
+    /// Who replied.
+    pub candidate: &'a Candidate,
+    /// Its headers.
+    pub headers: &'a HeaderMap,
+    /// Whether its status is a 2xx.
+    pub is_success: bool,
+    /// What it counts as if it is a failure.
+    pub failure: Failure,
+    /// The moment.
+    pub now: Instant,
+}
+
+/// What a failure of a backend counts as.
+#[derive(Clone, Copy, Debug)]
+pub struct Failure {
+    /// It is this request's first on this backend.
+    pub is_first: bool,
+    /// The try was to find out whether the backend is back.
+    pub is_probe: bool,
+}
+
 /// How a request is put to one backend.
 pub struct Outgoing {
     /// Path and query.
@@ -150,7 +174,7 @@ pub struct Outgoing {
 
 impl Gateway {
     /// The gateway of this configuration, adopting what the process remembers.
-    pub fn new(config: &Config, process: Arc<Process>) -> Self {
+    pub fn new(config: &Config, process: Arc<Process>, now: Instant) -> Self {
         let backends: Vec<Backend> = config
             .backends
             .iter()
@@ -161,7 +185,7 @@ impl Gateway {
             .map(|(name, _)| name.clone())
             .map(|name| {
                 let pool = serving(&backends, &name);
-                (name, Arc::new(Pool::new(pool)))
+                (name, Arc::new(Pool::new(pool, now)))
             })
             .collect();
         let passing =
@@ -172,33 +196,40 @@ impl Gateway {
         Self {
             clients: Clients::new(&config.clients),
             pools,
-            unlisted: (!passing.is_empty()).then(|| Arc::new(Pool::new(passing))),
+            unlisted: (!passing.is_empty()).then(|| Arc::new(Pool::new(passing, now))),
             learned: ArcSwap::default(),
-            home: Arc::new(Pool::new(home_pool(&backends, home, false))),
-            home_first: Arc::new(Pool::new(home_pool(&backends, home, true))),
+            home: Arc::new(Pool::new(home_pool(&backends, home), now)),
+            strangers: Arc::new(Pool::new(strangers(&backends, home), now)),
             backends,
             requests: config.requests.clone(),
             timeouts: config.timeouts,
             retry: config.retry.clone(),
             cooldown: config.cooldown,
+            breaker: config.breaker,
             record: config.record.clone(),
             process,
         }
     }
 
-    /// Understands a request's target, and whether it is one that may be asked at all.
+    /// Understands a request's target.
     ///
     /// # Errors
-    /// `method_not_allowed`, `bad_request`, `path_not_allowed`.
+    /// `method_not_allowed`, `bad_request`.
     pub fn locate(&self, method: &Method, raw_target: &[u8], upgrade: bool) -> Result<Target, Refusal> {
         if matches!(*method, Method::OPTIONS | Method::TRACE | Method::CONNECT) {
             let message = "OPTIONS, TRACE and CONNECT are not served: keys do not belong in browsers";
             return Err(Refusal::new(Reason::MethodNotAllowed, message));
         }
-        let target =
-            crate::azure::parse(raw_target, upgrade).map_err(|bad| Refusal::bad_request(bad.to_string()))?;
+        crate::azure::parse(raw_target, upgrade).map_err(|bad| Refusal::bad_request(bad.to_string()))
+    }
+
+    /// Whether this method and path may be asked at all.
+    ///
+    /// # Errors
+    /// `path_not_allowed`.
+    pub fn allow(&self, method: &Method, target: &Target) -> Result<(), Refusal> {
         if self.requests.allow.iter().any(|allow| allow.permits(method, &target.path)) {
-            return Ok(target);
+            return Ok(());
         }
         let message = "this method and path are not served here; Azure OpenAI's begin with /openai/";
         Err(Refusal::new(Reason::PathNotAllowed, message))
@@ -274,7 +305,6 @@ impl Gateway {
                 client.may_use(deployment)?;
                 self.pool(deployment)?
             }
-            None if seeks => (Arc::clone(&self.home_first), false),
             None => (Arc::clone(&self.home), false),
         };
         let makes_more = is_create_without_idempotence(method, target.operation);
@@ -290,6 +320,7 @@ impl Gateway {
         Allowance {
             attempts: self.retry.attempts,
             wait: self.retry.wait,
+            budget: self.retry.budget,
             latest_start: clients.map_or(deadline, |clients| clients.min(deadline)),
         }
     }
@@ -351,45 +382,51 @@ impl Gateway {
     pub fn judge(&self, admitted: &Admitted, status: u16, body: &[u8]) -> Verdict {
         match verdict::judge(status, body, &|status| self.retry.statuses.contains(status)) {
             // The id may be another resource's.
-            Verdict::Client if admitted.seeks && status == 404 => Verdict::Elsewhere,
+            Verdict::Client | Verdict::Absent | Verdict::NotHere if admitted.seeks && status == 404 => {
+                Verdict::Elsewhere
+            }
+            // What is missing is not a deployment that anybody balances: the client named it.
+            Verdict::Absent | Verdict::NotHere if admitted.deployment.is_none() => Verdict::Client,
             verdict => verdict,
         }
     }
 
+    /// Who else is asked for an id that home does not know.
+    pub fn strangers(&self) -> Arc<Pool> {
+        Arc::clone(&self.strangers)
+    }
+
     /// Takes note of what a reply means for its backend, and says what it means for the
     /// request: `None` when it is to be relayed.
-    pub fn learn(
-        &self,
-        admitted: &Admitted,
-        candidate: &Candidate,
-        verdict: Verdict,
-        headers: &HeaderMap,
-        now: Instant,
-    ) -> Option<Outcome> {
-        let operation = admitted.target.operation;
+    pub fn learn(&self, admitted: &Admitted, verdict: Verdict, reply: Answer<'_>) -> Option<Outcome> {
+        let Answer { candidate, headers, now, .. } = reply;
         let rest = |reason, length: Duration| Rest { reason, until: now + length };
         let unfit = |reason| rest(reason, UNFIT_REST);
         let deployment = candidate.deployment.as_ref().map(|deployment| &deployment.cell);
+        if verdict != Verdict::Failed {
+            candidate.memory.breaker.succeeded(&self.breaker, now);
+        }
         match verdict {
             Verdict::Success => {
-                self.learn_deployment(admitted);
+                if reply.is_success {
+                    self.learn_deployment(admitted, now);
+                }
                 None
             }
             Verdict::Client => None,
             Verdict::Elsewhere if admitted.seeks => Some(Outcome::Unfit),
-            Verdict::Elsewhere => Some(Outcome::Failed),
+            Verdict::Elsewhere => Some(Outcome::Refused),
             Verdict::Throttled => {
                 let rest = rest(health::Reason::Cooling, self.cooldown_asked(headers));
                 self.mark(candidate, deployment, rest, now);
                 Some(Outcome::Throttled(rest.until))
             }
             Verdict::Failed => {
-                // The reset of the rate limits is told on every reply and no wish to be left alone.
-                let asks = ["retry-after-ms", "x-ms-retry-after-ms", "retry-after"];
-                if asks.iter().any(|name| headers.contains_key(*name)) {
+                if asks_to_wait(headers) {
                     let rest = rest(health::Reason::Cooling, self.cooldown_asked(headers));
                     self.mark(candidate, deployment, rest, now);
                 }
+                self.fail(candidate, reply.failure, now);
                 Some(Outcome::Failed)
             }
             Verdict::Credential => {
@@ -402,7 +439,7 @@ impl Gateway {
                 Some(Outcome::Unfit)
             }
             Verdict::PermissionDenied => {
-                let cell = candidate.memory.operation(operation);
+                let cell = candidate.memory.operation(admitted.target.operation);
                 self.mark(candidate, Some(cell), unfit(health::Reason::PermissionDenied), now);
                 Some(Outcome::Unfit)
             }
@@ -410,8 +447,17 @@ impl Gateway {
                 self.mark(candidate, deployment, unfit(health::Reason::Absent), now);
                 Some(Outcome::Unfit)
             }
-            // The api-version may be the client's own invention: no mark for everyone else.
-            Verdict::VersionUnsupported => Some(Outcome::Unfit),
+            Verdict::NotHere => Some(Outcome::Unfit),
+        }
+    }
+
+    /// Takes note that a try broke off.
+    pub fn fail(&self, candidate: &Candidate, failure: Failure, now: Instant) {
+        let Failure { is_first, is_probe } = failure;
+        if let Some(open) = candidate.memory.breaker.failed(&self.breaker, is_first, is_probe, now) {
+            let name =
+                self.backends.get(candidate.backend).map_or("?", |backend| backend.config.name.as_str());
+            error!("backend {name} fails too often: left alone for {open:?}");
         }
     }
 
@@ -419,6 +465,12 @@ impl Gateway {
     pub fn cooldown_asked(&self, headers: &HeaderMap) -> Duration {
         let hint = hints::cooldown_hint(headers, SystemTime::now());
         hint.unwrap_or(self.cooldown.default).min(self.cooldown.maximum)
+    }
+
+    /// How long a reply asked to wait, as it said, if it said so in earnest.
+    pub fn hint(&self, verdict: Verdict, headers: &HeaderMap) -> Option<Duration> {
+        let asks = verdict == Verdict::Throttled || asks_to_wait(headers);
+        asks.then(|| hints::cooldown_hint(headers, SystemTime::now())).flatten()
     }
 
     /// How long a client is told to wait when nothing better is known.
@@ -460,14 +512,14 @@ impl Gateway {
 
     /// A deployment that the configuration does not name has been answered for: from now on
     /// it has a wheel and rests of its own.
-    fn learn_deployment(&self, admitted: &Admitted) {
+    fn learn_deployment(&self, admitted: &Admitted, now: Instant) {
         let (true, Some(deployment)) = (admitted.unlisted, &admitted.deployment) else { return };
         let known = self.learned.load();
         if known.contains_key(deployment) || known.len() >= LEARNED_MAX {
             return;
         }
         drop(known);
-        let pool = Pool::new(serving(&self.backends, deployment));
+        let pool = Pool::new(serving(&self.backends, deployment), now);
         pool.continue_from(&admitted.pool);
         let pool = Arc::new(pool);
         info!("deployment '{deployment}' is served, though no backend lists it");
@@ -480,7 +532,7 @@ impl Gateway {
         });
     }
 
-    fn mark(&self, candidate: &Candidate, cell: Option<&health::Cell>, rest: Rest, now: Instant) {
+    fn mark(&self, candidate: &Candidate, cell: Option<&Arc<health::Cell>>, rest: Rest, now: Instant) {
         let Some(cell) = cell else { return };
         if !cell.rest(rest, now) {
             return;
@@ -509,8 +561,16 @@ impl Gateway {
                     "backend {backend}: its credential may not do this operation; asked again in {length:?}"
                 );
             }
+            // Logged where it opens.
+            health::Reason::BreakerOpen => {}
         }
     }
+}
+
+/// Whether a reply that is no 429 asks to be left alone: the reset of the rate limits is told
+/// on every reply and no such wish.
+fn asks_to_wait(headers: &HeaderMap) -> bool {
+    ["retry-after-ms", "x-ms-retry-after-ms", "retry-after"].iter().any(|name| headers.contains_key(*name))
 }
 
 /// Every key a request presents in its headers.
@@ -542,13 +602,18 @@ fn understand(naming: Naming, target: &Target, body: &Body<'_>) -> Result<Form, 
         return Ok(Form::Opaque);
     }
     let bad = |message: String| Refusal::bad_request(message);
-    if multipart::is_form(body.content_type) {
+    if multipart::is_form(body.content_type) && takes_forms(target.operation) {
         let Some(boundary) = multipart::boundary(body.content_type) else {
             return match names {
                 true => Err(bad("content-type: multipart/form-data needs a `boundary`".to_owned())),
                 false => Ok(Form::Opaque),
             };
         };
+        if names && !body.bytes.strip_prefix(b"--").is_some_and(|rest| rest.starts_with(boundary.as_bytes()))
+        {
+            // What stands before the first boundary is for nobody; another reader might disagree.
+            return Err(bad("the form must begin with its boundary".to_owned()));
+        }
         return match multipart::probe(body.bytes, &boundary) {
             Ok(form) => Ok(Form::Multipart(form)),
             Err(problem @ BadForm::Duplicate(_)) => Err(bad(problem.to_string())),
@@ -568,6 +633,10 @@ fn understand(naming: Naming, target: &Target, body: &Body<'_>) -> Result<Form, 
     }
 }
 
+fn takes_forms(operation: Operation) -> bool {
+    matches!(operation, Operation::Audio | Operation::Images)
+}
+
 fn takes_json(operation: Operation) -> bool {
     !matches!(operation, Operation::Realtime)
 }
@@ -585,24 +654,25 @@ fn serving(backends: &[Backend], deployment: &Deployment) -> Vec<Candidate> {
     serving.collect()
 }
 
-/// The home backend, and behind it, where an id is sought, every other endpoint once.
-fn home_pool(backends: &[Backend], home: usize, seek: bool) -> Vec<Candidate> {
-    let second = Tier::new(2).unwrap_or(Tier::FIRST);
-    let mut asked = Vec::new();
-    let homes = backends.iter().enumerate().filter(|(index, _)| *index == home);
-    let others = backends.iter().enumerate().filter(|(index, _)| seek && *index != home);
+/// The home backend alone.
+fn home_pool(backends: &[Backend], home: usize) -> Vec<Candidate> {
+    let home = backends.iter().enumerate().filter(|(index, _)| *index == home);
+    home.map(|(index, backend)| candidate(index, backend, None, true)).collect()
+}
+
+/// Every endpoint but home's, once: two backends on one endpoint are one resource, and asking
+/// it twice finds nothing more.
+fn strangers(backends: &[Backend], home: usize) -> Vec<Candidate> {
+    let mut asked: Vec<_> = backends.get(home).map(|home| &home.config.endpoint).into_iter().collect();
     let mut candidates = Vec::new();
-    for (index, backend) in homes.chain(others) {
-        // Two backends on one endpoint are one resource: asking twice finds nothing more.
+    for (index, backend) in backends.iter().enumerate() {
         let endpoint = &backend.config.endpoint;
         if asked.contains(&endpoint) {
             continue;
         }
         asked.push(endpoint);
-        let mut candidate = candidate(index, backend, None, true);
-        candidate.tier = if index == home { Tier::FIRST } else { second };
-        candidate.weight = Weight::ONE;
-        candidates.push(candidate);
+        let candidate = candidate(index, backend, None, true);
+        candidates.push(Candidate { tier: Tier::FIRST, weight: Weight::ONE, ..candidate });
     }
     candidates
 }

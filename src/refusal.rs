@@ -69,6 +69,12 @@ impl Reason {
         }
     }
 
+    /// Whether it is said because backends failed rather than because of the request or of
+    /// limits.
+    pub fn is_failure(self) -> bool {
+        matches!(self, Self::UpstreamFailed | Self::UpstreamTimeout)
+    }
+
     /// The HTTP status of the answer.
     pub fn status(self) -> u16 {
         self.row().0

@@ -23,7 +23,7 @@ use crate::admin::Admin;
 use crate::config::{AdminAddress, Config};
 use crate::gateway::{Gateway, Process};
 use crate::proxy::dns::{Directory, Resolve, System};
-use crate::proxy::guard::Guard;
+use crate::proxy::guard::{Guard, STOPPING};
 use crate::proxy::peer::{BadAuthority, Peers, keepalive};
 use crate::proxy::{Balancer, Serving};
 use crate::record::sinks::jsonl::Jsonl;
@@ -86,7 +86,7 @@ pub fn run(config: &Config, background: &Runtime) -> Result<(), StartError> {
         directory.settle(FIRST_LOOK_UP).await;
     });
     let serving = Arc::new(ArcSwap::from_pointee(Serving {
-        gateway: Arc::new(Gateway::new(config, Arc::clone(&process))),
+        gateway: Arc::new(Gateway::new(config, Arc::clone(&process), started)),
         peers: Peers::new(config, directory.by_backend())?,
     }));
     let mut server = Server::new_with_opt_and_conf(None, engine(config));
@@ -119,7 +119,7 @@ pub fn run(config: &Config, background: &Runtime) -> Result<(), StartError> {
 fn engine(config: &Config) -> ServerConf {
     ServerConf {
         threads: config.server.threads,
-        grace_period_seconds: Some(config.server.grace_period.as_secs()),
+        grace_period_seconds: Some(config.server.grace_period.as_millis().div_ceil(1000) as u64),
         graceful_shutdown_timeout_seconds: Some(1),
         // Enough for every client of a busy balancer to find a connection again.
         upstream_keepalive_pool_size: 1024,
@@ -212,6 +212,8 @@ impl ShutdownSignalWatch for Signals {
 
 /// Ends the process as soon as nothing is in flight.
 fn exit_when_idle(process: &Process) {
+    // The listeners close now; connections linger for a moment.
+    std::thread::sleep(STOPPING);
     let mut quiet = 0;
     // Two looks in a row: a request whose head was just read may not be counted yet.
     while quiet < 2 {

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::gateway::{Backend, Gateway};
-use crate::routing::health::Rest;
+use crate::routing::health::{Rest, Standing};
 
 /// What `GET /api/status` answers.
 #[derive(Debug, Serialize)]
@@ -56,7 +56,12 @@ pub fn of(gateway: &Gateway, started: Instant, now: Instant) -> Status {
 fn of_backend(backend: &Backend, now: Instant) -> BackendStatus {
     let until =
         |rest: &Rest| u64::try_from(rest.until.saturating_duration_since(now).as_millis()).unwrap_or(0);
-    let whole = backend.memory.credential.resting(now);
+    let memory = &backend.memory;
+    let whole =
+        [&memory.credential, &memory.breaker.cell].into_iter().find_map(|cell| match cell.standing(now) {
+            Standing::Resting(rest) => Some(rest),
+            Standing::Awake | Standing::Due => None,
+        });
     let resting = backend.memory.resting(now).into_iter().map(|(deployment, rest)| Resting {
         deployment,
         reason: rest.reason.word(),

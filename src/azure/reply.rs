@@ -38,6 +38,11 @@ impl ReplyBody {
         self.bytes.extend_from_slice(end);
     }
 
+    /// Bytes kept.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// The reply, if it was kept whole.
     pub fn whole(&self) -> Option<&[u8]> {
         (!self.is_tail).then_some(&self.bytes)

@@ -21,10 +21,11 @@ pub enum Verdict {
     PermissionDenied,
     /// The backend has no such deployment: another backend.
     Absent,
-    /// The backend does not know this api-version: another backend. Set apart from `Absent`
-    /// because it is the client that chooses the version: a made-up one must not take the
-    /// deployment away from everybody else.
-    VersionUnsupported,
+    /// The backend cannot serve this request: it does not know the api-version, or says in
+    /// words rather than by its code that the deployment is missing. Another backend; set
+    /// apart from `Absent` because a client can bring this about with a made-up version or a
+    /// text that Azure quotes, and must not take the deployment away from everybody else.
+    NotHere,
     /// Another 4xx that `retry.statuses` lists: another backend, nothing is remembered.
     Elsewhere,
     /// About the request, or not listed in `retry.statuses`: relayed at once.
@@ -57,8 +58,9 @@ pub fn judge(status: u16, body: &[u8], is_listed: &dyn Fn(u16) -> bool) -> Verdi
         401 => Some(Verdict::Credential),
         403 if error.code_is(&["PermissionDenied"]) => Some(Verdict::PermissionDenied),
         403 if error.is_closed_door() => Some(Verdict::Credential),
-        400 | 404 if error.is_missing_deployment() => Some(Verdict::Absent),
-        400 | 404 if error.is_unknown_version() => Some(Verdict::VersionUnsupported),
+        404 if error.is_missing_by_code() => Some(Verdict::Absent),
+        400 | 404 if error.is_missing_by_code() || error.is_missing_by_word() => Some(Verdict::NotHere),
+        400 | 404 if error.is_unknown_version() => Some(Verdict::NotHere),
         _ => None,
     };
     known.unwrap_or_else(|| listed(Verdict::Elsewhere))
@@ -72,8 +74,8 @@ pub fn judge_event(data: &[u8]) -> Verdict {
     match () {
         () if error.is_about_the_prompt() => Verdict::Client,
         () if error.is_rate_limit() => Verdict::Throttled,
-        () if error.is_missing_deployment() => Verdict::Absent,
-        () if error.is_unknown_version() => Verdict::VersionUnsupported,
+        () if error.is_missing_by_code() => Verdict::Absent,
+        () if error.is_missing_by_word() || error.is_unknown_version() => Verdict::NotHere,
         () if error.code_is(&["PermissionDenied"]) => Verdict::PermissionDenied,
         () if error.code_is(&["401", "403", "invalid_api_key", "AuthenticationTypeDisabled"]) => {
             Verdict::Credential
@@ -194,15 +196,17 @@ impl<'a> ApiError<'a> {
             || self.code_is(&["400", "404", "BadRequest", "NotFound", "invalid_request_error"])
     }
 
-    fn is_missing_deployment(&self) -> bool {
-        let named = ["DeploymentNotFound", "model_not_found", "DeploymentModelNotFound"];
-        self.code_is(&named)
-            || (self.structured
-                && self.has_a_vague_code()
-                && (self.says(&["could not find an existing deployment"])
-                    || self.says(&["deployment", "does not exist"])
-                    || self.says(&["no such deployment"])
-                    || self.says(&["unknown deployment"])))
+    fn is_missing_by_code(&self) -> bool {
+        self.code_is(&["DeploymentNotFound", "model_not_found", "DeploymentModelNotFound"])
+    }
+
+    fn is_missing_by_word(&self) -> bool {
+        self.structured
+            && self.has_a_vague_code()
+            && (self.says(&["could not find an existing deployment"])
+                || self.says(&["deployment", "does not exist"])
+                || self.says(&["no such deployment"])
+                || self.says(&["unknown deployment"]))
     }
 
     fn is_unknown_version(&self) -> bool {
@@ -219,23 +223,30 @@ impl<'a> ApiError<'a> {
                 .any(|phrases| self.says(phrases)))
     }
 
-    /// Whether a 403 closes the door on everything we could ask: key authentication is off, a
-    /// network rule or an abuse block is in force, or a front door answered in Azure's place.
+    /// Whether a 403 closes the door on everything we could ask: key authentication is off, or
+    /// a network rule or an abuse block is in force. Only what Azure says so counts: another
+    /// 403, such as a front door's about the words of one prompt, is no reason to leave the
+    /// backend alone.
     fn is_closed_door(&self) -> bool {
-        !self.structured
-            || self.code.as_ref().is_none_or(|code| code == "403")
-            || self.code_is(&[
-                "AuthenticationTypeDisabled",
-                "Forbidden",
-                "AccessDenied",
-                "TrafficDenied",
-                "PublicNetworkAccessDisabled",
-                "SubscriptionDisabled",
-            ])
-            || self.says(&["virtual network"])
-            || self.says(&["firewall"])
-            || self.says(&["public access is disabled"])
-            || self.says(&["temporarily blocked"])
+        const CODES: &[&str] = &[
+            "AuthenticationTypeDisabled",
+            "AccessDenied",
+            "TrafficDenied",
+            "PublicNetworkAccessDisabled",
+            "SubscriptionDisabled",
+        ];
+        const BEGINNINGS: [&str; 4] = [
+            "access denied due to virtual network",
+            "a virtual network is configured",
+            "public access is disabled",
+            "your resource has been temporarily blocked",
+        ];
+        let begins = |message: &Cow<'_, str>| {
+            let message = message.to_ascii_lowercase();
+            BEGINNINGS.iter().any(|beginning| message.starts_with(beginning))
+        };
+        let vague = self.code.as_ref().is_none_or(|code| matches!(&**code, "403" | "Forbidden"));
+        self.code_is(CODES) || (self.structured && vague && self.message.as_ref().is_some_and(begins))
     }
 }
 
@@ -250,9 +261,7 @@ mod tests {
 
     #[test]
     fn replies_mean_what_the_table_says() {
-        use Verdict::{
-            Absent, Client, Credential, Failed, PermissionDenied, Success, Throttled, VersionUnsupported,
-        };
+        use Verdict::{Absent, Client, Credential, Failed, NotHere, PermissionDenied, Success, Throttled};
         let rows: &[(u16, &str, Verdict)] = &[
             (200, "", Success),
             (304, "", Success),
@@ -292,7 +301,8 @@ mod tests {
                 r#"{"error":{"code":403,"message":"Your resource has been temporarily blocked"}}"#,
                 Credential,
             ),
-            (403, "<html>Denied</html>", Credential),
+            (403, "<html>Denied: virtual network</html>", Client),
+            (403, r#"{"error":{"code":null,"message":"'<script>' is denied, firewall"}}"#, Client),
             (403, r#"{"error":{"code":"unsupported_region","message":"…"}}"#, Client),
             (
                 404,
@@ -302,12 +312,12 @@ mod tests {
             (
                 404,
                 r#"{"error":{"code":null,"type":"invalid_request_error","message":"The API deployment for this resource does not exist."}}"#,
-                Absent,
+                NotHere,
             ),
             (
                 400,
                 r#"{"error":{"type":"invalid_request_error","code":null,"message":"Could not find an existing deployment for x"}}"#,
-                Absent,
+                NotHere,
             ),
             (404, r#"{"code":"DeploymentNotFound","message":"x"}"#, Absent),
             (404, r#"{"error":{"code":"404","message":"Resource not found"}}"#, Client),
@@ -322,11 +332,7 @@ mod tests {
                 r#"{"error":{"code":"previous_response_not_found","message":"deployment does not exist"}}"#,
                 Client,
             ),
-            (
-                400,
-                r#"{"error":{"code":"BadRequest","message":"API version not supported"}}"#,
-                VersionUnsupported,
-            ),
+            (400, r#"{"error":{"code":"BadRequest","message":"API version not supported"}}"#, NotHere),
             (
                 400,
                 r#"{"error":{"code":"BadRequest","message":"api-version query parameter is not allowed when using /v1 path"}}"#,
@@ -367,7 +373,7 @@ mod tests {
 
     #[test]
     fn error_events_mean_what_they_say() {
-        use Verdict::{Absent, Client, Failed, Throttled};
+        use Verdict::{Client, Failed, NotHere, Throttled};
         let rows = [
             (
                 r#"{"type":"error","error":{"type":"too_many_requests","code":"rate_limit_exceeded","message":"…"}}"#,
@@ -381,7 +387,7 @@ mod tests {
             (r#"{"type":"error","code":"rate_limit_exceeded","message":"…"}"#, Throttled),
             (
                 r#"{"error":{"type":"invalid_request_error","code":null,"message":"Could not find an existing deployment"}}"#,
-                Absent,
+                NotHere,
             ),
             (r#"{"error":{"type":"invalid_request_error","code":"x"}}"#, Client),
             (r#"{"error":{"code":"content_filter"}}"#, Client),

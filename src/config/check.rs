@@ -14,15 +14,17 @@ use std::time::Duration;
 use super::node::{Inner, Map, Node};
 use super::statuses::{self, Statuses};
 use super::{
-    AdminAddress, Config, Content, Cooldown, Hold, Jsonl, Record, Retry, Server, Timeouts, UsageMode,
+    AdminAddress, Breaker, Config, Content, Cooldown, Hold, Jsonl, Ratio, Record, Retry, Server, Timeouts,
+    UsageMode,
 };
 
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "listeners",
     "backends",
     "clients",
     "requests",
     "retry",
+    "breaker",
     "cooldown",
     "timeouts",
     "record",
@@ -44,6 +46,7 @@ pub(super) fn config(root: &Node<'_>) -> Option<Config> {
     let clients = clients::read(&root, backends.as_ref());
     let requests = requests::read(&root, backends.as_ref());
     let retry = retry(&root);
+    let breaker = breaker(&root);
     let cooldown = cooldown(&root);
     let timeouts = timeouts(&root);
     let record = root.maybe("record", record);
@@ -63,6 +66,7 @@ pub(super) fn config(root: &Node<'_>) -> Option<Config> {
         clients,
         requests: requests?,
         retry: retry?,
+        breaker: breaker?,
         cooldown: cooldown?,
         timeouts: timeouts?,
         record: record?,
@@ -72,7 +76,7 @@ pub(super) fn config(root: &Node<'_>) -> Option<Config> {
 }
 
 fn retry(root: &Map<'_, '_>) -> Option<Retry> {
-    let map = root.block("retry", &["attempts", "statuses", "deadline", "wait", "hold"])?;
+    let map = root.block("retry", &["attempts", "statuses", "deadline", "wait", "budget", "hold"])?;
     let attempts = map.or("attempts", 12, |node| Some(node.number(0..=100)? as u32));
     let statuses = map.or("statuses", Statuses::usual(), |node| {
         let ranges = node.each(status_range)?;
@@ -80,8 +84,30 @@ fn retry(root: &Map<'_, '_>) -> Option<Retry> {
     });
     let deadline = map.or("deadline", Duration::from_secs(120), Inner::duration);
     let wait = map.or("wait", Duration::from_millis(250), Inner::duration);
+    let budget = map.or("budget", Ratio::TWENTY, Inner::ratio);
     let hold = hold(&map);
-    Some(Retry { attempts: attempts?, statuses: statuses?, deadline: deadline?, wait: wait?, hold: hold? })
+    Some(Retry {
+        attempts: attempts?,
+        statuses: statuses?,
+        deadline: deadline?,
+        wait: wait?,
+        budget: budget?,
+        hold: hold?,
+    })
+}
+
+fn breaker(root: &Map<'_, '_>) -> Option<Breaker> {
+    let map = root.block("breaker", &["failures", "ratio", "window", "open", "maximum"])?;
+    let failures = map.or("failures", 5, |node| Some(node.number(1..=10_000)? as u32));
+    let ratio = map.or("ratio", Ratio::HALF, Inner::ratio);
+    let window = map.or("window", Duration::from_secs(10), Inner::some_time);
+    let open = map.or("open", Duration::from_secs(10), Inner::some_time);
+    let maximum = map.or("maximum", Duration::from_secs(300), Inner::some_time);
+    let (open, maximum) = (open?, maximum?);
+    if maximum < open {
+        return root.report.error(&map.at("maximum"), "must be at least breaker.open");
+    }
+    Some(Breaker { failures: failures?, ratio: ratio?, window: window?, open, maximum })
 }
 
 fn hold(retry: &Map<'_, '_>) -> Option<Hold> {
@@ -333,21 +359,23 @@ mod tests {
                 ],
             ),
             (
-                "retry: { budget: 20% }",
-                &["retry.budget: unknown key; the keys here are attempts, statuses, deadline and wait"],
+                "retry: { budget: 20, hold: { time: 1 } }\nbreaker: { ratio: 120%, open: 10m }",
+                &[
+                    "retry.budget: has no unit; write 20% or 20 %",
+                    "retry.hold.time: has no unit; write 1s or 1ms",
+                    "breaker.ratio: must be a whole number of percent from 0% to 100%, not \"120%\"",
+                    "breaker.maximum: must be at least breaker.open",
+                ],
             ),
             (
                 "retry: 12",
-                &["retry: must be a mapping with attempts, statuses, deadline or wait, not a number"],
+                &[
+                    "retry: must be a mapping with attempts, statuses, deadline, wait, budget or hold, not a number",
+                ],
             ),
             ("retry:", &["retry: is empty; remove it or give it a value"]),
             ("retry: { attempts: 1.5 }", &["retry.attempts: must be 0 to 100, not 1.5"]),
-            (
-                "breaker: {}",
-                &[
-                    "breaker: unknown key; the keys here are listeners, backends, clients, requests, retry, cooldown, timeouts, record, admin and server",
-                ],
-            ),
+            ("braker: {}", &["braker: unknown key; did you mean `breaker`?"]),
             ("timeout: {}", &["timeout: unknown key; did you mean `timeouts`?"]),
             ("cooldown: { default: 2m }", &["cooldown.maximum: must be at least cooldown.default"]),
             (

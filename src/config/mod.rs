@@ -46,6 +46,8 @@ pub struct Config {
     pub retry: Retry,
     /// How long a throttled deployment rests.
     pub cooldown: Cooldown,
+    /// When a failing backend is left alone.
+    pub breaker: Breaker,
     /// How long each step may take.
     pub timeouts: Timeouts,
     /// What is written down; `None`: nothing.
@@ -159,8 +161,44 @@ pub struct Retry {
     pub deadline: Duration,
     /// The most one request waits for cooldowns before it goes to the next tier.
     pub wait: Duration,
+    /// How many more attempts than requests a pool may cost that is failing.
+    pub budget: Ratio,
     /// How much of a stream is held until it is known to be an answer.
     pub hold: Hold,
+}
+
+/// A part of a whole, in whole percent; at most 100.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ratio(u8);
+
+impl Ratio {
+    const TWENTY: Self = Self(20);
+    const HALF: Self = Self(50);
+
+    /// Takes 0 to 100 percent.
+    pub fn new(percent: u8) -> Option<Self> {
+        (percent <= 100).then_some(Self(percent))
+    }
+
+    /// The ratio in percent.
+    pub fn percent(self) -> u8 {
+        self.0
+    }
+}
+
+/// When a failing backend is left alone, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Breaker {
+    /// Failures within the window; at least 1.
+    pub failures: u32,
+    /// The part of all attempts within the window that they also have to be.
+    pub ratio: Ratio,
+    /// How far back is looked; above zero.
+    pub window: Duration,
+    /// How long it is left alone the first time; above zero.
+    pub open: Duration,
+    /// The most, when it comes back only to fail; at least `open`.
+    pub maximum: Duration,
 }
 
 /// Bounds on what is held of a stream before its first content.

@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde_yaml::{Mapping, Value};
 
 use super::Problem;
+use super::Ratio;
 use super::expand::{Environment, Text, expand};
 use super::units::{self, BadQuantity};
 use super::words::{all, either, near};
@@ -297,6 +298,11 @@ impl<'a, 'v> Inner<'a, 'v> {
     pub(super) fn some_time(&self) -> Option<Duration> {
         let duration = self.duration()?;
         if duration.is_zero() { self.error("must be longer than 0s") } else { Some(duration) }
+    }
+
+    /// A ratio in percent.
+    pub(super) fn ratio(&self) -> Option<Ratio> {
+        self.quantity(units::ratio, "%", " %")
     }
 
     /// A size with its unit, above zero.

@@ -78,7 +78,9 @@ fn conf() -> PathBuf {
 
 fn examples() -> Vec<(PathBuf, String)> {
     let files = std::fs::read_dir(conf()).unwrap().map(|entry| entry.unwrap().path());
-    let files = files.filter(|path| path.extension().is_some_and(|e| e == "yaml"));
+    // simulate.yaml is another command's.
+    let files = files
+        .filter(|path| path.extension().is_some_and(|e| e == "yaml") && !path.ends_with("simulate.yaml"));
     files.map(|path| (path.clone(), std::fs::read_to_string(path).unwrap())).collect()
 }
 

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use super::Ratio;
+
 /// The longest duration a key takes: far below where sums with a clock could overflow.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// The largest size a key takes, for the same reason.
@@ -39,6 +41,16 @@ pub(super) fn duration(text: &str) -> Result<Duration, BadQuantity> {
     } else {
         Ok(duration)
     }
+}
+
+/// Reads a whole number of percent, up to 100.
+pub(super) fn ratio(text: &str) -> Result<Ratio, BadQuantity> {
+    const MUST: BadQuantity = BadQuantity::Must("be a whole number of percent from 0% to 100%");
+    if is_bare_number(text) {
+        return Err(BadQuantity::NoUnit);
+    }
+    let number = text.trim().strip_suffix('%').ok_or(MUST)?.trim_end();
+    number.parse().ok().and_then(Ratio::new).ok_or(MUST)
 }
 
 /// Reads a whole number of bytes with a binary or decimal unit, up to 1024 GiB.

@@ -10,12 +10,12 @@ use pingora::protocols::http::HttpTask;
 use super::context::Flow;
 use super::reply;
 use crate::azure::verdict::Verdict;
-use crate::gateway::{Admitted, Outgoing};
+use crate::gateway::{Admitted, Answer, Failure, Outgoing};
 use crate::names::Deployment;
 use crate::record::exchange::Attempt;
 use crate::refusal::{Reason, Refusal};
-use crate::routing::health;
-use crate::routing::journey::{Allowance, Choice, Journey, Outcome, Pause};
+use crate::routing::health::{self, Claim};
+use crate::routing::journey::{Allowance, Choice, Journey, Outcome, Pause, Try};
 
 /// An admitted request on its way through its pool.
 pub(super) struct Course {
@@ -28,8 +28,10 @@ pub(super) struct Course {
     underway: Option<Underway>,
     last: Option<Answerer>,
     best: Option<Held>,
-    /// Do not ask for the usage of the stream: a backend refused the question.
-    plain: bool,
+    /// Home does not know the id, and others are asked for it.
+    seeking: bool,
+    /// Who refused to be asked for the usage of the stream; nobody else is asked then.
+    declined: Option<usize>,
 }
 
 struct Underway {
@@ -37,6 +39,9 @@ struct Underway {
     begun: Instant,
     sent: bool,
     asks_usage: bool,
+    /// What the try finds out for others.
+    claim: Claim,
+    is_last_hope: bool,
 }
 
 /// Whose reply it is.
@@ -121,6 +126,8 @@ pub(super) enum Due {
 /// The troubles that are answered with 504 rather than 502.
 const TIMEOUTS: [Trouble; 3] = [Trouble::ConnectTimeout, Trouble::FirstByteTimeout, Trouble::IdleTimeout];
 
+const NO_FAILURE: Failure = Failure { is_first: false, is_probe: false };
+
 /// What comes next.
 pub(super) enum Step {
     /// A try on this backend.
@@ -152,27 +159,32 @@ impl Course {
             underway: None,
             last: None,
             best: None,
-            plain: false,
+            seeking: false,
+            declined: None,
         }
+    }
+
+    /// Goes on with those who may know what home does not.
+    fn seek(&mut self, strangers: std::sync::Arc<crate::routing::pool::Pool>) {
+        self.seeking = true;
+        self.journey = self.journey.onwards(&strangers);
+        self.admitted.pool = strangers;
     }
 
     /// What comes next; asked again before it is done, it is the same.
     pub(super) fn step(&mut self, now: Instant) -> Step {
-        match self.choose(now) {
-            Choice::Try(place) => match self.admitted.pool.candidate(place) {
+        let (journey, admitted, allowance) = (&self.journey, &self.admitted, &self.allowance);
+        let chosen = self.chosen.get_or_insert_with(|| {
+            journey.choose(&admitted.pool, admitted.target.operation, allowance, now, fastrand::f64())
+        });
+        match chosen {
+            Choice::Try(chosen) => match admitted.pool.candidate(chosen.place) {
                 Some(candidate) => Step::Try(candidate.backend),
                 None => Step::Spent,
             },
-            Choice::Wait(pause) => Step::Wait(pause),
+            Choice::Wait(pause) => Step::Wait(*pause),
             Choice::Spent => Step::Spent,
         }
-    }
-
-    fn choose(&mut self, now: Instant) -> Choice {
-        let (journey, admitted, allowance) = (&self.journey, &self.admitted, &self.allowance);
-        *self.chosen.get_or_insert_with(|| {
-            journey.choose(&admitted.pool, admitted.target.operation, allowance, now, fastrand::f64())
-        })
     }
 
     pub(super) fn waited(&mut self, pause: Pause) {
@@ -182,9 +194,11 @@ impl Course {
 
     /// The chosen try begins.
     pub(super) fn begin(&mut self, backend_name: &crate::names::BackendName, now: Instant) {
-        let Some(Choice::Try(place)) = self.chosen.take() else { return };
-        self.journey.begin();
-        self.underway = Some(Underway { place, begun: now, sent: false, asks_usage: false });
+        let Some(Choice::Try(chosen)) = self.chosen.take() else { return };
+        self.journey.begin(&self.admitted.pool, &chosen, now);
+        let Try { place, claim, is_last_hope, .. } = chosen;
+        self.underway =
+            Some(Underway { place, begun: now, sent: false, asks_usage: false, claim, is_last_hope });
         if let Some(candidate) = self.admitted.pool.candidate(place) {
             candidate.memory.attempt_begins();
             self.last = Some(Answerer { backend: candidate.backend, upstream: candidate.upstream.clone() });
@@ -202,7 +216,7 @@ impl Course {
     pub(super) fn put(&mut self, gateway: &crate::gateway::Gateway) -> Option<Outgoing> {
         let underway = self.underway.as_mut()?;
         let candidate = self.admitted.pool.candidate(underway.place)?;
-        let outgoing = gateway.put(&self.admitted, candidate, !self.plain);
+        let outgoing = gateway.put(&self.admitted, candidate, self.declined.is_none());
         underway.sent = true;
         underway.asks_usage = outgoing.asks_usage;
         Some(outgoing)
@@ -221,7 +235,35 @@ impl Course {
         self.admitted.repeatable || !self.underway.as_ref().is_some_and(|underway| underway.sent)
     }
 
-    /// Ends the try under way in the record; returns its place.
+    /// The try under way has been sent whole.
+    pub(super) fn sent(&self, now: Instant) {
+        if let Some(underway) = &self.underway {
+            underway.claim.sent(now);
+        }
+    }
+
+    /// The try under way is answered by its backend, with whatever that is no refusal.
+    fn open(&mut self) {
+        let Some(underway) = &mut self.underway else { return };
+        std::mem::take(&mut underway.claim).open();
+        if underway.is_last_hope
+            && let Some(candidate) = self.admitted.pool.candidate(underway.place)
+        {
+            candidate.memory.breaker.cell.wake();
+        }
+    }
+
+    /// What a failure of the try under way counts as.
+    fn failure(&mut self) -> Failure {
+        let Some(underway) = &self.underway else { return NO_FAILURE };
+        let place = underway.place;
+        let breaker = self.admitted.pool.candidate(place).map(|candidate| &candidate.memory.breaker.cell);
+        let is_probe = breaker.is_some_and(|breaker| underway.claim.holds(breaker));
+        Failure { is_first: self.journey.fails_first(place), is_probe }
+    }
+
+    /// Ends the try under way in the record; returns its place. A claim that was not opened
+    /// before lets others try.
     fn finish(&mut self, now: Instant, note: impl FnOnce(&mut Attempt)) -> Option<usize> {
         let underway = self.underway.take()?;
         if let Some(attempt) = self.attempts.last_mut() {
@@ -250,6 +292,7 @@ impl Flow {
     pub(super) fn answered(&mut self, header: &ResponseHeader, now: Instant) {
         let gateway = std::sync::Arc::clone(&self.serving.gateway);
         let Some(course) = &mut self.course else { return };
+        course.open();
         let Some(underway) = &course.underway else { return };
         let status = header.status.as_u16();
         if let Some(attempt) = course.attempts.last_mut() {
@@ -257,25 +300,48 @@ impl Flow {
             attempt.ms = millis(now.saturating_duration_since(underway.begun));
         }
         if let Some(candidate) = course.admitted.pool.candidate(underway.place) {
+            // Put without the question it is answered: it was the question that was refused.
+            if course.declined == Some(underway.place)
+                && header.status.is_success()
+                && let Some(deployment) = &candidate.deployment
+            {
+                deployment.declines_usage.store(true, std::sync::atomic::Ordering::Relaxed);
+            }
             let verdict = if status < 400 { Verdict::Success } else { Verdict::Client };
-            gateway.learn(&course.admitted, candidate, verdict, &header.headers, now);
+            let failure = NO_FAILURE;
+            gateway.learn(
+                &course.admitted,
+                verdict,
+                Answer {
+                    candidate,
+                    headers: &header.headers,
+                    is_success: header.status.is_success(),
+                    failure,
+                    now,
+                },
+            );
         }
     }
 
     /// A reply that was held back is complete, or as complete as it will be.
-    pub(super) fn judge(&mut self, mut held: Held, now: Instant) -> Next {
+    pub(super) fn judge(&mut self, held: Held, now: Instant) -> Next {
+        self.judge_held(held, false, now)
+    }
+
+    fn judge_held(&mut self, mut held: Held, unfinished: bool, now: Instant) -> Next {
         let gateway = std::sync::Arc::clone(&self.serving.gateway);
         let Some(course) = &mut self.course else { return Next::Relay(held) };
         let status = held.header.status.as_u16();
         let body = held.text();
-        let mut verdict = gateway.judge(&course.admitted, status, &body);
-        if status == 400 && course.asks_usage() && crate::azure::verdict::names_stream_options(&body) {
-            // The question was ours, not the client's: put the request without it.
-            course.plain = true;
-            verdict = Verdict::Elsewhere;
+        let verdict = gateway.judge(&course.admitted, status, &body);
+        // The question was ours, not the client's: the request is put without it.
+        let declined =
+            status == 400 && course.asks_usage() && crate::azure::verdict::names_stream_options(&body);
+        let retry_after = gateway.hint(verdict, &held.header.headers);
+        if verdict == Verdict::Client {
+            course.open();
         }
-        let retry_after =
-            (verdict == Verdict::Throttled).then(|| gateway.cooldown_asked(&held.header.headers));
+        let failure = if verdict == Verdict::Failed { course.failure() } else { NO_FAILURE };
         let Some(place) = course.finish(now, |attempt| {
             attempt.status = Some(status);
             attempt.retry_after_ms = retry_after.map(millis);
@@ -283,13 +349,16 @@ impl Flow {
             return Next::Relay(held);
         };
         let Some(candidate) = course.admitted.pool.candidate(place) else { return Next::Relay(held) };
-        let outcome = if course.plain && verdict == Verdict::Elsewhere {
-            if let Some(deployment) = &candidate.deployment {
-                deployment.declines_usage.store(true, std::sync::atomic::Ordering::Relaxed);
-            }
+        let outcome = if declined {
+            course.declined = Some(place);
             Some(Outcome::Again)
         } else {
-            gateway.learn(&course.admitted, candidate, verdict, &held.header.headers, now)
+            let headers = &held.header.headers;
+            gateway.learn(
+                &course.admitted,
+                verdict,
+                Answer { candidate, headers, is_success: false, failure, now },
+            )
         };
         let Some(outcome) = outcome else { return Next::Relay(held) };
         let throttled = matches!(outcome, Outcome::Throttled(_));
@@ -299,16 +368,19 @@ impl Flow {
         let is_ours_to_mend =
             matches!(verdict, Verdict::Credential | Verdict::PermissionDenied | Verdict::Absent)
                 || outcome == Outcome::Again;
-        if !is_ours_to_mend {
+        if !is_ours_to_mend && !unfinished {
             course.keep(held);
+        }
+        if course.admitted.seeks && outcome == Outcome::Unfit && !course.seeking {
+            course.seek(gateway.strangers());
         }
         let is_safe = course.admitted.repeatable || throttled || is_ours_to_mend;
         if !is_safe || self.body.consumed {
             return Next::Conclude;
         }
-        match course.choose(now) {
-            Choice::Spent => Next::Conclude,
-            Choice::Try(_) | Choice::Wait(_) => Next::Retry,
+        match course.step(now) {
+            Step::Spent => Next::Conclude,
+            Step::Try(_) | Step::Wait(_) => Next::Retry,
         }
     }
 
@@ -326,25 +398,32 @@ impl Flow {
         let stands_for = match verdict {
             Verdict::Success | Verdict::Client => return None,
             Verdict::Throttled => 429,
+            // It may have been begun: the client is to see how it ended.
+            _ if !course.admitted.repeatable => return None,
             Verdict::Credential => 401,
             Verdict::PermissionDenied => 403,
-            Verdict::Absent | Verdict::VersionUnsupported => 404,
+            Verdict::Absent | Verdict::NotHere => 404,
             Verdict::Failed | Verdict::Elsewhere => 500,
         };
-        let retry_after = (verdict == Verdict::Throttled).then(|| gateway.cooldown_asked(&header.headers));
+        let retry_after = gateway.hint(verdict, &header.headers);
+        let failure = if verdict == Verdict::Failed { course.failure() } else { NO_FAILURE };
         let place = course.finish(now, |attempt| {
             attempt.status = Some(stands_for);
             attempt.retry_after_ms = retry_after.map(millis);
         })?;
         let candidate = course.admitted.pool.candidate(place)?;
-        let outcome = gateway.learn(&course.admitted, candidate, verdict, &header.headers, now)?;
+        let headers = &header.headers;
+        let outcome = gateway.learn(
+            &course.admitted,
+            verdict,
+            Answer { candidate, headers, is_success: false, failure, now },
+        )?;
         course.journey.end(place, outcome);
         course.chosen = None;
-        // Nothing was made: the call was refused before it began.
-        Some(match course.choose(now) {
+        Some(match course.step(now) {
             _ if self.body.consumed => Next::Conclude,
-            Choice::Spent => Next::Conclude,
-            Choice::Try(_) | Choice::Wait(_) => Next::Retry,
+            Step::Spent => Next::Conclude,
+            Step::Try(_) | Step::Wait(_) => Next::Retry,
         })
     }
 
@@ -357,19 +436,32 @@ impl Flow {
         if verdict == Verdict::Client {
             return Next::Relay(held);
         }
-        self.judge(held, now)
+        let as_it_is = Held { header: held.header.clone(), body: Vec::new(), from: course.last.clone() };
+        match self.judge_held(held, true, now) {
+            // There is nothing better for the client than this one, which goes on.
+            Next::Conclude if self.course.as_ref().is_none_or(|course| course.best.is_none()) => {
+                Next::Relay(as_it_is)
+            }
+            next => next,
+        }
     }
 
     /// The try under way broke off before a reply. Returns whether another follows.
     pub(super) fn broke_off(&mut self, trouble: Trouble, stale: bool, now: Instant) -> bool {
         let Some(course) = &mut self.course else { return false };
-        let may_repeat = course.may_repeat() && !self.body.consumed;
+        let may_repeat = course.may_repeat() && !self.body.consumed && self.end.status.is_none();
+        let failure = if stale { NO_FAILURE } else { course.failure() };
         let Some(place) = course.finish(now, |attempt| attempt.error = Some(trouble.word())) else {
             return false;
         };
+        if let Some(candidate) = course.admitted.pool.candidate(place)
+            && !stale
+        {
+            self.serving.gateway.fail(candidate, failure, now);
+        }
         course.journey.end(place, if stale { Outcome::Again } else { Outcome::Failed });
         course.chosen = None;
-        may_repeat && !matches!(course.choose(now), Choice::Spent)
+        may_repeat && !matches!(course.step(now), Step::Spent)
     }
 
     /// What the client gets when there is no further try: the most useful reply that was
@@ -398,11 +490,7 @@ impl Flow {
         if let Some(course) = &mut self.course {
             course.last = from.or(course.last.take());
         }
-        if status == 429 {
-            header.remove_header("x-ms-retry-after-ms");
-            let wait = self.soonest(now);
-            reply::hint(&mut header, wait.as_millis())?;
-        }
+        self.correct_hints(&mut header, now)?;
         header.remove_header(&http::header::TRANSFER_ENCODING);
         if self.method != http::Method::HEAD {
             header.insert_header(http::header::CONTENT_LENGTH, body.len())?;
@@ -411,6 +499,15 @@ impl Flow {
         self.keep_facts(&header);
         self.sign(&mut header)?;
         Ok(self.whole(header, body))
+    }
+
+    /// A client is told when some backend can be asked again, not when this one can.
+    pub(super) fn correct_hints(&self, header: &mut ResponseHeader, now: Instant) -> pingora::Result<()> {
+        if header.status != 429 {
+            return Ok(());
+        }
+        header.remove_header("x-ms-retry-after-ms");
+        reply::hint(header, self.soonest(now).as_millis())
     }
 
     fn whole(&mut self, header: Box<ResponseHeader>, body: Bytes) -> Vec<HttpTask> {
@@ -424,6 +521,7 @@ impl Flow {
     /// What every answer carries, and what none does.
     pub(super) fn sign(&self, header: &mut ResponseHeader) -> pingora::Result<()> {
         header.remove_header(&http::header::SET_COOKIE);
+        header.remove_header("keep-alive");
         header.insert_header("x-aoai-lb-request-id", &*self.request_id)?;
         let Some(course) = &self.course else { return Ok(()) };
         if self.end.refusal.is_none()
@@ -444,11 +542,25 @@ impl Flow {
             .map_or_else(|| self.gateway().default_cooldown(), |until| until.saturating_duration_since(now))
     }
 
+    fn all_throttled(&self, now: Instant) -> Refusal {
+        let wait = self.soonest(now);
+        let seconds = wait.as_millis().clamp(1, reply::LONGEST_HINT_MS).div_ceil(1000);
+        let message = format!(
+            "All backends of this deployment are at their rate limit. Please retry after {seconds} seconds."
+        );
+        Refusal::new(Reason::AllThrottled, message).after(wait)
+    }
+
     /// Why there is nobody (left) to ask.
     fn exhausted(&self, now: Instant) -> Refusal {
         let Some(course) = &self.course else {
             return Refusal::new(Reason::NoBackend, "no backend can be asked");
         };
+        let operation = course.admitted.target.operation;
+        let throttled = |attempt: &Attempt| attempt.status == Some(429);
+        if course.attempts.iter().any(throttled) {
+            return self.all_throttled(now);
+        }
         // A status that failed leaves its reply, unless it was an event in a stream.
         let failed = |attempt: &&Attempt| attempt.error.is_some() || attempt.status == Some(500);
         if let Some(last) = course.attempts.iter().rfind(failed) {
@@ -460,23 +572,22 @@ impl Flow {
                 Refusal::new(Reason::UpstreamFailed, format!("no backend answered ({tries} tried)"))
             };
         }
-        let operation = course.admitted.target.operation;
         let rests = || course.admitted.pool.candidates().iter().filter_map(|c| c.resting(operation, now));
         if course.journey.soonest_cooldown(&course.admitted.pool, operation, now).is_some() {
-            let wait = self.soonest(now);
-            let seconds = wait.as_millis().clamp(1, reply::LONGEST_HINT_MS).div_ceil(1000);
-            let message = format!(
-                "All backends of this deployment are at their rate limit. Please retry after {seconds} seconds."
-            );
-            return Refusal::new(Reason::AllThrottled, message).after(wait);
+            return self.all_throttled(now);
         }
-        let misconfigured = rests().any(|rest| rest.reason != health::Reason::Cooling);
-        if misconfigured || !course.attempts.is_empty() {
+        let only_waits = |reason| matches!(reason, health::Reason::Cooling | health::Reason::BreakerOpen);
+        if rests().any(|rest| !only_waits(rest.reason)) || !course.attempts.is_empty() {
             let message = "every backend of this deployment refuses the balancer's own credential \
                            or lacks the deployment; its operator has to mend that";
             return Refusal::new(Reason::BackendMisconfigured, message);
         }
-        Refusal::new(Reason::NoBackend, "no backend of this deployment can be asked now")
+        let message = "no backend of this deployment can be asked now: they fail too often or asked to wait";
+        let refusal = Refusal::new(Reason::NoBackend, message);
+        match rests().map(|rest| rest.until).min() {
+            Some(until) => refusal.after(until.saturating_duration_since(now)),
+            None => refusal,
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use http::Method;
 use pingora::protocols::http::ServerSession;
 
-use super::attempt::{Course, Due};
+use super::attempt::{Course, Due, Trouble};
 use super::intake::{Budget, Intake};
 use super::peer::Peers;
 use super::replay::Outgoing;
@@ -22,8 +22,8 @@ use crate::azure::Target;
 use crate::config::Listener;
 use crate::gateway::Gateway;
 use crate::names::Deployment;
-use crate::record::exchange::{Answered, Asked, Exchange, Lease, Outcome};
-use crate::refusal::Refusal;
+use crate::record::exchange::{Answered, Asked, Exchange, Outcome};
+use crate::refusal::{Reason, Refusal};
 
 /// A configuration at work: what decides, and how to reach what it decided on.
 pub struct Serving {
@@ -83,6 +83,8 @@ pub(super) struct Flow {
     pub(super) knows_chunks: bool,
     /// Whether the client asked for a protocol switch.
     pub(super) upgrades: bool,
+    /// The head of the try under way has been sent.
+    pub(super) head_sent: bool,
     /// When something has to happen although nothing comes in, and what.
     pub(super) deadline: Option<(Instant, Due)>,
     /// The hold is over by time: what is held is to go out.
@@ -100,7 +102,7 @@ pub(super) struct Flow {
 #[derive(Default)]
 pub(super) struct End {
     pub(super) status: Option<u16>,
-    pub(super) refusal: Option<&'static str>,
+    pub(super) refusal: Option<Reason>,
     pub(super) client_gone: bool,
     pub(super) failed: bool,
     pub(super) first_byte: Option<Duration>,
@@ -143,6 +145,7 @@ impl Flow {
             upgrades: false,
             deadline: None,
             nudged: false,
+            head_sent: false,
             course: None,
             reply: Reply::None,
             end: End::default(),
@@ -157,7 +160,19 @@ impl Flow {
     /// Takes note that the client is answered with a refusal of ours.
     pub(super) fn refused(&mut self, refusal: &Refusal) {
         self.end.status = Some(refusal.reason.status());
-        self.end.refusal = Some(refusal.reason.code());
+        self.end.refusal = Some(refusal.reason);
+    }
+
+    /// The request has been handed over whole to the try under way: now its backend is to
+    /// say something.
+    pub(super) fn sent(&mut self, now: Instant) {
+        if let (Reply::None, None, Some(course)) = (&self.reply, &self.deadline, &self.course) {
+            course.sent(now);
+            let timeouts = &self.serving.gateway.timeouts;
+            let stream = course.admitted.stream == Some(true);
+            let most = if stream { timeouts.first_byte_stream } else { timeouts.first_byte };
+            self.deadline = Some((now + most, Due::GiveUp(Trouble::FirstByteTimeout)));
+        }
     }
 
     /// Whether the client has been shown a final response head.
@@ -169,14 +184,12 @@ impl Flow {
         match () {
             () if self.end.client_gone => Outcome::ClientGone,
             () if self.end.failed || self.end.status.is_none() => Outcome::Failed,
-            () if self.end.refusal.is_some() && self.attempted() => Outcome::Failed,
-            () if self.end.refusal.is_some() => Outcome::Refused,
-            () => Outcome::Answered,
+            () => match self.end.refusal {
+                Some(reason) if reason.is_failure() => Outcome::Failed,
+                Some(_) => Outcome::Refused,
+                None => Outcome::Answered,
+            },
         }
-    }
-
-    fn attempted(&self) -> bool {
-        self.course.as_ref().is_some_and(|course| !course.attempts.is_empty())
     }
 
     /// The end: hands the record over. Later calls do nothing.
@@ -211,11 +224,9 @@ impl Flow {
         let named = || self.target.as_ref().and_then(|target| target.deployment.clone());
         let deployment = self.deployment.take().or_else(named);
         let keep = self.gateway().keep(self.client.as_deref()).is_some_and(|keep| keep.prompt);
-        // The body goes on to the record, and so does what accounts for its memory.
         let body = std::mem::take(&mut self.body.bytes);
-        let lease = self.body.share.take().map(|share| Box::new(share) as Box<dyn Lease>);
         let content_type = std::mem::take(&mut self.content_type);
-        let asked = (keep && !body.is_empty()).then_some(Asked { body, content_type, lease });
+        let asked = (keep && !body.is_empty()).then_some(Asked { body, content_type });
         let exchange = Exchange {
             time: self.time,
             request_id: Arc::clone(&self.request_id),
@@ -231,7 +242,7 @@ impl Flow {
             stream: self.stream,
             status: self.end.status,
             outcome,
-            refusal: self.end.refusal,
+            refusal: self.end.refusal.map(Reason::code),
             backend: backend.map(|backend| backend.config.name.clone()),
             region,
             apim_request_id,
@@ -242,10 +253,11 @@ impl Flow {
                 .unwrap_or_default(),
             duration: now.saturating_duration_since(self.arrival),
             first_byte: self.end.first_byte,
-            request_bytes: self.body.length,
+            request_bytes: self.body.is_complete().then_some(self.body.length),
             response_bytes: self.end.response_bytes,
             asked,
             answered,
+            lightened: false,
         };
         gateway.settle(Box::new(exchange));
     }
@@ -262,7 +274,7 @@ impl Drop for Flow {
 }
 
 /// A UUIDv7: in order of time, unique without coordination.
-fn request_id(time: SystemTime) -> Arc<str> {
+pub(super) fn request_id(time: SystemTime) -> Arc<str> {
     let millis = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
     let mut random = [0_u8; 10];
     fastrand::fill(&mut random);

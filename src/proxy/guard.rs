@@ -10,6 +10,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::BytesMut;
+use log::debug;
 use memchr::memmem;
 use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::Stream;
@@ -19,7 +20,7 @@ use pingora::server::ShutdownWatch;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::context::Serving;
+use super::context::{Serving, request_id};
 use super::{Balancer, head, reply};
 use crate::config::Listener;
 use crate::refusal::{Reason, Refusal};
@@ -29,6 +30,9 @@ use crate::refusal::{Reason, Refusal};
 const HEAD_MAX: usize = 64 * 1024;
 /// How long a connection may be silent between two requests.
 const IDLE: Duration = Duration::from_secs(75);
+/// How long a connection is kept after the listeners have closed: a client may have sent its
+/// next request before it was told to go elsewhere.
+pub const STOPPING: Duration = Duration::from_millis(250);
 /// How long a refused client may take to read why.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -109,7 +113,8 @@ impl ServerApp for Guard {
             let head = tokio::select! {
                 biased;
                 head = self.read_head(&mut stream, first) => head,
-                _ = stopping.wait_for(|stopping| *stopping) => return None,
+                // Long enough for a request that is on its way.
+                () = stopped(&mut stopping) => return None,
             };
             let bytes = match head {
                 Ok(bytes) => bytes,
@@ -134,21 +139,30 @@ impl ServerApp for Guard {
     }
 }
 
+/// Until this process takes no further requests.
+async fn stopped(stopping: &mut ShutdownWatch) {
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+    tokio::time::sleep(STOPPING).await;
+}
+
 /// The length of a head that is complete in these bytes.
 fn end_of_head(bytes: &[u8]) -> Option<usize> {
-    let proper = memmem::find(bytes, b"\r\n\r\n").map(|at| at + 4);
-    // Bare line ends never complete a proper head, but waiting for more would only hide them.
+    // The end of a proper head too; a bare line end is found by the check, and waiting for more
+    // would only hide it.
+    let mixed = memmem::find(bytes, b"\n\r\n").map(|at| at + 3);
     let bare = memmem::find(bytes, b"\n\n").map(|at| at + 2);
-    match (proper, bare) {
-        (Some(proper), Some(bare)) => Some(proper.min(bare)),
-        (proper, bare) => proper.or(bare),
+    match (mixed, bare) {
+        (Some(mixed), Some(bare)) => Some(mixed.min(bare)),
+        (mixed, bare) => mixed.or(bare),
     }
 }
 
 /// Answers and closes, in this order as the client sees it: what it still sends is read for a
 /// moment, since a reset would take the answer away from it.
 async fn turn_away(stream: &mut Stream, refusal: &Refusal) {
-    let answer = reply::raw(refusal);
+    let id = request_id(std::time::SystemTime::now());
+    debug!("request {id} is malformed: {}", refusal.message);
+    let answer = reply::raw(refusal, &id);
     let told = async {
         stream.write_all(&answer).await?;
         stream.flush().await?;

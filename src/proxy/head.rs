@@ -27,6 +27,7 @@ pub(super) fn check(head: &[u8]) -> Result<(), Refusal> {
         }
         Err(problem) => return bad(format!("the request head is malformed: {problem}")),
     }
+    target(&request)?;
     let is_http_11 = request.version == Some(1);
     let framing = Framing::default();
     for field in request.headers.iter() {
@@ -35,12 +36,37 @@ pub(super) fn check(head: &[u8]) -> Result<(), Refusal> {
     framing.together(is_http_11)
 }
 
-/// The fields that decide where a request ends and whom it is for.
+/// A target that the engine would refuse without a word: neither a path nor a URL of ours.
+fn target(request: &httparse::Request<'_, '_>) -> Result<(), Refusal> {
+    let target = request.path.unwrap_or("");
+    if target.starts_with('/') || target == "*" || request.method == Some("CONNECT") {
+        return Ok(());
+    }
+    let url = target.strip_prefix("http://").or_else(|| target.strip_prefix("https://"));
+    let authority = url.map(|url| url.split(['/', '?']).next().unwrap_or(""));
+    let is_good = |text: &str| {
+        let parsed = text.parse::<http::uri::Authority>();
+        // A port that is no number of a port is left out by the parser.
+        is_authority(text.as_bytes()) && parsed.is_ok_and(|authority| authority.port().is_some() == has_port(text))
+    };
+    match authority {
+        Some(authority) if is_good(authority) => Ok(()),
+        _ => bad("the request target must be a path, or a URL with a host"),
+    }
+}
+
+fn has_port(authority: &str) -> bool {
+    authority.rsplit(']').next().unwrap_or("").contains(':')
+}
+
+/// The fields that decide where a request ends, whom it is for and how its body is read.
 #[derive(Default)]
 struct Framing {
     hosts: Cell<u32>,
     lengths: Cell<u32>,
     chunked: Cell<u32>,
+    types: Cell<u32>,
+    encodings: Cell<u32>,
 }
 
 impl Framing {
@@ -54,6 +80,9 @@ impl Framing {
                     return bad("`Host` must be a host name or address, with a port or without");
                 }
             }
+            12 if is("content-type") => one_more(&self.types),
+            16 if is("content-encoding") => one_more(&self.encodings),
+            10 if is("connection") => nominations(field.value)?,
             14 if is("content-length") => {
                 one_more(&self.lengths);
                 let digits = !field.value.is_empty() && field.value.iter().all(u8::is_ascii_digit);
@@ -79,9 +108,34 @@ impl Framing {
             (_, 2.., _) => bad("there is more than one `Content-Length`"),
             (.., 2..) => bad("there is more than one `Transfer-Encoding`"),
             (_, 1, 1) => bad("there are both `Content-Length` and `Transfer-Encoding`"),
+            _ if self.types.get() > 1 => bad("there is more than one `Content-Type`"),
+            _ if self.encodings.get() > 1 => bad("there is more than one `Content-Encoding`"),
             _ => Ok(()),
         }
     }
+}
+
+/// A client may ask for its own headers to be taken off on the way, but not for those on
+/// which others rely.
+fn nominations(value: &[u8]) -> Result<(), Refusal> {
+    const KEPT: [&[u8]; 8] = [
+        b"host",
+        b"content-length",
+        b"content-type",
+        b"authorization",
+        b"forwarded",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-proto",
+    ];
+    for name in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|name| !name.is_empty()) {
+        let is_token =
+            name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte));
+        if !is_token || KEPT.iter().any(|kept| kept.eq_ignore_ascii_case(name)) {
+            return bad("`Connection` names a header that it may not take away, or none at all");
+        }
+    }
+    Ok(())
 }
 
 fn bad(message: impl Into<std::borrow::Cow<'static, str>>) -> Result<(), Refusal> {
@@ -116,6 +170,9 @@ mod tests {
             "POST /x?y HTTP/1.1\r\nhost: [::1]:80\r\nContent-Length: 3\r\n\r\n",
             "POST /x HTTP/1.1\r\nHost: a.b:1\r\nTransfer-Encoding: Chunked\r\nX: a b\tc\r\n\r\n",
             "GET / HTTP/1.0\r\n\r\n",
+            "GET http://a:80/x HTTP/1.1\r\nHost: a:80\r\n\r\n",
+            "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, X-Mine\r\n\r\n",
         ] {
             assert_eq!(verdict(head), None, "{head:?}");
         }
@@ -144,6 +201,10 @@ mod tests {
             "Host: b",
             "X y: 1",
             ": 1",
+            "Content-Type: a/b\r\nContent-Type: c/d",
+            "Content-Encoding: gzip\r\nContent-Encoding: identity",
+            "Connection: close, host",
+            "Connection: \"X\"",
         ];
         for field in fields {
             let head = format!("POST / HTTP/1.1\r\nHost: a\r\n{field}\r\n\r\n");
@@ -159,6 +220,10 @@ mod tests {
             "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET / HTTP/2.0\r\nHost: a\r\n\r\n",
             "GET /\r\n\r\n",
+            "GET http://[ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http://x:99999999/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http://u:p@b/openai HTTP/1.1\r\nHost: b\r\n\r\n",
+            "GET openai HTTP/1.1\r\nHost: b\r\n\r\n",
             "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
             "G@T / HTTP/1.1\r\nHost: a\r\n\r\n\r\n",
             "\u{16}\u{3}\u{1}\r\n\r\n",

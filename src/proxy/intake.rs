@@ -9,11 +9,7 @@ use bytes::{Bytes, BytesMut};
 use pingora::protocols::http::ServerSession;
 use tokio::time::{Instant, timeout_at};
 
-use crate::record::exchange::Lease;
 use crate::refusal::{Reason, Refusal};
-
-/// The most that is set aside at once for a body of unknown length.
-const STEP: u64 = 64 * 1024;
 
 /// Memory for all held bodies together.
 #[derive(Debug)]
@@ -65,8 +61,6 @@ impl Share {
     }
 }
 
-impl Lease for Share {}
-
 impl Drop for Share {
     fn drop(&mut self) {
         self.budget.give_back(self.bytes);
@@ -84,8 +78,27 @@ pub(super) struct Intake {
     pub(super) streams: Option<u64>,
     /// Some of what is not held has been read: the body cannot be sent again.
     pub(super) consumed: bool,
-    /// Its part of the budget.
-    pub(super) share: Option<Share>,
+    /// Whether there was a body that was not, or not yet, read to its end.
+    unread: bool,
+    /// Its part of the budget; given back with it.
+    _share: Option<Share>,
+}
+
+impl Intake {
+    /// Nothing of a body that there is.
+    pub(super) fn unread() -> Self {
+        Self { unread: true, ..Self::default() }
+    }
+
+    /// Whether its length is that of the whole body.
+    pub(super) fn is_complete(&self) -> bool {
+        !self.unread
+    }
+
+    /// The end of a body that passes through has been read.
+    pub(super) fn ended(&mut self) {
+        self.unread = false;
+    }
 }
 
 /// What bounds an intake.
@@ -138,12 +151,12 @@ pub(super) async fn take(session: &mut ServerSession, bounds: &Bounds) -> Result
     }
     if announced.is_some_and(|length| length > bounds.held) {
         expect(session).await?;
-        return Ok(Intake { streams: Some(most), ..Intake::default() });
+        return Ok(Intake { streams: Some(most), ..Intake::unread() });
     }
     expect(session).await?;
     let deadline = Instant::now() + bounds.deadline;
+    // Memory is taken for what arrives: an announcement costs its sender nothing.
     let mut share = Budget::share(&bounds.budget);
-    share.grow_to(announced.unwrap_or(0))?;
     let mut whole = Gathered::default();
     loop {
         let piece = match timeout_at(deadline, session.read_request_body()).await {
@@ -160,25 +173,20 @@ pub(super) async fn take(session: &mut ServerSession, bounds: &Bounds) -> Result
             return Err(too_large(bounds.held).into());
         }
         if length > share.bytes {
-            share.grow_to(length.max(share.bytes + STEP.min(share.bytes)))?;
+            share.grow_to(length)?;
         }
         whole.push(piece, announced);
         if length > bounds.held {
             let streams = Some(most);
-            return Ok(Intake {
-                length,
-                bytes: whole.into_bytes(),
-                streams,
-                share: Some(share),
-                consumed: false,
-            });
+            let bytes = whole.into_bytes();
+            return Ok(Intake { length, bytes, streams, _share: Some(share), ..Intake::unread() });
         }
     }
     let bytes = whole.into_bytes();
     if announced.is_some_and(|announced| announced != bytes.len() as u64) {
         return Err(NoBody::Gone);
     }
-    Ok(Intake { length: bytes.len() as u64, bytes, share: Some(share), ..Intake::default() })
+    Ok(Intake { length: bytes.len() as u64, bytes, _share: Some(share), ..Intake::default() })
 }
 
 /// A client that sent `Expect: 100-continue` waits for a word before it sends its body.
@@ -196,7 +204,8 @@ fn too_large(most: u64) -> Refusal {
     Refusal::new(Reason::BodyTooLarge, format!("the request body may have at most {most} bytes here"))
 }
 
-fn broken(problem: &pingora::Error) -> NoBody {
+/// What a body that cannot be read on means.
+pub(super) fn broken(problem: &pingora::Error) -> NoBody {
     use pingora::ErrorType::{ConnectionClosed, ReadError, ReadTimedout};
     match problem.etype() {
         ConnectionClosed | ReadError => NoBody::Gone,

@@ -26,17 +26,17 @@ use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
 
-use self::attempt::{Course, Due, Step, Trouble};
+use self::attempt::{Course, Step, Trouble};
 use self::context::{Context, Flow, Shared};
 use self::headers::Framing;
-use self::intake::{Bounds, Budget, NoBody};
+use self::intake::{Bounds, Budget, Intake, NoBody};
 use self::replay::Outgoing;
 use self::tap::{FIRST_BYTE, IDLE, RETRY, Reply};
 use crate::admission::address::client_ip;
 use crate::config::Listener;
 use crate::gateway::Body;
 use crate::names::BackendName;
-use crate::refusal::Refusal;
+use crate::refusal::{Reason, Refusal};
 
 pub use self::context::Serving;
 
@@ -70,12 +70,16 @@ impl Balancer {
             let mut flow = flow.lock();
             flow.upgrades = upgrades;
             flow.knows_chunks = header.version != Version::HTTP_10;
+            if method_has_body(header) {
+                flow.body = Intake::unread();
+            }
             let raw = header.raw_path();
             let target = gateway.locate(&header.method, raw, upgrades).inspect_err(|_| {
                 flow.raw_path = Some(readable(raw));
             })?;
             let target = Arc::new(target);
             flow.target = Some(Arc::clone(&target));
+            gateway.allow(&header.method, &target)?;
             let client = gateway.authenticate(&header.headers, &target)?;
             flow.client = Some(Arc::clone(&client));
             gateway.permit(&header.method, &target, &client)?;
@@ -93,6 +97,12 @@ impl Balancer {
             budget: Arc::clone(&self.bodies),
         };
         session.set_read_timeout(Some(gateway.timeouts.request_body));
+        // A client that does not read holds a backend's answer, its body's memory and a place.
+        session.set_write_timeout(Some(gateway.timeouts.idle));
+        if gateway.process.stopping.load(Ordering::Acquire) {
+            // Its next request is for another process.
+            session.set_keepalive(None);
+        }
         let intake = intake::take(session.as_downstream_mut(), &bounds).await?;
         let text = |name| session.get_header(name).and_then(|value| value.to_str().ok()).unwrap_or("");
         let encoded = !matches!(text(header::CONTENT_ENCODING).trim(), "" | "identity");
@@ -253,17 +263,15 @@ impl ProxyHttp for Balancer {
         let flow = story(ctx)?;
         let mut flow = flow.lock();
         let serving = Arc::clone(&flow.serving);
-        let now = Instant::now();
         let Some(course) = &mut flow.course else { return Err(Error::new(SPENT)) };
         let backend = course.answerer().and_then(|answerer| serving.gateway.backends.get(answerer.backend));
         let (Some(outgoing), Some(backend)) = (course.put(&serving.gateway), backend) else {
             return Err(Error::new(SPENT));
         };
-        let stream = course.admitted.stream == Some(true);
-        let timeouts = &serving.gateway.timeouts;
-        let most = if stream { timeouts.first_byte_stream } else { timeouts.first_byte };
-        flow.deadline = Some((now + most, Due::GiveUp(Trouble::FirstByteTimeout)));
+        // The time-out of the first byte begins when the request has been sent.
+        flow.deadline = None;
         flow.nudged = false;
+        flow.head_sent = false;
         flow.reply = Reply::None;
         let held = if outgoing.edits.is_empty() {
             vec![flow.body.bytes.clone()]
@@ -416,6 +424,12 @@ fn story(ctx: &Context) -> pingora::Result<Shared> {
     ctx.flow.clone().ok_or_else(|| Error::new(SPENT))
 }
 
+/// Whether a request announces a body.
+fn method_has_body(header: &RequestHeader) -> bool {
+    let length = header.headers.get(header::CONTENT_LENGTH);
+    header.headers.contains_key(header::TRANSFER_ENCODING) || length.is_some_and(|length| length != "0")
+}
+
 /// The framing of a body of which `held` bytes are held.
 fn framing(request: &RequestHeader, flow: &Flow, held: usize) -> Framing {
     match flow.body.streams {
@@ -489,10 +503,13 @@ fn is_clients_fault(error: &Error) -> bool {
 
 fn clients_fault(error: &Error) -> Refusal {
     match error.etype() {
-        ErrorType::HTTPStatus(413) => Refusal::new(
-            crate::refusal::Reason::BodyTooLarge,
-            "the upload is larger than requests.max_streamed_body allows",
-        ),
+        ErrorType::HTTPStatus(413) => {
+            Refusal::new(Reason::BodyTooLarge, "the upload is larger than requests.max_streamed_body allows")
+        }
+        ErrorType::HTTPStatus(408) => {
+            Refusal::new(Reason::RequestTimeout, "the rest of the upload did not arrive in time")
+        }
+        ErrorType::HTTPStatus(_) => Refusal::bad_request("the request body's framing is malformed"),
         _ => Refusal::bad_request("the request's headers contradict each other"),
     }
 }

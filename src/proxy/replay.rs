@@ -24,6 +24,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::attempt::{Due, Trouble};
 use super::context::Shared;
+use super::intake::{NoBody, broken};
 use super::tap::{FIRST_BYTE, IDLE};
 
 /// A body on its way to one attempt.
@@ -101,6 +102,7 @@ impl Replay {
 
     /// Waits for the client to leave or for the time-out of the moment to pass.
     async fn watch(&mut self) -> Result<Option<Bytes>> {
+        self.flow.lock().sent(std::time::Instant::now());
         loop {
             let due = self.flow.lock().deadline;
             let Some((due, then)) = due else {
@@ -138,15 +140,26 @@ impl Replay {
 
     /// The next piece of an upload that passes through.
     async fn read_on(&mut self, most: u64) -> Result<Option<Bytes>> {
-        let piece = self.real_mut().read_request_body().await.map_err(Error::into_down)?;
-        if let Some(piece) = &piece {
-            let mut flow = self.flow.lock();
-            flow.body.length += piece.len() as u64;
-            flow.body.consumed = true;
-            if flow.body.length > most {
-                return Error::e_explain(ErrorType::HTTPStatus(413), "upload too large")
-                    .map_err(Error::into_down);
+        let refused = |status| Error::new(ErrorType::HTTPStatus(status)).into_down();
+        let piece = match self.real_mut().read_request_body().await {
+            Ok(piece) => piece,
+            Err(problem) => {
+                return Err(match broken(&problem) {
+                    NoBody::Gone => problem.into_down(),
+                    NoBody::Refused(refusal) | NoBody::Unframed(refusal) => refused(refusal.reason.status()),
+                });
             }
+        };
+        let mut flow = self.flow.lock();
+        match &piece {
+            Some(piece) => {
+                flow.body.length += piece.len() as u64;
+                flow.body.consumed = true;
+                if flow.body.length > most {
+                    return Err(refused(413));
+                }
+            }
+            None => flow.body.ended(),
         }
         Ok(piece)
     }
@@ -167,10 +180,17 @@ impl CustomSession for Replay {
 
     fn is_body_empty(&mut self) -> bool {
         let flow = self.flow.lock();
-        flow.body.bytes.is_empty() && flow.body.streams.is_none()
+        // Once the head has been sent, the engine would send an empty body's end after it. For
+        // an upgrade that end can come behind a quick 101, and would be taken for the end of
+        // the tunnel (seen once in sixty on loopback).
+        let is_tunnel = flow.upgrades && flow.head_sent;
+        flow.body.bytes.is_empty() && flow.body.streams.is_none() && !is_tunnel
     }
 
-    fn enable_retry_buffering(&mut self) {}
+    fn enable_retry_buffering(&mut self) {
+        // Called between the head and the body of each attempt.
+        self.flow.lock().head_sent = true;
+    }
 
     fn retry_buffer_truncated(&self) -> bool {
         false

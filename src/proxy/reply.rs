@@ -55,12 +55,13 @@ pub(super) fn hint(header: &mut ResponseHeader, millis: u128) -> pingora::Result
 }
 
 /// A refusal before there is a request: bytes for a connection that is then closed.
-pub(super) fn raw(refusal: &Refusal) -> Vec<u8> {
+pub(super) fn raw(refusal: &Refusal, request_id: &str) -> Vec<u8> {
     let body = body(refusal);
     let status = refusal.reason.status();
     let phrase = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
     let head = format!(
-        "HTTP/1.1 {status} {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        "HTTP/1.1 {status} {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+         x-request-id: {request_id}\r\nx-aoai-lb-request-id: {request_id}\r\nconnection: close\r\n\r\n",
         phrase.unwrap_or(""),
         body.len(),
     );

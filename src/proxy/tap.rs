@@ -37,6 +37,8 @@ const REPLY_MAX: usize = 1024 * 1024;
 /// Most bytes of an event that is looked at; `response.created` repeats the whole request.
 const EVENT_MAX: usize = 1024 * 1024;
 
+/// How long an error reply may take from its head to its end.
+const HOLDING: Duration = Duration::from_secs(5);
 /// How long a stream is held that was announced with `retry-after`.
 const HOLD_WARNED: Duration = Duration::from_secs(5);
 /// Most bytes of an event that is held back to see whether it is the usage event, which has
@@ -145,7 +147,7 @@ impl Flow {
     /// # Errors
     /// [`RETRY`] when somebody else is to be asked, and what upstream failed with.
     pub(super) fn receive(&mut self, tasks: Vec<HttpTask>, now: Instant) -> pingora::Result<Vec<HttpTask>> {
-        if self.deadline.is_some() && !matches!(self.reply, Reply::Opening(_)) {
+        if self.deadline.is_some() && matches!(self.reply, Reply::Passing(_)) {
             self.wait_for_more(now);
         }
         let mut out = Vec::with_capacity(tasks.len());
@@ -181,12 +183,17 @@ impl Flow {
         }
         if !self.gateway().passes(header.status.as_u16()) {
             self.reply = Reply::Holding(Box::new(Held::new(header)), 0);
+            // Error replies are short; one that trickles is not waited for as an answer is.
+            self.deadline = Some((now + HOLDING, Due::GiveUp(Trouble::IdleTimeout)));
             return if end { self.held(out, now) } else { Ok(()) };
         }
         if !end && self.may_be_refused(&header) {
             return self.begin_opening(header, now);
         }
         self.begin_passing(&mut header, now)?;
+        if header.status != StatusCode::SWITCHING_PROTOCOLS {
+            self.wait_for_more(now);
+        }
         out.push(HttpTask::Header(header, end));
         if end {
             self.ended();
@@ -313,7 +320,8 @@ impl Flow {
             content: self.content(header),
             filter,
             seen: Facts::of(&header.headers),
-            ended: false,
+            // A tunnel has no end but that one side hangs up.
+            ended: header.status == StatusCode::SWITCHING_PROTOCOLS,
             terminates: matches!(
                 operation,
                 Some(Operation::Chat | Operation::Completions | Operation::Responses)
@@ -380,7 +388,9 @@ impl Flow {
         let (mut header, pieces) = (held.header.clone(), held.body.clone());
         match self.judge_unfinished(*held, now) {
             Next::Relay(_) => {
+                self.correct_hints(&mut header, now)?;
                 self.begin_passing(&mut header, now)?;
+                self.wait_for_more(now);
                 out.push(HttpTask::Header(header, false));
                 for piece in pieces {
                     self.pass(HttpTask::Body(Some(piece), false), out);

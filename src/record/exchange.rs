@@ -54,12 +54,7 @@ pub struct Asked {
     pub body: Bytes,
     /// Its content type.
     pub content_type: String,
-    /// What accounts for the memory of the body; dropped with it.
-    pub lease: Option<Box<dyn Lease>>,
 }
-
-/// A share of a budget that is given back when it is dropped.
-pub trait Lease: Send + std::fmt::Debug {}
 
 /// What is known of the reply's body.
 #[derive(Debug, Default)]
@@ -134,15 +129,20 @@ pub struct Exchange {
     pub duration: Duration,
     /// From the complete head to the first byte of the answer's body.
     pub first_byte: Option<Duration>,
-    /// Bytes of the request's body.
-    pub request_bytes: u64,
+    /// Bytes of the request's body; `None` when it was not read to its end.
+    pub request_bytes: Option<u64>,
     /// Bytes of the body the client was sent.
     pub response_bytes: u64,
     /// The request's body.
     pub asked: Option<Asked>,
     /// The reply's body.
     pub answered: Answered,
+    /// Prompt and answer were let go of, since records could not be written fast enough.
+    pub lightened: bool,
 }
+
+/// About what is gathered of a stream: its text has a limit.
+const STREAM_SIZE: usize = 64 * 1024;
 
 /// The record as written, in the order of the contract.
 #[derive(Debug, Serialize)]
@@ -169,7 +169,7 @@ pub struct Line<'a> {
     attempts: &'a [Attempt],
     duration_ms: u64,
     first_byte_ms: Option<u64>,
-    request_bytes: u64,
+    request_bytes: Option<u64>,
     response_bytes: u64,
     input_tokens: Option<u64>,
     output_tokens: Option<u64>,
@@ -185,6 +185,24 @@ pub struct Line<'a> {
 }
 
 impl Exchange {
+    /// About how much memory it takes until it is written.
+    pub fn size(&self) -> usize {
+        let asked = self.asked.as_ref().map_or(0, |asked| asked.body.len());
+        let answered = match &self.answered {
+            Answered::Opaque => 0,
+            Answered::Reply { body, .. } => body.size(),
+            Answered::Stream(_) => STREAM_SIZE,
+        };
+        size_of::<Self>() + asked + answered
+    }
+
+    /// Lets go of prompt and answer, which is then said in the record.
+    pub fn lighten(&mut self) {
+        self.asked = None;
+        self.answered = Answered::Opaque;
+        self.lightened = true;
+    }
+
     /// The record of this exchange.
     pub fn line(&mut self, keep: Keep) -> Line<'_> {
         let operation = self.target.as_ref().map_or(Operation::Other, |target| target.operation);
@@ -192,7 +210,7 @@ impl Exchange {
         let prompt_cut = prompt.as_mut().is_some_and(|prompt| cut(prompt, keep.limit));
         let said = std::mem::take(&mut self.answered).read(operation, keep);
         let completion = said.completion().filter(|_| keep.completion);
-        let content_cut = prompt_cut || (keep.completion && said.is_cut());
+        let content_cut = self.lightened || prompt_cut || (keep.completion && said.is_cut());
         let usage = said.usage.unwrap_or_default();
         Line {
             time: timestamp(self.time),

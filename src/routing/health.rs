@@ -1,35 +1,45 @@
-//! What a backend asked for or suffers from, and until when: cooldown, absence, credential.
+//! What a backend asked for or suffers from, and until when: cooldown, absence, credential,
+//! breaker; and who goes first when it is over.
 //!
-//! State lives in cells that outlive a configuration, keyed by name, and are read without a
-//! lock. What a reply means is `azure/verdict.rs`'s; which cell it marks is `gateway.rs`'s.
+//! State lives in cells that outlive a configuration, keyed by name. What a reply means is
+//! `azure/verdict.rs`'s; which cell it marks is `gateway.rs`'s.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use smallvec::SmallVec;
+
+use super::breaker::Breaker;
 use crate::azure::Operation;
 use crate::names::{BackendName, Deployment};
 
 /// How many operations there are; `Other` is the last of them.
 const OPERATIONS: usize = Operation::Other as usize + 1;
 
+/// How long after it was sent a request that was let through first, after a cooldown, counts
+/// as accepted: refusals are quick, answers are not.
+const REFUSALS_TAKE: Duration = Duration::from_millis(100);
+/// How long such a request may keep its place without having come so far.
+const PROBE_SLOT: Duration = Duration::from_secs(30);
+
 /// Why something rests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// Azure asked to wait (429, or `retry-after` on another refusal).
     Cooling,
-    /// The resource does not have the deployment, the model or the api-version.
+    /// The resource does not have the deployment or the model.
     Absent,
     /// The resource refuses our credential, or all keys, or our network.
     Credential,
     /// The credential may not do this operation.
     PermissionDenied,
+    /// It failed too often.
+    BreakerOpen,
 }
 
 impl Reason {
-    const ALL: [Self; 4] = [Self::Cooling, Self::Absent, Self::Credential, Self::PermissionDenied];
-
     /// The word for it in the status API.
     pub fn word(self) -> &'static str {
         match self {
@@ -37,6 +47,7 @@ impl Reason {
             Self::Absent => "absent",
             Self::Credential => "credential",
             Self::PermissionDenied => "permission",
+            Self::BreakerOpen => "breaker_open",
         }
     }
 }
@@ -50,56 +61,199 @@ pub struct Rest {
     pub until: Instant,
 }
 
-/// One thing that can rest. Milliseconds since the memory's birth and the reason share one
-/// word, so readers never see half of a change.
-#[derive(Debug)]
+/// How something stands at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It may be asked by everyone.
+    Awake,
+    /// It rests, or somebody is finding out whether it is over.
+    Resting(Rest),
+    /// Its rest is over and one may go first: [`Cell::claim`].
+    Due,
+}
+
+/// One thing that can rest. While nothing rests, which is nearly always, looking costs one
+/// load.
+#[derive(Debug, Default)]
 pub struct Cell {
-    birth: Instant,
-    word: AtomicU64,
+    resting: AtomicBool,
+    state: Mutex<Option<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    rest: Rest,
+    gate: Gate,
+}
+
+/// What stands at the end of a rest.
+#[derive(Debug)]
+enum Gate {
+    /// Nobody has asked yet.
+    Shut,
+    /// One has been let through; nobody else until then.
+    Probing { ticket: u64, until: Instant, then_opens: bool },
 }
 
 impl Cell {
-    fn new(birth: Instant) -> Self {
-        Self { birth, word: AtomicU64::new(0) }
-    }
-
-    /// Rests until the given moment, unless a longer rest is already under way. Returns
-    /// whether it was awake before: the moment to log, once per incident.
+    /// Rests until the given moment, or longer if a longer rest is under way. Returns whether
+    /// it was awake before: the moment to log, once per incident.
     pub fn rest(&self, rest: Rest, now: Instant) -> bool {
-        let millis = rest.until.saturating_duration_since(self.birth).as_micros().div_ceil(1000);
-        let millis = u64::try_from(millis).unwrap_or(u64::MAX >> 8);
-        let word = (millis << 8) | (rest.reason as u64);
-        let before = self.word.fetch_max(word, Ordering::AcqRel);
-        self.decode(before, now).is_none()
+        let mut state = self.lock();
+        let before = self.look(&mut state, now);
+        let rest = match before {
+            Standing::Resting(under_way) if under_way.until > rest.until => under_way,
+            _ => rest,
+        };
+        *state = Some(State { rest, gate: Gate::Shut });
+        self.resting.store(true, Ordering::Release);
+        before == Standing::Awake
     }
 
-    /// The rest under way, if any.
-    pub fn resting(&self, now: Instant) -> Option<Rest> {
-        self.decode(self.word.load(Ordering::Acquire), now)
+    /// How it stands.
+    pub fn standing(&self, now: Instant) -> Standing {
+        if !self.resting.load(Ordering::Acquire) {
+            return Standing::Awake;
+        }
+        self.look(&mut self.lock(), now)
     }
 
-    /// Ends the rest: it answered.
+    /// Takes the place of the one that goes first; `None` if that is taken.
+    fn claim(&self, now: Instant, ticket: u64) -> bool {
+        let mut state = self.lock();
+        if self.look(&mut state, now) != Standing::Due {
+            return false;
+        }
+        if let Some(state) = state.as_mut() {
+            state.gate = Gate::Probing { ticket, until: now + PROBE_SLOT, then_opens: false };
+        }
+        true
+    }
+
+    /// Ends the rest: it has answered.
     pub fn wake(&self) {
-        if self.word.load(Ordering::Relaxed) != 0 {
-            self.word.store(0, Ordering::Release);
+        if self.resting.load(Ordering::Acquire) {
+            *self.lock() = None;
+            self.resting.store(false, Ordering::Release);
         }
     }
 
-    fn decode(&self, word: u64, now: Instant) -> Option<Rest> {
-        if word == 0 {
-            return None;
+    fn lock(&self) -> MutexGuard<'_, Option<State>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look(&self, state: &mut Option<State>, now: Instant) -> Standing {
+        let Some(State { rest, gate }) = state else { return Standing::Awake };
+        if now < rest.until {
+            return Standing::Resting(*rest);
         }
-        let until = self.birth + Duration::from_millis(word >> 8);
-        let reason = Reason::ALL.get((word & 0xff) as usize).copied()?;
-        (until > now).then_some(Rest { reason, until })
+        match gate {
+            Gate::Shut => Standing::Due,
+            Gate::Probing { until, then_opens: false, .. } if now < *until => {
+                // For a cooldown it is as good as known when the gate opens.
+                let soon = now + REFUSALS_TAKE;
+                let until = if rest.reason == Reason::Cooling { soon.min(*until) } else { *until };
+                Standing::Resting(Rest { until, ..*rest })
+            }
+            Gate::Probing { until, then_opens: true, .. } if now < *until => {
+                Standing::Resting(Rest { until: *until, ..*rest })
+            }
+            Gate::Probing { then_opens: true, .. } => {
+                *state = None;
+                self.resting.store(false, Ordering::Release);
+                Standing::Awake
+            }
+            Gate::Probing { .. } => Standing::Due,
+        }
+    }
+
+    fn with_ticket(&self, ticket: u64, change: impl FnOnce(&mut Option<State>)) {
+        let mut state = self.lock();
+        let holds =
+            |state: &State| matches!(state.gate, Gate::Probing { ticket: held, .. } if held == ticket);
+        if state.as_ref().is_some_and(holds) {
+            change(&mut state);
+            self.resting.store(state.is_some(), Ordering::Release);
+        }
+    }
+}
+
+/// The right and duty of one request to find out whether rests are over. Dropped without a
+/// result, it lets another try.
+#[derive(Debug, Default)]
+pub struct Claim {
+    probes: SmallVec<[(Arc<Cell>, u64); 1]>,
+}
+
+impl Claim {
+    /// Claims all of these cells that are due; `None` if another request was faster.
+    pub(super) fn of<'c>(cells: impl Iterator<Item = &'c Arc<Cell>>, now: Instant) -> Option<Self> {
+        let mut claim = Self::default();
+        for cell in cells {
+            match cell.standing(now) {
+                Standing::Awake => {}
+                Standing::Resting(_) => return None,
+                Standing::Due => {
+                    let ticket = fastrand::u64(..);
+                    if !cell.claim(now, ticket) {
+                        return None;
+                    }
+                    claim.probes.push((Arc::clone(cell), ticket));
+                }
+            }
+        }
+        Some(claim)
+    }
+
+    /// Whether there is anything to find out.
+    pub fn is_probe(&self) -> bool {
+        !self.probes.is_empty()
+    }
+
+    /// Whether it holds this cell.
+    pub fn holds(&self, cell: &Arc<Cell>) -> bool {
+        self.probes.iter().any(|(held, _)| Arc::ptr_eq(held, cell))
+    }
+
+    /// The request has been sent whole: a cooldown is over soon if no refusal comes.
+    pub fn sent(&self, now: Instant) {
+        for (cell, ticket) in &self.probes {
+            cell.with_ticket(*ticket, |state| {
+                if let Some(State { rest, gate: Gate::Probing { until, then_opens, .. } }) = state
+                    && rest.reason == Reason::Cooling
+                    && !*then_opens
+                {
+                    (*until, *then_opens) = (now + REFUSALS_TAKE, true);
+                }
+            });
+        }
+    }
+
+    /// It has answered: what was claimed is open to everyone.
+    pub fn open(self) {
+        for (cell, ticket) in &self.probes {
+            cell.with_ticket(*ticket, |state| *state = None);
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        for (cell, ticket) in &self.probes {
+            cell.with_ticket(*ticket, |state| {
+                if let Some(state) = state {
+                    state.gate = Gate::Shut;
+                }
+            });
+        }
     }
 }
 
 /// What is remembered of one deployment on one backend.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct DeploymentMemory {
     /// Its rests.
-    pub cell: Cell,
+    pub cell: Arc<Cell>,
     /// It refused `stream_options`, so it is no longer asked for the usage of a stream.
     pub declines_usage: AtomicBool,
 }
@@ -107,10 +261,11 @@ pub struct DeploymentMemory {
 /// What is remembered of one backend over reloads.
 #[derive(Debug)]
 pub struct BackendMemory {
-    birth: Instant,
     /// Rests while the resource refuses our credential.
-    pub credential: Cell,
-    operations: [Cell; OPERATIONS],
+    pub credential: Arc<Cell>,
+    /// Counts failures, and rests when there are too many.
+    pub breaker: Breaker,
+    operations: [Arc<Cell>; OPERATIONS],
     deployments: Mutex<HashMap<String, Arc<DeploymentMemory>>>,
     /// Attempts under way.
     pub in_flight: AtomicUsize,
@@ -121,9 +276,9 @@ pub struct BackendMemory {
 impl BackendMemory {
     fn new(birth: Instant) -> Self {
         Self {
-            birth,
-            credential: Cell::new(birth),
-            operations: std::array::from_fn(|_| Cell::new(birth)),
+            credential: Arc::default(),
+            breaker: Breaker::new(birth),
+            operations: std::array::from_fn(|_| Arc::default()),
             deployments: Mutex::default(),
             in_flight: AtomicUsize::new(0),
             attempts: AtomicU64::new(0),
@@ -142,7 +297,7 @@ impl BackendMemory {
     }
 
     /// The cell of one operation.
-    pub fn operation(&self, operation: Operation) -> &Cell {
+    pub fn operation(&self, operation: Operation) -> &Arc<Cell> {
         // In bounds by the definition of OPERATIONS.
         &self.operations[operation as usize]
     }
@@ -152,16 +307,15 @@ impl BackendMemory {
     pub fn deployment(&self, upstream: Option<&Deployment>) -> Arc<DeploymentMemory> {
         let key = upstream.map(Deployment::key).unwrap_or_default();
         let mut known = self.deployments.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh =
-            || DeploymentMemory { cell: Cell::new(self.birth), declines_usage: AtomicBool::new(false) };
-        Arc::clone(known.entry(key).or_insert_with(|| Arc::new(fresh())))
+        Arc::clone(known.entry(key).or_default())
     }
 
     /// All deployments that rest now, by upstream name.
     pub fn resting(&self, now: Instant) -> Vec<(String, Rest)> {
         let known = self.deployments.lock().unwrap_or_else(PoisonError::into_inner);
-        let rest = |(name, memory): (&String, &Arc<DeploymentMemory>)| {
-            Some((name.clone(), memory.cell.resting(now)?))
+        let rest = |(name, memory): (&String, &Arc<DeploymentMemory>)| match memory.cell.standing(now) {
+            Standing::Resting(rest) => Some((name.clone(), rest)),
+            Standing::Awake | Standing::Due => None,
         };
         let mut resting: Vec<_> = known.iter().filter_map(rest).collect();
         resting.sort_by(|a, b| a.0.cmp(&b.0));
@@ -194,21 +348,69 @@ impl Memory {
 mod tests {
     use super::*;
 
+    const MS: Duration = Duration::from_millis(1);
+
+    fn rest(reason: Reason, until: Instant) -> Rest {
+        Rest { reason, until }
+    }
+
     #[test]
     fn a_cell_rests_until_its_time_and_longer_rests_win() {
         let now = Instant::now();
-        let memory = Memory::new(now);
-        let cell = memory.backend(&BackendName::new("a")).deployment(None);
-        let cell = &cell.cell;
-        assert_eq!(cell.resting(now), None);
-        let rest = |ms| Rest { reason: Reason::Cooling, until: now + Duration::from_millis(ms) };
-        assert!(cell.rest(rest(100), now));
-        assert!(!cell.rest(rest(50), now), "already resting");
-        assert_eq!(cell.resting(now + Duration::from_millis(99)), Some(rest(100)));
-        assert_eq!(cell.resting(now + Duration::from_millis(100)), None);
-        assert!(cell.rest(rest(300), now + Duration::from_millis(200)), "awake again before");
+        let cell = Cell::default();
+        let until = |ms: u32| rest(Reason::Cooling, now + ms * MS);
+        assert_eq!(cell.standing(now), Standing::Awake);
+        assert!(cell.rest(until(100), now));
+        assert!(!cell.rest(until(50), now), "already resting");
+        assert_eq!(cell.standing(now + 99 * MS), Standing::Resting(until(100)));
+        assert_eq!(cell.standing(now + 100 * MS), Standing::Due);
+        assert!(!cell.rest(until(300), now + 200 * MS), "the same incident until somebody was answered");
         cell.wake();
-        assert_eq!(cell.resting(now), None);
+        assert_eq!(cell.standing(now), Standing::Awake);
+        assert!(cell.rest(until(400), now + 300 * MS));
+    }
+
+    #[test]
+    fn one_goes_first_after_a_cooldown_and_the_gate_opens_by_time_or_answer() {
+        let now = Instant::now();
+        let cell = Arc::new(Cell::default());
+        let claim = |at| Claim::of([&cell].into_iter(), at);
+        cell.rest(rest(Reason::Cooling, now), now);
+        let first = claim(now).unwrap();
+        assert!(first.is_probe() && claim(now).is_none(), "one only");
+        assert!(matches!(cell.standing(now), Standing::Resting(rest) if rest.until == now + 100 * MS));
+        // It is given up without having been sent: the next one goes.
+        drop(first);
+        let second = claim(now).unwrap();
+        second.sent(now + 10 * MS);
+        assert_eq!(cell.standing(now + 110 * MS), Standing::Awake, "refusals are quick");
+        // A refusal shuts it again, whoever gets it.
+        cell.rest(rest(Reason::Cooling, now + 500 * MS), now + 200 * MS);
+        let third = claim(now + 500 * MS).unwrap();
+        cell.rest(rest(Reason::Cooling, now + 900 * MS), now + 520 * MS);
+        drop(third);
+        assert!(matches!(cell.standing(now + 899 * MS), Standing::Resting(_)));
+        // An answer opens it at once.
+        claim(now + 900 * MS).unwrap().open();
+        assert_eq!(cell.standing(now + 900 * MS), Standing::Awake);
+        drop(second);
+    }
+
+    #[test]
+    fn other_gates_open_only_by_an_answer_and_a_slot_is_freed_after_a_while() {
+        let now = Instant::now();
+        let cell = Arc::new(Cell::default());
+        cell.rest(rest(Reason::Credential, now), now);
+        let claim = Claim::of([&cell].into_iter(), now).unwrap();
+        claim.sent(now);
+        assert!(matches!(cell.standing(now + 29_000 * MS), Standing::Resting(_)));
+        assert_eq!(cell.standing(now + 30_000 * MS), Standing::Due);
+        let next = Claim::of([&cell].into_iter(), now + 30_000 * MS).unwrap();
+        // The late answer of the first is no business of the second's.
+        claim.open();
+        assert!(matches!(cell.standing(now + 30_001 * MS), Standing::Resting(_)));
+        next.open();
+        assert_eq!(cell.standing(now + 30_001 * MS), Standing::Awake);
     }
 
     #[test]
@@ -217,9 +419,12 @@ mod tests {
         let memory = Memory::new(now);
         let (a, d) = (BackendName::new("a"), Deployment::parse("GPT").unwrap());
         let until = now + Duration::from_secs(1);
-        memory.backend(&a).deployment(Some(&d)).cell.rest(Rest { reason: Reason::Absent, until }, now);
+        memory.backend(&a).deployment(Some(&d)).cell.rest(rest(Reason::Absent, until), now);
         let same = Deployment::parse("gpt").unwrap();
-        assert!(memory.backend(&a).deployment(Some(&same)).cell.resting(now).is_some());
+        assert!(matches!(
+            memory.backend(&a).deployment(Some(&same)).cell.standing(now),
+            Standing::Resting(_)
+        ));
         assert_eq!(memory.backend(&a).resting(now).len(), 1);
     }
 }

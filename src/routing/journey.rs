@@ -1,15 +1,16 @@
 //! One request's way through its pool: who was asked, what came of it, who is next.
 //!
-//! The rules are the contract's "Choosing, exactly", steps 1 to 3. Waiting itself, and what
+//! The rules are the contract's "Choosing, exactly". Waiting itself, and what
 //! a reply means, are decided elsewhere; time is an argument.
 
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
-use super::health::Reason;
-use super::pool::{Candidate, Pool};
+use super::health::{Claim, Reason};
+use super::pool::{Pool, TierOfPool};
 use crate::azure::Operation;
+use crate::config::Ratio;
 
 /// The first pause before backends that failed are asked again; it doubles each round.
 const ROUND_PAUSE: Duration = Duration::from_millis(100);
@@ -25,6 +26,8 @@ pub struct Allowance {
     pub wait: Duration,
     /// No try after the first starts later.
     pub latest_start: Instant,
+    /// The pool's budget for tries that follow a failure.
+    pub budget: Ratio,
 }
 
 /// What came of a try, as far as choosing the next one goes.
@@ -32,8 +35,11 @@ pub struct Allowance {
 pub enum Outcome {
     /// It asked to wait until then: 429.
     Throttled(Instant),
-    /// Connect error, reset, time-out, 5xx: may be asked again in a further round.
+    /// Connect error, reset, time-out, 5xx: may be asked again in a further round, as far as
+    /// the budget goes.
     Failed,
+    /// A refusal that the operator wants tried elsewhere.
+    Refused,
     /// It cannot serve this request at all: credential, missing deployment, unknown id.
     Unfit,
     /// Nobody has really said no: a pooled connection had died before the request reached
@@ -50,14 +56,27 @@ enum Mark {
 }
 
 /// What to do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Choice {
-    /// Ask the candidate at this place.
-    Try(usize),
+    /// Ask a candidate.
+    Try(Try),
     /// Wait, call [`Journey::waited`] with it, and choose again.
     Wait(Pause),
     /// There is no further try.
     Spent,
+}
+
+/// A try that has been chosen.
+#[derive(Debug)]
+pub struct Try {
+    /// The candidate's place in the pool.
+    pub place: usize,
+    /// What it finds out for others.
+    pub claim: Claim,
+    /// It is asked although its breaker is open, since nobody else is left.
+    pub is_last_hope: bool,
+    /// It is taken from the pool's budget.
+    is_counted: bool,
 }
 
 /// A wait and what it is for.
@@ -79,9 +98,13 @@ enum Purpose {
 pub struct Journey {
     marks: SmallVec<[Mark; 8]>,
     again: SmallVec<[usize; 2]>,
+    failed: SmallVec<[usize; 2]>,
     tries: u32,
     rounds: u32,
     waited: Duration,
+    /// The last try ended in a failure, so that the next may be the budget's.
+    after_failure: bool,
+    hoped: SmallVec<[usize; 2]>,
 }
 
 impl Journey {
@@ -90,10 +113,19 @@ impl Journey {
         Self {
             marks: SmallVec::from_elem(Mark::Untried, pool.candidates().len()),
             again: SmallVec::new(),
+            failed: SmallVec::new(),
             tries: 0,
             rounds: 0,
             waited: Duration::ZERO,
+            after_failure: false,
+            hoped: SmallVec::new(),
         }
+    }
+
+    /// The same way, going on through another pool.
+    #[must_use]
+    pub fn onwards(&self, pool: &Pool) -> Self {
+        Self { tries: self.tries, waited: self.waited, ..Self::through(pool) }
     }
 
     /// Tries begun so far.
@@ -117,10 +149,8 @@ impl Journey {
             return Choice::Spent;
         }
         for tier in pool.tiers() {
-            let place = |member: usize| tier.members.start + member;
-            let open = |member: usize| self.is_open(pool, place(member), operation, now);
-            if let Some(member) = tier.wheel.next(open) {
-                return Choice::Try(place(member));
+            if let Some((place, claim)) = self.next_of(tier, pool, operation, now) {
+                return self.within_budget(Try::of(place, claim), pool, allowance, now);
             }
             let soonest =
                 tier.members.clone().filter_map(|at| Some((self.cools(pool, at, operation, now)?, at)));
@@ -131,6 +161,10 @@ impl Journey {
                 }
             }
         }
+        if let Some(place) = self.last_hope(pool, operation, now) {
+            let hope = Try { is_last_hope: true, ..Try::of(place, Claim::default()) };
+            return self.within_budget(hope, pool, allowance, now);
+        }
         if self.marks.contains(&Mark::Failed) {
             let pause = ROUND_PAUSE * 2_u32.saturating_pow(self.rounds.min(16));
             let length = pause.mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 2.0);
@@ -139,6 +173,48 @@ impl Journey {
             }
         }
         Choice::Spent
+    }
+
+    /// The next open candidate of a tier, and the right to ask it.
+    fn next_of(
+        &self,
+        tier: &TierOfPool,
+        pool: &Pool,
+        operation: Operation,
+        now: Instant,
+    ) -> Option<(usize, Claim)> {
+        let place = |member: usize| tier.members.start + member;
+        // Another request may be faster to claim one that was open a moment ago.
+        for _ in 0..=tier.members.len() {
+            let open = |member: usize| self.is_open(pool, place(member), operation, now);
+            let place = place(tier.wheel.next(open)?);
+            if let Some(claim) = pool.candidate(place).and_then(|candidate| candidate.claim(operation, now)) {
+                return Some((place, claim));
+            }
+        }
+        None
+    }
+
+    /// Where only open breakers stand in the way: the one that closes soonest, each once.
+    fn last_hope(&self, pool: &Pool, operation: Operation, now: Instant) -> Option<usize> {
+        let closes = |place: usize| match self.marks.get(place)? {
+            Mark::Untried if !self.hoped.contains(&place) => {
+                Some((pool.candidate(place)?.only_breaker(operation, now)?, place))
+            }
+            _ => None,
+        };
+        (0..pool.candidates().len()).filter_map(closes).min().map(|(_, place)| place)
+    }
+
+    /// The budget limits tries that follow a failure; the first failover of a request to a
+    /// backend that it has not tried is always free.
+    fn within_budget(&self, chosen: Try, pool: &Pool, allowance: &Allowance, now: Instant) -> Choice {
+        let is_first_failover = self.tries == 1 && self.rounds == 0 && !chosen.is_last_hope;
+        let is_counted = self.after_failure && !is_first_failover;
+        if is_counted && !pool.budget.allows(allowance.budget, now) {
+            return Choice::Spent;
+        }
+        Choice::Try(Try { is_counted, ..chosen })
     }
 
     /// Takes note that the pause is over.
@@ -158,15 +234,34 @@ impl Journey {
     }
 
     /// Takes note that a try begins.
-    pub fn begin(&mut self) {
+    pub fn begin(&mut self, pool: &Pool, chosen: &Try, now: Instant) {
+        if self.tries == 0 {
+            pool.budget.request(now);
+        }
+        if chosen.is_counted {
+            pool.budget.spend(now);
+        }
+        if chosen.is_last_hope {
+            self.hoped.push(chosen.place);
+        }
         self.tries += 1;
+    }
+
+    /// Whether the candidate at this place fails this request for the first time: later
+    /// failures say nothing new about it.
+    pub fn fails_first(&mut self, place: usize) -> bool {
+        let first = !self.failed.contains(&place);
+        if first {
+            self.failed.push(place);
+        }
+        first
     }
 
     /// Takes note of what came of the try of the candidate at this place.
     pub fn end(&mut self, place: usize, outcome: Outcome) {
         let mark = match outcome {
             Outcome::Throttled(until) => Mark::Throttled(until),
-            Outcome::Failed => Mark::Failed,
+            Outcome::Failed | Outcome::Refused => Mark::Failed,
             Outcome::Unfit => Mark::Unfit,
             // A second time in one request it is the backend's failure.
             Outcome::Again if self.again.contains(&place) => Mark::Failed,
@@ -175,6 +270,7 @@ impl Journey {
                 Mark::Untried
             }
         };
+        self.after_failure = outcome == Outcome::Failed;
         self.mark(place, mark);
     }
 
@@ -198,7 +294,7 @@ impl Journey {
 
     /// Until when the candidate cools, if waiting for it can help.
     fn cools(&self, pool: &Pool, place: usize, operation: Operation, now: Instant) -> Option<Instant> {
-        let rest = pool.candidate(place).and_then(|candidate: &Candidate| candidate.resting(operation, now));
+        let rest = pool.candidate(place).and_then(|candidate| candidate.resting(operation, now));
         let shared = match rest {
             Some(rest) if rest.reason != Reason::Cooling => return None,
             rest => rest.map(|rest| rest.until),
@@ -211,6 +307,12 @@ impl Journey {
     }
 }
 
+impl Try {
+    fn of(place: usize, claim: Claim) -> Self {
+        Self { place, claim, is_last_hope: false, is_counted: false }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -218,6 +320,7 @@ mod tests {
     use super::*;
     use crate::names::{BackendName, Tier, Weight};
     use crate::routing::health::{Memory, Rest};
+    use crate::routing::pool::Candidate;
 
     const MS: Duration = Duration::from_millis(1);
     const CHAT: Operation = Operation::Chat;
@@ -246,8 +349,9 @@ mod tests {
                 deployment,
             }
         };
-        let pool = Pool::new(tiers.iter().enumerate().map(candidate).collect());
-        let allowance = Allowance { attempts: 12, wait: 250 * MS, latest_start: now + 120_000 * MS };
+        let pool = Pool::new(tiers.iter().enumerate().map(candidate).collect(), now);
+        let budget = Ratio::new(20).unwrap();
+        let allowance = Allowance { attempts: 12, wait: 250 * MS, latest_start: now + 120_000 * MS, budget };
         World { now, memory, pool, allowance }
     }
 
@@ -258,9 +362,11 @@ mod tests {
 
         fn tries(&self, journey: &mut Journey) -> usize {
             match self.choose(journey) {
-                Choice::Try(place) => {
-                    journey.begin();
-                    place
+                Choice::Try(chosen) => {
+                    journey.begin(&self.pool, &chosen, self.now);
+                    // Nobody waits for what it finds out.
+                    chosen.claim.open();
+                    chosen.place
                 }
                 other => panic!("expected a try, got {other:?}"),
             }
@@ -304,7 +410,7 @@ mod tests {
             }
         }
         world.allowance.latest_start = world.now + 799 * MS;
-        assert_eq!(world.choose(&journey), Choice::Spent, "the next round would begin too late");
+        assert!(matches!(world.choose(&journey), Choice::Spent), "the next round would begin too late");
     }
 
     #[test]
@@ -316,7 +422,7 @@ mod tests {
             let place = world.tries(&mut journey);
             journey.end(place, Outcome::Failed);
         }
-        assert_eq!(world.choose(&journey), Choice::Spent);
+        assert!(matches!(world.choose(&journey), Choice::Spent));
     }
 
     #[test]
@@ -360,7 +466,7 @@ mod tests {
         let mut journey = Journey::through(&world.pool);
         let place = world.tries(&mut journey);
         journey.end(place, Outcome::Throttled(world.now + 5000 * MS));
-        assert_eq!(world.choose(&journey), Choice::Spent);
+        assert!(matches!(world.choose(&journey), Choice::Spent));
         assert_eq!(journey.soonest_cooldown(&world.pool, CHAT, world.now), Some(world.now + 3000 * MS));
     }
 
@@ -371,7 +477,7 @@ mod tests {
         let mut journey = Journey::through(&world.pool);
         assert_eq!(world.tries(&mut journey), 1);
         journey.end(1, Outcome::Unfit);
-        assert_eq!(world.choose(&journey), Choice::Spent);
+        assert!(matches!(world.choose(&journey), Choice::Spent));
     }
 
     #[test]
@@ -383,5 +489,60 @@ mod tests {
             journey.end(0, outcome);
         }
         assert!(matches!(world.choose(&journey), Choice::Wait(_)));
+    }
+
+    #[test]
+    fn after_a_cooldown_one_goes_first_and_the_others_wait_for_its_luck() {
+        let mut world = world(&[1]);
+        world.rests(0, Reason::Cooling, 10);
+        world.now += 10 * MS;
+        let (first, second) = (Journey::through(&world.pool), Journey::through(&world.pool));
+        let Choice::Try(probe) = world.choose(&first) else { panic!("one goes first") };
+        assert!(probe.claim.is_probe());
+        let wait = pause(world.choose(&second));
+        assert_eq!(wait.length, 100 * MS, "at most as long as refusals take");
+        probe.claim.open();
+        assert!(matches!(world.choose(&second), Choice::Try(_)));
+    }
+
+    #[test]
+    fn with_only_open_breakers_left_each_is_asked_once_the_soonest_first() {
+        let world = world(&[1, 1]);
+        for (backend, ms) in [(0, 9000), (1, 5000)] {
+            let memory = world.memory.backend(&BackendName::new(&backend.to_string()));
+            memory
+                .breaker
+                .cell
+                .rest(Rest { reason: Reason::BreakerOpen, until: world.now + ms * MS }, world.now);
+        }
+        let mut journey = Journey::through(&world.pool);
+        for soonest in [1, 0] {
+            assert_eq!(world.tries(&mut journey), soonest);
+            journey.end(soonest, Outcome::Failed);
+        }
+        // A further round finds the breakers open, and hope is spent.
+        let round = pause(world.choose(&journey));
+        journey.waited(round);
+        assert!(matches!(world.choose(&journey), Choice::Spent));
+    }
+
+    #[test]
+    fn the_budget_spares_the_first_failover_and_what_follows_no_failure() {
+        let world = world(&[1, 1, 1]);
+        let spend = || {
+            while world.pool.budget.allows(world.allowance.budget, world.now) {
+                world.pool.budget.spend(world.now);
+            }
+        };
+        spend();
+        let mut journey = Journey::through(&world.pool);
+        let first = world.tries(&mut journey);
+        spend();
+        journey.end(first, Outcome::Failed);
+        let second = world.tries(&mut journey);
+        journey.end(second, Outcome::Failed);
+        assert!(matches!(world.choose(&journey), Choice::Spent), "the second failover is the budget's");
+        journey.end(second, Outcome::Throttled(world.now + 5000 * MS));
+        assert!(matches!(world.choose(&journey), Choice::Try(_)), "after a 429 it is not");
     }
 }

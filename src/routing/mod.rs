@@ -2,7 +2,10 @@
 //!
 //! Pure rules over names, limits, health and the time they are handed; no sockets, no clock.
 
+pub mod breaker;
+pub mod budget;
 pub mod health;
 pub mod journey;
 pub mod pool;
 mod wheel;
+mod window;

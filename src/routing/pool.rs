@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::health::{BackendMemory, DeploymentMemory, Reason, Rest};
+use super::budget::Budget;
+use super::health::{BackendMemory, Cell, Claim, DeploymentMemory, Reason, Rest, Standing};
 use super::wheel::Wheel;
 use crate::azure::Operation;
 use crate::names::{Deployment, Tier, Weight};
@@ -33,14 +34,43 @@ pub struct Candidate {
 impl Candidate {
     /// Why and until when it cannot be asked for this operation, if it cannot.
     pub fn resting(&self, operation: Operation, now: Instant) -> Option<Rest> {
-        let cells = [
-            Some(&self.memory.credential),
-            Some(self.memory.operation(operation)),
-            self.deployment.as_deref().map(|deployment| &deployment.cell),
-        ];
-        let rests = cells.into_iter().flatten().filter_map(|cell| cell.resting(now));
-        // A rest that asking again cannot end counts before one that time ends.
-        rests.max_by_key(|rest| (rest.reason != Reason::Cooling, rest.until))
+        let rest = |cell: &Arc<Cell>| match cell.standing(now) {
+            Standing::Resting(rest) => Some(rest),
+            Standing::Awake | Standing::Due => None,
+        };
+        // What asking cannot end counts before what time ends.
+        let rank = |reason| match reason {
+            Reason::Cooling => 0,
+            Reason::BreakerOpen => 1,
+            Reason::Absent | Reason::Credential | Reason::PermissionDenied => 2,
+        };
+        self.cells(operation).filter_map(rest).max_by_key(|rest| (rank(rest.reason), rest.until))
+    }
+
+    /// Until when nothing but its breaker keeps it from being asked; `None` if nothing does,
+    /// or something else.
+    pub(super) fn only_breaker(&self, operation: Operation, now: Instant) -> Option<Instant> {
+        let mut until = None;
+        for cell in self.cells(operation) {
+            match cell.standing(now) {
+                Standing::Resting(rest) if rest.reason == Reason::BreakerOpen => until = Some(rest.until),
+                Standing::Resting(_) => return None,
+                Standing::Awake | Standing::Due => {}
+            }
+        }
+        until
+    }
+
+    /// The right to ask it, and to find out whether its rests are over; `None` if it rests or
+    /// another request finds out.
+    pub(super) fn claim(&self, operation: Operation, now: Instant) -> Option<Claim> {
+        Claim::of(self.cells(operation), now)
+    }
+
+    fn cells(&self, operation: Operation) -> impl Iterator<Item = &Arc<Cell>> {
+        let memory = &self.memory;
+        let deployment = self.deployment.as_deref().map(|deployment| &deployment.cell);
+        [&memory.credential, memory.operation(operation), &memory.breaker.cell].into_iter().chain(deployment)
     }
 }
 
@@ -53,11 +83,13 @@ pub(super) struct TierOfPool {
 pub struct Pool {
     candidates: Vec<Candidate>,
     tiers: Vec<TierOfPool>,
+    /// Bounds further tries while its backends fail.
+    pub budget: Budget,
 }
 
 impl Pool {
     /// A pool of these candidates; within a tier they keep the order given.
-    pub fn new(mut candidates: Vec<Candidate>) -> Self {
+    pub fn new(mut candidates: Vec<Candidate>, now: Instant) -> Self {
         candidates.sort_by_key(|candidate| candidate.tier);
         let mut tiers = Vec::new();
         let mut start = 0;
@@ -67,7 +99,7 @@ impl Pool {
             start = members.end;
             tiers.push(TierOfPool { members, wheel: Wheel::new(&weights) });
         }
-        Self { candidates, tiers }
+        Self { candidates, tiers, budget: Budget::new(now) }
     }
 
     /// Goes on where another pool of the same backends is, so that a deployment that gets a

@@ -1,0 +1,246 @@
+//! Rests that end with one probe, breakers, and what an outage costs.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and its output is read then"
+)]
+
+mod support;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aoai_lb::demo::{Mood, Refusal, Simulator};
+use support::{Balancer, CHAT, HELLO, KEY, answerer, azure, backend, until};
+
+fn listed(azure: &Simulator) -> String {
+    let entry = |name: &&str| backend(azure, name, "deployments: { gpt-4o: gpt-4o }");
+    azure.names().iter().map(entry).collect()
+}
+
+fn throttled(ms: u64) -> Mood {
+    Mood::Throttled { retry_after_ms: Some(ms), retry_after: None }
+}
+
+/// So many chats at once; the statuses and who answered.
+async fn at_once(balancer: &Arc<Balancer>, count: usize) -> Vec<(u16, String)> {
+    let one = |balancer: Arc<Balancer>| async move {
+        let reply = balancer.chat().await;
+        (reply.status, answerer(&reply))
+    };
+    let tasks: Vec<_> = (0..count).map(|_| tokio::spawn(one(balancer.clone()))).collect();
+    let mut seen = Vec::new();
+    for task in tasks {
+        seen.push(task.await.unwrap());
+    }
+    seen
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_cooldown_is_no_stampede() {
+    let azure = azure(&["ptu", "east"]).await;
+    let tiers = backend(&azure, "ptu", "tier: 1\ndeployments: { gpt-4o: gpt-4o }")
+        + &backend(&azure, "east", "tier: 2\ndeployments: { gpt-4o: gpt-4o }");
+    let balancer = Arc::new(Balancer::start(&tiers, "retry: { wait: 0s }").await);
+    azure.set_mood("ptu", throttled(400));
+    assert_eq!(answerer(&balancer.chat().await), "east");
+    for round in 1..=3 {
+        tokio::time::sleep(Duration::from_millis(420)).await;
+        let hits = azure.hits("ptu");
+        let seen = at_once(&balancer, 40).await;
+        assert!(seen.iter().all(|(status, name)| *status == 200 && name == "east"), "{seen:?}");
+        assert_eq!(azure.hits("ptu") - hits, 1, "round {round}: one goes first, and is refused");
+    }
+    // When it is not refused, the gate opens to everyone.
+    azure.set_mood("ptu", Mood::Calm);
+    tokio::time::sleep(Duration::from_millis(420)).await;
+    assert_eq!(answerer(&balancer.chat().await), "ptu");
+    let seen = at_once(&balancer, 20).await;
+    assert!(seen.iter().all(|(_, name)| name == "ptu"), "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gate_opens_while_the_probe_still_waits_for_its_answer() {
+    let azure = azure(&["ptu", "east"]).await;
+    let tiers = backend(&azure, "ptu", "tier: 1\ndeployments: { gpt-4o: gpt-4o }")
+        + &backend(&azure, "east", "tier: 2\ndeployments: { gpt-4o: gpt-4o }");
+    let balancer = Arc::new(Balancer::start(&tiers, "retry: { wait: 0s }").await);
+    azure.set_mood("ptu", throttled(100));
+    balancer.chat().await;
+    // Answers take long: the one that goes first is not to keep the others away so long.
+    azure.set_mood("ptu", Mood::SlowFirstByte(Duration::from_secs(3)));
+    tokio::time::sleep(Duration::from_millis(120)).await;
+    let first = tokio::spawn({
+        let balancer = balancer.clone();
+        async move { answerer(&balancer.chat().await) }
+    });
+    until("the first is on its way", || azure.hits("ptu") == 2).await;
+    let begun = Instant::now();
+    loop {
+        azure.set_mood("east", Mood::Calm);
+        let hits = azure.hits("ptu");
+        let asked = tokio::spawn({
+            let balancer = balancer.clone();
+            async move { answerer(&balancer.chat().await) }
+        });
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        if azure.hits("ptu") > hits {
+            break;
+        }
+        assert_eq!(asked.await.unwrap(), "east");
+        assert!(begun.elapsed() < Duration::from_secs(2), "the gate stays shut");
+    }
+    assert!(begun.elapsed() > Duration::from_millis(60), "not before refusals would have come");
+    assert_eq!(first.await.unwrap(), "ptu");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_keeps_failing_is_left_alone_and_taken_back() {
+    for mood in [Mood::Refuses(Refusal::ServerError), Mood::ResetBeforeHead] {
+        let azure = azure(&["a", "b"]).await;
+        let more = "breaker: { failures: 5, ratio: 50%, window: 10s, open: 500ms, maximum: 5s }";
+        let balancer = Arc::new(Balancer::start(&listed(&azure), more).await);
+        azure.set_mood("a", mood);
+        for _ in 0..30 {
+            assert_eq!(answerer(&balancer.chat().await), "b");
+        }
+        let hits = azure.hits("a");
+        let state = balancer.status().await["backends"][0]["state"].clone();
+        assert_eq!(state, "breaker_open", "{}", balancer.log());
+        // Half open: one goes first, and fails; it stays out longer.
+        tokio::time::sleep(Duration::from_millis(520)).await;
+        let seen = at_once(&balancer, 30).await;
+        assert!(seen.iter().all(|(status, name)| *status == 200 && name == "b"), "{seen:?}");
+        assert_eq!(azure.hits("a") - hits, 1);
+        azure.set_mood("a", Mood::Calm);
+        let begun = Instant::now();
+        while balancer.status().await["backends"][0]["state"] != "ok" {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(begun.elapsed() > Duration::from_millis(700), "twice as long as before");
+        until_calm(&balancer).await;
+        assert!(balancer.log().contains("backend a fails too often"), "{}", balancer.log());
+    }
+}
+
+/// Until both take their turns again.
+async fn until_calm(balancer: &Balancer) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let (first, second) = (answerer(&balancer.chat().await), answerer(&balancer.chat().await));
+        if first != second {
+            return;
+        }
+        assert!(Instant::now() < deadline);
+    }
+}
+
+#[tokio::test]
+async fn one_poisonous_prompt_opens_no_breaker() {
+    let azure = azure(&["a", "b"]).await;
+    let balancer = Balancer::start(&listed(&azure), "retry: { attempts: 11 }").await;
+    azure.set_mood("a", Mood::Refuses(Refusal::ServerError));
+    azure.set_mood("b", Mood::Refuses(Refusal::ServerError));
+    assert_eq!(balancer.chat().await.status, 500);
+    assert!(azure.hits("a") >= 5, "{}", azure.hits("a"));
+    azure.set_mood("a", Mood::Calm);
+    azure.set_mood("b", Mood::Calm);
+    assert_eq!(balancer.chat().await.status, 200);
+    let status = balancer.status().await;
+    assert_eq!(
+        (status["backends"][0]["state"].as_str(), status["backends"][1]["state"].as_str()),
+        (Some("ok"), Some("ok"))
+    );
+}
+
+#[tokio::test]
+async fn the_last_backend_is_still_offered() {
+    let azure = azure(&["a"]).await;
+    let more =
+        "breaker: { failures: 2, ratio: 1%, window: 10s, open: 1m, maximum: 5m }\nretry: { attempts: 0 }";
+    let balancer = Balancer::start(&listed(&azure), more).await;
+    azure.set_mood("a", Mood::Refuses(Refusal::ServerError));
+    for _ in 0..4 {
+        assert_eq!(balancer.chat().await.status, 500);
+    }
+    assert_eq!(balancer.status().await["backends"][0]["state"], "breaker_open");
+    azure.set_mood("a", Mood::Calm);
+    assert_eq!(balancer.chat().await.status, 200, "asked all the same");
+    assert_eq!(balancer.status().await["backends"][0]["state"], "ok", "and taken back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_total_outage_costs_little_more_than_the_clients_asked_for() {
+    let azure = azure(&["a", "b", "c"]).await;
+    let balancer = Arc::new(Balancer::start(&listed(&azure), "retry: { deadline: 2s }").await);
+    for name in ["a", "b", "c"] {
+        azure.set_mood(name, Mood::Refuses(Refusal::Unavailable));
+    }
+    let hits = || azure.hits("a") + azure.hits("b") + azure.hits("c");
+    let begun = Instant::now();
+    let (mut asked, mut before) = (0, 0);
+    while begun.elapsed() < Duration::from_secs(9) {
+        if before == 0 && begun.elapsed() > Duration::from_secs(5) {
+            (asked, before) = (0, hits());
+        }
+        let seen = at_once(&balancer, 25).await;
+        assert!(seen.iter().all(|(status, _)| *status == 503), "{seen:?}");
+        asked += 25;
+    }
+    let cost = hits() - before;
+    // Ten a second are always free; `budget` is 20 %.
+    let most = asked + asked / 5 + 60;
+    assert!(cost <= most, "{cost} upstream requests for {asked} of clients");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_requests_through_flapping_backends_without_one_error() {
+    let azure = Arc::new(azure(&["a", "b", "c"]).await);
+    let balancer = Arc::new(Balancer::start(&listed(&azure), "").await);
+    let flapping = tokio::spawn({
+        let azure = azure.clone();
+        async move {
+            let moods = [
+                Mood::Refuses(Refusal::Unavailable),
+                Mood::ResetBeforeHead,
+                Mood::CloseBeforeHead,
+                throttled(50),
+                Mood::Refuses(Refusal::Timeout),
+                Mood::Refuses(Refusal::ServerErrorHtml),
+            ];
+            // One of the three is ill, in ever another way; the others could answer.
+            for n in 0_usize.. {
+                let name = ["a", "b", "c"][n % 3];
+                azure.set_mood(name, moods[n % moods.len()].clone());
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                azure.set_mood(name, Mood::Calm);
+            }
+        }
+    });
+    let tasks: Vec<_> = (0..10)
+        .map(|_| {
+            let balancer = balancer.clone();
+            tokio::spawn(async move {
+                let mut client = balancer.client().await;
+                let mut statuses = Vec::new();
+                for _ in 0..100 {
+                    let reply = client.post(CHAT, &[("api-key", KEY)], HELLO.as_bytes()).await;
+                    if reply.status != 200 {
+                        client = balancer.client().await;
+                    }
+                    statuses.push(reply.status);
+                }
+                statuses
+            })
+        })
+        .collect();
+    let mut failed = 0;
+    for task in tasks {
+        failed += task.await.unwrap().iter().filter(|status| **status != 200).count();
+    }
+    flapping.abort();
+    let records = balancer.records_of(1000).await;
+    let sad: Vec<_> = records.iter().filter(|record| record["status"] != 200).collect();
+    assert_eq!(failed, 0, "{:#?}", sad.first());
+}
