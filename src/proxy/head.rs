@@ -47,7 +47,8 @@ fn target(request: &httparse::Request<'_, '_>) -> Result<(), Refusal> {
     let is_good = |text: &str| {
         let parsed = text.parse::<http::uri::Authority>();
         // A port that is no number of a port is left out by the parser.
-        is_authority(text.as_bytes()) && parsed.is_ok_and(|authority| authority.port().is_some() == has_port(text))
+        is_authority(text.as_bytes())
+            && parsed.is_ok_and(|authority| authority.port().is_some() == has_port(text))
     };
     match authority {
         Some(authority) if is_good(authority) => Ok(()),
