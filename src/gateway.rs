@@ -140,6 +140,7 @@ pub struct Admitted {
 }
 
 /// A reply of a backend, as far as learning from it goes.
+#[derive(Clone, Copy)]
 pub struct Answer<'a> {
     /// Who replied.
     pub candidate: &'a Candidate,
