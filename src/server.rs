@@ -1,7 +1,7 @@
 //! The composition root: listeners, Pingora's services, background tasks, shutdown.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,6 +16,7 @@ use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
 use pingora::services::listening::Service;
+use tokio::net::TcpSocket;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -175,6 +176,14 @@ pub fn probe_addresses(config: &Config) -> Result<(), StartError> {
         })?;
     }
     Ok(())
+}
+
+/// Takes the address as the engine will, without listening: nobody is to be accepted and then
+/// dropped.
+fn try_address(address: SocketAddr) -> io::Result<()> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)
 }
 
 /// What a signal means. SIGTERM: readiness fails, listeners stay for a while, what is in

@@ -359,3 +359,20 @@ async fn clients_of_http_1_0_get_no_chunks() {
         assert!(client.is_closed().await);
     }
 }
+
+#[tokio::test]
+async fn a_broken_answer_to_a_client_of_http_1_0_is_reset() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let azure = azure(&["a"]).await;
+    let balancer = Balancer::start(&backends(&azure), "").await;
+    azure.set_mood("a", Mood::CloseMidStream { after: Extent::Events(3) });
+    let mut stream = tokio::net::TcpStream::connect(balancer.address).await.unwrap();
+    let length = STREAM.len();
+    let request =
+        format!("POST {CHAT} HTTP/1.0\r\napi-key: {KEY}\r\nContent-Length: {length}\r\n\r\n{STREAM}");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut seen = Vec::new();
+    let ended = stream.read_to_end(&mut seen).await;
+    assert!(String::from_utf8_lossy(&seen).contains("data: "), "{seen:?}");
+    assert_eq!(ended.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}

@@ -1,15 +1,18 @@
 //! The Pingora adapter: each phase is a few lines around one verb of the gateway.
 
 mod attempt;
+mod conclude;
 mod context;
 pub mod dns;
 pub mod guard;
 mod head;
 mod headers;
 mod intake;
+mod judge;
 pub mod peer;
 mod replay;
 pub(crate) mod reply;
+mod reset;
 mod tap;
 
 use std::any::Any;
@@ -21,6 +24,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, Version, header};
+use log::debug;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
@@ -374,6 +378,12 @@ impl ProxyHttp for Balancer {
             match () {
                 () if flow.is_committed() => {
                     flow.end.failed |= !flow.end.client_gone;
+                    if !flow.knows_chunks
+                        && let Some(stream) = session.as_downstream().stream()
+                        && let Err(problem) = reset::reset_on_close(stream)
+                    {
+                        debug!("a broken answer to an HTTP/1.0 client looks whole: {problem}");
+                    }
                     return broken;
                 }
                 () if flow.end.client_gone => return broken,

@@ -11,9 +11,11 @@ use http::{HeaderMap, StatusCode};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
 
-use super::attempt::{Due, Held, Next, Trouble};
+use super::attempt::{Due, Trouble};
+use super::conclude::Held;
 use super::context::Flow;
 use super::intake::{Budget, Share};
+use super::judge::Next;
 use crate::azure::answer::Answer;
 use crate::azure::reply::ReplyBody;
 use crate::azure::sse::{Scanner, UsageFilter};

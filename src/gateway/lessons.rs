@@ -1,0 +1,164 @@
+//! What a reply means for its backend: rests, breaker, and deployments that turn out to exist.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use http::HeaderMap;
+use log::{error, info, warn};
+
+use super::{Admitted, Gateway};
+use crate::azure::hints;
+use crate::azure::verdict::Verdict;
+use crate::names::Deployment;
+use crate::routing::health::{self, Rest};
+use crate::routing::journey::Outcome;
+use crate::routing::pool::Candidate;
+
+/// How long a backend is left alone that cannot serve (deployment missing, credential
+/// refused) before it is asked again.
+const UNFIT_REST: Duration = Duration::from_secs(60);
+
+/// A reply of a backend, as far as learning from it goes.
+#[derive(Clone, Copy)]
+pub struct Answer<'a> {
+    /// Who replied.
+    pub candidate: &'a Candidate,
+    /// Its headers.
+    pub headers: &'a HeaderMap,
+    /// Whether its status is a 2xx.
+    pub is_success: bool,
+    /// What it counts as if it is a failure.
+    pub failure: Failure,
+    /// The moment.
+    pub now: Instant,
+}
+
+/// What a failure of a backend counts as.
+#[derive(Clone, Copy, Debug)]
+pub struct Failure {
+    /// It is this request's first on this backend.
+    pub is_first: bool,
+    /// The try was to find out whether the backend is back.
+    pub is_probe: bool,
+}
+
+impl Gateway {
+    /// Takes note of what a reply means for its backend, and says what it means for the
+    /// request: `None` when it is to be relayed.
+    pub fn learn(&self, admitted: &Admitted, verdict: Verdict, reply: Answer<'_>) -> Option<Outcome> {
+        let Answer { candidate, headers, now, .. } = reply;
+        let rest = |reason, length: Duration| Rest { reason, until: now + length };
+        let unfit = |reason| rest(reason, UNFIT_REST);
+        let deployment = candidate.deployment.as_ref().map(|deployment| &deployment.cell);
+        if verdict != Verdict::Failed {
+            candidate.memory.breaker.succeeded(&self.breaker, now);
+        }
+        match verdict {
+            Verdict::Success => {
+                if let (true, true, Some(deployment)) =
+                    (reply.is_success, admitted.unlisted, &admitted.deployment)
+                {
+                    self.pools.learn(&self.backends, deployment, now);
+                }
+                None
+            }
+            Verdict::Client => None,
+            Verdict::Elsewhere if admitted.seeks => Some(Outcome::Unfit),
+            Verdict::Elsewhere => Some(Outcome::Refused),
+            Verdict::Throttled => {
+                let rest = rest(health::Reason::Cooling, self.cooldown_asked(headers));
+                self.mark(candidate, deployment, rest, now);
+                Some(Outcome::Throttled(rest.until))
+            }
+            Verdict::Failed => {
+                if asks_to_wait(headers) {
+                    let rest = rest(health::Reason::Cooling, self.cooldown_asked(headers));
+                    self.mark(candidate, deployment, rest, now);
+                }
+                self.fail(candidate, reply.failure, now);
+                Some(Outcome::Failed)
+            }
+            Verdict::Credential => {
+                self.mark(
+                    candidate,
+                    Some(&candidate.memory.credential),
+                    unfit(health::Reason::Credential),
+                    now,
+                );
+                Some(Outcome::Unfit)
+            }
+            Verdict::PermissionDenied => {
+                let cell = candidate.memory.operation(admitted.target.operation);
+                self.mark(candidate, Some(cell), unfit(health::Reason::PermissionDenied), now);
+                Some(Outcome::Unfit)
+            }
+            Verdict::Absent => {
+                self.mark(candidate, deployment, unfit(health::Reason::Absent), now);
+                Some(Outcome::Unfit)
+            }
+            Verdict::NotHere => Some(Outcome::Unfit),
+        }
+    }
+
+    /// Takes note that a try broke off.
+    pub fn fail(&self, candidate: &Candidate, failure: Failure, now: Instant) {
+        let Failure { is_first, is_probe } = failure;
+        if let Some(open) = candidate.memory.breaker.failed(&self.breaker, is_first, is_probe, now) {
+            let name =
+                self.backends.get(candidate.backend).map_or("?", |backend| backend.config.name.as_str());
+            error!("backend {name} fails too often: left alone for {open:?}");
+        }
+    }
+
+    /// How long a throttled reply asks to wait, within bounds.
+    pub fn cooldown_asked(&self, headers: &HeaderMap) -> Duration {
+        let hint = hints::cooldown_hint(headers, SystemTime::now());
+        hint.unwrap_or(self.cooldown.default).min(self.cooldown.maximum)
+    }
+
+    /// How long a reply asked to wait, as it said, if it said so in earnest.
+    pub fn hint(&self, verdict: Verdict, headers: &HeaderMap) -> Option<Duration> {
+        let asks = verdict == Verdict::Throttled || asks_to_wait(headers);
+        asks.then(|| hints::cooldown_hint(headers, SystemTime::now())).flatten()
+    }
+
+    fn mark(&self, candidate: &Candidate, cell: Option<&Arc<health::Cell>>, rest: Rest, now: Instant) {
+        let Some(cell) = cell else { return };
+        if !cell.rest(rest, now) {
+            return;
+        }
+        // Once per incident: the cell was awake until now.
+        let backend =
+            self.backends.get(candidate.backend).map_or("?", |backend| backend.config.name.as_str());
+        let length = rest.until.saturating_duration_since(now);
+        let deployment = candidate.upstream.as_ref().map_or("", Deployment::as_str);
+        match rest.reason {
+            health::Reason::Cooling => {
+                info!("backend {backend}: deployment '{deployment}' asks to wait {length:?}");
+            }
+            health::Reason::Absent => {
+                warn!(
+                    "backend {backend}: deployment '{deployment}' does not exist there; asked again in {length:?}"
+                );
+            }
+            health::Reason::Credential => {
+                error!(
+                    "backend {backend}: its credential or our network is refused; asked again in {length:?}"
+                );
+            }
+            health::Reason::PermissionDenied => {
+                error!(
+                    "backend {backend}: its credential may not do this operation; asked again in {length:?}"
+                );
+            }
+            // Logged where it opens.
+            health::Reason::BreakerOpen => {}
+        }
+    }
+}
+
+/// Whether a reply that is no 429 asks to be left alone: the reset of the rate limits is told
+/// on every reply and no such wish.
+fn asks_to_wait(headers: &HeaderMap) -> bool {
+    ["retry-after-ms", "x-ms-retry-after-ms", "retry-after"].iter().any(|name| headers.contains_key(*name))
+}

@@ -1,0 +1,138 @@
+//! Who can serve what: a pool for each deployment, for those nobody lists, and for calls that
+//! name none.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use log::info;
+
+use super::Backend;
+use crate::config::Config;
+use crate::names::{Deployment, Tier, Weight};
+use crate::refusal::{Reason, Refusal};
+use crate::routing::pool::{Candidate, Pool};
+
+/// Most deployments that are learned from answers rather than named in the configuration.
+const LEARNED_MAX: usize = 500;
+
+/// All pools of a configuration.
+pub(super) struct Pools {
+    listed: HashMap<Deployment, Arc<Pool>>,
+    /// For all other names, if some backend passes them.
+    unlisted: Option<Arc<Pool>>,
+    /// Those of them that have been answered for.
+    learned: ArcSwap<HashMap<Deployment, Arc<Pool>>>,
+    /// For calls that name no deployment.
+    pub(super) home: Arc<Pool>,
+    /// Who else is asked for an id that home does not know.
+    pub(super) strangers: Arc<Pool>,
+}
+
+impl Pools {
+    pub(super) fn new(config: &Config, backends: &[Backend], now: Instant) -> Self {
+        let names = config.backends.iter().flat_map(|backend| backend.deployments.listed());
+        let listed = names.map(|(name, _)| {
+            let pool = Pool::new(serving(backends, name), now);
+            (name.clone(), Arc::new(pool))
+        });
+        let all = backends.iter().enumerate();
+        let passing = all.filter(|(_, backend)| backend.config.deployments.passes_all());
+        let passing: Vec<Candidate> =
+            passing.map(|(index, backend)| candidate(index, backend, None, false)).collect();
+        let home = config.requests.home;
+        Self {
+            listed: listed.collect(),
+            unlisted: (!passing.is_empty()).then(|| Arc::new(Pool::new(passing, now))),
+            learned: ArcSwap::default(),
+            home: Arc::new(Pool::new(home_pool(backends, home), now)),
+            strangers: Arc::new(Pool::new(strangers(backends, home), now)),
+        }
+    }
+
+    /// The pool of a deployment, and whether it is the one of names that nobody lists.
+    ///
+    /// # Errors
+    /// `DeploymentNotFound`.
+    pub(super) fn of(&self, deployment: &Deployment) -> Result<(Arc<Pool>, bool), Refusal> {
+        if let Some(pool) = self.listed.get(deployment).or(self.learned.load().get(deployment)) {
+            return Ok((Arc::clone(pool), false));
+        }
+        if let Some(pool) = &self.unlisted {
+            return Ok((Arc::clone(pool), true));
+        }
+        let message = format!("The API deployment '{deployment}' does not exist: no backend serves it.");
+        Err(Refusal::new(Reason::DeploymentNotFound, message))
+    }
+
+    /// A deployment that the configuration does not name has been answered for: from now on
+    /// it has a wheel and rests of its own.
+    pub(super) fn learn(&self, backends: &[Backend], deployment: &Deployment, now: Instant) {
+        let known = self.learned.load();
+        if known.contains_key(deployment) || known.len() >= LEARNED_MAX {
+            return;
+        }
+        drop(known);
+        let pool = Pool::new(serving(backends, deployment), now);
+        if let Some(unlisted) = &self.unlisted {
+            pool.continue_from(unlisted);
+        }
+        let pool = Arc::new(pool);
+        info!("deployment '{deployment}' is served, though no backend lists it");
+        self.learned.rcu(|known| {
+            let mut known = HashMap::clone(known);
+            if known.len() < LEARNED_MAX {
+                known.entry(deployment.clone()).or_insert_with(|| Arc::clone(&pool));
+            }
+            known
+        });
+    }
+}
+
+/// The backends that serve a deployment, each with its memory of it.
+fn serving(backends: &[Backend], deployment: &Deployment) -> Vec<Candidate> {
+    let serving = backends.iter().enumerate().filter_map(|(index, backend)| {
+        let upstream = backend.config.deployments.upstream(deployment)?;
+        let mapped = backend.config.deployments.listed().any(|(name, _)| name == deployment);
+        // Where the name passes as it is, the client's spelling goes upstream.
+        let mut candidate = candidate(index, backend, mapped.then(|| upstream.clone()), false);
+        candidate.deployment = Some(backend.memory.deployment(Some(upstream)));
+        Some(candidate)
+    });
+    serving.collect()
+}
+
+/// The home backend alone.
+fn home_pool(backends: &[Backend], home: usize) -> Vec<Candidate> {
+    let home = backends.iter().enumerate().filter(|(index, _)| *index == home);
+    home.map(|(index, backend)| candidate(index, backend, None, true)).collect()
+}
+
+/// Every endpoint but home's, once: two backends on one endpoint are one resource, and asking
+/// it twice finds nothing more.
+fn strangers(backends: &[Backend], home: usize) -> Vec<Candidate> {
+    let mut asked: Vec<_> = backends.get(home).map(|home| &home.config.endpoint).into_iter().collect();
+    let mut candidates = Vec::new();
+    for (index, backend) in backends.iter().enumerate() {
+        let endpoint = &backend.config.endpoint;
+        if asked.contains(&endpoint) {
+            continue;
+        }
+        asked.push(endpoint);
+        let candidate = candidate(index, backend, None, true);
+        candidates.push(Candidate { tier: Tier::FIRST, weight: Weight::ONE, ..candidate });
+    }
+    candidates
+}
+
+fn candidate(index: usize, backend: &Backend, upstream: Option<Deployment>, remembered: bool) -> Candidate {
+    Candidate {
+        backend: index,
+        tier: backend.config.tier,
+        weight: backend.config.weight,
+        upstream,
+        memory: Arc::clone(&backend.memory),
+        deployment: remembered.then(|| backend.memory.deployment(None)),
+    }
+}

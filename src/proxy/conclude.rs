@@ -1,0 +1,191 @@
+//! What the client gets: a reply that was held back, its hints made true, or a refusal of ours.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::HttpTask;
+
+use super::attempt::{Answerer, Course, Trouble};
+use super::context::Flow;
+use super::reply;
+use crate::record::exchange::Attempt;
+use crate::refusal::{Reason, Refusal};
+use crate::routing::health;
+
+/// The troubles that are answered with 504 rather than 502.
+const TIMEOUTS: [Trouble; 3] = [Trouble::ConnectTimeout, Trouble::FirstByteTimeout, Trouble::IdleTimeout];
+
+/// A reply held back: whole, or as far as it went.
+pub(super) struct Held {
+    pub(super) header: Box<ResponseHeader>,
+    pub(super) body: Vec<Bytes>,
+    pub(super) from: Option<Answerer>,
+}
+
+impl Held {
+    pub(super) fn new(header: Box<ResponseHeader>) -> Self {
+        Self { header, body: Vec::new(), from: None }
+    }
+
+    pub(super) fn text(&self) -> Bytes {
+        match self.body.as_slice() {
+            [] => Bytes::new(),
+            [only] => only.clone(),
+            many => Bytes::from(many.concat()),
+        }
+    }
+
+    /// The order in which replies are worth relaying: about the request, 429, 5xx, 408.
+    fn rank(&self) -> u8 {
+        match self.header.status.as_u16() {
+            429 => 1,
+            500.. => 2,
+            408 => 3,
+            _ => 0,
+        }
+    }
+}
+
+impl Course {
+    /// Keeps the more useful of two replies; of equals the later, except that of several
+    /// backends that do not know an id the first, the home, is believed.
+    pub(super) fn keep(&mut self, held: Held) {
+        let better = match &self.best {
+            None => true,
+            Some(best) if best.rank() == held.rank() => !self.admitted.seeks,
+            Some(best) => held.rank() < best.rank(),
+        };
+        if better {
+            self.best = Some(held);
+        }
+    }
+}
+
+impl Flow {
+    /// What the client gets when there is no further try: the most useful reply that was
+    /// held back, or a refusal of ours.
+    pub(super) fn conclude(&mut self, now: Instant) -> pingora::Result<Vec<HttpTask>> {
+        if let Some(held) = self.course.as_mut().and_then(|course| course.best.take()) {
+            return self.relay(held, now);
+        }
+        let refusal = self.exhausted(now);
+        self.refuse(&refusal)
+    }
+
+    /// A refusal as tasks for the session.
+    pub(super) fn refuse(&mut self, refusal: &Refusal) -> pingora::Result<Vec<HttpTask>> {
+        let (mut header, body) = reply::refusal(refusal, &self.request_id)?;
+        self.refused(refusal);
+        self.sign(&mut header)?;
+        Ok(self.whole(Box::new(header), body))
+    }
+
+    /// A held reply as tasks for the session, its hints made true.
+    pub(super) fn relay(&mut self, held: Held, now: Instant) -> pingora::Result<Vec<HttpTask>> {
+        let body = held.text();
+        let Held { mut header, from, .. } = held;
+        let status = header.status.as_u16();
+        if let Some(course) = &mut self.course {
+            course.last = from.or(course.last.take());
+        }
+        self.correct_hints(&mut header, now)?;
+        header.remove_header(&http::header::TRANSFER_ENCODING);
+        if self.method != http::Method::HEAD {
+            header.insert_header(http::header::CONTENT_LENGTH, body.len())?;
+        }
+        self.end.status = Some(status);
+        self.keep_facts(&header);
+        self.sign(&mut header)?;
+        Ok(self.whole(header, body))
+    }
+
+    /// A client is told when some backend can be asked again, not when this one can.
+    pub(super) fn correct_hints(&self, header: &mut ResponseHeader, now: Instant) -> pingora::Result<()> {
+        if header.status != 429 {
+            return Ok(());
+        }
+        header.remove_header("x-ms-retry-after-ms");
+        reply::hint(header, self.soonest(now).as_millis())
+    }
+
+    fn whole(&mut self, header: Box<ResponseHeader>, body: Bytes) -> Vec<HttpTask> {
+        if body.is_empty() || self.method == http::Method::HEAD {
+            return vec![HttpTask::Header(header, true)];
+        }
+        self.end.sent(body.len(), self.arrival);
+        vec![HttpTask::Header(header, false), HttpTask::Body(Some(body), true)]
+    }
+
+    /// What every answer carries, and what none does.
+    pub(super) fn sign(&self, header: &mut ResponseHeader) -> pingora::Result<()> {
+        header.remove_header(&http::header::SET_COOKIE);
+        header.remove_header("keep-alive");
+        header.insert_header("x-aoai-lb-request-id", &*self.request_id)?;
+        let Some(course) = &self.course else { return Ok(()) };
+        if self.end.refusal.is_none()
+            && let Some(backend) =
+                course.last.as_ref().and_then(|last| self.gateway().backends.get(last.backend))
+        {
+            header.insert_header("x-aoai-lb-backend", backend.config.name.as_str())?;
+        }
+        header.insert_header("x-aoai-lb-attempts", course.journey.tries().to_string())
+    }
+
+    /// How long until some backend that asked to wait is over it.
+    fn soonest(&self, now: Instant) -> Duration {
+        let soonest = self.course.as_ref().and_then(|course| {
+            course.journey.soonest_cooldown(&course.admitted.pool, course.admitted.target.operation, now)
+        });
+        soonest
+            .map_or_else(|| self.gateway().default_cooldown(), |until| until.saturating_duration_since(now))
+    }
+
+    fn all_throttled(&self, now: Instant) -> Refusal {
+        let wait = self.soonest(now);
+        let seconds = wait.as_millis().clamp(1, reply::LONGEST_HINT_MS).div_ceil(1000);
+        let message = format!(
+            "All backends of this deployment are at their rate limit. Please retry after {seconds} seconds."
+        );
+        Refusal::new(Reason::AllThrottled, message).after(wait)
+    }
+
+    /// Why there is nobody (left) to ask.
+    fn exhausted(&self, now: Instant) -> Refusal {
+        let Some(course) = &self.course else {
+            return Refusal::new(Reason::NoBackend, "no backend can be asked");
+        };
+        let operation = course.admitted.target.operation;
+        let throttled = |attempt: &Attempt| attempt.status == Some(429);
+        if course.attempts.iter().any(throttled) {
+            return self.all_throttled(now);
+        }
+        // A status that failed leaves its reply, unless it was an event in a stream.
+        let failed = |attempt: &&Attempt| attempt.error.is_some() || attempt.status == Some(500);
+        if let Some(last) = course.attempts.iter().rfind(failed) {
+            let late = TIMEOUTS.iter().any(|trouble| last.error == Some(trouble.word()));
+            let tries = course.attempts.len();
+            return if late {
+                Refusal::new(Reason::UpstreamTimeout, format!("no backend answered in time ({tries} tried)"))
+            } else {
+                Refusal::new(Reason::UpstreamFailed, format!("no backend answered ({tries} tried)"))
+            };
+        }
+        let rests = || course.admitted.pool.candidates().iter().filter_map(|c| c.resting(operation, now));
+        if course.journey.soonest_cooldown(&course.admitted.pool, operation, now).is_some() {
+            return self.all_throttled(now);
+        }
+        let only_waits = |reason| matches!(reason, health::Reason::Cooling | health::Reason::BreakerOpen);
+        if rests().any(|rest| !only_waits(rest.reason)) || !course.attempts.is_empty() {
+            let message = "every backend of this deployment refuses the balancer's own credential \
+                           or lacks the deployment; its operator has to mend that";
+            return Refusal::new(Reason::BackendMisconfigured, message);
+        }
+        let message = "no backend of this deployment can be asked now: they fail too often or asked to wait";
+        let refusal = Refusal::new(Reason::NoBackend, message);
+        match rests().map(|rest| rest.until).min() {
+            Some(until) => refusal.after(until.saturating_duration_since(now)),
+            None => refusal,
+        }
+    }
+}

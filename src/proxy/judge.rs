@@ -1,0 +1,202 @@
+//! What came of a try: the reply, or the lack of one, becomes what the gateway learns and what
+//! happens next.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use pingora::http::ResponseHeader;
+
+use super::attempt::{NO_FAILURE, Step, Trouble, millis};
+use super::conclude::Held;
+use super::context::Flow;
+use crate::azure::verdict::{self, Verdict};
+use crate::gateway::Answer;
+use crate::routing::journey::Outcome;
+
+/// What a complete reply means for the client.
+pub(super) enum Next {
+    /// It is the answer.
+    Relay(Held),
+    /// Somebody else is asked.
+    Retry,
+    /// Nobody else can be asked; [`Flow::conclude`] says what the client gets.
+    Conclude,
+}
+
+impl Flow {
+    /// A reply that is passed on has begun.
+    pub(super) fn answered(&mut self, header: &ResponseHeader, now: Instant) {
+        let gateway = Arc::clone(&self.serving.gateway);
+        let Some(course) = &mut self.course else { return };
+        course.open();
+        let Some(underway) = &course.underway else { return };
+        let status = header.status.as_u16();
+        if let Some(attempt) = course.attempts.last_mut() {
+            attempt.status = Some(status);
+            attempt.ms = millis(now.saturating_duration_since(underway.begun));
+        }
+        if let Some(candidate) = course.admitted.pool.candidate(underway.place) {
+            // Put without the question it is answered: it was the question that was refused.
+            if course.declined == Some(underway.place)
+                && header.status.is_success()
+                && let Some(deployment) = &candidate.deployment
+            {
+                deployment.declines_usage.store(true, Ordering::Relaxed);
+            }
+            let verdict = if status < 400 { Verdict::Success } else { Verdict::Client };
+            let failure = NO_FAILURE;
+            gateway.learn(
+                &course.admitted,
+                verdict,
+                Answer {
+                    candidate,
+                    headers: &header.headers,
+                    is_success: header.status.is_success(),
+                    failure,
+                    now,
+                },
+            );
+        }
+    }
+
+    /// A reply that was held back is complete, or as complete as it will be.
+    pub(super) fn judge(&mut self, held: Held, now: Instant) -> Next {
+        self.judge_held(held, false, now)
+    }
+
+    fn judge_held(&mut self, mut held: Held, unfinished: bool, now: Instant) -> Next {
+        let gateway = Arc::clone(&self.serving.gateway);
+        let Some(course) = &mut self.course else { return Next::Relay(held) };
+        let status = held.header.status.as_u16();
+        let body = held.text();
+        let verdict = gateway.judge(&course.admitted, status, &body);
+        // The question was ours, not the client's: the request is put without it.
+        let declined = status == 400 && course.asks_usage() && verdict::names_stream_options(&body);
+        let retry_after = gateway.hint(verdict, &held.header.headers);
+        if verdict == Verdict::Client {
+            course.open();
+        }
+        let failure = if verdict == Verdict::Failed { course.failure() } else { NO_FAILURE };
+        let Some(place) = course.finish(now, |attempt| {
+            attempt.status = Some(status);
+            attempt.retry_after_ms = retry_after.map(millis);
+        }) else {
+            return Next::Relay(held);
+        };
+        let Some(candidate) = course.admitted.pool.candidate(place) else { return Next::Relay(held) };
+        let outcome = if declined {
+            course.declined = Some(place);
+            Some(Outcome::Again)
+        } else {
+            let headers = &held.header.headers;
+            gateway.learn(
+                &course.admitted,
+                verdict,
+                Answer { candidate, headers, is_success: false, failure, now },
+            )
+        };
+        let Some(outcome) = outcome else { return Next::Relay(held) };
+        let throttled = matches!(outcome, Outcome::Throttled(_));
+        course.journey.end(place, outcome);
+        course.chosen = None;
+        held.from = course.last.clone();
+        let is_ours_to_mend =
+            matches!(verdict, Verdict::Credential | Verdict::PermissionDenied | Verdict::Absent)
+                || outcome == Outcome::Again;
+        if !is_ours_to_mend && !unfinished {
+            course.keep(held);
+        }
+        if course.admitted.seeks && outcome == Outcome::Unfit && !course.seeking {
+            course.seek(gateway.strangers());
+        }
+        let is_safe = course.admitted.repeatable || throttled || is_ours_to_mend;
+        if !is_safe || self.body.consumed {
+            return Next::Conclude;
+        }
+        match course.step(now) {
+            Step::Spent => Next::Conclude,
+            Step::Try(_) | Step::Wait(_) => Next::Retry,
+        }
+    }
+
+    /// A stream of status 200 began with an error: it is the refusal that the error stands
+    /// for. `None` when the client is to see it as it is.
+    pub(super) fn judge_opening(
+        &mut self,
+        header: &ResponseHeader,
+        event: &[u8],
+        now: Instant,
+    ) -> Option<Next> {
+        let gateway = Arc::clone(&self.serving.gateway);
+        let course = self.course.as_mut()?;
+        let verdict = verdict::judge_event(event);
+        let stands_for = match verdict {
+            Verdict::Success | Verdict::Client => return None,
+            Verdict::Throttled => 429,
+            // It may have been begun: the client is to see how it ended.
+            _ if !course.admitted.repeatable => return None,
+            Verdict::Credential => 401,
+            Verdict::PermissionDenied => 403,
+            Verdict::Absent | Verdict::NotHere => 404,
+            Verdict::Failed | Verdict::Elsewhere => 500,
+        };
+        let retry_after = gateway.hint(verdict, &header.headers);
+        let failure = if verdict == Verdict::Failed { course.failure() } else { NO_FAILURE };
+        let place = course.finish(now, |attempt| {
+            attempt.status = Some(stands_for);
+            attempt.retry_after_ms = retry_after.map(millis);
+        })?;
+        let candidate = course.admitted.pool.candidate(place)?;
+        let headers = &header.headers;
+        let outcome = gateway.learn(
+            &course.admitted,
+            verdict,
+            Answer { candidate, headers, is_success: false, failure, now },
+        )?;
+        course.journey.end(place, outcome);
+        course.chosen = None;
+        Some(match course.step(now) {
+            _ if self.body.consumed => Next::Conclude,
+            Step::Spent => Next::Conclude,
+            Step::Try(_) | Step::Wait(_) => Next::Retry,
+        })
+    }
+
+    /// A reply that was held back turned out too large to be held: the verdict is that on its
+    /// beginning. A relayed one is still the try under way.
+    pub(super) fn judge_unfinished(&mut self, held: Held, now: Instant) -> Next {
+        let gateway = Arc::clone(&self.serving.gateway);
+        let Some(course) = &self.course else { return Next::Relay(held) };
+        let verdict = gateway.judge(&course.admitted, held.header.status.as_u16(), &held.text());
+        if verdict == Verdict::Client {
+            return Next::Relay(held);
+        }
+        let as_it_is = Held { header: held.header.clone(), body: Vec::new(), from: course.last.clone() };
+        match self.judge_held(held, true, now) {
+            // There is nothing better for the client than this one, which goes on.
+            Next::Conclude if self.course.as_ref().is_none_or(|course| course.best.is_none()) => {
+                Next::Relay(as_it_is)
+            }
+            next => next,
+        }
+    }
+
+    /// The try under way broke off before a reply. Returns whether another follows.
+    pub(super) fn broke_off(&mut self, trouble: Trouble, stale: bool, now: Instant) -> bool {
+        let Some(course) = &mut self.course else { return false };
+        let may_repeat = course.may_repeat() && !self.body.consumed && self.end.status.is_none();
+        let failure = if stale { NO_FAILURE } else { course.failure() };
+        let Some(place) = course.finish(now, |attempt| attempt.error = Some(trouble.word())) else {
+            return false;
+        };
+        if let Some(candidate) = course.admitted.pool.candidate(place)
+            && !stale
+        {
+            self.serving.gateway.fail(candidate, failure, now);
+        }
+        course.journey.end(place, if stale { Outcome::Again } else { Outcome::Failed });
+        course.chosen = None;
+        may_repeat && !matches!(course.step(now), Step::Spent)
+    }
+}
