@@ -168,8 +168,7 @@ pub fn probe_addresses(config: &Config) -> Result<(), StartError> {
         _ => None,
     };
     for (key, address) in listeners.chain(admin) {
-        // The standard library sets SO_REUSEADDR, as the engine does.
-        TcpListener::bind(address).map_err(|problem| StartError::Listen {
+        try_address(address).map_err(|problem| StartError::Listen {
             key,
             address: address.to_string(),
             problem,
