@@ -25,8 +25,9 @@ lint:
 unit:
 	cargo test --locked --no-fail-fast
 
-# The official SDKs, unmodified, through the running binary.
-sdk: build
+# The official SDKs, unmodified, through the running binary, which the tests have built.
+sdk: install-test-packages
+	cargo test --locked --no-run --quiet
 	python3 tests/sdk/run.py target/debug/aoai-lb
 
 install-packages:

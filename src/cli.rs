@@ -171,7 +171,11 @@ fn simulate(path: &Path) -> Result<(), Failure> {
             writeln!(io::stdout(), "{name}: http://{address}  deployments: {}", deployments.join(", "))?;
         }
         writeln!(io::stdout(), "Simulated resources are running; end with Ctrl-C.")?;
-        tokio::signal::ctrl_c().await?;
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::select! {
+            interrupted = tokio::signal::ctrl_c() => interrupted?,
+            _ = terminate.recv() => {}
+        }
         simulator.stop().await;
         Ok(())
     })

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::conclude::Held;
+use super::trouble::Trouble;
 use crate::gateway::{Admitted, Failure, Gateway, Outgoing};
 use crate::names::{BackendName, Deployment};
 use crate::record::exchange::Attempt;
@@ -46,38 +47,6 @@ pub(super) struct Underway {
 pub(super) struct Answerer {
     pub(super) backend: usize,
     pub(super) upstream: Option<Deployment>,
-}
-
-/// Why a try ended without a reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Trouble {
-    /// The name has never resolved.
-    Dns,
-    ConnectTimeout,
-    ConnectRefused,
-    Connect,
-    Tls,
-    Reset,
-    Protocol,
-    FirstByteTimeout,
-    IdleTimeout,
-}
-
-impl Trouble {
-    /// The word in the record.
-    pub(super) fn word(self) -> &'static str {
-        match self {
-            Self::Dns => "dns",
-            Self::ConnectTimeout => "connect_timeout",
-            Self::ConnectRefused => "connect_refused",
-            Self::Connect => "connect",
-            Self::Tls => "tls",
-            Self::Reset => "reset",
-            Self::Protocol => "protocol",
-            Self::FirstByteTimeout => "first_byte_timeout",
-            Self::IdleTimeout => "idle_timeout",
-        }
-    }
 }
 
 /// What a deadline of a try is for.

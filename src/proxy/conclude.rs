@@ -6,9 +6,10 @@ use bytes::Bytes;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
 
-use super::attempt::{Answerer, Course, Trouble};
+use super::attempt::{Answerer, Course};
 use super::context::Flow;
 use super::reply;
+use super::trouble::Trouble;
 use crate::record::exchange::Attempt;
 use crate::refusal::{Reason, Refusal};
 use crate::routing::health;

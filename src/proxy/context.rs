@@ -12,17 +12,18 @@ use std::time::{Duration, Instant, SystemTime};
 use http::Method;
 use pingora::protocols::http::ServerSession;
 
-use super::attempt::{Course, Due, Trouble};
+use super::attempt::{Course, Due};
 use super::intake::{Budget, Intake};
 use super::peer::Peers;
 use super::replay::Outgoing;
-use super::tap::{Ending, Reply};
+use super::tap::{Ending, Facts, Reply};
+use super::trouble::Trouble;
 use crate::admission::clients::Client;
 use crate::azure::Target;
 use crate::config::Listener;
 use crate::gateway::Gateway;
 use crate::names::Deployment;
-use crate::record::exchange::{Answered, Asked, Exchange, Outcome};
+use crate::record::exchange::{Asked, Exchange, Outcome};
 use crate::refusal::{Reason, Refusal};
 
 /// A configuration at work: what decides, and how to reach what it decided on.
@@ -198,36 +199,42 @@ impl Flow {
             return;
         }
         let now = Instant::now();
-        let reply = std::mem::replace(&mut self.reply, Reply::None);
-        let mut answered = Answered::Opaque;
-        let (mut region, mut apim_request_id) = (None, None);
-        if let Reply::Passing(passing) = reply {
-            let (seen, ending) = passing.finish();
-            // SDKs hang up on the last event, before the end of the body: that is an answer.
-            self.end.client_gone &= ending != Ending::Said;
-            self.end.failed |= ending == Ending::Broken;
-            (answered, region, apim_request_id) = (seen.answered, seen.region, seen.apim_request_id);
-        }
+        let facts = self.end_of_reply();
         let outcome = self.outcome();
         if let Some(course) = &mut self.course {
             course.close(self.end.client_gone, now);
         }
-        let shown = self.end.status.is_some() && self.end.refusal.is_none();
+        let exchange = self.exchange(facts, outcome, now);
+        self.gateway().settle(Box::new(exchange));
+    }
+
+    /// What was seen of the answer, and what its end says about the request's.
+    fn end_of_reply(&mut self) -> Facts {
+        let Reply::Passing(passing) = std::mem::replace(&mut self.reply, Reply::None) else {
+            return Facts::default();
+        };
+        let (facts, ending) = passing.finish();
+        // SDKs hang up on the last event, before the end of the body: that is an answer.
+        self.end.client_gone &= ending != Ending::Said;
+        self.end.failed |= ending == Ending::Broken;
+        facts
+    }
+
+    /// Everything that the record needs, taken out of the story.
+    fn exchange(&mut self, facts: Facts, outcome: Outcome, now: Instant) -> Exchange {
         let gateway = Arc::clone(&self.serving.gateway);
+        let shown = self.end.status.is_some() && self.end.refusal.is_none();
         let last = self.course.as_ref().filter(|_| shown).and_then(|course| course.answerer()).cloned();
         let backend = last.as_ref().and_then(|last| gateway.backends.get(last.backend));
-        let version = self.target.as_ref().and_then(|target| {
-            let own = backend.and_then(|backend| backend.config.api_version.as_deref());
-            let version = target.effective_api_version(own, gateway.requests.api_version.as_deref());
+        let own_version = backend.and_then(|backend| backend.config.api_version.as_deref());
+        let api_version = self.target.as_ref().and_then(|target| {
+            let version = target.effective_api_version(own_version, gateway.requests.api_version.as_deref());
             version.map(std::borrow::Cow::into_owned)
         });
         let named = || self.target.as_ref().and_then(|target| target.deployment.clone());
         let deployment = self.deployment.take().or_else(named);
-        let keep = self.gateway().keep(self.client.as_deref()).is_some_and(|keep| keep.prompt);
-        let body = std::mem::take(&mut self.body.bytes);
-        let content_type = std::mem::take(&mut self.content_type);
-        let asked = (keep && !body.is_empty()).then_some(Asked { body, content_type });
-        let exchange = Exchange {
+        let attempts = self.course.as_mut().map(|course| std::mem::take(&mut course.attempts));
+        Exchange {
             time: self.time,
             request_id: Arc::clone(&self.request_id),
             client: self.client.clone(),
@@ -236,7 +243,7 @@ impl Flow {
             method: self.method.to_string(),
             target: self.target.clone(),
             raw_path: self.raw_path.take(),
-            api_version: version,
+            api_version,
             upstream_deployment: last.and_then(|last| last.upstream.or_else(|| deployment.clone())),
             deployment,
             stream: self.stream,
@@ -244,22 +251,25 @@ impl Flow {
             outcome,
             refusal: self.end.refusal.map(Reason::code),
             backend: backend.map(|backend| backend.config.name.clone()),
-            region,
-            apim_request_id,
-            attempts: self
-                .course
-                .as_mut()
-                .map(|course| std::mem::take(&mut course.attempts))
-                .unwrap_or_default(),
+            region: facts.region,
+            apim_request_id: facts.apim_request_id,
+            attempts: attempts.unwrap_or_default(),
             duration: now.saturating_duration_since(self.arrival),
             first_byte: self.end.first_byte,
             request_bytes: self.body.is_complete().then_some(self.body.length),
             response_bytes: self.end.response_bytes,
-            asked,
-            answered,
+            asked: self.asked(),
+            answered: facts.answered,
             lightened: false,
-        };
-        gateway.settle(Box::new(exchange));
+        }
+    }
+
+    /// The request's body, if its prompt is kept.
+    fn asked(&mut self) -> Option<Asked> {
+        let body = std::mem::take(&mut self.body.bytes);
+        let content_type = std::mem::take(&mut self.content_type);
+        let keeps = self.gateway().keep(self.client.as_deref()).is_some_and(|keep| keep.prompt);
+        (keeps && !body.is_empty()).then_some(Asked { body, content_type })
     }
 }
 

@@ -7,9 +7,10 @@ use std::time::Instant;
 
 use pingora::http::ResponseHeader;
 
-use super::attempt::{NO_FAILURE, Step, Trouble, millis};
+use super::attempt::{NO_FAILURE, Step, millis};
 use super::conclude::Held;
 use super::context::Flow;
+use super::trouble::Trouble;
 use crate::azure::verdict::{self, Verdict};
 use crate::gateway::Answer;
 use crate::routing::journey::Outcome;

@@ -7,6 +7,8 @@ pub mod dns;
 pub mod guard;
 mod head;
 mod headers;
+mod health;
+mod hold;
 mod intake;
 mod judge;
 pub mod peer;
@@ -14,6 +16,7 @@ mod replay;
 pub(crate) mod reply;
 mod reset;
 mod tap;
+mod trouble;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -25,22 +28,23 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, Version, header};
 use log::debug;
-use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::http::RequestHeader;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
 
-use self::attempt::{Course, Step, Trouble};
+use self::attempt::{Course, Step};
 use self::context::{Context, Flow, Shared};
 use self::headers::Framing;
 use self::intake::{Bounds, Budget, Intake, NoBody};
 use self::replay::Outgoing;
 use self::tap::{FIRST_BYTE, IDLE, RETRY, Reply};
+use self::trouble::{Trouble, clients_fault, is_clients_fault};
 use crate::admission::address::client_ip;
 use crate::config::Listener;
 use crate::gateway::Body;
 use crate::names::BackendName;
-use crate::refusal::{Reason, Refusal};
+use crate::refusal::Refusal;
 
 pub use self::context::Serving;
 
@@ -181,8 +185,8 @@ impl ProxyHttp for Balancer {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> pingora::Result<bool> {
         let serving = self.serving.load_full();
-        if let Some(ready) = health(session.req_header(), &serving) {
-            return answer_probe(session, ready).await;
+        if let Some(ready) = health::probe(session.req_header(), &serving) {
+            return health::answer(session, ready).await;
         }
         let mut flow =
             Flow::new(Arc::clone(&serving), Arc::clone(&self.bodies), session.req_header().method.clone());
@@ -315,7 +319,7 @@ impl ProxyHttp for Balancer {
         mut error: Box<Error>,
     ) -> Box<Error> {
         if let Some(flow) = &ctx.flow {
-            let another = flow.lock().broke_off(connect_trouble(&error), false, Instant::now());
+            let another = flow.lock().broke_off(trouble::of_connecting(&error), false, Instant::now());
             error.set_retry(another);
         }
         error
@@ -346,11 +350,11 @@ impl ProxyHttp for Balancer {
             }
             () if flow.is_committed() => {
                 flow.end.failed = true;
-                flow.broke_off(ours.unwrap_or_else(|| trouble(&error)), false, now);
+                flow.broke_off(ours.unwrap_or_else(|| trouble::of(&error)), false, now);
                 false
             }
             () => {
-                let trouble = ours.unwrap_or_else(|| trouble(&error));
+                let trouble = ours.unwrap_or_else(|| trouble::of(&error));
                 let stale = client_reused && trouble == Trouble::Reset && matches!(flow.reply, Reply::None);
                 flow.broke_off(trouble, stale, now)
             }
@@ -454,72 +458,8 @@ fn framing(request: &RequestHeader, flow: &Flow, held: usize) -> Framing {
     }
 }
 
-/// Whether this is a health probe, and if so the status it is answered with.
-fn health(header: &RequestHeader, serving: &Serving) -> Option<u16> {
-    if !matches!(header.method, Method::GET | Method::HEAD) {
-        return None;
-    }
-    let path = header.raw_path().split(|byte| *byte == b'?').next()?;
-    match path {
-        b"/healthz" => Some(200),
-        b"/readyz" if serving.gateway.process.stopping.load(Ordering::Acquire) => Some(503),
-        b"/readyz" => Some(200),
-        _ => None,
-    }
-}
-
-async fn answer_probe(session: &mut Session, status: u16) -> pingora::Result<bool> {
-    let body: &'static [u8] = if status == 200 { b"ok\n" } else { b"stopping\n" };
-    let mut header = ResponseHeader::build(status, Some(2))?;
-    header.insert_header(header::CONTENT_TYPE, "text/plain")?;
-    header.insert_header(header::CONTENT_LENGTH, body.len())?;
-    let head_only = session.req_header().method == Method::HEAD;
-    session.write_response_header(Box::new(header), head_only).await?;
-    if !head_only {
-        session.write_response_body(Some(Bytes::from_static(body)), true).await?;
-    }
-    Ok(true)
-}
-
 /// A target that could not be understood, fit for a record: no query, escaped, cut.
 fn readable(raw: &[u8]) -> String {
     let path = raw.split(|byte| *byte == b'?').next().unwrap_or_default();
     path.get(..256).unwrap_or(path).escape_ascii().to_string()
-}
-
-fn connect_trouble(error: &Error) -> Trouble {
-    match error.etype() {
-        ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Trouble::ConnectTimeout,
-        ErrorType::ConnectRefused => Trouble::ConnectRefused,
-        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => Trouble::Tls,
-        _ => Trouble::Connect,
-    }
-}
-
-fn trouble(error: &Error) -> Trouble {
-    match error.etype() {
-        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => Trouble::Reset,
-        ErrorType::ReadTimedout | ErrorType::WriteTimedout => Trouble::IdleTimeout,
-        _ => Trouble::Protocol,
-    }
-}
-
-/// Whether the engine found fault with the client's request after it was admitted: a
-/// malformed `Connection` header, an upload that grew too large.
-fn is_clients_fault(error: &Error) -> bool {
-    matches!(error.etype(), ErrorType::InvalidHTTPHeader | ErrorType::HTTPStatus(_))
-        && *error.esource() == ErrorSource::Downstream
-}
-
-fn clients_fault(error: &Error) -> Refusal {
-    match error.etype() {
-        ErrorType::HTTPStatus(413) => {
-            Refusal::new(Reason::BodyTooLarge, "the upload is larger than requests.max_streamed_body allows")
-        }
-        ErrorType::HTTPStatus(408) => {
-            Refusal::new(Reason::RequestTimeout, "the rest of the upload did not arrive in time")
-        }
-        ErrorType::HTTPStatus(_) => Refusal::bad_request("the request body's framing is malformed"),
-        _ => Refusal::bad_request("the request's headers contradict each other"),
-    }
 }

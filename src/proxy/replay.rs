@@ -22,10 +22,11 @@ use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorType, Result};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::attempt::{Due, Trouble};
+use super::attempt::Due;
 use super::context::Shared;
 use super::intake::{NoBody, broken};
 use super::tap::{FIRST_BYTE, IDLE};
+use super::trouble::Trouble;
 
 /// A body on its way to one attempt.
 #[derive(Default)]

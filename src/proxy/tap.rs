@@ -1,25 +1,25 @@
-//! The reply on its way to the client: held back until it is known to be one, or passed on
-//! while tokens and text are read from it.
+//! The reply on its way to the client: held back (`hold.rs`) until it is known to be the answer,
+//! then passed on while tokens and text are read from it.
 //!
 //! Bytes pass unchanged, except for the usage event of a stream that only the balancer asked
 //! for. What a complete reply means is `attempt.rs`'s.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
 
-use super::attempt::{Due, Trouble};
+use super::attempt::Due;
 use super::conclude::Held;
 use super::context::Flow;
-use super::intake::{Budget, Share};
-use super::judge::Next;
+use super::hold::Opened;
+use super::trouble::Trouble;
+use crate::azure::Operation;
 use crate::azure::answer::Answer;
 use crate::azure::reply::ReplyBody;
 use crate::azure::sse::{Scanner, UsageFilter};
-use crate::azure::{Opening, Operation, opening};
 use crate::record::exchange::Answered;
 
 /// Another backend is asked: the reply was held back and is no answer.
@@ -31,18 +31,12 @@ pub(super) const IDLE: pingora::ErrorType = pingora::ErrorType::Custom("IdleTime
 /// A reply that no client asked for.
 const UNSOLICITED: pingora::ErrorType = pingora::ErrorType::Custom("UnsolicitedUpgrade");
 
-/// Most bytes of an error reply that are held; error bodies of Azure have a few hundred.
-const HELD_MAX: usize = 64 * 1024;
 /// Most bytes of a reply that are kept whole; of a longer one, such as a few thousand
 /// embeddings, the end, which tells the usage.
 const REPLY_MAX: usize = 1024 * 1024;
 /// Most bytes of an event that is looked at; `response.created` repeats the whole request.
 const EVENT_MAX: usize = 1024 * 1024;
 
-/// How long an error reply may take from its head to its end.
-const HOLDING: Duration = Duration::from_secs(5);
-/// How long a stream is held that was announced with `retry-after`.
-const HOLD_WARNED: Duration = Duration::from_secs(5);
 /// Most bytes of an event that is held back to see whether it is the usage event, which has
 /// some hundred.
 const USAGE_EVENT_MAX: usize = 64 * 1024;
@@ -57,15 +51,6 @@ pub(super) enum Reply {
     Opening(Box<Opened>),
     /// The answer.
     Passing(Box<Passing>),
-}
-
-/// What is held of a stream before its first content.
-pub(super) struct Opened {
-    header: Box<ResponseHeader>,
-    tasks: Vec<HttpTask>,
-    size: u64,
-    scanner: Scanner,
-    share: Share,
 }
 
 /// An answer that is passed on.
@@ -184,10 +169,7 @@ impl Flow {
             self.deadline = None;
         }
         if !self.gateway().passes(header.status.as_u16()) {
-            self.reply = Reply::Holding(Box::new(Held::new(header)), 0);
-            // Error replies are short; one that trickles is not waited for as an answer is.
-            self.deadline = Some((now + HOLDING, Due::GiveUp(Trouble::IdleTimeout)));
-            return if end { self.held(out, now) } else { Ok(()) };
+            return self.begin_holding(header, end, out, now);
         }
         if !end && self.may_be_refused(&header) {
             return self.begin_opening(header, now);
@@ -203,105 +185,12 @@ impl Flow {
         Ok(())
     }
 
-    fn wait_for_more(&mut self, now: Instant) {
+    pub(super) fn wait_for_more(&mut self, now: Instant) {
         self.deadline = Some((now + self.gateway().timeouts.idle, Due::GiveUp(Trouble::IdleTimeout)));
     }
 
-    /// Whether this is a stream that Azure may refuse after its head.
-    fn may_be_refused(&self, header: &ResponseHeader) -> bool {
-        let operation = self.course.as_ref().map(|course| course.admitted.target.operation);
-        header.status == StatusCode::OK
-            && is_stream(header)
-            && !self.gateway().hold().time.is_zero()
-            && matches!(operation, Some(Operation::Chat | Operation::Completions | Operation::Responses))
-    }
-
-    fn begin_opening(&mut self, header: Box<ResponseHeader>, now: Instant) -> pingora::Result<()> {
-        let hold = self.gateway().hold();
-        // A `retry-after` on a 200 has only been seen on streams that were then refused.
-        let warned = header.headers.contains_key(http::header::RETRY_AFTER);
-        let time = if warned { hold.time.max(HOLD_WARNED) } else { hold.time };
-        self.deadline = Some((now + time, Due::Release));
-        self.reply = Reply::Opening(Box::new(Opened {
-            header,
-            tasks: Vec::new(),
-            size: 0,
-            scanner: Scanner::new(usize::try_from(hold.size).unwrap_or(usize::MAX)),
-            share: Budget::share(&self.budget),
-        }));
-        Ok(())
-    }
-
-    /// A task of a stream that has not yet said anything.
-    fn read_opening(&mut self, task: HttpTask, out: &mut Vec<HttpTask>, now: Instant) -> pingora::Result<()> {
-        let most = self.gateway().hold().size;
-        let Some(operation) = self.course.as_ref().map(|course| course.admitted.target.operation) else {
-            return Ok(());
-        };
-        let Reply::Opening(opened) = &mut self.reply else { return Ok(()) };
-        let mut refused = None;
-        let mut over = task.is_end();
-        match &task {
-            HttpTask::Body(Some(data), _) => {
-                let mut content = false;
-                opened.scanner.feed(data, &mut |event| match opening(operation, &event) {
-                    Opening::Content => content |= refused.is_none(),
-                    Opening::Error if !content && refused.is_none() => refused = Some(event.data.to_vec()),
-                    Opening::Error | Opening::Quiet => {}
-                });
-                opened.size += data.len() as u64;
-                over |= content || opened.size > most || opened.share.grow_to(opened.size).is_err();
-            }
-            HttpTask::Failed(_) => {
-                // Nothing has been shown to the client: it is as if there had been no reply.
-                let HttpTask::Failed(error) = task else { return Ok(()) };
-                return Err(error);
-            }
-            _ => {}
-        }
-        opened.tasks.push(task);
-        if let Some(event) = refused {
-            let header = opened.header.clone();
-            match self.judge_opening(&header, &event, now) {
-                None => over = true,
-                Some(Next::Retry) => return Err(pingora::Error::new(RETRY)),
-                Some(Next::Conclude | Next::Relay(_)) => {
-                    self.reply = Reply::None;
-                    out.extend(self.conclude(now)?);
-                    return Ok(());
-                }
-            }
-        }
-        if over { self.release(out, now) } else { Ok(()) }
-    }
-
-    /// The held part of a stream goes out, and what follows as it comes.
-    fn release(&mut self, out: &mut Vec<HttpTask>, now: Instant) -> pingora::Result<()> {
-        let Reply::Opening(opened) = std::mem::replace(&mut self.reply, Reply::None) else { return Ok(()) };
-        let Opened { mut header, tasks, .. } = *opened;
-        self.wait_for_more(now);
-        self.begin_passing(&mut header, now)?;
-        out.push(HttpTask::Header(header, false));
-        for task in tasks {
-            self.pass(task, out);
-        }
-        Ok(())
-    }
-
-    /// What goes out because the time of the hold is over.
-    ///
-    /// # Errors
-    /// Pingora's, for a header that cannot be set.
-    pub(super) fn overdue(&mut self, now: Instant) -> pingora::Result<Vec<HttpTask>> {
-        let mut out = Vec::new();
-        if std::mem::take(&mut self.nudged) {
-            self.release(&mut out, now)?;
-        }
-        Ok(out)
-    }
-
     /// From here on bytes go out as they come in.
-    fn begin_passing(&mut self, header: &mut ResponseHeader, now: Instant) -> pingora::Result<()> {
+    pub(super) fn begin_passing(&mut self, header: &mut ResponseHeader, now: Instant) -> pingora::Result<()> {
         self.answered(header, now);
         self.end.status = Some(header.status.as_u16());
         self.sign(header)?;
@@ -353,61 +242,7 @@ impl Flow {
         }
     }
 
-    fn hold(&mut self, task: HttpTask, out: &mut Vec<HttpTask>, now: Instant) -> pingora::Result<()> {
-        let Reply::Holding(held, size) = &mut self.reply else { return Ok(()) };
-        match task {
-            HttpTask::Body(data, end) => {
-                if let Some(data) = data {
-                    *size += data.len();
-                    held.body.push(data);
-                }
-                match () {
-                    () if end => self.held(out, now),
-                    () if *size > HELD_MAX => self.overflow(out, now),
-                    () => Ok(()),
-                }
-            }
-            HttpTask::Trailer(_) | HttpTask::Done => self.held(out, now),
-            HttpTask::Failed(error) => Err(error),
-            HttpTask::Header(..) | HttpTask::UpgradedBody(..) => Ok(()),
-        }
-    }
-
-    /// The held reply is complete.
-    fn held(&mut self, out: &mut Vec<HttpTask>, now: Instant) -> pingora::Result<()> {
-        let Reply::Holding(held, _) = std::mem::replace(&mut self.reply, Reply::None) else { return Ok(()) };
-        match self.judge(*held, now) {
-            Next::Relay(held) => out.extend(self.relay(held, now)?),
-            Next::Conclude => out.extend(self.conclude(now)?),
-            Next::Retry => return Err(pingora::Error::new(RETRY)),
-        }
-        Ok(())
-    }
-
-    /// The held reply is too large to hold: it goes elsewhere or out now, without its end.
-    fn overflow(&mut self, out: &mut Vec<HttpTask>, now: Instant) -> pingora::Result<()> {
-        let Reply::Holding(held, _) = std::mem::replace(&mut self.reply, Reply::None) else { return Ok(()) };
-        let (mut header, pieces) = (held.header.clone(), held.body.clone());
-        match self.judge_unfinished(*held, now) {
-            Next::Relay(_) => {
-                self.correct_hints(&mut header, now)?;
-                self.begin_passing(&mut header, now)?;
-                self.wait_for_more(now);
-                out.push(HttpTask::Header(header, false));
-                for piece in pieces {
-                    self.pass(HttpTask::Body(Some(piece), false), out);
-                }
-                Ok(())
-            }
-            Next::Conclude => {
-                out.extend(self.conclude(now)?);
-                Ok(())
-            }
-            Next::Retry => Err(pingora::Error::new(RETRY)),
-        }
-    }
-
-    fn pass(&mut self, task: HttpTask, out: &mut Vec<HttpTask>) {
+    pub(super) fn pass(&mut self, task: HttpTask, out: &mut Vec<HttpTask>) {
         let Reply::Passing(passing) = &mut self.reply else { return };
         let end = task.is_end() && !matches!(task, HttpTask::Failed(_));
         if let HttpTask::Body(Some(data), _) = &task {
@@ -454,7 +289,8 @@ impl Flow {
     }
 }
 
-fn is_stream(header: &ResponseHeader) -> bool {
+/// Whether a reply is a stream of events.
+pub(super) fn is_stream(header: &ResponseHeader) -> bool {
     content_type(header).starts_with(b"text/event-stream")
 }
 

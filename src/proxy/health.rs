@@ -1,0 +1,38 @@
+//! Health and readiness on every listener: no key, no record, any host.
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use http::{Method, header};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::proxy::Session;
+
+use super::Serving;
+
+/// Whether this is a health probe, and if so the status it is answered with.
+pub(super) fn probe(header: &RequestHeader, serving: &Serving) -> Option<u16> {
+    if !matches!(header.method, Method::GET | Method::HEAD) {
+        return None;
+    }
+    let path = header.raw_path().split(|byte| *byte == b'?').next()?;
+    match path {
+        b"/healthz" => Some(200),
+        b"/readyz" if serving.gateway.process.stopping.load(Ordering::Acquire) => Some(503),
+        b"/readyz" => Some(200),
+        _ => None,
+    }
+}
+
+/// Answers a probe.
+pub(super) async fn answer(session: &mut Session, status: u16) -> pingora::Result<bool> {
+    let body: &'static [u8] = if status == 200 { b"ok\n" } else { b"stopping\n" };
+    let mut header = ResponseHeader::build(status, Some(2))?;
+    header.insert_header(header::CONTENT_TYPE, "text/plain")?;
+    header.insert_header(header::CONTENT_LENGTH, body.len())?;
+    let head_only = session.req_header().method == Method::HEAD;
+    session.write_response_header(Box::new(header), head_only).await?;
+    if !head_only {
+        session.write_response_body(Some(Bytes::from_static(body)), true).await?;
+    }
+    Ok(true)
+}

@@ -1,0 +1,208 @@
+//! Replies that are not yet known to be the answer: a refusal until it is complete, a stream
+//! until its first content. They are kept from the client, at most so many bytes and so long.
+
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::HttpTask;
+
+use super::attempt::Due;
+use super::conclude::Held;
+use super::context::Flow;
+use super::intake::{Budget, Share};
+use super::judge::Next;
+use super::tap::{RETRY, Reply, is_stream};
+use super::trouble::Trouble;
+use crate::azure::sse::Scanner;
+use crate::azure::{Opening, Operation, opening};
+
+/// Most bytes of an error reply that are held; error bodies of Azure have a few hundred.
+const HELD_MAX: usize = 64 * 1024;
+/// How long an error reply may take from its head to its end.
+const HOLDING: Duration = Duration::from_secs(5);
+/// How long a stream is held that was announced with `retry-after`.
+const HOLD_WARNED: Duration = Duration::from_secs(5);
+
+/// What is held of a stream before its first content.
+pub(super) struct Opened {
+    header: Box<ResponseHeader>,
+    tasks: Vec<HttpTask>,
+    size: u64,
+    scanner: Scanner,
+    share: Share,
+}
+
+impl Flow {
+    /// A refusal has begun.
+    pub(super) fn begin_holding(
+        &mut self,
+        header: Box<ResponseHeader>,
+        end: bool,
+        out: &mut Vec<HttpTask>,
+        now: Instant,
+    ) -> pingora::Result<()> {
+        self.reply = Reply::Holding(Box::new(Held::new(header)), 0);
+        // Error replies are short; one that trickles is not waited for as an answer is.
+        self.deadline = Some((now + HOLDING, Due::GiveUp(Trouble::IdleTimeout)));
+        if end { self.held(out, now) } else { Ok(()) }
+    }
+
+    /// A task of a refusal.
+    pub(super) fn hold(
+        &mut self,
+        task: HttpTask,
+        out: &mut Vec<HttpTask>,
+        now: Instant,
+    ) -> pingora::Result<()> {
+        let Reply::Holding(held, size) = &mut self.reply else { return Ok(()) };
+        match task {
+            HttpTask::Body(data, end) => {
+                if let Some(data) = data {
+                    *size += data.len();
+                    held.body.push(data);
+                }
+                match () {
+                    () if end => self.held(out, now),
+                    () if *size > HELD_MAX => self.overflow(out, now),
+                    () => Ok(()),
+                }
+            }
+            HttpTask::Trailer(_) | HttpTask::Done => self.held(out, now),
+            HttpTask::Failed(error) => Err(error),
+            HttpTask::Header(..) | HttpTask::UpgradedBody(..) => Ok(()),
+        }
+    }
+
+    /// The held reply is complete.
+    fn held(&mut self, out: &mut Vec<HttpTask>, now: Instant) -> pingora::Result<()> {
+        let Reply::Holding(held, _) = std::mem::replace(&mut self.reply, Reply::None) else { return Ok(()) };
+        match self.judge(*held, now) {
+            Next::Relay(held) => out.extend(self.relay(held, now)?),
+            Next::Conclude => out.extend(self.conclude(now)?),
+            Next::Retry => return Err(pingora::Error::new(RETRY)),
+        }
+        Ok(())
+    }
+
+    /// The held reply is too large to hold: it goes elsewhere or out now, without its end.
+    fn overflow(&mut self, out: &mut Vec<HttpTask>, now: Instant) -> pingora::Result<()> {
+        let Reply::Holding(held, _) = std::mem::replace(&mut self.reply, Reply::None) else { return Ok(()) };
+        let (mut header, pieces) = (held.header.clone(), held.body.clone());
+        match self.judge_unfinished(*held, now) {
+            Next::Relay(_) => {
+                self.correct_hints(&mut header, now)?;
+                self.begin_passing(&mut header, now)?;
+                self.wait_for_more(now);
+                out.push(HttpTask::Header(header, false));
+                for piece in pieces {
+                    self.pass(HttpTask::Body(Some(piece), false), out);
+                }
+                Ok(())
+            }
+            Next::Conclude => {
+                out.extend(self.conclude(now)?);
+                Ok(())
+            }
+            Next::Retry => Err(pingora::Error::new(RETRY)),
+        }
+    }
+
+    /// Whether this is a stream that Azure may refuse after its head.
+    pub(super) fn may_be_refused(&self, header: &ResponseHeader) -> bool {
+        let operation = self.course.as_ref().map(|course| course.admitted.target.operation);
+        header.status == StatusCode::OK
+            && is_stream(header)
+            && !self.gateway().hold().time.is_zero()
+            && matches!(operation, Some(Operation::Chat | Operation::Completions | Operation::Responses))
+    }
+
+    pub(super) fn begin_opening(&mut self, header: Box<ResponseHeader>, now: Instant) -> pingora::Result<()> {
+        let hold = self.gateway().hold();
+        // A `retry-after` on a 200 has only been seen on streams that were then refused.
+        let warned = header.headers.contains_key(http::header::RETRY_AFTER);
+        let time = if warned { hold.time.max(HOLD_WARNED) } else { hold.time };
+        self.deadline = Some((now + time, Due::Release));
+        self.reply = Reply::Opening(Box::new(Opened {
+            header,
+            tasks: Vec::new(),
+            size: 0,
+            scanner: Scanner::new(usize::try_from(hold.size).unwrap_or(usize::MAX)),
+            share: Budget::share(&self.budget),
+        }));
+        Ok(())
+    }
+
+    /// A task of a stream that has not yet said anything.
+    pub(super) fn read_opening(
+        &mut self,
+        task: HttpTask,
+        out: &mut Vec<HttpTask>,
+        now: Instant,
+    ) -> pingora::Result<()> {
+        let most = self.gateway().hold().size;
+        let Some(operation) = self.course.as_ref().map(|course| course.admitted.target.operation) else {
+            return Ok(());
+        };
+        let Reply::Opening(opened) = &mut self.reply else { return Ok(()) };
+        let mut refused = None;
+        let mut over = task.is_end();
+        match &task {
+            HttpTask::Body(Some(data), _) => {
+                let mut content = false;
+                opened.scanner.feed(data, &mut |event| match opening(operation, &event) {
+                    Opening::Content => content |= refused.is_none(),
+                    Opening::Error if !content && refused.is_none() => refused = Some(event.data.to_vec()),
+                    Opening::Error | Opening::Quiet => {}
+                });
+                opened.size += data.len() as u64;
+                over |= content || opened.size > most || opened.share.grow_to(opened.size).is_err();
+            }
+            HttpTask::Failed(_) => {
+                // Nothing has been shown to the client: it is as if there had been no reply.
+                let HttpTask::Failed(error) = task else { return Ok(()) };
+                return Err(error);
+            }
+            _ => {}
+        }
+        opened.tasks.push(task);
+        if let Some(event) = refused {
+            let header = opened.header.clone();
+            match self.judge_opening(&header, &event, now) {
+                None => over = true,
+                Some(Next::Retry) => return Err(pingora::Error::new(RETRY)),
+                Some(Next::Conclude | Next::Relay(_)) => {
+                    self.reply = Reply::None;
+                    out.extend(self.conclude(now)?);
+                    return Ok(());
+                }
+            }
+        }
+        if over { self.release(out, now) } else { Ok(()) }
+    }
+
+    /// The held part of a stream goes out, and what follows as it comes.
+    fn release(&mut self, out: &mut Vec<HttpTask>, now: Instant) -> pingora::Result<()> {
+        let Reply::Opening(opened) = std::mem::replace(&mut self.reply, Reply::None) else { return Ok(()) };
+        let Opened { mut header, tasks, .. } = *opened;
+        self.wait_for_more(now);
+        self.begin_passing(&mut header, now)?;
+        out.push(HttpTask::Header(header, false));
+        for task in tasks {
+            self.pass(task, out);
+        }
+        Ok(())
+    }
+
+    /// What goes out because the time of the hold is over.
+    ///
+    /// # Errors
+    /// Pingora's, for a header that cannot be set.
+    pub(super) fn overdue(&mut self, now: Instant) -> pingora::Result<Vec<HttpTask>> {
+        let mut out = Vec::new();
+        if std::mem::take(&mut self.nudged) {
+            self.release(&mut out, now)?;
+        }
+        Ok(out)
+    }
+}
