@@ -250,7 +250,7 @@ async fn the_time_of_the_first_byte_begins_when_the_request_has_been_sent() {
         balancer.post("/openai/v1/batches", &[("api-key", KEY)], b"{}").await.code(),
         "upstream_timeout"
     );
-    assert!((Duration::from_millis(390)..Duration::from_millis(1500)).contains(&begun.elapsed()));
+    assert!((Duration::from_millis(390)..Duration::from_secs(10)).contains(&begun.elapsed()));
 }
 
 #[tokio::test]

@@ -242,7 +242,7 @@ async fn the_deadline_and_the_clients_own_time_out_begin_no_further_attempt() {
         let reply = balancer.post(CHAT, &headers, HELLO.as_bytes()).await;
         assert_eq!(reply.status, 503);
         let hits = azure.hits("a") + azure.hits("b");
-        assert!((2..=4).contains(&hits), "{hits}");
+        assert!((1..=4).contains(&hits), "{hits}");
     }
 }
 

@@ -41,8 +41,10 @@ use self::replay::Outgoing;
 use self::tap::{FIRST_BYTE, IDLE, RETRY, Reply};
 use self::trouble::{Trouble, clients_fault, is_clients_fault};
 use crate::admission::address::client_ip;
+use crate::admission::clients::Client;
+use crate::azure::Target;
 use crate::config::Listener;
-use crate::gateway::Body;
+use crate::gateway::{Body, Gateway};
 use crate::names::BackendName;
 use crate::refusal::Refusal;
 
@@ -72,53 +74,19 @@ impl Balancer {
     /// Everything before a backend is chosen.
     async fn receive(&self, session: &mut Session, flow: &Shared) -> Result<(), NoBody> {
         let gateway = Arc::clone(&flow.lock().serving.gateway);
-        let (method, target, client) = {
-            let header = session.req_header();
-            let upgrades = session.is_upgrade_req();
-            let mut flow = flow.lock();
-            flow.upgrades = upgrades;
-            flow.knows_chunks = header.version != Version::HTTP_10;
-            if method_has_body(header) {
-                flow.body = Intake::unread();
-            }
-            let raw = header.raw_path();
-            let target = gateway.locate(&header.method, raw, upgrades).inspect_err(|_| {
-                flow.raw_path = Some(readable(raw));
-            })?;
-            let target = Arc::new(target);
-            flow.target = Some(Arc::clone(&target));
-            gateway.allow(&header.method, &target)?;
-            let client = gateway.authenticate(&header.headers, &target)?;
-            flow.client = Some(Arc::clone(&client));
-            gateway.permit(&header.method, &target, &client)?;
-            (header.method.clone(), target, client)
-        };
-        if session.req_header().version == Version::HTTP_10 {
-            // Streams end with the connection for those who do not know chunks.
-            session.set_keepalive(None);
-        }
-        let requests = &gateway.requests;
+        prepare(session, &gateway);
+        let (target, client) = read_head(session, flow)?;
+        let method = session.req_header().method.clone();
         let bounds = Bounds {
-            held: requests.max_body,
-            streamed: target.is_upload(&method).then_some(requests.max_streamed_body),
+            held: gateway.requests.max_body,
+            streamed: target.is_upload(&method).then_some(gateway.requests.max_streamed_body),
             deadline: gateway.timeouts.request_body,
             budget: Arc::clone(&self.bodies),
         };
-        session.set_read_timeout(Some(gateway.timeouts.request_body));
-        // A client that does not read holds a backend's answer, its body's memory and a place.
-        session.set_write_timeout(Some(gateway.timeouts.idle));
-        if gateway.process.stopping.load(Ordering::Acquire) {
-            // Its next request is for another process.
-            session.set_keepalive(None);
-        }
         let intake = intake::take(session.as_downstream_mut(), &bounds).await?;
-        let text = |name| session.get_header(name).and_then(|value| value.to_str().ok()).unwrap_or("");
-        let encoded = !matches!(text(header::CONTENT_ENCODING).trim(), "" | "identity");
-        let content_type = text(header::CONTENT_TYPE).to_owned();
-        let read_timeout = session.get_header("x-stainless-read-timeout").and_then(|value| {
-            let seconds: f64 = value.to_str().ok()?.trim().parse().ok()?;
-            Duration::try_from_secs_f64(seconds).ok()
-        });
+        let encoding = text(session, &header::CONTENT_ENCODING).trim();
+        let content_type = text(session, &header::CONTENT_TYPE).to_owned();
+        let encoded = !matches!(encoding, "" | "identity");
         let body = Body { bytes: &intake.bytes, content_type: &content_type, encoded };
         let asked = gateway.read(&method, &target, &body);
         let mut flow = flow.lock();
@@ -127,9 +95,9 @@ impl Balancer {
         let asked = asked?;
         flow.deployment.clone_from(&asked.deployment);
         flow.stream = asked.stream;
-        let admitted = gateway.admit(&method, target, &client, asked);
-        let allowance = gateway.allowance(Instant::now(), flow.arrival, read_timeout);
-        flow.course = Some(Course::new(admitted?, allowance));
+        let admitted = gateway.admit(&method, target, &client, asked)?;
+        let allowance = gateway.allowance(Instant::now(), flow.arrival, clients_patience(session));
+        flow.course = Some(Course::new(admitted, allowance));
         Ok(())
     }
 
@@ -434,12 +402,59 @@ impl ProxyHttp for Balancer {
     }
 }
 
+/// What the head tells: where to, and whose request it is.
+fn read_head(session: &Session, flow: &Shared) -> Result<(Arc<Target>, Arc<Client>), Refusal> {
+    let header = session.req_header();
+    let mut flow = flow.lock();
+    let gateway = Arc::clone(&flow.serving.gateway);
+    flow.upgrades = session.is_upgrade_req();
+    flow.knows_chunks = header.version != Version::HTTP_10;
+    if announces_body(header) {
+        flow.body = Intake::unread();
+    }
+    let raw = header.raw_path();
+    let target = gateway.locate(&header.method, raw, flow.upgrades).inspect_err(|_| {
+        flow.raw_path = Some(readable(raw));
+    })?;
+    let target = Arc::new(target);
+    flow.target = Some(Arc::clone(&target));
+    gateway.allow(&header.method, &target)?;
+    let client = gateway.authenticate(&header.headers, &target)?;
+    flow.client = Some(Arc::clone(&client));
+    gateway.permit(&header.method, &target, &client)?;
+    Ok((target, client))
+}
+
+/// Sets what has to be set on the client's own session, before it is replaced.
+fn prepare(session: &mut Session, gateway: &Gateway) {
+    let stopping = gateway.process.stopping.load(Ordering::Acquire);
+    // Streams end with the connection for those who do not know chunks; and the next request
+    // is for another process when this one stops.
+    if stopping || session.req_header().version == Version::HTTP_10 {
+        session.set_keepalive(None);
+    }
+    session.set_read_timeout(Some(gateway.timeouts.request_body));
+    // A client that does not read holds a backend's answer, its body's memory and a place.
+    session.set_write_timeout(Some(gateway.timeouts.idle));
+}
+
+/// A header as text; empty if there is none.
+fn text<'s>(session: &'s Session, name: &header::HeaderName) -> &'s str {
+    session.get_header(name).and_then(|value| value.to_str().ok()).unwrap_or("")
+}
+
+/// How long the client's SDK waits for an answer, as it says.
+fn clients_patience(session: &Session) -> Option<Duration> {
+    let value = session.get_header("x-stainless-read-timeout")?.to_str().ok()?;
+    Duration::try_from_secs_f64(value.trim().parse().ok()?).ok()
+}
+
 fn story(ctx: &Context) -> pingora::Result<Shared> {
     ctx.flow.clone().ok_or_else(|| Error::new(SPENT))
 }
 
 /// Whether a request announces a body.
-fn method_has_body(header: &RequestHeader) -> bool {
+fn announces_body(header: &RequestHeader) -> bool {
     let length = header.headers.get(header::CONTENT_LENGTH);
     header.headers.contains_key(header::TRANSFER_ENCODING) || length.is_some_and(|length| length != "0")
 }
