@@ -26,6 +26,7 @@ use crate::gateway::{Gateway, Process};
 use crate::proxy::dns::{Directory, Resolve, System};
 use crate::proxy::guard::{Guard, STOPPING};
 use crate::proxy::peer::{BadAuthority, Peers, keepalive};
+use crate::proxy::probe;
 use crate::proxy::{Balancer, Serving};
 use crate::record::sinks::jsonl::Jsonl;
 
@@ -90,6 +91,7 @@ pub fn run(config: &Config, background: &Runtime) -> Result<(), StartError> {
         gateway: Arc::new(Gateway::new(config, Arc::clone(&process), started)),
         peers: Peers::new(config, directory.by_backend())?,
     }));
+    background.block_on(async { probe::watch(&serving) });
     let mut server = Server::new_with_opt_and_conf(None, engine(config));
     server.bootstrap();
     let mut options = HttpServerOptions::default();

@@ -241,3 +241,34 @@ async fn a_thousand_requests_through_flapping_backends_without_one_error() {
     let sad: Vec<_> = records.iter().filter(|record| record["status"] != 200).collect();
     assert_eq!(failed, 0, "{:#?}", sad.first());
 }
+
+#[tokio::test]
+async fn a_backend_without_traffic_is_asked_whether_it_is_well() {
+    let azure = azure(&["a", "b"]).await;
+    let tiers = backend(&azure, "a", "tier: 1") + &backend(&azure, "b", "tier: 2\nprobe: { interval: 1s }");
+    let balancer = Balancer::start(&tiers, "").await;
+    let state = async |expected: &str| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while balancer.status().await["backends"][1]["state"] != expected {
+            assert!(Instant::now() < deadline, "never {expected}: {}", balancer.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    until("it is probed", || azure.hits("b") > 0).await;
+    let seen = azure.requests("b").pop().unwrap();
+    assert_eq!((seen.method.as_str(), seen.status), ("GET", Some(200)), "{seen:?}");
+    assert_eq!(seen.target, "/openai/models?api-version=2024-10-21");
+    azure.set_mood("b", Mood::Refuses(Refusal::Unavailable));
+    state("breaker_open").await;
+    azure.set_mood("b", Mood::Calm);
+    state("ok").await;
+    azure.set_mood("b", Mood::Refuses(Refusal::InvalidKey));
+    state("credential").await;
+    azure.set_mood("b", Mood::Calm);
+    state("ok").await;
+    azure.stop_listening("b").await;
+    azure.drop_connections("b").await;
+    state("breaker_open").await;
+    assert_eq!(azure.hits("a"), 0, "who wants no probe gets none");
+    assert!(balancer.records().is_empty(), "a probe is nobody's request");
+}

@@ -86,6 +86,9 @@ pub struct Backend {
     pub api_version: Option<String>,
     /// How its certificate is checked; empty for an `http` endpoint.
     pub tls: BackendTls,
+    /// How long it may be without traffic before it is asked whether it is well; `None`: for
+    /// ever.
+    pub probe: Option<Duration>,
 }
 
 /// What differs from the usual check of a backend's certificate.

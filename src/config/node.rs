@@ -300,6 +300,12 @@ impl<'a, 'v> Inner<'a, 'v> {
         if duration.is_zero() { self.error("must be longer than 0s") } else { Some(duration) }
     }
 
+    /// A duration of at least a second.
+    pub(super) fn interval(&self) -> Option<Duration> {
+        let duration = self.duration()?;
+        if duration < Duration::from_secs(1) { self.error("must be at least 1s") } else { Some(duration) }
+    }
+
     /// A ratio in percent.
     pub(super) fn ratio(&self) -> Option<Ratio> {
         self.quantity(units::ratio, "%", " %")

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant, SystemTime};
 use http::HeaderMap;
 use log::{error, info, warn};
 
-use super::{Admitted, Gateway};
+use super::{Admitted, Backend, Gateway};
 use crate::azure::hints;
-use crate::azure::verdict::Verdict;
+use crate::azure::verdict::{self, Verdict};
 use crate::names::Deployment;
 use crate::routing::health::{self, Rest};
 use crate::routing::journey::Outcome;
@@ -107,6 +107,35 @@ impl Gateway {
             let name =
                 self.backends.get(candidate.backend).map_or("?", |backend| backend.config.name.as_str());
             error!("backend {name} fails too often: left alone for {open:?}");
+        }
+    }
+
+    /// Takes note of what a probe of a backend without traffic found: the status and body of
+    /// its reply, or `None` if there was no reply.
+    pub fn probed(&self, backend: &Backend, reply: Option<(u16, &[u8])>, now: Instant) {
+        let name = &backend.config.name;
+        let verdict = reply.map(|(status, body)| verdict::judge(status, body, &|_| true));
+        let memory = &backend.memory;
+        match verdict {
+            // No reply, or one that says that it is ill.
+            None | Some(Verdict::Failed) => {
+                if let Some(open) = memory.breaker.failed(&self.breaker, true, true, now) {
+                    error!("backend {name} does not answer its probe: left alone for {open:?}");
+                }
+            }
+            Some(Verdict::Credential) => {
+                let rest = Rest { reason: health::Reason::Credential, until: now + UNFIT_REST };
+                if memory.credential.rest(rest, now) {
+                    error!(
+                        "backend {name}: its credential or our network is refused; asked again in {UNFIT_REST:?}"
+                    );
+                }
+            }
+            // Whatever else it says, it is there and knows us.
+            Some(_) => {
+                memory.breaker.close();
+                memory.credential.wake();
+            }
         }
     }
 

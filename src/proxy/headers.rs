@@ -76,6 +76,21 @@ pub(super) fn rewrite(
         strip_subprotocol_key(header)?;
     }
     header.set_raw_path(path.as_bytes())?;
+    set(header, requests)?;
+    address(header, backend)?;
+    match framing {
+        Framing::None => {}
+        Framing::Length(length) => header.insert_header(CONTENT_LENGTH, length.to_string())?,
+        Framing::Chunked => header.insert_header(TRANSFER_ENCODING, "chunked")?,
+    }
+    Ok(())
+}
+
+/// Whom the request is for, and what opens the door there.
+///
+/// # Errors
+/// As [`rewrite`].
+pub(super) fn address(header: &mut RequestHeader, backend: &Backend) -> pingora::Result<()> {
     // A resource answers only to its own name; an endpoint may be a private address of it.
     match &backend.tls.server_name {
         Some(name) => header.insert_header(HOST, name.as_str())?,
@@ -83,12 +98,6 @@ pub(super) fn rewrite(
     }
     // Tokens are read from replies as they pass.
     header.insert_header(ACCEPT_ENCODING, "identity")?;
-    set(header, requests)?;
-    match framing {
-        Framing::None => {}
-        Framing::Length(length) => header.insert_header(CONTENT_LENGTH, length.to_string())?,
-        Framing::Chunked => header.insert_header(TRANSFER_ENCODING, "chunked")?,
-    }
     match &backend.credential {
         Credential::ApiKey(key) => {
             let mut value = http::HeaderValue::from_str(key.expose())

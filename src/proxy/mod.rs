@@ -12,6 +12,7 @@ mod hold;
 mod intake;
 mod judge;
 pub mod peer;
+pub mod probe;
 mod replay;
 pub(crate) mod reply;
 mod reset;

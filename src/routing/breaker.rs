@@ -30,6 +30,11 @@ impl Breaker {
         Self { cell: Arc::default(), window: Window::new(birth), history: Mutex::default() }
     }
 
+    /// It is known to be well, though no request found out.
+    pub fn close(&self) {
+        self.cell.wake();
+    }
+
     /// An attempt has been answered.
     pub fn succeeded(&self, policy: &config::Breaker, now: Instant) {
         self.window.add(Counts { all: 1, marked: 0 }, policy.window, now);

@@ -10,8 +10,9 @@ use crate::config::node::{Inner, Map};
 use crate::config::{Backend, BackendTls, Credential, DeploymentMap, Endpoint, Secret};
 use crate::names::{BackendName, Deployment, Tier, Weight};
 
-const KEYS: [&str; 8] =
-    ["name", "endpoint", "tier", "weight", "credential", "deployments", "api_version", "tls"];
+const KEYS: [&str; 9] =
+    ["name", "endpoint", "tier", "weight", "credential", "deployments", "api_version", "tls", "probe"];
+const INTERVAL: &str = "write how long a backend may be without traffic, such as interval: 30s";
 /// Most slots of the wheel of one tier.
 const SLOTS_MAX: u64 = 10_000;
 /// More than any bundle of authorities has.
@@ -110,6 +111,7 @@ fn backend(node: &Inner<'_, '_>, index: usize, all: &mut Backends) -> Option<Bac
     let passes_all = DeploymentMap::new(Vec::new(), true);
     let deployments = map.or("deployments", passes_all, deployments);
     let api_version = map.maybe("api_version", api_version);
+    let probe = map.maybe("probe", |node| node.map(&["interval"])?.need("interval", INTERVAL)?.interval());
     let tls = map.or("tls", BackendTls::default(), |node| tls(node, endpoint.as_ref()));
     Some(Backend {
         name: name?,
@@ -120,6 +122,7 @@ fn backend(node: &Inner<'_, '_>, index: usize, all: &mut Backends) -> Option<Bac
         deployments: deployments?,
         api_version: api_version?,
         tls: tls?,
+        probe: probe?,
     })
 }
 
@@ -306,8 +309,13 @@ mod tests {
             one("wieght: 1", "backends[0].wieght: unknown key; did you mean `weight`?"),
             one(
                 "http2: true",
-                "backends[0].http2: unknown key; the keys here are name, endpoint, tier, weight, credential, deployments, api_version and tls",
+                "backends[0].http2: unknown key; the keys here are name, endpoint, tier, weight, credential, deployments, api_version, tls and probe",
             ),
+            one(
+                "probe: {}",
+                "backends[0].probe.interval: is missing; write how long a backend may be without traffic, such as interval: 30s",
+            ),
+            one("probe: { interval: 500ms }", "backends[0].probe.interval: must be at least 1s"),
             one(
                 "api_version: v1",
                 "backends[0].api_version: must be a version such as 2024-10-21 or 2025-03-01-preview, not \"v1\"",
@@ -356,7 +364,7 @@ mod tests {
             (
                 "backends: [ x, {} ]",
                 &[
-                    "backends[0]: must be a mapping with name, endpoint, tier, weight, credential, deployments, api_version or tls, not a string",
+                    "backends[0]: must be a mapping with name, endpoint, tier, weight, credential, deployments, api_version, tls or probe, not a string",
                     "backends[1].name: is missing; give it a unique name",
                     "backends[1].endpoint: is missing; write the resource's URL, such as https://NAME.openai.azure.com",
                     "backends[1].credential: is missing; write credential: { api_key: \"${NAME}\" }",

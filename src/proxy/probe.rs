@@ -1,0 +1,82 @@
+//! Asking backends without traffic whether they are well: cheaply (a list of models bills no
+//! tokens), with their own credential, on connections of its own.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use log::debug;
+use pingora::connectors::http::Connector;
+use pingora::http::RequestHeader;
+use pingora::upstreams::peer::HttpPeer;
+use tokio::time::{sleep, timeout};
+
+use super::{Serving, headers};
+use crate::gateway::Backend;
+
+/// Where a probe goes: on every resource, and free of charge.
+const MODELS: &str = "/openai/models?api-version=2024-10-21";
+/// The most a probe may take after it is connected.
+const ANSWER: Duration = Duration::from_secs(10);
+/// Most bytes of a reply that are looked at: those of an error.
+const LOOKED_AT: usize = 64 * 1024;
+
+/// Starts probing the backends that want it, for as long as the runtime lives.
+pub fn watch(serving: &Arc<ArcSwap<Serving>>) {
+    for (index, backend) in serving.load().gateway.backends.iter().enumerate() {
+        let Some(interval) = backend.config.probe else { continue };
+        let (serving, backend) = (Arc::clone(serving), backend.memory.clone());
+        tokio::spawn(async move {
+            let connector = Connector::new(None);
+            loop {
+                let before = backend.attempts.load(Ordering::Relaxed);
+                sleep(interval).await;
+                // Traffic tells more than a probe.
+                if backend.attempts.load(Ordering::Relaxed) == before {
+                    probe(&serving.load_full(), index, &connector).await;
+                }
+            }
+        });
+    }
+}
+
+async fn probe(serving: &Serving, index: usize, connector: &Connector) {
+    let Some(backend) = serving.gateway.backends.get(index) else { return };
+    // A name that does not resolve is said where it does not.
+    let Some(peer) = serving.peers.of(index) else { return };
+    let reply = match timeout(ANSWER + serving.gateway.timeouts.connect, ask(backend, &peer, connector)).await
+    {
+        Ok(Ok(reply)) => Some(reply),
+        Ok(Err(problem)) => {
+            debug!("probe of backend {}: {problem}", backend.config.name);
+            None
+        }
+        Err(_) => None,
+    };
+    let reply = reply.as_ref().map(|(status, body)| (*status, body.as_slice()));
+    serving.gateway.probed(backend, reply, Instant::now());
+}
+
+/// One request and its reply: status and the beginning of the body.
+async fn ask(backend: &Backend, peer: &HttpPeer, connector: &Connector) -> pingora::Result<(u16, Vec<u8>)> {
+    let mut request = RequestHeader::build("GET", MODELS.as_bytes(), Some(4))?;
+    headers::address(&mut request, &backend.config)?;
+    let (mut session, _) = connector.get_http_session(peer).await?;
+    session.set_read_timeout(Some(ANSWER));
+    session.write_request_header(Box::new(request)).await?;
+    session.finish_request_body().await?;
+    session.read_response_header().await?;
+    let status = session.response_header().map_or(0, |header| header.status.as_u16());
+    let mut body = Vec::new();
+    while let Some(piece) = session.read_response_body().await? {
+        body.extend_from_slice(&piece);
+        if body.len() > LOOKED_AT {
+            break;
+        }
+    }
+    if session.response_done() {
+        connector.release_http_session(session, peer, peer.options.idle_timeout).await;
+    }
+    Ok((status, body))
+}
