@@ -29,7 +29,8 @@ use crate::routing::journey::Allowance;
 use crate::routing::pool::Pool;
 
 pub use self::inquiry::{Asked, Body, Outgoing};
-pub use self::lessons::{Answer, Failure};
+pub use self::lessons::Answer;
+pub use crate::routing::breaker::Failure;
 
 /// A backend as the proxy needs it.
 #[derive(Debug)]

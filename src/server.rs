@@ -214,6 +214,10 @@ impl ShutdownSignalWatch for Signals {
             _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
         }
         let process = Arc::clone(&self.process);
+        std::thread::spawn({
+            let process = Arc::clone(&process);
+            move || exit_when_interrupted(&process)
+        });
         // A thread of its own: the engine sleeps through the whole grace period.
         std::thread::spawn(move || exit_when_idle(&process));
         ShutdownSignal::GracefulTerminate
@@ -230,6 +234,19 @@ fn exit_when_idle(process: &Process) {
         std::thread::sleep(DRAIN_LOOK);
         quiet = if process.in_flight.load(Ordering::Acquire) == 0 { quiet + 1 } else { 0 };
     }
+    finish(process);
+    std::process::exit(0);
+}
+
+/// Ends the process at once when it is asked to, although something is in flight.
+fn exit_when_interrupted(process: &Process) {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+    runtime.block_on(async {
+        match signal(SignalKind::interrupt()) {
+            Ok(mut interrupt) => interrupt.recv().await,
+            Err(_) => std::future::pending().await,
+        }
+    });
     finish(process);
     std::process::exit(0);
 }

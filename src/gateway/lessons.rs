@@ -10,7 +10,8 @@ use super::{Admitted, Backend, Gateway};
 use crate::azure::hints;
 use crate::azure::verdict::{self, Verdict};
 use crate::names::Deployment;
-use crate::routing::health::{self, Rest};
+use crate::routing::breaker::Failure;
+use crate::routing::health::{self, Rest, Standing};
 use crate::routing::journey::Outcome;
 use crate::routing::pool::Candidate;
 
@@ -31,15 +32,6 @@ pub struct Answer<'a> {
     pub failure: Failure,
     /// The moment.
     pub now: Instant,
-}
-
-/// What a failure of a backend counts as.
-#[derive(Clone, Copy, Debug)]
-pub struct Failure {
-    /// It is this request's first on this backend.
-    pub is_first: bool,
-    /// The try was to find out whether the backend is back.
-    pub is_probe: bool,
 }
 
 impl Gateway {
@@ -102,8 +94,7 @@ impl Gateway {
 
     /// Takes note that a try broke off.
     pub fn fail(&self, candidate: &Candidate, failure: Failure, now: Instant) {
-        let Failure { is_first, is_probe } = failure;
-        if let Some(open) = candidate.memory.breaker.failed(&self.breaker, is_first, is_probe, now) {
+        if let Some(open) = candidate.memory.breaker.failed(&self.breaker, failure, now) {
             let name =
                 self.backends.get(candidate.backend).map_or("?", |backend| backend.config.name.as_str());
             error!("backend {name} fails too often: left alone for {open:?}");
@@ -111,17 +102,31 @@ impl Gateway {
     }
 
     /// Takes note of what a probe of a backend without traffic found: the status and body of
-    /// its reply, or `None` if there was no reply.
-    pub fn probed(&self, backend: &Backend, reply: Option<(u16, &[u8])>, now: Instant) {
+    /// its reply, or `None` if there was none. `repeated` says that the one before had failed
+    /// too. Returns whether this one went well.
+    pub fn probed(
+        &self,
+        backend: &Backend,
+        reply: Option<(u16, &[u8])>,
+        repeated: bool,
+        now: Instant,
+    ) -> bool {
         let name = &backend.config.name;
-        let verdict = reply.map(|(status, body)| verdict::judge(status, body, &|_| true));
         let memory = &backend.memory;
-        match verdict {
+        match reply.map(|(status, body)| verdict::judge(status, body, &|_| true)) {
             // No reply, or one that says that it is ill.
             None | Some(Verdict::Failed) => {
-                if let Some(open) = memory.breaker.failed(&self.breaker, true, true, now) {
+                // One lost probe is no outage; but it is enough where another was to find out.
+                let is_probe = match memory.breaker.cell.standing(now) {
+                    Standing::Awake => repeated,
+                    Standing::Due => true,
+                    Standing::Resting(_) => false,
+                };
+                let failure = Failure { is_first: true, is_probe, was_answered: false };
+                if let Some(open) = memory.breaker.failed(&self.breaker, failure, now) {
                     error!("backend {name} does not answer its probe: left alone for {open:?}");
                 }
+                return false;
             }
             Some(Verdict::Credential) => {
                 let rest = Rest { reason: health::Reason::Credential, until: now + UNFIT_REST };
@@ -131,12 +136,14 @@ impl Gateway {
                     );
                 }
             }
-            // Whatever else it says, it is there and knows us.
-            Some(_) => {
+            Some(Verdict::Success) => {
                 memory.breaker.close();
                 memory.credential.wake();
             }
+            // Whatever else it says, it is there.
+            Some(_) => memory.breaker.close(),
         }
+        true
     }
 
     /// How long a throttled reply asks to wait, within bounds.

@@ -37,6 +37,8 @@ pub(super) struct Underway {
     pub(super) begun: Instant,
     sent: bool,
     asks_usage: bool,
+    /// It has been counted as answered.
+    pub(super) answered: bool,
     /// What the try finds out for others.
     claim: Claim,
     is_last_hope: bool,
@@ -117,8 +119,15 @@ impl Course {
         let Some(Choice::Try(chosen)) = self.chosen.take() else { return };
         self.journey.begin(&self.admitted.pool, &chosen, now);
         let Try { place, claim, is_last_hope, .. } = chosen;
-        self.underway =
-            Some(Underway { place, begun: now, sent: false, asks_usage: false, claim, is_last_hope });
+        self.underway = Some(Underway {
+            place,
+            begun: now,
+            sent: false,
+            asks_usage: false,
+            answered: false,
+            claim,
+            is_last_hope,
+        });
         if let Some(candidate) = self.admitted.pool.candidate(place) {
             candidate.memory.attempt_begins();
             self.last = Some(Answerer { backend: candidate.backend, upstream: candidate.upstream.clone() });
@@ -173,13 +182,27 @@ impl Course {
         }
     }
 
+    /// Its backend is there, whatever it says: a head is enough for a breaker.
+    pub(super) fn open_breaker(&mut self) {
+        let Some(underway) = &mut self.underway else { return };
+        if let Some(candidate) = self.admitted.pool.candidate(underway.place) {
+            underway.claim.open_one(&candidate.memory.breaker.cell);
+        }
+    }
+
+    /// Whether a try is under way.
+    pub(super) fn is_underway(&self) -> bool {
+        self.underway.is_some()
+    }
+
     /// What a failure of the try under way counts as.
     pub(super) fn failure(&mut self) -> Failure {
         let Some(underway) = &self.underway else { return NO_FAILURE };
         let place = underway.place;
         let breaker = self.admitted.pool.candidate(place).map(|candidate| &candidate.memory.breaker.cell);
         let is_probe = breaker.is_some_and(|breaker| underway.claim.holds(breaker));
-        Failure { is_first: self.journey.fails_first(place), is_probe }
+        let was_answered = underway.answered;
+        Failure { is_first: self.journey.fails_first(place), is_probe, was_answered }
     }
 
     /// Ends the try under way in the record; returns its place. A claim that was not opened
@@ -208,7 +231,7 @@ impl Course {
 }
 
 /// What counts as no failure.
-pub(super) const NO_FAILURE: Failure = Failure { is_first: false, is_probe: false };
+pub(super) const NO_FAILURE: Failure = Failure { is_first: false, is_probe: false, was_answered: false };
 
 /// Whole milliseconds.
 pub(super) fn millis(duration: Duration) -> u64 {

@@ -22,11 +22,13 @@ pub(super) struct Held {
     pub(super) header: Box<ResponseHeader>,
     pub(super) body: Vec<Bytes>,
     pub(super) from: Option<Answerer>,
+    /// It says that its backend cannot serve this request: of use only if nobody says more.
+    pub(super) is_last_resort: bool,
 }
 
 impl Held {
     pub(super) fn new(header: Box<ResponseHeader>) -> Self {
-        Self { header, body: Vec::new(), from: None }
+        Self { header, body: Vec::new(), from: None, is_last_resort: false }
     }
 
     pub(super) fn text(&self) -> Bytes {
@@ -40,6 +42,7 @@ impl Held {
     /// The order in which replies are worth relaying: about the request, 429, 5xx, 408.
     fn rank(&self) -> u8 {
         match self.header.status.as_u16() {
+            _ if self.is_last_resort => 4,
             429 => 1,
             500.. => 2,
             408 => 3,
@@ -158,7 +161,8 @@ impl Flow {
         };
         let operation = course.admitted.target.operation;
         let throttled = |attempt: &Attempt| attempt.status == Some(429);
-        if course.attempts.iter().any(throttled) {
+        let cools = course.journey.soonest_cooldown(&course.admitted.pool, operation, now).is_some();
+        if cools || course.attempts.iter().any(throttled) {
             return self.all_throttled(now);
         }
         // A status that failed leaves its reply, unless it was an event in a stream.
@@ -173,9 +177,6 @@ impl Flow {
             };
         }
         let rests = || course.admitted.pool.candidates().iter().filter_map(|c| c.resting(operation, now));
-        if course.journey.soonest_cooldown(&course.admitted.pool, operation, now).is_some() {
-            return self.all_throttled(now);
-        }
         let only_waits = |reason| matches!(reason, health::Reason::Cooling | health::Reason::BreakerOpen);
         if rests().any(|rest| !only_waits(rest.reason)) || !course.attempts.is_empty() {
             let message = "every backend of this deployment refuses the balancer's own credential \

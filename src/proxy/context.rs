@@ -167,7 +167,9 @@ impl Flow {
     /// The request has been handed over whole to the try under way: now its backend is to
     /// say something.
     pub(super) fn sent(&mut self, now: Instant) {
-        if let (Reply::None, None, Some(course)) = (&self.reply, &self.deadline, &self.course) {
+        if let (Reply::None, None, Some(course)) = (&self.reply, &self.deadline, &self.course)
+            && course.is_underway()
+        {
             course.sent(now);
             let timeouts = &self.serving.gateway.timeouts;
             let stream = course.admitted.stream == Some(true);

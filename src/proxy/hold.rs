@@ -13,7 +13,6 @@ use super::context::Flow;
 use super::intake::{Budget, Share};
 use super::judge::Next;
 use super::tap::{RETRY, Reply, is_stream};
-use super::trouble::Trouble;
 use crate::azure::sse::Scanner;
 use crate::azure::{Opening, Operation, opening};
 
@@ -44,7 +43,7 @@ impl Flow {
     ) -> pingora::Result<()> {
         self.reply = Reply::Holding(Box::new(Held::new(header)), 0);
         // Error replies are short; one that trickles is not waited for as an answer is.
-        self.deadline = Some((now + HOLDING, Due::GiveUp(Trouble::IdleTimeout)));
+        self.deadline = Some((now + HOLDING, Due::Release));
         if end { self.held(out, now) } else { Ok(()) }
     }
 
@@ -69,7 +68,7 @@ impl Flow {
                 }
             }
             HttpTask::Trailer(_) | HttpTask::Done => self.held(out, now),
-            HttpTask::Failed(error) => Err(error),
+            HttpTask::Failed(error) => self.cut(error, out, now),
             HttpTask::Header(..) | HttpTask::UpgradedBody(..) => Ok(()),
         }
     }
@@ -85,7 +84,22 @@ impl Flow {
         Ok(())
     }
 
-    /// The held reply is too large to hold: it goes elsewhere or out now, without its end.
+    /// The held reply broke off: its head says what it means, and its beginning is shown only
+    /// with its break.
+    fn cut(
+        &mut self,
+        error: Box<pingora::Error>,
+        out: &mut Vec<HttpTask>,
+        now: Instant,
+    ) -> pingora::Result<()> {
+        self.overflow(out, now)?;
+        if matches!(&self.reply, Reply::Passing(passing) if passing.goes_on()) {
+            out.push(HttpTask::Failed(error));
+        }
+        Ok(())
+    }
+
+    /// The held reply is too large or too slow to hold: it goes elsewhere or out now, without its end.
     fn overflow(&mut self, out: &mut Vec<HttpTask>, now: Instant) -> pingora::Result<()> {
         let Reply::Holding(held, _) = std::mem::replace(&mut self.reply, Reply::None) else { return Ok(()) };
         let (mut header, pieces) = (held.header.clone(), held.body.clone());
@@ -197,11 +211,14 @@ impl Flow {
     /// What goes out because the time of the hold is over.
     ///
     /// # Errors
-    /// Pingora's, for a header that cannot be set.
+    /// [`RETRY`] when somebody else is to be asked.
     pub(super) fn overdue(&mut self, now: Instant) -> pingora::Result<Vec<HttpTask>> {
         let mut out = Vec::new();
         if std::mem::take(&mut self.nudged) {
-            self.release(&mut out, now)?;
+            match self.reply {
+                Reply::Holding(..) => self.overflow(&mut out, now)?,
+                _ => self.release(&mut out, now)?,
+            }
         }
         Ok(out)
     }

@@ -31,7 +31,8 @@ impl Flow {
         let gateway = Arc::clone(&self.serving.gateway);
         let Some(course) = &mut self.course else { return };
         course.open();
-        let Some(underway) = &course.underway else { return };
+        let Some(underway) = &mut course.underway else { return };
+        underway.answered = true;
         let status = header.status.as_u16();
         if let Some(attempt) = course.attempts.last_mut() {
             attempt.status = Some(status);
@@ -75,8 +76,10 @@ impl Flow {
         // The question was ours, not the client's: the request is put without it.
         let declined = status == 400 && course.asks_usage() && verdict::names_stream_options(&body);
         let retry_after = gateway.hint(verdict, &held.header.headers);
-        if verdict == Verdict::Client {
-            course.open();
+        match verdict {
+            Verdict::Client => course.open(),
+            Verdict::Failed => {}
+            _ => course.open_breaker(),
         }
         let failure = if verdict == Verdict::Failed { course.failure() } else { NO_FAILURE };
         let Some(place) = course.finish(now, |attempt| {
@@ -106,12 +109,14 @@ impl Flow {
             matches!(verdict, Verdict::Credential | Verdict::PermissionDenied | Verdict::Absent)
                 || outcome == Outcome::Again;
         if !is_ours_to_mend && !unfinished {
+            held.is_last_resort = verdict == Verdict::NotHere;
             course.keep(held);
         }
-        if course.admitted.seeks && outcome == Outcome::Unfit && !course.seeking {
+        if verdict == Verdict::Elsewhere && status == 404 && course.admitted.seeks && !course.seeking {
             course.seek(gateway.strangers());
         }
-        let is_safe = course.admitted.repeatable || throttled || is_ours_to_mend;
+        let is_safe =
+            course.admitted.repeatable || throttled || is_ours_to_mend || verdict == Verdict::NotHere;
         if !is_safe || self.body.consumed {
             return Next::Conclude;
         }
@@ -173,7 +178,7 @@ impl Flow {
         if verdict == Verdict::Client {
             return Next::Relay(held);
         }
-        let as_it_is = Held { header: held.header.clone(), body: Vec::new(), from: course.last.clone() };
+        let as_it_is = Held { from: course.last.clone(), ..Held::new(held.header.clone()) };
         match self.judge_held(held, true, now) {
             // There is nothing better for the client than this one, which goes on.
             Next::Conclude if self.course.as_ref().is_none_or(|course| course.best.is_none()) => {

@@ -110,10 +110,6 @@ impl Balancer {
             // its next request begins.
             downstream.set_keepalive(None);
         }
-        // The rest of the body is read before the connection is used again or closed, for a
-        // moment: a client that is reset while it sends does not get to read why.
-        downstream.set_close_on_response_before_downstream_finish(false);
-        downstream.set_total_drain_timeout(Some(DRAIN));
         let tasks = flow.lock().refuse(refusal)?;
         downstream.response_duplex_vec(tasks).await?;
         Ok(())
@@ -121,6 +117,11 @@ impl Balancer {
 
     /// Waits between tries; the client may leave meanwhile.
     async fn pause(&self, session: &mut Session, length: Duration) -> pingora::Result<()> {
+        if !session.is_body_done() {
+            // Looking whether the client is there would take a byte of its upload.
+            tokio::time::sleep(length).await;
+            return Ok(());
+        }
         tokio::select! {
             () = tokio::time::sleep(length) => Ok(()),
             left = session.as_downstream_mut().read_body_or_idle(true) => {
@@ -437,6 +438,11 @@ fn prepare(session: &mut Session, gateway: &Gateway) {
     session.set_read_timeout(Some(gateway.timeouts.request_body));
     // A client that does not read holds a backend's answer, its body's memory and a place.
     session.set_write_timeout(Some(gateway.timeouts.idle));
+    // An answer may come before the end of an upload, from us or from a backend. The rest is
+    // read before the connection is used again or closed, for a moment: a client that is
+    // reset while it sends does not get to read why.
+    session.set_close_on_response_before_downstream_finish(false);
+    session.set_total_drain_timeout(Some(DRAIN));
 }
 
 /// A header as text; empty if there is none.

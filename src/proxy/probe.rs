@@ -29,22 +29,25 @@ pub fn watch(serving: &Arc<ArcSwap<Serving>>) {
         let (serving, backend) = (Arc::clone(serving), backend.memory.clone());
         tokio::spawn(async move {
             let connector = Connector::new(None);
+            let mut well = true;
             loop {
                 let before = backend.attempts.load(Ordering::Relaxed);
                 sleep(interval).await;
                 // Traffic tells more than a probe.
                 if backend.attempts.load(Ordering::Relaxed) == before {
-                    probe(&serving.load_full(), index, &connector).await;
+                    well = probe(&serving.load_full(), index, &connector, !well).await;
                 }
             }
         });
     }
 }
 
-async fn probe(serving: &Serving, index: usize, connector: &Connector) {
-    let Some(backend) = serving.gateway.backends.get(index) else { return };
+/// Asks once; `repeated` says that the last probe failed too. Returns whether this one went
+/// well.
+async fn probe(serving: &Serving, index: usize, connector: &Connector, repeated: bool) -> bool {
+    let Some(backend) = serving.gateway.backends.get(index) else { return true };
     // A name that does not resolve is said where it does not.
-    let Some(peer) = serving.peers.of(index) else { return };
+    let Some(peer) = serving.peers.of(index) else { return true };
     let reply = match timeout(ANSWER + serving.gateway.timeouts.connect, ask(backend, &peer, connector)).await
     {
         Ok(Ok(reply)) => Some(reply),
@@ -55,7 +58,7 @@ async fn probe(serving: &Serving, index: usize, connector: &Connector) {
         Err(_) => None,
     };
     let reply = reply.as_ref().map(|(status, body)| (*status, body.as_slice()));
-    serving.gateway.probed(backend, reply, Instant::now());
+    serving.gateway.probed(backend, reply, repeated, Instant::now())
 }
 
 /// One request and its reply: status and the beginning of the body.

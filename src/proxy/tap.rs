@@ -2,7 +2,7 @@
 //! then passed on while tokens and text are read from it.
 //!
 //! Bytes pass unchanged, except for the usage event of a stream that only the balancer asked
-//! for. What a complete reply means is `attempt.rs`'s.
+//! for. What a complete reply means is `judge.rs`'s.
 
 use std::time::Instant;
 
@@ -59,6 +59,8 @@ pub(super) struct Passing {
     filter: Option<UsageFilter>,
     seen: Facts,
     ended: bool,
+    /// The client has got something else, whole.
+    over: bool,
     /// Whether a stream of this kind has a last event that says so.
     terminates: bool,
 }
@@ -117,6 +119,11 @@ impl Passing {
             }
         };
         (seen, ending)
+    }
+
+    /// Whether more of it is to come.
+    pub(super) fn goes_on(&self) -> bool {
+        !self.over
     }
 
     fn feed(&mut self, data: &Bytes) {
@@ -213,6 +220,7 @@ impl Flow {
             seen: Facts::of(&header.headers),
             // A tunnel has no end but that one side hangs up.
             ended: header.status == StatusCode::SWITCHING_PROTOCOLS,
+            over: false,
             terminates: matches!(
                 operation,
                 Some(Operation::Chat | Operation::Completions | Operation::Responses)
@@ -244,6 +252,10 @@ impl Flow {
 
     pub(super) fn pass(&mut self, task: HttpTask, out: &mut Vec<HttpTask>) {
         let Reply::Passing(passing) = &mut self.reply else { return };
+        if passing.over {
+            // The rest of a reply that the client does not get.
+            return;
+        }
         let end = task.is_end() && !matches!(task, HttpTask::Failed(_));
         if let HttpTask::Body(Some(data), _) = &task {
             passing.feed(data);
@@ -283,8 +295,14 @@ impl Flow {
     /// Takes note of what the record wants to know of a reply that is relayed from the hold.
     pub(super) fn keep_facts(&mut self, header: &ResponseHeader) {
         let seen = Facts::of(&header.headers);
-        let passing =
-            Passing { content: Content::Opaque, filter: None, seen, ended: true, terminates: false };
+        let passing = Passing {
+            content: Content::Opaque,
+            filter: None,
+            seen,
+            ended: true,
+            over: true,
+            terminates: false,
+        };
         self.reply = Reply::Passing(Box::new(passing));
     }
 }

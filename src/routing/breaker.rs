@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::health::{Cell, Reason, Rest};
+use super::health::{Cell, Reason, Rest, Standing};
 use super::window::{Counts, Window};
 use crate::config;
 
@@ -25,6 +25,18 @@ struct History {
     ended: Option<Instant>,
 }
 
+/// What a failure counts as.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Failure {
+    /// It is its request's first on this backend: one poisonous prompt must not open every
+    /// breaker.
+    pub is_first: bool,
+    /// The attempt was to find out whether the backend is back.
+    pub is_probe: bool,
+    /// The attempt has been counted as answered before it broke off.
+    pub was_answered: bool,
+}
+
 impl Breaker {
     pub(super) fn new(birth: Instant) -> Self {
         Self { cell: Arc::default(), window: Window::new(birth), history: Mutex::default() }
@@ -40,18 +52,16 @@ impl Breaker {
         self.window.add(Counts { all: 1, marked: 0 }, policy.window, now);
     }
 
-    /// An attempt has failed; `first` if it is this request's first failure here, since one
-    /// poisonous prompt must not open every breaker; `probing` if it was to find out whether
-    /// the backend is back. Returns how long the breaker is open from now on, if it opened.
-    pub fn failed(
-        &self,
-        policy: &config::Breaker,
-        first: bool,
-        probing: bool,
-        now: Instant,
-    ) -> Option<Duration> {
+    /// An attempt has failed. Returns how long the breaker is open from now on, if it opened.
+    pub fn failed(&self, policy: &config::Breaker, failure: Failure, now: Instant) -> Option<Duration> {
+        let Failure { is_first: first, is_probe: probing, was_answered: answered } = failure;
+        if !probing && matches!(self.cell.standing(now), Standing::Resting(_)) {
+            // Requests that were under way when it opened say nothing new.
+            return None;
+        }
         if first {
-            self.window.add(Counts { all: 1, marked: 1 }, policy.window, now);
+            let all = u64::from(!answered);
+            self.window.add(Counts { all, marked: 1 }, policy.window, now);
         }
         if !probing {
             let Counts { all, marked } = self.window.counts(policy.window, now);
@@ -77,9 +87,9 @@ impl Breaker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::health::Standing;
 
     const S: Duration = Duration::from_secs(1);
+    const FIRST: Failure = Failure { is_first: true, is_probe: false, was_answered: false };
 
     fn policy() -> config::Breaker {
         config::Breaker {
@@ -104,8 +114,7 @@ mod tests {
         for (successes, failures, opens) in table {
             let breaker = Breaker::new(now);
             (0..successes).for_each(|_| breaker.succeeded(&policy(), now));
-            let opened =
-                (0..failures).filter_map(|_| breaker.failed(&policy(), true, false, now)).count() > 0;
+            let opened = (0..failures).filter_map(|_| breaker.failed(&policy(), FIRST, now)).count() > 0;
             assert_eq!(opened, opens, "{successes} {failures}");
             assert_eq!(breaker.cell.standing(now) == Standing::Awake, !opens);
         }
@@ -115,8 +124,10 @@ mod tests {
     fn one_request_counts_once_and_old_failures_not_at_all() {
         let now = Instant::now();
         let breaker = Breaker::new(now);
-        assert!((0..20).all(|n| breaker.failed(&policy(), n == 0, false, now).is_none()));
-        assert!((1..5).all(|n| breaker.failed(&policy(), true, false, now + n * 4 * S).is_none()));
+        assert!(
+            (0..20).all(|n| breaker.failed(&policy(), Failure { is_first: n == 0, ..FIRST }, now).is_none())
+        );
+        assert!((1..5).all(|n| breaker.failed(&policy(), FIRST, now + n * 4 * S).is_none()));
     }
 
     #[test]
@@ -128,7 +139,7 @@ mod tests {
             // After the first time the probe's failure is enough.
             let failures = if n == 0 { 5 } else { 1 };
             let open = (0..failures)
-                .filter_map(|_| breaker.failed(&policy(), true, n > 0, now))
+                .filter_map(|_| breaker.failed(&policy(), Failure { is_probe: n > 0, ..FIRST }, now))
                 .next_back()
                 .unwrap();
             seconds.push(open.as_secs());
@@ -137,7 +148,23 @@ mod tests {
         assert_eq!(seconds, [10, 20, 40, 60, 60, 60]);
         // Long after it was back it begins anew.
         now += 61 * S;
-        let open = (0..5).filter_map(|_| breaker.failed(&policy(), true, false, now)).next().unwrap();
+        let open = (0..5).filter_map(|_| breaker.failed(&policy(), FIRST, now)).next().unwrap();
         assert_eq!(open, 10 * S);
+    }
+
+    #[test]
+    fn what_was_under_way_when_it_opened_does_not_keep_it_open() {
+        let now = Instant::now();
+        let breaker = Breaker::new(now);
+        let opened = (0..100).filter_map(|_| breaker.failed(&policy(), FIRST, now)).collect::<Vec<_>>();
+        assert_eq!(opened, [10 * S]);
+        // An answer that broke off counts as one attempt, not as two.
+        let breaker = Breaker::new(now);
+        let broken = |_: &i32| {
+            breaker.succeeded(&policy(), now);
+            breaker.failed(&policy(), Failure { was_answered: true, ..FIRST }, now).is_some()
+        };
+        assert_eq!((0..5).filter(broken).count(), 1);
+        assert_eq!(breaker.window.counts(10 * S, now), Counts::default(), "forgotten once it is open");
     }
 }

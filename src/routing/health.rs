@@ -100,14 +100,14 @@ impl Cell {
     /// it was awake before: the moment to log, once per incident.
     pub fn rest(&self, rest: Rest, now: Instant) -> bool {
         let mut state = self.lock();
-        let before = self.look(&mut state, now);
-        let rest = match before {
-            Standing::Resting(under_way) if under_way.until > rest.until => under_way,
+        let was_awake = self.look(&mut state, now) == Standing::Awake;
+        let rest = match state.as_ref() {
+            Some(State { rest: under_way, .. }) if under_way.until > rest.until => *under_way,
             _ => rest,
         };
         *state = Some(State { rest, gate: Gate::Shut });
         self.resting.store(true, Ordering::Release);
-        before == Standing::Awake
+        was_awake
     }
 
     /// How it stands.
@@ -133,7 +133,8 @@ impl Cell {
     /// Ends the rest: it has answered.
     pub fn wake(&self) {
         if self.resting.load(Ordering::Acquire) {
-            *self.lock() = None;
+            let mut state = self.lock();
+            *state = None;
             self.resting.store(false, Ordering::Release);
         }
     }
@@ -205,11 +206,6 @@ impl Claim {
         Some(claim)
     }
 
-    /// Whether there is anything to find out.
-    pub fn is_probe(&self) -> bool {
-        !self.probes.is_empty()
-    }
-
     /// Whether it holds this cell.
     pub fn holds(&self, cell: &Arc<Cell>) -> bool {
         self.probes.iter().any(|(held, _)| Arc::ptr_eq(held, cell))
@@ -227,6 +223,17 @@ impl Claim {
                 }
             });
         }
+    }
+
+    /// This one of what was claimed is open to everyone; about the rest nothing is known yet.
+    pub fn open_one(&mut self, cell: &Arc<Cell>) {
+        self.probes.retain(|(held, ticket)| {
+            let is_it = Arc::ptr_eq(held, cell);
+            if is_it {
+                held.with_ticket(*ticket, |state| *state = None);
+            }
+            !is_it
+        });
     }
 
     /// It has answered: what was claimed is open to everyone.
@@ -377,7 +384,7 @@ mod tests {
         let claim = |at| Claim::of([&cell].into_iter(), at);
         cell.rest(rest(Reason::Cooling, now), now);
         let first = claim(now).unwrap();
-        assert!(first.is_probe() && claim(now).is_none(), "one only");
+        assert!(first.holds(&cell) && claim(now).is_none(), "one only");
         assert!(matches!(cell.standing(now), Standing::Resting(rest) if rest.until == now + 100 * MS));
         // It is given up without having been sent: the next one goes.
         drop(first);

@@ -161,7 +161,9 @@ impl Journey {
                 }
             }
         }
-        if let Some(place) = self.last_hope(pool, operation, now) {
+        // Where somebody merely cools, the client is told when.
+        let cools = || self.soonest_cooldown(pool, operation, now).is_some();
+        if let Some(place) = self.last_hope(pool, operation, now).filter(|_| !cools()) {
             let hope = Try { is_last_hope: true, ..Try::of(place, Claim::default()) };
             return self.within_budget(hope, pool, allowance, now);
         }
@@ -498,7 +500,9 @@ mod tests {
         world.now += 10 * MS;
         let (first, second) = (Journey::through(&world.pool), Journey::through(&world.pool));
         let Choice::Try(probe) = world.choose(&first) else { panic!("one goes first") };
-        assert!(probe.claim.is_probe());
+        assert!(
+            world.pool.candidate(0).is_some_and(|c| probe.claim.holds(&c.deployment.as_ref().unwrap().cell))
+        );
         let wait = pause(world.choose(&second));
         assert_eq!(wait.length, 100 * MS, "at most as long as refusals take");
         probe.claim.open();
