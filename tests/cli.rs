@@ -167,6 +167,25 @@ async fn sigterm_fails_readiness_first_finishes_what_runs_and_keeps_every_record
 }
 
 #[tokio::test]
+async fn sigint_ends_a_stop_that_takes_too_long() {
+    let azure = azure(&["a"]).await;
+    let mut balancer = Balancer::start(&backends(&azure), "").await;
+    azure.set_mood("a", Mood::Mute);
+    let mut running = balancer.client().await;
+    let length = HELLO.len().to_string();
+    running
+        .send(Client::head("POST", CHAT, &[("api-key", KEY), ("Content-Length", &length)]).as_bytes())
+        .await;
+    running.send(HELLO.as_bytes()).await;
+    support::until("it runs", || azure.hits("a") == 1).await;
+    balancer.signal("TERM");
+    support::until("it has stopped listening", || std::net::TcpStream::connect(balancer.address).is_err())
+        .await;
+    balancer.signal("INT");
+    assert_eq!(balancer.ended().await, 0);
+}
+
+#[tokio::test]
 async fn the_demo_works_as_printed() {
     use std::io::{BufRead, BufReader};
     let mut child = Command::new(env!("CARGO_BIN_EXE_aoai-lb"))

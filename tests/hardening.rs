@@ -294,3 +294,109 @@ async fn only_an_answer_makes_a_deployment_known() {
     }
     assert!(!balancer.log().contains("invented"), "{}", balancer.log());
 }
+
+#[tokio::test]
+async fn what_comes_after_a_request_does_not_cost_its_answer() {
+    let azure = azure(&["a"]).await;
+    let balancer = Balancer::start(&backends(&azure), "").await;
+    azure.set_mood("a", Mood::SlowFirstByte(Duration::from_millis(300)));
+    let length = HELLO.len().to_string();
+    let request = Client::head("POST", CHAT, &[("api-key", KEY), ("Content-Length", &length)]) + HELLO;
+    for more in ["\r\n", &request] {
+        let hits = azure.hits("a");
+        let mut client = balancer.client().await;
+        client.send(request.as_bytes()).await;
+        until("it runs", || azure.hits("a") > hits).await;
+        client.send(more.as_bytes()).await;
+        let reply = client.reply().await;
+        assert_eq!((reply.status, reply.whole), (200, true));
+        assert_eq!(reply.header("connection").map(str::to_lowercase).as_deref(), Some("close"));
+        assert!(client.is_closed().await);
+    }
+}
+
+#[tokio::test]
+async fn a_pause_between_tries_harms_neither_uploads_nor_clients() {
+    let azure = azure(&["a"]).await;
+    let more = "retry: { wait: 2s }\ntimeouts: { first_byte: 150ms, first_byte_stream: 150ms }\nrequests: { max_body: 1KiB, body_memory: 1MiB, max_streamed_body: 8MiB }";
+    let balancer = Balancer::start(&backends(&azure), more).await;
+    let throttled = Mood::Throttled { retry_after_ms: Some(400), retry_after: None };
+    azure.set_mood("a", Mood::Sequence(vec![throttled, Mood::Calm]));
+    let mut client = balancer.client().await;
+    assert_eq!(client.get("/openai/v1/models", &[("api-key", KEY)]).await.status, 200, "waited for");
+    azure.set_mood("a", Mood::Throttled { retry_after_ms: Some(600), retry_after: None });
+    let mut other = balancer.client().await;
+    let refused =
+        tokio::spawn(async move { other.get("/openai/v1/models", &[("api-key", KEY)]).await.status });
+    until("it cools", || azure.hits("a") >= 3).await;
+    azure.set_mood("a", Mood::Calm);
+    let form = format!(
+        "--B\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nassistants\r\n--B\r\nContent-Disposition: form-data; name=\"file\"; filename=\"x.txt\"\r\n\r\n{}\r\n--B--\r\n",
+        "y".repeat(3 << 20)
+    );
+    let headers = [("api-key", KEY), ("Content-Type", "multipart/form-data; boundary=B")];
+    let reply = balancer.post("/openai/v1/files", &headers, form.as_bytes()).await;
+    assert!(matches!(reply.status, 200 | 201), "{} {}", reply.status, reply.text());
+    refused.await.unwrap();
+    // Between rounds no time-out of a first byte runs.
+    azure.set_mood(
+        "a",
+        Mood::Sequence(vec![
+            Mood::Refuses(Refusal::Unavailable),
+            Mood::Refuses(Refusal::Unavailable),
+            Mood::Refuses(Refusal::Unavailable),
+            Mood::Calm,
+        ]),
+    );
+    let reply = balancer.chat().await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+}
+
+#[tokio::test]
+async fn homes_own_trouble_does_not_make_an_object_unknown() {
+    let azure = azure(&["home", "other"]).await;
+    let balancer = Balancer::start(&backends(&azure), "").await;
+    azure.set_mood("home", Mood::Refuses(Refusal::InvalidKey));
+    let reply = balancer.client().await.get("/openai/v1/files/file-1", &[("api-key", KEY)]).await;
+    assert_eq!((reply.status, reply.code().as_str()), (503, "backend_misconfigured"));
+    assert_eq!(azure.hits("other"), 0);
+}
+
+#[tokio::test]
+async fn a_429_that_breaks_off_is_a_429() {
+    let cut = Upstream::start(|_| {
+        vec![b"HTTP/1.1 429 X\r\nRetry-After: 30\r\nContent-Length: 1000\r\n\r\n{\"error\"".to_vec()]
+    })
+    .await;
+    let azure = azure(&["b"]).await;
+    let entry = cut.backend("a")
+        + "    deployments: { gpt-4o: gpt-4o }\n"
+        + &backend(&azure, "b", "deployments: { gpt-4o: gpt-4o }");
+    let balancer = Balancer::start(&entry, "").await;
+    for _ in 0..3 {
+        assert_eq!(answerer(&balancer.chat().await), "b");
+    }
+    assert_eq!(cut.requests().len(), 1, "it cools");
+    assert_eq!(balancer.records_of(3).await[0]["attempts"][0]["status"], 429);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blip_opens_a_breaker_once() {
+    let azure = azure(&["a", "b"]).await;
+    let listed = backend(&azure, "a", "deployments: { gpt-4o: gpt-4o }")
+        + &backend(&azure, "b", "deployments: { gpt-4o: gpt-4o }");
+    let balancer = std::sync::Arc::new(Balancer::start(&listed, "breaker: { open: 30s }").await);
+    azure.set_mood("a", Mood::After(Duration::from_millis(300), Box::new(Mood::CloseBeforeHead)));
+    let tasks: Vec<_> = (0..80)
+        .map(|_| {
+            let balancer = balancer.clone();
+            tokio::spawn(async move { balancer.chat().await.status })
+        })
+        .collect();
+    for task in tasks {
+        assert_eq!(task.await.unwrap(), 200);
+    }
+    assert_eq!(balancer.log().matches("fails too often").count(), 1, "{}", balancer.log());
+    let until_ms = balancer.status().await["backends"][0]["until_ms"].as_u64().unwrap();
+    assert!(until_ms <= 30_000, "{until_ms}");
+}

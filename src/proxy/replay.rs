@@ -63,7 +63,7 @@ pub(super) async fn send_overdue(session: &mut ServerSession) -> Result<()> {
 pub(super) fn wrap(session: &mut ServerSession, flow: &Shared) {
     let placeholder = ServerSession::new_custom(Box::new(()));
     let inner = std::mem::replace(session, placeholder);
-    let replay = Replay { inner: Some(inner), flow: flow.clone(), timer: None };
+    let replay = Replay { inner: Some(inner), flow: flow.clone(), timer: None, deaf: false };
     *session = ServerSession::new_custom(Box::new(replay));
 }
 
@@ -84,6 +84,26 @@ struct Replay {
     inner: Option<ServerSession>,
     flow: Shared,
     timer: Option<Pin<Box<Sleep>>>,
+    /// The client has sent something after its request: it is not listened to any more.
+    deaf: bool,
+}
+
+/// Waits for the client to leave; `None` if it has sent something instead.
+async fn client_left(session: &mut ServerSession, deaf: &mut bool) -> Option<Result<Option<Bytes>>> {
+    if *deaf {
+        return std::future::pending().await;
+    }
+    match session.read_body_or_idle(true).await {
+        // The engine's word for data after the end of a body: a stray line end, or the next
+        // request already. A byte of it is gone with the look, so this answer is the last on
+        // this connection, and the client sends again what was not answered.
+        Err(problem) if *problem.etype() == ErrorType::ConnectError => {
+            *deaf = true;
+            session.set_keepalive(None);
+            None
+        }
+        left => Some(left),
+    }
 }
 
 impl Drop for Replay {
@@ -107,7 +127,10 @@ impl Replay {
         loop {
             let due = self.flow.lock().deadline;
             let Some((due, then)) = due else {
-                return self.real_mut().read_body_or_idle(true).await;
+                match self.client_left().await {
+                    Some(left) => return left,
+                    None => continue,
+                }
             };
             let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due.into())));
             // The timer is set anew only when it is later than it need be or has fired: a
@@ -115,10 +138,13 @@ impl Replay {
             if timer.deadline() > Instant::from(due) || timer.is_elapsed() {
                 timer.as_mut().reset(due.into());
             }
-            let inner = self.inner.as_mut().expect("only drop takes the session");
+            let (deaf, inner) = (&mut self.deaf, self.inner.as_mut().expect("only drop takes the session"));
             tokio::select! {
                 biased;
-                left = inner.read_body_or_idle(true) => return left,
+                left = client_left(inner, deaf) => match left {
+                    Some(left) => return left,
+                    None => continue,
+                },
                 () = timer.as_mut() => {}
             }
             let mut flow = self.flow.lock();
@@ -137,6 +163,10 @@ impl Replay {
                 }
             }
         }
+    }
+
+    async fn client_left(&mut self) -> Option<Result<Option<Bytes>>> {
+        client_left(self.inner.as_mut().expect("only drop takes the session"), &mut self.deaf).await
     }
 
     /// The next piece of an upload that passes through.
