@@ -17,6 +17,8 @@ use log::{error, info};
 
 use crate::record::exchange::{Exchange, Keep};
 
+/// How long records are gathered before a write.
+const GATHER: Duration = Duration::from_millis(10);
 /// Most bytes that are gathered before a write.
 const BATCH: usize = 256 * 1024;
 /// Memory for records that wait, beyond which prompts and answers are let go of.
@@ -99,6 +101,10 @@ impl Writer {
     fn run(&mut self, records: &Receiver<Message>) {
         let mut lines = Vec::with_capacity(BATCH);
         while let Ok(first) = records.recv() {
+            if matches!(first, Message::Record(..)) {
+                // One wake-up and one write for all that come in a moment.
+                std::thread::sleep(GATHER);
+            }
             let mut next = Some(first);
             let mut stop = None;
             while let Some(message) = next {
