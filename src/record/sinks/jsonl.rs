@@ -130,6 +130,9 @@ impl Writer {
 
     /// Writes whole lines: what was written of a batch that failed is taken back.
     fn write(&mut self, lines: &[u8]) {
+        if lines.is_empty() {
+            return;
+        }
         let before = self.file.metadata().map(|metadata| metadata.len());
         match self.file.write_all(lines) {
             Ok(()) if self.failing => {
