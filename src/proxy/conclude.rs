@@ -149,7 +149,8 @@ impl Flow {
         let wait = self.soonest(now);
         let seconds = wait.as_millis().clamp(1, reply::LONGEST_HINT_MS).div_ceil(1000);
         let message = format!(
-            "All backends of this deployment are at their rate limit. Please retry after {seconds} seconds."
+            "The backends of this deployment are at their rate limit or cannot be reached. \
+             Please retry after {seconds} seconds."
         );
         Refusal::new(Reason::AllThrottled, message).after(wait)
     }
@@ -171,9 +172,9 @@ impl Flow {
             let late = TIMEOUTS.iter().any(|trouble| last.error == Some(trouble.word()));
             let tries = course.attempts.len();
             return if late {
-                Refusal::new(Reason::UpstreamTimeout, format!("no backend answered in time ({tries} tried)"))
+                Refusal::new(Reason::UpstreamTimeout, format!("no backend answered in time (tries: {tries})"))
             } else {
-                Refusal::new(Reason::UpstreamFailed, format!("no backend answered ({tries} tried)"))
+                Refusal::new(Reason::UpstreamFailed, format!("no backend answered (tries: {tries})"))
             };
         }
         let rests = || course.admitted.pool.candidates().iter().filter_map(|c| c.resting(operation, now));
