@@ -261,10 +261,9 @@ impl Gateway {
         })
     }
 
-    /// The end of every request: its record is written, once.
-    pub fn settle(&self, exchange: Box<Exchange>) {
-        if let (Some(recorder), Some(keep)) = (&self.process.recorder, self.keep(exchange.client.as_deref()))
-        {
+    /// The end of every request: its record, where one is kept, is written, once.
+    pub fn settle(&self, record: Option<(Box<Exchange>, Keep)>) {
+        if let (Some(recorder), Some((exchange, keep))) = (&self.process.recorder, record) {
             recorder.write(exchange, keep);
         }
         self.process.settled.fetch_add(1, Ordering::Relaxed);

@@ -23,7 +23,7 @@ use crate::azure::Target;
 use crate::config::Listener;
 use crate::gateway::Gateway;
 use crate::names::Deployment;
-use crate::record::exchange::{Asked, Exchange, Outcome};
+use crate::record::exchange::{Asked, Exchange, Keep, Outcome};
 use crate::refusal::{Reason, Refusal};
 
 /// A configuration at work: what decides, and how to reach what it decided on.
@@ -206,8 +206,12 @@ impl Flow {
         if let Some(course) = &mut self.course {
             course.close(self.end.client_gone, now);
         }
-        let exchange = self.exchange(facts, outcome, now);
-        self.gateway().settle(Box::new(exchange));
+        let gateway = Arc::clone(&self.serving.gateway);
+        let record = gateway.keep(self.client.as_deref()).map(|keep| {
+            let exchange = self.exchange(&gateway, keep, facts, outcome, now);
+            (Box::new(exchange), keep)
+        });
+        gateway.settle(record);
     }
 
     /// What was seen of the answer, and what its end says about the request's.
@@ -223,8 +227,14 @@ impl Flow {
     }
 
     /// Everything that the record needs, taken out of the story.
-    fn exchange(&mut self, facts: Facts, outcome: Outcome, now: Instant) -> Exchange {
-        let gateway = Arc::clone(&self.serving.gateway);
+    fn exchange(
+        &mut self,
+        gateway: &Gateway,
+        keep: Keep,
+        facts: Facts,
+        outcome: Outcome,
+        now: Instant,
+    ) -> Exchange {
         let shown = self.end.status.is_some() && self.end.refusal.is_none();
         let last = self.course.as_ref().filter(|_| shown).and_then(|course| course.answerer()).cloned();
         let backend = last.as_ref().and_then(|last| gateway.backends.get(last.backend));
@@ -260,18 +270,17 @@ impl Flow {
             first_byte: self.end.first_byte,
             request_bytes: self.body.is_complete().then_some(self.body.length),
             response_bytes: self.end.response_bytes,
-            asked: self.asked(),
+            asked: self.asked(keep),
             answered: facts.answered,
             lightened: false,
         }
     }
 
     /// The request's body, if its prompt is kept.
-    fn asked(&mut self) -> Option<Asked> {
+    fn asked(&mut self, keep: Keep) -> Option<Asked> {
         let body = std::mem::take(&mut self.body.bytes);
         let content_type = std::mem::take(&mut self.content_type);
-        let keeps = self.gateway().keep(self.client.as_deref()).is_some_and(|keep| keep.prompt);
-        (keeps && !body.is_empty()).then_some(Asked { body, content_type })
+        (keep.prompt && !body.is_empty()).then_some(Asked { body, content_type })
     }
 }
 
