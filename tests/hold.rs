@@ -115,9 +115,20 @@ async fn the_hold_ends_with_the_first_content_or_its_time() {
     let prompt = slowly(&[(0, EMPTY), (0, CONTENT), (1_000, "[DONE]")]).await;
     let (_balancer, _client, taken) = first_bytes(&prompt, "retry: { hold: { time: 20s } }").await;
     assert!(taken < Duration::from_secs(10), "{taken:?}");
-    // No hold at all.
-    let (_balancer, _client, taken) = first_bytes(&quiet, "retry: { hold: { time: 0s } }").await;
-    assert!(taken < Duration::from_millis(3_900), "{taken:?}");
+}
+
+#[tokio::test]
+async fn without_a_hold_the_first_event_is_the_clients() {
+    let refusing = slowly(&[(0, ERROR)]).await;
+    let azure = azure(&["b"]).await;
+    let entries = refusing.backend("a") + &backends(&azure);
+    for (retry, held) in [("", true), ("retry: { hold: { time: 0s } }", false)] {
+        let balancer = Balancer::start(&entries, retry).await;
+        let reply = balancer.post(CHAT, &[("api-key", KEY)], ASK_CHAT.as_bytes()).await;
+        assert_eq!(reply.status, 200);
+        assert_eq!(reply.text().contains("exceeded rate limit"), !held, "{}", reply.text());
+        assert_eq!(azure.hits("b"), 1, "only the first of them was answered by b");
+    }
 }
 
 #[tokio::test]
@@ -145,14 +156,12 @@ async fn a_first_event_of_any_size_is_no_content() {
 
 #[tokio::test]
 async fn a_stream_that_breaks_before_its_first_content_fails_over() {
-    let broken = slowly(&[(0, EMPTY)]).await;
     let azure = azure(&["b"]).await;
     // Closing without an end: for a close-delimited reply that is an end, so cut a chunked one.
     let cut = Upstream::start(|_| {
         vec![format!("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\ndata: {EMPTY}\n\n\r\n", EMPTY.len() + 8).into()]
     })
     .await;
-    drop(broken);
     let balancer = Balancer::start(&(cut.backend("a") + &backends(&azure)), "").await;
     let reply = balancer.post(CHAT, &[("api-key", KEY)], ASK_CHAT.as_bytes()).await;
     assert_eq!((reply.status, answerer(&reply).as_str()), (200, "b"));

@@ -141,7 +141,7 @@ async fn without_an_authority_of_its_own_the_systems_count() {
     let (address, _) = terminate(azure.address("plain"), &certificate, &key).await;
     let port = address.port();
     let entry = format!(
-        "  - name: secure\n    endpoint: https://localhost:{port}\n    credential: {{ api_key: plain-key }}\n"
+        "  - name: secure\n    endpoint: https://127.0.0.1:{port}\n    tls: {{ server_name: localhost }}\n    credential: {{ api_key: plain-key }}\n"
     );
     let balancer = Balancer::start(&entry, "retry: { attempts: 0 }").await;
     assert_eq!(balancer.chat().await.status, 502, "nobody vouches for it");
