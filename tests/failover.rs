@@ -46,9 +46,7 @@ async fn rested(then: Mood) -> (Simulator, Arc<Balancer>) {
     azure.set_mood("ptu", throttled(300));
     assert_eq!(answerer(&balancer.chat().await), "east");
     azure.set_mood("ptu", then);
-    while balancer.status().await["backends"][0]["resting"][0].is_object() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    balancer.until_status("the rest ends", |s| !s["backends"][0]["resting"][0].is_object()).await;
     (azure, balancer)
 }
 
@@ -82,7 +80,7 @@ async fn a_gate_opens_while_the_probe_still_waits_for_its_answer() {
             let balancer = balancer.clone();
             async move { answerer(&balancer.chat().await) }
         });
-        tokio::time::sleep(Duration::from_millis(30)).await;
+        until("one is asked", || asked.is_finished() || azure.hits("ptu") > hits).await;
         if azure.hits("ptu") > hits {
             break;
         }
@@ -106,16 +104,12 @@ async fn a_backend_that_keeps_failing_is_left_alone_and_taken_back() {
         let state = balancer.status().await["backends"][0]["state"].clone();
         assert_eq!(state, "breaker_open", "{}", balancer.log());
         // Half open: one goes first, and fails; it stays out longer.
-        while balancer.status().await["backends"][0]["state"] == "breaker_open" {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        balancer.until_status("half open", |s| s["backends"][0]["state"] != "breaker_open").await;
         let seen = at_once(&balancer, 30).await;
         assert!(seen.iter().all(|(status, name)| *status == 200 && name == "b"), "{seen:?}");
         assert_eq!(azure.hits("a") - hits, 1);
         azure.set_mood("a", Mood::Calm);
-        while balancer.status().await["backends"][0]["state"] != "ok" {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        balancer.until_status("taken back", |s| s["backends"][0]["state"] == "ok").await;
         until_calm(&balancer).await;
         assert!(balancer.log().contains("backend a fails too often"), "{}", balancer.log());
     }
@@ -248,11 +242,7 @@ async fn a_backend_without_traffic_is_asked_whether_it_is_well() {
     let tiers = backend(&azure, "a", "tier: 1") + &backend(&azure, "b", "tier: 2\nprobe: { interval: 1s }");
     let balancer = Balancer::start(&tiers, "").await;
     let state = async |expected: &str| {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while balancer.status().await["backends"][1]["state"] != expected {
-            assert!(Instant::now() < deadline, "never {expected}: {}", balancer.log());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        balancer.until_status(expected, |s| s["backends"][1]["state"] == expected).await;
     };
     until("it is probed", || azure.hits("b") > 0).await;
     let seen = azure.requests("b").pop().unwrap();

@@ -147,3 +147,32 @@ async fn without_an_authority_of_its_own_the_systems_count() {
     assert_eq!(balancer.chat().await.status, 502, "nobody vouches for it");
     assert_eq!(balancer.records_of(1).await[0]["attempts"][0]["error"], "tls");
 }
+
+#[tokio::test]
+async fn resources_on_one_address_share_no_connection() {
+    let azure = azure(&["plain"]).await;
+    let (good, key) = (authority(), key());
+    let directory = tempfile::tempdir().unwrap();
+    let ca = directory.path().join("ca.pem");
+    std::fs::write(&ca, good.certificate.to_pem().unwrap()).unwrap();
+    let certificate = certificate("*.contoso.test", (-1, 1), &key, Some(&good));
+    let (address, names) = terminate(azure.address("plain"), &certificate, &key).await;
+    let entries = ["one", "two"].map(|name| {
+        format!(
+            "  - name: {name}\n    endpoint: https://{address}\n    credential: {{ api_key: plain-key }}\n    tls: {{ ca: {}, server_name: {name}.contoso.test }}\n",
+            ca.display()
+        )
+    });
+    let balancer = Balancer::start(&entries.concat(), "").await;
+    for turn in 0..6 {
+        let reply = balancer.chat().await;
+        let name = ["one", "two"][turn % 2];
+        assert_eq!((reply.status, answerer(&reply).as_str()), (200, name), "{}", reply.text());
+        let host = format!("{name}.contoso.test");
+        assert_eq!(azure.requests("plain").pop().unwrap().header("host"), Some(host.as_str()));
+    }
+    let mut asked = names.lock().unwrap().clone();
+    asked.sort();
+    asked.dedup();
+    assert_eq!(asked, ["one.contoso.test", "two.contoso.test"]);
+}

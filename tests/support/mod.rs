@@ -181,6 +181,19 @@ impl Balancer {
         serde_json::from_slice(&reply.body).unwrap()
     }
 
+    /// Waits until the status says so.
+    pub async fn until_status(&self, what: &str, holds: impl Fn(&Value) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status().await;
+            if holds(&status) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "never happened: {what}: {status}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
