@@ -1,6 +1,7 @@
 //! What a reply's headers say about waiting and about what is left. Total: whatever a header
 //! contains, the answer is a value or nothing. Clamping is the caller's.
 
+use std::num::NonZeroU64;
 use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
@@ -8,13 +9,27 @@ use http::HeaderMap;
 /// The longest wait that is believed; Azure does say 86400 for a request above the whole limit.
 const ABSURD_ABOVE: Duration = Duration::from_secs(86_400);
 
-/// What is left of a rate limit. Azure lets tokens go below zero on calls that succeed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Remaining {
-    /// `x-ratelimit-remaining-requests`.
-    pub requests: Option<i64>,
-    /// `x-ratelimit-remaining-tokens`.
-    pub tokens: Option<i64>,
+/// A rate limit as a reply tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// How much there is in a minute: what Azure applies just now, at times less than what was
+    /// configured.
+    pub limit: NonZeroU64,
+    /// How much of it is left. Azure lets tokens go below zero on calls that succeed.
+    pub remaining: i64,
+    /// In how long it is whole again; Azure does not say so on every reply.
+    pub reset: Option<Duration>,
+}
+
+/// What a reply tells of the capacity of its deployment.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Capacity {
+    /// Requests of a standard deployment.
+    pub requests: Option<Limit>,
+    /// Tokens of a standard deployment.
+    pub tokens: Option<Limit>,
+    /// The load of a provisioned deployment as a ratio; may exceed 1.
+    pub utilization: Option<f64>,
 }
 
 /// How long a reply asks to wait: `retry-after-ms`, else `x-ms-retry-after-ms`, else
@@ -33,27 +48,48 @@ pub fn cooldown_hint(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     hint.or_else(|| reset(headers))
 }
 
-/// What is left of the rate limits, as far as it is told.
-pub fn remaining(headers: &HeaderMap) -> Remaining {
-    let count = |name| text(headers, name).and_then(|text| text.parse().ok());
-    Remaining {
-        requests: count("x-ratelimit-remaining-requests"),
-        tokens: count("x-ratelimit-remaining-tokens"),
+/// What a reply tells of its deployment's capacity: `x-ratelimit-limit-*`, `-remaining-*` and
+/// `-reset-*`, `azure-openai-deployment-utilization`. A limit of -1, which Azure has been seen
+/// to send, says nothing; a reply that was spilled over tells of another deployment.
+pub fn capacity(headers: &HeaderMap) -> Capacity {
+    if headers.contains_key("x-ms-spillover-from-deployment") {
+        return Capacity::default();
+    }
+    let limit = |limit, remaining, reset| {
+        Some(Limit {
+            limit: text(headers, limit)?.parse().ok()?,
+            remaining: count(headers, remaining)?,
+            reset: text(headers, reset).and_then(wait),
+        })
+    };
+    Capacity {
+        requests: limit(
+            "x-ratelimit-limit-requests",
+            "x-ratelimit-remaining-requests",
+            "x-ratelimit-reset-requests",
+        ),
+        tokens: limit("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
+        utilization: utilization(headers),
     }
 }
 
-/// The load of a provisioned deployment as a ratio; may exceed 1. The header is always taken
-/// as a percentage, with or without its sign.
-pub fn utilization(headers: &HeaderMap) -> Option<f64> {
+/// The header is always taken as a percentage, with or without its sign.
+fn utilization(headers: &HeaderMap) -> Option<f64> {
     let text = text(headers, "azure-openai-deployment-utilization")?;
     let percent: f64 = text.trim_end_matches('%').trim_end().parse().ok()?;
     (percent.is_finite() && percent >= 0.0).then_some(percent / 100.0)
 }
 
+fn count(headers: &HeaderMap, name: &str) -> Option<i64> {
+    text(headers, name)?.parse().ok()
+}
+
 fn reset(headers: &HeaderMap) -> Option<Duration> {
-    let Remaining { requests, tokens } = remaining(headers);
-    let of = |name| text(headers, name).and_then(wait);
-    let resets = [(of("x-ratelimit-reset-requests"), requests), (of("x-ratelimit-reset-tokens"), tokens)];
+    let of = |reset, remaining| (text(headers, reset).and_then(wait), count(headers, remaining));
+    let resets = [
+        of("x-ratelimit-reset-requests", "x-ratelimit-remaining-requests"),
+        of("x-ratelimit-reset-tokens", "x-ratelimit-remaining-tokens"),
+    ];
     let used_up = resets.iter().filter(|(_, left)| left.is_some_and(|left| left <= 0));
     let latest = used_up.filter_map(|(reset, _)| *reset).max();
     latest.or_else(|| resets.iter().filter_map(|(reset, _)| *reset).min())
@@ -194,17 +230,42 @@ mod tests {
     }
 
     #[test]
-    fn amounts_are_read() {
-        let map = headers(&[
-            ("x-ratelimit-remaining-tokens", "-27689"),
-            ("azure-openai-deployment-utilization", "37%"),
-        ]);
-        assert_eq!(remaining(&map), Remaining { requests: None, tokens: Some(-27_689) });
-        assert_eq!(utilization(&map), Some(0.37));
-        for (value, expected) in [("137", Some(1.37)), ("-1", None), ("nan", None), ("%", None)] {
-            let map = headers(&[("azure-openai-deployment-utilization", value)]);
-            assert_eq!(utilization(&map), expected, "{value}");
+    fn capacity_is_read_where_it_makes_sense() {
+        let tokens = |limit, remaining, reset| {
+            let pairs = [
+                ("x-ratelimit-limit-tokens", limit),
+                ("x-ratelimit-remaining-tokens", remaining),
+                ("x-ratelimit-reset-tokens", reset),
+            ];
+            let told = capacity(&headers(&pairs)).tokens;
+            told.map(|told| (told.limit.get(), told.remaining, told.reset.map(|reset| reset.as_secs())))
+        };
+        for (limit, remaining, reset, expected) in [
+            ("100000", "99998", "64", Some((100_000, 99_998, Some(64)))),
+            ("100000", "-27689", "6m0s", Some((100_000, -27_689, Some(360)))),
+            ("100000", "5", "soon", Some((100_000, 5, None))),
+            ("-1", "-1", "", None),
+            ("0", "0", "", None),
+            ("100000", "", "", None),
+            ("", "5", "", None),
+            ("many", "few", "", None),
+        ] {
+            assert_eq!(tokens(limit, remaining, reset), expected, "{limit} {remaining} {reset}");
         }
+        let load =
+            |value: &str| capacity(&headers(&[("azure-openai-deployment-utilization", value)])).utilization;
+        for (value, expected) in
+            [("37%", Some(0.37)), ("137", Some(1.37)), ("-1", None), ("nan", None), ("%", None)]
+        {
+            assert_eq!(load(value), expected, "{value}");
+        }
+        let spilled = [
+            ("x-ms-spillover-from-deployment", "gpt-4o-ptu"),
+            ("x-ratelimit-limit-requests", "10"),
+            ("x-ratelimit-remaining-requests", "1"),
+        ];
+        assert!(capacity(&headers(&spilled[1..])).requests.is_some());
+        assert_eq!(capacity(&headers(&spilled)), Capacity::default());
     }
 
     proptest! {

@@ -14,15 +14,16 @@ use std::time::Duration;
 use super::node::{Inner, Map, Node};
 use super::statuses::{self, Statuses};
 use super::{
-    AdminAddress, Breaker, Config, Content, Cooldown, Hold, Jsonl, Ratio, Record, Retry, Server, Timeouts,
-    UsageMode,
+    AdminAddress, Balance, Breaker, Config, Content, Cooldown, Hold, Jsonl, Ratio, Record, Retry, Server,
+    Timeouts, UsageMode,
 };
 
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 12] = [
     "listeners",
     "backends",
     "clients",
     "requests",
+    "balance",
     "retry",
     "breaker",
     "cooldown",
@@ -32,6 +33,7 @@ const KEYS: [&str; 11] = [
     "server",
 ];
 
+const BALANCE: [(&str, Balance); 2] = [("round_robin", Balance::RoundRobin), ("headroom", Balance::Headroom)];
 const CONTENT: [(&str, Content); 3] =
     [("full", Content::Full), ("prompt", Content::Prompt), ("none", Content::None)];
 
@@ -45,6 +47,7 @@ pub(super) fn config(root: &Node<'_>) -> Option<Config> {
     let backends = backends::read(&root);
     let clients = clients::read(&root, backends.as_ref());
     let requests = requests::read(&root, backends.as_ref());
+    let balance = root.or("balance", Balance::Headroom, |node| node.word(&BALANCE));
     let retry = retry(&root);
     let breaker = breaker(&root);
     let cooldown = cooldown(&root);
@@ -65,6 +68,7 @@ pub(super) fn config(root: &Node<'_>) -> Option<Config> {
         backends: backends?.finish()?,
         clients,
         requests: requests?,
+        balance: balance?,
         retry: retry?,
         breaker: breaker?,
         cooldown: cooldown?,

@@ -42,6 +42,8 @@ pub struct Config {
     pub clients: Clients,
     /// What may be asked, and how much of it.
     pub requests: Requests,
+    /// How the backends of a tier take turns.
+    pub balance: Balance,
     /// When another attempt is made.
     pub retry: Retry,
     /// How long a throttled deployment rests.
@@ -56,6 +58,15 @@ pub struct Config {
     pub admin: Option<AdminAddress>,
     /// The process itself.
     pub server: Server,
+}
+
+/// How the backends of a tier take turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    /// One after the other, by weight.
+    RoundRobin,
+    /// The same, but those that are about to refuse take fewer turns.
+    Headroom,
 }
 
 /// One address clients connect to.

@@ -11,6 +11,7 @@ use crate::azure::hints;
 use crate::azure::verdict::{self, Verdict};
 use crate::names::Deployment;
 use crate::routing::breaker::Failure;
+use crate::routing::headroom::Sent;
 use crate::routing::health::{self, Rest, Standing};
 use crate::routing::journey::Outcome;
 use crate::routing::pool::Candidate;
@@ -24,6 +25,8 @@ const UNFIT_REST: Duration = Duration::from_secs(60);
 pub struct Answer<'a> {
     /// Who replied.
     pub candidate: &'a Candidate,
+    /// The attempt it replies to.
+    pub sent: Option<Sent>,
     /// Its headers.
     pub headers: &'a HeaderMap,
     /// Whether its status is a 2xx.
@@ -42,6 +45,9 @@ impl Gateway {
         let rest = |reason, length: Duration| Rest { reason, until: now + length };
         let unfit = |reason| rest(reason, UNFIT_REST);
         let deployment = candidate.deployment.as_ref().map(|deployment| &deployment.cell);
+        if let (Some(sent), Some(deployment)) = (reply.sent, &candidate.deployment) {
+            deployment.headroom.told(sent, &hints::capacity(headers));
+        }
         if verdict != Verdict::Failed {
             candidate.memory.breaker.succeeded(&self.breaker, now);
         }

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use log::info;
 
 use super::Backend;
-use crate::config::Config;
+use crate::config::{Balance, Config};
 use crate::names::{Deployment, Tier, Weight};
 use crate::refusal::{Reason, Refusal};
 use crate::routing::pool::{Candidate, Pool};
@@ -19,6 +19,7 @@ const LEARNED_MAX: usize = 500;
 
 /// All pools of a configuration.
 pub(super) struct Pools {
+    balance: Balance,
     listed: HashMap<Deployment, Arc<Pool>>,
     /// For all other names, if some backend passes them.
     unlisted: Option<Arc<Pool>>,
@@ -32,9 +33,10 @@ pub(super) struct Pools {
 
 impl Pools {
     pub(super) fn new(config: &Config, backends: &[Backend], now: Instant) -> Self {
+        let balance = config.balance;
         let names = config.backends.iter().flat_map(|backend| backend.deployments.listed());
         let listed = names.map(|(name, _)| {
-            let pool = Pool::new(serving(backends, name), now);
+            let pool = Pool::new(serving(backends, name), balance, now);
             (name.clone(), Arc::new(pool))
         });
         let all = backends.iter().enumerate();
@@ -43,11 +45,12 @@ impl Pools {
             passing.map(|(index, backend)| candidate(index, backend, None, false)).collect();
         let home = config.requests.home;
         Self {
+            balance,
             listed: listed.collect(),
-            unlisted: (!passing.is_empty()).then(|| Arc::new(Pool::new(passing, now))),
+            unlisted: (!passing.is_empty()).then(|| Arc::new(Pool::new(passing, balance, now))),
             learned: ArcSwap::default(),
-            home: Arc::new(Pool::new(home_pool(backends, home), now)),
-            strangers: Arc::new(Pool::new(strangers(backends, home), now)),
+            home: Arc::new(Pool::new(home_pool(backends, home), balance, now)),
+            strangers: Arc::new(Pool::new(strangers(backends, home), balance, now)),
         }
     }
 
@@ -74,7 +77,7 @@ impl Pools {
             return;
         }
         drop(known);
-        let pool = Pool::new(serving(backends, deployment), now);
+        let pool = Pool::new(serving(backends, deployment), self.balance, now);
         if let Some(unlisted) = &self.unlisted {
             pool.continue_from(unlisted);
         }

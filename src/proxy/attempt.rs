@@ -10,6 +10,7 @@ use super::trouble::Trouble;
 use crate::gateway::{Admitted, Failure, Gateway, Outgoing};
 use crate::names::{BackendName, Deployment};
 use crate::record::exchange::Attempt;
+use crate::routing::headroom::Sent;
 use crate::routing::health::Claim;
 use crate::routing::journey::{Allowance, Choice, Journey, Pause, Try};
 use crate::routing::pool::Pool;
@@ -35,6 +36,8 @@ pub(super) struct Course {
 pub(super) struct Underway {
     pub(super) place: usize,
     pub(super) begun: Instant,
+    /// Its number in the account of its deployment's capacity.
+    pub(super) number: Option<Sent>,
     sent: bool,
     asks_usage: bool,
     /// It has been counted as answered.
@@ -119,16 +122,18 @@ impl Course {
         let Some(Choice::Try(chosen)) = self.chosen.take() else { return };
         self.journey.begin(&self.admitted.pool, &chosen, now);
         let Try { place, claim, is_last_hope, .. } = chosen;
+        let candidate = self.admitted.pool.candidate(place);
         self.underway = Some(Underway {
             place,
             begun: now,
+            number: candidate.and_then(|candidate| candidate.sent(now)),
             sent: false,
             asks_usage: false,
             answered: false,
             claim,
             is_last_hope,
         });
-        if let Some(candidate) = self.admitted.pool.candidate(place) {
+        if let Some(candidate) = candidate {
             candidate.memory.attempt_begins();
             self.last = Some(Answerer { backend: candidate.backend, upstream: candidate.upstream.clone() });
         }
@@ -205,9 +210,13 @@ impl Course {
         Failure { is_first: self.journey.fails_first(place), is_probe, was_answered }
     }
 
-    /// Ends the try under way in the record; returns its place. A claim that was not opened
-    /// before lets others try.
-    pub(super) fn finish(&mut self, now: Instant, note: impl FnOnce(&mut Attempt)) -> Option<usize> {
+    /// Ends the try under way in the record; returns its place and number. A claim that was not
+    /// opened before lets others try.
+    pub(super) fn finish(
+        &mut self,
+        now: Instant,
+        note: impl FnOnce(&mut Attempt),
+    ) -> Option<(usize, Option<Sent>)> {
         let underway = self.underway.take()?;
         if let Some(attempt) = self.attempts.last_mut() {
             attempt.ms =
@@ -217,7 +226,7 @@ impl Course {
         if let Some(candidate) = self.admitted.pool.candidate(underway.place) {
             candidate.memory.attempt_ends();
         }
-        Some(underway.place)
+        Some((underway.place, underway.number))
     }
 
     /// Ends a try that is still under way when the request ends.

@@ -53,6 +53,7 @@ impl Flow {
                 verdict,
                 Answer {
                     candidate,
+                    sent: underway.number,
                     headers: &header.headers,
                     is_success: header.status.is_success(),
                     failure,
@@ -82,7 +83,7 @@ impl Flow {
             _ => course.open_breaker(),
         }
         let failure = if verdict == Verdict::Failed { course.failure() } else { NO_FAILURE };
-        let Some(place) = course.finish(now, |attempt| {
+        let Some((place, sent)) = course.finish(now, |attempt| {
             attempt.status = Some(status);
             attempt.retry_after_ms = retry_after.map(millis);
         }) else {
@@ -97,7 +98,7 @@ impl Flow {
             gateway.learn(
                 &course.admitted,
                 verdict,
-                Answer { candidate, headers, is_success: false, failure, now },
+                Answer { candidate, sent, headers, is_success: false, failure, now },
             )
         };
         let Some(outcome) = outcome else { return Next::Relay(held) };
@@ -149,7 +150,7 @@ impl Flow {
         };
         let retry_after = gateway.hint(verdict, &header.headers);
         let failure = if verdict == Verdict::Failed { course.failure() } else { NO_FAILURE };
-        let place = course.finish(now, |attempt| {
+        let (place, sent) = course.finish(now, |attempt| {
             attempt.status = Some(stands_for);
             attempt.retry_after_ms = retry_after.map(millis);
         })?;
@@ -158,7 +159,7 @@ impl Flow {
         let outcome = gateway.learn(
             &course.admitted,
             verdict,
-            Answer { candidate, headers, is_success: false, failure, now },
+            Answer { candidate, sent, headers, is_success: false, failure, now },
         )?;
         course.journey.end(place, outcome);
         course.chosen = None;
@@ -193,7 +194,7 @@ impl Flow {
         let Some(course) = &mut self.course else { return false };
         let may_repeat = course.may_repeat() && !self.body.consumed && self.end.status.is_none();
         let failure = if stale { NO_FAILURE } else { course.failure() };
-        let Some(place) = course.finish(now, |attempt| attempt.error = Some(trouble.word())) else {
+        let Some((place, _)) = course.finish(now, |attempt| attempt.error = Some(trouble.word())) else {
             return false;
         };
         if let Some(candidate) = course.admitted.pool.candidate(place)

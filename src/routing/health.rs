@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 
 use super::breaker::Breaker;
+use super::headroom::Headroom;
 use crate::azure::Operation;
 use crate::names::{BackendName, Deployment};
 
@@ -261,6 +262,8 @@ impl Drop for Claim {
 pub struct DeploymentMemory {
     /// Its rests.
     pub cell: Arc<Cell>,
+    /// How much it can still take.
+    pub headroom: Headroom,
     /// It refused `stream_options`, so it is no longer asked for the usage of a stream.
     pub declines_usage: AtomicBool,
 }

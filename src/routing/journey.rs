@@ -185,11 +185,9 @@ impl Journey {
         operation: Operation,
         now: Instant,
     ) -> Option<(usize, Claim)> {
-        let place = |member: usize| tier.members.start + member;
         // Another request may be faster to claim one that was open a moment ago.
         for _ in 0..=tier.members.len() {
-            let open = |member: usize| self.is_open(pool, place(member), operation, now);
-            let place = place(tier.wheel.next(open)?);
+            let place = pool.next_of(tier, |place| self.is_open(pool, place, operation, now), now)?;
             if let Some(claim) = pool.candidate(place).and_then(|candidate| candidate.claim(operation, now)) {
                 return Some((place, claim));
             }

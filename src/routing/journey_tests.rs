@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::config::Balance;
 use crate::names::{BackendName, Tier, Weight};
 use crate::routing::health::{Memory, Rest};
 use crate::routing::pool::Candidate;
@@ -34,7 +35,7 @@ fn world(tiers: &[u16]) -> World {
             deployment,
         }
     };
-    let pool = Pool::new(tiers.iter().enumerate().map(candidate).collect(), now);
+    let pool = Pool::new(tiers.iter().enumerate().map(candidate).collect(), Balance::RoundRobin, now);
     let budget = Ratio::new(20).unwrap();
     let allowance = Allowance { attempts: 12, wait: 250 * MS, latest_start: now + 120_000 * MS, budget };
     World { now, memory, pool, allowance }

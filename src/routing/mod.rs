@@ -4,6 +4,7 @@
 
 pub mod breaker;
 pub mod budget;
+pub mod headroom;
 pub mod health;
 pub mod journey;
 pub mod pool;

@@ -1,16 +1,26 @@
 //! The backends of a deployment in the order of trying: tiers, and a wheel for each.
 //!
-//! A pool knows who may serve; whose turn it is in one request is `journey.rs`'s.
+//! A pool knows who may serve and whose turn it is among those who may; who that is for one
+//! request is `journey.rs`'s.
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
+use smallvec::SmallVec;
+
 use super::budget::Budget;
+use super::headroom::Sent;
 use super::health::{BackendMemory, Cell, Claim, DeploymentMemory, Reason, Rest, Standing};
 use super::wheel::Wheel;
 use crate::azure::Operation;
+use crate::config::Balance;
 use crate::names::{Deployment, Tier, Weight};
+
+/// From this part of its turns on, a member takes all of them: round robin among as good as
+/// equals stays exact.
+const AS_GOOD_AS_ALL: f64 = 0.9;
 
 /// One backend as a member of one pool.
 #[derive(Debug)]
@@ -67,6 +77,16 @@ impl Candidate {
         Claim::of(self.cells(operation), now)
     }
 
+    /// An attempt on it begins.
+    pub fn sent(&self, now: Instant) -> Option<Sent> {
+        self.deployment.as_ref().map(|deployment| deployment.headroom.sent(now))
+    }
+
+    /// How freely it may be asked among its equals, 0 to 1.
+    fn pace(&self, now: Instant) -> f64 {
+        self.deployment.as_ref().map_or(1.0, |deployment| deployment.headroom.pace(now))
+    }
+
     fn cells(&self, operation: Operation) -> impl Iterator<Item = &Arc<Cell>> {
         let memory = &self.memory;
         let deployment = self.deployment.as_deref().map(|deployment| &deployment.cell);
@@ -74,14 +94,33 @@ impl Candidate {
     }
 }
 
+/// Those of equal priority.
 pub(super) struct TierOfPool {
+    /// Their places in the pool.
     pub(super) members: Range<usize>,
-    pub(super) wheel: Wheel,
+    wheel: Wheel,
+    /// What each has saved up for its next turn, in parts of 2^32.
+    savings: Box<[AtomicU32]>,
+}
+
+impl TierOfPool {
+    /// Whether a member takes its turn that may take this part of its turns: each turn adds
+    /// that part to its savings, and every time they are whole it goes.
+    fn takes_turn(&self, member: usize, part: f64) -> bool {
+        if part >= AS_GOOD_AS_ALL {
+            return true;
+        }
+        let Some(savings) = self.savings.get(member) else { return true };
+        // Within u32 by the line above; saturates.
+        let gain = (part * f64::from(u32::MAX)) as u32;
+        savings.fetch_add(gain, Ordering::Relaxed).checked_add(gain).is_none()
+    }
 }
 
 /// Candidates in tier order.
 pub struct Pool {
     candidates: Vec<Candidate>,
+    balance: Balance,
     tiers: Vec<TierOfPool>,
     /// Bounds further tries while its backends fail.
     pub budget: Budget,
@@ -89,7 +128,7 @@ pub struct Pool {
 
 impl Pool {
     /// A pool of these candidates; within a tier they keep the order given.
-    pub fn new(mut candidates: Vec<Candidate>, now: Instant) -> Self {
+    pub fn new(mut candidates: Vec<Candidate>, balance: Balance, now: Instant) -> Self {
         candidates.sort_by_key(|candidate| candidate.tier);
         let mut tiers = Vec::new();
         let mut start = 0;
@@ -97,9 +136,10 @@ impl Pool {
             let weights: Vec<Weight> = tier.iter().map(|candidate| candidate.weight).collect();
             let members = start..start + tier.len();
             start = members.end;
-            tiers.push(TierOfPool { members, wheel: Wheel::new(&weights) });
+            let savings = weights.iter().map(|_| AtomicU32::new(0)).collect();
+            tiers.push(TierOfPool { members, wheel: Wheel::new(&weights), savings });
         }
-        Self { candidates, tiers, budget: Budget::new(now) }
+        Self { candidates, balance, tiers, budget: Budget::new(now) }
     }
 
     /// Goes on where another pool of the same backends is, so that a deployment that gets a
@@ -122,5 +162,34 @@ impl Pool {
 
     pub(super) fn tiers(&self) -> &[TierOfPool] {
         &self.tiers
+    }
+
+    /// Whose turn it is among the open members of a tier: the place.
+    pub(super) fn next_of(
+        &self,
+        tier: &TierOfPool,
+        is_open: impl Fn(usize) -> bool,
+        now: Instant,
+    ) -> Option<usize> {
+        let place = |member: usize| tier.members.start + member;
+        let member = match self.balance {
+            Balance::RoundRobin => tier.wheel.next(|member| is_open(place(member)), |_| true),
+            Balance::Headroom => {
+                let pace = |place: usize| {
+                    let candidate = self.candidates.get(place).filter(|_| is_open(place))?;
+                    Some(candidate.pace(now))
+                };
+                let paces: SmallVec<[Option<f64>; 8]> = tier.members.clone().map(pace).collect();
+                let best = paces.iter().flatten().copied().fold(0.0, f64::max);
+                let pace = |member: usize| paces.get(member).copied().flatten();
+                // The best of them takes every turn.
+                let takes_turn = |member, pace| best <= 0.0 || tier.takes_turn(member, pace / best);
+                tier.wheel.next(
+                    |member| pace(member).is_some(),
+                    |member| pace(member).is_some_and(|pace| takes_turn(member, pace)),
+                )
+            }
+        };
+        member.map(place)
     }
 }

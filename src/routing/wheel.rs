@@ -50,15 +50,21 @@ impl Wheel {
         self.picks.load(Ordering::Relaxed)
     }
 
-    /// The next member in turn that `accept` takes; `None` only if it takes no member.
-    pub(super) fn next(&self, accept: impl Fn(usize) -> bool) -> Option<usize> {
-        let mut eligible = (0..self.members).filter(|&member| accept(member));
-        let first = eligible.next()?;
+    /// The next member in turn that is `eligible` and takes its turn; `None` only if none is
+    /// eligible. Of the eligible, some have to take every turn.
+    pub(super) fn next(
+        &self,
+        eligible: impl Fn(usize) -> bool,
+        takes_turn: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
+        let mut those = (0..self.members).filter(|&member| eligible(member));
+        let first = those.next()?;
         self.picks.fetch_add(1, Ordering::Relaxed);
-        if eligible.next().is_none() {
+        if those.next().is_none() {
             return Some(first);
         }
-        let slot = self.slots.select_with(b"", self.turns, |slot, _| member(slot).is_some_and(&accept));
+        let accept = |member: usize| eligible(member) && takes_turn(member);
+        let slot = self.slots.select_with(b"", self.turns, |slot, _| member(slot).is_some_and(accept));
         slot.as_ref().and_then(member).or(Some(first))
     }
 }
@@ -106,7 +112,7 @@ mod tests {
 
     fn turn(wheel: &Wheel, n: usize, accept: impl Fn(usize) -> bool) -> String {
         let letters = ["a", "b", "c", "d"];
-        (0..n).filter_map(|_| wheel.next(&accept)).map(|member| letters[member]).collect()
+        (0..n).filter_map(|_| wheel.next(&accept, |_| true)).map(|member| letters[member]).collect()
     }
 
     #[test]
@@ -127,15 +133,15 @@ mod tests {
     #[test]
     fn nobody_acceptable_is_none_and_a_single_one_is_found() {
         let wheel = Wheel::new(&weights(&[1, 1, 3]));
-        assert_eq!(wheel.next(|_| false), None);
-        assert_eq!(wheel.next(|member| member == 1), Some(1));
+        assert_eq!(wheel.next(|_| false, |_| true), None);
+        assert_eq!(wheel.next(|member| member == 1, |_| false), Some(1));
     }
 
     #[test]
     fn concurrent_picks_are_exact() {
         let wheel = Wheel::new(&weights(&[1, 1, 1]));
         let seen: Vec<usize> = std::thread::scope(|scope| {
-            let run = || (0..1000).filter_map(|_| wheel.next(|_| true)).collect::<Vec<_>>();
+            let run = || (0..1000).filter_map(|_| wheel.next(|_| true, |_| true)).collect::<Vec<_>>();
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(run)).collect();
             threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
         });
