@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::gateway::{Backend, Gateway};
-use crate::routing::health::{Rest, Standing};
+use crate::routing::health::{Part, Rest, Standing};
 
 /// What `GET /api/status` answers.
 #[derive(Debug, Serialize)]
@@ -35,7 +35,9 @@ struct BackendStatus {
 
 #[derive(Debug, Serialize)]
 struct Resting {
-    deployment: String,
+    /// `null` where it is an operation that rests.
+    deployment: Option<String>,
+    operation: Option<&'static str>,
     reason: &'static str,
     until_ms: u64,
 }
@@ -62,10 +64,12 @@ fn of_backend(backend: &Backend, now: Instant) -> BackendStatus {
             Standing::Resting(rest) => Some(rest),
             Standing::Awake | Standing::Due => None,
         });
-    let resting = backend.memory.resting(now).into_iter().map(|(deployment, rest)| Resting {
-        deployment,
-        reason: rest.reason.word(),
-        until_ms: until(&rest),
+    let resting = backend.memory.resting(now).into_iter().map(|(part, rest)| {
+        let (deployment, operation) = match part {
+            Part::Deployment(name) => (Some(name), None),
+            Part::Operation(operation) => (None, Some(operation.name())),
+        };
+        Resting { deployment, operation, reason: rest.reason.word(), until_ms: until(&rest) }
     });
     BackendStatus {
         name: backend.config.name.to_string(),

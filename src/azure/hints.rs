@@ -48,6 +48,12 @@ pub fn cooldown_hint(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     hint.or_else(|| reset(headers))
 }
 
+/// Whether a reply that is no 429 asks to be left alone: the reset of the rate limits is told
+/// on every reply and no such wish.
+pub fn asks_to_wait(headers: &HeaderMap) -> bool {
+    ["retry-after-ms", "x-ms-retry-after-ms", "retry-after"].iter().any(|name| headers.contains_key(*name))
+}
+
 /// What a reply tells of its deployment's capacity: `x-ratelimit-limit-*`, `-remaining-*` and
 /// `-reset-*`, `azure-openai-deployment-utilization`. A limit of -1, which Azure has been seen
 /// to send, says nothing; a reply that was spilled over tells of another deployment.

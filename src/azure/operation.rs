@@ -30,6 +30,30 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// All of them, in their order.
+    pub const ALL: [Self; 20] = [
+        Self::Chat,
+        Self::Completions,
+        Self::Embeddings,
+        Self::Responses,
+        Self::Images,
+        Self::Audio,
+        Self::Realtime,
+        Self::Files,
+        Self::Uploads,
+        Self::Batches,
+        Self::FineTuning,
+        Self::Assistants,
+        Self::Threads,
+        Self::VectorStores,
+        Self::Models,
+        Self::Containers,
+        Self::Evals,
+        Self::Videos,
+        Self::Conversations,
+        Self::Other,
+    ];
+
     /// The word used in records and metrics.
     pub fn name(self) -> &'static str {
         match self {

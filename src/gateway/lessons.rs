@@ -61,15 +61,14 @@ impl Gateway {
                 None
             }
             Verdict::Client => None,
-            Verdict::Elsewhere if admitted.seeks => Some(Outcome::Unfit),
-            Verdict::Elsewhere => Some(Outcome::Refused),
+            Verdict::Elsewhere => Some(Outcome::Unfit),
             Verdict::Throttled => {
                 let rest = rest(health::Reason::Cooling, self.cooldown_asked(headers));
                 self.mark(candidate, deployment, rest, now);
                 Some(Outcome::Throttled(rest.until))
             }
             Verdict::Failed => {
-                if asks_to_wait(headers) {
+                if hints::asks_to_wait(headers) {
                     let rest = rest(health::Reason::Cooling, self.cooldown_asked(headers));
                     self.mark(candidate, deployment, rest, now);
                 }
@@ -160,7 +159,7 @@ impl Gateway {
 
     /// How long a reply asked to wait, as it said, if it said so in earnest.
     pub fn hint(&self, verdict: Verdict, headers: &HeaderMap) -> Option<Duration> {
-        let asks = verdict == Verdict::Throttled || asks_to_wait(headers);
+        let asks = verdict == Verdict::Throttled || hints::asks_to_wait(headers);
         asks.then(|| hints::cooldown_hint(headers, SystemTime::now())).flatten()
     }
 
@@ -197,10 +196,4 @@ impl Gateway {
             health::Reason::BreakerOpen => {}
         }
     }
-}
-
-/// Whether a reply that is no 429 asks to be left alone: the reset of the rate limits is told
-/// on every reply and no such wish.
-fn asks_to_wait(headers: &HeaderMap) -> bool {
-    ["retry-after-ms", "x-ms-retry-after-ms", "retry-after"].iter().any(|name| headers.contains_key(*name))
 }

@@ -12,7 +12,7 @@ use crate::names::{BackendName, Deployment};
 use crate::record::exchange::Attempt;
 use crate::routing::headroom::Sent;
 use crate::routing::health::Claim;
-use crate::routing::journey::{Allowance, Choice, Journey, Pause, Try};
+use crate::routing::journey::{Allowance, Choice, Journey, Outcome, Pause, Try};
 use crate::routing::pool::Pool;
 
 /// An admitted request on its way through its pool.
@@ -45,6 +45,14 @@ pub(super) struct Underway {
     /// What the try finds out for others.
     claim: Claim,
     is_last_hope: bool,
+}
+
+/// A try that is over. A claim of it that was not opened lets others try when this is dropped,
+/// which is after its lesson was learned.
+pub(super) struct Tried {
+    pub(super) place: usize,
+    pub(super) number: Option<Sent>,
+    _claim: Claim,
 }
 
 /// Whose reply it is.
@@ -87,6 +95,15 @@ impl Course {
             seeking: false,
             declined: None,
         }
+    }
+
+    /// Takes note of what came of a try.
+    pub(super) fn end(&mut self, place: usize, outcome: Outcome) {
+        // An id that home does not know is asked for once: the answer is home's if nobody has
+        // a better one.
+        let outcome = if self.seeking && outcome == Outcome::Failed { Outcome::Unfit } else { outcome };
+        self.journey.end(place, outcome);
+        self.chosen = None;
     }
 
     /// Goes on with those who may know what home does not.
@@ -192,6 +209,9 @@ impl Course {
         let Some(underway) = &mut self.underway else { return };
         if let Some(candidate) = self.admitted.pool.candidate(underway.place) {
             underway.claim.open_one(&candidate.memory.breaker.cell);
+            if underway.is_last_hope {
+                candidate.memory.breaker.close();
+            }
         }
     }
 
@@ -210,13 +230,8 @@ impl Course {
         Failure { is_first: self.journey.fails_first(place), is_probe, was_answered }
     }
 
-    /// Ends the try under way in the record; returns its place and number. A claim that was not
-    /// opened before lets others try.
-    pub(super) fn finish(
-        &mut self,
-        now: Instant,
-        note: impl FnOnce(&mut Attempt),
-    ) -> Option<(usize, Option<Sent>)> {
+    /// Ends the try under way in the record.
+    pub(super) fn finish(&mut self, now: Instant, note: impl FnOnce(&mut Attempt)) -> Option<Tried> {
         let underway = self.underway.take()?;
         if let Some(attempt) = self.attempts.last_mut() {
             attempt.ms =
@@ -226,7 +241,8 @@ impl Course {
         if let Some(candidate) = self.admitted.pool.candidate(underway.place) {
             candidate.memory.attempt_ends();
         }
-        Some((underway.place, underway.number))
+        let Underway { place, number, claim, .. } = underway;
+        Some(Tried { place, number, _claim: claim })
     }
 
     /// Ends a try that is still under way when the request ends.

@@ -1,6 +1,6 @@
 //! What the client gets: a reply that was held back, its hints made true, or a refusal of ours.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use pingora::http::ResponseHeader;
@@ -10,6 +10,7 @@ use super::attempt::{Answerer, Course};
 use super::context::Flow;
 use super::reply;
 use super::trouble::Trouble;
+use crate::azure::hints;
 use crate::record::exchange::Attempt;
 use crate::refusal::{Reason, Refusal};
 use crate::routing::health;
@@ -104,13 +105,19 @@ impl Flow {
         Ok(self.whole(header, body))
     }
 
-    /// A client is told when some backend can be asked again, not when this one can.
+    /// A client is told when some backend can be asked again, not when this one can; and never
+    /// to stay away for longer than a minute, since there are SDKs that sleep for a day if told.
     pub(super) fn correct_hints(&self, header: &mut ResponseHeader, now: Instant) -> pingora::Result<()> {
-        if header.status != 429 {
-            return Ok(());
-        }
+        let wait = match header.status.as_u16() {
+            429 => self.soonest(now),
+            408 | 500.. if hints::asks_to_wait(&header.headers) => {
+                let hint = hints::cooldown_hint(&header.headers, SystemTime::now());
+                hint.unwrap_or_else(|| self.gateway().default_cooldown())
+            }
+            _ => return Ok(()),
+        };
         header.remove_header("x-ms-retry-after-ms");
-        reply::hint(header, self.soonest(now).as_millis())
+        reply::hint(header, wait.as_millis())
     }
 
     fn whole(&mut self, header: Box<ResponseHeader>, body: Bytes) -> Vec<HttpTask> {
@@ -136,10 +143,14 @@ impl Flow {
         header.insert_header("x-aoai-lb-attempts", course.journey.tries().to_string())
     }
 
-    /// How long until some backend that asked to wait is over it.
+    /// How long until some backend can be asked, those that asked to wait among them.
     fn soonest(&self, now: Instant) -> Duration {
         let soonest = self.course.as_ref().and_then(|course| {
-            course.journey.soonest_cooldown(&course.admitted.pool, course.admitted.target.operation, now)
+            let (pool, operation) = (&course.admitted.pool, course.admitted.target.operation);
+            if course.journey.has_untried(pool, operation, now) {
+                return Some(now);
+            }
+            course.journey.soonest_cooldown(pool, operation, now)
         });
         soonest
             .map_or_else(|| self.gateway().default_cooldown(), |until| until.saturating_duration_since(now))
@@ -166,8 +177,10 @@ impl Flow {
         if cools || course.attempts.iter().any(throttled) {
             return self.all_throttled(now);
         }
-        // A status that failed leaves its reply, unless it was an event in a stream.
-        let failed = |attempt: &&Attempt| attempt.error.is_some() || attempt.status == Some(500);
+        // A status that failed leaves its reply, unless it was an event in a stream or cut off.
+        let failed = |attempt: &&Attempt| {
+            attempt.error.is_some() || attempt.status.is_some_and(|status| matches!(status, 408 | 500..))
+        };
         if let Some(last) = course.attempts.iter().rfind(failed) {
             let late = TIMEOUTS.iter().any(|trouble| last.error == Some(trouble.word()));
             let tries = course.attempts.len();

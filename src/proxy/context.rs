@@ -164,10 +164,20 @@ impl Flow {
         self.end.refusal = Some(refusal.reason);
     }
 
+    /// Nothing is under way; returns how many tries there have been.
+    pub(super) fn between_tries(&mut self) -> u32 {
+        self.deadline = None;
+        self.nudged = false;
+        self.head_sent = false;
+        self.outgoing = Outgoing::default();
+        self.course.as_ref().map_or(0, |course| course.journey.tries())
+    }
+
     /// The request has been handed over whole to the try under way: now its backend is to
     /// say something.
     pub(super) fn sent(&mut self, now: Instant) {
         if let (Reply::None, None, Some(course)) = (&self.reply, &self.deadline, &self.course)
+            && self.head_sent
             && course.is_underway()
         {
             course.sent(now);

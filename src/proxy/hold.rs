@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use http::StatusCode;
+use http::{Method, StatusCode};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
 
@@ -122,10 +122,12 @@ impl Flow {
         }
     }
 
-    /// Whether this is a stream that Azure may refuse after its head.
+    /// Whether this is a stream that Azure may refuse after its head. One that is fetched again
+    /// is the story of another call, whatever became of that.
     pub(super) fn may_be_refused(&self, header: &ResponseHeader) -> bool {
         let operation = self.course.as_ref().map(|course| course.admitted.target.operation);
         header.status == StatusCode::OK
+            && self.method == Method::POST
             && is_stream(header)
             && !self.gateway().hold().time.is_zero()
             && matches!(operation, Some(Operation::Chat | Operation::Completions | Operation::Responses))

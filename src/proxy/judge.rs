@@ -83,32 +83,29 @@ impl Flow {
             _ => course.open_breaker(),
         }
         let failure = if verdict == Verdict::Failed { course.failure() } else { NO_FAILURE };
-        let Some((place, sent)) = course.finish(now, |attempt| {
+        let Some(tried) = course.finish(now, |attempt| {
             attempt.status = Some(status);
             attempt.retry_after_ms = retry_after.map(millis);
         }) else {
             return Next::Relay(held);
         };
-        let Some(candidate) = course.admitted.pool.candidate(place) else { return Next::Relay(held) };
+        let Some(candidate) = course.admitted.pool.candidate(tried.place) else { return Next::Relay(held) };
         let outcome = if declined {
-            course.declined = Some(place);
+            course.declined = Some(tried.place);
             Some(Outcome::Again)
         } else {
             let headers = &held.header.headers;
             gateway.learn(
                 &course.admitted,
                 verdict,
-                Answer { candidate, sent, headers, is_success: false, failure, now },
+                Answer { candidate, sent: tried.number, headers, is_success: false, failure, now },
             )
         };
         let Some(outcome) = outcome else { return Next::Relay(held) };
         let throttled = matches!(outcome, Outcome::Throttled(_));
-        course.journey.end(place, outcome);
-        course.chosen = None;
+        course.end(tried.place, outcome);
         held.from = course.last.clone();
-        let is_ours_to_mend =
-            matches!(verdict, Verdict::Credential | Verdict::PermissionDenied | Verdict::Absent)
-                || outcome == Outcome::Again;
+        let is_ours_to_mend = is_ours_to_mend(verdict) || outcome == Outcome::Again;
         if !is_ours_to_mend && !unfinished {
             held.is_last_resort = verdict == Verdict::NotHere;
             course.keep(held);
@@ -149,20 +146,22 @@ impl Flow {
             Verdict::Failed | Verdict::Elsewhere => 500,
         };
         let retry_after = gateway.hint(verdict, &header.headers);
+        if verdict != Verdict::Failed {
+            course.open_breaker();
+        }
         let failure = if verdict == Verdict::Failed { course.failure() } else { NO_FAILURE };
-        let (place, sent) = course.finish(now, |attempt| {
+        let tried = course.finish(now, |attempt| {
             attempt.status = Some(stands_for);
             attempt.retry_after_ms = retry_after.map(millis);
         })?;
-        let candidate = course.admitted.pool.candidate(place)?;
+        let candidate = course.admitted.pool.candidate(tried.place)?;
         let headers = &header.headers;
         let outcome = gateway.learn(
             &course.admitted,
             verdict,
-            Answer { candidate, sent, headers, is_success: false, failure, now },
+            Answer { candidate, sent: tried.number, headers, is_success: false, failure, now },
         )?;
-        course.journey.end(place, outcome);
-        course.chosen = None;
+        course.end(tried.place, outcome);
         Some(match course.step(now) {
             _ if self.body.consumed => Next::Conclude,
             Step::Spent => Next::Conclude,
@@ -182,7 +181,10 @@ impl Flow {
         let as_it_is = Held { from: course.last.clone(), ..Held::new(held.header.clone()) };
         match self.judge_held(held, true, now) {
             // There is nothing better for the client than this one, which goes on.
-            Next::Conclude if self.course.as_ref().is_none_or(|course| course.best.is_none()) => {
+            Next::Conclude
+                if !is_ours_to_mend(verdict)
+                    && self.course.as_ref().is_none_or(|course| course.best.is_none()) =>
+            {
                 Next::Relay(as_it_is)
             }
             next => next,
@@ -194,16 +196,21 @@ impl Flow {
         let Some(course) = &mut self.course else { return false };
         let may_repeat = course.may_repeat() && !self.body.consumed && self.end.status.is_none();
         let failure = if stale { NO_FAILURE } else { course.failure() };
-        let Some((place, _)) = course.finish(now, |attempt| attempt.error = Some(trouble.word())) else {
+        let Some(tried) = course.finish(now, |attempt| attempt.error = Some(trouble.word())) else {
             return false;
         };
-        if let Some(candidate) = course.admitted.pool.candidate(place)
+        if let Some(candidate) = course.admitted.pool.candidate(tried.place)
             && !stale
         {
             self.serving.gateway.fail(candidate, failure, now);
         }
-        course.journey.end(place, if stale { Outcome::Again } else { Outcome::Failed });
-        course.chosen = None;
+        course.end(tried.place, if stale { Outcome::Again } else { Outcome::Failed });
         may_repeat && !matches!(course.step(now), Step::Spent)
     }
+}
+
+/// Whether a verdict is about the balancer's own credential or configuration, which is never
+/// shown to a client.
+fn is_ours_to_mend(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::Credential | Verdict::PermissionDenied | Verdict::Absent)
 }

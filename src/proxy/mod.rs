@@ -30,6 +30,7 @@ use bytes::Bytes;
 use http::{Method, Version, header};
 use log::debug;
 use pingora::http::RequestHeader;
+use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
@@ -205,6 +206,10 @@ impl ProxyHttp for Balancer {
         ctx: &mut Context,
     ) -> pingora::Result<Box<HttpPeer>> {
         let flow = story(ctx)?;
+        let tries = flow.lock().between_tries();
+        if tries > 0 {
+            still_there(session).await?;
+        }
         loop {
             let pause = {
                 let mut flow = flow.lock();
@@ -232,6 +237,20 @@ impl ProxyHttp for Balancer {
         }
     }
 
+    async fn connected_to_upstream(
+        &self,
+        session: &mut Session,
+        reused: bool,
+        _peer: &HttpPeer,
+        _fd: std::os::unix::io::RawFd,
+        _digest: Option<&Digest>,
+        _ctx: &mut Context,
+    ) -> pingora::Result<()> {
+        // The engine does not listen to the client while it connects. Nothing is asked, and
+        // billed, for one that has left meanwhile.
+        if reused { Ok(()) } else { still_there(session).await }
+    }
+
     async fn upstream_request_filter(
         &self,
         _session: &mut Session,
@@ -248,8 +267,6 @@ impl ProxyHttp for Balancer {
         };
         // The time-out of the first byte begins when the request has been sent.
         flow.deadline = None;
-        flow.nudged = false;
-        flow.head_sent = false;
         flow.reply = Reply::None;
         let held = if outgoing.edits.is_empty() {
             vec![flow.body.bytes.clone()]
@@ -458,6 +475,22 @@ fn clients_patience(session: &Session) -> Option<Duration> {
 
 fn story(ctx: &Context) -> pingora::Result<Shared> {
     ctx.flow.clone().ok_or_else(|| Error::new(SPENT))
+}
+
+/// Whether the client is still there, as far as is known without waiting.
+async fn still_there(session: &mut Session) -> pingora::Result<()> {
+    if !session.is_body_done() {
+        // Looking would take a byte of its upload.
+        return Ok(());
+    }
+    tokio::select! {
+        biased;
+        left = session.as_downstream_mut().read_body_or_idle(true) => {
+            let cause = left.err().unwrap_or_else(|| Error::new(CLIENT_GONE));
+            Err(Error::because(CLIENT_GONE, "between tries", cause).into_down())
+        }
+        () = std::future::ready(()) => Ok(()),
+    }
 }
 
 /// Whether a request announces a body.

@@ -28,6 +28,10 @@ use super::intake::{NoBody, broken};
 use super::tap::{FIRST_BYTE, IDLE};
 use super::trouble::Trouble;
 
+/// Most bytes that are handed to the engine at once: it says that it has taken a piece, not that
+/// it has sent it, and the time-out of the first byte begins after the last one.
+const PIECE_MAX: usize = 128 * 1024;
+
 /// A body on its way to one attempt.
 #[derive(Default)]
 pub(super) struct Outgoing {
@@ -39,7 +43,16 @@ pub(super) struct Outgoing {
 impl Outgoing {
     /// The pieces of the body, in order.
     pub(super) fn new(pieces: impl IntoIterator<Item = Bytes>) -> Self {
-        Self { pieces: pieces.into_iter().filter(|piece| !piece.is_empty()).collect(), begun: false }
+        let mut cut = VecDeque::new();
+        for mut piece in pieces {
+            while piece.len() > PIECE_MAX {
+                cut.push_back(piece.split_to(PIECE_MAX));
+            }
+            if !piece.is_empty() {
+                cut.push_back(piece);
+            }
+        }
+        Self { pieces: cut, begun: false }
     }
 
     fn first(&mut self) -> Option<Bytes> {

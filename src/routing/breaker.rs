@@ -72,6 +72,10 @@ impl Breaker {
             }
         }
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        if !probing && matches!(self.cell.standing(now), Standing::Resting(_)) {
+            // Another one was faster to open it.
+            return None;
+        }
         let recent = |ended: Instant| now.saturating_duration_since(ended) < policy.maximum;
         history.streak = if history.ended.is_some_and(recent) { history.streak.saturating_add(1) } else { 0 };
         let open =

@@ -16,9 +16,6 @@ use super::headroom::Headroom;
 use crate::azure::Operation;
 use crate::names::{BackendName, Deployment};
 
-/// How many operations there are; `Other` is the last of them.
-const OPERATIONS: usize = Operation::Other as usize + 1;
-
 /// How long after it was sent a request that was let through first, after a cooldown, counts
 /// as accepted: refusals are quick, answers are not.
 const REFUSALS_TAKE: Duration = Duration::from_millis(100);
@@ -268,6 +265,15 @@ pub struct DeploymentMemory {
     pub declines_usage: AtomicBool,
 }
 
+/// A part of a backend that can rest by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// A deployment, by the name the resource knows; empty for calls that name none.
+    Deployment(String),
+    /// An operation.
+    Operation(Operation),
+}
+
 /// What is remembered of one backend over reloads.
 #[derive(Debug)]
 pub struct BackendMemory {
@@ -275,7 +281,7 @@ pub struct BackendMemory {
     pub credential: Arc<Cell>,
     /// Counts failures, and rests when there are too many.
     pub breaker: Breaker,
-    operations: [Arc<Cell>; OPERATIONS],
+    operations: [Arc<Cell>; Operation::ALL.len()],
     deployments: Mutex<HashMap<String, Arc<DeploymentMemory>>>,
     /// Attempts under way.
     pub in_flight: AtomicUsize,
@@ -308,7 +314,7 @@ impl BackendMemory {
 
     /// The cell of one operation.
     pub fn operation(&self, operation: Operation) -> &Arc<Cell> {
-        // In bounds by the definition of OPERATIONS.
+        // In bounds, since `ALL` has them all.
         &self.operations[operation as usize]
     }
 
@@ -320,16 +326,21 @@ impl BackendMemory {
         Arc::clone(known.entry(key).or_default())
     }
 
-    /// All deployments that rest now, by upstream name.
-    pub fn resting(&self, now: Instant) -> Vec<(String, Rest)> {
-        let known = self.deployments.lock().unwrap_or_else(PoisonError::into_inner);
-        let rest = |(name, memory): (&String, &Arc<DeploymentMemory>)| match memory.cell.standing(now) {
-            Standing::Resting(rest) => Some((name.clone(), rest)),
+    /// All parts of it that rest now: deployments by upstream name, then operations.
+    pub fn resting(&self, now: Instant) -> Vec<(Part, Rest)> {
+        let rest = |cell: &Cell| match cell.standing(now) {
+            Standing::Resting(rest) => Some(rest),
             Standing::Awake | Standing::Due => None,
         };
-        let mut resting: Vec<_> = known.iter().filter_map(rest).collect();
-        resting.sort_by(|a, b| a.0.cmp(&b.0));
-        resting
+        let known = self.deployments.lock().unwrap_or_else(PoisonError::into_inner);
+        let deployments = known.iter().filter_map(|(name, memory)| Some((name, rest(&memory.cell)?)));
+        let mut deployments: Vec<_> = deployments.collect();
+        deployments.sort_by_key(|(name, _)| *name);
+        let deployments = deployments.into_iter().map(|(name, rest)| (Part::Deployment(name.clone()), rest));
+        let operations = Operation::ALL
+            .into_iter()
+            .filter_map(|operation| Some((Part::Operation(operation), rest(self.operation(operation))?)));
+        deployments.chain(operations).collect()
     }
 }
 

@@ -38,12 +38,12 @@ pub enum Outcome {
     /// Connect error, reset, time-out, 5xx: may be asked again in a further round, as far as
     /// the budget goes.
     Failed,
-    /// A refusal that the operator wants tried elsewhere.
-    Refused,
-    /// It cannot serve this request at all: credential, missing deployment, unknown id.
+    /// It cannot serve this request: credential, missing deployment, unknown id, or a refusal
+    /// that the operator wants tried elsewhere. It would say the same again.
     Unfit,
     /// Nobody has really said no: a pooled connection had died before the request reached
-    /// anyone, or the request has to be put differently. May be asked again, once.
+    /// anyone, or the request has to be put differently. May be asked again, once, and the try
+    /// counts as none.
     Again,
 }
 
@@ -102,8 +102,11 @@ pub struct Journey {
     tries: u32,
     rounds: u32,
     waited: Duration,
-    /// The last try ended in a failure, so that the next may be the budget's.
-    after_failure: bool,
+    /// Tries that count as none.
+    uncounted: u32,
+    /// Tries that ended in a failure.
+    failures: u32,
+    last: Option<Outcome>,
     hoped: SmallVec<[usize; 2]>,
 }
 
@@ -117,7 +120,9 @@ impl Journey {
             tries: 0,
             rounds: 0,
             waited: Duration::ZERO,
-            after_failure: false,
+            uncounted: 0,
+            failures: 0,
+            last: None,
             hoped: SmallVec::new(),
         }
     }
@@ -143,9 +148,10 @@ impl Journey {
         now: Instant,
         jitter: f64,
     ) -> Choice {
-        let first = self.tries == 0;
+        let counted = self.tries - self.uncounted;
+        let first = counted == 0 || self.last == Some(Outcome::Again);
         let in_time = |wait| first || now + wait <= allowance.latest_start;
-        if self.tries > allowance.attempts || !in_time(Duration::ZERO) {
+        if counted > allowance.attempts || !in_time(Duration::ZERO) {
             return Choice::Spent;
         }
         for tier in pool.tiers() {
@@ -167,7 +173,8 @@ impl Journey {
             let hope = Try { is_last_hope: true, ..Try::of(place, Claim::default()) };
             return self.within_budget(hope, pool, allowance, now);
         }
-        if self.marks.contains(&Mark::Failed) {
+        // Nobody waits for a round that the budget does not allow.
+        if self.marks.contains(&Mark::Failed) && self.may_follow(pool, allowance, now) {
             let pause = ROUND_PAUSE * 2_u32.saturating_pow(self.rounds.min(16));
             let length = pause.mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 2.0);
             if in_time(length) {
@@ -209,12 +216,17 @@ impl Journey {
     /// The budget limits tries that follow a failure; the first failover of a request to a
     /// backend that it has not tried is always free.
     fn within_budget(&self, chosen: Try, pool: &Pool, allowance: &Allowance, now: Instant) -> Choice {
-        let is_first_failover = self.tries == 1 && self.rounds == 0 && !chosen.is_last_hope;
-        let is_counted = self.after_failure && !is_first_failover;
-        if is_counted && !pool.budget.allows(allowance.budget, now) {
+        let is_first_failover = self.failures == 1 && self.rounds == 0 && !chosen.is_last_hope;
+        let is_counted = self.last == Some(Outcome::Failed) && !is_first_failover;
+        if is_counted && !self.may_follow(pool, allowance, now) {
             return Choice::Spent;
         }
         Choice::Try(Try { is_counted, ..chosen })
+    }
+
+    /// Whether the budget has room for a try that follows what came of the last.
+    fn may_follow(&self, pool: &Pool, allowance: &Allowance, now: Instant) -> bool {
+        self.last != Some(Outcome::Failed) || pool.budget.allows(allowance.budget, now)
     }
 
     /// Takes note that the pause is over.
@@ -259,19 +271,27 @@ impl Journey {
 
     /// Takes note of what came of the try of the candidate at this place.
     pub fn end(&mut self, place: usize, outcome: Outcome) {
+        // A second time in one request it is the backend's failure.
+        let is_second = outcome == Outcome::Again && self.again.contains(&place);
+        let outcome = if is_second { Outcome::Failed } else { outcome };
         let mark = match outcome {
             Outcome::Throttled(until) => Mark::Throttled(until),
-            Outcome::Failed | Outcome::Refused => Mark::Failed,
+            Outcome::Failed => Mark::Failed,
             Outcome::Unfit => Mark::Unfit,
-            // A second time in one request it is the backend's failure.
-            Outcome::Again if self.again.contains(&place) => Mark::Failed,
             Outcome::Again => {
                 self.again.push(place);
+                self.uncounted += 1;
                 Mark::Untried
             }
         };
-        self.after_failure = outcome == Outcome::Failed;
+        self.failures += u32::from(outcome == Outcome::Failed);
+        self.last = Some(outcome);
         self.mark(place, mark);
+    }
+
+    /// Whether some candidate could be asked now that this request has not tried.
+    pub fn has_untried(&self, pool: &Pool, operation: Operation, now: Instant) -> bool {
+        (0..pool.candidates().len()).any(|place| self.is_open(pool, place, operation, now))
     }
 
     /// The soonest moment at which some candidate that asked to wait, of this or another
