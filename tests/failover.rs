@@ -12,12 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aoai_lb::demo::{Mood, Refusal, Simulator};
-use support::{Balancer, CHAT, HELLO, KEY, answerer, azure, backend, until};
-
-fn listed(azure: &Simulator) -> String {
-    let entry = |name: &&str| backend(azure, name, "deployments: { gpt-4o: gpt-4o }");
-    azure.names().iter().map(entry).collect()
-}
+use support::{Balancer, CHAT, HELLO, KEY, answerer, azure, backend, listed, until};
 
 fn throttled(ms: u64) -> Mood {
     Mood::Throttled { retry_after_ms: Some(ms), retry_after: None }

@@ -11,14 +11,13 @@ mod support;
 use std::time::{Duration, Instant};
 
 use aoai_lb::demo::{Mood, Refusal};
-use support::upstream::{Request, Upstream};
+use support::upstream::{self, Request, Upstream};
 use support::{Balancer, CHAT, Client, HELLO, KEY, answerer, azure, backend, backends, until};
 
 const OK: &str = r#"{"choices":[{"message":{"content":"hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}"#;
 
 fn reply(status: u16, kind: &str, body: &str) -> Vec<Vec<u8>> {
-    let length = body.len();
-    vec![format!("HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}").into()]
+    upstream::reply(status, &format!("Content-Type: {kind}"), body)
 }
 
 /// Answers well, but for requests whose body contains `poison`.

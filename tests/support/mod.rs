@@ -63,11 +63,22 @@ pub fn quick() -> aoai_lb::demo::Pace {
 
 /// The entry of a configuration for a simulated resource; `more` are further lines of it.
 pub fn backend(azure: &Simulator, name: &str, more: &str) -> String {
-    let address = azure.address(name);
+    entry(name, &format!("http://{}", azure.address(name)), more)
+}
+
+/// The entry of a configuration for an endpoint; `more` are further lines of it.
+pub fn entry(name: &str, endpoint: &str, more: &str) -> String {
     let more: String = more.lines().map(|line| format!("    {line}\n")).collect();
-    format!(
-        "  - name: {name}\n    endpoint: http://{address}\n    credential: {{ api_key: {name}-key }}\n{more}"
-    )
+    format!("  - name: {name}\n    endpoint: {endpoint}\n    credential: {{ api_key: {name}-key }}\n{more}")
+}
+
+/// The line of an entry without which a deployment that nobody lists has no rests of its own
+/// before its first answer.
+pub const LISTED: &str = "deployments: { gpt-4o: gpt-4o, other: other }";
+
+/// All resources of the simulator as backends of one tier that list their deployments.
+pub fn listed(azure: &Simulator) -> String {
+    azure.names().iter().map(|name| backend(azure, name, LISTED)).collect()
 }
 
 /// All resources of the simulator as backends of one tier.

@@ -14,6 +14,15 @@ pub struct Request {
     pub body: Vec<u8>,
 }
 
+/// A whole reply with these further headers, one to a line.
+pub fn reply(status: u16, headers: &str, body: &str) -> Vec<Vec<u8>> {
+    let headers: String = headers.lines().map(|line| format!("{line}\r\n")).collect();
+    let length = body.len();
+    let head =
+        format!("HTTP/1.1 {status} X\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n");
+    vec![(head + body).into()]
+}
+
 pub struct Upstream {
     pub address: SocketAddr,
     requests: Arc<Mutex<Vec<Request>>>,
@@ -52,10 +61,7 @@ impl Upstream {
 
     /// The entry of a configuration for it.
     pub fn backend(&self, name: &str) -> String {
-        let address = self.address;
-        format!(
-            "  - name: {name}\n    endpoint: http://{address}\n    credential: {{ api_key: {name}-key }}\n"
-        )
+        super::entry(name, &format!("http://{}", self.address), "")
     }
 }
 
