@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use aoai_lb::demo::{ErrorOrder, Mood};
 use support::upstream::Upstream;
 use support::{Balancer, CHAT, Client, KEY, answerer, azure, backends};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 const ORDERS: [ErrorOrder; 3] =
     [ErrorOrder::CreatedErrorFailed, ErrorOrder::ErrorAlone, ErrorOrder::FailedThenError];
@@ -64,11 +66,19 @@ async fn refused_by_all_is_a_429_that_an_sdk_understands() {
 
 /// An upstream that sends these events of a stream with pauses between them.
 async fn slowly(events: &'static [(u64, &'static str)]) -> Upstream {
+    with_head(0, "", events).await
+}
+
+/// The same with a head that comes after so many milliseconds and has a further header.
+async fn with_head(after: usize, header: &'static str, events: &'static [(u64, &'static str)]) -> Upstream {
     Upstream::start(move |_| {
-        let mut pieces =
-            vec![b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n".to_vec()];
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n{header}Connection: close\r\n\r\n"
+        );
+        // A piece is a millisecond.
+        let mut pieces = vec![Vec::new(); after];
+        pieces.push(head.into());
         for (pause, event) in events {
-            // A piece is a millisecond.
             pieces.extend((0..*pause).map(|_| Vec::new()));
             pieces.push(format!("data: {event}\n\n").into());
         }
@@ -133,11 +143,92 @@ async fn without_a_hold_the_first_event_is_the_clients() {
 
 #[tokio::test]
 async fn after_the_hold_a_refusal_is_the_clients() {
-    let late = slowly(&[(0, EMPTY), (600, ERROR)]).await;
-    let balancer = Balancer::start(&late.backend("a"), "retry: { hold: { time: 100ms } }").await;
-    let reply = balancer.post(CHAT, &[("api-key", KEY)], ASK_CHAT.as_bytes()).await;
-    assert!(reply.status == 200 && reply.text().contains("exceeded rate limit"));
-    assert_eq!(balancer.records_of(1).await[0]["outcome"], "failed");
+    let azure = azure(&["b"]).await;
+    for events in [&[(0, EMPTY), (600, ERROR)], &[(0, CONTENT), (0, ERROR)]] {
+        let late = slowly(events).await;
+        let entries = late.backend("a") + &backends(&azure);
+        let balancer = Balancer::start(&entries, "retry: { hold: { time: 100ms } }").await;
+        let reply = balancer.post(CHAT, &[("api-key", KEY)], ASK_CHAT.as_bytes()).await;
+        assert!(reply.status == 200 && reply.text().contains("exceeded rate limit"));
+        assert_eq!(balancer.records_of(1).await[0]["outcome"], "failed");
+        assert_eq!(azure.hits("b"), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_after_quiet_events_is_still_one() {
+    const QUEUED: &str = r#"{"type":"response.queued","response":{}}"#;
+    const PROGRESS: &str = r#"{"type":"response.in_progress","response":{}}"#;
+    const FAILED: &str = r#"{"type":"response.failed","response":{"error":{"code":"rate_limit_exceeded"}}}"#;
+    let warned = "retry-after: 4\r\n";
+    let cases = [
+        (CHAT, ASK_CHAT, with_head(0, "", &[(0, EMPTY), (20, ERROR)]).await, true),
+        (RESPONSES, ASK_RESPONSE, with_head(0, "", &[(0, QUEUED), (0, PROGRESS), (0, FAILED)]).await, true),
+        // The time of the hold begins with the head.
+        (CHAT, ASK_CHAT, with_head(900, "", &[(0, EMPTY), (20, ERROR)]).await, true),
+        (CHAT, ASK_CHAT, with_head(0, "", &[(0, EMPTY), (1_500, ERROR)]).await, false),
+        // Azure has been seen to announce a refusal by a header of the 200.
+        (CHAT, ASK_CHAT, with_head(0, warned, &[(0, EMPTY), (1_500, ERROR)]).await, true),
+    ];
+    for (target, body, refusing, fails_over) in cases {
+        let azure = azure(&["b"]).await;
+        let balancer = Balancer::start(&(refusing.backend("a") + &backends(&azure)), "").await;
+        let reply = balancer.post(target, &[("api-key", KEY)], body.as_bytes()).await;
+        assert_eq!((reply.status, azure.hits("b")), (200, usize::from(fails_over)), "{}", reply.text());
+        assert_eq!(reply.text().contains("rate limit"), !fails_over, "{}", reply.text());
+    }
+}
+
+#[tokio::test]
+async fn what_is_held_has_a_size_alone_and_together() {
+    let azure = azure(&["b"]).await;
+    let created =
+        format!(r#"{{"type":"response.created","response":{{"instructions":"{}"}}}}"#, "x".repeat(300_000));
+    let created: &'static str = Box::leak(created.into_boxed_str());
+    let error = r#"{"type":"error","error":{"code":"too_many_requests","message":"exceeded rate limit"}}"#;
+    let events: &'static [(u64, &'static str)] = Box::leak(Box::new([(0, created), (50, error)]));
+    for (more, fails_over) in [
+        ("", true),
+        ("retry: { hold: { size: 64KiB } }", false),
+        // No room among the bodies: it goes out, and nobody is refused for it.
+        ("requests: { max_body: 100KiB, body_memory: 100KiB }", false),
+    ] {
+        let refusing = slowly(events).await;
+        let balancer = Balancer::start(&(refusing.backend("a") + &backends(&azure)), more).await;
+        let hits = azure.hits("b");
+        let reply = balancer.post(RESPONSES, &[("api-key", KEY)], ASK_RESPONSE.as_bytes()).await;
+        assert_eq!((reply.status, azure.hits("b") - hits), (200, usize::from(fails_over)), "{more}");
+        assert_eq!(reply.text().contains("exceeded rate limit"), !fails_over, "{more}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_content_is_delayed_by_less_than_a_millisecond() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sent, mut when) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            stream.set_nodelay(true).unwrap();
+            let _ = stream.read(&mut [0; 4096]).await;
+            let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
+            stream.write_all(format!("{head}data: {EMPTY}\n\n").as_bytes()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            sent.send(Instant::now()).await.unwrap();
+            stream.write_all(format!("data: {CONTENT}\n\n").as_bytes()).await.unwrap();
+        }
+    });
+    let balancer = Balancer::start(&support::entry("a", &format!("http://{address}"), ""), "").await;
+    let mut least = Duration::MAX;
+    for _ in 0..20 {
+        let mut client = balancer.client().await;
+        let length = ASK_CHAT.len().to_string();
+        let head = Client::head("POST", CHAT, &[("api-key", KEY), ("Content-Length", &length)]);
+        client.send(&[head.as_bytes(), ASK_CHAT.as_bytes()].concat()).await;
+        assert_eq!(client.reply_head().await.unwrap().status, 200);
+        least = least.min(when.recv().await.unwrap().elapsed());
+    }
+    assert!(least < Duration::from_millis(1), "{least:?}");
 }
 
 #[tokio::test]

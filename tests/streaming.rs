@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use aoai_lb::demo::{Extent, Mood, Refusal};
 use serde_json::Value;
-use support::upstream::Upstream;
+use support::upstream::{self, Request, Upstream};
 use support::{Balancer, CHAT, Client, KEY, azure, backends, until};
 
 const STREAM: &str =
@@ -250,6 +250,23 @@ async fn a_clean_end_without_the_last_event_is_relayed_and_recorded_as_failed() 
     let reply = balancer.post(CHAT, &[("api-key", KEY)], STREAM.as_bytes()).await;
     assert!(reply.whole && !reply.text().contains("[DONE]"));
     assert_eq!(balancer.records_of(1).await[0]["outcome"], "failed");
+}
+
+#[tokio::test]
+async fn our_own_question_costs_no_answer_where_no_further_attempt_is_allowed() {
+    const REFUSES: &str = r#"{"error":{"message":"Unrecognized request argument supplied: stream_options","type":"invalid_request_error","param":null,"code":null}}"#;
+    let declines = Upstream::start(|request: &Request| {
+        let asked = String::from_utf8_lossy(&request.body).contains("stream_options");
+        let stream = "data: {\"choices\":[{\"delta\":{\"content\":\"hi\"}}]}\n\ndata: [DONE]\n\n";
+        match asked {
+            true => upstream::reply(400, "Content-Type: application/json", REFUSES),
+            false => upstream::reply(200, "Content-Type: text/event-stream", stream),
+        }
+    })
+    .await;
+    let balancer = Balancer::start(&declines.backend("a"), "retry: { attempts: 0 }").await;
+    let reply = balancer.post(CHAT, &[("api-key", KEY)], STREAM.as_bytes()).await;
+    assert_eq!((reply.status, declines.requests().len()), (200, 2), "{}", reply.text());
 }
 
 #[tokio::test]
