@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import OpenAI, { AzureOpenAI, toFile } from 'openai';
 
-import { COLLEAGUE_KEY, KEY, LIMITED_KEY, URL_, contains, expect, least, mine, raises, run, test } from './suite.mjs';
+import { COLLEAGUE_KEY, FAILING, KEY, LIMITED_KEY, URL_, contains, expect, least, mine, raises, run, test } from './suite.mjs';
 
 const VERSION = '2025-04-01-preview';
 const AUDIO = Buffer.alloc(300_000, 'sound');
@@ -168,6 +168,15 @@ test('a refusal within a 200, v1 responses', async () => {
   assert.equal(events.at(-1).type, 'response.completed');
   assert.equal(events.filter((event) => event.type === 'response.created').length, 1);
   expect({ operation: 'responses', backends: ['troubled', 'westus'], outcome: 'answered' });
+});
+
+test("whatever fails fails over, and the SDK's own retries are not needed", async () => {
+  for (const failing of FAILING) {
+    const create = (more) => azure({ maxRetries: 2 }).chat.completions.create({ model: mine(failing), ...more });
+    const answer = await create({ messages: says('Once') });
+    assert.equal(answer.choices[0].message.content, answerTo('Once'));
+    expect({ status: 200, backends: [mine(failing), 'westus'], outcome: 'answered' });
+  }
 });
 
 test("the SDK's own retry, after as long as it was told", async () => {

@@ -63,6 +63,20 @@ def _():
     expect(operation="chat", backends=["troubled", "westus"], status=200, outcome="answered")
 
 
+@test("whatever fails fails over, and the SDK's own retries are not needed")
+def _():
+    learnt = ["failing-absent", "failing-locked"]
+    for case in suite.FAILING:
+        client = azure(max_retries=2)
+        first = client.chat.completions.create(model=mine(case), messages=says("Once"))
+        assert first.choices[0].message.content == answer_to("Once")
+        expect(status=200, backends=[mine(case), "westus"], outcome="answered")
+        # A stream as well; what was found out about credential and deployment is known by now.
+        check_stream(list(chat(client, mine(case), stream=True)), "Hello")
+        asked = ["westus"] if case in learnt else [mine(case), "westus"]
+        expect(status=200, backends=asked, outcome="answered")
+
+
 @test("the SDK's own retry, after as long as it was told")
 def _():
     client = azure(max_retries=2)

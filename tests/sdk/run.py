@@ -17,7 +17,7 @@ sys.dont_write_bytecode = True
 
 import environments
 from record import Record
-from stack import STOP, SUITES, Failed, Stack, await_condition
+from stack import FAILING, STOP, SUITES, Failed, Stack, await_condition
 
 HERE = Path(__file__).resolve().parent
 SUITE_LIMIT = 60.0
@@ -72,7 +72,11 @@ def main():
 def run_suite(stack, tally, name, command, reached=lambda: None):
     """Runs a suite as a process of its own; `reached` is called where the suite says so."""
     named = {"CLIENT_NAME": name, "CLIENT_KEY": stack.keys[name], "BALANCER_URL": stack.url}
-    others = {"LIMITED_KEY": stack.keys["limited"], "COLLEAGUE_KEY": stack.keys["colleague"]}
+    others = {
+        "LIMITED_KEY": stack.keys["limited"],
+        "COLLEAGUE_KEY": stack.keys["colleague"],
+        "FAILING": ",".join(FAILING),
+    }
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             command,

@@ -30,6 +30,16 @@ CASES = {
     "breaking": ("{reset_mid_body: {events: 5}}", None),
     "slow": ("{drip: 40ms}", None),
 }
+# Failures: each is a backend of its own, so that its breaker is nobody else's; `westus` can help.
+FAILING = {
+    "failing-503": "{refuses: 503}",
+    "failing-500": "{refuses: server_error_html}",
+    "failing-reset": "reset_before_head",
+    "failing-close": "close_before_head",
+    "failing-early": "{early_answer: {refuses: 503, close: true}}",
+    "failing-absent": "{refuses: deployment_not_found}",
+    "failing-locked": "{refuses: firewall}",
+}
 SUITES = ["python", "python-028", "node"]
 # Two standard resources: name, deployments.
 STANDARD = {
@@ -166,7 +176,8 @@ class Stack:
         for name, deployments in STANDARD.items():
             limited = [f"{{name: {deployment}, tokens_per_minute: 1000000}}" for deployment in deployments]
             resource(name, name.title(), limited)
-        moods = {f"{case}-{suite}": mood for case, (mood, _) in CASES.items() for suite in SUITES}
+        cases = {case: mood for case, (mood, _) in CASES.items()} | FAILING
+        moods = {f"{case}-{suite}": mood for case, mood in cases.items() for suite in SUITES}
         chatting = [f"{{name: {name}, model: gpt-4o}}" for name in [*moods, "gpt-4o"]]
         resource("troubled", "Sweden Central", chatting, moods | {"otherwise": "calm"})
         return "\n".join(lines) + "\n"
@@ -182,6 +193,8 @@ class Stack:
                 troubled[name] = name
                 if helper:
                     own["westus"][name] = helper
+        failing = [f"{case}-{suite}" for case in FAILING for suite in SUITES]
+        own["westus"] |= dict.fromkeys(failing, "gpt-4o")
         lines = ["listeners:", f"  - address: 127.0.0.1:{port}", "backends:"]
 
         def backend(name, tier, resource, key, deployments):
@@ -196,6 +209,8 @@ class Stack:
         backend("eastus-ptu", 1, "eastus-ptu", keys["eastus-ptu"], {"gpt-4o": "gpt-4o-ptu"})
         backend("troubled", 1, "troubled", keys["troubled"], troubled)
         backend("miskeyed", 1, "troubled", secrets.token_hex(16), {"miskeyed": "gpt-4o"})
+        for name in failing:
+            backend(name, 1, "troubled", keys["troubled"], {name: name})
         for name, deployments in own.items():
             backend(name, 2, name, keys[name], deployments)
         lines.append("clients:")

@@ -8,6 +8,8 @@ export const CLIENT = process.env.CLIENT_NAME;
 export const LIMITED_KEY = process.env.LIMITED_KEY;
 export const COLLEAGUE_KEY = process.env.COLLEAGUE_KEY;
 
+export const FAILING = process.env.FAILING.split(',');
+
 const tests = [];
 let expected = [];
 

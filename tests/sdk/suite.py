@@ -16,6 +16,8 @@ CLIENT = os.environ["CLIENT_NAME"]
 LIMITED_KEY = os.environ["LIMITED_KEY"]
 COLLEAGUE_KEY = os.environ["COLLEAGUE_KEY"]
 
+FAILING = os.environ["FAILING"].split(",")
+
 KNOWN = {"known": True}
 
 _tests = []
