@@ -24,7 +24,8 @@ use crate::admin::Admin;
 use crate::config::{AdminAddress, Config};
 use crate::gateway::{Gateway, Process};
 use crate::proxy::dns::{Directory, Resolve, System};
-use crate::proxy::guard::{Guard, STOPPING};
+use crate::proxy::door::{BadDoor, Door};
+use crate::proxy::guard::{Guard, IDLE, STOPPING};
 use crate::proxy::peer::{BadAuthority, Peers, keepalive};
 use crate::proxy::probe;
 use crate::proxy::{Balancer, Serving};
@@ -56,6 +57,14 @@ pub enum StartError {
         path: String,
         /// The system's reason.
         problem: io::Error,
+    },
+    /// A listener's TLS cannot be set up.
+    #[error("{key}.{problem}")]
+    Certificate {
+        /// The configuration's key of the listener.
+        key: String,
+        /// What is wrong.
+        problem: BadDoor,
     },
     /// A file of authorities cannot be read.
     #[error("backends[].tls.ca: {0}")]
@@ -97,13 +106,23 @@ pub fn run(config: &Config, background: &Runtime) -> Result<(), StartError> {
     let mut options = HttpServerOptions::default();
     // CONNECT is refused by our own rules, with a body and a record.
     options.allow_connect_method_proxying = true;
+    options.h2_idle_timeout = Some(IDLE);
     let mut proxy = http_proxy(&server.configuration, Balancer::new(Arc::clone(&serving)));
     proxy.server_options = Some(options);
     let proxy = Arc::new(proxy);
-    for listener in &config.listeners {
+    for (n, listener) in config.listeners.iter().enumerate() {
         let guard = Guard::new(Arc::clone(&proxy), Arc::new(listener.clone()), Arc::clone(&serving));
         let mut service = Service::new(format!("listener {}", listener.address), guard);
-        service.add_tcp_with_settings(&listener.address.to_string(), socket(config, listener.address));
+        let (address, options) = (listener.address.to_string(), socket(config, listener.address));
+        match &listener.tls {
+            Some(tls) => {
+                let bad = |problem| StartError::Certificate { key: format!("listeners[{n}]"), problem };
+                let door = Door::new(listener, tls).map_err(bad)?;
+                background.block_on(async { door.watch() });
+                service.add_tls_with_settings(&address, Some(options), door.settings().map_err(bad)?);
+            }
+            None => service.add_tcp_with_settings(&address, options),
+        }
         server.add_service(service);
     }
     if let Some(address) = &config.admin {

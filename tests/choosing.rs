@@ -234,8 +234,9 @@ async fn further_failovers_are_and_some_are_free() {
     for _ in 0..5 {
         statuses.extend(join_all((0..40).map(|_| balancer.chat())).await.iter().map(|reply| reply.status));
     }
-    // Ten a second, gathered over ten seconds.
-    let free = 100 + usize::try_from(begun.elapsed().as_secs()).unwrap() * 10;
+    // Ten a second, gathered over ten seconds; requests that look at the same moment may all find
+    // the last one free.
+    let free = 110 + usize::try_from(begun.elapsed().as_secs()).unwrap() * 10;
     let answered = statuses.iter().filter(|status| **status == 200).count();
     assert!((100..=free).contains(&answered), "{answered} of {}", statuses.len());
     assert_eq!(statuses.iter().filter(|status| **status == 503).count(), statuses.len() - answered);

@@ -25,7 +25,7 @@ const OK: &str = r#"{"choices":[{"message":{"content":"hi"},"finish_reason":"sto
 const JSON: &str = "Content-Type: application/json";
 const OTHER: &str = "/openai/deployments/other/chat/completions?api-version=2024-10-21";
 
-fn state<'s>(status: &'s Value, backend: usize) -> &'s str {
+fn state(status: &Value, backend: usize) -> &str {
     status["backends"][backend]["state"].as_str().unwrap()
 }
 

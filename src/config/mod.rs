@@ -9,6 +9,7 @@ mod check;
 mod deployments;
 mod endpoint;
 mod expand;
+mod key_pair;
 mod node;
 mod secret;
 mod statuses;
@@ -28,6 +29,7 @@ use crate::names::{BackendName, ClientName, Deployment, Tier, Weight};
 pub use allow::{Allow, PathPattern};
 pub use deployments::DeploymentMap;
 pub use endpoint::Endpoint;
+pub use key_pair::{BadPair, KeyPair};
 pub use secret::Secret;
 pub use statuses::Statuses;
 
@@ -74,8 +76,35 @@ pub enum Balance {
 pub struct Listener {
     /// The socket address; `[::]` is dual-stack.
     pub address: SocketAddr,
+    /// What clients speak TLS with; `None`: they do not.
+    pub tls: Option<ListenerTls>,
+    /// Whether clients may speak HTTP/2; only with TLS.
+    pub http2: bool,
     /// The networks whose `x-forwarded-for` is believed.
     pub trusted_proxies: Vec<ipnet::IpNet>,
+}
+
+/// The TLS of a listener.
+#[derive(Clone, Debug)]
+pub struct ListenerTls {
+    /// PEM: the listener's certificate and its chain.
+    pub certificate: PathBuf,
+    /// PEM.
+    pub private_key: PathBuf,
+    /// What clients have to speak at least.
+    pub minimum_version: TlsVersion,
+    /// For TLS 1.2, by OpenSSL's names; `None`: Mozilla's "intermediate".
+    pub ciphers: Option<String>,
+    /// For TLS 1.3, by OpenSSL's names; `None`: Mozilla's "intermediate".
+    pub ciphersuites: Option<String>,
+}
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each variant is the version's number")]
+pub enum TlsVersion {
+    V12,
+    V13,
 }
 
 /// One routable entry: an endpoint with its credential, tier and weight.

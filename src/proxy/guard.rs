@@ -13,8 +13,8 @@ use bytes::BytesMut;
 use log::debug;
 use memchr::memmem;
 use pingora::apps::{HttpServerApp, ServerApp};
-use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -29,7 +29,7 @@ use crate::refusal::{Reason, Refusal};
 /// may have eight.
 const HEAD_MAX: usize = 64 * 1024;
 /// How long a connection may be silent between two requests.
-const IDLE: Duration = Duration::from_secs(75);
+pub const IDLE: Duration = Duration::from_secs(75);
 /// How long a connection is kept after the listeners have closed: a client may have sent its
 /// next request before it was told to go elsewhere.
 pub const STOPPING: Duration = Duration::from_millis(250);
@@ -107,6 +107,10 @@ impl Guard {
 #[async_trait]
 impl ServerApp for Guard {
     async fn process_new(self: &Arc<Self>, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+            // Its frames have lengths and limits of their own.
+            return self.proxy.process_new(stream, shutdown).await;
+        }
         let mut stopping = shutdown.clone();
         let mut first = true;
         loop {

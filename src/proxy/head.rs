@@ -3,6 +3,9 @@
 
 use std::cell::Cell;
 
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use pingora::http::RequestHeader;
+
 use crate::refusal::{Reason, Refusal};
 
 /// Most header fields of a request.
@@ -21,10 +24,7 @@ pub(super) fn check(head: &[u8]) -> Result<(), Refusal> {
     match request.parse(head) {
         Ok(httparse::Status::Complete(_)) => {}
         Ok(httparse::Status::Partial) => return bad("the request head is incomplete"),
-        Err(httparse::Error::TooManyHeaders) => {
-            let message = format!("a request may have at most {FIELDS_MAX} header fields");
-            return Err(Refusal::new(Reason::HeadersTooLarge, message));
-        }
+        Err(httparse::Error::TooManyHeaders) => return Err(too_many()),
         Err(problem) => return bad(format!("the request head is malformed: {problem}")),
     }
     target(&request)?;
@@ -34,6 +34,31 @@ pub(super) fn check(head: &[u8]) -> Result<(), Refusal> {
         framing.field(field, is_http_11)?;
     }
     framing.together(is_http_11)
+}
+
+/// Checks the fields of a request of HTTP/2, whose framing is the protocol's own business.
+///
+/// # Errors
+/// `bad_request`, and `headers_too_large` for more than a hundred fields.
+pub(super) fn check_fields(request: &RequestHeader) -> Result<(), Refusal> {
+    if request.headers.len() > FIELDS_MAX {
+        return Err(too_many());
+    }
+    for (name, shown) in [
+        (CONTENT_TYPE, "Content-Type"),
+        (CONTENT_ENCODING, "Content-Encoding"),
+        (CONTENT_LENGTH, "Content-Length"),
+        (HOST, "Host"),
+    ] {
+        if request.headers.get_all(name).iter().nth(1).is_some() {
+            return bad(format!("there is more than one `{shown}`"));
+        }
+    }
+    Ok(())
+}
+
+fn too_many() -> Refusal {
+    Refusal::new(Reason::HeadersTooLarge, format!("a request may have at most {FIELDS_MAX} header fields"))
 }
 
 /// A target that the engine would refuse without a word: neither a path nor a URL of ours.

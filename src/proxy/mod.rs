@@ -4,6 +4,7 @@ mod attempt;
 mod conclude;
 mod context;
 pub mod dns;
+pub mod door;
 pub mod guard;
 mod head;
 mod headers;
@@ -77,6 +78,9 @@ impl Balancer {
     async fn receive(&self, session: &mut Session, flow: &Shared) -> Result<(), NoBody> {
         let gateway = Arc::clone(&flow.lock().serving.gateway);
         prepare(session, &gateway);
+        if session.req_header().version == Version::HTTP_2 {
+            head::check_fields(session.req_header())?;
+        }
         let (target, client) = read_head(session, flow)?;
         let method = session.req_header().method.clone();
         let bounds = Bounds {
@@ -163,8 +167,10 @@ impl ProxyHttp for Balancer {
             Flow::new(Arc::clone(&serving), Arc::clone(&self.bodies), session.req_header().method.clone());
         flow.peer_ip =
             session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip);
+        // On a connection with TLS it came along with the handshake, for each stream.
+        let listener = ctx.listener.take().or_else(|| door::of(session.digest()));
         flow.client_ip = flow.peer_ip.map(|peer| {
-            let trusted = ctx.listener.as_ref().map_or(&[][..], |listener| &listener.trusted_proxies);
+            let trusted = listener.as_ref().map_or(&[][..], |listener| &listener.trusted_proxies);
             client_ip(peer, &session.req_header().headers, trusted)
         });
         let flow = ctx.flow.insert(Shared::new(flow)).clone();

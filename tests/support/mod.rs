@@ -4,6 +4,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part of the harness")]
 
 pub mod client;
+pub mod h2;
+pub mod tls;
 pub mod upstream;
 
 use std::io::{BufRead, BufReader, Read};
@@ -101,6 +103,7 @@ pub struct Balancer {
     pub address: SocketAddr,
     pub admin: SocketAddr,
     directory: tempfile::TempDir,
+    speaks_tls: bool,
     log: Arc<Mutex<String>>,
 }
 
@@ -119,11 +122,38 @@ impl Balancer {
         Self::with_all(backends, &clients(), listener, "").await
     }
 
-    async fn with_all(backends: &str, clients: &str, listener: &str, more: &str) -> Self {
+    /// With TLS and HTTP/2, and a certificate of this authority.
+    pub async fn with_tls(authority: &tls::Authority, backends: &str, more: &str) -> Self {
+        Self::behind_tls(authority, "", backends, more).await
+    }
+
+    /// The same with further keys of the listener.
+    pub async fn with_tls_and(authority: &tls::Authority, listener: &str, backends: &str) -> Self {
+        Self::behind_tls(authority, listener, backends, "").await
+    }
+
+    async fn behind_tls(authority: &tls::Authority, listener: &str, backends: &str, more: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
+        tls::write_pair(directory.path(), authority, 1);
+        let tls = "tls: { certificate: cert.pem, private_key: key.pem }\nhttp2: true\n";
+        Self::within(directory, backends, &clients(), &format!("{tls}{listener}"), more).await
+    }
+
+    async fn with_all(backends: &str, clients: &str, listener: &str, more: &str) -> Self {
+        Self::within(tempfile::tempdir().unwrap(), backends, clients, listener, more).await
+    }
+
+    async fn within(
+        directory: tempfile::TempDir,
+        backends: &str,
+        clients: &str,
+        listener: &str,
+        more: &str,
+    ) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let mut text = format!("listeners:\n  - address: {address}\n    {listener}\n");
+        let listener: String = listener.lines().map(|line| format!("    {line}\n")).collect();
+        let mut text = format!("listeners:\n  - address: {address}\n{listener}");
         if !more.contains("server:") {
             text += "server: { drain_delay: 0s }\n";
         }
@@ -148,7 +178,8 @@ impl Balancer {
                 log.push('\n');
             }
         });
-        let mut balancer = Self { child, address, admin, directory, log };
+        let speaks_tls = listener.contains("tls:");
+        let mut balancer = Self { child, address, admin, directory, speaks_tls, log };
         balancer.until_ready().await;
         balancer
     }
@@ -156,9 +187,7 @@ impl Balancer {
     async fn until_ready(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Ok(mut client) = Client::try_connect(self.address).await
-                && client.get("/readyz", &[]).await.status == 200
-            {
+            if self.is_ready().await {
                 return;
             }
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -166,6 +195,18 @@ impl Balancer {
             }
             assert!(Instant::now() < deadline, "not ready:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Whether it answers; a listener with TLS has to be asked in another language.
+    async fn is_ready(&self) -> bool {
+        let Ok(mut client) = Client::try_connect(self.address).await else { return false };
+        if !self.speaks_tls {
+            return client.get("/readyz", &[]).await.status == 200;
+        }
+        match Client::try_connect(self.admin).await {
+            Ok(mut admin) => admin.get("/api/status", &[("Host", "localhost")]).await.status == 200,
+            Err(_) => false,
         }
     }
 

@@ -3,9 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
+use openssl::ssl::{SslContext, SslMethod};
 
-use crate::config::Listener;
 use crate::config::node::{Inner, Map};
+use crate::config::{BadPair, KeyPair, Listener, ListenerTls, TlsVersion};
+
+const VERSIONS: [(&str, TlsVersion); 2] = [("1.2", TlsVersion::V12), ("1.3", TlsVersion::V13)];
+/// A certificate that ends within so many days is worth a word.
+const ENDS_SOON_DAYS: u32 = 14;
 
 /// Reads all listeners; no two may want the same port of the same address.
 pub(super) fn read(root: &Map<'_, '_>) -> Option<Vec<Listener>> {
@@ -15,7 +20,8 @@ pub(super) fn read(root: &Map<'_, '_>) -> Option<Vec<Listener>> {
 }
 
 fn listener(node: &Inner<'_, '_>, taken: &mut Vec<(SocketAddr, String)>) -> Option<Listener> {
-    let map = node.map(&["address", "trusted_proxies"])?;
+    let map = node.map(&["address", "tls", "http2", "trusted_proxies"])?;
+    let speaks_tls = map.find("tls").is_some();
     let address =
         map.need("address", "write an IP address with a port, such as 127.0.0.1:8080").and_then(|node| {
             let address = node.parsed(|text| {
@@ -25,7 +31,7 @@ fn listener(node: &Inner<'_, '_>, taken: &mut Vec<(SocketAddr, String)>) -> Opti
             if let Some((_, other)) = taken.iter().find(|(other, _)| overlap(*other, address)) {
                 return node.error(format!("is taken by {other}; use another port or remove one of them"));
             }
-            if !address.ip().to_canonical().is_loopback() {
+            if !address.ip().to_canonical().is_loopback() && !speaks_tls {
                 node.warn(
                     "is not a loopback address: keys and prompts travel in clear between clients and here",
                 );
@@ -34,7 +40,52 @@ fn listener(node: &Inner<'_, '_>, taken: &mut Vec<(SocketAddr, String)>) -> Opti
             Some(address)
         });
     let trusted_proxies = map.or("trusted_proxies", Vec::new(), |node| node.each(network));
-    Some(Listener { address: address?, trusted_proxies: trusted_proxies? })
+    let tls = map.maybe("tls", tls);
+    let http2 = map.or("http2", false, |node| {
+        let http2 = node.flag()?;
+        if http2 && !speaks_tls {
+            return node.error("needs `tls`: clients agree on HTTP/2 in the TLS handshake");
+        }
+        Some(http2)
+    });
+    Some(Listener { address: address?, tls: tls?, http2: http2?, trusted_proxies: trusted_proxies? })
+}
+
+fn tls(node: &Inner<'_, '_>) -> Option<ListenerTls> {
+    let map = node.map(&["certificate", "private_key", "minimum_version", "ciphers", "ciphersuites"])?;
+    let file = |key, what| map.need(key, what).and_then(|node| node.file());
+    let certificate = file("certificate", "write the PEM file of the certificate and its chain");
+    let private_key = file("private_key", "write the PEM file of the certificate's private key");
+    let minimum_version = map.or("minimum_version", TlsVersion::V12, |node| node.word(&VERSIONS));
+    let list = |key, is_good: fn(&str) -> bool| {
+        map.maybe(key, |node| {
+            let must = "must be a list of names that OpenSSL knows, joined by colons";
+            node.parsed(|text| is_good(text).then(|| text.to_owned()).ok_or(must))
+        })
+    };
+    let ciphers = list("ciphers", |list| {
+        SslContext::builder(SslMethod::tls()).is_ok_and(|mut context| context.set_cipher_list(list).is_ok())
+    });
+    let ciphersuites = list("ciphersuites", |list| {
+        SslContext::builder(SslMethod::tls()).is_ok_and(|mut context| context.set_ciphersuites(list).is_ok())
+    });
+    let tls = ListenerTls {
+        certificate: certificate?.0,
+        private_key: private_key?.0,
+        minimum_version: minimum_version?,
+        ciphers: ciphers?,
+        ciphersuites: ciphersuites?,
+    };
+    match KeyPair::read(&tls) {
+        Ok(pair) => {
+            if let Some(end) = pair.ends_within(ENDS_SOON_DAYS) {
+                map.report.warn(&map.at("certificate"), format!("ends or ended on {end}"));
+            }
+            Some(tls)
+        }
+        Err(BadPair::Certificate(problem)) => map.report.error(&map.at("certificate"), problem),
+        Err(BadPair::PrivateKey(problem)) => map.report.error(&map.at("private_key"), problem),
+    }
 }
 
 /// Whether both cannot be listened on: the same port of the same address, or of all addresses.
@@ -85,6 +136,69 @@ mod tests {
         ] {
             assert_eq!(overlap(a.parse().unwrap(), b.parse().unwrap()), expected, "{a} {b}");
         }
+    }
+
+    #[test]
+    fn a_pair_is_read_and_belongs_together() {
+        use openssl::asn1::Asn1Time;
+        use openssl::hash::MessageDigest;
+        use openssl::pkey::PKey;
+        use openssl::rsa::Rsa;
+        use openssl::x509::X509;
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        let key = || PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap();
+        let (own, other) = (key(), key());
+        for (name, days) in [("good", 90), ("soon", 3)] {
+            let mut builder = X509::builder().unwrap();
+            builder.set_pubkey(&own).unwrap();
+            builder.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
+            builder.set_not_after(&Asn1Time::days_from_now(days).unwrap()).unwrap();
+            builder.sign(&own, MessageDigest::sha256()).unwrap();
+            std::fs::write(path(name), builder.build().to_pem().unwrap()).unwrap();
+        }
+        std::fs::write(path("own"), own.private_key_to_pem_pkcs8().unwrap()).unwrap();
+        std::fs::write(path("other"), other.private_key_to_pem_pkcs8().unwrap()).unwrap();
+        let cipher = openssl::symm::Cipher::aes_256_cbc();
+        let locked = own.private_key_to_pem_pkcs8_passphrase(cipher, b"secret").unwrap();
+        std::fs::write(path("locked"), locked).unwrap();
+        let listener = |certificate: &str, key: &str, more: &str| {
+            let (certificate, key) = (path(certificate), path(key));
+            format!(
+                "listeners: [ {{ address: '[::]:443', tls: {{ certificate: '{certificate}', private_key: '{key}'{more} }}, http2: true }} ]"
+            )
+        };
+        let all = ", minimum_version: '1.3', ciphers: 'ECDHE+AESGCM:ECDHE+CHACHA20', ciphersuites: TLS_AES_256_GCM_SHA384";
+        let open = "clients: is open and a listener is not on loopback: whoever can connect uses your keys";
+        assert_warnings(&[(&listener("good", "own", all), &[open])]);
+        let warnings = &good(&listener("soon", "own", "")).warnings;
+        assert!(warnings[0].to_string().starts_with("listeners[0].tls.certificate: ends or ended on "));
+        for (certificate, key, more, expected) in [
+            ("good", "other", "", "tls.private_key: must be the key of the listener's certificate"),
+            (
+                "good",
+                "locked",
+                "",
+                "tls.private_key: must be a PEM file with one private key without a passphrase",
+            ),
+            ("good", "good", "", "tls.private_key: must be a PEM file with one private key"),
+            ("own", "own", "", "tls.certificate: must be a PEM file; there is no certificate in"),
+            ("none", "own", "", "tls.certificate: cannot read"),
+            ("good", "none", "", "tls.private_key: cannot read"),
+            ("good", "own", ", minimum_version: '1.1'", "tls.minimum_version: must be 1.2 or 1.3"),
+            ("good", "own", ", ciphers: nonsense", "tls.ciphers: must be a list of names that OpenSSL knows"),
+            ("good", "own", ", ciphersuites: nonsense", "tls.ciphersuites: must be a list of names"),
+        ] {
+            let said = crate::config::tests::problems_in(&listener(certificate, key, more));
+            assert!(said.len() == 1 && said[0].contains(expected), "{expected}: {said:?}");
+            assert!(!said[0].contains("secret"));
+        }
+        let plain = "listeners: [ { address: '127.0.0.1:1', http2: true } ]";
+        assert_problems(&[(
+            plain,
+            &["listeners[0].http2: needs `tls`: clients agree on HTTP/2 in the TLS handshake"],
+        )]);
     }
 
     #[test]

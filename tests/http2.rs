@@ -1,0 +1,290 @@
+//! Listeners with TLS, and clients of HTTP/2.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and its output is read then"
+)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use aoai_lb::demo::{Extent, Mood, Refusal};
+use futures::future::join_all;
+use openssl::ssl::SslVersion;
+use support::h2::{Connection, dial};
+use support::tls::{authority, write_pair};
+use support::upstream::{Request, Upstream};
+use support::{Balancer, CHAT, HELLO, KEY, answerer, azure, backends, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const STREAM: &str = r#"{"stream":true,"messages":[{"role":"user","content":"hello"}]}"#;
+const MS: Duration = Duration::from_millis(1);
+/// Records are gathered for ten milliseconds before they are written.
+const AT_ONCE: Duration = Duration::from_millis(40);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_choose_between_http_2_and_http_1() {
+    let azure = azure(&["a"]).await;
+    let authority = authority();
+    let balancer = Balancer::with_tls(&authority, &backends(&azure), "").await;
+    let connection = Connection::open(balancer.address, &authority).await;
+    for (body, ending) in [(HELLO, "}"), (STREAM, "data: [DONE]\n\n")] {
+        let reply = connection.post(CHAT, body.as_bytes()).await;
+        assert_eq!((reply.status, reply.whole), (200, true), "{}", reply.text());
+        assert!(reply.text().ends_with(ending), "{}", reply.text());
+        assert_eq!(answerer(&reply), "a");
+        assert!(reply.header("connection").is_none() && reply.header("transfer-encoding").is_none());
+    }
+    // Many at once on one connection.
+    let replies = join_all((0..60).map(|_| connection.post(CHAT, STREAM.as_bytes()))).await;
+    assert!(replies.iter().all(|reply| reply.whole && reply.text().ends_with("data: [DONE]\n\n")));
+    // The other protocol, by choice or for want of one.
+    for protocols in [&b"\x08http/1.1"[..], b""] {
+        let mut stream = dial(balancer.address, &authority, protocols, None).await.unwrap();
+        let length = HELLO.len();
+        let request = format!(
+            "POST {CHAT} HTTP/1.1\r\nHost: x\r\napi-key: {KEY}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{HELLO}"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    let records = balancer.records_of(64).await;
+    assert!(records.iter().all(|record| record["outcome"] == "answered" && record["client"] == "team-a"));
+    assert!(records.iter().all(|record| record["client_ip"] == "127.0.0.1"));
+    assert_eq!(balancer.status().await["in_flight"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn versions_are_bounded_and_a_new_certificate_is_shown() {
+    let azure = azure(&["a"]).await;
+    let authority = authority();
+    let balancer = Balancer::with_tls(&authority, &backends(&azure), "").await;
+    assert!(dial(balancer.address, &authority, b"", Some(SslVersion::TLS1_1)).await.is_err());
+    let before = dial(balancer.address, &authority, b"", Some(SslVersion::TLS1_2)).await.unwrap();
+    let shown = before.ssl().peer_certificate().unwrap().to_der().unwrap();
+    let directory = balancer.path("");
+    // Half of a pair changes nothing.
+    let key = std::fs::read(directory.join("key.pem")).unwrap();
+    std::fs::write(directory.join("key.pem"), "no key").unwrap();
+    until("it is told", || balancer.log().contains("keeps its certificate")).await;
+    dial(balancer.address, &authority, b"", None).await.unwrap();
+    std::fs::write(directory.join("key.pem"), key).unwrap();
+    write_pair(&directory, &authority, 2);
+    let begun = Instant::now();
+    loop {
+        let stream = dial(balancer.address, &authority, b"", None).await.unwrap();
+        if stream.ssl().peer_certificate().unwrap().to_der().unwrap() != shown {
+            break;
+        }
+        assert!(begun.elapsed() < support::PATIENCE, "{}", balancer.log());
+        tokio::time::sleep(50 * MS).await;
+    }
+    assert!(!balancer.log().contains("PRIVATE"), "{}", balancer.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_without_a_length_fails_over_byte_for_byte() {
+    let azure = azure(&["a", "b"]).await;
+    azure.set_mood("a", Mood::Refuses(Refusal::Unavailable));
+    let authority = authority();
+    let balancer = Balancer::with_tls(&authority, &backends(&azure), "").await;
+    let connection = Connection::open(balancer.address, &authority).await;
+    let text: String = (0..700_000).map(|n| format!("{n} ")).collect();
+    let body = format!(r#"{{"messages":[{{"role":"user","content":"{text}"}}]}}"#);
+    let length = body.len().to_string();
+    for headers in [&[][..], &[("content-length", length.as_str())]] {
+        let mut exchange = connection.begin(CHAT, headers).await;
+        support::h2::send(&mut exchange.body, body.as_bytes()).await;
+        let reply = exchange.reply().await;
+        assert_eq!((reply.status, answerer(&reply).as_str()), (200, "b"), "{}", reply.text());
+        assert!(azure.requests("b").pop().unwrap().body.unwrap() == body.as_bytes());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_are_what_they_are_elsewhere() {
+    let azure = azure(&["a"]).await;
+    let authority = authority();
+    let balancer = Balancer::with_tls(&authority, &backends(&azure), "requests: { max_body: 1KiB }").await;
+    let connection = Connection::open(balancer.address, &authority).await;
+    let large = "x".repeat(100_000);
+    let many: Vec<(String, &str)> = (0..100).map(|n| (format!("x-{n}"), "v")).collect();
+    let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    let twice = [("content-type", "application/json"), ("content-type", "text/plain")];
+    let cases: [(&str, &[(&str, &str)], &str, u16, &str); 6] = [
+        (CHAT, &[("api-key", "another")], HELLO, 401, "invalid_api_key"),
+        ("/other", &[], HELLO, 404, "path_not_allowed"),
+        ("/openai/v1/../x", &[], HELLO, 400, "bad_request"),
+        (CHAT, &[], &large, 413, "body_too_large"),
+        (CHAT, &many, HELLO, 431, "headers_too_large"),
+        (CHAT, &twice, HELLO, 400, "bad_request"),
+    ];
+    for (target, headers, body, status, code) in cases {
+        let mut exchange = connection.begin(target, headers).await;
+        support::h2::send(&mut exchange.body, body.as_bytes()).await;
+        let reply = exchange.reply().await;
+        assert_eq!((reply.status, reply.code().as_str()), (status, code), "{}", reply.text());
+        assert!(reply.header("x-aoai-lb-request-id").is_some());
+    }
+    // The connection is none the worse for it.
+    assert_eq!(connection.post(CHAT, HELLO.as_bytes()).await.status, 200);
+    let records = balancer.records_of(7).await;
+    let refusals: Vec<&str> = records.iter().filter_map(|record| record["refusal"].as_str()).collect();
+    assert_eq!(refusals, cases.map(|case| case.4));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_stream_is_reset() {
+    let azure = azure(&["a"]).await;
+    let authority = authority();
+    let balancer = Balancer::with_tls(&authority, &backends(&azure), "").await;
+    let connection = Connection::open(balancer.address, &authority).await;
+    let after = Extent::Events(3);
+    let moods =
+        [Mood::ResetMidBody { after }, Mood::CloseMidStream { after }, Mood::TruncatedLength { missing: 9 }];
+    for mood in moods {
+        azure.set_mood("a", mood.clone());
+        for body in [STREAM, HELLO] {
+            let reply = connection.post(CHAT, body.as_bytes()).await;
+            assert_eq!((reply.status, reply.whole), (200, false), "{mood:?} {body}");
+        }
+    }
+    azure.set_mood("a", Mood::Calm);
+    assert_eq!(connection.post(CHAT, HELLO.as_bytes()).await.status, 200);
+    let records = balancer.records_of(7).await;
+    assert!(records[..6].iter().all(|record| record["outcome"] == "failed"));
+}
+
+/// Resets a request's stream once it is `ready`, three times on one connection; the least time
+/// until its record is there.
+async fn leaves(balancer: &Balancer, connection: &Connection, body: &str, ready: impl AsyncFn(usize)) {
+    let before = balancer.records().len();
+    let mut least = Duration::MAX;
+    for n in 1..=3 {
+        let exchange = connection.ask(CHAT, body.as_bytes()).await;
+        ready(n).await;
+        let mut stream = exchange.body;
+        stream.send_reset(h2::Reason::CANCEL);
+        let left = Instant::now();
+        until("the record is there", || balancer.records().len() == before + n).await;
+        least = least.min(left.elapsed());
+    }
+    let records = balancer.records();
+    assert!(records[before..].iter().all(|record| record["outcome"] == "client_gone"), "{records:#?}");
+    assert!(least < AT_ONCE, "{least:?}");
+    balancer.until_status("nothing is in flight", |status| status["in_flight"] == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_resets_its_stream_takes_the_request_along() {
+    let azure = azure(&["a"]).await;
+    let authority = authority();
+    let more = "retry: { wait: 10s, hold: { time: 20s } }";
+    let balancer = Balancer::with_tls(&authority, &backends(&azure), more).await;
+    let connection = Connection::open(balancer.address, &authority).await;
+    let arrived = |n: usize| {
+        let azure = &azure;
+        async move {
+            until("it arrives", || azure.requests("a").iter().filter(|seen| seen.complete).count() == n)
+                .await;
+        }
+    };
+    let cancelled = || azure.requests("a").iter().filter(|seen| seen.cancelled).count();
+    // Before the first byte.
+    azure.set_mood("a", Mood::Mute);
+    leaves(&balancer, &connection, HELLO, &arrived).await;
+    until("upstream is cancelled", || cancelled() == 3).await;
+    // In mid-stream.
+    azure.set_mood("a", Mood::Drip(50 * MS));
+    leaves(&balancer, &connection, STREAM, async |n| {
+        arrived(3 + n).await;
+        tokio::time::sleep(300 * MS).await;
+    })
+    .await;
+    until("upstream is cancelled", || cancelled() == 6).await;
+    assert!(balancer.records()[3..].iter().all(|record| record["status"] == 200));
+    // While a cooldown is waited for.
+    azure.set_mood("a", Mood::Throttled { retry_after_ms: Some(9_000), retry_after: None });
+    leaves(&balancer, &connection, HELLO, async |_| {
+        // The first is refused, the others know.
+        arrived(7).await;
+        tokio::time::sleep(30 * MS).await;
+    })
+    .await;
+    // Between tries, with another deployment, which does not rest.
+    azure.set_mood("a", Mood::Refuses(Refusal::Unavailable));
+    let other = "/openai/deployments/other/chat/completions?api-version=2024-10-21";
+    let exchange = connection.ask(other, HELLO.as_bytes()).await;
+    until("it has been asked three times", || azure.hits("a") >= 10).await;
+    let mut stream = exchange.body;
+    stream.send_reset(h2::Reason::CANCEL);
+    until("the record is there", || balancer.records().len() == 10).await;
+    assert_eq!(balancer.records()[9]["outcome"], "client_gone");
+    // The connection is none the worse for it.
+    azure.set_mood("a", Mood::Calm);
+    let reply = connection.post(other, HELLO.as_bytes()).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_while_its_stream_is_held_or_with_its_connection() {
+    const EMPTY: &str =
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: {\"choices\":[]}\n\n";
+    let quiet = Upstream::start(|_: &Request| {
+        std::iter::once(EMPTY.into()).chain(std::iter::repeat_n(Vec::new(), 30_000)).collect()
+    })
+    .await;
+    let authority = authority();
+    let balancer =
+        Balancer::with_tls(&authority, &quiet.backend("a"), "retry: { hold: { time: 20s } }").await;
+    let connection = Connection::open(balancer.address, &authority).await;
+    leaves(&balancer, &connection, STREAM, async |n| {
+        until("it arrives", || quiet.requests().len() == n).await;
+        tokio::time::sleep(30 * MS).await;
+    })
+    .await;
+    let under_way = join_all((0..5).map(|_| connection.ask(CHAT, STREAM.as_bytes()))).await;
+    until("they arrive", || quiet.requests().len() == 8).await;
+    connection.abort();
+    let records = balancer.records_of(8).await;
+    assert!(records.iter().all(|record| record["outcome"] == "client_gone"), "{records:#?}");
+    drop(under_way);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_address_of_a_client_behind_a_trusted_proxy_is_known_for_every_stream() {
+    let azure = azure(&["a"]).await;
+    let authority = authority();
+    let balancer =
+        Balancer::with_tls_and(&authority, "trusted_proxies: [127.0.0.1]", &backends(&azure)).await;
+    let connection = Connection::open(balancer.address, &authority).await;
+    for address in ["192.0.2.1", "192.0.2.2"] {
+        let mut exchange = connection.begin(CHAT, &[("x-forwarded-for", address)]).await;
+        support::h2::send(&mut exchange.body, HELLO.as_bytes()).await;
+        assert_eq!(exchange.reply().await.status, 200);
+    }
+    let records = balancer.records_of(2).await;
+    let addresses: Vec<&str> = records.iter().map(|record| record["client_ip"].as_str().unwrap()).collect();
+    assert_eq!(addresses, ["192.0.2.1", "192.0.2.2"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_finishes_what_is_under_way() {
+    let azure = azure(&["a"]).await;
+    azure.set_mood("a", Mood::Drip(100 * MS));
+    let authority = authority();
+    let mut balancer = Balancer::with_tls(&authority, &backends(&azure), "").await;
+    let connection = Connection::open(balancer.address, &authority).await;
+    let exchange = connection.ask(CHAT, STREAM.as_bytes()).await;
+    until("it is under way", || azure.hits("a") == 1).await;
+    let reply = tokio::spawn(exchange.reply());
+    balancer.signal("TERM");
+    let reply = reply.await.unwrap();
+    assert!(reply.whole && reply.text().ends_with("data: [DONE]\n\n"), "{}", reply.text());
+    assert_eq!(balancer.ended().await, 0);
+    assert_eq!(balancer.records_of(1).await[0]["outcome"], "answered");
+}
