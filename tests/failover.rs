@@ -260,6 +260,18 @@ async fn a_thousand_requests_through_flapping_backends_without_one_error() {
 }
 
 #[tokio::test]
+async fn a_backend_with_traffic_is_not_probed() {
+    let azure = azure(&["a"]).await;
+    let balancer = Balancer::start(&backend(&azure, "a", "probe: { interval: 1s }"), "").await;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(2_500) {
+        assert_eq!(balancer.chat().await.status, 200);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(azure.requests("a").iter().all(|seen| seen.method == "POST"));
+}
+
+#[tokio::test]
 async fn a_backend_without_traffic_is_asked_whether_it_is_well() {
     let azure = azure(&["a", "b"]).await;
     let tiers = backend(&azure, "a", "tier: 1") + &backend(&azure, "b", "tier: 2\nprobe: { interval: 1s }");
