@@ -14,10 +14,11 @@ use aoai_lb::demo::{Mood, Simulator};
 use futures::future::join_all;
 use serde_json::Value;
 use support::upstream::{Request, Upstream};
-use support::{Balancer, CHAT, Client, HELLO, KEY, LISTED, answerer, azure, backend, backends, entry, until};
+use support::{
+    Balancer, CHAT, Client, HELLO, KEY, LISTED, STREAM, answerer, azure, backend, backends, entry, until,
+};
 use tokio::net::TcpListener;
 
-const STREAM: &str = r#"{"stream":true,"messages":[{"role":"user","content":"hello"}]}"#;
 const MS: Duration = Duration::from_millis(1);
 
 /// Sends a chat and does not wait for its answer.

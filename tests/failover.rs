@@ -13,9 +13,7 @@ use std::time::{Duration, Instant};
 
 use aoai_lb::demo::{ErrorOrder, Mood, Refusal, Simulator};
 use futures::future::join_all;
-use support::{Balancer, CHAT, HELLO, KEY, answerer, azure, backend, listed, until};
-
-const STREAM: &str = r#"{"stream":true,"messages":[{"role":"user","content":"hello"}]}"#;
+use support::{Balancer, CHAT, HELLO, KEY, STREAM, answerer, azure, backend, listed, until};
 
 fn throttled(ms: u64) -> Mood {
     Mood::Throttled { retry_after_ms: Some(ms), retry_after: None }

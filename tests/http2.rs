@@ -16,10 +16,9 @@ use openssl::ssl::SslVersion;
 use support::h2::{Connection, dial};
 use support::tls::{authority, write_pair};
 use support::upstream::{Request, Upstream};
-use support::{Balancer, CHAT, HELLO, KEY, answerer, azure, backends, until};
+use support::{Balancer, CHAT, HELLO, KEY, STREAM, answerer, azure, backends, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const STREAM: &str = r#"{"stream":true,"messages":[{"role":"user","content":"hello"}]}"#;
 const MS: Duration = Duration::from_millis(1);
 /// Records are gathered for ten milliseconds before they are written.
 const AT_ONCE: Duration = Duration::from_millis(40);

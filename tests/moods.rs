@@ -12,9 +12,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use aoai_lb::demo::{ErrorOrder, Extent, Mood, Refusal};
-use support::{Balancer, CHAT, HELLO, KEY, answerer, azure, listed};
+use support::{Balancer, CHAT, HELLO, KEY, STREAM, answerer, azure, listed};
 
-const STREAM: &str = r#"{"stream":true,"messages":[{"role":"user","content":"hello"}]}"#;
 const LONG: Duration = Duration::from_secs(20);
 
 /// What becomes of a request whose first backend is in a mood.

@@ -15,12 +15,13 @@ use aoai_lb::demo::{ErrorOrder, Extent, Mood, Refusal, Simulator};
 use futures::future::join_all;
 use serde_json::Value;
 use support::upstream::{Request, Upstream, reply};
-use support::{Balancer, CHAT, HELLO, KEY, LISTED, answerer, azure, backend, entry, free_port, listed};
+use support::{
+    Balancer, CHAT, HELLO, KEY, LISTED, STREAM, answerer, azure, backend, entry, free_port, listed,
+};
 use tokio::net::TcpListener;
 
 const TIMEOUTS: &str =
     "timeouts: { connect: 300ms, first_byte: 300ms, first_byte_stream: 300ms, idle: 300ms }";
-const STREAM: &str = r#"{"stream":true,"messages":[{"role":"user","content":"hello"}]}"#;
 const OK: &str = r#"{"choices":[{"message":{"content":"hi"},"finish_reason":"stop"}]}"#;
 const JSON: &str = "Content-Type: application/json";
 const OTHER: &str = "/openai/deployments/other/chat/completions?api-version=2024-10-21";

@@ -26,6 +26,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// The key of the client `team-a` in configurations of the harness.
 pub const KEY: &str = "key-of-team-a";
 pub const CHAT: &str = "/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21";
+pub const STREAM: &str = r#"{"stream":true,"messages":[{"role":"user","content":"hello"}]}"#;
 pub const HELLO: &str = r#"{"messages":[{"role":"user","content":"hello"}]}"#;
 
 /// A port nobody listens on, outside the range from which the system hands ports to
