@@ -21,8 +21,9 @@ use crate::azure::verdict::{self, Verdict};
 use crate::azure::{Naming, Operation, Target, is_create_without_idempotence};
 use crate::config::{self, Config, Content};
 use crate::names::Deployment;
+use crate::record::Recorder;
 use crate::record::exchange::{Exchange, Keep};
-use crate::record::sinks::jsonl::Jsonl;
+use crate::record::writer::Receipt;
 use crate::refusal::{Reason, Refusal};
 use crate::routing::health::{BackendMemory, Memory};
 use crate::routing::journey::Allowance;
@@ -31,6 +32,10 @@ use crate::routing::pool::Pool;
 pub use self::inquiry::{Asked, Body, Outgoing};
 pub use self::lessons::Answer;
 pub use crate::routing::breaker::Failure;
+
+/// How much of an answer is gathered beyond its limit, so that what is to be taken out is found
+/// whole where it crosses it.
+const BEYOND: usize = 16 * 1024;
 
 /// A backend as the proxy needs it.
 #[derive(Debug)]
@@ -46,19 +51,19 @@ pub struct Backend {
 pub struct Process {
     /// Cooldowns and the like.
     pub memory: Memory,
-    /// Requests from the parsed head until the record is settled.
+    /// Requests from the parsed head until the record is settled and the answer has gone out.
     pub in_flight: AtomicUsize,
     /// Requests settled so far.
     pub settled: AtomicUsize,
     /// The process has begun to stop: readiness fails.
     pub stopping: AtomicBool,
     /// Where records go.
-    pub recorder: Option<Jsonl>,
+    pub recorder: Option<Recorder>,
 }
 
 impl Process {
     /// A process that begins now.
-    pub fn new(now: Instant, recorder: Option<Jsonl>) -> Self {
+    pub fn new(now: Instant, recorder: Option<Recorder>) -> Self {
         Self {
             memory: Memory::new(now),
             in_flight: AtomicUsize::new(0),
@@ -254,19 +259,33 @@ impl Gateway {
     pub fn keep(&self, client: Option<&Client>) -> Option<Keep> {
         let record = self.record.as_ref()?;
         let content = client.and_then(|client| client.content).unwrap_or(record.content);
+        let limit = usize::try_from(record.content_limit).unwrap_or(usize::MAX);
+        let beyond = if record.redact.is_empty() { 0 } else { BEYOND };
         Some(Keep {
             prompt: content != Content::None,
             completion: content == Content::Full,
-            limit: usize::try_from(record.content_limit).unwrap_or(usize::MAX),
+            limit,
+            gather: limit.saturating_add(beyond),
         })
     }
 
-    /// The end of every request: its record, where one is kept, is written, once.
-    pub fn settle(&self, record: Option<(Box<Exchange>, Keep)>) {
-        if let (Some(recorder), Some((exchange, keep))) = (&self.process.recorder, record) {
-            recorder.write(exchange, keep);
-        }
+    /// The end of every request's story: its record, where one is kept, is written, once. Returns
+    /// word of when it is.
+    pub fn settle(&self, record: Option<(Box<Exchange>, Keep)>) -> Option<Receipt> {
         self.process.settled.fetch_add(1, Ordering::Relaxed);
+        let (exchange, keep) = record?;
+        self.process.recorder.as_ref()?.write(exchange, keep)
+    }
+
+    /// The last bytes of an answer went out before its record was written.
+    pub fn late(&self) {
+        if let Some(recorder) = &self.process.recorder {
+            recorder.tally().late.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The client has all it gets.
+    pub fn leave(&self) {
         self.process.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }

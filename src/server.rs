@@ -29,7 +29,7 @@ use crate::proxy::guard::{Guard, IDLE, STOPPING};
 use crate::proxy::peer::{BadAuthority, Peers, keepalive};
 use crate::proxy::probe;
 use crate::proxy::{Balancer, Serving};
-use crate::record::sinks::jsonl::Jsonl;
+use crate::record::{RecordError, Recorder};
 
 /// How long the start waits for names to resolve; a backend whose name has not is left out
 /// until it has.
@@ -50,14 +50,9 @@ pub enum StartError {
         /// The system's reason.
         problem: io::Error,
     },
-    /// The record file cannot be opened.
-    #[error("record.jsonl.path: cannot open {path}: {problem}")]
-    Record {
-        /// The path.
-        path: String,
-        /// The system's reason.
-        problem: io::Error,
-    },
+    /// Records cannot be kept.
+    #[error(transparent)]
+    Record(#[from] RecordError),
     /// A listener's TLS cannot be set up.
     #[error("{key}.{problem}")]
     Certificate {
@@ -81,14 +76,7 @@ pub enum StartError {
 pub fn run(config: &Config, background: &Runtime) -> Result<(), StartError> {
     let started = Instant::now();
     probe_addresses(config)?;
-    let recorder = match &config.record {
-        Some(record) => {
-            let path = &record.jsonl.path;
-            let opened = Jsonl::open(path);
-            Some(opened.map_err(|problem| StartError::Record { path: path.display().to_string(), problem })?)
-        }
-        None => None,
-    };
+    let recorder = config.record.as_ref().map(Recorder::open).transpose()?;
     let process = Arc::new(Process::new(started, recorder));
     let directory = Directory::new(config);
     let resolver: Arc<dyn Resolve> = Arc::new(System);
@@ -101,6 +89,7 @@ pub fn run(config: &Config, background: &Runtime) -> Result<(), StartError> {
         peers: Peers::new(config, directory.by_backend())?,
     }));
     background.block_on(async { probe::watch(&serving) });
+    background.spawn(rotate_on_hangup(Arc::clone(&process)));
     let mut server = Server::new_with_opt_and_conf(None, engine(config));
     server.bootstrap();
     let mut options = HttpServerOptions::default();
@@ -135,6 +124,21 @@ pub fn run(config: &Config, background: &Runtime) -> Result<(), StartError> {
     server.run(RunArgs { shutdown_signal: Box::new(watch) });
     finish(&process);
     Ok(())
+}
+
+/// SIGHUP begins a new file of records, so that what rotates files by name gets along.
+async fn rotate_on_hangup(process: Arc<Process>) {
+    match signal(SignalKind::hangup()) {
+        Ok(mut hangup) => {
+            while hangup.recv().await.is_some() {
+                info!("SIGHUP: a new file of records begins");
+                if let Some(recorder) = &process.recorder {
+                    recorder.rotate();
+                }
+            }
+        }
+        Err(problem) => warn!("SIGHUP is not listened to: {problem}"),
+    }
 }
 
 /// Pingora's own configuration.

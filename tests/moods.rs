@@ -25,6 +25,8 @@ enum Fate {
     Answered,
     /// It is seen to break off.
     Broken,
+    /// It says that it is over and then breaks off: SDKs have their answer.
+    Said,
     /// It ends as it did upstream, and is recorded as failed.
     Failed,
 }
@@ -32,7 +34,7 @@ enum Fate {
 /// The mood after this one, and what becomes of a plain request and of a stream in this one. A new
 /// mood has to find its place here.
 fn tour(mood: &Mood) -> (Option<Mood>, Fate, Fate) {
-    use Fate::{Answered, Broken, Elsewhere, Failed};
+    use Fate::{Answered, Broken, Elsewhere, Failed, Said};
     let down = || Mood::Refuses(Refusal::Unavailable);
     let (next, plain, stream) = match mood {
         Mood::Calm => {
@@ -52,7 +54,7 @@ fn tour(mood: &Mood) -> (Option<Mood>, Fate, Fate) {
         Mood::CloseBeforeHead => (Mood::ResetMidBody { after: Extent::Events(3) }, Elsewhere, Elsewhere),
         Mood::ResetMidBody { .. } => (Mood::CloseMidStream { after: Extent::Events(3) }, Broken, Broken),
         Mood::CloseMidStream { .. } => (Mood::TruncatedLength { missing: 10 }, Broken, Broken),
-        Mood::TruncatedLength { .. } => (Mood::CleanEndWithoutTerminal, Broken, Broken),
+        Mood::TruncatedLength { .. } => (Mood::CleanEndWithoutTerminal, Broken, Said),
         Mood::CleanEndWithoutTerminal => {
             let order = ErrorOrder::FailedThenError;
             (Mood::ErrorFirst { order, retry_after: Some("4".to_owned()) }, Answered, Failed)
@@ -102,6 +104,7 @@ async fn every_mood_and_what_a_client_sees_of_it() {
                     ("b", true, Some("answered")) => Fate::Elsewhere,
                     ("a", true, Some("answered")) => Fate::Answered,
                     ("a", false, Some("failed")) => Fate::Broken,
+                    ("a", false, Some("answered")) => Fate::Said,
                     ("a", true, Some("failed")) => Fate::Failed,
                     other => panic!("{now:?}: {other:?}: {record:#}"),
                 };

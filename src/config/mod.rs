@@ -290,8 +290,12 @@ pub struct Record {
     pub content_limit: u64,
     /// How token counts of streams are come by.
     pub usage: UsageMode,
+    /// What is taken out of prompts and answers before they are written down.
+    pub redact: Vec<regex::Regex>,
     /// The file of JSON lines.
     pub jsonl: Jsonl,
+    /// Where records wait for their sinks.
+    pub spool: Spool,
 }
 
 /// A file of one JSON object per line.
@@ -299,6 +303,19 @@ pub struct Record {
 pub struct Jsonl {
     /// Its path; the directory existed at the check.
     pub path: PathBuf,
+    /// From so many bytes on a new file is begun.
+    pub rotate: u64,
+    /// How many old files are kept.
+    pub keep: usize,
+}
+
+/// Where records wait for their sinks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spool {
+    /// A directory of the balancer's own.
+    pub path: PathBuf,
+    /// Bytes beyond which the oldest go.
+    pub maximum: u64,
 }
 
 /// What is kept of prompts and answers.

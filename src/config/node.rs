@@ -221,6 +221,14 @@ impl<'a, 'v> Inner<'a, 'v> {
         }
     }
 
+    /// A string as it is written, in which a dollar sign is a dollar sign.
+    pub(super) fn verbatim(&self) -> Option<&str> {
+        match self.value {
+            Value::String(raw) => Some(raw),
+            _ => self.mismatch("a string"),
+        }
+    }
+
     /// A string that is not empty.
     pub(super) fn filled(&self) -> Option<Text> {
         let text = self.text()?;

@@ -24,6 +24,7 @@ use crate::config::Listener;
 use crate::gateway::Gateway;
 use crate::names::Deployment;
 use crate::record::exchange::{Asked, Exchange, Keep, Outcome};
+use crate::record::writer::Receipt;
 use crate::refusal::{Reason, Refusal};
 
 /// A configuration at work: what decides, and how to reach what it decided on.
@@ -109,6 +110,7 @@ pub(super) struct End {
     pub(super) first_byte: Option<Duration>,
     pub(super) response_bytes: u64,
     settled: bool,
+    left: bool,
 }
 
 impl End {
@@ -205,10 +207,19 @@ impl Flow {
         }
     }
 
-    /// The end: hands the record over. Later calls do nothing.
-    pub(super) fn settle(&mut self) {
+    /// Whether nothing that is still to come could change the record: the answer has ended, or
+    /// said that it is over.
+    pub(super) fn is_told(&self) -> bool {
+        !self.end.settled
+            && matches!(&self.reply, Reply::Passing(passing) if passing.is_told())
+            && self.end.status != Some(101)
+    }
+
+    /// The end of the story: hands the record over, and returns word of when it is written. Later
+    /// calls do nothing.
+    pub(super) fn settle(&mut self) -> Option<Receipt> {
         if std::mem::replace(&mut self.end.settled, true) {
-            return;
+            return None;
         }
         let now = Instant::now();
         let facts = self.end_of_reply();
@@ -221,15 +232,21 @@ impl Flow {
             let exchange = self.exchange(&gateway, keep, facts, outcome, now);
             (Box::new(exchange), keep)
         });
-        gateway.settle(record);
+        gateway.settle(record)
+    }
+
+    /// The client has all it gets.
+    pub(super) fn leave(&mut self) {
+        if !std::mem::replace(&mut self.end.left, true) {
+            drop(self.settle());
+            self.serving.gateway.leave();
+        }
     }
 
     /// What was seen of the answer, and what its end says about the request's.
     fn end_of_reply(&mut self) -> Facts {
-        let Reply::Passing(passing) = std::mem::replace(&mut self.reply, Reply::None) else {
-            return Facts::default();
-        };
-        let (facts, ending) = passing.finish();
+        let Reply::Passing(passing) = &mut self.reply else { return Facts::default() };
+        let (facts, ending) = passing.tell();
         // SDKs hang up on the last event, before the end of the body: that is an answer.
         self.end.client_gone &= ending != Ending::Said;
         self.end.failed |= ending == Ending::Broken;
@@ -299,8 +316,8 @@ impl Drop for Flow {
     fn drop(&mut self) {
         if !self.end.settled {
             self.end.client_gone = self.end.status.is_none();
-            self.settle();
         }
+        self.leave();
     }
 }
 

@@ -32,6 +32,7 @@ use http::{Method, Version, header};
 use log::debug;
 use pingora::http::RequestHeader;
 use pingora::protocols::Digest;
+use pingora::protocols::http::HttpTask;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
@@ -116,8 +117,7 @@ impl Balancer {
             downstream.set_keepalive(None);
         }
         let tasks = flow.lock().refuse(refusal)?;
-        downstream.response_duplex_vec(tasks).await?;
-        Ok(())
+        answer(session, flow, tasks).await
     }
 
     /// Waits between tries; the client may leave meanwhile.
@@ -199,7 +199,7 @@ impl ProxyHttp for Balancer {
             }
         };
         if let Some(tasks) = spent {
-            session.as_downstream_mut().response_duplex_vec(tasks).await?;
+            answer(session, &flow, tasks).await?;
             return Ok(true);
         }
         replay::wrap(session.as_downstream_mut(), &flow);
@@ -390,7 +390,7 @@ impl ProxyHttp for Balancer {
         };
         session.set_keepalive(None);
         if let Ok(tasks) = tasks
-            && session.as_downstream_mut().response_duplex_vec(tasks).await.is_err()
+            && answer(session, flow, tasks).await.is_err()
         {
             flow.lock().end.client_gone = true;
         }
@@ -406,7 +406,7 @@ impl ProxyHttp for Balancer {
     async fn logging(&self, session: &mut Session, _error: Option<&Error>, ctx: &mut Context) {
         if let Some(flow) = &ctx.flow {
             replay::unwrap(session.as_downstream_mut(), flow);
-            flow.lock().settle();
+            flow.lock().leave();
         }
     }
 
@@ -425,6 +425,14 @@ impl ProxyHttp for Balancer {
     ) -> bool {
         true
     }
+}
+
+/// Gives a client the whole of its answer, once that is written down.
+async fn answer(session: &mut Session, flow: &Shared, tasks: Vec<HttpTask>) -> pingora::Result<()> {
+    let receipt = flow.lock().settle();
+    replay::recorded(flow, receipt).await;
+    session.as_downstream_mut().response_duplex_vec(tasks).await?;
+    Ok(())
 }
 
 /// What the head tells: where to, and whose request it is.

@@ -20,17 +20,21 @@ use pingora::protocols::http::custom::server::Session as CustomSession;
 use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorType, Result};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::attempt::Due;
 use super::context::Shared;
 use super::intake::{NoBody, broken};
 use super::tap::{FIRST_BYTE, IDLE};
 use super::trouble::Trouble;
+use crate::record::writer::Receipt;
 
 /// Most bytes that are handed to the engine at once: it says that it has taken a piece, not that
 /// it has sent it, and the time-out of the first byte begins after the last one.
 const PIECE_MAX: usize = 128 * 1024;
+
+/// How long the last bytes of an answer wait for its record.
+const RECORDING: Duration = Duration::from_millis(20);
 
 /// A body on its way to one attempt.
 #[derive(Default)]
@@ -70,6 +74,15 @@ impl Outgoing {
 pub(super) async fn send_overdue(session: &mut ServerSession) -> Result<()> {
     // The replaying session asks the story what that is.
     session.response_duplex_vec(Vec::new()).await.map(|_| ())
+}
+
+/// Waits for the record of an answer whose last bytes are about to go out, for a moment: what a
+/// client has got whole is written down even if this process is killed.
+pub(super) async fn recorded(flow: &Shared, receipt: Option<Receipt>) {
+    let Some(receipt) = receipt else { return };
+    if timeout(RECORDING, receipt).await.is_err() {
+        flow.lock().gateway().late();
+    }
 }
 
 /// Puts a replaying session in place of the client's.
@@ -265,13 +278,19 @@ impl CustomSession for Replay {
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         let now = std::time::Instant::now();
-        let out = match tasks.is_empty() {
-            true => self.flow.lock().overdue(now)?,
-            false => self.flow.lock().receive(tasks, now)?,
+        let (out, receipt) = {
+            let mut flow = self.flow.lock();
+            let out = match tasks.is_empty() {
+                true => flow.overdue(now)?,
+                false => flow.receive(tasks, now)?,
+            };
+            let receipt = if flow.is_told() { flow.settle() } else { None };
+            (out, receipt)
         };
         if out.is_empty() {
             return Ok(false);
         }
+        recorded(&self.flow, receipt).await;
         self.real_mut().response_duplex_vec(out).await
     }
 

@@ -102,11 +102,16 @@ impl Facts {
 }
 
 impl Passing {
-    /// What was seen, and how it ended.
-    pub(super) fn finish(self) -> (Facts, Ending) {
-        let mut seen = self.seen;
+    /// Whether it has ended, or said that it is over: SDKs hang up on that.
+    pub(super) fn is_told(&self) -> bool {
+        self.ended || matches!(&self.content, Content::Stream { answer, .. } if answer.terminal)
+    }
+
+    /// What was seen, and how it ended; what follows is passed on and not looked at.
+    pub(super) fn tell(&mut self) -> (Facts, Ending) {
+        let mut seen = std::mem::take(&mut self.seen);
         let mut ending = if self.ended { Ending::Framed } else { Ending::Broken };
-        seen.answered = match self.content {
+        seen.answered = match std::mem::replace(&mut self.content, Content::Opaque) {
             Content::Opaque => seen.answered,
             Content::Reply { body, is_json } => Answered::Reply { body, is_json },
             Content::Stream { mut scanner, mut answer } => {
@@ -235,7 +240,7 @@ impl Flow {
         let (Some(course), Some(keep)) = (&self.course, self.gateway().keep(self.client.as_deref())) else {
             return Content::Opaque;
         };
-        let limit = if keep.completion { keep.limit } else { 0 };
+        let limit = if keep.completion { keep.gather } else { 0 };
         let coded =
             header.headers.get(http::header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
         match () {

@@ -16,6 +16,7 @@ use crate::azure::answer::Answer;
 use crate::azure::reply::ReplyBody;
 use crate::azure::{Operation, Target, multipart, prompt};
 use crate::names::{BackendName, Deployment};
+use crate::record::redact::Redaction;
 
 /// How it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -82,6 +83,9 @@ pub struct Keep {
     pub completion: bool,
     /// Bytes of each; what is cut is marked as cut.
     pub limit: usize,
+    /// Bytes of the completion that are gathered: more than the limit where patterns are taken out
+    /// before it is cut.
+    pub gather: usize,
 }
 
 /// Everything known of a request once it is over.
@@ -204,13 +208,17 @@ impl Exchange {
     }
 
     /// The record of this exchange.
-    pub fn line(&mut self, keep: Keep) -> Line<'_> {
+    pub fn line(&mut self, keep: Keep, redaction: &Redaction) -> Line<'_> {
         let operation = self.target.as_ref().map_or(Operation::Other, |target| target.operation);
-        let mut prompt = self.asked.take().filter(|_| keep.prompt).and_then(|asked| asked.prompt());
+        let prompt = self.asked.take().filter(|_| keep.prompt).and_then(|asked| asked.prompt());
+        let mut prompt = prompt.map(|prompt| redaction.json(prompt));
         let prompt_cut = prompt.as_mut().is_some_and(|prompt| cut(prompt, keep.limit));
         let said = std::mem::take(&mut self.answered).read(operation, keep);
         let completion = said.completion().filter(|_| keep.completion);
-        let content_cut = self.lightened || prompt_cut || (keep.completion && said.is_cut());
+        let mut completion = completion.map(|completion| redaction.json(completion));
+        let completion_cut = completion.as_mut().is_some_and(|completion| cut(completion, keep.limit));
+        let said_is_cut = completion_cut || (keep.completion && said.is_cut());
+        let content_cut = self.lightened || prompt_cut || said_is_cut;
         let usage = said.usage.unwrap_or_default();
         Line {
             time: timestamp(self.time),
@@ -264,7 +272,7 @@ impl Asked {
 
 impl Answered {
     fn read(self, operation: Operation, keep: Keep) -> Answer {
-        let mut answer = Answer::new(operation, if keep.completion { keep.limit } else { 0 });
+        let mut answer = Answer::new(operation, if keep.completion { keep.gather } else { 0 });
         match self {
             Self::Opaque => {}
             Self::Reply { body, is_json } => body.tell(is_json, &mut answer),

@@ -83,6 +83,19 @@ impl Client {
         self.request("POST", target, headers, Some(body)).await
     }
 
+    /// The same towards somebody who may be gone.
+    pub async fn try_post(&mut self, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Option<Reply> {
+        let length = body.len().to_string();
+        let headers = [headers, &[("Content-Length", length.as_str())]].concat();
+        let request = [Self::head("POST", target, &headers).as_bytes(), body].concat();
+        if !self.try_send(&request).await {
+            return None;
+        }
+        let mut reply = self.reply_head().await?;
+        self.read_body(&mut reply).await;
+        Some(reply)
+    }
+
     pub async fn request(
         &mut self,
         method: &str,

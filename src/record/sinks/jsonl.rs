@@ -1,172 +1,383 @@
-//! Records as lines of JSON in a file.
+//! Records as lines of JSON in a file that rotates.
 //!
-//! One thread owns the file. Exchanges reach it through a queue, so that a slow disk never
-//! holds a request; it writes what has gathered in one call. The queue is bounded in memory:
-//! when it is full, first prompts and answers go, then whole records, counted.
+//! Lines are whole at any moment, so that `jq` can read along. Two processes may append to one
+//! file during an upgrade: whoever finds that it is not the one of that name any more opens the
+//! new one. What was rotated is compressed once nobody can still be writing to it.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
 
-use log::{error, info};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use log::{error, info, warn};
 
-use crate::record::exchange::{Exchange, Keep};
+use crate::config;
+use crate::record::spool::{Batch, Read, Reader};
 
-/// How long records are gathered before a write.
-const GATHER: Duration = Duration::from_millis(10);
-/// Most bytes that are gathered before a write.
+/// Most bytes of a write.
 const BATCH: usize = 256 * 1024;
-/// Memory for records that wait, beyond which prompts and answers are let go of.
-const QUEUE_SOFT: usize = 128 * 1024 * 1024;
-/// The same for what is left of records then.
-const QUEUE_HARD: usize = 192 * 1024 * 1024;
-/// How long the end waits for the disk.
-const CLOSING: Duration = Duration::from_secs(10);
+/// How long lines are gathered before a write; nobody waits for them.
+const GATHER: Duration = Duration::from_millis(10);
+/// How often the wish to rotate is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long a file that cannot be written is left alone.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long after it was renamed somebody may still write to a file.
+const SETTLED: Duration = Duration::from_secs(3);
+/// How far back repeated records are looked for: more than one write.
+const LOOK_BACK: u64 = 4 * 1024 * 1024;
 
-enum Message {
-    Record(Box<Exchange>, Keep, usize),
-    Stop(Sender<()>),
-}
-
-/// The writer's end that the gateway holds.
-#[derive(Debug)]
-pub struct Jsonl {
-    queue: Sender<Message>,
-    state: Arc<State>,
-}
-
+/// What others know of the sink.
 #[derive(Debug, Default)]
-struct State {
-    waiting: AtomicUsize,
-    dropped: AtomicU64,
-    overflowing: AtomicBool,
+pub struct Control {
+    /// The file is to be rotated now.
+    pub rotate: AtomicBool,
+    /// The end has come: what cannot be written at once stays in the spool.
+    pub hurry: AtomicBool,
+    /// Lines written.
+    pub written: AtomicU64,
+    /// Writes that failed.
+    pub failures: AtomicU64,
 }
 
-impl Jsonl {
-    /// Opens the file for appending (created with mode 0640) and starts its thread.
-    ///
-    /// # Errors
-    /// When the file cannot be opened or the thread not started.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
-        let (queue, records) = channel();
-        let state = Arc::new(State::default());
-        let mut writer = Writer { file, path: path.to_owned(), failing: false, state: Arc::clone(&state) };
-        std::thread::Builder::new().name("records".into()).spawn(move || writer.run(&records))?;
-        Ok(Self { queue, state })
-    }
-
-    /// Queues a record; returns at once.
-    pub fn write(&self, mut exchange: Box<Exchange>, keep: Keep) {
-        let waiting = self.state.waiting.load(Ordering::Relaxed);
-        // A single one may be as large as it is.
-        if waiting > 0 && waiting + exchange.size() > QUEUE_SOFT {
-            exchange.lighten();
-            if !self.state.overflowing.swap(true, Ordering::Relaxed) {
-                error!("records cannot be written fast enough: prompts and answers are left out");
-            }
-        }
-        let size = exchange.size();
-        if waiting > 0 && waiting + size > QUEUE_HARD {
-            self.state.dropped.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        self.state.waiting.fetch_add(size, Ordering::Relaxed);
-        // The thread ends only after `close`, when nothing is in flight any more.
-        let _ = self.queue.send(Message::Record(exchange, keep, size));
-    }
-
-    /// Writes what is queued and ends the thread; waits for a disk that hangs only so long.
-    pub fn close(&self) {
-        let (done, ended) = channel();
-        if self.queue.send(Message::Stop(done)).is_ok() && ended.recv_timeout(CLOSING).is_err() {
-            error!("records that waited are lost: they could not be written within {CLOSING:?}");
-        }
-    }
+/// Starts the sink's thread.
+///
+/// # Errors
+/// When the file cannot be opened or the thread not started.
+pub fn start(config: &config::Jsonl, reader: Reader) -> io::Result<(Arc<Control>, JoinHandle<()>)> {
+    let control = Arc::<Control>::default();
+    let file = open(&config.path)?;
+    let mut sink = Sink {
+        file,
+        config: config.clone(),
+        control: Arc::clone(&control),
+        known: None,
+        lines: Vec::new(),
+        is_failing: false,
+    };
+    sink.tidy_later(Duration::ZERO);
+    let thread = std::thread::Builder::new().name("jsonl".into()).spawn(move || sink.run(&reader))?;
+    Ok((control, thread))
 }
 
-struct Writer {
+struct Sink {
     file: File,
-    path: PathBuf,
-    failing: bool,
-    state: Arc<State>,
+    config: config::Jsonl,
+    control: Arc<Control>,
+    /// Ids in the file, where records may repeat those of a process that is gone.
+    known: Option<HashSet<Box<[u8]>>>,
+    lines: Vec<u8>,
+    is_failing: bool,
 }
 
-impl Writer {
-    fn run(&mut self, records: &Receiver<Message>) {
-        let mut lines = Vec::with_capacity(BATCH);
-        while let Ok(first) = records.recv() {
-            if matches!(first, Message::Record(..)) {
-                // One wake-up and one write for all that come in a moment.
-                std::thread::sleep(GATHER);
+impl Sink {
+    fn run(&mut self, reader: &Reader) {
+        loop {
+            if self.control.rotate.swap(false, Ordering::Relaxed) {
+                self.rotate();
             }
-            let mut next = Some(first);
-            let mut stop = None;
-            while let Some(message) = next {
-                match message {
-                    Message::Record(exchange, keep, size) => {
-                        append(&mut lines, *exchange, keep);
-                        self.state.waiting.fetch_sub(size, Ordering::Relaxed);
+            match reader.next(BATCH, LOOK) {
+                Read::Batch(batch) => {
+                    if !self.take(&batch) {
+                        return;
                     }
-                    Message::Stop(done) => stop = Some(done),
+                    reader.delivered(&batch);
+                    if self.lines.len() < BATCH / 2 && !self.control.hurry.load(Ordering::Relaxed) {
+                        std::thread::sleep(GATHER);
+                    }
                 }
-                let more = stop.is_none() && lines.len() < BATCH;
-                next = if more { records.try_recv().ok() } else { None };
-            }
-            self.write(&lines);
-            lines.clear();
-            self.catch_up();
-            if let Some(done) = stop {
-                let _ = done.send(());
-                return;
+                Read::Nothing => {}
+                Read::Closed => return,
             }
         }
     }
 
-    /// Writes whole lines: what was written of a batch that failed is taken back.
-    fn write(&mut self, lines: &[u8]) {
-        if lines.is_empty() {
+    /// Writes a batch, however often it takes; `false` if the end came first.
+    fn take(&mut self, batch: &Batch) -> bool {
+        self.lines.clear();
+        if batch.may_repeat && self.known.is_none() {
+            self.known = Some(recent_ids(&self.config.path));
+        }
+        let known = self.known.as_ref().filter(|_| batch.may_repeat);
+        let mut count = 0;
+        for record in batch.records() {
+            if known.is_some_and(|known| id(record).is_some_and(|id| known.contains(id))) {
+                continue;
+            }
+            self.lines.extend_from_slice(record);
+            self.lines.push(b'\n');
+            count += 1;
+        }
+        loop {
+            match self.write() {
+                Ok(()) => break,
+                Err(problem) => {
+                    self.control.failures.fetch_add(1, Ordering::Relaxed);
+                    let path = self.config.path.display();
+                    if !std::mem::replace(&mut self.is_failing, true) {
+                        error!("records stay in the spool, {path} cannot be written: {problem}");
+                    }
+                    if self.control.hurry.load(Ordering::Relaxed) {
+                        return false;
+                    }
+                    std::thread::sleep(AGAIN);
+                }
+            }
+        }
+        if std::mem::take(&mut self.is_failing) {
+            info!("records are written to {} again", self.config.path.display());
+        }
+        self.control.written.fetch_add(count, Ordering::Relaxed);
+        true
+    }
+
+    /// Writes whole lines or none: what was written of a batch that failed is taken back.
+    fn write(&mut self) -> io::Result<()> {
+        let is_current = fs::metadata(&self.config.path).is_ok_and(|there| {
+            self.file.metadata().is_ok_and(|own| own.ino() == there.ino() && own.dev() == there.dev())
+        });
+        if !is_current {
+            self.file = open(&self.config.path)?;
+        }
+        let before = self.file.metadata()?.len();
+        self.file.write_all(&self.lines).inspect_err(|_| {
+            let _ = self.file.set_len(before);
+        })?;
+        if before + self.lines.len() as u64 >= self.config.rotate {
+            self.rotate();
+        }
+        Ok(())
+    }
+
+    /// Begins a new file, unless this one is empty.
+    fn rotate(&mut self) {
+        let path = &self.config.path;
+        if !fs::metadata(path).is_ok_and(|there| there.len() > 0) {
             return;
         }
-        let before = self.file.metadata().map(|metadata| metadata.len());
-        match self.file.write_all(lines) {
-            Ok(()) if self.failing => {
-                self.failing = false;
-                info!("records are written to {} again", self.path.display());
+        let renamed = rotated_name(path, SystemTime::now());
+        let reopened = fs::rename(path, &renamed).and_then(|()| open(path));
+        match reopened {
+            Ok(file) => {
+                self.file = file;
+                self.tidy_later(SETTLED);
             }
-            Ok(()) => {}
-            Err(problem) => {
-                if let Ok(before) = before {
-                    let _ = self.file.set_len(before);
-                }
-                if !std::mem::replace(&mut self.failing, true) {
-                    error!("records are lost, {} cannot be written: {problem}", self.path.display());
-                }
-            }
+            Err(problem) => warn!("{} cannot be rotated: {problem}", path.display()),
         }
     }
 
-    /// Says that it is over when the queue has been too long.
-    fn catch_up(&self) {
-        let few = self.state.waiting.load(Ordering::Relaxed) < QUEUE_SOFT / 2;
-        if few && self.state.overflowing.swap(false, Ordering::Relaxed) {
-            let dropped = self.state.dropped.swap(0, Ordering::Relaxed);
-            info!("records are written fast enough again; {dropped} were dropped");
+    /// Compresses and removes old files, in a while and beside the writing.
+    fn tidy_later(&self, wait: Duration) {
+        let (path, keep) = (self.config.path.clone(), self.config.keep);
+        let work = move || {
+            std::thread::sleep(wait);
+            if let Err(problem) = tidy(&path, keep) {
+                warn!("old records beside {} are not tidied: {problem}", path.display());
+            }
+        };
+        let _ = std::thread::Builder::new().name("tidy".into()).spawn(work);
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+}
+
+/// `exchanges.jsonl` becomes `exchanges-20261123T080000.123Z.jsonl`: names sort by time.
+fn rotated_name(path: &Path, now: SystemTime) -> PathBuf {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let ending = path.extension().map(|ending| format!(".{}", ending.to_string_lossy())).unwrap_or_default();
+    let time = chrono::DateTime::<chrono::Utc>::from(now);
+    (0..)
+        .map(|more| {
+            let time = time + chrono::Duration::milliseconds(more);
+            path.with_file_name(format!("{stem}-{}{ending}", time.format("%Y%m%dT%H%M%S%.3fZ")))
+        })
+        .find(|name| !name.exists() && !gz(name).exists())
+        .unwrap_or_else(|| path.with_extension("old"))
+}
+
+fn gz(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".gz");
+    PathBuf::from(name)
+}
+
+/// The rotated files of this name, oldest first.
+fn rotated(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let prefix = format!("{}-", path.file_stem().unwrap_or_default().to_string_lossy());
+    let ending = path.extension().map(|ending| format!(".{}", ending.to_string_lossy())).unwrap_or_default();
+    let is_rotated = |name: &str| {
+        let time = name.strip_prefix(&prefix).map(|rest| rest.strip_suffix(".gz").unwrap_or(rest));
+        time.and_then(|rest| rest.strip_suffix(&ending)).is_some_and(|time| {
+            time.len() == "20261123T080000.123Z".len()
+                && time.bytes().all(|b| b.is_ascii_digit() || b"TZ.".contains(&b))
+        })
+    };
+    let mut names: Vec<PathBuf> = fs::read_dir(directory)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(is_rotated))
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+fn tidy(path: &Path, keep: usize) -> io::Result<()> {
+    let names = rotated(path)?;
+    let excess = names.len().saturating_sub(keep);
+    let (old, young) = names.split_at(excess);
+    for name in old {
+        remove(name)?;
+    }
+    for name in young.iter().filter(|name| name.extension().is_none_or(|ending| ending != "gz")) {
+        let age = fs::metadata(name).and_then(|there| there.modified()).ok();
+        let age = age.and_then(|modified| SystemTime::now().duration_since(modified).ok());
+        if age.is_none_or(|age| age >= SETTLED) {
+            compress(name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Another process may tidy up as well.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(problem) if problem.kind() != io::ErrorKind::NotFound => Err(problem),
+        _ => Ok(()),
+    }
+}
+
+fn compress(path: &Path) -> io::Result<()> {
+    let mut from = match File::open(path) {
+        Err(problem) if problem.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file?,
+    };
+    // Of two processes at it each has its own, and either is the whole.
+    let working = path.with_extension(format!("{}.partial", std::process::id()));
+    let to = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&working)?;
+    let mut encoder = GzEncoder::new(to, Compression::fast());
+    let done = io::copy(&mut from, &mut encoder)
+        .and_then(|_| encoder.finish())
+        .and_then(|_| fs::rename(&working, gz(path)));
+    match done {
+        Ok(()) => remove(path),
+        Err(problem) => {
+            remove(&working)?;
+            Err(problem)
         }
     }
 }
 
-fn append(lines: &mut Vec<u8>, mut exchange: Exchange, keep: Keep) {
-    let start = lines.len();
-    if serde_json::to_writer(&mut *lines, &exchange.line(keep)).is_err() {
-        // Strings and numbers cannot fail to serialise; half a line must not remain if they do.
-        lines.truncate(start);
-        return;
+/// The ids of the records at the end of the file, and of the one before it where it is short. One
+/// that is compressed already was noted as delivered long before.
+fn recent_ids(path: &Path) -> HashSet<Box<[u8]>> {
+    let mut ids = HashSet::new();
+    let newest =
+        rotated(path).unwrap_or_default().pop().filter(|path| path.extension().is_none_or(|e| e != "gz"));
+    for path in [Some(path.to_owned()), newest].into_iter().flatten() {
+        let Ok(mut file) = File::open(&path) else { continue };
+        let length = file.metadata().map_or(0, |there| there.len());
+        let mut end = Vec::new();
+        if file.seek(SeekFrom::Start(length.saturating_sub(LOOK_BACK))).is_ok() {
+            let _ = file.take(LOOK_BACK).read_to_end(&mut end);
+        }
+        ids.extend(end.split(|byte| *byte == b'\n').filter_map(id).map(Box::from));
+        if length >= LOOK_BACK {
+            break;
+        }
     }
-    lines.push(b'\n');
+    ids
+}
+
+/// The `request_id` of a record, which stands near its beginning.
+fn id(record: &[u8]) -> Option<&[u8]> {
+    const KEY: &[u8] = b"\"request_id\":\"";
+    let at = memchr::memmem::find(record.get(..256).unwrap_or(record), KEY)? + KEY.len();
+    let rest = record.get(at..)?;
+    rest.get(..memchr::memchr(b'"', rest)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(path: &Path, name: &str, text: &str) -> PathBuf {
+        let path = path.with_file_name(name);
+        fs::write(&path, text).unwrap();
+        let old = SystemTime::now() - 2 * SETTLED;
+        File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();
+        path
+    }
+
+    #[test]
+    fn old_files_are_compressed_and_only_so_many_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("exchanges.jsonl");
+        fs::write(&path, "now").unwrap();
+        for minute in 10..16 {
+            write(&path, &format!("exchanges-20261123T08{minute}00.000Z.jsonl"), &format!("{minute}\n"));
+        }
+        let others = [
+            "exchanges-notes.jsonl",
+            "other-20261123T081000.000Z.jsonl",
+            "exchanges-20261123T081000.000Z.txt",
+        ];
+        others.iter().for_each(|name| drop(write(&path, name, "mine")));
+        tidy(&path, 3).unwrap();
+        let names: Vec<String> = rotated(&path)
+            .unwrap()
+            .iter()
+            .map(|p| p.file_name().unwrap().to_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(
+            names,
+            [13, 14, 15].map(|minute| format!("exchanges-20261123T08{minute}00.000Z.jsonl.gz"))
+        );
+        let mut text = String::new();
+        let file = File::open(path.with_file_name(&names[1])).unwrap();
+        flate2::read::GzDecoder::new(file).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "14\n");
+        assert!(others.iter().all(|name| path.with_file_name(name).exists()));
+        // One that was renamed just now may still be written to.
+        let young = path.with_file_name("exchanges-20261123T082000.000Z.jsonl");
+        fs::write(&young, "young").unwrap();
+        tidy(&path, 3).unwrap();
+        assert!(young.exists() && rotated(&path).unwrap().len() == 3);
+    }
+
+    #[test]
+    fn names_of_rotated_files_are_new() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.jsonl");
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_420_800);
+        let first = rotated_name(&path, now);
+        assert_eq!(first.file_name().unwrap(), "x-20261123T080000.000Z.jsonl");
+        fs::write(gz(&first), "").unwrap();
+        assert_eq!(rotated_name(&path, now).file_name().unwrap(), "x-20261123T080000.001Z.jsonl");
+    }
+
+    #[test]
+    fn ids_are_found_in_file_and_in_the_one_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.jsonl");
+        let line = |n: usize| {
+            format!(
+                "{{\"time\":\"t\",\"request_id\":\"id-{n}\",\"prompt\":\"\\\"request_id\\\":\\\"no\\\"\"}}\n"
+            )
+        };
+        fs::write(&path, line(1) + &line(2)).unwrap();
+        write(&path, "x-20261123T080000.000Z.jsonl", &line(3));
+        let ids = recent_ids(&path);
+        let mut ids: Vec<_> = ids.iter().map(|id| String::from_utf8_lossy(id).into_owned()).collect();
+        ids.sort();
+        assert_eq!(ids, ["id-1", "id-2", "id-3"]);
+    }
 }
