@@ -9,6 +9,7 @@ use tokio::runtime::Runtime;
 use crate::config::{self, Checked, Config};
 use crate::demo::{self, Simulator};
 use crate::server;
+use crate::usage::{Format, Report};
 
 /// Everything went well.
 const GOOD: u8 = 0;
@@ -48,6 +49,15 @@ enum Command {
     /// Client keys.
     #[command(subcommand)]
     Keys(Keys),
+    /// Sum up tokens and requests per day, client, deployment and backend from record files.
+    Usage {
+        /// Files of JSON lines, rotated and compressed ones too.
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// The form of the report.
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        format: Format,
+    },
 }
 
 #[derive(Subcommand)]
@@ -74,6 +84,7 @@ pub fn main() -> u8 {
         Command::Demo => run_demo(),
         Command::Simulate { config } => simulate(&config),
         Command::Keys(Keys::New { client }) => new_key(&client),
+        Command::Usage { files, format } => usage(&files, format),
     };
     match result {
         Ok(()) => GOOD,
@@ -114,6 +125,24 @@ fn run(path: &Path) -> Result<(), Failure> {
     start_log();
     let config = load(path)?;
     server::run(&config, &background()?)?;
+    Ok(())
+}
+
+fn usage(files: &[PathBuf], format: Format) -> Result<(), Failure> {
+    let mut report = Report::default();
+    for file in files {
+        report.add(file)?;
+    }
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    report.write(format, &mut out)?;
+    out.flush()?;
+    for (count, what) in
+        [(report.strange, "lines are no records"), (report.repeated, "records were there twice")]
+    {
+        if count > 0 {
+            writeln!(io::stderr(), "{count} {what} and do not count")?;
+        }
+    }
     Ok(())
 }
 

@@ -58,12 +58,12 @@ pub struct Process {
     /// The process has begun to stop: readiness fails.
     pub stopping: AtomicBool,
     /// Where records go.
-    pub recorder: Option<Recorder>,
+    pub recorder: Recorder,
 }
 
 impl Process {
     /// A process that begins now.
-    pub fn new(now: Instant, recorder: Option<Recorder>) -> Self {
+    pub fn new(now: Instant, recorder: Recorder) -> Self {
         Self {
             memory: Memory::new(now),
             in_flight: AtomicUsize::new(0),
@@ -256,32 +256,34 @@ impl Gateway {
     }
 
     /// Whether prompts and answers of this client are looked at for the record at all.
-    pub fn keep(&self, client: Option<&Client>) -> Option<Keep> {
-        let record = self.record.as_ref()?;
+    pub fn keep(&self, client: Option<&Client>) -> Keep {
+        let Some(record) = &self.record else { return Keep::default() };
         let content = client.and_then(|client| client.content).unwrap_or(record.content);
         let limit = usize::try_from(record.content_limit).unwrap_or(usize::MAX);
         let beyond = if record.redact.is_empty() { 0 } else { BEYOND };
-        Some(Keep {
+        Keep {
             prompt: content != Content::None,
             completion: content == Content::Full,
             limit,
             gather: limit.saturating_add(beyond),
-        })
+        }
     }
 
-    /// The end of every request's story: its record, where one is kept, is written, once. Returns
-    /// word of when it is.
-    pub fn settle(&self, record: Option<(Box<Exchange>, Keep)>) -> Option<Receipt> {
+    /// The end of every request's story: it is counted and, where records are kept, written, once.
+    /// Returns word of when it is.
+    pub fn settle(&self, exchange: Box<Exchange>, keep: Keep) -> Option<Receipt> {
         self.process.settled.fetch_add(1, Ordering::Relaxed);
-        let (exchange, keep) = record?;
-        self.process.recorder.as_ref()?.write(exchange, keep)
+        self.process.recorder.write(exchange, keep)
+    }
+
+    /// Whether a deployment is one of the configuration's, or a backend has answered for it.
+    pub fn knows(&self, deployment: &Deployment) -> bool {
+        self.pools.knows(deployment)
     }
 
     /// The last bytes of an answer went out before its record was written.
     pub fn late(&self) {
-        if let Some(recorder) = &self.process.recorder {
-            recorder.tally().late.fetch_add(1, Ordering::Relaxed);
-        }
+        self.process.recorder.metrics().count("spool", "late", 1);
     }
 
     /// The client has all it gets.

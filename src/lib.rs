@@ -15,3 +15,4 @@ pub mod record;
 pub mod refusal;
 pub mod routing;
 pub mod server;
+pub mod usage;

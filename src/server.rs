@@ -76,7 +76,7 @@ pub enum StartError {
 pub fn run(config: &Config, background: &Runtime) -> Result<(), StartError> {
     let started = Instant::now();
     probe_addresses(config)?;
-    let recorder = config.record.as_ref().map(Recorder::open).transpose()?;
+    let recorder = Recorder::open(config.record.as_ref())?;
     let process = Arc::new(Process::new(started, recorder));
     let directory = Directory::new(config);
     let resolver: Arc<dyn Resolve> = Arc::new(System);
@@ -132,9 +132,7 @@ async fn rotate_on_hangup(process: Arc<Process>) {
         Ok(mut hangup) => {
             while hangup.recv().await.is_some() {
                 info!("SIGHUP: a new file of records begins");
-                if let Some(recorder) = &process.recorder {
-                    recorder.rotate();
-                }
+                process.recorder.rotate();
             }
         }
         Err(problem) => warn!("SIGHUP is not listened to: {problem}"),
@@ -275,8 +273,6 @@ fn exit_when_interrupted(process: &Process) {
 }
 
 fn finish(process: &Process) {
-    if let Some(recorder) = &process.recorder {
-        recorder.close();
-    }
+    process.recorder.close();
     info!("stopped with {} requests in flight", process.in_flight.load(Ordering::Acquire));
 }

@@ -218,3 +218,19 @@ async fn the_demo_works_as_printed() {
     assert!(Command::new("kill").args(["-s", "INT", &pid]).status().unwrap().success());
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn usage_is_summed_up_from_files_and_strange_ones_are_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("exchanges.jsonl");
+    let line = r#"{"time":"2026-11-23T08:00:00Z","request_id":"01a20776-cbd3-7efe-9689-f3f27b33c881","client":"team-a","deployment":"gpt-4o","backend":"east","input_tokens":3,"output_tokens":4,"total_tokens":7}"#;
+    std::fs::write(&path, format!("{line}\nstrange\n")).unwrap();
+    let output = run(&["usage", "--format", "csv", path.to_str().unwrap()]);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(out.ends_with("2026-11-23,team-a,gpt-4o,east,1,3,4,0,0,7\n"), "{out}");
+    assert!(output.status.success() && err.contains("1 lines are no records"), "{err}");
+    assert_eq!(run(&["usage"]).status.code(), Some(2));
+    let missing = run(&["usage", "/no/such/file"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("/no/such/file: No such file"));
+}

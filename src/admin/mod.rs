@@ -1,7 +1,8 @@
-//! The admin API: health, readiness and the state of things, as JSON.
+//! The admin API: health, readiness, metrics, and the state of things as JSON.
 //!
 //! On a loopback address or a Unix socket only; its answers carry no secret.
 
+pub mod metrics;
 pub mod status;
 
 use std::sync::Arc;
@@ -52,8 +53,12 @@ impl Admin {
                 let status = status::of(&serving.gateway, self.started, Instant::now());
                 respond(200, "application/json", serde_json::to_vec(&status).unwrap_or_default())
             }
+            "/metrics" => {
+                let text = metrics::text(&serving.gateway, Instant::now());
+                respond(200, "text/plain; version=0.0.4; charset=utf-8", text.into_bytes())
+            }
             _ => {
-                let message = "the admin API has /healthz, /readyz and /api/status";
+                let message = "the admin API has /healthz, /readyz, /metrics and /api/status";
                 refused(404, &Refusal::new(Reason::PathNotAllowed, message))
             }
         }

@@ -69,6 +69,11 @@ impl Pools {
         Err(Refusal::new(Reason::DeploymentNotFound, message))
     }
 
+    /// Whether a deployment has a pool of its own.
+    pub(super) fn knows(&self, deployment: &Deployment) -> bool {
+        self.listed.contains_key(deployment) || self.learned.load().contains_key(deployment)
+    }
+
     /// A deployment that the configuration does not name has been answered for: from now on
     /// it has a wheel and rests of its own.
     pub(super) fn learn(&self, backends: &[Backend], deployment: &Deployment, now: Instant) {

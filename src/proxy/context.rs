@@ -93,6 +93,10 @@ pub(super) struct Flow {
     pub(super) nudged: bool,
     /// The way through the pool, once admitted.
     pub(super) course: Option<Course>,
+    /// What the balancer itself took so far.
+    pub(super) overhead: Duration,
+    /// Since when it is the balancer that everybody waits for, if it is.
+    busy_since: Option<Instant>,
     /// The reply under way.
     pub(super) reply: Reply,
     pub(super) end: End,
@@ -150,9 +154,23 @@ impl Flow {
             nudged: false,
             head_sent: false,
             course: None,
+            overhead: Duration::ZERO,
+            busy_since: Some(Instant::now()),
             reply: Reply::None,
             end: End::default(),
             home: None,
+        }
+    }
+
+    /// From now on it is the balancer's turn.
+    pub(super) fn busy(&mut self, since: Instant) {
+        self.busy_since.get_or_insert(since);
+    }
+
+    /// From now on somebody else's.
+    pub(super) fn idle(&mut self, now: Instant) {
+        if let Some(since) = self.busy_since.take() {
+            self.overhead += now.saturating_duration_since(since);
         }
     }
 
@@ -162,6 +180,7 @@ impl Flow {
 
     /// Takes note that the client is answered with a refusal of ours.
     pub(super) fn refused(&mut self, refusal: &Refusal) {
+        self.idle(Instant::now());
         self.end.status = Some(refusal.reason.status());
         self.end.refusal = Some(refusal.reason);
     }
@@ -228,11 +247,9 @@ impl Flow {
             course.close(self.end.client_gone, now);
         }
         let gateway = Arc::clone(&self.serving.gateway);
-        let record = gateway.keep(self.client.as_deref()).map(|keep| {
-            let exchange = self.exchange(&gateway, keep, facts, outcome, now);
-            (Box::new(exchange), keep)
-        });
-        gateway.settle(record)
+        let keep = gateway.keep(self.client.as_deref());
+        let exchange = self.exchange(&gateway, keep, facts, outcome, now);
+        gateway.settle(Box::new(exchange), keep)
     }
 
     /// The client has all it gets.
@@ -283,6 +300,8 @@ impl Flow {
             target: self.target.clone(),
             raw_path: self.raw_path.take(),
             api_version,
+            is_known_deployment: deployment.as_ref().is_some_and(|deployment| gateway.knows(deployment)),
+            overhead: self.overhead,
             upstream_deployment: last.and_then(|last| last.upstream.or_else(|| deployment.clone())),
             deployment,
             stream: self.stream,

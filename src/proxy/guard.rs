@@ -124,6 +124,7 @@ impl ServerApp for Guard {
                 Ok(bytes) => bytes,
                 Err(NoHead::Over) => return None,
                 Err(NoHead::Refused(refusal)) => {
+                    self.serving.load().gateway.process.recorder.metrics().malformed.inc();
                     turn_away(&mut stream, &refusal).await;
                     return None;
                 }

@@ -90,13 +90,16 @@ impl Balancer {
             deadline: gateway.timeouts.request_body,
             budget: Arc::clone(&self.bodies),
         };
+        flow.lock().idle(Instant::now());
         let intake = intake::take(session.as_downstream_mut(), &bounds).await?;
+        let complete = Instant::now();
         let encoding = text(session, &header::CONTENT_ENCODING).trim();
         let content_type = text(session, &header::CONTENT_TYPE).to_owned();
         let encoded = !matches!(encoding, "" | "identity");
         let body = Body { bytes: &intake.bytes, content_type: &content_type, encoded };
         let asked = gateway.read(&method, &target, &body);
         let mut flow = flow.lock();
+        flow.busy(complete);
         flow.body = intake;
         flow.content_type = content_type;
         let asked = asked?;
@@ -224,8 +227,13 @@ impl ProxyHttp for Balancer {
                 let Some(course) = &mut flow.course else { return Err(Error::new(SPENT)) };
                 match course.step(now) {
                     Step::Spent => return Err(Error::new(SPENT)),
-                    Step::Wait(pause) => pause,
+                    Step::Wait(pause) => {
+                        flow.idle(now);
+                        pause
+                    }
                     Step::Try(backend) => {
+                        flow.idle(now);
+                        let Some(course) = &mut flow.course else { return Err(Error::new(SPENT)) };
                         let name = serving.gateway.backends.get(backend).map(|backend| &backend.config.name);
                         course.begin(name.unwrap_or(&BackendName::new("?")), now);
                         match serving.peers.of(backend) {
@@ -354,6 +362,7 @@ impl ProxyHttp for Balancer {
         };
         if another {
             flow.reply = Reply::None;
+            flow.busy(now);
         }
         flow.deadline = None;
         error.set_retry(another);

@@ -237,9 +237,8 @@ impl Flow {
 
     /// How this answer is read for the record, if at all.
     fn content(&self, header: &ResponseHeader) -> Content {
-        let (Some(course), Some(keep)) = (&self.course, self.gateway().keep(self.client.as_deref())) else {
-            return Content::Opaque;
-        };
+        let Some(course) = &self.course else { return Content::Opaque };
+        let keep = self.gateway().keep(self.client.as_deref());
         let limit = if keep.completion { keep.gather } else { 0 };
         let coded =
             header.headers.get(http::header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity");

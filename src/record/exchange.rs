@@ -16,6 +16,7 @@ use crate::azure::answer::Answer;
 use crate::azure::reply::ReplyBody;
 use crate::azure::{Operation, Target, multipart, prompt};
 use crate::names::{BackendName, Deployment};
+use crate::record::metrics::Metrics;
 use crate::record::redact::Redaction;
 
 /// How it ended.
@@ -75,7 +76,7 @@ pub enum Answered {
 }
 
 /// How much of prompt and completion to keep.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Keep {
     /// Keep the prompt.
     pub prompt: bool,
@@ -111,6 +112,10 @@ pub struct Exchange {
     pub api_version: Option<String>,
     /// The deployment asked for.
     pub deployment: Option<Deployment>,
+    /// Whether that is one of the configuration's, or one that a backend has answered for.
+    pub is_known_deployment: bool,
+    /// What the balancer itself took.
+    pub overhead: Duration,
     /// Whether a stream was asked for; `None` when the body was not read.
     pub stream: Option<bool>,
     /// The status the client saw; `None` if it saw none.
@@ -208,7 +213,7 @@ impl Exchange {
     }
 
     /// The record of this exchange.
-    pub fn line(&mut self, keep: Keep, redaction: &Redaction) -> Line<'_> {
+    pub fn line(&mut self, keep: Keep, redaction: &Redaction, metrics: &Metrics) -> Line<'_> {
         let operation = self.target.as_ref().map_or(Operation::Other, |target| target.operation);
         let prompt = self.asked.take().filter(|_| keep.prompt).and_then(|asked| asked.prompt());
         let mut prompt = prompt.map(|prompt| redaction.json(prompt));
@@ -219,6 +224,7 @@ impl Exchange {
         let completion_cut = completion.as_mut().is_some_and(|completion| cut(completion, keep.limit));
         let said_is_cut = completion_cut || (keep.completion && said.is_cut());
         let content_cut = self.lightened || prompt_cut || said_is_cut;
+        metrics.observe(self, said.usage.as_ref());
         let usage = said.usage.unwrap_or_default();
         Line {
             time: timestamp(self.time),

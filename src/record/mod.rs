@@ -4,6 +4,7 @@
 //! `writer` into the `spool`, and from there to each of the `sinks`.
 
 pub mod exchange;
+pub mod metrics;
 pub mod redact;
 pub mod sinks;
 pub mod spool;
@@ -18,10 +19,11 @@ use std::time::{Duration, Instant};
 use log::{error, warn};
 
 use self::exchange::{Exchange, Keep};
+use self::metrics::Metrics;
 use self::redact::Redaction;
 use self::sinks::jsonl;
 use self::spool::Spool;
-use self::writer::{Queue, Receipt, Tally};
+use self::writer::{Queue, Receipt};
 use crate::config;
 
 /// How long the end waits for a disk.
@@ -33,7 +35,9 @@ const LOOK: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub struct Recorder {
     queue: Queue,
-    jsonl: Arc<jsonl::Control>,
+    metrics: Arc<Metrics>,
+    /// Without a `record` block there is none.
+    jsonl: Option<Arc<jsonl::Control>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -48,6 +52,9 @@ pub enum RecordError {
         /// The system's reason.
         problem: io::Error,
     },
+    /// The system has no more threads.
+    #[error("cannot start the records' thread: {0}")]
+    Thread(#[from] io::Error),
     /// The directory of the spool.
     #[error("record.spool.path: cannot use {path}: {problem}")]
     Spool {
@@ -59,11 +66,17 @@ pub enum RecordError {
 }
 
 impl Recorder {
-    /// Opens spool and sinks, and goes on where a process before left off.
+    /// Opens spool and sinks, and goes on where a process before left off. Without a `record` block
+    /// requests are only counted.
     ///
     /// # Errors
     /// [`RecordError`] for what cannot be opened.
-    pub fn open(config: &config::Record) -> Result<Self, RecordError> {
+    pub fn open(config: Option<&config::Record>) -> Result<Self, RecordError> {
+        let metrics = Arc::<Metrics>::default();
+        let Some(config) = config else {
+            let (queue, writer) = writer::start(None, Redaction::default(), &metrics)?;
+            return Ok(Self { queue, metrics, jsonl: None, threads: Mutex::new(vec![writer]) });
+        };
         let in_spool =
             |problem| RecordError::Spool { path: config.spool.path.display().to_string(), problem };
         let in_jsonl =
@@ -71,10 +84,10 @@ impl Recorder {
         let opened = Spool::open(&config.spool.path, config.spool.maximum, &["jsonl"]);
         let (spool, mut readers) = opened.map_err(in_spool)?;
         let reader = readers.pop().ok_or_else(|| in_spool(io::ErrorKind::NotFound.into()))?;
-        let (jsonl, sink) = jsonl::start(&config.jsonl, reader).map_err(in_jsonl)?;
+        let (jsonl, sink) = jsonl::start(&config.jsonl, reader, &metrics).map_err(in_jsonl)?;
         let redaction = Redaction::new(config.redact.clone());
-        let (queue, writer) = writer::start(spool, redaction).map_err(in_spool)?;
-        Ok(Self { queue, jsonl, threads: Mutex::new(vec![writer, sink]) })
+        let (queue, writer) = writer::start(Some(spool), redaction, &metrics)?;
+        Ok(Self { queue, metrics, jsonl: Some(jsonl), threads: Mutex::new(vec![writer, sink]) })
     }
 
     /// Queues a record; returns at once, with word of when it is written.
@@ -82,21 +95,25 @@ impl Recorder {
         self.queue.write(exchange, keep)
     }
 
-    /// What became of records so far.
-    pub fn tally(&self) -> &Tally {
-        &self.queue.tally
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Begins a new file of JSON lines.
     pub fn rotate(&self) {
-        self.jsonl.rotate.store(true, Ordering::Relaxed);
+        if let Some(jsonl) = &self.jsonl {
+            jsonl.rotate.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Writes what is queued and ends the threads; waits for a disk that hangs only so long. What
     /// a sink could not take stays in the spool for the next process.
     pub fn close(&self) {
         self.queue.stop();
-        self.jsonl.hurry.store(true, Ordering::Relaxed);
+        if let Some(jsonl) = &self.jsonl {
+            jsonl.hurry.store(true, Ordering::Relaxed);
+        }
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let deadline = Instant::now() + CLOSING;
         while threads.iter().any(|thread| !thread.is_finished()) {

@@ -15,6 +15,7 @@ use log::{error, info};
 use tokio::sync::oneshot;
 
 use super::exchange::{Exchange, Keep};
+use super::metrics::Metrics;
 use super::redact::Redaction;
 use super::spool::{Frames, Spool};
 
@@ -31,21 +32,8 @@ const QUEUE_SOFT: usize = 128 * 1024 * 1024;
 /// The same for what is left of records then.
 const QUEUE_HARD: usize = 192 * 1024 * 1024;
 
-/// What was written, and what was not.
-#[derive(Debug, Default)]
-pub struct Tally {
-    /// Records in the spool.
-    pub written: AtomicU64,
-    /// Records that are in no spool: no room on disk or in memory.
-    pub dropped: AtomicU64,
-    /// Answers whose last bytes went out before their record was written.
-    pub late: AtomicU64,
-    /// Bytes in the spool.
-    pub spool_bytes: AtomicU64,
-}
-
 enum Message {
-    Record { exchange: Box<Exchange>, keep: Keep, size: usize, written: oneshot::Sender<()> },
+    Record { exchange: Box<Exchange>, keep: Keep, size: usize, written: Option<oneshot::Sender<()>> },
     Stop,
 }
 
@@ -57,30 +45,35 @@ pub type Receipt = oneshot::Receiver<()>;
 pub struct Queue {
     queue: Sender<Message>,
     state: Arc<State>,
-    /// What became of records so far.
-    pub tally: Arc<Tally>,
+    metrics: Arc<Metrics>,
+    keeps: bool,
 }
 
 #[derive(Debug, Default)]
 struct State {
     waiting: AtomicUsize,
+    dropped: AtomicU64,
     overflowing: AtomicBool,
 }
 
-/// Starts the thread.
+/// Starts the thread; without a spool requests are counted and nothing is kept.
 ///
 /// # Errors
 /// When the system has no more threads.
-pub fn start(spool: Spool, redaction: Redaction) -> io::Result<(Queue, JoinHandle<()>)> {
+pub fn start(
+    spool: Option<Spool>,
+    redaction: Redaction,
+    metrics: &Arc<Metrics>,
+) -> io::Result<(Queue, JoinHandle<()>)> {
     let (queue, messages) = channel();
-    let (state, tally) = (Arc::<State>::default(), Arc::<Tally>::default());
-    let mut writer = Writer { spool, redaction, state: Arc::clone(&state), tally: Arc::clone(&tally) };
+    let (state, keeps) = (Arc::<State>::default(), spool.is_some());
+    let mut writer = Writer { spool, redaction, state: Arc::clone(&state), metrics: Arc::clone(metrics) };
     let thread = std::thread::Builder::new().name("records".into()).spawn(move || writer.run(&messages))?;
-    Ok((Queue { queue, state, tally }, thread))
+    Ok((Queue { queue, state, metrics: Arc::clone(metrics), keeps }, thread))
 }
 
 impl Queue {
-    /// Queues a record; returns at once, with word of when it is written.
+    /// Queues a record; returns at once, with word of when it is written, if it will be.
     pub fn write(&self, mut exchange: Box<Exchange>, keep: Keep) -> Option<Receipt> {
         let waiting = self.state.waiting.load(Ordering::Relaxed);
         // A single one may be as large as it is.
@@ -92,14 +85,20 @@ impl Queue {
         }
         let size = exchange.size();
         if waiting > 0 && waiting + size > QUEUE_HARD {
-            self.tally.dropped.fetch_add(1, Ordering::Relaxed);
+            self.state.dropped.fetch_add(1, Ordering::Relaxed);
+            self.metrics.count("spool", "dropped", 1);
             return None;
         }
         self.state.waiting.fetch_add(size, Ordering::Relaxed);
-        let (written, receipt) = oneshot::channel();
+        let (written, receipt) = if self.keeps {
+            let (written, receipt) = oneshot::channel();
+            (Some(written), Some(receipt))
+        } else {
+            (None, None)
+        };
         // The thread ends only after `stop`, when nothing is in flight any more.
         self.queue.send(Message::Record { exchange, keep, size, written }).ok()?;
-        Some(receipt)
+        receipt
     }
 
     /// Lets the thread end once it has written what is queued.
@@ -109,10 +108,10 @@ impl Queue {
 }
 
 struct Writer {
-    spool: Spool,
+    spool: Option<Spool>,
     redaction: Redaction,
     state: Arc<State>,
-    tally: Arc<Tally>,
+    metrics: Arc<Metrics>,
 }
 
 impl Writer {
@@ -128,7 +127,9 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => Some(Message::Stop),
             };
             let Some(first) = first else {
-                self.spool.claim();
+                if let Some(spool) = &mut self.spool {
+                    spool.claim();
+                }
                 self.count();
                 continue;
             };
@@ -143,15 +144,17 @@ impl Writer {
                     Message::Record { exchange, keep, size, written } => {
                         self.append(&mut frames, &mut line, *exchange, keep);
                         self.state.waiting.fetch_sub(size, Ordering::Relaxed);
-                        receipts.push(written);
+                        receipts.extend(written);
                     }
                     Message::Stop => stop = true,
                 }
                 next = if frames.len() < BATCH { messages.try_recv().ok() } else { None };
             }
-            let lost = self.spool.append(&frames);
-            self.tally.dropped.fetch_add(lost, Ordering::Relaxed);
-            self.tally.written.fetch_add(frames.count() - lost, Ordering::Relaxed);
+            if let Some(spool) = &mut self.spool {
+                let lost = spool.append(&frames);
+                self.metrics.count("spool", "dropped", lost);
+                self.metrics.count("spool", "written", frames.count() - lost);
+            }
             last = frames.count();
             frames.clear();
             // Who waits for one that is lost waits in vain.
@@ -161,7 +164,9 @@ impl Writer {
             self.count();
             self.catch_up();
             if stop {
-                self.spool.close();
+                if let Some(spool) = &self.spool {
+                    spool.close();
+                }
                 return;
             }
         }
@@ -170,21 +175,26 @@ impl Writer {
     fn append(&self, frames: &mut Frames, line: &mut Vec<u8>, mut exchange: Exchange, keep: Keep) {
         line.clear();
         // Strings and numbers cannot fail to serialise; half a record must not remain if they do.
-        if serde_json::to_writer(&mut *line, &exchange.line(keep, &self.redaction)).is_ok() {
+        let record = exchange.line(keep, &self.redaction, &self.metrics);
+        if self.spool.is_some() && serde_json::to_writer(&mut *line, &record).is_ok() {
             frames.push(line);
         }
     }
 
     fn count(&self) {
-        self.tally.spool_bytes.store(self.spool.bytes(), Ordering::Relaxed);
+        let Some(spool) = &self.spool else { return };
+        self.metrics.spooled(spool.bytes());
+        for (sink, lost) in spool.take_lost() {
+            self.metrics.count(sink, "lost", lost);
+        }
     }
 
     /// Says that it is over when the queue has been too long.
     fn catch_up(&self) {
         let few = self.state.waiting.load(Ordering::Relaxed) < QUEUE_SOFT / 2;
         if few && self.state.overflowing.swap(false, Ordering::Relaxed) {
-            let dropped = self.tally.dropped.load(Ordering::Relaxed);
-            info!("records are written fast enough again; {dropped} were dropped since the start");
+            let dropped = self.state.dropped.swap(0, Ordering::Relaxed);
+            info!("records are written fast enough again; {dropped} were dropped");
         }
     }
 }

@@ -32,6 +32,7 @@ pub struct Headroom {
     sent: AtomicU64,
     is_told: AtomicBool,
     gauges: Mutex<Gauges>,
+    last: Mutex<Capacity>,
 }
 
 /// An attempt, as the account knows it.
@@ -78,6 +79,7 @@ impl Headroom {
         if *capacity == Capacity::default() {
             return;
         }
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = *capacity;
         let mut gauges = self.lock();
         let Gauges { requests, tokens, load } = &mut *gauges;
         for (gauge, limit) in [(requests, capacity.requests), (tokens, capacity.tokens)] {
@@ -91,6 +93,11 @@ impl Headroom {
             Gauge::note(load, 1.0 - utilization, sent, Refill::Steady);
         }
         self.is_told.store(true, Ordering::Release);
+    }
+
+    /// What the latest reply told.
+    pub fn last_told(&self) -> Capacity {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How freely it may be asked: 1 as often as its turn comes, 0.5 every other time, 0 only

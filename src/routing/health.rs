@@ -326,6 +326,15 @@ impl BackendMemory {
         Arc::clone(known.entry(key).or_default())
     }
 
+    /// All its deployments that are remembered, by upstream name.
+    pub fn deployments(&self) -> Vec<(String, Arc<DeploymentMemory>)> {
+        let known = self.deployments.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known: Vec<_> =
+            known.iter().map(|(name, memory)| (name.clone(), Arc::clone(memory))).collect();
+        known.sort_by(|a, b| a.0.cmp(&b.0));
+        known
+    }
+
     /// All parts of it that rest now: deployments by upstream name, then operations.
     pub fn resting(&self, now: Instant) -> Vec<(Part, Rest)> {
         let rest = |cell: &Cell| match cell.standing(now) {

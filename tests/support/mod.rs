@@ -162,6 +162,16 @@ impl Balancer {
             text += "record: { jsonl: { path: records.jsonl } }\n";
         }
         text += &format!("admin: {{ address: {admin} }}\nbackends:\n{backends}{clients}{more}\n");
+        Self::from_file(directory, address, admin, &text).await
+    }
+
+    /// Starts the binary with this file, which names these addresses.
+    pub async fn from_file(
+        directory: tempfile::TempDir,
+        address: SocketAddr,
+        admin: SocketAddr,
+        text: &str,
+    ) -> Self {
         let path = directory.path().join("aoai-lb.yaml");
         std::fs::write(&path, text).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_aoai-lb"))
@@ -179,7 +189,7 @@ impl Balancer {
                 log.push('\n');
             }
         });
-        let speaks_tls = listener.contains("tls:");
+        let speaks_tls = text.contains(" tls: { certificate");
         let mut balancer = Self { child, address, admin, directory, speaks_tls, log };
         balancer.until_ready().await;
         balancer

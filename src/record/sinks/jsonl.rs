@@ -10,7 +10,7 @@ use std::io::{self, Read as _, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
@@ -19,6 +19,7 @@ use flate2::write::GzEncoder;
 use log::{error, info, warn};
 
 use crate::config;
+use crate::record::metrics::Metrics;
 use crate::record::spool::{Batch, Read, Reader};
 
 /// Most bytes of a write.
@@ -41,23 +42,24 @@ pub struct Control {
     pub rotate: AtomicBool,
     /// The end has come: what cannot be written at once stays in the spool.
     pub hurry: AtomicBool,
-    /// Lines written.
-    pub written: AtomicU64,
-    /// Writes that failed.
-    pub failures: AtomicU64,
 }
 
 /// Starts the sink's thread.
 ///
 /// # Errors
 /// When the file cannot be opened or the thread not started.
-pub fn start(config: &config::Jsonl, reader: Reader) -> io::Result<(Arc<Control>, JoinHandle<()>)> {
+pub fn start(
+    config: &config::Jsonl,
+    reader: Reader,
+    metrics: &Arc<Metrics>,
+) -> io::Result<(Arc<Control>, JoinHandle<()>)> {
     let control = Arc::<Control>::default();
     let file = open(&config.path)?;
     let mut sink = Sink {
         file,
         config: config.clone(),
         control: Arc::clone(&control),
+        metrics: Arc::clone(metrics),
         known: None,
         lines: Vec::new(),
         is_failing: false,
@@ -71,6 +73,7 @@ struct Sink {
     file: File,
     config: config::Jsonl,
     control: Arc<Control>,
+    metrics: Arc<Metrics>,
     /// Ids in the file, where records may repeat those of a process that is gone.
     known: Option<HashSet<Box<[u8]>>>,
     lines: Vec<u8>,
@@ -119,7 +122,7 @@ impl Sink {
             match self.write() {
                 Ok(()) => break,
                 Err(problem) => {
-                    self.control.failures.fetch_add(1, Ordering::Relaxed);
+                    self.metrics.count("jsonl", "retried", count);
                     let path = self.config.path.display();
                     if !std::mem::replace(&mut self.is_failing, true) {
                         error!("records stay in the spool, {path} cannot be written: {problem}");
@@ -134,7 +137,7 @@ impl Sink {
         if std::mem::take(&mut self.is_failing) {
             info!("records are written to {} again", self.config.path.display());
         }
-        self.control.written.fetch_add(count, Ordering::Relaxed);
+        self.metrics.count("jsonl", "delivered", count);
         true
     }
 
