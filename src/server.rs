@@ -76,7 +76,7 @@ pub enum StartError {
 pub fn run(config: &Config, background: &Runtime) -> Result<(), StartError> {
     let started = Instant::now();
     probe_addresses(config)?;
-    let recorder = Recorder::open(config.record.as_ref())?;
+    let recorder = Recorder::open(config.record.as_ref(), background.handle())?;
     let process = Arc::new(Process::new(started, recorder));
     let directory = Directory::new(config);
     let resolver: Arc<dyn Resolve> = Arc::new(System);

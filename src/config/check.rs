@@ -6,6 +6,7 @@
 mod backends;
 mod clients;
 mod listeners;
+mod log_analytics;
 mod requests;
 
 use std::net::SocketAddr;
@@ -174,21 +175,27 @@ fn timeouts(root: &Map<'_, '_>) -> Option<Timeouts> {
 }
 
 fn record(node: &Inner<'_, '_>) -> Option<Record> {
-    let map = node.map(&["content", "content_limit", "usage", "redact", "jsonl", "spool"])?;
+    let map =
+        node.map(&["content", "content_limit", "usage", "redact", "jsonl", "log_analytics", "spool"])?;
     let content = map.or("content", Content::Full, |node| node.word(&CONTENT));
     let content_limit = map.or("content_limit", 64 * 1024, Inner::size);
     let usage = map.or("usage", UsageMode::Ask, |node| {
         node.word(&[("ask", UsageMode::Ask), ("observe", UsageMode::Observe)])
     });
     let redact = map.or("redact", Vec::new(), |node| node.each(pattern));
-    let jsonl = map.need("jsonl", "write jsonl: { path: FILE }").and_then(|node| jsonl(&node));
-    let spool = spool(&map, jsonl.as_ref());
+    let jsonl = map.maybe("jsonl", jsonl);
+    let log_analytics = map.maybe("log_analytics", log_analytics::read);
+    if let (Some(None), Some(None)) = (&jsonl, &log_analytics) {
+        return node.error("must have jsonl: { path: FILE }, or log_analytics, or both");
+    }
+    let spool = spool(&map, jsonl.as_ref().and_then(Option::as_ref));
     Some(Record {
         content: content?,
         content_limit: content_limit?,
         usage: usage?,
         redact: redact?,
         jsonl: jsonl?,
+        log_analytics: log_analytics?,
         spool: spool?,
     })
 }
@@ -228,7 +235,14 @@ fn spool(record: &Map<'_, '_>, jsonl: Option<&Jsonl>) -> Option<Spool> {
         let size = node.size()?;
         if size < SPOOL_LEAST { node.error("must be at least 1MiB") } else { Some(size) }
     });
-    Some(Spool { path: path?.or(beside)?, maximum: maximum? })
+    let Some(path) = path?.or(beside) else {
+        // Without a file there is no directory to put it beside; a bad file has been told.
+        return match record.find("jsonl") {
+            Some(_) => None,
+            None => record.report.error(&map.at("path"), "is missing; write a directory of its own"),
+        };
+    };
+    Some(Spool { path, maximum: maximum? })
 }
 
 fn jsonl(node: &Inner<'_, '_>) -> Option<Jsonl> {
@@ -456,7 +470,7 @@ mod tests {
                     "timeouts.idle: must be at most 24h (m is minutes, M months), not \"2 days\"",
                 ],
             ),
-            ("record: {}", &["record.jsonl: is missing; write jsonl: { path: FILE }"]),
+            ("record: {}", &["record: must have jsonl: { path: FILE }, or log_analytics, or both"]),
             ("record: { jsonl: {} }", &["record.jsonl.path: is missing; write the file that records go to"]),
             (
                 "record: { jsonl: { path: /no/such/x } }",

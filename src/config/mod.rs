@@ -292,8 +292,10 @@ pub struct Record {
     pub usage: UsageMode,
     /// What is taken out of prompts and answers before they are written down.
     pub redact: Vec<regex::Regex>,
-    /// The file of JSON lines.
-    pub jsonl: Jsonl,
+    /// The file of JSON lines; that or the table, or both.
+    pub jsonl: Option<Jsonl>,
+    /// The table in Log Analytics.
+    pub log_analytics: Option<LogAnalytics>,
     /// Where records wait for their sinks.
     pub spool: Spool,
 }
@@ -307,6 +309,34 @@ pub struct Jsonl {
     pub rotate: u64,
     /// How many old files are kept.
     pub keep: usize,
+}
+
+/// A table in Log Analytics, reached by a data collection rule.
+#[derive(Clone, Debug)]
+pub struct LogAnalytics {
+    /// The rule's or the data collection endpoint's.
+    pub endpoint: Endpoint,
+    /// The rule's immutable id.
+    pub rule: String,
+    /// The rule's stream.
+    pub stream: String,
+    /// Who may send to it.
+    pub credential: Entra,
+}
+
+/// An application of Entra ID with a secret.
+#[derive(Clone, Debug)]
+pub struct Entra {
+    /// Where tokens come from.
+    pub authority: Endpoint,
+    /// The directory's id or name.
+    pub tenant: String,
+    /// The application's id.
+    pub client_id: String,
+    /// Its secret.
+    pub secret: Secret,
+    /// What the token is for.
+    pub scope: String,
 }
 
 /// Where records wait for their sinks.

@@ -196,7 +196,7 @@ fn relative_paths_start_at_the_file() {
                 backends: [ { name: a, endpoint: 'https://a.b', credential: { api_key: '${file:key}' } } ]";
     std::fs::write(&file, yaml).unwrap();
     let config = load(&file, &env).unwrap().config;
-    assert_eq!(config.record.unwrap().jsonl.path, dir.path().join("x.jsonl"));
+    assert_eq!(config.record.unwrap().jsonl.unwrap().path, dir.path().join("x.jsonl"));
     let Credential::ApiKey(key) = &config.backends[0].credential;
     assert_eq!(key.expose(), "from-a-file");
 }

@@ -17,17 +17,23 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use log::{error, warn};
+use tokio::runtime::Handle;
 
 use self::exchange::{Exchange, Keep};
 use self::metrics::Metrics;
 use self::redact::Redaction;
-use self::sinks::jsonl;
+use self::sinks::{jsonl, log_analytics};
 use self::spool::Spool;
 use self::writer::{Queue, Receipt};
 use crate::config;
 
 /// How long the end waits for a disk.
 const CLOSING: Duration = Duration::from_secs(10);
+/// The sinks, as the spool and the metrics know them.
+const JSONL: &str = "jsonl";
+const LOG_ANALYTICS: &str = "log_analytics";
+/// Where records are that Log Analytics refuses for good, in the spool's directory.
+const DEAD_LETTERS: &str = "dead-letters.jsonl";
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -38,6 +44,7 @@ pub struct Recorder {
     metrics: Arc<Metrics>,
     /// Without a `record` block there is none.
     jsonl: Option<Arc<jsonl::Control>>,
+    log_analytics: Option<Arc<log_analytics::Control>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -67,27 +74,49 @@ pub enum RecordError {
 
 impl Recorder {
     /// Opens spool and sinks, and goes on where a process before left off. Without a `record` block
-    /// requests are only counted.
+    /// requests are only counted. Calls to other services are made on `runtime`.
     ///
     /// # Errors
     /// [`RecordError`] for what cannot be opened.
-    pub fn open(config: Option<&config::Record>) -> Result<Self, RecordError> {
+    pub fn open(config: Option<&config::Record>, runtime: &Handle) -> Result<Self, RecordError> {
         let metrics = Arc::<Metrics>::default();
         let Some(config) = config else {
             let (queue, writer) = writer::start(None, Redaction::default(), &metrics)?;
-            return Ok(Self { queue, metrics, jsonl: None, threads: Mutex::new(vec![writer]) });
+            return Ok(Self {
+                queue,
+                metrics,
+                jsonl: None,
+                log_analytics: None,
+                threads: Mutex::new(vec![writer]),
+            });
         };
         let in_spool =
             |problem| RecordError::Spool { path: config.spool.path.display().to_string(), problem };
-        let in_jsonl =
-            |problem| RecordError::Jsonl { path: config.jsonl.path.display().to_string(), problem };
-        let opened = Spool::open(&config.spool.path, config.spool.maximum, &["jsonl"]);
-        let (spool, mut readers) = opened.map_err(in_spool)?;
-        let reader = readers.pop().ok_or_else(|| in_spool(io::ErrorKind::NotFound.into()))?;
-        let (jsonl, sink) = jsonl::start(&config.jsonl, reader, &metrics).map_err(in_jsonl)?;
+        let mut sinks = Vec::new();
+        sinks.extend(config.jsonl.as_ref().map(|_| JSONL));
+        sinks.extend(config.log_analytics.as_ref().map(|_| LOG_ANALYTICS));
+        let opened = Spool::open(&config.spool.path, config.spool.maximum, &sinks);
+        let (spool, readers) = opened.map_err(in_spool)?;
+        let mut threads = Vec::new();
+        let (mut jsonl, mut log_analytics) = (None, None);
+        for reader in readers {
+            if let (JSONL, Some(file)) = (reader.sink(), &config.jsonl) {
+                let in_jsonl =
+                    |problem| RecordError::Jsonl { path: file.path.display().to_string(), problem };
+                let (control, thread) = jsonl::start(file, reader, &metrics).map_err(in_jsonl)?;
+                jsonl = Some(control);
+                threads.push(thread);
+            } else if let Some(table) = &config.log_analytics {
+                let dead = config.spool.path.join(DEAD_LETTERS);
+                let (control, thread) = log_analytics::start(table, dead, reader, &metrics, runtime.clone())?;
+                log_analytics = Some(control);
+                threads.push(thread);
+            }
+        }
         let redaction = Redaction::new(config.redact.clone());
         let (queue, writer) = writer::start(Some(spool), redaction, &metrics)?;
-        Ok(Self { queue, metrics, jsonl: Some(jsonl), threads: Mutex::new(vec![writer, sink]) })
+        threads.push(writer);
+        Ok(Self { queue, metrics, jsonl, log_analytics, threads: Mutex::new(threads) })
     }
 
     /// Queues a record; returns at once, with word of when it is written.
@@ -113,6 +142,9 @@ impl Recorder {
         self.queue.stop();
         if let Some(jsonl) = &self.jsonl {
             jsonl.hurry.store(true, Ordering::Relaxed);
+        }
+        if let Some(log_analytics) = &self.log_analytics {
+            log_analytics.hurry();
         }
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let deadline = Instant::now() + CLOSING;

@@ -21,10 +21,6 @@ use super::spool::{Frames, Spool};
 
 /// Most bytes that are gathered before a write.
 const BATCH: usize = 256 * 1024;
-/// How long records are gathered while there are many.
-const GATHER: Duration = Duration::from_millis(1);
-/// From so many records at once there are many.
-const MANY: u64 = 4;
 /// How often segments of processes that are gone are looked for.
 const LOOK: Duration = Duration::from_secs(5);
 /// Memory for records that wait, beyond which prompts and answers are let go of.
@@ -119,7 +115,6 @@ impl Writer {
         let mut frames = Frames::default();
         let mut receipts = Vec::new();
         let mut line = Vec::new();
-        let mut last = 0;
         loop {
             let first = match messages.recv_timeout(LOOK) {
                 Ok(message) => Some(message),
@@ -133,10 +128,6 @@ impl Writer {
                 self.count();
                 continue;
             };
-            if last >= MANY {
-                // One wake-up and one write for all that come in a moment.
-                std::thread::sleep(GATHER);
-            }
             let mut stop = false;
             let mut next = Some(first);
             while let Some(message) = next {
@@ -155,7 +146,6 @@ impl Writer {
                 self.metrics.count("spool", "dropped", lost);
                 self.metrics.count("spool", "written", frames.count() - lost);
             }
-            last = frames.count();
             frames.clear();
             // Who waits for one that is lost waits in vain.
             receipts.drain(..).for_each(|receipt| {

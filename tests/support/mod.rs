@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod h2;
+pub mod ingestion;
 pub mod tls;
 pub mod upstream;
 

@@ -1,3 +1,4 @@
 //! Where records go.
 
 pub mod jsonl;
+pub mod log_analytics;

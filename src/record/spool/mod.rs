@@ -299,6 +299,11 @@ impl Spool {
 }
 
 impl Reader {
+    /// Whose it is.
+    pub fn sink(&self) -> &'static str {
+        self.shared.sinks.get(self.sink).copied().unwrap_or("")
+    }
+
     /// The next records, at most about so many bytes but one at least; waits for them for a while.
     pub fn next(&self, most: usize, patience: Duration) -> Read {
         let deadline = Instant::now() + patience;

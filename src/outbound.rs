@@ -1,0 +1,143 @@
+//! Our own calls to other services (tokens, ingestion): one client, one set of time-outs, the same
+//! TLS as towards backends.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Method};
+use pingora::connectors::http::Connector;
+use pingora::http::RequestHeader;
+use pingora::upstreams::peer::HttpPeer;
+use tokio::time::timeout;
+
+use crate::config::Endpoint;
+
+/// The most it may take to find and reach the other side.
+const CONNECT: Duration = Duration::from_secs(10);
+/// The most a whole call may take.
+const CALL: Duration = Duration::from_secs(60);
+/// How long an unused connection is kept.
+const IDLE: Duration = Duration::from_secs(30);
+/// Most bytes of an answer that are looked at.
+const ANSWER_MAX: usize = 256 * 1024;
+
+/// Calls other services.
+pub struct Outbound {
+    connector: Connector,
+}
+
+/// An answer, whatever its status.
+#[derive(Debug)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body, or the beginning of a long one.
+    pub body: Bytes,
+}
+
+/// A call to be made.
+#[derive(Debug)]
+pub struct Call<'a> {
+    /// HTTP method.
+    pub method: Method,
+    /// Path and query.
+    pub target: &'a str,
+    /// Names and values.
+    pub headers: &'a [(&'static str, &'a str)],
+    /// The body.
+    pub body: Bytes,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum OutboundError {
+    /// The host's name has no address.
+    #[error("{host} does not resolve")]
+    Dns {
+        /// The host.
+        host: String,
+    },
+    /// No connection, or one that broke.
+    #[error("{host}: {problem}")]
+    Broken {
+        /// The host.
+        host: String,
+        /// What happened to it.
+        problem: String,
+    },
+    /// It took too long.
+    #[error("{host} did not answer within {CALL:?}")]
+    TimedOut {
+        /// The host.
+        host: String,
+    },
+}
+
+impl Default for Outbound {
+    fn default() -> Self {
+        Self { connector: Connector::new(None) }
+    }
+}
+
+impl Outbound {
+    /// Makes a call.
+    ///
+    /// # Errors
+    /// [`OutboundError`] where there is no whole answer.
+    pub async fn call(&self, endpoint: &Endpoint, call: Call<'_>) -> Result<Answer, OutboundError> {
+        let host = || endpoint.host.clone();
+        match timeout(CALL, self.make(endpoint, call)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(OutboundError::TimedOut { host: host() }),
+        }
+    }
+
+    async fn make(&self, endpoint: &Endpoint, call: Call<'_>) -> Result<Answer, OutboundError> {
+        let host = || endpoint.host.clone();
+        let broken = |problem: Box<pingora::Error>| OutboundError::Broken {
+            host: host(),
+            problem: problem.to_string(),
+        };
+        let found = timeout(CONNECT, tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port))).await;
+        let address = found.ok().and_then(Result::ok).and_then(|mut found| found.next());
+        let address = address.ok_or_else(|| OutboundError::Dns { host: host() })?;
+        let mut peer = HttpPeer::new(address, endpoint.tls, endpoint.host.clone());
+        peer.options.total_connection_timeout = Some(CONNECT);
+        peer.options.connection_timeout = Some(CONNECT);
+        peer.options.idle_timeout = Some(IDLE);
+        let mut request =
+            RequestHeader::build(call.method, call.target.as_bytes(), Some(8)).map_err(broken)?;
+        let authority = endpoint.authority();
+        let length = call.body.len().to_string();
+        for (name, value) in
+            [("host", authority.as_str()), ("content-length", &length)].iter().chain(call.headers)
+        {
+            request.insert_header(*name, *value).map_err(broken)?;
+        }
+        let (mut session, _) = self.connector.get_http_session(&peer).await.map_err(broken)?;
+        session.set_read_timeout(Some(CALL));
+        session.write_request_header(Box::new(request)).await.map_err(broken)?;
+        if !call.body.is_empty() {
+            session.write_request_body(call.body, true).await.map_err(broken)?;
+        }
+        session.finish_request_body().await.map_err(broken)?;
+        session.read_response_header().await.map_err(broken)?;
+        let (status, headers) = session
+            .response_header()
+            .map(|header| (header.status.as_u16(), header.headers.clone()))
+            .unwrap_or_default();
+        let mut body = BytesMut::new();
+        while let Some(piece) = session.read_response_body().await.map_err(broken)? {
+            body.extend_from_slice(&piece);
+            if body.len() > ANSWER_MAX {
+                return Ok(Answer { status, headers, body: body.freeze() });
+            }
+        }
+        if session.response_done() {
+            self.connector.release_http_session(session, &peer, Some(IDLE)).await;
+        }
+        Ok(Answer { status, headers, body: body.freeze() })
+    }
+}
