@@ -71,7 +71,7 @@ fn text(map: &Map<'_, '_>, key: &str, usual: &str) -> Option<String> {
 
 /// A service that is called by us.
 fn service(node: &Inner<'_, '_>) -> Option<Endpoint> {
-    let endpoint = node.parsed(|text| Endpoint::parse(text))?;
+    let endpoint = node.parsed(Endpoint::parse)?;
     if !endpoint.tls && !endpoint.is_loopback() {
         return node.error("must begin with https://: secrets and prompts go there");
     }
