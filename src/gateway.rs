@@ -266,6 +266,7 @@ impl Gateway {
             completion: content == Content::Full,
             limit,
             gather: limit.saturating_add(beyond),
+            estimates: true,
         }
     }
 

@@ -19,6 +19,8 @@ pub struct Answer {
     pub finish_reason: Option<String>,
     /// The tokens reported.
     pub usage: Option<Usage>,
+    /// They are not reported, but an estimate.
+    pub is_estimated: bool,
     /// Whether the answer said that it is over.
     pub terminal: bool,
     /// The code of the error the answer ended in.
@@ -35,6 +37,7 @@ impl Answer {
             model: None,
             finish_reason: None,
             usage: None,
+            is_estimated: false,
             terminal: false,
             failed: None,
             operation,

@@ -316,17 +316,18 @@ impl Flow {
             first_byte: self.end.first_byte,
             request_bytes: self.body.is_complete().then_some(self.body.length),
             response_bytes: self.end.response_bytes,
-            asked: self.asked(keep),
+            asked: self.asked(keep, outcome),
             answered: facts.answered,
             lightened: false,
         }
     }
 
-    /// The request's body, if its prompt is kept.
-    fn asked(&mut self, keep: Keep) -> Option<Asked> {
+    /// The request's body, if its prompt is kept or what it cost may have to be estimated.
+    fn asked(&mut self, keep: Keep, outcome: Outcome) -> Option<Asked> {
         let body = std::mem::take(&mut self.body.bytes);
         let content_type = std::mem::take(&mut self.content_type);
-        (keep.prompt && !body.is_empty()).then_some(Asked { body, content_type })
+        let may_estimate = keep.estimates && matches!(outcome, Outcome::ClientGone | Outcome::Failed);
+        ((keep.prompt || may_estimate) && !body.is_empty()).then_some(Asked { body, content_type })
     }
 }
 

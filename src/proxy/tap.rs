@@ -37,6 +37,9 @@ const REPLY_MAX: usize = 1024 * 1024;
 /// Most bytes of an event that is looked at; `response.created` repeats the whole request.
 const EVENT_MAX: usize = 1024 * 1024;
 
+/// Most bytes of a stream's text that are kept until it has told its tokens.
+const ESTIMATED: usize = 1024 * 1024;
+
 /// Most bytes of an event that is held back to see whether it is the usage event, which has
 /// some hundred.
 const USAGE_EVENT_MAX: usize = 64 * 1024;
@@ -239,7 +242,8 @@ impl Flow {
     fn content(&self, header: &ResponseHeader) -> Content {
         let Some(course) = &self.course else { return Content::Opaque };
         let keep = self.gateway().keep(self.client.as_deref());
-        let limit = if keep.completion { keep.gather } else { 0 };
+        // The text of a stream is also what its tokens are estimated from if it breaks off.
+        let limit = if keep.estimates { keep.gather.max(ESTIMATED) } else { 0 };
         let coded =
             header.headers.get(http::header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
         match () {

@@ -16,6 +16,7 @@ use crate::azure::answer::Answer;
 use crate::azure::reply::ReplyBody;
 use crate::azure::{Operation, Target, multipart, prompt};
 use crate::names::{BackendName, Deployment};
+use crate::record::estimate;
 use crate::record::metrics::Metrics;
 use crate::record::redact::Redaction;
 
@@ -87,6 +88,8 @@ pub struct Keep {
     /// Bytes of the completion that are gathered: more than the limit where patterns are taken out
     /// before it is cut.
     pub gather: usize,
+    /// Tokens of streams that break off are estimated.
+    pub estimates: bool,
 }
 
 /// Everything known of a request once it is over.
@@ -205,6 +208,28 @@ impl Exchange {
         size_of::<Self>() + asked + answered
     }
 
+    /// Whether its tokens can only be estimated: a stream that broke off before it told them.
+    pub fn wants_estimate(&self) -> bool {
+        let is_cut =
+            matches!(self.outcome, Outcome::ClientGone | Outcome::Failed) && self.status == Some(200);
+        let untold = |answered: &Answered| match answered {
+            Answered::Stream(answer) => answer.usage.is_none() && answer.has_text(),
+            _ => false,
+        };
+        is_cut && untold(&self.answered)
+    }
+
+    /// Estimates its tokens.
+    pub fn estimate(&mut self) {
+        let Answered::Stream(answer) = &mut self.answered else { return };
+        let deployment = self.deployment.as_ref().map(Deployment::key);
+        let model = answer.model.as_deref().or(deployment.as_deref());
+        let body = self.asked.as_ref().map(|asked| &asked.body[..]);
+        let said = answer.completion().unwrap_or_default();
+        answer.usage = Some(estimate::estimate(model, body, &said));
+        answer.is_estimated = true;
+    }
+
     /// Lets go of prompt and answer, which is then said in the record.
     pub fn lighten(&mut self) {
         self.asked = None;
@@ -256,7 +281,11 @@ impl Exchange {
             cached_tokens: usage.cached,
             reasoning_tokens: usage.reasoning,
             total_tokens: usage.total,
-            usage_source: if said.usage.is_some() { "reported" } else { "none" },
+            usage_source: match said.usage {
+                Some(_) if said.is_estimated => "estimated",
+                Some(_) => "reported",
+                None => "none",
+            },
             finish_reason: said.finish_reason,
             apim_request_id: self.apim_request_id.as_deref(),
             prompt,

@@ -3,6 +3,7 @@
 //! Knows finished exchanges, not requests in flight. A finished exchange goes through the
 //! `writer` into the `spool`, and from there to each of the `sinks`.
 
+pub mod estimate;
 pub mod exchange;
 pub mod metrics;
 pub mod redact;

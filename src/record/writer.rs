@@ -40,6 +40,8 @@ pub type Receipt = oneshot::Receiver<()>;
 #[derive(Debug)]
 pub struct Queue {
     queue: Sender<Message>,
+    /// For those whose tokens have to be estimated first.
+    estimates: Sender<Message>,
     state: Arc<State>,
     metrics: Arc<Metrics>,
     keeps: bool,
@@ -62,10 +64,14 @@ pub fn start(
     metrics: &Arc<Metrics>,
 ) -> io::Result<(Queue, JoinHandle<()>)> {
     let (queue, messages) = channel();
+    let (estimates, cut_off) = channel();
     let (state, keeps) = (Arc::<State>::default(), spool.is_some());
     let mut writer = Writer { spool, redaction, state: Arc::clone(&state), metrics: Arc::clone(metrics) };
     let thread = std::thread::Builder::new().name("records".into()).spawn(move || writer.run(&messages))?;
-    Ok((Queue { queue, state, metrics: Arc::clone(metrics), keeps }, thread))
+    let estimated = queue.clone();
+    let estimate = move || estimate(&cut_off, &estimated);
+    std::thread::Builder::new().name("estimates".into()).spawn(estimate)?;
+    Ok((Queue { queue, estimates, state, metrics: Arc::clone(metrics), keeps }, thread))
 }
 
 impl Queue {
@@ -93,13 +99,27 @@ impl Queue {
             (None, None)
         };
         // The thread ends only after `stop`, when nothing is in flight any more.
-        self.queue.send(Message::Record { exchange, keep, size, written }).ok()?;
+        let queue = if exchange.wants_estimate() { &self.estimates } else { &self.queue };
+        queue.send(Message::Record { exchange, keep, size, written }).ok()?;
         receipt
     }
 
     /// Lets the thread end once it has written what is queued.
     pub fn stop(&self) {
-        let _ = self.queue.send(Message::Stop);
+        let _ = self.estimates.send(Message::Stop);
+    }
+}
+
+/// Counts tokens of streams that broke off; nobody waits for it.
+fn estimate(cut_off: &Receiver<Message>, to: &Sender<Message>) {
+    for mut message in cut_off {
+        if let Message::Record { exchange, .. } = &mut message {
+            exchange.estimate();
+        }
+        let is_last = matches!(message, Message::Stop);
+        if to.send(message).is_err() || is_last {
+            return;
+        }
     }
 }
 
