@@ -89,16 +89,18 @@ async fn what_the_service_cannot_take_now_waits_over_restarts_and_kills() {
         ids(&ingestion.rows()).iter().collect::<HashSet<_>>().len() == expected + 1
     })
     .await;
-    // They are back while it runs as well.
+    // They are back while it runs as well, and under load.
     ingestion.set(Temper::Says(503, None));
-    chats(&balancer, 10).await;
+    for _ in 0..50 {
+        chats(&balancer, 20).await;
+    }
     until("it is told", || {
         balancer.log().contains("do not take them") || balancer.log().contains("does not take them")
     })
     .await;
     ingestion.set(Temper::Good);
     until("all rows are there", || {
-        ids(&ingestion.rows()).iter().collect::<HashSet<_>>().len() == expected + 11
+        ids(&ingestion.rows()).iter().collect::<HashSet<_>>().len() == expected + 1001
     })
     .await;
     until("it is told", || balancer.log().contains("delivered to Log Analytics again")).await;

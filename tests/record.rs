@@ -18,6 +18,7 @@ use std::time::Duration;
 use aoai_lb::demo::{Kind, Mood, Pace, Resource, Simulator};
 use futures::future::join_all;
 use serde_json::Value;
+use support::upstream::{self, Request, Upstream};
 use support::{Balancer, CHAT, HELLO, KEY, STREAM, azure, backends, until};
 
 const STREAM_END: &str = "data: [DONE]\n\n";
@@ -33,7 +34,8 @@ fn sink(directory: &Path, more: &str) -> String {
 fn all_records(directory: &Path) -> Vec<Value> {
     let mut records = Vec::new();
     for path in files(directory) {
-        let bytes = std::fs::read(&path).unwrap();
+        // It may be compressed meanwhile.
+        let Ok(bytes) = std::fs::read(&path) else { continue };
         let mut text = String::new();
         if path.extension().is_some_and(|ending| ending == "gz") {
             flate2::read::GzDecoder::new(&bytes[..]).read_to_string(&mut text).unwrap();
@@ -52,6 +54,12 @@ fn files(directory: &Path) -> Vec<PathBuf> {
         .filter(|path| path.is_file())
         .collect();
     files.sort();
+    let packed: HashSet<PathBuf> = files
+        .iter()
+        .filter(|path| path.extension().is_some_and(|e| e == "gz"))
+        .map(|path| path.with_extension(""))
+        .collect();
+    files.retain(|path| !packed.contains(path));
     files
 }
 
@@ -234,6 +242,41 @@ async fn what_must_not_be_written_is_not() {
         assert_eq!(record["content_cut"], true);
         assert!(record["prompt"].as_str().unwrap().len() <= 200);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provisioned_a_spilled_over_and_a_cached_answer_can_be_told_apart() {
+    let answers = |spilled: bool, cached: u32| {
+        let body = format!(
+            r#"{{"choices":[{{"message":{{"content":"hi"}}}}],"usage":{{"prompt_tokens":9,"completion_tokens":1,"total_tokens":10,"prompt_tokens_details":{{"cached_tokens":{cached}}}}}}}"#
+        );
+        let headers = match spilled {
+            true => {
+                "Content-Type: application/json\nx-ms-spillover-from-deployment: gpt-4o-ptu\nx-ms-deployment-name: gpt-4o-standard"
+            }
+            false => "Content-Type: application/json\nx-ms-deployment-name: gpt-4o-ptu",
+        };
+        upstream::reply(200, headers, &body)
+    };
+    let turn = std::sync::atomic::AtomicUsize::new(0);
+    let resource = Upstream::start(move |_: &Request| match turn.fetch_add(1, Ordering::Relaxed) {
+        0 => answers(false, 0),
+        1 => answers(true, 0),
+        _ => answers(false, 8),
+    })
+    .await;
+    let entry =
+        support::entry("ptu", &format!("http://{}", resource.address), "deployments: { gpt-4o: gpt-4o-ptu }");
+    let balancer = Balancer::start(&entry, "").await;
+    for _ in 0..3 {
+        assert_eq!(balancer.chat().await.status, 200);
+    }
+    let records = balancer.records_of(3).await;
+    let told: Vec<_> = records
+        .iter()
+        .map(|r| (r["upstream_deployment"].as_str().unwrap(), r["cached_tokens"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(told, [("gpt-4o-ptu", 0), ("gpt-4o-standard", 0), ("gpt-4o-ptu", 8)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -302,7 +302,9 @@ impl Flow {
             api_version,
             is_known_deployment: deployment.as_ref().is_some_and(|deployment| gateway.knows(deployment)),
             overhead: self.overhead,
-            upstream_deployment: last.and_then(|last| last.upstream.or_else(|| deployment.clone())),
+            upstream_deployment: facts
+                .spilled_to
+                .or_else(|| last.and_then(|last| last.upstream.or_else(|| deployment.clone()))),
             deployment,
             stream: self.stream,
             status: self.end.status,

@@ -20,6 +20,7 @@ use crate::azure::Operation;
 use crate::azure::answer::Answer;
 use crate::azure::reply::ReplyBody;
 use crate::azure::sse::{Scanner, UsageFilter};
+use crate::names::Deployment;
 use crate::record::exchange::Answered;
 
 /// Another backend is asked: the reply was held back and is no answer.
@@ -90,13 +91,19 @@ pub(super) enum Ending {
 pub(super) struct Facts {
     pub(super) region: Option<String>,
     pub(super) apim_request_id: Option<String>,
+    /// The deployment that answered in place of a provisioned one that was full.
+    pub(super) spilled_to: Option<Deployment>,
     pub(super) answered: Answered,
 }
 
 impl Facts {
     fn of(headers: &HeaderMap) -> Self {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        // Azure OpenAI, "Manage traffic with spillover": both headers come with such an answer.
+        let is_spilled = headers.contains_key("x-ms-spillover-from-deployment");
+        let served = text("x-ms-deployment-name").filter(|_| is_spilled);
         Self {
+            spilled_to: served.and_then(|name| Deployment::parse(&name).ok()),
             region: text("x-ms-region"),
             apim_request_id: text("apim-request-id"),
             answered: Answered::Opaque,

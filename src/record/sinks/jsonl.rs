@@ -243,7 +243,10 @@ fn tidy(path: &Path, keep: usize) -> io::Result<()> {
     for name in young.iter().filter(|name| name.extension().is_none_or(|ending| ending != "gz")) {
         let age = fs::metadata(name).and_then(|there| there.modified()).ok();
         let age = age.and_then(|modified| SystemTime::now().duration_since(modified).ok());
-        if age.is_none_or(|age| age >= SETTLED) {
+        if gz(name).exists() {
+            // A process ended before it could remove what it had compressed.
+            remove(name)?;
+        } else if age.is_none_or(|age| age >= SETTLED) {
             compress(name)?;
         }
     }
