@@ -151,7 +151,11 @@ impl Recorder {
         let deadline = Instant::now() + CLOSING;
         while threads.iter().any(|thread| !thread.is_finished()) {
             if Instant::now() >= deadline {
-                error!("records that waited are lost: they could not be written within {CLOSING:?}");
+                if self.queue.is_idle() {
+                    warn!("not all records are delivered: the rest is in the spool, for the next process");
+                } else {
+                    error!("records that waited are lost: they could not be written within {CLOSING:?}");
+                }
                 return;
             }
             std::thread::sleep(LOOK);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{error, info};
 use tokio::sync::oneshot;
@@ -104,6 +104,11 @@ impl Queue {
         receipt
     }
 
+    /// Whether all that was queued is written.
+    pub fn is_idle(&self) -> bool {
+        self.state.waiting.load(Ordering::Relaxed) == 0
+    }
+
     /// Lets the thread end once it has written what is queued.
     pub fn stop(&self) {
         let _ = self.estimates.send(Message::Stop);
@@ -135,19 +140,21 @@ impl Writer {
         let mut frames = Frames::default();
         let mut receipts = Vec::new();
         let mut line = Vec::new();
+        let mut looked = Instant::now();
         loop {
             let first = match messages.recv_timeout(LOOK) {
                 Ok(message) => Some(message),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => Some(Message::Stop),
             };
-            let Some(first) = first else {
+            if looked.elapsed() >= LOOK {
+                looked = Instant::now();
                 if let Some(spool) = &mut self.spool {
                     spool.claim();
                 }
                 self.count();
-                continue;
-            };
+            }
+            let Some(first) = first else { continue };
             let mut stop = false;
             let mut next = Some(first);
             while let Some(message) = next {

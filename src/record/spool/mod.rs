@@ -285,7 +285,8 @@ impl Spool {
     pub fn take_lost(&self) -> Vec<(&'static str, u64)> {
         let mut state = self.shared.lock();
         let lost = std::mem::replace(&mut state.lost, vec![0; self.shared.sinks.len()]);
-        if state.is_losing && lost.iter().all(|lost| *lost == 0) {
+        // It is over when there is room again, not between two segments that go.
+        if state.is_losing && state.segments.values().map(Segment::length).sum::<u64>() < self.maximum / 2 {
             state.is_losing = false;
         }
         self.shared.sinks.iter().copied().zip(lost).filter(|(_, lost)| *lost > 0).collect()

@@ -13,6 +13,7 @@ use super::frame::{self, MAGIC, Next};
 
 const OPEN: &str = "open";
 const SEALED: &str = "sealed";
+const YOUNG: &str = "young";
 /// How much is read at a time where a whole segment is looked through.
 const PIECE: usize = 1024 * 1024;
 
@@ -50,11 +51,15 @@ pub(super) fn create(directory: &Path, number: u64, sinks: &[&'static str]) -> i
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let mark = fastrand::u32(..);
     let name = format!("{:013}-{number:06}-{}-{mark:08x}", since.as_millis(), std::process::id());
-    let path = path(directory, &name, OPEN);
-    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o640).open(&path)?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-    if let Err(problem) = file.write_all_at(MAGIC, 0) {
-        let _ = fs::remove_file(&path);
+    // Nobody may claim it before it is locked.
+    let young = path(directory, &name, YOUNG);
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o640).open(&young)?;
+    let made = flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .map_err(io::Error::from)
+        .and_then(|()| file.write_all_at(MAGIC, 0))
+        .and_then(|()| fs::rename(&young, path(directory, &name, OPEN)));
+    if let Err(problem) = made {
+        let _ = fs::remove_file(&young);
         return Err(problem);
     }
     let length = MAGIC.len() as u64;
