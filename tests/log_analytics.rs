@@ -150,7 +150,10 @@ async fn calls_are_small_enough_and_halved_where_they_are_not() {
     assert!(largest <= 1_000_000 && calls < 40, "{calls} calls, the largest of {largest}");
     let rows = ingestion.rows();
     assert_eq!(ids(&rows).iter().collect::<HashSet<_>>().len(), 21);
-    assert_eq!(rows.iter().filter(|row| row["content_cut"] == true).count(), 1);
+    // Azure would cut them without a word.
+    assert!(
+        rows.iter().all(|row| row["content_cut"] == true && row["prompt"].as_str().unwrap().len() <= 64_000)
+    );
     ingestion.set(Temper::AtMost(3));
     chats(&balancer, 20).await;
     until("all rows are there", || ids(&ingestion.rows()).iter().collect::<HashSet<_>>().len() == 41).await;

@@ -96,6 +96,17 @@ impl Answer {
         self.room.close();
     }
 
+    /// Bytes of text that were gathered.
+    pub fn kept(&self) -> usize {
+        self.room.used()
+    }
+
+    /// Lets go of the text; what else was told stays.
+    pub fn forget_text(&mut self) {
+        self.choices = Choices::default();
+        self.room.close();
+    }
+
     /// Whether any text was gathered.
     pub fn has_text(&self) -> bool {
         !self.choices.is_empty()

@@ -26,6 +26,10 @@ impl Room {
         self.limit
     }
 
+    pub(super) fn used(&self) -> usize {
+        self.used
+    }
+
     /// Whether something did not fit.
     pub(super) fn is_full(&self) -> bool {
         self.full

@@ -229,9 +229,8 @@ impl Flow {
     /// Whether nothing that is still to come could change the record: the answer has ended, or
     /// said that it is over.
     pub(super) fn is_told(&self) -> bool {
-        !self.end.settled
-            && matches!(&self.reply, Reply::Passing(passing) if passing.is_told())
-            && self.end.status != Some(101)
+        let ended = matches!(&self.reply, Reply::Passing(passing) if passing.is_told());
+        !self.end.settled && self.end.status != Some(101) && (ended || self.end.refusal.is_some())
     }
 
     /// The end of the story: hands the record over, and returns word of when it is written. Later
@@ -319,6 +318,7 @@ impl Flow {
             request_bytes: self.body.is_complete().then_some(self.body.length),
             response_bytes: self.end.response_bytes,
             asked: self.asked(keep, outcome),
+            prompt: None,
             answered: facts.answered,
             lightened: false,
         }

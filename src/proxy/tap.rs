@@ -126,9 +126,10 @@ impl Passing {
             Content::Reply { body, is_json } => Answered::Reply { body, is_json },
             Content::Stream { mut scanner, mut answer } => {
                 scanner.finish(&mut |event| answer.event(&event));
-                if self.terminates {
-                    let said = answer.terminal && answer.failed.is_none();
-                    ending = if said { Ending::Said } else { Ending::Broken };
+                if answer.terminal && answer.failed.is_none() {
+                    ending = Ending::Said;
+                } else if self.terminates || answer.terminal {
+                    ending = Ending::Broken;
                 }
                 Answered::Stream(answer)
             }

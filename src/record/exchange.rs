@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::admission::clients::Client;
 use crate::azure::answer::Answer;
 use crate::azure::reply::ReplyBody;
+use crate::azure::usage::Usage;
 use crate::azure::{Operation, Target, multipart, prompt};
 use crate::names::{BackendName, Deployment};
 use crate::record::estimate;
@@ -147,14 +148,21 @@ pub struct Exchange {
     pub response_bytes: u64,
     /// The request's body.
     pub asked: Option<Asked>,
+    /// The prompt, where it was made beforehand, and whether it was cut.
+    pub prompt: Option<(String, bool)>,
     /// The reply's body.
     pub answered: Answered,
     /// Prompt and answer were let go of, since records could not be written fast enough.
     pub lightened: bool,
 }
 
-/// About what is gathered of a stream: its text has a limit.
-const STREAM_SIZE: usize = 64 * 1024;
+/// About what a stream's account takes beside its text.
+const STREAM_SIZE: usize = 4 * 1024;
+/// A body from this size on takes a while to be made a prompt of.
+const LARGE: usize = 128 * 1024;
+/// How much of a prompt is looked through beyond its limit, so that what is to be taken out is found
+/// whole where it crosses it.
+const BEYOND: usize = 16 * 1024;
 
 /// The record as written, in the order of the contract.
 #[derive(Debug, Serialize)]
@@ -203,7 +211,7 @@ impl Exchange {
         let answered = match &self.answered {
             Answered::Opaque => 0,
             Answered::Reply { body, .. } => body.size(),
-            Answered::Stream(_) => STREAM_SIZE,
+            Answered::Stream(answer) => STREAM_SIZE + answer.kept(),
         };
         size_of::<Self>() + asked + answered
     }
@@ -213,39 +221,67 @@ impl Exchange {
         let is_cut =
             matches!(self.outcome, Outcome::ClientGone | Outcome::Failed) && self.status == Some(200);
         let untold = |answered: &Answered| match answered {
-            Answered::Stream(answer) => answer.usage.is_none() && answer.has_text(),
+            Answered::Stream(answer) => answer.usage.is_none() && !answer.is_estimated,
             _ => false,
         };
         is_cut && untold(&self.answered)
     }
 
     /// Estimates its tokens.
-    pub fn estimate(&mut self) {
+    fn estimate(&mut self) {
         let Answered::Stream(answer) = &mut self.answered else { return };
         let deployment = self.deployment.as_ref().map(Deployment::key);
         let model = answer.model.as_deref().or(deployment.as_deref());
         let body = self.asked.as_ref().map(|asked| &asked.body[..]);
-        let said = answer.completion().unwrap_or_default();
-        answer.usage = Some(estimate::estimate(model, body, &said));
+        let said = answer.completion();
+        let usage = estimate::estimate(model, body, said.as_deref());
+        answer.usage = Some(usage).filter(|usage| *usage != Usage::default());
         answer.is_estimated = true;
     }
 
-    /// Lets go of prompt and answer, which is then said in the record.
+    /// Whether making a record of it takes so long that others should not wait for it.
+    pub fn is_slow(&self, keep: Keep) -> bool {
+        self.wants_estimate()
+            || (keep.prompt && self.asked.as_ref().is_some_and(|asked| asked.body.len() > LARGE))
+    }
+
+    /// Does beforehand what takes long.
+    pub fn prepare(&mut self, keep: Keep, redaction: &Redaction) {
+        if self.wants_estimate() {
+            self.estimate();
+        }
+        self.prompt =
+            self.asked.take().filter(|_| keep.prompt).and_then(|asked| asked.prompt(keep, redaction));
+    }
+
+    /// Lets go of prompt and answer, which is then said in the record; tokens stay.
     pub fn lighten(&mut self) {
         self.asked = None;
-        self.answered = Answered::Opaque;
+        self.prompt = None;
+        match &mut self.answered {
+            Answered::Stream(answer) => answer.forget_text(),
+            // The end of a reply tells its tokens.
+            Answered::Reply { body, .. } if body.size() <= LARGE => {}
+            answered => *answered = Answered::Opaque,
+        }
         self.lightened = true;
     }
 
     /// The record of this exchange.
     pub fn line(&mut self, keep: Keep, redaction: &Redaction, metrics: &Metrics) -> Line<'_> {
         let operation = self.target.as_ref().map_or(Operation::Other, |target| target.operation);
-        let prompt = self.asked.take().filter(|_| keep.prompt).and_then(|asked| asked.prompt());
-        let mut prompt = prompt.map(|prompt| redaction.json(prompt));
-        let prompt_cut = prompt.as_mut().is_some_and(|prompt| cut(prompt, keep.limit));
+        if self.asked.is_some() {
+            self.prepare(keep, redaction);
+        }
+        let (prompt, prompt_cut) = self.prompt.take().unzip();
+        let prompt_cut = prompt_cut.unwrap_or(false);
         let said = std::mem::take(&mut self.answered).read(operation, keep);
-        let completion = said.completion().filter(|_| keep.completion);
+        let completion = said.completion().filter(|_| keep.completion && !self.lightened);
         let mut completion = completion.map(|completion| redaction.json(completion));
+        if let Some(text) = completion.as_mut().filter(|_| said.is_cut() && !redaction.is_empty()) {
+            // What is to be taken out may have been cut through at its end.
+            text.truncate(text.floor_char_boundary(text.len().saturating_sub(BEYOND)));
+        }
         let completion_cut = completion.as_mut().is_some_and(|completion| cut(completion, keep.limit));
         let said_is_cut = completion_cut || (keep.completion && said.is_cut());
         let content_cut = self.lightened || prompt_cut || said_is_cut;
@@ -296,12 +332,27 @@ impl Exchange {
 }
 
 impl Asked {
-    fn prompt(&self) -> Option<String> {
-        let Some(boundary) = multipart::boundary(&self.content_type) else {
-            return prompt::prompt_text(&self.body);
+    /// The prompt as it is written down, and whether it was cut.
+    fn prompt(&self, keep: Keep, redaction: &Redaction) -> Option<(String, bool)> {
+        let mut text = match multipart::boundary(&self.content_type) {
+            None => prompt::prompt_text(&self.body)?,
+            Some(boundary) => {
+                let form = multipart::probe(&self.body, &boundary).ok()?;
+                prompt::form_text(&self.body, &form)?
+            }
         };
-        let form = multipart::probe(&self.body, &boundary).ok()?;
-        prompt::form_text(&self.body, &form)
+        if redaction.is_empty() {
+            let is_cut = cut(&mut text, keep.limit);
+            return Some((text, is_cut));
+        }
+        // No more is looked through than could be written down.
+        let is_long = cut(&mut text, keep.limit.saturating_mul(2).saturating_add(2 * BEYOND));
+        let mut text = redaction.json(text);
+        if is_long {
+            text.truncate(text.floor_char_boundary(text.len().saturating_sub(BEYOND)));
+        }
+        let is_cut = cut(&mut text, keep.limit) || is_long;
+        Some((text, is_cut))
     }
 }
 

@@ -147,7 +147,8 @@ impl Recorder {
         if let Some(log_analytics) = &self.log_analytics {
             log_analytics.hurry();
         }
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        // Whoever else wants to end waits as well.
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         let deadline = Instant::now() + CLOSING;
         while threads.iter().any(|thread| !thread.is_finished()) {
             if Instant::now() >= deadline {
@@ -160,7 +161,7 @@ impl Recorder {
             }
             std::thread::sleep(LOOK);
         }
-        if threads.into_iter().any(|thread| thread.join().is_err()) {
+        if threads.drain(..).any(|thread| thread.join().is_err()) {
             warn!("a thread of the records ended early");
         }
     }

@@ -41,13 +41,13 @@ impl Redaction {
         clean
     }
 
-    /// JSON without what the patterns match in its strings, read as they are meant and not as they
-    /// are written; what is no JSON is taken as text.
+    /// JSON, perhaps only its beginning, without what the patterns match in its strings, read as they
+    /// are meant and not as they are written; what does not begin like JSON is taken as text.
     pub fn json(&self, text: String) -> String {
         if self.is_empty() {
             return text;
         }
-        if !text.starts_with(['{', '[']) || serde_json::from_str::<serde::de::IgnoredAny>(&text).is_err() {
+        if !text.starts_with(['{', '[']) {
             return self.text(&text).into_owned();
         }
         let mut out = String::with_capacity(text.len());
@@ -70,7 +70,8 @@ impl Redaction {
             rest = after;
         }
         out.push_str(&self.replace(rest, IN_PLACE_OF_VALUE));
-        out
+        // What a pattern finds in JSON as it is written goes as well, whatever becomes of the JSON.
+        self.text(&out).into_owned()
     }
 }
 
@@ -100,7 +101,8 @@ mod tests {
 
     #[test]
     fn strings_are_read_as_they_are_meant() {
-        let keys = redaction(&["sk-[A-Za-z0-9]+", r"(?i)secret\s+word", "4[0-9]{15}"]);
+        let keys =
+            redaction(&["sk-[A-Za-z0-9]+", r"(?i)secret\s+word", "4[0-9]{15}", r#""password":\s*"[^"]+""#]);
         for (text, expected) in [
             ("plain sk-abc text", "plain [redacted] text"),
             (r#"[{"content":"my sk-abc, yes"}]"#, r#"[{"content":"my [redacted], yes"}]"#),
@@ -113,7 +115,12 @@ mod tests {
                 r#"{"card":4111111111111111,"n":[1, 4222222222222222]}"#,
                 r#"{"card":"[redacted]","n":[1, "[redacted]"]}"#,
             ),
-            ("[no json sk-abc", "[no json [redacted]"),
+            (
+                r#"[{"a":"x \"password\": \"hunter2\" y"},{"b":"cut sk-abc"#,
+                r#"[{"a":"x [redacted] y"},{"b":"cut [redacted]"#,
+            ),
+            (r#"{"password": "hunter2","n":1}"#, r#"{[redacted],"n":1}"#),
+            ("[no json sk-abc", "[no json \"[redacted]\""),
             ("", ""),
         ] {
             assert_eq!(keys.json(text.to_owned()), expected, "{text}");

@@ -5,6 +5,7 @@
 //! answers go, then whole records, counted.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -40,8 +41,8 @@ pub type Receipt = oneshot::Receiver<()>;
 #[derive(Debug)]
 pub struct Queue {
     queue: Sender<Message>,
-    /// For those whose tokens have to be estimated first.
-    estimates: Sender<Message>,
+    /// For those that take a while.
+    slow: Sender<Message>,
     state: Arc<State>,
     metrics: Arc<Metrics>,
     keeps: bool,
@@ -64,14 +65,15 @@ pub fn start(
     metrics: &Arc<Metrics>,
 ) -> io::Result<(Queue, JoinHandle<()>)> {
     let (queue, messages) = channel();
-    let (estimates, cut_off) = channel();
+    let (slow, waiting) = channel();
     let (state, keeps) = (Arc::<State>::default(), spool.is_some());
+    let patterns = redaction.clone();
     let mut writer = Writer { spool, redaction, state: Arc::clone(&state), metrics: Arc::clone(metrics) };
     let thread = std::thread::Builder::new().name("records".into()).spawn(move || writer.run(&messages))?;
-    let estimated = queue.clone();
-    let estimate = move || estimate(&cut_off, &estimated);
-    std::thread::Builder::new().name("estimates".into()).spawn(estimate)?;
-    Ok((Queue { queue, estimates, state, metrics: Arc::clone(metrics), keeps }, thread))
+    let prepared = queue.clone();
+    let prepare = move || prepare(&waiting, &prepared, &patterns);
+    std::thread::Builder::new().name("slow records".into()).spawn(prepare)?;
+    Ok((Queue { queue, slow, state, metrics: Arc::clone(metrics), keeps }, thread))
 }
 
 impl Queue {
@@ -89,6 +91,7 @@ impl Queue {
         if waiting > 0 && waiting + size > QUEUE_HARD {
             self.state.dropped.fetch_add(1, Ordering::Relaxed);
             self.metrics.count("spool", "dropped", 1);
+            self.metrics.observe(&exchange, None);
             return None;
         }
         self.state.waiting.fetch_add(size, Ordering::Relaxed);
@@ -99,7 +102,7 @@ impl Queue {
             (None, None)
         };
         // The thread ends only after `stop`, when nothing is in flight any more.
-        let queue = if exchange.wants_estimate() { &self.estimates } else { &self.queue };
+        let queue = if exchange.is_slow(keep) { &self.slow } else { &self.queue };
         queue.send(Message::Record { exchange, keep, size, written }).ok()?;
         receipt
     }
@@ -111,15 +114,19 @@ impl Queue {
 
     /// Lets the thread end once it has written what is queued.
     pub fn stop(&self) {
-        let _ = self.estimates.send(Message::Stop);
+        let _ = self.slow.send(Message::Stop);
     }
 }
 
-/// Counts tokens of streams that broke off; nobody waits for it.
-fn estimate(cut_off: &Receiver<Message>, to: &Sender<Message>) {
-    for mut message in cut_off {
-        if let Message::Record { exchange, .. } = &mut message {
-            exchange.estimate();
+/// Prepares what takes a while, so that nobody else waits for it.
+fn prepare(waiting: &Receiver<Message>, to: &Sender<Message>, redaction: &Redaction) {
+    for mut message in waiting {
+        if let Message::Record { exchange, keep, .. } = &mut message {
+            // A fault of a library, over text from outside, must not end all records.
+            let prepared = catch_unwind(AssertUnwindSafe(|| exchange.prepare(*keep, redaction)));
+            if prepared.is_err() {
+                exchange.lighten();
+            }
         }
         let is_last = matches!(message, Message::Stop);
         if to.send(message).is_err() || is_last {
@@ -160,7 +167,13 @@ impl Writer {
             while let Some(message) = next {
                 match message {
                     Message::Record { exchange, keep, size, written } => {
-                        self.append(&mut frames, &mut line, *exchange, keep);
+                        let made = catch_unwind(AssertUnwindSafe(|| {
+                            self.append(&mut frames, &mut line, *exchange, keep);
+                        }));
+                        if made.is_err() {
+                            error!("a record could not be made: this is a fault of the balancer");
+                            self.metrics.count("spool", "dropped", 1);
+                        }
                         self.state.waiting.fetch_sub(size, Ordering::Relaxed);
                         receipts.extend(written);
                     }
@@ -200,7 +213,7 @@ impl Writer {
 
     fn count(&self) {
         let Some(spool) = &self.spool else { return };
-        self.metrics.spooled(spool.bytes());
+        self.metrics.spooled(spool.waiting());
         for (sink, lost) in spool.take_lost() {
             self.metrics.count(sink, "lost", lost);
         }

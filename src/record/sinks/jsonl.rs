@@ -7,16 +7,17 @@
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use log::{error, info, warn};
+use rustix::fs::{FlockOperation, flock};
 
 use crate::config;
 use crate::record::metrics::Metrics;
@@ -33,7 +34,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// How long after it was renamed somebody may still write to a file.
 const SETTLED: Duration = Duration::from_secs(3);
 /// How far back repeated records are looked for: more than one write.
-const LOOK_BACK: u64 = 4 * 1024 * 1024;
+const LOOK_BACK: u64 = 16 * 1024 * 1024;
+/// How often a file may be another one by the time it is locked.
+const RENAMES: usize = 10;
 
 /// What others know of the sink.
 #[derive(Debug, Default)]
@@ -61,10 +64,11 @@ pub fn start(
         control: Arc::clone(&control),
         metrics: Arc::clone(metrics),
         known: None,
+        tidying: Arc::default(),
         lines: Vec::new(),
         is_failing: false,
     };
-    sink.tidy_later(Duration::ZERO);
+    sink.tidy_later(SETTLED);
     let thread = std::thread::Builder::new().name("jsonl".into()).spawn(move || sink.run(&reader))?;
     Ok((control, thread))
 }
@@ -74,8 +78,10 @@ struct Sink {
     config: config::Jsonl,
     control: Arc<Control>,
     metrics: Arc<Metrics>,
-    /// Ids in the file, where records may repeat those of a process that is gone.
-    known: Option<HashSet<Box<[u8]>>>,
+    /// Ids in the file, where the records of this segment may repeat those of a process that is gone.
+    known: Option<(String, HashSet<Box<[u8]>>)>,
+    /// One tidies up at a time.
+    tidying: Arc<Mutex<()>>,
     lines: Vec<u8>,
     is_failing: bool,
 }
@@ -105,10 +111,10 @@ impl Sink {
     /// Writes a batch, however often it takes; `false` if the end came first.
     fn take(&mut self, batch: &Batch) -> bool {
         self.lines.clear();
-        if batch.may_repeat && self.known.is_none() {
-            self.known = Some(recent_ids(&self.config.path));
+        if batch.may_repeat && self.known.as_ref().is_none_or(|(segment, _)| segment != batch.segment()) {
+            self.known = Some((batch.segment().to_owned(), recent_ids(&self.config.path)));
         }
-        let known = self.known.as_ref().filter(|_| batch.may_repeat);
+        let known = self.known.as_ref().map(|(_, known)| known).filter(|_| batch.may_repeat);
         let mut count = 0;
         for record in batch.records() {
             if known.is_some_and(|known| id(record).is_some_and(|id| known.contains(id))) {
@@ -141,37 +147,56 @@ impl Sink {
         true
     }
 
-    /// Writes whole lines or none: what was written of a batch that failed is taken back.
+    /// Writes whole lines or none: what was written of a batch that failed is taken back. Two
+    /// processes at one file do so one after the other.
     fn write(&mut self) -> io::Result<()> {
-        let is_current = fs::metadata(&self.config.path).is_ok_and(|there| {
-            self.file.metadata().is_ok_and(|own| own.ino() == there.ino() && own.dev() == there.dev())
-        });
-        if !is_current {
+        self.lock()?;
+        let written = self.write_locked();
+        let _ = flock(&self.file, FlockOperation::Unlock);
+        written
+    }
+
+    /// Locks the file that has the name, and opens it anew where that is another one by now.
+    fn lock(&mut self) -> io::Result<()> {
+        for _ in 0..RENAMES {
+            flock(&self.file, FlockOperation::LockExclusive)?;
+            let own = self.file.metadata()?;
+            let there = fs::metadata(&self.config.path);
+            if there.is_ok_and(|there| own.ino() == there.ino() && own.dev() == there.dev()) {
+                return Ok(());
+            }
+            // Its lock goes with it.
             self.file = open(&self.config.path)?;
         }
+        Err(io::Error::other("it is renamed again and again"))
+    }
+
+    fn write_locked(&mut self) -> io::Result<()> {
         let before = self.file.metadata()?.len();
         self.file.write_all(&self.lines).inspect_err(|_| {
             let _ = self.file.set_len(before);
         })?;
         if before + self.lines.len() as u64 >= self.config.rotate {
-            self.rotate();
+            self.rotate_locked();
         }
         Ok(())
     }
 
     /// Begins a new file, unless this one is empty.
     fn rotate(&mut self) {
-        let path = &self.config.path;
-        if !fs::metadata(path).is_ok_and(|there| there.len() > 0) {
-            return;
+        match self.lock() {
+            Ok(()) if self.file.metadata().is_ok_and(|own| own.len() > 0) => self.rotate_locked(),
+            Ok(()) => {}
+            Err(problem) => warn!("{} cannot be rotated: {problem}", self.config.path.display()),
         }
-        let renamed = rotated_name(path, SystemTime::now());
-        let reopened = fs::rename(path, &renamed).and_then(|()| open(path));
-        match reopened {
-            Ok(file) => {
-                self.file = file;
-                self.tidy_later(SETTLED);
-            }
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
+
+    fn rotate_locked(&mut self) {
+        let path = &self.config.path;
+        match fs::rename(path, rotated_name(path, SystemTime::now())) {
+            // The next write opens the new one.
+            Ok(()) => self.tidy_later(SETTLED),
             Err(problem) => warn!("{} cannot be rotated: {problem}", path.display()),
         }
     }
@@ -179,8 +204,10 @@ impl Sink {
     /// Compresses and removes old files, in a while and beside the writing.
     fn tidy_later(&self, wait: Duration) {
         let (path, keep) = (self.config.path.clone(), self.config.keep);
+        let tidying = Arc::clone(&self.tidying);
         let work = move || {
             std::thread::sleep(wait);
+            let _one = tidying.lock().unwrap_or_else(PoisonError::into_inner);
             if let Err(problem) = tidy(&path, keep) {
                 warn!("old records beside {} are not tidied: {problem}", path.display());
             }
@@ -189,8 +216,25 @@ impl Sink {
     }
 }
 
+/// Opens the file, and cuts off what a killed process left of a line.
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+    let file = OpenOptions::new().append(true).read(true).create(true).mode(0o640).open(path)?;
+    flock(&file, FlockOperation::LockExclusive)?;
+    let mended = cut_torn_line(&file);
+    flock(&file, FlockOperation::Unlock)?;
+    mended.map(|()| file)
+}
+
+fn cut_torn_line(file: &File) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    let from = length.saturating_sub(LOOK_BACK);
+    let mut end = vec![0; usize::try_from(length - from).unwrap_or(0)];
+    file.read_exact_at(&mut end, from)?;
+    match end.iter().rposition(|byte| *byte == b'\n') {
+        Some(last) if last + 1 < end.len() => file.set_len(from + last as u64 + 1),
+        None if from == 0 && !end.is_empty() => file.set_len(0),
+        _ => Ok(()),
+    }
 }
 
 /// `exchanges.jsonl` becomes `exchanges-20261123T080000.123Z.jsonl`: names sort by time.
@@ -295,6 +339,8 @@ fn recent_ids(path: &Path) -> HashSet<Box<[u8]>> {
         if file.seek(SeekFrom::Start(length.saturating_sub(LOOK_BACK))).is_ok() {
             let _ = file.take(LOOK_BACK).read_to_end(&mut end);
         }
+        // A line without its end is none.
+        end.truncate(memchr::memrchr(b'\n', &end).map_or(0, |last| last + 1));
         ids.extend(end.split(|byte| *byte == b'\n').filter_map(id).map(Box::from));
         if length >= LOOK_BACK {
             break;
@@ -357,6 +403,19 @@ mod tests {
         fs::write(&young, "young").unwrap();
         tidy(&path, 3).unwrap();
         assert!(young.exists() && rotated(&path).unwrap().len() == 3);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_of_a_line_is_cut_off() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.jsonl");
+        for (there, expected) in [("", ""), ("one\ntwo\n", "one\ntwo\n"), ("one\ntw", "one\n"), ("on", "")] {
+            fs::write(&path, there).unwrap();
+            open(&path).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), expected);
+        }
+        fs::write(&path, "{\"request_id\":\"a\"}\n{\"request_id\":\"b\",").unwrap();
+        assert_eq!(recent_ids(&path).len(), 1, "half a line is no record");
     }
 
     #[test]

@@ -30,8 +30,8 @@ use crate::record::spool::{Batch, Read, Reader};
 
 /// Most bytes of a call, uncompressed: 1 MB by the API's limits, less the brackets and some care.
 const CALL_MAX: usize = 1_000_000 - 16 * 1024;
-/// Azure cuts a field at 64 KB; what of prompt and answer is sent where a row would be too long.
-const FIELD_MAX: usize = 32 * 1024;
+/// Azure cuts a field at 64 KB, and says nothing of it; so much of prompt and answer is sent.
+const FIELD_MAX: usize = 64_000;
 /// How long rows are gathered before a call that is not full.
 const GATHER: Duration = Duration::from_secs(1);
 /// How often the wish to end is looked at.
@@ -39,6 +39,10 @@ const LOOK: Duration = Duration::from_millis(200);
 /// The first pause after a failure; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(60);
+/// The longest that the service is left alone for because it asked.
+const LONGEST_HINT: Duration = Duration::from_secs(3_600);
+/// So often a row is tried that may be refused because of the rule.
+const DOUBT: u32 = 5;
 /// How long the end may take to deliver what can be delivered.
 const HURRY: Duration = Duration::from_secs(3);
 /// Most bytes of rows that are set aside.
@@ -56,6 +60,14 @@ impl Control {
     pub fn hurry(&self) {
         self.hurry.store(true, Ordering::Relaxed);
         self.woken.notify_one();
+    }
+
+    /// When the end waits no longer.
+    async fn over(&self) {
+        while !self.hurry.load(Ordering::Relaxed) {
+            tokio::time::sleep(LOOK).await;
+        }
+        tokio::time::sleep(HURRY).await;
     }
 }
 
@@ -84,6 +96,8 @@ pub fn start(
         metrics: Arc::clone(metrics),
         trouble: None,
         ends: None,
+        has_delivered: false,
+        said: None,
     };
     let run = move || runtime.block_on(async { sink.run(&reader).await });
     let thread = std::thread::Builder::new().name("log_analytics".into()).spawn(run)?;
@@ -102,6 +116,10 @@ struct Sink {
     trouble: Option<String>,
     /// When the end does not wait any longer.
     ends: Option<Instant>,
+    /// A row was taken, so that rule and stream are right.
+    has_delivered: bool,
+    /// When the log last said that a row is refused for good.
+    said: Option<Instant>,
 }
 
 /// What became of rows that were sent.
@@ -115,6 +133,8 @@ enum Sent {
     Later(Option<Duration>, String),
     /// The token was not taken.
     Unauthorized,
+    /// The end did not wait for the answer.
+    Ended,
 }
 
 /// The end came first.
@@ -147,7 +167,7 @@ impl Sink {
         for call in calls(&rows).into_iter().rev() {
             waiting.push(call);
         }
-        let (mut failures, mut renewed) = (0, false);
+        let (mut failures, mut renewed, mut deferred) = (0, false, rows.len());
         while let Some(rows) = waiting.pop() {
             let count = rows.len() as u64;
             let sent = self.send(rows).await;
@@ -157,6 +177,10 @@ impl Sink {
                         info!("records are delivered to Log Analytics again");
                     }
                     self.metrics.count("log_analytics", "delivered", count);
+                    self.has_delivered = true;
+                    if self.is_over() {
+                        return Err(Ended);
+                    }
                     (failures, renewed) = (0, false);
                 }
                 Sent::TooLarge | Sent::Malformed(_) if rows.len() > 1 => {
@@ -165,7 +189,18 @@ impl Sink {
                     waiting.push(first);
                 }
                 Sent::TooLarge => self.set_aside(rows, "it is too large"),
+                // Where no row was ever taken, it may be the rule that does not fit: the others
+                // first.
+                Sent::Malformed(_) if !self.has_delivered && !waiting.is_empty() && deferred > 0 => {
+                    deferred -= 1;
+                    waiting.insert(0, rows);
+                }
+                Sent::Malformed(why) if !self.has_delivered && failures < DOUBT => {
+                    waiting.push(rows);
+                    self.later(&mut failures, None, why, count).await?;
+                }
                 Sent::Malformed(why) => self.set_aside(rows, &why),
+                Sent::Ended => return Err(Ended),
                 Sent::Unauthorized if !renewed => {
                     renewed = true;
                     self.token.forget();
@@ -200,7 +235,8 @@ impl Sink {
         }
         let backoff = (FIRST_PAUSE * 2_u32.saturating_pow(*failures)).min(LAST_PAUSE);
         *failures = (*failures + 1).min(16);
-        let length = hint.unwrap_or_else(|| backoff.mul_f64(0.5 + fastrand::f64() / 2.0)).min(LAST_PAUSE);
+        let length =
+            hint.map_or_else(|| backoff.mul_f64(0.5 + fastrand::f64() / 2.0), |hint| hint.min(LONGEST_HINT));
         if self.is_over() {
             return Err(Ended);
         }
@@ -250,34 +286,49 @@ impl Sink {
             ],
             body,
         };
-        match self.outbound.call(&self.config.endpoint, call).await {
+        let answer = tokio::select! {
+            answer = self.outbound.call(&self.config.endpoint, call) => answer,
+            () = self.control.over() => return Sent::Ended,
+        };
+        match answer {
             Ok(answer) => verdict(&answer),
             Err(problem) => Sent::Later(None, problem.to_string()),
         }
     }
 
     /// A row that is never taken does not hold up the others.
-    fn set_aside(&self, rows: &[Bytes], why: &str) {
-        self.metrics.count("log_analytics", "dead", rows.len() as u64);
+    fn set_aside(&mut self, rows: &[Bytes], why: &str) {
         let path = &self.dead_letters;
-        warn!("Log Analytics refuses a record for good, it is in {}: {why}", path.display());
+        if self.said.is_none_or(|said| said.elapsed() >= LAST_PAUSE) {
+            self.said = Some(Instant::now());
+            warn!("Log Analytics refuses a record for good ({why}); such records are in {}", path.display());
+        }
+        let count = rows.len() as u64;
         if fs::metadata(path).is_ok_and(|there| there.len() > DEAD_MAX) {
+            self.metrics.count("log_analytics", "lost", count);
             return;
         }
         let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path);
         let written = file
             .and_then(|mut file| rows.iter().try_for_each(|row| file.write_all(&[row, &b"\n"[..]].concat())));
-        if let Err(problem) = written {
-            error!("{} cannot be written: {problem}", path.display());
+        match written {
+            Ok(()) => self.metrics.count("log_analytics", "dead", count),
+            Err(problem) => {
+                self.metrics.count("log_analytics", "lost", count);
+                error!("{} cannot be written: {problem}", path.display());
+            }
         }
     }
 }
 
 /// What an answer of the API means.
 fn verdict(answer: &Answer) -> Sent {
+    // Its code alone: what it quotes may be somebody's prompt.
     let said = || {
-        let text = String::from_utf8_lossy(answer.body.get(..300).unwrap_or(&answer.body)).into_owned();
-        format!("{} {}", answer.status, text.escape_debug())
+        let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+        let code = body.pointer("/error/code").and_then(Value::as_str).unwrap_or_default();
+        let code: String = code.chars().filter(char::is_ascii_graphic).take(64).collect();
+        format!("{} {code}", answer.status)
     };
     match answer.status {
         200..300 => Sent::Delivered,
@@ -314,17 +365,19 @@ fn calls(rows: &[Bytes]) -> Vec<&[Bytes]> {
 
 /// A record as a row: as it is, unless it is too long for a call.
 fn row(record: &[u8]) -> Bytes {
-    if record.len() < CALL_MAX / 2 {
+    if record.len() < FIELD_MAX {
         return Bytes::copy_from_slice(record);
     }
+    // Escapes make a text longer than it is.
+    let most = if record.len() < CALL_MAX / 2 { FIELD_MAX } else { FIELD_MAX / 2 };
     let Ok(Value::Object(mut fields)) = serde_json::from_slice(record) else {
         return Bytes::copy_from_slice(record);
     };
     for name in ["prompt", "completion"] {
         if let Some(Value::String(text)) = fields.get_mut(name)
-            && text.len() > FIELD_MAX
+            && text.len() > most
         {
-            text.truncate(text.floor_char_boundary(FIELD_MAX));
+            text.truncate(text.floor_char_boundary(most));
             fields.insert("content_cut".to_owned(), Value::Bool(true));
         }
     }

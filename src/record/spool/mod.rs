@@ -75,6 +75,8 @@ pub struct Spool {
     /// The name of the segment that grows.
     active: Option<String>,
     made: u64,
+    /// What cannot be claimed, which is said once.
+    unreadable: Vec<PathBuf>,
     full_until: Option<Instant>,
 }
 
@@ -118,6 +120,11 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// The segment that they lie in.
+    pub fn segment(&self) -> &str {
+        &self.segment
+    }
+
     /// The records.
     pub fn records(&self) -> impl Iterator<Item = &[u8]> {
         let mut rest = &self.bytes[..];
@@ -129,6 +136,10 @@ impl Batch {
             Next::More(_) | Next::Torn => None,
         })
     }
+}
+
+fn is_full(problem: &io::Error) -> bool {
+    matches!(problem.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// A sink's side.
@@ -156,8 +167,17 @@ impl Spool {
             changed: Condvar::new(),
         });
         let seal_at = (maximum / SEGMENTS).min(SEGMENT_MAX);
-        let mut spool = Self { shared, maximum, seal_at, active: None, made: 0, full_until: None };
+        let mut spool = Self {
+            shared,
+            maximum,
+            seal_at,
+            active: None,
+            made: 0,
+            unreadable: Vec::new(),
+            full_until: None,
+        };
         spool.claim();
+        segment::remove_strays(directory);
         spool.grow()?;
         let readers = (0..sinks.len()).map(|sink| Reader { shared: Arc::clone(&spool.shared), sink });
         let readers = readers.collect();
@@ -184,7 +204,7 @@ impl Spool {
                     self.keep_within(self.maximum);
                     return 0;
                 }
-                Err(problem) if problem.kind() == io::ErrorKind::StorageFull && self.drop_oldest() => {}
+                Err(problem) if is_full(&problem) && self.drop_oldest() => {}
                 Err(problem) => {
                     if self.full_until.is_none() {
                         let directory = self.shared.directory.display();
@@ -246,7 +266,11 @@ impl Spool {
                     state.insert(segment);
                     self.shared.changed.notify_all();
                 }
-                Err((path, problem)) => error!("spool: {} cannot be read: {problem}", path.display()),
+                Err((path, problem)) if !self.unreadable.contains(&path) => {
+                    error!("spool: {} cannot be read and is left as it is: {problem}", path.display());
+                    self.unreadable.push(path);
+                }
+                Err(_) => {}
             }
         }
         self.shared.sweep();
@@ -261,23 +285,41 @@ impl Spool {
         self.shared.lock().segments.values().map(Segment::length).sum()
     }
 
+    /// Bytes that some sink has not.
+    pub fn waiting(&self) -> u64 {
+        let slowest = |segment: &Segment| {
+            (0..self.shared.sinks.len()).map(|sink| segment.unread(sink)).max().unwrap_or(0)
+        };
+        self.shared.lock().segments.values().map(slowest).sum()
+    }
+
     /// Lets go of the oldest segment but the one that grows; `false` if there is none.
     fn drop_oldest(&mut self) -> bool {
         let mut state = self.shared.lock();
         let oldest = state.segments.keys().find(|name| Some(*name) != self.active.as_ref()).cloned();
         let Some(segment) = oldest.and_then(|name| state.segments.remove(&name)) else { return false };
-        for sink in 0..self.shared.sinks.len() {
-            let lost = segment.undelivered(sink);
-            if let Some(total) = state.lost.get_mut(sink) {
-                *total += lost;
-            }
-            if lost > 0 && !std::mem::replace(&mut state.is_losing, true) {
-                let sink = self.shared.sinks.get(sink).unwrap_or(&"?");
-                error!("spool: there is no room for more: the oldest records go, undelivered to {sink}");
-            }
-        }
+        let is_news = !std::mem::replace(&mut state.is_losing, true);
         drop(state);
+        let lost: Vec<u64> = (0..self.shared.sinks.len()).map(|sink| segment.undelivered(sink)).collect();
         segment.remove(&self.shared.directory);
+        if is_news && lost.iter().any(|lost| *lost > 0) {
+            let sinks: Vec<&str> = self
+                .shared
+                .sinks
+                .iter()
+                .zip(&lost)
+                .filter(|(_, lost)| **lost > 0)
+                .map(|(sink, _)| *sink)
+                .collect();
+            error!(
+                "spool: there is no room for more: the oldest records go, undelivered to {}",
+                sinks.join(" and ")
+            );
+        }
+        let mut state = self.shared.lock();
+        for (total, lost) in state.lost.iter_mut().zip(lost) {
+            *total += lost;
+        }
         true
     }
 
@@ -386,13 +428,14 @@ impl Shared {
     }
 }
 
-/// Removes the directory's segments that hold nothing, at the end.
-impl Drop for Spool {
+/// At the end, when writer and readers are done, what every sink has goes.
+impl Drop for Shared {
     fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        let Some(active) = self.active.take().and_then(|name| state.segments.remove(&name)) else { return };
-        if (0..self.shared.sinks.len()).all(|sink| active.unread(sink) == 0) {
-            active.remove(&self.shared.directory);
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for segment in state.segments.values() {
+            if (0..self.sinks.len()).all(|sink| segment.unread(sink) == 0) {
+                segment.remove(&self.directory);
+            }
         }
     }
 }

@@ -112,6 +112,26 @@ pub(super) fn orphans(directory: &Path, sinks: &[&'static str]) -> Vec<Result<Fo
         .collect()
 }
 
+/// Removes notes of segments that are gone, and what a process left that was killed while it made
+/// one.
+pub(super) fn remove_strays(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let Some(ending) = path.extension().and_then(|ending| ending.to_str()) else { continue };
+        let is_stray = if ending.starts_with("at-") {
+            ![OPEN, SEALED].iter().any(|ending| path.with_extension(ending).exists())
+        } else {
+            // A live process holds its lock.
+            ending == YOUNG
+                && File::open(&path)
+                    .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok())
+        };
+        if is_stray {
+            let _ = fs::remove_file(&path);
+        }
+    }
+}
+
 fn claim(path: &Path, ending: &'static str, sinks: &[&'static str]) -> io::Result<Option<Found>> {
     let Some(name) = path.file_stem().and_then(|name| name.to_str()) else { return Ok(None) };
     let file = match OpenOptions::new().read(true).write(true).open(path) {

@@ -60,7 +60,7 @@ fn each_sink_reads_at_its_own_pace_and_what_all_have_goes() {
     assert!(matches!(readers[0].next(1, WAIT), Read::Nothing));
     spool.close();
     assert!(matches!(readers[0].next(1, WAIT), Read::Closed));
-    drop(spool);
+    drop((spool, readers));
     assert_eq!(files(directory.path()), Vec::<String>::new());
 }
 
