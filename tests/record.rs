@@ -280,6 +280,44 @@ async fn a_provisioned_a_spilled_over_and_a_cached_answer_can_be_told_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sound_and_pictures_are_recorded_by_size_and_digest() {
+    const SOUND: &str = "RIFF....of a kind";
+    let picture = "iVBORw0KGgo".repeat(200_000) + "AA==";
+    let bytes = openssl::base64::decode_block(&picture).unwrap();
+    let body = format!(
+        r#"{{"created":1,"data":[{{"b64_json":"{picture}","revised_prompt":"a cat"}}],"usage":{{"input_tokens":5,"output_tokens":7,"total_tokens":12}}}}"#
+    );
+    let resource = Upstream::start(move |request: &Request| {
+        let is_sound = request.head.contains("/audio/speech");
+        let json = "Content-Type: application/json";
+        if is_sound {
+            upstream::reply(200, "Content-Type: audio/mpeg", SOUND)
+        } else {
+            upstream::reply(200, json, &body)
+        }
+    })
+    .await;
+    let balancer = Balancer::start(&resource.backend("a"), "").await;
+    let ask = async |what: &str, body: &str| {
+        let target = format!("/openai/deployments/gpt-4o/{what}?api-version=2024-10-21");
+        assert_eq!(balancer.post(&target, &[("api-key", KEY)], body.as_bytes()).await.status, 200);
+    };
+    ask("audio/speech", r#"{"input":"say it","voice":"alloy"}"#).await;
+    ask("images/generations", r#"{"prompt":"a cat"}"#).await;
+    let records = balancer.records_of(2).await;
+    let told = |operation: &str| {
+        let record = records.iter().find(|record| record["operation"] == operation).unwrap();
+        (serde_json::from_str::<Value>(record["completion"].as_str().unwrap()).unwrap(), record.clone())
+    };
+    let (sound, _) = told("audio");
+    assert_eq!(sound, serde_json::json!({ "bytes": SOUND.len(), "sha256": support::sha256(SOUND) }));
+    let (pictures, record) = told("images");
+    assert_eq!(pictures[0]["b64_json"]["bytes"], bytes.len());
+    assert_eq!(pictures[0]["revised_prompt"], "a cat");
+    assert_eq!((&record["total_tokens"], &record["content_cut"]), (&12.into(), &false.into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_streams_at_once_are_captured_whole_and_unchanged() {
     let resource = Resource {
         pace: Pace { first_byte: Duration::from_millis(20), between_events: Duration::from_millis(2) },

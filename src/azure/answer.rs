@@ -5,6 +5,7 @@
 use super::answer_text::{Choices, Room, short};
 use super::json;
 use super::operation::Operation;
+use super::prompt::without_binary;
 use super::sse::Event;
 use super::usage::Usage;
 use super::verdict::ApiError;
@@ -68,10 +69,22 @@ impl Answer {
         let is_response = output.is_some() || status.is_some() || object == Some("\"response\"");
         if self.operation == Operation::Responses && is_response {
             self.response(body);
+        } else if self.operation == Operation::Images {
+            self.chunk(body);
+            self.pictures(body);
         } else {
             self.chunk(body);
         }
         self.terminal |= json::is_whole_object(body);
+    }
+
+    /// Pictures are told by size and digest.
+    fn pictures(&mut self, body: &str) {
+        if self.room.limit() > 0
+            && let [Some(data)] = json::fields(body, &["data"])
+        {
+            self.room.add(&mut self.choices.at(0).content, &without_binary(data));
+        }
     }
 
     /// Takes a reply that is text, as transcriptions can be (`text`, `srt`, `vtt`).

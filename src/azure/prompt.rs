@@ -68,7 +68,7 @@ fn as_text(raw: &str) -> String {
 const DEPTH: usize = 32;
 
 /// Copies JSON with every string that carries binary data replaced by an object.
-fn without_binary(raw: &str) -> String {
+pub(super) fn without_binary(raw: &str) -> String {
     let bytes = raw.as_bytes();
     let mut out = String::with_capacity(raw.len().min(64 * 1024));
     let (mut at, mut copied, mut depth) = (0, 0, 0_usize);

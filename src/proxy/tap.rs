@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
+use openssl::sha::Sha256;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
 
@@ -35,6 +36,8 @@ const UNSOLICITED: pingora::ErrorType = pingora::ErrorType::Custom("UnsolicitedU
 /// Most bytes of a reply that are kept whole; of a longer one, such as a few thousand
 /// embeddings, the end, which tells the usage.
 const REPLY_MAX: usize = 1024 * 1024;
+/// The same of one with pictures, whose size and digest are written down.
+const PICTURES_MAX: usize = 16 * 1024 * 1024;
 /// Most bytes of an event that is looked at; `response.created` repeats the whole request.
 const EVENT_MAX: usize = 1024 * 1024;
 
@@ -71,8 +74,19 @@ pub(super) struct Passing {
 
 enum Content {
     Opaque,
-    Reply { body: ReplyBody, is_json: bool },
-    Stream { scanner: Scanner, answer: Box<Answer> },
+    /// Sound or pictures.
+    Binary {
+        sha256: Box<Sha256>,
+        bytes: u64,
+    },
+    Reply {
+        body: ReplyBody,
+        is_json: bool,
+    },
+    Stream {
+        scanner: Scanner,
+        answer: Box<Answer>,
+    },
 }
 
 /// How an answer ended.
@@ -123,6 +137,7 @@ impl Passing {
         let mut ending = if self.ended { Ending::Framed } else { Ending::Broken };
         seen.answered = match std::mem::replace(&mut self.content, Content::Opaque) {
             Content::Opaque => seen.answered,
+            Content::Binary { sha256, bytes } => Answered::Binary { bytes, sha256: sha256.finish() },
             Content::Reply { body, is_json } => Answered::Reply { body, is_json },
             Content::Stream { mut scanner, mut answer } => {
                 scanner.finish(&mut |event| answer.event(&event));
@@ -145,6 +160,10 @@ impl Passing {
     fn feed(&mut self, data: &Bytes) {
         match &mut self.content {
             Content::Opaque => {}
+            Content::Binary { sha256, bytes } => {
+                sha256.update(data);
+                *bytes += data.len() as u64;
+            }
             Content::Reply { body, .. } => body.feed(data),
             Content::Stream { scanner, answer } => scanner.feed(data, &mut |event| answer.event(&event)),
         }
@@ -260,7 +279,14 @@ impl Flow {
                 scanner: Scanner::new(EVENT_MAX),
                 answer: Box::new(Answer::new(course.admitted.target.operation, limit)),
             },
-            () if is_json(header) => Content::Reply { body: ReplyBody::new(REPLY_MAX), is_json: true },
+            () if is_json(header) => {
+                let is_pictures = course.admitted.target.operation == Operation::Images && keep.completion;
+                let most = if is_pictures { PICTURES_MAX } else { REPLY_MAX };
+                Content::Reply { body: ReplyBody::new(most), is_json: true }
+            }
+            () if keep.completion && is_binary(header) => {
+                Content::Binary { sha256: Box::new(Sha256::new()), bytes: 0 }
+            }
             () if is_text(header) => Content::Reply { body: ReplyBody::new(REPLY_MAX), is_json: false },
             () => Content::Opaque,
         }
@@ -330,6 +356,11 @@ pub(super) fn is_stream(header: &ResponseHeader) -> bool {
 
 fn is_json(header: &ResponseHeader) -> bool {
     content_type(header).starts_with(b"application/json")
+}
+
+fn is_binary(header: &ResponseHeader) -> bool {
+    let kinds: [&[u8]; 4] = [b"audio/", b"image/", b"video/", b"application/octet-stream"];
+    kinds.iter().any(|kind| content_type(header).starts_with(kind))
 }
 
 fn is_text(header: &ResponseHeader) -> bool {

@@ -73,6 +73,13 @@ pub enum Answered {
         /// Whether it called itself JSON.
         is_json: bool,
     },
+    /// Sound or pictures: how much, and its SHA-256.
+    Binary {
+        /// Bytes of it.
+        bytes: u64,
+        /// Of those bytes.
+        sha256: [u8; 32],
+    },
     /// A stream, read as it passed.
     Stream(Box<Answer>),
 }
@@ -209,11 +216,15 @@ impl Exchange {
     pub fn size(&self) -> usize {
         let asked = self.asked.as_ref().map_or(0, |asked| asked.body.len());
         let answered = match &self.answered {
-            Answered::Opaque => 0,
+            Answered::Opaque | Answered::Binary { .. } => 0,
             Answered::Reply { body, .. } => body.size(),
             Answered::Stream(answer) => STREAM_SIZE + answer.kept(),
         };
         size_of::<Self>() + asked + answered
+    }
+
+    fn operation(&self) -> Operation {
+        self.target.as_ref().map_or(Operation::Other, |target| target.operation)
     }
 
     /// Whether its tokens can only be estimated: a stream that broke off before it told them.
@@ -241,7 +252,9 @@ impl Exchange {
 
     /// Whether making a record of it takes so long that others should not wait for it.
     pub fn is_slow(&self, keep: Keep) -> bool {
+        let is_large = matches!(&self.answered, Answered::Reply { body, .. } if body.size() > 8 * LARGE);
         self.wants_estimate()
+            || is_large
             || (keep.prompt && self.asked.as_ref().is_some_and(|asked| asked.body.len() > LARGE))
     }
 
@@ -252,6 +265,11 @@ impl Exchange {
         }
         self.prompt =
             self.asked.take().filter(|_| keep.prompt).and_then(|asked| asked.prompt(keep, redaction));
+        if matches!(self.answered, Answered::Reply { .. }) {
+            let operation = self.operation();
+            let answer = std::mem::take(&mut self.answered).read(operation, keep);
+            self.answered = Answered::Stream(Box::new(answer));
+        }
     }
 
     /// Lets go of prompt and answer, which is then said in the record; tokens stay.
@@ -269,7 +287,7 @@ impl Exchange {
 
     /// The record of this exchange.
     pub fn line(&mut self, keep: Keep, redaction: &Redaction, metrics: &Metrics) -> Line<'_> {
-        let operation = self.target.as_ref().map_or(Operation::Other, |target| target.operation);
+        let operation = self.operation();
         if self.asked.is_some() {
             self.prepare(keep, redaction);
         }
@@ -361,6 +379,10 @@ impl Answered {
         let mut answer = Answer::new(operation, if keep.completion { keep.gather } else { 0 });
         match self {
             Self::Opaque => {}
+            Self::Binary { bytes, sha256 } => {
+                let digest: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+                answer.plain_reply(&format!("{{\"bytes\":{bytes},\"sha256\":\"{digest}\"}}"));
+            }
             Self::Reply { body, is_json } => body.tell(is_json, &mut answer),
             Self::Stream(answer) => return *answer,
         }
