@@ -37,8 +37,7 @@ pub struct Answer {
     pub body: Bytes,
 }
 
-/// A call to be made.
-#[derive(Debug)]
+/// A call to be made. It has no `Debug`: secrets are in it.
 pub struct Call<'a> {
     /// HTTP method.
     pub method: Method,

@@ -51,8 +51,8 @@ pub struct Attempt {
     pub retry_after_ms: Option<u64>,
 }
 
-/// What is known of the request's body, kept for the prompt.
-#[derive(Debug)]
+/// What is known of the request's body, kept for the prompt. It and what holds it have no `Debug`:
+/// prompts reach no log.
 pub struct Asked {
     /// The body as the client sent it.
     pub body: Bytes,
@@ -61,7 +61,7 @@ pub struct Asked {
 }
 
 /// What is known of the reply's body.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub enum Answered {
     /// Nothing to read tokens or text from.
     #[default]
@@ -101,7 +101,6 @@ pub struct Keep {
 }
 
 /// Everything known of a request once it is over.
-#[derive(Debug)]
 pub struct Exchange {
     /// When its head was complete.
     pub time: SystemTime,
@@ -172,7 +171,7 @@ const LARGE: usize = 128 * 1024;
 const BEYOND: usize = 16 * 1024;
 
 /// The record as written, in the order of the contract.
-#[derive(Debug, Serialize)]
+#[derive(Serialize)]
 pub struct Line<'a> {
     time: String,
     request_id: &'a str,

@@ -32,7 +32,6 @@ pub struct Headroom {
     sent: AtomicU64,
     is_told: AtomicBool,
     gauges: Mutex<Gauges>,
-    last: Mutex<Capacity>,
 }
 
 /// An attempt, as the account knows it.
@@ -47,6 +46,8 @@ struct Gauges {
     requests: Option<Gauge>,
     tokens: Option<Gauge>,
     load: Option<Gauge>,
+    /// What the latest reply told.
+    last: Capacity,
 }
 
 /// One limit, as parts of the whole.
@@ -79,9 +80,9 @@ impl Headroom {
         if *capacity == Capacity::default() {
             return;
         }
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = *capacity;
         let mut gauges = self.lock();
-        let Gauges { requests, tokens, load } = &mut *gauges;
+        let Gauges { requests, tokens, load, last } = &mut *gauges;
+        *last = *capacity;
         for (gauge, limit) in [(requests, capacity.requests), (tokens, capacity.tokens)] {
             if let Some(Limit { limit, remaining, reset }) = limit {
                 // Some precision of more than 2^53 tokens is of no matter.
@@ -97,7 +98,7 @@ impl Headroom {
 
     /// What the latest reply told.
     pub fn last_told(&self) -> Capacity {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lock().last
     }
 
     /// How freely it may be asked: 1 as often as its turn comes, 0.5 every other time, 0 only
@@ -108,7 +109,7 @@ impl Headroom {
         }
         let sent = self.sent.load(Ordering::Relaxed);
         let mut gauges = self.lock();
-        let Gauges { requests, tokens, load } = &mut *gauges;
+        let Gauges { requests, tokens, load, .. } = &mut *gauges;
         let gauges = [requests, tokens, load].into_iter().flatten();
         gauges.map(|gauge| gauge.pace(sent, now)).fold(1.0, f64::min)
     }

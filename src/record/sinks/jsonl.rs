@@ -35,6 +35,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 const SETTLED: Duration = Duration::from_secs(3);
 /// How far back repeated records are looked for: more than one write.
 const LOOK_BACK: u64 = 16 * 1024 * 1024;
+/// What every record begins with.
+const BEGINNING: &[u8] = b"{\"time\":\"";
 /// How often a file may be another one by the time it is locked.
 const RENAMES: usize = 10;
 
@@ -216,24 +218,28 @@ impl Sink {
     }
 }
 
-/// Opens the file, and cuts off what a killed process left of a line.
+/// Opens the file, at whose end there is a whole line then.
 fn open(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().append(true).read(true).create(true).mode(0o640).open(path)?;
     flock(&file, FlockOperation::LockExclusive)?;
-    let mended = cut_torn_line(&file);
+    let mended = mend_end(&file);
     flock(&file, FlockOperation::Unlock)?;
     mended.map(|()| file)
 }
 
-fn cut_torn_line(file: &File) -> io::Result<()> {
+/// Cuts off what a killed process left of a record; what is none of ours is left and ended.
+fn mend_end(mut file: &File) -> io::Result<()> {
     let length = file.metadata()?.len();
     let from = length.saturating_sub(LOOK_BACK);
     let mut end = vec![0; usize::try_from(length - from).unwrap_or(0)];
     file.read_exact_at(&mut end, from)?;
-    match end.iter().rposition(|byte| *byte == b'\n') {
-        Some(last) if last + 1 < end.len() => file.set_len(from + last as u64 + 1),
-        None if from == 0 && !end.is_empty() => file.set_len(0),
-        _ => Ok(()),
+    let whole = memchr::memrchr(b'\n', &end).map_or(0, |last| last + 1);
+    let rest = end.get(whole..).unwrap_or_default();
+    let is_record = rest.starts_with(BEGINNING) || BEGINNING.starts_with(rest);
+    match rest {
+        [] => Ok(()),
+        _ if is_record && (whole > 0 || from == 0) => file.set_len(from + whole as u64),
+        _ => file.write_all(b"\n"),
     }
 }
 
@@ -278,6 +284,10 @@ fn rotated(path: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn tidy(path: &Path, keep: usize) -> io::Result<()> {
+    for name in rotated(path)?.iter().filter(|name| gz(name).exists()) {
+        // A process ended before it could remove what it had compressed.
+        remove(name)?;
+    }
     let names = rotated(path)?;
     let excess = names.len().saturating_sub(keep);
     let (old, young) = names.split_at(excess);
@@ -287,10 +297,7 @@ fn tidy(path: &Path, keep: usize) -> io::Result<()> {
     for name in young.iter().filter(|name| name.extension().is_none_or(|ending| ending != "gz")) {
         let age = fs::metadata(name).and_then(|there| there.modified()).ok();
         let age = age.and_then(|modified| SystemTime::now().duration_since(modified).ok());
-        if gz(name).exists() {
-            // A process ended before it could remove what it had compressed.
-            remove(name)?;
-        } else if age.is_none_or(|age| age >= SETTLED) {
+        if age.is_none_or(|age| age >= SETTLED) {
             compress(name)?;
         }
     }
@@ -409,7 +416,16 @@ mod tests {
     fn what_a_killed_process_left_of_a_line_is_cut_off() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x.jsonl");
-        for (there, expected) in [("", ""), ("one\ntwo\n", "one\ntwo\n"), ("one\ntw", "one\n"), ("on", "")] {
+        for (there, expected) in [
+            ("", ""),
+            ("{\"time\":1}\nwhole\n", "{\"time\":1}\nwhole\n"),
+            ("one\n{\"time\":\"2026-1", "one\n"),
+            ("one\n{\"ti", "one\n"),
+            ("{\"time\":\"2026-1", ""),
+            // Somebody else's file is not cut.
+            ("no record of ours", "no record of ours\n"),
+            ("one\n{\"name\":1}", "one\n{\"name\":1}\n"),
+        ] {
             fs::write(&path, there).unwrap();
             open(&path).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), expected);

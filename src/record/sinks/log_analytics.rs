@@ -8,7 +8,6 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -19,7 +18,8 @@ use http::Method;
 use log::{error, info, warn};
 use serde_json::Value;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::azure::hints;
 use crate::config;
@@ -49,25 +49,15 @@ const HURRY: Duration = Duration::from_secs(3);
 const DEAD_MAX: u64 = 64 * 1024 * 1024;
 
 /// What others may tell the sink.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Control {
-    hurry: AtomicBool,
-    woken: Notify,
+    hurry: watch::Sender<bool>,
 }
 
 impl Control {
     /// The end has come: what cannot be delivered soon stays in the spool.
     pub fn hurry(&self) {
-        self.hurry.store(true, Ordering::Relaxed);
-        self.woken.notify_one();
-    }
-
-    /// When the end waits no longer.
-    async fn over(&self) {
-        while !self.hurry.load(Ordering::Relaxed) {
-            tokio::time::sleep(LOOK).await;
-        }
-        tokio::time::sleep(HURRY).await;
+        self.hurry.send_replace(true);
     }
 }
 
@@ -82,7 +72,7 @@ pub fn start(
     metrics: &Arc<Metrics>,
     runtime: Handle,
 ) -> io::Result<(Arc<Control>, JoinHandle<()>)> {
-    let control = Arc::<Control>::default();
+    let (hurry, hurried) = watch::channel(false);
     let mut sink = Sink {
         target: format!(
             "/dataCollectionRules/{}/streams/{}?api-version=2023-01-01",
@@ -92,7 +82,7 @@ pub fn start(
         token: Token::new(config.credential.clone()),
         outbound: Outbound::default(),
         dead_letters,
-        control: Arc::clone(&control),
+        hurried,
         metrics: Arc::clone(metrics),
         trouble: None,
         ends: None,
@@ -101,7 +91,7 @@ pub fn start(
     };
     let run = move || runtime.block_on(async { sink.run(&reader).await });
     let thread = std::thread::Builder::new().name("log_analytics".into()).spawn(run)?;
-    Ok((control, thread))
+    Ok((Arc::new(Control { hurry }), thread))
 }
 
 struct Sink {
@@ -110,7 +100,8 @@ struct Sink {
     token: Token,
     outbound: Outbound,
     dead_letters: PathBuf,
-    control: Arc<Control>,
+    /// The end has come.
+    hurried: watch::Receiver<bool>,
     metrics: Arc<Metrics>,
     /// What is wrong just now, said once.
     trouble: Option<String>,
@@ -170,15 +161,14 @@ impl Sink {
         let (mut failures, mut renewed, mut deferred) = (0, false, rows.len());
         while let Some(rows) = waiting.pop() {
             let count = rows.len() as u64;
-            let sent = self.send(rows).await;
-            match sent {
+            match self.send_in_time(rows).await {
                 Sent::Delivered => {
                     if self.trouble.take().is_some() {
                         info!("records are delivered to Log Analytics again");
                     }
                     self.metrics.count("log_analytics", "delivered", count);
                     self.has_delivered = true;
-                    if self.is_over() {
+                    if !waiting.is_empty() && self.is_over() {
                         return Err(Ended);
                     }
                     (failures, renewed) = (0, false);
@@ -246,21 +236,29 @@ impl Sink {
 
     /// Waits, unless the end comes.
     async fn pause(&self, length: Duration) {
-        if self.control.hurry.load(Ordering::Relaxed) {
-            return;
-        }
-        tokio::select! {
-            () = tokio::time::sleep(length) => {}
-            () = self.control.woken.notified() => {}
-        }
+        let mut hurried = self.hurried.clone();
+        let _ = timeout(length, hurried.wait_for(|hurried| *hurried)).await;
     }
 
     /// Whether the end waits no longer.
     fn is_over(&mut self) -> bool {
-        self.control.hurry.load(Ordering::Relaxed) && {
+        *self.hurried.borrow() && {
             let ends = *self.ends.get_or_insert_with(|| Instant::now() + HURRY);
             // A failure now is a failure for good: the next process goes on.
             self.trouble.is_some() || Instant::now() >= ends
+        }
+    }
+
+    /// Sends rows, unless the end comes and does not wait for the answer.
+    async fn send_in_time(&mut self, rows: &[Bytes]) -> Sent {
+        let mut hurried = self.hurried.clone();
+        let over = async {
+            let _ = hurried.wait_for(|hurried| *hurried).await;
+            tokio::time::sleep(HURRY).await;
+        };
+        tokio::select! {
+            sent = self.send(rows) => sent,
+            () = over => Sent::Ended,
         }
     }
 
@@ -286,11 +284,7 @@ impl Sink {
             ],
             body,
         };
-        let answer = tokio::select! {
-            answer = self.outbound.call(&self.config.endpoint, call) => answer,
-            () = self.control.over() => return Sent::Ended,
-        };
-        match answer {
+        match self.outbound.call(&self.config.endpoint, call).await {
             Ok(answer) => verdict(&answer),
             Err(problem) => Sent::Later(None, problem.to_string()),
         }

@@ -31,7 +31,7 @@ const SEGMENT_MAX: u64 = 64 * 1024 * 1024;
 const FULL: Duration = Duration::from_secs(1);
 
 /// Records that are to be written: frames, one after the other.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Frames {
     bytes: Vec<u8>,
     count: u64,
@@ -99,7 +99,6 @@ struct State {
 }
 
 /// What there is for a sink.
-#[derive(Debug)]
 pub enum Read {
     /// Records.
     Batch(Batch),
@@ -110,7 +109,6 @@ pub enum Read {
 }
 
 /// What a sink is given at a time.
-#[derive(Debug)]
 pub struct Batch {
     segment: String,
     to: u64,

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -14,6 +14,8 @@ use super::frame::{self, MAGIC, Next};
 const OPEN: &str = "open";
 const SEALED: &str = "sealed";
 const YOUNG: &str = "young";
+/// After so long nobody is making a segment any more that has no lock yet.
+const STRAY: Duration = Duration::from_secs(60);
 /// How much is read at a time where a whole segment is looked through.
 const PIECE: usize = 1024 * 1024;
 
@@ -121,10 +123,10 @@ pub(super) fn remove_strays(directory: &Path) {
         let is_stray = if ending.starts_with("at-") {
             ![OPEN, SEALED].iter().any(|ending| path.with_extension(ending).exists())
         } else {
-            // A live process holds its lock.
-            ending == YOUNG
-                && File::open(&path)
-                    .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok())
+            // One that is being made is so for a moment only.
+            let made = entry.metadata().and_then(|there| there.modified()).ok();
+            let age = made.and_then(|made| made.elapsed().ok());
+            ending == YOUNG && age.is_some_and(|age| age > STRAY)
         };
         if is_stray {
             let _ = fs::remove_file(&path);
