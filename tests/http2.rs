@@ -10,10 +10,10 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use aoai_lb::demo::{Extent, Mood, Refusal};
+use aoai_lb::demo::{Extent, Mood, Refusal, Simulator};
 use futures::future::join_all;
 use openssl::ssl::SslVersion;
-use support::h2::{Connection, dial};
+use support::h2::{Connection, Exchange, dial};
 use support::tls::{authority, write_pair};
 use support::upstream::{Request, Upstream};
 use support::{Balancer, CHAT, HELLO, KEY, STREAM, answerer, azure, backends, until};
@@ -22,6 +22,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 const MS: Duration = Duration::from_millis(1);
 /// Records are gathered for ten milliseconds before they are written.
 const AT_ONCE: Duration = Duration::from_millis(40);
+
+/// A balancer of HTTP/2 in front of the resource `a`, and a connection to it.
+async fn connected(more: &str) -> (Simulator, Balancer, Connection) {
+    let azure = azure(&["a"]).await;
+    let authority = authority();
+    let balancer = Balancer::with_tls(&authority, &backends(&azure), more).await;
+    let connection = Connection::open(balancer.address, &authority).await;
+    (azure, balancer, connection)
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_choose_between_http_2_and_http_1() {
@@ -106,10 +115,7 @@ async fn a_body_without_a_length_fails_over_byte_for_byte() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_are_what_they_are_elsewhere() {
-    let azure = azure(&["a"]).await;
-    let authority = authority();
-    let balancer = Balancer::with_tls(&authority, &backends(&azure), "requests: { max_body: 1KiB }").await;
-    let connection = Connection::open(balancer.address, &authority).await;
+    let (_azure, balancer, connection) = connected("requests: { max_body: 1KiB }").await;
     let large = "x".repeat(100_000);
     let many: Vec<(String, &str)> = (0..100).map(|n| (format!("x-{n}"), "v")).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (name.as_str(), *value)).collect();
@@ -138,10 +144,7 @@ async fn refusals_are_what_they_are_elsewhere() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_stream_is_reset() {
-    let azure = azure(&["a"]).await;
-    let authority = authority();
-    let balancer = Balancer::with_tls(&authority, &backends(&azure), "").await;
-    let connection = Connection::open(balancer.address, &authority).await;
+    let (azure, balancer, connection) = connected("").await;
     let after = Extent::Events(3);
     let moods = [Mood::ResetMidBody { after }, Mood::CloseMidStream { after }];
     for mood in moods {
@@ -159,12 +162,17 @@ async fn a_broken_stream_is_reset() {
 
 /// Resets a request's stream once it is `ready`, three times on one connection; the least time
 /// until its record is there.
-async fn leaves(balancer: &Balancer, connection: &Connection, body: &str, ready: impl AsyncFn(usize)) {
+async fn leaves(
+    balancer: &Balancer,
+    connection: &Connection,
+    body: &str,
+    ready: impl AsyncFn(usize, &mut Exchange),
+) {
     let before = balancer.records().len();
     let mut least = Duration::MAX;
     for n in 1..=3 {
-        let exchange = connection.ask(CHAT, body.as_bytes()).await;
-        ready(n).await;
+        let mut exchange = connection.ask(CHAT, body.as_bytes()).await;
+        ready(n, &mut exchange).await;
         let mut stream = exchange.body;
         stream.send_reset(h2::Reason::CANCEL);
         let left = Instant::now();
@@ -179,11 +187,7 @@ async fn leaves(balancer: &Balancer, connection: &Connection, body: &str, ready:
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_resets_its_stream_takes_the_request_along() {
-    let azure = azure(&["a"]).await;
-    let authority = authority();
-    let more = "retry: { wait: 10s, hold: { time: 20s } }";
-    let balancer = Balancer::with_tls(&authority, &backends(&azure), more).await;
-    let connection = Connection::open(balancer.address, &authority).await;
+    let (azure, balancer, connection) = connected("retry: { wait: 10s, hold: { time: 20s } }").await;
     let arrived = |n: usize| {
         let azure = &azure;
         async move {
@@ -194,20 +198,20 @@ async fn a_client_that_resets_its_stream_takes_the_request_along() {
     let cancelled = || azure.requests("a").iter().filter(|seen| seen.cancelled).count();
     // Before the first byte.
     azure.set_mood("a", Mood::Mute);
-    leaves(&balancer, &connection, HELLO, &arrived).await;
+    leaves(&balancer, &connection, HELLO, async |n, _: &mut Exchange| arrived(n).await).await;
     until("upstream is cancelled", || cancelled() == 3).await;
     // In mid-stream.
     azure.set_mood("a", Mood::Drip(50 * MS));
-    leaves(&balancer, &connection, STREAM, async |n| {
-        arrived(3 + n).await;
-        tokio::time::sleep(300 * MS).await;
+    leaves(&balancer, &connection, STREAM, async |_, exchange: &mut Exchange| {
+        let mut answer = (&mut exchange.response).await.unwrap().into_body();
+        assert!(answer.data().await.unwrap().is_ok());
     })
     .await;
     until("upstream is cancelled", || cancelled() == 6).await;
     assert!(balancer.records()[3..].iter().all(|record| record["status"] == 200));
     // While a cooldown is waited for.
     azure.set_mood("a", Mood::Throttled { retry_after_ms: Some(9_000), retry_after: None });
-    leaves(&balancer, &connection, HELLO, async |_| {
+    leaves(&balancer, &connection, HELLO, async |_, _: &mut Exchange| {
         // The first is refused, the others know.
         arrived(7).await;
         tokio::time::sleep(30 * MS).await;
@@ -240,7 +244,7 @@ async fn a_client_that_leaves_while_its_stream_is_held_or_with_its_connection() 
     let balancer =
         Balancer::with_tls(&authority, &quiet.backend("a"), "retry: { hold: { time: 20s } }").await;
     let connection = Connection::open(balancer.address, &authority).await;
-    leaves(&balancer, &connection, STREAM, async |n| {
+    leaves(&balancer, &connection, STREAM, async |n, _: &mut Exchange| {
         until("it arrives", || quiet.requests().len() == n).await;
         tokio::time::sleep(30 * MS).await;
     })

@@ -10,6 +10,7 @@ mod support;
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use serde_json::Value;
@@ -104,6 +105,39 @@ async fn what_the_service_cannot_take_now_waits_over_restarts_and_kills() {
     })
     .await;
     until("it is told", || balancer.log().contains("delivered to Log Analytics again")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_service_is_left_alone_for_as_long_as_it_asks() {
+    let (azure, ingestion) = (azure(&["a"]).await, Ingestion::start().await);
+    let directory = tempfile::tempdir().unwrap();
+    let balancer = Balancer::start(&backends(&azure), &record(&ingestion, directory.path())).await;
+    ingestion.set(Temper::Says(429, Some("3")));
+    chats(&balancer, 1).await;
+    until("it is refused", || ingestion.seen().0 == 1).await;
+    ingestion.set(Temper::Good);
+    until("the row is there", || ingestion.count() == 1).await;
+    let times = ingestion.times();
+    // Its own pauses begin with a second at most.
+    assert!(times.len() == 2 && times[1] - times[0] >= Duration::from_millis(2_900), "{times:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_does_not_wait_for_a_service_that_is_mute() {
+    let (azure, ingestion) = (azure(&["a"]).await, Ingestion::start().await);
+    let directory = tempfile::tempdir().unwrap();
+    let config = record(&ingestion, directory.path());
+    ingestion.set(Temper::Mute);
+    let mut balancer = Balancer::start(&backends(&azure), &config).await;
+    chats(&balancer, 5).await;
+    until("it is called", || ingestion.seen().0 == 1).await;
+    let begun = Instant::now();
+    assert_eq!(balancer.stop().await, 0);
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert!(!balancer.log().contains("lost"), "{}", balancer.log());
+    ingestion.set(Temper::Good);
+    let _next = Balancer::start(&backends(&azure), &config).await;
+    until("the rows are there", || ingestion.count() == 5).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,6 +25,8 @@ pub enum Temper {
     Refuses(&'static str),
     /// 413 for calls of more rows than this.
     AtMost(usize),
+    /// Takes calls and does not answer.
+    Mute,
 }
 
 #[derive(Default)]
@@ -32,6 +35,7 @@ struct State {
     tokens: HashSet<String>,
     issued: usize,
     calls: usize,
+    times: Vec<Instant>,
     largest: usize,
     rows: Vec<Value>,
     strange: Vec<String>,
@@ -96,6 +100,11 @@ impl Ingestion {
         (state.calls, state.issued, state.largest)
     }
 
+    /// When calls came.
+    pub fn times(&self) -> Vec<Instant> {
+        self.state.lock().unwrap().times.clone()
+    }
+
     /// Requests that the real one would not understand.
     pub fn strange(&self) -> Vec<String> {
         self.state.lock().unwrap().strange.clone()
@@ -124,6 +133,9 @@ impl Ingestion {
             let body: Vec<u8> = bytes[end + 4..end + 4 + length].to_vec();
             bytes.drain(..end + 4 + length);
             let (status, more, answer) = self.answer(&head, &body);
+            if status == 0 {
+                return std::future::pending().await;
+            }
             let length = answer.len();
             let reply = format!(
                 "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\n{more}Content-Length: {length}\r\n\r\n{answer}"
@@ -160,6 +172,10 @@ impl Ingestion {
             );
         }
         state.calls += 1;
+        state.times.push(Instant::now());
+        if matches!(state.temper, Some(Temper::Mute)) {
+            return plain(0);
+        }
         if target
             != format!("/dataCollectionRules/{RULE}/streams/Custom-AoaiExchanges?api-version=2023-01-01")
         {
