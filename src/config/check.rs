@@ -6,19 +6,16 @@
 mod backends;
 mod clients;
 mod listeners;
-mod log_analytics;
+mod record;
 mod requests;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use regex::{Regex, RegexBuilder};
-
 use super::node::{Inner, Map, Node};
 use super::statuses::{self, Statuses};
 use super::{
-    AdminAddress, Balance, Breaker, Config, Content, Cooldown, Hold, Jsonl, Ratio, Record, Retry, Server,
-    Spool, Timeouts, UsageMode,
+    AdminAddress, Balance, Breaker, Config, Content, Cooldown, Hold, Ratio, Retry, Server, Timeouts,
 };
 
 const KEYS: [&str; 12] = [
@@ -40,13 +37,6 @@ const BALANCE: [(&str, Balance); 2] = [("round_robin", Balance::RoundRobin), ("h
 const CONTENT: [(&str, Content); 3] =
     [("full", Content::Full), ("prompt", Content::Prompt), ("none", Content::None)];
 
-/// Most memory that one pattern may take, compiled.
-const PATTERN_MAX: usize = 1 << 20;
-/// A spool has room for sixteen segments of some records each.
-const SPOOL_LEAST: u64 = 1 << 20;
-/// A file that rotates with every few records helps nobody.
-const ROTATE_LEAST: u64 = 64 << 10;
-
 /// The longest path of a Unix socket, in bytes (Linux, `sun_path` without its NUL: unix(7)).
 const SOCKET_PATH_MAX: usize = 107;
 
@@ -62,7 +52,7 @@ pub(super) fn config(root: &Node<'_>) -> Option<Config> {
     let breaker = breaker(&root);
     let cooldown = cooldown(&root);
     let timeouts = timeouts(&root);
-    let record = root.maybe("record", record);
+    let record = root.maybe("record", record::read);
     let admin = root.maybe("admin", |node| admin(node, listeners.as_deref().unwrap_or_default()));
     let server = server(&root);
 
@@ -174,101 +164,6 @@ fn timeouts(root: &Map<'_, '_>) -> Option<Timeouts> {
     })
 }
 
-fn record(node: &Inner<'_, '_>) -> Option<Record> {
-    let map =
-        node.map(&["content", "content_limit", "usage", "redact", "jsonl", "log_analytics", "spool"])?;
-    let content = map.or("content", Content::Full, |node| node.word(&CONTENT));
-    let content_limit = map.or("content_limit", 64 * 1024, Inner::size);
-    let usage = map.or("usage", UsageMode::Ask, |node| {
-        node.word(&[("ask", UsageMode::Ask), ("observe", UsageMode::Observe)])
-    });
-    let redact = map.or("redact", Vec::new(), |node| node.each(pattern));
-    let jsonl = map.maybe("jsonl", jsonl);
-    let log_analytics = map.maybe("log_analytics", log_analytics::read);
-    if let (Some(None), Some(None)) = (&jsonl, &log_analytics) {
-        return node.error("must have jsonl: { path: FILE }, or log_analytics, or both");
-    }
-    let spool = spool(&map, jsonl.as_ref().and_then(Option::as_ref));
-    Some(Record {
-        content: content?,
-        content_limit: content_limit?,
-        usage: usage?,
-        redact: redact?,
-        jsonl: jsonl?,
-        log_analytics: log_analytics?,
-        spool: spool?,
-    })
-}
-
-/// A pattern that is taken out; the library's time is in proportion to the text, whatever the
-/// pattern is.
-fn pattern(node: &Inner<'_, '_>) -> Option<Regex> {
-    let text = node.verbatim()?;
-    match RegexBuilder::new(text).size_limit(PATTERN_MAX).build() {
-        Ok(pattern) if pattern.is_match("") => {
-            node.error("must not match an empty text, which is everywhere")
-        }
-        Ok(pattern) => Some(pattern),
-        Err(regex::Error::CompiledTooBig(_)) => node.error("must be a smaller pattern: its repeats multiply"),
-        Err(problem) => {
-            let last = problem.to_string();
-            let last = last.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
-            node.error(format!("must be a regular expression: {last}"))
-        }
-    }
-}
-
-fn spool(record: &Map<'_, '_>, jsonl: Option<&Jsonl>) -> Option<Spool> {
-    let map = record.block("spool", &["path", "maximum"])?;
-    let beside = jsonl.map(|jsonl| {
-        let stem = jsonl.path.file_stem().unwrap_or_default().to_string_lossy();
-        jsonl.path.with_file_name(format!("{stem}-spool"))
-    });
-    let path = map.maybe("path", |node| {
-        let (path, shown) = node.file()?;
-        if path.exists() && !path.is_dir() {
-            return node.error(format!("must be a directory of its own, and {shown} is a file"));
-        }
-        Some(path)
-    });
-    let maximum = map.or("maximum", 1 << 30, |node| {
-        let size = node.size()?;
-        if size < SPOOL_LEAST { node.error("must be at least 1MiB") } else { Some(size) }
-    });
-    let Some(path) = path?.or(beside) else {
-        // Without a file there is no directory to put it beside; a bad file has been told.
-        return match record.find("jsonl") {
-            Some(_) => None,
-            None => record.report.error(&map.at("path"), "is missing; write a directory of its own"),
-        };
-    };
-    Some(Spool { path, maximum: maximum? })
-}
-
-fn jsonl(node: &Inner<'_, '_>) -> Option<Jsonl> {
-    let map = node.map(&["path", "rotate", "keep"])?;
-    let rotate = map.or("rotate", 100 << 20, |node| {
-        let size = node.size()?;
-        if size < ROTATE_LEAST { node.error("must be at least 64KiB") } else { Some(size) }
-    });
-    let keep = map.or("keep", 10, |node| Some(node.number(0..=100_000)? as usize));
-    let node = map.need("path", "write the file that records go to")?;
-    let (path, shown) = node.file()?;
-    let has_directory = match path.parent() {
-        Some(parent) if parent.as_os_str().is_empty() => true,
-        Some(parent) => parent.is_dir(),
-        None => false,
-    };
-    if path.is_dir() {
-        return node.error(format!("must be a file, and {shown} is a directory"));
-    }
-    if !has_directory {
-        return node
-            .error(format!("the directory of {shown} does not exist; create it, writable for the service"));
-    }
-    Some(Jsonl { path, rotate: rotate?, keep: keep? })
-}
-
 fn admin(node: &Inner<'_, '_>, listeners: &[super::Listener]) -> Option<AdminAddress> {
     let node =
         node.map(&["address"])?.need("address", "write 127.0.0.1:9901 or unix:/run/aoai-lb/admin.sock")?;
@@ -355,6 +250,7 @@ fn entry_name(node: &Inner<'_, '_>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::UsageMode;
     use crate::config::tests::{assert_problems, good, problems_in};
 
     #[test]

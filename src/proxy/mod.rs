@@ -1,5 +1,6 @@
 //! The Pingora adapter: each phase is a few lines around one verb of the gateway.
 
+mod arrival;
 mod attempt;
 mod conclude;
 mod context;
@@ -22,13 +23,12 @@ mod trouble;
 
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, Version, header};
+use http::{Method, header};
 use log::debug;
 use pingora::http::RequestHeader;
 use pingora::protocols::Digest;
@@ -37,18 +37,16 @@ use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
 
-use self::attempt::{Course, Step};
+use self::arrival::DRAIN;
+use self::attempt::Step;
 use self::context::{Context, Flow, Shared};
 use self::headers::Framing;
-use self::intake::{Bounds, Budget, Intake, NoBody};
+use self::intake::{Budget, NoBody};
 use self::replay::Outgoing;
 use self::tap::{FIRST_BYTE, IDLE, RETRY, Reply};
 use self::trouble::{Trouble, clients_fault, is_clients_fault};
 use crate::admission::address::client_ip;
-use crate::admission::clients::Client;
-use crate::azure::Target;
 use crate::config::Listener;
-use crate::gateway::{Body, Gateway};
 use crate::names::BackendName;
 use crate::refusal::Refusal;
 
@@ -58,10 +56,6 @@ pub use self::context::Serving;
 const SPENT: ErrorType = ErrorType::Custom("NoFurtherAttempt");
 /// The client left while it waited.
 const CLIENT_GONE: ErrorType = ErrorType::Custom("ClientGone");
-/// How long a client that is refused may take to send the rest of its body, so that it gets
-/// to read why.
-const DRAIN: Duration = Duration::from_secs(5);
-
 /// The application that Pingora serves.
 pub struct Balancer {
     serving: Arc<ArcSwap<Serving>>,
@@ -73,42 +67,6 @@ impl Balancer {
     pub fn new(serving: Arc<ArcSwap<Serving>>) -> Self {
         let memory = serving.load().gateway.requests.body_memory;
         Self { serving, bodies: Arc::new(Budget::new(memory)) }
-    }
-
-    /// Everything before a backend is chosen.
-    async fn receive(&self, session: &mut Session, flow: &Shared) -> Result<(), NoBody> {
-        let gateway = Arc::clone(&flow.lock().serving.gateway);
-        prepare(session, &gateway);
-        if session.req_header().version == Version::HTTP_2 {
-            head::check_fields(session.req_header())?;
-        }
-        let (target, client) = read_head(session, flow)?;
-        let method = session.req_header().method.clone();
-        let bounds = Bounds {
-            held: gateway.requests.max_body,
-            streamed: target.is_upload(&method).then_some(gateway.requests.max_streamed_body),
-            deadline: gateway.timeouts.request_body,
-            budget: Arc::clone(&self.bodies),
-        };
-        flow.lock().idle(Instant::now());
-        let intake = intake::take(session.as_downstream_mut(), &bounds).await?;
-        let complete = Instant::now();
-        let encoding = text(session, &header::CONTENT_ENCODING).trim();
-        let content_type = text(session, &header::CONTENT_TYPE).to_owned();
-        let encoded = !matches!(encoding, "" | "identity");
-        let body = Body { bytes: &intake.bytes, content_type: &content_type, encoded };
-        let asked = gateway.read(&method, &target, &body);
-        let mut flow = flow.lock();
-        flow.busy(complete);
-        flow.body = intake;
-        flow.content_type = content_type;
-        let asked = asked?;
-        flow.deployment.clone_from(&asked.deployment);
-        flow.stream = asked.stream;
-        let admitted = gateway.admit(&method, target, &client, asked)?;
-        let allowance = gateway.allowance(Instant::now(), flow.arrival, clients_patience(session));
-        flow.course = Some(Course::new(admitted, allowance));
-        Ok(())
     }
 
     /// Answers a request that goes no further; the connection stays if it can.
@@ -177,7 +135,7 @@ impl ProxyHttp for Balancer {
             client_ip(peer, &session.req_header().headers, trusted)
         });
         let flow = ctx.flow.insert(Shared::new(flow)).clone();
-        match self.receive(session, &flow).await {
+        match arrival::receive(session, &flow, &self.bodies).await {
             Ok(()) => {}
             Err(NoBody::Refused(refusal)) => {
                 self.refuse(session, &flow, &refusal).await?;
@@ -444,58 +402,6 @@ async fn answer(session: &mut Session, flow: &Shared, tasks: Vec<HttpTask>) -> p
     Ok(())
 }
 
-/// What the head tells: where to, and whose request it is.
-fn read_head(session: &Session, flow: &Shared) -> Result<(Arc<Target>, Arc<Client>), Refusal> {
-    let header = session.req_header();
-    let mut flow = flow.lock();
-    let gateway = Arc::clone(&flow.serving.gateway);
-    flow.upgrades = session.is_upgrade_req();
-    flow.knows_chunks = header.version != Version::HTTP_10;
-    if announces_body(header) {
-        flow.body = Intake::unread();
-    }
-    let raw = header.raw_path();
-    let target = gateway.locate(&header.method, raw, flow.upgrades).inspect_err(|_| {
-        flow.raw_path = Some(readable(raw));
-    })?;
-    let target = Arc::new(target);
-    flow.target = Some(Arc::clone(&target));
-    gateway.allow(&header.method, &target)?;
-    let client = gateway.authenticate(&header.headers, &target)?;
-    flow.client = Some(Arc::clone(&client));
-    gateway.permit(&header.method, &target, &client)?;
-    Ok((target, client))
-}
-
-/// Sets what has to be set on the client's own session, before it is replaced.
-fn prepare(session: &mut Session, gateway: &Gateway) {
-    let stopping = gateway.process.stopping.load(Ordering::Acquire);
-    // Streams end with the connection for those who do not know chunks; and the next request
-    // is for another process when this one stops.
-    if stopping || session.req_header().version == Version::HTTP_10 {
-        session.set_keepalive(None);
-    }
-    session.set_read_timeout(Some(gateway.timeouts.request_body));
-    // A client that does not read holds a backend's answer, its body's memory and a place.
-    session.set_write_timeout(Some(gateway.timeouts.idle));
-    // An answer may come before the end of an upload, from us or from a backend. The rest is
-    // read before the connection is used again or closed, for a moment: a client that is
-    // reset while it sends does not get to read why.
-    session.set_close_on_response_before_downstream_finish(false);
-    session.set_total_drain_timeout(Some(DRAIN));
-}
-
-/// A header as text; empty if there is none.
-fn text<'s>(session: &'s Session, name: &header::HeaderName) -> &'s str {
-    session.get_header(name).and_then(|value| value.to_str().ok()).unwrap_or("")
-}
-
-/// How long the client's SDK waits for an answer, as it says.
-fn clients_patience(session: &Session) -> Option<Duration> {
-    let value = session.get_header("x-stainless-read-timeout")?.to_str().ok()?;
-    Duration::try_from_secs_f64(value.trim().parse().ok()?).ok()
-}
-
 fn story(ctx: &Context) -> pingora::Result<Shared> {
     ctx.flow.clone().ok_or_else(|| Error::new(SPENT))
 }
@@ -516,12 +422,6 @@ async fn still_there(session: &mut Session) -> pingora::Result<()> {
     }
 }
 
-/// Whether a request announces a body.
-fn announces_body(header: &RequestHeader) -> bool {
-    let length = header.headers.get(header::CONTENT_LENGTH);
-    header.headers.contains_key(header::TRANSFER_ENCODING) || length.is_some_and(|length| length != "0")
-}
-
 /// The framing of a body of which `held` bytes are held.
 fn framing(request: &RequestHeader, flow: &Flow, held: usize) -> Framing {
     match flow.body.streams {
@@ -534,10 +434,4 @@ fn framing(request: &RequestHeader, flow: &Flow, held: usize) -> Framing {
         }
         None => Framing::Length(held as u64),
     }
-}
-
-/// A target that could not be understood, fit for a record: no query, escaped, cut.
-fn readable(raw: &[u8]) -> String {
-    let path = raw.split(|byte| *byte == b'?').next().unwrap_or_default();
-    path.get(..256).unwrap_or(path).escape_ascii().to_string()
 }
