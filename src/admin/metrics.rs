@@ -29,7 +29,7 @@ pub fn text(gateway: &Gateway, now: Instant) -> String {
     }
     let states = gauge(
         "aoai_lb_backend_state",
-        "1 for the state that holds: ok, cooling, absent, credential, permission, breaker_open; of a \
+        "1 for each state that holds: ok, cooling, absent, credential, permission, breaker_open; of a \
          deployment, or of the backend where that is empty.",
         &["backend", "deployment", "state"],
     );
