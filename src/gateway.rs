@@ -20,12 +20,13 @@ use crate::admission::clients::{Client, Clients};
 use crate::azure::verdict::{self, Verdict};
 use crate::azure::{Naming, Operation, Target, is_create_without_idempotence};
 use crate::config::{self, Config, Content};
+use crate::credentials::{Credential, Keyring};
 use crate::names::Deployment;
 use crate::record::Recorder;
 use crate::record::exchange::{Exchange, Keep};
 use crate::record::writer::Receipt;
 use crate::refusal::{Reason, Refusal};
-use crate::routing::health::{BackendMemory, Memory};
+use crate::routing::health::{self, BackendMemory, Memory, Rest};
 use crate::routing::journey::Allowance;
 use crate::routing::pool::Pool;
 
@@ -33,6 +34,8 @@ pub use self::inquiry::{Asked, Body, Outgoing};
 pub use self::lessons::Answer;
 pub use crate::routing::breaker::Failure;
 
+/// How long a backend rests whose credential could not be fetched; it ends with the credential.
+const UNTIL_THERE_IS_ONE: Duration = Duration::from_secs(86_400);
 /// How much of an answer is gathered beyond its limit, so that what is to be taken out is found
 /// whole where it crosses it.
 const BEYOND: usize = 16 * 1024;
@@ -42,8 +45,26 @@ const BEYOND: usize = 16 * 1024;
 pub struct Backend {
     /// As configured.
     pub config: config::Backend,
+    /// What it is called with.
+    pub credential: Arc<Credential>,
     /// What is remembered of it.
     pub memory: Arc<BackendMemory>,
+}
+
+impl Backend {
+    /// Why and until when all of it rests, if it does.
+    pub fn resting(&self, now: Instant) -> Option<Rest> {
+        let cells = [self.memory.credential(&self.credential), &self.memory.breaker.cell];
+        cells.into_iter().find_map(|cell| cell.rest_at(now))
+    }
+
+    /// While there is no secret to show it is not asked. The first one ends that.
+    pub fn rest_without_credential(&self, now: Instant) {
+        if self.credential.kept().number() == 0 {
+            let rest = Rest { reason: health::Reason::Credential, until: now + UNTIL_THERE_IS_ONE };
+            self.memory.refuse(&self.credential, 0, rest, now);
+        }
+    }
 }
 
 /// What is shared by every gateway of a process, whatever its configuration.
@@ -59,17 +80,20 @@ pub struct Process {
     pub stopping: AtomicBool,
     /// Where records go.
     pub recorder: Recorder,
+    /// Secrets and tokens.
+    pub keyring: Keyring,
 }
 
 impl Process {
     /// A process that begins now.
-    pub fn new(now: Instant, recorder: Recorder) -> Self {
+    pub fn new(now: Instant, recorder: Recorder, keyring: Keyring) -> Self {
         Self {
             memory: Memory::new(now),
             in_flight: AtomicUsize::new(0),
             settled: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             recorder,
+            keyring,
         }
     }
 }
@@ -116,8 +140,15 @@ impl Gateway {
         let backends: Vec<Backend> = config
             .backends
             .iter()
-            .map(|backend| Backend { config: backend.clone(), memory: process.memory.backend(&backend.name) })
+            .map(|backend| Backend {
+                config: backend.clone(),
+                credential: Arc::new(process.keyring.credential(&backend.credential, &config.key_vault)),
+                memory: process.memory.backend(&backend.name),
+            })
             .collect();
+        for backend in &backends {
+            backend.rest_without_credential(now);
+        }
         Self {
             clients: Clients::new(&config.clients),
             pools: Pools::new(config, &backends, now),

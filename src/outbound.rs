@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method};
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
+use pingora::protocols::http::client::HttpSession;
 use pingora::upstreams::peer::HttpPeer;
 use tokio::time::timeout;
 
@@ -14,8 +15,6 @@ use crate::config::Endpoint;
 
 /// The most it may take to find and reach the other side.
 const CONNECT: Duration = Duration::from_secs(10);
-/// The most a whole call may take.
-const CALL: Duration = Duration::from_secs(60);
 /// How long an unused connection is kept.
 const IDLE: Duration = Duration::from_secs(30);
 /// Most bytes of an answer that are looked at.
@@ -24,6 +23,8 @@ const ANSWER_MAX: usize = 256 * 1024;
 /// Calls other services.
 pub struct Outbound {
     connector: Connector,
+    /// The most a whole call may take.
+    patience: Duration,
 }
 
 /// An answer, whatever its status.
@@ -67,33 +68,34 @@ pub enum OutboundError {
         problem: String,
     },
     /// It took too long.
-    #[error("{host} did not answer within {CALL:?}")]
+    #[error("{host} did not answer within {patience:?}")]
     TimedOut {
         /// The host.
         host: String,
+        /// How long it had.
+        patience: Duration,
     },
 }
 
-impl Default for Outbound {
-    fn default() -> Self {
-        Self { connector: Connector::new(None) }
-    }
-}
-
 impl Outbound {
+    /// A client whose calls may take so long.
+    pub fn new(patience: Duration) -> Self {
+        Self { connector: Connector::new(None), patience }
+    }
+
     /// Makes a call.
     ///
     /// # Errors
     /// [`OutboundError`] where there is no whole answer.
     pub async fn call(&self, endpoint: &Endpoint, call: Call<'_>) -> Result<Answer, OutboundError> {
-        let host = || endpoint.host.clone();
-        match timeout(CALL, self.make(endpoint, call)).await {
+        let patience = self.patience;
+        match timeout(patience, self.make(endpoint, &call)).await {
             Ok(answer) => answer,
-            Err(_) => Err(OutboundError::TimedOut { host: host() }),
+            Err(_) => Err(OutboundError::TimedOut { host: endpoint.host.clone(), patience }),
         }
     }
 
-    async fn make(&self, endpoint: &Endpoint, call: Call<'_>) -> Result<Answer, OutboundError> {
+    async fn make(&self, endpoint: &Endpoint, call: &Call<'_>) -> Result<Answer, OutboundError> {
         let host = || endpoint.host.clone();
         let broken = |problem: Box<pingora::Error>| OutboundError::Broken {
             host: host(),
@@ -106,37 +108,54 @@ impl Outbound {
         peer.options.total_connection_timeout = Some(CONNECT);
         peer.options.connection_timeout = Some(CONNECT);
         peer.options.idle_timeout = Some(IDLE);
-        let mut request =
-            RequestHeader::build(call.method, call.target.as_bytes(), Some(8)).map_err(broken)?;
-        let authority = endpoint.authority();
-        let length = call.body.len().to_string();
-        for (name, value) in
-            [("host", authority.as_str()), ("content-length", &length)].iter().chain(call.headers)
-        {
-            request.insert_header(*name, *value).map_err(broken)?;
-        }
-        let (mut session, _) = self.connector.get_http_session(&peer).await.map_err(broken)?;
-        session.set_read_timeout(Some(CALL));
-        session.write_request_header(Box::new(request)).await.map_err(broken)?;
-        if !call.body.is_empty() {
-            session.write_request_body(call.body, true).await.map_err(broken)?;
-        }
-        session.finish_request_body().await.map_err(broken)?;
-        session.read_response_header().await.map_err(broken)?;
-        let (status, headers) = session
-            .response_header()
-            .map(|header| (header.status.as_u16(), header.headers.clone()))
-            .unwrap_or_default();
-        let mut body = BytesMut::new();
-        while let Some(piece) = session.read_response_body().await.map_err(broken)? {
-            body.extend_from_slice(&piece);
-            if body.len() > ANSWER_MAX {
-                return Ok(Answer { status, headers, body: body.freeze() });
+        let request = request(endpoint, call).map_err(broken)?;
+        loop {
+            let (mut session, is_reused) = self.connector.get_http_session(&peer).await.map_err(broken)?;
+            session.set_read_timeout(Some(self.patience));
+            let head = send(&mut session, request.clone(), &call.body).await;
+            if is_reused && head.is_err() {
+                // It had been closed meanwhile; there is not much of them, and then a new one.
+                continue;
             }
+            head.map_err(broken)?;
+            let (status, headers) = session
+                .response_header()
+                .map(|header| (header.status.as_u16(), header.headers.clone()))
+                .unwrap_or_default();
+            let mut body = BytesMut::new();
+            while let Some(piece) = session.read_response_body().await.map_err(broken)? {
+                body.extend_from_slice(&piece);
+                if body.len() > ANSWER_MAX {
+                    return Ok(Answer { status, headers, body: body.freeze() });
+                }
+            }
+            if session.response_done() {
+                self.connector.release_http_session(session, &peer, Some(IDLE)).await;
+            }
+            return Ok(Answer { status, headers, body: body.freeze() });
         }
-        if session.response_done() {
-            self.connector.release_http_session(session, &peer, Some(IDLE)).await;
-        }
-        Ok(Answer { status, headers, body: body.freeze() })
     }
+}
+
+fn request(endpoint: &Endpoint, call: &Call<'_>) -> pingora::Result<RequestHeader> {
+    let mut request = RequestHeader::build(call.method.clone(), call.target.as_bytes(), Some(8))?;
+    let (authority, length) = (endpoint.authority(), call.body.len().to_string());
+    request.insert_header("host", authority)?;
+    if !call.body.is_empty() {
+        request.insert_header("content-length", length)?;
+    }
+    for (name, value) in call.headers {
+        request.insert_header(*name, *value)?;
+    }
+    Ok(request)
+}
+
+/// Sends a request and reads the head of its answer.
+async fn send(session: &mut HttpSession, request: RequestHeader, body: &Bytes) -> pingora::Result<()> {
+    session.write_request_header(Box::new(request)).await?;
+    if !body.is_empty() {
+        session.write_request_body(body.clone(), true).await?;
+    }
+    session.finish_request_body().await?;
+    session.read_response_header().await
 }

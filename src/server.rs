@@ -22,6 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin::Admin;
 use crate::config::{AdminAddress, Config};
+use crate::credentials::Keyring;
 use crate::gateway::{Gateway, Process};
 use crate::proxy::dns::{Directory, Resolve, System};
 use crate::proxy::door::{BadDoor, Door};
@@ -34,6 +35,9 @@ use crate::record::{RecordError, Recorder};
 /// How long the start waits for names to resolve; a backend whose name has not is left out
 /// until it has.
 const FIRST_LOOK_UP: Duration = Duration::from_secs(3);
+/// How long the start waits for tokens and secrets; a backend whose has not come is left out until
+/// it has.
+const FIRST_SECRETS: Duration = Duration::from_secs(5);
 /// How often a stopping process looks whether it is done.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
 
@@ -54,15 +58,15 @@ pub enum StartError {
     #[error(transparent)]
     Record(#[from] RecordError),
     /// A listener's TLS cannot be set up.
-    #[error("{key}.{problem}")]
+    #[error("{key}.tls.{problem}")]
     Certificate {
         /// The configuration's key of the listener.
         key: String,
         /// What is wrong.
         problem: BadDoor,
     },
-    /// A file of authorities cannot be read.
-    #[error("backends[].tls.ca: {0}")]
+    /// A file of a backend's TLS cannot be read.
+    #[error("backends[].tls: {0}")]
     Authority(#[from] BadAuthority),
     /// The background runtime cannot be started.
     #[error("cannot start the background runtime: {0}")]
@@ -76,16 +80,18 @@ pub enum StartError {
 pub fn run(config: &Config, background: &Runtime) -> Result<(), StartError> {
     let started = Instant::now();
     probe_addresses(config)?;
-    let recorder = Recorder::open(config.record.as_ref(), background.handle())?;
-    let process = Arc::new(Process::new(started, recorder));
+    let keyring = Keyring::new(background.handle());
+    let recorder = Recorder::open(config, &keyring, background.handle())?;
+    let process = Arc::new(Process::new(started, recorder, keyring));
     let directory = Directory::new(config);
     let resolver: Arc<dyn Resolve> = Arc::new(System);
+    let gateway = Arc::new(Gateway::new(config, Arc::clone(&process), started));
     background.block_on(async {
         directory.watch(&resolver);
-        directory.settle(FIRST_LOOK_UP).await;
+        tokio::join!(directory.settle(FIRST_LOOK_UP), process.keyring.settle(FIRST_SECRETS));
     });
     let serving = Arc::new(ArcSwap::from_pointee(Serving {
-        gateway: Arc::new(Gateway::new(config, Arc::clone(&process), started)),
+        gateway,
         peers: Peers::new(config, directory.by_backend())?,
     }));
     background.block_on(async { probe::watch(&serving) });
@@ -106,7 +112,7 @@ pub fn run(config: &Config, background: &Runtime) -> Result<(), StartError> {
         match &listener.tls {
             Some(tls) => {
                 let bad = |problem| StartError::Certificate { key: format!("listeners[{n}]"), problem };
-                let door = Door::new(listener, tls).map_err(bad)?;
+                let door = Door::of_listener(listener, tls).map_err(bad)?;
                 background.block_on(async { door.watch() });
                 service.add_tls_with_settings(&address, Some(options), door.settings().map_err(bad)?);
             }

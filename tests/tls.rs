@@ -8,50 +8,8 @@
 
 mod support;
 
-use std::net::SocketAddr;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex};
-
-use openssl::pkey::{PKey, Private};
-use openssl::ssl::{NameType, Ssl, SslAcceptor, SslMethod};
-use openssl::x509::X509;
-use support::tls::{authority, certificate, key};
+use support::tls::{authority, certificate, key, terminate};
 use support::{Balancer, answerer, azure};
-use tokio::net::{TcpListener, TcpStream};
-
-/// Speaks TLS in front of a plain address; returns its own, and the names clients asked for.
-async fn terminate(
-    plain: SocketAddr,
-    certificate: &X509,
-    key: &PKey<Private>,
-) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
-    let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls()).unwrap();
-    acceptor.set_certificate(certificate).unwrap();
-    acceptor.set_private_key(key).unwrap();
-    let acceptor = acceptor.build();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let names = Arc::new(Mutex::new(Vec::new()));
-    let seen = names.clone();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let ssl = Ssl::new(acceptor.context()).unwrap();
-            let seen = seen.clone();
-            tokio::spawn(async move {
-                let mut stream = tokio_openssl::SslStream::new(ssl, stream).unwrap();
-                if Pin::new(&mut stream).accept().await.is_err() {
-                    return;
-                }
-                seen.lock()
-                    .unwrap()
-                    .push(stream.ssl().servername(NameType::HOST_NAME).unwrap_or("").to_owned());
-                let mut upstream = TcpStream::connect(plain).await.unwrap();
-                let _ = tokio::io::copy_bidirectional(&mut stream, &mut upstream).await;
-            });
-        }
-    });
-    (address, names)
-}
 
 #[tokio::test]
 async fn a_backends_certificate_is_checked_against_name_date_and_authority() {

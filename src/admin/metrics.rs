@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
-use crate::gateway::{Backend, Gateway};
+use crate::gateway::Gateway;
 use crate::record::metrics::register;
-use crate::routing::health::{Part, Standing};
+use crate::routing::health::Part;
 
 /// Prometheus text.
 pub fn text(gateway: &Gateway, now: Instant) -> String {
@@ -51,15 +51,10 @@ pub fn text(gateway: &Gateway, now: Instant) -> String {
         &["backend", "deployment"],
     );
     let load = register(&state, load);
-    for Backend { config, memory } in &gateway.backends {
-        let name = config.name.as_str();
-        let whole = [&memory.credential, &memory.breaker.cell].into_iter().find_map(|cell| {
-            match cell.standing(now) {
-                Standing::Resting(rest) => Some(rest.reason.word()),
-                Standing::Awake | Standing::Due => None,
-            }
-        });
-        states.with_label_values(&[name, "", whole.unwrap_or("ok")]).set(1);
+    for backend in &gateway.backends {
+        let (name, memory) = (backend.config.name.as_str(), &backend.memory);
+        let whole = backend.resting(now).map_or("ok", |rest| rest.reason.word());
+        states.with_label_values(&[name, "", whole]).set(1);
         let resting = memory.resting(now);
         for (part, rest) in &resting {
             let deployment = match part {

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::gateway::{Backend, Gateway};
-use crate::routing::health::{Part, Rest, Standing};
+use crate::routing::health::{Part, Rest};
 
 /// What `GET /api/status` answers.
 #[derive(Debug, Serialize)]
@@ -58,12 +58,7 @@ pub fn of(gateway: &Gateway, started: Instant, now: Instant) -> Status {
 fn of_backend(backend: &Backend, now: Instant) -> BackendStatus {
     let until =
         |rest: &Rest| u64::try_from(rest.until.saturating_duration_since(now).as_millis()).unwrap_or(0);
-    let memory = &backend.memory;
-    let whole =
-        [&memory.credential, &memory.breaker.cell].into_iter().find_map(|cell| match cell.standing(now) {
-            Standing::Resting(rest) => Some(rest),
-            Standing::Awake | Standing::Due => None,
-        });
+    let whole = backend.resting(now);
     let resting = backend.memory.resting(now).into_iter().map(|(part, rest)| {
         let (deployment, operation) = match part {
             Part::Deployment(name) => (Some(name), None),
@@ -77,7 +72,8 @@ fn of_backend(backend: &Backend, now: Instant) -> BackendStatus {
         tier: backend.config.tier.get(),
         weight: backend.config.weight.get(),
         state: whole.map_or("ok", |rest| rest.reason.word()),
-        until_ms: whole.as_ref().map(until),
+        // What waits for a secret waits until there is one.
+        until_ms: whole.as_ref().filter(|_| backend.credential.kept().number() != 0).map(until),
         in_flight: backend.memory.in_flight.load(Ordering::Relaxed),
         attempts: backend.memory.attempts.load(Ordering::Relaxed),
         resting: resting.collect(),

@@ -5,6 +5,7 @@
 
 mod backends;
 mod clients;
+mod credentials;
 mod listeners;
 mod record;
 mod requests;
@@ -18,7 +19,7 @@ use super::{
     AdminAddress, Balance, Breaker, Config, Content, Cooldown, Hold, Ratio, Retry, Server, Timeouts,
 };
 
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "listeners",
     "backends",
     "clients",
@@ -29,6 +30,7 @@ const KEYS: [&str; 12] = [
     "cooldown",
     "timeouts",
     "record",
+    "key_vault",
     "admin",
     "server",
 ];
@@ -53,6 +55,7 @@ pub(super) fn config(root: &Node<'_>) -> Option<Config> {
     let cooldown = cooldown(&root);
     let timeouts = timeouts(&root);
     let record = root.maybe("record", record::read);
+    let key_vault = credentials::key_vault(&root);
     let admin = root.maybe("admin", |node| admin(node, listeners.as_deref().unwrap_or_default()));
     let server = server(&root);
 
@@ -74,6 +77,7 @@ pub(super) fn config(root: &Node<'_>) -> Option<Config> {
         cooldown: cooldown?,
         timeouts: timeouts?,
         record: record?,
+        key_vault: key_vault?,
         admin: admin?,
         server: server?,
     })

@@ -27,7 +27,7 @@ impl Endpoint {
     }
 
     /// Whether it is this machine, as far as its name tells.
-    pub(super) fn is_loopback(&self) -> bool {
+    pub(crate) fn is_loopback(&self) -> bool {
         match self.host.parse::<IpAddr>() {
             Ok(ip) => ip.to_canonical().is_loopback(),
             Err(_) => self.host == "localhost" || self.host.ends_with(".localhost"),
@@ -38,7 +38,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// What the text has to be instead; it is not repeated.
-    pub(super) fn parse(text: &str) -> Result<Self, &'static str> {
+    pub(in crate::config) fn parse(text: &str) -> Result<Self, &'static str> {
         const SHAPE: &str = "must be a URL such as https://NAME.openai.azure.com";
         if text.contains('#') {
             return Err("must not have a fragment (`#`)");

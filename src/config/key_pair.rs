@@ -1,16 +1,25 @@
 //! A certificate with its chain, and the private key that belongs to it.
 
 use std::fs;
+use std::path::PathBuf;
 
 use openssl::asn1::Asn1Time;
 use openssl::pkey::{PKey, Private};
 use openssl::x509::X509;
 
-use super::ListenerTls;
+/// Where a certificate and its key are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PairFiles {
+    /// PEM: the certificate itself, then its chain.
+    pub certificate: PathBuf,
+    /// PEM, without a passphrase.
+    pub private_key: PathBuf,
+}
 
-/// A certificate that a listener can show.
+/// A certificate that can be shown, and proven.
+#[derive(Clone)]
 pub struct KeyPair {
-    /// The listener's own.
+    /// The certificate itself.
     pub leaf: X509,
     /// Those that vouch for it, in order.
     pub chain: Vec<X509>,
@@ -22,10 +31,10 @@ pub struct KeyPair {
 #[derive(Debug, thiserror::Error)]
 pub enum BadPair {
     /// The certificate's file.
-    #[error("tls.certificate: {0}")]
+    #[error("certificate: {0}")]
     Certificate(String),
     /// The key's file.
-    #[error("tls.private_key: {0}")]
+    #[error("private_key: {0}")]
     PrivateKey(String),
 }
 
@@ -34,16 +43,15 @@ impl KeyPair {
     ///
     /// # Errors
     /// [`BadPair`] when one cannot be read, is no PEM, or they do not belong together.
-    pub fn read(tls: &ListenerTls) -> Result<Self, BadPair> {
-        let certificate = &tls.certificate;
+    pub fn read(files: &PairFiles) -> Result<Self, BadPair> {
+        let PairFiles { certificate, private_key } = files;
         let bad = |problem: &str| BadPair::Certificate(format!("{problem} {}", certificate.display()));
         let pem = fs::read(certificate)
             .map_err(|e| BadPair::Certificate(format!("cannot read {}: {e}", certificate.display())))?;
         let chain = X509::stack_from_pem(&pem)
-            .map_err(|_| bad("must be a PEM file of certificates, the listener's first; so is not"))?;
+            .map_err(|_| bad("must be a PEM file of certificates, the one to show first; so is not"))?;
         let mut chain = chain.into_iter();
         let leaf = chain.next().ok_or_else(|| bad("must be a PEM file; there is no certificate in"))?;
-        let private_key = &tls.private_key;
         let bad = |problem: &str| BadPair::PrivateKey(format!("{problem} {}", private_key.display()));
         let pem = fs::read(private_key)
             .map_err(|e| BadPair::PrivateKey(format!("cannot read {}: {e}", private_key.display())))?;
@@ -51,9 +59,16 @@ impl KeyPair {
         let key = PKey::private_key_from_pem_callback(&pem, |_| Ok(0))
             .map_err(|_| bad("must be a PEM file with one private key without a passphrase; so is not"))?;
         if !leaf.public_key().is_ok_and(|public| public.public_eq(&key)) {
-            return Err(bad("must be the key of the listener's certificate; so is not the one in"));
+            return Err(bad("must be the key of the certificate; so is not the one in"));
         }
         Ok(Self { leaf, chain: chain.collect(), key })
+    }
+
+    /// The host names that it is for, in lower case; `*.` stands for one label.
+    pub fn names(&self) -> Vec<String> {
+        let alternatives = self.leaf.subject_alt_names();
+        let names = alternatives.iter().flatten().filter_map(|name| name.dnsname());
+        names.map(str::to_ascii_lowercase).collect()
     }
 
     /// Until when it is valid, if it is not for another so many days.

@@ -6,6 +6,7 @@
 
 mod allow;
 mod check;
+mod credentials;
 mod deployments;
 mod endpoint;
 mod expand;
@@ -27,9 +28,12 @@ use std::time::Duration;
 use crate::names::{BackendName, ClientName, Deployment, Tier, Weight};
 
 pub use allow::{Allow, PathPattern};
+pub use credentials::{
+    Application, Credential, Entra, Identity, KeyVault, Proof, SecretSource, VaultSecret, WhichIdentity,
+};
 pub use deployments::DeploymentMap;
 pub use endpoint::Endpoint;
-pub use key_pair::{BadPair, KeyPair};
+pub use key_pair::{BadPair, KeyPair, PairFiles};
 pub use secret::Secret;
 pub use statuses::Statuses;
 
@@ -56,6 +60,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// What is written down; `None`: nothing.
     pub record: Option<Record>,
+    /// How secrets that are in a vault are read.
+    pub key_vault: KeyVault,
     /// Where the admin API listens; `None`: nowhere.
     pub admin: Option<AdminAddress>,
     /// The process itself.
@@ -87,16 +93,17 @@ pub struct Listener {
 /// The TLS of a listener.
 #[derive(Clone, Debug)]
 pub struct ListenerTls {
-    /// PEM: the listener's certificate and its chain.
-    pub certificate: PathBuf,
-    /// PEM.
-    pub private_key: PathBuf,
+    /// What it shows: the first to whoever names none of the others' hosts. At least one.
+    pub pairs: Vec<PairFiles>,
     /// What clients have to speak at least.
     pub minimum_version: TlsVersion,
     /// For TLS 1.2, by OpenSSL's names; `None`: Mozilla's "intermediate".
     pub ciphers: Option<String>,
     /// For TLS 1.3, by OpenSSL's names; `None`: Mozilla's "intermediate".
     pub ciphersuites: Option<String>,
+    /// A PEM file of authorities: clients have to show a certificate of one of them. `None`: they
+    /// need none.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// A version of TLS.
@@ -139,13 +146,8 @@ pub struct BackendTls {
     /// The name for SNI, for the check of the certificate and for `Host`, in place of the
     /// endpoint's host.
     pub server_name: Option<String>,
-}
-
-/// What a backend is called with.
-#[derive(Clone, Debug)]
-pub enum Credential {
-    /// An Azure resource key, sent as `api-key`; a legal header value.
-    ApiKey(Secret),
+    /// The certificate that the balancer shows.
+    pub pair: Option<PairFiles>,
 }
 
 /// Who may call.
@@ -322,21 +324,6 @@ pub struct LogAnalytics {
     pub stream: String,
     /// Who may send to it.
     pub credential: Entra,
-}
-
-/// An application of Entra ID with a secret.
-#[derive(Clone, Debug)]
-pub struct Entra {
-    /// Where tokens come from.
-    pub authority: Endpoint,
-    /// The directory's id or name.
-    pub tenant: String,
-    /// The application's id.
-    pub client_id: String,
-    /// Its secret.
-    pub secret: Secret,
-    /// What the token is for.
-    pub scope: String,
 }
 
 /// Where records wait for their sinks.

@@ -45,6 +45,11 @@ impl<'e> Report<'e> {
         self.warnings.borrow_mut().push(Problem { path: path.to_owned(), message: message.into() });
     }
 
+    /// A variable of the environment.
+    pub(super) fn variable(&self, name: &str) -> Option<String> {
+        (self.env)(name)
+    }
+
     /// The errors and the warnings.
     pub(super) fn finish(self) -> (Vec<Problem>, Vec<Problem>) {
         (self.errors.into_inner(), self.warnings.into_inner())
@@ -111,6 +116,10 @@ impl<'a, 'v> Inner<'a, 'v> {
 
     pub(super) fn is_list(&self) -> bool {
         self.value.is_sequence()
+    }
+
+    pub(super) fn is_map(&self) -> bool {
+        self.value.is_mapping()
     }
 
     pub(super) fn is_number(&self) -> bool {
@@ -237,6 +246,13 @@ impl<'a, 'v> Inner<'a, 'v> {
             true => self.error("must not be empty"),
             false => Some(text),
         }
+    }
+
+    /// Where its text comes from, if not from the file itself.
+    pub(super) fn source(&self) -> Option<String> {
+        let Value::String(raw) = self.value else { return None };
+        let text = expand(raw, self.report.base, self.report.env).ok()?;
+        text.is_expanded().then(|| text.shown())
     }
 
     /// A string with a grammar of its own; `read` says what it has to be instead.
@@ -370,6 +386,11 @@ impl<'a, 'v> Map<'a, 'v> {
     /// The path of a key of this mapping.
     pub(super) fn at(&self, key: &str) -> String {
         child(&self.path, key)
+    }
+
+    /// A value that stands for one that is not in the file.
+    pub(super) fn inner<'w>(&self, key: &str, value: &'w Value) -> Inner<'a, 'w> {
+        Node { path: self.at(key), value, report: self.report }
     }
 
     /// The value of an optional key.

@@ -14,13 +14,22 @@ impl Secret {
         Self(secret.into())
     }
 
-    /// The secret itself. Only for the two places that have to have it: where a credential is
-    /// written into a request, and where a presented token is compared in constant time.
+    /// The secret itself. Only for where a credential is written into a request.
     /// What it returns goes into no log, message, label or record.
     pub fn expose(&self) -> &str {
         &self.0
     }
 }
+
+impl PartialEq for Secret {
+    /// In constant time, for secrets of the same length.
+    fn eq(&self, other: &Self) -> bool {
+        let (a, b) = (self.0.as_bytes(), other.0.as_bytes());
+        a.len() == b.len() && openssl::memcmp::eq(a, b)
+    }
+}
+
+impl Eq for Secret {}
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -25,6 +25,8 @@ fn env(name: &str) -> Option<String> {
         "KEY" => Some("k3y-of-the-test".to_owned()),
         "EMPTY" => Some(String::new()),
         "FOUR" => Some("4".to_owned()),
+        "AZURE_TENANT_ID" => Some("tenant-of-the-cluster".to_owned()),
+        "AZURE_FEDERATED_TOKEN_FILE" => Some("/var/run/secrets/token".to_owned()),
         _ => None,
     }
 }
@@ -58,6 +60,43 @@ pub(super) fn assert_warnings(cases: &[(&str, &[&str])]) {
     for (case, expected) in cases {
         let said: Vec<String> = good(case).warnings.iter().map(Problem::to_string).collect();
         assert_eq!(said, *expected, "{case}");
+    }
+}
+
+/// Writes `NAME.pem` and `NAME.key`: a certificate for so many days and these hosts.
+pub(super) fn pair(directory: &Path, name: &str, days: u32, hosts: &[&str]) {
+    use openssl::asn1::Asn1Time;
+    use openssl::hash::MessageDigest;
+    use openssl::pkey::PKey;
+    use openssl::rsa::Rsa;
+    use openssl::x509::X509;
+    use openssl::x509::extension::SubjectAlternativeName;
+
+    let key = PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap();
+    let mut builder = X509::builder().unwrap();
+    builder.set_version(2).unwrap();
+    builder.set_pubkey(&key).unwrap();
+    builder.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
+    builder.set_not_after(&Asn1Time::days_from_now(days).unwrap()).unwrap();
+    if !hosts.is_empty() {
+        let mut names = SubjectAlternativeName::new();
+        for host in hosts {
+            names.dns(host);
+        }
+        let names = names.build(&builder.x509v3_context(None, None)).unwrap();
+        builder.append_extension(names).unwrap();
+    }
+    builder.sign(&key, MessageDigest::sha256()).unwrap();
+    let write = |kind, pem: Vec<u8>| std::fs::write(directory.join(format!("{name}.{kind}")), pem).unwrap();
+    write("pem", builder.build().to_pem().unwrap());
+    write("key", key.private_key_to_pem_pkcs8().unwrap());
+}
+
+/// The key of a backend that stands in its file.
+pub(super) fn written(credential: &Credential) -> &str {
+    match credential {
+        Credential::ApiKey(SecretSource::Written(key)) => key.expose(),
+        other => panic!("no written key: {other:?}"),
     }
 }
 
@@ -197,8 +236,7 @@ fn relative_paths_start_at_the_file() {
     std::fs::write(&file, yaml).unwrap();
     let config = load(&file, &env).unwrap().config;
     assert_eq!(config.record.unwrap().jsonl.unwrap().path, dir.path().join("x.jsonl"));
-    let Credential::ApiKey(key) = &config.backends[0].credential;
-    assert_eq!(key.expose(), "from-a-file");
+    assert_eq!(written(&config.backends[0].credential), "from-a-file");
 }
 
 #[test]

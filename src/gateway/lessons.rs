@@ -29,8 +29,10 @@ pub struct Answer<'a> {
     pub sent: Option<Sent>,
     /// Its headers.
     pub headers: &'a HeaderMap,
-    /// Whether its status is a 2xx.
-    pub is_success: bool,
+    /// Its status, or the one that it stands for.
+    pub status: u16,
+    /// The number of the secret that it was shown; 0: none.
+    pub secret: u64,
     /// What it counts as if it is a failure.
     pub failure: Failure,
     /// The moment.
@@ -53,8 +55,8 @@ impl Gateway {
         }
         match verdict {
             Verdict::Success => {
-                if let (true, true, Some(deployment)) =
-                    (reply.is_success, admitted.unlisted, &admitted.deployment)
+                let is_success = (200..300).contains(&reply.status);
+                if let (true, true, Some(deployment)) = (is_success, admitted.unlisted, &admitted.deployment)
                 {
                     self.pools.learn(&self.backends, deployment, now);
                 }
@@ -76,13 +78,10 @@ impl Gateway {
                 Some(Outcome::Failed)
             }
             Verdict::Credential => {
-                self.mark(
-                    candidate,
-                    Some(&candidate.memory.credential),
-                    unfit(health::Reason::Credential),
-                    now,
-                );
-                Some(Outcome::Unfit)
+                if let Some(backend) = self.backends.get(candidate.backend) {
+                    Self::refused(backend, reply.status, reply.secret, now);
+                }
+                Some(Outcome::Refused(reply.secret))
             }
             Verdict::PermissionDenied => {
                 let cell = candidate.memory.operation(admitted.target.operation);
@@ -97,6 +96,24 @@ impl Gateway {
         }
     }
 
+    /// Takes note that a backend refuses our credential, or our network.
+    fn refused(backend: &Backend, status: u16, secret: u64, now: Instant) {
+        let kept = backend.credential.kept();
+        if kept.number() != secret {
+            // It was the one before, and there is a new one by now.
+            return;
+        }
+        // First, so that nobody finds the backend resting and nothing to wait for.
+        if status == 401 {
+            kept.refuse(secret);
+        }
+        let rest = Rest { reason: health::Reason::Credential, until: now + UNFIT_REST };
+        if backend.memory.refuse(&backend.credential, secret, rest, now) {
+            let name = &backend.config.name;
+            error!("backend {name}: its credential or our network is refused; asked again in {UNFIT_REST:?}");
+        }
+    }
+
     /// Takes note that a try broke off.
     pub fn fail(&self, candidate: &Candidate, failure: Failure, now: Instant) {
         if let Some(open) = candidate.memory.breaker.failed(&self.breaker, failure, now) {
@@ -107,12 +124,13 @@ impl Gateway {
     }
 
     /// Takes note of what a probe of a backend without traffic found: the status and body of
-    /// its reply, or `None` if there was none. `repeated` says that the one before had failed
-    /// too. Returns whether this one went well.
+    /// its reply, or `None` if there was none. It was shown the secret of this number. `repeated`
+    /// says that the one before had failed too. Returns whether this one went well.
     pub fn probed(
         &self,
         backend: &Backend,
         reply: Option<(u16, &[u8])>,
+        secret: u64,
         repeated: bool,
         now: Instant,
     ) -> bool {
@@ -134,16 +152,11 @@ impl Gateway {
                 return false;
             }
             Some(Verdict::Credential) => {
-                let rest = Rest { reason: health::Reason::Credential, until: now + UNFIT_REST };
-                if memory.credential.rest(rest, now) {
-                    error!(
-                        "backend {name}: its credential or our network is refused; asked again in {UNFIT_REST:?}"
-                    );
-                }
+                Self::refused(backend, reply.map_or(0, |(status, _)| status), secret, now);
             }
             Some(Verdict::Success) => {
                 memory.breaker.close();
-                memory.credential.wake();
+                memory.credential(&backend.credential).wake();
             }
             // Whatever else it says, it is there.
             Some(_) => memory.breaker.close(),
@@ -182,18 +195,13 @@ impl Gateway {
                     "backend {backend}: deployment '{deployment}' does not exist there; asked again in {length:?}"
                 );
             }
-            health::Reason::Credential => {
-                error!(
-                    "backend {backend}: its credential or our network is refused; asked again in {length:?}"
-                );
-            }
             health::Reason::PermissionDenied => {
                 error!(
                     "backend {backend}: its credential may not do this operation; asked again in {length:?}"
                 );
             }
-            // Logged where it opens.
-            health::Reason::BreakerOpen => {}
+            // Logged where they begin.
+            health::Reason::BreakerOpen | health::Reason::Credential => {}
         }
     }
 }

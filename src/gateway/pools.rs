@@ -140,6 +140,7 @@ fn candidate(index: usize, backend: &Backend, upstream: Option<Deployment>, reme
         tier: backend.config.tier,
         weight: backend.config.weight,
         upstream,
+        credential: Arc::clone(&backend.credential),
         memory: Arc::clone(&backend.memory),
         deployment: remembered.then(|| backend.memory.deployment(None)),
     }

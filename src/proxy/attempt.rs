@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::conclude::Held;
 use super::trouble::Trouble;
+use crate::credentials::Credential;
 use crate::gateway::{Admitted, Failure, Gateway, Outgoing};
 use crate::names::{BackendName, Deployment};
 use crate::record::exchange::Attempt;
@@ -40,6 +41,8 @@ pub(super) struct Underway {
     pub(super) number: Option<Sent>,
     sent: bool,
     asks_usage: bool,
+    /// The number of the secret that is shown; 0: none yet.
+    pub(super) secret: u64,
     /// It has been counted as answered.
     pub(super) answered: bool,
     /// What the try finds out for others.
@@ -52,6 +55,7 @@ pub(super) struct Underway {
 pub(super) struct Tried {
     pub(super) place: usize,
     pub(super) number: Option<Sent>,
+    pub(super) secret: u64,
     _claim: Claim,
 }
 
@@ -77,6 +81,8 @@ pub(super) enum Step {
     Try(usize),
     /// A wait, then [`Course::waited`].
     Wait(Pause),
+    /// A wait for a new secret, then [`Course::renewed`].
+    Renewal(Arc<Credential>),
     /// Nothing.
     Spent,
 }
@@ -125,6 +131,10 @@ impl Course {
                 None => Step::Spent,
             },
             Choice::Wait(pause) => Step::Wait(*pause),
+            Choice::Renewal(place) => match admitted.pool.candidate(*place) {
+                Some(candidate) => Step::Renewal(Arc::clone(&candidate.credential)),
+                None => Step::Spent,
+            },
             Choice::Spent => Step::Spent,
         }
     }
@@ -132,6 +142,11 @@ impl Course {
     pub(super) fn waited(&mut self, pause: Pause) {
         self.chosen = None;
         self.journey.waited(pause);
+    }
+
+    pub(super) fn renewed(&mut self) {
+        self.chosen = None;
+        self.journey.renewed();
     }
 
     /// The chosen try begins.
@@ -146,6 +161,7 @@ impl Course {
             number: candidate.and_then(|candidate| candidate.sent(now)),
             sent: false,
             asks_usage: false,
+            secret: 0,
             answered: false,
             claim,
             is_last_hope,
@@ -163,9 +179,10 @@ impl Course {
         });
     }
 
-    /// The request is about to be sent on the try under way.
-    pub(super) fn put(&mut self, gateway: &Gateway) -> Option<Outgoing> {
+    /// The request is about to be sent on the try under way, with the secret of this number.
+    pub(super) fn put(&mut self, gateway: &Gateway, secret: u64) -> Option<Outgoing> {
         let underway = self.underway.as_mut()?;
+        underway.secret = secret;
         let candidate = self.admitted.pool.candidate(underway.place)?;
         let outgoing = gateway.put(&self.admitted, candidate, self.declined.is_none());
         underway.sent = true;
@@ -241,8 +258,8 @@ impl Course {
         if let Some(candidate) = self.admitted.pool.candidate(underway.place) {
             candidate.memory.attempt_ends();
         }
-        let Underway { place, number, claim, .. } = underway;
-        Some(Tried { place, number, _claim: claim })
+        let Underway { place, number, secret, claim, .. } = underway;
+        Some(Tried { place, number, secret, _claim: claim })
     }
 
     /// Ends a try that is still under way when the request ends.

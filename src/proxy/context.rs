@@ -19,6 +19,7 @@ use super::replay::Outgoing;
 use super::tap::{Ending, Facts, Reply};
 use super::trouble::Trouble;
 use crate::admission::clients::Client;
+use crate::admission::subject::Subject;
 use crate::azure::Target;
 use crate::config::Listener;
 use crate::gateway::Gateway;
@@ -68,6 +69,8 @@ pub(super) struct Flow {
     pub(super) method: Method,
     pub(super) client_ip: Option<IpAddr>,
     pub(super) peer_ip: Option<IpAddr>,
+    /// The subject of the certificate that the client showed.
+    pub(super) subject: Option<Subject>,
     pub(super) target: Option<Arc<Target>>,
     pub(super) raw_path: Option<String>,
     pub(super) client: Option<Arc<Client>>,
@@ -139,6 +142,7 @@ impl Flow {
             method,
             client_ip: None,
             peer_ip: None,
+            subject: None,
             target: None,
             raw_path: None,
             client: None,

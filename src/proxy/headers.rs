@@ -5,7 +5,7 @@ use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, EXPECT, HOST, HeaderName, TR
 use pingora::http::RequestHeader;
 
 use crate::azure::multipart;
-use crate::config::{Backend, Credential, Requests};
+use crate::config::{Backend, Requests};
 
 /// Headers that never go upstream: client credentials, addressing, tracing.
 const DROPPED: [&str; 19] = [
@@ -86,7 +86,7 @@ pub(super) fn rewrite(
     Ok(())
 }
 
-/// Whom the request is for, and what opens the door there.
+/// Whom the request is for.
 ///
 /// # Errors
 /// As [`rewrite`].
@@ -97,15 +97,7 @@ pub(super) fn address(header: &mut RequestHeader, backend: &Backend) -> pingora:
         None => header.insert_header(HOST, backend.endpoint.authority())?,
     }
     // Tokens are read from replies as they pass.
-    header.insert_header(ACCEPT_ENCODING, "identity")?;
-    match &backend.credential {
-        Credential::ApiKey(key) => {
-            let mut value = http::HeaderValue::from_str(key.expose())
-                .map_err(|_| pingora::Error::explain(pingora::ErrorType::InternalError, "credential"))?;
-            value.set_sensitive(true);
-            header.insert_header("api-key", value)
-        }
-    }
+    header.insert_header(ACCEPT_ENCODING, "identity")
 }
 
 /// The operator's own headers. A form keeps its content type, which carries its boundary.

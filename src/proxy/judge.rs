@@ -55,7 +55,8 @@ impl Flow {
                     candidate,
                     sent: underway.number,
                     headers: &header.headers,
-                    is_success: header.status.is_success(),
+                    status,
+                    secret: underway.secret,
                     failure,
                     now,
                 },
@@ -98,7 +99,7 @@ impl Flow {
             gateway.learn(
                 &course.admitted,
                 verdict,
-                Answer { candidate, sent: tried.number, headers, is_success: false, failure, now },
+                Answer { candidate, sent: tried.number, headers, status, secret: tried.secret, failure, now },
             )
         };
         let Some(outcome) = outcome else { return Next::Relay(held) };
@@ -120,7 +121,7 @@ impl Flow {
         }
         match course.step(now) {
             Step::Spent => Next::Conclude,
-            Step::Try(_) | Step::Wait(_) => Next::Retry,
+            Step::Try(_) | Step::Wait(_) | Step::Renewal(_) => Next::Retry,
         }
     }
 
@@ -159,13 +160,21 @@ impl Flow {
         let outcome = gateway.learn(
             &course.admitted,
             verdict,
-            Answer { candidate, sent: tried.number, headers, is_success: false, failure, now },
+            Answer {
+                candidate,
+                sent: tried.number,
+                headers,
+                status: stands_for,
+                secret: tried.secret,
+                failure,
+                now,
+            },
         )?;
         course.end(tried.place, outcome);
         Some(match course.step(now) {
             _ if self.body.consumed => Next::Conclude,
             Step::Spent => Next::Conclude,
-            Step::Try(_) | Step::Wait(_) => Next::Retry,
+            Step::Try(_) | Step::Wait(_) | Step::Renewal(_) => Next::Retry,
         })
     }
 
@@ -206,6 +215,23 @@ impl Flow {
         }
         course.end(tried.place, if stale { Outcome::Again } else { Outcome::Failed });
         may_repeat && !matches!(course.step(now), Step::Spent)
+    }
+}
+
+impl Flow {
+    /// There is no secret to show to whom the try under way asks. Returns whether another follows.
+    pub(super) fn has_no_secret(&mut self, now: Instant) -> bool {
+        let gateway = Arc::clone(&self.serving.gateway);
+        let Some(course) = &mut self.course else { return false };
+        let Some(tried) = course.finish(now, |attempt| attempt.error = Some("credential")) else {
+            return false;
+        };
+        let candidate = course.admitted.pool.candidate(tried.place);
+        if let Some(backend) = candidate.and_then(|candidate| gateway.backends.get(candidate.backend)) {
+            backend.rest_without_credential(now);
+        }
+        course.end(tried.place, Outcome::Refused(0));
+        !matches!(course.step(now), Step::Spent)
     }
 }
 

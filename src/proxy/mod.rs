@@ -36,6 +36,7 @@ use pingora::protocols::http::HttpTask;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
+use tokio::time::sleep;
 
 use self::arrival::DRAIN;
 use self::attempt::Step;
@@ -54,6 +55,10 @@ pub use self::context::Serving;
 
 /// No backend (further) can be asked; the story says why.
 const SPENT: ErrorType = ErrorType::Custom("NoFurtherAttempt");
+/// There is nothing to show to the backend.
+const NO_SECRET: ErrorType = ErrorType::Custom("NoSecret");
+/// The longest that a request waits for a new secret of a backend that refused the last.
+const RENEWAL: Duration = Duration::from_secs(5);
 /// The client left while it waited.
 const CLIENT_GONE: ErrorType = ErrorType::Custom("ClientGone");
 /// The application that Pingora serves.
@@ -82,14 +87,14 @@ impl Balancer {
     }
 
     /// Waits between tries; the client may leave meanwhile.
-    async fn pause(&self, session: &mut Session, length: Duration) -> pingora::Result<()> {
+    async fn pause(session: &mut Session, over: impl Future<Output = ()> + Send) -> pingora::Result<()> {
         if !session.is_body_done() {
             // Looking whether the client is there would take a byte of its upload.
-            tokio::time::sleep(length).await;
+            over.await;
             return Ok(());
         }
         tokio::select! {
-            () = tokio::time::sleep(length) => Ok(()),
+            () = over => Ok(()),
             left = session.as_downstream_mut().read_body_or_idle(true) => {
                 let cause = left.err().unwrap_or_else(|| Error::new(CLIENT_GONE));
                 Err(Error::because(CLIENT_GONE, "while waiting between tries", cause).into_down())
@@ -129,7 +134,9 @@ impl ProxyHttp for Balancer {
         flow.peer_ip =
             session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip);
         // On a connection with TLS it came along with the handshake, for each stream.
-        let listener = ctx.listener.take().or_else(|| door::of(session.digest()));
+        let arrival = door::of(session.digest());
+        let listener = ctx.listener.take().or_else(|| arrival.and_then(|arrival| arrival.listener.clone()));
+        flow.subject = arrival.and_then(|arrival| arrival.subject.clone());
         flow.client_ip = flow.peer_ip.map(|peer| {
             let trusted = listener.as_ref().map_or(&[][..], |listener| &listener.trusted_proxies);
             client_ip(peer, &session.req_header().headers, trusted)
@@ -178,16 +185,16 @@ impl ProxyHttp for Balancer {
             still_there(session).await?;
         }
         loop {
-            let pause = {
+            let step = {
                 let mut flow = flow.lock();
                 let now = Instant::now();
                 let serving = Arc::clone(&flow.serving);
                 let Some(course) = &mut flow.course else { return Err(Error::new(SPENT)) };
                 match course.step(now) {
                     Step::Spent => return Err(Error::new(SPENT)),
-                    Step::Wait(pause) => {
+                    step @ (Step::Wait(_) | Step::Renewal(_)) => {
                         flow.idle(now);
-                        pause
+                        step
                     }
                     Step::Try(backend) => {
                         flow.idle(now);
@@ -202,9 +209,20 @@ impl ProxyHttp for Balancer {
                     }
                 }
             };
-            self.pause(session, pause.length).await?;
-            if let Some(course) = &mut flow.lock().course {
-                course.waited(pause);
+            match step {
+                Step::Wait(pause) => {
+                    Self::pause(session, sleep(pause.length)).await?;
+                    if let Some(course) = &mut flow.lock().course {
+                        course.waited(pause);
+                    }
+                }
+                Step::Renewal(credential) => {
+                    Self::pause(session, credential.renewal(RENEWAL)).await?;
+                    if let Some(course) = &mut flow.lock().course {
+                        course.renewed();
+                    }
+                }
+                Step::Try(_) | Step::Spent => {}
             }
         }
     }
@@ -234,7 +252,11 @@ impl ProxyHttp for Balancer {
         let serving = Arc::clone(&flow.serving);
         let Some(course) = &mut flow.course else { return Err(Error::new(SPENT)) };
         let backend = course.answerer().and_then(|answerer| serving.gateway.backends.get(answerer.backend));
-        let (Some(outgoing), Some(backend)) = (course.put(&serving.gateway), backend) else {
+        let Some(backend) = backend else { return Err(Error::new(SPENT)) };
+        let Some((name, secret)) = backend.credential.present() else {
+            return Err(Error::new(NO_SECRET));
+        };
+        let Some(outgoing) = course.put(&serving.gateway, secret.number) else {
             return Err(Error::new(SPENT));
         };
         // The time-out of the first byte begins when the request has been sent.
@@ -254,7 +276,8 @@ impl ProxyHttp for Balancer {
             &outgoing.path,
             &framing,
             flow.upgrades,
-        )
+        )?;
+        request.insert_header(name, secret.header.clone())
     }
 
     async fn request_body_filter(
@@ -302,6 +325,7 @@ impl ProxyHttp for Balancer {
         };
         let another = match () {
             () if *error.etype() == RETRY => true,
+            () if *error.etype() == NO_SECRET => flow.has_no_secret(now),
             () if is_clients_fault(&error) => false,
             () if ours.is_none() && *error.esource() == ErrorSource::Downstream => {
                 flow.end.client_gone = true;
@@ -335,7 +359,7 @@ impl ProxyHttp for Balancer {
         replay::unwrap(session.as_downstream_mut(), flow);
         let tasks = {
             let mut flow = flow.lock();
-            let is_ours = matches!(*error.etype(), SPENT | FIRST_BYTE | IDLE | RETRY);
+            let is_ours = matches!(*error.etype(), SPENT | NO_SECRET | FIRST_BYTE | IDLE | RETRY);
             if !is_ours && *error.esource() == ErrorSource::Downstream && !is_clients_fault(error) {
                 flow.end.client_gone = true;
             }

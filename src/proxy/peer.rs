@@ -11,9 +11,10 @@ use openssl::x509::X509;
 use pingora::protocols::TcpKeepalive;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::upstreams::peer::HttpPeer;
+use pingora::utils::tls::CertKey;
 
 use super::dns::Addresses;
-use crate::config::{self, Backend, Config};
+use crate::config::{self, Backend, BadPair, Config, KeyPair};
 
 /// Why a backend cannot be connected to at all.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +39,7 @@ impl Peers {
     /// backend.
     ///
     /// # Errors
-    /// When the file of a private authority cannot be read.
+    /// When a file of its TLS cannot be read.
     pub fn new(config: &Config, addresses: &[Arc<Addresses>]) -> Result<Self, BadAuthority> {
         let peers = config.backends.iter().zip(addresses).map(|(backend, addresses)| {
             let peer = template(backend, &config.timeouts, &config.server)?;
@@ -67,7 +68,8 @@ fn template(
     let mut peer = HttpPeer::new((Ipv4Addr::UNSPECIFIED, endpoint.port), endpoint.tls, name);
     // Many resources share addresses: a connection of one must never carry another's request.
     let mut key = DefaultHasher::new();
-    (&endpoint.host, endpoint.port, &backend.tls.ca).hash(&mut key);
+    let files = backend.tls.pair.as_ref().map(|files| &files.certificate);
+    (&endpoint.host, endpoint.port, &backend.tls.ca, files).hash(&mut key);
     peer.group_key = key.finish();
     let options = &mut peer.options;
     options.connection_timeout = Some(timeouts.connect);
@@ -80,6 +82,13 @@ fn template(
     options.tcp_keepalive = Some(keepalive(server));
     if let Some(path) = &backend.tls.ca {
         options.ca = Some(Arc::new(authorities(path)?));
+    }
+    if let Some(files) = &backend.tls.pair {
+        let bad =
+            |problem: BadPair| BadAuthority { path: files.certificate.clone(), problem: problem.to_string() };
+        let KeyPair { leaf, chain, key } = KeyPair::read(files).map_err(bad)?;
+        let certificates = std::iter::once(leaf).chain(chain).collect();
+        peer.client_cert_key = Some(Arc::new(CertKey::new(certificates, key)));
     }
     Ok(peer)
 }
@@ -95,7 +104,7 @@ pub(crate) fn keepalive(server: &config::Server) -> TcpKeepalive {
     }
 }
 
-fn authorities(path: &Path) -> Result<Box<[X509]>, BadAuthority> {
+pub(super) fn authorities(path: &Path) -> Result<Box<[X509]>, BadAuthority> {
     let bad = |problem: String| BadAuthority { path: path.to_owned(), problem };
     let pem = std::fs::read(path).map_err(|e| bad(e.to_string()))?;
     let authorities = X509::stack_from_pem(&pem).map_err(|e| bad(e.to_string()))?;

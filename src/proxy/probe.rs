@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use http::HeaderName;
 use log::debug;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
@@ -13,6 +14,7 @@ use pingora::upstreams::peer::HttpPeer;
 use tokio::time::{sleep, timeout};
 
 use super::{Serving, headers};
+use crate::credentials::Value;
 use crate::gateway::Backend;
 
 /// Where a probe goes: on every resource, and free of charge.
@@ -46,25 +48,34 @@ pub fn watch(serving: &Arc<ArcSwap<Serving>>) {
 /// well.
 async fn probe(serving: &Serving, index: usize, connector: &Connector, repeated: bool) -> bool {
     let Some(backend) = serving.gateway.backends.get(index) else { return true };
-    // A name that does not resolve is said where it does not.
+    // A name that does not resolve is said where it does not, and so is a missing secret.
+    let Some(shown) = backend.credential.present() else { return true };
+    let secret = shown.1.number;
     let Some(peer) = serving.peers.of(index) else { return true };
-    let reply = match timeout(ANSWER + serving.gateway.timeouts.connect, ask(backend, &peer, connector)).await
-    {
-        Ok(Ok(reply)) => Some(reply),
-        Ok(Err(problem)) => {
-            debug!("probe of backend {}: {problem}", backend.config.name);
-            None
-        }
-        Err(_) => None,
-    };
+    let reply =
+        match timeout(ANSWER + serving.gateway.timeouts.connect, ask(backend, shown, &peer, connector)).await
+        {
+            Ok(Ok(reply)) => Some(reply),
+            Ok(Err(problem)) => {
+                debug!("probe of backend {}: {problem}", backend.config.name);
+                None
+            }
+            Err(_) => None,
+        };
     let reply = reply.as_ref().map(|(status, body)| (*status, body.as_slice()));
-    serving.gateway.probed(backend, reply, repeated, Instant::now())
+    serving.gateway.probed(backend, reply, secret, repeated, Instant::now())
 }
 
 /// One request and its reply: status and the beginning of the body.
-async fn ask(backend: &Backend, peer: &HttpPeer, connector: &Connector) -> pingora::Result<(u16, Vec<u8>)> {
+async fn ask(
+    backend: &Backend,
+    (name, secret): (HeaderName, Arc<Value>),
+    peer: &HttpPeer,
+    connector: &Connector,
+) -> pingora::Result<(u16, Vec<u8>)> {
     let mut request = RequestHeader::build("GET", MODELS.as_bytes(), Some(4))?;
     headers::address(&mut request, &backend.config)?;
+    request.insert_header(name, secret.header.clone())?;
     let (mut session, _) = connector.get_http_session(peer).await?;
     session.set_read_timeout(Some(ANSWER));
     session.write_request_header(Box::new(request)).await?;

@@ -26,7 +26,8 @@ use self::redact::Redaction;
 use self::sinks::{jsonl, log_analytics};
 use self::spool::Spool;
 use self::writer::{Queue, Receipt};
-use crate::config;
+use crate::config::Config;
+use crate::credentials::Keyring;
 
 /// How long the end waits for a disk.
 const CLOSING: Duration = Duration::from_secs(10);
@@ -75,13 +76,15 @@ pub enum RecordError {
 
 impl Recorder {
     /// Opens spool and sinks, and goes on where a process before left off. Without a `record` block
-    /// requests are only counted. Calls to other services are made on `runtime`.
+    /// requests are only counted. Calls to other services are made on `runtime`, as whom
+    /// `keyring` knows.
     ///
     /// # Errors
     /// [`RecordError`] for what cannot be opened.
-    pub fn open(config: Option<&config::Record>, runtime: &Handle) -> Result<Self, RecordError> {
+    pub fn open(config: &Config, keyring: &Keyring, runtime: &Handle) -> Result<Self, RecordError> {
         let metrics = Arc::<Metrics>::default();
-        let Some(config) = config else {
+        let vaults = &config.key_vault;
+        let Some(config) = &config.record else {
             let (queue, writer) = writer::start(None, Redaction::default(), &metrics)?;
             return Ok(Self {
                 queue,
@@ -109,7 +112,9 @@ impl Recorder {
                 threads.push(thread);
             } else if let Some(table) = &config.log_analytics {
                 let dead = config.spool.path.join(DEAD_LETTERS);
-                let (control, thread) = log_analytics::start(table, dead, reader, &metrics, runtime.clone())?;
+                let token = keyring.token(&table.credential, vaults);
+                let (control, thread) =
+                    log_analytics::start(table, token, dead, reader, &metrics, runtime.clone())?;
                 log_analytics = Some(control);
                 threads.push(thread);
             }

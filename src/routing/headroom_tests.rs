@@ -3,10 +3,12 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::num::NonZeroU64;
+use std::sync::Arc;
 
 use super::*;
 use crate::azure::Operation;
 use crate::config::{Balance, Ratio};
+use crate::credentials::Credential;
 use crate::names::{BackendName, Tier, Weight};
 use crate::routing::health::{Memory, Reason, Rest};
 use crate::routing::journey::{Allowance, Choice, Journey, Outcome};
@@ -137,7 +139,16 @@ fn an_hour(balance: Balance, limits: &[u64], load: f64, latency: Duration) -> Ta
     let candidate = |backend: usize| {
         let memory = memory.backend(&BackendName::new(&backend.to_string()));
         let deployment = Some(memory.deployment(None));
-        Candidate { backend, tier: Tier::FIRST, weight: Weight::ONE, upstream: None, memory, deployment }
+        let credential = Arc::new(Credential::for_test("key"));
+        Candidate {
+            backend,
+            tier: Tier::FIRST,
+            weight: Weight::ONE,
+            upstream: None,
+            credential,
+            memory,
+            deployment,
+        }
     };
     let pool = Pool::new((0..limits.len()).map(candidate).collect(), balance, start);
     let opened = |n: usize| start - MS * (17_000 * u32::try_from(n).unwrap());

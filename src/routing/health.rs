@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 use super::breaker::Breaker;
 use super::headroom::Headroom;
 use crate::azure::Operation;
+use crate::credentials::Credential;
 use crate::names::{BackendName, Deployment};
 
 /// How long after it was sent a request that was let through first, after a cooldown, counts
@@ -114,6 +115,14 @@ impl Cell {
             return Standing::Awake;
         }
         self.look(&mut self.lock(), now)
+    }
+
+    /// Why and until when it rests, if it does.
+    pub fn rest_at(&self, now: Instant) -> Option<Rest> {
+        match self.standing(now) {
+            Standing::Resting(rest) => Some(rest),
+            Standing::Awake | Standing::Due => None,
+        }
     }
 
     /// Takes the place of the one that goes first; `None` if that is taken.
@@ -277,8 +286,10 @@ pub enum Part {
 /// What is remembered of one backend over reloads.
 #[derive(Debug)]
 pub struct BackendMemory {
-    /// Rests while the resource refuses our credential.
-    pub credential: Arc<Cell>,
+    /// Rests while the resource refuses our credential, or there is none.
+    credential: Arc<Cell>,
+    /// The number of the secret that was refused; 0: there was none.
+    refused: AtomicU64,
     /// Counts failures, and rests when there are too many.
     pub breaker: Breaker,
     operations: [Arc<Cell>; Operation::ALL.len()],
@@ -293,12 +304,35 @@ impl BackendMemory {
     fn new(birth: Instant) -> Self {
         Self {
             credential: Arc::default(),
+            refused: AtomicU64::new(0),
             breaker: Breaker::new(birth),
             operations: std::array::from_fn(|_| Arc::default()),
             deployments: Mutex::default(),
             in_flight: AtomicUsize::new(0),
             attempts: AtomicU64::new(0),
         }
+    }
+
+    /// The cell that rests while the resource refuses our credential. Another secret than the one
+    /// that was refused is worth a try at once.
+    pub fn credential(&self, credential: &Credential) -> &Arc<Cell> {
+        let cell = &self.credential;
+        if cell.resting.load(Ordering::Acquire)
+            && self.refused.load(Ordering::Acquire) != credential.kept().number()
+        {
+            cell.wake();
+        }
+        cell
+    }
+
+    /// The secret of this number was refused, or with 0 there is none. Returns whether it is
+    /// news; not if there is another by now.
+    pub fn refuse(&self, credential: &Credential, number: u64, rest: Rest, now: Instant) -> bool {
+        self.refused.store(number, Ordering::Release);
+        let is_news = self.credential.rest(rest, now);
+        // One that came just now must not rest for the one before it.
+        self.credential(credential);
+        is_news
     }
 
     /// An attempt on it begins.
@@ -337,10 +371,7 @@ impl BackendMemory {
 
     /// All parts of it that rest now: deployments by upstream name, then operations.
     pub fn resting(&self, now: Instant) -> Vec<(Part, Rest)> {
-        let rest = |cell: &Cell| match cell.standing(now) {
-            Standing::Resting(rest) => Some(rest),
-            Standing::Awake | Standing::Due => None,
-        };
+        let rest = |cell: &Cell| cell.rest_at(now);
         let known = self.deployments.lock().unwrap_or_else(PoisonError::into_inner);
         let deployments = known.iter().filter_map(|(name, memory)| Some((name, rest(&memory.cell)?)));
         let mut deployments: Vec<_> = deployments.collect();

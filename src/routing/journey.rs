@@ -38,7 +38,9 @@ pub enum Outcome {
     /// Connect error, reset, time-out, 5xx: may be asked again in a further round, as far as
     /// the budget goes.
     Failed,
-    /// It cannot serve this request: credential, missing deployment, unknown id, or a refusal
+    /// The secret of this number was refused: it may be asked with another, once.
+    Refused(u64),
+    /// It cannot serve this request: permission, missing deployment, unknown id, or a refusal
     /// that the operator wants tried elsewhere. It would say the same again.
     Unfit,
     /// Nobody has really said no: a pooled connection had died before the request reached
@@ -52,6 +54,7 @@ enum Mark {
     Untried,
     Throttled(Instant),
     Failed,
+    Refused(u64),
     Unfit,
 }
 
@@ -62,6 +65,9 @@ pub enum Choice {
     Try(Try),
     /// Wait, call [`Journey::waited`] with it, and choose again.
     Wait(Pause),
+    /// Wait until the secret of the candidate at this place is a new one or will not be, call
+    /// [`Journey::renewed`], and choose again.
+    Renewal(usize),
     /// There is no further try.
     Spent,
 }
@@ -108,6 +114,9 @@ pub struct Journey {
     failures: u32,
     last: Option<Outcome>,
     hoped: SmallVec<[usize; 2]>,
+    /// Who was asked again with a new secret.
+    renewed: SmallVec<[usize; 2]>,
+    has_waited_for_secret: bool,
 }
 
 impl Journey {
@@ -124,6 +133,8 @@ impl Journey {
             failures: 0,
             last: None,
             hoped: SmallVec::new(),
+            renewed: SmallVec::new(),
+            has_waited_for_secret: false,
         }
     }
 
@@ -166,6 +177,9 @@ impl Journey {
                     return Choice::Wait(Pause { length, purpose: Purpose::Cooldown(at) });
                 }
             }
+        }
+        if let Some(place) = self.awaits_secret(pool, operation, now).filter(|_| in_time(Duration::ZERO)) {
+            return Choice::Renewal(place);
         }
         // Where somebody merely cools, the client is told when.
         let cools = || self.soonest_cooldown(pool, operation, now).is_some();
@@ -245,6 +259,11 @@ impl Journey {
         }
     }
 
+    /// Takes note that there is a new secret, or will not be one soon.
+    pub fn renewed(&mut self) {
+        self.has_waited_for_secret = true;
+    }
+
     /// Takes note that a try begins.
     pub fn begin(&mut self, pool: &Pool, chosen: &Try, now: Instant) {
         if self.tries == 0 {
@@ -255,6 +274,9 @@ impl Journey {
         }
         if chosen.is_last_hope {
             self.hoped.push(chosen.place);
+        }
+        if matches!(self.marks.get(chosen.place), Some(Mark::Refused(_))) {
+            self.renewed.push(chosen.place);
         }
         self.tries += 1;
     }
@@ -277,6 +299,7 @@ impl Journey {
         let mark = match outcome {
             Outcome::Throttled(until) => Mark::Throttled(until),
             Outcome::Failed => Mark::Failed,
+            Outcome::Refused(secret) => Mark::Refused(secret),
             Outcome::Unfit => Mark::Unfit,
             Outcome::Again => {
                 self.again.push(place);
@@ -308,8 +331,39 @@ impl Journey {
     }
 
     fn is_open(&self, pool: &Pool, place: usize, operation: Operation, now: Instant) -> bool {
-        self.marks.get(place) == Some(&Mark::Untried)
-            && pool.candidate(place).is_some_and(|candidate| candidate.resting(operation, now).is_none())
+        let (Some(mark), Some(candidate)) = (self.marks.get(place), pool.candidate(place)) else {
+            return false;
+        };
+        let may_be_asked = match mark {
+            Mark::Untried => true,
+            Mark::Refused(secret) => {
+                !self.renewed.contains(&place) && candidate.credential.kept().number() != *secret
+            }
+            _ => false,
+        };
+        may_be_asked && candidate.resting(operation, now).is_none()
+    }
+
+    /// Whom nothing keeps from being asked but a secret that is being renewed. A request waits for
+    /// that once.
+    fn awaits_secret(&self, pool: &Pool, operation: Operation, now: Instant) -> Option<usize> {
+        if self.has_waited_for_secret {
+            return None;
+        }
+        let awaits = |place: &usize| {
+            let (Some(mark), Some(candidate)) = (self.marks.get(*place), pool.candidate(*place)) else {
+                return false;
+            };
+            let may_be_asked = match mark {
+                Mark::Untried => true,
+                Mark::Refused(_) => !self.renewed.contains(place),
+                _ => false,
+            };
+            may_be_asked
+                && candidate.credential.kept().is_awaited()
+                && candidate.resting(operation, now).is_none_or(|rest| rest.reason == Reason::Credential)
+        };
+        (0..pool.candidates().len()).find(awaits)
     }
 
     /// Until when the candidate cools, if waiting for it can help.
@@ -322,7 +376,7 @@ impl Journey {
         match *self.marks.get(place)? {
             Mark::Untried => shared,
             Mark::Throttled(until) => Some(shared.unwrap_or(until)),
-            Mark::Failed | Mark::Unfit => None,
+            Mark::Failed | Mark::Refused(_) | Mark::Unfit => None,
         }
     }
 }

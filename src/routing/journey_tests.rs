@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::config::Balance;
+use crate::credentials::Credential;
 use crate::names::{BackendName, Tier, Weight};
 use crate::routing::health::{Memory, Rest};
 use crate::routing::pool::Candidate;
@@ -31,6 +32,7 @@ fn world(tiers: &[u16]) -> World {
             tier,
             weight: Weight::ONE,
             upstream: None,
+            credential: Arc::new(Credential::for_test("key")),
             memory: Arc::clone(&memory),
             deployment,
         }

@@ -16,6 +16,7 @@ use super::health::{BackendMemory, Cell, Claim, DeploymentMemory, Reason, Rest, 
 use super::wheel::Wheel;
 use crate::azure::Operation;
 use crate::config::Balance;
+use crate::credentials::Credential;
 use crate::names::{Deployment, Tier, Weight};
 
 /// From this part of its turns on, a member takes all of them: round robin among as good as
@@ -33,6 +34,8 @@ pub struct Candidate {
     pub weight: Weight,
     /// What the resource calls the deployment; `None`: as the client calls it, or no deployment.
     pub upstream: Option<Deployment>,
+    /// What the backend is called with.
+    pub credential: Arc<Credential>,
     /// What is remembered of the backend.
     pub memory: Arc<BackendMemory>,
     /// What is remembered of the deployment on it; `None` for a deployment that the
@@ -44,17 +47,15 @@ pub struct Candidate {
 impl Candidate {
     /// Why and until when it cannot be asked for this operation, if it cannot.
     pub fn resting(&self, operation: Operation, now: Instant) -> Option<Rest> {
-        let rest = |cell: &Arc<Cell>| match cell.standing(now) {
-            Standing::Resting(rest) => Some(rest),
-            Standing::Awake | Standing::Due => None,
-        };
         // What asking cannot end counts before what time ends.
         let rank = |reason| match reason {
             Reason::Cooling => 0,
             Reason::BreakerOpen => 1,
             Reason::Absent | Reason::Credential | Reason::PermissionDenied => 2,
         };
-        self.cells(operation).filter_map(rest).max_by_key(|rest| (rank(rest.reason), rest.until))
+        self.cells(operation)
+            .filter_map(|cell| cell.rest_at(now))
+            .max_by_key(|rest| (rank(rest.reason), rest.until))
     }
 
     /// Until when nothing but its breaker keeps it from being asked; `None` if nothing does,
@@ -90,7 +91,8 @@ impl Candidate {
     fn cells(&self, operation: Operation) -> impl Iterator<Item = &Arc<Cell>> {
         let memory = &self.memory;
         let deployment = self.deployment.as_deref().map(|deployment| &deployment.cell);
-        [&memory.credential, memory.operation(operation), &memory.breaker.cell].into_iter().chain(deployment)
+        let credential = memory.credential(&self.credential);
+        [credential, memory.operation(operation), &memory.breaker.cell].into_iter().chain(deployment)
     }
 }
 

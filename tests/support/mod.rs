@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod h2;
+pub mod identity;
 pub mod ingestion;
 pub mod tls;
 pub mod upstream;
@@ -138,11 +139,16 @@ impl Balancer {
         let directory = tempfile::tempdir().unwrap();
         tls::write_pair(directory.path(), authority, 1);
         let tls = "tls: { certificate: cert.pem, private_key: key.pem }\nhttp2: true\n";
-        Self::within(directory, backends, &clients(), &format!("{tls}{listener}"), more).await
+        Self::within(directory, backends, &clients(), &format!("{tls}{listener}"), more, &[]).await
     }
 
     async fn with_all(backends: &str, clients: &str, listener: &str, more: &str) -> Self {
-        Self::within(tempfile::tempdir().unwrap(), backends, clients, listener, more).await
+        Self::within(tempfile::tempdir().unwrap(), backends, clients, listener, more, &[]).await
+    }
+
+    /// Starts the binary with these variables.
+    pub async fn in_environment(variables: &[(&str, String)], backends: &str, more: &str) -> Self {
+        Self::within(tempfile::tempdir().unwrap(), backends, &clients(), "", more, variables).await
     }
 
     async fn within(
@@ -151,6 +157,7 @@ impl Balancer {
         clients: &str,
         listener: &str,
         more: &str,
+        variables: &[(&str, String)],
     ) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
@@ -163,7 +170,7 @@ impl Balancer {
             text += "record: { jsonl: { path: records.jsonl } }\n";
         }
         text += &format!("admin: {{ address: {admin} }}\nbackends:\n{backends}{clients}{more}\n");
-        Self::from_file(directory, address, admin, &text).await
+        Self::with_environment(directory, address, admin, &text, variables).await
     }
 
     /// Starts the binary with this file, which names these addresses.
@@ -173,11 +180,23 @@ impl Balancer {
         admin: SocketAddr,
         text: &str,
     ) -> Self {
+        Self::with_environment(directory, address, admin, text, &[]).await
+    }
+
+    /// The same with these further variables.
+    pub async fn with_environment(
+        directory: tempfile::TempDir,
+        address: SocketAddr,
+        admin: SocketAddr,
+        text: &str,
+        variables: &[(&str, String)],
+    ) -> Self {
         let path = directory.path().join("aoai-lb.yaml");
         std::fs::write(&path, text).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_aoai-lb"))
             .args(["run", "-c"])
             .arg(&path)
+            .envs(variables.iter().map(|(name, value)| (name, value)))
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();

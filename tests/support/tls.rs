@@ -1,12 +1,18 @@
 //! Certificates for the length of a test.
 
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
 use openssl::asn1::Asn1Time;
 use openssl::bn::BigNum;
 use openssl::hash::MessageDigest;
 use openssl::pkey::{PKey, Private};
 use openssl::rsa::Rsa;
+use openssl::ssl::{NameType, Ssl, SslAcceptor, SslMethod};
 use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
 use openssl::x509::{X509, X509Name};
+use tokio::net::{TcpListener, TcpStream};
 
 pub struct Authority {
     pub certificate: X509,
@@ -50,4 +56,38 @@ pub fn write_pair(directory: &std::path::Path, authority: &Authority, days: i64)
     let certificate = certificate("balancer.test", (-1, days), &key, Some(authority));
     std::fs::write(directory.join("cert.pem"), certificate.to_pem().unwrap()).unwrap();
     std::fs::write(directory.join("key.pem"), key.private_key_to_pem_pkcs8().unwrap()).unwrap();
+}
+
+/// Speaks TLS in front of a plain address; returns its own, and the names clients asked for.
+pub async fn terminate(
+    plain: SocketAddr,
+    certificate: &X509,
+    key: &PKey<Private>,
+) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+    let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls()).unwrap();
+    acceptor.set_certificate(certificate).unwrap();
+    acceptor.set_private_key(key).unwrap();
+    let acceptor = acceptor.build();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let names = Arc::new(Mutex::new(Vec::new()));
+    let seen = names.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let ssl = Ssl::new(acceptor.context()).unwrap();
+            let seen = seen.clone();
+            tokio::spawn(async move {
+                let mut stream = tokio_openssl::SslStream::new(ssl, stream).unwrap();
+                if Pin::new(&mut stream).accept().await.is_err() {
+                    return;
+                }
+                seen.lock()
+                    .unwrap()
+                    .push(stream.ssl().servername(NameType::HOST_NAME).unwrap_or("").to_owned());
+                let mut upstream = TcpStream::connect(plain).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut stream, &mut upstream).await;
+            });
+        }
+    });
+    (address, names)
 }

@@ -7,6 +7,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+/// What an empty piece of a script stands for.
+pub const PAUSE: Duration = Duration::from_millis(100);
+
 /// A request as it came: head and body.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -44,6 +47,9 @@ impl Upstream {
                     let Some(request) = read(&mut stream).await else { return };
                     seen.lock().unwrap().push(request.clone());
                     for piece in script(&request) {
+                        if piece.is_empty() {
+                            tokio::time::sleep(PAUSE).await;
+                        }
                         if stream.write_all(&piece).await.is_err() {
                             return;
                         }
@@ -57,6 +63,11 @@ impl Upstream {
 
     pub fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
+    }
+
+    /// Forgets the requests so far.
+    pub fn forget(&self) {
+        self.requests.lock().unwrap().clear();
     }
 
     /// The entry of a configuration for it.

@@ -3,11 +3,15 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
+use std::path::PathBuf;
 
+use openssl::x509::X509;
+
+use super::credentials::{credential, pair};
 use super::{api_version, entry_name};
 use crate::config::endpoint::host_name;
 use crate::config::node::{Inner, Map};
-use crate::config::{Backend, BackendTls, Credential, DeploymentMap, Endpoint, Secret};
+use crate::config::{Backend, BackendTls, DeploymentMap, Endpoint};
 use crate::names::{BackendName, Deployment, Tier, Weight};
 
 const KEYS: [&str; 9] =
@@ -107,7 +111,7 @@ fn backend(node: &Inner<'_, '_>, index: usize, all: &mut Backends) -> Option<Bac
     });
     let credential = map
         .need("credential", "write credential: { api_key: \"${NAME}\" }")
-        .and_then(|node| self::credential(&node));
+        .and_then(|node| credential(&node));
     let passes_all = DeploymentMap::new(Vec::new(), true);
     let deployments = map.or("deployments", passes_all, deployments);
     let api_version = map.maybe("api_version", api_version);
@@ -156,20 +160,6 @@ fn endpoint(node: &Inner<'_, '_>) -> Option<Endpoint> {
     }
 }
 
-fn credential(node: &Inner<'_, '_>) -> Option<Credential> {
-    let map = node.secret_map(&["api_key"])?;
-    let node = map.need(
-        "api_key",
-        "write api_key: \"${NAME}\", with the key in the environment, or \"${file:/path}\"",
-    )?;
-    let key = node.filled()?;
-    if !key.value.bytes().all(|b| b.is_ascii_graphic()) {
-        let of = if key.is_expanded() { format!(" in {}", key.shown()) } else { String::new() };
-        return node.error(format!("must be a key without blanks, line breaks and non-ASCII characters{of}"));
-    }
-    Some(Credential::ApiKey(Secret::new(&key.value)))
-}
-
 fn deployments(node: &Inner<'_, '_>) -> Option<DeploymentMap> {
     let entries = node.entries()?;
     if entries.is_empty() {
@@ -209,28 +199,30 @@ fn deployments(node: &Inner<'_, '_>) -> Option<DeploymentMap> {
 }
 
 fn tls(node: &Inner<'_, '_>, endpoint: Option<&Endpoint>) -> Option<BackendTls> {
-    let map = node.map(&["ca", "server_name"])?;
+    let map = node.map(&["ca", "server_name", "certificate", "private_key"])?;
     if endpoint.is_some_and(|endpoint| !endpoint.tls) {
         return node.error("has no meaning for an http endpoint; remove it or use https");
     }
-    let ca = map.maybe("ca", |node| {
-        let (path, shown) = node.file()?;
-        let mut bytes = Vec::new();
-        if let Err(e) = File::open(&path).and_then(|file| file.take(CA_FILE_MAX).read_to_end(&mut bytes)) {
-            return node.error(format!("cannot read {shown}: {e}"));
-        }
-        let has_marker = |marker: &[u8]| bytes.windows(marker.len()).any(|window| window == marker);
-        if !has_marker(b"-----BEGIN CERTIFICATE-----") && !has_marker(b"-----BEGIN TRUSTED CERTIFICATE-----")
-        {
-            return node
-                .error(format!("must be a PEM file with at least one certificate, and {shown} has none"));
-        }
-        Some(path)
-    });
+    let ca = map.maybe("ca", authorities);
     let server_name = map.maybe("server_name", |node| {
         node.parsed(|text| host_name(text).ok_or("must be a host name, without scheme and port"))
     });
-    Some(BackendTls { ca: ca?, server_name: server_name? })
+    let shows = map.find("certificate").or(map.find("private_key")).is_some();
+    let pair = if shows { pair(&map).map(Some) } else { Some(None) };
+    Some(BackendTls { ca: ca?, server_name: server_name?, pair: pair? })
+}
+
+/// A PEM file of authorities.
+pub(super) fn authorities(node: &Inner<'_, '_>) -> Option<PathBuf> {
+    let (path, shown) = node.file()?;
+    let mut bytes = Vec::new();
+    if let Err(e) = File::open(&path).and_then(|file| file.take(CA_FILE_MAX).read_to_end(&mut bytes)) {
+        return node.error(format!("cannot read {shown}: {e}"));
+    }
+    match X509::stack_from_pem(&bytes) {
+        Ok(found) if !found.is_empty() => Some(path),
+        _ => node.error(format!("must be a PEM file with at least one certificate, and {shown} has none")),
+    }
 }
 
 /// A wheel has one slot for each unit of weight, after division by the common factor.
@@ -259,7 +251,7 @@ fn greatest_common_divisor(a: u64, b: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::tests::{assert_problems, assert_warnings, good, problems_in};
+    use crate::config::tests::{assert_problems, assert_warnings, good, pair, problems_in, written};
 
     /// A file with one backend that has `more` besides what it needs.
     fn with(more: &str) -> String {
@@ -277,8 +269,7 @@ mod tests {
         assert_eq!((backend.tier.get(), backend.weight.get()), (1, 1));
         assert_eq!((&backend.api_version, &backend.tls), (&None, &BackendTls::default()));
         assert!(backend.deployments.passes_all() && backend.deployments.listed().next().is_none());
-        let Credential::ApiKey(key) = &backend.credential;
-        assert_eq!(key.expose(), "k3y-of-the-test");
+        assert_eq!(written(&backend.credential), "k3y-of-the-test");
     }
 
     #[test]
@@ -375,10 +366,10 @@ mod tests {
                 &[
                     "backends[0].name: must be 1 to 64 of the characters A-Z a-z 0-9 . _ -, not \"a b\"",
                     "backends[0].endpoint: must not have a user or password; the key belongs under credential.api_key",
-                    "backends[0].credential: must be a mapping with api_key, not a string",
+                    "backends[0].credential: must be a mapping with api_key, key_vault or entra, not a string",
                     "backends[1].endpoint: must begin with https:// or http://",
-                    "backends[1].credential: has an unknown key; the only key here is api_key",
-                    "backends[1].credential.api_key: is missing; write api_key: \"${NAME}\", with the key in the environment, or \"${file:/path}\"",
+                    "backends[1].credential: has an unknown key; the keys here are api_key, key_vault and entra",
+                    "backends[1].credential: needs one of api_key, key_vault and entra; write api_key: \"${NAME}\", key_vault: URL of the secret, or entra: { managed_identity: {} }",
                 ],
             ),
             (
@@ -410,7 +401,9 @@ mod tests {
         let yaml = with(&format!("tls: {{ ca: '{}' }}", file.display()));
         std::fs::write(&file, "-----BEGIN PRIVATE KEY-----").unwrap();
         assert!(problems_in(&yaml)[0].contains("must be a PEM file with at least one certificate"));
-        std::fs::write(&file, "# root\n-----BEGIN CERTIFICATE-----\n").unwrap();
+        std::fs::write(&file, "# root\n-----BEGIN CERTIFICATE-----\nx").unwrap();
+        assert!(problems_in(&yaml)[0].contains("must be a PEM file with at least one certificate"));
+        pair(dir.path(), "ca", 90, &[]);
         assert_eq!(good(&yaml).config.backends[0].tls.ca.as_deref(), Some(file.as_path()));
     }
 

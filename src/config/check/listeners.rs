@@ -1,16 +1,17 @@
 //! `listeners`: where clients connect, and whose word about a client's address is believed.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use openssl::ssl::{SslContext, SslMethod};
 
+use super::backends::authorities;
+use super::credentials::pair;
 use crate::config::node::{Inner, Map};
-use crate::config::{BadPair, KeyPair, Listener, ListenerTls, TlsVersion};
+use crate::config::{KeyPair, Listener, ListenerTls, PairFiles, TlsVersion};
 
 const VERSIONS: [(&str, TlsVersion); 2] = [("1.2", TlsVersion::V12), ("1.3", TlsVersion::V13)];
-/// A certificate that ends within so many days is worth a word.
-const ENDS_SOON_DAYS: u32 = 14;
 
 /// Reads all listeners; no two may want the same port of the same address.
 pub(super) fn read(root: &Map<'_, '_>) -> Option<Vec<Listener>> {
@@ -51,11 +52,22 @@ fn listener(node: &Inner<'_, '_>, taken: &mut Vec<(SocketAddr, String)>) -> Opti
     Some(Listener { address: address?, tls: tls?, http2: http2?, trusted_proxies: trusted_proxies? })
 }
 
-fn tls(node: &Inner<'_, '_>) -> Option<ListenerTls> {
-    let map = node.map(&["certificate", "private_key", "minimum_version", "ciphers", "ciphersuites"])?;
-    let file = |key, what| map.need(key, what).and_then(|node| node.file());
-    let certificate = file("certificate", "write the PEM file of the certificate and its chain");
-    let private_key = file("private_key", "write the PEM file of the certificate's private key");
+/// The TLS of a listener, or of the admin API.
+pub(super) fn tls(node: &Inner<'_, '_>) -> Option<ListenerTls> {
+    let keys = [
+        "certificate",
+        "private_key",
+        "additional_certificates",
+        "minimum_version",
+        "ciphers",
+        "ciphersuites",
+        "client_ca",
+    ];
+    let map = node.map(&keys)?;
+    let first = pair(&map);
+    let more = map.or("additional_certificates", Vec::new(), |node| {
+        node.each(|node| pair(&node.map(&["certificate", "private_key"])?))
+    });
     let minimum_version = map.or("minimum_version", TlsVersion::V12, |node| node.word(&VERSIONS));
     let list = |key, is_good: fn(&str) -> bool| {
         map.maybe(key, |node| {
@@ -69,22 +81,43 @@ fn tls(node: &Inner<'_, '_>) -> Option<ListenerTls> {
     let ciphersuites = list("ciphersuites", |list| {
         SslContext::builder(SslMethod::tls()).is_ok_and(|mut context| context.set_ciphersuites(list).is_ok())
     });
-    let tls = ListenerTls {
-        certificate: certificate?.0,
-        private_key: private_key?.0,
+    let client_ca = map.maybe("client_ca", authorities);
+    let pairs: Vec<PairFiles> = std::iter::once(first?).chain(more?).collect();
+    warn_of_names(&map, &pairs);
+    Some(ListenerTls {
+        pairs,
         minimum_version: minimum_version?,
         ciphers: ciphers?,
         ciphersuites: ciphersuites?,
-    };
-    match KeyPair::read(&tls) {
-        Ok(pair) => {
-            if let Some(end) = pair.ends_within(ENDS_SOON_DAYS) {
-                map.report.warn(&map.at("certificate"), format!("ends or ended on {end}"));
-            }
-            Some(tls)
+        client_ca: client_ca?,
+    })
+}
+
+/// A certificate that no name leads to is never shown; one without names is refused by clients.
+fn warn_of_names(map: &Map<'_, '_>, pairs: &[PairFiles]) {
+    let mut known: HashMap<String, usize> = HashMap::new();
+    for (i, files) in pairs.iter().enumerate() {
+        let Ok(pair) = KeyPair::read(files) else { continue };
+        let at = match i {
+            0 => map.at("certificate"),
+            _ => format!("{}[{}].certificate", map.at("additional_certificates"), i - 1),
+        };
+        let names = pair.names();
+        if names.is_empty() && i > 0 {
+            map.report.warn(&at, "has no DNS name (subject alternative name), so nobody is ever shown it");
         }
-        Err(BadPair::Certificate(problem)) => map.report.error(&map.at("certificate"), problem),
-        Err(BadPair::PrivateKey(problem)) => map.report.error(&map.at("private_key"), problem),
+        for name in names {
+            if let Some(other) = known.get(&name).filter(|other| **other != i) {
+                let other = if *other == 0 {
+                    "certificate".to_owned()
+                } else {
+                    format!("additional_certificates[{}]", other - 1)
+                };
+                map.report.warn(&at, format!("is also for {name}, for which {other} is shown"));
+            } else {
+                known.insert(name, i);
+            }
+        }
     }
 }
 
@@ -110,8 +143,10 @@ fn network(node: &Inner<'_, '_>) -> Option<IpNet> {
 
 #[cfg(test)]
 mod tests {
+    use openssl::pkey::PKey;
+
     use super::*;
-    use crate::config::tests::{assert_problems, assert_warnings, good};
+    use crate::config::tests::{assert_problems, assert_warnings, good, pair};
 
     #[test]
     fn networks_are_plain_addresses_too() {
@@ -140,26 +175,12 @@ mod tests {
 
     #[test]
     fn a_pair_is_read_and_belongs_together() {
-        use openssl::asn1::Asn1Time;
-        use openssl::hash::MessageDigest;
-        use openssl::pkey::PKey;
-        use openssl::rsa::Rsa;
-        use openssl::x509::X509;
-
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name).display().to_string();
-        let key = || PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap();
-        let (own, other) = (key(), key());
-        for (name, days) in [("good", 90), ("soon", 3)] {
-            let mut builder = X509::builder().unwrap();
-            builder.set_pubkey(&own).unwrap();
-            builder.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
-            builder.set_not_after(&Asn1Time::days_from_now(days).unwrap()).unwrap();
-            builder.sign(&own, MessageDigest::sha256()).unwrap();
-            std::fs::write(path(name), builder.build().to_pem().unwrap()).unwrap();
-        }
-        std::fs::write(path("own"), own.private_key_to_pem_pkcs8().unwrap()).unwrap();
-        std::fs::write(path("other"), other.private_key_to_pem_pkcs8().unwrap()).unwrap();
+        pair(directory.path(), "good", 90, &["a.test", "*.b.test"]);
+        pair(directory.path(), "soon", 3, &["A.TEST"]);
+        pair(directory.path(), "nameless", 90, &[]);
+        let own = PKey::private_key_from_pem(&std::fs::read(path("good.key")).unwrap()).unwrap();
         let cipher = openssl::symm::Cipher::aes_256_cbc();
         let locked = own.private_key_to_pem_pkcs8_passphrase(cipher, b"secret").unwrap();
         std::fs::write(path("locked"), locked).unwrap();
@@ -171,29 +192,52 @@ mod tests {
         };
         let all = ", minimum_version: '1.3', ciphers: 'ECDHE+AESGCM:ECDHE+CHACHA20', ciphersuites: TLS_AES_256_GCM_SHA384";
         let open = "clients: is open and a listener is not on loopback: whoever can connect uses your keys";
-        assert_warnings(&[(&listener("good", "own", all), &[open])]);
-        let warnings = &good(&listener("soon", "own", "")).warnings;
+        assert_warnings(&[(&listener("good.pem", "good.key", all), &[open])]);
+        let warnings = &good(&listener("soon.pem", "soon.key", "")).warnings;
         assert!(warnings[0].to_string().starts_with("listeners[0].tls.certificate: ends or ended on "));
         for (certificate, key, more, expected) in [
-            ("good", "other", "", "tls.private_key: must be the key of the listener's certificate"),
+            ("good.pem", "soon.key", "", "tls.private_key: must be the key of the certificate"),
             (
-                "good",
+                "good.pem",
                 "locked",
                 "",
                 "tls.private_key: must be a PEM file with one private key without a passphrase",
             ),
-            ("good", "good", "", "tls.private_key: must be a PEM file with one private key"),
-            ("own", "own", "", "tls.certificate: must be a PEM file; there is no certificate in"),
-            ("none", "own", "", "tls.certificate: cannot read"),
-            ("good", "none", "", "tls.private_key: cannot read"),
-            ("good", "own", ", minimum_version: '1.1'", "tls.minimum_version: must be 1.2 or 1.3"),
-            ("good", "own", ", ciphers: nonsense", "tls.ciphers: must be a list of names that OpenSSL knows"),
-            ("good", "own", ", ciphersuites: nonsense", "tls.ciphersuites: must be a list of names"),
+            ("good.pem", "good.pem", "", "tls.private_key: must be a PEM file with one private key"),
+            ("good.key", "good.key", "", "tls.certificate: must be a PEM file; there is no certificate in"),
+            ("none", "good.key", "", "tls.certificate: cannot read"),
+            ("good.pem", "none", "", "tls.private_key: cannot read"),
+            ("good.pem", "good.key", ", minimum_version: '1.1'", "tls.minimum_version: must be 1.2 or 1.3"),
+            (
+                "good.pem",
+                "good.key",
+                ", ciphers: nonsense",
+                "tls.ciphers: must be a list of names that OpenSSL knows",
+            ),
+            ("good.pem", "good.key", ", ciphersuites: nonsense", "tls.ciphersuites: must be a list of names"),
+            ("good.pem", "good.key", ", client_ca: none", "tls.client_ca: cannot read"),
+            (
+                "good.pem",
+                "good.key",
+                ", additional_certificates: [ { certificate: none, private_key: none } ]",
+                "tls.additional_certificates[0].certificate: cannot read",
+            ),
         ] {
             let said = crate::config::tests::problems_in(&listener(certificate, key, more));
             assert!(said.len() == 1 && said[0].contains(expected), "{expected}: {said:?}");
             assert!(!said[0].contains("secret"));
         }
+        let more = |name: &str| {
+            let (certificate, key) = (path(&format!("{name}.pem")), path(&format!("{name}.key")));
+            format!(", additional_certificates: [ {{ certificate: '{certificate}', private_key: '{key}' }} ]")
+        };
+        let warnings = good(&listener("good.pem", "good.key", &more("soon"))).warnings;
+        assert_eq!(
+            warnings[1].to_string(),
+            "listeners[0].tls.additional_certificates[0].certificate: is also for a.test, for which certificate is shown"
+        );
+        let warnings = good(&listener("good.pem", "good.key", &more("nameless"))).warnings;
+        assert!(warnings[0].message.starts_with("has no DNS name"), "{warnings:?}");
         let plain = "listeners: [ { address: '127.0.0.1:1', http2: true } ]";
         assert_problems(&[(
             plain,

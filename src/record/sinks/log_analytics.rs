@@ -23,7 +23,7 @@ use tokio::time::timeout;
 
 use crate::azure::hints;
 use crate::config;
-use crate::credentials::entra::Token;
+use crate::credentials::Kept;
 use crate::outbound::{Answer, Call, Outbound};
 use crate::record::metrics::Metrics;
 use crate::record::spool::{Batch, Read, Reader};
@@ -36,6 +36,8 @@ const FIELD_MAX: usize = 64_000;
 const GATHER: Duration = Duration::from_secs(1);
 /// How often the wish to end is looked at.
 const LOOK: Duration = Duration::from_millis(200);
+/// The most that a call may take.
+const CALL: Duration = Duration::from_secs(60);
 /// The first pause after a failure; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(60);
@@ -61,12 +63,13 @@ impl Control {
     }
 }
 
-/// Starts the sink's thread; `runtime` is where its calls are made.
+/// Starts the sink's thread; `token` is what it shows, `runtime` where its calls are made.
 ///
 /// # Errors
 /// When the system has no more threads.
 pub fn start(
     config: &config::LogAnalytics,
+    token: Kept,
     dead_letters: PathBuf,
     reader: Reader,
     metrics: &Arc<Metrics>,
@@ -79,8 +82,8 @@ pub fn start(
             config.rule, config.stream
         ),
         config: config.clone(),
-        token: Token::new(config.credential.clone()),
-        outbound: Outbound::default(),
+        token,
+        outbound: Outbound::new(CALL),
         dead_letters,
         hurried,
         metrics: Arc::clone(metrics),
@@ -97,7 +100,7 @@ pub fn start(
 struct Sink {
     target: String,
     config: config::LogAnalytics,
-    token: Token,
+    token: Kept,
     outbound: Outbound,
     dead_letters: PathBuf,
     /// The end has come.
@@ -123,7 +126,9 @@ enum Sent {
     /// Not now; perhaps in so long.
     Later(Option<Duration>, String),
     /// The token was not taken.
-    Unauthorized,
+    Unauthorized {
+        token: u64,
+    },
     /// The end did not wait for the answer.
     Ended,
 }
@@ -191,15 +196,17 @@ impl Sink {
                 }
                 Sent::Malformed(why) => self.set_aside(rows, &why),
                 Sent::Ended => return Err(Ended),
-                Sent::Unauthorized if !renewed => {
+                Sent::Unauthorized { token } if !renewed => {
                     renewed = true;
-                    self.token.forget();
+                    self.token.refuse(token);
+                    self.token.settled().await;
                     waiting.push(rows);
                 }
-                Sent::Unauthorized => {
+                Sent::Unauthorized { token } => {
                     waiting.push(rows);
                     self.later(&mut failures, None, "its token is refused".to_owned(), count).await?;
-                    self.token.forget();
+                    self.token.refuse(token);
+                    self.token.settled().await;
                 }
                 Sent::Later(hint, why) => {
                     waiting.push(rows);
@@ -263,7 +270,7 @@ impl Sink {
     }
 
     async fn send(&mut self, rows: &[Bytes]) -> Sent {
-        let token = match self.token.get(&self.outbound).await {
+        let token = match self.token.value().await {
             Ok(token) => token,
             Err(problem) => return Sent::Later(None, problem.to_string()),
         };
@@ -271,7 +278,7 @@ impl Sink {
             Ok(body) => body,
             Err(problem) => return Sent::Later(None, problem.to_string()),
         };
-        let authorization = format!("Bearer {}", token.expose());
+        let authorization = format!("Bearer {}", token.secret.expose());
         let id = uuid::Uuid::from_u128(fastrand::u128(..)).to_string();
         let call = Call {
             method: Method::POST,
@@ -285,6 +292,7 @@ impl Sink {
             body,
         };
         match self.outbound.call(&self.config.endpoint, call).await {
+            Ok(answer) if answer.status == 401 => Sent::Unauthorized { token: token.number },
             Ok(answer) => verdict(&answer),
             Err(problem) => Sent::Later(None, problem.to_string()),
         }
@@ -326,7 +334,6 @@ fn verdict(answer: &Answer) -> Sent {
     };
     match answer.status {
         200..300 => Sent::Delivered,
-        401 => Sent::Unauthorized,
         413 => Sent::TooLarge,
         400 => Sent::Malformed(said()),
         403 => Sent::Later(

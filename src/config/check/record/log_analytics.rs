@@ -1,12 +1,8 @@
 //! `record.log_analytics`: which table records go to, and as whom.
 
-use crate::config::node::{Inner, Map};
-use crate::config::{Endpoint, Entra, LogAnalytics, Secret};
-
-/// Azure Monitor in the public cloud; `scope` names another.
-const SCOPE: &str = "https://monitor.azure.com/.default";
-/// Entra ID of the public cloud; `authority` names another.
-const AUTHORITY: &str = "https://login.microsoftonline.com";
+use super::super::credentials::{MONITOR_SCOPE, entra, service};
+use crate::config::LogAnalytics;
+use crate::config::node::Inner;
 
 /// Reads the block.
 pub(super) fn read(node: &Inner<'_, '_>) -> Option<LogAnalytics> {
@@ -28,54 +24,9 @@ pub(super) fn read(node: &Inner<'_, '_>) -> Option<LogAnalytics> {
             })
         });
     let credential = map
-        .need("credential", "write credential: { entra: { client_secret: { tenant, client_id, secret } } }")
-        .and_then(|node| credential(&node));
+        .need("credential", "write credential: { entra: { managed_identity: {} } }")
+        .and_then(|node| entra(&node.secret_map(&["entra"])?, MONITOR_SCOPE, true));
     Some(LogAnalytics { endpoint: endpoint?, rule: rule?, stream: stream?, credential: credential? })
-}
-
-fn credential(node: &Inner<'_, '_>) -> Option<Entra> {
-    let map = node.map(&["entra"])?;
-    let node = map.need("entra", "write entra: { client_secret: { tenant, client_id, secret } }")?;
-    let map = node.map(&["client_secret", "scope", "authority"])?;
-    let scope = text(&map, "scope", SCOPE);
-    let authority = match map.find("authority") {
-        Some(node) => service(&node),
-        None => Endpoint::parse(AUTHORITY).ok(),
-    };
-    let node = map.need("client_secret", "write client_secret: { tenant, client_id, secret }")?;
-    let map = node.secret_map(&["tenant", "client_id", "secret"])?;
-    let name = |key, what| {
-        map.need(key, what).and_then(|node| {
-            node.parsed(|text| {
-                is_name(text).then(|| text.to_owned()).ok_or("must be letters, digits, . and -")
-            })
-        })
-    };
-    let tenant = name("tenant", "write the id of the directory");
-    let client_id = name("client_id", "write the application's (client) id");
-    let secret = map
-        .need("secret", "write secret: \"${NAME}\", with the secret in the environment, or \"${file:/path}\"")
-        .and_then(|node| node.filled());
-    Some(Entra {
-        authority: authority?,
-        tenant: tenant?,
-        client_id: client_id?,
-        secret: Secret::new(&secret?.value),
-        scope: scope?,
-    })
-}
-
-fn text(map: &Map<'_, '_>, key: &str, usual: &str) -> Option<String> {
-    map.or(key, usual.to_owned(), |node| Some(node.filled()?.value.to_string()))
-}
-
-/// A service that is called by us.
-fn service(node: &Inner<'_, '_>) -> Option<Endpoint> {
-    let endpoint = node.parsed(Endpoint::parse)?;
-    if !endpoint.tls && !endpoint.is_loopback() {
-        return node.error("must begin with https://: secrets and prompts go there");
-    }
-    Some(endpoint)
 }
 
 fn is_rule(text: &str) -> bool {
@@ -88,13 +39,10 @@ fn is_stream(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
 }
 
-fn is_name(text: &str) -> bool {
-    text.len() <= 128 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b".-".contains(&b))
-}
-
 #[cfg(test)]
 mod tests {
     use crate::config::tests::{assert_problems, good};
+    use crate::config::{Identity, LogAnalytics};
 
     const RULE: &str = "dcr-0123456789abcdef0123456789abcdef";
 
@@ -103,6 +51,13 @@ mod tests {
             "record: {{ spool: {{ path: x }}, log_analytics: {{ endpoint: '{endpoint}', rule: {rule}, stream: Custom-AoaiExchanges, \
              credential: {{ entra: {{ client_secret: {{ tenant: t, client_id: c, secret: {secret} }}{more} }} }} }} }}"
         )
+    }
+
+    fn authority(table: &LogAnalytics) -> &str {
+        match &table.credential.identity {
+            Identity::Application(application) => &application.authority.host,
+            other => panic!("no application: {other:?}"),
+        }
     }
 
     #[test]
@@ -114,13 +69,13 @@ mod tests {
             ("x.eastus-1.ingest.monitor.azure.com", RULE)
         );
         assert_eq!(table.credential.scope, "https://monitor.azure.com/.default");
-        assert_eq!(table.credential.authority.host, "login.microsoftonline.com");
+        assert_eq!(authority(&table), "login.microsoftonline.com");
         assert!(!format!("{table:?}").contains("k3y"), "a secret is never shown");
         let more =
             ", scope: 'https://monitor.azure.us/.default', authority: 'https://login.microsoftonline.us'";
         let yaml = block("https://x.ingest.monitor.azure.us", RULE, "s", more);
         assert_eq!(
-            good(&yaml).config.record.unwrap().log_analytics.unwrap().credential.authority.host,
+            authority(&good(&yaml).config.record.unwrap().log_analytics.unwrap()),
             "login.microsoftonline.us"
         );
     }

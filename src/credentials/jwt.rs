@@ -1,0 +1,112 @@
+//! The cryptography of JSON web tokens: OpenSSL's, behind the library that knows their form.
+
+use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
+use jsonwebtoken::errors::{Error, ErrorKind, Result};
+use jsonwebtoken::signature;
+use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind, EncodingKey, Header, TokenData, Validation};
+use openssl::bn::BigNum;
+use openssl::error::ErrorStack;
+use openssl::hash::MessageDigest;
+use openssl::pkey::{PKey, Private, Public};
+use openssl::rsa::{Padding, Rsa};
+use openssl::sign::{RsaPssSaltlen, Signer, Verifier};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Keys of Entra ID have 2048 bits; shorter ones are not believed.
+const SHORTEST_KEY: u32 = 2_048;
+
+/// Assertions are signed with PS256, tokens of Entra ID with RS256; there is nothing else.
+static PROVIDER: CryptoProvider = CryptoProvider {
+    signer_factory: |algorithm, key| match algorithm {
+        Algorithm::PS256 => {
+            let key = Rsa::private_key_from_der(key.as_bytes()).and_then(PKey::from_rsa).map_err(bad)?;
+            Ok(Box::new(Pss(key)))
+        }
+        _ => Err(ErrorKind::InvalidAlgorithm.into()),
+    },
+    verifier_factory: |algorithm, key| match (algorithm, key.kind()) {
+        (Algorithm::RS256, DecodingKeyKind::RsaModulusExponent { n, e }) => {
+            Ok(Box::new(Pkcs(public_key(n, e).map_err(bad)?)))
+        }
+        _ => Err(ErrorKind::InvalidAlgorithm.into()),
+    },
+    key_utils: KeyUtils::new_unimplemented(),
+};
+
+/// The library asks the whole process for its cryptography; the answer is always this one.
+fn install() {
+    let _ = PROVIDER.install_default();
+}
+
+/// Signs an assertion with an RSA key.
+///
+/// # Errors
+/// The library's, for a key of another kind.
+pub(super) fn sign<C: Serialize>(header: &Header, claims: &C, key: &PKey<Private>) -> Result<String> {
+    install();
+    let der = key.rsa().and_then(|rsa| rsa.private_key_to_der()).map_err(bad)?;
+    jsonwebtoken::encode(header, claims, &EncodingKey::from_rsa_der(&der))
+}
+
+/// The claims of a token whose signature and validity are good.
+///
+/// # Errors
+/// The library's: what is wrong with it.
+pub fn verify<C: DeserializeOwned>(
+    token: &[u8],
+    key: &DecodingKey,
+    validation: &Validation,
+) -> Result<TokenData<C>> {
+    install();
+    jsonwebtoken::decode(token, key, validation)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is passed to map_err")]
+fn bad(problem: ErrorStack) -> Error {
+    ErrorKind::InvalidRsaKey(problem.to_string()).into()
+}
+
+fn public_key(n: &[u8], e: &[u8]) -> std::result::Result<PKey<Public>, ErrorStack> {
+    PKey::from_rsa(Rsa::from_public_components(BigNum::from_slice(n)?, BigNum::from_slice(e)?)?)
+}
+
+/// RSASSA-PSS with SHA-256.
+struct Pss(PKey<Private>);
+
+impl signature::Signer<Vec<u8>> for Pss {
+    fn try_sign(&self, message: &[u8]) -> std::result::Result<Vec<u8>, signature::Error> {
+        let sign = || {
+            let mut signer = Signer::new(MessageDigest::sha256(), &self.0)?;
+            signer.set_rsa_padding(Padding::PKCS1_PSS)?;
+            signer.set_rsa_pss_saltlen(RsaPssSaltlen::DIGEST_LENGTH)?;
+            signer.sign_oneshot_to_vec(message)
+        };
+        sign().map_err(|problem: ErrorStack| signature::Error::from_source(problem))
+    }
+}
+
+impl JwtSigner for Pss {
+    fn algorithm(&self) -> Algorithm {
+        Algorithm::PS256
+    }
+}
+
+/// RSASSA-PKCS1-v1_5 with SHA-256.
+struct Pkcs(PKey<Public>);
+
+impl signature::Verifier<Vec<u8>> for Pkcs {
+    fn verify(&self, message: &[u8], signature: &Vec<u8>) -> std::result::Result<(), signature::Error> {
+        let verify = || Verifier::new(MessageDigest::sha256(), &self.0)?.verify_oneshot(signature, message);
+        match verify() {
+            Ok(true) if self.0.bits() >= SHORTEST_KEY => Ok(()),
+            _ => Err(signature::Error::new()),
+        }
+    }
+}
+
+impl JwtVerifier for Pkcs {
+    fn algorithm(&self) -> Algorithm {
+        Algorithm::RS256
+    }
+}
