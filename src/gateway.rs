@@ -16,12 +16,12 @@ use http::{HeaderMap, Method};
 
 use self::inquiry::Form;
 use self::pools::Pools;
-use crate::admission::clients::{Client, Clients};
+use crate::admission::clients::{Client, Clients, Stranger};
 use crate::azure::verdict::{self, Verdict};
 use crate::azure::{Naming, Operation, Target, is_create_without_idempotence};
 use crate::config::{self, Config, Content};
 use crate::credentials::{Credential, Keyring};
-use crate::names::Deployment;
+use crate::names::{Deployment, Subject};
 use crate::record::Recorder;
 use crate::record::exchange::{Exchange, Keep};
 use crate::record::writer::Receipt;
@@ -146,11 +146,12 @@ impl Gateway {
                 memory: process.memory.backend(&backend.name),
             })
             .collect();
+        let signers = config.entra.as_ref().map(|tokens| process.keyring.signers(tokens));
         for backend in &backends {
             backend.rest_without_credential(now);
         }
         Self {
-            clients: Clients::new(&config.clients),
+            clients: Clients::new(&config.clients, config.entra.as_ref(), signers),
             pools: Pools::new(config, &backends, now),
             backends,
             requests: config.requests.clone(),
@@ -187,13 +188,18 @@ impl Gateway {
         Err(Refusal::new(Reason::PathNotAllowed, message))
     }
 
-    /// Whose request this is, and whether that client may make it, as far as the head tells.
+    /// Whose request this is; `subject` is that of the certificate that its connection showed.
     ///
     /// # Errors
-    /// `invalid_api_key`, `deployment_not_allowed`, `DeploymentNotFound`.
-    pub fn authenticate(&self, headers: &HeaderMap, target: &Target) -> Result<Arc<Client>, Refusal> {
+    /// [`Stranger`] when it is nobody's.
+    pub fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        target: &Target,
+        subject: Option<&Subject>,
+    ) -> Result<Arc<Client>, Stranger> {
         let in_query = target.query.credentials().iter().map(|credential| credential.expose().as_bytes());
-        self.clients.admit(presented_keys(headers).chain(in_query))
+        self.clients.admit(presented_keys(headers).chain(in_query), subject)
     }
 
     /// Whether this client may make this call, as far as the head tells.

@@ -51,6 +51,12 @@ name!(
     ClientName
 );
 
+name!(
+    /// Whom a certificate was issued to, as `openssl x509 -noout -subject -nameopt
+    /// RFC2253,-esc_msb,utf8` prints it: the most specific attribute first.
+    Subject
+);
+
 /// The name of a deployment as a client or an operator spelled it. Two spellings that
 /// differ only in ASCII case are the same deployment, as they are for Azure.
 #[derive(Clone, Debug)]

@@ -173,11 +173,10 @@ async fn a_token_that_is_refused_for_good_is_not_renewed_for_ever() {
     }
     until("a renewal", || platform.issued() == 2).await;
     // With the new one it is asked once more, and refuses that, too.
-    for _ in 0..6 {
+    for _ in 0..20 {
         assert_eq!(answerer(&balancer.chat().await), "open");
     }
-    assert!(closed.upstream.requests().len() <= 4, "{}", closed.upstream.requests().len());
-    assert!(platform.issued() <= 4, "{}", platform.issued());
+    assert_eq!((platform.issued(), closed.upstream.requests().len()), (2, 2), "{}", balancer.log());
     let alone = Balancer::in_environment(&platform.machine(), &closed.entry("closed", MACHINE), "").await;
     let reply = alone.chat().await;
     assert_eq!((reply.status, reply.code().as_str()), (503, "backend_misconfigured"));

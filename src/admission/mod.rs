@@ -3,3 +3,4 @@
 pub mod address;
 pub mod clients;
 pub mod subject;
+pub mod tokens;

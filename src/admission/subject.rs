@@ -1,37 +1,22 @@
 //! Whom a certificate is issued to, in a form that can be compared with what an operator writes.
 
-use std::fmt::Write as _;
-use std::sync::Arc;
-
 use openssl::x509::X509NameRef;
 
-/// The subject of a certificate as `openssl x509 -noout -subject -nameopt RFC2253` prints it: the
-/// most specific attribute first.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Subject(Arc<str>);
+use crate::names::Subject;
 
-impl Subject {
-    /// As it is written in the configuration.
-    pub fn new(text: &str) -> Self {
-        Self(text.into())
-    }
-
-    /// As it is in a certificate. Attributes that are no text are not comparable and read as `#`,
-    /// which stands in no configuration.
-    pub fn of(name: &X509NameRef) -> Self {
-        let entries: Vec<_> = name.entries().collect();
-        let mut text = String::new();
-        for entry in entries.into_iter().rev() {
-            if !text.is_empty() {
-                text.push(',');
-            }
+/// The subject of a certificate. Attributes that are no text are not comparable and read as `#`,
+/// which stands in no configuration.
+pub fn subject_of(name: &X509NameRef) -> Subject {
+    let mut attributes: Vec<String> = name
+        .entries()
+        .map(|entry| {
             let attribute = entry.object().nid().short_name().unwrap_or("#");
-            let value = entry.data().to_string();
-            // Writing to a string cannot fail.
-            let _ = write!(text, "{attribute}={}", value.map_or("#".to_owned(), |value| escaped(&value)));
-        }
-        Self(text.into())
-    }
+            let value = entry.data().to_string().map_or("#".to_owned(), |value| escaped(&value));
+            format!("{attribute}={value}")
+        })
+        .collect();
+    attributes.reverse();
+    Subject::new(&attributes.join(","))
 }
 
 /// RFC 2253 section 2.4.
@@ -46,4 +31,25 @@ fn escaped(value: &str) -> String {
         out.push(c);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subject_reads_as_openssl_prints_it() {
+        for (entries, expected) in [
+            (&[("O", "Contoso"), ("CN", "team-a")][..], "CN=team-a,O=Contoso"),
+            (&[("CN", "team-a,O=Contoso")], "CN=team-a\\,O\\=Contoso"),
+            (&[("C", "DE"), ("O", "Zürich + Söhne"), ("CN", " x ")], "CN=\\ x\\ ,O=Zürich \\+ Söhne,C=DE"),
+            (&[("CN", "#1")], "CN=\\#1"),
+        ] {
+            let mut name = openssl::x509::X509Name::builder().unwrap();
+            for (attribute, value) in entries {
+                name.append_entry_by_text(attribute, value).unwrap();
+            }
+            assert_eq!(subject_of(&name.build()).as_str(), expected);
+        }
+    }
 }

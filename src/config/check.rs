@@ -19,10 +19,11 @@ use super::{
     AdminAddress, Balance, Breaker, Config, Content, Cooldown, Hold, Ratio, Retry, Server, Timeouts,
 };
 
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "listeners",
     "backends",
     "clients",
+    "entra",
     "requests",
     "balance",
     "retry",
@@ -48,6 +49,7 @@ pub(super) fn config(root: &Node<'_>) -> Option<Config> {
     let listeners = listeners::read(&root);
     let backends = backends::read(&root);
     let clients = clients::read(&root, backends.as_ref());
+    let entra = root.maybe("entra", clients::tokens);
     let requests = requests::read(&root, backends.as_ref());
     let balance = root.or("balance", Balance::Headroom, |node| node.word(&BALANCE));
     let retry = retry(&root);
@@ -64,12 +66,14 @@ pub(super) fn config(root: &Node<'_>) -> Option<Config> {
         clients::warn_of_content_without_record(&root, &clients);
     }
     if let Some(listeners) = &listeners {
+        clients::check_ways_in(&root, &clients, root.find("entra").is_some(), listeners);
         clients::warn_of_open_door(&root, &clients, listeners);
     }
     Some(Config {
         listeners: listeners?,
         backends: backends?.finish()?,
         clients,
+        entra: entra?,
         requests: requests?,
         balance: balance?,
         retry: retry?,

@@ -25,7 +25,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::names::{BackendName, ClientName, Deployment, Tier, Weight};
+use crate::names::{BackendName, ClientName, Deployment, Subject, Tier, Weight};
 
 pub use allow::{Allow, PathPattern};
 pub use credentials::{
@@ -46,6 +46,8 @@ pub struct Config {
     pub backends: Vec<Backend>,
     /// Who may call.
     pub clients: Clients,
+    /// Whose tokens clients may show in place of a key; `None`: nobody's.
+    pub entra: Option<ClientTokens>,
     /// What may be asked, and how much of it.
     pub requests: Requests,
     /// How the backends of a tier take turns.
@@ -164,14 +166,36 @@ pub enum Clients {
 pub struct Client {
     /// Unique in the file.
     pub name: ClientName,
-    /// SHA-256 of each key; at least one, and no hash belongs to two clients.
+    /// SHA-256 of each key; no hash belongs to two clients. It has one of these, or one of the
+    /// following three.
     pub keys: Vec<[u8; 32]>,
+    /// Ids of applications whose tokens it shows; none belongs to two clients.
+    pub app_ids: Vec<String>,
+    /// App roles of the tokens that it shows; none belongs to two clients.
+    pub roles: Vec<String>,
+    /// Subjects of its certificates; none belongs to two clients.
+    pub certificates: Vec<Subject>,
     /// What it may ask for; `None`: everything. Never empty.
     pub deployments: Option<Vec<Deployment>>,
     /// Whether it may use files, batches, stored responses and the like.
     pub stateful: bool,
     /// What is kept of its content, where that differs from [`Record::content`].
     pub content: Option<Content>,
+}
+
+/// The tokens of Entra ID that clients may show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientTokens {
+    /// Where its signing keys are published.
+    pub authority: Endpoint,
+    /// The directory's id.
+    pub tenant: String,
+    /// Whom its tokens have to be for: one of these; at least one.
+    pub audiences: Vec<String>,
+    /// Whose they have to be: one of these; at least one.
+    pub issuers: Vec<String>,
+    /// How far clocks may differ.
+    pub leeway: Duration,
 }
 
 /// What may be asked, how much of it, and what is changed on the way.

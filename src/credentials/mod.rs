@@ -12,6 +12,7 @@ pub mod jwt;
 mod kept;
 mod key_vault;
 mod managed;
+pub mod signers;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -25,7 +26,8 @@ use tokio::time::timeout;
 
 use self::application::Assertion;
 use self::kept::Fetch;
-use crate::config::{self, Entra, Identity, Proof, SecretSource, VaultSecret};
+use self::signers::Signers;
+use crate::config::{self, ClientTokens, Entra, Identity, Proof, SecretSource, VaultSecret};
 use crate::outbound::Outbound;
 
 pub use self::kept::{NoValue, State, Value};
@@ -106,6 +108,7 @@ pub struct Keyring {
     runtime: Handle,
     outbound: Arc<Outbound>,
     known: Mutex<Vec<(Source, Weak<Keeping>)>>,
+    signers: Mutex<Vec<(ClientTokens, Arc<Signers>)>>,
     numbers: Arc<AtomicU64>,
 }
 
@@ -122,6 +125,7 @@ impl Keyring {
             runtime: runtime.clone(),
             outbound: Arc::new(Outbound::new(PATIENCE)),
             known: Mutex::default(),
+            signers: Mutex::default(),
             numbers: Arc::new(AtomicU64::new(0)),
         }
     }
@@ -173,6 +177,21 @@ impl Keyring {
                 Fetch::Managed(managed::Fetch::of_app(service, path, header, which, scope))
             }
         })
+    }
+
+    /// The keys with which the tokens of clients are signed.
+    pub fn signers(&self, tokens: &ClientTokens) -> Arc<Signers> {
+        let mut known = self.signers.lock().unwrap_or_else(PoisonError::into_inner);
+        let same =
+            |known: &ClientTokens| (&known.authority, &known.tenant) == (&tokens.authority, &tokens.tenant);
+        if let Some((_, signers)) = known.iter().find(|(known, _)| same(known)) {
+            return Arc::clone(signers);
+        }
+        let signers = Arc::new(Signers::new(tokens, Arc::clone(&self.outbound)));
+        // One for each directory that was ever configured: that is one, and two after a change.
+        self.runtime.spawn(Arc::clone(&signers).keep());
+        known.push((tokens.clone(), Arc::clone(&signers)));
+        signers
     }
 
     /// The one there is of this source, or a new one.

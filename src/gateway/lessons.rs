@@ -53,6 +53,9 @@ impl Gateway {
         if verdict != Verdict::Failed {
             candidate.memory.breaker.succeeded(&self.breaker, now);
         }
+        if matches!(verdict, Verdict::Success | Verdict::Client | Verdict::Throttled) {
+            candidate.memory.trusts();
+        }
         match verdict {
             Verdict::Success => {
                 let is_success = (200..300).contains(&reply.status);
@@ -104,7 +107,7 @@ impl Gateway {
             return;
         }
         // First, so that nobody finds the backend resting and nothing to wait for.
-        if status == 401 {
+        if status == 401 && backend.memory.may_renew(secret, now) {
             kept.refuse(secret);
         }
         let rest = Rest { reason: health::Reason::Credential, until: now + UNFIT_REST };

@@ -7,19 +7,24 @@ use std::time::{Duration, Instant};
 use http::{Version, header};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
+use tokio::time::timeout;
 
 use super::attempt::Course;
 use super::context::Shared;
 use super::head;
 use super::intake::{self, Bounds, Budget, Intake, NoBody};
-use crate::admission::clients::Client;
+use crate::admission::clients::{self, Client, Stranger};
 use crate::azure::Target;
 use crate::gateway::{Body, Gateway};
+use crate::names::Subject;
 use crate::refusal::Refusal;
 
 /// How long a client that is refused may take to send the rest of its body, so that it gets
 /// to read why.
 pub(super) const DRAIN: Duration = Duration::from_secs(5);
+
+/// The longest that a request waits for the keys that tokens are signed with.
+const KEYS: Duration = Duration::from_secs(5);
 
 /// Everything before a backend is chosen.
 ///
@@ -35,8 +40,12 @@ pub(super) async fn receive(
     if session.req_header().version == Version::HTTP_2 {
         head::check_fields(session.req_header())?;
     }
-    let (target, client) = read_head(session, flow)?;
+    let target = read_head(session, flow)?;
+    let subject = flow.lock().subject.take();
+    let client = authenticate(session, &gateway, &target, subject.as_ref()).await?;
+    flow.lock().client = Some(Arc::clone(&client));
     let method = session.req_header().method.clone();
+    gateway.permit(&method, &target, &client)?;
     let bounds = Bounds {
         held: gateway.requests.max_body,
         streamed: target.is_upload(&method).then_some(gateway.requests.max_streamed_body),
@@ -64,8 +73,29 @@ pub(super) async fn receive(
     Ok(())
 }
 
-/// What the head tells: where to, and whose request it is.
-fn read_head(session: &Session, flow: &Shared) -> Result<(Arc<Target>, Arc<Client>), Refusal> {
+/// Whose request it is. Where only the key is not known that its token was signed with, that is
+/// asked for, which is the one moment that anybody waits here.
+async fn authenticate(
+    session: &Session,
+    gateway: &Gateway,
+    target: &Target,
+    subject: Option<&Subject>,
+) -> Result<Arc<Client>, Refusal> {
+    let headers = &session.req_header().headers;
+    let signers = match gateway.authenticate(headers, target, subject) {
+        Ok(client) => return Ok(client),
+        Err(Stranger::Refused(refusal)) => return Err(refusal),
+        Err(Stranger::UnknownKey(signers)) => signers,
+    };
+    let _ = timeout(KEYS, signers.refresh()).await;
+    gateway.authenticate(headers, target, subject).map_err(|stranger| match stranger {
+        Stranger::Refused(refusal) => refusal,
+        Stranger::UnknownKey(_) => clients::refused(clients::UNKNOWN_KEY),
+    })
+}
+
+/// What the head tells about where to.
+fn read_head(session: &Session, flow: &Shared) -> Result<Arc<Target>, Refusal> {
     let header = session.req_header();
     let mut flow = flow.lock();
     let gateway = Arc::clone(&flow.serving.gateway);
@@ -81,10 +111,7 @@ fn read_head(session: &Session, flow: &Shared) -> Result<(Arc<Target>, Arc<Clien
     let target = Arc::new(target);
     flow.target = Some(Arc::clone(&target));
     gateway.allow(&header.method, &target)?;
-    let client = gateway.authenticate(&header.headers, &target)?;
-    flow.client = Some(Arc::clone(&client));
-    gateway.permit(&header.method, &target, &client)?;
-    Ok((target, client))
+    Ok(target)
 }
 
 /// Sets what has to be set on the client's own session, before it is replaced.

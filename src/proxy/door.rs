@@ -18,8 +18,9 @@ use pingora::protocols::Digest;
 use pingora::tls::ext;
 
 use super::peer::{BadAuthority, authorities};
-use crate::admission::subject::Subject;
+use crate::admission::subject::subject_of;
 use crate::config::{BadPair, KeyPair, Listener, ListenerTls, TlsVersion};
+use crate::names::Subject;
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -215,7 +216,7 @@ impl TlsAccept for Callbacks {
 
     async fn handshake_complete_callback(&self, ssl: &SslRef) -> Option<Arc<dyn Any + Send + Sync>> {
         let subject = self.0.tls.client_ca.as_ref().and_then(|_| ssl.peer_certificate());
-        let subject = subject.map(|certificate| Subject::of(certificate.subject_name()));
+        let subject = subject.map(|certificate| subject_of(certificate.subject_name()));
         Some(Arc::new(Arrival { listener: self.0.listener.clone(), subject }))
     }
 }

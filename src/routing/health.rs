@@ -20,6 +20,8 @@ use crate::names::{BackendName, Deployment};
 /// How long after it was sent a request that was let through first, after a cooldown, counts
 /// as accepted: refusals are quick, answers are not.
 const REFUSALS_TAKE: Duration = Duration::from_millis(100);
+/// A backend that refuses the secret that was renewed for it gets another after so long.
+const RENEWAL_REST: Duration = Duration::from_secs(60);
 /// How long such a request may keep its place without having come so far.
 const PROBE_SLOT: Duration = Duration::from_secs(30);
 
@@ -290,6 +292,11 @@ pub struct BackendMemory {
     credential: Arc<Cell>,
     /// The number of the secret that was refused; 0: there was none.
     refused: AtomicU64,
+    /// The secret that was last renewed because this backend refused it, and when. Forgotten when
+    /// the backend has taken one.
+    renewal: Mutex<Option<(u64, Instant)>>,
+    /// Whether there is such a renewal.
+    is_doubted: AtomicBool,
     /// Counts failures, and rests when there are too many.
     pub breaker: Breaker,
     operations: [Arc<Cell>; Operation::ALL.len()],
@@ -305,6 +312,8 @@ impl BackendMemory {
         Self {
             credential: Arc::default(),
             refused: AtomicU64::new(0),
+            renewal: Mutex::default(),
+            is_doubted: AtomicBool::new(false),
             breaker: Breaker::new(birth),
             operations: std::array::from_fn(|_| Arc::default()),
             deployments: Mutex::default(),
@@ -333,6 +342,29 @@ impl BackendMemory {
         // One that came just now must not rest for the one before it.
         self.credential(credential);
         is_news
+    }
+
+    /// Whether its refusal of this secret is worth a renewal: not when it has refused the one
+    /// before as well, lest a backend that takes none wear out who gives them.
+    pub fn may_renew(&self, number: u64, now: Instant) -> bool {
+        let mut renewal = self.renewal.lock().unwrap_or_else(PoisonError::into_inner);
+        match *renewal {
+            Some((renewed, _)) if renewed == number => true,
+            Some((_, at)) if now < at + RENEWAL_REST => false,
+            _ => {
+                *renewal = Some((number, now));
+                self.is_doubted.store(true, Ordering::Release);
+                true
+            }
+        }
+    }
+
+    /// It has taken our credential.
+    pub fn trusts(&self) {
+        if self.is_doubted.load(Ordering::Acquire) {
+            self.is_doubted.store(false, Ordering::Release);
+            *self.renewal.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
     }
 
     /// An attempt on it begins.

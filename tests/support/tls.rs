@@ -23,6 +23,7 @@ pub fn key() -> PKey<Private> {
     PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap()
 }
 
+/// A certificate for a host of this name.
 pub fn certificate(name: &str, days: (i64, i64), key: &PKey<Private>, issuer: Option<&Authority>) -> X509 {
     let mut subject = X509Name::builder().unwrap();
     subject.append_entry_by_text("CN", name).unwrap();

@@ -1,24 +1,33 @@
 //! `clients`: who may call, recognised by the hash of a key.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use super::backends::Backends;
+use super::credentials::{AUTHORITY, service};
 use super::{CONTENT, entry_name};
 use crate::config::node::{Inner, Map};
-use crate::config::{Client, Clients, Listener};
-use crate::names::{ClientName, Deployment};
+use crate::config::{Client, ClientTokens, Clients, Endpoint, Listener};
+use crate::names::{ClientName, Deployment, Subject};
 
-const KEYS: [&str; 5] = ["name", "keys", "deployments", "stateful", "record"];
+const KEYS: [&str; 7] = ["name", "keys", "entra", "certificates", "deployments", "stateful", "record"];
 const HOW: &str = "write `clients: open` to serve anyone who can connect, or list who may call: \
                    clients: [ { name: team-a, keys: [ { sha256: … } ] } ] with the output of aoai-lb keys new team-a";
 /// SHA-256 of nothing: what a script makes of a variable that is not set.
 const HASH_OF_NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+/// How far the clocks of Entra ID and of this machine may differ.
+const LEEWAY: Duration = Duration::from_secs(60);
+const LEEWAY_MAX: Duration = Duration::from_secs(300);
 
 /// What has to be unique over all clients, with the place where it was first given.
 #[derive(Default)]
 struct Seen {
     names: HashMap<String, String>,
     keys: HashMap<[u8; 32], String>,
+    app_ids: HashMap<String, String>,
+    roles: HashMap<String, String>,
+    certificates: HashMap<String, String>,
 }
 
 /// Reads the clients; what they ask for is compared with what `backends` serve, where known.
@@ -71,23 +80,131 @@ fn client(node: &Inner<'_, '_>, seen: &mut Seen, served: Option<&HashSet<&Deploy
             }
         }
     });
-    let keys = map
-        .need("keys", "write keys: [ { sha256: … } ] with the output of aoai-lb keys new NAME")
-        .and_then(|node| {
+    let has_other = ["entra", "certificates"].into_iter().any(|key| map.find(key).is_some());
+    let keys = if has_other && map.find("keys").is_none() {
+        Some(Vec::new())
+    } else {
+        let how = "write keys: [ { sha256: … } ] with the output of aoai-lb keys new NAME";
+        map.need("keys", how).and_then(|node| {
             node.some_of_each("must have at least one key: run aoai-lb keys new NAME", |node| key(node, seen))
-        });
+        })
+    };
+    let entra = map.or("entra", (Vec::new(), Vec::new()), |node| entra(node, seen));
+    let certificates = map.or("certificates", Vec::new(), |node| {
+        let empty = "must not be an empty list; remove the key or list subjects such as CN=team-a,O=Contoso";
+        node.some_of_each(empty, |node| unique(node, &mut seen.certificates, subject))
+    });
     let deployments = map.maybe("deployments", |node| deployments(node, served));
     let has_list = deployments.as_ref().is_some_and(Option::is_some);
     let stateful = map.or("stateful", !has_list, Inner::flag);
     let record = map.block("record", &["content"]);
     let content = record.and_then(|record| record.maybe("content", |node| node.word(&CONTENT)));
+    let (app_ids, roles) = entra?;
     Some(Client {
         name: name?,
         keys: keys?,
+        app_ids,
+        roles,
+        certificates: certificates?.iter().map(|subject| Subject::new(subject)).collect(),
         deployments: deployments?,
         stateful: stateful?,
         content: content?,
     })
+}
+
+/// What tokens of this client say: the application's id, or a role.
+fn entra(node: &Inner<'_, '_>, seen: &mut Seen) -> Option<(Vec<String>, Vec<String>)> {
+    let map = node.map(&["app_ids", "roles"])?;
+    let word = |text: &str| {
+        let good = text.len() <= 256 && !text.chars().any(|c| c.is_control() || c.is_whitespace());
+        good.then(|| text.to_owned()).ok_or("must be without blanks and line breaks")
+    };
+    let app_ids =
+        map.or("app_ids", Vec::new(), |node| node.each(|node| unique(node, &mut seen.app_ids, word)));
+    let roles = map.or("roles", Vec::new(), |node| node.each(|node| unique(node, &mut seen.roles, word)));
+    let (app_ids, roles) = (app_ids?, roles?);
+    if app_ids.is_empty() && roles.is_empty() {
+        return node.error("must list app_ids or roles of the tokens that this client shows");
+    }
+    Some((app_ids, roles))
+}
+
+/// `ATTRIBUTE=value` parts, joined by commas.
+fn subject(text: &str) -> Result<String, &'static str> {
+    let is_part = |part: &str| part.split_once('=').is_some_and(|(name, _)| !name.trim().is_empty());
+    let is_good = text.split(',').next().is_some_and(is_part) && !text.contains(", ");
+    is_good.then(|| text.to_owned()).ok_or(
+        "must be a subject as openssl x509 -noout -subject -nameopt RFC2253,-esc_msb,utf8 prints it, such as CN=team-a,O=Contoso",
+    )
+}
+
+/// A word that no other client has.
+fn unique(
+    node: &Inner<'_, '_>,
+    seen: &mut HashMap<String, String>,
+    read: impl FnOnce(&str) -> Result<String, &'static str>,
+) -> Option<String> {
+    let word = node.parsed(read)?;
+    match seen.insert(word.clone(), node.path.clone()) {
+        Some(other) => node.error(format!("is the same as {other}; each belongs to one client")),
+        None => Some(word),
+    }
+}
+
+/// `entra` of the file's top: whose tokens clients may show.
+pub(super) fn tokens(node: &Inner<'_, '_>) -> Option<ClientTokens> {
+    let map = node.map(&["tenant", "audiences", "issuers", "authority", "leeway"])?;
+    let tenant = map.need("tenant", "write the id of the directory").and_then(|node| {
+        node.parsed(|text| {
+            let is_id = text.len() == 36 && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+            is_id
+                .then(|| text.to_ascii_lowercase())
+                .ok_or("must be the directory's id, 32 hexadecimal digits in five groups")
+        })
+    });
+    let text = |node: &Inner<'_, '_>| Some(node.filled()?.value);
+    let how = "write for whom the tokens are: [ api://ID, ID ] of the app registration";
+    let audiences = map
+        .need("audiences", how)
+        .and_then(|node| node.some_of_each("must not be an empty list: any token would do", text));
+    let authority = match map.find("authority") {
+        Some(node) => service(&node),
+        None => Endpoint::parse(AUTHORITY).ok(),
+    };
+    let leeway = map.or("leeway", LEEWAY, |node| {
+        let leeway = node.duration()?;
+        if leeway > LEEWAY_MAX { node.error("must be at most 5m") } else { Some(leeway) }
+    });
+    let (tenant, authority) = (tenant?, authority?);
+    // Tokens of version 1 and of version 2, whichever the app registration asks for.
+    let usual = || {
+        let v2 = format!("https://{}/{tenant}/v2.0", authority.authority());
+        vec![v2, format!("https://sts.windows.net/{tenant}/")]
+    };
+    let issuers = map.or("issuers", usual(), |node| node.some_of_each("must not be an empty list", text));
+    Some(ClientTokens { audiences: audiences?, issuers: issuers?, leeway: leeway?, authority, tenant })
+}
+
+/// Complains about clients that nobody can be.
+pub(super) fn check_ways_in(root: &Map<'_, '_>, clients: &Clients, tokens: bool, listeners: &[Listener]) {
+    let Clients::Listed(clients) = clients else { return };
+    let asks = |listener: &Listener| listener.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+    let asks = listeners.iter().any(asks);
+    for (i, client) in clients.iter().enumerate() {
+        let shows_tokens = !client.app_ids.is_empty() || !client.roles.is_empty();
+        if shows_tokens && !tokens {
+            root.report.error::<()>(
+                &format!("clients[{i}].entra"),
+                "needs the block `entra` of the file, which says whose tokens are believed",
+            );
+        }
+        if !client.certificates.is_empty() && !asks {
+            root.report.error::<()>(
+                &format!("clients[{i}].certificates"),
+                "needs a listener with tls.client_ca, which asks clients for certificates",
+            );
+        }
+    }
 }
 
 fn key(node: &Inner<'_, '_>, seen: &mut Seen) -> Option<[u8; 32]> {

@@ -17,7 +17,7 @@ pub(super) const OPENAI_SCOPE: &str = "https://cognitiveservices.azure.com/.defa
 /// Azure Monitor in the public cloud.
 pub(super) const MONITOR_SCOPE: &str = "https://monitor.azure.com/.default";
 /// Entra ID of the public cloud; `authority` names another.
-const AUTHORITY: &str = "https://login.microsoftonline.com";
+pub(super) const AUTHORITY: &str = "https://login.microsoftonline.com";
 /// The metadata service of a VM: the same link-local address everywhere.
 const METADATA_SERVICE: &str = "http://169.254.169.254";
 /// How often secrets are read from their vaults.
