@@ -1,4 +1,4 @@
-//! Listeners with TLS, and clients of HTTP/2.
+//! Listeners with TLS, clients of HTTP/2, and backends that speak it.
 
 #![allow(
     clippy::unwrap_used,
@@ -8,16 +8,20 @@
 
 mod support;
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use aoai_lb::demo::{Extent, Mood, Refusal, Simulator};
 use futures::future::join_all;
 use openssl::ssl::SslVersion;
 use support::h2::{Connection, Exchange, dial};
-use support::tls::{authority, write_pair};
+use support::tls::{Authority, authority, write_pair};
 use support::upstream::{Request, Upstream};
 use support::{Balancer, CHAT, HELLO, KEY, STREAM, answerer, azure, backends, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 const MS: Duration = Duration::from_millis(1);
 /// Records are gathered for ten milliseconds before they are written.
@@ -289,4 +293,99 @@ async fn a_stop_finishes_what_is_under_way() {
     assert!(reply.whole && reply.text().ends_with("data: [DONE]\n\n"), "{}", reply.text());
     assert_eq!(balancer.ended().await, 0);
     assert_eq!(balancer.records_of(1).await[0]["outcome"], "answered");
+}
+
+/// Passes bytes on, and counts the connections that they come on.
+async fn relay(to: SocketAddr) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, count) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&count);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move {
+                let Ok(mut upstream) = TcpStream::connect(to).await else { return };
+                let _ = tokio::io::copy_bidirectional(&mut stream, &mut upstream).await;
+            });
+        }
+    });
+    (address, count)
+}
+
+/// Two balancers, the second of which is the first one's backend of HTTP/2.
+struct Chain {
+    azure: Simulator,
+    second: Balancer,
+    first: Balancer,
+    connections: Arc<AtomicUsize>,
+    authority: Authority,
+}
+
+async fn chain(azure: Simulator, more: &str) -> Chain {
+    let authority = authority();
+    let second = Balancer::with_tls(&authority, &backends(&azure), more).await;
+    let (address, connections) = relay(second.address).await;
+    let ca = second.path("ca.pem");
+    std::fs::write(&ca, authority.certificate.to_pem().unwrap()).unwrap();
+    let ca = ca.display();
+    let entry = format!(
+        "  - name: second\n    endpoint: https://{address}\n    credential: {{ api_key: {KEY} }}\n    http2: true\n    tls: {{ ca: {ca}, server_name: balancer.test }}\n"
+    );
+    let first = Balancer::with_tls(&authority, &entry, more).await;
+    Chain { azure, second, first, connections, authority }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_streams_share_ten_connections() {
+    let azure = azure(&["a"]).await;
+    // Long enough for all of them to be there at once.
+    azure.set_mood("a", Mood::SlowFirstByte(5_000 * MS));
+    let chain = chain(azure, "record: { content: none, jsonl: { path: records.jsonl } }").await;
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        clients.push(Connection::open(chain.first.address, &chain.authority).await);
+    }
+    let streams = clients.iter().flat_map(|client| (0..50).map(|_| client.post(CHAT, STREAM.as_bytes())));
+    let replies = join_all(streams).await;
+    let whole = replies
+        .iter()
+        .filter(|reply| reply.status == 200 && reply.whole && reply.text().ends_with("data: [DONE]\n\n"));
+    assert_eq!(whole.count(), 1_000, "{}", chain.first.log());
+    let used = chain.connections.load(Ordering::Relaxed);
+    assert!((10..=12).contains(&used), "{used} connections");
+    assert_eq!(chain.azure.hits("a"), 1_000);
+    chain.azure.set_mood("a", Mood::Calm);
+    // And what comes then uses those that are there.
+    for client in &clients {
+        assert_eq!(client.post(CHAT, HELLO.as_bytes()).await.status, 200);
+    }
+    assert_eq!(chain.connections.load(Ordering::Relaxed), used);
+    let records = chain.first.records_of(1_020).await;
+    assert!(records.iter().all(|record| record["outcome"] == "answered" && record["attempts"][1].is_null()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_of_http_2_is_served_like_any_other() {
+    let chain = chain(azure(&["a"]).await, "retry: { attempts: 2 }").await;
+    let client = Connection::open(chain.first.address, &chain.authority).await;
+    // Bodies of every size, byte for byte; answers that are refusals; streams that break off.
+    for size in [1, 70_000, 3_000_000] {
+        let body = HELLO.replace("hello", &"x".repeat(size));
+        assert_eq!(client.post(CHAT, body.as_bytes()).await.status, 200);
+        assert_eq!(chain.azure.requests("a").pop().unwrap().body.unwrap(), body.as_bytes());
+    }
+    chain.azure.set_mood("a", Mood::CloseMidStream { after: Extent::Events(3) });
+    let reply = client.post(CHAT, STREAM.as_bytes()).await;
+    assert!(reply.status == 200 && !reply.whole && reply.text().contains("data:"), "{}", reply.text());
+    chain.azure.set_mood("a", Mood::Refuses(Refusal::ContentFilter));
+    let reply = client.post(CHAT, HELLO.as_bytes()).await;
+    assert_eq!((reply.status, reply.code().as_str()), (400, "content_filter"), "{}", reply.text());
+    chain.azure.set_mood("a", Mood::Calm);
+    // The other side stops and another takes its place: nothing of it is seen.
+    assert_eq!(client.post(CHAT, HELLO.as_bytes()).await.status, 200);
+    assert_eq!(chain.connections.load(Ordering::Relaxed), 1);
+    let mut second = chain.second;
+    assert_eq!(second.stop().await, 0);
+    let reply = client.post(CHAT, HELLO.as_bytes()).await;
+    assert_eq!((reply.status, reply.code().as_str()), (502, "upstream_failed"), "{}", reply.text());
 }

@@ -41,7 +41,7 @@ mod tests {
     fn a_subject_reads_as_openssl_prints_it() {
         for (entries, expected) in [
             (&[("O", "Contoso"), ("CN", "team-a")][..], "CN=team-a,O=Contoso"),
-            (&[("CN", "team-a,O=Contoso")], "CN=team-a\\,O\\=Contoso"),
+            (&[("CN", "team-a,O=Contoso")], "CN=team-a\\,O=Contoso"),
             (&[("C", "DE"), ("O", "Zürich + Söhne"), ("CN", " x ")], "CN=\\ x\\ ,O=Zürich \\+ Söhne,C=DE"),
             (&[("CN", "#1")], "CN=\\#1"),
         ] {

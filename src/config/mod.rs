@@ -135,6 +135,8 @@ pub struct Backend {
     pub api_version: Option<String>,
     /// How its certificate is checked; empty for an `http` endpoint.
     pub tls: BackendTls,
+    /// Whether it is offered HTTP/2; never for an `http` endpoint.
+    pub http2: bool,
     /// How long it may be without traffic before it is asked whether it is well; `None`: for
     /// ever.
     pub probe: Option<Duration>,

@@ -14,7 +14,7 @@ use pingora::protocols::http::ServerSession;
 
 use super::attempt::{Course, Due};
 use super::intake::{Budget, Intake};
-use super::peer::Peers;
+use super::peer::{Peers, Turn};
 use super::replay::Outgoing;
 use super::tap::{Ending, Facts, Reply};
 use super::trouble::Trouble;
@@ -40,6 +40,8 @@ pub struct Serving {
 pub struct Context {
     /// The listener it came through.
     pub(super) listener: Option<Arc<Listener>>,
+    /// The right to look for a connection, while it does.
+    pub(super) turn: Option<Turn>,
     /// Its story; none for health probes.
     pub(super) flow: Option<Shared>,
 }

@@ -184,25 +184,25 @@ impl ProxyHttp for Balancer {
         if tries > 0 {
             still_there(session).await?;
         }
+        let serving = Arc::clone(&flow.lock().serving);
         loop {
-            let step = {
+            let (step, peer) = {
                 let mut flow = flow.lock();
                 let now = Instant::now();
-                let serving = Arc::clone(&flow.serving);
                 let Some(course) = &mut flow.course else { return Err(Error::new(SPENT)) };
                 match course.step(now) {
                     Step::Spent => return Err(Error::new(SPENT)),
                     step @ (Step::Wait(_) | Step::Renewal(_)) => {
                         flow.idle(now);
-                        step
+                        (step, None)
                     }
                     Step::Try(backend) => {
                         flow.idle(now);
                         let Some(course) = &mut flow.course else { return Err(Error::new(SPENT)) };
                         let name = serving.gateway.backends.get(backend).map(|backend| &backend.config.name);
                         course.begin(name.unwrap_or(&BackendName::new("?")), now);
-                        match serving.peers.of(backend) {
-                            Some(peer) => return Ok(peer),
+                        match serving.peers.of(backend, flow.upgrades) {
+                            Some(peer) => (Step::Try(backend), Some(peer)),
                             None if flow.broke_off(Trouble::Dns, false, now) => continue,
                             None => return Err(Error::new(SPENT)),
                         }
@@ -222,7 +222,13 @@ impl ProxyHttp for Balancer {
                         course.renewed();
                     }
                 }
-                Step::Try(_) | Step::Spent => {}
+                Step::Try(backend) => {
+                    if let Some(peer) = peer {
+                        ctx.turn = serving.peers.turn(backend).await;
+                        return Ok(peer);
+                    }
+                }
+                Step::Spent => {}
             }
         }
     }
@@ -234,8 +240,9 @@ impl ProxyHttp for Balancer {
         _peer: &HttpPeer,
         _fd: std::os::unix::io::RawFd,
         _digest: Option<&Digest>,
-        _ctx: &mut Context,
+        ctx: &mut Context,
     ) -> pingora::Result<()> {
+        ctx.turn = None;
         // The engine does not listen to the client while it connects. Nothing is asked, and
         // billed, for one that has left meanwhile.
         if reused { Ok(()) } else { still_there(session).await }
@@ -300,8 +307,11 @@ impl ProxyHttp for Balancer {
         ctx: &mut Context,
         mut error: Box<Error>,
     ) -> Box<Error> {
+        ctx.turn = None;
         if let Some(flow) = &ctx.flow {
-            let another = flow.lock().broke_off(trouble::of_connecting(&error), false, Instant::now());
+            // A connection that is shared may turn out to have ended when one more stream is begun.
+            let stale = *error.etype() == ErrorType::H2Error;
+            let another = flow.lock().broke_off(trouble::of_connecting(&error), stale, Instant::now());
             error.set_retry(another);
         }
         error

@@ -5,16 +5,26 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use openssl::x509::X509;
 use pingora::protocols::TcpKeepalive;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::CertKey;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use super::dns::Addresses;
 use crate::config::{self, Backend, BadPair, Config, KeyPair};
+
+/// Most streams of one connection, where the other side does not ask for fewer. Azure allows as
+/// many as most servers do.
+const STREAMS: usize = 100;
+/// A good connection is made within this time.
+const CONNECTS_WITHIN: Duration = Duration::from_millis(250);
 
 /// Why a backend cannot be connected to at all.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +42,48 @@ pub struct Peers {
 struct Template {
     peer: HttpPeer,
     addresses: Arc<Addresses>,
+    /// Before a stream of HTTP/2; none for backends without.
+    entrance: Option<Entrance>,
+}
+
+/// One after the other looks for a connection, so that many requests at once share the one that the
+/// first of them opens.
+struct Entrance {
+    turns: Arc<Semaphore>,
+    /// Since when somebody has the turn.
+    since: Mutex<Instant>,
+}
+
+/// The right to look for a connection, until there is one.
+pub(super) type Turn = OwnedSemaphorePermit;
+
+impl Entrance {
+    fn new() -> Self {
+        Self { turns: Arc::new(Semaphore::new(1)), since: Mutex::new(Instant::now()) }
+    }
+
+    /// Waits for the turn, unless whoever has it takes longer than a good connection does.
+    async fn turn(&self) -> Option<Turn> {
+        let turn = match Arc::clone(&self.turns).try_acquire_owned() {
+            Ok(turn) => turn,
+            Err(_) => {
+                let mut turn = pin!(Arc::clone(&self.turns).acquire_owned());
+                loop {
+                    match timeout(CONNECTS_WITHIN, &mut turn).await {
+                        Ok(turn) => break turn.ok()?,
+                        Err(_) if self.since().elapsed() >= CONNECTS_WITHIN => return None,
+                        Err(_) => {}
+                    }
+                }
+            }
+        };
+        *self.since() = Instant::now();
+        Some(turn)
+    }
+
+    fn since(&self) -> MutexGuard<'_, Instant> {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Peers {
@@ -43,18 +95,28 @@ impl Peers {
     pub fn new(config: &Config, addresses: &[Arc<Addresses>]) -> Result<Self, BadAuthority> {
         let peers = config.backends.iter().zip(addresses).map(|(backend, addresses)| {
             let peer = template(backend, &config.timeouts, &config.server)?;
-            Ok(Template { peer, addresses: Arc::clone(addresses) })
+            let entrance = backend.http2.then(Entrance::new);
+            Ok(Template { peer, addresses: Arc::clone(addresses), entrance })
         });
         Ok(Self { peers: peers.collect::<Result<_, _>>()? })
     }
 
-    /// A peer for one attempt on this backend; `None` while its name has never resolved.
-    pub(super) fn of(&self, backend: usize) -> Option<Box<HttpPeer>> {
+    /// A peer for one attempt on this backend; `None` while its name has never resolved. One that
+    /// is to become another protocol cannot share a connection.
+    pub(super) fn of(&self, backend: usize, upgrades: bool) -> Option<Box<HttpPeer>> {
         let template = self.peers.get(backend)?;
         let address = template.addresses.next()?;
         let mut peer = Box::new(template.peer.clone());
         peer._address = SocketAddr::Inet(address);
+        if upgrades {
+            peer.options.set_http_version(1, 1);
+        }
         Some(peer)
+    }
+
+    /// The turn to look for a connection to a backend of HTTP/2.
+    pub(super) async fn turn(&self, backend: usize) -> Option<Turn> {
+        self.peers.get(backend)?.entrance.as_ref()?.turn().await
     }
 }
 
@@ -80,6 +142,11 @@ fn template(
     options.read_timeout = None;
     options.write_timeout = Some(timeouts.idle);
     options.tcp_keepalive = Some(keepalive(server));
+    if backend.http2 {
+        options.set_http_version(2, 1);
+        options.max_h2_streams = STREAMS;
+        options.h2_ping_interval = Some(server.tcp_keepalive);
+    }
     if let Some(path) = &backend.tls.ca {
         options.ca = Some(Arc::new(authorities(path)?));
     }
@@ -97,10 +164,10 @@ fn template(
 pub(crate) fn keepalive(server: &config::Server) -> TcpKeepalive {
     TcpKeepalive {
         idle: server.tcp_keepalive,
-        interval: (server.tcp_keepalive / 3).max(std::time::Duration::from_secs(1)),
+        interval: (server.tcp_keepalive / 3).max(Duration::from_secs(1)),
         count: 3,
         #[cfg(target_os = "linux")]
-        user_timeout: std::time::Duration::ZERO,
+        user_timeout: Duration::ZERO,
     }
 }
 

@@ -51,7 +51,7 @@ async fn probe(serving: &Serving, index: usize, connector: &Connector, repeated:
     // A name that does not resolve is said where it does not, and so is a missing secret.
     let Some(shown) = backend.credential.present() else { return true };
     let secret = shown.1.number;
-    let Some(peer) = serving.peers.of(index) else { return true };
+    let Some(peer) = serving.peers.of(index, false) else { return true };
     let reply =
         match timeout(ANSWER + serving.gateway.timeouts.connect, ask(backend, shown, &peer, connector)).await
         {

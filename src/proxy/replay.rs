@@ -32,6 +32,8 @@ use crate::record::writer::Receipt;
 /// Most bytes that are handed to the engine at once: it says that it has taken a piece, not that
 /// it has sent it, and the time-out of the first byte begins after the last one.
 const PIECE_MAX: usize = 128 * 1024;
+/// Pieces up to this are copied rather than sent each by itself.
+const SMALL: usize = 16 * 1024;
 
 /// How long the last bytes of an answer wait for its record.
 const RECORDING: Duration = Duration::from_millis(20);
@@ -45,17 +47,23 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    /// The pieces of the body, in order.
+    /// The pieces of the body, in order. Small ones that an edit left behind are joined: each
+    /// would be a write, and there are servers of HTTP/2 that hang up on many small frames.
     pub(super) fn new(pieces: impl IntoIterator<Item = Bytes>) -> Self {
         let mut cut = VecDeque::new();
+        let mut small: Vec<Bytes> = Vec::new();
         for mut piece in pieces {
+            if piece.len() <= SMALL {
+                small.push(piece);
+                continue;
+            }
+            cut.extend(joined(&mut small));
             while piece.len() > PIECE_MAX {
                 cut.push_back(piece.split_to(PIECE_MAX));
             }
-            if !piece.is_empty() {
-                cut.push_back(piece);
-            }
+            cut.push_back(piece);
         }
+        cut.extend(joined(&mut small));
         Self { pieces: cut, begun: false }
     }
 
@@ -67,6 +75,16 @@ impl Outgoing {
     /// Whether nothing is left once the engine has the first piece.
     fn is_done(&self) -> bool {
         self.pieces.len() <= usize::from(!self.begun)
+    }
+}
+
+/// The bytes of these pieces as one, if there are any.
+fn joined(pieces: &mut Vec<Bytes>) -> Option<Bytes> {
+    pieces.retain(|piece| !piece.is_empty());
+    match pieces.len() {
+        0 => None,
+        1 => pieces.pop(),
+        _ => Some(Bytes::from(std::mem::take(pieces).concat())),
     }
 }
 
@@ -444,11 +462,12 @@ mod tests {
         assert!(one.is_done(), "the engine sends the first piece with the end");
         assert_eq!(one.first(), Some(piece(b"a")));
         assert!(one.is_done());
-        let mut two = Outgoing::new([piece(b"a"), piece(b""), piece(b"b")]);
+        let large = Bytes::from(vec![b'x'; SMALL + 1]);
+        let mut two = Outgoing::new([piece(b"a"), piece(b""), piece(b"b"), large.clone(), piece(b"")]);
         assert!(!two.is_done());
-        assert_eq!(two.first(), Some(piece(b"a")));
+        assert_eq!(two.first(), Some(piece(b"ab")), "small ones are one");
         assert!(!two.is_done());
-        assert_eq!(two.pieces.pop_front(), Some(piece(b"b")));
+        assert_eq!(two.pieces.pop_front(), Some(large));
         assert!(two.is_done());
     }
 }

@@ -50,7 +50,9 @@ pub(super) fn of_connecting(error: &Error) -> Trouble {
 /// What broke a connection off.
 pub(super) fn of(error: &Error) -> Trouble {
     match error.etype() {
-        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => Trouble::Reset,
+        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError | ErrorType::H2Error => {
+            Trouble::Reset
+        }
         ErrorType::ReadTimedout | ErrorType::WriteTimedout => Trouble::IdleTimeout,
         _ => Trouble::Protocol,
     }

@@ -14,8 +14,18 @@ use crate::config::node::{Inner, Map};
 use crate::config::{Backend, BackendTls, DeploymentMap, Endpoint};
 use crate::names::{BackendName, Deployment, Tier, Weight};
 
-const KEYS: [&str; 9] =
-    ["name", "endpoint", "tier", "weight", "credential", "deployments", "api_version", "tls", "probe"];
+const KEYS: [&str; 10] = [
+    "name",
+    "endpoint",
+    "tier",
+    "weight",
+    "credential",
+    "deployments",
+    "api_version",
+    "tls",
+    "http2",
+    "probe",
+];
 const INTERVAL: &str = "write how long a backend may be without traffic, such as interval: 30s";
 /// Most slots of the wheel of one tier.
 const SLOTS_MAX: u64 = 10_000;
@@ -117,6 +127,13 @@ fn backend(node: &Inner<'_, '_>, index: usize, all: &mut Backends) -> Option<Bac
     let api_version = map.maybe("api_version", api_version);
     let probe = map.maybe("probe", |node| node.map(&["interval"])?.need("interval", INTERVAL)?.interval());
     let tls = map.or("tls", BackendTls::default(), |node| tls(node, endpoint.as_ref()));
+    let http2 = map.or("http2", false, |node| {
+        let http2 = node.flag()?;
+        if http2 && endpoint.as_ref().is_some_and(|endpoint| !endpoint.tls) {
+            return node.error("needs an https endpoint: HTTP/2 is agreed on in the TLS handshake");
+        }
+        Some(http2)
+    });
     Some(Backend {
         name: name?,
         endpoint: endpoint?,
@@ -126,6 +143,7 @@ fn backend(node: &Inner<'_, '_>, index: usize, all: &mut Backends) -> Option<Bac
         deployments: deployments?,
         api_version: api_version?,
         tls: tls?,
+        http2: http2?,
         probe: probe?,
     })
 }
@@ -298,10 +316,8 @@ mod tests {
             one("weight: ", "backends[0].weight: is empty; remove it or give it a value"),
             one("weight: !x 1", "backends[0].weight: must be a number, not a value with a YAML tag"),
             one("wieght: 1", "backends[0].wieght: unknown key; did you mean `weight`?"),
-            one(
-                "http2: true",
-                "backends[0].http2: unknown key; the keys here are name, endpoint, tier, weight, credential, deployments, api_version, tls and probe",
-            ),
+            one("http2: yes", "backends[0].http2: must be true or false, not \"yes\""),
+            one("hhtp: true", "backends[0].hhtp: unknown key; did you mean `http2`?"),
             one(
                 "probe: {}",
                 "backends[0].probe.interval: is missing; write how long a backend may be without traffic, such as interval: 30s",
@@ -355,7 +371,7 @@ mod tests {
             (
                 "backends: [ x, {} ]",
                 &[
-                    "backends[0]: must be a mapping with name, endpoint, tier, weight, credential, deployments, api_version, tls or probe, not a string",
+                    "backends[0]: must be a mapping with name, endpoint, tier, weight, credential, deployments, api_version, tls, http2 or probe, not a string",
                     "backends[1].name: is missing; give it a unique name",
                     "backends[1].endpoint: is missing; write the resource's URL, such as https://NAME.openai.azure.com",
                     "backends[1].credential: is missing; write credential: { api_key: \"${NAME}\" }",
@@ -381,10 +397,11 @@ mod tests {
                 ],
             ),
             (
-                "backends: [ { name: a, endpoint: 'http://127.0.0.1', credential: { api_key: '${EMPTY}' }, tls: { server_name: a.b } } ]",
+                "backends: [ { name: a, endpoint: 'http://127.0.0.1', credential: { api_key: '${EMPTY}' }, tls: { server_name: a.b }, http2: true } ]",
                 &[
                     "backends[0].credential.api_key: must not be empty, as the value from ${EMPTY} is",
                     "backends[0].tls: has no meaning for an http endpoint; remove it or use https",
+                    "backends[0].http2: needs an https endpoint: HTTP/2 is agreed on in the TLS handshake",
                 ],
             ),
             (
