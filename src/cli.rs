@@ -71,6 +71,7 @@ enum Keys {
 
 /// Runs the command line; returns the exit code: 0 good, 1 bad, 2 usage.
 pub fn main() -> u8 {
+    hide_memory();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(usage) => {
@@ -93,6 +94,12 @@ pub fn main() -> u8 {
             BAD
         }
     }
+}
+
+/// No core dump, and no look into the memory by others of the same user: keys and prompts are in
+/// it. Where the kernel does not know how, it is as it would have been.
+fn hide_memory() {
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
 }
 
 /// What is printed when a command fails: the chain of causes.
@@ -173,7 +180,31 @@ fn environment(name: &str) -> Option<String> {
 /// is wrong.
 fn start_log() {
     let chosen = env_logger::Env::default().default_filter_or("warn,aoai_lb=info");
-    env_logger::Builder::from_env(chosen).init();
+    let logger = env_logger::Builder::from_env(chosen).build();
+    log::set_max_level(logger.filter());
+    // There is one only if somebody has begun already, and then it is good enough.
+    let _ = log::set_boxed_logger(Box::new(Discreet(logger)));
+}
+
+/// Keeps to itself what libraries say to their developers: the engine's includes whole requests,
+/// with keys and prompts.
+struct Discreet(env_logger::Logger);
+
+impl log::Log for Discreet {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        let is_ours = metadata.target().starts_with(env!("CARGO_CRATE_NAME"));
+        (is_ours || metadata.level() <= log::Level::Info) && self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            self.0.log(record);
+        }
+    }
+
+    fn flush(&self) {
+        self.0.flush();
+    }
 }
 
 /// The runtime of everything that is not a request: look-ups, simulated resources.

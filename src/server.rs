@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use log::{info, warn};
 use pingora::apps::HttpServerOptions;
 use pingora::listeners::TcpSocketOptions;
+use pingora::listeners::tls::TlsSettings;
 use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
@@ -21,7 +22,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin::Admin;
-use crate::config::{AdminAddress, Config};
+use crate::config::{self, AdminAddress, Config, ListenerTls};
 use crate::credentials::Keyring;
 use crate::gateway::{Gateway, Process};
 use crate::proxy::dns::{Directory, Resolve, System};
@@ -120,8 +121,16 @@ pub fn run(config: &Config, background: &Runtime) -> Result<(), StartError> {
         }
         server.add_service(service);
     }
-    if let Some(address) = &config.admin {
-        add_admin(&mut server, address, &serving, started);
+    if let Some(admin) = &config.admin {
+        let secure = |tls: &ListenerTls| {
+            let door = Door::of_admin(tls)?;
+            background.block_on(async { door.watch() });
+            door.settings()
+        };
+        let bad = |problem| StartError::Certificate { key: "admin".to_owned(), problem };
+        let tls = admin.tls.as_ref().map(secure).transpose().map_err(bad)?;
+        let token = admin.token.as_ref().map(|token| process.keyring.secret(token, &config.key_vault));
+        add_admin(&mut server, admin, tls, Admin::new(Arc::clone(&serving), admin, token, started));
     }
     let addresses: Vec<String> =
         config.listeners.iter().map(|listener| listener.address.to_string()).collect();
@@ -166,17 +175,15 @@ fn socket(config: &Config, address: SocketAddr) -> TcpSocketOptions {
     options
 }
 
-fn add_admin(server: &mut Server, address: &AdminAddress, serving: &Arc<ArcSwap<Serving>>, started: Instant) {
-    let host = match address {
-        AdminAddress::Tcp(address) => Some(address.ip().to_string()),
-        AdminAddress::Unix(_) => None,
-    };
-    let admin = Admin::new(Arc::clone(serving), host, started);
+fn add_admin(server: &mut Server, config: &config::Admin, tls: Option<TlsSettings>, admin: Admin) {
     let app = pingora::apps::http_app::HttpServer::new_app(admin);
     let mut service = Service::new("admin".to_owned(), app);
-    match address {
-        AdminAddress::Tcp(address) => service.add_tcp(&address.to_string()),
-        AdminAddress::Unix(path) => {
+    match (&config.address, tls) {
+        (AdminAddress::Tcp(address), Some(tls)) => {
+            service.add_tls_with_settings(&address.to_string(), None, tls);
+        }
+        (AdminAddress::Tcp(address), None) => service.add_tcp(&address.to_string()),
+        (AdminAddress::Unix(path), _) => {
             let owner_only = std::fs::Permissions::from_mode(0o600);
             service.add_uds(&path.to_string_lossy(), Some(owner_only));
         }
@@ -192,7 +199,7 @@ fn add_admin(server: &mut Server, address: &AdminAddress, serving: &Arc<ArcSwap<
 pub fn probe_addresses(config: &Config) -> Result<(), StartError> {
     let listeners = config.listeners.iter().enumerate();
     let listeners = listeners.map(|(n, listener)| (format!("listeners[{n}].address"), listener.address));
-    let admin = match &config.admin {
+    let admin = match config.admin.as_ref().map(|admin| &admin.address) {
         Some(AdminAddress::Tcp(address)) => Some(("admin.address".to_owned(), *address)),
         _ => None,
     };

@@ -183,6 +183,17 @@ async fn a_token_that_is_refused_for_good_is_not_renewed_for_ever() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_a_key_that_is_written_in_the_file() {
+    let resource = Resource::start(&[], None).await;
+    let balancer = Balancer::start(&resource.entry("a", "api_key: wrong"), "").await;
+    let begun = Instant::now();
+    for _ in 0..5 {
+        assert_eq!(balancer.chat().await.status, 503);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_is_rotated_in_its_vault_costs_no_request() {
     let platform = Platform::start().await;
     platform.put("west-key", "first-key");

@@ -1,10 +1,11 @@
 //! The admin API: health, readiness, metrics, and the state of things as JSON.
 //!
-//! On a loopback address or a Unix socket only; its answers carry no secret.
+//! Beyond loopback it wants TLS and a token; its answers carry no secret.
 
 pub mod metrics;
 pub mod status;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -15,6 +16,8 @@ use http::{Method, Response, header};
 use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
 
+use crate::config::{self, AdminAddress, KeyPair};
+use crate::credentials::Kept;
 use crate::proxy::Serving;
 use crate::proxy::reply;
 use crate::refusal::{Reason, Refusal};
@@ -23,29 +26,77 @@ use crate::refusal::{Reason, Refusal};
 pub struct Admin {
     serving: Arc<ArcSwap<Serving>>,
     started: Instant,
-    /// The host part of the configured address; `None` for a Unix socket.
-    host: Option<String>,
+    /// What has to be shown; `None`: nothing.
+    token: Option<Kept>,
+    /// The hosts that it answers for; `None` for a Unix socket.
+    hosts: Option<Hosts>,
+}
+
+/// The names under which a client may have found it. A page of another site must not read it
+/// through a name that it makes resolve here.
+struct Hosts {
+    address: IpAddr,
+    names: Vec<String>,
+}
+
+impl Hosts {
+    /// Addresses of this machine, and the names that its certificate vouches for.
+    fn has(&self, host: &str) -> bool {
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+            _ => host,
+        };
+        let name = name.trim_start_matches('[').trim_end_matches(']');
+        match name.parse::<IpAddr>() {
+            Ok(ip) => ip == self.address || ip.to_canonical().is_loopback() || self.address.is_unspecified(),
+            Err(_) => {
+                name.eq_ignore_ascii_case("localhost")
+                    || self.names.iter().any(|known| known.eq_ignore_ascii_case(name))
+            }
+        }
+    }
 }
 
 impl Admin {
-    /// The admin API of what is serving; `host` is the configured address's.
-    pub fn new(serving: Arc<ArcSwap<Serving>>, host: Option<String>, started: Instant) -> Self {
-        Self { serving, started, host }
+    /// The admin API of what is serving, as configured; `token` is its secret.
+    pub fn new(
+        serving: Arc<ArcSwap<Serving>>,
+        config: &config::Admin,
+        token: Option<Kept>,
+        started: Instant,
+    ) -> Self {
+        let files = config.tls.iter().flat_map(|tls| &tls.pairs);
+        let names =
+            files.filter_map(|files| KeyPair::read(files).ok()).flat_map(|pair| pair.names()).collect();
+        let hosts = match config.address {
+            AdminAddress::Tcp(address) => Some(Hosts { address: address.ip(), names }),
+            AdminAddress::Unix(_) => None,
+        };
+        Self { serving, started, token, hosts }
     }
 
     fn answer(&self, session: &ServerSession) -> Response<Vec<u8>> {
         let request = session.req_header();
         if !self.is_local(session) {
-            let message = "the admin API answers only for loopback names";
+            let message =
+                "the admin API answers only under its own addresses and names, and no page of another site";
             return refused(403, &Refusal::new(Reason::PathNotAllowed, message));
         }
         if !matches!(request.method, Method::GET | Method::HEAD) {
             let message = "the admin API serves GET";
             return refused(405, &Refusal::new(Reason::MethodNotAllowed, message));
         }
+        let path = request.uri.path();
+        if !matches!(path, "/healthz" | "/readyz") && !self.is_known(session) {
+            let message = "the admin API wants its token: Authorization: Bearer TOKEN";
+            let mut response = refused(401, &Refusal::new(Reason::InvalidApiKey, message));
+            let challenge = http::HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+            return response;
+        }
         let serving = self.serving.load();
         let stopping = serving.gateway.process.stopping.load(Ordering::Acquire);
-        match request.uri.path() {
+        match path {
             "/healthz" => text(200, "ok\n"),
             "/readyz" if stopping => text(503, "stopping\n"),
             "/readyz" => text(200, "ok\n"),
@@ -64,22 +115,25 @@ impl Admin {
         }
     }
 
-    /// A page of another site must not read this through a name that it makes resolve here.
     fn is_local(&self, session: &ServerSession) -> bool {
         let header = |name| session.get_header(name).and_then(|value| value.to_str().ok());
         if header("sec-fetch-site").is_some_and(|site| site == "cross-site") || header("origin").is_some() {
             return false;
         }
-        let Some(configured) = &self.host else { return true };
-        let Some(host) = header("host") else { return false };
-        let name = match host.rsplit_once(':') {
-            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-            _ => host,
-        };
-        let name = name.trim_start_matches('[').trim_end_matches(']');
-        name.eq_ignore_ascii_case("localhost")
-            || name == configured
-            || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        let Some(hosts) = &self.hosts else { return true };
+        header("host").is_some_and(|host| hosts.has(host))
+    }
+
+    /// Whether the token is shown that has to be. Digests are compared, in constant time, so that
+    /// not even the length of the token shows.
+    fn is_known(&self, session: &ServerSession) -> bool {
+        let Some(token) = &self.token else { return true };
+        let shown = session.get_header(header::AUTHORIZATION).map(http::HeaderValue::as_bytes);
+        let shown = shown.and_then(|value| value.split_at_checked(7));
+        let (Some((scheme, shown)), Some(token)) = (shown, token.now()) else { return false };
+        let digest = |bytes: &[u8]| openssl::sha::sha256(bytes);
+        scheme.eq_ignore_ascii_case(b"bearer ")
+            && openssl::memcmp::eq(&digest(shown), &digest(token.secret.expose().as_bytes()))
     }
 }
 

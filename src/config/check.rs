@@ -3,6 +3,7 @@
 //!
 //! Everything is read before anything is given up, so that all problems are found at once.
 
+mod admin;
 mod backends;
 mod clients;
 mod credentials;
@@ -10,14 +11,11 @@ mod listeners;
 mod record;
 mod requests;
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::node::{Inner, Map, Node};
 use super::statuses::{self, Statuses};
-use super::{
-    AdminAddress, Balance, Breaker, Config, Content, Cooldown, Hold, Ratio, Retry, Server, Timeouts,
-};
+use super::{Balance, Breaker, Config, Content, Cooldown, Hold, Ratio, Retry, Server, Timeouts};
 
 const KEYS: [&str; 14] = [
     "listeners",
@@ -40,9 +38,6 @@ const BALANCE: [(&str, Balance); 2] = [("round_robin", Balance::RoundRobin), ("h
 const CONTENT: [(&str, Content); 3] =
     [("full", Content::Full), ("prompt", Content::Prompt), ("none", Content::None)];
 
-/// The longest path of a Unix socket, in bytes (Linux, `sun_path` without its NUL: unix(7)).
-const SOCKET_PATH_MAX: usize = 107;
-
 /// Reads the whole document; `None` when a problem was noted.
 pub(super) fn config(root: &Node<'_>) -> Option<Config> {
     let root = root.inner().map(&KEYS)?;
@@ -58,7 +53,7 @@ pub(super) fn config(root: &Node<'_>) -> Option<Config> {
     let timeouts = timeouts(&root);
     let record = root.maybe("record", record::read);
     let key_vault = credentials::key_vault(&root);
-    let admin = root.maybe("admin", |node| admin(node, listeners.as_deref().unwrap_or_default()));
+    let admin = root.maybe("admin", |node| admin::read(node, listeners.as_deref().unwrap_or_default()));
     let server = server(&root);
 
     let clients = clients?;
@@ -172,36 +167,6 @@ fn timeouts(root: &Map<'_, '_>) -> Option<Timeouts> {
     })
 }
 
-fn admin(node: &Inner<'_, '_>, listeners: &[super::Listener]) -> Option<AdminAddress> {
-    let node =
-        node.map(&["address"])?.need("address", "write 127.0.0.1:9901 or unix:/run/aoai-lb/admin.sock")?;
-    let address = node.parsed(|text| {
-        if let Some(path) = text.strip_prefix("unix:") {
-            let path = node.resolve(path);
-            return match path.as_os_str().len() {
-                _ if text.len() == "unix:".len() || text.contains('\0') => {
-                    Err("must have a path behind unix:")
-                }
-                length if length > SOCKET_PATH_MAX => Err("must have a path of at most 107 bytes"),
-                _ => Ok(AdminAddress::Unix(path)),
-            };
-        }
-        let address: SocketAddr = text
-            .parse()
-            .map_err(|_| "must be an IP address with a port, such as 127.0.0.1:9901, or unix:/path")?;
-        match address.ip().to_canonical().is_loopback() {
-            true => Ok(AdminAddress::Tcp(address)),
-            false => Err("must be a loopback address or a Unix socket in this version"),
-        }
-    })?;
-    if let AdminAddress::Tcp(admin) = address
-        && let Some(i) = listeners.iter().position(|listener| listeners::overlap(listener.address, admin))
-    {
-        return node.error(format!("is taken by listeners[{i}]; use another port"));
-    }
-    Some(address)
-}
-
 fn server(root: &Map<'_, '_>) -> Option<Server> {
     let map = root.block("server", &["threads", "grace_period", "drain_delay", "tcp_keepalive"])?;
     let threads = map.or("threads", processors(), |node| Some(node.number(1..=256)? as usize));
@@ -300,7 +265,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let yaml = "retry: { attempts: 0, statuses: [400-499, '503'], deadline: 0s, wait: 1s }\nserver: { threads: '${FOUR}' }\n\
-                    record: { content: none, content_limit: 1MB, usage: observe, jsonl: { path: x } }\nadmin: { address: 'unix:/a/b' }";
+                    record: { content: none, content_limit: 1MB, usage: observe, jsonl: { path: x } }";
         let config = good(yaml).config;
         assert_eq!(
             (config.retry.attempts, config.retry.deadline, config.server.threads),
@@ -313,9 +278,7 @@ mod tests {
             (record.content, record.content_limit, record.usage),
             (Content::None, 1_000_000, UsageMode::Observe)
         );
-        assert_eq!(config.admin, Some(AdminAddress::Unix("/a/b".into())));
-        let config = good("admin: { address: '[::1]:9901' }\nretry: { statuses: [] }").config;
-        assert_eq!(config.admin, Some(AdminAddress::Tcp("[::1]:9901".parse().unwrap())));
+        let config = good("retry: { statuses: [] }").config;
         assert_eq!(config.retry.statuses, Statuses::NONE);
     }
 
@@ -387,23 +350,6 @@ mod tests {
                 &["record.jsonl.path: must be a file, and \"/\" is a directory"],
             ),
             (
-                "admin: { address: '0.0.0.0:9901' }",
-                &[
-                    "admin.address: must be a loopback address or a Unix socket in this version, not \"0.0.0.0:9901\"",
-                ],
-            ),
-            (
-                "admin: { address: 'localhost:9901' }",
-                &[
-                    "admin.address: must be an IP address with a port, such as 127.0.0.1:9901, or unix:/path, not \"localhost:9901\"",
-                ],
-            ),
-            ("admin: { address: 'unix:' }", &["admin.address: must have a path behind unix:, not \"unix:\""]),
-            (
-                "admin: { address: '127.0.0.1:8080' }",
-                &["admin.address: is taken by listeners[0]; use another port"],
-            ),
-            (
                 "server: { threads: 0, tcp_keepalive: 100ms }",
                 &[
                     "server.threads: must be 1 to 256, not 0",
@@ -411,8 +357,6 @@ mod tests {
                 ],
             ),
         ]);
-        let long = format!("admin: {{ address: 'unix:/{}' }}", "x".repeat(107));
-        assert!(problems_in(&long)[0].starts_with("admin.address: must have a path of at most 107 bytes"));
     }
 
     #[test]

@@ -65,7 +65,7 @@ pub struct Config {
     /// How secrets that are in a vault are read.
     pub key_vault: KeyVault,
     /// Where the admin API listens; `None`: nowhere.
-    pub admin: Option<AdminAddress>,
+    pub admin: Option<Admin>,
     /// The process itself.
     pub server: Server,
 }
@@ -381,10 +381,21 @@ pub enum UsageMode {
     Observe,
 }
 
+/// The admin API.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Where it listens.
+    pub address: AdminAddress,
+    /// What has to be shown; always there beyond loopback.
+    pub token: Option<SecretSource>,
+    /// The same.
+    pub tls: Option<ListenerTls>,
+}
+
 /// Where the admin API listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdminAddress {
-    /// A loopback address that no listener uses.
+    /// An address that no listener uses.
     Tcp(SocketAddr),
     /// A Unix socket; the path is short enough for one.
     Unix(PathBuf),

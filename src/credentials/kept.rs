@@ -99,6 +99,8 @@ impl Fetch {
 #[derive(Debug)]
 pub struct State {
     what: String,
+    /// Nobody renews it.
+    is_fixed: bool,
     numbers: Arc<AtomicU64>,
     current: ArcSwapOption<Value>,
     /// The number of the value that was refused last.
@@ -115,6 +117,7 @@ impl State {
         let problem = NoValue(format!("{what} has not been fetched yet").into());
         Self {
             what,
+            is_fixed: false,
             numbers,
             current: ArcSwapOption::empty(),
             refused: AtomicU64::new(0),
@@ -126,7 +129,8 @@ impl State {
 
     /// A value that does not change.
     pub(super) fn fixed(secret: &Secret, number: u64) -> Self {
-        let this = Self::new("a secret of the configuration".to_owned(), Arc::default());
+        let mut this = Self::new("a secret of the configuration".to_owned(), Arc::default());
+        this.is_fixed = true;
         // Checked with the configuration where it is sent as it is.
         let header = header(secret.expose()).unwrap_or(HeaderValue::from_static(""));
         this.current.store(Some(Arc::new(Value { secret: secret.clone(), header, number, ends: None })));
@@ -163,7 +167,11 @@ impl State {
 
     /// This value was refused: it is renewed now, once, however many say so.
     pub fn refuse(&self, number: u64) {
-        if number == 0 || number != self.number() || self.refused.swap(number, Ordering::AcqRel) == number {
+        if self.is_fixed
+            || number == 0
+            || number != self.number()
+            || self.refused.swap(number, Ordering::AcqRel) == number
+        {
             return;
         }
         self.awaited.send_replace(true);
@@ -300,6 +308,8 @@ mod tests {
     #[test]
     fn nothing_of_it_is_shown() {
         let state = State::fixed(&Secret::new("hunter2"), 1);
+        state.refuse(1);
+        assert!(!state.is_awaited(), "nobody would come");
         assert!(!format!("{state:?} {:?}", state.now()).contains("hunter2"));
         assert_eq!(state.now().unwrap().header, "hunter2");
     }

@@ -209,7 +209,8 @@ impl Balancer {
                 log.push('\n');
             }
         });
-        let speaks_tls = text.contains(" tls: { certificate");
+        let listeners = text.split("\nadmin:").next().unwrap();
+        let speaks_tls = listeners.contains(" tls: { certificate");
         let mut balancer = Self { child, address, admin, directory, speaks_tls, log };
         balancer.until_ready().await;
         balancer

@@ -1,0 +1,115 @@
+//! `admin`: where the admin API listens, and what it wants to be shown there.
+
+use std::net::SocketAddr;
+
+use super::credentials::key;
+use super::listeners::{overlap, tls};
+use crate::config::node::Inner;
+use crate::config::{Admin, AdminAddress, Listener};
+
+/// The longest path of a Unix socket, in bytes (Linux, `sun_path` without its NUL: unix(7)).
+const SOCKET_PATH_MAX: usize = 107;
+
+/// Reads the block; its address is none of the `listeners`'.
+pub(super) fn read(node: &Inner<'_, '_>, listeners: &[Listener]) -> Option<Admin> {
+    let map = node.map(&["address", "token", "tls"])?;
+    let address = map
+        .need("address", "write 127.0.0.1:9901 or unix:/run/aoai-lb/admin.sock")
+        .and_then(|node| address(&node, listeners));
+    let token = map.maybe("token", key);
+    let (has_token, has_tls) = (map.find("token").is_some(), map.find("tls").is_some());
+    let tls = map.maybe("tls", tls);
+    let address = address?;
+    let is_guarded = has_token && has_tls;
+    match &address {
+        AdminAddress::Unix(_) if has_tls => {
+            return map.report.error(&map.at("tls"), "has no meaning for a Unix socket; remove it");
+        }
+        AdminAddress::Tcp(tcp) if !is_guarded && !tcp.ip().to_canonical().is_loopback() => {
+            let message = "needs token and tls: it is not a loopback address";
+            return map.report.error(&map.at("address"), message);
+        }
+        _ => {}
+    }
+    Some(Admin { address, token: token?, tls: tls? })
+}
+
+fn address(node: &Inner<'_, '_>, listeners: &[Listener]) -> Option<AdminAddress> {
+    let address = node.parsed(|text| {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = node.resolve(path);
+            return match path.as_os_str().len() {
+                _ if text.len() == "unix:".len() || text.contains('\0') => {
+                    Err("must have a path behind unix:")
+                }
+                length if length > SOCKET_PATH_MAX => Err("must have a path of at most 107 bytes"),
+                _ => Ok(AdminAddress::Unix(path)),
+            };
+        }
+        let address: Result<SocketAddr, _> = text.parse();
+        address
+            .map(AdminAddress::Tcp)
+            .map_err(|_| "must be an IP address with a port, such as 127.0.0.1:9901, or unix:/path")
+    })?;
+    if let AdminAddress::Tcp(admin) = address
+        && let Some(i) = listeners.iter().position(|listener| overlap(listener.address, admin))
+    {
+        return node.error(format!("is taken by listeners[{i}]; use another port"));
+    }
+    Some(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::{assert_problems, good, pair, problems_in};
+
+    #[test]
+    fn loopback_needs_nothing_and_the_network_both() {
+        let admin = |yaml: &str| good(yaml).config.admin.unwrap();
+        assert_eq!(admin("admin: { address: 'unix:/a/b' }").address, AdminAddress::Unix("/a/b".into()));
+        let loopback = admin("admin: { address: '[::1]:9901', token: '${KEY}' }");
+        assert_eq!(loopback.address, AdminAddress::Tcp("[::1]:9901".parse().unwrap()));
+        assert!(loopback.token.is_some() && loopback.tls.is_none());
+        assert!(!format!("{loopback:?}").contains("k3y"));
+        let directory = tempfile::tempdir().unwrap();
+        pair(directory.path(), "admin", 90, &["admin.test"]);
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        let tls =
+            format!("tls: {{ certificate: '{}', private_key: '{}' }}", path("admin.pem"), path("admin.key"));
+        let public = admin(&format!("admin: {{ address: '0.0.0.0:9901', token: t, {tls} }}"));
+        assert!(public.tls.is_some());
+        let needs = "admin.address: needs token and tls: it is not a loopback address";
+        assert_problems(&[
+            (&format!("admin: {{ address: '10.0.0.1:9901', {tls} }}"), &[needs]),
+            ("admin: { address: '10.0.0.1:9901', token: t }", &[needs]),
+            (
+                &format!("admin: {{ address: 'unix:/a', {tls} }}"),
+                &["admin.tls: has no meaning for a Unix socket; remove it"],
+            ),
+        ]);
+    }
+
+    #[test]
+    fn problems() {
+        assert_problems(&[
+            (
+                "admin: { address: 'localhost:9901' }",
+                &[
+                    "admin.address: must be an IP address with a port, such as 127.0.0.1:9901, or unix:/path, not \"localhost:9901\"",
+                ],
+            ),
+            ("admin: { address: 'unix:' }", &["admin.address: must have a path behind unix:, not \"unix:\""]),
+            (
+                "admin: { address: '127.0.0.1:8080' }",
+                &["admin.address: is taken by listeners[0]; use another port"],
+            ),
+            (
+                "admin: { address: '127.0.0.1:9901', token: 'a b' }",
+                &["admin.token: must be a key without blanks, line breaks and non-ASCII characters"],
+            ),
+        ]);
+        let long = format!("admin: {{ address: 'unix:/{}' }}", "x".repeat(107));
+        assert!(problems_in(&long)[0].starts_with("admin.address: must have a path of at most 107 bytes"));
+    }
+}
