@@ -19,7 +19,7 @@ use support::client::{Client, Reply};
 use support::identity::{APP_SECRET, CLIENT, HEADER, Platform, Resource, TENANT, Temper};
 use support::tls::{authority, certificate, key};
 use support::upstream::{Upstream, reply};
-use support::{Balancer, CHAT, HELLO, KEY, STREAM, clients, free_port, sha256, until};
+use support::{Balancer, CHAT, HELLO, KEY, STREAM, clients, free_port, sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const WRITTEN: &str = "planted-key-in-the-file";

@@ -194,6 +194,13 @@ impl State {
         number != 0 && self.refused.load(Ordering::Acquire) == number
     }
 
+    #[cfg(test)]
+    pub(crate) fn renew_for_test(&self, text: &str) {
+        let header = header(text).unwrap_or(HeaderValue::from_static(""));
+        self.accept(&Fetched { secret: Secret::new(text), header, renew: Duration::MAX, ends: None });
+        self.awaited.send_replace(false);
+    }
+
     /// Takes what was fetched; returns whether it is a new value.
     fn accept(&self, fetched: &Fetched) -> bool {
         let ends = fetched.ends.map(|life| Instant::now() + life);

@@ -51,6 +51,14 @@ impl Credential {
         Self { name: HeaderName::from_static("api-key"), kept }
     }
 
+    /// The same for one that somebody renews, by [`State::renew_for_test`].
+    #[cfg(test)]
+    pub(crate) fn renewable_for_test(key: &str) -> Self {
+        let state = Arc::new(State::new("a key".to_owned(), Arc::default()));
+        state.renew_for_test(key);
+        Self { name: HeaderName::from_static("api-key"), kept: Kept(Arc::new(Keeping { state, task: None })) }
+    }
+
     /// The header to send, and the value to say so about if it is refused; `None` while there is
     /// none yet.
     pub fn present(&self) -> Option<(HeaderName, Arc<Value>)> {

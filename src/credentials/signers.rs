@@ -67,6 +67,12 @@ impl Signers {
         }
     }
 
+    /// Those of nobody, which are never fetched.
+    #[cfg(test)]
+    pub(crate) fn for_test(tokens: &ClientTokens) -> Self {
+        Self::new(tokens, Arc::new(Outbound::new(Duration::ZERO)))
+    }
+
     /// The keys at hand.
     pub fn now(&self) -> Arc<Keys> {
         self.current.load_full()

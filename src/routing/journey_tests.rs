@@ -21,6 +21,10 @@ struct World {
 
 /// Backends `0, 1, …`, each in the tier given.
 fn world(tiers: &[u16]) -> World {
+    world_of(tiers, || Credential::for_test("key"))
+}
+
+fn world_of(tiers: &[u16], credential: fn() -> Credential) -> World {
     let now = Instant::now();
     let memory = Memory::new(now);
     let candidate = |(backend, tier): (usize, &u16)| {
@@ -32,7 +36,7 @@ fn world(tiers: &[u16]) -> World {
             tier,
             weight: Weight::ONE,
             upstream: None,
-            credential: Arc::new(Credential::for_test("key")),
+            credential: Arc::new(credential()),
             memory: Arc::clone(&memory),
             deployment,
         }
@@ -229,4 +233,42 @@ fn the_budget_spares_the_first_failover_and_what_follows_no_failure() {
     assert!(matches!(world.choose(&journey), Choice::Spent), "the second failover is the budget's");
     journey.end(second, Outcome::Throttled(world.now + 5000 * MS));
     assert!(matches!(world.choose(&journey), Choice::Try(_)), "after a 429 it is not");
+}
+
+#[test]
+fn a_refused_secret_is_waited_for_when_nobody_else_is_left_and_asked_with_once() {
+    let world = world_of(&[1, 2], || Credential::renewable_for_test("old"));
+    let refuse = |journey: &mut Journey, place: usize| {
+        let candidate = world.pool.candidate(place).unwrap();
+        let number = candidate.credential.kept().number();
+        candidate.credential.kept().refuse(number);
+        let rest = Rest { reason: Reason::Credential, until: world.now + 60_000 * MS };
+        candidate.memory.refuse(&candidate.credential, number, rest, world.now);
+        journey.end(place, Outcome::Refused(number));
+    };
+    let renew = |place: usize, key| {
+        let candidate = world.pool.candidate(place).unwrap();
+        candidate.credential.kept().renew_for_test(key);
+    };
+    let mut journey = Journey::through(&world.pool);
+    let first = world.tries(&mut journey);
+    refuse(&mut journey, first);
+    // Somebody else is asked first, while the secret is on its way.
+    let second = world.tries(&mut journey);
+    assert_ne!(first, second);
+    refuse(&mut journey, second);
+    assert!(matches!(world.choose(&journey), Choice::Renewal(_)));
+    // Another request that comes meanwhile waits as well.
+    let mut other = Journey::through(&world.pool);
+    assert!(matches!(world.choose(&other), Choice::Renewal(_)));
+    renew(first, "new");
+    renew(second, "old");
+    journey.renewed();
+    other.renewed();
+    assert_eq!(world.tries(&mut journey), first);
+    refuse(&mut journey, first);
+    // Once is enough, be there a third or not; and the second has nothing new.
+    renew(first, "newer");
+    assert!(matches!(world.choose(&journey), Choice::Spent), "{:?}", world.choose(&journey));
+    assert_eq!(world.tries(&mut other), first, "for others it is as good as new");
 }

@@ -45,7 +45,7 @@ def main():
     old = environments.python("python-028", "requirements-028.txt")
     node = environments.node()
     commands = {
-        "python": [[current, HERE / "python_current.py"], [current, HERE / "python_failures.py"]],
+        "python": [[current, HERE / "python_current.py"], [current, HERE / "python_failures.py"], [current, HERE / "python_http2.py"]],
         "python-028": [[old, HERE / "python_028.py"]],
         "node": [[environments.node_tools()[0], node / "node.mjs"]],
     }
@@ -59,6 +59,8 @@ def main():
                 for name in SUITES:
                     for command in commands[name]:
                         run_suite(stack, tally, name, command)
+                code = stack.stop_edge()
+                tally.note("http/2: the balancer in front exits with 0", None if code == 0 else f"exit code {code}")
                 run_stop(stack, tally, [current, HERE / "python_stop.py"])
                 check_whole_record(stack, tally)
         except (Failed, subprocess.TimeoutExpired) as failure:
@@ -72,6 +74,7 @@ def main():
 def run_suite(stack, tally, name, command, reached=lambda: None):
     """Runs a suite as a process of its own; `reached` is called where the suite says so."""
     named = {"CLIENT_NAME": name, "CLIENT_KEY": stack.keys[name], "BALANCER_URL": stack.url}
+    named |= {"EDGE_URL": stack.edge_url, "EDGE_CA": str(stack.certificate)}
     others = {
         "LIMITED_KEY": stack.keys["limited"],
         "COLLEAGUE_KEY": stack.keys["colleague"],

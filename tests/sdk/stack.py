@@ -68,7 +68,8 @@ class Stack:
         self.record = folder / "exchanges.jsonl"
         self.keys = {name: secrets.token_hex(16) for name in [*SUITES, "limited", "colleague"]}
         self.resource_keys = {name: secrets.token_hex(16) for name in ["eastus-ptu", *STANDARD, "troubled"]}
-        self.simulator = self.balancer = self.url = None
+        self.simulator = self.balancer = self.edge = self.url = self.edge_url = None
+        self.certificate = folder / "localhost.pem"
 
     def __enter__(self):
         try:
@@ -80,25 +81,53 @@ class Stack:
 
     def __exit__(self, *_):
         """Whatever still runs here was left behind by a failure."""
-        for process in filter(None, [self.balancer, self.simulator]):
+        for process in filter(None, [self.edge, self.balancer, self.simulator]):
             if process.poll() is None:
                 process.kill()
                 process.wait()
 
     def start(self):
         endpoints = self.start_simulator()
+        self.make_certificate()
         for attempts_left in (2, 1, 0):
-            port = free_port()
+            port, secure_port = free_port(), free_port()
             self.url = f"http://127.0.0.1:{port}"
             config = self.folder / "aoai-lb.yaml"
-            config.write_text(self.balancer_config(port, endpoints))
+            config.write_text(self.balancer_config(port, secure_port, endpoints))
             self.balancer = self.spawn("run", config, "balancer.log")
             try:
-                return self.await_ready()
+                self.await_ready()
+                return self.start_edge(secure_port)
             except Failed:
                 # Somebody else may have taken the port meanwhile.
                 if attempts_left == 0 or "cannot listen" not in self.log("balancer.log"):
                     raise
+
+    def make_certificate(self):
+        subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "1"]
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject]
+        command += ["-keyout", self.folder / "localhost.key", "-out", self.certificate]
+        subprocess.run(command, check=True, capture_output=True)
+
+    def start_edge(self, port):
+        """A second balancer, whose one backend is the first: HTTP/2 and TLS to it and from it."""
+        for attempts_left in (2, 1, 0):
+            own = free_port()
+            self.edge_url = f"https://localhost:{own}"
+            config = self.folder / "edge.yaml"
+            config.write_text(self.edge_config(own, port))
+            self.edge = self.spawn("run", config, "edge.log")
+            try:
+                listening = lambda: "serving" in self.log("edge.log") and is_open(own)
+                return await_condition(listening, START, "the edge does not listen", self.edge)
+            except Failed:
+                if attempts_left == 0 or "cannot listen" not in self.log("edge.log"):
+                    raise
+
+    def stop_edge(self):
+        """Its exit code."""
+        self.edge.send_signal(signal.SIGTERM)
+        return self.edge.wait(STOP)
 
     def start_simulator(self):
         config = self.folder / "simulate.yaml"
@@ -182,7 +211,16 @@ class Stack:
         resource("troubled", "Sweden Central", chatting, moods | {"otherwise": "calm"})
         return "\n".join(lines) + "\n"
 
-    def balancer_config(self, port, endpoints):
+    def tls(self):
+        return "{ certificate: localhost.pem, private_key: localhost.key }"
+
+    def edge_config(self, port, backend):
+        lines = ["listeners:", f"  - {{ address: '127.0.0.1:{port}', tls: {self.tls()}, http2: true }}"]
+        lines += ["backends:", "  - name: inner", f"    endpoint: https://localhost:{backend}", "    http2: true"]
+        lines += ["    tls: { ca: localhost.pem }", f"    credential: {{ api_key: {self.keys[SUITES[0]]} }}"]
+        return "\n".join([*lines, "clients: open", "server: { threads: 2, drain_delay: 0s }"]) + "\n"
+
+    def balancer_config(self, port, secure_port, endpoints):
         own = {name: {deployment: deployment for deployment in names} for name, names in STANDARD.items()}
         # Other names for what the resources have, so that paths and bodies must be rewritten.
         own["westus"] |= {"dictation": "whisper", "painter": "gpt-image-1"}
@@ -195,7 +233,8 @@ class Stack:
                     own["westus"][name] = helper
         failing = [f"{case}-{suite}" for case in FAILING for suite in SUITES]
         own["westus"] |= dict.fromkeys(failing, "gpt-4o")
-        lines = ["listeners:", f"  - address: 127.0.0.1:{port}", "backends:"]
+        lines = ["listeners:", f"  - address: 127.0.0.1:{port}"]
+        lines += [f"  - {{ address: '127.0.0.1:{secure_port}', tls: {self.tls()}, http2: true }}", "backends:"]
 
         def backend(name, tier, resource, key, deployments):
             lines.append(f"  - name: {name}")
@@ -224,6 +263,11 @@ class Stack:
         lines.append(f"record: {{ jsonl: {{ path: {self.record} }} }}")
         lines.append("server: { threads: 2, drain_delay: 1s }")
         return "\n".join(lines) + "\n"
+
+
+def is_open(port):
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def free_port():

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde_json::{Value, json};
 
-use super::upstream::{Request, Upstream, reply};
+use super::upstream::{PAUSE, Request, Upstream, reply};
 
 pub const TENANT: &str = "11111111-2222-3333-4444-555555555555";
 pub const CLIENT: &str = "66666666-7777-8888-9999-000000000000";
@@ -170,7 +170,7 @@ fn answer(request: &Request, state: &Mutex<State>) -> Vec<Vec<u8>> {
     match temper {
         Temper::Says(status, body) => return reply(status, "Retry-After: 1", body),
         Temper::Garbage => return reply(200, "", "<html>"),
-        Temper::Slow(tenths) => pieces.extend(vec![Vec::new(); tenths]),
+        Temper::Slow(tenths) => pieces.extend(vec![PAUSE.to_vec(); tenths]),
         Temper::Good => {}
     }
     let (status, body) = body;

@@ -153,8 +153,8 @@ impl Ingestion {
             |status: u16| (status, String::new(), format!("{{\"error\":{{\"code\":\"E{status}\"}}}}"));
         if target == "/contoso/oauth2/v2.0/token" {
             let form = String::from_utf8_lossy(body);
-            let good = "grant_type=client_credentials&client_id=app&client_secret=the%20secret%2Fof%2Bthe%20app\
-                        &scope=https%3A%2F%2Fmonitor.azure.com%2F.default";
+            let good = "grant_type=client_credentials&client_id=app&scope=https%3A%2F%2Fmonitor.azure.com%2F.default\
+                        &client_secret=the%20secret%2Fof%2Bthe%20app";
             if state.refuses_tokens || form != good {
                 return (
                     401,

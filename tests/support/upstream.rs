@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-/// What an empty piece of a script stands for.
-pub const PAUSE: Duration = Duration::from_millis(100);
+/// A piece of a script that is a tenth of a second without any.
+pub const PAUSE: &[u8] = b"\0pause";
 
 /// A request as it came: head and body.
 #[derive(Clone, Debug)]
@@ -47,8 +47,9 @@ impl Upstream {
                     let Some(request) = read(&mut stream).await else { return };
                     seen.lock().unwrap().push(request.clone());
                     for piece in script(&request) {
-                        if piece.is_empty() {
-                            tokio::time::sleep(PAUSE).await;
+                        if piece == PAUSE {
+                            tokio::time::sleep(Duration::from_millis(100)).await;
+                            continue;
                         }
                         if stream.write_all(&piece).await.is_err() {
                             return;
