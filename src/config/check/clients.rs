@@ -131,9 +131,19 @@ fn entra(node: &Inner<'_, '_>, seen: &mut Seen) -> Option<(Vec<String>, Vec<Stri
 
 /// `ATTRIBUTE=value` parts, joined by commas.
 fn subject(text: &str) -> Result<String, &'static str> {
-    let is_part = |part: &str| part.split_once('=').is_some_and(|(name, _)| !name.trim().is_empty());
-    let is_good = text.split(',').next().is_some_and(is_part) && !text.contains(", ");
-    is_good.then(|| text.to_owned()).ok_or(
+    // A comma that belongs to a value has a backslash before it.
+    let mut parts = vec![String::new()];
+    let mut escaped = false;
+    for c in text.chars() {
+        match c {
+            ',' if !escaped => parts.push(String::new()),
+            c => parts.last_mut().into_iter().for_each(|part| part.push(c)),
+        }
+        escaped = c == '\\' && !escaped;
+    }
+    let is_name = |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric());
+    let is_part = |part: &String| part.split_once('=').is_some_and(|(name, _)| is_name(name));
+    parts.iter().all(is_part).then(|| text.to_owned()).ok_or(
         "must be a subject as openssl x509 -noout -subject -nameopt RFC2253,-esc_msb,utf8 prints it, such as CN=team-a,O=Contoso",
     )
 }
@@ -373,6 +383,67 @@ mod tests {
         for (yaml, expected) in cases {
             assert_problems(&[(&with_hash(&yaml.replace("NOTHING", HASH_OF_NOTHING)), expected)]);
         }
+    }
+
+    #[test]
+    fn tokens_and_certificates_are_ways_in() {
+        let directory = tempfile::tempdir().unwrap();
+        crate::config::tests::pair(directory.path(), "a", 90, &["a.test"]);
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        let (pem, key) = (path("a.pem"), path("a.key"));
+        let listeners = format!(
+            "listeners: [ {{ address: '127.0.0.1:1', tls: {{ certificate: '{pem}', private_key: '{key}', client_ca: '{pem}' }} }} ]"
+        );
+        let entra = "entra: { tenant: 11111111-2222-3333-4444-55555555555A, audiences: [api://x] }";
+        let yaml = |clients: &str| format!("{listeners}\n{entra}\nclients: [ {clients} ]");
+        let subjects = r"certificates: ['CN=team-b,O=Contoso\, Ltd', 'CN=#1+x,OU=a b']";
+        let good_ones = format!(
+            "{{ name: a, entra: {{ app_ids: [x], roles: [Y.Z] }} }}, {{ name: b, {subjects} }}, {{ name: c, keys: [ {{ sha256: {HASH} }} ], entra: {{ roles: [R] }} }}"
+        );
+        let config = good(&yaml(&good_ones)).config;
+        let Clients::Listed(clients) = &config.clients else { panic!("open") };
+        assert_eq!(
+            (&clients[0].app_ids[..], &clients[0].roles[..]),
+            (&["x".to_owned()][..], &["Y.Z".to_owned()][..])
+        );
+        assert_eq!(clients[1].certificates[0].as_str(), r"CN=team-b,O=Contoso\, Ltd");
+        let tokens = config.entra.unwrap();
+        let tenant = "11111111-2222-3333-4444-55555555555a";
+        assert_eq!(tokens.tenant, tenant);
+        let issuers = [
+            format!("https://login.microsoftonline.com/{tenant}/v2.0"),
+            format!("https://sts.windows.net/{tenant}/"),
+        ];
+        assert_eq!((tokens.issuers.as_slice(), tokens.leeway), (&issuers[..], Duration::from_secs(60)));
+        let must = "must be a subject as openssl x509 -noout -subject -nameopt RFC2253,-esc_msb,utf8 prints it, such as CN=team-a,O=Contoso, not";
+        for (clients, expected) in [
+            ("{ name: a, entra: {} }", "clients[0].entra: must list app_ids or roles of the tokens that this client shows".to_owned()),
+            ("{ name: a, certificates: ['CN=a, O=b'] }", format!("clients[0].certificates[0]: {must} \"CN=a, O=b\"")),
+            ("{ name: a, certificates: [team-a] }", format!("clients[0].certificates[0]: {must} \"team-a\"")),
+            (
+                "{ name: a, entra: { roles: [R] } }, { name: b, entra: { roles: [R] } }",
+                "clients[1].entra.roles[0]: is the same as clients[0].entra.roles[0]; each belongs to one client".to_owned(),
+            ),
+        ] {
+            assert_problems(&[(&yaml(clients), &[&expected])]);
+        }
+        assert_problems(&[
+            (
+                "clients: [ { name: a, entra: { roles: [R] } }, { name: b, certificates: ['CN=b'] } ]",
+                &[
+                    "clients[0].entra: needs the block `entra` of the file, which says whose tokens are believed",
+                    "clients[1].certificates: needs a listener with tls.client_ca, which asks clients for certificates",
+                ],
+            ),
+            (
+                "entra: { tenant: contoso.com, audiences: [], leeway: 1h }",
+                &[
+                    "entra.tenant: must be the directory's id, 32 hexadecimal digits in five groups, not \"contoso.com\"",
+                    "entra.audiences: must not be an empty list: any token would do",
+                    "entra.leeway: must be at most 5m",
+                ],
+            ),
+        ]);
     }
 
     #[test]
