@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use log::{info, warn};
+use log::{error, info, warn};
 use pingora::apps::HttpServerOptions;
 use pingora::listeners::TcpSocketOptions;
 use pingora::listeners::tls::TlsSettings;
@@ -91,6 +91,10 @@ pub fn run(config: &Config, background: &Runtime) -> Result<(), StartError> {
         directory.watch(&resolver);
         tokio::join!(directory.settle(FIRST_LOOK_UP), process.keyring.settle(FIRST_SECRETS));
     });
+    for backend in gateway.backends.iter().filter(|backend| backend.credential.kept().number() == 0) {
+        let (name, problem) = (&backend.config.name, backend.credential.kept().problem());
+        error!("backend {name} is left out until it has its credential: {problem}");
+    }
     let serving = Arc::new(ArcSwap::from_pointee(Serving {
         gateway,
         peers: Peers::new(config, directory.by_backend())?,

@@ -285,6 +285,7 @@ async fn a_start_without_a_secret_says_which_and_why_and_goes_on() {
         let log = balancer.log();
         let secret = format!("there is no good secret {}/secrets/west-key: ", platform.address);
         assert!(log.contains(&secret) && log.contains(why) && !log.contains("hunter2"), "{why}: {log}");
+        assert!(log.contains("backend west is left out until it has its credential: "), "{log}");
         for _ in 0..4 {
             assert_eq!(answerer(&balancer.chat().await), "east");
         }

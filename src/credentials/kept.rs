@@ -95,6 +95,20 @@ impl Fetch {
     }
 }
 
+/// How many fetches were asked for that are worth waiting for, and how many of them are done. One
+/// that is under way when another is asked for is not yet that one.
+#[derive(Debug)]
+struct Fetches {
+    asked: u64,
+    done: u64,
+}
+
+impl Fetches {
+    fn is_awaited(&self) -> bool {
+        self.asked > self.done
+    }
+}
+
 /// The value at hand and what is asked about it.
 #[derive(Debug)]
 pub struct State {
@@ -106,8 +120,7 @@ pub struct State {
     /// The number of the value that was refused last.
     refused: AtomicU64,
     asked: Notify,
-    /// A fetch is under way that is worth waiting for.
-    awaited: watch::Sender<bool>,
+    fetches: watch::Sender<Fetches>,
     problem: Mutex<NoValue>,
 }
 
@@ -122,7 +135,7 @@ impl State {
             current: ArcSwapOption::empty(),
             refused: AtomicU64::new(0),
             asked: Notify::new(),
-            awaited: watch::Sender::new(true),
+            fetches: watch::Sender::new(Fetches { asked: 1, done: 0 }),
             problem: Mutex::new(problem),
         }
     }
@@ -134,7 +147,7 @@ impl State {
         // Checked with the configuration where it is sent as it is.
         let header = header(secret.expose()).unwrap_or(HeaderValue::from_static(""));
         this.current.store(Some(Arc::new(Value { secret: secret.clone(), header, number, ends: None })));
-        this.awaited.send_replace(false);
+        this.fetched(1);
         this
     }
 
@@ -174,19 +187,24 @@ impl State {
         {
             return;
         }
-        self.awaited.send_replace(true);
+        self.fetches.send_modify(|fetches| fetches.asked += 1);
         self.asked.notify_one();
     }
 
     /// Whether a fetch is under way that is worth waiting for.
     pub fn is_awaited(&self) -> bool {
-        *self.awaited.borrow()
+        self.fetches.borrow().is_awaited()
     }
 
     /// Waits until there is nothing to wait for.
     pub async fn settled(&self) {
         // The sender is this state's own.
-        let _ = self.awaited.subscribe().wait_for(|awaited| !awaited).await;
+        let _ = self.fetches.subscribe().wait_for(|fetches| !fetches.is_awaited()).await;
+    }
+
+    /// So many of the fetches that were asked for are done, be it well or not.
+    fn fetched(&self, done: u64) {
+        self.fetches.send_modify(|fetches| fetches.done = done);
     }
 
     fn is_refused(&self) -> bool {
@@ -198,7 +216,8 @@ impl State {
     pub(crate) fn renew_for_test(&self, text: &str) {
         let header = header(text).unwrap_or(HeaderValue::from_static(""));
         self.accept(&Fetched { secret: Secret::new(text), header, renew: Duration::MAX, ends: None });
-        self.awaited.send_replace(false);
+        let asked = self.fetches.borrow().asked;
+        self.fetched(asked);
     }
 
     /// Takes what was fetched; returns whether it is a new value.
@@ -228,6 +247,7 @@ impl State {
 pub(super) async fn keep(state: Arc<State>, mut fetch: Fetch, outbound: Arc<Outbound>) {
     let (mut failures, mut repeats) = (0, 0);
     loop {
+        let asked = state.fetches.borrow().asked;
         let pause = match fetch.fetch(&outbound).await {
             Ok(fetched) => {
                 let had_one = state.now().is_some();
@@ -261,7 +281,7 @@ pub(super) async fn keep(state: Arc<State>, mut fetch: Fetch, outbound: Arc<Outb
                 after.map_or(own, |after| after.min(LONGEST_HINT).max(own))
             }
         };
-        state.awaited.send_replace(false);
+        state.fetched(asked);
         tokio::select! {
             () = sleep(pause) => {}
             () = state.asked.notified() => {}
@@ -296,7 +316,7 @@ mod tests {
         let state = State::new("it".to_owned(), Arc::default());
         assert!(state.is_awaited() && state.now().is_none() && state.number() == 0);
         assert!(state.accept(&fetched("one")));
-        state.awaited.send_replace(false);
+        state.fetched(1);
         let first = state.number();
         state.refuse(first + 1);
         assert!(!state.is_awaited(), "another value was refused");
@@ -304,7 +324,9 @@ mod tests {
         assert!(state.is_awaited() && state.is_refused());
         // It is still the same one: nobody waits for it again.
         assert!(!state.accept(&fetched("one")) && state.number() == first && state.is_refused());
-        state.awaited.send_replace(false);
+        state.fetched(1);
+        assert!(state.is_awaited(), "a fetch that began before it was refused is not the one");
+        state.fetched(2);
         state.refuse(first);
         assert!(!state.is_awaited());
         assert!(state.accept(&fetched("two")) && state.number() > first && !state.is_refused());

@@ -197,7 +197,15 @@ pub(super) fn tokens(node: &Inner<'_, '_>) -> Option<ClientTokens> {
 
 /// Complains about clients that nobody can be.
 pub(super) fn check_ways_in(root: &Map<'_, '_>, clients: &Clients, tokens: bool, listeners: &[Listener]) {
-    let Clients::Listed(clients) = clients else { return };
+    let Clients::Listed(clients) = clients else {
+        if tokens {
+            root.report.warn("entra", "has no effect: clients is open, so nobody is asked who it is");
+        }
+        return;
+    };
+    if tokens && clients.iter().all(|client| client.app_ids.is_empty() && client.roles.is_empty()) {
+        root.report.warn("entra", "has no effect: no client lists app_ids or roles under its own entra");
+    }
     let asks = |listener: &Listener| listener.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
     let asks = listeners.iter().any(asks);
     for (i, client) in clients.iter().enumerate() {
@@ -459,6 +467,16 @@ mod tests {
                 ],
             ),
             (&unserved, &[]),
+            (
+                "entra: { tenant: 11111111-2222-3333-4444-555555555555, audiences: [a] }",
+                &["entra: has no effect: clients is open, so nobody is asked who it is"],
+            ),
+            (
+                &with_hash(
+                    "entra: { tenant: 11111111-2222-3333-4444-555555555555, audiences: [a] }\nclients: [ { name: a, keys: [ { sha256: HASH } ] } ]",
+                ),
+                &["entra: has no effect: no client lists app_ids or roles under its own entra"],
+            ),
             (
                 &with_hash("clients: [ { name: a, keys: [ { sha256: HASH } ], record: { content: none } } ]"),
                 &["clients[0].record: has no effect: there is no record block, so nothing is recorded"],

@@ -199,14 +199,12 @@ impl Sink {
                 Sent::Unauthorized { token } if !renewed => {
                     renewed = true;
                     self.token.refuse(token);
-                    self.token.settled().await;
                     waiting.push(rows);
                 }
                 Sent::Unauthorized { token } => {
                     waiting.push(rows);
                     self.later(&mut failures, None, "its token is refused".to_owned(), count).await?;
                     self.token.refuse(token);
-                    self.token.settled().await;
                 }
                 Sent::Later(hint, why) => {
                     waiting.push(rows);
@@ -270,6 +268,7 @@ impl Sink {
     }
 
     async fn send(&mut self, rows: &[Bytes]) -> Sent {
+        self.token.settled().await;
         let token = match self.token.value().await {
             Ok(token) => token,
             Err(problem) => return Sent::Later(None, problem.to_string()),
