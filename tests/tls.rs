@@ -59,6 +59,9 @@ async fn a_backends_certificate_is_checked_against_name_date_and_authority() {
             assert_eq!((reply.status, reply.code().as_str()), (502, "upstream_failed"), "{name} {days:?}");
             assert_eq!(record["attempts"][0]["error"], "tls", "{record:#}");
             assert_eq!(azure.hits("plain"), hits);
+            let log = balancer.log();
+            let said = "backend secure: no TLS connection; expected a certificate, not expired, for contoso.test, of an authority in tls.ca: ";
+            assert!(log.contains(said), "{log}");
         }
     }
 }

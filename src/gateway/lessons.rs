@@ -9,6 +9,7 @@ use log::{error, info, warn};
 use super::{Admitted, Backend, Gateway};
 use crate::azure::hints;
 use crate::azure::verdict::{self, Verdict};
+use crate::config;
 use crate::names::Deployment;
 use crate::routing::breaker::Failure;
 use crate::routing::headroom::Sent;
@@ -19,6 +20,9 @@ use crate::routing::pool::Candidate;
 /// How long a backend is left alone that cannot serve (deployment missing, credential
 /// refused) before it is asked again.
 const UNFIT_REST: Duration = Duration::from_secs(60);
+
+/// Most characters of somebody else's words in a line of the log.
+const MESSAGE_MAX: usize = 256;
 
 /// A reply of a backend, as far as learning from it goes.
 #[derive(Clone, Copy)]
@@ -114,6 +118,21 @@ impl Gateway {
         if backend.memory.refuse(&backend.credential, secret, rest, now) {
             let name = &backend.config.name;
             error!("backend {name}: its credential or our network is refused; asked again in {UNFIT_REST:?}");
+        }
+    }
+
+    /// Says why a backend's certificate is not believed, which no record tells: once in a while.
+    pub fn distrusts(&self, backend: usize, why: &str, now: Instant) {
+        let Some(backend) = self.backends.get(backend) else { return };
+        if backend.memory.may_complain(now) {
+            let config::Backend { name, endpoint, tls, .. } = &backend.config;
+            let host = tls.server_name.as_ref().unwrap_or(&endpoint.host);
+            let whose = if tls.ca.is_some() { "in tls.ca" } else { "of the system" };
+            let why: String = why.escape_default().take(MESSAGE_MAX).collect();
+            error!(
+                "backend {name}: no TLS connection; expected a certificate, not expired, for {host}, \
+                 of an authority {whose}: {why}"
+            );
         }
     }
 

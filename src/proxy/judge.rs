@@ -219,6 +219,13 @@ impl Flow {
 }
 
 impl Flow {
+    /// The TLS of the try under way could not be agreed on.
+    pub(super) fn distrusts(&self, why: &str, now: Instant) {
+        if let Some(answerer) = self.course.as_ref().and_then(|course| course.answerer()) {
+            self.serving.gateway.distrusts(answerer.backend, why, now);
+        }
+    }
+
     /// There is no secret to show to whom the try under way asks. Returns whether another follows.
     pub(super) fn has_no_secret(&mut self, now: Instant) -> bool {
         let gateway = Arc::clone(&self.serving.gateway);

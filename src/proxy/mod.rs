@@ -311,8 +311,11 @@ impl ProxyHttp for Balancer {
         if let Some(flow) = &ctx.flow {
             // A connection that is shared may turn out to have ended when one more stream is begun.
             let stale = *error.etype() == ErrorType::H2Error;
-            let another = flow.lock().broke_off(trouble::of_connecting(&error), stale, Instant::now());
-            error.set_retry(another);
+            let (mut flow, now, trouble) = (flow.lock(), Instant::now(), trouble::of_connecting(&error));
+            if trouble == Trouble::Tls {
+                flow.distrusts(&error.to_string(), now);
+            }
+            error.set_retry(flow.broke_off(trouble, stale, now));
         }
         error
     }

@@ -22,6 +22,8 @@ use crate::names::{BackendName, Deployment};
 const REFUSALS_TAKE: Duration = Duration::from_millis(100);
 /// A backend that refuses the secret that was renewed for it gets another after so long.
 const RENEWAL_REST: Duration = Duration::from_secs(60);
+/// The log says so often why no connection can be made.
+const COMPLAINT_REST: Duration = Duration::from_secs(60);
 /// How long such a request may keep its place without having come so far.
 const PROBE_SLOT: Duration = Duration::from_secs(30);
 
@@ -297,6 +299,8 @@ pub struct BackendMemory {
     renewal: Mutex<Option<(u64, Instant)>>,
     /// Whether there is such a renewal.
     is_doubted: AtomicBool,
+    /// When the log last said why no connection can be made.
+    complained: Mutex<Option<Instant>>,
     /// Counts failures, and rests when there are too many.
     pub breaker: Breaker,
     operations: [Arc<Cell>; Operation::ALL.len()],
@@ -314,6 +318,7 @@ impl BackendMemory {
             refused: AtomicU64::new(0),
             renewal: Mutex::default(),
             is_doubted: AtomicBool::new(false),
+            complained: Mutex::default(),
             breaker: Breaker::new(birth),
             operations: std::array::from_fn(|_| Arc::default()),
             deployments: Mutex::default(),
@@ -357,6 +362,16 @@ impl BackendMemory {
                 true
             }
         }
+    }
+
+    /// Whether it is time to say once more why no connection can be made.
+    pub fn may_complain(&self, now: Instant) -> bool {
+        let mut complained = self.complained.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_time = complained.is_none_or(|at| now >= at + COMPLAINT_REST);
+        if is_time {
+            *complained = Some(now);
+        }
+        is_time
     }
 
     /// It has taken our credential.
