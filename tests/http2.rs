@@ -376,7 +376,9 @@ async fn a_backend_of_http_2_is_served_like_any_other() {
     }
     chain.azure.set_mood("a", Mood::CloseMidStream { after: Extent::Events(3) });
     let reply = client.post(CHAT, STREAM.as_bytes()).await;
-    assert!(reply.status == 200 && !reply.whole && reply.text().contains("data:"), "{}", reply.text());
+    // A reset takes along what was sent before it: where that was all, nothing had been shown yet.
+    let is_cut = reply.status == 200 && !reply.whole;
+    assert!(is_cut || (reply.status, reply.code().as_str()) == (502, "upstream_failed"), "{}", reply.text());
     chain.azure.set_mood("a", Mood::Refuses(Refusal::ContentFilter));
     let reply = client.post(CHAT, HELLO.as_bytes()).await;
     assert_eq!((reply.status, reply.code().as_str()), (400, "content_filter"), "{}", reply.text());
@@ -388,4 +390,26 @@ async fn a_backend_of_http_2_is_served_like_any_other() {
     assert_eq!(second.stop().await, 0);
     let reply = client.post(CHAT, HELLO.as_bytes()).await;
     assert_eq!((reply.status, reply.code().as_str()), (502, "upstream_failed"), "{}", reply.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn resources_on_one_address_share_no_connection() {
+    let chain = chain(azure(&["a"]).await, "").await;
+    let port = chain.second.address.port();
+    let ca = chain.second.path("ca.pem");
+    let entry = |name: &str, host: &str| {
+        let ca = ca.display();
+        format!(
+            "  - name: {name}\n    endpoint: https://{host}:{port}\n    credential: {{ api_key: {KEY} }}\n    http2: true\n    tls: {{ ca: {ca}, server_name: balancer.test }}\n"
+        )
+    };
+    let (address, connections) = relay(chain.second.address).await;
+    let entries = [entry("one", "127.0.0.1"), entry("two", "localhost")].concat();
+    let entries = entries.replace(&port.to_string(), &address.port().to_string());
+    let balancer = Balancer::start(&entries, "").await;
+    for turn in 0..10 {
+        let reply = balancer.chat().await;
+        assert_eq!((reply.status, answerer(&reply).as_str()), (200, ["one", "two"][turn % 2]));
+    }
+    assert_eq!(connections.load(Ordering::Relaxed), 2, "one for each");
 }

@@ -159,6 +159,24 @@ impl Journey {
         now: Instant,
         jitter: f64,
     ) -> Choice {
+        match self.look(pool, operation, allowance, now, jitter) {
+            // A new secret may have come between two looks at the same candidate: the first found
+            // it resting, the second nothing to wait for.
+            Choice::Spent if self.has_untried(pool, operation, now) => {
+                self.look(pool, operation, allowance, now, jitter)
+            }
+            choice => choice,
+        }
+    }
+
+    fn look(
+        &self,
+        pool: &Pool,
+        operation: Operation,
+        allowance: &Allowance,
+        now: Instant,
+        jitter: f64,
+    ) -> Choice {
         let counted = self.tries - self.uncounted;
         let first = counted == 0 || self.last == Some(Outcome::Again);
         let in_time = |wait| first || now + wait <= allowance.latest_start;
