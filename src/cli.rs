@@ -1,15 +1,24 @@
 //! The commands: one function each.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process;
 
 use clap::{Parser, Subcommand};
 use tokio::runtime::Runtime;
 
-use crate::config::{self, Checked, Config};
+use crate::config::{self, Checked};
 use crate::demo::{self, Simulator};
+use crate::log_lines;
 use crate::server;
+use crate::status::{self, Arguments as StatusArguments};
+use crate::upgrade::{self, Program};
 use crate::usage::{Format, Report};
+
+/// Where the file is on a machine that it was installed on.
+const DEFAULT_FILE: &str = "/etc/aoai-lb/aoai-lb.yaml";
 
 /// Everything went well.
 const GOOD: u8 = 0;
@@ -31,6 +40,9 @@ enum Command {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
+        /// Take the listening sockets over from the process that is running.
+        #[arg(long)]
+        upgrade: bool,
     },
     /// Report every problem of a configuration file at once.
     Check {
@@ -49,6 +61,20 @@ enum Command {
     /// Client keys.
     #[command(subcommand)]
     Keys(Keys),
+    /// Show what the admin API knows, as a table.
+    Status(StatusArguments),
+    /// Have the running process replace itself with the installed binary and file, and wait until the new one serves.
+    Upgrade {
+        /// The configuration file of the running process.
+        #[arg(short, long, value_name = "FILE", default_value = DEFAULT_FILE)]
+        config: PathBuf,
+    },
+    /// Start a program and end, leaving it to whoever takes care of orphans.
+    #[command(hide = true)]
+    Launch {
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        program: Vec<OsString>,
+    },
     /// Sum up tokens and requests per day, client, deployment and backend from record files.
     Usage {
         /// Files of JSON lines, rotated and compressed ones too.
@@ -80,11 +106,14 @@ pub fn main() -> u8 {
         }
     };
     let result = match arguments.command {
-        Command::Run { config } => run(&config),
+        Command::Run { config, upgrade } => run(&config, upgrade),
         Command::Check { config } => check(&config),
         Command::Demo => run_demo(),
         Command::Simulate { config } => simulate(&config),
         Command::Keys(Keys::New { client }) => new_key(&client),
+        Command::Status(arguments) => show_status(&arguments),
+        Command::Upgrade { config } => upgrade(&config),
+        Command::Launch { program } => launch(&program),
         Command::Usage { files, format } => usage(&files, format),
     };
     match result {
@@ -128,10 +157,45 @@ impl<E: std::error::Error> From<E> for Failure {
     }
 }
 
-fn run(path: &Path) -> Result<(), Failure> {
-    start_log();
-    let config = load(path)?;
-    server::run(&config, &background()?)?;
+fn run(path: &Path, takes_over: bool) -> Result<(), Failure> {
+    log_lines::start();
+    let file = std::path::absolute(path)?;
+    let checked = load(&file)?;
+    let program = Program { binary: own_binary()?, file };
+    server::run(checked, Some(program), takes_over, &background()?)?;
+    Ok(())
+}
+
+/// The binary as it was called, so that a new one in its place is found there.
+fn own_binary() -> io::Result<PathBuf> {
+    let called = std::env::args_os().next().map(PathBuf::from);
+    match called.filter(|called| called.components().count() > 1) {
+        Some(called) => std::path::absolute(called),
+        None => std::env::current_exe(),
+    }
+}
+
+fn show_status(arguments: &StatusArguments) -> Result<(), Failure> {
+    Ok(background()?.block_on(status::run(arguments))?)
+}
+
+fn upgrade(path: &Path) -> Result<(), Failure> {
+    let socket = config::upgrade_socket(&std::path::absolute(path)?, &config::environment)?;
+    let say = |what: &str| {
+        let _ = writeln!(io::stdout(), "{what}");
+    };
+    let pid = background()?.block_on(upgrade::ask(&socket, say))?;
+    writeln!(io::stdout(), "process {pid} serves; the one before it finishes what it has begun")?;
+    Ok(())
+}
+
+fn launch(program: &[OsString]) -> Result<(), Failure> {
+    let [binary, arguments @ ..] = program else { return Ok(()) };
+    let mut command = process::Command::new(binary);
+    // Its output would hold up whoever waits for the end of this process's.
+    command.args(arguments).stdin(process::Stdio::null()).stdout(process::Stdio::null()).process_group(0);
+    let child = command.spawn()?;
+    writeln!(io::stdout(), "{}", child.id())?;
     Ok(())
 }
 
@@ -160,8 +224,8 @@ fn check(path: &Path) -> Result<(), Failure> {
 }
 
 /// Reads the file; warnings go to standard error at once.
-fn load(path: &Path) -> Result<Config, Failure> {
-    let checked = config::load(path, &environment);
+fn load(path: &Path) -> Result<Checked, Failure> {
+    let checked = config::load(path, &config::environment);
     let warnings = match &checked {
         Ok(Checked { warnings, .. }) => warnings,
         Err(problems) => &problems.warnings,
@@ -169,42 +233,7 @@ fn load(path: &Path) -> Result<Config, Failure> {
     for warning in warnings {
         writeln!(io::stderr(), "warning: {warning}")?;
     }
-    Ok(checked?.config)
-}
-
-fn environment(name: &str) -> Option<String> {
-    std::env::var(name).ok()
-}
-
-/// Logs go to standard error; `RUST_LOG` chooses what. The engine speaks only when something
-/// is wrong.
-fn start_log() {
-    let chosen = env_logger::Env::default().default_filter_or("warn,aoai_lb=info");
-    let logger = env_logger::Builder::from_env(chosen).build();
-    log::set_max_level(logger.filter());
-    // There is one only if somebody has begun already, and then it is good enough.
-    let _ = log::set_boxed_logger(Box::new(Discreet(logger)));
-}
-
-/// Keeps to itself what libraries say to their developers: the engine's includes whole requests,
-/// with keys and prompts.
-struct Discreet(env_logger::Logger);
-
-impl log::Log for Discreet {
-    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        let is_ours = metadata.target().starts_with(env!("CARGO_CRATE_NAME"));
-        (is_ours || metadata.level() <= log::Level::Info) && self.0.enabled(metadata)
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        if self.enabled(record.metadata()) {
-            self.0.log(record);
-        }
-    }
-
-    fn flush(&self) {
-        self.0.flush();
-    }
+    Ok(checked?)
 }
 
 /// The runtime of everything that is not a request: look-ups, simulated resources.
@@ -218,7 +247,7 @@ fn background() -> Result<Runtime, Failure> {
 }
 
 fn simulate(path: &Path) -> Result<(), Failure> {
-    start_log();
+    log_lines::start();
     let resources = demo::load(path)?;
     let runtime = Runtime::new()?;
     runtime.block_on(async {
@@ -276,16 +305,16 @@ const DEMO_LISTENER: &str = "127.0.0.1:8080";
 const DEMO_ADMIN: &str = "127.0.0.1:9901";
 
 fn run_demo() -> Result<(), Failure> {
-    start_log();
+    log_lines::start();
     let background = background()?;
     let simulator = background.block_on(Simulator::start(demo::demo_resources()))?;
     let key = random_key()?;
     let records = std::env::temp_dir().join(format!("aoai-lb-demo-{}.jsonl", std::process::id()));
     let text = demo_config(&simulator, &key, &records);
     let checked = config::parse(&text, Path::new(""), &|_| None)?;
-    server::probe_addresses(&checked.config)?;
+    server::probe_addresses(&checked.config, &[])?;
     demo_banner(&simulator, &key, &records)?;
-    server::run(&checked.config, &background)?;
+    server::run(checked, None, false, &background)?;
     Ok(())
 }
 

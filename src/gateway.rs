@@ -26,12 +26,13 @@ use crate::record::Recorder;
 use crate::record::exchange::{Exchange, Keep};
 use crate::record::writer::Receipt;
 use crate::refusal::{Reason, Refusal};
-use crate::routing::health::{self, BackendMemory, Memory, Rest};
+use crate::routing::health::{self, BackendMemory, Incident, Memory, Rest};
 use crate::routing::journey::Allowance;
 use crate::routing::pool::Pool;
 
 pub use self::inquiry::{Asked, Body, Outgoing};
 pub use self::lessons::Answer;
+pub use self::pools::Pooled;
 pub use crate::routing::breaker::Failure;
 
 /// How long a backend rests whose credential could not be fetched; it ends with the credential.
@@ -52,10 +53,9 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Why and until when all of it rests, if it does.
-    pub fn resting(&self, now: Instant) -> Option<Rest> {
-        let cells = [self.memory.credential(&self.credential), &self.memory.breaker.cell];
-        cells.into_iter().find_map(|cell| cell.rest_at(now))
+    /// Why, since when and until when all of it rests, if it does.
+    pub fn resting(&self, now: Instant) -> Option<Incident> {
+        self.memory.incident(&self.credential, now)
     }
 
     /// While there is no secret to show it is not asked. The first one ends that.
@@ -78,6 +78,8 @@ pub struct Process {
     pub settled: AtomicUsize,
     /// The process has begun to stop: readiness fails.
     pub stopping: AtomicBool,
+    /// It stops, or another has taken over: connections are for one more request.
+    pub leaving: AtomicBool,
     /// Where records go.
     pub recorder: Recorder,
     /// Secrets and tokens.
@@ -92,6 +94,7 @@ impl Process {
             in_flight: AtomicUsize::new(0),
             settled: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             recorder,
             keyring,
         }
@@ -162,6 +165,23 @@ impl Gateway {
             record: config.record.clone(),
             process,
         }
+    }
+
+    /// Deployments that no file names and some backend has answered for.
+    pub fn learned(&self) -> Vec<Deployment> {
+        self.pools.learned()
+    }
+
+    /// Takes it from another gateway, or another process, that such a deployment exists.
+    pub fn learn_of(&self, deployment: &Deployment, now: Instant) {
+        if !self.pools.knows(deployment) && self.pools.passes_unlisted() {
+            self.pools.learn(&self.backends, deployment, now);
+        }
+    }
+
+    /// The pools, as an operator wants to see them.
+    pub fn pools(&self) -> Vec<(Pooled, Arc<Pool>)> {
+        self.pools.all()
     }
 
     /// Understands a request's target.

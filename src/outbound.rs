@@ -25,6 +25,8 @@ pub struct Outbound {
     connector: Connector,
     /// The most a whole call may take.
     patience: Duration,
+    /// Most bytes of an answer that are looked at.
+    answer_max: usize,
 }
 
 /// An answer, whatever its status.
@@ -80,7 +82,13 @@ pub enum OutboundError {
 impl Outbound {
     /// A client whose calls may take so long.
     pub fn new(patience: Duration) -> Self {
-        Self { connector: Connector::new(None), patience }
+        Self { connector: Connector::new(None), patience, answer_max: ANSWER_MAX }
+    }
+
+    /// The same for answers of so many bytes.
+    #[must_use]
+    pub fn with_answers_up_to(self, answer_max: usize) -> Self {
+        Self { answer_max, ..self }
     }
 
     /// Makes a call.
@@ -88,27 +96,58 @@ impl Outbound {
     /// # Errors
     /// [`OutboundError`] where there is no whole answer.
     pub async fn call(&self, endpoint: &Endpoint, call: Call<'_>) -> Result<Answer, OutboundError> {
-        let patience = self.patience;
-        match timeout(patience, self.make(endpoint, &call)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(OutboundError::TimedOut { host: endpoint.host.clone(), patience }),
-        }
+        let make = async {
+            let found = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port));
+            let found = timeout(CONNECT, found).await.ok().and_then(Result::ok);
+            let address = found.and_then(|mut found| found.next());
+            let address = address.ok_or_else(|| OutboundError::Dns { host: endpoint.host.clone() })?;
+            let peer = HttpPeer::new(address, endpoint.tls, endpoint.host.clone());
+            self.make(peer, &endpoint.host, &endpoint.authority(), &call).await
+        };
+        self.in_time(&endpoint.host, make).await
     }
 
-    async fn make(&self, endpoint: &Endpoint, call: &Call<'_>) -> Result<Answer, OutboundError> {
-        let host = || endpoint.host.clone();
+    /// Makes a call to a process of this machine, by its Unix socket.
+    ///
+    /// # Errors
+    /// As [`Outbound::call`].
+    pub async fn call_socket(&self, path: &str, call: Call<'_>) -> Result<Answer, OutboundError> {
+        let make = async {
+            let peer = HttpPeer::new_uds(path, false, String::new());
+            let broken = |problem: Box<pingora::Error>| OutboundError::Broken {
+                host: path.to_owned(),
+                problem: problem.to_string(),
+            };
+            self.make(peer.map_err(broken)?, path, "localhost", &call).await
+        };
+        self.in_time(path, make).await
+    }
+
+    async fn in_time(
+        &self,
+        host: &str,
+        make: impl Future<Output = Result<Answer, OutboundError>>,
+    ) -> Result<Answer, OutboundError> {
+        let patience = self.patience;
+        let late = |_| OutboundError::TimedOut { host: host.to_owned(), patience };
+        timeout(patience, make).await.map_err(late)?
+    }
+
+    async fn make(
+        &self,
+        mut peer: HttpPeer,
+        host: &str,
+        authority: &str,
+        call: &Call<'_>,
+    ) -> Result<Answer, OutboundError> {
         let broken = |problem: Box<pingora::Error>| OutboundError::Broken {
-            host: host(),
+            host: host.to_owned(),
             problem: problem.to_string(),
         };
-        let found = timeout(CONNECT, tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port))).await;
-        let address = found.ok().and_then(Result::ok).and_then(|mut found| found.next());
-        let address = address.ok_or_else(|| OutboundError::Dns { host: host() })?;
-        let mut peer = HttpPeer::new(address, endpoint.tls, endpoint.host.clone());
         peer.options.total_connection_timeout = Some(CONNECT);
         peer.options.connection_timeout = Some(CONNECT);
         peer.options.idle_timeout = Some(IDLE);
-        let request = request(endpoint, call).map_err(broken)?;
+        let request = request(authority, call).map_err(broken)?;
         loop {
             let (mut session, is_reused) = self.connector.get_http_session(&peer).await.map_err(broken)?;
             session.set_read_timeout(Some(self.patience));
@@ -125,7 +164,7 @@ impl Outbound {
             let mut body = BytesMut::new();
             while let Some(piece) = session.read_response_body().await.map_err(broken)? {
                 body.extend_from_slice(&piece);
-                if body.len() > ANSWER_MAX {
+                if body.len() > self.answer_max {
                     return Ok(Answer { status, headers, body: body.freeze() });
                 }
             }
@@ -137,9 +176,9 @@ impl Outbound {
     }
 }
 
-fn request(endpoint: &Endpoint, call: &Call<'_>) -> pingora::Result<RequestHeader> {
+fn request(authority: &str, call: &Call<'_>) -> pingora::Result<RequestHeader> {
     let mut request = RequestHeader::build(call.method.clone(), call.target.as_bytes(), Some(8))?;
-    let (authority, length) = (endpoint.authority(), call.body.len().to_string());
+    let length = call.body.len().to_string();
     request.insert_header("host", authority)?;
     if !call.body.is_empty() {
         request.insert_header("content-length", length)?;

@@ -1,46 +1,46 @@
-//! The composition root: listeners, Pingora's services, background tasks, shutdown.
+//! The composition root: listeners, Pingora's services, background tasks, start, and end.
+
+mod notify;
+mod signals;
 
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
-use async_trait::async_trait;
 use log::{error, info, warn};
 use pingora::apps::HttpServerOptions;
 use pingora::listeners::TcpSocketOptions;
 use pingora::listeners::tls::TlsSettings;
 use pingora::proxy::http_proxy;
-use pingora::server::configuration::ServerConf;
-use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
+use pingora::server::configuration::{Opt, ServerConf};
+use pingora::server::{ExecutionPhase, RunArgs, Server};
 use pingora::services::listening::Service;
 use tokio::net::TcpSocket;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Mutex, broadcast, mpsc};
+use tokio::time::sleep;
 
+use self::notify::Served;
+use self::signals::Signals;
 use crate::admin::Admin;
-use crate::config::{self, AdminAddress, Config, ListenerTls};
+use crate::admin::feed::Feed;
+use crate::config::{self, AdminAddress, Checked, Config, ListenerTls};
 use crate::credentials::Keyring;
-use crate::gateway::{Gateway, Process};
-use crate::proxy::dns::{Directory, Resolve, System};
+use crate::gateway::Process;
+use crate::proxy::Balancer;
 use crate::proxy::door::{BadDoor, Door};
-use crate::proxy::guard::{Guard, IDLE, STOPPING};
-use crate::proxy::peer::{BadAuthority, Peers, keepalive};
-use crate::proxy::probe;
-use crate::proxy::{Balancer, Serving};
+use crate::proxy::guard::{Guard, IDLE};
+use crate::proxy::peer::{BadAuthority, keepalive};
 use crate::record::{RecordError, Recorder};
+use crate::reload::Live;
+use crate::upgrade::{Control, Heir, NoPredecessor, Program, Running, Wish};
 
-/// How long the start waits for names to resolve; a backend whose name has not is left out
-/// until it has.
-const FIRST_LOOK_UP: Duration = Duration::from_secs(3);
-/// How long the start waits for tokens and secrets; a backend whose has not come is left out until
-/// it has.
-const FIRST_SECRETS: Duration = Duration::from_secs(5);
-/// How often a stopping process looks whether it is done.
-const DRAIN_LOOK: Duration = Duration::from_millis(10);
+/// The most that the listeners may take to listen.
+const LISTENING: Duration = Duration::from_secs(10);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Why the process cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -69,49 +69,195 @@ pub enum StartError {
     /// A file of a backend's TLS cannot be read.
     #[error("backends[].tls: {0}")]
     Authority(#[from] BadAuthority),
+    /// Nobody is there whose sockets could be taken over.
+    #[error(transparent)]
+    Predecessor(#[from] NoPredecessor),
     /// The background runtime cannot be started.
     #[error("cannot start the background runtime: {0}")]
     Runtime(io::Error),
 }
 
-/// Serves until a signal ends it.
+/// Serves until a signal ends it, or another process takes over. `program` is what that would be;
+/// with `takes_over` this process takes over from the one that is running.
 ///
 /// # Errors
 /// [`StartError`] when it cannot begin.
-pub fn run(config: &Config, background: &Runtime) -> Result<(), StartError> {
-    let started = Instant::now();
-    probe_addresses(config)?;
-    let keyring = Keyring::new(background.handle());
-    let recorder = Recorder::open(config, &keyring, background.handle())?;
-    let process = Arc::new(Process::new(started, recorder, keyring));
-    let directory = Directory::new(config);
-    let resolver: Arc<dyn Resolve> = Arc::new(System);
-    let gateway = Arc::new(Gateway::new(config, Arc::clone(&process), started));
-    background.block_on(async {
-        directory.watch(&resolver);
-        tokio::join!(directory.settle(FIRST_LOOK_UP), process.keyring.settle(FIRST_SECRETS));
-    });
-    for backend in gateway.backends.iter().filter(|backend| backend.credential.kept().number() == 0) {
-        let (name, problem) = (&backend.config.name, backend.credential.kept().problem());
-        error!("backend {name} is left out until it has its credential: {problem}");
+pub fn run(
+    checked: Checked,
+    program: Option<Program>,
+    takes_over: bool,
+    background: &Runtime,
+) -> Result<(), StartError> {
+    raise_descriptors();
+    let upgrade_socket = checked.config.server.upgrade_socket.clone();
+    let heir = takes_over.then(|| background.block_on(Heir::introduce(&upgrade_socket))).transpose()?;
+    let prepared = Prepared::new(checked, heir.as_ref(), program.as_ref(), background);
+    match (prepared, heir) {
+        (Ok(prepared), Some(mut heir)) => {
+            background.block_on(heir.inherit(&prepared.live))?;
+            prepared.run(program, Some(heir), background);
+            Ok(())
+        }
+        (Ok(prepared), None) => {
+            prepared.run(program, None, background);
+            Ok(())
+        }
+        (Err(problem), Some(heir)) => {
+            background.block_on(heir.decline(problem.to_string()));
+            Err(problem)
+        }
+        (Err(problem), None) => Err(problem),
     }
-    let serving = Arc::new(ArcSwap::from_pointee(Serving {
-        gateway,
-        peers: Peers::new(config, directory.by_backend())?,
-    }));
-    background.block_on(async { probe::watch(&serving) });
-    background.spawn(rotate_on_hangup(Arc::clone(&process)));
-    let mut server = Server::new_with_opt_and_conf(None, engine(config));
-    server.bootstrap();
+}
+
+/// Everything that can fail has been done.
+struct Prepared {
+    config: Config,
+    live: Arc<Live>,
+    server: Server,
+    /// Says for each listener what serves it.
+    served: Vec<Served>,
+}
+
+impl Prepared {
+    fn new(
+        checked: Checked,
+        heir: Option<&Heir>,
+        program: Option<&Program>,
+        background: &Runtime,
+    ) -> Result<Self, StartError> {
+        let started = Instant::now();
+        let config = checked.config.clone();
+        probe_addresses(&config, heir.map(|heir| heir.addresses.as_slice()).unwrap_or_default())?;
+        let keyring = Keyring::new(background.handle());
+        let recorder = Recorder::open(&config, &keyring, background.handle())?;
+        let process = Arc::new(Process::new(started, recorder, keyring));
+        let file = program.map(|program| program.file.clone());
+        let live = Arc::new(background.block_on(Live::new(checked, file, Arc::clone(&process)))?);
+        let options = Opt { upgrade: heir.is_some(), ..Opt::default() };
+        let mut server = Server::new_with_opt_and_conf(options, engine(&config));
+        let mut served = Vec::new();
+        for service in listeners(&config, &live, &server, &mut served, background)? {
+            server.add_service(service);
+        }
+        if let Some(admin) = &config.admin {
+            let feed = Feed::new();
+            background.spawn(Arc::clone(&feed).run(Arc::clone(&live), started));
+            let api = Admin::new(Arc::clone(&live), admin, feed, started, background.handle().clone());
+            add_admin(&mut server, admin, api, background)?;
+        }
+        Ok(Self { config, live, server, served })
+    }
+
+    /// Serves.
+    fn run(self, program: Option<Program>, heir: Option<Heir>, background: &Runtime) {
+        let Self { config, live, mut server, served } = self;
+        let process = Arc::clone(live.process());
+        server.bootstrap();
+        let (wishes, wished) = Control::wishes();
+        let predecessors = Arc::new(heir.as_ref().map(Heir::predecessors).unwrap_or_default());
+        let running = program.map(|program| Running {
+            program,
+            live: Arc::clone(&live),
+            addresses: addresses(&config),
+            predecessors: Arc::clone(&predecessors),
+            upgrade_socket: config.server.upgrade_socket.clone(),
+        });
+        let wishes = running.is_some().then_some(wishes);
+        let up = Up { config: config.clone(), live: Arc::clone(&live), heir, wishes, served };
+        background.spawn(up.begin(server.watch_execution_phase()));
+        background.spawn(signals::reload_on_hangup(Arc::clone(&live)));
+        let (phases, ending) = (server.watch_execution_phase(), Arc::clone(&process));
+        std::thread::spawn(move || signals::end_when_done(phases, &ending, &predecessors));
+        let watch = Signals {
+            process: Arc::clone(&process),
+            drain_delay: config.server.drain_delay,
+            running,
+            wishes: Mutex::new(wished),
+            background: background.handle().clone(),
+        };
+        server.run(RunArgs { shutdown_signal: Box::new(watch) });
+        signals::finish(&process);
+    }
+}
+
+/// What is done once the process serves.
+struct Up {
+    config: Config,
+    live: Arc<Live>,
+    heir: Option<Heir>,
+    /// Where wishes for an upgrade go, if there can be one.
+    wishes: Option<mpsc::Sender<Wish>>,
+    served: Vec<Served>,
+}
+
+impl Up {
+    async fn begin(self, mut phases: broadcast::Receiver<ExecutionPhase>) {
+        while !matches!(phases.recv().await, Ok(ExecutionPhase::Running) | Err(_)) {}
+        if let Err(problem) = self.until_listening().await {
+            error!("{problem}");
+            signals::end(self.live.process(), 1);
+        }
+        let Self { config, live, heir, wishes, served } = self;
+        if let Some(wishes) = wishes {
+            let opened = Control::open(&config.server.upgrade_socket, heir.is_some()).await;
+            match opened {
+                Ok(control) => drop(tokio::spawn(control.run(wishes))),
+                Err(problem) => warn!("an upgrade would need a restart: server.upgrade_socket: {problem}"),
+            }
+        }
+        notify::ready(&live);
+        info!(
+            "process {} serves on {}; backends: {}",
+            std::process::id(),
+            addresses(&config).join(", "),
+            config.backends.len()
+        );
+        if let Some(heir) = heir {
+            heir.serves().await;
+        }
+        tokio::spawn(notify::keep_watchdog(Arc::clone(live.process()), served));
+        notify::keep_status(live).await;
+    }
+
+    /// Waits until every listener listens.
+    async fn until_listening(&self) -> Result<(), StartError> {
+        let deadline = Instant::now() + LISTENING;
+        for (key, address) in tcp_addresses(&self.config) {
+            // What is listened on cannot be bound once more.
+            while address.port() != 0 && try_address(address).is_ok() {
+                if Instant::now() >= deadline {
+                    let problem = io::Error::from(io::ErrorKind::TimedOut);
+                    return Err(StartError::Listen { key, address: address.to_string(), problem });
+                }
+                sleep(LOOK).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A service for each listener, in front of the proxy that all share.
+fn listeners(
+    config: &Config,
+    live: &Arc<Live>,
+    server: &Server,
+    served: &mut Vec<Served>,
+    background: &Runtime,
+) -> Result<Vec<Service<Guard>>, StartError> {
     let mut options = HttpServerOptions::default();
     // CONNECT is refused by our own rules, with a body and a record.
     options.allow_connect_method_proxying = true;
     options.h2_idle_timeout = Some(IDLE);
-    let mut proxy = http_proxy(&server.configuration, Balancer::new(Arc::clone(&serving)));
+    let mut proxy = http_proxy(&server.configuration, Balancer::new(Arc::clone(&live.serving)));
     proxy.server_options = Some(options);
     let proxy = Arc::new(proxy);
+    let mut services = Vec::new();
     for (n, listener) in config.listeners.iter().enumerate() {
-        let guard = Guard::new(Arc::clone(&proxy), Arc::new(listener.clone()), Arc::clone(&serving));
+        let runtime = Arc::new(OnceLock::new());
+        served.push(Arc::clone(&runtime));
+        let guard =
+            Guard::new(Arc::clone(&proxy), Arc::new(listener.clone()), Arc::clone(&live.serving), runtime);
         let mut service = Service::new(format!("listener {}", listener.address), guard);
         let (address, options) = (listener.address.to_string(), socket(config, listener.address));
         match &listener.tls {
@@ -123,38 +269,17 @@ pub fn run(config: &Config, background: &Runtime) -> Result<(), StartError> {
             }
             None => service.add_tcp_with_settings(&address, options),
         }
-        server.add_service(service);
+        services.push(service);
     }
-    if let Some(admin) = &config.admin {
-        let secure = |tls: &ListenerTls| {
-            let door = Door::of_admin(tls)?;
-            background.block_on(async { door.watch() });
-            door.settings()
-        };
-        let bad = |problem| StartError::Certificate { key: "admin".to_owned(), problem };
-        let tls = admin.tls.as_ref().map(secure).transpose().map_err(bad)?;
-        let token = admin.token.as_ref().map(|token| process.keyring.secret(token, &config.key_vault));
-        add_admin(&mut server, admin, tls, Admin::new(Arc::clone(&serving), admin, token, started));
-    }
-    let addresses: Vec<String> =
-        config.listeners.iter().map(|listener| listener.address.to_string()).collect();
-    info!("serving {} backends on {}", config.backends.len(), addresses.join(", "));
-    let watch = Signals { process: Arc::clone(&process), drain_delay: config.server.drain_delay };
-    server.run(RunArgs { shutdown_signal: Box::new(watch) });
-    finish(&process);
-    Ok(())
+    Ok(services)
 }
 
-/// SIGHUP begins a new file of records, so that what rotates files by name gets along.
-async fn rotate_on_hangup(process: Arc<Process>) {
-    match signal(SignalKind::hangup()) {
-        Ok(mut hangup) => {
-            while hangup.recv().await.is_some() {
-                info!("SIGHUP: a new file of records begins");
-                process.recorder.rotate();
-            }
-        }
-        Err(problem) => warn!("SIGHUP is not listened to: {problem}"),
+/// As many descriptors as the system lets this process have: each connection is one.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(problem) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        warn!("the limit of open files cannot be raised: {problem}");
     }
 }
 
@@ -164,6 +289,7 @@ fn engine(config: &Config) -> ServerConf {
         threads: config.server.threads,
         grace_period_seconds: Some(config.server.grace_period.as_millis().div_ceil(1000) as u64),
         graceful_shutdown_timeout_seconds: Some(1),
+        upgrade_sock: config.server.upgrade_socket.to_string_lossy().into_owned(),
         // Enough for every client of a busy balancer to find a connection again.
         upstream_keepalive_pool_size: 1024,
         // The engine counts attempts; how many there are is decided in routing.
@@ -179,9 +305,23 @@ fn socket(config: &Config, address: SocketAddr) -> TcpSocketOptions {
     options
 }
 
-fn add_admin(server: &mut Server, config: &config::Admin, tls: Option<TlsSettings>, admin: Admin) {
-    let app = pingora::apps::http_app::HttpServer::new_app(admin);
-    let mut service = Service::new("admin".to_owned(), app);
+/// Adds the service of the admin API.
+fn add_admin(
+    server: &mut Server,
+    config: &config::Admin,
+    api: Admin,
+    background: &Runtime,
+) -> Result<(), StartError> {
+    let secure = |tls: &ListenerTls| -> Result<TlsSettings, BadDoor> {
+        let door = Door::of_admin(tls)?;
+        background.block_on(async { door.watch() });
+        door.settings()
+    };
+    let bad = |problem| StartError::Certificate { key: "admin".to_owned(), problem };
+    let tls = config.tls.as_ref().map(secure).transpose().map_err(bad)?;
+    let mut service = Service::new("admin".to_owned(), api);
+    // It has little to do and is to get its turn all the same.
+    service.threads = Some(1);
     match (&config.address, tls) {
         (AdminAddress::Tcp(address), Some(tls)) => {
             service.add_tls_with_settings(&address.to_string(), None, tls);
@@ -193,26 +333,41 @@ fn add_admin(server: &mut Server, config: &config::Admin, tls: Option<TlsSetting
         }
     }
     server.add_service(service);
+    Ok(())
 }
 
-/// Whether every address can be listened on. The engine panics where it cannot; an operator
-/// is told what is wrong instead.
-///
-/// # Errors
-/// [`StartError::Listen`] for the first that cannot.
-pub fn probe_addresses(config: &Config) -> Result<(), StartError> {
+/// All addresses as the engine spells them.
+fn addresses(config: &Config) -> Vec<String> {
+    let admin = config.admin.as_ref().map(|admin| match &admin.address {
+        AdminAddress::Tcp(address) => address.to_string(),
+        AdminAddress::Unix(path) => path.display().to_string(),
+    });
+    config.listeners.iter().map(|listener| listener.address.to_string()).chain(admin).collect()
+}
+
+/// All TCP addresses and their keys.
+fn tcp_addresses(config: &Config) -> impl Iterator<Item = (String, SocketAddr)> {
     let listeners = config.listeners.iter().enumerate();
     let listeners = listeners.map(|(n, listener)| (format!("listeners[{n}].address"), listener.address));
     let admin = match config.admin.as_ref().map(|admin| &admin.address) {
         Some(AdminAddress::Tcp(address)) => Some(("admin.address".to_owned(), *address)),
         _ => None,
     };
-    for (key, address) in listeners.chain(admin) {
-        try_address(address).map_err(|problem| StartError::Listen {
-            key,
-            address: address.to_string(),
-            problem,
-        })?;
+    listeners.chain(admin)
+}
+
+/// Whether every address can be listened on that is not `inherited`. The engine panics where it
+/// cannot; an operator is told what is wrong instead.
+///
+/// # Errors
+/// [`StartError::Listen`] for the first that cannot.
+pub fn probe_addresses(config: &Config, inherited: &[String]) -> Result<(), StartError> {
+    for (key, address) in tcp_addresses(config) {
+        if inherited.contains(&address.to_string()) {
+            continue;
+        }
+        let bad = |problem| StartError::Listen { key, address: address.to_string(), problem };
+        try_address(address).map_err(bad)?;
     }
     Ok(())
 }
@@ -223,73 +378,4 @@ fn try_address(address: SocketAddr) -> io::Result<()> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.bind(address)
-}
-
-/// What a signal means. SIGTERM: readiness fails, listeners stay for a while, what is in
-/// flight is finished. SIGINT: now.
-struct Signals {
-    process: Arc<Process>,
-    drain_delay: Duration,
-}
-
-#[async_trait]
-impl ShutdownSignalWatch for Signals {
-    async fn recv(&self) -> ShutdownSignal {
-        let (Ok(mut terminate), Ok(mut interrupt)) =
-            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-        else {
-            warn!("signals cannot be watched");
-            return std::future::pending().await;
-        };
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
-        }
-        self.process.stopping.store(true, Ordering::Release);
-        info!("stopping: not ready any more, listening for another {:?}", self.drain_delay);
-        tokio::select! {
-            () = tokio::time::sleep(self.drain_delay) => {}
-            _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
-        }
-        let process = Arc::clone(&self.process);
-        std::thread::spawn({
-            let process = Arc::clone(&process);
-            move || exit_when_interrupted(&process)
-        });
-        // A thread of its own: the engine sleeps through the whole grace period.
-        std::thread::spawn(move || exit_when_idle(&process));
-        ShutdownSignal::GracefulTerminate
-    }
-}
-
-/// Ends the process as soon as nothing is in flight.
-fn exit_when_idle(process: &Process) {
-    // The listeners close now; connections linger for a moment.
-    std::thread::sleep(STOPPING);
-    let mut quiet = 0;
-    // Two looks in a row: a request whose head was just read may not be counted yet.
-    while quiet < 2 {
-        std::thread::sleep(DRAIN_LOOK);
-        quiet = if process.in_flight.load(Ordering::Acquire) == 0 { quiet + 1 } else { 0 };
-    }
-    finish(process);
-    std::process::exit(0);
-}
-
-/// Ends the process at once when it is asked to, although something is in flight.
-fn exit_when_interrupted(process: &Process) {
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
-    runtime.block_on(async {
-        match signal(SignalKind::interrupt()) {
-            Ok(mut interrupt) => interrupt.recv().await,
-            Err(_) => std::future::pending().await,
-        }
-    });
-    finish(process);
-    std::process::exit(0);
-}
-
-fn finish(process: &Process) {
-    process.recorder.close();
-    info!("stopped with {} requests in flight", process.in_flight.load(Ordering::Acquire));
 }

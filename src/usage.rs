@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use flate2::bufread::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 
+use crate::table;
+
 /// What stands for a field that is null.
 const NONE: &str = "-";
 /// A record that is delivered twice is so soon after the first time: so many are remembered.
@@ -210,19 +212,7 @@ impl Report {
         }
         let fields = ["total", "", "", ""].map(str::to_owned);
         rows.push(fields.into_iter().chain(total.counts().iter().map(u64::to_string)).collect());
-        let width =
-            |column: usize| rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..NAMES.len()).map(width).collect();
-        for row in &rows {
-            let mut line = String::new();
-            for (n, (text, width)) in row.iter().zip(&widths).enumerate() {
-                let gap = if n == 0 { "" } else { "  " };
-                // Words to the left, counts to the right.
-                line += &if n < 4 { format!("{gap}{text:<width$}") } else { format!("{gap}{text:>width$}") };
-            }
-            writeln!(to, "{}", line.trim_end())?;
-        }
-        Ok(())
+        table::write(&rows, 4, to)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{GaugeVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use crate::gateway::Gateway;
 use crate::record::metrics::register;
@@ -19,17 +19,9 @@ pub fn text(gateway: &Gateway, now: Instant) -> String {
     in_flight.set(i64::try_from(gateway.process.in_flight.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
     let build = gauge("aoai_lb_build_info", "1; the version is a label.", &["version"]);
     build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-    let reloads = IntCounterVec::new(
-        Opts::new("aoai_lb_config_reloads_total", "Configurations that were put in place, or refused."),
-        &["result"],
-    );
-    let reloads = register(&state, reloads);
-    for result in ["success", "failure"] {
-        reloads.with_label_values(&[result]).inc_by(0);
-    }
     let states = gauge(
         "aoai_lb_backend_state",
-        "1 for each state that holds: ok, cooling, absent, credential, permission, breaker_open; of a \
+        "1 for each state that holds: ok, cooling, absent, credential, permission, breaker_open, drained; of a \
          deployment, or of the backend where that is empty.",
         &["backend", "deployment", "state"],
     );
@@ -53,15 +45,15 @@ pub fn text(gateway: &Gateway, now: Instant) -> String {
     let load = register(&state, load);
     for backend in &gateway.backends {
         let (name, memory) = (backend.config.name.as_str(), &backend.memory);
-        let whole = backend.resting(now).map_or("ok", |rest| rest.reason.word());
+        let whole = backend.resting(now).map_or("ok", |incident| incident.rest.reason.word());
         states.with_label_values(&[name, "", whole]).set(1);
         let resting = memory.resting(now);
-        for (part, rest) in &resting {
+        for (part, incident) in &resting {
             let deployment = match part {
                 Part::Deployment(deployment) => deployment,
                 Part::Operation(_) => "",
             };
-            states.with_label_values(&[name, deployment, rest.reason.word()]).set(1);
+            states.with_label_values(&[name, deployment, incident.rest.reason.word()]).set(1);
         }
         for (deployment, known) in memory.deployments() {
             let is_resting = resting.iter().any(|(part, _)| *part == Part::Deployment(deployment.clone()));

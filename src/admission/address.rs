@@ -10,15 +10,11 @@ use ipnet::IpNet;
 /// and IPv6 brackets; one that is no address ends the search, since nothing left of it can
 /// be vouched for.
 pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
-    let is_trusted = |ip: IpAddr| {
-        let ip = ip.to_canonical();
-        trusted.iter().any(|net| net.contains(&ip))
-    };
     let mut nearest = peer;
     let lines: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
     let entries = lines.iter().rev().filter_map(|line| line.to_str().ok()).flat_map(|line| line.rsplit(','));
     for entry in entries {
-        if !is_trusted(nearest) {
+        if !is_trusted(nearest, trusted) {
             break;
         }
         match address(entry.trim()) {
@@ -27,6 +23,12 @@ pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr
         }
     }
     nearest
+}
+
+/// Whether this is the address of a trusted proxy.
+pub fn is_trusted(ip: IpAddr, trusted: &[IpNet]) -> bool {
+    let ip = ip.to_canonical();
+    trusted.iter().any(|net| net.contains(&ip))
 }
 
 fn address(entry: &str) -> Option<IpAddr> {

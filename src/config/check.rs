@@ -11,6 +11,7 @@ mod listeners;
 mod record;
 mod requests;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::node::{Inner, Map, Node};
@@ -34,6 +35,7 @@ const KEYS: [&str; 14] = [
     "server",
 ];
 
+const SERVER: [&str; 5] = ["threads", "grace_period", "drain_delay", "tcp_keepalive", "upgrade_socket"];
 const BALANCE: [(&str, Balance); 2] = [("round_robin", Balance::RoundRobin), ("headroom", Balance::Headroom)];
 const CONTENT: [(&str, Content); 3] =
     [("full", Content::Full), ("prompt", Content::Prompt), ("none", Content::None)];
@@ -168,17 +170,50 @@ fn timeouts(root: &Map<'_, '_>) -> Option<Timeouts> {
 }
 
 fn server(root: &Map<'_, '_>) -> Option<Server> {
-    let map = root.block("server", &["threads", "grace_period", "drain_delay", "tcp_keepalive"])?;
+    let map = root.block("server", &SERVER)?;
     let threads = map.or("threads", processors(), |node| Some(node.number(1..=256)? as usize));
     let grace_period = map.or("grace_period", Duration::from_secs(600), Inner::duration);
     let drain_delay = map.or("drain_delay", Duration::from_secs(10), Inner::duration);
     let tcp_keepalive = map.or("tcp_keepalive", Duration::from_secs(60), keepalive);
+    let upgrade_socket = socket_of(&map);
     Some(Server {
         threads: threads?,
         grace_period: grace_period?,
         drain_delay: drain_delay?,
         tcp_keepalive: tcp_keepalive?,
+        upgrade_socket: upgrade_socket?,
     })
+}
+
+/// Only that of a whole file; its other keys may be bad.
+pub(super) fn upgrade_socket(root: &Node<'_>) -> Option<PathBuf> {
+    let root = root.inner().map(&KEYS)?;
+    socket_of(&root.block("server", &SERVER)?)
+}
+
+fn socket_of(server: &Map<'_, '_>) -> Option<PathBuf> {
+    // systemd names the directory.
+    let directory = server.report.variable("RUNTIME_DIRECTORY");
+    let directory = directory.unwrap_or_else(|| RUNTIME_DIRECTORY.to_owned());
+    let usual = PathBuf::from(directory).join("upgrade.sock");
+    server.or("upgrade_socket", usual, |node| node.parsed(|text| socket(node, text)))
+}
+
+/// Where sockets are when neither the file nor systemd says.
+const RUNTIME_DIRECTORY: &str = "/run/aoai-lb";
+/// The longest path of a Unix socket, in bytes (Linux, `sun_path` without its NUL: unix(7)).
+const SOCKET_PATH_MAX: usize = 107;
+/// What the path of a second socket has in addition.
+const SECOND_SOCKET: usize = ".control".len();
+
+/// The path of a Unix socket.
+fn socket(node: &Inner<'_, '_>, text: &str) -> Result<PathBuf, &'static str> {
+    let path = node.resolve(text);
+    match path.as_os_str().len() {
+        _ if text.contains('\0') => Err("must be a path without NUL"),
+        length if length > SOCKET_PATH_MAX - SECOND_SOCKET => Err("must be a path of at most 99 bytes"),
+        _ => Ok(path),
+    }
 }
 
 /// The kernel counts whole seconds, up to 32767 (tcp(7), `TCP_KEEPIDLE`).
@@ -253,6 +288,7 @@ mod tests {
             grace_period: seconds(600),
             drain_delay: seconds(10),
             tcp_keepalive: seconds(60),
+            upgrade_socket: "/run/aoai-lb/upgrade.sock".into(),
         };
         assert_eq!(config.server, server);
         let record = good("record: { jsonl: { path: x.jsonl } }").config.record.unwrap();

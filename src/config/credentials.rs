@@ -57,7 +57,7 @@ impl fmt::Display for VaultSecret {
 }
 
 /// How secrets that are in a vault are read.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyVault {
     /// As whom.
     pub identity: Identity,

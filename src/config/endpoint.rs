@@ -38,7 +38,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// What the text has to be instead; it is not repeated.
-    pub(in crate::config) fn parse(text: &str) -> Result<Self, &'static str> {
+    pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
         const SHAPE: &str = "must be a URL such as https://NAME.openai.azure.com";
         if text.contains('#') {
             return Err("must not have a fragment (`#`)");

@@ -90,10 +90,12 @@ pub struct Listener {
     pub http2: bool,
     /// The networks whose `x-forwarded-for` is believed.
     pub trusted_proxies: Vec<ipnet::IpNet>,
+    /// Most connections at once from one address that is no trusted proxy's; at least 1.
+    pub connections_per_client: usize,
 }
 
 /// The TLS of a listener.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerTls {
     /// What it shows: the first to whoever names none of the others' hosts. At least one.
     pub pairs: Vec<PairFiles>,
@@ -340,7 +342,7 @@ pub struct Jsonl {
 }
 
 /// A table in Log Analytics, reached by a data collection rule.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogAnalytics {
     /// The rule's or the data collection endpoint's.
     pub endpoint: Endpoint,
@@ -402,7 +404,7 @@ pub enum AdminAddress {
 }
 
 /// The process itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
     /// Worker threads; 1 to 256.
     pub threads: usize,
@@ -412,6 +414,8 @@ pub struct Server {
     pub drain_delay: Duration,
     /// Silence after which TCP probes both sides; whole seconds, 1 s to 9 h.
     pub tcp_keepalive: Duration,
+    /// Where an upgrade hands the listening sockets over; its directory is the balancer's own.
+    pub upgrade_socket: PathBuf,
 }
 
 /// A good configuration, and what is worth a second look in it.
@@ -421,6 +425,8 @@ pub struct Checked {
     pub config: Config,
     /// What is allowed but unlikely to be meant.
     pub warnings: Vec<Problem>,
+    /// SHA-256 of the text, in hexadecimal.
+    pub sha256: String,
 }
 
 /// One thing to look at, and where. Neither part shows a value that was expanded or a key.
@@ -456,6 +462,11 @@ fn lines(problems: &[Problem]) -> String {
     problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
 }
 
+/// A variable of the process's environment, which is what it was at the start.
+pub fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
 /// Reads and checks the file at `path`. Relative paths in it start at its own directory.
 ///
 /// `env` is the environment for `${NAME}`; a reload passes that of the process start.
@@ -463,6 +474,10 @@ fn lines(problems: &[Problem]) -> String {
 /// # Errors
 /// Every problem of the file at once, or the one that keeps it from being read.
 pub fn load(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Checked, Problems> {
+    parse(&read(path)?, base(path), env)
+}
+
+fn read(path: &Path) -> Result<String, Problems> {
     let refused = |reason: String| Problems {
         errors: vec![Problem {
             path: String::new(),
@@ -471,8 +486,24 @@ pub fn load(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Checked
         warnings: Vec::new(),
     };
     let bytes = std::fs::read(path).map_err(|e| refused(e.to_string()))?;
-    let text = String::from_utf8(bytes).map_err(|_| refused("it is not UTF-8 text".to_owned()))?;
-    parse(&text, path.parent().unwrap_or(Path::new("")), env)
+    String::from_utf8(bytes).map_err(|_| refused("it is not UTF-8 text".to_owned()))
+}
+
+/// Where relative paths of a file start.
+fn base(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
+}
+
+/// Where the process of this file listens for upgrades, also if the rest of the file is bad.
+///
+/// # Errors
+/// When the file cannot be read, or what it says of the socket is no path.
+pub fn upgrade_socket(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<PathBuf, Problems> {
+    let text = read(path)?;
+    let report = node::Report::new(base(path), env);
+    let socket = yaml::document(&text, &report).and_then(|root| check::upgrade_socket(&root));
+    let (errors, warnings) = report.finish();
+    socket.ok_or(Problems { errors, warnings })
 }
 
 /// Checks a configuration that is at hand as text; `base` is where relative paths start.
@@ -484,7 +515,14 @@ pub fn parse(text: &str, base: &Path, env: &dyn Fn(&str) -> Option<String>) -> R
     let config = yaml::document(text, &report).and_then(|root| check::config(&root));
     let (errors, warnings) = report.finish();
     match config {
-        Some(config) if errors.is_empty() => Ok(Checked { config, warnings }),
+        Some(config) if errors.is_empty() => {
+            let sha256 = openssl::sha::sha256(text.as_bytes());
+            Ok(Checked {
+                config,
+                warnings,
+                sha256: sha256.iter().map(|byte| format!("{byte:02x}")).collect(),
+            })
+        }
         _ => Err(Problems { errors, warnings }),
     }
 }

@@ -171,7 +171,7 @@ fn the_full_example_says_the_defaults_it_claims() {
     assert_eq!(config.requests.allow, usual.requests.allow);
     let limits = |r: &Requests| (r.max_body, r.max_streamed_body, r.body_memory);
     assert_eq!(limits(&config.requests), limits(&usual.requests));
-    assert_eq!(Server { threads: usual.server.threads, ..config.server }, usual.server);
+    assert_eq!(Server { threads: usual.server.threads, ..config.server.clone() }, usual.server);
 }
 
 #[test]

@@ -108,7 +108,8 @@ impl std::ops::Deref for Kept {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Source {
     Token(Entra),
-    Secret(VaultSecret),
+    /// And how it is read.
+    Secret(VaultSecret, config::KeyVault),
 }
 
 /// Every secret and token of the process, each once, whoever uses it.
@@ -116,7 +117,7 @@ pub struct Keyring {
     runtime: Handle,
     outbound: Arc<Outbound>,
     known: Mutex<Vec<(Source, Weak<Keeping>)>>,
-    signers: Mutex<Vec<(ClientTokens, Arc<Signers>)>>,
+    signers: Mutex<Vec<(ClientTokens, Weak<Signers>)>>,
     numbers: Arc<AtomicU64>,
 }
 
@@ -157,7 +158,7 @@ impl Keyring {
                 let number = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
                 Kept(Arc::new(Keeping { state: Arc::new(State::fixed(secret, number)), task: None }))
             }
-            SecretSource::Vault(secret) => self.keep(Source::Secret(secret.clone()), || {
+            SecretSource::Vault(secret) => self.keep(Source::Secret(secret.clone(), vaults.clone()), || {
                 let scope = vaults.scope.clone().unwrap_or_else(|| key_vault::scope(secret));
                 let entra = Entra { identity: vaults.identity.clone(), scope };
                 let token = self.token(&entra, vaults);
@@ -192,13 +193,14 @@ impl Keyring {
         let mut known = self.signers.lock().unwrap_or_else(PoisonError::into_inner);
         let same =
             |known: &ClientTokens| (&known.authority, &known.tenant) == (&tokens.authority, &tokens.tenant);
-        if let Some((_, signers)) = known.iter().find(|(known, _)| same(known)) {
-            return Arc::clone(signers);
+        known.retain(|(_, signers)| signers.strong_count() > 0);
+        let held = known.iter().find(|(known, _)| same(known));
+        if let Some(signers) = held.and_then(|(_, signers)| signers.upgrade()) {
+            return signers;
         }
         let signers = Arc::new(Signers::new(tokens, Arc::clone(&self.outbound)));
-        // One for each directory that was ever configured: that is one, and two after a change.
-        self.runtime.spawn(Arc::clone(&signers).keep());
-        known.push((tokens.clone(), Arc::clone(&signers)));
+        self.runtime.spawn(signers::keep(Arc::downgrade(&signers)));
+        known.push((tokens.clone(), Arc::downgrade(&signers)));
         signers
     }
 

@@ -4,7 +4,7 @@
 //! <https://learn.microsoft.com/entra/identity-platform/signing-key-rollover>
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -90,27 +90,6 @@ impl Signers {
         }
     }
 
-    /// Keeps them fresh for as long as it is polled.
-    pub(super) async fn keep(self: Arc<Self>) {
-        let mut failed = false;
-        loop {
-            let mut asked = self.asked.lock().await;
-            *asked = Some(Instant::now());
-            let fetched = self.fetch().await;
-            drop(asked);
-            match &fetched {
-                Err(problem) if !failed => {
-                    error!("the signing keys of Entra ID cannot be fetched, the last ones stay: {problem}");
-                }
-                Ok(()) if failed => info!("the signing keys of Entra ID are fetched again"),
-                _ => {}
-            }
-            failed = fetched.is_err();
-            let pause = if failed { RETRY } else { REFRESH };
-            sleep(pause.mul_f64(0.9 + fastrand::f64() / 5.0)).await;
-        }
-    }
-
     async fn fetch(&self) -> Result<(), String> {
         let call = Call {
             method: Method::GET,
@@ -132,6 +111,29 @@ impl Signers {
         }
         self.current.store(Arc::new(Keys { by_id }));
         Ok(())
+    }
+}
+
+/// Keeps them fresh for as long as somebody holds them.
+pub(super) async fn keep(signers: Weak<Signers>) {
+    let mut failed = false;
+    loop {
+        let Some(held) = signers.upgrade() else { return };
+        let mut asked = held.asked.lock().await;
+        *asked = Some(Instant::now());
+        let fetched = held.fetch().await;
+        drop(asked);
+        drop(held);
+        match &fetched {
+            Err(problem) if !failed => {
+                error!("the signing keys of Entra ID cannot be fetched, the last ones stay: {problem}");
+            }
+            Ok(()) if failed => info!("the signing keys of Entra ID are fetched again"),
+            _ => {}
+        }
+        failed = fetched.is_err();
+        let pause = if failed { RETRY } else { REFRESH };
+        sleep(pause.mul_f64(0.9 + fastrand::f64() / 5.0)).await;
     }
 }
 

@@ -64,8 +64,9 @@ impl Gateway {
             Verdict::Success => {
                 let is_success = (200..300).contains(&reply.status);
                 if let (true, true, Some(deployment)) = (is_success, admitted.unlisted, &admitted.deployment)
+                    && self.pools.learn(&self.backends, deployment, now)
                 {
-                    self.pools.learn(&self.backends, deployment, now);
+                    info!("deployment '{deployment}' is served, though no backend lists it");
                 }
                 None
             }
@@ -223,7 +224,7 @@ impl Gateway {
                 );
             }
             // Logged where they begin.
-            health::Reason::BreakerOpen | health::Reason::Credential => {}
+            health::Reason::BreakerOpen | health::Reason::Credential | health::Reason::Drained => {}
         }
     }
 }

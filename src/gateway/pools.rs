@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use log::info;
 
 use super::Backend;
 use crate::config::{Balance, Config};
@@ -16,6 +15,27 @@ use crate::routing::pool::{Candidate, Pool};
 
 /// Most deployments that are learned from answers rather than named in the configuration.
 const LEARNED_MAX: usize = 500;
+
+/// What a pool is of.
+#[derive(Clone, Debug)]
+pub enum Pooled {
+    /// A deployment.
+    Deployment(Deployment),
+    /// Every deployment that nobody lists and nobody has answered for yet.
+    Unlisted,
+    /// Calls that name no deployment.
+    Home,
+}
+
+impl std::fmt::Display for Pooled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Deployment(name) => write!(f, "deployment '{name}'"),
+            Self::Unlisted => f.write_str("deployments that nobody lists"),
+            Self::Home => f.write_str("calls that name no deployment"),
+        }
+    }
+}
 
 /// All pools of a configuration.
 pub(super) struct Pools {
@@ -69,17 +89,42 @@ impl Pools {
         Err(Refusal::new(Reason::DeploymentNotFound, message))
     }
 
+    /// Deployments that have been answered for, though nobody lists them.
+    pub(super) fn learned(&self) -> Vec<Deployment> {
+        let mut learned: Vec<_> = self.learned.load().keys().cloned().collect();
+        learned.sort_by_key(Deployment::key);
+        learned
+    }
+
+    /// Whether some backend passes names that nobody lists.
+    pub(super) fn passes_unlisted(&self) -> bool {
+        self.unlisted.is_some()
+    }
+
+    /// All of them: deployments by name, then the others.
+    pub(super) fn all(&self) -> Vec<(Pooled, Arc<Pool>)> {
+        let learned = self.learned.load();
+        let named = self.listed.iter().chain(learned.iter());
+        let mut named: Vec<_> = named.map(|(name, pool)| (name.clone(), Arc::clone(pool))).collect();
+        named.sort_by_key(|(name, _)| name.key());
+        let mut all: Vec<_> =
+            named.into_iter().map(|(name, pool)| (Pooled::Deployment(name), pool)).collect();
+        all.extend(self.unlisted.iter().map(|pool| (Pooled::Unlisted, Arc::clone(pool))));
+        all.push((Pooled::Home, Arc::clone(&self.home)));
+        all
+    }
+
     /// Whether a deployment has a pool of its own.
     pub(super) fn knows(&self, deployment: &Deployment) -> bool {
         self.listed.contains_key(deployment) || self.learned.load().contains_key(deployment)
     }
 
     /// A deployment that the configuration does not name has been answered for: from now on
-    /// it has a wheel and rests of its own.
-    pub(super) fn learn(&self, backends: &[Backend], deployment: &Deployment, now: Instant) {
+    /// it has a wheel and rests of its own. Returns whether that is news.
+    pub(super) fn learn(&self, backends: &[Backend], deployment: &Deployment, now: Instant) -> bool {
         let known = self.learned.load();
         if known.contains_key(deployment) || known.len() >= LEARNED_MAX {
-            return;
+            return false;
         }
         drop(known);
         let pool = Pool::new(serving(backends, deployment), self.balance, now);
@@ -87,7 +132,6 @@ impl Pools {
             pool.continue_from(unlisted);
         }
         let pool = Arc::new(pool);
-        info!("deployment '{deployment}' is served, though no backend lists it");
         self.learned.rcu(|known| {
             let mut known = HashMap::clone(known);
             if known.len() < LEARNED_MAX {
@@ -95,6 +139,7 @@ impl Pools {
             }
             known
         });
+        true
     }
 }
 

@@ -51,6 +51,7 @@ pub(super) async fn receive(
         streamed: target.is_upload(&method).then_some(gateway.requests.max_streamed_body),
         deadline: gateway.timeouts.request_body,
         budget: Arc::clone(bodies),
+        memory: gateway.requests.body_memory,
     };
     flow.lock().idle(Instant::now());
     let intake = intake::take(session.as_downstream_mut(), &bounds).await?;
@@ -116,10 +117,10 @@ fn read_head(session: &Session, flow: &Shared) -> Result<Arc<Target>, Refusal> {
 
 /// Sets what has to be set on the client's own session, before it is replaced.
 fn prepare(session: &mut Session, gateway: &Gateway) {
-    let stopping = gateway.process.stopping.load(Ordering::Acquire);
+    let leaving = gateway.process.leaving.load(Ordering::Acquire);
     // Streams end with the connection for those who do not know chunks; and the next request
-    // is for another process when this one stops.
-    if stopping || session.req_header().version == Version::HTTP_10 {
+    // is for another process when this one ends.
+    if leaving || session.req_header().version == Version::HTTP_10 {
         session.set_keepalive(None);
     }
     session.set_read_timeout(Some(gateway.timeouts.request_body));

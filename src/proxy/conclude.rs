@@ -191,15 +191,20 @@ impl Flow {
             };
         }
         let rests = || course.admitted.pool.candidates().iter().filter_map(|c| c.resting(operation, now));
-        let only_waits = |reason| matches!(reason, health::Reason::Cooling | health::Reason::BreakerOpen);
-        if rests().any(|rest| !only_waits(rest.reason)) || !course.attempts.is_empty() {
+        use health::Reason as Rests;
+        let is_broken = |reason| !matches!(reason, Rests::Cooling | Rests::BreakerOpen | Rests::Drained);
+        if rests().any(|rest| is_broken(rest.reason)) || !course.attempts.is_empty() {
             let message = "every backend of this deployment refuses the balancer's own credential \
                            or lacks the deployment; its operator has to mend that";
             return Refusal::new(Reason::BackendMisconfigured, message);
         }
-        let message = "no backend of this deployment can be asked now: they fail too often or asked to wait";
+        let soonest = rests().filter(|rest| rest.reason != Rests::Drained).map(|rest| rest.until).min();
+        let message = match soonest {
+            Some(_) => "no backend of this deployment can be asked now: they fail too often or asked to wait",
+            None => "every backend of this deployment is drained by the balancer's operator",
+        };
         let refusal = Refusal::new(Reason::NoBackend, message);
-        match rests().map(|rest| rest.until).min() {
+        match soonest {
             Some(until) => refusal.after(until.saturating_duration_since(now)),
             None => refusal,
         }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::Method;
+use ipnet::IpNet;
 use pingora::protocols::http::ServerSession;
 
 use super::attempt::{Course, Due};
@@ -21,6 +22,7 @@ use super::trouble::Trouble;
 use crate::admission::clients::Client;
 use crate::azure::Target;
 use crate::config::Listener;
+use crate::credentials::Kept;
 use crate::gateway::Gateway;
 use crate::names::{Deployment, Subject};
 use crate::record::exchange::{Asked, Exchange, Keep, Outcome};
@@ -33,6 +35,22 @@ pub struct Serving {
     pub gateway: Arc<Gateway>,
     /// Reaches.
     pub peers: Peers,
+    /// The listeners as they are configured now, which may be newer than those that are open.
+    pub listeners: Vec<Listener>,
+    /// What the admin API wants to be shown; `None`: nothing.
+    pub admin_token: Option<Kept>,
+}
+
+impl Serving {
+    /// The networks that are believed on this listener.
+    pub(super) fn trusted_proxies<'s>(&'s self, open: &'s Listener) -> &'s [IpNet] {
+        &self.listener(open).trusted_proxies
+    }
+
+    /// An open listener as it is configured now.
+    pub(super) fn listener<'s>(&'s self, open: &'s Listener) -> &'s Listener {
+        self.listeners.iter().find(|now| now.address == open.address).unwrap_or(open)
+    }
 }
 
 /// Pingora's context of one request.

@@ -108,24 +108,42 @@ impl Addresses {
 }
 
 /// The endpoints of a configuration.
+#[derive(Default)]
 pub struct Directory {
     by_backend: Vec<Arc<Addresses>>,
-    names: Vec<Arc<Addresses>>,
+    /// Names that the configuration before did not have.
+    new: Vec<Arc<Addresses>>,
 }
 
 impl Directory {
     /// The endpoints of a configuration, names not yet looked up.
     pub fn new(config: &Config) -> Self {
-        let mut known: HashMap<(&str, u16), Arc<Addresses>> = HashMap::new();
+        Self::default().followed_by(config)
+    }
+
+    /// Those of the next configuration; what is known of an endpoint stays known.
+    #[must_use]
+    pub fn followed_by(&self, config: &Config) -> Self {
+        let before = self.by_backend.iter().map(|known| ((known.host.as_str(), known.port), known));
+        let before: HashMap<(&str, u16), &Arc<Addresses>> = before.collect();
+        let mut all: HashMap<(&str, u16), Arc<Addresses>> = HashMap::new();
+        let mut new = Vec::new();
         let endpoints = config.backends.iter().map(|backend| &backend.endpoint);
         let by_backend: Vec<_> = endpoints
             .map(|endpoint| {
                 let key = (endpoint.host.as_str(), endpoint.port);
-                Arc::clone(known.entry(key).or_insert_with(|| Arc::new(Addresses::new(endpoint))))
+                let find = || match before.get(&key) {
+                    Some(known) => Arc::clone(known),
+                    None => {
+                        let addresses = Arc::new(Addresses::new(endpoint));
+                        new.extend(addresses.is_name().then(|| Arc::clone(&addresses)));
+                        addresses
+                    }
+                };
+                Arc::clone(all.entry(key).or_insert_with(find))
             })
             .collect();
-        let names = known.into_values().filter(|addresses| addresses.is_name()).collect();
-        Self { by_backend, names }
+        Self { by_backend, new }
     }
 
     /// The addresses of each backend, in the order of the configuration.
@@ -133,23 +151,26 @@ impl Directory {
         &self.by_backend
     }
 
-    /// Starts looking names up, each on its own, for as long as the runtime lives.
+    /// Starts looking up the names that are new, each on its own and for as long as somebody needs
+    /// its addresses.
     pub fn watch(&self, resolver: &Arc<dyn Resolve>) {
-        for addresses in &self.names {
-            let (addresses, resolver) = (Arc::clone(addresses), Arc::clone(resolver));
+        for addresses in &self.new {
+            let (addresses, resolver) = (Arc::downgrade(addresses), Arc::clone(resolver));
             tokio::spawn(async move {
                 loop {
-                    let good = addresses.refresh(&*resolver).await;
+                    let Some(held) = addresses.upgrade() else { return };
+                    let good = held.refresh(&*resolver).await;
+                    drop(held);
                     sleep(if good { REFRESH } else { REPEAT }).await;
                 }
             });
         }
     }
 
-    /// Waits until every name has resolved once, at most so long.
+    /// Waits until every new name has resolved once, at most so long.
     pub async fn settle(&self, most: Duration) {
         let resolved = async {
-            while self.names.iter().any(|addresses| addresses.known.load().is_empty()) {
+            while self.new.iter().any(|addresses| addresses.known.load().is_empty()) {
                 sleep(Duration::from_millis(10)).await;
             }
         };

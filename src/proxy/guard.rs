@@ -4,7 +4,9 @@
 //! The engine has none of these (its header time-out is per read, its cap 1 MiB, its 400 has
 //! no body).
 
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -18,10 +20,13 @@ use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::context::{Serving, request_id};
+use super::crowd::{Crowd, Place};
 use super::{Balancer, head, reply};
+use crate::admission::address::is_trusted;
 use crate::config::Listener;
 use crate::refusal::{Reason, Refusal};
 
@@ -33,6 +38,8 @@ pub const IDLE: Duration = Duration::from_secs(75);
 /// How long a connection is kept after the listeners have closed: a client may have sent its
 /// next request before it was told to go elsewhere.
 pub const STOPPING: Duration = Duration::from_millis(250);
+/// The same where another process has taken over: long enough for clients far away.
+pub const MOVING: Duration = Duration::from_secs(4);
 /// How long a refused client may take to read why.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -41,6 +48,9 @@ pub struct Guard {
     proxy: Arc<HttpProxy<Balancer>>,
     listener: Arc<Listener>,
     serving: Arc<ArcSwap<Serving>>,
+    /// The runtime that it is polled on, for those who want to know whether that is alive.
+    runtime: Arc<OnceLock<Handle>>,
+    crowd: Crowd,
 }
 
 /// Why no request came.
@@ -57,8 +67,35 @@ impl Guard {
         proxy: Arc<HttpProxy<Balancer>>,
         listener: Arc<Listener>,
         serving: Arc<ArcSwap<Serving>>,
+        runtime: Arc<OnceLock<Handle>>,
     ) -> Self {
-        Self { proxy, listener, serving }
+        Self { proxy, listener, serving, runtime, crowd: Crowd::default() }
+    }
+
+    /// A place for a connection, unless its address has too many already.
+    fn place(&self, stream: &Stream) -> Result<Option<Place>, Refusal> {
+        let address = stream.get_socket_digest().and_then(|digest| digest.peer_addr().cloned());
+        let Some(ip) = address.and_then(|address| address.as_inet().map(SocketAddr::ip)) else {
+            return Ok(None);
+        };
+        let serving = self.serving.load();
+        let listener = serving.listener(&self.listener);
+        // Who stands for many is one of ours.
+        if is_trusted(ip, &listener.trusted_proxies) {
+            return Ok(None);
+        }
+        let most = listener.connections_per_client;
+        self.crowd.place(ip, most).map(Some).ok_or_else(|| {
+            let message = format!("this address has {most} connections already, the most that it may have");
+            Refusal::new(Reason::Overloaded, message)
+        })
+    }
+
+    /// Until this process takes no further requests.
+    async fn stopped(&self, stopping: &mut ShutdownWatch) {
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+        let is_moving = !self.serving.load().gateway.process.stopping.load(Ordering::Acquire);
+        tokio::time::sleep(if is_moving { MOVING } else { STOPPING }).await;
     }
 
     /// Reads until a head is complete; what follows it has come along.
@@ -107,7 +144,19 @@ impl Guard {
 #[async_trait]
 impl ServerApp for Guard {
     async fn process_new(self: &Arc<Self>, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+        self.runtime.get_or_init(Handle::current);
+        let speaks_http2 = matches!(stream.selected_alpn_proto(), Some(ALPN::H2));
+        // Held for as long as the connection is.
+        let _place = match self.place(&stream) {
+            Ok(place) => place,
+            Err(refusal) => {
+                if !speaks_http2 {
+                    turn_away(&mut stream, &refusal).await;
+                }
+                return None;
+            }
+        };
+        if speaks_http2 {
             // Its frames have lengths and limits of their own.
             return self.proxy.process_new(stream, shutdown).await;
         }
@@ -118,7 +167,7 @@ impl ServerApp for Guard {
                 biased;
                 head = self.read_head(&mut stream, first) => head,
                 // Long enough for a request that is on its way.
-                () = stopped(&mut stopping) => return None,
+                () = self.stopped(&mut stopping) => return None,
             };
             let bytes = match head {
                 Ok(bytes) => bytes,
@@ -142,12 +191,6 @@ impl ServerApp for Guard {
     async fn cleanup(&self) {
         self.proxy.http_cleanup().await;
     }
-}
-
-/// Until this process takes no further requests.
-async fn stopped(stopping: &mut ShutdownWatch) {
-    let _ = stopping.wait_for(|stopping| *stopping).await;
-    tokio::time::sleep(STOPPING).await;
 }
 
 /// The length of a head that is complete in these bytes.

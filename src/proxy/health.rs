@@ -17,18 +17,22 @@ pub(super) fn probe(header: &RequestHeader, serving: &Serving) -> Option<u16> {
     let path = header.raw_path().split(|byte| *byte == b'?').next()?;
     match path {
         b"/healthz" => Some(200),
+        // What another process has taken over is as ready as ever.
         b"/readyz" if serving.gateway.process.stopping.load(Ordering::Acquire) => Some(503),
         b"/readyz" => Some(200),
         _ => None,
     }
 }
 
-/// Answers a probe.
-pub(super) async fn answer(session: &mut Session, status: u16) -> pingora::Result<bool> {
+/// Answers a probe; `leaving` says that the next one is for another process.
+pub(super) async fn answer(session: &mut Session, status: u16, leaving: bool) -> pingora::Result<bool> {
     let body: &'static [u8] = if status == 200 { b"ok\n" } else { b"stopping\n" };
     let mut header = ResponseHeader::build(status, Some(2))?;
     header.insert_header(header::CONTENT_TYPE, "text/plain")?;
     header.insert_header(header::CONTENT_LENGTH, body.len())?;
+    if leaving {
+        session.set_keepalive(None);
+    }
     let head_only = session.req_header().method == Method::HEAD;
     session.write_response_header(Box::new(header), head_only).await?;
     if !head_only {

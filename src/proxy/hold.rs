@@ -144,7 +144,7 @@ impl Flow {
             tasks: Vec::new(),
             size: 0,
             scanner: Scanner::new(usize::try_from(hold.size).unwrap_or(usize::MAX)),
-            share: Budget::share(&self.budget),
+            share: Budget::share(&self.budget, self.gateway().requests.body_memory),
         }));
         Ok(())
     }

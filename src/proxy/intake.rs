@@ -12,29 +12,24 @@ use tokio::time::{Instant, timeout_at};
 use crate::refusal::{Reason, Refusal};
 
 /// Memory for all held bodies together.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Budget {
-    free: AtomicU64,
+    used: AtomicU64,
 }
 
 impl Budget {
-    /// A budget of so many bytes.
-    pub(super) fn new(bytes: u64) -> Self {
-        Self { free: AtomicU64::new(bytes) }
+    /// A share that has nothing yet, of a budget that is so large at the moment.
+    pub(super) fn share(budget: &Arc<Self>, total: u64) -> Share {
+        Share { budget: Arc::clone(budget), total, bytes: 0 }
     }
 
-    /// A share that has nothing yet.
-    pub(super) fn share(budget: &Arc<Self>) -> Share {
-        Share { budget: Arc::clone(budget), bytes: 0 }
-    }
-
-    fn take(&self, bytes: u64) -> bool {
-        let take = |free: u64| free.checked_sub(bytes);
-        self.free.fetch_update(Ordering::AcqRel, Ordering::Relaxed, take).is_ok()
+    fn take(&self, bytes: u64, total: u64) -> bool {
+        let take = |used: u64| used.checked_add(bytes).filter(|used| *used <= total);
+        self.used.fetch_update(Ordering::AcqRel, Ordering::Relaxed, take).is_ok()
     }
 
     fn give_back(&self, bytes: u64) {
-        self.free.fetch_add(bytes, Ordering::AcqRel);
+        self.used.fetch_sub(bytes, Ordering::AcqRel);
     }
 }
 
@@ -42,6 +37,7 @@ impl Budget {
 #[derive(Debug)]
 pub(super) struct Share {
     budget: Arc<Budget>,
+    total: u64,
     bytes: u64,
 }
 
@@ -52,7 +48,7 @@ impl Share {
     /// `overloaded` when there is not so much left.
     pub(super) fn grow_to(&mut self, bytes: u64) -> Result<(), Refusal> {
         let more = bytes.saturating_sub(self.bytes);
-        if more == 0 || self.budget.take(more) {
+        if more == 0 || self.budget.take(more, self.total) {
             self.bytes += more;
             return Ok(());
         }
@@ -111,6 +107,8 @@ pub(super) struct Bounds {
     /// For the whole body.
     pub(super) deadline: Duration,
     pub(super) budget: Arc<Budget>,
+    /// Memory for all held bodies together.
+    pub(super) memory: u64,
 }
 
 /// Why a body was not taken in.
@@ -156,7 +154,7 @@ pub(super) async fn take(session: &mut ServerSession, bounds: &Bounds) -> Result
     expect(session).await?;
     let deadline = Instant::now() + bounds.deadline;
     // Memory is taken for what arrives: an announcement costs its sender nothing.
-    let mut share = Budget::share(&bounds.budget);
+    let mut share = Budget::share(&bounds.budget, bounds.memory);
     let mut whole = Gathered::default();
     loop {
         let piece = match timeout_at(deadline, session.read_request_body()).await {
@@ -254,15 +252,15 @@ mod tests {
 
     #[test]
     fn shares_are_bounded_together_and_given_back() {
-        let budget = Arc::new(Budget::new(100));
-        let mut a = Budget::share(&budget);
-        let mut b = Budget::share(&budget);
+        let budget = Arc::<Budget>::default();
+        let mut a = Budget::share(&budget, 100);
+        let mut b = Budget::share(&budget, 100);
         assert!(a.grow_to(60).is_ok());
         assert_eq!(b.grow_to(50).unwrap_err().reason, Reason::Overloaded);
         drop(a);
         assert!(b.grow_to(100).is_ok());
         drop(b);
-        assert!(budget.take(100));
+        assert!(budget.take(100, 100));
     }
 
     #[test]

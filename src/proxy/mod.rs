@@ -4,6 +4,7 @@ mod arrival;
 mod attempt;
 mod conclude;
 mod context;
+mod crowd;
 pub mod dns;
 pub mod door;
 pub mod guard;
@@ -23,6 +24,7 @@ mod trouble;
 
 use std::any::Any;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -70,8 +72,7 @@ pub struct Balancer {
 impl Balancer {
     /// A balancer over what is serving now and what will.
     pub fn new(serving: Arc<ArcSwap<Serving>>) -> Self {
-        let memory = serving.load().gateway.requests.body_memory;
-        Self { serving, bodies: Arc::new(Budget::new(memory)) }
+        Self { serving, bodies: Arc::default() }
     }
 
     /// Answers a request that goes no further; the connection stays if it can.
@@ -127,7 +128,8 @@ impl ProxyHttp for Balancer {
     async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> pingora::Result<bool> {
         let serving = self.serving.load_full();
         if let Some(ready) = health::probe(session.req_header(), &serving) {
-            return health::answer(session, ready).await;
+            let leaving = serving.gateway.process.leaving.load(Ordering::Acquire);
+            return health::answer(session, ready, leaving).await;
         }
         let mut flow =
             Flow::new(Arc::clone(&serving), Arc::clone(&self.bodies), session.req_header().method.clone());
@@ -138,7 +140,7 @@ impl ProxyHttp for Balancer {
         let listener = ctx.listener.take().or_else(|| arrival.and_then(|arrival| arrival.listener.clone()));
         flow.subject = arrival.and_then(|arrival| arrival.subject.clone());
         flow.client_ip = flow.peer_ip.map(|peer| {
-            let trusted = listener.as_ref().map_or(&[][..], |listener| &listener.trusted_proxies);
+            let trusted = listener.as_ref().map_or(&[][..], |listener| serving.trusted_proxies(listener));
             client_ip(peer, &session.req_header().headers, trusted)
         });
         let flow = ctx.flow.insert(Shared::new(flow)).clone();

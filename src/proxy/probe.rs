@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use http::HeaderName;
 use log::debug;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::upstreams::peer::HttpPeer;
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::{Serving, headers};
@@ -24,12 +24,14 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// Most bytes of a reply that are looked at: those of an error.
 const LOOKED_AT: usize = 64 * 1024;
 
-/// Starts probing the backends that want it, for as long as the runtime lives.
-pub fn watch(serving: &Arc<ArcSwap<Serving>>) {
-    for (index, backend) in serving.load().gateway.backends.iter().enumerate() {
+/// The probes of a configuration, for as long as this is held.
+#[must_use]
+pub fn watch(serving: &Arc<Serving>) -> JoinSet<()> {
+    let mut probes = JoinSet::new();
+    for (index, backend) in serving.gateway.backends.iter().enumerate() {
         let Some(interval) = backend.config.probe else { continue };
         let (serving, backend) = (Arc::clone(serving), backend.memory.clone());
-        tokio::spawn(async move {
+        probes.spawn(async move {
             let connector = Connector::new(None);
             let mut well = true;
             loop {
@@ -37,11 +39,12 @@ pub fn watch(serving: &Arc<ArcSwap<Serving>>) {
                 sleep(interval).await;
                 // Traffic tells more than a probe.
                 if backend.attempts.load(Ordering::Relaxed) == before {
-                    well = probe(&serving.load_full(), index, &connector, !well).await;
+                    well = probe(&serving, index, &connector, !well).await;
                 }
             }
         });
     }
+    probes
 }
 
 /// Asks once; `repeated` says that the last probe failed too. Returns whether this one went

@@ -1,12 +1,15 @@
 //! What is counted of every request, whether or not its record is kept. Counted by the records'
 //! thread, so that no request pays for a look-up of labels.
 
+use std::time::Instant;
+
 use prometheus::core::Collector;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
 
 use super::exchange::{Attempt, Exchange};
+use super::tally::Tally;
 use crate::azure::usage::Usage;
 use crate::names::Deployment;
 
@@ -14,6 +17,10 @@ use crate::names::Deployment;
 const NONE: &str = "none";
 /// In place of a deployment that nobody knows.
 const OTHER: &str = "other";
+
+/// The results of a reload.
+const RELOADED: &str = "success";
+const REFUSED: &str = "failure";
 
 /// Answers of models: from cached embeddings to an hour of reasoning.
 const SECONDS: &[f64] =
@@ -35,8 +42,11 @@ pub struct Metrics {
     tokens: IntCounterVec,
     records: IntCounterVec,
     spool_bytes: IntGauge,
+    reloads: IntCounterVec,
     /// Request heads that were no request.
     pub malformed: IntCounter,
+    /// The last minutes.
+    pub tally: Tally,
 }
 
 impl Metrics {
@@ -54,6 +64,14 @@ impl Metrics {
             "aoai_lb_overhead_seconds",
             "Time a request spent in the balancer itself, waiting for nobody: admitted, decided on, judged.",
         );
+        let reloads = counters(
+            "aoai_lb_config_reloads_total",
+            "Configurations that were put in place, or refused.",
+            &["result"],
+        );
+        for result in [RELOADED, REFUSED] {
+            reloads.with_label_values(&[result]).inc_by(0);
+        }
         Self {
             requests: counters(
                 "aoai_lb_requests_total",
@@ -93,6 +111,7 @@ impl Metrics {
                 &registry,
                 IntGauge::new("aoai_lb_spool_bytes", "Bytes of records that wait in the spool."),
             ),
+            reloads,
             malformed: register(
                 &registry,
                 IntCounter::new(
@@ -100,6 +119,7 @@ impl Metrics {
                     "Connections closed over a malformed request head.",
                 ),
             ),
+            tally: Tally::default(),
             registry,
         }
     }
@@ -131,6 +151,7 @@ impl Metrics {
                 self.failovers.with_label_values(&[reason]).inc();
             }
         }
+        self.tally.observe(exchange, exchange.attempts.iter().map(outcome), usage, Instant::now());
         let Some(usage) = usage else { return };
         let kinds = [
             ("input", usage.input),
@@ -150,6 +171,11 @@ impl Metrics {
         if count > 0 {
             self.records.with_label_values(&[sink, result]).inc_by(count);
         }
+    }
+
+    /// A new configuration was put in place, or refused.
+    pub fn reloaded(&self, is_in_place: bool) {
+        self.reloads.with_label_values(&[if is_in_place { RELOADED } else { REFUSED }]).inc();
     }
 
     /// Says how much waits in the spool.

@@ -9,6 +9,7 @@ pub mod metrics;
 pub mod redact;
 pub mod sinks;
 pub mod spool;
+pub mod tally;
 pub mod writer;
 
 use std::io;
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use log::{error, warn};
 use tokio::runtime::Handle;
 
@@ -44,6 +46,7 @@ const LOOK: Duration = Duration::from_millis(5);
 pub struct Recorder {
     queue: Queue,
     metrics: Arc<Metrics>,
+    redaction: Arc<ArcSwap<Redaction>>,
     /// Without a `record` block there is none.
     jsonl: Option<Arc<jsonl::Control>>,
     log_analytics: Option<Arc<log_analytics::Control>>,
@@ -85,10 +88,12 @@ impl Recorder {
         let metrics = Arc::<Metrics>::default();
         let vaults = &config.key_vault;
         let Some(config) = &config.record else {
-            let (queue, writer) = writer::start(None, Redaction::default(), &metrics)?;
+            let redaction = Arc::<ArcSwap<Redaction>>::default();
+            let (queue, writer) = writer::start(None, &redaction, &metrics)?;
             return Ok(Self {
                 queue,
                 metrics,
+                redaction,
                 jsonl: None,
                 log_analytics: None,
                 threads: Mutex::new(vec![writer]),
@@ -119,10 +124,10 @@ impl Recorder {
                 threads.push(thread);
             }
         }
-        let redaction = Redaction::new(config.redact.clone());
-        let (queue, writer) = writer::start(Some(spool), redaction, &metrics)?;
+        let redaction = Arc::new(ArcSwap::from_pointee(Redaction::new(config.redact.clone())));
+        let (queue, writer) = writer::start(Some(spool), &redaction, &metrics)?;
         threads.push(writer);
-        Ok(Self { queue, metrics, jsonl, log_analytics, threads: Mutex::new(threads) })
+        Ok(Self { queue, metrics, redaction, jsonl, log_analytics, threads: Mutex::new(threads) })
     }
 
     /// Queues a record; returns at once, with word of when it is written.
@@ -133,6 +138,11 @@ impl Recorder {
     /// What is counted.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// From now on these patterns are taken out.
+    pub fn redact(&self, patterns: Vec<regex::Regex>) {
+        self.redaction.store(Arc::new(Redaction::new(patterns)));
     }
 
     /// Begins a new file of JSON lines.

@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use log::{error, info};
 use tokio::sync::oneshot;
 
@@ -61,13 +62,13 @@ struct State {
 /// When the system has no more threads.
 pub fn start(
     spool: Option<Spool>,
-    redaction: Redaction,
+    redaction: &Arc<ArcSwap<Redaction>>,
     metrics: &Arc<Metrics>,
 ) -> io::Result<(Queue, JoinHandle<()>)> {
     let (queue, messages) = channel();
     let (slow, waiting) = channel();
     let (state, keeps) = (Arc::<State>::default(), spool.is_some());
-    let patterns = redaction.clone();
+    let (patterns, redaction) = (Arc::clone(redaction), Arc::clone(redaction));
     let mut writer = Writer { spool, redaction, state: Arc::clone(&state), metrics: Arc::clone(metrics) };
     let thread = std::thread::Builder::new().name("records".into()).spawn(move || writer.run(&messages))?;
     let prepared = queue.clone();
@@ -119,11 +120,11 @@ impl Queue {
 }
 
 /// Prepares what takes a while, so that nobody else waits for it.
-fn prepare(waiting: &Receiver<Message>, to: &Sender<Message>, redaction: &Redaction) {
+fn prepare(waiting: &Receiver<Message>, to: &Sender<Message>, redaction: &ArcSwap<Redaction>) {
     for mut message in waiting {
         if let Message::Record { exchange, keep, .. } = &mut message {
             // A fault of a library, over text from outside, must not end all records.
-            let prepared = catch_unwind(AssertUnwindSafe(|| exchange.prepare(*keep, redaction)));
+            let prepared = catch_unwind(AssertUnwindSafe(|| exchange.prepare(*keep, &redaction.load())));
             if prepared.is_err() {
                 exchange.lighten();
             }
@@ -137,7 +138,7 @@ fn prepare(waiting: &Receiver<Message>, to: &Sender<Message>, redaction: &Redact
 
 struct Writer {
     spool: Option<Spool>,
-    redaction: Redaction,
+    redaction: Arc<ArcSwap<Redaction>>,
     state: Arc<State>,
     metrics: Arc<Metrics>,
 }
@@ -204,8 +205,9 @@ impl Writer {
 
     fn append(&self, frames: &mut Frames, line: &mut Vec<u8>, mut exchange: Exchange, keep: Keep) {
         line.clear();
+        let redaction = self.redaction.load();
         // Strings and numbers cannot fail to serialise; half a record must not remain if they do.
-        let record = exchange.line(keep, &self.redaction, &self.metrics);
+        let record = exchange.line(keep, &redaction, &self.metrics);
         if self.spool.is_some() && serde_json::to_writer(&mut *line, &record).is_ok() {
             frames.push(line);
         }

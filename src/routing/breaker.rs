@@ -42,6 +42,17 @@ impl Breaker {
         Self { cell: Arc::default(), window: Window::new(birth), history: Mutex::default() }
     }
 
+    /// How often in a row it opened, and when its last rest was over, as far as that matters.
+    pub(super) fn history(&self) -> (u32, Option<Instant>) {
+        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        (history.streak, history.ended)
+    }
+
+    /// Goes on with the history of another process.
+    pub(super) fn continues(&self, streak: u32, ended: Option<Instant>) {
+        *self.history.lock().unwrap_or_else(PoisonError::into_inner) = History { streak, ended };
+    }
+
     /// It is known to be well, though no request found out.
     pub fn close(&self) {
         self.cell.wake();

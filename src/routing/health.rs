@@ -22,6 +22,8 @@ use crate::names::{BackendName, Deployment};
 const REFUSALS_TAKE: Duration = Duration::from_millis(100);
 /// A backend that refuses the secret that was renewed for it gets another after so long.
 const RENEWAL_REST: Duration = Duration::from_secs(60);
+/// Longer than any process.
+const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// The log says so often why no connection can be made.
 const COMPLAINT_REST: Duration = Duration::from_secs(60);
 /// How long such a request may keep its place without having come so far.
@@ -40,9 +42,20 @@ pub enum Reason {
     PermissionDenied,
     /// It failed too often.
     BreakerOpen,
+    /// The operator wants it left alone.
+    Drained,
 }
 
 impl Reason {
+    const ALL: [Self; 6] = [
+        Self::Cooling,
+        Self::Absent,
+        Self::Credential,
+        Self::PermissionDenied,
+        Self::BreakerOpen,
+        Self::Drained,
+    ];
+
     /// The word for it in the status API.
     pub fn word(self) -> &'static str {
         match self {
@@ -51,7 +64,13 @@ impl Reason {
             Self::Credential => "credential",
             Self::PermissionDenied => "permission",
             Self::BreakerOpen => "breaker_open",
+            Self::Drained => "drained",
         }
+    }
+
+    /// The reason of this word.
+    pub(super) fn of_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.word() == word)
     }
 }
 
@@ -62,6 +81,15 @@ pub struct Rest {
     pub reason: Reason,
     /// The first moment at which it is over.
     pub until: Instant,
+}
+
+/// A rest and when it began: longer rests that followed at once count as the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Incident {
+    /// Why and until when.
+    pub rest: Rest,
+    /// Its beginning.
+    pub since: Instant,
 }
 
 /// How something stands at a moment.
@@ -86,6 +114,7 @@ pub struct Cell {
 #[derive(Debug)]
 struct State {
     rest: Rest,
+    since: Instant,
     gate: Gate,
 }
 
@@ -104,13 +133,34 @@ impl Cell {
     pub fn rest(&self, rest: Rest, now: Instant) -> bool {
         let mut state = self.lock();
         let was_awake = self.look(&mut state, now) == Standing::Awake;
+        let since = state.as_ref().map_or(now, |state| state.since);
         let rest = match state.as_ref() {
             Some(State { rest: under_way, .. }) if under_way.until > rest.until => *under_way,
             _ => rest,
         };
-        *state = Some(State { rest, gate: Gate::Shut });
+        *state = Some(State { rest, since, gate: Gate::Shut });
         self.resting.store(true, Ordering::Release);
         was_awake
+    }
+
+    /// Goes on with what was told of it elsewhere.
+    pub(super) fn continues(&self, Incident { rest, since }: Incident) {
+        *self.lock() = Some(State { rest, since, gate: Gate::Shut });
+        self.resting.store(true, Ordering::Release);
+    }
+
+    /// Its rest and when that began; also one that is over, if nobody has found out yet.
+    pub(super) fn told(&self, now: Instant) -> Option<Incident> {
+        let mut state = self.lock();
+        self.look(&mut state, now);
+        state.as_ref().map(|state| Incident { rest: state.rest, since: state.since })
+    }
+
+    /// Why, since when and until when it rests, if it does.
+    pub fn incident(&self, now: Instant) -> Option<Incident> {
+        let rest = self.rest_at(now)?;
+        let since = self.lock().as_ref().map_or(now, |state| state.since);
+        Some(Incident { rest, since })
     }
 
     /// How it stands.
@@ -155,7 +205,7 @@ impl Cell {
     }
 
     fn look(&self, state: &mut Option<State>, now: Instant) -> Standing {
-        let Some(State { rest, gate }) = state else { return Standing::Awake };
+        let Some(State { rest, gate, .. }) = state else { return Standing::Awake };
         if now < rest.until {
             return Standing::Resting(*rest);
         }
@@ -226,7 +276,7 @@ impl Claim {
     pub fn sent(&self, now: Instant) {
         for (cell, ticket) in &self.probes {
             cell.with_ticket(*ticket, |state| {
-                if let Some(State { rest, gate: Gate::Probing { until, then_opens, .. } }) = state
+                if let Some(State { rest, gate: Gate::Probing { until, then_opens, .. }, .. }) = state
                     && rest.reason == Reason::Cooling
                     && !*then_opens
                 {
@@ -301,6 +351,8 @@ pub struct BackendMemory {
     is_doubted: AtomicBool,
     /// When the log last said why no connection can be made.
     complained: Mutex<Option<Instant>>,
+    /// Rests for as long as the operator wants it to.
+    pub(super) drained: Arc<Cell>,
     /// Counts failures, and rests when there are too many.
     pub breaker: Breaker,
     operations: [Arc<Cell>; Operation::ALL.len()],
@@ -319,6 +371,7 @@ impl BackendMemory {
             renewal: Mutex::default(),
             is_doubted: AtomicBool::new(false),
             complained: Mutex::default(),
+            drained: Arc::default(),
             breaker: Breaker::new(birth),
             operations: std::array::from_fn(|_| Arc::default()),
             deployments: Mutex::default(),
@@ -382,6 +435,24 @@ impl BackendMemory {
         }
     }
 
+    /// No new request goes there, until [`BackendMemory::undrain`]. Returns whether that is news.
+    pub fn drain(&self, now: Instant) -> bool {
+        self.drained.rest(Rest { reason: Reason::Drained, until: now + FOR_EVER }, now)
+    }
+
+    /// The operator has nothing against it any more. Returns whether that is news.
+    pub fn undrain(&self, now: Instant) -> bool {
+        let was_drained = self.drained.standing(now) != Standing::Awake;
+        self.drained.wake();
+        was_drained
+    }
+
+    /// Why, since when and until when all of it rests, if it does.
+    pub fn incident(&self, credential: &Credential, now: Instant) -> Option<Incident> {
+        let cells = [&self.drained, self.credential(credential), &self.breaker.cell];
+        cells.into_iter().find_map(|cell| cell.incident(now))
+    }
+
     /// An attempt on it begins.
     pub fn attempt_begins(&self) {
         self.attempts.fetch_add(1, Ordering::Relaxed);
@@ -402,7 +473,10 @@ impl BackendMemory {
     /// What is remembered of one of its deployments, by the name the resource knows; `None`
     /// is for calls that name no deployment.
     pub fn deployment(&self, upstream: Option<&Deployment>) -> Arc<DeploymentMemory> {
-        let key = upstream.map(Deployment::key).unwrap_or_default();
+        self.deployment_of_key(upstream.map(Deployment::key).unwrap_or_default())
+    }
+
+    pub(super) fn deployment_of_key(&self, key: String) -> Arc<DeploymentMemory> {
         let mut known = self.deployments.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(known.entry(key).or_default())
     }
@@ -417,8 +491,8 @@ impl BackendMemory {
     }
 
     /// All parts of it that rest now: deployments by upstream name, then operations.
-    pub fn resting(&self, now: Instant) -> Vec<(Part, Rest)> {
-        let rest = |cell: &Cell| cell.rest_at(now);
+    pub fn resting(&self, now: Instant) -> Vec<(Part, Incident)> {
+        let rest = |cell: &Cell| cell.incident(now);
         let known = self.deployments.lock().unwrap_or_else(PoisonError::into_inner);
         let deployments = known.iter().filter_map(|(name, memory)| Some((name, rest(&memory.cell)?)));
         let mut deployments: Vec<_> = deployments.collect();
@@ -449,6 +523,15 @@ impl Memory {
         let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
         let birth = self.birth;
         Arc::clone(backends.entry(name.clone()).or_insert_with(|| Arc::new(BackendMemory::new(birth))))
+    }
+
+    /// Everything that is remembered, by name.
+    pub(super) fn all(&self) -> Vec<(BackendName, Arc<BackendMemory>)> {
+        let backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> =
+            backends.iter().map(|(name, memory)| (name.clone(), Arc::clone(memory))).collect();
+        all.sort_by(|(a, _), (b, _)| a.as_str().cmp(b.as_str()));
+        all
     }
 }
 

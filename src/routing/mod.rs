@@ -4,6 +4,7 @@
 
 pub mod breaker;
 pub mod budget;
+pub mod handover;
 pub mod headroom;
 pub mod health;
 pub mod journey;

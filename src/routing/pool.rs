@@ -52,6 +52,7 @@ impl Candidate {
             Reason::Cooling => 0,
             Reason::BreakerOpen => 1,
             Reason::Absent | Reason::Credential | Reason::PermissionDenied => 2,
+            Reason::Drained => 3,
         };
         self.cells(operation)
             .filter_map(|cell| cell.rest_at(now))
@@ -92,7 +93,8 @@ impl Candidate {
         let memory = &self.memory;
         let deployment = self.deployment.as_deref().map(|deployment| &deployment.cell);
         let credential = memory.credential(&self.credential);
-        [credential, memory.operation(operation), &memory.breaker.cell].into_iter().chain(deployment)
+        let cells = [&memory.drained, credential, memory.operation(operation), &memory.breaker.cell];
+        cells.into_iter().chain(deployment)
     }
 }
 

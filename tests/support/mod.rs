@@ -196,6 +196,7 @@ impl Balancer {
         let mut child = Command::new(env!("CARGO_BIN_EXE_aoai-lb"))
             .args(["run", "-c"])
             .arg(&path)
+            .env("RUNTIME_DIRECTORY", directory.path())
             .envs(variables.iter().map(|(name, value)| (name, value)))
             .stderr(Stdio::piped())
             .spawn()

@@ -2,13 +2,11 @@
 
 use std::net::SocketAddr;
 
+use super::SOCKET_PATH_MAX;
 use super::credentials::key;
 use super::listeners::{overlap, tls};
 use crate::config::node::Inner;
 use crate::config::{Admin, AdminAddress, Listener};
-
-/// The longest path of a Unix socket, in bytes (Linux, `sun_path` without its NUL: unix(7)).
-const SOCKET_PATH_MAX: usize = 107;
 
 /// Reads the block; its address is none of the `listeners`'.
 pub(super) fn read(node: &Inner<'_, '_>, listeners: &[Listener]) -> Option<Admin> {

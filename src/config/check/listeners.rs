@@ -13,15 +13,26 @@ use crate::config::{KeyPair, Listener, ListenerTls, PairFiles, TlsVersion};
 
 const VERSIONS: [(&str, TlsVersion); 2] = [("1.2", TlsVersion::V12), ("1.3", TlsVersion::V13)];
 
+/// More than a large office behind one address needs, less than exhausts the descriptors of a
+/// process.
+const CONNECTIONS_PER_CLIENT: usize = 4096;
+/// As many sockets as an upgrade can hand over, one of them the admin API's.
+const LISTENERS_MAX: usize = 31;
+
 /// Reads all listeners; no two may want the same port of the same address.
 pub(super) fn read(root: &Map<'_, '_>) -> Option<Vec<Listener>> {
     let node = root.need("listeners", "write at least one, such as - address: 127.0.0.1:8080")?;
     let mut taken: Vec<(SocketAddr, String)> = Vec::new();
-    node.some_of_each("must have at least one listener", |node| listener(node, &mut taken))
+    let listeners =
+        node.some_of_each("must have at least one listener", |node| listener(node, &mut taken))?;
+    if listeners.len() > LISTENERS_MAX {
+        return node.error("must have at most 31 listeners: an upgrade hands over no more sockets");
+    }
+    Some(listeners)
 }
 
 fn listener(node: &Inner<'_, '_>, taken: &mut Vec<(SocketAddr, String)>) -> Option<Listener> {
-    let map = node.map(&["address", "tls", "http2", "trusted_proxies"])?;
+    let map = node.map(&["address", "tls", "http2", "trusted_proxies", "connections_per_client"])?;
     let speaks_tls = map.find("tls").is_some();
     let address =
         map.need("address", "write an IP address with a port, such as 127.0.0.1:8080").and_then(|node| {
@@ -49,7 +60,16 @@ fn listener(node: &Inner<'_, '_>, taken: &mut Vec<(SocketAddr, String)>) -> Opti
         }
         Some(http2)
     });
-    Some(Listener { address: address?, tls: tls?, http2: http2?, trusted_proxies: trusted_proxies? })
+    let connections_per_client = map.or("connections_per_client", CONNECTIONS_PER_CLIENT, |node| {
+        usize::try_from(node.number(1..=1_000_000)?).ok()
+    });
+    Some(Listener {
+        address: address?,
+        tls: tls?,
+        http2: http2?,
+        trusted_proxies: trusted_proxies?,
+        connections_per_client: connections_per_client?,
+    })
 }
 
 /// The TLS of a listener, or of the admin API.

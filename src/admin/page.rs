@@ -1,0 +1,47 @@
+//! The status page: one file without anything from elsewhere, and what a browser lets it do.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderValue;
+
+/// The page.
+pub(super) const PAGE: &str = include_str!("page.html");
+
+/// Only the script and the styles that are in it run; it talks only to where it comes from.
+pub(super) fn content_security_policy() -> HeaderValue {
+    let hash = |element: &str| {
+        let inside = PAGE.split_once(&format!("<{element}>")).map_or("", |(_, rest)| rest);
+        let inside = inside.split_once(&format!("</{element}>")).map_or("", |(inside, _)| inside);
+        STANDARD.encode(openssl::sha::sha256(inside.as_bytes()))
+    };
+    let policy = format!(
+        "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; \
+         img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        hash("script"),
+        hash("style"),
+    );
+    HeaderValue::from_str(&policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_needs_nothing_that_its_policy_forbids() {
+        for element in ["script", "style"] {
+            assert_eq!(PAGE.matches(&format!("<{element}")).count(), 1, "one {element}, without attributes");
+            assert_eq!(PAGE.matches(&format!("<{element}>")).count(), 1);
+        }
+        let policy = content_security_policy();
+        assert!(policy.to_str().unwrap().matches("'sha256-").count() == 2);
+        let forbidden =
+            ["innerHTML", "insertAdjacentHTML", "document.write", "eval(", " style=\"", "http:", "https:"];
+        for word in forbidden {
+            let found = PAGE.matches(word).count();
+            let allowed =
+                if word == "http:" { PAGE.matches("http://www.w3.org/2000/svg").count() } else { 0 };
+            assert_eq!(found, allowed, "{word}");
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! Tables for terminals.
+
+use std::io::{self, Write};
+
+/// Writes rows, of which the first is the head, in columns: the first `words` of them to the left,
+/// numbers to the right.
+///
+/// # Errors
+/// The system's, where it cannot be written.
+pub(crate) fn write(rows: &[Vec<String>], words: usize, to: &mut impl Write) -> io::Result<()> {
+    let length = |text: &String| text.chars().count();
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(length).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    for row in rows {
+        let mut line = String::new();
+        for (n, (text, width)) in row.iter().zip(&widths).enumerate() {
+            let gap = if n == 0 { "" } else { "  " };
+            line += &if n < words { format!("{gap}{text:<width$}") } else { format!("{gap}{text:>width$}") };
+        }
+        writeln!(to, "{}", line.trim_end())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,52 @@
+//! Messages over a Unix socket, one line each.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::Message;
+
+/// Most bytes of a message: what is remembered of many backends is the longest.
+const MESSAGE_MAX: u64 = 64 * 1024 * 1024;
+
+/// The other side of a control socket.
+#[derive(Debug)]
+pub struct Channel {
+    stream: BufReader<UnixStream>,
+}
+
+impl Channel {
+    pub(super) fn new(stream: UnixStream) -> Self {
+        Self { stream: BufReader::new(stream) }
+    }
+
+    pub(super) async fn connect(path: &Path) -> io::Result<Self> {
+        Ok(Self::new(UnixStream::connect(path).await?))
+    }
+
+    pub(super) async fn say(&mut self, message: &Message) -> io::Result<()> {
+        let mut line = serde_json::to_vec(message)?;
+        line.push(b'\n');
+        self.stream.get_mut().write_all(&line).await
+    }
+
+    /// The next message.
+    ///
+    /// # Errors
+    /// When none comes in time, or what comes is none.
+    pub(super) async fn hear(&mut self, patience: Duration) -> io::Result<Message> {
+        let mut line = Vec::new();
+        let mut limited = (&mut self.stream).take(MESSAGE_MAX);
+        let read = timeout(patience, limited.read_until(b'\n', &mut line)).await;
+        let read =
+            read.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("silent for {patience:?}")))?;
+        if read? == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it has hung up"));
+        }
+        serde_json::from_slice(&line).map_err(io::Error::other)
+    }
+}

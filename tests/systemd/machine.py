@@ -1,0 +1,319 @@
+"""A small Debian with a real systemd, booted in namespaces of its own: no virtual machine, no daemon.
+
+What is needed once (`prepare`) is a Debian tree by debootstrap; every boot works on a throw-away layer
+above it. Processes end with this one, mounts and network live in namespaces that do, too.
+"""
+
+import array
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+SUITE = "bookworm"
+# Changes when the tree below has to be made anew.
+GENERATION = 1
+INCLUDED = ["systemd", "ca-certificates"]
+TOOLS = {"debootstrap": "debootstrap", "unshare": "util-linux", "nsenter": "util-linux", "setpriv": "util-linux", "mount": "mount"}
+# Units that a machine for one service does without.
+MASKED = [
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "console-getty.service",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "getty.target",
+    "systemd-firstboot.service",
+    "systemd-hwdb-update.service",
+    "systemd-journal-flush.service",
+    "systemd-logind.service",
+    "systemd-random-seed.service",
+    "systemd-resolved.service",
+    "systemd-sysctl.service",
+    "systemd-timesyncd.service",
+    "systemd-tmpfiles-clean.timer",
+    "systemd-udev-trigger.service",
+    "systemd-udevd.service",
+    "systemd-update-utmp.service",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "dev-hugepages.mount",
+    "dev-mqueue.mount",
+]
+INSIDE = "AOAI_LB_SYSTEMD_TEST"
+GROUP = "aoai-lb-test-"
+BOOT = 30.0
+
+# The first process of the machine: it has namespaces and a cgroup of its own and becomes systemd.
+# What belongs to the host's kernel is read-only.
+START = r"""
+set -e
+root=$1
+mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
+mount --bind "$root/proc/sys" "$root/proc/sys"
+mount -o remount,bind,ro "$root/proc/sys"
+[ ! -e "$root/proc/sysrq-trigger" ] || mount --bind /dev/null "$root/proc/sysrq-trigger"
+mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$root/sys"
+mount -t cgroup2 -o nosuid,nodev,noexec cgroup2 "$root/sys/fs/cgroup"
+mount -t tmpfs -o mode=755,nosuid tmpfs "$root/dev"
+for device in "null 1 3" "zero 1 5" "full 1 7" "random 1 8" "urandom 1 9" "tty 5 0"; do
+    set -- $device
+    mknod -m 666 "$root/dev/$1" c "$2" "$3"
+done
+ln -s null "$root/dev/console"
+ln -s /proc/self/fd "$root/dev/fd"
+mkdir "$root/dev/pts" "$root/dev/shm"
+mount -t devpts -o newinstance,ptmxmode=0666,mode=0620,gid=5 devpts "$root/dev/pts"
+ln -s pts/ptmx "$root/dev/ptmx"
+mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs "$root/dev/shm"
+mount -t tmpfs -o mode=755,nosuid,nodev tmpfs "$root/run"
+cd "$root"
+mkdir -p .before
+pivot_root . .before
+umount -l /.before
+exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=aoai-lb-test \
+    setpriv --bounding-set=-sys_time,-sys_module,-syslog \
+    /lib/systemd/systemd --log-target=journal --show-status=no systemd.unit=multi-user.target
+"""
+
+
+class Unable(Exception):
+    """This host cannot do it; the tests are skipped."""
+
+
+class Failed(Exception):
+    """Something did not happen as it should."""
+
+
+def prepare(cache):
+    """The Debian tree, made if it is not there; outside of any namespace, since it downloads."""
+    if os.geteuid() != 0:
+        raise Unable("it needs root")
+    missing = sorted({package for tool, package in TOOLS.items() if not shutil.which(tool)})
+    if missing:
+        raise Unable("packages are missing: " + " ".join(missing))
+    try_namespaces()
+    tree = cache / f"debian-root-{SUITE}-{GENERATION}"
+    if not tree.exists():
+        print(f"making a Debian tree, once: {tree}", flush=True)
+        cache.mkdir(parents=True, exist_ok=True)
+        begun = Path(tempfile.mkdtemp(prefix="debian-root-", dir=cache))
+        try:
+            command = ["debootstrap", "--variant=minbase", "--include=" + ",".join(INCLUDED), SUITE, begun]
+            mirror = os.environ.get("AOAI_LB_DEBIAN_MIRROR")
+            with (cache / "debootstrap.log").open("w") as log:
+                made = subprocess.run(command + ([mirror] if mirror else []), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            if made.returncode != 0:
+                text = (cache / "debootstrap.log").read_text()[-1500:]
+                raise Unable(f"debootstrap could not make a Debian tree:\n{text}")
+            for unneeded in ["var/cache/apt", "var/lib/apt/lists", "usr/share/locale"]:
+                for entry in (begun / unneeded).iterdir():
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            for unit in MASKED:
+                (begun / "etc/systemd/system" / unit).unlink(missing_ok=True)
+                (begun / "etc/systemd/system" / unit).symlink_to("/dev/null")
+            settings = begun / "etc/systemd/journald.conf.d/test.conf"
+            settings.parent.mkdir(parents=True)
+            settings.write_text("[Journal]\nStorage=volatile\nRateLimitBurst=0\nReadKMsg=no\nAudit=no\n")
+            (begun / "etc/hostname").write_text("machine\n")
+            (begun / "etc/hosts").write_text("127.0.0.1 localhost machine\n::1 localhost\n")
+            (begun / "etc/machine-id").write_text("")
+            os.chmod(begun, 0o755)
+            begun.rename(tree)
+        finally:
+            shutil.rmtree(begun, ignore_errors=True)
+    return tree
+
+
+def try_namespaces():
+    script = "set -e; d=$(mktemp -d); trap 'umount $d/a $d; rmdir $d' EXIT; mount -t tmpfs tmpfs $d; mkdir $d/a; mount -t cgroup2 cgroup2 $d/a; g=$d/a/aoai-lb-test-try-$$; mkdir $g; rmdir $g"
+    command = ["unshare", "--mount", "--net", "--propagation", "private", "sh", "-c", script]
+    tried = subprocess.run(command, capture_output=True, text=True)
+    if tried.returncode != 0:
+        raise Unable(f"namespaces or cgroup2 cannot be had here: {tried.stderr.strip()}")
+
+
+def enter(program, arguments):
+    """Starts this program anew with mounts and a network of its own, loopback only."""
+    os.environ[INSIDE] = "1"
+    command = ["unshare", "--mount", "--net", "--propagation", "private", program, *arguments]
+    os.execvp(command[0], [str(part) for part in command])
+
+
+def is_inside():
+    return INSIDE in os.environ
+
+
+def raise_loopback():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        request = struct.pack("16sH14s", b"lo", 1 | 0x40, b"")  # IFF_UP, IFF_RUNNING
+        fcntl.ioctl(control, 0x8914, array.array("B", request))  # SIOCSIFFLAGS
+
+
+def die_with_parent():
+    """For a child: ends when this process does, however that ends."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+class Machine:
+    """A booted Debian. Only inside of what `enter` makes."""
+
+    def __init__(self, tree):
+        self.tree = tree
+        self.process = self.init = None
+
+    def __enter__(self):
+        self.scratch = Path(tempfile.mkdtemp(prefix="aoai-lb-systemd-"))
+        try:
+            self.boot()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def boot(self):
+        mount("-t", "tmpfs", "-o", "mode=700", "tmpfs", self.scratch)
+        root, groups = self.scratch / "root", self.scratch / "groups"
+        for folder in [root, groups, self.scratch / "upper", self.scratch / "work"]:
+            folder.mkdir(mode=0o755)
+        layers = f"lowerdir={self.tree},upperdir={self.scratch}/upper,workdir={self.scratch}/work"
+        mount("-t", "overlay", "-o", layers, "overlay", root)
+        mount("-t", "cgroup2", "cgroup2", groups)
+        for left in groups.glob(GROUP + "*"):
+            remove_group(left)  # of a run that was killed; one that still runs is busy
+        self.group = groups / f"{GROUP}{os.getpid()}"
+        self.group.mkdir()
+
+        def join():
+            die_with_parent()
+            (self.group / "cgroup.procs").write_text(str(os.getpid()))
+
+        names = ["--mount", "--uts", "--ipc", "--pid", "--cgroup", "--fork", "--kill-child", "--propagation", "private"]
+        errors = self.scratch / "errors"
+        with errors.open("w") as log:
+            command = ["unshare", *names, "sh", "-c", START, "sh", root]
+            self.process = subprocess.Popen(command, preexec_fn=join, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        begin = time.monotonic()
+        try:
+            await_condition(self.is_up, BOOT, "the machine does not boot", lambda: self.process.poll() is not None)
+        except Failed as problem:
+            raise Failed(f"{problem}\n{errors.read_text()}") from None
+        self.boot_seconds = time.monotonic() - begin
+
+    def is_up(self):
+        if self.init is None:
+            self.init = child_of(self.process.pid)
+        try:
+            if self.init is None or Path(os.readlink(f"/proc/{self.init}/exe")).name != "systemd":
+                return False
+        except OSError:
+            return False
+        state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
+        return state in ("running", "degraded")
+
+    def __exit__(self, *_):
+        if self.process and self.process.poll() is None:
+            # Its first process takes all others along.
+            if self.init:
+                kill(self.init, signal.SIGKILL)
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if hasattr(self, "group"):
+            remove_group(self.group)
+        for at in ["groups", "root", "."]:
+            subprocess.run(["umount", "-l", self.scratch / at], capture_output=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def path(self, inside):
+        """Where this process sees a file of the machine."""
+        return Path(f"/proc/{self.init}/root") / inside.lstrip("/")
+
+    def command(self, *arguments):
+        entered = ["--mount", "--uts", "--ipc", "--pid", "--cgroup", "--root", "--wd=/"]
+        clean = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "HOME=/root", "DEBIAN_FRONTEND=noninteractive"]
+        return ["nsenter", "--target", str(self.init), *entered, *clean, *map(str, arguments)]
+
+    def run(self, *arguments, check=True, timeout=60.0):
+        """Runs a command in the machine, as its root."""
+        done = subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+        if check and done.returncode != 0:
+            raise Failed(f"`{' '.join(map(str, arguments))}` exits with {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done
+
+    def start(self, *arguments):
+        """Starts a command in the machine."""
+        return subprocess.Popen(
+            self.command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL
+        )
+
+    def put(self, text, inside, mode=0o644, like=None):
+        """Writes a file as editors and package managers do: a new one in its place."""
+        path = self.path(inside)
+        new = path.with_name(f".{path.name}.new")
+        new.write_bytes(text if isinstance(text, bytes) else text.encode())
+        os.chmod(new, mode)
+        if like:
+            kept = self.path(like).stat()
+            os.chown(new, kept.st_uid, kept.st_gid)
+        new.rename(path)
+
+
+def mount(*arguments):
+    done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Unable(f"mount {' '.join(map(str, arguments))}: {done.stderr.strip()}")
+
+
+def remove_group(group):
+    """Removes a cgroup whose processes have ended, and those in it."""
+    for _ in range(50):
+        try:
+            for folder, _, _ in os.walk(group, topdown=False):
+                os.rmdir(folder)
+            return
+        except FileNotFoundError:
+            return
+        except OSError:
+            if not group.name.endswith(str(os.getpid())):
+                return
+            time.sleep(0.05)
+
+
+def child_of(pid):
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return None
+    return int(children[0]) if children else None
+
+
+def kill(pid, number):
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def await_condition(holds, seconds, otherwise, is_over=lambda: False):
+    """Waits until `holds` returns something true, and returns it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if held := holds():
+            return held
+        if is_over():
+            raise Failed(f"{otherwise}: it ended")
+        if time.monotonic() > deadline:
+            raise Failed(f"{otherwise} within {seconds:g} s")
+        time.sleep(0.05)
