@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method};
+use pingora::ErrorType;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession;
@@ -142,7 +143,11 @@ impl Outbound {
     ) -> Result<Answer, OutboundError> {
         let broken = |problem: Box<pingora::Error>| OutboundError::Broken {
             host: host.to_owned(),
-            problem: problem.to_string(),
+            problem: match problem.etype() {
+                // The engine quotes what it could not read, which may be a secret.
+                ErrorType::InvalidHTTPHeader => "its answer is not HTTP".to_owned(),
+                _ => problem.to_string(),
+            },
         };
         peer.options.total_connection_timeout = Some(CONNECT);
         peer.options.connection_timeout = Some(CONNECT);

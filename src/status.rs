@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use clap::Args;
@@ -15,6 +15,8 @@ use crate::table;
 
 /// How often `--watch` looks.
 const TICK: Duration = Duration::from_secs(2);
+/// How soon another process is asked for.
+const AGAIN: Duration = Duration::from_millis(100);
 /// The most that an answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Most bytes of an answer: hundreds of backends and clients.
@@ -89,7 +91,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), NoStatus> {
     };
     let outbound = Outbound::new(PATIENCE).with_answers_up_to(ANSWER_MAX);
     loop {
-        let shown = match ask(&outbound, &place, token.as_deref()).await {
+        let shown = match ask_serving(&outbound, &place, token.as_deref()).await {
             Ok(answer) if arguments.json => {
                 let mut text = answer.body.to_vec();
                 text.push(b'\n');
@@ -110,6 +112,19 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), NoStatus> {
             return Ok(());
         }
         tokio::time::sleep(TICK).await;
+    }
+}
+
+/// Asks until the process answers that serves: for a few seconds after an upgrade both do.
+async fn ask_serving(outbound: &Outbound, place: &Place, token: Option<&str>) -> Result<Answer, NoStatus> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = ask(outbound, place, token).await?;
+        let is_replaced = |status: Status| status.process.replaced;
+        if Instant::now() >= deadline || !serde_json::from_slice(&answer.body).is_ok_and(is_replaced) {
+            return Ok(answer);
+        }
+        tokio::time::sleep(AGAIN).await;
     }
 }
 

@@ -151,13 +151,10 @@ async fn sigterm_fails_readiness_first_finishes_what_runs_and_keeps_every_record
     running.send(HELLO.as_bytes()).await;
     support::until("it runs", || azure.hits("a") == 51).await;
     balancer.signal("TERM");
-    let mut probe = balancer.client().await;
-    loop {
-        if probe.get("/readyz", &[]).await.status == 503 {
-            break;
-        }
-    }
-    assert_eq!(probe.get("/healthz", &[]).await.status, 200, "still listening");
+    let probe = async |target| balancer.client().await.get(target, &[]).await;
+    while probe("/readyz").await.status != 503 {}
+    let health = probe("/healthz").await;
+    assert_eq!((health.status, health.header("connection")), (200, Some("close")), "still listening");
     let begun = Instant::now();
     let reply = running.reply().await;
     assert_eq!((reply.status, reply.whole), (200, true));

@@ -10,6 +10,7 @@ mod support;
 
 use aoai_lb::demo::{Mood, Refusal, Seen};
 use support::upstream::Upstream;
+use support::websocket::{UPGRADE, frame, read_frame};
 use support::{Balancer, CHAT, Client, HELLO, KEY, answerer, azure, backend, backends};
 
 fn header(seen: &Seen, name: &str) -> Option<String> {
@@ -227,34 +228,6 @@ async fn cookies_do_not_come_back_and_bodyless_replies_stay_so() {
         "the connection is in step"
     );
 }
-
-/// A client's text frame, masked with zeros.
-fn frame(text: &str) -> Vec<u8> {
-    let mut frame = vec![0x81, 0x80 | u8::try_from(text.len()).unwrap(), 0, 0, 0, 0];
-    frame.extend(text.bytes());
-    frame
-}
-
-/// A server's frame.
-async fn read_frame(client: &mut Client) -> String {
-    let head = client.exactly(2).await;
-    let length = match head[1] & 0x7f {
-        126 => {
-            let more = client.exactly(2).await;
-            usize::from(u16::from_be_bytes([more[0], more[1]]))
-        }
-        short => usize::from(short),
-    };
-    String::from_utf8(client.exactly(length).await).unwrap()
-}
-
-const UPGRADE: [(&str, &str); 5] = [
-    ("api-key", KEY),
-    ("Connection", "Upgrade"),
-    ("Upgrade", "websocket"),
-    ("Sec-WebSocket-Version", "13"),
-    ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
-];
 
 #[tokio::test]
 async fn websockets_are_routed_tunnelled_and_fail_over_before_the_101() {

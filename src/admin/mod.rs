@@ -69,8 +69,12 @@ impl Hosts {
         match name.parse::<IpAddr>() {
             Ok(ip) => ip == self.address || ip.to_canonical().is_loopback() || self.address.is_unspecified(),
             Err(_) => {
-                name.eq_ignore_ascii_case("localhost")
-                    || self.names.iter().any(|known| known.eq_ignore_ascii_case(name))
+                let domain = name.split_once('.').map(|(_, domain)| domain);
+                let is_it = |known: &String| match known.strip_prefix("*.") {
+                    Some(known) => domain.is_some_and(|domain| domain.eq_ignore_ascii_case(known)),
+                    None => known.eq_ignore_ascii_case(name),
+                };
+                name.eq_ignore_ascii_case("localhost") || self.names.iter().any(is_it)
             }
         }
     }
@@ -165,6 +169,12 @@ impl Admin {
             let message = "a POST needs the header x-aoai-lb-admin: 1";
             return refused(403, &Refusal::new(Reason::PathNotAllowed, message));
         }
+        if self.is_replaced() {
+            // It would be of no use, and the other one would not know.
+            let message = "another process has taken over: ask again, on a new connection";
+            let refusal = Refusal::new(Reason::Overloaded, message).after(Duration::from_secs(1));
+            return refused(503, &refusal);
+        }
         if path == "/api/reload" {
             return self.reload().await;
         }
@@ -248,6 +258,12 @@ impl Admin {
         )
     }
 
+    /// Whether another process serves by now. For a few seconds both are asked.
+    fn is_replaced(&self) -> bool {
+        let process = self.live.process();
+        process.leaving.load(Ordering::Acquire) && !process.stopping.load(Ordering::Acquire)
+    }
+
     fn is_local(&self, session: &ServerSession) -> bool {
         let header = |name| session.get_header(name).and_then(|value| value.to_str().ok());
         if header("sec-fetch-site").is_some_and(|site| site == "cross-site") {
@@ -322,7 +338,8 @@ impl HttpServerApp for Admin {
             Ok(true) => {}
             Ok(false) => return None,
             Err(problem) => {
-                debug!("admin: not a request: {problem}");
+                // Not the whole of it: the token may be in it.
+                debug!("admin: not a request: {}", problem.etype().as_str());
                 return None;
             }
         }

@@ -47,6 +47,8 @@ pub struct ProcessStatus {
     pub uptime_seconds: u64,
     pub ready: bool,
     pub stopping: bool,
+    /// Another process has taken over; this one finishes what it has begun.
+    pub replaced: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -260,6 +262,7 @@ pub fn of(live: &Live, started: Instant, now: Instant) -> Status {
             uptime_seconds: now.saturating_duration_since(started).as_secs(),
             ready: !stopping,
             stopping,
+            replaced: process.leaving.load(Ordering::Acquire) && !stopping,
         },
         configuration: Configuration {
             file: live.file().map(|file| file.display().to_string()),

@@ -107,7 +107,8 @@ impl std::ops::Deref for Kept {
 /// What a kept value is of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Source {
-    Token(Entra),
+    /// And how the secret is read that it may take.
+    Token(Entra, config::KeyVault),
     /// And how it is read.
     Secret(VaultSecret, config::KeyVault),
 }
@@ -170,7 +171,7 @@ impl Keyring {
     /// A token of Entra ID.
     pub fn token(&self, entra: &Entra, vaults: &config::KeyVault) -> Kept {
         let scope = &entra.scope;
-        self.keep(Source::Token(entra.clone()), || match &entra.identity {
+        self.keep(Source::Token(entra.clone(), vaults.clone()), || match &entra.identity {
             Identity::Application(application) => {
                 let assertion = match &application.proof {
                     Proof::Secret(source) => Assertion::Secret(self.secret(source, vaults)),

@@ -88,7 +88,9 @@ async fn authenticate(
         Err(Stranger::Refused(refusal)) => return Err(refusal),
         Err(Stranger::UnknownKey(signers)) => signers,
     };
-    let _ = timeout(KEYS, signers.refresh()).await;
+    // It goes on for those who come later, whatever becomes of this request.
+    let refresh = tokio::spawn(async move { signers.refresh().await });
+    let _ = timeout(KEYS, refresh).await;
     gateway.authenticate(headers, target, subject).map_err(|stranger| match stranger {
         Stranger::Refused(refusal) => refusal,
         Stranger::UnknownKey(_) => clients::refused(clients::UNKNOWN_KEY),

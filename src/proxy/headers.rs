@@ -1,6 +1,7 @@
 //! The request's head as a backend sees it: no credential but its own, no trace of what stood
 //! in between, and as few headers as possible (Azure answers 431 above ten custom ones).
 
+use http::Version;
 use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, EXPECT, HOST, HeaderName, TRANSFER_ENCODING};
 use pingora::http::RequestHeader;
 
@@ -81,6 +82,8 @@ pub(super) fn rewrite(
     match framing {
         Framing::None => {}
         Framing::Length(length) => header.insert_header(CONTENT_LENGTH, length.to_string())?,
+        // HTTP/2 frames by itself, and knows no such header (RFC 9113, section 8.2.2).
+        Framing::Chunked if header.version == Version::HTTP_2 => {}
         Framing::Chunked => header.insert_header(TRANSFER_ENCODING, "chunked")?,
     }
     Ok(())

@@ -204,6 +204,9 @@ impl Flow {
     pub(super) fn broke_off(&mut self, trouble: Trouble, stale: bool, now: Instant) -> bool {
         let Some(course) = &mut self.course else { return false };
         let may_repeat = course.may_repeat() && !self.body.consumed && self.end.status.is_none();
+        // A second time in one request it is the backend's doing.
+        let place = course.underway.as_ref().map(|underway| underway.place);
+        let stale = stale && !place.is_some_and(|place| course.journey.was_again(place));
         let failure = if stale { NO_FAILURE } else { course.failure() };
         let Some(tried) = course.finish(now, |attempt| attempt.error = Some(trouble.word())) else {
             return false;

@@ -226,7 +226,10 @@ impl ProxyHttp for Balancer {
                 }
                 Step::Try(backend) => {
                     if let Some(peer) = peer {
-                        ctx.turn = serving.peers.turn(backend).await;
+                        // A connection that becomes another protocol is nobody else's.
+                        if !flow.lock().upgrades {
+                            ctx.turn = serving.peers.turn(backend).await;
+                        }
                         return Ok(peer);
                     }
                 }
@@ -258,10 +261,13 @@ impl ProxyHttp for Balancer {
     ) -> pingora::Result<()> {
         let flow = story(ctx)?;
         let mut flow = flow.lock();
-        let serving = Arc::clone(&flow.serving);
+        let (serving, upgrades) = (Arc::clone(&flow.serving), flow.upgrades);
         let Some(course) = &mut flow.course else { return Err(Error::new(SPENT)) };
         let backend = course.answerer().and_then(|answerer| serving.gateway.backends.get(answerer.backend));
         let Some(backend) = backend else { return Err(Error::new(SPENT)) };
+        if let Some(answerer) = course.answerer().filter(|_| !upgrades) {
+            serving.peers.speaks(answerer.backend, request.version);
+        }
         let Some((name, secret)) = backend.credential.present() else {
             return Err(Error::new(NO_SECRET));
         };
@@ -353,7 +359,15 @@ impl ProxyHttp for Balancer {
             }
             () => {
                 let trouble = ours.unwrap_or_else(|| trouble::of(&error));
-                let stale = client_reused && trouble == Trouble::Reset && matches!(flow.reply, Reply::None);
+                let is_lost = match *error.etype() {
+                    // The engine knows: the stream was refused, or the connection was being closed.
+                    ErrorType::H2Error => {
+                        error.retry.decide_reuse(client_reused);
+                        error.retry()
+                    }
+                    _ => client_reused,
+                };
+                let stale = is_lost && trouble == Trouble::Reset && matches!(flow.reply, Reply::None);
                 flow.broke_off(trouble, stale, now)
             }
         };

@@ -6,9 +6,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use http::Version;
 use openssl::x509::X509;
 use pingora::protocols::TcpKeepalive;
 use pingora::protocols::l4::socket::SocketAddr;
@@ -23,6 +25,9 @@ use crate::config::{self, Backend, BadPair, Config, KeyPair};
 /// Most streams of one connection, where the other side does not ask for fewer. Azure allows as
 /// many as most servers do.
 const STREAMS: usize = 100;
+/// How much of an answer may be under way, in bytes: a fast answer over a tenth of a second's way
+/// needs as much.
+const STREAM_WINDOW: u32 = 512 * 1024;
 /// A good connection is made within this time.
 const CONNECTS_WITHIN: Duration = Duration::from_millis(250);
 
@@ -50,6 +55,8 @@ struct Template {
 /// first of them opens.
 struct Entrance {
     turns: Arc<Semaphore>,
+    /// The other side speaks HTTP/1.1 after all: no connection can be shared.
+    is_useless: AtomicBool,
     /// Since when somebody has the turn.
     since: Mutex<Instant>,
 }
@@ -59,7 +66,11 @@ pub(super) type Turn = OwnedSemaphorePermit;
 
 impl Entrance {
     fn new() -> Self {
-        Self { turns: Arc::new(Semaphore::new(1)), since: Mutex::new(Instant::now()) }
+        Self {
+            turns: Arc::new(Semaphore::new(1)),
+            is_useless: AtomicBool::new(false),
+            since: Mutex::new(Instant::now()),
+        }
     }
 
     /// Waits for the turn, unless whoever has it takes longer than a good connection does.
@@ -116,7 +127,22 @@ impl Peers {
 
     /// The turn to look for a connection to a backend of HTTP/2.
     pub(super) async fn turn(&self, backend: usize) -> Option<Turn> {
-        self.peers.get(backend)?.entrance.as_ref()?.turn().await
+        let entrance = self.peers.get(backend)?.entrance.as_ref()?;
+        if entrance.is_useless.load(Ordering::Relaxed) {
+            return None;
+        }
+        entrance.turn().await
+    }
+
+    /// Takes note of what a backend speaks that was offered HTTP/2.
+    pub(super) fn speaks(&self, backend: usize, version: Version) {
+        if let Some(entrance) = self.peers.get(backend).and_then(|peer| peer.entrance.as_ref()) {
+            let is_useless = version != Version::HTTP_2;
+            // It seldom changes.
+            if entrance.is_useless.load(Ordering::Relaxed) != is_useless {
+                entrance.is_useless.store(is_useless, Ordering::Relaxed);
+            }
+        }
     }
 }
 
@@ -145,6 +171,9 @@ fn template(
     if backend.http2 {
         options.set_http_version(2, 1);
         options.max_h2_streams = STREAMS;
+        // One answer that its client does not read must not hold up the others of its connection.
+        options.h2_stream_window_size = Some(STREAM_WINDOW);
+        options.h2_connection_window_size = Some(STREAM_WINDOW * STREAMS as u32);
         options.h2_ping_interval = Some(server.tcp_keepalive);
     }
     if let Some(path) = &backend.tls.ca {

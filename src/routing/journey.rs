@@ -309,6 +309,11 @@ impl Journey {
         first
     }
 
+    /// Whether a try of the candidate at this place has counted as none.
+    pub fn was_again(&self, place: usize) -> bool {
+        self.again.contains(&place)
+    }
+
     /// Takes note of what came of the try of the candidate at this place.
     pub fn end(&mut self, place: usize, outcome: Outcome) {
         // A second time in one request it is the backend's failure.

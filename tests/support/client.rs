@@ -209,10 +209,17 @@ impl Client {
 
     /// Exactly so many bytes.
     pub async fn exactly(&mut self, length: usize) -> Vec<u8> {
+        self.try_exactly(length).await.expect("the connection ended")
+    }
+
+    /// The same; `None` when the connection ended.
+    pub async fn try_exactly(&mut self, length: usize) -> Option<Vec<u8>> {
         while self.buffer.len() < length {
-            assert!(self.more().await, "the connection ended");
+            if !self.more().await {
+                return None;
+            }
         }
-        self.buffer.drain(..length).collect()
+        Some(self.buffer.drain(..length).collect())
     }
 
     /// Whether the other side has closed.

@@ -8,7 +8,9 @@ pub mod h2;
 pub mod identity;
 pub mod ingestion;
 pub mod tls;
+pub mod traffic;
 pub mod upstream;
+pub mod websocket;
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
@@ -193,10 +195,13 @@ impl Balancer {
     ) -> Self {
         let path = directory.path().join("aoai-lb.yaml");
         std::fs::write(&path, text).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_aoai-lb"))
+        // Under a name of its own, so that another can be put in its place.
+        let binary = directory.path().join("aoai-lb");
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_aoai-lb"), &binary).unwrap();
+        let mut child = Command::new(binary)
             .args(["run", "-c"])
             .arg(&path)
-            .env("RUNTIME_DIRECTORY", directory.path())
+            .env("RUNTIME_DIRECTORY", directory.path().join("run"))
             .envs(variables.iter().map(|(name, value)| (name, value)))
             .stderr(Stdio::piped())
             .spawn()
@@ -261,22 +266,99 @@ impl Balancer {
         self.post(CHAT, &[("api-key", KEY)], HELLO.as_bytes()).await
     }
 
+    /// The status of the process that serves: for a while after an upgrade the one before answers
+    /// as well.
     pub async fn status(&self) -> Value {
-        let reply = Client::connect(self.admin).await.get("/api/status", &[("Host", "localhost")]).await;
-        serde_json::from_slice(&reply.body).unwrap()
+        loop {
+            let reply = Client::connect(self.admin).await.get("/api/status", &[("Host", "localhost")]).await;
+            let status: Value = serde_json::from_slice(&reply.body).unwrap();
+            if status["process"]["replaced"] == false {
+                return status;
+            }
+        }
+    }
+
+    /// The state of each backend, in the order of the configuration.
+    pub async fn states(&self) -> Vec<(String, String)> {
+        let status = self.status().await;
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let backends = status["backends"].as_array().unwrap().iter();
+        backends.map(|backend| (text(&backend["name"]), text(&backend["state"]))).collect()
     }
 
     /// Waits until the status says so.
     pub async fn until_status(&self, what: &str, holds: impl Fn(&Value) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let status = self.status().await;
+            let mut status = self.status().await;
             if holds(&status) {
                 return;
             }
+            // Too much of it for a message.
+            status["timeline"].take();
             assert!(Instant::now() < deadline, "never happened: {what}: {status}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// Replaces the configuration's file.
+    pub fn write(&self, text: &str) {
+        std::fs::write(self.path("aoai-lb.yaml"), text).unwrap();
+    }
+
+    /// The configuration's file, changed.
+    pub fn rewrite(&self, from: &str, to: &str) {
+        let text = std::fs::read_to_string(self.path("aoai-lb.yaml")).unwrap();
+        assert!(text.contains(from), "{from} is not in\n{text}");
+        self.write(&text.replace(from, to));
+    }
+
+    /// `POST` to the admin API.
+    pub async fn admin_post(&self, target: &str) -> Reply {
+        let headers = [("Host", "localhost"), ("x-aoai-lb-admin", "1")];
+        loop {
+            let reply = Client::connect(self.admin).await.post(target, &headers, b"").await;
+            if reply.status != 503 {
+                return reply;
+            }
+        }
+    }
+
+    /// `aoai-lb upgrade`, as the operator of this balancer calls it.
+    pub async fn upgrade(&self) -> std::process::Output {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_aoai-lb"));
+        command.args(["upgrade", "-c"]).arg(self.path("aoai-lb.yaml"));
+        command.env("RUNTIME_DIRECTORY", self.path("run")).output().await.unwrap()
+    }
+
+    /// All processes that serve or have served this configuration and are still there, oldest first.
+    pub fn processes(&mut self) -> Vec<u32> {
+        let log = self.log();
+        let served = log.lines().filter_map(|line| line.split_once(" process ")?.1.split_once(" serves on "));
+        let mut pids: Vec<u32> = served.filter_map(|(pid, _)| pid.parse().ok()).collect();
+        // The first is the child, which has to be waited for.
+        let is_over = self.child.try_wait().unwrap().is_some();
+        pids.retain(|pid| if *pid == self.child.id() { !is_over } else { signal_to("0", *pid) });
+        pids
+    }
+
+    /// Waits until only the last of them is left, and returns it.
+    pub async fn until_alone(&mut self) -> u32 {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.processes()[..] {
+                [one] => return one,
+                _ => {
+                    assert!(Instant::now() < deadline, "still there: {:?}\n{}", self.processes(), self.log())
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// The process that serves now.
+    pub async fn serving(&self) -> u32 {
+        self.status().await["process"]["pid"].as_u64().unwrap().try_into().unwrap()
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -302,7 +384,12 @@ impl Balancer {
                 assert_eq!(records.len(), count, "more records than requests: {records:#?}");
                 return records;
             }
-            assert!(Instant::now() < deadline, "{} of {count} records:\n{}", records.len(), self.log());
+            assert!(
+                Instant::now() < deadline,
+                "{} of {count} records: {records:#?}\n{}",
+                records.len(),
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -312,8 +399,7 @@ impl Balancer {
     }
 
     pub fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+        assert!(signal_to(name, self.child.id()));
     }
 
     /// SIGTERM, then the end; returns the exit code.
@@ -339,10 +425,23 @@ impl Drop for Balancer {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        for successor in self.processes() {
+            signal_to("KILL", successor);
+        }
         if std::thread::panicking() {
             eprintln!("--- log of the balancer\n{}---", self.log());
         }
     }
+}
+
+/// Sends a signal; returns whether there was somebody to get it.
+pub fn signal_to(name: &str, pid: u32) -> bool {
+    Command::new("kill")
+        .args(["-s", name, &pid.to_string()])
+        .stderr(Stdio::null())
+        .status()
+        .unwrap()
+        .success()
 }
 
 /// Waits until something holds.

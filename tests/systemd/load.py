@@ -21,6 +21,9 @@ REALTIME = f"/openai/realtime?api-version={VERSION}&deployment=gpt-realtime"
 REQUEST_ID = "x-aoai-lb-request-id"
 # Pauses between requests on kept connections: busy ones, and such as rest now and then.
 PAUSES = [0.02, 0.02, 0.05, 0.1, 0.3, 0.7, 1.5]
+# Each way, for the clients that are far away: their next request may be on its way when the balancer
+# closes the connection, and no answer comes.
+DELAY = 0.02
 # Between two events of a stream; an answer has about fifty.
 DRIPS = ["20ms", "60ms", "90ms", "150ms"]
 WORDS = " ".join(f"word{n}" for n in range(45))
@@ -34,9 +37,11 @@ class Wrong(Exception):
 class Load(threading.Thread):
     """Runs from `start` to `finish`."""
 
-    def __init__(self, address, key):
+    def __init__(self, address, key, secure=None):
         super().__init__(daemon=True)
         self.address, self.key = address, key
+        # The address with TLS, and how to connect there; without it everything is in clear.
+        self.secure = secure
         self.stopping = threading.Event()
         self.failures, self.ids = [], []
         self.done = {"short": 0, "stream": 0, "websocket": 0}
@@ -69,11 +74,21 @@ class Load(threading.Thread):
         asyncio.run(self.all())
 
     async def all(self):
+        far, tls = Relay(self.address, DELAY), None
+        await far.listen()
         workers = [self.short(pause) for pause in PAUSES]
-        workers += [self.short(0.05, kept=False)]
+        workers += [self.short(pause, address=far.address) for pause in PAUSES]
+        workers += [self.short(0.05, kept=False), self.short(0.05, kept=False, address=far.address)]
         workers += [self.streams(drip) for drip in DRIPS]
         workers += [self.websockets(pause) for pause in (0.1, 0.5, 0.9)]
+        if self.secure:
+            tls = Relay(self.secure[0], 0, self.secure[1])
+            await tls.listen()
+            workers += [self.short(pause, address=tls.address) for pause in PAUSES[:4]]
+            workers += [self.streams("90ms", tls.address)]
         await asyncio.gather(*(self.guarded(worker) for worker in workers))
+        for relay in filter(None, [far, tls]):
+            relay.close()
 
     async def guarded(self, worker):
         try:
@@ -94,11 +109,11 @@ class Load(threading.Thread):
             self.failures.append(f"{kind}: {problem or type(problem).__name__} (at {at})")
             await self.rest(0.1)
 
-    async def connect(self):
+    async def connect(self, address=None):
         self.connections += 1
-        return await Wire.connect(self.address)
+        return await Wire.connect(address or self.address)
 
-    async def short(self, pause, kept=True):
+    async def short(self, pause, kept=True, address=None):
         wire, n = None, 0
         while not self.stopping.is_set():
             n += 1
@@ -108,7 +123,7 @@ class Load(threading.Thread):
             said = f"number {n} of {pause}"
             ended = False
             async with self.noted("short"):
-                wire = wire or await self.connect()
+                wire = wire or await self.connect(address)
                 answer = await wire.ask(self.chat(said, kept=kept))
                 self.known(answer)
                 text = json.loads(answer.body)["choices"][0]["message"]["content"]
@@ -121,14 +136,14 @@ class Load(threading.Thread):
         if wire:
             wire.close()
 
-    async def streams(self, drip):
+    async def streams(self, drip, address=None):
         while not self.stopping.is_set():
             async with self.noted("stream"):
-                await self.one_stream(drip)
+                await self.one_stream(drip, address=address)
 
-    async def one_stream(self, drip, begun=lambda: None):
+    async def one_stream(self, drip, begun=lambda: None, address=None):
         """A stream from its request to its terminating chunk, on a connection of its own."""
-        wire = await self.connect()
+        wire = await self.connect(address)
         try:
             answer = await wire.ask(self.chat(WORDS, drip=drip), begun=begun)
             self.known(answer)
@@ -195,6 +210,54 @@ class Load(threading.Thread):
 
     def head(self, method, target, fields):
         return f"{method} {target} HTTP/1.1\r\nHost: localhost\r\napi-key: {self.key}\r\n{fields}\r\n"
+
+
+class Relay:
+    """Between clients and the balancer: a long way, or TLS. What ends on one side ends on the other."""
+
+    def __init__(self, target, delay, tls=None):
+        self.target, self.delay, self.tls = target, delay, tls
+
+    async def listen(self):
+        self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        self.address = self.server.sockets[0].getsockname()
+
+    def close(self):
+        self.server.close()
+
+    async def serve(self, reader, writer):
+        try:
+            name = "localhost" if self.tls else None
+            far_reader, far_writer = await asyncio.open_connection(*self.target, ssl=self.tls, server_hostname=name)
+        except OSError:
+            # A client that is refused is told so, as far as it can be.
+            writer.transport.abort()
+            return
+        await asyncio.gather(self.pass_on(reader, far_writer), self.pass_on(far_reader, writer))
+
+    async def pass_on(self, reader, writer):
+        loop, queue = asyncio.get_running_loop(), asyncio.Queue()
+
+        async def deliver():
+            while True:
+                due, data = await queue.get()
+                if due > loop.time():
+                    await asyncio.sleep(due - loop.time())
+                if not data:
+                    return writer.close()
+                writer.write(data)
+
+        delivery = asyncio.create_task(deliver())
+        while True:
+            try:
+                data = await reader.read(65536)
+            except OSError:
+                data = b""
+            queue.put_nowait((loop.time() + self.delay, data))
+            if not data:
+                break
+        with contextlib.suppress(OSError):
+            await delivery
 
 
 class OneStream(threading.Thread):

@@ -80,6 +80,8 @@ cd "$root"
 mkdir -p .before
 pivot_root . .before
 umount -l /.before
+# systemd does so itself where it does not see that it is in a container; LoadCredential= needs it.
+mount --make-rshared /
 exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=aoai-lb-test \
     setpriv --bounding-set=-sys_time,-sys_module,-syslog \
     /lib/systemd/systemd --log-target=journal --show-status=no systemd.unit=multi-user.target
@@ -241,7 +243,7 @@ class Machine:
         return Path(f"/proc/{self.init}/root") / inside.lstrip("/")
 
     def command(self, *arguments):
-        entered = ["--mount", "--uts", "--ipc", "--pid", "--cgroup", "--root", "--wd=/"]
+        entered = ["--mount", "--uts", "--ipc", "--pid", "--cgroup", "--root", "--wd"]
         clean = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "HOME=/root", "DEBIAN_FRONTEND=noninteractive"]
         return ["nsenter", "--target", str(self.init), *entered, *clean, *map(str, arguments)]
 

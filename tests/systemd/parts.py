@@ -7,16 +7,13 @@ import socket
 import stat
 import time
 
-from load import Load, OneStream
 from machine import Failed, await_condition
-from service import ADDRESS, CONFIG, GRACE, SOON, UNIT
+from service import CONFIG, GOOD_COPY, INSTALLED, SOON, UNIT
 
 EXPOSURE = 2.0
 UPGRADES = RELOADS = 10
 # What a restart by systemd takes, with RestartSec=1s.
 RESTART = 6.0
-GOOD_COPY = "/opt/aoai-lb-good"
-INSTALLED = "/usr/bin/aoai-lb"
 
 
 def installation(service, tally):
@@ -54,11 +51,13 @@ def start(service, tally):
         os.chown(placed, 0, owner)
         placed.chmod(0o640)
     machine.put(f"# keys\nUPSTREAM_KEY={service.upstream_key}\n", "/etc/aoai-lb/environment", 0o600)
+    shutil.copy(machine.path(INSTALLED), machine.path(GOOD_COPY))
     service.configure(service.config())
     service.drop_in()
     service.systemctl("start", UNIT)
     if "upgrade" in service.features:
         tally.expect("`systemctl start` returns when it serves", service.is_ready())
+        tally.expect("and says so", service.show("StatusText") != "", "its STATUS is empty")
     else:
         service.await_ready()
         tally.ok("it serves")
@@ -132,8 +131,9 @@ def reload(service, tally):
     await_condition(lambda: "strange" in service.journal(lines=60), SOON, "the journal does not name the problem")
     tally.ok("the journal says why")
     tally.expect("and changes nothing", service.ask("later") == service.ask() == 200)
+    cursor = service.cursor()
     service.signal("HUP")
-    time.sleep(1)
+    await_condition(lambda: "strange" in service.journal(cursor), SOON, "the journal does not name the problem")
     tally.expect("nor does a plain SIGHUP", service.ask("later") == service.ask() == 200)
     state = service.show("ActiveState", "SubState", "MainPID")
     tally.expect("the unit runs on", state == {"ActiveState": "active", "SubState": "running", "MainPID": str(before)}, str(state))
@@ -167,6 +167,11 @@ def upgrade(service, tally):
     service.systemctl("reload", UNIT)
     await_condition(lambda: service.ask("later") == 200, SOON, "the new client is not admitted")
     tally.ok("a reload reaches the new process")
+    before = service.main_pid()
+    both = [service.machine.start(INSTALLED, "upgrade", "-c", CONFIG) for _ in range(2)]
+    codes = [process.wait(60) for process in both]
+    tally.expect("of two upgrades at once, one is done or both are", 0 in codes and service.main_pid() != before, str(codes))
+    tally.expect("and it serves", service.ask() == 200)
     third = service.main_pid()
     service.signal("QUIT")
     time.sleep(2)
@@ -180,7 +185,7 @@ def upgrade(service, tally):
 def upgrades_and_reloads_under_load(service, tally):
     service.fresh()
     upgrading, reloading = 0.0, 0.0
-    with Load(ADDRESS, service.keys["load"]) as load:
+    with service.load() as load:
         time.sleep(2)
         for n in range(max(UPGRADES, RELOADS)):
             begun = time.monotonic()
@@ -219,7 +224,7 @@ def crash(service, tally):
 
 def crash_after_upgrade(service, tally):
     service.fresh()
-    stream = OneStream(ADDRESS, service.keys["load"], "400ms")
+    stream = service.stream("400ms")
     service.upgrade()
     before = service.main_pid()
     tally.expect("a stream keeps the old process", len(service.processes()) == 2, str(service.processes()))
@@ -231,47 +236,60 @@ def crash_after_upgrade(service, tally):
 
 
 def upgrades_that_fail(service, tally):
-    machine = service.machine
-    service.fresh()
-    shutil.copy(machine.path(INSTALLED), machine.path(GOOD_COPY))
-    good, main = machine.path(INSTALLED).read_bytes(), service.main_pid()
-
-    def fails(what, word):
-        cursor = service.cursor()
-        begun = time.monotonic()
-        done = service.upgrade(check=False, program=GOOD_COPY)
-        said = done.stdout + done.stderr
-        if done.returncode == 0:
-            raise Failed(f"{what}: the upgrade says that it was done: {said}")
-        tally.expect(f"{what}: refused in time", time.monotonic() - begun < 45)
-        tally.expect(f"{what}: with the reason", any(one in said.lower() for one in word), said)
-        state = service.show("ActiveState", "SubState", "MainPID", "NRestarts")
-        wanted = {"ActiveState": "active", "SubState": "running", "MainPID": str(main), "NRestarts": "0"}
-        tally.expect(f"{what}: the old process is still the main one", state == wanted, str(state))
-        tally.expect(f"{what}: and serves", service.ask() == 200 and service.ask(tls=True) == 200)
-        tally.expect(f"{what}: the journal has it", service.journal(cursor).count("\n") > 0)
-        await_condition(lambda: service.processes() == [main], SOON, f"{service.processes()} are left")
-
+    attempt = Attempt(service, tally)
     service.configure(service.config() + "strange: true\n")
-    fails("a file that is wrong", ["strange"])
+    attempt.fails("a file that is wrong", ["strange"])
     service.configure(service.config())
-    machine.put("#!/bin/sh\nexit 1\n", INSTALLED, 0o755)
-    fails("a binary that exits with 1", ["exit", "1"])
-    machine.put(good[: len(good) // 2], INSTALLED, 0o755)
-    fails("half a binary", ["exit", "signal", "format", "exec", "ended", "killed"])
-    machine.path(INSTALLED).unlink()
-    fails("no binary", ["no such", "not found", "missing", "cannot"])
-    machine.put("#!/bin/sh\nexec sleep 600\n", INSTALLED, 0o755)
-    fails("a binary that does nothing", ["within", "in time", "seconds", " s"])
-    machine.put(good, INSTALLED, 0o755)
+    attempt.install("#!/bin/sh\nexit 1\n")
+    attempt.fails("a binary that exits with 1", ["exit status: 1"])
+    attempt.install('#!/bin/sh\n[ "$1" != check ] || exit 0\nexit 7\n')
+    attempt.fails("a binary that only knows `check`", ["ended", "exit", "7"])
+    attempt.install(attempt.good[: len(attempt.good) // 2])
+    attempt.fails("half a binary", ["signal", "format", "exec"])
+    service.machine.path(INSTALLED).unlink()
+    attempt.fails("no binary", ["no such file", "not found", "missing"])
+    attempt.install(attempt.good)
     with socket.create_server(("127.0.0.1", 8099)):
         service.configure(service.config(listeners=["  - address: 127.0.0.1:8099"]))
-        fails("a port that is taken", ["8099"])
+        attempt.fails("a port that is taken", ["8099"])
     service.upgrade()
-    await_condition(lambda: service.main_pid() != main, SOON, "no other main process")
-    tally.expect("afterwards an upgrade works", service.ask() == 200)
+    tally.expect("afterwards an upgrade works", service.main_pid() != attempt.main and service.ask() == 200)
     with socket.create_connection(("127.0.0.1", 8099)):
         tally.ok("and listens on what was added")
+
+
+def upgrades_that_hang(service, tally):
+    attempt = Attempt(service, tally)
+    attempt.install("#!/bin/sh\nexec sleep 600\n")
+    attempt.fails("a binary that does nothing", ["within", "in time", "timed out"])
+    attempt.install('#!/bin/sh\n[ "$1" != check ] || exit 0\nexec sleep 600\n')
+    attempt.fails("a binary that does nothing but `check`", ["within", "in time", "timed out"])
+
+
+class Attempt:
+    """An upgrade that is to fail, while the old process goes on. It is asked for with a good binary."""
+
+    def __init__(self, service, tally):
+        service.fresh()
+        self.service, self.tally = service, tally
+        self.main, self.good = service.main_pid(), service.machine.path(GOOD_COPY).read_bytes()
+
+    def install(self, content):
+        self.service.machine.put(content, INSTALLED, 0o755)
+
+    def fails(self, what, words):
+        service, tally = self.service, self.tally
+        cursor = service.cursor()
+        done = service.upgrade(check=False, program=GOOD_COPY)
+        said = done.stdout + done.stderr
+        tally.expect(f"{what}: refused, with the reason", done.returncode != 0 and any(word in said.lower() for word in words), said)
+        state = service.show("ActiveState", "SubState", "MainPID", "NRestarts")
+        wanted = {"ActiveState": "active", "SubState": "running", "MainPID": str(self.main), "NRestarts": "0"}
+        tally.expect(f"{what}: the old process is still the main one", state == wanted, str(state))
+        tally.expect(f"{what}: and serves", service.ask() == 200 and service.ask(tls=True) == 200)
+        text = service.journal(cursor).lower()
+        tally.expect(f"{what}: the journal has the reason", any(word in text for word in words), text)
+        service.await_drained(SOON)
 
 
 def a_vault_that_is_away(service, tally):
@@ -289,7 +307,7 @@ def a_vault_that_is_away(service, tally):
 def stop(service, tally):
     service.fresh()
     cursor = service.cursor()
-    stream = OneStream(ADDRESS, service.keys["load"], "80ms")
+    stream = service.stream("80ms")
     time.sleep(0.5)
     service.systemctl("stop", UNIT)
     stopped = time.monotonic()
@@ -305,9 +323,9 @@ def stop(service, tally):
 def stop_after_upgrade(service, tally):
     service.fresh()
     cursor = service.cursor()
-    old = OneStream(ADDRESS, service.keys["load"], "200ms")
+    old = service.stream("200ms")
     service.upgrade()
-    new = OneStream(ADDRESS, service.keys["load"], "60ms")
+    new = service.stream("60ms")
     tally.expect("two processes have a stream each", len(service.processes()) == 2, str(service.processes()))
     service.systemctl("stop", UNIT)
     stopped = time.monotonic()
@@ -318,6 +336,38 @@ def stop_after_upgrade(service, tally):
     text = service.journal(cursor)
     tally.expect("nothing was killed", service.show("Result") == "success" and "SIGKILL" not in text and "timed out" not in text)
     tally.expect("no process is left", not service.processes())
+
+
+def stop_amid_upgrade(service, tally):
+    for wait in (0.05, 0.3, 0.7, 1.2):
+        service.fresh()
+        cursor = service.cursor()
+        asked = service.machine.start(INSTALLED, "upgrade", "-c", CONFIG)
+        time.sleep(wait)
+        service.systemctl("stop", UNIT)
+        asked.wait(60)
+        time.sleep(0.5)
+        state = service.show("ActiveState", "Result", "NRestarts")
+        wanted = {"ActiveState": "inactive", "Result": "success", "NRestarts": "0"}
+        tally.expect(f"{wait} s after an upgrade began: the stop is clean", state == wanted, str(state))
+        tally.expect(f"{wait} s after an upgrade began: nothing was killed", "SIGKILL" not in service.journal(cursor))
+        tally.expect(f"{wait} s after an upgrade began: no process is left", not service.processes() and not service.is_ready())
+
+
+def credentials(service, tally):
+    service.machine.put(service.upstream_key, "/etc/aoai-lb/upstream-key", 0o600)
+    credential = "LoadCredential=upstream:/etc/aoai-lb/upstream-key"
+    read = service.config().replace("${UPSTREAM_KEY}", f"${{file:/run/credentials/{UNIT}/upstream}}")
+    service.fresh(read, f"[Service]\n{credential}\n")
+    tally.expect("a file of LoadCredential= is read", service.ask() == 200)
+    if "upgrade" in service.features:
+        service.configure(read.replace("  - { name: probe", "  # again\n  - { name: probe"))
+        service.systemctl("reload", UNIT)
+        tally.expect("by a reload, too", service.ask() == 200)
+        service.upgrade()
+        tally.expect("and after an upgrade", service.ask() == 200)
+        service.systemctl("reload", UNIT)
+        tally.expect("and by a reload after that", service.ask() == 200)
 
 
 def watchdog(service, tally):
@@ -342,7 +392,7 @@ def package_upgrade(service, tally):
     changed.chmod(0o755)
     package = service.build_package("0.1.1", changed, "b", service.changed_source())
     before, file = service.main_pid(), machine.path(CONFIG).read_text()
-    with Load(ADDRESS, service.keys["load"]) as load:
+    with service.load() as load:
         time.sleep(2)
         done = machine.run("dpkg", "--force-confold", "--install", package, check=False)
         time.sleep(2)
@@ -370,7 +420,7 @@ def removal(service, tally):
     machine = service.machine
     service.fresh()
     service.ask()
-    stream = OneStream(ADDRESS, service.keys["load"], "40ms")
+    stream = service.stream("40ms")
     done = machine.run("dpkg", "--remove", "aoai-lb", check=False)
     tally.expect("the package is removed", done.returncode == 0, done.stdout + done.stderr)
     problem = stream.result()
@@ -379,6 +429,11 @@ def removal(service, tally):
     tally.expect("nothing runs", left == "0", left)
     kept = all(machine.path(path).exists() for path in [CONFIG, "/var/log/aoai-lb/exchanges.jsonl"])
     tally.expect("configuration and records are still there", kept)
+    done = machine.run("apt-get", "install", "--yes", *machine.run("sh", "-c", "ls /root/*0.1.1*.deb /root/*.deb | head -n 1").stdout.split(), check=False)
+    state = service.show("ActiveState", "UnitFileState")
+    started = done.returncode == 0 and state == {"ActiveState": "active", "UnitFileState": "enabled"}
+    tally.expect("installed again, with a good configuration, it starts", started, f"{state}\n{done.stdout}{done.stderr}")
+    tally.expect("and serves as before", service.ask() == 200)
     # The test's own.
     shutil.rmtree(machine.path(f"/etc/systemd/system/{UNIT}.d"))
     done = machine.run("dpkg", "--purge", "aoai-lb", check=False)
@@ -400,13 +455,18 @@ ALL = [
     crash,
     crash_after_upgrade,
     upgrades_that_fail,
+    upgrades_that_hang,
     a_vault_that_is_away,
     stop,
     stop_after_upgrade,
+    stop_amid_upgrade,
+    credentials,
     watchdog,
     package_upgrade,
     removal,
 ]
+# Minutes, most of them waiting: only where they are asked for by name.
+SLOW = [upgrades_that_hang]
 # The others rest on these.
 FIRST = [installation, start]
 NEEDS = {
@@ -417,7 +477,9 @@ NEEDS = {
         upgrades_and_reloads_under_load,
         crash_after_upgrade,
         upgrades_that_fail,
+        upgrades_that_hang,
         stop_after_upgrade,
+        stop_amid_upgrade,
         watchdog,
         package_upgrade,
     ]

@@ -14,12 +14,15 @@ import subprocess
 import time
 from pathlib import Path
 
-from load import CHAT
+from load import CHAT, Load, OneStream
 from machine import Failed, await_condition, die_with_parent
 
 SOURCE = Path(__file__).resolve().parents[2]
 UNIT = "aoai-lb.service"
 CONFIG = "/etc/aoai-lb/aoai-lb.yaml"
+INSTALLED = "/usr/bin/aoai-lb"
+# The installed binary as it was, for when a part has replaced it.
+GOOD_COPY = "/opt/aoai-lb"
 DROP_IN = f"/etc/systemd/system/{UNIT}.d/test.conf"
 PORT, TLS_PORT, ADMIN_PORT, UPSTREAM_PORTS = 8080, 443, 9901, (8101, 8102)
 ADDRESS = ("127.0.0.1", PORT)
@@ -141,13 +144,23 @@ class Service:
         for folder in ["/var/log/aoai-lb", "/var/lib/aoai-lb"]:
             for entry in self.machine.path(folder).glob("*"):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        good = self.machine.path(GOOD_COPY).read_bytes()
+        if not self.machine.path(INSTALLED).exists() or self.machine.path(INSTALLED).read_bytes() != good:
+            self.machine.put(good, INSTALLED, 0o755)
         self.configure(config or self.config())
         self.drop_in(drop_in)
-        self.systemctl("start", UNIT)
+        self.systemctl("start", UNIT, timeout=2 * SOON)
         self.await_ready()
 
-    def upgrade(self, check=True, program="/usr/bin/aoai-lb"):
-        return self.machine.run(program, "upgrade", "-c", CONFIG, check=check, timeout=90)
+    def upgrade(self, check=True, program=INSTALLED):
+        return self.machine.run(program, "upgrade", "-c", CONFIG, check=check, timeout=150)
+
+    def load(self):
+        trusted = ssl.create_default_context(cafile=self.folder / "fullchain.pem")
+        return Load(ADDRESS, self.keys["load"], (("127.0.0.1", TLS_PORT), trusted))
+
+    def stream(self, drip):
+        return OneStream(ADDRESS, self.keys["load"], drip)
 
     # What there is to see.
 

@@ -119,8 +119,9 @@ fn entra(node: &Inner<'_, '_>, seen: &mut Seen) -> Option<(Vec<String>, Vec<Stri
         let good = text.len() <= 256 && !text.chars().any(|c| c.is_control() || c.is_whitespace());
         good.then(|| text.to_owned()).ok_or("must be without blanks and line breaks")
     };
-    let app_ids =
-        map.or("app_ids", Vec::new(), |node| node.each(|node| unique(node, &mut seen.app_ids, word)));
+    // Tokens have ids in lower case.
+    let id = |text: &str| word(text).map(|id| id.to_ascii_lowercase());
+    let app_ids = map.or("app_ids", Vec::new(), |node| node.each(|node| unique(node, &mut seen.app_ids, id)));
     let roles = map.or("roles", Vec::new(), |node| node.each(|node| unique(node, &mut seen.roles, word)));
     let (app_ids, roles) = (app_ids?, roles?);
     if app_ids.is_empty() && roles.is_empty() {

@@ -1,0 +1,37 @@
+//! WebSockets: as much of them as a conversation in text needs.
+
+use super::{Client, KEY};
+
+/// The head of the handshake.
+pub const UPGRADE: [(&str, &str); 5] = [
+    ("api-key", KEY),
+    ("Connection", "Upgrade"),
+    ("Upgrade", "websocket"),
+    ("Sec-WebSocket-Version", "13"),
+    ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+];
+
+/// A client's text frame, masked with zeros.
+pub fn frame(text: &str) -> Vec<u8> {
+    let mut frame = vec![0x81, 0x80 | u8::try_from(text.len()).unwrap(), 0, 0, 0, 0];
+    frame.extend(text.bytes());
+    frame
+}
+
+/// A server's frame; `None` when the connection ended instead.
+pub async fn try_read_frame(client: &mut Client) -> Option<String> {
+    let head = client.try_exactly(2).await?;
+    let length = match head[1] & 0x7f {
+        126 => {
+            let more = client.try_exactly(2).await?;
+            usize::from(u16::from_be_bytes([more[0], more[1]]))
+        }
+        short => usize::from(short),
+    };
+    Some(String::from_utf8(client.try_exactly(length).await?).unwrap())
+}
+
+/// A server's frame.
+pub async fn read_frame(client: &mut Client) -> String {
+    try_read_frame(client).await.expect("the connection ended")
+}
