@@ -5,13 +5,23 @@ use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::Arc;
+use std::time::Instant;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use tokio::runtime::Runtime;
 
-use crate::config::{self, Checked};
+use crate::config::{self, Checked, Config};
+use crate::credentials::Keyring;
 use crate::demo::{self, Simulator};
+use crate::explain;
+use crate::gateway::Process;
 use crate::log_lines;
+use crate::proxy::dns::Directory;
+use crate::proxy::inspect;
+use crate::record::Recorder;
+use crate::reload;
 use crate::server;
 use crate::status::{self, Arguments as StatusArguments};
 use crate::upgrade::{self, Program};
@@ -49,6 +59,25 @@ enum Command {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
+        /// Also resolve, connect to, and authenticate at each backend, and ask for each deployment.
+        #[arg(long)]
+        live: bool,
+    },
+    /// Tell what would happen to a request, and why.
+    Explain {
+        /// The configuration file.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+        /// GET, POST or DELETE.
+        method: String,
+        /// Path and query, such as /openai/v1/responses.
+        path: String,
+        /// What the body's `model` says.
+        #[arg(long)]
+        model: Option<String>,
+        /// Whose request it is.
+        #[arg(long)]
+        client: Option<String>,
     },
     /// Try it without a file and without Azure: simulated resources and the balancer.
     Demo,
@@ -68,6 +97,15 @@ enum Command {
         /// The configuration file of the running process.
         #[arg(short, long, value_name = "FILE", default_value = DEFAULT_FILE)]
         config: PathBuf,
+    },
+    /// Print the manual page.
+    #[command(hide = true)]
+    Man,
+    /// Print completions for a shell.
+    #[command(hide = true)]
+    Completions {
+        /// The shell.
+        shell: Shell,
     },
     /// Start a program and end, leaving it to whoever takes care of orphans.
     #[command(hide = true)]
@@ -107,13 +145,18 @@ pub fn main() -> u8 {
     };
     let result = match arguments.command {
         Command::Run { config, upgrade } => run(&config, upgrade),
-        Command::Check { config } => check(&config),
+        Command::Check { config, live } => check(&config, live),
+        Command::Explain { config, method, path, model, client } => {
+            explain_request(&config, &method, path, model, client)
+        }
         Command::Demo => run_demo(),
         Command::Simulate { config } => simulate(&config),
         Command::Keys(Keys::New { client }) => new_key(&client),
         Command::Status(arguments) => show_status(&arguments),
         Command::Upgrade { config } => upgrade(&config),
         Command::Launch { program } => launch(&program),
+        Command::Man => man(),
+        Command::Completions { shell } => completions(shell),
         Command::Usage { files, format } => usage(&files, format),
     };
     match result {
@@ -189,6 +232,34 @@ fn upgrade(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// One page for all commands.
+fn man() -> Result<(), Failure> {
+    let mut page = Vec::new();
+    let command = Arguments::command();
+    clap_mangen::Man::new(command.clone()).render(&mut page)?;
+    let mut commands: Vec<_> =
+        command.get_subcommands().filter(|command| !command.is_hide_set()).cloned().collect();
+    for command in &mut commands {
+        let man = clap_mangen::Man::new(command.clone());
+        let name = command.get_name().to_uppercase();
+        writeln!(page, ".SH \"{name}\"")?;
+        let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+        writeln!(page, "{about}.")?;
+        let mut options = Vec::new();
+        man.render_options_section(&mut options)?;
+        page.extend_from_slice(String::from_utf8_lossy(&options).replace(".SH OPTIONS\n", "").as_bytes());
+    }
+    io::stdout().write_all(&page)?;
+    Ok(())
+}
+
+fn completions(shell: Shell) -> Result<(), Failure> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "aoai-lb", &mut text);
+    io::stdout().write_all(&text)?;
+    Ok(())
+}
+
 fn launch(program: &[OsString]) -> Result<(), Failure> {
     let [binary, arguments @ ..] = program else { return Ok(()) };
     let mut command = process::Command::new(binary);
@@ -217,9 +288,48 @@ fn usage(files: &[PathBuf], format: Format) -> Result<(), Failure> {
     Ok(())
 }
 
-fn check(path: &Path) -> Result<(), Failure> {
-    load(path)?;
+fn check(path: &Path, live: bool) -> Result<(), Failure> {
+    let checked = load(path)?;
+    if live && !look_at_backends(checked)? {
+        return Err(Failure(format!("{}: not all of it is good", path.display())));
+    }
     writeln!(io::stdout(), "{}: good", path.display())?;
+    Ok(())
+}
+
+/// Looks at every backend; returns whether all is well.
+fn look_at_backends(checked: Checked) -> Result<bool, Failure> {
+    let background = background()?;
+    let keyring = Keyring::new(background.handle());
+    // Nothing is recorded.
+    let checked = Checked { config: Config { record: None, ..checked.config }, ..checked };
+    let recorder = Recorder::open(&checked.config, &keyring, background.handle())?;
+    let process = Arc::new(Process::new(Instant::now(), recorder, keyring));
+    let findings = background.block_on(async {
+        let serving = reload::prepare(&checked.config, &Directory::default(), &process).await?.0;
+        Ok::<_, Failure>(inspect::inspect(&serving).await)
+    })?;
+    let mut out = io::stdout().lock();
+    for finding in &findings {
+        writeln!(out, "{finding}")?;
+    }
+    process.recorder.close();
+    Ok(findings.iter().all(|finding| finding.result.is_ok()))
+}
+
+fn explain_request(
+    path: &Path,
+    method: &str,
+    target: String,
+    model: Option<String>,
+    client: Option<String>,
+) -> Result<(), Failure> {
+    let checked = load(path)?;
+    let bad = |_| Failure(format!("{method} is no method; write GET, POST or DELETE"));
+    let method = http::Method::from_bytes(method.to_ascii_uppercase().as_bytes()).map_err(bad)?;
+    let request = explain::Request { method, target, model, client };
+    let text = explain::explain(&checked.config, &request, background()?.handle())?;
+    write!(io::stdout(), "{text}")?;
     Ok(())
 }
 

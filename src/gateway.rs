@@ -184,6 +184,11 @@ impl Gateway {
         self.pools.all()
     }
 
+    /// Who may call.
+    pub fn clients(&self) -> &Clients {
+        &self.clients
+    }
+
     /// Understands a request's target.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod credentials;
 pub mod demo;
+pub mod explain;
 pub mod gateway;
 mod log_lines;
 pub mod names;

@@ -190,7 +190,10 @@ impl Live {
 
 /// A configuration ready to serve, with names looked up and secrets fetched as far as that goes
 /// quickly.
-async fn prepare(
+///
+/// # Errors
+/// When a file of a backend's TLS cannot be read.
+pub async fn prepare(
     config: &Config,
     before: &Directory,
     process: &Arc<Process>,

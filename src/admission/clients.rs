@@ -35,6 +35,11 @@ impl Client {
         }
     }
 
+    /// One that may use everything.
+    pub fn unrestricted() -> Self {
+        Self { name: None, deployments: None, stateful: true, content: None }
+    }
+
     /// Whether it may use this deployment.
     ///
     /// # Errors
@@ -78,6 +83,7 @@ pub struct Listed {
     by_key: HashMap<[u8; 32], ([u8; 32], Arc<Client>)>,
     by_certificate: HashMap<Subject, Arc<Client>>,
     tokens: Option<Tokens>,
+    all: Vec<Arc<Client>>,
 }
 
 /// Why nobody is admitted.
@@ -98,12 +104,7 @@ impl Clients {
     ) -> Self {
         let listed = match config {
             config::Clients::Open => {
-                return Self::Open(Arc::new(Client {
-                    name: None,
-                    deployments: None,
-                    stateful: true,
-                    content: None,
-                }));
+                return Self::Open(Arc::new(Client::unrestricted()));
             }
             config::Clients::Listed(listed) => listed,
         };
@@ -120,7 +121,22 @@ impl Clients {
             }
         }
         let tokens = tokens.zip(signers).map(|(config, signers)| Tokens::new(config, signers, &clients));
-        Self::Listed(Box::new(Listed { by_key, by_certificate, tokens }))
+        let all = clients.into_iter().map(|(_, client)| client).collect();
+        Self::Listed(Box::new(Listed { by_key, by_certificate, tokens, all }))
+    }
+
+    /// The client of this name; `None` where there is none, or everyone may call.
+    pub fn named(&self, name: &str) -> Option<&Arc<Client>> {
+        let Self::Listed(listed) = self else { return None };
+        listed.all.iter().find(|client| client.name.as_ref().is_some_and(|known| known.as_str() == name))
+    }
+
+    /// All that are listed; none where everyone may call.
+    pub fn all(&self) -> &[Arc<Client>] {
+        match self {
+            Self::Open(_) => &[],
+            Self::Listed(listed) => &listed.all,
+        }
     }
 
     /// Whose these are. Everything that is presented is looked at: keys and tokens, and the

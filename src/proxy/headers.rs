@@ -89,6 +89,33 @@ pub(super) fn rewrite(
     Ok(())
 }
 
+/// What a plain request's head becomes for one backend, in lines; `presented` is what the backend's
+/// own credential is shown in.
+///
+/// # Errors
+/// As [`rewrite`].
+pub(super) fn preview(
+    method: &http::Method,
+    backend: &Backend,
+    requests: &Requests,
+    path: &str,
+    presented: &HeaderName,
+    has_body: bool,
+) -> pingora::Result<Vec<String>> {
+    let mut header = RequestHeader::build(method.clone(), b"/", None)?;
+    if has_body {
+        header.insert_header(http::header::CONTENT_TYPE, "application/json")?;
+    }
+    rewrite(&mut header, backend, requests, path, &Framing::None, false)?;
+    header.remove_header(presented);
+    let shown = |value: &http::HeaderValue| match value.to_str() {
+        Ok(value_text) if !value.is_sensitive() => value_text.to_owned(),
+        _ => "(not shown)".to_owned(),
+    };
+    let lines = header.headers.iter().map(|(name, value)| format!("{name}: {}", shown(value)));
+    Ok(lines.chain([format!("{presented}: (the backend's own)")]).collect())
+}
+
 /// Whom the request is for.
 ///
 /// # Errors

@@ -12,10 +12,12 @@ mod head;
 mod headers;
 mod health;
 mod hold;
+pub mod inspect;
 mod intake;
 mod judge;
 pub mod peer;
 pub mod probe;
+mod question;
 mod replay;
 pub(crate) mod reply;
 mod reset;
@@ -63,6 +65,19 @@ const NO_SECRET: ErrorType = ErrorType::Custom("NoSecret");
 const RENEWAL: Duration = Duration::from_secs(5);
 /// The client left while it waited.
 const CLIENT_GONE: ErrorType = ErrorType::Custom("ClientGone");
+/// What a plain request's head becomes for one backend, in lines.
+pub fn preview(
+    method: &Method,
+    backend: &crate::gateway::Backend,
+    gateway: &crate::gateway::Gateway,
+    path: &str,
+) -> Vec<String> {
+    let presented = backend.credential.present().map_or(header::AUTHORIZATION, |(name, _)| name);
+    let has_body = *method == Method::POST;
+    headers::preview(method, &backend.config, &gateway.requests, path, &presented, has_body)
+        .unwrap_or_default()
+}
+
 /// The application that Pingora serves.
 pub struct Balancer {
     serving: Arc<ArcSwap<Serving>>,

@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import threading
+import time
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -40,6 +41,8 @@ class Mock:
     def __init__(self, state, token=None, interval=2.0, port=0):
         self.state, self.token, self.interval = state, token, interval
         self.posts, self.streams, self.ticks = [], 0, 0
+        # When events were asked for.
+        self.asked = []
         # How it treats whoever asks for events: live, silent (holds the connection), away (closes it).
         self.mode = "live"
         # What a POST is answered with instead: a status and a message.
@@ -107,6 +110,8 @@ class Handler(BaseHTTPRequestHandler):
         return self.mock.token is None or self.headers["authorization"] == f"Bearer {self.mock.token}"
 
     def do_GET(self):
+        if self.path == "/api/events":
+            self.mock.asked.append(time.monotonic())
         if self.path == "/":
             page = PAGE.read_text()
             self.reply(200, "text/html; charset=utf-8", page.encode(), content_security_policy=policy(page))

@@ -25,9 +25,9 @@ PAUSES = [0.02, 0.02, 0.05, 0.1, 0.3, 0.7, 1.5]
 # closes the connection, and no answer comes.
 DELAY = 0.02
 # Between two events of a stream; an answer has about fifty.
-DRIPS = ["20ms", "60ms", "90ms", "150ms"]
+DRIPS = ["20ms", "60ms", "90ms", "120ms"]
 WORDS = " ".join(f"word{n}" for n in range(45))
-TURNS = 10
+TURNS = 8
 
 
 class Wrong(Exception):
@@ -80,7 +80,7 @@ class Load(threading.Thread):
         workers += [self.short(pause, address=far.address) for pause in PAUSES]
         workers += [self.short(0.05, kept=False), self.short(0.05, kept=False, address=far.address)]
         workers += [self.streams(drip) for drip in DRIPS]
-        workers += [self.websockets(pause) for pause in (0.1, 0.5, 0.9)]
+        workers += [self.websockets(pause) for pause in (0.1, 0.4, 0.6)]
         if self.secure:
             tls = Relay(self.secure[0], 0, self.secure[1])
             await tls.listen()

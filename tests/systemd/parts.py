@@ -18,7 +18,7 @@ RESTART = 6.0
 
 def installation(service, tally):
     machine = service.machine
-    package = service.build_package("0.1.0", service.binary, "a")
+    package = service.package = service.build_package("0.1.0", service.binary, "a")
     done = machine.run("apt-get", "install", "--yes", package, check=False)
     tally.expect("the package installs on a bare Debian", done.returncode == 0, done.stdout + done.stderr)
     message = "installed and enabled, but not started" in done.stdout and "systemctl start aoai-lb" in done.stdout
@@ -53,6 +53,8 @@ def start(service, tally):
     machine.put(f"# keys\nUPSTREAM_KEY={service.upstream_key}\n", "/etc/aoai-lb/environment", 0o600)
     shutil.copy(machine.path(INSTALLED), machine.path(GOOD_COPY))
     service.configure(service.config())
+    checked = machine.run("sh", "-ac", f". /etc/aoai-lb/environment; aoai-lb check -c {CONFIG}", check=False)
+    tally.expect("`aoai-lb check` finds no fault with the operator's file", checked.returncode == 0, checked.stderr)
     service.drop_in()
     service.systemctl("start", UNIT)
     if "upgrade" in service.features:
@@ -151,13 +153,12 @@ def upgrade(service, tally):
     after = service.main_pid()
     tally.expect("`aoai-lb upgrade` returns with another main process", after not in (0, before), f"{before}, {after}")
     tally.expect("that serves", service.ask() == 200 and service.ask(tls=True) == 200)
-    service.await_drained()
-    tally.ok("the old process ends")
     cursor = service.cursor()
     service.signal("USR2")
     await_condition(lambda: service.main_pid() not in (0, after), 30, "SIGUSR2 brings no other main process")
     tally.expect("so does SIGUSR2", service.ask() == 200)
     service.await_drained()
+    tally.ok("the old processes end")
     tally.expect("without a word about a process that is no child", "not our child" not in service.journal(cursor))
     state = service.show("ActiveState", "SubState", "NRestarts", "InvocationID")
     wanted = {"ActiveState": "active", "SubState": "running", "NRestarts": "0", "InvocationID": invocation}
@@ -396,6 +397,7 @@ def package_upgrade(service, tally):
         time.sleep(2)
         done = machine.run("dpkg", "--force-confold", "--install", package, check=False)
         time.sleep(2)
+    service.package = package
     tally.expect("it installs", done.returncode == 0, done.stdout + done.stderr)
     tally.expect("and says that the service was replaced", "without a gap" in done.stdout, done.stdout + done.stderr)
     tally.expect("nothing failed meanwhile", not load.failures and load.total(), "\n".join(load.failures[:12]))
@@ -429,7 +431,7 @@ def removal(service, tally):
     tally.expect("nothing runs", left == "0", left)
     kept = all(machine.path(path).exists() for path in [CONFIG, "/var/log/aoai-lb/exchanges.jsonl"])
     tally.expect("configuration and records are still there", kept)
-    done = machine.run("apt-get", "install", "--yes", *machine.run("sh", "-c", "ls /root/*0.1.1*.deb /root/*.deb | head -n 1").stdout.split(), check=False)
+    done = machine.run("apt-get", "install", "--yes", service.package, check=False)
     state = service.show("ActiveState", "UnitFileState")
     started = done.returncode == 0 and state == {"ActiveState": "active", "UnitFileState": "enabled"}
     tally.expect("installed again, with a good configuration, it starts", started, f"{state}\n{done.stdout}{done.stderr}")

@@ -85,8 +85,8 @@ class Service:
         for name in clients:
             hashed = hashlib.sha256(self.keys[name].encode()).hexdigest()
             lines += [f"  - {{ name: {name}, keys: [ {{ sha256: {hashed} }} ] }}"]
-        lines += ["record:", '  jsonl: { path: "${LOGS_DIRECTORY}/exchanges.jsonl", keep: 100 }']
-        lines += ['  spool: { path: "${STATE_DIRECTORY}/spool" }', f"admin: {{ address: 127.0.0.1:{ADMIN_PORT} }}"]
+        lines += ["record:", '  jsonl: { path: "${LOGS_DIRECTORY:-/var/log/aoai-lb}/exchanges.jsonl", keep: 100 }']
+        lines += ['  spool: { path: "${STATE_DIRECTORY:-/var/lib/aoai-lb}/spool" }', f"admin: {{ address: 127.0.0.1:{ADMIN_PORT} }}"]
         lines += [f"server: {{ threads: 2, grace_period: {GRACE}s, drain_delay: 200ms }}", *extra]
         return "\n".join(lines) + "\n"
 
@@ -139,6 +139,9 @@ class Service:
 
     def fresh(self, config=None, drop_in=""):
         """A service that has just started, without records, as every part of the tests begins."""
+        # At once, whatever is in flight: how it stops is a part of its own.
+        self.systemctl("stop", "--no-block", UNIT)
+        self.systemctl("kill", "--signal=KILL", UNIT, check=False)
         self.systemctl("stop", UNIT)
         self.systemctl("reset-failed", UNIT, check=False)
         for folder in ["/var/log/aoai-lb", "/var/lib/aoai-lb"]:
