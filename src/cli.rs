@@ -17,12 +17,14 @@ use crate::credentials::Keyring;
 use crate::demo::{self, Simulator};
 use crate::explain;
 use crate::gateway::Process;
+use crate::keys;
 use crate::log_lines;
 use crate::proxy::dns::Directory;
 use crate::proxy::inspect;
 use crate::record::Recorder;
 use crate::reload;
 use crate::server;
+use crate::showcase;
 use crate::status::{self, Arguments as StatusArguments};
 use crate::upgrade::{self, Program};
 use crate::usage::{Format, Report};
@@ -149,7 +151,7 @@ pub fn main() -> u8 {
         Command::Explain { config, method, path, model, client } => {
             explain_request(&config, &method, path, model, client)
         }
-        Command::Demo => run_demo(),
+        Command::Demo => background().and_then(|background| Ok(showcase::run(&background)?)),
         Command::Simulate { config } => simulate(&config),
         Command::Keys(Keys::New { client }) => new_key(&client),
         Command::Status(arguments) => show_status(&arguments),
@@ -385,103 +387,11 @@ fn new_key(client: &str) -> Result<(), Failure> {
     if name != client || name.is_empty() || name.len() > 64 {
         return Err(Failure("a client's name has 1 to 64 of the characters A-Z a-z 0-9 . _ -".to_owned()));
     }
-    let key = random_key()?;
-    let digest = hex(&openssl::sha::sha256(key.as_bytes()));
+    let key = keys::new_key()?;
+    let digest = keys::sha256_hex(&key);
     let mut out = io::stdout();
     writeln!(out, "Key of {client}, shown only this once:\n\n  {key}\n")?;
     writeln!(out, "For the configuration, under `clients:`\n")?;
     writeln!(out, "  - name: {client}\n    keys:\n      - sha256: \"{digest}\"")?;
     Ok(())
-}
-
-fn random_key() -> Result<String, Failure> {
-    let mut bytes = [0_u8; 32];
-    openssl::rand::rand_bytes(&mut bytes)?;
-    Ok(hex(&bytes))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        use std::fmt::Write as _;
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// The demo's listener; the same on every machine, so that the printed lines can be kept.
-const DEMO_LISTENER: &str = "127.0.0.1:8080";
-/// The demo's admin API.
-const DEMO_ADMIN: &str = "127.0.0.1:9901";
-
-fn run_demo() -> Result<(), Failure> {
-    log_lines::start();
-    let background = background()?;
-    let simulator = background.block_on(Simulator::start(demo::demo_resources()))?;
-    let key = random_key()?;
-    let records = std::env::temp_dir().join(format!("aoai-lb-demo-{}.jsonl", std::process::id()));
-    let text = demo_config(&simulator, &key, &records);
-    let checked = config::parse(&text, Path::new(""), &|_| None)?;
-    server::probe_addresses(&checked.config, &[])?;
-    demo_banner(&simulator, &key, &records)?;
-    server::run(checked, None, false, &background)?;
-    Ok(())
-}
-
-/// The demo's configuration is the file that an operator would write for its resources.
-fn demo_config(simulator: &Simulator, key: &str, records: &Path) -> String {
-    let mut text = format!("listeners:\n  - address: {DEMO_LISTENER}\nbackends:\n");
-    for name in simulator.names() {
-        let resource = simulator.resource(name);
-        let provisioned = resource
-            .deployments
-            .iter()
-            .any(|deployment| matches!(deployment.kind, demo::Kind::Provisioned { .. }));
-        let api_key = resource.keys.first().map_or("", String::as_str);
-        let address = simulator.address(name);
-        text += &format!("  - name: {name}\n    endpoint: http://{address}\n");
-        text += &format!(
-            "    tier: {}\n    credential: {{ api_key: {api_key} }}\n",
-            if provisioned { 1 } else { 2 }
-        );
-        text += "    deployments:\n";
-        for deployment in &resource.deployments {
-            let name = &deployment.name;
-            let clients_name = name.strip_suffix("-ptu").unwrap_or(name);
-            text += &format!("      {clients_name}: {name}\n");
-        }
-    }
-    let digest = hex(&openssl::sha::sha256(key.as_bytes()));
-    text += &format!("clients:\n  - name: demo\n    keys:\n      - sha256: \"{digest}\"\n");
-    text += &format!("record:\n  jsonl: {{ path: {} }}\n", records.display());
-    text + &format!("admin: {{ address: {DEMO_ADMIN} }}\nserver: {{ drain_delay: 0s }}\n")
-}
-
-fn demo_banner(simulator: &Simulator, key: &str, records: &Path) -> io::Result<()> {
-    let mut out = io::stdout();
-    writeln!(out, "Simulated Azure OpenAI resources:")?;
-    for name in simulator.names() {
-        writeln!(out, "  {name:<12} http://{}", simulator.address(name))?;
-    }
-    writeln!(
-        out,
-        r#"
-The balancer makes them look like one: http://{DEMO_LISTENER}
-State of the backends:                 curl http://{DEMO_ADMIN}/api/status
-Record of every request:               {records}
-
-curl "http://{DEMO_LISTENER}/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21" \
-  -H "api-key: {key}" -H "content-type: application/json" \
-  -d '{{"messages":[{{"role":"user","content":"Hello"}}]}}'
-
-python3 - <<'PYTHON'      # pip install openai
-from openai import AzureOpenAI
-client = AzureOpenAI(azure_endpoint="http://{DEMO_LISTENER}", api_key="{key}", api_version="2024-10-21")
-answer = client.chat.completions.create(model="gpt-4o", messages=[{{"role": "user", "content": "Hello"}}])
-print(answer.choices[0].message.content)
-PYTHON
-
-End with Ctrl-C."#,
-        records = records.display(),
-    )
 }

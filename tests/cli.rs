@@ -216,6 +216,23 @@ async fn the_demo_works_as_printed() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
+#[tokio::test]
+async fn the_access_log_is_for_those_who_ask_for_it() {
+    let azure = azure(&["a"]).await;
+    let target = format!("{CHAT}&api-key={KEY}");
+    let variables = [("RUST_LOG", "warn,aoai_lb=info,access=info".to_owned())];
+    let balancer = Balancer::in_environment(&variables, &backends(&azure), "").await;
+    let reply = balancer.post(&target, &[], HELLO.as_bytes()).await;
+    let id = reply.header("x-aoai-lb-request-id").unwrap();
+    let line = "127.0.0.1 team-a POST /openai/deployments/gpt-4o/chat/completions 200 by a in ";
+    support::until("it is logged", || balancer.log().contains(&format!("{id} {line}"))).await;
+    assert!(!balancer.log().contains(KEY));
+    let balancer = Balancer::start(&backends(&azure), "").await;
+    balancer.post(&target, &[], HELLO.as_bytes()).await;
+    balancer.records_of(1).await;
+    assert!(!balancer.log().contains("POST"), "{}", balancer.log());
+}
+
 #[test]
 fn usage_is_summed_up_from_files_and_strange_ones_are_told() {
     let directory = tempfile::tempdir().unwrap();

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use log::{Level, info, log_enabled};
 use serde::Serialize;
 
 use crate::admission::clients::Client;
@@ -20,6 +21,9 @@ use crate::names::{BackendName, Deployment};
 use crate::record::estimate;
 use crate::record::metrics::Metrics;
 use crate::record::redact::Redaction;
+
+/// What the lines of the access log go by, which nobody gets who does not ask for it.
+const ACCESS: &str = "access";
 
 /// How it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -271,6 +275,27 @@ impl Exchange {
         }
     }
 
+    /// A line for the log of whoever asks for one: no query, no prompt.
+    fn access(&self, usage: Option<&Usage>) -> String {
+        let none = "-";
+        let word = |word: Option<String>| word.unwrap_or_else(|| none.to_owned());
+        let path = self.target.as_ref().map(|target| target.path.as_str()).or(self.raw_path.as_deref());
+        let backends: Vec<&str> = self.attempts.iter().map(|attempt| attempt.backend.as_str()).collect();
+        format!(
+            "{} {} {} {} {} {} by {} in {} ms, tokens {}/{}",
+            self.request_id,
+            word(self.client_ip.map(|ip| ip.to_canonical().to_string())),
+            self.client.as_ref().and_then(|client| client.name.as_ref()).map_or(none, |name| name.as_str()),
+            self.method.escape_debug(),
+            path.unwrap_or(none),
+            word(self.status.map(|status| status.to_string())),
+            if backends.is_empty() { none.to_owned() } else { backends.join(",") },
+            millis(self.duration),
+            word(usage.and_then(|usage| usage.input).map(|count| count.to_string())),
+            word(usage.and_then(|usage| usage.output).map(|count| count.to_string())),
+        )
+    }
+
     /// Lets go of prompt and answer, which is then said in the record; tokens stay.
     pub fn lighten(&mut self) {
         self.asked = None;
@@ -303,6 +328,9 @@ impl Exchange {
         let said_is_cut = completion_cut || (keep.completion && said.is_cut());
         let content_cut = self.lightened || prompt_cut || said_is_cut;
         metrics.observe(self, said.usage.as_ref());
+        if log_enabled!(target: ACCESS, Level::Info) {
+            info!(target: ACCESS, "{}", self.access(said.usage.as_ref()));
+        }
         let usage = said.usage.unwrap_or_default();
         Line {
             time: timestamp(self.time),

@@ -349,7 +349,7 @@ impl Balancer {
             match self.processes()[..] {
                 [one] => return one,
                 _ => {
-                    assert!(Instant::now() < deadline, "still there: {:?}\n{}", self.processes(), self.log())
+                    assert!(Instant::now() < deadline, "still there: {:?}\n{}", self.processes(), self.log());
                 }
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
