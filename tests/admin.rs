@@ -1,5 +1,11 @@
 //! The admin API: who may ask, what is told, what can be done.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and its output is read then"
+)]
+
 mod support;
 
 use std::time::Duration;
@@ -16,7 +22,8 @@ async fn only_local_names_and_pages_of_its_own_may_ask() {
     let balancer = Balancer::start(&backend(&azure, "a", LISTED), "").await;
     let own = format!("http://{}", balancer.admin);
     let host = balancer.admin.to_string();
-    let table: [(&str, &str, &[(&str, &str)], u16); 15] = [
+    type Headers<'h> = &'h [(&'h str, &'h str)];
+    let table: [(&str, &str, Headers<'_>, u16); 15] = [
         ("GET", "/api/status", &[LOCAL], 200),
         ("GET", "/api/status", &[("Host", "evil.test")], 403),
         ("GET", "/", &[("Host", "evil.test")], 403),

@@ -1,6 +1,12 @@
 //! What an operator can ask before anything is served: what would happen to a request, and whether
 //! the backends are there.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and its output is read then"
+)]
+
 mod support;
 
 use std::process::{Command, Output};

@@ -1,5 +1,11 @@
 //! A changed file is put in place while requests are under way; a bad one changes nothing.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and its output is read then"
+)]
+
 mod support;
 
 use std::time::Duration;

@@ -1,6 +1,12 @@
 //! One process takes over from another: nothing in flight is lost, what is remembered goes along,
 //! and whatever can go wrong leaves the old one serving.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and its output is read then"
+)]
+
 mod support;
 
 use std::os::unix::fs::{PermissionsExt, symlink};
