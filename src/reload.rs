@@ -67,7 +67,7 @@ pub enum NotReloaded {
     #[error("this configuration comes from no file")]
     NoFile,
     /// It is bad.
-    #[error(transparent)]
+    #[error("{0}{note}", note = note(.0))]
     Bad(#[from] Problems),
     /// A file that it names cannot be read.
     #[error("backends[].tls: {0}")]
@@ -75,6 +75,15 @@ pub enum NotReloaded {
     /// This is a fault of the balancer.
     #[error("it could not be prepared")]
     Fault,
+}
+
+/// What somebody may not know who has just changed the environment.
+fn note(problems: &Problems) -> &'static str {
+    if problems.errors.iter().any(|problem| problem.message.contains("${")) {
+        "\nvariables are those of the process's start: a new value needs a restart"
+    } else {
+        ""
+    }
 }
 
 /// A configuration that was put in place.

@@ -86,6 +86,9 @@ async fn a_bad_file_changes_nothing_and_says_why() {
     assert_eq!(configuration["version"], 1);
     assert!(configuration["problem"].as_str().unwrap().contains("credental"), "{configuration}");
     assert_eq!(balancer.chat().await.status, 200);
+    balancer.write(&good.replace("a-key", "${NO_SUCH_VARIABLE}"));
+    let message = balancer.admin_post("/api/reload").await.text();
+    assert!(message.contains("variables are those of the process's start"), "{message}");
     // No file at all is as bad.
     std::fs::remove_file(balancer.path("aoai-lb.yaml")).unwrap();
     let reply = balancer.admin_post("/api/reload").await;
@@ -97,7 +100,7 @@ async fn a_bad_file_changes_nothing_and_says_why() {
     let metrics =
         Client::connect(balancer.admin).await.get("/metrics", &[("Host", "localhost")]).await.text();
     assert!(metrics.contains("aoai_lb_config_reloads_total{result=\"success\"} 1"), "{metrics}");
-    assert!(metrics.contains("aoai_lb_config_reloads_total{result=\"failure\"} 3"));
+    assert!(metrics.contains("aoai_lb_config_reloads_total{result=\"failure\"} 4"));
 }
 
 #[tokio::test]

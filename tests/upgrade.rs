@@ -11,9 +11,13 @@ mod support;
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use aoai_lb::demo::{Mood, Refusal};
+use support::h2::Connection;
+use support::tls::{Authority, authority};
 use support::traffic::Traffic;
 use support::{
     Balancer, CHAT, Client, HELLO, KEY, LISTED, PATIENCE, STREAM, answerer, azure, backend, free_port,
@@ -310,7 +314,7 @@ async fn the_service_manager_is_told_at_the_right_moments() {
     let old = balancer.serving().await;
     manager.until("READY=1").await;
     manager.until(&format!("MAINPID={old}")).await;
-    manager.until("STATUS=configuration 1, 1 backends").await;
+    manager.until("STATUS=configuration 1; backends: 1").await;
     manager.until("WATCHDOG=1").await;
     manager.forget();
     assert_eq!(balancer.chat().await.status, 200);
@@ -330,8 +334,73 @@ async fn the_service_manager_is_told_at_the_right_moments() {
     assert_eq!(balancer.until_alone().await, new);
     manager.forget();
     balancer.admin_post("/api/backends/a/drain").await;
-    manager.until("STATUS=configuration 1, 1 backends, resting: a (drained)").await;
+    manager.until("STATUS=configuration 1; backends: 1, of which rest: a (drained)").await;
     assert!(signal_to("TERM", new));
     manager.until("STOPPING=1").await;
     until("it is gone", || !signal_to("0", new)).await;
+}
+
+/// Requests one after the other on a connection of HTTP/2 until that is said to end; returns how
+/// many, and on how many connections.
+async fn over_http_2(
+    address: std::net::SocketAddr,
+    authority: Arc<Authority>,
+    stop: Arc<AtomicBool>,
+) -> Result<(usize, usize), String> {
+    let (mut requests, mut connections) = (0, 1);
+    let mut connection = Connection::open(address, &authority).await;
+    while !stop.load(Ordering::Relaxed) {
+        let Ok(mut sender) = connection.requests.clone().ready().await else {
+            connection = Connection::open(address, &authority).await;
+            connections += 1;
+            continue;
+        };
+        let request = http::Request::post(format!("https://balancer.test{CHAT}")).header("api-key", KEY);
+        let Ok((response, mut body)) = sender.send_request(request.body(()).unwrap(), false) else {
+            // It was told between the two.
+            connection = Connection::open(address, &authority).await;
+            connections += 1;
+            continue;
+        };
+        let broken = |problem: h2::Error| format!("request {requests}: {problem}");
+        body.send_data(STREAM.into(), true).map_err(broken)?;
+        let response = response.await.map_err(broken)?;
+        if response.status() != 200 {
+            return Err(format!("request {requests}: {}", response.status()));
+        }
+        let (mut body, mut text) = (response.into_body(), Vec::new());
+        while let Some(data) = body.data().await {
+            let data = data.map_err(broken)?;
+            let _ = body.flow_control().release_capacity(data.len());
+            text.extend_from_slice(&data);
+        }
+        if !text.ends_with(b"data: [DONE]\n\n") {
+            return Err(format!("request {requests} was cut"));
+        }
+        requests += 1;
+    }
+    Ok((requests, connections))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_of_http_2_move_over_without_an_error() {
+    let azure = azure(&["a", "b"]).await;
+    let authority = Arc::new(authority());
+    let mut balancer = Balancer::with_tls(&authority, &listed(&azure), "").await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let worker = || tokio::spawn(over_http_2(balancer.address, Arc::clone(&authority), Arc::clone(&stop)));
+    let workers: Vec<_> = (0..6).map(|_| worker()).collect();
+    for _ in 0..2 {
+        let output = balancer.upgrade().await;
+        assert!(output.status.success(), "{}", said(&output));
+        balancer.until_alone().await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut sum = 0;
+    for worker in workers {
+        let (requests, connections) = worker.await.unwrap().unwrap();
+        assert_eq!(connections, 3, "one for each process");
+        sum += requests;
+    }
+    balancer.records_of(sum).await;
 }

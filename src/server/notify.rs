@@ -92,9 +92,9 @@ fn status(live: &Live) -> String {
         })
         .collect();
     let told = live.told();
-    let mut text = format!("configuration {}, {} backends", told.version, backends.len());
+    let mut text = format!("configuration {}; backends: {}", told.version, backends.len());
     if !resting.is_empty() {
-        text += &format!(", resting: {}", resting.join(", "));
+        text += &format!(", of which rest: {}", resting.join(", "));
     }
     if told.problem.is_some() {
         text += "; the last reload was refused";
