@@ -86,7 +86,7 @@ async fn a_bad_file_changes_nothing_and_says_why() {
     assert_eq!(configuration["version"], 1);
     assert!(configuration["problem"].as_str().unwrap().contains("credental"), "{configuration}");
     assert_eq!(balancer.chat().await.status, 200);
-    balancer.write(&good.replace("a-key", "${NO_SUCH_VARIABLE}"));
+    balancer.write(&good.replace("a-key", "\"${NO_SUCH_VARIABLE}\""));
     let message = balancer.admin_post("/api/reload").await.text();
     assert!(message.contains("variables are those of the process's start"), "{message}");
     // No file at all is as bad.
