@@ -1,12 +1,12 @@
 # The two commands: `make demo` and `make test`. Both install what is missing first.
 
-.PHONY: demo test build release install-packages install-test-packages format lint unit sdk
+.PHONY: demo test build release deb install uninstall install-packages install-test-packages format lint unit sdk page systemd
 
 demo: build
 	@./target/debug/aoai-lb demo
 
 # Everything CI runs.
-test: install-test-packages format lint unit sdk
+test: install-test-packages format lint unit sdk page systemd
 
 build: install-packages
 	cargo build --locked
@@ -14,6 +14,29 @@ build: install-packages
 # The binary for a VM: target/release/aoai-lb
 release: install-packages
 	cargo build --locked --release
+
+# The Debian package: target/debian/aoai-lb_VERSION_ARCHITECTURE.deb
+deb: release
+	sh systemd/deb/build target/release/aoai-lb target/debian
+
+# For other systems with systemd, after `make release`; DESTDIR is for who makes packages.
+install:
+	@test -x target/release/aoai-lb || { echo "first: make release" >&2; exit 1; }
+	install -D -m 755 target/release/aoai-lb $(DESTDIR)/usr/bin/aoai-lb
+	install -D -m 644 systemd/aoai-lb.service $(DESTDIR)/usr/lib/systemd/system/aoai-lb.service
+	install -D -m 644 systemd/aoai-lb.sysusers $(DESTDIR)/usr/lib/sysusers.d/aoai-lb.conf
+	install -D -m 644 systemd/aoai-lb.tmpfiles $(DESTDIR)/usr/lib/tmpfiles.d/aoai-lb.conf
+	install -d $(DESTDIR)/usr/share/man/man1 $(DESTDIR)/usr/share/bash-completion/completions
+	target/release/aoai-lb man > $(DESTDIR)/usr/share/man/man1/aoai-lb.1
+	target/release/aoai-lb completions bash > $(DESTDIR)/usr/share/bash-completion/completions/aoai-lb
+	test -e $(DESTDIR)/etc/aoai-lb/aoai-lb.yaml || install -D -m 640 conf/aoai-lb.yaml $(DESTDIR)/etc/aoai-lb/aoai-lb.yaml
+	test -n "$(DESTDIR)" || { systemd-sysusers aoai-lb.conf && systemd-tmpfiles --create aoai-lb.conf && systemctl daemon-reload; }
+
+# Configuration, records and the user stay.
+uninstall:
+	test -n "$(DESTDIR)" || systemctl disable --now aoai-lb.service
+	cd $(DESTDIR)/usr && rm -f bin/aoai-lb lib/systemd/system/aoai-lb.service lib/sysusers.d/aoai-lb.conf \
+		lib/tmpfiles.d/aoai-lb.conf share/man/man1/aoai-lb.1 share/bash-completion/completions/aoai-lb
 
 format:
 	cargo fmt --check
@@ -29,6 +52,16 @@ unit:
 sdk: install-test-packages
 	cargo test --locked --no-run --quiet
 	python3 tests/sdk/run.py target/debug/aoai-lb
+
+# The status page in a real browser.
+page: install-test-packages
+	cargo test --locked --no-run --quiet
+	python3 tests/page/run.py target/debug/aoai-lb
+
+# The package under a real systemd; without root it says that it is skipped.
+systemd: install-test-packages
+	cargo test --locked --no-run --quiet
+	python3 tests/systemd/run.py target/debug/aoai-lb
 
 install-packages:
 	@sh .ci/packages
