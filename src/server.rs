@@ -23,7 +23,7 @@ use tokio::sync::{Mutex, broadcast, mpsc};
 use tokio::time::sleep;
 
 use self::notify::Served;
-use self::signals::Signals;
+use self::signals::{Company, Signals};
 use crate::admin::Admin;
 use crate::admin::feed::Feed;
 use crate::config::{self, AdminAddress, Checked, Config, ListenerTls};
@@ -168,13 +168,16 @@ impl Prepared {
         background.spawn(up.begin(server.watch_execution_phase()));
         background.spawn(signals::reload_on_hangup(Arc::clone(&live)));
         let (phases, ending) = (server.watch_execution_phase(), Arc::clone(&process));
-        std::thread::spawn(move || signals::end_when_done(phases, &ending, &predecessors));
+        let company = Arc::new(Company::new(predecessors));
+        let all = Arc::clone(&company);
+        std::thread::spawn(move || signals::end_when_done(phases, &ending, &all));
         let watch = Signals {
             process: Arc::clone(&process),
             drain_delay: config.server.drain_delay,
             running,
             wishes: Mutex::new(wished),
             background: background.handle().clone(),
+            company,
         };
         server.run(RunArgs { shutdown_signal: Box::new(watch) });
         signals::finish(&process);

@@ -2,17 +2,21 @@
 //!
 //! SIGTERM: readiness fails, listeners stay for a while, what is in flight is finished. SIGINT: now.
 //! SIGUSR2: another process takes over, what is in flight is finished. SIGHUP: the file again.
+//! SIGUSR1: as SIGTERM, from the process before this one, which waits for it and not the other way
+//! round.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use log::{info, warn};
 use pingora::server::{ExecutionPhase, ShutdownSignal, ShutdownSignalWatch};
+use rustix::process::{Pid, Signal as ToSend, kill_process};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, broadcast, mpsc};
+use tokio::time::timeout;
 
 use super::notify;
 use crate::gateway::Process;
@@ -20,6 +24,8 @@ use crate::proxy::guard::{MOVING, STOPPING};
 use crate::reload::Live;
 use crate::upgrade::{Channel, NotUpgraded, Predecessors, Running, Wish, report};
 
+/// How long after another process has taken over the service manager may not have heard of it.
+const LATE: Duration = Duration::from_secs(1);
 /// How often a process that ends looks whether it is done.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -31,16 +37,44 @@ pub(super) struct Signals {
     pub(super) running: Option<Running>,
     pub(super) wishes: Mutex<mpsc::Receiver<Wish>>,
     pub(super) background: Handle,
+    pub(super) company: Arc<Company>,
+}
+
+/// The processes before and after this one.
+#[derive(Debug, Default)]
+pub(super) struct Company {
+    /// Those before it that finish what they have begun. A stop waits for them: the service manager
+    /// ends everything with the process that it supervises.
+    predecessors: Arc<Predecessors>,
+    /// They are not waited for.
+    goes_first: AtomicBool,
+    /// The one after it that was stopped on this one's behalf, and has to be waited for.
+    stopped: OnceLock<Predecessors>,
+}
+
+impl Company {
+    pub(super) fn new(predecessors: Arc<Predecessors>) -> Self {
+        Self { predecessors, ..Self::default() }
+    }
+
+    fn is_done(&self, is_stopping: bool) -> bool {
+        if let Some(successor) = self.stopped.get() {
+            return successor.pids().is_empty();
+        }
+        let waits = is_stopping && !self.goes_first.load(Ordering::Acquire);
+        !waits || self.predecessors.pids().is_empty()
+    }
 }
 
 #[async_trait]
 impl ShutdownSignalWatch for Signals {
     async fn recv(&self) -> ShutdownSignal {
-        let (Ok(mut terminate), Ok(mut interrupt), Ok(mut quit), Ok(mut upgrade)) = (
+        let (Ok(mut terminate), Ok(mut interrupt), Ok(mut quit), Ok(mut upgrade), Ok(mut first)) = (
             signal(SignalKind::terminate()),
             signal(SignalKind::interrupt()),
             signal(SignalKind::quit()),
             signal(SignalKind::user_defined2()),
+            signal(SignalKind::user_defined1()),
         ) else {
             warn!("signals cannot be watched");
             return std::future::pending().await;
@@ -50,6 +84,10 @@ impl ShutdownSignalWatch for Signals {
             let wish = tokio::select! {
                 _ = terminate.recv() => return self.stop(&mut interrupt).await,
                 _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
+                _ = first.recv() => {
+                    self.company.goes_first.store(true, Ordering::Release);
+                    return self.stop(&mut interrupt).await;
+                }
                 _ = upgrade.recv() => None,
                 _ = quit.recv() => {
                     warn!("SIGQUIT is ignored: nobody waits for the sockets; aoai-lb upgrade has a new process take over");
@@ -69,10 +107,12 @@ impl ShutdownSignalWatch for Signals {
             };
             let is_taken_over = outcome.is_ok();
             self.process.leaving.fetch_or(is_taken_over, Ordering::AcqRel);
-            self.background.spawn(report(asker, outcome));
             if is_taken_over {
+                let (process, company) = (Arc::clone(&self.process), Arc::clone(&self.company));
+                self.background.spawn(accompany(asker, outcome, terminate, process, company));
                 return ShutdownSignal::GracefulUpgrade;
             }
+            self.background.spawn(report(asker, outcome));
         }
     }
 }
@@ -87,6 +127,27 @@ impl Signals {
             () = tokio::time::sleep(self.drain_delay) => ShutdownSignal::GracefulTerminate,
             _ = interrupt.recv() => ShutdownSignal::FastShutdown,
         }
+    }
+}
+
+/// Sees to it that a stop that comes while another process takes over reaches that one: the service
+/// manager has told the one that it knew, and waits for its end.
+async fn accompany(
+    asker: Option<Channel>,
+    outcome: Result<Channel, NotUpgraded>,
+    mut terminate: Signal,
+    process: Arc<Process>,
+    company: Arc<Company>,
+) {
+    let Some(pid) = report(asker, outcome).await else { return };
+    if timeout(LATE, terminate.recv()).await.is_err() {
+        return;
+    }
+    info!("stopping process {pid}, which has just taken over, as well");
+    let successor = Predecessors::new(&[pid]);
+    let to = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    if to.is_some_and(|to| kill_process(to, ToSend::USR1).is_ok()) && company.stopped.set(successor).is_ok() {
+        process.stopping.store(true, Ordering::Release);
     }
 }
 
@@ -128,7 +189,7 @@ pub(super) async fn reload_on_hangup(live: Arc<Live>) {
 pub(super) fn end_when_done(
     mut phases: broadcast::Receiver<ExecutionPhase>,
     process: &Arc<Process>,
-    predecessors: &Predecessors,
+    company: &Company,
 ) {
     loop {
         match phases.blocking_recv() {
@@ -146,9 +207,7 @@ pub(super) fn end_when_done(
     // Two looks in a row: a request whose head was just read may not be counted yet.
     while quiet < 2 {
         std::thread::sleep(LOOK);
-        // The service manager ends everything with the process that it supervises.
-        let is_done = process.in_flight.load(Ordering::Acquire) == 0
-            && (!is_stopping || predecessors.pids().is_empty());
+        let is_done = process.in_flight.load(Ordering::Acquire) == 0 && company.is_done(is_stopping);
         quiet = if is_done { quiet + 1 } else { 0 };
     }
     end(process, 0);

@@ -205,12 +205,14 @@ async fn progress(asker: &mut Option<Channel>, what: String) {
     }
 }
 
-/// Tells whoever asked what came of it.
-pub async fn report(asker: Option<Channel>, outcome: Result<Channel, NotUpgraded>) {
+/// Tells whoever asked what came of it. Returns the id of the process that serves now.
+pub async fn report(asker: Option<Channel>, outcome: Result<Channel, NotUpgraded>) -> Option<u32> {
+    let mut serving = None;
     let message = match outcome {
         Ok(mut successor) => match successor.hear(PREPARING).await {
             Ok(Message::Serving { pid }) => {
                 info!("upgrade: process {pid} serves; this one finishes what it has begun");
+                serving = Some(pid);
                 Message::Done { pid }
             }
             other => {
@@ -229,6 +231,7 @@ pub async fn report(asker: Option<Channel>, outcome: Result<Channel, NotUpgraded
     if let Some(mut channel) = asker {
         let _ = channel.say(&message).await;
     }
+    serving
 }
 
 /// Until the process of this id, which is no child of this one, is gone.

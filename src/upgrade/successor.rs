@@ -96,14 +96,15 @@ impl Heir {
     }
 }
 
-/// Processes before this one, which finish what they have begun.
+/// Processes before this one, or the one after it, which finish what they have begun.
 #[derive(Debug, Default)]
 pub struct Predecessors {
     processes: Vec<(u32, OwnedFd)>,
 }
 
 impl Predecessors {
-    pub(super) fn new(pids: &[u32]) -> Self {
+    /// Those of these ids.
+    pub fn new(pids: &[u32]) -> Self {
         let open = |pid: &u32| {
             let raw = i32::try_from(*pid).ok().and_then(Pid::from_raw)?;
             Some((*pid, pidfd_open(raw, PidfdFlags::empty()).ok()?))

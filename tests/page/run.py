@@ -382,12 +382,12 @@ class Tests:
         with Mock(calm, interval=0.2) as mock:
             self.page.open(mock.url)
             self.page.wait(lambda: self.page.voice() != "", "nothing is spoken")
-            self.page.js("void (window.heard = [], new MutationObserver(() => heard.push(document.getElementById('voice').textContent))"
+            self.page.js("void (window.announced = [], new MutationObserver(() => window.announced.push(document.getElementById('voice').textContent))"
                          ".observe(document.getElementById('voice'), {childList: true, characterData: true, subtree: true}))")
             before = mock.ticks
             # Long enough for the next to be spoken at once.
             self.page.wait(lambda: mock.ticks > before + 25, "no ticks", LATER)
-            assert self.page.js("heard") == [], self.page.js("heard")
+            assert self.page.js("window.announced") == [], self.page.js("window.announced")
 
             def changed(tick):
                 told = calm(tick)
