@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import os
 import secrets
 import signal
 import socket
@@ -118,7 +119,7 @@ class Stack:
             config.write_text(self.edge_config(own, port))
             self.edge = self.spawn("run", config, "edge.log")
             try:
-                listening = lambda: "serving" in self.log("edge.log") and is_open(own)
+                listening = lambda: " serves on " in self.log("edge.log") and is_open(own)
                 return await_condition(listening, START, "the edge does not listen", self.edge)
             except Failed:
                 if attempts_left == 0 or "cannot listen" not in self.log("edge.log"):
@@ -142,6 +143,8 @@ class Stack:
         raise Failed(f"aoai-lb simulate ended:\n{self.log('simulator.log')}")
 
     def spawn(self, command, config, log, **options):
+        # Sockets of its own: a real balancer may run on this machine.
+        environment = options.pop("env", os.environ) | {"RUNTIME_DIRECTORY": str(self.folder / f"run-{log}")}
         with (self.folder / log).open("w") as errors:
             return subprocess.Popen(
                 [self.binary, command, "-c", config],
@@ -149,6 +152,7 @@ class Stack:
                 stderr=errors,
                 text=True,
                 cwd=self.folder,
+                env=environment,
                 **options,
             )
 
