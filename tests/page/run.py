@@ -395,8 +395,8 @@ class Tests:
                 return told
 
             mock.change(state=changed)
-            self.page.wait(lambda: self.page.js("heard"), "the change is not spoken")
-            assert self.page.js("heard") == ["westus: breaker open. 1 of 3 backends rests: westus (breaker open)"]
+            self.page.wait(lambda: self.page.js("window.announced"), "the change is not spoken")
+            assert self.page.js("window.announced") == ["westus: breaker open. 1 of 3 backends rests: westus (breaker open)"]
 
     def dark_is_dark_and_nothing_moves_for_those_who_mind(self):
         with Mock(calm) as mock:
