@@ -225,7 +225,7 @@ async fn the_access_log_is_for_those_who_ask_for_it() {
     let reply = balancer.post(&target, &[], HELLO.as_bytes()).await;
     let id = reply.header("x-aoai-lb-request-id").unwrap();
     let line = "127.0.0.1 team-a POST /openai/deployments/gpt-4o/chat/completions 200 by a in ";
-    support::until("it is logged", || balancer.log().contains(&format!("{id} {line}"))).await;
+    balancer.until_said(&format!("{id} {line}")).await;
     assert!(!balancer.log().contains(KEY));
     let balancer = Balancer::start(&backends(&azure), "").await;
     balancer.post(&target, &[], HELLO.as_bytes()).await;

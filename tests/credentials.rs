@@ -21,11 +21,6 @@ use support::{Balancer, answerer, until};
 const MACHINE: &str = "entra: { managed_identity: {} }";
 const OPENAI: &str = "https://cognitiveservices.azure.com";
 
-/// Waits until the log says so.
-async fn until_said(balancer: &Balancer, what: &str) {
-    until(what, || balancer.log().contains(what)).await;
-}
-
 async fn statuses(balancer: &Balancer, count: usize) -> Vec<u16> {
     join_all((0..count).map(|_| balancer.chat())).await.iter().map(|reply| reply.status).collect()
 }
@@ -282,10 +277,10 @@ async fn a_start_without_a_secret_says_which_and_why_and_goes_on() {
     for (temper, why) in away {
         platform.vault_is(temper);
         let balancer = Balancer::in_environment(&platform.machine(), &entries, "").await;
+        balancer.until_said("backend west is left out until it has its credential: ").await;
         let log = balancer.log();
         let secret = format!("there is no good secret {}/secrets/west-key: ", platform.address);
         assert!(log.contains(&secret) && log.contains(why) && !log.contains("hunter2"), "{why}: {log}");
-        assert!(log.contains("backend west is left out until it has its credential: "), "{log}");
         for _ in 0..4 {
             assert_eq!(answerer(&balancer.chat().await), "east");
         }
@@ -329,7 +324,7 @@ async fn a_start_without_a_token_says_why() {
     ] {
         let entry = resource.entry("a", &credential);
         let balancer = Balancer::in_environment(&platform.machine(), &entry, "").await;
-        until_said(&balancer, why).await;
+        balancer.until_said(why).await;
         assert_eq!(balancer.chat().await.status, 503);
         assert!(!balancer.log().contains("hunter2") && !balancer.log().contains(APP_SECRET));
     }

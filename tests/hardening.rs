@@ -395,6 +395,7 @@ async fn a_blip_opens_a_breaker_once() {
     for task in tasks {
         assert_eq!(task.await.unwrap(), 200);
     }
+    balancer.until_said("fails too often").await;
     assert_eq!(balancer.log().matches("fails too often").count(), 1, "{}", balancer.log());
     let until_ms = balancer.status().await["backends"][0]["until_ms"].as_u64().unwrap();
     assert!(until_ms <= 30_000, "{until_ms}");

@@ -82,7 +82,7 @@ async fn versions_are_bounded_and_a_new_certificate_is_shown() {
     // Half of a pair changes nothing.
     let key = std::fs::read(directory.join("key.pem")).unwrap();
     std::fs::write(directory.join("key.pem"), "no key").unwrap();
-    until("it is told", || balancer.log().contains("keeps its certificate")).await;
+    balancer.until_said("keeps its certificate").await;
     dial(balancer.address, &authority, b"", None).await.unwrap();
     std::fs::write(directory.join("key.pem"), key).unwrap();
     write_pair(&directory, &authority, 2);

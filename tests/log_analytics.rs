@@ -74,7 +74,7 @@ async fn what_the_service_cannot_take_now_waits_over_restarts_and_kills() {
         let mut balancer = Balancer::start(&backends(&azure), &config).await;
         chats(&balancer, 20).await;
         expected += 20;
-        until("it is told once", || balancer.log().contains("records stay in the spool")).await;
+        balancer.until_said("records stay in the spool").await;
         if n % 2 == 0 {
             balancer.signal("KILL");
         } else {
@@ -104,7 +104,7 @@ async fn what_the_service_cannot_take_now_waits_over_restarts_and_kills() {
         ids(&ingestion.rows()).iter().collect::<HashSet<_>>().len() == expected + 1001
     })
     .await;
-    until("it is told", || balancer.log().contains("delivered to Log Analytics again")).await;
+    balancer.until_said("delivered to Log Analytics again").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -156,7 +156,7 @@ async fn tokens_are_renewed_when_they_are_refused() {
     ingestion.refuse_tokens(true);
     ingestion.revoke();
     chats(&balancer, 1).await;
-    until("it is told why", || balancer.log().contains("401 (invalid_client)")).await;
+    balancer.until_said("401 (invalid_client)").await;
     ingestion.refuse_tokens(false);
     until("the third is there", || ingestion.count() == 3).await;
     assert!(!balancer.log().contains(SECRET));
@@ -210,7 +210,7 @@ async fn a_row_that_is_never_taken_is_set_aside_alone() {
     until("it is set aside", || dead.exists()).await;
     let text = std::fs::read_to_string(&dead).unwrap();
     assert!(text.lines().count() == 1 && text.contains("poison"), "{text}");
-    until("it is told", || balancer.log().contains("refuses a record for good")).await;
+    balancer.until_said("refuses a record for good").await;
     assert!(!balancer.log().contains("poison"), "prompts do not reach the log");
 }
 

@@ -172,7 +172,7 @@ async fn what_a_sink_cannot_take_waits_for_it() {
     for _ in 0..20 {
         assert_eq!(balancer.chat().await.status, 200, "a full disk refuses nobody");
     }
-    until("it is told", || balancer.log().contains("records stay in the spool")).await;
+    balancer.until_said("records stay in the spool").await;
     // Nor does it delay a stop for long, and what waits survives it.
     assert_eq!(balancer.stop().await, 0);
     let mut balancer = Balancer::start(&backends(&azure), &record).await;

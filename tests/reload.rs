@@ -119,7 +119,7 @@ async fn what_was_opened_at_the_start_needs_an_upgrade_and_is_named() {
     assert_eq!(balancer.states().await.len(), 2, "the rest is in place");
     balancer.chat().await;
     balancer.records_of(1).await;
-    assert!(balancer.log().contains("record.jsonl: comes into effect with an upgrade"));
+    balancer.until_said("record.jsonl: comes into effect with an upgrade").await;
 }
 
 #[tokio::test]
@@ -195,11 +195,7 @@ async fn connections_of_one_address_are_bounded() {
     let reply = refused.reply().await;
     assert_eq!((reply.status, reply.code().as_str()), (503, "overloaded"));
     assert!(reply.json()["error"]["message"].as_str().unwrap().contains("has 3 connections already"));
-    assert!(
-        balancer.log().contains("(listeners[].connections_per_client); more are refused"),
-        "{}",
-        balancer.log()
-    );
+    balancer.until_said("(listeners[].connections_per_client); more are refused").await;
     held.pop();
     // A place is free as soon as its connection is gone.
     let deadline = std::time::Instant::now() + support::PATIENCE;

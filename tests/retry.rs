@@ -208,7 +208,7 @@ async fn a_backends_own_credential_is_never_the_clients_problem() {
         let reply = balancer.chat().await;
         assert_eq!((reply.status, reply.code().as_str()), (503, "backend_misconfigured"));
     }
-    assert!(balancer.log().contains("backend a: its credential"), "{}", balancer.log());
+    balancer.until_said("backend a: its credential").await;
     assert_eq!(balancer.status().await["backends"][0]["state"], "credential");
 }
 

@@ -18,7 +18,7 @@ use openssl::pkey::{PKey, Private};
 use openssl::ssl::{Ssl, SslAcceptor, SslConnector, SslMethod, SslVerifyMode, SslVersion};
 use openssl::x509::X509;
 use support::tls::{Authority, authority, certificate, key, terminate};
-use support::{Balancer, CHAT, HELLO, KEY, PATIENCE, answerer, azure, backends, sha256, until};
+use support::{Balancer, CHAT, HELLO, KEY, PATIENCE, answerer, azure, backends, sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_openssl::SslStream;
@@ -59,9 +59,9 @@ async fn a_backends_certificate_is_checked_against_name_date_and_authority() {
             assert_eq!((reply.status, reply.code().as_str()), (502, "upstream_failed"), "{name} {days:?}");
             assert_eq!(record["attempts"][0]["error"], "tls", "{record:#}");
             assert_eq!(azure.hits("plain"), hits);
-            let log = balancer.log();
-            let said = "backend secure: no TLS connection; expected a certificate, not expired, for contoso.test, of an authority in tls.ca: ";
-            assert!(log.contains(said), "{log}");
+            balancer
+                .until_said("backend secure: no TLS connection; expected a certificate, not expired, for contoso.test, of an authority in tls.ca: ")
+                .await;
         }
     }
 }
@@ -210,7 +210,7 @@ async fn a_listener_shows_the_certificate_of_the_host_that_is_named() {
     let new = certificate("second.test", (-1, 2), &new_key, Some(&good));
     let old = shown("second.test").await;
     std::fs::write(balancer.path("second.pem"), new.to_pem().unwrap()).unwrap();
-    until("it is said", || balancer.log().contains("keeps its certificates: tls.private_key")).await;
+    balancer.until_said("keeps its certificates: tls.private_key").await;
     assert_eq!(shown("second.test").await.not_after(), old.not_after());
     write(balancer.path("").as_path(), "second", &new, &new_key);
     let deadline = Instant::now() + PATIENCE;
@@ -258,7 +258,7 @@ async fn clients_prove_who_they_are_with_certificates() {
     assert_eq!(clients, expected);
     // Another authority takes over: those of the first are no longer let in.
     std::fs::write(balancer.path("clients.pem"), other.certificate.to_pem().unwrap()).unwrap();
-    until("it is said", || balancer.log().contains("its new certificates are in use")).await;
+    balancer.until_said("its new certificates are in use").await;
     let ask = async |shows: &X509| {
         let caller = Caller { trusts: &hosts, host: "first.test", shows: Some((shows, &key)), most: None };
         caller.chat(balancer.address, "").await.ok().map(|(_, status)| status)

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use support::client::Reply;
 use support::identity::{Platform, TENANT, Temper, encoded};
 use support::tls::key;
-use support::{Balancer, CHAT, HELLO, KEY, azure, backends, sha256, until};
+use support::{Balancer, CHAT, HELLO, KEY, azure, backends, sha256};
 
 const AUDIENCE: &str = "api://aoai-lb";
 const APP_A: &str = "aaaaaaaa-0000-0000-0000-000000000000";
@@ -241,8 +241,7 @@ async fn without_keys_nobody_with_a_token_is_let_in_until_they_come() {
         let balancer = Balancer::with_clients(&backends(&azure), &blocks(&platform), "").await;
         let reply = balancer.post(CHAT, &[("authorization", &bearer)], HELLO.as_bytes()).await;
         assert_eq!(reply.status, 401, "{}", reply.text());
-        until("it is said", || balancer.log().contains("the signing keys of Entra ID cannot be fetched"))
-            .await;
+        balancer.until_said("the signing keys of Entra ID cannot be fetched").await;
         assert_eq!(balancer.chat().await.status, 200, "keys are let in");
     }
     // One that takes its time is waited for.

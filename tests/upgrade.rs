@@ -187,14 +187,14 @@ async fn the_old_process_ends_with_its_last_stream_and_a_stop_waits_for_both() {
     let old = balancer.serving().await;
     // As an operator would without the command; SIGQUIT, the engine's own signal, does nothing.
     balancer.signal("QUIT");
-    until("it is said", || balancer.log().contains("SIGQUIT is ignored")).await;
+    balancer.until_said("SIGQUIT is ignored").await;
     balancer.signal("USR2");
     balancer.until_status("the new process serves", |status| status["process"]["pid"] != old).await;
     let new = balancer.serving().await;
     let mut second = begin_stream(&balancer).await;
     // The service manager would kill whatever is left when the process ends that it supervises.
     assert!(signal_to("TERM", new));
-    until("it stops", || balancer.log().contains("stopping: not ready any more")).await;
+    balancer.until_said("stopping: not ready any more").await;
     end_stream(&mut second).await;
     azure.set_mood("a", Mood::Calm);
     end_stream(&mut first).await;
@@ -202,10 +202,8 @@ async fn the_old_process_ends_with_its_last_stream_and_a_stop_waits_for_both() {
     until("both are gone", || !signal_to("0", new)).await;
     let records = balancer.records_of(2).await;
     assert!(records.iter().all(|record| record["outcome"] == "answered"));
-    let log = balancer.log();
-    let stopped: Vec<_> =
-        log.lines().filter(|line| line.contains("stopped with 0 requests in flight")).collect();
-    assert_eq!(stopped.len(), 2, "{log}");
+    let stopped = || balancer.log().matches("stopped with 0 requests in flight").count();
+    until("both say it", || stopped() == 2).await;
 }
 
 #[tokio::test]

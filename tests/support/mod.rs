@@ -248,8 +248,18 @@ impl Balancer {
         }
     }
 
+    /// What of the log has arrived; a line may come after the reply that it is about.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
+    }
+
+    /// Waits until the log says so.
+    pub async fn until_said(&self, what: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.log.lock().unwrap().contains(what) {
+            assert!(Instant::now() < deadline, "never said: {what}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     pub async fn client(&self) -> Client {
