@@ -239,8 +239,8 @@ impl Balancer {
     /// Whether it answers; a listener with TLS has to be asked in another language.
     async fn is_ready(&self) -> bool {
         let Ok(mut client) = Client::try_connect(self.address).await else { return false };
-        if !self.speaks_tls {
-            return client.get("/readyz", &[]).await.status == 200;
+        if !self.speaks_tls && client.get("/readyz", &[]).await.status != 200 {
+            return false;
         }
         match Client::try_connect(self.admin).await {
             Ok(mut admin) => admin.get("/api/status", &[("Host", "localhost")]).await.status == 200,
@@ -352,18 +352,19 @@ impl Balancer {
         pids
     }
 
-    /// Waits until only the last of them is left, and returns it.
+    /// Waits until nobody but the process that serves is left, and returns it.
     pub async fn until_alone(&mut self) -> u32 {
+        let serving = self.serving().await;
         let deadline = Instant::now() + PATIENCE;
-        loop {
-            match self.processes()[..] {
-                [one] => return one,
-                _ => {
-                    assert!(Instant::now() < deadline, "still there: {:?}\n{}", self.processes(), self.log());
-                }
-            }
+        // The first is known, whatever of the log has arrived.
+        let is_first = serving == self.child.id();
+        while self.processes().iter().any(|pid| *pid != serving)
+            || (!is_first && self.child.try_wait().unwrap().is_none())
+        {
+            assert!(Instant::now() < deadline, "still there: {:?}\n{}", self.processes(), self.log());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        serving
     }
 
     /// The process that serves now.

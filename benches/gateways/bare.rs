@@ -1,0 +1,132 @@
+//! The floor: what anyone writes who takes the engine as it comes, with two backends in turn.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use openssl::x509::X509;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::listeners::tls::TlsSettings;
+use pingora::proxy::{ProxyHttp, Session, http_proxy_service};
+use pingora::server::Server;
+use pingora::server::configuration::ServerConf;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorType, Result};
+use pingora_load_balancing::LoadBalancer;
+use pingora_load_balancing::selection::RoundRobin;
+
+/// How it is asked for on the command line.
+pub const COMMAND: &str = "bare-pingora";
+
+struct Bare {
+    backends: LoadBalancer<RoundRobin>,
+    /// Whom to trust; without it there is no TLS.
+    ca: Option<Arc<Box<[X509]>>>,
+    http2: bool,
+}
+
+#[derive(Default)]
+struct Tries(usize);
+
+#[async_trait]
+impl ProxyHttp for Bare {
+    type CTX = Tries;
+
+    fn new_ctx(&self) -> Tries {
+        Tries::default()
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, tries: &mut Tries) -> Result<Box<HttpPeer>> {
+        tries.0 += 1;
+        let backend = self.backends.select(b"", 8).ok_or_else(|| Error::new(ErrorType::InternalError))?;
+        let mut peer = Box::new(HttpPeer::new(backend.addr, self.ca.is_some(), super::HOST.to_owned()));
+        peer.options.ca.clone_from(&self.ca);
+        if self.http2 {
+            peer.options.set_http_version(2, 1);
+            peer.options.max_h2_streams = 100;
+        }
+        Ok(peer)
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _session: &mut Session,
+        request: &mut RequestHeader,
+        _tries: &mut Tries,
+    ) -> Result<()> {
+        request.insert_header("host", super::HOST)?;
+        request.insert_header("api-key", super::BACKEND_KEY)
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        _session: &mut Session,
+        response: &mut ResponseHeader,
+        tries: &mut Tries,
+    ) -> Result<()> {
+        if tries.0 < 3 && (response.status == 429 || response.status.is_server_error()) {
+            let mut error = Error::new(ErrorType::HTTPStatus(response.status.as_u16()));
+            error.set_retry(true);
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        _tries: &mut Tries,
+        client_reused: bool,
+    ) -> Box<Error> {
+        if !matches!(error.etype(), ErrorType::HTTPStatus(_)) {
+            error.set_retry(client_reused && !session.retry_buffer_truncated());
+        }
+        error
+    }
+}
+
+/// Serves until it is killed.
+///
+/// # Panics
+/// When its arguments are not those of [`arguments`].
+pub fn run(arguments: &[String]) -> ! {
+    let [listen, first, second, ca, http2, certificate, key] = arguments else {
+        panic!("not its arguments: {arguments:?}")
+    };
+    let conf = ServerConf { threads: 1, upstream_keepalive_pool_size: 1024, ..ServerConf::default() };
+    let mut server = Server::new_with_opt_and_conf(None, conf);
+    server.bootstrap();
+    let ca = (!ca.is_empty()).then(|| {
+        let pem = fs::read(ca).expect("the authority can be read");
+        Arc::new(X509::stack_from_pem(&pem).expect("it is PEM").into_boxed_slice())
+    });
+    let backends = LoadBalancer::try_from_iter([first, second]).expect("they are addresses");
+    let bare = Bare { backends, ca, http2: http2 == "true" };
+    let mut service = http_proxy_service(&server.configuration, bare);
+    if certificate.is_empty() {
+        service.add_tcp(listen);
+    } else {
+        let settings = TlsSettings::intermediate(certificate, key).expect("the certificate can be read");
+        service.add_tls_with_settings(listen, None, settings);
+    }
+    server.add_service(service);
+    server.run_forever()
+}
+
+/// The arguments with which [`run`] serves as it is told.
+pub fn arguments(
+    listen: SocketAddr,
+    upstreams: [SocketAddr; 2],
+    ca: Option<&str>,
+    http2: bool,
+    pair: Option<(&str, &str)>,
+) -> Vec<String> {
+    let (certificate, key) = pair.unwrap_or_default();
+    let [first, second] = upstreams.map(|address| address.to_string());
+    let ca = ca.unwrap_or_default();
+    let rest = [ca, if http2 { "true" } else { "false" }, certificate, key].map(str::to_owned);
+    [COMMAND.to_owned(), listen.to_string(), first, second].into_iter().chain(rest).collect()
+}

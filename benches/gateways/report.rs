@@ -1,0 +1,194 @@
+//! Samples of runs that took turns, and what they come to.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use super::subjects::Kind;
+
+/// What one measurement saw, by name; the name ends with the unit.
+pub type Samples = Vec<(&'static str, f64)>;
+
+pub struct Report {
+    runs: usize,
+    versions: Vec<(&'static str, String)>,
+    pub tables: Vec<Table>,
+}
+
+/// One scenario.
+pub struct Table {
+    name: &'static str,
+    title: &'static str,
+    rows: Vec<(Kind, Vec<Samples>)>,
+    /// Who could not take part, and why.
+    pub left_out: Vec<(&'static str, &'static str)>,
+}
+
+/// The columns, in this order: name, heading, digits.
+const COLUMNS: [(&str, &str, usize); 14] = [
+    ("cpu_us", "CPU µs", 1),
+    ("per_second", "per second", 0),
+    ("busy_percent", "busy %", 0),
+    ("p50_us", "added p50 µs", 0),
+    ("p99_us", "added p99 µs", 0),
+    ("first_p50_us", "first event + p50 µs", 0),
+    ("first_p99_us", "p99 µs", 0),
+    ("later_p50_us", "later + p50 µs", 0),
+    ("later_p99_us", "p99 µs", 0),
+    ("refused_first_percent", "tried the refusing one %", 2),
+    ("memory_before_kib", "idle KiB", 0),
+    ("memory_kib", "KiB", 0),
+    ("each_kib", "KiB each", 1),
+    ("failures", "failures", 0),
+];
+
+/// The median, and the narrowest pair of measurements that holds the true one in 95 of 100 cases
+/// (all of them where there are too few).
+#[derive(Clone, Copy)]
+pub struct Median {
+    pub value: f64,
+    pub low: f64,
+    pub high: f64,
+}
+
+impl Median {
+    pub fn of(mut values: Vec<f64>) -> Self {
+        values.sort_unstable_by(f64::total_cmp);
+        let count = values.len();
+        let Some((first, last)) = values.first().zip(values.last()) else {
+            return Self { value: f64::NAN, low: f64::NAN, high: f64::NAN };
+        };
+        let value = f64::midpoint(values[(count - 1) / 2], values[count / 2]);
+        // The true median is below the k-th smallest if fewer than k of the coins show heads.
+        let (mut outside, mut chance, mut narrow) = (0.0, 0.5_f64.powi(count as i32), 0);
+        for k in 0..count / 2 {
+            outside += chance;
+            if 2.0 * outside > 0.05 {
+                break;
+            }
+            narrow = k;
+            chance *= (count - k) as f64 / (k + 1) as f64;
+        }
+        let (low, high) =
+            if narrow == 0 { (*first, *last) } else { (values[narrow], values[count - 1 - narrow]) };
+        Self { value, low, high }
+    }
+}
+
+impl Table {
+    pub fn new(name: &'static str, title: &'static str) -> Self {
+        Self { name, title, rows: Vec::new(), left_out: Vec::new() }
+    }
+
+    pub fn add(&mut self, kind: Kind, samples: Samples) {
+        match self.rows.iter_mut().find(|(other, _)| *other == kind) {
+            Some((_, all)) => all.push(samples),
+            None => self.rows.push((kind, vec![samples])),
+        }
+    }
+
+    fn median(&self, kind: Kind, name: &str) -> Option<Median> {
+        let values = self.values(kind, name);
+        (!values.is_empty()).then(|| Median::of(values))
+    }
+
+    fn values(&self, kind: Kind, name: &str) -> Vec<f64> {
+        let runs = self.rows.iter().find(|(other, _)| *other == kind).map_or(&[][..], |(_, runs)| runs);
+        let of_run = |run: &Samples| run.iter().find(|(other, _)| *other == name).map(|(_, value)| *value);
+        runs.iter().filter_map(of_run).collect()
+    }
+
+    /// How much more processor time than bare Pingora, run by run.
+    fn ratio(&self, kind: Kind) -> Option<Median> {
+        let bare = self.values(Kind::Bare, "cpu_us");
+        let ratios: Vec<_> =
+            self.values(kind, "cpu_us").iter().zip(&bare).map(|(own, bare)| own / bare).collect();
+        (!ratios.is_empty()).then(|| Median::of(ratios))
+    }
+
+    pub fn as_markdown(&self) -> String {
+        let is_used = |name: &str| self.rows.iter().any(|(kind, _)| !self.values(*kind, name).is_empty());
+        let columns: Vec<_> = COLUMNS.iter().filter(|(name, ..)| is_used(name)).collect();
+        let mut text = format!("**{}**\n\n| |", self.title);
+        let has_cpu = is_used("cpu_us");
+        for (name, heading, _) in &columns {
+            let _ = write!(text, " {heading} |");
+            if *name == "cpu_us" {
+                text.push_str(" of bare Pingora |");
+            }
+        }
+        text.push_str("\n| --- |");
+        text.push_str(&" ---: |".repeat(columns.len() + usize::from(has_cpu)));
+        text.push('\n');
+        for (kind, _) in &self.rows {
+            let _ = write!(text, "| {} |", kind.name());
+            for (name, _, digits) in &columns {
+                match self.median(*kind, name) {
+                    None => text.push_str(" |"),
+                    Some(Median { value, low, high }) if *name == "cpu_us" => {
+                        let _ = write!(text, " {value:.digits$} ({low:.digits$} to {high:.digits$}) |");
+                        match self.ratio(*kind) {
+                            Some(Median { value, low, high }) => {
+                                let _ = write!(text, " {value:.2} ({low:.2} to {high:.2}) |");
+                            }
+                            None => text.push_str(" |"),
+                        }
+                    }
+                    Some(median) => {
+                        let _ = write!(text, " {:.digits$} |", median.value);
+                    }
+                }
+            }
+            text.push('\n');
+        }
+        for (name, why) in &self.left_out {
+            let _ = writeln!(text, "\n{name}: {why}.");
+        }
+        text
+    }
+
+    fn as_json(&self) -> Value {
+        let rows = self.rows.iter().map(|(kind, _)| {
+            let used = COLUMNS.iter().filter_map(|(name, ..)| {
+                let Median { value, low, high } = self.median(*kind, name)?;
+                Some((
+                    (*name).to_owned(),
+                    json!({ "median": value, "low": low, "high": high, "runs": self.values(*kind, name) }),
+                ))
+            });
+            let mut row: serde_json::Map<_, _> = used.collect();
+            row.insert("subject".into(), kind.name().into());
+            if let Some(Median { value, low, high }) = self.ratio(*kind) {
+                row.insert("cpu_of_bare".into(), json!({ "median": value, "low": low, "high": high }));
+            }
+            Value::Object(row)
+        });
+        let left_out: Vec<_> =
+            self.left_out.iter().map(|(name, why)| json!({ "subject": name, "why": why })).collect();
+        json!({ "scenario": self.name, "title": self.title, "subjects": rows.collect::<Vec<_>>(), "left_out": left_out })
+    }
+}
+
+impl Report {
+    pub fn new(runs: usize, kinds: &[(Kind, String)]) -> Self {
+        let versions = kinds.iter().map(|(kind, version)| (kind.name(), version.clone())).collect();
+        Self { runs, versions, tables: Vec::new() }
+    }
+
+    pub fn as_json(&self) -> String {
+        let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let report = json!({
+            "machine": {
+                "processor": model.map(|(_, name)| name),
+                "cores": std::thread::available_parallelism().ok().map(std::num::NonZero::get),
+                "kernel": kernel.trim(),
+            },
+            "versions": self.versions.iter().map(|(name, version)| ((*name).to_owned(), json!(version))).collect::<serde_json::Map<_, _>>(),
+            "runs": self.runs,
+            "scenarios": self.tables.iter().map(Table::as_json).collect::<Vec<_>>(),
+        });
+        format!("{report:#}\n")
+    }
+}

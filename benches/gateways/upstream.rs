@@ -1,0 +1,257 @@
+//! A resource that costs next to nothing: it answers with bytes that were made before.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use memchr::memmem;
+use openssl::ssl::{Ssl, SslAcceptor};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant as Moment, sleep, sleep_until};
+use tokio_openssl::SslStream;
+
+/// What it answers to everything.
+#[derive(Clone, Copy)]
+pub enum Answer {
+    /// A completion of 1 KB.
+    Json,
+    /// Events with the time at which they were sent.
+    Stream(Pace),
+    /// 429, retry after a second.
+    Refusal,
+}
+
+/// When a stream's events are sent.
+#[derive(Clone, Copy)]
+pub struct Pace {
+    pub first: Duration,
+    pub every: Duration,
+    pub events: u32,
+    /// Whether the stream ends; otherwise it falls silent.
+    pub ends: bool,
+}
+
+/// How it is reached.
+#[derive(Clone)]
+pub enum Transport {
+    Plain,
+    Tls(Arc<SslAcceptor>),
+    Http2(Arc<SslAcceptor>),
+}
+
+/// A running one; it ends with the runtime.
+pub struct Upstream {
+    pub address: SocketAddr,
+    /// How many requests it has had since somebody looked.
+    pub asked: Arc<AtomicU64>,
+}
+
+/// What stands before the time in an event, which has sixteen digits.
+pub const SENT: &[u8] = br#""sent_ns":""#;
+const DIGITS: usize = 16;
+
+impl Upstream {
+    /// Starts one; times are counted from `epoch`.
+    pub async fn start(answer: Answer, transport: Transport, epoch: Instant) -> io::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let asked = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&asked);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (count, transport) = (Arc::clone(&count), transport.clone());
+                let _ = stream.set_nodelay(true);
+                // Whoever hangs up has had enough.
+                tokio::spawn(async move { connection(stream, answer, &transport, epoch, &count).await });
+            }
+        });
+        Ok(Self { address, asked })
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    answer: Answer,
+    transport: &Transport,
+    epoch: Instant,
+    asked: &AtomicU64,
+) -> io::Result<()> {
+    let acceptor = match transport {
+        Transport::Plain => return http1(stream, answer, epoch, asked).await,
+        Transport::Tls(acceptor) | Transport::Http2(acceptor) => acceptor,
+    };
+    let mut stream = SslStream::new(Ssl::new(acceptor.context())?, stream)?;
+    Pin::new(&mut stream).accept().await.map_err(io::Error::other)?;
+    if stream.ssl().selected_alpn_protocol() == Some(b"h2") {
+        return http2(stream, asked).await.map_err(io::Error::other);
+    }
+    http1(stream, answer, epoch, asked).await
+}
+
+async fn http1<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    answer: Answer,
+    epoch: Instant,
+    asked: &AtomicU64,
+) -> io::Result<()> {
+    let completion = completion();
+    let mut buffer = BytesMut::with_capacity(64 * 1024);
+    while let Some(wants_usage) = request(&mut stream, &mut buffer).await? {
+        asked.fetch_add(1, Ordering::Relaxed);
+        match answer {
+            Answer::Json => stream.write_all(&completion).await?,
+            Answer::Refusal => stream.write_all(REFUSAL).await?,
+            Answer::Stream(pace) => events(&mut stream, pace, epoch, wants_usage).await?,
+        }
+        stream.flush().await?;
+    }
+    Ok(())
+}
+
+/// Reads a request with all of its body, and says whether it asks for a stream's usage.
+async fn request<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut BytesMut) -> io::Result<Option<bool>> {
+    let head = loop {
+        if let Some(at) = memmem::find(buffer, b"\r\n\r\n") {
+            break at + 4;
+        }
+        if stream.read_buf(buffer).await? == 0 {
+            return Ok(None);
+        }
+    };
+    let mut missing = super::http::content_length(&buffer[..head]).unwrap_or(0);
+    let _ = buffer.split_to(head);
+    let mut wants_usage = false;
+    loop {
+        let taken = buffer.split_to(missing.min(buffer.len()));
+        // Only short ones ask for streams.
+        wants_usage |= taken.len() < 4096 && memmem::find(&taken, b"include_usage").is_some();
+        missing -= taken.len();
+        drop(taken);
+        if missing == 0 {
+            return Ok(Some(wants_usage));
+        }
+        buffer.reserve(64 * 1024);
+        if stream.read_buf(buffer).await? == 0 {
+            return Ok(None);
+        }
+    }
+}
+
+async fn events<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    pace: Pace,
+    epoch: Instant,
+    wants_usage: bool,
+) -> io::Result<()> {
+    sleep(pace.first).await;
+    let mut event = event();
+    let at = memmem::find(&event, SENT).expect("it has a time") + SENT.len();
+    stream.write_all(STREAM_HEAD).await?;
+    let begun = Moment::now();
+    for number in 0..pace.events {
+        sleep_until(begun + pace.every * number).await;
+        let now = epoch.elapsed().as_nanos();
+        event[at..at + DIGITS].copy_from_slice(format!("{now:0DIGITS$}").as_bytes());
+        stream.write_all(&event).await?;
+        stream.flush().await?;
+    }
+    if !pace.ends {
+        sleep(Duration::from_secs(3600)).await;
+    }
+    if wants_usage {
+        stream.write_all(&chunk(USAGE)).await?;
+    }
+    stream.write_all(&chunk(b"data: [DONE]\n\n")).await?;
+    stream.write_all(b"0\r\n\r\n").await
+}
+
+async fn http2(stream: SslStream<TcpStream>, asked: &AtomicU64) -> Result<(), h2::Error> {
+    let mut connection =
+        h2::server::Builder::new().initial_window_size(4 << 20).handshake::<_, Bytes>(stream).await?;
+    let (head, body) = completion_parts();
+    while let Some(request) = connection.accept().await {
+        let (request, mut respond) = request?;
+        asked.fetch_add(1, Ordering::Relaxed);
+        let (head, body) = (head.clone(), body.clone());
+        tokio::spawn(async move {
+            let mut incoming = request.into_body();
+            while let Some(data) = incoming.data().await {
+                let data = data?;
+                incoming.flow_control().release_capacity(data.len())?;
+            }
+            let mut response = http::Response::builder();
+            for (name, value) in &head {
+                response = response.header(*name, value);
+            }
+            let response = response.body(()).expect("its headers are sound");
+            respond.send_response(response, false)?.send_data(body, true)
+        });
+    }
+    Ok(())
+}
+
+/// The headers that Azure OpenAI sends, as far as they weigh something.
+const HEADERS: [(&str, &str); 9] = [
+    ("content-type", "application/json"),
+    ("apim-request-id", "0f1a9f8c-2f3b-4c59-a0d0-2a0b7a7f6f11"),
+    ("strict-transport-security", "max-age=31536000; includeSubDomains; preload"),
+    ("x-content-type-options", "nosniff"),
+    ("x-ms-region", "East US"),
+    ("x-ratelimit-limit-requests", "100000000"),
+    ("x-ratelimit-remaining-requests", "99999999"),
+    ("x-ratelimit-limit-tokens", "1000000000"),
+    ("x-ratelimit-remaining-tokens", "999999999"),
+];
+
+const REFUSAL: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
+    content-length: 93\r\n\r\n{\"error\":{\"code\":\"429\",\"message\":\"Requests have exceeded the call rate limit of this tier.  \"}}";
+
+const STREAM_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n\
+    apim-request-id: 0f1a9f8c-2f3b-4c59-a0d0-2a0b7a7f6f11\r\nx-ms-region: East US\r\n\
+    x-ratelimit-remaining-requests: 99999999\r\nx-ratelimit-remaining-tokens: 999999999\r\n\
+    transfer-encoding: chunked\r\n\r\n";
+
+const USAGE: &[u8] = br#"data: {"choices":[],"created":1764000000,"id":"chatcmpl-CfEoAaX2fJbQ7mN0xk2zGk3rV1cHa","model":"gpt-4o-2024-11-20","object":"chat.completion.chunk","usage":{"completion_tokens":50,"prompt_tokens":20,"total_tokens":70}}
+
+"#;
+
+fn completion_parts() -> (Vec<(&'static str, String)>, Bytes) {
+    let mut body = String::from(
+        r#"{"choices":[{"content_filter_results":{"hate":{"filtered":false,"severity":"safe"}},"finish_reason":"stop","index":0,"message":{"content":""#,
+    );
+    while body.len() < 740 {
+        body.push_str("and so on ");
+    }
+    body.push_str(r#"","role":"assistant"}}],"created":1764000000,"id":"chatcmpl-CfEoAaX2fJbQ7mN0xk2zGk3rV1cHa","model":"gpt-4o-2024-11-20","object":"chat.completion","system_fingerprint":"fp_b54fe76834","usage":{"completion_tokens":60,"prompt_tokens":200,"total_tokens":260}}"#);
+    let mut headers: Vec<_> = HEADERS.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+    headers.push(("content-length", body.len().to_string()));
+    (headers, body.into())
+}
+
+fn completion() -> Vec<u8> {
+    let (headers, body) = completion_parts();
+    let mut bytes = b"HTTP/1.1 200 OK\r\n".to_vec();
+    for (name, value) in headers {
+        bytes.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
+    }
+    bytes.extend_from_slice(b"\r\n");
+    bytes.extend_from_slice(&body);
+    bytes
+}
+
+fn event() -> Vec<u8> {
+    chunk(
+        br#"data: {"choices":[{"content_filter_results":{"hate":{"filtered":false,"severity":"safe"}},"delta":{"content":" word"},"finish_reason":null,"index":0,"logprobs":null}],"created":1764000000,"id":"chatcmpl-CfEoAaX2fJbQ7mN0xk2zGk3rV1cHa","model":"gpt-4o-2024-11-20","object":"chat.completion.chunk","sent_ns":"0000000000000000"}
+
+"#,
+    )
+}
+
+fn chunk(data: &[u8]) -> Vec<u8> {
+    [format!("{:x}\r\n", data.len()).as_bytes(), data, b"\r\n"].concat()
+}
