@@ -227,7 +227,7 @@ fn haproxy(directory: &Path, address: SocketAddr, setting: &Setting<'_>) -> io::
     let text = format!(
         "global
   nbthread 1
-  maxconn 20000
+  maxconn 8000
 defaults
   mode http
   timeout connect 5s
