@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 use pingora::apps::HttpServerOptions;
-use pingora::listeners::TcpSocketOptions;
 use pingora::listeners::tls::TlsSettings;
+use pingora::listeners::{L4BufferSettings, ListenerConfig, TcpSocketOptions};
 use pingora::proxy::http_proxy;
 use pingora::server::configuration::{Opt, ServerConf};
 use pingora::server::{ExecutionPhase, RunArgs, Server};
@@ -262,16 +262,16 @@ fn listeners(
         let guard =
             Guard::new(Arc::clone(&proxy), Arc::new(listener.clone()), Arc::clone(&live.serving), runtime);
         let mut service = Service::new(format!("listener {}", listener.address), guard);
-        let (address, options) = (listener.address.to_string(), socket(config, listener.address));
-        match &listener.tls {
-            Some(tls) => {
-                let bad = |problem| StartError::Certificate { key: format!("listeners[{n}]"), problem };
-                let door = Door::of_listener(listener, tls).map_err(bad)?;
-                background.block_on(async { door.watch() });
-                service.add_tls_with_settings(&address, Some(options), door.settings().map_err(bad)?);
-            }
-            None => service.add_tcp_with_settings(&address, options),
+        let mut endpoint = ListenerConfig::tcp(listener.address.to_string())
+            .tcp_socket_options(socket(config, listener.address))
+            .l4_buffer(buffers(listener.tls.is_some()));
+        if let Some(tls) = &listener.tls {
+            let bad = |problem| StartError::Certificate { key: format!("listeners[{n}]"), problem };
+            let door = Door::of_listener(listener, tls).map_err(bad)?;
+            background.block_on(async { door.watch() });
+            endpoint = endpoint.tls(door.settings().map_err(bad)?);
         }
+        service.add_listener(endpoint);
         services.push(service);
     }
     Ok(services)
@@ -299,6 +299,13 @@ fn engine(config: &Config) -> ServerConf {
         max_retries: 1000,
         ..ServerConf::default()
     }
+}
+
+/// What of a connection's bytes is gathered, in bytes: an answer's head and a short body leave as
+/// one. Heads and bodies are read into memory of their own, but TLS reads the five bytes before
+/// each record by themselves.
+fn buffers(tls: bool) -> L4BufferSettings {
+    L4BufferSettings::new(if tls { 16 * 1024 + 512 } else { 0 }, 8 * 1024)
 }
 
 fn socket(config: &Config, address: SocketAddr) -> TcpSocketOptions {
