@@ -333,10 +333,15 @@ impl Gateway {
     }
 
     /// The end of every request's story: it is counted and, where records are kept, written, once.
-    /// Returns word of when it is.
+    /// Returns word of when it is; [`Gateway::write_down`] has to follow.
     pub fn settle(&self, exchange: Box<Exchange>, keep: Keep) -> Option<Receipt> {
         self.process.settled.fetch_add(1, Ordering::Relaxed);
         self.process.recorder.write(exchange, keep)
+    }
+
+    /// Has the records written that were settled so far.
+    pub fn write_down(&self) {
+        self.process.recorder.wake();
     }
 
     /// Whether a deployment is one of the configuration's, or a backend has answered for it.
@@ -351,6 +356,7 @@ impl Gateway {
 
     /// The client has all it gets.
     pub fn leave(&self) {
+        self.write_down();
         self.process.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }

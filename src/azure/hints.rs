@@ -4,7 +4,20 @@
 use std::num::NonZeroU64;
 use std::time::{Duration, SystemTime};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
+
+static AZURE_OPENAI_DEPLOYMENT_UTILIZATION: HeaderName =
+    HeaderName::from_static("azure-openai-deployment-utilization");
+static RETRY_AFTER: HeaderName = HeaderName::from_static("retry-after");
+static RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+static X_MS_RETRY_AFTER_MS: HeaderName = HeaderName::from_static("x-ms-retry-after-ms");
+static X_MS_SPILLOVER_FROM_DEPLOYMENT: HeaderName = HeaderName::from_static("x-ms-spillover-from-deployment");
+static X_RATELIMIT_LIMIT_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-limit-requests");
+static X_RATELIMIT_LIMIT_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-limit-tokens");
+static X_RATELIMIT_REMAINING_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-remaining-requests");
+static X_RATELIMIT_REMAINING_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-remaining-tokens");
+static X_RATELIMIT_RESET_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-reset-requests");
+static X_RATELIMIT_RESET_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-reset-tokens");
 
 /// The longest wait that is believed; Azure does say 86400 for a request above the whole limit.
 const ABSURD_ABOVE: Duration = Duration::from_secs(86_400);
@@ -41,24 +54,24 @@ pub struct Capacity {
 pub fn cooldown_hint(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = |name| text(headers, name);
     let milliseconds = |text: &str| number(text, 1e-3);
-    let hint = value("retry-after-ms")
+    let hint = value(&RETRY_AFTER_MS)
         .and_then(milliseconds)
-        .or_else(|| value("x-ms-retry-after-ms").and_then(milliseconds))
-        .or_else(|| value("retry-after").and_then(|text| wait(text).or_else(|| until(text, now))));
+        .or_else(|| value(&X_MS_RETRY_AFTER_MS).and_then(milliseconds))
+        .or_else(|| value(&RETRY_AFTER).and_then(|text| wait(text).or_else(|| until(text, now))));
     hint.or_else(|| reset(headers))
 }
 
 /// Whether a reply that is no 429 asks to be left alone: the reset of the rate limits is told
 /// on every reply and no such wish.
 pub fn asks_to_wait(headers: &HeaderMap) -> bool {
-    ["retry-after-ms", "x-ms-retry-after-ms", "retry-after"].iter().any(|name| headers.contains_key(*name))
+    [&RETRY_AFTER_MS, &X_MS_RETRY_AFTER_MS, &RETRY_AFTER].into_iter().any(|name| headers.contains_key(name))
 }
 
 /// What a reply tells of its deployment's capacity: `x-ratelimit-limit-*`, `-remaining-*` and
 /// `-reset-*`, `azure-openai-deployment-utilization`. A limit of -1, which Azure has been seen
 /// to send, says nothing; a reply that was spilled over tells of another deployment.
 pub fn capacity(headers: &HeaderMap) -> Capacity {
-    if headers.contains_key("x-ms-spillover-from-deployment") {
+    if headers.contains_key(&X_MS_SPILLOVER_FROM_DEPLOYMENT) {
         return Capacity::default();
     }
     let limit = |limit, remaining, reset| {
@@ -70,38 +83,38 @@ pub fn capacity(headers: &HeaderMap) -> Capacity {
     };
     Capacity {
         requests: limit(
-            "x-ratelimit-limit-requests",
-            "x-ratelimit-remaining-requests",
-            "x-ratelimit-reset-requests",
+            &X_RATELIMIT_LIMIT_REQUESTS,
+            &X_RATELIMIT_REMAINING_REQUESTS,
+            &X_RATELIMIT_RESET_REQUESTS,
         ),
-        tokens: limit("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
+        tokens: limit(&X_RATELIMIT_LIMIT_TOKENS, &X_RATELIMIT_REMAINING_TOKENS, &X_RATELIMIT_RESET_TOKENS),
         utilization: utilization(headers),
     }
 }
 
 /// The header is always taken as a percentage, with or without its sign.
 fn utilization(headers: &HeaderMap) -> Option<f64> {
-    let text = text(headers, "azure-openai-deployment-utilization")?;
+    let text = text(headers, &AZURE_OPENAI_DEPLOYMENT_UTILIZATION)?;
     let percent: f64 = text.trim_end_matches('%').trim_end().parse().ok()?;
     (percent.is_finite() && percent >= 0.0).then_some(percent / 100.0)
 }
 
-fn count(headers: &HeaderMap, name: &str) -> Option<i64> {
+fn count(headers: &HeaderMap, name: &HeaderName) -> Option<i64> {
     text(headers, name)?.parse().ok()
 }
 
 fn reset(headers: &HeaderMap) -> Option<Duration> {
     let of = |reset, remaining| (text(headers, reset).and_then(wait), count(headers, remaining));
     let resets = [
-        of("x-ratelimit-reset-requests", "x-ratelimit-remaining-requests"),
-        of("x-ratelimit-reset-tokens", "x-ratelimit-remaining-tokens"),
+        of(&X_RATELIMIT_RESET_REQUESTS, &X_RATELIMIT_REMAINING_REQUESTS),
+        of(&X_RATELIMIT_RESET_TOKENS, &X_RATELIMIT_REMAINING_TOKENS),
     ];
     let used_up = resets.iter().filter(|(_, left)| left.is_some_and(|left| left <= 0));
     let latest = used_up.filter_map(|(reset, _)| *reset).max();
     latest.or_else(|| resets.iter().filter_map(|(reset, _)| *reset).min())
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok().map(str::trim).filter(|text| !text.is_empty())
 }
 
@@ -151,7 +164,7 @@ fn believable(wait: Duration) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::{HeaderName, HeaderValue};
+    use http::HeaderValue;
     use proptest::prelude::*;
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {

@@ -20,6 +20,7 @@ use pingora::protocols::http::custom::server::Session as CustomSession;
 use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorType, Result};
+use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::attempt::Due;
@@ -98,6 +99,9 @@ pub(super) async fn send_overdue(session: &mut ServerSession) -> Result<()> {
 /// client has got whole is written down even if this process is killed.
 pub(super) async fn recorded(flow: &Shared, receipt: Option<Receipt>) {
     let Some(receipt) = receipt else { return };
+    // Whoever is at its end at the same moment shares the way to the disk.
+    yield_now().await;
+    flow.lock().gateway().write_down();
     if timeout(RECORDING, receipt).await.is_err() {
         flow.lock().gateway().late();
     }

@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 use openssl::sha::Sha256;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
@@ -110,16 +110,22 @@ pub(super) struct Facts {
     pub(super) answered: Answered,
 }
 
+static APIM_REQUEST_ID: HeaderName = HeaderName::from_static("apim-request-id");
+static X_MS_DEPLOYMENT_NAME: HeaderName = HeaderName::from_static("x-ms-deployment-name");
+static X_MS_REGION: HeaderName = HeaderName::from_static("x-ms-region");
+static X_MS_SPILLOVER_FROM_DEPLOYMENT: HeaderName = HeaderName::from_static("x-ms-spillover-from-deployment");
+
 impl Facts {
     fn of(headers: &HeaderMap) -> Self {
-        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let text =
+            |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         // Azure OpenAI, "Manage traffic with spillover": both headers come with such an answer.
-        let is_spilled = headers.contains_key("x-ms-spillover-from-deployment");
-        let served = text("x-ms-deployment-name").filter(|_| is_spilled);
+        let is_spilled = headers.contains_key(&X_MS_SPILLOVER_FROM_DEPLOYMENT);
+        let served = text(&X_MS_DEPLOYMENT_NAME).filter(|_| is_spilled);
         Self {
             spilled_to: served.and_then(|name| Deployment::parse(&name).ok()),
-            region: text("x-ms-region"),
-            apim_request_id: text("apim-request-id"),
+            region: text(&X_MS_REGION),
+            apim_request_id: text(&APIM_REQUEST_ID),
             answered: Answered::Opaque,
         }
     }

@@ -10,7 +10,9 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use log::{Level, info, log_enabled};
-use serde::Serialize;
+use serde::ser::Error as _;
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 
 use crate::admission::clients::Client;
 use crate::azure::answer::Answer;
@@ -209,9 +211,17 @@ pub struct Line<'a> {
     usage_source: &'static str,
     finish_reason: Option<String>,
     apim_request_id: Option<&'a str>,
+    #[serde(serialize_with = "long")]
     prompt: Option<String>,
+    #[serde(serialize_with = "long")]
     completion: Option<String>,
     content_cut: bool,
+}
+
+/// Writes a long text, many bytes at a time.
+fn long<S: Serializer>(text: &Option<String>, to: S) -> Result<S::Ok, S::Error> {
+    let raw = text.as_ref().map(|text| RawValue::from_string(json_escape_simd::escape(text)));
+    raw.transpose().map_err(S::Error::custom)?.serialize(to)
 }
 
 impl Exchange {

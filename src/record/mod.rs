@@ -130,9 +130,15 @@ impl Recorder {
         Ok(Self { queue, metrics, redaction, jsonl, log_analytics, threads: Mutex::new(threads) })
     }
 
-    /// Queues a record; returns at once, with word of when it is written.
+    /// Queues a record; returns at once, with word of when it is written. [`Recorder::wake`] has to
+    /// follow.
     pub fn write(&self, exchange: Box<Exchange>, keep: Keep) -> Option<Receipt> {
         self.queue.write(exchange, keep)
+    }
+
+    /// Has written what is queued.
+    pub fn wake(&self) {
+        self.queue.wake();
     }
 
     /// What is counted.

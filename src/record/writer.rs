@@ -8,8 +8,9 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{JoinHandle, Thread, park_timeout, sleep};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -25,6 +26,8 @@ use super::spool::{Frames, Spool};
 const BATCH: usize = 256 * 1024;
 /// How often segments of processes that are gone are looked for.
 const LOOK: Duration = Duration::from_secs(5);
+/// For how long requests gather that are only counted.
+const GATHER: Duration = Duration::from_millis(10);
 /// Memory for records that wait, beyond which prompts and answers are let go of.
 const QUEUE_SOFT: usize = 128 * 1024 * 1024;
 /// The same for what is left of records then.
@@ -38,10 +41,35 @@ enum Message {
 /// Word that a record is in the hands of the kernel, or lost for good.
 pub type Receipt = oneshot::Receiver<()>;
 
+/// What waits for the writer.
+#[derive(Default)]
+struct Inbox(Mutex<Vec<Message>>);
+
+impl Inbox {
+    fn lock(&self) -> MutexGuard<'_, Vec<Message>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says whether it is the first that waits.
+    fn push(&self, message: Message) -> bool {
+        let mut waiting = self.lock();
+        waiting.push(message);
+        waiting.len() == 1
+    }
+}
+
+impl std::fmt::Debug for Inbox {
+    /// How much waits; what it is, is nobody's business.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Inbox").field(&self.lock().len()).finish()
+    }
+}
+
 /// The writer's end that everybody else holds.
 #[derive(Debug)]
 pub struct Queue {
-    queue: Sender<Message>,
+    inbox: Arc<Inbox>,
+    writer: Thread,
     /// For those that take a while.
     slow: Sender<Message>,
     state: Arc<State>,
@@ -65,20 +93,24 @@ pub fn start(
     redaction: &Arc<ArcSwap<Redaction>>,
     metrics: &Arc<Metrics>,
 ) -> io::Result<(Queue, JoinHandle<()>)> {
-    let (queue, messages) = channel();
+    let inbox = Arc::<Inbox>::default();
     let (slow, waiting) = channel();
     let (state, keeps) = (Arc::<State>::default(), spool.is_some());
     let (patterns, redaction) = (Arc::clone(redaction), Arc::clone(redaction));
     let mut writer = Writer { spool, redaction, state: Arc::clone(&state), metrics: Arc::clone(metrics) };
+    let messages = Arc::clone(&inbox);
     let thread = std::thread::Builder::new().name("records".into()).spawn(move || writer.run(&messages))?;
-    let prepared = queue.clone();
-    let prepare = move || prepare(&waiting, &prepared, &patterns);
+    let (prepared, waker) = (Arc::clone(&inbox), thread.thread().clone());
+    let prepare = move || prepare(&waiting, &prepared, &waker, &patterns);
     std::thread::Builder::new().name("slow records".into()).spawn(prepare)?;
-    Ok((Queue { queue, slow, state, metrics: Arc::clone(metrics), keeps }, thread))
+    let writer = thread.thread().clone();
+    Ok((Queue { inbox, writer, slow, state, metrics: Arc::clone(metrics), keeps }, thread))
 }
 
 impl Queue {
-    /// Queues a record; returns at once, with word of when it is written, if it will be.
+    /// Queues a record; returns at once, with word of when it is written, if it will be. What is to
+    /// be written has to be followed by [`Queue::wake`]: one call does for all that were queued
+    /// meanwhile.
     pub fn write(&self, mut exchange: Box<Exchange>, keep: Keep) -> Option<Receipt> {
         let waiting = self.state.waiting.load(Ordering::Relaxed);
         // A single one may be as large as it is.
@@ -103,9 +135,21 @@ impl Queue {
             (None, None)
         };
         // The thread ends only after `stop`, when nothing is in flight any more.
-        let queue = if exchange.is_slow(keep) { &self.slow } else { &self.queue };
-        queue.send(Message::Record { exchange, keep, size, written }).ok()?;
+        let is_slow = exchange.is_slow(keep);
+        let message = Message::Record { exchange, keep, size, written };
+        if is_slow {
+            self.slow.send(message).ok()?;
+        } else if self.inbox.push(message) && !self.keeps {
+            self.writer.unpark();
+        }
         receipt
+    }
+
+    /// Wakes the writer if something waits for it.
+    pub fn wake(&self) {
+        if !self.inbox.lock().is_empty() {
+            self.writer.unpark();
+        }
     }
 
     /// Whether all that was queued is written.
@@ -120,7 +164,7 @@ impl Queue {
 }
 
 /// Prepares what takes a while, so that nobody else waits for it.
-fn prepare(waiting: &Receiver<Message>, to: &Sender<Message>, redaction: &ArcSwap<Redaction>) {
+fn prepare(waiting: &Receiver<Message>, to: &Inbox, writer: &Thread, redaction: &ArcSwap<Redaction>) {
     for mut message in waiting {
         if let Message::Record { exchange, keep, .. } = &mut message {
             // A fault of a library, over text from outside, must not end all records.
@@ -130,7 +174,9 @@ fn prepare(waiting: &Receiver<Message>, to: &Sender<Message>, redaction: &ArcSwa
             }
         }
         let is_last = matches!(message, Message::Stop);
-        if to.send(message).is_err() || is_last {
+        to.push(message);
+        writer.unpark();
+        if is_last {
             return;
         }
     }
@@ -144,17 +190,14 @@ struct Writer {
 }
 
 impl Writer {
-    fn run(&mut self, messages: &Receiver<Message>) {
+    fn run(&mut self, inbox: &Inbox) {
         let mut frames = Frames::default();
         let mut receipts = Vec::new();
         let mut line = Vec::new();
         let mut looked = Instant::now();
+        let mut messages = Vec::new().into_iter();
+        let mut stop = false;
         loop {
-            let first = match messages.recv_timeout(LOOK) {
-                Ok(message) => Some(message),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => Some(Message::Stop),
-            };
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
                 if let Some(spool) = &mut self.spool {
@@ -162,10 +205,19 @@ impl Writer {
                 }
                 self.count();
             }
-            let Some(first) = first else { continue };
-            let mut stop = false;
-            let mut next = Some(first);
-            while let Some(message) = next {
+            if messages.len() == 0 {
+                messages = std::mem::take(&mut *inbox.lock()).into_iter();
+                if messages.len() == 0 {
+                    park_timeout(LOOK);
+                    if self.spool.is_none() {
+                        sleep(GATHER);
+                    }
+                    continue;
+                }
+            }
+            while frames.len() < BATCH
+                && let Some(message) = messages.next()
+            {
                 match message {
                     Message::Record { exchange, keep, size, written } => {
                         let made = catch_unwind(AssertUnwindSafe(|| {
@@ -180,7 +232,6 @@ impl Writer {
                     }
                     Message::Stop => stop = true,
                 }
-                next = if frames.len() < BATCH { messages.try_recv().ok() } else { None };
             }
             if let Some(spool) = &mut self.spool {
                 let lost = spool.append(&frames);
