@@ -1,0 +1,15 @@
+//! What each step of a request takes on this machine: `cargo bench --bench functions`.
+
+#![allow(missing_docs, reason = "a program that measures")]
+
+mod hot_path;
+
+use criterion::Criterion;
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    for (name, mut step) in hot_path::steps() {
+        criterion.bench_function(name, |bencher| bencher.iter(&mut step));
+    }
+    criterion.final_summary();
+}
