@@ -65,9 +65,11 @@ impl Answer {
     /// Takes a whole JSON reply; one that breaks off is not terminal.
     pub fn reply(&mut self, body: &[u8]) {
         let Ok(body) = std::str::from_utf8(body) else { return };
-        let [object, output, status] = json::fields(body, &["object", "output", "status"]);
-        let is_response = output.is_some() || status.is_some() || object == Some("\"response\"");
-        if self.operation == Operation::Responses && is_response {
+        let is_response = || {
+            let [object, output, status] = json::fields(body, &["object", "output", "status"]);
+            output.is_some() || status.is_some() || object == Some("\"response\"")
+        };
+        if self.operation == Operation::Responses && is_response() {
             self.response(body);
         } else if self.operation == Operation::Images {
             self.chunk(body);

@@ -4,16 +4,11 @@
 use std::num::NonZeroU64;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
-static AZURE_OPENAI_DEPLOYMENT_UTILIZATION: HeaderName =
-    HeaderName::from_static("azure-openai-deployment-utilization");
 static RETRY_AFTER: HeaderName = HeaderName::from_static("retry-after");
 static RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 static X_MS_RETRY_AFTER_MS: HeaderName = HeaderName::from_static("x-ms-retry-after-ms");
-static X_MS_SPILLOVER_FROM_DEPLOYMENT: HeaderName = HeaderName::from_static("x-ms-spillover-from-deployment");
-static X_RATELIMIT_LIMIT_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-limit-requests");
-static X_RATELIMIT_LIMIT_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-limit-tokens");
 static X_RATELIMIT_REMAINING_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-remaining-requests");
 static X_RATELIMIT_REMAINING_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-remaining-tokens");
 static X_RATELIMIT_RESET_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-reset-requests");
@@ -71,30 +66,42 @@ pub fn asks_to_wait(headers: &HeaderMap) -> bool {
 /// `-reset-*`, `azure-openai-deployment-utilization`. A limit of -1, which Azure has been seen
 /// to send, says nothing; a reply that was spilled over tells of another deployment.
 pub fn capacity(headers: &HeaderMap) -> Capacity {
-    if headers.contains_key(&X_MS_SPILLOVER_FROM_DEPLOYMENT) {
-        return Capacity::default();
+    let (mut requests, mut tokens, mut utilization) = ([None; 3], [None; 3], None);
+    // One walk over all of them takes less than to ask for each.
+    for (name, value) in headers {
+        let name = name.as_str();
+        let told = match name.strip_prefix("x-ratelimit-") {
+            Some("limit-requests") => requests.first_mut(),
+            Some("remaining-requests") => requests.get_mut(1),
+            Some("reset-requests") => requests.get_mut(2),
+            Some("limit-tokens") => tokens.first_mut(),
+            Some("remaining-tokens") => tokens.get_mut(1),
+            Some("reset-tokens") => tokens.get_mut(2),
+            Some(_) => None,
+            None if name == "azure-openai-deployment-utilization" => Some(&mut utilization),
+            None if name == "x-ms-spillover-from-deployment" => return Capacity::default(),
+            None => None,
+        };
+        if let Some(told) = told {
+            *told = told.or_else(|| readable(value));
+        }
     }
-    let limit = |limit, remaining, reset| {
+    let limit = |[limit, remaining, reset]: [Option<&str>; 3]| {
         Some(Limit {
-            limit: text(headers, limit)?.parse().ok()?,
-            remaining: count(headers, remaining)?,
-            reset: text(headers, reset).and_then(wait),
+            limit: limit?.parse().ok()?,
+            remaining: remaining?.parse().ok()?,
+            reset: reset.and_then(wait),
         })
     };
     Capacity {
-        requests: limit(
-            &X_RATELIMIT_LIMIT_REQUESTS,
-            &X_RATELIMIT_REMAINING_REQUESTS,
-            &X_RATELIMIT_RESET_REQUESTS,
-        ),
-        tokens: limit(&X_RATELIMIT_LIMIT_TOKENS, &X_RATELIMIT_REMAINING_TOKENS, &X_RATELIMIT_RESET_TOKENS),
-        utilization: utilization(headers),
+        requests: limit(requests),
+        tokens: limit(tokens),
+        utilization: utilization.and_then(self::utilization),
     }
 }
 
 /// The header is always taken as a percentage, with or without its sign.
-fn utilization(headers: &HeaderMap) -> Option<f64> {
-    let text = text(headers, &AZURE_OPENAI_DEPLOYMENT_UTILIZATION)?;
+fn utilization(text: &str) -> Option<f64> {
     let percent: f64 = text.trim_end_matches('%').trim_end().parse().ok()?;
     (percent.is_finite() && percent >= 0.0).then_some(percent / 100.0)
 }
@@ -115,7 +122,11 @@ fn reset(headers: &HeaderMap) -> Option<Duration> {
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
-    headers.get(name)?.to_str().ok().map(str::trim).filter(|text| !text.is_empty())
+    readable(headers.get(name)?)
+}
+
+fn readable(value: &HeaderValue) -> Option<&str> {
+    value.to_str().ok().map(str::trim).filter(|text| !text.is_empty())
 }
 
 /// Seconds (`4`, `0.5`) or units (`1m2s`, `547ms`).
@@ -164,7 +175,6 @@ fn believable(wait: Duration) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
     use proptest::prelude::*;
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {

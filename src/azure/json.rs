@@ -8,6 +8,8 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::scan::Scan;
+
 /// What an object says under the keys asked for.
 pub(super) struct Fields<'a, const N: usize> {
     /// The raw text of each value, without surrounding blanks; of several, the last.
@@ -28,10 +30,42 @@ pub(super) fn probe<'a, const N: usize>(
     json: &'a [u8],
     keys: &[&str; N],
 ) -> serde_json::Result<Fields<'a, N>> {
+    let mut fields = Fields::none();
+    let mut is_text = true;
+    let accepted = Scan::pairs(json, |key, value| {
+        let place = keys.iter().position(|wanted| wanted.as_bytes().eq_ignore_ascii_case(key));
+        fields.empty = false;
+        if place.is_some() {
+            match std::str::from_utf8(value) {
+                Ok(value) => fields.note(place, value),
+                Err(_) => is_text = false,
+            }
+        }
+    });
+    if accepted.is_some() && is_text {
+        return Ok(fields);
+    }
+    // What is unusual, and what is wrong, is for a parser to say.
     let mut parser = serde_json::Deserializer::from_slice(json);
     let fields = parser.deserialize_map(Object(keys))?;
     parser.end()?;
     Ok(fields)
+}
+
+impl<'a, const N: usize> Fields<'a, N> {
+    fn none() -> Self {
+        Self { values: [None; N], repeated: [false; N], empty: true }
+    }
+
+    /// Takes note of a value of the key of this place.
+    fn note(&mut self, place: Option<usize>, found: &'a str) {
+        self.empty = false;
+        let slot = place.and_then(|n| self.values.get_mut(n).zip(self.repeated.get_mut(n)));
+        if let Some((value, repeated)) = slot {
+            *repeated = value.is_some();
+            *value = Some(found);
+        }
+    }
 }
 
 /// The raw values of the given keys, spelled exactly so, of the object that `json` begins with.
@@ -117,7 +151,8 @@ impl<'a> Cursor<'a> {
     }
 
     fn pair(&mut self) -> Option<(&'a str, &'a str)> {
-        let key = self.item()?.strip_prefix('"')?.strip_suffix('"')?;
+        let item = self.item()?;
+        let key = item.get(1..item.len() - 1).filter(|_| item.starts_with('"'))?;
         self.skip(|b| b == b':' || b.is_ascii_whitespace());
         Some((key, self.value()?))
     }
@@ -142,7 +177,7 @@ impl<'a> Cursor<'a> {
 pub(super) fn string_end(bytes: &[u8], start: usize) -> Option<usize> {
     let mut at = start + 1;
     loop {
-        at += memchr::memchr2(b'"', b'\\', bytes.get(at..)?)?;
+        at += quote_or_escape(bytes.get(at..)?)?;
         if bytes.get(at) == Some(&b'"') {
             return Some(at + 1);
         }
@@ -150,17 +185,27 @@ pub(super) fn string_end(bytes: &[u8], start: usize) -> Option<usize> {
     }
 }
 
+/// Where the first quote or backslash is. Most strings are short, for which a search is slower to
+/// begin than to do.
+fn quote_or_escape(bytes: &[u8]) -> Option<usize> {
+    const SHORT: usize = 24;
+    let is_one = |byte: &u8| matches!(byte, b'"' | b'\\');
+    let near = bytes.get(..SHORT).unwrap_or(bytes).iter().position(is_one);
+    near.or_else(|| Some(SHORT + memchr::memchr2(b'"', b'\\', bytes.get(SHORT..)?)?))
+}
+
 fn container_end(bytes: &[u8], start: usize) -> Option<usize> {
     let (mut at, mut depth) = (start, 0_usize);
     loop {
+        let is_of_structure = |byte: &u8| matches!(byte, b'"' | b'{' | b'[' | b'}' | b']');
+        at += bytes.get(at..)?.iter().position(is_of_structure)?;
         match bytes.get(at)? {
             b'"' => {
                 at = string_end(bytes, at)?;
                 continue;
             }
             b'{' | b'[' => depth += 1,
-            b'}' | b']' => depth -= 1,
-            _ => {}
+            _ => depth -= 1,
         }
         at += 1;
         if depth == 0 {
@@ -224,15 +269,11 @@ impl<'de, const N: usize> Visitor<'de> for Object<'_, N> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut fields = Fields { values: [None; N], repeated: [false; N], empty: true };
+        let mut fields = Fields::none();
         while let Some(place) = map.next_key_seed(Key(self.0))? {
             fields.empty = false;
-            let slot = place.and_then(|n| fields.values.get_mut(n).zip(fields.repeated.get_mut(n)));
-            match slot {
-                Some((value, repeated)) => {
-                    *repeated = value.is_some();
-                    *value = Some(map.next_value::<&'de RawValue>()?.get());
-                }
+            match place {
+                Some(_) => fields.note(place, map.next_value::<&'de RawValue>()?.get()),
                 None => drop(map.next_value::<IgnoredAny>()?),
             }
         }

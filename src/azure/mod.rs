@@ -8,6 +8,7 @@ mod opening;
 mod operation;
 mod path;
 mod query;
+mod scan;
 
 pub mod answer;
 pub mod body;

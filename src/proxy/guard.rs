@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::BytesMut;
 use log::debug;
-use memchr::memmem;
+use memchr::memchr_iter;
 use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::{ALPN, Stream};
@@ -193,16 +193,14 @@ impl ServerApp for Guard {
     }
 }
 
-/// The length of a head that is complete in these bytes.
+/// The length of a head that is complete in these bytes: a line end that follows another. A bare one
+/// is found by the check, and waiting for more would only hide it.
 fn end_of_head(bytes: &[u8]) -> Option<usize> {
-    // The end of a proper head too; a bare line end is found by the check, and waiting for more
-    // would only hide it.
-    let mixed = memmem::find(bytes, b"\n\r\n").map(|at| at + 3);
-    let bare = memmem::find(bytes, b"\n\n").map(|at| at + 2);
-    match (mixed, bare) {
-        (Some(mixed), Some(bare)) => Some(mixed.min(bare)),
-        (mixed, bare) => mixed.or(bare),
-    }
+    memchr_iter(b'\n', bytes).find_map(|at| match bytes.get(at + 1..)? {
+        [b'\n', ..] => Some(at + 2),
+        [b'\r', b'\n', ..] => Some(at + 3),
+        _ => None,
+    })
 }
 
 /// Answers and closes, in this order as the client sees it: what it still sends is read for a

@@ -2,6 +2,7 @@
 //! read differently, and so be made to disagree about where a request ends, is refused.
 
 use std::cell::Cell;
+use std::mem::MaybeUninit;
 
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use pingora::http::RequestHeader;
@@ -19,9 +20,9 @@ pub(super) fn check(head: &[u8]) -> Result<(), Refusal> {
     if has_bare_line_end(head) {
         return bad("the request head has a line that does not end in CR LF");
     }
-    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
-    let mut request = httparse::Request::new(&mut fields);
-    match request.parse(head) {
+    let mut fields = [MaybeUninit::uninit(); FIELDS_MAX];
+    let mut request = httparse::Request::new(&mut []);
+    match request.parse_with_uninit_headers(head, &mut fields) {
         Ok(httparse::Status::Complete(_)) => {}
         Ok(httparse::Status::Partial) => return bad("the request head is incomplete"),
         Err(httparse::Error::TooManyHeaders) => return Err(too_many()),

@@ -2,46 +2,61 @@
 //! in between, and as few headers as possible (Azure answers 431 above ten custom ones).
 
 use http::Version;
-use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, EXPECT, HOST, HeaderName, TRANSFER_ENCODING};
+use http::header::{
+    ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE,
+};
 use pingora::http::RequestHeader;
+use smallvec::SmallVec;
 
 use crate::azure::multipart;
 use crate::config::{Backend, Requests};
 
-/// Headers that never go upstream: client credentials, addressing, tracing.
-const DROPPED: [&str; 19] = [
-    "api-key",
-    "ocp-apim-subscription-key",
-    "subscription-key",
-    "authorization",
-    "cookie",
-    "forwarded",
-    "x-real-ip",
-    "via",
-    "client-ip",
-    "traceparent",
-    "tracestate",
-    "baggage",
-    "connection",
-    "keep-alive",
-    "te",
-    "trailer",
-    "expect",
-    "content-length",
-    "transfer-encoding",
-];
-/// The same for all headers that begin so.
-const DROPPED_PREFIXES: [&str; 9] = [
-    "proxy-",
-    "x-forwarded-",
-    "x-original-",
-    "x-azure-",
-    "x-appgw-",
-    "x-arr-",
-    "cf-",
-    "x-stainless-",
-    "x-aoai-lb-",
-];
+/// Whether a header never goes upstream: client credentials, addressing, tracing, and what concerns
+/// one connection only or is set anew.
+fn is_dropped(name: &str) -> bool {
+    let is_one = matches!(
+        name,
+        "api-key"
+            | "ocp-apim-subscription-key"
+            | "subscription-key"
+            | "authorization"
+            | "cookie"
+            | "forwarded"
+            | "x-real-ip"
+            | "via"
+            | "client-ip"
+            | "traceparent"
+            | "tracestate"
+            | "baggage"
+            | "keep-alive"
+            | "te"
+            | "trailer"
+            | "expect"
+            | "content-length"
+            | "transfer-encoding"
+            | "host"
+            | "accept-encoding"
+            | "http2-settings"
+    );
+    is_one
+        || match name.as_bytes().first() {
+            Some(b'c') => name.starts_with("cf-"),
+            Some(b'p') => name.starts_with("proxy-"),
+            Some(b'x') => {
+                let prefixes = [
+                    "x-forwarded-",
+                    "x-original-",
+                    "x-azure-",
+                    "x-appgw-",
+                    "x-arr-",
+                    "x-stainless-",
+                    "x-aoai-lb-",
+                ];
+                prefixes.iter().any(|prefix| name.starts_with(prefix))
+            }
+            _ => false,
+        }
+}
 
 /// What frames the body upstream.
 pub(super) enum Framing {
@@ -53,7 +68,39 @@ pub(super) enum Framing {
     Chunked,
 }
 
-/// Rewrites the head for one backend.
+/// What of a client's head may go upstream. What differs from backend to backend, the target among
+/// it, is [`rewrite`]'s.
+///
+/// # Errors
+/// Pingora's, for a header that cannot be set; these could be read.
+pub(super) fn kept(header: &RequestHeader, upgrades: bool) -> pingora::Result<RequestHeader> {
+    let mut kept = RequestHeader::build_no_case(header.method.clone(), b"/", Some(8))?;
+    kept.set_version(header.version);
+    // A client names here what is for the next hop only (RFC 9110, section 7.6.1).
+    let named: SmallVec<[&[u8]; 4]> = header
+        .headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .collect();
+    for (name, value) in &header.headers {
+        let is_for_one_hop = || {
+            *name == CONNECTION
+                || *name == UPGRADE
+                || named.iter().any(|named| named.eq_ignore_ascii_case(name.as_str().as_bytes()))
+        };
+        if !is_dropped(name.as_str()) && (upgrades || !is_for_one_hop()) {
+            kept.append_header(name.clone(), value.clone())?;
+        }
+    }
+    if upgrades {
+        strip_subprotocol_key(&mut kept)?;
+    }
+    Ok(kept)
+}
+
+/// Makes what was [`kept`] the head for one backend.
 ///
 /// # Errors
 /// Pingora's, for a header that cannot be set; the values were checked with the
@@ -64,24 +111,13 @@ pub(super) fn rewrite(
     requests: &Requests,
     path: &str,
     framing: &Framing,
-    upgrades: bool,
 ) -> pingora::Result<()> {
-    let keeps = |name: &HeaderName| upgrades && name == http::header::CONNECTION;
-    let dropped: Vec<HeaderName> =
-        header.headers.keys().filter(|name| is_dropped(name.as_str()) && !keeps(name)).cloned().collect();
-    for name in &dropped {
-        header.remove_header(name);
-    }
-    header.remove_header(&EXPECT);
-    if upgrades {
-        strip_subprotocol_key(header)?;
-    }
     header.set_raw_path(path.as_bytes())?;
     set(header, requests)?;
     address(header, backend)?;
     match framing {
         Framing::None => {}
-        Framing::Length(length) => header.insert_header(CONTENT_LENGTH, length.to_string())?,
+        Framing::Length(length) => header.insert_header(CONTENT_LENGTH, *length)?,
         // HTTP/2 frames by itself, and knows no such header (RFC 9113, section 8.2.2).
         Framing::Chunked if header.version == Version::HTTP_2 => {}
         Framing::Chunked => header.insert_header(TRANSFER_ENCODING, "chunked")?,
@@ -106,7 +142,8 @@ pub(super) fn preview(
     if has_body {
         header.insert_header(http::header::CONTENT_TYPE, "application/json")?;
     }
-    rewrite(&mut header, backend, requests, path, &Framing::None, false)?;
+    let mut header = kept(&header, false)?;
+    rewrite(&mut header, backend, requests, path, &Framing::None)?;
     header.remove_header(presented);
     let shown = |value: &http::HeaderValue| match value.to_str() {
         Ok(value_text) if !value.is_sensitive() => value_text.to_owned(),
@@ -127,7 +164,7 @@ pub(super) fn address(header: &mut RequestHeader, backend: &Backend) -> pingora:
         None => header.insert_header(HOST, backend.endpoint.authority())?,
     }
     // Tokens are read from replies as they pass.
-    header.insert_header(ACCEPT_ENCODING, "identity")
+    header.insert_header(ACCEPT_ENCODING, HeaderValue::from_static("identity"))
 }
 
 /// The operator's own headers. A form keeps its content type, which carries its boundary.
@@ -147,10 +184,6 @@ fn set(header: &mut RequestHeader, requests: &Requests) -> pingora::Result<()> {
 fn is_form(header: &RequestHeader) -> bool {
     let value = header.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     value.is_some_and(multipart::is_form) || value.is_some_and(|value| value.starts_with("multipart/"))
-}
-
-fn is_dropped(name: &str) -> bool {
-    DROPPED.contains(&name) || DROPPED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Browsers cannot set headers on a WebSocket, so clients put their key among the

@@ -72,6 +72,8 @@ pub(super) struct Intake {
     pub(super) length: u64,
     /// More follows that is not held: the most bytes there may be in all.
     pub(super) streams: Option<u64>,
+    /// The length that was announced.
+    pub(super) announced: Option<u64>,
     /// Some of what is not held has been read: the body cannot be sent again.
     pub(super) consumed: bool,
     /// Whether there was a body that was not, or not yet, read to its end.
@@ -149,7 +151,7 @@ pub(super) async fn take(session: &mut ServerSession, bounds: &Bounds) -> Result
     }
     if announced.is_some_and(|length| length > bounds.held) {
         expect(session).await?;
-        return Ok(Intake { streams: Some(most), ..Intake::unread() });
+        return Ok(Intake { streams: Some(most), announced, ..Intake::unread() });
     }
     expect(session).await?;
     let deadline = Instant::now() + bounds.deadline;
@@ -177,7 +179,7 @@ pub(super) async fn take(session: &mut ServerSession, bounds: &Bounds) -> Result
         if length > bounds.held {
             let streams = Some(most);
             let bytes = whole.into_bytes();
-            return Ok(Intake { length, bytes, streams, _share: Some(share), ..Intake::unread() });
+            return Ok(Intake { length, bytes, streams, announced, _share: Some(share), ..Intake::unread() });
         }
     }
     let bytes = whole.into_bytes();

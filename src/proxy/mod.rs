@@ -187,7 +187,7 @@ impl ProxyHttp for Balancer {
             answer(session, &flow, tasks).await?;
             return Ok(true);
         }
-        replay::wrap(session.as_downstream_mut(), &flow);
+        replay::wrap(session.as_downstream_mut(), &flow)?;
         Ok(false)
     }
 
@@ -297,7 +297,7 @@ impl ProxyHttp for Balancer {
         } else {
             crate::azure::body::edit(&flow.body.bytes, &outgoing.edits)
         };
-        let framing = framing(request, &flow, held.iter().map(Bytes::len).sum());
+        let framing = framing(&flow, held.iter().map(Bytes::len).sum());
         flow.outgoing = Outgoing::new(held);
         headers::rewrite(
             request,
@@ -305,7 +305,6 @@ impl ProxyHttp for Balancer {
             &serving.gateway.requests,
             &outgoing.path,
             &framing,
-            flow.upgrades,
         )?;
         request.insert_header(name, secret.header.clone())
     }
@@ -491,12 +490,9 @@ async fn still_there(session: &mut Session) -> pingora::Result<()> {
 }
 
 /// The framing of a body of which `held` bytes are held.
-fn framing(request: &RequestHeader, flow: &Flow, held: usize) -> Framing {
+fn framing(flow: &Flow, held: usize) -> Framing {
     match flow.body.streams {
-        Some(_) => {
-            let length = request.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-            length.and_then(|length| length.trim().parse().ok()).map_or(Framing::Chunked, Framing::Length)
-        }
+        Some(_) => flow.body.announced.map_or(Framing::Chunked, Framing::Length),
         None if held == 0 && matches!(flow.method, Method::GET | Method::HEAD | Method::DELETE) => {
             Framing::None
         }

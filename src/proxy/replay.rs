@@ -25,6 +25,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::attempt::Due;
 use super::context::Shared;
+use super::headers;
 use super::intake::{NoBody, broken};
 use super::tap::{FIRST_BYTE, IDLE};
 use super::trouble::Trouble;
@@ -108,11 +109,16 @@ pub(super) async fn recorded(flow: &Shared, receipt: Option<Receipt>) {
 }
 
 /// Puts a replaying session in place of the client's.
-pub(super) fn wrap(session: &mut ServerSession, flow: &Shared) {
+///
+/// # Errors
+/// As [`headers::kept`].
+pub(super) fn wrap(session: &mut ServerSession, flow: &Shared) -> Result<()> {
+    let head = headers::kept(session.req_header(), flow.lock().upgrades)?;
     let placeholder = ServerSession::new_custom(Box::new(()));
     let inner = std::mem::replace(session, placeholder);
-    let replay = Replay { inner: Some(inner), flow: flow.clone(), timer: None, deaf: false };
+    let replay = Replay { inner: Some(inner), head, flow: flow.clone(), timer: None, deaf: false };
     *session = ServerSession::new_custom(Box::new(replay));
+    Ok(())
 }
 
 /// Puts the client's session back; does nothing if it is there.
@@ -130,6 +136,8 @@ pub(super) fn unwrap(session: &mut ServerSession, flow: &Shared) {
 struct Replay {
     /// The client's session; taken only by `drop`.
     inner: Option<ServerSession>,
+    /// What of the client's head may go upstream, of which the engine makes a copy for every attempt.
+    head: RequestHeader,
     flow: Shared,
     timer: Option<Pin<Box<Sleep>>>,
     /// The client has sent something after its request: it is not listened to any more.
@@ -319,11 +327,11 @@ impl CustomSession for Replay {
     // From here on everything is the client's session's own business.
 
     fn req_header(&self) -> &RequestHeader {
-        self.real().req_header()
+        &self.head
     }
 
     fn req_header_mut(&mut self) -> &mut RequestHeader {
-        self.real_mut().req_header_mut()
+        &mut self.head
     }
 
     async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {

@@ -121,7 +121,7 @@ impl Facts {
             |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         // Azure OpenAI, "Manage traffic with spillover": both headers come with such an answer.
         let is_spilled = headers.contains_key(&X_MS_SPILLOVER_FROM_DEPLOYMENT);
-        let served = text(&X_MS_DEPLOYMENT_NAME).filter(|_| is_spilled);
+        let served = if is_spilled { text(&X_MS_DEPLOYMENT_NAME) } else { None };
         Self {
             spilled_to: served.and_then(|name| Deployment::parse(&name).ok()),
             region: text(&X_MS_REGION),

@@ -10,10 +10,6 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use log::{Level, info, log_enabled};
-use serde::ser::Error as _;
-use serde::{Serialize, Serializer};
-use serde_json::value::RawValue;
-
 use crate::admission::clients::Client;
 use crate::azure::answer::Answer;
 use crate::azure::reply::ReplyBody;
@@ -21,6 +17,7 @@ use crate::azure::usage::Usage;
 use crate::azure::{Operation, Target, multipart, prompt};
 use crate::names::{BackendName, Deployment};
 use crate::record::estimate;
+use crate::record::line::Line;
 use crate::record::metrics::Metrics;
 use crate::record::redact::Redaction;
 
@@ -28,8 +25,7 @@ use crate::record::redact::Redaction;
 const ACCESS: &str = "access";
 
 /// How it ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// A backend's answer reached the client whole.
     Answered,
@@ -41,11 +37,22 @@ pub enum Outcome {
     ClientGone,
 }
 
+impl Outcome {
+    /// What records call it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::ClientGone => "client_gone",
+        }
+    }
+}
+
 /// One try on one backend.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Attempt {
     /// The backend's name.
-    #[serde(serialize_with = "name")]
     pub backend: BackendName,
     /// The status of its reply.
     pub status: Option<u16>,
@@ -176,54 +183,6 @@ const LARGE: usize = 128 * 1024;
 /// whole where it crosses it.
 const BEYOND: usize = 16 * 1024;
 
-/// The record as written, in the order of the contract.
-#[derive(Serialize)]
-pub struct Line<'a> {
-    time: String,
-    request_id: &'a str,
-    client: Option<&'a str>,
-    client_ip: Option<String>,
-    peer_ip: Option<String>,
-    method: &'a str,
-    path: Option<&'a str>,
-    operation: Option<&'static str>,
-    api: Option<&'static str>,
-    api_version: Option<&'a str>,
-    deployment: Option<&'a str>,
-    stream: Option<bool>,
-    status: Option<u16>,
-    outcome: Outcome,
-    refusal: Option<&'static str>,
-    backend: Option<&'a str>,
-    upstream_deployment: Option<&'a str>,
-    region: Option<&'a str>,
-    model: Option<String>,
-    attempts: &'a [Attempt],
-    duration_ms: u64,
-    first_byte_ms: Option<u64>,
-    request_bytes: Option<u64>,
-    response_bytes: u64,
-    input_tokens: Option<u64>,
-    output_tokens: Option<u64>,
-    cached_tokens: Option<u64>,
-    reasoning_tokens: Option<u64>,
-    total_tokens: Option<u64>,
-    usage_source: &'static str,
-    finish_reason: Option<String>,
-    apim_request_id: Option<&'a str>,
-    #[serde(serialize_with = "long")]
-    prompt: Option<String>,
-    #[serde(serialize_with = "long")]
-    completion: Option<String>,
-    content_cut: bool,
-}
-
-/// Writes a long text, many bytes at a time.
-fn long<S: Serializer>(text: &Option<String>, to: S) -> Result<S::Ok, S::Error> {
-    let raw = text.as_ref().map(|text| RawValue::from_string(json_escape_simd::escape(text)));
-    raw.transpose().map_err(S::Error::custom)?.serialize(to)
-}
-
 impl Exchange {
     /// About how much memory it takes until it is written.
     pub fn size(&self) -> usize {
@@ -346,8 +305,8 @@ impl Exchange {
             time: timestamp(self.time),
             request_id: &self.request_id,
             client: self.client.as_ref().and_then(|client| client.name.as_ref()).map(|name| name.as_str()),
-            client_ip: self.client_ip.map(|ip| ip.to_canonical().to_string()),
-            peer_ip: self.peer_ip.map(|ip| ip.to_canonical().to_string()),
+            client_ip: self.client_ip,
+            peer_ip: self.peer_ip,
             method: &self.method,
             path: self.target.as_ref().map(|target| target.path.as_str()).or(self.raw_path.as_deref()),
             operation: self.target.as_ref().map(|target| target.operation.name()),
@@ -367,11 +326,7 @@ impl Exchange {
             first_byte_ms: self.first_byte.map(millis),
             request_bytes: self.request_bytes,
             response_bytes: self.response_bytes,
-            input_tokens: usage.input,
-            output_tokens: usage.output,
-            cached_tokens: usage.cached,
-            reasoning_tokens: usage.reasoning,
-            total_tokens: usage.total,
+            usage,
             usage_source: match said.usage {
                 Some(_) if said.is_estimated => "estimated",
                 Some(_) => "reported",
@@ -442,8 +397,4 @@ fn timestamp(time: SystemTime) -> String {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn name<S: serde::Serializer>(name: &BackendName, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(name.as_str())
 }

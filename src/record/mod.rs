@@ -5,6 +5,7 @@
 
 pub mod estimate;
 pub mod exchange;
+pub mod line;
 pub mod metrics;
 pub mod redact;
 pub mod sinks;

@@ -193,7 +193,6 @@ impl Writer {
     fn run(&mut self, inbox: &Inbox) {
         let mut frames = Frames::default();
         let mut receipts = Vec::new();
-        let mut line = Vec::new();
         let mut looked = Instant::now();
         let mut messages = Vec::new().into_iter();
         let mut stop = false;
@@ -221,7 +220,7 @@ impl Writer {
                 match message {
                     Message::Record { exchange, keep, size, written } => {
                         let made = catch_unwind(AssertUnwindSafe(|| {
-                            self.append(&mut frames, &mut line, *exchange, keep);
+                            self.append(&mut frames, *exchange, keep);
                         }));
                         if made.is_err() {
                             error!("a record could not be made: this is a fault of the balancer");
@@ -254,13 +253,11 @@ impl Writer {
         }
     }
 
-    fn append(&self, frames: &mut Frames, line: &mut Vec<u8>, mut exchange: Exchange, keep: Keep) {
-        line.clear();
+    fn append(&self, frames: &mut Frames, mut exchange: Exchange, keep: Keep) {
         let redaction = self.redaction.load();
-        // Strings and numbers cannot fail to serialise; half a record must not remain if they do.
         let record = exchange.line(keep, &redaction, &self.metrics);
-        if self.spool.is_some() && serde_json::to_writer(&mut *line, &record).is_ok() {
-            frames.push(line);
+        if self.spool.is_some() {
+            frames.push(|to| record.write(to));
         }
     }
 

@@ -8,12 +8,17 @@ const HEAD: usize = 8;
 /// Longer than any record: a length above it is no length.
 const LONGEST: usize = 256 * 1024 * 1024;
 
-/// Appends a record.
-pub(super) fn push(to: &mut Vec<u8>, record: &[u8]) {
-    let length = u32::try_from(record.len()).unwrap_or(u32::MAX);
-    to.extend_from_slice(&length.to_le_bytes());
-    to.extend_from_slice(&crc32fast::hash(record).to_le_bytes());
-    to.extend_from_slice(record);
+/// Appends what `write` writes as a record.
+pub(super) fn push(to: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    let begin = to.len();
+    to.extend_from_slice(&[0; HEAD]);
+    write(to);
+    if let Some((head, record)) = to.get_mut(begin..).and_then(|frame| frame.split_at_mut_checked(HEAD)) {
+        let length = u32::try_from(record.len()).unwrap_or(u32::MAX);
+        let (first, second) = head.split_at_mut(4);
+        first.copy_from_slice(&length.to_le_bytes());
+        second.copy_from_slice(&crc32fast::hash(record).to_le_bytes());
+    }
 }
 
 /// The first record of these bytes and how many of them it takes.
@@ -55,7 +60,7 @@ mod tests {
         ) {
             let mut bytes = Vec::new();
             for record in &records {
-                push(&mut bytes, record);
+                push(&mut bytes, |to| to.extend_from_slice(record));
             }
             let whole = bytes.len();
             bytes.truncate(whole - cut.min(whole));
@@ -72,7 +77,7 @@ mod tests {
         #[test]
         fn a_flipped_bit_is_no_record(record in prop::collection::vec(any::<u8>(), 1..40), bit in 0_usize..64) {
             let mut bytes = Vec::new();
-            push(&mut bytes, &record);
+            push(&mut bytes, |to| to.extend_from_slice(&record));
             let at = bit % (bytes.len() * 8);
             bytes[at / 8] ^= 1 << (at % 8);
             prop_assert!(!matches!(next(&bytes), Next::Record(seen, _) if seen == record));

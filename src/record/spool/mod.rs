@@ -34,19 +34,27 @@ const FULL: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub struct Frames {
     bytes: Vec<u8>,
+    /// Bytes of those that are complete.
+    whole: usize,
     count: u64,
 }
 
 impl Frames {
-    /// Adds a record.
-    pub fn push(&mut self, record: &[u8]) {
-        frame::push(&mut self.bytes, record);
+    /// Adds what `write` writes as a record; nothing, if it panics.
+    pub fn push(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.bytes.truncate(self.whole);
+        frame::push(&mut self.bytes, write);
+        self.whole = self.bytes.len();
         self.count += 1;
     }
 
     /// Bytes so far.
     pub fn len(&self) -> usize {
-        self.bytes.len()
+        self.whole
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.whole).unwrap_or_default()
     }
 
     /// Records so far.
@@ -62,6 +70,7 @@ impl Frames {
     /// Forgets all.
     pub fn clear(&mut self) {
         self.bytes.clear();
+        self.whole = 0;
         self.count = 0;
     }
 }
@@ -228,10 +237,10 @@ impl Spool {
         let length = segment.map_or(0, Segment::length);
         // Readers look at the length alone: the lock is not held while the disk is waited for.
         drop(state);
-        segment::write_whole(&file, &frames.bytes, length)?;
+        segment::write_whole(&file, frames.bytes(), length)?;
         state = self.shared.lock();
         if let Some(segment) = self.active.as_ref().and_then(|name| state.segments.get_mut(name)) {
-            segment.grew(frames.bytes.len() as u64);
+            segment.grew(frames.len() as u64);
         }
         drop(state);
         self.shared.changed.notify_all();

@@ -14,7 +14,7 @@ fn open(directory: &Path, maximum: u64) -> (Spool, Vec<Reader>) {
 
 fn write(spool: &mut Spool, records: impl IntoIterator<Item = String>) -> u64 {
     let mut frames = Frames::default();
-    records.into_iter().for_each(|record| frames.push(record.as_bytes()));
+    records.into_iter().for_each(|record| frames.push(|to| to.extend_from_slice(record.as_bytes())));
     spool.append(&frames)
 }
 
