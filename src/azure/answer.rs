@@ -3,7 +3,7 @@
 //! text and never looks at an event twice.
 
 use super::answer_text::{Choices, Room, short};
-use super::json;
+use super::json::{self, Cursor};
 use super::operation::Operation;
 use super::prompt::without_binary;
 use super::sse::Event;
@@ -69,15 +69,16 @@ impl Answer {
             let [object, output, status] = json::fields(body, &["object", "output", "status"]);
             output.is_some() || status.is_some() || object == Some("\"response\"")
         };
-        if self.operation == Operation::Responses && is_response() {
+        self.terminal |= if self.operation == Operation::Responses && is_response() {
             self.response(body);
-        } else if self.operation == Operation::Images {
-            self.chunk(body);
-            self.pictures(body);
+            let mut cursor = Cursor::new(body);
+            cursor.object(|_, _| {}) && cursor.is_at_end()
         } else {
-            self.chunk(body);
+            self.chunk(body)
+        };
+        if self.operation == Operation::Images {
+            self.pictures(body);
         }
-        self.terminal |= json::is_whole_object(body);
     }
 
     /// Pictures are told by size and digest.
@@ -127,16 +128,20 @@ impl Answer {
         !self.choices.is_empty()
     }
 
-    /// A chunk or reply of any API but Responses.
-    fn chunk(&mut self, data: &str) {
-        let keys = ["choices", "usage", "model", "error", "type", "text", "delta"];
-        let [choices, usage, model, error, kind, text, delta] = json::fields(data, &keys);
-        self.note_model(model);
-        self.note_usage(usage);
-        if let Some(raw) = choices {
-            let keys = ["finish_reason", "index", "delta", "message", "text"];
-            json::each_object(raw, &keys, |choice| self.choice(choice));
-        }
+    /// A chunk or reply of any API but Responses; says whether it is whole.
+    fn chunk(&mut self, data: &str) -> bool {
+        let (mut error, mut kind, mut text, mut delta) = (None, None, None, None);
+        let mut cursor = Cursor::new(data);
+        let is_object = cursor.object(|key, cursor| match key {
+            "choices" => drop(cursor.array(|cursor| self.choice(cursor))),
+            "usage" => self.note_usage(cursor.value()),
+            "model" => self.note_model(cursor.value()),
+            "error" => error = cursor.value(),
+            "type" => kind = cursor.value(),
+            "text" => text = cursor.value(),
+            "delta" => delta = cursor.value(),
+            _ => {}
+        });
         let kind = kind.and_then(json::string);
         match kind.as_deref() {
             Some("transcript.text.delta") => {
@@ -152,6 +157,7 @@ impl Answer {
             _ if error.is_some_and(|raw| raw != "null") => self.fail(data),
             _ => self.text_unless_streamed(text),
         }
+        is_object && cursor.is_at_end()
     }
 
     fn text_unless_streamed(&mut self, text: Option<&str>) {
@@ -163,7 +169,19 @@ impl Answer {
     }
 
     /// A choice of chat (`delta` or `message`) or of completions (`text`).
-    fn choice(&mut self, [finish, index, delta, message, text]: [Option<&str>; 5]) {
+    fn choice(&mut self, cursor: &mut Cursor<'_>) {
+        let (mut finish, mut index, mut delta, mut message, mut text) = (None, None, None, None, None);
+        let is_whole = cursor.object(|key, cursor| match key {
+            "finish_reason" => finish = cursor.value(),
+            "index" => index = cursor.value(),
+            "delta" => delta = cursor.value(),
+            "message" => message = cursor.value(),
+            "text" => text = cursor.value(),
+            _ => {}
+        });
+        if !is_whole && finish.or(index).or(delta).or(message).or(text).is_none() {
+            return;
+        }
         if self.finish_reason.is_none() {
             self.finish_reason = json::text(finish).map(|reason| short(&reason));
         }

@@ -8,7 +8,7 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::scan::Scan;
+use super::scan::{Scan, plain};
 
 /// What an object says under the keys asked for.
 pub(super) struct Fields<'a, const N: usize> {
@@ -72,60 +72,98 @@ impl<'a, const N: usize> Fields<'a, N> {
 /// Believes that it is JSON: made for what Azure sends, event after event, where checking
 /// everything would cost more than forwarding it. In broken JSON it finds some of it or nothing.
 pub(super) fn fields<'a, const N: usize>(json: &'a str, keys: &[&str; N]) -> [Option<&'a str>; N] {
-    Cursor::inside(json, b'{').map_or([None; N], |mut object| object.fields(keys))
-}
-
-/// Hands the given keys of each object in the array that `json` begins with to `each`, in one
-/// pass; elements that are no objects are skipped.
-pub(super) fn each_object<'a, const N: usize>(
-    json: &'a str,
-    keys: &[&str; N],
-    mut each: impl FnMut([Option<&'a str>; N]),
-) {
-    let Some(mut array) = Cursor::inside(json, b'[') else { return };
-    loop {
-        array.skip(|b| b == b',' || b.is_ascii_whitespace());
-        if array.byte() != Some(b'{') {
-            match array.value() {
-                Some(_) => continue,
-                None => return,
-            }
+    let mut values = [None; N];
+    Cursor::new(json).object(|key, cursor| {
+        let slot = keys.iter().position(|wanted| *wanted == key);
+        if let Some(value) = slot.and_then(|n| values.get_mut(n)) {
+            *value = cursor.value();
         }
-        array.at += 1;
-        each(array.fields(keys));
-        if array.byte() != Some(b'}') {
-            return;
-        }
-        array.at += 1;
-    }
+    });
+    values
 }
 
 /// Hands the raw text of each element of the array that `json` begins with to `each`, as
 /// trustfully as [`fields`]; nothing happens when it is no array.
 pub(super) fn each_item<'a>(json: &'a str, mut each: impl FnMut(&'a str)) {
-    let mut items = Cursor::inside(json, b'[');
-    while let Some(item) = items.as_mut().and_then(Cursor::item) {
-        each(item);
-    }
+    Cursor::new(json).array(|cursor| {
+        if let Some(item) = cursor.value() {
+            each(item);
+        }
+    });
 }
 
-/// Whether `json` begins with an object that ends where `json` does.
-pub(super) fn is_whole_object(json: &str) -> bool {
-    let json = json.trim_ascii();
-    json.starts_with('{') && container_end(json.as_bytes(), 0) == Some(json.len())
-}
-
-/// Walks over the elements of one object or array, each skipped in one pass.
-struct Cursor<'a> {
+/// Walks through JSON that it believes to be some, once: what is not looked at is passed over.
+pub(super) struct Cursor<'a> {
     text: &'a str,
     at: usize,
 }
 
 impl<'a> Cursor<'a> {
-    fn inside(text: &'a str, open: u8) -> Option<Self> {
-        let mut cursor = Self { text, at: 0 };
-        cursor.skip(|b| b.is_ascii_whitespace());
-        (cursor.byte()? == open).then_some(Self { text, at: cursor.at + 1 })
+    pub(super) fn new(text: &'a str) -> Self {
+        Self { text, at: 0 }
+    }
+
+    /// Hands the key of each pair of an object to `each`, which may walk on over its value. Says
+    /// whether there was an object, to its closing brace.
+    pub(super) fn object(&mut self, mut each: impl FnMut(&'a str, &mut Self)) -> bool {
+        self.elements(b'{', b'}', |cursor| {
+            let start = cursor.at + 1;
+            if cursor.byte() != Some(b'"') {
+                return false;
+            }
+            let Some(end) = string_end(cursor.text.as_bytes(), cursor.at) else { return false };
+            cursor.at = end;
+            cursor.skip(|b| b == b':' || b.is_ascii_whitespace());
+            let value = cursor.at;
+            let Some(key) = cursor.text.get(start..end - 1) else { return false };
+            each(key, cursor);
+            cursor.at > value || cursor.value().is_some()
+        })
+    }
+
+    /// Stops at each element of an array, where `each` may walk on over it. Says whether there was an
+    /// array, to its closing bracket.
+    pub(super) fn array(&mut self, mut each: impl FnMut(&mut Self)) -> bool {
+        self.elements(b'[', b']', |cursor| {
+            let start = cursor.at;
+            each(cursor);
+            cursor.at > start || cursor.value().is_some()
+        })
+    }
+
+    fn elements(&mut self, open: u8, close: u8, mut each: impl FnMut(&mut Self) -> bool) -> bool {
+        self.skip(|b| b.is_ascii_whitespace());
+        if self.byte() != Some(open) {
+            return false;
+        }
+        self.at += 1;
+        loop {
+            self.skip(|b| b == b',' || b.is_ascii_whitespace());
+            if self.byte() == Some(close) {
+                self.at += 1;
+                return true;
+            }
+            if !each(self) {
+                return false;
+            }
+        }
+    }
+
+    /// The raw text of a value, which is walked over.
+    pub(super) fn value(&mut self) -> Option<&'a str> {
+        let (bytes, start) = (self.text.as_bytes(), self.at);
+        match self.byte()? {
+            b'"' => self.at = string_end(bytes, start)?,
+            b'{' | b'[' => self.at = container_end(bytes, start)?,
+            _ => self.skip(|b| !matches!(b, b',' | b'}' | b']' | b':') && !b.is_ascii_whitespace()),
+        }
+        self.text.get(start..self.at).filter(|value| !value.is_empty())
+    }
+
+    /// Whether nothing but blanks follows.
+    pub(super) fn is_at_end(&mut self) -> bool {
+        self.skip(|b| b.is_ascii_whitespace());
+        self.at == self.text.len()
     }
 
     fn byte(&self) -> Option<u8> {
@@ -137,61 +175,19 @@ impl<'a> Cursor<'a> {
             self.at += 1;
         }
     }
-
-    /// Reads the rest of an object, up to its closing brace.
-    fn fields<const N: usize>(&mut self, keys: &[&str; N]) -> [Option<&'a str>; N] {
-        let mut values = [None; N];
-        while let Some((key, value)) = self.pair() {
-            let slot = keys.iter().position(|wanted| *wanted == key);
-            if let Some(slot) = slot.and_then(|n| values.get_mut(n)) {
-                *slot = Some(value);
-            }
-        }
-        values
-    }
-
-    fn pair(&mut self) -> Option<(&'a str, &'a str)> {
-        let item = self.item()?;
-        let key = item.get(1..item.len() - 1).filter(|_| item.starts_with('"'))?;
-        self.skip(|b| b == b':' || b.is_ascii_whitespace());
-        Some((key, self.value()?))
-    }
-
-    fn item(&mut self) -> Option<&'a str> {
-        self.skip(|b| b == b',' || b.is_ascii_whitespace());
-        self.value()
-    }
-
-    fn value(&mut self) -> Option<&'a str> {
-        let (bytes, start) = (self.text.as_bytes(), self.at);
-        match self.byte()? {
-            b'"' => self.at = string_end(bytes, start)?,
-            b'{' | b'[' => self.at = container_end(bytes, start)?,
-            _ => self.skip(|b| !matches!(b, b',' | b'}' | b']' | b':') && !b.is_ascii_whitespace()),
-        }
-        self.text.get(start..self.at).filter(|value| !value.is_empty())
-    }
 }
 
 /// Where the string that begins at `start` ends, quote included.
 pub(super) fn string_end(bytes: &[u8], start: usize) -> Option<usize> {
     let mut at = start + 1;
     loop {
-        at += quote_or_escape(bytes.get(at..)?)?;
-        if bytes.get(at) == Some(&b'"') {
-            return Some(at + 1);
+        at += plain(bytes.get(at..)?);
+        match bytes.get(at)? {
+            b'"' => return Some(at + 1),
+            b'\\' => at += 2,
+            _ => at += 1,
         }
-        at += 2;
     }
-}
-
-/// Where the first quote or backslash is. Most strings are short, for which a search is slower to
-/// begin than to do.
-fn quote_or_escape(bytes: &[u8]) -> Option<usize> {
-    const SHORT: usize = 24;
-    let is_one = |byte: &u8| matches!(byte, b'"' | b'\\');
-    let near = bytes.get(..SHORT).unwrap_or(bytes).iter().position(is_one);
-    near.or_else(|| Some(SHORT + memchr::memchr2(b'"', b'\\', bytes.get(SHORT..)?)?))
 }
 
 fn container_end(bytes: &[u8], start: usize) -> Option<usize> {
@@ -336,10 +332,15 @@ mod tests {
         each_item(r#"[1, "a,]" ,[],{"x":[]},nul"#, |item| items.push(item));
         assert_eq!(items, ["1", r#""a,]""#, "[]", r#"{"x":[]}"#, "nul"]);
         let mut values = Vec::new();
-        each_object(r#"[{"a":1}, 7, [{"a":2}], { } ,{"a":{"a":3}, "b":0 }, {"a":"#, &["a"], |[a]| {
-            values.push(a);
+        let broken = r#"[{"a":1}, 7, [{"a":2}], { } ,{"a":{"a":3}, "b":0 }, {"a":"#;
+        let is_whole = Cursor::new(broken).array(|element| {
+            let mut value = None;
+            if element.object(|key, cursor| value = cursor.value().filter(|_| key == "a").or(value)) || value.is_some() {
+                values.push(value);
+            }
         });
-        assert_eq!(values, [Some("1"), None, Some(r#"{"a":3}"#), None]);
+        assert!(!is_whole);
+        assert_eq!(values, [Some("1"), None, Some(r#"{"a":3}"#)]);
     }
 
     fn any_json() -> impl Strategy<Value = serde_json::Value> {
@@ -371,7 +372,14 @@ mod tests {
             let array = value.as_array().cloned().unwrap_or_default();
             prop_assert_eq!(&items, &array);
             let mut found = Vec::new();
-            each_object(&text, &["b"], |[b]| found.push(b.map(read)));
+            let mut cursor = Cursor::new(&text);
+            let is_array = cursor.array(|element| {
+                let mut b = None;
+                if element.object(|key, cursor| if key == "b" { b = cursor.value() }) {
+                    found.push(b.map(read));
+                }
+            });
+            prop_assert_eq!((is_array, !is_array || cursor.is_at_end()), (value.is_array(), true));
             let objects = array.iter().filter_map(serde_json::Value::as_object);
             prop_assert_eq!(found, objects.map(|object| object.get("b").cloned()).collect::<Vec<_>>());
         }

@@ -140,8 +140,20 @@ impl Value for bool {
 
 impl Value for IpAddr {
     fn write(self, to: &mut Vec<u8>) {
-        // Neither form has anything that would have to be escaped; writing to memory cannot fail.
-        let _ = write!(to, "\"{}\"", self.to_canonical());
+        to.push(b'"');
+        match self.to_canonical() {
+            Self::V4(address) => {
+                for (n, octet) in address.octets().into_iter().enumerate() {
+                    if n > 0 {
+                        to.push(b'.');
+                    }
+                    u64::from(octet).write(to);
+                }
+            }
+            // Has nothing that would have to be escaped; writing to memory cannot fail.
+            Self::V6(address) => drop(write!(to, "{address}")),
+        }
+        to.push(b'"');
     }
 }
 
