@@ -305,7 +305,7 @@ fn engine(config: &Config) -> ServerConf {
 /// one. Heads and bodies are read into memory of their own, but TLS reads the five bytes before
 /// each record by themselves.
 fn buffers(tls: bool) -> L4BufferSettings {
-    L4BufferSettings::new(if tls { 16 * 1024 + 512 } else { 0 }, 8 * 1024)
+    L4BufferSettings::new(if tls { 16 * 1024 + 512 } else { 0 }, 4 * 1024)
 }
 
 fn socket(config: &Config, address: SocketAddr) -> TcpSocketOptions {
