@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderName, Method};
 
 use self::inquiry::Form;
 use self::pools::Pools;
@@ -35,6 +35,8 @@ pub use self::lessons::Answer;
 pub use self::pools::Pooled;
 pub use crate::routing::breaker::Failure;
 
+static API_KEY: HeaderName = HeaderName::from_static("api-key");
+static OCP_APIM_SUBSCRIPTION_KEY: HeaderName = HeaderName::from_static("ocp-apim-subscription-key");
 /// How long a backend rests whose credential could not be fetched; it ends with the credential.
 const UNTIL_THERE_IS_ONE: Duration = Duration::from_secs(86_400);
 /// How much of an answer is gathered beyond its limit, so that what is to be taken out is found
@@ -363,7 +365,7 @@ impl Gateway {
 
 /// Every key a request presents in its headers.
 fn presented_keys(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
-    let plain = ["api-key", "ocp-apim-subscription-key"];
+    let plain = [&API_KEY, &OCP_APIM_SUBSCRIPTION_KEY];
     let plain = plain.into_iter().flat_map(|name| headers.get_all(name)).map(|value| value.as_bytes());
     let bearer = headers.get_all(http::header::AUTHORIZATION).into_iter().filter_map(|value| {
         let (scheme, token) = value.as_bytes().split_at_checked(7)?;

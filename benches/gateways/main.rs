@@ -337,7 +337,8 @@ async fn measure(bench: &Bench, scenario: &Scenario, kinds: &[Kind], options: &O
             let idle = subject.memory();
             upstreams.iter().for_each(|upstream| upstream.asked.store(0, Ordering::Relaxed));
             let (cpu, mut samples) = load(bench, subject, &target, scenario, length).await;
-            let [refused, answered] = upstreams.each_ref().map(|upstream| upstream.asked.load(Ordering::Relaxed));
+            let [refused, answered] =
+                upstreams.each_ref().map(|upstream| upstream.asked.load(Ordering::Relaxed));
             for (name, value) in &latencies(bench, &target, scenario, length).await {
                 let without = floor.iter().find(|(other, _)| other == name).map_or(0.0, |(_, value)| *value);
                 samples.push((name, (value - without).max(0.0)));

@@ -142,7 +142,7 @@ async fn request<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut BytesMut) ->
     }
 }
 
-async fn events<S: AsyncWrite + Unpin>(
+async fn events<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     pace: Pace,
     epoch: Instant,
@@ -161,7 +161,9 @@ async fn events<S: AsyncWrite + Unpin>(
         stream.flush().await?;
     }
     if !pace.ends {
-        sleep(Duration::from_secs(3600)).await;
+        // Open for as long as the other side wants.
+        while stream.read_u8().await.is_ok() {}
+        return Ok(());
     }
     if wants_usage {
         stream.write_all(&chunk(USAGE)).await?;

@@ -335,7 +335,9 @@ mod tests {
         let broken = r#"[{"a":1}, 7, [{"a":2}], { } ,{"a":{"a":3}, "b":0 }, {"a":"#;
         let is_whole = Cursor::new(broken).array(|element| {
             let mut value = None;
-            if element.object(|key, cursor| value = cursor.value().filter(|_| key == "a").or(value)) || value.is_some() {
+            if element.object(|key, cursor| value = cursor.value().filter(|_| key == "a").or(value))
+                || value.is_some()
+            {
                 values.push(value);
             }
         });

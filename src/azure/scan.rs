@@ -244,8 +244,8 @@ fn plain_words(bytes: &[u8]) -> usize {
         let word = u64::from_le_bytes(*word);
         // A borrow can make a byte above the first of note look like one, but none below it.
         let zero = |word: u64| word.wrapping_sub(ONES) & !word;
-        let quote = zero(word ^ ONES * u64::from(b'"'));
-        let backslash = zero(word ^ ONES * u64::from(b'\\'));
+        let quote = zero(word ^ (ONES * u64::from(b'"')));
+        let backslash = zero(word ^ (ONES * u64::from(b'\\')));
         let control = word.wrapping_sub(ONES * u64::from(b' ')) & !word;
         let found = (quote | backslash | control) & HIGH;
         if found != 0 {

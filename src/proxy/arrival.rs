@@ -23,6 +23,9 @@ use crate::refusal::Refusal;
 /// to read why.
 pub(super) const DRAIN: Duration = Duration::from_secs(5);
 
+static X_STAINLESS_READ_TIMEOUT: header::HeaderName =
+    header::HeaderName::from_static("x-stainless-read-timeout");
+
 /// The longest that a request waits for the keys that tokens are signed with.
 const KEYS: Duration = Duration::from_secs(5);
 
@@ -142,7 +145,7 @@ fn text<'s>(session: &'s Session, name: &header::HeaderName) -> &'s str {
 
 /// How long the client's SDK waits for an answer, as it says.
 fn clients_patience(session: &Session) -> Option<Duration> {
-    let value = session.get_header("x-stainless-read-timeout")?.to_str().ok()?;
+    let value = session.get_header(&X_STAINLESS_READ_TIMEOUT)?.to_str().ok()?;
     Duration::try_from_secs_f64(value.trim().parse().ok()?).ok()
 }
 

@@ -299,13 +299,7 @@ impl ProxyHttp for Balancer {
         };
         let framing = framing(&flow, held.iter().map(Bytes::len).sum());
         flow.outgoing = Outgoing::new(held);
-        headers::rewrite(
-            request,
-            &backend.config,
-            &serving.gateway.requests,
-            &outgoing.path,
-            &framing,
-        )?;
+        headers::rewrite(request, &backend.config, &serving.gateway.requests, &outgoing.path, &framing)?;
         request.insert_header(name, secret.header.clone())
     }
 
