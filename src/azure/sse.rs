@@ -119,12 +119,21 @@ pub struct UsageFilter {
     held_bytes: usize,
     /// The event in progress was too long to be held: it passes.
     released: bool,
+    /// Finds what every chunk has.
+    choices: memmem::Finder<'static>,
 }
 
 impl UsageFilter {
     /// A filter that holds at most `max_event` bytes; a longer event is no usage event.
     pub fn new(max_event: usize) -> Self {
-        Self { max_event, lines: Lines::default(), held: Vec::new(), held_bytes: 0, released: false }
+        Self {
+            max_event,
+            lines: Lines::default(),
+            held: Vec::new(),
+            held_bytes: 0,
+            released: false,
+            choices: memmem::Finder::new(CHOICES),
+        }
     }
 
     /// Takes the next chunk and hands on what may go.
@@ -169,10 +178,10 @@ impl UsageFilter {
             return false;
         }
         if self.held_bytes == 0 {
-            return is_usage_event(last);
+            return is_usage_event(last, &self.choices);
         }
         let held = self.held.iter().map(|piece| &piece[..]);
-        is_usage_event(&held.chain([last]).collect::<Vec<_>>().concat())
+        is_usage_event(&held.chain([last]).collect::<Vec<_>>().concat(), &self.choices)
     }
 }
 
@@ -182,10 +191,12 @@ fn send(piece: Bytes, out: &mut impl FnMut(Bytes)) {
     }
 }
 
-fn is_usage_event(event: &[u8]) -> bool {
+const CHOICES: &[u8] = b"\"choices\"";
+
+fn is_usage_event(event: &[u8], choices: &memmem::Finder<'_>) -> bool {
     // Nearly every event is none, which the first searches tell without parsing anything.
-    let has_choices = memmem::find(event, b"\"choices\"").is_some_and(|at| {
-        let mut after = event.iter().skip(at + 9).filter(|b| !b.is_ascii_whitespace());
+    let has_choices = choices.find(event).is_some_and(|at| {
+        let mut after = event.iter().skip(at + CHOICES.len()).filter(|b| !b.is_ascii_whitespace());
         (after.next(), after.next(), after.next()) == (Some(&b':'), Some(&b'['), Some(&b']'))
     });
     if !has_choices || memmem::find(event, b"\"usage\"").is_none() {

@@ -27,7 +27,7 @@ use super::attempt::Due;
 use super::context::Shared;
 use super::headers;
 use super::intake::{NoBody, broken};
-use super::tap::{FIRST_BYTE, IDLE};
+use super::tap::{FIRST_BYTE, IDLE, Reply};
 use super::trouble::Trouble;
 use crate::record::writer::Receipt;
 
@@ -179,7 +179,12 @@ impl Replay {
 
     /// Waits for the client to leave or for the time-out of the moment to pass.
     async fn watch(&mut self) -> Result<Option<Bytes>> {
-        self.flow.lock().sent(std::time::Instant::now());
+        {
+            let mut flow = self.flow.lock();
+            if matches!(flow.reply, Reply::None) {
+                flow.sent(std::time::Instant::now());
+            }
+        }
         loop {
             let due = self.flow.lock().deadline;
             let Some((due, then)) = due else {

@@ -3,12 +3,11 @@
 //! A pool knows who may serve and whose turn it is among those who may; who that is for one
 //! request is `journey.rs`'s.
 
+use std::cell::OnceCell;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
-
-use smallvec::SmallVec;
 
 use super::budget::Budget;
 use super::headroom::Sent;
@@ -179,19 +178,19 @@ impl Pool {
         let member = match self.balance {
             Balance::RoundRobin => tier.wheel.next(|member| is_open(place(member)), |_| true),
             Balance::Headroom => {
-                let pace = |place: usize| {
-                    let candidate = self.candidates.get(place).filter(|_| is_open(place))?;
-                    Some(candidate.pace(now))
+                let pace = |place: usize| self.candidates.get(place).map_or(0.0, |other| other.pace(now));
+                let best = OnceCell::new();
+                let best = || {
+                    let open = tier.members.clone().filter(|place| is_open(*place));
+                    *best.get_or_init(|| open.map(pace).fold(0.0, f64::max))
                 };
-                let paces: SmallVec<[Option<f64>; 8]> = tier.members.clone().map(pace).collect();
-                let best = paces.iter().flatten().copied().fold(0.0, f64::max);
-                let pace = |member: usize| paces.get(member).copied().flatten();
-                // The best of them takes every turn.
-                let takes_turn = |member, pace| best <= 0.0 || tier.takes_turn(member, pace / best);
-                tier.wheel.next(
-                    |member| pace(member).is_some(),
-                    |member| pace(member).is_some_and(|pace| takes_turn(member, pace)),
-                )
+                let takes_turn = |member| {
+                    let pace = pace(place(member));
+                    // Only where one is not well off, the others are looked at: the best of them
+                    // takes every turn.
+                    pace >= AS_GOOD_AS_ALL || best() <= 0.0 || tier.takes_turn(member, pace / best())
+                };
+                tier.wheel.next(|member| is_open(place(member)), takes_turn)
             }
         };
         member.map(place)
