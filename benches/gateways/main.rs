@@ -289,6 +289,7 @@ async fn compare(options: &Options) {
             report.tables.push(table);
         }
     }
+    println!("{}", report.summary());
     if let Some(path) = &options.json {
         std::fs::write(path, report.as_json()).unwrap();
     }

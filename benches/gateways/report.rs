@@ -175,6 +175,37 @@ impl Report {
         Self { runs, versions, tables: Vec::new() }
     }
 
+    /// One table of the medians that matter most: processor time, for what is held memory.
+    pub fn summary(&self) -> String {
+        let kinds = || {
+            Kind::ALL.into_iter().filter(|kind| self.versions.iter().any(|(name, _)| *name == kind.name()))
+        };
+        let mut text = String::from("| CPU µs per request, or as told |");
+        for kind in kinds() {
+            let _ = write!(text, " {} |", kind.name());
+        }
+        text.push_str("\n| --- |");
+        kinds().for_each(|_| text.push_str(" ---: |"));
+        text.push('\n');
+        for table in &self.tables {
+            let (name, unit) = match table.name {
+                "held" => ("each_kib", ": KiB each"),
+                "streams" => ("cpu_us", ": per event"),
+                _ => ("cpu_us", ""),
+            };
+            let _ = write!(text, "| {}{unit} |", table.title);
+            for kind in kinds() {
+                match table.median(kind, name) {
+                    Some(Median { value, .. }) if value < 100.0 => drop(write!(text, " {value:.1} |")),
+                    Some(Median { value, .. }) => drop(write!(text, " {value:.0} |")),
+                    None => text.push_str(" |"),
+                }
+            }
+            text.push('\n');
+        }
+        text
+    }
+
     pub fn as_json(&self) -> String {
         let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
