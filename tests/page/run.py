@@ -104,6 +104,10 @@ class Page:
     def voice(self):
         return self.js("document.getElementById('voice').textContent")
 
+    def has_no_complaints(self):
+        complaints = self.complaints()
+        assert complaints == [], complaints
+
     def complaints(self):
         """What went wrong since the last call, but for answers that a test wants."""
         with contextlib.suppress(Exception):
@@ -234,7 +238,7 @@ class Tests:
             self.page.click("#ask-yes")
             self.page.wait(lambda: mock.posts, "nothing is posted")
             assert mock.posts[0][0] == "/api/backends/a%2F..%2Fb%3Fc%23d/drain", mock.posts
-            assert self.page.complaints() == []
+            self.page.has_no_complaints()
 
     def the_policy_holds(self):
         """What the page must not be able to do, it cannot do; and the watch for complaints works."""
@@ -298,7 +302,7 @@ class Tests:
             self.page.wait(lambda: not self.page.find("#stale").is_displayed(), "it does not recover")
             self.page.wait(lambda: self.page.voice().startswith("Live again"), "the recovery is not spoken")
             assert self.page.text("#head") == "All backends of o3 rest"
-            assert self.page.complaints() == []
+            self.page.has_no_complaints()
 
     def a_silent_connection_is_stale_too(self):
         with Mock(calm, interval=0.3) as mock:
@@ -545,7 +549,7 @@ class RealTests:
         assert [name for name in names if name] and {told["name"] for told in status["backends"]} <= set(names), names
         assert len(self.page.texts("#pool-rows > li")) == len(status["pools"])
         assert "well" in self.page.text("#head"), self.page.text("#head")
-        assert self.page.complaints() == []
+        self.page.has_no_complaints()
 
     def counts_rise(self):
         figure = lambda: self.page.js(
@@ -598,7 +602,7 @@ class RealTests:
         self.page.click("#ask-no")
         self.page.wait(lambda: "reload was refused" in self.page.text("#issues"), "the refusal is not among what to know")
         config.write_text(good)
-        assert self.page.complaints() == []
+        self.page.has_no_complaints()
 
     def a_stop_makes_it_stale(self):
         self.running.ask_to_stop()
@@ -621,7 +625,7 @@ class TokenTests:
         self.page.click("[data-f=drain][aria-label='Drain westus']")
         self.page.click("#ask-yes")
         self.page.wait(lambda: self.page.text("#said-text").startswith("westus is drained."), "no result")
-        assert self.page.complaints() == []
+        self.page.has_no_complaints()
 
 
 def found(program):

@@ -79,6 +79,12 @@ impl Client {
         self.request("GET", target, headers, None).await
     }
 
+    /// Whether the answer is a 200; whoever does not answer, or hangs up, has none.
+    pub async fn is_ok(&mut self, target: &str) -> bool {
+        let asked = self.try_send(Self::head("GET", target, &[("Host", "localhost")]).as_bytes()).await;
+        asked && self.reply_head().await.is_some_and(|reply| reply.status == 200)
+    }
+
     pub async fn post(&mut self, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
         self.request("POST", target, headers, Some(body)).await
     }

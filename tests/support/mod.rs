@@ -241,7 +241,7 @@ impl Balancer {
     /// Whether it answers; a listener with TLS has to be asked in another language.
     async fn is_ready(&self) -> bool {
         let Ok(mut client) = Client::try_connect(self.address).await else { return false };
-        if !self.speaks_tls && client.get("/readyz", &[]).await.status != 200 {
+        if !self.speaks_tls && !client.is_ok("/readyz").await {
             return false;
         }
         if !self.has_admin {
@@ -249,7 +249,7 @@ impl Balancer {
         }
         let Ok(mut admin) = Client::try_connect(self.admin).await else { return false };
         // With TLS of its own, or a token, it need not say more.
-        !self.speaks_tls || admin.get("/api/status", &[("Host", "localhost")]).await.status == 200
+        !self.speaks_tls || admin.is_ok("/api/status").await
     }
 
     /// What of the log has arrived; a line may come after the reply that it is about.
