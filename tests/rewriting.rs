@@ -97,6 +97,38 @@ async fn v1_bodies_are_mapped_and_all_else_in_them_stays() {
 }
 
 #[tokio::test]
+async fn what_is_for_the_next_hop_only_ends_here() {
+    let azure = azure(&["a", "b"]).await;
+    let balancer = Balancer::start(&backends(&azure), "").await;
+    azure.set_mood("a", Mood::Refuses(Refusal::Unavailable));
+    azure.set_mood("b", Mood::Refuses(Refusal::Unavailable));
+    let headers = [
+        ("api-key", KEY),
+        ("Connection", "keep-alive, X-Mine"),
+        ("connection", " x-also"),
+        ("Keep-Alive", "timeout=5"),
+        ("TE", "trailers"),
+        ("X-Mine", "1"),
+        ("x-also", "2"),
+        ("X-Kept", "3"),
+        ("OpenAI-Beta", "assistants=v2"),
+    ];
+    // On every try alike.
+    balancer.post(CHAT, &headers, HELLO.as_bytes()).await;
+    for name in ["a", "b"] {
+        let seen = azure.requests(name).pop().unwrap();
+        for gone in ["connection", "keep-alive", "te", "x-mine", "x-also", "transfer-encoding"] {
+            assert_eq!(header(&seen, gone), None, "{gone}");
+        }
+        let length = HELLO.len().to_string();
+        for (kept, value) in [("x-kept", "3"), ("openai-beta", "assistants=v2"), ("content-length", &length)]
+        {
+            assert_eq!(header(&seen, kept).as_deref(), Some(value), "{kept}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn forms_are_mapped_and_keep_their_boundary() {
     let azure = azure(&["a", "b"]).await;
     let entries = backend(&azure, "a", "deployments: { x: whisper }")

@@ -66,7 +66,7 @@ struct Options {
     #[arg(long)]
     json: Option<PathBuf>,
     /// What cargo adds
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, global = true)]
     bench: bool,
     #[command(subcommand)]
     command: Option<What>,
@@ -159,7 +159,9 @@ impl Scenario {
     fn answer(&self) -> Answer {
         match self.work {
             Work::Streams { .. } => Answer::Stream(EVENTS),
-            Work::Held { .. } => Answer::Stream(Pace { events: 1, ends: false, ..EVENTS }),
+            Work::Held { .. } => {
+                Answer::Stream(Pace { first: Duration::ZERO, events: 1, ends: false, ..EVENTS })
+            }
             _ => Answer::Json,
         }
     }

@@ -33,9 +33,8 @@ pub(super) fn probe<'a, const N: usize>(
     let mut fields = Fields::none();
     let mut is_text = true;
     let accepted = Scan::pairs(json, |key, value| {
-        let place = keys.iter().position(|wanted| wanted.as_bytes().eq_ignore_ascii_case(key));
         fields.empty = false;
-        if place.is_some() {
+        if let Some(place) = keys.iter().position(|wanted| wanted.as_bytes().eq_ignore_ascii_case(key)) {
             match std::str::from_utf8(value) {
                 Ok(value) => fields.note(place, value),
                 Err(_) => is_text = false,
@@ -58,10 +57,8 @@ impl<'a, const N: usize> Fields<'a, N> {
     }
 
     /// Takes note of a value of the key of this place.
-    fn note(&mut self, place: Option<usize>, found: &'a str) {
-        self.empty = false;
-        let slot = place.and_then(|n| self.values.get_mut(n).zip(self.repeated.get_mut(n)));
-        if let Some((value, repeated)) = slot {
+    fn note(&mut self, place: usize, found: &'a str) {
+        if let (Some(value), Some(repeated)) = (self.values.get_mut(place), self.repeated.get_mut(place)) {
             *repeated = value.is_some();
             *value = Some(found);
         }
@@ -269,7 +266,7 @@ impl<'de, const N: usize> Visitor<'de> for Object<'_, N> {
         while let Some(place) = map.next_key_seed(Key(self.0))? {
             fields.empty = false;
             match place {
-                Some(_) => fields.note(place, map.next_value::<&'de RawValue>()?.get()),
+                Some(place) => fields.note(place, map.next_value::<&'de RawValue>()?.get()),
                 None => drop(map.next_value::<IgnoredAny>()?),
             }
         }

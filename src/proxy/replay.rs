@@ -329,8 +329,6 @@ impl CustomSession for Replay {
         self.real_mut().response_duplex_vec(out).await
     }
 
-    // From here on everything is the client's session's own business.
-
     fn req_header(&self) -> &RequestHeader {
         &self.head
     }
@@ -338,6 +336,8 @@ impl CustomSession for Replay {
     fn req_header_mut(&mut self) -> &mut RequestHeader {
         &mut self.head
     }
+
+    // From here on everything is the client's session's own business.
 
     async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
         self.real_mut().read_request_body().await

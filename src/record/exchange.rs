@@ -8,6 +8,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
+use log::{Level, info, log_enabled};
+
 use crate::admission::clients::Client;
 use crate::azure::answer::Answer;
 use crate::azure::reply::ReplyBody;
@@ -18,8 +21,6 @@ use crate::record::estimate;
 use crate::record::line::Line;
 use crate::record::metrics::Metrics;
 use crate::record::redact::Redaction;
-use bytes::Bytes;
-use log::{Level, info, log_enabled};
 
 /// What the lines of the access log go by, which nobody gets who does not ask for it.
 const ACCESS: &str = "access";
