@@ -10,12 +10,11 @@ const USUAL: &str = "warn,aoai_lb=info";
 
 /// What the engine calls an error although it is the other side's business, or none: by target and
 /// beginning. It happens per connection, and records, refusals or our own lines tell of it.
-const NO_ERRORS: [(&str, &str); 5] = [
+const NO_ERRORS: [(&str, &str); 4] = [
     ("pingora_core::services::listening", "Downstream handshake"),
     ("pingora_core::apps", "H2 handshake error"),
     ("pingora_core::connectors", "failed to acquire reusable stream"),
     ("pingora_core::server::transfer_fd", "No incoming socket transfer"),
-    ("pingora_proxy", "Fail to proxy"),
 ];
 
 /// Begins to log. `RUST_LOG` chooses what.

@@ -10,10 +10,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
-use pingora::apps::HttpServerOptions;
 use pingora::listeners::tls::TlsSettings;
 use pingora::listeners::{L4BufferSettings, ListenerConfig, TcpSocketOptions};
-use pingora::proxy::http_proxy;
 use pingora::server::configuration::{Opt, ServerConf};
 use pingora::server::{ExecutionPhase, RunArgs, Server};
 use pingora::services::listening::Service;
@@ -31,7 +29,8 @@ use crate::credentials::Keyring;
 use crate::gateway::Process;
 use crate::proxy::Balancer;
 use crate::proxy::door::{BadDoor, Door};
-use crate::proxy::guard::{Guard, IDLE};
+use crate::proxy::drive::Drive;
+use crate::proxy::guard::Guard;
 use crate::proxy::peer::{BadAuthority, keepalive};
 use crate::record::{RecordError, Recorder};
 use crate::reload::Live;
@@ -240,7 +239,7 @@ impl Up {
     }
 }
 
-/// A service for each listener, in front of the proxy that all share.
+/// A service for each listener, in front of the balancer that all share.
 fn listeners(
     config: &Config,
     live: &Arc<Live>,
@@ -248,19 +247,14 @@ fn listeners(
     served: &mut Vec<Served>,
     background: &Runtime,
 ) -> Result<Vec<Service<Guard>>, StartError> {
-    let mut options = HttpServerOptions::default();
-    // CONNECT is refused by our own rules, with a body and a record.
-    options.allow_connect_method_proxying = true;
-    options.h2_idle_timeout = Some(IDLE);
-    let mut proxy = http_proxy(&server.configuration, Balancer::new(Arc::clone(&live.serving)));
-    proxy.server_options = Some(options);
-    let proxy = Arc::new(proxy);
+    let balancer = Balancer::new(Arc::clone(&live.serving));
+    let drive = Arc::new(Drive::new(balancer, &server.configuration));
     let mut services = Vec::new();
     for (n, listener) in config.listeners.iter().enumerate() {
         let runtime = Arc::new(OnceLock::new());
         served.push(Arc::clone(&runtime));
         let guard =
-            Guard::new(Arc::clone(&proxy), Arc::new(listener.clone()), Arc::clone(&live.serving), runtime);
+            Guard::new(Arc::clone(&drive), Arc::new(listener.clone()), Arc::clone(&live.serving), runtime);
         let mut service = Service::new(format!("listener {}", listener.address), guard);
         let mut endpoint = ListenerConfig::tcp(listener.address.to_string())
             .tcp_socket_options(socket(config, listener.address))

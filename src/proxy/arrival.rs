@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use http::{Version, header};
 use pingora::http::RequestHeader;
-use pingora::proxy::Session;
+use pingora::protocols::http::ServerSession;
 use tokio::time::timeout;
 
 use super::attempt::Course;
-use super::context::Shared;
+use super::context::Flow;
 use super::head;
 use super::intake::{self, Bounds, Budget, Intake, NoBody};
 use crate::admission::clients::{self, Client, Stranger};
@@ -34,19 +34,19 @@ const KEYS: Duration = Duration::from_secs(5);
 /// # Errors
 /// [`NoBody`] where it goes no further.
 pub(super) async fn receive(
-    session: &mut Session,
-    flow: &Shared,
+    session: &mut ServerSession,
+    flow: &mut Flow,
     bodies: &Arc<Budget>,
 ) -> Result<(), NoBody> {
-    let gateway = Arc::clone(&flow.lock().serving.gateway);
+    let gateway = Arc::clone(&flow.serving.gateway);
     prepare(session, &gateway);
     if session.req_header().version == Version::HTTP_2 {
         head::check_fields(session.req_header())?;
     }
     let target = read_head(session, flow)?;
-    let subject = flow.lock().subject.take();
+    let subject = flow.subject.take();
     let client = authenticate(session, &gateway, &target, subject.as_ref()).await?;
-    flow.lock().client = Some(Arc::clone(&client));
+    flow.client = Some(Arc::clone(&client));
     let method = session.req_header().method.clone();
     gateway.permit(&method, &target, &client)?;
     let bounds = Bounds {
@@ -56,15 +56,14 @@ pub(super) async fn receive(
         budget: Arc::clone(bodies),
         memory: gateway.requests.body_memory,
     };
-    flow.lock().idle(Instant::now());
-    let intake = intake::take(session.as_downstream_mut(), &bounds).await?;
+    flow.idle(Instant::now());
+    let intake = intake::take(session, &bounds).await?;
     let complete = Instant::now();
     let encoding = text(session, &header::CONTENT_ENCODING).trim();
     let content_type = text(session, &header::CONTENT_TYPE).to_owned();
     let encoded = !matches!(encoding, "" | "identity");
     let body = Body { bytes: &intake.bytes, content_type: &content_type, encoded };
     let asked = gateway.read(&method, &target, &body);
-    let mut flow = flow.lock();
     flow.busy(complete);
     flow.body = intake;
     flow.content_type = content_type;
@@ -80,7 +79,7 @@ pub(super) async fn receive(
 /// Whose request it is. Where only the key is not known that its token was signed with, that is
 /// asked for, which is the one moment that anybody waits here.
 async fn authenticate(
-    session: &Session,
+    session: &ServerSession,
     gateway: &Gateway,
     target: &Target,
     subject: Option<&Subject>,
@@ -101,9 +100,8 @@ async fn authenticate(
 }
 
 /// What the head tells about where to.
-fn read_head(session: &Session, flow: &Shared) -> Result<Arc<Target>, Refusal> {
+fn read_head(session: &ServerSession, flow: &mut Flow) -> Result<Arc<Target>, Refusal> {
     let header = session.req_header();
-    let mut flow = flow.lock();
     let gateway = Arc::clone(&flow.serving.gateway);
     flow.upgrades = session.is_upgrade_req();
     flow.knows_chunks = header.version != Version::HTTP_10;
@@ -121,7 +119,7 @@ fn read_head(session: &Session, flow: &Shared) -> Result<Arc<Target>, Refusal> {
 }
 
 /// Sets what has to be set on the client's own session, before it is replaced.
-fn prepare(session: &mut Session, gateway: &Gateway) {
+fn prepare(session: &mut ServerSession, gateway: &Gateway) {
     let leaving = gateway.process.leaving.load(Ordering::Acquire);
     // Streams end with the connection for those who do not know chunks; and the next request
     // is for another process when this one ends.
@@ -139,12 +137,12 @@ fn prepare(session: &mut Session, gateway: &Gateway) {
 }
 
 /// A header as text; empty if there is none.
-fn text<'s>(session: &'s Session, name: &header::HeaderName) -> &'s str {
+fn text<'s>(session: &'s ServerSession, name: &header::HeaderName) -> &'s str {
     session.get_header(name).and_then(|value| value.to_str().ok()).unwrap_or("")
 }
 
 /// How long the client's SDK waits for an answer, as it says.
-fn clients_patience(session: &Session) -> Option<Duration> {
+fn clients_patience(session: &ServerSession) -> Option<Duration> {
     let value = session.get_header(&X_STAINLESS_READ_TIMEOUT)?.to_str().ok()?;
     Duration::try_from_secs_f64(value.trim().parse().ok()?).ok()
 }

@@ -1,22 +1,18 @@
-//! What one request carries from phase to phase: its story so far.
-//!
-//! Pingora's hooks and the session that replays the body both need it, one after the other
-//! and never at once, so it sits behind a lock that is never contended and never held across
-//! an await.
+//! What one request carries from step to step: its story so far.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use http::Method;
 use ipnet::IpNet;
-use pingora::protocols::http::ServerSession;
 
 use super::attempt::{Course, Due};
 use super::intake::{Budget, Intake};
 use super::peer::{Peers, Turn};
-use super::replay::Outgoing;
 use super::tap::{Ending, Facts, Reply};
 use super::trouble::Trouble;
 use crate::admission::clients::Client;
@@ -61,22 +57,7 @@ pub struct Context {
     /// The right to look for a connection, while it does.
     pub(super) turn: Option<Turn>,
     /// Its story; none for health probes.
-    pub(super) flow: Option<Shared>,
-}
-
-/// A story, shared by the hooks and the replaying session.
-#[derive(Clone)]
-pub(super) struct Shared(Arc<Mutex<Flow>>);
-
-impl Shared {
-    pub(super) fn new(flow: Flow) -> Self {
-        Self(Arc::new(Mutex::new(flow)))
-    }
-
-    pub(super) fn lock(&self) -> MutexGuard<'_, Flow> {
-        // A panic elsewhere must not take the record with it.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    pub(super) flow: Option<Box<Flow>>,
 }
 
 /// The story of a request.
@@ -95,10 +76,10 @@ pub(super) struct Flow {
     pub(super) client: Option<Arc<Client>>,
     pub(super) content_type: String,
     pub(super) body: Intake,
+    /// What is held of it as the try under way sends it.
+    pub(super) pieces: VecDeque<Bytes>,
     /// Memory for what is held.
     pub(super) budget: Arc<Budget>,
-    /// The body as the try under way sends it.
-    pub(super) outgoing: Outgoing,
     /// The deployment it asks for, as far as it is known.
     pub(super) deployment: Option<Deployment>,
     /// Whether it asks for a stream, if its body was read.
@@ -107,12 +88,10 @@ pub(super) struct Flow {
     pub(super) knows_chunks: bool,
     /// Whether the client asked for a protocol switch.
     pub(super) upgrades: bool,
-    /// The head of the try under way has been sent.
-    pub(super) head_sent: bool,
     /// When something has to happen although nothing comes in, and what.
     pub(super) deadline: Option<(Instant, Due)>,
-    /// The hold is over by time: what is held is to go out.
-    pub(super) nudged: bool,
+    /// The client has sent something after its request: it is not listened to any more.
+    pub(super) deaf: bool,
     /// The way through the pool, once admitted.
     pub(super) course: Option<Course>,
     /// What the balancer itself took so far.
@@ -122,8 +101,6 @@ pub(super) struct Flow {
     /// The reply under way.
     pub(super) reply: Reply,
     pub(super) end: End,
-    /// The real session, while the replaying one stands in for it.
-    pub(super) home: Option<ServerSession>,
 }
 
 /// How it ended, as far as that is known.
@@ -167,21 +144,19 @@ impl Flow {
             client: None,
             content_type: String::new(),
             body: Intake::default(),
+            pieces: VecDeque::new(),
             budget,
-            outgoing: Outgoing::default(),
             deployment: None,
             stream: None,
             knows_chunks: true,
             upgrades: false,
             deadline: None,
-            nudged: false,
-            head_sent: false,
+            deaf: false,
             course: None,
             overhead: Duration::ZERO,
             busy_since: Some(Instant::now()),
             reply: Reply::None,
             end: End::default(),
-            home: None,
         }
     }
 
@@ -211,9 +186,6 @@ impl Flow {
     /// Nothing is under way; returns how many tries there have been.
     pub(super) fn between_tries(&mut self) -> u32 {
         self.deadline = None;
-        self.nudged = false;
-        self.head_sent = false;
-        self.outgoing = Outgoing::default();
         self.course.as_ref().map_or(0, |course| course.journey.tries())
     }
 
@@ -221,7 +193,6 @@ impl Flow {
     /// say something.
     pub(super) fn sent(&mut self, now: Instant) {
         if let (Reply::None, None, Some(course)) = (&self.reply, &self.deadline, &self.course)
-            && self.head_sent
             && course.is_underway()
         {
             course.sent(now);

@@ -14,10 +14,9 @@ use async_trait::async_trait;
 use bytes::BytesMut;
 use log::debug;
 use memchr::memchr_iter;
-use pingora::apps::{HttpServerApp, ServerApp};
-use pingora::protocols::http::ServerSession;
+use pingora::apps::ServerApp;
 use pingora::protocols::{ALPN, Stream};
-use pingora::proxy::HttpProxy;
+use pingora::proxy::Session;
 use pingora::server::ShutdownWatch;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
@@ -25,7 +24,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::context::{Serving, request_id};
 use super::crowd::{Crowd, Place};
-use super::{Balancer, head, reply};
+use super::drive::Drive;
+use super::{head, reply};
 use crate::admission::address::is_trusted;
 use crate::config::Listener;
 use crate::refusal::{Reason, Refusal};
@@ -43,9 +43,9 @@ pub const MOVING: Duration = Duration::from_secs(4);
 /// How long a refused client may take to read why.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// The guard of one listener, in front of the proxy that all listeners share.
+/// The guard of one listener, in front of the balancer that all listeners share.
 pub struct Guard {
-    proxy: Arc<HttpProxy<Balancer>>,
+    drive: Arc<Drive>,
     listener: Arc<Listener>,
     serving: Arc<ArcSwap<Serving>>,
     /// The runtime that it is polled on, for those who want to know whether that is alive.
@@ -64,12 +64,12 @@ enum NoHead {
 impl Guard {
     /// A guard for this listener.
     pub fn new(
-        proxy: Arc<HttpProxy<Balancer>>,
+        drive: Arc<Drive>,
         listener: Arc<Listener>,
         serving: Arc<ArcSwap<Serving>>,
         runtime: Arc<OnceLock<Handle>>,
     ) -> Self {
-        Self { proxy, listener, serving, runtime, crowd: Crowd::default() }
+        Self { drive, listener, serving, runtime, crowd: Crowd::default() }
     }
 
     /// A place for a connection, unless its address has too many already.
@@ -158,7 +158,7 @@ impl ServerApp for Guard {
         };
         if speaks_http2 {
             // Its frames have lengths and limits of their own.
-            return self.proxy.process_new(stream, shutdown).await;
+            return self.drive.process_new(stream, shutdown).await;
         }
         let mut stopping = shutdown.clone();
         let mut first = true;
@@ -179,17 +179,12 @@ impl ServerApp for Guard {
                 }
             };
             first = false;
-            let mut session = ServerSession::new_http1(stream);
+            let mut session = Session::new_h1(stream);
             session.set_keepalive(Some(IDLE.as_secs()));
             session.set_pipelined_prefix(bytes);
-            session.set_connection_user_context(Some(Box::new(Arc::clone(&self.listener))));
-            let (next, _) = self.proxy.process_new_http(session, shutdown).await?.consume();
-            stream = next;
+            let listener = Some(Arc::clone(&self.listener));
+            stream = self.drive.serve(session, listener, shutdown).await?;
         }
-    }
-
-    async fn cleanup(&self) {
-        self.proxy.http_cleanup().await;
     }
 }
 

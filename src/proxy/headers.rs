@@ -90,12 +90,18 @@ pub(super) fn kept(header: &RequestHeader, upgrades: bool) -> pingora::Result<Re
                 || *name == UPGRADE
                 || named.iter().any(|named| named.eq_ignore_ascii_case(name.as_str().as_bytes()))
         };
-        if !is_dropped(name.as_str()) && (upgrades || !is_for_one_hop()) {
+        if !is_dropped(name.as_str()) && !is_for_one_hop() {
             kept.append_header(name.clone(), value.clone())?;
         }
     }
     if upgrades {
         strip_subprotocol_key(&mut kept)?;
+        // The one other protocol that is spoken here.
+        let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
+        if header.headers.get(UPGRADE).is_some_and(is_websocket) {
+            kept.insert_header(CONNECTION, "Upgrade")?;
+            kept.insert_header(UPGRADE, "websocket")?;
+        }
     }
     Ok(kept)
 }

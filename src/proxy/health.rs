@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use http::{Method, header};
 use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::proxy::Session;
+use pingora::protocols::http::ServerSession;
 
 use super::Serving;
 
@@ -25,7 +25,7 @@ pub(super) fn probe(header: &RequestHeader, serving: &Serving) -> Option<u16> {
 }
 
 /// Answers a probe; `leaving` says that the next one is for another process.
-pub(super) async fn answer(session: &mut Session, status: u16, leaving: bool) -> pingora::Result<bool> {
+pub(super) async fn answer(session: &mut ServerSession, status: u16, leaving: bool) -> pingora::Result<bool> {
     let body: &'static [u8] = if status == 200 { b"ok\n" } else { b"stopping\n" };
     let mut header = ResponseHeader::build(status, Some(2))?;
     header.insert_header(header::CONTENT_TYPE, "text/plain")?;
@@ -34,9 +34,9 @@ pub(super) async fn answer(session: &mut Session, status: u16, leaving: bool) ->
         session.set_keepalive(None);
     }
     let head_only = session.req_header().method == Method::HEAD;
-    session.write_response_header(Box::new(header), head_only).await?;
+    session.write_response_header(Box::new(header)).await?;
     if !head_only {
-        session.write_response_body(Some(Bytes::from_static(body)), true).await?;
+        session.write_response_body(Bytes::from_static(body), true).await?;
     }
     Ok(true)
 }

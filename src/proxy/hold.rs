@@ -216,11 +216,9 @@ impl Flow {
     /// [`RETRY`] when somebody else is to be asked.
     pub(super) fn overdue(&mut self, now: Instant) -> pingora::Result<Vec<HttpTask>> {
         let mut out = Vec::new();
-        if std::mem::take(&mut self.nudged) {
-            match self.reply {
-                Reply::Holding(..) => self.overflow(&mut out, now)?,
-                _ => self.release(&mut out, now)?,
-            }
+        match self.reply {
+            Reply::Holding(..) => self.overflow(&mut out, now)?,
+            _ => self.release(&mut out, now)?,
         }
         Ok(out)
     }

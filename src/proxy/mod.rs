@@ -1,4 +1,5 @@
-//! The Pingora adapter: each phase is a few lines around one verb of the gateway.
+//! The Pingora adapter: each phase is a few lines around one verb of the gateway. What runs the phases
+//! is in `drive.rs`.
 
 mod arrival;
 mod attempt;
@@ -7,6 +8,8 @@ mod context;
 mod crowd;
 pub mod dns;
 pub mod door;
+pub mod drive;
+mod exchange;
 pub mod guard;
 mod head;
 mod headers;
@@ -14,17 +17,17 @@ mod health;
 mod hold;
 pub mod inspect;
 mod intake;
+mod joint;
 mod judge;
 pub mod peer;
 pub mod probe;
 mod question;
-mod replay;
 pub(crate) mod reply;
 mod reset;
 mod tap;
 mod trouble;
+mod upstream;
 
-use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -36,7 +39,7 @@ use http::{Method, header};
 use log::debug;
 use pingora::http::RequestHeader;
 use pingora::protocols::Digest;
-use pingora::protocols::http::HttpTask;
+use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
@@ -44,14 +47,13 @@ use tokio::time::sleep;
 
 use self::arrival::DRAIN;
 use self::attempt::Step;
-use self::context::{Context, Flow, Shared};
+use self::context::{Context, Flow};
+use self::exchange::{client_left, pieces, recorded};
 use self::headers::Framing;
 use self::intake::{Budget, NoBody};
-use self::replay::Outgoing;
 use self::tap::{FIRST_BYTE, IDLE, RETRY, Reply};
 use self::trouble::{Trouble, clients_fault, is_clients_fault};
 use crate::admission::address::client_ip;
-use crate::config::Listener;
 use crate::names::BackendName;
 use crate::refusal::Refusal;
 
@@ -89,34 +91,6 @@ impl Balancer {
     pub fn new(serving: Arc<ArcSwap<Serving>>) -> Self {
         Self { serving, bodies: Arc::default() }
     }
-
-    /// Answers a request that goes no further; the connection stays if it can.
-    async fn refuse(&self, session: &mut Session, flow: &Shared, refusal: &Refusal) -> pingora::Result<()> {
-        let downstream = session.as_downstream_mut();
-        if downstream.get_header(header::EXPECT).is_some() && !downstream.is_body_done() {
-            // The client may or may not send the body it announced: nobody could tell where
-            // its next request begins.
-            downstream.set_keepalive(None);
-        }
-        let tasks = flow.lock().refuse(refusal)?;
-        answer(session, flow, tasks).await
-    }
-
-    /// Waits between tries; the client may leave meanwhile.
-    async fn pause(session: &mut Session, over: impl Future<Output = ()> + Send) -> pingora::Result<()> {
-        if !session.is_body_done() {
-            // Looking whether the client is there would take a byte of its upload.
-            over.await;
-            return Ok(());
-        }
-        tokio::select! {
-            () = over => Ok(()),
-            left = session.as_downstream_mut().read_body_or_idle(true) => {
-                let cause = left.err().unwrap_or_else(|| Error::new(CLIENT_GONE));
-                Err(Error::because(CLIENT_GONE, "while waiting between tries", cause).into_down())
-            }
-        }
-    }
 }
 
 #[async_trait]
@@ -131,23 +105,17 @@ impl ProxyHttp for Balancer {
         // The engine would add its compression module, which is of no use here.
     }
 
-    fn on_connection_reuse(
-        &self,
-        _session: &mut Session,
-        ctx: &mut Context,
-        user_context: Box<dyn Any + Send + Sync>,
-    ) {
-        ctx.listener = user_context.downcast::<Arc<Listener>>().ok().map(|listener| *listener);
-    }
-
     async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> pingora::Result<bool> {
         let serving = self.serving.load_full();
         if let Some(ready) = health::probe(session.req_header(), &serving) {
             let leaving = serving.gateway.process.leaving.load(Ordering::Acquire);
             return health::answer(session, ready, leaving).await;
         }
-        let mut flow =
-            Flow::new(Arc::clone(&serving), Arc::clone(&self.bodies), session.req_header().method.clone());
+        let mut flow = Box::new(Flow::new(
+            Arc::clone(&serving),
+            Arc::clone(&self.bodies),
+            session.req_header().method.clone(),
+        ));
         flow.peer_ip =
             session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip);
         // On a connection with TLS it came along with the handshake, for each stream.
@@ -158,36 +126,29 @@ impl ProxyHttp for Balancer {
             let trusted = listener.as_ref().map_or(&[][..], |listener| serving.trusted_proxies(listener));
             client_ip(peer, &session.req_header().headers, trusted)
         });
-        let flow = ctx.flow.insert(Shared::new(flow)).clone();
-        match arrival::receive(session, &flow, &self.bodies).await {
+        let flow = ctx.flow.insert(flow);
+        match arrival::receive(session, flow, &self.bodies).await {
             Ok(()) => {}
             Err(NoBody::Refused(refusal)) => {
-                self.refuse(session, &flow, &refusal).await?;
+                refuse(session, flow, &refusal).await?;
                 return Ok(true);
             }
             Err(NoBody::Unframed(refusal)) => {
                 session.set_keepalive(None);
-                self.refuse(session, &flow, &refusal).await?;
+                refuse(session, flow, &refusal).await?;
                 return Ok(true);
             }
             Err(NoBody::Gone) => {
-                flow.lock().end.client_gone = true;
+                flow.end.client_gone = true;
                 return Err(Error::new(CLIENT_GONE).into_down());
             }
         }
-        let spent = {
-            let mut flow = flow.lock();
-            let now = Instant::now();
-            match flow.course.as_mut().map(|course| course.step(now)) {
-                Some(Step::Spent) => Some(flow.conclude(now)?),
-                _ => None,
-            }
-        };
-        if let Some(tasks) = spent {
-            answer(session, &flow, tasks).await?;
+        let now = Instant::now();
+        if let Some(Step::Spent) = flow.course.as_mut().map(|course| course.step(now)) {
+            let tasks = flow.conclude(now)?;
+            tell(session, flow, tasks).await?;
             return Ok(true);
         }
-        replay::wrap(session.as_downstream_mut(), &flow)?;
         Ok(false)
     }
 
@@ -196,59 +157,47 @@ impl ProxyHttp for Balancer {
         session: &mut Session,
         ctx: &mut Context,
     ) -> pingora::Result<Box<HttpPeer>> {
-        let flow = story(ctx)?;
-        let tries = flow.lock().between_tries();
-        if tries > 0 {
-            still_there(session).await?;
+        let Context { turn, flow, .. } = ctx;
+        let flow = flow.as_deref_mut().ok_or_else(|| Error::new(SPENT))?;
+        if flow.between_tries() > 0 {
+            still_there(session, flow).await?;
         }
-        let serving = Arc::clone(&flow.lock().serving);
+        let serving = Arc::clone(&flow.serving);
         loop {
-            let (step, peer) = {
-                let mut flow = flow.lock();
-                let now = Instant::now();
-                let Some(course) = &mut flow.course else { return Err(Error::new(SPENT)) };
-                match course.step(now) {
-                    Step::Spent => return Err(Error::new(SPENT)),
-                    step @ (Step::Wait(_) | Step::Renewal(_)) => {
-                        flow.idle(now);
-                        (step, None)
-                    }
-                    Step::Try(backend) => {
-                        flow.idle(now);
-                        let Some(course) = &mut flow.course else { return Err(Error::new(SPENT)) };
-                        let name = serving.gateway.backends.get(backend).map(|backend| &backend.config.name);
-                        course.begin(name.unwrap_or(&BackendName::new("?")), now);
-                        match serving.peers.of(backend, flow.upgrades) {
-                            Some(peer) => (Step::Try(backend), Some(peer)),
-                            None if flow.broke_off(Trouble::Dns, false, now) => continue,
-                            None => return Err(Error::new(SPENT)),
-                        }
-                    }
-                }
-            };
+            let now = Instant::now();
+            let Some(course) = &mut flow.course else { return Err(Error::new(SPENT)) };
+            let step = course.step(now);
+            flow.idle(now);
             match step {
-                Step::Wait(pause) => {
-                    Self::pause(session, sleep(pause.length)).await?;
-                    if let Some(course) = &mut flow.lock().course {
-                        course.waited(pause);
+                Step::Spent => return Err(Error::new(SPENT)),
+                Step::Wait(wait) => {
+                    pause(session, flow, sleep(wait.length)).await?;
+                    if let Some(course) = &mut flow.course {
+                        course.waited(wait);
                     }
                 }
                 Step::Renewal(credential) => {
-                    Self::pause(session, credential.renewal(RENEWAL)).await?;
-                    if let Some(course) = &mut flow.lock().course {
+                    pause(session, flow, credential.renewal(RENEWAL)).await?;
+                    if let Some(course) = &mut flow.course {
                         course.renewed();
                     }
                 }
                 Step::Try(backend) => {
-                    if let Some(peer) = peer {
-                        // A connection that becomes another protocol is nobody else's.
-                        if !flow.lock().upgrades {
-                            ctx.turn = serving.peers.turn(backend).await;
+                    let Some(course) = &mut flow.course else { return Err(Error::new(SPENT)) };
+                    let name = serving.gateway.backends.get(backend).map(|backend| &backend.config.name);
+                    course.begin(name.unwrap_or(&BackendName::new("?")), now);
+                    match serving.peers.of(backend, flow.upgrades) {
+                        Some(peer) => {
+                            // A connection that becomes another protocol is nobody else's.
+                            if !flow.upgrades {
+                                *turn = serving.peers.turn(backend).await;
+                            }
+                            return Ok(peer);
                         }
-                        return Ok(peer);
+                        None if flow.broke_off(Trouble::Dns, false, now) => {}
+                        None => return Err(Error::new(SPENT)),
                     }
                 }
-                Step::Spent => {}
             }
         }
     }
@@ -263,9 +212,9 @@ impl ProxyHttp for Balancer {
         ctx: &mut Context,
     ) -> pingora::Result<()> {
         ctx.turn = None;
-        // The engine does not listen to the client while it connects. Nothing is asked, and
-        // billed, for one that has left meanwhile.
-        if reused { Ok(()) } else { still_there(session).await }
+        // The client is not listened to while a connection is made. Nothing is asked, and billed,
+        // for one that has left meanwhile.
+        if reused { Ok(()) } else { still_there(session, story(ctx)?).await }
     }
 
     async fn upstream_request_filter(
@@ -275,7 +224,6 @@ impl ProxyHttp for Balancer {
         ctx: &mut Context,
     ) -> pingora::Result<()> {
         let flow = story(ctx)?;
-        let mut flow = flow.lock();
         let (serving, upgrades) = (Arc::clone(&flow.serving), flow.upgrades);
         let Some(course) = &mut flow.course else { return Err(Error::new(SPENT)) };
         let backend = course.answerer().and_then(|answerer| serving.gateway.backends.get(answerer.backend));
@@ -297,23 +245,10 @@ impl ProxyHttp for Balancer {
         } else {
             crate::azure::body::edit(&flow.body.bytes, &outgoing.edits)
         };
-        let framing = framing(&flow, held.iter().map(Bytes::len).sum());
-        flow.outgoing = Outgoing::new(held);
+        let framing = framing(flow, held.iter().map(Bytes::len).sum());
+        flow.pieces = pieces(held);
         headers::rewrite(request, &backend.config, &serving.gateway.requests, &outgoing.path, &framing)?;
         request.insert_header(name, secret.header.clone())
-    }
-
-    async fn request_body_filter(
-        &self,
-        session: &mut Session,
-        _body: &mut Option<Bytes>,
-        _end_of_stream: bool,
-        ctx: &mut Context,
-    ) -> pingora::Result<()> {
-        if ctx.flow.as_ref().is_some_and(|flow| flow.lock().nudged) {
-            replay::send_overdue(session.as_downstream_mut()).await?;
-        }
-        Ok(())
     }
 
     fn fail_to_connect(
@@ -324,10 +259,10 @@ impl ProxyHttp for Balancer {
         mut error: Box<Error>,
     ) -> Box<Error> {
         ctx.turn = None;
-        if let Some(flow) = &ctx.flow {
+        if let Some(flow) = &mut ctx.flow {
             // A connection that is shared may turn out to have ended when one more stream is begun.
             let stale = *error.etype() == ErrorType::H2Error;
-            let (mut flow, now, trouble) = (flow.lock(), Instant::now(), trouble::of_connecting(&error));
+            let (now, trouble) = (Instant::now(), trouble::of_connecting(&error));
             if trouble == Trouble::Tls {
                 flow.distrusts(&error.to_string(), now);
             }
@@ -344,8 +279,7 @@ impl ProxyHttp for Balancer {
         ctx: &mut Context,
         client_reused: bool,
     ) -> Box<Error> {
-        let Some(flow) = &ctx.flow else { return error };
-        let mut flow = flow.lock();
+        let Some(flow) = &mut ctx.flow else { return error };
         let now = Instant::now();
         let ours = match *error.etype() {
             FIRST_BYTE => Some(Trouble::FirstByteTimeout),
@@ -390,96 +324,106 @@ impl ProxyHttp for Balancer {
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> FailToProxy {
         let broken = FailToProxy { error_code: 0, can_reuse_downstream: false };
-        let Some(flow) = &ctx.flow else {
-            return broken;
-        };
-        replay::unwrap(session.as_downstream_mut(), flow);
-        let tasks = {
-            let mut flow = flow.lock();
-            let is_ours = matches!(*error.etype(), SPENT | NO_SECRET | FIRST_BYTE | IDLE | RETRY);
-            if !is_ours && *error.esource() == ErrorSource::Downstream && !is_clients_fault(error) {
-                flow.end.client_gone = true;
-            }
-            match () {
-                () if flow.is_committed() => {
-                    flow.end.failed |= !flow.end.client_gone;
-                    if !flow.knows_chunks
-                        && let Some(stream) = session.as_downstream().stream()
-                        && let Err(problem) = reset::reset_on_close(stream)
-                    {
-                        debug!("a broken answer to an HTTP/1.0 client looks whole: {problem}");
-                    }
-                    return broken;
+        let Some(flow) = &mut ctx.flow else { return broken };
+        let is_ours = matches!(*error.etype(), SPENT | NO_SECRET | FIRST_BYTE | IDLE | RETRY);
+        if !is_ours && *error.esource() == ErrorSource::Downstream && !is_clients_fault(error) {
+            flow.end.client_gone = true;
+        }
+        let tasks = match () {
+            () if flow.is_committed() => {
+                flow.end.failed |= !flow.end.client_gone;
+                if !flow.knows_chunks
+                    && let Some(stream) = session.stream()
+                    && let Err(problem) = reset::reset_on_close(stream)
+                {
+                    debug!("a broken answer to an HTTP/1.0 client looks whole: {problem}");
                 }
-                () if flow.end.client_gone => return broken,
-                () if is_clients_fault(error) => flow.refuse(&clients_fault(error)),
-                () => flow.conclude(Instant::now()),
+                return broken;
             }
+            () if flow.end.client_gone => return broken,
+            () if is_clients_fault(error) => flow.refuse(&clients_fault(error)),
+            () => flow.conclude(Instant::now()),
         };
         session.set_keepalive(None);
         if let Ok(tasks) = tasks
-            && answer(session, flow, tasks).await.is_err()
+            && tell(session, flow, tasks).await.is_err()
         {
-            flow.lock().end.client_gone = true;
+            flow.end.client_gone = true;
         }
-        let downstream = session.as_downstream_mut();
-        if !downstream.is_body_done() {
-            downstream.set_total_drain_timeout(Some(DRAIN));
-            let _ = downstream.drain_request_body().await;
-        }
-        let error_code = flow.lock().end.status.unwrap_or(0);
-        FailToProxy { error_code, can_reuse_downstream: false }
+        drain(session).await;
+        FailToProxy { error_code: flow.end.status.unwrap_or(0), can_reuse_downstream: false }
     }
 
-    async fn logging(&self, session: &mut Session, _error: Option<&Error>, ctx: &mut Context) {
-        if let Some(flow) = &ctx.flow {
-            replay::unwrap(session.as_downstream_mut(), flow);
-            flow.lock().leave();
+    async fn logging(&self, _session: &mut Session, _error: Option<&Error>, ctx: &mut Context) {
+        if let Some(flow) = &mut ctx.flow {
+            flow.leave();
         }
-    }
-
-    fn suppress_error_log(&self, _session: &Session, _ctx: &Context, _error: &Error) -> bool {
-        // One line per incident, not per request: states are logged where they change, and
-        // every request has its record.
-        true
-    }
-
-    fn suppress_proxy_warn_log(
-        &self,
-        _session: &Session,
-        _ctx: &Context,
-        _error: &Error,
-        _context: pingora::proxy::ProxyWarnLogContext,
-    ) -> bool {
-        true
     }
 }
 
-/// Gives a client the whole of its answer, once that is written down.
-async fn answer(session: &mut Session, flow: &Shared, tasks: Vec<HttpTask>) -> pingora::Result<()> {
-    let receipt = flow.lock().settle();
-    replay::recorded(flow, receipt).await;
-    session.as_downstream_mut().response_duplex_vec(tasks).await?;
-    Ok(())
+fn story(ctx: &mut Context) -> pingora::Result<&mut Flow> {
+    ctx.flow.as_deref_mut().ok_or_else(|| Error::new(SPENT))
 }
 
-fn story(ctx: &Context) -> pingora::Result<Shared> {
-    ctx.flow.clone().ok_or_else(|| Error::new(SPENT))
+/// Waits between tries; the client may leave meanwhile.
+async fn pause(
+    session: &mut ServerSession,
+    flow: &mut Flow,
+    over: impl Future<Output = ()> + Send,
+) -> pingora::Result<()> {
+    if !session.is_body_done() {
+        // Looking whether the client is there would take a byte of its upload.
+        over.await;
+        return Ok(());
+    }
+    tokio::select! {
+        () = over => Ok(()),
+        cause = client_left(session, &mut flow.deaf) => {
+            Err(Error::because(CLIENT_GONE, "while waiting between tries", cause).into_down())
+        }
+    }
 }
 
 /// Whether the client is still there, as far as is known without waiting.
-async fn still_there(session: &mut Session) -> pingora::Result<()> {
+async fn still_there(session: &mut ServerSession, flow: &mut Flow) -> pingora::Result<()> {
     if !session.is_body_done() {
         // Looking would take a byte of its upload.
         return Ok(());
     }
     tokio::select! {
         biased;
-        left = session.as_downstream_mut().read_body_or_idle(true) => {
-            let cause = left.err().unwrap_or_else(|| Error::new(CLIENT_GONE));
+        cause = client_left(session, &mut flow.deaf) => {
             Err(Error::because(CLIENT_GONE, "between tries", cause).into_down())
         }
         () = std::future::ready(()) => Ok(()),
+    }
+}
+
+/// Answers a request that goes no further; the connection stays if it can.
+async fn refuse(session: &mut ServerSession, flow: &mut Flow, refusal: &Refusal) -> pingora::Result<()> {
+    if session.get_header(header::EXPECT).is_some() && !session.is_body_done() {
+        // The client may or may not send the body it announced: nobody could tell where
+        // its next request begins.
+        session.set_keepalive(None);
+    }
+    let tasks = flow.refuse(refusal)?;
+    tell(session, flow, tasks).await
+}
+
+/// Gives a client the whole of its answer, once that is written down.
+async fn tell(session: &mut ServerSession, flow: &mut Flow, tasks: Vec<HttpTask>) -> pingora::Result<()> {
+    let receipt = flow.settle();
+    recorded(flow, receipt).await;
+    session.response_duplex_vec(tasks).await?;
+    Ok(())
+}
+
+/// Reads the rest of an upload that was answered before its end, for a moment: a client that is cut
+/// off while it sends does not get to read the answer.
+async fn drain(session: &mut ServerSession) {
+    if !session.was_upgraded() && !session.is_body_done() {
+        session.set_total_drain_timeout(Some(DRAIN));
+        let _ = session.drain_request_body().await;
     }
 }
 

@@ -14,7 +14,7 @@ use http::Version;
 use openssl::x509::X509;
 use pingora::protocols::TcpKeepalive;
 use pingora::protocols::l4::socket::SocketAddr;
-use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
+use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::CertKey;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -122,7 +122,6 @@ impl Peers {
         peer._address = SocketAddr::Inet(address);
         if upgrades {
             peer.options.set_http_version(1, 1);
-            peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::standard();
         }
         Some(peer)
     }
@@ -162,8 +161,6 @@ fn template(
     (&endpoint.host, endpoint.port, &backend.tls.ca, files).hash(&mut key);
     peer.group_key = key.finish();
     let options = &mut peer.options;
-    // What is for one hop only has been taken out of the head by then.
-    options.http_upstream_request_policy = HttpUpstreamRequestPolicy::preserve();
     options.connection_timeout = Some(timeouts.connect);
     options.total_connection_timeout = Some(timeouts.connect);
     options.idle_timeout = Some(timeouts.pool_idle);
