@@ -145,7 +145,6 @@ fn admit(
         None => String::new(),
     };
     let body = Body { bytes: &Bytes::from(body), content_type: "application/json", encoded: false };
-    let target = Arc::new(target);
     let asked = gateway.read(&request.method, &target, &body)?;
     match &asked.deployment {
         Some(deployment) => line(text, "deployment", deployment.as_str()),

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderName, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use self::inquiry::Form;
 use self::pools::Pools;
@@ -48,6 +48,11 @@ const BEYOND: usize = 16 * 1024;
 pub struct Backend {
     /// As configured.
     pub config: config::Backend,
+    /// The value of `Host`: a resource answers only to its own name, of which an endpoint may be a
+    /// private address.
+    pub host: HeaderValue,
+    /// Its name, as clients are shown it.
+    pub shown: HeaderValue,
     /// What it is called with.
     pub credential: Arc<Credential>,
     /// What is remembered of it.
@@ -103,6 +108,11 @@ impl Process {
     }
 }
 
+/// A word of the configuration as a header's value, which it is checked to be fit for.
+fn value(word: String) -> HeaderValue {
+    HeaderValue::try_from(word).unwrap_or(HeaderValue::from_static("unknown"))
+}
+
 /// One configuration, ready to decide.
 pub struct Gateway {
     /// In the order of the configuration.
@@ -147,6 +157,8 @@ impl Gateway {
             .iter()
             .map(|backend| Backend {
                 config: backend.clone(),
+                host: value(backend.tls.server_name.clone().unwrap_or_else(|| backend.endpoint.authority())),
+                shown: value(backend.name.as_str().to_owned()),
                 credential: Arc::new(process.keyring.credential(&backend.credential, &config.key_vault)),
                 memory: process.memory.backend(&backend.name),
             })
@@ -195,12 +207,12 @@ impl Gateway {
     ///
     /// # Errors
     /// `method_not_allowed`, `bad_request`.
-    pub fn locate(&self, method: &Method, raw_target: &[u8], upgrade: bool) -> Result<Target, Refusal> {
+    pub fn locate(&self, method: &Method, raw_target: &[u8], upgrade: bool) -> Result<Arc<Target>, Refusal> {
         if matches!(*method, Method::OPTIONS | Method::TRACE | Method::CONNECT) {
             let message = "OPTIONS, TRACE and CONNECT are not served: keys do not belong in browsers";
             return Err(Refusal::new(Reason::MethodNotAllowed, message));
         }
-        crate::azure::parse(raw_target, upgrade).map_err(|bad| Refusal::bad_request(bad.to_string()))
+        crate::azure::parse_recent(raw_target, upgrade).map_err(|bad| Refusal::bad_request(bad.to_string()))
     }
 
     /// Whether this method and path may be asked at all.

@@ -8,6 +8,7 @@ mod opening;
 mod operation;
 mod path;
 mod query;
+mod recent;
 mod scan;
 
 pub mod answer;
@@ -24,3 +25,4 @@ pub use opening::{Opening, opening};
 pub use operation::{Operation, is_create_without_idempotence};
 pub use path::{Api, BadTarget, Naming, Target, parse};
 pub use query::{Query, QueryCredential};
+pub use recent::parse as parse_recent;

@@ -112,7 +112,6 @@ fn read_head(session: &ServerSession, flow: &mut Flow) -> Result<Arc<Target>, Re
     let target = gateway.locate(&header.method, raw, flow.upgrades).inspect_err(|_| {
         flow.raw_path = Some(readable(raw));
     })?;
-    let target = Arc::new(target);
     flow.target = Some(Arc::clone(&target));
     gateway.allow(&header.method, &target)?;
     Ok(target)

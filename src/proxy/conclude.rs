@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
 
@@ -17,9 +17,9 @@ use crate::refusal::{Reason, Refusal};
 use crate::routing::health;
 
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-aoai-lb-request-id");
-const BACKEND: HeaderName = HeaderName::from_static("x-aoai-lb-backend");
-const ATTEMPTS: HeaderName = HeaderName::from_static("x-aoai-lb-attempts");
+const REQUEST_ID: &str = "x-aoai-lb-request-id";
+const BACKEND: &str = "x-aoai-lb-backend";
+const ATTEMPTS: &str = "x-aoai-lb-attempts";
 /// The troubles that are answered with 504 rather than 502.
 const TIMEOUTS: [Trouble; 3] = [Trouble::ConnectTimeout, Trouble::FirstByteTimeout, Trouble::IdleTimeout];
 
@@ -135,17 +135,20 @@ impl Flow {
 
     /// What every answer carries, and what none does.
     pub(super) fn sign(&self, header: &mut ResponseHeader) -> pingora::Result<()> {
-        header.remove_header(&http::header::SET_COOKIE);
-        header.remove_header(&KEEP_ALIVE);
+        for unwanted in [&http::header::SET_COOKIE, &KEEP_ALIVE] {
+            if header.headers.contains_key(unwanted) {
+                header.remove_header(unwanted);
+            }
+        }
         header.insert_header(REQUEST_ID, &*self.request_id)?;
         let Some(course) = &self.course else { return Ok(()) };
         if self.end.refusal.is_none()
             && let Some(backend) =
                 course.last.as_ref().and_then(|last| self.gateway().backends.get(last.backend))
         {
-            header.insert_header(BACKEND, backend.config.name.as_str())?;
+            header.insert_header(BACKEND, backend.shown.clone())?;
         }
-        header.insert_header(ATTEMPTS, course.journey.tries().to_string())
+        header.insert_header(ATTEMPTS, HeaderValue::from(course.journey.tries()))
     }
 
     /// How long until some backend can be asked, those that asked to wait among them.

@@ -22,6 +22,7 @@ use pingora::{Error, ErrorType, Result};
 
 use super::context::Context;
 use super::exchange::Exchange;
+use super::timer::Timer;
 use super::upstream::{BodyOf, Upstream, Upstreams, address_http2};
 use super::{Balancer, drain, guard, headers, story};
 use crate::config::Listener;
@@ -46,6 +47,7 @@ impl Drive {
         &self,
         mut session: Session,
         listener: Option<Arc<Listener>>,
+        timer: &mut Timer,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         match session.read_request().await {
@@ -65,7 +67,7 @@ impl Drive {
         }
         let mut ctx = self.balancer.new_ctx();
         ctx.listener = listener;
-        let answered = self.answer(&mut session, &mut ctx).await;
+        let answered = self.answer(&mut session, &mut ctx, timer).await;
         self.balancer.logging(&mut session, answered.as_ref().err().map(|error| &**error), &mut ctx).await;
         answered.ok()?;
         let (stream, _) = session.downstream_session.finish().await.ok()??.into_parts();
@@ -76,11 +78,11 @@ impl Drive {
     ///
     /// # Errors
     /// When the client's connection is of no further use.
-    async fn answer(&self, session: &mut Session, ctx: &mut Context) -> Result<()> {
+    async fn answer(&self, session: &mut Session, ctx: &mut Context, timer: &mut Timer) -> Result<()> {
         let error = match self.balancer.request_filter(session, ctx).await {
             Ok(true) => return Ok(()),
             Ok(false) => loop {
-                match self.attempt(session, ctx).await {
+                match self.attempt(session, ctx, timer).await {
                     Ok(()) => {
                         drain(session).await;
                         return Ok(());
@@ -99,7 +101,7 @@ impl Drive {
     ///
     /// # Errors
     /// When it broke off; whether another follows is in the error.
-    async fn attempt(&self, session: &mut Session, ctx: &mut Context) -> Result<()> {
+    async fn attempt(&self, session: &mut Session, ctx: &mut Context, timer: &mut Timer) -> Result<()> {
         let peer = self.balancer.upstream_peer(session, ctx).await.map_err(|mut error| {
             error.set_retry(false);
             error
@@ -110,7 +112,7 @@ impl Drive {
             .await
             .map_err(|error| self.balancer.fail_to_connect(session, &peer, ctx, error.into_up()))?;
         let is_reused = upstream.reused;
-        let exchanged = self.exchange(session, ctx, &peer, &mut upstream).await;
+        let exchanged = self.exchange(session, ctx, &peer, &mut upstream, timer).await;
         self.upstreams.release(upstream, &peer).await;
         exchanged.map_err(|error| {
             self.upstreams.learn(&error, &peer);
@@ -125,6 +127,7 @@ impl Drive {
         ctx: &mut Context,
         peer: &HttpPeer,
         upstream: &mut Upstream,
+        timer: &mut Timer,
     ) -> Result<()> {
         let (reused, version) = (upstream.reused, upstream.version());
         self.balancer.connected_to_upstream(session, reused, peer, upstream.fd(), None, ctx).await?;
@@ -141,7 +144,7 @@ impl Drive {
             (true, None) => BodyOf::None,
         };
         upstream.send_head(head, body).await.map_err(Error::into_up)?;
-        Exchange::new(session.as_downstream_mut(), flow, upstream).run().await
+        Exchange::new(session.as_downstream_mut(), flow, upstream).run(timer).await
     }
 }
 
@@ -156,7 +159,9 @@ impl HttpServerApp for Drive {
         // A session for a phase can be made around a connection only.
         let mut phased = Session::new_h1(Box::new(Cursor::new(Vec::new())));
         *phased.downstream_session = session;
-        self.serve(phased, None, shutdown).await.map(|stream| ReusedHttpStream::new(stream, None))
+        let mut timer = Timer::default();
+        let stream = self.serve(phased, None, &mut timer, shutdown).await;
+        stream.map(|stream| ReusedHttpStream::new(stream, None))
     }
 
     fn server_options(&self) -> Option<&HttpServerOptions> {

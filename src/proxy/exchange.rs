@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 use std::future::{pending, ready};
-use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,12 +12,13 @@ use pingora::http::ResponseHeader;
 use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use tokio::task::yield_now;
-use tokio::time::{Sleep, sleep_until, timeout};
+use tokio::time::timeout;
 
 use super::attempt::Due;
 use super::context::Flow;
 use super::intake::{NoBody, broken};
 use super::tap::{FIRST_BYTE, IDLE};
+use super::timer::Timer;
 use super::trouble::Trouble;
 use super::upstream::{Progress, Upstream};
 use crate::record::writer::Receipt;
@@ -148,8 +148,7 @@ impl<'e> Exchange<'e> {
     ///
     /// # Errors
     /// When it broke off, or somebody else is to be asked.
-    pub(super) async fn run(mut self) -> Result<()> {
-        let mut timer = Timer::default();
+    pub(super) async fn run(mut self, timer: &mut Timer) -> Result<()> {
         // The request broke off: what its backend says is the answer all the same.
         let mut cut = None;
         let mut is_sent = self.pieces.is_empty() && self.upload.is_none();
@@ -334,27 +333,6 @@ impl<'e> Exchange<'e> {
                 self.pass(out).await
             }
             None => Ok(false),
-        }
-    }
-}
-
-/// A timer that is set anew only when it is later than it need be or has fired: a stream moves its
-/// deadline with each event.
-#[derive(Default)]
-struct Timer(Option<Pin<Box<Sleep>>>);
-
-impl Timer {
-    async fn until(&mut self, due: Option<Instant>) {
-        let Some(due) = due else { return pending().await };
-        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(due.into())));
-        loop {
-            if sleep.deadline() > due.into() || sleep.is_elapsed() {
-                sleep.as_mut().reset(due.into());
-            }
-            sleep.as_mut().await;
-            if due <= Instant::now() {
-                return;
-            }
         }
     }
 }

@@ -5,9 +5,10 @@
 //! no body).
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -20,11 +21,12 @@ use pingora::proxy::Session;
 use pingora::server::ShutdownWatch;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 
 use super::context::{Serving, request_id};
 use super::crowd::{Crowd, Place};
 use super::drive::Drive;
+use super::timer::Timer;
 use super::{head, reply};
 use crate::admission::address::is_trusted;
 use crate::config::Listener;
@@ -99,14 +101,23 @@ impl Guard {
     }
 
     /// Reads until a head is complete; what follows it has come along.
-    async fn read_head(&self, stream: &mut Stream, first: bool) -> Result<BytesMut, NoHead> {
+    async fn read_head(
+        &self,
+        stream: &mut Stream,
+        first: bool,
+        timer: &mut Timer,
+    ) -> Result<BytesMut, NoHead> {
         let limit = self.serving.load().gateway.timeouts.request_header;
         let mut bytes = BytesMut::with_capacity(2048);
         // Between requests silence is idleness; on a new connection it is slowness.
         let silence = if first { limit } else { IDLE };
-        match timeout(silence, stream.read_buf(&mut bytes)).await {
-            Ok(Ok(read)) if read > 0 => {}
-            _ => return Err(NoHead::Over),
+        tokio::select! {
+            biased;
+            read = stream.read_buf(&mut bytes) => match read {
+                Ok(read) if read > 0 => {}
+                _ => return Err(NoHead::Over),
+            },
+            () = timer.until(Some(Instant::now() + silence)) => return Err(NoHead::Over),
         }
         let deadline = Instant::now() + limit;
         let mut searched = 0;
@@ -129,10 +140,13 @@ impl Guard {
                 return Err(NoHead::Refused(Refusal::new(Reason::HeadersTooLarge, message)));
             }
             searched = bytes.len().saturating_sub(3);
-            match timeout_at(deadline, stream.read_buf(&mut bytes)).await {
-                Ok(Ok(read)) if read > 0 => {}
-                Ok(_) => return Err(NoHead::Over),
-                Err(_) => {
+            tokio::select! {
+                biased;
+                read = stream.read_buf(&mut bytes) => match read {
+                    Ok(read) if read > 0 => {}
+                    _ => return Err(NoHead::Over),
+                },
+                () = timer.until(Some(deadline)) => {
                     let message = format!("the request head was not complete within {limit:?}");
                     return Err(NoHead::Refused(Refusal::new(Reason::RequestTimeout, message)));
                 }
@@ -161,13 +175,14 @@ impl ServerApp for Guard {
             return self.drive.process_new(stream, shutdown).await;
         }
         let mut stopping = shutdown.clone();
-        let mut first = true;
+        // Long enough for a request that is on its way.
+        let mut stopped = pin!(self.stopped(&mut stopping));
+        let (mut first, mut timer) = (true, Timer::default());
         loop {
             let head = tokio::select! {
                 biased;
-                head = self.read_head(&mut stream, first) => head,
-                // Long enough for a request that is on its way.
-                () = self.stopped(&mut stopping) => return None,
+                head = self.read_head(&mut stream, first, &mut timer) => head,
+                () = &mut stopped => return None,
             };
             let bytes = match head {
                 Ok(bytes) => bytes,
@@ -183,7 +198,7 @@ impl ServerApp for Guard {
             session.set_keepalive(Some(IDLE.as_secs()));
             session.set_pipelined_prefix(bytes);
             let listener = Some(Arc::clone(&self.listener));
-            stream = self.drive.serve(session, listener, shutdown).await?;
+            stream = self.drive.serve(session, listener, &mut timer, shutdown).await?;
         }
     }
 }

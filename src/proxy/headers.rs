@@ -1,15 +1,17 @@
 //! The request's head as a backend sees it: no credential but its own, no trace of what stood
 //! in between, and as few headers as possible (Azure answers 431 above ten custom ones).
 
-use http::Version;
-use http::header::{
-    ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE,
-};
+use bytes::Bytes;
+use http::header::{CONNECTION, HeaderName, HeaderValue, UPGRADE};
+use http::uri::PathAndQuery;
+use http::{Request, Uri, Version};
 use pingora::http::RequestHeader;
+use pingora::{ErrorType, OrErr};
 use smallvec::SmallVec;
 
 use crate::azure::multipart;
-use crate::config::{Backend, Requests};
+use crate::config::Requests;
+use crate::gateway::Backend;
 
 /// Whether a header never goes upstream: client credentials, addressing, tracing, and what concerns
 /// one connection only or is set anew.
@@ -74,8 +76,11 @@ pub(super) enum Framing {
 /// # Errors
 /// Pingora's, for a header that cannot be set; these could be read.
 pub(super) fn kept(header: &RequestHeader, upgrades: bool) -> pingora::Result<RequestHeader> {
-    let mut kept = RequestHeader::build_no_case(header.method.clone(), b"/", Some(8))?;
-    kept.set_version(header.version);
+    let mut kept = Request::new(()).into_parts().0;
+    kept.method = header.method.clone();
+    kept.version = header.version;
+    // With what is set later.
+    kept.headers.reserve(12);
     // A client names here what is for the next hop only (RFC 9110, section 7.6.1).
     let named: SmallVec<[&[u8]; 4]> = header
         .headers
@@ -91,16 +96,17 @@ pub(super) fn kept(header: &RequestHeader, upgrades: bool) -> pingora::Result<Re
                 || named.iter().any(|named| named.eq_ignore_ascii_case(name.as_str().as_bytes()))
         };
         if !is_dropped(name.as_str()) && !is_for_one_hop() {
-            kept.append_header(name.clone(), value.clone())?;
+            kept.headers.append(name.clone(), value.clone());
         }
     }
+    let mut kept = RequestHeader::from(kept);
     if upgrades {
         strip_subprotocol_key(&mut kept)?;
         // The one other protocol that is spoken here.
         let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
         if header.headers.get(UPGRADE).is_some_and(is_websocket) {
-            kept.insert_header(CONNECTION, "Upgrade")?;
-            kept.insert_header(UPGRADE, "websocket")?;
+            kept.insert_header("Connection", "Upgrade")?;
+            kept.insert_header("Upgrade", "websocket")?;
         }
     }
     Ok(kept)
@@ -115,20 +121,25 @@ pub(super) fn rewrite(
     header: &mut RequestHeader,
     backend: &Backend,
     requests: &Requests,
-    path: &str,
+    path: String,
     framing: &Framing,
 ) -> pingora::Result<()> {
-    header.set_raw_path(path.as_bytes())?;
+    header.set_uri(target(path)?);
     set(header, requests)?;
     address(header, backend)?;
     match framing {
         Framing::None => {}
-        Framing::Length(length) => header.insert_header(CONTENT_LENGTH, *length)?,
+        Framing::Length(length) => header.insert_header("Content-Length", HeaderValue::from(*length))?,
         // HTTP/2 frames by itself, and knows no such header (RFC 9113, section 8.2.2).
         Framing::Chunked if header.version == Version::HTTP_2 => {}
-        Framing::Chunked => header.insert_header(TRANSFER_ENCODING, "chunked")?,
+        Framing::Chunked => header.insert_header("Transfer-Encoding", HeaderValue::from_static("chunked"))?,
     }
     Ok(())
+}
+
+fn target(path: String) -> pingora::Result<Uri> {
+    let path = PathAndQuery::from_maybe_shared(Bytes::from(path));
+    path.map(Uri::from).or_err(ErrorType::InvalidHTTPHeader, "the target of a backend")
 }
 
 /// What a plain request's head becomes for one backend, in lines; `presented` is what the backend's
@@ -140,7 +151,7 @@ pub(super) fn preview(
     method: &http::Method,
     backend: &Backend,
     requests: &Requests,
-    path: &str,
+    path: String,
     presented: &HeaderName,
     has_body: bool,
 ) -> pingora::Result<Vec<String>> {
@@ -164,13 +175,9 @@ pub(super) fn preview(
 /// # Errors
 /// As [`rewrite`].
 pub(super) fn address(header: &mut RequestHeader, backend: &Backend) -> pingora::Result<()> {
-    // A resource answers only to its own name; an endpoint may be a private address of it.
-    match &backend.tls.server_name {
-        Some(name) => header.insert_header(HOST, name.as_str())?,
-        None => header.insert_header(HOST, backend.endpoint.authority())?,
-    }
+    header.insert_header("Host", backend.host.clone())?;
     // Tokens are read from replies as they pass.
-    header.insert_header(ACCEPT_ENCODING, HeaderValue::from_static("identity"))
+    header.insert_header("Accept-Encoding", HeaderValue::from_static("identity"))
 }
 
 /// The operator's own headers. A form keeps its content type, which carries its boundary.

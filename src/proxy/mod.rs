@@ -25,6 +25,7 @@ mod question;
 pub(crate) mod reply;
 mod reset;
 mod tap;
+mod timer;
 mod trouble;
 mod upstream;
 
@@ -76,7 +77,7 @@ pub fn preview(
 ) -> Vec<String> {
     let presented = backend.credential.present().map_or(header::AUTHORIZATION, |(name, _)| name);
     let has_body = *method == Method::POST;
-    headers::preview(method, &backend.config, &gateway.requests, path, &presented, has_body)
+    headers::preview(method, backend, &gateway.requests, path.to_owned(), &presented, has_body)
         .unwrap_or_default()
 }
 
@@ -247,7 +248,7 @@ impl ProxyHttp for Balancer {
         };
         let framing = framing(flow, held.iter().map(Bytes::len).sum());
         flow.pieces = pieces(held);
-        headers::rewrite(request, &backend.config, &serving.gateway.requests, &outgoing.path, &framing)?;
+        headers::rewrite(request, backend, &serving.gateway.requests, outgoing.path, &framing)?;
         request.insert_header(name, secret.header.clone())
     }
 

@@ -35,7 +35,7 @@ pub(super) async fn ask(
     question: Question<'_>,
 ) -> pingora::Result<(u16, Vec<u8>)> {
     let mut request = RequestHeader::build(question.method, question.target.as_bytes(), Some(6))?;
-    headers::address(&mut request, &backend.config)?;
+    headers::address(&mut request, backend)?;
     request.insert_header(name, secret.header.clone())?;
     if !question.body.is_empty() {
         request.insert_header(http::header::CONTENT_TYPE, "application/json")?;
