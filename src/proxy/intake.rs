@@ -181,6 +181,9 @@ pub(super) async fn take(session: &mut ServerSession, bounds: &Bounds) -> Result
             let bytes = whole.into_bytes();
             return Ok(Intake { length, bytes, streams, announced, _share: Some(share), ..Intake::unread() });
         }
+        if session.is_body_done() {
+            break;
+        }
     }
     let bytes = whole.into_bytes();
     if announced.is_some_and(|announced| announced != bytes.len() as u64) {

@@ -20,6 +20,7 @@ mod intake;
 mod joint;
 mod judge;
 pub mod peer;
+mod pool;
 pub mod probe;
 mod question;
 pub(crate) mod reply;

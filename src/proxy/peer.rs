@@ -158,7 +158,8 @@ fn template(
     // Many resources share addresses: a connection of one must never carry another's request.
     let mut key = DefaultHasher::new();
     let files = backend.tls.pair.as_ref().map(|files| &files.certificate);
-    (&endpoint.host, endpoint.port, &backend.tls.ca, files).hash(&mut key);
+    let server_name = &backend.tls.server_name;
+    (&endpoint.host, endpoint.port, endpoint.tls, server_name, &backend.tls.ca, files).hash(&mut key);
     peer.group_key = key.finish();
     let options = &mut peer.options;
     options.connection_timeout = Some(timeouts.connect);

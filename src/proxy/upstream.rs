@@ -23,11 +23,13 @@ use pingora::upstreams::peer::{HttpPeer, Peer};
 use pingora::{Error, ErrorType, Result};
 
 use super::joint::Joint;
+use super::pool::{Key, Pool};
 
 /// All connections to backends.
 pub(super) struct Upstreams {
     /// To those that speak HTTP/1.1 only, one request at a time.
     single: TransportConnector,
+    idle: Pool,
     /// To those that are offered HTTP/2.
     shared: Connector,
 }
@@ -80,7 +82,11 @@ pub(super) enum Progress {
 impl Upstreams {
     pub(super) fn new(server: &ServerConf) -> Self {
         let options = ConnectorOptions::from_server_conf(server);
-        Self { single: TransportConnector::new(Some(options.clone())), shared: Connector::new(Some(options)) }
+        Self {
+            idle: Pool::new(options.keepalive_pool_size),
+            single: TransportConnector::new(Some(options.clone())),
+            shared: Connector::new(Some(options)),
+        }
     }
 
     /// An idle connection to this peer, or a new one.
@@ -91,7 +97,7 @@ impl Upstreams {
         let write_timeout = peer.options.write_timeout;
         let of = |line, reused| Upstream { line, reused, is_sent: false, write_timeout };
         if peer.options.alpn.get_max_http_version() == 1 {
-            let (stream, reused) = match self.single.reused_stream(peer).await {
+            let (stream, reused) = match key(peer).and_then(|key| self.idle.take(key)) {
                 Some(stream) => (stream, true),
                 None => {
                     let stream = self.single.new_stream(peer).await?;
@@ -121,8 +127,10 @@ impl Upstreams {
         match upstream.line {
             Line::Single(mut session) if is_fit => {
                 session.respect_keepalive();
-                if let Some(stream) = session.reuse().await {
-                    self.single.release_stream(stream, peer.reuse_hash(), peer.idle_timeout());
+                if let (Some(stream), Some(key), Some(time)) =
+                    (session.reuse().await, key(peer), peer.options.idle_timeout)
+                {
+                    self.idle.put(key, stream, time);
                 }
             }
             Line::Declined(session) if is_fit => {
@@ -290,6 +298,10 @@ impl Shared {
         *body = Some(writer);
         Progress::Sent(sent)
     }
+}
+
+fn key(peer: &HttpPeer) -> Option<Key> {
+    Some(Key { peer: peer.group_key, address: *peer.address().as_inet()? })
 }
 
 /// Reads on from a stream of HTTP/2.
