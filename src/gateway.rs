@@ -17,6 +17,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use self::inquiry::Form;
 use self::pools::Pools;
 use crate::admission::clients::{Client, Clients, Stranger};
+use crate::azure::prompt::Parts;
 use crate::azure::verdict::{self, Verdict};
 use crate::azure::{Naming, Operation, Target, is_create_without_idempotence};
 use crate::config::{self, Config, Content};
@@ -147,6 +148,16 @@ pub struct Admitted {
     pub seeks: bool,
     form: Form,
     unlisted: bool,
+}
+
+impl Admitted {
+    /// Where the body's prompt lies, if that is known.
+    pub fn prompt(&self) -> Option<&Parts> {
+        match &self.form {
+            Form::Json(probe) => Some(&probe.prompt),
+            Form::Multipart(_) | Form::Opaque => None,
+        }
+    }
 }
 
 impl Gateway {

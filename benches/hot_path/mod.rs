@@ -256,7 +256,11 @@ fn exchange(admitted: &Admitted, body: &Bytes, reply: &Bytes) -> Exchange {
         first_byte: Some(Duration::from_millis(890)),
         request_bytes: Some(body.len() as u64),
         response_bytes: reply.len() as u64,
-        asked: Some(Asked { body: body.clone(), content_type: "application/json".to_owned() }),
+        asked: Some(Asked {
+            body: body.clone(),
+            content_type: "application/json".to_owned(),
+            prompt: admitted.prompt().cloned(),
+        }),
         prompt: None,
         answered: Answered::Reply { body: whole, is_json: true },
         lightened: false,

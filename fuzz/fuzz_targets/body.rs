@@ -8,9 +8,11 @@ use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 
 fuzz_target!(|input: &[u8]| {
-    let _ = (prompt::prompt_text(input), usage::Usage::from_json(input));
+    let _ = (prompt::prompt_text(input, None), usage::Usage::from_json(input));
     let _ = (verdict::judge(404, input, &|_| true), verdict::judge_event(input));
     let Ok(probe) = body::probe(input) else { return };
+    let known = prompt::prompt_text(input, Some(&probe.prompt));
+    assert_eq!(known, prompt::prompt_text(input, None), "wherever it lies");
     let upstream = Deployment::parse("up-stream").expect("a good name");
     let (rename, ask) = (probe.rename(&upstream), probe.ask_usage());
     let edits: Vec<body::Edit> = rename.iter().chain(&ask).cloned().collect();

@@ -6,9 +6,10 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::json;
+use super::json::{self, range_of};
 use super::operation::Operation;
 use super::path::Api;
+use super::prompt::{self, Parts};
 use crate::names::Deployment;
 
 /// Bytes to replace (none, for an insertion) and what takes their place.
@@ -116,6 +117,8 @@ pub struct Probe {
     pub body_open: usize,
     /// Whether the object has no key.
     pub is_empty_object: bool,
+    /// Where the prompt is.
+    pub prompt: Parts,
 }
 
 const KEYS: [&str; 6] = ["model", "stream", "stream_options", "data_sources", "dataSources", "background"];
@@ -125,7 +128,8 @@ const KEYS: [&str; 6] = ["model", "stream", "stream_options", "data_sources", "d
 /// # Errors
 /// [`BadBody`], except for what [`Model::deployment`] reports.
 pub fn probe(body: &[u8]) -> Result<Probe, BadBody> {
-    let fields = json::probe(body, &KEYS).map_err(|error| match error.classify() {
+    let probed = json::probe_and_find(body, &KEYS, &prompt::KEYS);
+    let (fields, prompt) = probed.map_err(|error| match error.classify() {
         serde_json::error::Category::Data => BadBody::NotObject,
         _ => BadBody::NotJson { message: error.to_string() },
     })?;
@@ -148,6 +152,7 @@ pub fn probe(body: &[u8]) -> Result<Probe, BadBody> {
         background: background == Some("true"),
         body_open: open + 1,
         is_empty_object: fields.empty,
+        prompt,
     })
 }
 
@@ -237,14 +242,14 @@ fn read_model(body: &[u8], raw: Option<&str>) -> Model {
         return Model::BadName;
     }
     match json::string(raw).map(|name| Deployment::parse(&name)) {
-        Some(Ok(name)) => Model::Named { name, range: range_of(body, raw) },
+        Some(Ok(name)) => Model::Named { name, range: range_of(body, raw.as_bytes()) },
         _ => Model::BadName,
     }
 }
 
 fn read_stream_options(body: &[u8], raw: Option<&str>) -> (StreamOptions, Option<bool>) {
     let Some(raw) = raw else { return (StreamOptions::Absent, None) };
-    let range = range_of(body, raw);
+    let range = range_of(body, raw.as_bytes());
     match json::probe(raw.as_bytes(), &["include_usage"]) {
         _ if raw == "null" => (StreamOptions::Null(range), None),
         Ok(fields) => {
@@ -253,12 +258,6 @@ fn read_stream_options(body: &[u8], raw: Option<&str>) -> (StreamOptions, Option
         }
         Err(_) => (StreamOptions::Unclear, None),
     }
-}
-
-/// Where in `body` a part of it lies.
-fn range_of(body: &[u8], part: &str) -> Range<usize> {
-    let start = (part.as_ptr() as usize).saturating_sub(body.as_ptr() as usize);
-    start..start + part.len()
 }
 
 #[cfg(test)]

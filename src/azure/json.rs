@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -30,25 +31,49 @@ pub(super) fn probe<'a, const N: usize>(
     json: &'a [u8],
     keys: &[&str; N],
 ) -> serde_json::Result<Fields<'a, N>> {
+    probe_and_find(json, keys, &[]).map(|(fields, [])| fields)
+}
+
+/// The same, and where the values of further keys lie, which are not looked at. They are not found in
+/// an object that is unusual.
+///
+/// # Errors
+/// As [`probe`].
+pub(super) fn probe_and_find<'a, const N: usize, const M: usize>(
+    json: &'a [u8],
+    keys: &[&str; N],
+    further: &[&str; M],
+) -> serde_json::Result<(Fields<'a, N>, [Option<Range<usize>>; M])> {
     let mut fields = Fields::none();
+    let mut places = [const { None }; M];
     let mut is_text = true;
+    let find =
+        |keys: &[&str], key: &[u8]| keys.iter().position(|known| known.as_bytes().eq_ignore_ascii_case(key));
     let accepted = Scan::pairs(json, |key, value| {
         fields.empty = false;
-        if let Some(place) = keys.iter().position(|wanted| wanted.as_bytes().eq_ignore_ascii_case(key)) {
+        if let Some(place) = find(keys, key) {
             match std::str::from_utf8(value) {
                 Ok(value) => fields.note(place, value),
                 Err(_) => is_text = false,
             }
+        } else if let Some(place) = find(further, key).and_then(|place| places.get_mut(place)) {
+            *place = Some(range_of(json, value));
         }
     });
     if accepted.is_some() && is_text {
-        return Ok(fields);
+        return Ok((fields, places));
     }
     // What is unusual, and what is wrong, is for a parser to say.
     let mut parser = serde_json::Deserializer::from_slice(json);
     let fields = parser.deserialize_map(Object(keys))?;
     parser.end()?;
-    Ok(fields)
+    Ok((fields, [const { None }; M]))
+}
+
+/// Where in `whole` a part of it lies.
+pub(super) fn range_of(whole: &[u8], part: &[u8]) -> Range<usize> {
+    let start = (part.as_ptr() as usize).saturating_sub(whole.as_ptr() as usize);
+    start..start + part.len()
 }
 
 impl<'a, const N: usize> Fields<'a, N> {

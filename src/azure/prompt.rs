@@ -3,17 +3,28 @@
 //! then, and what is not changed is copied as it was sent.
 
 use std::fmt::Write as _;
+use std::ops::Range;
 
 use openssl::{base64, sha::Sha256};
 
 use super::json;
 use super::multipart::FormProbe;
 
+/// Where a prompt may be.
+pub(super) const KEYS: [&str; 4] = ["messages", "input", "instructions", "prompt"];
+
+/// Where the values of [`KEYS`] lie in a body, in this order.
+pub type Parts = [Option<Range<usize>>; 4];
+
 /// The prompt of a JSON body: the text of `messages`, else `input` (with `instructions`, as an
-/// object of both), else `prompt`. A string stands for itself, without quotes.
-pub fn prompt_text(body: &[u8]) -> Option<String> {
-    let keys = ["messages", "input", "instructions", "prompt"];
-    let values = json::probe(body, &keys).ok()?.values;
+/// object of both), else `prompt`. A string stands for itself, without quotes. `known` is where they
+/// lie, if that is known.
+pub fn prompt_text(body: &[u8], known: Option<&Parts>) -> Option<String> {
+    let part = |range: Range<usize>| std::str::from_utf8(body.get(range)?).ok();
+    let values = match known {
+        Some(parts) if parts.iter().any(Option::is_some) => parts.clone().map(|range| range.and_then(part)),
+        _ => json::probe(body, &KEYS).ok()?.values,
+    };
     let [messages, input, instructions, prompt] = values.map(|raw| raw.filter(|raw| *raw != "null"));
     match (messages, input, instructions, prompt) {
         (Some(messages), ..) => Some(without_binary(messages)),
@@ -183,6 +194,16 @@ fn object(length: usize, hash: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::azure::body;
+
+    /// The prompt of a body, which is the same whether or not its place is known.
+    fn text_of(body: &[u8]) -> Option<String> {
+        let text = prompt_text(body, None);
+        if let Ok(probe) = body::probe(body) {
+            assert_eq!(prompt_text(body, Some(&probe.prompt)), text);
+        }
+        text
+    }
     use proptest::prelude::*;
 
     const HELLO: &str =
@@ -206,7 +227,7 @@ mod tests {
             ("no json", None),
         ];
         for (body, expected) in rows {
-            assert_eq!(prompt_text(body.as_bytes()).as_deref(), expected, "{body}");
+            assert_eq!(text_of(body.as_bytes()).as_deref(), expected, "{body}");
         }
     }
 
@@ -223,10 +244,10 @@ mod tests {
         ];
         for (value, expected) in rows {
             let body = format!(r#"{{"messages":{value}}}"#);
-            assert_eq!(prompt_text(body.as_bytes()), Some(expected), "{value}");
+            assert_eq!(text_of(body.as_bytes()), Some(expected), "{value}");
         }
         let body = r#"{"input":"data:image/png;base64,aGVsbG8="}"#;
-        assert_eq!(prompt_text(body.as_bytes()).as_deref(), Some(HELLO));
+        assert_eq!(text_of(body.as_bytes()).as_deref(), Some(HELLO));
         let long = base64::encode_block(&vec![7; 200_001]);
         assert!(of_base64(&long).starts_with(r#"{"bytes":200001,"#));
     }

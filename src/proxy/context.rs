@@ -323,7 +323,12 @@ impl Flow {
         let body = std::mem::take(&mut self.body.bytes);
         let content_type = std::mem::take(&mut self.content_type);
         let may_estimate = keep.estimates && matches!(outcome, Outcome::ClientGone | Outcome::Failed);
-        ((keep.prompt || may_estimate) && !body.is_empty()).then_some(Asked { body, content_type })
+        let prompt = || self.course.as_ref().and_then(|course| course.admitted.prompt()).cloned();
+        ((keep.prompt || may_estimate) && !body.is_empty()).then(|| Asked {
+            body,
+            content_type,
+            prompt: prompt(),
+        })
     }
 }
 

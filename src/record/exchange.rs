@@ -15,7 +15,10 @@ use crate::admission::clients::Client;
 use crate::azure::answer::Answer;
 use crate::azure::reply::ReplyBody;
 use crate::azure::usage::Usage;
-use crate::azure::{Operation, Target, multipart, prompt};
+use crate::azure::{
+    Operation, Target, multipart,
+    prompt::{self, Parts},
+};
 use crate::names::{BackendName, Deployment};
 use crate::record::estimate;
 use crate::record::line::Line;
@@ -72,6 +75,8 @@ pub struct Asked {
     pub body: Bytes,
     /// Its content type.
     pub content_type: String,
+    /// Where its prompt lies, if that is known.
+    pub prompt: Option<Parts>,
 }
 
 /// What is known of the reply's body.
@@ -346,7 +351,7 @@ impl Asked {
     /// The prompt as it is written down, and whether it was cut.
     fn prompt(&self, keep: Keep, redaction: &Redaction) -> Option<(String, bool)> {
         let mut text = match multipart::boundary(&self.content_type) {
-            None => prompt::prompt_text(&self.body)?,
+            None => prompt::prompt_text(&self.body, self.prompt.as_ref())?,
             Some(boundary) => {
                 let form = multipart::probe(&self.body, &boundary).ok()?;
                 prompt::form_text(&self.body, &form)?
