@@ -276,8 +276,13 @@ impl<'e> Exchange<'e> {
                 Progress::Sent(sent) => self.sent(sent, is_sent, cut),
             }
         }
+        let ends = tasks.last().is_some_and(HttpTask::is_end);
         let out = self.flow.receive(tasks, Instant::now())?;
-        self.pass(out).await
+        let is_over = self.pass(out).await?;
+        if ends && !is_over && !self.flow.is_committed() {
+            return Err(Error::explain(ErrorType::ConnectionClosed, "a reply without an answer").into_up());
+        }
+        Ok(is_over || ends)
     }
 
     /// A part of a reply, framed for the client.
