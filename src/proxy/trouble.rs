@@ -58,11 +58,10 @@ pub(super) fn of(error: &Error) -> Trouble {
     }
 }
 
-/// Whether the engine found fault with the client's request after it was admitted: a
-/// malformed `Connection` header, an upload that grew too large.
+/// Whether the client is at fault, after its request was admitted: an upload that grew too large, or
+/// did not arrive.
 pub(super) fn is_clients_fault(error: &Error) -> bool {
-    matches!(error.etype(), ErrorType::InvalidHTTPHeader | ErrorType::HTTPStatus(_))
-        && *error.esource() == ErrorSource::Downstream
+    matches!(error.etype(), ErrorType::HTTPStatus(_)) && *error.esource() == ErrorSource::Downstream
 }
 
 /// What the client is told of its fault.
@@ -74,7 +73,6 @@ pub(super) fn clients_fault(error: &Error) -> Refusal {
         ErrorType::HTTPStatus(408) => {
             Refusal::new(Reason::RequestTimeout, "the rest of the upload did not arrive in time")
         }
-        ErrorType::HTTPStatus(_) => Refusal::bad_request("the request body's framing is malformed"),
-        _ => Refusal::bad_request("the request's headers contradict each other"),
+        _ => Refusal::bad_request("the request body's framing is malformed"),
     }
 }
