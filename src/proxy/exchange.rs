@@ -101,7 +101,7 @@ enum Ear {
     Leaving,
     /// The other protocol.
     Tunnel,
-    /// Nothing: what it sends is its upload, for which there is no room.
+    /// Nothing: there is no room for what it sends, or no way on.
     Closed,
 }
 
@@ -149,21 +149,21 @@ impl<'e> Exchange<'e> {
     /// # Errors
     /// When it broke off, or somebody else is to be asked.
     pub(super) async fn run(mut self, timer: &mut Timer) -> Result<()> {
-        // The request broke off: what its backend says is the answer all the same.
+        // The way to the backend broke off: what it said is passed on all the same.
         let mut cut = None;
         let mut is_sent = self.pieces.is_empty() && self.upload.is_none();
         if is_sent {
             self.flow.sent(Instant::now());
-        } else {
+        } else if !self.pieces.is_empty() {
             self.send_next(&mut is_sent, &mut cut).await;
         }
         loop {
             let has_room = !is_sent && !self.upstream.is_sending();
             let is_held = has_room && !self.pieces.is_empty();
             let ear = match () {
-                () if self.session.was_upgraded() => Ear::Tunnel,
+                () if self.session.was_upgraded() && cut.is_none() => Ear::Tunnel,
                 () if has_room && !is_held && self.upload.is_some() => Ear::Upload,
-                () if self.upload.is_some() => Ear::Closed,
+                () if self.upload.is_some() || self.session.was_upgraded() => Ear::Closed,
                 () => Ear::Leaving,
             };
             let due = self.flow.deadline.filter(|_| is_sent);
@@ -183,7 +183,7 @@ impl<'e> Exchange<'e> {
                 Event::Backend(Progress::Sent(sent)) => self.sent(sent, &mut is_sent, &mut cut),
                 Event::Room => self.send_next(&mut is_sent, &mut cut).await,
                 Event::Client(heard) if ear == Ear::Tunnel => match heard? {
-                    Some(bytes) => self.upstream.send_through(&bytes).await.map_err(Error::into_up)?,
+                    Some(bytes) => cut = self.upstream.send_through(&bytes).await.err().map(Error::into_up),
                     None => return Ok(()),
                 },
                 Event::Client(heard) => {

@@ -198,7 +198,8 @@ impl ServerApp for Guard {
             session.set_keepalive(Some(IDLE.as_secs()));
             session.set_pipelined_prefix(bytes);
             let listener = Some(Arc::clone(&self.listener));
-            stream = self.drive.serve(session, listener, &mut timer, shutdown).await?;
+            // In memory of its own, which a connection that waits for its next request does not hold.
+            stream = Box::pin(self.drive.serve(session, listener, &mut timer, shutdown)).await?;
         }
     }
 }
