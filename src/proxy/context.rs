@@ -320,7 +320,8 @@ impl Flow {
 
     /// The request's body, if its prompt is kept or what it cost may have to be estimated.
     fn asked(&mut self, keep: Keep, outcome: Outcome) -> Option<Asked> {
-        let body = std::mem::take(&mut self.body.bytes);
+        // Before the client has the end of its answer, and may send the next request.
+        let body = self.body.release();
         let content_type = std::mem::take(&mut self.content_type);
         let may_estimate = keep.estimates && matches!(outcome, Outcome::ClientGone | Outcome::Failed);
         let prompt = || self.course.as_ref().and_then(|course| course.admitted.prompt()).cloned();

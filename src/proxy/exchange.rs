@@ -217,7 +217,6 @@ impl<'e> Exchange<'e> {
         match sent {
             Ok(()) if self.pieces.is_empty() && self.upload.is_none() => {
                 *is_sent = true;
-                self.upstream.is_sent();
                 self.flow.sent(Instant::now());
             }
             Ok(()) => {}

@@ -78,8 +78,8 @@ pub(super) struct Intake {
     pub(super) consumed: bool,
     /// Whether there was a body that was not, or not yet, read to its end.
     unread: bool,
-    /// Its part of the budget; given back with it.
-    _share: Option<Share>,
+    /// Its part of the budget; given back with it, or with what is taken out of it.
+    share: Option<Share>,
 }
 
 impl Intake {
@@ -91,6 +91,12 @@ impl Intake {
     /// Whether its length is that of the whole body.
     pub(super) fn is_complete(&self) -> bool {
         !self.unread
+    }
+
+    /// Takes what is held out, and gives its part of the budget back: whoever has it now bounds it.
+    pub(super) fn release(&mut self) -> Bytes {
+        self.share = None;
+        std::mem::take(&mut self.bytes)
     }
 
     /// The end of a body that passes through has been read.
@@ -179,7 +185,7 @@ pub(super) async fn take(session: &mut ServerSession, bounds: &Bounds) -> Result
         if length > bounds.held {
             let streams = Some(most);
             let bytes = whole.into_bytes();
-            return Ok(Intake { length, bytes, streams, announced, _share: Some(share), ..Intake::unread() });
+            return Ok(Intake { length, bytes, streams, announced, share: Some(share), ..Intake::unread() });
         }
         if session.is_body_done() {
             break;
@@ -189,7 +195,7 @@ pub(super) async fn take(session: &mut ServerSession, bounds: &Bounds) -> Result
     if announced.is_some_and(|announced| announced != bytes.len() as u64) {
         return Err(NoBody::Gone);
     }
-    Ok(Intake { length: bytes.len() as u64, bytes, _share: Some(share), ..Intake::default() })
+    Ok(Intake { length: bytes.len() as u64, bytes, share: Some(share), ..Intake::default() })
 }
 
 /// A client that sent `Expect: 100-continue` waits for a word before it sends its body.

@@ -69,6 +69,7 @@ const NO_SECRET: ErrorType = ErrorType::Custom("NoSecret");
 const RENEWAL: Duration = Duration::from_secs(5);
 /// The client left while it waited.
 const CLIENT_GONE: ErrorType = ErrorType::Custom("ClientGone");
+
 /// What a plain request's head becomes for one backend, in lines.
 pub fn preview(
     method: &Method,

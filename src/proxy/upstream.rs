@@ -41,6 +41,8 @@ pub(super) struct Upstream {
     pub(super) reused: bool,
     /// The request has been sent whole.
     is_sent: bool,
+    /// The piece that is on its way is the last of it.
+    is_last: bool,
     write_timeout: Option<Duration>,
 }
 
@@ -95,7 +97,7 @@ impl Upstreams {
     /// The engine's, when none can be made.
     pub(super) async fn connect(&self, peer: &HttpPeer) -> Result<Upstream> {
         let write_timeout = peer.options.write_timeout;
-        let of = |line, reused| Upstream { line, reused, is_sent: false, write_timeout };
+        let of = |line, reused| Upstream { line, reused, is_sent: false, is_last: false, write_timeout };
         if peer.options.alpn.get_max_http_version() == 1 {
             let (stream, reused) = match key(peer).and_then(|key| self.idle.take(key)) {
                 Some(stream) => (stream, true),
@@ -219,6 +221,7 @@ impl Upstream {
                 false
             }
         };
+        self.is_last = last;
         self.is_sent |= last && sent;
         Ok(sent)
     }
@@ -240,18 +243,17 @@ impl Upstream {
         matches!(&self.line, Line::Shared(shared) if shared.sending.is_some())
     }
 
-    /// The request has been sent whole.
-    pub(super) fn is_sent(&mut self) {
-        self.is_sent = true;
-    }
-
     /// What comes about next. Nothing is lost when this is dropped before it is done.
     pub(super) async fn next(&mut self) -> Progress {
         match &mut self.line {
             Line::Single(session) | Line::Declined(session) => {
                 Progress::Read(session.read_response_task().await)
             }
-            Line::Shared(shared) => shared.next().await,
+            Line::Shared(shared) => {
+                let progress = shared.next().await;
+                self.is_sent |= self.is_last && matches!(progress, Progress::Sent(Ok(())));
+                progress
+            }
         }
     }
 
