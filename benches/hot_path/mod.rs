@@ -7,18 +7,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use aoai_lb::azure;
-use aoai_lb::azure::answer::Answer as Said;
-use aoai_lb::azure::reply::ReplyBody;
-use aoai_lb::azure::sse::{Scanner, UsageFilter};
-use aoai_lb::azure::verdict::Verdict;
-use aoai_lb::azure::{Operation, body, hints};
+use aoai_lb::azure::Operation;
+use aoai_lb::azure::request::body;
+use aoai_lb::azure::response::answer::Answer as Said;
+use aoai_lb::azure::response::body::ReplyBody;
+use aoai_lb::azure::response::hints;
+use aoai_lb::azure::response::sse::{Scanner, UsageFilter};
+use aoai_lb::azure::response::verdict::Verdict;
 use aoai_lb::config;
 use aoai_lb::credentials::Keyring;
 use aoai_lb::gateway::{Admitted, Answer, Body, Failure, Gateway, Process};
 use aoai_lb::record::Recorder;
 use aoai_lb::record::exchange::{Answered, Asked, Exchange, Outcome};
 use aoai_lb::record::redact::Redaction;
-use aoai_lb::routing::journey::{Choice, Journey};
+use aoai_lb::routing::retry_plan::{Choice, Journey};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method};
 

@@ -1,7 +1,8 @@
 //! A body that could be probed is still JSON after every edit, and says what the edit says.
 #![no_main]
 
-use aoai_lb::azure::{body, prompt, usage, verdict};
+use aoai_lb::azure::request::{body, prompt};
+use aoai_lb::azure::response::{usage, verdict};
 use aoai_lb::names::Deployment;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use aoai_lb::azure::hints;
+use aoai_lb::azure::response::hints;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use libfuzzer_sys::fuzz_target;
 

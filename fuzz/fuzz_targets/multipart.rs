@@ -1,7 +1,7 @@
 //! A form that could be read has its parts inside of it, and renaming changes one of them.
 #![no_main]
 
-use aoai_lb::azure::{body, multipart, prompt};
+use aoai_lb::azure::request::{body, multipart, prompt};
 use aoai_lb::names::Deployment;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;

@@ -1,9 +1,10 @@
 //! How a stream is split changes neither its events nor what the filter lets pass.
 #![no_main]
 
-use aoai_lb::azure::answer::Answer;
-use aoai_lb::azure::sse::{Scanner, UsageFilter};
-use aoai_lb::azure::{Operation, opening};
+use aoai_lb::azure::response::answer::Answer;
+use aoai_lb::azure::response::sse::{Scanner, UsageFilter};
+use aoai_lb::azure::Operation;
+use aoai_lb::azure::response::opening;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 
@@ -12,7 +13,7 @@ type Seen = (u64, u64, Vec<u8>, Vec<u8>, bool);
 fn scan(stream: &[u8], step: usize, limit: usize) -> (Vec<Seen>, Option<String>) {
     let (mut seen, mut scanner) = (Vec::new(), Scanner::new(limit));
     let mut answer = Answer::new(Operation::Responses, 50);
-    let mut on_event = |event: aoai_lb::azure::sse::Event<'_>| {
+    let mut on_event = |event: aoai_lb::azure::response::sse::Event<'_>| {
         let _ = opening(Operation::Chat, &event);
         answer.event(&event);
         seen.push((

@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::status;
-use crate::reload::Live;
+use crate::server::reload::Live;
 
 /// How often it is told.
 const TICK: Duration = Duration::from_secs(2);

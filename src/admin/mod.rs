@@ -27,10 +27,10 @@ use tokio::time::timeout;
 
 use self::feed::Feed;
 use crate::config::{self, AdminAddress, KeyPair};
-use crate::proxy::reply;
+use crate::proxy::client::refusal_response;
 use crate::refusal::{Reason, Refusal};
-use crate::reload::{Live, NotReloaded};
 use crate::routing::health;
+use crate::server::reload::{Live, NotReloaded};
 
 /// How long a connection may be silent between two requests, in seconds.
 const IDLE: u64 = 60;
@@ -391,7 +391,7 @@ fn not_found() -> Response<Vec<u8>> {
 }
 
 fn refused(status: u16, refusal: &Refusal) -> Response<Vec<u8>> {
-    respond(status, JSON, reply::body(refusal).to_vec())
+    respond(status, JSON, refusal_response::body(refusal).to_vec())
 }
 
 fn respond(status: u16, kind: &'static str, body: Vec<u8>) -> Response<Vec<u8>> {

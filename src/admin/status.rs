@@ -8,12 +8,13 @@ use std::time::{Instant, SystemTime};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::azure::hints::Limit;
+use crate::azure::response::hints::Limit;
 use crate::gateway::{Backend, Gateway, Pooled};
-use crate::record::tally::{self, Told, Tries, Used};
-use crate::reload::Live;
+use crate::record::statistics;
+use crate::record::statistics::{Told, Tries, Used};
 use crate::routing::health::{Incident, Part, Reason};
 use crate::routing::pool::{Candidate, Pool};
+use crate::server::reload::Live;
 
 /// Most clients that are listed: those with most tokens.
 const CLIENTS_MAX: usize = 500;
@@ -429,10 +430,10 @@ fn of_clients(counted: &Told) -> Vec<ClientStatus> {
 }
 
 fn timeline(counted: &Told, clock: Clock) -> Timeline {
-    type Of = fn(&tally::Step) -> Option<u64>;
+    type Of = fn(&statistics::Step) -> Option<u64>;
     let column = |of: Of| counted.steps.iter().map(|step| step.as_ref().and_then(of)).collect();
     Timeline {
-        step_seconds: tally::STEP.as_secs(),
+        step_seconds: statistics::STEP.as_secs(),
         until: rfc3339(clock.wall),
         requests: column(|step| Some(step.requests)),
         throttled: column(|step| Some(step.throttled)),

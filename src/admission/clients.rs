@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::tokens::{NoEntry, Tokens};
 use crate::config;
-use crate::credentials::signers::Signers;
+use crate::credentials::signing_keys::Signers;
 use crate::names::{ClientName, Deployment, Subject};
 use crate::refusal::{Reason, Refusal};
 

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::clients::Client;
 use crate::config::{self, ClientTokens};
 use crate::credentials::jwt;
-use crate::credentials::signers::{Keys, Signers};
+use crate::credentials::signing_keys::{Keys, Signers};
 
 /// Most verified tokens that are remembered.
 const REMEMBERED_MAX: usize = 10_000;

@@ -9,7 +9,7 @@ use std::ops::Range;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::scan::{Scan, plain};
+use super::json_check::{Scan, plain};
 
 /// What an object says under the keys asked for.
 pub(super) struct Fields<'a, const N: usize> {

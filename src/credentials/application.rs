@@ -12,8 +12,8 @@ use http::Method;
 use jsonwebtoken::{Algorithm, Header};
 use serde::Serialize;
 
-use super::grant::{escaped, granted};
-use super::kept::{Failed, Fetched};
+use super::refreshed::{Failed, Fetched};
+use super::token_response::{escaped, granted};
 use super::{Kept, jwt};
 use crate::config::{Application, Endpoint, KeyPair, PairFiles};
 use crate::outbound::{Call, Outbound};

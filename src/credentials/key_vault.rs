@@ -10,9 +10,9 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 
 use super::Kept;
-use super::grant::word;
-use super::kept::{Failed, Fetched, header};
-use crate::azure::hints;
+use super::refreshed::{Failed, Fetched, header};
+use super::token_response::word;
+use crate::azure::response::hints;
 use crate::config::{Secret, VaultSecret};
 use crate::outbound::{Answer, Call, Outbound};
 

@@ -7,12 +7,12 @@
 //! transport, with it 80 crates, and what remains of them are the few calls below.
 
 mod application;
-mod grant;
 pub mod jwt;
-mod kept;
 mod key_vault;
-mod managed;
-pub mod signers;
+mod managed_identity;
+mod refreshed;
+pub mod signing_keys;
+mod token_response;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -25,12 +25,12 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use self::application::Assertion;
-use self::kept::Fetch;
-use self::signers::Signers;
+use self::refreshed::Fetch;
+use self::signing_keys::Signers;
 use crate::config::{self, ClientTokens, Entra, Identity, Proof, SecretSource, VaultSecret};
 use crate::outbound::Outbound;
 
-pub use self::kept::{NoValue, State, Value};
+pub use self::refreshed::{NoValue, State, Value};
 
 /// The most that a call for a token or a secret may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -190,10 +190,10 @@ impl Keyring {
                 Fetch::Token(application::Fetch::new(application, assertion, scope))
             }
             Identity::Machine { service, which } => {
-                Fetch::Managed(managed::Fetch::of_machine(service, which, scope))
+                Fetch::Managed(managed_identity::Fetch::of_machine(service, which, scope))
             }
             Identity::AppService { service, path, header, which } => {
-                Fetch::Managed(managed::Fetch::of_app(service, path, header, which, scope))
+                Fetch::Managed(managed_identity::Fetch::of_app(service, path, header, which, scope))
             }
         })
     }
@@ -210,7 +210,7 @@ impl Keyring {
         }
         let signers = Arc::new(Signers::new(tokens, Arc::clone(&self.outbound)));
         if !self.is_offline {
-            self.runtime.spawn(signers::keep(Arc::downgrade(&signers)));
+            self.runtime.spawn(signing_keys::keep(Arc::downgrade(&signers)));
         }
         known.push((tokens.clone(), Arc::downgrade(&signers)));
         signers
@@ -229,7 +229,7 @@ impl Keyring {
         }
         let fetch = fetch();
         let state = Arc::new(State::new(fetch.what(), Arc::clone(&self.numbers)));
-        let keeping = kept::keep(Arc::clone(&state), fetch, Arc::clone(&self.outbound));
+        let keeping = refreshed::keep(Arc::clone(&state), fetch, Arc::clone(&self.outbound));
         let task = self.runtime.spawn(keeping).abort_handle();
         let keeping = Arc::new(Keeping { state, task: Some(task) });
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);

@@ -10,11 +10,11 @@ use bytes::Bytes;
 use http::Method;
 use ipnet::IpNet;
 
-use super::attempt::{Course, Due};
-use super::intake::{Budget, Intake};
-use super::peer::{Peers, Turn};
-use super::tap::{Ending, Facts, Reply};
-use super::trouble::Trouble;
+use super::attempt::relay::{Ending, Facts, Reply};
+use super::attempt::retry_state::{Course, Due};
+use super::attempt::upstream_error::Trouble;
+use super::client::request_body::{Budget, Intake};
+use super::upstream::peer::{Peers, Turn};
 use crate::admission::clients::Client;
 use crate::azure::Target;
 use crate::config::Listener;

@@ -1,34 +1,12 @@
 //! The Pingora adapter: each phase is a few lines around one verb of the gateway. What runs the phases
 //! is in `drive.rs`.
 
-mod arrival;
 mod attempt;
-mod conclude;
+pub mod client;
 mod context;
-mod crowd;
-pub mod dns;
-pub mod door;
-pub mod drive;
-mod exchange;
-pub mod guard;
-mod head;
-mod headers;
-mod health;
-mod hold;
-pub mod inspect;
-mod intake;
-mod joint;
-mod judge;
-pub mod peer;
-mod pool;
-pub mod probe;
-mod question;
-pub(crate) mod reply;
-mod reset;
-mod tap;
+pub mod runner;
 mod timer;
-mod trouble;
-mod upstream;
+pub mod upstream;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -47,14 +25,15 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
 use tokio::time::sleep;
 
-use self::arrival::DRAIN;
-use self::attempt::Step;
+use self::attempt::exchange::{client_left, pieces, recorded};
+use self::attempt::relay::{FIRST_BYTE, IDLE, RETRY, Reply};
+use self::attempt::retry_state::Step;
+use self::attempt::upstream_error::{self, Trouble, clients_fault, is_clients_fault};
+use self::client::admit::{self, DRAIN};
+use self::client::request_body::{Budget, NoBody};
+use self::client::{health, reset, tls};
 use self::context::{Context, Flow};
-use self::exchange::{client_left, pieces, recorded};
-use self::headers::Framing;
-use self::intake::{Budget, NoBody};
-use self::tap::{FIRST_BYTE, IDLE, RETRY, Reply};
-use self::trouble::{Trouble, clients_fault, is_clients_fault};
+use self::upstream::headers::{self, Framing};
 use crate::admission::address::client_ip;
 use crate::names::BackendName;
 use crate::refusal::Refusal;
@@ -122,7 +101,7 @@ impl ProxyHttp for Balancer {
         flow.peer_ip =
             session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip);
         // On a connection with TLS it came along with the handshake, for each stream.
-        let arrival = door::of(session.digest());
+        let arrival = tls::of(session.digest());
         let listener = ctx.listener.take().or_else(|| arrival.and_then(|arrival| arrival.listener.clone()));
         flow.subject = arrival.and_then(|arrival| arrival.subject.clone());
         flow.client_ip = flow.peer_ip.map(|peer| {
@@ -130,7 +109,7 @@ impl ProxyHttp for Balancer {
             client_ip(peer, &session.req_header().headers, trusted)
         });
         let flow = ctx.flow.insert(flow);
-        match arrival::receive(session, flow, &self.bodies).await {
+        match admit::receive(session, flow, &self.bodies).await {
             Ok(()) => {}
             Err(NoBody::Refused(refusal)) => {
                 refuse(session, flow, &refusal).await?;
@@ -246,7 +225,7 @@ impl ProxyHttp for Balancer {
         let held = if outgoing.edits.is_empty() {
             vec![flow.body.bytes.clone()]
         } else {
-            crate::azure::body::edit(&flow.body.bytes, &outgoing.edits)
+            crate::azure::request::body::edit(&flow.body.bytes, &outgoing.edits)
         };
         let framing = framing(flow, held.iter().map(Bytes::len).sum());
         flow.pieces = pieces(held);
@@ -265,7 +244,7 @@ impl ProxyHttp for Balancer {
         if let Some(flow) = &mut ctx.flow {
             // A connection that is shared may turn out to have ended when one more stream is begun.
             let stale = *error.etype() == ErrorType::H2Error;
-            let (now, trouble) = (Instant::now(), trouble::of_connecting(&error));
+            let (now, trouble) = (Instant::now(), upstream_error::of_connecting(&error));
             if trouble == Trouble::Tls {
                 flow.distrusts(&error.to_string(), now);
             }
@@ -299,11 +278,11 @@ impl ProxyHttp for Balancer {
             }
             () if flow.is_committed() => {
                 flow.end.failed = true;
-                flow.broke_off(ours.unwrap_or_else(|| trouble::of(&error)), false, now);
+                flow.broke_off(ours.unwrap_or_else(|| upstream_error::of(&error)), false, now);
                 false
             }
             () => {
-                let trouble = ours.unwrap_or_else(|| trouble::of(&error));
+                let trouble = ours.unwrap_or_else(|| upstream_error::of(&error));
                 let is_lost = match *error.etype() {
                     // The engine knows: the stream was refused, or the connection was being closed.
                     ErrorType::H2Error => {

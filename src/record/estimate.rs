@@ -4,7 +4,7 @@
 use serde_json::Value;
 use tiktoken_rs::{CoreBPE, cl100k_base_singleton, o200k_base_singleton};
 
-use crate::azure::usage::Usage;
+use crate::azure::response::usage::Usage;
 
 /// Most bytes of a text that are counted; the rest counts as its beginning does.
 const COUNTED: usize = 1024 * 1024;

@@ -12,13 +12,12 @@ use bytes::Bytes;
 use log::{Level, info, log_enabled};
 
 use crate::admission::clients::Client;
-use crate::azure::answer::Answer;
-use crate::azure::reply::ReplyBody;
-use crate::azure::usage::Usage;
-use crate::azure::{
-    Operation, Target, multipart,
-    prompt::{self, Parts},
-};
+use crate::azure::request::prompt::Parts;
+use crate::azure::request::{multipart, prompt};
+use crate::azure::response::answer::Answer;
+use crate::azure::response::body::ReplyBody;
+use crate::azure::response::usage::Usage;
+use crate::azure::{Operation, Target};
 use crate::names::{BackendName, Deployment};
 use crate::record::estimate;
 use crate::record::line::Line;

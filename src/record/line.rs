@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use json_escape_simd::escape_into;
 
 use super::exchange::{Attempt, Outcome};
-use crate::azure::usage::Usage;
+use crate::azure::response::usage::Usage;
 
 /// A record, ready to be written. Unknown is `None`.
 pub struct Line<'a> {

@@ -9,8 +9,8 @@ use prometheus::{
 };
 
 use super::exchange::{Attempt, Exchange};
-use super::tally::Tally;
-use crate::azure::usage::Usage;
+use super::statistics::Tally;
+use crate::azure::response::usage::Usage;
 use crate::names::Deployment;
 
 /// In place of a label that a request has not: no client was found, no deployment was named.

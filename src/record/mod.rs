@@ -10,7 +10,7 @@ pub mod metrics;
 pub mod redact;
 pub mod sinks;
 pub mod spool;
-pub mod tally;
+pub mod statistics;
 pub mod writer;
 
 use std::io;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::azure::hints::{Capacity, Limit};
+use crate::azure::response::hints::{Capacity, Limit};
 
 /// Rate limits of standard deployments begin anew each minute (Azure OpenAI, "Manage quota");
 /// a provisioned deployment works off what fills it in about as long.

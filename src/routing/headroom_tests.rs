@@ -11,8 +11,8 @@ use crate::config::{Balance, Ratio};
 use crate::credentials::Credential;
 use crate::names::{BackendName, Tier, Weight};
 use crate::routing::health::{Memory, Reason, Rest};
-use crate::routing::journey::{Allowance, Choice, Journey, Outcome};
 use crate::routing::pool::{Candidate, Pool};
+use crate::routing::retry_plan::{Allowance, Choice, Journey, Outcome};
 
 const MS: Duration = Duration::from_millis(1);
 

@@ -3,11 +3,11 @@
 //! Pure rules over names, limits, health and the time they are handed; no sockets, no clock.
 
 pub mod breaker;
-pub mod budget;
 pub mod handover;
 pub mod headroom;
 pub mod health;
-pub mod journey;
 pub mod pool;
+pub mod retry_budget;
+pub mod retry_plan;
 mod wheel;
 mod window;

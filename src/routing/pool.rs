@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use super::budget::Budget;
 use super::headroom::Sent;
 use super::health::{BackendMemory, Cell, Claim, DeploymentMemory, Reason, Rest, Standing};
+use super::retry_budget::Budget;
 use super::wheel::Wheel;
 use crate::azure::Operation;
 use crate::config::Balance;

@@ -9,8 +9,8 @@ use sd_notify::NotifyState;
 use tokio::runtime::Handle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use super::reload::Live;
 use crate::gateway::Process;
-use crate::reload::Live;
 
 /// How often the one line of `systemctl status` is made anew.
 const STATUS: Duration = Duration::from_secs(5);

@@ -19,10 +19,10 @@ use tokio::sync::{Mutex, broadcast, mpsc};
 use tokio::time::timeout;
 
 use super::notify;
+use super::reload::Live;
+use super::upgrade::{Channel, NotUpgraded, Predecessors, Running, Wish, report};
 use crate::gateway::Process;
-use crate::proxy::guard::{MOVING, STOPPING};
-use crate::reload::Live;
-use crate::upgrade::{Channel, NotUpgraded, Predecessors, Running, Wish, report};
+use crate::proxy::client::connection::{MOVING, STOPPING};
 
 /// How long after another process has taken over the service manager may not have heard of it.
 const LATE: Duration = Duration::from_secs(1);

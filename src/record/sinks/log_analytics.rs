@@ -21,7 +21,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::azure::hints;
+use crate::azure::response::hints;
 use crate::config;
 use crate::credentials::Kept;
 use crate::outbound::{Answer, Call, Outbound};

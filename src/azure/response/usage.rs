@@ -1,0 +1,131 @@
+//! Token counts, as Azure reports them. Nothing is estimated: what is not said stays unknown.
+
+use crate::azure::json;
+
+/// The tokens of one call. Cached are part of input, reasoning of output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// `prompt_tokens` or `input_tokens`.
+    pub input: Option<u64>,
+    /// `completion_tokens` or `output_tokens`.
+    pub output: Option<u64>,
+    /// `cached_tokens` of the input's details.
+    pub cached: Option<u64>,
+    /// `reasoning_tokens` of the output's details.
+    pub reasoning: Option<u64>,
+    /// `total_tokens`.
+    pub total: Option<u64>,
+}
+
+impl Usage {
+    /// Reads a `usage` object, whichever API it comes from (Responses and images write
+    /// `input_tokens_details`, audio and realtime `input_token_details`). `None` when it
+    /// counts no tokens, as for what is metered by duration.
+    pub fn from_object(object: &str) -> Option<Self> {
+        let [
+            prompt,
+            input,
+            completion,
+            output,
+            total,
+            prompt_details,
+            inputs,
+            input_detail,
+            completion_details,
+            outputs,
+            output_detail,
+        ] = json::fields(
+            object,
+            &[
+                "prompt_tokens",
+                "input_tokens",
+                "completion_tokens",
+                "output_tokens",
+                "total_tokens",
+                "prompt_tokens_details",
+                "input_tokens_details",
+                "input_token_details",
+                "completion_tokens_details",
+                "output_tokens_details",
+                "output_token_details",
+            ],
+        );
+        let number = |raw: Option<&str>| raw.and_then(count);
+        let detail = |places: [Option<&str>; 3], key| {
+            places.into_iter().flatten().find_map(|raw| number(json::fields(raw, &[key])[0]))
+        };
+        let usage = Self {
+            input: number(prompt).or_else(|| number(input)),
+            output: number(completion).or_else(|| number(output)),
+            cached: detail([prompt_details, inputs, input_detail], "cached_tokens"),
+            reasoning: detail([completion_details, outputs, output_detail], "reasoning_tokens"),
+            total: number(total),
+        };
+        (usage != Self::default()).then_some(usage)
+    }
+
+    /// Finds the usage of a reply or of an event: at the top, or in its `response`.
+    pub fn from_json(body: &[u8]) -> Option<Self> {
+        let [usage, response] = json::probe(body, &["usage", "response"]).ok()?.values;
+        let nested = || json::fields(response?, &["usage"])[0];
+        Self::from_object(usage.filter(|raw| *raw != "null").or_else(nested)?)
+    }
+}
+
+/// A count; `9.0` is 9, and anything negative or broken is nothing.
+fn count(raw: &str) -> Option<u64> {
+    let whole = raw
+        .split_once('.')
+        .map_or(raw, |(whole, rest)| if rest.bytes().all(|b| b == b'0') { whole } else { "" });
+    whole.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(body: &str) -> Option<[Option<u64>; 5]> {
+        Usage::from_json(body.as_bytes()).map(|u| [u.input, u.output, u.cached, u.reasoning, u.total])
+    }
+
+    #[test]
+    fn every_api_is_understood() {
+        let chat = r#"{"usage":{"prompt_tokens":8,"completion_tokens":271,"total_tokens":279,"prompt_tokens_details":{"cached_tokens":3,"audio_tokens":0},"completion_tokens_details":{"reasoning_tokens":192}}}"#;
+        let responses = r#"{"type":"response.completed","response":{"usage":{"input_tokens":11,"input_tokens_details":{"cached_tokens":0},"output_tokens":12,"output_tokens_details":{"reasoning_tokens":5},"total_tokens":23}}}"#;
+        let realtime = r#"{"type":"response.done","response":{"usage":{"input_tokens":1,"output_tokens":2,"total_tokens":3,"input_token_details":{"cached_tokens":1,"cached_tokens_details":{}}}}}"#;
+        let rows = [
+            (chat, Some([Some(8), Some(271), Some(3), Some(192), Some(279)])),
+            (responses, Some([Some(11), Some(12), Some(0), Some(5), Some(23)])),
+            (realtime, Some([Some(1), Some(2), Some(1), None, Some(3)])),
+            (r#"{"usage":{"prompt_tokens":8,"total_tokens":8}}"#, Some([Some(8), None, None, None, Some(8)])),
+            (
+                r#"{"usage":{"type":"tokens","input_tokens":14,"input_token_details":{"audio_tokens":14},"output_tokens":45.0,"total_tokens":59}}"#,
+                Some([Some(14), Some(45), None, None, Some(59)]),
+            ),
+            (
+                r#"{"usage":{"input_tokens":50,"input_tokens_details":{"image_tokens":40},"output_tokens":4160,"total_tokens":4210}}"#,
+                Some([Some(50), Some(4160), None, None, Some(4210)]),
+            ),
+            (
+                r#"{"usage":{"prompt_tokens":-1,"completion_tokens":null,"total_tokens":"9","prompt_tokens_details":null}}"#,
+                None,
+            ),
+            (r#"{"usage":{"type":"duration","seconds":9.0}}"#, None),
+            (r#"{"usage":null}"#, None),
+            (r#"{"usage":[]}"#, None),
+            ("{}", None),
+            ("RIFF", None),
+        ];
+        for (body, expected) in rows {
+            assert_eq!(read(body), expected, "{body}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(body in "[\\[\\]{}\":,0-9.-]{0,40}", count_text in "[0-9.-]{0,30}") {
+            let _ = (Usage::from_json(body.as_bytes()), Usage::from_object(&body), count(&count_text));
+        }
+    }
+}

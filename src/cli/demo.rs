@@ -1,0 +1,157 @@
+//! `aoai-lb demo`: simulated resources, the balancer in front of them, and a little traffic so that
+//! the status page lives.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Method;
+use serde_json::json;
+use tokio::runtime::Runtime;
+use tokio::time::sleep;
+
+use super::keys::{NoKey, new_key, sha256_hex};
+use super::logging;
+use crate::config::{self, Endpoint, Problems};
+use crate::demo::{self, Simulator};
+use crate::outbound::{Call, Outbound};
+use crate::server::{self, StartError};
+
+/// The demo's listener; the same on every machine, so that the printed lines can be kept.
+const DEMO_LISTENER: &str = "127.0.0.1:8080";
+/// The demo's admin API.
+const DEMO_ADMIN: &str = "127.0.0.1:9901";
+/// What its own traffic asks, of a team of its own.
+const QUESTIONS: [&str; 6] = [
+    "What does a load balancer do?",
+    "Summarise the incident of last night in three sentences.",
+    "Translate into French: the change window is zero.",
+    "Write a haiku about token limits.",
+    "List five names for a cat.",
+    "Explain round robin to a child.",
+];
+/// The longest that an answer of it may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Why there is no demo.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoDemo {
+    /// The simulated resources do not listen, or nothing can be printed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// This is a fault of the balancer.
+    #[error(transparent)]
+    Config(#[from] Problems),
+    /// Something else listens where the demo does.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// No randomness.
+    #[error(transparent)]
+    Key(#[from] NoKey),
+}
+
+/// Runs it until it is interrupted.
+///
+/// # Errors
+/// [`NoDemo`].
+pub(crate) fn run(background: &Runtime) -> Result<(), NoDemo> {
+    logging::start();
+    let simulator = background.block_on(Simulator::start(demo::demo_resources()))?;
+    let (key, own_key) = (new_key()?, new_key()?);
+    let records = std::env::temp_dir().join(format!("aoai-lb-demo-{}.jsonl", std::process::id()));
+    let text = configuration(&simulator, &[("demo", &key), ("traffic", &own_key)], &records);
+    let checked = config::parse(&text, Path::new(""), &|_| None)?;
+    server::probe_addresses(&checked.config, &[])?;
+    banner(&simulator, &key, &records)?;
+    background.spawn(traffic(own_key));
+    server::run(checked, None, false, background)?;
+    Ok(())
+}
+
+/// A request now and then, some of them streams, and at times a few at once: enough to see turns,
+/// quotas that run low, and a cooldown.
+async fn traffic(key: String) {
+    let Ok(endpoint) = Endpoint::parse(&format!("http://{DEMO_LISTENER}")) else { return };
+    let outbound = std::sync::Arc::new(Outbound::new(PATIENCE));
+    loop {
+        let at_once = if fastrand::u8(..10) == 0 { 6 } else { 1 };
+        for _ in 0..at_once {
+            let (outbound, endpoint, key) = (std::sync::Arc::clone(&outbound), endpoint.clone(), key.clone());
+            tokio::spawn(async move {
+                let question = fastrand::choice(QUESTIONS).unwrap_or_default();
+                let messages = json!([{"role": "user", "content": question}]);
+                let body = json!({"messages": messages, "stream": fastrand::u8(..3) == 0}).to_string();
+                let call = Call {
+                    method: Method::POST,
+                    target: "/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21",
+                    headers: &[("api-key", &key), ("content-type", "application/json")],
+                    body: Bytes::from(body),
+                };
+                // What becomes of it is on the page.
+                let _ = outbound.call(&endpoint, call).await;
+            });
+        }
+        sleep(Duration::from_millis(fastrand::u64(400..2_000))).await;
+    }
+}
+
+/// The demo's configuration is the file that an operator would write for its resources.
+fn configuration(simulator: &Simulator, keys: &[(&str, &str)], records: &Path) -> String {
+    let mut text = format!("listeners:\n  - address: {DEMO_LISTENER}\nbackends:\n");
+    for name in simulator.names() {
+        let resource = simulator.resource(name);
+        let provisioned = resource
+            .deployments
+            .iter()
+            .any(|deployment| matches!(deployment.kind, demo::Kind::Provisioned { .. }));
+        let api_key = resource.keys.first().map_or("", String::as_str);
+        let address = simulator.address(name);
+        text += &format!("  - name: {name}\n    endpoint: http://{address}\n");
+        text += &format!(
+            "    tier: {}\n    credential: {{ api_key: {api_key} }}\n",
+            if provisioned { 1 } else { 2 }
+        );
+        text += "    deployments:\n";
+        for deployment in &resource.deployments {
+            let name = &deployment.name;
+            let clients_name = name.strip_suffix("-ptu").unwrap_or(name);
+            text += &format!("      {clients_name}: {name}\n");
+        }
+    }
+    text += "clients:\n";
+    for (name, key) in keys {
+        text += &format!("  - name: {name}\n    keys:\n      - sha256: \"{}\"\n", sha256_hex(key));
+    }
+    text += &format!("record:\n  jsonl: {{ path: {} }}\n", records.display());
+    text + &format!("admin: {{ address: {DEMO_ADMIN} }}\nserver: {{ drain_delay: 0s }}\n")
+}
+
+fn banner(simulator: &Simulator, key: &str, records: &Path) -> io::Result<()> {
+    let mut out = io::stdout();
+    writeln!(out, "Simulated Azure OpenAI resources:")?;
+    for name in simulator.names() {
+        writeln!(out, "  {name:<12} http://{}", simulator.address(name))?;
+    }
+    writeln!(
+        out,
+        r#"
+The balancer makes them look like one: http://{DEMO_LISTENER}
+Status page:                           http://{DEMO_ADMIN}/  (a little traffic of its own is on it)
+Record of every request:               {records}
+
+curl "http://{DEMO_LISTENER}/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21" \
+  -H "api-key: {key}" -H "content-type: application/json" \
+  -d '{{"messages":[{{"role":"user","content":"Hello"}}]}}'
+
+python3 - <<'PYTHON'      # pip install openai
+from openai import AzureOpenAI
+client = AzureOpenAI(azure_endpoint="http://{DEMO_LISTENER}", api_key="{key}", api_version="2024-10-21")
+answer = client.chat.completions.create(model="gpt-4o", messages=[{{"role": "user", "content": "Hello"}}])
+print(answer.choices[0].message.content)
+PYTHON
+
+End with Ctrl-C."#,
+        records = records.display(),
+    )
+}

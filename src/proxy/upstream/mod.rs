@@ -1,0 +1,12 @@
+//! The upstream side: addresses, peers, connections and their pool, request heads as a backend
+//! sees them, and the requests that the balancer makes on its own account.
+
+mod coalesced_stream;
+pub(super) mod connection;
+mod connection_pool;
+mod control_request;
+pub mod dns;
+pub(super) mod headers;
+pub mod live_check;
+pub mod peer;
+pub mod probe;
