@@ -11,7 +11,7 @@ use http::Method;
 use ipnet::IpNet;
 
 use super::attempt::relay::{Ending, Facts, Reply};
-use super::attempt::retry_state::{Course, Due};
+use super::attempt::retry_state::{Due, RetryState};
 use super::attempt::upstream_error::Trouble;
 use super::client::request_body::{Budget, Intake};
 use super::upstream::peer::{Peers, Turn};
@@ -57,11 +57,11 @@ pub struct Context {
     /// The right to look for a connection, while it does.
     pub(super) turn: Option<Turn>,
     /// Its story; none for health probes.
-    pub(super) flow: Option<Box<Flow>>,
+    pub(super) flow: Option<Box<RequestContext>>,
 }
 
 /// The story of a request.
-pub(super) struct Flow {
+pub(super) struct RequestContext {
     pub(super) serving: Arc<Serving>,
     pub(super) request_id: Arc<str>,
     pub(super) time: SystemTime,
@@ -93,7 +93,7 @@ pub(super) struct Flow {
     /// The client has sent something after its request: it is not listened to any more.
     pub(super) deaf: bool,
     /// The way through the pool, once admitted.
-    pub(super) course: Option<Course>,
+    pub(super) course: Option<RetryState>,
     /// What the balancer itself took so far.
     pub(super) overhead: Duration,
     /// Since when it is the balancer that everybody waits for, if it is.
@@ -126,7 +126,7 @@ impl End {
     }
 }
 
-impl Flow {
+impl RequestContext {
     pub(super) fn new(serving: Arc<Serving>, budget: Arc<Budget>, method: Method) -> Self {
         serving.gateway.process.in_flight.fetch_add(1, Ordering::AcqRel);
         let time = SystemTime::now();
@@ -333,7 +333,7 @@ impl Flow {
     }
 }
 
-impl Drop for Flow {
+impl Drop for RequestContext {
     /// A request whose task was torn down still has its record and leaves the count.
     fn drop(&mut self) {
         if !self.end.settled {

@@ -32,7 +32,7 @@ use self::attempt::upstream_error::{self, Trouble, clients_fault, is_clients_fau
 use self::client::admit::{self, DRAIN};
 use self::client::request_body::{Budget, NoBody};
 use self::client::{health, reset, tls};
-use self::context::{Context, Flow};
+use self::context::{Context, RequestContext};
 use self::upstream::headers::{self, Framing};
 use crate::admission::address::client_ip;
 use crate::names::BackendName;
@@ -93,7 +93,7 @@ impl ProxyHttp for Balancer {
             let leaving = serving.gateway.process.leaving.load(Ordering::Acquire);
             return health::answer(session, ready, leaving).await;
         }
-        let mut flow = Box::new(Flow::new(
+        let mut flow = Box::new(RequestContext::new(
             Arc::clone(&serving),
             Arc::clone(&self.bodies),
             session.req_header().method.clone(),
@@ -343,14 +343,14 @@ impl ProxyHttp for Balancer {
     }
 }
 
-fn story(ctx: &mut Context) -> pingora::Result<&mut Flow> {
+fn story(ctx: &mut Context) -> pingora::Result<&mut RequestContext> {
     ctx.flow.as_deref_mut().ok_or_else(|| Error::new(SPENT))
 }
 
 /// Waits between tries; the client may leave meanwhile.
 async fn pause(
     session: &mut ServerSession,
-    flow: &mut Flow,
+    flow: &mut RequestContext,
     over: impl Future<Output = ()> + Send,
 ) -> pingora::Result<()> {
     if !session.is_body_done() {
@@ -367,7 +367,7 @@ async fn pause(
 }
 
 /// Whether the client is still there, as far as is known without waiting.
-async fn still_there(session: &mut ServerSession, flow: &mut Flow) -> pingora::Result<()> {
+async fn still_there(session: &mut ServerSession, flow: &mut RequestContext) -> pingora::Result<()> {
     if !session.is_body_done() {
         // Looking would take a byte of its upload.
         return Ok(());
@@ -382,7 +382,11 @@ async fn still_there(session: &mut ServerSession, flow: &mut Flow) -> pingora::R
 }
 
 /// Answers a request that goes no further; the connection stays if it can.
-async fn refuse(session: &mut ServerSession, flow: &mut Flow, refusal: &Refusal) -> pingora::Result<()> {
+async fn refuse(
+    session: &mut ServerSession,
+    flow: &mut RequestContext,
+    refusal: &Refusal,
+) -> pingora::Result<()> {
     if session.get_header(header::EXPECT).is_some() && !session.is_body_done() {
         // The client may or may not send the body it announced: nobody could tell where
         // its next request begins.
@@ -393,7 +397,11 @@ async fn refuse(session: &mut ServerSession, flow: &mut Flow, refusal: &Refusal)
 }
 
 /// Gives a client the whole of its answer, once that is written down.
-async fn tell(session: &mut ServerSession, flow: &mut Flow, tasks: Vec<HttpTask>) -> pingora::Result<()> {
+async fn tell(
+    session: &mut ServerSession,
+    flow: &mut RequestContext,
+    tasks: Vec<HttpTask>,
+) -> pingora::Result<()> {
     let receipt = flow.settle();
     recorded(flow, receipt).await;
     session.response_duplex_vec(tasks).await?;
@@ -410,7 +418,7 @@ async fn drain(session: &mut ServerSession) {
 }
 
 /// The framing of a body of which `held` bytes are held.
-fn framing(flow: &Flow, held: usize) -> Framing {
+fn framing(flow: &RequestContext, held: usize) -> Framing {
     match flow.body.streams {
         Some(_) => flow.body.announced.map_or(Framing::Chunked, Framing::Length),
         None if held == 0 && matches!(flow.method, Method::GET | Method::HEAD | Method::DELETE) => {

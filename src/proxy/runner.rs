@@ -30,13 +30,13 @@ use super::{Balancer, drain, story};
 use crate::config::Listener;
 
 /// The balancer with its connections, which all listeners share.
-pub struct Drive {
+pub struct Runner {
     balancer: Balancer,
     upstreams: Upstreams,
     options: HttpServerOptions,
 }
 
-impl Drive {
+impl Runner {
     /// Runs this balancer.
     pub fn new(balancer: Balancer, server: &ServerConf) -> Self {
         let mut options = HttpServerOptions::default();
@@ -152,7 +152,7 @@ impl Drive {
 
 /// For streams of HTTP/2; the guard has the connections of HTTP/1.1.
 #[async_trait]
-impl HttpServerApp for Drive {
+impl HttpServerApp for Runner {
     async fn process_new_http(
         self: &Arc<Self>,
         session: ServerSession,

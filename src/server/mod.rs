@@ -32,9 +32,9 @@ use crate::config::{self, AdminAddress, Checked, Config, ListenerTls};
 use crate::credentials::Keyring;
 use crate::gateway::Process;
 use crate::proxy::Balancer;
-use crate::proxy::client::connection::Guard;
+use crate::proxy::client::connection::ConnectionHandler;
 use crate::proxy::client::tls::{BadDoor, Door};
-use crate::proxy::runner::Drive;
+use crate::proxy::runner::Runner;
 use crate::proxy::upstream::peer::{BadAuthority, keepalive};
 use crate::record::{RecordError, Recorder};
 
@@ -248,15 +248,19 @@ fn listeners(
     server: &Server,
     served: &mut Vec<Served>,
     background: &Runtime,
-) -> Result<Vec<Service<Guard>>, StartError> {
+) -> Result<Vec<Service<ConnectionHandler>>, StartError> {
     let balancer = Balancer::new(Arc::clone(&live.serving));
-    let drive = Arc::new(Drive::new(balancer, &server.configuration));
+    let drive = Arc::new(Runner::new(balancer, &server.configuration));
     let mut services = Vec::new();
     for (n, listener) in config.listeners.iter().enumerate() {
         let runtime = Arc::new(OnceLock::new());
         served.push(Arc::clone(&runtime));
-        let guard =
-            Guard::new(Arc::clone(&drive), Arc::new(listener.clone()), Arc::clone(&live.serving), runtime);
+        let guard = ConnectionHandler::new(
+            Arc::clone(&drive),
+            Arc::new(listener.clone()),
+            Arc::clone(&live.serving),
+            runtime,
+        );
         let mut service = Service::new(format!("listener {}", listener.address), guard);
         let mut endpoint = ListenerConfig::tcp(listener.address.to_string())
             .tcp_socket_options(socket(config, listener.address))

@@ -18,7 +18,7 @@ use super::relay::{FIRST_BYTE, IDLE};
 use super::retry_state::Due;
 use super::upstream_error::Trouble;
 use crate::proxy::client::request_body::{NoBody, broken};
-use crate::proxy::context::Flow;
+use crate::proxy::context::RequestContext;
 use crate::proxy::timer::Timer;
 use crate::proxy::upstream::connection::{Progress, Upstream};
 use crate::record::writer::Receipt;
@@ -64,7 +64,7 @@ fn joined(pieces: &mut Vec<Bytes>) -> Option<Bytes> {
 
 /// Waits for the record of an answer whose last bytes are about to go out, for a moment: what a
 /// client has got whole is written down even if this process is killed.
-pub(in crate::proxy) async fn recorded(flow: &Flow, receipt: Option<Receipt>) {
+pub(in crate::proxy) async fn recorded(flow: &RequestContext, receipt: Option<Receipt>) {
     let Some(receipt) = receipt else { return };
     // Whoever is at its end at the same moment shares the way to the disk.
     yield_now().await;
@@ -126,7 +126,7 @@ enum Event {
 /// A request under way to a backend.
 pub(in crate::proxy) struct Exchange<'e> {
     session: &'e mut ServerSession,
-    flow: &'e mut Flow,
+    flow: &'e mut RequestContext,
     upstream: &'e mut Upstream,
     /// What is held of its body and not sent yet.
     pieces: VecDeque<Bytes>,
@@ -137,7 +137,7 @@ pub(in crate::proxy) struct Exchange<'e> {
 impl<'e> Exchange<'e> {
     pub(in crate::proxy) fn new(
         session: &'e mut ServerSession,
-        flow: &'e mut Flow,
+        flow: &'e mut RequestContext,
         upstream: &'e mut Upstream,
     ) -> Self {
         let (pieces, upload) = (std::mem::take(&mut flow.pieces), flow.body.streams);

@@ -7,11 +7,11 @@ use http::{HeaderName, HeaderValue};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
 
-use super::retry_state::{Answerer, Course};
+use super::retry_state::{Answerer, RetryState};
 use super::upstream_error::Trouble;
 use crate::azure::response::hints;
 use crate::proxy::client::refusal_response;
-use crate::proxy::context::Flow;
+use crate::proxy::context::RequestContext;
 use crate::record::exchange::Attempt;
 use crate::refusal::{Reason, Refusal};
 use crate::routing::health;
@@ -57,7 +57,7 @@ impl Held {
     }
 }
 
-impl Course {
+impl RetryState {
     /// Keeps the more useful of two replies; of equals the later, except that of several
     /// backends that do not know an id the first, the home, is believed.
     pub(in crate::proxy) fn keep(&mut self, held: Held) {
@@ -72,7 +72,7 @@ impl Course {
     }
 }
 
-impl Flow {
+impl RequestContext {
     /// What the client gets when there is no further try: the most useful reply that was
     /// held back, or a refusal of ours.
     pub(in crate::proxy) fn conclude(&mut self, now: Instant) -> pingora::Result<Vec<HttpTask>> {

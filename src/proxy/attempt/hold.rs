@@ -14,7 +14,7 @@ use super::retry_state::Due;
 use crate::azure::response::sse::Scanner;
 use crate::azure::{Opening, Operation, opening};
 use crate::proxy::client::request_body::{Budget, Share};
-use crate::proxy::context::Flow;
+use crate::proxy::context::RequestContext;
 
 /// Most bytes of an error reply that are held; error bodies of Azure have a few hundred.
 const HELD_MAX: usize = 64 * 1024;
@@ -32,7 +32,7 @@ pub(in crate::proxy) struct Opened {
     share: Share,
 }
 
-impl Flow {
+impl RequestContext {
     /// A refusal has begun.
     pub(in crate::proxy) fn begin_holding(
         &mut self,

@@ -13,7 +13,7 @@ use super::upstream_error::Trouble;
 use crate::azure::response::verdict;
 use crate::azure::response::verdict::Verdict;
 use crate::gateway::Answer;
-use crate::proxy::context::Flow;
+use crate::proxy::context::RequestContext;
 use crate::routing::retry_plan::Outcome;
 
 /// What a complete reply means for the client.
@@ -22,11 +22,11 @@ pub(in crate::proxy) enum Next {
     Relay(Held),
     /// Somebody else is asked.
     Retry,
-    /// Nobody else can be asked; [`Flow::conclude`] says what the client gets.
+    /// Nobody else can be asked; [`RequestContext::conclude`] says what the client gets.
     Conclude,
 }
 
-impl Flow {
+impl RequestContext {
     /// A reply that is passed on has begun.
     pub(in crate::proxy) fn answered(&mut self, header: &ResponseHeader, now: Instant) {
         let gateway = Arc::clone(&self.serving.gateway);
@@ -222,7 +222,7 @@ impl Flow {
     }
 }
 
-impl Flow {
+impl RequestContext {
     /// The TLS of the try under way could not be agreed on.
     pub(in crate::proxy) fn distrusts(&self, why: &str, now: Instant) {
         if let Some(answerer) = self.course.as_ref().and_then(|course| course.answerer()) {

@@ -21,7 +21,7 @@ use crate::azure::response::answer::Answer;
 use crate::azure::response::body::ReplyBody;
 use crate::azure::response::sse::{Scanner, UsageFilter};
 use crate::names::Deployment;
-use crate::proxy::context::Flow;
+use crate::proxy::context::RequestContext;
 use crate::record::exchange::Answered;
 
 /// Another backend is asked: the reply was held back and is no answer.
@@ -176,7 +176,7 @@ impl Passing {
     }
 }
 
-impl Flow {
+impl RequestContext {
     /// Takes in what came from upstream and gives what goes to the client now.
     ///
     /// # Errors
@@ -253,7 +253,7 @@ impl Flow {
         let filter = self
             .course
             .as_ref()
-            .is_some_and(super::retry_state::Course::asks_usage)
+            .is_some_and(super::retry_state::RetryState::asks_usage)
             .then(|| UsageFilter::new(USAGE_EVENT_MAX));
         let filter = filter.filter(|_| is_stream(header));
         if filter.is_some() && header.remove_header(&http::header::CONTENT_LENGTH).is_some() {

@@ -17,7 +17,7 @@ use crate::routing::pool::Pool;
 use crate::routing::retry_plan::{Allowance, Choice, Journey, Outcome, Pause, Try};
 
 /// An admitted request on its way through its pool.
-pub(in crate::proxy) struct Course {
+pub(in crate::proxy) struct RetryState {
     pub(in crate::proxy) admitted: Admitted,
     pub(in crate::proxy) attempts: Vec<Attempt>,
     pub(in crate::proxy) journey: Journey,
@@ -79,15 +79,15 @@ pub(in crate::proxy) enum Due {
 pub(in crate::proxy) enum Step {
     /// A try on this backend.
     Try(usize),
-    /// A wait, then [`Course::waited`].
+    /// A wait, then [`RetryState::waited`].
     Wait(Pause),
-    /// A wait for a new secret, then [`Course::renewed`].
+    /// A wait for a new secret, then [`RetryState::renewed`].
     Renewal(Arc<Credential>),
     /// Nothing.
     Spent,
 }
 
-impl Course {
+impl RetryState {
     pub(in crate::proxy) fn new(admitted: Admitted, allowance: Allowance) -> Self {
         Self {
             journey: Journey::through(&admitted.pool),

@@ -16,8 +16,8 @@ use crate::admission::clients::{self, Client, Stranger};
 use crate::azure::Target;
 use crate::gateway::{Body, Gateway};
 use crate::names::Subject;
-use crate::proxy::attempt::retry_state::Course;
-use crate::proxy::context::Flow;
+use crate::proxy::attempt::retry_state::RetryState;
+use crate::proxy::context::RequestContext;
 use crate::refusal::Refusal;
 
 /// How long a client that is refused may take to send the rest of its body, so that it gets
@@ -36,7 +36,7 @@ const KEYS: Duration = Duration::from_secs(5);
 /// [`NoBody`] where it goes no further.
 pub(in crate::proxy) async fn receive(
     session: &mut ServerSession,
-    flow: &mut Flow,
+    flow: &mut RequestContext,
     bodies: &Arc<Budget>,
 ) -> Result<(), NoBody> {
     let gateway = Arc::clone(&flow.serving.gateway);
@@ -73,7 +73,7 @@ pub(in crate::proxy) async fn receive(
     flow.stream = asked.stream;
     let admitted = gateway.admit(&method, target, &client, asked)?;
     let allowance = gateway.allowance(Instant::now(), flow.arrival, clients_patience(session));
-    flow.course = Some(Course::new(admitted, allowance));
+    flow.course = Some(RetryState::new(admitted, allowance));
     Ok(())
 }
 
@@ -101,7 +101,7 @@ async fn authenticate(
 }
 
 /// What the head tells about where to.
-fn read_head(session: &ServerSession, flow: &mut Flow) -> Result<Arc<Target>, Refusal> {
+fn read_head(session: &ServerSession, flow: &mut RequestContext) -> Result<Arc<Target>, Refusal> {
     let header = session.req_header();
     let gateway = Arc::clone(&flow.serving.gateway);
     flow.upgrades = session.is_upgrade_req();

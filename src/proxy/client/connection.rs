@@ -28,7 +28,7 @@ use super::{head, refusal_response};
 use crate::admission::address::is_trusted;
 use crate::config::Listener;
 use crate::proxy::context::{Serving, request_id};
-use crate::proxy::runner::Drive;
+use crate::proxy::runner::Runner;
 use crate::proxy::timer::Timer;
 use crate::refusal::{Reason, Refusal};
 
@@ -46,8 +46,8 @@ pub const MOVING: Duration = Duration::from_secs(4);
 const LINGER: Duration = Duration::from_secs(1);
 
 /// The guard of one listener, in front of the balancer that all listeners share.
-pub struct Guard {
-    drive: Arc<Drive>,
+pub struct ConnectionHandler {
+    drive: Arc<Runner>,
     listener: Arc<Listener>,
     serving: Arc<ArcSwap<Serving>>,
     /// The runtime that it is polled on, for those who want to know whether that is alive.
@@ -63,10 +63,10 @@ enum NoHead {
     Over,
 }
 
-impl Guard {
+impl ConnectionHandler {
     /// A guard for this listener.
     pub fn new(
-        drive: Arc<Drive>,
+        drive: Arc<Runner>,
         listener: Arc<Listener>,
         serving: Arc<ArcSwap<Serving>>,
         runtime: Arc<OnceLock<Handle>>,
@@ -156,7 +156,7 @@ impl Guard {
 }
 
 #[async_trait]
-impl ServerApp for Guard {
+impl ServerApp for ConnectionHandler {
     async fn process_new(self: &Arc<Self>, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         self.runtime.get_or_init(Handle::current);
         let speaks_http2 = matches!(stream.selected_alpn_proto(), Some(ALPN::H2));
