@@ -8,9 +8,9 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 /// Most bytes a deployment name may have (the limit Azure sets for deployment names).
-pub const DEPLOYMENT_NAME_MAX: usize = 64;
+pub const MAX_DEPLOYMENT_NAME_BYTES: usize = 64;
 
-macro_rules! name {
+macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,44 +42,44 @@ macro_rules! name {
     };
 }
 
-name!(
+name_type!(
     /// The name of one routable entry of the configuration: endpoint, credential, tier, weight.
     BackendName
 );
-name!(
+name_type!(
     /// The name of a caller, as the configuration gives it.
     ClientName
 );
 
-name!(
+name_type!(
     /// Whom a certificate was issued to, as `openssl x509 -noout -subject -nameopt
     /// RFC2253,-esc_msb,utf8` prints it: the most specific attribute first.
-    Subject
+    CertificateSubject
 );
 
 /// The name of a deployment as a client or an operator spelled it. Two spellings that
 /// differ only in ASCII case are the same deployment, as they are for Azure.
 #[derive(Clone, Debug)]
-pub struct Deployment(Arc<str>);
+pub struct DeploymentName(Arc<str>);
 
 /// Why a string is no deployment name.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a deployment name has 1 to {DEPLOYMENT_NAME_MAX} of the characters A-Z a-z 0-9 . _ -")]
-pub struct BadDeploymentName;
+#[error("a deployment name has 1 to {MAX_DEPLOYMENT_NAME_BYTES} of the characters A-Z a-z 0-9 . _ -")]
+pub struct DeploymentNameError;
 
-impl Deployment {
+impl DeploymentName {
     /// Takes a name of 1 to 64 characters of `[A-Za-z0-9._-]`.
     ///
     /// # Errors
-    /// [`BadDeploymentName`] for anything else, and for `.` and `..`, which are path segments.
-    pub fn parse(name: &str) -> Result<Self, BadDeploymentName> {
+    /// [`DeploymentNameError`] for anything else, and for `.` and `..`, which are path segments.
+    pub fn parse(name: &str) -> Result<Self, DeploymentNameError> {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
         if name.is_empty()
-            || name.len() > DEPLOYMENT_NAME_MAX
+            || name.len() > MAX_DEPLOYMENT_NAME_BYTES
             || !name.bytes().all(allowed)
             || matches!(name, "." | "..")
         {
-            return Err(BadDeploymentName);
+            return Err(DeploymentNameError);
         }
         Ok(Self(name.into()))
     }
@@ -90,23 +90,23 @@ impl Deployment {
     }
 
     /// The name in the form that equal names share: ASCII lower case.
-    pub fn key(&self) -> String {
+    pub fn to_lowercase(&self) -> String {
         self.0.to_ascii_lowercase()
     }
 }
 
-impl PartialEq for Deployment {
+impl PartialEq for DeploymentName {
     fn eq(&self, other: &Self) -> bool {
         self.0.eq_ignore_ascii_case(&other.0)
     }
 }
 
-impl Eq for Deployment {}
+impl Eq for DeploymentName {}
 
-impl std::hash::Hash for Deployment {
+impl std::hash::Hash for DeploymentName {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         // At once: a hasher takes as long for a byte as for eight.
-        let mut lower = [0; DEPLOYMENT_NAME_MAX];
+        let mut lower = [0; MAX_DEPLOYMENT_NAME_BYTES];
         for (lower, byte) in lower.iter_mut().zip(self.0.bytes()) {
             *lower = byte.to_ascii_lowercase();
         }
@@ -114,7 +114,7 @@ impl std::hash::Hash for Deployment {
     }
 }
 
-impl fmt::Display for Deployment {
+impl fmt::Display for DeploymentName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -167,12 +167,12 @@ mod tests {
     #[test]
     fn deployment_names_are_checked_and_compare_without_case() {
         for good in ["gpt-4o", "GPT_4.1", "a", &"x".repeat(64)] {
-            assert!(Deployment::parse(good).is_ok(), "{good}");
+            assert!(DeploymentName::parse(good).is_ok(), "{good}");
         }
         for bad in ["", ".", "..", "a b", "a/b", "ä", "a%2f", &"x".repeat(65)] {
-            assert_eq!(Deployment::parse(bad), Err(BadDeploymentName), "{bad}");
+            assert_eq!(DeploymentName::parse(bad), Err(DeploymentNameError), "{bad}");
         }
-        assert_eq!(Deployment::parse("GPT-4o"), Deployment::parse("gpt-4O"));
+        assert_eq!(DeploymentName::parse("GPT-4o"), DeploymentName::parse("gpt-4O"));
     }
 
     #[test]

@@ -10,29 +10,29 @@ use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession;
 use pingora::upstreams::peer::HttpPeer;
-use tokio::time::timeout;
+use tokio::time;
 
 use crate::config::Endpoint;
 
 /// The most it may take to find and reach the other side.
-const CONNECT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an unused connection is kept.
-const IDLE: Duration = Duration::from_secs(30);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most bytes of an answer that are looked at.
-const ANSWER_MAX: usize = 256 * 1024;
+const MAX_RESPONSE_BYTES: usize = 256 * 1024;
 
 /// Calls other services.
-pub struct Outbound {
+pub struct OutboundClient {
     connector: Connector,
     /// The most a whole call may take.
-    patience: Duration,
+    timeout: Duration,
     /// Most bytes of an answer that are looked at.
-    answer_max: usize,
+    max_response_bytes: usize,
 }
 
 /// An answer, whatever its status.
 #[derive(Debug)]
-pub struct Answer {
+pub struct OutboundResponse {
     /// HTTP status.
     pub status: u16,
     /// Its headers.
@@ -42,11 +42,11 @@ pub struct Answer {
 }
 
 /// A call to be made. It has no `Debug`: secrets are in it.
-pub struct Call<'a> {
+pub struct OutboundRequest<'a> {
     /// HTTP method.
     pub method: Method,
     /// Path and query.
-    pub target: &'a str,
+    pub path_and_query: &'a str,
     /// Names and values.
     pub headers: &'a [(&'static str, &'a str)],
     /// The body.
@@ -63,139 +63,152 @@ pub enum OutboundError {
         host: String,
     },
     /// No connection, or one that broke.
-    #[error("{host}: {problem}")]
-    Broken {
+    #[error("{host}: {message}")]
+    Transport {
         /// The host.
         host: String,
         /// What happened to it.
-        problem: String,
+        message: String,
     },
     /// It took too long.
-    #[error("{host} did not answer within {patience:?}")]
+    #[error("{host} did not answer within {timeout:?}")]
     TimedOut {
         /// The host.
         host: String,
         /// How long it had.
-        patience: Duration,
+        timeout: Duration,
     },
 }
 
-impl Outbound {
+impl OutboundClient {
     /// A client whose calls may take so long.
-    pub fn new(patience: Duration) -> Self {
-        Self { connector: Connector::new(None), patience, answer_max: ANSWER_MAX }
+    pub fn new(timeout: Duration) -> Self {
+        Self { connector: Connector::new(None), timeout, max_response_bytes: MAX_RESPONSE_BYTES }
     }
 
     /// The same for answers of so many bytes.
     #[must_use]
-    pub fn with_answers_up_to(self, answer_max: usize) -> Self {
-        Self { answer_max, ..self }
+    pub fn with_max_response_bytes(self, max_response_bytes: usize) -> Self {
+        Self { max_response_bytes, ..self }
     }
 
     /// Makes a call.
     ///
     /// # Errors
     /// [`OutboundError`] where there is no whole answer.
-    pub async fn call(&self, endpoint: &Endpoint, call: Call<'_>) -> Result<Answer, OutboundError> {
-        let make = async {
-            let found = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port));
-            let found = timeout(CONNECT, found).await.ok().and_then(Result::ok);
-            let address = found.and_then(|mut found| found.next());
-            let address = address.ok_or_else(|| OutboundError::Dns { host: endpoint.host.clone() })?;
-            let peer = HttpPeer::new(address, endpoint.tls, endpoint.host.clone());
-            self.make(peer, &endpoint.host, &endpoint.authority(), &call).await
+    pub async fn send(
+        &self,
+        endpoint: &Endpoint,
+        request: OutboundRequest<'_>,
+    ) -> Result<OutboundResponse, OutboundError> {
+        let exchange = async {
+            let lookup = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port));
+            let addresses = time::timeout(CONNECT_TIMEOUT, lookup).await.ok().and_then(Result::ok);
+            let first_address = addresses.and_then(|mut addresses| addresses.next());
+            let address = first_address.ok_or_else(|| OutboundError::Dns { host: endpoint.host.clone() })?;
+            let peer = HttpPeer::new(address, endpoint.uses_tls, endpoint.host.clone());
+            self.exchange_with_peer(peer, &endpoint.host, &endpoint.authority(), &request).await
         };
-        self.in_time(&endpoint.host, make).await
+        self.run_with_timeout(&endpoint.host, exchange).await
     }
 
     /// Makes a call to a process of this machine, by its Unix socket.
     ///
     /// # Errors
-    /// As [`Outbound::call`].
-    pub async fn call_socket(&self, path: &str, call: Call<'_>) -> Result<Answer, OutboundError> {
-        let make = async {
+    /// As [`OutboundClient::call`].
+    pub async fn send_to_socket(
+        &self,
+        path: &str,
+        request: OutboundRequest<'_>,
+    ) -> Result<OutboundResponse, OutboundError> {
+        let exchange = async {
             let peer = HttpPeer::new_uds(path, false, String::new());
-            let broken = |problem: Box<pingora::Error>| OutboundError::Broken {
+            let transport_error = |error: Box<pingora::Error>| OutboundError::Transport {
                 host: path.to_owned(),
-                problem: problem.to_string(),
+                message: error.to_string(),
             };
-            self.make(peer.map_err(broken)?, path, "localhost", &call).await
+            self.exchange_with_peer(peer.map_err(transport_error)?, path, "localhost", &request).await
         };
-        self.in_time(path, make).await
+        self.run_with_timeout(path, exchange).await
     }
 
-    async fn in_time(
+    async fn run_with_timeout(
         &self,
         host: &str,
-        make: impl Future<Output = Result<Answer, OutboundError>>,
-    ) -> Result<Answer, OutboundError> {
-        let patience = self.patience;
-        let late = |_| OutboundError::TimedOut { host: host.to_owned(), patience };
-        timeout(patience, make).await.map_err(late)?
+        exchange: impl Future<Output = Result<OutboundResponse, OutboundError>>,
+    ) -> Result<OutboundResponse, OutboundError> {
+        let timeout = self.timeout;
+        let timed_out = |_| OutboundError::TimedOut { host: host.to_owned(), timeout };
+        time::timeout(timeout, exchange).await.map_err(timed_out)?
     }
 
-    async fn make(
+    async fn exchange_with_peer(
         &self,
         mut peer: HttpPeer,
         host: &str,
         authority: &str,
-        call: &Call<'_>,
-    ) -> Result<Answer, OutboundError> {
-        let broken = |problem: Box<pingora::Error>| OutboundError::Broken {
+        request: &OutboundRequest<'_>,
+    ) -> Result<OutboundResponse, OutboundError> {
+        let transport_error = |error: Box<pingora::Error>| OutboundError::Transport {
             host: host.to_owned(),
-            problem: match problem.etype() {
+            message: match error.etype() {
                 // The engine quotes what it could not read, which may be a secret.
                 ErrorType::InvalidHTTPHeader => "its answer is not HTTP".to_owned(),
-                _ => problem.to_string(),
+                _ => error.to_string(),
             },
         };
-        peer.options.total_connection_timeout = Some(CONNECT);
-        peer.options.connection_timeout = Some(CONNECT);
-        peer.options.idle_timeout = Some(IDLE);
-        let request = request(authority, call).map_err(broken)?;
+        peer.options.total_connection_timeout = Some(CONNECT_TIMEOUT);
+        peer.options.connection_timeout = Some(CONNECT_TIMEOUT);
+        peer.options.idle_timeout = Some(IDLE_TIMEOUT);
+        let request_head = build_request_head(authority, request).map_err(transport_error)?;
         loop {
-            let (mut session, is_reused) = self.connector.get_http_session(&peer).await.map_err(broken)?;
-            session.set_read_timeout(Some(self.patience));
-            let head = send(&mut session, request.clone(), &call.body).await;
-            if is_reused && head.is_err() {
+            let (mut session, is_reused) =
+                self.connector.get_http_session(&peer).await.map_err(transport_error)?;
+            session.set_read_timeout(Some(self.timeout));
+            let sent = send_and_read_head(&mut session, request_head.clone(), &request.body).await;
+            if is_reused && sent.is_err() {
                 // It had been closed meanwhile; there is not much of them, and then a new one.
                 continue;
             }
-            head.map_err(broken)?;
+            sent.map_err(transport_error)?;
             let (status, headers) = session
                 .response_header()
                 .map(|header| (header.status.as_u16(), header.headers.clone()))
                 .unwrap_or_default();
             let mut body = BytesMut::new();
-            while let Some(piece) = session.read_response_body().await.map_err(broken)? {
-                body.extend_from_slice(&piece);
-                if body.len() > self.answer_max {
-                    return Ok(Answer { status, headers, body: body.freeze() });
+            while let Some(chunk) = session.read_response_body().await.map_err(transport_error)? {
+                body.extend_from_slice(&chunk);
+                if body.len() > self.max_response_bytes {
+                    return Ok(OutboundResponse { status, headers, body: body.freeze() });
                 }
             }
             if session.response_done() {
-                self.connector.release_http_session(session, &peer, Some(IDLE)).await;
+                self.connector.release_http_session(session, &peer, Some(IDLE_TIMEOUT)).await;
             }
-            return Ok(Answer { status, headers, body: body.freeze() });
+            return Ok(OutboundResponse { status, headers, body: body.freeze() });
         }
     }
 }
 
-fn request(authority: &str, call: &Call<'_>) -> pingora::Result<RequestHeader> {
-    let mut request = RequestHeader::build(call.method.clone(), call.target.as_bytes(), Some(8))?;
-    let length = call.body.len().to_string();
-    request.insert_header("host", authority)?;
-    if !call.body.is_empty() {
-        request.insert_header("content-length", length)?;
+fn build_request_head(authority: &str, request: &OutboundRequest<'_>) -> pingora::Result<RequestHeader> {
+    let mut head = RequestHeader::build(request.method.clone(), request.path_and_query.as_bytes(), Some(8))?;
+    let content_length = request.body.len().to_string();
+    head.insert_header("host", authority)?;
+    if !request.body.is_empty() {
+        head.insert_header("content-length", content_length)?;
     }
-    for (name, value) in call.headers {
-        request.insert_header(*name, *value)?;
+    for (name, value) in request.headers {
+        head.insert_header(*name, *value)?;
     }
-    Ok(request)
+    Ok(head)
 }
 
 /// Sends a request and reads the head of its answer.
-async fn send(session: &mut HttpSession, request: RequestHeader, body: &Bytes) -> pingora::Result<()> {
+async fn send_and_read_head(
+    session: &mut HttpSession,
+    request: RequestHeader,
+    body: &Bytes,
+) -> pingora::Result<()> {
     session.write_request_header(Box::new(request)).await?;
     if !body.is_empty() {
         session.write_request_body(body.clone(), true).await?;

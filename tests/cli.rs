@@ -13,62 +13,65 @@ use std::process::{Command, Output};
 use std::time::Instant;
 
 use aoai_lb::demo::Mood;
-use support::{Balancer, CHAT, Client, HELLO, KEY, azure, backends};
+use support::{Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, all_backends_yaml, start_simulator};
 
-fn run(arguments: &[&str]) -> Output {
+fn run_aoai_lb(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aoai-lb"));
     // What the examples in conf/ and the README take from the environment.
     for name in ["EASTUS_KEY", "WESTUS_KEY", "SWEDEN_KEY", "BACKEND_1_KEY", "BACKEND_2_KEY"] {
         command.env(name, "an-azure-key");
     }
-    for (n, name) in ["TEAM_A_SHA256", "TEAM_B_SHA256", "SUBSCRIPTION_1_SHA256", "SUBSCRIPTION_2_SHA256"]
+    for (number, name) in ["TEAM_A_SHA256", "TEAM_B_SHA256", "SUBSCRIPTION_1_SHA256", "SUBSCRIPTION_2_SHA256"]
         .iter()
         .enumerate()
     {
-        command.env(name, support::sha256(&n.to_string()));
+        command.env(name, support::sha256_hex(&number.to_string()));
     }
     command.env("LOGS_DIRECTORY", std::env::temp_dir());
     command.args(arguments).output().unwrap()
 }
 
-fn text(bytes: &[u8]) -> String {
+fn to_text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
 #[test]
-fn every_example_passes_the_check() {
+fn every_example_configuration_passes_check() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let files = std::fs::read_dir(root.join("conf")).unwrap().map(|entry| entry.unwrap().path());
-    let mut checked = 0;
+    let mut checked_files = 0;
     for file in files.filter(|file| file.extension().is_some_and(|extension| extension == "yaml")) {
         if file.ends_with("simulate.yaml") {
-            assert!(aoai_lb::demo::load(&file).is_ok());
+            assert!(aoai_lb::demo::load_resources(&file).is_ok());
             continue;
         }
-        let output = run(&["check", "-c", file.to_str().unwrap()]);
-        assert_eq!(output.status.code(), Some(0), "{}: {}", file.display(), text(&output.stderr));
-        checked += 1;
+        let output = run_aoai_lb(&["check", "-c", file.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(0), "{}: {}", file.display(), to_text(&output.stderr));
+        checked_files += 1;
     }
-    assert!(checked >= 3);
+    assert!(checked_files >= 3);
     // And those that the README shows.
     let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
     let blocks: Vec<&str> =
-        readme.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    let whole: Vec<&&str> =
+        readme.split("```yaml\n").skip(1).map(|remainder| remainder.split("```").next().unwrap()).collect();
+    let complete_configurations: Vec<&&str> =
         blocks.iter().filter(|block| block.contains("listeners:") && block.contains("clients:")).collect();
-    assert!(!whole.is_empty());
-    for block in whole {
+    assert!(!complete_configurations.is_empty());
+    for block in complete_configurations {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("readme.yaml");
-        std::fs::write(&file, block.replace("REPLACE-ME: output of aoai-lb keys new", &support::sha256("x")))
-            .unwrap();
-        let output = run(&["check", "-c", file.to_str().unwrap()]);
-        assert_eq!(output.status.code(), Some(0), "{block}\n{}", text(&output.stderr));
+        std::fs::write(
+            &file,
+            block.replace("REPLACE-ME: output of aoai-lb keys new", &support::sha256_hex("x")),
+        )
+        .unwrap();
+        let output = run_aoai_lb(&["check", "-c", file.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(0), "{block}\n{}", to_text(&output.stderr));
     }
 }
 
 #[test]
-fn check_tells_every_problem_at_once() {
+fn check_reports_all_problems_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("bad.yaml");
     std::fs::write(
@@ -76,8 +79,8 @@ fn check_tells_every_problem_at_once() {
         "listeners:\n  - adress: 127.0.0.1:1\nbackends:\n  - name: a\n    endpoint: https://x/y\n    weight: 0\n    credential: { api_key: \"${NOT_SET_ANYWHERE}\" }\ntimeouts: { connect: 5 }\n",
     )
     .unwrap();
-    let output = run(&["check", "-c", file.to_str().unwrap()]);
-    let lines = text(&output.stderr);
+    let output = run_aoai_lb(&["check", "-c", file.to_str().unwrap()]);
+    let stderr = to_text(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
     for expected in [
         "listeners[0].adress",
@@ -88,102 +91,116 @@ fn check_tells_every_problem_at_once() {
         "timeouts.connect",
         "clients",
     ] {
-        assert!(lines.contains(expected), "{expected} is not in\n{lines}");
+        assert!(stderr.contains(expected), "{expected} is not in\n{stderr}");
     }
-    assert!(lines.lines().count() >= 6, "{lines}");
+    assert!(stderr.lines().count() >= 6, "{stderr}");
     // It does not serve such a file either.
-    assert_eq!(run(&["run", "-c", file.to_str().unwrap()]).status.code(), Some(1));
+    assert_eq!(run_aoai_lb(&["run", "-c", file.to_str().unwrap()]).status.code(), Some(1));
 }
 
 #[test]
-fn exit_codes_are_good_bad_and_usage() {
-    assert_eq!(run(&["--help"]).status.code(), Some(0));
-    assert_eq!(run(&["--version"]).status.code(), Some(0));
-    assert_eq!(run(&[]).status.code(), Some(2));
-    assert_eq!(run(&["serve"]).status.code(), Some(2));
-    assert_eq!(run(&["check"]).status.code(), Some(2));
-    let output = run(&["check", "-c", "/does/not/exist.yaml"]);
+fn exit_codes_are_0_for_success_1_for_failure_and_2_for_usage_errors() {
+    assert_eq!(run_aoai_lb(&["--help"]).status.code(), Some(0));
+    assert_eq!(run_aoai_lb(&["--version"]).status.code(), Some(0));
+    assert_eq!(run_aoai_lb(&[]).status.code(), Some(2));
+    assert_eq!(run_aoai_lb(&["serve"]).status.code(), Some(2));
+    assert_eq!(run_aoai_lb(&["check"]).status.code(), Some(2));
+    let output = run_aoai_lb(&["check", "-c", "/does/not/exist.yaml"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("/does/not/exist.yaml"));
+    assert!(to_text(&output.stderr).contains("/does/not/exist.yaml"));
 }
 
 #[tokio::test]
-async fn a_new_key_opens_the_door_it_was_made_for() {
-    let output = run(&["keys", "new", "team-x"]);
+async fn a_generated_key_authenticates_its_client() {
+    let output = run_aoai_lb(&["keys", "new", "team-x"]);
     assert_eq!(output.status.code(), Some(0));
-    let printed = text(&output.stdout);
-    let key = printed.lines().map(str::trim).find(|line| line.len() == 64).unwrap().to_owned();
-    let yaml = printed.split("`clients:`\n\n").nth(1).unwrap();
-    let azure = azure(&["a"]).await;
-    let balancer = Balancer::with_clients(&backends(&azure), &format!("clients:\n{yaml}"), "").await;
-    assert_eq!(balancer.post(CHAT, &[("api-key", &key)], HELLO.as_bytes()).await.status, 200);
-    assert_eq!(balancer.chat().await.status, 401);
-    assert_eq!(balancer.records_of(2).await[0]["client"], "team-x");
-    assert_eq!(run(&["keys", "new", "team x"]).status.code(), Some(1));
-    assert_ne!(text(&run(&["keys", "new", "team-x"]).stdout), printed);
+    let output_text = to_text(&output.stdout);
+    let key = output_text.lines().map(str::trim).find(|line| line.len() == 64).unwrap().to_owned();
+    let yaml = output_text.split("`clients:`\n\n").nth(1).unwrap();
+    let azure = start_simulator(&["a"]).await;
+    let balancer =
+        Balancer::start_with_clients(&all_backends_yaml(&azure), &format!("clients:\n{yaml}"), "").await;
+    assert_eq!(balancer.post(CHAT_TARGET, &[("api-key", &key)], CHAT_BODY.as_bytes()).await.status, 200);
+    assert_eq!(balancer.post_chat().await.status, 401);
+    assert_eq!(balancer.wait_for_records(2).await[0]["client"], "team-x");
+    assert_eq!(run_aoai_lb(&["keys", "new", "team x"]).status.code(), Some(1));
+    assert_ne!(to_text(&run_aoai_lb(&["keys", "new", "team-x"]).stdout), output_text);
 }
 
 #[tokio::test]
-async fn a_taken_address_is_told_and_not_panicked_about() {
-    let azure = azure(&["a"]).await;
-    let balancer = Balancer::start(&backends(&azure), "").await;
-    let output = run(&["run", "-c", balancer.path("aoai-lb.yaml").to_str().unwrap()]);
+async fn a_listener_address_in_use_is_reported_without_a_panic() {
+    let azure = start_simulator(&["a"]).await;
+    let balancer = Balancer::start(&all_backends_yaml(&azure), "").await;
+    let output = run_aoai_lb(&["run", "-c", balancer.path("aoai-lb.yaml").to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
-    let told = text(&output.stderr);
-    assert!(told.contains("listeners[0].address") && !told.contains("panicked"), "{told}");
+    let stderr = to_text(&output.stderr);
+    assert!(stderr.contains("listeners[0].address") && !stderr.contains("panicked"), "{stderr}");
 }
 
 #[tokio::test]
-async fn sigterm_fails_readiness_first_finishes_what_runs_and_keeps_every_record() {
-    let azure = azure(&["a"]).await;
-    let mut balancer = Balancer::start(&backends(&azure), "server: { drain_delay: 700ms }").await;
+async fn sigterm_fails_readiness_then_finishes_requests_and_writes_all_records() {
+    let azure = start_simulator(&["a"]).await;
+    let mut balancer = Balancer::start(&all_backends_yaml(&azure), "server: { drain_delay: 700ms }").await;
     for _ in 0..50 {
-        assert_eq!(balancer.chat().await.status, 200);
+        assert_eq!(balancer.post_chat().await.status, 200);
     }
     azure.set_mood("a", Mood::SlowFirstByte(std::time::Duration::from_millis(1500)));
-    let mut running = balancer.client().await;
-    running
+    let mut running_client = balancer.connect().await;
+    running_client
         .send(
-            Client::head("POST", CHAT, &[("api-key", KEY), ("Content-Length", &HELLO.len().to_string())])
-                .as_bytes(),
+            Client::request_head(
+                "POST",
+                CHAT_TARGET,
+                &[("api-key", CLIENT_KEY), ("Content-Length", &CHAT_BODY.len().to_string())],
+            )
+            .as_bytes(),
         )
         .await;
-    running.send(HELLO.as_bytes()).await;
-    support::until("it runs", || azure.hits("a") == 51).await;
-    balancer.signal("TERM");
-    let probe = async |target| balancer.client().await.get(target, &[]).await;
-    while probe("/readyz").await.status != 503 {}
-    let health = probe("/healthz").await;
+    running_client.send(CHAT_BODY.as_bytes()).await;
+    support::wait_until("it runs", || azure.request_count("a") == 51).await;
+    balancer.send_signal("TERM");
+    let get_status = async |target| balancer.connect().await.get(target, &[]).await;
+    while get_status("/readyz").await.status != 503 {}
+    let health = get_status("/healthz").await;
     assert_eq!((health.status, health.header("connection")), (200, Some("close")), "still listening");
-    let begun = Instant::now();
-    let reply = running.reply().await;
-    assert_eq!((reply.status, reply.whole), (200, true));
-    assert_eq!(balancer.ended().await, 0);
-    assert!(begun.elapsed() < std::time::Duration::from_secs(10), "the grace period was slept through");
+    let start = Instant::now();
+    let response = running_client.read_response().await;
+    assert_eq!((response.status, response.is_complete), (200, true));
+    assert_eq!(balancer.wait_for_exit().await, 0);
+    assert!(start.elapsed() < std::time::Duration::from_secs(10), "the grace period was slept through");
     assert_eq!(balancer.records().len(), 51);
 }
 
 #[tokio::test]
-async fn sigint_ends_a_stop_that_takes_too_long() {
-    let azure = azure(&["a"]).await;
-    let mut balancer = Balancer::start(&backends(&azure), "").await;
+async fn sigint_cuts_a_slow_shutdown_short() {
+    let azure = start_simulator(&["a"]).await;
+    let mut balancer = Balancer::start(&all_backends_yaml(&azure), "").await;
     azure.set_mood("a", Mood::Mute);
-    let mut running = balancer.client().await;
-    let length = HELLO.len().to_string();
-    running
-        .send(Client::head("POST", CHAT, &[("api-key", KEY), ("Content-Length", &length)]).as_bytes())
+    let mut running_client = balancer.connect().await;
+    let length = CHAT_BODY.len().to_string();
+    running_client
+        .send(
+            Client::request_head(
+                "POST",
+                CHAT_TARGET,
+                &[("api-key", CLIENT_KEY), ("Content-Length", &length)],
+            )
+            .as_bytes(),
+        )
         .await;
-    running.send(HELLO.as_bytes()).await;
-    support::until("it runs", || azure.hits("a") == 1).await;
-    balancer.signal("TERM");
-    support::until("it has stopped listening", || std::net::TcpStream::connect(balancer.address).is_err())
-        .await;
-    balancer.signal("INT");
-    assert_eq!(balancer.ended().await, 0);
+    running_client.send(CHAT_BODY.as_bytes()).await;
+    support::wait_until("it runs", || azure.request_count("a") == 1).await;
+    balancer.send_signal("TERM");
+    support::wait_until("it has stopped listening", || {
+        std::net::TcpStream::connect(balancer.address).is_err()
+    })
+    .await;
+    balancer.send_signal("INT");
+    assert_eq!(balancer.wait_for_exit().await, 0);
 }
 
 #[tokio::test]
-async fn the_demo_works_as_printed() {
+async fn the_demo_prints_a_request_that_works() {
     use std::io::{BufRead, BufReader};
     let mut child = Command::new(env!("CARGO_BIN_EXE_aoai-lb"))
         .arg("demo")
@@ -191,23 +208,26 @@ async fn the_demo_works_as_printed() {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut printed = String::new();
-    while !printed.contains("End with") {
-        printed += &(lines.next().unwrap().unwrap() + "\n");
+    let mut output_text = String::new();
+    while !output_text.contains("End with") {
+        output_text += &(lines.next().unwrap().unwrap() + "\n");
     }
-    let key = printed.split("api-key: ").nth(1).unwrap().split('"').next().unwrap();
-    let target = printed.split("http://127.0.0.1:8080").find(|rest| rest.starts_with("/openai")).unwrap();
+    let key = output_text.split("api-key: ").nth(1).unwrap().split('"').next().unwrap();
+    let target = output_text
+        .split("http://127.0.0.1:8080")
+        .find(|remainder| remainder.starts_with("/openai"))
+        .unwrap();
     let target = target.split('"').next().unwrap();
     let address = "127.0.0.1:8080".parse().unwrap();
-    let deadline = Instant::now() + support::PATIENCE;
+    let deadline = Instant::now() + support::TEST_TIMEOUT;
     let mut client = loop {
         match Client::try_connect(address).await {
             Ok(client) => break client,
-            Err(problem) => assert!(Instant::now() < deadline, "{problem}"),
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
         }
     };
-    let reply = client.post(target, &[("api-key", key)], HELLO.as_bytes()).await;
-    assert_eq!(reply.status, 200, "{}", reply.text());
+    let response = client.post(target, &[("api-key", key)], CHAT_BODY.as_bytes()).await;
+    assert_eq!(response.status, 200, "{}", response.text());
     let mut admin = Client::connect("127.0.0.1:9901".parse().unwrap()).await;
     let status = admin.get("/api/status", &[("Host", "127.0.0.1:9901")]).await.json();
     assert_eq!(status["backends"].as_array().unwrap().len(), 3);
@@ -217,34 +237,34 @@ async fn the_demo_works_as_printed() {
 }
 
 #[tokio::test]
-async fn the_access_log_is_for_those_who_ask_for_it() {
-    let azure = azure(&["a"]).await;
-    let target = format!("{CHAT}&api-key={KEY}");
+async fn the_access_log_is_written_only_when_enabled() {
+    let azure = start_simulator(&["a"]).await;
+    let target = format!("{CHAT_TARGET}&api-key={CLIENT_KEY}");
     let variables = [("RUST_LOG", "warn,aoai_lb=info,access=info".to_owned())];
-    let balancer = Balancer::in_environment(&variables, &backends(&azure), "").await;
-    let reply = balancer.post(&target, &[], HELLO.as_bytes()).await;
-    let id = reply.header("x-aoai-lb-request-id").unwrap();
+    let balancer = Balancer::start_with_environment(&variables, &all_backends_yaml(&azure), "").await;
+    let response = balancer.post(&target, &[], CHAT_BODY.as_bytes()).await;
+    let id = response.header("x-aoai-lb-request-id").unwrap();
     let line = "127.0.0.1 team-a POST /openai/deployments/gpt-4o/chat/completions 200 by a in ";
-    balancer.until_said(&format!("{id} {line}")).await;
-    assert!(!balancer.log().contains(KEY));
-    let balancer = Balancer::start(&backends(&azure), "").await;
-    balancer.post(&target, &[], HELLO.as_bytes()).await;
-    balancer.records_of(1).await;
+    balancer.wait_for_log(&format!("{id} {line}")).await;
+    assert!(!balancer.log().contains(CLIENT_KEY));
+    let balancer = Balancer::start(&all_backends_yaml(&azure), "").await;
+    balancer.post(&target, &[], CHAT_BODY.as_bytes()).await;
+    balancer.wait_for_records(1).await;
     assert!(!balancer.log().contains("POST"), "{}", balancer.log());
 }
 
 #[test]
-fn usage_is_summed_up_from_files_and_strange_ones_are_told() {
+fn usage_sums_up_record_files_and_reports_invalid_lines() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("exchanges.jsonl");
     let line = r#"{"time":"2026-11-23T08:00:00Z","request_id":"01a20776-cbd3-7efe-9689-f3f27b33c881","client":"team-a","deployment":"gpt-4o","backend":"east","input_tokens":3,"output_tokens":4,"total_tokens":7}"#;
     std::fs::write(&path, format!("{line}\nstrange\n")).unwrap();
-    let output = run(&["usage", "--format", "csv", path.to_str().unwrap()]);
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(out.ends_with("2026-11-23,team-a,gpt-4o,east,1,3,4,0,0,7\n"), "{out}");
-    assert!(output.status.success() && err.contains("1 lines are no records"), "{err}");
-    assert_eq!(run(&["usage"]).status.code(), Some(2));
-    let missing = run(&["usage", "/no/such/file"]);
+    let output = run_aoai_lb(&["usage", "--format", "csv", path.to_str().unwrap()]);
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(stdout.ends_with("2026-11-23,team-a,gpt-4o,east,1,3,4,0,0,7\n"), "{stdout}");
+    assert!(output.status.success() && stderr.contains("1 lines are no records"), "{stderr}");
+    assert_eq!(run_aoai_lb(&["usage"]).status.code(), Some(2));
+    let missing = run_aoai_lb(&["usage", "/no/such/file"]);
     assert_eq!(missing.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&missing.stderr).contains("/no/such/file: No such file"));
 }

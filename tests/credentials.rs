@@ -14,375 +14,449 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use support::identity::{
-    APP_SECRET, CLIENT, FEDERATED, HEADER, Platform, Resource, TENANT, Temper, certificate,
+    APP_SECRET, AuthenticatedResource, CLIENT_ID, FEDERATED_TOKEN, IdentityPlatform, PLATFORM_HEADER_VALUE,
+    ServiceBehaviour, TENANT_ID, application_certificate,
 };
-use support::{Balancer, answerer, until};
+use support::{Balancer, answering_backend, wait_until};
 
-const MACHINE: &str = "entra: { managed_identity: {} }";
-const OPENAI: &str = "https://cognitiveservices.azure.com";
+const MANAGED_IDENTITY: &str = "entra: { managed_identity: {} }";
+const COGNITIVE_SERVICES: &str = "https://cognitiveservices.azure.com";
 
-async fn statuses(balancer: &Balancer, count: usize) -> Vec<u16> {
-    join_all((0..count).map(|_| balancer.chat())).await.iter().map(|reply| reply.status).collect()
+async fn chat_statuses(balancer: &Balancer, count: usize) -> Vec<u16> {
+    join_all((0..count).map(|_| balancer.post_chat())).await.iter().map(|response| response.status).collect()
 }
 
 /// Writes what proves the application into a directory.
-fn proofs(directory: &Path) {
-    let (certificate, key) = certificate();
+fn write_application_credentials(directory: &Path) {
+    let (certificate, key) = application_certificate();
     std::fs::write(directory.join("app.pem"), certificate.to_pem().unwrap()).unwrap();
     std::fs::write(directory.join("app.key"), key.private_key_to_pem_pkcs8().unwrap()).unwrap();
-    std::fs::write(directory.join("federated"), format!("{FEDERATED}\n")).unwrap();
+    std::fs::write(directory.join("federated"), format!("{FEDERATED_TOKEN}\n")).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_kind_of_identity_gets_its_token() {
+async fn every_kind_of_identity_gets_a_token() {
     let directory = tempfile::tempdir().unwrap();
-    proofs(directory.path());
+    write_application_credentials(directory.path());
     let path = |name: &str| directory.path().join(name).display().to_string();
-    let machine = |platform: &Platform| platform.machine();
-    let app = |platform: &Platform| {
+    let vm_variables = |platform: &IdentityPlatform| platform.vm_environment();
+    let app_service_variables = |platform: &IdentityPlatform| {
         let address = platform.address;
         vec![
             ("IDENTITY_ENDPOINT", format!("http://{address}/msi/token")),
-            ("IDENTITY_HEADER", HEADER.to_owned()),
+            ("IDENTITY_HEADER", PLATFORM_HEADER_VALUE.to_owned()),
         ]
     };
-    let cluster = |platform: &Platform| {
+    let cluster_variables = |platform: &IdentityPlatform| {
         vec![
-            ("AZURE_TENANT_ID", TENANT.to_owned()),
-            ("AZURE_CLIENT_ID", CLIENT.to_owned()),
+            ("AZURE_TENANT_ID", TENANT_ID.to_owned()),
+            ("AZURE_CLIENT_ID", CLIENT_ID.to_owned()),
             ("AZURE_FEDERATED_TOKEN_FILE", path("federated")),
             ("AZURE_AUTHORITY_HOST", format!("http://{}/", platform.address)),
         ]
     };
-    let nothing = |_: &Platform| Vec::new();
-    type Environment<'a> = &'a dyn Fn(&Platform) -> Vec<(&'static str, String)>;
-    let ids = format!("tenant: {TENANT}, client_id: {CLIENT}");
+    let no_variables = |_: &IdentityPlatform| Vec::new();
+    type Environment<'a> = &'a dyn Fn(&IdentityPlatform) -> Vec<(&'static str, String)>;
+    let ids = format!("tenant: {TENANT_ID}, client_id: {CLIENT_ID}");
     let files = format!("certificate: {}, private_key: {}", path("app.pem"), path("app.key"));
     let table: [(String, Environment<'_>, &str, &str); 8] = [
-        ("managed_identity: {}".to_owned(), &machine, "machine system", OPENAI),
-        (format!("managed_identity: {{ client_id: {CLIENT} }}"), &machine, "machine user", OPENAI),
+        ("managed_identity: {}".to_owned(), &vm_variables, "machine system", COGNITIVE_SERVICES),
+        (
+            format!("managed_identity: {{ client_id: {CLIENT_ID} }}"),
+            &vm_variables,
+            "machine user",
+            COGNITIVE_SERVICES,
+        ),
         (
             "managed_identity: {}, scope: https://ai.azure.com/.default".to_owned(),
-            &machine,
+            &vm_variables,
             "machine system",
             "https://ai.azure.com",
         ),
-        ("managed_identity: {}".to_owned(), &app, "app system", OPENAI),
-        (format!("managed_identity: {{ client_id: {CLIENT} }}"), &app, "app user", OPENAI),
+        ("managed_identity: {}".to_owned(), &app_service_variables, "app system", COGNITIVE_SERVICES),
+        (
+            format!("managed_identity: {{ client_id: {CLIENT_ID} }}"),
+            &app_service_variables,
+            "app user",
+            COGNITIVE_SERVICES,
+        ),
         (
             "workload_identity: {}".to_owned(),
-            &cluster,
+            &cluster_variables,
             "federated",
             "https://cognitiveservices.azure.com/.default",
         ),
         (
             format!("client_secret: {{ {ids}, secret: '{APP_SECRET}' }}, authority: AUTHORITY"),
-            &nothing,
+            &no_variables,
             "secret",
             "https://cognitiveservices.azure.com/.default",
         ),
         (
             format!("certificate: {{ {ids}, {files} }}, authority: AUTHORITY"),
-            &nothing,
+            &no_variables,
             "certificate",
             "https://cognitiveservices.azure.com/.default",
         ),
     ];
     for (entra, environment, proof, scope) in table {
-        let platform = Platform::start().await;
-        let resource = Resource::start(&[], Some(&platform)).await;
+        let platform = IdentityPlatform::start().await;
+        let resource = AuthenticatedResource::start(&[], Some(&platform)).await;
         let authority = format!("http://{}", platform.address);
-        let entry = resource.entry("a", &format!("entra: {{ {} }}", entra.replace("AUTHORITY", &authority)));
-        let balancer = Balancer::in_environment(&environment(&platform), &entry, "").await;
-        let reply = balancer.chat().await;
-        assert_eq!(reply.status, 200, "{entra}: {}\n{}", reply.text(), balancer.log());
-        assert_eq!(platform.asked(), [(proof.to_owned(), scope.to_owned())], "{entra}");
+        let entry =
+            resource.backend_yaml("a", &format!("entra: {{ {} }}", entra.replace("AUTHORITY", &authority)));
+        let balancer = Balancer::start_with_environment(&environment(&platform), &entry, "").await;
+        let response = balancer.post_chat().await;
+        assert_eq!(response.status, 200, "{entra}: {}\n{}", response.text(), balancer.log());
+        assert_eq!(platform.token_requests(), [(proof.to_owned(), scope.to_owned())], "{entra}");
         let head = resource.upstream.requests()[0].head.to_ascii_lowercase();
         assert!(head.contains("authorization: bearer token-1") && !head.contains("api-key"), "{head}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_is_fetched_once_for_all_and_renewed_before_it_ends() {
-    let platform = Platform::start().await;
-    platform.tokens_live(2);
-    let resources =
-        [Resource::start(&[], Some(&platform)).await, Resource::start(&[], Some(&platform)).await];
-    let entries = [resources[0].entry("a", MACHINE), resources[1].entry("b", MACHINE)].concat();
-    let balancer = Balancer::in_environment(&platform.machine(), &entries, "").await;
-    assert_eq!(platform.issued(), 1, "one for both");
-    let begun = Instant::now();
-    until("two renewals", || platform.issued() >= 3).await;
-    assert!(begun.elapsed() >= Duration::from_secs(2), "not more often than it has to be");
-    assert_eq!(statuses(&balancer, 4).await, [200; 4]);
+async fn backends_share_a_token_that_is_renewed_before_it_expires() {
+    let platform = IdentityPlatform::start().await;
+    platform.set_token_lifetime(2);
+    let resources = [
+        AuthenticatedResource::start(&[], Some(&platform)).await,
+        AuthenticatedResource::start(&[], Some(&platform)).await,
+    ];
+    let entries =
+        [resources[0].backend_yaml("a", MANAGED_IDENTITY), resources[1].backend_yaml("b", MANAGED_IDENTITY)]
+            .concat();
+    let balancer = Balancer::start_with_environment(&platform.vm_environment(), &entries, "").await;
+    assert_eq!(platform.issued_tokens(), 1, "one for both");
+    let start = Instant::now();
+    wait_until("two renewals", || platform.issued_tokens() >= 3).await;
+    assert!(start.elapsed() >= Duration::from_secs(2), "not more often than it has to be");
+    assert_eq!(chat_statuses(&balancer, 4).await, [200; 4]);
     let requests = resources.iter().flat_map(|resource| resource.upstream.requests());
     assert!(requests.into_iter().all(|request| !request.head.contains("token-1\r")), "the newest is shown");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_last_good_token_stays_while_it_cannot_be_renewed() {
-    let platform = Platform::start().await;
-    platform.tokens_live(2);
-    let resource = Resource::start(&[], Some(&platform)).await;
-    let balancer = Balancer::in_environment(&platform.machine(), &resource.entry("a", MACHINE), "").await;
-    for temper in [Temper::Says(500, "oops"), Temper::Says(429, "{}"), Temper::Garbage] {
-        let known = balancer.log().len();
-        platform.tokens_are(temper.clone());
-        let said = || balancer.log()[known..].contains("cannot be renewed, the last one stays");
-        until("it is said", said).await;
-        assert_eq!(statuses(&balancer, 3).await, [200; 3], "{temper:?}");
-        platform.tokens_are(Temper::Good);
-        until("it is said that it is over", || balancer.log()[known..].contains("is fetched again")).await;
+async fn the_last_token_stays_in_use_while_it_cannot_be_renewed() {
+    let platform = IdentityPlatform::start().await;
+    platform.set_token_lifetime(2);
+    let resource = AuthenticatedResource::start(&[], Some(&platform)).await;
+    let balancer = Balancer::start_with_environment(
+        &platform.vm_environment(),
+        &resource.backend_yaml("a", MANAGED_IDENTITY),
+        "",
+    )
+    .await;
+    for behaviour in [
+        ServiceBehaviour::RespondsWith(500, "oops"),
+        ServiceBehaviour::RespondsWith(429, "{}"),
+        ServiceBehaviour::InvalidResponse,
+    ] {
+        let log_length = balancer.log().len();
+        platform.set_token_behaviour(behaviour.clone());
+        let is_logged = || balancer.log()[log_length..].contains("cannot be renewed, the last one stays");
+        wait_until("it is said", is_logged).await;
+        assert_eq!(chat_statuses(&balancer, 3).await, [200; 3], "{behaviour:?}");
+        platform.set_token_behaviour(ServiceBehaviour::Normal);
+        wait_until("it is said that it is over", || {
+            balancer.log()[log_length..].contains("is fetched again")
+        })
+        .await;
     }
     assert!(!balancer.log().contains("token-"), "{}", balancer.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_token_costs_one_renewal_and_no_request() {
-    let platform = Platform::start().await;
-    let resource = Resource::start(&[], Some(&platform)).await;
-    let balancer = Balancer::in_environment(&platform.machine(), &resource.entry("a", MACHINE), "").await;
-    assert_eq!(balancer.chat().await.status, 200);
-    for turn in 2..5 {
+async fn a_revoked_token_causes_one_renewal_and_fails_no_request() {
+    let platform = IdentityPlatform::start().await;
+    let resource = AuthenticatedResource::start(&[], Some(&platform)).await;
+    let balancer = Balancer::start_with_environment(
+        &platform.vm_environment(),
+        &resource.backend_yaml("a", MANAGED_IDENTITY),
+        "",
+    )
+    .await;
+    assert_eq!(balancer.post_chat().await.status, 200);
+    for round in 2..5 {
         // The renewal takes a while: nobody may be turned away meanwhile.
-        platform.tokens_are(Temper::Slow(3));
-        platform.revoke();
-        assert_eq!(statuses(&balancer, 20).await, [200; 20], "{}", balancer.log());
-        assert_eq!(platform.issued(), turn, "one renewal, however many were refused");
+        platform.set_token_behaviour(ServiceBehaviour::DelayedByTenths(3));
+        platform.revoke_tokens();
+        assert_eq!(chat_statuses(&balancer, 20).await, [200; 20], "{}", balancer.log());
+        assert_eq!(platform.issued_tokens(), round, "one renewal, however many were refused");
     }
-    let records = balancer.records_of(61).await;
+    let records = balancer.wait_for_records(61).await;
     let attempts = |record: &serde_json::Value| record["attempts"].as_array().unwrap().len();
     assert!(records.iter().any(|record| attempts(record) == 2));
     assert!(records.iter().all(|record| attempts(record) <= 2 && record["status"] == 200));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_is_refused_for_good_is_not_renewed_for_ever() {
-    let platform = Platform::start().await;
-    let (closed, open) = (Resource::start(&[], None).await, Resource::start(&["good"], None).await);
-    let entries = [closed.entry("closed", MACHINE), open.entry("open", "api_key: good")].concat();
-    let balancer = Balancer::in_environment(&platform.machine(), &entries, "").await;
+async fn a_token_that_is_always_rejected_is_renewed_only_once() {
+    let platform = IdentityPlatform::start().await;
+    let (rejecting, accepting) =
+        (AuthenticatedResource::start(&[], None).await, AuthenticatedResource::start(&["good"], None).await);
+    let entries =
+        [rejecting.backend_yaml("closed", MANAGED_IDENTITY), accepting.backend_yaml("open", "api_key: good")]
+            .concat();
+    let balancer = Balancer::start_with_environment(&platform.vm_environment(), &entries, "").await;
     for _ in 0..6 {
-        let reply = balancer.chat().await;
-        assert_eq!((reply.status, answerer(&reply).as_str()), (200, "open"));
+        let response = balancer.post_chat().await;
+        assert_eq!((response.status, answering_backend(&response).as_str()), (200, "open"));
     }
-    until("a renewal", || platform.issued() == 2).await;
+    wait_until("a renewal", || platform.issued_tokens() == 2).await;
     // With the new one it is asked once more, and refuses that, too.
     for _ in 0..20 {
-        assert_eq!(answerer(&balancer.chat().await), "open");
+        assert_eq!(answering_backend(&balancer.post_chat().await), "open");
     }
-    assert_eq!((platform.issued(), closed.upstream.requests().len()), (2, 2), "{}", balancer.log());
-    let alone = Balancer::in_environment(&platform.machine(), &closed.entry("closed", MACHINE), "").await;
-    let reply = alone.chat().await;
-    assert_eq!((reply.status, reply.code().as_str()), (503, "backend_misconfigured"));
+    assert_eq!((platform.issued_tokens(), rejecting.upstream.requests().len()), (2, 2), "{}", balancer.log());
+    let alone = Balancer::start_with_environment(
+        &platform.vm_environment(),
+        &rejecting.backend_yaml("closed", MANAGED_IDENTITY),
+        "",
+    )
+    .await;
+    let response = alone.post_chat().await;
+    assert_eq!((response.status, response.error_code().as_str()), (503, "backend_misconfigured"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_waits_for_a_key_that_is_written_in_the_file() {
-    let resource = Resource::start(&[], None).await;
-    let balancer = Balancer::start(&resource.entry("a", "api_key: wrong"), "").await;
-    let begun = Instant::now();
+async fn a_rejected_key_from_the_file_fails_without_waiting_for_a_renewal() {
+    let resource = AuthenticatedResource::start(&[], None).await;
+    let balancer = Balancer::start(&resource.backend_yaml("a", "api_key: wrong"), "").await;
+    let start = Instant::now();
     for _ in 0..5 {
-        assert_eq!(balancer.chat().await.status, 503);
+        assert_eq!(balancer.post_chat().await.status, 503);
     }
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_is_rotated_in_its_vault_costs_no_request() {
-    let platform = Platform::start().await;
-    platform.put("west-key", "first-key");
-    let resource = Resource::start(&["first-key"], None).await;
-    let entry = resource.entry("west", &format!("key_vault: '{}'", platform.secret("west-key")));
-    let balancer = Balancer::in_environment(&platform.machine(), &entry, "").await;
-    assert_eq!(platform.asked(), [("machine system".to_owned(), "https://vault.azure.net".to_owned())]);
-    let (mut sent, mut old) = (0, "first-key".to_owned());
-    for turn in 0..5 {
-        let new = format!("key-{turn}");
+async fn rotating_a_key_in_the_vault_fails_no_request() {
+    let platform = IdentityPlatform::start().await;
+    platform.set_secret("west-key", "first-key");
+    let resource = AuthenticatedResource::start(&["first-key"], None).await;
+    let entry = resource.backend_yaml("west", &format!("key_vault: '{}'", platform.secret_url("west-key")));
+    let balancer = Balancer::start_with_environment(&platform.vm_environment(), &entry, "").await;
+    assert_eq!(
+        platform.token_requests(),
+        [("machine system".to_owned(), "https://vault.azure.net".to_owned())]
+    );
+    let (mut request_count, mut old_key) = (0, "first-key".to_owned());
+    for round in 0..5 {
+        let new_key = format!("key-{round}");
         // As one does it: the new key into the vault, then the old one is no good any more.
         let load = async {
-            let mut good = 0;
+            let mut successful = 0;
             for _ in 0..10 {
-                good += statuses(&balancer, 8).await.iter().filter(|status| **status == 200).count();
+                successful +=
+                    chat_statuses(&balancer, 8).await.iter().filter(|status| **status == 200).count();
             }
-            good
+            successful
         };
         let rotation = async {
             tokio::time::sleep(Duration::from_millis(5)).await;
-            platform.put("west-key", &new);
-            resource.admit(&[&new]);
+            platform.set_secret("west-key", &new_key);
+            resource.accept_keys(&[&new_key]);
         };
-        let (good, ()) = tokio::join!(load, rotation);
-        assert_eq!(good, 80, "turn {turn}:\n{}", balancer.log());
-        sent += 80;
-        assert!(!balancer.log().contains(&old) && !balancer.log().contains(&new));
-        old = new;
+        let (successful, ()) = tokio::join!(load, rotation);
+        assert_eq!(successful, 80, "turn {round}:\n{}", balancer.log());
+        request_count += 80;
+        assert!(!balancer.log().contains(&old_key) && !balancer.log().contains(&new_key));
+        old_key = new_key;
     }
-    assert_eq!(platform.reads(), 6, "once at the start, and once for each rotation");
-    let records = balancer.records_of(sent).await;
+    assert_eq!(platform.secret_reads(), 6, "once at the start, and once for each rotation");
+    let records = balancer.wait_for_records(request_count).await;
     assert!(records.iter().all(|record| record["status"] == 200));
     let status = balancer.status().await;
     assert_eq!(status["backends"][0]["state"], "ok", "{status}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_is_read_again_after_a_while_and_before_the_old_one_ends() {
-    let platform = Platform::start().await;
-    platform.put("west-key", "first-key");
-    let resource = Resource::start(&["first-key", "second-key"], None).await;
-    let entry = resource.entry("west", &format!("key_vault: '{}'", platform.secret("west-key")));
+async fn a_key_from_the_vault_is_refreshed_at_the_configured_interval() {
+    let platform = IdentityPlatform::start().await;
+    platform.set_secret("west-key", "first-key");
+    let resource = AuthenticatedResource::start(&["first-key", "second-key"], None).await;
+    let entry = resource.backend_yaml("west", &format!("key_vault: '{}'", platform.secret_url("west-key")));
     let vault = "key_vault: { credential: { entra: { managed_identity: {} } }, refresh: 1s }";
-    let balancer = Balancer::in_environment(&platform.machine(), &entry, vault).await;
-    assert_eq!(balancer.chat().await.status, 200);
-    platform.put("west-key", "second-key");
+    let balancer = Balancer::start_with_environment(&platform.vm_environment(), &entry, vault).await;
+    assert_eq!(balancer.post_chat().await.status, 200);
+    platform.set_secret("west-key", "second-key");
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        assert_eq!(balancer.chat().await.status, 200);
+        assert_eq!(balancer.post_chat().await.status, 200);
         if resource.upstream.requests().pop().unwrap().head.contains("second-key") {
             break;
         }
         assert!(Instant::now() < deadline);
     }
     // Without its vault it goes on with what it has.
-    for temper in [Temper::Says(429, "{}"), Temper::Says(403, "{}"), Temper::Garbage] {
-        let known = balancer.log().len();
-        platform.vault_is(temper);
-        until("it is said", || balancer.log()[known..].contains("the last one stays")).await;
-        assert_eq!(balancer.chat().await.status, 200);
-        platform.vault_is(Temper::Good);
-        until("it is over", || balancer.log()[known..].contains("is fetched again")).await;
+    for behaviour in [
+        ServiceBehaviour::RespondsWith(429, "{}"),
+        ServiceBehaviour::RespondsWith(403, "{}"),
+        ServiceBehaviour::InvalidResponse,
+    ] {
+        let log_length = balancer.log().len();
+        platform.set_vault_behaviour(behaviour);
+        wait_until("it is said", || balancer.log()[log_length..].contains("the last one stays")).await;
+        assert_eq!(balancer.post_chat().await.status, 200);
+        platform.set_vault_behaviour(ServiceBehaviour::Normal);
+        wait_until("it is over", || balancer.log()[log_length..].contains("is fetched again")).await;
     }
     // A token for the vault that was revoked is no reason to do without.
-    let (reads, issued) = (platform.reads(), platform.issued());
-    platform.revoke();
-    until("it is read again", || platform.reads() >= reads + 3).await;
-    assert_eq!(platform.issued(), issued + 1);
-    assert_eq!(balancer.chat().await.status, 200);
+    let (reads, issued) = (platform.secret_reads(), platform.issued_tokens());
+    platform.revoke_tokens();
+    wait_until("it is read again", || platform.secret_reads() >= reads + 3).await;
+    assert_eq!(platform.issued_tokens(), issued + 1);
+    assert_eq!(balancer.post_chat().await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_without_a_secret_says_which_and_why_and_goes_on() {
-    let platform = Platform::start().await;
-    platform.put("west-key", "good");
-    let (west, east) = (Resource::start(&["good"], None).await, Resource::start(&["east"], None).await);
-    let vault = format!("key_vault: '{}'", platform.secret("west-key"));
-    let entries = [west.entry("west", &vault), east.entry("east", "api_key: east")].concat();
-    let denied =
+async fn the_balancer_starts_without_a_missing_secret_and_logs_why() {
+    let platform = IdentityPlatform::start().await;
+    platform.set_secret("west-key", "good");
+    let (west, east) = (
+        AuthenticatedResource::start(&["good"], None).await,
+        AuthenticatedResource::start(&["east"], None).await,
+    );
+    let vault = format!("key_vault: '{}'", platform.secret_url("west-key"));
+    let entries = [west.backend_yaml("west", &vault), east.backend_yaml("east", "api_key: east")].concat();
+    let forbidden_body =
         r#"{"error":{"code":"Forbidden","message":"hunter2","innererror":{"code":"ForbiddenByRbac"}}}"#;
-    let away = [
-        (Temper::Says(503, "<html>"), "answered 503"),
-        (Temper::Says(403, denied), "answered 403 (Forbidden, ForbiddenByRbac); the identity needs the role"),
-        (Temper::Garbage, "answered is no secret"),
+    let cases = [
+        (ServiceBehaviour::RespondsWith(503, "<html>"), "answered 503"),
+        (
+            ServiceBehaviour::RespondsWith(403, forbidden_body),
+            "answered 403 (Forbidden, ForbiddenByRbac); the identity needs the role",
+        ),
+        (ServiceBehaviour::InvalidResponse, "answered is no secret"),
     ];
-    for (temper, why) in away {
-        platform.vault_is(temper);
-        let balancer = Balancer::in_environment(&platform.machine(), &entries, "").await;
-        balancer.until_said("backend west is left out until it has its credential: ").await;
+    for (behaviour, reason) in cases {
+        platform.set_vault_behaviour(behaviour);
+        let balancer = Balancer::start_with_environment(&platform.vm_environment(), &entries, "").await;
+        balancer.wait_for_log("backend west is left out until it has its credential: ").await;
         let log = balancer.log();
-        let secret = format!("there is no good secret {}/secrets/west-key: ", platform.address);
-        assert!(log.contains(&secret) && log.contains(why) && !log.contains("hunter2"), "{why}: {log}");
+        let message = format!("there is no good secret {}/secrets/west-key: ", platform.address);
+        assert!(
+            log.contains(&message) && log.contains(reason) && !log.contains("hunter2"),
+            "{reason}: {log}"
+        );
         for _ in 0..4 {
-            assert_eq!(answerer(&balancer.chat().await), "east");
+            assert_eq!(answering_backend(&balancer.post_chat().await), "east");
         }
         let status = balancer.status().await;
         assert_eq!(status["backends"][0]["state"], "credential", "{status}");
         assert!(status["backends"][0]["until_ms"].is_null(), "{status}");
         assert_eq!(west.upstream.requests().len(), 0);
-        let alone = Balancer::in_environment(&platform.machine(), &west.entry("west", &vault), "").await;
-        let reply = alone.chat().await;
-        assert_eq!((reply.status, reply.code().as_str()), (503, "backend_misconfigured"), "{}", reply.text());
-        platform.vault_is(Temper::Good);
-        alone.until_status("west is back", |status| status["backends"][0]["state"] == "ok").await;
-        assert_eq!(alone.chat().await.status, 200);
-        west.upstream.forget();
+        let alone = Balancer::start_with_environment(
+            &platform.vm_environment(),
+            &west.backend_yaml("west", &vault),
+            "",
+        )
+        .await;
+        let response = alone.post_chat().await;
+        assert_eq!(
+            (response.status, response.error_code().as_str()),
+            (503, "backend_misconfigured"),
+            "{}",
+            response.text()
+        );
+        platform.set_vault_behaviour(ServiceBehaviour::Normal);
+        alone.wait_for_status("west is back", |status| status["backends"][0]["state"] == "ok").await;
+        assert_eq!(alone.post_chat().await.status, 200);
+        west.upstream.forget_requests();
     }
     // A vault that takes its time: who comes meanwhile waits.
-    platform.vault_is(Temper::Slow(60));
-    let alone = Balancer::in_environment(&platform.machine(), &west.entry("west", &vault), "").await;
-    assert_eq!(alone.chat().await.status, 200, "{}", alone.log());
+    platform.set_vault_behaviour(ServiceBehaviour::DelayedByTenths(60));
+    let alone =
+        Balancer::start_with_environment(&platform.vm_environment(), &west.backend_yaml("west", &vault), "")
+            .await;
+    assert_eq!(alone.post_chat().await.status, 200, "{}", alone.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_without_a_token_says_why() {
-    let platform = Platform::start().await;
-    let resource = Resource::start(&[], Some(&platform)).await;
+async fn a_token_that_cannot_be_fetched_at_startup_is_logged_with_the_reason() {
+    let platform = IdentityPlatform::start().await;
+    let resource = AuthenticatedResource::start(&[], Some(&platform)).await;
     let authority = format!("authority: 'http://{}'", platform.address);
     let client = |tenant: &str, id: &str, secret: &str| {
         format!(
             "entra: {{ client_secret: {{ tenant: {tenant}, client_id: {id}, secret: {secret} }}, {authority} }}"
         )
     };
-    let unknown = "entra: { managed_identity: { client_id: unknown } }".to_owned();
-    for (credential, why) in [
+    let unknown_identity = "entra: { managed_identity: { client_id: unknown } }".to_owned();
+    for (credential, reason) in [
         (
-            client("fabrikam", CLIENT, APP_SECRET),
+            client("fabrikam", CLIENT_ID, APP_SECRET),
             "127.0.0.1 answered 400 (invalid_request, AADSTS90002); check tenant",
         ),
-        (client(TENANT, "other", APP_SECRET), "127.0.0.1 answered 400 (unauthorized_client, AADSTS700016)"),
-        (client(TENANT, CLIENT, "hunter2"), "127.0.0.1 answered 401 (invalid_client, AADSTS7000215)"),
-        (unknown, "127.0.0.1 answered 400 (invalid_request); has this machine that identity?"),
+        (
+            client(TENANT_ID, "other", APP_SECRET),
+            "127.0.0.1 answered 400 (unauthorized_client, AADSTS700016)",
+        ),
+        (client(TENANT_ID, CLIENT_ID, "hunter2"), "127.0.0.1 answered 401 (invalid_client, AADSTS7000215)"),
+        (unknown_identity, "127.0.0.1 answered 400 (invalid_request); has this machine that identity?"),
     ] {
-        let entry = resource.entry("a", &credential);
-        let balancer = Balancer::in_environment(&platform.machine(), &entry, "").await;
-        balancer.until_said(why).await;
-        assert_eq!(balancer.chat().await.status, 503);
+        let entry = resource.backend_yaml("a", &credential);
+        let balancer = Balancer::start_with_environment(&platform.vm_environment(), &entry, "").await;
+        balancer.wait_for_log(reason).await;
+        assert_eq!(balancer.post_chat().await.status, 503);
         assert!(!balancer.log().contains("hunter2") && !balancer.log().contains(APP_SECRET));
     }
     assert_eq!(resource.upstream.requests().len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_applications_own_secret_may_be_in_a_vault() {
-    let platform = Platform::start().await;
-    platform.put("app-secret", "the first one");
-    let resource = Resource::start(&[], Some(&platform)).await;
+async fn a_client_secret_may_itself_come_from_a_vault() {
+    let platform = IdentityPlatform::start().await;
+    platform.set_secret("app-secret", "the first one");
+    let resource = AuthenticatedResource::start(&[], Some(&platform)).await;
     let entra = |secret: &str| {
         format!(
-            "entra: {{ client_secret: {{ tenant: {TENANT}, client_id: {CLIENT}, secret: {secret} }}, authority: 'http://{}' }}",
+            "entra: {{ client_secret: {{ tenant: {TENANT_ID}, client_id: {CLIENT_ID}, secret: {secret} }}, authority: 'http://{}' }}",
             platform.address
         )
     };
-    platform.put("app-secret", "the-first-one");
-    platform.tokens_live(2);
-    let entry = resource.entry("a", &entra(&format!("{{ key_vault: '{}' }}", platform.secret("app-secret"))));
-    let balancer = Balancer::in_environment(&platform.machine(), &entry, "").await;
-    assert_eq!(balancer.chat().await.status, 200, "{}", balancer.log());
+    platform.set_secret("app-secret", "the-first-one");
+    platform.set_token_lifetime(2);
+    let entry = resource
+        .backend_yaml("a", &entra(&format!("{{ key_vault: '{}' }}", platform.secret_url("app-secret"))));
+    let balancer = Balancer::start_with_environment(&platform.vm_environment(), &entry, "").await;
+    assert_eq!(balancer.post_chat().await.status, 200, "{}", balancer.log());
     // It is replaced; the next renewal is refused, reads it again, and gets its token.
-    platform.put("app-secret", "the-second-one");
-    let issued = platform.issued();
-    until("more tokens", || platform.issued() >= issued + 4).await;
-    assert_eq!(balancer.chat().await.status, 200, "{}", balancer.log());
+    platform.set_secret("app-secret", "the-second-one");
+    let issued = platform.issued_tokens();
+    wait_until("more tokens", || platform.issued_tokens() >= issued + 4).await;
+    assert_eq!(balancer.post_chat().await.status, 200, "{}", balancer.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn vaults_and_token_endpoints_are_verified() {
-    use support::tls::{authority, certificate, key, terminate};
-    let platform = Platform::start().await;
-    platform.put("west-key", "good");
-    let (known, other, key) = (authority(), authority(), key());
+async fn certificates_of_vaults_and_token_endpoints_are_verified() {
+    use support::tls::{generate_authority, generate_key, issue_certificate, start_tls_proxy};
+    let platform = IdentityPlatform::start().await;
+    platform.set_secret("west-key", "good");
+    let (log_length, other, key) = (generate_authority(), generate_authority(), generate_key());
     let directory = tempfile::tempdir().unwrap();
     let ca = directory.path().join("ca.pem");
-    std::fs::write(&ca, known.certificate.to_pem().unwrap()).unwrap();
-    let resource = Resource::start(&["good"], Some(&platform)).await;
+    std::fs::write(&ca, log_length.certificate.to_pem().unwrap()).unwrap();
+    let resource = AuthenticatedResource::start(&["good"], Some(&platform)).await;
     for (name, days, issuer, expected) in [
-        ("localhost", (-1, 1), &known, 200),
-        ("fabrikam.test", (-1, 1), &known, 503),
-        ("localhost", (-3, -2), &known, 503),
+        ("localhost", (-1, 1), &log_length, 200),
+        ("fabrikam.test", (-1, 1), &log_length, 503),
+        ("localhost", (-3, -2), &log_length, 503),
         ("localhost", (-1, 1), &other, 503),
     ] {
-        let certificate = certificate(name, days, &key, Some(issuer));
-        let (address, _) = terminate(platform.address, &certificate, &key).await;
+        let certificate = issue_certificate(name, days, &key, Some(issuer));
+        let (address, _) = start_tls_proxy(platform.address, &certificate, &key).await;
         let url = format!("https://localhost:{}", address.port());
-        let application = format!("tenant: {TENANT}, client_id: {CLIENT}, secret: '{APP_SECRET}'");
+        let application = format!("tenant: {TENANT_ID}, client_id: {CLIENT_ID}, secret: '{APP_SECRET}'");
         for credential in [
             format!("key_vault: '{url}/secrets/west-key'"),
             format!("entra: {{ client_secret: {{ {application} }}, authority: '{url}' }}"),
         ] {
-            let mut environment = platform.machine();
+            let mut environment = platform.vm_environment();
             environment.push(("SSL_CERT_FILE", ca.display().to_string()));
-            let entry = resource.entry("a", &credential);
-            let balancer = Balancer::in_environment(&environment, &entry, "").await;
-            let status = balancer.chat().await.status;
+            let entry = resource.backend_yaml("a", &credential);
+            let balancer = Balancer::start_with_environment(&environment, &entry, "").await;
+            let status = balancer.post_chat().await.status;
             assert_eq!(status, expected, "{name} {days:?} {credential}:\n{}", balancer.log());
         }
     }

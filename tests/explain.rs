@@ -12,10 +12,10 @@ mod support;
 use std::process::{Command, Output};
 
 use aoai_lb::demo::Mood;
-use support::tls::{authority, certificate, key, terminate};
-use support::{KEY, backend, clients, entry, free_port, sha256};
+use support::tls::{generate_authority, generate_key, issue_certificate, start_tls_proxy};
+use support::{CLIENT_KEY, backend_yaml, clients_yaml, free_port, sha256_hex, simulated_backend_yaml};
 
-fn aoai_lb(arguments: &[&str], file: &str) -> (Option<i32>, String) {
+fn run_with_config(arguments: &[&str], file: &str) -> (Option<i32>, String) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("aoai-lb.yaml");
     std::fs::write(&path, file).unwrap();
@@ -26,7 +26,7 @@ fn aoai_lb(arguments: &[&str], file: &str) -> (Option<i32>, String) {
     (status.code(), text)
 }
 
-const FILE: &str = "
+const CONFIG_YAML: &str = "
 listeners: [ { address: 127.0.0.1:8080 } ]
 backends:
   - name: ptu
@@ -46,16 +46,16 @@ retry: { statuses: [429, 500-599] }
 ";
 
 #[test]
-fn a_request_is_explained_by_the_rules_that_route_it() {
-    let team = format!(
+fn explain_shows_how_a_request_would_be_routed() {
+    let clients_block = format!(
         "clients:\n  - name: team-a\n    keys: [ {{ sha256: {} }} ]\n    deployments: [gpt-4o]\n\
          \x20 - name: all\n    keys: [ {{ sha256: {} }} ]\n",
-        sha256(KEY),
-        sha256("other")
+        sha256_hex(CLIENT_KEY),
+        sha256_hex("other")
     );
-    let file = format!("{FILE}{team}");
+    let file = format!("{CONFIG_YAML}{clients_block}");
     let classic = "/openai/deployments/GPT-4o/chat/completions?api-version=2024-10-21";
-    let (code, text) = aoai_lb(&["explain", "post", classic, "--client", "team-a"], &file);
+    let (code, text) = run_with_config(&["explain", "post", classic, "--client", "team-a"], &file);
     assert_eq!(code, Some(0), "{text}");
     for part in [
         "client      team-a",
@@ -75,16 +75,16 @@ fn a_request_is_explained_by_the_rules_that_route_it() {
         assert!(text.contains(part), "{part}\n{text}");
     }
     assert!(!text.contains("hush-1"), "{text}");
-    let (_, text) = aoai_lb(&["explain", "POST", "/openai/v1/responses", "--model", "gpt-4o"], &file);
+    let (_, text) = run_with_config(&["explain", "POST", "/openai/v1/responses", "--model", "gpt-4o"], &file);
     assert!(
         text.contains("in the body: \"gpt-4o-ptu\"") && text.contains("as one that may use everything"),
         "{text}"
     );
-    let (_, text) = aoai_lb(&["explain", "GET", "/openai/v1/responses/resp_1"], &file);
+    let (_, text) = run_with_config(&["explain", "GET", "/openai/v1/responses/resp_1"], &file);
     assert!(text.contains("goes to requests.home") && text.contains("on 404 then each of: ptu"), "{text}");
-    let (_, text) = aoai_lb(&["explain", "POST", "/openai/v1/files"], &file);
+    let (_, text) = run_with_config(&["explain", "POST", "/openai/v1/files"], &file);
     assert!(text.contains("not repeated once a byte was sent"), "{text}");
-    let refused: [(&[&str], &str); 7] = [
+    let refusals: [(&[&str], &str); 7] = [
         (&["POST", "/openai/v1/responses"], "400 bad_request: the body must have `model`"),
         (
             &["POST", "/openai/v1/responses", "--model", "gpt-5", "--client", "team-a"],
@@ -99,55 +99,62 @@ fn a_request_is_explained_by_the_rules_that_route_it() {
         (&["OPTIONS", "/openai/v1/responses"], "405 method_not_allowed"),
         (&["GET", "/openai/../x"], "400 bad_request"),
     ];
-    for (arguments, expected) in refused {
-        let (code, text) = aoai_lb(&[&["explain"], arguments].concat(), &file);
+    for (arguments, expected) in refusals {
+        let (code, text) = run_with_config(&[&["explain"], arguments].concat(), &file);
         assert_eq!(code, Some(0), "{text}");
         assert!(text.contains(&format!("answer      {expected}")), "{expected}\n{text}");
         assert!(text.contains("no backend is asked"), "{text}");
     }
-    let (code, text) = aoai_lb(&["explain", "GET", "/", "--client", "nobody"], &file);
+    let (code, text) = run_with_config(&["explain", "GET", "/", "--client", "nobody"], &file);
     assert!(code == Some(1) && text.contains("there is no client nobody; there are team-a, all"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_live_finds_what_is_wrong_with_each_backend() {
-    let azure = support::azure(&["well", "stranger", "ill"]).await;
-    azure.set_mood("ill", Mood::Refuses(aoai_lb::demo::Refusal::Unavailable));
-    let own_key = key();
-    let own = certificate("other.test", (-1, 1), &own_key, Some(&authority()));
-    let (secure, _) = terminate(azure.address("well"), &own, &own_key).await;
+async fn check_live_reports_the_problem_of_each_backend() {
+    let azure = support::start_simulator(&["well", "stranger", "ill"]).await;
+    azure.set_mood("ill", Mood::Refuses(aoai_lb::demo::SimulatedError::Unavailable));
+    let own_key = generate_key();
+    let own_certificate = issue_certificate("other.test", (-1, 1), &own_key, Some(&generate_authority()));
+    let (tls_address, _) = start_tls_proxy(azure.address("well"), &own_certificate, &own_key).await;
     let port = free_port();
-    let mapped = "deployments: { chat: gpt-4o, lost: no-such-deployment }";
-    let well = backend(&azure, "well", mapped);
-    let stranger = backend(&azure, "stranger", "").replace("stranger-key", "wrong");
+    let mapped_deployments = "deployments: { chat: gpt-4o, lost: no-such-deployment }";
+    let healthy = simulated_backend_yaml(&azure, "well", mapped_deployments);
+    let unauthorized = simulated_backend_yaml(&azure, "stranger", "").replace("stranger-key", "wrong");
     let backends = [
-        well.clone(),
-        stranger,
-        backend(&azure, "ill", ""),
-        entry("nowhere", "http://nowhere.invalid:80", ""),
-        entry("closed", &format!("http://127.0.0.1:{port}"), ""),
-        entry("unknown", &format!("https://127.0.0.1:{}", secure.port()), ""),
+        healthy.clone(),
+        unauthorized,
+        simulated_backend_yaml(&azure, "ill", ""),
+        backend_yaml("nowhere", "http://nowhere.invalid:80", ""),
+        backend_yaml("closed", &format!("http://127.0.0.1:{port}"), ""),
+        backend_yaml("unknown", &format!("https://127.0.0.1:{}", tls_address.port()), ""),
     ];
-    let rest = clients();
-    let file =
-        |backends: &str| format!("listeners: [ {{ address: 127.0.0.1:1 }} ]\nbackends:\n{backends}{rest}");
-    let (code, text) = aoai_lb(&["check", "--live"], &file(&backends.concat()));
+    let clients_block = clients_yaml();
+    let config_yaml = |backends: &str| {
+        format!("listeners: [ {{ address: 127.0.0.1:1 }} ]\nbackends:\n{backends}{clients_block}")
+    };
+    let (code, text) = run_with_config(&["check", "--live"], &config_yaml(&backends.concat()));
     assert_eq!(code, Some(1), "{text}");
     for part in [
-        "good  well  name: 127.0.0.1 is 127.0.0.1",
-        "good  well  credential: taken (200)",
-        "good  well  deployment chat (gpt-4o): there",
+        "good  well  name: 127.0.0.1 resolves to 127.0.0.1",
+        "good  well  credential: accepted (200)",
+        "good  well  deployment chat (gpt-4o): exists",
         "BAD   well  deployment lost (no-such-deployment): the resource does not have it (404 DeploymentNotFound)",
-        "BAD   stranger  credential: it is refused (401)",
-        "BAD   ill  credential: it answers 503",
+        "BAD   stranger  credential: refused (401)",
+        "BAD   ill  credential: the backend answers 503",
         "BAD   nowhere  name: nowhere.invalid does not resolve",
         "BAD   closed  connection: cannot connect to 127.0.0.1:",
-        "BAD   unknown  connection: the certificate for 127.0.0.1 is not believed, by the system's authorities: ",
+        "BAD   unknown  connection: the certificate for 127.0.0.1 is not trusted by the system's certificate authorities: ",
         "not all of it is good",
     ] {
         assert!(text.contains(part), "{part}\n{text}");
     }
-    let (code, text) = aoai_lb(&["check", "--live"], &file(&well.replace(", lost: no-such-deployment", "")));
+    let (code, text) = run_with_config(
+        &["check", "--live"],
+        &config_yaml(&healthy.replace(", lost: no-such-deployment", "")),
+    );
     assert!(code == Some(0) && text.contains("aoai-lb.yaml: good"), "{text}");
-    assert!(azure.requests("well").iter().all(|seen| seen.body_len <= 2), "nothing that is billed");
+    assert!(
+        azure.received_requests("well").iter().all(|request| request.body_len <= 2),
+        "nothing that is billed"
+    );
 }

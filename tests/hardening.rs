@@ -10,27 +10,38 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use aoai_lb::demo::{Mood, Refusal};
-use support::upstream::{self, Request, Upstream};
-use support::{Balancer, CHAT, Client, HELLO, KEY, answerer, azure, backend, backends, until};
+use aoai_lb::demo::{Mood, SimulatedError};
+use support::upstream::{self, RawRequest, ScriptedUpstream};
+use support::{
+    Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, all_backends_yaml, answering_backend,
+    simulated_backend_yaml, start_simulator, wait_until,
+};
 
-const OK: &str = r#"{"choices":[{"message":{"content":"hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}"#;
+const COMPLETION_BODY: &str = r#"{"choices":[{"message":{"content":"hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}"#;
 
-fn reply(status: u16, kind: &str, body: &str) -> Vec<Vec<u8>> {
-    upstream::reply(status, &format!("Content-Type: {kind}"), body)
+fn response_with_type(status: u16, content_type: &str, body: &str) -> Vec<Vec<u8>> {
+    upstream::complete_response(status, &format!("Content-Type: {content_type}"), body)
 }
 
-/// Answers well, but for requests whose body contains `poison`.
-async fn poisoned(status: u16, kind: &'static str, body: &'static str) -> Upstream {
-    Upstream::start(move |request: &Request| {
-        let poison = String::from_utf8_lossy(&request.body).contains("poison");
-        if poison { reply(status, kind, body) } else { reply(200, "application/json", OK) }
+/// Answers well, but for requests whose body contains `has_poison`.
+async fn start_upstream_failing_on_poison(
+    status: u16,
+    content_type: &'static str,
+    body: &'static str,
+) -> ScriptedUpstream {
+    ScriptedUpstream::start(move |request: &RawRequest| {
+        let has_poison = String::from_utf8_lossy(&request.body).contains("poison");
+        if has_poison {
+            response_with_type(status, content_type, body)
+        } else {
+            response_with_type(200, "application/json", COMPLETION_BODY)
+        }
     })
     .await
 }
 
 #[tokio::test]
-async fn what_azure_quotes_of_a_prompt_is_no_verdict_on_the_backend() {
+async fn prompt_text_quoted_in_an_azure_error_does_not_affect_backend_health() {
     let table = [
         (
             400,
@@ -54,62 +65,79 @@ async fn what_azure_quotes_of_a_prompt_is_no_verdict_on_the_backend() {
             r#"{"error":{"code":"BadRequest","message":"API version 'poison' is not supported"}}"#,
         ),
     ];
-    for (status, kind, body) in table {
-        let (a, b) = (poisoned(status, kind, body).await, poisoned(status, kind, body).await);
-        let listed =
-            |upstream: &Upstream, name| upstream.backend(name) + "    deployments: { gpt-4o: gpt-4o }\n";
-        let balancer = Balancer::start(&(listed(&a, "a") + &listed(&b, "b")), "").await;
-        let poison = r#"{"messages":[{"role":"poison"}]}"#;
-        let bad = balancer.post(CHAT, &[("api-key", KEY)], poison.as_bytes()).await;
-        assert_ne!(bad.status, 200);
+    for (status, content_type, body) in table {
+        let (a, b) = (
+            start_upstream_failing_on_poison(status, content_type, body).await,
+            start_upstream_failing_on_poison(status, content_type, body).await,
+        );
+        let backend_with_deployment_yaml = |upstream: &ScriptedUpstream, name| {
+            upstream.backend_yaml(name) + "    deployments: { gpt-4o: gpt-4o }\n"
+        };
+        let balancer = Balancer::start(
+            &(backend_with_deployment_yaml(&a, "a") + &backend_with_deployment_yaml(&b, "b")),
+            "",
+        )
+        .await;
+        let has_poison = r#"{"messages":[{"role":"poison"}]}"#;
+        let bad_response =
+            balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], has_poison.as_bytes()).await;
+        assert_ne!(bad_response.status, 200);
         for _ in 0..2 {
-            assert_eq!(balancer.chat().await.status, 200, "{status} {body}");
+            assert_eq!(balancer.post_chat().await.status, 200, "{status} {body}");
         }
     }
 }
 
 #[tokio::test]
-async fn an_unknown_model_of_a_call_that_goes_home_is_that_calls_own() {
-    let upstream = Upstream::start(|request: &Request| {
+async fn an_unknown_model_in_a_call_to_the_default_backend_affects_only_that_call() {
+    let upstream = ScriptedUpstream::start(|request: &RawRequest| {
         if request.head.contains("/models/nope") || String::from_utf8_lossy(&request.body).contains("nope") {
-            reply(404, "application/json", r#"{"error":{"code":"model_not_found","message":"no"}}"#)
+            response_with_type(
+                404,
+                "application/json",
+                r#"{"error":{"code":"model_not_found","message":"no"}}"#,
+            )
         } else {
-            reply(200, "application/json", "{}")
+            response_with_type(200, "application/json", "{}")
         }
     })
     .await;
-    let balancer = Balancer::start(&upstream.backend("a"), "").await;
-    let mut client = balancer.client().await;
-    let gone = client.get("/openai/v1/models/nope", &[("api-key", KEY)]).await;
-    assert_eq!((gone.status, gone.code().as_str()), (404, "model_not_found"));
-    let gone = client.post("/openai/v1/fine_tuning/jobs", &[("api-key", KEY)], br#"{"model":"nope"}"#).await;
-    assert_eq!(gone.status, 404);
-    assert_eq!(client.get("/openai/v1/files", &[("api-key", KEY)]).await.status, 200);
+    let balancer = Balancer::start(&upstream.backend_yaml("a"), "").await;
+    let mut client = balancer.connect().await;
+    let not_found = client.get("/openai/v1/models/nope", &[("api-key", CLIENT_KEY)]).await;
+    assert_eq!((not_found.status, not_found.error_code().as_str()), (404, "model_not_found"));
+    let not_found =
+        client.post("/openai/v1/fine_tuning/jobs", &[("api-key", CLIENT_KEY)], br#"{"model":"nope"}"#).await;
+    assert_eq!(not_found.status, 404);
+    assert_eq!(client.get("/openai/v1/files", &[("api-key", CLIENT_KEY)]).await.status, 200);
 }
 
 #[tokio::test]
-async fn an_id_is_sought_elsewhere_only_when_home_does_not_know_it() {
-    let azure = azure(&["home", "other"]).await;
-    let balancer = Balancer::start(&backends(&azure), "retry: { attempts: 1 }").await;
-    azure.set_mood("home", Mood::Refuses(Refusal::Unavailable));
+async fn other_resources_are_searched_for_an_id_only_after_a_404_of_the_default_backend() {
+    let azure = start_simulator(&["home", "other"]).await;
+    let balancer = Balancer::start(&all_backends_yaml(&azure), "retry: { attempts: 1 }").await;
+    azure.set_mood("home", Mood::Refuses(SimulatedError::Unavailable));
     let target = "/openai/v1/files/file-0123";
-    let mut client = balancer.client().await;
+    let mut client = balancer.connect().await;
     for method in ["GET", "DELETE"] {
-        let reply = client.request(method, target, &[("api-key", KEY)], None).await;
+        let response = client.request(method, target, &[("api-key", CLIENT_KEY)], None).await;
         assert_eq!(
-            (reply.status, answerer(&reply).as_str()),
+            (response.status, answering_backend(&response).as_str()),
             (503, "home"),
             "{method}: nobody else can say that it is gone"
         );
     }
     azure.set_mood("home", Mood::Calm);
-    let reply = client.get(target, &[("api-key", KEY)]).await;
-    assert_eq!((reply.status, answerer(&reply).as_str(), azure.hits("other")), (404, "home", 1));
+    let response = client.get(target, &[("api-key", CLIENT_KEY)]).await;
+    assert_eq!(
+        (response.status, answering_backend(&response).as_str(), azure.request_count("other")),
+        (404, "home", 1)
+    );
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_is_let_go_of() {
-    let upstream = Upstream::start(|_| {
+async fn a_client_that_does_not_read_is_disconnected() {
+    let upstream = ScriptedUpstream::start(|_| {
         let mut pieces = vec![
             b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: 67108864\r\n\r\n"
                 .to_vec(),
@@ -118,159 +146,182 @@ async fn a_client_that_does_not_read_is_let_go_of() {
         pieces
     })
     .await;
-    let balancer = Balancer::start(&upstream.backend("a"), "timeouts: { idle: 500ms }").await;
-    let mut client = balancer.client().await;
-    let length = HELLO.len().to_string();
+    let balancer = Balancer::start(&upstream.backend_yaml("a"), "timeouts: { idle: 500ms }").await;
+    let mut client = balancer.connect().await;
+    let length = CHAT_BODY.len().to_string();
     client
-        .send(Client::head("POST", CHAT, &[("api-key", KEY), ("Content-Length", &length)]).as_bytes())
+        .send(
+            Client::request_head(
+                "POST",
+                CHAT_TARGET,
+                &[("api-key", CLIENT_KEY), ("Content-Length", &length)],
+            )
+            .as_bytes(),
+        )
         .await;
-    client.send(HELLO.as_bytes()).await;
-    assert_eq!(client.reply_head().await.unwrap().status, 200);
-    let record = balancer.records_of(1).await.pop().unwrap();
+    client.send(CHAT_BODY.as_bytes()).await;
+    assert_eq!(client.read_response_head().await.unwrap().status, 200);
+    let record = balancer.wait_for_records(1).await.pop().unwrap();
     assert_ne!(record["outcome"], "answered");
     assert_eq!(balancer.status().await["in_flight"], 0);
 }
 
 #[tokio::test]
-async fn announcing_a_body_takes_nothing_from_others() {
-    let azure = azure(&["a"]).await;
-    let more = "requests: { max_body: 1MiB, body_memory: 2MiB, max_streamed_body: 1MiB }";
-    let balancer = Balancer::start(&backends(&azure), more).await;
-    let mut idle = Vec::new();
+async fn a_body_that_is_announced_but_not_sent_reserves_no_memory() {
+    let azure = start_simulator(&["a"]).await;
+    let extra_yaml = "requests: { max_body: 1MiB, body_memory: 2MiB, max_streamed_body: 1MiB }";
+    let balancer = Balancer::start(&all_backends_yaml(&azure), extra_yaml).await;
+    let mut idle_clients = Vec::new();
     for _ in 0..5 {
-        let mut client = balancer.client().await;
+        let mut client = balancer.connect().await;
         client
-            .send(Client::head("POST", CHAT, &[("api-key", KEY), ("Content-Length", "1000000")]).as_bytes())
+            .send(
+                Client::request_head(
+                    "POST",
+                    CHAT_TARGET,
+                    &[("api-key", CLIENT_KEY), ("Content-Length", "1000000")],
+                )
+                .as_bytes(),
+            )
             .await;
         client.send(b"{").await;
-        idle.push(client);
+        idle_clients.push(client);
     }
     for _ in 0..3 {
-        assert_eq!(balancer.chat().await.status, 200);
+        assert_eq!(balancer.post_chat().await.status, 200);
     }
 }
 
 #[tokio::test]
-async fn a_large_error_reply_is_passed_on_whole_or_not_at_all() {
+async fn a_large_error_response_is_relayed_completely_or_replaced_by_a_failover() {
     let body = "x".repeat(300_000);
     let text = body.clone();
-    let upstream = Upstream::start(move |_| reply(500, "text/plain", &text)).await;
-    let azure = azure(&["b"]).await;
-    let alone = Balancer::start(&upstream.backend("a"), "retry: { attempts: 0 }").await;
-    let reply = alone.chat().await;
-    assert_eq!((reply.status, reply.whole, reply.body.len()), (500, true, body.len()));
-    assert_eq!(alone.records_of(1).await[0]["response_bytes"], body.len());
+    let upstream = ScriptedUpstream::start(move |_| response_with_type(500, "text/plain", &text)).await;
+    let azure = start_simulator(&["b"]).await;
+    let single_backend = Balancer::start(&upstream.backend_yaml("a"), "retry: { attempts: 0 }").await;
+    let response = single_backend.post_chat().await;
+    assert_eq!((response.status, response.is_complete, response.body.len()), (500, true, body.len()));
+    assert_eq!(single_backend.wait_for_records(1).await[0]["response_bytes"], body.len());
     // With somebody else to ask nobody waits for its end.
-    let both = Balancer::start(&(upstream.backend("a") + &backend(&azure, "b", "")), "").await;
-    let reply = both.chat().await;
-    assert_eq!((reply.status, answerer(&reply).as_str()), (200, "b"));
+    let two_backends =
+        Balancer::start(&(upstream.backend_yaml("a") + &simulated_backend_yaml(&azure, "b", "")), "").await;
+    let response = two_backends.post_chat().await;
+    assert_eq!((response.status, answering_backend(&response).as_str()), (200, "b"));
 }
 
 #[tokio::test]
-async fn an_error_reply_that_trickles_is_not_waited_for() {
-    let upstream = Upstream::start(|_| {
+async fn a_failover_does_not_wait_for_a_slow_error_body() {
+    let upstream = ScriptedUpstream::start(|_| {
         let mut pieces = vec![b"HTTP/1.1 500 X\r\nContent-Length: 100000\r\n\r\n".to_vec()];
         pieces.extend((0..60_000).map(|_| b"x".to_vec()));
         pieces
     })
     .await;
-    let azure = azure(&["b"]).await;
-    let balancer = Balancer::start(&(upstream.backend("a") + &backend(&azure, "b", "")), "").await;
-    let begun = Instant::now();
-    let reply = balancer.chat().await;
-    assert_eq!((reply.status, answerer(&reply).as_str()), (200, "b"));
-    assert!(begun.elapsed() < Duration::from_secs(15));
+    let azure = start_simulator(&["b"]).await;
+    let balancer =
+        Balancer::start(&(upstream.backend_yaml("a") + &simulated_backend_yaml(&azure, "b", "")), "").await;
+    let start = Instant::now();
+    let response = balancer.post_chat().await;
+    assert_eq!((response.status, answering_backend(&response).as_str()), (200, "b"));
+    assert!(start.elapsed() < Duration::from_secs(15));
 }
 
 #[tokio::test]
-async fn a_background_response_is_not_begun_twice() {
-    let upstream = Upstream::start(|_| {
+async fn a_background_response_is_not_created_twice() {
+    let upstream = ScriptedUpstream::start(|_| {
         let events = "event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"id\":\"resp_1\"}}\n\nevent: response.failed\ndata: {\"type\":\"response.failed\",\"response\":{\"error\":{\"code\":\"server_error\",\"message\":\"x\"}}}\n\n";
-        reply(200, "text/event-stream", events)
+        response_with_type(200, "text/event-stream", events)
     })
     .await;
-    let balancer = Balancer::start(&upstream.backend("a"), "retry: { attempts: 3 }").await;
-    let ask = |background: bool| {
+    let balancer = Balancer::start(&upstream.backend_yaml("a"), "retry: { attempts: 3 }").await;
+    let body_with = |background: bool| {
         format!(r#"{{"model":"gpt-4o","input":"x","stream":true,"background":{background}}}"#)
     };
-    let reply = balancer.post("/openai/v1/responses", &[("api-key", KEY)], ask(true).as_bytes()).await;
-    assert!(reply.status == 200 && reply.text().contains("resp_1"));
+    let response =
+        balancer.post("/openai/v1/responses", &[("api-key", CLIENT_KEY)], body_with(true).as_bytes()).await;
+    assert!(response.status == 200 && response.text().contains("resp_1"));
     assert_eq!(upstream.requests().len(), 1);
-    balancer.post("/openai/v1/responses", &[("api-key", KEY)], ask(false).as_bytes()).await;
+    balancer.post("/openai/v1/responses", &[("api-key", CLIENT_KEY)], body_with(false).as_bytes()).await;
     assert_eq!(upstream.requests().len(), 5, "what can be repeated is");
 }
 
 #[tokio::test]
-async fn a_400_about_the_clients_own_words_does_not_end_the_metering_of_others() {
-    let bad =
+async fn a_400_that_quotes_include_usage_does_not_disable_usage_for_others() {
+    let bad_response =
         r#"{"error":{"message":"'include_usage' is not one of ['user']","type":"invalid_request_error"}}"#;
     let stream = "data: {\"choices\":[{\"delta\":{\"content\":\"hi\"}}]}\n\ndata: [DONE]\n\n";
-    let upstream = Upstream::start(move |request: &Request| {
-        let poison = String::from_utf8_lossy(&request.body).contains("poison");
-        if poison { reply(400, "application/json", bad) } else { reply(200, "text/event-stream", stream) }
+    let upstream = ScriptedUpstream::start(move |request: &RawRequest| {
+        let has_poison = String::from_utf8_lossy(&request.body).contains("poison");
+        if has_poison {
+            response_with_type(400, "application/json", bad_response)
+        } else {
+            response_with_type(200, "text/event-stream", stream)
+        }
     })
     .await;
-    let entry = upstream.backend("a") + "    deployments: { gpt-4o: gpt-4o }\n";
+    let entry = upstream.backend_yaml("a") + "    deployments: { gpt-4o: gpt-4o }\n";
     let balancer = Balancer::start(&entry, "retry: { statuses: [400-599], attempts: 3 }").await;
-    let ask = |role: &str| format!(r#"{{"stream":true,"messages":[{{"role":"{role}","content":"x"}}]}}"#);
-    let reply = balancer.post(CHAT, &[("api-key", KEY)], ask("poison").as_bytes()).await;
-    assert_eq!(reply.status, 400, "{}", reply.text());
-    balancer.post(CHAT, &[("api-key", KEY)], ask("user").as_bytes()).await;
+    let body_with =
+        |role: &str| format!(r#"{{"stream":true,"messages":[{{"role":"{role}","content":"x"}}]}}"#);
+    let response =
+        balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], body_with("poison").as_bytes()).await;
+    assert_eq!(response.status, 400, "{}", response.text());
+    balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], body_with("user").as_bytes()).await;
     let last = upstream.requests().pop().unwrap();
     assert!(String::from_utf8_lossy(&last.body).contains("include_usage"), "still asked");
 }
 
 #[tokio::test]
-async fn the_time_of_the_first_byte_begins_when_the_request_has_been_sent() {
-    let azure = azure(&["a"]).await;
-    let more = "timeouts: { first_byte: 400ms }\nrequests: { max_body: 64KiB, body_memory: 1MiB, max_streamed_body: 8MiB }";
-    let balancer = Balancer::start(&backends(&azure), more).await;
+async fn the_first_byte_timeout_starts_after_a_streamed_upload_has_been_sent() {
+    let azure = start_simulator(&["a"]).await;
+    let extra_yaml = "timeouts: { first_byte: 400ms }\nrequests: { max_body: 64KiB, body_memory: 1MiB, max_streamed_body: 8MiB }";
+    let balancer = Balancer::start(&all_backends_yaml(&azure), extra_yaml).await;
     let file = "y".repeat(200_000);
     let form = format!(
         "--B\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nassistants\r\n--B\r\nContent-Disposition: form-data; name=\"file\"; filename=\"x.txt\"\r\n\r\n{file}\r\n--B--\r\n"
     );
-    let mut client = balancer.client().await;
+    let mut client = balancer.connect().await;
     let length = form.len().to_string();
     let headers = [
-        ("api-key", KEY),
+        ("api-key", CLIENT_KEY),
         ("Content-Type", "multipart/form-data; boundary=B"),
         ("Content-Length", length.as_str()),
     ];
-    client.send(Client::head("POST", "/openai/v1/files", &headers).as_bytes()).await;
+    client.send(Client::request_head("POST", "/openai/v1/files", &headers).as_bytes()).await;
     for piece in form.as_bytes().chunks(25_000) {
         client.send(piece).await;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let reply = client.reply().await;
-    assert!(matches!(reply.status, 200 | 201), "{} {}", reply.status, reply.text());
+    let response = client.read_response().await;
+    assert!(matches!(response.status, 200 | 201), "{} {}", response.status, response.text());
     azure.set_mood("a", Mood::Mute);
-    let begun = Instant::now();
+    let start = Instant::now();
     assert_eq!(
-        balancer.post("/openai/v1/batches", &[("api-key", KEY)], b"{}").await.code(),
+        balancer.post("/openai/v1/batches", &[("api-key", CLIENT_KEY)], b"{}").await.error_code(),
         "upstream_timeout"
     );
-    assert!((Duration::from_millis(390)..Duration::from_secs(10)).contains(&begun.elapsed()));
+    assert!((Duration::from_millis(390)..Duration::from_secs(10)).contains(&start.elapsed()));
 }
 
 #[tokio::test]
-async fn an_upload_that_stalls_or_breaks_is_told_so() {
-    let azure = azure(&["a"]).await;
-    let more = "timeouts: { request_body: 300ms }\nrequests: { max_body: 1KiB, body_memory: 1MiB, max_streamed_body: 1MiB }";
-    let balancer = Balancer::start(&backends(&azure), more).await;
+async fn a_stalled_upload_gets_408_and_a_malformed_one_400() {
+    let azure = start_simulator(&["a"]).await;
+    let extra_yaml = "timeouts: { request_body: 300ms }\nrequests: { max_body: 1KiB, body_memory: 1MiB, max_streamed_body: 1MiB }";
+    let balancer = Balancer::start(&all_backends_yaml(&azure), extra_yaml).await;
     let headers = [
-        ("api-key", KEY),
+        ("api-key", CLIENT_KEY),
         ("Content-Type", "multipart/form-data; boundary=B"),
         ("Transfer-Encoding", "chunked"),
     ];
-    for (more, code) in [("", "request_timeout"), ("zz\r\n", "bad_request")] {
-        let mut client = balancer.client().await;
-        client.send(Client::head("POST", "/openai/v1/files", &headers).as_bytes()).await;
+    for (extra_yaml, code) in [("", "request_timeout"), ("zz\r\n", "bad_request")] {
+        let mut client = balancer.connect().await;
+        client.send(Client::request_head("POST", "/openai/v1/files", &headers).as_bytes()).await;
         client.send(format!("1000\r\n{}\r\n", "y".repeat(0x1000)).as_bytes()).await;
-        until("the upload passes", || azure.hits("a") > 0).await;
-        client.send(more.as_bytes()).await;
-        assert_eq!(client.reply().await.code(), code);
+        wait_until("the upload passes", || azure.request_count("a") > 0).await;
+        client.send(extra_yaml.as_bytes()).await;
+        assert_eq!(client.read_response().await.error_code(), code);
     }
-    let records = balancer.records_of(2).await;
+    let records = balancer.wait_for_records(2).await;
     assert!(
         records.iter().all(|record| record["outcome"] == "refused" && record["request_bytes"].is_null()),
         "{records:#?}"
@@ -278,124 +329,131 @@ async fn an_upload_that_stalls_or_breaks_is_told_so() {
 }
 
 #[tokio::test]
-async fn only_an_answer_makes_a_deployment_known() {
-    let upstream = Upstream::start(|_| {
+async fn a_redirect_does_not_make_a_deployment_known() {
+    let upstream = ScriptedUpstream::start(|_| {
         vec![
             b"HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
                 .to_vec(),
         ]
     })
     .await;
-    let balancer = Balancer::start(&upstream.backend("a"), "").await;
-    for n in 0..3 {
-        let target = CHAT.replace("gpt-4o", &format!("invented-{n}"));
-        assert_eq!(balancer.post(&target, &[("api-key", KEY)], HELLO.as_bytes()).await.status, 302);
+    let balancer = Balancer::start(&upstream.backend_yaml("a"), "").await;
+    for index in 0..3 {
+        let target = CHAT_TARGET.replace("gpt-4o", &format!("invented-{index}"));
+        assert_eq!(
+            balancer.post(&target, &[("api-key", CLIENT_KEY)], CHAT_BODY.as_bytes()).await.status,
+            302
+        );
     }
     assert!(!balancer.log().contains("invented"), "{}", balancer.log());
 }
 
 #[tokio::test]
-async fn what_comes_after_a_request_does_not_cost_its_answer() {
-    let azure = azure(&["a"]).await;
-    let balancer = Balancer::start(&backends(&azure), "").await;
+async fn pipelined_bytes_do_not_lose_the_current_response() {
+    let azure = start_simulator(&["a"]).await;
+    let balancer = Balancer::start(&all_backends_yaml(&azure), "").await;
     azure.set_mood("a", Mood::SlowFirstByte(Duration::from_millis(300)));
-    let length = HELLO.len().to_string();
-    let request = Client::head("POST", CHAT, &[("api-key", KEY), ("Content-Length", &length)]) + HELLO;
-    for more in ["\r\n", &request] {
-        let hits = azure.hits("a");
-        let mut client = balancer.client().await;
+    let length = CHAT_BODY.len().to_string();
+    let request =
+        Client::request_head("POST", CHAT_TARGET, &[("api-key", CLIENT_KEY), ("Content-Length", &length)])
+            + CHAT_BODY;
+    for extra_yaml in ["\r\n", &request] {
+        let hits = azure.request_count("a");
+        let mut client = balancer.connect().await;
         client.send(request.as_bytes()).await;
-        until("it runs", || azure.hits("a") > hits).await;
-        client.send(more.as_bytes()).await;
-        let reply = client.reply().await;
-        assert_eq!((reply.status, reply.whole), (200, true));
-        assert_eq!(reply.header("connection").map(str::to_lowercase).as_deref(), Some("close"));
+        wait_until("it runs", || azure.request_count("a") > hits).await;
+        client.send(extra_yaml.as_bytes()).await;
+        let response = client.read_response().await;
+        assert_eq!((response.status, response.is_complete), (200, true));
+        assert_eq!(response.header("connection").map(str::to_lowercase).as_deref(), Some("close"));
         assert!(client.is_closed().await);
     }
 }
 
 #[tokio::test]
-async fn a_pause_between_tries_harms_neither_uploads_nor_clients() {
-    let azure = azure(&["a"]).await;
-    let more = "retry: { wait: 2s }\ntimeouts: { first_byte: 150ms, first_byte_stream: 150ms }\nrequests: { max_body: 1KiB, body_memory: 1MiB, max_streamed_body: 8MiB }";
-    let balancer = Balancer::start(&backends(&azure), more).await;
+async fn a_wait_between_attempts_breaks_neither_uploads_nor_timeouts() {
+    let azure = start_simulator(&["a"]).await;
+    let extra_yaml = "retry: { wait: 2s }\ntimeouts: { first_byte: 150ms, first_byte_stream: 150ms }\nrequests: { max_body: 1KiB, body_memory: 1MiB, max_streamed_body: 8MiB }";
+    let balancer = Balancer::start(&all_backends_yaml(&azure), extra_yaml).await;
     let throttled = Mood::Throttled { retry_after_ms: Some(400), retry_after: None };
     azure.set_mood("a", Mood::Sequence(vec![throttled, Mood::Calm]));
-    let mut client = balancer.client().await;
-    assert_eq!(client.get("/openai/v1/models", &[("api-key", KEY)]).await.status, 200, "waited for");
+    let mut client = balancer.connect().await;
+    assert_eq!(client.get("/openai/v1/models", &[("api-key", CLIENT_KEY)]).await.status, 200, "waited for");
     azure.set_mood("a", Mood::Throttled { retry_after_ms: Some(600), retry_after: None });
-    let mut other = balancer.client().await;
-    let refused =
-        tokio::spawn(async move { other.get("/openai/v1/models", &[("api-key", KEY)]).await.status });
-    until("it cools", || azure.hits("a") >= 3).await;
+    let mut other_client = balancer.connect().await;
+    let refused = tokio::spawn(async move {
+        other_client.get("/openai/v1/models", &[("api-key", CLIENT_KEY)]).await.status
+    });
+    wait_until("it cools", || azure.request_count("a") >= 3).await;
     azure.set_mood("a", Mood::Calm);
     let form = format!(
         "--B\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nassistants\r\n--B\r\nContent-Disposition: form-data; name=\"file\"; filename=\"x.txt\"\r\n\r\n{}\r\n--B--\r\n",
         "y".repeat(3 << 20)
     );
-    let headers = [("api-key", KEY), ("Content-Type", "multipart/form-data; boundary=B")];
-    let reply = balancer.post("/openai/v1/files", &headers, form.as_bytes()).await;
-    assert!(matches!(reply.status, 200 | 201), "{} {}", reply.status, reply.text());
+    let headers = [("api-key", CLIENT_KEY), ("Content-Type", "multipart/form-data; boundary=B")];
+    let response = balancer.post("/openai/v1/files", &headers, form.as_bytes()).await;
+    assert!(matches!(response.status, 200 | 201), "{} {}", response.status, response.text());
     refused.await.unwrap();
     // Between rounds no time-out of a first byte runs.
     azure.set_mood(
         "a",
         Mood::Sequence(vec![
-            Mood::Refuses(Refusal::Unavailable),
-            Mood::Refuses(Refusal::Unavailable),
-            Mood::Refuses(Refusal::Unavailable),
+            Mood::Refuses(SimulatedError::Unavailable),
+            Mood::Refuses(SimulatedError::Unavailable),
+            Mood::Refuses(SimulatedError::Unavailable),
             Mood::Calm,
         ]),
     );
-    let reply = balancer.chat().await;
-    assert_eq!(reply.status, 200, "{}", reply.text());
+    let response = balancer.post_chat().await;
+    assert_eq!(response.status, 200, "{}", response.text());
 }
 
 #[tokio::test]
-async fn homes_own_trouble_does_not_make_an_object_unknown() {
-    let azure = azure(&["home", "other"]).await;
-    let balancer = Balancer::start(&backends(&azure), "").await;
-    azure.set_mood("home", Mood::Refuses(Refusal::InvalidKey));
-    let reply = balancer.client().await.get("/openai/v1/files/file-1", &[("api-key", KEY)]).await;
-    assert_eq!((reply.status, reply.code().as_str()), (503, "backend_misconfigured"));
-    assert_eq!(azure.hits("other"), 0);
+async fn a_credential_failure_of_the_default_backend_is_not_a_404() {
+    let azure = start_simulator(&["home", "other"]).await;
+    let balancer = Balancer::start(&all_backends_yaml(&azure), "").await;
+    azure.set_mood("home", Mood::Refuses(SimulatedError::InvalidKey));
+    let response = balancer.connect().await.get("/openai/v1/files/file-1", &[("api-key", CLIENT_KEY)]).await;
+    assert_eq!((response.status, response.error_code().as_str()), (503, "backend_misconfigured"));
+    assert_eq!(azure.request_count("other"), 0);
 }
 
 #[tokio::test]
-async fn a_429_that_breaks_off_is_a_429() {
-    let cut = Upstream::start(|_| {
+async fn a_429_with_a_truncated_body_counts_as_a_429() {
+    let truncating = ScriptedUpstream::start(|_| {
         vec![b"HTTP/1.1 429 X\r\nRetry-After: 30\r\nContent-Length: 1000\r\n\r\n{\"error\"".to_vec()]
     })
     .await;
-    let azure = azure(&["b"]).await;
-    let entry = cut.backend("a")
+    let azure = start_simulator(&["b"]).await;
+    let entry = truncating.backend_yaml("a")
         + "    deployments: { gpt-4o: gpt-4o }\n"
-        + &backend(&azure, "b", "deployments: { gpt-4o: gpt-4o }");
+        + &simulated_backend_yaml(&azure, "b", "deployments: { gpt-4o: gpt-4o }");
     let balancer = Balancer::start(&entry, "").await;
     for _ in 0..3 {
-        assert_eq!(answerer(&balancer.chat().await), "b");
+        assert_eq!(answering_backend(&balancer.post_chat().await), "b");
     }
-    assert_eq!(cut.requests().len(), 1, "it cools");
-    assert_eq!(balancer.records_of(3).await[0]["attempts"][0]["status"], 429);
+    assert_eq!(truncating.requests().len(), 1, "it cools");
+    assert_eq!(balancer.wait_for_records(3).await[0]["attempts"][0]["status"], 429);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_blip_opens_a_breaker_once() {
-    let azure = azure(&["a", "b"]).await;
-    let listed = backend(&azure, "a", "deployments: { gpt-4o: gpt-4o }")
-        + &backend(&azure, "b", "deployments: { gpt-4o: gpt-4o }");
-    let balancer = std::sync::Arc::new(Balancer::start(&listed, "breaker: { open: 30s }").await);
+async fn concurrent_failures_open_the_breaker_once() {
+    let azure = start_simulator(&["a", "b"]).await;
+    let backend_with_deployment_yaml = simulated_backend_yaml(&azure, "a", "deployments: { gpt-4o: gpt-4o }")
+        + &simulated_backend_yaml(&azure, "b", "deployments: { gpt-4o: gpt-4o }");
+    let balancer =
+        std::sync::Arc::new(Balancer::start(&backend_with_deployment_yaml, "breaker: { open: 30s }").await);
     azure.set_mood("a", Mood::After(Duration::from_millis(300), Box::new(Mood::CloseBeforeHead)));
     let tasks: Vec<_> = (0..80)
         .map(|_| {
             let balancer = balancer.clone();
-            tokio::spawn(async move { balancer.chat().await.status })
+            tokio::spawn(async move { balancer.post_chat().await.status })
         })
         .collect();
     for task in tasks {
         assert_eq!(task.await.unwrap(), 200);
     }
-    balancer.until_said("fails too often").await;
+    balancer.wait_for_log("fails too often").await;
     assert_eq!(balancer.log().matches("fails too often").count(), 1, "{}", balancer.log());
     let until_ms = balancer.status().await["backends"][0]["until_ms"].as_u64().unwrap();
     assert!(until_ms <= 30_000, "{until_ms}");

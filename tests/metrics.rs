@@ -10,12 +10,15 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use aoai_lb::demo::{Kind, Mood, Resource, Simulator};
+use aoai_lb::demo::{DeploymentKind, Mood, SimulatedResource, Simulator};
 use serde_json::Value;
-use support::{Balancer, CHAT, Client, HELLO, KEY, STREAM, azure, backend, backends, listed, quick};
+use support::{
+    Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, STREAM_BODY, all_backends_yaml, instant_timing,
+    listed_backends_yaml, simulated_backend_yaml, start_simulator,
+};
 
 /// The contract's.
-const NAMES: [&str; 17] = [
+const METRIC_NAMES: [&str; 17] = [
     "aoai_lb_attempts_total",
     "aoai_lb_backend_remaining_requests",
     "aoai_lb_backend_remaining_tokens",
@@ -36,11 +39,12 @@ const NAMES: [&str; 17] = [
 ];
 
 /// Samples by name and labels.
-async fn scrape(balancer: &Balancer) -> BTreeMap<String, f64> {
-    let reply = Client::connect(balancer.admin).await.get("/metrics", &[("Host", "localhost")]).await;
-    assert_eq!(reply.status, 200);
-    assert!(reply.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
-    let text = reply.text();
+async fn scrape_metrics(balancer: &Balancer) -> BTreeMap<String, f64> {
+    let response =
+        Client::connect(balancer.admin_address).await.get("/metrics", &[("Host", "localhost")]).await;
+    assert_eq!(response.status, 200);
+    assert!(response.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
+    let text = response.text();
     let samples = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
     samples
         .map(|line| {
@@ -50,54 +54,59 @@ async fn scrape(balancer: &Balancer) -> BTreeMap<String, f64> {
         .collect()
 }
 
-fn families(samples: &BTreeMap<String, f64>) -> BTreeSet<String> {
-    samples.keys().map(|name| family(name.split('{').next().unwrap())).collect()
+fn metric_families(samples: &BTreeMap<String, f64>) -> BTreeSet<String> {
+    samples.keys().map(|name| metric_family(name.split('{').next().unwrap())).collect()
 }
 
-fn family(name: &str) -> String {
+fn metric_family(name: &str) -> String {
     let histogram = ["_bucket", "_sum", "_count"].iter().find_map(|ending| name.strip_suffix(ending));
     histogram.filter(|name| name.ends_with("_seconds")).unwrap_or(name).to_owned()
 }
 
 /// Waits until this sample has this value.
-async fn until_counted(balancer: &Balancer, name: &str, value: f64) -> BTreeMap<String, f64> {
-    let begun = std::time::Instant::now();
+async fn wait_for_sample(balancer: &Balancer, name: &str, value: f64) -> BTreeMap<String, f64> {
+    let start = std::time::Instant::now();
     loop {
-        let samples = scrape(balancer).await;
+        let samples = scrape_metrics(balancer).await;
         if samples.get(name) == Some(&value) {
             return samples;
         }
-        assert!(begun.elapsed() < support::PATIENCE, "{name} is not {value}: {samples:#?}");
+        assert!(start.elapsed() < support::TEST_TIMEOUT, "{name} is not {value}: {samples:#?}");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_metric_of_the_contract_and_of_the_dashboard_is_there() {
-    let resource = |name: &str, kind| Resource {
-        pace: quick(),
-        ..Resource::new(name).key(format!("{name}-key")).deployment("gpt-4o", "gpt-4o-2024-11-20", kind)
+async fn all_documented_metrics_and_those_of_the_dashboard_exist() {
+    let resource = |name: &str, kind| SimulatedResource {
+        timing: instant_timing(),
+        ..SimulatedResource::new(name).with_api_key(format!("{name}-key")).with_deployment(
+            "gpt-4o",
+            "gpt-4o-2024-11-20",
+            kind,
+        )
     };
-    let standard = Kind::Standard { tokens_per_minute: 100_000, requests_per_minute: Some(1_000) };
-    let provisioned = Kind::Provisioned { tokens_per_minute: 100_000, output_weight: 4 };
+    let standard = DeploymentKind::Standard { tokens_per_minute: 100_000, requests_per_minute: Some(1_000) };
+    let provisioned = DeploymentKind::Provisioned { tokens_per_minute: 100_000, output_weight: 4 };
     let azure = Simulator::start(vec![resource("a", standard), resource("b", provisioned)]).await.unwrap();
-    let entries = backend(&azure, "a", "deployments: { gpt-4o: gpt-4o }")
-        + &backend(&azure, "b", "deployments: { gpt-4o: gpt-4o }");
+    let entries = simulated_backend_yaml(&azure, "a", "deployments: { gpt-4o: gpt-4o }")
+        + &simulated_backend_yaml(&azure, "b", "deployments: { gpt-4o: gpt-4o }");
     let balancer = Balancer::start(&entries, "").await;
     for _ in 0..2 {
-        let reply = balancer.post(CHAT, &[("api-key", KEY)], STREAM.as_bytes()).await;
-        assert_eq!(reply.status, 200);
+        let response = balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], STREAM_BODY.as_bytes()).await;
+        assert_eq!(response.status, 200);
     }
     azure.set_mood("a", Mood::Throttled { retry_after_ms: Some(60_000), retry_after: None });
     for _ in 0..2 {
-        assert_eq!(balancer.chat().await.status, 200);
+        assert_eq!(balancer.post_chat().await.status, 200);
     }
-    let mut client = balancer.client().await;
+    let mut client = balancer.connect().await;
     client.send(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n").await;
-    assert_eq!(client.reply().await.status, 400);
-    let chat = r#"aoai_lb_requests_total{client="team-a",deployment="gpt-4o",operation="chat",status="200"}"#;
-    let samples = until_counted(&balancer, chat, 4.0).await;
-    assert_eq!(families(&samples), NAMES.map(str::to_owned).into());
+    assert_eq!(client.read_response().await.status, 400);
+    let chat_sample =
+        r#"aoai_lb_requests_total{client="team-a",deployment="gpt-4o",operation="chat",status="200"}"#;
+    let samples = wait_for_sample(&balancer, chat_sample, 4.0).await;
+    assert_eq!(metric_families(&samples), METRIC_NAMES.map(str::to_owned).into());
     for (name, expected) in [
         (r#"aoai_lb_attempts_total{backend="a",outcome="answered"}"#, 1.0),
         (r#"aoai_lb_attempts_total{backend="a",outcome="throttled"}"#, 1.0),
@@ -115,14 +124,15 @@ async fn every_metric_of_the_contract_and_of_the_dashboard_is_there() {
     ] {
         assert_eq!(samples.get(name), Some(&expected), "{name}: {samples:#?}");
     }
-    let records = balancer.records_of(4).await;
+    let records = balancer.wait_for_records(4).await;
     let sum = |field: &str| records.iter().map(|record| record[field].as_f64().unwrap()).sum::<f64>();
     for kind in ["input", "output"] {
         let name = format!(r#"aoai_lb_tokens_total{{client="team-a",deployment="gpt-4o",type="{kind}"}}"#);
         assert_eq!(samples[&name], sum(&format!("{kind}_tokens")));
     }
-    let left = samples[r#"aoai_lb_backend_remaining_requests{backend="a",deployment="gpt-4o"}"#];
-    assert!((1.0..1_000.0).contains(&left), "{left}");
+    let remaining_requests =
+        samples[r#"aoai_lb_backend_remaining_requests{backend="a",deployment="gpt-4o"}"#];
+    assert!((1.0..1_000.0).contains(&remaining_requests), "{remaining_requests}");
     // Time in the balancer is a part of the whole.
     assert!(
         samples["aoai_lb_overhead_seconds_sum"]
@@ -132,15 +142,15 @@ async fn every_metric_of_the_contract_and_of_the_dashboard_is_there() {
     let dashboard =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/conf/grafana/aoai-lb.json"));
     let dashboard: Value = serde_json::from_str(&dashboard.unwrap()).unwrap();
-    let mut read = BTreeSet::new();
-    queries(&dashboard, &mut read);
-    let there = families(&samples);
-    let unknown: Vec<_> = read.difference(&there).collect();
-    assert!(unknown.is_empty() && read.len() > 10, "{unknown:?} of {read:?}");
+    let mut queried = BTreeSet::new();
+    collect_queried_metrics(&dashboard, &mut queried);
+    let existing = metric_families(&samples);
+    let unknown: Vec<_> = queried.difference(&existing).collect();
+    assert!(unknown.is_empty() && queried.len() > 10, "{unknown:?} of {queried:?}");
 }
 
 /// The metrics that a dashboard's queries name.
-fn queries(value: &Value, read: &mut BTreeSet<String>) {
+fn collect_queried_metrics(value: &Value, queried: &mut BTreeSet<String>) {
     match value {
         Value::Object(map) => {
             for (key, value) in map {
@@ -148,65 +158,70 @@ fn queries(value: &Value, read: &mut BTreeSet<String>) {
                     Value::String(text) if matches!(key.as_str(), "expr" | "query" | "definition") => {
                         let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
                         let names = text.split(|c| !is_name(c)).filter(|word| word.starts_with("aoai_lb_"));
-                        read.extend(names.map(family));
+                        queried.extend(names.map(metric_family));
                     }
-                    value => queries(value, read),
+                    value => collect_queried_metrics(value, queried),
                 }
             }
         }
-        Value::Array(values) => values.iter().for_each(|value| queries(value, read)),
+        Value::Array(values) => values.iter().for_each(|value| collect_queried_metrics(value, queried)),
         _ => {}
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn labels_are_bounded_by_what_is_configured_or_answered() {
-    let azure = azure(&["a"]).await;
-    let balancer = Balancer::start(&backends(&azure), "").await;
+async fn metric_labels_are_limited_to_known_clients_and_deployments() {
+    let azure = start_simulator(&["a"]).await;
+    let balancer = Balancer::start(&all_backends_yaml(&azure), "").await;
     let path = |name: &str| format!("/openai/deployments/{name}/chat/completions?api-version=2024-10-21");
-    for n in 0..20 {
-        let reply =
-            balancer.post(&path(&format!("invented-{n}")), &[("api-key", KEY)], HELLO.as_bytes()).await;
-        assert_eq!(reply.status, 503);
+    for number in 0..20 {
+        let response = balancer
+            .post(&path(&format!("invented-{number}")), &[("api-key", CLIENT_KEY)], CHAT_BODY.as_bytes())
+            .await;
+        assert_eq!(response.status, 503);
     }
-    let ask = async |name: &str, key: &str| {
-        balancer.post(&path(name), &[("api-key", key)], HELLO.as_bytes()).await.status
+    let post_chat_status = async |name: &str, key: &str| {
+        balancer.post(&path(name), &[("api-key", key)], CHAT_BODY.as_bytes()).await.status
     };
     // Spelled differently, it is the same.
-    assert_eq!((ask("gpt-4o", KEY).await, ask("GPT-4o", KEY).await), (200, 200));
-    assert_eq!(ask("gpt-4o", "wrong").await, 401);
-    let own = r#"aoai_lb_requests_total{client="team-a",deployment="gpt-4o",operation="chat",status="200"}"#;
-    let samples = until_counted(&balancer, own, 2.0).await;
-    let labelled: Vec<&String> =
+    assert_eq!(
+        (post_chat_status("gpt-4o", CLIENT_KEY).await, post_chat_status("GPT-4o", CLIENT_KEY).await),
+        (200, 200)
+    );
+    assert_eq!(post_chat_status("gpt-4o", "wrong").await, 401);
+    let team_a_sample =
+        r#"aoai_lb_requests_total{client="team-a",deployment="gpt-4o",operation="chat",status="200"}"#;
+    let samples = wait_for_sample(&balancer, team_a_sample, 2.0).await;
+    let request_samples: Vec<&String> =
         samples.keys().filter(|name| name.starts_with("aoai_lb_requests_total")).collect();
     assert_eq!(
-        labelled,
+        request_samples,
         [
             r#"aoai_lb_requests_total{client="none",deployment="gpt-4o",operation="chat",status="401"}"#,
-            own,
+            team_a_sample,
             r#"aoai_lb_requests_total{client="team-a",deployment="other",operation="chat",status="503"}"#,
         ]
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_record_block_requests_and_tokens_are_counted_and_nothing_is_kept() {
-    let azure = azure(&["a"]).await;
+async fn without_a_record_block_metrics_are_counted_and_no_file_is_written() {
+    let azure = start_simulator(&["a"]).await;
     let directory = tempfile::tempdir().unwrap();
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], support::free_port()));
     let admin = std::net::SocketAddr::from(([127, 0, 0, 1], support::free_port()));
     let text = format!(
         "listeners: [ {{ address: '{address}' }} ]\nadmin: {{ address: '{admin}' }}\nserver: {{ drain_delay: 0s }}\nbackends:\n{}{}",
-        listed(&azure),
-        support::clients()
+        listed_backends_yaml(&azure),
+        support::clients_yaml()
     );
-    let balancer = Balancer::from_file(directory, address, admin, &text).await;
-    assert_eq!(balancer.chat().await.status, 200);
-    let reply = balancer.post(CHAT, &[("api-key", KEY)], STREAM.as_bytes()).await;
-    assert_eq!(reply.status, 200);
-    let input =
+    let balancer = Balancer::start_from_file(directory, address, admin, &text).await;
+    assert_eq!(balancer.post_chat().await.status, 200);
+    let response = balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], STREAM_BODY.as_bytes()).await;
+    assert_eq!(response.status, 200);
+    let chat_sample =
         r#"aoai_lb_requests_total{client="team-a",deployment="gpt-4o",operation="chat",status="200"}"#;
-    let samples = until_counted(&balancer, input, 2.0).await;
+    let samples = wait_for_sample(&balancer, chat_sample, 2.0).await;
     // Whoever keeps no record asks for no usage either: the stream told none.
     assert!(samples[r#"aoai_lb_tokens_total{client="team-a",deployment="gpt-4o",type="output"}"#] > 0.0);
     assert!(!samples.keys().any(|name| name.starts_with("aoai_lb_records_total")));

@@ -11,104 +11,143 @@ mod support;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use aoai_lb::demo::{ErrorOrder, Extent, Mood, Refusal};
-use support::{Balancer, CHAT, HELLO, KEY, STREAM, answerer, azure, listed};
+use aoai_lb::demo::{BodyPosition, ErrorEventOrder, Mood, SimulatedError};
+use support::{
+    Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, STREAM_BODY, answering_backend, listed_backends_yaml,
+    start_simulator,
+};
 
-const LONG: Duration = Duration::from_secs(20);
+const LONGER_THAN_TIMEOUTS: Duration = Duration::from_secs(20);
 
 /// What becomes of a request whose first backend is in a mood.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Fate {
+enum ExpectedOutcome {
     /// The other backend answers it.
-    Elsewhere,
+    AnsweredByOther,
     /// The backend answers it.
     Answered,
     /// It is seen to break off.
-    Broken,
+    VisiblyBroken,
     /// It says that it is over and then breaks off: SDKs have their answer.
-    Said,
+    BrokenAfterLastEvent,
     /// It ends as it did upstream, and is recorded as failed.
-    Failed,
+    EndedWithoutLastEvent,
 }
 
 /// The mood after this one, and what becomes of a plain request and of a stream in this one. A new
 /// mood has to find its place here.
-fn tour(mood: &Mood) -> (Option<Mood>, Fate, Fate) {
-    use Fate::{Answered, Broken, Elsewhere, Failed, Said};
-    let down = || Mood::Refuses(Refusal::Unavailable);
+fn next_mood_and_outcomes(mood: &Mood) -> (Option<Mood>, ExpectedOutcome, ExpectedOutcome) {
+    use ExpectedOutcome::{
+        Answered, AnsweredByOther, BrokenAfterLastEvent, EndedWithoutLastEvent, VisiblyBroken,
+    };
+    let unavailable = || Mood::Refuses(SimulatedError::Unavailable);
     let (next, plain, stream) = match mood {
         Mood::Calm => {
             (Mood::Throttled { retry_after_ms: Some(30_000), retry_after: None }, Answered, Answered)
         }
-        Mood::Throttled { .. } => (Mood::HighDemand, Elsewhere, Elsewhere),
-        Mood::HighDemand => (down(), Elsewhere, Elsewhere),
-        Mood::Refuses(_) => (Mood::Mute, Elsewhere, Elsewhere),
-        Mood::Mute => (Mood::SlowFirstByte(LONG), Elsewhere, Elsewhere),
-        Mood::SlowFirstByte(_) => {
-            (Mood::After(Duration::from_millis(50), Box::new(down())), Elsewhere, Elsewhere)
-        }
-        Mood::After(..) => (Mood::Drip(Duration::from_millis(5)), Elsewhere, Elsewhere),
+        Mood::Throttled { .. } => (Mood::HighDemand, AnsweredByOther, AnsweredByOther),
+        Mood::HighDemand => (unavailable(), AnsweredByOther, AnsweredByOther),
+        Mood::Refuses(_) => (Mood::Mute, AnsweredByOther, AnsweredByOther),
+        Mood::Mute => (Mood::SlowFirstByte(LONGER_THAN_TIMEOUTS), AnsweredByOther, AnsweredByOther),
+        Mood::SlowFirstByte(_) => (
+            Mood::After(Duration::from_millis(50), Box::new(unavailable())),
+            AnsweredByOther,
+            AnsweredByOther,
+        ),
+        Mood::After(..) => (Mood::Drip(Duration::from_millis(5)), AnsweredByOther, AnsweredByOther),
         Mood::Drip(_) => (Mood::ResetOnAccept, Answered, Answered),
-        Mood::ResetOnAccept => (Mood::ResetBeforeHead, Elsewhere, Elsewhere),
-        Mood::ResetBeforeHead => (Mood::CloseBeforeHead, Elsewhere, Elsewhere),
-        Mood::CloseBeforeHead => (Mood::ResetMidBody { after: Extent::Events(3) }, Elsewhere, Elsewhere),
-        Mood::ResetMidBody { .. } => (Mood::CloseMidStream { after: Extent::Events(3) }, Broken, Broken),
-        Mood::CloseMidStream { .. } => (Mood::TruncatedLength { missing: 10 }, Broken, Broken),
-        Mood::TruncatedLength { .. } => (Mood::CleanEndWithoutTerminal, Broken, Said),
+        Mood::ResetOnAccept => (Mood::ResetBeforeHead, AnsweredByOther, AnsweredByOther),
+        Mood::ResetBeforeHead => (Mood::CloseBeforeHead, AnsweredByOther, AnsweredByOther),
+        Mood::CloseBeforeHead => {
+            (Mood::ResetMidBody { after: BodyPosition::Events(3) }, AnsweredByOther, AnsweredByOther)
+        }
+        Mood::ResetMidBody { .. } => {
+            (Mood::CloseMidStream { after: BodyPosition::Events(3) }, VisiblyBroken, VisiblyBroken)
+        }
+        Mood::CloseMidStream { .. } => {
+            (Mood::TruncatedLength { missing_bytes: 10 }, VisiblyBroken, VisiblyBroken)
+        }
+        Mood::TruncatedLength { .. } => (Mood::CleanEndWithoutTerminal, VisiblyBroken, BrokenAfterLastEvent),
         Mood::CleanEndWithoutTerminal => {
-            let order = ErrorOrder::FailedThenError;
-            (Mood::ErrorFirst { order, retry_after: Some("4".to_owned()) }, Answered, Failed)
+            let order = ErrorEventOrder::FailedThenError;
+            (
+                Mood::ErrorFirst { event_order: order, retry_after: Some("4".to_owned()) },
+                Answered,
+                EndedWithoutLastEvent,
+            )
         }
-        Mood::ErrorFirst { .. } => (Mood::MidStreamError { after: 2 }, Elsewhere, Elsewhere),
-        Mood::MidStreamError { .. } => (Mood::Silence { after: 3, lasting: LONG }, Answered, Failed),
-        Mood::Silence { .. } => (Mood::TinyWrites, Broken, Broken),
-        Mood::TinyWrites => (Mood::BigCreated { bytes: 300_000 }, Answered, Answered),
-        Mood::BigCreated { .. } => (Mood::AsyncFilter { blocks: true }, Answered, Answered),
+        Mood::ErrorFirst { .. } => {
+            (Mood::MidStreamError { after_events: 2 }, AnsweredByOther, AnsweredByOther)
+        }
+        Mood::MidStreamError { .. } => (
+            Mood::Silence { after_events: 3, duration: LONGER_THAN_TIMEOUTS },
+            Answered,
+            EndedWithoutLastEvent,
+        ),
+        Mood::Silence { .. } => (Mood::TinyWrites, VisiblyBroken, VisiblyBroken),
+        Mood::TinyWrites => (Mood::BigCreated { padding_bytes: 300_000 }, Answered, Answered),
+        Mood::BigCreated { .. } => (Mood::AsyncFilter { blocks_content: true }, Answered, Answered),
         Mood::AsyncFilter { .. } => (Mood::CountersMinusOne, Answered, Answered),
-        Mood::CountersMinusOne => (Mood::ReducedLimits { percent: 50 }, Answered, Answered),
+        Mood::CountersMinusOne => (Mood::ReducedLimits { limit_percent: 50 }, Answered, Answered),
         Mood::ReducedLimits { .. } => (Mood::Unsolicited101, Answered, Answered),
-        Mood::Unsolicited101 => (Mood::InfoFlood(20), Elsewhere, Elsewhere),
+        Mood::Unsolicited101 => (Mood::InfoFlood(20), AnsweredByOther, AnsweredByOther),
         Mood::InfoFlood(_) => (Mood::Http10Close, Answered, Answered),
-        Mood::Http10Close => {
-            (Mood::EarlyAnswer { refusal: Refusal::Unavailable, close: false }, Answered, Answered)
+        Mood::Http10Close => (
+            Mood::EarlyAnswer { error: SimulatedError::Unavailable, closes_connection: false },
+            Answered,
+            Answered,
+        ),
+        Mood::EarlyAnswer { error: refusal, closes_connection: false } => {
+            (Mood::EarlyAnswer { error: *refusal, closes_connection: true }, AnsweredByOther, AnsweredByOther)
         }
-        Mood::EarlyAnswer { refusal, close: false } => {
-            (Mood::EarlyAnswer { refusal: *refusal, close: true }, Elsewhere, Elsewhere)
+        Mood::EarlyAnswer { .. } => {
+            (Mood::Sequence(vec![unavailable(), Mood::Calm]), AnsweredByOther, AnsweredByOther)
         }
-        Mood::EarlyAnswer { .. } => (Mood::Sequence(vec![down(), Mood::Calm]), Elsewhere, Elsewhere),
         Mood::Sequence(_) => {
-            let moods = HashMap::from([("gpt-4o".to_owned(), down())]);
-            (Mood::PerDeployment { moods, otherwise: Box::new(Mood::Calm) }, Elsewhere, Elsewhere)
+            let moods = HashMap::from([("gpt-4o".to_owned(), unavailable())]);
+            (
+                Mood::PerDeployment { moods_by_deployment: moods, default_mood: Box::new(Mood::Calm) },
+                AnsweredByOther,
+                AnsweredByOther,
+            )
         }
-        Mood::PerDeployment { .. } => return (None, Elsewhere, Elsewhere),
+        Mood::PerDeployment { .. } => return (None, AnsweredByOther, AnsweredByOther),
     };
     (Some(next), plain, stream)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_mood_and_what_a_client_sees_of_it() {
+async fn every_simulated_mood_has_the_expected_outcome_for_a_client() {
     let timeouts = "timeouts: { first_byte: 400ms, first_byte_stream: 400ms, idle: 400ms }";
     let mut mood = Some(Mood::Calm);
     let mut tasks = tokio::task::JoinSet::new();
-    while let Some(now) = mood {
-        let (next, plain, stream) = tour(&now);
-        for (body, expected) in [(HELLO, plain), (STREAM, stream)] {
-            let now = now.clone();
+    while let Some(current_mood) = mood {
+        let (next, plain, stream) = next_mood_and_outcomes(&current_mood);
+        for (body, expected) in [(CHAT_BODY, plain), (STREAM_BODY, stream)] {
+            let current_mood = current_mood.clone();
             tasks.spawn(async move {
-                let azure = azure(&["a", "b"]).await;
-                azure.set_mood("a", now.clone());
-                let balancer = Balancer::start(&listed(&azure), timeouts).await;
-                let reply = balancer.post(CHAT, &[("api-key", KEY)], body.as_bytes()).await;
-                let record = &balancer.records_of(1).await[0];
-                let seen = match (answerer(&reply).as_str(), reply.whole, record["outcome"].as_str()) {
-                    ("b", true, Some("answered")) => Fate::Elsewhere,
-                    ("a", true, Some("answered")) => Fate::Answered,
-                    ("a", false, Some("failed")) => Fate::Broken,
-                    ("a", false, Some("answered")) => Fate::Said,
-                    ("a", true, Some("failed")) => Fate::Failed,
-                    other => panic!("{now:?}: {other:?}: {record:#}"),
+                let azure = start_simulator(&["a", "b"]).await;
+                azure.set_mood("a", current_mood.clone());
+                let balancer = Balancer::start(&listed_backends_yaml(&azure), timeouts).await;
+                let response = balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], body.as_bytes()).await;
+                let record = &balancer.wait_for_records(1).await[0];
+                let outcome = match (
+                    answering_backend(&response).as_str(),
+                    response.is_complete,
+                    record["outcome"].as_str(),
+                ) {
+                    ("b", true, Some("answered")) => ExpectedOutcome::AnsweredByOther,
+                    ("a", true, Some("answered")) => ExpectedOutcome::Answered,
+                    ("a", false, Some("failed")) => ExpectedOutcome::VisiblyBroken,
+                    ("a", false, Some("answered")) => ExpectedOutcome::BrokenAfterLastEvent,
+                    ("a", true, Some("failed")) => ExpectedOutcome::EndedWithoutLastEvent,
+                    other => panic!("{current_mood:?}: {other:?}: {record:#}"),
                 };
-                assert_eq!((reply.status, seen), (200, expected), "{now:?} {body}: {record:#}");
+                assert_eq!(
+                    (response.status, outcome),
+                    (200, expected),
+                    "{current_mood:?} {body}: {record:#}"
+                );
             });
         }
         // A few at a time: each is a process.
@@ -124,16 +163,20 @@ async fn every_mood_and_what_a_client_sees_of_it() {
 
 /// A refusal that comes before the body has been sent: it is sent whole to the other backend.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_early_refusal_costs_no_byte_of_the_body() {
-    for close in [false, true] {
-        let azure = azure(&["a", "b"]).await;
-        azure.set_mood("a", Mood::EarlyAnswer { refusal: Refusal::Unavailable, close });
-        let balancer = Balancer::start(&listed(&azure), "").await;
+async fn a_refusal_before_the_body_is_sent_fails_over_with_the_complete_body() {
+    for closes_connection in [false, true] {
+        let azure = start_simulator(&["a", "b"]).await;
+        azure.set_mood("a", Mood::EarlyAnswer { error: SimulatedError::Unavailable, closes_connection });
+        let balancer = Balancer::start(&listed_backends_yaml(&azure), "").await;
         let text: String = (0..400_000).map(|n| format!("{n} ")).collect();
         let body = format!(r#"{{"messages":[{{"role":"user","content":"{text}"}}]}}"#);
-        let reply = balancer.post(CHAT, &[("api-key", KEY)], body.as_bytes()).await;
-        assert_eq!((reply.status, answerer(&reply).as_str()), (200, "b"), "{close}");
-        let sent = azure.requests("b").pop().unwrap().body.unwrap();
-        assert!(sent == body.as_bytes(), "{} of {} bytes", sent.len(), body.len());
+        let response = balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], body.as_bytes()).await;
+        assert_eq!(
+            (response.status, answering_backend(&response).as_str()),
+            (200, "b"),
+            "{closes_connection}"
+        );
+        let received_body = azure.received_requests("b").pop().unwrap().body.unwrap();
+        assert!(received_body == body.as_bytes(), "{} of {} bytes", received_body.len(), body.len());
     }
 }

@@ -16,235 +16,269 @@ use std::path::Path;
 use std::process::Command;
 
 use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode};
-use support::client::{Client, Reply};
-use support::identity::{APP_SECRET, CLIENT, HEADER, Platform, Resource, TENANT, Temper};
-use support::tls::{authority, certificate, key};
-use support::upstream::{Upstream, reply};
-use support::{Balancer, CHAT, HELLO, KEY, STREAM, clients, free_port, sha256};
+use support::client::{Client, Response};
+use support::identity::{
+    APP_SECRET, AuthenticatedResource, CLIENT_ID, IdentityPlatform, PLATFORM_HEADER_VALUE, ServiceBehaviour,
+    TENANT_ID,
+};
+use support::tls::{generate_authority, generate_key, issue_certificate};
+use support::upstream::{ScriptedUpstream, complete_response};
+use support::{
+    Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, STREAM_BODY, clients_yaml, free_port, sha256_hex,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const WRITTEN: &str = "planted-key-in-the-file";
-const VAULTED: &str = "planted-key-in-the-vault";
-const ROTATED: &str = "planted-key-after-rotation";
-const ADMIN: &str = "planted-token-of-the-admin-api";
-const SET: &str = "planted-value-of-a-header";
-const STRANGER: &str = "planted-key-of-a-stranger";
-const COOKIE: &str = "planted-cookie";
+const KEY_IN_FILE: &str = "planted-key-in-the-file";
+const KEY_IN_VAULT: &str = "planted-key-in-the-vault";
+const ROTATED_KEY: &str = "planted-key-after-rotation";
+const ADMIN_TOKEN: &str = "planted-token-of-the-admin-api";
+const SET_HEADER_VALUE: &str = "planted-value-of-a-header";
+const UNKNOWN_KEY: &str = "planted-key-of-a-stranger";
+const COOKIE_VALUE: &str = "planted-cookie";
 
-fn read_all(directory: &Path, into: &mut Vec<(String, Vec<u8>)>) {
+fn read_all_files(directory: &Path, files: &mut Vec<(String, Vec<u8>)>) {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         // What the operator wrote is not what the product says.
         if path.is_dir() {
-            read_all(&path, into);
+            read_all_files(&path, files);
         } else if path.is_file() && !path.to_string_lossy().ends_with(".yaml") && !path.ends_with("aoai-lb") {
-            into.push((path.display().to_string(), std::fs::read(&path).unwrap()));
+            files.push((path.display().to_string(), std::fs::read(&path).unwrap()));
         }
     }
 }
 
-async fn admin(balancer: &Balancer, target: &str, token: Option<&str>) -> Reply {
+async fn get_admin(balancer: &Balancer, target: &str, token: Option<&str>) -> Response {
     let bearer = token.map(|token| format!("Bearer {token}"));
     let mut headers = vec![("Host", "localhost")];
     headers.extend(bearer.as_deref().map(|bearer| ("Authorization", bearer)));
-    Client::connect(balancer.admin).await.get(target, &headers).await
+    Client::connect(balancer.admin_address).await.get(target, &headers).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_that_is_said_has_a_secret_in_it() {
-    let platform = Platform::start().await;
-    platform.put("west-key", VAULTED);
-    let (west, own) = (Resource::start(&[VAULTED], None).await, Resource::start(&[WRITTEN], None).await);
-    let entra = Resource::start(&[], Some(&platform)).await;
+async fn no_secret_appears_in_any_output() {
+    let platform = IdentityPlatform::start().await;
+    platform.set_secret("west-key", KEY_IN_VAULT);
+    let (with_vault_key, with_file_key) = (
+        AuthenticatedResource::start(&[KEY_IN_VAULT], None).await,
+        AuthenticatedResource::start(&[KEY_IN_FILE], None).await,
+    );
+    let with_entra_token = AuthenticatedResource::start(&[], Some(&platform)).await;
     // One that quotes what it is shown, as a debugging page would.
-    let quoting = Upstream::start(|request| reply(401, "Content-Type: text/plain", &request.head)).await;
-    let application = format!("tenant: {TENANT}, client_id: {CLIENT}, secret: '{APP_SECRET}'");
+    let echoing =
+        ScriptedUpstream::start(|request| complete_response(401, "Content-Type: text/plain", &request.head))
+            .await;
+    let application = format!("tenant: {TENANT_ID}, client_id: {CLIENT_ID}, secret: '{APP_SECRET}'");
     let entries = [
-        west.entry("west", &format!("key_vault: '{}'", platform.secret("west-key"))),
-        own.entry("own", &format!("api_key: {WRITTEN}")),
-        entra.entry(
+        with_vault_key.backend_yaml("west", &format!("key_vault: '{}'", platform.secret_url("west-key"))),
+        with_file_key.backend_yaml("own", &format!("api_key: {KEY_IN_FILE}")),
+        with_entra_token.backend_yaml(
             "app",
             &format!(
                 "entra: {{ client_secret: {{ {application} }}, authority: 'http://{}' }}",
                 platform.address
             ),
         ),
-        entra.entry("platform", "entra: { managed_identity: {} }"),
-        quoting.backend("quoting").replace("quoting-key", WRITTEN),
+        with_entra_token.backend_yaml("platform", "entra: { managed_identity: {} }"),
+        echoing.backend_yaml("quoting").replace("quoting-key", KEY_IN_FILE),
     ]
     .concat();
     let [address, admin_address] = [(); 2].map(|()| SocketAddr::from(([127, 0, 0, 1], free_port())));
     let text = format!(
-        "listeners: [ {{ address: '{address}' }} ]\nadmin: {{ address: '{admin_address}', token: '{ADMIN}' }}\n\
+        "listeners: [ {{ address: '{address}' }} ]\nadmin: {{ address: '{admin_address}', token: '{ADMIN_TOKEN}' }}\n\
          server: {{ drain_delay: 0s }}\nrequests: {{ set_headers: {{ x-own: '${{PLANTED}}' }} }}\n\
          record: {{ jsonl: {{ path: records.jsonl }}, spool: {{ path: spool }} }}\nbackends:\n{entries}{}",
-        clients()
+        clients_yaml()
     );
     let variables = [
         ("IDENTITY_ENDPOINT", format!("http://{}/msi/token", platform.address)),
-        ("IDENTITY_HEADER", HEADER.to_owned()),
-        ("PLANTED", SET.to_owned()),
+        ("IDENTITY_HEADER", PLATFORM_HEADER_VALUE.to_owned()),
+        ("PLANTED", SET_HEADER_VALUE.to_owned()),
         // Everything that our own code and the engine can be made to say.
         ("RUST_LOG", "trace".to_owned()),
     ];
     let directory = tempfile::tempdir().unwrap();
-    let balancer = Balancer::with_environment(directory, address, admin_address, &text, &variables).await;
-    let mut said: Vec<(String, Vec<u8>)> = Vec::new();
-    let bearer = format!("Bearer {KEY}");
-    let stranger = format!("Bearer {STRANGER}");
-    let in_query = format!("{CHAT}&api-key={KEY}");
-    let strangers = format!("{CHAT}&subscription-key={STRANGER}");
+    let balancer =
+        Balancer::start_from_file_with_environment(directory, address, admin_address, &text, &variables)
+            .await;
+    let mut outputs: Vec<(String, Vec<u8>)> = Vec::new();
+    let bearer = format!("Bearer {CLIENT_KEY}");
+    let unknown_bearer = format!("Bearer {UNKNOWN_KEY}");
+    let key_in_query = format!("{CHAT_TARGET}&api-key={CLIENT_KEY}");
+    let unknown_key_in_query = format!("{CHAT_TARGET}&subscription-key={UNKNOWN_KEY}");
     for round in 0..3 {
         for (target, headers) in [
-            (CHAT, vec![("api-key", KEY), ("cookie", COOKIE)]),
-            (CHAT, vec![("authorization", bearer.as_str())]),
-            (in_query.as_str(), vec![]),
-            (CHAT, vec![("api-key", STRANGER)]),
-            (CHAT, vec![("authorization", stranger.as_str())]),
-            (strangers.as_str(), vec![]),
-            ("/nowhere?api-key=planted-key-of-a-stranger", vec![("api-key", KEY)]),
-            ("/openai/../x?api-key=planted-key-of-a-stranger", vec![("api-key", KEY)]),
+            (CHAT_TARGET, vec![("api-key", CLIENT_KEY), ("cookie", COOKIE_VALUE)]),
+            (CHAT_TARGET, vec![("authorization", bearer.as_str())]),
+            (key_in_query.as_str(), vec![]),
+            (CHAT_TARGET, vec![("api-key", UNKNOWN_KEY)]),
+            (CHAT_TARGET, vec![("authorization", unknown_bearer.as_str())]),
+            (unknown_key_in_query.as_str(), vec![]),
+            ("/nowhere?api-key=planted-key-of-a-stranger", vec![("api-key", CLIENT_KEY)]),
+            ("/openai/../x?api-key=planted-key-of-a-stranger", vec![("api-key", CLIENT_KEY)]),
         ] {
-            for body in [HELLO, STREAM, "{\"broken\""] {
-                let reply = balancer.post(target, &headers, body.as_bytes()).await;
-                said.push((
+            for body in [CHAT_BODY, STREAM_BODY, "{\"broken\""] {
+                let response = balancer.post(target, &headers, body.as_bytes()).await;
+                outputs.push((
                     format!("reply to {target}"),
-                    format!("{:?} {}", reply.headers, reply.text()).into_bytes(),
+                    format!("{:?} {}", response.headers, response.text()).into_bytes(),
                 ));
             }
         }
         match round {
             // Tokens and keys are refused, renewed, and cannot be renewed.
             0 => {
-                platform.put("west-key", ROTATED);
-                west.admit(&[ROTATED]);
-                platform.revoke();
+                platform.set_secret("west-key", ROTATED_KEY);
+                with_vault_key.accept_keys(&[ROTATED_KEY]);
+                platform.revoke_tokens();
             }
             1 => {
-                platform.tokens_are(Temper::Says(401, "{\"error\":\"invalid_client\"}"));
-                platform.vault_is(Temper::Garbage);
-                west.admit(&[]);
-                own.admit(&[]);
-                platform.revoke();
+                platform.set_token_behaviour(ServiceBehaviour::RespondsWith(
+                    401,
+                    "{\"error\":\"invalid_client\"}",
+                ));
+                platform.set_vault_behaviour(ServiceBehaviour::InvalidResponse);
+                with_vault_key.accept_keys(&[]);
+                with_file_key.accept_keys(&[]);
+                platform.revoke_tokens();
             }
             _ => {}
         }
     }
     for target in ["/api/status", "/metrics", "/healthz", "/readyz", "/nowhere"] {
-        for token in [Some(ADMIN), Some(STRANGER), None] {
-            let reply = admin(&balancer, target, token).await;
-            said.push((
+        for token in [Some(ADMIN_TOKEN), Some(UNKNOWN_KEY), None] {
+            let response = get_admin(&balancer, target, token).await;
+            outputs.push((
                 format!("admin {target}"),
-                format!("{:?} {}", reply.headers, reply.text()).into_bytes(),
+                format!("{:?} {}", response.headers, response.text()).into_bytes(),
             ));
         }
     }
-    balancer.records_of(72).await;
+    balancer.wait_for_records(72).await;
     let mut command_line = std::fs::read(format!("/proc/{}/cmdline", balancer.pid())).unwrap();
     command_line.extend(std::fs::read(format!("/proc/{}/comm", balancer.pid())).unwrap());
-    said.push(("the process list".to_owned(), command_line));
+    outputs.push(("the process list".to_owned(), command_line));
     let check = Command::new(env!("CARGO_BIN_EXE_aoai-lb"))
         .args(["check", "-c"])
         .arg(balancer.path("aoai-lb.yaml"))
         .envs(variables.iter().map(|(name, value)| (name, value)))
         .output()
         .unwrap();
-    said.push(("check".to_owned(), [check.stdout, check.stderr].concat()));
-    said.push(("the log".to_owned(), balancer.log().into_bytes()));
-    read_all(&balancer.path(""), &mut said);
-    assert!(said.iter().any(|(name, _)| name.ends_with("records.jsonl")) && balancer.log().len() > 500);
-    let key_hash = sha256(KEY);
+    outputs.push(("check".to_owned(), [check.stdout, check.stderr].concat()));
+    outputs.push(("the log".to_owned(), balancer.log().into_bytes()));
+    read_all_files(&balancer.path(""), &mut outputs);
+    assert!(outputs.iter().any(|(name, _)| name.ends_with("records.jsonl")) && balancer.log().len() > 500);
+    let key_hash = sha256_hex(CLIENT_KEY);
     let secrets = [
-        WRITTEN, VAULTED, ROTATED, ADMIN, SET, STRANGER, COOKIE, APP_SECRET, HEADER, KEY, "token-1",
-        "token-2", &key_hash,
+        KEY_IN_FILE,
+        KEY_IN_VAULT,
+        ROTATED_KEY,
+        ADMIN_TOKEN,
+        SET_HEADER_VALUE,
+        UNKNOWN_KEY,
+        COOKIE_VALUE,
+        APP_SECRET,
+        PLATFORM_HEADER_VALUE,
+        CLIENT_KEY,
+        "token-1",
+        "token-2",
+        &key_hash,
     ];
-    for (name, bytes) in &said {
+    for (name, bytes) in &outputs {
         for secret in secrets {
             if let Some(at) = bytes.windows(secret.len()).position(|window| window == secret.as_bytes()) {
-                let around = &bytes[at.saturating_sub(300)..(at + 100).min(bytes.len())];
-                panic!("{name} has {secret}: …{}…", String::from_utf8_lossy(around));
+                let context = &bytes[at.saturating_sub(300)..(at + 100).min(bytes.len())];
+                panic!("{name} has {secret}: …{}…", String::from_utf8_lossy(context));
             }
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_admin_api_wants_its_token() {
-    let azure = support::azure(&["a"]).await;
+async fn the_admin_api_requires_its_token() {
+    let azure = support::start_simulator(&["a"]).await;
     let [address, admin_address] = [(); 2].map(|()| SocketAddr::from(([127, 0, 0, 1], free_port())));
-    let file = |token: &str| {
+    let config_yaml = |token: &str| {
         format!(
             "listeners: [ {{ address: '{address}' }} ]\nadmin: {{ address: '{admin_address}', token: {token} }}\n\
              server: {{ drain_delay: 0s }}\nbackends:\n{}{}",
-            support::backends(&azure),
-            clients()
+            support::all_backends_yaml(&azure),
+            clients_yaml()
         )
     };
-    let platform = Platform::start().await;
-    platform.put("admin", ADMIN);
-    let vault = format!("{{ key_vault: '{}' }}", platform.secret("admin"));
-    for token in [ADMIN, &vault] {
+    let platform = IdentityPlatform::start().await;
+    platform.set_secret("admin", ADMIN_TOKEN);
+    let vault = format!("{{ key_vault: '{}' }}", platform.secret_url("admin"));
+    for token in [ADMIN_TOKEN, &vault] {
         let directory = tempfile::tempdir().unwrap();
-        let variables = platform.machine();
-        let balancer =
-            Balancer::with_environment(directory, address, admin_address, &file(token), &variables).await;
+        let variables = platform.vm_environment();
+        let balancer = Balancer::start_from_file_with_environment(
+            directory,
+            address,
+            admin_address,
+            &config_yaml(token),
+            &variables,
+        )
+        .await;
         for target in ["/api/status", "/metrics", "/api/events", "/nowhere"] {
-            let longer = format!("{ADMIN}x");
-            for wrong in [None, Some(""), Some("x"), Some(&ADMIN[1..]), Some(longer.as_str())] {
-                let reply = admin(&balancer, target, wrong).await;
+            let longer_token = format!("{ADMIN_TOKEN}x");
+            for wrong_token in
+                [None, Some(""), Some("x"), Some(&ADMIN_TOKEN[1..]), Some(longer_token.as_str())]
+            {
+                let response = get_admin(&balancer, target, wrong_token).await;
                 assert_eq!(
-                    (reply.status, reply.code().as_str()),
+                    (response.status, response.error_code().as_str()),
                     (401, "invalid_api_key"),
-                    "{target} {wrong:?}"
+                    "{target} {wrong_token:?}"
                 );
-                assert_eq!(reply.header("www-authenticate"), Some("Bearer"));
+                assert_eq!(response.header("www-authenticate"), Some("Bearer"));
             }
         }
         for (target, status) in [("/api/status", 200), ("/metrics", 200), ("/nowhere", 404)] {
-            assert_eq!(admin(&balancer, target, Some(ADMIN)).await.status, status);
+            assert_eq!(get_admin(&balancer, target, Some(ADMIN_TOKEN)).await.status, status);
         }
         // The page has nothing in it, and asks for the token by itself.
         for target in ["/", "/healthz", "/readyz"] {
-            assert_eq!(admin(&balancer, target, None).await.status, 200);
+            assert_eq!(get_admin(&balancer, target, None).await.status, 200);
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn beyond_loopback_the_admin_api_speaks_tls_and_knows_its_names() {
-    let azure = support::azure(&["a"]).await;
-    let (good, own_key) = (authority(), key());
+async fn an_admin_api_beyond_loopback_uses_tls_and_checks_the_host_header() {
+    let azure = support::start_simulator(&["a"]).await;
+    let (authority, private_key) = (generate_authority(), generate_key());
     let directory = tempfile::tempdir().unwrap();
-    let certificate = certificate("admin.test", (-1, 1), &own_key, Some(&good));
+    let certificate = issue_certificate("admin.test", (-1, 1), &private_key, Some(&authority));
     std::fs::write(directory.path().join("a.pem"), certificate.to_pem().unwrap()).unwrap();
-    std::fs::write(directory.path().join("a.key"), own_key.private_key_to_pem_pkcs8().unwrap()).unwrap();
+    std::fs::write(directory.path().join("a.key"), private_key.private_key_to_pem_pkcs8().unwrap()).unwrap();
     let (address, port) = (SocketAddr::from(([127, 0, 0, 1], free_port())), free_port());
     let text = format!(
         "listeners: [ {{ address: '{address}' }} ]\n\
-         admin: {{ address: '0.0.0.0:{port}', token: {ADMIN}, tls: {{ certificate: a.pem, private_key: a.key }} }}\n\
+         admin: {{ address: '0.0.0.0:{port}', token: {ADMIN_TOKEN}, tls: {{ certificate: a.pem, private_key: a.key }} }}\n\
          server: {{ drain_delay: 0s }}\nbackends:\n{}{}",
-        support::backends(&azure),
-        clients()
+        support::all_backends_yaml(&azure),
+        clients_yaml()
     );
     let admin_address = SocketAddr::from(([127, 0, 0, 1], port));
-    let balancer = Balancer::from_file(directory, address, admin_address, &text).await;
-    let ask = async |host: &str, more: &str| {
+    let balancer = Balancer::start_from_file(directory, address, admin_address, &text).await;
+    let get_status_code = async |host: &str, extra_headers: &str| {
         let mut connector = SslConnector::builder(SslMethod::tls()).unwrap();
-        connector.cert_store_mut().add_cert(good.certificate.clone()).unwrap();
+        connector.cert_store_mut().add_cert(authority.certificate.clone()).unwrap();
         connector.set_verify(SslVerifyMode::PEER);
         let ssl = connector.build().configure().unwrap().into_ssl("admin.test").unwrap();
         let stream = tokio::net::TcpStream::connect(admin_address).await.unwrap();
         let mut stream = tokio_openssl::SslStream::new(ssl, stream).unwrap();
         std::pin::Pin::new(&mut stream).connect().await.unwrap();
         let request = format!(
-            "GET /api/status HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {ADMIN}\r\n{more}Connection: close\r\n\r\n"
+            "GET /api/status HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {ADMIN_TOKEN}\r\n{extra_headers}Connection: close\r\n\r\n"
         );
         stream.write_all(request.as_bytes()).await.unwrap();
-        let mut reply = Vec::new();
-        let _ = stream.read_to_end(&mut reply).await;
-        String::from_utf8_lossy(&reply).split(' ').nth(1).unwrap().to_owned()
+        let mut response = Vec::new();
+        let _ = stream.read_to_end(&mut response).await;
+        String::from_utf8_lossy(&response).split(' ').nth(1).unwrap().to_owned()
     };
-    for (host, more, status) in [
+    for (host, extra_headers, status) in [
         ("admin.test:9901", "", "200"),
         ("ADMIN.test", "", "200"),
         ("127.0.0.1", "", "200"),
@@ -255,16 +289,16 @@ async fn beyond_loopback_the_admin_api_speaks_tls_and_knows_its_names() {
         ("admin.test", "Origin: https://evil.test\r\n", "403"),
         ("admin.test", "Sec-Fetch-Site: cross-site\r\n", "403"),
     ] {
-        assert_eq!(ask(host, more).await, status, "{host} {more}");
+        assert_eq!(get_status_code(host, extra_headers).await, status, "{host} {extra_headers}");
     }
-    let mut plain = Client::connect(admin_address).await;
-    plain.send(b"GET /api/status HTTP/1.1\r\nHost: admin.test\r\n\r\n").await;
-    assert!(plain.is_closed().await, "no TLS, no answer");
+    let mut plain_client = Client::connect(admin_address).await;
+    plain_client.send(b"GET /api/status HTTP/1.1\r\nHost: admin.test\r\n\r\n").await;
+    assert!(plain_client.is_closed().await, "no TLS, no answer");
     drop(balancer);
 }
 
 #[test]
-fn memory_is_neither_dumped_nor_shown() {
+fn process_memory_is_not_readable_by_others() {
     // As root one sees everything: the process is somebody else's then.
     let directory = tempfile::tempdir().unwrap();
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -279,9 +313,10 @@ fn memory_is_neither_dumped_nor_shown() {
         command.uid(65_534);
     }
     let mut child = command.spawn().unwrap();
-    let said = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
-    let runs = said.map_while(Result::ok).any(|line| line.starts_with("Simulated resources are running"));
-    assert!(runs, "it ended: {:?}", child.wait());
+    let outputs = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+    let is_running =
+        outputs.map_while(Result::ok).any(|line| line.starts_with("Simulated resources are running"));
+    assert!(is_running, "it ended: {:?}", child.wait());
     // The kernel gives what belongs to such a process to root (proc(5)).
     let owner = std::fs::metadata(format!("/proc/{}/environ", child.id())).unwrap().uid();
     let _ = child.kill();

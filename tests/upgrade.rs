@@ -15,62 +15,65 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use aoai_lb::demo::{Mood, Refusal};
-use support::h2::Connection;
-use support::tls::{Authority, authority};
-use support::traffic::Traffic;
+use aoai_lb::demo::{Mood, SimulatedError};
+use support::h2::Http2Connection;
+use support::tls::{CertificateAuthority, generate_authority};
+use support::traffic::BackgroundTraffic;
 use support::{
-    Balancer, CHAT, Client, HELLO, KEY, LISTED, PATIENCE, STREAM, answerer, azure, backend, free_port,
-    listed, signal_to, until,
+    Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, LISTED_DEPLOYMENTS, STREAM_BODY, TEST_TIMEOUT,
+    answering_backend, free_port, is_process_alive, listed_backends_yaml, send_signal_to,
+    simulated_backend_yaml, start_simulator, wait_until,
 };
 
-fn said(output: &std::process::Output) -> String {
+fn command_output(output: &std::process::Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 /// Begins a stream and reads until its first content.
-async fn begin_stream(balancer: &Balancer) -> Client {
-    let mut client = balancer.client().await;
-    let headers = [("api-key", KEY), ("Content-Length", &STREAM.len().to_string())];
-    client.send(Client::head("POST", CHAT, &headers).as_bytes()).await;
-    client.send(STREAM.as_bytes()).await;
-    assert_eq!(client.reply_head().await.unwrap().status, 200);
-    assert!(!client.chunk().await.unwrap().is_empty());
+async fn start_stream(balancer: &Balancer) -> Client {
+    let mut client = balancer.connect().await;
+    let headers = [("api-key", CLIENT_KEY), ("Content-Length", &STREAM_BODY.len().to_string())];
+    client.send(Client::request_head("POST", CHAT_TARGET, &headers).as_bytes()).await;
+    client.send(STREAM_BODY.as_bytes()).await;
+    assert_eq!(client.read_response_head().await.unwrap().status, 200);
+    assert!(!client.read_chunk().await.unwrap().is_empty());
     client
 }
 
 /// Reads a stream to its end, which has to be a good one.
-async fn end_stream(client: &mut Client) {
-    let mut end = Vec::new();
+async fn finish_stream(client: &mut Client) {
+    let mut last_chunk = Vec::new();
     loop {
-        let chunk = client.chunk().await.expect("the stream was cut");
+        let chunk = client.read_chunk().await.expect("the stream was cut");
         if chunk.is_empty() {
             break;
         }
-        end = chunk;
+        last_chunk = chunk;
     }
-    assert!(end.ends_with(b"data: [DONE]\n\n"), "{}", String::from_utf8_lossy(&end));
+    assert!(last_chunk.ends_with(b"data: [DONE]\n\n"), "{}", String::from_utf8_lossy(&last_chunk));
 }
 
 #[tokio::test]
-async fn upgrades_under_load_lose_nothing() {
-    let azure = azure(&["a", "b"]).await;
-    let mut balancer = Balancer::start(&listed(&azure), "").await;
-    let traffic = Traffic::start(balancer.address);
-    let mut pids = vec![balancer.serving().await];
+async fn upgrades_under_load_fail_no_request() {
+    let azure = start_simulator(&["a", "b"]).await;
+    let mut balancer = Balancer::start(&listed_backends_yaml(&azure), "").await;
+    let traffic = BackgroundTraffic::start(balancer.address);
+    let mut pids = vec![balancer.serving_pid().await];
     for _ in 0..3 {
-        let output = balancer.upgrade().await;
-        assert!(output.status.success(), "{}", said(&output));
-        let serving = balancer.serving().await;
+        let output = balancer.run_upgrade_command().await;
+        assert!(output.status.success(), "{}", command_output(&output));
+        let serving = balancer.serving_pid().await;
         assert!(!pids.contains(&serving), "a new process");
         pids.push(serving);
-        let begun = traffic.begun();
-        until("there is traffic", || traffic.begun() > begun + 50).await;
+        let started_before = traffic.started_requests();
+        wait_until("there is traffic", || traffic.started_requests() > started_before + 50).await;
     }
-    let seen = traffic.finish().await;
-    assert_eq!(seen.failures, Vec::<String>::new());
-    assert_eq!(balancer.until_alone().await, pids[3]);
-    let records = balancer.records_of(seen.requests + seen.streams + seen.sockets).await;
+    let traffic_counts = traffic.stop().await;
+    assert_eq!(traffic_counts.failures, Vec::<String>::new());
+    assert_eq!(balancer.wait_until_single_process().await, pids[3]);
+    let records = balancer
+        .wait_for_records(traffic_counts.requests + traffic_counts.streams + traffic_counts.websockets)
+        .await;
     let mut ids: Vec<_> = records.iter().map(|record| record["request_id"].as_str().unwrap()).collect();
     ids.sort_unstable();
     ids.dedup();
@@ -81,294 +84,319 @@ async fn upgrades_under_load_lose_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_remembered_goes_along() {
-    let azure = azure(&["throttled", "broken", "drained", "well"]).await;
-    let entries =
-        listed(&azure) + &backend(&azure, "well", "").replace("name: well", "name: passing\n    tier: 2");
+async fn backend_health_is_handed_over_to_the_new_process() {
+    let azure = start_simulator(&["throttled", "broken", "drained", "well"]).await;
+    let entries = listed_backends_yaml(&azure)
+        + &simulated_backend_yaml(&azure, "well", "").replace("name: well", "name: passing\n    tier: 2");
     let mut balancer = Balancer::start(&entries, "breaker: { failures: 1, ratio: 1%, open: 60s }").await;
     azure.set_mood("throttled", Mood::Throttled { retry_after_ms: Some(50_000), retry_after: None });
-    azure.set_mood("broken", Mood::Refuses(Refusal::ServerError));
-    balancer.admin_post("/api/backends/drained/drain").await;
+    azure.set_mood("broken", Mood::Refuses(SimulatedError::ServerError));
+    balancer.post_admin("/api/backends/drained/drain").await;
     for _ in 0..8 {
-        assert_eq!(answerer(&balancer.chat().await), "well");
+        assert_eq!(answering_backend(&balancer.post_chat().await), "well");
     }
     // A deployment that no file names.
-    let learned = CHAT.replace("gpt-4o", "whisper");
-    balancer.post(&learned, &[("api-key", KEY)], HELLO.as_bytes()).await;
-    let before = (azure.hits("throttled"), azure.hits("broken"), azure.hits("drained"));
-    assert_eq!((before.0, before.1, before.2), (1, 1, 0));
-    let rests = |status: &serde_json::Value| {
+    let unlisted_target = CHAT_TARGET.replace("gpt-4o", "whisper");
+    balancer.post(&unlisted_target, &[("api-key", CLIENT_KEY)], CHAT_BODY.as_bytes()).await;
+    let hits =
+        (azure.request_count("throttled"), azure.request_count("broken"), azure.request_count("drained"));
+    assert_eq!((hits.0, hits.1, hits.2), (1, 1, 0));
+    let unavailability = |status: &serde_json::Value| {
         let all = status["backends"].as_array().unwrap();
-        let backend = |name: &str| all.iter().find(|backend| backend["name"] == name).unwrap();
+        let backend_status = |name: &str| all.iter().find(|backend| backend["name"] == name).unwrap();
         (
-            backend("throttled")["resting"][0]["until_ms"].as_u64().unwrap(),
-            backend("broken")["until_ms"].as_u64().unwrap(),
-            backend("drained")["state"].clone(),
+            backend_status("throttled")["resting"][0]["until_ms"].as_u64().unwrap(),
+            backend_status("broken")["until_ms"].as_u64().unwrap(),
+            backend_status("drained")["state"].clone(),
         )
     };
-    let told = rests(&balancer.status().await);
-    let output = balancer.upgrade().await;
-    assert!(output.status.success(), "{}", said(&output));
-    let now = rests(&balancer.status().await);
-    assert!(now.0 <= told.0 && now.0 + 20_000 > told.0, "{told:?} {now:?}");
-    assert!(now.1 <= told.1 && now.1 + 20_000 > told.1, "{told:?} {now:?}");
-    assert_eq!(now.2, "drained");
+    let before_upgrade = unavailability(&balancer.status().await);
+    let output = balancer.run_upgrade_command().await;
+    assert!(output.status.success(), "{}", command_output(&output));
+    let after_upgrade = unavailability(&balancer.status().await);
+    assert!(
+        after_upgrade.0 <= before_upgrade.0 && after_upgrade.0 + 20_000 > before_upgrade.0,
+        "{before_upgrade:?} {after_upgrade:?}"
+    );
+    assert!(
+        after_upgrade.1 <= before_upgrade.1 && after_upgrade.1 + 20_000 > before_upgrade.1,
+        "{before_upgrade:?} {after_upgrade:?}"
+    );
+    assert_eq!(after_upgrade.2, "drained");
     for _ in 0..8 {
-        assert_eq!(answerer(&balancer.chat().await), "well");
+        assert_eq!(answering_backend(&balancer.post_chat().await), "well");
     }
-    assert_eq!(before, (azure.hits("throttled"), azure.hits("broken"), azure.hits("drained")));
-    balancer.until_alone().await;
+    assert_eq!(
+        hits,
+        (azure.request_count("throttled"), azure.request_count("broken"), azure.request_count("drained"))
+    );
+    balancer.wait_until_single_process().await;
 }
 
 #[tokio::test]
-async fn a_bad_file_or_binary_or_port_leaves_the_old_one_serving() {
-    let azure = azure(&["a"]).await;
-    let mut balancer = Balancer::start(&backend(&azure, "a", LISTED), "").await;
-    let old = balancer.serving().await;
-    let good = std::fs::read_to_string(balancer.path("aoai-lb.yaml")).unwrap();
+async fn the_old_process_keeps_serving_when_an_upgrade_fails() {
+    let azure = start_simulator(&["a"]).await;
+    let mut balancer = Balancer::start(&simulated_backend_yaml(&azure, "a", LISTED_DEPLOYMENTS), "").await;
+    let old_pid = balancer.serving_pid().await;
+    let valid_yaml = std::fs::read_to_string(balancer.path("aoai-lb.yaml")).unwrap();
     let binary = balancer.path("aoai-lb");
-    let refused = async |balancer: &Balancer, reason: &str| {
-        let output = balancer.upgrade().await;
-        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-        assert!(said(&output).contains(reason), "{reason}: {}", said(&output));
-        assert_eq!(balancer.serving().await, old);
-        assert_eq!(balancer.chat().await.status, 200);
+    let expect_refused_upgrade = async |balancer: &Balancer, reason: &str| {
+        let output = balancer.run_upgrade_command().await;
+        assert_eq!(output.status.code(), Some(1), "{}", command_output(&output));
+        assert!(command_output(&output).contains(reason), "{reason}: {}", command_output(&output));
+        assert_eq!(balancer.serving_pid().await, old_pid);
+        assert_eq!(balancer.post_chat().await.status, 200);
     };
-    balancer.write(&good.replace("credential:", "credental:"));
-    refused(&balancer, "backends[0].credental: unknown key; did you mean `credential`?").await;
+    balancer.write_config(&valid_yaml.replace("credential:", "credental:"));
+    expect_refused_upgrade(&balancer, "backends[0].credental: unknown key; did you mean `credential`?").await;
     // Good as such, but nobody can serve with it.
-    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = taken.local_addr().unwrap();
-    balancer.write(&good.replace("listeners:\n", &format!("listeners:\n  - address: {port}\n")));
-    refused(
+    let occupied = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = occupied.local_addr().unwrap();
+    balancer.write_config(&valid_yaml.replace("listeners:\n", &format!("listeners:\n  - address: {port}\n")));
+    expect_refused_upgrade(
         &balancer,
         &format!("the new process cannot serve: listeners[0].address: cannot listen on {port}"),
     )
     .await;
-    balancer.write(&good);
+    balancer.write_config(&valid_yaml);
     std::fs::remove_file(&binary).unwrap();
-    refused(&balancer, "cannot be started: No such file or directory").await;
+    expect_refused_upgrade(&balancer, "cannot be started: No such file or directory").await;
     std::fs::write(&binary, "#!/bin/sh\necho it is too old >&2\nexit 3\n").unwrap();
     std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
-    refused(&balancer, "says: it is too old").await;
+    expect_refused_upgrade(&balancer, "says: it is too old").await;
     // It takes the file, and then it does not come up.
     std::fs::write(&binary, "#!/bin/sh\n[ \"$1\" = check ]\n").unwrap();
-    refused(&balancer, "the new process ended before it was ready").await;
+    expect_refused_upgrade(&balancer, "the new process ended before it was ready").await;
     std::fs::write(&binary, b"\x7fELF\x02\x01\x01 and no more").unwrap();
-    refused(&balancer, "cannot be started").await;
+    expect_refused_upgrade(&balancer, "cannot be started").await;
     std::fs::remove_file(&binary).unwrap();
     symlink(env!("CARGO_BIN_EXE_aoai-lb"), &binary).unwrap();
-    let output = balancer.upgrade().await;
-    assert!(output.status.success(), "{}", said(&output));
-    assert_ne!(balancer.until_alone().await, old);
-    assert_eq!(balancer.chat().await.status, 200);
+    let output = balancer.run_upgrade_command().await;
+    assert!(output.status.success(), "{}", command_output(&output));
+    assert_ne!(balancer.wait_until_single_process().await, old_pid);
+    assert_eq!(balancer.post_chat().await.status, 200);
 }
 
 #[tokio::test]
-async fn addresses_come_and_go_with_an_upgrade() {
-    let azure = azure(&["a"]).await;
-    let mut balancer = Balancer::start(&backend(&azure, "a", LISTED), "").await;
-    let (old, new) = (balancer.address, std::net::SocketAddr::from(([127, 0, 0, 1], free_port())));
-    balancer.rewrite(&format!("address: {old}\n"), &format!("address: {new}\n"));
-    let output = balancer.upgrade().await;
-    assert!(output.status.success(), "{}", said(&output));
-    balancer.address = new;
-    assert_eq!(balancer.chat().await.status, 200);
-    balancer.until_alone().await;
-    assert!(Client::try_connect(old).await.is_err(), "nobody listens there any more");
+async fn an_upgrade_can_change_the_listener_addresses() {
+    let azure = start_simulator(&["a"]).await;
+    let mut balancer = Balancer::start(&simulated_backend_yaml(&azure, "a", LISTED_DEPLOYMENTS), "").await;
+    let (old_address, new_address) =
+        (balancer.address, std::net::SocketAddr::from(([127, 0, 0, 1], free_port())));
+    balancer.replace_in_config(&format!("address: {old_address}\n"), &format!("address: {new_address}\n"));
+    let output = balancer.run_upgrade_command().await;
+    assert!(output.status.success(), "{}", command_output(&output));
+    balancer.address = new_address;
+    assert_eq!(balancer.post_chat().await.status, 200);
+    balancer.wait_until_single_process().await;
+    assert!(Client::try_connect(old_address).await.is_err(), "nobody listens there any more");
 }
 
 #[tokio::test]
-async fn the_old_process_ends_with_its_last_stream_and_a_stop_waits_for_both() {
-    let azure = azure(&["a"]).await;
+async fn the_old_process_exits_after_its_last_stream_and_a_shutdown_waits_for_both() {
+    let azure = start_simulator(&["a"]).await;
     azure.set_mood("a", Mood::Drip(Duration::from_millis(300)));
-    let mut balancer = Balancer::start(&backend(&azure, "a", LISTED), "").await;
-    let mut first = begin_stream(&balancer).await;
-    let old = balancer.serving().await;
+    let mut balancer = Balancer::start(&simulated_backend_yaml(&azure, "a", LISTED_DEPLOYMENTS), "").await;
+    let mut first = start_stream(&balancer).await;
+    let old_pid = balancer.serving_pid().await;
     // As an operator would without the command; SIGQUIT, the engine's own signal, does nothing.
-    balancer.signal("QUIT");
-    balancer.until_said("SIGQUIT is ignored").await;
-    balancer.signal("USR2");
-    balancer.until_status("the new process serves", |status| status["process"]["pid"] != old).await;
-    let new = balancer.serving().await;
-    let mut second = begin_stream(&balancer).await;
+    balancer.send_signal("QUIT");
+    balancer.wait_for_log("SIGQUIT is ignored").await;
+    balancer.send_signal("USR2");
+    balancer.wait_for_status("the new process serves", |status| status["process"]["pid"] != old_pid).await;
+    let new_pid = balancer.serving_pid().await;
+    let mut second = start_stream(&balancer).await;
     // The service manager would kill whatever is left when the process ends that it supervises.
-    assert!(signal_to("TERM", new));
-    balancer.until_said("stopping: not ready any more").await;
-    end_stream(&mut second).await;
+    assert!(send_signal_to("TERM", new_pid));
+    balancer.wait_for_log("stopping: not ready any more").await;
+    finish_stream(&mut second).await;
     azure.set_mood("a", Mood::Calm);
-    end_stream(&mut first).await;
-    assert_eq!(balancer.ended().await, 0);
-    until("both are gone", || !signal_to("0", new)).await;
-    let records = balancer.records_of(2).await;
+    finish_stream(&mut first).await;
+    assert_eq!(balancer.wait_for_exit().await, 0);
+    wait_until("both are gone", || !is_process_alive(new_pid)).await;
+    let records = balancer.wait_for_records(2).await;
     assert!(records.iter().all(|record| record["outcome"] == "answered"));
     let stopped = || balancer.log().matches("stopped with 0 requests in flight").count();
-    until("both say it", || stopped() == 2).await;
+    wait_until("both say it", || stopped() == 2).await;
 }
 
 #[tokio::test]
-async fn the_grace_period_bounds_the_old_process() {
-    let azure = azure(&["a"]).await;
+async fn the_old_process_exits_after_the_grace_period() {
+    let azure = start_simulator(&["a"]).await;
     azure.set_mood("a", Mood::Drip(Duration::from_secs(5)));
     let server = "server: { grace_period: 2s, drain_delay: 0s }";
-    let mut balancer = Balancer::start(&backend(&azure, "a", LISTED), server).await;
-    let mut stream = begin_stream(&balancer).await;
-    let output = balancer.upgrade().await;
-    assert!(output.status.success(), "{}", said(&output));
-    balancer.until_alone().await;
-    while stream.chunk().await.is_some_and(|chunk| !chunk.is_empty()) {}
-    let records = balancer.records_of(1).await;
+    let mut balancer =
+        Balancer::start(&simulated_backend_yaml(&azure, "a", LISTED_DEPLOYMENTS), server).await;
+    let mut stream = start_stream(&balancer).await;
+    let output = balancer.run_upgrade_command().await;
+    assert!(output.status.success(), "{}", command_output(&output));
+    balancer.wait_until_single_process().await;
+    while stream.read_chunk().await.is_some_and(|chunk| !chunk.is_empty()) {}
+    let records = balancer.wait_for_records(1).await;
     assert_eq!(records[0]["outcome"], "failed");
 }
 
 #[tokio::test]
-async fn readiness_does_not_waver_and_idle_clients_move_over() {
-    let azure = azure(&["a"]).await;
-    let mut balancer = Balancer::start(&backend(&azure, "a", LISTED), "").await;
-    let old = balancer.serving().await;
-    let mut idle = balancer.client().await;
+async fn readiness_stays_200_and_idle_clients_move_to_the_new_process() {
+    let azure = start_simulator(&["a"]).await;
+    let mut balancer = Balancer::start(&simulated_backend_yaml(&azure, "a", LISTED_DEPLOYMENTS), "").await;
+    let old_pid = balancer.serving_pid().await;
+    let mut idle_client = balancer.connect().await;
     assert_eq!(
-        idle.post(CHAT, &[("api-key", KEY)], HELLO.as_bytes()).await.header("connection"),
+        idle_client
+            .post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], CHAT_BODY.as_bytes())
+            .await
+            .header("connection"),
         Some("keep-alive")
     );
-    let mut probing = balancer.client().await;
-    assert_eq!(probing.get("/readyz", &[]).await.status, 200);
-    let output = balancer.upgrade().await;
-    assert!(output.status.success(), "{}", said(&output));
-    assert!(signal_to("0", old), "it is still there");
+    let mut probing_client = balancer.connect().await;
+    assert_eq!(probing_client.get("/readyz", &[]).await.status, 200);
+    let output = balancer.run_upgrade_command().await;
+    assert!(output.status.success(), "{}", command_output(&output));
+    assert!(is_process_alive(old_pid), "it is still there");
     // Both connections are the old process's: it is as ready as ever, and says that they end.
-    let reply = probing.get("/readyz", &[]).await;
-    assert_eq!((reply.status, reply.header("connection")), (200, Some("close")));
-    let reply = idle.post(CHAT, &[("api-key", KEY)], HELLO.as_bytes()).await;
-    assert_eq!((reply.status, reply.header("connection")), (200, Some("close")));
-    assert!(idle.is_closed().await);
-    assert_eq!(balancer.client().await.get("/readyz", &[]).await.status, 200);
-    balancer.until_alone().await;
+    let response = probing_client.get("/readyz", &[]).await;
+    assert_eq!((response.status, response.header("connection")), (200, Some("close")));
+    let response = idle_client.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], CHAT_BODY.as_bytes()).await;
+    assert_eq!((response.status, response.header("connection")), (200, Some("close")));
+    assert!(idle_client.is_closed().await);
+    assert_eq!(balancer.connect().await.get("/readyz", &[]).await.status, 200);
+    balancer.wait_until_single_process().await;
 }
 
 #[tokio::test]
-async fn one_upgrade_at_a_time_and_only_by_a_successor_that_is_let() {
-    let azure = azure(&["a"]).await;
-    let mut balancer = Balancer::start(&backend(&azure, "a", LISTED), "").await;
+async fn concurrent_upgrades_exclude_each_other_and_a_takeover_needs_a_running_process() {
+    let azure = start_simulator(&["a"]).await;
+    let mut balancer = Balancer::start(&simulated_backend_yaml(&azure, "a", LISTED_DEPLOYMENTS), "").await;
     // Nobody to take over from.
-    let elsewhere = tempfile::tempdir().unwrap();
+    let other_directory = tempfile::tempdir().unwrap();
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_aoai-lb"));
     command.args(["run", "--upgrade", "-c"]).arg(balancer.path("aoai-lb.yaml"));
-    let output = command.env("RUNTIME_DIRECTORY", elsewhere.path()).output().await.unwrap();
+    let output = command.env("RUNTIME_DIRECTORY", other_directory.path()).output().await.unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(said(&output).contains("no running process is reached at"), "{}", said(&output));
-    let (first, second) = tokio::join!(balancer.upgrade(), balancer.upgrade());
-    let good = [&first, &second].into_iter().filter(|output| output.status.success()).count();
-    assert!(good >= 1, "{} {}", said(&first), said(&second));
+    assert!(
+        command_output(&output).contains("no running process is reached at"),
+        "{}",
+        command_output(&output)
+    );
+    let (first, second) = tokio::join!(balancer.run_upgrade_command(), balancer.run_upgrade_command());
+    let success_count = [&first, &second].into_iter().filter(|output| output.status.success()).count();
+    assert!(success_count >= 1, "{} {}", command_output(&first), command_output(&second));
     for output in [&first, &second] {
         assert!(
             output.status.success()
-                || said(output).contains("an upgrade is under way")
-                || said(output).contains("broke off"),
+                || command_output(output).contains("an upgrade is under way")
+                || command_output(output).contains("broke off"),
             "{}",
-            said(output)
+            command_output(output)
         );
     }
-    balancer.until_alone().await;
-    assert_eq!(balancer.chat().await.status, 200);
+    balancer.wait_until_single_process().await;
+    assert_eq!(balancer.post_chat().await.status, 200);
 }
 
 /// What the service manager was told so far.
-struct Manager {
+struct FakeServiceManager {
     socket: UnixDatagram,
-    said: Vec<String>,
+    messages: Vec<String>,
 }
 
-impl Manager {
-    async fn until(&mut self, what: &str) {
-        let deadline = Instant::now() + PATIENCE;
-        while !self.said.iter().any(|said| said.lines().any(|line| line.starts_with(what))) {
+impl FakeServiceManager {
+    async fn wait_for(&mut self, what: &str) {
+        let deadline = Instant::now() + TEST_TIMEOUT;
+        while !self.messages.iter().any(|message| message.lines().any(|line| line.starts_with(what))) {
             let mut bytes = [0; 4096];
             match self.socket.recv(&mut bytes) {
-                Ok(length) => self.said.push(String::from_utf8_lossy(&bytes[..length]).into_owned()),
+                Ok(length) => self.messages.push(String::from_utf8_lossy(&bytes[..length]).into_owned()),
                 Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
             }
-            assert!(Instant::now() < deadline, "never told {what}: {:?}", self.said);
+            assert!(Instant::now() < deadline, "never told {what}: {:?}", self.messages);
         }
     }
 
-    fn forget(&mut self) {
+    fn clear_messages(&mut self) {
         let mut bytes = [0; 4096];
         while self.socket.recv(&mut bytes).is_ok() {}
-        self.said.clear();
+        self.messages.clear();
     }
 }
 
 #[tokio::test]
-async fn the_service_manager_is_told_at_the_right_moments() {
+async fn systemd_is_notified_of_start_reload_upgrade_and_stop() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     socket.set_nonblocking(true).unwrap();
-    let mut manager = Manager { socket, said: Vec::new() };
-    let azure = azure(&["a"]).await;
+    let mut manager = FakeServiceManager { socket, messages: Vec::new() };
+    let azure = start_simulator(&["a"]).await;
     let variables = [("NOTIFY_SOCKET", path.display().to_string()), ("WATCHDOG_USEC", "300000".to_owned())];
-    let mut balancer = Balancer::in_environment(&variables, &backend(&azure, "a", LISTED), "").await;
-    let old = balancer.serving().await;
-    manager.until("READY=1").await;
-    manager.until(&format!("MAINPID={old}")).await;
-    manager.until("STATUS=configuration 1; backends: 1").await;
-    manager.until("WATCHDOG=1").await;
-    manager.forget();
-    assert_eq!(balancer.chat().await.status, 200);
-    manager.until("WATCHDOG=1").await;
-    balancer.signal("HUP");
-    manager.until("RELOADING=1").await;
-    manager.until("MONOTONIC_USEC=").await;
-    manager.until("READY=1").await;
-    manager.until("STATUS=configuration 2").await;
-    manager.forget();
-    let output = balancer.upgrade().await;
-    assert!(output.status.success(), "{}", said(&output));
-    let new = balancer.serving().await;
-    manager.until(&format!("MAINPID={new}")).await;
-    manager.until("WATCHDOG=1").await;
-    assert!(!manager.said.iter().any(|said| said.contains("STOPPING=1")), "{:?}", manager.said);
-    assert_eq!(balancer.until_alone().await, new);
-    manager.forget();
-    balancer.admin_post("/api/backends/a/drain").await;
-    manager.until("STATUS=configuration 1; backends: 1, of which rest: a (drained)").await;
-    assert!(signal_to("TERM", new));
-    manager.until("STOPPING=1").await;
-    until("it is gone", || !signal_to("0", new)).await;
+    let mut balancer = Balancer::start_with_environment(
+        &variables,
+        &simulated_backend_yaml(&azure, "a", LISTED_DEPLOYMENTS),
+        "",
+    )
+    .await;
+    let old_pid = balancer.serving_pid().await;
+    manager.wait_for("READY=1").await;
+    manager.wait_for(&format!("MAINPID={old_pid}")).await;
+    manager.wait_for("STATUS=configuration 1; backends: 1").await;
+    manager.wait_for("WATCHDOG=1").await;
+    manager.clear_messages();
+    assert_eq!(balancer.post_chat().await.status, 200);
+    manager.wait_for("WATCHDOG=1").await;
+    balancer.send_signal("HUP");
+    manager.wait_for("RELOADING=1").await;
+    manager.wait_for("MONOTONIC_USEC=").await;
+    manager.wait_for("READY=1").await;
+    manager.wait_for("STATUS=configuration 2").await;
+    manager.clear_messages();
+    let output = balancer.run_upgrade_command().await;
+    assert!(output.status.success(), "{}", command_output(&output));
+    let new_pid = balancer.serving_pid().await;
+    manager.wait_for(&format!("MAINPID={new_pid}")).await;
+    manager.wait_for("WATCHDOG=1").await;
+    assert!(!manager.messages.iter().any(|message| message.contains("STOPPING=1")), "{:?}", manager.messages);
+    assert_eq!(balancer.wait_until_single_process().await, new_pid);
+    manager.clear_messages();
+    balancer.post_admin("/api/backends/a/drain").await;
+    manager.wait_for("STATUS=configuration 1; backends: 1, of which rest: a (drained)").await;
+    assert!(send_signal_to("TERM", new_pid));
+    manager.wait_for("STOPPING=1").await;
+    wait_until("it is gone", || !is_process_alive(new_pid)).await;
 }
 
 /// Requests one after the other on a connection of HTTP/2 until that is said to end; returns how
 /// many, and on how many connections.
-async fn over_http_2(
+async fn post_over_http_2_until_stopped(
     address: std::net::SocketAddr,
-    authority: Arc<Authority>,
+    authority: Arc<CertificateAuthority>,
     stop: Arc<AtomicBool>,
 ) -> Result<(usize, usize), String> {
     let (mut requests, mut connections) = (0, 1);
-    let mut connection = Connection::open(address, &authority).await;
+    let mut connection = Http2Connection::connect(address, &authority).await;
     while !stop.load(Ordering::Relaxed) {
         let Ok(mut sender) = connection.requests.clone().ready().await else {
-            connection = Connection::open(address, &authority).await;
+            connection = Http2Connection::connect(address, &authority).await;
             connections += 1;
             continue;
         };
-        let request = http::Request::post(format!("https://balancer.test{CHAT}")).header("api-key", KEY);
+        let request =
+            http::Request::post(format!("https://balancer.test{CHAT_TARGET}")).header("api-key", CLIENT_KEY);
         let Ok((response, mut body)) = sender.send_request(request.body(()).unwrap(), false) else {
             // It was told between the two.
-            connection = Connection::open(address, &authority).await;
+            connection = Http2Connection::connect(address, &authority).await;
             connections += 1;
             continue;
         };
-        let broken = |problem: h2::Error| format!("request {requests}: {problem}");
-        body.send_data(STREAM.into(), true).map_err(broken)?;
-        let response = response.await.map_err(broken)?;
+        let stream_error = |error: h2::Error| format!("request {requests}: {error}");
+        body.send_data(STREAM_BODY.into(), true).map_err(stream_error)?;
+        let response = response.await.map_err(stream_error)?;
         if response.status() != 200 {
             return Err(format!("request {requests}: {}", response.status()));
         }
         let (mut body, mut text) = (response.into_body(), Vec::new());
         while let Some(data) = body.data().await {
-            let data = data.map_err(broken)?;
+            let data = data.map_err(stream_error)?;
             let _ = body.flow_control().release_capacity(data.len());
             text.extend_from_slice(&data);
         }
@@ -381,24 +409,30 @@ async fn over_http_2(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_of_http_2_move_over_without_an_error() {
-    let azure = azure(&["a", "b"]).await;
-    let authority = Arc::new(authority());
-    let mut balancer = Balancer::with_tls(&authority, &listed(&azure), "").await;
+async fn http_2_clients_move_to_the_new_process_without_an_error() {
+    let azure = start_simulator(&["a", "b"]).await;
+    let authority = Arc::new(generate_authority());
+    let mut balancer = Balancer::start_with_tls(&authority, &listed_backends_yaml(&azure), "").await;
     let stop = Arc::new(AtomicBool::new(false));
-    let worker = || tokio::spawn(over_http_2(balancer.address, Arc::clone(&authority), Arc::clone(&stop)));
+    let worker = || {
+        tokio::spawn(post_over_http_2_until_stopped(
+            balancer.address,
+            Arc::clone(&authority),
+            Arc::clone(&stop),
+        ))
+    };
     let workers: Vec<_> = (0..6).map(|_| worker()).collect();
     for _ in 0..2 {
-        let output = balancer.upgrade().await;
-        assert!(output.status.success(), "{}", said(&output));
-        balancer.until_alone().await;
+        let output = balancer.run_upgrade_command().await;
+        assert!(output.status.success(), "{}", command_output(&output));
+        balancer.wait_until_single_process().await;
     }
     stop.store(true, Ordering::Relaxed);
-    let mut sum = 0;
+    let mut request_count = 0;
     for worker in workers {
         let (requests, connections) = worker.await.unwrap().unwrap();
         assert_eq!(connections, 3, "one for each process");
-        sum += requests;
+        request_count += requests;
     }
-    balancer.records_of(sum).await;
+    balancer.wait_for_records(request_count).await;
 }

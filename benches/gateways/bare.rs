@@ -17,9 +17,9 @@ use pingora_load_balancing::LoadBalancer;
 use pingora_load_balancing::selection::RoundRobin;
 
 /// How it is asked for on the command line.
-pub const COMMAND: &str = "bare-pingora";
+pub const BARE_COMMAND: &str = "bare-pingora";
 
-struct Bare {
+struct BareProxy {
     backends: LoadBalancer<RoundRobin>,
     /// Whom to trust; without it there is no TLS.
     ca: Option<Arc<Box<[X509]>>>,
@@ -27,18 +27,22 @@ struct Bare {
 }
 
 #[derive(Default)]
-struct Tries(usize);
+struct AttemptCount(usize);
 
 #[async_trait]
-impl ProxyHttp for Bare {
-    type CTX = Tries;
+impl ProxyHttp for BareProxy {
+    type CTX = AttemptCount;
 
-    fn new_ctx(&self) -> Tries {
-        Tries::default()
+    fn new_ctx(&self) -> AttemptCount {
+        AttemptCount::default()
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, tries: &mut Tries) -> Result<Box<HttpPeer>> {
-        tries.0 += 1;
+    async fn upstream_peer(
+        &self,
+        _session: &mut Session,
+        attempts: &mut AttemptCount,
+    ) -> Result<Box<HttpPeer>> {
+        attempts.0 += 1;
         let backend = self.backends.select(b"", 8).ok_or_else(|| Error::new(ErrorType::InternalError))?;
         let mut peer = Box::new(HttpPeer::new(backend.addr, self.ca.is_some(), super::HOST.to_owned()));
         peer.options.ca.clone_from(&self.ca);
@@ -53,7 +57,7 @@ impl ProxyHttp for Bare {
         &self,
         _session: &mut Session,
         request: &mut RequestHeader,
-        _tries: &mut Tries,
+        _tries: &mut AttemptCount,
     ) -> Result<()> {
         request.insert_header("host", super::HOST)?;
         request.insert_header("api-key", super::BACKEND_KEY)
@@ -63,9 +67,9 @@ impl ProxyHttp for Bare {
         &self,
         _session: &mut Session,
         response: &mut ResponseHeader,
-        tries: &mut Tries,
+        attempts: &mut AttemptCount,
     ) -> Result<()> {
-        if tries.0 < 3 && (response.status == 429 || response.status.is_server_error()) {
+        if attempts.0 < 3 && (response.status == 429 || response.status.is_server_error()) {
             let mut error = Error::new(ErrorType::HTTPStatus(response.status.as_u16()));
             error.set_retry(true);
             return Err(error);
@@ -78,7 +82,7 @@ impl ProxyHttp for Bare {
         _peer: &HttpPeer,
         session: &mut Session,
         mut error: Box<Error>,
-        _tries: &mut Tries,
+        _tries: &mut AttemptCount,
         client_reused: bool,
     ) -> Box<Error> {
         if !matches!(error.etype(), ErrorType::HTTPStatus(_)) {
@@ -91,21 +95,21 @@ impl ProxyHttp for Bare {
 /// Serves until it is killed.
 ///
 /// # Panics
-/// When its arguments are not those of [`arguments`].
+/// When its arguments are not those of [`command_arguments`].
 pub fn run(arguments: &[String]) -> ! {
     let [listen, first, second, ca, http2, certificate, key] = arguments else {
         panic!("not its arguments: {arguments:?}")
     };
-    let conf = ServerConf { threads: 1, upstream_keepalive_pool_size: 1024, ..ServerConf::default() };
-    let mut server = Server::new_with_opt_and_conf(None, conf);
+    let server_conf = ServerConf { threads: 1, upstream_keepalive_pool_size: 1024, ..ServerConf::default() };
+    let mut server = Server::new_with_opt_and_conf(None, server_conf);
     server.bootstrap();
     let ca = (!ca.is_empty()).then(|| {
         let pem = fs::read(ca).expect("the authority can be read");
         Arc::new(X509::stack_from_pem(&pem).expect("it is PEM").into_boxed_slice())
     });
     let backends = LoadBalancer::try_from_iter([first, second]).expect("they are addresses");
-    let bare = Bare { backends, ca, http2: http2 == "true" };
-    let mut service = http_proxy_service(&server.configuration, bare);
+    let proxy = BareProxy { backends, ca, http2: http2 == "true" };
+    let mut service = http_proxy_service(&server.configuration, proxy);
     if certificate.is_empty() {
         service.add_tcp(listen);
     } else {
@@ -117,16 +121,16 @@ pub fn run(arguments: &[String]) -> ! {
 }
 
 /// The arguments with which [`run`] serves as it is told.
-pub fn arguments(
+pub fn command_arguments(
     listen: SocketAddr,
     upstreams: [SocketAddr; 2],
     ca: Option<&str>,
     http2: bool,
-    pair: Option<(&str, &str)>,
+    certificate_and_key: Option<(&str, &str)>,
 ) -> Vec<String> {
-    let (certificate, key) = pair.unwrap_or_default();
+    let (certificate, key) = certificate_and_key.unwrap_or_default();
     let [first, second] = upstreams.map(|address| address.to_string());
     let ca = ca.unwrap_or_default();
-    let rest = [ca, if http2 { "true" } else { "false" }, certificate, key].map(str::to_owned);
-    [COMMAND.to_owned(), listen.to_string(), first, second].into_iter().chain(rest).collect()
+    let options = [ca, if http2 { "true" } else { "false" }, certificate, key].map(str::to_owned);
+    [BARE_COMMAND.to_owned(), listen.to_string(), first, second].into_iter().chain(options).collect()
 }

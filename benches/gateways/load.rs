@@ -18,25 +18,25 @@ use tokio::time::{Instant as Moment, sleep, sleep_until};
 use tokio_openssl::SslStream;
 
 use super::http::content_length;
-use super::upstream::SENT;
+use super::upstream::SENT_TIME_FIELD;
 
 /// Where to, how, and what is sent.
 #[derive(Clone)]
-pub struct Target {
+pub struct LoadTarget {
     pub address: SocketAddr,
     pub tls: Option<Arc<SslConnector>>,
     /// One after the other.
     pub requests: Arc<[Bytes]>,
 }
 
-impl Target {
-    fn request(&self, turn: usize) -> &[u8] {
-        self.requests.get(turn % self.requests.len()).map_or(&[], |request| request)
+impl LoadTarget {
+    fn request(&self, request_index: usize) -> &[u8] {
+        self.requests.get(request_index % self.requests.len()).map_or(&[], |request| request)
     }
 }
 
 /// A chat request with this key and a body of about so many bytes.
-pub fn request(key: &str, body: usize, streams: bool) -> Bytes {
+pub fn chat_request(key: &str, body: usize, streams: bool) -> Bytes {
     let stream = if streams { r#""stream":true,"# } else { "" };
     let prompt = "tell me more. ".repeat(body / 14);
     let body = format!(
@@ -54,8 +54,8 @@ pub fn request(key: &str, body: usize, streams: bool) -> Bytes {
 
 /// What happened.
 #[derive(Default)]
-pub struct Seen {
-    pub answers: u64,
+pub struct RequestStats {
+    pub responses: u64,
     pub failures: u64,
     /// From the request to the end of the answer, sorted.
     pub latencies: Vec<Duration>,
@@ -63,26 +63,26 @@ pub struct Seen {
 
 /// The same of streams; the times are those from the upstream's write to our read, sorted.
 #[derive(Default)]
-pub struct Events {
+pub struct StreamStats {
     pub events: u64,
     pub failures: u64,
     pub first: Vec<Duration>,
     pub later: Vec<Duration>,
 }
 
-trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire for S {}
+trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for S {}
 
-struct Client {
-    wire: Box<dyn Wire>,
+struct LoadClient {
+    stream: Box<dyn ByteStream>,
     buffer: BytesMut,
 }
 
-impl Client {
-    async fn connect(target: &Target) -> io::Result<Self> {
+impl LoadClient {
+    async fn connect(target: &LoadTarget) -> io::Result<Self> {
         let stream = TcpStream::connect(target.address).await?;
         stream.set_nodelay(true)?;
-        let wire: Box<dyn Wire> = match &target.tls {
+        let stream: Box<dyn ByteStream> = match &target.tls {
             None => Box::new(stream),
             Some(connector) => {
                 let ssl = connector.configure()?.into_ssl(super::HOST)?;
@@ -91,34 +91,37 @@ impl Client {
                 Box::new(stream)
             }
         };
-        Ok(Self { wire, buffer: BytesMut::with_capacity(16 * 1024) })
+        Ok(Self { stream, buffer: BytesMut::with_capacity(16 * 1024) })
     }
 
     /// Sends a request and reads the head of its answer.
-    async fn ask(&mut self, request: &[u8]) -> io::Result<Head> {
-        self.wire.write_all(request).await?;
-        self.wire.flush().await?;
+    async fn send_request(&mut self, request: &[u8]) -> io::Result<ResponseHead> {
+        self.stream.write_all(request).await?;
+        self.stream.flush().await?;
         loop {
             if let Some(at) = memmem::find(&self.buffer, b"\r\n\r\n") {
                 let head = self.buffer.split_to(at + 4);
-                return Ok(Head { is_ok: head.starts_with(b"HTTP/1.1 200"), length: content_length(&head) });
+                return Ok(ResponseHead {
+                    is_200: head.starts_with(b"HTTP/1.1 200"),
+                    length: content_length(&head),
+                });
             }
-            self.more().await?;
+            self.read_more().await?;
         }
     }
 
     /// Reads the rest of an answer.
-    async fn finish(&mut self, length: Option<usize>) -> io::Result<()> {
+    async fn discard_body(&mut self, length: Option<usize>) -> io::Result<()> {
         match length {
             Some(length) => {
                 while self.buffer.len() < length {
-                    self.more().await?;
+                    self.read_more().await?;
                 }
                 self.buffer.advance(length);
             }
             None => {
                 while !self.buffer.ends_with(b"0\r\n\r\n") {
-                    self.more().await?;
+                    self.read_more().await?;
                 }
                 self.buffer.clear();
             }
@@ -126,108 +129,114 @@ impl Client {
         Ok(())
     }
 
-    async fn more(&mut self) -> io::Result<()> {
+    async fn read_more(&mut self) -> io::Result<()> {
         self.buffer.reserve(16 * 1024);
-        match self.wire.read_buf(&mut self.buffer).await? {
+        match self.stream.read_buf(&mut self.buffer).await? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             _ => Ok(()),
         }
     }
 
-    async fn exchange(&mut self, request: &[u8]) -> io::Result<bool> {
-        let head = self.ask(request).await?;
-        self.finish(head.length).await?;
-        Ok(head.is_ok)
+    async fn exchange_request(&mut self, request: &[u8]) -> io::Result<bool> {
+        let head = self.send_request(request).await?;
+        self.discard_body(head.length).await?;
+        Ok(head.is_200)
     }
 }
 
-struct Head {
-    is_ok: bool,
+struct ResponseHead {
+    is_200: bool,
     length: Option<usize>,
 }
 
 /// As many requests as so many connections can have answered one after the other.
-pub async fn saturate(target: &Target, connections: usize, length: Duration) -> Seen {
-    let end = Instant::now() + length;
+pub async fn run_saturated(target: &LoadTarget, connections: usize, length: Duration) -> RequestStats {
+    let deadline = Instant::now() + length;
     let mut tasks = JoinSet::new();
-    for number in 0..connections {
+    for index in 0..connections {
         let target = target.clone();
         tasks.spawn(async move {
-            let mut seen = Seen::default();
+            let mut stats = RequestStats::default();
             let mut client = None;
-            let mut turn = number * target.requests.len() / connections;
-            while Instant::now() < end {
-                seen.count(once(&mut client, &target, turn).await);
-                turn += 1;
+            let mut request_index = index * target.requests.len() / connections;
+            while Instant::now() < deadline {
+                stats.count_result(send_one(&mut client, &target, request_index).await);
+                request_index += 1;
             }
-            seen
+            stats
         });
     }
-    gather(tasks).await
+    merge_results(tasks).await
 }
 
 /// So many requests per second, whatever the answers take.
-pub async fn pace(target: &Target, connections: u32, per_second: u32, length: Duration) -> Seen {
-    let begun = Moment::now() + Duration::from_millis(50);
+pub async fn run_at_rate(
+    target: &LoadTarget,
+    connections: u32,
+    per_second: u32,
+    length: Duration,
+) -> RequestStats {
+    let start = Moment::now() + Duration::from_millis(50);
     let mut tasks = JoinSet::new();
-    for number in 0..connections {
+    for index in 0..connections {
         let target = target.clone();
         tasks.spawn(async move {
-            let mut seen = Seen::default();
+            let mut stats = RequestStats::default();
             let mut client = None;
-            for turn in 0.. {
-                let due = begun + Duration::from_secs(1) * (turn * connections + number) / per_second;
-                if due >= begun + length {
+            for request_index in 0.. {
+                let scheduled_at =
+                    start + Duration::from_secs(1) * (request_index * connections + index) / per_second;
+                if scheduled_at >= start + length {
                     break;
                 }
                 // A connection that is still busy when its next request is due makes that wait. The
                 // clock of the runtime has milliseconds: what it is late by is nobody's fault.
-                let mut from = due;
-                if Moment::now() < due {
-                    sleep_until(due).await;
-                    from = Moment::now();
+                let mut measured_from = scheduled_at;
+                if Moment::now() < scheduled_at {
+                    sleep_until(scheduled_at).await;
+                    measured_from = Moment::now();
                 }
-                seen.count(once(&mut client, &target, turn as usize).await);
-                seen.latencies.push(from.elapsed());
+                stats.count_result(send_one(&mut client, &target, request_index as usize).await);
+                stats.latencies.push(measured_from.elapsed());
             }
-            seen
+            stats
         });
     }
-    gather(tasks).await
+    merge_results(tasks).await
 }
 
-async fn once(client: &mut Option<Client>, target: &Target, turn: usize) -> bool {
+async fn send_one(client: &mut Option<LoadClient>, target: &LoadTarget, request_index: usize) -> bool {
     let mut current = match client.take() {
         Some(client) => client,
-        None => match Client::connect(target).await {
+        None => match LoadClient::connect(target).await {
             Ok(client) => client,
             Err(_) => return false,
         },
     };
-    match current.exchange(target.request(turn)).await {
-        Ok(is_ok) => {
+    match current.exchange_request(target.request(request_index)).await {
+        Ok(is_200) => {
             *client = Some(current);
-            is_ok
+            is_200
         }
         Err(_) => false,
     }
 }
 
-async fn gather(mut tasks: JoinSet<Seen>) -> Seen {
-    let mut all = Seen::default();
-    while let Some(Ok(mut seen)) = tasks.join_next().await {
-        all.answers += seen.answers;
-        all.failures += seen.failures;
-        all.latencies.append(&mut seen.latencies);
+async fn merge_results(mut tasks: JoinSet<RequestStats>) -> RequestStats {
+    let mut all = RequestStats::default();
+    while let Some(Ok(mut stats)) = tasks.join_next().await {
+        all.responses += stats.responses;
+        all.failures += stats.failures;
+        all.latencies.append(&mut stats.latencies);
     }
     all.latencies.sort_unstable();
     all
 }
 
-impl Seen {
-    fn count(&mut self, is_ok: bool) {
-        if is_ok {
-            self.answers += 1;
+impl RequestStats {
+    fn count_result(&mut self, is_200: bool) {
+        if is_200 {
+            self.responses += 1;
         } else {
             self.failures += 1;
         }
@@ -235,55 +244,57 @@ impl Seen {
 }
 
 /// So many streams at once, read to their ends and asked for anew.
-pub async fn streams(target: &Target, count: u32, length: Duration, epoch: Instant) -> Events {
-    let end = Instant::now() + length;
+pub async fn run_streams(target: &LoadTarget, count: u32, length: Duration, epoch: Instant) -> StreamStats {
+    let deadline = Instant::now() + length;
     let mut tasks = JoinSet::new();
-    for number in 0..count {
+    for index in 0..count {
         let target = target.clone();
         tasks.spawn(async move {
             // Not all in step.
-            sleep(Duration::from_secs(1) * number / count).await;
-            let mut seen = Events::default();
-            while Instant::now() < end {
-                if stream(&target, epoch, &mut seen, None).await.is_err() {
-                    seen.failures += 1;
+            sleep(Duration::from_secs(1) * index / count).await;
+            let mut stats = StreamStats::default();
+            while Instant::now() < deadline {
+                if read_stream(&target, epoch, &mut stats, None).await.is_err() {
+                    stats.failures += 1;
                 }
             }
-            seen
+            stats
         });
     }
-    let mut all = Events::default();
-    while let Some(Ok(mut seen)) = tasks.join_next().await {
-        all.events += seen.events;
-        all.failures += seen.failures;
-        all.first.append(&mut seen.first);
-        all.later.append(&mut seen.later);
+    let mut all = StreamStats::default();
+    while let Some(Ok(mut stats)) = tasks.join_next().await {
+        all.events += stats.events;
+        all.failures += stats.failures;
+        all.first.append(&mut stats.first);
+        all.later.append(&mut stats.later);
     }
     all.first.sort_unstable();
     all.later.sort_unstable();
     all
 }
 
-async fn stream(
-    target: &Target,
+async fn read_stream(
+    target: &LoadTarget,
     epoch: Instant,
-    seen: &mut Events,
+    stats: &mut StreamStats,
     count: Option<&AtomicU64>,
 ) -> io::Result<()> {
-    let mut client = Client::connect(target).await?;
-    if !client.ask(target.request(0)).await?.is_ok {
+    let mut client = LoadClient::connect(target).await?;
+    if !client.send_request(target.request(0)).await?.is_200 {
         return Err(io::Error::other("refused"));
     }
     let mut is_first = true;
     loop {
         let now = epoch.elapsed();
         let mut read = 0;
-        while let Some(at) = memmem::find(&client.buffer[read..], SENT).map(|at| read + at + SENT.len()) {
+        while let Some(at) =
+            memmem::find(&client.buffer[read..], SENT_TIME_FIELD).map(|at| read + at + SENT_TIME_FIELD.len())
+        {
             let Some(digits) = client.buffer.get(at..at + 16) else { break };
             let sent: u64 = std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
-            let late = now.saturating_sub(Duration::from_nanos(sent));
-            if std::mem::take(&mut is_first) { &mut seen.first } else { &mut seen.later }.push(late);
-            seen.events += 1;
+            let delay = now.saturating_sub(Duration::from_nanos(sent));
+            if std::mem::take(&mut is_first) { &mut stats.first } else { &mut stats.later }.push(delay);
+            stats.events += 1;
             if let Some(count) = count {
                 count.fetch_add(1, Ordering::Relaxed);
             }
@@ -294,49 +305,49 @@ async fn stream(
         }
         // What is left may be the beginning of a time.
         client.buffer.advance(read.max(client.buffer.len().saturating_sub(64)));
-        client.more().await?;
+        client.read_more().await?;
     }
 }
 
 /// So many streams whose first event has come and that are open until this is dropped.
-pub async fn hold(target: &Target, count: usize) -> io::Result<Vec<impl Sized + use<>>> {
-    let mut held = Vec::with_capacity(count);
+pub async fn open_held_streams(target: &LoadTarget, count: usize) -> io::Result<Vec<impl Sized + use<>>> {
+    let mut streams = Vec::with_capacity(count);
     for _ in 0..count {
-        let mut client = Client::connect(target).await?;
-        if !client.ask(target.request(0)).await?.is_ok {
+        let mut client = LoadClient::connect(target).await?;
+        if !client.send_request(target.request(0)).await?.is_200 {
             return Err(io::Error::other("refused"));
         }
-        while memmem::find(&client.buffer, SENT).is_none() {
-            client.more().await?;
+        while memmem::find(&client.buffer, SENT_TIME_FIELD).is_none() {
+            client.read_more().await?;
         }
-        held.push(client);
+        streams.push(client);
     }
-    Ok(held)
+    Ok(streams)
 }
 
 /// So many streams without an end; once all of them run, how many events come within this time,
-/// and by how much `meter` moves meanwhile.
-pub async fn steady_streams(
-    target: &Target,
+/// and by how much `measure_cpu` moves meanwhile.
+pub async fn measure_steady_streams(
+    target: &LoadTarget,
     count: u32,
     length: Duration,
     epoch: Instant,
-    meter: impl Fn() -> Duration,
+    measure_cpu: impl Fn() -> Duration,
 ) -> (u64, Duration) {
     let events = Arc::new(AtomicU64::new(0));
     let mut tasks = JoinSet::new();
     for _ in 0..count {
         let (target, events) = (target.clone(), Arc::clone(&events));
         tasks.spawn(async move {
-            let mut seen = Events::default();
-            let counted = Some(&*events);
-            let _ = stream(&target, epoch, &mut seen, counted).await;
+            let mut stats = StreamStats::default();
+            let event_counter = Some(&*events);
+            let _ = read_stream(&target, epoch, &mut stats, event_counter).await;
         });
         // Not all in step.
         sleep(Duration::from_millis(u64::from(1000 / count.max(1)).clamp(0, 10))).await;
     }
     sleep(Duration::from_secs(2)).await;
-    let (before, used) = (events.load(Ordering::Relaxed), meter());
+    let (before, used) = (events.load(Ordering::Relaxed), measure_cpu());
     sleep(length).await;
-    (events.load(Ordering::Relaxed) - before, meter() - used)
+    (events.load(Ordering::Relaxed) - before, measure_cpu() - used)
 }

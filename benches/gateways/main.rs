@@ -17,8 +17,8 @@ mod bare;
 mod http;
 mod load;
 mod report;
+mod running_gateway;
 mod scale;
-mod subjects;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod upstream;
@@ -33,10 +33,10 @@ use std::time::{Duration, Instant};
 use clap::{Parser, Subcommand};
 use openssl::ssl::{AlpnError, SslAcceptor, SslConnector, SslMethod, select_next_proto};
 
-use self::load::Target;
-use self::report::{Samples, Table};
-use self::subjects::{Kind, Setting, Subject};
-use self::upstream::{Answer, Pace, Transport, Upstream};
+use self::load::LoadTarget;
+use self::report::{Samples, ScenarioTable};
+use self::running_gateway::{GatewayKind, GatewaySetup, RunningGateway};
+use self::upstream::{BenchUpstream, EventPace, Transport, UpstreamBehaviour};
 
 /// What the certificates are for, on both sides.
 const HOST: &str = "balancer.test";
@@ -49,7 +49,7 @@ fn client_key(number: usize) -> String {
 
 #[derive(Parser)]
 #[command(about = "Compares gateways in front of two upstreams")]
-struct Options {
+struct BenchOptions {
     /// Measurements of each subject in each scenario
     #[arg(long, default_value_t = 7)]
     runs: usize,
@@ -69,11 +69,11 @@ struct Options {
     #[arg(long, hide = true, global = true)]
     bench: bool,
     #[command(subcommand)]
-    command: Option<What>,
+    command: Option<BenchCommand>,
 }
 
 #[derive(Subcommand)]
-enum What {
+enum BenchCommand {
     /// What a request costs with more backends, clients and streams
     Scale,
     /// Mixed load, and what happens to memory
@@ -85,14 +85,14 @@ enum What {
 struct Scenario {
     name: &'static str,
     title: &'static str,
-    work: Work,
+    work: Workload,
     tls_upstream: bool,
     http2_upstream: bool,
     tls_listener: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Work {
+enum Workload {
     /// Requests of so many bytes; then so many per second.
     Requests { body: usize, per_second: u32 },
     /// The same, where one of two upstreams always refuses.
@@ -104,13 +104,13 @@ enum Work {
 }
 
 const SCENARIOS: [Scenario; 9] = [
-    Scenario::new("json", "1 KB of JSON", Work::Requests { body: 1024, per_second: 1000 }),
+    Scenario::new("json", "1 KB of JSON", Workload::Requests { body: 1024, per_second: 1000 }),
     Scenario {
         tls_upstream: true,
         ..Scenario::new(
             "tls-upstream",
             "1 KB of JSON, TLS upstream",
-            Work::Requests { body: 1024, per_second: 1000 },
+            Workload::Requests { body: 1024, per_second: 1000 },
         )
     },
     Scenario {
@@ -119,7 +119,7 @@ const SCENARIOS: [Scenario; 9] = [
         ..Scenario::new(
             "tls-both",
             "1 KB of JSON, TLS on both sides",
-            Work::Requests { body: 1024, per_second: 1000 },
+            Workload::Requests { body: 1024, per_second: 1000 },
         )
     },
     Scenario {
@@ -128,70 +128,77 @@ const SCENARIOS: [Scenario; 9] = [
         ..Scenario::new(
             "http2-upstream",
             "1 KB of JSON, HTTP/2 upstream",
-            Work::Requests { body: 1024, per_second: 1000 },
+            Workload::Requests { body: 1024, per_second: 1000 },
         )
     },
-    Scenario::new("body-100k", "100 KB of JSON", Work::Requests { body: 100_000, per_second: 300 }),
-    Scenario::new("body-1m", "1 MB of JSON", Work::Requests { body: 1_000_000, per_second: 50 }),
+    Scenario::new("body-100k", "100 KB of JSON", Workload::Requests { body: 100_000, per_second: 300 }),
+    Scenario::new("body-1m", "1 MB of JSON", Workload::Requests { body: 1_000_000, per_second: 50 }),
     Scenario::new(
         "failover",
         "1 KB of JSON, one of two backends always refuses",
-        Work::Failover { per_second: 1000 },
+        Workload::Failover { per_second: 1000 },
     ),
-    Scenario::new("streams", "200 streams of 50 events per second", Work::Streams { count: 200 }),
-    Scenario::new("held", "2,000 streams, open and silent", Work::Held { count: 2000 }),
+    Scenario::new("streams", "200 streams of 50 events per second", Workload::Streams { count: 200 }),
+    Scenario::new("held", "2,000 streams, open and silent", Workload::Held { count: 2000 }),
 ];
 
 impl Scenario {
-    const fn new(name: &'static str, title: &'static str, work: Work) -> Self {
+    const fn new(name: &'static str, title: &'static str, work: Workload) -> Self {
         Self { name, title, work, tls_upstream: false, http2_upstream: false, tls_listener: false }
     }
 
     /// Why a subject is not in it.
-    fn leaves_out(&self, kind: Kind) -> Option<&'static str> {
+    fn exclusion_reason(&self, kind: GatewayKind) -> Option<&'static str> {
         match (kind, self.work) {
-            (Kind::Nginx, _) if self.http2_upstream => Some("this version has no HTTP/2 upstream"),
-            (Kind::HaProxy, Work::Failover { .. }) => Some("this version cannot retry a 429"),
+            (GatewayKind::Nginx, _) if self.http2_upstream => Some("this version has no HTTP/2 upstream"),
+            (GatewayKind::HaProxy, Workload::Failover { .. }) => Some("this version cannot retry a 429"),
             _ => None,
         }
     }
 
-    fn answer(&self) -> Answer {
+    fn upstream_behaviour(&self) -> UpstreamBehaviour {
         match self.work {
-            Work::Streams { .. } => Answer::Stream(EVENTS),
-            Work::Held { .. } => {
-                Answer::Stream(Pace { first: Duration::ZERO, events: 1, ends: false, ..EVENTS })
-            }
-            _ => Answer::Json,
+            Workload::Streams { .. } => UpstreamBehaviour::Stream(STREAM_PACE),
+            Workload::Held { .. } => UpstreamBehaviour::Stream(EventPace {
+                first_event_delay: Duration::ZERO,
+                event_count: 1,
+                ends: false,
+                ..STREAM_PACE
+            }),
+            _ => UpstreamBehaviour::Json,
         }
     }
 }
 
-const EVENTS: Pace =
-    Pace { first: Duration::from_millis(5), every: Duration::from_millis(20), events: 50, ends: true };
+const STREAM_PACE: EventPace = EventPace {
+    first_event_delay: Duration::from_millis(5),
+    event_interval: Duration::from_millis(20),
+    event_count: 50,
+    ends: true,
+};
 /// Connections of clients where as many requests as will go are asked for.
-const CONNECTIONS: usize = 32;
-const WARM_UP: Duration = Duration::from_millis(300);
+const CLIENT_CONNECTIONS: usize = 32;
+const WARM_UP_TIME: Duration = Duration::from_millis(300);
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments.first().is_some_and(|command| command == bare::COMMAND) {
+    if arguments.first().is_some_and(|command| command == bare::BARE_COMMAND) {
         bare::run(&arguments[1..]);
     }
-    let options = Options::parse();
-    prepare_process();
+    let options = BenchOptions::parse();
+    raise_file_limit_and_pin_cores();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         match options.command {
-            None => compare(&options).await,
-            Some(What::Scale) => scale::curves(&options).await,
-            Some(What::Soak { minutes }) => scale::soak(minutes).await,
+            None => compare_gateways(&options).await,
+            Some(BenchCommand::Scale) => scale::print_cost_curves(&options).await,
+            Some(BenchCommand::Soak { minutes }) => scale::run_soak(minutes).await,
         }
     });
 }
 
 /// Thousands of connections, and away from the first core, which is the subject's.
-fn prepare_process() {
+fn raise_file_limit_and_pin_cores() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -199,30 +206,31 @@ fn prepare_process() {
     let cores = std::thread::available_parallelism().unwrap().get();
     assert!(cores > 1, "needs two cores: one for the gateway, one for clients and upstream");
     let pid = std::process::id().to_string();
-    let rest = format!("1-{}", cores - 1);
-    let done = std::process::Command::new("taskset").args(["-a", "-c", "-p", &rest, &pid]).output().unwrap();
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let other_cores = format!("1-{}", cores - 1);
+    let output =
+        std::process::Command::new("taskset").args(["-a", "-c", "-p", &other_cores, &pid]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// What all measurements need.
-struct Bench {
+struct BenchContext {
     directory: tempfile::TempDir,
     acceptors: [Arc<SslAcceptor>; 2],
     connector: Arc<SslConnector>,
     epoch: Instant,
 }
 
-impl Bench {
+impl BenchContext {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let authority = support::tls::authority();
+        let authority = support::tls::generate_authority();
         std::fs::write(directory.path().join("ca.pem"), authority.certificate.to_pem().unwrap()).unwrap();
-        support::tls::write_pair(directory.path(), &authority, 30);
+        support::tls::write_certificate_and_key(directory.path(), &authority, 30);
         let mut connector = SslConnector::builder(SslMethod::tls_client()).unwrap();
         connector.set_ca_file(directory.path().join("ca.pem")).unwrap();
         let connector = Arc::new(connector.build());
         let acceptors =
-            [&b"\x08http/1.1"[..], b"\x02h2"].map(|protocols| acceptor(directory.path(), protocols));
+            [&b"\x08http/1.1"[..], b"\x02h2"].map(|protocols| tls_acceptor(directory.path(), protocols));
         Self { directory, acceptors, connector, epoch: Instant::now() }
     }
 
@@ -235,8 +243,8 @@ impl Bench {
         }
     }
 
-    fn setting<'a>(&'a self, scenario: &Scenario, upstreams: &'a [SocketAddr]) -> Setting<'a> {
-        Setting {
+    fn gateway_setup<'a>(&'a self, scenario: &Scenario, upstreams: &'a [SocketAddr]) -> GatewaySetup<'a> {
+        GatewaySetup {
             directory: self.directory.path(),
             upstreams,
             tls_upstream: scenario.tls_upstream,
@@ -246,21 +254,21 @@ impl Bench {
         }
     }
 
-    fn target(&self, address: SocketAddr, scenario: &Scenario) -> Target {
+    fn load_target(&self, address: SocketAddr, scenario: &Scenario) -> LoadTarget {
         let body = match scenario.work {
-            Work::Requests { body, .. } => body,
+            Workload::Requests { body, .. } => body,
             _ => 1024,
         };
-        let streams = matches!(scenario.work, Work::Streams { .. } | Work::Held { .. });
-        Target {
+        let streams = matches!(scenario.work, Workload::Streams { .. } | Workload::Held { .. });
+        LoadTarget {
             address,
             tls: scenario.tls_listener.then(|| Arc::clone(&self.connector)),
-            requests: Arc::from([load::request(&client_key(0), body, streams)]),
+            requests: Arc::from([load::chat_request(&client_key(0), body, streams)]),
         }
     }
 }
 
-fn acceptor(directory: &Path, protocols: &'static [u8]) -> Arc<SslAcceptor> {
+fn tls_acceptor(directory: &Path, protocols: &'static [u8]) -> Arc<SslAcceptor> {
     let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls()).unwrap();
     acceptor.set_certificate_chain_file(directory.join("cert.pem")).unwrap();
     acceptor.set_private_key_file(directory.join("key.pem"), openssl::ssl::SslFiletype::PEM).unwrap();
@@ -270,10 +278,10 @@ fn acceptor(directory: &Path, protocols: &'static [u8]) -> Arc<SslAcceptor> {
     Arc::new(acceptor.build())
 }
 
-async fn compare(options: &Options) {
-    let bench = Bench::new();
+async fn compare_gateways(options: &BenchOptions) {
+    let bench = BenchContext::new();
     let mut kinds = Vec::new();
-    for kind in Kind::ALL {
+    for kind in GatewayKind::ALL {
         let is_wanted =
             options.subjects.is_empty() || options.subjects.iter().any(|part| kind.name().contains(part));
         match kind.version() {
@@ -282,11 +290,11 @@ async fn compare(options: &Options) {
             None => eprintln!("{} is not installed, and left out", kind.name()),
         }
     }
-    let mut report = report::Report::new(options.runs, &kinds);
+    let mut report = report::BenchReport::new(options.runs, &kinds);
     for scenario in &SCENARIOS {
-        if options.only.as_ref().is_none_or(|part| scenario.name.contains(part)) {
+        if options.only.as_ref().is_none_or(|quantile| scenario.name.contains(quantile)) {
             let kinds: Vec<_> = kinds.iter().map(|(kind, _)| *kind).collect();
-            let table = measure(&bench, scenario, &kinds, options).await.unwrap();
+            let table = measure_scenario(&bench, scenario, &kinds, options).await.unwrap();
             println!("{}", table.as_markdown());
             report.tables.push(table);
         }
@@ -298,121 +306,143 @@ async fn compare(options: &Options) {
 }
 
 /// All subjects in one scenario.
-async fn measure(bench: &Bench, scenario: &Scenario, kinds: &[Kind], options: &Options) -> io::Result<Table> {
+async fn measure_scenario(
+    bench: &BenchContext,
+    scenario: &Scenario,
+    kinds: &[GatewayKind],
+    options: &BenchOptions,
+) -> io::Result<ScenarioTable> {
     let transport = bench.transport(scenario.tls_upstream, scenario.http2_upstream);
-    let first =
-        if matches!(scenario.work, Work::Failover { .. }) { Answer::Refusal } else { scenario.answer() };
+    let first = if matches!(scenario.work, Workload::Failover { .. }) {
+        UpstreamBehaviour::Refusal
+    } else {
+        scenario.upstream_behaviour()
+    };
     let upstreams = [
-        Upstream::start(first, transport.clone(), bench.epoch).await?,
-        Upstream::start(scenario.answer(), transport, bench.epoch).await?,
+        BenchUpstream::start(first, transport.clone(), bench.epoch).await?,
+        BenchUpstream::start(scenario.upstream_behaviour(), transport, bench.epoch).await?,
     ];
     let addresses = upstreams.each_ref().map(|upstream| upstream.address);
-    let setting = bench.setting(scenario, &addresses);
-    let mut table = Table::new(scenario.name, scenario.title);
+    let setup = bench.gateway_setup(scenario, &addresses);
+    let mut table = ScenarioTable::new(scenario.name, scenario.title);
     // What the machine itself takes, without anybody between.
-    let direct = Upstream::start(scenario.answer(), Transport::Plain, bench.epoch).await?;
-    let mut subjects = Vec::new();
+    let direct = BenchUpstream::start(scenario.upstream_behaviour(), Transport::Plain, bench.epoch).await?;
+    let mut gateways = Vec::new();
     for kind in kinds {
-        match scenario.leaves_out(*kind) {
-            Some(why) => table.left_out.push((kind.name(), why)),
-            None => subjects.push(*kind),
+        match scenario.exclusion_reason(*kind) {
+            Some(why) => table.excluded.push((kind.name(), why)),
+            None => gateways.push(*kind),
         }
     }
-    if let Work::Held { count } = scenario.work {
+    if let Workload::Held { count } = scenario.work {
         for _ in 0..options.runs {
-            for kind in &subjects {
+            for kind in &gateways {
                 // Each time a fresh process.
-                let subject = Subject::start(*kind, &setting)?;
-                let target = bench.target(subject.address, scenario);
-                table.add(*kind, held(&subject, &target, count).await?);
+                let gateway = RunningGateway::start(*kind, &setup)?;
+                let target = bench.load_target(gateway.address, scenario);
+                table.add(*kind, measure_held_streams(&gateway, &target, count).await?);
             }
         }
         return Ok(table);
     }
-    let subjects: Vec<_> =
-        subjects.iter().map(|kind| Subject::start(*kind, &setting)).collect::<Result<_, _>>()?;
+    let gateways: Vec<_> =
+        gateways.iter().map(|kind| RunningGateway::start(*kind, &setup)).collect::<Result<_, _>>()?;
     let length = Duration::from_secs_f64(options.seconds);
     for _ in 0..options.runs {
         let plain = Scenario { tls_listener: false, ..*scenario };
-        let floor = latencies(bench, &bench.target(direct.address, &plain), scenario, length).await;
-        for subject in &subjects {
-            let target = bench.target(subject.address, scenario);
-            let idle = subject.memory();
-            upstreams.iter().for_each(|upstream| upstream.asked.store(0, Ordering::Relaxed));
-            let (cpu, mut samples) = load(bench, subject, &target, scenario, length).await;
+        let direct_latencies =
+            measure_latencies(bench, &bench.load_target(direct.address, &plain), scenario, length).await;
+        for gateway in &gateways {
+            let target = bench.load_target(gateway.address, scenario);
+            let memory_before = gateway.memory_kib();
+            upstreams.iter().for_each(|upstream| upstream.request_count.store(0, Ordering::Relaxed));
+            let (cpu, mut samples) = measure_load(bench, gateway, &target, scenario, length).await;
             let [refused, answered] =
-                upstreams.each_ref().map(|upstream| upstream.asked.load(Ordering::Relaxed));
-            for (name, value) in &latencies(bench, &target, scenario, length).await {
-                let without = floor.iter().find(|(other, _)| other == name).map_or(0.0, |(_, value)| *value);
-                samples.push((name, (value - without).max(0.0)));
+                upstreams.each_ref().map(|upstream| upstream.request_count.load(Ordering::Relaxed));
+            for (name, value) in &measure_latencies(bench, &target, scenario, length).await {
+                let direct_latency =
+                    direct_latencies.iter().find(|(other, _)| other == name).map_or(0.0, |(_, value)| *value);
+                samples.push((name, (value - direct_latency).max(0.0)));
             }
-            if matches!(scenario.work, Work::Failover { .. }) {
+            if matches!(scenario.work, Workload::Failover { .. }) {
                 samples.push(("refused_first_percent", refused as f64 * 100.0 / answered.max(1) as f64));
             }
             samples.push(("cpu_us", cpu));
-            samples.push(("memory_before_kib", idle as f64));
-            samples.push(("memory_kib", subject.memory() as f64));
-            table.add(subject.kind, samples);
+            samples.push(("memory_before_kib", memory_before as f64));
+            samples.push(("memory_kib", gateway.memory_kib() as f64));
+            table.add(gateway.kind, samples);
         }
     }
     Ok(table)
 }
 
 /// What a unit of work costs in microseconds, and what else was seen while it was done.
-async fn load(
-    bench: &Bench,
-    subject: &Subject,
-    target: &Target,
+async fn measure_load(
+    bench: &BenchContext,
+    gateway: &RunningGateway,
+    target: &LoadTarget,
     scenario: &Scenario,
     length: Duration,
 ) -> (f64, Samples) {
-    if let Work::Streams { count } = scenario.work {
-        let before = subject.cpu();
-        let seen = load::streams(target, count, length, bench.epoch).await;
-        let cost = (subject.cpu() - before).as_secs_f64() * 1e6 / seen.events.max(1) as f64;
-        return (cost, vec![("failures", seen.failures as f64)]);
+    if let Workload::Streams { count } = scenario.work {
+        let before = gateway.cpu_time();
+        let stats = load::run_streams(target, count, length, bench.epoch).await;
+        let cost = (gateway.cpu_time() - before).as_secs_f64() * 1e6 / stats.events.max(1) as f64;
+        return (cost, vec![("failures", stats.failures as f64)]);
     }
-    load::saturate(target, CONNECTIONS, WARM_UP).await;
-    let (before, begun) = (subject.cpu(), Instant::now());
-    let seen = load::saturate(target, CONNECTIONS, length).await;
-    let (used, elapsed) = ((subject.cpu() - before).as_secs_f64(), begun.elapsed().as_secs_f64());
+    load::run_saturated(target, CLIENT_CONNECTIONS, WARM_UP_TIME).await;
+    let (before, start) = (gateway.cpu_time(), Instant::now());
+    let stats = load::run_saturated(target, CLIENT_CONNECTIONS, length).await;
+    let (used, elapsed) = ((gateway.cpu_time() - before).as_secs_f64(), start.elapsed().as_secs_f64());
     let samples = vec![
-        ("failures", seen.failures as f64),
-        ("per_second", seen.answers as f64 / elapsed),
+        ("failures", stats.failures as f64),
+        ("per_second", stats.responses as f64 / elapsed),
         ("busy_percent", used * 100.0 / elapsed),
     ];
-    (used * 1e6 / seen.answers.max(1) as f64, samples)
+    (used * 1e6 / stats.responses.max(1) as f64, samples)
 }
 
 /// What clients wait for, in microseconds.
-async fn latencies(bench: &Bench, target: &Target, scenario: &Scenario, length: Duration) -> Samples {
-    let micros = |sorted: &[Duration], part: f64| {
-        let at = ((sorted.len().max(1) - 1) as f64 * part) as usize;
+async fn measure_latencies(
+    bench: &BenchContext,
+    target: &LoadTarget,
+    scenario: &Scenario,
+    length: Duration,
+) -> Samples {
+    let quantile_us = |sorted: &[Duration], quantile: f64| {
+        let at = ((sorted.len().max(1) - 1) as f64 * quantile) as usize;
         sorted.get(at).map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
     };
     match scenario.work {
-        Work::Streams { count } => {
-            let seen = load::streams(target, count, length, bench.epoch).await;
+        Workload::Streams { count } => {
+            let stats = load::run_streams(target, count, length, bench.epoch).await;
             vec![
-                ("first_p50_us", micros(&seen.first, 0.5)),
-                ("first_p99_us", micros(&seen.first, 0.99)),
-                ("later_p50_us", micros(&seen.later, 0.5)),
-                ("later_p99_us", micros(&seen.later, 0.99)),
+                ("first_p50_us", quantile_us(&stats.first, 0.5)),
+                ("first_p99_us", quantile_us(&stats.first, 0.99)),
+                ("later_p50_us", quantile_us(&stats.later, 0.5)),
+                ("later_p99_us", quantile_us(&stats.later, 0.99)),
             ]
         }
-        Work::Requests { per_second, .. } | Work::Failover { per_second } => {
-            let seen = load::pace(target, CONNECTIONS as u32, per_second, length).await;
-            vec![("p50_us", micros(&seen.latencies, 0.5)), ("p99_us", micros(&seen.latencies, 0.99))]
+        Workload::Requests { per_second, .. } | Workload::Failover { per_second } => {
+            let stats = load::run_at_rate(target, CLIENT_CONNECTIONS as u32, per_second, length).await;
+            vec![
+                ("p50_us", quantile_us(&stats.latencies, 0.5)),
+                ("p99_us", quantile_us(&stats.latencies, 0.99)),
+            ]
         }
-        Work::Held { .. } => Vec::new(),
+        Workload::Held { .. } => Vec::new(),
     }
 }
 
-async fn held(subject: &Subject, target: &Target, count: usize) -> io::Result<Samples> {
-    let idle = subject.memory();
-    let streams = load::hold(target, count).await?;
-    let full = subject.memory();
+async fn measure_held_streams(
+    gateway: &RunningGateway,
+    target: &LoadTarget,
+    count: usize,
+) -> io::Result<Samples> {
+    let memory_before = gateway.memory_kib();
+    let streams = load::open_held_streams(target, count).await?;
+    let memory_after = gateway.memory_kib();
     drop(streams);
-    let each = full.saturating_sub(idle) as f64 / count as f64;
-    Ok(vec![("memory_kib", idle as f64), ("each_kib", each)])
+    let each = memory_after.saturating_sub(memory_before) as f64 / count as f64;
+    Ok(vec![("memory_kib", memory_before as f64), ("each_kib", each)])
 }

@@ -4,24 +4,24 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::subjects::Kind;
+use super::running_gateway::GatewayKind;
 
 /// What one measurement saw, by name; the name ends with the unit.
 pub type Samples = Vec<(&'static str, f64)>;
 
-pub struct Report {
+pub struct BenchReport {
     runs: usize,
     versions: Vec<(&'static str, String)>,
-    pub tables: Vec<Table>,
+    pub tables: Vec<ScenarioTable>,
 }
 
 /// One scenario.
-pub struct Table {
+pub struct ScenarioTable {
     name: &'static str,
     title: &'static str,
-    rows: Vec<(Kind, Vec<Samples>)>,
+    rows: Vec<(GatewayKind, Vec<Samples>)>,
     /// Who could not take part, and why.
-    pub left_out: Vec<(&'static str, &'static str)>,
+    pub excluded: Vec<(&'static str, &'static str)>,
 }
 
 /// The columns, in this order: name, heading, digits.
@@ -45,13 +45,13 @@ const COLUMNS: [(&str, &str, usize); 14] = [
 /// The median, and the narrowest pair of measurements that holds the true one in 95 of 100 cases
 /// (all of them where there are too few).
 #[derive(Clone, Copy)]
-pub struct Median {
+pub struct MedianInterval {
     pub value: f64,
     pub low: f64,
     pub high: f64,
 }
 
-impl Median {
+impl MedianInterval {
     pub fn of(mut values: Vec<f64>) -> Self {
         values.sort_unstable_by(f64::total_cmp);
         let count = values.len();
@@ -60,50 +60,53 @@ impl Median {
         };
         let value = f64::midpoint(values[(count - 1) / 2], values[count / 2]);
         // The true median is below the k-th smallest if fewer than k of the coins show heads.
-        let (mut outside, mut chance, mut narrow) = (0.0, 0.5_f64.powi(count as i32), 0);
+        let (mut outside, mut chance, mut lower_index) = (0.0, 0.5_f64.powi(count as i32), 0);
         for k in 0..count / 2 {
             outside += chance;
             if 2.0 * outside > 0.05 {
                 break;
             }
-            narrow = k;
+            lower_index = k;
             chance *= (count - k) as f64 / (k + 1) as f64;
         }
-        let (low, high) =
-            if narrow == 0 { (*first, *last) } else { (values[narrow], values[count - 1 - narrow]) };
+        let (low, high) = if lower_index == 0 {
+            (*first, *last)
+        } else {
+            (values[lower_index], values[count - 1 - lower_index])
+        };
         Self { value, low, high }
     }
 }
 
-impl Table {
+impl ScenarioTable {
     pub fn new(name: &'static str, title: &'static str) -> Self {
-        Self { name, title, rows: Vec::new(), left_out: Vec::new() }
+        Self { name, title, rows: Vec::new(), excluded: Vec::new() }
     }
 
-    pub fn add(&mut self, kind: Kind, samples: Samples) {
+    pub fn add(&mut self, kind: GatewayKind, samples: Samples) {
         match self.rows.iter_mut().find(|(other, _)| *other == kind) {
             Some((_, all)) => all.push(samples),
             None => self.rows.push((kind, vec![samples])),
         }
     }
 
-    fn median(&self, kind: Kind, name: &str) -> Option<Median> {
+    fn median(&self, kind: GatewayKind, name: &str) -> Option<MedianInterval> {
         let values = self.values(kind, name);
-        (!values.is_empty()).then(|| Median::of(values))
+        (!values.is_empty()).then(|| MedianInterval::of(values))
     }
 
-    fn values(&self, kind: Kind, name: &str) -> Vec<f64> {
+    fn values(&self, kind: GatewayKind, name: &str) -> Vec<f64> {
         let runs = self.rows.iter().find(|(other, _)| *other == kind).map_or(&[][..], |(_, runs)| runs);
         let of_run = |run: &Samples| run.iter().find(|(other, _)| *other == name).map(|(_, value)| *value);
         runs.iter().filter_map(of_run).collect()
     }
 
     /// How much more processor time than bare Pingora, run by run.
-    fn ratio(&self, kind: Kind) -> Option<Median> {
-        let bare = self.values(Kind::Bare, "cpu_us");
+    fn ratio_to_bare(&self, kind: GatewayKind) -> Option<MedianInterval> {
+        let bare_costs = self.values(GatewayKind::BarePingora, "cpu_us");
         let ratios: Vec<_> =
-            self.values(kind, "cpu_us").iter().zip(&bare).map(|(own, bare)| own / bare).collect();
-        (!ratios.is_empty()).then(|| Median::of(ratios))
+            self.values(kind, "cpu_us").iter().zip(&bare_costs).map(|(own, bare)| own / bare).collect();
+        (!ratios.is_empty()).then(|| MedianInterval::of(ratios))
     }
 
     pub fn as_markdown(&self) -> String {
@@ -125,10 +128,10 @@ impl Table {
             for (name, _, digits) in &columns {
                 match self.median(*kind, name) {
                     None => text.push_str(" |"),
-                    Some(Median { value, low, high }) if *name == "cpu_us" => {
+                    Some(MedianInterval { value, low, high }) if *name == "cpu_us" => {
                         let _ = write!(text, " {value:.digits$} ({low:.digits$} to {high:.digits$}) |");
-                        match self.ratio(*kind) {
-                            Some(Median { value, low, high }) => {
+                        match self.ratio_to_bare(*kind) {
+                            Some(MedianInterval { value, low, high }) => {
                                 let _ = write!(text, " {value:.2} ({low:.2} to {high:.2}) |");
                             }
                             None => text.push_str(" |"),
@@ -141,8 +144,8 @@ impl Table {
             }
             text.push('\n');
         }
-        for (name, why) in &self.left_out {
-            let _ = writeln!(text, "\n{name}: {why}.");
+        for (name, reason) in &self.excluded {
+            let _ = writeln!(text, "\n{name}: {reason}.");
         }
         text
     }
@@ -150,7 +153,7 @@ impl Table {
     fn as_json(&self) -> Value {
         let rows = self.rows.iter().map(|(kind, _)| {
             let used = COLUMNS.iter().filter_map(|(name, ..)| {
-                let Median { value, low, high } = self.median(*kind, name)?;
+                let MedianInterval { value, low, high } = self.median(*kind, name)?;
                 Some((
                     (*name).to_owned(),
                     json!({ "median": value, "low": low, "high": high, "runs": self.values(*kind, name) }),
@@ -158,19 +161,19 @@ impl Table {
             });
             let mut row: serde_json::Map<_, _> = used.collect();
             row.insert("subject".into(), kind.name().into());
-            if let Some(Median { value, low, high }) = self.ratio(*kind) {
+            if let Some(MedianInterval { value, low, high }) = self.ratio_to_bare(*kind) {
                 row.insert("cpu_of_bare".into(), json!({ "median": value, "low": low, "high": high }));
             }
             Value::Object(row)
         });
-        let left_out: Vec<_> =
-            self.left_out.iter().map(|(name, why)| json!({ "subject": name, "why": why })).collect();
-        json!({ "scenario": self.name, "title": self.title, "subjects": rows.collect::<Vec<_>>(), "left_out": left_out })
+        let excluded: Vec<_> =
+            self.excluded.iter().map(|(name, reason)| json!({ "subject": name, "why": reason })).collect();
+        json!({ "scenario": self.name, "title": self.title, "subjects": rows.collect::<Vec<_>>(), "left_out": excluded })
     }
 }
 
-impl Report {
-    pub fn new(runs: usize, kinds: &[(Kind, String)]) -> Self {
+impl BenchReport {
+    pub fn new(runs: usize, kinds: &[(GatewayKind, String)]) -> Self {
         let versions = kinds.iter().map(|(kind, version)| (kind.name(), version.clone())).collect();
         Self { runs, versions, tables: Vec::new() }
     }
@@ -178,7 +181,9 @@ impl Report {
     /// One table of the medians that matter most: processor time, for what is held memory.
     pub fn summary(&self) -> String {
         let kinds = || {
-            Kind::ALL.into_iter().filter(|kind| self.versions.iter().any(|(name, _)| *name == kind.name()))
+            GatewayKind::ALL
+                .into_iter()
+                .filter(|kind| self.versions.iter().any(|(name, _)| *name == kind.name()))
         };
         let mut text = String::from("| CPU µs per request, or as told |");
         for kind in kinds() {
@@ -196,8 +201,10 @@ impl Report {
             let _ = write!(text, "| {}{unit} |", table.title);
             for kind in kinds() {
                 match table.median(kind, name) {
-                    Some(Median { value, .. }) if value < 100.0 => drop(write!(text, " {value:.1} |")),
-                    Some(Median { value, .. }) => drop(write!(text, " {value:.0} |")),
+                    Some(MedianInterval { value, .. }) => {
+                        let digits = usize::from(value < 100.0);
+                        let _ = write!(text, " {value:.digits$} |");
+                    }
                     None => text.push_str(" |"),
                 }
             }
@@ -218,7 +225,7 @@ impl Report {
             },
             "versions": self.versions.iter().map(|(name, version)| ((*name).to_owned(), json!(version))).collect::<serde_json::Map<_, _>>(),
             "runs": self.runs,
-            "scenarios": self.tables.iter().map(Table::as_json).collect::<Vec<_>>(),
+            "scenarios": self.tables.iter().map(ScenarioTable::as_json).collect::<Vec<_>>(),
         });
         format!("{report:#}\n")
     }

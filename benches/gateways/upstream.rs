@@ -17,21 +17,21 @@ use tokio_openssl::SslStream;
 
 /// What it answers to everything.
 #[derive(Clone, Copy)]
-pub enum Answer {
+pub enum UpstreamBehaviour {
     /// A completion of 1 KB.
     Json,
     /// Events with the time at which they were sent.
-    Stream(Pace),
+    Stream(EventPace),
     /// 429, retry after a second.
     Refusal,
 }
 
 /// When a stream's events are sent.
 #[derive(Clone, Copy)]
-pub struct Pace {
-    pub first: Duration,
-    pub every: Duration,
-    pub events: u32,
+pub struct EventPace {
+    pub first_event_delay: Duration,
+    pub event_interval: Duration,
+    pub event_count: u32,
     /// Whether the stream ends; otherwise it falls silent.
     pub ends: bool,
 }
@@ -45,68 +45,74 @@ pub enum Transport {
 }
 
 /// A running one; it ends with the runtime.
-pub struct Upstream {
+pub struct BenchUpstream {
     pub address: SocketAddr,
     /// How many requests it has had since somebody looked.
-    pub asked: Arc<AtomicU64>,
+    pub request_count: Arc<AtomicU64>,
 }
 
 /// What stands before the time in an event, which has sixteen digits.
-pub const SENT: &[u8] = br#""sent_ns":""#;
-const DIGITS: usize = 16;
+pub const SENT_TIME_FIELD: &[u8] = br#""sent_ns":""#;
+const SENT_TIME_DIGITS: usize = 16;
 
-impl Upstream {
+impl BenchUpstream {
     /// Starts one; times are counted from `epoch`.
-    pub async fn start(answer: Answer, transport: Transport, epoch: Instant) -> io::Result<Self> {
+    pub async fn start(
+        behaviour: UpstreamBehaviour,
+        transport: Transport,
+        epoch: Instant,
+    ) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let asked = Arc::new(AtomicU64::new(0));
-        let count = Arc::clone(&asked);
+        let request_count = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&request_count);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (count, transport) = (Arc::clone(&count), transport.clone());
                 let _ = stream.set_nodelay(true);
                 // Whoever hangs up has had enough.
-                tokio::spawn(async move { connection(stream, answer, &transport, epoch, &count).await });
+                tokio::spawn(
+                    async move { serve_connection(stream, behaviour, &transport, epoch, &count).await },
+                );
             }
         });
-        Ok(Self { address, asked })
+        Ok(Self { address, request_count })
     }
 }
 
-async fn connection(
+async fn serve_connection(
     stream: TcpStream,
-    answer: Answer,
+    behaviour: UpstreamBehaviour,
     transport: &Transport,
     epoch: Instant,
-    asked: &AtomicU64,
+    request_count: &AtomicU64,
 ) -> io::Result<()> {
     let acceptor = match transport {
-        Transport::Plain => return http1(stream, answer, epoch, asked).await,
+        Transport::Plain => return serve_http1(stream, behaviour, epoch, request_count).await,
         Transport::Tls(acceptor) | Transport::Http2(acceptor) => acceptor,
     };
     let mut stream = SslStream::new(Ssl::new(acceptor.context())?, stream)?;
     Pin::new(&mut stream).accept().await.map_err(io::Error::other)?;
     if stream.ssl().selected_alpn_protocol() == Some(b"h2") {
-        return http2(stream, asked).await.map_err(io::Error::other);
+        return serve_http2(stream, request_count).await.map_err(io::Error::other);
     }
-    http1(stream, answer, epoch, asked).await
+    serve_http1(stream, behaviour, epoch, request_count).await
 }
 
-async fn http1<S: AsyncRead + AsyncWrite + Unpin>(
+async fn serve_http1<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
-    answer: Answer,
+    behaviour: UpstreamBehaviour,
     epoch: Instant,
-    asked: &AtomicU64,
+    request_count: &AtomicU64,
 ) -> io::Result<()> {
-    let completion = completion();
+    let completion = completion_response();
     let mut buffer = BytesMut::with_capacity(64 * 1024);
-    while let Some(wants_usage) = request(&mut stream, &mut buffer).await? {
-        asked.fetch_add(1, Ordering::Relaxed);
-        match answer {
-            Answer::Json => stream.write_all(&completion).await?,
-            Answer::Refusal => stream.write_all(REFUSAL).await?,
-            Answer::Stream(pace) => events(&mut stream, pace, epoch, wants_usage).await?,
+    while let Some(wants_usage) = read_request(&mut stream, &mut buffer).await? {
+        request_count.fetch_add(1, Ordering::Relaxed);
+        match behaviour {
+            UpstreamBehaviour::Json => stream.write_all(&completion).await?,
+            UpstreamBehaviour::Refusal => stream.write_all(REFUSAL_RESPONSE).await?,
+            UpstreamBehaviour::Stream(pace) => send_events(&mut stream, pace, epoch, wants_usage).await?,
         }
         stream.flush().await?;
     }
@@ -114,7 +120,10 @@ async fn http1<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// Reads a request with all of its body, and says whether it asks for a stream's usage.
-async fn request<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut BytesMut) -> io::Result<Option<bool>> {
+async fn read_request<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    buffer: &mut BytesMut,
+) -> io::Result<Option<bool>> {
     let head = loop {
         if let Some(at) = memmem::find(buffer, b"\r\n\r\n") {
             break at + 4;
@@ -123,16 +132,16 @@ async fn request<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut BytesMut) ->
             return Ok(None);
         }
     };
-    let mut missing = super::http::content_length(&buffer[..head]).unwrap_or(0);
+    let mut remaining = super::http::content_length(&buffer[..head]).unwrap_or(0);
     let _ = buffer.split_to(head);
     let mut wants_usage = false;
     loop {
-        let taken = buffer.split_to(missing.min(buffer.len()));
+        let taken = buffer.split_to(remaining.min(buffer.len()));
         // Only short ones ask for streams.
         wants_usage |= taken.len() < 4096 && memmem::find(&taken, b"include_usage").is_some();
-        missing -= taken.len();
+        remaining -= taken.len();
         drop(taken);
-        if missing == 0 {
+        if remaining == 0 {
             return Ok(Some(wants_usage));
         }
         buffer.reserve(64 * 1024);
@@ -142,21 +151,21 @@ async fn request<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut BytesMut) ->
     }
 }
 
-async fn events<S: AsyncRead + AsyncWrite + Unpin>(
+async fn send_events<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
-    pace: Pace,
+    pace: EventPace,
     epoch: Instant,
     wants_usage: bool,
 ) -> io::Result<()> {
-    sleep(pace.first).await;
-    let mut event = event();
-    let at = memmem::find(&event, SENT).expect("it has a time") + SENT.len();
+    sleep(pace.first_event_delay).await;
+    let mut event = stream_event();
+    let at = memmem::find(&event, SENT_TIME_FIELD).expect("it has a time") + SENT_TIME_FIELD.len();
     stream.write_all(STREAM_HEAD).await?;
-    let begun = Moment::now();
-    for number in 0..pace.events {
-        sleep_until(begun + pace.every * number).await;
+    let start = Moment::now();
+    for number in 0..pace.event_count {
+        sleep_until(start + pace.event_interval * number).await;
         let now = epoch.elapsed().as_nanos();
-        event[at..at + DIGITS].copy_from_slice(format!("{now:0DIGITS$}").as_bytes());
+        event[at..at + SENT_TIME_DIGITS].copy_from_slice(format!("{now:0SENT_TIME_DIGITS$}").as_bytes());
         stream.write_all(&event).await?;
         stream.flush().await?;
     }
@@ -166,19 +175,19 @@ async fn events<S: AsyncRead + AsyncWrite + Unpin>(
         return Ok(());
     }
     if wants_usage {
-        stream.write_all(&chunk(USAGE)).await?;
+        stream.write_all(&http_chunk(USAGE_EVENT)).await?;
     }
-    stream.write_all(&chunk(b"data: [DONE]\n\n")).await?;
+    stream.write_all(&http_chunk(b"data: [DONE]\n\n")).await?;
     stream.write_all(b"0\r\n\r\n").await
 }
 
-async fn http2(stream: SslStream<TcpStream>, asked: &AtomicU64) -> Result<(), h2::Error> {
+async fn serve_http2(stream: SslStream<TcpStream>, request_count: &AtomicU64) -> Result<(), h2::Error> {
     let mut connection =
         h2::server::Builder::new().initial_window_size(4 << 20).handshake::<_, Bytes>(stream).await?;
     let (head, body) = completion_parts();
     while let Some(request) = connection.accept().await {
         let (request, mut respond) = request?;
-        asked.fetch_add(1, Ordering::Relaxed);
+        request_count.fetch_add(1, Ordering::Relaxed);
         let (head, body) = (head.clone(), body.clone());
         tokio::spawn(async move {
             let mut incoming = request.into_body();
@@ -198,7 +207,7 @@ async fn http2(stream: SslStream<TcpStream>, asked: &AtomicU64) -> Result<(), h2
 }
 
 /// The headers that Azure OpenAI sends, as far as they weigh something.
-const HEADERS: [(&str, &str); 9] = [
+const RESPONSE_HEADERS: [(&str, &str); 9] = [
     ("content-type", "application/json"),
     ("apim-request-id", "0f1a9f8c-2f3b-4c59-a0d0-2a0b7a7f6f11"),
     ("strict-transport-security", "max-age=31536000; includeSubDomains; preload"),
@@ -210,7 +219,7 @@ const HEADERS: [(&str, &str); 9] = [
     ("x-ratelimit-remaining-tokens", "999999999"),
 ];
 
-const REFUSAL: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
+const REFUSAL_RESPONSE: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
     content-length: 93\r\n\r\n{\"error\":{\"code\":\"429\",\"message\":\"Requests have exceeded the call rate limit of this tier.  \"}}";
 
 const STREAM_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n\
@@ -218,7 +227,7 @@ const STREAM_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream;
     x-ratelimit-remaining-requests: 99999999\r\nx-ratelimit-remaining-tokens: 999999999\r\n\
     transfer-encoding: chunked\r\n\r\n";
 
-const USAGE: &[u8] = br#"data: {"choices":[],"created":1764000000,"id":"chatcmpl-CfEoAaX2fJbQ7mN0xk2zGk3rV1cHa","model":"gpt-4o-2024-11-20","object":"chat.completion.chunk","usage":{"completion_tokens":50,"prompt_tokens":20,"total_tokens":70}}
+const USAGE_EVENT: &[u8] = br#"data: {"choices":[],"created":1764000000,"id":"chatcmpl-CfEoAaX2fJbQ7mN0xk2zGk3rV1cHa","model":"gpt-4o-2024-11-20","object":"chat.completion.chunk","usage":{"completion_tokens":50,"prompt_tokens":20,"total_tokens":70}}
 
 "#;
 
@@ -230,12 +239,13 @@ fn completion_parts() -> (Vec<(&'static str, String)>, Bytes) {
         body.push_str("and so on ");
     }
     body.push_str(r#"","role":"assistant"}}],"created":1764000000,"id":"chatcmpl-CfEoAaX2fJbQ7mN0xk2zGk3rV1cHa","model":"gpt-4o-2024-11-20","object":"chat.completion","system_fingerprint":"fp_b54fe76834","usage":{"completion_tokens":60,"prompt_tokens":200,"total_tokens":260}}"#);
-    let mut headers: Vec<_> = HEADERS.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+    let mut headers: Vec<_> =
+        RESPONSE_HEADERS.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
     headers.push(("content-length", body.len().to_string()));
     (headers, body.into())
 }
 
-fn completion() -> Vec<u8> {
+fn completion_response() -> Vec<u8> {
     let (headers, body) = completion_parts();
     let mut bytes = b"HTTP/1.1 200 OK\r\n".to_vec();
     for (name, value) in headers {
@@ -246,14 +256,14 @@ fn completion() -> Vec<u8> {
     bytes
 }
 
-fn event() -> Vec<u8> {
-    chunk(
+fn stream_event() -> Vec<u8> {
+    http_chunk(
         br#"data: {"choices":[{"content_filter_results":{"hate":{"filtered":false,"severity":"safe"}},"delta":{"content":" word"},"finish_reason":null,"index":0,"logprobs":null}],"created":1764000000,"id":"chatcmpl-CfEoAaX2fJbQ7mN0xk2zGk3rV1cHa","model":"gpt-4o-2024-11-20","object":"chat.completion.chunk","sent_ns":"0000000000000000"}
 
 "#,
     )
 }
 
-fn chunk(data: &[u8]) -> Vec<u8> {
+fn http_chunk(data: &[u8]) -> Vec<u8> {
     [format!("{:x}\r\n", data.len()).as_bytes(), data, b"\r\n"].concat()
 }

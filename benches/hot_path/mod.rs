@@ -8,19 +8,19 @@ use std::time::{Duration, Instant, SystemTime};
 
 use aoai_lb::azure;
 use aoai_lb::azure::Operation;
-use aoai_lb::azure::request::body;
-use aoai_lb::azure::response::answer::Answer as Said;
-use aoai_lb::azure::response::body::ReplyBody;
+use aoai_lb::azure::request::json_body::BodyFacts;
+use aoai_lb::azure::response::capture::ResponseCapture;
+use aoai_lb::azure::response::collected_body::CollectedBody;
 use aoai_lb::azure::response::hints;
-use aoai_lb::azure::response::sse::{Scanner, UsageFilter};
+use aoai_lb::azure::response::sse::{EventScanner, UsageEventFilter};
 use aoai_lb::azure::response::verdict::Verdict;
 use aoai_lb::config;
 use aoai_lb::credentials::Keyring;
-use aoai_lb::gateway::{Admitted, Answer, Body, Failure, Gateway, Process};
+use aoai_lb::gateway::{AdmittedRequest, AttemptFailure, BodyView, Gateway, ProcessState, ResponseFacts};
 use aoai_lb::record::Recorder;
-use aoai_lb::record::exchange::{Answered, Asked, Exchange, Outcome};
-use aoai_lb::record::redact::Redaction;
-use aoai_lb::routing::retry_plan::{Choice, Journey};
+use aoai_lb::record::exchange::{CapturedRequest, CapturedResponse, ExchangeOutcome, FinishedExchange};
+use aoai_lb::record::redact::Redactor;
+use aoai_lb::routing::retry_plan::{NextStep, RetryPlan};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method};
 
@@ -32,21 +32,21 @@ const V1: &[u8] = b"/openai/v1/chat/completions";
 pub type Step = (&'static str, Box<dyn FnMut()>);
 
 /// A gateway with four backends and what it needs to live.
-struct World {
+struct GatewayFixture {
     gateway: Gateway,
     headers: HeaderMap,
     _runtime: tokio::runtime::Runtime,
 }
 
-impl World {
+impl GatewayFixture {
     fn new() -> Arc<Self> {
         let digest: String =
             openssl::sha::sha256(KEY.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
         let backends: String = (0..4)
-            .map(|n| {
+            .map(|index| {
                 format!(
-                    "  - {{ name: b{n}, endpoint: \"https://b{n}.openai.azure.com\", credential: {{ api_key: k }}, \
-                     deployments: {{ gpt-4o: gpt-4o-{n} }} }}\n"
+                    "  - {{ name: b{index}, endpoint: \"https://b{index}.openai.azure.com\", credential: {{ api_key: k }}, \
+                     deployments: {{ gpt-4o: gpt-4o-{index} }} }}\n"
                 )
             })
             .collect();
@@ -54,144 +54,152 @@ impl World {
             "listeners: [ {{ address: 127.0.0.1:8080 }} ]\nbackends:\n{backends}\
              clients: [ {{ name: team-a, keys: [ {{ sha256: {digest} }} ] }} ]\n"
         );
-        let checked = config::parse(&text, std::path::Path::new("."), &|_| None).expect("it is good");
+        let checked = config::parse_yaml(&text, std::path::Path::new("."), &|_| None).expect("it is good");
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         let keyring = Keyring::offline(runtime.handle());
-        let recorder = Recorder::open(&checked.config, &keyring, runtime.handle()).expect("nothing is kept");
+        let recorder = Recorder::start(&checked.config, &keyring, runtime.handle()).expect("nothing is kept");
         let now = Instant::now();
-        let gateway = Gateway::new(&checked.config, Arc::new(Process::new(now, recorder, keyring)), now);
+        let gateway = Gateway::new(&checked.config, Arc::new(ProcessState::new(now, recorder, keyring)), now);
         let mut headers = HeaderMap::new();
         headers.insert("api-key", HeaderValue::from_static(KEY));
         Arc::new(Self { gateway, headers, _runtime: runtime })
     }
 
-    fn admit(&self, target: &[u8], body: &Bytes) -> Admitted {
+    fn admit(&self, target: &[u8], body: &Bytes) -> AdmittedRequest {
         let (gateway, method) = (&self.gateway, &Method::POST);
-        let is_good = "it is a good request";
-        let target = gateway.locate(method, target, false).expect(is_good);
-        gateway.allow(method, &target).expect(is_good);
-        let Ok(client) = gateway.authenticate(&self.headers, &target, None) else { panic!("{is_good}") };
-        gateway.permit(method, &target, &client).expect(is_good);
-        let body = Body { bytes: body, content_type: "application/json", encoded: false };
-        let asked = gateway.read(method, &target, &body).expect(is_good);
-        gateway.admit(method, target, &client, asked).expect(is_good)
+        let expectation = "it is a good request";
+        let target = gateway.parse_target(method, target, false).expect(expectation);
+        gateway.check_path_allowed(method, &target).expect(expectation);
+        let Ok(client) = gateway.authenticate(&self.headers, &target, None) else { panic!("{expectation}") };
+        gateway.check_client_permissions(method, &target, &client).expect(expectation);
+        let body = BodyView { bytes: body, content_type: "application/json", is_encoded: false };
+        let call = gateway.read_call(method, &target, &body).expect(expectation);
+        gateway.admit(method, target, &client, call).expect(expectation)
     }
 }
 
 /// All steps.
 pub fn steps() -> Vec<Step> {
-    let world = World::new();
-    let short = chat(1_000);
+    let fixture = GatewayFixture::new();
+    let short_body = chat_body(1_000);
     let now = Instant::now();
     let mut steps: Vec<Step> = Vec::new();
 
-    let (at, body) = (Arc::clone(&world), short.clone());
-    steps.push(("admit", Box::new(move || drop(black_box(at.admit(CLASSIC, &body))))));
+    let (step_fixture, body) = (Arc::clone(&fixture), short_body.clone());
+    steps.push(("admit_request", Box::new(move || drop(black_box(step_fixture.admit(CLASSIC, &body))))));
 
     // That step finds its target among those of late.
-    steps.push(("target", Box::new(|| drop(black_box(azure::parse(CLASSIC, false))))));
+    steps.push(("parse_target", Box::new(|| drop(black_box(azure::parse_target(CLASSIC, false))))));
 
-    let (at, admitted) = (Arc::clone(&world), world.admit(CLASSIC, &short));
+    let (step_fixture, admitted) = (Arc::clone(&fixture), fixture.admit(CLASSIC, &short_body));
     steps.push((
-        "pick",
+        "choose_backend",
         Box::new(move || {
-            let mut journey = Journey::through(&admitted.pool);
-            let allowance = at.gateway.allowance(now, now, None);
-            let choice = journey.choose(&admitted.pool, Operation::Chat, &allowance, now, 0.5);
-            if let Choice::Try(chosen) = choice {
-                journey.begin(&admitted.pool, &chosen, now);
+            let mut plan = RetryPlan::new(&admitted.pool);
+            let limits = step_fixture.gateway.retry_limits(now, now, None);
+            let next_step = plan.next_step(&admitted.pool, Operation::Chat, &limits, now, 0.5);
+            if let NextStep::Attempt(chosen) = next_step {
+                plan.on_attempt_start(&admitted.pool, &chosen, now);
             }
-            black_box(journey);
+            black_box(plan);
         }),
     ));
 
-    let (at, admitted, body) = (Arc::clone(&world), world.admit(V1, &short), short.clone());
+    let (step_fixture, admitted, body) =
+        (Arc::clone(&fixture), fixture.admit(V1, &short_body), short_body.clone());
     steps.push((
-        "rewrite",
+        "prepare_upstream_request",
         Box::new(move || {
             let candidate = admitted.pool.candidate(0).expect("there are four");
-            let outgoing = at.gateway.put(&admitted, candidate, true);
-            black_box((body::edit(&body, &outgoing.edits), outgoing.path));
+            let upstream_request = step_fixture.gateway.upstream_request(&admitted, candidate, true);
+            black_box((
+                azure::apply_edits(&body, &upstream_request.body_edits),
+                upstream_request.path_and_query,
+            ));
         }),
     ));
 
-    let (at, admitted) = (Arc::clone(&world), world.admit(CLASSIC, &short));
-    let headers = reply_headers();
+    let (step_fixture, admitted) = (Arc::clone(&fixture), fixture.admit(CLASSIC, &short_body));
+    let headers = response_headers();
     steps.push((
-        "learn",
+        "learn_from_response",
         Box::new(move || {
             let candidate = admitted.pool.candidate(0).expect("there are four");
-            let sent = candidate.sent(now);
-            let answer = Answer {
+            let send_ticket = candidate.record_send(now);
+            let facts = ResponseFacts {
                 candidate,
-                sent,
+                send_ticket,
                 headers: &headers,
                 status: 200,
-                secret: 0,
-                failure: Failure::default(),
+                secret_id: 0,
+                failure: AttemptFailure::default(),
                 now,
             };
-            black_box(at.gateway.learn(&admitted, Verdict::Success, answer));
+            black_box(step_fixture.gateway.learn_from_response(&admitted, Verdict::Success, facts));
         }),
     ));
 
-    let (at, admitted, body) = (Arc::clone(&world), world.admit(CLASSIC, &short), short.clone());
-    let (reply, redaction, mut written) = (completion(), Redaction::new(Vec::new()), Vec::new());
+    let (step_fixture, admitted, body) =
+        (Arc::clone(&fixture), fixture.admit(CLASSIC, &short_body), short_body.clone());
+    let (response, redaction, mut written) = (completion_body(), Redactor::new(Vec::new()), Vec::new());
     steps.push((
-        "settle",
+        "write_record",
         Box::new(move || {
-            let mut exchange = exchange(&admitted, &body, &reply);
-            let keep = aoai_lb::record::exchange::Keep {
-                prompt: true,
-                completion: true,
-                limit: 64 * 1024,
-                gather: 64 * 1024,
-                estimates: true,
+            let mut exchange = sample_exchange(&admitted, &body, &response);
+            let capture_policy = aoai_lb::record::exchange::CapturePolicy {
+                captures_prompt: true,
+                captures_completion: true,
+                max_text_bytes: 64 * 1024,
+                max_buffered_completion_bytes: 64 * 1024,
+                estimates_tokens: true,
             };
             written.clear();
-            exchange.line(keep, &redaction, at.gateway.process.recorder.metrics()).write(&mut written);
+            exchange
+                .render_record(capture_policy, &redaction, step_fixture.gateway.process.recorder.metrics())
+                .write_json(&mut written);
             black_box(&written);
         }),
     ));
 
-    let events = events();
+    let chunks = stream_chunks();
     steps.push((
-        "sse_tap",
+        "capture_stream",
         Box::new(move || {
-            let (mut scanner, mut said) = (Scanner::new(1 << 20), Said::new(Operation::Chat, 64 * 1024));
-            for chunk in &events {
-                scanner.feed(chunk, &mut |event| said.event(&event));
+            let (mut scanner, mut capture) =
+                (EventScanner::new(1 << 20), ResponseCapture::new(Operation::Chat, 64 * 1024));
+            for chunk in &chunks {
+                scanner.feed(chunk, &mut |event| capture.capture_event(&event));
             }
-            black_box(said.completion());
+            black_box(capture.completion_text());
         }),
     ));
 
-    let events = self::events();
+    let chunks = self::stream_chunks();
     steps.push((
-        "usage_filter",
+        "filter_usage_event",
         Box::new(move || {
-            let mut filter = UsageFilter::new(1 << 20);
-            for chunk in &events {
+            let mut filter = UsageEventFilter::new(1 << 20);
+            for chunk in &chunks {
                 filter.feed(chunk, &mut |out| drop(black_box(out)));
             }
         }),
     ));
 
-    steps.push(("body_probe", Box::new(move || drop(black_box(body::probe(&short))))));
-    let long = chat(100_000);
-    steps.push(("body_probe_100k", Box::new(move || drop(black_box(body::probe(&long))))));
+    steps.push(("parse_body_1k", Box::new(move || drop(black_box(BodyFacts::parse(&short_body))))));
+    let long_body = chat_body(100_000);
+    steps.push(("parse_body_100k", Box::new(move || drop(black_box(BodyFacts::parse(&long_body))))));
 
-    let headers = reply_headers();
+    let headers = response_headers();
     steps.push((
-        "capacity",
+        "read_rate_limit_headers",
         Box::new(move || {
-            black_box(hints::capacity(&headers));
+            black_box(hints::reported_capacity(&headers));
         }),
     ));
     steps
 }
 
-fn chat(length: usize) -> Bytes {
+fn chat_body(length: usize) -> Bytes {
     let prompt = "tell me more. ".repeat(length / 14);
     format!(
         r#"{{"model":"gpt-4o","max_tokens":100,"messages":[{{"role":"system","content":"You are a helpful assistant."}},{{"role":"user","content":"{prompt}"}}]}}"#
@@ -199,7 +207,7 @@ fn chat(length: usize) -> Bytes {
     .into()
 }
 
-fn completion() -> Bytes {
+fn completion_body() -> Bytes {
     let text = "and so on ".repeat(70);
     format!(
         r#"{{"choices":[{{"content_filter_results":{{"hate":{{"filtered":false,"severity":"safe"}}}},"finish_reason":"stop","index":0,"message":{{"content":"{text}","role":"assistant"}}}}],"created":1764000000,"id":"chatcmpl-1","model":"gpt-4o-2024-11-20","object":"chat.completion","usage":{{"completion_tokens":60,"prompt_tokens":200,"total_tokens":260}}}}"#
@@ -208,12 +216,12 @@ fn completion() -> Bytes {
 }
 
 /// A hundred events, each in a chunk of its own.
-fn events() -> Vec<Bytes> {
+fn stream_chunks() -> Vec<Bytes> {
     let event = r#"data: {"choices":[{"content_filter_results":{"hate":{"filtered":false,"severity":"safe"}},"delta":{"content":" word"},"finish_reason":null,"index":0,"logprobs":null}],"created":1764000000,"id":"chatcmpl-1","model":"gpt-4o-2024-11-20","object":"chat.completion.chunk"}"#;
     vec![Bytes::from(format!("{event}\n\n")); 100]
 }
 
-fn reply_headers() -> HeaderMap {
+fn response_headers() -> HeaderMap {
     let pairs = [
         ("content-type", "application/json"),
         ("apim-request-id", "0f1a9f8c-2f3b-4c59-a0d0-2a0b7a7f6f11"),
@@ -229,11 +237,11 @@ fn reply_headers() -> HeaderMap {
         .collect()
 }
 
-fn exchange(admitted: &Admitted, body: &Bytes, reply: &Bytes) -> Exchange {
-    let mut whole = ReplyBody::new(1 << 20);
-    whole.feed(reply);
-    Exchange {
-        time: SystemTime::UNIX_EPOCH + Duration::from_secs(1_764_000_000),
+fn sample_exchange(admitted: &AdmittedRequest, body: &Bytes, response: &Bytes) -> FinishedExchange {
+    let mut collected = CollectedBody::new(1 << 20);
+    collected.append(response);
+    FinishedExchange {
+        received_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_764_000_000),
         request_id: Arc::from("019ab0d0-0000-7000-8000-000000000000"),
         client: None,
         client_ip: Some([127, 0, 0, 1].into()),
@@ -244,27 +252,27 @@ fn exchange(admitted: &Admitted, body: &Bytes, reply: &Bytes) -> Exchange {
         api_version: Some("2024-10-21".to_owned()),
         deployment: admitted.deployment.clone(),
         is_known_deployment: true,
-        overhead: Duration::from_micros(100),
-        stream: Some(false),
-        status: Some(200),
-        outcome: Outcome::Answered,
-        refusal: None,
+        balancer_overhead: Duration::from_micros(100),
+        is_stream_requested: Some(false),
+        client_status: Some(200),
+        outcome: ExchangeOutcome::Answered,
+        refusal_code: None,
         backend: None,
         upstream_deployment: admitted.deployment.clone(),
         region: Some("East US".to_owned()),
         apim_request_id: Some("0f1a9f8c-2f3b-4c59-a0d0-2a0b7a7f6f11".to_owned()),
         attempts: Vec::new(),
         duration: Duration::from_millis(900),
-        first_byte: Some(Duration::from_millis(890)),
+        time_to_first_byte: Some(Duration::from_millis(890)),
         request_bytes: Some(body.len() as u64),
-        response_bytes: reply.len() as u64,
-        asked: Some(Asked {
+        response_bytes: response.len() as u64,
+        captured_request: Some(CapturedRequest {
             body: body.clone(),
             content_type: "application/json".to_owned(),
-            prompt: admitted.prompt().cloned(),
+            prompt_parts: admitted.prompt_parts().cloned(),
         }),
-        prompt: None,
-        answered: Answered::Reply { body: whole, is_json: true },
-        lightened: false,
+        extracted_prompt: None,
+        captured_response: CapturedResponse::Buffered { body: collected, is_json: true },
+        is_content_dropped: false,
     }
 }

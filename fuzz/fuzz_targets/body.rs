@@ -1,39 +1,42 @@
 //! A body that could be probed is still JSON after every edit, and says what the edit says.
 #![no_main]
 
-use aoai_lb::azure::request::{body, prompt};
-use aoai_lb::azure::response::{usage, verdict};
-use aoai_lb::names::Deployment;
+use aoai_lb::azure::request::json_body::BodyFacts;
+use aoai_lb::azure::request::prompt;
+use aoai_lb::azure::response::usage::TokenUsage;
+use aoai_lb::azure::response::verdict;
+use aoai_lb::azure::{BodyEdit, apply_edits};
+use aoai_lb::names::DeploymentName;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 
 fuzz_target!(|input: &[u8]| {
-    let _ = (prompt::prompt_text(input, None), usage::Usage::from_json(input));
-    let _ = (verdict::judge(404, input, &|_| true), verdict::judge_event(input));
-    let Ok(probe) = body::probe(input) else { return };
-    let known = prompt::prompt_text(input, Some(&probe.prompt));
-    assert_eq!(known, prompt::prompt_text(input, None), "wherever it lies");
-    let upstream = Deployment::parse("up-stream").expect("a good name");
-    let (rename, ask) = (probe.rename(&upstream), probe.ask_usage());
-    let edits: Vec<body::Edit> = rename.iter().chain(&ask).cloned().collect();
-    let edited = body::edit(&Bytes::copy_from_slice(input), &edits).concat();
+    let _ = (prompt::prompt_text(input, None), TokenUsage::from_json(input));
+    let _ = (verdict::judge_response(404, input, &|_| true), verdict::judge_error_event(input));
+    let Ok(facts) = BodyFacts::parse(input) else { return };
+    let located = prompt::prompt_text(input, Some(&facts.prompt_parts));
+    assert_eq!(located, prompt::prompt_text(input, None), "wherever it lies");
+    let upstream = DeploymentName::parse("up-stream").expect("a good name");
+    let (rename, include_usage) = (facts.rename_model_edit(&upstream), facts.include_usage_edit());
+    let edits: Vec<BodyEdit> = rename.iter().chain(&include_usage).cloned().collect();
+    let edited = apply_edits(&Bytes::copy_from_slice(input), &edits).concat();
     // The probe skips over values it does not need, so the referee may be stricter.
     if serde_json::from_slice::<Value>(input).is_err() {
         return;
     }
     let after: Value = serde_json::from_slice(&edited).expect("edits keep JSON valid");
     // Keys are compared without case, by the probe and so by the referee.
-    let says = |object: &Value, key: &str, expected: &Value| {
+    let has_value = |object: &Value, key: &str, expected: &Value| {
         let object = object.as_object().expect("an object");
         object.iter().any(|(k, value)| k.eq_ignore_ascii_case(key) && value == expected)
     };
-    if ask.is_some() {
+    if include_usage.is_some() {
         let options = after.as_object().expect("an object").iter();
         let mut options = options.filter(|(key, _)| key.eq_ignore_ascii_case("stream_options"));
-        assert!(options.any(|(_, options)| says(options, "include_usage", &Value::Bool(true))));
+        assert!(options.any(|(_, options)| has_value(options, "include_usage", &Value::Bool(true))));
     }
     if rename.is_some() {
-        assert!(says(&after, "model", &Value::from("up-stream")));
+        assert!(has_value(&after, "model", &Value::from("up-stream")));
     }
 });

@@ -7,7 +7,7 @@ use aoai_lb::azure::response::hints;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use libfuzzer_sys::fuzz_target;
 
-const NAMES: [&str; 8] = [
+const HEADER_NAMES: [&str; 8] = [
     "retry-after-ms",
     "x-ms-retry-after-ms",
     "retry-after",
@@ -20,7 +20,7 @@ const NAMES: [&str; 8] = [
 
 fuzz_target!(|values: [Option<&[u8]>; 8]| {
     let mut headers = HeaderMap::new();
-    for (name, value) in NAMES.into_iter().zip(values) {
+    for (name, value) in HEADER_NAMES.into_iter().zip(values) {
         if let Some(Ok(value)) = value.map(HeaderValue::from_bytes) {
             headers.insert(HeaderName::from_static(name), value);
         }
@@ -29,5 +29,5 @@ fuzz_target!(|values: [Option<&[u8]>; 8]| {
     if let Some(wait) = hints::cooldown_hint(&headers, now) {
         assert!(wait <= Duration::from_secs(86_400));
     }
-    assert!(hints::capacity(&headers).utilization.is_none_or(|load| load >= 0.0));
+    assert!(hints::reported_capacity(&headers).utilization.is_none_or(|load| load >= 0.0));
 });

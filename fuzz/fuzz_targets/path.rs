@@ -6,12 +6,12 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: (bool, &[u8])| {
     let (upgrade, raw) = input;
-    let Ok(first) = azure::parse(raw, upgrade) else { return };
-    let sent = first.upstream_path(None, None, None);
-    let again = azure::parse(sent.as_bytes(), upgrade).expect("what we send can be read");
+    let Ok(first) = azure::parse_target(raw, upgrade) else { return };
+    let sent = first.upstream_target(None, None, None);
+    let again = azure::parse_target(sent.as_bytes(), upgrade).expect("what we send can be read");
     assert_eq!(again.path, first.path);
     assert_eq!(again.deployment, first.deployment);
     assert!(again.query.credentials().is_empty());
-    assert_eq!(again.upstream_path(None, None, None), sent);
+    assert_eq!(again.upstream_target(None, None, None), sent);
     assert!(!first.path.contains("/../") && !first.path.contains("//"));
 });

@@ -1,36 +1,35 @@
 //! How a stream is split changes neither its events nor what the filter lets pass.
 #![no_main]
 
-use aoai_lb::azure::response::answer::Answer;
-use aoai_lb::azure::response::sse::{Scanner, UsageFilter};
-use aoai_lb::azure::Operation;
-use aoai_lb::azure::response::opening;
+use aoai_lb::azure::response::capture::ResponseCapture;
+use aoai_lb::azure::response::sse::{EventScanner, SseEvent, UsageEventFilter};
+use aoai_lb::azure::{Operation, classify_first_event};
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 
-type Seen = (u64, u64, Vec<u8>, Vec<u8>, bool);
+type ScannedEvent = (u64, u64, Vec<u8>, Vec<u8>, bool);
 
-fn scan(stream: &[u8], step: usize, limit: usize) -> (Vec<Seen>, Option<String>) {
-    let (mut seen, mut scanner) = (Vec::new(), Scanner::new(limit));
-    let mut answer = Answer::new(Operation::Responses, 50);
-    let mut on_event = |event: aoai_lb::azure::response::sse::Event<'_>| {
-        let _ = opening(Operation::Chat, &event);
-        answer.event(&event);
-        seen.push((
-            event.start,
-            event.end,
+fn scan(stream: &[u8], step: usize, limit: usize) -> (Vec<ScannedEvent>, Option<String>) {
+    let (mut events, mut scanner) = (Vec::new(), EventScanner::new(limit));
+    let mut capture = ResponseCapture::new(Operation::Responses, 50);
+    let mut on_event = |event: SseEvent<'_>| {
+        let _ = classify_first_event(Operation::Chat, &event);
+        capture.capture_event(&event);
+        events.push((
+            event.start_offset,
+            event.end_offset,
             event.name.to_vec(),
             event.data.to_vec(),
-            event.oversized,
+            event.is_oversized,
         ));
     };
     stream.chunks(step).for_each(|chunk| scanner.feed(chunk, &mut on_event));
     scanner.finish(&mut on_event);
-    (seen, answer.completion())
+    (events, capture.completion_text())
 }
 
 fn filter(stream: &[u8], step: usize, limit: usize) -> Vec<u8> {
-    let (mut out, mut filter) = (Vec::new(), UsageFilter::new(limit));
+    let (mut out, mut filter) = (Vec::new(), UsageEventFilter::new(limit));
     for chunk in stream.chunks(step) {
         filter.feed(&Bytes::copy_from_slice(chunk), &mut |piece| out.extend_from_slice(&piece));
     }

@@ -6,72 +6,77 @@ use std::time::Instant;
 use prometheus::{GaugeVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use crate::gateway::Gateway;
-use crate::record::metrics::register;
-use crate::routing::health::Part;
+use crate::record::metrics::register_metric;
+use crate::routing::backend_health::BackendPart;
 
 /// Prometheus text.
-pub fn text(gateway: &Gateway, now: Instant) -> String {
-    let state = Registry::new();
-    let gauge =
-        |name, help, labels: &[&str]| register(&state, IntGaugeVec::new(Opts::new(name, help), labels));
+pub fn prometheus_text(gateway: &Gateway, now: Instant) -> String {
+    let registry = Registry::new();
+    let gauge = |name, help, labels: &[&str]| {
+        register_metric(&registry, IntGaugeVec::new(Opts::new(name, help), labels))
+    };
     let in_flight = IntGauge::new("aoai_lb_in_flight", "Requests under way, WebSockets included.");
-    let in_flight = register(&state, in_flight);
-    in_flight.set(i64::try_from(gateway.process.in_flight.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
-    let build = gauge("aoai_lb_build_info", "1; the version is a label.", &["version"]);
-    build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-    let states = gauge(
+    let in_flight = register_metric(&registry, in_flight);
+    in_flight
+        .set(i64::try_from(gateway.process.requests_in_flight.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
+    let build_info = gauge("aoai_lb_build_info", "1; the version is a label.", &["version"]);
+    build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    let state_gauge = gauge(
         "aoai_lb_backend_state",
         "1 for each state that holds: ok, cooling, absent, credential, permission, breaker_open, drained; of a \
          deployment, or of the backend where that is empty.",
         &["backend", "deployment", "state"],
     );
-    let tokens = gauge(
+    let remaining_tokens = gauge(
         "aoai_lb_backend_remaining_tokens",
         "Tokens left in the minute, as the last reply told; below zero on calls that still succeed.",
         &["backend", "deployment"],
     );
-    let requests = gauge(
+    let remaining_requests = gauge(
         "aoai_lb_backend_remaining_requests",
         "Requests left in the minute, as the last reply told.",
         &["backend", "deployment"],
     );
-    let load = GaugeVec::new(
+    let utilization_gauge = GaugeVec::new(
         Opts::new(
             "aoai_lb_backend_utilization_ratio",
             "Load of a provisioned deployment, as the last reply told.",
         ),
         &["backend", "deployment"],
     );
-    let load = register(&state, load);
+    let utilization_gauge = register_metric(&registry, utilization_gauge);
     for backend in &gateway.backends {
-        let (name, memory) = (backend.config.name.as_str(), &backend.memory);
-        let whole = backend.resting(now).map_or("ok", |incident| incident.rest.reason.word());
-        states.with_label_values(&[name, "", whole]).set(1);
-        let resting = memory.resting(now);
-        for (part, incident) in &resting {
+        let (name, health) = (backend.config.name.as_str(), &backend.health);
+        let backend_state =
+            backend.current_outage(now).map_or("ok", |outage| outage.unavailable.reason.as_str());
+        state_gauge.with_label_values(&[name, "", backend_state]).set(1);
+        let unavailable_parts = health.unavailable_parts(now);
+        for (part, outage) in &unavailable_parts {
             let deployment = match part {
-                Part::Deployment(deployment) => deployment,
-                Part::Operation(_) => "",
+                BackendPart::Deployment(deployment) => deployment,
+                BackendPart::Operation(_) => "",
             };
-            states.with_label_values(&[name, deployment, incident.rest.reason.word()]).set(1);
+            state_gauge.with_label_values(&[name, deployment, outage.unavailable.reason.as_str()]).set(1);
         }
-        for (deployment, known) in memory.deployments() {
-            let is_resting = resting.iter().any(|(part, _)| *part == Part::Deployment(deployment.clone()));
-            if !is_resting && !deployment.is_empty() {
-                states.with_label_values(&[name, &deployment, "ok"]).set(1);
+        for (deployment, deployment_health) in health.deployments() {
+            let is_unavailable = unavailable_parts
+                .iter()
+                .any(|(part, _)| *part == BackendPart::Deployment(deployment.clone()));
+            if !is_unavailable && !deployment.is_empty() {
+                state_gauge.with_label_values(&[name, &deployment, "ok"]).set(1);
             }
-            let told = known.headroom.last_told();
+            let capacity = deployment_health.headroom.last_reported_capacity();
             let labels = [name, deployment.as_str()];
-            if let Some(left) = told.tokens {
-                tokens.with_label_values(&labels).set(left.remaining);
+            if let Some(limit) = capacity.tokens {
+                remaining_tokens.with_label_values(&labels).set(limit.remaining);
             }
-            if let Some(left) = told.requests {
-                requests.with_label_values(&labels).set(left.remaining);
+            if let Some(limit) = capacity.requests {
+                remaining_requests.with_label_values(&labels).set(limit.remaining);
             }
-            if let Some(utilization) = told.utilization {
-                load.with_label_values(&labels).set(utilization);
+            if let Some(utilization) = capacity.utilization {
+                utilization_gauge.with_label_values(&labels).set(utilization);
             }
         }
     }
-    gateway.process.recorder.metrics().text(&state)
+    gateway.process.recorder.metrics().to_prometheus_text(&registry)
 }

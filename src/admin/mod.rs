@@ -3,404 +3,269 @@
 //!
 //! Beyond loopback it wants TLS and a token; its answers carry no secret.
 
-pub mod feed;
+mod access;
+pub mod config_status;
+mod drain;
 pub mod metrics;
 mod page;
+pub mod reload;
+mod response;
+pub mod snapshot;
 pub mod status;
+pub mod status_feed;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderValue, Method, Response, header};
-use log::{debug, info, warn};
+use http::{HeaderValue, Method, header};
+use log::debug;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::server::ShutdownWatch;
 use serde_json::json;
-use tokio::runtime::Handle;
 use tokio::time::timeout;
 
-use self::feed::Feed;
-use crate::config::{self, AdminAddress, KeyPair};
-use crate::proxy::client::refusal_response;
-use crate::refusal::{Reason, Refusal};
-use crate::routing::health;
-use crate::server::reload::{Live, NotReloaded};
+use self::access::{AllowedHosts, is_allowed_origin, is_authorized};
+use self::drain::set_drained;
+use self::reload::ReloadFunction;
+use self::response::FullResponse;
+use self::snapshot::StatusSource;
+use self::status_feed::{StatusFeed, status_event};
+use crate::config;
+use crate::refusal::{Refusal, RefusalReason};
 
-/// How long a connection may be silent between two requests, in seconds.
-const IDLE: u64 = 60;
+/// How long a connection may be idle between two requests.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(60);
 /// What is sent where nothing is to be told, so that whoever left is noticed.
-const NOTHING_NEW: &[u8] = b": \n\n";
+const KEEPALIVE_COMMENT: &[u8] = b": \n\n";
 /// How often.
-const PULSE: Duration = Duration::from_secs(15);
+const KEEPALIVE_COMMENT_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Serves the admin API.
-pub struct Admin {
-    live: Arc<Live>,
-    started: Instant,
-    /// Where a reload does its work.
-    background: Handle,
-    feed: Arc<Feed>,
-    policy: HeaderValue,
+pub struct AdminApi {
+    status_source: StatusSource,
+    status_feed: Arc<StatusFeed>,
+    reload: ReloadFunction,
+    content_security_policy: HeaderValue,
     /// The hosts that it answers for; `None` for a Unix socket.
-    hosts: Option<Hosts>,
-}
-
-/// The names under which a client may have found it. A page of another site must not read it
-/// through a name that it makes resolve here.
-struct Hosts {
-    address: IpAddr,
-    names: Vec<String>,
-}
-
-impl Hosts {
-    /// Addresses of this machine, and the names that its certificate vouches for.
-    fn has(&self, host: &str) -> bool {
-        let name = match host.rsplit_once(':') {
-            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-            _ => host,
-        };
-        let name = name.trim_start_matches('[').trim_end_matches(']');
-        match name.parse::<IpAddr>() {
-            Ok(ip) => ip == self.address || ip.to_canonical().is_loopback() || self.address.is_unspecified(),
-            Err(_) => {
-                let domain = name.split_once('.').map(|(_, domain)| domain);
-                let is_it = |known: &String| match known.strip_prefix("*.") {
-                    Some(known) => domain.is_some_and(|domain| domain.eq_ignore_ascii_case(known)),
-                    None => known.eq_ignore_ascii_case(name),
-                };
-                name.eq_ignore_ascii_case("localhost") || self.names.iter().any(is_it)
-            }
-        }
-    }
+    allowed_hosts: Option<AllowedHosts>,
 }
 
 /// What a request is answered with.
-enum Answer {
-    Whole(Response<Vec<u8>>),
+enum AdminResponse {
+    Full(FullResponse),
     /// Events, for as long as somebody listens.
-    Events,
+    EventStream,
 }
 
-impl Admin {
-    /// The admin API of what is live, as configured.
+impl AdminApi {
+    /// The admin API of this configuration.
     pub fn new(
-        live: Arc<Live>,
-        config: &config::Admin,
-        feed: Arc<Feed>,
-        started: Instant,
-        background: Handle,
+        config: &config::AdminConfig,
+        status_source: StatusSource,
+        status_feed: Arc<StatusFeed>,
+        reload: ReloadFunction,
     ) -> Self {
-        let files = config.tls.iter().flat_map(|tls| &tls.pairs);
-        let names =
-            files.filter_map(|files| KeyPair::read(files).ok()).flat_map(|pair| pair.names()).collect();
-        let hosts = match config.address {
-            AdminAddress::Tcp(address) => Some(Hosts { address: address.ip(), names }),
-            AdminAddress::Unix(_) => None,
-        };
-        let policy = page::content_security_policy();
-        Self { live, started, background, feed, policy, hosts }
+        let allowed_hosts = AllowedHosts::from_config(config);
+        let content_security_policy = page::content_security_policy();
+        Self { status_source, status_feed, reload, content_security_policy, allowed_hosts }
     }
 
-    async fn answer(&self, session: &ServerSession) -> Answer {
+    async fn respond(&self, session: &ServerSession) -> AdminResponse {
         let request = session.req_header();
-        if !self.is_local(session) {
+        if !is_allowed_origin(session, self.allowed_hosts.as_ref()) {
             let message =
                 "the admin API answers only under its own addresses and names, and no page of another site";
-            return Answer::Whole(refused(403, &Refusal::new(Reason::PathNotAllowed, message)));
+            let refusal = Refusal::new(RefusalReason::PathNotAllowed, message);
+            return AdminResponse::Full(response::with_refusal(403, &refusal));
         }
         let path = request.uri.path();
         // The page has nothing in it; it asks for the token by itself.
-        if !matches!(path, "/" | "/healthz" | "/readyz") && !self.is_known(session) {
+        if !matches!(path, "/" | "/healthz" | "/readyz") && !self.is_authorized(session) {
             let message = "the admin API wants its token: Authorization: Bearer TOKEN";
-            let mut response = refused(401, &Refusal::new(Reason::InvalidApiKey, message));
+            let refusal = Refusal::new(RefusalReason::InvalidApiKey, message);
+            let mut response = response::with_refusal(401, &refusal);
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            return Answer::Whole(response);
+            return AdminResponse::Full(response);
         }
         match request.method {
-            Method::GET | Method::HEAD => self.tell(path),
-            Method::POST => Answer::Whole(self.act(session, path).await),
+            Method::GET | Method::HEAD => self.get(path),
+            Method::POST => AdminResponse::Full(self.post(session, path).await),
             _ => {
                 let message = "the admin API serves GET, HEAD and POST";
-                Answer::Whole(refused(405, &Refusal::new(Reason::MethodNotAllowed, message)))
+                let refusal = Refusal::new(RefusalReason::MethodNotAllowed, message);
+                AdminResponse::Full(response::with_refusal(405, &refusal))
             }
         }
     }
 
-    /// GET.
-    fn tell(&self, path: &str) -> Answer {
-        let serving = self.live.serving.load();
-        let stopping = serving.gateway.process.stopping.load(Ordering::Acquire);
-        Answer::Whole(match path {
-            "/" => {
-                let mut page = respond(200, "text/html; charset=utf-8", page::PAGE.as_bytes().to_vec());
-                let headers = page.headers_mut();
-                headers.insert(header::CONTENT_SECURITY_POLICY, self.policy.clone());
-                headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-                headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-                page
-            }
-            "/healthz" => text(200, "ok\n"),
-            "/readyz" if stopping => text(503, "stopping\n"),
-            "/readyz" => text(200, "ok\n"),
+    fn is_authorized(&self, session: &ServerSession) -> bool {
+        is_authorized(session, self.status_source.active_config().admin_token.as_ref())
+    }
+
+    fn get(&self, path: &str) -> AdminResponse {
+        let active_config = self.status_source.active_config();
+        let stopping = active_config.gateway.process.is_stopping.load(Ordering::Acquire);
+        AdminResponse::Full(match path {
+            "/" => self.page(),
+            "/healthz" => response::with_text(200, "ok\n"),
+            "/readyz" if stopping => response::with_text(503, "stopping\n"),
+            "/readyz" => response::with_text(200, "ok\n"),
             "/api/status" => {
-                let status = status::of(&self.live, self.started, Instant::now());
-                respond(200, JSON, serde_json::to_vec(&status).unwrap_or_default())
+                let status = self.status_source.status(Instant::now());
+                response::with_json(200, serde_json::to_vec(&status).unwrap_or_default())
             }
-            "/api/events" => return Answer::Events,
+            "/api/events" => return AdminResponse::EventStream,
             "/metrics" => {
-                let text = metrics::text(&serving.gateway, Instant::now());
-                respond(200, "text/plain; version=0.0.4; charset=utf-8", text.into_bytes())
+                let text = metrics::prometheus_text(&active_config.gateway, Instant::now());
+                response::with_body(200, "text/plain; version=0.0.4; charset=utf-8", text.into_bytes())
             }
-            _ => not_found(),
+            _ => response::not_found(),
         })
     }
 
-    /// POST.
-    async fn act(&self, session: &ServerSession, path: &str) -> Response<Vec<u8>> {
-        let said = session.get_header("x-aoai-lb-admin").is_some_and(|value| value.as_bytes() == b"1");
-        if !said {
+    fn page(&self) -> FullResponse {
+        let html = page::PAGE_HTML.as_bytes().to_vec();
+        let mut response = response::with_body(200, "text/html; charset=utf-8", html);
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_SECURITY_POLICY, self.content_security_policy.clone());
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+        response
+    }
+
+    async fn post(&self, session: &ServerSession, path: &str) -> FullResponse {
+        let has_header = session.get_header("x-aoai-lb-admin").is_some_and(|value| value.as_bytes() == b"1");
+        if !has_header {
             // No page of another site can send this header.
             let message = "a POST needs the header x-aoai-lb-admin: 1";
-            return refused(403, &Refusal::new(Reason::PathNotAllowed, message));
+            return response::with_refusal(403, &Refusal::new(RefusalReason::PathNotAllowed, message));
         }
-        if self.is_replaced() {
+        if self.has_been_replaced() {
             // It would be of no use, and the other one would not know.
             let message = "another process has taken over: ask again, on a new connection";
-            let refusal = Refusal::new(Reason::Overloaded, message).after(Duration::from_secs(1));
-            return refused(503, &refusal);
+            let refusal = Refusal::new(RefusalReason::Overloaded, message);
+            return response::with_refusal(503, &refusal.with_retry_after(Duration::from_secs(1)));
         }
         if path == "/api/reload" {
             return self.reload().await;
         }
-        let backend = path.strip_prefix("/api/backends/").and_then(|rest| rest.split_once('/'));
-        match backend {
-            Some((name, "drain")) => self.drain(name, true),
-            Some((name, "undrain")) => self.drain(name, false),
-            _ => not_found(),
+        let active_config = self.status_source.active_config();
+        match path.strip_prefix("/api/backends/").and_then(|rest| rest.split_once('/')) {
+            Some((name, "drain")) => set_drained(&active_config.gateway, name, true),
+            Some((name, "undrain")) => set_drained(&active_config.gateway, name, false),
+            _ => response::not_found(),
         }
     }
 
-    async fn reload(&self) -> Response<Vec<u8>> {
-        let live = Arc::clone(&self.live);
-        // It goes on even if whoever asked leaves.
-        let reloaded = self.background.spawn(async move { live.reload().await }).await;
-        match reloaded.unwrap_or(Err(NotReloaded::Fault)) {
-            Ok(reloaded) => {
-                let warnings: Vec<String> = reloaded.warnings.iter().map(ToString::to_string).collect();
-                let told = &reloaded.told;
-                json(
-                    200,
-                    &json!({
-                        "result": "success",
-                        "version": told.version,
-                        "sha256": told.sha256,
-                        "needs_upgrade": told.needs_upgrade,
-                        "warnings": warnings,
-                    }),
-                )
+    async fn reload(&self) -> FullResponse {
+        match (self.reload)().await {
+            Ok(report) => {
+                let warnings: Vec<String> = report.warnings.iter().map(ToString::to_string).collect();
+                let body = json!({
+                    "result": "success",
+                    "version": report.status.version,
+                    "sha256": report.status.sha256,
+                    "needs_upgrade": report.status.keys_needing_upgrade,
+                    "warnings": warnings,
+                });
+                response::with_json(200, body.to_string().into_bytes())
             }
-            Err(problem) => {
-                let message = format!("the configuration stays as it is: {problem}");
-                refused(400, &Refusal::bad_request(message))
+            Err(reason) => {
+                let message = format!("the configuration stays as it is: {reason}");
+                response::with_refusal(400, &Refusal::bad_request(message))
             }
         }
-    }
-
-    fn drain(&self, name: &str, drains: bool) -> Response<Vec<u8>> {
-        let serving = self.live.serving.load();
-        let Some(backend) =
-            serving.gateway.backends.iter().find(|backend| backend.config.name.as_str() == name)
-        else {
-            let names: Vec<&str> =
-                serving.gateway.backends.iter().map(|backend| backend.config.name.as_str()).collect();
-            let message = format!("there is no backend of this name; there are {}", names.join(", "));
-            return refused(404, &Refusal::new(Reason::PathNotAllowed, message));
-        };
-        let now = Instant::now();
-        let changed = if drains { backend.memory.drain(now) } else { backend.memory.undrain(now) };
-        let state = if drains { "drained" } else { "undrained" };
-        if changed {
-            info!("backend {name}: {state} by the operator");
-        }
-        let mut stranded = Vec::new();
-        if drains {
-            let is_drained = |index: usize| {
-                let backend = serving.gateway.backends.get(index);
-                let incident = backend.and_then(|backend| backend.resting(now));
-                incident.is_some_and(|incident| incident.rest.reason == health::Reason::Drained)
-            };
-            for (of, pool) in serving.gateway.pools() {
-                let mut members = pool.candidates().iter().map(|candidate| candidate.backend);
-                if members.all(is_drained) {
-                    stranded.push(of.to_string());
-                }
-            }
-            if changed && !stranded.is_empty() {
-                warn!("nobody is left to serve {}", stranded.join(", "));
-            }
-        }
-        let in_flight = backend.memory.in_flight.load(Ordering::Relaxed);
-        json(
-            200,
-            &json!({
-                "backend": name,
-                "drained": drains,
-                "changed": changed,
-                "in_flight": in_flight,
-                "left_without_backend": stranded,
-            }),
-        )
     }
 
     /// Whether another process serves by now. For a few seconds both are asked.
-    fn is_replaced(&self) -> bool {
-        let process = self.live.process();
-        process.leaving.load(Ordering::Acquire) && !process.stopping.load(Ordering::Acquire)
-    }
-
-    fn is_local(&self, session: &ServerSession) -> bool {
-        let header = |name| session.get_header(name).and_then(|value| value.to_str().ok());
-        if header("sec-fetch-site").is_some_and(|site| site == "cross-site") {
-            return false;
-        }
-        let host = header("host");
-        if let Some(origin) = session.get_header("origin") {
-            let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
-            if origin.is_none_or(|(_, origin)| !host.is_some_and(|host| host.eq_ignore_ascii_case(origin))) {
-                return false;
-            }
-        }
-        let Some(hosts) = &self.hosts else { return true };
-        host.is_some_and(|host| hosts.has(host))
-    }
-
-    /// Whether the token is shown that has to be. Digests are compared, in constant time, so that
-    /// not even the length of the token shows.
-    fn is_known(&self, session: &ServerSession) -> bool {
-        let serving = self.live.serving.load();
-        let Some(token) = &serving.admin_token else { return true };
-        let shown = session.get_header(header::AUTHORIZATION).map(HeaderValue::as_bytes);
-        let shown = shown.and_then(|value| value.split_at_checked(7));
-        let (Some((scheme, shown)), Some(token)) = (shown, token.now()) else { return false };
-        let digest = |bytes: &[u8]| openssl::sha::sha256(bytes);
-        scheme.eq_ignore_ascii_case(b"bearer ")
-            && openssl::memcmp::eq(&digest(shown), &digest(token.secret.expose().as_bytes()))
+    fn has_been_replaced(&self) -> bool {
+        let process = &self.status_source.active_config().gateway.process;
+        process.is_draining_connections.load(Ordering::Acquire)
+            && !process.is_stopping.load(Ordering::Acquire)
     }
 
     /// Sends events until the client leaves or this process does.
-    async fn send_events(
+    async fn stream_events(
         &self,
-        http: &mut ServerSession,
-        stopping: &mut ShutdownWatch,
+        session: &mut ServerSession,
+        shutdown: &mut ShutdownWatch,
     ) -> pingora::Result<()> {
         let mut header = ResponseHeader::build(200, Some(4))?;
         header.insert_header(header::CONTENT_TYPE, "text/event-stream")?;
         header.insert_header(header::CACHE_CONTROL, "no-store")?;
         header.insert_header(header::TRANSFER_ENCODING, "chunked")?;
-        let mut events = self.feed.watch();
-        let first = feed::event(&self.live, self.started);
+        let mut events = self.status_feed.subscribe();
+        let first = status_event(&self.status_source);
         let tasks = vec![HttpTask::Header(Box::new(header), false), HttpTask::Body(Some(first), false)];
-        http.response_duplex_vec(tasks).await?;
+        session.response_duplex_vec(tasks).await?;
         loop {
             let event = tokio::select! {
-                next = timeout(PULSE, events.changed()) => match next {
+                next = timeout(KEEPALIVE_COMMENT_INTERVAL, events.changed()) => match next {
                     Ok(Ok(())) => events.borrow_and_update().clone(),
                     Ok(Err(_)) => break,
-                    Err(_) => Bytes::from_static(NOTHING_NEW),
+                    Err(_) => Bytes::from_static(KEEPALIVE_COMMENT),
                 },
-                _ = stopping.wait_for(|stopping| *stopping) => break,
-                left = http.read_body_or_idle(true) => {
-                    left?;
+                _ = shutdown.wait_for(|has_begun| *has_begun) => break,
+                disconnected = session.read_body_or_idle(true) => {
+                    disconnected?;
                     break;
                 }
             };
-            http.response_duplex_vec(vec![HttpTask::Body(Some(event), false)]).await?;
+            session.response_duplex_vec(vec![HttpTask::Body(Some(event), false)]).await?;
         }
-        http.response_duplex_vec(vec![HttpTask::Done]).await?;
+        session.response_duplex_vec(vec![HttpTask::Done]).await?;
         Ok(())
     }
 }
 
 #[async_trait]
-impl HttpServerApp for Admin {
+impl HttpServerApp for AdminApi {
     async fn process_new_http(
         self: &Arc<Self>,
-        mut http: ServerSession,
+        mut session: ServerSession,
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
-        match http.read_request().await {
+        match session.read_request().await {
             Ok(true) => {}
             Ok(false) => return None,
-            Err(problem) => {
+            Err(error) => {
                 // Not the whole of it: the token may be in it.
-                debug!("admin: not a request: {}", problem.etype().as_str());
+                debug!("admin: not a request: {}", error.etype().as_str());
                 return None;
             }
         }
-        let leaving = self.live.process().leaving.load(Ordering::Acquire);
-        http.set_keepalive((!leaving && !*shutdown.borrow()).then_some(IDLE));
-        let is_head = http.req_header().method == Method::HEAD;
-        let done = match self.answer(&http).await {
-            Answer::Events if !is_head => {
-                http.set_keepalive(None);
-                self.send_events(&mut http, &mut shutdown.clone()).await
+        let leaving = self
+            .status_source
+            .active_config()
+            .gateway
+            .process
+            .is_draining_connections
+            .load(Ordering::Acquire);
+        let keepalive = !leaving && !*shutdown.borrow();
+        session.set_keepalive(keepalive.then_some(KEEPALIVE_TIMEOUT.as_secs()));
+        let is_head = session.req_header().method == Method::HEAD;
+        let sent = match self.respond(&session).await {
+            AdminResponse::EventStream if !is_head => {
+                session.set_keepalive(None);
+                self.stream_events(&mut session, &mut shutdown.clone()).await
             }
-            Answer::Events => send(&mut http, respond(200, "text/event-stream", Vec::new()), true).await,
-            Answer::Whole(response) => send(&mut http, response, is_head).await,
+            AdminResponse::EventStream => {
+                response::send(&mut session, response::with_body(200, "text/event-stream", Vec::new()), true)
+                    .await
+            }
+            AdminResponse::Full(response) => response::send(&mut session, response, is_head).await,
         };
-        if let Err(problem) = done {
-            debug!("admin: the client has left: {problem}");
+        if let Err(error) = sent {
+            debug!("admin: the client has left: {error}");
             return None;
         }
-        let settings = HttpPersistentSettings::for_session(&http);
-        let stream = http.finish().await.ok()?;
+        let settings = HttpPersistentSettings::for_session(&session);
+        let stream = session.finish().await.ok()?;
         stream.map(|stream| ReusedHttpStream::from_reusable_stream(stream, settings))
     }
-}
-
-async fn send(http: &mut ServerSession, response: Response<Vec<u8>>, head_only: bool) -> pingora::Result<()> {
-    let (parts, body) = response.into_parts();
-    let header = Box::new(ResponseHeader::from(parts));
-    let mut tasks = vec![HttpTask::Header(header, head_only || body.is_empty())];
-    if !head_only && !body.is_empty() {
-        tasks.push(HttpTask::Body(Some(Bytes::from(body)), true));
-    }
-    http.response_duplex_vec(tasks).await.map(|_| ())
-}
-
-const JSON: &str = "application/json";
-
-fn json(status: u16, value: &serde_json::Value) -> Response<Vec<u8>> {
-    respond(status, JSON, value.to_string().into_bytes())
-}
-
-fn text(status: u16, body: &str) -> Response<Vec<u8>> {
-    respond(status, "text/plain", body.as_bytes().to_vec())
-}
-
-fn not_found() -> Response<Vec<u8>> {
-    let message = "the admin API has GET /, /healthz, /readyz, /metrics, /api/status, /api/events, and \
-                   POST /api/reload, /api/backends/NAME/drain, /api/backends/NAME/undrain";
-    refused(404, &Refusal::new(Reason::PathNotAllowed, message))
-}
-
-fn refused(status: u16, refusal: &Refusal) -> Response<Vec<u8>> {
-    respond(status, JSON, refusal_response::body(refusal).to_vec())
-}
-
-fn respond(status: u16, kind: &'static str, body: Vec<u8>) -> Response<Vec<u8>> {
-    let mut response = Response::new(body);
-    *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or_default();
-    let length = HeaderValue::from(response.body().len());
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert(header::CONTENT_LENGTH, length);
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
 }

@@ -5,12 +5,12 @@ use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 
 /// The page.
-pub(super) const PAGE: &str = include_str!("page.html");
+pub(super) const PAGE_HTML: &str = include_str!("page.html");
 
 /// Only the script and the styles that are in it run; it talks only to where it comes from.
 pub(super) fn content_security_policy() -> HeaderValue {
     let hash = |element: &str| {
-        let inside = PAGE.split_once(&format!("<{element}>")).map_or("", |(_, rest)| rest);
+        let inside = PAGE_HTML.split_once(&format!("<{element}>")).map_or("", |(_, rest)| rest);
         let inside = inside.split_once(&format!("</{element}>")).map_or("", |(inside, _)| inside);
         STANDARD.encode(openssl::sha::sha256(inside.as_bytes()))
     };
@@ -30,17 +30,21 @@ mod tests {
     #[test]
     fn the_page_needs_nothing_that_its_policy_forbids() {
         for element in ["script", "style"] {
-            assert_eq!(PAGE.matches(&format!("<{element}")).count(), 1, "one {element}, without attributes");
-            assert_eq!(PAGE.matches(&format!("<{element}>")).count(), 1);
+            assert_eq!(
+                PAGE_HTML.matches(&format!("<{element}")).count(),
+                1,
+                "one {element}, without attributes"
+            );
+            assert_eq!(PAGE_HTML.matches(&format!("<{element}>")).count(), 1);
         }
         let policy = content_security_policy();
         assert!(policy.to_str().unwrap().matches("'sha256-").count() == 2);
         let forbidden =
             ["innerHTML", "insertAdjacentHTML", "document.write", "eval(", " style=\"", "http:", "https:"];
         for word in forbidden {
-            let found = PAGE.matches(word).count();
+            let found = PAGE_HTML.matches(word).count();
             let allowed =
-                if word == "http:" { PAGE.matches("http://www.w3.org/2000/svg").count() } else { 0 };
+                if word == "http:" { PAGE_HTML.matches("http://www.w3.org/2000/svg").count() } else { 0 };
             assert_eq!(found, allowed, "{word}");
         }
     }

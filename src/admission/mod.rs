@@ -1,6 +1,7 @@
 //! Who may call, and what for.
 
-pub mod address;
-pub mod clients;
-pub mod subject;
-pub mod tokens;
+pub mod certificate_subject;
+pub mod client;
+pub mod client_ip;
+pub mod client_registry;
+pub mod token_verifier;

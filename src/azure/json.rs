@@ -9,16 +9,16 @@ use std::ops::Range;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::json_check::{Scan, plain};
+use super::json_validator::{JsonValidator, unescaped_prefix_len};
 
 /// What an object says under the keys asked for.
-pub(super) struct Fields<'a, const N: usize> {
+pub(super) struct ObjectFields<'a, const N: usize> {
     /// The raw text of each value, without surrounding blanks; of several, the last.
     pub(super) values: [Option<&'a str>; N],
     /// Which of the keys occur more than once.
-    pub(super) repeated: [bool; N],
+    pub(super) is_repeated: [bool; N],
     /// Whether the object has no key at all.
-    pub(super) empty: bool,
+    pub(super) is_empty: bool,
 }
 
 /// Reads the given keys of the object that `json` is. Keys are compared after unescaping and
@@ -27,11 +27,11 @@ pub(super) struct Fields<'a, const N: usize> {
 ///
 /// # Errors
 /// The parser's: of category `Data` when `json` is something else than an object.
-pub(super) fn probe<'a, const N: usize>(
+pub(super) fn parse_fields<'a, const N: usize>(
     json: &'a [u8],
     keys: &[&str; N],
-) -> serde_json::Result<Fields<'a, N>> {
-    probe_and_find(json, keys, &[]).map(|(fields, [])| fields)
+) -> serde_json::Result<ObjectFields<'a, N>> {
+    parse_and_locate_fields(json, keys, &[]).map(|(fields, [])| fields)
 }
 
 /// The same, and where the values of further keys lie, which are not looked at. They are not found in
@@ -39,53 +39,54 @@ pub(super) fn probe<'a, const N: usize>(
 ///
 /// # Errors
 /// As [`probe`].
-pub(super) fn probe_and_find<'a, const N: usize, const M: usize>(
+pub(super) fn parse_and_locate_fields<'a, const N: usize, const M: usize>(
     json: &'a [u8],
     keys: &[&str; N],
-    further: &[&str; M],
-) -> serde_json::Result<(Fields<'a, N>, [Option<Range<usize>>; M])> {
-    let mut fields = Fields::none();
-    let mut places = [const { None }; M];
-    let mut is_text = true;
-    let find =
-        |keys: &[&str], key: &[u8]| keys.iter().position(|known| known.as_bytes().eq_ignore_ascii_case(key));
-    let accepted = Scan::pairs(json, |key, value| {
-        fields.empty = false;
-        if let Some(place) = find(keys, key) {
+    located_keys: &[&str; M],
+) -> serde_json::Result<(ObjectFields<'a, N>, [Option<Range<usize>>; M])> {
+    let mut fields = ObjectFields::new();
+    let mut ranges = [const { None }; M];
+    let mut is_utf8 = true;
+    let index_of = |keys: &[&str], key: &[u8]| {
+        keys.iter().position(|wanted| wanted.as_bytes().eq_ignore_ascii_case(key))
+    };
+    let valid = JsonValidator::validate_object(json, |key, value| {
+        fields.is_empty = false;
+        if let Some(index) = index_of(keys, key) {
             match std::str::from_utf8(value) {
-                Ok(value) => fields.note(place, value),
-                Err(_) => is_text = false,
+                Ok(value) => fields.set_value(index, value),
+                Err(_) => is_utf8 = false,
             }
-        } else if let Some(place) = find(further, key).and_then(|place| places.get_mut(place)) {
-            *place = Some(range_of(json, value));
+        } else if let Some(range) = index_of(located_keys, key).and_then(|index| ranges.get_mut(index)) {
+            *range = Some(subslice_range(json, value));
         }
     });
-    if accepted.is_some() && is_text {
-        return Ok((fields, places));
+    if valid.is_some() && is_utf8 {
+        return Ok((fields, ranges));
     }
     // What is unusual, and what is wrong, is for a parser to say.
     let mut parser = serde_json::Deserializer::from_slice(json);
-    let fields = parser.deserialize_map(Object(keys))?;
+    let fields = parser.deserialize_map(FieldsVisitor(keys))?;
     parser.end()?;
     Ok((fields, [const { None }; M]))
 }
 
 /// Where in `whole` a part of it lies.
-pub(super) fn range_of(whole: &[u8], part: &[u8]) -> Range<usize> {
+pub(super) fn subslice_range(whole: &[u8], part: &[u8]) -> Range<usize> {
     let start = (part.as_ptr() as usize).saturating_sub(whole.as_ptr() as usize);
     start..start + part.len()
 }
 
-impl<'a, const N: usize> Fields<'a, N> {
-    fn none() -> Self {
-        Self { values: [None; N], repeated: [false; N], empty: true }
+impl<'a, const N: usize> ObjectFields<'a, N> {
+    fn new() -> Self {
+        Self { values: [None; N], is_repeated: [false; N], is_empty: true }
     }
 
     /// Takes note of a value of the key of this place.
-    fn note(&mut self, place: usize, found: &'a str) {
-        if let (Some(value), Some(repeated)) = (self.values.get_mut(place), self.repeated.get_mut(place)) {
+    fn set_value(&mut self, index: usize, raw: &'a str) {
+        if let (Some(value), Some(repeated)) = (self.values.get_mut(index), self.is_repeated.get_mut(index)) {
             *repeated = value.is_some();
-            *value = Some(found);
+            *value = Some(raw);
         }
     }
 }
@@ -93,12 +94,12 @@ impl<'a, const N: usize> Fields<'a, N> {
 /// The raw values of the given keys, spelled exactly so, of the object that `json` begins with.
 /// Believes that it is JSON: made for what Azure sends, event after event, where checking
 /// everything would cost more than forwarding it. In broken JSON it finds some of it or nothing.
-pub(super) fn fields<'a, const N: usize>(json: &'a str, keys: &[&str; N]) -> [Option<&'a str>; N] {
+pub(super) fn find_fields<'a, const N: usize>(json: &'a str, keys: &[&str; N]) -> [Option<&'a str>; N] {
     let mut values = [None; N];
-    Cursor::new(json).object(|key, cursor| {
-        let slot = keys.iter().position(|wanted| *wanted == key);
-        if let Some(value) = slot.and_then(|n| values.get_mut(n)) {
-            *value = cursor.value();
+    JsonCursor::new(json).walk_object(|key, cursor| {
+        let index = keys.iter().position(|name| *name == key);
+        if let Some(value) = index.and_then(|n| values.get_mut(n)) {
+            *value = cursor.next_value();
         }
     });
     values
@@ -106,134 +107,134 @@ pub(super) fn fields<'a, const N: usize>(json: &'a str, keys: &[&str; N]) -> [Op
 
 /// Hands the raw text of each element of the array that `json` begins with to `each`, as
 /// trustfully as [`fields`]; nothing happens when it is no array.
-pub(super) fn each_item<'a>(json: &'a str, mut each: impl FnMut(&'a str)) {
-    Cursor::new(json).array(|cursor| {
-        if let Some(item) = cursor.value() {
-            each(item);
+pub(super) fn for_each_item<'a>(json: &'a str, mut on_item: impl FnMut(&'a str)) {
+    JsonCursor::new(json).walk_array(|cursor| {
+        if let Some(item) = cursor.next_value() {
+            on_item(item);
         }
     });
 }
 
 /// Walks through JSON that it believes to be some, once: what is not looked at is passed over.
-pub(super) struct Cursor<'a> {
+pub(super) struct JsonCursor<'a> {
     text: &'a str,
-    at: usize,
+    position: usize,
 }
 
-impl<'a> Cursor<'a> {
+impl<'a> JsonCursor<'a> {
     pub(super) fn new(text: &'a str) -> Self {
-        Self { text, at: 0 }
+        Self { text, position: 0 }
     }
 
     /// Hands the key of each pair of an object to `each`, which may walk on over its value. Says
     /// whether there was an object, to its closing brace.
-    pub(super) fn object(&mut self, mut each: impl FnMut(&'a str, &mut Self)) -> bool {
-        self.elements(b'{', b'}', |cursor| {
-            let start = cursor.at + 1;
-            if cursor.byte() != Some(b'"') {
+    pub(super) fn walk_object(&mut self, mut on_pair: impl FnMut(&'a str, &mut Self)) -> bool {
+        self.walk_elements(b'{', b'}', |cursor| {
+            let key_start = cursor.position + 1;
+            if cursor.peek_byte() != Some(b'"') {
                 return false;
             }
-            let Some(end) = string_end(cursor.text.as_bytes(), cursor.at) else { return false };
-            cursor.at = end;
-            cursor.skip(|b| b == b':' || b.is_ascii_whitespace());
-            let value = cursor.at;
-            let Some(key) = cursor.text.get(start..end - 1) else { return false };
-            each(key, cursor);
-            cursor.at > value || cursor.value().is_some()
+            let Some(key_end) = end_of_string(cursor.text.as_bytes(), cursor.position) else { return false };
+            cursor.position = key_end;
+            cursor.skip_while(|b| b == b':' || b.is_ascii_whitespace());
+            let value_start = cursor.position;
+            let Some(key) = cursor.text.get(key_start..key_end - 1) else { return false };
+            on_pair(key, cursor);
+            cursor.position > value_start || cursor.next_value().is_some()
         })
     }
 
     /// Stops at each element of an array, where `each` may walk on over it. Says whether there was an
     /// array, to its closing bracket.
-    pub(super) fn array(&mut self, mut each: impl FnMut(&mut Self)) -> bool {
-        self.elements(b'[', b']', |cursor| {
-            let start = cursor.at;
-            each(cursor);
-            cursor.at > start || cursor.value().is_some()
+    pub(super) fn walk_array(&mut self, mut on_item: impl FnMut(&mut Self)) -> bool {
+        self.walk_elements(b'[', b']', |cursor| {
+            let start = cursor.position;
+            on_item(cursor);
+            cursor.position > start || cursor.next_value().is_some()
         })
     }
 
-    fn elements(&mut self, open: u8, close: u8, mut each: impl FnMut(&mut Self) -> bool) -> bool {
-        self.skip(|b| b.is_ascii_whitespace());
-        if self.byte() != Some(open) {
+    fn walk_elements(&mut self, open: u8, close: u8, mut on_element: impl FnMut(&mut Self) -> bool) -> bool {
+        self.skip_while(|b| b.is_ascii_whitespace());
+        if self.peek_byte() != Some(open) {
             return false;
         }
-        self.at += 1;
+        self.position += 1;
         loop {
-            self.skip(|b| b == b',' || b.is_ascii_whitespace());
-            if self.byte() == Some(close) {
-                self.at += 1;
+            self.skip_while(|b| b == b',' || b.is_ascii_whitespace());
+            if self.peek_byte() == Some(close) {
+                self.position += 1;
                 return true;
             }
-            if !each(self) {
+            if !on_element(self) {
                 return false;
             }
         }
     }
 
     /// The raw text of a value, which is walked over.
-    pub(super) fn value(&mut self) -> Option<&'a str> {
-        let (bytes, start) = (self.text.as_bytes(), self.at);
-        match self.byte()? {
-            b'"' => self.at = string_end(bytes, start)?,
-            b'{' | b'[' => self.at = container_end(bytes, start)?,
-            _ => self.skip(|b| !matches!(b, b',' | b'}' | b']' | b':') && !b.is_ascii_whitespace()),
+    pub(super) fn next_value(&mut self) -> Option<&'a str> {
+        let (bytes, start) = (self.text.as_bytes(), self.position);
+        match self.peek_byte()? {
+            b'"' => self.position = end_of_string(bytes, start)?,
+            b'{' | b'[' => self.position = end_of_container(bytes, start)?,
+            _ => self.skip_while(|b| !matches!(b, b',' | b'}' | b']' | b':') && !b.is_ascii_whitespace()),
         }
-        self.text.get(start..self.at).filter(|value| !value.is_empty())
+        self.text.get(start..self.position).filter(|value| !value.is_empty())
     }
 
     /// Whether nothing but blanks follows.
     pub(super) fn is_at_end(&mut self) -> bool {
-        self.skip(|b| b.is_ascii_whitespace());
-        self.at == self.text.len()
+        self.skip_while(|b| b.is_ascii_whitespace());
+        self.position == self.text.len()
     }
 
-    fn byte(&self) -> Option<u8> {
-        self.text.as_bytes().get(self.at).copied()
+    fn peek_byte(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.position).copied()
     }
 
-    fn skip(&mut self, is_skipped: impl Fn(u8) -> bool) {
-        while self.byte().is_some_and(&is_skipped) {
-            self.at += 1;
+    fn skip_while(&mut self, is_skipped: impl Fn(u8) -> bool) {
+        while self.peek_byte().is_some_and(&is_skipped) {
+            self.position += 1;
         }
     }
 }
 
 /// Where the string that begins at `start` ends, quote included.
-pub(super) fn string_end(bytes: &[u8], start: usize) -> Option<usize> {
-    let mut at = start + 1;
+pub(super) fn end_of_string(bytes: &[u8], start: usize) -> Option<usize> {
+    let mut position = start + 1;
     loop {
-        at += plain(bytes.get(at..)?);
-        match bytes.get(at)? {
-            b'"' => return Some(at + 1),
-            b'\\' => at += 2,
-            _ => at += 1,
+        position += unescaped_prefix_len(bytes.get(position..)?);
+        match bytes.get(position)? {
+            b'"' => return Some(position + 1),
+            b'\\' => position += 2,
+            _ => position += 1,
         }
     }
 }
 
-fn container_end(bytes: &[u8], start: usize) -> Option<usize> {
-    let (mut at, mut depth) = (start, 0_usize);
+fn end_of_container(bytes: &[u8], start: usize) -> Option<usize> {
+    let (mut position, mut depth) = (start, 0_usize);
     loop {
-        let is_of_structure = |byte: &u8| matches!(byte, b'"' | b'{' | b'[' | b'}' | b']');
-        at += bytes.get(at..)?.iter().position(is_of_structure)?;
-        match bytes.get(at)? {
+        let is_structural = |byte: &u8| matches!(byte, b'"' | b'{' | b'[' | b'}' | b']');
+        position += bytes.get(position..)?.iter().position(is_structural)?;
+        match bytes.get(position)? {
             b'"' => {
-                at = string_end(bytes, at)?;
+                position = end_of_string(bytes, position)?;
                 continue;
             }
             b'{' | b'[' => depth += 1,
             _ => depth -= 1,
         }
-        at += 1;
+        position += 1;
         if depth == 0 {
-            return Some(at);
+            return Some(position);
         }
     }
 }
 
 /// The text of a JSON string; `None` for any other value.
-pub(super) fn string(raw: &str) -> Option<Cow<'_, str>> {
+pub(super) fn decode_string(raw: &str) -> Option<Cow<'_, str>> {
     let inner = raw.strip_prefix('"')?.strip_suffix('"')?;
     if memchr::memchr(b'\\', inner.as_bytes()).is_none() {
         return Some(Cow::Borrowed(inner));
@@ -242,27 +243,27 @@ pub(super) fn string(raw: &str) -> Option<Cow<'_, str>> {
 }
 
 /// A JSON string, or a JSON number as it is written; `None` for any other value.
-pub(super) fn word(raw: &str) -> Option<Cow<'_, str>> {
+pub(super) fn decode_string_or_number(raw: &str) -> Option<Cow<'_, str>> {
     match raw.as_bytes().first()? {
-        b'"' => string(raw),
+        b'"' => decode_string(raw),
         b'-' | b'0'..=b'9' => Some(Cow::Borrowed(raw)),
         _ => None,
     }
 }
 
 /// A JSON string that says something: not empty.
-pub(super) fn text(raw: Option<&str>) -> Option<Cow<'_, str>> {
-    string(raw?).filter(|text| !text.is_empty())
+pub(super) fn non_empty_string(raw: Option<&str>) -> Option<Cow<'_, str>> {
+    decode_string(raw?).filter(|text| !text.is_empty())
 }
 
 /// Appends `text` to `out` as a JSON string.
-pub(super) fn push_string(out: &mut String, text: &str) {
+pub(super) fn push_json_string(out: &mut String, text: &str) {
     out.push('"');
     let mut rest = text;
-    while let Some(at) = rest.find(|c: char| c < ' ' || c == '"' || c == '\\') {
-        let (plain, special) = rest.split_at(at);
+    while let Some(position) = rest.find(|c: char| c < ' ' || c == '"' || c == '\\') {
+        let (plain, from_special) = rest.split_at(position);
         out.push_str(plain);
-        let mut chars = special.chars();
+        let mut chars = from_special.chars();
         match chars.next() {
             Some('\n') => out.push_str("\\n"),
             Some('\r') => out.push_str("\\r"),
@@ -277,21 +278,21 @@ pub(super) fn push_string(out: &mut String, text: &str) {
     out.push('"');
 }
 
-struct Object<'k, const N: usize>(&'k [&'k str; N]);
+struct FieldsVisitor<'k, const N: usize>(&'k [&'k str; N]);
 
-impl<'de, const N: usize> Visitor<'de> for Object<'_, N> {
-    type Value = Fields<'de, N>;
+impl<'de, const N: usize> Visitor<'de> for FieldsVisitor<'_, N> {
+    type Value = ObjectFields<'de, N>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut fields = Fields::none();
-        while let Some(place) = map.next_key_seed(Key(self.0))? {
-            fields.empty = false;
-            match place {
-                Some(place) => fields.note(place, map.next_value::<&'de RawValue>()?.get()),
+        let mut fields = ObjectFields::new();
+        while let Some(index) = map.next_key_seed(KeyIndexSeed(self.0))? {
+            fields.is_empty = false;
+            match index {
+                Some(index) => fields.set_value(index, map.next_value::<&'de RawValue>()?.get()),
                 None => drop(map.next_value::<IgnoredAny>()?),
             }
         }
@@ -299,9 +300,9 @@ impl<'de, const N: usize> Visitor<'de> for Object<'_, N> {
     }
 }
 
-struct Key<'k>(&'k [&'k str]);
+struct KeyIndexSeed<'k>(&'k [&'k str]);
 
-impl<'de> DeserializeSeed<'de> for Key<'_> {
+impl<'de> DeserializeSeed<'de> for KeyIndexSeed<'_> {
     type Value = Option<usize>;
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
@@ -309,7 +310,7 @@ impl<'de> DeserializeSeed<'de> for Key<'_> {
     }
 }
 
-impl Visitor<'_> for Key<'_> {
+impl Visitor<'_> for KeyIndexSeed<'_> {
     type Value = Option<usize>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -317,7 +318,7 @@ impl Visitor<'_> for Key<'_> {
     }
 
     fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
-        Ok(self.0.iter().position(|wanted| wanted.eq_ignore_ascii_case(key)))
+        Ok(self.0.iter().position(|name| name.eq_ignore_ascii_case(key)))
     }
 }
 
@@ -327,37 +328,37 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn keys_are_found_escaped_repeated_and_among_others() {
-        let fields = probe(br#" {"a":[1,{"b":2}],"\u0062" : "x", "B":null} "#, &["b", "c"]).unwrap();
+    fn keys_are_compared_unescaped_and_without_case() {
+        let fields = parse_fields(br#" {"a":[1,{"b":2}],"\u0062" : "x", "B":null} "#, &["b", "c"]).unwrap();
         assert_eq!(fields.values, [Some("null"), None]);
-        assert_eq!((fields.repeated, fields.empty), ([true, false], false));
-        assert!(probe(b"{}", &["a"]).unwrap().empty);
-        assert!(probe(b"[]", &["a"]).is_err());
-        assert!(probe(b"{} x", &["a"]).is_err());
+        assert_eq!((fields.is_repeated, fields.is_empty), ([true, false], false));
+        assert!(parse_fields(b"{}", &["a"]).unwrap().is_empty);
+        assert!(parse_fields(b"[]", &["a"]).is_err());
+        assert!(parse_fields(b"{} x", &["a"]).is_err());
     }
 
     #[test]
-    fn depth_does_not_matter() {
+    fn deep_nesting_is_skipped_without_recursion() {
         let deep = format!(r#"{{"a":{}{},"b":1}}"#, "[".repeat(100_000), "]".repeat(100_000));
-        assert_eq!(fields(&deep, &["b"]), [Some("1")]);
+        assert_eq!(find_fields(&deep, &["b"]), [Some("1")]);
     }
 
     #[test]
-    fn broken_json_gives_what_it_can() {
+    fn what_comes_before_the_error_is_found_in_broken_json() {
         assert_eq!(
-            fields(r#" { "a" : [1,"}\"]",{}] , "b" : 1.5 } x"#, &["a", "b"]),
+            find_fields(r#" { "a" : [1,"}\"]",{}] , "b" : 1.5 } x"#, &["a", "b"]),
             [Some(r#"[1,"}\"]",{}]"#), Some("1.5")]
         );
-        assert_eq!(fields(r#"{"a":1,"b":{"#, &["a", "b"]), [Some("1"), None]);
-        assert_eq!(fields(r#"[{"a":1}]"#, &["a"]), [None]);
+        assert_eq!(find_fields(r#"{"a":1,"b":{"#, &["a", "b"]), [Some("1"), None]);
+        assert_eq!(find_fields(r#"[{"a":1}]"#, &["a"]), [None]);
         let mut items = Vec::new();
-        each_item(r#"[1, "a,]" ,[],{"x":[]},nul"#, |item| items.push(item));
+        for_each_item(r#"[1, "a,]" ,[],{"x":[]},nul"#, |item| items.push(item));
         assert_eq!(items, ["1", r#""a,]""#, "[]", r#"{"x":[]}"#, "nul"]);
         let mut values = Vec::new();
         let broken = r#"[{"a":1}, 7, [{"a":2}], { } ,{"a":{"a":3}, "b":0 }, {"a":"#;
-        let is_whole = Cursor::new(broken).array(|element| {
+        let is_whole = JsonCursor::new(broken).walk_array(|element| {
             let mut value = None;
-            if element.object(|key, cursor| value = cursor.value().filter(|_| key == "a").or(value))
+            if element.walk_object(|key, cursor| value = cursor.next_value().filter(|_| key == "a").or(value))
                 || value.is_some()
             {
                 values.push(value);
@@ -384,44 +385,44 @@ mod tests {
 
     proptest! {
         #[test]
-        fn good_json_is_read_as_a_parser_reads_it(value in any_json(), pretty: bool) {
+        fn valid_json_is_read_as_serde_json_reads_it(value in any_json(), pretty: bool) {
             let text = if pretty { serde_json::to_string_pretty(&value) } else { serde_json::to_string(&value) }.unwrap();
             let read = |raw: &str| serde_json::from_str::<serde_json::Value>(raw).unwrap();
             if let Some(object) = value.as_object() {
-                let found = fields(&text, &["a", "b", "c"]).map(|raw| raw.map(read));
-                prop_assert_eq!(found, ["a", "b", "c"].map(|key| object.get(key).cloned()));
+                let found_values = find_fields(&text, &["a", "b", "c"]).map(|raw| raw.map(read));
+                prop_assert_eq!(found_values, ["a", "b", "c"].map(|key| object.get(key).cloned()));
             }
             let mut items = Vec::new();
-            each_item(&text, |item| items.push(read(item)));
+            for_each_item(&text, |item| items.push(read(item)));
             let array = value.as_array().cloned().unwrap_or_default();
             prop_assert_eq!(&items, &array);
-            let mut found = Vec::new();
-            let mut cursor = Cursor::new(&text);
-            let is_array = cursor.array(|element| {
+            let mut found_values = Vec::new();
+            let mut cursor = JsonCursor::new(&text);
+            let is_array = cursor.walk_array(|element| {
                 let mut b = None;
-                if element.object(|key, cursor| if key == "b" { b = cursor.value() }) {
-                    found.push(b.map(read));
+                if element.walk_object(|key, cursor| if key == "b" { b = cursor.next_value() }) {
+                    found_values.push(b.map(read));
                 }
             });
             prop_assert_eq!((is_array, !is_array || cursor.is_at_end()), (value.is_array(), true));
             let objects = array.iter().filter_map(serde_json::Value::as_object);
-            prop_assert_eq!(found, objects.map(|object| object.get("b").cloned()).collect::<Vec<_>>());
+            prop_assert_eq!(found_values, objects.map(|object| object.get("b").cloned()).collect::<Vec<_>>());
         }
 
         #[test]
-        fn strings_survive_being_written_and_read(text in "\\PC*|[\\x00-\\x7f]*") {
+        fn strings_survive_encoding_and_decoding(text in "\\PC*|[\\x00-\\x7f]*") {
             let mut json = String::new();
-            push_string(&mut json, &text);
-            prop_assert_eq!(string(&json).unwrap(), text);
+            push_json_string(&mut json, &text);
+            prop_assert_eq!(decode_string(&json).unwrap(), text);
         }
 
         #[test]
-        fn nothing_panics(json in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = probe(&json, &["model"]);
+        fn arbitrary_bytes_never_panic(json in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse_fields(&json, &["model"]);
             let lossy = String::from_utf8_lossy(&json);
-            let _ = (string(&lossy), word(&lossy));
-            each_item(&lossy, |_| {});
-            let _ = fields(&lossy, &["a"]);
+            let _ = (decode_string(&lossy), decode_string_or_number(&lossy));
+            for_each_item(&lossy, |_| {});
+            let _ = find_fields(&lossy, &["a"]);
         }
     }
 }

@@ -2,13 +2,18 @@
 //! what a reply means, hints about waiting, event streams, usage, and the text of prompts and
 //! answers. Knows no backend, no client, no socket and no clock.
 
+mod binary_data;
 mod json;
-mod json_check;
+mod json_validator;
 pub mod request;
 pub mod response;
 
-pub use self::request::operation::{Operation, is_create_without_idempotence};
-pub use self::request::path::{Api, BadTarget, Naming, Target, parse};
-pub use self::request::query::{Query, QueryCredential};
-pub use self::request::target_cache::parse as parse_recent;
-pub use self::response::opening::{Opening, opening};
+pub use self::request::edit::{BodyEdit, apply_edits};
+pub use self::request::model_field::{ModelField, ModelFieldError};
+pub use self::request::operation::{Operation, is_non_idempotent_create};
+pub use self::request::prompt_parts::PromptParts;
+pub use self::request::query::{QueryCredential, QueryString};
+pub use self::request::target::{ApiStyle, DeploymentSource, RequestTarget, parse_target};
+pub use self::request::target_cache::parse_target_cached;
+pub use self::request::target_error::TargetError;
+pub use self::response::first_event::{FirstEventKind, classify_first_event};

@@ -11,11 +11,13 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 use tokio::time::sleep;
 
-use super::keys::{NoKey, new_key, sha256_hex};
-use super::logging;
-use crate::config::{self, Endpoint, Problems};
+use super::cli_error::CliError;
+use super::keys::{KeyGenerationError, generate_key, sha256_hex};
+use super::logging::init_logging;
+use super::runtime::background_runtime;
+use crate::config::{self, ConfigError, Endpoint};
 use crate::demo::{self, Simulator};
-use crate::outbound::{Call, Outbound};
+use crate::outbound::{OutboundClient, OutboundRequest};
 use crate::server::{self, StartError};
 
 /// The demo's listener; the same on every machine, so that the printed lines can be kept.
@@ -23,7 +25,7 @@ const DEMO_LISTENER: &str = "127.0.0.1:8080";
 /// The demo's admin API.
 const DEMO_ADMIN: &str = "127.0.0.1:9901";
 /// What its own traffic asks, of a team of its own.
-const QUESTIONS: [&str; 6] = [
+const SAMPLE_PROMPTS: [&str; 6] = [
     "What does a load balancer do?",
     "Summarise the incident of last night in three sentences.",
     "Translate into French: the change window is zero.",
@@ -32,64 +34,65 @@ const QUESTIONS: [&str; 6] = [
     "Explain round robin to a child.",
 ];
 /// The longest that an answer of it may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Why there is no demo.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum NoDemo {
+enum DemoError {
     /// The simulated resources do not listen, or nothing can be printed.
     #[error(transparent)]
     Io(#[from] io::Error),
     /// This is a fault of the balancer.
     #[error(transparent)]
-    Config(#[from] Problems),
+    Config(#[from] ConfigError),
     /// Something else listens where the demo does.
     #[error(transparent)]
     Start(#[from] StartError),
     /// No randomness.
     #[error(transparent)]
-    Key(#[from] NoKey),
+    Key(#[from] KeyGenerationError),
 }
 
 /// Runs it until it is interrupted.
-///
-/// # Errors
-/// [`NoDemo`].
-pub(crate) fn run(background: &Runtime) -> Result<(), NoDemo> {
-    logging::start();
+pub(super) fn run() -> Result<(), CliError> {
+    Ok(run_demo(&background_runtime()?)?)
+}
+
+fn run_demo(background: &Runtime) -> Result<(), DemoError> {
+    init_logging();
     let simulator = background.block_on(Simulator::start(demo::demo_resources()))?;
-    let (key, own_key) = (new_key()?, new_key()?);
+    let (user_key, traffic_key) = (generate_key()?, generate_key()?);
     let records = std::env::temp_dir().join(format!("aoai-lb-demo-{}.jsonl", std::process::id()));
-    let text = configuration(&simulator, &[("demo", &key), ("traffic", &own_key)], &records);
-    let checked = config::parse(&text, Path::new(""), &|_| None)?;
-    server::probe_addresses(&checked.config, &[])?;
-    banner(&simulator, &key, &records)?;
-    background.spawn(traffic(own_key));
+    let yaml = demo_config_yaml(&simulator, &[("demo", &user_key), ("traffic", &traffic_key)], &records);
+    let checked = config::parse_yaml(&yaml, Path::new(""), &|_| None)?;
+    server::check_addresses_are_free(&checked.config, &[])?;
+    print_banner(&simulator, &user_key, &records)?;
+    background.spawn(generate_traffic(traffic_key));
     server::run(checked, None, false, background)?;
     Ok(())
 }
 
 /// A request now and then, some of them streams, and at times a few at once: enough to see turns,
 /// quotas that run low, and a cooldown.
-async fn traffic(key: String) {
+async fn generate_traffic(key: String) {
     let Ok(endpoint) = Endpoint::parse(&format!("http://{DEMO_LISTENER}")) else { return };
-    let outbound = std::sync::Arc::new(Outbound::new(PATIENCE));
+    let outbound = std::sync::Arc::new(OutboundClient::new(REQUEST_TIMEOUT));
     loop {
-        let at_once = if fastrand::u8(..10) == 0 { 6 } else { 1 };
-        for _ in 0..at_once {
+        let concurrent_requests = if fastrand::u8(..10) == 0 { 6 } else { 1 };
+        for _ in 0..concurrent_requests {
             let (outbound, endpoint, key) = (std::sync::Arc::clone(&outbound), endpoint.clone(), key.clone());
             tokio::spawn(async move {
-                let question = fastrand::choice(QUESTIONS).unwrap_or_default();
-                let messages = json!([{"role": "user", "content": question}]);
+                let prompt = fastrand::choice(SAMPLE_PROMPTS).unwrap_or_default();
+                let messages = json!([{"role": "user", "content": prompt}]);
                 let body = json!({"messages": messages, "stream": fastrand::u8(..3) == 0}).to_string();
-                let call = Call {
+                let request = OutboundRequest {
                     method: Method::POST,
-                    target: "/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21",
+                    path_and_query: "/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21",
                     headers: &[("api-key", &key), ("content-type", "application/json")],
                     body: Bytes::from(body),
                 };
                 // What becomes of it is on the page.
-                let _ = outbound.call(&endpoint, call).await;
+                let _ = outbound.send(&endpoint, request).await;
             });
         }
         sleep(Duration::from_millis(fastrand::u64(400..2_000))).await;
@@ -97,26 +100,26 @@ async fn traffic(key: String) {
 }
 
 /// The demo's configuration is the file that an operator would write for its resources.
-fn configuration(simulator: &Simulator, keys: &[(&str, &str)], records: &Path) -> String {
+fn demo_config_yaml(simulator: &Simulator, keys: &[(&str, &str)], records: &Path) -> String {
     let mut text = format!("listeners:\n  - address: {DEMO_LISTENER}\nbackends:\n");
-    for name in simulator.names() {
+    for name in simulator.resource_names() {
         let resource = simulator.resource(name);
-        let provisioned = resource
+        let is_provisioned = resource
             .deployments
             .iter()
-            .any(|deployment| matches!(deployment.kind, demo::Kind::Provisioned { .. }));
-        let api_key = resource.keys.first().map_or("", String::as_str);
+            .any(|deployment| matches!(deployment.kind, demo::DeploymentKind::Provisioned { .. }));
+        let api_key = resource.api_keys.first().map_or("", String::as_str);
         let address = simulator.address(name);
         text += &format!("  - name: {name}\n    endpoint: http://{address}\n");
         text += &format!(
             "    tier: {}\n    credential: {{ api_key: {api_key} }}\n",
-            if provisioned { 1 } else { 2 }
+            if is_provisioned { 1 } else { 2 }
         );
         text += "    deployments:\n";
         for deployment in &resource.deployments {
             let name = &deployment.name;
-            let clients_name = name.strip_suffix("-ptu").unwrap_or(name);
-            text += &format!("      {clients_name}: {name}\n");
+            let client_name = name.strip_suffix("-ptu").unwrap_or(name);
+            text += &format!("      {client_name}: {name}\n");
         }
     }
     text += "clients:\n";
@@ -127,10 +130,10 @@ fn configuration(simulator: &Simulator, keys: &[(&str, &str)], records: &Path) -
     text + &format!("admin: {{ address: {DEMO_ADMIN} }}\nserver: {{ drain_delay: 0s }}\n")
 }
 
-fn banner(simulator: &Simulator, key: &str, records: &Path) -> io::Result<()> {
+fn print_banner(simulator: &Simulator, key: &str, records: &Path) -> io::Result<()> {
     let mut out = io::stdout();
     writeln!(out, "Simulated Azure OpenAI resources:")?;
-    for name in simulator.names() {
+    for name in simulator.resource_names() {
         writeln!(out, "  {name:<12} http://{}", simulator.address(name))?;
     }
     writeln!(

@@ -4,43 +4,48 @@
 //! decides is written down.
 
 use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Method;
 
-use crate::admission::clients::Client;
+use super::cli_error::CliError;
+use super::config_file::load_config;
+use super::runtime::background_runtime;
+use crate::admission::client::Client;
 use crate::azure::response::verdict::Verdict;
-use crate::config::{Balance, Config};
+use crate::config::{BalancePolicy, Config};
 use crate::credentials::Keyring;
-use crate::gateway::{Admitted, Body, Gateway, Process};
-use crate::proxy;
-use crate::record::{RecordError, Recorder};
+use crate::gateway::{AdmittedRequest, BodyView, Gateway, ProcessState};
+use crate::proxy::upstream::headers;
+use crate::record::{Recorder, RecorderError};
 use crate::refusal::Refusal;
-use crate::routing::retry_plan::{Choice, Journey, Outcome};
+use crate::routing::retry_plan::{AttemptOutcome, NextStep, RetryPlan};
 
 /// A request to be explained.
-pub(super) struct Request {
+struct ExplainedRequest {
     /// Its method.
-    pub method: Method,
+    method: Method,
     /// Path and query.
-    pub target: String,
+    path_and_query: String,
     /// `model` in its body.
-    pub model: Option<String>,
+    model: Option<String>,
     /// The client's name.
-    pub client: Option<String>,
+    client: Option<String>,
 }
 
 /// Why nothing can be explained.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NotExplained {
+enum ExplainError {
     /// The threads that a gateway needs cannot be started.
     #[error(transparent)]
-    Record(#[from] RecordError),
+    Record(#[from] RecorderError),
     /// There is no such client.
     #[error("--client: there is no client {name}; there are {known}")]
-    Client {
+    UnknownClient {
         /// What was asked for.
         name: String,
         /// What there is.
@@ -49,7 +54,7 @@ pub(super) enum NotExplained {
 }
 
 /// What replies say, as far as it matters what they mean.
-const REPLIES: [(u16, &str, &str); 14] = [
+const SAMPLE_RESPONSES: [(u16, &str, &str); 14] = [
     (200, "an answer", ""),
     (400, "something about the request", r#"{"error":{"code":"BadRequest","message":"…"}}"#),
     (400, "the content filter's verdict", r#"{"error":{"code":"content_filter","message":"…"}}"#),
@@ -74,183 +79,239 @@ const REPLIES: [(u16, &str, &str); 14] = [
     (503, "it is not available", ""),
 ];
 
+/// Prints the explanation of a request.
+pub(super) fn run(
+    path: &Path,
+    method: &str,
+    path_and_query: String,
+    model: Option<String>,
+    client: Option<String>,
+) -> Result<(), CliError> {
+    let checked = load_config(path)?;
+    let invalid_method = |_| CliError(format!("{method} is no method; write GET, POST or DELETE"));
+    let method = Method::from_bytes(method.to_ascii_uppercase().as_bytes()).map_err(invalid_method)?;
+    let request = ExplainedRequest { method, path_and_query, model, client };
+    let text = explain_request(&checked.config, &request, background_runtime()?.handle())?;
+    write!(io::stdout(), "{text}")?;
+    Ok(())
+}
+
 /// Explains a request.
 ///
 /// # Errors
-/// [`NotExplained`].
-pub(super) fn explain(
+/// [`ExplainError`].
+fn explain_request(
     config: &Config,
-    request: &Request,
+    request: &ExplainedRequest,
     runtime: &tokio::runtime::Handle,
-) -> Result<String, NotExplained> {
+) -> Result<String, ExplainError> {
     let now = Instant::now();
     let keyring = Keyring::offline(runtime);
     // Nothing is recorded.
-    let recorder = Recorder::open(&Config { record: None, ..config.clone() }, &keyring, runtime)?;
-    let process = Arc::new(Process::new(now, recorder, keyring));
+    let recorder = Recorder::start(&Config { record: None, ..config.clone() }, &keyring, runtime)?;
+    let process = Arc::new(ProcessState::new(now, recorder, keyring));
     let gateway = Gateway::new(config, process, now);
-    let mut text = format!("{} {}\n", request.method, request.target);
-    let client = client(&gateway, request, &mut text)?;
-    match admit(&gateway, request, &client, &mut text) {
-        Ok(admitted) => routes(&gateway, config, request, &admitted, now, &mut text),
+    let mut text = format!("{} {}\n", request.method, request.path_and_query);
+    let client = select_client(&gateway, request, &mut text)?;
+    match admit_request(&gateway, request, &client, &mut text) {
+        Ok(admitted) => write_routing(&gateway, config, request, &admitted, now, &mut text),
         Err(refusal) => {
             let reason = refusal.reason;
-            line(&mut text, "answer", &format!("{} {}: {}", reason.status(), reason.code(), refusal.message));
-            line(&mut text, "", "no backend is asked");
+            write_line(
+                &mut text,
+                "answer",
+                &format!("{} {}: {}", reason.status(), reason.code(), refusal.message),
+            );
+            write_line(&mut text, "", "no backend is asked");
         }
     }
-    gateway.process.recorder.close();
+    gateway.process.recorder.shut_down();
     Ok(text)
 }
 
-fn line(text: &mut String, what: &str, how: &str) {
+fn write_line(text: &mut String, label: &str, value: &str) {
     // Writing to a string cannot fail.
-    let _ = writeln!(text, "{what:<12}{how}");
+    let _ = writeln!(text, "{label:<12}{value}");
 }
 
-fn client(gateway: &Gateway, request: &Request, text: &mut String) -> Result<Arc<Client>, NotExplained> {
-    let all = gateway.clients().all();
+fn select_client(
+    gateway: &Gateway,
+    request: &ExplainedRequest,
+    text: &mut String,
+) -> Result<Arc<Client>, ExplainError> {
+    let all = gateway.clients().listed_clients();
     let Some(name) = &request.client else {
-        let who = match all.len() {
+        let description = match all.len() {
             0 => "anyone: clients is open",
             _ => "none given: as one that may use everything (--client NAME says which)",
         };
-        line(text, "client", who);
+        write_line(text, "client", description);
         return Ok(Arc::new(Client::unrestricted()));
     };
     let known =
         || all.iter().filter_map(|client| Some(client.name.as_ref()?.to_string())).collect::<Vec<_>>();
-    let client = gateway.clients().named(name).ok_or_else(|| NotExplained::Client {
+    let client = gateway.clients().find_by_name(name).ok_or_else(|| ExplainError::UnknownClient {
         name: name.clone(),
         known: if all.is_empty() { "none: clients is open".to_owned() } else { known().join(", ") },
     })?;
-    line(text, "client", name);
+    write_line(text, "client", name);
     Ok(Arc::clone(client))
 }
 
 /// The way of a request through admission, as `proxy` goes it.
-fn admit(
+fn admit_request(
     gateway: &Gateway,
-    request: &Request,
+    request: &ExplainedRequest,
     client: &Client,
     text: &mut String,
-) -> Result<Admitted, Refusal> {
-    let target = gateway.locate(&request.method, request.target.as_bytes(), false)?;
-    line(text, "path", &format!("{} ({}, {})", target.path, target.api.name(), target.operation.name()));
-    gateway.allow(&request.method, &target)?;
-    gateway.permit(&request.method, &target, client)?;
+) -> Result<AdmittedRequest, Refusal> {
+    let target = gateway.parse_target(&request.method, request.path_and_query.as_bytes(), false)?;
+    write_line(
+        text,
+        "path",
+        &format!("{} ({}, {})", target.path, target.api.name(), target.operation.name()),
+    );
+    gateway.check_path_allowed(&request.method, &target)?;
+    gateway.check_client_permissions(&request.method, &target, client)?;
     let body = match &request.model {
         Some(model) => serde_json::json!({ "model": model }).to_string(),
         None if request.method == Method::POST => "{}".to_owned(),
         None => String::new(),
     };
-    let body = Body { bytes: &Bytes::from(body), content_type: "application/json", encoded: false };
-    let asked = gateway.read(&request.method, &target, &body)?;
-    match &asked.deployment {
-        Some(deployment) => line(text, "deployment", deployment.as_str()),
-        None => line(text, "deployment", "none is named: the call goes to requests.home and is not balanced"),
+    let body = BodyView { bytes: &Bytes::from(body), content_type: "application/json", is_encoded: false };
+    let call = gateway.read_call(&request.method, &target, &body)?;
+    match &call.deployment {
+        Some(deployment) => write_line(text, "deployment", deployment.as_str()),
+        None => write_line(
+            text,
+            "deployment",
+            "none is named: the call goes to requests.home and is not balanced",
+        ),
     }
-    gateway.admit(&request.method, target, client, asked)
+    gateway.admit(&request.method, target, client, call)
 }
 
-fn routes(
+fn write_routing(
     gateway: &Gateway,
     config: &Config,
-    request: &Request,
-    admitted: &Admitted,
+    request: &ExplainedRequest,
+    admitted: &AdmittedRequest,
     now: Instant,
     text: &mut String,
 ) {
-    let allowance = gateway.allowance(now, now, None);
-    let mut journey = Journey::through(&admitted.pool);
+    let retry_limits = gateway.retry_limits(now, now, None);
+    let mut retry_plan = RetryPlan::new(&admitted.pool);
     let operation = admitted.target.operation;
-    line(text, "order", "this one first, if all are well; then the next if it refuses");
-    let mut place = 0;
-    while let Choice::Try(chosen) = journey.choose(&admitted.pool, operation, &allowance, now, 0.0) {
-        place += 1;
-        if let Some(candidate) = admitted.pool.candidate(chosen.place)
-            && let Some(backend) = gateway.backends.get(candidate.backend)
+    write_line(text, "order", "this one first, if all are well; then the next if it refuses");
+    let mut rank = 0;
+    while let NextStep::Attempt(chosen) =
+        retry_plan.next_step(&admitted.pool, operation, &retry_limits, now, 0.0)
+    {
+        rank += 1;
+        if let Some(candidate) = admitted.pool.candidate(chosen.candidate_index)
+            && let Some(backend) = gateway.backends.get(candidate.backend_index)
         {
             let (tier, weight) = (candidate.tier.get(), candidate.weight.get());
-            line(
+            write_line(
                 text,
-                &format!("  {place}."),
+                &format!("  {rank}."),
                 &format!("{}: tier {tier}, weight {weight}", backend.config.name),
             );
-            let outgoing = gateway.put(admitted, candidate, true);
-            line(
+            let upstream_request = gateway.upstream_request(admitted, candidate, true);
+            write_line(
                 text,
                 "",
-                &format!("  {} {}{}", request.method, backend.config.endpoint.authority(), outgoing.path),
+                &format!(
+                    "  {} {}{}",
+                    request.method,
+                    backend.config.endpoint.authority(),
+                    upstream_request.path_and_query
+                ),
             );
-            for header in proxy::preview(&request.method, backend, gateway, &outgoing.path) {
-                line(text, "", &format!("    {header}"));
+            for header in headers::preview(
+                &request.method,
+                backend,
+                &gateway.request_config,
+                &upstream_request.path_and_query,
+            ) {
+                write_line(text, "", &format!("    {header}"));
             }
-            for (_, new) in &outgoing.edits {
-                line(text, "", &format!("    in the body: {}", String::from_utf8_lossy(new)));
+            for edit in &upstream_request.body_edits {
+                write_line(
+                    text,
+                    "",
+                    &format!("    in the body: {}", String::from_utf8_lossy(&edit.replacement)),
+                );
             }
         }
-        journey.begin(&admitted.pool, &chosen, now);
-        journey.end(chosen.place, Outcome::Unfit);
+        retry_plan.on_attempt_start(&admitted.pool, &chosen, now);
+        retry_plan.on_attempt_end(chosen.candidate_index, AttemptOutcome::CannotServe);
     }
-    if admitted.seeks {
-        let others = gateway.strangers();
-        let names = others.candidates().iter().filter_map(|other| gateway.backends.get(other.backend));
+    if admitted.searches_by_id {
+        let others = gateway.other_resources();
+        let names = others.candidates().iter().filter_map(|other| gateway.backends.get(other.backend_index));
         let names: Vec<_> = names.map(|backend| backend.config.name.to_string()).collect();
-        line(text, "", &format!("on 404 then each of: {}", names.join(", ")));
+        write_line(text, "", &format!("on 404 then each of: {}", names.join(", ")));
     }
-    let balance = match config.balance {
-        Balance::Headroom => {
+    let balance_policy = match config.balance_policy {
+        BalancePolicy::Headroom => {
             "within a tier in turn by weight, and less often where quota runs out (balance: headroom)"
         }
-        Balance::RoundRobin => "within a tier in turn by weight (balance: round_robin)",
+        BalancePolicy::RoundRobin => "within a tier in turn by weight (balance: round_robin)",
     };
-    line(text, "", balance);
-    line(text, "replies", "");
-    for (status, what, body) in REPLIES {
-        let verdict = gateway.judge(admitted, status, body.as_bytes());
-        line(text, &format!("  {status}"), &format!("{what}: {}", consequence(verdict, config)));
+    write_line(text, "", balance_policy);
+    write_line(text, "replies", "");
+    for (status, description, body) in SAMPLE_RESPONSES {
+        let verdict = gateway.response_verdict(admitted, status, body.as_bytes());
+        write_line(
+            text,
+            &format!("  {status}"),
+            &format!("{description}: {}", describe_verdict(verdict, config)),
+        );
     }
-    line(
+    write_line(
         text,
         "  none",
-        &format!("no connection, reset, no first byte in time: {}", consequence(Verdict::Failed, config)),
+        &format!(
+            "no connection, reset, no first byte in time: {}",
+            describe_verdict(Verdict::BackendFailure, config)
+        ),
     );
     let retry = &config.retry;
     let mut limits = format!(
         "at most {} tries after the first, none begun later than {}",
-        retry.attempts,
+        retry.max_retries,
         humantime::format_duration(retry.deadline)
     );
-    if !admitted.repeatable {
+    if !admitted.is_repeatable {
         limits += "; not repeated once a byte was sent, except after 429 (it could happen twice)";
     }
-    line(text, "limits", &limits);
+    write_line(text, "limits", &limits);
 }
 
 /// What a verdict leads to: for the request, and for the backend.
-fn consequence(verdict: Verdict, config: &Config) -> String {
-    let time = |length: Duration| humantime::format_duration(length).to_string();
+fn describe_verdict(verdict: Verdict, config: &Config) -> String {
+    let duration = |length: Duration| humantime::format_duration(length).to_string();
     match verdict {
-        Verdict::Success | Verdict::Client => "relayed".to_owned(),
+        Verdict::Success | Verdict::ClientError => "relayed".to_owned(),
         Verdict::Throttled => format!(
             "the next backend; the deployment rests as long as it asks ({} if it does not say, at most {})",
-            time(config.cooldown.default),
-            time(config.cooldown.maximum)
+            duration(config.cooldown.default_duration),
+            duration(config.cooldown.max_duration)
         ),
-        Verdict::Failed => format!(
+        Verdict::BackendFailure => format!(
             "the next backend; counts on its breaker ({} that are {}% of its tries within {} leave it alone for {})",
-            config.breaker.failures,
-            config.breaker.ratio.percent(),
-            time(config.breaker.window),
-            time(config.breaker.open)
+            config.breaker.min_failures,
+            config.breaker.min_failure_ratio.percent(),
+            duration(config.breaker.window),
+            duration(config.breaker.open_duration)
         ),
-        Verdict::Credential => {
+        Verdict::CredentialRejected => {
             "the next backend; this one rests 60s or until it has another secret".to_owned()
         }
         Verdict::PermissionDenied => "the next backend; this operation rests there for 60s".to_owned(),
-        Verdict::Absent => "the next backend; the deployment rests there for 60s".to_owned(),
-        Verdict::NotHere => "the next backend; nothing is remembered".to_owned(),
-        Verdict::Elsewhere => "the next backend, each once; nothing is remembered".to_owned(),
+        Verdict::DeploymentNotFound => "the next backend; the deployment rests there for 60s".to_owned(),
+        Verdict::UnsupportedByBackend => "the next backend; nothing is remembered".to_owned(),
+        Verdict::RetryableStatus => "the next backend, each once; nothing is remembered".to_owned(),
     }
 }

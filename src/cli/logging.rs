@@ -6,11 +6,11 @@ use std::os::unix::fs::MetadataExt;
 use log::{Level, Log, Metadata, Record};
 
 /// What is logged where `RUST_LOG` does not say: the engine speaks only when something is wrong.
-const USUAL: &str = "warn,aoai_lb=info";
+const DEFAULT_FILTER: &str = "warn,aoai_lb=info";
 
 /// What the engine calls an error although it is the other side's business, or none: by target and
 /// beginning. It happens per connection, and records, refusals or our own lines tell of it.
-const NO_ERRORS: [(&str, &str); 4] = [
+const SUPPRESSED_MESSAGES: [(&str, &str); 4] = [
     ("pingora_core::services::listening", "Downstream handshake"),
     ("pingora_core::apps", "H2 handshake error"),
     ("pingora_core::connectors", "failed to acquire reusable stream"),
@@ -18,14 +18,15 @@ const NO_ERRORS: [(&str, &str); 4] = [
 ];
 
 /// Begins to log. `RUST_LOG` chooses what.
-pub(crate) fn start() {
-    let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(USUAL));
-    if is_journal() {
+pub(super) fn init_logging() {
+    let mut builder =
+        env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(DEFAULT_FILTER));
+    if logs_to_journal() {
         builder.format(|out, record| {
             // sd-daemon(3): the journal takes the priority from the line, and knows the time.
             let text = record.args().to_string();
             for line in text.lines() {
-                writeln!(out, "<{}>{line}", priority(record.level()))?;
+                writeln!(out, "<{}>{line}", syslog_priority(record.level()))?;
             }
             Ok(())
         });
@@ -33,11 +34,11 @@ pub(crate) fn start() {
     let logger = builder.build();
     log::set_max_level(logger.filter());
     // There is one only if somebody has begun already, and then it is good enough.
-    let _ = log::set_boxed_logger(Box::new(Discreet(logger)));
+    let _ = log::set_boxed_logger(Box::new(FilteredLogger(logger)));
 }
 
 /// The priorities of syslog(3).
-fn priority(level: Level) -> u8 {
+fn syslog_priority(level: Level) -> u8 {
     match level {
         Level::Error => 3,
         Level::Warn => 4,
@@ -47,24 +48,24 @@ fn priority(level: Level) -> u8 {
 }
 
 /// Whether standard error is the journal: systemd.exec(5), `JOURNAL_STREAM`.
-fn is_journal() -> bool {
+fn logs_to_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
-    let there = std::fs::metadata("/proc/self/fd/2").map(|there| format!("{}:{}", there.dev(), there.ino()));
-    there.is_ok_and(|there| there == stream)
+    let stderr = std::fs::metadata("/proc/self/fd/2").map(|file| format!("{}:{}", file.dev(), file.ino()));
+    stderr.is_ok_and(|stderr| stderr == stream)
 }
 
 /// Keeps to itself what libraries say to their developers: the engine's includes whole requests,
 /// with keys and prompts.
-struct Discreet(env_logger::Logger);
+struct FilteredLogger(env_logger::Logger);
 
-impl Log for Discreet {
+impl Log for FilteredLogger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        let is_ours = metadata.target().starts_with(env!("CARGO_CRATE_NAME"));
-        (is_ours || metadata.level() <= Level::Info) && self.0.enabled(metadata)
+        let is_own_target = metadata.target().starts_with(env!("CARGO_CRATE_NAME"));
+        (is_own_target || metadata.level() <= Level::Info) && self.0.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) && !is_no_error(record) {
+        if self.enabled(record.metadata()) && !is_suppressed(record) {
             self.0.log(record);
         }
     }
@@ -74,11 +75,12 @@ impl Log for Discreet {
     }
 }
 
-fn is_no_error(record: &Record<'_>) -> bool {
-    let mut known = NO_ERRORS.iter().filter(|(target, _)| record.target().starts_with(target)).peekable();
-    if known.peek().is_none() {
+fn is_suppressed(record: &Record<'_>) -> bool {
+    let mut candidates =
+        SUPPRESSED_MESSAGES.iter().filter(|(target, _)| record.target().starts_with(target)).peekable();
+    if candidates.peek().is_none() {
         return false;
     }
     let text = record.args().to_string();
-    known.any(|(_, beginning)| text.starts_with(beginning))
+    candidates.any(|(_, beginning)| text.starts_with(beginning))
 }

@@ -8,25 +8,27 @@ use bytes::Bytes;
 use clap::Args;
 use http::Method;
 
-use super::table;
-use crate::admin::status::{BackendStatus, Status};
+use super::cli_error::CliError;
+use super::runtime::background_runtime;
+use super::table::write_table;
+use crate::admin::status::{BackendStatus, StatusReport};
 use crate::config::Endpoint;
-use crate::outbound::{Answer, Call, Outbound, OutboundError};
+use crate::outbound::{OutboundClient, OutboundError, OutboundRequest, OutboundResponse};
 
 /// How often `--watch` looks.
-const TICK: Duration = Duration::from_secs(2);
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// How soon another process is asked for.
-const AGAIN: Duration = Duration::from_millis(100);
-/// The most that an answer may take.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Most bytes of an answer: hundreds of backends and clients.
-const ANSWER_MAX: usize = 64 * 1024 * 1024;
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// The most that a response may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most bytes of a response: hundreds of backends and clients.
+const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
 /// To the beginning of a terminal, and what was below is gone (ECMA-48, CUP and ED).
-const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
+const CLEAR_TERMINAL: &str = "\x1b[H\x1b[2J\x1b[3J";
 
 /// How `aoai-lb status` is called.
 #[derive(Args)]
-pub(crate) struct Arguments {
+pub(super) struct StatusArguments {
     /// Show it again every two seconds.
     #[arg(long)]
     watch: bool,
@@ -43,113 +45,132 @@ pub(crate) struct Arguments {
 
 /// Why there is nothing to show.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum NoStatus {
+enum StatusError {
     /// The API's address is none.
     #[error("--admin: {0}")]
-    Address(String),
+    InvalidAddress(String),
     /// The token cannot be read.
     #[error("--token-file: {}: {problem}", path.display())]
-    Token { path: PathBuf, problem: io::Error },
+    TokenFile { path: PathBuf, problem: io::Error },
     /// The API is not reached.
     #[error("the admin API is not reached: {0}")]
-    Outbound(#[from] OutboundError),
-    /// It has another answer.
-    #[error("the admin API answered {status}: {says}")]
-    Refused { status: u16, says: String },
+    Unreachable(#[from] OutboundError),
+    /// It has another response.
+    #[error("the admin API answered {status}: {message}")]
+    Refused { status: u16, message: String },
     /// It is none of ours, or of another version.
     #[error("what the admin API answered is no status: {0}")]
-    Strange(#[from] serde_json::Error),
+    NotAStatus(#[from] serde_json::Error),
     /// It cannot be shown.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
 /// Where the admin API is.
-enum Place {
+enum AdminTarget {
     Endpoint(Endpoint),
     Socket(String),
+}
+
+/// Shows the status of the running process.
+pub(super) fn run(arguments: &StatusArguments) -> Result<(), CliError> {
+    Ok(background_runtime()?.block_on(show_status(arguments))?)
 }
 
 /// Shows the status, once or until interrupted.
 ///
 /// # Errors
-/// [`NoStatus`]; while watching, it is shown and asked for again.
-pub(crate) async fn run(arguments: &Arguments) -> Result<(), NoStatus> {
-    let place = match arguments.admin.strip_prefix("unix:") {
-        Some(path) => Place::Socket(path.to_owned()),
-        None => Place::Endpoint(
-            Endpoint::parse(&arguments.admin).map_err(|bad| NoStatus::Address(bad.to_owned()))?,
+/// [`StatusError`]; while watching, it is shown and asked for again.
+async fn show_status(arguments: &StatusArguments) -> Result<(), StatusError> {
+    let target = match arguments.admin.strip_prefix("unix:") {
+        Some(path) => AdminTarget::Socket(path.to_owned()),
+        None => AdminTarget::Endpoint(
+            Endpoint::parse(&arguments.admin)
+                .map_err(|reason| StatusError::InvalidAddress(reason.to_owned()))?,
         ),
     };
     let token = match &arguments.token_file {
         Some(path) => {
-            let read = std::fs::read_to_string(path);
-            let token = read.map_err(|problem| NoStatus::Token { path: path.clone(), problem })?;
+            let contents = std::fs::read_to_string(path);
+            let token = contents.map_err(|problem| StatusError::TokenFile { path: path.clone(), problem })?;
             Some(format!("Bearer {}", token.trim()))
         }
         None => None,
     };
-    let outbound = Outbound::new(PATIENCE).with_answers_up_to(ANSWER_MAX);
+    let outbound = OutboundClient::new(REQUEST_TIMEOUT).with_max_response_bytes(MAX_RESPONSE_BYTES);
     loop {
-        let shown = match ask_serving(&outbound, &place, token.as_deref()).await {
-            Ok(answer) if arguments.json => {
-                let mut text = answer.body.to_vec();
+        let output = match request_status_of_serving_process(&outbound, &target, token.as_deref()).await {
+            Ok(response) if arguments.json => {
+                let mut text = response.body.to_vec();
                 text.push(b'\n');
                 Ok(text)
             }
-            Ok(answer) => lines(&serde_json::from_slice(&answer.body)?),
+            Ok(response) => format_tables(&serde_json::from_slice(&response.body)?),
             Err(problem) if arguments.watch => Ok(format!("{problem}\n").into_bytes()),
             Err(problem) => return Err(problem),
         }?;
         let mut out = io::stdout().lock();
         if arguments.watch && out.is_terminal() {
-            out.write_all(CLEAR.as_bytes())?;
+            out.write_all(CLEAR_TERMINAL.as_bytes())?;
         }
-        out.write_all(&shown)?;
+        out.write_all(&output)?;
         out.flush()?;
         drop(out);
         if !arguments.watch {
             return Ok(());
         }
-        tokio::time::sleep(TICK).await;
+        tokio::time::sleep(WATCH_INTERVAL).await;
     }
 }
 
 /// Asks until the process answers that serves: for a few seconds after an upgrade both do.
-async fn ask_serving(outbound: &Outbound, place: &Place, token: Option<&str>) -> Result<Answer, NoStatus> {
-    let deadline = Instant::now() + PATIENCE;
+async fn request_status_of_serving_process(
+    outbound: &OutboundClient,
+    target: &AdminTarget,
+    token: Option<&str>,
+) -> Result<OutboundResponse, StatusError> {
+    let deadline = Instant::now() + REQUEST_TIMEOUT;
     loop {
-        let answer = ask(outbound, place, token).await?;
-        let is_replaced = |status: Status| status.process.replaced;
-        if Instant::now() >= deadline || !serde_json::from_slice(&answer.body).is_ok_and(is_replaced) {
-            return Ok(answer);
+        let response = request_status(outbound, target, token).await?;
+        let is_replaced = |status: StatusReport| status.process.replaced;
+        if Instant::now() >= deadline || !serde_json::from_slice(&response.body).is_ok_and(is_replaced) {
+            return Ok(response);
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
     }
 }
 
-async fn ask(outbound: &Outbound, place: &Place, token: Option<&str>) -> Result<Answer, NoStatus> {
+async fn request_status(
+    outbound: &OutboundClient,
+    target: &AdminTarget,
+    token: Option<&str>,
+) -> Result<OutboundResponse, StatusError> {
     let headers: Vec<_> = token.map(|token| ("authorization", token)).into_iter().collect();
-    let call = Call { method: Method::GET, target: "/api/status", headers: &headers, body: Bytes::new() };
-    let answer = match place {
-        Place::Endpoint(endpoint) => outbound.call(endpoint, call).await?,
-        Place::Socket(path) => outbound.call_socket(path, call).await?,
+    let request = OutboundRequest {
+        method: Method::GET,
+        path_and_query: "/api/status",
+        headers: &headers,
+        body: Bytes::new(),
     };
-    if answer.status != 200 {
-        let value: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-        let says = value["error"]["message"].as_str().unwrap_or("no reason").to_owned();
-        return Err(NoStatus::Refused { status: answer.status, says });
+    let response = match target {
+        AdminTarget::Endpoint(endpoint) => outbound.send(endpoint, request).await?,
+        AdminTarget::Socket(path) => outbound.send_to_socket(path, request).await?,
+    };
+    if response.status != 200 {
+        let value: serde_json::Value = serde_json::from_slice(&response.body).unwrap_or_default();
+        let message = value["error"]["message"].as_str().unwrap_or("no reason").to_owned();
+        return Err(StatusError::Refused { status: response.status, message });
     }
-    Ok(answer)
+    Ok(response)
 }
 
 /// The status as tables.
-fn lines(status: &Status) -> Result<Vec<u8>, NoStatus> {
+fn format_tables(status: &StatusReport) -> Result<Vec<u8>, StatusError> {
     let mut out = Vec::new();
     let (process, configuration) = (&status.process, &status.configuration);
     let readiness = if process.stopping { "stopping" } else { "ready" };
-    let up = humantime::format_duration(Duration::from_secs(process.uptime_seconds));
-    writeln!(out, "aoai-lb {}, process {}, up {up}, {readiness}", status.build.version, process.pid)?;
+    let uptime = humantime::format_duration(Duration::from_secs(process.uptime_seconds));
+    writeln!(out, "aoai-lb {}, process {}, up {uptime}, {readiness}", status.build.version, process.pid)?;
     let file = configuration.file.as_deref().unwrap_or("no file");
     writeln!(
         out,
@@ -162,12 +183,12 @@ fn lines(status: &Status) -> Result<Vec<u8>, NoStatus> {
     if !configuration.needs_upgrade.is_empty() {
         writeln!(out, "needs an upgrade: {}", configuration.needs_upgrade.join(", "))?;
     }
-    writeln!(out, "in flight {}, settled {}\n", status.in_flight, status.settled)?;
-    table::write(&backends(&status.backends), 3, &mut out)?;
-    let deployments = deployments(&status.backends);
+    writeln!(out, "in flight {}, settled {}\n", status.in_flight, status.finished_requests)?;
+    write_table(&backend_rows(&status.backends), 3, &mut out)?;
+    let deployments = deployment_rows(&status.backends);
     if deployments.len() > 1 {
         writeln!(out)?;
-        table::write(&deployments, 3, &mut out)?;
+        write_table(&deployments, 3, &mut out)?;
     }
     if !status.clients.is_empty() {
         let head = ["CLIENT", "REQUESTS", "INPUT TOKENS", "OUTPUT TOKENS", "REQUESTS/MIN", "TOKENS/MIN"];
@@ -184,12 +205,12 @@ fn lines(status: &Status) -> Result<Vec<u8>, NoStatus> {
             ]);
         }
         writeln!(out)?;
-        table::write(&rows, 1, &mut out)?;
+        write_table(&rows, 1, &mut out)?;
     }
     Ok(out)
 }
 
-fn backends(backends: &[BackendStatus]) -> Vec<Vec<String>> {
+fn backend_rows(backends: &[BackendStatus]) -> Vec<Vec<String>> {
     let head = [
         "BACKEND",
         "STATE",
@@ -210,66 +231,66 @@ fn backends(backends: &[BackendStatus]) -> Vec<Vec<String>> {
         rows.push(vec![
             backend.name.clone(),
             backend.state.clone(),
-            left(backend.until_ms),
+            format_remaining(backend.remaining_ms),
             backend.tier.to_string(),
             backend.weight.to_string(),
             backend.in_flight.to_string(),
             recent.attempts.to_string(),
-            recent.share.map_or_else(unknown, |share| format!("{:.0}%", share * 100.0)),
+            recent.attempt_share.map_or_else(unknown_value, |share| format!("{:.0}%", share * 100.0)),
             recent.throttled.to_string(),
             recent.failed.to_string(),
-            milliseconds(recent.p50_ms),
-            milliseconds(recent.p95_ms),
+            format_milliseconds(recent.p50_ms),
+            format_milliseconds(recent.p95_ms),
         ]);
     }
     rows
 }
 
-fn deployments(backends: &[BackendStatus]) -> Vec<Vec<String>> {
+fn deployment_rows(backends: &[BackendStatus]) -> Vec<Vec<String>> {
     let head = ["BACKEND", "DEPLOYMENT", "STATE", "FOR ANOTHER", "TOKENS LEFT", "REQUESTS LEFT", "LOAD"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
-    let of = |left: Option<i64>, limit: Option<u64>| match (left, limit) {
-        (Some(left), Some(limit)) => format!("{left} of {limit}"),
-        (Some(left), None) => left.to_string(),
-        _ => unknown(),
+    let quota = |remaining: Option<i64>, limit: Option<u64>| match (remaining, limit) {
+        (Some(remaining), Some(limit)) => format!("{remaining} of {limit}"),
+        (Some(remaining), None) => remaining.to_string(),
+        _ => unknown_value(),
     };
     for backend in backends {
-        for known in &backend.deployments {
+        for deployment in &backend.deployments {
             rows.push(vec![
                 backend.name.clone(),
-                known.name.clone(),
-                known.state.clone(),
-                left(known.until_ms),
-                of(known.remaining_tokens, known.limit_tokens),
-                of(known.remaining_requests, known.limit_requests),
-                known.utilization.map_or_else(unknown, |load| format!("{:.0}%", load * 100.0)),
+                deployment.name.clone(),
+                deployment.state.clone(),
+                format_remaining(deployment.remaining_ms),
+                quota(deployment.remaining_tokens, deployment.limit_tokens),
+                quota(deployment.remaining_requests, deployment.limit_requests),
+                deployment.utilization.map_or_else(unknown_value, |load| format!("{:.0}%", load * 100.0)),
             ]);
         }
-        for resting in backend.resting.iter().filter(|resting| resting.operation.is_some()) {
-            let operation = resting.operation.as_deref().unwrap_or_default();
+        for part in backend.unavailable_parts.iter().filter(|part| part.operation.is_some()) {
+            let operation = part.operation.as_deref().unwrap_or_default();
             let mut row = vec![
                 backend.name.clone(),
                 format!("({operation})"),
-                resting.reason.clone(),
-                left(resting.until_ms),
+                part.reason.clone(),
+                format_remaining(part.remaining_ms),
             ];
-            row.resize_with(head.len(), unknown);
+            row.resize_with(head.len(), unknown_value);
             rows.push(row);
         }
     }
     rows
 }
 
-fn unknown() -> String {
+fn unknown_value() -> String {
     "-".to_owned()
 }
 
-fn left(ms: Option<u64>) -> String {
-    ms.map_or_else(unknown, |ms| {
+fn format_remaining(ms: Option<u64>) -> String {
+    ms.map_or_else(unknown_value, |ms| {
         humantime::format_duration(Duration::from_secs(ms.div_ceil(1000))).to_string()
     })
 }
 
-fn milliseconds(ms: Option<u64>) -> String {
-    ms.map_or_else(unknown, |ms| format!("{ms} ms"))
+fn format_milliseconds(ms: Option<u64>) -> String {
+    ms.map_or_else(unknown_value, |ms| format!("{ms} ms"))
 }

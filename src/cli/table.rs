@@ -2,12 +2,12 @@
 
 use std::io::{self, Write};
 
-/// Writes rows, of which the first is the head, in columns: the first `words` of them to the left,
+/// Writes rows, of which the first is the head, in columns: the first `text_columns` of them to the left,
 /// numbers to the right.
 ///
 /// # Errors
 /// The system's, where it cannot be written.
-pub(crate) fn write(rows: &[Vec<String>], words: usize, to: &mut impl Write) -> io::Result<()> {
+pub(super) fn write_table(rows: &[Vec<String>], text_columns: usize, to: &mut impl Write) -> io::Result<()> {
     let length = |text: &String| text.chars().count();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(length).max().unwrap_or(0);
@@ -16,7 +16,11 @@ pub(crate) fn write(rows: &[Vec<String>], words: usize, to: &mut impl Write) -> 
         let mut line = String::new();
         for (n, (text, width)) in row.iter().zip(&widths).enumerate() {
             let gap = if n == 0 { "" } else { "  " };
-            line += &if n < words { format!("{gap}{text:<width$}") } else { format!("{gap}{text:>width$}") };
+            line += &if n < text_columns {
+                format!("{gap}{text:<width$}")
+            } else {
+                format!("{gap}{text:>width$}")
+            };
         }
         writeln!(to, "{}", line.trim_end())?;
     }

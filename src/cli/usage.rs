@@ -1,5 +1,5 @@
 //! `aoai-lb usage`: what record files say of tokens and requests, per day, client, deployment and
-//! backend. Reads line by line and keeps only the sums.
+//! backend. Reads line by line and keeps only the totals.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet, VecDeque};
@@ -10,16 +10,17 @@ use std::path::{Path, PathBuf};
 use flate2::bufread::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 
-use super::table;
+use super::cli_error::CliError;
+use super::table::write_table;
 
 /// What stands for a field that is null.
-const NONE: &str = "-";
+const NULL_PLACEHOLDER: &str = "-";
 /// A record that is delivered twice is so soon after the first time: so many are remembered.
-const REMEMBERED: usize = 100_000;
+const MAX_REMEMBERED_IDS: usize = 100_000;
 
 /// The form of the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
+pub(super) enum ReportFormat {
     /// Columns for a terminal, with a line of totals.
     Table,
     /// Comma-separated values with a line of names.
@@ -30,7 +31,7 @@ pub enum Format {
 
 /// Why a file cannot be summed up.
 #[derive(Debug, thiserror::Error)]
-pub enum UsageError {
+enum UsageError {
     /// It cannot be read.
     #[error("{}: {problem}", path.display())]
     Read {
@@ -44,8 +45,28 @@ pub enum UsageError {
     Write(#[from] io::Error),
 }
 
+/// Prints the report of these files.
+pub(super) fn run(files: &[PathBuf], format: ReportFormat) -> Result<(), CliError> {
+    let mut report = UsageReport::default();
+    for file in files {
+        report.add_file(file)?;
+    }
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    report.write(format, &mut out)?;
+    out.flush()?;
+    for (count, description) in [
+        (report.unreadable_lines, "lines are no records"),
+        (report.duplicate_records, "records were there twice"),
+    ] {
+        if count > 0 {
+            writeln!(io::stderr(), "{count} {description} and do not count")?;
+        }
+    }
+    Ok(())
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-struct Key {
+struct UsageKey {
     day: String,
     client: Option<String>,
     deployment: Option<String>,
@@ -53,7 +74,7 @@ struct Key {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-struct Sums {
+struct UsageTotals {
     requests: u64,
     input_tokens: u64,
     output_tokens: u64,
@@ -64,7 +85,7 @@ struct Sums {
 
 /// The fields of a record that count.
 #[derive(Deserialize)]
-struct Row<'a> {
+struct RecordFields<'a> {
     #[serde(borrow)]
     time: Cow<'a, str>,
     #[serde(borrow)]
@@ -87,34 +108,35 @@ struct Row<'a> {
     total_tokens: Option<u64>,
 }
 
-/// The sums of some files.
+/// The totals of some files.
 #[derive(Debug, Default)]
-pub struct Report {
-    sums: BTreeMap<Key, Sums>,
-    seen: HashSet<u128>,
-    order: VecDeque<u128>,
+struct UsageReport {
+    totals: BTreeMap<UsageKey, UsageTotals>,
+    seen_ids: HashSet<u128>,
+    ids_by_age: VecDeque<u128>,
     /// Lines that are no record.
-    pub strange: u64,
+    unreadable_lines: u64,
     /// Records that were there twice.
-    pub repeated: u64,
+    duplicate_records: u64,
 }
 
-impl Report {
+impl UsageReport {
     /// Adds a file: plain, or compressed where its name ends in `.gz`.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn add(&mut self, path: &Path) -> Result<(), UsageError> {
-        let read = |problem| UsageError::Read { path: path.to_owned(), problem };
-        let file = BufReader::with_capacity(256 * 1024, File::open(path).map_err(read)?);
+    fn add_file(&mut self, path: &Path) -> Result<(), UsageError> {
+        let read_error = |problem| UsageError::Read { path: path.to_owned(), problem };
+        let file = BufReader::with_capacity(256 * 1024, File::open(path).map_err(read_error)?);
         if path.extension().is_some_and(|ending| ending == "gz") {
-            self.read(BufReader::with_capacity(256 * 1024, MultiGzDecoder::new(file))).map_err(read)
+            self.add_lines(BufReader::with_capacity(256 * 1024, MultiGzDecoder::new(file)))
+                .map_err(read_error)
         } else {
-            self.read(file).map_err(read)
+            self.add_lines(file).map_err(read_error)
         }
     }
 
-    fn read(&mut self, mut lines: impl BufRead) -> io::Result<()> {
+    fn add_lines(&mut self, mut lines: impl BufRead) -> io::Result<()> {
         let mut line = Vec::new();
         loop {
             line.clear();
@@ -123,119 +145,125 @@ impl Report {
             }
             // What has no end is being written just now.
             if line.ends_with(b"\n") && !line.trim_ascii().is_empty() {
-                self.line(&line);
+                self.add_record(&line);
             }
         }
     }
 
-    fn line(&mut self, line: &[u8]) {
-        let Ok(row) = serde_json::from_slice::<Row<'_>>(line) else {
-            self.strange += 1;
+    fn add_record(&mut self, line: &[u8]) {
+        let Ok(record) = serde_json::from_slice::<RecordFields<'_>>(line) else {
+            self.unreadable_lines += 1;
             return;
         };
-        let Some(day) = row.time.get(..10) else {
-            self.strange += 1;
+        let Some(day) = record.time.get(..10) else {
+            self.unreadable_lines += 1;
             return;
         };
-        if let Ok(id) = uuid::Uuid::try_parse(&row.request_id)
-            && self.is_repeated(id.as_u128())
+        if let Ok(id) = uuid::Uuid::try_parse(&record.request_id)
+            && !self.insert_id(id.as_u128())
         {
-            self.repeated += 1;
+            self.duplicate_records += 1;
             return;
         }
-        let text = |text: &Option<Cow<'_, str>>| text.as_ref().map(|text| text.clone().into_owned());
-        let deployment = row.deployment.as_ref().map(|name| name.to_ascii_lowercase());
-        let key =
-            Key { day: day.to_owned(), client: text(&row.client), deployment, backend: text(&row.backend) };
-        let sums = self.sums.entry(key).or_default();
-        sums.add(&Sums {
+        let to_owned = |text: &Option<Cow<'_, str>>| text.as_ref().map(|text| text.clone().into_owned());
+        let deployment = record.deployment.as_ref().map(|name| name.to_ascii_lowercase());
+        let key = UsageKey {
+            day: day.to_owned(),
+            client: to_owned(&record.client),
+            deployment,
+            backend: to_owned(&record.backend),
+        };
+        let totals = self.totals.entry(key).or_default();
+        totals.add(&UsageTotals {
             requests: 1,
-            input_tokens: row.input_tokens.unwrap_or(0),
-            output_tokens: row.output_tokens.unwrap_or(0),
-            cached_tokens: row.cached_tokens.unwrap_or(0),
-            reasoning_tokens: row.reasoning_tokens.unwrap_or(0),
-            total_tokens: row.total_tokens.unwrap_or(0),
+            input_tokens: record.input_tokens.unwrap_or(0),
+            output_tokens: record.output_tokens.unwrap_or(0),
+            cached_tokens: record.cached_tokens.unwrap_or(0),
+            reasoning_tokens: record.reasoning_tokens.unwrap_or(0),
+            total_tokens: record.total_tokens.unwrap_or(0),
         });
     }
 
-    fn is_repeated(&mut self, id: u128) -> bool {
-        if !self.seen.insert(id) {
-            return true;
+    /// Whether this id is new; `false` for a record that was delivered twice.
+    fn insert_id(&mut self, id: u128) -> bool {
+        if !self.seen_ids.insert(id) {
+            return false;
         }
-        self.order.push_back(id);
-        if self.order.len() > REMEMBERED
-            && let Some(old) = self.order.pop_front()
+        self.ids_by_age.push_back(id);
+        if self.ids_by_age.len() > MAX_REMEMBERED_IDS
+            && let Some(oldest) = self.ids_by_age.pop_front()
         {
-            self.seen.remove(&old);
+            self.seen_ids.remove(&oldest);
         }
-        false
+        true
     }
 
     /// Writes the report.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn write(&self, format: Format, to: &mut impl Write) -> Result<(), UsageError> {
+    fn write(&self, format: ReportFormat, to: &mut impl Write) -> Result<(), UsageError> {
         match format {
-            Format::Table => self.table(to)?,
-            Format::Csv => {
-                writeln!(to, "{}", NAMES.join(","))?;
-                for (key, sums) in &self.sums {
-                    let fields: Vec<String> = key.fields("").into_iter().map(quoted).collect();
-                    let counts: Vec<String> = sums.counts().iter().map(u64::to_string).collect();
+            ReportFormat::Table => self.write_as_table(to)?,
+            ReportFormat::Csv => {
+                writeln!(to, "{}", COLUMN_NAMES.join(","))?;
+                for (key, totals) in &self.totals {
+                    let fields: Vec<String> = key.columns("").into_iter().map(quote_csv_field).collect();
+                    let counts: Vec<String> = totals.counts().iter().map(u64::to_string).collect();
                     writeln!(to, "{},{}", fields.join(","), counts.join(","))?;
                 }
             }
-            Format::Json => {
+            ReportFormat::Json => {
                 #[derive(Serialize)]
-                struct Line<'a> {
+                struct UsageRow<'a> {
                     #[serde(flatten)]
-                    key: &'a Key,
+                    key: &'a UsageKey,
                     #[serde(flatten)]
-                    sums: &'a Sums,
+                    totals: &'a UsageTotals,
                 }
-                let lines: Vec<Line<'_>> = self.sums.iter().map(|(key, sums)| Line { key, sums }).collect();
-                serde_json::to_writer_pretty(&mut *to, &lines).map_err(io::Error::from)?;
+                let rows: Vec<UsageRow<'_>> =
+                    self.totals.iter().map(|(key, totals)| UsageRow { key, totals }).collect();
+                serde_json::to_writer_pretty(&mut *to, &rows).map_err(io::Error::from)?;
                 writeln!(to)?;
             }
         }
         Ok(())
     }
 
-    fn table(&self, to: &mut impl Write) -> io::Result<()> {
-        let mut total = Sums::default();
-        let mut rows: Vec<Vec<String>> = vec![NAMES.map(str::to_owned).to_vec()];
-        for (key, sums) in &self.sums {
-            total.add(sums);
-            let fields = key.fields(NONE).into_iter().map(str::to_owned);
-            rows.push(fields.chain(sums.counts().iter().map(u64::to_string)).collect());
+    fn write_as_table(&self, to: &mut impl Write) -> io::Result<()> {
+        let mut total = UsageTotals::default();
+        let mut rows: Vec<Vec<String>> = vec![COLUMN_NAMES.map(str::to_owned).to_vec()];
+        for (key, totals) in &self.totals {
+            total.add(totals);
+            let fields = key.columns(NULL_PLACEHOLDER).into_iter().map(str::to_owned);
+            rows.push(fields.chain(totals.counts().iter().map(u64::to_string)).collect());
         }
         let fields = ["total", "", "", ""].map(str::to_owned);
         rows.push(fields.into_iter().chain(total.counts().iter().map(u64::to_string)).collect());
-        table::write(&rows, 4, to)
+        write_table(&rows, 4, to)
     }
 }
 
-const NAMES: [&str; 10] =
+const COLUMN_NAMES: [&str; 10] =
     ["day", "client", "deployment", "backend", "requests", "input", "output", "cached", "reasoning", "total"];
 
-impl Key {
-    fn fields<'s>(&'s self, none: &'s str) -> [&'s str; 4] {
-        let text = |text: &'s Option<String>| text.as_deref().unwrap_or(none);
-        [&self.day, text(&self.client), text(&self.deployment), text(&self.backend)]
+impl UsageKey {
+    fn columns<'s>(&'s self, null_text: &'s str) -> [&'s str; 4] {
+        let or_null = |text: &'s Option<String>| text.as_deref().unwrap_or(null_text);
+        [&self.day, or_null(&self.client), or_null(&self.deployment), or_null(&self.backend)]
     }
 }
 
-impl Sums {
+impl UsageTotals {
     fn add(&mut self, other: &Self) {
         let Self { requests, input_tokens, output_tokens, cached_tokens, reasoning_tokens, total_tokens } =
             self;
-        for (sum, more) in
+        for (total, addend) in
             [requests, input_tokens, output_tokens, cached_tokens, reasoning_tokens, total_tokens]
                 .into_iter()
                 .zip(other.counts())
         {
-            *sum = sum.saturating_add(more);
+            *total = total.saturating_add(addend);
         }
     }
 
@@ -252,10 +280,10 @@ impl Sums {
 }
 
 /// A field of comma-separated values (RFC 4180).
-fn quoted(text: &str) -> String {
-    let is_plain =
+fn quote_csv_field(text: &str) -> String {
+    let needs_no_quotes =
         text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._- ".contains(&b)) && !text.starts_with('-');
-    if is_plain { text.to_owned() } else { format!("\"{}\"", text.replace('"', "\"\"")) }
+    if needs_no_quotes { text.to_owned() } else { format!("\"{}\"", text.replace('"', "\"\"")) }
 }
 
 #[cfg(test)]
@@ -264,7 +292,7 @@ mod tests {
     use flate2::Compression;
     use flate2::write::GzEncoder;
 
-    fn line(n: u128, day: u32, client: Option<&str>, deployment: &str, tokens: Option<u64>) -> String {
+    fn record_line(n: u128, day: u32, client: Option<&str>, deployment: &str, tokens: Option<u64>) -> String {
         let id = uuid::Uuid::from_u128(n);
         serde_json::json!({
             "time": format!("2026-11-{day:02}T08:00:00.000000Z"), "request_id": id.to_string(), "client": client,
@@ -277,54 +305,54 @@ mod tests {
     }
 
     #[test]
-    fn files_of_all_kinds_are_summed_up_once() {
+    fn a_record_counts_once_whether_its_file_is_plain_or_compressed() {
         let directory = tempfile::tempdir().unwrap();
         let plain = directory.path().join("exchanges.jsonl");
-        let packed = directory.path().join("exchanges-1.jsonl.gz");
-        let text = line(1, 23, Some("team-a"), "gpt-4o", Some(10))
-            + &line(2, 23, Some("team-a"), "GPT-4o", Some(5))
+        let compressed = directory.path().join("exchanges-1.jsonl.gz");
+        let text = record_line(1, 23, Some("team-a"), "gpt-4o", Some(10))
+            + &record_line(2, 23, Some("team-a"), "GPT-4o", Some(5))
             + "not a record\n\n"
-            + &line(3, 24, None, "gpt-4o", None)
+            + &record_line(3, 24, None, "gpt-4o", None)
             + "{\"time\":\"2026-11-24T";
         std::fs::write(&plain, text).unwrap();
-        let mut gz = GzEncoder::new(File::create(&packed).unwrap(), Compression::fast());
+        let mut gz = GzEncoder::new(File::create(&compressed).unwrap(), Compression::fast());
         gz.write_all(
-            (line(4, 22, Some("team-b"), "gpt-4o", Some(1))
-                + &line(1, 23, Some("team-a"), "gpt-4o", Some(10)))
+            (record_line(4, 22, Some("team-b"), "gpt-4o", Some(1))
+                + &record_line(1, 23, Some("team-a"), "gpt-4o", Some(10)))
                 .as_bytes(),
         )
         .unwrap();
         gz.finish().unwrap();
-        let mut report = Report::default();
-        report.add(&plain).unwrap();
-        report.add(&packed).unwrap();
-        assert_eq!((report.strange, report.repeated), (1, 1));
-        let show = |format| {
+        let mut report = UsageReport::default();
+        report.add_file(&plain).unwrap();
+        report.add_file(&compressed).unwrap();
+        assert_eq!((report.unreadable_lines, report.duplicate_records), (1, 1));
+        let formatted = |format| {
             let mut out = Vec::new();
             report.write(format, &mut out).unwrap();
             String::from_utf8(out).unwrap()
         };
         assert_eq!(
-            show(Format::Csv),
+            formatted(ReportFormat::Csv),
             "day,client,deployment,backend,requests,input,output,cached,reasoning,total\n\
              2026-11-22,team-b,gpt-4o,east,1,1,1,0,0,2\n\
              2026-11-23,team-a,gpt-4o,east,2,15,15,0,0,30\n\
              2026-11-24,,gpt-4o,east,1,0,0,0,0,0\n"
         );
-        let json: serde_json::Value = serde_json::from_str(&show(Format::Json)).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&formatted(ReportFormat::Json)).unwrap();
         assert_eq!((&json[1]["total_tokens"], &json[2]["client"]), (&30.into(), &serde_json::Value::Null));
-        let table = show(Format::Table);
+        let table = formatted(ReportFormat::Table);
         assert!(table.lines().last().unwrap().starts_with("total"), "{table}");
         assert!(table.contains("2026-11-24  -       gpt-4o      east"), "{table}");
-        assert!(report.add(Path::new("/no/such/file")).is_err());
+        assert!(report.add_file(Path::new("/no/such/file")).is_err());
     }
 
     #[test]
-    fn values_are_quoted_where_they_have_to_be() {
+    fn a_csv_field_is_quoted_if_it_needs_to_be() {
         for (text, expected) in
             [("team-a", "team-a"), ("", ""), ("a,b", "\"a,b\""), ("=1+1", "\"=1+1\""), ("a\"b", "\"a\"\"b\"")]
         {
-            assert_eq!(quoted(text), expected);
+            assert_eq!(quote_csv_field(text), expected);
         }
     }
 }

@@ -8,115 +8,28 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use serde_yaml::Value;
 
+use super::error::one_per_line;
+use super::testing::{check_with_default_blocks, literal_api_key, parse_valid, test_environment};
+use super::yaml;
 use super::*;
 
-/// What a case need not say: each block stands unless the case has its key.
-const USUAL: [(&str, &str); 3] = [
-    ("listeners:", "listeners: [ { address: '127.0.0.1:8080' } ]\n"),
-    (
-        "backends:",
-        "backends: [ { name: east, endpoint: 'https://east.example', credential: { api_key: k } } ]\n",
-    ),
-    ("clients:", "clients: open\n"),
-];
-
-fn env(name: &str) -> Option<String> {
-    match name {
-        "KEY" => Some("k3y-of-the-test".to_owned()),
-        "EMPTY" => Some(String::new()),
-        "FOUR" => Some("4".to_owned()),
-        "AZURE_TENANT_ID" => Some("tenant-of-the-cluster".to_owned()),
-        "AZURE_FEDERATED_TOKEN_FILE" => Some("/var/run/secrets/token".to_owned()),
-        _ => None,
-    }
-}
-
-fn check(case: &str) -> Result<Checked, Problems> {
-    let mut text = String::new();
-    for (key, block) in USUAL {
-        if !case.lines().any(|line| line.starts_with(key)) {
-            text.push_str(block);
-        }
-    }
-    parse(&(text + case), Path::new(""), &env)
-}
-
-pub(super) fn good(case: &str) -> Checked {
-    check(case).unwrap_or_else(|problems| panic!("{case}\n{problems}"))
-}
-
-pub(super) fn problems_in(case: &str) -> Vec<String> {
-    check(case)
-        .map_or_else(|problems| problems.errors.iter().map(Problem::to_string).collect(), |_| Vec::new())
-}
-
-pub(super) fn assert_problems(cases: &[(&str, &[&str])]) {
-    for (case, expected) in cases {
-        assert_eq!(problems_in(case), *expected, "{case}");
-    }
-}
-
-pub(super) fn assert_warnings(cases: &[(&str, &[&str])]) {
-    for (case, expected) in cases {
-        let said: Vec<String> = good(case).warnings.iter().map(Problem::to_string).collect();
-        assert_eq!(said, *expected, "{case}");
-    }
-}
-
-/// Writes `NAME.pem` and `NAME.key`: a certificate for so many days and these hosts.
-pub(super) fn pair(directory: &Path, name: &str, days: u32, hosts: &[&str]) {
-    use openssl::asn1::Asn1Time;
-    use openssl::hash::MessageDigest;
-    use openssl::pkey::PKey;
-    use openssl::rsa::Rsa;
-    use openssl::x509::X509;
-    use openssl::x509::extension::SubjectAlternativeName;
-
-    let key = PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap();
-    let mut builder = X509::builder().unwrap();
-    builder.set_version(2).unwrap();
-    builder.set_pubkey(&key).unwrap();
-    builder.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
-    builder.set_not_after(&Asn1Time::days_from_now(days).unwrap()).unwrap();
-    if !hosts.is_empty() {
-        let mut names = SubjectAlternativeName::new();
-        for host in hosts {
-            names.dns(host);
-        }
-        let names = names.build(&builder.x509v3_context(None, None)).unwrap();
-        builder.append_extension(names).unwrap();
-    }
-    builder.sign(&key, MessageDigest::sha256()).unwrap();
-    let write = |kind, pem: Vec<u8>| std::fs::write(directory.join(format!("{name}.{kind}")), pem).unwrap();
-    write("pem", builder.build().to_pem().unwrap());
-    write("key", key.private_key_to_pem_pkcs8().unwrap());
-}
-
-/// The key of a backend that stands in its file.
-pub(super) fn written(credential: &Credential) -> &str {
-    match credential {
-        Credential::ApiKey(SecretSource::Written(key)) => key.expose(),
-        other => panic!("no written key: {other:?}"),
-    }
-}
-
-/// All that is said about `text`, however it ends.
-fn said(text: &str, env: &dyn Fn(&str) -> Option<String>) -> String {
-    match parse(text, Path::new(""), env) {
-        Ok(checked) => format!("{:?} {}", checked.warnings, lines(&checked.warnings)),
+/// All that is messages about `text`, however it ends.
+fn all_messages(text: &str, env: &dyn Fn(&str) -> Option<String>) -> String {
+    match parse_yaml(text, Path::new(""), env) {
+        Ok(checked) => format!("{:?} {}", checked.warnings, one_per_line(&checked.warnings)),
         Err(problems) => {
             assert!(!problems.errors.is_empty(), "refused without a reason: {text}");
-            format!("{problems:?} {problems} {}", lines(&problems.warnings))
+            format!("{problems:?} {problems} {}", one_per_line(&problems.warnings))
         }
     }
 }
 
-fn conf() -> PathBuf {
+fn conf_directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("conf")
 }
 
-fn examples() -> Vec<(PathBuf, String)> {
-    let files = std::fs::read_dir(conf()).unwrap().map(|entry| entry.unwrap().path());
+fn example_files() -> Vec<(PathBuf, String)> {
+    let files = std::fs::read_dir(conf_directory()).unwrap().map(|entry| entry.unwrap().path());
     // simulate.yaml is another command's.
     let files = files
         .filter(|path| path.extension().is_some_and(|e| e == "yaml") && !path.ends_with("simulate.yaml"));
@@ -124,7 +37,7 @@ fn examples() -> Vec<(PathBuf, String)> {
 }
 
 /// An environment for the examples: hashes that differ, a directory that exists, keys.
-fn example_env(logs: &Path) -> impl Fn(&str) -> Option<String> {
+fn example_environment(logs: &Path) -> impl Fn(&str) -> Option<String> {
     let logs = logs.display().to_string();
     move |name| match name {
         "LOGS_DIRECTORY" => Some(logs.clone()),
@@ -137,21 +50,21 @@ fn example_env(logs: &Path) -> impl Fn(&str) -> Option<String> {
 }
 
 #[test]
-fn every_example_is_good() {
+fn every_example_file_passes_the_check_without_warnings() {
     let logs = tempfile::tempdir().unwrap();
-    let examples = examples();
+    let examples = example_files();
     assert!(examples.len() >= 3);
     for (path, _) in &examples {
-        let checked =
-            load(path, &example_env(logs.path())).unwrap_or_else(|e| panic!("{}:\n{e}", path.display()));
+        let checked = load_file(path, &example_environment(logs.path()))
+            .unwrap_or_else(|e| panic!("{}:\n{e}", path.display()));
         assert_eq!(checked.warnings, [], "{}", path.display());
     }
 }
 
 #[test]
-fn every_example_asks_for_what_only_its_owner_has() {
-    for (path, text) in examples() {
-        let problems = parse(&text, Path::new(""), &|_| None).unwrap_err().to_string();
+fn every_example_file_asks_for_key_hashes_and_backend_keys() {
+    for (path, text) in example_files() {
+        let problems = parse_yaml(&text, Path::new(""), &|_| None).unwrap_err().to_string();
         assert!(
             problems.contains("is still the placeholder: run aoai-lb keys new"),
             "{}:\n{problems}",
@@ -162,20 +75,26 @@ fn every_example_asks_for_what_only_its_owner_has() {
 }
 
 #[test]
-fn the_full_example_says_the_defaults_it_claims() {
+fn values_marked_default_in_the_full_example_are_the_defaults() {
     let logs = tempfile::tempdir().unwrap();
-    let config = load(&conf().join("aoai-lb.yaml"), &example_env(logs.path())).unwrap().config;
-    let usual = good("").config;
-    assert_eq!((config.timeouts, config.cooldown), (usual.timeouts, usual.cooldown));
-    assert_eq!(format!("{:?}", config.retry), format!("{:?}", usual.retry));
-    assert_eq!(config.requests.allow, usual.requests.allow);
-    let limits = |r: &Requests| (r.max_body, r.max_streamed_body, r.body_memory);
-    assert_eq!(limits(&config.requests), limits(&usual.requests));
-    assert_eq!(Server { threads: usual.server.threads, ..config.server.clone() }, usual.server);
+    let config =
+        load_file(&conf_directory().join("aoai-lb.yaml"), &example_environment(logs.path())).unwrap().config;
+    let defaults = parse_valid("").config;
+    assert_eq!((config.timeouts, config.cooldown), (defaults.timeouts, defaults.cooldown));
+    assert_eq!(format!("{:?}", config.retry), format!("{:?}", defaults.retry));
+    assert_eq!(config.requests.allow_rules, defaults.requests.allow_rules);
+    let limits = |r: &RequestsConfig| {
+        (r.max_buffered_body_bytes, r.max_streamed_body_bytes, r.max_total_buffered_bytes)
+    };
+    assert_eq!(limits(&config.requests), limits(&defaults.requests));
+    assert_eq!(
+        ServerConfig { worker_threads: defaults.server.worker_threads, ..config.server.clone() },
+        defaults.server
+    );
 }
 
 #[test]
-fn yaml_that_is_no_configuration_says_why_once() {
+fn text_that_is_not_a_yaml_mapping_is_reported_as_one_error() {
     for (text, expected) in [
         ("", "the file is empty; it needs listeners, backends and clients"),
         ("# nothing\n---\n", "the file is empty; it needs listeners, backends and clients"),
@@ -192,16 +111,16 @@ fn yaml_that_is_no_configuration_says_why_once() {
         ("a: &a [*a]", "recursion limit exceeded"),
         ("<<: 3", "for merging"),
     ] {
-        let problems = parse(text, Path::new(""), &env).unwrap_err();
-        assert_eq!((problems.errors.len(), problems.errors[0].path.as_str()), (1, ""), "{text}");
+        let problems = parse_yaml(text, Path::new(""), &test_environment).unwrap_err();
+        assert_eq!((problems.errors.len(), problems.errors[0].key_path.as_str()), (1, ""), "{text}");
         assert!(problems.to_string().contains(expected), "{text}: {problems}");
     }
 }
 
 #[test]
-fn a_file_without_its_blocks_is_told_about_each() {
-    let problems = parse("retry: { attempts: 1 }", Path::new(""), &env).unwrap_err();
-    let paths: Vec<&str> = problems.errors.iter().map(|p| p.path.as_str()).collect();
+fn every_missing_block_is_reported() {
+    let problems = parse_yaml("retry: { attempts: 1 }", Path::new(""), &test_environment).unwrap_err();
+    let paths: Vec<&str> = problems.errors.iter().map(|p| p.key_path.as_str()).collect();
     assert_eq!(paths, ["listeners", "backends", "clients"]);
     assert!(
         problems.errors[2].message.contains("clients: open")
@@ -210,37 +129,37 @@ fn a_file_without_its_blocks_is_told_about_each() {
 }
 
 #[test]
-fn a_merged_mapping_counts_as_written_out() {
+fn yaml_merge_keys_are_expanded() {
     let yaml = "backends:\n  - &east { name: east, tier: 2, endpoint: 'https://a.b', credential: { api_key: k } }\n  - { <<: *east, name: west }";
-    let backends = good(yaml).config.backends;
+    let backends = parse_valid(yaml).config.backends;
     assert_eq!((backends[1].name.as_str(), backends[1].tier.get()), ("west", 2));
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_one_problem() {
+fn an_unreadable_file_is_reported_as_one_error() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("aoai-lb.yaml");
-    let message = || load(&file, &env).unwrap_err().to_string();
+    let message = || load_file(&file, &test_environment).unwrap_err().to_string();
     assert!(message().contains("No such file"));
     std::fs::write(&file, [0xff]).unwrap();
     assert!(message().contains("not UTF-8"));
 }
 
 #[test]
-fn relative_paths_start_at_the_file() {
+fn relative_paths_start_at_the_directory_of_the_file() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("key"), "from-a-file\n").unwrap();
     let file = dir.path().join("aoai-lb.yaml");
     let yaml = "listeners: [ { address: '127.0.0.1:8080' } ]\nclients: open\nrecord: { jsonl: { path: x.jsonl } }\n\
                 backends: [ { name: a, endpoint: 'https://a.b', credential: { api_key: '${file:key}' } } ]";
     std::fs::write(&file, yaml).unwrap();
-    let config = load(&file, &env).unwrap().config;
+    let config = load_file(&file, &test_environment).unwrap().config;
     assert_eq!(config.record.unwrap().jsonl.unwrap().path, dir.path().join("x.jsonl"));
-    assert_eq!(written(&config.backends[0].credential), "from-a-file");
+    assert_eq!(literal_api_key(&config.backends[0].credential), "from-a-file");
 }
 
 #[test]
-fn two_hundred_backends_and_five_thousand_clients_take_no_time() {
+fn two_hundred_backends_and_five_thousand_clients_are_checked_within_two_seconds() {
     let mut text = "listeners: [ { address: '127.0.0.1:8080' } ]\nbackends:\n".to_owned();
     for i in 0..200 {
         writeln!(text, "  - {{ name: b{i}, endpoint: 'https://b{i}.example', credential: {{ api_key: k }}, deployments: {{ d{i}: x }} }}").unwrap();
@@ -255,7 +174,7 @@ fn two_hundred_backends_and_five_thousand_clients_take_no_time() {
         .unwrap();
     }
     let start = Instant::now();
-    let checked = parse(&text, Path::new(""), &env).unwrap();
+    let checked = parse_yaml(&text, Path::new(""), &test_environment).unwrap();
     // A debug build; an optimised one is about ten times faster.
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     assert_eq!((checked.config.backends.len(), checked.warnings), (200, vec![]));
@@ -270,17 +189,17 @@ fn for_each_scalar(value: &mut Value, change: &mut dyn FnMut(&mut Value)) {
     }
 }
 
-/// How many texts [`with_a_scalar_replaced`] can make of `example`.
-fn replacements(example: &Value) -> usize {
+/// How many texts [`replace_scalar`] can make of `example`.
+fn replacement_count(example: &Value) -> usize {
     let mut count = 0;
     for_each_scalar(&mut example.clone(), &mut |_| count += 1);
     count + 1
 }
 
 /// `example` with `with` in place of one scalar, or of all of them for the last `choice`.
-fn with_a_scalar_replaced(example: &Value, with: &str, choice: usize) -> String {
+fn replace_scalar(example: &Value, with: &str, choice: usize) -> String {
     let (mut changed, mut i) = (example.clone(), 0);
-    let all = replacements(example) - 1;
+    let all = replacement_count(example) - 1;
     for_each_scalar(&mut changed, &mut |scalar| {
         if i == choice || choice == all {
             *scalar = Value::String(with.to_owned());
@@ -292,11 +211,11 @@ fn with_a_scalar_replaced(example: &Value, with: &str, choice: usize) -> String 
 
 /// The example that has every key.
 fn full_example() -> Value {
-    serde_yaml::from_str(&std::fs::read_to_string(conf().join("aoai-lb.yaml")).unwrap()).unwrap()
+    serde_yaml::from_str(&std::fs::read_to_string(conf_directory().join("aoai-lb.yaml")).unwrap()).unwrap()
 }
 
 #[test]
-fn an_expanded_value_is_never_shown_wherever_it_stands() {
+fn messages_never_show_an_expanded_value() {
     let dir = tempfile::tempdir().unwrap();
     let (example, file) = (full_example(), dir.path().join("secret"));
     let from_file = format!("${{file:{}}}", file.display());
@@ -315,20 +234,20 @@ fn an_expanded_value_is_never_shown_wherever_it_stands() {
         std::fs::write(&file, secret).unwrap();
         let env = |name: &str| match name {
             "SECRET" => Some(secret.to_owned()),
-            _ => example_env(dir.path())(name),
+            _ => example_environment(dir.path())(name),
         };
         for raw in ["${SECRET}", "x${SECRET}", from_file.as_str(), &format!("${{UNSET:-{secret}}}")] {
-            for choice in 0..replacements(&example) {
-                let text = with_a_scalar_replaced(&example, raw, choice);
-                let said = said(&text, &env);
-                assert!(!said.contains("hunter2") && !said.contains("86753"), "{said}\n{text}");
+            for choice in 0..replacement_count(&example) {
+                let text = replace_scalar(&example, raw, choice);
+                let messages = all_messages(&text, &env);
+                assert!(!messages.contains("hunter2") && !messages.contains("86753"), "{messages}\n{text}");
             }
         }
     }
 }
 
 #[test]
-fn a_literal_key_is_never_shown_either() {
+fn messages_never_show_a_literal_api_key() {
     for credential in [
         "{ api_key: [hunter2] }",
         "hunter2",
@@ -339,15 +258,16 @@ fn a_literal_key_is_never_shown_either() {
         "{ key: hunter2 }",
     ] {
         let yaml = format!("backends: [ {{ name: a, endpoint: 'https://a.b', credential: {credential} }} ]");
-        let said = check(&yaml).unwrap_err();
-        assert!(!format!("{said} {said:?}").contains("hunter2"), "{said}");
+        let messages = check_with_default_blocks(&yaml).unwrap_err();
+        assert!(!format!("{messages} {messages:?}").contains("hunter2"), "{messages}");
     }
-    let config = good("backends: [ { name: a, endpoint: 'https://a.b', credential: { api_key: hunter2 } } ]");
+    let config =
+        parse_valid("backends: [ { name: a, endpoint: 'https://a.b', credential: { api_key: hunter2 } } ]");
     assert!(!format!("{config:?}").contains("hunter2"));
 }
 
 /// Text that is nearly a configuration: words of the examples in any order and depth.
-fn nearly_a_file() -> impl Strategy<Value = String> {
+fn config_like_text() -> impl Strategy<Value = String> {
     let words = "listeners: backends: clients: open requests: allow: retry: statuses: record: jsonl: admin: server: name: endpoint: \
                  credential: api_key: deployments: keys: sha256: address: path: weight: tier: tls: ca: ${KEY} ${ ${file:/x} $$ \
                  127.0.0.1:8080 https://a.b 500-599 5s 1GiB { } [ ] , - * & ! << ' \" : \u{0} ü";
@@ -359,15 +279,15 @@ fn nearly_a_file() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn any_text_is_read_without_panic(text in any::<String>(), nearly in nearly_a_file()) {
-        said(&text, &env);
-        said(&nearly, &env);
+    fn any_text_is_read_without_panic(text in any::<String>(), nearly in config_like_text()) {
+        all_messages(&text, &test_environment);
+        all_messages(&nearly, &test_environment);
     }
 
     #[test]
     fn any_scalar_is_read_without_panic(scalar in any::<String>(), case in 0usize..1000) {
         let example = full_example();
-        said(&with_a_scalar_replaced(&example, &scalar, case % replacements(&example)), &env);
+        all_messages(&replace_scalar(&example, &scalar, case % replacement_count(&example)), &test_environment);
     }
 
     #[test]
@@ -376,20 +296,20 @@ proptest! {
         case in 0usize..1000,
     ) {
         let example = full_example();
-        let text = with_a_scalar_replaced(&example, "${SECRET}", case % replacements(&example));
-        let said = said(&text, &|name| (name == "SECRET").then(|| secret.clone()));
-        prop_assert!(!said.contains(&secret), "{said}");
+        let text = replace_scalar(&example, "${SECRET}", case % replacement_count(&example));
+        let messages = all_messages(&text, &|name| (name == "SECRET").then(|| secret.clone()));
+        prop_assert!(!messages.contains(&secret), "{messages}");
     }
 
     #[test]
-    fn units_and_patterns_take_any_text(text in any::<String>(), path in any::<String>()) {
-        let _ = units::duration(&text);
-        let _ = units::size(&text);
-        if let Ok(allow) = Allow::parse(&text) {
-            allow.path.matches(&path);
+    fn unit_and_pattern_parsers_take_any_text(text in any::<String>(), path in any::<String>()) {
+        let _ = yaml::parse_duration(&text);
+        let _ = yaml::parse_byte_size(&text);
+        if let Ok(allow) = AllowRule::parse(&text) {
+            allow.path_pattern.matches(&path);
         }
         if let Ok(endpoint) = Endpoint::parse(&text) {
-            let again = Endpoint::parse(&format!("{}://{}", if endpoint.tls { "https" } else { "http" }, endpoint.authority()));
+            let again = Endpoint::parse(&format!("{}://{}", if endpoint.uses_tls { "https" } else { "http" }, endpoint.authority()));
             prop_assert_eq!(again, Ok(endpoint));
         }
     }

@@ -14,20 +14,22 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Keys of Entra ID have 2048 bits; shorter ones are not believed.
-const SHORTEST_KEY: u32 = 2_048;
+const MIN_KEY_BITS: u32 = 2_048;
 
 /// Assertions are signed with PS256, tokens of Entra ID with RS256; there is nothing else.
-static PROVIDER: CryptoProvider = CryptoProvider {
+static CRYPTO_PROVIDER: CryptoProvider = CryptoProvider {
     signer_factory: |algorithm, key| match algorithm {
         Algorithm::PS256 => {
-            let key = Rsa::private_key_from_der(key.as_bytes()).and_then(PKey::from_rsa).map_err(bad)?;
-            Ok(Box::new(Pss(key)))
+            let key = Rsa::private_key_from_der(key.as_bytes())
+                .and_then(PKey::from_rsa)
+                .map_err(invalid_key_error)?;
+            Ok(Box::new(Ps256Signer(key)))
         }
         _ => Err(ErrorKind::InvalidAlgorithm.into()),
     },
     verifier_factory: |algorithm, key| match (algorithm, key.kind()) {
         (Algorithm::RS256, DecodingKeyKind::RsaModulusExponent { n, e }) => {
-            Ok(Box::new(Pkcs(public_key(n, e).map_err(bad)?)))
+            Ok(Box::new(Rs256Verifier(rsa_public_key(n, e).map_err(invalid_key_error)?)))
         }
         _ => Err(ErrorKind::InvalidAlgorithm.into()),
     },
@@ -35,17 +37,17 @@ static PROVIDER: CryptoProvider = CryptoProvider {
 };
 
 /// The library asks the whole process for its cryptography; the answer is always this one.
-fn install() {
-    let _ = PROVIDER.install_default();
+fn install_crypto_provider() {
+    let _ = CRYPTO_PROVIDER.install_default();
 }
 
 /// Signs an assertion with an RSA key.
 ///
 /// # Errors
 /// The library's, for a key of another kind.
-pub(super) fn sign<C: Serialize>(header: &Header, claims: &C, key: &PKey<Private>) -> Result<String> {
-    install();
-    let der = key.rsa().and_then(|rsa| rsa.private_key_to_der()).map_err(bad)?;
+pub(super) fn sign_token<C: Serialize>(header: &Header, claims: &C, key: &PKey<Private>) -> Result<String> {
+    install_crypto_provider();
+    let der = key.rsa().and_then(|rsa| rsa.private_key_to_der()).map_err(invalid_key_error)?;
     jsonwebtoken::encode(header, claims, &EncodingKey::from_rsa_der(&der))
 }
 
@@ -53,28 +55,28 @@ pub(super) fn sign<C: Serialize>(header: &Header, claims: &C, key: &PKey<Private
 ///
 /// # Errors
 /// The library's: what is wrong with it.
-pub fn verify<C: DeserializeOwned>(
+pub fn verify_token<C: DeserializeOwned>(
     token: &[u8],
     key: &DecodingKey,
     validation: &Validation,
 ) -> Result<TokenData<C>> {
-    install();
+    install_crypto_provider();
     jsonwebtoken::decode(token, key, validation)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it is passed to map_err")]
-fn bad(problem: ErrorStack) -> Error {
-    ErrorKind::InvalidRsaKey(problem.to_string()).into()
+fn invalid_key_error(error: ErrorStack) -> Error {
+    ErrorKind::InvalidRsaKey(error.to_string()).into()
 }
 
-fn public_key(n: &[u8], e: &[u8]) -> std::result::Result<PKey<Public>, ErrorStack> {
+fn rsa_public_key(n: &[u8], e: &[u8]) -> std::result::Result<PKey<Public>, ErrorStack> {
     PKey::from_rsa(Rsa::from_public_components(BigNum::from_slice(n)?, BigNum::from_slice(e)?)?)
 }
 
 /// RSASSA-PSS with SHA-256.
-struct Pss(PKey<Private>);
+struct Ps256Signer(PKey<Private>);
 
-impl signature::Signer<Vec<u8>> for Pss {
+impl signature::Signer<Vec<u8>> for Ps256Signer {
     fn try_sign(&self, message: &[u8]) -> std::result::Result<Vec<u8>, signature::Error> {
         let sign = || {
             let mut signer = Signer::new(MessageDigest::sha256(), &self.0)?;
@@ -82,30 +84,30 @@ impl signature::Signer<Vec<u8>> for Pss {
             signer.set_rsa_pss_saltlen(RsaPssSaltlen::DIGEST_LENGTH)?;
             signer.sign_oneshot_to_vec(message)
         };
-        sign().map_err(|problem: ErrorStack| signature::Error::from_source(problem))
+        sign().map_err(|error: ErrorStack| signature::Error::from_source(error))
     }
 }
 
-impl JwtSigner for Pss {
+impl JwtSigner for Ps256Signer {
     fn algorithm(&self) -> Algorithm {
         Algorithm::PS256
     }
 }
 
 /// RSASSA-PKCS1-v1_5 with SHA-256.
-struct Pkcs(PKey<Public>);
+struct Rs256Verifier(PKey<Public>);
 
-impl signature::Verifier<Vec<u8>> for Pkcs {
+impl signature::Verifier<Vec<u8>> for Rs256Verifier {
     fn verify(&self, message: &[u8], signature: &Vec<u8>) -> std::result::Result<(), signature::Error> {
         let verify = || Verifier::new(MessageDigest::sha256(), &self.0)?.verify_oneshot(signature, message);
         match verify() {
-            Ok(true) if self.0.bits() >= SHORTEST_KEY => Ok(()),
+            Ok(true) if self.0.bits() >= MIN_KEY_BITS => Ok(()),
             _ => Err(signature::Error::new()),
         }
     }
 }
 
-impl JwtVerifier for Pkcs {
+impl JwtVerifier for Rs256Verifier {
     fn algorithm(&self) -> Algorithm {
         Algorithm::RS256
     }

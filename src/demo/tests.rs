@@ -1,8 +1,9 @@
-//! The simulated endpoint over real sockets, with a client that takes nothing for granted.
+//! The simulator over real sockets, with a client that checks the framing of each response.
 
 mod basics;
 mod faults;
 mod state;
+mod websockets;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,59 +12,61 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{Kind, Mood, Resource, Simulator};
+use super::{DeploymentKind, Mood, SimulatedResource, Simulator};
 
-const CHAT: &str = "/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21";
-const HELLO: &str = r#"{"messages":[{"role":"user","content":"hello there"}]}"#;
-const STREAM: &str = r#"{"stream":true,"messages":[{"role":"user","content":"hello there"}]}"#;
-const PATIENCE: Duration = Duration::from_secs(5);
+const CHAT_TARGET: &str = "/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21";
+const CHAT_BODY: &str = r#"{"messages":[{"role":"user","content":"hello there"}]}"#;
+const STREAMING_CHAT_BODY: &str = r#"{"stream":true,"messages":[{"role":"user","content":"hello there"}]}"#;
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A resource called `east` with key `k`, a chat and an embeddings deployment without limits.
-fn east() -> Resource {
-    Resource::new("east")
-        .key("k")
-        .token("eyJgood")
-        .deployment("gpt-4o", "gpt-4o", Kind::Unlimited)
-        .deployment("embed", "text-embedding-3-small", Kind::Unlimited)
+/// A resource called `east` with the API key `k`, and a chat and an embeddings deployment without limits.
+fn east_resource() -> SimulatedResource {
+    SimulatedResource::new("east")
+        .with_api_key("k")
+        .with_entra_token("eyJgood")
+        .with_deployment("gpt-4o", "gpt-4o", DeploymentKind::Unlimited)
+        .with_deployment("embed", "text-embedding-3-small", DeploymentKind::Unlimited)
 }
 
-async fn started(resource: Resource) -> Simulator {
+async fn start(resource: SimulatedResource) -> Simulator {
     Simulator::start(vec![resource]).await.unwrap()
 }
 
-async fn in_mood(mood: Mood) -> Simulator {
-    started(east().mood(mood)).await
+async fn start_with_mood(mood: Mood) -> Simulator {
+    start(east_resource().with_mood(mood)).await
 }
 
-/// A request head and body with the key of `east`.
-fn post(target: &str, body: &str) -> String {
+/// A POST with the API key of `east`.
+fn post_request(target: &str, body: &str) -> String {
     format!("POST {target} HTTP/1.1\r\nHost: x\r\napi-key: k\r\nContent-Length: {}\r\n\r\n{body}", body.len())
 }
 
-fn fetch(method: &str, target: &str) -> String {
+/// A request without a body, with the API key of `east`.
+fn bodiless_request(method: &str, target: &str) -> String {
     format!("{method} {target} HTTP/1.1\r\nHost: x\r\napi-key: k\r\n\r\n")
 }
 
-/// A connection that is read exactly as HTTP/1.1 says.
-struct Client {
-    socket: TcpStream,
-    ahead: Vec<u8>,
+/// A client connection that is read exactly as HTTP/1.1 demands.
+struct TestClient {
+    stream: TcpStream,
+    /// Bytes that were read but not yet consumed.
+    buffer: Vec<u8>,
 }
 
 #[derive(Debug)]
-struct Reply {
+struct TestResponse {
     status: u16,
     head: String,
     body: Vec<u8>,
-    /// The body ended as its framing says; `false` when the connection ended first.
-    whole: bool,
+    /// Whether the body ended as its framing says, and not with the connection.
+    is_complete: bool,
 }
 
-impl Reply {
+impl TestResponse {
     fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| {
-            let (own, value) = line.split_once(": ")?;
-            own.eq_ignore_ascii_case(name).then_some(value)
+            let (known, value) = line.split_once(": ")?;
+            known.eq_ignore_ascii_case(name).then_some(value)
         })
     }
 
@@ -82,12 +85,12 @@ impl Reply {
         data.filter(|data| *data != "[DONE]").map(|data| serde_json::from_str(data).unwrap()).collect()
     }
 
-    fn types(&self) -> Vec<String> {
+    fn event_types(&self) -> Vec<String> {
         self.events().iter().map(|event| event["type"].as_str().unwrap_or_default().to_owned()).collect()
     }
 
     /// The text of a chat stream.
-    fn said(&self) -> String {
+    fn chat_text(&self) -> String {
         self.events()
             .iter()
             .filter_map(|event| event["choices"][0]["delta"]["content"].as_str().map(str::to_owned))
@@ -95,91 +98,94 @@ impl Reply {
     }
 }
 
-impl Client {
-    async fn to(address: SocketAddr) -> Self {
-        Self { socket: TcpStream::connect(address).await.unwrap(), ahead: Vec::new() }
+impl TestClient {
+    async fn connect(address: SocketAddr) -> Self {
+        Self { stream: TcpStream::connect(address).await.unwrap(), buffer: Vec::new() }
     }
 
     async fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.socket.write_all(bytes.as_ref()).await.unwrap();
+        self.stream.write_all(bytes.as_ref()).await.unwrap();
     }
 
-    async fn ask(&mut self, request: impl AsRef<[u8]>) -> Reply {
+    async fn round_trip(&mut self, request: impl AsRef<[u8]>) -> TestResponse {
         self.send(request).await;
-        self.reply().await.unwrap()
+        self.read_response().await.unwrap()
     }
 
-    /// The next answer, or `None` when the connection ends before its head.
-    async fn reply(&mut self) -> Option<Reply> {
-        tokio::time::timeout(PATIENCE, self.read_reply()).await.expect("no answer in time")
+    /// The next response, or `None` if the connection ends before its head.
+    async fn read_response(&mut self) -> Option<TestResponse> {
+        tokio::time::timeout(TIMEOUT, self.read_response_untimed()).await.expect("no response in time")
     }
 
-    async fn read_reply(&mut self) -> Option<Reply> {
+    async fn read_response_untimed(&mut self) -> Option<TestResponse> {
         let end = loop {
-            match find(&self.ahead, b"\r\n\r\n") {
-                Some(at) => break at + 4,
-                None if self.more().await => {}
+            match find_bytes(&self.buffer, b"\r\n\r\n") {
+                Some(index) => break index + 4,
+                None if self.read_more().await => {}
                 None => return None,
             }
         };
-        let head = String::from_utf8(self.ahead.drain(..end).collect()).unwrap();
+        let head = String::from_utf8(self.buffer.drain(..end).collect()).unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        let mut reply = Reply { status, head, body: Vec::new(), whole: true };
-        if let Some(length) = reply.header("content-length").map(|text| text.parse::<usize>().unwrap()) {
-            reply.whole = self.upto(length).await;
-            let length = length.min(self.ahead.len());
-            reply.body = self.ahead.drain(..length).collect();
-        } else if reply.header("transfer-encoding") == Some("chunked") {
-            reply.whole = self.chunks(&mut reply.body).await;
+        let mut response = TestResponse { status, head, body: Vec::new(), is_complete: true };
+        if let Some(length) = response.header("content-length").map(|text| text.parse::<usize>().unwrap()) {
+            response.is_complete = self.buffer_at_least(length).await;
+            let length = length.min(self.buffer.len());
+            response.body = self.buffer.drain(..length).collect();
+        } else if response.header("transfer-encoding") == Some("chunked") {
+            response.is_complete = self.read_chunks(&mut response.body).await;
         } else if status >= 200 {
-            while self.more().await {}
-            reply.body = std::mem::take(&mut self.ahead);
+            while self.read_more().await {}
+            response.body = std::mem::take(&mut self.buffer);
         }
-        Some(reply)
+        Some(response)
     }
 
-    async fn chunks(&mut self, body: &mut Vec<u8>) -> bool {
+    async fn read_chunks(&mut self, body: &mut Vec<u8>) -> bool {
         loop {
             let end = loop {
-                match find(&self.ahead, b"\r\n") {
-                    Some(at) => break at,
-                    None if self.more().await => {}
+                match find_bytes(&self.buffer, b"\r\n") {
+                    Some(index) => break index,
+                    None if self.read_more().await => {}
                     None => return false,
                 }
             };
-            let line: Vec<u8> = self.ahead.drain(..end + 2).collect();
+            let line: Vec<u8> = self.buffer.drain(..end + 2).collect();
             let size = usize::from_str_radix(std::str::from_utf8(&line).unwrap().trim(), 16).unwrap();
-            let is_whole = self.upto(size + 2).await;
-            let got = size.min(self.ahead.len());
-            body.extend(self.ahead.drain(..got));
-            if !is_whole {
+            let is_complete = self.buffer_at_least(size + 2).await;
+            let available = size.min(self.buffer.len());
+            body.extend(self.buffer.drain(..available));
+            if !is_complete {
                 return false;
             }
-            assert_eq!(self.ahead.drain(..2).collect::<Vec<u8>>(), b"\r\n");
+            assert_eq!(self.buffer.drain(..2).collect::<Vec<u8>>(), b"\r\n");
             if size == 0 {
                 return true;
             }
         }
     }
 
-    async fn upto(&mut self, count: usize) -> bool {
-        while self.ahead.len() < count {
-            if !self.more().await {
+    /// Reads until the buffer has this many bytes; `false` if the connection ends first.
+    async fn buffer_at_least(&mut self, count: usize) -> bool {
+        while self.buffer.len() < count {
+            if !self.read_more().await {
                 return false;
             }
         }
         true
     }
 
-    async fn more(&mut self) -> bool {
-        matches!(self.socket.read_buf(&mut self.ahead).await, Ok(1..))
+    /// `false` if the connection has ended.
+    async fn read_more(&mut self) -> bool {
+        matches!(self.stream.read_buf(&mut self.buffer).await, Ok(1..))
     }
 }
 
-fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+fn find_bytes(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|window| window == needle)
 }
 
-async fn one(simulator: &Simulator, request: impl AsRef<[u8]>) -> Reply {
-    Client::to(simulator.address("east")).await.ask(request).await
+/// Sends one request to `east` on a new connection.
+async fn send_once(simulator: &Simulator, request: impl AsRef<[u8]>) -> TestResponse {
+    TestClient::connect(simulator.address("east")).await.round_trip(request).await
 }

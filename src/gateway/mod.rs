@@ -1,399 +1,365 @@
-//! The order of decisions: admit, pick, learn, settle.
+//! The order of decisions about a request: from its target to its record.
 //!
-//! Holds the rooms; knows neither Pingora nor how bytes move. A gateway is immutable; what
-//! changes lives in [`Memory`] and outlives it. Admitting is here; what a request asks for is
-//! read in `inquiry.rs`, who serves it is in `pools.rs`, learning in `lessons.rs`.
+//! A gateway decides according to one configuration and never changes. What changes, such as the health
+//! of backends, is in [`ProcessState`] and outlives it. It knows neither Pingora nor how bytes move.
 
+mod admitted_request;
+mod backend;
 mod learn;
-mod pools;
-mod request;
+mod pool_set;
+mod process_state;
+mod requested_call;
+mod upstream_request;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-use self::pools::Pools;
-use self::request::Form;
-use crate::admission::clients::{Client, Clients, Stranger};
-use crate::azure::request::prompt::Parts;
+use self::pool_set::PoolSet;
+use self::upstream_request::ApiVersions;
+use crate::admission::client::Client;
+use crate::admission::client_registry::{AuthError, ClientRegistry};
 use crate::azure::response::verdict;
 use crate::azure::response::verdict::Verdict;
-use crate::azure::{Naming, Operation, Target, is_create_without_idempotence};
-use crate::config::{self, Config, Content};
-use crate::credentials::{Credential, Keyring};
-use crate::names::{Deployment, Subject};
-use crate::record::Recorder;
-use crate::record::exchange::{Exchange, Keep};
-use crate::record::writer::Receipt;
-use crate::refusal::{Reason, Refusal};
-use crate::routing::health::{self, BackendMemory, Incident, Memory, Rest};
-use crate::routing::pool::Pool;
-use crate::routing::retry_plan::Allowance;
+use crate::azure::{DeploymentSource, Operation, RequestTarget, is_non_idempotent_create};
+use crate::config::{self, Config, RecordedContent, TokenUsageMode};
+use crate::names::{CertificateSubject, DeploymentName};
+use crate::record::exchange::{CapturePolicy, FinishedExchange};
+use crate::record::writer::WriteReceipt;
+use crate::refusal::{Refusal, RefusalReason};
+use crate::routing::pool::{BackendPool, Candidate};
+use crate::routing::retry_plan::RetryLimits;
 
-pub use self::learn::Answer;
-pub use self::pools::Pooled;
-pub use self::request::{Asked, Body, Outgoing};
-pub use crate::routing::breaker::Failure;
+pub use self::admitted_request::AdmittedRequest;
+pub use self::backend::Backend;
+pub use self::learn::ResponseFacts;
+pub use self::pool_set::PoolKey;
+pub use self::process_state::ProcessState;
+pub use self::requested_call::{BodyView, RequestedCall};
+pub use self::upstream_request::UpstreamRequest;
+pub use crate::routing::breaker::AttemptFailure;
 
-static API_KEY: HeaderName = HeaderName::from_static("api-key");
-static OCP_APIM_SUBSCRIPTION_KEY: HeaderName = HeaderName::from_static("ocp-apim-subscription-key");
-/// How long a backend rests whose credential could not be fetched; it ends with the credential.
-const UNTIL_THERE_IS_ONE: Duration = Duration::from_secs(86_400);
-/// How much of an answer is gathered beyond its limit, so that what is to be taken out is found
-/// whole where it crosses it.
-const BEYOND: usize = 16 * 1024;
+/// How much text is captured beyond the limit of a record, so that a pattern to redact is found whole if
+/// it crosses the limit.
+const REDACTION_OVERLAP_BYTES: usize = 16 * 1024;
 
-/// A backend as the proxy needs it.
-#[derive(Debug)]
-pub struct Backend {
-    /// As configured.
-    pub config: config::Backend,
-    /// The value of `Host`: a resource answers only to its own name, of which an endpoint may be a
-    /// private address.
-    pub host: HeaderValue,
-    /// Its name, as clients are shown it.
-    pub shown: HeaderValue,
-    /// What it is called with.
-    pub credential: Arc<Credential>,
-    /// What is remembered of it.
-    pub memory: Arc<BackendMemory>,
-}
+static API_KEY_HEADER: HeaderName = HeaderName::from_static("api-key");
+static SUBSCRIPTION_KEY_HEADER: HeaderName = HeaderName::from_static("ocp-apim-subscription-key");
 
-impl Backend {
-    /// Why, since when and until when all of it rests, if it does.
-    pub fn resting(&self, now: Instant) -> Option<Incident> {
-        self.memory.incident(&self.credential, now)
-    }
-
-    /// While there is no secret to show it is not asked. The first one ends that.
-    pub fn rest_without_credential(&self, now: Instant) {
-        if self.credential.kept().number() == 0 {
-            let rest = Rest { reason: health::Reason::Credential, until: now + UNTIL_THERE_IS_ONE };
-            self.memory.refuse(&self.credential, 0, rest, now);
-        }
-    }
-}
-
-/// What is shared by every gateway of a process, whatever its configuration.
-#[derive(Debug)]
-pub struct Process {
-    /// Cooldowns and the like.
-    pub memory: Memory,
-    /// Requests from the parsed head until the record is settled and the answer has gone out.
-    pub in_flight: AtomicUsize,
-    /// Requests settled so far.
-    pub settled: AtomicUsize,
-    /// The process has begun to stop: readiness fails.
-    pub stopping: AtomicBool,
-    /// It stops, or another has taken over: connections are for one more request.
-    pub leaving: AtomicBool,
-    /// Where records go.
-    pub recorder: Recorder,
-    /// Secrets and tokens.
-    pub keyring: Keyring,
-}
-
-impl Process {
-    /// A process that begins now.
-    pub fn new(now: Instant, recorder: Recorder, keyring: Keyring) -> Self {
-        Self {
-            memory: Memory::new(now),
-            in_flight: AtomicUsize::new(0),
-            settled: AtomicUsize::new(0),
-            stopping: AtomicBool::new(false),
-            leaving: AtomicBool::new(false),
-            recorder,
-            keyring,
-        }
-    }
-}
-
-/// A word of the configuration as a header's value, which it is checked to be fit for.
-fn value(word: String) -> HeaderValue {
-    HeaderValue::try_from(word).unwrap_or(HeaderValue::from_static("unknown"))
-}
-
-/// One configuration, ready to decide.
+/// Decides about requests, according to one configuration.
 pub struct Gateway {
     /// In the order of the configuration.
     pub backends: Vec<Backend>,
-    /// Limits on requests and their rewriting.
-    pub requests: config::Requests,
+    /// The limits for requests, and how they are changed.
+    pub request_config: config::RequestsConfig,
     /// How long each step may take.
-    pub timeouts: config::Timeouts,
-    /// The rest of the process.
-    pub process: Arc<Process>,
-    clients: Clients,
-    pools: Pools,
-    retry: config::Retry,
-    cooldown: config::Cooldown,
-    breaker: config::Breaker,
-    record: Option<config::Record>,
-}
-
-/// A request that may go to a backend.
-pub struct Admitted {
-    /// Its target.
-    pub target: Arc<Target>,
-    /// The deployment it asks for.
-    pub deployment: Option<Deployment>,
-    /// Who can serve it.
-    pub pool: Arc<Pool>,
-    /// Whether it asks for a stream, if its body could be read.
-    pub stream: Option<bool>,
-    /// Whether it may be tried again after a part of it was sent and no 429 came back.
-    pub repeatable: bool,
-    /// Whether a 404 means "not here": a call by id that goes home first.
-    pub seeks: bool,
-    form: Form,
-    unlisted: bool,
-}
-
-impl Admitted {
-    /// Where the body's prompt lies, if that is known.
-    pub fn prompt(&self) -> Option<&Parts> {
-        match &self.form {
-            Form::Json(probe) => Some(&probe.prompt),
-            Form::Multipart(_) | Form::Opaque => None,
-        }
-    }
+    pub timeouts: config::TimeoutsConfig,
+    /// What outlives this configuration.
+    pub process: Arc<ProcessState>,
+    clients: ClientRegistry,
+    pools: PoolSet,
+    retry_config: config::RetryConfig,
+    cooldown_config: config::CooldownConfig,
+    breaker_config: config::BreakerConfig,
+    record_config: Option<config::RecordConfig>,
 }
 
 impl Gateway {
-    /// The gateway of this configuration, adopting what the process remembers.
-    pub fn new(config: &Config, process: Arc<Process>, now: Instant) -> Self {
-        let backends: Vec<Backend> = config
-            .backends
-            .iter()
-            .map(|backend| Backend {
-                config: backend.clone(),
-                host: value(backend.tls.server_name.clone().unwrap_or_else(|| backend.endpoint.authority())),
-                shown: value(backend.name.as_str().to_owned()),
-                credential: Arc::new(process.keyring.credential(&backend.credential, &config.key_vault)),
-                memory: process.memory.backend(&backend.name),
-            })
-            .collect();
-        let signers = config.entra.as_ref().map(|tokens| process.keyring.signers(tokens));
+    /// The gateway of this configuration. It adopts the health of backends that the process knows already.
+    pub fn new(config: &Config, process: Arc<ProcessState>, now: Instant) -> Self {
+        let new_backend = |backend| Backend::new(backend, &config.key_vault, &process);
+        let backends: Vec<Backend> = config.backends.iter().map(new_backend).collect();
+        let signing_keys = config.client_tokens.as_ref().map(|tokens| process.keyring.signing_keys(tokens));
         for backend in &backends {
-            backend.rest_without_credential(now);
+            backend.mark_unavailable_without_secret(now);
         }
         Self {
-            clients: Clients::new(&config.clients, config.entra.as_ref(), signers),
-            pools: Pools::new(config, &backends, now),
+            clients: ClientRegistry::new(&config.clients, config.client_tokens.as_ref(), signing_keys),
+            pools: PoolSet::new(config, &backends, now),
             backends,
-            requests: config.requests.clone(),
+            request_config: config.requests.clone(),
             timeouts: config.timeouts,
-            retry: config.retry.clone(),
-            cooldown: config.cooldown,
-            breaker: config.breaker,
-            record: config.record.clone(),
+            retry_config: config.retry.clone(),
+            cooldown_config: config.cooldown,
+            breaker_config: config.breaker,
+            record_config: config.record.clone(),
             process,
         }
     }
 
-    /// Deployments that no file names and some backend has answered for.
-    pub fn learned(&self) -> Vec<Deployment> {
-        self.pools.learned()
-    }
-
-    /// Takes it from another gateway, or another process, that such a deployment exists.
-    pub fn learn_of(&self, deployment: &Deployment, now: Instant) {
-        if !self.pools.knows(deployment) && self.pools.passes_unlisted() {
-            self.pools.learn(&self.backends, deployment, now);
-        }
-    }
-
-    /// The pools, as an operator wants to see them.
-    pub fn pools(&self) -> Vec<(Pooled, Arc<Pool>)> {
-        self.pools.all()
-    }
-
-    /// Who may call.
-    pub fn clients(&self) -> &Clients {
-        &self.clients
-    }
-
-    /// Understands a request's target.
+    /// Parses the target of a request.
     ///
     /// # Errors
     /// `method_not_allowed`, `bad_request`.
-    pub fn locate(&self, method: &Method, raw_target: &[u8], upgrade: bool) -> Result<Arc<Target>, Refusal> {
+    pub fn parse_target(
+        &self,
+        method: &Method,
+        raw_target: &[u8],
+        upgrade: bool,
+    ) -> Result<Arc<RequestTarget>, Refusal> {
         if matches!(*method, Method::OPTIONS | Method::TRACE | Method::CONNECT) {
             let message = "OPTIONS, TRACE and CONNECT are not served: keys do not belong in browsers";
-            return Err(Refusal::new(Reason::MethodNotAllowed, message));
+            return Err(Refusal::new(RefusalReason::MethodNotAllowed, message));
         }
-        crate::azure::parse_recent(raw_target, upgrade).map_err(|bad| Refusal::bad_request(bad.to_string()))
+        crate::azure::parse_target_cached(raw_target, upgrade)
+            .map_err(|error| Refusal::bad_request(error.to_string()))
     }
 
-    /// Whether this method and path may be asked at all.
+    /// Checks that the configuration allows this method and path.
     ///
     /// # Errors
     /// `path_not_allowed`.
-    pub fn allow(&self, method: &Method, target: &Target) -> Result<(), Refusal> {
-        if self.requests.allow.iter().any(|allow| allow.permits(method, &target.path)) {
+    pub fn check_path_allowed(&self, method: &Method, target: &RequestTarget) -> Result<(), Refusal> {
+        if self.request_config.allow_rules.iter().any(|rule| rule.permits(method, &target.path)) {
             return Ok(());
         }
         let message = "this method and path are not served here; Azure OpenAI's begin with /openai/";
-        Err(Refusal::new(Reason::PathNotAllowed, message))
+        Err(Refusal::new(RefusalReason::PathNotAllowed, message))
     }
 
-    /// Whose request this is; `subject` is that of the certificate that its connection showed.
+    /// The client that sent the request. `subject` is that of the client certificate of its connection.
     ///
     /// # Errors
-    /// [`Stranger`] when it is nobody's.
+    /// [`AuthError`] if the credentials are those of no client, or of several.
     pub fn authenticate(
         &self,
         headers: &HeaderMap,
-        target: &Target,
-        subject: Option<&Subject>,
-    ) -> Result<Arc<Client>, Stranger> {
-        let in_query = target.query.credentials().iter().map(|credential| credential.expose().as_bytes());
-        self.clients.admit(presented_keys(headers).chain(in_query), subject)
+        target: &RequestTarget,
+        subject: Option<&CertificateSubject>,
+    ) -> Result<Arc<Client>, AuthError> {
+        let query_keys = target.query.credentials().iter().map(|credential| credential.expose().as_bytes());
+        self.clients.authenticate(presented_keys(headers).chain(query_keys), subject)
     }
 
-    /// Whether this client may make this call, as far as the head tells.
+    /// Checks that the client may make this call, as far as the head of the request tells.
     ///
     /// # Errors
     /// `deployment_not_allowed`, `DeploymentNotFound`.
-    pub fn permit(&self, method: &Method, target: &Target, client: &Client) -> Result<(), Refusal> {
-        match target.naming(method) {
-            Naming::Target => match &target.deployment {
+    pub fn check_client_permissions(
+        &self,
+        method: &Method,
+        target: &RequestTarget,
+        client: &Client,
+    ) -> Result<(), Refusal> {
+        match target.deployment_source(method) {
+            DeploymentSource::Target => match &target.deployment {
                 Some(deployment) => {
-                    client.may_use(deployment)?;
-                    self.pools.of(deployment).map(|_| ())
+                    client.authorize_deployment(deployment)?;
+                    self.pools.pool_for(deployment).map(|_| ())
                 }
                 None => Ok(()),
             },
-            Naming::Body => Ok(()),
-            Naming::Home => client.may_keep_state(),
+            DeploymentSource::Body => Ok(()),
+            DeploymentSource::Unspecified => client.authorize_stateful_call(),
         }
     }
 
-    /// Admits a request to its pool.
+    /// Reads what a request asks for.
+    ///
+    /// # Errors
+    /// `bad_request` if the body has to name the deployment and does not, `unsupported_encoding`.
+    pub fn read_call(
+        &self,
+        method: &Method,
+        target: &RequestTarget,
+        body: &BodyView<'_>,
+    ) -> Result<RequestedCall, Refusal> {
+        RequestedCall::read(method, target, body)
+    }
+
+    /// Admits a request whose body has been read, and finds its pool.
     ///
     /// # Errors
     /// `deployment_not_allowed`, `DeploymentNotFound`.
     pub fn admit(
         &self,
         method: &Method,
-        target: Arc<Target>,
+        target: Arc<RequestTarget>,
         client: &Client,
-        asked: Asked,
-    ) -> Result<Admitted, Refusal> {
-        let Asked { deployment, stream, background, form } = asked;
-        let finds = matches!(*method, Method::GET | Method::HEAD | Method::DELETE);
-        let seeks = target.naming(method) == Naming::Home && target.item && finds;
-        let (pool, unlisted) = match &deployment {
+        call: RequestedCall,
+    ) -> Result<AdmittedRequest, Refusal> {
+        let RequestedCall { deployment, wants_stream, is_background, body_kind } = call;
+        let (pool, is_unlisted_deployment) = match &deployment {
             Some(deployment) => {
-                client.may_use(deployment)?;
-                self.pools.of(deployment)?
+                client.authorize_deployment(deployment)?;
+                self.pools.pool_for(deployment)?
             }
-            None => (Arc::clone(&self.pools.home), false),
+            None => (Arc::clone(&self.pools.default_backend_pool), false),
         };
-        let makes_more = is_create_without_idempotence(method, target.operation);
-        let repeatable = !(makes_more || (background && target.operation == Operation::Responses));
-        Ok(Admitted { target, deployment, pool, stream, repeatable, seeks, form, unlisted })
+        let reads_or_deletes = matches!(*method, Method::GET | Method::HEAD | Method::DELETE);
+        let searches_by_id = target.deployment_source(method) == DeploymentSource::Unspecified
+            && target.has_object_id
+            && reads_or_deletes;
+        let creates_background_response = is_background && target.operation == Operation::Responses;
+        let is_repeatable =
+            !is_non_idempotent_create(method, target.operation) && !creates_background_response;
+        Ok(AdmittedRequest {
+            target,
+            deployment,
+            pool,
+            wants_stream,
+            is_repeatable,
+            searches_by_id,
+            body_kind,
+            is_unlisted_deployment,
+        })
     }
 
-    /// What a request whose body ended just now may spend on tries. `read_timeout` is the
-    /// client's own, counted from `arrival`.
-    pub fn allowance(&self, now: Instant, arrival: Instant, read_timeout: Option<Duration>) -> Allowance {
-        let deadline = now + self.retry.deadline;
-        let clients = read_timeout.and_then(|timeout| arrival.checked_add(timeout));
-        Allowance {
-            attempts: self.retry.attempts,
-            wait: self.retry.wait,
-            budget: self.retry.budget,
-            latest_start: clients.map_or(deadline, |clients| clients.min(deadline)),
+    /// What a request whose body is complete now may spend on retries. `read_timeout` is that of the
+    /// client, counted from `arrival`.
+    pub fn retry_limits(
+        &self,
+        now: Instant,
+        arrival: Instant,
+        read_timeout: Option<Duration>,
+    ) -> RetryLimits {
+        let deadline = now + self.retry_config.deadline;
+        let client_deadline = read_timeout.and_then(|timeout| arrival.checked_add(timeout));
+        RetryLimits {
+            max_retries: self.retry_config.max_retries,
+            max_cooldown_wait: self.retry_config.max_cooldown_wait,
+            retry_budget_ratio: self.retry_config.budget,
+            latest_attempt_start: client_deadline.map_or(deadline, |client| client.min(deadline)),
         }
     }
 
-    /// Whether a reply of this status is given to the client without a look at its body.
-    pub fn passes(&self, status: u16) -> bool {
-        status < 400 || !(self.retry.statuses.contains(status) || verdict::needs_body(status))
+    /// What is sent to a candidate of its pool for an admitted request. `may_add_usage` allows to ask a
+    /// stream for its token usage.
+    pub fn upstream_request(
+        &self,
+        admitted: &AdmittedRequest,
+        candidate: &Candidate,
+        may_add_usage: bool,
+    ) -> UpstreamRequest {
+        let backend = self.backends.get(candidate.backend_index).map(|backend| &backend.config);
+        let api_versions = ApiVersions {
+            backend_override: backend.and_then(|backend| backend.api_version_override.as_deref()),
+            default: self.request_config.default_api_version.as_deref(),
+        };
+        let wants_usage = |record: &config::RecordConfig| record.token_usage == TokenUsageMode::AskUpstream;
+        let may_add_usage = may_add_usage && self.record_config.as_ref().is_some_and(wants_usage);
+        UpstreamRequest::new(admitted, candidate, api_versions, may_add_usage)
     }
 
-    /// How much of a stream may be held before its first content.
-    pub fn hold(&self) -> config::Hold {
-        self.retry.hold
+    /// Whether a response of this status is relayed to the client without reading its body first.
+    pub fn relays_without_reading_body(&self, status: u16) -> bool {
+        status < 400
+            || !(self.retry_config.retryable_statuses.contains(status) || verdict::judge_needs_body(status))
     }
 
-    /// The verdict on a complete reply.
-    pub fn judge(&self, admitted: &Admitted, status: u16, body: &[u8]) -> Verdict {
-        match verdict::judge(status, body, &|status| self.retry.statuses.contains(status)) {
-            // The id may be another resource's.
-            Verdict::Client | Verdict::Absent | Verdict::NotHere if admitted.seeks && status == 404 => {
-                Verdict::Elsewhere
+    /// How long and how much of a stream is held before its first content.
+    pub fn stream_hold_limits(&self) -> config::StreamHoldLimits {
+        self.retry_config.stream_hold
+    }
+
+    /// The verdict on a complete response.
+    pub fn response_verdict(&self, admitted: &AdmittedRequest, status: u16, body: &[u8]) -> Verdict {
+        match verdict::judge_response(status, body, &|status| {
+            self.retry_config.retryable_statuses.contains(status)
+        }) {
+            // The id may be known to another resource.
+            Verdict::ClientError | Verdict::DeploymentNotFound | Verdict::UnsupportedByBackend
+                if admitted.searches_by_id && status == 404 =>
+            {
+                Verdict::RetryableStatus
             }
-            // What is missing is not a deployment that anybody balances: the client named it.
-            Verdict::Absent | Verdict::NotHere if admitted.deployment.is_none() => Verdict::Client,
+            // The call names no deployment: what is missing is something that the client named.
+            Verdict::DeploymentNotFound | Verdict::UnsupportedByBackend if admitted.deployment.is_none() => {
+                Verdict::ClientError
+            }
             verdict => verdict,
         }
     }
 
-    /// Who else is asked for an id that home does not know.
-    pub fn strangers(&self) -> Arc<Pool> {
-        Arc::clone(&self.pools.strangers)
+    /// The resources to ask for an id that the default backend does not know.
+    pub fn other_resources(&self) -> Arc<BackendPool> {
+        Arc::clone(&self.pools.other_resources_pool)
     }
 
-    /// How long a client is told to wait when nothing better is known.
+    /// How long a client is told to wait if no backend has said.
     pub fn default_cooldown(&self) -> Duration {
-        self.cooldown.default
+        self.cooldown_config.default_duration
     }
 
-    /// Whether prompts and answers of this client are looked at for the record at all.
-    pub fn keep(&self, client: Option<&Client>) -> Keep {
-        let Some(record) = &self.record else { return Keep::default() };
-        let content = client.and_then(|client| client.content).unwrap_or(record.content);
-        let limit = usize::try_from(record.content_limit).unwrap_or(usize::MAX);
-        let beyond = if record.redact.is_empty() { 0 } else { BEYOND };
-        Keep {
-            prompt: content != Content::None,
-            completion: content == Content::Full,
-            limit,
-            gather: limit.saturating_add(beyond),
-            estimates: true,
+    /// What is captured for the record of a request of this client.
+    pub fn capture_policy(&self, client: Option<&Client>) -> CapturePolicy {
+        let Some(record) = &self.record_config else { return CapturePolicy::default() };
+        let content = client.and_then(|client| client.recorded_content).unwrap_or(record.content);
+        let max_bytes = usize::try_from(record.max_content_bytes).unwrap_or(usize::MAX);
+        let overlap = if record.redaction_patterns.is_empty() { 0 } else { REDACTION_OVERLAP_BYTES };
+        CapturePolicy {
+            captures_prompt: content != RecordedContent::None,
+            captures_completion: content == RecordedContent::Full,
+            max_text_bytes: max_bytes,
+            max_buffered_completion_bytes: max_bytes.saturating_add(overlap),
+            estimates_tokens: true,
         }
     }
 
-    /// The end of every request's story: it is counted and, where records are kept, written, once.
-    /// Returns word of when it is; [`Gateway::write_down`] has to follow.
-    pub fn settle(&self, exchange: Box<Exchange>, keep: Keep) -> Option<Receipt> {
-        self.process.settled.fetch_add(1, Ordering::Relaxed);
-        self.process.recorder.write(exchange, keep)
+    /// Counts a finished request and, if records are kept, queues its record. Call it once for each
+    /// request, and [`Gateway::flush_records`] after it. The receipt tells when the record is written.
+    pub fn record_exchange(
+        &self,
+        exchange: Box<FinishedExchange>,
+        policy: CapturePolicy,
+    ) -> Option<WriteReceipt> {
+        self.process.requests_finished.fetch_add(1, Ordering::Relaxed);
+        self.process.recorder.enqueue(exchange, policy)
     }
 
-    /// Has the records written that were settled so far.
-    pub fn write_down(&self) {
-        self.process.recorder.wake();
+    /// Has the queued records written.
+    pub fn flush_records(&self) {
+        self.process.recorder.wake_writer();
     }
 
-    /// Whether a deployment is one of the configuration's, or a backend has answered for it.
-    pub fn knows(&self, deployment: &Deployment) -> bool {
-        self.pools.knows(deployment)
+    /// Counts a response whose last bytes were sent before its record was written.
+    pub fn count_late_record(&self) {
+        self.process.recorder.metrics().count_records("spool", "late", 1);
     }
 
-    /// The last bytes of an answer went out before its record was written.
-    pub fn late(&self) {
-        self.process.recorder.metrics().count("spool", "late", 1);
+    /// The client has its whole response, or is gone.
+    pub fn on_request_finished(&self) {
+        self.flush_records();
+        self.process.requests_in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// The client has all it gets.
-    pub fn leave(&self) {
-        self.write_down();
-        self.process.in_flight.fetch_sub(1, Ordering::AcqRel);
+    /// Whether the configuration lists a deployment, or a backend has answered for it.
+    pub fn knows_deployment(&self, deployment: &DeploymentName) -> bool {
+        self.pools.has_pool_for(deployment)
+    }
+
+    /// Deployments that the configuration does not list and that some backend has answered for.
+    pub fn learned_deployments(&self) -> Vec<DeploymentName> {
+        self.pools.learned_deployments()
+    }
+
+    /// Adds a deployment that the gateway of the last configuration, or another process, has learned.
+    pub fn adopt_learned_deployment(&self, deployment: &DeploymentName, now: Instant) {
+        if !self.pools.has_pool_for(deployment) && self.pools.accepts_unlisted() {
+            self.pools.add_learned_deployment(&self.backends, deployment, now);
+        }
+    }
+
+    /// All pools, for the status API.
+    pub fn pools(&self) -> Vec<(PoolKey, Arc<BackendPool>)> {
+        self.pools.pools_by_key()
+    }
+
+    /// The clients that may send requests.
+    pub fn clients(&self) -> &ClientRegistry {
+        &self.clients
     }
 }
 
-/// Every key a request presents in its headers.
+/// Every key that a request has in its headers.
 fn presented_keys(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
-    let plain = [&API_KEY, &OCP_APIM_SUBSCRIPTION_KEY];
-    let plain = plain.into_iter().flat_map(|name| headers.get_all(name)).map(|value| value.as_bytes());
-    let bearer = headers.get_all(http::header::AUTHORIZATION).into_iter().filter_map(|value| {
+    let key_headers = [&API_KEY_HEADER, &SUBSCRIPTION_KEY_HEADER];
+    let keys = key_headers.into_iter().flat_map(|name| headers.get_all(name)).map(HeaderValue::as_bytes);
+    let bearer_tokens = headers.get_all(http::header::AUTHORIZATION).into_iter().filter_map(|value| {
         let (scheme, token) = value.as_bytes().split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
     });
-    plain.chain(bearer)
+    keys.chain(bearer_tokens)
 }

@@ -1,9 +1,15 @@
-//! The Pingora adapter: each phase is a few lines around one verb of the gateway. What runs the phases
-//! is in `drive.rs`.
+//! The Pingora adapter: each phase is a few lines around one verb of the gateway.
+//!
+//! `client/` is the downstream side, `attempt/` one attempt and what becomes of its response,
+//! `upstream/` the side of the backends. `runner.rs` calls the phases.
 
+mod active_config;
 mod attempt;
 pub mod client;
 mod context;
+mod ending;
+mod error_types;
+mod overhead;
 pub mod runner;
 mod timer;
 pub mod upstream;
@@ -15,169 +21,155 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, header};
+use http::Method;
 use log::debug;
 use pingora::http::RequestHeader;
+use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
-use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorSource, ErrorType};
+use pingora::{Error, ErrorSource, ErrorType, Result};
 use tokio::time::sleep;
 
-use self::attempt::exchange::{client_left, pieces, recorded};
-use self::attempt::relay::{FIRST_BYTE, IDLE, RETRY, Reply};
-use self::attempt::retry_state::Step;
-use self::attempt::upstream_error::{self, Trouble, clients_fault, is_clients_fault};
-use self::client::admit::{self, DRAIN};
-use self::client::request_body::{Budget, NoBody};
+use self::attempt::final_response;
+use self::attempt::response_state::ResponseState;
+use self::attempt::retry_state::RetryStep;
+use self::attempt::upstream_error::{UpstreamError, client_error_refusal, is_client_error};
+use self::client::admit;
+use self::client::body_memory::BodyMemory;
+use self::client::presence::{ensure_connected, wait_while_connected};
+use self::client::request_body::BodyReadError;
+use self::client::response_writer::{drain_upload, refuse_request, write_whole_response};
 use self::client::{health, reset, tls};
-use self::context::{Context, RequestContext};
-use self::upstream::headers::{self, Framing};
-use crate::admission::address::client_ip;
+use self::context::{PingoraContext, RequestContext};
+use self::error_types::{
+    ATTEMPTS_EXHAUSTED, CLIENT_GONE, FIRST_BYTE_TIMEOUT, IDLE_TIMEOUT, NO_CREDENTIAL, RETRY_ELSEWHERE,
+};
+use self::upstream::headers::{self, BodyFraming};
+use crate::admission::client_ip::client_ip;
+use crate::azure::apply_edits;
 use crate::names::BackendName;
-use crate::refusal::Refusal;
 
-pub use self::context::Serving;
+pub use self::active_config::ActiveConfig;
 
-/// No backend (further) can be asked; the story says why.
-const SPENT: ErrorType = ErrorType::Custom("NoFurtherAttempt");
-/// There is nothing to show to the backend.
-const NO_SECRET: ErrorType = ErrorType::Custom("NoSecret");
 /// The longest that a request waits for a new secret of a backend that refused the last.
-const RENEWAL: Duration = Duration::from_secs(5);
-/// The client left while it waited.
-const CLIENT_GONE: ErrorType = ErrorType::Custom("ClientGone");
-
-/// What a plain request's head becomes for one backend, in lines.
-pub fn preview(
-    method: &Method,
-    backend: &crate::gateway::Backend,
-    gateway: &crate::gateway::Gateway,
-    path: &str,
-) -> Vec<String> {
-    let presented = backend.credential.present().map_or(header::AUTHORIZATION, |(name, _)| name);
-    let has_body = *method == Method::POST;
-    headers::preview(method, backend, &gateway.requests, path.to_owned(), &presented, has_body)
-        .unwrap_or_default()
-}
+const CREDENTIAL_RENEWAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The application that Pingora serves.
 pub struct Balancer {
-    serving: Arc<ArcSwap<Serving>>,
-    bodies: Arc<Budget>,
+    config: Arc<ArcSwap<ActiveConfig>>,
+    memory: Arc<BodyMemory>,
 }
 
 impl Balancer {
-    /// A balancer over what is serving now and what will.
-    pub fn new(serving: Arc<ArcSwap<Serving>>) -> Self {
-        Self { serving, bodies: Arc::default() }
+    /// A balancer over the configuration in use and those that replace it.
+    pub fn new(config: Arc<ArcSwap<ActiveConfig>>) -> Self {
+        Self { config, memory: Arc::default() }
     }
 }
 
 #[async_trait]
 impl ProxyHttp for Balancer {
-    type CTX = Context;
+    type CTX = PingoraContext;
 
-    fn new_ctx(&self) -> Context {
-        Context::default()
+    fn new_ctx(&self) -> PingoraContext {
+        PingoraContext::default()
     }
 
-    fn init_downstream_modules(&self, _modules: &mut pingora::modules::http::HttpModules) {
-        // The engine would add its compression module, which is of no use here.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {
+        // The engine's default adds its compression module; responses pass unchanged here.
     }
 
-    async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> pingora::Result<bool> {
-        let serving = self.serving.load_full();
-        if let Some(ready) = health::probe(session.req_header(), &serving) {
-            let leaving = serving.gateway.process.leaving.load(Ordering::Acquire);
-            return health::answer(session, ready, leaving).await;
+    async fn request_filter(&self, session: &mut Session, ctx: &mut PingoraContext) -> Result<bool> {
+        let config = self.config.load_full();
+        if let Some(status) = health::health_check_status(session.req_header(), &config) {
+            let closes = config.gateway.process.is_draining_connections.load(Ordering::Acquire);
+            return health::respond_to_health_check(session, status, closes).await;
         }
-        let mut flow = Box::new(RequestContext::new(
-            Arc::clone(&serving),
-            Arc::clone(&self.bodies),
+        let mut context = Box::new(RequestContext::new(
+            Arc::clone(&config),
+            Arc::clone(&self.memory),
             session.req_header().method.clone(),
         ));
-        flow.peer_ip =
+        let request = &mut context.request;
+        request.peer_ip =
             session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip);
-        // On a connection with TLS it came along with the handshake, for each stream.
-        let arrival = tls::of(session.digest());
-        let listener = ctx.listener.take().or_else(|| arrival.and_then(|arrival| arrival.listener.clone()));
-        flow.subject = arrival.and_then(|arrival| arrival.subject.clone());
-        flow.client_ip = flow.peer_ip.map(|peer| {
-            let trusted = listener.as_ref().map_or(&[][..], |listener| serving.trusted_proxies(listener));
+        // A TLS connection knows its listener from the handshake, for each HTTP/2 stream.
+        let tls_info = tls::client_info(session.digest());
+        let listener = ctx.listener.take().or_else(|| tls_info.and_then(|info| info.listener.clone()));
+        request.certificate_subject = tls_info.and_then(|info| info.subject.clone());
+        request.client_ip = request.peer_ip.map(|peer| {
+            let trusted = listener.as_ref().map_or(&[][..], |listener| config.trusted_proxies(listener));
             client_ip(peer, &session.req_header().headers, trusted)
         });
-        let flow = ctx.flow.insert(flow);
-        match admit::receive(session, flow, &self.bodies).await {
+        let context = ctx.request.insert(context);
+        match admit::admit_request(session, context).await {
             Ok(()) => {}
-            Err(NoBody::Refused(refusal)) => {
-                refuse(session, flow, &refusal).await?;
+            Err(BodyReadError::Refused(refusal)) => {
+                refuse_request(session, context, &refusal).await?;
                 return Ok(true);
             }
-            Err(NoBody::Unframed(refusal)) => {
+            Err(BodyReadError::Unframed(refusal)) => {
                 session.set_keepalive(None);
-                refuse(session, flow, &refusal).await?;
+                refuse_request(session, context, &refusal).await?;
                 return Ok(true);
             }
-            Err(NoBody::Gone) => {
-                flow.end.client_gone = true;
+            Err(BodyReadError::ClientGone) => {
+                context.ending.client_gone = true;
                 return Err(Error::new(CLIENT_GONE).into_down());
             }
         }
         let now = Instant::now();
-        if let Some(Step::Spent) = flow.course.as_mut().map(|course| course.step(now)) {
-            let tasks = flow.conclude(now)?;
-            tell(session, flow, tasks).await?;
+        if let Some(RetryStep::Exhausted) = context.retry.as_mut().map(|retry| retry.next_step(now)) {
+            let tasks = final_response::conclude(context, now)?;
+            write_whole_response(session, context, tasks).await?;
             return Ok(true);
         }
         Ok(false)
     }
 
-    async fn upstream_peer(
-        &self,
-        session: &mut Session,
-        ctx: &mut Context,
-    ) -> pingora::Result<Box<HttpPeer>> {
-        let Context { turn, flow, .. } = ctx;
-        let flow = flow.as_deref_mut().ok_or_else(|| Error::new(SPENT))?;
-        if flow.between_tries() > 0 {
-            still_there(session, flow).await?;
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut PingoraContext) -> Result<Box<HttpPeer>> {
+        let PingoraContext { connect_turn, request, .. } = ctx;
+        let context = request.as_deref_mut().ok_or_else(|| Error::new(ATTEMPTS_EXHAUSTED))?;
+        context.deadline = None;
+        if context.retry.as_ref().is_some_and(|retry| retry.attempt_count() > 0) {
+            ensure_connected(session, context).await?;
         }
-        let serving = Arc::clone(&flow.serving);
+        let config = Arc::clone(&context.config);
         loop {
             let now = Instant::now();
-            let Some(course) = &mut flow.course else { return Err(Error::new(SPENT)) };
-            let step = course.step(now);
-            flow.idle(now);
+            let Some(retry) = &mut context.retry else { return Err(Error::new(ATTEMPTS_EXHAUSTED)) };
+            let step = retry.next_step(now);
+            context.overhead.pause(now);
             match step {
-                Step::Spent => return Err(Error::new(SPENT)),
-                Step::Wait(wait) => {
-                    pause(session, flow, sleep(wait.length)).await?;
-                    if let Some(course) = &mut flow.course {
-                        course.waited(wait);
+                RetryStep::Exhausted => return Err(Error::new(ATTEMPTS_EXHAUSTED)),
+                RetryStep::Wait(wait) => {
+                    wait_while_connected(session, context, sleep(wait.duration)).await?;
+                    if let Some(retry) = &mut context.retry {
+                        retry.on_wait_over(wait);
                     }
                 }
-                Step::Renewal(credential) => {
-                    pause(session, flow, credential.renewal(RENEWAL)).await?;
-                    if let Some(course) = &mut flow.course {
-                        course.renewed();
+                RetryStep::AwaitCredential(credential) => {
+                    let renewed = credential.wait_for_renewal(CREDENTIAL_RENEWAL_TIMEOUT);
+                    wait_while_connected(session, context, renewed).await?;
+                    if let Some(retry) = &mut context.retry {
+                        retry.on_credential_renewed();
                     }
                 }
-                Step::Try(backend) => {
-                    let Some(course) = &mut flow.course else { return Err(Error::new(SPENT)) };
-                    let name = serving.gateway.backends.get(backend).map(|backend| &backend.config.name);
-                    course.begin(name.unwrap_or(&BackendName::new("?")), now);
-                    match serving.peers.of(backend, flow.upgrades) {
+                RetryStep::Attempt(backend) => {
+                    let name = config.gateway.backends.get(backend).map(|backend| &backend.config.name);
+                    retry.begin_attempt(name.unwrap_or(&BackendName::new("?")), now);
+                    let is_upgrade = context.request.is_upgrade;
+                    match config.peers.peer_for_attempt(backend, is_upgrade) {
                         Some(peer) => {
-                            // A connection that becomes another protocol is nobody else's.
-                            if !flow.upgrades {
-                                *turn = serving.peers.turn(backend).await;
+                            // A connection that becomes a tunnel cannot be shared: no turn is needed.
+                            if !is_upgrade {
+                                *connect_turn = config.peers.connect_turn(backend).await;
                             }
                             return Ok(peer);
                         }
-                        None if flow.broke_off(Trouble::Dns, false, now) => {}
-                        None => return Err(Error::new(SPENT)),
+                        None if context.on_attempt_failed(UpstreamError::Dns, false, now) => {}
+                        None => return Err(Error::new(ATTEMPTS_EXHAUSTED)),
                     }
                 }
             }
@@ -191,64 +183,70 @@ impl ProxyHttp for Balancer {
         _peer: &HttpPeer,
         _fd: std::os::unix::io::RawFd,
         _digest: Option<&Digest>,
-        ctx: &mut Context,
-    ) -> pingora::Result<()> {
-        ctx.turn = None;
-        // The client is not listened to while a connection is made. Nothing is asked, and billed,
-        // for one that has left meanwhile.
-        if reused { Ok(()) } else { still_there(session, story(ctx)?).await }
+        ctx: &mut PingoraContext,
+    ) -> Result<()> {
+        ctx.connect_turn = None;
+        // The client is not polled while a connection is made. A request whose client has disconnected
+        // meanwhile is not sent: it would be billed for nobody.
+        if reused { Ok(()) } else { ensure_connected(session, request_context(ctx)?).await }
     }
 
     async fn upstream_request_filter(
         &self,
         _session: &mut Session,
-        request: &mut RequestHeader,
-        ctx: &mut Context,
-    ) -> pingora::Result<()> {
-        let flow = story(ctx)?;
-        let (serving, upgrades) = (Arc::clone(&flow.serving), flow.upgrades);
-        let Some(course) = &mut flow.course else { return Err(Error::new(SPENT)) };
-        let backend = course.answerer().and_then(|answerer| serving.gateway.backends.get(answerer.backend));
-        let Some(backend) = backend else { return Err(Error::new(SPENT)) };
-        if let Some(answerer) = course.answerer().filter(|_| !upgrades) {
-            serving.peers.speaks(answerer.backend, request.version);
+        head: &mut RequestHeader,
+        ctx: &mut PingoraContext,
+    ) -> Result<()> {
+        let context = request_context(ctx)?;
+        let config = Arc::clone(&context.config);
+        let Some(retry) = &mut context.retry else { return Err(Error::new(ATTEMPTS_EXHAUSTED)) };
+        let index = retry.last_target().map(|target| target.backend);
+        let found = index.and_then(|index| Some((index, config.gateway.backends.get(index)?)));
+        let Some((index, backend)) = found else { return Err(Error::new(ATTEMPTS_EXHAUSTED)) };
+        // An upgrade is always sent over HTTP/1.1: it says nothing about what the backend speaks.
+        if !context.request.is_upgrade {
+            config.peers.note_protocol(index, head.version);
         }
-        let Some((name, secret)) = backend.credential.present() else {
-            return Err(Error::new(NO_SECRET));
+        let Some((name, secret)) = backend.credential.auth_header() else {
+            return Err(Error::new(NO_CREDENTIAL));
         };
-        let Some(outgoing) = course.put(&serving.gateway, secret.number) else {
-            return Err(Error::new(SPENT));
+        let Some(upstream_request) = retry.prepare_request(secret.id) else {
+            return Err(Error::new(ATTEMPTS_EXHAUSTED));
         };
-        // The time-out of the first byte begins when the request has been sent.
-        flow.deadline = None;
-        flow.reply = Reply::None;
-        let held = if outgoing.edits.is_empty() {
-            vec![flow.body.bytes.clone()]
+        // The time for the first byte begins when the request has been sent.
+        context.deadline = None;
+        context.response = ResponseState::Awaited;
+        let held = &context.body.held;
+        let pieces = if upstream_request.body_edits.is_empty() {
+            vec![held.clone()]
         } else {
-            crate::azure::request::body::edit(&flow.body.bytes, &outgoing.edits)
+            apply_edits(held, &upstream_request.body_edits)
         };
-        let framing = framing(flow, held.iter().map(Bytes::len).sum());
-        flow.pieces = pieces(held);
-        headers::rewrite(request, backend, &serving.gateway.requests, outgoing.path, &framing)?;
-        request.insert_header(name, secret.header.clone())
+        let framing = body_framing(context, pieces.iter().map(Bytes::len).sum());
+        context.body.queue(pieces);
+        let requests = &config.gateway.request_config;
+        headers::rewrite_for_backend(head, backend, requests, upstream_request.path_and_query, &framing)?;
+        head.insert_header(name, secret.header_value.clone())
     }
 
     fn fail_to_connect(
         &self,
         _session: &mut Session,
         _peer: &HttpPeer,
-        ctx: &mut Context,
+        ctx: &mut PingoraContext,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        ctx.turn = None;
-        if let Some(flow) = &mut ctx.flow {
-            // A connection that is shared may turn out to have ended when one more stream is begun.
-            let stale = *error.etype() == ErrorType::H2Error;
-            let (now, trouble) = (Instant::now(), upstream_error::of_connecting(&error));
-            if trouble == Trouble::Tls {
-                flow.distrusts(&error.to_string(), now);
+        ctx.connect_turn = None;
+        if let Some(context) = &mut ctx.request {
+            // A shared connection may turn out to have ended when one more stream is opened.
+            let is_stale = *error.etype() == ErrorType::H2Error;
+            let (now, reason) = (Instant::now(), UpstreamError::from_connect_error(&error));
+            if reason == UpstreamError::Tls
+                && let Some(retry) = &context.retry
+            {
+                retry.report_tls_error(&error.to_string(), now);
             }
-            error.set_retry(flow.broke_off(trouble, stale, now));
+            error.set_retry(context.on_attempt_failed(reason, is_stale, now));
         }
         error
     }
@@ -258,32 +256,35 @@ impl ProxyHttp for Balancer {
         _peer: &HttpPeer,
         _session: &mut Session,
         mut error: Box<Error>,
-        ctx: &mut Context,
+        ctx: &mut PingoraContext,
         client_reused: bool,
     ) -> Box<Error> {
-        let Some(flow) = &mut ctx.flow else { return error };
+        let Some(context) = &mut ctx.request else { return error };
         let now = Instant::now();
-        let ours = match *error.etype() {
-            FIRST_BYTE => Some(Trouble::FirstByteTimeout),
-            IDLE => Some(Trouble::IdleTimeout),
+        let timeout = match *error.etype() {
+            FIRST_BYTE_TIMEOUT => Some(UpstreamError::FirstByteTimeout),
+            IDLE_TIMEOUT => Some(UpstreamError::IdleTimeout),
             _ => None,
         };
-        let another = match () {
-            () if *error.etype() == RETRY => true,
-            () if *error.etype() == NO_SECRET => flow.has_no_secret(now),
-            () if is_clients_fault(&error) => false,
-            () if ours.is_none() && *error.esource() == ErrorSource::Downstream => {
-                flow.end.client_gone = true;
+        let retries = match () {
+            () if *error.etype() == RETRY_ELSEWHERE => true,
+            () if *error.etype() == NO_CREDENTIAL => {
+                context.retry.as_mut().is_some_and(|retry| retry.on_missing_credential(now))
+            }
+            () if is_client_error(&error) => false,
+            () if timeout.is_none() && *error.esource() == ErrorSource::Downstream => {
+                context.ending.client_gone = true;
                 false
             }
-            () if flow.is_committed() => {
-                flow.end.failed = true;
-                flow.broke_off(ours.unwrap_or_else(|| upstream_error::of(&error)), false, now);
+            () if context.is_committed() => {
+                context.ending.failed = true;
+                let reason = timeout.unwrap_or_else(|| UpstreamError::from_exchange_error(&error));
+                context.on_attempt_failed(reason, false, now);
                 false
             }
             () => {
-                let trouble = ours.unwrap_or_else(|| upstream_error::of(&error));
-                let is_lost = match *error.etype() {
+                let reason = timeout.unwrap_or_else(|| UpstreamError::from_exchange_error(&error));
+                let never_arrived = match *error.etype() {
                     // The engine knows: the stream was refused, or the connection was being closed.
                     ErrorType::H2Error => {
                         error.retry.decide_reuse(client_reused);
@@ -291,139 +292,85 @@ impl ProxyHttp for Balancer {
                     }
                     _ => client_reused,
                 };
-                let stale = is_lost && trouble == Trouble::Reset && matches!(flow.reply, Reply::None);
-                flow.broke_off(trouble, stale, now)
+                // A pooled connection that ends before any byte of a response was closed by the
+                // backend while the request was on its way: that is no failure of the backend.
+                let is_stale = never_arrived
+                    && reason == UpstreamError::Reset
+                    && matches!(context.response, ResponseState::Awaited);
+                context.on_attempt_failed(reason, is_stale, now)
             }
         };
-        if another {
-            flow.reply = Reply::None;
-            flow.busy(now);
+        if retries {
+            context.response = ResponseState::Awaited;
+            context.overhead.resume(now);
         }
-        flow.deadline = None;
-        error.set_retry(another);
+        context.deadline = None;
+        error.set_retry(retries);
         error
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> FailToProxy {
-        let broken = FailToProxy { error_code: 0, can_reuse_downstream: false };
-        let Some(flow) = &mut ctx.flow else { return broken };
-        let is_ours = matches!(*error.etype(), SPENT | NO_SECRET | FIRST_BYTE | IDLE | RETRY);
-        if !is_ours && *error.esource() == ErrorSource::Downstream && !is_clients_fault(error) {
-            flow.end.client_gone = true;
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        ctx: &mut PingoraContext,
+    ) -> FailToProxy {
+        let closed = FailToProxy { error_code: 0, can_reuse_downstream: false };
+        let Some(context) = &mut ctx.request else { return closed };
+        let is_ours = matches!(
+            *error.etype(),
+            ATTEMPTS_EXHAUSTED | NO_CREDENTIAL | FIRST_BYTE_TIMEOUT | IDLE_TIMEOUT | RETRY_ELSEWHERE
+        );
+        if !is_ours && *error.esource() == ErrorSource::Downstream && !is_client_error(error) {
+            context.ending.client_gone = true;
         }
         let tasks = match () {
-            () if flow.is_committed() => {
-                flow.end.failed |= !flow.end.client_gone;
-                if !flow.knows_chunks
+            () if context.is_committed() => {
+                context.ending.failed |= !context.ending.client_gone;
+                // Without chunks a close looks like the end of the body; a reset does not.
+                if !context.request.supports_chunked
                     && let Some(stream) = session.stream()
                     && let Err(problem) = reset::reset_on_close(stream)
                 {
-                    debug!("a broken answer to an HTTP/1.0 client looks whole: {problem}");
+                    debug!("a broken response looks whole to an HTTP/1.0 client: {problem}");
                 }
-                return broken;
+                return closed;
             }
-            () if flow.end.client_gone => return broken,
-            () if is_clients_fault(error) => flow.refuse(&clients_fault(error)),
-            () => flow.conclude(Instant::now()),
+            () if context.ending.client_gone => return closed,
+            () if is_client_error(error) => final_response::refuse(context, &client_error_refusal(error)),
+            () => final_response::conclude(context, Instant::now()),
         };
         session.set_keepalive(None);
         if let Ok(tasks) = tasks
-            && tell(session, flow, tasks).await.is_err()
+            && write_whole_response(session, context, tasks).await.is_err()
         {
-            flow.end.client_gone = true;
+            context.ending.client_gone = true;
         }
-        drain(session).await;
-        FailToProxy { error_code: flow.end.status.unwrap_or(0), can_reuse_downstream: false }
+        drain_upload(session).await;
+        FailToProxy { error_code: context.ending.status.unwrap_or(0), can_reuse_downstream: false }
     }
 
-    async fn logging(&self, _session: &mut Session, _error: Option<&Error>, ctx: &mut Context) {
-        if let Some(flow) = &mut ctx.flow {
-            flow.leave();
-        }
-    }
-}
-
-fn story(ctx: &mut Context) -> pingora::Result<&mut RequestContext> {
-    ctx.flow.as_deref_mut().ok_or_else(|| Error::new(SPENT))
-}
-
-/// Waits between tries; the client may leave meanwhile.
-async fn pause(
-    session: &mut ServerSession,
-    flow: &mut RequestContext,
-    over: impl Future<Output = ()> + Send,
-) -> pingora::Result<()> {
-    if !session.is_body_done() {
-        // Looking whether the client is there would take a byte of its upload.
-        over.await;
-        return Ok(());
-    }
-    tokio::select! {
-        () = over => Ok(()),
-        cause = client_left(session, &mut flow.deaf) => {
-            Err(Error::because(CLIENT_GONE, "while waiting between tries", cause).into_down())
+    async fn logging(&self, _session: &mut Session, _error: Option<&Error>, ctx: &mut PingoraContext) {
+        if let Some(context) = &mut ctx.request {
+            context.leave();
         }
     }
 }
 
-/// Whether the client is still there, as far as is known without waiting.
-async fn still_there(session: &mut ServerSession, flow: &mut RequestContext) -> pingora::Result<()> {
-    if !session.is_body_done() {
-        // Looking would take a byte of its upload.
-        return Ok(());
-    }
-    tokio::select! {
-        biased;
-        cause = client_left(session, &mut flow.deaf) => {
-            Err(Error::because(CLIENT_GONE, "between tries", cause).into_down())
+/// The context of a request that was admitted.
+fn request_context(ctx: &mut PingoraContext) -> Result<&mut RequestContext> {
+    ctx.request.as_deref_mut().ok_or_else(|| Error::new(ATTEMPTS_EXHAUSTED))
+}
+
+/// How the body is framed upstream; `held` bytes of it are held, edits included.
+fn body_framing(context: &RequestContext, held: usize) -> BodyFraming {
+    match context.body.streaming_limit {
+        Some(_) => context.body.declared_length.map_or(BodyFraming::Chunked, BodyFraming::Length),
+        None if held == 0
+            && matches!(context.request.method, Method::GET | Method::HEAD | Method::DELETE) =>
+        {
+            BodyFraming::None
         }
-        () = std::future::ready(()) => Ok(()),
-    }
-}
-
-/// Answers a request that goes no further; the connection stays if it can.
-async fn refuse(
-    session: &mut ServerSession,
-    flow: &mut RequestContext,
-    refusal: &Refusal,
-) -> pingora::Result<()> {
-    if session.get_header(header::EXPECT).is_some() && !session.is_body_done() {
-        // The client may or may not send the body it announced: nobody could tell where
-        // its next request begins.
-        session.set_keepalive(None);
-    }
-    let tasks = flow.refuse(refusal)?;
-    tell(session, flow, tasks).await
-}
-
-/// Gives a client the whole of its answer, once that is written down.
-async fn tell(
-    session: &mut ServerSession,
-    flow: &mut RequestContext,
-    tasks: Vec<HttpTask>,
-) -> pingora::Result<()> {
-    let receipt = flow.settle();
-    recorded(flow, receipt).await;
-    session.response_duplex_vec(tasks).await?;
-    Ok(())
-}
-
-/// Reads the rest of an upload that was answered before its end, for a moment: a client that is cut
-/// off while it sends does not get to read the answer.
-async fn drain(session: &mut ServerSession) {
-    if !session.was_upgraded() && !session.is_body_done() {
-        session.set_total_drain_timeout(Some(DRAIN));
-        let _ = session.drain_request_body().await;
-    }
-}
-
-/// The framing of a body of which `held` bytes are held.
-fn framing(flow: &RequestContext, held: usize) -> Framing {
-    match flow.body.streams {
-        Some(_) => flow.body.announced.map_or(Framing::Chunked, Framing::Length),
-        None if held == 0 && matches!(flow.method, Method::GET | Method::HEAD | Method::DELETE) => {
-            Framing::None
-        }
-        None => Framing::Length(held as u64),
+        None => BodyFraming::Length(held as u64),
     }
 }

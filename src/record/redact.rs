@@ -5,17 +5,17 @@ use std::borrow::Cow;
 use regex::{NoExpand, Regex};
 
 /// What stands in place of what was taken out.
-const IN_PLACE: &str = "[redacted]";
+const REDACTED_TEXT: &str = "[redacted]";
 /// The same outside of a string.
-const IN_PLACE_OF_VALUE: &str = "\"[redacted]\"";
+const REDACTED_JSON_VALUE: &str = "\"[redacted]\"";
 
 /// The operator's patterns. The library takes time in proportion to the text, whatever is in it.
 #[derive(Clone, Debug, Default)]
-pub struct Redaction {
+pub struct Redactor {
     patterns: Vec<Regex>,
 }
 
-impl Redaction {
+impl Redactor {
     /// These patterns.
     pub fn new(patterns: Vec<Regex>) -> Self {
         Self { patterns }
@@ -27,62 +27,62 @@ impl Redaction {
     }
 
     /// Text without what the patterns match.
-    pub fn text<'t>(&self, text: &'t str) -> Cow<'t, str> {
-        self.replace(text, IN_PLACE)
+    pub fn redact_text<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        self.replace_matches(text, REDACTED_TEXT)
     }
 
-    fn replace<'t>(&self, text: &'t str, by: &str) -> Cow<'t, str> {
-        let mut clean = Cow::Borrowed(text);
+    fn replace_matches<'t>(&self, text: &'t str, replacement: &str) -> Cow<'t, str> {
+        let mut redacted = Cow::Borrowed(text);
         for pattern in &self.patterns {
-            if let Cow::Owned(cleaner) = pattern.replace_all(&clean, NoExpand(by)) {
-                clean = Cow::Owned(cleaner);
+            if let Cow::Owned(replaced) = pattern.replace_all(&redacted, NoExpand(replacement)) {
+                redacted = Cow::Owned(replaced);
             }
         }
-        clean
+        redacted
     }
 
     /// JSON, perhaps only its beginning, without what the patterns match in its strings, read as they
-    /// are meant and not as they are written; what does not begin like JSON is taken as text.
-    pub fn json(&self, text: String) -> String {
+    /// are meant and not as they are written; what does not start like JSON is taken as text.
+    pub fn redact_json(&self, text: String) -> String {
         if self.is_empty() {
             return text;
         }
         if !text.starts_with(['{', '[']) {
-            return self.text(&text).into_owned();
+            return self.redact_text(&text).into_owned();
         }
-        let mut out = String::with_capacity(text.len());
+        let mut output = String::with_capacity(text.len());
         let mut rest = text.as_str();
-        // Of JSON, quotes begin and end strings and nothing else.
-        while let Some(begin) = rest.find('"') {
-            let Some((before, string)) = rest.split_at_checked(begin) else { break };
+        // Of JSON, quotes start and end strings and nothing else.
+        while let Some(start) = rest.find('"') {
+            let Some((before, string)) = rest.split_at_checked(start) else { break };
             // A number may be what must not be written.
-            out.push_str(&self.replace(before, IN_PLACE_OF_VALUE));
-            let end = string_end(string);
+            output.push_str(&self.replace_matches(before, REDACTED_JSON_VALUE));
+            let end = json_string_length(string);
             let (raw, after) = string.split_at_checked(end).unwrap_or((string, ""));
             match serde_json::from_str::<String>(raw) {
-                Ok(said) => match self.text(&said) {
-                    Cow::Borrowed(_) => out.push_str(raw),
-                    Cow::Owned(clean) => out.push_str(&serde_json::Value::from(clean).to_string()),
+                Ok(decoded) => match self.redact_text(&decoded) {
+                    Cow::Borrowed(_) => output.push_str(raw),
+                    Cow::Owned(redacted) => output.push_str(&serde_json::Value::from(redacted).to_string()),
                 },
                 // A lone half of a surrogate pair is no text; it is searched as it is written.
-                Err(_) => out.push_str(&self.text(raw)),
+                Err(_) => output.push_str(&self.redact_text(raw)),
             }
             rest = after;
         }
-        out.push_str(&self.replace(rest, IN_PLACE_OF_VALUE));
+        output.push_str(&self.replace_matches(rest, REDACTED_JSON_VALUE));
         // What a pattern finds in JSON as it is written goes as well, whatever becomes of the JSON.
-        self.text(&out).into_owned()
+        self.redact_text(&output).into_owned()
     }
 }
 
-/// The length of the string that these characters begin with, quotes included.
-fn string_end(text: &str) -> usize {
-    let mut escaped = false;
-    for (at, byte) in text.bytes().enumerate().skip(1) {
+/// The length of the string that these characters start with, quotes included.
+fn json_string_length(text: &str) -> usize {
+    let mut is_escaped = false;
+    for (index, byte) in text.bytes().enumerate().skip(1) {
         match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = true,
-            b'"' => return at + 1,
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = true,
+            b'"' => return index + 1,
             _ => {}
         }
     }
@@ -95,14 +95,18 @@ mod tests {
 
     use super::*;
 
-    fn redaction(patterns: &[&str]) -> Redaction {
-        Redaction::new(patterns.iter().map(|pattern| Regex::new(pattern).unwrap()).collect())
+    fn redactor_for(patterns: &[&str]) -> Redactor {
+        Redactor::new(patterns.iter().map(|pattern| Regex::new(pattern).unwrap()).collect())
     }
 
     #[test]
-    fn strings_are_read_as_they_are_meant() {
-        let keys =
-            redaction(&["sk-[A-Za-z0-9]+", r"(?i)secret\s+word", "4[0-9]{15}", r#""password":\s*"[^"]+""#]);
+    fn patterns_match_decoded_json_strings() {
+        let redactor = redactor_for(&[
+            "sk-[A-Za-z0-9]+",
+            r"(?i)secret\s+word",
+            "4[0-9]{15}",
+            r#""password":\s*"[^"]+""#,
+        ]);
         for (text, expected) in [
             ("plain sk-abc text", "plain [redacted] text"),
             (r#"[{"content":"my sk-abc, yes"}]"#, r#"[{"content":"my [redacted], yes"}]"#),
@@ -123,17 +127,17 @@ mod tests {
             ("[no json sk-abc", "[no json \"[redacted]\""),
             ("", ""),
         ] {
-            assert_eq!(keys.json(text.to_owned()), expected, "{text}");
+            assert_eq!(redactor.redact_json(text.to_owned()), expected, "{text}");
         }
-        assert_eq!(Redaction::default().json("sk-abc".to_owned()), "sk-abc");
+        assert_eq!(Redactor::default().redact_json("sk-abc".to_owned()), "sk-abc");
     }
 
     #[test]
-    fn hostile_text_takes_no_longer() {
-        let patterns = redaction(&["(a+)+b", "(x|x)*y"]);
-        let begun = Instant::now();
+    fn hostile_text_does_not_slow_matching() {
+        let redactor = redactor_for(&["(a+)+b", "(x|x)*y"]);
+        let started = Instant::now();
         let hostile = "a".repeat(200_000) + &"x".repeat(200_000);
-        assert_eq!(patterns.text(&hostile).len(), hostile.len());
-        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+        assert_eq!(redactor.redact_text(&hostile).len(), hostile.len());
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
     }
 }

@@ -17,44 +17,49 @@ use arc_swap::ArcSwap;
 use log::{error, info};
 use tokio::sync::oneshot;
 
-use super::exchange::{Exchange, Keep};
+use super::exchange::{CapturePolicy, FinishedExchange};
 use super::metrics::Metrics;
-use super::redact::Redaction;
-use super::spool::{Frames, Spool};
+use super::redact::Redactor;
+use super::spool::{FrameBuffer, Spool};
 
 /// Most bytes that are gathered before a write.
-const BATCH: usize = 256 * 1024;
+const MAX_BATCH_BYTES: usize = 256 * 1024;
 /// How often segments of processes that are gone are looked for.
-const LOOK: Duration = Duration::from_secs(5);
+const ORPHAN_SCAN_INTERVAL: Duration = Duration::from_secs(5);
 /// For how long requests gather that are only counted.
-const GATHER: Duration = Duration::from_millis(10);
+const METRICS_ONLY_BATCH_DELAY: Duration = Duration::from_millis(10);
 /// Memory for records that wait, beyond which prompts and answers are let go of.
-const QUEUE_SOFT: usize = 128 * 1024 * 1024;
+const MAX_QUEUED_BYTES_WITH_CONTENT: usize = 128 * 1024 * 1024;
 /// The same for what is left of records then.
-const QUEUE_HARD: usize = 192 * 1024 * 1024;
+const MAX_QUEUED_BYTES: usize = 192 * 1024 * 1024;
 
-enum Message {
-    Record { exchange: Box<Exchange>, keep: Keep, size: usize, written: Option<oneshot::Sender<()>> },
+enum WriterMessage {
+    Exchange {
+        exchange: Box<FinishedExchange>,
+        policy: CapturePolicy,
+        memory_bytes: usize,
+        written_sender: Option<oneshot::Sender<()>>,
+    },
     Stop,
 }
 
 /// Word that a record is in the hands of the kernel, or lost for good.
-pub type Receipt = oneshot::Receiver<()>;
+pub type WriteReceipt = oneshot::Receiver<()>;
 
 /// What waits for the writer.
 #[derive(Default)]
-struct Inbox(Mutex<Vec<Message>>);
+struct Inbox(Mutex<Vec<WriterMessage>>);
 
 impl Inbox {
-    fn lock(&self) -> MutexGuard<'_, Vec<Message>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<WriterMessage>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says whether it is the first that waits.
-    fn push(&self, message: Message) -> bool {
-        let mut waiting = self.lock();
-        waiting.push(message);
-        waiting.len() == 1
+    fn push(&self, message: WriterMessage) -> bool {
+        let mut messages = self.lock();
+        messages.push(message);
+        messages.len() == 1
     }
 }
 
@@ -67,86 +72,104 @@ impl std::fmt::Debug for Inbox {
 
 /// The writer's end that everybody else holds.
 #[derive(Debug)]
-pub struct Queue {
+pub struct RecordQueue {
     inbox: Arc<Inbox>,
     writer: Thread,
     /// For those that take a while.
-    slow: Sender<Message>,
-    state: Arc<State>,
+    slow_exchange_sender: Sender<WriterMessage>,
+    state: Arc<QueueState>,
     metrics: Arc<Metrics>,
-    keeps: bool,
+    writes_records: bool,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    waiting: AtomicUsize,
-    dropped: AtomicU64,
-    overflowing: AtomicBool,
+struct QueueState {
+    queued_bytes: AtomicUsize,
+    dropped_records: AtomicU64,
+    is_overflowing: AtomicBool,
 }
 
 /// Starts the thread; without a spool requests are counted and nothing is kept.
 ///
 /// # Errors
 /// When the system has no more threads.
-pub fn start(
+pub fn start_writer(
     spool: Option<Spool>,
-    redaction: &Arc<ArcSwap<Redaction>>,
+    redactor: &Arc<ArcSwap<Redactor>>,
     metrics: &Arc<Metrics>,
-) -> io::Result<(Queue, JoinHandle<()>)> {
+) -> io::Result<(RecordQueue, JoinHandle<()>)> {
     let inbox = Arc::<Inbox>::default();
-    let (slow, waiting) = channel();
-    let (state, keeps) = (Arc::<State>::default(), spool.is_some());
-    let (patterns, redaction) = (Arc::clone(redaction), Arc::clone(redaction));
-    let mut writer = Writer { spool, redaction, state: Arc::clone(&state), metrics: Arc::clone(metrics) };
-    let messages = Arc::clone(&inbox);
-    let thread = std::thread::Builder::new().name("records".into()).spawn(move || writer.run(&messages))?;
-    let (prepared, waker) = (Arc::clone(&inbox), thread.thread().clone());
-    let prepare = move || prepare(&waiting, &prepared, &waker, &patterns);
-    std::thread::Builder::new().name("slow records".into()).spawn(prepare)?;
+    let (slow_exchange_sender, slow_exchange_receiver) = channel();
+    let (state, writes_records) = (Arc::<QueueState>::default(), spool.is_some());
+    let (slow_redactor, redactor) = (Arc::clone(redactor), Arc::clone(redactor));
+    let mut writer =
+        RecordWriter { spool, redactor, state: Arc::clone(&state), metrics: Arc::clone(metrics) };
+    let writer_inbox = Arc::clone(&inbox);
+    let thread =
+        std::thread::Builder::new().name("records".into()).spawn(move || writer.run(&writer_inbox))?;
+    let (prepared_inbox, writer_thread) = (Arc::clone(&inbox), thread.thread().clone());
+    let run_slow = move || {
+        prepare_slow_records(&slow_exchange_receiver, &prepared_inbox, &writer_thread, &slow_redactor)
+    };
+    std::thread::Builder::new().name("slow records".into()).spawn(run_slow)?;
     let writer = thread.thread().clone();
-    Ok((Queue { inbox, writer, slow, state, metrics: Arc::clone(metrics), keeps }, thread))
+    Ok((
+        RecordQueue {
+            inbox,
+            writer,
+            slow_exchange_sender,
+            state,
+            metrics: Arc::clone(metrics),
+            writes_records,
+        },
+        thread,
+    ))
 }
 
-impl Queue {
+impl RecordQueue {
     /// Queues a record; returns at once, with word of when it is written, if it will be. What is to
-    /// be written has to be followed by [`Queue::wake`]: one call does for all that were queued
+    /// be written has to be followed by [`RecordQueue::wake_writer`]: one call does for all that were queued
     /// meanwhile.
-    pub fn write(&self, mut exchange: Box<Exchange>, keep: Keep) -> Option<Receipt> {
-        let waiting = self.state.waiting.load(Ordering::Relaxed);
+    pub fn enqueue(
+        &self,
+        mut exchange: Box<FinishedExchange>,
+        policy: CapturePolicy,
+    ) -> Option<WriteReceipt> {
+        let queued_bytes = self.state.queued_bytes.load(Ordering::Relaxed);
         // A single one may be as large as it is.
-        if waiting > 0 && waiting + exchange.size() > QUEUE_SOFT {
-            exchange.lighten();
-            if !self.state.overflowing.swap(true, Ordering::Relaxed) {
+        if queued_bytes > 0 && queued_bytes + exchange.memory_bytes() > MAX_QUEUED_BYTES_WITH_CONTENT {
+            exchange.drop_content();
+            if !self.state.is_overflowing.swap(true, Ordering::Relaxed) {
                 error!("records cannot be written fast enough: prompts and answers are left out");
             }
         }
-        let size = exchange.size();
-        if waiting > 0 && waiting + size > QUEUE_HARD {
-            self.state.dropped.fetch_add(1, Ordering::Relaxed);
-            self.metrics.count("spool", "dropped", 1);
-            self.metrics.observe(&exchange, None);
+        let memory_bytes = exchange.memory_bytes();
+        if queued_bytes > 0 && queued_bytes + memory_bytes > MAX_QUEUED_BYTES {
+            self.state.dropped_records.fetch_add(1, Ordering::Relaxed);
+            self.metrics.count_records("spool", "dropped", 1);
+            self.metrics.record_exchange(&exchange, None);
             return None;
         }
-        self.state.waiting.fetch_add(size, Ordering::Relaxed);
-        let (written, receipt) = if self.keeps {
-            let (written, receipt) = oneshot::channel();
-            (Some(written), Some(receipt))
+        self.state.queued_bytes.fetch_add(memory_bytes, Ordering::Relaxed);
+        let (written_sender, receipt) = if self.writes_records {
+            let (written_sender, receipt) = oneshot::channel();
+            (Some(written_sender), Some(receipt))
         } else {
             (None, None)
         };
         // The thread ends only after `stop`, when nothing is in flight any more.
-        let is_slow = exchange.is_slow(keep);
-        let message = Message::Record { exchange, keep, size, written };
+        let is_slow = exchange.is_slow_to_render(policy);
+        let message = WriterMessage::Exchange { exchange, policy, memory_bytes, written_sender };
         if is_slow {
-            self.slow.send(message).ok()?;
-        } else if self.inbox.push(message) && !self.keeps {
+            self.slow_exchange_sender.send(message).ok()?;
+        } else if self.inbox.push(message) && !self.writes_records {
             self.writer.unpark();
         }
         receipt
     }
 
     /// Wakes the writer if something waits for it.
-    pub fn wake(&self) {
+    pub fn wake_writer(&self) {
         if !self.inbox.lock().is_empty() {
             self.writer.unpark();
         }
@@ -154,27 +177,33 @@ impl Queue {
 
     /// Whether all that was queued is written.
     pub fn is_idle(&self) -> bool {
-        self.state.waiting.load(Ordering::Relaxed) == 0
+        self.state.queued_bytes.load(Ordering::Relaxed) == 0
     }
 
     /// Lets the thread end once it has written what is queued.
     pub fn stop(&self) {
-        let _ = self.slow.send(Message::Stop);
+        let _ = self.slow_exchange_sender.send(WriterMessage::Stop);
     }
 }
 
 /// Prepares what takes a while, so that nobody else waits for it.
-fn prepare(waiting: &Receiver<Message>, to: &Inbox, writer: &Thread, redaction: &ArcSwap<Redaction>) {
-    for mut message in waiting {
-        if let Message::Record { exchange, keep, .. } = &mut message {
+fn prepare_slow_records(
+    slow_exchange_receiver: &Receiver<WriterMessage>,
+    inbox: &Inbox,
+    writer: &Thread,
+    redactor: &ArcSwap<Redactor>,
+) {
+    for mut message in slow_exchange_receiver {
+        if let WriterMessage::Exchange { exchange, policy, .. } = &mut message {
             // A fault of a library, over text from outside, must not end all records.
-            let prepared = catch_unwind(AssertUnwindSafe(|| exchange.prepare(*keep, &redaction.load())));
-            if prepared.is_err() {
-                exchange.lighten();
+            let outcome =
+                catch_unwind(AssertUnwindSafe(|| exchange.prepare_content(*policy, &redactor.load())));
+            if outcome.is_err() {
+                exchange.drop_content();
             }
         }
-        let is_last = matches!(message, Message::Stop);
-        to.push(message);
+        let is_last = matches!(message, WriterMessage::Stop);
+        inbox.push(message);
         writer.unpark();
         if is_last {
             return;
@@ -182,69 +211,69 @@ fn prepare(waiting: &Receiver<Message>, to: &Inbox, writer: &Thread, redaction: 
     }
 }
 
-struct Writer {
+struct RecordWriter {
     spool: Option<Spool>,
-    redaction: Arc<ArcSwap<Redaction>>,
-    state: Arc<State>,
+    redactor: Arc<ArcSwap<Redactor>>,
+    state: Arc<QueueState>,
     metrics: Arc<Metrics>,
 }
 
-impl Writer {
+impl RecordWriter {
     fn run(&mut self, inbox: &Inbox) {
-        let mut frames = Frames::default();
-        let mut receipts = Vec::new();
-        let mut looked = Instant::now();
+        let mut frames = FrameBuffer::default();
+        let mut written_senders = Vec::new();
+        let mut last_orphan_scan = Instant::now();
         let mut messages = Vec::new().into_iter();
-        let mut stop = false;
+        let mut is_stopping = false;
         loop {
-            if looked.elapsed() >= LOOK {
-                looked = Instant::now();
+            if last_orphan_scan.elapsed() >= ORPHAN_SCAN_INTERVAL {
+                last_orphan_scan = Instant::now();
                 if let Some(spool) = &mut self.spool {
-                    spool.claim();
+                    spool.adopt_orphans();
                 }
-                self.count();
+                self.publish_spool_metrics();
             }
             if messages.len() == 0 {
                 messages = std::mem::take(&mut *inbox.lock()).into_iter();
                 if messages.len() == 0 {
-                    park_timeout(LOOK);
+                    park_timeout(ORPHAN_SCAN_INTERVAL);
                     if self.spool.is_none() {
-                        sleep(GATHER);
+                        sleep(METRICS_ONLY_BATCH_DELAY);
                     }
                     continue;
                 }
             }
-            while frames.len() < BATCH
+            while frames.byte_len() < MAX_BATCH_BYTES
                 && let Some(message) = messages.next()
             {
                 match message {
-                    Message::Record { exchange, keep, size, written } => {
-                        let made = catch_unwind(AssertUnwindSafe(|| {
-                            self.append(&mut frames, *exchange, keep);
+                    WriterMessage::Exchange { exchange, policy, memory_bytes, written_sender } => {
+                        let outcome = catch_unwind(AssertUnwindSafe(|| {
+                            self.append_record(&mut frames, *exchange, policy);
                         }));
-                        if made.is_err() {
+                        if outcome.is_err() {
                             error!("a record could not be made: this is a fault of the balancer");
-                            self.metrics.count("spool", "dropped", 1);
+                            self.metrics.count_records("spool", "dropped", 1);
                         }
-                        self.state.waiting.fetch_sub(size, Ordering::Relaxed);
-                        receipts.extend(written);
+                        self.state.queued_bytes.fetch_sub(memory_bytes, Ordering::Relaxed);
+                        written_senders.extend(written_sender);
                     }
-                    Message::Stop => stop = true,
+                    WriterMessage::Stop => is_stopping = true,
                 }
             }
             if let Some(spool) = &mut self.spool {
                 let lost = spool.append(&frames);
-                self.metrics.count("spool", "dropped", lost);
-                self.metrics.count("spool", "written", frames.count() - lost);
+                self.metrics.count_records("spool", "dropped", lost);
+                self.metrics.count_records("spool", "written", frames.record_count() - lost);
             }
             frames.clear();
             // Who waits for one that is lost waits in vain.
-            receipts.drain(..).for_each(|receipt| {
-                let _ = receipt.send(());
+            written_senders.drain(..).for_each(|sender| {
+                let _ = sender.send(());
             });
-            self.count();
-            self.catch_up();
-            if stop {
+            self.publish_spool_metrics();
+            self.log_queue_recovery();
+            if is_stopping {
                 if let Some(spool) = &self.spool {
                     spool.close();
                 }
@@ -253,27 +282,28 @@ impl Writer {
         }
     }
 
-    fn append(&self, frames: &mut Frames, mut exchange: Exchange, keep: Keep) {
-        let redaction = self.redaction.load();
-        let record = exchange.line(keep, &redaction, &self.metrics);
+    fn append_record(&self, frames: &mut FrameBuffer, mut exchange: FinishedExchange, policy: CapturePolicy) {
+        let redactor = self.redactor.load();
+        let record = exchange.render_record(policy, &redactor, &self.metrics);
         if self.spool.is_some() {
-            frames.push(|to| record.write(to));
+            frames.push_record(|buffer| record.write_json(buffer));
         }
     }
 
-    fn count(&self) {
+    fn publish_spool_metrics(&self) {
         let Some(spool) = &self.spool else { return };
-        self.metrics.spooled(spool.waiting());
-        for (sink, lost) in spool.take_lost() {
-            self.metrics.count(sink, "lost", lost);
+        self.metrics.set_spool_bytes(spool.undelivered_bytes());
+        for (sink, lost) in spool.take_lost_records() {
+            self.metrics.count_records(sink, "lost", lost);
         }
     }
 
     /// Says that it is over when the queue has been too long.
-    fn catch_up(&self) {
-        let few = self.state.waiting.load(Ordering::Relaxed) < QUEUE_SOFT / 2;
-        if few && self.state.overflowing.swap(false, Ordering::Relaxed) {
-            let dropped = self.state.dropped.swap(0, Ordering::Relaxed);
+    fn log_queue_recovery(&self) {
+        let has_recovered =
+            self.state.queued_bytes.load(Ordering::Relaxed) < MAX_QUEUED_BYTES_WITH_CONTENT / 2;
+        if has_recovered && self.state.is_overflowing.swap(false, Ordering::Relaxed) {
+            let dropped = self.state.dropped_records.swap(0, Ordering::Relaxed);
             info!("records are written fast enough again; {dropped} were dropped");
         }
     }

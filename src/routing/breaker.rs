@@ -1,101 +1,147 @@
-//! A backend that fails too often is left alone for a while: longer each time it comes back
-//! only to fail.
+//! The circuit breaker of a backend. It opens when too many attempts fail. After a while it is half-open:
+//! one request probes. If that fails, it stays open twice as long, up to a maximum.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::health::{Cell, Reason, Rest, Standing};
-use super::window::{Counts, Window};
+use super::availability::{Availability, AvailabilityCell, Unavailable, UnavailableReason};
+use super::window::{EventCounts, SlidingWindow};
 use crate::config;
 
-/// The breaker of one backend.
+/// The circuit breaker of one backend.
 #[derive(Debug)]
-pub struct Breaker {
-    /// Rests while the breaker is open; one request goes first when that is over.
-    pub cell: Arc<Cell>,
-    window: Window,
-    history: Mutex<History>,
+pub struct CircuitBreaker {
+    /// Unavailable while the circuit is open; half-open when a probe is due.
+    pub availability: Arc<AvailabilityCell>,
+    /// All attempts; those that failed are marked.
+    attempt_window: SlidingWindow,
+    opening_history: Mutex<OpeningHistory>,
 }
 
 #[derive(Debug, Default)]
-struct History {
-    /// How often in a row it opened.
-    streak: u32,
-    /// When its last rest was over.
-    ended: Option<Instant>,
+struct OpeningHistory {
+    /// How often in a row it opened again soon after it had been open.
+    reopen_count: u32,
+    /// Until when it is or was open.
+    last_open_until: Option<Instant>,
 }
 
-/// What a failure counts as.
+/// What the failure of an attempt counts as.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Failure {
-    /// It is its request's first on this backend: one poisonous prompt must not open every
-    /// breaker.
-    pub is_first: bool,
-    /// The attempt was to find out whether the backend is back.
-    pub is_probe: bool,
-    /// The attempt has been counted as answered before it broke off.
-    pub was_answered: bool,
+pub struct AttemptFailure {
+    /// The first failure of its request on this backend. Only this one counts: one request that makes
+    /// backends fail must not open all breakers.
+    pub is_first_of_request: bool,
+    /// This failure is enough to open the circuit: the attempt was its probe.
+    pub opens_circuit_alone: bool,
+    /// The attempt was counted as a success when its response began, before it broke off.
+    pub was_counted_as_success: bool,
 }
 
-impl Breaker {
-    pub(super) fn new(birth: Instant) -> Self {
-        Self { cell: Arc::default(), window: Window::new(birth), history: Mutex::default() }
+/// How long a circuit is open from now on, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenedCircuit {
+    /// How long.
+    pub duration: Duration,
+    cause: OpeningCause,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OpeningCause {
+    TooManyFailures { failures: u64, attempts: u64 },
+    ProbeFailed,
+}
+
+impl fmt::Display for OpenedCircuit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "circuit open for {:?}: ", self.duration)?;
+        match self.cause {
+            OpeningCause::TooManyFailures { failures, attempts } => {
+                write!(f, "{failures} of {attempts} attempts failed")
+            }
+            OpeningCause::ProbeFailed => f.write_str("its probe failed"),
+        }
+    }
+}
+
+impl CircuitBreaker {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            availability: Arc::default(),
+            attempt_window: SlidingWindow::new(now),
+            opening_history: Mutex::default(),
+        }
     }
 
-    /// How often in a row it opened, and when its last rest was over, as far as that matters.
-    pub(super) fn history(&self) -> (u32, Option<Instant>) {
-        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-        (history.streak, history.ended)
+    /// Counts an attempt that was answered.
+    pub fn record_success(&self, policy: &config::BreakerConfig, now: Instant) {
+        self.attempt_window.record(EventCounts { total: 1, marked: 0 }, policy.window, now);
     }
 
-    /// Goes on with the history of another process.
-    pub(super) fn continues(&self, streak: u32, ended: Option<Instant>) {
-        *self.history.lock().unwrap_or_else(PoisonError::into_inner) = History { streak, ended };
-    }
-
-    /// It is known to be well, though no request found out.
-    pub fn close(&self) {
-        self.cell.wake();
-    }
-
-    /// An attempt has been answered.
-    pub fn succeeded(&self, policy: &config::Breaker, now: Instant) {
-        self.window.add(Counts { all: 1, marked: 0 }, policy.window, now);
-    }
-
-    /// An attempt has failed. Returns how long the breaker is open from now on, if it opened.
-    pub fn failed(&self, policy: &config::Breaker, failure: Failure, now: Instant) -> Option<Duration> {
-        let Failure { is_first: first, is_probe: probing, was_answered: answered } = failure;
-        if !probing && matches!(self.cell.standing(now), Standing::Resting(_)) {
-            // Requests that were under way when it opened say nothing new.
+    /// Counts an attempt that failed, and opens the circuit if that was one too many.
+    pub fn record_failure(
+        &self,
+        policy: &config::BreakerConfig,
+        failure: AttemptFailure,
+        now: Instant,
+    ) -> Option<OpenedCircuit> {
+        let AttemptFailure { is_first_of_request, opens_circuit_alone, was_counted_as_success } = failure;
+        let is_open = || matches!(self.availability.availability(now), Availability::Unavailable(_));
+        if !opens_circuit_alone && is_open() {
+            // The attempt began before the circuit opened and says nothing new.
             return None;
         }
-        if first {
-            let all = u64::from(!answered);
-            self.window.add(Counts { all, marked: 1 }, policy.window, now);
+        if is_first_of_request {
+            let total = u64::from(!was_counted_as_success);
+            self.attempt_window.record(EventCounts { total, marked: 1 }, policy.window, now);
         }
-        if !probing {
-            let Counts { all, marked } = self.window.counts(policy.window, now);
-            let enough = marked >= u64::from(policy.failures)
-                && marked * 100 >= all * u64::from(policy.ratio.percent());
-            if !enough {
+        let cause = if opens_circuit_alone {
+            OpeningCause::ProbeFailed
+        } else {
+            let EventCounts { total, marked } = self.attempt_window.counts(policy.window, now);
+            if marked < u64::from(policy.min_failures)
+                || marked * 100 < total * u64::from(policy.min_failure_ratio.percent())
+            {
                 return None;
             }
-        }
-        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-        if !probing && matches!(self.cell.standing(now), Standing::Resting(_)) {
-            // Another one was faster to open it.
+            OpeningCause::TooManyFailures { failures: marked, attempts: total }
+        };
+        let mut history = self.opening_history.lock().unwrap_or_else(PoisonError::into_inner);
+        if !opens_circuit_alone && is_open() {
+            // Another request opened it between the first check and the lock.
             return None;
         }
-        let recent = |ended: Instant| now.saturating_duration_since(ended) < policy.maximum;
-        history.streak = if history.ended.is_some_and(recent) { history.streak.saturating_add(1) } else { 0 };
-        let open =
-            policy.open.saturating_mul(2_u32.saturating_pow(history.streak.min(16))).min(policy.maximum);
-        let until = now + open;
-        history.ended = Some(until);
-        self.window.clear();
-        self.cell.rest(Rest { reason: Reason::BreakerOpen, until }, now);
-        Some(open)
+        let is_recent = |until: Instant| now.saturating_duration_since(until) < policy.max_open_duration;
+        history.reopen_count = match history.last_open_until {
+            Some(until) if is_recent(until) => history.reopen_count.saturating_add(1),
+            _ => 0,
+        };
+        let factor = 2_u32.saturating_pow(history.reopen_count.min(16));
+        let duration = policy.open_duration.saturating_mul(factor).min(policy.max_open_duration);
+        let until = now + duration;
+        history.last_open_until = Some(until);
+        self.attempt_window.clear();
+        self.availability
+            .mark_unavailable(Unavailable { reason: UnavailableReason::BreakerOpen, until }, now);
+        Some(OpenedCircuit { duration, cause })
+    }
+
+    /// Closes the circuit without a probe of its own: the backend is known to answer.
+    pub fn close_circuit(&self) {
+        self.availability.mark_available();
+    }
+
+    /// How often in a row it opened again, and until when it is or was open.
+    pub(super) fn opening_history(&self) -> (u32, Option<Instant>) {
+        let history = self.opening_history.lock().unwrap_or_else(PoisonError::into_inner);
+        (history.reopen_count, history.last_open_until)
+    }
+
+    /// Continues the history of another process.
+    pub(super) fn restore_history(&self, reopen_count: u32, last_open_until: Option<Instant>) {
+        let mut history = self.opening_history.lock().unwrap_or_else(PoisonError::into_inner);
+        *history = OpeningHistory { reopen_count, last_open_until };
     }
 }
 
@@ -104,20 +150,24 @@ mod tests {
     use super::*;
 
     const S: Duration = Duration::from_secs(1);
-    const FIRST: Failure = Failure { is_first: true, is_probe: false, was_answered: false };
+    const FAILURE: AttemptFailure = AttemptFailure {
+        is_first_of_request: true,
+        opens_circuit_alone: false,
+        was_counted_as_success: false,
+    };
 
-    fn policy() -> config::Breaker {
-        config::Breaker {
-            failures: 5,
-            ratio: config::Ratio::new(50).unwrap(),
+    fn policy() -> config::BreakerConfig {
+        config::BreakerConfig {
+            min_failures: 5,
+            min_failure_ratio: config::Percentage::new(50).unwrap(),
             window: 10 * S,
-            open: 10 * S,
-            maximum: 60 * S,
+            open_duration: 10 * S,
+            max_open_duration: 60 * S,
         }
     }
 
     #[test]
-    fn it_opens_at_enough_failures_that_are_enough_of_the_attempts() {
+    fn the_circuit_opens_after_enough_failures_that_are_a_large_enough_share_of_all_attempts() {
         let now = Instant::now();
         let table = [
             // successes, failures of different requests, whether it opens
@@ -127,59 +177,73 @@ mod tests {
             (6, 5, false),
         ];
         for (successes, failures, opens) in table {
-            let breaker = Breaker::new(now);
-            (0..successes).for_each(|_| breaker.succeeded(&policy(), now));
-            let opened = (0..failures).filter_map(|_| breaker.failed(&policy(), FIRST, now)).count() > 0;
-            assert_eq!(opened, opens, "{successes} {failures}");
-            assert_eq!(breaker.cell.standing(now) == Standing::Awake, !opens);
+            let breaker = CircuitBreaker::new(now);
+            (0..successes).for_each(|_| breaker.record_success(&policy(), now));
+            let opened =
+                (0..failures).filter_map(|_| breaker.record_failure(&policy(), FAILURE, now)).count() > 0;
+            assert_eq!(opened, opens, "{successes} successes, {failures} failures");
+            assert_eq!(breaker.availability.availability(now) == Availability::Available, !opens);
         }
     }
 
     #[test]
-    fn one_request_counts_once_and_old_failures_not_at_all() {
+    fn one_request_counts_once_and_failures_before_the_window_do_not_count() {
         let now = Instant::now();
-        let breaker = Breaker::new(now);
-        assert!(
-            (0..20).all(|n| breaker.failed(&policy(), Failure { is_first: n == 0, ..FIRST }, now).is_none())
-        );
-        assert!((1..5).all(|n| breaker.failed(&policy(), FIRST, now + n * 4 * S).is_none()));
+        let breaker = CircuitBreaker::new(now);
+        for n in 0..20 {
+            let failure = AttemptFailure { is_first_of_request: n == 0, ..FAILURE };
+            assert_eq!(breaker.record_failure(&policy(), failure, now), None);
+        }
+        assert!((1..5).all(|n| breaker.record_failure(&policy(), FAILURE, now + n * 4 * S).is_none()));
     }
 
     #[test]
-    fn repeat_offenders_stay_out_longer_up_to_a_bound() {
+    fn the_circuit_stays_open_twice_as_long_after_each_failed_probe_up_to_a_maximum() {
         let mut now = Instant::now();
-        let breaker = Breaker::new(now);
+        let breaker = CircuitBreaker::new(now);
         let mut seconds = Vec::new();
         for n in 0..6 {
-            // After the first time the probe's failure is enough.
+            // Later the failure of one probe is enough.
             let failures = if n == 0 { 5 } else { 1 };
-            let open = (0..failures)
-                .filter_map(|_| breaker.failed(&policy(), Failure { is_probe: n > 0, ..FIRST }, now))
-                .next_back()
-                .unwrap();
-            seconds.push(open.as_secs());
-            now += open;
+            let failure = AttemptFailure { opens_circuit_alone: n > 0, ..FAILURE };
+            let opened =
+                (0..failures).filter_map(|_| breaker.record_failure(&policy(), failure, now)).next_back();
+            let duration = opened.unwrap().duration;
+            seconds.push(duration.as_secs());
+            now += duration;
         }
         assert_eq!(seconds, [10, 20, 40, 60, 60, 60]);
-        // Long after it was back it begins anew.
+        // Once it has been closed for a maximum time, it starts again with the shortest.
         now += 61 * S;
-        let open = (0..5).filter_map(|_| breaker.failed(&policy(), FIRST, now)).next().unwrap();
-        assert_eq!(open, 10 * S);
+        let opened = (0..5).filter_map(|_| breaker.record_failure(&policy(), FAILURE, now)).next().unwrap();
+        assert_eq!(opened.duration, 10 * S);
     }
 
     #[test]
-    fn what_was_under_way_when_it_opened_does_not_keep_it_open() {
+    fn failures_of_attempts_that_began_before_the_circuit_opened_do_not_prolong_it() {
         let now = Instant::now();
-        let breaker = Breaker::new(now);
-        let opened = (0..100).filter_map(|_| breaker.failed(&policy(), FIRST, now)).collect::<Vec<_>>();
-        assert_eq!(opened, [10 * S]);
-        // An answer that broke off counts as one attempt, not as two.
-        let breaker = Breaker::new(now);
-        let broken = |_: &i32| {
-            breaker.succeeded(&policy(), now);
-            breaker.failed(&policy(), Failure { was_answered: true, ..FIRST }, now).is_some()
-        };
-        assert_eq!((0..5).filter(broken).count(), 1);
-        assert_eq!(breaker.window.counts(10 * S, now), Counts::default(), "forgotten once it is open");
+        let breaker = CircuitBreaker::new(now);
+        let opened =
+            (0..100).filter_map(|_| breaker.record_failure(&policy(), FAILURE, now)).collect::<Vec<_>>();
+        assert_eq!(opened.len(), 1);
+        assert_eq!(opened[0].to_string(), "circuit open for 10s: 5 of 5 attempts failed");
+        assert_eq!(
+            breaker.attempt_window.counts(10 * S, now),
+            EventCounts::default(),
+            "counting starts again"
+        );
+    }
+
+    #[test]
+    fn a_response_that_broke_off_counts_as_one_attempt() {
+        let now = Instant::now();
+        let breaker = CircuitBreaker::new(now);
+        let opened = (0..5).filter_map(|_| {
+            breaker.record_success(&policy(), now);
+            let failure = AttemptFailure { was_counted_as_success: true, ..FAILURE };
+            breaker.record_failure(&policy(), failure, now)
+        });
+        let opened: Vec<_> = opened.map(|opened| opened.to_string()).collect();
+        assert_eq!(opened, ["circuit open for 10s: 5 of 5 attempts failed"]);
     }
 }

@@ -1,206 +1,223 @@
-//! How much a deployment can still take: what its replies tell, less what has been asked of it
-//! since.
+//! How much of a deployment's quota is left: what its last response reported, less an estimate for the
+//! attempts sent since.
 //!
-//! Azure takes the charge for a request on arrival and tells in the reply what was left then.
-//! Replies of models come late, so the last one told is old when the next request has to be
-//! placed; what was sent in between counts with what requests have cost so far. Nothing here
-//! keeps a deployment from being asked: it only says how freely to ask it among its equals.
+//! Azure charges a request on arrival and reports in its response what was left at that time. Models
+//! answer slowly, so the last report is old when the next request is routed; the attempts since then are
+//! estimated at the average cost so far. This never makes a deployment unavailable: it only decides
+//! which share of its round-robin turns it takes.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::azure::response::hints::{Capacity, Limit};
+use crate::azure::response::hints::{RateLimit, ReportedCapacity};
 
-/// Rate limits of standard deployments begin anew each minute (Azure OpenAI, "Manage quota");
-/// a provisioned deployment works off what fills it in about as long.
-const MINUTE: Duration = Duration::from_secs(60);
-/// How far a deployment may be ahead of the even use of its minute before it is asked less.
-const SLACK: f64 = 0.05;
-/// Where it is not known when the minute ends, a deployment is asked less below this part.
-const RESERVE: f64 = 0.25;
-/// A rise of what is left by more than this is a new minute.
-const RISE: f64 = 0.1;
-/// The weight of one attempt in what attempts cost on average.
-const NOVELTY: f64 = 0.03;
-/// A cost of so many times what is usual has another reason.
-const UNUSUAL: f64 = 4.0;
+/// The rate limits of a standard deployment are reset each minute (Azure OpenAI, "Manage quota"). A
+/// full provisioned deployment is empty again after about as long.
+const QUOTA_WINDOW: Duration = Duration::from_secs(60);
+/// A deployment whose remaining quota is less than what remains of the minute, by more than this, takes
+/// fewer turns.
+const EVEN_USE_TOLERANCE: f64 = 0.05;
+/// Where the end of the minute is not known, a deployment takes fewer turns below this remaining fraction.
+const LOW_REMAINING_FRACTION: f64 = 0.25;
+/// If the remaining fraction rises by more than this, a new minute has begun.
+const MIN_REFILL_RISE: f64 = 0.1;
+/// The weight of one attempt in the moving average of their cost.
+const COST_SMOOTHING_FACTOR: f64 = 0.03;
+/// A cost of more than this many times the average has another reason than the size of a request.
+const UNUSUAL_COST_FACTOR: f64 = 4.0;
 
-/// What is known of one deployment's capacity.
+/// The estimated headroom of one deployment.
 #[derive(Debug, Default)]
 pub struct Headroom {
-    sent: AtomicU64,
-    is_told: AtomicBool,
-    gauges: Mutex<Gauges>,
+    attempts_sent: AtomicU64,
+    /// False until a response has reported something, to be read without a lock.
+    has_reported_capacity: AtomicBool,
+    gauges: Mutex<CapacityGauges>,
 }
 
-/// An attempt, as the account knows it.
+/// Identifies an attempt, so that its response can be put in order with those of other attempts.
 #[derive(Clone, Copy, Debug)]
-pub struct Sent {
+pub struct SendTicket {
     number: u64,
-    at: Instant,
+    sent_at: Instant,
 }
 
 #[derive(Debug, Default)]
-struct Gauges {
-    requests: Option<Gauge>,
-    tokens: Option<Gauge>,
-    load: Option<Gauge>,
-    /// What the latest reply told.
-    last: Capacity,
+struct CapacityGauges {
+    requests: Option<CapacityGauge>,
+    tokens: Option<CapacityGauge>,
+    /// Of a provisioned deployment.
+    utilization: Option<CapacityGauge>,
+    last_reported: ReportedCapacity,
 }
 
-/// One limit, as parts of the whole.
+/// What is left of one limit, as a fraction of it.
 #[derive(Clone, Copy, Debug)]
-struct Gauge {
-    /// What was left when the latest attempt arrived of which that is known.
-    left: f64,
-    latest: Sent,
-    /// What an attempt takes, on average.
-    cost: f64,
+struct CapacityGauge {
+    /// What was left when `last_attempt` arrived; below zero if Azure let more through.
+    remaining_fraction: f64,
+    /// The latest attempt whose response has reported.
+    last_attempt: SendTicket,
+    /// What one attempt takes, as a fraction of the limit.
+    average_cost: f64,
     refill: Refill,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Refill {
-    /// All of it at once, each minute from such a moment on, as far as one is known.
-    Minutely(Option<Instant>),
-    /// Steadily.
-    Steady,
+    /// The whole limit at once, each minute; counted from this moment, if one is known.
+    EachMinute(Option<Instant>),
+    /// A little all the time: a provisioned deployment.
+    Continuous,
 }
 
 impl Headroom {
-    /// An attempt begins.
-    pub fn sent(&self, now: Instant) -> Sent {
-        Sent { number: self.sent.fetch_add(1, Ordering::Relaxed) + 1, at: now }
+    /// Counts an attempt that begins.
+    pub fn record_send(&self, now: Instant) -> SendTicket {
+        SendTicket { number: self.attempts_sent.fetch_add(1, Ordering::Relaxed) + 1, sent_at: now }
     }
 
-    /// Takes note of what the reply to an attempt tells.
-    pub fn told(&self, sent: Sent, capacity: &Capacity) {
-        if *capacity == Capacity::default() {
+    /// Records what the response to an attempt reports.
+    pub fn record_response(&self, attempt: SendTicket, capacity: &ReportedCapacity) {
+        if *capacity == ReportedCapacity::default() {
             return;
         }
-        let mut gauges = self.lock();
-        let Gauges { requests, tokens, load, last } = &mut *gauges;
-        *last = *capacity;
+        let mut gauges = self.lock_gauges();
+        let CapacityGauges { requests, tokens, utilization, last_reported } = &mut *gauges;
+        *last_reported = *capacity;
         for (gauge, limit) in [(requests, capacity.requests), (tokens, capacity.tokens)] {
-            if let Some(Limit { limit, remaining, reset }) = limit {
-                // Some precision of more than 2^53 tokens is of no matter.
-                let left = remaining as f64 / limit.get() as f64;
-                Gauge::note(gauge, left, sent, Refill::Minutely(reset.map(|reset| sent.at + reset)));
+            if let Some(RateLimit { limit, remaining, resets_in }) = limit {
+                // Exact up to 2^53 tokens, which is enough.
+                let remaining_fraction = remaining as f64 / limit.get() as f64;
+                let refill = Refill::EachMinute(resets_in.map(|resets_in| attempt.sent_at + resets_in));
+                CapacityGauge::record_remaining(gauge, remaining_fraction, attempt, refill);
             }
         }
-        if let Some(utilization) = capacity.utilization {
-            Gauge::note(load, 1.0 - utilization, sent, Refill::Steady);
+        if let Some(load) = capacity.utilization {
+            CapacityGauge::record_remaining(utilization, 1.0 - load, attempt, Refill::Continuous);
         }
-        self.is_told.store(true, Ordering::Release);
+        self.has_reported_capacity.store(true, Ordering::Release);
     }
 
-    /// What the latest reply told.
-    pub fn last_told(&self) -> Capacity {
-        self.lock().last
+    /// What the latest response reported.
+    pub fn last_reported_capacity(&self) -> ReportedCapacity {
+        self.lock_gauges().last_reported
     }
 
-    /// How freely it may be asked: 1 as often as its turn comes, 0.5 every other time, 0 only
-    /// where all others are no better off.
-    pub fn pace(&self, now: Instant) -> f64 {
-        if !self.is_told.load(Ordering::Acquire) {
+    /// The share of its round-robin turns that the deployment should take, from 0 to 1: 1 is every turn,
+    /// 0.5 every other one, 0 none unless all others have 0 as well.
+    pub fn turn_share(&self, now: Instant) -> f64 {
+        if !self.has_reported_capacity.load(Ordering::Acquire) {
             return 1.0;
         }
-        let sent = self.sent.load(Ordering::Relaxed);
-        let mut gauges = self.lock();
-        let Gauges { requests, tokens, load, .. } = &mut *gauges;
-        let gauges = [requests, tokens, load].into_iter().flatten();
-        gauges.map(|gauge| gauge.pace(sent, now)).fold(1.0, f64::min)
+        let attempts_sent = self.attempts_sent.load(Ordering::Relaxed);
+        let mut gauges = self.lock_gauges();
+        let CapacityGauges { requests, tokens, utilization, .. } = &mut *gauges;
+        let gauges = [requests, tokens, utilization].into_iter().flatten();
+        gauges.map(|gauge| gauge.turn_share(attempts_sent, now)).fold(1.0, f64::min)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Gauges> {
+    fn lock_gauges(&self) -> MutexGuard<'_, CapacityGauges> {
         self.gauges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Gauge {
-    fn note(gauge: &mut Option<Self>, left: f64, sent: Sent, told: Refill) {
-        let Some(known) = gauge else {
-            *gauge = Some(Self { left, latest: sent, cost: 0.0, refill: told });
+impl CapacityGauge {
+    fn record_remaining(
+        gauge: &mut Option<Self>,
+        remaining_fraction: f64,
+        attempt: SendTicket,
+        reported_refill: Refill,
+    ) {
+        let Some(gauge) = gauge else {
+            *gauge = Some(Self {
+                remaining_fraction,
+                last_attempt: attempt,
+                average_cost: 0.0,
+                refill: reported_refill,
+            });
             return;
         };
-        // Of an attempt that arrived before the latest nothing new is learned.
-        if sent.number <= known.latest.number {
+        // Responses come in any order: that of an earlier attempt says nothing new.
+        if attempt.number <= gauge.last_attempt.number {
             return;
         }
-        let attempts = (sent.number - known.latest.number) as f64;
-        let is_new_minute = known.ends().is_some_and(|end| sent.at >= end);
-        let taken = known.left + known.regained(sent.at) - left;
-        let rises = taken < -RISE;
-        let falls = taken > (known.cost * attempts * UNUSUAL).max(RISE);
-        if !is_new_minute && !rises {
-            known.learn((taken / attempts).max(0.0), attempts);
+        let attempts = (attempt.number - gauge.last_attempt.number) as f64;
+        let is_new_minute = gauge.next_refill().is_some_and(|refill| attempt.sent_at >= refill);
+        let taken = gauge.remaining_fraction + gauge.refilled_fraction(attempt.sent_at) - remaining_fraction;
+        let has_risen = taken < -MIN_REFILL_RISE;
+        let has_fallen_far =
+            taken > (gauge.average_cost * attempts * UNUSUAL_COST_FACTOR).max(MIN_REFILL_RISE);
+        if !is_new_minute && !has_risen {
+            gauge.update_average_cost((taken / attempts).max(0.0), attempts);
         }
-        known.refill = match (known.refill, told) {
-            (_, told @ (Refill::Minutely(Some(_)) | Refill::Steady)) => told,
-            // It began somewhere between the two attempts.
-            _ if rises && !is_new_minute => Refill::Minutely(Some(sent.at)),
-            // Perhaps it was thought to have begun, and had not.
-            _ if falls => Refill::Minutely(None),
+        gauge.refill = match (gauge.refill, reported_refill) {
+            (_, reported @ (Refill::EachMinute(Some(_)) | Refill::Continuous)) => reported,
+            // The minute began some time between the two attempts.
+            _ if has_risen && !is_new_minute => Refill::EachMinute(Some(attempt.sent_at)),
+            // Perhaps a new minute was expected and had not begun.
+            _ if has_fallen_far => Refill::EachMinute(None),
             (refill, _) => refill,
         };
-        (known.left, known.latest) = (left, sent);
+        (gauge.remaining_fraction, gauge.last_attempt) = (remaining_fraction, attempt);
     }
 
-    /// Takes note of what each of some attempts took.
-    fn learn(&mut self, share: f64, attempts: f64) {
-        if self.cost > 0.0 {
-            let share = share.min(self.cost * UNUSUAL);
-            self.cost += (share - self.cost) * (attempts * NOVELTY).min(1.0);
+    /// Updates the average with this many attempts that cost `cost` each.
+    fn update_average_cost(&mut self, cost: f64, attempts: f64) {
+        if self.average_cost > 0.0 {
+            let cost = cost.min(self.average_cost * UNUSUAL_COST_FACTOR);
+            self.average_cost += (cost - self.average_cost) * (attempts * COST_SMOOTHING_FACTOR).min(1.0);
         } else {
-            self.cost = share;
+            self.average_cost = cost;
         }
     }
 
-    /// When all of it is there again, as seen from the latest attempt.
-    fn ends(&self) -> Option<Instant> {
-        let Refill::Minutely(Some(turn)) = self.refill else { return None };
-        let at = self.latest.at;
-        if turn > at {
-            return Some(turn);
+    /// The first reset of the limit after `last_attempt`, if its minute is known.
+    fn next_refill(&self) -> Option<Instant> {
+        let Refill::EachMinute(Some(known_reset)) = self.refill else { return None };
+        let last = self.last_attempt.sent_at;
+        if known_reset > last {
+            return Some(known_reset);
         }
-        let into = at.duration_since(turn).as_millis() % MINUTE.as_millis();
-        Some(at + MINUTE - Duration::from_millis(u64::try_from(into).unwrap_or(0)))
+        let into_minute = last.duration_since(known_reset).as_millis() % QUOTA_WINDOW.as_millis();
+        Some(last + QUOTA_WINDOW - Duration::from_millis(u64::try_from(into_minute).unwrap_or(0)))
     }
 
-    /// What has come back since the latest attempt.
-    fn regained(&self, now: Instant) -> f64 {
+    /// What has been refilled since `last_attempt`, other than by a reset.
+    fn refilled_fraction(&self, now: Instant) -> f64 {
         match self.refill {
-            Refill::Steady => parts(now.saturating_duration_since(self.latest.at)),
-            Refill::Minutely(_) => 0.0,
+            Refill::Continuous => to_minutes(now.saturating_duration_since(self.last_attempt.sent_at)),
+            Refill::EachMinute(_) => 0.0,
         }
     }
 
-    fn pace(&mut self, sent: u64, now: Instant) -> f64 {
-        while let Some(end) = self.ends().filter(|end| *end <= now) {
-            // What was sent before counts no more.
-            (self.left, self.latest) = (1.0, Sent { number: sent, at: end });
+    fn turn_share(&mut self, attempts_sent: u64, now: Instant) -> f64 {
+        while let Some(refill) = self.next_refill().filter(|refill| *refill <= now) {
+            // The limit has been reset: attempts sent before no longer count.
+            self.remaining_fraction = 1.0;
+            self.last_attempt = SendTicket { number: attempts_sent, sent_at: refill };
         }
-        let end = self.ends();
-        if end.is_none() && now >= self.latest.at + MINUTE {
+        let refill = self.next_refill();
+        if refill.is_none() && now >= self.last_attempt.sent_at + QUOTA_WINDOW {
             return 1.0;
         }
-        let unaccounted = sent.saturating_sub(self.latest.number) as f64;
-        // Some of them cost more than others, and the next one has to fit as well.
-        let likely = unaccounted + unaccounted.sqrt() + 1.0;
-        let left = self.left + self.regained(now) - likely * self.cost;
-        match end {
+        let unreported = attempts_sent.saturating_sub(self.last_attempt.number) as f64;
+        // The square root allows for attempts that cost more than the average; 1 is the next attempt.
+        let estimated_attempts = unreported + unreported.sqrt() + 1.0;
+        let left =
+            self.remaining_fraction + self.refilled_fraction(now) - estimated_attempts * self.average_cost;
+        match refill {
             _ if left <= 0.0 => 0.0,
-            Some(end) => ((left + SLACK) / parts(end - now).min(1.0)).min(1.0),
-            None => (left / RESERVE).min(1.0),
+            // Even use: as much of the limit is left as of the minute.
+            Some(refill) => ((left + EVEN_USE_TOLERANCE) / to_minutes(refill - now).min(1.0)).min(1.0),
+            None => (left / LOW_REMAINING_FRACTION).min(1.0),
         }
     }
 }
 
-/// A time in minutes.
-fn parts(time: Duration) -> f64 {
-    time.as_secs_f64() / MINUTE.as_secs_f64()
+fn to_minutes(duration: Duration) -> f64 {
+    duration.as_secs_f64() / QUOTA_WINDOW.as_secs_f64()
 }
 
 #[cfg(test)]

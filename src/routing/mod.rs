@@ -1,13 +1,15 @@
-//! Which backend is next, and why: pools of tiers, round robin within a tier, rest, retry.
+//! Which backend a request is sent to: health of backends, pools of tiers, round robin, retries.
 //!
-//! Pure rules over names, limits, health and the time they are handed; no sockets, no clock.
+//! These are rules over names, limits, health and the time that they are given; they know neither sockets
+//! nor the clock.
 
+pub mod availability;
+pub mod backend_health;
 pub mod breaker;
-pub mod handover;
 pub mod headroom;
-pub mod health;
+pub mod health_snapshot;
 pub mod pool;
 pub mod retry_budget;
 pub mod retry_plan;
-mod wheel;
+mod weighted_round_robin;
 mod window;

@@ -1,7 +1,7 @@
-//! The backends of a deployment in the order of trying: tiers, and a wheel for each.
+//! The backends that can serve a deployment, in tiers, with a weighted round robin for each tier.
 //!
-//! A pool knows who may serve and whose turn it is among those who may; who that is for one
-//! request is `journey.rs`'s.
+//! A pool knows which backend's turn it is among those that one request may use; which those are is
+//! decided in `retry_plan.rs`.
 
 use std::cell::OnceCell;
 use std::ops::Range;
@@ -9,190 +9,207 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use super::headroom::Sent;
-use super::health::{BackendMemory, Cell, Claim, DeploymentMemory, Reason, Rest, Standing};
-use super::retry_budget::Budget;
-use super::wheel::Wheel;
+use super::availability::{Availability, AvailabilityCell, ProbePermit, Unavailable, UnavailableReason};
+use super::backend_health::{BackendHealth, DeploymentHealth};
+use super::headroom::SendTicket;
+use super::retry_budget::RetryBudget;
+use super::weighted_round_robin::WeightedRoundRobin;
 use crate::azure::Operation;
-use crate::config::Balance;
+use crate::config::BalancePolicy;
 use crate::credentials::Credential;
-use crate::names::{Deployment, Tier, Weight};
+use crate::names::{DeploymentName, Tier, Weight};
 
-/// From this part of its turns on, a member takes all of them: round robin among as good as
-/// equals stays exact.
-const AS_GOOD_AS_ALL: f64 = 0.9;
+/// From this share of its turns on, a member takes all of them, so that round robin among members with
+/// nearly the same headroom stays exact.
+const FULL_SHARE_THRESHOLD: f64 = 0.9;
 
 /// One backend as a member of one pool.
 #[derive(Debug)]
 pub struct Candidate {
-    /// The backend's place in the configuration.
-    pub backend: usize,
-    /// Its tier; 1 is tried first.
+    /// The index of the backend in the configuration.
+    pub backend_index: usize,
+    /// The tier of the backend; 1 is tried first.
     pub tier: Tier,
-    /// Its share of the tier.
+    /// Its share of the requests of its tier.
     pub weight: Weight,
-    /// What the resource calls the deployment; `None`: as the client calls it, or no deployment.
-    pub upstream: Option<Deployment>,
-    /// What the backend is called with.
+    /// The resource's name for the deployment; `None` if it is the client's name, or if there is none.
+    pub upstream_deployment: Option<DeploymentName>,
+    /// What the backend is authenticated to with.
     pub credential: Arc<Credential>,
-    /// What is remembered of the backend.
-    pub memory: Arc<BackendMemory>,
-    /// What is remembered of the deployment on it; `None` for a deployment that the
-    /// configuration does not name and no backend has answered for yet, so that invented names
-    /// leave no trace.
-    pub deployment: Option<Arc<DeploymentMemory>>,
+    /// The health of the backend.
+    pub backend_health: Arc<BackendHealth>,
+    /// The health of the deployment on it. `None` for a deployment that the configuration does not name
+    /// until a backend has answered for it, so that made-up names take no memory.
+    pub deployment_health: Option<Arc<DeploymentHealth>>,
 }
 
 impl Candidate {
-    /// Why and until when it cannot be asked for this operation, if it cannot.
-    pub fn resting(&self, operation: Operation, now: Instant) -> Option<Rest> {
-        // What asking cannot end counts before what time ends.
+    /// Why and until when it cannot be used for this operation. Of several reasons, the one that takes
+    /// most to end.
+    pub fn unavailability(&self, operation: Operation, now: Instant) -> Option<Unavailable> {
         let rank = |reason| match reason {
-            Reason::Cooling => 0,
-            Reason::BreakerOpen => 1,
-            Reason::Absent | Reason::Credential | Reason::PermissionDenied => 2,
-            Reason::Drained => 3,
+            UnavailableReason::CoolingDown => 0,
+            UnavailableReason::BreakerOpen => 1,
+            UnavailableReason::DeploymentNotFound
+            | UnavailableReason::NoUsableCredential
+            | UnavailableReason::PermissionDenied => 2,
+            UnavailableReason::Drained => 3,
         };
-        self.cells(operation)
-            .filter_map(|cell| cell.rest_at(now))
-            .max_by_key(|rest| (rank(rest.reason), rest.until))
+        self.availability_cells(operation)
+            .filter_map(|cell| cell.unavailability(now))
+            .max_by_key(|unavailable| (rank(unavailable.reason), unavailable.until))
     }
 
-    /// Until when nothing but its breaker keeps it from being asked; `None` if nothing does,
-    /// or something else.
-    pub(super) fn only_breaker(&self, operation: Operation, now: Instant) -> Option<Instant> {
+    /// Until when its circuit is open, if that is the only reason why it is unavailable.
+    pub(super) fn open_until_if_only_breaker(&self, operation: Operation, now: Instant) -> Option<Instant> {
         let mut until = None;
-        for cell in self.cells(operation) {
-            match cell.standing(now) {
-                Standing::Resting(rest) if rest.reason == Reason::BreakerOpen => until = Some(rest.until),
-                Standing::Resting(_) => return None,
-                Standing::Awake | Standing::Due => {}
+        for cell in self.availability_cells(operation) {
+            match cell.availability(now) {
+                Availability::Unavailable(unavailable)
+                    if unavailable.reason == UnavailableReason::BreakerOpen =>
+                {
+                    until = Some(unavailable.until);
+                }
+                Availability::Unavailable(_) => return None,
+                Availability::Available | Availability::ProbeDue => {}
             }
         }
         until
     }
 
-    /// The right to ask it, and to find out whether its rests are over; `None` if it rests or
-    /// another request finds out.
-    pub(super) fn claim(&self, operation: Operation, now: Instant) -> Option<Claim> {
-        Claim::of(self.cells(operation), now)
+    /// The permit to use it, and to probe what needs a probe; `None` if it is unavailable or another
+    /// request probes.
+    pub(super) fn acquire_probe_permit(&self, operation: Operation, now: Instant) -> Option<ProbePermit> {
+        ProbePermit::acquire(self.availability_cells(operation), now)
     }
 
-    /// An attempt on it begins.
-    pub fn sent(&self, now: Instant) -> Option<Sent> {
-        self.deployment.as_ref().map(|deployment| deployment.headroom.sent(now))
+    /// Counts an attempt that begins.
+    pub fn record_send(&self, now: Instant) -> Option<SendTicket> {
+        self.deployment_health.as_ref().map(|deployment| deployment.headroom.record_send(now))
     }
 
-    /// How freely it may be asked among its equals, 0 to 1.
-    fn pace(&self, now: Instant) -> f64 {
-        self.deployment.as_ref().map_or(1.0, |deployment| deployment.headroom.pace(now))
+    /// The share of its turns that it should take, from 0 to 1.
+    fn turn_share(&self, now: Instant) -> f64 {
+        self.deployment_health.as_ref().map_or(1.0, |deployment| deployment.headroom.turn_share(now))
     }
 
-    fn cells(&self, operation: Operation) -> impl Iterator<Item = &Arc<Cell>> {
-        let memory = &self.memory;
-        let deployment = self.deployment.as_deref().map(|deployment| &deployment.cell);
-        let credential = memory.credential(&self.credential);
-        let cells = [&memory.drained, credential, memory.operation(operation), &memory.breaker.cell];
-        cells.into_iter().chain(deployment)
+    fn availability_cells(&self, operation: Operation) -> impl Iterator<Item = &Arc<AvailabilityCell>> {
+        let health = &self.backend_health;
+        let backend_cells = [
+            &health.drain_state,
+            health.credential_state(&self.credential),
+            health.operation_state(operation),
+            &health.breaker.availability,
+        ];
+        let deployment_cell = self.deployment_health.as_deref().map(|deployment| &deployment.availability);
+        backend_cells.into_iter().chain(deployment_cell)
     }
 }
 
-/// Those of equal priority.
-pub(super) struct TierOfPool {
-    /// Their places in the pool.
-    pub(super) members: Range<usize>,
-    wheel: Wheel,
-    /// What each has saved up for its next turn, in parts of 2^32.
-    savings: Box<[AtomicU32]>,
+/// The candidates of one tier.
+pub(super) struct PoolTier {
+    /// Their indexes in the pool.
+    pub(super) member_indexes: Range<usize>,
+    round_robin: WeightedRoundRobin,
+    /// For each member, the sum of the shares of its turns since the last one it took, in units of 2^-32.
+    turn_credits: Box<[AtomicU32]>,
 }
 
-impl TierOfPool {
-    /// Whether a member takes its turn that may take this part of its turns: each turn adds
-    /// that part to its savings, and every time they are whole it goes.
-    fn takes_turn(&self, member: usize, part: f64) -> bool {
-        if part >= AS_GOOD_AS_ALL {
+impl PoolTier {
+    /// Whether a member takes this turn if it is to take `share` of its turns. Each turn adds the share
+    /// to its credit; whenever that reaches 1, the member takes the turn.
+    fn takes_turn(&self, member: usize, share: f64) -> bool {
+        if share >= FULL_SHARE_THRESHOLD {
             return true;
         }
-        let Some(savings) = self.savings.get(member) else { return true };
-        // Within u32 by the line above; saturates.
-        let gain = (part * f64::from(u32::MAX)) as u32;
-        savings.fetch_add(gain, Ordering::Relaxed).checked_add(gain).is_none()
+        let Some(credit) = self.turn_credits.get(member) else { return true };
+        // `share` is below 1 here. The sum reaches 1 when it overflows.
+        let gain = (share * f64::from(u32::MAX)) as u32;
+        credit.fetch_add(gain, Ordering::Relaxed).checked_add(gain).is_none()
     }
 }
 
-/// Candidates in tier order.
-pub struct Pool {
+/// The candidates for one deployment, lowest tier first.
+pub struct BackendPool {
     candidates: Vec<Candidate>,
-    balance: Balance,
-    tiers: Vec<TierOfPool>,
-    /// Bounds further tries while its backends fail.
-    pub budget: Budget,
+    balance: BalancePolicy,
+    tiers: Vec<PoolTier>,
+    /// Limits retries while its backends fail.
+    pub retry_budget: RetryBudget,
 }
 
-impl Pool {
-    /// A pool of these candidates; within a tier they keep the order given.
-    pub fn new(mut candidates: Vec<Candidate>, balance: Balance, now: Instant) -> Self {
+impl BackendPool {
+    /// A pool of these candidates; within a tier they keep their order.
+    pub fn new(mut candidates: Vec<Candidate>, balance: BalancePolicy, now: Instant) -> Self {
         candidates.sort_by_key(|candidate| candidate.tier);
         let mut tiers = Vec::new();
         let mut start = 0;
         for tier in candidates.chunk_by(|a, b| a.tier == b.tier) {
             let weights: Vec<Weight> = tier.iter().map(|candidate| candidate.weight).collect();
-            let members = start..start + tier.len();
-            start = members.end;
-            let savings = weights.iter().map(|_| AtomicU32::new(0)).collect();
-            tiers.push(TierOfPool { members, wheel: Wheel::new(&weights), savings });
+            let member_indexes = start..start + tier.len();
+            start = member_indexes.end;
+            tiers.push(PoolTier {
+                member_indexes,
+                round_robin: WeightedRoundRobin::new(&weights),
+                turn_credits: weights.iter().map(|_| AtomicU32::new(0)).collect(),
+            });
         }
-        Self { candidates, balance, tiers, budget: Budget::new(now) }
+        Self { candidates, balance, tiers, retry_budget: RetryBudget::new(now) }
     }
 
-    /// Goes on where another pool of the same backends is, so that a deployment that gets a
-    /// pool of its own keeps its turn.
-    pub fn continue_from(&self, other: &Self) {
+    /// Continues the round robin of another pool of the same backends, so that a deployment that gets a
+    /// pool of its own does not start again with the first.
+    pub fn continue_rotation_of(&self, other: &Self) {
         for (tier, other) in self.tiers.iter().zip(&other.tiers) {
-            tier.wheel.skip(other.wheel.picks());
+            tier.round_robin.advance(other.round_robin.pick_count());
         }
     }
 
-    /// The candidate at this place.
-    pub fn candidate(&self, place: usize) -> Option<&Candidate> {
-        self.candidates.get(place)
+    /// The candidate at this index.
+    pub fn candidate(&self, index: usize) -> Option<&Candidate> {
+        self.candidates.get(index)
     }
 
-    /// All candidates in the order of trying.
+    /// All candidates, lowest tier first.
     pub fn candidates(&self) -> &[Candidate] {
         &self.candidates
     }
 
-    pub(super) fn tiers(&self) -> &[TierOfPool] {
+    pub(super) fn tiers(&self) -> &[PoolTier] {
         &self.tiers
     }
 
-    /// Whose turn it is among the open members of a tier: the place.
-    pub(super) fn next_of(
+    /// The index of the candidate whose turn it is among the eligible ones of a tier.
+    pub(super) fn pick_in_tier(
         &self,
-        tier: &TierOfPool,
-        is_open: impl Fn(usize) -> bool,
+        tier: &PoolTier,
+        is_eligible: impl Fn(usize) -> bool,
         now: Instant,
     ) -> Option<usize> {
-        let place = |member: usize| tier.members.start + member;
+        let index_of = |member: usize| tier.member_indexes.start + member;
+        let is_eligible_member = |member| is_eligible(index_of(member));
         let member = match self.balance {
-            Balance::RoundRobin => tier.wheel.next(|member| is_open(place(member)), |_| true),
-            Balance::Headroom => {
-                let pace = |place: usize| self.candidates.get(place).map_or(0.0, |other| other.pace(now));
-                let best = OnceCell::new();
-                let best = || {
-                    let open = tier.members.clone().filter(|place| is_open(*place));
-                    *best.get_or_init(|| open.map(pace).fold(0.0, f64::max))
+            BalancePolicy::RoundRobin => tier.round_robin.pick(is_eligible_member, |_| true),
+            BalancePolicy::Headroom => {
+                let share_of = |index: usize| {
+                    self.candidates.get(index).map_or(0.0, |candidate| candidate.turn_share(now))
+                };
+                // Computed only if a member has less than its full share.
+                let largest_share = OnceCell::new();
+                let largest_share = || {
+                    let eligible = tier.member_indexes.clone().filter(|index| is_eligible(*index));
+                    *largest_share.get_or_init(|| eligible.map(share_of).fold(0.0, f64::max))
                 };
                 let takes_turn = |member| {
-                    let pace = pace(place(member));
-                    // Only where one is not well off, the others are looked at: the best of them
-                    // takes every turn.
-                    pace >= AS_GOOD_AS_ALL || best() <= 0.0 || tier.takes_turn(member, pace / best())
+                    let share = share_of(index_of(member));
+                    // Shares are relative: the member with the largest takes every turn.
+                    share >= FULL_SHARE_THRESHOLD
+                        || largest_share() <= 0.0
+                        || tier.takes_turn(member, share / largest_share())
                 };
-                tier.wheel.next(|member| is_open(place(member)), takes_turn)
+                tier.round_robin.pick(is_eligible_member, takes_turn)
             }
         };
-        member.map(place)
+        member.map(index_of)
     }
 }

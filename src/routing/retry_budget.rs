@@ -1,40 +1,41 @@
-//! How many further tries the requests of a pool may cost while its backends fail: in an
-//! outage every client's request must not become a dozen.
+//! Limits how many retries all requests of a pool may cause together while its backends fail: in an
+//! outage, each request of a client must not become a dozen.
 
 use std::time::{Duration, Instant};
 
-use super::window::{Counts, Window};
-use crate::config::Ratio;
+use super::window::{EventCounts, SlidingWindow};
+use crate::config::Percentage;
 
-const WINDOW: Duration = Duration::from_secs(10);
-/// Tries over the window that are always free: ten a second.
-const FREE: u64 = 100;
+const BUDGET_WINDOW: Duration = Duration::from_secs(10);
+/// Retries in a window that are always allowed: ten a second.
+const FREE_RETRIES: u64 = 100;
 
-/// The budget of one pool.
+/// The retry budget of one pool.
 #[derive(Debug)]
-pub struct Budget {
-    window: Window,
+pub struct RetryBudget {
+    /// All requests; retries are marked.
+    window: SlidingWindow,
 }
 
-impl Budget {
-    pub(super) fn new(birth: Instant) -> Self {
-        Self { window: Window::new(birth) }
+impl RetryBudget {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { window: SlidingWindow::new(now) }
     }
 
-    /// A request has come.
-    pub(super) fn request(&self, now: Instant) {
-        self.window.add(Counts { all: 1, marked: 0 }, WINDOW, now);
+    /// Counts a new request.
+    pub(super) fn record_request(&self, now: Instant) {
+        self.window.record(EventCounts { total: 1, marked: 0 }, BUDGET_WINDOW, now);
     }
 
-    /// Whether there is one more try.
-    pub(super) fn allows(&self, ratio: Ratio, now: Instant) -> bool {
-        let Counts { all, marked } = self.window.counts(WINDOW, now);
-        marked < FREE + all * u64::from(ratio.percent()) / 100
+    /// Counts a retry.
+    pub(super) fn record_retry(&self, now: Instant) {
+        self.window.record(EventCounts { total: 0, marked: 1 }, BUDGET_WINDOW, now);
     }
 
-    /// It has been begun.
-    pub(super) fn spend(&self, now: Instant) {
-        self.window.add(Counts { all: 0, marked: 1 }, WINDOW, now);
+    /// Whether one more retry is allowed: `ratio` of the requests, and the free ones.
+    pub(super) fn allows_retry(&self, ratio: Percentage, now: Instant) -> bool {
+        let EventCounts { total, marked } = self.window.counts(BUDGET_WINDOW, now);
+        marked < FREE_RETRIES + total * u64::from(ratio.percent()) / 100
     }
 }
 
@@ -43,20 +44,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_of_the_requests_and_some_for_free() {
+    fn a_share_of_the_requests_and_some_free_retries_are_allowed() {
         let now = Instant::now();
-        let (budget, ratio) = (Budget::new(now), Ratio::new(20).unwrap());
-        let spent = |budget: &Budget| {
-            let mut spent = 0;
-            while budget.allows(ratio, now) {
-                budget.spend(now);
-                spent += 1;
+        let (budget, ratio) = (RetryBudget::new(now), Percentage::new(20).unwrap());
+        let retries = |budget: &RetryBudget| {
+            let mut count = 0;
+            while budget.allows_retry(ratio, now) {
+                budget.record_retry(now);
+                count += 1;
             }
-            spent
+            count
         };
-        assert_eq!(spent(&budget), FREE);
-        (0..1000).for_each(|_| budget.request(now));
-        assert_eq!(spent(&budget), 200);
-        assert!(budget.allows(ratio, now + 11 * Duration::from_secs(1)));
+        assert_eq!(retries(&budget), FREE_RETRIES);
+        (0..1000).for_each(|_| budget.record_request(now));
+        assert_eq!(retries(&budget), 200);
+        assert!(budget.allows_retry(ratio, now + 11 * Duration::from_secs(1)));
     }
 }

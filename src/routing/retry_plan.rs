@@ -1,413 +1,469 @@
-//! One request's way through its pool: who was asked, what came of it, who is next.
+//! The retry plan of one request: which backend of its pool is tried next, after what became of the
+//! attempts so far.
 //!
-//! The rules are the contract's "Choosing, exactly". Waiting itself, and what
-//! a reply means, are decided elsewhere; time is an argument.
+//! Waiting itself, and what a response means, are decided elsewhere; time is an argument.
 
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
-use super::health::{Claim, Reason};
-use super::pool::{Pool, TierOfPool};
+use super::availability::{ProbePermit, UnavailableReason};
+use super::pool::{BackendPool, PoolTier};
 use crate::azure::Operation;
-use crate::config::Ratio;
+use crate::config::Percentage;
 
-/// The first pause before backends that failed are asked again; it doubles each round.
-const ROUND_PAUSE: Duration = Duration::from_millis(100);
-/// The shortest wait for a cooldown: a hint of zero must not become a busy loop.
-const SHORTEST_WAIT: Duration = Duration::from_millis(10);
+/// The wait before backends that failed are tried again; it doubles each round.
+const INITIAL_ROUND_BACKOFF: Duration = Duration::from_millis(100);
+/// The shortest wait for a cooldown: a `retry-after` of zero must not become a busy loop.
+const MIN_COOLDOWN_WAIT: Duration = Duration::from_millis(10);
 
-/// What one request may spend.
+/// What one request may spend on retries.
 #[derive(Clone, Copy, Debug)]
-pub struct Allowance {
-    /// Tries after the first.
-    pub attempts: u32,
+pub struct RetryLimits {
+    /// Attempts after the first.
+    pub max_retries: u32,
     /// All waits for cooldowns together.
-    pub wait: Duration,
-    /// No try after the first starts later.
-    pub latest_start: Instant,
-    /// The pool's budget for tries that follow a failure.
-    pub budget: Ratio,
+    pub max_cooldown_wait: Duration,
+    /// No attempt after the first starts later than this.
+    pub latest_attempt_start: Instant,
+    /// The share of a pool's requests that may be retried after a failure.
+    pub retry_budget_ratio: Percentage,
 }
 
-/// What came of a try, as far as choosing the next one goes.
+/// What became of an attempt, as far as the next one depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It asked to wait until then: 429.
+pub enum AttemptOutcome {
+    /// 429: the backend asked to wait until then.
     Throttled(Instant),
-    /// Connect error, reset, time-out, 5xx: may be asked again in a further round, as far as
-    /// the budget goes.
+    /// Connect error, reset, time-out or 5xx. The backend may be tried again in a further round, within
+    /// the retry budget.
     Failed,
-    /// The secret of this number was refused: it may be asked with another, once.
-    Refused(u64),
-    /// It cannot serve this request: permission, missing deployment, unknown id, or a refusal
-    /// that the operator wants tried elsewhere. It would say the same again.
-    Unfit,
-    /// Nobody has really said no: a pooled connection had died before the request reached
-    /// anyone, or the request has to be put differently. May be asked again, once, and the try
-    /// counts as none.
-    Again,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mark {
-    Untried,
-    Throttled(Instant),
-    Failed,
-    Refused(u64),
-    Unfit,
+    /// The secret of this id was rejected. The backend may be tried once more with another secret.
+    CredentialRejected(u64),
+    /// The backend cannot serve this request: permission, missing deployment, unknown id, or a refusal
+    /// that the operator wants to be retried elsewhere. A second attempt would end the same way.
+    CannotServe,
+    /// The backend has not decided about the request: a pooled connection was closed before the request
+    /// arrived, or the request has to be sent in another form. It may be tried again once, and the
+    /// attempt does not count.
+    Uncounted,
 }
 
 /// What to do next.
 #[derive(Debug)]
-pub enum Choice {
-    /// Ask a candidate.
-    Try(Try),
-    /// Wait, call [`Journey::waited`] with it, and choose again.
-    Wait(Pause),
-    /// Wait until the secret of the candidate at this place is a new one or will not be, call
-    /// [`Journey::renewed`], and choose again.
-    Renewal(usize),
-    /// There is no further try.
-    Spent,
+pub enum NextStep {
+    /// Send the request to a candidate.
+    Attempt(NextAttempt),
+    /// Wait, call [`RetryPlan::on_wait_over`] with it, and ask for the next step again.
+    Wait(Wait),
+    /// Wait until the secret of the candidate at this index has been renewed or that has failed, call
+    /// [`RetryPlan::on_credential_wait_over`], and ask for the next step again.
+    AwaitCredential(usize),
+    /// No further attempt is possible.
+    Exhausted,
 }
 
-/// A try that has been chosen.
+/// The attempt to make next.
 #[derive(Debug)]
-pub struct Try {
-    /// The candidate's place in the pool.
-    pub place: usize,
-    /// What it finds out for others.
-    pub claim: Claim,
-    /// It is asked although its breaker is open, since nobody else is left.
-    pub is_last_hope: bool,
-    /// It is taken from the pool's budget.
-    is_counted: bool,
+pub struct NextAttempt {
+    /// The index of the candidate in the pool.
+    pub candidate_index: usize,
+    /// What the attempt probes for other requests.
+    pub probe_permit: ProbePermit,
+    /// The circuit of the backend is open; it is tried because no other one is left.
+    pub is_last_resort: bool,
+    /// It is taken from the retry budget of the pool.
+    uses_retry_budget: bool,
 }
 
-/// A wait and what it is for.
+/// A wait before the next attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pause {
+pub struct Wait {
     /// How long.
-    pub length: Duration,
-    purpose: Purpose,
+    pub duration: Duration,
+    purpose: WaitPurpose,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Purpose {
+enum WaitPurpose {
+    /// The cooldown of the candidate at this index.
     Cooldown(usize),
-    Round,
+    NextRound,
 }
 
-/// The state of the way.
+/// The retry plan of one request: what it has tried so far. Candidates are named by their index in the
+/// pool.
 #[derive(Debug)]
-pub struct Journey {
-    marks: SmallVec<[Mark; 8]>,
-    again: SmallVec<[usize; 2]>,
-    failed: SmallVec<[usize; 2]>,
-    tries: u32,
-    rounds: u32,
-    waited: Duration,
-    /// Tries that count as none.
-    uncounted: u32,
-    /// Tries that ended in a failure.
-    failures: u32,
-    last: Option<Outcome>,
-    hoped: SmallVec<[usize; 2]>,
-    /// Who was asked again with a new secret.
-    renewed: SmallVec<[usize; 2]>,
-    has_waited_for_secret: bool,
+pub struct RetryPlan {
+    candidate_states: SmallVec<[CandidateState; 8]>,
+    /// Those that have had an attempt which does not count.
+    uncounted_candidates: SmallVec<[usize; 2]>,
+    /// Those that have failed this request, each once.
+    failed_candidates: SmallVec<[usize; 2]>,
+    attempts_started: u32,
+    extra_rounds: u32,
+    total_cooldown_wait: Duration,
+    uncounted_attempts: u32,
+    failed_attempts: u32,
+    last_outcome: Option<AttemptOutcome>,
+    /// Those that were tried while their circuit was open.
+    last_resort_candidates: SmallVec<[usize; 2]>,
+    retried_with_new_secret: SmallVec<[usize; 2]>,
+    has_waited_for_credential: bool,
 }
 
-impl Journey {
-    /// The beginning of a way through this pool.
-    pub fn through(pool: &Pool) -> Self {
+impl RetryPlan {
+    /// The plan of a request that has not been sent to any backend of this pool.
+    pub fn new(pool: &BackendPool) -> Self {
         Self {
-            marks: SmallVec::from_elem(Mark::Untried, pool.candidates().len()),
-            again: SmallVec::new(),
-            failed: SmallVec::new(),
-            tries: 0,
-            rounds: 0,
-            waited: Duration::ZERO,
-            uncounted: 0,
-            failures: 0,
-            last: None,
-            hoped: SmallVec::new(),
-            renewed: SmallVec::new(),
-            has_waited_for_secret: false,
+            candidate_states: SmallVec::from_elem(CandidateState::Untried, pool.candidates().len()),
+            uncounted_candidates: SmallVec::new(),
+            failed_candidates: SmallVec::new(),
+            attempts_started: 0,
+            extra_rounds: 0,
+            total_cooldown_wait: Duration::ZERO,
+            uncounted_attempts: 0,
+            failed_attempts: 0,
+            last_outcome: None,
+            last_resort_candidates: SmallVec::new(),
+            retried_with_new_secret: SmallVec::new(),
+            has_waited_for_credential: false,
         }
     }
 
-    /// The same way, going on through another pool.
+    /// The plan of the same request for another pool; attempts and waits so far count.
     #[must_use]
-    pub fn onwards(&self, pool: &Pool) -> Self {
-        Self { tries: self.tries, waited: self.waited, ..Self::through(pool) }
-    }
-
-    /// Tries begun so far.
-    pub fn tries(&self) -> u32 {
-        self.tries
-    }
-
-    /// Whose turn it is. `jitter`, 0 to 1, shortens the pause before a further round by up to
-    /// half.
-    pub fn choose(
-        &self,
-        pool: &Pool,
-        operation: Operation,
-        allowance: &Allowance,
-        now: Instant,
-        jitter: f64,
-    ) -> Choice {
-        match self.look(pool, operation, allowance, now, jitter) {
-            // A new secret may have come between two looks at the same candidate: the first found
-            // it resting, the second nothing to wait for.
-            Choice::Spent if self.has_untried(pool, operation, now) => {
-                self.look(pool, operation, allowance, now, jitter)
-            }
-            choice => choice,
+    pub fn continue_in_pool(&self, pool: &BackendPool) -> Self {
+        Self {
+            attempts_started: self.attempts_started,
+            total_cooldown_wait: self.total_cooldown_wait,
+            ..Self::new(pool)
         }
     }
 
-    fn look(
+    /// How many attempts have been started.
+    pub fn attempts_started(&self) -> u32 {
+        self.attempts_started
+    }
+
+    /// What to do next. `jitter`, from 0 to 1, shortens the wait before a further round by up to half.
+    pub fn next_step(
         &self,
-        pool: &Pool,
+        pool: &BackendPool,
         operation: Operation,
-        allowance: &Allowance,
+        limits: &RetryLimits,
         now: Instant,
         jitter: f64,
-    ) -> Choice {
-        let counted = self.tries - self.uncounted;
-        let first = counted == 0 || self.last == Some(Outcome::Again);
-        let in_time = |wait| first || now + wait <= allowance.latest_start;
-        if counted > allowance.attempts || !in_time(Duration::ZERO) {
-            return Choice::Spent;
-        }
-        for tier in pool.tiers() {
-            if let Some((place, claim)) = self.next_of(tier, pool, operation, now) {
-                return self.within_budget(Try::of(place, claim), pool, allowance, now);
+    ) -> NextStep {
+        match self.find_next_step(pool, operation, limits, now, jitter) {
+            // A new secret may have come in between: the candidate was unavailable when eligible ones
+            // were looked for, and awaited nothing when secrets to wait for were.
+            NextStep::Exhausted if self.has_untried_candidate(pool, operation, now) => {
+                self.find_next_step(pool, operation, limits, now, jitter)
             }
-            let soonest =
-                tier.members.clone().filter_map(|at| Some((self.cools(pool, at, operation, now)?, at)));
-            if let Some((until, at)) = soonest.min() {
-                let length = until.saturating_duration_since(now).max(SHORTEST_WAIT);
-                if self.waited + length <= allowance.wait && in_time(length) {
-                    return Choice::Wait(Pause { length, purpose: Purpose::Cooldown(at) });
+            step => step,
+        }
+    }
+
+    /// Records that a wait is over.
+    pub fn on_wait_over(&mut self, wait: Wait) {
+        match wait.purpose {
+            WaitPurpose::Cooldown(index) => {
+                self.total_cooldown_wait += wait.duration;
+                self.set_candidate_state(index, CandidateState::Untried);
+            }
+            WaitPurpose::NextRound => {
+                self.extra_rounds += 1;
+                for state in &mut self.candidate_states {
+                    if *state == CandidateState::Failed {
+                        *state = CandidateState::Untried;
+                    }
                 }
             }
         }
-        if let Some(place) = self.awaits_secret(pool, operation, now).filter(|_| in_time(Duration::ZERO)) {
-            return Choice::Renewal(place);
-        }
-        // Where somebody merely cools, the client is told when.
-        let cools = || self.soonest_cooldown(pool, operation, now).is_some();
-        if let Some(place) = self.last_hope(pool, operation, now).filter(|_| !cools()) {
-            let hope = Try { is_last_hope: true, ..Try::of(place, Claim::default()) };
-            return self.within_budget(hope, pool, allowance, now);
-        }
-        // Nobody waits for a round that the budget does not allow.
-        if self.marks.contains(&Mark::Failed) && self.may_follow(pool, allowance, now) {
-            let pause = ROUND_PAUSE * 2_u32.saturating_pow(self.rounds.min(16));
-            let length = pause.mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 2.0);
-            if in_time(length) {
-                return Choice::Wait(Pause { length, purpose: Purpose::Round });
-            }
-        }
-        Choice::Spent
     }
 
-    /// The next open candidate of a tier, and the right to ask it.
-    fn next_of(
+    /// Records that the wait for a secret is over, whether there is a new one or not.
+    pub fn on_credential_wait_over(&mut self) {
+        self.has_waited_for_credential = true;
+    }
+
+    /// Records that an attempt starts.
+    pub fn on_attempt_start(&mut self, pool: &BackendPool, attempt: &NextAttempt, now: Instant) {
+        let index = attempt.candidate_index;
+        if self.attempts_started == 0 {
+            pool.retry_budget.record_request(now);
+        }
+        if attempt.uses_retry_budget {
+            pool.retry_budget.record_retry(now);
+        }
+        if attempt.is_last_resort {
+            self.last_resort_candidates.push(index);
+        }
+        if matches!(self.candidate_states.get(index), Some(CandidateState::CredentialRejected(_))) {
+            self.retried_with_new_secret.push(index);
+        }
+        self.attempts_started += 1;
+    }
+
+    /// Records what became of the attempt on the candidate at this index.
+    pub fn on_attempt_end(&mut self, index: usize, outcome: AttemptOutcome) {
+        // A stale connection twice in one request is a failure of the backend.
+        let is_second = outcome == AttemptOutcome::Uncounted && self.uncounted_candidates.contains(&index);
+        let outcome = if is_second { AttemptOutcome::Failed } else { outcome };
+        let state = match outcome {
+            AttemptOutcome::Throttled(until) => CandidateState::Throttled(until),
+            AttemptOutcome::Failed => CandidateState::Failed,
+            AttemptOutcome::CredentialRejected(secret_id) => CandidateState::CredentialRejected(secret_id),
+            AttemptOutcome::CannotServe => CandidateState::CannotServe,
+            AttemptOutcome::Uncounted => {
+                self.uncounted_candidates.push(index);
+                self.uncounted_attempts += 1;
+                CandidateState::Untried
+            }
+        };
+        self.failed_attempts += u32::from(outcome == AttemptOutcome::Failed);
+        self.last_outcome = Some(outcome);
+        self.set_candidate_state(index, state);
+    }
+
+    /// Records a failure of the candidate at this index. Returns whether it is its first in this request,
+    /// the only one that counts for its circuit breaker.
+    pub fn record_first_failure(&mut self, index: usize) -> bool {
+        let is_first = !self.failed_candidates.contains(&index);
+        if is_first {
+            self.failed_candidates.push(index);
+        }
+        is_first
+    }
+
+    /// Whether the candidate at this index has had an attempt that does not count.
+    pub fn had_uncounted_attempt(&self, index: usize) -> bool {
+        self.uncounted_candidates.contains(&index)
+    }
+
+    /// Whether some candidate is available now that this request has not tried.
+    pub fn has_untried_candidate(&self, pool: &BackendPool, operation: Operation, now: Instant) -> bool {
+        (0..pool.candidates().len()).any(|index| self.is_eligible(pool, index, operation, now))
+    }
+
+    /// When the first of the cooldowns in the pool ends, whichever request caused it.
+    pub fn earliest_cooldown_end(
         &self,
-        tier: &TierOfPool,
-        pool: &Pool,
+        pool: &BackendPool,
         operation: Operation,
         now: Instant,
-    ) -> Option<(usize, Claim)> {
-        // Another request may be faster to claim one that was open a moment ago.
-        for _ in 0..=tier.members.len() {
-            let place = pool.next_of(tier, |place| self.is_open(pool, place, operation, now), now)?;
-            if let Some(claim) = pool.candidate(place).and_then(|candidate| candidate.claim(operation, now)) {
-                return Some((place, claim));
+    ) -> Option<Instant> {
+        let indexes = 0..pool.candidates().len();
+        indexes.filter_map(|index| self.cooldown_end(pool, index, operation, now)).min()
+    }
+
+    fn find_next_step(
+        &self,
+        pool: &BackendPool,
+        operation: Operation,
+        limits: &RetryLimits,
+        now: Instant,
+        jitter: f64,
+    ) -> NextStep {
+        let counted_attempts = self.attempts_started - self.uncounted_attempts;
+        let is_first = counted_attempts == 0 || self.last_outcome == Some(AttemptOutcome::Uncounted);
+        let is_in_time = |wait| is_first || now + wait <= limits.latest_attempt_start;
+        if counted_attempts > limits.max_retries || !is_in_time(Duration::ZERO) {
+            return NextStep::Exhausted;
+        }
+        // A short cooldown is waited for before the next tier is tried: tiers are a preference of price.
+        for tier in pool.tiers() {
+            if let Some(attempt) = self.next_in_tier(tier, pool, operation, now) {
+                return self.attempt_within_budget(attempt, pool, limits, now);
+            }
+            let cooldowns = tier
+                .member_indexes
+                .clone()
+                .filter_map(|index| Some((self.cooldown_end(pool, index, operation, now)?, index)));
+            if let Some((until, index)) = cooldowns.min() {
+                let duration = until.saturating_duration_since(now).max(MIN_COOLDOWN_WAIT);
+                if self.total_cooldown_wait + duration <= limits.max_cooldown_wait && is_in_time(duration) {
+                    return NextStep::Wait(Wait { duration, purpose: WaitPurpose::Cooldown(index) });
+                }
+            }
+        }
+        if let Some(index) = self.candidate_awaiting_credential(pool, operation, now) {
+            return NextStep::AwaitCredential(index);
+        }
+        // While a backend cools down, the client is told when to come back instead.
+        if let Some(index) = self.last_resort(pool, operation, now)
+            && self.earliest_cooldown_end(pool, operation, now).is_none()
+        {
+            let attempt = NextAttempt {
+                is_last_resort: true,
+                ..NextAttempt::for_candidate(index, ProbePermit::default())
+            };
+            return self.attempt_within_budget(attempt, pool, limits, now);
+        }
+        // The budget is checked before the wait: a client must not wait for an attempt that is not made.
+        if self.candidate_states.contains(&CandidateState::Failed)
+            && self.budget_allows_next(pool, limits, now)
+        {
+            let backoff = INITIAL_ROUND_BACKOFF * 2_u32.saturating_pow(self.extra_rounds.min(16));
+            let duration = backoff.mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 2.0);
+            if is_in_time(duration) {
+                return NextStep::Wait(Wait { duration, purpose: WaitPurpose::NextRound });
+            }
+        }
+        NextStep::Exhausted
+    }
+
+    /// An attempt on the next eligible candidate of a tier.
+    fn next_in_tier(
+        &self,
+        tier: &PoolTier,
+        pool: &BackendPool,
+        operation: Operation,
+        now: Instant,
+    ) -> Option<NextAttempt> {
+        // Between the pick and the permit another request may begin to probe the candidate, which then
+        // is no longer eligible.
+        for _ in 0..=tier.member_indexes.len() {
+            let index =
+                pool.pick_in_tier(tier, |index| self.is_eligible(pool, index, operation, now), now)?;
+            let permit =
+                pool.candidate(index).and_then(|candidate| candidate.acquire_probe_permit(operation, now));
+            if let Some(permit) = permit {
+                return Some(NextAttempt::for_candidate(index, permit));
             }
         }
         None
     }
 
-    /// Where only open breakers stand in the way: the one that closes soonest, each once.
-    fn last_hope(&self, pool: &Pool, operation: Operation, now: Instant) -> Option<usize> {
-        let closes = |place: usize| match self.marks.get(place)? {
-            Mark::Untried if !self.hoped.contains(&place) => {
-                Some((pool.candidate(place)?.only_breaker(operation, now)?, place))
+    /// The candidate whose circuit is half-open soonest, of those that are unavailable only because
+    /// their circuit is open. Each is tried once.
+    fn last_resort(&self, pool: &BackendPool, operation: Operation, now: Instant) -> Option<usize> {
+        let open_until = |index: usize| match self.candidate_states.get(index)? {
+            CandidateState::Untried if !self.last_resort_candidates.contains(&index) => {
+                Some((pool.candidate(index)?.open_until_if_only_breaker(operation, now)?, index))
             }
             _ => None,
         };
-        (0..pool.candidates().len()).filter_map(closes).min().map(|(_, place)| place)
+        (0..pool.candidates().len()).filter_map(open_until).min().map(|(_, index)| index)
     }
 
-    /// The budget limits tries that follow a failure; the first failover of a request to a
-    /// backend that it has not tried is always free.
-    fn within_budget(&self, chosen: Try, pool: &Pool, allowance: &Allowance, now: Instant) -> Choice {
-        let is_first_failover = self.failures == 1 && self.rounds == 0 && !chosen.is_last_hope;
-        let is_counted = self.last == Some(Outcome::Failed) && !is_first_failover;
-        if is_counted && !self.may_follow(pool, allowance, now) {
-            return Choice::Spent;
+    /// The attempt, unless it exceeds the budget for attempts that follow a failure. The first failover
+    /// of a request to a backend that it has not tried is always free.
+    fn attempt_within_budget(
+        &self,
+        attempt: NextAttempt,
+        pool: &BackendPool,
+        limits: &RetryLimits,
+        now: Instant,
+    ) -> NextStep {
+        let is_first_failover =
+            self.failed_attempts == 1 && self.extra_rounds == 0 && !attempt.is_last_resort;
+        let uses_retry_budget = self.last_outcome == Some(AttemptOutcome::Failed) && !is_first_failover;
+        if uses_retry_budget && !self.budget_allows_next(pool, limits, now) {
+            return NextStep::Exhausted;
         }
-        Choice::Try(Try { is_counted, ..chosen })
+        NextStep::Attempt(NextAttempt { uses_retry_budget, ..attempt })
     }
 
-    /// Whether the budget has room for a try that follows what came of the last.
-    fn may_follow(&self, pool: &Pool, allowance: &Allowance, now: Instant) -> bool {
-        self.last != Some(Outcome::Failed) || pool.budget.allows(allowance.budget, now)
+    /// Whether the budget has room for an attempt after the last outcome; only failures use it.
+    fn budget_allows_next(&self, pool: &BackendPool, limits: &RetryLimits, now: Instant) -> bool {
+        self.last_outcome != Some(AttemptOutcome::Failed)
+            || pool.retry_budget.allows_retry(limits.retry_budget_ratio, now)
     }
 
-    /// Takes note that the pause is over.
-    pub fn waited(&mut self, pause: Pause) {
-        match pause.purpose {
-            Purpose::Cooldown(place) => {
-                self.waited += pause.length;
-                self.mark(place, Mark::Untried);
-            }
-            Purpose::Round => {
-                self.rounds += 1;
-                for mark in self.marks.iter_mut().filter(|mark| **mark == Mark::Failed) {
-                    *mark = Mark::Untried;
-                }
-            }
+    fn set_candidate_state(&mut self, index: usize, state: CandidateState) {
+        if let Some(slot) = self.candidate_states.get_mut(index) {
+            *slot = state;
         }
     }
 
-    /// Takes note that there is a new secret, or will not be one soon.
-    pub fn renewed(&mut self) {
-        self.has_waited_for_secret = true;
-    }
-
-    /// Takes note that a try begins.
-    pub fn begin(&mut self, pool: &Pool, chosen: &Try, now: Instant) {
-        if self.tries == 0 {
-            pool.budget.request(now);
-        }
-        if chosen.is_counted {
-            pool.budget.spend(now);
-        }
-        if chosen.is_last_hope {
-            self.hoped.push(chosen.place);
-        }
-        if matches!(self.marks.get(chosen.place), Some(Mark::Refused(_))) {
-            self.renewed.push(chosen.place);
-        }
-        self.tries += 1;
-    }
-
-    /// Whether the candidate at this place fails this request for the first time: later
-    /// failures say nothing new about it.
-    pub fn fails_first(&mut self, place: usize) -> bool {
-        let first = !self.failed.contains(&place);
-        if first {
-            self.failed.push(place);
-        }
-        first
-    }
-
-    /// Whether a try of the candidate at this place has counted as none.
-    pub fn was_again(&self, place: usize) -> bool {
-        self.again.contains(&place)
-    }
-
-    /// Takes note of what came of the try of the candidate at this place.
-    pub fn end(&mut self, place: usize, outcome: Outcome) {
-        // A second time in one request it is the backend's failure.
-        let is_second = outcome == Outcome::Again && self.again.contains(&place);
-        let outcome = if is_second { Outcome::Failed } else { outcome };
-        let mark = match outcome {
-            Outcome::Throttled(until) => Mark::Throttled(until),
-            Outcome::Failed => Mark::Failed,
-            Outcome::Refused(secret) => Mark::Refused(secret),
-            Outcome::Unfit => Mark::Unfit,
-            Outcome::Again => {
-                self.again.push(place);
-                self.uncounted += 1;
-                Mark::Untried
-            }
-        };
-        self.failures += u32::from(outcome == Outcome::Failed);
-        self.last = Some(outcome);
-        self.mark(place, mark);
-    }
-
-    /// Whether some candidate could be asked now that this request has not tried.
-    pub fn has_untried(&self, pool: &Pool, operation: Operation, now: Instant) -> bool {
-        (0..pool.candidates().len()).any(|place| self.is_open(pool, place, operation, now))
-    }
-
-    /// The soonest moment at which some candidate that asked to wait, of this or another
-    /// request, is over it.
-    pub fn soonest_cooldown(&self, pool: &Pool, operation: Operation, now: Instant) -> Option<Instant> {
-        let all = 0..pool.candidates().len();
-        all.filter_map(|place| self.cools(pool, place, operation, now)).min()
-    }
-
-    fn mark(&mut self, place: usize, mark: Mark) {
-        if let Some(slot) = self.marks.get_mut(place) {
-            *slot = mark;
-        }
-    }
-
-    fn is_open(&self, pool: &Pool, place: usize, operation: Operation, now: Instant) -> bool {
-        let (Some(mark), Some(candidate)) = (self.marks.get(place), pool.candidate(place)) else {
+    /// Whether this request may be sent to the candidate now.
+    fn is_eligible(&self, pool: &BackendPool, index: usize, operation: Operation, now: Instant) -> bool {
+        let (Some(state), Some(candidate)) = (self.candidate_states.get(index), pool.candidate(index)) else {
             return false;
         };
-        let may_be_asked = match mark {
-            Mark::Untried => true,
-            Mark::Refused(secret) => {
-                !self.renewed.contains(&place) && candidate.credential.kept().number() != *secret
+        let may_be_tried = match state {
+            CandidateState::Untried => true,
+            CandidateState::CredentialRejected(secret_id) => {
+                !self.retried_with_new_secret.contains(&index)
+                    && candidate.credential.secret().current_value_id() != *secret_id
             }
             _ => false,
         };
-        may_be_asked && candidate.resting(operation, now).is_none()
+        may_be_tried && candidate.unavailability(operation, now).is_none()
     }
 
-    /// Whom nothing keeps from being asked but a secret that is being renewed. A request waits for
-    /// that once.
-    fn awaits_secret(&self, pool: &Pool, operation: Operation, now: Instant) -> Option<usize> {
-        if self.has_waited_for_secret {
+    /// A candidate that is unavailable only because its secret is being renewed. A request waits for that
+    /// once.
+    fn candidate_awaiting_credential(
+        &self,
+        pool: &BackendPool,
+        operation: Operation,
+        now: Instant,
+    ) -> Option<usize> {
+        if self.has_waited_for_credential {
             return None;
         }
-        let awaits = |place: &usize| {
-            let (Some(mark), Some(candidate)) = (self.marks.get(*place), pool.candidate(*place)) else {
+        let awaits_credential = |index: &usize| {
+            let (Some(state), Some(candidate)) = (self.candidate_states.get(*index), pool.candidate(*index))
+            else {
                 return false;
             };
-            let may_be_asked = match mark {
-                Mark::Untried => true,
-                Mark::Refused(_) => !self.renewed.contains(place),
+            let may_be_tried = match state {
+                CandidateState::Untried => true,
+                CandidateState::CredentialRejected(_) => !self.retried_with_new_secret.contains(index),
                 _ => false,
             };
-            may_be_asked
-                && candidate.credential.kept().is_awaited()
-                && candidate.resting(operation, now).is_none_or(|rest| rest.reason == Reason::Credential)
+            may_be_tried
+                && candidate.credential.secret().is_fetch_pending()
+                && candidate
+                    .unavailability(operation, now)
+                    .is_none_or(|unavailable| unavailable.reason == UnavailableReason::NoUsableCredential)
         };
-        (0..pool.candidates().len()).find(awaits)
+        (0..pool.candidates().len()).find(awaits_credential)
     }
 
-    /// Until when the candidate cools, if waiting for it can help.
-    fn cools(&self, pool: &Pool, place: usize, operation: Operation, now: Instant) -> Option<Instant> {
-        let rest = pool.candidate(place).and_then(|candidate| candidate.resting(operation, now));
-        let shared = match rest {
-            Some(rest) if rest.reason != Reason::Cooling => return None,
-            rest => rest.map(|rest| rest.until),
+    /// When the cooldown of the candidate ends, if this request may be sent to it after that.
+    fn cooldown_end(
+        &self,
+        pool: &BackendPool,
+        index: usize,
+        operation: Operation,
+        now: Instant,
+    ) -> Option<Instant> {
+        let unavailable =
+            pool.candidate(index).and_then(|candidate| candidate.unavailability(operation, now));
+        let cooldown_end = match unavailable {
+            Some(unavailable) if unavailable.reason != UnavailableReason::CoolingDown => return None,
+            unavailable => unavailable.map(|unavailable| unavailable.until),
         };
-        match *self.marks.get(place)? {
-            Mark::Untried => shared,
-            Mark::Throttled(until) => Some(shared.unwrap_or(until)),
-            Mark::Failed | Mark::Refused(_) | Mark::Unfit => None,
+        match *self.candidate_states.get(index)? {
+            CandidateState::Untried => cooldown_end,
+            CandidateState::Throttled(until) => Some(cooldown_end.unwrap_or(until)),
+            CandidateState::Failed | CandidateState::CredentialRejected(_) | CandidateState::CannotServe => {
+                None
+            }
         }
     }
 }
 
-impl Try {
-    fn of(place: usize, claim: Claim) -> Self {
-        Self { place, claim, is_last_hope: false, is_counted: false }
+impl NextAttempt {
+    fn for_candidate(candidate_index: usize, probe_permit: ProbePermit) -> Self {
+        Self { candidate_index, probe_permit, is_last_resort: false, uses_retry_budget: false }
     }
+}
+
+/// What a request knows of a candidate from its own attempts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CandidateState {
+    Untried,
+    /// Asked to wait until then.
+    Throttled(Instant),
+    Failed,
+    /// Rejected the secret of this id.
+    CredentialRejected(u64),
+    CannotServe,
 }
 
 #[cfg(test)]

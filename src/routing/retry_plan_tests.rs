@@ -1,274 +1,296 @@
-//! Tables of what a journey asks next.
+//! What a retry plan does next, after each kind of outcome.
 
 use std::sync::Arc;
 
 use super::*;
-use crate::config::Balance;
+use crate::config::BalancePolicy;
 use crate::credentials::Credential;
 use crate::names::{BackendName, Tier, Weight};
-use crate::routing::health::{Memory, Rest};
+use crate::routing::availability::Unavailable;
+use crate::routing::backend_health::HealthRegistry;
 use crate::routing::pool::Candidate;
 
 const MS: Duration = Duration::from_millis(1);
 const CHAT: Operation = Operation::Chat;
 
-struct World {
+struct Fixture {
     now: Instant,
-    memory: Memory,
-    pool: Pool,
-    allowance: Allowance,
+    health_registry: HealthRegistry,
+    pool: BackendPool,
+    limits: RetryLimits,
 }
 
-/// Backends `0, 1, …`, each in the tier given.
-fn world(tiers: &[u16]) -> World {
-    world_of(tiers, || Credential::for_test("key"))
+/// One pool of the backends `0, 1, …`, each in the given tier.
+fn fixture(tiers: &[u16]) -> Fixture {
+    fixture_with_credentials(tiers, || Credential::fixed_for_test("key"))
 }
 
-fn world_of(tiers: &[u16], credential: fn() -> Credential) -> World {
+fn fixture_with_credentials(tiers: &[u16], credential: fn() -> Credential) -> Fixture {
     let now = Instant::now();
-    let memory = Memory::new(now);
-    let candidate = |(backend, tier): (usize, &u16)| {
-        let memory = memory.backend(&BackendName::new(&backend.to_string()));
-        let deployment = Some(memory.deployment(None));
-        let tier = Tier::new(*tier).unwrap();
+    let health_registry = HealthRegistry::new(now);
+    let candidate = |(backend_index, tier): (usize, &u16)| {
+        let backend_health = health_registry.backend(&BackendName::new(&backend_index.to_string()));
         Candidate {
-            backend,
-            tier,
+            backend_index,
+            tier: Tier::new(*tier).unwrap(),
             weight: Weight::ONE,
-            upstream: None,
+            upstream_deployment: None,
             credential: Arc::new(credential()),
-            memory: Arc::clone(&memory),
-            deployment,
+            deployment_health: Some(backend_health.deployment(None)),
+            backend_health,
         }
     };
-    let pool = Pool::new(tiers.iter().enumerate().map(candidate).collect(), Balance::RoundRobin, now);
-    let budget = Ratio::new(20).unwrap();
-    let allowance = Allowance { attempts: 12, wait: 250 * MS, latest_start: now + 120_000 * MS, budget };
-    World { now, memory, pool, allowance }
+    let candidates = tiers.iter().enumerate().map(candidate).collect();
+    let pool = BackendPool::new(candidates, BalancePolicy::RoundRobin, now);
+    let limits = RetryLimits {
+        max_retries: 12,
+        max_cooldown_wait: 250 * MS,
+        latest_attempt_start: now + 120_000 * MS,
+        retry_budget_ratio: Percentage::new(20).unwrap(),
+    };
+    Fixture { now, health_registry, pool, limits }
 }
 
-impl World {
-    fn choose(&self, journey: &Journey) -> Choice {
-        journey.choose(&self.pool, CHAT, &self.allowance, self.now, 0.0)
+impl Fixture {
+    fn next_step(&self, plan: &RetryPlan) -> NextStep {
+        plan.next_step(&self.pool, CHAT, &self.limits, self.now, 0.0)
     }
 
-    fn tries(&self, journey: &mut Journey) -> usize {
-        match self.choose(journey) {
-            Choice::Try(chosen) => {
-                journey.begin(&self.pool, &chosen, self.now);
-                // Nobody waits for what it finds out.
-                chosen.claim.open();
-                chosen.place
+    /// Starts the next attempt, which has to be due; returns the index of its candidate.
+    fn start_attempt(&self, plan: &mut RetryPlan) -> usize {
+        match self.next_step(plan) {
+            NextStep::Attempt(attempt) => {
+                plan.on_attempt_start(&self.pool, &attempt, self.now);
+                // No probe is in progress when other plans ask.
+                attempt.probe_permit.mark_all_available();
+                attempt.candidate_index
             }
-            other => panic!("expected a try, got {other:?}"),
+            other => panic!("expected an attempt, got {other:?}"),
         }
     }
 
-    fn rests(&self, backend: usize, reason: Reason, ms: u32) {
-        let rest = Rest { reason, until: self.now + ms * MS };
+    /// The next step, which has to be a wait.
+    fn next_wait(&self, plan: &RetryPlan) -> Wait {
+        match self.next_step(plan) {
+            NextStep::Wait(wait) => wait,
+            other => panic!("expected a wait, got {other:?}"),
+        }
+    }
+
+    fn is_exhausted(&self, plan: &RetryPlan) -> bool {
+        matches!(self.next_step(plan), NextStep::Exhausted)
+    }
+
+    /// Makes the deployment on a backend unavailable for this many milliseconds.
+    fn mark_unavailable(&self, backend: usize, reason: UnavailableReason, ms: u32) {
+        let unavailable = Unavailable { reason, until: self.now + ms * MS };
         let name = BackendName::new(&backend.to_string());
-        self.memory.backend(&name).deployment(None).cell.rest(rest, self.now);
-    }
-}
-
-fn pause(choice: Choice) -> Pause {
-    match choice {
-        Choice::Wait(pause) => pause,
-        other => panic!("expected a wait, got {other:?}"),
+        let deployment = self.health_registry.backend(&name).deployment(None);
+        deployment.availability.mark_unavailable(unavailable, self.now);
     }
 }
 
 #[test]
-fn each_backend_once_tier_by_tier_then_rounds_over_those_that_failed() {
-    let mut world = world(&[1, 1, 2]);
-    let mut journey = Journey::through(&world.pool);
-    let mut seen = Vec::new();
+fn each_backend_is_tried_once_tier_by_tier_then_those_that_failed_in_rounds() {
+    let mut fixture = fixture(&[1, 1, 2]);
+    let mut plan = RetryPlan::new(&fixture.pool);
+    let mut tried = Vec::new();
     for _ in 0..3 {
-        let place = world.tries(&mut journey);
-        seen.push(place);
-        let until = world.now + 10_000 * MS;
-        journey.end(place, if place == 2 { Outcome::Throttled(until) } else { Outcome::Failed });
+        let index = fixture.start_attempt(&mut plan);
+        tried.push(index);
+        let until = fixture.now + 10_000 * MS;
+        let outcome = if index == 2 { AttemptOutcome::Throttled(until) } else { AttemptOutcome::Failed };
+        plan.on_attempt_end(index, outcome);
     }
-    assert_eq!(seen, [0, 1, 2]);
+    assert_eq!(tried, [0, 1, 2]);
     for expected in [100, 200, 400] {
-        let pause = pause(world.choose(&journey));
-        assert_eq!(pause.length, expected * MS);
-        world.now += pause.length;
-        journey.waited(pause);
+        let wait = fixture.next_wait(&plan);
+        assert_eq!(wait.duration, expected * MS);
+        fixture.now += wait.duration;
+        plan.on_wait_over(wait);
         for _ in 0..2 {
-            let place = world.tries(&mut journey);
-            assert_ne!(place, 2, "it asked to wait");
-            journey.end(place, Outcome::Failed);
+            let index = fixture.start_attempt(&mut plan);
+            assert_ne!(index, 2, "the third is cooling down");
+            plan.on_attempt_end(index, AttemptOutcome::Failed);
         }
     }
-    world.allowance.latest_start = world.now + 799 * MS;
-    assert!(matches!(world.choose(&journey), Choice::Spent), "the next round would begin too late");
+    fixture.limits.latest_attempt_start = fixture.now + 799 * MS;
+    assert!(fixture.is_exhausted(&plan), "the next round would start too late");
 }
 
 #[test]
-fn attempts_are_bounded() {
-    let mut world = world(&[1, 1]);
-    world.allowance.attempts = 1;
-    let mut journey = Journey::through(&world.pool);
+fn the_number_of_retries_is_limited() {
+    let mut fixture = fixture(&[1, 1]);
+    fixture.limits.max_retries = 1;
+    let mut plan = RetryPlan::new(&fixture.pool);
     for _ in 0..2 {
-        let place = world.tries(&mut journey);
-        journey.end(place, Outcome::Failed);
+        let index = fixture.start_attempt(&mut plan);
+        plan.on_attempt_end(index, AttemptOutcome::Failed);
     }
-    assert!(matches!(world.choose(&journey), Choice::Spent));
+    assert!(fixture.is_exhausted(&plan));
 }
 
 #[test]
-fn a_short_cooldown_is_waited_for_and_a_long_one_spills() {
-    let mut world = world(&[1, 2]);
-    world.rests(0, Reason::Cooling, 40);
-    let mut journey = Journey::through(&world.pool);
-    let wait = pause(world.choose(&journey));
-    assert_eq!(wait.length, 40 * MS);
-    world.now += wait.length;
-    journey.waited(wait);
-    assert_eq!(world.tries(&mut journey), 0);
-    // It refuses again and asks for more than is left of the allowance.
-    journey.end(0, Outcome::Throttled(world.now + 220 * MS));
-    assert_eq!(world.tries(&mut journey), 1);
+fn a_short_cooldown_is_waited_for_and_a_long_one_spills_over_to_the_next_tier() {
+    let mut fixture = fixture(&[1, 2]);
+    fixture.mark_unavailable(0, UnavailableReason::CoolingDown, 40);
+    let mut plan = RetryPlan::new(&fixture.pool);
+    let wait = fixture.next_wait(&plan);
+    assert_eq!(wait.duration, 40 * MS);
+    fixture.now += wait.duration;
+    plan.on_wait_over(wait);
+    assert_eq!(fixture.start_attempt(&mut plan), 0);
+    // It is throttled again, for longer than what is left of the time for waits.
+    plan.on_attempt_end(0, AttemptOutcome::Throttled(fixture.now + 220 * MS));
+    assert_eq!(fixture.start_attempt(&mut plan), 1);
 }
 
 #[test]
-fn a_hint_of_zero_is_no_busy_loop() {
-    let mut world = world(&[1, 2]);
-    let mut journey = Journey::through(&world.pool);
-    let mut asked = 0;
-    while world.tries(&mut journey) == 0 {
-        asked += 1;
-        journey.end(0, Outcome::Throttled(world.now));
-        if let Choice::Wait(wait) = world.choose(&journey) {
-            world.now += wait.length;
-            journey.waited(wait);
+fn a_retry_after_of_zero_is_no_busy_loop() {
+    let mut fixture = fixture(&[1, 2]);
+    let mut plan = RetryPlan::new(&fixture.pool);
+    let mut attempts = 0;
+    while fixture.start_attempt(&mut plan) == 0 {
+        attempts += 1;
+        plan.on_attempt_end(0, AttemptOutcome::Throttled(fixture.now));
+        if let NextStep::Wait(wait) = fixture.next_step(&plan) {
+            fixture.now += wait.duration;
+            plan.on_wait_over(wait);
         }
-        if asked > 12 {
+        if attempts > 12 {
             break;
         }
     }
-    assert!(asked <= 13);
+    assert!(attempts <= 13);
 }
 
 #[test]
-fn only_throttled_backends_end_at_once_and_tell_the_soonest() {
-    let world = world(&[1, 2]);
-    world.rests(1, Reason::Cooling, 3000);
-    let mut journey = Journey::through(&world.pool);
-    let place = world.tries(&mut journey);
-    journey.end(place, Outcome::Throttled(world.now + 5000 * MS));
-    assert!(matches!(world.choose(&journey), Choice::Spent));
-    assert_eq!(journey.soonest_cooldown(&world.pool, CHAT, world.now), Some(world.now + 3000 * MS));
+fn a_pool_of_throttled_backends_is_exhausted_at_once_and_tells_the_earliest_end_of_a_cooldown() {
+    let fixture = fixture(&[1, 2]);
+    fixture.mark_unavailable(1, UnavailableReason::CoolingDown, 3000);
+    let mut plan = RetryPlan::new(&fixture.pool);
+    let index = fixture.start_attempt(&mut plan);
+    plan.on_attempt_end(index, AttemptOutcome::Throttled(fixture.now + 5000 * MS));
+    assert!(fixture.is_exhausted(&plan));
+    assert_eq!(plan.earliest_cooldown_end(&fixture.pool, CHAT, fixture.now), Some(fixture.now + 3000 * MS));
 }
 
 #[test]
-fn what_lacks_the_deployment_is_neither_asked_nor_waited_for() {
-    let world = world(&[1, 1]);
-    world.rests(0, Reason::Absent, 50);
-    let mut journey = Journey::through(&world.pool);
-    assert_eq!(world.tries(&mut journey), 1);
-    journey.end(1, Outcome::Unfit);
-    assert!(matches!(world.choose(&journey), Choice::Spent));
+fn a_backend_without_the_deployment_is_neither_tried_nor_waited_for() {
+    let fixture = fixture(&[1, 1]);
+    fixture.mark_unavailable(0, UnavailableReason::DeploymentNotFound, 50);
+    let mut plan = RetryPlan::new(&fixture.pool);
+    assert_eq!(fixture.start_attempt(&mut plan), 1);
+    plan.on_attempt_end(1, AttemptOutcome::CannotServe);
+    assert!(fixture.is_exhausted(&plan));
 }
 
 #[test]
-fn a_stale_connection_is_no_try_of_the_backend_once() {
-    let world = world(&[1]);
-    let mut journey = Journey::through(&world.pool);
-    for outcome in [Outcome::Again, Outcome::Again] {
-        assert_eq!(world.tries(&mut journey), 0);
-        journey.end(0, outcome);
+fn the_first_stale_connection_to_a_backend_does_not_count_as_an_attempt() {
+    let fixture = fixture(&[1]);
+    let mut plan = RetryPlan::new(&fixture.pool);
+    for outcome in [AttemptOutcome::Uncounted, AttemptOutcome::Uncounted] {
+        assert_eq!(fixture.start_attempt(&mut plan), 0);
+        plan.on_attempt_end(0, outcome);
     }
-    assert!(matches!(world.choose(&journey), Choice::Wait(_)));
+    assert!(matches!(fixture.next_step(&plan), NextStep::Wait(_)));
 }
 
 #[test]
-fn after_a_cooldown_one_goes_first_and_the_others_wait_for_its_luck() {
-    let mut world = world(&[1]);
-    world.rests(0, Reason::Cooling, 10);
-    world.now += 10 * MS;
-    let (first, second) = (Journey::through(&world.pool), Journey::through(&world.pool));
-    let Choice::Try(probe) = world.choose(&first) else { panic!("one goes first") };
-    assert!(world.pool.candidate(0).is_some_and(|c| probe.claim.holds(&c.deployment.as_ref().unwrap().cell)));
-    let wait = pause(world.choose(&second));
-    assert_eq!(wait.length, 100 * MS, "at most as long as refusals take");
-    probe.claim.open();
-    assert!(matches!(world.choose(&second), Choice::Try(_)));
+fn after_a_cooldown_one_request_probes_and_the_others_wait_for_its_result() {
+    let mut fixture = fixture(&[1]);
+    fixture.mark_unavailable(0, UnavailableReason::CoolingDown, 10);
+    fixture.now += 10 * MS;
+    let (first, second) = (RetryPlan::new(&fixture.pool), RetryPlan::new(&fixture.pool));
+    let NextStep::Attempt(probe) = fixture.next_step(&first) else { panic!("one request probes") };
+    let deployment = fixture.pool.candidate(0).unwrap().deployment_health.as_ref().unwrap();
+    assert!(probe.probe_permit.covers(&deployment.availability));
+    let wait = fixture.next_wait(&second);
+    assert_eq!(wait.duration, 100 * MS, "no longer than a refusal would take");
+    probe.probe_permit.mark_all_available();
+    assert!(matches!(fixture.next_step(&second), NextStep::Attempt(_)));
 }
 
 #[test]
-fn with_only_open_breakers_left_each_is_asked_once_the_soonest_first() {
-    let world = world(&[1, 1]);
+fn if_all_circuits_are_open_each_backend_is_tried_once_the_one_that_closes_soonest_first() {
+    let fixture = fixture(&[1, 1]);
     for (backend, ms) in [(0, 9000), (1, 5000)] {
-        let memory = world.memory.backend(&BackendName::new(&backend.to_string()));
-        memory.breaker.cell.rest(Rest { reason: Reason::BreakerOpen, until: world.now + ms * MS }, world.now);
+        let health = fixture.health_registry.backend(&BackendName::new(&backend.to_string()));
+        let unavailable =
+            Unavailable { reason: UnavailableReason::BreakerOpen, until: fixture.now + ms * MS };
+        health.breaker.availability.mark_unavailable(unavailable, fixture.now);
     }
-    let mut journey = Journey::through(&world.pool);
-    for soonest in [1, 0] {
-        assert_eq!(world.tries(&mut journey), soonest);
-        journey.end(soonest, Outcome::Failed);
+    let mut plan = RetryPlan::new(&fixture.pool);
+    for expected in [1, 0] {
+        assert_eq!(fixture.start_attempt(&mut plan), expected);
+        plan.on_attempt_end(expected, AttemptOutcome::Failed);
     }
-    // A further round finds the breakers open, and hope is spent.
-    let round = pause(world.choose(&journey));
-    journey.waited(round);
-    assert!(matches!(world.choose(&journey), Choice::Spent));
+    // In the next round the circuits are still open, and each backend has been tried as a last resort.
+    let wait = fixture.next_wait(&plan);
+    plan.on_wait_over(wait);
+    assert!(fixture.is_exhausted(&plan));
 }
 
 #[test]
-fn the_budget_spares_the_first_failover_and_what_follows_no_failure() {
-    let world = world(&[1, 1, 1]);
-    let spend = || {
-        while world.pool.budget.allows(world.allowance.budget, world.now) {
-            world.pool.budget.spend(world.now);
+fn the_first_failover_and_attempts_that_follow_no_failure_do_not_use_the_retry_budget() {
+    let fixture = fixture(&[1, 1, 1]);
+    let exhaust_budget = || {
+        while fixture.pool.retry_budget.allows_retry(fixture.limits.retry_budget_ratio, fixture.now) {
+            fixture.pool.retry_budget.record_retry(fixture.now);
         }
     };
-    spend();
-    let mut journey = Journey::through(&world.pool);
-    let first = world.tries(&mut journey);
-    spend();
-    journey.end(first, Outcome::Failed);
-    let second = world.tries(&mut journey);
-    journey.end(second, Outcome::Failed);
-    assert!(matches!(world.choose(&journey), Choice::Spent), "the second failover is the budget's");
-    journey.end(second, Outcome::Throttled(world.now + 5000 * MS));
-    assert!(matches!(world.choose(&journey), Choice::Try(_)), "after a 429 it is not");
+    exhaust_budget();
+    let mut plan = RetryPlan::new(&fixture.pool);
+    let first = fixture.start_attempt(&mut plan);
+    exhaust_budget();
+    plan.on_attempt_end(first, AttemptOutcome::Failed);
+    let second = fixture.start_attempt(&mut plan);
+    plan.on_attempt_end(second, AttemptOutcome::Failed);
+    assert!(fixture.is_exhausted(&plan), "the second failover uses the budget");
+    plan.on_attempt_end(second, AttemptOutcome::Throttled(fixture.now + 5000 * MS));
+    assert!(matches!(fixture.next_step(&plan), NextStep::Attempt(_)), "an attempt after a 429 does not");
 }
 
 #[test]
-fn a_refused_secret_is_waited_for_when_nobody_else_is_left_and_asked_with_once() {
-    let world = world_of(&[1, 2], || Credential::renewable_for_test("old"));
-    let refuse = |journey: &mut Journey, place: usize| {
-        let candidate = world.pool.candidate(place).unwrap();
-        let number = candidate.credential.kept().number();
-        candidate.credential.kept().refuse(number);
-        let rest = Rest { reason: Reason::Credential, until: world.now + 60_000 * MS };
-        candidate.memory.refuse(&candidate.credential, number, rest, world.now);
-        journey.end(place, Outcome::Refused(number));
+fn a_new_secret_is_waited_for_once_if_no_other_backend_is_left_and_is_tried_once() {
+    let fixture = fixture_with_credentials(&[1, 2], || Credential::replaceable_for_test("old"));
+    let reject_secret = |plan: &mut RetryPlan, index: usize| {
+        let candidate = fixture.pool.candidate(index).unwrap();
+        let secret_id = candidate.credential.secret().current_value_id();
+        candidate.credential.secret().on_rejected(secret_id);
+        let unavailable =
+            Unavailable { reason: UnavailableReason::NoUsableCredential, until: fixture.now + 60_000 * MS };
+        candidate.backend_health.record_credential_rejection(
+            &candidate.credential,
+            secret_id,
+            unavailable,
+            fixture.now,
+        );
+        plan.on_attempt_end(index, AttemptOutcome::CredentialRejected(secret_id));
     };
-    let renew = |place: usize, key| {
-        let candidate = world.pool.candidate(place).unwrap();
-        candidate.credential.kept().renew_for_test(key);
+    let renew_secret = |index: usize, key| {
+        let candidate = fixture.pool.candidate(index).unwrap();
+        candidate.credential.secret().replace_for_test(key);
     };
-    let mut journey = Journey::through(&world.pool);
-    let first = world.tries(&mut journey);
-    refuse(&mut journey, first);
-    // Somebody else is asked first, while the secret is on its way.
-    let second = world.tries(&mut journey);
+    let mut plan = RetryPlan::new(&fixture.pool);
+    let first = fixture.start_attempt(&mut plan);
+    reject_secret(&mut plan, first);
+    // While the secret is being renewed, another backend is tried.
+    let second = fixture.start_attempt(&mut plan);
     assert_ne!(first, second);
-    refuse(&mut journey, second);
-    assert!(matches!(world.choose(&journey), Choice::Renewal(_)));
-    // Another request that comes meanwhile waits as well.
-    let mut other = Journey::through(&world.pool);
-    assert!(matches!(world.choose(&other), Choice::Renewal(_)));
-    renew(first, "new");
-    renew(second, "old");
-    journey.renewed();
-    other.renewed();
-    assert_eq!(world.tries(&mut journey), first);
-    refuse(&mut journey, first);
-    // Once is enough, be there a third or not; and the second has nothing new.
-    renew(first, "newer");
-    assert!(matches!(world.choose(&journey), Choice::Spent), "{:?}", world.choose(&journey));
-    assert_eq!(world.tries(&mut other), first, "for others it is as good as new");
+    reject_secret(&mut plan, second);
+    assert!(matches!(fixture.next_step(&plan), NextStep::AwaitCredential(_)));
+    // A second request that comes in the meantime waits as well.
+    let mut other = RetryPlan::new(&fixture.pool);
+    assert!(matches!(fixture.next_step(&other), NextStep::AwaitCredential(_)));
+    renew_secret(first, "new");
+    renew_secret(second, "old");
+    plan.on_credential_wait_over();
+    other.on_credential_wait_over();
+    assert_eq!(fixture.start_attempt(&mut plan), first);
+    reject_secret(&mut plan, first);
+    // A third secret is not tried, and the secret of the second backend has not changed.
+    renew_secret(first, "newer");
+    assert!(fixture.is_exhausted(&plan), "{:?}", fixture.next_step(&plan));
+    assert_eq!(fixture.start_attempt(&mut other), first, "another request tries the third secret");
 }

@@ -1,58 +1,59 @@
 //! What the service manager is told (sd_notify(3)); nothing where there is none.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{debug, error};
 use sd_notify::NotifyState;
-use tokio::runtime::Handle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::reload::Live;
-use crate::gateway::Process;
+use super::config_manager::ConfigManager;
+use super::listeners::ListenerRuntime;
+use crate::gateway::ProcessState;
 
 /// How often the one line of `systemctl status` is made anew.
-const STATUS: Duration = Duration::from_secs(5);
+const STATUS_LINE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The runtime that serves a listener, once it has served somebody.
-pub(crate) type Served = Arc<OnceLock<Handle>>;
-
-fn tell(states: &[NotifyState<'_>]) {
+fn send_to_service_manager(states: &[NotifyState<'_>]) {
     if let Err(problem) = sd_notify::notify(states) {
         debug!("the service manager is not told: {problem}");
     }
 }
 
 /// This process serves, and is the one to supervise.
-pub(super) fn ready(live: &Live) {
-    let status = status(live);
-    tell(&[NotifyState::Ready, NotifyState::MainPid(std::process::id()), NotifyState::Status(&status)]);
+pub(super) fn notify_ready(config_manager: &ConfigManager) {
+    let status = status_line(config_manager);
+    send_to_service_manager(&[
+        NotifyState::Ready,
+        NotifyState::MainPid(std::process::id()),
+        NotifyState::Status(&status),
+    ]);
 }
 
-/// A reload begins; [`ready`] ends it.
-pub(super) fn reloading() {
+/// A reload begins; [`notify_ready`] ends it.
+pub(super) fn notify_reloading() {
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(_) => tell(&[NotifyState::Reloading]),
+        Ok(now) => send_to_service_manager(&[NotifyState::Reloading, now]),
+        Err(_) => send_to_service_manager(&[NotifyState::Reloading]),
     }
 }
 
 /// A stop begins.
-pub(super) fn stopping() {
-    tell(&[NotifyState::Stopping, NotifyState::Status("finishing what is in flight")]);
+pub(super) fn notify_stopping() {
+    send_to_service_manager(&[NotifyState::Stopping, NotifyState::Status("finishing what is in flight")]);
 }
 
 /// Keeps `systemctl status` true until another process is supervised, or a stop begins.
-pub(super) async fn keep_status(live: Arc<Live>) {
-    let mut ticks = interval(STATUS);
+pub(super) async fn update_status_line(config_manager: Arc<ConfigManager>) {
+    let mut ticks = interval(STATUS_LINE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut told = String::new();
-    while !live.process().leaving.load(Ordering::Acquire) {
-        let now = status(&live);
-        if now != told {
-            tell(&[NotifyState::Status(&now)]);
-            told = now;
+    let mut last_sent = String::new();
+    while !config_manager.process().is_draining_connections.load(Ordering::Acquire) {
+        let status = status_line(&config_manager);
+        if status != last_sent {
+            send_to_service_manager(&[NotifyState::Status(&status)]);
+            last_sent = status;
         }
         ticks.tick().await;
     }
@@ -60,43 +61,46 @@ pub(super) async fn keep_status(live: Arc<Live>) {
 
 /// Says that this process is alive for as long as everything that serves still gets its turn. A
 /// successor says so by itself.
-pub(super) async fn keep_watchdog(process: Arc<Process>, serving: Vec<Served>) {
-    let Some(every) = sd_notify::watchdog_enabled() else { return };
-    let mut ticks = interval(every / 3);
+pub(super) async fn ping_watchdog(process: Arc<ProcessState>, listener_runtimes: Vec<ListenerRuntime>) {
+    let Some(watchdog_timeout) = sd_notify::watchdog_enabled() else { return };
+    let watchdog_interval = watchdog_timeout / 3;
+    let mut ticks = interval(watchdog_interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         ticks.tick().await;
-        if process.leaving.load(Ordering::Acquire) && !process.stopping.load(Ordering::Acquire) {
+        if process.is_draining_connections.load(Ordering::Acquire)
+            && !process.is_stopping.load(Ordering::Acquire)
+        {
             return;
         }
-        let mut alive = true;
-        for runtime in serving.iter().filter_map(|serves| serves.get()) {
-            alive &= timeout(every / 3, runtime.spawn(async {})).await.is_ok();
+        let mut all_respond = true;
+        for runtime in listener_runtimes.iter().filter_map(|runtime| runtime.get()) {
+            all_respond &= timeout(watchdog_interval, runtime.spawn(async {})).await.is_ok();
         }
-        if alive {
-            tell(&[NotifyState::Watchdog]);
+        if all_respond {
+            send_to_service_manager(&[NotifyState::Watchdog]);
         } else {
             error!("a listener does not get its turn any more; the watchdog is not told");
         }
     }
 }
 
-fn status(live: &Live) -> String {
-    let serving = live.serving.load();
-    let (backends, now) = (&serving.gateway.backends, std::time::Instant::now());
-    let resting: Vec<String> = backends
+fn status_line(config_manager: &ConfigManager) -> String {
+    let active_config = config_manager.active_config().load();
+    let (backends, now) = (&active_config.gateway.backends, Instant::now());
+    let unavailable: Vec<String> = backends
         .iter()
         .filter_map(|backend| {
-            let incident = backend.resting(now)?;
-            Some(format!("{} ({})", backend.config.name, incident.rest.reason.word()))
+            let outage = backend.current_outage(now)?;
+            Some(format!("{} ({})", backend.config.name, outage.unavailable.reason.as_str()))
         })
         .collect();
-    let told = live.told();
-    let mut text = format!("configuration {}; backends: {}", told.version, backends.len());
-    if !resting.is_empty() {
-        text += &format!(", of which rest: {}", resting.join(", "));
+    let config_status = config_manager.status().load();
+    let mut text = format!("configuration {}; backends: {}", config_status.version, backends.len());
+    if !unavailable.is_empty() {
+        text += &format!(", of which rest: {}", unavailable.join(", "));
     }
-    if told.problem.is_some() {
+    if config_status.reload_error.is_some() {
         text += "; the last reload was refused";
     }
     text

@@ -2,7 +2,7 @@
 
     python3 tests/page/mock.py [STATE [PORT]]
 
-STATE is one of calm, trouble, nulls, hostile, many, unknown.
+STATE is one of healthy, problems, stopping, hundred_backends, hostile_names, null_values, missing_values.
 """
 
 import base64
@@ -17,39 +17,39 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
-PAGE = Path(__file__).resolve().parents[2] / "src/admin/page.html"
-STEPS = 180
-HOSTILE = "<img src=x onerror=alert(1)>"
+PAGE_FILE = Path(__file__).resolve().parents[2] / "src/admin/page.html"
+TIMELINE_STEPS = 180
+HOSTILE_MARKUP = "<img src=x onerror=alert(1)>"
 
 
-def policy(page):
+def content_security_policy(page):
     """The page's Content-Security-Policy, as the balancer makes it."""
 
-    def hashed(element):
+    def hash_of(element):
         inside = page.split(f"<{element}>", 1)[1].split(f"</{element}>", 1)[0]
         return base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
 
     return (
-        f"default-src 'none'; script-src 'sha256-{hashed('script')}'; style-src 'sha256-{hashed('style')}'; "
+        f"default-src 'none'; script-src 'sha256-{hash_of('script')}'; style-src 'sha256-{hash_of('style')}'; "
         "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
 
-class Mock:
+class MockAdminApi:
     """The admin API on a port of its own. What it tells may be changed at any time."""
 
     def __init__(self, state, token=None, interval=2.0, port=0):
         self.state, self.token, self.interval = state, token, interval
         self.posts, self.streams, self.ticks = [], 0, 0
         # When events were asked for.
-        self.asked = []
+        self.event_request_times = []
         # How it treats whoever asks for events: live, silent (holds the connection), away (closes it).
         self.mode = "live"
         # What a POST is answered with instead: a status and a message.
         self.refusal = None
         self.drained = set()
         self.changed = threading.Condition()
-        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), AdminApiHandler)
         self.server.daemon_threads = True
         self.server.mock = self
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/"
@@ -60,27 +60,27 @@ class Mock:
         return self
 
     def __exit__(self, *_):
-        self.change(mode="away")
+        self.update(mode="away")
         self.server.shutdown()
         self.server.server_close()
 
-    def change(self, **what):
+    def update(self, **changes):
         """Changes what it tells, and tells it at once."""
         with self.changed:
-            for name, value in what.items():
+            for name, value in changes.items():
                 setattr(self, name, value)
             self.ticks += 1
             self.changed.notify_all()
 
-    def told(self):
-        state = self.state(self.ticks) if callable(self.state) else self.state
-        for backend in state.get("backends") or []:
+    def current_status(self):
+        document = self.state(self.ticks) if callable(self.state) else self.state
+        for backend in document.get("backends") or []:
             if backend.get("name") in self.drained:
-                backend |= {"state": "drained", "reason": "drained by the operator", "since": ago(0), "until_ms": None}
-        return state
+                backend |= {"state": "drained", "reason": "drained by the operator", "since": seconds_ago(0), "until_ms": None}
+        return document
 
 
-class Handler(BaseHTTPRequestHandler):
+class AdminApiHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_):
@@ -106,21 +106,21 @@ class Handler(BaseHTTPRequestHandler):
     def refuse(self, status, message):
         self.json(status, {"error": {"message": message, "type": "error", "param": None, "code": "refused"}})
 
-    def is_known(self):
+    def has_valid_token(self):
         return self.mock.token is None or self.headers["authorization"] == f"Bearer {self.mock.token}"
 
     def do_GET(self):
         if self.path == "/api/events":
-            self.mock.asked.append(time.monotonic())
+            self.mock.event_request_times.append(time.monotonic())
         if self.path == "/":
-            page = PAGE.read_text()
-            self.reply(200, "text/html; charset=utf-8", page.encode(), content_security_policy=policy(page))
-        elif not self.is_known():
+            page = PAGE_FILE.read_text()
+            self.reply(200, "text/html; charset=utf-8", page.encode(), content_security_policy=content_security_policy(page))
+        elif not self.has_valid_token():
             self.refuse(401, "the admin API wants its token: Authorization: Bearer TOKEN")
         elif self.path == "/api/status":
-            self.json(200, self.mock.told())
+            self.json(200, self.mock.current_status())
         elif self.path == "/api/events" and self.mock.mode != "away":
-            self.events()
+            self.send_events()
         elif self.path == "/api/events":
             self.close_connection = True
         else:
@@ -129,19 +129,19 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         mock, name = self.mock, unquote(self.path.removeprefix("/api/backends/").rpartition("/")[0])
         mock.posts.append((self.path, dict(self.headers)))
-        if self.headers["x-aoai-lb-admin"] != "1" or not self.is_known():
+        if self.headers["x-aoai-lb-admin"] != "1" or not self.has_valid_token():
             self.refuse(403, "a POST needs the header x-aoai-lb-admin: 1")
         elif mock.refusal:
             self.refuse(*mock.refusal)
         elif self.path == "/api/reload":
             self.json(200, {"result": "success", "version": 4, "needs_upgrade": [], "warnings": ["a made-up warning"]})
         else:
-            drains = self.path.endswith("/drain")
-            (mock.drained.add if drains else mock.drained.discard)(name)
-            self.json(200, {"backend": name, "drained": drains, "changed": True, "in_flight": 3})
-            mock.change()
+            is_drain = self.path.endswith("/drain")
+            (mock.drained.add if is_drain else mock.drained.discard)(name)
+            self.json(200, {"backend": name, "drained": is_drain, "changed": True, "in_flight": 3})
+            mock.update()
 
-    def events(self):
+    def send_events(self):
         mock = self.mock
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
@@ -156,7 +156,7 @@ class Handler(BaseHTTPRequestHandler):
                 with mock.changed:
                     seen = mock.ticks
                     if mock.mode == "live":
-                        event = f"event: status\ndata: {json.dumps(mock.told())}\n\n".encode()
+                        event = f"event: status\ndata: {json.dumps(mock.current_status())}\n\n".encode()
                         # In two parts, as a network may cut it.
                         self.wfile.write(event[: len(event) // 2])
                         self.wfile.flush()
@@ -175,13 +175,13 @@ class Handler(BaseHTTPRequestHandler):
 # States
 
 
-def ago(seconds):
+def seconds_ago(seconds):
     return (datetime.now(timezone.utc) - timedelta(seconds=seconds)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def backend(name, tick=0, share=0.2, tier=1, **more):
-    wave = math.sin(tick / 7 + len(name))
-    told = {
+    oscillation = math.sin(tick / 7 + len(name))
+    document = {
         "name": name,
         "endpoint": f"contoso-{name}.openai.azure.com",
         "tier": tier,
@@ -191,7 +191,7 @@ def backend(name, tick=0, share=0.2, tier=1, **more):
         "since": None,
         "until": None,
         "until_ms": None,
-        "in_flight": 3 + round(2 * wave),
+        "in_flight": 3 + round(2 * oscillation),
         "attempts": 12034 + 7 * tick,
         "counters": {"answered": 11890 + 7 * tick, "throttled": 120, "failed": 4, "refused": 18, "client_gone": 2},
         "last_minute": {
@@ -199,76 +199,76 @@ def backend(name, tick=0, share=0.2, tier=1, **more):
             "throttled": 2,
             "failed": 0,
             "share": share,
-            "p50_ms": 830 + round(90 * wave),
-            "p95_ms": 2400 + round(300 * wave),
+            "p50_ms": 830 + round(90 * oscillation),
+            "p95_ms": 2400 + round(300 * oscillation),
         },
         "resting": [],
-        "deployments": [deployment("gpt-4o", 0.5 + 0.3 * wave)],
+        "deployments": [deployment("gpt-4o", 0.5 + 0.3 * oscillation)],
     }
-    return told | more
+    return document | more
 
 
-def deployment(name, left=0.7, **more):
-    told = {"name": name, "state": "ok", "reason": None, "since": None, "until": None, "until_ms": None}
-    told |= {"remaining_tokens": round(240000 * left), "limit_tokens": 240000}
-    told |= {"remaining_requests": round(1440 * left), "limit_requests": 1440, "utilization": None}
-    return told | more
+def deployment(name, remaining=0.7, **more):
+    document = {"name": name, "state": "ok", "reason": None, "since": None, "until": None, "until_ms": None}
+    document |= {"remaining_tokens": round(240000 * remaining), "limit_tokens": 240000}
+    document |= {"remaining_requests": round(1440 * remaining), "limit_requests": 1440, "utilization": None}
+    return document | more
 
 
-def resting(state, seconds, left=None, reason=None):
-    until = None if left is None else ago(-left)
-    told = {"state": state, "since": ago(seconds), "until": until, "until_ms": None if left is None else left * 1000}
-    return told | {"reason": reason}
+def unavailability(state, seconds, remaining=None, reason=None):
+    until = None if remaining is None else seconds_ago(-remaining)
+    document = {"state": state, "since": seconds_ago(seconds), "until": until, "until_ms": None if remaining is None else remaining * 1000}
+    return document | {"reason": reason}
 
 
 def pool(name, *tiers, kind="deployment"):
-    def member(of):
-        return {"backend": of[0], "upstream": of[1], "weight": of[2], "state": of[3], "until_ms": of[4]}
+    def member(fields):
+        return {"backend": fields[0], "upstream": fields[1], "weight": fields[2], "state": fields[3], "until_ms": fields[4]}
 
-    listed = [{"tier": n + 1, "members": [member(of) for of in members]} for n, members in enumerate(tiers)]
+    listed = [{"tier": index + 1, "members": [member(fields) for fields in members]} for index, members in enumerate(tiers)]
     return {"kind": kind, "deployment": name, "tiers": listed}
 
 
-def client(name, n):
-    recent = {"requests": 88 // n, "input_tokens": 91000 // n, "output_tokens": 40200 // n}
-    return {"name": name, "requests": 9182 // n, "input_tokens": 12000000 // n, "output_tokens": 3100000 // n} | {
+def client(name, divisor):
+    recent = {"requests": 88 // divisor, "input_tokens": 91000 // divisor, "output_tokens": 40200 // divisor}
+    return {"name": name, "requests": 9182 // divisor, "input_tokens": 12000000 // divisor, "output_tokens": 3100000 // divisor} | {
         "last_minute": recent
     }
 
 
-def timeline(tick, trouble=False, begun=STEPS):
+def timeline(tick, has_problems=False, first_known_step=TIMELINE_STEPS):
     """The last quarter of an hour; `begun` steps ago the process started."""
 
-    def row(value):
-        return [value(n + tick / 3) if n >= STEPS - begun else None for n in range(STEPS)]
+    def samples(value):
+        return [value(index + tick / 3) if index >= TIMELINE_STEPS - first_known_step else None for index in range(TIMELINE_STEPS)]
 
-    load = lambda n: 1 + 0.5 * math.sin(n / 23) + 0.16 * math.sin(n * 2.1) + 0.1 * math.sin(n * 5.3)
-    bad = lambda n: trouble and n % STEPS > 130
-    lines = {
-        "requests": row(lambda n: round(110 * load(n))),
-        "throttled": row(lambda n: round(18 * load(n)) if bad(n) else 0),
-        "failed": row(lambda n: round(9 * load(n)) if bad(n) else int(int(n) % 61 == 7)),
-        "failovers": row(lambda n: round(30 * load(n)) if bad(n) else int(int(n) % 17 == 3)),
-        "retries_429": row(lambda n: round(24 * load(n)) if bad(n) else int(int(n) % 23 == 5)),
-        "input_tokens": row(lambda n: round(52000 * load(n))),
-        "output_tokens": row(lambda n: round(14000 * load(n + 4))),
-        "p50_ms": row(lambda n: round(640 * load(n)) if int(n) % 50 > 3 else None),
-        "p95_ms": row(lambda n: round((4100 if bad(n) else 1900) * load(n + 2)) if int(n) % 50 > 3 else None),
-        "in_flight": row(lambda n: round(14 * load(n))),
+    load_factor = lambda index: 1 + 0.5 * math.sin(index / 23) + 0.16 * math.sin(index * 2.1) + 0.1 * math.sin(index * 5.3)
+    has_problem = lambda index: has_problems and index % TIMELINE_STEPS > 130
+    series = {
+        "requests": samples(lambda index: round(110 * load_factor(index))),
+        "throttled": samples(lambda index: round(18 * load_factor(index)) if has_problem(index) else 0),
+        "failed": samples(lambda index: round(9 * load_factor(index)) if has_problem(index) else int(int(index) % 61 == 7)),
+        "failovers": samples(lambda index: round(30 * load_factor(index)) if has_problem(index) else int(int(index) % 17 == 3)),
+        "retries_429": samples(lambda index: round(24 * load_factor(index)) if has_problem(index) else int(int(index) % 23 == 5)),
+        "input_tokens": samples(lambda index: round(52000 * load_factor(index))),
+        "output_tokens": samples(lambda index: round(14000 * load_factor(index + 4))),
+        "p50_ms": samples(lambda index: round(640 * load_factor(index)) if int(index) % 50 > 3 else None),
+        "p95_ms": samples(lambda index: round((4100 if has_problem(index) else 1900) * load_factor(index + 2)) if int(index) % 50 > 3 else None),
+        "in_flight": samples(lambda index: round(14 * load_factor(index))),
     }
-    return {"step_seconds": 5, "until": ago(0), **lines}
+    return {"step_seconds": 5, "until": seconds_ago(0), **series}
 
 
-def state(tick, backends, pools, clients, configuration=None, process=None, trouble=False, begun=STEPS):
+def status_document(tick, backends, pools, clients, configuration=None, process=None, has_problems=False, first_known_step=TIMELINE_STEPS):
     return {
         "build": {"version": "0.1.0"},
-        "process": {"pid": 4711, "started": ago(4211), "uptime_seconds": 4211 + tick, "ready": True, "stopping": False}
+        "process": {"pid": 4711, "started": seconds_ago(4211), "uptime_seconds": 4211 + tick, "ready": True, "stopping": False}
         | (process or {}),
         "configuration": {
             "file": "/etc/aoai-lb/aoai-lb.yaml",
             "version": 3,
             "sha256": hashlib.sha256(b"a configuration").hexdigest(),
-            "loaded": ago(4000),
+            "loaded": seconds_ago(4000),
             "problem": None,
             "needs_upgrade": [],
         }
@@ -278,12 +278,12 @@ def state(tick, backends, pools, clients, configuration=None, process=None, trou
         "pools": pools,
         "backends": backends,
         "clients": clients,
-        "timeline": timeline(tick, trouble, begun),
+        "timeline": timeline(tick, has_problems, first_known_step),
         "something_new": {"that": "the page does not know"},
     }
 
 
-def calm(tick=0):
+def healthy(tick=0):
     provisioned = deployment("gpt-4o-ptu", remaining_tokens=None, remaining_requests=None, utilization=0.83)
     backends = [
         backend("eastus-ptu", tick, 0.41, weight=2, deployments=[provisioned]),
@@ -295,20 +295,20 @@ def calm(tick=0):
         pool("gpt-4o-mini", [("westus", "gpt-4o-mini", 1, "ok", None)]),
         pool(None, [("westus", None, 1, "ok", None)], kind="home"),
     ]
-    return state(tick, backends, pools, [client(name, n + 1) for n, name in enumerate(["team-a", "team-b", "batch-jobs"])])
+    return status_document(tick, backends, pools, [client(name, index + 1) for index, name in enumerate(["team-a", "team-b", "batch-jobs"])])
 
 
-def trouble(tick=0):
-    asked = "asked to wait (429, or retry-after)"
-    cooling = deployment("gpt-4o", 0.0, **resting("cooling", 4, 47, asked))
-    part = {"deployment": "gpt-4o", "operation": None, "until": None, "until_ms": 47000, "reason": "cooling", "since": ago(4)}
-    images = {"deployment": None, "operation": "images", "until": None, "until_ms": 3000, "reason": "permission", "since": ago(9)}
+def problems(tick=0):
+    cooldown_reason = "asked to wait (429, or retry-after)"
+    cooling = deployment("gpt-4o", 0.0, **unavailability("cooling", 4, 47, cooldown_reason))
+    cooldown = {"deployment": "gpt-4o", "operation": None, "until": None, "until_ms": 47000, "reason": "cooling", "since": seconds_ago(4)}
+    images = {"deployment": None, "operation": "images", "until": None, "until_ms": 3000, "reason": "permission", "since": seconds_ago(9)}
     backends = [
-        backend("eastus-ptu", tick, 0.0, **resting("breaker_open", 12, 18, "failed too often"), weight=2),
-        backend("westus", tick, 0.62, tier=2, resting=[part], deployments=[deployment(f"gpt-{n}", n / 9) for n in range(1, 8)] + [cooling]),
+        backend("eastus-ptu", tick, 0.0, **unavailability("breaker_open", 12, 18, "failed too often"), weight=2),
+        backend("westus", tick, 0.62, tier=2, resting=[cooldown], deployments=[deployment(f"gpt-{index}", index / 9) for index in range(1, 8)] + [cooling]),
         backend("sweden", tick, 0.38, tier=2, resting=[images]),
-        backend("france", tick, 0.0, tier=2, **resting("credential", 900, None, "has no credential yet: the vault refuses")),
-        backend("japan", tick, 0.0, tier=3, **resting("drained", 7200, None, "drained by the operator")),
+        backend("france", tick, 0.0, tier=2, **unavailability("credential", 900, None, "has no credential yet: the vault refuses")),
+        backend("japan", tick, 0.0, tier=3, **unavailability("drained", 7200, None, "drained by the operator")),
     ]
     pools = [
         pool("gpt-4o", [("eastus-ptu", "gpt-4o-ptu", 2, "breaker_open", 18000)], [("westus", "gpt-4o", 1, "cooling", 47000), ("sweden", "gpt-4o", 1, "ok", None)]),
@@ -317,69 +317,69 @@ def trouble(tick=0):
     ]
     problem = "backends[2].weight: must be at least 1"
     configuration = {"problem": problem, "needs_upgrade": ["listeners[0].address", "server.threads"]}
-    return state(tick, backends, pools, [client("team-a", 1), client("team-b", 3)], configuration, trouble=True)
+    return status_document(tick, backends, pools, [client("team-a", 1), client("team-b", 3)], configuration, has_problems=True)
 
 
 def stopping(tick=0):
-    told = calm(tick)
-    told["process"] |= {"ready": False, "stopping": True}
-    return told
+    document = healthy(tick)
+    document["process"] |= {"ready": False, "stopping": True}
+    return document
 
 
-def many(tick=0):
-    names = [f"region-{n:03}" for n in range(100)]
+def hundred_backends(tick=0):
+    names = [f"region-{index:03}" for index in range(100)]
     kinds = {7: ("cooling", 3, 12), 40: ("breaker_open", 5, 25), 77: ("absent", 50, 30), 90: ("drained", 500, None)}
     backends = [
-        backend(name, tick, 0.01, tier=1 + n % 3, deployments=[deployment(f"gpt-4o-{m}", (n + m + tick) % 10 / 10) for m in range(3)])
-        | (resting(*kinds[n]) if n in kinds else {})
-        for n, name in enumerate(names)
+        backend(name, tick, 0.01, tier=1 + index % 3, deployments=[deployment(f"gpt-4o-{deployment_index}", (index + deployment_index + tick) % 10 / 10) for deployment_index in range(3)])
+        | (unavailability(*kinds[index]) if index in kinds else {})
+        for index, name in enumerate(names)
     ]
-    states = {told["name"]: (told["state"], told["until_ms"]) for told in backends}
+    states = {document["name"]: (document["state"], document["until_ms"]) for document in backends}
     pools = [
-        pool(f"deployment-{n:02}", *[[(name, None, 1, *states[name]) for name in names[(2 * n + 4 * t) % 96 :][:4]] for t in range(3)])
-        for n in range(50)
+        pool(f"deployment-{index:02}", *[[(name, None, 1, *states[name]) for name in names[(2 * index + 4 * tier_index) % 96 :][:4]] for tier_index in range(3)])
+        for index in range(50)
     ]
-    return state(tick, backends, pools, [client(f"client-{n:03}", n + 1) for n in range(60)])
+    return status_document(tick, backends, pools, [client(f"client-{index:03}", index + 1) for index in range(60)])
 
 
-def hostile(tick=0):
+def hostile_names(tick=0):
     """Every text is markup, and then some."""
 
-    def spoil(value, key=None):
+    def add_markup(value, key=None):
         if isinstance(value, dict):
-            return {name: spoil(inner, name) for name, inner in value.items()}
+            return {name: add_markup(value_inside, name) for name, value_inside in value.items()}
         if isinstance(value, list):
-            return [spoil(inner, key) for inner in value]
-        kept = ("since", "until", "started", "loaded", "kind")
-        return f"{HOSTILE}{value}" if isinstance(value, str) and key not in kept else value
+            return [add_markup(value_inside, key) for value_inside in value]
+        unchanged_keys = ("since", "until", "started", "loaded", "kind")
+        return f"{HOSTILE_MARKUP}{value}" if isinstance(value, str) and key not in unchanged_keys else value
 
-    told = spoil(trouble(tick))
-    told["clients"] += [client(name, 5) for name in ("__proto__", "constructor", HOSTILE, HOSTILE, "‮evil", "x" * 200)]
-    told["backends"].append(backend("</script><script>alert(2)</script>", tick, state="__proto__", since="not a date"))
-    told["backends"].append(backend("a/../b?c#d", tick, endpoint="'\"><b>", reason="javascript:alert(3)"))
-    return told
+    document = add_markup(problems(tick))
+    document["clients"] += [client(name, 5) for name in ("__proto__", "constructor", HOSTILE_MARKUP, HOSTILE_MARKUP, "‮evil", "x" * 200)]
+    document["backends"].append(backend("</script><script>alert(2)</script>", tick, state="__proto__", since="not a date"))
+    document["backends"].append(backend("a/../b?c#d", tick, endpoint="'\"><b>", reason="javascript:alert(3)"))
+    return document
 
 
-def nulls(tick=0):
+def null_values(tick=0):
     """Everything that is there is unknown."""
 
-    def empty(value):
+    def nullify(value):
         if isinstance(value, dict):
-            return {name: empty(inner) for name, inner in value.items()}
-        return [empty(inner) for inner in value] if isinstance(value, list) else None
+            return {name: nullify(value_inside) for name, value_inside in value.items()}
+        return [nullify(value_inside) for value_inside in value] if isinstance(value, list) else None
 
-    return empty(calm(tick))
+    return nullify(healthy(tick))
 
 
-def unknown(_=0):
+def missing_values(_=0):
     """Nothing is there."""
     return {"backends": None, "pools": [None, 7, {}], "clients": [{}], "timeline": None, "process": None, "build": None}
 
 
-STATES = {made.__name__: made for made in (calm, trouble, stopping, many, hostile, nulls, unknown)}
+STATES = {make_state.__name__: make_state for make_state in (healthy, problems, stopping, hundred_backends, hostile_names, null_values, missing_values)}
 
 if __name__ == "__main__":
-    name, port = [*sys.argv[1:], *["calm", "0"][len(sys.argv) - 1 :]]
-    with Mock(STATES[name], port=int(port)) as mock:
+    name, port = [*sys.argv[1:], *["healthy", "0"][len(sys.argv) - 1 :]]
+    with MockAdminApi(STATES[name], port=int(port)) as mock:
         print(f"{mock.url} shows the state {name}; Ctrl-C ends it", flush=True)
         mock.thread.join()

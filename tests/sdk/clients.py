@@ -11,52 +11,52 @@ VERSION = "2025-04-01-preview"
 AUDIO = bytes(range(256)) * 1200
 
 
-def azure(kind=AzureOpenAI, **options):
+def azure_client(kind=AzureOpenAI, **options):
     # With a trailing slash, as people copy it from the portal.
-    given = {"azure_endpoint": f"{URL}/", "api_key": KEY, "api_version": VERSION, "max_retries": 0}
-    return kind(**given | options)
+    arguments = {"azure_endpoint": f"{URL}/", "api_key": KEY, "api_version": VERSION, "max_retries": 0}
+    return kind(**arguments | options)
 
 
-def v1(kind=OpenAI, **options):
+def v1_client(kind=OpenAI, **options):
     return kind(**{"base_url": f"{URL}/openai/v1/", "api_key": KEY, "max_retries": 0} | options)
 
 
 FLAVOURS = {
-    "azure": ("classic", azure),
-    "azure async": ("classic", lambda: azure(AsyncAzureOpenAI)),
-    "v1": ("v1", v1),
-    "v1 async": ("v1", lambda: v1(AsyncOpenAI)),
+    "azure": ("classic", azure_client),
+    "azure async": ("classic", lambda: azure_client(AsyncAzureOpenAI)),
+    "v1": ("v1", v1_client),
+    "v1 async": ("v1", lambda: v1_client(AsyncOpenAI)),
 }
 
 
-def each(name):
+def for_each_flavour(name):
     """Registers a coroutine function once per flavour of the client."""
 
     def register(function):
-        for flavour, (api, make) in FLAVOURS.items():
+        for flavour, (api, make_client) in FLAVOURS.items():
 
-            async def one(api=api, make=make):
-                client = make()
+            async def run_with_client(api=api, make_client=make_client):
+                client = make_client()
                 await function(client, api)
-                await done(client.close())
+                await resolve(client.close())
 
-            test(f"{name}, {flavour}")(one)
+            test(f"{name}, {flavour}")(run_with_client)
 
     return register
 
 
-async def done(value):
+async def resolve(value):
     """The result of a call, be the client sync or async."""
     return await value if inspect.isawaitable(value) else value
 
 
-async def items(stream):
+async def collect_items(stream):
     if hasattr(stream, "__aiter__"):
         return [item async for item in stream]
     return list(stream)
 
 
-def says(text):
+def user_message(text):
     return [{"role": "user", "content": text}]
 
 
@@ -71,5 +71,5 @@ def check_stream(chunks, question):
     return text
 
 
-def chat(client, model="gpt-4o", **options):
-    return client.chat.completions.create(**{"model": model, "messages": says("Hello")} | options)
+def create_chat(client, model="gpt-4o", **options):
+    return client.chat.completions.create(**{"model": model, "messages": user_message("Hello")} | options)

@@ -10,82 +10,82 @@ import venv
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1] / "target" / "sdk"
-MARK = ".made-of"
+ENVIRONMENTS_DIRECTORY = HERE.parents[1] / "target" / "sdk"
+SOURCE_HASH_FILE = ".made-of"
 
 
-def python(name, requirements):
+def python_environment(name, requirements):
     """The interpreter of an environment with these requirements."""
-    place, source = ROOT / name, HERE / requirements
-    interpreter = place / "bin" / "python"
+    directory, source = ENVIRONMENTS_DIRECTORY / name, HERE / requirements
+    interpreter = directory / "bin" / "python"
 
     def make():
-        venv.create(place, with_pip=True, clear=True)
+        venv.create(directory, with_pip=True, clear=True)
         install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"]
-        installed([interpreter, *install, source])
+        run_install([interpreter, *install, source])
 
-    fresh(place, [source], make)
+    make_if_changed(directory, [source], make)
     return interpreter
 
 
-def node_tools():
+def find_node_and_npm():
     """A node of at least version 20 and its npm: the system's, or one of our own, which comes as a
     Python package since Debian 12 has only version 18."""
-    system = shutil.which("node")
-    if system and shutil.which("npm"):
-        version = subprocess.run([system, "--version"], capture_output=True, text=True).stdout
+    system_node = shutil.which("node")
+    if system_node and shutil.which("npm"):
+        version = subprocess.run([system_node, "--version"], capture_output=True, text=True).stdout
         if int(version.strip().lstrip("v").split(".")[0] or 0) >= 20:
-            return system, ["npm"]
-    scripts = python("nodejs", "requirements-node.txt").parent
+            return system_node, ["npm"]
+    scripts = python_environment("nodejs", "requirements-node.txt").parent
     return scripts / "node", [scripts / "npm"]
 
 
-def node():
+def node_environment():
     """A folder with node_modules, and with the scripts beside it, so that they import as users do."""
-    place = ROOT / "node"
+    directory = ENVIRONMENTS_DIRECTORY / "node"
     sources = [HERE / "package.json", HERE / "package-lock.json", HERE / ".npmrc"]
 
     def make():
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
         for source in sources:
-            shutil.copy(source, place)
-        executable, npm = node_tools()
-        path = f"{Path(executable).parent}{os.pathsep}{os.environ['PATH']}"
-        installed([*npm, "ci", "--no-audit", "--no-fund"], cwd=place, path=path)
+            shutil.copy(source, directory)
+        node_program, npm = find_node_and_npm()
+        path = f"{Path(node_program).parent}{os.pathsep}{os.environ['PATH']}"
+        run_install([*npm, "ci", "--no-audit", "--no-fund"], cwd=directory, path=path)
 
-    fresh(place, sources, make)
+    make_if_changed(directory, sources, make)
     for script in HERE.glob("*.mjs"):
-        shutil.copy(script, place)
-    return place
+        shutil.copy(script, directory)
+    return directory
 
 
-def fresh(place, sources, make):
+def make_if_changed(directory, sources, make):
     """Makes a place anew unless it was made of the same sources."""
-    parts = [sys.version.encode(), *(source.read_bytes() for source in sources)]
-    made_of = hashlib.sha256(b"\0".join(parts)).hexdigest()
-    mark = place / MARK
-    if mark.exists() and mark.read_text() == made_of:
+    hashed_parts = [sys.version.encode(), *(source.read_bytes() for source in sources)]
+    source_hash = hashlib.sha256(b"\0".join(hashed_parts)).hexdigest()
+    hash_file = directory / SOURCE_HASH_FILE
+    if hash_file.exists() and hash_file.read_text() == source_hash:
         return
-    print(f"making target/sdk/{place.name}", flush=True)
-    place.parent.mkdir(parents=True, exist_ok=True)
+    print(f"making target/sdk/{directory.name}", flush=True)
+    directory.parent.mkdir(parents=True, exist_ok=True)
     make()
-    mark.write_text(made_of)
+    hash_file.write_text(source_hash)
 
 
-def installed(command, cwd=None, path=None):
+def run_install(command, cwd=None, path=None):
     environment = os.environ | ({"PATH": path} if path else {})
-    done = subprocess.run(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stdout}")
+    completed = subprocess.run(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if completed.returncode != 0:
+        raise SystemExit(f"{' '.join(map(str, command))} failed:\n{completed.stdout}")
 
 
-def clean():
+def clean_variables():
     """The environment of a suite: nothing in it that an SDK or a proxy would read."""
     prefixes = ("OPENAI_", "AZURE_", "PYTHON", "NODE_", "NPM_")
-    kept = {
+    variables = {
         name: value
         for name, value in os.environ.items()
         if not name.upper().startswith(prefixes) and not name.upper().endswith("_PROXY")
     }
-    return kept | {"PYTHONDONTWRITEBYTECODE": "1"}
+    return variables | {"PYTHONDONTWRITEBYTECODE": "1"}

@@ -3,35 +3,35 @@
 import assert from 'node:assert/strict';
 import OpenAI, { AzureOpenAI, toFile } from 'openai';
 
-import { COLLEAGUE_KEY, FAILING, KEY, LIMITED_KEY, URL_, contains, expect, least, mine, raises, run, test } from './suite.mjs';
+import { COLLEAGUE_KEY, FAILING_MOODS, KEY, LIMITED_KEY, BALANCER_URL, contains, expect, atLeast, ownDeployment, raises, runTests, test } from './suite.mjs';
 
 const VERSION = '2025-04-01-preview';
 const AUDIO = Buffer.alloc(300_000, 'sound');
 
-const azure = (options = {}) =>
-  new AzureOpenAI({ endpoint: `${URL_}/`, apiKey: KEY, apiVersion: VERSION, maxRetries: 0, ...options });
-const v1 = (options = {}) => new OpenAI({ baseURL: `${URL_}/openai/v1/`, apiKey: KEY, maxRetries: 0, ...options });
+const azureClient = (options = {}) =>
+  new AzureOpenAI({ endpoint: `${BALANCER_URL}/`, apiKey: KEY, apiVersion: VERSION, maxRetries: 0, ...options });
+const v1Client = (options = {}) => new OpenAI({ baseURL: `${BALANCER_URL}/openai/v1/`, apiKey: KEY, maxRetries: 0, ...options });
 
-const FLAVOURS = { azure: ['classic', azure], v1: ['v1', v1] };
+const FLAVOURS = { azure: ['classic', azureClient], v1: ['v1', v1Client] };
 
 /** Registers a test once per flavour of the client. */
-const each = (name, run) => {
-  for (const [flavour, [api, make]] of Object.entries(FLAVOURS)) {
-    test(`${name}, ${flavour}`, () => run(make(), api, make));
+const forEachFlavour = (name, run) => {
+  for (const [flavour, [api, makeClient]] of Object.entries(FLAVOURS)) {
+    test(`${name}, ${flavour}`, () => run(makeClient(), api, makeClient));
   }
 };
 
-const says = (text) => [{ role: 'user', content: text }];
+const userMessage = (text) => [{ role: 'user', content: text }];
 const answerTo = (text) => `You said: ${text} - and this is a simulated answer to it.`;
 
-async function items(stream) {
+async function collectItems(stream) {
   const all = [];
   for await (const item of stream) all.push(item);
   return all;
 }
 
-each('chat', async (client, api) => {
-  const call = client.chat.completions.create({ model: 'gpt-4o', messages: says('Hello there') });
+forEachFlavour('chat', async (client, api) => {
+  const call = client.chat.completions.create({ model: 'gpt-4o', messages: userMessage('Hello there') });
   const { data, response } = await call.withResponse();
   assert.equal(data.choices[0].message.content, answerTo('Hello there'));
   assert.ok(data._request_id);
@@ -54,33 +54,33 @@ each('chat', async (client, api) => {
   });
 });
 
-each('stream, with and without usage', async (client, api) => {
+forEachFlavour('stream, with and without usage', async (client, api) => {
   const text = (chunks) => chunks.map((chunk) => chunk.choices[0]?.delta.content ?? '').join('');
-  const messages = says('Stream it');
-  let chunks = await items(await client.chat.completions.create({ model: 'gpt-4o', messages, stream: true }));
+  const messages = userMessage('Stream it');
+  let chunks = await collectItems(await client.chat.completions.create({ model: 'gpt-4o', messages, stream: true }));
   assert.equal(text(chunks), answerTo('Stream it'));
   // The balancer asked for the usage; the client must not notice.
   assert.ok(!chunks.some((chunk) => chunk.usage), 'a usage nobody asked for');
   assert.ok(chunks.at(-1).choices.length, 'a chunk without choices at the end');
   const line = { operation: 'chat', api, stream: true, completion: answerTo('Stream it'), usage_source: 'reported' };
-  expect({ ...line, input_tokens: least(1), output_tokens: least(1), total_tokens: least(2) });
+  expect({ ...line, input_tokens: atLeast(1), output_tokens: atLeast(1), total_tokens: atLeast(2) });
 
   const stream_options = { include_usage: true };
   const asked = { model: 'gpt-4o', messages, stream: true, stream_options };
-  chunks = await items(await client.chat.completions.create(asked));
+  chunks = await collectItems(await client.chat.completions.create(asked));
   assert.equal(text(chunks), answerTo('Stream it'));
   assert.ok(chunks.at(-1).usage.total_tokens > 0);
   expect({ ...line, total_tokens: chunks.at(-1).usage.total_tokens });
 });
 
-each('tools', async (client) => {
+forEachFlavour('tools', async (client) => {
   const tools = [{ type: 'function', function: { name: 'weather', parameters: { type: 'object', properties: {} } } }];
-  const answer = await client.chat.completions.create({ model: 'gpt-4o-mini', messages: says('Use the tool'), tools });
+  const answer = await client.chat.completions.create({ model: 'gpt-4o-mini', messages: userMessage('Use the tool'), tools });
   assert.equal(answer.choices[0].message.tool_calls[0].function.name, 'weather');
   expect({ operation: 'chat', finish_reason: 'tool_calls', completion: contains('weather') });
 });
 
-each('embeddings', async (client, api) => {
+forEachFlavour('embeddings', async (client, api) => {
   const model = 'text-embedding-3-small';
   // Without encoding_format the SDK asks for base64 and decodes it.
   const packed = await client.embeddings.create({ model, input: 'a text' });
@@ -93,20 +93,20 @@ each('embeddings', async (client, api) => {
   }
 });
 
-each('responses', async (client, api) => {
+forEachFlavour('responses', async (client, api) => {
   const answer = await client.responses.create({ model: 'gpt-4o-mini', input: 'Respond' });
   assert.equal(answer.output_text, answerTo('Respond'));
   expect({ operation: 'responses', api, deployment: 'gpt-4o-mini', output_tokens: answer.usage.output_tokens });
   assert.equal((await client.responses.retrieve(answer.id)).id, answer.id);
   expect({ operation: 'responses', method: 'GET', status: 200 });
-  const events = await items(await client.responses.create({ model: 'gpt-4o-mini', input: 'Go on', stream: true }));
+  const events = await collectItems(await client.responses.create({ model: 'gpt-4o-mini', input: 'Go on', stream: true }));
   assert.equal(events.at(-1).type, 'response.completed');
-  expect({ operation: 'responses', stream: true, completion: answerTo('Go on'), output_tokens: least(1) });
+  expect({ operation: 'responses', stream: true, completion: answerTo('Go on'), output_tokens: atLeast(1) });
   await client.responses.delete(answer.id);
   expect({ operation: 'responses', method: 'DELETE', status: 200 });
 });
 
-each('audio upload', async (client, api) => {
+forEachFlavour('audio upload', async (client, api) => {
   // `dictation` is `whisper` on its resource: in the classic path, and in the form of v1.
   const file = await toFile(AUDIO, 'speech.wav', { type: 'audio/wav' });
   const answer = await client.audio.transcriptions.create({ model: 'dictation', file });
@@ -115,24 +115,24 @@ each('audio upload', async (client, api) => {
   expect({ ...line, completion: answer.text });
 });
 
-each('speech', async (client) => {
+forEachFlavour('speech', async (client) => {
   const answer = await client.audio.speech.create({ model: 'tts', voice: 'alloy', input: 'Say this aloud' });
   assert.ok((await answer.arrayBuffer()).byteLength >= 4096);
-  expect({ operation: 'audio', status: 200, response_bytes: least(4096) });
+  expect({ operation: 'audio', status: 200, response_bytes: atLeast(4096) });
 });
 
-each('images', async (client) => {
+forEachFlavour('images', async (client) => {
   const answer = await client.images.generate({ model: 'gpt-image-1', prompt: 'A lighthouse' });
   assert.ok(answer.data[0].b64_json);
   const output_tokens = answer.usage.output_tokens;
   expect({ operation: 'images', status: 200, output_tokens, prompt: contains('lighthouse') });
 });
 
-each('files', async (client, api) => {
+forEachFlavour('files', async (client, api) => {
   const file = await toFile(Buffer.from('{"custom_id":"1"}\n'), 'lines.jsonl');
   const made = await client.files.create({ file, purpose: 'batch' });
   expect({ operation: 'files', method: 'POST', api, status: 201, backend: 'westus' });
-  const ids = (await items(client.files.list())).map((listed) => listed.id);
+  const ids = (await collectItems(client.files.list())).map((listed) => listed.id);
   assert.ok(ids.includes(made.id));
   expect({ operation: 'files', method: 'GET', status: 200 });
   assert.equal((await client.files.retrieve(made.id)).filename, 'lines.jsonl');
@@ -145,42 +145,42 @@ each('files', async (client, api) => {
   expect({ operation: 'files', method: 'GET', status: 404 });
 });
 
-each('models', async (client) => {
-  const models = await items(client.models.list());
+forEachFlavour('models', async (client) => {
+  const models = await collectItems(client.models.list());
   assert.ok(models.some((model) => model.id.startsWith('gpt-4o')));
   expect({ operation: 'models', method: 'GET', status: 200 });
 });
 
 test('one backend throttled', async () => {
-  const call = azure().chat.completions.create({ model: mine('failover-chat'), messages: says('Anyone') });
+  const call = azureClient().chat.completions.create({ model: ownDeployment('failover-chat'), messages: userMessage('Anyone') });
   const { response } = await call.withResponse();
   assert.equal(response.headers.get('x-aoai-lb-attempts'), '2');
   expect({ statuses: [429, 200], backends: ['troubled', 'westus'] });
   const file = await toFile(AUDIO, 'speech.wav');
-  const answer = await v1().audio.transcriptions.create({ model: mine('failover-dictation'), file });
+  const answer = await v1Client().audio.transcriptions.create({ model: ownDeployment('failover-dictation'), file });
   assert.ok(answer.text.includes(`${AUDIO.length} bytes`), answer.text);
   expect({ operation: 'audio', statuses: [429, 200], upstream_deployment: 'whisper' });
 });
 
 test('a refusal within a 200, v1 responses', async () => {
-  const asked = { model: mine('hidden-created'), input: 'Hidden', stream: true };
-  const events = await items(await v1().responses.create(asked));
+  const asked = { model: ownDeployment('hidden-created'), input: 'Hidden', stream: true };
+  const events = await collectItems(await v1Client().responses.create(asked));
   assert.equal(events.at(-1).type, 'response.completed');
   assert.equal(events.filter((event) => event.type === 'response.created').length, 1);
   expect({ operation: 'responses', backends: ['troubled', 'westus'], outcome: 'answered' });
 });
 
 test("whatever fails fails over, and the SDK's own retries are not needed", async () => {
-  for (const failing of FAILING) {
-    const create = (more) => azure({ maxRetries: 2 }).chat.completions.create({ model: mine(failing), ...more });
-    const answer = await create({ messages: says('Once') });
+  for (const failing of FAILING_MOODS) {
+    const create = (more) => azureClient({ maxRetries: 2 }).chat.completions.create({ model: ownDeployment(failing), ...more });
+    const answer = await create({ messages: userMessage('Once') });
     assert.equal(answer.choices[0].message.content, answerTo('Once'));
-    expect({ status: 200, backends: [mine(failing), 'westus'], outcome: 'answered' });
+    expect({ status: 200, backends: [ownDeployment(failing), 'westus'], outcome: 'answered' });
   }
 });
 
 test("the SDK's own retry, after as long as it was told", async () => {
-  await azure({ maxRetries: 2 }).chat.completions.create({ model: mine('again'), messages: says('Again') });
+  await azureClient({ maxRetries: 2 }).chat.completions.create({ model: ownDeployment('again'), messages: userMessage('Again') });
   expect({ status: 429, statuses: [429] });
   expect({ status: 200, statuses: [200] });
 });
@@ -193,35 +193,35 @@ function check(error, status, code, fields) {
   expect({ request_id: error.headers.get('x-aoai-lb-request-id'), status, ...fields });
 }
 
-const chat = (client, model = 'gpt-4o', options = {}) => () =>
-  client.chat.completions.create({ model, messages: says('Hello'), ...options });
+const chatCall = (client, model = 'gpt-4o', options = {}) => () =>
+  client.chat.completions.create({ model, messages: userMessage('Hello'), ...options });
 
-each('wrong key', async (client, api, make) => {
-  const error = await raises(OpenAI.AuthenticationError, chat(make({ apiKey: 'wrong' })));
+forEachFlavour('wrong key', async (client, api, makeClient) => {
+  const error = await raises(OpenAI.AuthenticationError, chatCall(makeClient({ apiKey: 'wrong' })));
   check(error, 401, 'invalid_api_key', { client: null, api, outcome: 'refused', refusal: 'invalid_api_key' });
 });
 
 test('keys of two clients', async () => {
   const defaultHeaders = { 'Ocp-Apim-Subscription-Key': COLLEAGUE_KEY };
-  const error = await raises(OpenAI.AuthenticationError, chat(azure({ defaultHeaders })));
+  const error = await raises(OpenAI.AuthenticationError, chatCall(azureClient({ defaultHeaders })));
   check(error, 401, 'invalid_api_key', { client: null });
 });
 
-each('deployment not allowed for this client', async (client, api, make) => {
-  const error = await raises(OpenAI.PermissionDeniedError, chat(make({ apiKey: LIMITED_KEY })));
+forEachFlavour('deployment not allowed for this client', async (client, api, makeClient) => {
+  const error = await raises(OpenAI.PermissionDeniedError, chatCall(makeClient({ apiKey: LIMITED_KEY })));
   const refused = { client: 'limited', deployment: 'gpt-4o', refusal: 'deployment_not_allowed' };
   check(error, 403, 'deployment_not_allowed', refused);
 });
 
-each('unknown deployment', async (client) => {
-  const error = await raises(OpenAI.NotFoundError, chat(client, 'no-such-deployment'));
+forEachFlavour('unknown deployment', async (client) => {
+  const error = await raises(OpenAI.NotFoundError, chatCall(client, 'no-such-deployment'));
   const refused = { outcome: 'refused', deployment: 'no-such-deployment', statuses: [] };
   check(error, 404, 'DeploymentNotFound', refused);
 });
 
 test('everything throttled', async () => {
-  for (const [api, [, make]] of Object.entries(FLAVOURS)) {
-    const error = await raises(OpenAI.RateLimitError, chat(make(), mine('throttled')));
+  for (const [api, [, makeClient]] of Object.entries(FLAVOURS)) {
+    const error = await raises(OpenAI.RateLimitError, chatCall(makeClient(), ownDeployment('throttled')));
     const wait = Number(error.headers.get('retry-after-ms'));
     assert.ok(wait > 20_000 && wait <= 30_000, `retry-after-ms: ${wait}`);
     assert.ok(Number(error.headers.get('retry-after')) <= 30);
@@ -229,29 +229,29 @@ test('everything throttled', async () => {
   }
 });
 
-each('a bad request, relayed', async (client) => {
-  const error = await raises(OpenAI.BadRequestError, chat(client, 'gpt-4o-mini', { messages: [] }));
+forEachFlavour('a bad request, relayed', async (client) => {
+  const error = await raises(OpenAI.BadRequestError, chatCall(client, 'gpt-4o-mini', { messages: [] }));
   check(error, 400, error.code, { outcome: 'answered', statuses: [400] });
 });
 
 test('a resource that is down', async () => {
-  const error = await raises(OpenAI.InternalServerError, chat(azure(), mine('down')));
+  const error = await raises(OpenAI.InternalServerError, chatCall(azureClient(), ownDeployment('down')));
   check(error, 503, error.code, { backends: Array(4).fill('troubled') });
 });
 
 test('a stream that breaks off is an error, not an end', async () => {
   const seen = [];
   await raises(Error, async () => {
-    for await (const chunk of await chat(v1(), mine('breaking'), { stream: true })()) seen.push(chunk);
+    for await (const chunk of await chatCall(v1Client(), ownDeployment('breaking'), { stream: true })()) seen.push(chunk);
   });
   assert.ok(seen.length, 'nothing came before');
   expect({ stream: true, status: 200, outcome: 'failed' });
 });
 
 test('a client that leaves a stream', async () => {
-  const stream = await chat(azure(), mine('slow'), { stream: true })();
+  const stream = await chatCall(azureClient(), ownDeployment('slow'), { stream: true })();
   for await (const chunk of stream) if (chunk.choices[0]?.delta.content) break;
   expect({ stream: true, outcome: 'client_gone' });
 });
 
-await run();
+await runTests();

@@ -8,7 +8,7 @@ import math
 import openai
 
 import suite
-from suite import COLLEAGUE_KEY, KEY, LIMITED_KEY, URL, contains, expect, least, mine, raises, test
+from suite import COLLEAGUE_KEY, KEY, LIMITED_KEY, URL, contains, expect, at_least, own_deployment, raises, test
 
 VERSION = "2023-05-15"
 AUDIO = bytes(range(256)) * 1200
@@ -18,10 +18,10 @@ openai.api_base = URL
 openai.api_version = VERSION
 openai.api_key = KEY
 
-BY_HEADER = {"api_key": "dummy", "headers": {"Ocp-Apim-Subscription-Key": KEY}}
+KEY_IN_HEADER = {"api_key": "dummy", "headers": {"Ocp-Apim-Subscription-Key": KEY}}
 
 
-def says(text):
+def user_message(text):
     return [{"role": "user", "content": text}]
 
 
@@ -29,8 +29,8 @@ def answer_to(text):
     return f"You said: {text} - and this is a simulated answer to it."
 
 
-def chat(engine="gpt-4o", text="Hello", **options):
-    return openai.ChatCompletion.create(**{"engine": engine, "messages": says(text)} | options)
+def create_chat(engine="gpt-4o", text="Hello", **options):
+    return openai.ChatCompletion.create(**{"engine": engine, "messages": user_message(text)} | options)
 
 
 def expect_chat(answer, **fields):
@@ -56,14 +56,14 @@ for name, base in {"": URL, ", api_base with a slash at its end": f"{URL}/"}.ite
 
     @test(f"chat{name}")
     def _(base=base):
-        answer = chat(text="Hello there", api_base=base)
+        answer = create_chat(text="Hello there", api_base=base)
         assert answer.choices[0].message.content == answer_to("Hello there")
         path = "/openai/deployments/gpt-4o/chat/completions"
         expect_chat(answer, path=path, deployment="gpt-4o", prompt=contains("Hello there"))
 
     @test(f"stream{name}")
     def _(base=base):
-        chunks = list(chat(text="Stream it", stream=True, api_base=base))
+        chunks = list(create_chat(text="Stream it", stream=True, api_base=base))
         deltas = [chunk.choices[0].delta.get("content") or "" for chunk in chunks if chunk.choices]
         assert "".join(deltas) == answer_to("Stream it")
         assert not any("usage" in chunk for chunk in chunks)
@@ -99,24 +99,24 @@ def _():
 
 @test("deployment_id in place of engine")
 def _():
-    answer = openai.ChatCompletion.create(deployment_id="gpt-4o-mini", messages=says("Otherwise"))
+    answer = openai.ChatCompletion.create(deployment_id="gpt-4o-mini", messages=user_message("Otherwise"))
     expect_chat(answer, deployment="gpt-4o-mini")
 
 
 @test("a stream with usage asked for by the balancer")
 def _():
-    chunks = list(chat("gpt-4o-mini", "Newer", stream=True, api_version="2024-10-21"))
+    chunks = list(create_chat("gpt-4o-mini", "Newer", stream=True, api_version="2024-10-21"))
     assert not any(chunk.get("usage") for chunk in chunks), "a usage nobody asked for"
     assert chunks[-1].choices, "a chunk without choices at the end"
-    expect(api_version="2024-10-21", stream=True, usage_source="reported", total_tokens=least(1))
+    expect(api_version="2024-10-21", stream=True, usage_source="reported", total_tokens=at_least(1))
 
 
 @test("async, whole and streamed")
 def _():
     async def both():
-        answer = await openai.ChatCompletion.acreate(engine="gpt-4o-mini", messages=says("Async"))
+        answer = await openai.ChatCompletion.acreate(engine="gpt-4o-mini", messages=user_message("Async"))
         expect_chat(answer)
-        stream = await openai.ChatCompletion.acreate(engine="gpt-4o-mini", messages=says("Async"), stream=True)
+        stream = await openai.ChatCompletion.acreate(engine="gpt-4o-mini", messages=user_message("Async"), stream=True)
         chunks = [chunk async for chunk in stream]
         deltas = [chunk.choices[0].delta.get("content") or "" for chunk in chunks if chunk.choices]
         assert "".join(deltas) == answer_to("Async")
@@ -127,18 +127,18 @@ def _():
 
 @test("subscription key in a header, with a dummy api_key")
 def _():
-    expect_chat(chat(**BY_HEADER))
-    list(chat(stream=True, **BY_HEADER))
+    expect_chat(create_chat(**KEY_IN_HEADER))
+    list(create_chat(stream=True, **KEY_IN_HEADER))
     expect(operation="chat", stream=True, status=200)
-    openai.Completion.create(engine="gpt-35-turbo-instruct", prompt="Once", **BY_HEADER)
+    openai.Completion.create(engine="gpt-35-turbo-instruct", prompt="Once", **KEY_IN_HEADER)
     expect(operation="completions", status=200)
-    openai.Embedding.create(engine="text-embedding-3-small", input="a text", **BY_HEADER)
+    openai.Embedding.create(engine="text-embedding-3-small", input="a text", **KEY_IN_HEADER)
     expect(operation="embeddings", status=200)
 
 
 @test("subscription key as a token of api_type azure_ad")
 def _():
-    expect_chat(chat("gpt-4o-mini", api_type="azure_ad"))
+    expect_chat(create_chat("gpt-4o-mini", api_type="azure_ad"))
 
 
 @test("audio upload")
@@ -166,9 +166,9 @@ def _():
 
 @test("one backend throttled")
 def _():
-    answer = chat(mine("failover-chat"))
+    answer = create_chat(own_deployment("failover-chat"))
     expect_chat(answer, statuses=[429, 200], backends=["troubled", "westus"])
-    openai.Embedding.create(engine=mine("failover-vectors"), input="a text")
+    openai.Embedding.create(engine=own_deployment("failover-vectors"), input="a text")
     expect(operation="embeddings", statuses=[429, 200])
 
 
@@ -182,33 +182,33 @@ def check(error, status, code, **fields):
 
 @test("wrong key")
 def _():
-    error = raises(openai.error.AuthenticationError, chat, api_key="wrong")
+    error = raises(openai.error.AuthenticationError, create_chat, api_key="wrong")
     check(error, 401, "invalid_api_key", client=None, outcome="refused", refusal="invalid_api_key")
-    error = raises(openai.error.AuthenticationError, chat, api_key="wrong", stream=True)
+    error = raises(openai.error.AuthenticationError, create_chat, api_key="wrong", stream=True)
     check(error, 401, "invalid_api_key", client=None, outcome="refused", refusal="invalid_api_key")
 
 
 @test("keys of two clients")
 def _():
-    error = raises(openai.error.AuthenticationError, chat, headers={"Ocp-Apim-Subscription-Key": COLLEAGUE_KEY})
+    error = raises(openai.error.AuthenticationError, create_chat, headers={"Ocp-Apim-Subscription-Key": COLLEAGUE_KEY})
     check(error, 401, "invalid_api_key", client=None)
 
 
 @test("deployment not allowed for this client")
 def _():
-    error = raises(openai.error.PermissionError, chat, api_key=LIMITED_KEY)
+    error = raises(openai.error.PermissionError, create_chat, api_key=LIMITED_KEY)
     check(error, 403, "deployment_not_allowed", client="limited", deployment="gpt-4o")
 
 
 @test("unknown deployment")
 def _():
-    error = raises(openai.error.InvalidRequestError, chat, "no-such-deployment")
+    error = raises(openai.error.InvalidRequestError, create_chat, "no-such-deployment")
     check(error, 404, "DeploymentNotFound", outcome="refused", statuses=[])
 
 
 @test("everything throttled")
 def _():
-    error = raises(openai.error.RateLimitError, chat, mine("throttled"))
+    error = raises(openai.error.RateLimitError, create_chat, own_deployment("throttled"))
     assert 20_000 < float(error.headers["retry-after-ms"]) <= 30_000, error.headers
     assert 20 < float(error.headers["retry-after"]) <= 30, error.headers
     check(error, 429, "429", statuses=[429])
@@ -216,22 +216,22 @@ def _():
 
 @test("a bad request, relayed")
 def _():
-    error = raises(openai.error.InvalidRequestError, chat, "gpt-4o-mini", messages=[])
+    error = raises(openai.error.InvalidRequestError, create_chat, "gpt-4o-mini", messages=[])
     check(error, 400, error.json_body["error"]["code"], outcome="answered", statuses=[400])
 
 
 @test("the content filter, relayed")
 def _():
-    error = raises(openai.error.InvalidRequestError, chat, mine("filtered"))
+    error = raises(openai.error.InvalidRequestError, create_chat, own_deployment("filtered"))
     check(error, 400, "content_filter", statuses=[400])
 
 
 @test("a resource that is down")
 def _():
-    error = raises(openai.error.ServiceUnavailableError, chat, mine("down"))
+    error = raises(openai.error.ServiceUnavailableError, create_chat, own_deployment("down"))
     # For this kind the SDK keeps the status and drops the body.
     assert error.http_status == 503
     expect(status=503, backends=["troubled"] * 4)
 
 
-suite.run()
+suite.run_tests()

@@ -7,20 +7,20 @@ import json
 import math
 
 import openai
-from openai import AsyncAzureOpenAI, AsyncOpenAI
+from openai import AsyncOpenAI
 
 import suite
-from clients import AUDIO, VERSION, answer_to, azure, chat, check_stream, done, each, items, says, v1
-from suite import KEY, URL, contains, expect, least, test
+from clients import AUDIO, VERSION, answer_to, azure_client, create_chat, check_stream, resolve, for_each_flavour, collect_items, user_message, v1_client
+from suite import KEY, contains, expect, at_least, test
 
 
 # Chat
 
 
-@each("chat")
+@for_each_flavour("chat")
 async def _(client, api):
-    call = client.chat.completions.with_raw_response.create(model="gpt-4o", messages=says("Hello there"))
-    raw = await done(call)
+    call = client.chat.completions.with_raw_response.create(model="gpt-4o", messages=user_message("Hello there"))
+    raw = await resolve(call)
     answer = raw.parse()
     text, usage = answer.choices[0].message.content, answer.usage
     assert text == answer_to("Hello there"), text
@@ -54,15 +54,15 @@ async def _(client, api):
         content_cut=False,
         client_ip="127.0.0.1",
         peer_ip="127.0.0.1",
-        request_bytes=least(50),
-        response_bytes=least(200),
+        request_bytes=at_least(50),
+        response_bytes=at_least(200),
     )
 
 
-@each("stream that asks for no usage")
+@for_each_flavour("stream that asks for no usage")
 async def _(client, api):
-    stream = client.chat.completions.create(model="gpt-4o", messages=says("Stream it"), stream=True)
-    chunks = await items(await done(stream))
+    stream = client.chat.completions.create(model="gpt-4o", messages=user_message("Stream it"), stream=True)
+    chunks = await collect_items(await resolve(stream))
     text = check_stream(chunks, "Stream it")
     # The balancer asked for the usage; the client must not notice.
     assert all(chunk.usage is None for chunk in chunks), "a usage nobody asked for"
@@ -74,20 +74,20 @@ async def _(client, api):
         outcome="answered",
         completion=text,
         finish_reason="stop",
-        input_tokens=least(1),
-        output_tokens=least(10),
-        total_tokens=least(11),
+        input_tokens=at_least(1),
+        output_tokens=at_least(10),
+        total_tokens=at_least(11),
         usage_source="reported",
-        first_byte_ms=least(0),
+        first_byte_ms=at_least(0),
     )
 
 
-@each("stream that asks for usage")
+@for_each_flavour("stream that asks for usage")
 async def _(client, api):
-    asked = {"include_usage": True}
-    question = says("Count it")
-    stream = client.chat.completions.create(model="gpt-4o", messages=question, stream=True, stream_options=asked)
-    chunks = await items(await done(stream))
+    requested = {"include_usage": True}
+    question = user_message("Count it")
+    stream = client.chat.completions.create(model="gpt-4o", messages=question, stream=True, stream_options=requested)
+    chunks = await collect_items(await resolve(stream))
     text, usage = check_stream(chunks, "Count it"), chunks[-1].usage
     assert not chunks[-1].choices and usage.total_tokens > 0, chunks[-1]
     expect(
@@ -106,7 +106,7 @@ def _():
     # The SDK closes a stream at its [DONE], before the last chunk of HTTP: that is no client that left.
     for number in range(20):
         question = f"Number {number}"
-        check_stream(list(chat(v1(), "gpt-4o-mini", messages=says(question), stream=True)), question)
+        check_stream(list(create_chat(v1_client(), "gpt-4o-mini", messages=user_message(question), stream=True)), question)
         expect(stream=True, outcome="answered", usage_source="reported", prompt=contains(question))
 
 
@@ -119,22 +119,22 @@ TOOL = {
 }
 
 
-@each("tools")
+@for_each_flavour("tools")
 async def _(client, api):
-    messages = says("Use the tool, please")
+    messages = user_message("Use the tool, please")
     create = client.chat.completions.create
-    answer = await done(create(model="gpt-4o-mini", messages=messages, tools=[TOOL]))
+    answer = await resolve(create(model="gpt-4o-mini", messages=messages, tools=[TOOL]))
     call = answer.choices[0].message.tool_calls[0]
     assert call.function.name == "weather" and json.loads(call.function.arguments)["input"]
     expect(operation="chat", finish_reason="tool_calls", completion=contains("weather"))
 
     messages += [answer.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "rain"}]
-    answer = await done(create(model="gpt-4o-mini", messages=messages, tools=[TOOL]))
+    answer = await resolve(create(model="gpt-4o-mini", messages=messages, tools=[TOOL]))
     assert answer.choices[0].message.content == "The tool said: rain"
     expect(operation="chat", finish_reason="stop", completion="The tool said: rain", prompt=contains("rain"))
 
-    messages = says("Use the tool, please")
-    chunks = await items(await done(create(model="gpt-4o-mini", messages=messages, tools=[TOOL], stream=True)))
+    messages = user_message("Use the tool, please")
+    chunks = await collect_items(await resolve(create(model="gpt-4o-mini", messages=messages, tools=[TOOL], stream=True)))
     parts = [part for chunk in chunks if chunk.choices for part in chunk.choices[0].delta.tool_calls or []]
     arguments = "".join(part.function.arguments or "" for part in parts)
     assert parts[0].function.name == "weather" and json.loads(arguments)["input"]
@@ -143,7 +143,7 @@ async def _(client, api):
 
 @test("the SDK's stream helper, v1")
 def _():
-    with v1().chat.completions.stream(model="gpt-4o-mini", messages=says("Help me")) as stream:
+    with v1_client().chat.completions.stream(model="gpt-4o-mini", messages=user_message("Help me")) as stream:
         text = stream.get_final_completion().choices[0].message.content
     assert text == answer_to("Help me")
     expect(operation="chat", stream=True, completion=text)
@@ -153,19 +153,19 @@ def _():
 def _():
     picture = "data:image/png;base64," + base64.b64encode(AUDIO).decode()
     parts = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": "What is it?"}]
-    answer = chat(v1(), "gpt-4o-mini", messages=[{"role": "user", "content": parts}])
+    answer = create_chat(v1_client(), "gpt-4o-mini", messages=[{"role": "user", "content": parts}])
     assert answer.choices[0].message.content == answer_to("What is it?")
-    expect(operation="chat", prompt=contains("sha256"), content_cut=False, request_bytes=least(len(picture)))
-    chat(v1(), "gpt-4o-mini", messages=says("word " * 20_000))
+    expect(operation="chat", prompt=contains("sha256"), content_cut=False, request_bytes=at_least(len(picture)))
+    create_chat(v1_client(), "gpt-4o-mini", messages=user_message("word " * 20_000))
     expect(operation="chat", status=200, content_cut=True, prompt=contains("word word"))
 
 
 @test("twelve requests at once, v1 async")
 async def _():
-    client = v1(AsyncOpenAI)
+    client = v1_client(AsyncOpenAI)
     questions = [f"Question {number}" for number in range(12)]
     create = client.chat.completions.create
-    calls = [create(model="gpt-4o-mini", messages=says(question)) for question in questions]
+    calls = [create(model="gpt-4o-mini", messages=user_message(question)) for question in questions]
     answers = await asyncio.gather(*calls)
     for question, answer in zip(questions, answers):
         assert answer.choices[0].message.content == answer_to(question)
@@ -175,15 +175,15 @@ async def _():
 
 @test("an Entra-style bearer on the classic path")
 def _():
-    client = azure(api_key=None, azure_ad_token=KEY)
-    client.chat.completions.create(model="gpt-4o-mini", messages=says("As a bearer"))
+    client = azure_client(api_key=None, azure_ad_token=KEY)
+    client.chat.completions.create(model="gpt-4o-mini", messages=user_message("As a bearer"))
     expect(operation="chat", api="classic", status=200)
 
 
 @test("a client made for one deployment, with an old api-version")
 def _():
-    client = azure(azure_deployment="gpt-4o-mini", api_version="2024-06-01")
-    stream = client.chat.completions.create(model="something-else", messages=says("Old"), stream=True)
+    client = azure_client(azure_deployment="gpt-4o-mini", api_version="2024-06-01")
+    stream = client.chat.completions.create(model="something-else", messages=user_message("Old"), stream=True)
     check_stream(list(stream), "Old")
     # That version knows no stream_options: nothing was asked for, nothing is known.
     expect(
@@ -199,25 +199,25 @@ def _():
 @test("legacy completions, whole and streamed")
 def _():
     model = "gpt-35-turbo-instruct"
-    answer = azure().completions.create(model=model, prompt="Once upon a time")
+    answer = azure_client().completions.create(model=model, prompt="Once upon a time")
     assert "Once upon a time" in answer.choices[0].text
     expect(operation="completions", total_tokens=answer.usage.total_tokens, completion=answer.choices[0].text)
-    chunks = list(azure().completions.create(model=model, prompt="And then", stream=True))
+    chunks = list(azure_client().completions.create(model=model, prompt="And then", stream=True))
     text = "".join(chunk.choices[0].text for chunk in chunks)
     assert "And then" in text and not any(chunk.usage for chunk in chunks)
-    expect(operation="completions", stream=True, completion=text, total_tokens=least(1), prompt=contains("And then"))
+    expect(operation="completions", stream=True, completion=text, total_tokens=at_least(1), prompt=contains("And then"))
 
 
 # Embeddings
 
 
-@each("embeddings")
+@for_each_flavour("embeddings")
 async def _(client, api):
     create = client.embeddings.create
     model = "text-embedding-3-small"
     # Without encoding_format the SDK asks for base64 and decodes it.
-    packed = await done(create(model=model, input=["one text", "another"]))
-    plain = await done(create(model=model, input=["one text", "another"], encoding_format="float"))
+    packed = await resolve(create(model=model, input=["one text", "another"]))
+    plain = await resolve(create(model=model, input=["one text", "another"], encoding_format="float"))
     for one, other in zip(packed.data, plain.data):
         assert len(one.embedding) == len(other.embedding) == 1536
         assert all(math.isclose(a, b, abs_tol=1e-6) for a, b in zip(one.embedding, other.embedding))
@@ -239,11 +239,11 @@ async def _(client, api):
 # Responses
 
 
-@each("responses")
+@for_each_flavour("responses")
 async def _(client, api):
     # Two, since two resources take turns: each is found again by its id.
     for question in ("First", "Second"):
-        answer = await done(client.responses.create(model="gpt-4o-mini", input=question, instructions="Be kind"))
+        answer = await resolve(client.responses.create(model="gpt-4o-mini", input=question, instructions="Be kind"))
         assert answer.output_text == answer_to(question)
         expect(
             operation="responses",
@@ -256,24 +256,24 @@ async def _(client, api):
             prompt=contains(question),
             completion=answer.output_text,
         )
-        again = await done(client.responses.retrieve(answer.id))
+        again = await resolve(client.responses.retrieve(answer.id))
         assert again.output_text == answer.output_text
         expect(operation="responses", method="GET", status=200, path=contains(f"/responses/{answer.id}"))
-        given = await done(client.responses.input_items.list(answer.id))
+        given = await resolve(client.responses.input_items.list(answer.id))
         assert given.data[0].content[0].text == question
         expect(operation="responses", method="GET", status=200, path=contains("/input_items"))
-        await done(client.responses.delete(answer.id))
+        await resolve(client.responses.delete(answer.id))
         expect(operation="responses", method="DELETE", status=200)
         try:
-            await done(client.responses.retrieve(answer.id))
+            await resolve(client.responses.retrieve(answer.id))
             raise AssertionError("a deleted response is still there")
         except openai.NotFoundError:
             expect(operation="responses", method="GET", status=404)
 
 
-@each("responses streamed")
+@for_each_flavour("responses streamed")
 async def _(client, api):
-    events = await items(await done(client.responses.create(model="gpt-4o-mini", input="Go on", stream=True)))
+    events = await collect_items(await resolve(client.responses.create(model="gpt-4o-mini", input="Go on", stream=True)))
     text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
     assert events[0].type == "response.created" and events[-1].type == "response.completed", events[-1].type
     assert text == answer_to("Go on")
@@ -293,41 +293,41 @@ async def _(client, api):
 # Files, models, batches
 
 
-@each("files")
+@for_each_flavour("files")
 async def _(client, api):
     content = b'{"custom_id":"1"}\n' * 5000
-    made = await done(client.files.create(file=("lines.jsonl", content), purpose="batch"))
+    made = await resolve(client.files.create(file=("lines.jsonl", content), purpose="batch"))
     assert made.bytes == len(content) and made.filename == "lines.jsonl"
     expect(operation="files", method="POST", api=api, deployment=None, status=201, backend="westus")
-    listed = await done(client.files.list())
+    listed = await resolve(client.files.list())
     assert made.id in [file.id for file in listed.data]
     expect(operation="files", method="GET", status=200)
-    found = await done(client.files.retrieve(made.id))
+    found = await resolve(client.files.retrieve(made.id))
     assert found.id == made.id
     expect(operation="files", method="GET", status=200)
-    body = await done(client.files.content(made.id))
+    body = await resolve(client.files.content(made.id))
     assert body.read() == content
     expect(operation="files", method="GET", status=200, response_bytes=len(content))
-    assert (await done(client.files.delete(made.id))).deleted
+    assert (await resolve(client.files.delete(made.id))).deleted
     expect(operation="files", method="DELETE", status=200)
     try:
-        await done(client.files.retrieve(made.id))
+        await resolve(client.files.retrieve(made.id))
         raise AssertionError("a deleted file is still there")
     except openai.NotFoundError:
         expect(operation="files", method="GET", status=404)
 
 
-@each("models")
+@for_each_flavour("models")
 async def _(client, api):
-    models = await done(client.models.list())
+    models = await resolve(client.models.list())
     assert any(model.id.startswith("gpt-4o") for model in models.data)
     expect(operation="models", method="GET", api=api, status=200, deployment=None)
 
 
 @test("a batch, v1")
 def _():
-    client = v1()
-    body = {"model": "gpt-4o", "messages": says("In a batch")}
+    client = v1_client()
+    body = {"model": "gpt-4o", "messages": user_message("In a batch")}
     line = {"custom_id": "1", "method": "POST", "url": "/chat/completions", "body": body}
     file = client.files.create(file=("batch.jsonl", json.dumps(line).encode()), purpose="batch")
     expect(operation="files", method="POST", status=201)
@@ -341,7 +341,7 @@ def _():
 def _():
     content = bytes(range(256)) * 4096
     size = len(content)
-    upload = v1().uploads.upload_file_chunked(
+    upload = v1_client().uploads.upload_file_chunked(
         file=content,
         filename="a.bin",
         bytes=size,
@@ -352,18 +352,18 @@ def _():
     assert upload.status == "completed" and upload.file.bytes == size, upload
     expect(operation="uploads", method="POST", path="/openai/v1/uploads", status=200)
     for _ in range(2):
-        expect(operation="uploads", path=contains("/parts"), status=200, request_bytes=least(size // 2))
+        expect(operation="uploads", path=contains("/parts"), status=200, request_bytes=at_least(size // 2))
     expect(operation="uploads", path=contains("/complete"), status=200)
 
 
 # Audio and images
 
 
-@each("audio upload")
+@for_each_flavour("audio upload")
 async def _(client, api):
     # `dictation` is `whisper` on its resource: in the classic path, and in the form of v1.
     for model in ("whisper", "dictation"):
-        answer = await done(client.audio.transcriptions.create(model=model, file=("speech.wav", AUDIO)))
+        answer = await resolve(client.audio.transcriptions.create(model=model, file=("speech.wav", AUDIO)))
         assert answer.text == f"A simulated transcription of speech.wav, {len(AUDIO)} bytes long.", answer.text
         expect(
             operation="audio",
@@ -371,7 +371,7 @@ async def _(client, api):
             deployment=model,
             upstream_deployment="whisper",
             status=200,
-            request_bytes=least(len(AUDIO)),
+            request_bytes=at_least(len(AUDIO)),
             usage_source="none",
             completion=answer.text,
         )
@@ -379,7 +379,7 @@ async def _(client, api):
 
 @test("audio upload in tokens, and streamed, v1")
 def _():
-    create = v1().audio.transcriptions.create
+    create = v1_client().audio.transcriptions.create
     answer = create(model="gpt-4o-transcribe", file=("speech.wav", AUDIO))
     usage = answer.usage
     expect(operation="audio", input_tokens=usage.input_tokens, output_tokens=usage.output_tokens)
@@ -388,16 +388,16 @@ def _():
     expect(operation="audio", stream=True, completion=events[-1].text, total_tokens=usage.total_tokens)
 
 
-@each("translation")
+@for_each_flavour("translation")
 async def _(client, api):
-    answer = await done(client.audio.translations.create(model="whisper", file=("speech.mp3", AUDIO)))
+    answer = await resolve(client.audio.translations.create(model="whisper", file=("speech.mp3", AUDIO)))
     assert answer.text.startswith("A simulated translation of speech.mp3")
     expect(operation="audio", path=contains("/audio/translations"), status=200)
 
 
-@each("speech")
+@for_each_flavour("speech")
 async def _(client, api):
-    answer = await done(client.audio.speech.create(model="tts", voice="alloy", input="Say this aloud"))
+    answer = await resolve(client.audio.speech.create(model="tts", voice="alloy", input="Say this aloud"))
     sound = answer.read()
     assert len(sound) >= 4096
     # Sound is told by size and digest.
@@ -407,17 +407,17 @@ async def _(client, api):
 
 @test("speech, read while it arrives, v1")
 def _():
-    create = v1().audio.speech.with_streaming_response.create
+    create = v1_client().audio.speech.with_streaming_response.create
     with create(model="tts", voice="alloy", input="Say this aloud") as answer:
         size = sum(len(piece) for piece in answer.iter_bytes(512))
     assert size >= 4096
     expect(operation="audio", status=200, response_bytes=size)
 
 
-@each("images")
+@for_each_flavour("images")
 async def _(client, api):
     # `painter` is `gpt-image-1` on its resource.
-    answer = await done(client.images.generate(model="painter", prompt="A lighthouse"))
+    answer = await resolve(client.images.generate(model="painter", prompt="A lighthouse"))
     pixel = base64.b64decode(answer.data[0].b64_json)
     assert pixel.startswith(b"\x89PNG")
     expect(
@@ -428,77 +428,9 @@ async def _(client, api):
         output_tokens=answer.usage.output_tokens,
         prompt=contains("lighthouse"),
     )
-    edited = await done(client.images.edit(model="painter", image=("a.png", pixel), prompt="At night"))
+    edited = await resolve(client.images.edit(model="painter", image=("a.png", pixel), prompt="At night"))
     assert edited.data[0].b64_json
     expect(operation="images", path=contains("/images/edits"), status=200, prompt=contains("At night"))
 
 
-# WebSockets
-
-
-def sockets():
-    base = URL.replace("http://", "ws://")
-    yield "azure", azure(AsyncAzureOpenAI, websocket_base_url=f"{base}/openai")
-    yield "v1", v1(AsyncOpenAI, websocket_base_url=f"{base}/openai/v1")
-
-
-@test("realtime")
-async def _():
-    for name, client in sockets():
-        async with client.realtime.connect(model="gpt-realtime") as connection:
-            first = await connection.recv()
-            assert first.type == "session.created", first.type
-            part = {"type": "input_text", "text": "Speak"}
-            await connection.conversation.item.create(item={"type": "message", "role": "user", "content": [part]})
-            await connection.response.create()
-            text = ""
-            async for event in connection:
-                text += event.delta if event.type == "response.text.delta" else ""
-                if event.type == "response.done":
-                    break
-        assert text == answer_to("Speak"), text
-        expect(
-            operation="realtime",
-            method="GET",
-            api="v1" if name == "v1" else "classic",
-            deployment="gpt-realtime",
-            status=101,
-            outcome="answered",
-            backend="westus",
-        )
-        await client.close()
-
-
-@test("responses over a WebSocket")
-async def _():
-    base = URL.replace("http://", "ws://")
-    client = v1(AsyncOpenAI, websocket_base_url=f"{base}/openai/v1")
-    async with client.responses.connect() as connection:
-        await connection.response.create(model="gpt-4o-mini", input="Over a socket")
-        text = ""
-        async for event in connection:
-            text += event.delta if event.type == "response.output_text.delta" else ""
-            if event.type in ("response.completed", "error"):
-                break
-    assert text == answer_to("Over a socket"), (text, event)
-    # No deployment in the request: it goes where all such calls go.
-    expect(operation="responses", method="GET", status=101, outcome="answered", backend="westus")
-    await client.close()
-
-
-@test("realtime with a wrong key")
-async def _():
-    base = URL.replace("http://", "ws://")
-    client = v1(AsyncOpenAI, websocket_base_url=f"{base}/openai/v1", api_key="wrong")
-    try:
-        async with client.realtime.connect(model="gpt-realtime"):
-            raise AssertionError("connected with a wrong key")
-    except AssertionError:
-        raise
-    except Exception as error:
-        assert "401" in str(error), repr(error)
-    expect(client=None, operation="realtime", status=401, outcome="refused", refusal="invalid_api_key")
-    await client.close()
-
-
-suite.run()
+suite.run_tests()

@@ -3,45 +3,45 @@
 import openai
 
 import suite
-from clients import AUDIO, answer_to, azure, chat, check_stream, done, each, says, v1
-from suite import COLLEAGUE_KEY, KNOWN, LIMITED_KEY, expect, mine, raises, test
+from clients import AUDIO, answer_to, azure_client, create_chat, check_stream, resolve, for_each_flavour, user_message, v1_client
+from suite import COLLEAGUE_KEY, NOT_NULL, LIMITED_KEY, expect, own_deployment, raises, test
 
 
 # Failover: the SDK needs no retry of its own
 
 
-@each("one backend throttled")
+@for_each_flavour("one backend throttled")
 async def _(client, api):
     create = client.chat.completions.with_raw_response.create
-    raw = await done(create(model=mine("failover-chat"), messages=says("Anyone")))
+    raw = await resolve(create(model=own_deployment("failover-chat"), messages=user_message("Anyone")))
     assert raw.parse().choices[0].message.content == answer_to("Anyone")
     attempts = int(raw.headers["x-aoai-lb-attempts"])
     # The first such request learns it, the next ones know.
-    global learnt
-    assert attempts == (1 if learnt else 2), attempts
+    global is_throttling_known
+    assert attempts == (1 if is_throttling_known else 2), attempts
     expect(
-        statuses=[200] if learnt else [429, 200],
-        backends=["westus"] if learnt else ["troubled", "westus"],
+        statuses=[200] if is_throttling_known else [429, 200],
+        backends=["westus"] if is_throttling_known else ["troubled", "westus"],
         backend="westus",
         upstream_deployment="gpt-4o",
         status=200,
     )
-    learnt = True
+    is_throttling_known = True
 
 
-learnt = False
+is_throttling_known = False
 
 
 @test("one backend throttled: an upload is sent again whole, under another name, v1")
 def _():
-    answer = v1().audio.transcriptions.create(model=mine("failover-dictation"), file=("speech.wav", AUDIO))
+    answer = v1_client().audio.transcriptions.create(model=own_deployment("failover-dictation"), file=("speech.wav", AUDIO))
     assert f"{len(AUDIO)} bytes" in answer.text
     expect(operation="audio", statuses=[429, 200], upstream_deployment="whisper")
 
 
 @test("one backend throttled: embeddings, classic")
 def _():
-    answer = azure().embeddings.create(model=mine("failover-vectors"), input="text")
+    answer = azure_client().embeddings.create(model=own_deployment("failover-vectors"), input="text")
     assert len(answer.data[0].embedding) == 1536
     expect(operation="embeddings", statuses=[429, 200], upstream_deployment="text-embedding-3-small")
 
@@ -50,7 +50,7 @@ for case in ("hidden-created", "hidden-failed", "hidden-alone"):
 
     @test(f"a refusal within a 200, {case}, v1 responses")
     def _(case=case):
-        events = list(v1().responses.create(model=mine(case), input="Hidden", stream=True))
+        events = list(v1_client().responses.create(model=own_deployment(case), input="Hidden", stream=True))
         kinds = [event.type for event in events]
         assert kinds[0] == "response.created" and kinds[-1] == "response.completed", kinds
         assert kinds.count("response.created") == 1 and "error" not in kinds, kinds
@@ -59,28 +59,28 @@ for case in ("hidden-created", "hidden-failed", "hidden-alone"):
 
 @test("a refusal within a 200, classic chat")
 def _():
-    check_stream(list(chat(azure(), mine("hidden-chat"), stream=True)), "Hello")
+    check_stream(list(create_chat(azure_client(), own_deployment("hidden-chat"), stream=True)), "Hello")
     expect(operation="chat", backends=["troubled", "westus"], status=200, outcome="answered")
 
 
 @test("whatever fails fails over, and the SDK's own retries are not needed")
 def _():
-    learnt = ["failing-absent", "failing-locked"]
-    for case in suite.FAILING:
-        client = azure(max_retries=2)
-        first = client.chat.completions.create(model=mine(case), messages=says("Once"))
+    is_throttling_known = ["failing-absent", "failing-locked"]
+    for case in suite.FAILING_MOODS:
+        client = azure_client(max_retries=2)
+        first = client.chat.completions.create(model=own_deployment(case), messages=user_message("Once"))
         assert first.choices[0].message.content == answer_to("Once")
-        expect(status=200, backends=[mine(case), "westus"], outcome="answered")
+        expect(status=200, backends=[own_deployment(case), "westus"], outcome="answered")
         # A stream as well; what was found out about credential and deployment is known by now.
-        check_stream(list(chat(client, mine(case), stream=True)), "Hello")
-        asked = ["westus"] if case in learnt else [mine(case), "westus"]
-        expect(status=200, backends=asked, outcome="answered")
+        check_stream(list(create_chat(client, own_deployment(case), stream=True)), "Hello")
+        requested = ["westus"] if case in is_throttling_known else [own_deployment(case), "westus"]
+        expect(status=200, backends=requested, outcome="answered")
 
 
 @test("the SDK's own retry, after as long as it was told")
 def _():
-    client = azure(max_retries=2)
-    answer = client.chat.completions.create(model=mine("again"), messages=says("Again"))
+    client = azure_client(max_retries=2)
+    answer = client.chat.completions.create(model=own_deployment("again"), messages=user_message("Again"))
     assert answer.choices[0].message.content == answer_to("Again")
     expect(status=429, statuses=[429])
     expect(status=200, statuses=[200])
@@ -98,31 +98,31 @@ def check(error, status, code, **fields):
     expect(request_id=error.response.headers["x-aoai-lb-request-id"], status=status, **fields)
 
 
-BOTH = {"classic": azure, "v1": v1}
+BOTH = {"classic": azure_client, "v1": v1_client}
 
 
 @test("wrong key")
 def _():
     for api, make in BOTH.items():
-        error = raises(openai.AuthenticationError, chat, make(api_key="wrong"))
+        error = raises(openai.AuthenticationError, create_chat, make(api_key="wrong"))
         refused = {"outcome": "refused", "refusal": "invalid_api_key", "statuses": []}
         check(error, 401, "invalid_api_key", client=None, api=api, backend=None, **refused)
 
 
 @test("keys of two clients")
 def _():
-    client = azure(default_headers={"Ocp-Apim-Subscription-Key": COLLEAGUE_KEY})
-    error = raises(openai.AuthenticationError, chat, client)
+    client = azure_client(default_headers={"Ocp-Apim-Subscription-Key": COLLEAGUE_KEY})
+    error = raises(openai.AuthenticationError, create_chat, client)
     check(error, 401, "invalid_api_key", client=None, refusal="invalid_api_key")
 
 
 @test("deployment not allowed for this client")
 def _():
     for api, make in BOTH.items():
-        error = raises(openai.PermissionDeniedError, chat, make(api_key=LIMITED_KEY))
+        error = raises(openai.PermissionDeniedError, create_chat, make(api_key=LIMITED_KEY))
         refused = {"outcome": "refused", "refusal": "deployment_not_allowed", "statuses": []}
         check(error, 403, "deployment_not_allowed", client="limited", api=api, deployment="gpt-4o", **refused)
-        chat(make(api_key=LIMITED_KEY), "gpt-4o-mini")
+        create_chat(make(api_key=LIMITED_KEY), "gpt-4o-mini")
         expect(client="limited", status=200)
 
 
@@ -136,19 +136,19 @@ def _():
 @test("unknown deployment")
 def _():
     for make in BOTH.values():
-        asked = "no-such-deployment"
-        error = raises(openai.NotFoundError, chat, make(), asked)
+        requested = "no-such-deployment"
+        error = raises(openai.NotFoundError, create_chat, make(), requested)
         refused = {"outcome": "refused", "refusal": "DeploymentNotFound", "statuses": []}
-        check(error, 404, "DeploymentNotFound", deployment=asked, **refused)
+        check(error, 404, "DeploymentNotFound", deployment=requested, **refused)
 
 
 @test("everything throttled")
 def _():
-    error = raises(openai.RateLimitError, chat, azure(), mine("throttled"))
+    error = raises(openai.RateLimitError, create_chat, azure_client(), own_deployment("throttled"))
     check_wait(error)
     check(error, 429, error.code, statuses=[429])
     # Now it is known, and nobody is asked.
-    error = raises(openai.RateLimitError, chat, v1(), mine("throttled"))
+    error = raises(openai.RateLimitError, create_chat, v1_client(), own_deployment("throttled"))
     check_wait(error)
     check(error, 429, "all_throttled", outcome="refused", refusal="all_throttled", statuses=[])
 
@@ -162,50 +162,50 @@ def check_wait(error):
 @test("a bad request, relayed")
 def _():
     for make in BOTH.values():
-        error = raises(openai.BadRequestError, chat, make(), "gpt-4o-mini", messages=[])
+        error = raises(openai.BadRequestError, create_chat, make(), "gpt-4o-mini", messages=[])
         assert "messages" in error.message, error.message
         check(error, 400, error.code, outcome="answered", refusal=None, statuses=[400])
 
 
 @test("the content filter, relayed with its verdicts")
 def _():
-    error = raises(openai.BadRequestError, chat, azure(), mine("filtered"))
+    error = raises(openai.BadRequestError, create_chat, azure_client(), own_deployment("filtered"))
     assert error.body["innererror"]["code"] == "ResponsibleAIPolicyViolation", error.body
     check(error, 400, "content_filter", outcome="answered", statuses=[400])
 
 
 @test("a resource that is down")
 def _():
-    error = raises(openai.InternalServerError, chat, azure(), mine("down"))
+    error = raises(openai.InternalServerError, create_chat, azure_client(), own_deployment("down"))
     check(error, 503, error.code, backends=["troubled"] * 4)
 
 
 @test("a resource that does not know its own key")
 def _():
-    error = raises(openai.InternalServerError, chat, azure(), "miskeyed")
+    error = raises(openai.InternalServerError, create_chat, azure_client(), "miskeyed")
     check(error, 503, "backend_misconfigured", refusal="backend_misconfigured")
 
 
 @test("a stream that breaks off is an error, not an end")
 def _():
-    seen = []
+    received_chunks = []
 
     def read():
-        for chunk in chat(azure(), mine("breaking"), stream=True):
-            seen.append(chunk)
+        for chunk in create_chat(azure_client(), own_deployment("breaking"), stream=True):
+            received_chunks.append(chunk)
 
     raises(Exception, read)
-    assert seen, "nothing came before"
-    expect(stream=True, status=200, outcome="failed", backend="troubled", completion=KNOWN)
+    assert received_chunks, "nothing came before"
+    expect(stream=True, status=200, outcome="failed", backend="troubled", completion=NOT_NULL)
 
 
 @test("a client that leaves a stream")
 def _():
-    for chunk in chat(azure(), mine("slow"), stream=True):
+    for chunk in create_chat(azure_client(), own_deployment("slow"), stream=True):
         if chunk.choices and chunk.choices[0].delta.content:
             break
     chunk = None
     expect(stream=True, outcome="client_gone")
 
 
-suite.run()
+suite.run_tests()

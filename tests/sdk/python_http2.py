@@ -6,30 +6,30 @@ import os
 import openai
 
 import suite
-from clients import AUDIO, answer_to, azure, chat, check_stream, each, says, v1
+from clients import AUDIO, answer_to, azure_client, create_chat, check_stream, user_message, v1_client
 from openai import AsyncAzureOpenAI, DefaultAsyncHttpxClient, DefaultHttpxClient
-from suite import expect, mine, raises, test
+from suite import expect, own_deployment, raises, test
 
-EDGE, AUTHORITY = os.environ["EDGE_URL"], os.environ["EDGE_CA"]
+EDGE_URL, CA_FILE = os.environ["EDGE_URL"], os.environ["EDGE_CA"]
 # As many as one connection of this client takes.
-AT_ONCE = 90
+CONCURRENT_STREAMS = 90
 
 
-def http2(kind=DefaultHttpxClient):
-    return kind(http2=True, verify=AUTHORITY, timeout=30)
+def http2_transport(kind=DefaultHttpxClient):
+    return kind(http2=True, verify=CA_FILE, timeout=30)
 
 
-def classic(**options):
-    return azure(azure_endpoint=EDGE, http_client=http2(), **options)
+def classic_client(**options):
+    return azure_client(azure_endpoint=EDGE_URL, http_client=http2_transport(), **options)
 
 
-def current():
-    return v1(base_url=f"{EDGE}/openai/v1/", http_client=http2())
+def v1_http2_client():
+    return v1_client(base_url=f"{EDGE_URL}/openai/v1/", http_client=http2_transport())
 
 
 @test("http/2 on both sides: chat, classic")
 def _():
-    raw = classic().chat.completions.with_raw_response.create(model="gpt-4o", messages=says("Over HTTP/2"))
+    raw = classic_client().chat.completions.with_raw_response.create(model="gpt-4o", messages=user_message("Over HTTP/2"))
     assert raw.http_response.http_version == "HTTP/2", raw.http_response.http_version
     assert raw.parse().choices[0].message.content == answer_to("Over HTTP/2")
     expect(status=200, operation="chat")
@@ -37,36 +37,36 @@ def _():
 
 @test("http/2 on both sides: a stream, v1")
 def _():
-    check_stream(list(chat(current(), stream=True)), "Hello")
+    check_stream(list(create_chat(v1_http2_client(), stream=True)), "Hello")
     expect(status=200, operation="chat", stream=True, outcome="answered")
 
 
 @test("http/2 on both sides: an upload fails over whole")
 def _():
-    answer = current().audio.transcriptions.create(model=mine("failover-dictation"), file=("speech.wav", AUDIO))
+    answer = v1_http2_client().audio.transcriptions.create(model=own_deployment("failover-dictation"), file=("speech.wav", AUDIO))
     assert f"{len(AUDIO)} bytes" in answer.text
     expect(operation="audio", status=200)
 
 
 @test("http/2 on both sides: a refusal is the SDK's exception")
 def _():
-    error = raises(openai.BadRequestError, chat, classic(), model=mine("filtered"))
+    error = raises(openai.BadRequestError, create_chat, classic_client(), model=own_deployment("filtered"))
     assert error.code == "content_filter"
     expect(status=400)
 
 
-@test(f"http/2 on both sides: {AT_ONCE} streams at once")
+@test(f"http/2 on both sides: {CONCURRENT_STREAMS} streams at once")
 async def _():
-    client = azure(AsyncAzureOpenAI, azure_endpoint=EDGE, http_client=http2(DefaultAsyncHttpxClient))
+    client = azure_client(AsyncAzureOpenAI, azure_endpoint=EDGE_URL, http_client=http2_transport(DefaultAsyncHttpxClient))
 
-    async def one():
-        return [chunk async for chunk in await chat(client, stream=True)]
+    async def read_stream():
+        return [chunk async for chunk in await create_chat(client, stream=True)]
 
-    for chunks in await asyncio.gather(*(one() for _ in range(AT_ONCE))):
+    for chunks in await asyncio.gather(*(read_stream() for _ in range(CONCURRENT_STREAMS))):
         check_stream(chunks, "Hello")
-    for _ in range(AT_ONCE):
+    for _ in range(CONCURRENT_STREAMS):
         expect(status=200, outcome="answered")
     await client.close()
 
 
-suite.run()
+suite.run_tests()

@@ -3,23 +3,23 @@
 from openai import AzureOpenAI
 
 import suite
-from suite import URL, contains, expect, mine, test
+from suite import URL, contains, expect, own_deployment, test
 
-WORDS = " ".join(f"word{number}" for number in range(40))
+LONG_PROMPT = " ".join(f"word{number}" for number in range(40))
 
 
 @test("a stream that was running at SIGTERM ends well")
 def _():
     client = AzureOpenAI(azure_endpoint=URL, api_key=suite.KEY, api_version="2024-10-21", max_retries=0)
-    messages = [{"role": "user", "content": WORDS}]
+    messages = [{"role": "user", "content": LONG_PROMPT}]
     text = ""
-    for chunk in client.chat.completions.create(model=mine("slow"), messages=messages, stream=True):
+    for chunk in client.chat.completions.create(model=own_deployment("slow"), messages=messages, stream=True):
         delta = chunk.choices[0].delta.content if chunk.choices else None
         if delta and not text:
-            suite.say(reached="a stream")
+            suite.report(reached="a stream")
         text += delta or ""
-    assert WORDS in text and text.endswith("to it."), text
+    assert LONG_PROMPT in text and text.endswith("to it."), text
     expect(operation="chat", stream=True, status=200, outcome="answered", completion=contains(text))
 
 
-suite.run()
+suite.run_tests()

@@ -2,8 +2,8 @@
 
 A test tells the fields it expects of each of its requests. A field is expected by value, or by one of
     {"contains": TEXT}   a string with that text in it
-    {"least": N}         a number not smaller
-    {"known": true}      anything but null
+    {"at_least": N}         a number not smaller
+    {"not_null": true}      anything but null
 Next to the record's own fields there are `statuses` and `backends`, those of the attempts in order.
 """
 
@@ -12,81 +12,81 @@ import json
 import time
 from datetime import datetime
 
-WAIT = 5.0
+RECORD_TIMEOUT = 5.0
 
 
-class Record:
+class RecordFile:
     def __init__(self, path):
         self.path = path
 
-    def lines(self):
+    def read_lines(self):
         """All lines that are whole; each must be an object."""
         if not self.path.exists():
             return []
-        whole, _, _ = self.path.read_bytes().rpartition(b"\n")
-        return [json.loads(line) for line in whole.splitlines()]
+        complete_lines, _, _ = self.path.read_bytes().rpartition(b"\n")
+        return [json.loads(line) for line in complete_lines.splitlines()]
 
-    def between(self, begun, ended):
+    def between(self, start, end):
         """The lines of the requests that arrived then."""
-        lines = [line for line in self.lines() if begun <= arrival(line) <= ended]
-        return sorted(lines, key=arrival)
+        lines = [line for line in self.read_lines() if start <= arrival_time(line) <= end]
+        return sorted(lines, key=arrival_time)
 
-    def compare(self, begun, ended, expected):
+    def compare(self, start, end, expected):
         """What differs from the expectation, as text; None when nothing does."""
-        deadline = time.monotonic() + WAIT
+        deadline = time.monotonic() + RECORD_TIMEOUT
         while True:
-            lines = self.between(begun, ended)
-            found = difference(lines, expected)
+            lines = self.between(start, end)
+            problem = difference(lines, expected)
             # A line may be a moment late: that of a client that left, or of a WebSocket.
-            if found is None or len(lines) >= len(expected) or time.monotonic() > deadline:
-                return found
+            if problem is None or len(lines) >= len(expected) or time.monotonic() > deadline:
+                return problem
             time.sleep(0.02)
 
 
-def arrival(line):
+def arrival_time(line):
     return datetime.fromisoformat(line["time"]).timestamp()
 
 
 def difference(lines, expected):
-    left = list(lines)
+    remaining = list(lines)
     for fields in expected:
-        match = next((line for line in left if not wrong(line, fields)), None)
+        match = next((line for line in remaining if not mismatches(line, fields)), None)
         if match is None:
-            closest = min(left, key=lambda line: len(wrong(line, fields)), default=None)
+            closest = min(remaining, key=lambda line: len(mismatches(line, fields)), default=None)
             if closest is None:
                 return f"no line in the record for {fields}"
-            return f"record: {wrong(closest, fields)} in {closest}"
-        left.remove(match)
-    if left:
-        return f"record: {len(left)} more lines than requests, such as {left[0]}"
+            return f"record: {mismatches(closest, fields)} in {closest}"
+        remaining.remove(match)
+    if remaining:
+        return f"record: {len(remaining)} more lines than requests, such as {remaining[0]}"
     return None
 
 
-def wrong(line, fields):
+def mismatches(line, fields):
     """The fields of a line that are not as expected: what was expected, what is there."""
     attempts = line.get("attempts") or []
     pairs = itertools.zip_longest(attempts, attempts[1:])
     line = line | {
         "statuses": [attempt["status"] for attempt in attempts],
-        "backends": [attempt["backend"] for attempt, after in pairs if not is_stale(attempt, after)],
+        "backends": [attempt["backend"] for attempt, next_attempt in pairs if not is_stale(attempt, next_attempt)],
     }
     return {
         name: {"expected": value, "seen": line.get(name, "(no such field)")}
         for name, value in fields.items()
-        if name not in line or not fits(value, line[name])
+        if name not in line or not matches(value, line[name])
     }
 
 
-def is_stale(attempt, after):
+def is_stale(attempt, next_attempt):
     """Whether an idle connection had ended, and the same backend was asked again at once."""
-    return after is not None and attempt["error"] == "reset" and attempt["backend"] == after["backend"]
+    return next_attempt is not None and attempt["error"] == "reset" and attempt["backend"] == next_attempt["backend"]
 
 
-def fits(expected, seen):
+def matches(expected, actual):
     if not isinstance(expected, dict):
-        return expected == seen
+        return expected == actual
     if "contains" in expected:
-        return isinstance(seen, str) and expected["contains"] in seen
-    if "least" in expected:
-        return isinstance(seen, int) and seen >= expected["least"]
-    return seen is not None
+        return isinstance(actual, str) and expected["contains"] in actual
+    if "at_least" in expected:
+        return isinstance(actual, int) and actual >= expected["at_least"]
+    return actual is not None

@@ -16,19 +16,20 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 
 import environments
-from record import Record
-from stack import FAILING, STOP, SUITES, Failed, Stack, await_condition
+from record import RecordFile
+from stack import FAILING_MOODS, STOP_TIMEOUT, SUITES, StackError, Stack, wait_for_condition
 
 HERE = Path(__file__).resolve().parent
-SUITE_LIMIT = 60.0
+SUITE_TIMEOUT = 60.0
+CURRENT_PYTHON_SUITES = ["python_current", "python_websockets", "python_failures", "python_http2"]
 
 
-class Tally:
+class TestReport:
     def __init__(self):
         self.passed = self.failed = self.requests = 0
-        self.unsure = []
+        self.unsettled_periods = []
 
-    def note(self, name, problem=None, seconds=None):
+    def add(self, name, problem=None, seconds=None):
         if problem is None:
             self.passed += 1
             print(f"ok      {name}" + (f" ({seconds:.2f} s)" if seconds is not None else ""), flush=True)
@@ -41,44 +42,44 @@ def main():
     binary = Path(sys.argv[1] if len(sys.argv) > 1 else HERE.parents[1] / "target/debug/aoai-lb").resolve()
     if not binary.exists():
         raise SystemExit(f"{binary} is missing; build it, or name another")
-    current = environments.python("python", "requirements.txt")
-    old = environments.python("python-028", "requirements-028.txt")
-    node = environments.node()
+    current_python = environments.python_environment("python", "requirements.txt")
+    old_python = environments.python_environment("python-028", "requirements-028.txt")
+    node_directory = environments.node_environment()
     commands = {
-        "python": [[current, HERE / "python_current.py"], [current, HERE / "python_failures.py"], [current, HERE / "python_http2.py"]],
-        "python-028": [[old, HERE / "python_028.py"]],
-        "node": [[environments.node_tools()[0], node / "node.mjs"]],
+        "python": [[current_python, HERE / f"{name}.py"] for name in CURRENT_PYTHON_SUITES],
+        "python-028": [[old_python, HERE / "python_028.py"]],
+        "node": [[environments.find_node_and_npm()[0], node_directory / "node.mjs"]],
     }
     # So that what was started is stopped, too, when somebody stops this.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    tally = Tally()
-    with tempfile.TemporaryDirectory(prefix="aoai-lb-sdk-") as folder:
-        stack = Stack(binary, Path(folder))
+    report = TestReport()
+    with tempfile.TemporaryDirectory(prefix="aoai-lb-sdk-") as directory:
+        stack = Stack(binary, Path(directory))
         try:
             with stack:
                 for name in SUITES:
                     for command in commands[name]:
-                        run_suite(stack, tally, name, command)
+                        run_suite(stack, report, name, command)
                 code = stack.stop_edge()
-                tally.note("http/2: the balancer in front exits with 0", None if code == 0 else f"exit code {code}")
-                run_stop(stack, tally, [current, HERE / "python_stop.py"])
-                check_whole_record(stack, tally)
-        except (Failed, subprocess.TimeoutExpired) as failure:
-            tally.note("processes", str(failure))
-        if tally.failed:
+                report.add("http/2: the balancer in front exits with 0", None if code == 0 else f"exit code {code}")
+                run_shutdown_test(stack, report, [current_python, HERE / "python_stop.py"])
+                check_record_file(stack, report)
+        except (StackError, subprocess.TimeoutExpired) as failure:
+            report.add("processes", str(failure))
+        if report.failed:
             print(f"\nthe balancer's log ends with\n{stack.log('balancer.log')}")
-    print(f"{tally.passed} passed, {tally.failed} failed", flush=True)
-    return 1 if tally.failed else 0
+    print(f"{report.passed} passed, {report.failed} failed", flush=True)
+    return 1 if report.failed else 0
 
 
-def run_suite(stack, tally, name, command, reached=lambda: None):
+def run_suite(stack, report, name, command, on_marker=lambda: None):
     """Runs a suite as a process of its own; `reached` is called where the suite says so."""
-    named = {"CLIENT_NAME": name, "CLIENT_KEY": stack.keys[name], "BALANCER_URL": stack.url}
-    named |= {"EDGE_URL": stack.edge_url, "EDGE_CA": str(stack.certificate)}
-    others = {
+    suite_variables = {"CLIENT_NAME": name, "CLIENT_KEY": stack.keys[name], "BALANCER_URL": stack.url}
+    suite_variables |= {"EDGE_URL": stack.edge_url, "EDGE_CA": str(stack.certificate)}
+    shared_variables = {
         "LIMITED_KEY": stack.keys["limited"],
         "COLLEAGUE_KEY": stack.keys["colleague"],
-        "FAILING": ",".join(FAILING),
+        "FAILING": ",".join(FAILING_MOODS),
     }
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
@@ -86,80 +87,80 @@ def run_suite(stack, tally, name, command, reached=lambda: None):
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env=environments.clean() | named | others,
+            env=environments.clean_variables() | suite_variables | shared_variables,
             text=True,
         )
-        too_late = threading.Timer(SUITE_LIMIT, process.kill)
-        too_late.start()
+        kill_timer = threading.Timer(SUITE_TIMEOUT, process.kill)
+        kill_timer.start()
         tests = 0
         try:
             for line in process.stdout:
-                told = json.loads(line)
-                if "test" in told:
+                result = json.loads(line)
+                if "test" in result:
                     tests += 1
-                    judge(stack, tally, name, told)
+                    check_result(stack, report, name, result)
                 else:
-                    reached()
+                    on_marker()
         except BaseException:
             process.kill()
             raise
         finally:
             process.wait()
-            too_late.cancel()
+            kill_timer.cancel()
         if process.returncode != 0 or tests == 0:
             errors.seek(0)
             ended = f"exit code {process.returncode} after {tests} tests\n{errors.read()}"
-            tally.note(f"{name}: the whole suite", ended)
+            report.add(f"{name}: the whole suite", ended)
 
 
-def judge(stack, tally, suite, told):
+def check_result(stack, report, suite, result):
     """A test holds when its own assertions do and the record says the same."""
-    problem, record, when = told["error"], Record(stack.record), (told["begun"], told["ended"])
+    problem, record, period = result["error"], RecordFile(stack.record), (result["start"], result["end"])
     if problem is None:
-        problem = record.compare(*when, told["records"])
+        problem = record.compare(*period, result["records"])
     if problem is None:
-        tally.requests += len(told["records"])
+        report.requests += len(result["records"])
     else:
         # Nobody knows how many requests a test made that ended early.
-        tally.unsure.append(when)
-    tally.note(f"{suite}: {told['test']}", problem, told["ended"] - told["begun"])
+        report.unsettled_periods.append(period)
+    report.add(f"{suite}: {result['test']}", problem, result["end"] - result["start"])
 
 
-def run_stop(stack, tally, command):
+def run_shutdown_test(stack, report, command):
     """SIGTERM in the middle of a stream: readiness fails first, the stream is finished, the exit is clean."""
-    unready = []
+    health_while_draining = []
 
-    def stop():
-        stack.ask_to_stop()
-        await_condition(lambda: stack.probe("/readyz") == 503, STOP, "/readyz does not answer 503")
-        unready.append(stack.probe("/healthz"))
+    def send_sigterm_and_probe():
+        stack.send_sigterm()
+        wait_for_condition(lambda: stack.get_status("/readyz") == 503, STOP_TIMEOUT, "/readyz does not answer 503")
+        health_while_draining.append(stack.get_status("/healthz"))
 
-    run_suite(stack, tally, SUITES[0], command, reached=stop)
-    if not unready:
-        stack.ask_to_stop()
-    tally.note("stop: not ready but alive while draining", None if unready == [200] else f"/healthz: {unready}")
-    code = stack.await_stop()
-    tally.note("stop: the balancer exits with 0", None if code == 0 else f"exit code {code}")
+    run_suite(stack, report, SUITES[0], command, on_marker=send_sigterm_and_probe)
+    if not health_while_draining:
+        stack.send_sigterm()
+    report.add("stop: not ready but alive while draining", None if health_while_draining == [200] else f"/healthz: {health_while_draining}")
+    code = stack.wait_for_exit()
+    report.add("stop: the balancer exits with 0", None if code == 0 else f"exit code {code}")
     code = stack.stop_simulator()
-    tally.note("stop: the simulator exits with 0", None if code == 0 else f"exit code {code}")
+    report.add("stop: the simulator exits with 0", None if code == 0 else f"exit code {code}")
 
 
-def check_whole_record(stack, tally):
+def check_record_file(stack, report):
     """After the stop: one line per request, each with an id of its own, and no text of a key."""
-    record, problem = Record(stack.record), None
-    lines = record.lines()
-    requests = tally.requests + sum(len(record.between(*when)) for when in tally.unsure)
+    record, problem = RecordFile(stack.record), None
+    lines = record.read_lines()
+    requests = report.requests + sum(len(record.between(*period)) for period in report.unsettled_periods)
     if len(lines) != requests:
         problem = f"{len(lines)} lines for {requests} requests"
     elif len({line["request_id"] for line in lines}) != len(lines):
         problem = "two lines with one request_id"
     elif not stack.record.read_bytes().endswith(b"\n"):
         problem = "the last line is cut off"
-    tally.note("record: one line per request of an SDK", problem)
+    report.add("record: one line per request of an SDK", problem)
     secrets = [*stack.keys.values(), *stack.resource_keys.values()]
-    kept = stack.record.read_text() + stack.log("balancer.log", None)
-    told = [secret for secret in secrets if secret in kept]
-    tally.note("record: no key in it, nor in the log", f"{len(told)} keys are" if told else None)
+    written_text = stack.record.read_text() + stack.log("balancer.log", None)
+    leaked = [secret for secret in secrets if secret in written_text]
+    report.add("record: no key in it, nor in the log", f"{len(leaked)} keys are" if leaked else None)
 
 
 if __name__ == "__main__":

@@ -9,18 +9,18 @@ import socket
 import subprocess
 import time
 
-START = 15.0
-STOP = 15.0
+START_TIMEOUT = 15.0
+STOP_TIMEOUT = 15.0
 
-THROTTLED = "{throttled: {retry_after_ms: 30000, retry_after: '30'}}"
+THROTTLED_MOOD = "{throttled: {retry_after_ms: 30000, retry_after: '30'}}"
 # Cases: the mood in which the resource `troubled` has a deployment, and the deployment by which a
 # resource of the next tier can help. Each suite has deployments of its own, `throttled-python` and so
 # on, so that what the balancer learns in one (cooldowns) does not show in the next.
-CASES = {
-    "throttled": (THROTTLED, None),
-    "failover-chat": (THROTTLED, "gpt-4o"),
-    "failover-vectors": (THROTTLED, "text-embedding-3-small"),
-    "failover-dictation": (THROTTLED, "whisper"),
+MOOD_CASES = {
+    "throttled": (THROTTLED_MOOD, None),
+    "failover-chat": (THROTTLED_MOOD, "gpt-4o"),
+    "failover-vectors": (THROTTLED_MOOD, "text-embedding-3-small"),
+    "failover-dictation": (THROTTLED_MOOD, "whisper"),
     "again": ("{sequence: [{throttled: {retry_after_ms: 600, retry_after: '1'}}, calm]}", None),
     "hidden-chat": ("{error_first: {order: error_alone}}", "gpt-4o"),
     "hidden-created": ("{error_first: {order: created_error_failed, retry_after: '4'}}", "gpt-4o"),
@@ -32,7 +32,7 @@ CASES = {
     "slow": ("{drip: 40ms}", None),
 }
 # Failures: each is a backend of its own, so that its breaker is nobody else's; `westus` can help.
-FAILING = {
+FAILING_MOODS = {
     "failing-503": "{refuses: 503}",
     "failing-500": "{refuses: server_error_html}",
     "failing-reset": "reset_before_head",
@@ -43,7 +43,7 @@ FAILING = {
 }
 SUITES = ["python", "python-028", "node"]
 # Two standard resources: name, deployments.
-STANDARD = {
+STANDARD_RESOURCES = {
     "westus": [
         "gpt-4o",
         "gpt-4o-mini",
@@ -59,18 +59,18 @@ STANDARD = {
 }
 
 
-class Failed(Exception):
+class StackError(Exception):
     """The processes did not do as they should."""
 
 
 class Stack:
-    def __init__(self, binary, folder):
-        self.binary, self.folder = binary, folder
-        self.record = folder / "exchanges.jsonl"
+    def __init__(self, binary, directory):
+        self.binary, self.directory = binary, directory
+        self.record = directory / "exchanges.jsonl"
         self.keys = {name: secrets.token_hex(16) for name in [*SUITES, "limited", "colleague"]}
-        self.resource_keys = {name: secrets.token_hex(16) for name in ["eastus-ptu", *STANDARD, "troubled"]}
+        self.resource_keys = {name: secrets.token_hex(16) for name in ["eastus-ptu", *STANDARD_RESOURCES, "troubled"]}
         self.simulator = self.balancer = self.edge = self.url = self.edge_url = None
-        self.certificate = folder / "localhost.pem"
+        self.certificate = directory / "localhost.pem"
 
     def __enter__(self):
         try:
@@ -91,15 +91,15 @@ class Stack:
         endpoints = self.start_simulator()
         self.make_certificate()
         for attempts_left in (2, 1, 0):
-            port, secure_port = free_port(), free_port()
+            port, tls_port = free_port(), free_port()
             self.url = f"http://127.0.0.1:{port}"
-            config = self.folder / "aoai-lb.yaml"
-            config.write_text(self.balancer_config(port, secure_port, endpoints))
+            config = self.directory / "aoai-lb.yaml"
+            config.write_text(self.balancer_yaml(port, tls_port, endpoints))
             self.balancer = self.spawn("run", config, "balancer.log")
             try:
-                self.await_ready()
-                return self.start_edge(secure_port)
-            except Failed:
+                self.wait_until_ready()
+                return self.start_edge(tls_port)
+            except StackError:
                 # Somebody else may have taken the port meanwhile.
                 if attempts_left == 0 or "cannot listen" not in self.log("balancer.log"):
                     raise
@@ -107,32 +107,32 @@ class Stack:
     def make_certificate(self):
         subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "1"]
         command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject]
-        command += ["-keyout", self.folder / "localhost.key", "-out", self.certificate]
+        command += ["-keyout", self.directory / "localhost.key", "-out", self.certificate]
         subprocess.run(command, check=True, capture_output=True)
 
     def start_edge(self, port):
         """A second balancer, whose one backend is the first: HTTP/2 and TLS to it and from it."""
         for attempts_left in (2, 1, 0):
-            own = free_port()
-            self.edge_url = f"https://localhost:{own}"
-            config = self.folder / "edge.yaml"
-            config.write_text(self.edge_config(own, port))
+            edge_port = free_port()
+            self.edge_url = f"https://localhost:{edge_port}"
+            config = self.directory / "edge.yaml"
+            config.write_text(self.edge_yaml(edge_port, port))
             self.edge = self.spawn("run", config, "edge.log")
             try:
-                listening = lambda: " serves on " in self.log("edge.log") and is_open(own)
-                return await_condition(listening, START, "the edge does not listen", self.edge)
-            except Failed:
+                is_listening = lambda: " serves on " in self.log("edge.log") and is_open(edge_port)
+                return wait_for_condition(is_listening, START_TIMEOUT, "the edge does not listen", self.edge)
+            except StackError:
                 if attempts_left == 0 or "cannot listen" not in self.log("edge.log"):
                     raise
 
     def stop_edge(self):
         """Its exit code."""
         self.edge.send_signal(signal.SIGTERM)
-        return self.edge.wait(STOP)
+        return self.edge.wait(STOP_TIMEOUT)
 
     def start_simulator(self):
-        config = self.folder / "simulate.yaml"
-        config.write_text(self.simulator_config())
+        config = self.directory / "simulate.yaml"
+        config.write_text(self.simulator_yaml())
         self.simulator = self.spawn("simulate", config, "simulator.log", stdout=subprocess.PIPE)
         endpoints = {}
         for line in self.simulator.stdout:
@@ -140,26 +140,26 @@ class Stack:
                 return endpoints
             name, _, rest = line.partition(": ")
             endpoints[name] = rest.split()[0]
-        raise Failed(f"aoai-lb simulate ended:\n{self.log('simulator.log')}")
+        raise StackError(f"aoai-lb simulate ended:\n{self.log('simulator.log')}")
 
     def spawn(self, command, config, log, **options):
         # Sockets of its own: a real balancer may run on this machine.
-        environment = options.pop("env", os.environ) | {"RUNTIME_DIRECTORY": str(self.folder / f"run-{log}")}
-        with (self.folder / log).open("w") as errors:
+        environment = options.pop("env", os.environ) | {"RUNTIME_DIRECTORY": str(self.directory / f"run-{log}")}
+        with (self.directory / log).open("w") as errors:
             return subprocess.Popen(
                 [self.binary, command, "-c", config],
                 stdin=subprocess.DEVNULL,
                 stderr=errors,
                 text=True,
-                cwd=self.folder,
+                cwd=self.directory,
                 env=environment,
                 **options,
             )
 
-    def await_ready(self):
-        await_condition(lambda: self.probe("/readyz") == 200, START, "/readyz does not answer 200", self.balancer)
+    def wait_until_ready(self):
+        wait_for_condition(lambda: self.get_status("/readyz") == 200, START_TIMEOUT, "/readyz does not answer 200", self.balancer)
 
-    def probe(self, path):
+    def get_status(self, path):
         """The status of a GET without a key; None when nobody listens."""
         connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=5)
         try:
@@ -170,25 +170,25 @@ class Stack:
         finally:
             connection.close()
 
-    def ask_to_stop(self):
+    def send_sigterm(self):
         self.balancer.send_signal(signal.SIGTERM)
 
-    def await_stop(self):
+    def wait_for_exit(self):
         """The balancer's exit code."""
-        return self.balancer.wait(STOP)
+        return self.balancer.wait(STOP_TIMEOUT)
 
     def stop_simulator(self):
         """Its exit code; Ctrl-C is what it says ends it."""
         self.simulator.send_signal(signal.SIGINT)
-        return self.simulator.wait(STOP)
+        return self.simulator.wait(STOP_TIMEOUT)
 
-    def log(self, name, most=4000):
+    def log(self, name, max_characters=4000):
         """The end of a log, or all of it."""
-        path = self.folder / name
+        path = self.directory / name
         text = path.read_text() if path.exists() else ""
-        return text[-most:] if most else text
+        return text[-max_characters:] if max_characters else text
 
-    def simulator_config(self):
+    def simulator_yaml(self):
         lines = ["resources:"]
 
         def resource(name, region, deployments, mood=None):
@@ -204,41 +204,41 @@ class Stack:
                 lines.extend(f"        {name}: {mood}" for name, mood in mood.items())
 
         # Small enough that it is full after a few answers: some requests spill over to the next tier.
-        small = "{name: gpt-4o-ptu, model: gpt-4o, provisioned: true, tokens_per_minute: 1000}"
-        resource("eastus-ptu", "East US", [small])
-        for name, deployments in STANDARD.items():
+        provisioned_deployment = "{name: gpt-4o-ptu, model: gpt-4o, provisioned: true, tokens_per_minute: 1000}"
+        resource("eastus-ptu", "East US", [provisioned_deployment])
+        for name, deployments in STANDARD_RESOURCES.items():
             limited = [f"{{name: {deployment}, tokens_per_minute: 1000000}}" for deployment in deployments]
             resource(name, name.title(), limited)
-        cases = {case: mood for case, (mood, _) in CASES.items()} | FAILING
+        cases = {case: mood for case, (mood, _) in MOOD_CASES.items()} | FAILING_MOODS
         moods = {f"{case}-{suite}": mood for case, mood in cases.items() for suite in SUITES}
-        chatting = [f"{{name: {name}, model: gpt-4o}}" for name in [*moods, "gpt-4o"]]
-        resource("troubled", "Sweden Central", chatting, moods | {"otherwise": "calm"})
+        chat_deployments = [f"{{name: {name}, model: gpt-4o}}" for name in [*moods, "gpt-4o"]]
+        resource("troubled", "Sweden Central", chat_deployments, moods | {"otherwise": "calm"})
         return "\n".join(lines) + "\n"
 
-    def tls(self):
+    def tls_yaml(self):
         return "{ certificate: localhost.pem, private_key: localhost.key }"
 
-    def edge_config(self, port, backend):
-        lines = ["listeners:", f"  - {{ address: '127.0.0.1:{port}', tls: {self.tls()}, http2: true }}"]
+    def edge_yaml(self, port, backend):
+        lines = ["listeners:", f"  - {{ address: '127.0.0.1:{port}', tls: {self.tls_yaml()}, http2: true }}"]
         lines += ["backends:", "  - name: inner", f"    endpoint: https://localhost:{backend}", "    http2: true"]
         lines += ["    tls: { ca: localhost.pem }", f"    credential: {{ api_key: {self.keys[SUITES[0]]} }}"]
         return "\n".join([*lines, "clients: open", "server: { threads: 2, drain_delay: 0s }"]) + "\n"
 
-    def balancer_config(self, port, secure_port, endpoints):
-        own = {name: {deployment: deployment for deployment in names} for name, names in STANDARD.items()}
+    def balancer_yaml(self, port, tls_port, endpoints):
+        deployments_of = {name: {deployment: deployment for deployment in names} for name, names in STANDARD_RESOURCES.items()}
         # Other names for what the resources have, so that paths and bodies must be rewritten.
-        own["westus"] |= {"dictation": "whisper", "painter": "gpt-image-1"}
-        troubled = {}
+        deployments_of["westus"] |= {"dictation": "whisper", "painter": "gpt-image-1"}
+        troubled_deployments = {}
         for suite in SUITES:
-            for case, (_, helper) in CASES.items():
+            for case, (_, helping_deployment) in MOOD_CASES.items():
                 name = f"{case}-{suite}"
-                troubled[name] = name
-                if helper:
-                    own["westus"][name] = helper
-        failing = [f"{case}-{suite}" for case in FAILING for suite in SUITES]
-        own["westus"] |= dict.fromkeys(failing, "gpt-4o")
+                troubled_deployments[name] = name
+                if helping_deployment:
+                    deployments_of["westus"][name] = helping_deployment
+        failing_backends = [f"{case}-{suite}" for case in FAILING_MOODS for suite in SUITES]
+        deployments_of["westus"] |= dict.fromkeys(failing_backends, "gpt-4o")
         lines = ["listeners:", f"  - address: 127.0.0.1:{port}"]
-        lines += [f"  - {{ address: '127.0.0.1:{secure_port}', tls: {self.tls()}, http2: true }}", "backends:"]
+        lines += [f"  - {{ address: '127.0.0.1:{tls_port}', tls: {self.tls_yaml()}, http2: true }}", "backends:"]
 
         def backend(name, tier, resource, key, deployments):
             lines.append(f"  - name: {name}")
@@ -246,15 +246,15 @@ class Stack:
             lines.append(f"    tier: {tier}")
             lines.append(f"    credential: {{ api_key: {key} }}")
             lines.append("    deployments:")
-            lines.extend(f"      {asked}: {upstream}" for asked, upstream in deployments.items())
+            lines.extend(f"      {name}: {upstream}" for name, upstream in deployments.items())
 
         keys = self.resource_keys
         backend("eastus-ptu", 1, "eastus-ptu", keys["eastus-ptu"], {"gpt-4o": "gpt-4o-ptu"})
-        backend("troubled", 1, "troubled", keys["troubled"], troubled)
+        backend("troubled", 1, "troubled", keys["troubled"], troubled_deployments)
         backend("miskeyed", 1, "troubled", secrets.token_hex(16), {"miskeyed": "gpt-4o"})
-        for name in failing:
+        for name in failing_backends:
             backend(name, 1, "troubled", keys["troubled"], {name: name})
-        for name, deployments in own.items():
+        for name, deployments in deployments_of.items():
             backend(name, 2, name, keys[name], deployments)
         lines.append("clients:")
         for name, key in self.keys.items():
@@ -280,11 +280,11 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def await_condition(holds, seconds, otherwise, process=None):
+def wait_for_condition(condition, seconds, failure_message, process=None):
     deadline = time.monotonic() + seconds
-    while not holds():
+    while not condition():
         if process and process.poll() is not None:
-            raise Failed(f"{otherwise}: the process ended with {process.returncode}")
+            raise StackError(f"{failure_message}: the process ended with {process.returncode}")
         if time.monotonic() > deadline:
-            raise Failed(f"{otherwise} within {seconds:g} s")
+            raise StackError(f"{failure_message} within {seconds:g} s")
         time.sleep(0.02)

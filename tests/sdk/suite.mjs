@@ -2,13 +2,13 @@
 
 import assert from 'node:assert/strict';
 
-export const URL_ = process.env.BALANCER_URL;
+export const BALANCER_URL = process.env.BALANCER_URL;
 export const KEY = process.env.CLIENT_KEY;
 export const CLIENT = process.env.CLIENT_NAME;
 export const LIMITED_KEY = process.env.LIMITED_KEY;
 export const COLLEAGUE_KEY = process.env.COLLEAGUE_KEY;
 
-export const FAILING = process.env.FAILING.split(',');
+export const FAILING_MOODS = process.env.FAILING.split(',');
 
 const tests = [];
 let expected = [];
@@ -20,37 +20,37 @@ export const test = (name, run) => tests.push({ name, run });
 export const expect = (fields) => expected.push({ client: CLIENT, ...fields });
 
 export const contains = (text) => ({ contains: text });
-export const least = (number) => ({ least: number });
+export const atLeast = (number) => ({ at_least: number });
 
 /** This suite's deployment in that mood. */
-export const mine = (mood) => `${mood}-${CLIENT}`;
+export const ownDeployment = (mood) => `${mood}-${CLIENT}`;
 
 /** The error of that kind in which a call must end. */
-export async function raises(kind, call) {
+export async function raises(errorType, call) {
   try {
     await call();
   } catch (error) {
-    assert.ok(error instanceof kind, `${error?.constructor?.name} in place of ${kind.name}: ${error}`);
+    assert.ok(error instanceof errorType, `${error?.constructor?.name} in place of ${errorType.name}: ${error}`);
     return error;
   }
-  assert.fail(`no ${kind.name} was thrown`);
+  assert.fail(`no ${errorType.name} was thrown`);
 }
 
-export async function run() {
+export async function runTests() {
   for (const { name, run } of tests) {
     expected = [];
     let error = null;
-    const begun = Date.now();
+    const start = Date.now();
     try {
       await run();
     } catch (problem) {
       error = String(problem?.stack ?? problem);
     }
     // Milliseconds are cut off: what arrived in the last one still belongs to this test.
-    const ended = Date.now() + 1;
-    const line = { test: name, begun: begun / 1000, ended: ended / 1000, error, records: expected };
+    const end = Date.now() + 1;
+    const line = { test: name, start: start / 1000, end: end / 1000, error, records: expected };
     process.stdout.write(`${JSON.stringify(line)}\n`);
     // The next test begins in another millisecond.
-    while (Date.now() <= ended) await new Promise((resume) => setTimeout(resume, 1));
+    while (Date.now() <= end) await new Promise((resume) => setTimeout(resume, 1));
   }
 }

@@ -16,9 +16,9 @@ CLIENT = os.environ["CLIENT_NAME"]
 LIMITED_KEY = os.environ["LIMITED_KEY"]
 COLLEAGUE_KEY = os.environ["COLLEAGUE_KEY"]
 
-FAILING = os.environ["FAILING"].split(",")
+FAILING_MOODS = os.environ["FAILING"].split(",")
 
-KNOWN = {"known": True}
+NOT_NULL = {"not_null": True}
 
 _tests = []
 _expected = []
@@ -44,32 +44,32 @@ def contains(text):
     return {"contains": text}
 
 
-def least(number):
-    return {"least": number}
+def at_least(number):
+    return {"at_least": number}
 
 
-def mine(mood):
+def own_deployment(mood):
     """This suite's deployment in that mood."""
     return f"{mood}-{CLIENT}"
 
 
-def raises(kind, function, *arguments, **named):
+def raises(error_type, function, *arguments, **named):
     """The exception of that kind which a call must end in."""
     try:
         function(*arguments, **named)
-    except kind as error:
+    except error_type as error:
         return error
-    raise AssertionError(f"no {kind.__name__} was raised")
+    raise AssertionError(f"no {error_type.__name__} was raised")
 
 
-def say(**line):
+def report(**line):
     print(json.dumps(line), flush=True)
 
 
-def run():
+def run_tests():
     for name, function in _tests:
         _expected.clear()
-        begun, error = time.time(), None
+        start, error = time.time(), None
         try:
             if inspect.iscoroutinefunction(function):
                 asyncio.run(function())
@@ -77,4 +77,4 @@ def run():
                 function()
         except Exception:
             error = traceback.format_exc(limit=-2)
-        say(test=name, begun=begun, ended=time.time(), error=error, records=_expected)
+        report(test=name, start=start, end=time.time(), error=error, records=_expected)

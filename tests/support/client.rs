@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::PATIENCE;
+use super::TEST_TIMEOUT;
 
 pub struct Client {
     stream: TcpStream,
@@ -16,15 +16,15 @@ pub struct Client {
 }
 
 #[derive(Debug)]
-pub struct Reply {
+pub struct Response {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
     /// Whether the body ended as its framing promised.
-    pub whole: bool,
+    pub is_complete: bool,
 }
 
-impl Reply {
+impl Response {
     pub fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(header, _)| header.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
@@ -35,7 +35,7 @@ impl Reply {
             .unwrap_or_else(|e| panic!("{e}: {:?}", String::from_utf8_lossy(&self.body)))
     }
 
-    pub fn code(&self) -> String {
+    pub fn error_code(&self) -> String {
         self.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
     }
 
@@ -56,15 +56,15 @@ impl Client {
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {
-        timeout(PATIENCE, self.stream.write_all(bytes)).await.unwrap().unwrap();
+        timeout(TEST_TIMEOUT, self.stream.write_all(bytes)).await.unwrap().unwrap();
     }
 
     /// Sends, and does not mind if the other side no longer reads.
     pub async fn try_send(&mut self, bytes: &[u8]) -> bool {
-        matches!(timeout(PATIENCE, self.stream.write_all(bytes)).await, Ok(Ok(())))
+        matches!(timeout(TEST_TIMEOUT, self.stream.write_all(bytes)).await, Ok(Ok(())))
     }
 
-    pub fn head(method: &str, target: &str, headers: &[(&str, &str)]) -> String {
+    pub fn request_head(method: &str, target: &str, headers: &[(&str, &str)]) -> String {
         let mut head = format!("{method} {target} HTTP/1.1\r\n");
         if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
             head += "Host: balancer.test\r\n";
@@ -75,31 +75,37 @@ impl Client {
         head + "\r\n"
     }
 
-    pub async fn get(&mut self, target: &str, headers: &[(&str, &str)]) -> Reply {
+    pub async fn get(&mut self, target: &str, headers: &[(&str, &str)]) -> Response {
         self.request("GET", target, headers, None).await
     }
 
     /// Whether the answer is a 200; whoever does not answer, or hangs up, has none.
-    pub async fn is_ok(&mut self, target: &str) -> bool {
-        let asked = self.try_send(Self::head("GET", target, &[("Host", "localhost")]).as_bytes()).await;
-        asked && self.reply_head().await.is_some_and(|reply| reply.status == 200)
+    pub async fn get_is_ok(&mut self, target: &str) -> bool {
+        let is_sent =
+            self.try_send(Self::request_head("GET", target, &[("Host", "localhost")]).as_bytes()).await;
+        is_sent && self.read_response_head().await.is_some_and(|response| response.status == 200)
     }
 
-    pub async fn post(&mut self, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+    pub async fn post(&mut self, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
         self.request("POST", target, headers, Some(body)).await
     }
 
     /// The same towards somebody who may be gone.
-    pub async fn try_post(&mut self, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Option<Reply> {
+    pub async fn try_post(
+        &mut self,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Option<Response> {
         let length = body.len().to_string();
         let headers = [headers, &[("Content-Length", length.as_str())]].concat();
-        let request = [Self::head("POST", target, &headers).as_bytes(), body].concat();
+        let request = [Self::request_head("POST", target, &headers).as_bytes(), body].concat();
         if !self.try_send(&request).await {
             return None;
         }
-        let mut reply = self.reply_head().await?;
-        self.read_body(&mut reply).await;
-        Some(reply)
+        let mut response = self.read_response_head().await?;
+        self.read_body(&mut response).await;
+        Some(response)
     }
 
     pub async fn request(
@@ -108,44 +114,44 @@ impl Client {
         target: &str,
         headers: &[(&str, &str)],
         body: Option<&[u8]>,
-    ) -> Reply {
+    ) -> Response {
         let length = body.map(|body| body.len().to_string());
         let mut headers = headers.to_vec();
         if let Some(length) = &length {
             headers.push(("Content-Length", length));
         }
-        self.send(Self::head(method, target, &headers).as_bytes()).await;
+        self.send(Self::request_head(method, target, &headers).as_bytes()).await;
         if let Some(body) = body {
             self.try_send(body).await;
         }
-        self.reply_to(method).await
+        self.read_response_to(method).await
     }
 
     /// Reads a final reply; interim ones are skipped.
-    pub async fn reply(&mut self) -> Reply {
-        self.reply_to("GET").await
+    pub async fn read_response(&mut self) -> Response {
+        self.read_response_to("GET").await
     }
 
-    pub async fn reply_to(&mut self, method: &str) -> Reply {
+    pub async fn read_response_to(&mut self, method: &str) -> Response {
         loop {
-            let mut reply = self.reply_head().await.expect("no reply head");
-            if (100..200).contains(&reply.status) && reply.status != 101 {
+            let mut response = self.read_response_head().await.expect("no reply head");
+            if (100..200).contains(&response.status) && response.status != 101 {
                 continue;
             }
-            if method != "HEAD" && !matches!(reply.status, 101 | 204 | 304) {
-                self.read_body(&mut reply).await;
+            if method != "HEAD" && !matches!(response.status, 101 | 204 | 304) {
+                self.read_body(&mut response).await;
             }
-            return reply;
+            return response;
         }
     }
 
     /// Reads a head, interim ones too; `None` when the connection ended instead.
-    pub async fn reply_head(&mut self) -> Option<Reply> {
+    pub async fn read_response_head(&mut self) -> Option<Response> {
         let end = loop {
-            if let Some(at) = find(&self.buffer, b"\r\n\r\n") {
+            if let Some(at) = find_bytes(&self.buffer, b"\r\n\r\n") {
                 break at + 4;
             }
-            if !self.more().await {
+            if !self.read_more().await {
                 return None;
             }
         };
@@ -155,37 +161,37 @@ impl Client {
         let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
         let headers = lines.filter_map(|line| line.split_once(':'));
         let headers = headers.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect();
-        Some(Reply { status, headers, body: Vec::new(), whole: true })
+        Some(Response { status, headers, body: Vec::new(), is_complete: true })
     }
 
-    async fn read_body(&mut self, reply: &mut Reply) {
-        if reply.header("transfer-encoding").is_some() {
-            while let Some(chunk) = self.chunk().await {
+    async fn read_body(&mut self, response: &mut Response) {
+        if response.header("transfer-encoding").is_some() {
+            while let Some(chunk) = self.read_chunk().await {
                 if chunk.is_empty() {
                     return;
                 }
-                reply.body.extend(chunk);
+                response.body.extend(chunk);
             }
-            reply.whole = false;
-        } else if let Some(length) = reply.header("content-length") {
+            response.is_complete = false;
+        } else if let Some(length) = response.header("content-length") {
             let length: usize = length.parse().unwrap();
-            while self.buffer.len() < length && self.more().await {}
-            reply.whole = self.buffer.len() >= length;
+            while self.buffer.len() < length && self.read_more().await {}
+            response.is_complete = self.buffer.len() >= length;
             let length = length.min(self.buffer.len());
-            reply.body = self.buffer.drain(..length).collect();
+            response.body = self.buffer.drain(..length).collect();
         } else {
-            while self.more().await {}
-            reply.body = std::mem::take(&mut self.buffer);
+            while self.read_more().await {}
+            response.body = std::mem::take(&mut self.buffer);
         }
     }
 
     /// The next chunk of a chunked body, empty at its end; `None` when it broke off.
-    pub async fn chunk(&mut self) -> Option<Vec<u8>> {
+    pub async fn read_chunk(&mut self) -> Option<Vec<u8>> {
         let line = loop {
-            if let Some(at) = find(&self.buffer, b"\r\n") {
+            if let Some(at) = find_bytes(&self.buffer, b"\r\n") {
                 break at;
             }
-            if !self.more().await {
+            if !self.read_more().await {
                 return None;
             }
         };
@@ -193,18 +199,18 @@ impl Client {
         let size = usize::from_str_radix(size.trim(), 16).unwrap();
         let end = line + 2 + size + 2;
         while self.buffer.len() < end {
-            if !self.more().await {
+            if !self.read_more().await {
                 return None;
             }
         }
-        let all: Vec<u8> = self.buffer.drain(..end).collect();
-        Some(all[line + 2..line + 2 + size].to_vec())
+        let framed: Vec<u8> = self.buffer.drain(..end).collect();
+        Some(framed[line + 2..line + 2 + size].to_vec())
     }
 
     /// Reads some bytes; false at the end or after a reset.
-    pub async fn more(&mut self) -> bool {
+    pub async fn read_more(&mut self) -> bool {
         let mut chunk = vec![0; 64 * 1024];
-        match timeout(PATIENCE, self.stream.read(&mut chunk)).await.expect("the balancer is mute") {
+        match timeout(TEST_TIMEOUT, self.stream.read(&mut chunk)).await.expect("the balancer is mute") {
             Ok(0) | Err(_) => false,
             Ok(read) => {
                 self.buffer.extend_from_slice(&chunk[..read]);
@@ -214,14 +220,14 @@ impl Client {
     }
 
     /// Exactly so many bytes.
-    pub async fn exactly(&mut self, length: usize) -> Vec<u8> {
-        self.try_exactly(length).await.expect("the connection ended")
+    pub async fn read_exactly(&mut self, length: usize) -> Vec<u8> {
+        self.try_read_exactly(length).await.expect("the connection ended")
     }
 
     /// The same; `None` when the connection ended.
-    pub async fn try_exactly(&mut self, length: usize) -> Option<Vec<u8>> {
+    pub async fn try_read_exactly(&mut self, length: usize) -> Option<Vec<u8>> {
         while self.buffer.len() < length {
-            if !self.more().await {
+            if !self.read_more().await {
                 return None;
             }
         }
@@ -230,10 +236,10 @@ impl Client {
 
     /// Whether the other side has closed.
     pub async fn is_closed(&mut self) -> bool {
-        !self.more().await
+        !self.read_more().await
     }
 }
 
-pub fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+pub fn find_bytes(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|window| window == needle)
 }

@@ -14,17 +14,22 @@ use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
 use openssl::x509::{X509, X509Name};
 use tokio::net::{TcpListener, TcpStream};
 
-pub struct Authority {
+pub struct CertificateAuthority {
     pub certificate: X509,
     pub key: PKey<Private>,
 }
 
-pub fn key() -> PKey<Private> {
+pub fn generate_key() -> PKey<Private> {
     PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap()
 }
 
 /// A certificate for a host of this name.
-pub fn certificate(name: &str, days: (i64, i64), key: &PKey<Private>, issuer: Option<&Authority>) -> X509 {
+pub fn issue_certificate(
+    name: &str,
+    validity_days: (i64, i64),
+    key: &PKey<Private>,
+    issuer: Option<&CertificateAuthority>,
+) -> X509 {
     let mut subject = X509Name::builder().unwrap();
     subject.append_entry_by_text("CN", name).unwrap();
     let subject = subject.build();
@@ -35,8 +40,8 @@ pub fn certificate(name: &str, days: (i64, i64), key: &PKey<Private>, issuer: Op
     builder.set_issuer_name(issuer.map_or(&subject, |issuer| issuer.certificate.subject_name())).unwrap();
     builder.set_pubkey(key).unwrap();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
-    builder.set_not_before(&Asn1Time::from_unix(now + days.0 * 86_400).unwrap()).unwrap();
-    builder.set_not_after(&Asn1Time::from_unix(now + days.1 * 86_400).unwrap()).unwrap();
+    builder.set_not_before(&Asn1Time::from_unix(now + validity_days.0 * 86_400).unwrap()).unwrap();
+    builder.set_not_after(&Asn1Time::from_unix(now + validity_days.1 * 86_400).unwrap()).unwrap();
     if issuer.is_none() {
         builder.append_extension(BasicConstraints::new().critical().ca().build().unwrap()).unwrap();
     }
@@ -46,22 +51,26 @@ pub fn certificate(name: &str, days: (i64, i64), key: &PKey<Private>, issuer: Op
     builder.build()
 }
 
-pub fn authority() -> Authority {
-    let key = key();
-    Authority { certificate: certificate("test authority", (-1, 1), &key, None), key }
+pub fn generate_authority() -> CertificateAuthority {
+    let key = generate_key();
+    CertificateAuthority { certificate: issue_certificate("test authority", (-1, 1), &key, None), key }
 }
 
 /// Writes a certificate for `balancer.test` with this serial number, and its key.
-pub fn write_pair(directory: &std::path::Path, authority: &Authority, days: i64) {
-    let key = key();
-    let certificate = certificate("balancer.test", (-1, days), &key, Some(authority));
+pub fn write_certificate_and_key(
+    directory: &std::path::Path,
+    authority: &CertificateAuthority,
+    valid_days: i64,
+) {
+    let key = generate_key();
+    let certificate = issue_certificate("balancer.test", (-1, valid_days), &key, Some(authority));
     std::fs::write(directory.join("cert.pem"), certificate.to_pem().unwrap()).unwrap();
     std::fs::write(directory.join("key.pem"), key.private_key_to_pem_pkcs8().unwrap()).unwrap();
 }
 
 /// Speaks TLS in front of a plain address; returns its own, and the names clients asked for.
-pub async fn terminate(
-    plain: SocketAddr,
+pub async fn start_tls_proxy(
+    plain_address: SocketAddr,
     certificate: &X509,
     key: &PKey<Private>,
 ) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
@@ -72,20 +81,21 @@ pub async fn terminate(
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let names = Arc::new(Mutex::new(Vec::new()));
-    let seen = names.clone();
+    let received_names = names.clone();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let ssl = Ssl::new(acceptor.context()).unwrap();
-            let seen = seen.clone();
+            let received_names = received_names.clone();
             tokio::spawn(async move {
                 let mut stream = tokio_openssl::SslStream::new(ssl, stream).unwrap();
                 if Pin::new(&mut stream).accept().await.is_err() {
                     return;
                 }
-                seen.lock()
+                received_names
+                    .lock()
                     .unwrap()
                     .push(stream.ssl().servername(NameType::HOST_NAME).unwrap_or("").to_owned());
-                let mut upstream = TcpStream::connect(plain).await.unwrap();
+                let mut upstream = TcpStream::connect(plain_address).await.unwrap();
                 let _ = tokio::io::copy_bidirectional(&mut stream, &mut upstream).await;
             });
         }

@@ -8,140 +8,165 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::websocket::{UPGRADE, frame, try_read_frame};
-use super::{CHAT, Client, HELLO, KEY, STREAM};
+use super::websocket::{UPGRADE_HEADERS, client_text_frame, try_read_frame};
+use super::{CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, STREAM_BODY};
 
 /// What there was.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub struct TrafficCounts {
     pub requests: usize,
     pub streams: usize,
-    pub sockets: usize,
+    pub websockets: usize,
     pub failures: Vec<String>,
 }
 
 /// Load under way.
-pub struct Traffic {
+pub struct BackgroundTraffic {
     stop: Arc<AtomicBool>,
-    begun: Arc<AtomicUsize>,
-    workers: JoinSet<Seen>,
+    started_requests: Arc<AtomicUsize>,
+    workers: JoinSet<TrafficCounts>,
 }
 
-impl Traffic {
+impl BackgroundTraffic {
     /// Begins; the deployment `gpt-4o` has to be served.
     pub fn start(address: SocketAddr) -> Self {
-        let (stop, begun) = (Arc::new(AtomicBool::new(false)), Arc::<AtomicUsize>::default());
+        let (stop, started_requests) = (Arc::new(AtomicBool::new(false)), Arc::<AtomicUsize>::default());
         let mut workers = JoinSet::new();
-        for n in 0..4 {
-            workers.spawn(short(address, n, Arc::clone(&stop), Arc::clone(&begun)));
+        for number in 0..4 {
+            workers.spawn(send_short_requests(
+                address,
+                number,
+                Arc::clone(&stop),
+                Arc::clone(&started_requests),
+            ));
         }
         for _ in 0..3 {
-            workers.spawn(streams(address, Arc::clone(&stop), Arc::clone(&begun)));
+            workers.spawn(send_streams(address, Arc::clone(&stop), Arc::clone(&started_requests)));
         }
         for _ in 0..2 {
-            workers.spawn(sockets(address, Arc::clone(&stop), Arc::clone(&begun)));
+            workers.spawn(hold_conversations(address, Arc::clone(&stop), Arc::clone(&started_requests)));
         }
-        Self { stop, begun, workers }
+        Self { stop, started_requests, workers }
     }
 
     /// Requests begun so far.
-    pub fn begun(&self) -> usize {
-        self.begun.load(Ordering::Relaxed)
+    pub fn started_requests(&self) -> usize {
+        self.started_requests.load(Ordering::Relaxed)
     }
 
     /// Ends what is under way and sums it up.
-    pub async fn finish(mut self) -> Seen {
+    pub async fn stop(mut self) -> TrafficCounts {
         self.stop.store(true, Ordering::Relaxed);
-        let mut sum = Seen::default();
-        while let Some(seen) = self.workers.join_next().await {
-            let seen = seen.unwrap();
-            sum.requests += seen.requests;
-            sum.streams += seen.streams;
-            sum.sockets += seen.sockets;
-            sum.failures.extend(seen.failures);
+        let mut total = TrafficCounts::default();
+        while let Some(counts) = self.workers.join_next().await {
+            let counts = counts.unwrap();
+            total.requests += counts.requests;
+            total.streams += counts.streams;
+            total.websockets += counts.websockets;
+            total.failures.extend(counts.failures);
         }
-        sum
+        total
     }
 }
 
 /// Requests one after the other on a connection until it is said to be closed; some at once, some
 /// after a while.
-async fn short(address: SocketAddr, n: u64, stop: Arc<AtomicBool>, begun: Arc<AtomicUsize>) -> Seen {
-    let mut seen = Seen::default();
+async fn send_short_requests(
+    address: SocketAddr,
+    number: u64,
+    stop: Arc<AtomicBool>,
+    started_requests: Arc<AtomicUsize>,
+) -> TrafficCounts {
+    let mut counts = TrafficCounts::default();
     let mut client: Option<Client> = None;
     while !stop.load(Ordering::Relaxed) {
         let connection = match &mut client {
             Some(client) => client,
             None => match Client::try_connect(address).await {
                 Ok(new) => client.insert(new),
-                Err(problem) => {
-                    seen.failures.push(format!("connect: {problem}"));
+                Err(error) => {
+                    counts.failures.push(format!("connect: {error}"));
                     continue;
                 }
             },
         };
-        begun.fetch_add(1, Ordering::Relaxed);
-        seen.requests += 1;
-        let reply = connection.try_post(CHAT, &[("api-key", KEY)], HELLO.as_bytes()).await;
-        match reply {
-            Some(reply) if reply.status == 200 && reply.whole => {
-                if reply.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close")) {
+        started_requests.fetch_add(1, Ordering::Relaxed);
+        counts.requests += 1;
+        let response =
+            connection.try_post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], CHAT_BODY.as_bytes()).await;
+        match response {
+            Some(response) if response.status == 200 && response.is_complete => {
+                if response.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close")) {
                     client = None;
                 }
             }
-            other => {
-                seen.failures.push(format!("short: {other:?}"));
+            unexpected => {
+                counts.failures.push(format!("short: {unexpected:?}"));
                 client = None;
             }
         }
-        tokio::time::sleep(Duration::from_millis(n * n * 3)).await;
+        tokio::time::sleep(Duration::from_millis(number * number * 3)).await;
     }
-    seen
+    counts
 }
 
 /// Streams, each to its end.
-async fn streams(address: SocketAddr, stop: Arc<AtomicBool>, begun: Arc<AtomicUsize>) -> Seen {
-    let mut seen = Seen::default();
+async fn send_streams(
+    address: SocketAddr,
+    stop: Arc<AtomicBool>,
+    started_requests: Arc<AtomicUsize>,
+) -> TrafficCounts {
+    let mut counts = TrafficCounts::default();
     while !stop.load(Ordering::Relaxed) {
         let Ok(mut client) = Client::try_connect(address).await else {
-            seen.failures.push("stream: connect".to_owned());
+            counts.failures.push("stream: connect".to_owned());
             continue;
         };
-        begun.fetch_add(1, Ordering::Relaxed);
-        seen.streams += 1;
-        match client.try_post(CHAT, &[("api-key", KEY)], STREAM.as_bytes()).await {
-            Some(reply)
-                if reply.status == 200 && reply.whole && reply.text().ends_with("data: [DONE]\n\n") => {}
-            other => seen.failures.push(format!("stream: {other:?}")),
+        started_requests.fetch_add(1, Ordering::Relaxed);
+        counts.streams += 1;
+        match client.try_post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], STREAM_BODY.as_bytes()).await {
+            Some(response)
+                if response.status == 200
+                    && response.is_complete
+                    && response.text().ends_with("data: [DONE]\n\n") => {}
+            unexpected => counts.failures.push(format!("stream: {unexpected:?}")),
         }
     }
-    seen
+    counts
 }
 
 /// One conversation, until the end.
-async fn sockets(address: SocketAddr, stop: Arc<AtomicBool>, begun: Arc<AtomicUsize>) -> Seen {
-    let mut seen = Seen { sockets: 1, ..Seen::default() };
+async fn hold_conversations(
+    address: SocketAddr,
+    stop: Arc<AtomicBool>,
+    started_requests: Arc<AtomicUsize>,
+) -> TrafficCounts {
+    let mut counts = TrafficCounts { websockets: 1, ..TrafficCounts::default() };
     let mut client = Client::connect(address).await;
-    begun.fetch_add(1, Ordering::Relaxed);
-    client.send(Client::head("GET", "/openai/v1/realtime?model=gpt-4o", &UPGRADE).as_bytes()).await;
-    let head = client.reply_head().await;
-    if head.as_ref().is_none_or(|head| head.status != 101) || try_read_frame(&mut client).await.is_none() {
-        seen.failures.push(format!("socket: {head:?}"));
-        return seen;
+    started_requests.fetch_add(1, Ordering::Relaxed);
+    client
+        .send(Client::request_head("GET", "/openai/v1/realtime?model=gpt-4o", &UPGRADE_HEADERS).as_bytes())
+        .await;
+    let response_head = client.read_response_head().await;
+    if response_head.as_ref().is_none_or(|response_head| response_head.status != 101)
+        || try_read_frame(&mut client).await.is_none()
+    {
+        counts.failures.push(format!("socket: {response_head:?}"));
+        return counts;
     }
     while !stop.load(Ordering::Relaxed) {
-        client.try_send(&frame(r#"{"type":"response.create"}"#)).await;
+        client.try_send(&client_text_frame(r#"{"type":"response.create"}"#)).await;
         loop {
             match try_read_frame(&mut client).await {
                 Some(text) if text.contains("response.done") => break,
                 Some(_) => {}
                 None => {
-                    seen.failures.push("socket: broken off".to_owned());
-                    return seen;
+                    counts.failures.push("socket: broken off".to_owned());
+                    return counts;
                 }
             }
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    seen
+    counts
 }

@@ -8,17 +8,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 /// A piece of a script that is a tenth of a second without any.
-pub const PAUSE: &[u8] = b"\0pause";
+pub const PAUSE_100_MS: &[u8] = b"\0pause";
 
 /// A request as it came: head and body.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct RawRequest {
     pub head: String,
     pub body: Vec<u8>,
 }
 
 /// A whole reply with these further headers, one to a line.
-pub fn reply(status: u16, headers: &str, body: &str) -> Vec<Vec<u8>> {
+pub fn complete_response(status: u16, headers: &str, body: &str) -> Vec<Vec<u8>> {
     let headers: String = headers.lines().map(|line| format!("{line}\r\n")).collect();
     let length = body.len();
     let head =
@@ -26,28 +26,28 @@ pub fn reply(status: u16, headers: &str, body: &str) -> Vec<Vec<u8>> {
     vec![(head + body).into()]
 }
 
-pub struct Upstream {
+pub struct ScriptedUpstream {
     pub address: SocketAddr,
-    requests: Arc<Mutex<Vec<Request>>>,
+    requests: Arc<Mutex<Vec<RawRequest>>>,
 }
 
-impl Upstream {
+impl ScriptedUpstream {
     /// Answers each request with the pieces the script gives for it, a moment apart, and then
     /// closes the connection.
-    pub async fn start(script: impl Fn(&Request) -> Vec<Vec<u8>> + Send + Sync + 'static) -> Self {
+    pub async fn start(script: impl Fn(&RawRequest) -> Vec<Vec<u8>> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));
-        let (seen, script) = (Arc::clone(&requests), Arc::new(script));
+        let (received, script) = (Arc::clone(&requests), Arc::new(script));
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
-                let (seen, script) = (Arc::clone(&seen), Arc::clone(&script));
+                let (received, script) = (Arc::clone(&received), Arc::clone(&script));
                 stream.set_nodelay(true).unwrap();
                 tokio::spawn(async move {
-                    let Some(request) = read(&mut stream).await else { return };
-                    seen.lock().unwrap().push(request.clone());
+                    let Some(request) = read_request(&mut stream).await else { return };
+                    received.lock().unwrap().push(request.clone());
                     for piece in script(&request) {
-                        if piece == PAUSE {
+                        if piece == PAUSE_100_MS {
                             tokio::time::sleep(Duration::from_millis(100)).await;
                             continue;
                         }
@@ -62,35 +62,35 @@ impl Upstream {
         Self { address, requests }
     }
 
-    pub fn requests(&self) -> Vec<Request> {
+    pub fn requests(&self) -> Vec<RawRequest> {
         self.requests.lock().unwrap().clone()
     }
 
     /// Forgets the requests so far.
-    pub fn forget(&self) {
+    pub fn forget_requests(&self) {
         self.requests.lock().unwrap().clear();
     }
 
     /// The entry of a configuration for it.
-    pub fn backend(&self, name: &str) -> String {
-        super::entry(name, &format!("http://{}", self.address), "")
+    pub fn backend_yaml(&self, name: &str) -> String {
+        super::backend_yaml(name, &format!("http://{}", self.address), "")
     }
 }
 
-async fn read(stream: &mut tokio::net::TcpStream) -> Option<Request> {
+async fn read_request(stream: &mut tokio::net::TcpStream) -> Option<RawRequest> {
     let mut bytes = Vec::new();
     loop {
         let mut chunk = vec![0; 16 * 1024];
         let read = stream.read(&mut chunk).await.ok().filter(|read| *read > 0)?;
         bytes.extend_from_slice(&chunk[..read]);
-        let Some(end) = super::client::find(&bytes, b"\r\n\r\n") else { continue };
+        let Some(end) = super::client::find_bytes(&bytes, b"\r\n\r\n") else { continue };
         let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
         let length = head.lines().find_map(|line| {
             let (name, value) = line.split_once(':')?;
             name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().unwrap())
         });
         if bytes.len() >= end + 4 + length.unwrap_or(0) {
-            return Some(Request { head, body: bytes[end + 4..].to_vec() });
+            return Some(RawRequest { head, body: bytes[end + 4..].to_vec() });
         }
     }
 }

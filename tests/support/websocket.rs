@@ -1,10 +1,10 @@
 //! WebSockets: as much of them as a conversation in text needs.
 
-use super::{Client, KEY};
+use super::{CLIENT_KEY, Client};
 
 /// The head of the handshake.
-pub const UPGRADE: [(&str, &str); 5] = [
-    ("api-key", KEY),
+pub const UPGRADE_HEADERS: [(&str, &str); 5] = [
+    ("api-key", CLIENT_KEY),
     ("Connection", "Upgrade"),
     ("Upgrade", "websocket"),
     ("Sec-WebSocket-Version", "13"),
@@ -12,7 +12,7 @@ pub const UPGRADE: [(&str, &str); 5] = [
 ];
 
 /// A client's text frame, masked with zeros.
-pub fn frame(text: &str) -> Vec<u8> {
+pub fn client_text_frame(text: &str) -> Vec<u8> {
     let mut frame = vec![0x81, 0x80 | u8::try_from(text.len()).unwrap(), 0, 0, 0, 0];
     frame.extend(text.bytes());
     frame
@@ -20,15 +20,15 @@ pub fn frame(text: &str) -> Vec<u8> {
 
 /// A server's frame; `None` when the connection ended instead.
 pub async fn try_read_frame(client: &mut Client) -> Option<String> {
-    let head = client.try_exactly(2).await?;
+    let head = client.try_read_exactly(2).await?;
     let length = match head[1] & 0x7f {
         126 => {
-            let more = client.try_exactly(2).await?;
-            usize::from(u16::from_be_bytes([more[0], more[1]]))
+            let extended_length = client.try_read_exactly(2).await?;
+            usize::from(u16::from_be_bytes([extended_length[0], extended_length[1]]))
         }
         short => usize::from(short),
     };
-    Some(String::from_utf8(client.try_exactly(length).await?).unwrap())
+    Some(String::from_utf8(client.try_read_exactly(length).await?).unwrap())
 }
 
 /// A server's frame.

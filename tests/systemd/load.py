@@ -14,44 +14,44 @@ import struct
 import threading
 import time
 
-LIMIT = 60.0  # of one exchange
+EXCHANGE_TIMEOUT = 60.0  # of one exchange
 VERSION = "2024-10-21"
 CHAT = f"/openai/deployments/gpt-4o/chat/completions?api-version={VERSION}"
 REALTIME = f"/openai/realtime?api-version={VERSION}&deployment=gpt-realtime"
 REQUEST_ID = "x-aoai-lb-request-id"
 # Pauses between requests on kept connections: busy ones, and such as rest now and then.
-PAUSES = [0.02, 0.02, 0.05, 0.1, 0.3, 0.7, 1.5]
+REQUEST_PAUSES = [0.02, 0.02, 0.05, 0.1, 0.3, 0.7, 1.5]
 # Each way, for the clients that are far away: their next request may be on its way when the balancer
 # closes the connection, and no answer comes.
-DELAY = 0.02
+RELAY_DELAY = 0.02
 # Between two events of a stream; an answer has about fifty.
-DRIPS = ["20ms", "60ms", "90ms", "120ms"]
-WORDS = " ".join(f"word{n}" for n in range(45))
-TURNS = 8
+STREAM_EVENT_INTERVALS = ["20ms", "60ms", "90ms", "120ms"]
+STREAM_PROMPT = " ".join(f"word{number}" for number in range(45))
+CONVERSATION_TURNS = 8
 
 
-class Wrong(Exception):
+class ResponseError(Exception):
     """What a client would complain about."""
 
 
-class Load(threading.Thread):
+class LoadGenerator(threading.Thread):
     """Runs from `start` to `finish`."""
 
-    def __init__(self, address, key, secure=None):
+    def __init__(self, address, api_key, tls_target=None):
         super().__init__(daemon=True)
-        self.address, self.key = address, key
+        self.address, self.api_key = address, api_key
         # The address with TLS, and how to connect there; without it everything is in clear.
-        self.secure = secure
+        self.tls_target = tls_target
         self.stopping = threading.Event()
         self.failures, self.ids = [], []
-        self.done = {"short": 0, "stream": 0, "websocket": 0}
+        self.completed = {"short": 0, "stream": 0, "websocket": 0}
         self.reconnected = self.connections = 0
-        self.begun = time.monotonic()
+        self.start_time = time.monotonic()
 
     def finish(self):
         """Ends when everything under way is complete."""
         self.stopping.set()
-        self.join(LIMIT + 10)
+        self.join(EXCHANGE_TIMEOUT + 10)
         if self.is_alive():
             self.failures.append("the load did not end")
         return self
@@ -63,153 +63,153 @@ class Load(threading.Thread):
     def __exit__(self, *_):
         self.finish()
 
-    def total(self):
-        return sum(self.done.values())
+    def total_completed(self):
+        return sum(self.completed.values())
 
     def summary(self):
-        counts = ", ".join(f"{count} {kind}" for kind, count in self.done.items())
-        return f"{counts} in {time.monotonic() - self.begun:.0f} s over {self.connections} connections"
+        counts = ", ".join(f"{count} {kind}" for kind, count in self.completed.items())
+        return f"{counts} in {time.monotonic() - self.start_time:.0f} s over {self.connections} connections"
 
     def run(self):
-        asyncio.run(self.all())
+        asyncio.run(self.run_workers())
 
-    async def all(self):
-        far, tls = Relay(self.address, DELAY), None
-        await far.listen()
-        workers = [self.short(pause) for pause in PAUSES]
-        workers += [self.short(pause, address=far.address) for pause in PAUSES]
-        workers += [self.short(0.05, kept=False), self.short(0.05, kept=False, address=far.address)]
-        workers += [self.streams(drip) for drip in DRIPS]
-        workers += [self.websockets(pause) for pause in (0.1, 0.4, 0.6)]
-        if self.secure:
-            tls = Relay(self.secure[0], 0, self.secure[1])
+    async def run_workers(self):
+        distant_relay, tls = Relay(self.address, RELAY_DELAY), None
+        await distant_relay.listen()
+        workers = [self.send_short_requests(pause) for pause in REQUEST_PAUSES]
+        workers += [self.send_short_requests(pause, address=distant_relay.address) for pause in REQUEST_PAUSES]
+        workers += [self.send_short_requests(0.05, keep_alive=False), self.send_short_requests(0.05, keep_alive=False, address=distant_relay.address)]
+        workers += [self.send_streams(event_interval) for event_interval in STREAM_EVENT_INTERVALS]
+        workers += [self.hold_conversations(pause) for pause in (0.1, 0.4, 0.6)]
+        if self.tls_target:
+            tls = Relay(self.tls_target[0], 0, self.tls_target[1])
             await tls.listen()
-            workers += [self.short(pause, address=tls.address) for pause in PAUSES[:4]]
-            workers += [self.streams("90ms", tls.address)]
-        await asyncio.gather(*(self.guarded(worker) for worker in workers))
-        for relay in filter(None, [far, tls]):
+            workers += [self.send_short_requests(pause, address=tls.address) for pause in REQUEST_PAUSES[:4]]
+            workers += [self.send_streams("90ms", tls.address)]
+        await asyncio.gather(*(self.run_guarded(worker) for worker in workers))
+        for relay in filter(None, [distant_relay, tls]):
             relay.close()
 
-    async def guarded(self, worker):
+    async def run_guarded(self, worker):
         try:
             await worker
-        except Exception as problem:
-            self.failures.append(f"the load itself: {problem!r}")
+        except Exception as error:
+            self.failures.append(f"the load itself: {error!r}")
 
     @contextlib.asynccontextmanager
-    async def noted(self, kind):
+    async def counted_exchange(self, kind):
         """Counts what went well, and notes what did not."""
-        begun = time.monotonic()
+        start = time.monotonic()
         try:
-            async with asyncio.timeout(LIMIT):
+            async with asyncio.timeout(EXCHANGE_TIMEOUT):
                 yield
-            self.done[kind] += 1
-        except (Wrong, OSError, TimeoutError) as problem:
-            at = f"{time.monotonic() - self.begun:.2f} s, {time.monotonic() - begun:.3f} s after its begin"
-            self.failures.append(f"{kind}: {problem or type(problem).__name__} (at {at})")
-            await self.rest(0.1)
+            self.completed[kind] += 1
+        except (ResponseError, OSError, TimeoutError) as error:
+            timing = f"{time.monotonic() - self.start_time:.2f} s, {time.monotonic() - start:.3f} s after its begin"
+            self.failures.append(f"{kind}: {error or type(error).__name__} (at {timing})")
+            await self.pause(0.1)
 
     async def connect(self, address=None):
         self.connections += 1
-        return await Wire.connect(address or self.address)
+        return await Connection.connect(address or self.address)
 
-    async def short(self, pause, kept=True, address=None):
-        wire, n = None, 0
+    async def send_short_requests(self, pause, keep_alive=True, address=None):
+        connection, number = None, 0
         while not self.stopping.is_set():
-            n += 1
-            if wire and wire.was_closed_while_idle():
+            number += 1
+            if connection and connection.was_closed_while_idle():
                 self.reconnected += 1
-                wire = wire.close()
-            said = f"number {n} of {pause}"
-            ended = False
-            async with self.noted("short"):
-                wire = wire or await self.connect(address)
-                answer = await wire.ask(self.chat(said, kept=kept))
-                self.known(answer)
-                text = json.loads(answer.body)["choices"][0]["message"]["content"]
-                if not text.startswith(f"You said: {said}"):
-                    raise Wrong(f"the answer is another's: {text[:80]!r}")
-                ended = kept and not answer.closes
-            if not ended and wire:
-                wire = wire.close()
-            await self.rest(pause)
-        if wire:
-            wire.close()
+                connection = connection.close()
+            prompt = f"number {number} of {pause}"
+            can_reuse = False
+            async with self.counted_exchange("short"):
+                connection = connection or await self.connect(address)
+                response = await connection.send_request(self.chat_request(prompt, keep_alive=keep_alive))
+                self.record_request_id(response)
+                text = json.loads(response.body)["choices"][0]["message"]["content"]
+                if not text.startswith(f"You said: {prompt}"):
+                    raise ResponseError(f"the answer is another's: {text[:80]!r}")
+                can_reuse = keep_alive and not response.closes
+            if not can_reuse and connection:
+                connection = connection.close()
+            await self.pause(pause)
+        if connection:
+            connection.close()
 
-    async def streams(self, drip, address=None):
+    async def send_streams(self, event_interval, address=None):
         while not self.stopping.is_set():
-            async with self.noted("stream"):
-                await self.one_stream(drip, address=address)
+            async with self.counted_exchange("stream"):
+                await self.one_stream(event_interval, address=address)
 
-    async def one_stream(self, drip, begun=lambda: None, address=None):
+    async def one_stream(self, event_interval, on_first_bytes=lambda: None, address=None):
         """A stream from its request to its terminating chunk, on a connection of its own."""
-        wire = await self.connect(address)
+        connection = await self.connect(address)
         try:
-            answer = await wire.ask(self.chat(WORDS, drip=drip), begun=begun)
-            self.known(answer)
-            events = [line[6:] for line in answer.body.decode().split("\n\n") if line.startswith("data: ")]
+            response = await connection.send_request(self.chat_request(STREAM_PROMPT, event_interval=event_interval), on_first_bytes=on_first_bytes)
+            self.record_request_id(response)
+            events = [line[6:] for line in response.body.decode().split("\n\n") if line.startswith("data: ")]
             if not events or events[-1] != "[DONE]":
-                raise Wrong(f"a stream without its end, after {len(events)} events")
+                raise ResponseError(f"a stream without its end, after {len(events)} events")
             choices = [json.loads(event)["choices"] for event in events[:-1]]
             text = "".join(choice[0]["delta"].get("content") or "" for choice in choices if choice)
             if not text.startswith("You said: word0 word1 word2 ") or not text.endswith("simulated answer to it."):
-                raise Wrong(f"a stream with a hole: {text!r}")
+                raise ResponseError(f"a stream with a hole: {text!r}")
         finally:
-            wire.close()
+            connection.close()
 
-    async def websockets(self, pause):
+    async def hold_conversations(self, pause):
         while not self.stopping.is_set():
-            async with self.noted("websocket"):
-                await self.one_websocket(pause)
+            async with self.counted_exchange("websocket"):
+                await self.hold_conversation(pause)
 
-    async def one_websocket(self, pause):
+    async def hold_conversation(self, pause):
         """A conversation of several turns, to the closing handshake."""
-        wire = await self.connect()
+        connection = await self.connect()
         try:
-            key = base64.b64encode(os.urandom(16)).decode()
-            upgrade = f"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
-            answer = await wire.ask(self.head("GET", REALTIME, upgrade).encode(), expected=101)
-            self.known(answer)
-            if (await wire.hear())["type"] != "session.created":
-                raise Wrong("a WebSocket without its session")
-            for turn in range(TURNS):
-                said = f"turn {turn} after {pause} s"
-                content = [{"type": "input_text", "text": said}]
-                await wire.say({"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": content}})
-                await wire.say({"type": "response.create"})
-                while (event := await wire.hear())["type"] != "response.done":
+            websocket_key = base64.b64encode(os.urandom(16)).decode()
+            upgrade_fields = f"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {websocket_key}\r\n"
+            response = await connection.send_request(self.request_head("GET", REALTIME, upgrade_fields).encode(), expected_status=101)
+            self.record_request_id(response)
+            if (await connection.receive_event())["type"] != "session.created":
+                raise ResponseError("a WebSocket without its session")
+            for turn in range(CONVERSATION_TURNS):
+                prompt = f"turn {turn} after {pause} s"
+                content = [{"type": "input_text", "text": prompt}]
+                await connection.send_event({"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": content}})
+                await connection.send_event({"type": "response.create"})
+                while (event := await connection.receive_event())["type"] != "response.done":
                     pass
                 text = event["response"]["output"][0]["content"][0]["text"]
-                if not text.startswith(f"You said: {said}"):
-                    raise Wrong(f"a WebSocket says {text[:80]!r}")
+                if not text.startswith(f"You said: {prompt}"):
+                    raise ResponseError(f"a WebSocket says {text[:80]!r}")
                 await asyncio.sleep(pause)
-            await wire.frame(8, struct.pack("!H", 1000))
-            code, _ = await wire.next_frame()
-            if code != 8:
-                raise Wrong(f"frame {code} in place of the closing one")
+            await connection.send_frame(8, struct.pack("!H", 1000))
+            opcode, _ = await connection.read_frame()
+            if opcode != 8:
+                raise ResponseError(f"frame {opcode} in place of the closing one")
         finally:
-            wire.close()
+            connection.close()
 
-    async def rest(self, seconds):
+    async def pause(self, seconds):
         until = time.monotonic() + seconds
-        while not self.stopping.is_set() and (left := until - time.monotonic()) > 0:
-            await asyncio.sleep(min(left, 0.1))
+        while not self.stopping.is_set() and (remaining := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(remaining, 0.1))
 
-    def known(self, answer):
-        if REQUEST_ID not in answer.headers:
-            raise Wrong(f"an answer without {REQUEST_ID}")
-        self.ids.append(answer.headers[REQUEST_ID])
+    def record_request_id(self, response):
+        if REQUEST_ID not in response.headers:
+            raise ResponseError(f"an answer without {REQUEST_ID}")
+        self.ids.append(response.headers[REQUEST_ID])
 
-    def chat(self, text, kept=True, drip=None):
-        body = {"messages": [{"role": "user", "content": text}]} | ({"stream": True} if drip else {})
+    def chat_request(self, text, keep_alive=True, event_interval=None):
+        body = {"messages": [{"role": "user", "content": text}]} | ({"stream": True} if event_interval else {})
         body = json.dumps(body).encode()
-        fields = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        fields += "" if kept else "Connection: close\r\n"
-        fields += f"x-simulate: drip: {drip}\r\n" if drip else ""
-        return self.head("POST", CHAT, fields).encode() + body
+        header_lines = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        header_lines += "" if keep_alive else "Connection: close\r\n"
+        header_lines += f"x-simulate: drip: {event_interval}\r\n" if event_interval else ""
+        return self.request_head("POST", CHAT, header_lines).encode() + body
 
-    def head(self, method, target, fields):
-        return f"{method} {target} HTTP/1.1\r\nHost: localhost\r\napi-key: {self.key}\r\n{fields}\r\n"
+    def request_head(self, method, target, header_lines):
+        return f"{method} {target} HTTP/1.1\r\nHost: localhost\r\napi-key: {self.api_key}\r\n{header_lines}\r\n"
 
 
 class Relay:
@@ -233,16 +233,16 @@ class Relay:
             # A client that is refused is told so, as far as it can be.
             writer.transport.abort()
             return
-        await asyncio.gather(self.pass_on(reader, far_writer), self.pass_on(far_reader, writer))
+        await asyncio.gather(self.forward(reader, far_writer), self.forward(far_reader, writer))
 
-    async def pass_on(self, reader, writer):
+    async def forward(self, reader, writer):
         loop, queue = asyncio.get_running_loop(), asyncio.Queue()
 
         async def deliver():
             while True:
-                due, data = await queue.get()
-                if due > loop.time():
-                    await asyncio.sleep(due - loop.time())
+                deliver_at, data = await queue.get()
+                if deliver_at > loop.time():
+                    await asyncio.sleep(deliver_at - loop.time())
                 if not data:
                     return writer.close()
                 writer.write(data)
@@ -260,57 +260,57 @@ class Relay:
             await delivery
 
 
-class OneStream(threading.Thread):
+class SingleStream(threading.Thread):
     """A single stream; `begun` is set with its first bytes, `problem` says how it ended."""
 
-    def __init__(self, address, key, drip):
+    def __init__(self, address, api_key, event_interval):
         super().__init__(daemon=True)
-        self.load, self.drip = Load(address, key), drip
-        self.begun, self.problem, self.ended = threading.Event(), "it did not end", None
+        self.load, self.event_interval = LoadGenerator(address, api_key), event_interval
+        self.has_begun, self.error, self.end_time = threading.Event(), "it did not end", None
         self.start()
-        self.begun.wait(10)
+        self.has_begun.wait(10)
 
     def run(self):
-        async def once():
-            async with asyncio.timeout(LIMIT):
-                await self.load.one_stream(self.drip, self.begun.set)
+        async def run_stream():
+            async with asyncio.timeout(EXCHANGE_TIMEOUT):
+                await self.load.one_stream(self.event_interval, self.has_begun.set)
 
         try:
-            asyncio.run(once())
-            self.problem = None
-        except (Wrong, OSError, TimeoutError) as problem:
-            self.problem = str(problem) or type(problem).__name__
-        self.ended = time.monotonic()
-        self.begun.set()
+            asyncio.run(run_stream())
+            self.error = None
+        except (ResponseError, OSError, TimeoutError) as error:
+            self.error = str(error) or type(error).__name__
+        self.end_time = time.monotonic()
+        self.has_begun.set()
 
     def result(self):
         """None, or what was wrong with it."""
-        self.join(LIMIT + 5)
-        return self.problem
+        self.join(EXCHANGE_TIMEOUT + 5)
+        return self.error
 
 
-class Answer:
+class Response:
     def __init__(self, status, headers):
         self.status, self.headers, self.body = status, headers, b""
         self.closes = headers.get("connection", "").lower() == "close"
 
 
-class Wire:
+class Connection:
     """One connection, read and written as bytes."""
 
     @classmethod
     async def connect(cls, address):
-        wire = cls()
-        wire.socket = socket.socket()
-        wire.socket.setblocking(False)
-        wire.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        wire.loop, wire.buffer = asyncio.get_running_loop(), b""
+        connection = cls()
+        connection.socket = socket.socket()
+        connection.socket.setblocking(False)
+        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.loop, connection.buffer = asyncio.get_running_loop(), b""
         try:
-            await wire.loop.sock_connect(wire.socket, address)
-        except OSError as problem:
-            wire.socket.close()
-            raise Wrong(f"no connection: {problem}") from None
-        return wire
+            await connection.loop.sock_connect(connection.socket, address)
+        except OSError as error:
+            connection.socket.close()
+            raise ResponseError(f"no connection: {error}") from None
+        return connection
 
     def close(self):
         self.socket.close()
@@ -323,76 +323,76 @@ class Wire:
         except ConnectionError:
             return True
 
-    async def more(self, during):
+    async def read_more(self, phase):
         try:
             data = await self.loop.sock_recv(self.socket, 65536)
-        except ConnectionError as problem:
-            raise Wrong(f"{problem} {during}") from None
+        except ConnectionError as error:
+            raise ResponseError(f"{error} {phase}") from None
         if not data:
-            raise Wrong(f"closed {during}")
+            raise ResponseError(f"closed {phase}")
         self.buffer += data
 
-    async def until(self, mark, during):
-        while (at := self.buffer.find(mark)) < 0:
-            await self.more(during)
-        taken, self.buffer = self.buffer[:at], self.buffer[at + len(mark) :]
-        return taken
+    async def read_until(self, delimiter, phase):
+        while (position := self.buffer.find(delimiter)) < 0:
+            await self.read_more(phase)
+        data_read, self.buffer = self.buffer[:position], self.buffer[position + len(delimiter) :]
+        return data_read
 
-    async def exactly(self, count, during):
+    async def read_exactly(self, count, phase):
         while len(self.buffer) < count:
-            await self.more(during)
-        taken, self.buffer = self.buffer[:count], self.buffer[count:]
-        return taken
+            await self.read_more(phase)
+        data_read, self.buffer = self.buffer[:count], self.buffer[count:]
+        return data_read
 
-    async def ask(self, request, expected=200, begun=lambda: None):
+    async def send_request(self, request, expected_status=200, on_first_bytes=lambda: None):
         """A request and its whole answer."""
         try:
             await self.loop.sock_sendall(self.socket, request)
-        except ConnectionError as problem:
-            raise Wrong(f"{problem} while the request was sent") from None
-        head = (await self.until(b"\r\n\r\n", "before the answer")).decode("latin-1").split("\r\n")
+        except ConnectionError as error:
+            raise ResponseError(f"{error} while the request was sent") from None
+        head = (await self.read_until(b"\r\n\r\n", "before the answer")).decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
-        answer = Answer(int(head[0].split()[1]), headers)
+        response = Response(int(head[0].split()[1]), headers)
         if headers.get("transfer-encoding", "").lower() == "chunked":
-            while size := int((await self.until(b"\r\n", "between two chunks")).split(b";")[0], 16):
-                answer.body += await self.exactly(size, "within a chunk")
-                begun()
-                if await self.exactly(2, "after a chunk") != b"\r\n":
-                    raise Wrong("a chunk with another length than it said")
-            await self.until(b"\r\n", "before the end of the terminating chunk")
-        elif answer.status != 101:
-            answer.body = await self.exactly(int(headers["content-length"]), "within the answer")
-            begun()
-        if answer.status != expected:
-            raise Wrong(f"status {answer.status}: {answer.body[:200]!r}")
-        return answer
+            while size := int((await self.read_until(b"\r\n", "between two chunks")).split(b";")[0], 16):
+                response.body += await self.read_exactly(size, "within a chunk")
+                on_first_bytes()
+                if await self.read_exactly(2, "after a chunk") != b"\r\n":
+                    raise ResponseError("a chunk with another length than it said")
+            await self.read_until(b"\r\n", "before the end of the terminating chunk")
+        elif response.status != 101:
+            response.body = await self.read_exactly(int(headers["content-length"]), "within the answer")
+            on_first_bytes()
+        if response.status != expected_status:
+            raise ResponseError(f"status {response.status}: {response.body[:200]!r}")
+        return response
 
-    async def say(self, event):
-        await self.frame(1, json.dumps(event).encode())
+    async def send_event(self, event):
+        await self.send_frame(1, json.dumps(event).encode())
 
-    async def frame(self, code, payload):
+    async def send_frame(self, opcode, payload):
         mask = os.urandom(4)
         size = bytes([0x80 | len(payload)]) if len(payload) < 126 else bytes([0xFE]) + struct.pack("!H", len(payload))
-        masked = bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
+        masked = bytes(byte ^ mask[position % 4] for position, byte in enumerate(payload))
         try:
-            await self.loop.sock_sendall(self.socket, bytes([0x80 | code]) + size + mask + masked)
-        except ConnectionError as problem:
-            raise Wrong(f"{problem} while a WebSocket was written to") from None
+            await self.loop.sock_sendall(self.socket, bytes([0x80 | opcode]) + size + mask + masked)
+        except ConnectionError as error:
+            raise ResponseError(f"{error} while a WebSocket was written to") from None
 
-    async def next_frame(self):
-        code, size = await self.exactly(2, "within a WebSocket")
+    async def read_frame(self):
+        opcode, size = await self.read_exactly(2, "within a WebSocket")
         if size == 126:
-            (size,) = struct.unpack("!H", await self.exactly(2, "within a frame"))
+            (size,) = struct.unpack("!H", await self.read_exactly(2, "within a frame"))
         elif size == 127:
-            (size,) = struct.unpack("!Q", await self.exactly(8, "within a frame"))
-        return code & 15, await self.exactly(size, "within a frame")
+            (size,) = struct.unpack("!Q", await self.read_exactly(8, "within a frame"))
+        return opcode & 15, await self.read_exactly(size, "within a frame")
 
-    async def hear(self):
+    async def receive_event(self):
         while True:
-            code, payload = await self.next_frame()
-            if code == 8:
-                raise Wrong(f"a WebSocket was closed: {payload[:80]!r}")
-            if code == 9:
-                await self.frame(10, payload)
-            if code in (1, 2):
+            opcode, payload = await self.read_frame()
+            if opcode == 8:
+                raise ResponseError(f"a WebSocket was closed: {payload[:80]!r}")
+            if opcode == 9:
+                await self.send_frame(10, payload)
+            if opcode in (1, 2):
                 return json.loads(payload)

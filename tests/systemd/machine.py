@@ -19,11 +19,11 @@ from pathlib import Path
 
 SUITE = "bookworm"
 # Changes when the tree below has to be made anew.
-GENERATION = 1
-INCLUDED = ["systemd", "ca-certificates"]
-TOOLS = {"debootstrap": "debootstrap", "unshare": "util-linux", "nsenter": "util-linux", "setpriv": "util-linux", "mount": "mount"}
+TREE_VERSION = 1
+INCLUDED_PACKAGES = ["systemd", "ca-certificates"]
+REQUIRED_TOOLS = {"debootstrap": "debootstrap", "unshare": "util-linux", "nsenter": "util-linux", "setpriv": "util-linux", "mount": "mount"}
 # Units that a machine for one service does without.
-MASKED = [
+MASKED_UNITS = [
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
     "console-getty.service",
@@ -49,13 +49,13 @@ MASKED = [
     "dev-hugepages.mount",
     "dev-mqueue.mount",
 ]
-INSIDE = "AOAI_LB_SYSTEMD_TEST"
-GROUP = "aoai-lb-test-"
-BOOT = 30.0
+INSIDE_VARIABLE = "AOAI_LB_SYSTEMD_TEST"
+CGROUP_PREFIX = "aoai-lb-test-"
+BOOT_TIMEOUT = 30.0
 
 # The first process of the machine: it has namespaces and a cgroup of its own and becomes systemd.
 # What belongs to the host's kernel is read-only.
-START = r"""
+BOOT_SCRIPT = r"""
 set -e
 root=$1
 mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
@@ -88,71 +88,71 @@ exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=aoai-lb-test \
 """
 
 
-class Unable(Exception):
+class UnsupportedHostError(Exception):
     """This host cannot do it; the tests are skipped."""
 
 
-class Failed(Exception):
+class TestFailure(Exception):
     """Something did not happen as it should."""
 
 
-def prepare(cache):
+def prepare_debian_tree(cache):
     """The Debian tree, made if it is not there; outside of any namespace, since it downloads."""
     if os.geteuid() != 0:
-        raise Unable("it needs root")
-    missing = sorted({package for tool, package in TOOLS.items() if not shutil.which(tool)})
+        raise UnsupportedHostError("it needs root")
+    missing = sorted({package for tool, package in REQUIRED_TOOLS.items() if not shutil.which(tool)})
     if missing:
-        raise Unable("packages are missing: " + " ".join(missing))
-    try_namespaces()
-    tree = cache / f"debian-root-{SUITE}-{GENERATION}"
+        raise UnsupportedHostError("packages are missing: " + " ".join(missing))
+    check_namespaces()
+    tree = cache / f"debian-root-{SUITE}-{TREE_VERSION}"
     if not tree.exists():
         print(f"making a Debian tree, once: {tree}", flush=True)
         cache.mkdir(parents=True, exist_ok=True)
-        begun = Path(tempfile.mkdtemp(prefix="debian-root-", dir=cache))
+        new_tree = Path(tempfile.mkdtemp(prefix="debian-root-", dir=cache))
         try:
-            command = ["debootstrap", "--variant=minbase", "--include=" + ",".join(INCLUDED), SUITE, begun]
+            command = ["debootstrap", "--variant=minbase", "--include=" + ",".join(INCLUDED_PACKAGES), SUITE, new_tree]
             mirror = os.environ.get("AOAI_LB_DEBIAN_MIRROR")
             with (cache / "debootstrap.log").open("w") as log:
-                made = subprocess.run(command + ([mirror] if mirror else []), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-            if made.returncode != 0:
+                debootstrap_run = subprocess.run(command + ([mirror] if mirror else []), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            if debootstrap_run.returncode != 0:
                 text = (cache / "debootstrap.log").read_text()[-1500:]
-                raise Unable(f"debootstrap could not make a Debian tree:\n{text}")
+                raise UnsupportedHostError(f"debootstrap could not make a Debian tree:\n{text}")
             for unneeded in ["var/cache/apt", "var/lib/apt/lists", "usr/share/locale"]:
-                for entry in (begun / unneeded).iterdir():
+                for entry in (new_tree / unneeded).iterdir():
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            for unit in MASKED:
-                (begun / "etc/systemd/system" / unit).unlink(missing_ok=True)
-                (begun / "etc/systemd/system" / unit).symlink_to("/dev/null")
-            settings = begun / "etc/systemd/journald.conf.d/test.conf"
+            for unit in MASKED_UNITS:
+                (new_tree / "etc/systemd/system" / unit).unlink(missing_ok=True)
+                (new_tree / "etc/systemd/system" / unit).symlink_to("/dev/null")
+            settings = new_tree / "etc/systemd/journald.conf.d/test.conf"
             settings.parent.mkdir(parents=True)
             settings.write_text("[Journal]\nStorage=volatile\nRateLimitBurst=0\nReadKMsg=no\nAudit=no\n")
-            (begun / "etc/hostname").write_text("machine\n")
-            (begun / "etc/hosts").write_text("127.0.0.1 localhost machine\n::1 localhost\n")
-            (begun / "etc/machine-id").write_text("")
-            os.chmod(begun, 0o755)
-            begun.rename(tree)
+            (new_tree / "etc/hostname").write_text("machine\n")
+            (new_tree / "etc/hosts").write_text("127.0.0.1 localhost machine\n::1 localhost\n")
+            (new_tree / "etc/machine-id").write_text("")
+            os.chmod(new_tree, 0o755)
+            new_tree.rename(tree)
         finally:
-            shutil.rmtree(begun, ignore_errors=True)
+            shutil.rmtree(new_tree, ignore_errors=True)
     return tree
 
 
-def try_namespaces():
+def check_namespaces():
     script = "set -e; d=$(mktemp -d); trap 'umount $d/a $d; rmdir $d' EXIT; mount -t tmpfs tmpfs $d; mkdir $d/a; mount -t cgroup2 cgroup2 $d/a; g=$d/a/aoai-lb-test-try-$$; mkdir $g; rmdir $g"
     command = ["unshare", "--mount", "--net", "--propagation", "private", "sh", "-c", script]
-    tried = subprocess.run(command, capture_output=True, text=True)
-    if tried.returncode != 0:
-        raise Unable(f"namespaces or cgroup2 cannot be had here: {tried.stderr.strip()}")
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise UnsupportedHostError(f"namespaces or cgroup2 cannot be had here: {result.stderr.strip()}")
 
 
-def enter(program, arguments):
+def reexec_in_namespaces(program, arguments):
     """Starts this program anew with mounts and a network of its own, loopback only."""
-    os.environ[INSIDE] = "1"
+    os.environ[INSIDE_VARIABLE] = "1"
     command = ["unshare", "--mount", "--net", "--propagation", "private", program, *arguments]
     os.execvp(command[0], [str(part) for part in command])
 
 
 def is_inside():
-    return INSIDE in os.environ
+    return INSIDE_VARIABLE in os.environ
 
 
 def raise_loopback():
@@ -184,32 +184,32 @@ class Machine:
 
     def boot(self):
         mount("-t", "tmpfs", "-o", "mode=700", "tmpfs", self.scratch)
-        root, groups = self.scratch / "root", self.scratch / "groups"
-        for folder in [root, groups, self.scratch / "upper", self.scratch / "work"]:
+        root, cgroups = self.scratch / "root", self.scratch / "groups"
+        for folder in [root, cgroups, self.scratch / "upper", self.scratch / "work"]:
             folder.mkdir(mode=0o755)
         layers = f"lowerdir={self.tree},upperdir={self.scratch}/upper,workdir={self.scratch}/work"
         mount("-t", "overlay", "-o", layers, "overlay", root)
-        mount("-t", "cgroup2", "cgroup2", groups)
-        for left in groups.glob(GROUP + "*"):
-            remove_group(left)  # of a run that was killed; one that still runs is busy
-        self.group = groups / f"{GROUP}{os.getpid()}"
-        self.group.mkdir()
+        mount("-t", "cgroup2", "cgroup2", cgroups)
+        for leftover in cgroups.glob(CGROUP_PREFIX + "*"):
+            remove_cgroup(leftover)  # of a run that was killed; one that still runs is busy
+        self.cgroup = cgroups / f"{CGROUP_PREFIX}{os.getpid()}"
+        self.cgroup.mkdir()
 
         def join():
             die_with_parent()
-            (self.group / "cgroup.procs").write_text(str(os.getpid()))
+            (self.cgroup / "cgroup.procs").write_text(str(os.getpid()))
 
-        names = ["--mount", "--uts", "--ipc", "--pid", "--cgroup", "--fork", "--kill-child", "--propagation", "private"]
+        unshare_options = ["--mount", "--uts", "--ipc", "--pid", "--cgroup", "--fork", "--kill-child", "--propagation", "private"]
         errors = self.scratch / "errors"
         with errors.open("w") as log:
-            command = ["unshare", *names, "sh", "-c", START, "sh", root]
+            command = ["unshare", *unshare_options, "sh", "-c", BOOT_SCRIPT, "sh", root]
             self.process = subprocess.Popen(command, preexec_fn=join, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        begin = time.monotonic()
+        start = time.monotonic()
         try:
-            await_condition(self.is_up, BOOT, "the machine does not boot", lambda: self.process.poll() is not None)
-        except Failed as problem:
-            raise Failed(f"{problem}\n{errors.read_text()}") from None
-        self.boot_seconds = time.monotonic() - begin
+            wait_for_condition(self.is_up, BOOT_TIMEOUT, "the machine does not boot", lambda: self.process.poll() is not None)
+        except TestFailure as problem:
+            raise TestFailure(f"{problem}\n{errors.read_text()}") from None
+        self.boot_seconds = time.monotonic() - start
 
     def is_up(self):
         if self.init is None:
@@ -233,26 +233,26 @@ class Machine:
                 self.process.kill()
                 self.process.wait()
         if hasattr(self, "group"):
-            remove_group(self.group)
-        for at in ["groups", "root", "."]:
-            subprocess.run(["umount", "-l", self.scratch / at], capture_output=True)
+            remove_cgroup(self.cgroup)
+        for mount_point in ["groups", "root", "."]:
+            subprocess.run(["umount", "-l", self.scratch / mount_point], capture_output=True)
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def path(self, inside):
+    def host_path(self, path_inside):
         """Where this process sees a file of the machine."""
-        return Path(f"/proc/{self.init}/root") / inside.lstrip("/")
+        return Path(f"/proc/{self.init}/root") / path_inside.lstrip("/")
 
     def command(self, *arguments):
-        entered = ["--mount", "--uts", "--ipc", "--pid", "--cgroup", "--root", "--wd"]
-        clean = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "HOME=/root", "DEBIAN_FRONTEND=noninteractive"]
-        return ["nsenter", "--target", str(self.init), *entered, *clean, *map(str, arguments)]
+        nsenter_options = ["--mount", "--uts", "--ipc", "--pid", "--cgroup", "--root", "--wd"]
+        env_command = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "HOME=/root", "DEBIAN_FRONTEND=noninteractive"]
+        return ["nsenter", "--target", str(self.init), *nsenter_options, *env_command, *map(str, arguments)]
 
     def run(self, *arguments, check=True, timeout=60.0):
         """Runs a command in the machine, as its root."""
-        done = subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
-        if check and done.returncode != 0:
-            raise Failed(f"`{' '.join(map(str, arguments))}` exits with {done.returncode}:\n{done.stdout}{done.stderr}")
-        return done
+        completed = subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+        if check and completed.returncode != 0:
+            raise TestFailure(f"`{' '.join(map(str, arguments))}` exits with {completed.returncode}:\n{completed.stdout}{completed.stderr}")
+        return completed
 
     def start(self, *arguments):
         """Starts a command in the machine."""
@@ -260,35 +260,35 @@ class Machine:
             self.command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL
         )
 
-    def put(self, text, inside, mode=0o644, like=None):
+    def write_file(self, text, path_inside, mode=0o644, like=None):
         """Writes a file as editors and package managers do: a new one in its place."""
-        path = self.path(inside)
-        new = path.with_name(f".{path.name}.new")
-        new.write_bytes(text if isinstance(text, bytes) else text.encode())
-        os.chmod(new, mode)
+        path = self.host_path(path_inside)
+        new_file = path.with_name(f".{path.name}.new")
+        new_file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        os.chmod(new_file, mode)
         if like:
-            kept = self.path(like).stat()
-            os.chown(new, kept.st_uid, kept.st_gid)
-        new.rename(path)
+            owner = self.host_path(like).stat()
+            os.chown(new_file, owner.st_uid, owner.st_gid)
+        new_file.rename(path)
 
 
 def mount(*arguments):
-    done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise Unable(f"mount {' '.join(map(str, arguments))}: {done.stderr.strip()}")
+    completed = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True)
+    if completed.returncode != 0:
+        raise UnsupportedHostError(f"mount {' '.join(map(str, arguments))}: {completed.stderr.strip()}")
 
 
-def remove_group(group):
+def remove_cgroup(cgroup):
     """Removes a cgroup whose processes have ended, and those in it."""
     for _ in range(50):
         try:
-            for folder, _, _ in os.walk(group, topdown=False):
+            for folder, _, _ in os.walk(cgroup, topdown=False):
                 os.rmdir(folder)
             return
         except FileNotFoundError:
             return
         except OSError:
-            if not group.name.endswith(str(os.getpid())):
+            if not cgroup.name.endswith(str(os.getpid())):
                 return
             time.sleep(0.05)
 
@@ -301,21 +301,21 @@ def child_of(pid):
     return int(children[0]) if children else None
 
 
-def kill(pid, number):
+def kill(pid, signal_number):
     try:
-        os.kill(pid, number)
+        os.kill(pid, signal_number)
     except ProcessLookupError:
         pass
 
 
-def await_condition(holds, seconds, otherwise, is_over=lambda: False):
+def wait_for_condition(condition, seconds, failure_message, has_ended=lambda: False):
     """Waits until `holds` returns something true, and returns it."""
     deadline = time.monotonic() + seconds
     while True:
-        if held := holds():
-            return held
-        if is_over():
-            raise Failed(f"{otherwise}: it ended")
+        if value := condition():
+            return value
+        if has_ended():
+            raise TestFailure(f"{failure_message}: it ended")
         if time.monotonic() > deadline:
-            raise Failed(f"{otherwise} within {seconds:g} s")
+            raise TestFailure(f"{failure_message} within {seconds:g} s")
         time.sleep(0.05)

@@ -7,96 +7,96 @@ import socket
 import stat
 import time
 
-from machine import Failed, await_condition
-from service import CONFIG, GOOD_COPY, INSTALLED, SOON, UNIT
+from machine import TestFailure, wait_for_condition
+from service import CONFIG, GOOD_COPY, INSTALLED_BINARY, OPERATION_TIMEOUT, UNIT
 
-EXPOSURE = 2.0
-UPGRADES = RELOADS = 10
+MAX_EXPOSURE = 2.0
+UPGRADE_COUNT = RELOAD_COUNT = 10
 # What a restart by systemd takes, with RestartSec=1s.
-RESTART = 6.0
+RESTART_TIMEOUT = 6.0
 
 
-def installation(service, tally):
+def installation(service, report):
     machine = service.machine
     package = service.package = service.build_package("0.1.0", service.binary, "a")
-    done = machine.run("apt-get", "install", "--yes", package, check=False)
-    tally.expect("the package installs on a bare Debian", done.returncode == 0, done.stdout + done.stderr)
-    message = "installed and enabled, but not started" in done.stdout and "systemctl start aoai-lb" in done.stdout
-    tally.expect("and says what is to be done", message, done.stdout)
-    state = service.show("ActiveState", "UnitFileState", "NRestarts")
-    wanted = {"ActiveState": "inactive", "UnitFileState": "enabled", "NRestarts": "0"}
-    tally.expect("the service is enabled and not started", state == wanted, str(state))
+    completed = machine.run("apt-get", "install", "--yes", package, check=False)
+    report.expect("the package installs on a bare Debian", completed.returncode == 0, completed.stdout + completed.stderr)
+    message = "installed and enabled, but not started" in completed.stdout and "systemctl start aoai-lb" in completed.stdout
+    report.expect("and says what is to be done", message, completed.stdout)
+    state = service.unit_properties("ActiveState", "UnitFileState", "NRestarts")
+    expected_state = {"ActiveState": "inactive", "UnitFileState": "enabled", "NRestarts": "0"}
+    report.expect("the service is enabled and not started", state == expected_state, str(state))
     warned = machine.run("systemd-analyze", "verify", f"/usr/lib/systemd/system/{UNIT}", check=False)
     # Without man pages in the tree there is no man page either.
-    words = [line for line in (warned.stdout + warned.stderr).splitlines() if "man " not in line]
-    tally.expect("systemd finds no fault with the unit", not words, "\n".join(words))
-    tally.expect("configuration and directories are the service's alone", not (bad := wrong_modes(service, FILES)), bad)
-    done = machine.run(INSTALLED, "check", "-c", CONFIG, check=False)
-    tally.expect("the example is refused", done.returncode == 1 and "clients[0].keys[0]" in done.stdout + done.stderr, done.stderr)
-    done = service.systemctl("start", UNIT, check=False)
-    refused = done.returncode != 0 or "upgrade" not in service.features
-    cursor_free = await_condition(lambda: "clients[0]" in service.journal(lines=80), SOON, "the journal has no reason")
-    tally.expect("a start with it fails, with the reason in the journal", refused and cursor_free)
+    fault_lines = [line for line in (warned.stdout + warned.stderr).splitlines() if "man " not in line]
+    report.expect("systemd finds no fault with the unit", not fault_lines, "\n".join(fault_lines))
+    report.expect("configuration and directories are the service's alone", not (problems := mode_problems(service, INSTALLED_FILES)), problems)
+    completed = machine.run(INSTALLED_BINARY, "check", "-c", CONFIG, check=False)
+    report.expect("the example is refused", completed.returncode == 1 and "clients[0].keys[0]" in completed.stdout + completed.stderr, completed.stderr)
+    completed = service.systemctl("start", UNIT, check=False)
+    refused = completed.returncode != 0 or "upgrade" not in service.commands
+    cursor_free = wait_for_condition(lambda: "clients[0]" in service.journal_text(lines=80), OPERATION_TIMEOUT, "the journal has no reason")
+    report.expect("a start with it fails, with the reason in the journal", refused and cursor_free)
     service.systemctl("stop", UNIT)
     service.systemctl("reset-failed", UNIT, check=False)
 
 
-def start(service, tally):
+def start(service, report):
     machine = service.machine
-    certificate, key = service.certificate()
-    owner = machine.path("/etc/aoai-lb").stat().st_gid
+    certificate, key = service.make_certificate()
+    owner = machine.host_path("/etc/aoai-lb").stat().st_gid
     for file in (certificate, key):
-        placed = machine.path("/etc/aoai-lb/tls") / file.name
+        placed = machine.host_path("/etc/aoai-lb/tls") / file.name
         shutil.copy(file, placed)
         os.chown(placed, 0, owner)
         placed.chmod(0o640)
-    machine.put(f"# keys\nUPSTREAM_KEY={service.upstream_key}\n", "/etc/aoai-lb/environment", 0o600)
-    shutil.copy(machine.path(INSTALLED), machine.path(GOOD_COPY))
-    service.configure(service.config())
+    machine.write_file(f"# keys\nUPSTREAM_KEY={service.upstream_key}\n", "/etc/aoai-lb/environment", 0o600)
+    shutil.copy(machine.host_path(INSTALLED_BINARY), machine.host_path(GOOD_COPY))
+    service.write_config(service.config_yaml())
     checked = machine.run("sh", "-ac", f". /etc/aoai-lb/environment; aoai-lb check -c {CONFIG}", check=False)
-    tally.expect("`aoai-lb check` finds no fault with the operator's file", checked.returncode == 0, checked.stderr)
-    service.drop_in()
+    report.expect("`aoai-lb check` finds no fault with the operator's file", checked.returncode == 0, checked.stderr)
+    service.write_drop_in()
     service.systemctl("start", UNIT)
-    if "upgrade" in service.features:
-        tally.expect("`systemctl start` returns when it serves", service.is_ready())
-        tally.expect("and says so", service.show("StatusText") != "", "its STATUS is empty")
+    if "upgrade" in service.commands:
+        report.expect("`systemctl start` returns when it serves", service.is_ready())
+        report.expect("and says so", service.unit_properties("StatusText") != "", "its STATUS is empty")
     else:
-        service.await_ready()
-        tally.ok("it serves")
-    tally.expect("a request passes", service.ask() == 200)
-    tally.expect("port 443 is bound, by its own user", service.ask(tls=True) == 200)
-    status = dict(line.split(":\t", 1) for line in service.of_main("status").splitlines() if ":\t" in line)
+        service.wait_until_ready()
+        report.pass_check("it serves")
+    report.expect("a request passes", service.chat_status() == 200)
+    report.expect("port 443 is bound, by its own user", service.chat_status(tls=True) == 200)
+    status = dict(line.split(":\t", 1) for line in service.read_main_proc_file("status").splitlines() if ":\t" in line)
     uid = machine.run("id", "-u", "aoai-lb").stdout.strip()
-    tally.expect("it runs as aoai-lb", set(status["Uid"].split()) == {uid}, status["Uid"])
-    rights = {status[name] for name in ("CapPrm", "CapEff", "CapBnd")}
-    tally.expect("with no right but to bind ports", rights == {f"{1 << 10:016x}"}, str(rights))
-    tally.expect("filtered, without new privileges", (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1"))
-    files = service.files_limit()
-    tally.expect("with half a million files", files == (524288, 524288) or files == own_limit(), str(files))
-    done = machine.run("systemd-analyze", "security", f"--threshold={EXPOSURE * 10:.0f}", "--no-pager", UNIT, check=False)
-    exposure = done.stdout.strip().splitlines()[-1] if done.stdout else done.stderr
-    tally.expect(f"systemd-analyze security: below {EXPOSURE}", done.returncode == 0, exposure)
+    report.expect("it runs as aoai-lb", set(status["Uid"].split()) == {uid}, status["Uid"])
+    capability_sets = {status[name] for name in ("CapPrm", "CapEff", "CapBnd")}
+    report.expect("with no right but to bind ports", capability_sets == {f"{1 << 10:016x}"}, str(capability_sets))
+    report.expect("filtered, without new privileges", (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1"))
+    files = service.open_files_limit()
+    report.expect("with half a million files", files == (524288, 524288) or files == own_files_limit(), str(files))
+    completed = machine.run("systemd-analyze", "security", f"--threshold={MAX_EXPOSURE * 10:.0f}", "--no-pager", UNIT, check=False)
+    exposure = completed.stdout.strip().splitlines()[-1] if completed.stdout else completed.stderr
+    report.expect(f"systemd-analyze security: below {MAX_EXPOSURE}", completed.returncode == 0, exposure)
     print(f"        {exposure.strip()}")
-    await_condition(lambda: sum((service.read_calmly("probe") or {}).values()) == 2, SOON, "two requests have no two records")
-    tally.ok("both are on record")
-    tally.expect("records and spool are the service's alone", not (bad := wrong_modes(service, RUNNING)), bad)
+    wait_for_condition(lambda: sum((service.try_record_counts("probe") or {}).values()) == 2, OPERATION_TIMEOUT, "two requests have no two records")
+    report.pass_check("both are on record")
+    report.expect("records and spool are the service's alone", not (problems := mode_problems(service, RUNTIME_FILES)), problems)
 
 
-def own_limit():
+def own_files_limit():
     """What a service gets where the tests themselves may not raise the limit."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return (hard, hard)
 
 
 # Path, mode, owner, group.
-FILES = [
+INSTALLED_FILES = [
     ("/etc/aoai-lb", 0o750, "root", "aoai-lb"),
     ("/etc/aoai-lb/tls", 0o750, "root", "aoai-lb"),
     (CONFIG, 0o640, "root", "aoai-lb"),
-    (INSTALLED, 0o755, "root", "root"),
+    (INSTALLED_BINARY, 0o755, "root", "root"),
     ("/usr/lib/systemd/system/aoai-lb.service", 0o644, "root", "root"),
 ]
-RUNNING = [
+RUNTIME_FILES = [
     ("/run/aoai-lb", 0o700, "aoai-lb", "aoai-lb"),
     ("/var/log/aoai-lb", 0o750, "aoai-lb", "aoai-lb"),
     ("/var/log/aoai-lb/exchanges.jsonl", 0o640, "aoai-lb", "aoai-lb"),
@@ -105,13 +105,13 @@ RUNNING = [
 ]
 
 
-def wrong_modes(service, files):
+def mode_problems(service, files):
     wrong = []
     for path, mode, owner, group in files:
-        have = service.machine.run("stat", "--format=%a %U %G", path, check=False).stdout.strip()
-        if have != f"{mode:o} {owner} {group}":
-            wrong.append(f"{path} is {have or 'missing'}")
-    spool = service.machine.path("/var/lib/aoai-lb/spool")
+        actual = service.machine.run("stat", "--format=%a %U %G", path, check=False).stdout.strip()
+        if actual != f"{mode:o} {owner} {group}":
+            wrong.append(f"{path} is {actual or 'missing'}")
+    spool = service.machine.host_path("/var/lib/aoai-lb/spool")
     for path in spool.rglob("*") if spool.exists() else []:
         mode = stat.S_IMODE(path.lstat().st_mode)
         if mode != (0o750 if path.is_dir() else 0o640):
@@ -119,336 +119,336 @@ def wrong_modes(service, files):
     return ", ".join(wrong)
 
 
-def reload(service, tally):
-    service.fresh()
+def reload(service, report):
+    service.start_fresh()
     before = service.main_pid()
-    tally.expect("a client that is not in the file is refused", service.ask("later") == 401)
-    service.configure(service.config(clients=("load", "probe", "later")))
+    report.expect("a client that is not in the file is refused", service.chat_status("later") == 401)
+    service.write_config(service.config_yaml(clients=("load", "probe", "later")))
     service.systemctl("reload", UNIT)
-    await_condition(lambda: service.ask("later") == 200, SOON, "the new client is not admitted")
-    tally.ok("a good file is in place")
-    service.configure(service.config(clients=("load",)) + "strange: true\n")
-    done = service.systemctl("reload", UNIT, check=False)
-    tally.expect("a bad file makes `systemctl reload` fail", done.returncode != 0)
-    await_condition(lambda: "strange" in service.journal(lines=60), SOON, "the journal does not name the problem")
-    tally.ok("the journal says why")
-    tally.expect("and changes nothing", service.ask("later") == service.ask() == 200)
-    cursor = service.cursor()
-    service.signal("HUP")
-    await_condition(lambda: "strange" in service.journal(cursor), SOON, "the journal does not name the problem")
-    tally.expect("nor does a plain SIGHUP", service.ask("later") == service.ask() == 200)
-    state = service.show("ActiveState", "SubState", "MainPID")
-    tally.expect("the unit runs on", state == {"ActiveState": "active", "SubState": "running", "MainPID": str(before)}, str(state))
+    wait_for_condition(lambda: service.chat_status("later") == 200, OPERATION_TIMEOUT, "the new client is not admitted")
+    report.pass_check("a good file is in place")
+    service.write_config(service.config_yaml(clients=("load",)) + "strange: true\n")
+    completed = service.systemctl("reload", UNIT, check=False)
+    report.expect("a bad file makes `systemctl reload` fail", completed.returncode != 0)
+    wait_for_condition(lambda: "strange" in service.journal_text(lines=60), OPERATION_TIMEOUT, "the journal does not name the problem")
+    report.pass_check("the journal says why")
+    report.expect("and changes nothing", service.chat_status("later") == service.chat_status() == 200)
+    cursor = service.journal_cursor()
+    service.signal_main("HUP")
+    wait_for_condition(lambda: "strange" in service.journal_text(cursor), OPERATION_TIMEOUT, "the journal does not name the problem")
+    report.expect("nor does a plain SIGHUP", service.chat_status("later") == service.chat_status() == 200)
+    state = service.unit_properties("ActiveState", "SubState", "MainPID")
+    report.expect("the unit runs on", state == {"ActiveState": "active", "SubState": "running", "MainPID": str(before)}, str(state))
     # What systemd reads anew only with a restart must not end it.
-    service.configure(service.config())
+    service.write_config(service.config_yaml())
     service.systemctl("reload", UNIT)
-    await_condition(lambda: service.ask("later") == 401, SOON, "the client is still admitted")
-    tally.ok("a client that is taken out is refused")
+    wait_for_condition(lambda: service.chat_status("later") == 401, OPERATION_TIMEOUT, "the client is still admitted")
+    report.pass_check("a client that is taken out is refused")
 
 
-def upgrade(service, tally):
-    service.fresh()
-    before, invocation, files = service.main_pid(), service.show("InvocationID"), service.files_limit()
+def upgrade(service, report):
+    service.start_fresh()
+    before, invocation, files = service.main_pid(), service.unit_properties("InvocationID"), service.open_files_limit()
     service.upgrade()
     after = service.main_pid()
-    tally.expect("`aoai-lb upgrade` returns with another main process", after not in (0, before), f"{before}, {after}")
-    tally.expect("that serves", service.ask() == 200 and service.ask(tls=True) == 200)
-    cursor = service.cursor()
-    service.signal("USR2")
-    await_condition(lambda: service.main_pid() not in (0, after), 30, "SIGUSR2 brings no other main process")
-    tally.expect("so does SIGUSR2", service.ask() == 200)
-    service.await_drained()
-    tally.ok("the old processes end")
-    tally.expect("without a word about a process that is no child", "not our child" not in service.journal(cursor))
-    state = service.show("ActiveState", "SubState", "NRestarts", "InvocationID")
-    wanted = {"ActiveState": "active", "SubState": "running", "NRestarts": "0", "InvocationID": invocation}
-    tally.expect("the unit was active all the time, without a restart", state == wanted, str(state))
-    tally.expect("the new process has the unit's limits", service.files_limit() == files, str(service.files_limit()))
-    service.configure(service.config(clients=("load", "probe", "later")))
+    report.expect("`aoai-lb upgrade` returns with another main process", after not in (0, before), f"{before}, {after}")
+    report.expect("that serves", service.chat_status() == 200 and service.chat_status(tls=True) == 200)
+    cursor = service.journal_cursor()
+    service.signal_main("USR2")
+    wait_for_condition(lambda: service.main_pid() not in (0, after), 30, "SIGUSR2 brings no other main process")
+    report.expect("so does SIGUSR2", service.chat_status() == 200)
+    service.wait_for_single_process()
+    report.pass_check("the old processes end")
+    report.expect("without a word about a process that is no child", "not our child" not in service.journal_text(cursor))
+    state = service.unit_properties("ActiveState", "SubState", "NRestarts", "InvocationID")
+    expected_state = {"ActiveState": "active", "SubState": "running", "NRestarts": "0", "InvocationID": invocation}
+    report.expect("the unit was active all the time, without a restart", state == expected_state, str(state))
+    report.expect("the new process has the unit's limits", service.open_files_limit() == files, str(service.open_files_limit()))
+    service.write_config(service.config_yaml(clients=("load", "probe", "later")))
     service.systemctl("reload", UNIT)
-    await_condition(lambda: service.ask("later") == 200, SOON, "the new client is not admitted")
-    tally.ok("a reload reaches the new process")
+    wait_for_condition(lambda: service.chat_status("later") == 200, OPERATION_TIMEOUT, "the new client is not admitted")
+    report.pass_check("a reload reaches the new process")
     before = service.main_pid()
-    both = [service.machine.start(INSTALLED, "upgrade", "-c", CONFIG) for _ in range(2)]
+    both = [service.machine.start(INSTALLED_BINARY, "upgrade", "-c", CONFIG) for _ in range(2)]
     codes = [process.wait(60) for process in both]
-    tally.expect("of two upgrades at once, one is done or both are", 0 in codes and service.main_pid() != before, str(codes))
-    tally.expect("and it serves", service.ask() == 200)
+    report.expect("of two upgrades at once, one is done or both are", 0 in codes and service.main_pid() != before, str(codes))
+    report.expect("and it serves", service.chat_status() == 200)
     third = service.main_pid()
-    service.signal("QUIT")
+    service.signal_main("QUIT")
     time.sleep(2)
-    tally.expect("SIGQUIT does nothing", service.main_pid() == third and service.ask() == 200)
-    begun = time.monotonic()
+    report.expect("SIGQUIT does nothing", service.main_pid() == third and service.chat_status() == 200)
+    start = time.monotonic()
     service.systemctl("stop", UNIT)
-    result = service.show("Result")
-    tally.expect("a stop is quick and clean", time.monotonic() - begun < 8 and result == "success", result)
+    result = service.unit_properties("Result")
+    report.expect("a stop is quick and clean", time.monotonic() - start < 8 and result == "success", result)
 
 
-def upgrades_and_reloads_under_load(service, tally):
-    service.fresh()
+def upgrades_and_reloads_under_load(service, report):
+    service.start_fresh()
     upgrading, reloading = 0.0, 0.0
-    with service.load() as load:
+    with service.load_generator() as load:
         time.sleep(2)
-        for n in range(max(UPGRADES, RELOADS)):
-            begun = time.monotonic()
-            if n < RELOADS:
+        for n in range(max(UPGRADE_COUNT, RELOAD_COUNT)):
+            start = time.monotonic()
+            if n < RELOAD_COUNT:
                 clients = ("load", "probe", "later") if n % 2 else ("load", "probe")
-                service.configure(service.config(clients=clients))
+                service.write_config(service.config_yaml(clients=clients))
                 service.systemctl("reload", UNIT)
-                reloading += time.monotonic() - begun
+                reloading += time.monotonic() - start
             time.sleep(0.3)
-            begun = time.monotonic()
-            if n < UPGRADES:
+            start = time.monotonic()
+            if n < UPGRADE_COUNT:
                 service.upgrade()
-                upgrading += time.monotonic() - begun
+                upgrading += time.monotonic() - start
             time.sleep(0.3)
             if load.failures:
                 break
         time.sleep(2)
     if load.failures:
-        raise Failed(f"{len(load.failures)} of {load.total() + len(load.failures)} failed:\n" + "\n".join(load.failures[:12]))
-    tally.ok(f"{UPGRADES} upgrades and {RELOADS} reloads, nothing failed", load.summary())
-    print(f"        {upgrading / UPGRADES:.2f} s per upgrade, {reloading / RELOADS:.2f} s per reload, {load.reconnected} idle connections closed")
-    tally.ok("each request is on record exactly once", str(service.compare_records("load", load.ids)))
-    service.await_drained()
-    tally.ok("no old process is left")
-    restarts = service.show("NRestarts")
-    tally.expect("there was no restart", restarts == "0", restarts)
+        raise TestFailure(f"{len(load.failures)} of {load.total_completed() + len(load.failures)} failed:\n" + "\n".join(load.failures[:12]))
+    report.pass_check(f"{UPGRADE_COUNT} upgrades and {RELOAD_COUNT} reloads, nothing failed", load.summary())
+    print(f"        {upgrading / UPGRADE_COUNT:.2f} s per upgrade, {reloading / RELOAD_COUNT:.2f} s per reload, {load.reconnected} idle connections closed")
+    report.pass_check("each request is on record exactly once", str(service.check_records("load", load.ids)))
+    service.wait_for_single_process()
+    report.pass_check("no old process is left")
+    restarts = service.unit_properties("NRestarts")
+    report.expect("there was no restart", restarts == "0", restarts)
 
 
-def crash(service, tally):
-    service.fresh()
+def crash(service, report):
+    service.start_fresh()
     before = service.main_pid()
-    service.signal("KILL")
-    await_condition(lambda: service.main_pid() not in (0, before) and service.is_ready(), RESTART, "it does not come back")
-    tally.expect("after kill -9 it serves again", service.ask() == 200 and service.show("NRestarts") == "1")
+    service.signal_main("KILL")
+    wait_for_condition(lambda: service.main_pid() not in (0, before) and service.is_ready(), RESTART_TIMEOUT, "it does not come back")
+    report.expect("after kill -9 it serves again", service.chat_status() == 200 and service.unit_properties("NRestarts") == "1")
 
 
-def crash_after_upgrade(service, tally):
-    service.fresh()
-    stream = service.stream("400ms")
+def crash_after_upgrade(service, report):
+    service.start_fresh()
+    stream = service.start_stream("400ms")
     service.upgrade()
     before = service.main_pid()
-    tally.expect("a stream keeps the old process", len(service.processes()) == 2, str(service.processes()))
-    service.signal("KILL")
-    await_condition(lambda: service.main_pid() not in (0, before) and service.is_ready(), RESTART, "it does not come back")
-    tally.expect("after kill -9 of the new one it serves again", service.ask() == 200 and service.show("NRestarts") == "1")
-    tally.expect("and no other process is left", service.processes() == [service.main_pid()], str(service.processes()))
+    report.expect("a stream keeps the old process", len(service.unit_pids()) == 2, str(service.unit_pids()))
+    service.signal_main("KILL")
+    wait_for_condition(lambda: service.main_pid() not in (0, before) and service.is_ready(), RESTART_TIMEOUT, "it does not come back")
+    report.expect("after kill -9 of the new one it serves again", service.chat_status() == 200 and service.unit_properties("NRestarts") == "1")
+    report.expect("and no other process is left", service.unit_pids() == [service.main_pid()], str(service.unit_pids()))
     stream.result()
 
 
-def upgrades_that_fail(service, tally):
-    attempt = Attempt(service, tally)
-    service.configure(service.config() + "strange: true\n")
-    attempt.fails("a file that is wrong", ["strange"])
-    service.configure(service.config())
-    attempt.install("#!/bin/sh\nexit 1\n")
-    attempt.fails("a binary that exits with 1", ["exit status: 1"])
-    attempt.install('#!/bin/sh\n[ "$1" != check ] || exit 0\nexit 7\n')
-    attempt.fails("a binary that only knows `check`", ["ended", "exit", "7"])
-    attempt.install(attempt.good[: len(attempt.good) // 2])
-    attempt.fails("half a binary", ["signal", "format", "exec"])
-    service.machine.path(INSTALLED).unlink()
-    attempt.fails("no binary", ["no such file", "not found", "missing"])
-    attempt.install(attempt.good)
+def upgrades_that_fail(service, report):
+    failing_upgrade = FailingUpgrade(service, report)
+    service.write_config(service.config_yaml() + "strange: true\n")
+    failing_upgrade.expect_failure("a file that is wrong", ["strange"])
+    service.write_config(service.config_yaml())
+    failing_upgrade.install("#!/bin/sh\nexit 1\n")
+    failing_upgrade.expect_failure("a binary that exits with 1", ["exit status: 1"])
+    failing_upgrade.install('#!/bin/sh\n[ "$1" != check ] || exit 0\nexit 7\n')
+    failing_upgrade.expect_failure("a binary that only knows `check`", ["ended", "exit", "7"])
+    failing_upgrade.install(failing_upgrade.good[: len(failing_upgrade.good) // 2])
+    failing_upgrade.expect_failure("half a binary", ["signal", "format", "exec"])
+    service.machine.host_path(INSTALLED_BINARY).unlink()
+    failing_upgrade.expect_failure("no binary", ["no such file", "not found", "missing"])
+    failing_upgrade.install(failing_upgrade.good)
     with socket.create_server(("127.0.0.1", 8099)):
-        service.configure(service.config(listeners=["  - address: 127.0.0.1:8099"]))
-        attempt.fails("a port that is taken", ["8099"])
+        service.write_config(service.config_yaml(listeners=["  - address: 127.0.0.1:8099"]))
+        failing_upgrade.expect_failure("a port that is taken", ["8099"])
     service.upgrade()
-    tally.expect("afterwards an upgrade works", service.main_pid() != attempt.main and service.ask() == 200)
+    report.expect("afterwards an upgrade works", service.main_pid() != failing_upgrade.main and service.chat_status() == 200)
     with socket.create_connection(("127.0.0.1", 8099)):
-        tally.ok("and listens on what was added")
+        report.pass_check("and listens on what was added")
 
 
-def upgrades_that_hang(service, tally):
-    attempt = Attempt(service, tally)
-    attempt.install("#!/bin/sh\nexec sleep 600\n")
-    attempt.fails("a binary that does nothing", ["within", "in time", "timed out"])
-    attempt.install('#!/bin/sh\n[ "$1" != check ] || exit 0\nexec sleep 600\n')
-    attempt.fails("a binary that does nothing but `check`", ["within", "in time", "timed out"])
+def upgrades_that_hang(service, report):
+    failing_upgrade = FailingUpgrade(service, report)
+    failing_upgrade.install("#!/bin/sh\nexec sleep 600\n")
+    failing_upgrade.expect_failure("a binary that does nothing", ["within", "in time", "timed out"])
+    failing_upgrade.install('#!/bin/sh\n[ "$1" != check ] || exit 0\nexec sleep 600\n')
+    failing_upgrade.expect_failure("a binary that does nothing but `check`", ["within", "in time", "timed out"])
 
 
-class Attempt:
+class FailingUpgrade:
     """An upgrade that is to fail, while the old process goes on. It is asked for with a good binary."""
 
-    def __init__(self, service, tally):
-        service.fresh()
-        self.service, self.tally = service, tally
-        self.main, self.good = service.main_pid(), service.machine.path(GOOD_COPY).read_bytes()
+    def __init__(self, service, report):
+        service.start_fresh()
+        self.service, self.report = service, report
+        self.main, self.good = service.main_pid(), service.machine.host_path(GOOD_COPY).read_bytes()
 
     def install(self, content):
-        self.service.machine.put(content, INSTALLED, 0o755)
+        self.service.machine.write_file(content, INSTALLED_BINARY, 0o755)
 
-    def fails(self, what, words):
-        service, tally = self.service, self.tally
-        cursor = service.cursor()
-        done = service.upgrade(check=False, program=GOOD_COPY)
-        said = done.stdout + done.stderr
-        tally.expect(f"{what}: refused, with the reason", done.returncode != 0 and any(word in said.lower() for word in words), said)
-        state = service.show("ActiveState", "SubState", "MainPID", "NRestarts")
-        wanted = {"ActiveState": "active", "SubState": "running", "MainPID": str(self.main), "NRestarts": "0"}
-        tally.expect(f"{what}: the old process is still the main one", state == wanted, str(state))
-        tally.expect(f"{what}: and serves", service.ask() == 200 and service.ask(tls=True) == 200)
-        text = service.journal(cursor).lower()
-        tally.expect(f"{what}: the journal has the reason", any(word in text for word in words), text)
-        service.await_drained(SOON)
+    def expect_failure(self, what, fault_lines):
+        service, report = self.service, self.report
+        cursor = service.journal_cursor()
+        completed = service.upgrade(check=False, program=GOOD_COPY)
+        output_text = completed.stdout + completed.stderr
+        report.expect(f"{what}: refused, with the reason", completed.returncode != 0 and any(word in output_text.lower() for word in fault_lines), output_text)
+        state = service.unit_properties("ActiveState", "SubState", "MainPID", "NRestarts")
+        expected_state = {"ActiveState": "active", "SubState": "running", "MainPID": str(self.main), "NRestarts": "0"}
+        report.expect(f"{what}: the old process is still the main one", state == expected_state, str(state))
+        report.expect(f"{what}: and serves", service.chat_status() == 200 and service.chat_status(tls=True) == 200)
+        text = service.journal_text(cursor).lower()
+        report.expect(f"{what}: the journal has the reason", any(word in text for word in fault_lines), text)
+        service.wait_for_single_process(OPERATION_TIMEOUT)
 
 
-def a_vault_that_is_away(service, tally):
+def start_without_vault(service, report):
     secret = "{ key_vault: \"https://127.0.0.1:9/secrets/away\" }"
     vault = ["key_vault:", "  credential: { entra: { client_secret: { tenant: 00000000-0000-0000-0000-000000000000,"]
     vault += ["    client_id: 00000000-0000-0000-0000-000000000000, secret: nothing }, authority: 'https://127.0.0.1:9' } }"]
     backend = ["  - name: vaulted", "    endpoint: https://vaulted.invalid", f"    credential: {secret}"]
-    cursor = service.cursor()
-    service.fresh(service.config(backends=backend, extra=vault))
-    tally.expect("it starts all the same", service.ask() == 200)
-    text = service.journal(cursor)
-    tally.expect("and says which backend is left out", "vaulted" in text and "left out" in text, text)
+    cursor = service.journal_cursor()
+    service.start_fresh(service.config_yaml(backends=backend, extra=vault))
+    report.expect("it starts all the same", service.chat_status() == 200)
+    text = service.journal_text(cursor)
+    report.expect("and says which backend is left out", "vaulted" in text and "left out" in text, text)
 
 
-def stop(service, tally):
-    service.fresh()
-    cursor = service.cursor()
-    stream = service.stream("80ms")
+def stop(service, report):
+    service.start_fresh()
+    cursor = service.journal_cursor()
+    stream = service.start_stream("80ms")
     time.sleep(0.5)
     service.systemctl("stop", UNIT)
     stopped = time.monotonic()
     problem = stream.result()
-    tally.expect("a stream ends whole while the service stops", problem is None, problem)
-    tally.expect("which ends right after", 0 <= stopped - stream.ended < 2, f"{stopped - stream.ended:.2f} s")
-    text = service.journal(cursor)
-    tally.expect("nothing was killed", service.show("Result") == "success" and "SIGKILL" not in text and "timed out" not in text)
-    kept = sum(service.records("load").values())
-    tally.expect("its record is there", kept == 1, f"{kept} records")
+    report.expect("a stream ends whole while the service stops", problem is None, problem)
+    report.expect("which ends right after", 0 <= stopped - stream.end_time < 2, f"{stopped - stream.end_time:.2f} s")
+    text = service.journal_text(cursor)
+    report.expect("nothing was killed", service.unit_properties("Result") == "success" and "SIGKILL" not in text and "timed out" not in text)
+    record_count = sum(service.record_counts("load").values())
+    report.expect("its record is there", record_count == 1, f"{record_count} records")
 
 
-def stop_after_upgrade(service, tally):
-    service.fresh()
-    cursor = service.cursor()
-    old = service.stream("200ms")
+def stop_after_upgrade(service, report):
+    service.start_fresh()
+    cursor = service.journal_cursor()
+    old = service.start_stream("200ms")
     service.upgrade()
-    new = service.stream("60ms")
-    tally.expect("two processes have a stream each", len(service.processes()) == 2, str(service.processes()))
+    new = service.start_stream("60ms")
+    report.expect("two processes have a stream each", len(service.unit_pids()) == 2, str(service.unit_pids()))
     service.systemctl("stop", UNIT)
     stopped = time.monotonic()
     problems = [old.result(), new.result()]
-    tally.expect("both streams end whole", problems == [None, None], str(problems))
-    late = stopped - max(old.ended, new.ended)
-    tally.expect("the stop ends right after the last one", 0 <= late < 2, f"{late:.2f} s")
-    text = service.journal(cursor)
-    tally.expect("nothing was killed", service.show("Result") == "success" and "SIGKILL" not in text and "timed out" not in text)
-    tally.expect("no process is left", not service.processes())
+    report.expect("both streams end whole", problems == [None, None], str(problems))
+    stop_delay = stopped - max(old.end_time, new.end_time)
+    report.expect("the stop ends right after the last one", 0 <= stop_delay < 2, f"{stop_delay:.2f} s")
+    text = service.journal_text(cursor)
+    report.expect("nothing was killed", service.unit_properties("Result") == "success" and "SIGKILL" not in text and "timed out" not in text)
+    report.expect("no process is left", not service.unit_pids())
 
 
-def stop_amid_upgrade(service, tally):
+def stop_during_upgrade(service, report):
     for wait in (0.05, 0.3, 0.7, 1.2):
-        service.fresh()
-        cursor = service.cursor()
-        asked = service.machine.start(INSTALLED, "upgrade", "-c", CONFIG)
+        service.start_fresh()
+        cursor = service.journal_cursor()
+        asked = service.machine.start(INSTALLED_BINARY, "upgrade", "-c", CONFIG)
         time.sleep(wait)
         service.systemctl("stop", UNIT)
         asked.wait(60)
         time.sleep(0.5)
-        state = service.show("ActiveState", "Result", "NRestarts")
-        wanted = {"ActiveState": "inactive", "Result": "success", "NRestarts": "0"}
-        tally.expect(f"{wait} s after an upgrade began: the stop is clean", state == wanted, str(state))
-        tally.expect(f"{wait} s after an upgrade began: nothing was killed", "SIGKILL" not in service.journal(cursor))
-        tally.expect(f"{wait} s after an upgrade began: no process is left", not service.processes() and not service.is_ready())
+        state = service.unit_properties("ActiveState", "Result", "NRestarts")
+        expected_state = {"ActiveState": "inactive", "Result": "success", "NRestarts": "0"}
+        report.expect(f"{wait} s after an upgrade began: the stop is clean", state == expected_state, str(state))
+        report.expect(f"{wait} s after an upgrade began: nothing was killed", "SIGKILL" not in service.journal_text(cursor))
+        report.expect(f"{wait} s after an upgrade began: no process is left", not service.unit_pids() and not service.is_ready())
 
 
-def credentials(service, tally):
-    service.machine.put(service.upstream_key, "/etc/aoai-lb/upstream-key", 0o600)
+def credentials(service, report):
+    service.machine.write_file(service.upstream_key, "/etc/aoai-lb/upstream-key", 0o600)
     credential = "LoadCredential=upstream:/etc/aoai-lb/upstream-key"
-    read = service.config().replace("${UPSTREAM_KEY}", f"${{file:/run/credentials/{UNIT}/upstream}}")
-    service.fresh(read, f"[Service]\n{credential}\n")
-    tally.expect("a file of LoadCredential= is read", service.ask() == 200)
-    if "upgrade" in service.features:
-        service.configure(read.replace("  - { name: probe", "  # again\n  - { name: probe"))
+    read = service.config_yaml().replace("${UPSTREAM_KEY}", f"${{file:/run/credentials/{UNIT}/upstream}}")
+    service.start_fresh(read, f"[Service]\n{credential}\n")
+    report.expect("a file of LoadCredential= is read", service.chat_status() == 200)
+    if "upgrade" in service.commands:
+        service.write_config(read.replace("  - { name: probe", "  # again\n  - { name: probe"))
         service.systemctl("reload", UNIT)
-        tally.expect("by a reload, too", service.ask() == 200)
+        report.expect("by a reload, too", service.chat_status() == 200)
         service.upgrade()
-        tally.expect("and after an upgrade", service.ask() == 200)
+        report.expect("and after an upgrade", service.chat_status() == 200)
         service.systemctl("reload", UNIT)
-        tally.expect("and by a reload after that", service.ask() == 200)
+        report.expect("and by a reload after that", service.chat_status() == 200)
 
 
-def watchdog(service, tally):
-    service.fresh(drop_in="[Service]\nWatchdogSec=2s\n")
+def watchdog(service, report):
+    service.start_fresh(drop_in="[Service]\nWatchdogSec=2s\n")
     before = service.main_pid()
     time.sleep(5)
-    tally.expect("it tells systemd that it lives", service.main_pid() == before and service.show("NRestarts") == "0")
+    report.expect("it tells systemd that it lives", service.main_pid() == before and service.unit_properties("NRestarts") == "0")
     service.upgrade()
     before = service.main_pid()
     time.sleep(4)
-    tally.expect("so does the new process after an upgrade", service.main_pid() == before and service.show("NRestarts") == "0")
-    service.signal("STOP")
-    await_condition(lambda: service.main_pid() not in (0, before) and service.is_ready(), 2 + 10 + RESTART, "it does not come back")
-    tally.expect("a process that stands still is replaced", service.ask() == 200 and service.show("NRestarts") == "1")
+    report.expect("so does the new process after an upgrade", service.main_pid() == before and service.unit_properties("NRestarts") == "0")
+    service.signal_main("STOP")
+    wait_for_condition(lambda: service.main_pid() not in (0, before) and service.is_ready(), 2 + 10 + RESTART_TIMEOUT, "it does not come back")
+    report.expect("a process that stands still is replaced", service.chat_status() == 200 and service.unit_properties("NRestarts") == "1")
 
 
-def package_upgrade(service, tally):
+def package_upgrade(service, report):
     machine = service.machine
-    service.fresh()
-    changed = service.folder / "changed"
-    changed.write_bytes((service.folder / "a/root/usr/bin/aoai-lb").read_bytes() + b"a later version\n")
+    service.start_fresh()
+    changed = service.directory / "changed"
+    changed.write_bytes((service.directory / "a/root/usr/bin/aoai-lb").read_bytes() + b"a later version\n")
     changed.chmod(0o755)
     package = service.build_package("0.1.1", changed, "b", service.changed_source())
-    before, file = service.main_pid(), machine.path(CONFIG).read_text()
-    with service.load() as load:
+    before, file = service.main_pid(), machine.host_path(CONFIG).read_text()
+    with service.load_generator() as load:
         time.sleep(2)
-        done = machine.run("dpkg", "--force-confold", "--install", package, check=False)
+        completed = machine.run("dpkg", "--force-confold", "--install", package, check=False)
         time.sleep(2)
     service.package = package
-    tally.expect("it installs", done.returncode == 0, done.stdout + done.stderr)
-    tally.expect("and says that the service was replaced", "without a gap" in done.stdout, done.stdout + done.stderr)
-    tally.expect("nothing failed meanwhile", not load.failures and load.total(), "\n".join(load.failures[:12]))
-    tally.ok("each request is on record exactly once", str(service.compare_records("load", load.ids)))
-    inode = machine.run("stat", "--dereference", "--format=%i", f"/proc/{service.main_pid()}/exe", INSTALLED).stdout.split()
-    tally.expect("the new binary runs", service.main_pid() != before and len(set(inode)) == 1, str(inode))
-    tally.expect("the operator's file is as it was", machine.path(CONFIG).read_text() == file)
-    tally.expect("with its owner and mode", not (bad := wrong_modes(service, FILES)), bad)
-    state = service.show("ActiveState", "NRestarts", "UnitFileState")
-    wanted = {"ActiveState": "active", "NRestarts": "0", "UnitFileState": "enabled"}
-    tally.expect("without a restart", state == wanted, str(state))
-    service.configure(service.config() + "strange: true\n")
+    report.expect("it installs", completed.returncode == 0, completed.stdout + completed.stderr)
+    report.expect("and says that the service was replaced", "without a gap" in completed.stdout, completed.stdout + completed.stderr)
+    report.expect("nothing failed meanwhile", not load.failures and load.total_completed(), "\n".join(load.failures[:12]))
+    report.pass_check("each request is on record exactly once", str(service.check_records("load", load.ids)))
+    inode = machine.run("stat", "--dereference", "--format=%i", f"/proc/{service.main_pid()}/exe", INSTALLED_BINARY).stdout.split()
+    report.expect("the new binary runs", service.main_pid() != before and len(set(inode)) == 1, str(inode))
+    report.expect("the operator's file is as it was", machine.host_path(CONFIG).read_text() == file)
+    report.expect("with its owner and mode", not (problems := mode_problems(service, INSTALLED_FILES)), problems)
+    state = service.unit_properties("ActiveState", "NRestarts", "UnitFileState")
+    expected_state = {"ActiveState": "active", "NRestarts": "0", "UnitFileState": "enabled"}
+    report.expect("without a restart", state == expected_state, str(state))
+    service.write_config(service.config_yaml() + "strange: true\n")
     main = service.main_pid()
-    done = machine.run("dpkg", "--force-confold", "--install", package, check=False)
-    tally.expect("with a file that is wrong it installs as well", done.returncode == 0, done.stdout + done.stderr)
-    said = "the old version goes on" in done.stderr and "strange" in done.stdout + done.stderr
-    tally.expect("and says what to do", said, done.stdout + done.stderr)
-    tally.expect("while the old process serves", service.main_pid() == main and service.ask() == 200)
+    completed = machine.run("dpkg", "--force-confold", "--install", package, check=False)
+    report.expect("with a file that is wrong it installs as well", completed.returncode == 0, completed.stdout + completed.stderr)
+    output_text = "the old version goes on" in completed.stderr and "strange" in completed.stdout + completed.stderr
+    report.expect("and says what to do", output_text, completed.stdout + completed.stderr)
+    report.expect("while the old process serves", service.main_pid() == main and service.chat_status() == 200)
 
 
-def removal(service, tally):
+def removal(service, report):
     machine = service.machine
-    service.fresh()
-    service.ask()
-    stream = service.stream("40ms")
-    done = machine.run("dpkg", "--remove", "aoai-lb", check=False)
-    tally.expect("the package is removed", done.returncode == 0, done.stdout + done.stderr)
+    service.start_fresh()
+    service.chat_status()
+    stream = service.start_stream("40ms")
+    completed = machine.run("dpkg", "--remove", "aoai-lb", check=False)
+    report.expect("the package is removed", completed.returncode == 0, completed.stdout + completed.stderr)
     problem = stream.result()
-    tally.expect("after the answers in flight", problem is None, problem)
-    left = machine.run("sh", "-c", "for p in /proc/[0-9]*; do readlink $p/exe; done | grep -c aoai-lb", check=False).stdout.strip()
-    tally.expect("nothing runs", left == "0", left)
-    kept = all(machine.path(path).exists() for path in [CONFIG, "/var/log/aoai-lb/exchanges.jsonl"])
-    tally.expect("configuration and records are still there", kept)
-    done = machine.run("apt-get", "install", "--yes", service.package, check=False)
-    state = service.show("ActiveState", "UnitFileState")
-    started = done.returncode == 0 and state == {"ActiveState": "active", "UnitFileState": "enabled"}
-    tally.expect("installed again, with a good configuration, it starts", started, f"{state}\n{done.stdout}{done.stderr}")
-    tally.expect("and serves as before", service.ask() == 200)
+    report.expect("after the answers in flight", problem is None, problem)
+    remaining = machine.run("sh", "-c", "for p in /proc/[0-9]*; do readlink $p/exe; done | grep -c aoai-lb", check=False).stdout.strip()
+    report.expect("nothing runs", remaining == "0", remaining)
+    record_count = all(machine.host_path(path).exists() for path in [CONFIG, "/var/log/aoai-lb/exchanges.jsonl"])
+    report.expect("configuration and records are still there", record_count)
+    completed = machine.run("apt-get", "install", "--yes", service.package, check=False)
+    state = service.unit_properties("ActiveState", "UnitFileState")
+    started = completed.returncode == 0 and state == {"ActiveState": "active", "UnitFileState": "enabled"}
+    report.expect("installed again, with a good configuration, it starts", started, f"{state}\n{completed.stdout}{completed.stderr}")
+    report.expect("and serves as before", service.chat_status() == 200)
     # The test's own.
-    shutil.rmtree(machine.path(f"/etc/systemd/system/{UNIT}.d"))
-    done = machine.run("dpkg", "--purge", "aoai-lb", check=False)
-    tally.expect("the package is purged", done.returncode == 0, done.stdout + done.stderr)
-    paths = ["/var/log/aoai-lb", "/var/lib/aoai-lb", "/run/aoai-lb", CONFIG, "/etc/aoai-lb/environment", INSTALLED]
-    left = [path for path in paths if machine.path(path).exists()]
-    tally.expect("and nothing of it is left", not left, str(left))
-    tally.expect("but the operator's certificates", machine.path("/etc/aoai-lb/tls/key.pem").exists())
+    shutil.rmtree(machine.host_path(f"/etc/systemd/system/{UNIT}.d"))
+    completed = machine.run("dpkg", "--purge", "aoai-lb", check=False)
+    report.expect("the package is purged", completed.returncode == 0, completed.stdout + completed.stderr)
+    paths = ["/var/log/aoai-lb", "/var/lib/aoai-lb", "/run/aoai-lb", CONFIG, "/etc/aoai-lb/environment", INSTALLED_BINARY]
+    remaining = [path for path in paths if machine.host_path(path).exists()]
+    report.expect("and nothing of it is left", not remaining, str(remaining))
+    report.expect("but the operator's certificates", machine.host_path("/etc/aoai-lb/tls/key.pem").exists())
     links = machine.run("find", "/etc/systemd", "/var/lib/systemd", "-name", "*aoai-lb*").stdout
-    tally.expect("systemd has forgotten it", not links, links)
+    report.expect("systemd has forgotten it", not links, links)
 
 
-ALL = [
+ALL_PARTS = [
     installation,
     start,
     reload,
@@ -458,20 +458,20 @@ ALL = [
     crash_after_upgrade,
     upgrades_that_fail,
     upgrades_that_hang,
-    a_vault_that_is_away,
+    start_without_vault,
     stop,
     stop_after_upgrade,
-    stop_amid_upgrade,
+    stop_during_upgrade,
     credentials,
     watchdog,
     package_upgrade,
     removal,
 ]
 # Minutes, most of them waiting: only where they are asked for by name.
-SLOW = [upgrades_that_hang]
+SLOW_PARTS = [upgrades_that_hang]
 # The others rest on these.
-FIRST = [installation, start]
-NEEDS = {
+PREREQUISITE_PARTS = [installation, start]
+REQUIRED_COMMANDS = {
     part: ["upgrade"]
     for part in [
         reload,
@@ -481,7 +481,7 @@ NEEDS = {
         upgrades_that_fail,
         upgrades_that_hang,
         stop_after_upgrade,
-        stop_amid_upgrade,
+        stop_during_upgrade,
         watchdog,
         package_upgrade,
     ]

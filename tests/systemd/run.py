@@ -23,39 +23,39 @@ import parts
 from service import SOURCE, UNIT, Service
 
 
-class Tally:
+class TestReport:
     """One line per check. A part ends with its first failure, the next one begins anew."""
 
     def __init__(self):
         self.passed = self.failed = self.skipped = 0
         self.service = None
-        self.begun = time.monotonic()
+        self.start = time.monotonic()
 
-    def ok(self, what, note=""):
+    def pass_check(self, check, note=""):
         self.passed += 1
-        seconds = time.monotonic() - self.begun
-        print(f"ok      {self.part}: {what}" + (f" [{note}]" if note else "") + f" ({seconds:.2f} s)", flush=True)
-        self.begun = time.monotonic()
+        seconds = time.monotonic() - self.start
+        print(f"ok      {self.part}: {check}" + (f" [{note}]" if note else "") + f" ({seconds:.2f} s)", flush=True)
+        self.start = time.monotonic()
 
-    def expect(self, what, holds, otherwise=""):
-        if not holds:
-            raise machine.Failed(f"{what}: {otherwise or 'it is not so'}")
-        self.ok(what)
+    def expect(self, check, is_true, details=""):
+        if not is_true:
+            raise machine.TestFailure(f"{check}: {details or 'it is not so'}")
+        self.pass_check(check)
 
     def run(self, part, service):
-        self.part, self.begun = part.__name__.replace("_", " "), time.monotonic()
-        missing = [need for need in parts.NEEDS.get(part, []) if need not in service.features]
+        self.part, self.start = part.__name__.replace("_", " "), time.monotonic()
+        missing = [command for command in parts.REQUIRED_COMMANDS.get(part, []) if command not in service.commands]
         if missing:
             self.skipped += 1
             return print(f"-       {self.part}: this binary has no `{missing[0]}`", flush=True)
-        cursor = service.cursor()
+        cursor = service.journal_cursor()
         try:
             part(service, self)
-        except (machine.Failed, OSError, subprocess.TimeoutExpired, ValueError, KeyError) as problem:
+        except (machine.TestFailure, OSError, subprocess.TimeoutExpired, ValueError, KeyError) as problem:
             self.failed += 1
-            text = str(problem) if isinstance(problem, machine.Failed) else f"{type(problem).__name__}: {problem}"
+            text = str(problem) if isinstance(problem, machine.TestFailure) else f"{type(problem).__name__}: {problem}"
             print(f"FAILED  {self.part}: " + text.strip().replace("\n", "\n        "), flush=True)
-            tail = service.journal(cursor).splitlines()[-60:]
+            tail = service.journal_text(cursor).splitlines()[-60:]
             print("        the journal:\n        " + "\n        ".join(tail), flush=True)
             service.systemctl("kill", "--signal=KILL", UNIT, check=False)
 
@@ -67,37 +67,37 @@ def main():
         raise SystemExit(f"{binary} is missing; build it, or name another")
     cache = Path(os.environ.get("AOAI_LB_DEBIAN_ROOT", SOURCE / "target")).resolve()
     try:
-        tree = machine.prepare(cache)
-    except machine.Unable as problem:
+        debian_tree = machine.prepare_debian_tree(cache)
+    except machine.UnsupportedHostError as problem:
         print(f"skipped: the tests under systemd cannot run here: {problem}", flush=True)
         return 0
     if not machine.is_inside():
-        machine.enter(sys.executable, [__file__, binary, *arguments[1:]])
+        machine.reexec_in_namespaces(sys.executable, [__file__, binary, *arguments[1:]])
     # So that everything is taken down, too, when somebody stops this.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(143))
+    for signal_number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signal_number, lambda *_: sys.exit(143))
     machine.raise_loopback()
-    begun, tally = time.monotonic(), Tally()
-    with tempfile.TemporaryDirectory(prefix="aoai-lb-package-") as folder:
+    start, report = time.monotonic(), TestReport()
+    with tempfile.TemporaryDirectory(prefix="aoai-lb-package-") as directory:
         # A copy: it may be built anew meanwhile.
-        copy = Path(folder) / "aoai-lb"
-        shutil.copy(binary, copy)
-        with machine.Machine(tree) as debian:
+        binary_copy = Path(directory) / "aoai-lb"
+        shutil.copy(binary, binary_copy)
+        with machine.Machine(debian_tree) as debian:
             print(f"systemd is up ({debian.boot_seconds:.2f} s)", flush=True)
-            service = Service(debian, copy, Path(folder), features(copy))
+            service = Service(debian, binary_copy, Path(directory), commands(binary_copy))
             try:
                 service.start_simulator()
-                for part in parts.ALL:
-                    wanted = part.__name__ in arguments[1:] if arguments[1:] else part not in parts.SLOW
-                    if wanted or part in parts.FIRST:
-                        tally.run(part, service)
+                for part in parts.ALL_PARTS:
+                    is_selected = part.__name__ in arguments[1:] if arguments[1:] else part not in parts.SLOW_PARTS
+                    if is_selected or part in parts.PREREQUISITE_PARTS:
+                        report.run(part, service)
             finally:
                 service.stop_simulator()
-    print(f"{tally.passed} passed, {tally.failed} failed, {tally.skipped} skipped, {time.monotonic() - begun:.0f} s", flush=True)
-    return 1 if tally.failed else 0
+    print(f"{report.passed} passed, {report.failed} failed, {report.skipped} skipped, {time.monotonic() - start:.0f} s", flush=True)
+    return 1 if report.failed else 0
 
 
-def features(binary):
+def commands(binary):
     """The commands that this binary knows."""
     text = subprocess.run([binary, "--help"], capture_output=True, text=True, check=True).stdout
     return {line.split()[0] for line in text.splitlines() if line.startswith("  ") and line.split()}

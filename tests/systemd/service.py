@@ -14,26 +14,26 @@ import subprocess
 import time
 from pathlib import Path
 
-from load import CHAT, Load, OneStream
-from machine import Failed, await_condition, die_with_parent
+from load import CHAT, LoadGenerator, SingleStream
+from machine import TestFailure, wait_for_condition, die_with_parent
 
 SOURCE = Path(__file__).resolve().parents[2]
 UNIT = "aoai-lb.service"
 CONFIG = "/etc/aoai-lb/aoai-lb.yaml"
-INSTALLED = "/usr/bin/aoai-lb"
+INSTALLED_BINARY = "/usr/bin/aoai-lb"
 # The installed binary as it was, for when a part has replaced it.
 GOOD_COPY = "/opt/aoai-lb"
-DROP_IN = f"/etc/systemd/system/{UNIT}.d/test.conf"
+DROP_IN_FILE = f"/etc/systemd/system/{UNIT}.d/test.conf"
 PORT, TLS_PORT, ADMIN_PORT, UPSTREAM_PORTS = 8080, 443, 9901, (8101, 8102)
 ADDRESS = ("127.0.0.1", PORT)
-GRACE = 30
+GRACE_PERIOD_SECONDS = 30
 # What an operator waits for, at most.
-SOON = 10.0
+OPERATION_TIMEOUT = 10.0
 
 
 class Service:
-    def __init__(self, machine, binary, folder, features):
-        self.machine, self.binary, self.folder, self.features = machine, binary, folder, features
+    def __init__(self, machine, binary, directory, commands):
+        self.machine, self.binary, self.directory, self.commands = machine, binary, directory, commands
         self.keys = {name: secrets.token_hex(16) for name in ["load", "probe", "later"]}
         self.upstream_key = secrets.token_hex(16)
         self.simulator = None
@@ -46,9 +46,9 @@ class Service:
             lines += [f"  - name: {name}", f"    address: 127.0.0.1:{port}", f"    keys: [{self.upstream_key}]"]
             lines += ["    first_byte: 5ms", "    between_events: 1ms", "    moods_by_header: true"]
             lines += ["    deployments: [ { name: gpt-4o }, { name: gpt-realtime } ]"]
-        file = self.folder / "simulate.yaml"
+        file = self.directory / "simulate.yaml"
         file.write_text("\n".join(lines) + "\n")
-        with (self.folder / "simulator.log").open("w") as log:
+        with (self.directory / "simulator.log").open("w") as log:
             self.simulator = subprocess.Popen(
                 [self.binary, "simulate", "-c", file],
                 stdin=subprocess.DEVNULL,
@@ -57,24 +57,24 @@ class Service:
                 preexec_fn=die_with_parent,
             )
         for port in UPSTREAM_PORTS:
-            await_condition(lambda: is_open(port), 15, "no simulated resources", lambda: self.simulator.poll() is not None)
+            wait_for_condition(lambda: is_open(port), 15, "no simulated resources", lambda: self.simulator.poll() is not None)
 
     def stop_simulator(self):
         if self.simulator:
             self.simulator.kill()
             self.simulator.wait()
 
-    def certificate(self):
+    def make_certificate(self):
         subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "90"]
-        pair = ["-keyout", self.folder / "key.pem", "-out", self.folder / "fullchain.pem"]
+        output_options = ["-keyout", self.directory / "key.pem", "-out", self.directory / "fullchain.pem"]
         subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", *subject, *pair],
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", *subject, *output_options],
             check=True,
             capture_output=True,
         )
-        return self.folder / "fullchain.pem", self.folder / "key.pem"
+        return self.directory / "fullchain.pem", self.directory / "key.pem"
 
-    def config(self, clients=("load", "probe"), listeners=(), backends=(), extra=()):
+    def config_yaml(self, clients=("load", "probe"), listeners=(), backends=(), extra=()):
         tls = "{ certificate: /etc/aoai-lb/tls/fullchain.pem, private_key: /etc/aoai-lb/tls/key.pem }"
         lines = ["listeners:", f"  - address: 127.0.0.1:{PORT}", f"  - {{ address: '127.0.0.1:{TLS_PORT}', tls: {tls} }}"]
         lines += [*listeners, "backends:"]
@@ -83,11 +83,11 @@ class Service:
             lines += ['    credential: { api_key: "${UPSTREAM_KEY}" }']
         lines += [*backends, "clients:"]
         for name in clients:
-            hashed = hashlib.sha256(self.keys[name].encode()).hexdigest()
-            lines += [f"  - {{ name: {name}, keys: [ {{ sha256: {hashed} }} ] }}"]
+            key_hash = hashlib.sha256(self.keys[name].encode()).hexdigest()
+            lines += [f"  - {{ name: {name}, keys: [ {{ sha256: {key_hash} }} ] }}"]
         lines += ["record:", '  jsonl: { path: "${LOGS_DIRECTORY:-/var/log/aoai-lb}/exchanges.jsonl", keep: 100 }']
         lines += ['  spool: { path: "${STATE_DIRECTORY:-/var/lib/aoai-lb}/spool" }', f"admin: {{ address: 127.0.0.1:{ADMIN_PORT} }}"]
-        lines += [f"server: {{ threads: 2, grace_period: {GRACE}s, drain_delay: 200ms }}", *extra]
+        lines += [f"server: {{ threads: 2, grace_period: {GRACE_PERIOD_SECONDS}s, drain_delay: 200ms }}", *extra]
         return "\n".join(lines) + "\n"
 
     def build_package(self, version, binary, name, source=SOURCE):
@@ -95,21 +95,21 @@ class Service:
         environment = os.environ | {"COMPRESSION": "none"}
         if name != "a":
             environment["STRIP"] = "no"
-        built = subprocess.run(
-            [source / "systemd/deb/build", binary, self.folder, self.folder / name, version],
+        result = subprocess.run(
+            [source / "systemd/deb/build", binary, self.directory, self.directory / name, version],
             env=environment,
             capture_output=True,
             text=True,
         )
-        if built.returncode != 0:
-            raise Failed(f"the package cannot be built: {built.stderr}")
-        path = Path(built.stdout.strip())
-        shutil.copy(path, self.machine.path("/root"))
+        if result.returncode != 0:
+            raise TestFailure(f"the package cannot be built: {result.stderr}")
+        path = Path(result.stdout.strip())
+        shutil.copy(path, self.machine.host_path("/root"))
         return f"/root/{path.name}"
 
     def changed_source(self):
         """The parts of the source that a package is made of, with another example configuration."""
-        copy = self.folder / "source"
+        copy = self.directory / "source"
         for name in ["systemd", "conf", "README.md", "LICENSE-MIT", "Cargo.toml"]:
             shutil.copytree(SOURCE / name, copy / name) if (SOURCE / name).is_dir() else (
                 copy.mkdir(exist_ok=True),
@@ -121,107 +121,107 @@ class Service:
 
     # What an operator does.
 
-    def systemctl(self, *arguments, check=True, timeout=GRACE + 30.0):
+    def systemctl(self, *arguments, check=True, timeout=GRACE_PERIOD_SECONDS + 30.0):
         return self.machine.run("systemctl", *arguments, check=check, timeout=timeout)
 
-    def configure(self, text):
+    def write_config(self, text):
         """As an editor does, that keeps owner and mode."""
-        self.machine.put(text, CONFIG, 0o640, like=CONFIG)
+        self.machine.write_file(text, CONFIG, 0o640, like=CONFIG)
 
-    def drop_in(self, text=""):
-        path = self.machine.path(DROP_IN)
+    def write_drop_in(self, text=""):
+        path = self.machine.host_path(DROP_IN_FILE)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if "upgrade" not in self.features:
+        if "upgrade" not in self.commands:
             # It does not notify yet.
             text = f"[Service]\nType=exec\nWatchdogSec=0\n{text}"
         path.write_text(text)
         self.systemctl("daemon-reload")
 
-    def fresh(self, config=None, drop_in=""):
+    def start_fresh(self, config=None, drop_in=""):
         """A service that has just started, without records, as every part of the tests begins."""
         # At once, whatever is in flight: how it stops is a part of its own.
         self.systemctl("stop", "--no-block", UNIT)
         self.systemctl("kill", "--signal=KILL", UNIT, check=False)
         self.systemctl("stop", UNIT)
         self.systemctl("reset-failed", UNIT, check=False)
-        for folder in ["/var/log/aoai-lb", "/var/lib/aoai-lb"]:
-            for entry in self.machine.path(folder).glob("*"):
+        for directory in ["/var/log/aoai-lb", "/var/lib/aoai-lb"]:
+            for entry in self.machine.host_path(directory).glob("*"):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        good = self.machine.path(GOOD_COPY).read_bytes()
-        if not self.machine.path(INSTALLED).exists() or self.machine.path(INSTALLED).read_bytes() != good:
-            self.machine.put(good, INSTALLED, 0o755)
-        self.configure(config or self.config())
-        self.drop_in(drop_in)
-        self.systemctl("start", UNIT, timeout=2 * SOON)
-        self.await_ready()
+        good_binary = self.machine.host_path(GOOD_COPY).read_bytes()
+        if not self.machine.host_path(INSTALLED_BINARY).exists() or self.machine.host_path(INSTALLED_BINARY).read_bytes() != good_binary:
+            self.machine.write_file(good_binary, INSTALLED_BINARY, 0o755)
+        self.write_config(config or self.config_yaml())
+        self.write_drop_in(drop_in)
+        self.systemctl("start", UNIT, timeout=2 * OPERATION_TIMEOUT)
+        self.wait_until_ready()
 
-    def upgrade(self, check=True, program=INSTALLED):
+    def upgrade(self, check=True, program=INSTALLED_BINARY):
         return self.machine.run(program, "upgrade", "-c", CONFIG, check=check, timeout=150)
 
-    def load(self):
-        trusted = ssl.create_default_context(cafile=self.folder / "fullchain.pem")
-        return Load(ADDRESS, self.keys["load"], (("127.0.0.1", TLS_PORT), trusted))
+    def load_generator(self):
+        tls_context = ssl.create_default_context(cafile=self.directory / "fullchain.pem")
+        return LoadGenerator(ADDRESS, self.keys["load"], (("127.0.0.1", TLS_PORT), tls_context))
 
-    def stream(self, drip):
-        return OneStream(ADDRESS, self.keys["load"], drip)
+    def start_stream(self, event_interval):
+        return SingleStream(ADDRESS, self.keys["load"], event_interval)
 
     # What there is to see.
 
-    def show(self, *names):
+    def unit_properties(self, *names):
         text = self.systemctl("show", UNIT, *(f"--property={name}" for name in names)).stdout
-        shown = dict(line.split("=", 1) for line in text.splitlines())
-        return shown[names[0]] if len(names) == 1 else shown
+        properties = dict(line.split("=", 1) for line in text.splitlines())
+        return properties[names[0]] if len(names) == 1 else properties
 
     def main_pid(self):
-        return int(self.show("MainPID"))
+        return int(self.unit_properties("MainPID"))
 
-    def processes(self):
+    def unit_pids(self):
         """The processes of the unit, by the machine's numbers."""
-        group = self.show("ControlGroup")
+        group = self.unit_properties("ControlGroup")
         listed = self.machine.run("cat", f"/sys/fs/cgroup{group}/cgroup.procs", check=False).stdout
         return [int(pid) for pid in listed.split()] if group else []
 
-    def of_main(self, file):
+    def read_main_proc_file(self, file):
         """A file of the main process in /proc."""
         return self.machine.run("cat", f"/proc/{self.main_pid()}/{file}").stdout
 
-    def files_limit(self):
-        line = next(line for line in self.of_main("limits").splitlines() if line.startswith("Max open files"))
+    def open_files_limit(self):
+        line = next(line for line in self.read_main_proc_file("limits").splitlines() if line.startswith("Max open files"))
         return tuple(int(number) for number in line.split()[3:5])
 
-    def signal(self, name):
+    def signal_main(self, name):
         """To the main process alone."""
         self.systemctl("kill", f"--signal={name}", "--kill-whom=main", UNIT)
 
-    def journal(self, cursor=None, lines=None):
+    def journal_text(self, cursor=None, lines=None):
         limits = ([f"--after-cursor={cursor}"] if cursor else []) + ([f"--lines={lines}"] if lines else [])
         return self.machine.run("journalctl", "--no-pager", "--output=short-precise", *limits, check=False).stdout
 
-    def cursor(self):
+    def journal_cursor(self):
         self.machine.run("journalctl", "--sync")
         text = self.machine.run("journalctl", "--lines=1", "--show-cursor", "--quiet").stdout
         return text.rpartition("-- cursor: ")[2].strip()
 
-    def ask(self, client="probe", tls=False):
+    def chat_status(self, client="probe", tls=False):
         """The status of a request; None when nobody answers."""
         if tls:
-            trusted = ssl.create_default_context(cafile=self.folder / "fullchain.pem")
-            connection = http.client.HTTPSConnection("localhost", TLS_PORT, timeout=SOON, context=trusted)
+            tls_context = ssl.create_default_context(cafile=self.directory / "fullchain.pem")
+            connection = http.client.HTTPSConnection("localhost", TLS_PORT, timeout=OPERATION_TIMEOUT, context=tls_context)
         else:
-            connection = http.client.HTTPConnection(*ADDRESS, timeout=SOON)
+            connection = http.client.HTTPConnection(*ADDRESS, timeout=OPERATION_TIMEOUT)
         body = json.dumps({"messages": [{"role": "user", "content": "hello"}]})
         try:
             connection.request("POST", CHAT, body, {"api-key": self.keys[client], "Content-Type": "application/json"})
-            answer = connection.getresponse()
-            answer.read()
-            return answer.status
+            response = connection.getresponse()
+            response.read()
+            return response.status
         except OSError:
             return None
         finally:
             connection.close()
 
     def is_ready(self):
-        connection = http.client.HTTPConnection(*ADDRESS, timeout=SOON)
+        connection = http.client.HTTPConnection(*ADDRESS, timeout=OPERATION_TIMEOUT)
         try:
             connection.request("GET", "/readyz")
             return connection.getresponse().status == 200
@@ -230,17 +230,17 @@ class Service:
         finally:
             connection.close()
 
-    def await_ready(self):
-        await_condition(self.is_ready, SOON, "/readyz does not answer 200")
+    def wait_until_ready(self):
+        wait_for_condition(self.is_ready, OPERATION_TIMEOUT, "/readyz does not answer 200")
 
-    def await_drained(self, seconds=GRACE):
+    def wait_for_single_process(self, seconds=GRACE_PERIOD_SECONDS):
         """Until the main process is the only one."""
-        await_condition(lambda: self.processes() == [self.main_pid()], seconds, f"{self.processes()} do not end")
+        wait_for_condition(lambda: self.unit_pids() == [self.main_pid()], seconds, f"{self.unit_pids()} do not end")
 
-    def records(self, client):
+    def record_counts(self, client):
         """How often each request id of a client is in the files of records."""
         counts = collections.Counter()
-        for path in self.machine.path("/var/log/aoai-lb").glob("exchanges*"):
+        for path in self.machine.host_path("/var/log/aoai-lb").glob("exchanges*"):
             data = path.read_bytes()
             for line in (gzip.decompress(data) if path.suffix == ".gz" else data).splitlines():
                 record = json.loads(line)
@@ -248,28 +248,28 @@ class Service:
                     counts[record["request_id"]] += 1
         return counts
 
-    def compare_records(self, client, ids):
+    def check_records(self, client, ids):
         """Each request is on record exactly once."""
-        asked = collections.Counter(ids)
-        deadline = time.monotonic() + SOON
-        while (kept := self.read_calmly(client)) is None or sum(kept.values()) < sum(asked.values()):
+        expected_counts = collections.Counter(ids)
+        deadline = time.monotonic() + OPERATION_TIMEOUT
+        while (actual_counts := self.try_record_counts(client)) is None or sum(actual_counts.values()) < sum(expected_counts.values()):
             if time.monotonic() > deadline:
                 break
             time.sleep(0.2)
-        kept = kept or {}
-        missing, strange = set(asked) - set(kept), set(kept) - set(asked)
-        twice = [name for name, count in kept.items() if count > 1]
-        if missing or strange or twice:
-            raise Failed(
-                f"{len(asked)} answers, {len(kept)} records: {len(missing)} missing, {len(strange)} of no answer, "
-                f"{len(twice)} more than once: {[*missing, *strange, *twice][:5]}"
+        actual_counts = actual_counts or {}
+        missing, unexpected = set(expected_counts) - set(actual_counts), set(actual_counts) - set(expected_counts)
+        duplicates = [name for name, count in actual_counts.items() if count > 1]
+        if missing or unexpected or duplicates:
+            raise TestFailure(
+                f"{len(expected_counts)} answers, {len(actual_counts)} records: {len(missing)} missing, {len(unexpected)} of no answer, "
+                f"{len(duplicates)} more than once: {[*missing, *unexpected, *duplicates][:5]}"
             )
-        return len(kept)
+        return len(actual_counts)
 
-    def read_calmly(self, client):
+    def try_record_counts(self, client):
         """None where a file is renamed, compressed or half written right now."""
         try:
-            return self.records(client)
+            return self.record_counts(client)
         except (FileNotFoundError, EOFError, gzip.BadGzipFile, json.JSONDecodeError):
             return None
 

@@ -1,9 +1,14 @@
 //! What a client asks for: target, operation, body, form, and the prompt for the record.
 
-pub mod body;
+pub(super) mod edit;
+pub mod json_body;
+pub(super) mod model_field;
 pub mod multipart;
 pub(super) mod operation;
-pub(super) mod path;
+mod percent;
 pub mod prompt;
+pub(super) mod prompt_parts;
 pub(super) mod query;
+pub(super) mod target;
 pub(super) mod target_cache;
+pub(super) mod target_error;

@@ -84,7 +84,7 @@ impl Operation {
 /// Whether repeating the call could make a second object, so that it is tried again only when
 /// no byte of it was sent or the answer was 429. A Responses call with `background: true` is
 /// another such case, which only its body tells.
-pub fn is_create_without_idempotence(method: &Method, operation: Operation) -> bool {
+pub fn is_non_idempotent_create(method: &Method, operation: Operation) -> bool {
     use Operation::{
         Assistants, Batches, Containers, Evals, Files, FineTuning, Threads, Uploads, VectorStores, Videos,
     };
@@ -105,18 +105,20 @@ pub fn is_create_without_idempotence(method: &Method, operation: Operation) -> b
 }
 
 /// An id in a shape: any one segment, spelled by its owner.
-const ID: &str = "{}";
+const ANY_ID: &str = "{}";
 
-type Shapes = &'static [&'static [&'static str]];
+type PathShapes = &'static [&'static [&'static str]];
+
+type PathRow = (&'static str, Operation, PathShapes);
 
 /// First word of a path (after `/openai`, `/openai/v1` or `/openai/deployments/{d}`), its
 /// operation, and what may follow that word.
-const TABLE: &[(&str, Operation, Shapes)] = &[
-    ("chat", Operation::Chat, &[&["completions", ID, "messages"]]),
+const PATH_TABLE: &[PathRow] = &[
+    ("chat", Operation::Chat, &[&["completions", ANY_ID, "messages"]]),
     (
         "responses",
         Operation::Responses,
-        &[&["compact"], &["input_tokens"], &[ID, "cancel"], &[ID, "input_items"]],
+        &[&["compact"], &["input_tokens"], &[ANY_ID, "cancel"], &[ANY_ID, "input_items"]],
     ),
     ("embeddings", Operation::Embeddings, &[]),
     ("completions", Operation::Completions, &[]),
@@ -126,69 +128,73 @@ const TABLE: &[(&str, Operation, Shapes)] = &[
     (
         "realtime",
         Operation::Realtime,
-        &[&["client_secrets"], &["sessions"], &["transcription_sessions"], &["calls", ID]],
+        &[&["client_secrets"], &["sessions"], &["transcription_sessions"], &["calls", ANY_ID]],
     ),
     ("realtimeapi", Operation::Realtime, &[&["sessions"]]),
-    ("files", Operation::Files, &[&["import"], &[ID, "content"]]),
-    ("uploads", Operation::Uploads, &[&[ID, "parts"], &[ID, "complete"], &[ID, "cancel"]]),
-    ("batches", Operation::Batches, &[&[ID, "cancel"]]),
+    ("files", Operation::Files, &[&["import"], &[ANY_ID, "content"]]),
+    ("uploads", Operation::Uploads, &[&[ANY_ID, "parts"], &[ANY_ID, "complete"], &[ANY_ID, "cancel"]]),
+    ("batches", Operation::Batches, &[&[ANY_ID, "cancel"]]),
     (
         "fine_tuning",
         Operation::FineTuning,
         &[
-            &["jobs", ID, "events"],
-            &["jobs", ID, "checkpoints", ID],
-            &["jobs", ID, "cancel"],
-            &["jobs", ID, "pause"],
-            &["jobs", ID, "resume"],
-            &["checkpoints", ID, "permissions", ID],
+            &["jobs", ANY_ID, "events"],
+            &["jobs", ANY_ID, "checkpoints", ANY_ID],
+            &["jobs", ANY_ID, "cancel"],
+            &["jobs", ANY_ID, "pause"],
+            &["jobs", ANY_ID, "resume"],
+            &["checkpoints", ANY_ID, "permissions", ANY_ID],
             &["alpha", "graders", "run"],
             &["alpha", "graders", "validate"],
         ],
     ),
-    ("assistants", Operation::Assistants, &[&[ID]]),
+    ("assistants", Operation::Assistants, &[&[ANY_ID]]),
     (
         "threads",
         Operation::Threads,
         &[
             &["runs"],
-            &[ID, "messages", ID, "files", ID],
-            &[ID, "runs", ID, "steps", ID],
-            &[ID, "runs", ID, "submit_tool_outputs"],
-            &[ID, "runs", ID, "cancel"],
+            &[ANY_ID, "messages", ANY_ID, "files", ANY_ID],
+            &[ANY_ID, "runs", ANY_ID, "steps", ANY_ID],
+            &[ANY_ID, "runs", ANY_ID, "submit_tool_outputs"],
+            &[ANY_ID, "runs", ANY_ID, "cancel"],
         ],
     ),
     (
         "vector_stores",
         Operation::VectorStores,
         &[
-            &[ID, "files", ID, "content"],
-            &[ID, "file_batches", ID, "files"],
-            &[ID, "file_batches", ID, "cancel"],
-            &[ID, "search"],
+            &[ANY_ID, "files", ANY_ID, "content"],
+            &[ANY_ID, "file_batches", ANY_ID, "files"],
+            &[ANY_ID, "file_batches", ANY_ID, "cancel"],
+            &[ANY_ID, "search"],
         ],
     ),
-    ("models", Operation::Models, &[&[ID]]),
-    ("containers", Operation::Containers, &[&[ID, "files", ID, "content"]]),
-    ("evals", Operation::Evals, &[&[ID, "runs", ID, "output_items", ID], &[ID, "runs", ID, "cancel"]]),
-    ("videos", Operation::Videos, &[&[ID, "content"], &[ID, "remix"]]),
+    ("models", Operation::Models, &[&[ANY_ID]]),
+    ("containers", Operation::Containers, &[&[ANY_ID, "files", ANY_ID, "content"]]),
+    (
+        "evals",
+        Operation::Evals,
+        &[&[ANY_ID, "runs", ANY_ID, "output_items", ANY_ID], &[ANY_ID, "runs", ANY_ID, "cancel"]],
+    ),
+    ("videos", Operation::Videos, &[&[ANY_ID, "content"], &[ANY_ID, "remix"]]),
     (
         "video",
         Operation::Videos,
         &[
-            &["generations", "jobs", ID],
-            &["generations", ID, "content", "video"],
-            &["generations", ID, "content", "thumbnail"],
+            &["generations", "jobs", ANY_ID],
+            &["generations", ANY_ID, "content", "video"],
+            &["generations", ANY_ID, "content", "thumbnail"],
         ],
     ),
-    ("conversations", Operation::Conversations, &[&[ID, "items", ID]]),
+    ("conversations", Operation::Conversations, &[&[ANY_ID, "items", ANY_ID]]),
 ];
 
 /// What one segment of a path is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::azure) enum Segment {
+pub(in crate::azure) enum SegmentKind {
     /// A word of the API, in its lower-case spelling.
-    Word(&'static str),
+    Keyword(&'static str),
     /// The id of an object.
     Id,
     /// Something this table does not know.
@@ -196,48 +202,50 @@ pub(in crate::azure) enum Segment {
 }
 
 /// Follows the segments of one path through the table.
-pub(in crate::azure) struct Reader {
-    row: Option<&'static (&'static str, Operation, Shapes)>,
+pub(in crate::azure) struct PathMatcher {
+    row: Option<&'static PathRow>,
     /// Shapes of the row that fit so far, as bits.
-    fitting: u32,
-    depth: usize,
+    matching_shapes: u32,
+    segments_seen: usize,
 }
 
-impl Reader {
+impl PathMatcher {
     pub(in crate::azure) fn new() -> Self {
-        Self { row: None, fitting: u32::MAX, depth: 0 }
+        Self { row: None, matching_shapes: u32::MAX, segments_seen: 0 }
     }
 
     /// Classifies the next segment.
-    pub(in crate::azure) fn next(&mut self, segment: &str) -> Segment {
-        let depth = self.depth;
-        self.depth += 1;
-        if depth == 0 {
-            self.row = TABLE.iter().find(|row| row.0.eq_ignore_ascii_case(segment));
-            return self.row.map_or(Segment::Unknown, |row| Segment::Word(row.0));
+    pub(in crate::azure) fn classify_segment(&mut self, segment: &str) -> SegmentKind {
+        let index = self.segments_seen;
+        self.segments_seen += 1;
+        if index == 0 {
+            self.row = PATH_TABLE.iter().find(|row| row.0.eq_ignore_ascii_case(segment));
+            return self.row.map_or(SegmentKind::Unknown, |row| SegmentKind::Keyword(row.0));
         }
-        let Some((_, _, shapes)) = self.row else { return Segment::Unknown };
-        let (mut words, mut ids, mut found) = (0_u32, 0_u32, Segment::Unknown);
-        for (bit, shape) in shapes.iter().enumerate().filter(|(n, _)| self.fitting & (1 << n) != 0) {
-            match shape.get(depth - 1) {
-                Some(&ID) => ids |= 1 << bit,
+        let Some((_, _, shapes)) = self.row else { return SegmentKind::Unknown };
+        let (mut keyword_bits, mut id_bits, mut kind) = (0_u32, 0_u32, SegmentKind::Unknown);
+        for (bit, shape) in shapes.iter().enumerate().filter(|(n, _)| self.matching_shapes & (1 << n) != 0) {
+            match shape.get(index - 1) {
+                Some(&ANY_ID) => id_bits |= 1 << bit,
                 Some(word) if word.eq_ignore_ascii_case(segment) => {
-                    words |= 1 << bit;
-                    found = Segment::Word(word);
+                    keyword_bits |= 1 << bit;
+                    kind = SegmentKind::Keyword(word);
                 }
                 _ => {}
             }
         }
         // A word wins over an id: `/responses/compact` is no response called `compact`.
-        self.fitting = if words == 0 { ids } else { words };
-        if words == 0 && ids != 0 { Segment::Id } else { found }
+        self.matching_shapes = if keyword_bits == 0 { id_bits } else { keyword_bits };
+        if keyword_bits == 0 && id_bits != 0 { SegmentKind::Id } else { kind }
     }
 
     /// The operation, once all segments were seen.
     pub(in crate::azure) fn operation(&self) -> Operation {
         match self.row {
             // `/chat` and `/extensions` mean something only with `completions` after them.
-            Some((_, Operation::Chat, _)) if self.depth < 2 || self.fitting == 0 => Operation::Other,
+            Some((_, Operation::Chat, _)) if self.segments_seen < 2 || self.matching_shapes == 0 => {
+                Operation::Other
+            }
             Some((_, operation, _)) => *operation,
             None => Operation::Other,
         }
@@ -248,43 +256,43 @@ impl Reader {
 mod tests {
     use super::*;
 
-    fn read(path: &str) -> (Operation, Vec<Segment>) {
-        let mut reader = Reader::new();
-        let segments = path.split('/').map(|s| reader.next(s)).collect();
-        (reader.operation(), segments)
+    fn match_path(path: &str) -> (Operation, Vec<SegmentKind>) {
+        let mut matcher = PathMatcher::new();
+        let segments = path.split('/').map(|s| matcher.classify_segment(s)).collect();
+        (matcher.operation(), segments)
     }
 
     #[test]
-    fn words_and_ids_are_told_apart() {
-        use Segment::{Id, Unknown, Word};
-        let rows: &[(&str, Operation, &[Segment])] = &[
-            ("CHAT/Completions", Operation::Chat, &[Word("chat"), Word("completions")]),
-            ("chat/completions/X", Operation::Chat, &[Word("chat"), Word("completions"), Id]),
-            ("chat", Operation::Other, &[Word("chat")]),
-            ("chat/Foo", Operation::Other, &[Word("chat"), Unknown]),
-            ("responses/COMPACT", Operation::Responses, &[Word("responses"), Word("compact")]),
-            ("responses/Resp_1/Cancel", Operation::Responses, &[Word("responses"), Id, Word("cancel")]),
-            ("files/Compact", Operation::Files, &[Word("files"), Id]),
-            ("threads/RUNS", Operation::Threads, &[Word("threads"), Word("runs")]),
+    fn segments_are_classified_as_keywords_or_ids() {
+        use SegmentKind::{Id, Keyword, Unknown};
+        let rows: &[(&str, Operation, &[SegmentKind])] = &[
+            ("CHAT/Completions", Operation::Chat, &[Keyword("chat"), Keyword("completions")]),
+            ("chat/completions/X", Operation::Chat, &[Keyword("chat"), Keyword("completions"), Id]),
+            ("chat", Operation::Other, &[Keyword("chat")]),
+            ("chat/Foo", Operation::Other, &[Keyword("chat"), Unknown]),
+            ("responses/COMPACT", Operation::Responses, &[Keyword("responses"), Keyword("compact")]),
+            ("responses/Resp_1/Cancel", Operation::Responses, &[Keyword("responses"), Id, Keyword("cancel")]),
+            ("files/Compact", Operation::Files, &[Keyword("files"), Id]),
+            ("threads/RUNS", Operation::Threads, &[Keyword("threads"), Keyword("runs")]),
             (
                 "threads/T/Runs/R/Steps/S",
                 Operation::Threads,
-                &[Word("threads"), Id, Word("runs"), Id, Word("steps"), Id],
+                &[Keyword("threads"), Id, Keyword("runs"), Id, Keyword("steps"), Id],
             ),
-            ("Fine_Tuning/Jobs/Ft-1", Operation::FineTuning, &[Word("fine_tuning"), Word("jobs"), Id]),
+            ("Fine_Tuning/Jobs/Ft-1", Operation::FineTuning, &[Keyword("fine_tuning"), Keyword("jobs"), Id]),
             ("Nothing/Here", Operation::Other, &[Unknown, Unknown]),
-            ("embeddings/What", Operation::Embeddings, &[Word("embeddings"), Unknown]),
+            ("embeddings/What", Operation::Embeddings, &[Keyword("embeddings"), Unknown]),
         ];
         for (path, operation, segments) in rows {
-            assert_eq!(read(path), (*operation, segments.to_vec()), "{path}");
+            assert_eq!(match_path(path), (*operation, segments.to_vec()), "{path}");
         }
-        assert!(TABLE.iter().all(|row| row.2.len() < 32));
+        assert!(PATH_TABLE.iter().all(|row| row.2.len() < 32));
     }
 
     #[test]
-    fn creates_are_posts_to_collections_of_objects() {
-        assert!(is_create_without_idempotence(&Method::POST, Operation::Files));
-        assert!(!is_create_without_idempotence(&Method::GET, Operation::Files));
-        assert!(!is_create_without_idempotence(&Method::POST, Operation::Chat));
+    fn only_posts_that_create_objects_are_non_idempotent_creates() {
+        assert!(is_non_idempotent_create(&Method::POST, Operation::Files));
+        assert!(!is_non_idempotent_create(&Method::GET, Operation::Files));
+        assert!(!is_non_idempotent_create(&Method::POST, Operation::Chat));
     }
 }

@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
-use super::path::BadTarget;
+use super::percent::decode_hex_pair;
+use super::target_error::TargetError;
 
 /// A credential that came in a query. Its `Debug` shows nothing.
 #[derive(Clone, PartialEq, Eq)]
@@ -26,7 +27,7 @@ impl fmt::Debug for QueryCredential {
 
 /// What a key of the query means to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::azure) enum Key {
+pub(in crate::azure) enum QueryKey {
     ApiVersion,
     Deployment,
     Model,
@@ -34,61 +35,61 @@ pub(in crate::azure) enum Key {
 }
 
 #[derive(Clone, Debug)]
-struct Pair {
-    key: Key,
-    /// Within `Query::raw`.
-    whole: Range<usize>,
-    /// Within `Query::raw`; empty at the end of `whole` when there is no `=`.
-    value: Range<usize>,
+struct QueryPair {
+    key: QueryKey,
+    /// Within `QueryString::raw`.
+    pair_range: Range<usize>,
+    /// Within `QueryString::raw`; empty at the end of `whole` when there is no `=`.
+    value_range: Range<usize>,
 }
 
 /// A query without its credentials.
 #[derive(Clone, Debug, Default)]
-pub struct Query {
+pub struct QueryString {
     raw: String,
-    pairs: Vec<Pair>,
+    pairs: Vec<QueryPair>,
     credentials: Vec<QueryCredential>,
 }
 
-impl Query {
+impl QueryString {
     /// Reads what follows the `?`; characters were checked already.
-    pub(in crate::azure) fn parse(text: &str) -> Result<Self, BadTarget> {
+    pub(in crate::azure) fn parse(text: &str) -> Result<Self, TargetError> {
         let mut query = Self::default();
         for pair in text.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let name = decode(key)?;
-            let decoded = decode(value)?;
-            let key_is = |word: &str| name.eq_ignore_ascii_case(word);
+            let decoded_key = percent_decode(key)?;
+            let decoded_value = percent_decode(value)?;
+            let key_is = |name: &str| decoded_key.eq_ignore_ascii_case(name);
             if key_is("api-key") || key_is("subscription-key") {
-                if !decoded.is_empty() {
-                    query.credentials.push(QueryCredential(decoded.into_owned()));
+                if !decoded_value.is_empty() {
+                    query.credentials.push(QueryCredential(decoded_value.into_owned()));
                 }
                 continue;
             }
-            let known = match () {
-                () if key_is("api-version") => Key::ApiVersion,
-                () if key_is("deployment") => Key::Deployment,
-                () if key_is("model") => Key::Model,
-                () => Key::Other,
+            let key_kind = match () {
+                () if key_is("api-version") => QueryKey::ApiVersion,
+                () if key_is("deployment") => QueryKey::Deployment,
+                () if key_is("model") => QueryKey::Model,
+                () => QueryKey::Other,
             };
-            if let Some(word) = known.word()
-                && query.pairs.iter().any(|pair| pair.key == known)
+            if let Some(unique_name) = key_kind.name()
+                && query.pairs.iter().any(|pair| pair.key == key_kind)
             {
-                return Err(BadTarget::DuplicateKey(word));
+                return Err(TargetError::DuplicateQueryKey(unique_name));
             }
-            query.push(known, pair, pair.len() - value.len());
+            query.push_pair(key_kind, pair, pair.len() - value.len());
         }
         Ok(query)
     }
 
-    fn push(&mut self, key: Key, pair: &str, value_at: usize) {
+    fn push_pair(&mut self, key: QueryKey, pair: &str, value_offset: usize) {
         if self.raw.capacity() == 0 {
             self.raw.reserve(pair.len().max(64));
         }
         let start = self.raw.len();
         self.raw.push_str(pair);
         let end = self.raw.len();
-        self.pairs.push(Pair { key, whole: start..end, value: start + value_at..end });
+        self.pairs.push(QueryPair { key, pair_range: start..end, value_range: start + value_offset..end });
     }
 
     /// The credentials of `api-key` and `subscription-key`, in order, empty ones left out.
@@ -97,23 +98,23 @@ impl Query {
     }
 
     /// The decoded value of a key we know.
-    pub(in crate::azure) fn value(&self, key: Key) -> Option<Cow<'_, str>> {
+    pub(in crate::azure) fn value(&self, key: QueryKey) -> Option<Cow<'_, str>> {
         let pair = self.pairs.iter().find(|pair| pair.key == key)?;
-        decode(self.raw.get(pair.value.clone())?).ok()
+        percent_decode(self.raw.get(pair.value_range.clone())?).ok()
     }
 
     /// Every pair to send, as key and raw `key=value` text.
-    pub(in crate::azure) fn pairs(&self) -> impl Iterator<Item = (Key, &str)> {
-        self.pairs.iter().filter_map(|pair| Some((pair.key, self.raw.get(pair.whole.clone())?)))
+    pub(in crate::azure) fn pairs(&self) -> impl Iterator<Item = (QueryKey, &str)> {
+        self.pairs.iter().filter_map(|pair| Some((pair.key, self.raw.get(pair.pair_range.clone())?)))
     }
 
-    pub(in crate::azure) fn len(&self) -> usize {
+    pub(in crate::azure) fn encoded_len(&self) -> usize {
         self.raw.len() + self.pairs.len()
     }
 }
 
-impl Key {
-    fn word(self) -> Option<&'static str> {
+impl QueryKey {
+    fn name(self) -> Option<&'static str> {
         match self {
             Self::ApiVersion => Some("api-version"),
             Self::Deployment => Some("deployment"),
@@ -127,7 +128,7 @@ impl Key {
 ///
 /// # Errors
 /// A percent sign without two hex digits, and NUL.
-fn decode(text: &str) -> Result<Cow<'_, str>, BadTarget> {
+fn percent_decode(text: &str) -> Result<Cow<'_, str>, TargetError> {
     if memchr::memchr(b'%', text.as_bytes()).is_none() {
         return Ok(Cow::Borrowed(text));
     }
@@ -136,7 +137,7 @@ fn decode(text: &str) -> Result<Cow<'_, str>, BadTarget> {
     while let Some((&byte, after)) = rest.split_first() {
         rest = after;
         if byte == b'%' {
-            let (decoded, after) = super::path::escape(rest)?;
+            let (decoded, after) = decode_hex_pair(rest)?;
             rest = after;
             out.push(decoded);
         } else {
@@ -144,7 +145,7 @@ fn decode(text: &str) -> Result<Cow<'_, str>, BadTarget> {
         }
     }
     if out.contains(&0) {
-        return Err(BadTarget::Encoded);
+        return Err(TargetError::AmbiguousEncoding);
     }
     // Values in another character set are forwarded as they are, but never compared.
     Ok(match String::from_utf8(out) {

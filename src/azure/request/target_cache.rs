@@ -4,37 +4,38 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::path;
-use super::path::{BadTarget, Target};
+use super::target;
+use super::target::RequestTarget;
+use super::target_error::TargetError;
 
 /// Most targets that a thread remembers.
-const MOST: usize = 64;
+const MAX_CACHED_TARGETS: usize = 64;
 /// Longer ones are not asked for often.
-const LENGTH_MAX: usize = 256;
+const MAX_CACHED_TARGET_BYTES: usize = 256;
 
 thread_local! {
-    static RECENT: RefCell<HashMap<Box<[u8]>, Arc<Target>>> = RefCell::default();
+    static TARGET_CACHE: RefCell<HashMap<Box<[u8]>, Arc<RequestTarget>>> = RefCell::default();
 }
 
 /// As [`path::parse`].
 ///
 /// # Errors
-/// [`BadTarget`].
-pub fn parse(raw: &[u8], upgrade: bool) -> Result<Arc<Target>, BadTarget> {
-    if upgrade || raw.len() > LENGTH_MAX {
-        return path::parse(raw, upgrade).map(Arc::new);
+/// [`TargetError`].
+pub fn parse_target_cached(raw: &[u8], upgrade: bool) -> Result<Arc<RequestTarget>, TargetError> {
+    if upgrade || raw.len() > MAX_CACHED_TARGET_BYTES {
+        return target::parse_target(raw, upgrade).map(Arc::new);
     }
-    if let Some(known) = RECENT.with_borrow(|recent| recent.get(raw).map(Arc::clone)) {
-        return Ok(known);
+    if let Some(cached) = TARGET_CACHE.with_borrow(|cache| cache.get(raw).map(Arc::clone)) {
+        return Ok(cached);
     }
-    let target = Arc::new(path::parse(raw, upgrade)?);
+    let target = Arc::new(target::parse_target(raw, upgrade)?);
     // An id is not asked for again and again, and a secret is not kept.
-    if !target.item && target.query.credentials().is_empty() {
-        RECENT.with_borrow_mut(|recent| {
-            if recent.len() >= MOST {
-                recent.clear();
+    if !target.has_object_id && target.query.credentials().is_empty() {
+        TARGET_CACHE.with_borrow_mut(|cache| {
+            if cache.len() >= MAX_CACHED_TARGETS {
+                cache.clear();
             }
-            recent.insert(raw.into(), Arc::clone(&target));
+            cache.insert(raw.into(), Arc::clone(&target));
         });
     }
     Ok(target)
@@ -44,30 +45,33 @@ pub fn parse(raw: &[u8], upgrade: bool) -> Result<Arc<Target>, BadTarget> {
 mod tests {
     use super::*;
 
-    fn is_remembered(raw: &str) -> bool {
-        let (once, again) = (parse(raw.as_bytes(), false).unwrap(), parse(raw.as_bytes(), false).unwrap());
-        assert_eq!(format!("{once:?}"), format!("{again:?}"));
-        Arc::ptr_eq(&once, &again)
+    fn is_cached(raw: &str) -> bool {
+        let (first, second) = (
+            parse_target_cached(raw.as_bytes(), false).unwrap(),
+            parse_target_cached(raw.as_bytes(), false).unwrap(),
+        );
+        assert_eq!(format!("{first:?}"), format!("{second:?}"));
+        Arc::ptr_eq(&first, &second)
     }
 
     #[test]
-    fn what_is_asked_for_often_is_read_once() {
-        assert!(is_remembered("/openai/deployments/a/chat/completions?api-version=2024-10-21"));
-        assert!(!is_remembered("/openai/files/file-1?api-version=2024-10-21"), "an id");
-        assert!(!is_remembered("/openai/models?api-key=k"), "a secret");
-        assert!(!is_remembered(&format!("/openai/{}", "x".repeat(LENGTH_MAX))));
-        assert_eq!(parse(b"/openai/../a", false).unwrap_err(), BadTarget::DotSegment);
-        for n in 0..3 * MOST {
-            parse(format!("/openai/deployments/a{n}/embeddings").as_bytes(), false).unwrap();
+    fn repeated_targets_are_parsed_once() {
+        assert!(is_cached("/openai/deployments/a/chat/completions?api-version=2024-10-21"));
+        assert!(!is_cached("/openai/files/file-1?api-version=2024-10-21"), "an id");
+        assert!(!is_cached("/openai/models?api-key=k"), "a secret");
+        assert!(!is_cached(&format!("/openai/{}", "x".repeat(MAX_CACHED_TARGET_BYTES))));
+        assert_eq!(parse_target_cached(b"/openai/../a", false).unwrap_err(), TargetError::DotSegment);
+        for n in 0..3 * MAX_CACHED_TARGETS {
+            parse_target_cached(format!("/openai/deployments/a{n}/embeddings").as_bytes(), false).unwrap();
         }
-        assert!(RECENT.with_borrow(HashMap::len) <= MOST);
+        assert!(TARGET_CACHE.with_borrow(HashMap::len) <= MAX_CACHED_TARGETS);
     }
 
     #[test]
-    fn an_upgrade_is_another_question() {
+    fn websocket_upgrades_are_not_cached() {
         let raw = b"/openai/realtime?deployment=a";
-        assert!(parse(raw, false).unwrap().deployment.is_none());
-        assert!(parse(raw, true).unwrap().deployment.is_some());
-        assert!(parse(raw, false).unwrap().deployment.is_none());
+        assert!(parse_target_cached(raw, false).unwrap().deployment.is_none());
+        assert!(parse_target_cached(raw, true).unwrap().deployment.is_some());
+        assert!(parse_target_cached(raw, false).unwrap().deployment.is_none());
     }
 }

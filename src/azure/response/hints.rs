@@ -15,27 +15,27 @@ static X_RATELIMIT_RESET_REQUESTS: HeaderName = HeaderName::from_static("x-ratel
 static X_RATELIMIT_RESET_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-reset-tokens");
 
 /// The longest wait that is believed; Azure does say 86400 for a request above the whole limit.
-const ABSURD_ABOVE: Duration = Duration::from_secs(86_400);
+const MAX_PLAUSIBLE_WAIT: Duration = Duration::from_secs(86_400);
 
 /// A rate limit as a reply tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limit {
+pub struct RateLimit {
     /// How much there is in a minute: what Azure applies just now, at times less than what was
     /// configured.
     pub limit: NonZeroU64,
     /// How much of it is left. Azure lets tokens go below zero on calls that succeed.
     pub remaining: i64,
     /// In how long it is whole again; Azure does not say so on every reply.
-    pub reset: Option<Duration>,
+    pub resets_in: Option<Duration>,
 }
 
 /// What a reply tells of the capacity of its deployment.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Capacity {
+pub struct ReportedCapacity {
     /// Requests of a standard deployment.
-    pub requests: Option<Limit>,
+    pub requests: Option<RateLimit>,
     /// Tokens of a standard deployment.
-    pub tokens: Option<Limit>,
+    pub tokens: Option<RateLimit>,
     /// The load of a provisioned deployment as a ratio; may exceed 1.
     pub utilization: Option<f64>,
 }
@@ -47,30 +47,33 @@ pub struct Capacity {
 /// Of two reset headers the ones whose remaining amount is told to be used up count, the later
 /// of them, since both have to recover; if none is, the sooner of what is there.
 pub fn cooldown_hint(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let value = |name| text(headers, name);
-    let milliseconds = |text: &str| number(text, 1e-3);
+    let value = |name| header_text(headers, name);
+    let milliseconds = |text: &str| parse_decimal(text, 1e-3);
     let hint = value(&RETRY_AFTER_MS)
         .and_then(milliseconds)
         .or_else(|| value(&X_MS_RETRY_AFTER_MS).and_then(milliseconds))
-        .or_else(|| value(&RETRY_AFTER).and_then(|text| wait(text).or_else(|| until(text, now))));
-    hint.or_else(|| reset(headers))
+        .or_else(|| {
+            value(&RETRY_AFTER)
+                .and_then(|text| parse_delay(text).or_else(|| delay_until_http_date(text, now)))
+        });
+    hint.or_else(|| rate_limit_reset(headers))
 }
 
 /// Whether a reply that is no 429 asks to be left alone: the reset of the rate limits is told
 /// on every reply and no such wish.
-pub fn asks_to_wait(headers: &HeaderMap) -> bool {
+pub fn has_retry_after(headers: &HeaderMap) -> bool {
     [&RETRY_AFTER_MS, &X_MS_RETRY_AFTER_MS, &RETRY_AFTER].into_iter().any(|name| headers.contains_key(name))
 }
 
 /// What a reply tells of its deployment's capacity: `x-ratelimit-limit-*`, `-remaining-*` and
 /// `-reset-*`, `azure-openai-deployment-utilization`. A limit of -1, which Azure has been seen
 /// to send, says nothing; a reply that was spilled over tells of another deployment.
-pub fn capacity(headers: &HeaderMap) -> Capacity {
+pub fn reported_capacity(headers: &HeaderMap) -> ReportedCapacity {
     let (mut requests, mut tokens, mut utilization) = ([None; 3], [None; 3], None);
     // One walk over all of them takes less than to ask for each.
     for (name, value) in headers {
         let name = name.as_str();
-        let told = match name.strip_prefix("x-ratelimit-") {
+        let slot = match name.strip_prefix("x-ratelimit-") {
             Some("limit-requests") => requests.first_mut(),
             Some("remaining-requests") => requests.get_mut(1),
             Some("reset-requests") => requests.get_mut(2),
@@ -79,77 +82,79 @@ pub fn capacity(headers: &HeaderMap) -> Capacity {
             Some("reset-tokens") => tokens.get_mut(2),
             Some(_) => None,
             None if name == "azure-openai-deployment-utilization" => Some(&mut utilization),
-            None if name == "x-ms-spillover-from-deployment" => return Capacity::default(),
+            None if name == "x-ms-spillover-from-deployment" => return ReportedCapacity::default(),
             None => None,
         };
-        if let Some(told) = told {
-            *told = told.or_else(|| readable(value));
+        if let Some(slot) = slot {
+            *slot = slot.or_else(|| non_empty_text(value));
         }
     }
-    let limit = |[limit, remaining, reset]: [Option<&str>; 3]| {
-        Some(Limit {
+    let rate_limit = |[limit, remaining, reset]: [Option<&str>; 3]| {
+        Some(RateLimit {
             limit: limit?.parse().ok()?,
             remaining: remaining?.parse().ok()?,
-            reset: reset.and_then(wait),
+            resets_in: reset.and_then(parse_delay),
         })
     };
-    Capacity {
-        requests: limit(requests),
-        tokens: limit(tokens),
-        utilization: utilization.and_then(self::utilization),
+    ReportedCapacity {
+        requests: rate_limit(requests),
+        tokens: rate_limit(tokens),
+        utilization: utilization.and_then(self::parse_utilization),
     }
 }
 
 /// The header is always taken as a percentage, with or without its sign.
-fn utilization(text: &str) -> Option<f64> {
+fn parse_utilization(text: &str) -> Option<f64> {
     let percent: f64 = text.trim_end_matches('%').trim_end().parse().ok()?;
     (percent.is_finite() && percent >= 0.0).then_some(percent / 100.0)
 }
 
-fn count(headers: &HeaderMap, name: &HeaderName) -> Option<i64> {
-    text(headers, name)?.parse().ok()
+fn header_integer(headers: &HeaderMap, name: &HeaderName) -> Option<i64> {
+    header_text(headers, name)?.parse().ok()
 }
 
-fn reset(headers: &HeaderMap) -> Option<Duration> {
-    let of = |reset, remaining| (text(headers, reset).and_then(wait), count(headers, remaining));
+fn rate_limit_reset(headers: &HeaderMap) -> Option<Duration> {
+    let reset_and_remaining = |reset, remaining| {
+        (header_text(headers, reset).and_then(parse_delay), header_integer(headers, remaining))
+    };
     let resets = [
-        of(&X_RATELIMIT_RESET_REQUESTS, &X_RATELIMIT_REMAINING_REQUESTS),
-        of(&X_RATELIMIT_RESET_TOKENS, &X_RATELIMIT_REMAINING_TOKENS),
+        reset_and_remaining(&X_RATELIMIT_RESET_REQUESTS, &X_RATELIMIT_REMAINING_REQUESTS),
+        reset_and_remaining(&X_RATELIMIT_RESET_TOKENS, &X_RATELIMIT_REMAINING_TOKENS),
     ];
-    let used_up = resets.iter().filter(|(_, left)| left.is_some_and(|left| left <= 0));
-    let latest = used_up.filter_map(|(reset, _)| *reset).max();
+    let exhausted = resets.iter().filter(|(_, remaining)| remaining.is_some_and(|remaining| remaining <= 0));
+    let latest = exhausted.filter_map(|(reset, _)| *reset).max();
     latest.or_else(|| resets.iter().filter_map(|(reset, _)| *reset).min())
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
-    readable(headers.get(name)?)
+fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    non_empty_text(headers.get(name)?)
 }
 
-fn readable(value: &HeaderValue) -> Option<&str> {
+fn non_empty_text(value: &HeaderValue) -> Option<&str> {
     value.to_str().ok().map(str::trim).filter(|text| !text.is_empty())
 }
 
 /// Seconds (`4`, `0.5`) or units (`1m2s`, `547ms`).
-fn wait(text: &str) -> Option<Duration> {
-    number(text, 1.0).or_else(|| units(text))
+fn parse_delay(text: &str) -> Option<Duration> {
+    parse_decimal(text, 1.0).or_else(|| parse_delay_with_units(text))
 }
 
 /// A decimal number of `unit` seconds. No sign, exponent, `inf` or `nan`.
-fn number(text: &str, unit: f64) -> Option<Duration> {
-    let plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-    let value: f64 = text.parse().ok().filter(|_| plain)?;
-    believable(Duration::try_from_secs_f64(value * unit).ok()?)
+fn parse_decimal(text: &str, seconds_per_unit: f64) -> Option<Duration> {
+    let is_plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let value: f64 = text.parse().ok().filter(|_| is_plain)?;
+    if_plausible(Duration::try_from_secs_f64(value * seconds_per_unit).ok()?)
 }
 
-fn units(text: &str) -> Option<Duration> {
+fn parse_delay_with_units(text: &str) -> Option<Duration> {
     let mut total = Duration::ZERO;
     let mut rest = text;
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (value, after) = rest.split_at(digits);
-        let letters = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
-        let (unit, after) = after.split_at(letters);
-        let seconds = match unit {
+        let value_end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (value, after) = rest.split_at(value_end);
+        let unit_end = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
+        let (unit, after) = after.split_at(unit_end);
+        let seconds_per_unit = match unit {
             "ms" => 1e-3,
             "s" => 1.0,
             "m" => 60.0,
@@ -157,19 +162,19 @@ fn units(text: &str) -> Option<Duration> {
             "d" => 86_400.0,
             _ => return None,
         };
-        total = total.checked_add(number(value, seconds)?)?;
+        total = total.checked_add(parse_decimal(value, seconds_per_unit)?)?;
         rest = after;
     }
-    believable(total)
+    if_plausible(total)
 }
 
-fn until(text: &str, now: SystemTime) -> Option<Duration> {
+fn delay_until_http_date(text: &str, now: SystemTime) -> Option<Duration> {
     let date = httpdate::parse_http_date(text).ok()?;
-    believable(date.duration_since(now).ok()?)
+    if_plausible(date.duration_since(now).ok()?)
 }
 
-fn believable(wait: Duration) -> Option<Duration> {
-    (wait <= ABSURD_ABOVE).then_some(wait)
+fn if_plausible(wait: Duration) -> Option<Duration> {
+    (wait <= MAX_PLAUSIBLE_WAIT).then_some(wait)
 }
 
 #[cfg(test)]
@@ -184,13 +189,13 @@ mod tests {
         pairs.iter().map(pair).collect()
     }
 
-    fn hint(pairs: &[(&'static str, &str)]) -> Option<u128> {
+    fn hint_millis(pairs: &[(&'static str, &str)]) -> Option<u128> {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
         cooldown_hint(&headers(pairs), now).map(|wait| wait.as_millis())
     }
 
     #[test]
-    fn one_header_is_read_in_all_its_forms() {
+    fn retry_after_is_read_in_all_its_forms() {
         for (value, expected) in [
             ("4", Some(4_000)),
             ("0", Some(0)),
@@ -220,31 +225,31 @@ mod tests {
             ("99999999999999999999999999", None),
             ("\u{80}", None),
         ] {
-            assert_eq!(hint(&[("retry-after", value)]), expected, "{value}");
+            assert_eq!(hint_millis(&[("retry-after", value)]), expected, "{value}");
         }
     }
 
     #[test]
-    fn the_most_precise_header_that_makes_sense_wins() {
+    fn the_most_precise_plausible_header_wins() {
         let all = [
             ("x-ratelimit-reset-tokens", "64"),
             ("retry-after", "4"),
             ("x-ms-retry-after-ms", "300"),
             ("retry-after-ms", "250"),
         ];
-        assert_eq!(hint(&all), Some(250));
-        assert_eq!(hint(&all[..3]), Some(300));
-        assert_eq!(hint(&all[..2]), Some(4_000));
-        assert_eq!(hint(&all[..1]), Some(64_000));
-        assert_eq!(hint(&[("retry-after-ms", "-1"), ("retry-after", "4")]), Some(4_000));
-        assert_eq!(hint(&[("retry-after-ms", "1.5")]), Some(1));
-        assert_eq!(hint(&[]), None);
+        assert_eq!(hint_millis(&all), Some(250));
+        assert_eq!(hint_millis(&all[..3]), Some(300));
+        assert_eq!(hint_millis(&all[..2]), Some(4_000));
+        assert_eq!(hint_millis(&all[..1]), Some(64_000));
+        assert_eq!(hint_millis(&[("retry-after-ms", "-1"), ("retry-after", "4")]), Some(4_000));
+        assert_eq!(hint_millis(&[("retry-after-ms", "1.5")]), Some(1));
+        assert_eq!(hint_millis(&[]), None);
     }
 
     #[test]
-    fn the_limit_that_is_used_up_sets_the_reset() {
+    fn the_exhausted_limit_determines_the_reset() {
         let resets = |requests, tokens| {
-            hint(&[
+            hint_millis(&[
                 ("x-ratelimit-reset-requests", "10"),
                 ("x-ratelimit-reset-tokens", "64"),
                 ("x-ratelimit-remaining-requests", requests),
@@ -259,15 +264,17 @@ mod tests {
     }
 
     #[test]
-    fn capacity_is_read_where_it_makes_sense() {
+    fn implausible_capacity_headers_are_ignored() {
         let tokens = |limit, remaining, reset| {
             let pairs = [
                 ("x-ratelimit-limit-tokens", limit),
                 ("x-ratelimit-remaining-tokens", remaining),
                 ("x-ratelimit-reset-tokens", reset),
             ];
-            let told = capacity(&headers(&pairs)).tokens;
-            told.map(|told| (told.limit.get(), told.remaining, told.reset.map(|reset| reset.as_secs())))
+            let limits = reported_capacity(&headers(&pairs)).tokens;
+            limits.map(|limit| {
+                (limit.limit.get(), limit.remaining, limit.resets_in.map(|reset| reset.as_secs()))
+            })
         };
         for (limit, remaining, reset, expected) in [
             ("100000", "99998", "64", Some((100_000, 99_998, Some(64)))),
@@ -281,8 +288,9 @@ mod tests {
         ] {
             assert_eq!(tokens(limit, remaining, reset), expected, "{limit} {remaining} {reset}");
         }
-        let load =
-            |value: &str| capacity(&headers(&[("azure-openai-deployment-utilization", value)])).utilization;
+        let load = |value: &str| {
+            reported_capacity(&headers(&[("azure-openai-deployment-utilization", value)])).utilization
+        };
         for (value, expected) in
             [("37%", Some(0.37)), ("137", Some(1.37)), ("-1", None), ("nan", None), ("%", None)]
         {
@@ -293,17 +301,17 @@ mod tests {
             ("x-ratelimit-limit-requests", "10"),
             ("x-ratelimit-remaining-requests", "1"),
         ];
-        assert!(capacity(&headers(&spilled[1..])).requests.is_some());
-        assert_eq!(capacity(&headers(&spilled)), Capacity::default());
+        assert!(reported_capacity(&headers(&spilled[1..])).requests.is_some());
+        assert_eq!(reported_capacity(&headers(&spilled)), ReportedCapacity::default());
     }
 
     proptest! {
         #[test]
-        fn a_hint_is_never_absurd(value in "[ -~]{0,40}|[0-9]{1,30}(ms|s|m|h|d)?") {
-            if let Some(wait) = hint(&[("retry-after", &value)]) {
+        fn a_hint_is_never_more_than_a_day(value in "[ -~]{0,40}|[0-9]{1,30}(ms|s|m|h|d)?") {
+            if let Some(wait) = hint_millis(&[("retry-after", &value)]) {
                 prop_assert!(wait <= 86_400_000);
             }
-            let _ = hint(&[("retry-after-ms", &value)]);
+            let _ = hint_millis(&[("retry-after-ms", &value)]);
         }
     }
 }

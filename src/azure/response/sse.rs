@@ -8,96 +8,97 @@ use memchr::{memchr2, memmem};
 use crate::azure::json;
 
 /// How much of an oversized event is still looked at.
-const HEAD: usize = 1024;
+const OVERSIZED_EVENT_PREFIX_BYTES: usize = 1024;
 /// Buffers above this are given back after use, so that an idle stream stays small.
-const KEPT_CAPACITY: usize = 4096;
+const MAX_IDLE_BUFFER_BYTES: usize = 4096;
 
 /// One event of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Event<'a> {
+pub struct SseEvent<'a> {
     /// Offset of its first byte within the stream.
-    pub start: u64,
+    pub start_offset: u64,
     /// Offset after its last byte: the blank line that ends it is included.
-    pub end: u64,
+    pub end_offset: u64,
     /// The value of its `event` field; empty without one.
     pub name: &'a [u8],
     /// Its data lines joined with LF; empty without one.
     pub data: &'a [u8],
     /// Whether it is longer than the limit; then `data` is only the beginning.
-    pub oversized: bool,
+    pub is_oversized: bool,
 }
 
 /// Finds the events of a stream that is fed chunk by chunk. Bytes are copied only for events
-/// that are split over chunks, and never more than `max_event` of them.
+/// that are split over chunks, and never more than `max_event_bytes` of them.
 #[derive(Debug)]
-pub struct Scanner {
-    max_event: usize,
-    lines: Lines,
-    offset: u64,
-    start: u64,
-    carry: Vec<u8>,
-    joined: Vec<u8>,
+pub struct EventScanner {
+    max_event_bytes: usize,
+    boundaries: EventBoundaryFinder,
+    stream_offset: u64,
+    event_start: u64,
+    partial_event: Vec<u8>,
+    joined_data: Vec<u8>,
 }
 
-impl Scanner {
-    /// A scanner that gives the data of events of up to `max_event` bytes.
-    pub fn new(max_event: usize) -> Self {
+impl EventScanner {
+    /// A scanner that gives the data of events of up to `max_event_bytes` bytes.
+    pub fn new(max_event_bytes: usize) -> Self {
         Self {
-            max_event,
-            lines: Lines::default(),
-            offset: 0,
-            start: 0,
-            carry: Vec::new(),
-            joined: Vec::new(),
+            max_event_bytes,
+            boundaries: EventBoundaryFinder::default(),
+            stream_offset: 0,
+            event_start: 0,
+            partial_event: Vec::new(),
+            joined_data: Vec::new(),
         }
     }
 
     /// Feeds the next bytes and reports the events that end in them.
-    pub fn feed(&mut self, chunk: &[u8], on_event: &mut impl FnMut(Event<'_>)) {
-        let mut from = 0;
-        while let Some(end) = self.lines.next_end(chunk, from) {
-            let at = self.offset + end as u64;
-            self.report(chunk.get(from..end).unwrap_or_default(), at, on_event);
-            from = end;
+    pub fn feed(&mut self, chunk: &[u8], on_event: &mut impl FnMut(SseEvent<'_>)) {
+        let mut processed = 0;
+        while let Some(event_end) = self.boundaries.next_event_end(chunk, processed) {
+            let end_offset = self.stream_offset + event_end as u64;
+            self.emit_event(chunk.get(processed..event_end).unwrap_or_default(), end_offset, on_event);
+            processed = event_end;
         }
-        self.offset += chunk.len() as u64;
-        let rest = chunk.get(from..).unwrap_or_default();
-        let keep = self.kept(self.offset);
-        append_up_to(&mut self.carry, rest, keep);
+        self.stream_offset += chunk.len() as u64;
+        let rest = chunk.get(processed..).unwrap_or_default();
+        let max_retained = self.retained_bytes(self.stream_offset);
+        append_up_to(&mut self.partial_event, rest, max_retained);
     }
 
     /// Reports what came after the last blank line, when the stream has ended. A client would
     /// drop such an event; a record still wants to know.
-    pub fn finish(&mut self, on_event: &mut impl FnMut(Event<'_>)) {
-        if self.start < self.offset {
-            self.report(&[], self.offset, on_event);
+    pub fn finish(&mut self, on_event: &mut impl FnMut(SseEvent<'_>)) {
+        if self.event_start < self.stream_offset {
+            self.emit_event(&[], self.stream_offset, on_event);
         }
-        self.lines = Lines::default();
+        self.boundaries = EventBoundaryFinder::default();
     }
 
     /// How many bytes of an event that reaches up to `end` are looked at.
-    fn kept(&self, end: u64) -> usize {
-        let fits = usize::try_from(end - self.start).is_ok_and(|length| length <= self.max_event);
-        if fits { self.max_event } else { HEAD.min(self.max_event) }
+    fn retained_bytes(&self, end_offset: u64) -> usize {
+        let fits =
+            usize::try_from(end_offset - self.event_start).is_ok_and(|length| length <= self.max_event_bytes);
+        if fits { self.max_event_bytes } else { OVERSIZED_EVENT_PREFIX_BYTES.min(self.max_event_bytes) }
     }
 
-    fn report(&mut self, last: &[u8], end: u64, on_event: &mut impl FnMut(Event<'_>)) {
-        let keep = self.kept(end);
-        let bytes = if self.carry.is_empty() {
-            last.get(..keep).unwrap_or(last)
+    fn emit_event(&mut self, last_bytes: &[u8], end_offset: u64, on_event: &mut impl FnMut(SseEvent<'_>)) {
+        let max_retained = self.retained_bytes(end_offset);
+        let bytes = if self.partial_event.is_empty() {
+            last_bytes.get(..max_retained).unwrap_or(last_bytes)
         } else {
-            append_up_to(&mut self.carry, last, keep);
-            &self.carry
+            append_up_to(&mut self.partial_event, last_bytes, max_retained);
+            &self.partial_event
         };
         let bytes =
-            if self.start == 0 { bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes) } else { bytes };
-        let (name, data) = read_event(bytes, &mut self.joined);
-        let oversized = end - self.start > self.max_event as u64;
-        on_event(Event { start: self.start, end, name, data, oversized });
-        self.start = end;
-        for buffer in [&mut self.carry, &mut self.joined] {
+            if self.event_start == 0 { bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes) } else { bytes };
+        let (name, data) = parse_event(bytes, &mut self.joined_data);
+        let is_oversized = end_offset - self.event_start > self.max_event_bytes as u64;
+        on_event(SseEvent { start_offset: self.event_start, end_offset, name, data, is_oversized });
+        self.event_start = end_offset;
+        for buffer in [&mut self.partial_event, &mut self.joined_data] {
             buffer.clear();
-            buffer.shrink_to(KEPT_CAPACITY);
+            buffer.shrink_to(MAX_IDLE_BUFFER_BYTES);
         }
     }
 }
@@ -110,102 +111,102 @@ fn append_up_to(buffer: &mut Vec<u8>, bytes: &[u8], limit: usize) {
 
 /// Takes the usage event out of a stream in which we asked for it: the one whose data has
 /// empty `choices` and a `usage`. Everything else goes on byte for byte, in order; only the
-/// bytes of an event that is still incomplete wait, at most `max_event` of them.
+/// bytes of an event that is still incomplete wait, at most `max_event_bytes` of them.
 #[derive(Debug)]
-pub struct UsageFilter {
-    max_event: usize,
-    lines: Lines,
-    held: Vec<Bytes>,
+pub struct UsageEventFilter {
+    max_event_bytes: usize,
+    boundaries: EventBoundaryFinder,
+    held_chunks: Vec<Bytes>,
     held_bytes: usize,
     /// The event in progress was too long to be held: it passes.
-    released: bool,
+    is_passing_through: bool,
     /// Finds what every chunk has.
-    choices: memmem::Finder<'static>,
+    choices_finder: memmem::Finder<'static>,
 }
 
-impl UsageFilter {
-    /// A filter that holds at most `max_event` bytes; a longer event is no usage event.
-    pub fn new(max_event: usize) -> Self {
+impl UsageEventFilter {
+    /// A filter that holds at most `max_event_bytes` bytes; a longer event is no usage event.
+    pub fn new(max_event_bytes: usize) -> Self {
         Self {
-            max_event,
-            lines: Lines::default(),
-            held: Vec::new(),
+            max_event_bytes,
+            boundaries: EventBoundaryFinder::default(),
+            held_chunks: Vec::new(),
             held_bytes: 0,
-            released: false,
-            choices: memmem::Finder::new(CHOICES),
+            is_passing_through: false,
+            choices_finder: memmem::Finder::new(CHOICES_KEY),
         }
     }
 
     /// Takes the next chunk and hands on what may go.
-    pub fn feed(&mut self, chunk: &Bytes, out: &mut impl FnMut(Bytes)) {
-        let (mut from, mut passing) = (0, 0);
-        while let Some(end) = self.lines.next_end(chunk, from) {
-            if self.is_usage(chunk.get(from..end).unwrap_or_default()) {
-                self.held.clear();
-                send(chunk.slice(passing..from), out);
-                passing = end;
+    pub fn feed(&mut self, chunk: &Bytes, on_piece: &mut impl FnMut(Bytes)) {
+        let (mut processed, mut passing_from) = (0, 0);
+        while let Some(event_end) = self.boundaries.next_event_end(chunk, processed) {
+            if self.completes_usage_event(chunk.get(processed..event_end).unwrap_or_default()) {
+                self.held_chunks.clear();
+                emit_if_not_empty(chunk.slice(passing_from..processed), on_piece);
+                passing_from = event_end;
             }
-            self.release(out);
-            self.released = false;
-            from = end;
+            self.release_held(on_piece);
+            self.is_passing_through = false;
+            processed = event_end;
         }
-        send(chunk.slice(passing..from), out);
-        let rest = chunk.slice(from..);
+        emit_if_not_empty(chunk.slice(passing_from..processed), on_piece);
+        let rest = chunk.slice(processed..);
         self.held_bytes += rest.len();
-        self.held.push(rest);
-        if self.released || self.held_bytes > self.max_event {
-            self.release(out);
-            self.released = true;
+        self.held_chunks.push(rest);
+        if self.is_passing_through || self.held_bytes > self.max_event_bytes {
+            self.release_held(on_piece);
+            self.is_passing_through = true;
         }
     }
 
     /// Hands on what is still held, when the stream has ended.
-    pub fn finish(&mut self, out: &mut impl FnMut(Bytes)) {
-        if self.lines.ended && self.is_usage(&[]) {
-            self.held.clear();
+    pub fn finish(&mut self, on_piece: &mut impl FnMut(Bytes)) {
+        if self.boundaries.is_after_blank_cr_line && self.completes_usage_event(&[]) {
+            self.held_chunks.clear();
         }
-        self.release(out);
+        self.release_held(on_piece);
     }
 
-    fn release(&mut self, out: &mut impl FnMut(Bytes)) {
-        self.held.drain(..).for_each(|piece| send(piece, out));
+    fn release_held(&mut self, on_piece: &mut impl FnMut(Bytes)) {
+        self.held_chunks.drain(..).for_each(|piece| emit_if_not_empty(piece, on_piece));
         self.held_bytes = 0;
     }
 
     /// Whether what is held, and `last`, are a usage event.
-    fn is_usage(&self, last: &[u8]) -> bool {
-        if self.released || self.held_bytes + last.len() > self.max_event {
+    fn completes_usage_event(&self, last_bytes: &[u8]) -> bool {
+        if self.is_passing_through || self.held_bytes + last_bytes.len() > self.max_event_bytes {
             return false;
         }
         if self.held_bytes == 0 {
-            return is_usage_event(last, &self.choices);
+            return is_usage_event(last_bytes, &self.choices_finder);
         }
-        let held = self.held.iter().map(|piece| &piece[..]);
-        is_usage_event(&held.chain([last]).collect::<Vec<_>>().concat(), &self.choices)
+        let held = self.held_chunks.iter().map(|piece| &piece[..]);
+        is_usage_event(&held.chain([last_bytes]).collect::<Vec<_>>().concat(), &self.choices_finder)
     }
 }
 
-fn send(piece: Bytes, out: &mut impl FnMut(Bytes)) {
+fn emit_if_not_empty(piece: Bytes, on_piece: &mut impl FnMut(Bytes)) {
     if !piece.is_empty() {
-        out(piece);
+        on_piece(piece);
     }
 }
 
-const CHOICES: &[u8] = b"\"choices\"";
+const CHOICES_KEY: &[u8] = b"\"choices\"";
 
-fn is_usage_event(event: &[u8], choices: &memmem::Finder<'_>) -> bool {
+fn is_usage_event(event: &[u8], choices_finder: &memmem::Finder<'_>) -> bool {
     // Nearly every event is none, which the first searches tell without parsing anything.
-    let has_choices = choices.find(event).is_some_and(|at| {
-        let mut after = event.iter().skip(at + CHOICES.len()).filter(|b| !b.is_ascii_whitespace());
+    let has_empty_choices = choices_finder.find(event).is_some_and(|position| {
+        let mut after = event.iter().skip(position + CHOICES_KEY.len()).filter(|b| !b.is_ascii_whitespace());
         (after.next(), after.next(), after.next()) == (Some(&b':'), Some(&b'['), Some(&b']'))
     });
-    if !has_choices || memmem::find(event, b"\"usage\"").is_none() {
+    if !has_empty_choices || memmem::find(event, b"\"usage\"").is_none() {
         return false;
     }
-    let mut joined = Vec::new();
+    let mut joined_data = Vec::new();
     let event = event.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(event);
-    let (_, data) = read_event(event, &mut joined);
-    let Ok(fields) = json::probe(data, &["choices", "usage"]) else { return false };
+    let (_, data) = parse_event(event, &mut joined_data);
+    let Ok(fields) = json::parse_fields(data, &["choices", "usage"]) else { return false };
     let [choices, usage] = fields.values;
     let is_empty = |raw: &str| raw.strip_prefix('[').is_some_and(|r| r.trim_start().starts_with(']'));
     choices.is_some_and(is_empty) && usage.is_some_and(|raw| raw.starts_with('{'))
@@ -213,51 +214,51 @@ fn is_usage_event(event: &[u8], choices: &memmem::Finder<'_>) -> bool {
 
 /// Where lines end, kept from chunk to chunk.
 #[derive(Debug, Default)]
-struct Lines {
+struct EventBoundaryFinder {
     /// The line in progress has bytes.
-    inside: bool,
+    is_in_line: bool,
     /// The byte before was a CR that ended a line.
-    after_cr: bool,
+    is_after_cr: bool,
     /// A blank line ended in CR: the event ends here, or after the LF that may follow.
-    ended: bool,
+    is_after_blank_cr_line: bool,
 }
 
-impl Lines {
+impl EventBoundaryFinder {
     /// Where in `chunk`, of which everything before `from` was seen, the current event ends.
-    fn next_end(&mut self, chunk: &[u8], from: usize) -> Option<usize> {
-        let mut at = from;
+    fn next_event_end(&mut self, chunk: &[u8], from: usize) -> Option<usize> {
+        let mut position = from;
         loop {
-            let byte = *chunk.get(at)?;
-            if std::mem::take(&mut self.ended) {
-                self.after_cr = false;
-                return Some(if byte == b'\n' { at + 1 } else { at });
+            let byte = *chunk.get(position)?;
+            if std::mem::take(&mut self.is_after_blank_cr_line) {
+                self.is_after_cr = false;
+                return Some(if byte == b'\n' { position + 1 } else { position });
             }
-            if std::mem::take(&mut self.after_cr) && byte == b'\n' {
-                at += 1;
+            if std::mem::take(&mut self.is_after_cr) && byte == b'\n' {
+                position += 1;
                 continue;
             }
-            if !self.inside {
+            if !self.is_in_line {
                 match byte {
-                    b'\n' => return Some(at + 1),
-                    b'\r' => self.ended = true,
-                    _ => self.inside = true,
+                    b'\n' => return Some(position + 1),
+                    b'\r' => self.is_after_blank_cr_line = true,
+                    _ => self.is_in_line = true,
                 }
-                at += 1;
+                position += 1;
                 continue;
             }
-            at += memchr2(b'\n', b'\r', chunk.get(at..)?)?;
-            self.inside = false;
-            self.after_cr = chunk.get(at) == Some(&b'\r');
-            at += 1;
+            position += memchr2(b'\n', b'\r', chunk.get(position..)?)?;
+            self.is_in_line = false;
+            self.is_after_cr = chunk.get(position) == Some(&b'\r');
+            position += 1;
         }
     }
 }
 
 /// Name and data of an event. Data of one line, which is all there ever is, is not copied.
-fn read_event<'a>(event: &'a [u8], joined: &'a mut Vec<u8>) -> (&'a [u8], &'a [u8]) {
+fn parse_event<'a>(event: &'a [u8], joined_data: &'a mut Vec<u8>) -> (&'a [u8], &'a [u8]) {
     let (mut name, mut data): (&[u8], Option<&[u8]>) = (&[], None);
-    joined.clear();
-    let mut many = false;
+    joined_data.clear();
+    let mut is_joined = false;
     let mut rest = event;
     while !rest.is_empty() {
         let end = memchr2(b'\n', b'\r', rest).unwrap_or(rest.len());
@@ -272,18 +273,18 @@ fn read_event<'a>(event: &'a [u8], joined: &'a mut Vec<u8>) -> (&'a [u8], &'a [u
             b"data" => match data {
                 None => data = Some(value),
                 Some(first) => {
-                    if !many {
-                        joined.extend_from_slice(first);
+                    if !is_joined {
+                        joined_data.extend_from_slice(first);
                     }
-                    many = true;
-                    joined.push(b'\n');
-                    joined.extend_from_slice(value);
+                    is_joined = true;
+                    joined_data.push(b'\n');
+                    joined_data.extend_from_slice(value);
                 }
             },
             _ => {}
         }
     }
-    (name, if many { joined } else { data.unwrap_or_default() })
+    (name, if is_joined { joined_data } else { data.unwrap_or_default() })
 }
 
 #[cfg(test)]
@@ -291,24 +292,25 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    type Seen = (u64, u64, String, String, bool);
+    type ScannedEvent = (u64, u64, String, String, bool);
 
-    fn scan(chunks: &[&[u8]], max_event: usize) -> Vec<Seen> {
-        let mut seen = Vec::new();
+    fn scan_events(chunks: &[&[u8]], max_event_bytes: usize) -> Vec<ScannedEvent> {
+        let mut events = Vec::new();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let mut on_event =
-            |e: Event<'_>| seen.push((e.start, e.end, text(e.name), text(e.data), e.oversized));
-        let mut scanner = Scanner::new(max_event);
+        let mut on_event = |e: SseEvent<'_>| {
+            events.push((e.start_offset, e.end_offset, text(e.name), text(e.data), e.is_oversized))
+        };
+        let mut scanner = EventScanner::new(max_event_bytes);
         for chunk in chunks {
             scanner.feed(chunk, &mut on_event);
         }
         scanner.finish(&mut on_event);
-        seen
+        events
     }
 
-    fn filter(chunks: &[&[u8]], max_event: usize) -> Vec<u8> {
+    fn filter_usage(chunks: &[&[u8]], max_event_bytes: usize) -> Vec<u8> {
         let mut out = Vec::new();
-        let mut filter = UsageFilter::new(max_event);
+        let mut filter = UsageEventFilter::new(max_event_bytes);
         for chunk in chunks {
             filter.feed(&Bytes::copy_from_slice(chunk), &mut |piece| out.extend_from_slice(&piece));
         }
@@ -316,7 +318,7 @@ mod tests {
         out
     }
 
-    fn split<'a>(bytes: &'a [u8], cuts: &[usize]) -> Vec<&'a [u8]> {
+    fn split_at<'a>(bytes: &'a [u8], cuts: &[usize]) -> Vec<&'a [u8]> {
         let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
         cuts.extend([0, bytes.len()]);
         cuts.sort_unstable();
@@ -324,45 +326,49 @@ mod tests {
     }
 
     #[test]
-    fn events_are_found() {
+    fn events_are_found_with_any_line_ending() {
         let stream = "\u{feff}event: a\ndata: 1\n\n: comment\r\n\r\ndata:2\rdata: 3\r\rdata\n\nevent:x";
-        let seen = scan(&[stream.as_bytes()], 100);
+        let events = scan_events(&[stream.as_bytes()], 100);
         let expected =
             [(0, 21, "a", "1"), (21, 34, "", ""), (34, 50, "", "2\n3"), (50, 56, "", ""), (56, 63, "x", "")];
-        let expected: Vec<Seen> = expected.map(|(s, e, n, d)| (s, e, n.into(), d.into(), false)).into();
-        assert_eq!(seen, expected);
+        let expected: Vec<ScannedEvent> =
+            expected.map(|(s, e, n, d)| (s, e, n.into(), d.into(), false)).into();
+        assert_eq!(events, expected);
     }
 
     #[test]
-    fn long_events_are_passed_over() {
+    fn oversized_events_are_truncated_and_flagged() {
         let stream = format!("event: big\ndata: {}\n\ndata: x\n\n", "y".repeat(5_000));
-        let seen = scan(&[stream.as_bytes()], 2_000);
-        assert_eq!((seen[0].2.as_str(), seen[0].3.len(), seen[0].4), ("big", HEAD - 17, true));
-        assert_eq!((seen[1].3.as_str(), seen[1].4), ("x", false));
+        let events = scan_events(&[stream.as_bytes()], 2_000);
+        assert_eq!(
+            (events[0].2.as_str(), events[0].3.len(), events[0].4),
+            ("big", OVERSIZED_EVENT_PREFIX_BYTES - 17, true)
+        );
+        assert_eq!((events[1].3.as_str(), events[1].4), ("x", false));
         let one_by_one: Vec<&[u8]> = stream.as_bytes().chunks(1).collect();
-        assert_eq!(scan(&one_by_one, 2_000), seen);
+        assert_eq!(scan_events(&one_by_one, 2_000), events);
     }
 
-    const USAGE: &str = "data: {\"choices\":[],\"id\":\"x\",\"usage\":{\"prompt_tokens\":1}}";
+    const USAGE_EVENT: &str = "data: {\"choices\":[],\"id\":\"x\",\"usage\":{\"prompt_tokens\":1}}";
 
     #[test]
-    fn the_usage_event_is_taken_out() {
+    fn the_usage_event_is_removed_and_nothing_else() {
         let first = "data: {\"choices\":[],\"usage\":null,\"prompt_filter_results\":[]}\n\n";
         let delta = "data: {\"choices\":[{\"delta\":{\"content\":\"\\\"choices\\\":[] \\\"usage\\\"\"}}],\"usage\":null}\n\n";
         let done = "data: [DONE]\n\n";
         for end in ["\n\n", "\r\n\r\n", "\r\r"] {
-            let stream = format!("{first}{delta}{USAGE}{end}{done}");
-            assert_eq!(filter(&[stream.as_bytes()], 1_000), format!("{first}{delta}{done}").as_bytes());
-            assert_eq!(filter(&[stream.as_bytes()], 20), stream.as_bytes());
+            let stream = format!("{first}{delta}{USAGE_EVENT}{end}{done}");
+            assert_eq!(filter_usage(&[stream.as_bytes()], 1_000), format!("{first}{delta}{done}").as_bytes());
+            assert_eq!(filter_usage(&[stream.as_bytes()], 20), stream.as_bytes());
         }
         // Nothing waits that is complete, and a chunk that passes is not cut up.
         let mut pieces = Vec::new();
         let chunk = Bytes::from(format!("{first}{delta}"));
-        UsageFilter::new(1_000).feed(&chunk, &mut |piece| pieces.push(piece));
+        UsageEventFilter::new(1_000).feed(&chunk, &mut |piece| pieces.push(piece));
         assert_eq!(pieces, [chunk]);
     }
 
-    fn stream() -> impl Strategy<Value = String> {
+    fn any_stream() -> impl Strategy<Value = String> {
         let line = prop_oneof![
             Just("data: {\"choices\": [ ],\"usage\":{}}".to_owned()),
             Just("data: {\"choices\":[{}],\"usage\":null}".to_owned()),
@@ -379,18 +385,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn splitting_changes_nothing(stream in stream(), cuts in proptest::collection::vec(any::<usize>(), 0..12), max in 0_usize..80) {
+        fn chunk_boundaries_change_nothing(stream in any_stream(), cuts in proptest::collection::vec(any::<usize>(), 0..12), max in 0_usize..80) {
             let bytes = stream.as_bytes();
-            let pieces = split(bytes, &cuts);
-            prop_assert_eq!(scan(&pieces, max), scan(&[bytes], max));
-            prop_assert_eq!(filter(&pieces, max), filter(&[bytes], max));
+            let pieces = split_at(bytes, &cuts);
+            prop_assert_eq!(scan_events(&pieces, max), scan_events(&[bytes], max));
+            prop_assert_eq!(filter_usage(&pieces, max), filter_usage(&[bytes], max));
         }
 
         #[test]
-        fn events_cover_the_stream_and_the_filter_removes_whole_ones(stream in stream(), cuts in proptest::collection::vec(any::<usize>(), 0..12)) {
+        fn events_cover_the_stream_and_the_filter_removes_whole_events(stream in any_stream(), cuts in proptest::collection::vec(any::<usize>(), 0..12)) {
             let mut expected = Vec::new();
             let mut end = 0;
-            let events = scan(&[stream.as_bytes()], 1_000);
+            let events = scan_events(&[stream.as_bytes()], 1_000);
             let last = events.len();
             for (n, event) in events.iter().enumerate() {
                 prop_assert_eq!(event.0, end);
@@ -402,7 +408,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(end, stream.len() as u64);
-            prop_assert_eq!(filter(&split(stream.as_bytes(), &cuts), 1_000), expected);
+            prop_assert_eq!(filter_usage(&split_at(stream.as_bytes(), &cuts), 1_000), expected);
         }
     }
 }

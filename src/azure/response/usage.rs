@@ -4,7 +4,7 @@ use crate::azure::json;
 
 /// The tokens of one call. Cached are part of input, reasoning of output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
+pub struct TokenUsage {
     /// `prompt_tokens` or `input_tokens`.
     pub input: Option<u64>,
     /// `completion_tokens` or `output_tokens`.
@@ -17,11 +17,11 @@ pub struct Usage {
     pub total: Option<u64>,
 }
 
-impl Usage {
+impl TokenUsage {
     /// Reads a `usage` object, whichever API it comes from (Responses and images write
     /// `input_tokens_details`, audio and realtime `input_token_details`). `None` when it
     /// counts no tokens, as for what is metered by duration.
-    pub fn from_object(object: &str) -> Option<Self> {
+    pub fn from_usage_object(object: &str) -> Option<Self> {
         let [
             prompt,
             input,
@@ -29,12 +29,12 @@ impl Usage {
             output,
             total,
             prompt_details,
-            inputs,
-            input_detail,
+            input_details,
+            singular_input_details,
             completion_details,
-            outputs,
-            output_detail,
-        ] = json::fields(
+            output_details,
+            singular_output_details,
+        ] = json::find_fields(
             object,
             &[
                 "prompt_tokens",
@@ -50,15 +50,18 @@ impl Usage {
                 "output_token_details",
             ],
         );
-        let number = |raw: Option<&str>| raw.and_then(count);
-        let detail = |places: [Option<&str>; 3], key| {
-            places.into_iter().flatten().find_map(|raw| number(json::fields(raw, &[key])[0]))
+        let number = |raw: Option<&str>| raw.and_then(parse_token_count);
+        let detail = |objects: [Option<&str>; 3], key| {
+            objects.into_iter().flatten().find_map(|raw| number(json::find_fields(raw, &[key])[0]))
         };
         let usage = Self {
             input: number(prompt).or_else(|| number(input)),
             output: number(completion).or_else(|| number(output)),
-            cached: detail([prompt_details, inputs, input_detail], "cached_tokens"),
-            reasoning: detail([completion_details, outputs, output_detail], "reasoning_tokens"),
+            cached: detail([prompt_details, input_details, singular_input_details], "cached_tokens"),
+            reasoning: detail(
+                [completion_details, output_details, singular_output_details],
+                "reasoning_tokens",
+            ),
             total: number(total),
         };
         (usage != Self::default()).then_some(usage)
@@ -66,14 +69,14 @@ impl Usage {
 
     /// Finds the usage of a reply or of an event: at the top, or in its `response`.
     pub fn from_json(body: &[u8]) -> Option<Self> {
-        let [usage, response] = json::probe(body, &["usage", "response"]).ok()?.values;
-        let nested = || json::fields(response?, &["usage"])[0];
-        Self::from_object(usage.filter(|raw| *raw != "null").or_else(nested)?)
+        let [usage, response] = json::parse_fields(body, &["usage", "response"]).ok()?.values;
+        let nested = || json::find_fields(response?, &["usage"])[0];
+        Self::from_usage_object(usage.filter(|raw| *raw != "null").or_else(nested)?)
     }
 }
 
 /// A count; `9.0` is 9, and anything negative or broken is nothing.
-fn count(raw: &str) -> Option<u64> {
+fn parse_token_count(raw: &str) -> Option<u64> {
     let whole = raw
         .split_once('.')
         .map_or(raw, |(whole, rest)| if rest.bytes().all(|b| b == b'0') { whole } else { "" });
@@ -85,12 +88,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn read(body: &str) -> Option<[Option<u64>; 5]> {
-        Usage::from_json(body.as_bytes()).map(|u| [u.input, u.output, u.cached, u.reasoning, u.total])
+    fn token_counts(body: &str) -> Option<[Option<u64>; 5]> {
+        TokenUsage::from_json(body.as_bytes()).map(|u| [u.input, u.output, u.cached, u.reasoning, u.total])
     }
 
     #[test]
-    fn every_api_is_understood() {
+    fn usage_of_every_api_is_read() {
         let chat = r#"{"usage":{"prompt_tokens":8,"completion_tokens":271,"total_tokens":279,"prompt_tokens_details":{"cached_tokens":3,"audio_tokens":0},"completion_tokens_details":{"reasoning_tokens":192}}}"#;
         let responses = r#"{"type":"response.completed","response":{"usage":{"input_tokens":11,"input_tokens_details":{"cached_tokens":0},"output_tokens":12,"output_tokens_details":{"reasoning_tokens":5},"total_tokens":23}}}"#;
         let realtime = r#"{"type":"response.done","response":{"usage":{"input_tokens":1,"output_tokens":2,"total_tokens":3,"input_token_details":{"cached_tokens":1,"cached_tokens_details":{}}}}}"#;
@@ -118,14 +121,14 @@ mod tests {
             ("RIFF", None),
         ];
         for (body, expected) in rows {
-            assert_eq!(read(body), expected, "{body}");
+            assert_eq!(token_counts(body), expected, "{body}");
         }
     }
 
     proptest! {
         #[test]
-        fn nothing_panics(body in "[\\[\\]{}\":,0-9.-]{0,40}", count_text in "[0-9.-]{0,30}") {
-            let _ = (Usage::from_json(body.as_bytes()), Usage::from_object(&body), count(&count_text));
+        fn arbitrary_usage_never_panics(body in "[\\[\\]{}\":,0-9.-]{0,40}", count_text in "[0-9.-]{0,30}") {
+            let _ = (TokenUsage::from_json(body.as_bytes()), TokenUsage::from_usage_object(&body), parse_token_count(&count_text));
         }
     }
 }

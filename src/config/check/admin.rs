@@ -2,45 +2,45 @@
 
 use std::net::SocketAddr;
 
-use super::SOCKET_PATH_MAX;
-use super::credentials::key;
-use super::listeners::{overlap, tls};
-use crate::config::node::Inner;
-use crate::config::{Admin, AdminAddress, Listener};
+use super::credentials::read_header_secret;
+use super::listeners::{addresses_overlap, read_listener_tls};
+use super::server::MAX_SOCKET_PATH_BYTES;
+use crate::config::schema::{AdminAddress, AdminConfig, ListenerConfig};
+use crate::config::yaml::YamlNode;
 
 /// Reads the block; its address is none of the `listeners`'.
-pub(super) fn read(node: &Inner<'_, '_>, listeners: &[Listener]) -> Option<Admin> {
-    let map = node.map(&["address", "token", "tls"])?;
+pub(super) fn read_admin(node: &YamlNode<'_, '_>, listeners: &[ListenerConfig]) -> Option<AdminConfig> {
+    let map = node.read_mapping(&["address", "token", "tls"])?;
     let address = map
-        .need("address", "write 127.0.0.1:9901 or unix:/run/aoai-lb/admin.sock")
-        .and_then(|node| address(&node, listeners));
-    let token = map.maybe("token", key);
-    let (has_token, has_tls) = (map.find("token").is_some(), map.find("tls").is_some());
-    let tls = map.maybe("tls", tls);
+        .require("address", "write 127.0.0.1:9901 or unix:/run/aoai-lb/admin.sock")
+        .and_then(|node| read_admin_address(&node, listeners));
+    let token = map.read_optional("token", read_header_secret);
+    let (has_token, has_tls) = (map.get("token").is_some(), map.get("tls").is_some());
+    let tls = map.read_optional("tls", read_listener_tls);
     let address = address?;
     let is_guarded = has_token && has_tls;
     match &address {
         AdminAddress::Unix(_) if has_tls => {
-            return map.report.error(&map.at("tls"), "has no meaning for a Unix socket; remove it");
+            return map.report_error_at("tls", "has no meaning for a Unix socket; remove it");
         }
         AdminAddress::Tcp(tcp) if !is_guarded && !tcp.ip().to_canonical().is_loopback() => {
             let message = "needs token and tls: it is not a loopback address";
-            return map.report.error(&map.at("address"), message);
+            return map.report_error_at("address", message);
         }
         _ => {}
     }
-    Some(Admin { address, token: token?, tls: tls? })
+    Some(AdminConfig { address, token: token?, tls: tls? })
 }
 
-fn address(node: &Inner<'_, '_>, listeners: &[Listener]) -> Option<AdminAddress> {
-    let address = node.parsed(|text| {
+fn read_admin_address(node: &YamlNode<'_, '_>, listeners: &[ListenerConfig]) -> Option<AdminAddress> {
+    let address = node.read_parsed(|text| {
         if let Some(path) = text.strip_prefix("unix:") {
-            let path = node.resolve(path);
+            let path = node.resolve_path(path);
             return match path.as_os_str().len() {
                 _ if text.len() == "unix:".len() || text.contains('\0') => {
                     Err("must have a path behind unix:")
                 }
-                length if length > SOCKET_PATH_MAX => Err("must have a path of at most 107 bytes"),
+                length if length > MAX_SOCKET_PATH_BYTES => Err("must have a path of at most 107 bytes"),
                 _ => Ok(AdminAddress::Unix(path)),
             };
         }
@@ -50,9 +50,9 @@ fn address(node: &Inner<'_, '_>, listeners: &[Listener]) -> Option<AdminAddress>
             .map_err(|_| "must be an IP address with a port, such as 127.0.0.1:9901, or unix:/path")
     })?;
     if let AdminAddress::Tcp(admin) = address
-        && let Some(i) = listeners.iter().position(|listener| overlap(listener.address, admin))
+        && let Some(i) = listeners.iter().position(|listener| addresses_overlap(listener.address, admin))
     {
-        return node.error(format!("is taken by listeners[{i}]; use another port"));
+        return node.report_error(format!("is taken by listeners[{i}]; use another port"));
     }
     Some(address)
 }
@@ -60,25 +60,25 @@ fn address(node: &Inner<'_, '_>, listeners: &[Listener]) -> Option<AdminAddress>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::tests::{assert_problems, good, pair, problems_in};
+    use crate::config::testing::{assert_errors, errors_in, parse_valid, write_test_certificate};
 
     #[test]
-    fn loopback_needs_nothing_and_the_network_both() {
-        let admin = |yaml: &str| good(yaml).config.admin.unwrap();
+    fn beyond_loopback_a_token_and_tls_are_required() {
+        let admin = |yaml: &str| parse_valid(yaml).config.admin.unwrap();
         assert_eq!(admin("admin: { address: 'unix:/a/b' }").address, AdminAddress::Unix("/a/b".into()));
         let loopback = admin("admin: { address: '[::1]:9901', token: '${KEY}' }");
         assert_eq!(loopback.address, AdminAddress::Tcp("[::1]:9901".parse().unwrap()));
         assert!(loopback.token.is_some() && loopback.tls.is_none());
         assert!(!format!("{loopback:?}").contains("k3y"));
         let directory = tempfile::tempdir().unwrap();
-        pair(directory.path(), "admin", 90, &["admin.test"]);
+        write_test_certificate(directory.path(), "admin", 90, &["admin.test"]);
         let path = |name: &str| directory.path().join(name).display().to_string();
         let tls =
             format!("tls: {{ certificate: '{}', private_key: '{}' }}", path("admin.pem"), path("admin.key"));
         let public = admin(&format!("admin: {{ address: '0.0.0.0:9901', token: t, {tls} }}"));
         assert!(public.tls.is_some());
         let needs = "admin.address: needs token and tls: it is not a loopback address";
-        assert_problems(&[
+        assert_errors(&[
             (&format!("admin: {{ address: '10.0.0.1:9901', {tls} }}"), &[needs]),
             ("admin: { address: '10.0.0.1:9901', token: t }", &[needs]),
             (
@@ -89,8 +89,8 @@ mod tests {
     }
 
     #[test]
-    fn problems() {
-        assert_problems(&[
+    fn invalid_admin_settings_are_reported() {
+        assert_errors(&[
             (
                 "admin: { address: 'localhost:9901' }",
                 &[
@@ -108,6 +108,6 @@ mod tests {
             ),
         ]);
         let long = format!("admin: {{ address: 'unix:/{}' }}", "x".repeat(107));
-        assert!(problems_in(&long)[0].starts_with("admin.address: must have a path of at most 107 bytes"));
+        assert!(errors_in(&long)[0].starts_with("admin.address: must have a path of at most 107 bytes"));
     }
 }

@@ -1,20 +1,16 @@
 //! `backends`: the routable entries, one by one and as tiers.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::File;
-use std::io::Read;
-use std::path::PathBuf;
 
-use openssl::x509::X509;
+use super::credentials::{read_ca_file, read_certified_key_files, read_credential};
+use super::shared::{read_api_version, read_entry_name};
+use crate::config::schema::{BackendConfig, BackendTlsConfig};
+use crate::config::values::parse_host_name;
+use crate::config::values::{DeploymentMap, Endpoint};
+use crate::config::yaml::{YamlMapping, YamlNode};
+use crate::names::{BackendName, DeploymentName, Tier, Weight};
 
-use super::credentials::{credential, pair};
-use super::{api_version, entry_name};
-use crate::config::endpoint::host_name;
-use crate::config::node::{Inner, Map};
-use crate::config::{Backend, BackendTls, DeploymentMap, Endpoint};
-use crate::names::{BackendName, Deployment, Tier, Weight};
-
-const KEYS: [&str; 10] = [
+const BACKEND_KEYS: [&str; 10] = [
     "name",
     "endpoint",
     "tier",
@@ -26,238 +22,247 @@ const KEYS: [&str; 10] = [
     "http2",
     "probe",
 ];
-const INTERVAL: &str = "write how long a backend may be without traffic, such as interval: 30s";
+const HOW_TO_WRITE_INTERVAL: &str = "write how long a backend may be without traffic, such as interval: 30s";
 /// Most slots of the wheel of one tier.
-const SLOTS_MAX: u64 = 10_000;
-/// More than any bundle of authorities has.
-const CA_FILE_MAX: u64 = 16 << 20;
+const MAX_WHEEL_SLOTS: u64 = 10_000;
 
 /// Where a backend of some name is.
-pub(super) enum Found {
+pub(super) enum NameLookup {
     /// At this place of the list.
-    At(usize),
+    Found(usize),
     /// There is none.
-    Nowhere,
+    NotFound,
     /// Some name could not be read, and may be this one.
-    Unknown,
+    Undetermined,
 }
 
 /// The backends as far as they could be read, for the blocks that refer to them.
-pub(super) struct Backends {
-    read: Vec<Option<Backend>>,
+pub(super) struct PartialBackends {
+    backends: Vec<Option<BackendConfig>>,
     /// Where each name was given; every name that could be read, even of a backend that could not.
-    names: HashMap<String, usize>,
-    has_all_names: bool,
+    index_by_name: HashMap<String, usize>,
+    are_all_names_known: bool,
 }
 
-impl Backends {
+impl PartialBackends {
     /// The backends, if all are good.
-    pub(super) fn finish(self) -> Option<Vec<Backend>> {
-        self.read.into_iter().collect()
+    pub(super) fn into_backends(self) -> Option<Vec<BackendConfig>> {
+        self.backends.into_iter().collect()
     }
 
     /// Which backend has this name.
-    pub(super) fn find(&self, name: &str) -> Found {
-        match self.names.get(name) {
-            Some(i) => Found::At(*i),
-            None if self.has_all_names => Found::Nowhere,
-            None => Found::Unknown,
+    pub(super) fn look_up_name(&self, name: &str) -> NameLookup {
+        match self.index_by_name.get(name) {
+            Some(index) => NameLookup::Found(*index),
+            None if self.are_all_names_known => NameLookup::NotFound,
+            None => NameLookup::Undetermined,
         }
     }
 
     /// The first backend of the lowest tier; `None` where a bad one hides it.
-    pub(super) fn first(&self) -> Option<usize> {
-        let tiers: Option<Vec<Tier>> = self.read.iter().map(|b| b.as_ref().map(|b| b.tier)).collect();
-        tiers?.into_iter().enumerate().min_by_key(|(_, tier)| *tier).map(|(i, _)| i)
+    pub(super) fn first_index_of_lowest_tier(&self) -> Option<usize> {
+        let tiers: Option<Vec<Tier>> = self.backends.iter().map(|b| b.as_ref().map(|b| b.tier)).collect();
+        tiers?.into_iter().enumerate().min_by_key(|(_, tier)| *tier).map(|(index, _)| index)
     }
 
     /// The names clients may ask for; `None` where some backend passes all, or is bad.
-    pub(super) fn served(&self) -> Option<HashSet<&Deployment>> {
+    pub(super) fn served_deployments(&self) -> Option<HashSet<&DeploymentName>> {
         let mut served = HashSet::new();
-        for backend in &self.read {
+        for backend in &self.backends {
             let deployments = &backend.as_ref()?.deployments;
-            if deployments.passes_all() {
+            if deployments.passes_unlisted() {
                 return None;
             }
-            served.extend(deployments.listed().map(|(client, _)| client));
+            served.extend(deployments.entries().map(|(client, _)| client));
         }
         Some(served)
     }
 }
 
 /// Reads all backends.
-pub(super) fn read(root: &Map<'_, '_>) -> Option<Backends> {
-    let node = root.need("backends", "write at least one, with name, endpoint and credential")?;
-    let items = node.list()?;
+pub(super) fn read_backends(root: &YamlMapping<'_, '_>) -> Option<PartialBackends> {
+    let node = root.require("backends", "write at least one, with name, endpoint and credential")?;
+    let items = node.read_list()?;
     if items.is_empty() {
-        return node.error("must have at least one backend");
+        return node.report_error("must have at least one backend");
     }
-    let mut backends = Backends { read: Vec::new(), names: HashMap::new(), has_all_names: true };
-    for (i, item) in items.iter().enumerate() {
-        let backend = backend(item, i, &mut backends);
-        backends.read.push(backend);
+    let mut backends =
+        PartialBackends { backends: Vec::new(), index_by_name: HashMap::new(), are_all_names_known: true };
+    for (index, item) in items.iter().enumerate() {
+        let backend = read_backend(item, index, &mut backends);
+        backends.backends.push(backend);
     }
-    check_wheels(&items, &backends.read);
+    check_wheel_sizes(&items, &backends.backends);
     Some(backends)
 }
 
-fn backend(node: &Inner<'_, '_>, index: usize, all: &mut Backends) -> Option<Backend> {
-    let Some(map) = node.map(&KEYS) else {
-        all.has_all_names = false;
+fn read_backend(
+    node: &YamlNode<'_, '_>,
+    index: usize,
+    backends: &mut PartialBackends,
+) -> Option<BackendConfig> {
+    let Some(map) = node.read_mapping(&BACKEND_KEYS) else {
+        backends.are_all_names_known = false;
         return None;
     };
-    let name = map.need("name", "give it a unique name").and_then(|node| unique_name(&node, index, all));
-    all.has_all_names &= name.is_some();
+    let name = map
+        .require("name", "give it a unique name")
+        .and_then(|node| read_unique_name(&node, index, backends));
+    backends.are_all_names_known &= name.is_some();
     let endpoint = map
-        .need("endpoint", "write the resource's URL, such as https://NAME.openai.azure.com")
-        .and_then(|node| self::endpoint(&node));
-    let tier = map.or("tier", Tier::FIRST, |node| {
-        let tier = node.number(1..=u64::from(u16::MAX))?;
+        .require("endpoint", "write the resource's URL, such as https://NAME.openai.azure.com")
+        .and_then(|node| read_backend_endpoint(&node));
+    let tier = map.read_or("tier", Tier::FIRST, |node| {
+        let tier = node.read_integer(1..=u64::from(u16::MAX))?;
         Tier::new(u16::try_from(tier).ok()?)
     });
-    let weight = map.or("weight", Weight::ONE, |node| {
-        let weight = node.number(1..=u64::from(Weight::MAX))?;
+    let weight = map.read_or("weight", Weight::ONE, |node| {
+        let weight = node.read_integer(1..=u64::from(Weight::MAX))?;
         Weight::new(u16::try_from(weight).ok()?)
     });
     let credential = map
-        .need("credential", "write credential: { api_key: \"${NAME}\" }")
-        .and_then(|node| credential(&node));
-    let passes_all = DeploymentMap::new(Vec::new(), true);
-    let deployments = map.or("deployments", passes_all, deployments);
-    let api_version = map.maybe("api_version", api_version);
-    let probe = map.maybe("probe", |node| node.map(&["interval"])?.need("interval", INTERVAL)?.interval());
-    let tls = map.or("tls", BackendTls::default(), |node| tls(node, endpoint.as_ref()));
-    let http2 = map.or("http2", false, |node| {
-        let http2 = node.flag()?;
-        if http2 && endpoint.as_ref().is_some_and(|endpoint| !endpoint.tls) {
-            return node.error("needs an https endpoint: HTTP/2 is agreed on in the TLS handshake");
-        }
-        Some(http2)
+        .require("credential", "write credential: { api_key: \"${NAME}\" }")
+        .and_then(|node| read_credential(&node));
+    let all_deployments = DeploymentMap::new(Vec::new(), true);
+    let deployments = map.read_or("deployments", all_deployments, read_deployments);
+    let api_version_override = map.read_optional("api_version", read_api_version);
+    let health_probe_interval = map.read_optional("probe", |node| {
+        node.read_mapping(&["interval"])?.require("interval", HOW_TO_WRITE_INTERVAL)?.read_interval()
     });
-    Some(Backend {
+    let tls =
+        map.read_or("tls", BackendTlsConfig::default(), |node| read_backend_tls(node, endpoint.as_ref()));
+    let http2_enabled = map.read_or("http2", false, |node| {
+        let enabled = node.read_bool()?;
+        if enabled && endpoint.as_ref().is_some_and(|endpoint| !endpoint.uses_tls) {
+            return node.report_error("needs an https endpoint: HTTP/2 is agreed on in the TLS handshake");
+        }
+        Some(enabled)
+    });
+    Some(BackendConfig {
         name: name?,
         endpoint: endpoint?,
         tier: tier?,
         weight: weight?,
         credential: credential?,
         deployments: deployments?,
-        api_version: api_version?,
+        api_version_override: api_version_override?,
         tls: tls?,
-        http2: http2?,
-        probe: probe?,
+        http2_enabled: http2_enabled?,
+        health_probe_interval: health_probe_interval?,
     })
 }
 
-fn unique_name(node: &Inner<'_, '_>, index: usize, all: &mut Backends) -> Option<BackendName> {
-    let name = entry_name(node)?;
-    let backend = BackendName::new(&name);
-    match all.names.get(&name) {
+fn read_unique_name(
+    node: &YamlNode<'_, '_>,
+    index: usize,
+    backends: &mut PartialBackends,
+) -> Option<BackendName> {
+    let name = read_entry_name(node)?;
+    let backend_name = BackendName::new(&name);
+    match backends.index_by_name.get(&name) {
         Some(other) => {
             // The name is known, only not unique: others may refer to it without a second complaint.
-            node.error::<()>(format!("is also the name of backends[{other}]; names are unique"));
+            node.report_error::<()>(format!("is also the name of backends[{other}]; names are unique"));
         }
         None => {
-            all.names.insert(name, index);
+            backends.index_by_name.insert(name, index);
         }
     }
-    Some(backend)
+    Some(backend_name)
 }
 
-fn endpoint(node: &Inner<'_, '_>) -> Option<Endpoint> {
+fn read_backend_endpoint(node: &YamlNode<'_, '_>) -> Option<Endpoint> {
     // Not `parsed`, which would repeat a user and password.
-    let text = node.filled()?;
+    let text = node.read_nonempty_text()?;
     match Endpoint::parse(&text.value) {
         Ok(endpoint) => {
-            if !endpoint.tls && !endpoint.is_loopback() {
-                node.warn("is http: the key and every prompt travel in clear to this host; use https");
+            if !endpoint.uses_tls && !endpoint.is_loopback() {
+                node.report_warning(
+                    "is http: the key and every prompt travel in clear to this host; use https",
+                );
             }
             Some(endpoint)
         }
-        Err(problem) if text.is_expanded() => node.error(format!("{problem}; see {}", text.shown())),
-        Err(problem) => node.error(problem),
+        Err(problem) if text.is_expanded() => {
+            node.report_error(format!("{problem}; see {}", text.to_safe_display()))
+        }
+        Err(problem) => node.report_error(problem),
     }
 }
 
-fn deployments(node: &Inner<'_, '_>) -> Option<DeploymentMap> {
-    let entries = node.entries()?;
+fn read_deployments(node: &YamlNode<'_, '_>) -> Option<DeploymentMap> {
+    let entries = node.read_named_entries()?;
     if entries.is_empty() {
-        return node
-            .error("must not be empty; remove the key to pass all names, or list what this resource serves");
+        return node.report_error(
+            "must not be empty; remove the key to pass all names, or list what this resource serves",
+        );
     }
-    let mut seen: HashMap<String, &str> = HashMap::new();
-    let mut listed = Vec::with_capacity(entries.len());
-    let (mut passes_all, mut is_good) = (false, true);
-    for (client, node) in &entries {
-        if *client == "*" {
-            let is_star = node.text().is_some_and(|text| {
+    let mut spelling_by_name: HashMap<String, &str> = HashMap::new();
+    let mut listed_names = Vec::with_capacity(entries.len());
+    let (mut passes_unlisted, mut all_valid) = (false, true);
+    for (key, node) in &entries {
+        if *key == "*" {
+            let is_star = node.read_text().is_some_and(|text| {
                 text.value == "*"
-                    || node.error::<()>("must be \"*\": all other names pass as they are").is_some()
+                    || node.report_error::<()>("must be \"*\": all other names pass as they are").is_some()
             });
-            passes_all = true;
-            is_good &= is_star;
+            passes_unlisted = true;
+            all_valid &= is_star;
             continue;
         }
-        let name = match Deployment::parse(client) {
+        let client_name = match DeploymentName::parse(key) {
             Ok(name) => Some(name),
-            Err(problem) => node.error(format!("{problem}; this key is none")),
+            Err(problem) => node.report_error(format!("{problem}; this key is none")),
         };
-        let upstream = node.parsed(Deployment::parse);
-        let (Some(name), Some(upstream)) = (name, upstream) else {
-            is_good = false;
+        let upstream_name = node.read_parsed(DeploymentName::parse);
+        let (Some(client_name), Some(upstream_name)) = (client_name, upstream_name) else {
+            all_valid = false;
             continue;
         };
-        if let Some(other) = seen.insert(name.key(), client) {
-            node.error::<()>(format!("is the same name as {other:?}: names compare without case"));
-            is_good = false;
+        if let Some(other) = spelling_by_name.insert(client_name.to_lowercase(), key) {
+            node.report_error::<()>(format!("is the same name as {other:?}: names compare without case"));
+            all_valid = false;
             continue;
         }
-        listed.push((name, upstream));
+        listed_names.push((client_name, upstream_name));
     }
-    is_good.then(|| DeploymentMap::new(listed, passes_all))
+    all_valid.then(|| DeploymentMap::new(listed_names, passes_unlisted))
 }
 
-fn tls(node: &Inner<'_, '_>, endpoint: Option<&Endpoint>) -> Option<BackendTls> {
-    let map = node.map(&["ca", "server_name", "certificate", "private_key"])?;
-    if endpoint.is_some_and(|endpoint| !endpoint.tls) {
-        return node.error("has no meaning for an http endpoint; remove it or use https");
+fn read_backend_tls(node: &YamlNode<'_, '_>, endpoint: Option<&Endpoint>) -> Option<BackendTlsConfig> {
+    let map = node.read_mapping(&["ca", "server_name", "certificate", "private_key"])?;
+    if endpoint.is_some_and(|endpoint| !endpoint.uses_tls) {
+        return node.report_error("has no meaning for an http endpoint; remove it or use https");
     }
-    let ca = map.maybe("ca", authorities);
-    let server_name = map.maybe("server_name", |node| {
-        node.parsed(|text| host_name(text).ok_or("must be a host name, without scheme and port"))
+    let ca_file = map.read_optional("ca", read_ca_file);
+    let server_name = map.read_optional("server_name", |node| {
+        node.read_parsed(|text| parse_host_name(text).ok_or("must be a host name, without scheme and port"))
     });
-    let shows = map.find("certificate").or(map.find("private_key")).is_some();
-    let pair = if shows { pair(&map).map(Some) } else { Some(None) };
-    Some(BackendTls { ca: ca?, server_name: server_name?, pair: pair? })
-}
-
-/// A PEM file of authorities.
-pub(super) fn authorities(node: &Inner<'_, '_>) -> Option<PathBuf> {
-    let (path, shown) = node.file()?;
-    let mut bytes = Vec::new();
-    if let Err(e) = File::open(&path).and_then(|file| file.take(CA_FILE_MAX).read_to_end(&mut bytes)) {
-        return node.error(format!("cannot read {shown}: {e}"));
-    }
-    match X509::stack_from_pem(&bytes) {
-        Ok(found) if !found.is_empty() => Some(path),
-        _ => node.error(format!("must be a PEM file with at least one certificate, and {shown} has none")),
-    }
+    let has_certificate = map.get("certificate").or(map.get("private_key")).is_some();
+    let client_certificate =
+        if has_certificate { read_certified_key_files(&map).map(Some) } else { Some(None) };
+    Some(BackendTlsConfig {
+        ca_file: ca_file?,
+        server_name: server_name?,
+        client_certificate: client_certificate?,
+    })
 }
 
 /// A wheel has one slot for each unit of weight, after division by the common factor.
-fn check_wheels(items: &[Inner<'_, '_>], backends: &[Option<Backend>]) {
+fn check_wheel_sizes(items: &[YamlNode<'_, '_>], backends: &[Option<BackendConfig>]) {
     let mut tiers: BTreeMap<Tier, (usize, u64, u64)> = BTreeMap::new();
-    for (i, backend) in backends.iter().enumerate() {
+    for (index, backend) in backends.iter().enumerate() {
         let Some(backend) = backend else { continue };
         let weight = u64::from(backend.weight.get());
-        let (_, sum, factor) = tiers.entry(backend.tier).or_insert((i, 0, 0));
+        let (_, sum, factor) = tiers.entry(backend.tier).or_insert((index, 0, 0));
         *sum += weight;
         *factor = greatest_common_divisor(*factor, weight);
     }
     for (first, sum, factor) in tiers.into_values() {
-        if sum / factor.max(1) > SLOTS_MAX {
+        if sum / factor.max(1) > MAX_WHEEL_SLOTS {
             let message = "the weights of its tier, divided by their common factor, must add up to at most 10000; \
                            use smaller weights, or such with a common factor";
-            items[first].report.error::<()>(&format!("{}.weight", items[first].path), message);
+            items[first].problems.report_error::<()>(&format!("{}.weight", items[first].key_path), message);
         }
     }
 }
@@ -269,104 +274,107 @@ fn greatest_common_divisor(a: u64, b: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::tests::{assert_problems, assert_warnings, good, pair, problems_in, written};
+    use crate::config::testing::{
+        assert_errors, assert_warnings, errors_in, literal_api_key, parse_valid, write_test_certificate,
+    };
 
     /// A file with one backend that has `more` besides what it needs.
-    fn with(more: &str) -> String {
+    fn one_backend_with(more: &str) -> String {
         format!(
             "backends: [ {{ name: east, endpoint: 'https://a.b', credential: {{ api_key: k }}, {more} }} ]"
         )
     }
 
     #[test]
-    fn defaults() {
-        let backend =
-            &good("backends: [ { name: e, endpoint: 'https://a.b', credential: { api_key: '${KEY}' } } ]")
-                .config
-                .backends[0];
+    fn optional_backend_keys_have_defaults() {
+        let backend = &parse_valid(
+            "backends: [ { name: e, endpoint: 'https://a.b', credential: { api_key: '${KEY}' } } ]",
+        )
+        .config
+        .backends[0];
         assert_eq!((backend.tier.get(), backend.weight.get()), (1, 1));
-        assert_eq!((&backend.api_version, &backend.tls), (&None, &BackendTls::default()));
-        assert!(backend.deployments.passes_all() && backend.deployments.listed().next().is_none());
-        assert_eq!(written(&backend.credential), "k3y-of-the-test");
+        assert_eq!((&backend.api_version_override, &backend.tls), (&None, &BackendTlsConfig::default()));
+        assert!(backend.deployments.passes_unlisted() && backend.deployments.entries().next().is_none());
+        assert_eq!(literal_api_key(&backend.credential), "k3y-of-the-test");
     }
 
     #[test]
-    fn what_is_written_is_read() {
-        let yaml = with(
+    fn written_backend_keys_are_read() {
+        let yaml = one_backend_with(
             "tier: 2, weight: '3', deployments: { gpt-4o: gpt-4o-ptu, '*': '*' }, api_version: 2025-03-01-preview, tls: { server_name: C.D }",
         );
-        let backend = &good(&yaml).config.backends[0];
+        let backend = &parse_valid(&yaml).config.backends[0];
         assert_eq!(
-            (backend.tier.get(), backend.weight.get(), backend.api_version.as_deref()),
+            (backend.tier.get(), backend.weight.get(), backend.api_version_override.as_deref()),
             (2, 3, Some("2025-03-01-preview"))
         );
         assert_eq!(backend.tls.server_name.as_deref(), Some("c.d"));
-        let listed: Vec<_> = backend.deployments.listed().map(|(a, b)| (a.as_str(), b.as_str())).collect();
-        assert_eq!((listed, backend.deployments.passes_all()), (vec![("gpt-4o", "gpt-4o-ptu")], true));
+        let listed: Vec<_> = backend.deployments.entries().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+        assert_eq!((listed, backend.deployments.passes_unlisted()), (vec![("gpt-4o", "gpt-4o-ptu")], true));
     }
 
     #[test]
-    fn problems() {
-        let one = |more: &str, problem: &str| (with(more), vec![problem.to_owned()]);
+    fn invalid_backend_settings_are_reported() {
+        let case = |more: &str, problem: &str| (one_backend_with(more), vec![problem.to_owned()]);
         for (yaml, expected) in [
-            one("tier: 0", "backends[0].tier: must be 1 to 65535, not 0"),
-            one("weight: 0", "backends[0].weight: must be 1 to 1000, not 0"),
-            one("weight: '${KEY}'", "backends[0].weight: must be 1 to 1000, not the value from ${KEY}"),
-            one("weight: [1]", "backends[0].weight: must be a number, not a list"),
-            one("weight: ", "backends[0].weight: is empty; remove it or give it a value"),
-            one("weight: !x 1", "backends[0].weight: must be a number, not a value with a YAML tag"),
-            one("wieght: 1", "backends[0].wieght: unknown key; did you mean `weight`?"),
-            one("http2: yes", "backends[0].http2: must be true or false, not \"yes\""),
-            one("hhtp: true", "backends[0].hhtp: unknown key; did you mean `http2`?"),
-            one(
+            case("tier: 0", "backends[0].tier: must be 1 to 65535, not 0"),
+            case("weight: 0", "backends[0].weight: must be 1 to 1000, not 0"),
+            case("weight: '${KEY}'", "backends[0].weight: must be 1 to 1000, not the value from ${KEY}"),
+            case("weight: [1]", "backends[0].weight: must be a number, not a list"),
+            case("weight: ", "backends[0].weight: is empty; remove it or give it a value"),
+            case("weight: !x 1", "backends[0].weight: must be a number, not a value with a YAML tag"),
+            case("wieght: 1", "backends[0].wieght: unknown key; did you mean `weight`?"),
+            case("http2: yes", "backends[0].http2: must be true or false, not \"yes\""),
+            case("hhtp: true", "backends[0].hhtp: unknown key; did you mean `http2`?"),
+            case(
                 "probe: {}",
                 "backends[0].probe.interval: is missing; write how long a backend may be without traffic, such as interval: 30s",
             ),
-            one("probe: { interval: 500ms }", "backends[0].probe.interval: must be at least 1s"),
-            one(
+            case("probe: { interval: 500ms }", "backends[0].probe.interval: must be at least 1s"),
+            case(
                 "api_version: v1",
                 "backends[0].api_version: must be a version such as 2024-10-21 or 2025-03-01-preview, not \"v1\"",
             ),
-            one(
+            case(
                 "deployments: {}",
                 "backends[0].deployments: must not be empty; remove the key to pass all names, or list what this resource serves",
             ),
-            one(
+            case(
                 "deployments: { '*': x }",
                 "backends[0].deployments[\"*\"]: must be \"*\": all other names pass as they are",
             ),
-            one(
+            case(
                 "deployments: { a: '*' }",
                 "backends[0].deployments.a: a deployment name has 1 to 64 of the characters A-Z a-z 0-9 . _ -, not \"*\"",
             ),
-            one(
+            case(
                 "deployments: { a b: c }",
                 "backends[0].deployments[\"a b\"]: a deployment name has 1 to 64 of the characters A-Z a-z 0-9 . _ -; this key is none",
             ),
-            one(
+            case(
                 "deployments: { GPT: a, gpt: b }",
                 "backends[0].deployments.gpt: is the same name as \"GPT\": names compare without case",
             ),
-            one(
+            case(
                 "deployments: { gpt: }",
                 "backends[0].deployments.gpt: is empty; remove it or give it a value",
             ),
-            one(
+            case(
                 "deployments: { 4: a }",
                 "backends[0].deployments: has a key that is a number; write it in quotes",
             ),
-            one(
+            case(
                 "tls: { ca: /no/such/file }",
                 "backends[0].tls.ca: cannot read \"/no/such/file\": No such file or directory (os error 2)",
             ),
-            one(
+            case(
                 "tls: { server_name: 'https://a' }",
                 "backends[0].tls.server_name: must be a host name, without scheme and port, not \"https://a\"",
             ),
         ] {
-            assert_eq!(problems_in(&yaml), expected, "{yaml}");
+            assert_eq!(errors_in(&yaml), expected, "{yaml}");
         }
-        assert_problems(&[
+        assert_errors(&[
             ("backends: []", &["backends: must have at least one backend"]),
             (
                 "backends: [ x, {} ]",
@@ -412,20 +420,20 @@ mod tests {
     }
 
     #[test]
-    fn authorities_have_to_be_certificates() {
+    fn a_ca_file_must_contain_certificates() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("ca.pem");
-        let yaml = with(&format!("tls: {{ ca: '{}' }}", file.display()));
+        let yaml = one_backend_with(&format!("tls: {{ ca: '{}' }}", file.display()));
         std::fs::write(&file, "-----BEGIN PRIVATE KEY-----").unwrap();
-        assert!(problems_in(&yaml)[0].contains("must be a PEM file with at least one certificate"));
+        assert!(errors_in(&yaml)[0].contains("must be a PEM file with at least one certificate"));
         std::fs::write(&file, "# root\n-----BEGIN CERTIFICATE-----\nx").unwrap();
-        assert!(problems_in(&yaml)[0].contains("must be a PEM file with at least one certificate"));
-        pair(dir.path(), "ca", 90, &[]);
-        assert_eq!(good(&yaml).config.backends[0].tls.ca.as_deref(), Some(file.as_path()));
+        assert!(errors_in(&yaml)[0].contains("must be a PEM file with at least one certificate"));
+        write_test_certificate(dir.path(), "ca", 90, &[]);
+        assert_eq!(parse_valid(&yaml).config.backends[0].tls.ca_file.as_deref(), Some(file.as_path()));
     }
 
     #[test]
-    fn the_slots_of_a_tier_are_bounded() {
+    fn the_sum_of_reduced_weights_in_a_tier_is_bounded() {
         let tier = |weights: &[u16]| {
             let backend = |(i, w): (usize, &u16)| {
                 format!(
@@ -434,10 +442,10 @@ mod tests {
             };
             format!("backends:\n{}", weights.iter().enumerate().map(backend).collect::<String>())
         };
-        assert_eq!(problems_in(&tier(&[1000; 200])), Vec::<String>::new());
+        assert_eq!(errors_in(&tier(&[1000; 200])), Vec::<String>::new());
         let mut uneven = [1000; 12];
         uneven[3] = 999;
-        let problems = problems_in(&tier(&uneven));
+        let problems = errors_in(&tier(&uneven));
         assert!(
             problems.len() == 1 && problems[0].starts_with("backends[0].weight: the weights of its tier"),
             "{problems:?}"
@@ -445,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn warnings() {
+    fn plain_http_beyond_loopback_is_a_warning() {
         let at = |endpoint: &str| {
             format!("backends: [ {{ name: a, endpoint: '{endpoint}', credential: {{ api_key: k }} }} ]")
         };

@@ -6,74 +6,82 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use openssl::ssl::{SslContext, SslMethod};
 
-use super::backends::authorities;
-use super::credentials::pair;
-use crate::config::node::{Inner, Map};
-use crate::config::{KeyPair, Listener, ListenerTls, PairFiles, TlsVersion};
+use super::credentials::{read_ca_file, read_certified_key_files};
+use crate::config::schema::{ListenerConfig, ListenerTlsConfig, TlsVersion};
+use crate::config::values::{CertifiedKey, CertifiedKeyFiles};
+use crate::config::yaml::{YamlMapping, YamlNode};
 
-const VERSIONS: [(&str, TlsVersion); 2] = [("1.2", TlsVersion::V12), ("1.3", TlsVersion::V13)];
+const TLS_VERSION_WORDS: [(&str, TlsVersion); 2] = [("1.2", TlsVersion::Tls12), ("1.3", TlsVersion::Tls13)];
 
 /// More than a large office behind one address needs, less than exhausts the descriptors of a
 /// process.
-const CONNECTIONS_PER_CLIENT: usize = 4096;
+const DEFAULT_MAX_CONNECTIONS_PER_CLIENT: usize = 4096;
 /// As many sockets as an upgrade can hand over, one of them the admin API's.
-const LISTENERS_MAX: usize = 31;
+const MAX_LISTENERS: usize = 31;
 
 /// Reads all listeners; no two may want the same port of the same address.
-pub(super) fn read(root: &Map<'_, '_>) -> Option<Vec<Listener>> {
-    let node = root.need("listeners", "write at least one, such as - address: 127.0.0.1:8080")?;
-    let mut taken: Vec<(SocketAddr, String)> = Vec::new();
-    let listeners =
-        node.some_of_each("must have at least one listener", |node| listener(node, &mut taken))?;
-    if listeners.len() > LISTENERS_MAX {
-        return node.error("must have at most 31 listeners: an upgrade hands over no more sockets");
+pub(super) fn read_listeners(root: &YamlMapping<'_, '_>) -> Option<Vec<ListenerConfig>> {
+    let node = root.require("listeners", "write at least one, such as - address: 127.0.0.1:8080")?;
+    let mut taken_addresses: Vec<(SocketAddr, String)> = Vec::new();
+    let listeners = node.read_nonempty_list("must have at least one listener", |node| {
+        read_listener(node, &mut taken_addresses)
+    })?;
+    if listeners.len() > MAX_LISTENERS {
+        return node.report_error("must have at most 31 listeners: an upgrade hands over no more sockets");
     }
     Some(listeners)
 }
 
-fn listener(node: &Inner<'_, '_>, taken: &mut Vec<(SocketAddr, String)>) -> Option<Listener> {
-    let map = node.map(&["address", "tls", "http2", "trusted_proxies", "connections_per_client"])?;
-    let speaks_tls = map.find("tls").is_some();
+fn read_listener(
+    node: &YamlNode<'_, '_>,
+    taken_addresses: &mut Vec<(SocketAddr, String)>,
+) -> Option<ListenerConfig> {
+    let map = node.read_mapping(&["address", "tls", "http2", "trusted_proxies", "connections_per_client"])?;
+    let has_tls = map.get("tls").is_some();
     let address =
-        map.need("address", "write an IP address with a port, such as 127.0.0.1:8080").and_then(|node| {
-            let address = node.parsed(|text| {
+        map.require("address", "write an IP address with a port, such as 127.0.0.1:8080").and_then(|node| {
+            let address = node.read_parsed(|text| {
                 text.parse::<SocketAddr>()
                     .map_err(|_| "must be an IP address with a port, such as 127.0.0.1:8080 or \"[::]:8080\"")
             })?;
-            if let Some((_, other)) = taken.iter().find(|(other, _)| overlap(*other, address)) {
-                return node.error(format!("is taken by {other}; use another port or remove one of them"));
+            if let Some((_, other)) =
+                taken_addresses.iter().find(|(other, _)| addresses_overlap(*other, address))
+            {
+                return node
+                    .report_error(format!("is taken by {other}; use another port or remove one of them"));
             }
-            if !address.ip().to_canonical().is_loopback() && !speaks_tls {
-                node.warn(
+            if !address.ip().to_canonical().is_loopback() && !has_tls {
+                node.report_warning(
                     "is not a loopback address: keys and prompts travel in clear between clients and here",
                 );
             }
-            taken.push((address, node.path.clone()));
+            taken_addresses.push((address, node.key_path.clone()));
             Some(address)
         });
-    let trusted_proxies = map.or("trusted_proxies", Vec::new(), |node| node.each(network));
-    let tls = map.maybe("tls", tls);
-    let http2 = map.or("http2", false, |node| {
-        let http2 = node.flag()?;
-        if http2 && !speaks_tls {
-            return node.error("needs `tls`: clients agree on HTTP/2 in the TLS handshake");
+    let trusted_proxies = map.read_or("trusted_proxies", Vec::new(), |node| node.read_each(read_network));
+    let tls = map.read_optional("tls", read_listener_tls);
+    let http2 = map.read_or("http2", false, |node| {
+        let http2 = node.read_bool()?;
+        if http2 && !has_tls {
+            return node.report_error("needs `tls`: clients agree on HTTP/2 in the TLS handshake");
         }
         Some(http2)
     });
-    let connections_per_client = map.or("connections_per_client", CONNECTIONS_PER_CLIENT, |node| {
-        usize::try_from(node.number(1..=1_000_000)?).ok()
-    });
-    Some(Listener {
+    let max_connections_per_client =
+        map.read_or("connections_per_client", DEFAULT_MAX_CONNECTIONS_PER_CLIENT, |node| {
+            usize::try_from(node.read_integer(1..=1_000_000)?).ok()
+        });
+    Some(ListenerConfig {
         address: address?,
         tls: tls?,
-        http2: http2?,
+        http2_enabled: http2?,
         trusted_proxies: trusted_proxies?,
-        connections_per_client: connections_per_client?,
+        max_connections_per_client: max_connections_per_client?,
     })
 }
 
 /// The TLS of a listener, or of the admin API.
-pub(super) fn tls(node: &Inner<'_, '_>) -> Option<ListenerTls> {
+pub(super) fn read_listener_tls(node: &YamlNode<'_, '_>) -> Option<ListenerTlsConfig> {
     let keys = [
         "certificate",
         "private_key",
@@ -83,59 +91,65 @@ pub(super) fn tls(node: &Inner<'_, '_>) -> Option<ListenerTls> {
         "ciphersuites",
         "client_ca",
     ];
-    let map = node.map(&keys)?;
-    let first = pair(&map);
-    let more = map.or("additional_certificates", Vec::new(), |node| {
-        node.each(|node| pair(&node.map(&["certificate", "private_key"])?))
+    let map = node.read_mapping(&keys)?;
+    let default_key = read_certified_key_files(&map);
+    let additional_keys = map.read_or("additional_certificates", Vec::new(), |node| {
+        node.read_each(|node| read_certified_key_files(&node.read_mapping(&["certificate", "private_key"])?))
     });
-    let minimum_version = map.or("minimum_version", TlsVersion::V12, |node| node.word(&VERSIONS));
-    let list = |key, is_good: fn(&str) -> bool| {
-        map.maybe(key, |node| {
-            let must = "must be a list of names that OpenSSL knows, joined by colons";
-            node.parsed(|text| is_good(text).then(|| text.to_owned()).ok_or(must))
+    let minimum_version =
+        map.read_or("minimum_version", TlsVersion::Tls12, |node| node.read_choice(&TLS_VERSION_WORDS));
+    let read_cipher_list = |key, is_known_to_openssl: fn(&str) -> bool| {
+        map.read_optional(key, |node| {
+            let expected = "must be a list of names that OpenSSL knows, joined by colons";
+            node.read_parsed(|text| is_known_to_openssl(text).then(|| text.to_owned()).ok_or(expected))
         })
     };
-    let ciphers = list("ciphers", |list| {
+    let tls12_ciphers = read_cipher_list("ciphers", |list| {
         SslContext::builder(SslMethod::tls()).is_ok_and(|mut context| context.set_cipher_list(list).is_ok())
     });
-    let ciphersuites = list("ciphersuites", |list| {
+    let tls13_ciphersuites = read_cipher_list("ciphersuites", |list| {
         SslContext::builder(SslMethod::tls()).is_ok_and(|mut context| context.set_ciphersuites(list).is_ok())
     });
-    let client_ca = map.maybe("client_ca", authorities);
-    let pairs: Vec<PairFiles> = std::iter::once(first?).chain(more?).collect();
-    warn_of_names(&map, &pairs);
-    Some(ListenerTls {
-        pairs,
+    let client_ca_file = map.read_optional("client_ca", read_ca_file);
+    let certified_keys: Vec<CertifiedKeyFiles> =
+        std::iter::once(default_key?).chain(additional_keys?).collect();
+    warn_about_certificate_names(&map, &certified_keys);
+    Some(ListenerTlsConfig {
+        certified_keys,
         minimum_version: minimum_version?,
-        ciphers: ciphers?,
-        ciphersuites: ciphersuites?,
-        client_ca: client_ca?,
+        tls12_ciphers: tls12_ciphers?,
+        tls13_ciphersuites: tls13_ciphersuites?,
+        client_ca_file: client_ca_file?,
     })
 }
 
 /// A certificate that no name leads to is never shown; one without names is refused by clients.
-fn warn_of_names(map: &Map<'_, '_>, pairs: &[PairFiles]) {
-    let mut known: HashMap<String, usize> = HashMap::new();
-    for (i, files) in pairs.iter().enumerate() {
-        let Ok(pair) = KeyPair::read(files) else { continue };
-        let at = match i {
-            0 => map.at("certificate"),
-            _ => format!("{}[{}].certificate", map.at("additional_certificates"), i - 1),
+fn warn_about_certificate_names(map: &YamlMapping<'_, '_>, certified_keys: &[CertifiedKeyFiles]) {
+    let mut index_by_dns_name: HashMap<String, usize> = HashMap::new();
+    for (index, files) in certified_keys.iter().enumerate() {
+        let Ok(certified_key) = CertifiedKey::from_files(files) else { continue };
+        let key_path = match index {
+            0 => map.key_path_of("certificate"),
+            _ => format!("{}[{}].certificate", map.key_path_of("additional_certificates"), index - 1),
         };
-        let names = pair.names();
-        if names.is_empty() && i > 0 {
-            map.report.warn(&at, "has no DNS name (subject alternative name), so nobody is ever shown it");
+        let dns_names = certified_key.dns_names();
+        if dns_names.is_empty() && index > 0 {
+            map.problems.report_warning(
+                &key_path,
+                "has no DNS name (subject alternative name), so nobody is ever shown it",
+            );
         }
-        for name in names {
-            if let Some(other) = known.get(&name).filter(|other| **other != i) {
+        for name in dns_names {
+            if let Some(other) = index_by_dns_name.get(&name).filter(|other| **other != index) {
                 let other = if *other == 0 {
                     "certificate".to_owned()
                 } else {
                     format!("additional_certificates[{}]", other - 1)
                 };
-                map.report.warn(&at, format!("is also for {name}, for which {other} is shown"));
+                map.problems
+                    .report_warning(&key_path, format!("is also for {name}, for which {other} is shown"));
             } else {
-                known.insert(name, i);
+                index_by_dns_name.insert(name, index);
             }
         }
     }
@@ -143,20 +157,20 @@ fn warn_of_names(map: &Map<'_, '_>, pairs: &[PairFiles]) {
 
 /// Whether both cannot be listened on: the same port of the same address, or of all addresses.
 /// `[::]` is all of them, IPv4 included; port 0 is a different one each time.
-pub(super) fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
-    let (x, y) = (a.ip().to_canonical(), b.ip().to_canonical());
-    let covers = |all: IpAddr, one: IpAddr| all.is_unspecified() && (all.is_ipv6() || one.is_ipv4());
-    a.port() == b.port() && a.port() != 0 && (x == y || covers(x, y) || covers(y, x))
+pub(super) fn addresses_overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let (ip_a, ip_b) = (a.ip().to_canonical(), b.ip().to_canonical());
+    let covers = |wide: IpAddr, other: IpAddr| wide.is_unspecified() && (wide.is_ipv6() || other.is_ipv4());
+    a.port() == b.port() && a.port() != 0 && (ip_a == ip_b || covers(ip_a, ip_b) || covers(ip_b, ip_a))
 }
 
-fn network(node: &Inner<'_, '_>) -> Option<IpNet> {
-    let network = node.parsed(|text| {
+fn read_network(node: &YamlNode<'_, '_>) -> Option<IpNet> {
+    let network = node.read_parsed(|text| {
         text.parse::<IpNet>()
             .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
             .map_err(|_| "must be an IP address or a network such as 10.0.0.0/8")
     })?;
     if network.prefix_len() == 0 {
-        node.warn("is every address: any client can then claim to be any other");
+        node.report_warning("is every address: any client can then claim to be any other");
     }
     Some(network.trunc())
 }
@@ -166,19 +180,19 @@ mod tests {
     use openssl::pkey::PKey;
 
     use super::*;
-    use crate::config::tests::{assert_problems, assert_warnings, good, pair};
+    use crate::config::testing::{assert_errors, assert_warnings, parse_valid, write_test_certificate};
 
     #[test]
-    fn networks_are_plain_addresses_too() {
+    fn a_trusted_proxy_may_be_a_single_address() {
         let yaml = "listeners: [ { address: '127.0.0.1:1', trusted_proxies: [10.1.2.3/8, 192.0.2.1, '2001:db8::/32'] } ]";
         let networks: Vec<String> =
-            good(yaml).config.listeners[0].trusted_proxies.iter().map(IpNet::to_string).collect();
+            parse_valid(yaml).config.listeners[0].trusted_proxies.iter().map(IpNet::to_string).collect();
         assert_eq!(networks, ["10.0.0.0/8", "192.0.2.1/32", "2001:db8::/32"]);
-        assert!(good("").config.listeners[0].trusted_proxies.is_empty());
+        assert!(parse_valid("").config.listeners[0].trusted_proxies.is_empty());
     }
 
     #[test]
-    fn addresses_overlap_by_port() {
+    fn addresses_overlap_when_they_share_a_port() {
         for (a, b, expected) in [
             ("127.0.0.1:1", "127.0.0.1:1", true),
             ("127.0.0.1:1", "127.0.0.1:2", false),
@@ -189,20 +203,20 @@ mod tests {
             ("[::1]:1", "0.0.0.0:1", false),
             ("127.0.0.1:0", "127.0.0.1:0", false),
         ] {
-            assert_eq!(overlap(a.parse().unwrap(), b.parse().unwrap()), expected, "{a} {b}");
+            assert_eq!(addresses_overlap(a.parse().unwrap(), b.parse().unwrap()), expected, "{a} {b}");
         }
     }
 
     #[test]
-    fn a_pair_is_read_and_belongs_together() {
+    fn certificate_and_private_key_must_match() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name).display().to_string();
-        pair(directory.path(), "good", 90, &["a.test", "*.b.test"]);
-        pair(directory.path(), "soon", 3, &["A.TEST"]);
-        pair(directory.path(), "nameless", 90, &[]);
-        let own = PKey::private_key_from_pem(&std::fs::read(path("good.key")).unwrap()).unwrap();
+        write_test_certificate(directory.path(), "good", 90, &["a.test", "*.b.test"]);
+        write_test_certificate(directory.path(), "soon", 3, &["A.TEST"]);
+        write_test_certificate(directory.path(), "nameless", 90, &[]);
+        let private_key = PKey::private_key_from_pem(&std::fs::read(path("good.key")).unwrap()).unwrap();
         let cipher = openssl::symm::Cipher::aes_256_cbc();
-        let locked = own.private_key_to_pem_pkcs8_passphrase(cipher, b"secret").unwrap();
+        let locked = private_key.private_key_to_pem_pkcs8_passphrase(cipher, b"secret").unwrap();
         std::fs::write(path("locked"), locked).unwrap();
         let listener = |certificate: &str, key: &str, more: &str| {
             let (certificate, key) = (path(certificate), path(key));
@@ -213,7 +227,7 @@ mod tests {
         let all = ", minimum_version: '1.3', ciphers: 'ECDHE+AESGCM:ECDHE+CHACHA20', ciphersuites: TLS_AES_256_GCM_SHA384";
         let open = "clients: is open and a listener is not on loopback: whoever can connect uses your keys";
         assert_warnings(&[(&listener("good.pem", "good.key", all), &[open])]);
-        let warnings = &good(&listener("soon.pem", "soon.key", "")).warnings;
+        let warnings = &parse_valid(&listener("soon.pem", "soon.key", "")).warnings;
         assert!(warnings[0].to_string().starts_with("listeners[0].tls.certificate: ends or ended on "));
         for (certificate, key, more, expected) in [
             ("good.pem", "soon.key", "", "tls.private_key: must be the key of the certificate"),
@@ -243,31 +257,31 @@ mod tests {
                 "tls.additional_certificates[0].certificate: cannot read",
             ),
         ] {
-            let said = crate::config::tests::problems_in(&listener(certificate, key, more));
-            assert!(said.len() == 1 && said[0].contains(expected), "{expected}: {said:?}");
-            assert!(!said[0].contains("secret"));
+            let errors = crate::config::testing::errors_in(&listener(certificate, key, more));
+            assert!(errors.len() == 1 && errors[0].contains(expected), "{expected}: {errors:?}");
+            assert!(!errors[0].contains("secret"));
         }
         let more = |name: &str| {
             let (certificate, key) = (path(&format!("{name}.pem")), path(&format!("{name}.key")));
             format!(", additional_certificates: [ {{ certificate: '{certificate}', private_key: '{key}' }} ]")
         };
-        let warnings = good(&listener("good.pem", "good.key", &more("soon"))).warnings;
+        let warnings = parse_valid(&listener("good.pem", "good.key", &more("soon"))).warnings;
         assert_eq!(
             warnings[1].to_string(),
             "listeners[0].tls.additional_certificates[0].certificate: is also for a.test, for which certificate is shown"
         );
-        let warnings = good(&listener("good.pem", "good.key", &more("nameless"))).warnings;
+        let warnings = parse_valid(&listener("good.pem", "good.key", &more("nameless"))).warnings;
         assert!(warnings[0].message.starts_with("has no DNS name"), "{warnings:?}");
         let plain = "listeners: [ { address: '127.0.0.1:1', http2: true } ]";
-        assert_problems(&[(
+        assert_errors(&[(
             plain,
             &["listeners[0].http2: needs `tls`: clients agree on HTTP/2 in the TLS handshake"],
         )]);
     }
 
     #[test]
-    fn problems() {
-        assert_problems(&[
+    fn invalid_listener_settings_are_reported() {
+        assert_errors(&[
             ("listeners: []", &["listeners: must have at least one listener"]),
             ("listeners:", &["listeners: is empty; write at least one, such as - address: 127.0.0.1:8080"]),
             ("listeners: 127.0.0.1:8080", &["listeners: must be a list, not a string"]),
@@ -303,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn warnings() {
+    fn public_listeners_and_open_proxy_trust_are_warnings() {
         assert_warnings(&[
             (
                 "listeners: [ { address: '[::]:8080', trusted_proxies: [0.0.0.0/0] } ]",

@@ -4,12 +4,13 @@ use std::collections::HashSet;
 
 use http::{HeaderName, HeaderValue};
 
-use super::api_version;
-use super::backends::{Backends, Found};
-use crate::config::node::{Inner, Map};
-use crate::config::{Allow, Requests};
+use super::backends::{NameLookup, PartialBackends};
+use super::shared::read_api_version;
+use crate::config::schema::RequestsConfig;
+use crate::config::values::AllowRule;
+use crate::config::yaml::{YamlMapping, YamlNode};
 
-const KEYS: [&str; 8] = [
+const REQUESTS_KEYS: [&str; 8] = [
     "allow",
     "api_version",
     "home",
@@ -21,117 +22,124 @@ const KEYS: [&str; 8] = [
 ];
 
 /// Reads the block; `home` has to be one of `backends`, where they are known.
-pub(super) fn read(root: &Map<'_, '_>, backends: Option<&Backends>) -> Option<Requests> {
-    let map = root.block("requests", &KEYS)?;
-    let allow = map.or("allow", usual_allow(), |node| {
-        node.some_of_each(
+pub(super) fn read_requests(
+    root: &YamlMapping<'_, '_>,
+    backends: Option<&PartialBackends>,
+) -> Option<RequestsConfig> {
+    let map = root.read_block("requests", &REQUESTS_KEYS)?;
+    let allow_rules = map.read_or("allow", default_allow_rules(), |node| {
+        node.read_nonempty_list(
             "must not be an empty list, which would allow nothing; remove the key for the usual paths",
-            |node| allow(node),
+            |node| read_allow_rule(node),
         )
     });
-    let api_version = map.maybe("api_version", api_version);
-    let home = match map.find("home") {
-        Some(node) => home(&node, backends),
-        None => backends.and_then(Backends::first),
+    let default_api_version = map.read_optional("api_version", read_api_version);
+    let default_backend_index = match map.get("home") {
+        Some(node) => read_default_backend_index(&node, backends),
+        None => backends.and_then(PartialBackends::first_index_of_lowest_tier),
     };
-    let max_body = map.or("max_body", 100 << 20, Inner::size);
+    let max_body = map.read_or("max_body", 100 << 20, YamlNode::read_byte_size);
     // Defaults follow a larger max_body, so that raising one limit is one line.
     let at_least = |default: u64| max_body.map_or(default, |max_body| default.max(max_body));
-    let max_streamed_body = map.or("max_streamed_body", at_least(600 << 20), Inner::size);
-    let body_memory = map.or("body_memory", at_least(1 << 30), Inner::size);
+    let max_streamed_body = map.read_or("max_streamed_body", at_least(600 << 20), YamlNode::read_byte_size);
+    let body_memory = map.read_or("body_memory", at_least(1 << 30), YamlNode::read_byte_size);
     for (key, limit) in [("max_streamed_body", max_streamed_body), ("body_memory", body_memory)] {
         if max_body.zip(limit).is_some_and(|(max_body, limit)| limit < max_body) {
-            root.report.error::<()>(&map.at(key), "must be at least requests.max_body");
+            map.report_error_at::<()>(key, "must be at least requests.max_body");
         }
     }
-    let set_headers = map.or("set_headers", Vec::new(), set_headers);
-    let remove_headers = map.or("remove_headers", Vec::new(), |node| {
-        let set = set_headers.as_deref().unwrap_or_default();
-        node.each(|node| removed_header(node, set))
+    let set_headers = map.read_or("set_headers", Vec::new(), read_set_headers);
+    let remove_headers = map.read_or("remove_headers", Vec::new(), |node| {
+        let set_headers = set_headers.as_deref().unwrap_or_default();
+        node.read_each(|node| read_removed_header(node, set_headers))
     });
-    Some(Requests {
-        allow: allow?,
-        api_version: api_version?,
-        home: home?,
-        max_body: max_body?,
-        max_streamed_body: max_streamed_body?,
-        body_memory: body_memory?,
+    Some(RequestsConfig {
+        allow_rules: allow_rules?,
+        default_api_version: default_api_version?,
+        default_backend_index: default_backend_index?,
+        max_buffered_body_bytes: max_body?,
+        max_streamed_body_bytes: max_streamed_body?,
+        max_total_buffered_bytes: body_memory?,
         set_headers: set_headers?,
         remove_headers: remove_headers?,
     })
 }
 
-fn usual_allow() -> Vec<Allow> {
-    let usual = ["GET /openai/*", "POST /openai/*", "DELETE /openai/*"];
-    usual.iter().filter_map(|line| Allow::parse(line).ok()).collect()
+fn default_allow_rules() -> Vec<AllowRule> {
+    let rules = ["GET /openai/*", "POST /openai/*", "DELETE /openai/*"];
+    rules.iter().filter_map(|rule| AllowRule::parse(rule).ok()).collect()
 }
 
-fn allow(node: &Inner<'_, '_>) -> Option<Allow> {
-    let text = node.filled()?;
-    match Allow::parse(&text.value) {
-        Ok(allow) => Some(allow),
-        Err(problem) => node.error(format!("{problem} ({})", text.shown())),
+fn read_allow_rule(node: &YamlNode<'_, '_>) -> Option<AllowRule> {
+    let text = node.read_nonempty_text()?;
+    match AllowRule::parse(&text.value) {
+        Ok(rule) => Some(rule),
+        Err(problem) => node.report_error(format!("{problem} ({})", text.to_safe_display())),
     }
 }
 
-fn home(node: &Inner<'_, '_>, backends: Option<&Backends>) -> Option<usize> {
-    let text = node.filled()?;
-    match backends?.find(&text.value) {
-        Found::At(i) => Some(i),
-        Found::Unknown => None,
-        Found::Nowhere => {
-            node.error(format!("must be the name of a backend, and none is called {}", text.shown()))
-        }
+fn read_default_backend_index(node: &YamlNode<'_, '_>, backends: Option<&PartialBackends>) -> Option<usize> {
+    let text = node.read_nonempty_text()?;
+    match backends?.look_up_name(&text.value) {
+        NameLookup::Found(index) => Some(index),
+        NameLookup::Undetermined => None,
+        NameLookup::NotFound => node.report_error(format!(
+            "must be the name of a backend, and none is called {}",
+            text.to_safe_display()
+        )),
     }
 }
 
-fn set_headers(node: &Inner<'_, '_>) -> Option<Vec<(HeaderName, HeaderValue)>> {
-    let mut seen = HashSet::new();
-    let entries = node.entries()?;
-    let read = entries.iter().map(|(name, node)| {
-        let name = header_name(node, name, "this key is none");
+fn read_set_headers(node: &YamlNode<'_, '_>) -> Option<Vec<(HeaderName, HeaderValue)>> {
+    let mut names = HashSet::new();
+    let entries = node.read_named_entries()?;
+    let headers = entries.iter().map(|(name, node)| {
+        let name = check_header_name(node, name, "this key is none");
         if let Some(name) = &name
-            && !seen.insert(name.clone())
+            && !names.insert(name.clone())
         {
-            node.error::<()>("is set twice: header names compare without case");
+            node.report_error::<()>("is set twice: header names compare without case");
         }
-        let value = header_value(node);
+        let value = read_header_value(node);
         Some((name?, value?))
     });
-    let read: Vec<_> = read.collect();
-    read.into_iter().collect()
+    let headers: Vec<_> = headers.collect();
+    headers.into_iter().collect()
 }
 
-fn header_value(node: &Inner<'_, '_>) -> Option<HeaderValue> {
-    let text = node.text()?;
+fn read_header_value(node: &YamlNode<'_, '_>) -> Option<HeaderValue> {
+    let text = node.read_text()?;
     let Ok(mut value) = HeaderValue::from_str(&text.value) else {
-        return node.error("must be printable ASCII without line breaks, as header values are");
+        return node.report_error("must be printable ASCII without line breaks, as header values are");
     };
     value.set_sensitive(text.is_expanded());
     Some(value)
 }
 
-fn removed_header(node: &Inner<'_, '_>, set: &[(HeaderName, HeaderValue)]) -> Option<HeaderName> {
-    let text = node.filled()?;
-    let name = header_name(node, &text.value, &format!("{} is none", text.shown()))?;
-    if set.iter().any(|(set, _)| *set == name) {
-        return node.error("is also in requests.set_headers, which replaces what the client sent; remove it from one of them");
+fn read_removed_header(
+    node: &YamlNode<'_, '_>,
+    set_headers: &[(HeaderName, HeaderValue)],
+) -> Option<HeaderName> {
+    let text = node.read_nonempty_text()?;
+    let name = check_header_name(node, &text.value, &format!("{} is none", text.to_safe_display()))?;
+    if set_headers.iter().any(|(set_name, _)| *set_name == name) {
+        return node.report_error("is also in requests.set_headers, which replaces what the client sent; remove it from one of them");
     }
     Some(name)
 }
 
-fn header_name(node: &Inner<'_, '_>, text: &str, otherwise: &str) -> Option<HeaderName> {
+fn check_header_name(node: &YamlNode<'_, '_>, text: &str, complaint: &str) -> Option<HeaderName> {
     let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
-        return node.error(format!("a header name is letters, digits and hyphens; {otherwise}"));
+        return node.report_error(format!("a header name is letters, digits and hyphens; {complaint}"));
     };
-    match whose(name.as_str()) {
-        Some(reason) => node.error(reason),
+    match reserved_header_reason(name.as_str()) {
+        Some(reason) => node.report_error(reason),
         None => Some(name),
     }
 }
 
 /// Why a header is not the operator's to set or remove. Hop-by-hop: RFC 9110 section 7.6.1.
-fn whose(name: &str) -> Option<&'static str> {
+fn reserved_header_reason(name: &str) -> Option<&'static str> {
     match name {
         "host" => Some("cannot be changed: the host is that of the backend's endpoint"),
         "content-length" | "transfer-encoding" => {
@@ -161,30 +169,34 @@ fn whose(name: &str) -> Option<&'static str> {
 mod tests {
     use http::Method;
 
-    use crate::config::tests::{assert_problems, good};
+    use crate::config::testing::{assert_errors, parse_valid};
 
     #[test]
-    fn defaults() {
-        let requests = good("").config.requests;
-        let allow: Vec<&Method> = requests.allow.iter().map(|allow| &allow.method).collect();
+    fn optional_request_keys_have_defaults() {
+        let requests = parse_valid("").config.requests;
+        let allow: Vec<&Method> = requests.allow_rules.iter().map(|allow| &allow.method).collect();
         assert_eq!(allow, [Method::GET, Method::POST, Method::DELETE]);
-        assert!(requests.allow.iter().all(|allow| allow.path.matches("/openai/v1/models")));
-        assert_eq!((requests.api_version, requests.home), (None, 0));
-        let limits = (requests.max_body, requests.max_streamed_body, requests.body_memory);
+        assert!(requests.allow_rules.iter().all(|allow| allow.path_pattern.matches("/openai/v1/models")));
+        assert_eq!((requests.default_api_version, requests.default_backend_index), (None, 0));
+        let limits = (
+            requests.max_buffered_body_bytes,
+            requests.max_streamed_body_bytes,
+            requests.max_total_buffered_bytes,
+        );
         assert_eq!(limits, (100 << 20, 600 << 20, 1 << 30));
         assert!(requests.set_headers.is_empty() && requests.remove_headers.is_empty());
     }
 
     #[test]
-    fn larger_bodies_take_the_other_limits_along() {
-        let requests = good("requests: { max_body: 2GiB }").config.requests;
-        assert_eq!((requests.max_streamed_body, requests.body_memory), (2 << 30, 2 << 30));
+    fn a_larger_max_body_raises_the_default_of_the_other_limits() {
+        let requests = parse_valid("requests: { max_body: 2GiB }").config.requests;
+        assert_eq!((requests.max_streamed_body_bytes, requests.max_total_buffered_bytes), (2 << 30, 2 << 30));
     }
 
     #[test]
-    fn headers_are_read_and_expanded_values_marked() {
+    fn header_values_from_expansions_are_marked_sensitive() {
         let yaml = "requests: { set_headers: { Content-Type: application/json, X-Team: '${KEY}' }, remove_headers: [X-Old] }";
-        let requests = good(yaml).config.requests;
+        let requests = parse_valid(yaml).config.requests;
         assert_eq!(
             requests.set_headers[0],
             (http::header::CONTENT_TYPE, "application/json".parse().unwrap())
@@ -194,20 +206,23 @@ mod tests {
     }
 
     #[test]
-    fn home_is_the_named_backend_or_the_first_of_the_lowest_tier() {
+    fn the_default_backend_is_the_named_one_or_the_first_of_the_lowest_tier() {
         let backend = |name: &str, tier: u16| {
             format!(
                 "  - {{ name: {name}, tier: {tier}, endpoint: 'https://a.b', credential: {{ api_key: k }} }}\n"
             )
         };
         let backends = format!("backends:\n{}{}{}", backend("a", 2), backend("b", 1), backend("c", 1));
-        assert_eq!(good(&backends).config.requests.home, 1);
-        assert_eq!(good(&format!("{backends}requests: {{ home: c }}")).config.requests.home, 2);
+        assert_eq!(parse_valid(&backends).config.requests.default_backend_index, 1);
+        assert_eq!(
+            parse_valid(&format!("{backends}requests: {{ home: c }}")).config.requests.default_backend_index,
+            2
+        );
     }
 
     #[test]
-    fn problems() {
-        assert_problems(&[
+    fn invalid_request_settings_are_reported() {
+        assert_errors(&[
             (
                 "requests: { home: west }",
                 &["requests.home: must be the name of a backend, and none is called \"west\""],

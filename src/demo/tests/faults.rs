@@ -1,215 +1,223 @@
-//! Bad moods, as a client sees them.
+//! Moods, as a client sees them.
 
 use std::collections::HashMap;
 use std::time::Instant;
 
-use super::super::{ErrorOrder, Extent, Refusal};
 use super::*;
+use crate::demo::{BodyPosition, ErrorEventOrder, LoggedRequest, SimulatedError};
 
-const RESPONSES: &str = "/openai/v1/responses";
-const ASK: &str = r#"{"model":"gpt-4o","input":"hello there","stream":true}"#;
+const RESPONSES_TARGET: &str = "/openai/v1/responses";
+const STREAMING_RESPONSES_BODY: &str = r#"{"model":"gpt-4o","input":"hello there","stream":true}"#;
 
 #[tokio::test]
-async fn refusals_have_the_shape_of_their_origin() {
+async fn each_error_has_the_shape_that_azure_gives_it() {
     let throttled = Mood::Throttled { retry_after_ms: Some(1500), retry_after: Some("2".to_owned()) };
     let cases = [
         (throttled, 429, "rate limit"),
         (Mood::HighDemand, 429, "high demand"),
-        (Mood::Refuses(Refusal::ContentFilter), 400, "ResponsibleAIPolicyViolation"),
-        (Mood::Refuses(Refusal::ContextLengthExceeded), 400, "context_length_exceeded"),
-        (Mood::Refuses(Refusal::Firewall), 403, "Firewall"),
-        (Mood::Refuses(Refusal::Timeout), 408, "Timeout"),
-        (Mood::Refuses(Refusal::FailedDependency), 424, "424"),
-        (Mood::Refuses(Refusal::BadGateway), 502, "<html>"),
-        (Mood::Refuses(Refusal::Unavailable), 503, "temporarily"),
-        (Mood::Refuses(Refusal::Status(418)), 418, "simulated"),
+        (Mood::Refuses(SimulatedError::ContentFilter), 400, "ResponsibleAIPolicyViolation"),
+        (Mood::Refuses(SimulatedError::ContextLengthExceeded), 400, "context_length_exceeded"),
+        (Mood::Refuses(SimulatedError::Firewall), 403, "Firewall"),
+        (Mood::Refuses(SimulatedError::Timeout), 408, "Timeout"),
+        (Mood::Refuses(SimulatedError::FailedDependency), 424, "424"),
+        (Mood::Refuses(SimulatedError::BadGateway), 502, "<html>"),
+        (Mood::Refuses(SimulatedError::Unavailable), 503, "temporarily"),
+        (Mood::Refuses(SimulatedError::Status(418)), 418, "simulated"),
     ];
-    let simulator = started(east()).await;
+    let simulator = start(east_resource()).await;
     for (mood, status, text) in cases {
         simulator.set_mood("east", mood.clone());
-        let reply = one(&simulator, post(CHAT, HELLO)).await;
-        assert_eq!(reply.status, status, "{mood:?}");
-        assert!(reply.text().contains(text), "{mood:?}: {}", reply.text());
-        let waits = (reply.header("retry-after-ms"), reply.header("retry-after"));
+        let response = send_once(&simulator, post_request(CHAT_TARGET, CHAT_BODY)).await;
+        assert_eq!(response.status, status, "{mood:?}");
+        assert!(response.text().contains(text), "{mood:?}: {}", response.text());
+        let retry_after = (response.header("retry-after-ms"), response.header("retry-after"));
         let expected =
             if matches!(mood, Mood::Throttled { .. }) { (Some("1500"), Some("2")) } else { (None, None) };
-        assert_eq!(waits, expected, "{mood:?}");
+        assert_eq!(retry_after, expected, "{mood:?}");
     }
 }
 
 #[tokio::test]
-async fn moods_follow_each_other_and_differ_by_deployment() {
-    let sequence = Mood::Sequence(vec![Mood::Refuses(Refusal::ServerError), Mood::Calm]);
+async fn moods_can_follow_each_other_and_depend_on_the_deployment() {
+    let sequence = Mood::Sequence(vec![Mood::Refuses(SimulatedError::ServerError), Mood::Calm]);
     let moods = HashMap::from([("gpt-4o".to_owned(), sequence)]);
-    let simulator = in_mood(Mood::PerDeployment { moods, otherwise: Box::new(Mood::HighDemand) }).await;
+    let simulator = start_with_mood(Mood::PerDeployment {
+        moods_by_deployment: moods,
+        default_mood: Box::new(Mood::HighDemand),
+    })
+    .await;
     let v1 = |model: &str| {
-        post("/openai/v1/chat/completions", &HELLO.replacen('{', &format!("{{\"model\":\"{model}\","), 1))
+        post_request(
+            "/openai/v1/chat/completions",
+            &CHAT_BODY.replacen('{', &format!("{{\"model\":\"{model}\","), 1),
+        )
     };
-    let mut client = Client::to(simulator.address("east")).await;
-    assert_eq!(client.ask(post(CHAT, HELLO)).await.status, 500);
-    assert_eq!(client.ask(v1("other")).await.status, 429);
-    assert_eq!(client.ask(v1("gpt-4o")).await.status, 200);
-    assert_eq!(client.ask(post(CHAT, HELLO)).await.status, 200);
+    let mut client = TestClient::connect(simulator.address("east")).await;
+    assert_eq!(client.round_trip(post_request(CHAT_TARGET, CHAT_BODY)).await.status, 500);
+    assert_eq!(client.round_trip(v1("other")).await.status, 429);
+    assert_eq!(client.round_trip(v1("gpt-4o")).await.status, 200);
+    assert_eq!(client.round_trip(post_request(CHAT_TARGET, CHAT_BODY)).await.status, 200);
 }
 
 #[tokio::test]
-async fn connections_break_where_they_should() {
-    let simulator = started(east()).await;
+async fn connections_are_cut_off_at_the_position_that_the_mood_names() {
+    let simulator = start(east_resource()).await;
     for (mood, is_reset) in
         [(Mood::ResetBeforeHead, true), (Mood::CloseBeforeHead, false), (Mood::ResetOnAccept, true)]
     {
         simulator.set_mood("east", mood.clone());
-        let mut client = Client::to(simulator.address("east")).await;
-        if client.socket.write_all(post(CHAT, HELLO).as_bytes()).await.is_ok() {
-            let ended = client.socket.read_buf(&mut client.ahead).await;
-            assert_eq!(ended.is_err(), is_reset, "{mood:?}: {ended:?}");
-            assert!(client.ahead.is_empty());
+        let mut client = TestClient::connect(simulator.address("east")).await;
+        if client.stream.write_all(post_request(CHAT_TARGET, CHAT_BODY).as_bytes()).await.is_ok() {
+            let read = client.stream.read_buf(&mut client.buffer).await;
+            assert_eq!(read.is_err(), is_reset, "{mood:?}: {read:?}");
+            assert!(client.buffer.is_empty());
         }
     }
-    // (mood, at least so many events, whole as far as framing goes)
+    // (mood, number of events, whether the framing is complete)
     let cases = [
-        (Mood::ResetMidBody { after: Extent::Events(4) }, 4, false),
-        (Mood::CloseMidStream { after: Extent::Events(4) }, 4, false),
-        (Mood::TruncatedLength { missing: 10 }, 16, false),
+        (Mood::ResetMidBody { after: BodyPosition::Events(4) }, 4, false),
+        (Mood::CloseMidStream { after: BodyPosition::Events(4) }, 4, false),
+        (Mood::TruncatedLength { missing_bytes: 10 }, 16, false),
         (Mood::CleanEndWithoutTerminal, 16, true),
         (Mood::TinyWrites, 16, true),
         (Mood::Http10Close, 16, true),
     ];
-    for (mood, count, whole) in cases {
+    for (mood, event_count, is_complete) in cases {
         simulator.set_mood("east", mood.clone());
-        let reply = one(&simulator, post(CHAT, STREAM)).await;
-        assert_eq!((reply.status, reply.whole), (200, whole), "{mood:?}");
-        assert_eq!(reply.events().len(), count, "{mood:?}");
-        let has_end = matches!(mood, Mood::TruncatedLength { .. } | Mood::TinyWrites | Mood::Http10Close);
-        assert_eq!(reply.text().ends_with("[DONE]\n\n"), has_end, "{mood:?}");
-        assert_eq!(reply.head.starts_with("HTTP/1.0"), mood == Mood::Http10Close);
+        let response = send_once(&simulator, post_request(CHAT_TARGET, STREAMING_CHAT_BODY)).await;
+        assert_eq!((response.status, response.is_complete), (200, is_complete), "{mood:?}");
+        assert_eq!(response.events().len(), event_count, "{mood:?}");
+        let has_done_event =
+            matches!(mood, Mood::TruncatedLength { .. } | Mood::TinyWrites | Mood::Http10Close);
+        assert_eq!(response.text().ends_with("[DONE]\n\n"), has_done_event, "{mood:?}");
+        assert_eq!(response.head.starts_with("HTTP/1.0"), mood == Mood::Http10Close);
     }
-    simulator.set_mood("east", Mood::ResetMidBody { after: Extent::Bytes(30) });
-    let reply = one(&simulator, post(CHAT, HELLO)).await;
-    assert_eq!((reply.body.len(), reply.whole), (30, false));
+    simulator.set_mood("east", Mood::ResetMidBody { after: BodyPosition::Bytes(30) });
+    let response = send_once(&simulator, post_request(CHAT_TARGET, CHAT_BODY)).await;
+    assert_eq!((response.body.len(), response.is_complete), (30, false));
 }
 
 #[tokio::test]
-async fn a_refusal_can_hide_in_a_200() {
-    let simulator = started(east()).await;
+async fn a_stream_with_status_200_can_contain_an_error() {
+    let simulator = start(east_resource()).await;
     let orders = [
-        (ErrorOrder::CreatedErrorFailed, vec!["response.created", "error", "response.failed"]),
-        (ErrorOrder::ErrorAlone, vec!["error"]),
-        (ErrorOrder::FailedThenError, vec!["response.created", "response.failed", "error"]),
+        (ErrorEventOrder::CreatedErrorFailed, vec!["response.created", "error", "response.failed"]),
+        (ErrorEventOrder::ErrorAlone, vec!["error"]),
+        (ErrorEventOrder::FailedThenError, vec!["response.created", "response.failed", "error"]),
     ];
     for (order, types) in orders {
-        simulator.set_mood("east", Mood::ErrorFirst { order, retry_after: Some("4".to_owned()) });
-        let reply = one(&simulator, post(RESPONSES, ASK)).await;
-        assert_eq!((reply.status, reply.header("retry-after")), (200, Some("4")));
-        assert_eq!(reply.types(), types);
-        let failed = reply.events().into_iter().find(|event| event["type"] == "response.failed");
+        simulator
+            .set_mood("east", Mood::ErrorFirst { event_order: order, retry_after: Some("4".to_owned()) });
+        let response = send_once(&simulator, post_request(RESPONSES_TARGET, STREAMING_RESPONSES_BODY)).await;
+        assert_eq!((response.status, response.header("retry-after")), (200, Some("4")));
+        assert_eq!(response.event_types(), types);
+        let failed = response.events().into_iter().find(|event| event["type"] == "response.failed");
         let is_null = failed.map(|event| event["response"]["error"].is_null());
         assert_eq!(
             is_null,
-            (order != ErrorOrder::ErrorAlone).then_some(order == ErrorOrder::FailedThenError)
+            (order != ErrorEventOrder::ErrorAlone).then_some(order == ErrorEventOrder::FailedThenError)
         );
-        let chat = one(&simulator, post(CHAT, STREAM)).await;
+        let chat = send_once(&simulator, post_request(CHAT_TARGET, STREAMING_CHAT_BODY)).await;
         assert_eq!(chat.events().last().unwrap()["error"]["code"], "rate_limit_exceeded");
-        assert_eq!(one(&simulator, post(CHAT, HELLO)).await.status, 429);
+        assert_eq!(send_once(&simulator, post_request(CHAT_TARGET, CHAT_BODY)).await.status, 429);
     }
-    simulator.set_mood("east", Mood::MidStreamError { after: 2 });
-    let chat = one(&simulator, post(CHAT, STREAM)).await;
-    assert_eq!(chat.said(), "You said:");
+    simulator.set_mood("east", Mood::MidStreamError { after_events: 2 });
+    let chat = send_once(&simulator, post_request(CHAT_TARGET, STREAMING_CHAT_BODY)).await;
+    assert_eq!(chat.chat_text(), "You said:");
     assert_eq!(chat.events().last().unwrap()["error"]["type"], "server_error");
-    let response = one(&simulator, post(RESPONSES, ASK)).await;
-    assert_eq!(response.types().last().unwrap(), "response.failed");
-    assert_eq!(response.types().iter().filter(|kind| kind.ends_with(".delta")).count(), 2);
+    let response = send_once(&simulator, post_request(RESPONSES_TARGET, STREAMING_RESPONSES_BODY)).await;
+    assert_eq!(response.event_types().last().unwrap(), "response.failed");
+    assert_eq!(response.event_types().iter().filter(|event_type| event_type.ends_with(".delta")).count(), 2);
 }
 
 #[tokio::test]
-async fn events_can_be_large_late_and_annotated() {
-    let simulator = in_mood(Mood::BigCreated { bytes: 60_000 }).await;
-    let reply = one(&simulator, post(RESPONSES, ASK)).await;
-    assert!(reply.text().lines().nth(1).unwrap().len() > 60_000);
-    assert_eq!(reply.events()[0]["type"], "response.created");
-    simulator.set_mood("east", Mood::AsyncFilter { blocks: true });
-    let events = one(&simulator, post(CHAT, STREAM)).await.events();
+async fn events_can_be_padded_annotated_and_delayed() {
+    let simulator = start_with_mood(Mood::BigCreated { padding_bytes: 60_000 }).await;
+    let response = send_once(&simulator, post_request(RESPONSES_TARGET, STREAMING_RESPONSES_BODY)).await;
+    assert!(response.text().lines().nth(1).unwrap().len() > 60_000);
+    assert_eq!(response.events()[0]["type"], "response.created");
+    simulator.set_mood("east", Mood::AsyncFilter { blocks_content: true });
+    let events = send_once(&simulator, post_request(CHAT_TARGET, STREAMING_CHAT_BODY)).await.events();
     let finishes: Vec<&str> =
         events.iter().filter_map(|event| event["choices"][0]["finish_reason"].as_str()).collect();
     assert_eq!(finishes, ["stop", "content_filter"]);
-    simulator.set_mood("east", Mood::Silence { after: 3, lasting: Duration::from_millis(120) });
+    simulator.set_mood("east", Mood::Silence { after_events: 3, duration: Duration::from_millis(120) });
     let started = Instant::now();
     assert!(
-        one(&simulator, post(CHAT, STREAM)).await.whole && started.elapsed() >= Duration::from_millis(120)
+        send_once(&simulator, post_request(CHAT_TARGET, STREAMING_CHAT_BODY)).await.is_complete
+            && started.elapsed() >= Duration::from_millis(120)
     );
     simulator.set_mood("east", Mood::After(Duration::from_millis(60), Box::new(Mood::HighDemand)));
     let started = Instant::now();
-    assert_eq!(one(&simulator, post(CHAT, HELLO)).await.status, 429);
+    assert_eq!(send_once(&simulator, post_request(CHAT_TARGET, CHAT_BODY)).await.status, 429);
     assert!(started.elapsed() >= Duration::from_millis(60));
 }
 
 #[tokio::test]
-async fn odd_heads_come_before_or_instead_of_answers() {
-    let simulator = in_mood(Mood::InfoFlood(3)).await;
-    let mut client = Client::to(simulator.address("east")).await;
-    client.send(post(CHAT, HELLO)).await;
+async fn interim_unsolicited_and_early_responses_are_sent() {
+    let simulator = start_with_mood(Mood::InfoFlood(3)).await;
+    let mut client = TestClient::connect(simulator.address("east")).await;
+    client.send(post_request(CHAT_TARGET, CHAT_BODY)).await;
     let mut statuses = Vec::new();
     for _ in 0..4 {
-        statuses.push(client.reply().await.unwrap().status);
+        statuses.push(client.read_response().await.unwrap().status);
     }
     assert_eq!(statuses, [103, 102, 103, 200]);
     simulator.set_mood("east", Mood::Unsolicited101);
-    assert_eq!(client.ask(post(CHAT, HELLO)).await.status, 101);
+    assert_eq!(client.round_trip(post_request(CHAT_TARGET, CHAT_BODY)).await.status, 101);
     simulator.set_mood("east", Mood::CountersMinusOne);
-    let reply = one(&simulator, post(CHAT, HELLO)).await;
-    assert_eq!(reply.header("x-ratelimit-remaining-tokens"), Some("-1"));
+    let response = send_once(&simulator, post_request(CHAT_TARGET, CHAT_BODY)).await;
+    assert_eq!(response.header("x-ratelimit-remaining-tokens"), Some("-1"));
 
-    // The head alone is enough for an early answer; the connection goes on after the body.
-    simulator.set_mood("east", Mood::EarlyAnswer { refusal: Refusal::Unavailable, close: false });
-    let mut client = Client::to(simulator.address("east")).await;
-    let request = post(CHAT, HELLO);
-    let (head, body) = request.split_at(request.len() - HELLO.len());
-    assert_eq!(client.ask(head).await.status, 503);
+    // An early answer needs only the head; the connection can be used again after the body.
+    simulator
+        .set_mood("east", Mood::EarlyAnswer { error: SimulatedError::Unavailable, closes_connection: false });
+    let mut client = TestClient::connect(simulator.address("east")).await;
+    let request = post_request(CHAT_TARGET, CHAT_BODY);
+    let (head, body) = request.split_at(request.len() - CHAT_BODY.len());
+    assert_eq!(client.round_trip(head).await.status, 503);
     simulator.set_mood("east", Mood::Calm);
     client.send(body).await;
-    assert_eq!(client.ask(post(CHAT, HELLO)).await.status, 200);
-    simulator.set_mood("east", Mood::EarlyAnswer { refusal: Refusal::Unavailable, close: true });
-    assert_eq!(client.ask(head).await.header("connection"), Some("close"));
-    assert!(!client.more().await);
+    assert_eq!(client.round_trip(post_request(CHAT_TARGET, CHAT_BODY)).await.status, 200);
+    simulator
+        .set_mood("east", Mood::EarlyAnswer { error: SimulatedError::Unavailable, closes_connection: true });
+    assert_eq!(client.round_trip(head).await.header("connection"), Some("close"));
+    assert!(!client.read_more().await);
 }
 
 #[tokio::test]
-async fn a_caller_who_leaves_is_noticed() {
-    let slow = Duration::from_secs(30);
-    let silence = Mood::Silence { after: 2, lasting: slow };
-    let simulator = started(east()).await;
-    for (number, mood) in
-        [Mood::Mute, silence, Mood::Drip(slow), Mood::SlowFirstByte(slow)].into_iter().enumerate()
-    {
+async fn a_client_that_disconnects_is_noticed() {
+    let delay = Duration::from_secs(30);
+    let silence = Mood::Silence { after_events: 2, duration: delay };
+    let simulator = start(east_resource()).await;
+    let is_logged = async |index: usize, condition: fn(&LoggedRequest) -> bool| {
+        let condition = |requests: &[LoggedRequest]| requests.get(index).is_some_and(condition);
+        simulator.wait_for_requests("east", TIMEOUT, condition).await
+    };
+    let moods = [Mood::Mute, silence, Mood::Drip(delay), Mood::SlowFirstByte(delay)];
+    let mood_count = moods.len();
+    for (index, mood) in moods.into_iter().enumerate() {
         simulator.set_mood("east", mood.clone());
-        let mut client = Client::to(simulator.address("east")).await;
-        client.send(post(CHAT, STREAM)).await;
-        assert!(
-            simulator.wait("east", PATIENCE, |seen| seen.get(number).is_some_and(|seen| seen.complete)).await
-        );
+        let mut client = TestClient::connect(simulator.address("east")).await;
+        client.send(post_request(CHAT_TARGET, STREAMING_CHAT_BODY)).await;
+        assert!(is_logged(index, |request| request.is_body_complete).await, "{mood:?}");
         drop(client);
-        let noticed = simulator
-            .wait("east", PATIENCE, |seen| seen.get(number).is_some_and(|seen| seen.cancelled))
-            .await;
-        assert!(noticed, "{mood:?}");
-        assert!(!simulator.requests("east")[number].answered);
+        assert!(is_logged(index, |request| request.client_disconnected).await, "{mood:?}");
+        assert!(!simulator.received_requests("east")[index].is_response_complete);
     }
-    let mut client = Client::to(simulator.address("east")).await;
-    let request = post(CHAT, HELLO);
+    let mut client = TestClient::connect(simulator.address("east")).await;
+    let request = post_request(CHAT_TARGET, CHAT_BODY);
     client.send(&request[..request.len() - 10]).await;
     drop(client);
-    assert!(
-        simulator
-            .wait("east", PATIENCE, |seen| seen.get(4).is_some_and(|seen| seen.cancelled && !seen.complete))
-            .await
-    );
+    assert!(is_logged(mood_count, |request| request.client_disconnected && !request.is_body_complete).await);
 }
 
 #[tokio::test]
-async fn a_request_may_choose_its_mood_where_that_is_allowed() {
-    let mut resource = east();
-    let request = post(CHAT, HELLO).replace("api-key", "x-simulate: {refuses: content_filter}\r\napi-key");
-    assert_eq!(one(&started(resource.clone()).await, &request).await.status, 200);
-    resource.moods_by_header = true;
-    assert_eq!(one(&started(resource).await, &request).await.status, 400);
+async fn a_request_can_choose_its_mood_if_the_resource_allows_that() {
+    let mut resource = east_resource();
+    let request = post_request(CHAT_TARGET, CHAT_BODY)
+        .replace("api-key", "x-simulate: {refuses: content_filter}\r\napi-key");
+    assert_eq!(send_once(&start(resource.clone()).await, &request).await.status, 200);
+    resource.allows_mood_header = true;
+    assert_eq!(send_once(&start(resource).await, &request).await.status, 400);
 }

@@ -1,9 +1,9 @@
-//! One try: the request goes to a backend, its reply comes back and out, while client, backend and
-//! time-outs are listened to at once.
+//! The exchange of one attempt: the request goes to a backend and its response to the client, while
+//! client, backend and deadlines are waited for at once.
 
 use std::collections::VecDeque;
 use std::future::{pending, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -11,315 +11,278 @@ use http::{Method, StatusCode, Version, header};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::{Error, ErrorSource, ErrorType, Result};
-use tokio::task::yield_now;
-use tokio::time::timeout;
 
-use super::relay::{FIRST_BYTE, IDLE};
-use super::retry_state::Due;
-use super::upstream_error::Trouble;
-use crate::proxy::client::request_body::{NoBody, broken};
+use super::deadline::DeadlineAction;
+use super::response_handler::ResponseHandler;
+use super::upstream_error::UpstreamError;
+use crate::proxy::client::presence::client_disconnect;
+use crate::proxy::client::request_body::{BodyReadError, classify_read_error};
+use crate::proxy::client::response_writer::wait_until_recorded;
 use crate::proxy::context::RequestContext;
+use crate::proxy::error_types::{FIRST_BYTE_TIMEOUT, IDLE_TIMEOUT};
 use crate::proxy::timer::Timer;
-use crate::proxy::upstream::connection::{Progress, Upstream};
-use crate::record::writer::Receipt;
+use crate::proxy::upstream::connection::{UpstreamConnection, UpstreamEvent};
 
-/// Most bytes that are handed to the engine at once: between two pieces the reply is looked for.
-const PIECE_MAX: usize = 128 * 1024;
-/// Pieces up to this are copied rather than sent each by itself.
-const SMALL: usize = 16 * 1024;
-/// Most parts of a reply that are taken together if they are there already.
-const TOGETHER: usize = 4;
-/// How long the last bytes of an answer wait for its record.
-const RECORDING: Duration = Duration::from_millis(20);
+/// Most parts of a response that are taken together if they have arrived already.
+const MAX_TASKS_TOGETHER: usize = 4;
 
-/// The pieces of a body, in order. Small ones that an edit left behind are joined: each would be a
-/// write, and there are servers of HTTP/2 that hang up on many small frames.
-pub(in crate::proxy) fn pieces(held: impl IntoIterator<Item = Bytes>) -> VecDeque<Bytes> {
-    let mut cut = VecDeque::new();
-    let mut small: Vec<Bytes> = Vec::new();
-    for mut piece in held {
-        if piece.len() <= SMALL {
-            small.push(piece);
-            continue;
-        }
-        cut.extend(joined(&mut small));
-        while piece.len() > PIECE_MAX {
-            cut.push_back(piece.split_to(PIECE_MAX));
-        }
-        cut.push_back(piece);
-    }
-    cut.extend(joined(&mut small));
-    cut
-}
-
-/// The bytes of these pieces as one, if there are any.
-fn joined(pieces: &mut Vec<Bytes>) -> Option<Bytes> {
-    pieces.retain(|piece| !piece.is_empty());
-    match pieces.len() {
-        0 => None,
-        1 => pieces.pop(),
-        _ => Some(Bytes::from(std::mem::take(pieces).concat())),
-    }
-}
-
-/// Waits for the record of an answer whose last bytes are about to go out, for a moment: what a
-/// client has got whole is written down even if this process is killed.
-pub(in crate::proxy) async fn recorded(flow: &RequestContext, receipt: Option<Receipt>) {
-    let Some(receipt) = receipt else { return };
-    // Whoever is at its end at the same moment shares the way to the disk.
-    yield_now().await;
-    flow.gateway().write_down();
-    if timeout(RECORDING, receipt).await.is_err() {
-        flow.gateway().late();
-    }
-}
-
-/// Waits for the client to leave.
-pub(in crate::proxy) async fn client_left(session: &mut ServerSession, deaf: &mut bool) -> Box<Error> {
-    while !*deaf {
-        match session.read_body_or_idle(true).await {
-            // The engine's word for data after the end of a body: a stray line end, or the next
-            // request already. A byte of it is gone with the look, so this answer is the last on
-            // this connection, and the client sends again what was not answered.
-            Err(problem) if *problem.etype() == ErrorType::ConnectError => {
-                *deaf = true;
-                session.set_keepalive(None);
-            }
-            Err(problem) => return problem.into_down(),
-            Ok(_) => return Error::explain(ErrorType::ConnectionClosed, "the client has left").into_down(),
-        }
-    }
-    pending().await
-}
-
-/// What the client is listened to for.
+/// What is read from the client at a moment.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Ear {
+enum ClientInterest {
     /// More of its upload.
     Upload,
-    /// Whether it leaves.
-    Leaving,
-    /// The other protocol.
+    /// Only whether it disconnects.
+    Disconnect,
+    /// Bytes of the tunnel.
     Tunnel,
-    /// Nothing: there is no room for what it sends, or no way on.
-    Closed,
+    /// Nothing: there is no room for what it sends, or no backend to send it to.
+    Nothing,
 }
 
-impl Ear {
-    async fn listen(self, session: &mut ServerSession, deaf: &mut bool) -> Result<Option<Bytes>> {
+impl ClientInterest {
+    async fn read(self, session: &mut ServerSession, has_pipelined: &mut bool) -> Result<Option<Bytes>> {
         match self {
             Self::Upload => session.read_request_body().await,
-            Self::Leaving => Err(client_left(session, deaf).await),
+            Self::Disconnect => Err(client_disconnect(session, has_pipelined).await),
             Self::Tunnel => session.read_body_or_idle(false).await.map_err(Error::into_down),
-            Self::Closed => pending().await,
+            Self::Nothing => pending().await,
         }
     }
 }
 
+/// What happens next.
 enum Event {
-    Backend(Progress),
+    Backend(UpstreamEvent),
     Client(Result<Option<Bytes>>),
-    Room,
-    Due,
+    /// The backend can take the next piece of the body.
+    RoomUpstream,
+    Deadline,
 }
 
-/// A request under way to a backend.
-pub(in crate::proxy) struct Exchange<'e> {
+/// How far the request has been sent.
+struct SendProgress {
+    /// Pieces of the body that are not sent yet.
+    unsent: VecDeque<Bytes>,
+    /// More of the body comes from the client, which may send at most this many bytes in all.
+    streaming_limit: Option<u64>,
+    /// The whole request has been sent, or no more of it can be.
+    is_done: bool,
+    /// Sending failed. The response is still read: a backend may answer before it closes.
+    failure: Option<Box<Error>>,
+}
+
+impl SendProgress {
+    fn has_unsent_body(&self) -> bool {
+        !self.unsent.is_empty() || self.streaming_limit.is_some()
+    }
+}
+
+/// One attempt on its connection.
+pub(in crate::proxy) struct AttemptExchange<'e> {
     session: &'e mut ServerSession,
-    flow: &'e mut RequestContext,
-    upstream: &'e mut Upstream,
-    /// What is held of its body and not sent yet.
-    pieces: VecDeque<Bytes>,
-    /// The rest of its body is still to come from the client: the most bytes there may be.
-    upload: Option<u64>,
+    context: &'e mut RequestContext,
+    upstream: &'e mut UpstreamConnection,
+    progress: SendProgress,
 }
 
-impl<'e> Exchange<'e> {
+impl<'e> AttemptExchange<'e> {
+    /// An exchange whose request head has been sent.
     pub(in crate::proxy) fn new(
         session: &'e mut ServerSession,
-        flow: &'e mut RequestContext,
-        upstream: &'e mut Upstream,
+        context: &'e mut RequestContext,
+        upstream: &'e mut UpstreamConnection,
     ) -> Self {
-        let (pieces, upload) = (std::mem::take(&mut flow.pieces), flow.body.streams);
-        Self { session, flow, upstream, pieces, upload }
+        let unsent = std::mem::take(&mut context.body.unsent);
+        let streaming_limit = context.body.streaming_limit;
+        let progress = SendProgress { unsent, streaming_limit, is_done: false, failure: None };
+        Self { session, context, upstream, progress }
     }
 
-    /// Sends the body and passes the reply on, to the end of the answer.
+    /// Sends the body and passes the response on, to its end.
     ///
     /// # Errors
-    /// When it broke off, or somebody else is to be asked.
+    /// When it broke off, or another backend is to be tried.
     pub(in crate::proxy) async fn run(mut self, timer: &mut Timer) -> Result<()> {
-        // The way to the backend broke off: what it said is passed on all the same.
-        let mut cut = None;
-        let mut is_sent = self.pieces.is_empty() && self.upload.is_none();
-        if is_sent {
-            self.flow.sent(Instant::now());
-        } else if !self.pieces.is_empty() {
-            self.send_next(&mut is_sent, &mut cut).await;
+        if !self.progress.has_unsent_body() {
+            self.progress.is_done = true;
+            self.context.on_request_sent(Instant::now());
+        } else if !self.progress.unsent.is_empty() {
+            self.send_next().await;
         }
         loop {
-            let has_room = !is_sent && !self.upstream.is_sending();
-            let is_held = has_room && !self.pieces.is_empty();
-            let ear = match () {
-                () if self.session.was_upgraded() && cut.is_none() => Ear::Tunnel,
-                () if has_room && !is_held && self.upload.is_some() => Ear::Upload,
-                () if self.upload.is_some() || self.session.was_upgraded() => Ear::Closed,
-                () => Ear::Leaving,
-            };
-            let due = self.flow.deadline.filter(|_| is_sent);
+            let has_room = !self.progress.is_done && !self.upstream.is_sending();
+            let can_send_held = has_room && !self.progress.unsent.is_empty();
+            let interest = self.client_interest(has_room, can_send_held);
+            // The time for the response begins when the request has been sent.
+            let deadline = self.context.deadline.filter(|_| self.progress.is_done);
+            // In this order: a response that has arrived counts before the client's disconnect, and
+            // reading it makes room in the backend's buffers, which sending may wait for.
             let event = tokio::select! {
                 biased;
-                progress = self.upstream.next() => Event::Backend(progress),
-                () = ready(()), if is_held => Event::Room,
-                heard = ear.listen(self.session, &mut self.flow.deaf) => Event::Client(heard),
-                () = timer.until(due.map(|(due, _)| due)) => Event::Due,
+                event = self.upstream.next() => Event::Backend(event),
+                () = ready(()), if can_send_held => Event::RoomUpstream,
+                read = interest.read(self.session, &mut self.context.has_pipelined) => Event::Client(read),
+                () = timer.until(deadline.map(|deadline| deadline.at)) => Event::Deadline,
             };
             match event {
-                Event::Backend(Progress::Read(read)) => {
-                    if self.take(read, &mut is_sent, &mut cut).await? {
+                Event::Backend(UpstreamEvent::Read(read)) => {
+                    if self.on_response(read).await? {
                         return Ok(());
                     }
                 }
-                Event::Backend(Progress::Sent(sent)) => self.sent(sent, &mut is_sent, &mut cut),
-                Event::Room => self.send_next(&mut is_sent, &mut cut).await,
-                Event::Client(heard) if ear == Ear::Tunnel => match heard? {
-                    Some(bytes) => cut = self.upstream.send_through(&bytes).await.err().map(Error::into_up),
+                Event::Backend(UpstreamEvent::Sent(sent)) => self.on_sent(sent),
+                Event::RoomUpstream => self.send_next().await,
+                Event::Client(read) if interest == ClientInterest::Tunnel => match read? {
+                    Some(bytes) => {
+                        let sent = self.upstream.send_tunnel_bytes(&bytes).await;
+                        self.progress.failure = sent.err().map(Error::into_up);
+                    }
                     None => return Ok(()),
                 },
-                Event::Client(heard) => {
-                    self.uploaded(heard)?;
-                    if self.upload.is_none() || !self.pieces.is_empty() {
-                        self.send_next(&mut is_sent, &mut cut).await;
+                Event::Client(read) => {
+                    self.on_upload(read)?;
+                    if self.progress.streaming_limit.is_none() || !self.progress.unsent.is_empty() {
+                        self.send_next().await;
                     }
                 }
-                Event::Due => {
-                    if self.overdue(due.map(|(_, then)| then)).await? {
+                Event::Deadline => {
+                    if self.on_deadline(deadline.map(|deadline| deadline.action)).await? {
                         return Ok(());
                     }
                 }
             }
+        }
+    }
+
+    fn client_interest(&self, has_room: bool, can_send_held: bool) -> ClientInterest {
+        let is_tunnel = self.session.was_upgraded();
+        let is_upload = self.progress.streaming_limit.is_some();
+        match () {
+            () if is_tunnel && self.progress.failure.is_none() => ClientInterest::Tunnel,
+            () if has_room && !can_send_held && is_upload => ClientInterest::Upload,
+            () if is_upload || is_tunnel => ClientInterest::Nothing,
+            () => ClientInterest::Disconnect,
         }
     }
 
     /// Sends the next piece of the body, or its end.
-    async fn send_next(&mut self, is_sent: &mut bool, cut: &mut Option<Box<Error>>) {
-        let piece = self.pieces.pop_front().unwrap_or_default();
-        let last = self.pieces.is_empty() && self.upload.is_none();
-        match self.upstream.send(piece, last).await {
-            Ok(true) => self.sent(Ok(()), is_sent, cut),
+    async fn send_next(&mut self) {
+        let piece = self.progress.unsent.pop_front().unwrap_or_default();
+        let is_last = !self.progress.has_unsent_body();
+        match self.upstream.send(piece, is_last).await {
+            Ok(true) => self.on_sent(Ok(())),
             Ok(false) => {}
-            Err(problem) => self.sent(Err(problem), is_sent, cut),
+            Err(problem) => self.on_sent(Err(problem)),
         }
     }
 
     /// A piece of the body has been sent, or could not be.
-    fn sent(&mut self, sent: Result<()>, is_sent: &mut bool, cut: &mut Option<Box<Error>>) {
+    fn on_sent(&mut self, sent: Result<()>) {
         match sent {
-            Ok(()) if self.pieces.is_empty() && self.upload.is_none() => {
-                *is_sent = true;
-                self.flow.sent(Instant::now());
-            }
+            Ok(()) if self.progress.has_unsent_body() => return,
             Ok(()) => {}
-            Err(problem) => {
-                *is_sent = true;
-                *cut = Some(problem.into_up());
-                self.flow.sent(Instant::now());
-            }
+            Err(problem) => self.progress.failure = Some(problem.into_up()),
         }
+        self.progress.is_done = true;
+        self.context.on_request_sent(Instant::now());
     }
 
-    /// Takes in what came of an upload.
-    fn uploaded(&mut self, heard: Result<Option<Bytes>>) -> Result<()> {
-        let Some(most) = self.upload else { return heard.map(|_| ()) };
+    /// More of an upload has arrived, or its end, or it broke off.
+    fn on_upload(&mut self, read: Result<Option<Bytes>>) -> Result<()> {
+        let Some(limit) = self.progress.streaming_limit else { return read.map(|_| ()) };
         let refused = |status| Err(Error::new(ErrorType::HTTPStatus(status)).into_down());
-        match heard {
+        match read {
             Ok(Some(piece)) => {
-                let body = &mut self.flow.body;
-                body.length += piece.len() as u64;
-                body.consumed = true;
-                if body.length > most {
+                let body = &mut self.context.body;
+                body.bytes_read += piece.len() as u64;
+                body.is_consumed = true;
+                if body.bytes_read > limit {
                     return refused(413);
                 }
                 if !piece.is_empty() {
-                    self.pieces.push_back(piece);
+                    self.progress.unsent.push_back(piece);
                 }
                 Ok(())
             }
             Ok(None) => {
-                self.flow.body.ended();
-                self.upload = None;
+                self.context.body.note_end();
+                self.progress.streaming_limit = None;
                 Ok(())
             }
-            Err(problem) => match broken(&problem) {
-                NoBody::Gone => Err(problem.into_down()),
-                NoBody::Refused(refusal) | NoBody::Unframed(refusal) => refused(refusal.reason.status()),
+            Err(problem) => match classify_read_error(&problem) {
+                BodyReadError::ClientGone => Err(problem.into_down()),
+                BodyReadError::Refused(refusal) | BodyReadError::Unframed(refusal) => {
+                    refused(refusal.reason.status())
+                }
             },
         }
     }
 
-    /// Passes on what came of a reply; says whether the client has all it gets.
-    async fn take(
-        &mut self,
-        read: Result<HttpTask>,
-        is_sent: &mut bool,
-        cut: &mut Option<Box<Error>>,
-    ) -> Result<bool> {
-        let mut tasks = Vec::with_capacity(TOGETHER);
-        tasks.push(self.part(read, cut)?);
-        while tasks.len() < TOGETHER
+    /// Passes on what came of a response; returns whether the client has all that it gets.
+    async fn on_response(&mut self, read: Result<HttpTask>) -> Result<bool> {
+        let mut tasks = Vec::with_capacity(MAX_TASKS_TOGETHER);
+        tasks.push(self.framed_task(read)?);
+        // What has arrived already goes to the client in one write.
+        while tasks.len() < MAX_TASKS_TOGETHER
             && !tasks.last().is_none_or(HttpTask::is_end)
-            && let Some(progress) = self.upstream.next().now_or_never()
+            && let Some(event) = self.upstream.next().now_or_never()
         {
-            match progress {
-                Progress::Read(read) => tasks.push(self.part(read, cut)?),
-                Progress::Sent(sent) => self.sent(sent, is_sent, cut),
+            match event {
+                UpstreamEvent::Read(read) => tasks.push(self.framed_task(read)?),
+                UpstreamEvent::Sent(sent) => self.on_sent(sent),
             }
         }
-        let ends = tasks.last().is_some_and(HttpTask::is_end);
-        let out = self.flow.receive(tasks, Instant::now())?;
-        let is_over = self.pass(out).await?;
-        if ends && !is_over && !self.flow.is_committed() {
-            return Err(Error::explain(ErrorType::ConnectionClosed, "a reply without an answer").into_up());
+        let is_end = tasks.last().is_some_and(HttpTask::is_end);
+        let out = ResponseHandler::new(self.context, Instant::now()).receive(tasks)?;
+        let is_over = self.write_to_client(out).await?;
+        if is_end && !is_over && !self.context.is_committed() {
+            let error =
+                Error::explain(ErrorType::ConnectionClosed, "the response ended without a final head");
+            return Err(error.into_up());
         }
-        Ok(is_over || ends)
+        Ok(is_over || is_end)
     }
 
-    /// A part of a reply, framed for the client.
-    fn part(&self, read: Result<HttpTask>, cut: &mut Option<Box<Error>>) -> Result<HttpTask> {
+    /// A part of a response, framed for the client.
+    fn framed_task(&mut self, read: Result<HttpTask>) -> Result<HttpTask> {
         match read {
-            Ok(HttpTask::Header(mut header, ends)) => {
-                self.frame(&mut header, ends)?;
-                Ok(HttpTask::Header(header, ends))
+            Ok(HttpTask::Header(mut header, is_end)) => {
+                self.set_framing(&mut header, is_end)?;
+                Ok(HttpTask::Header(header, is_end))
             }
             Ok(task) => Ok(task),
-            Err(problem) => Ok(HttpTask::Failed(cut.take().unwrap_or(problem).into_up())),
+            // Where sending failed first, that is the cause.
+            Err(problem) => Ok(HttpTask::Failed(self.progress.failure.take().unwrap_or(problem).into_up())),
         }
     }
 
-    /// A reply without a length ends with its connection, or with its stream. To the client it is
-    /// chunked.
-    fn frame(&self, header: &mut ResponseHeader, ends: bool) -> Result<()> {
-        let is_bare = self.flow.method == Method::HEAD
+    /// A response without a length ends with its connection, or with its HTTP/2 stream. To the client
+    /// it is chunked, so that its end can be told from a break.
+    fn set_framing(&self, header: &mut ResponseHeader, is_end: bool) -> Result<()> {
+        // RFC 9112, section 6.3: these have no body, whatever their fields say.
+        let has_no_body = self.context.request.method == Method::HEAD
             || header.status.is_informational()
             || matches!(header.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let is_framed = header.headers.contains_key(header::CONTENT_LENGTH)
             || header.headers.contains_key(header::TRANSFER_ENCODING);
         let is_http2 = header.version == Version::HTTP_2;
         header.set_version(Version::HTTP_11);
-        if !is_bare && !is_framed && (is_http2 || !ends) {
+        if !has_no_body && !is_framed && (is_http2 || !is_end) {
             header.insert_header(header::TRANSFER_ENCODING, "chunked")?;
         }
         Ok(())
     }
 
-    /// Gives the client what is ready; says whether that is all it gets.
-    async fn pass(&mut self, out: Vec<HttpTask>) -> Result<bool> {
-        let receipt = if self.flow.is_told() { self.flow.settle() } else { None };
+    /// Writes to the client what is ready; returns whether that is all that it gets. The record is
+    /// written before the last bytes go out.
+    async fn write_to_client(&mut self, out: Vec<HttpTask>) -> Result<bool> {
+        let receipt = if self.context.is_ready_to_settle() { self.context.settle() } else { None };
         if out.is_empty() {
             return Ok(false);
         }
-        recorded(self.flow, receipt).await;
+        wait_until_recorded(self.context, receipt).await;
         self.session.response_duplex_vec(out).await.map_err(|mut problem| {
+            // The engine leaves the source open where writing to the client failed.
             if *problem.esource() == ErrorSource::Unset {
                 problem.as_down();
             }
@@ -327,33 +290,17 @@ impl<'e> Exchange<'e> {
         })
     }
 
-    /// It has been waited long enough.
-    async fn overdue(&mut self, then: Option<Due>) -> Result<bool> {
-        match then {
-            Some(Due::GiveUp(Trouble::FirstByteTimeout)) => Error::e_explain(FIRST_BYTE, "no reply"),
-            Some(Due::GiveUp(_)) => Error::e_explain(IDLE, "silence"),
-            Some(Due::Release) => {
-                let out = self.flow.overdue(Instant::now())?;
-                self.pass(out).await
+    async fn on_deadline(&mut self, action: Option<DeadlineAction>) -> Result<bool> {
+        match action {
+            Some(DeadlineAction::GiveUp(UpstreamError::FirstByteTimeout)) => {
+                Error::e_explain(FIRST_BYTE_TIMEOUT, "no response head in time")
+            }
+            Some(DeadlineAction::GiveUp(_)) => Error::e_explain(IDLE_TIMEOUT, "silence within a response"),
+            Some(DeadlineAction::ReleaseHeld) => {
+                let out = ResponseHandler::new(self.context, Instant::now()).release_held()?;
+                self.write_to_client(out).await
             }
             None => Ok(false),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn small_pieces_are_one_and_large_ones_are_cut() {
-        let piece = Bytes::from_static;
-        assert!(pieces([piece(b"")]).is_empty());
-        assert_eq!(pieces([piece(b"a")]), [piece(b"a")]);
-        let large = Bytes::from(vec![b'x'; SMALL + 1]);
-        let cut = pieces([piece(b"a"), piece(b""), piece(b"b"), large.clone(), piece(b"")]);
-        assert_eq!(cut, [piece(b"ab"), large]);
-        let cut = pieces([Bytes::from(vec![b'x'; 2 * PIECE_MAX + 1])]);
-        assert_eq!(cut.iter().map(Bytes::len).collect::<Vec<_>>(), [PIECE_MAX, PIECE_MAX, 1]);
     }
 }

@@ -1,4 +1,4 @@
-//! What came of a try: the reply, or the lack of one, becomes what the gateway learns and what
+//! What came of an attempt: its response, or the lack of one, becomes what the gateway learns and what
 //! happens next.
 
 use std::sync::Arc;
@@ -7,247 +7,276 @@ use std::time::Instant;
 
 use pingora::http::ResponseHeader;
 
-use super::final_response::Held;
-use super::retry_state::{NO_FAILURE, Step, millis};
-use super::upstream_error::Trouble;
-use crate::azure::response::verdict;
-use crate::azure::response::verdict::Verdict;
-use crate::gateway::Answer;
-use crate::proxy::context::RequestContext;
-use crate::routing::retry_plan::Outcome;
+use super::held_response::HeldResponse;
+use super::retry_state::{FinishedAttempt, NO_FAILURE, RetryState, whole_millis};
+use super::upstream_error::UpstreamError;
+use crate::azure::response::verdict::{self, Verdict};
+use crate::gateway::{AttemptFailure, ResponseFacts};
+use crate::routing::retry_plan::AttemptOutcome;
 
-/// What a complete reply means for the client.
-pub(in crate::proxy) enum Next {
-    /// It is the answer.
-    Relay(Held),
-    /// Somebody else is asked.
+/// What happens after a response that was held back.
+pub(super) enum AfterResponse {
+    /// The client gets it.
+    Relay(HeldResponse),
+    /// Another attempt is made.
     Retry,
-    /// Nobody else can be asked; [`RequestContext::conclude`] says what the client gets.
+    /// No attempt is left; `final_response.rs` says what the client gets.
     Conclude,
 }
 
-impl RequestContext {
-    /// A reply that is passed on has begun.
-    pub(in crate::proxy) fn answered(&mut self, header: &ResponseHeader, now: Instant) {
-        let gateway = Arc::clone(&self.serving.gateway);
-        let Some(course) = &mut self.course else { return };
-        course.open();
-        let Some(underway) = &mut course.underway else { return };
-        underway.answered = true;
+impl RetryState {
+    /// A response begins that the client gets as it comes.
+    pub(super) fn on_relayed_response(&mut self, header: &ResponseHeader, now: Instant) {
+        self.mark_all_available();
+        let Some(current) = &mut self.current else { return };
+        current.is_answered = true;
         let status = header.status.as_u16();
-        if let Some(attempt) = course.attempts.last_mut() {
+        if let Some(attempt) = self.attempts.last_mut() {
             attempt.status = Some(status);
-            attempt.ms = millis(now.saturating_duration_since(underway.begun));
+            attempt.duration_ms = whole_millis(now.saturating_duration_since(current.started));
         }
-        if let Some(candidate) = course.admitted.pool.candidate(underway.place) {
-            // Put without the question it is answered: it was the question that was refused.
-            if course.declined == Some(underway.place)
-                && header.status.is_success()
-                && let Some(deployment) = &candidate.deployment
-            {
-                deployment.declines_usage.store(true, Ordering::Relaxed);
-            }
-            let verdict = if status < 400 { Verdict::Success } else { Verdict::Client };
-            let failure = NO_FAILURE;
-            gateway.learn(
-                &course.admitted,
-                verdict,
-                Answer {
-                    candidate,
-                    sent: underway.number,
-                    headers: &header.headers,
-                    status,
-                    secret: underway.secret,
-                    failure,
-                    now,
-                },
-            );
+        let Some(candidate) = self.admitted.pool.candidate(current.candidate) else { return };
+        // Sent without `stream_options` it is answered: they were what was refused.
+        if self.refused_stream_options == Some(current.candidate)
+            && header.status.is_success()
+            && let Some(deployment) = &candidate.deployment_health
+        {
+            deployment.rejects_stream_options.store(true, Ordering::Relaxed);
         }
+        let verdict = if status < 400 { Verdict::Success } else { Verdict::ClientError };
+        self.gateway.learn_from_response(
+            &self.admitted,
+            verdict,
+            ResponseFacts {
+                candidate,
+                send_ticket: current.send_ticket,
+                headers: &header.headers,
+                status,
+                secret_id: current.secret_number,
+                failure: NO_FAILURE,
+                now,
+            },
+        );
     }
 
-    /// A reply that was held back is complete, or as complete as it will be.
-    pub(in crate::proxy) fn judge(&mut self, held: Held, now: Instant) -> Next {
-        self.judge_held(held, false, now)
+    /// A held response is complete. `is_body_consumed` says that the request cannot be sent again.
+    pub(super) fn on_complete_response(
+        &mut self,
+        held: HeldResponse,
+        is_body_consumed: bool,
+        now: Instant,
+    ) -> AfterResponse {
+        self.judge(held, true, is_body_consumed, now)
     }
 
-    fn judge_held(&mut self, mut held: Held, unfinished: bool, now: Instant) -> Next {
-        let gateway = Arc::clone(&self.serving.gateway);
-        let Some(course) = &mut self.course else { return Next::Relay(held) };
+    /// A held response is too large or too slow to hold, or broke off: the verdict is that on its
+    /// beginning. If it is relayed, its attempt goes on.
+    pub(super) fn on_incomplete_response(
+        &mut self,
+        held: HeldResponse,
+        is_body_consumed: bool,
+        now: Instant,
+    ) -> AfterResponse {
         let status = held.header.status.as_u16();
-        let body = held.text();
-        let verdict = gateway.judge(&course.admitted, status, &body);
-        // The question was ours, not the client's: the request is put without it.
-        let declined = status == 400 && course.asks_usage() && verdict::names_stream_options(&body);
-        let retry_after = gateway.hint(verdict, &held.header.headers);
-        match verdict {
-            Verdict::Client => course.open(),
-            Verdict::Failed => {}
-            _ => course.open_breaker(),
+        let verdict = self.gateway.response_verdict(&self.admitted, status, &held.whole_body());
+        if verdict == Verdict::ClientError {
+            return AfterResponse::Relay(held);
         }
-        let failure = if verdict == Verdict::Failed { course.failure() } else { NO_FAILURE };
-        let Some(tried) = course.finish(now, |attempt| {
-            attempt.status = Some(status);
-            attempt.retry_after_ms = retry_after.map(millis);
-        }) else {
-            return Next::Relay(held);
-        };
-        let Some(candidate) = course.admitted.pool.candidate(tried.place) else { return Next::Relay(held) };
-        let outcome = if declined {
-            course.declined = Some(tried.place);
-            Some(Outcome::Again)
-        } else {
-            let headers = &held.header.headers;
-            gateway.learn(
-                &course.admitted,
-                verdict,
-                Answer { candidate, sent: tried.number, headers, status, secret: tried.secret, failure, now },
-            )
-        };
-        let Some(outcome) = outcome else { return Next::Relay(held) };
-        let throttled = matches!(outcome, Outcome::Throttled(_));
-        course.end(tried.place, outcome);
-        held.from = course.last.clone();
-        let is_ours_to_mend = is_ours_to_mend(verdict) || outcome == Outcome::Again;
-        if !is_ours_to_mend && !unfinished {
-            held.is_last_resort = verdict == Verdict::NotHere;
-            course.keep(held);
-        }
-        if verdict == Verdict::Elsewhere && status == 404 && course.admitted.seeks && !course.seeking {
-            course.seek(gateway.strangers());
-        }
-        let is_safe =
-            course.admitted.repeatable || throttled || is_ours_to_mend || verdict == Verdict::NotHere;
-        if !is_safe || self.body.consumed {
-            return Next::Conclude;
-        }
-        match course.step(now) {
-            Step::Spent => Next::Conclude,
-            Step::Try(_) | Step::Wait(_) | Step::Renewal(_) => Next::Retry,
+        let sent_by = self.last_target().cloned();
+        let beginning = HeldResponse { sent_by, ..HeldResponse::new(held.header.clone()) };
+        match self.judge(held, false, is_body_consumed, now) {
+            // The client gets nothing better than this one, which still comes.
+            AfterResponse::Conclude if !is_operators_fault(verdict) && !self.has_best_response() => {
+                AfterResponse::Relay(beginning)
+            }
+            after => after,
         }
     }
 
-    /// A stream of status 200 began with an error: it is the refusal that the error stands
-    /// for. `None` when the client is to see it as it is.
-    pub(in crate::proxy) fn judge_opening(
+    fn judge(
+        &mut self,
+        mut held: HeldResponse,
+        is_complete: bool,
+        is_body_consumed: bool,
+        now: Instant,
+    ) -> AfterResponse {
+        let gateway = Arc::clone(&self.gateway);
+        let status = held.header.status.as_u16();
+        let body = held.whole_body();
+        let verdict = gateway.response_verdict(&self.admitted, status, &body);
+        // The client did not ask for usage, the balancer did: the request is sent again without it.
+        let refuses_stream_options =
+            status == 400 && self.asks_for_usage() && verdict::mentions_stream_options(&body);
+        match verdict {
+            Verdict::ClientError => self.mark_all_available(),
+            Verdict::BackendFailure => {}
+            _ => self.close_circuit(),
+        }
+        let failure = self.failure_for(verdict);
+        let Some(finished) = self.finish_with_status(status, verdict, &held.header, now) else {
+            return AfterResponse::Relay(held);
+        };
+        let outcome = if refuses_stream_options {
+            self.refused_stream_options = Some(finished.candidate);
+            Some(AttemptOutcome::Uncounted)
+        } else {
+            self.learn(&finished, verdict, status, &held.header, failure, now)
+        };
+        let Some(outcome) = outcome else { return AfterResponse::Relay(held) };
+        let was_throttled = matches!(outcome, AttemptOutcome::Throttled(_));
+        self.note_outcome(finished.candidate, outcome);
+        held.sent_by = self.last_target().cloned();
+        let is_ours = is_operators_fault(verdict) || outcome == AttemptOutcome::Uncounted;
+        if !is_ours && is_complete {
+            held.is_last_resort = verdict == Verdict::UnsupportedByBackend;
+            self.keep_best_response(held);
+        }
+        if verdict == Verdict::RetryableStatus
+            && status == 404
+            && self.admitted.searches_by_id
+            && !self.searches_other_resources
+        {
+            self.search_other_resources(gateway.other_resources());
+        }
+        // None of these has done anything that a second request would do again.
+        let is_safe_to_repeat = self.admitted.is_repeatable
+            || was_throttled
+            || is_ours
+            || verdict == Verdict::UnsupportedByBackend;
+        if is_safe_to_repeat && !is_body_consumed && self.has_next_step(now) {
+            AfterResponse::Retry
+        } else {
+            AfterResponse::Conclude
+        }
+    }
+
+    /// A stream of status 200 begins with an error event: it is the refusal that the error stands for.
+    /// `None` when the client gets the stream as it is.
+    pub(super) fn on_error_event(
         &mut self,
         header: &ResponseHeader,
         event: &[u8],
+        is_body_consumed: bool,
         now: Instant,
-    ) -> Option<Next> {
-        let gateway = Arc::clone(&self.serving.gateway);
-        let course = self.course.as_mut()?;
-        let verdict = verdict::judge_event(event);
-        let stands_for = match verdict {
-            Verdict::Success | Verdict::Client => return None,
+    ) -> Option<AfterResponse> {
+        let verdict = verdict::judge_error_event(event);
+        let status = match verdict {
+            Verdict::Success | Verdict::ClientError => return None,
             Verdict::Throttled => 429,
-            // It may have been begun: the client is to see how it ended.
-            _ if !course.admitted.repeatable => return None,
-            Verdict::Credential => 401,
+            // The backend may have begun to create something: the client sees how that ended.
+            _ if !self.admitted.is_repeatable => return None,
+            Verdict::CredentialRejected => 401,
             Verdict::PermissionDenied => 403,
-            Verdict::Absent | Verdict::NotHere => 404,
-            Verdict::Failed | Verdict::Elsewhere => 500,
+            Verdict::DeploymentNotFound | Verdict::UnsupportedByBackend => 404,
+            Verdict::BackendFailure | Verdict::RetryableStatus => 500,
         };
-        let retry_after = gateway.hint(verdict, &header.headers);
-        if verdict != Verdict::Failed {
-            course.open_breaker();
+        if verdict != Verdict::BackendFailure {
+            self.close_circuit();
         }
-        let failure = if verdict == Verdict::Failed { course.failure() } else { NO_FAILURE };
-        let tried = course.finish(now, |attempt| {
-            attempt.status = Some(stands_for);
-            attempt.retry_after_ms = retry_after.map(millis);
-        })?;
-        let candidate = course.admitted.pool.candidate(tried.place)?;
-        let headers = &header.headers;
-        let outcome = gateway.learn(
-            &course.admitted,
-            verdict,
-            Answer {
-                candidate,
-                sent: tried.number,
-                headers,
-                status: stands_for,
-                secret: tried.secret,
-                failure,
-                now,
-            },
-        )?;
-        course.end(tried.place, outcome);
-        Some(match course.step(now) {
-            _ if self.body.consumed => Next::Conclude,
-            Step::Spent => Next::Conclude,
-            Step::Try(_) | Step::Wait(_) | Step::Renewal(_) => Next::Retry,
+        let failure = self.failure_for(verdict);
+        let finished = self.finish_with_status(status, verdict, header, now)?;
+        let outcome = self.learn(&finished, verdict, status, header, failure, now)?;
+        self.note_outcome(finished.candidate, outcome);
+        Some(match self.has_next_step(now) {
+            true if !is_body_consumed => AfterResponse::Retry,
+            _ => AfterResponse::Conclude,
         })
     }
 
-    /// A reply that was held back turned out too large to be held: the verdict is that on its
-    /// beginning. A relayed one is still the try under way.
-    pub(in crate::proxy) fn judge_unfinished(&mut self, held: Held, now: Instant) -> Next {
-        let gateway = Arc::clone(&self.serving.gateway);
-        let Some(course) = &self.course else { return Next::Relay(held) };
-        let verdict = gateway.judge(&course.admitted, held.header.status.as_u16(), &held.text());
-        if verdict == Verdict::Client {
-            return Next::Relay(held);
-        }
-        let as_it_is = Held { from: course.last.clone(), ..Held::new(held.header.clone()) };
-        match self.judge_held(held, true, now) {
-            // There is nothing better for the client than this one, which goes on.
-            Next::Conclude
-                if !is_ours_to_mend(verdict)
-                    && self.course.as_ref().is_none_or(|course| course.best.is_none()) =>
-            {
-                Next::Relay(as_it_is)
-            }
-            next => next,
-        }
-    }
-
-    /// The try under way broke off before a reply. Returns whether another follows.
-    pub(in crate::proxy) fn broke_off(&mut self, trouble: Trouble, stale: bool, now: Instant) -> bool {
-        let Some(course) = &mut self.course else { return false };
-        let may_repeat = course.may_repeat() && !self.body.consumed && self.end.status.is_none();
-        // A second time in one request it is the backend's doing.
-        let place = course.underway.as_ref().map(|underway| underway.place);
-        let stale = stale && !place.is_some_and(|place| course.journey.was_again(place));
-        let failure = if stale { NO_FAILURE } else { course.failure() };
-        let Some(tried) = course.finish(now, |attempt| attempt.error = Some(trouble.word())) else {
+    /// The current attempt ended without a response; returns whether another follows. `is_stale` says
+    /// that its pooled connection had ended before the request arrived, `can_replay` that the request
+    /// can be sent again and the client has seen nothing of a response.
+    pub(in crate::proxy) fn on_attempt_failed(
+        &mut self,
+        error: UpstreamError,
+        is_stale: bool,
+        can_replay: bool,
+        now: Instant,
+    ) -> bool {
+        let can_retry = self.can_repeat() && can_replay;
+        // A second time within one request it is the backend's failure.
+        let candidate = self.current.as_ref().map(|current| current.candidate);
+        let is_stale =
+            is_stale && !candidate.is_some_and(|candidate| self.plan.had_uncounted_attempt(candidate));
+        let failure = if is_stale { NO_FAILURE } else { self.current_failure() };
+        let Some(finished) = self.finish_attempt(now, |attempt| attempt.error = Some(error.as_str())) else {
             return false;
         };
-        if let Some(candidate) = course.admitted.pool.candidate(tried.place)
-            && !stale
+        if let Some(candidate) = self.admitted.pool.candidate(finished.candidate)
+            && !is_stale
         {
-            self.serving.gateway.fail(candidate, failure, now);
+            self.gateway.record_attempt_failure(candidate, failure, error.as_str(), now);
         }
-        course.end(tried.place, if stale { Outcome::Again } else { Outcome::Failed });
-        may_repeat && !matches!(course.step(now), Step::Spent)
-    }
-}
-
-impl RequestContext {
-    /// The TLS of the try under way could not be agreed on.
-    pub(in crate::proxy) fn distrusts(&self, why: &str, now: Instant) {
-        if let Some(answerer) = self.course.as_ref().and_then(|course| course.answerer()) {
-            self.serving.gateway.distrusts(answerer.backend, why, now);
-        }
+        let outcome = if is_stale { AttemptOutcome::Uncounted } else { AttemptOutcome::Failed };
+        self.note_outcome(finished.candidate, outcome);
+        can_retry && self.has_next_step(now)
     }
 
-    /// There is no secret to show to whom the try under way asks. Returns whether another follows.
-    pub(in crate::proxy) fn has_no_secret(&mut self, now: Instant) -> bool {
-        let gateway = Arc::clone(&self.serving.gateway);
-        let Some(course) = &mut self.course else { return false };
-        let Some(tried) = course.finish(now, |attempt| attempt.error = Some("credential")) else {
+    /// The backend of the current attempt has no credential yet; returns whether another attempt
+    /// follows.
+    pub(in crate::proxy) fn on_missing_credential(&mut self, now: Instant) -> bool {
+        let Some(finished) = self.finish_attempt(now, |attempt| attempt.error = Some("credential")) else {
             return false;
         };
-        let candidate = course.admitted.pool.candidate(tried.place);
-        if let Some(backend) = candidate.and_then(|candidate| gateway.backends.get(candidate.backend)) {
-            backend.rest_without_credential(now);
+        let candidate = self.admitted.pool.candidate(finished.candidate);
+        let backend = candidate.and_then(|candidate| self.gateway.backends.get(candidate.backend_index));
+        if let Some(backend) = backend {
+            backend.mark_unavailable_without_secret(now);
         }
-        course.end(tried.place, Outcome::Refused(0));
-        !matches!(course.step(now), Step::Spent)
+        self.note_outcome(finished.candidate, AttemptOutcome::CredentialRejected(0));
+        self.has_next_step(now)
+    }
+
+    /// Logs why no TLS connection could be made for the current attempt.
+    pub(in crate::proxy) fn report_tls_error(&self, why: &str, now: Instant) {
+        if let Some(target) = self.last_target() {
+            self.gateway.log_tls_failure(target.backend, why, now);
+        }
+    }
+
+    fn failure_for(&mut self, verdict: Verdict) -> AttemptFailure {
+        if verdict == Verdict::BackendFailure { self.current_failure() } else { NO_FAILURE }
+    }
+
+    fn finish_with_status(
+        &mut self,
+        status: u16,
+        verdict: Verdict,
+        header: &ResponseHeader,
+        now: Instant,
+    ) -> Option<FinishedAttempt> {
+        let retry_after = self.gateway.requested_wait(verdict, &header.headers);
+        self.finish_attempt(now, |attempt| {
+            attempt.status = Some(status);
+            attempt.retry_after_ms = retry_after.map(whole_millis);
+        })
+    }
+
+    /// Has the gateway learn from a response; `None` when the client gets it.
+    fn learn(
+        &self,
+        finished: &FinishedAttempt,
+        verdict: Verdict,
+        status: u16,
+        header: &ResponseHeader,
+        failure: AttemptFailure,
+        now: Instant,
+    ) -> Option<AttemptOutcome> {
+        let facts = ResponseFacts {
+            candidate: self.admitted.pool.candidate(finished.candidate)?,
+            send_ticket: finished.send_ticket,
+            headers: &header.headers,
+            status,
+            secret_id: finished.secret_number,
+            failure,
+            now,
+        };
+        self.gateway.learn_from_response(&self.admitted, verdict, facts)
     }
 }
 
-/// Whether a verdict is about the balancer's own credential or configuration, which is never
-/// shown to a client.
-fn is_ours_to_mend(verdict: Verdict) -> bool {
-    matches!(verdict, Verdict::Credential | Verdict::PermissionDenied | Verdict::Absent)
+/// Whether a verdict is about the balancer's own credential or configuration, which the client is never
+/// shown.
+fn is_operators_fault(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::CredentialRejected | Verdict::PermissionDenied | Verdict::DeploymentNotFound)
 }

@@ -1,14 +1,13 @@
-//! What went wrong with a try, or with a request after it was admitted, out of the engine's
-//! errors.
+//! Why an attempt ended without a response, and what of the engine's errors is the client's fault.
 
 use pingora::{Error, ErrorSource, ErrorType};
 
-use crate::refusal::{Reason, Refusal};
+use crate::refusal::{Refusal, RefusalReason};
 
-/// Why a try ended without a reply.
+/// Why an attempt ended without a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::proxy) enum Trouble {
-    /// The name has never resolved.
+pub(in crate::proxy) enum UpstreamError {
+    /// The backend's name has never resolved.
     Dns,
     ConnectTimeout,
     ConnectRefused,
@@ -20,9 +19,31 @@ pub(in crate::proxy) enum Trouble {
     IdleTimeout,
 }
 
-impl Trouble {
-    /// The word in the record.
-    pub(in crate::proxy) fn word(self) -> &'static str {
+impl UpstreamError {
+    /// From an error of making a connection.
+    pub(in crate::proxy) fn from_connect_error(error: &Error) -> Self {
+        match error.etype() {
+            ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Self::ConnectTimeout,
+            ErrorType::ConnectRefused => Self::ConnectRefused,
+            ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => Self::Tls,
+            _ => Self::Connect,
+        }
+    }
+
+    /// From an error on a connection that was made.
+    pub(in crate::proxy) fn from_exchange_error(error: &Error) -> Self {
+        match error.etype() {
+            ErrorType::ConnectionClosed
+            | ErrorType::ReadError
+            | ErrorType::WriteError
+            | ErrorType::H2Error => Self::Reset,
+            ErrorType::ReadTimedout | ErrorType::WriteTimedout => Self::IdleTimeout,
+            _ => Self::Protocol,
+        }
+    }
+
+    /// The word in the record's `attempts[].error`.
+    pub(in crate::proxy) fn as_str(self) -> &'static str {
         match self {
             Self::Dns => "dns",
             Self::ConnectTimeout => "connect_timeout",
@@ -35,43 +56,30 @@ impl Trouble {
             Self::IdleTimeout => "idle_timeout",
         }
     }
-}
 
-/// What kept a connection from being made.
-pub(in crate::proxy) fn of_connecting(error: &Error) -> Trouble {
-    match error.etype() {
-        ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Trouble::ConnectTimeout,
-        ErrorType::ConnectRefused => Trouble::ConnectRefused,
-        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => Trouble::Tls,
-        _ => Trouble::Connect,
+    /// Whether an `attempts[].error` names a timeout, which the client is told with 504 and not 502.
+    pub(super) fn is_timeout(word: &str) -> bool {
+        [Self::ConnectTimeout, Self::FirstByteTimeout, Self::IdleTimeout]
+            .iter()
+            .any(|timeout| timeout.as_str() == word)
     }
 }
 
-/// What broke a connection off.
-pub(in crate::proxy) fn of(error: &Error) -> Trouble {
-    match error.etype() {
-        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError | ErrorType::H2Error => {
-            Trouble::Reset
-        }
-        ErrorType::ReadTimedout | ErrorType::WriteTimedout => Trouble::IdleTimeout,
-        _ => Trouble::Protocol,
-    }
-}
-
-/// Whether the client is at fault, after its request was admitted: an upload that grew too large, or
+/// Whether the client caused this error after its request was admitted: its upload grew too large or
 /// did not arrive.
-pub(in crate::proxy) fn is_clients_fault(error: &Error) -> bool {
+pub(in crate::proxy) fn is_client_error(error: &Error) -> bool {
     matches!(error.etype(), ErrorType::HTTPStatus(_)) && *error.esource() == ErrorSource::Downstream
 }
 
-/// What the client is told of its fault.
-pub(in crate::proxy) fn clients_fault(error: &Error) -> Refusal {
+/// The refusal for such an error.
+pub(in crate::proxy) fn client_error_refusal(error: &Error) -> Refusal {
     match error.etype() {
-        ErrorType::HTTPStatus(413) => {
-            Refusal::new(Reason::BodyTooLarge, "the upload is larger than requests.max_streamed_body allows")
-        }
+        ErrorType::HTTPStatus(413) => Refusal::new(
+            RefusalReason::BodyTooLarge,
+            "the upload is larger than requests.max_streamed_body allows",
+        ),
         ErrorType::HTTPStatus(408) => {
-            Refusal::new(Reason::RequestTimeout, "the rest of the upload did not arrive in time")
+            Refusal::new(RefusalReason::RequestTimeout, "the rest of the upload did not arrive in time")
         }
         _ => Refusal::bad_request("the request body's framing is malformed"),
     }

@@ -1,4 +1,4 @@
-//! A request before a backend is chosen: its head, whose it is, its body, what it asks for.
+//! Admits a request: its head, who sent it, its body, what it asks for. No backend is chosen here.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,151 +10,151 @@ use pingora::protocols::http::ServerSession;
 use tokio::time::timeout;
 
 use super::head;
-use super::request_body;
-use super::request_body::{Bounds, Budget, Intake, NoBody};
-use crate::admission::clients::{self, Client, Stranger};
-use crate::azure::Target;
-use crate::gateway::{Body, Gateway};
-use crate::names::Subject;
+use super::request_body::{BodyLimits, BodyReadError, RequestBody, read_body};
+use super::timeouts::DRAIN_TIMEOUT;
+use crate::admission::client::Client;
+use crate::admission::client_registry::{AuthError, UNKNOWN_SIGNING_KEY_MESSAGE};
+use crate::azure::RequestTarget;
+use crate::gateway::{BodyView, Gateway};
+use crate::names::CertificateSubject;
 use crate::proxy::attempt::retry_state::RetryState;
 use crate::proxy::context::RequestContext;
 use crate::refusal::Refusal;
 
-/// How long a client that is refused may take to send the rest of its body, so that it gets
-/// to read why.
-pub(in crate::proxy) const DRAIN: Duration = Duration::from_secs(5);
-
 static X_STAINLESS_READ_TIMEOUT: header::HeaderName =
     header::HeaderName::from_static("x-stainless-read-timeout");
 
-/// The longest that a request waits for the keys that tokens are signed with.
-const KEYS: Duration = Duration::from_secs(5);
+/// The longest that a request waits for the keys that access tokens are signed with.
+const SIGNING_KEYS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Everything before a backend is chosen.
+/// Reads and checks a request, and fills in its context up to the first attempt.
 ///
 /// # Errors
-/// [`NoBody`] where it goes no further.
-pub(in crate::proxy) async fn receive(
+/// [`BodyReadError`] when it is refused, or the client disconnects.
+pub(in crate::proxy) async fn admit_request(
     session: &mut ServerSession,
-    flow: &mut RequestContext,
-    bodies: &Arc<Budget>,
-) -> Result<(), NoBody> {
-    let gateway = Arc::clone(&flow.serving.gateway);
-    prepare(session, &gateway);
+    context: &mut RequestContext,
+) -> Result<(), BodyReadError> {
+    let gateway = Arc::clone(&context.config.gateway);
+    configure_session(session, &gateway);
     if session.req_header().version == Version::HTTP_2 {
         head::check_fields(session.req_header())?;
     }
-    let target = read_head(session, flow)?;
-    let subject = flow.subject.take();
+    let target = locate_target(session, context)?;
+    let subject = context.request.certificate_subject.take();
     let client = authenticate(session, &gateway, &target, subject.as_ref()).await?;
-    flow.client = Some(Arc::clone(&client));
+    context.request.client = Some(Arc::clone(&client));
     let method = session.req_header().method.clone();
-    gateway.permit(&method, &target, &client)?;
-    let bounds = Bounds {
-        held: gateway.requests.max_body,
-        streamed: target.is_upload(&method).then_some(gateway.requests.max_streamed_body),
-        deadline: gateway.timeouts.request_body,
-        budget: Arc::clone(bodies),
-        memory: gateway.requests.body_memory,
+    gateway.check_client_permissions(&method, &target, &client)?;
+    let limits = BodyLimits {
+        max_held: gateway.request_config.max_buffered_body_bytes,
+        max_streamed: target.is_upload(&method).then_some(gateway.request_config.max_streamed_body_bytes),
+        timeout: gateway.timeouts.request_body,
+        memory: Arc::clone(&context.memory),
+        memory_limit: gateway.request_config.max_total_buffered_bytes,
     };
-    flow.idle(Instant::now());
-    let intake = request_body::take(session, &bounds).await?;
-    let complete = Instant::now();
-    let encoding = text(session, &header::CONTENT_ENCODING).trim();
-    let content_type = text(session, &header::CONTENT_TYPE).to_owned();
+    context.overhead.pause(Instant::now());
+    let request_body = read_body(session, &limits).await?;
+    let body_complete = Instant::now();
+    let encoding = header_text(session, &header::CONTENT_ENCODING).trim();
+    let content_type = header_text(session, &header::CONTENT_TYPE).to_owned();
     let encoded = !matches!(encoding, "" | "identity");
-    let body = Body { bytes: &intake.bytes, content_type: &content_type, encoded };
-    let asked = gateway.read(&method, &target, &body);
-    flow.busy(complete);
-    flow.body = intake;
-    flow.content_type = content_type;
+    let body = BodyView { bytes: &request_body.held, content_type: &content_type, is_encoded: encoded };
+    let asked = gateway.read_call(&method, &target, &body);
+    context.overhead.resume(body_complete);
+    context.body = request_body;
+    context.request.content_type = content_type;
     let asked = asked?;
-    flow.deployment.clone_from(&asked.deployment);
-    flow.stream = asked.stream;
+    context.request.deployment.clone_from(&asked.deployment);
+    context.request.stream = asked.wants_stream;
     let admitted = gateway.admit(&method, target, &client, asked)?;
-    let allowance = gateway.allowance(Instant::now(), flow.arrival, clients_patience(session));
-    flow.course = Some(RetryState::new(admitted, allowance));
+    let allowance =
+        gateway.retry_limits(Instant::now(), context.request.arrival, client_read_timeout(session));
+    context.retry = Some(RetryState::new(gateway, admitted, allowance));
     Ok(())
 }
 
-/// Whose request it is. Where only the key is not known that its token was signed with, that is
-/// asked for, which is the one moment that anybody waits here.
+/// The client that sent the request. Nothing is waited for here, except where a token is signed with
+/// a key that is not known yet: then the keys are fetched again.
 async fn authenticate(
     session: &ServerSession,
     gateway: &Gateway,
-    target: &Target,
-    subject: Option<&Subject>,
+    target: &RequestTarget,
+    subject: Option<&CertificateSubject>,
 ) -> Result<Arc<Client>, Refusal> {
     let headers = &session.req_header().headers;
-    let signers = match gateway.authenticate(headers, target, subject) {
+    let signing_keys = match gateway.authenticate(headers, target, subject) {
         Ok(client) => return Ok(client),
-        Err(Stranger::Refused(refusal)) => return Err(refusal),
-        Err(Stranger::UnknownKey(signers)) => signers,
+        Err(AuthError::Refused(refusal)) => return Err(refusal),
+        Err(AuthError::UnknownSigningKey(signing_keys)) => signing_keys,
     };
-    // It goes on for those who come later, whatever becomes of this request.
-    let refresh = tokio::spawn(async move { signers.refresh().await });
-    let _ = timeout(KEYS, refresh).await;
-    gateway.authenticate(headers, target, subject).map_err(|stranger| match stranger {
-        Stranger::Refused(refusal) => refusal,
-        Stranger::UnknownKey(_) => clients::refused(clients::UNKNOWN_KEY),
+    // In a task of its own: later requests need the keys even if this client disconnects.
+    let refresh = tokio::spawn(async move { signing_keys.refresh_unless_recent().await });
+    let _ = timeout(SIGNING_KEYS_TIMEOUT, refresh).await;
+    gateway.authenticate(headers, target, subject).map_err(|error| match error {
+        AuthError::Refused(refusal) => refusal,
+        AuthError::UnknownSigningKey(_) => Refusal::invalid_api_key(UNKNOWN_SIGNING_KEY_MESSAGE),
     })
 }
 
-/// What the head tells about where to.
-fn read_head(session: &ServerSession, flow: &mut RequestContext) -> Result<Arc<Target>, Refusal> {
+/// Reads the request target and checks that it may be asked for.
+fn locate_target(
+    session: &ServerSession,
+    context: &mut RequestContext,
+) -> Result<Arc<RequestTarget>, Refusal> {
     let header = session.req_header();
-    let gateway = Arc::clone(&flow.serving.gateway);
-    flow.upgrades = session.is_upgrade_req();
-    flow.knows_chunks = header.version != Version::HTTP_10;
-    if announces_body(header) {
-        flow.body = Intake::unread();
+    let gateway = Arc::clone(&context.config.gateway);
+    context.request.is_upgrade = session.is_upgrade_req();
+    context.request.supports_chunked = header.version != Version::HTTP_10;
+    if declares_body(header) {
+        context.body = RequestBody::unread();
     }
     let raw = header.raw_path();
-    let target = gateway.locate(&header.method, raw, flow.upgrades).inspect_err(|_| {
-        flow.raw_path = Some(readable(raw));
+    let target = gateway.parse_target(&header.method, raw, context.request.is_upgrade).inspect_err(|_| {
+        context.request.unparsed_path = Some(printable_path(raw));
     })?;
-    flow.target = Some(Arc::clone(&target));
-    gateway.allow(&header.method, &target)?;
+    context.request.target = Some(Arc::clone(&target));
+    gateway.check_path_allowed(&header.method, &target)?;
     Ok(target)
 }
 
-/// Sets what has to be set on the client's own session, before it is replaced.
-fn prepare(session: &mut ServerSession, gateway: &Gateway) {
-    let leaving = gateway.process.leaving.load(Ordering::Acquire);
-    // Streams end with the connection for those who do not know chunks; and the next request
-    // is for another process when this one ends.
+/// Sets timeouts and keep-alive of the client's session.
+fn configure_session(session: &mut ServerSession, gateway: &Gateway) {
+    let leaving = gateway.process.is_draining_connections.load(Ordering::Acquire);
+    // HTTP/1.0 knows no chunks: a stream ends with its connection. And while this process is being
+    // replaced, the next request is for its successor.
     if leaving || session.req_header().version == Version::HTTP_10 {
         session.set_keepalive(None);
     }
     session.set_read_timeout(Some(gateway.timeouts.request_body));
-    // A client that does not read holds a backend's answer, its body's memory and a place.
-    session.set_write_timeout(Some(gateway.timeouts.idle));
-    // An answer may come before the end of an upload, from us or from a backend. The rest is
-    // read before the connection is used again or closed, for a moment: a client that is
-    // reset while it sends does not get to read why.
+    // A client that does not read holds a backend's response, memory for its body and a connection.
+    session.set_write_timeout(Some(gateway.timeouts.response_idle));
+    // A response may come before the end of an upload, from the balancer or from a backend. The rest is
+    // then read for a moment before the connection is used again or closed: a reset while the client
+    // sends would take the response away before the client has read it.
     session.set_close_on_response_before_downstream_finish(false);
-    session.set_total_drain_timeout(Some(DRAIN));
+    session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
 }
 
 /// A header as text; empty if there is none.
-fn text<'s>(session: &'s ServerSession, name: &header::HeaderName) -> &'s str {
+fn header_text<'s>(session: &'s ServerSession, name: &header::HeaderName) -> &'s str {
     session.get_header(name).and_then(|value| value.to_str().ok()).unwrap_or("")
 }
 
-/// How long the client's SDK waits for an answer, as it says.
-fn clients_patience(session: &ServerSession) -> Option<Duration> {
+/// The read timeout of the client's SDK, which the OpenAI SDKs send along.
+fn client_read_timeout(session: &ServerSession) -> Option<Duration> {
     let value = session.get_header(&X_STAINLESS_READ_TIMEOUT)?.to_str().ok()?;
     Duration::try_from_secs_f64(value.trim().parse().ok()?).ok()
 }
 
-/// Whether a request announces a body.
-fn announces_body(header: &RequestHeader) -> bool {
+/// Whether a request declares a body.
+fn declares_body(header: &RequestHeader) -> bool {
     let length = header.headers.get(header::CONTENT_LENGTH);
     header.headers.contains_key(header::TRANSFER_ENCODING) || length.is_some_and(|length| length != "0")
 }
 
-/// A target that could not be understood, fit for a record: no query, escaped, cut.
-fn readable(raw: &[u8]) -> String {
+/// The path of a target that could not be parsed, for the record: without the query, escaped, cut.
+fn printable_path(raw: &[u8]) -> String {
     let path = raw.split(|byte| *byte == b'?').next().unwrap_or_default();
     path.get(..256).unwrap_or(path).escape_ascii().to_string()
 }

@@ -1,4 +1,5 @@
-//! How many connections each address has: one client must not take the descriptors of all.
+//! Limits the connections of each client address, so that one client cannot use up the file
+//! descriptors.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -8,52 +9,54 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 
-/// The log says at most so often that somebody has too many.
-const QUIET: Duration = Duration::from_secs(60);
+/// The log warns at most this often.
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The connections of one listener by address.
 #[derive(Clone, Debug, Default)]
-pub(in crate::proxy) struct Crowd(Arc<Mutex<Counts>>);
+pub(super) struct ConnectionLimit(Arc<Mutex<ConnectionCounts>>);
 
 #[derive(Debug, Default)]
-struct Counts {
+struct ConnectionCounts {
     by_address: HashMap<IpAddr, usize>,
-    complained: Option<Instant>,
+    last_warning: Option<Instant>,
 }
 
-/// One connection of an address; given back when dropped.
+/// Counts one connection of an address until it is dropped.
 #[derive(Debug)]
-pub(in crate::proxy) struct Place {
-    crowd: Crowd,
+pub(super) struct ConnectionPermit {
+    limit: ConnectionLimit,
     address: IpAddr,
 }
 
-impl Crowd {
-    /// One more for this address; `None` if it has so many.
-    pub(in crate::proxy) fn place(&self, ip: IpAddr, most: usize) -> Option<Place> {
-        let address = one_client(ip);
+impl ConnectionLimit {
+    /// Counts one more connection of this address; `None` if it has `max_connections` already.
+    pub(super) fn try_acquire(&self, ip: IpAddr, max_connections: usize) -> Option<ConnectionPermit> {
+        let address = client_network(ip);
         let mut counts = self.lock();
         let count = counts.by_address.entry(address).or_default();
-        if *count < most {
+        if *count < max_connections {
             *count += 1;
-            return Some(Place { crowd: self.clone(), address });
+            return Some(ConnectionPermit { limit: self.clone(), address });
         }
         let now = Instant::now();
-        if counts.complained.is_none_or(|at| now >= at + QUIET) {
-            counts.complained = Some(now);
-            warn!("{address} has {most} connections (listeners[].connections_per_client); more are refused");
+        if counts.last_warning.is_none_or(|at| now >= at + WARNING_INTERVAL) {
+            counts.last_warning = Some(now);
+            warn!(
+                "{address} has {max_connections} connections (listeners[].connections_per_client); more are refused"
+            );
         }
         None
     }
 
-    fn lock(&self) -> MutexGuard<'_, Counts> {
+    fn lock(&self) -> MutexGuard<'_, ConnectionCounts> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        if let Entry::Occupied(mut entry) = self.crowd.lock().by_address.entry(self.address) {
+        if let Entry::Occupied(mut entry) = self.limit.lock().by_address.entry(self.address) {
             *entry.get_mut() -= 1;
             if *entry.get() == 0 {
                 entry.remove();
@@ -62,8 +65,8 @@ impl Drop for Place {
     }
 }
 
-/// Whom an address stands for: of IPv6 everyone has a whole network of 64 bits.
-fn one_client(ip: IpAddr) -> IpAddr {
+/// The network that is counted as one client: a /64 for IPv6, which is what one host is given.
+fn client_network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX))),
         ip => ip,
@@ -75,22 +78,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_address_has_its_own_places() {
-        let crowd = Crowd::default();
+    fn each_address_has_a_limit_of_its_own() {
+        let limit = ConnectionLimit::default();
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let first = crowd.place(ip("10.0.0.1"), 2);
-        let second = crowd.place(ip("::ffff:10.0.0.1"), 2);
+        let first = limit.try_acquire(ip("10.0.0.1"), 2);
+        let second = limit.try_acquire(ip("::ffff:10.0.0.1"), 2);
         assert!(first.is_some() && second.is_some());
-        assert!(crowd.place(ip("10.0.0.1"), 2).is_none());
-        assert!(crowd.place(ip("10.0.0.2"), 2).is_some());
+        assert!(limit.try_acquire(ip("10.0.0.1"), 2).is_none());
+        assert!(limit.try_acquire(ip("10.0.0.2"), 2).is_some());
         drop(first);
-        assert!(crowd.place(ip("10.0.0.1"), 2).is_some());
+        assert!(limit.try_acquire(ip("10.0.0.1"), 2).is_some());
         drop(second);
-        let held = crowd.place(ip("2001:db8::1"), 1);
+        let held = limit.try_acquire(ip("2001:db8::1"), 1);
         assert!(
-            crowd.place(ip("2001:db8::2"), 1).is_none() && crowd.place(ip("2001:db8:0:1::2"), 1).is_some()
+            limit.try_acquire(ip("2001:db8::2"), 1).is_none()
+                && limit.try_acquire(ip("2001:db8:0:1::2"), 1).is_some()
         );
         drop(held);
-        assert!(crowd.lock().by_address.is_empty(), "nothing is left behind");
+        assert!(limit.lock().by_address.is_empty(), "nothing is left behind");
     }
 }

@@ -1,5 +1,5 @@
-//! Whether a request head means one thing only. Everything that two servers in a row could
-//! read differently, and so be made to disagree about where a request ends, is refused.
+//! Refuses request heads that two servers in a row could read differently (request smuggling): what
+//! passes means one thing only.
 
 use std::cell::Cell;
 use std::mem::MaybeUninit;
@@ -7,20 +7,20 @@ use std::mem::MaybeUninit;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use pingora::http::RequestHeader;
 
-use crate::refusal::{Reason, Refusal};
+use crate::refusal::{Refusal, RefusalReason};
 
 /// Most header fields of a request.
-const FIELDS_MAX: usize = 100;
+const MAX_FIELDS: usize = 100;
 
 /// Checks a complete head, up to and including its empty line.
 ///
 /// # Errors
 /// `bad_request`, and `headers_too_large` for more than a hundred fields.
-pub(in crate::proxy) fn check(head: &[u8]) -> Result<(), Refusal> {
+pub(super) fn check_head(head: &[u8]) -> Result<(), Refusal> {
     if has_bare_line_end(head) {
         return bad("the request head has a line that does not end in CR LF");
     }
-    let mut fields = [MaybeUninit::uninit(); FIELDS_MAX];
+    let mut fields = [MaybeUninit::uninit(); MAX_FIELDS];
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(head, &mut fields) {
         Ok(httparse::Status::Complete(_)) => {}
@@ -28,21 +28,21 @@ pub(in crate::proxy) fn check(head: &[u8]) -> Result<(), Refusal> {
         Err(httparse::Error::TooManyHeaders) => return Err(too_many()),
         Err(problem) => return bad(format!("the request head is malformed: {problem}")),
     }
-    target(&request)?;
+    check_target(&request)?;
     let is_http_11 = request.version == Some(1);
-    let framing = Framing::default();
+    let fields = DecisiveFields::default();
     for field in request.headers.iter() {
-        framing.field(field, is_http_11)?;
+        fields.check_field(field, is_http_11)?;
     }
-    framing.together(is_http_11)
+    fields.check_together(is_http_11)
 }
 
-/// Checks the fields of a request of HTTP/2, whose framing is the protocol's own business.
+/// Checks the fields of an HTTP/2 request, whose framing is the protocol's.
 ///
 /// # Errors
 /// `bad_request`, and `headers_too_large` for more than a hundred fields.
-pub(in crate::proxy) fn check_fields(request: &RequestHeader) -> Result<(), Refusal> {
-    if request.headers.len() > FIELDS_MAX {
+pub(super) fn check_fields(request: &RequestHeader) -> Result<(), Refusal> {
+    if request.headers.len() > MAX_FIELDS {
         return Err(too_many());
     }
     for (name, shown) in [
@@ -59,11 +59,15 @@ pub(in crate::proxy) fn check_fields(request: &RequestHeader) -> Result<(), Refu
 }
 
 fn too_many() -> Refusal {
-    Refusal::new(Reason::HeadersTooLarge, format!("a request may have at most {FIELDS_MAX} header fields"))
+    Refusal::new(
+        RefusalReason::HeadersTooLarge,
+        format!("a request may have at most {MAX_FIELDS} header fields"),
+    )
 }
 
-/// A target that the engine would refuse without a word: neither a path nor a URL of ours.
-fn target(request: &httparse::Request<'_, '_>) -> Result<(), Refusal> {
+/// Checks that the target is a path, or a URL with a host; the engine closes the connection on others
+/// without a response.
+fn check_target(request: &httparse::Request<'_, '_>) -> Result<(), Refusal> {
     let target = request.path.unwrap_or("");
     if target.starts_with('/') || target == "*" || request.method == Some("CONNECT") {
         return Ok(());
@@ -72,7 +76,7 @@ fn target(request: &httparse::Request<'_, '_>) -> Result<(), Refusal> {
     let authority = url.map(|url| url.split(['/', '?']).next().unwrap_or(""));
     let is_good = |text: &str| {
         let parsed = text.parse::<http::uri::Authority>();
-        // A port that is no number of a port is left out by the parser.
+        // The parser leaves out a port that is none, so a text with one would lose it.
         is_authority(text.as_bytes())
             && parsed.is_ok_and(|authority| authority.port().is_some() == has_port(text))
     };
@@ -86,9 +90,9 @@ fn has_port(authority: &str) -> bool {
     authority.rsplit(']').next().unwrap_or("").contains(':')
 }
 
-/// The fields that decide where a request ends, whom it is for and how its body is read.
+/// Counts the fields that decide where a request ends, which host it is for and how its body is read.
 #[derive(Default)]
-struct Framing {
+struct DecisiveFields {
     hosts: Cell<u32>,
     lengths: Cell<u32>,
     chunked: Cell<u32>,
@@ -96,29 +100,29 @@ struct Framing {
     encodings: Cell<u32>,
 }
 
-impl Framing {
-    fn field(&self, field: &httparse::Header<'_>, is_http_11: bool) -> Result<(), Refusal> {
-        let one_more = |count: &Cell<u32>| count.set(count.get() + 1);
+impl DecisiveFields {
+    fn check_field(&self, field: &httparse::Header<'_>, is_http_11: bool) -> Result<(), Refusal> {
+        let count = |counter: &Cell<u32>| counter.set(counter.get() + 1);
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
         match field.name.len() {
             4 if is("host") => {
-                one_more(&self.hosts);
+                count(&self.hosts);
                 if !is_authority(field.value) {
                     return bad("`Host` must be a host name or address, with a port or without");
                 }
             }
-            12 if is("content-type") => one_more(&self.types),
-            16 if is("content-encoding") => one_more(&self.encodings),
-            10 if is("connection") => nominations(field.value)?,
+            12 if is("content-type") => count(&self.types),
+            16 if is("content-encoding") => count(&self.encodings),
+            10 if is("connection") => check_nominated_fields(field.value)?,
             14 if is("content-length") => {
-                one_more(&self.lengths);
+                count(&self.lengths);
                 let digits = !field.value.is_empty() && field.value.iter().all(u8::is_ascii_digit);
                 if !digits || field.value.len() > 18 {
                     return bad("`Content-Length` must be one number");
                 }
             }
             17 if is("transfer-encoding") => {
-                one_more(&self.chunked);
+                count(&self.chunked);
                 if !is_http_11 || !field.value.eq_ignore_ascii_case(b"chunked") {
                     return bad("`Transfer-Encoding` may only be `chunked`, in HTTP/1.1");
                 }
@@ -128,7 +132,7 @@ impl Framing {
         Ok(())
     }
 
-    fn together(&self, is_http_11: bool) -> Result<(), Refusal> {
+    fn check_together(&self, is_http_11: bool) -> Result<(), Refusal> {
         match (self.hosts.get(), self.lengths.get(), self.chunked.get()) {
             (0, ..) if is_http_11 => bad("`Host` is missing"),
             (2.., ..) => bad("there is more than one `Host`"),
@@ -142,10 +146,10 @@ impl Framing {
     }
 }
 
-/// A client may ask for its own headers to be taken off on the way, but not for those on
-/// which others rely.
-fn nominations(value: &[u8]) -> Result<(), Refusal> {
-    const KEPT: [&[u8]; 8] = [
+/// Checks what `Connection` names: a client may have its own fields removed on the way, but not those
+/// that other servers rely on (RFC 9110, section 7.6.1).
+fn check_nominated_fields(value: &[u8]) -> Result<(), Refusal> {
+    const NEVER_REMOVED: [&[u8]; 8] = [
         b"host",
         b"content-length",
         b"content-type",
@@ -158,8 +162,8 @@ fn nominations(value: &[u8]) -> Result<(), Refusal> {
     for name in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|name| !name.is_empty()) {
         let is_token =
             name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte));
-        if !is_token || KEPT.iter().any(|kept| kept.eq_ignore_ascii_case(name)) {
-            return bad("`Connection` names a header that it may not take away, or none at all");
+        if !is_token || NEVER_REMOVED.iter().any(|field| field.eq_ignore_ascii_case(name)) {
+            return bad("`Connection` must only name header fields, and none that other servers rely on");
         }
     }
     Ok(())
@@ -169,7 +173,7 @@ fn bad(message: impl Into<std::borrow::Cow<'static, str>>) -> Result<(), Refusal
     Err(Refusal::bad_request(message))
 }
 
-/// A CR without LF or an LF without CR.
+/// Whether there is a CR without LF or an LF without CR.
 fn has_bare_line_end(head: &[u8]) -> bool {
     memchr::memchr2_iter(b'\r', b'\n', head).any(|at| match head.get(at) {
         Some(b'\n') => at == 0 || head.get(at - 1) != Some(&b'\r'),
@@ -186,12 +190,12 @@ fn is_authority(value: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn verdict(head: &str) -> Option<Reason> {
-        check(head.as_bytes()).err().map(|refusal| refusal.reason)
+    fn refusal_reason(head: &str) -> Option<RefusalReason> {
+        check_head(head.as_bytes()).err().map(|refusal| refusal.reason)
     }
 
     #[test]
-    fn ordinary_heads_pass() {
+    fn unambiguous_heads_are_accepted() {
         for head in [
             "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
             "POST /x?y HTTP/1.1\r\nhost: [::1]:80\r\nContent-Length: 3\r\n\r\n",
@@ -201,12 +205,12 @@ mod tests {
             "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, X-Mine\r\n\r\n",
         ] {
-            assert_eq!(verdict(head), None, "{head:?}");
+            assert_eq!(refusal_reason(head), None, "{head:?}");
         }
     }
 
     #[test]
-    fn ambiguous_heads_do_not() {
+    fn ambiguous_heads_are_refused() {
         let fields = [
             "Content-Length: 3\r\nTransfer-Encoding: chunked",
             "Content-Length: 3\r\nContent-Length: 3",
@@ -235,7 +239,7 @@ mod tests {
         ];
         for field in fields {
             let head = format!("POST / HTTP/1.1\r\nHost: a\r\n{field}\r\n\r\n");
-            assert_eq!(verdict(&head), Some(Reason::BadRequest), "{field:?}");
+            assert_eq!(refusal_reason(&head), Some(RefusalReason::BadRequest), "{field:?}");
         }
         let heads = [
             "GET / HTTP/1.1\r\n\r\n",
@@ -256,9 +260,9 @@ mod tests {
             "\u{16}\u{3}\u{1}\r\n\r\n",
         ];
         for head in heads {
-            assert_eq!(verdict(head), Some(Reason::BadRequest), "{head:?}");
+            assert_eq!(refusal_reason(head), Some(RefusalReason::BadRequest), "{head:?}");
         }
         let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: 1\r\n".repeat(100));
-        assert_eq!(verdict(&many), Some(Reason::HeadersTooLarge));
+        assert_eq!(refusal_reason(&many), Some(RefusalReason::HeadersTooLarge));
     }
 }

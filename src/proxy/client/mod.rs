@@ -1,12 +1,17 @@
-//! The downstream side: connections of clients, their TLS and limits, request heads and bodies,
+//! The downstream side: connections of clients with their TLS and limits, request heads and bodies,
 //! admission, and the responses that the balancer gives by itself.
 
 pub(super) mod admit;
+pub(super) mod body_memory;
+pub(super) mod client_request;
 pub mod connection;
 mod connection_limit;
 mod head;
 pub(super) mod health;
+pub(super) mod presence;
 pub(crate) mod refusal_response;
 pub(super) mod request_body;
 pub(super) mod reset;
+pub(super) mod response_writer;
+pub mod timeouts;
 pub mod tls;

@@ -1,4 +1,4 @@
-//! Answers of our own: a refusal in Azure's error shape.
+//! A refusal as an HTTP response, in the shape of Azure's errors.
 
 use bytes::Bytes;
 use pingora::http::ResponseHeader;
@@ -6,17 +6,17 @@ use serde::Serialize;
 
 use crate::refusal::Refusal;
 
-/// `retry-after` and `retry-after-ms` never tell a client more: longer ones make an SDK
-/// sleep for a day or give up.
-pub(in crate::proxy) const LONGEST_HINT_MS: u128 = 60_000;
+/// The most that `retry-after` and `retry-after-ms` say: on longer ones an SDK sleeps for a day or
+/// gives up.
+pub(in crate::proxy) const MAX_RETRY_AFTER_MS: u128 = 60_000;
 
 #[derive(Serialize)]
-struct Envelope<'a> {
-    error: Detail<'a>,
+struct ErrorEnvelope<'a> {
+    error: ErrorDetail<'a>,
 }
 
 #[derive(Serialize)]
-struct Detail<'a> {
+struct ErrorDetail<'a> {
     message: &'a str,
     r#type: &'static str,
     param: Option<()>,
@@ -24,42 +24,42 @@ struct Detail<'a> {
 }
 
 /// The body of a refusal: `{"error":{"message","type","param":null,"code"}}`.
-pub(crate) fn body(refusal: &Refusal) -> Bytes {
-    let error = Detail {
+pub(crate) fn refusal_body(refusal: &Refusal) -> Bytes {
+    let error = ErrorDetail {
         message: &refusal.message,
-        r#type: refusal.reason.kind(),
+        r#type: refusal.reason.error_type(),
         param: None,
         code: refusal.reason.code(),
     };
-    Bytes::from(serde_json::to_vec(&Envelope { error }).unwrap_or_default())
+    Bytes::from(serde_json::to_vec(&ErrorEnvelope { error }).unwrap_or_default())
 }
 
 /// Head and body of a refusal.
-pub(in crate::proxy) fn refusal(
+pub(in crate::proxy) fn refusal_response(
     refusal: &Refusal,
     request_id: &str,
 ) -> pingora::Result<(ResponseHeader, Bytes)> {
-    let body = body(refusal);
+    let body = refusal_body(refusal);
     let mut header = ResponseHeader::build(refusal.reason.status(), Some(8))?;
     header.insert_header("content-type", "application/json")?;
     header.insert_header("content-length", body.len())?;
     header.insert_header("x-request-id", request_id)?;
     if let Some(wait) = refusal.retry_after {
-        hint(&mut header, wait.as_millis())?;
+        set_retry_after(&mut header, wait.as_millis())?;
     }
     Ok((header, body))
 }
 
-/// Tells the client when to come back, in both headers the SDKs read.
-pub(in crate::proxy) fn hint(header: &mut ResponseHeader, millis: u128) -> pingora::Result<()> {
-    let millis = millis.clamp(1, LONGEST_HINT_MS);
+/// Sets both header fields that SDKs read to know when to try again.
+pub(in crate::proxy) fn set_retry_after(header: &mut ResponseHeader, millis: u128) -> pingora::Result<()> {
+    let millis = millis.clamp(1, MAX_RETRY_AFTER_MS);
     header.insert_header("retry-after-ms", millis.to_string())?;
     header.insert_header("retry-after", millis.div_ceil(1000).to_string())
 }
 
-/// A refusal before there is a request: bytes for a connection that is then closed.
-pub(in crate::proxy) fn raw(refusal: &Refusal, request_id: &str) -> Vec<u8> {
-    let body = body(refusal);
+/// A refusal where no request could be parsed: bytes for a connection that is then closed.
+pub(super) fn raw_refusal(refusal: &Refusal, request_id: &str) -> Vec<u8> {
+    let body = refusal_body(refusal);
     let status = refusal.reason.status();
     let phrase = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
     let head = format!(

@@ -1,251 +1,257 @@
-//! Taking a request's body in: whole, bounded in size, time and memory; or, for an upload
-//! too large to hold, only as far as needed to know that.
+//! Reads a request's body: whole, bounded in size, time and memory; or, for an upload too large to
+//! hold, only as far as needed to know that. The rest of such an upload is read by
+//! `attempt/exchange.rs` while it is sent on.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use pingora::protocols::http::ServerSession;
 use tokio::time::{Instant, timeout_at};
 
-use crate::refusal::{Reason, Refusal};
+use super::body_memory::{BodyMemory, MemoryReservation};
+use crate::refusal::{Refusal, RefusalReason};
 
-/// Memory for all held bodies together.
+/// Most bytes that are handed to the engine at once: between two pieces the response is polled.
+const MAX_PIECE_BYTES: usize = 128 * 1024;
+/// Pieces up to this size are copied together rather than sent one by one.
+const MAX_COPIED_BYTES: usize = 16 * 1024;
+/// Most bytes of buffer that a declared length alone makes the balancer reserve.
+const MAX_DECLARED_RESERVE: u64 = 1024 * 1024;
+
+/// A request's body, as far as it was read.
 #[derive(Debug, Default)]
-pub(in crate::proxy) struct Budget {
-    used: AtomicU64,
+pub(in crate::proxy) struct RequestBody {
+    /// The bytes that are held for every attempt.
+    pub(in crate::proxy) held: Bytes,
+    /// What the current attempt has yet to send of them.
+    pub(in crate::proxy) unsent: VecDeque<Bytes>,
+    /// Bytes read so far, held or not.
+    pub(in crate::proxy) bytes_read: u64,
+    /// The body is an upload that passes through and may have at most this many bytes in all.
+    pub(in crate::proxy) streaming_limit: Option<u64>,
+    /// The `Content-Length` of the client.
+    pub(in crate::proxy) declared_length: Option<u64>,
+    /// A part that is not held has been read: the body cannot be sent again.
+    pub(in crate::proxy) is_consumed: bool,
+    /// There is a body that has not been read to its end.
+    has_unread_rest: bool,
+    /// The memory of what is held; given back together with it.
+    reservation: Option<MemoryReservation>,
 }
 
-impl Budget {
-    /// A share that has nothing yet, of a budget that is so large at the moment.
-    pub(in crate::proxy) fn share(budget: &Arc<Self>, total: u64) -> Share {
-        Share { budget: Arc::clone(budget), total, bytes: 0 }
+impl RequestBody {
+    /// A body of which nothing has been read.
+    pub(super) fn unread() -> Self {
+        Self { has_unread_rest: true, ..Self::default() }
     }
 
-    fn take(&self, bytes: u64, total: u64) -> bool {
-        let take = |used: u64| used.checked_add(bytes).filter(|used| *used <= total);
-        self.used.fetch_update(Ordering::AcqRel, Ordering::Relaxed, take).is_ok()
-    }
-
-    fn give_back(&self, bytes: u64) {
-        self.used.fetch_sub(bytes, Ordering::AcqRel);
-    }
-}
-
-/// A share of the budget; given back when dropped.
-#[derive(Debug)]
-pub(in crate::proxy) struct Share {
-    budget: Arc<Budget>,
-    total: u64,
-    bytes: u64,
-}
-
-impl Share {
-    /// Takes what is missing to so many bytes.
-    ///
-    /// # Errors
-    /// `overloaded` when there is not so much left.
-    pub(in crate::proxy) fn grow_to(&mut self, bytes: u64) -> Result<(), Refusal> {
-        let more = bytes.saturating_sub(self.bytes);
-        if more == 0 || self.budget.take(more, self.total) {
-            self.bytes += more;
-            return Ok(());
-        }
-        let message = "the balancer holds too many request bodies at the moment; try again shortly";
-        Err(Refusal::new(Reason::Overloaded, message).after(Duration::from_secs(1)))
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.budget.give_back(self.bytes);
-    }
-}
-
-/// A body as far as it was taken in.
-#[derive(Debug, Default)]
-pub(in crate::proxy) struct Intake {
-    /// The bytes that are held.
-    pub(in crate::proxy) bytes: Bytes,
-    /// Bytes seen so far, held or not.
-    pub(in crate::proxy) length: u64,
-    /// More follows that is not held: the most bytes there may be in all.
-    pub(in crate::proxy) streams: Option<u64>,
-    /// The length that was announced.
-    pub(in crate::proxy) announced: Option<u64>,
-    /// Some of what is not held has been read: the body cannot be sent again.
-    pub(in crate::proxy) consumed: bool,
-    /// Whether there was a body that was not, or not yet, read to its end.
-    unread: bool,
-    /// Its part of the budget; given back with it, or with what is taken out of it.
-    share: Option<Share>,
-}
-
-impl Intake {
-    /// Nothing of a body that there is.
-    pub(in crate::proxy) fn unread() -> Self {
-        Self { unread: true, ..Self::default() }
-    }
-
-    /// Whether its length is that of the whole body.
+    /// Whether the whole body has been read.
     pub(in crate::proxy) fn is_complete(&self) -> bool {
-        !self.unread
+        !self.has_unread_rest
     }
 
-    /// Takes what is held out, and gives its part of the budget back: whoever has it now bounds it.
-    pub(in crate::proxy) fn release(&mut self) -> Bytes {
-        self.share = None;
-        std::mem::take(&mut self.bytes)
+    /// Queues the body of the next attempt: what is held, after its edits.
+    pub(in crate::proxy) fn queue(&mut self, held: impl IntoIterator<Item = Bytes>) {
+        self.unsent = split_and_join(held);
     }
 
-    /// The end of a body that passes through has been read.
-    pub(in crate::proxy) fn ended(&mut self) {
-        self.unread = false;
+    /// Takes what is held and gives its memory back: whoever takes it bounds it from here on.
+    pub(in crate::proxy) fn take_held(&mut self) -> Bytes {
+        self.reservation = None;
+        std::mem::take(&mut self.held)
+    }
+
+    /// Records that an upload has been read to its end.
+    pub(in crate::proxy) fn note_end(&mut self) {
+        self.has_unread_rest = false;
     }
 }
 
-/// What bounds an intake.
+/// Cuts large pieces and joins small ones, in order. Small pieces that an edit left behind would each
+/// be a write of their own, and there are HTTP/2 servers that close the connection on many small frames.
+fn split_and_join(held: impl IntoIterator<Item = Bytes>) -> VecDeque<Bytes> {
+    let mut pieces = VecDeque::new();
+    let mut small: Vec<Bytes> = Vec::new();
+    for mut piece in held {
+        if piece.len() <= MAX_COPIED_BYTES {
+            small.push(piece);
+            continue;
+        }
+        pieces.extend(join(&mut small));
+        while piece.len() > MAX_PIECE_BYTES {
+            pieces.push_back(piece.split_to(MAX_PIECE_BYTES));
+        }
+        pieces.push_back(piece);
+    }
+    pieces.extend(join(&mut small));
+    pieces
+}
+
+/// The bytes of these pieces as one, if there are any; takes them.
+fn join(pieces: &mut Vec<Bytes>) -> Option<Bytes> {
+    pieces.retain(|piece| !piece.is_empty());
+    match pieces.len() {
+        0 => None,
+        1 => pieces.pop(),
+        _ => Some(Bytes::from(std::mem::take(pieces).concat())),
+    }
+}
+
+/// The limits of one body.
 #[derive(Clone)]
-pub(in crate::proxy) struct Bounds {
+pub(super) struct BodyLimits {
     /// Most bytes that are held.
-    pub(in crate::proxy) held: u64,
+    pub(super) max_held: u64,
     /// Most bytes of an upload that passes through; `None` if this is no upload.
-    pub(in crate::proxy) streamed: Option<u64>,
+    pub(super) max_streamed: Option<u64>,
     /// For the whole body.
-    pub(in crate::proxy) deadline: Duration,
-    pub(in crate::proxy) budget: Arc<Budget>,
-    /// Memory for all held bodies together.
-    pub(in crate::proxy) memory: u64,
+    pub(in crate::proxy) timeout: Duration,
+    pub(in crate::proxy) memory: Arc<BodyMemory>,
+    /// Most bytes of all held bodies together.
+    pub(in crate::proxy) memory_limit: u64,
 }
 
-/// Why a body was not taken in.
-pub(in crate::proxy) enum NoBody {
-    /// The client is told.
+/// Why a body was not read.
+pub(in crate::proxy) enum BodyReadError {
+    /// The client gets this refusal.
     Refused(Refusal),
-    /// The client is told, and where its next request would begin is not known.
+    /// The same, and the connection has to be closed: where the next request begins is unknown.
     Unframed(Refusal),
-    /// The client is gone.
-    Gone,
+    /// The client has disconnected.
+    ClientGone,
 }
 
-impl From<Refusal> for NoBody {
+impl From<Refusal> for BodyReadError {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
     }
 }
 
-/// The length a request announces; `None` for chunked and HTTP/2 without one.
-pub(in crate::proxy) fn announced(session: &ServerSession) -> Option<u64> {
-    let value = session.get_header(http::header::CONTENT_LENGTH)?;
-    value.to_str().ok()?.trim().parse().ok()
-}
-
-/// Takes the body in.
+/// Reads the body.
 ///
 /// # Errors
-/// `body_too_large`, `request_timeout`, `overloaded`, `bad_request` for broken framing, or a
-/// client that left.
-pub(in crate::proxy) async fn take(session: &mut ServerSession, bounds: &Bounds) -> Result<Intake, NoBody> {
+/// `body_too_large`, `request_timeout`, `overloaded`, `bad_request` for broken framing, or a client
+/// that disconnected.
+pub(super) async fn read_body(
+    session: &mut ServerSession,
+    limits: &BodyLimits,
+) -> Result<RequestBody, BodyReadError> {
     if session.is_body_done() {
-        return Ok(Intake::default());
+        return Ok(RequestBody::default());
     }
-    let announced = announced(session);
-    let most = bounds.streamed.unwrap_or(bounds.held);
-    if announced.is_some_and(|length| length > most) {
-        return Err(too_large(most).into());
+    let declared_length = declared_length(session);
+    let max_length = limits.max_streamed.unwrap_or(limits.max_held);
+    if declared_length.is_some_and(|length| length > max_length) {
+        return Err(too_large(max_length).into());
     }
-    if announced.is_some_and(|length| length > bounds.held) {
-        expect(session).await?;
-        return Ok(Intake { streams: Some(most), announced, ..Intake::unread() });
+    send_continue(session).await?;
+    if declared_length.is_some_and(|length| length > limits.max_held) {
+        let streaming_limit = Some(max_length);
+        return Ok(RequestBody { streaming_limit, declared_length, ..RequestBody::unread() });
     }
-    expect(session).await?;
-    let deadline = Instant::now() + bounds.deadline;
-    // Memory is taken for what arrives: an announcement costs its sender nothing.
-    let mut share = Budget::share(&bounds.budget, bounds.memory);
-    let mut whole = Gathered::default();
+    let deadline = Instant::now() + limits.timeout;
+    // Memory is reserved for what arrives: declaring a length costs its sender nothing.
+    let mut reservation = BodyMemory::reservation(&limits.memory, limits.memory_limit);
+    let mut buffer = BodyBuffer::default();
     loop {
         let piece = match timeout_at(deadline, session.read_request_body()).await {
             Err(_) => {
-                let message = format!("the request body was not complete within {:?}", bounds.deadline);
-                return Err(NoBody::Unframed(Refusal::new(Reason::RequestTimeout, message)));
+                let message = format!("the request body was not complete within {:?}", limits.timeout);
+                return Err(BodyReadError::Unframed(Refusal::new(RefusalReason::RequestTimeout, message)));
             }
-            Ok(Err(problem)) => return Err(broken(&problem)),
+            Ok(Err(problem)) => return Err(classify_read_error(&problem)),
             Ok(Ok(piece)) => piece,
         };
         let Some(piece) = piece else { break };
-        let length = whole.length() + piece.len() as u64;
-        if length > bounds.held && bounds.streamed.is_none() {
-            return Err(too_large(bounds.held).into());
+        let bytes_read = buffer.len() + piece.len() as u64;
+        if bytes_read > limits.max_held && limits.max_streamed.is_none() {
+            return Err(too_large(limits.max_held).into());
         }
-        if length > share.bytes {
-            share.grow_to(length)?;
+        if bytes_read > reservation.bytes() {
+            reservation.grow_to(bytes_read)?;
         }
-        whole.push(piece, announced);
-        if length > bounds.held {
-            let streams = Some(most);
-            let bytes = whole.into_bytes();
-            return Ok(Intake { length, bytes, streams, announced, share: Some(share), ..Intake::unread() });
+        buffer.push(piece, declared_length);
+        if bytes_read > limits.max_held {
+            return Ok(RequestBody {
+                held: buffer.into_bytes(),
+                bytes_read,
+                streaming_limit: Some(max_length),
+                declared_length,
+                reservation: Some(reservation),
+                ..RequestBody::unread()
+            });
         }
         if session.is_body_done() {
             break;
         }
     }
-    let bytes = whole.into_bytes();
-    if announced.is_some_and(|announced| announced != bytes.len() as u64) {
-        return Err(NoBody::Gone);
+    let held = buffer.into_bytes();
+    let bytes_read = held.len() as u64;
+    // A body that is shorter than declared: the connection ended in the middle of it.
+    if declared_length.is_some_and(|declared| declared != bytes_read) {
+        return Err(BodyReadError::ClientGone);
     }
-    Ok(Intake { length: bytes.len() as u64, bytes, share: Some(share), ..Intake::default() })
+    Ok(RequestBody { held, bytes_read, reservation: Some(reservation), ..RequestBody::default() })
 }
 
-/// A client that sent `Expect: 100-continue` waits for a word before it sends its body.
-async fn expect(session: &mut ServerSession) -> Result<(), NoBody> {
-    let expects = session
+/// The length that a request declares; `None` for chunked bodies and HTTP/2 without one.
+fn declared_length(session: &ServerSession) -> Option<u64> {
+    let value = session.get_header(http::header::CONTENT_LENGTH)?;
+    value.to_str().ok()?.trim().parse().ok()
+}
+
+/// A client that sent `Expect: 100-continue` waits for this before it sends its body (RFC 9110,
+/// section 10.1.1).
+async fn send_continue(session: &mut ServerSession) -> Result<(), BodyReadError> {
+    let expects_continue = session
         .get_header(http::header::EXPECT)
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    if expects && session.write_continue_response().await.is_err() {
-        return Err(NoBody::Gone);
+    if expects_continue && session.write_continue_response().await.is_err() {
+        return Err(BodyReadError::ClientGone);
     }
     Ok(())
 }
 
-fn too_large(most: u64) -> Refusal {
-    Refusal::new(Reason::BodyTooLarge, format!("the request body may have at most {most} bytes here"))
+fn too_large(max_length: u64) -> Refusal {
+    let message = format!("the request body may have at most {max_length} bytes here");
+    Refusal::new(RefusalReason::BodyTooLarge, message)
 }
 
-/// What a body that cannot be read on means.
-pub(in crate::proxy) fn broken(problem: &pingora::Error) -> NoBody {
+/// What an error of reading the body means for the client.
+pub(in crate::proxy) fn classify_read_error(problem: &pingora::Error) -> BodyReadError {
     use pingora::ErrorType::{ConnectionClosed, ReadError, ReadTimedout};
     match problem.etype() {
-        ConnectionClosed | ReadError => NoBody::Gone,
+        ConnectionClosed | ReadError => BodyReadError::ClientGone,
         ReadTimedout => {
-            NoBody::Unframed(Refusal::new(Reason::RequestTimeout, "the request body did not arrive in time"))
+            let message = "the request body did not arrive in time";
+            BodyReadError::Unframed(Refusal::new(RefusalReason::RequestTimeout, message))
         }
-        _ => NoBody::Unframed(Refusal::bad_request("the request body's framing is malformed")),
+        _ => BodyReadError::Unframed(Refusal::bad_request("the request body's framing is malformed")),
     }
 }
 
 /// The pieces read so far: one is kept as it is, several are joined as they come.
 #[derive(Default)]
-struct Gathered {
+struct BodyBuffer {
     only: Bytes,
     joined: BytesMut,
 }
 
-impl Gathered {
-    fn length(&self) -> u64 {
+impl BodyBuffer {
+    fn len(&self) -> u64 {
         (self.only.len() + self.joined.len()) as u64
     }
 
-    fn push(&mut self, piece: Bytes, announced: Option<u64>) {
-        if self.length() == 0 {
+    fn push(&mut self, piece: Bytes, declared_length: Option<u64>) {
+        if self.len() == 0 {
             self.only = piece;
             return;
         }
         if !self.only.is_empty() {
-            // Never more than a body this size may be set aside for a length merely announced.
-            let announced = announced.unwrap_or(0).min(1024 * 1024);
-            self.joined.reserve(usize::try_from(announced).unwrap_or(0).max(self.only.len() + piece.len()));
+            let declared = declared_length.unwrap_or(0).min(MAX_DECLARED_RESERVE);
+            self.joined.reserve(usize::try_from(declared).unwrap_or(0).max(self.only.len() + piece.len()));
             self.joined.extend_from_slice(&self.only);
             self.only = Bytes::new();
         }
@@ -262,26 +268,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_are_bounded_together_and_given_back() {
-        let budget = Arc::<Budget>::default();
-        let mut a = Budget::share(&budget, 100);
-        let mut b = Budget::share(&budget, 100);
-        assert!(a.grow_to(60).is_ok());
-        assert_eq!(b.grow_to(50).unwrap_err().reason, Reason::Overloaded);
-        drop(a);
-        assert!(b.grow_to(100).is_ok());
-        drop(b);
-        assert!(budget.take(100, 100));
+    fn small_pieces_are_sent_as_one_and_large_ones_are_cut() {
+        let piece = Bytes::from_static;
+        assert!(split_and_join([piece(b"")]).is_empty());
+        assert_eq!(split_and_join([piece(b"a")]), [piece(b"a")]);
+        let large = Bytes::from(vec![b'x'; MAX_COPIED_BYTES + 1]);
+        let pieces = split_and_join([piece(b"a"), piece(b""), piece(b"b"), large.clone(), piece(b"")]);
+        assert_eq!(pieces, [piece(b"ab"), large]);
+        let pieces = split_and_join([Bytes::from(vec![b'x'; 2 * MAX_PIECE_BYTES + 1])]);
+        let lengths = pieces.iter().map(Bytes::len).collect::<Vec<_>>();
+        assert_eq!(lengths, [MAX_PIECE_BYTES, MAX_PIECE_BYTES, 1]);
     }
 
     #[test]
-    fn pieces_join_in_order() {
+    fn pieces_are_joined_in_order() {
         for pieces in [&["a"][..], &["a", "b"], &["ab", "", "c", "defg"]] {
-            let mut gathered = Gathered::default();
+            let mut buffer = BodyBuffer::default();
             for piece in pieces {
-                gathered.push(Bytes::copy_from_slice(piece.as_bytes()), Some(3));
+                buffer.push(Bytes::copy_from_slice(piece.as_bytes()), Some(3));
             }
-            assert_eq!(gathered.into_bytes(), pieces.concat().as_bytes());
+            assert_eq!(buffer.into_bytes(), pieces.concat().as_bytes());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Closing a connection so that the other side cannot take it for the end of an answer.
+//! Closes a connection with a reset, so that the client cannot take it for the end of a response.
 
 use std::io;
 use std::time::Duration;
@@ -7,13 +7,13 @@ use pingora::protocols::Stream;
 use rustix::net::sockopt::set_socket_linger;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
-/// From now on closing this connection resets it.
+/// Makes the close of this connection a reset.
 ///
-/// The engine lends the number of the socket and nothing that owns it, so a second owner is
-/// asked from the kernel, for which the process is a stranger to itself.
+/// The engine gives the number of the socket and nothing that owns it. A second descriptor of it, which
+/// safe code can set options on, comes from the kernel by way of a pidfd of this process.
 ///
 /// # Errors
-/// The kernel's, such as where a sandbox forbids it; the connection is then closed as usual.
+/// The kernel's, for instance where a sandbox forbids it; the connection is then closed as usual.
 pub(in crate::proxy) fn reset_on_close(stream: &Stream) -> io::Result<()> {
     let own = pidfd_open(getpid(), PidfdFlags::empty())?;
     let socket = pidfd_getfd(own, stream.id(), PidfdGetfdFlags::empty())?;

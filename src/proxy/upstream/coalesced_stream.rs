@@ -1,5 +1,5 @@
-//! A connection that sends a request's head together with the beginning of its body: one system
-//! call and one packet, where the engine makes two.
+//! A connection that sends a request's head together with the beginning of its body: one system call
+//! and one packet, where the engine makes two.
 
 use std::io;
 use std::pin::Pin;
@@ -17,34 +17,34 @@ use pingora::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Most bytes that are joined, as many as a record of TLS has.
-const MOST: usize = 16 * 1024;
+/// Most bytes that are sent together: as many as a TLS record holds.
+const MAX_COALESCED_BYTES: usize = 16 * 1024;
 
-/// A connection that can be told to wait for more.
+/// A connection of which one flush can be put off until the next write.
 #[derive(Debug)]
-pub(in crate::proxy) struct Joint {
+pub(super) struct CoalescedStream {
     inner: Stream,
-    /// The next flush is not the end of what there is to send.
+    /// The next flush does nothing: another write follows at once.
     waits: AtomicBool,
-    held: Vec<u8>,
+    pending: Vec<u8>,
 }
 
-impl Joint {
+impl CoalescedStream {
     pub(in crate::proxy) fn new(inner: Stream) -> Self {
-        Self { inner, waits: AtomicBool::new(false), held: Vec::new() }
+        Self { inner, waits: AtomicBool::new(false), pending: Vec::new() }
     }
 
-    /// What is flushed next waits for what is written after it, which has to follow at once.
-    pub(in crate::proxy) fn wait_for_more(stream: &Stream) {
+    /// Puts the next flush off until the write after it, which has to follow at once.
+    pub(super) fn coalesce_next_flush(stream: &Stream) {
         if let Some(joint) = (**stream).as_any().downcast_ref::<Self>() {
             joint.waits.store(true, Ordering::Relaxed);
         }
     }
 
-    fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_write_pending(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut sent = 0;
         let all = loop {
-            let Some(rest) = self.held.get(sent..).filter(|rest| !rest.is_empty()) else {
+            let Some(rest) = self.pending.get(sent..).filter(|rest| !rest.is_empty()) else {
                 break Poll::Ready(Ok(()));
             };
             match Pin::new(&mut self.inner).poll_write(cx, rest) {
@@ -54,16 +54,16 @@ impl Joint {
                 Poll::Pending => break Poll::Pending,
             }
         };
-        self.held.drain(..sent);
-        if self.held.is_empty() {
-            // A connection may be silent for long from here on.
-            self.held = Vec::new();
+        self.pending.drain(..sent);
+        if self.pending.is_empty() {
+            // The connection may be idle for long from here on: its memory is freed.
+            self.pending = Vec::new();
         }
         all
     }
 }
 
-impl AsyncRead for Joint {
+impl AsyncRead for CoalescedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -73,14 +73,16 @@ impl AsyncRead for Joint {
     }
 }
 
-impl AsyncWrite for Joint {
+impl AsyncWrite for CoalescedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let waits = *self.waits.get_mut();
-        if (waits || !self.held.is_empty()) && self.held.len() + buf.len() <= MOST {
-            self.held.extend_from_slice(buf);
+        let coalesces_next_flush = *self.waits.get_mut();
+        if (coalesces_next_flush || !self.pending.is_empty())
+            && self.pending.len() + buf.len() <= MAX_COALESCED_BYTES
+        {
+            self.pending.extend_from_slice(buf);
             return Poll::Ready(Ok(buf.len()));
         }
-        ready!(self.poll_held(cx))?;
+        ready!(self.poll_write_pending(cx))?;
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
 
@@ -88,7 +90,7 @@ impl AsyncWrite for Joint {
         if std::mem::take(self.waits.get_mut()) {
             return Poll::Ready(Ok(()));
         }
-        ready!(self.poll_held(cx))?;
+        ready!(self.poll_write_pending(cx))?;
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
@@ -97,22 +99,22 @@ impl AsyncWrite for Joint {
     }
 }
 
-// From here on everything is the inner connection's own business.
+// Everything below is passed to the inner connection.
 
 #[async_trait]
-impl Shutdown for Joint {
+impl Shutdown for CoalescedStream {
     async fn shutdown(&mut self) {
         self.inner.shutdown().await;
     }
 }
 
-impl UniqueID for Joint {
+impl UniqueID for CoalescedStream {
     fn id(&self) -> UniqueIDType {
         self.inner.id()
     }
 }
 
-impl Ssl for Joint {
+impl Ssl for CoalescedStream {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
         self.inner.get_ssl_digest()
     }
@@ -122,7 +124,7 @@ impl Ssl for Joint {
     }
 }
 
-impl GetTimingDigest for Joint {
+impl GetTimingDigest for CoalescedStream {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
         self.inner.get_timing_digest()
     }
@@ -136,19 +138,19 @@ impl GetTimingDigest for Joint {
     }
 }
 
-impl GetProxyDigest for Joint {
+impl GetProxyDigest for CoalescedStream {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
         self.inner.get_proxy_digest()
     }
 }
 
-impl GetSocketDigest for Joint {
+impl GetSocketDigest for CoalescedStream {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
         self.inner.get_socket_digest()
     }
 }
 
-impl Peek for Joint {}
+impl Peek for CoalescedStream {}
 
 #[cfg(test)]
 mod tests {
@@ -158,8 +160,8 @@ mod tests {
     use super::*;
 
     fn pair() -> (Stream, DuplexStream) {
-        let (near, far) = duplex(8 * MOST);
-        (Box::new(Joint::new(Box::new(near))), far)
+        let (near, far) = duplex(8 * MAX_COALESCED_BYTES);
+        (Box::new(CoalescedStream::new(Box::new(near))), far)
     }
 
     async fn send(stream: &mut Stream, bytes: &[u8]) {
@@ -167,39 +169,44 @@ mod tests {
         stream.flush().await.unwrap();
     }
 
-    /// What has arrived by now.
+    /// Bytes that have arrived by now.
     fn arrived(far: &mut DuplexStream) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(8 * MOST);
+        let mut bytes = Vec::with_capacity(8 * MAX_COALESCED_BYTES);
         while far.read_buf(&mut bytes).now_or_never().is_some() {}
         bytes
     }
 
     #[tokio::test]
-    async fn a_head_waits_for_the_body_if_it_is_told_to() {
+    async fn a_head_is_sent_with_the_body_only_when_asked_to() {
         let (mut stream, mut far) = pair();
         send(&mut stream, b"head").await;
-        assert_eq!(arrived(&mut far), b"head", "nobody told it to wait");
-        for body in [b"body".to_vec(), vec![b'x'; MOST - 4], vec![b'x'; MOST], vec![b'x'; 3 * MOST]] {
-            Joint::wait_for_more(&stream);
+        assert_eq!(arrived(&mut far), b"head", "it was not asked to wait");
+        for body in [
+            b"body".to_vec(),
+            vec![b'x'; MAX_COALESCED_BYTES - 4],
+            vec![b'x'; MAX_COALESCED_BYTES],
+            vec![b'x'; 3 * MAX_COALESCED_BYTES],
+        ] {
+            CoalescedStream::coalesce_next_flush(&stream);
             send(&mut stream, b"head").await;
             assert_eq!(arrived(&mut far), b"");
             send(&mut stream, &body).await;
             assert_eq!(arrived(&mut far), [b"head", &*body].concat());
         }
         send(&mut stream, b"more").await;
-        assert_eq!(arrived(&mut far), b"more", "it waits once");
-        Joint::wait_for_more(&stream);
-        let large = vec![b'y'; 2 * MOST];
+        assert_eq!(arrived(&mut far), b"more", "only one flush is put off");
+        CoalescedStream::coalesce_next_flush(&stream);
+        let large = vec![b'y'; 2 * MAX_COALESCED_BYTES];
         send(&mut stream, &large).await;
         send(&mut stream, b"body").await;
         assert_eq!(arrived(&mut far), [&*large, b"body"].concat());
     }
 
     #[tokio::test]
-    async fn what_waits_is_sent_piece_by_piece_where_there_is_little_room() {
+    async fn pending_bytes_are_sent_piece_by_piece_when_the_peer_reads_slowly() {
         let (near, mut far) = duplex(3);
-        let mut stream: Stream = Box::new(Joint::new(Box::new(near)));
-        Joint::wait_for_more(&stream);
+        let mut stream: Stream = Box::new(CoalescedStream::new(Box::new(near)));
+        CoalescedStream::coalesce_next_flush(&stream);
         let sent = async {
             send(&mut stream, b"the head, ").await;
             send(&mut stream, b"the body").await;

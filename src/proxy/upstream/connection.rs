@@ -1,4 +1,4 @@
-//! Connections to backends, and one request with its reply on one of them.
+//! Connections to backends, and one request with its response on one of them.
 
 use std::future::pending;
 use std::os::fd::RawFd;
@@ -22,72 +22,72 @@ use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::{HttpPeer, Peer};
 use pingora::{Error, ErrorType, Result};
 
-use super::coalesced_stream::Joint;
-use super::connection_pool::{Key, Pool};
+use super::coalesced_stream::CoalescedStream;
+use super::connection_pool::{ConnectionKey, ConnectionPool};
 
-/// All connections to backends.
-pub(in crate::proxy) struct Upstreams {
-    /// To those that speak HTTP/1.1 only, one request at a time.
-    single: TransportConnector,
-    idle: Pool,
-    /// To those that are offered HTTP/2.
-    shared: Connector,
+/// Makes and keeps all connections to backends.
+pub(in crate::proxy) struct UpstreamConnector {
+    /// For backends without HTTP/2.
+    http1: TransportConnector,
+    idle: ConnectionPool,
+    /// For backends that are offered HTTP/2.
+    http2: Connector,
 }
 
-/// A connection with the request that it was taken for.
-pub(in crate::proxy) struct Upstream {
-    line: Line,
-    /// It was idle before, and may have ended meanwhile.
+/// A connection with one request on it.
+pub(in crate::proxy) struct UpstreamConnection {
+    protocol: Protocol,
+    /// It comes from the pool, and may have ended meanwhile.
     pub(in crate::proxy) reused: bool,
     /// The request has been sent whole.
     is_sent: bool,
-    /// The piece that is on its way is the last of it.
+    /// The piece that is being sent is the last of the body.
     is_last: bool,
     write_timeout: Option<Duration>,
 }
 
-enum Line {
-    Single(Box<Http1Session>),
-    /// Of one that was offered HTTP/2 and declined.
-    Declined(Box<Http1Session>),
-    Shared(Box<Shared>),
+enum Protocol {
+    Http1(Box<Http1Session>),
+    /// The backend was offered HTTP/2 and chose HTTP/1.1.
+    Http1Fallback(Box<Http1Session>),
+    Http2(Box<Http2Stream>),
 }
 
-/// A stream of HTTP/2.
-struct Shared {
+/// An HTTP/2 stream.
+struct Http2Stream {
     session: Http2Session,
-    /// Where the body goes, while nothing is on its way there.
+    /// Where the body is written; `None` while a piece of it is being sent.
     body: Option<SendStream<Bytes>>,
-    /// A piece of the body on its way.
+    /// The piece of the body that is being sent.
     sending: Option<BoxFuture<'static, (SendStream<Bytes>, Result<()>)>>,
-    /// What follows the head that was read.
+    /// An error that was found with the head and is returned after it.
     failure: Option<Box<Error>>,
-    stage: Stage,
+    stage: ReadStage,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum ReadStage {
     Head,
     Body,
     Trailers,
     Over,
 }
 
-/// What has come about.
-pub(in crate::proxy) enum Progress {
-    /// This was read.
+/// What happened on a connection.
+pub(in crate::proxy) enum UpstreamEvent {
+    /// A part of the response was read.
     Read(Result<HttpTask>),
-    /// The piece that was on its way has been sent.
+    /// The piece of the body that was being sent has been sent.
     Sent(Result<()>),
 }
 
-impl Upstreams {
+impl UpstreamConnector {
     pub(in crate::proxy) fn new(server: &ServerConf) -> Self {
         let options = ConnectorOptions::from_server_conf(server);
         Self {
-            idle: Pool::new(options.keepalive_pool_size),
-            single: TransportConnector::new(Some(options.clone())),
-            shared: Connector::new(Some(options)),
+            idle: ConnectionPool::new(options.keepalive_pool_size),
+            http1: TransportConnector::new(Some(options.clone())),
+            http2: Connector::new(Some(options)),
         }
     }
 
@@ -95,113 +95,124 @@ impl Upstreams {
     ///
     /// # Errors
     /// The engine's, when none can be made.
-    pub(in crate::proxy) async fn connect(&self, peer: &HttpPeer) -> Result<Upstream> {
+    pub(in crate::proxy) async fn connect(&self, peer: &HttpPeer) -> Result<UpstreamConnection> {
         let write_timeout = peer.options.write_timeout;
-        let of = |line, reused| Upstream { line, reused, is_sent: false, is_last: false, write_timeout };
+        let of = |protocol, reused| UpstreamConnection {
+            protocol,
+            reused,
+            is_sent: false,
+            is_last: false,
+            write_timeout,
+        };
         if peer.options.alpn.get_max_http_version() == 1 {
-            let (stream, reused) = match key(peer).and_then(|key| self.idle.take(key)) {
+            let (stream, reused) = match key(peer).and_then(|key| self.idle.take_idle(key)) {
                 Some(stream) => (stream, true),
                 None => {
-                    let stream = self.single.new_stream(peer).await?;
-                    (Box::new(Joint::new(stream)) as _, false)
+                    let stream = self.http1.new_stream(peer).await?;
+                    (Box::new(CoalescedStream::new(stream)) as _, false)
                 }
             };
             let mut session = Box::new(Http1Session::new_with_options(stream, peer));
             session.write_timeout = write_timeout;
-            return Ok(of(Line::Single(session), reused));
+            return Ok(of(Protocol::Http1(session), reused));
         }
-        match self.shared.get_http_session(peer).await? {
+        match self.http2.get_http_session(peer).await? {
             (HttpSession::H1(mut session), reused) => {
                 session.write_timeout = write_timeout;
-                Ok(of(Line::Declined(Box::new(session)), reused))
+                Ok(of(Protocol::Http1Fallback(Box::new(session)), reused))
             }
             (HttpSession::H2(session), reused) => {
-                let shared = Shared { session, body: None, sending: None, failure: None, stage: Stage::Head };
-                Ok(of(Line::Shared(Box::new(shared)), reused))
+                let shared =
+                    Http2Stream { session, body: None, sending: None, failure: None, stage: ReadStage::Head };
+                Ok(of(Protocol::Http2(Box::new(shared)), reused))
             }
             (HttpSession::Custom(()), _) => Error::e_explain(ErrorType::InternalError, "no such protocol"),
         }
     }
 
-    /// Takes a connection back, for another request if it is fit for one.
-    pub(in crate::proxy) async fn release(&self, mut upstream: Upstream, peer: &HttpPeer) {
-        let is_fit = upstream.is_fit();
-        match upstream.line {
-            Line::Single(mut session) if is_fit => {
+    /// Takes a connection back and keeps it if another request can follow on it.
+    pub(in crate::proxy) async fn release(&self, mut upstream: UpstreamConnection, peer: &HttpPeer) {
+        let is_reusable = upstream.is_reusable();
+        match upstream.protocol {
+            Protocol::Http1(mut session) if is_reusable => {
                 session.respect_keepalive();
                 if let (Some(stream), Some(key), Some(time)) =
                     (session.reuse().await, key(peer), peer.options.idle_timeout)
                 {
-                    self.idle.put(key, stream, time);
+                    self.idle.insert_idle(key, stream, time);
                 }
             }
-            Line::Declined(session) if is_fit => {
+            Protocol::Http1Fallback(session) if is_reusable => {
                 let session = HttpSession::H1(*session);
-                self.shared.release_http_session(session, peer, peer.idle_timeout()).await;
+                self.http2.release_http_session(session, peer, peer.idle_timeout()).await;
             }
-            Line::Single(_) | Line::Declined(_) => {}
-            Line::Shared(shared) => {
+            Protocol::Http1(_) | Protocol::Http1Fallback(_) => {}
+            Protocol::Http2(shared) => {
                 let session = HttpSession::H2(shared.session);
-                self.shared.release_http_session(session, peer, peer.idle_timeout()).await;
+                self.http2.release_http_session(session, peer, peer.idle_timeout()).await;
             }
         }
     }
 
-    /// Takes note of an error that says that a peer does not really speak HTTP/2.
-    pub(in crate::proxy) fn learn(&self, error: &Error, peer: &HttpPeer) {
+    /// Remembers a peer that does not really speak HTTP/2.
+    pub(in crate::proxy) fn note_protocol_error(&self, error: &Error, peer: &HttpPeer) {
         if matches!(error.etype(), ErrorType::H2Downgrade | ErrorType::InvalidH2) {
-            self.shared.prefer_h1(peer);
+            self.http2.prefer_h1(peer);
         }
     }
 }
 
-impl Upstream {
+impl UpstreamConnection {
     /// The protocol that is spoken.
     pub(in crate::proxy) fn version(&self) -> Version {
-        match self.line {
-            Line::Single(_) | Line::Declined(_) => Version::HTTP_11,
-            Line::Shared(_) => Version::HTTP_2,
+        match self.protocol {
+            Protocol::Http1(_) | Protocol::Http1Fallback(_) => Version::HTTP_11,
+            Protocol::Http2(_) => Version::HTTP_2,
         }
     }
 
-    /// The number of its socket.
+    /// Its file descriptor.
     pub(in crate::proxy) fn fd(&self) -> RawFd {
-        match &self.line {
-            Line::Single(session) | Line::Declined(session) => session.stream().id(),
-            Line::Shared(shared) => shared.session.fd(),
+        match &self.protocol {
+            Protocol::Http1(session) | Protocol::Http1Fallback(session) => session.stream().id(),
+            Protocol::Http2(shared) => shared.session.fd(),
         }
     }
 
-    /// Sends the head of a request, or has it wait for the beginning of the body, which has to follow
-    /// at once then.
+    /// Sends the head of a request; if the beginning of the body is ready, together with that, which has
+    /// to follow at once.
     ///
     /// # Errors
     /// The engine's.
-    pub(in crate::proxy) async fn send_head(&mut self, head: Box<RequestHeader>, body: BodyOf) -> Result<()> {
-        self.is_sent = body == BodyOf::None;
-        match &mut self.line {
-            Line::Single(session) | Line::Declined(session) => {
-                if body == BodyOf::Ready {
-                    Joint::wait_for_more(session.stream());
+    pub(in crate::proxy) async fn send_head(
+        &mut self,
+        head: Box<RequestHeader>,
+        body: BodyAvailability,
+    ) -> Result<()> {
+        self.is_sent = body == BodyAvailability::None;
+        match &mut self.protocol {
+            Protocol::Http1(session) | Protocol::Http1Fallback(session) => {
+                if body == BodyAvailability::Ready {
+                    CoalescedStream::coalesce_next_flush(session.stream());
                 }
                 session.write_request_header(head).await.map(|_| ())
             }
-            Line::Shared(shared) => {
-                shared.session.write_request_header(head, body == BodyOf::None)?;
+            Protocol::Http2(shared) => {
+                shared.session.write_request_header(head, body == BodyAvailability::None)?;
                 shared.body = shared.session.take_request_body_writer();
                 Ok(())
             }
         }
     }
 
-    /// Sends a piece of the body, or begins to. Says whether it has been sent; if not,
-    /// [`Progress::Sent`] will.
+    /// Sends a piece of the body, or begins to; returns whether it has been sent. If not,
+    /// [`UpstreamEvent::Sent`] tells when.
     ///
     /// # Errors
     /// The engine's.
     pub(in crate::proxy) async fn send(&mut self, piece: Bytes, last: bool) -> Result<bool> {
-        let sent = match &mut self.line {
-            Line::Single(session) | Line::Declined(session) => {
+        let sent = match &mut self.protocol {
+            Protocol::Http1(session) | Protocol::Http1Fallback(session) => {
                 if !piece.is_empty() {
                     session.write_body(&piece).await?;
                 }
@@ -210,7 +221,7 @@ impl Upstream {
                 }
                 true
             }
-            Line::Shared(shared) => {
+            Protocol::Http2(shared) => {
                 let timeout = self.write_timeout;
                 if let Some(mut body) = shared.body.take() {
                     shared.sending = Some(Box::pin(async move {
@@ -230,60 +241,60 @@ impl Upstream {
     ///
     /// # Errors
     /// The engine's.
-    pub(in crate::proxy) async fn send_through(&mut self, bytes: &Bytes) -> Result<()> {
-        if let Line::Single(session) | Line::Declined(session) = &mut self.line {
+    pub(in crate::proxy) async fn send_tunnel_bytes(&mut self, bytes: &Bytes) -> Result<()> {
+        if let Protocol::Http1(session) | Protocol::Http1Fallback(session) = &mut self.protocol {
             session.maybe_upgrade_body_writer();
             session.write_body(bytes).await?;
         }
         Ok(())
     }
 
-    /// Whether a piece of the body is on its way.
+    /// Whether a piece of the body is being sent.
     pub(in crate::proxy) fn is_sending(&self) -> bool {
-        matches!(&self.line, Line::Shared(shared) if shared.sending.is_some())
+        matches!(&self.protocol, Protocol::Http2(shared) if shared.sending.is_some())
     }
 
-    /// What comes about next. Nothing is lost when this is dropped before it is done.
-    pub(in crate::proxy) async fn next(&mut self) -> Progress {
-        match &mut self.line {
-            Line::Single(session) | Line::Declined(session) => {
-                Progress::Read(session.read_response_task().await)
+    /// The next event. Cancel-safe: nothing is lost when the future is dropped.
+    pub(in crate::proxy) async fn next(&mut self) -> UpstreamEvent {
+        match &mut self.protocol {
+            Protocol::Http1(session) | Protocol::Http1Fallback(session) => {
+                UpstreamEvent::Read(session.read_response_task().await)
             }
-            Line::Shared(shared) => {
+            Protocol::Http2(shared) => {
                 let progress = shared.next().await;
-                self.is_sent |= self.is_last && matches!(progress, Progress::Sent(Ok(())));
+                self.is_sent |= self.is_last && matches!(progress, UpstreamEvent::Sent(Ok(())));
                 progress
             }
         }
     }
 
     /// Whether another request may follow on this connection.
-    fn is_fit(&mut self) -> bool {
+    fn is_reusable(&mut self) -> bool {
         self.is_sent
-            && match &mut self.line {
-                // Before there is a final head the engine must not be asked.
-                Line::Single(session) | Line::Declined(session) => {
+            && match &mut self.protocol {
+                // `is_body_done` panics in the engine where no head has been read.
+                Protocol::Http1(session) | Protocol::Http1Fallback(session) => {
                     session.resp_header().is_some_and(|head| !head.status.is_informational())
                         && session.is_body_done()
                 }
-                Line::Shared(_) => true,
+                Protocol::Http2(_) => true,
             }
     }
 }
 
-/// What is known of a request's body when its head is sent.
+/// How much of a request's body there is when its head is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::proxy) enum BodyOf {
-    /// There is none.
+pub(in crate::proxy) enum BodyAvailability {
+    /// It has none.
     None,
-    /// Its beginning is here.
+    /// Its beginning.
     Ready,
-    /// It is to come, or another protocol.
+    /// Nothing yet: an upload, or a tunnel.
     Later,
 }
 
-impl Shared {
-    async fn next(&mut self) -> Progress {
+impl Http2Stream {
+    async fn next(&mut self) -> UpstreamEvent {
         let Self { session, body, sending, failure, stage } = self;
         let sent = async {
             match sending.as_mut() {
@@ -294,30 +305,30 @@ impl Shared {
         let (writer, sent) = tokio::select! {
             biased;
             sent = sent => sent,
-            read = read(session, failure, stage), if *stage != Stage::Over => return Progress::Read(read),
+            read = read(session, failure, stage), if *stage != ReadStage::Over => return UpstreamEvent::Read(read),
         };
         *sending = None;
         *body = Some(writer);
-        Progress::Sent(sent)
+        UpstreamEvent::Sent(sent)
     }
 }
 
-fn key(peer: &HttpPeer) -> Option<Key> {
-    Some(Key { peer: peer.group_key, address: *peer.address().as_inet()? })
+fn key(peer: &HttpPeer) -> Option<ConnectionKey> {
+    Some(ConnectionKey { peer: peer.group_key, address: *peer.address().as_inet()? })
 }
 
-/// Reads on from a stream of HTTP/2.
+/// Reads the next part of an HTTP/2 response.
 async fn read(
     session: &mut Http2Session,
     failure: &mut Option<Box<Error>>,
-    stage: &mut Stage,
+    stage: &mut ReadStage,
 ) -> Result<HttpTask> {
     if let Some(failure) = failure.take() {
         return Err(failure);
     }
-    if *stage == Stage::Head {
+    if *stage == ReadStage::Head {
         session.read_response_header().await?;
-        *stage = Stage::Body;
+        *stage = ReadStage::Body;
         let Some(header) = session.response_header().cloned() else {
             return Error::e_explain(ErrorType::H2Error, "no response head");
         };
@@ -328,47 +339,52 @@ async fn read(
                 false
             }
         };
-        // The h2 crate does not look: RFC 9113, section 8.1.1.
+        // A body that is shorter than its Content-Length is malformed (RFC 9113, section 8.1.1); the h2
+        // crate does not check that where there is no body at all.
         let is_head = session.request_header().is_some_and(|request| request.method == Method::HEAD);
-        let may_lack = is_head || matches!(header.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let may_lack_body =
+            is_head || matches!(header.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let length = header.headers.get(CONTENT_LENGTH);
         if ends
-            && !may_lack
+            && !may_lack_body
             && length.is_some_and(|length| length.as_bytes().iter().any(|byte| *byte != b'0'))
         {
-            return Error::e_explain(ErrorType::H2Error, "the reply ends before its length");
+            return Error::e_explain(
+                ErrorType::H2Error,
+                "the response has no body although its length says so",
+            );
         }
         if ends {
-            *stage = Stage::Over;
+            *stage = ReadStage::Over;
         }
         return Ok(HttpTask::Header(Box::new(header), ends));
     }
-    while *stage == Stage::Body {
+    while *stage == ReadStage::Body {
         let Some(data) = session.read_response_body().await? else {
-            *stage = Stage::Trailers;
+            *stage = ReadStage::Trailers;
             break;
         };
         let ends = session.check_response_end_or_error()?;
         if ends {
-            *stage = Stage::Over;
+            *stage = ReadStage::Over;
         } else if data.is_empty() {
             continue;
         }
         return Ok(HttpTask::Body(Some(data), ends));
     }
     let trailers = session.read_trailers().await?;
-    *stage = Stage::Over;
+    *stage = ReadStage::Over;
     Ok(match trailers {
         Some(trailers) => HttpTask::Trailer(Some(Box::new(trailers))),
         None => HttpTask::Done,
     })
 }
 
-/// Makes the head of a request one of HTTP/2, which has its host in the target.
+/// Moves the host into the target, where HTTP/2 has it.
 ///
 /// # Errors
-/// Pingora's, for a host that is none.
-pub(in crate::proxy) fn address_http2(head: &mut RequestHeader, tls: bool) -> Result<()> {
+/// Pingora's, for an invalid host.
+pub(in crate::proxy) fn set_http2_authority(head: &mut RequestHeader, tls: bool) -> Result<()> {
     let Some(host) = head.remove_header(&http::header::HOST) else { return Ok(()) };
     let scheme = if tls { Scheme::HTTPS } else { Scheme::HTTP };
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str());

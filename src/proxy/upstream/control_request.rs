@@ -1,4 +1,5 @@
-//! One request to a backend on our own account, beside those of clients.
+//! A request to a backend on the balancer's own account, which is not billed: for health probes and
+//! `check --live`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,42 +11,45 @@ use pingora::http::RequestHeader;
 use pingora::upstreams::peer::HttpPeer;
 
 use super::headers;
-use crate::credentials::Value;
+use crate::credentials::SecretValue;
 use crate::gateway::Backend;
 
-/// The most that an answer may take once the question is put.
-pub(in crate::proxy) const ANSWER: Duration = Duration::from_secs(10);
-/// Most bytes of a reply that are looked at: those of an error.
-const LOOKED_AT: usize = 64 * 1024;
+/// The most that a response may take once the request is sent.
+pub(super) const CONTROL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most bytes of a response that are read: those of an error.
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
-/// What is asked.
-pub(in crate::proxy) struct Question<'q> {
+/// The request.
+pub(super) struct ControlRequest<'q> {
     pub(in crate::proxy) method: Method,
     pub(in crate::proxy) target: &'q str,
-    /// JSON; empty: none.
+    /// JSON; empty for none.
     pub(in crate::proxy) body: &'static str,
 }
 
-/// Asks; returns status and the beginning of the body.
-pub(in crate::proxy) async fn ask(
+/// Sends the request; returns status and the beginning of the body.
+///
+/// # Errors
+/// Pingora's, when no response comes.
+pub(super) async fn send_control_request(
     backend: &Backend,
-    (name, secret): (HeaderName, Arc<Value>),
+    (name, secret): (HeaderName, Arc<SecretValue>),
     peer: &HttpPeer,
     connector: &Connector,
-    question: Question<'_>,
+    control: ControlRequest<'_>,
 ) -> pingora::Result<(u16, Vec<u8>)> {
-    let mut request = RequestHeader::build(question.method, question.target.as_bytes(), Some(6))?;
-    headers::address(&mut request, backend)?;
-    request.insert_header(name, secret.header.clone())?;
-    if !question.body.is_empty() {
+    let mut request = RequestHeader::build(control.method, control.target.as_bytes(), Some(6))?;
+    headers::set_host_headers(&mut request, backend)?;
+    request.insert_header(name, secret.header_value.clone())?;
+    if !control.body.is_empty() {
         request.insert_header(http::header::CONTENT_TYPE, "application/json")?;
-        request.insert_header(http::header::CONTENT_LENGTH, question.body.len())?;
+        request.insert_header(http::header::CONTENT_LENGTH, control.body.len())?;
     }
     let (mut session, _) = connector.get_http_session(peer).await?;
-    session.set_read_timeout(Some(ANSWER));
+    session.set_read_timeout(Some(CONTROL_TIMEOUT));
     session.write_request_header(Box::new(request)).await?;
-    if !question.body.is_empty() {
-        session.write_request_body(Bytes::from_static(question.body.as_bytes()), true).await?;
+    if !control.body.is_empty() {
+        session.write_request_body(Bytes::from_static(control.body.as_bytes()), true).await?;
     }
     session.finish_request_body().await?;
     session.read_response_header().await?;
@@ -53,7 +57,7 @@ pub(in crate::proxy) async fn ask(
     let mut body = Vec::new();
     while let Some(piece) = session.read_response_body().await? {
         body.extend_from_slice(&piece);
-        if body.len() > LOOKED_AT {
+        if body.len() > MAX_RESPONSE_BYTES {
             break;
         }
     }

@@ -1,7 +1,6 @@
-//! The addresses of endpoints, looked up in the background.
+//! The addresses of endpoints, resolved in the background; a request only reads them.
 //!
-//! A request only reads. A name that stops resolving keeps its last good addresses: an
-//! outage of DNS is not one of the backend.
+//! A name that stops resolving keeps its last addresses: an outage of DNS is none of the backend.
 
 use std::collections::HashMap;
 use std::io;
@@ -17,44 +16,44 @@ use tokio::time::{sleep, timeout};
 
 use crate::config::{Config, Endpoint};
 
-/// How often a name is looked up again: private endpoints and traffic managers move names
-/// with a lifetime of a minute or less, and the system's resolver does not tell lifetimes.
-const REFRESH: Duration = Duration::from_secs(30);
-/// How soon a failed look-up is repeated.
-const REPEAT: Duration = Duration::from_secs(5);
-/// The most one look-up may take.
-const LOOK_UP: Duration = Duration::from_secs(10);
+/// How often a name is resolved again: private endpoints and traffic managers move names that live for
+/// a minute or less, and the system's resolver does not report how long.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
+/// How soon a failed lookup is repeated.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// The most that one lookup may take.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Looks a name up. The system's resolver in production; a table in tests.
+/// Resolves names: with the system's resolver in production, from a script in tests.
 #[async_trait]
 pub trait Resolve: Send + Sync {
     /// All addresses of this name.
     ///
     /// # Errors
-    /// Whatever keeps the name from resolving.
+    /// Why the name does not resolve.
     async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>>;
 }
 
 /// The system's resolver.
-pub struct System;
+pub struct SystemResolver;
 
 #[async_trait]
-impl Resolve for System {
+impl Resolve for SystemResolver {
     async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         Ok(tokio::net::lookup_host((host, port)).await?.collect())
     }
 }
 
-/// What is known of one endpoint's addresses.
+/// The addresses of one endpoint.
 #[derive(Debug)]
-pub struct Addresses {
+pub struct EndpointAddresses {
     host: String,
     port: u16,
     known: ArcSwap<Vec<SocketAddr>>,
     turn: AtomicUsize,
 }
 
-impl Addresses {
+impl EndpointAddresses {
     fn new(endpoint: &Endpoint) -> Self {
         let fixed = endpoint.host.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, endpoint.port));
         Self {
@@ -65,8 +64,8 @@ impl Addresses {
         }
     }
 
-    /// The next address in turn; `None` while the name has never resolved.
-    pub fn next(&self) -> Option<SocketAddr> {
+    /// The next address, round robin; `None` while the name has never resolved.
+    pub fn next_address(&self) -> Option<SocketAddr> {
         let known = self.known.load();
         match known.as_slice() {
             [] => None,
@@ -79,55 +78,57 @@ impl Addresses {
         self.host.parse::<IpAddr>().is_err()
     }
 
-    /// Looks the name up once; returns whether that worked.
+    /// Resolves the name once; returns whether that succeeded.
     async fn refresh(&self, resolver: &dyn Resolve) -> bool {
-        let found = match timeout(LOOK_UP, resolver.resolve(&self.host, self.port)).await {
+        let found = match timeout(LOOKUP_TIMEOUT, resolver.resolve(&self.host, self.port)).await {
             Ok(found) => found,
-            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {LOOK_UP:?}"))),
+            Err(_) => {
+                Err(io::Error::new(io::ErrorKind::TimedOut, format!("no response within {LOOKUP_TIMEOUT:?}")))
+            }
         };
         match found {
             Ok(mut found) if !found.is_empty() => {
                 found.sort_unstable();
                 found.dedup();
                 if **self.known.load() != found {
-                    info!("{} is now {found:?}", self.host);
+                    info!("{} resolves to {found:?}", self.host);
                     self.known.store(Arc::new(found));
                 }
                 true
             }
-            Ok(_) => self.failed("it has no address"),
-            Err(problem) => self.failed(&problem.to_string()),
+            Ok(_) => self.log_failure("the name has no address"),
+            Err(problem) => self.log_failure(&problem.to_string()),
         }
     }
 
-    fn failed(&self, problem: &str) -> bool {
+    fn log_failure(&self, problem: &str) -> bool {
         let kept = self.known.load().len();
-        warn!("{} does not resolve, {kept} known addresses are kept: {problem}", self.host);
+        warn!("{} does not resolve, its last {kept} addresses stay in use: {problem}", self.host);
         false
     }
 }
 
 /// The endpoints of a configuration.
 #[derive(Default)]
-pub struct Directory {
-    by_backend: Vec<Arc<Addresses>>,
-    /// Names that the configuration before did not have.
-    new: Vec<Arc<Addresses>>,
+pub struct AddressBook {
+    by_backend: Vec<Arc<EndpointAddresses>>,
+    /// Those whose name the configuration before did not have.
+    added: Vec<Arc<EndpointAddresses>>,
 }
 
-impl Directory {
-    /// The endpoints of a configuration, names not yet looked up.
+impl AddressBook {
+    /// The endpoints of a configuration; no name is resolved yet.
     pub fn new(config: &Config) -> Self {
-        Self::default().followed_by(config)
+        Self::default().for_next_config(config)
     }
 
-    /// Those of the next configuration; what is known of an endpoint stays known.
+    /// The endpoints of the next configuration; those that stay keep their addresses.
     #[must_use]
-    pub fn followed_by(&self, config: &Config) -> Self {
+    pub fn for_next_config(&self, config: &Config) -> Self {
         let before = self.by_backend.iter().map(|known| ((known.host.as_str(), known.port), known));
-        let before: HashMap<(&str, u16), &Arc<Addresses>> = before.collect();
-        let mut all: HashMap<(&str, u16), Arc<Addresses>> = HashMap::new();
-        let mut new = Vec::new();
+        let before: HashMap<(&str, u16), &Arc<EndpointAddresses>> = before.collect();
+        let mut all: HashMap<(&str, u16), Arc<EndpointAddresses>> = HashMap::new();
+        let mut added = Vec::new();
         let endpoints = config.backends.iter().map(|backend| &backend.endpoint);
         let by_backend: Vec<_> = endpoints
             .map(|endpoint| {
@@ -135,47 +136,46 @@ impl Directory {
                 let find = || match before.get(&key) {
                     Some(known) => Arc::clone(known),
                     None => {
-                        let addresses = Arc::new(Addresses::new(endpoint));
-                        new.extend(addresses.is_name().then(|| Arc::clone(&addresses)));
+                        let addresses = Arc::new(EndpointAddresses::new(endpoint));
+                        added.extend(addresses.is_name().then(|| Arc::clone(&addresses)));
                         addresses
                     }
                 };
                 Arc::clone(all.entry(key).or_insert_with(find))
             })
             .collect();
-        Self { by_backend, new }
+        Self { by_backend, added }
     }
 
     /// The addresses of each backend, in the order of the configuration.
-    pub fn by_backend(&self) -> &[Arc<Addresses>] {
+    pub fn by_backend(&self) -> &[Arc<EndpointAddresses>] {
         &self.by_backend
     }
 
-    /// Starts looking up the names that are new, each on its own and for as long as somebody needs
-    /// its addresses.
-    pub fn watch(&self, resolver: &Arc<dyn Resolve>) {
-        for addresses in &self.new {
+    /// Starts a task for each added name, which resolves it for as long as its addresses are in use.
+    pub fn spawn_refresh_tasks(&self, resolver: &Arc<dyn Resolve>) {
+        for addresses in &self.added {
             let (addresses, resolver) = (Arc::downgrade(addresses), Arc::clone(resolver));
             tokio::spawn(async move {
                 loop {
                     let Some(held) = addresses.upgrade() else { return };
-                    let good = held.refresh(&*resolver).await;
+                    let succeeded = held.refresh(&*resolver).await;
                     drop(held);
-                    sleep(if good { REFRESH } else { REPEAT }).await;
+                    sleep(if succeeded { REFRESH_INTERVAL } else { RETRY_INTERVAL }).await;
                 }
             });
         }
     }
 
-    /// Waits until every new name has resolved once, at most so long.
-    pub async fn settle(&self, most: Duration) {
+    /// Waits until every added name has resolved once, at most `max_wait`.
+    pub async fn wait_until_resolved(&self, max_wait: Duration) {
         let resolved = async {
-            while self.new.iter().any(|addresses| addresses.known.load().is_empty()) {
+            while self.added.iter().any(|addresses| addresses.known.load().is_empty()) {
                 sleep(Duration::from_millis(10)).await;
             }
         };
-        // Names that do not resolve are logged where they fail; their backends wait.
-        let _ = timeout(most, resolved).await;
+        // A failed lookup logs itself; a backend without an address cannot be tried until it has one.
+        let _ = timeout(max_wait, resolved).await;
     }
 }
 
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_last_good_addresses_are_kept_and_new_ones_taken() {
+    async fn a_name_that_stops_resolving_keeps_its_last_addresses() {
         let (a, b, c) = (address("10.0.0.1:443"), address("10.0.0.2:443"), address("10.0.0.3:443"));
         let script = Scripted(Mutex::new(vec![
             Ok(vec![c]),
@@ -212,25 +212,28 @@ mod tests {
             Ok(vec![b, a, b]),
             Err(io::Error::other("not yet")),
         ]));
-        let endpoint = Endpoint { tls: true, host: "x.example".into(), port: 443 };
-        let addresses = Addresses::new(&endpoint);
-        assert_eq!(addresses.next(), None);
+        let endpoint = Endpoint { uses_tls: true, host: "x.example".into(), port: 443 };
+        let addresses = EndpointAddresses::new(&endpoint);
+        assert_eq!(addresses.next_address(), None);
         assert!(!addresses.refresh(&script).await);
-        assert_eq!(addresses.next(), None);
+        assert_eq!(addresses.next_address(), None);
         assert!(addresses.refresh(&script).await);
-        assert_eq!([addresses.next(), addresses.next(), addresses.next()], [Some(a), Some(b), Some(a)]);
+        assert_eq!(
+            [addresses.next_address(), addresses.next_address(), addresses.next_address()],
+            [Some(a), Some(b), Some(a)]
+        );
         assert!(!addresses.refresh(&script).await, "an error");
         assert!(!addresses.refresh(&script).await, "no address");
-        assert!([Some(a), Some(b)].contains(&addresses.next()));
+        assert!([Some(a), Some(b)].contains(&addresses.next_address()));
         assert!(addresses.refresh(&script).await);
-        assert_eq!(addresses.next(), Some(c));
+        assert_eq!(addresses.next_address(), Some(c));
         assert!(!addresses.refresh(&script).await, "never answers");
-        assert_eq!(addresses.next(), Some(c));
+        assert_eq!(addresses.next_address(), Some(c));
     }
 
     #[test]
     fn a_literal_address_needs_no_resolver() {
-        let endpoint = Endpoint { tls: false, host: "127.0.0.1".into(), port: 8101 };
-        assert_eq!(Addresses::new(&endpoint).next(), Some(address("127.0.0.1:8101")));
+        let endpoint = Endpoint { uses_tls: false, host: "127.0.0.1".into(), port: 8101 };
+        assert_eq!(EndpointAddresses::new(&endpoint).next_address(), Some(address("127.0.0.1:8101")));
     }
 }

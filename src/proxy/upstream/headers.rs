@@ -1,22 +1,22 @@
-//! The request's head as a backend sees it: no credential but its own, no trace of what stood
-//! in between, and as few headers as possible (Azure answers 431 above ten custom ones).
+//! The request head as a backend sees it: no credential but the backend's own, nothing about proxies in
+//! between, and as few fields as possible (Azure answers 431 above ten custom ones).
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HeaderName, HeaderValue, UPGRADE};
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE};
 use http::uri::PathAndQuery;
-use http::{Request, Uri, Version};
+use http::{Method, Request, Uri, Version};
 use pingora::http::RequestHeader;
 use pingora::{ErrorType, OrErr};
 use smallvec::SmallVec;
 
 use crate::azure::request::multipart;
-use crate::config::Requests;
+use crate::config::RequestsConfig;
 use crate::gateway::Backend;
 
-/// Whether a header never goes upstream: client credentials, addressing, tracing, and what concerns
-/// one connection only or is set anew.
-fn is_dropped(name: &str) -> bool {
-    let is_one = matches!(
+/// Whether a field is never forwarded: client credentials, addressing, tracing, hop-by-hop fields, and
+/// those that the balancer sets itself.
+fn is_stripped(name: &str) -> bool {
+    let is_listed = matches!(
         name,
         "api-key"
             | "ocp-apim-subscription-key"
@@ -40,7 +40,7 @@ fn is_dropped(name: &str) -> bool {
             | "accept-encoding"
             | "http2-settings"
     );
-    is_one
+    is_listed
         || match name.as_bytes().first() {
             Some(b'c') => name.starts_with("cf-"),
             Some(b'p') => name.starts_with("proxy-"),
@@ -60,29 +60,32 @@ fn is_dropped(name: &str) -> bool {
         }
 }
 
-/// What frames the body upstream.
-pub(in crate::proxy) enum Framing {
+/// How the body is framed upstream.
+pub(in crate::proxy) enum BodyFraming {
     /// No body.
     None,
-    /// So many bytes.
+    /// `Content-Length`, in bytes.
     Length(u64),
     /// An upload of unknown length.
     Chunked,
 }
 
-/// What of a client's head may go upstream. What differs from backend to backend, the target among
+/// The part of a client's head that may be forwarded to any backend. What differs from backend to backend, the target among
 /// it, is [`rewrite`]'s.
 ///
 /// # Errors
 /// Pingora's, for a header that cannot be set; these could be read.
-pub(in crate::proxy) fn kept(header: &RequestHeader, upgrades: bool) -> pingora::Result<RequestHeader> {
-    let mut kept = Request::new(()).into_parts().0;
-    kept.method = header.method.clone();
-    kept.version = header.version;
-    // With what is set later.
-    kept.headers.reserve(12);
-    // A client names here what is for the next hop only (RFC 9110, section 7.6.1).
-    let named: SmallVec<[&[u8]; 4]> = header
+pub(in crate::proxy) fn forwardable_head(
+    header: &RequestHeader,
+    is_upgrade: bool,
+) -> pingora::Result<RequestHeader> {
+    let mut parts = Request::new(()).into_parts().0;
+    parts.method = header.method.clone();
+    parts.version = header.version;
+    // Room for what is set later as well.
+    parts.headers.reserve(12);
+    // `Connection` names the fields that are for the next hop only (RFC 9110, section 7.6.1).
+    let nominated: SmallVec<[&[u8]; 4]> = header
         .headers
         .get_all(CONNECTION)
         .iter()
@@ -93,100 +96,104 @@ pub(in crate::proxy) fn kept(header: &RequestHeader, upgrades: bool) -> pingora:
         let is_for_one_hop = || {
             *name == CONNECTION
                 || *name == UPGRADE
-                || named.iter().any(|named| named.eq_ignore_ascii_case(name.as_str().as_bytes()))
+                || nominated.iter().any(|named| named.eq_ignore_ascii_case(name.as_str().as_bytes()))
         };
-        if !is_dropped(name.as_str()) && !is_for_one_hop() {
-            kept.headers.append(name.clone(), value.clone());
+        if !is_stripped(name.as_str()) && !is_for_one_hop() {
+            parts.headers.append(name.clone(), value.clone());
         }
     }
-    let mut kept = RequestHeader::from(kept);
-    if upgrades {
-        strip_subprotocol_key(&mut kept)?;
-        // The one other protocol that is spoken here.
+    let mut forwarded = RequestHeader::from(parts);
+    if is_upgrade {
+        strip_subprotocol_key(&mut forwarded)?;
+        // The only protocol that can be upgraded to.
         let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
         if header.headers.get(UPGRADE).is_some_and(is_websocket) {
-            kept.insert_header("Connection", "Upgrade")?;
-            kept.insert_header("Upgrade", "websocket")?;
+            forwarded.insert_header("Connection", "Upgrade")?;
+            forwarded.insert_header("Upgrade", "websocket")?;
         }
     }
-    Ok(kept)
+    Ok(forwarded)
 }
 
-/// Makes what was [`kept`] the head for one backend.
+/// Makes a [`forwardable_head`] the head for one backend.
 ///
 /// # Errors
 /// Pingora's, for a header that cannot be set; the values were checked with the
 /// configuration.
-pub(in crate::proxy) fn rewrite(
+pub(in crate::proxy) fn rewrite_for_backend(
     header: &mut RequestHeader,
     backend: &Backend,
-    requests: &Requests,
+    requests: &RequestsConfig,
     path: String,
-    framing: &Framing,
+    framing: &BodyFraming,
 ) -> pingora::Result<()> {
-    header.set_uri(target(path)?);
-    set(header, requests)?;
-    address(header, backend)?;
+    header.set_uri(upstream_uri(path)?);
+    apply_configured_headers(header, requests)?;
+    set_host_headers(header, backend)?;
     match framing {
-        Framing::None => {}
-        Framing::Length(length) => header.insert_header("Content-Length", HeaderValue::from(*length))?,
-        // HTTP/2 frames by itself, and knows no such header (RFC 9113, section 8.2.2).
-        Framing::Chunked if header.version == Version::HTTP_2 => {}
-        Framing::Chunked => header.insert_header("Transfer-Encoding", HeaderValue::from_static("chunked"))?,
+        BodyFraming::None => {}
+        BodyFraming::Length(length) => header.insert_header("Content-Length", HeaderValue::from(*length))?,
+        // HTTP/2 has its own framing, and forbids this field (RFC 9113, section 8.2.2).
+        BodyFraming::Chunked if header.version == Version::HTTP_2 => {}
+        BodyFraming::Chunked => {
+            header.insert_header("Transfer-Encoding", HeaderValue::from_static("chunked"))?
+        }
     }
     Ok(())
 }
 
-fn target(path: String) -> pingora::Result<Uri> {
+fn upstream_uri(path: String) -> pingora::Result<Uri> {
     let path = PathAndQuery::from_maybe_shared(Bytes::from(path));
     path.map(Uri::from).or_err(ErrorType::InvalidHTTPHeader, "the target of a backend")
 }
 
-/// What a plain request's head becomes for one backend, in lines; `presented` is what the backend's
-/// own credential is shown in.
-///
-/// # Errors
-/// As [`rewrite`].
-pub(in crate::proxy) fn preview(
-    method: &http::Method,
-    backend: &Backend,
-    requests: &Requests,
-    path: String,
-    presented: &HeaderName,
-    has_body: bool,
-) -> pingora::Result<Vec<String>> {
-    let mut header = RequestHeader::build(method.clone(), b"/", None)?;
-    if has_body {
-        header.insert_header(http::header::CONTENT_TYPE, "application/json")?;
-    }
-    let mut header = kept(&header, false)?;
-    rewrite(&mut header, backend, requests, path, &Framing::None)?;
-    header.remove_header(presented);
-    let shown = |value: &http::HeaderValue| match value.to_str() {
-        Ok(value_text) if !value.is_sensitive() => value_text.to_owned(),
+/// The head of a plain request as this backend gets it, as lines for people; secrets are not shown.
+pub fn preview(method: &Method, backend: &Backend, requests: &RequestsConfig, path: &str) -> Vec<String> {
+    let credential_field = backend.credential.auth_header().map_or(AUTHORIZATION, |(name, _)| name);
+    let head = preview_head(method, backend, requests, path);
+    let Ok(mut head) = head else { return Vec::new() };
+    head.remove_header(&credential_field);
+    let shown = |value: &HeaderValue| match value.to_str() {
+        Ok(text) if !value.is_sensitive() => text.to_owned(),
         _ => "(not shown)".to_owned(),
     };
-    let lines = header.headers.iter().map(|(name, value)| format!("{name}: {}", shown(value)));
-    Ok(lines.chain([format!("{presented}: (the backend's own)")]).collect())
+    let lines = head.headers.iter().map(|(name, value)| format!("{name}: {}", shown(value)));
+    lines.chain([format!("{credential_field}: (the backend's own)")]).collect()
 }
 
-/// Whom the request is for.
+fn preview_head(
+    method: &Method,
+    backend: &Backend,
+    requests: &RequestsConfig,
+    path: &str,
+) -> pingora::Result<RequestHeader> {
+    let mut head = RequestHeader::build(method.clone(), b"/", None)?;
+    if *method == Method::POST {
+        head.insert_header(CONTENT_TYPE, "application/json")?;
+    }
+    let mut head = forwardable_head(&head, false)?;
+    rewrite_for_backend(&mut head, backend, requests, path.to_owned(), &BodyFraming::None)?;
+    Ok(head)
+}
+
+/// Sets the fields that name the backend and its encoding.
 ///
 /// # Errors
-/// As [`rewrite`].
-pub(in crate::proxy) fn address(header: &mut RequestHeader, backend: &Backend) -> pingora::Result<()> {
-    header.insert_header("Host", backend.host.clone())?;
-    // Tokens are read from replies as they pass.
+/// As [`rewrite_for_backend`].
+pub(super) fn set_host_headers(header: &mut RequestHeader, backend: &Backend) -> pingora::Result<()> {
+    header.insert_header("Host", backend.host_header.clone())?;
+    // Usage is read from responses as they pass, which compression would hide.
     header.insert_header("Accept-Encoding", HeaderValue::from_static("identity"))
 }
 
-/// The operator's own headers. A form keeps its content type, which carries its boundary.
-fn set(header: &mut RequestHeader, requests: &Requests) -> pingora::Result<()> {
+/// Applies `requests.remove_headers` and `requests.set_headers`. A form keeps its content type, which
+/// has its boundary.
+fn apply_configured_headers(header: &mut RequestHeader, requests: &RequestsConfig) -> pingora::Result<()> {
     for name in &requests.remove_headers {
         header.remove_header(name);
     }
     for (name, value) in &requests.set_headers {
-        if name == http::header::CONTENT_TYPE && is_form(header) {
+        if name == http::header::CONTENT_TYPE && is_multipart(header) {
             continue;
         }
         header.insert_header(name.clone(), value.clone())?;
@@ -194,13 +201,14 @@ fn set(header: &mut RequestHeader, requests: &Requests) -> pingora::Result<()> {
     Ok(())
 }
 
-fn is_form(header: &RequestHeader) -> bool {
+fn is_multipart(header: &RequestHeader) -> bool {
     let value = header.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    value.is_some_and(multipart::is_form) || value.is_some_and(|value| value.starts_with("multipart/"))
+    value.is_some_and(multipart::is_multipart_form)
+        || value.is_some_and(|value| value.starts_with("multipart/"))
 }
 
-/// Browsers cannot set headers on a WebSocket, so clients put their key among the
-/// subprotocols (`openai-insecure-api-key.KEY`); it must not reach a backend.
+/// Takes a client key out of the offered subprotocols. Browsers cannot set headers on a WebSocket, so
+/// clients offer their key as one (`openai-insecure-api-key.KEY`).
 fn strip_subprotocol_key(header: &mut RequestHeader) -> pingora::Result<()> {
     let name = http::header::SEC_WEBSOCKET_PROTOCOL;
     let offered: Vec<String> = header
@@ -226,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_must_not_go_upstream_is_known() {
+    fn credentials_addressing_and_tracing_are_not_forwarded() {
         let dropped = [
             "api-key",
             "authorization",
@@ -241,7 +249,7 @@ mod tests {
             "x-original-url",
         ];
         for name in dropped {
-            assert!(is_dropped(name), "{name}");
+            assert!(is_stripped(name), "{name}");
         }
         let passed = [
             "content-type",
@@ -254,7 +262,7 @@ mod tests {
             "api-keys",
         ];
         for name in passed {
-            assert!(!is_dropped(name), "{name}");
+            assert!(!is_stripped(name), "{name}");
         }
     }
 }

@@ -6,7 +6,7 @@ pub(super) mod connection;
 mod connection_pool;
 mod control_request;
 pub mod dns;
-pub(super) mod headers;
+pub mod headers;
 pub mod live_check;
 pub mod peer;
 pub mod probe;

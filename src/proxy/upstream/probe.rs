@@ -1,5 +1,5 @@
-//! Asking backends without traffic whether they are well: cheaply (a list of models bills no
-//! tokens), with their own credential, on connections of its own.
+//! Health probes of backends that have no traffic (`backends[].probe`): the list of models, which bills
+//! nothing, with the backend's own credential, on connections of their own.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,28 +11,28 @@ use pingora::connectors::http::Connector;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::control_request::{ANSWER, Question, ask};
-use crate::proxy::Serving;
+use super::control_request::{CONTROL_TIMEOUT, ControlRequest, send_control_request};
+use crate::proxy::ActiveConfig;
 
-/// Where a probe goes: on every resource, and free of charge.
-pub(in crate::proxy) const MODELS: &str = "/openai/models?api-version=2024-10-21";
+/// What a probe asks for: every resource has it, and it is free.
+pub(super) const MODELS_TARGET: &str = "/openai/models?api-version=2024-10-21";
 
-/// The probes of a configuration, for as long as this is held.
+/// Probes the backends of a configuration for as long as the returned set is held.
 #[must_use]
-pub fn watch(serving: &Arc<Serving>) -> JoinSet<()> {
+pub fn spawn_probes(config: &Arc<ActiveConfig>) -> JoinSet<()> {
     let mut probes = JoinSet::new();
-    for (index, backend) in serving.gateway.backends.iter().enumerate() {
-        let Some(interval) = backend.config.probe else { continue };
-        let (serving, backend) = (Arc::clone(serving), backend.memory.clone());
+    for (index, backend) in config.gateway.backends.iter().enumerate() {
+        let Some(interval) = backend.config.health_probe_interval else { continue };
+        let (config, backend) = (Arc::clone(config), backend.health.clone());
         probes.spawn(async move {
             let connector = Connector::new(None);
-            let mut well = true;
+            let mut is_healthy = true;
             loop {
-                let before = backend.attempts.load(Ordering::Relaxed);
+                let before = backend.attempts_started.load(Ordering::Relaxed);
                 sleep(interval).await;
-                // Traffic tells more than a probe.
-                if backend.attempts.load(Ordering::Relaxed) == before {
-                    well = probe(&serving, index, &connector, !well).await;
+                // Responses to clients say more than a probe.
+                if backend.attempts_started.load(Ordering::Relaxed) == before {
+                    is_healthy = probe_backend(&config, index, &connector, !is_healthy).await;
                 }
             }
         });
@@ -40,28 +40,28 @@ pub fn watch(serving: &Arc<Serving>) -> JoinSet<()> {
     probes
 }
 
-/// Asks once; `repeated` says that the last probe failed too. Returns whether this one went
-/// well.
-async fn probe(serving: &Serving, index: usize, connector: &Connector, repeated: bool) -> bool {
-    let Some(backend) = serving.gateway.backends.get(index) else { return true };
-    // A name that does not resolve is said where it does not, and so is a missing secret.
-    let Some(shown) = backend.credential.present() else { return true };
-    let secret = shown.1.number;
-    let Some(peer) = serving.peers.of(index, false) else { return true };
-    let models = Question { method: Method::GET, target: MODELS, body: "" };
-    let reply = match timeout(
-        ANSWER + serving.gateway.timeouts.connect,
-        ask(backend, shown, &peer, connector, models),
+/// Probes a backend once; `is_repeat` says that the probe before failed. Returns whether this one
+/// succeeded.
+async fn probe_backend(config: &ActiveConfig, index: usize, connector: &Connector, is_repeat: bool) -> bool {
+    let Some(backend) = config.gateway.backends.get(index) else { return true };
+    // A missing secret and a name that does not resolve are logged where they fail.
+    let Some(shown) = backend.credential.auth_header() else { return true };
+    let secret = shown.1.id;
+    let Some(peer) = config.peers.peer_for_attempt(index, false) else { return true };
+    let models = ControlRequest { method: Method::GET, target: MODELS_TARGET, body: "" };
+    let response = match timeout(
+        CONTROL_TIMEOUT + config.gateway.timeouts.connect,
+        send_control_request(backend, shown, &peer, connector, models),
     )
     .await
     {
-        Ok(Ok(reply)) => Some(reply),
+        Ok(Ok(response)) => Some(response),
         Ok(Err(problem)) => {
             debug!("probe of backend {}: {problem}", backend.config.name);
             None
         }
         Err(_) => None,
     };
-    let reply = reply.as_ref().map(|(status, body)| (*status, body.as_slice()));
-    serving.gateway.probed(backend, reply, secret, repeated, Instant::now())
+    let response = response.as_ref().map(|(status, body)| (*status, body.as_slice()));
+    config.gateway.record_health_check(backend, response, secret, is_repeat, Instant::now())
 }

@@ -1,49 +1,101 @@
 //! Records as they lie in a segment: length, checksum, bytes. What a torn write leaves behind is
-//! seen by either.
+//! parsed by either.
 
 /// What every segment begins with.
-pub(super) const MAGIC: &[u8; 8] = b"aoailb\x001";
+pub(super) const SEGMENT_MAGIC: &[u8; 8] = b"aoailb\x001";
 /// Length and checksum.
-const HEAD: usize = 8;
+const FRAME_HEADER_BYTES: usize = 8;
 /// Longer than any record: a length above it is no length.
-const LONGEST: usize = 256 * 1024 * 1024;
+const MAX_RECORD_BYTES: usize = 256 * 1024 * 1024;
+
+/// Records that are to be written: frames, one after the other.
+#[derive(Default)]
+pub struct FrameBuffer {
+    bytes: Vec<u8>,
+    /// Bytes of those that are complete.
+    complete_bytes: usize,
+    record_count: u64,
+}
+
+impl FrameBuffer {
+    /// Adds what `write` writes as a record; nothing, if it panics.
+    pub fn push_record(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.bytes.truncate(self.complete_bytes);
+        append_frame(&mut self.bytes, write);
+        self.complete_bytes = self.bytes.len();
+        self.record_count += 1;
+    }
+
+    /// Bytes so far.
+    pub fn byte_len(&self) -> usize {
+        self.complete_bytes
+    }
+
+    pub(super) fn complete_frames(&self) -> &[u8] {
+        self.bytes.get(..self.complete_bytes).unwrap_or_default()
+    }
+
+    /// Records so far.
+    pub fn record_count(&self) -> u64 {
+        self.record_count
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.record_count == 0
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.complete_bytes = 0;
+        self.record_count = 0;
+    }
+}
 
 /// Appends what `write` writes as a record.
-pub(super) fn push(to: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
-    let begin = to.len();
-    to.extend_from_slice(&[0; HEAD]);
-    write(to);
-    if let Some((head, record)) = to.get_mut(begin..).and_then(|frame| frame.split_at_mut_checked(HEAD)) {
+fn append_frame(buffer: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = buffer.len();
+    buffer.extend_from_slice(&[0; FRAME_HEADER_BYTES]);
+    write(buffer);
+    if let Some((head, record)) =
+        buffer.get_mut(start..).and_then(|frame| frame.split_at_mut_checked(FRAME_HEADER_BYTES))
+    {
         let length = u32::try_from(record.len()).unwrap_or(u32::MAX);
-        let (first, second) = head.split_at_mut(4);
-        first.copy_from_slice(&length.to_le_bytes());
-        second.copy_from_slice(&crc32fast::hash(record).to_le_bytes());
+        let (length_field, checksum_field) = head.split_at_mut(4);
+        length_field.copy_from_slice(&length.to_le_bytes());
+        checksum_field.copy_from_slice(&crc32fast::hash(record).to_le_bytes());
     }
 }
 
 /// The first record of these bytes and how many of them it takes.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Next<'a> {
+pub(super) enum ParsedFrame<'a> {
     /// A whole record.
     Record(&'a [u8], usize),
     /// It goes on beyond these bytes; so many are needed at least.
-    More(usize),
+    Incomplete(usize),
     /// No record: what follows is torn.
-    Torn,
+    Corrupt,
 }
 
-pub(super) fn next(bytes: &[u8]) -> Next<'_> {
-    let Some((head, rest)) = bytes.split_at_checked(HEAD) else { return Next::More(HEAD) };
-    let number =
-        |at: usize| head.get(at..at + 4).and_then(|raw| raw.try_into().ok()).map_or(0, u32::from_le_bytes);
-    let (length, checksum) = (number(0) as usize, number(4));
-    if length == 0 || length > LONGEST {
-        return Next::Torn;
+pub(super) fn parse_frame(bytes: &[u8]) -> ParsedFrame<'_> {
+    let Some((head, rest)) = bytes.split_at_checked(FRAME_HEADER_BYTES) else {
+        return ParsedFrame::Incomplete(FRAME_HEADER_BYTES);
+    };
+    let read_u32 = |offset: usize| {
+        head.get(offset..offset + 4).and_then(|raw| raw.try_into().ok()).map_or(0, u32::from_le_bytes)
+    };
+    let (length, checksum) = (read_u32(0) as usize, read_u32(4));
+    if length == 0 || length > MAX_RECORD_BYTES {
+        return ParsedFrame::Corrupt;
     }
     match rest.get(..length) {
-        None => Next::More(HEAD + length),
-        Some(record) if crc32fast::hash(record) == checksum => Next::Record(record, HEAD + length),
-        Some(_) => Next::Torn,
+        None => ParsedFrame::Incomplete(FRAME_HEADER_BYTES + length),
+        Some(record) if crc32fast::hash(record) == checksum => {
+            ParsedFrame::Record(record, FRAME_HEADER_BYTES + length)
+        }
+        Some(_) => ParsedFrame::Corrupt,
     }
 }
 
@@ -54,38 +106,38 @@ mod tests {
 
     proptest! {
         #[test]
-        fn records_come_back_and_a_cut_loses_only_the_last(
+        fn truncation_loses_only_the_last_records(
             records in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..40), 1..10),
             cut in 1_usize..48,
         ) {
             let mut bytes = Vec::new();
             for record in &records {
-                push(&mut bytes, |to| to.extend_from_slice(record));
+                append_frame(&mut bytes, |buffer| buffer.extend_from_slice(record));
             }
-            let whole = bytes.len();
-            bytes.truncate(whole - cut.min(whole));
+            let full_length = bytes.len();
+            bytes.truncate(full_length - cut.min(full_length));
             let mut rest = &bytes[..];
-            let mut seen = Vec::new();
-            while let Next::Record(record, length) = next(rest) {
-                seen.push(record.to_vec());
+            let mut parsed = Vec::new();
+            while let ParsedFrame::Record(record, length) = parse_frame(rest) {
+                parsed.push(record.to_vec());
                 rest = &rest[length..];
             }
-            prop_assert!(records.starts_with(&seen) && seen.len() < records.len());
-            prop_assert!(matches!(next(rest), Next::More(_)));
+            prop_assert!(records.starts_with(&parsed) && parsed.len() < records.len());
+            prop_assert!(matches!(parse_frame(rest), ParsedFrame::Incomplete(_)));
         }
 
         #[test]
-        fn a_flipped_bit_is_no_record(record in prop::collection::vec(any::<u8>(), 1..40), bit in 0_usize..64) {
+        fn a_flipped_bit_is_detected(record in prop::collection::vec(any::<u8>(), 1..40), bit in 0_usize..64) {
             let mut bytes = Vec::new();
-            push(&mut bytes, |to| to.extend_from_slice(&record));
-            let at = bit % (bytes.len() * 8);
-            bytes[at / 8] ^= 1 << (at % 8);
-            prop_assert!(!matches!(next(&bytes), Next::Record(seen, _) if seen == record));
+            append_frame(&mut bytes, |buffer| buffer.extend_from_slice(&record));
+            let bit_index = bit % (bytes.len() * 8);
+            bytes[bit_index / 8] ^= 1 << (bit_index % 8);
+            prop_assert!(!matches!(parse_frame(&bytes), ParsedFrame::Record(parsed, _) if parsed == record));
         }
 
         #[test]
-        fn anything_may_lie_there(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
-            let _ = next(&bytes);
+        fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = parse_frame(&bytes);
         }
     }
 }

@@ -9,124 +9,141 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::frame::{self, MAGIC, Next};
+use super::frame::{self, ParsedFrame, SEGMENT_MAGIC};
 
-const OPEN: &str = "open";
-const SEALED: &str = "sealed";
-const YOUNG: &str = "young";
+const OPEN_EXTENSION: &str = "open";
+const SEALED_EXTENSION: &str = "sealed";
+const UNLOCKED_EXTENSION: &str = "young";
 /// After so long nobody is making a segment any more that has no lock yet.
-const STRAY: Duration = Duration::from_secs(60);
+const STRAY_FILE_AGE: Duration = Duration::from_secs(60);
 /// How much is read at a time where a whole segment is looked through.
-const PIECE: usize = 1024 * 1024;
+const SCAN_CHUNK_BYTES: usize = 1024 * 1024;
 
 /// A segment that this process holds the lock of.
 #[derive(Debug)]
 pub(super) struct Segment {
-    /// Its file's name without the ending: sorts by age.
+    /// Its file's name without the extension: sorts by age.
     name: String,
-    ending: &'static str,
+    extension: &'static str,
     file: Arc<File>,
     /// Bytes that are whole records.
     length: u64,
     /// It was another process's.
-    is_claimed: bool,
-    cursors: Vec<Cursor>,
+    is_adopted: bool,
+    positions: Vec<SinkPosition>,
 }
 
 /// How far a sink got.
 #[derive(Debug)]
-struct Cursor {
+struct SinkPosition {
     sink: &'static str,
-    at: u64,
-    note: Option<File>,
+    delivered_offset: u64,
+    position_file: Option<File>,
 }
 
 /// A segment whose process is gone.
-pub struct Found {
+pub(super) struct AdoptedSegment {
     pub(super) segment: Segment,
     /// Bytes at its end that were no whole record.
-    pub(super) torn: u64,
+    pub(super) torn_bytes: u64,
 }
 
 /// A new segment.
-pub(super) fn create(directory: &Path, number: u64, sinks: &[&'static str]) -> io::Result<Segment> {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let mark = fastrand::u32(..);
-    let name = format!("{:013}-{number:06}-{}-{mark:08x}", since.as_millis(), std::process::id());
+pub(super) fn create_segment(directory: &Path, number: u64, sinks: &[&'static str]) -> io::Result<Segment> {
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let random = fastrand::u32(..);
+    let name = format!("{:013}-{number:06}-{}-{random:08x}", since_epoch.as_millis(), std::process::id());
     // Nobody may claim it before it is locked.
-    let young = path(directory, &name, YOUNG);
-    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o640).open(&young)?;
-    let made = flock(&file, FlockOperation::NonBlockingLockExclusive)
+    let unlocked_path = segment_path(directory, &name, UNLOCKED_EXTENSION);
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o640).open(&unlocked_path)?;
+    let prepared = flock(&file, FlockOperation::NonBlockingLockExclusive)
         .map_err(io::Error::from)
-        .and_then(|()| file.write_all_at(MAGIC, 0))
-        .and_then(|()| fs::rename(&young, path(directory, &name, OPEN)));
-    if let Err(problem) = made {
-        let _ = fs::remove_file(&young);
+        .and_then(|()| file.write_all_at(SEGMENT_MAGIC, 0))
+        .and_then(|()| fs::rename(&unlocked_path, segment_path(directory, &name, OPEN_EXTENSION)));
+    if let Err(problem) = prepared {
+        let _ = fs::remove_file(&unlocked_path);
         return Err(problem);
     }
-    let length = MAGIC.len() as u64;
-    let cursors = sinks.iter().map(|sink| Cursor { sink, at: length, note: None }).collect();
-    Ok(Segment { name, ending: OPEN, file: Arc::new(file), length, is_claimed: false, cursors })
+    let length = SEGMENT_MAGIC.len() as u64;
+    let positions = sinks
+        .iter()
+        .map(|sink| SinkPosition { sink, delivered_offset: length, position_file: None })
+        .collect();
+    Ok(Segment {
+        name,
+        extension: OPEN_EXTENSION,
+        file: Arc::new(file),
+        length,
+        is_adopted: false,
+        positions,
+    })
 }
 
 /// Writes all of it at this place, or nothing.
-pub(super) fn write_whole(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
-    file.write_all_at(bytes, at).inspect_err(|_| {
-        let _ = file.set_len(at);
+pub(super) fn write_all_or_truncate(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    file.write_all_at(bytes, offset).inspect_err(|_| {
+        let _ = file.set_len(offset);
     })
 }
 
 /// Whole records from this place on, at most about so many bytes but one at least; nothing where
 /// what lies there is no record.
-pub(super) fn read(file: &File, from: u64, length: u64, most: usize) -> io::Result<Vec<u8>> {
-    let rest = usize::try_from(length.saturating_sub(from)).unwrap_or(usize::MAX);
-    let mut bytes = vec![0; rest.min(most.max(64))];
-    file.read_exact_at(&mut bytes, from)?;
-    let mut whole = 0;
+pub(super) fn read_frames(file: &File, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<u8>> {
+    let rest = usize::try_from(end.saturating_sub(start)).unwrap_or(usize::MAX);
+    let mut bytes = vec![0; rest.min(max_bytes.max(64))];
+    file.read_exact_at(&mut bytes, start)?;
+    let mut complete_bytes = 0;
     loop {
-        match frame::next(bytes.get(whole..).unwrap_or_default()) {
-            Next::Record(_, length) => whole += length,
+        match frame::parse_frame(bytes.get(complete_bytes..).unwrap_or_default()) {
+            ParsedFrame::Record(_, length) => complete_bytes += length,
             // The first is longer than what was read.
-            Next::More(needs) if whole == 0 && needs <= rest && needs > bytes.len() => {
-                bytes = vec![0; needs];
-                file.read_exact_at(&mut bytes, from)?;
+            ParsedFrame::Incomplete(needed)
+                if complete_bytes == 0 && needed <= rest && needed > bytes.len() =>
+            {
+                bytes = vec![0; needed];
+                file.read_exact_at(&mut bytes, start)?;
             }
-            Next::More(_) | Next::Torn => break,
+            ParsedFrame::Incomplete(_) | ParsedFrame::Corrupt => break,
         }
     }
-    bytes.truncate(whole);
+    bytes.truncate(complete_bytes);
     Ok(bytes)
 }
 
 /// The segments in the directory that nobody holds, now held by this process.
-pub(super) fn orphans(directory: &Path, sinks: &[&'static str]) -> Vec<Result<Found, (PathBuf, io::Error)>> {
+pub(super) fn adopt_orphans(
+    directory: &Path,
+    sinks: &[&'static str],
+) -> Vec<Result<AdoptedSegment, (PathBuf, io::Error)>> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let segments = entries.filter_map(|entry| {
         let path = entry.path();
-        let ending = path.extension()?.to_str()?;
-        let ending = [OPEN, SEALED].into_iter().find(|known| *known == ending)?;
-        Some((path, ending))
+        let found = path.extension()?.to_str()?;
+        let extension = [OPEN_EXTENSION, SEALED_EXTENSION].into_iter().find(|known| *known == found)?;
+        Some((path, extension))
     });
     segments
-        .filter_map(|(path, ending)| {
-            claim(&path, ending, sinks).map_err(|problem| (path, problem)).transpose()
+        .filter_map(|(path, extension)| {
+            adopt_segment(&path, extension, sinks).map_err(|problem| (path, problem)).transpose()
         })
         .collect()
 }
 
 /// Removes notes of segments that are gone, and what a process left that was killed while it made
 /// one.
-pub(super) fn remove_strays(directory: &Path) {
+pub(super) fn remove_stray_files(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
-        let Some(ending) = path.extension().and_then(|ending| ending.to_str()) else { continue };
-        let is_stray = if ending.starts_with("at-") {
-            ![OPEN, SEALED].iter().any(|ending| path.with_extension(ending).exists())
+        let Some(extension) = path.extension().and_then(|extension| extension.to_str()) else { continue };
+        let is_stray = if extension.starts_with("at-") {
+            ![OPEN_EXTENSION, SEALED_EXTENSION]
+                .iter()
+                .any(|extension| path.with_extension(extension).exists())
         } else {
             // One that is being made is so for a moment only.
-            let made = entry.metadata().and_then(|there| there.modified()).ok();
-            let age = made.and_then(|made| made.elapsed().ok());
-            ending == YOUNG && age.is_some_and(|age| age > STRAY)
+            let modified = entry.metadata().and_then(|metadata| metadata.modified()).ok();
+            let age = modified.and_then(|modified| modified.elapsed().ok());
+            extension == UNLOCKED_EXTENSION && age.is_some_and(|age| age > STRAY_FILE_AGE)
         };
         if is_stray {
             let _ = fs::remove_file(&path);
@@ -134,7 +151,11 @@ pub(super) fn remove_strays(directory: &Path) {
     }
 }
 
-fn claim(path: &Path, ending: &'static str, sinks: &[&'static str]) -> io::Result<Option<Found>> {
+fn adopt_segment(
+    path: &Path,
+    extension: &'static str,
+    sinks: &[&'static str],
+) -> io::Result<Option<AdoptedSegment>> {
     let Some(name) = path.file_stem().and_then(|name| name.to_str()) else { return Ok(None) };
     let file = match OpenOptions::new().read(true).write(true).open(path) {
         Err(problem) if problem.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -148,49 +169,59 @@ fn claim(path: &Path, ending: &'static str, sinks: &[&'static str]) -> io::Resul
         return Ok(None);
     }
     let written = file.metadata()?.len();
-    let length = if ending == OPEN { whole(&file, written)? } else { written };
-    let torn = written - length;
-    if torn > 0 {
+    let length = if extension == OPEN_EXTENSION { complete_records_length(&file, written)? } else { written };
+    let torn_bytes = written - length;
+    if torn_bytes > 0 {
         file.set_len(length)?;
     }
     let directory = path.parent().unwrap_or(Path::new("."));
-    let least = MAGIC.len() as u64;
-    let cursor = |sink: &&'static str| {
-        let at = fs::read_to_string(note_path(directory, name, sink)).ok();
-        let at = at.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-        Cursor { sink, at: u64::clamp(at, least, length.max(least)), note: None }
+    let start = SEGMENT_MAGIC.len() as u64;
+    let position = |sink: &&'static str| {
+        let text = fs::read_to_string(position_path(directory, name, sink)).ok();
+        let saved = text.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        SinkPosition {
+            sink,
+            delivered_offset: u64::clamp(saved, start, length.max(start)),
+            position_file: None,
+        }
     };
-    let cursors = sinks.iter().map(cursor).collect();
-    let mut segment =
-        Segment { name: name.to_owned(), ending, file: Arc::new(file), length, is_claimed: true, cursors };
+    let positions = sinks.iter().map(position).collect();
+    let mut segment = Segment {
+        name: name.to_owned(),
+        extension,
+        file: Arc::new(file),
+        length,
+        is_adopted: true,
+        positions,
+    };
     segment.seal(directory);
-    Ok(Some(Found { segment, torn }))
+    Ok(Some(AdoptedSegment { segment, torn_bytes }))
 }
 
 /// How much of a file is whole records.
-fn whole(file: &File, written: u64) -> io::Result<u64> {
-    let mut magic = [0; MAGIC.len()];
-    if written < MAGIC.len() as u64 {
+fn complete_records_length(file: &File, written: u64) -> io::Result<u64> {
+    let mut magic = [0; SEGMENT_MAGIC.len()];
+    if written < SEGMENT_MAGIC.len() as u64 {
         return Ok(0);
     }
     file.read_exact_at(&mut magic, 0)?;
-    if magic != *MAGIC {
+    if magic != *SEGMENT_MAGIC {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no segment of this version"));
     }
-    let mut at = MAGIC.len() as u64;
+    let mut offset = SEGMENT_MAGIC.len() as u64;
     loop {
-        match read(file, at, written, PIECE)?.len() {
-            0 => return Ok(at),
-            more => at += more as u64,
+        match read_frames(file, offset, written, SCAN_CHUNK_BYTES)?.len() {
+            0 => return Ok(offset),
+            length => offset += length as u64,
         }
     }
 }
 
-fn path(directory: &Path, name: &str, ending: &str) -> PathBuf {
-    directory.join(format!("{name}.{ending}"))
+fn segment_path(directory: &Path, name: &str, extension: &str) -> PathBuf {
+    directory.join(format!("{name}.{extension}"))
 }
 
-fn note_path(directory: &Path, name: &str, sink: &str) -> PathBuf {
+fn position_path(directory: &Path, name: &str, sink: &str) -> PathBuf {
     directory.join(format!("{name}.at-{sink}"))
 }
 
@@ -207,74 +238,79 @@ impl Segment {
         self.length
     }
 
-    pub(super) fn is_claimed(&self) -> bool {
-        self.is_claimed
+    pub(super) fn is_adopted(&self) -> bool {
+        self.is_adopted
     }
 
-    pub(super) fn grew(&mut self, bytes: u64) {
+    pub(super) fn on_appended(&mut self, bytes: u64) {
         self.length += bytes;
     }
 
     pub(super) fn seal(&mut self, directory: &Path) {
-        if self.ending == OPEN
-            && fs::rename(path(directory, &self.name, OPEN), path(directory, &self.name, SEALED)).is_ok()
+        if self.extension == OPEN_EXTENSION
+            && fs::rename(
+                segment_path(directory, &self.name, OPEN_EXTENSION),
+                segment_path(directory, &self.name, SEALED_EXTENSION),
+            )
+            .is_ok()
         {
-            self.ending = SEALED;
+            self.extension = SEALED_EXTENSION;
         }
     }
 
     /// Up to where a sink has it.
-    pub(super) fn delivered(&self, sink: usize) -> u64 {
-        self.cursors.get(sink).map_or(self.length, |cursor| cursor.at)
+    pub(super) fn delivered_offset(&self, sink: usize) -> u64 {
+        self.positions.get(sink).map_or(self.length, |position| position.delivered_offset)
     }
 
     /// Bytes that a sink has not.
-    pub(super) fn unread(&self, sink: usize) -> u64 {
-        self.length.saturating_sub(self.delivered(sink))
+    pub(super) fn undelivered_bytes(&self, sink: usize) -> u64 {
+        self.length.saturating_sub(self.delivered_offset(sink))
     }
 
     /// Records that a sink has not.
-    pub(super) fn undelivered(&self, sink: usize) -> u64 {
-        let (mut at, mut count) = (self.delivered(sink), 0);
-        while let Ok(bytes) = read(&self.file, at, self.length, PIECE) {
+    pub(super) fn count_undelivered_records(&self, sink: usize) -> u64 {
+        let (mut offset, mut count) = (self.delivered_offset(sink), 0);
+        while let Ok(bytes) = read_frames(&self.file, offset, self.length, SCAN_CHUNK_BYTES) {
             let mut rest = &bytes[..];
-            while let Next::Record(_, length) = frame::next(rest) {
+            while let ParsedFrame::Record(_, length) = frame::parse_frame(rest) {
                 count += 1;
                 rest = rest.get(length..).unwrap_or_default();
             }
             if bytes.is_empty() {
                 break;
             }
-            at += bytes.len() as u64;
+            offset += bytes.len() as u64;
         }
         count
     }
 
     /// Notes how far a sink got, for the next process.
-    pub(super) fn note(&mut self, sink: usize, directory: &Path, to: u64) {
-        let Some(cursor) = self.cursors.get_mut(sink) else { return };
-        cursor.at = to;
-        if cursor.note.is_none() {
-            let path = note_path(directory, &self.name, cursor.sink);
-            cursor.note =
+    pub(super) fn save_position(&mut self, sink: usize, directory: &Path, offset: u64) {
+        let Some(position) = self.positions.get_mut(sink) else { return };
+        position.delivered_offset = offset;
+        if position.position_file.is_none() {
+            let path = position_path(directory, &self.name, position.sink);
+            position.position_file =
                 OpenOptions::new().write(true).create(true).truncate(false).mode(0o640).open(path).ok();
         }
-        if let Some(note) = &cursor.note {
+        if let Some(file) = &position.position_file {
             // Without it the sink gets these records twice after a kill, which is allowed.
-            let _ = note.write_all_at(format!("{to:020}\n").as_bytes(), 0);
+            let _ = file.write_all_at(format!("{offset:020}\n").as_bytes(), 0);
         }
     }
 
     /// Whether every sink has all of it and nothing more will come.
-    pub(super) fn is_done(&self) -> bool {
-        self.ending == SEALED && (0..self.cursors.len()).all(|sink| self.unread(sink) == 0)
+    pub(super) fn is_fully_delivered(&self) -> bool {
+        self.extension == SEALED_EXTENSION
+            && (0..self.positions.len()).all(|sink| self.undelivered_bytes(sink) == 0)
     }
 
     /// Removes its files.
-    pub(super) fn remove(&self, directory: &Path) {
-        let _ = fs::remove_file(path(directory, &self.name, self.ending));
-        for cursor in &self.cursors {
-            let _ = fs::remove_file(note_path(directory, &self.name, cursor.sink));
+    pub(super) fn delete_files(&self, directory: &Path) {
+        let _ = fs::remove_file(segment_path(directory, &self.name, self.extension));
+        for position in &self.positions {
+            let _ = fs::remove_file(position_path(directory, &self.name, position.sink));
         }
     }
 }

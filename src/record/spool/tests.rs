@@ -5,38 +5,40 @@ use std::io::Write as _;
 
 use super::*;
 
-const SINKS: &[&str] = &["one", "two"];
-const WAIT: Duration = Duration::from_millis(50);
+const SINK_NAMES: &[&str] = &["one", "two"];
+const READ_TIMEOUT: Duration = Duration::from_millis(50);
 
-fn open(directory: &Path, maximum: u64) -> (Spool, Vec<Reader>) {
-    Spool::open(directory, maximum, SINKS).unwrap()
+fn open_spool(directory: &Path, maximum: u64) -> (Spool, Vec<SpoolReader>) {
+    Spool::open(directory, maximum, SINK_NAMES).unwrap()
 }
 
-fn write(spool: &mut Spool, records: impl IntoIterator<Item = String>) -> u64 {
-    let mut frames = Frames::default();
-    records.into_iter().for_each(|record| frames.push(|to| to.extend_from_slice(record.as_bytes())));
+fn append_records(spool: &mut Spool, records: impl IntoIterator<Item = String>) -> u64 {
+    let mut frames = FrameBuffer::default();
+    records
+        .into_iter()
+        .for_each(|record| frames.push_record(|buffer| buffer.extend_from_slice(record.as_bytes())));
     spool.append(&frames)
 }
 
-fn numbered(range: std::ops::Range<usize>) -> impl Iterator<Item = String> {
+fn numbered_records(range: std::ops::Range<usize>) -> impl Iterator<Item = String> {
     range.map(|n| format!("record {n}"))
 }
 
 /// All that a sink is given; it takes note of the first `deliver` batches.
-fn drain(reader: &Reader, most: usize, deliver: usize) -> Vec<String> {
-    let (mut seen, mut batches) = (Vec::new(), 0);
-    while let Read::Batch(batch) = reader.next(most, Duration::ZERO) {
-        seen.extend(batch.records().map(|record| String::from_utf8(record.to_vec()).unwrap()));
-        if batches == deliver {
+fn read_records(reader: &SpoolReader, max_batch_bytes: usize, delivered_batches: usize) -> Vec<String> {
+    let (mut records, mut batches) = (Vec::new(), 0);
+    while let SpoolRead::Batch(batch) = reader.next_batch(max_batch_bytes, Duration::ZERO) {
+        records.extend(batch.records().map(|record| String::from_utf8(record.to_vec()).unwrap()));
+        if batches == delivered_batches {
             break;
         }
-        reader.delivered(&batch);
+        reader.mark_delivered(&batch);
         batches += 1;
     }
-    seen
+    records
 }
 
-fn files(directory: &Path) -> Vec<String> {
+fn file_names(directory: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         fs::read_dir(directory).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
@@ -44,35 +46,35 @@ fn files(directory: &Path) -> Vec<String> {
 }
 
 #[test]
-fn each_sink_reads_at_its_own_pace_and_what_all_have_goes() {
+fn each_sink_reads_at_its_own_pace_and_delivered_segments_are_deleted() {
     let directory = tempfile::tempdir().unwrap();
-    let (mut spool, readers) = open(directory.path(), 40 * 1024);
+    let (mut spool, readers) = open_spool(directory.path(), 40 * 1024);
     for n in 0..100 {
-        assert_eq!(write(&mut spool, numbered(n * 10..n * 10 + 10)), 0);
+        assert_eq!(append_records(&mut spool, numbered_records(n * 10..n * 10 + 10)), 0);
     }
-    let all: Vec<String> = numbered(0..1000).collect();
-    assert_eq!(drain(&readers[0], 100, usize::MAX), all, "in order, in small batches");
-    assert!(readers[1].behind() > 0);
-    assert!(files(directory.path()).len() > 5);
-    assert_eq!(drain(&readers[1], 1 << 20, usize::MAX), all);
-    let left = files(directory.path());
-    assert_eq!(left.iter().filter(|name| name.ends_with(".sealed")).count(), 0, "{left:?}");
-    assert!(matches!(readers[0].next(1, WAIT), Read::Nothing));
+    let all: Vec<String> = numbered_records(0..1000).collect();
+    assert_eq!(read_records(&readers[0], 100, usize::MAX), all, "in order, in small batches");
+    assert!(readers[1].undelivered_bytes() > 0);
+    assert!(file_names(directory.path()).len() > 5);
+    assert_eq!(read_records(&readers[1], 1 << 20, usize::MAX), all);
+    let remaining = file_names(directory.path());
+    assert_eq!(remaining.iter().filter(|name| name.ends_with(".sealed")).count(), 0, "{remaining:?}");
+    assert!(matches!(readers[0].next_batch(1, READ_TIMEOUT), SpoolRead::TimedOut));
     spool.close();
-    assert!(matches!(readers[0].next(1, WAIT), Read::Closed));
+    assert!(matches!(readers[0].next_batch(1, READ_TIMEOUT), SpoolRead::Closed));
     drop((spool, readers));
-    assert_eq!(files(directory.path()), Vec::<String>::new());
+    assert_eq!(file_names(directory.path()), Vec::<String>::new());
 }
 
 #[test]
-fn what_a_killed_process_left_is_found_again_without_its_torn_end() {
+fn records_of_a_killed_process_are_adopted_without_the_torn_end() {
     let directory = tempfile::tempdir().unwrap();
-    let (mut spool, readers) = open(directory.path(), 1 << 20);
-    write(&mut spool, numbered(0..100));
+    let (mut spool, readers) = open_spool(directory.path(), 1 << 20);
+    append_records(&mut spool, numbered_records(0..100));
     // The first sink has some of it, the second none.
-    let some = drain(&readers[0], 64, 3).len();
-    assert!((1..100).contains(&some));
-    let active = spool.active.clone().unwrap();
+    let first_read = read_records(&readers[0], 64, 3).len();
+    assert!((1..100).contains(&first_read));
+    let active = spool.active_segment.clone().unwrap();
     // A kill runs no destructor and lets go of the lock.
     let file = spool.shared.lock().segments[&active].file();
     rustix::fs::flock(&file, rustix::fs::FlockOperation::Unlock).unwrap();
@@ -84,15 +86,15 @@ fn what_a_killed_process_left_is_found_again_without_its_torn_end() {
         let open_path = path.with_extension("open");
         fs::rename(&path, &open_path).unwrap();
         OpenOptions::new().append(true).open(&open_path).unwrap().write_all(torn).unwrap();
-        let (spool, readers) = open(directory.path(), 1 << 20);
+        let (spool, readers) = open_spool(directory.path(), 1 << 20);
         let sealed = open_path.with_extension("sealed");
         assert_eq!(fs::metadata(&sealed).unwrap().len(), before, "the torn end is gone");
-        let Read::Batch(batch) = readers[0].next(1 << 20, WAIT) else { panic!() };
-        assert!(batch.may_repeat);
+        let SpoolRead::Batch(batch) = readers[0].next_batch(1 << 20, READ_TIMEOUT) else { panic!() };
+        assert!(batch.may_contain_duplicates);
         // The batch that was read but not noted comes again.
-        let again = batch.records().count();
-        assert!(again < 100 && again + some >= 100, "{again} {some}");
-        assert_eq!(drain(&readers[1], 1 << 20, 0), numbered(0..100).collect::<Vec<_>>());
+        let reread = batch.records().count();
+        assert!(reread < 100 && reread + first_read >= 100, "{reread} {first_read}");
+        assert_eq!(read_records(&readers[1], 1 << 20, 0), numbered_records(0..100).collect::<Vec<_>>());
         let file = spool.shared.lock().segments[&active].file();
         rustix::fs::flock(&file, rustix::fs::FlockOperation::Unlock).unwrap();
         std::mem::forget(spool);
@@ -100,66 +102,76 @@ fn what_a_killed_process_left_is_found_again_without_its_torn_end() {
 }
 
 #[test]
-fn two_processes_share_the_directory_and_one_inherits() {
+fn two_processes_share_the_directory_and_the_survivor_adopts_the_segments() {
     let directory = tempfile::tempdir().unwrap();
-    let (mut old, old_readers) = open(directory.path(), 1 << 20);
-    write(&mut old, numbered(0..10));
-    let (mut new, new_readers) = open(directory.path(), 1 << 20);
-    write(&mut new, numbered(10..20));
-    assert_eq!(drain(&new_readers[0], 1 << 20, usize::MAX), numbered(10..20).collect::<Vec<_>>());
-    assert_eq!(drain(&old_readers[0], 1 << 20, usize::MAX), numbered(0..10).collect::<Vec<_>>());
+    let (mut old, old_readers) = open_spool(directory.path(), 1 << 20);
+    append_records(&mut old, numbered_records(0..10));
+    let (mut new, new_readers) = open_spool(directory.path(), 1 << 20);
+    append_records(&mut new, numbered_records(10..20));
+    assert_eq!(
+        read_records(&new_readers[0], 1 << 20, usize::MAX),
+        numbered_records(10..20).collect::<Vec<_>>()
+    );
+    assert_eq!(
+        read_records(&old_readers[0], 1 << 20, usize::MAX),
+        numbered_records(0..10).collect::<Vec<_>>()
+    );
     drop((old, old_readers));
-    new.claim();
+    new.adopt_orphans();
     // The second sink had none of it.
-    let mut all = drain(&new_readers[1], 1 << 20, usize::MAX);
+    let mut all = read_records(&new_readers[1], 1 << 20, usize::MAX);
     all.sort();
     assert_eq!(all.len(), 20);
-    assert_eq!(drain(&new_readers[0], 1 << 20, usize::MAX), Vec::<String>::new());
+    assert_eq!(read_records(&new_readers[0], 1 << 20, usize::MAX), Vec::<String>::new());
 }
 
 #[test]
-fn beyond_its_bound_the_oldest_go_and_are_counted() {
+fn beyond_the_size_limit_the_oldest_records_are_dropped_and_counted() {
     let directory = tempfile::tempdir().unwrap();
     let maximum = 64 * 1024;
-    let (mut spool, readers) = open(directory.path(), maximum);
-    drain(&readers[0], 1 << 20, usize::MAX);
+    let (mut spool, readers) = open_spool(directory.path(), maximum);
+    read_records(&readers[0], 1 << 20, usize::MAX);
     for n in 0..10_000 {
-        assert_eq!(write(&mut spool, numbered(n..n + 1)), 0);
-        drain(&readers[0], 1 << 20, usize::MAX);
-        assert!(spool.bytes() <= maximum + 1024);
+        assert_eq!(append_records(&mut spool, numbered_records(n..n + 1)), 0);
+        read_records(&readers[0], 1 << 20, usize::MAX);
+        assert!(spool.total_bytes() <= maximum + 1024);
     }
-    let left = drain(&readers[1], 1 << 20, usize::MAX);
-    let lost = spool.take_lost();
-    assert_eq!(lost, [("two", 10_000 - left.len() as u64)]);
-    assert!(left.len() > 1000);
-    assert_eq!(left, numbered(10_000 - left.len()..10_000).collect::<Vec<_>>(), "the newest are there");
-    assert_eq!(spool.take_lost(), []);
+    let remaining = read_records(&readers[1], 1 << 20, usize::MAX);
+    let lost = spool.take_lost_records();
+    assert_eq!(lost, [("two", 10_000 - remaining.len() as u64)]);
+    assert!(remaining.len() > 1000);
+    assert_eq!(
+        remaining,
+        numbered_records(10_000 - remaining.len()..10_000).collect::<Vec<_>>(),
+        "the newest are there"
+    );
+    assert_eq!(spool.take_lost_records(), []);
 }
 
 #[test]
-fn a_record_of_any_size_passes() {
+fn a_record_larger_than_a_batch_is_read_whole() {
     let directory = tempfile::tempdir().unwrap();
-    let (mut spool, readers) = open(directory.path(), 16 * 1024 * 1024);
+    let (mut spool, readers) = open_spool(directory.path(), 16 * 1024 * 1024);
     let records = ["a".to_owned(), "b".repeat(3_000_000), "c".to_owned()];
-    write(&mut spool, records.clone());
-    assert_eq!(drain(&readers[0], 1024, usize::MAX), records);
+    append_records(&mut spool, records.clone());
+    assert_eq!(read_records(&readers[0], 1024, usize::MAX), records);
 }
 
 #[test]
-fn a_disk_that_cannot_be_written_costs_records_and_says_so() {
+fn records_are_lost_while_the_disk_cannot_be_written() {
     let directory = tempfile::tempdir().unwrap();
-    let (mut spool, readers) = open(directory.path(), 1 << 20);
-    write(&mut spool, numbered(0..10));
+    let (mut spool, readers) = open_spool(directory.path(), 1 << 20);
+    append_records(&mut spool, numbered_records(0..10));
     // A file of the same name in read-only mode stands in for a disk that fails.
-    let active = spool.active.clone().unwrap();
+    let active = spool.active_segment.clone().unwrap();
     let path = directory.path().join(&active).with_extension("open");
     let broken = Arc::new(fs::File::open(&path).unwrap());
     let good = spool.shared.lock().segments.get_mut(&active).unwrap().replace_file(broken);
-    assert_eq!(write(&mut spool, numbered(10..15)), 5);
-    assert_eq!(write(&mut spool, numbered(15..16)), 1, "it is not asked for each record");
+    assert_eq!(append_records(&mut spool, numbered_records(10..15)), 5);
+    assert_eq!(append_records(&mut spool, numbered_records(15..16)), 1, "it is not asked for each record");
     spool.shared.lock().segments.get_mut(&active).unwrap().replace_file(good);
-    spool.full_until = spool.full_until.map(|until| until - FULL);
-    assert_eq!(write(&mut spool, numbered(20..30)), 0);
-    let expected: Vec<String> = numbered(0..10).chain(numbered(20..30)).collect();
-    assert_eq!(drain(&readers[0], 1 << 20, usize::MAX), expected);
+    spool.writes_paused_until = spool.writes_paused_until.map(|until| until - WRITE_RETRY_INTERVAL);
+    assert_eq!(append_records(&mut spool, numbered_records(20..30)), 0);
+    let expected: Vec<String> = numbered_records(0..10).chain(numbered_records(20..30)).collect();
+    assert_eq!(read_records(&readers[0], 1 << 20, usize::MAX), expected);
 }

@@ -8,18 +8,18 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::Message;
+use super::protocol::ControlMessage;
 
 /// Most bytes of a message: what is remembered of many backends is the longest.
-const MESSAGE_MAX: u64 = 64 * 1024 * 1024;
+const MAX_MESSAGE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// The other side of a control socket.
 #[derive(Debug)]
-pub struct Channel {
+pub struct ControlChannel {
     stream: BufReader<UnixStream>,
 }
 
-impl Channel {
+impl ControlChannel {
     pub(super) fn new(stream: UnixStream) -> Self {
         Self { stream: BufReader::new(stream) }
     }
@@ -28,7 +28,7 @@ impl Channel {
         Ok(Self::new(UnixStream::connect(path).await?))
     }
 
-    pub(super) async fn say(&mut self, message: &Message) -> io::Result<()> {
+    pub(super) async fn send(&mut self, message: &ControlMessage) -> io::Result<()> {
         let mut line = serde_json::to_vec(message)?;
         line.push(b'\n');
         self.stream.get_mut().write_all(&line).await
@@ -38,12 +38,12 @@ impl Channel {
     ///
     /// # Errors
     /// When none comes in time, or what comes is none.
-    pub(super) async fn hear(&mut self, patience: Duration) -> io::Result<Message> {
+    pub(super) async fn receive(&mut self, time_limit: Duration) -> io::Result<ControlMessage> {
         let mut line = Vec::new();
-        let mut limited = (&mut self.stream).take(MESSAGE_MAX);
-        let read = timeout(patience, limited.read_until(b'\n', &mut line)).await;
+        let mut limited = (&mut self.stream).take(MAX_MESSAGE_BYTES);
+        let read = timeout(time_limit, limited.read_until(b'\n', &mut line)).await;
         let read =
-            read.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("silent for {patience:?}")))?;
+            read.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("silent for {time_limit:?}")))?;
         if read? == 0 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it has hung up"));
         }

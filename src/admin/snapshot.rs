@@ -1,0 +1,325 @@
+//! Collects the status of the process: what `GET /api/status` returns.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use chrono::{DateTime, SecondsFormat, Utc};
+
+use super::config_status::ConfigStatus;
+use super::status::{
+    AttemptsByOutcome, BackendStatus, BuildInfo, ClientStatus, ConfigurationSummary, DeploymentStatus,
+    LastMinuteStats, PoolMemberStatus, PoolStatus, ProcessStatus, StatusReport, TierStatus, Timeline,
+    UnavailablePart, UsageCounts,
+};
+use crate::azure::response::hints::RateLimit;
+use crate::gateway::{Backend, Gateway, PoolKey};
+use crate::proxy::ActiveConfig;
+use crate::record::statistics::{
+    AttemptCounts, ClientUsage, StatisticsSnapshot, TIMELINE_STEP_DURATION, TimelineStep,
+};
+use crate::routing::availability::{Outage, UnavailableReason};
+use crate::routing::backend_health::BackendPart;
+use crate::routing::pool::{BackendPool, Candidate};
+
+/// Most clients that are listed: those with most tokens.
+const MAX_LISTED_CLIENTS: usize = 500;
+
+/// Where the status comes from.
+#[derive(Clone)]
+pub struct StatusSource {
+    active_config: Arc<ArcSwap<ActiveConfig>>,
+    config_status: Arc<ArcSwap<ConfigStatus>>,
+    started: Instant,
+}
+
+impl StatusSource {
+    /// The status of the process that `started` then.
+    pub fn new(
+        active_config: Arc<ArcSwap<ActiveConfig>>,
+        config_status: Arc<ArcSwap<ConfigStatus>>,
+        started: Instant,
+    ) -> Self {
+        Self { active_config, config_status, started }
+    }
+
+    /// The active configuration.
+    pub fn active_config(&self) -> Arc<ActiveConfig> {
+        self.active_config.load_full()
+    }
+
+    /// The status at this moment.
+    pub fn status(&self, now: Instant) -> StatusReport {
+        let clock = WallClock { now, wall_now: SystemTime::now() };
+        let active_config = self.active_config.load();
+        let gateway = &active_config.gateway;
+        let process = &gateway.process;
+        let config_status = self.config_status.load();
+        let statistics = process.recorder.metrics().statistics.snapshot(now);
+        let stopping = process.is_stopping.load(Ordering::Acquire);
+        StatusReport {
+            build: BuildInfo { version: env!("CARGO_PKG_VERSION").to_owned() },
+            process: ProcessStatus {
+                pid: std::process::id(),
+                started: clock.to_rfc3339(self.started),
+                uptime_seconds: now.saturating_duration_since(self.started).as_secs(),
+                ready: !stopping,
+                stopping,
+                replaced: process.is_draining_connections.load(Ordering::Acquire) && !stopping,
+            },
+            configuration: ConfigurationSummary {
+                file: config_status.file.as_ref().map(|file| file.display().to_string()),
+                version: config_status.version,
+                sha256: config_status.sha256.clone(),
+                loaded: format_rfc3339(config_status.loaded_at),
+                problem: config_status.reload_error.clone(),
+                needs_upgrade: config_status.keys_needing_upgrade.clone(),
+            },
+            in_flight: process.requests_in_flight.load(Ordering::Relaxed) as u64,
+            finished_requests: process.requests_finished.load(Ordering::Relaxed) as u64,
+            pools: gateway.pools().iter().map(|(key, pool)| pool_status(gateway, key, pool, clock)).collect(),
+            backends: backend_statuses(gateway, &statistics, clock),
+            clients: client_statuses(&statistics),
+            timeline: timeline(&statistics, clock),
+        }
+    }
+}
+
+fn pool_status(gateway: &Gateway, key: &PoolKey, pool: &BackendPool, clock: WallClock) -> PoolStatus {
+    let (kind, deployment) = match key {
+        PoolKey::Deployment(name) => ("deployment", Some(name.to_string())),
+        PoolKey::Unlisted => ("unlisted", None),
+        PoolKey::DefaultBackend => ("home", None),
+    };
+    let mut tiers: Vec<TierStatus> = Vec::new();
+    for candidate in pool.candidates() {
+        let Some(backend) = gateway.backends.get(candidate.backend_index) else { continue };
+        let member = member_status(backend, candidate, clock);
+        match tiers.last_mut().filter(|last| last.tier == candidate.tier.get()) {
+            Some(last) => last.members.push(member),
+            None => tiers.push(TierStatus { tier: candidate.tier.get(), members: vec![member] }),
+        }
+    }
+    PoolStatus { kind: kind.to_owned(), deployment, tiers }
+}
+
+fn member_status(backend: &Backend, candidate: &Candidate, clock: WallClock) -> PoolMemberStatus {
+    let own = || {
+        candidate
+            .deployment_health
+            .as_ref()
+            .and_then(|deployment| deployment.availability.current_outage(clock.now))
+    };
+    let outage = backend.current_outage(clock.now).or_else(own);
+    let availability =
+        AvailabilityFields::new(outage.as_ref(), backend.credential.secret().current_value_id() != 0, clock);
+    PoolMemberStatus {
+        backend: backend.config.name.to_string(),
+        upstream_deployment: candidate.upstream_deployment.as_ref().map(ToString::to_string),
+        weight: candidate.weight.get(),
+        state: availability.state.to_owned(),
+        remaining_ms: availability.remaining_ms,
+    }
+}
+
+fn backend_statuses(
+    gateway: &Gateway,
+    statistics: &StatisticsSnapshot,
+    clock: WallClock,
+) -> Vec<BackendStatus> {
+    let all_attempts: u64 = statistics.backends.values().map(|activity| activity.last_minute.total()).sum();
+    gateway.backends.iter().map(|backend| backend_status(backend, statistics, all_attempts, clock)).collect()
+}
+
+fn backend_status(
+    backend: &Backend,
+    statistics: &StatisticsSnapshot,
+    all_attempts: u64,
+    clock: WallClock,
+) -> BackendStatus {
+    let has_credential = backend.credential.secret().current_value_id() != 0;
+    let outage = backend.current_outage(clock.now);
+    // What waits for a secret waits until there is one.
+    let availability = AvailabilityFields::new(outage.as_ref(), has_credential, clock);
+    let unavailable_parts = backend.health.unavailable_parts(clock.now);
+    let activity = statistics.backends.get(&backend.config.name).cloned().unwrap_or_default();
+    let recent = activity.last_minute;
+    let reason = outage.map(|outage| match outage.unavailable.reason {
+        UnavailableReason::NoUsableCredential if !has_credential => {
+            format!("has no credential yet: {}", backend.credential.secret().last_error())
+        }
+        reason => describe_reason(reason).to_owned(),
+    });
+    let deployments = backend.health.deployments().into_iter().filter(|(name, _)| !name.is_empty());
+    let deployments = deployments.map(|(name, known)| {
+        let outage = known.availability.current_outage(clock.now);
+        let availability = AvailabilityFields::new(outage.as_ref(), true, clock);
+        let capacity = known.headroom.last_reported_capacity();
+        let remaining = |limit: Option<RateLimit>| limit.map(|limit| limit.remaining);
+        let limit = |limit: Option<RateLimit>| limit.map(|limit| limit.limit.get());
+        DeploymentStatus {
+            name,
+            state: availability.state.to_owned(),
+            reason: outage.map(|outage| describe_reason(outage.unavailable.reason).to_owned()),
+            since: availability.since,
+            until: availability.until,
+            remaining_ms: availability.remaining_ms,
+            remaining_tokens: remaining(capacity.tokens),
+            limit_tokens: limit(capacity.tokens),
+            remaining_requests: remaining(capacity.requests),
+            limit_requests: limit(capacity.requests),
+            utilization: capacity.utilization,
+        }
+    });
+    BackendStatus {
+        name: backend.config.name.to_string(),
+        endpoint: backend.config.endpoint.authority(),
+        tier: backend.config.tier.get(),
+        weight: backend.config.weight.get(),
+        state: availability.state.to_owned(),
+        reason,
+        since: availability.since,
+        until: availability.until,
+        remaining_ms: availability.remaining_ms,
+        in_flight: backend.health.attempts_in_flight.load(Ordering::Relaxed) as u64,
+        attempts: backend.health.attempts_started.load(Ordering::Relaxed),
+        counters: attempts_by_outcome(&activity.since_start),
+        last_minute: LastMinuteStats {
+            attempts: recent.total(),
+            throttled: recent.throttled,
+            failed: recent.failed,
+            attempt_share: (all_attempts > 0).then(|| recent.total() as f64 / all_attempts as f64),
+            p50_ms: activity.last_minute_latency.quantile_ms(0.5),
+            p95_ms: activity.last_minute_latency.quantile_ms(0.95),
+        },
+        unavailable_parts: unavailable_parts
+            .into_iter()
+            .map(|(part, outage)| unavailable_part(part, &outage, clock))
+            .collect(),
+        deployments: deployments.collect(),
+    }
+}
+
+fn unavailable_part(part: BackendPart, outage: &Outage, clock: WallClock) -> UnavailablePart {
+    let (deployment, operation) = match part {
+        BackendPart::Deployment(name) => (Some(name), None),
+        BackendPart::Operation(operation) => (None, Some(operation.name().to_owned())),
+    };
+    let availability = AvailabilityFields::new(Some(outage), true, clock);
+    UnavailablePart {
+        deployment,
+        operation,
+        reason: availability.state.to_owned(),
+        since: clock.to_rfc3339(outage.since),
+        until: availability.until,
+        remaining_ms: availability.remaining_ms,
+    }
+}
+
+/// Why something rests, for people.
+fn describe_reason(reason: UnavailableReason) -> &'static str {
+    match reason {
+        UnavailableReason::CoolingDown => "asked to wait (429, or retry-after)",
+        UnavailableReason::DeploymentNotFound => "the resource does not have this deployment",
+        UnavailableReason::NoUsableCredential => "refuses its credential or our network (401, 403)",
+        UnavailableReason::PermissionDenied => "its credential may not do this operation (403)",
+        UnavailableReason::BreakerOpen => "failed too often",
+        UnavailableReason::Drained => "drained by the operator",
+    }
+}
+
+fn attempts_by_outcome(counts: &AttemptCounts) -> AttemptsByOutcome {
+    let AttemptCounts { answered, throttled, failed, refused, client_gone } = *counts;
+    AttemptsByOutcome { answered, throttled, failed, refused, client_gone }
+}
+
+fn client_statuses(statistics: &StatisticsSnapshot) -> Vec<ClientStatus> {
+    let usage_counts = |usage: &ClientUsage| UsageCounts {
+        requests: usage.requests,
+        input_tokens: usage.input_tokens,
+        output_tokens: usage.output_tokens,
+    };
+    let mut clients: Vec<_> = statistics.clients.iter().collect();
+    clients.sort_by_key(|client| {
+        let total = &client.since_start;
+        (Reverse(total.input_tokens + total.output_tokens), client.name.as_str())
+    });
+    let listed = clients.into_iter().take(MAX_LISTED_CLIENTS).map(|client| ClientStatus {
+        name: client.name.to_string(),
+        total: usage_counts(&client.since_start),
+        last_minute: usage_counts(&client.last_minute),
+    });
+    listed.collect()
+}
+
+fn timeline(statistics: &StatisticsSnapshot, clock: WallClock) -> Timeline {
+    type StepValue = fn(&TimelineStep) -> Option<u64>;
+    let column =
+        |value: StepValue| statistics.steps.iter().map(|step| step.as_ref().and_then(value)).collect();
+    Timeline {
+        step_seconds: TIMELINE_STEP_DURATION.as_secs(),
+        until: format_rfc3339(clock.wall_now),
+        requests: column(|step| Some(step.finished_requests)),
+        throttled: column(|step| Some(step.throttled_requests)),
+        failed: column(|step| Some(step.failed_requests)),
+        failovers: column(|step| Some(step.failovers)),
+        retries_429: column(|step| Some(step.throttled_attempts)),
+        input_tokens: column(|step| Some(step.input_tokens)),
+        output_tokens: column(|step| Some(step.output_tokens)),
+        p50_ms: column(|step| step.time_to_first_byte.quantile_ms(0.5)),
+        p95_ms: column(|step| step.time_to_first_byte.quantile_ms(0.95)),
+        in_flight: column(|step| Some(step.max_in_flight)),
+    }
+}
+
+/// How a part of a backend stands.
+struct AvailabilityFields {
+    /// `ok`, or why it is unavailable.
+    state: &'static str,
+    since: Option<String>,
+    until: Option<String>,
+    remaining_ms: Option<u64>,
+}
+
+impl AvailabilityFields {
+    /// `is_temporary`: the time ends it, and nothing else.
+    fn new(outage: Option<&Outage>, is_temporary: bool, clock: WallClock) -> Self {
+        let is_drained = |outage: &Outage| outage.unavailable.reason == UnavailableReason::Drained;
+        let until = outage
+            .filter(|outage| is_temporary && !is_drained(outage))
+            .map(|outage| outage.unavailable.until);
+        Self {
+            state: outage.map_or("ok", |outage| outage.unavailable.reason.as_str()),
+            since: outage.map(|outage| clock.to_rfc3339(outage.since)),
+            until: until.map(|until| clock.to_rfc3339(until)),
+            remaining_ms: until.map(|until| clock.millis_until(until)),
+        }
+    }
+}
+
+/// The clock on the wall_now beside the one that counts.
+#[derive(Clone, Copy)]
+struct WallClock {
+    now: Instant,
+    wall_now: SystemTime,
+}
+
+impl WallClock {
+    fn millis_until(self, until: Instant) -> u64 {
+        u64::try_from(until.saturating_duration_since(self.now).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn to_rfc3339(self, moment: Instant) -> String {
+        format_rfc3339(match moment.checked_duration_since(self.now) {
+            Some(ahead) => self.wall_now + ahead,
+            None => self.wall_now - self.now.saturating_duration_since(moment),
+        })
+    }
+}
+
+/// A moment for people and programs.
+fn format_rfc3339(time: SystemTime) -> String {
+    DateTime::<Utc>::from(time).to_rfc3339_opts(SecondsFormat::Millis, true)
+}

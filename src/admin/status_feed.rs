@@ -1,0 +1,65 @@
+//! The state of things as it changes, for those who watch: made once, however many they are, and
+//! not at all while there is nobody.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::snapshot::StatusSource;
+
+/// How often it is told.
+const STATUS_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Events for those who watch.
+pub struct StatusFeed {
+    events: watch::Sender<Bytes>,
+}
+
+impl StatusFeed {
+    /// A feed that [`StatusFeed::run`] fills.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { events: watch::Sender::new(Bytes::new()) })
+    }
+
+    /// What comes from now on.
+    pub(super) fn subscribe(&self) -> watch::Receiver<Bytes> {
+        self.events.subscribe()
+    }
+
+    /// Publishes the status at each tick, for as long as it is polled.
+    pub async fn run(self: Arc<Self>, source: StatusSource) {
+        let mut ticks = interval(STATUS_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            ticks.tick().await;
+            let active_config = source.active_config();
+            let process = &active_config.gateway.process;
+            let in_flight = process.requests_in_flight.load(Ordering::Relaxed) as u64;
+            process.recorder.metrics().statistics.record_in_flight(in_flight, Instant::now());
+            if self.events.receiver_count() == 0 {
+                continue;
+            }
+            let source = source.clone();
+            if let Ok(event) = spawn_blocking(move || status_event(&source)).await {
+                self.events.send_replace(event);
+            }
+        }
+    }
+}
+
+/// The status now, as an event (WHATWG HTML, "Server-sent events").
+pub(super) fn status_event(source: &StatusSource) -> Bytes {
+    let status = source.status(Instant::now());
+    let mut event = b"event: status\ndata: ".to_vec();
+    // JSON of strings and numbers cannot fail, and has no line end inside.
+    if serde_json::to_writer(&mut event, &status).is_err() {
+        return Bytes::new();
+    }
+    event.extend_from_slice(b"\n\n");
+    Bytes::from(event)
+}

@@ -1,0 +1,66 @@
+//! Whose address a request comes from, when proxies stand in between.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::HeaderMap;
+use ipnet::IpNet;
+
+/// The client's address: behind a trusted proxy the right-most entry of `x-forwarded-for`
+/// that is not itself a trusted proxy, otherwise the connection's. Entries may carry ports
+/// and IPv6 brackets; one that is no address ends the search, since nothing left of it can
+/// be vouched for.
+pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted_proxies: &[IpNet]) -> IpAddr {
+    let mut client = peer;
+    let lines: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
+    let entries = lines.iter().rev().filter_map(|line| line.to_str().ok()).flat_map(|line| line.rsplit(','));
+    for entry in entries {
+        if !is_trusted_proxy(client, trusted_proxies) {
+            break;
+        }
+        match parse_forwarded_entry(entry.trim()) {
+            Some(ip) => client = ip,
+            None => break,
+        }
+    }
+    client
+}
+
+/// Whether this is the address of a trusted proxy.
+pub fn is_trusted_proxy(ip: IpAddr, trusted_proxies: &[IpNet]) -> bool {
+    let ip = ip.to_canonical();
+    trusted_proxies.iter().any(|net| net.contains(&ip))
+}
+
+fn parse_forwarded_entry(entry: &str) -> Option<IpAddr> {
+    let without_brackets = entry.strip_prefix('[').and_then(|entry| entry.strip_suffix(']')).unwrap_or(entry);
+    without_brackets.parse().ok().or_else(|| entry.parse::<SocketAddr>().ok().map(|address| address.ip()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_right_most_untrusted_entry_is_the_client() {
+        let trusted: Vec<IpNet> = ["10.0.0.0/8", "fd00::/8"].iter().map(|net| net.parse().unwrap()).collect();
+        let table: [(&str, &[&str], &str); 9] = [
+            ("203.0.113.9", &["198.51.100.1"], "203.0.113.9"),
+            ("10.0.0.1", &[], "10.0.0.1"),
+            ("10.0.0.1", &["198.51.100.1"], "198.51.100.1"),
+            ("10.0.0.1", &["1.1.1.1, 198.51.100.1, 10.0.0.7"], "198.51.100.1"),
+            ("10.0.0.1", &["1.1.1.1", "198.51.100.1:4711, 10.0.0.7:80"], "198.51.100.1"),
+            ("10.0.0.1", &["[2001:db8::1]:443"], "2001:db8::1"),
+            ("fd00::1", &["2001:db8::2"], "2001:db8::2"),
+            ("::ffff:10.0.0.1", &["[2001:db8::3]"], "2001:db8::3"),
+            ("10.0.0.1", &["198.51.100.1, unknown"], "10.0.0.1"),
+        ];
+        for (peer, lines, expected) in table {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append("x-forwarded-for", line.parse().unwrap());
+            }
+            let client = client_ip(peer.parse().unwrap(), &headers, &trusted);
+            assert_eq!(client.to_canonical().to_string(), expected, "{peer} {lines:?}");
+        }
+    }
+}

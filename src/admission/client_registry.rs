@@ -1,0 +1,243 @@
+//! Whose key, token or certificate it is, and what that client may use.
+//!
+//! Keys are known only by their SHA-256. A presented key is hashed, looked up, and the
+//! digest compared once more in constant time. Tokens are `tokens.rs`'s.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::client::Client;
+use super::token_verifier::{TokenError, TokenVerifier};
+use crate::config;
+use crate::credentials::signing_keys::SigningKeys;
+use crate::names::CertificateSubject;
+use crate::refusal::Refusal;
+
+/// All clients, found by what they show.
+#[derive(Debug)]
+pub enum ClientRegistry {
+    /// Everyone may call; keys are not looked at.
+    Anyone(Arc<Client>),
+    /// Only these.
+    Listed(Box<ListedClients>),
+}
+
+/// Clients by what they show.
+#[derive(Debug)]
+pub struct ListedClients {
+    by_key_hash: HashMap<[u8; 32], ([u8; 32], Arc<Client>)>,
+    by_certificate_subject: HashMap<CertificateSubject, Arc<Client>>,
+    token_verifier: Option<TokenVerifier>,
+    clients: Vec<Arc<Client>>,
+}
+
+/// Why nobody is admitted.
+#[derive(Debug)]
+pub enum AuthError {
+    /// The key that a token was signed with is not known; fresh ones may have it.
+    UnknownSigningKey(Arc<SigningKeys>),
+    /// For good.
+    Refused(Refusal),
+}
+
+impl ClientRegistry {
+    /// The clients of a configuration; `signers` are those whose tokens it believes.
+    pub fn new(
+        config: &config::ClientsConfig,
+        tokens: Option<&config::ClientTokenConfig>,
+        signing_keys: Option<Arc<SigningKeys>>,
+    ) -> Self {
+        let listed = match config {
+            config::ClientsConfig::Anyone => {
+                return Self::Anyone(Arc::new(Client::unrestricted()));
+            }
+            config::ClientsConfig::Listed(listed) => listed,
+        };
+        let clients: Vec<(&config::ClientConfig, Arc<Client>)> =
+            listed.iter().map(|client| (client, Arc::new(Client::new(client)))).collect();
+        let mut by_key_hash = HashMap::new();
+        let mut by_certificate_subject = HashMap::new();
+        for (config, client) in &clients {
+            for key in &config.key_hashes {
+                by_key_hash.insert(*key, (*key, Arc::clone(client)));
+            }
+            for subject in &config.certificate_subjects {
+                by_certificate_subject.insert(subject.clone(), Arc::clone(client));
+            }
+        }
+        let token_verifier =
+            tokens.zip(signing_keys).map(|(config, keys)| TokenVerifier::new(config, keys, &clients));
+        let clients = clients.into_iter().map(|(_, client)| client).collect();
+        Self::Listed(Box::new(ListedClients { by_key_hash, by_certificate_subject, token_verifier, clients }))
+    }
+
+    /// The client of this name; `None` where there is none, or everyone may call.
+    pub fn find_by_name(&self, name: &str) -> Option<&Arc<Client>> {
+        let Self::Listed(listed) = self else { return None };
+        listed.clients.iter().find(|client| client.name.as_ref().is_some_and(|known| known.as_str() == name))
+    }
+
+    /// All that are listed; none where everyone may call.
+    pub fn listed_clients(&self) -> &[Arc<Client>] {
+        match self {
+            Self::Anyone(_) => &[],
+            Self::Listed(listed) => &listed.clients,
+        }
+    }
+
+    /// Whose these are. Everything that is presented is looked at: keys and tokens, and the
+    /// subject of a certificate; one that is known admits.
+    ///
+    /// # Errors
+    /// `invalid_api_key` when none is known, or when two belong to different clients.
+    pub fn authenticate<'k>(
+        &self,
+        presented_keys: impl Iterator<Item = &'k [u8]>,
+        certificate_subject: Option<&CertificateSubject>,
+    ) -> Result<Arc<Client>, AuthError> {
+        match self {
+            Self::Anyone(client) => Ok(Arc::clone(client)),
+            Self::Listed(listed) => listed.authenticate(presented_keys, certificate_subject),
+        }
+    }
+}
+
+impl ListedClients {
+    fn authenticate<'k>(
+        &self,
+        presented_keys: impl Iterator<Item = &'k [u8]>,
+        certificate_subject: Option<&CertificateSubject>,
+    ) -> Result<Arc<Client>, AuthError> {
+        let mut found =
+            certificate_subject.and_then(|subject| self.by_certificate_subject.get(subject)).map(Arc::clone);
+        let (mut has_key, mut keys_to_refresh, mut token_problem) = (false, None, None);
+        for key in presented_keys {
+            has_key = true;
+            let client = match self.client_for_key(key) {
+                Ok(Some(client)) => client,
+                Ok(None) => continue,
+                Err((TokenError::UnknownSigningKey, verifier)) => {
+                    keys_to_refresh = Some(Arc::clone(verifier.signing_keys()));
+                    continue;
+                }
+                Err((TokenError::Refused(problem), _)) => {
+                    token_problem = Some(problem);
+                    continue;
+                }
+            };
+            match &found {
+                Some(other) if !Arc::ptr_eq(other, &client) => {
+                    let message = "the request carries valid credentials of two different clients; send one";
+                    return Err(AuthError::Refused(Refusal::invalid_api_key(message)));
+                }
+                _ => found = Some(client),
+            }
+        }
+        match found {
+            Some(client) => Ok(client),
+            None => Err(match keys_to_refresh {
+                Some(signing_keys) => AuthError::UnknownSigningKey(signing_keys),
+                None => AuthError::Refused(Refusal::invalid_api_key(token_problem.unwrap_or(if has_key {
+                    INVALID_KEY_MESSAGE
+                } else {
+                    MISSING_KEY_MESSAGE
+                }))),
+            }),
+        }
+    }
+
+    /// Whose key or token this is.
+    fn client_for_key(&self, key: &[u8]) -> Result<Option<Arc<Client>>, (TokenError, &TokenVerifier)> {
+        // The one-shot function looks its algorithm up each time, which takes longer than the hash.
+        let mut hash = openssl::sha::Sha256::new();
+        hash.update(key);
+        let digest = hash.finish();
+        if let Some((known, client)) = self.by_key_hash.get(&digest) {
+            return Ok(openssl::memcmp::eq(known, &digest).then(|| Arc::clone(client)));
+        }
+        match &self.token_verifier {
+            Some(verifier) if TokenVerifier::looks_like_token(key) => {
+                verifier.client_for_token(key, &digest).map(Some).map_err(|error| (error, verifier))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+const INVALID_KEY_MESSAGE: &str =
+    "Access denied due to an invalid key. Make sure to use a key that was issued for this endpoint.";
+const MISSING_KEY_MESSAGE: &str = "Access denied due to a missing key. Send it as the header 'api-key', \
+                       'Ocp-Apim-Subscription-Key' or 'Authorization: Bearer', \
+                       or as the query parameter 'api-key' or 'subscription-key'.";
+/// What a token is told whose key is not known, fresh keys or not.
+pub const UNKNOWN_SIGNING_KEY_MESSAGE: &str =
+    "the key that the bearer token was signed with is not one of Entra ID's";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::{ClientName, DeploymentName};
+    use crate::refusal::RefusalReason;
+
+    fn client_config(name: &str, keys: &[&str], deployments: Option<&[&str]>) -> config::ClientConfig {
+        config::ClientConfig {
+            name: ClientName::new(name),
+            key_hashes: keys.iter().map(|key| openssl::sha::sha256(key.as_bytes())).collect(),
+            app_ids: Vec::new(),
+            app_roles: Vec::new(),
+            certificate_subjects: vec![CertificateSubject::new(&format!("CN={name}"))],
+            allowed_deployments: deployments
+                .map(|names| names.iter().map(|name| DeploymentName::parse(name).unwrap()).collect()),
+            allows_stateful_calls: deployments.is_none(),
+            recorded_content: None,
+        }
+    }
+
+    fn registry(clients: Vec<config::ClientConfig>) -> ClientRegistry {
+        ClientRegistry::new(&config::ClientsConfig::Listed(clients), None, None)
+    }
+
+    #[test]
+    fn a_key_or_certificate_authenticates_its_client_and_no_other() {
+        let clients = registry(vec![
+            client_config("a", &["a1", "a2"], None),
+            client_config("b", &["b1"], Some(&["gpt-4o"])),
+        ]);
+        let table: [(&[&str], Option<&str>); 7] = [
+            (&["a1"], Some("a")),
+            (&["a2", "a1"], Some("a")),
+            (&["wrong", "b1"], Some("b")),
+            (&["a1", "b1"], None),
+            (&["A1"], None),
+            (&[""], None),
+            (&[], None),
+        ];
+        for (keys, expected) in table {
+            let admitted = clients.authenticate(keys.iter().map(|key| key.as_bytes()), None);
+            let name = admitted.as_ref().ok().and_then(|client| client.name.as_ref());
+            assert_eq!(name.map(ClientName::as_str), expected, "{keys:?}");
+            if let Err(AuthError::Refused(refusal)) = admitted {
+                assert_eq!(refusal.reason, RefusalReason::InvalidApiKey);
+            }
+        }
+        let name_for = |subject: &str, keys: &[&str]| {
+            let admitted = clients
+                .authenticate(keys.iter().map(|key| key.as_bytes()), Some(&CertificateSubject::new(subject)));
+            admitted.ok().and_then(|client| client.name.clone()).map(|name| name.to_string())
+        };
+        assert_eq!(name_for("CN=a", &[]).as_deref(), Some("a"));
+        assert_eq!(name_for("CN=a", &["a1", "wrong"]).as_deref(), Some("a"));
+        assert_eq!(name_for("CN=a", &["b1"]), None, "two clients");
+        assert_eq!(name_for("CN=unknown", &["b1"]).as_deref(), Some("b"));
+        assert_eq!(name_for("CN=unknown", &[]), None);
+    }
+
+    #[test]
+    fn a_client_may_use_only_the_deployments_on_its_list() {
+        let clients = registry(vec![client_config("b", &["b1"], Some(&["gpt-4o"]))]);
+        let client = clients.authenticate([b"b1".as_slice()].into_iter(), None).unwrap();
+        assert!(client.authorize_deployment(&DeploymentName::parse("GPT-4o").unwrap()).is_ok());
+        assert!(client.authorize_deployment(&DeploymentName::parse("gpt-4o-mini").unwrap()).is_err());
+        assert!(client.authorize_stateful_call().is_err());
+    }
+}

@@ -1,0 +1,165 @@
+//! Pictures, sound and files in JSON, replaced by their size and SHA-256.
+
+use std::fmt::Write as _;
+
+use openssl::{base64, sha::Sha256};
+
+use crate::azure::json;
+
+/// Deepest nesting in which keys are remembered; below it nothing is known by its key.
+const MAX_TRACKED_DEPTH: usize = 32;
+
+/// Copies JSON with every string that carries binary data replaced by an object.
+pub(super) fn summarise_binary_data(raw: &str) -> String {
+    let bytes = raw.as_bytes();
+    let mut out = String::with_capacity(raw.len().min(64 * 1024));
+    let (mut position, mut copied_to, mut depth) = (0, 0, 0_usize);
+    let mut key = "";
+    let mut container_keys = [""; MAX_TRACKED_DEPTH];
+    while let Some(&byte) = bytes.get(position) {
+        match byte {
+            b'{' | b'[' => {
+                if let Some(container_key) = container_keys.get_mut(depth) {
+                    *container_key = key;
+                }
+                depth += 1;
+                key = if byte == b'[' { key } else { "" };
+            }
+            b'}' | b']' => {
+                depth = depth.saturating_sub(1);
+                key = "";
+            }
+            b'"' => {
+                let end = json::end_of_string(bytes, position).unwrap_or(bytes.len());
+                let string = raw.get(position..end).unwrap_or_default();
+                let after = bytes.get(end..).unwrap_or_default().trim_ascii_start();
+                if after.starts_with(b":") {
+                    key = string;
+                } else {
+                    let container_key = depth.checked_sub(1).and_then(|d| container_keys.get(d)).copied();
+                    if let Some(summary) = binary_data_summary(key, container_key.unwrap_or_default(), string)
+                    {
+                        out.push_str(raw.get(copied_to..position).unwrap_or_default());
+                        out.push_str(&summary);
+                        copied_to = end;
+                    }
+                }
+                position = end;
+                continue;
+            }
+            _ => {}
+        }
+        position += 1;
+    }
+    out.push_str(raw.get(copied_to..).unwrap_or_default());
+    out
+}
+
+/// What stands in for a string, if it is data.
+fn binary_data_summary(key: &str, container_key: &str, string: &str) -> Option<String> {
+    let is_binary_key = matches!(key, "\"file_data\"" | "\"b64_json\"")
+        || (key == "\"data\"" && container_key == "\"input_audio\"")
+        // An image that a tool made, sent back as history.
+        || (key == "\"result\"" && string.len() > 1024 && is_base64(string.trim_matches('"')));
+    if !is_binary_key && !string.starts_with("\"data:") {
+        return None;
+    }
+    let text = json::decode_string(string)?;
+    match parse_data_url(&text) {
+        Some((data, true)) => Some(summarise_base64(data)),
+        Some((data, false)) => Some(summarise_text_bytes(data)),
+        None if is_binary_key && !text.is_empty() => Some(summarise_base64(&text)),
+        None => None,
+    }
+}
+
+/// The payload of a data URL (RFC 2397), and whether it is base64. Text that merely begins
+/// with `data:` has no media type.
+pub(super) fn parse_data_url(text: &str) -> Option<(&str, bool)> {
+    let (head, data) = text.strip_prefix("data:")?.split_once(',')?;
+    let is_base64 =
+        head.get(head.len().saturating_sub(7)..).is_some_and(|end| end.eq_ignore_ascii_case(";base64"));
+    let is_media_type = head.len() <= 256 && head.contains('/') && !head.contains(char::is_whitespace);
+    (is_base64 || is_media_type).then_some((data, is_base64))
+}
+
+fn is_base64(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'='))
+}
+
+/// Size and hash of what base64 stands for; of the text itself when it is not base64.
+fn summarise_base64(text: &str) -> String {
+    // Decoded chunk by chunk: a picture of 20 MB needs no second copy.
+    const CHUNK_BYTES: usize = 64 * 1024;
+    let data = text.trim_end_matches('=');
+    if !is_base64(data) || data.contains('=') || data.len() % 4 == 1 {
+        return summarise_text_bytes(text);
+    }
+    let (mut hasher, mut length) = (Sha256::new(), 0);
+    for chunk in data.as_bytes().chunks(CHUNK_BYTES) {
+        let mut chunk = String::from_utf8_lossy(chunk);
+        if !chunk.len().is_multiple_of(4) {
+            let padding = 4 - chunk.len() % 4;
+            chunk.to_mut().extend(std::iter::repeat_n('=', padding));
+        }
+        let Ok(decoded) = base64::decode_block(&chunk) else { return summarise_text_bytes(text) };
+        length += decoded.len();
+        hasher.update(&decoded);
+    }
+    summary_object(length, &hasher.finish())
+}
+
+fn summarise_text_bytes(text: &str) -> String {
+    summary_object(text.len(), &openssl::sha::sha256(text.as_bytes()))
+}
+
+fn summary_object(length: usize, hash: &[u8]) -> String {
+    let mut out = format!("{{\"bytes\":{length},\"sha256\":\"");
+    for byte in hash {
+        // Writing to a string cannot fail.
+        let _ = write!(out, "{byte:02x}");
+    }
+    out.push_str("\"}");
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SUMMARY_OF_HELLO: &str =
+        r#"{"bytes":5,"sha256":"2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"}"#;
+
+    #[test]
+    fn binary_strings_become_size_and_sha256() {
+        let rows = [
+            (r#"[{"image_url":{"url":"data:image/png;base64,aGVsbG8=","detail":"low"}}]"#, format!(r#"[{{"image_url":{{"url":{SUMMARY_OF_HELLO},"detail":"low"}}}}]"#)),
+            (r#"[{"image_url":"data:image\/png;base64,aGVsbG8"}]"#, format!(r#"[{{"image_url":{SUMMARY_OF_HELLO}}}]"#)),
+            (r#"[{"input_audio":{"format":"wav","data":"aGVsbG8="}}]"#, format!(r#"[{{"input_audio":{{"format":"wav","data":{SUMMARY_OF_HELLO}}}}}]"#)),
+            (r#"[{"file":{"file_data" : "aGVsbG8="}}]"#, format!(r#"[{{"file":{{"file_data" : {SUMMARY_OF_HELLO}}}}}]"#)),
+            (r#"["data:text/plain,hello"]"#, format!("[{SUMMARY_OF_HELLO}]")),
+            (r#"[{"file_data":"h\u0065llo!"}]"#, r#"[{"file_data":{"bytes":6,"sha256":"ce06092fb948d9ffac7d1a376e404b26b7575bcc11ee05a4615fef4fec3a308b"}}]"#.to_owned()),
+            (r#"[{"data":"aGVsbG8="},"data: 1, 2, 3","data:a,b"]"#, r#"[{"data":"aGVsbG8="},"data: 1, 2, 3","data:a,b"]"#.to_owned()),
+        ];
+        for (value, expected) in rows {
+            assert_eq!(summarise_binary_data(value), expected, "{value}");
+        }
+        let long = base64::encode_block(&vec![7; 200_001]);
+        assert!(summarise_base64(&long).starts_with(r#"{"bytes":200001,"#));
+    }
+
+    proptest! {
+        #[test]
+        fn valid_json_stays_valid_json(value in "[\\[\\]{}\":,a0 \\\\]{0,40}|\\[\"data:a/b[^\"\\\\\\x00-\\x1f]{0,20}\"\\]") {
+            let _ = summarise_binary_data(&value);
+            if serde_json::from_str::<serde_json::Value>(&value).is_ok() {
+                let after = summarise_binary_data(&value);
+                prop_assert!(serde_json::from_str::<serde_json::Value>(&after).is_ok(), "{}", after);
+                if !value.contains("data:") {
+                    prop_assert_eq!(after, value);
+                }
+            }
+        }
+    }
+}

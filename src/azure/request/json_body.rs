@@ -1,0 +1,361 @@
+//! A JSON body, looked at and edited without being parsed into anything: which deployment it
+//! names, whether it asks for a stream, where its bytes would have to change. A body is edited
+//! as a rope; bytes that stay are shared, not copied.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::edit::BodyEdit;
+use super::model_field::ModelField;
+use super::operation::Operation;
+use super::prompt_parts::{PROMPT_KEYS, PromptParts};
+use super::target::ApiStyle;
+use crate::azure::json;
+use crate::azure::json::subslice_range;
+use crate::names::DeploymentName;
+
+/// Why a body cannot be understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BodyError {
+    /// Not JSON. The message has line and column and nothing of the body.
+    #[error("the body is not valid JSON: {message}")]
+    NotJson {
+        /// What the parser expected, and where.
+        message: String,
+    },
+    /// JSON, but no object.
+    #[error("the body must be a JSON object")]
+    NotObject,
+    /// A key that may occur once occurs again.
+    #[error("the body has more than one `{0}`")]
+    DuplicateKey(&'static str),
+}
+
+/// What a body says under `stream_options`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StreamOptionsField {
+    /// Nothing.
+    Absent,
+    /// `null`.
+    Null(Range<usize>),
+    /// An object.
+    Object {
+        /// Its bytes, braces included.
+        range: Range<usize>,
+        /// Whether it has no key.
+        is_empty: bool,
+    },
+    /// Something Azure will refuse, or two of them: left alone.
+    Malformed,
+}
+
+/// What the balancer has to know of a JSON body.
+#[derive(Clone, Debug)]
+pub struct BodyFacts {
+    /// `model`.
+    pub model: ModelField,
+    /// Whether `stream` is `true`.
+    pub wants_stream: bool,
+    /// `stream_options.include_usage`; a value that is no `true` counts as `false`.
+    pub include_usage: Option<bool>,
+    /// `stream_options`.
+    pub stream_options: StreamOptionsField,
+    /// Whether there are `has_data_sources` (Azure's "on your data").
+    pub has_data_sources: bool,
+    /// Whether `background` is `true`.
+    pub is_background: bool,
+    /// The offset just after the opening brace.
+    pub first_key_offset: usize,
+    /// Whether the object has no key.
+    pub is_empty_object: bool,
+    /// Where the prompt is.
+    pub prompt_parts: PromptParts,
+}
+
+const INSPECTED_KEYS: [&str; 6] =
+    ["model", "stream", "stream_options", "data_sources", "dataSources", "background"];
+
+impl BodyFacts {
+    /// Reads the top-level keys that matter, in one pass over the body.
+    ///
+    /// # Errors
+    /// [`BodyError`], except for what [`ModelField::deployment`] reports.
+    pub fn parse(body: &[u8]) -> Result<Self, BodyError> {
+        let parsed = json::parse_and_locate_fields(body, &INSPECTED_KEYS, &PROMPT_KEYS);
+        let (fields, prompt) = parsed.map_err(|error| match error.classify() {
+            serde_json::error::Category::Data => BodyError::NotObject,
+            _ => BodyError::NotJson { message: error.to_string() },
+        })?;
+        let [model, stream, options, sources, camel_case_sources, background] = fields.values;
+        let [is_model_repeated, is_stream_repeated, is_options_repeated, ..] = fields.is_repeated;
+        if is_model_repeated || is_stream_repeated {
+            return Err(BodyError::DuplicateKey(if is_model_repeated { "model" } else { "stream" }));
+        }
+        let (stream_options, include_usage) = match options {
+            _ if is_options_repeated => (StreamOptionsField::Malformed, None),
+            options => read_stream_options(body, options),
+        };
+        let open_brace = body.iter().position(|b| *b == b'{').unwrap_or_default();
+        Ok(Self {
+            model: read_model(body, model),
+            wants_stream: stream == Some("true"),
+            include_usage,
+            stream_options,
+            has_data_sources: [sources, camel_case_sources].into_iter().flatten().any(|raw| raw != "null"),
+            is_background: background == Some("true"),
+            first_key_offset: open_brace + 1,
+            is_empty_object: fields.is_empty,
+            prompt_parts: prompt,
+        })
+    }
+
+    /// Puts the backend's name in place of the client's; `None` when they are spelled alike.
+    pub fn rename_model_edit(&self, upstream: &DeploymentName) -> Option<BodyEdit> {
+        let range = self.model.range_to_replace(upstream)?;
+        Some(BodyEdit { range, replacement: Bytes::from(format!("\"{upstream}\"")) })
+    }
+
+    /// Asks for the usage event of a stream; `None` when the client said something about it.
+    pub fn include_usage_edit(&self) -> Option<BodyEdit> {
+        if self.include_usage.is_some() {
+            return None;
+        }
+        Some(match &self.stream_options {
+            StreamOptionsField::Absent if self.is_empty_object => {
+                BodyEdit::insert(self.first_key_offset, br#""stream_options":{"include_usage":true}"#)
+            }
+            StreamOptionsField::Absent => {
+                BodyEdit::insert(self.first_key_offset, br#""stream_options":{"include_usage":true},"#)
+            }
+            StreamOptionsField::Null(range) => BodyEdit {
+                range: range.clone(),
+                replacement: Bytes::from_static(br#"{"include_usage":true}"#),
+            },
+            StreamOptionsField::Object { range, is_empty: true } => {
+                BodyEdit::insert(range.start + 1, br#""include_usage":true"#)
+            }
+            StreamOptionsField::Object { range, is_empty: false } => {
+                BodyEdit::insert(range.start + 1, br#""include_usage":true,"#)
+            }
+            StreamOptionsField::Malformed => return None,
+        })
+    }
+}
+
+/// Whether a call may be asked for its usage although the client did not: a stream of chat or
+/// completions, without data sources, of an api-version that knows `stream_options` (it came
+/// with `2024-09-01-preview`; on v1 always). `api_version` is the one that goes upstream.
+pub fn may_request_usage(
+    operation: Operation,
+    api: ApiStyle,
+    api_version: Option<&str>,
+    facts: &BodyFacts,
+) -> bool {
+    matches!(operation, Operation::Chat | Operation::Completions)
+        && facts.wants_stream
+        && facts.include_usage.is_none()
+        && facts.stream_options != StreamOptionsField::Malformed
+        && !facts.has_data_sources
+        && (api == ApiStyle::V1
+            || api_version.is_some_and(|v| api_version_date(v).is_some_and(|d| d >= "2024-09-01")))
+}
+
+/// The date of an api-version like `2024-10-21` or `2024-09-01-preview`.
+fn api_version_date(version: &str) -> Option<&str> {
+    let (date, rest) = version.split_at_checked(10)?;
+    let is_date = date.bytes().enumerate().all(|(n, b)| match n {
+        4 | 7 => b == b'-',
+        _ => b.is_ascii_digit(),
+    });
+    (is_date && matches!(rest, "" | "-preview")).then_some(date)
+}
+
+fn read_model(body: &[u8], raw: Option<&str>) -> ModelField {
+    let Some(raw) = raw.filter(|raw| *raw != "null") else { return ModelField::Absent };
+    if !raw.starts_with('"') {
+        return ModelField::NotString;
+    }
+    // Written with an escape for every character, a name is six times as long.
+    if raw.len() > 6 * crate::names::MAX_DEPLOYMENT_NAME_BYTES + 2 {
+        return ModelField::InvalidName;
+    }
+    match json::decode_string(raw).map(|name| DeploymentName::parse(&name)) {
+        Some(Ok(name)) => ModelField::Named { name, range: subslice_range(body, raw.as_bytes()) },
+        _ => ModelField::InvalidName,
+    }
+}
+
+fn read_stream_options(body: &[u8], raw: Option<&str>) -> (StreamOptionsField, Option<bool>) {
+    let Some(raw) = raw else { return (StreamOptionsField::Absent, None) };
+    let range = subslice_range(body, raw.as_bytes());
+    match json::parse_fields(raw.as_bytes(), &["include_usage"]) {
+        _ if raw == "null" => (StreamOptionsField::Null(range), None),
+        Ok(fields) => {
+            let [include_usage] = fields.values;
+            (
+                StreamOptionsField::Object { range, is_empty: fields.is_empty },
+                include_usage.map(|raw| raw == "true"),
+            )
+        }
+        Err(_) => (StreamOptionsField::Malformed, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::azure::{ModelFieldError, apply_edits};
+    use proptest::prelude::*;
+
+    fn deployment(name: &str) -> DeploymentName {
+        DeploymentName::parse(name).unwrap()
+    }
+
+    fn apply_to_text(body: &str, edits: &[Option<BodyEdit>]) -> String {
+        let edits: Vec<BodyEdit> = edits.iter().flatten().cloned().collect();
+        let pieces = apply_edits(&Bytes::copy_from_slice(body.as_bytes()), &edits);
+        String::from_utf8(pieces.concat()).unwrap()
+    }
+
+    #[test]
+    fn model_is_found_in_any_spelling() {
+        for body in [
+            r#"{"model":"gpt-4o"}"#,
+            " {\n\"messages\":[{\"model\":\"x\"}],\"mod\\u0065l\" : \"gpt-4o\" }\r\n",
+            r#"{"Model":"gpt\u002d4o"}"#,
+        ] {
+            let facts = BodyFacts::parse(body.as_bytes()).unwrap();
+            assert_eq!(facts.model.deployment(), Ok(Some(&deployment("gpt-4o"))), "{body}");
+            let renamed = apply_to_text(body, &[facts.rename_model_edit(&deployment("east"))]);
+            assert!(renamed.contains(r#""east""#), "{renamed}");
+        }
+    }
+
+    #[test]
+    fn errors_say_what_is_wrong_with_the_body() {
+        let rows: &[(&str, &str)] = &[
+            ("", "the body is not valid JSON: EOF while parsing a value at line 1 column 0"),
+            ("{\"a\":secret}", "the body is not valid JSON: expected value at line 1 column 6"),
+            ("{} {}", "the body is not valid JSON: trailing characters at line 1 column 4"),
+            ("[]", "the body must be a JSON object"),
+            (r#""text""#, "the body must be a JSON object"),
+            (r#"{"model":"a","mod\u0065l":"a"}"#, "the body has more than one `model`"),
+            (r#"{"model":"a","Model":"b"}"#, "the body has more than one `model`"),
+            (r#"{"stream":true,"stream":true}"#, "the body has more than one `stream`"),
+        ];
+        for (body, message) in rows {
+            assert_eq!(BodyFacts::parse(body.as_bytes()).unwrap_err().to_string(), *message, "{body}");
+        }
+        let model = |body: &str| BodyFacts::parse(body.as_bytes()).unwrap().model;
+        assert_eq!(model(r#"{"model":1}"#).deployment(), Err(ModelFieldError::NotString));
+        assert_eq!(model(r#"{"model":"a/b"}"#).deployment(), Err(ModelFieldError::InvalidName));
+        assert_eq!(model(r#"{"model":null}"#), ModelField::Absent);
+        let long = format!(r#"{{"model":"{}"}}"#, "x".repeat(1000));
+        assert_eq!(model(&long).deployment(), Err(ModelFieldError::InvalidName));
+    }
+
+    #[test]
+    fn flags_are_read() {
+        let facts = |body: &str| BodyFacts::parse(body.as_bytes()).unwrap();
+        assert!(facts(r#"{"stream":true}"#).wants_stream);
+        for body in ["{}", r#"{"stream":null}"#, r#"{"stream":"true"}"#, r#"{"stream":1}"#] {
+            assert!(!facts(body).wants_stream, "{body}");
+        }
+        assert!(facts(r#"{"background":true,"data_sources":[]}"#).has_data_sources);
+        assert!(!facts(r#"{"background":false,"data_sources":null}"#).is_background);
+        assert_eq!(facts(r#"{"stream_options":{"include_usage":false}}"#).include_usage, Some(false));
+    }
+
+    #[test]
+    fn the_usage_edit_keeps_the_body_valid_json() {
+        let rows = [
+            ("{}", r#"{"stream_options":{"include_usage":true}}"#),
+            (" { } ", r#" {"stream_options":{"include_usage":true} } "#),
+            (r#"{"a":1}"#, r#"{"stream_options":{"include_usage":true},"a":1}"#),
+            (r#"{"stream_options":null}"#, r#"{"stream_options":{"include_usage":true}}"#),
+            (r#"{"stream_options":{ }}"#, r#"{"stream_options":{"include_usage":true }}"#),
+            (r#"{"stream_options":{"x":1}}"#, r#"{"stream_options":{"include_usage":true,"x":1}}"#),
+        ];
+        for (body, expected) in rows {
+            let edit = BodyFacts::parse(body.as_bytes()).unwrap().include_usage_edit();
+            assert_eq!(apply_to_text(body, &[edit]), expected);
+        }
+        for body in [r#"{"stream_options":{"include_usage":null}}"#, r#"{"stream_options":[]}"#] {
+            assert_eq!(BodyFacts::parse(body.as_bytes()).unwrap().include_usage_edit(), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn usage_is_requested_only_where_azure_supports_it() {
+        let may_request = |api, version, body: &str| {
+            may_request_usage(Operation::Chat, api, version, &BodyFacts::parse(body.as_bytes()).unwrap())
+        };
+        let stream = r#"{"stream":true}"#;
+        assert!(may_request(ApiStyle::V1, None, stream));
+        for (version, expected) in [
+            ("2024-09-01-preview", true),
+            ("2024-10-21", true),
+            ("2025-01-01-preview", true),
+            ("2024-08-01-preview", false),
+            ("2024-06-01", false),
+            ("preview", false),
+            ("2024-10-21-other", false),
+            ("2024-1-021", false),
+        ] {
+            assert_eq!(may_request(ApiStyle::Classic, Some(version), stream), expected, "{version}");
+        }
+        assert!(!may_request(ApiStyle::Classic, None, stream));
+        assert!(!may_request(ApiStyle::V1, None, "{}"));
+        assert!(!may_request(ApiStyle::V1, None, r#"{"stream":true,"data_sources":[{}]}"#));
+        assert!(!may_request(
+            ApiStyle::V1,
+            None,
+            r#"{"stream":true,"stream_options":{"include_usage":true}}"#
+        ));
+        let facts = BodyFacts::parse(stream.as_bytes()).unwrap();
+        assert!(!may_request_usage(Operation::Responses, ApiStyle::V1, None, &facts));
+    }
+
+    fn any_body() -> impl Strategy<Value = serde_json::Value> {
+        let key = prop_oneof![Just("model"), Just("stream"), Just("stream_options"), Just("é\"\\")];
+        let value = prop_oneof![
+            Just(serde_json::json!(null)),
+            Just(serde_json::json!(true)),
+            Just(serde_json::json!({})),
+            Just(serde_json::json!({"include_obfuscation": false})),
+            Just(serde_json::json!([1, "}", {"model": "x"}])),
+            "[a-z.-]{1,8}".prop_map(serde_json::Value::from),
+        ];
+        proptest::collection::vec((key.prop_map(String::from), value), 0..5)
+            .prop_map(|pairs| serde_json::Value::Object(pairs.into_iter().collect()))
+    }
+
+    proptest! {
+        #[test]
+        fn edits_change_nothing_but_their_own_keys(value in any_body(), pretty: bool) {
+            let body = if pretty { serde_json::to_string_pretty(&value) } else { serde_json::to_string(&value) }.unwrap();
+            let facts = BodyFacts::parse(body.as_bytes()).unwrap();
+            let edits = [facts.rename_model_edit(&deployment("up-stream")), facts.include_usage_edit()];
+            let after: serde_json::Value = serde_json::from_str(&apply_to_text(&body, &edits)).unwrap();
+            let mut expected = value.clone();
+            if edits[0].is_some() {
+                expected["model"] = "up-stream".into();
+            }
+            if edits[1].is_some() {
+                if !expected["stream_options"].is_object() {
+                    expected["stream_options"] = serde_json::json!({});
+                }
+                expected["stream_options"]["include_usage"] = true.into();
+            }
+            prop_assert_eq!(after, expected);
+        }
+
+        #[test]
+        fn arbitrary_bodies_never_panic(body in "[\\[\\]{}\",:a-z0-9 \\\\]{0,80}") {
+            if let Ok(facts) = BodyFacts::parse(body.as_bytes()) {
+                let _ = apply_to_text(&body, &[facts.rename_model_edit(&deployment("x")), facts.include_usage_edit()]);
+            }
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! The record's half of an answer: model, finish reason, usage, text, and whether it ended in
+//! good order, gathered from a JSON reply or event by event. Keeps at most `limit` bytes of
+//! text and never looks at an event twice.
+
+use super::captured_text::{CapturedChoices, TextBudget, truncate_label};
+use super::sse::SseEvent;
+use super::usage::TokenUsage;
+use super::verdict::ErrorBody;
+use crate::azure::binary_data::summarise_binary_data;
+use crate::azure::json;
+use crate::azure::json::JsonCursor;
+use crate::azure::request::operation::Operation;
+
+/// What an answer told so far.
+#[derive(Debug)]
+pub struct ResponseCapture {
+    /// The model that answered, as it calls itself.
+    pub model: Option<String>,
+    /// `finish_reason` of the first choice that has one; for Responses `completed`, or why it
+    /// is incomplete.
+    pub finish_reason: Option<String>,
+    /// The tokens reported.
+    pub usage: Option<TokenUsage>,
+    /// They are not reported, but an estimate.
+    pub is_usage_estimated: bool,
+    /// Whether the answer said that it is over.
+    pub has_ended: bool,
+    /// The code of the error the answer ended in.
+    pub error_code: Option<String>,
+    operation: Operation,
+    text_budget: TextBudget,
+    choices: CapturedChoices,
+}
+
+impl ResponseCapture {
+    /// Gathers up to `limit` bytes of text; 0 gathers none, and costs less.
+    pub fn new(operation: Operation, limit: usize) -> Self {
+        Self {
+            model: None,
+            finish_reason: None,
+            usage: None,
+            is_usage_estimated: false,
+            has_ended: false,
+            error_code: None,
+            operation,
+            text_budget: TextBudget::new(limit),
+            choices: CapturedChoices::default(),
+        }
+    }
+
+    /// Takes the next event of a stream. Of an oversized one only the name counts.
+    pub fn capture_event(&mut self, event: &SseEvent<'_>) {
+        if event.is_oversized {
+            return self.note_oversized_event(event);
+        }
+        let Ok(data) = std::str::from_utf8(event.data) else { return };
+        if data.trim_ascii() == "[DONE]" {
+            self.has_ended = true;
+        } else if self.operation == Operation::Responses {
+            self.read_responses_event(event.name, data);
+        } else if !data.is_empty() {
+            self.read_chunk(data);
+        }
+    }
+
+    /// Takes a whole JSON reply; one that breaks off is not terminal.
+    pub fn capture_json_body(&mut self, body: &[u8]) {
+        let Ok(body) = std::str::from_utf8(body) else { return };
+        let is_response = || {
+            let [object, output, status] = json::find_fields(body, &["object", "output", "status"]);
+            output.is_some() || status.is_some() || object == Some("\"response\"")
+        };
+        self.has_ended |= if self.operation == Operation::Responses && is_response() {
+            self.read_response_object(body);
+            let mut cursor = JsonCursor::new(body);
+            cursor.walk_object(|_, _| {}) && cursor.is_at_end()
+        } else {
+            self.read_chunk(body)
+        };
+        if self.operation == Operation::Images {
+            self.capture_images(body);
+        }
+    }
+
+    /// Pictures are told by size and digest.
+    fn capture_images(&mut self, body: &str) {
+        if self.text_budget.limit_bytes() > 0
+            && let [Some(data)] = json::find_fields(body, &["data"])
+        {
+            self.text_budget
+                .append_within_limit(&mut self.choices.choice_mut(0).content, &summarise_binary_data(data));
+        }
+    }
+
+    /// Takes a reply that is text, as transcriptions can be (`text`, `srt`, `vtt`).
+    pub fn capture_text_body(&mut self, body: &str) {
+        self.text_budget.append_within_limit(&mut self.choices.choice_mut(0).content, body);
+        self.has_ended = true;
+    }
+
+    /// Assistant text, tool calls as JSON, or a refusal; several choices as a JSON array;
+    /// `None` if there was nothing of it. With the limit of [`ResponseCapture::new`].
+    pub fn completion_text(&self) -> Option<String> {
+        self.choices.to_text(self.text_budget.limit_bytes())
+    }
+
+    /// Whether text was left out because of the limit.
+    pub fn is_truncated(&self) -> bool {
+        self.text_budget.is_truncated() || self.choices.is_longer_than(self.text_budget.limit_bytes())
+    }
+
+    /// Notes that text was lost elsewhere.
+    pub(in crate::azure) fn mark_truncated(&mut self) {
+        self.text_budget.mark_truncated();
+    }
+
+    /// Bytes of text that were gathered.
+    pub fn captured_bytes(&self) -> usize {
+        self.text_budget.used_bytes()
+    }
+
+    /// Lets go of the text; what else was told stays.
+    pub fn discard_text(&mut self) {
+        self.choices = CapturedChoices::default();
+        self.text_budget.mark_truncated();
+    }
+
+    /// Whether any text was gathered.
+    pub fn has_text(&self) -> bool {
+        !self.choices.is_empty()
+    }
+
+    /// A chunk or reply of any API but Responses; says whether it is whole.
+    fn read_chunk(&mut self, data: &str) -> bool {
+        let (mut error, mut event_type, mut text, mut delta) = (None, None, None, None);
+        let mut cursor = JsonCursor::new(data);
+        let is_object = cursor.walk_object(|key, cursor| match key {
+            "choices" => drop(cursor.walk_array(|cursor| self.read_choice(cursor))),
+            "usage" => self.note_usage(cursor.next_value()),
+            "model" => self.note_model(cursor.next_value()),
+            "error" => error = cursor.next_value(),
+            "type" => event_type = cursor.next_value(),
+            "text" => text = cursor.next_value(),
+            "delta" => delta = cursor.next_value(),
+            _ => {}
+        });
+        let event_type = event_type.and_then(json::decode_string);
+        match event_type.as_deref() {
+            Some("transcript.text.delta") => {
+                if let Some(delta) = json::non_empty_string(delta) {
+                    self.text_budget.append_within_limit(&mut self.choices.choice_mut(0).content, &delta);
+                }
+            }
+            Some(event_type) if event_type.ends_with(".done") || event_type.ends_with(".completed") => {
+                self.has_ended = true;
+                self.append_text_unless_streamed(text);
+            }
+            Some("error") => self.record_error(data),
+            _ if error.is_some_and(|raw| raw != "null") => self.record_error(data),
+            _ => self.append_text_unless_streamed(text),
+        }
+        is_object && cursor.is_at_end()
+    }
+
+    fn append_text_unless_streamed(&mut self, text: Option<&str>) {
+        if let Some(text) = json::non_empty_string(text)
+            && self.choices.is_empty()
+        {
+            self.text_budget.append_within_limit(&mut self.choices.choice_mut(0).content, &text);
+        }
+    }
+
+    /// A choice of chat (`delta` or `message`) or of completions (`text`).
+    fn read_choice(&mut self, cursor: &mut JsonCursor<'_>) {
+        let (mut finish, mut index, mut delta, mut message, mut text) = (None, None, None, None, None);
+        let is_whole = cursor.walk_object(|key, cursor| match key {
+            "finish_reason" => finish = cursor.next_value(),
+            "index" => index = cursor.next_value(),
+            "delta" => delta = cursor.next_value(),
+            "message" => message = cursor.next_value(),
+            "text" => text = cursor.next_value(),
+            _ => {}
+        });
+        if !is_whole && finish.or(index).or(delta).or(message).or(text).is_none() {
+            return;
+        }
+        if self.finish_reason.is_none() {
+            self.finish_reason = json::non_empty_string(finish).map(|reason| truncate_label(&reason));
+        }
+        if self.text_budget.limit_bytes() == 0 {
+            return;
+        }
+        let index = index.and_then(|raw| raw.parse().ok()).unwrap_or(0);
+        if let Some(text) = json::non_empty_string(text) {
+            self.text_budget.append_within_limit(&mut self.choices.choice_mut(index).content, &text);
+        }
+        let Some(message_or_delta) = delta.or(message) else { return };
+        let [content, refusal, tool_calls, function, audio] = json::find_fields(
+            message_or_delta,
+            &["content", "refusal", "tool_calls", "function_call", "audio"],
+        );
+        let transcript = audio.and_then(|raw| json::find_fields(raw, &["transcript"])[0]);
+        for text in
+            [json::non_empty_string(content), json::non_empty_string(transcript)].into_iter().flatten()
+        {
+            self.text_budget.append_within_limit(&mut self.choices.choice_mut(index).content, &text);
+        }
+        if let Some(refusal) = json::non_empty_string(refusal) {
+            self.text_budget.append_within_limit(&mut self.choices.choice_mut(index).refusal, &refusal);
+        }
+        if let Some(tool_calls) = tool_calls {
+            let mut position = 0;
+            json::for_each_item(tool_calls, |tool| {
+                let [tool_index, id, function, custom] =
+                    json::find_fields(tool, &["index", "id", "function", "custom"]);
+                let tool_index = tool_index.and_then(|raw| raw.parse().ok()).unwrap_or(position);
+                self.append_tool_call(index, tool_index, id, function.or(custom).unwrap_or_default());
+                position += 1;
+            });
+        }
+        if let Some(function) = function.filter(|raw| *raw != "null") {
+            self.append_tool_call(index, 0, None, function);
+        }
+    }
+
+    fn append_tool_call(&mut self, choice: u64, index: u64, id: Option<&str>, function: &str) {
+        let [name, arguments, input] = json::find_fields(function, &["name", "arguments", "input"]);
+        let tool_call = self.choices.choice_mut(choice).tool_call_mut(index);
+        let updates = [
+            (&mut tool_call.id, id),
+            (&mut tool_call.name, name),
+            (&mut tool_call.arguments, arguments.or(input)),
+        ];
+        for (target, text) in updates {
+            if let Some(text) = json::non_empty_string(text) {
+                self.text_budget.append_within_limit(target, &text);
+            }
+        }
+    }
+
+    fn read_responses_event(&mut self, event_name: &[u8], data: &str) {
+        let keys = ["type", "response", "delta", "item", "output_index", "content_index", "error"];
+        let [event_type, response, delta, item, output_index, content_index, error] =
+            json::find_fields(data, &keys);
+        let number = |raw: Option<&str>| raw.and_then(|raw| raw.parse().ok()).unwrap_or(0);
+        let (output_index, content_index) = (number(output_index), number(content_index));
+        let event_name = std::str::from_utf8(event_name).unwrap_or_default();
+        let event_type = event_type.and_then(json::decode_string).unwrap_or(event_name.into());
+        match &*event_type {
+            "response.completed" | "response.incomplete" | "response.done" => {
+                self.has_ended = true;
+                if let Some(response) = response {
+                    self.read_response_object(response);
+                }
+            }
+            "response.failed" | "error" => {
+                self.has_ended = true;
+                if let Some(response) = response {
+                    self.read_response_object(response);
+                }
+                self.record_error(data);
+            }
+            "response.created" if self.model.is_none() => {
+                self.note_model(response.and_then(|raw| json::find_fields(raw, &["model"])[0]));
+            }
+            _ if self.text_budget.limit_bytes() == 0 => {}
+            "response.output_text.delta" | "response.refusal.delta" => {
+                let Some(delta) = json::non_empty_string(delta) else { return };
+                let choice = self.choices.choice_mut(0);
+                let target = if &*event_type == "response.refusal.delta" {
+                    &mut choice.refusal
+                } else {
+                    choice.content_of_part((output_index, content_index), &mut self.text_budget)
+                };
+                self.text_budget.append_within_limit(target, &delta);
+            }
+            "response.function_call_arguments.delta" | "response.custom_tool_call_input.delta" => {
+                if let Some(delta) = json::non_empty_string(delta) {
+                    self.text_budget.append_within_limit(
+                        &mut self.choices.choice_mut(0).tool_call_mut(output_index).arguments,
+                        &delta,
+                    );
+                }
+            }
+            "response.output_item.added" | "response.output_item.done" => {
+                if let Some(item) = item.filter(|_| !self.choices.has_tool_arguments(output_index)) {
+                    self.read_tool_call_item(output_index, item);
+                }
+            }
+            _ if error.is_some_and(|raw| raw != "null") => self.record_error(data),
+            _ => {}
+        }
+    }
+
+    /// A whole response object, from a reply or from the event that ends a stream.
+    fn read_response_object(&mut self, response: &str) {
+        let [model, usage, status, details, error, output] = json::find_fields(
+            response,
+            &["model", "usage", "status", "incomplete_details", "error", "output"],
+        );
+        self.note_model(model);
+        self.note_usage(usage);
+        let reason = details.and_then(|raw| json::find_fields(raw, &["reason"])[0]);
+        if let Some(reason) = json::non_empty_string(reason).or_else(|| json::non_empty_string(status)) {
+            self.finish_reason = Some(truncate_label(&reason));
+        }
+        if error.is_some_and(|raw| raw != "null") || status == Some("\"failed\"") {
+            self.record_error(response);
+        }
+        if self.text_budget.limit_bytes() > 0
+            && self.choices.is_empty()
+            && let Some(output) = output
+        {
+            let mut index = 0;
+            json::for_each_item(output, |item| {
+                self.read_output_item(index, item);
+                index += 1;
+            });
+        }
+    }
+
+    fn read_output_item(&mut self, output_index: u64, item: &str) {
+        let [content] = json::find_fields(item, &["content"]);
+        let mut content_index = 0;
+        let is_message = json::find_fields(item, &["type"]) == [Some("\"message\"")];
+        json::for_each_item(content.filter(|_| is_message).unwrap_or_default(), |part| {
+            let [text, refusal] = json::find_fields(part, &["text", "refusal"]);
+            let choice = self.choices.choice_mut(0);
+            if let Some(text) = json::non_empty_string(text) {
+                let target = choice.content_of_part((output_index, content_index), &mut self.text_budget);
+                self.text_budget.append_within_limit(target, &text);
+            }
+            if let Some(refusal) = json::non_empty_string(refusal) {
+                self.text_budget.append_within_limit(&mut self.choices.choice_mut(0).refusal, &refusal);
+            }
+            content_index += 1;
+        });
+        self.read_tool_call_item(output_index, item);
+    }
+
+    /// A function call or a custom tool's call among the output; other items are no call to
+    /// the client.
+    fn read_tool_call_item(&mut self, output_index: u64, item: &str) {
+        let [item_type, id, name, arguments, input] =
+            json::find_fields(item, &["type", "call_id", "name", "arguments", "input"]);
+        if !matches!(item_type, Some("\"function_call\"" | "\"custom_tool_call\"")) {
+            return;
+        }
+        let tool_call = self.choices.choice_mut(0).tool_call_mut(output_index);
+        let updates = [
+            (&mut tool_call.id, id),
+            (&mut tool_call.name, name),
+            (&mut tool_call.arguments, arguments.or(input)),
+        ];
+        for (target, text) in updates {
+            if let Some(text) = json::non_empty_string(text)
+                && target.is_empty()
+            {
+                self.text_budget.append_within_limit(target, &text);
+            }
+        }
+    }
+
+    fn note_oversized_event(&mut self, event: &SseEvent<'_>) {
+        self.text_budget.mark_truncated();
+        match event.name {
+            b"response.completed" | b"response.incomplete" => self.has_ended = true,
+            b"response.failed" | b"error" => {
+                self.has_ended = true;
+                self.error_code.get_or_insert_with(|| "error".to_owned());
+            }
+            // The echo of the request is no text of the answer.
+            b"response.created" | b"response.in_progress" | b"response.queued" => {
+                self.text_budget.undo_mark_truncated()
+            }
+            _ => {}
+        }
+    }
+
+    fn record_error(&mut self, data: &str) {
+        let error = ErrorBody::parse(data.as_bytes());
+        let code = error.code.or(error.error_type).map(|code| truncate_label(&code));
+        match (&self.error_code, code) {
+            (Some(recorded), Some(code)) if recorded == "error" => self.error_code = Some(code),
+            (None, code) => self.error_code = Some(code.unwrap_or_else(|| "error".to_owned())),
+            _ => {}
+        }
+        if self.operation == Operation::Responses {
+            self.has_ended = true;
+        }
+    }
+
+    pub(in crate::azure) fn note_model(&mut self, raw: Option<&str>) {
+        if let Some(model) = json::non_empty_string(raw)
+            && self.model.as_deref() != Some(&*model)
+        {
+            self.model = Some(truncate_label(&model));
+        }
+    }
+
+    pub(in crate::azure) fn note_usage(&mut self, raw: Option<&str>) {
+        if let Some(usage) = raw.filter(|raw| raw.starts_with('{')).and_then(TokenUsage::from_usage_object) {
+            self.usage = Some(usage);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "capture_tests.rs"]
+mod tests;

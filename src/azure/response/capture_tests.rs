@@ -1,0 +1,224 @@
+//! Answers as Azure gives them, and what is gathered from them.
+
+use super::*;
+use crate::azure::response::sse::EventScanner;
+use proptest::prelude::*;
+
+fn capture_stream_with(operation: Operation, limit: usize, events: &[&str], step: usize) -> ResponseCapture {
+    let mut capture = ResponseCapture::new(operation, limit);
+    let mut scanner = EventScanner::new(10_000);
+    let text: String = events.iter().map(|data| format!("data: {data}\n\n")).collect();
+    for chunk in text.as_bytes().chunks(step) {
+        scanner.feed(chunk, &mut |event| capture.capture_event(&event));
+    }
+    scanner.finish(&mut |event| capture.capture_event(&event));
+    capture
+}
+
+fn capture_stream(operation: Operation, events: &[&str]) -> ResponseCapture {
+    capture_stream_with(operation, 1_000, events, 10_000)
+}
+
+fn capture_body(operation: Operation, body: &str) -> ResponseCapture {
+    let mut capture = ResponseCapture::new(operation, 1_000);
+    capture.capture_json_body(body.as_bytes());
+    capture
+}
+
+const CHAT_EVENTS: &[&str] = &[
+    r#"{"choices":[],"created":0,"id":"","model":"","object":"","prompt_filter_results":[]}"#,
+    r#"{"choices":[{"delta":{"content":"","refusal":null,"role":"assistant"},"finish_reason":null,"index":0}],"model":"gpt-5"}"#,
+    r#"{"choices":[{"delta":{"content":"Hé"},"finish_reason":null,"index":0}],"model":"gpt-5","usage":null}"#,
+    r#"{"choices":[{"delta":{"content":"y\n"},"finish_reason":null,"index":0}],"model":"gpt-5"}"#,
+    r#"{"choices":[{"delta":{},"finish_reason":"stop","index":0}],"model":"gpt-5"}"#,
+    r#"{"choices":[],"model":"gpt-5","usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}}"#,
+    "[DONE]",
+];
+
+#[test]
+fn a_chat_stream_is_captured() {
+    let capture = capture_stream(Operation::Chat, CHAT_EVENTS);
+    assert_eq!(capture.completion_text().as_deref(), Some("Héy\n"));
+    assert_eq!((capture.model.as_deref(), capture.finish_reason.as_deref()), (Some("gpt-5"), Some("stop")));
+    assert_eq!(capture.usage.and_then(|usage| usage.total), Some(3));
+    assert_eq!(
+        (capture.has_ended, capture.error_code.as_deref(), capture.is_truncated()),
+        (true, None, false)
+    );
+    let unfinished = capture_stream(Operation::Chat, &CHAT_EVENTS[..4]);
+    assert_eq!((unfinished.has_ended, unfinished.finish_reason), (false, None));
+}
+
+#[test]
+fn text_is_truncated_at_a_character_boundary() {
+    let capture = capture_stream_with(Operation::Chat, 2, CHAT_EVENTS, 1);
+    assert_eq!((capture.completion_text().as_deref(), capture.is_truncated()), (Some("H"), true));
+    let silent = capture_stream_with(Operation::Chat, 0, CHAT_EVENTS, 1);
+    assert_eq!((silent.completion_text(), silent.is_truncated()), (None, false));
+    assert_eq!(silent.finish_reason.as_deref(), Some("stop"));
+}
+
+#[test]
+fn tool_calls_refusals_and_several_choices_become_json() {
+    let tools = capture_stream(
+        Operation::Chat,
+        &[
+            r#"{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"call_1","type":"function","function":{"name":"f","arguments":""}}]}}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"{\"a\":"}}]}}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"1}"}},{"index":1,"id":"call_2","function":{"name":"g","arguments":"{}"}}]}}]}"#,
+        ],
+    );
+    let expected = r#"[{"id":"call_1","type":"function","function":{"name":"f","arguments":"{\"a\":1}"}},{"id":"call_2","type":"function","function":{"name":"g","arguments":"{}"}}]"#;
+    assert_eq!(tools.completion_text().as_deref(), Some(expected));
+    let two = capture_body(
+        Operation::Chat,
+        r#"{"model":"m","choices":[{"index":1,"message":{"content":"b"},"finish_reason":"stop"},{"index":0,"message":{"content":null,"refusal":"no"},"finish_reason":"length"}]}"#,
+    );
+    assert_eq!(two.completion_text().as_deref(), Some(r#"["no","b"]"#));
+    let both = capture_body(
+        Operation::Chat,
+        r#"{"choices":[{"message":{"content":"c","tool_calls":[{"id":"1","function":{"name":"f","arguments":"{}"}}]}}]}"#,
+    );
+    assert_eq!(
+        both.completion_text().as_deref(),
+        Some(
+            r#"{"content":"c","tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}]}"#
+        )
+    );
+    assert_eq!(
+        capture_body(Operation::Completions, r#"{"choices":[{"text":"abc","index":0}]}"#)
+            .completion_text()
+            .as_deref(),
+        Some("abc")
+    );
+}
+
+#[test]
+fn responses_api_output_is_captured_streamed_or_not() {
+    let events = [
+        r#"{"type":"response.created","response":{"model":"dep","status":"in_progress","usage":null}}"#,
+        r#"{"type":"response.output_text.delta","output_index":0,"content_index":0,"delta":"Hel"}"#,
+        r#"{"type":"response.output_text.delta","output_index":0,"content_index":0,"delta":"lo"}"#,
+        r#"{"type":"response.output_text.delta","output_index":1,"content_index":0,"delta":"Bye"}"#,
+        r#"{"type":"response.output_item.added","output_index":2,"item":{"type":"function_call","call_id":"call_1","name":"f","arguments":""}}"#,
+        r#"{"type":"response.function_call_arguments.delta","output_index":2,"delta":"{}"}"#,
+        r#"{"type":"response.output_item.done","output_index":2,"item":{"type":"function_call","call_id":"call_1","name":"f","arguments":"{}"}}"#,
+    ];
+    let object = r#"{"model":"dep","status":"completed","output":[{"type":"message","content":[{"type":"output_text","text":"Hello"}]},{"type":"message","content":[{"type":"output_text","text":"Bye"}]},{"type":"function_call","call_id":"call_1","name":"f","arguments":"{}"}],"usage":{"input_tokens":11,"output_tokens":12,"total_tokens":23}}"#;
+    let end = format!(r#"{{"type":"response.completed","response":{object}}}"#);
+    let all: Vec<&str> = events.iter().copied().chain([end.as_str()]).collect();
+    let expected = r#"{"content":"Hello\nBye","tool_calls":[{"id":"call_1","type":"function","function":{"name":"f","arguments":"{}"}}]}"#;
+    for capture in [
+        capture_stream(Operation::Responses, &all),
+        capture_stream(Operation::Responses, &[&end]),
+        capture_body(Operation::Responses, object),
+    ] {
+        assert_eq!(capture.completion_text().as_deref(), Some(expected));
+        assert_eq!(
+            (capture.model.as_deref(), capture.finish_reason.as_deref()),
+            (Some("dep"), Some("completed"))
+        );
+        assert_eq!((capture.has_ended, capture.usage.and_then(|usage| usage.input)), (true, Some(11)));
+    }
+    let unfinished = capture_stream(Operation::Responses, &events);
+    assert_eq!((unfinished.has_ended, unfinished.has_text()), (false, true));
+    let short = capture_stream(
+        Operation::Responses,
+        &[
+            r#"{"type":"response.incomplete","response":{"status":"incomplete","incomplete_details":{"reason":"max_output_tokens"}}}"#,
+        ],
+    );
+    assert_eq!((short.has_ended, short.finish_reason.as_deref()), (true, Some("max_output_tokens")));
+}
+
+#[test]
+fn failures_are_recorded_with_their_code() {
+    let rows = [
+        (
+            Operation::Responses,
+            r#"{"type":"error","error":{"type":"too_many_requests","code":"rate_limit_exceeded"}}"#,
+            "rate_limit_exceeded",
+            true,
+        ),
+        (
+            Operation::Responses,
+            r#"{"type":"response.failed","response":{"status":"failed","error":{"code":"server_error"}}}"#,
+            "server_error",
+            true,
+        ),
+        (
+            Operation::Responses,
+            r#"{"type":"response.failed","response":{"status":"failed","error":null}}"#,
+            "error",
+            true,
+        ),
+        (
+            Operation::Chat,
+            r#"{"error":{"message":"x","type":"server_error","code":null}}"#,
+            "server_error",
+            false,
+        ),
+    ];
+    for (operation, event, code, terminal) in rows {
+        let capture = capture_stream(operation, &[event]);
+        assert_eq!((capture.error_code.as_deref(), capture.has_ended), (Some(code), terminal), "{event}");
+    }
+}
+
+#[test]
+fn transcriptions_are_captured_as_text() {
+    let usage = r#"{"text":"hello","usage":{"type":"tokens","input_tokens":14,"output_tokens":45,"total_tokens":59}}"#;
+    assert_eq!(capture_body(Operation::Audio, usage).completion_text().as_deref(), Some("hello"));
+    let streamed = capture_stream(
+        Operation::Audio,
+        &[
+            r#"{"type":"transcript.text.delta","delta":"hel"}"#,
+            r#"{"type":"transcript.text.delta","delta":"lo"}"#,
+            r#"{"type":"transcript.text.done","text":"hello","usage":{"input_tokens":14}}"#,
+        ],
+    );
+    assert_eq!((streamed.completion_text().as_deref(), streamed.has_ended), (Some("hello"), true));
+    assert_eq!(streamed.usage.and_then(|usage| usage.input), Some(14));
+    let mut plain = ResponseCapture::new(Operation::Audio, 3);
+    plain.capture_text_body("1\n00:00");
+    assert_eq!((plain.completion_text().as_deref(), plain.is_truncated()), (Some("1\n0"), true));
+}
+
+#[test]
+fn oversized_events_count_by_their_name() {
+    let mut capture = ResponseCapture::new(Operation::Responses, 10);
+    let mut event = |name: &'static str| {
+        capture.capture_event(&SseEvent {
+            start_offset: 0,
+            end_offset: 1,
+            name: name.as_bytes(),
+            data: b"{",
+            is_oversized: true,
+        });
+        (capture.is_truncated(), capture.has_ended)
+    };
+    assert_eq!(event("response.created"), (false, false));
+    assert_eq!(event("response.completed"), (true, true));
+    assert_eq!(event("response.created"), (true, true));
+}
+
+proptest! {
+    #[test]
+    fn chunk_boundaries_change_nothing(step in 1_usize..200, limit in 0_usize..10) {
+        let whole = capture_stream_with(Operation::Chat, limit, CHAT_EVENTS, 10_000);
+        let pieces = capture_stream_with(Operation::Chat, limit, CHAT_EVENTS, step);
+        prop_assert_eq!(format!("{whole:?}"), format!("{pieces:?}"));
+    }
+
+    #[test]
+    fn arbitrary_events_never_panic_or_exceed_the_limit(
+        data in "[\\[\\]{}\":,é0-9]{0,40}|\\{\"choices\":\\[\\{\"index\":[0-9]{1,3},\"delta\":\\{\"content\":\"[a-zé]{0,30}\",\"tool_calls\":\\[\\{\"id\":\"é{0,9}\"\\}\\]\\}\\}\\]\\}",
+        limit in 0_usize..40,
+        responses: bool,
+    ) {
+        let operation = if responses { Operation::Responses } else { Operation::Chat };
+        let mut capture = capture_stream_with(operation, limit, &[&data, &data], 7);
+        capture.capture_json_body(data.as_bytes());
+        prop_assert!(capture.completion_text().is_none_or(|text| text.len() <= limit));
+    }
+}

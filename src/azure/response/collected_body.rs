@@ -1,0 +1,118 @@
+//! A reply that is no stream, collected for its record as it passes: whole up to a limit,
+//! beyond that only its end, where Azure puts `model` and `usage`.
+
+use memchr::memmem;
+use serde_json::value::RawValue;
+
+use super::capture::ResponseCapture;
+
+/// How much of the end of a long reply is kept.
+const TAIL_BYTES: usize = 16 * 1024;
+
+/// Collects a JSON (or text) reply.
+#[derive(Debug)]
+pub struct CollectedBody {
+    max_whole_bytes: usize,
+    bytes: Vec<u8>,
+    has_only_tail: bool,
+}
+
+impl CollectedBody {
+    /// Keeps a reply of up to `limit` bytes whole.
+    pub fn new(max_whole_bytes: usize) -> Self {
+        Self { max_whole_bytes, bytes: Vec::new(), has_only_tail: false }
+    }
+
+    /// Takes the next bytes.
+    pub fn append(&mut self, chunk: &[u8]) {
+        self.has_only_tail |= self.bytes.len() + chunk.len() > self.max_whole_bytes;
+        if !self.has_only_tail {
+            return self.bytes.extend_from_slice(chunk);
+        }
+        let tail = chunk.get(chunk.len().saturating_sub(TAIL_BYTES)..).unwrap_or(chunk);
+        if self.bytes.len() + tail.len() > 2 * TAIL_BYTES {
+            let keep = TAIL_BYTES - tail.len();
+            self.bytes.drain(..self.bytes.len().saturating_sub(keep));
+            self.bytes.shrink_to(2 * TAIL_BYTES);
+        }
+        self.bytes.extend_from_slice(tail);
+    }
+
+    /// Bytes kept.
+    pub fn collected_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The reply, if it was kept whole.
+    pub fn complete_body(&self) -> Option<&[u8]> {
+        (!self.has_only_tail).then_some(&self.bytes)
+    }
+
+    /// Tells `answer` what the complete reply said. `is_json` is about its content type; what
+    /// is no JSON is text if it is UTF-8, and nothing else.
+    pub fn capture_into(&self, is_json: bool, capture: &mut ResponseCapture) {
+        match self.complete_body() {
+            Some(body) if is_json => capture.capture_json_body(body),
+            Some(body) => {
+                if let Ok(text) = std::str::from_utf8(body) {
+                    capture.capture_text_body(text);
+                }
+            }
+            None => {
+                capture.mark_truncated();
+                if is_json {
+                    capture.note_usage(last_value_of_key(&self.bytes, b"\"usage\""));
+                    capture.note_model(last_value_of_key(&self.bytes, b"\"model\""));
+                    capture.has_ended = true;
+                }
+            }
+        }
+    }
+}
+
+/// The value of the last occurrence of a key. Inside of a string the quotes would be escaped.
+fn last_value_of_key<'a>(tail: &'a [u8], key: &[u8]) -> Option<&'a str> {
+    let position = memmem::rfind(tail, key)?;
+    let value = tail.get(position + key.len()..)?.trim_ascii_start().strip_prefix(b":")?;
+    let mut values = serde_json::Deserializer::from_slice(value).into_iter::<&RawValue>();
+    values.next()?.ok().map(RawValue::get)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::azure::Operation;
+    use proptest::prelude::*;
+
+    fn collect_and_capture(body: &[u8], limit: usize, step: usize) -> ResponseCapture {
+        let mut capture = ResponseCapture::new(Operation::Embeddings, 100);
+        let mut body_so_far = CollectedBody::new(limit);
+        body.chunks(step).for_each(|chunk| body_so_far.append(chunk));
+        assert!(body_so_far.bytes.len() <= limit.max(2 * TAIL_BYTES));
+        body_so_far.capture_into(true, &mut capture);
+        capture
+    }
+
+    #[test]
+    fn usage_is_found_at_the_end_of_a_long_body() {
+        let body = format!(
+            r#"{{"object":"list","data":[{{"embedding":"{}"}}],"model":"ada","usage":{{"prompt_tokens":8,"total_tokens":8}}}}"#,
+            "A".repeat(300_000)
+        );
+        for step in [1_000, 7, 50_000, 1_000_000] {
+            for limit in [1_000_000, 1_000] {
+                let capture = collect_and_capture(body.as_bytes(), limit, step);
+                assert_eq!(capture.usage.and_then(|usage| usage.input), Some(8), "{step}");
+                assert_eq!(capture.model.as_deref(), Some("ada"));
+                assert_eq!((capture.has_ended, capture.is_truncated()), (true, limit == 1_000));
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bodies_never_panic(body in "(\"usage\"|\"model\"|:|\\{|\\}|\"| |1|x){0,30}", limit in 0_usize..30, step in 1_usize..10) {
+            let _ = collect_and_capture(body.as_bytes(), limit, step);
+        }
+    }
+}

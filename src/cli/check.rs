@@ -1,0 +1,46 @@
+//! `aoai-lb check`: reports every problem of a configuration file, and with `--live` of its backends.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::cli_error::CliError;
+use super::config_file::load_config;
+use super::runtime::background_runtime;
+use crate::config::{CheckedConfig, Config};
+use crate::credentials::Keyring;
+use crate::gateway::ProcessState;
+use crate::proxy::upstream::dns::AddressBook;
+use crate::proxy::upstream::live_check;
+use crate::record::Recorder;
+use crate::server::build_config::build_active_config;
+
+pub(super) fn run(path: &Path, live: bool) -> Result<(), CliError> {
+    let checked = load_config(path)?;
+    if live && !check_backends(checked)? {
+        return Err(CliError(format!("{}: not all of it is good", path.display())));
+    }
+    writeln!(io::stdout(), "{}: good", path.display())?;
+    Ok(())
+}
+
+/// Looks at every backend; returns whether all is well.
+fn check_backends(checked: CheckedConfig) -> Result<bool, CliError> {
+    let background = background_runtime()?;
+    let keyring = Keyring::new(background.handle());
+    // Nothing is recorded.
+    let checked = CheckedConfig { config: Config { record: None, ..checked.config }, ..checked };
+    let recorder = Recorder::start(&checked.config, &keyring, background.handle())?;
+    let process = Arc::new(ProcessState::new(Instant::now(), recorder, keyring));
+    let findings = background.block_on(async {
+        let active_config = build_active_config(&checked.config, &AddressBook::default(), &process).await?.0;
+        Ok::<_, CliError>(live_check::check_backends(&active_config).await)
+    })?;
+    let mut out = io::stdout().lock();
+    for finding in &findings {
+        writeln!(out, "{finding}")?;
+    }
+    process.recorder.shut_down();
+    Ok(findings.iter().all(|finding| finding.result.is_ok()))
+}

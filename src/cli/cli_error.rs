@@ -1,0 +1,30 @@
+//! Why a command failed, as it is printed.
+
+use std::error::Error;
+use std::fmt;
+
+/// What is printed when a command fails: the chain of causes.
+pub(super) struct CliError(pub(super) String);
+
+impl fmt::Display for CliError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<E: Error> From<E> for CliError {
+    fn from(error: E) -> Self {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(inner) = cause {
+            let inner_text = inner.to_string();
+            // Many errors repeat their cause in their own words.
+            if !text.contains(&inner_text) {
+                text.push_str(": ");
+                text.push_str(&inner_text);
+            }
+            cause = inner.source();
+        }
+        Self(text)
+    }
+}

@@ -1,0 +1,20 @@
+//! Reads the configuration file for a command.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use super::cli_error::CliError;
+use crate::config::{self, CheckedConfig};
+
+/// Reads the file; warnings go to standard error at once.
+pub(super) fn load_config(path: &Path) -> Result<CheckedConfig, CliError> {
+    let checked = config::load_file(path, &config::environment_variable);
+    let warnings = match &checked {
+        Ok(CheckedConfig { warnings, .. }) => warnings,
+        Err(problems) => &problems.warnings,
+    };
+    for warning in warnings {
+        writeln!(io::stderr(), "warning: {warning}")?;
+    }
+    Ok(checked?)
+}

@@ -1,0 +1,29 @@
+//! `aoai-lb run`: serves.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::cli_error::CliError;
+use super::config_file::load_config;
+use super::logging::init_logging;
+use super::runtime::background_runtime;
+use crate::server;
+use crate::server::upgrade::Program;
+
+pub(super) fn run(path: &Path, takes_over: bool) -> Result<(), CliError> {
+    init_logging();
+    let file = std::path::absolute(path)?;
+    let checked = load_config(&file)?;
+    let program = Program { binary: own_binary_path()?, config_file: file };
+    server::run(checked, Some(program), takes_over, &background_runtime()?)?;
+    Ok(())
+}
+
+/// The binary as it was called, so that a new one in its place is found there.
+fn own_binary_path() -> io::Result<PathBuf> {
+    let called = std::env::args_os().next().map(PathBuf::from);
+    match called.filter(|called| called.components().count() > 1) {
+        Some(called) => std::path::absolute(called),
+        None => std::env::current_exe(),
+    }
+}

@@ -1,0 +1,74 @@
+//! What `clients` and other blocks have to agree on.
+
+use crate::config::schema::{ClientsConfig, ListenerConfig};
+use crate::config::yaml::YamlMapping;
+
+/// Warns of clients that say what to record where nothing is recorded.
+pub(in crate::config::check) fn warn_if_content_is_never_recorded(
+    root: &YamlMapping<'_, '_>,
+    clients: &ClientsConfig,
+) {
+    let ClientsConfig::Listed(clients) = clients else { return };
+    for index in (0..clients.len()).filter(|index| clients[*index].recorded_content.is_some()) {
+        root.problems.report_warning(
+            &format!("clients[{index}].record"),
+            "has no effect: there is no record block, so nothing is recorded",
+        );
+    }
+}
+
+/// Warns of a door that anyone on the network may walk through.
+pub(in crate::config::check) fn warn_if_open_beyond_loopback(
+    root: &YamlMapping<'_, '_>,
+    clients: &ClientsConfig,
+    listeners: &[ListenerConfig],
+) {
+    let is_public = listeners.iter().any(|listener| !listener.address.ip().to_canonical().is_loopback());
+    if is_public && matches!(clients, ClientsConfig::Anyone) {
+        root.report_warning_at(
+            "clients",
+            "is open and a listener is not on loopback: whoever can connect uses your keys",
+        );
+    }
+}
+
+/// Complains about clients that nobody can be.
+pub(in crate::config::check) fn check_client_authentication(
+    root: &YamlMapping<'_, '_>,
+    clients: &ClientsConfig,
+    has_token_block: bool,
+    listeners: &[ListenerConfig],
+) {
+    let ClientsConfig::Listed(clients) = clients else {
+        if has_token_block {
+            root.report_warning_at("entra", "has no effect: clients is open, so nobody is asked who it is");
+        }
+        return;
+    };
+    if has_token_block
+        && clients.iter().all(|client| client.app_ids.is_empty() && client.app_roles.is_empty())
+    {
+        root.report_warning_at(
+            "entra",
+            "has no effect: no client lists app_ids or roles under its own entra",
+        );
+    }
+    let requests_certificate =
+        |listener: &ListenerConfig| listener.tls.as_ref().is_some_and(|tls| tls.client_ca_file.is_some());
+    let can_show_certificates = listeners.iter().any(requests_certificate);
+    for (index, client) in clients.iter().enumerate() {
+        let shows_tokens = !client.app_ids.is_empty() || !client.app_roles.is_empty();
+        if shows_tokens && !has_token_block {
+            root.problems.report_error::<()>(
+                &format!("clients[{index}].entra"),
+                "needs the block `entra` of the file, which says whose tokens are believed",
+            );
+        }
+        if !client.certificate_subjects.is_empty() && !can_show_certificates {
+            root.problems.report_error::<()>(
+                &format!("clients[{index}].certificates"),
+                "needs a listener with tls.client_ca, which asks clients for certificates",
+            );
+        }
+    }
+}

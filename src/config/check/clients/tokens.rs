@@ -1,0 +1,55 @@
+//! `entra`: the tokens that clients may show.
+
+use std::time::Duration;
+
+use crate::config::check::credentials::PUBLIC_AUTHORITY_HOST;
+use crate::config::check::shared::read_service_endpoint;
+use crate::config::schema::ClientTokenConfig;
+use crate::config::values::Endpoint;
+use crate::config::yaml::YamlNode;
+
+/// How far the clocks of Entra ID and of this machine may differ.
+const DEFAULT_LEEWAY: Duration = Duration::from_secs(60);
+const MAX_LEEWAY: Duration = Duration::from_secs(300);
+
+/// `entra` of the file's top: whose tokens clients may show.
+pub(in crate::config::check) fn read_client_tokens(node: &YamlNode<'_, '_>) -> Option<ClientTokenConfig> {
+    let map = node.read_mapping(&["tenant", "audiences", "issuers", "authority", "leeway"])?;
+    let tenant_id = map.require("tenant", "write the id of the directory").and_then(|node| {
+        node.read_parsed(|text| {
+            let is_id = text.len() == 36 && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+            is_id
+                .then(|| text.to_ascii_lowercase())
+                .ok_or("must be the directory's id, 32 hexadecimal digits in five groups")
+        })
+    });
+    let read_text = |node: &YamlNode<'_, '_>| Some(node.read_nonempty_text()?.value);
+    let how = "write for whom the tokens are: [ api://ID, ID ] of the app registration";
+    let audiences = map
+        .require("audiences", how)
+        .and_then(|node| node.read_nonempty_list("must not be an empty list: any token would do", read_text));
+    let authority_host = match map.get("authority") {
+        Some(node) => read_service_endpoint(&node),
+        None => Endpoint::parse(PUBLIC_AUTHORITY_HOST).ok(),
+    };
+    let leeway = map.read_or("leeway", DEFAULT_LEEWAY, |node| {
+        let leeway = node.read_duration()?;
+        if leeway > MAX_LEEWAY { node.report_error("must be at most 5m") } else { Some(leeway) }
+    });
+    let (tenant_id, authority_host) = (tenant_id?, authority_host?);
+    // Tokens of version 1 and of version 2, whichever the app registration asks for.
+    let default_issuers = || {
+        let v2 = format!("https://{}/{tenant_id}/v2.0", authority_host.authority());
+        vec![v2, format!("https://sts.windows.net/{tenant_id}/")]
+    };
+    let issuers = map.read_or("issuers", default_issuers(), |node| {
+        node.read_nonempty_list("must not be an empty list", read_text)
+    });
+    Some(ClientTokenConfig {
+        audiences: audiences?,
+        issuers: issuers?,
+        leeway: leeway?,
+        authority_host,
+        tenant_id,
+    })
+}

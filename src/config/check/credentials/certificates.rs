@@ -1,0 +1,50 @@
+//! Files of certificates.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
+
+use openssl::x509::X509;
+
+use crate::config::values::{CertifiedKey, CertifiedKeyError, CertifiedKeyFiles};
+use crate::config::yaml::{YamlMapping, YamlNode};
+
+/// A certificate that ends within so many days is worth a word.
+const EXPIRY_WARNING_DAYS: u32 = 14;
+/// More than any bundle of authorities has.
+const MAX_CA_FILE_BYTES: u64 = 16 << 20;
+
+/// The files of a certificate and its key, which are read and compared.
+pub(in crate::config::check) fn read_certified_key_files(
+    map: &YamlMapping<'_, '_>,
+) -> Option<CertifiedKeyFiles> {
+    let read_path = |key, how| map.require(key, how).and_then(|node| node.read_file_path());
+    let certificate = read_path("certificate", "write the PEM file of the certificate and its chain");
+    let private_key = read_path("private_key", "write the PEM file of the certificate's private key");
+    let files = CertifiedKeyFiles { certificate: certificate?.0, private_key: private_key?.0 };
+    match CertifiedKey::from_files(&files) {
+        Ok(certified_key) => {
+            if let Some(expiry) = certified_key.expiry_if_within_days(EXPIRY_WARNING_DAYS) {
+                map.report_warning_at("certificate", format!("ends or ended on {expiry}"));
+            }
+            Some(files)
+        }
+        Err(CertifiedKeyError::Certificate(problem)) => map.report_error_at("certificate", problem),
+        Err(CertifiedKeyError::PrivateKey(problem)) => map.report_error_at("private_key", problem),
+    }
+}
+
+/// A PEM file of authorities.
+pub(in crate::config::check) fn read_ca_file(node: &YamlNode<'_, '_>) -> Option<PathBuf> {
+    let (path, shown_path) = node.read_file_path()?;
+    let mut bytes = Vec::new();
+    if let Err(e) = File::open(&path).and_then(|file| file.take(MAX_CA_FILE_BYTES).read_to_end(&mut bytes)) {
+        return node.report_error(format!("cannot read {shown_path}: {e}"));
+    }
+    match X509::stack_from_pem(&bytes) {
+        Ok(certificates) if !certificates.is_empty() => Some(path),
+        _ => node.report_error(format!(
+            "must be a PEM file with at least one certificate, and {shown_path} has none"
+        )),
+    }
+}

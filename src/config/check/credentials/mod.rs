@@ -1,0 +1,58 @@
+//! What the balancer shows to other services: secrets and where they are, identities of Entra ID,
+//! and the vaults that are read.
+
+mod certificates;
+mod identity;
+mod secrets;
+
+use std::time::Duration;
+
+pub(super) use self::certificates::{read_ca_file, read_certified_key_files};
+pub(super) use self::identity::{PUBLIC_AUTHORITY_HOST, read_entra_credential};
+pub(super) use self::secrets::read_header_secret;
+
+use self::identity::{read_identity_and_scope, read_managed_identity};
+use self::secrets::{WHERE_TO_PUT_SECRETS, read_vault_secret};
+use crate::config::schema::{CredentialConfig, EntraIdentity, KeyVaultConfig, SecretSource};
+use crate::config::yaml::{YamlMapping, YamlNode};
+
+/// Azure OpenAI in the public cloud.
+pub(super) const OPENAI_SCOPE: &str = "https://cognitiveservices.azure.com/.default";
+/// How often secrets are read from their vaults.
+const DEFAULT_VAULT_REFRESH_INTERVAL: Duration = Duration::from_secs(600);
+
+/// What a backend is called with.
+pub(super) fn read_credential(node: &YamlNode<'_, '_>) -> Option<CredentialConfig> {
+    let keys = ["api_key", "key_vault", "entra"];
+    let map = node.read_secret_mapping(&keys)?;
+    let how = "write api_key: \"${NAME}\", key_vault: URL of the secret, or entra: { managed_identity: {} }";
+    match map.require_exactly_one(&keys, how)?.0 {
+        "api_key" => {
+            let how = format!("write api_key: \"${{NAME}}\", {WHERE_TO_PUT_SECRETS}");
+            read_header_secret(&map.require("api_key", &how)?).map(CredentialConfig::ApiKey)
+        }
+        "key_vault" => read_vault_secret(&map.require("key_vault", "write the secret's URL")?)
+            .map(|secret| CredentialConfig::ApiKey(SecretSource::KeyVault(secret))),
+        _ => read_entra_credential(&map, OPENAI_SCOPE, true).map(CredentialConfig::Entra),
+    }
+}
+
+/// `key_vault` of the file's top: as whom vaults are read, and how often.
+pub(super) fn read_key_vault(root: &YamlMapping<'_, '_>) -> Option<KeyVaultConfig> {
+    let map = root.read_block("key_vault", &["credential", "refresh"])?;
+    let refresh = map.read_or("refresh", DEFAULT_VAULT_REFRESH_INTERVAL, YamlNode::read_interval);
+    let (identity, scope) = match map.get("credential") {
+        Some(node) => read_identity_and_scope(&node.read_secret_mapping(&["entra"])?, false)?,
+        None => (default_identity(root)?, None),
+    };
+    Some(KeyVaultConfig { identity, token_scope: scope, refresh_interval: refresh? })
+}
+
+/// The machine's own, where nothing is said.
+fn default_identity(root: &YamlMapping<'_, '_>) -> Option<EntraIdentity> {
+    let empty = serde_yaml::Value::Mapping(serde_yaml::Mapping::new());
+    read_managed_identity(&root.node_at("key_vault", &empty))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,257 @@
+//! What a whole file may say: its blocks, their keys and defaults, and what has to agree
+//! between them. Larger blocks have a file of their own below `check/`.
+//!
+//! Everything is read before anything is given up, so that all problems are found at once.
+
+mod admin;
+mod backends;
+mod clients;
+mod credentials;
+mod listeners;
+mod record;
+mod requests;
+mod retry;
+mod server;
+mod shared;
+mod timeouts;
+
+use std::path::PathBuf;
+
+use super::schema::Config;
+use super::yaml::YamlNode;
+
+const TOP_LEVEL_KEYS: [&str; 14] = [
+    "listeners",
+    "backends",
+    "clients",
+    "entra",
+    "requests",
+    "balance",
+    "retry",
+    "breaker",
+    "cooldown",
+    "timeouts",
+    "record",
+    "key_vault",
+    "admin",
+    "server",
+];
+
+/// Reads the whole document; `None` when a problem was noted.
+pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
+    let root = root.read_mapping(&TOP_LEVEL_KEYS)?;
+    let listeners = listeners::read_listeners(&root);
+    let backends = backends::read_backends(&root);
+    let clients = clients::read_clients(&root, backends.as_ref());
+    let client_tokens = root.read_optional("entra", clients::read_client_tokens);
+    let requests = requests::read_requests(&root, backends.as_ref());
+    let balance_policy = retry::read_balance_policy(&root);
+    let retry = retry::read_retry(&root);
+    let breaker = retry::read_breaker(&root);
+    let cooldown = retry::read_cooldown(&root);
+    let timeouts = timeouts::read_timeouts(&root);
+    let record = root.read_optional("record", record::read_record);
+    let key_vault = credentials::read_key_vault(&root);
+    let admin =
+        root.read_optional("admin", |node| admin::read_admin(node, listeners.as_deref().unwrap_or_default()));
+    let server = server::read_server(&root);
+
+    let clients = clients?;
+    if record.as_ref().is_some_and(Option::is_none) {
+        clients::warn_if_content_is_never_recorded(&root, &clients);
+    }
+    if let Some(listeners) = &listeners {
+        clients::check_client_authentication(&root, &clients, root.get("entra").is_some(), listeners);
+        clients::warn_if_open_beyond_loopback(&root, &clients, listeners);
+    }
+    Some(Config {
+        listeners: listeners?,
+        backends: backends?.into_backends()?,
+        clients,
+        client_tokens: client_tokens?,
+        requests: requests?,
+        balance_policy: balance_policy?,
+        retry: retry?,
+        breaker: breaker?,
+        cooldown: cooldown?,
+        timeouts: timeouts?,
+        record: record?,
+        key_vault: key_vault?,
+        admin: admin?,
+        server: server?,
+    })
+}
+
+/// Only that of a whole file; its other keys may be bad.
+pub(super) fn read_upgrade_socket_path(root: &YamlNode<'_, '_>) -> Option<PathBuf> {
+    let root = root.read_mapping(&TOP_LEVEL_KEYS)?;
+    server::read_upgrade_socket_path(&root.read_block("server", &server::SERVER_KEYS)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::server::processor_count;
+    use crate::config::TokenUsageMode;
+    use crate::config::schema::{CooldownConfig, RecordedContent, ServerConfig, TimeoutsConfig};
+    use crate::config::testing::{assert_errors, errors_in, parse_valid};
+    use crate::config::values::StatusSet;
+
+    #[test]
+    fn an_empty_file_gets_the_documented_defaults() {
+        let config = parse_valid("").config;
+        let seconds = Duration::from_secs;
+        let retry = &config.retry;
+        assert_eq!(
+            (retry.max_retries, retry.deadline, retry.max_cooldown_wait),
+            (12, seconds(120), Duration::from_millis(250))
+        );
+        assert_eq!(retry.retryable_statuses, StatusSet::default_retryable());
+        assert_eq!(
+            config.cooldown,
+            CooldownConfig { default_duration: seconds(10), max_duration: seconds(60) }
+        );
+        let timeouts = TimeoutsConfig {
+            connect: seconds(5),
+            first_byte: seconds(600),
+            first_byte_of_stream: seconds(60),
+            response_idle: seconds(300),
+            request_head: seconds(15),
+            request_body: seconds(60),
+            pooled_connection_idle: seconds(90),
+        };
+        assert_eq!(config.timeouts, timeouts);
+        assert!(config.record.is_none() && config.admin.is_none());
+        let server = ServerConfig {
+            worker_threads: processor_count(),
+            grace_period: seconds(600),
+            drain_delay: seconds(10),
+            tcp_keepalive: seconds(60),
+            upgrade_socket_path: "/run/aoai-lb/upgrade.sock".into(),
+        };
+        assert_eq!(config.server, server);
+        let record = parse_valid("record: { jsonl: { path: x.jsonl } }").config.record.unwrap();
+        assert_eq!(
+            (record.content, record.max_content_bytes, record.token_usage),
+            (RecordedContent::Full, 65_536, TokenUsageMode::AskUpstream)
+        );
+    }
+
+    #[test]
+    fn written_values_replace_the_defaults() {
+        let yaml = "retry: { attempts: 0, statuses: [400-499, '503'], deadline: 0s, wait: 1s }\nserver: { threads: '${FOUR}' }\n\
+                    record: { content: none, content_limit: 1MB, usage: observe, jsonl: { path: x } }";
+        let config = parse_valid(yaml).config;
+        assert_eq!(
+            (config.retry.max_retries, config.retry.deadline, config.server.worker_threads),
+            (0, Duration::ZERO, 4)
+        );
+        let statuses =
+            [399, 400, 499, 500, 503, 504].map(|status| config.retry.retryable_statuses.contains(status));
+        assert_eq!(statuses, [false, true, true, false, true, false]);
+        let record = config.record.unwrap();
+        assert_eq!(
+            (record.content, record.max_content_bytes, record.token_usage),
+            (RecordedContent::None, 1_000_000, TokenUsageMode::ObserveOnly)
+        );
+        let config = parse_valid("retry: { statuses: [] }").config;
+        assert_eq!(config.retry.retryable_statuses, StatusSet::EMPTY);
+    }
+
+    #[test]
+    fn invalid_values_are_reported_with_their_key_path() {
+        const STATUS: &str = "must be a status such as 429 or a range such as 500-599, within 400 to 599";
+        const DURATION: &str = "be a duration with its unit, such as 250ms, 5s, 10m or 1h";
+        assert_errors(&[
+            (
+                "retry: { attempts: 101, statuses: [200, 500-600, x], deadline: 5, wait: soon }",
+                &[
+                    "retry.attempts: must be 0 to 100, not 101",
+                    "retry.statuses[0]: must be 400 to 599, not 200",
+                    &format!("retry.statuses[1]: {STATUS}, not \"500-600\""),
+                    &format!("retry.statuses[2]: {STATUS}, not \"x\""),
+                    "retry.deadline: has no unit; write 5s or 5ms",
+                    &format!("retry.wait: must {DURATION}, not \"soon\""),
+                ],
+            ),
+            (
+                "retry: { wait: '0', deadline: '${FOUR}' }",
+                &[
+                    "retry.deadline: has no unit in the value from ${FOUR}; give it one, such as s or ms",
+                    "retry.wait: has no unit; write 0s or 0ms",
+                ],
+            ),
+            (
+                "retry: { budget: 20, hold: { time: 1 } }\nbreaker: { ratio: 120%, open: 10m }",
+                &[
+                    "retry.budget: has no unit; write 20% or 20 %",
+                    "retry.hold.time: has no unit; write 1s or 1ms",
+                    "breaker.ratio: must be a whole number of percent from 0% to 100%, not \"120%\"",
+                    "breaker.maximum: must be at least breaker.open",
+                ],
+            ),
+            (
+                "retry: 12",
+                &[
+                    "retry: must be a mapping with attempts, statuses, deadline, wait, budget or hold, not a number",
+                ],
+            ),
+            ("retry:", &["retry: is empty; remove it or give it a value"]),
+            ("retry: { attempts: 1.5 }", &["retry.attempts: must be 0 to 100, not 1.5"]),
+            ("braker: {}", &["braker: unknown key; did you mean `breaker`?"]),
+            ("timeout: {}", &["timeout: unknown key; did you mean `timeouts`?"]),
+            ("cooldown: { default: 2m }", &["cooldown.maximum: must be at least cooldown.default"]),
+            (
+                "cooldown: { default: 2x, maximum: 1s }",
+                &[&format!("cooldown.default: must {DURATION}, not \"2x\"")],
+            ),
+            (
+                "timeouts: { connect: 0s, idle: 2 days, first_bytes: 1s }",
+                &[
+                    "timeouts.first_bytes: unknown key; did you mean `first_byte`?",
+                    "timeouts.connect: must be longer than 0s",
+                    "timeouts.idle: must be at most 24h (m is minutes, M months), not \"2 days\"",
+                ],
+            ),
+            ("record: {}", &["record: must have jsonl: { path: FILE }, or log_analytics, or both"]),
+            ("record: { jsonl: {} }", &["record.jsonl.path: is missing; write the file that records go to"]),
+            (
+                "record: { jsonl: { path: /no/such/x } }",
+                &[
+                    "record.jsonl.path: the directory of \"/no/such/x\" does not exist; create it, writable for the service",
+                ],
+            ),
+            (
+                "record: { jsonl: { path: / } }",
+                &["record.jsonl.path: must be a file, and \"/\" is a directory"],
+            ),
+            (
+                "server: { threads: 0, tcp_keepalive: 100ms }",
+                &[
+                    "server.threads: must be 1 to 256, not 0",
+                    "server.tcp_keepalive: must be whole seconds, 1s to 9h",
+                ],
+            ),
+        ]);
+    }
+
+    #[test]
+    fn api_versions_must_be_dates() {
+        for (version, is_good) in [
+            ("2024-10-21", true),
+            ("2025-03-01-preview", true),
+            ("2024-10-21-preview-preview", false),
+            ("2024-00-21", false),
+            ("2024-1-1", false),
+            ("20241021", false),
+            ("preview", false),
+        ] {
+            assert_eq!(
+                errors_in(&format!("requests: {{ api_version: '{version}' }}")).is_empty(),
+                is_good,
+                "{version}"
+            );
+        }
+    }
+}

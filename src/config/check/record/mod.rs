@@ -1,0 +1,170 @@
+//! `record`: what is written down of each exchange, where it waits and where it goes.
+
+mod log_analytics;
+
+use regex::{Regex, RegexBuilder};
+
+use super::shared::RECORDED_CONTENT_WORDS;
+use crate::config::schema::{JsonlConfig, RecordConfig, RecordedContent, SpoolConfig, TokenUsageMode};
+use crate::config::yaml::{YamlMapping, YamlNode};
+
+/// Most memory that one pattern may take, compiled.
+const MAX_COMPILED_PATTERN_BYTES: usize = 1 << 20;
+/// A spool has room for sixteen segments of some records each.
+const MIN_SPOOL_BYTES: u64 = 1 << 20;
+/// A file that rotates with every few records helps nobody.
+const MIN_ROTATION_BYTES: u64 = 64 << 10;
+
+/// Reads the block; without it nothing is kept.
+pub(super) fn read_record(node: &YamlNode<'_, '_>) -> Option<RecordConfig> {
+    let map = node.read_mapping(&[
+        "content",
+        "content_limit",
+        "usage",
+        "redact",
+        "jsonl",
+        "log_analytics",
+        "spool",
+    ])?;
+    let content =
+        map.read_or("content", RecordedContent::Full, |node| node.read_choice(&RECORDED_CONTENT_WORDS));
+    let content_limit = map.read_or("content_limit", 64 * 1024, YamlNode::read_byte_size);
+    let usage = map.read_or("usage", TokenUsageMode::AskUpstream, |node| {
+        node.read_choice(&[("ask", TokenUsageMode::AskUpstream), ("observe", TokenUsageMode::ObserveOnly)])
+    });
+    let redact = map.read_or("redact", Vec::new(), |node| node.read_each(read_redaction_pattern));
+    let jsonl = map.read_optional("jsonl", read_jsonl);
+    let log_analytics = map.read_optional("log_analytics", log_analytics::read_log_analytics);
+    if let (Some(None), Some(None)) = (&jsonl, &log_analytics) {
+        return node.report_error("must have jsonl: { path: FILE }, or log_analytics, or both");
+    }
+    let spool = read_spool(&map, jsonl.as_ref().and_then(Option::as_ref));
+    Some(RecordConfig {
+        content: content?,
+        max_content_bytes: content_limit?,
+        token_usage: usage?,
+        redaction_patterns: redact?,
+        jsonl: jsonl?,
+        log_analytics: log_analytics?,
+        spool: spool?,
+    })
+}
+
+/// A pattern that is taken out; the library's time is in proportion to the text, whatever the
+/// pattern is.
+fn read_redaction_pattern(node: &YamlNode<'_, '_>) -> Option<Regex> {
+    let text = node.read_unexpanded_text()?;
+    match RegexBuilder::new(text).size_limit(MAX_COMPILED_PATTERN_BYTES).build() {
+        Ok(pattern) if pattern.is_match("") => {
+            node.report_error("must not match an empty text, which is everywhere")
+        }
+        Ok(pattern) => Some(pattern),
+        Err(regex::Error::CompiledTooBig(_)) => {
+            node.report_error("must be a smaller pattern: its repeats multiply")
+        }
+        Err(problem) => {
+            let message = problem.to_string();
+            let last_line =
+                message.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            node.report_error(format!("must be a regular expression: {last_line}"))
+        }
+    }
+}
+
+fn read_spool(record: &YamlMapping<'_, '_>, jsonl: Option<&JsonlConfig>) -> Option<SpoolConfig> {
+    let map = record.read_block("spool", &["path", "maximum"])?;
+    let default_path = jsonl.map(|jsonl| {
+        let stem = jsonl.path.file_stem().unwrap_or_default().to_string_lossy();
+        jsonl.path.with_file_name(format!("{stem}-spool"))
+    });
+    let path = map.read_optional("path", |node| {
+        let (path, shown_path) = node.read_file_path()?;
+        if path.exists() && !path.is_dir() {
+            return node.report_error(format!("must be a directory of its own, and {shown_path} is a file"));
+        }
+        Some(path)
+    });
+    let maximum = map.read_or("maximum", 1 << 30, |node| {
+        let size = node.read_byte_size()?;
+        if size < MIN_SPOOL_BYTES { node.report_error("must be at least 1MiB") } else { Some(size) }
+    });
+    let Some(path) = path?.or(default_path) else {
+        // Without a file there is no directory to put it beside; a bad file has been told.
+        return match record.get("jsonl") {
+            Some(_) => None,
+            None => map.report_error_at("path", "is missing; write a directory of its own"),
+        };
+    };
+    Some(SpoolConfig { directory: path, max_bytes: maximum? })
+}
+
+fn read_jsonl(node: &YamlNode<'_, '_>) -> Option<JsonlConfig> {
+    let map = node.read_mapping(&["path", "rotate", "keep"])?;
+    let rotate = map.read_or("rotate", 100 << 20, |node| {
+        let size = node.read_byte_size()?;
+        if size < MIN_ROTATION_BYTES { node.report_error("must be at least 64KiB") } else { Some(size) }
+    });
+    let keep = map.read_or("keep", 10, |node| Some(node.read_integer(0..=100_000)? as usize));
+    let node = map.require("path", "write the file that records go to")?;
+    let (path, shown_path) = node.read_file_path()?;
+    let has_directory = match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => true,
+        Some(parent) => parent.is_dir(),
+        None => false,
+    };
+    if path.is_dir() {
+        return node.report_error(format!("must be a file, and {shown_path} is a directory"));
+    }
+    if !has_directory {
+        return node.report_error(format!(
+            "the directory of {shown_path} does not exist; create it, writable for the service"
+        ));
+    }
+    Some(JsonlConfig { path, rotate_at_bytes: rotate?, max_rotated_files: keep? })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::testing::{assert_errors, parse_valid};
+
+    #[test]
+    fn the_spool_defaults_to_a_directory_beside_the_record_file() {
+        let record = parse_valid("record: { jsonl: { path: x.jsonl } }").config.record.unwrap();
+        let jsonl = record.jsonl.unwrap();
+        assert_eq!(
+            (jsonl.rotate_at_bytes, jsonl.max_rotated_files, record.spool.max_bytes),
+            (100 << 20, 10, 1 << 30)
+        );
+        assert_eq!(record.spool.directory.to_str(), Some("x-spool"));
+        let yaml = "record: { jsonl: { path: x, rotate: 1MiB, keep: 0 }, spool: { path: y, maximum: 2MiB }, redact: ['a$', 'k$$'] }";
+        let record = parse_valid(yaml).config.record.unwrap();
+        let patterns: Vec<&str> = record.redaction_patterns.iter().map(regex::Regex::as_str).collect();
+        assert_eq!(patterns, ["a$", "k$$"], "a dollar sign is theirs");
+        assert_eq!((record.spool.directory.to_str(), record.spool.max_bytes), (Some("y"), 2 << 20));
+    }
+
+    #[test]
+    fn invalid_record_settings_are_reported() {
+        let record_with = |more: &str| format!("record: {{ jsonl: {{ path: x }}, {more} }}");
+        assert_errors(&[
+            (
+                &record_with("redact: ['(', 'x*', 'a{1000}{1000}', 7]"),
+                &[
+                    "record.redact[0]: must be a regular expression: unclosed group",
+                    "record.redact[1]: must not match an empty text, which is everywhere",
+                    "record.redact[2]: must be a smaller pattern: its repeats multiply",
+                    "record.redact[3]: must be a string, not a number",
+                ],
+            ),
+            (&record_with("spool: { maximum: 1KiB }"), &["record.spool.maximum: must be at least 1MiB"]),
+            (
+                &record_with("spool: { path: Cargo.toml }"),
+                &["record.spool.path: must be a directory of its own, and \"Cargo.toml\" is a file"],
+            ),
+            (
+                "record: { jsonl: { path: x, rotate: 1KiB } }",
+                &["record.jsonl.rotate: must be at least 64KiB"],
+            ),
+        ]);
+    }
+}

@@ -1,0 +1,67 @@
+//! `server`: the process itself.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::schema::ServerConfig;
+use crate::config::yaml::{YamlMapping, YamlNode};
+
+pub(super) const SERVER_KEYS: [&str; 5] =
+    ["threads", "grace_period", "drain_delay", "tcp_keepalive", "upgrade_socket"];
+
+/// Where sockets are when neither the file nor systemd says.
+const DEFAULT_RUNTIME_DIRECTORY: &str = "/run/aoai-lb";
+/// The longest path of a Unix socket, in bytes (Linux, `sun_path` without its NUL: unix(7)).
+pub(super) const MAX_SOCKET_PATH_BYTES: usize = 107;
+/// What the path of a second socket has in addition.
+const CONTROL_SUFFIX_BYTES: usize = ".control".len();
+
+pub(super) fn read_server(root: &YamlMapping<'_, '_>) -> Option<ServerConfig> {
+    let map = root.read_block("server", &SERVER_KEYS)?;
+    let worker_threads =
+        map.read_or("threads", processor_count(), |node| Some(node.read_integer(1..=256)? as usize));
+    let grace_period = map.read_or("grace_period", Duration::from_secs(600), YamlNode::read_duration);
+    let drain_delay = map.read_or("drain_delay", Duration::from_secs(10), YamlNode::read_duration);
+    let tcp_keepalive = map.read_or("tcp_keepalive", Duration::from_secs(60), read_tcp_keepalive);
+    let upgrade_socket_path = read_upgrade_socket_path(&map);
+    Some(ServerConfig {
+        worker_threads: worker_threads?,
+        grace_period: grace_period?,
+        drain_delay: drain_delay?,
+        tcp_keepalive: tcp_keepalive?,
+        upgrade_socket_path: upgrade_socket_path?,
+    })
+}
+
+pub(super) fn read_upgrade_socket_path(server: &YamlMapping<'_, '_>) -> Option<PathBuf> {
+    // systemd names the directory.
+    let directory = server.problems.environment_variable("RUNTIME_DIRECTORY");
+    let directory = directory.unwrap_or_else(|| DEFAULT_RUNTIME_DIRECTORY.to_owned());
+    let default_path = PathBuf::from(directory).join("upgrade.sock");
+    server.read_or("upgrade_socket", default_path, |node| {
+        node.read_parsed(|text| parse_socket_path(node, text))
+    })
+}
+
+/// The path of a Unix socket.
+fn parse_socket_path(node: &YamlNode<'_, '_>, text: &str) -> Result<PathBuf, &'static str> {
+    let path = node.resolve_path(text);
+    match path.as_os_str().len() {
+        _ if text.contains('\0') => Err("must be a path without NUL"),
+        length if length > MAX_SOCKET_PATH_BYTES - CONTROL_SUFFIX_BYTES => {
+            Err("must be a path of at most 99 bytes")
+        }
+        _ => Ok(path),
+    }
+}
+
+/// The kernel counts whole seconds, up to 32767 (tcp(7), `TCP_KEEPIDLE`).
+fn read_tcp_keepalive(node: &YamlNode<'_, '_>) -> Option<Duration> {
+    let duration = node.read_duration()?;
+    let is_valid = duration.subsec_nanos() == 0 && (1..=9 * 3600).contains(&duration.as_secs());
+    if is_valid { Some(duration) } else { node.report_error("must be whole seconds, 1s to 9h") }
+}
+
+pub(super) fn processor_count() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(256))
+}

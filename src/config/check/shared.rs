@@ -1,0 +1,48 @@
+//! Values that several blocks have.
+
+use crate::config::schema::RecordedContent;
+use crate::config::values::Endpoint;
+use crate::config::yaml::YamlNode;
+
+pub(super) const RECORDED_CONTENT_WORDS: [(&str, RecordedContent); 3] = [
+    ("full", RecordedContent::Full),
+    ("prompt", RecordedContent::PromptOnly),
+    ("none", RecordedContent::None),
+];
+
+/// `YYYY-MM-DD` or `YYYY-MM-DD-preview`, as Azure names the versions of the classic API.
+pub(super) fn read_api_version(node: &YamlNode<'_, '_>) -> Option<String> {
+    node.read_parsed(|text| {
+        let date = text.strip_suffix("-preview").unwrap_or(text);
+        let is_digits = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
+        let parts: Vec<&str> = date.split('-').collect();
+        let is_date = match parts[..] {
+            [year, month, day] => {
+                parts.iter().all(|part| is_digits(part))
+                    && (year.len(), month.len(), day.len()) == (4, 2, 2)
+                    && ("01"..="12").contains(&month)
+                    && ("01"..="31").contains(&day)
+            }
+            _ => false,
+        };
+        is_date.then(|| text.to_owned()).ok_or("must be a version such as 2024-10-21 or 2025-03-01-preview")
+    })
+}
+
+/// A name of a backend or client: it becomes a label of metrics and a path of the admin API.
+pub(super) fn read_entry_name(node: &YamlNode<'_, '_>) -> Option<String> {
+    node.read_parsed(|text| {
+        let is_allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+        let is_valid = text.len() <= 64 && text.bytes().all(is_allowed) && !matches!(text, "." | "..");
+        is_valid.then(|| text.to_owned()).ok_or("must be 1 to 64 of the characters A-Z a-z 0-9 . _ -")
+    })
+}
+
+/// A service that is called by us.
+pub(super) fn read_service_endpoint(node: &YamlNode<'_, '_>) -> Option<Endpoint> {
+    let endpoint = node.read_parsed(Endpoint::parse)?;
+    if !endpoint.uses_tls && !endpoint.is_loopback() {
+        return node.report_error("must begin with https://: secrets and prompts go there");
+    }
+    Some(endpoint)
+}

@@ -1,0 +1,60 @@
+//! What one backend serves: the client's name for a deployment, and this resource's.
+
+use std::collections::HashMap;
+
+use crate::names::DeploymentName;
+
+/// The deployments of a backend. Names compare without case.
+#[derive(Clone, Debug)]
+pub struct DeploymentMap {
+    entries: Vec<(DeploymentName, DeploymentName)>,
+    upstream_by_client_name: HashMap<DeploymentName, DeploymentName>,
+    passes_unlisted: bool,
+}
+
+impl DeploymentMap {
+    /// A map of `listed` names (client's first, each once); `passes_unlisted` for those not listed.
+    pub(crate) fn new(entries: Vec<(DeploymentName, DeploymentName)>, passes_unlisted: bool) -> Self {
+        Self { upstream_by_client_name: entries.iter().cloned().collect(), entries, passes_unlisted }
+    }
+
+    /// The name to use upstream: the mapped one, or the client's own spelling where all names
+    /// pass. `None`: not served here.
+    pub fn upstream_name<'a>(&'a self, requested: &'a DeploymentName) -> Option<&'a DeploymentName> {
+        self.upstream_by_client_name.get(requested).or(self.passes_unlisted.then_some(requested))
+    }
+
+    /// The listed names in the order of the file: the client's, and the one upstream.
+    pub fn entries(&self) -> impl Iterator<Item = (&DeploymentName, &DeploymentName)> {
+        self.entries.iter().map(|(client, upstream)| (client, upstream))
+    }
+
+    /// Whether names that are not listed pass as they are.
+    pub fn passes_unlisted(&self) -> bool {
+        self.passes_unlisted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listed_names_are_mapped_and_others_pass_only_if_allowed() {
+        let name = |name: &str| DeploymentName::parse(name).unwrap();
+        let listed = vec![(name("gpt-4o"), name("GPT-4o-ptu"))];
+        for (passes_all, requested, expected) in [
+            (false, "GPT-4O", Some("GPT-4o-ptu")),
+            (false, "o3", None),
+            (true, "gpt-4o", Some("GPT-4o-ptu")),
+            (true, "O3-Mini", Some("O3-Mini")),
+        ] {
+            let map = DeploymentMap::new(listed.clone(), passes_all);
+            assert_eq!(
+                map.upstream_name(&name(requested)).map(DeploymentName::as_str),
+                expected,
+                "{requested}"
+            );
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! Values that cannot be wrong.
+
+mod allow_rule;
+mod certified_key;
+mod deployment_map;
+mod endpoint;
+mod percentage;
+mod secret;
+mod status_set;
+
+pub use allow_rule::{AllowRule, PathPattern};
+pub use certified_key::{CertifiedKey, CertifiedKeyError, CertifiedKeyFiles};
+pub use deployment_map::DeploymentMap;
+pub use endpoint::Endpoint;
+pub(crate) use endpoint::parse_host_name;
+pub use percentage::Percentage;
+pub use secret::Secret;
+pub use status_set::StatusSet;
+pub(crate) use status_set::parse_status_range;

@@ -1,0 +1,232 @@
+//! `${NAME}`, `${NAME:-default}` and `${file:/path}` inside one scalar, once, and the rule
+//! that nothing which came that way is ever shown.
+//!
+//! As in a shell, the default of `:-` stands in for a variable that is unset or empty. `$$`
+//! is a dollar sign; a `$` before anything else than `{` or `$` stays as it is. A file loses
+//! one line break at its end.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// The environment as it is handed in.
+pub(crate) type EnvironmentLookup<'e> = dyn Fn(&str) -> Option<String> + 'e;
+
+/// The most a `${file:…}` may hold: secrets are short, and `/dev/zero` never ends.
+const MAX_FILE_BYTES: u64 = 64 * 1024;
+/// The most characters of a literal value that a message repeats.
+const MAX_SHOWN_CHARS: usize = 60;
+
+/// A scalar after expansion, which knows whether it may be shown.
+#[derive(Debug)]
+pub(crate) struct ExpandedText {
+    /// The text as it is meant.
+    pub(crate) value: String,
+    /// The expansions in it, as `${NAME}`.
+    expansions: Vec<String>,
+}
+
+impl ExpandedText {
+    /// Whether some of the text came from an expansion.
+    pub(crate) fn is_expanded(&self) -> bool {
+        !self.expansions.is_empty()
+    }
+
+    /// The text for a message: itself if it stood in the file, otherwise where it came from.
+    pub(crate) fn to_safe_display(&self) -> String {
+        if self.is_expanded() {
+            return format!("the value from {}", self.expansions.join(" and "));
+        }
+        match self.value.char_indices().nth(MAX_SHOWN_CHARS) {
+            Some((cut, _)) => format!("{:?}…", &self.value[..cut]),
+            None => format!("{:?}", self.value),
+        }
+    }
+}
+
+/// Expands `raw`; relative files start at `base`.
+///
+/// # Errors
+/// One message for each expansion that has no value.
+pub(crate) fn expand_text(
+    raw: &str,
+    base: &Path,
+    env: &EnvironmentLookup<'_>,
+) -> Result<ExpandedText, Vec<String>> {
+    let mut text = ExpandedText { value: String::with_capacity(raw.len()), expansions: Vec::new() };
+    let mut problems = Vec::new();
+    let mut rest = raw;
+    while let Some((before, after)) = rest.split_once('$') {
+        text.value.push_str(before);
+        rest = after;
+        if let Some(after) = rest.strip_prefix('$') {
+            text.value.push('$');
+            rest = after;
+        } else if let Some(body) = rest.strip_prefix('{') {
+            let Some((inside, after)) = body.split_once('}') else {
+                problems.push("has a `${` without its `}`; a literal dollar sign is written `$$`".to_owned());
+                rest = "";
+                break;
+            };
+            rest = after;
+            match resolve_expansion(inside, base, env) {
+                Ok((source, value)) => {
+                    text.value.push_str(&value);
+                    text.expansions.push(source);
+                }
+                Err(problem) => problems.push(problem),
+            }
+        } else {
+            text.value.push('$');
+        }
+    }
+    text.value.push_str(rest);
+    if problems.is_empty() { Ok(text) } else { Err(problems) }
+}
+
+/// What stands between the braces, as its label for messages and its value.
+fn resolve_expansion(
+    inside: &str,
+    base: &Path,
+    env: &EnvironmentLookup<'_>,
+) -> Result<(String, String), String> {
+    if let Some(file) = inside.strip_prefix("file:") {
+        let source = format!("${{file:{file}}}");
+        let value =
+            read_file_value(&base.join(file)).map_err(|reason| format!("cannot read {source}: {reason}"))?;
+        return Ok((source, value));
+    }
+    let (name, default) = match inside.split_once(":-") {
+        Some((name, default)) => (name, Some(default)),
+        None => (inside, None),
+    };
+    let has_valid_start = name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
+    if !has_valid_start || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+        return Err(
+            "has an expansion that is none of ${NAME}, ${NAME:-default} and ${file:/path}; a literal `${` is written `$${`"
+                .to_owned(),
+        );
+    }
+    let source = format!("${{{name}}}");
+    let value = match (env(name), default) {
+        (_, Some(default)) if default.contains("${") => {
+            return Err(format!("has an expansion inside the default of {source}; expansions do not nest"));
+        }
+        (None, Some(default)) => default.to_owned(),
+        (Some(value), Some(default)) if value.is_empty() => default.to_owned(),
+        (Some(value), _) => value,
+        (None, None) => {
+            return Err(format!("{source} is not set; set {name} or write ${{{name}:-default}}"));
+        }
+    };
+    Ok((source, value))
+}
+
+fn read_file_value(path: &Path) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(|e| e.to_string())?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err("it is larger than 64KiB".to_owned());
+    }
+    let mut text = String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_owned())?;
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(name: &str) -> Option<String> {
+        match name {
+            "KEY" => Some("k3y".to_owned()),
+            "EMPTY" => Some(String::new()),
+            "TRICKY" => Some("${KEY} $$ : {".to_owned()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn values_are_inserted_without_further_expansion() {
+        for (raw, value) in [
+            ("plain", "plain"),
+            ("${KEY}", "k3y"),
+            ("a${KEY}b${KEY}", "ak3ybk3y"),
+            ("${NONE:-other}", "other"),
+            ("${NONE:-}", ""),
+            ("${NONE:-a:-b}", "a:-b"),
+            ("${EMPTY:-other}", "other"),
+            ("${EMPTY}", ""),
+            ("${TRICKY}", "${KEY} $$ : {"),
+            ("$$", "$"),
+            ("$${KEY}", "${KEY}"),
+            ("$x $", "$x $"),
+            ("ü${KEY}ü", "ük3yü"),
+        ] {
+            assert_eq!(expand_text(raw, Path::new(""), &env).unwrap().value, value, "{raw}");
+        }
+    }
+
+    #[test]
+    fn an_expansion_without_a_value_is_an_error() {
+        for (raw, problems) in [
+            ("${NONE}", vec!["${NONE} is not set; set NONE or write ${NONE:-default}"]),
+            (
+                "${NONE}${NO}",
+                vec![
+                    "${NONE} is not set; set NONE or write ${NONE:-default}",
+                    "${NO} is not set; set NO or write ${NO:-default}",
+                ],
+            ),
+            ("a${KEY", vec!["has a `${` without its `}`; a literal dollar sign is written `$$`"]),
+            (
+                "${NONE:-${KEY}}",
+                vec!["has an expansion inside the default of ${NONE}; expansions do not nest"],
+            ),
+        ] {
+            assert_eq!(expand_text(raw, Path::new(""), &env).unwrap_err(), problems, "{raw}");
+        }
+        for raw in ["${}", "${1A}", "${A B}", "${:-x}", "${A-x}"] {
+            assert!(
+                expand_text(raw, Path::new(""), &env).unwrap_err()[0].contains("none of ${NAME}"),
+                "{raw}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_last_line_break_of_a_file_is_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        for (content, value) in [("k\n", "k"), ("k\r\n", "k"), ("k\n\n", "k\n"), ("k", "k"), ("", "")] {
+            std::fs::write(dir.path().join("key"), content).unwrap();
+            assert_eq!(expand_text("${file:key}", dir.path(), &env).unwrap().value, value, "{content:?}");
+        }
+        std::fs::write(dir.path().join("key"), [0xff]).unwrap();
+        let cases = [
+            ("${file:key}", "not UTF-8"),
+            ("${file:none}", "No such file"),
+            ("${file:/dev/zero}", "larger"),
+            ("${file:}", "cannot read"),
+        ];
+        for (raw, problem) in cases {
+            let errors = expand_text(raw, dir.path(), &env).unwrap_err();
+            assert!(errors[0].contains(problem), "{errors:?}");
+        }
+    }
+
+    #[test]
+    fn messages_show_only_literal_text() {
+        let safe_display = |raw: &str| expand_text(raw, Path::new(""), &env).unwrap().to_safe_display();
+        assert_eq!(safe_display("a\"b"), r#""a\"b""#);
+        assert_eq!(safe_display("${KEY}"), "the value from ${KEY}");
+        assert_eq!(safe_display("x${KEY}${NONE:-secret}"), "the value from ${KEY} and ${NONE}");
+        assert_eq!(safe_display(&"ä".repeat(61)), format!("\"{}\"…", "ä".repeat(60)));
+    }
+}

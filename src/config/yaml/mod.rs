@@ -1,0 +1,14 @@
+//! Reading YAML.
+
+mod document;
+mod expansion;
+mod node;
+mod problem_collector;
+mod units;
+mod wording;
+
+pub(crate) use document::parse_document;
+pub(crate) use node::{YamlMapping, YamlNode};
+pub(crate) use problem_collector::ProblemCollector;
+#[cfg(test)]
+pub(crate) use units::{parse_byte_size, parse_duration};

@@ -1,0 +1,462 @@
+//! A cursor over the parsed YAML: it knows where it is, reads one kind of value at a time,
+//! and puts what is wrong on one list instead of stopping.
+//!
+//! Reading gives `Option`: `None` means that a problem has been noted. Callers read all
+//! their keys first and use `?` last, so that one pass finds everything.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_yaml::{Mapping, Value};
+
+use super::expansion::{ExpandedText, expand_text};
+use super::problem_collector::ProblemCollector;
+use super::units::{self, QuantityError};
+use super::wording::{closest_match, join_with_and, join_with_or};
+use crate::config::values::Percentage;
+
+/// The most characters of an unknown key that a message repeats: `{ api_key:"…" }` without its
+/// blank is one key with the secret in it.
+const MAX_SHOWN_KEY_BYTES: usize = 40;
+
+/// What a value is, for messages.
+pub(crate) fn kind_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "nothing",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Sequence(_) => "a list",
+        Value::Mapping(_) => "a mapping",
+        Value::Tagged(_) => "a value with a YAML tag",
+    }
+}
+
+fn is_plain_key(key: &str) -> bool {
+    !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+}
+
+fn child_path(path: &str, key: &str) -> String {
+    match (path, is_plain_key(key)) {
+        ("", true) => key.to_owned(),
+        (_, true) => format!("{path}.{key}"),
+        (_, false) => format!("{path}[{key:?}]"),
+    }
+}
+
+/// A value and its place.
+pub(crate) struct YamlNode<'p, 'v> {
+    pub(crate) key_path: String,
+    value: &'v Value,
+    pub(crate) problems: &'p ProblemCollector<'p>,
+}
+
+impl<'p, 'v> YamlNode<'p, 'v> {
+    /// The document itself.
+    pub(crate) fn root(value: &'v Value, problems: &'p ProblemCollector<'p>) -> Self {
+        Self { key_path: String::new(), value, problems }
+    }
+
+    /// Notes an error here.
+    pub(crate) fn report_error<T>(&self, message: impl Into<String>) -> Option<T> {
+        self.problems.report_error(&self.key_path, message)
+    }
+
+    /// Notes a warning here.
+    pub(crate) fn report_warning(&self, message: impl Into<String>) {
+        self.problems.report_warning(&self.key_path, message);
+    }
+
+    pub(crate) fn is_list(&self) -> bool {
+        self.value.is_sequence()
+    }
+
+    pub(crate) fn is_mapping(&self) -> bool {
+        self.value.is_mapping()
+    }
+
+    pub(crate) fn is_number(&self) -> bool {
+        self.value.is_number()
+    }
+
+    /// Every reader ends up here with a value that is not of its kind.
+    fn report_wrong_kind<T>(&self, expected: &str) -> Option<T> {
+        match self.value {
+            Value::Null => self.report_error("is empty; remove it or give it a value"),
+            other => self.report_error(format!("must be {expected}, not {}", kind_name(other))),
+        }
+    }
+
+    /// A mapping with these keys and no others.
+    pub(crate) fn read_mapping(&self, keys: &[&str]) -> Option<YamlMapping<'p, 'v>> {
+        self.read_mapping_with_keys(keys, true)
+    }
+
+    /// The same for a mapping that holds secrets: a stray key may be one, and is not repeated.
+    pub(crate) fn read_secret_mapping(&self, keys: &[&str]) -> Option<YamlMapping<'p, 'v>> {
+        self.read_mapping_with_keys(keys, false)
+    }
+
+    fn read_mapping_with_keys(&self, keys: &[&str], shows_keys: bool) -> Option<YamlMapping<'p, 'v>> {
+        let Value::Mapping(entries) = self.value else {
+            return self.report_wrong_kind(&format!("a mapping with {}", join_with_or(keys)));
+        };
+        for key in entries.keys() {
+            let Value::String(key) = key else {
+                self.report_error::<()>(format!(
+                    "has a key that is {}; the keys are {}",
+                    kind_name(key),
+                    join_with_and(keys)
+                ));
+                continue;
+            };
+            if keys.contains(&key.as_str()) {
+                continue;
+            }
+            let meant = match closest_match(key, keys.iter().copied()) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None if keys.len() == 1 => format!("the only key here is {}", join_with_and(keys)),
+                None => format!("the keys here are {}", join_with_and(keys)),
+            };
+            if shows_keys && key.len() <= MAX_SHOWN_KEY_BYTES && is_plain_key(key) {
+                self.problems
+                    .report_error::<()>(&child_path(&self.key_path, key), format!("unknown key; {meant}"));
+            } else {
+                self.report_error::<()>(format!("has an unknown key; {meant}"));
+            }
+        }
+        Some(YamlMapping { key_path: self.key_path.clone(), entries: Some(entries), problems: self.problems })
+    }
+
+    /// A mapping whose keys are names: each with its value, in the order of the file.
+    pub(crate) fn read_named_entries(&self) -> Option<Vec<(&'v str, YamlNode<'p, 'v>)>> {
+        let Value::Mapping(entries) = self.value else {
+            return self.report_wrong_kind("a mapping of names");
+        };
+        let mut named = Vec::with_capacity(entries.len());
+        let mut is_good = true;
+        for (key, value) in entries {
+            let Value::String(key) = key else {
+                is_good = false;
+                self.report_error::<()>(format!("has a key that is {}; write it in quotes", kind_name(key)));
+                continue;
+            };
+            named.push((
+                key.as_str(),
+                YamlNode { key_path: child_path(&self.key_path, key), value, problems: self.problems },
+            ));
+        }
+        is_good.then_some(named)
+    }
+
+    /// A list, each item with its place.
+    pub(crate) fn read_list(&self) -> Option<Vec<YamlNode<'p, 'v>>> {
+        let Value::Sequence(items) = self.value else {
+            return self.report_wrong_kind("a list");
+        };
+        let item_path = |index| format!("{}[{index}]", self.key_path);
+        Some(
+            items
+                .iter()
+                .enumerate()
+                .map(|(index, value)| YamlNode { key_path: item_path(index), value, problems: self.problems })
+                .collect(),
+        )
+    }
+
+    /// A list read item by item: `None` if any of them is bad.
+    pub(crate) fn read_each<T>(&self, read: impl FnMut(&YamlNode<'p, 'v>) -> Option<T>) -> Option<Vec<T>> {
+        let items: Vec<Option<T>> = self.read_list()?.iter().map(read).collect();
+        items.into_iter().collect()
+    }
+
+    /// The same, where an empty list is a mistake: `empty` says which.
+    pub(crate) fn read_nonempty_list<T>(
+        &self,
+        empty: &str,
+        read: impl FnMut(&YamlNode<'p, 'v>) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        let items = self.read_each(read)?;
+        if items.is_empty() { self.report_error(empty) } else { Some(items) }
+    }
+
+    /// A string, expanded.
+    pub(crate) fn read_text(&self) -> Option<ExpandedText> {
+        match self.value {
+            Value::String(raw) => self.expand_text(raw),
+            Value::Number(_) | Value::Bool(_) => self
+                .report_error(format!("must be a string, not {}; write it in quotes", kind_name(self.value))),
+            _ => self.report_wrong_kind("a string"),
+        }
+    }
+
+    /// A string as it is written, in which a dollar sign is a dollar sign.
+    pub(crate) fn read_unexpanded_text(&self) -> Option<&str> {
+        match self.value {
+            Value::String(raw) => Some(raw),
+            _ => self.report_wrong_kind("a string"),
+        }
+    }
+
+    /// A string that is not empty.
+    pub(crate) fn read_nonempty_text(&self) -> Option<ExpandedText> {
+        let text = self.read_text()?;
+        match text.value.is_empty() {
+            true if text.is_expanded() => {
+                self.report_error(format!("must not be empty, as {} is", text.to_safe_display()))
+            }
+            true => self.report_error("must not be empty"),
+            false => Some(text),
+        }
+    }
+
+    /// Where its text comes from, if not from the file itself.
+    pub(crate) fn expansion_source(&self) -> Option<String> {
+        let Value::String(raw) = self.value else { return None };
+        let text = expand_text(raw, self.problems.base_directory(), self.problems.environment()).ok()?;
+        text.is_expanded().then(|| text.to_safe_display())
+    }
+
+    /// A string with a grammar of its own; `read` says what it has to be instead.
+    pub(crate) fn read_parsed<T, E: Display>(&self, parse: impl FnOnce(&str) -> Result<T, E>) -> Option<T> {
+        let text = self.read_nonempty_text()?;
+        match parse(&text.value) {
+            Ok(value) => Some(value),
+            Err(problem) => self.report_error(format!("{problem}, not {}", text.to_safe_display())),
+        }
+    }
+
+    fn expand_text(&self, raw: &str) -> Option<ExpandedText> {
+        match expand_text(raw, self.problems.base_directory(), self.problems.environment()) {
+            Ok(text) => Some(text),
+            Err(problems) => {
+                for problem in problems {
+                    self.report_error::<()>(problem);
+                }
+                None
+            }
+        }
+    }
+
+    /// One of a few words, each with its meaning.
+    pub(crate) fn read_choice<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
+        let text = self.read_text()?;
+        match words.iter().find(|(word, _)| *word == text.value) {
+            Some((_, meaning)) => Some(*meaning),
+            None => {
+                let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+                self.report_error(format!("must be {}, not {}", join_with_or(&words), text.to_safe_display()))
+            }
+        }
+    }
+
+    /// A whole number. It may be written as a string, since an expansion is always one.
+    pub(crate) fn read_integer(&self, range: RangeInclusive<u64>) -> Option<u64> {
+        let (number, shown) = match self.value {
+            Value::Number(number) => (number.as_u64(), number.to_string()),
+            Value::String(raw) => {
+                let text = self.expand_text(raw)?;
+                (text.value.trim().parse().ok(), text.to_safe_display())
+            }
+            _ => return self.report_wrong_kind("a number"),
+        };
+        match number.filter(|number| range.contains(number)) {
+            Some(number) => Some(number),
+            None => self.report_error(format!("must be {} to {}, not {shown}", range.start(), range.end())),
+        }
+    }
+
+    /// True or false, also as a string.
+    pub(crate) fn read_bool(&self) -> Option<bool> {
+        match self.value {
+            Value::Bool(flag) => Some(*flag),
+            Value::String(_) => self.read_choice(&[("true", true), ("false", false)]),
+            _ => self.report_wrong_kind("true or false"),
+        }
+    }
+
+    /// A duration with its unit.
+    pub(crate) fn read_duration(&self) -> Option<Duration> {
+        self.read_quantity(units::parse_duration, "s", "ms")
+    }
+
+    /// A duration above zero.
+    pub(crate) fn read_positive_duration(&self) -> Option<Duration> {
+        let duration = self.read_duration()?;
+        if duration.is_zero() { self.report_error("must be longer than 0s") } else { Some(duration) }
+    }
+
+    /// A duration of at least a second.
+    pub(crate) fn read_interval(&self) -> Option<Duration> {
+        let duration = self.read_duration()?;
+        if duration < Duration::from_secs(1) {
+            self.report_error("must be at least 1s")
+        } else {
+            Some(duration)
+        }
+    }
+
+    /// A ratio in percent.
+    pub(crate) fn read_percentage(&self) -> Option<Percentage> {
+        self.read_quantity(units::parse_percentage, "%", " %")
+    }
+
+    /// A size with its unit, above zero.
+    pub(crate) fn read_byte_size(&self) -> Option<u64> {
+        let size = self.read_quantity(units::parse_byte_size, "MiB", "KiB")?;
+        if size == 0 { self.report_error("must be more than 0B") } else { Some(size) }
+    }
+
+    fn read_quantity<T>(
+        &self,
+        read: fn(&str) -> Result<T, QuantityError>,
+        unit: &str,
+        smaller: &str,
+    ) -> Option<T> {
+        let no_unit = |number: &str| format!("has no unit; write {number}{unit} or {number}{smaller}");
+        let text = match self.value {
+            Value::Number(number) if number.is_u64() => {
+                return self.report_error(no_unit(&number.to_string()));
+            }
+            Value::String(raw) => self.expand_text(raw)?,
+            _ => return self.report_wrong_kind(&format!("a string with a unit, such as 10{unit}")),
+        };
+        match read(&text.value) {
+            Ok(value) => Some(value),
+            Err(QuantityError::Expected(what)) => {
+                self.report_error(format!("must {what}, not {}", text.to_safe_display()))
+            }
+            Err(QuantityError::MissingUnit) if text.is_expanded() => self.report_error(format!(
+                "has no unit in {}; give it one, such as {unit} or {smaller}",
+                text.to_safe_display()
+            )),
+            Err(QuantityError::MissingUnit) => self.report_error(no_unit(text.value.trim())),
+        }
+    }
+
+    /// A path of the file system; a relative one starts at the directory of the file. With it
+    /// comes how a message may call it.
+    pub(crate) fn read_file_path(&self) -> Option<(PathBuf, String)> {
+        let text = self.read_nonempty_text()?;
+        if text.value.contains('\0') {
+            return self.report_error("must be a path without NUL");
+        }
+        Some((self.resolve_path(&text.value), text.to_safe_display()))
+    }
+
+    /// `path` as seen from the directory of the file.
+    pub(crate) fn resolve_path(&self, path: &str) -> PathBuf {
+        self.problems.base_directory().join(path)
+    }
+}
+
+/// A mapping whose keys are known. One that is not in the file reads as empty.
+pub(crate) struct YamlMapping<'p, 'v> {
+    pub(crate) key_path: String,
+    entries: Option<&'v Mapping>,
+    pub(crate) problems: &'p ProblemCollector<'p>,
+}
+
+impl<'p, 'v> YamlMapping<'p, 'v> {
+    /// The path of a key of this mapping.
+    pub(crate) fn key_path_of(&self, key: &str) -> String {
+        child_path(&self.key_path, key)
+    }
+
+    /// Notes an error at a key of this mapping.
+    pub(crate) fn report_error_at<T>(&self, key: &str, message: impl Into<String>) -> Option<T> {
+        self.problems.report_error(&self.key_path_of(key), message)
+    }
+
+    /// Notes a warning at a key of this mapping.
+    pub(crate) fn report_warning_at(&self, key: &str, message: impl Into<String>) {
+        self.problems.report_warning(&self.key_path_of(key), message);
+    }
+
+    /// A value that stands for one that is not in the file.
+    pub(crate) fn node_at<'w>(&self, key: &str, value: &'w Value) -> YamlNode<'p, 'w> {
+        YamlNode { key_path: self.key_path_of(key), value, problems: self.problems }
+    }
+
+    /// The value of an optional key.
+    pub(crate) fn get(&self, key: &str) -> Option<YamlNode<'p, 'v>> {
+        let value = self.entries?.get(key)?;
+        Some(YamlNode { key_path: self.key_path_of(key), value, problems: self.problems })
+    }
+
+    /// The value of a key that has to be there; `how` says what to write.
+    pub(crate) fn require(&self, key: &str, how: &str) -> Option<YamlNode<'p, 'v>> {
+        match self.get(key) {
+            Some(node) if node.value.is_null() => node.report_error(format!("is empty; {how}")),
+            Some(node) => Some(node),
+            None => self.problems.report_error(&self.key_path_of(key), format!("is missing; {how}")),
+        }
+    }
+
+    /// The one of these keys that is there; there has to be exactly one.
+    pub(crate) fn require_exactly_one(
+        &self,
+        keys: &[&'static str],
+        how: &str,
+    ) -> Option<(&'static str, YamlNode<'p, 'v>)> {
+        let mut found = keys.iter().filter_map(|key| Some((*key, self.get(key)?)));
+        match (found.next(), found.next()) {
+            (Some(found), None) => Some(found),
+            (None, _) => {
+                let message = format!("needs one of {}; {how}", join_with_and(keys));
+                self.problems.report_error(&self.key_path, message)
+            }
+            (Some((one, _)), Some((other, _))) => {
+                let message = format!("has both {one} and {other}; remove one of them");
+                self.problems.report_error(&self.key_path, message)
+            }
+        }
+    }
+
+    /// The value of an optional key, or `default`; `None` if it is there and bad.
+    pub(crate) fn read_or<T>(
+        &self,
+        key: &str,
+        default: T,
+        read: impl FnOnce(&YamlNode<'p, 'v>) -> Option<T>,
+    ) -> Option<T> {
+        match self.get(key) {
+            Some(node) => read(&node),
+            None => Some(default),
+        }
+    }
+
+    /// The value of an optional key without default; the outer `None` if it is there and bad.
+    pub(crate) fn read_optional<T>(
+        &self,
+        key: &str,
+        read: impl FnOnce(&YamlNode<'p, 'v>) -> Option<T>,
+    ) -> Option<Option<T>> {
+        self.read_or(key, None, |node| read(node).map(Some))
+    }
+
+    /// A mapping inside this one; absent, it reads as empty.
+    pub(crate) fn read_block(&self, key: &str, keys: &[&str]) -> Option<YamlMapping<'p, 'v>> {
+        let absent = YamlMapping { key_path: self.key_path_of(key), entries: None, problems: self.problems };
+        self.read_or(key, absent, |node| node.read_mapping(keys))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_paths_look_like_the_yaml() {
+        for (path, key, expected) in [
+            ("", "retry", "retry"),
+            ("a[0]", "b", "a[0].b"),
+            ("d", "gpt-4.1", "d[\"gpt-4.1\"]"),
+            ("", "", "[\"\"]"),
+        ] {
+            assert_eq!(child_path(path, key), expected);
+        }
+    }
+}

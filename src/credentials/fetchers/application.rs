@@ -1,0 +1,153 @@
+//! Tokens of a registered application, which proves itself by a secret, a certificate, or the token
+//! of somebody whom Entra ID trusts.
+//!
+//! <https://learn.microsoft.com/entra/identity-platform/v2-oauth2-client-creds-grant-flow>
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use http::Method;
+use jsonwebtoken::{Algorithm, Header};
+use serde::Serialize;
+
+use super::super::fetched_secret::{FetchError, FetchedSecret};
+use super::super::jwt;
+use super::super::refreshed_secret::RefreshedSecret;
+use super::token_response::{parse_token_response, percent_encode};
+use crate::config::{AppRegistration, CertifiedKey, CertifiedKeyFiles, Endpoint};
+use crate::outbound::{OutboundClient, OutboundRequest};
+
+/// How long an assertion is valid. Entra ID accepts five to ten minutes.
+const ASSERTION_LIFETIME: Duration = Duration::from_secs(300);
+const CLIENT_ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+
+/// What proves who the application is.
+pub(in crate::credentials) enum ApplicationProof {
+    ClientSecret(RefreshedSecret),
+    ClientCertificate(CertifiedKeyFiles),
+    FederatedTokenFile(PathBuf),
+}
+
+/// Where the token of an application is asked for.
+pub(in crate::credentials) struct ApplicationTokenFetcher {
+    authority: Endpoint,
+    token_path: String,
+    client_id: String,
+    proof: ApplicationProof,
+    scope: String,
+}
+
+impl ApplicationTokenFetcher {
+    pub(in crate::credentials) fn new(
+        application: &AppRegistration,
+        proof: ApplicationProof,
+        scope: &str,
+    ) -> Self {
+        Self {
+            authority: application.authority_host.clone(),
+            token_path: format!("/{}/oauth2/v2.0/token", application.tenant_id),
+            client_id: application.client_id.clone(),
+            proof,
+            scope: scope.to_owned(),
+        }
+    }
+
+    pub(in crate::credentials) fn description(&self) -> String {
+        format!("token of the application {} for {}", self.client_id, self.scope)
+    }
+
+    pub(in crate::credentials) async fn fetch(
+        &self,
+        client: &OutboundClient,
+    ) -> Result<FetchedSecret, FetchError> {
+        let (proof_fields, secret_id) = self.proof_fields().await?;
+        let fixed_fields =
+            [("grant_type", "client_credentials"), ("client_id", &self.client_id), ("scope", &self.scope)];
+        let proof_fields = proof_fields.iter().map(|(name, value)| (*name, value.as_str()));
+        let fields = fixed_fields.into_iter().chain(proof_fields);
+        let form: Vec<String> =
+            fields.map(|(name, value)| format!("{name}={}", percent_encode(value))).collect();
+        let request = OutboundRequest {
+            method: Method::POST,
+            path_and_query: &self.token_path,
+            headers: &[("content-type", "application/x-www-form-urlencoded"), ("accept", "application/json")],
+            body: Bytes::from(form.join("&")),
+        };
+        let response = client.send(&self.authority, request).await.map_err(|error| error.to_string())?;
+        let hint = match &self.proof {
+            ApplicationProof::ClientSecret(_) => {
+                "; check tenant, client_id and secret of the app registration"
+            }
+            ApplicationProof::ClientCertificate(_) => {
+                "; check tenant, client_id and certificate of the app registration"
+            }
+            ApplicationProof::FederatedTokenFile(_) => {
+                "; check tenant, client_id and federated credential of the app registration"
+            }
+        };
+        if let ApplicationProof::ClientSecret(secret) = &self.proof
+            && matches!(response.status, 400 | 401)
+        {
+            // There may be a newer one in its vault.
+            secret.on_rejected(secret_id);
+        }
+        parse_token_response(&self.authority.host, &response, hint)
+    }
+
+    /// The fields of the form that prove who asks, and which secret that was.
+    async fn proof_fields(&self) -> Result<(Vec<(&'static str, String)>, u64), FetchError> {
+        let assertion_fields = |token| {
+            vec![("client_assertion_type", CLIENT_ASSERTION_TYPE.to_owned()), ("client_assertion", token)]
+        };
+        match &self.proof {
+            ApplicationProof::ClientSecret(secret) => {
+                let value = secret.wait_for_value().await.map_err(|error| error.to_string())?;
+                Ok((vec![("client_secret", value.secret.expose_secret().to_owned())], value.id))
+            }
+            ApplicationProof::ClientCertificate(files) => {
+                Ok((assertion_fields(self.sign_assertion(files)?), 0))
+            }
+            ApplicationProof::FederatedTokenFile(path) => {
+                // Whoever fills it replaces it every hour or so.
+                let token = tokio::fs::read_to_string(path).await;
+                let token = token.map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+                let token = token.trim();
+                if token.is_empty() {
+                    return Err(format!("{} is empty", path.display()).into());
+                }
+                Ok((assertion_fields(token.to_owned()), 0))
+            }
+        }
+    }
+
+    /// <https://learn.microsoft.com/entra/identity-platform/certificate-credentials>
+    fn sign_assertion(&self, files: &CertifiedKeyFiles) -> Result<String, FetchError> {
+        #[derive(Serialize)]
+        struct AssertionClaims<'a> {
+            aud: String,
+            iss: &'a str,
+            sub: &'a str,
+            jti: String,
+            nbf: u64,
+            exp: u64,
+        }
+        let pair = CertifiedKey::from_files(files).map_err(|error| error.to_string())?;
+        let certificate_der = pair.leaf.to_der().map_err(|error| error.to_string())?;
+        let mut header = Header::new(Algorithm::PS256);
+        header.x5t_s256 = Some(URL_SAFE_NO_PAD.encode(openssl::sha::sha256(&certificate_der)));
+        let now = jsonwebtoken::get_current_timestamp();
+        let claims = AssertionClaims {
+            aud: format!("https://{}{}", self.authority.authority(), self.token_path),
+            iss: &self.client_id,
+            sub: &self.client_id,
+            jti: uuid::Uuid::from_u128(fastrand::u128(..)).to_string(),
+            nbf: now,
+            exp: now + ASSERTION_LIFETIME.as_secs(),
+        };
+        jwt::sign_token(&header, &claims, &pair.private_key)
+            .map_err(|error| format!("{} cannot sign: {error}", files.private_key.display()).into())
+    }
+}

@@ -1,0 +1,39 @@
+//! Where secrets and tokens are fetched from: a managed identity, a registered application, a key
+//! vault. When to fetch is up to `refresh.rs`.
+
+pub(super) mod application;
+pub(super) mod key_vault;
+pub(super) mod managed_identity;
+mod token_response;
+
+use self::application::ApplicationTokenFetcher;
+use self::key_vault::KeyVaultFetcher;
+use self::managed_identity::ManagedIdentityFetcher;
+use super::fetched_secret::{FetchError, FetchedSecret};
+use crate::outbound::OutboundClient;
+
+/// Fetches one secret or token.
+pub(super) enum SecretFetcher {
+    ApplicationToken(ApplicationTokenFetcher),
+    ManagedIdentityToken(ManagedIdentityFetcher),
+    VaultSecret(KeyVaultFetcher),
+}
+
+impl SecretFetcher {
+    /// What is fetched, for the log.
+    pub(super) fn description(&self) -> String {
+        match self {
+            Self::ApplicationToken(fetcher) => fetcher.description(),
+            Self::ManagedIdentityToken(fetcher) => fetcher.description(),
+            Self::VaultSecret(fetcher) => fetcher.description(),
+        }
+    }
+
+    pub(super) async fn fetch(&self, client: &OutboundClient) -> Result<FetchedSecret, FetchError> {
+        match self {
+            Self::ApplicationToken(fetcher) => fetcher.fetch(client).await,
+            Self::ManagedIdentityToken(fetcher) => fetcher.fetch(client).await,
+            Self::VaultSecret(fetcher) => fetcher.fetch(client).await,
+        }
+    }
+}

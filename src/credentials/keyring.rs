@@ -1,0 +1,211 @@
+//! Every secret and token of the process, each fetched once, however many backends use it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use http::HeaderName;
+use http::header::AUTHORIZATION;
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+
+use super::credential::Credential;
+use super::fetchers::SecretFetcher;
+use super::fetchers::application::{ApplicationProof, ApplicationTokenFetcher};
+use super::fetchers::key_vault::{KeyVaultFetcher, vault_token_scope};
+use super::fetchers::managed_identity::ManagedIdentityFetcher;
+use super::refresh::refresh_forever;
+use super::refreshed_secret::{RefreshedSecret, WeakRefreshedSecret};
+use super::secret_state::SecretState;
+use super::signing_keys::{self, SigningKeys};
+use crate::config::{
+    self, AppCredential, ClientTokenConfig, EntraCredential, EntraIdentity, SecretSource, VaultSecretRef,
+};
+use crate::outbound::OutboundClient;
+
+/// Longest duration of one call for a token or a secret.
+const SECRET_REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What a kept value is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum FetchSource {
+    /// And how the secret is read that it may take.
+    Token(EntraCredential, config::KeyVaultConfig),
+    /// And how it is read.
+    Secret(VaultSecretRef, config::KeyVaultConfig),
+}
+
+/// Every secret and token of the process, each once, whoever uses it.
+pub struct Keyring {
+    runtime: Handle,
+    client: Arc<OutboundClient>,
+    secrets: Mutex<Vec<(FetchSource, WeakRefreshedSecret)>>,
+    signing_keys: Mutex<Vec<(ClientTokenConfig, Weak<SigningKeys>)>>,
+    /// Numbers the values of all secrets.
+    value_id_counter: Arc<AtomicU64>,
+    /// Nothing is fetched.
+    is_offline: bool,
+}
+
+impl std::fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keyring").finish_non_exhaustive()
+    }
+}
+
+impl Keyring {
+    /// An empty keyring, whose background work is done on `runtime`.
+    pub fn new(runtime: &Handle) -> Self {
+        Self {
+            runtime: runtime.clone(),
+            client: Arc::new(OutboundClient::new(SECRET_REQUEST_TIMEOUT)),
+            secrets: Mutex::default(),
+            signing_keys: Mutex::default(),
+            value_id_counter: Arc::new(AtomicU64::new(0)),
+            is_offline: false,
+        }
+    }
+
+    /// A keyring for those who only want to know what would be done: it fetches nothing, and has
+    /// something in place of every secret.
+    pub fn offline(runtime: &Handle) -> Self {
+        Self { is_offline: true, ..Self::new(runtime) }
+    }
+
+    /// What a backend of the configuration is called with.
+    pub fn backend_credential(
+        &self,
+        credential: &config::CredentialConfig,
+        key_vault: &config::KeyVaultConfig,
+    ) -> Credential {
+        match credential {
+            config::CredentialConfig::ApiKey(source) => {
+                Credential::new(HeaderName::from_static("api-key"), self.secret(source, key_vault))
+            }
+            config::CredentialConfig::Entra(entra) => {
+                Credential::new(AUTHORIZATION, self.entra_token(entra, key_vault))
+            }
+        }
+    }
+
+    /// A secret of the configuration.
+    pub fn secret(&self, source: &SecretSource, key_vault: &config::KeyVaultConfig) -> RefreshedSecret {
+        match source {
+            SecretSource::Literal(secret) => {
+                let id = self.value_id_counter.fetch_add(1, Ordering::Relaxed) + 1;
+                RefreshedSecret::fixed(secret, id)
+            }
+            SecretSource::KeyVault(secret) => {
+                self.shared_secret(FetchSource::Secret(secret.clone(), key_vault.clone()), || {
+                    let scope = key_vault.token_scope.clone().unwrap_or_else(|| vault_token_scope(secret));
+                    let entra = EntraCredential { identity: key_vault.identity.clone(), token_scope: scope };
+                    let token = self.entra_token(&entra, key_vault);
+                    SecretFetcher::VaultSecret(KeyVaultFetcher::new(
+                        secret.clone(),
+                        token,
+                        key_vault.refresh_interval,
+                    ))
+                })
+            }
+        }
+    }
+
+    /// A token of Entra ID.
+    pub fn entra_token(
+        &self,
+        entra: &EntraCredential,
+        key_vault: &config::KeyVaultConfig,
+    ) -> RefreshedSecret {
+        let scope = &entra.token_scope;
+        self.shared_secret(FetchSource::Token(entra.clone(), key_vault.clone()), || match &entra.identity {
+            EntraIdentity::AppRegistration(application) => {
+                let proof = match &application.credential {
+                    AppCredential::ClientSecret(source) => {
+                        ApplicationProof::ClientSecret(self.secret(source, key_vault))
+                    }
+                    AppCredential::ClientCertificate(files) => {
+                        ApplicationProof::ClientCertificate(files.clone())
+                    }
+                    AppCredential::FederatedTokenFile(path) => {
+                        ApplicationProof::FederatedTokenFile(path.clone())
+                    }
+                };
+                SecretFetcher::ApplicationToken(ApplicationTokenFetcher::new(application, proof, scope))
+            }
+            EntraIdentity::VirtualMachine { metadata_service, selector } => {
+                SecretFetcher::ManagedIdentityToken(ManagedIdentityFetcher::for_virtual_machine(
+                    metadata_service,
+                    selector,
+                    scope,
+                ))
+            }
+            EntraIdentity::AppService { endpoint, path, identity_header, selector } => {
+                SecretFetcher::ManagedIdentityToken(ManagedIdentityFetcher::for_app_service(
+                    endpoint,
+                    path,
+                    identity_header,
+                    selector,
+                    scope,
+                ))
+            }
+        })
+    }
+
+    /// The keys that Entra ID signs the tokens of clients with.
+    pub fn signing_keys(&self, tokens: &ClientTokenConfig) -> Arc<SigningKeys> {
+        let mut known = self.signing_keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_same_directory = |known: &ClientTokenConfig| {
+            (&known.authority_host, &known.tenant_id) == (&tokens.authority_host, &tokens.tenant_id)
+        };
+        known.retain(|(_, keys)| keys.strong_count() > 0);
+        let existing = known.iter().find(|(known, _)| is_same_directory(known));
+        if let Some(keys) = existing.and_then(|(_, keys)| keys.upgrade()) {
+            return keys;
+        }
+        let keys = Arc::new(SigningKeys::new(tokens, Arc::clone(&self.client)));
+        if !self.is_offline {
+            self.runtime.spawn(signing_keys::refresh_until_dropped(Arc::downgrade(&keys)));
+        }
+        known.push((tokens.clone(), Arc::downgrade(&keys)));
+        keys
+    }
+
+    /// Waits until every secret in use has been fetched or has failed, but not longer than `max_wait`.
+    pub async fn wait_for_pending_fetches(&self, max_wait: Duration) {
+        let fetches = async {
+            for (_, secret) in self.secrets_in_use() {
+                secret.wait_for_pending_fetch().await;
+            }
+        };
+        let _ = timeout(max_wait, fetches).await;
+    }
+
+    /// The secret of this source: the existing one, or a new one whose refresh task is started.
+    fn shared_secret(
+        &self,
+        source: FetchSource,
+        create_fetcher: impl FnOnce() -> SecretFetcher,
+    ) -> RefreshedSecret {
+        let existing = self.secrets_in_use().into_iter().find(|(known, _)| *known == source);
+        if let Some((_, secret)) = existing {
+            return secret;
+        }
+        if self.is_offline {
+            return RefreshedSecret::fixed(&config::Secret::new("-"), 1);
+        }
+        let fetcher = create_fetcher();
+        let state = Arc::new(SecretState::new(fetcher.description(), Arc::clone(&self.value_id_counter)));
+        let refresh = refresh_forever(Arc::clone(&state), fetcher, Arc::clone(&self.client));
+        let secret = RefreshedSecret::new(state, self.runtime.spawn(refresh).abort_handle());
+        let mut secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
+        secrets.retain(|(_, secret)| !secret.is_dropped());
+        secrets.push((source, secret.downgrade()));
+        secret
+    }
+
+    /// The secrets that somebody holds.
+    fn secrets_in_use(&self) -> Vec<(FetchSource, RefreshedSecret)> {
+        let secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
+        secrets.iter().filter_map(|(source, secret)| Some((source.clone(), secret.upgrade()?))).collect()
+    }
+}

@@ -1,0 +1,260 @@
+//! The current value of one secret, whether it was rejected, and whether a fetch is pending. The
+//! background task in `refresh.rs` writes it; requests read it without waiting.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use arc_swap::ArcSwapOption;
+use http::HeaderValue;
+use tokio::sync::{Notify, watch};
+
+use super::fetched_secret::{FetchedSecret, sensitive_header_value};
+use crate::config::Secret;
+
+/// A secret as it is at a moment.
+pub struct SecretValue {
+    /// The secret.
+    pub secret: Secret,
+    /// The same as a header's value.
+    pub header_value: HeaderValue,
+    /// Which it is: no two values of a process have the same.
+    pub id: u64,
+    expires_at: Option<Instant>,
+}
+
+impl std::fmt::Debug for SecretValue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SecretValue").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// Why there is no value.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct SecretError(Arc<str>);
+
+/// How many fetches were asked for that are worth waiting for, and how many of them are done. One
+/// that is under way when another is asked for is not yet that one.
+#[derive(Debug)]
+struct FetchProgress {
+    requested: u64,
+    completed: u64,
+}
+
+impl FetchProgress {
+    fn is_pending(&self) -> bool {
+        self.requested > self.completed
+    }
+}
+
+/// The value at hand and what is asked about it.
+#[derive(Debug)]
+pub struct SecretState {
+    description: String,
+    /// Nobody renews it.
+    is_fixed: bool,
+    value_id_counter: Arc<AtomicU64>,
+    current: ArcSwapOption<SecretValue>,
+    /// The number of the value that was refused last.
+    last_rejected_value_id: AtomicU64,
+    refresh_requested: Notify,
+    fetch_progress: watch::Sender<FetchProgress>,
+    last_error: Mutex<SecretError>,
+}
+
+impl SecretState {
+    /// Nothing yet, but soon.
+    pub(super) fn new(description: String, value_id_counter: Arc<AtomicU64>) -> Self {
+        let last_error = SecretError(format!("{description} has not been fetched yet").into());
+        Self {
+            description,
+            is_fixed: false,
+            value_id_counter,
+            current: ArcSwapOption::empty(),
+            last_rejected_value_id: AtomicU64::new(0),
+            refresh_requested: Notify::new(),
+            fetch_progress: watch::Sender::new(FetchProgress { requested: 1, completed: 0 }),
+            last_error: Mutex::new(last_error),
+        }
+    }
+
+    /// A value that does not change.
+    pub(super) fn fixed(secret: &Secret, id: u64) -> Self {
+        let mut state = Self::new("a secret of the configuration".to_owned(), Arc::default());
+        state.is_fixed = true;
+        // Checked with the configuration where it is sent as it is.
+        let header_value =
+            sensitive_header_value(secret.expose_secret()).unwrap_or(HeaderValue::from_static(""));
+        let value = SecretValue { secret: secret.clone(), header_value, id, expires_at: None };
+        state.current.store(Some(Arc::new(value)));
+        state.mark_fetches_completed(1);
+        state
+    }
+
+    /// The value at hand.
+    pub fn current_value(&self) -> Option<Arc<SecretValue>> {
+        self.current.load_full()
+    }
+
+    /// The number of the value at hand; 0 while there is none.
+    pub fn current_value_id(&self) -> u64 {
+        self.current.load().as_ref().map_or(0, |value| value.id)
+    }
+
+    /// The value, after a wait for the fetch that is under way.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn wait_for_value(&self) -> Result<Arc<SecretValue>, SecretError> {
+        if let Some(value) = self.current_value() {
+            return Ok(value);
+        }
+        self.wait_for_pending_fetch().await;
+        self.current_value().ok_or_else(|| self.last_error())
+    }
+
+    /// Why there is no value, or no newer one.
+    pub fn last_error(&self) -> SecretError {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// This value was refused: it is renewed now, once, however many say so.
+    pub fn on_rejected(&self, id: u64) {
+        if self.is_fixed
+            || id == 0
+            || id != self.current_value_id()
+            || self.last_rejected_value_id.swap(id, Ordering::AcqRel) == id
+        {
+            return;
+        }
+        self.fetch_progress.send_modify(|progress| progress.requested += 1);
+        self.refresh_requested.notify_one();
+    }
+
+    /// Whether a fetch is under way that is worth waiting for.
+    pub fn is_fetch_pending(&self) -> bool {
+        self.fetch_progress.borrow().is_pending()
+    }
+
+    /// Waits until there is nothing to wait for.
+    pub async fn wait_for_pending_fetch(&self) {
+        // The sender is this state's own.
+        let _ = self.fetch_progress.subscribe().wait_for(|progress| !progress.is_pending()).await;
+    }
+
+    /// So many of the fetches that were asked for are done, be it well or not.
+    pub(super) fn mark_fetches_completed(&self, completed: u64) {
+        self.fetch_progress.send_modify(|progress| progress.completed = completed);
+    }
+
+    /// Whether the current value was rejected.
+    pub(super) fn is_current_rejected(&self) -> bool {
+        let id = self.current_value_id();
+        id != 0 && self.last_rejected_value_id.load(Ordering::Acquire) == id
+    }
+
+    #[cfg(test)]
+    pub(crate) fn replace_for_test(&self, text: &str) {
+        let header_value = sensitive_header_value(text).unwrap_or(HeaderValue::from_static(""));
+        let secret = Secret::new(text);
+        let renew_after = std::time::Duration::MAX;
+        self.store_fetched(&FetchedSecret { secret, header_value, renew_after, expires_in: None });
+        self.mark_fetches_completed(self.requested_fetches());
+    }
+
+    /// Makes the fetched secret the current value; returns whether it differs from the previous one.
+    pub(super) fn store_fetched(&self, fetched: &FetchedSecret) -> bool {
+        let expires_at = fetched.expires_in.map(|expires_in| Instant::now() + expires_in);
+        let previous = self.current_value();
+        let unchanged = previous.as_ref().filter(|value| value.secret == fetched.secret);
+        let id = match unchanged {
+            Some(value) => value.id,
+            None => self.value_id_counter.fetch_add(1, Ordering::Relaxed) + 1,
+        };
+        let (secret, header_value) = (fetched.secret.clone(), fetched.header_value.clone());
+        self.current.store(Some(Arc::new(SecretValue { secret, header_value, id, expires_at })));
+        unchanged.is_none()
+    }
+
+    /// Records why a fetch failed; returns whether that differs from the previous failure.
+    pub(super) fn record_failure(&self, message: &str) -> bool {
+        let mut last_error = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = &*last_error.0 != message;
+        *last_error = SecretError(message.into());
+        is_new
+    }
+
+    /// What the secret is, for the log.
+    pub(super) fn description(&self) -> &str {
+        &self.description
+    }
+
+    /// Whether there is a value that has not expired.
+    pub(super) fn has_unexpired_value(&self, now: Instant) -> bool {
+        self.current.load().as_ref().is_some_and(|value| value.expires_at.is_none_or(|at| now < at))
+    }
+
+    /// How many fetches have been requested so far.
+    pub(super) fn requested_fetches(&self) -> u64 {
+        self.fetch_progress.borrow().requested
+    }
+
+    /// Waits until a rejected value requests a fetch.
+    pub(super) async fn wait_for_refresh_request(&self) {
+        self.refresh_requested.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn fetched(text: &str) -> FetchedSecret {
+        let secret = Secret::new(text);
+        let header_value = sensitive_header_value(text).unwrap();
+        FetchedSecret { secret, header_value, renew_after: Duration::from_secs(60), expires_in: None }
+    }
+
+    #[tokio::test]
+    async fn a_rejected_value_requests_one_fetch() {
+        let state = SecretState::new("it".to_owned(), Arc::default());
+        assert!(state.is_fetch_pending() && state.current_value().is_none() && state.current_value_id() == 0);
+        assert!(state.store_fetched(&fetched("one")));
+        state.mark_fetches_completed(1);
+        let first = state.current_value_id();
+        state.on_rejected(first + 1);
+        assert!(!state.is_fetch_pending(), "another value was refused");
+        state.on_rejected(first);
+        assert!(state.is_fetch_pending() && state.is_current_rejected());
+        // It is still the same one: nobody waits for it again.
+        assert!(
+            !state.store_fetched(&fetched("one"))
+                && state.current_value_id() == first
+                && state.is_current_rejected()
+        );
+        state.mark_fetches_completed(1);
+        assert!(state.is_fetch_pending(), "a fetch that began before it was refused is not the one");
+        state.mark_fetches_completed(2);
+        state.on_rejected(first);
+        assert!(!state.is_fetch_pending());
+        assert!(
+            state.store_fetched(&fetched("two"))
+                && state.current_value_id() > first
+                && !state.is_current_rejected()
+        );
+        state.on_rejected(first);
+        assert!(!state.is_fetch_pending(), "it is a new one already");
+    }
+
+    #[test]
+    fn debug_output_hides_the_secret() {
+        let state = SecretState::fixed(&Secret::new("hunter2"), 1);
+        state.on_rejected(1);
+        assert!(!state.is_fetch_pending(), "nobody would come");
+        assert!(!format!("{state:?} {:?}", state.current_value()).contains("hunter2"));
+        assert_eq!(state.current_value().unwrap().header_value, "hunter2");
+    }
+}

@@ -1,0 +1,111 @@
+//! A response as data: status, headers, and a body that is complete, a stream of events, or a WebSocket.
+//!
+//! How a response is framed, delayed or cut off is decided in `faults`.
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use crate::demo::resource::rate_limiter::UsageCharge;
+
+/// A response of the simulated API that is not yet sent.
+#[derive(Debug, Clone)]
+pub(in crate::demo) struct SimulatedResponse {
+    pub(in crate::demo) status: u16,
+    pub(in crate::demo) headers: Vec<(&'static str, String)>,
+    pub(in crate::demo) body: ResponseBody,
+    /// What the rate limiter of the deployment is to be corrected by once the response is sent.
+    pub(in crate::demo) charge_to_settle: Option<Box<UsageCharge>>,
+}
+
+/// A response with an error status. It is boxed to keep [`OperationResult`] small.
+pub(in crate::demo) type ErrorResponse = Box<SimulatedResponse>;
+
+/// The outcome of an operation.
+pub(in crate::demo) type OperationResult = Result<SimulatedResponse, ErrorResponse>;
+
+#[derive(Debug, Clone)]
+pub(in crate::demo) enum ResponseBody {
+    Complete(Bytes),
+    Stream(StreamFormat, Vec<StreamEvent>),
+    WebSocket(WebSocketApi),
+}
+
+/// The API whose error events fit into a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::demo) enum StreamFormat {
+    Chat,
+    Responses,
+    /// Audio; it has no error events.
+    Binary,
+}
+
+/// One event of a stream, as sent.
+#[derive(Debug, Clone)]
+pub(in crate::demo) struct StreamEvent {
+    pub(in crate::demo) role: EventRole,
+    pub(in crate::demo) bytes: Bytes,
+}
+
+/// What an event means to a client that waits for output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::demo) enum EventRole {
+    /// Sent before any output.
+    Preamble,
+    /// Carries output, or says that the output has ended.
+    Content,
+    /// The last event; without it the stream is incomplete.
+    Terminal,
+}
+
+/// The API that is spoken after `101 Switching Protocols`.
+#[derive(Debug, Clone)]
+pub(in crate::demo) enum WebSocketApi {
+    /// The Realtime API, for the deployment of this name.
+    Realtime(String),
+    /// The Responses API, one `response.create` after the other.
+    Responses,
+}
+
+impl SimulatedResponse {
+    pub(in crate::demo) fn from_json(status: u16, value: &Value) -> Self {
+        Self::from_body(status, "application/json", value.to_string())
+    }
+
+    pub(in crate::demo) fn from_body(status: u16, content_type: &str, body: impl Into<Bytes>) -> Self {
+        let headers = vec![("content-type", content_type.to_owned())];
+        Self { status, headers, body: ResponseBody::Complete(body.into()), charge_to_settle: None }
+    }
+
+    pub(in crate::demo) fn from_events(
+        format: StreamFormat,
+        content_type: &str,
+        events: Vec<StreamEvent>,
+    ) -> Self {
+        let headers = vec![("content-type", content_type.to_owned())];
+        Self { status: 200, headers, body: ResponseBody::Stream(format, events), charge_to_settle: None }
+    }
+
+    pub(in crate::demo) fn websocket_upgrade(api: WebSocketApi) -> Self {
+        Self { status: 101, headers: Vec::new(), body: ResponseBody::WebSocket(api), charge_to_settle: None }
+    }
+
+    #[must_use]
+    pub(in crate::demo) fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    #[must_use]
+    pub(in crate::demo) fn with_charge(mut self, charge: UsageCharge) -> Self {
+        self.charge_to_settle = Some(Box::new(charge));
+        self
+    }
+
+    /// The body as JSON; `null` for anything else.
+    pub(in crate::demo) fn json_body(&self) -> Value {
+        match &self.body {
+            ResponseBody::Complete(bytes) => serde_json::from_slice(bytes).unwrap_or_default(),
+            _ => Value::Null,
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! Chat completions, complete and streamed.
+
+mod completion;
+mod create;
+mod request;
+
+pub(super) use create::{complete_batch_line, create_chat_completion};

@@ -1,0 +1,118 @@
+//! The body of a chat request, and the output that the model gives to it.
+
+use serde_json::{Value, json};
+
+use crate::demo::api::error_response::invalid_parameter;
+use crate::demo::api::request::SimulatedRequest;
+use crate::demo::api::response::ErrorResponse;
+use crate::demo::operations::shared::parameters::{positive_integer, unsupported_operation};
+use crate::demo::operations::shared::stream_options::check_stream_options;
+use crate::demo::operations::shared::text_model::{REASONING_TOKENS, content_text, echo_text, tool_to_call};
+use crate::demo::resource::definition::SimulatedDeployment;
+
+const MAX_CHOICES: u64 = 128;
+
+/// A checked chat request.
+pub(super) struct ChatRequest {
+    /// All that the model would read, tools first, as one text.
+    pub(super) prompt: String,
+    pub(super) output: ChatOutput,
+    pub(super) choice_count: u64,
+    /// The limit for each choice.
+    pub(super) max_output_tokens: Option<u64>,
+    pub(super) reasoning_tokens: u64,
+    pub(super) is_streaming: bool,
+}
+
+/// What the model generates for one choice.
+#[derive(Clone)]
+pub(super) enum ChatOutput {
+    Text(String),
+    ToolCall { name: String, arguments: String },
+}
+
+impl ChatRequest {
+    /// # Errors
+    /// 400 if the model does not support chat, or if a parameter is missing or invalid.
+    pub(super) fn from_body(
+        request: &SimulatedRequest,
+        deployment: &SimulatedDeployment,
+        body: &Value,
+    ) -> Result<Self, ErrorResponse> {
+        if deployment.model.contains("embedding") {
+            return Err(Box::new(unsupported_operation("chatCompletion", &deployment.model)));
+        }
+        let messages = body.get("messages").and_then(Value::as_array).filter(|messages| !messages.is_empty());
+        let Some(messages) = messages else {
+            return Err(invalid_parameter("messages", "Missing required parameter: 'messages'."));
+        };
+        let is_streaming = body.get("stream").and_then(Value::as_bool).unwrap_or(false);
+        check_stream_options(request, body, is_streaming)?;
+        let is_reasoning =
+            body.get("reasoning_effort").and_then(Value::as_str).is_some_and(|effort| effort != "none");
+        Ok(Self {
+            prompt: prompt_text(messages, body),
+            output: generate_output(messages, body),
+            choice_count: positive_integer(body, "n")?.unwrap_or(1).min(MAX_CHOICES),
+            max_output_tokens: positive_integer(body, "max_completion_tokens")?
+                .or(positive_integer(body, "max_tokens")?),
+            reasoning_tokens: if is_reasoning { REASONING_TOKENS } else { 0 },
+            is_streaming,
+        })
+    }
+
+    /// The tokens of the prompt that are cached. The whole prompt is cached from now on.
+    pub(super) fn look_up_cached_tokens(
+        &self,
+        request: &SimulatedRequest,
+        deployment: &SimulatedDeployment,
+        body: &Value,
+    ) -> u64 {
+        let cache_key = body.get("prompt_cache_key").and_then(Value::as_str).unwrap_or_default();
+        request.resource.look_up_and_cache_prompt(
+            &deployment.name,
+            cache_key,
+            &self.prompt,
+            request.received_at,
+        )
+    }
+}
+
+fn prompt_text(messages: &[Value], body: &Value) -> String {
+    let mut prompt = body.get("tools").map(Value::to_string).unwrap_or_default();
+    for message in messages {
+        prompt.push('\n');
+        prompt.push_str(message.get("role").and_then(Value::as_str).unwrap_or("user"));
+        prompt.push(' ');
+        prompt.push_str(&message.get("content").map(content_text).unwrap_or_default());
+    }
+    prompt
+}
+
+/// A tool call if one is called for, or else a text about the last message.
+fn generate_output(messages: &[Value], body: &Value) -> ChatOutput {
+    let role = |message: &Value| message.get("role").and_then(Value::as_str).map(str::to_owned);
+    let last_content_of = |wanted: &str| {
+        let message = messages.iter().rev().find(|message| role(message).as_deref() == Some(wanted));
+        message.and_then(|message| message.get("content")).map(content_text).unwrap_or_default()
+    };
+    let user_text = last_content_of("user");
+    let is_tool_result = messages.last().and_then(role).as_deref() == Some("tool");
+    match tool_to_call(body, &user_text) {
+        Some(name) if !is_tool_result => {
+            ChatOutput::ToolCall { name, arguments: json!({"input": user_text}).to_string() }
+        }
+        _ if is_tool_result => ChatOutput::Text(format!("The tool said: {}", last_content_of("tool"))),
+        _ if wants_json_output(body) => {
+            ChatOutput::Text(json!({"answer": echo_text(&user_text)}).to_string())
+        }
+        _ => ChatOutput::Text(echo_text(&user_text)),
+    }
+}
+
+fn wants_json_output(body: &Value) -> bool {
+    matches!(
+        body.pointer("/response_format/type").and_then(Value::as_str),
+        Some("json_object" | "json_schema")
+    )
+}

@@ -1,0 +1,76 @@
+//! Files, which only the resource that stored them knows.
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::demo::api::error_response::{invalid_parameter, not_found};
+use crate::demo::api::request::SimulatedRequest;
+use crate::demo::api::response::{ErrorResponse, OperationResult, SimulatedResponse};
+use crate::demo::moods::simulated_error::SimulatedError;
+use crate::demo::resource::file_store::StoredFile;
+use crate::demo::util::clock::unix_seconds_now;
+use crate::demo::util::locking::lock;
+
+/// All operations under `/files`; `path` is what follows it.
+pub(super) fn handle_files(request: &SimulatedRequest, method: &str, path: &[&str]) -> OperationResult {
+    match (method, path) {
+        ("POST", []) => upload_file(request),
+        ("GET", []) => Ok(list_files(request)),
+        ("GET", [id]) => Ok(SimulatedResponse::from_json(200, &find_file(request, id)?.metadata)),
+        ("GET", [id, "content"]) => {
+            let content = find_file(request, id)?.content;
+            Ok(SimulatedResponse::from_body(200, "application/octet-stream", content))
+        }
+        ("DELETE", [id]) => {
+            find_file(request, id)?;
+            lock(&request.resource.files).remove_file(id);
+            Ok(SimulatedResponse::from_json(200, &json!({"id": id, "object": "file", "deleted": true})))
+        }
+        _ => Err(SimulatedError::ResourceNotFound.into()),
+    }
+}
+
+/// Stores a file, and returns its file object.
+pub(super) fn store_file(request: &SimulatedRequest, name: &str, purpose: &str, content: Bytes) -> Value {
+    let id = request.resource.ids.hex_id("file-", 32);
+    let metadata = json!({
+        "id": id, "object": "file", "bytes": content.len(), "created_at": unix_seconds_now(), "filename": name,
+        "purpose": purpose, "status": "processed", "status_details": null,
+    });
+    lock(&request.resource.files).insert_file(StoredFile { id, metadata: metadata.clone(), content });
+    metadata
+}
+
+fn upload_file(request: &SimulatedRequest) -> OperationResult {
+    let form = request.multipart_body()?;
+    let Some(file) = form.part("file") else {
+        return Err(invalid_parameter("file", "Missing required parameter: 'file'."));
+    };
+    let Some(purpose) = form.text("purpose") else {
+        return Err(invalid_parameter("purpose", "Missing required parameter: 'purpose'."));
+    };
+    let name = file.filename.as_deref().unwrap_or("file");
+    let metadata = store_file(request, name, &purpose, Bytes::copy_from_slice(file.content));
+    Ok(SimulatedResponse::from_json(201, &metadata))
+}
+
+/// The newest file comes first.
+fn list_files(request: &SimulatedRequest) -> SimulatedResponse {
+    let purpose = request.head.query_parameter("purpose");
+    let store = lock(&request.resource.files);
+    let has_purpose = |file: &&StoredFile| {
+        purpose.is_none() || file.metadata.get("purpose").and_then(Value::as_str) == purpose.as_deref()
+    };
+    let data: Vec<&Value> =
+        store.files().iter().rev().filter(has_purpose).map(|file| &file.metadata).collect();
+    let id = |file: Option<&&Value>| file.and_then(|file| file.get("id")).cloned();
+    let list = json!({
+        "object": "list", "data": data, "has_more": false,
+        "first_id": id(data.first()), "last_id": id(data.last()),
+    });
+    SimulatedResponse::from_json(200, &list)
+}
+
+fn find_file(request: &SimulatedRequest, id: &str) -> Result<StoredFile, ErrorResponse> {
+    lock(&request.resource.files).file(id).cloned().ok_or_else(|| not_found("File", id))
+}

@@ -1,0 +1,144 @@
+//! Stands in for a language model: counts tokens roughly, and generates a sentence that echoes the prompt.
+//!
+//! The same prompt gets the same text on every resource.
+
+use serde_json::Value;
+
+/// What reasoning costs if a request asks for it.
+pub(in crate::demo) const REASONING_TOKENS: u64 = 64;
+
+/// Words are counted exactly up to this many bytes and extrapolated beyond: a prompt may be 100 MiB long.
+const MAX_COUNTED_BYTES: usize = 1024 * 1024;
+/// Words of the prompt that the text repeats.
+const MAX_ECHOED_WORDS: usize = 40;
+
+/// The tokens of a text, taken as four for every three words.
+pub(in crate::demo) fn count_tokens(text: &str) -> u64 {
+    let counted = if text.len() > MAX_COUNTED_BYTES {
+        text.get(..floor_char_boundary(text, MAX_COUNTED_BYTES)).unwrap_or(text)
+    } else {
+        text
+    };
+    let words = counted.split_ascii_whitespace().count() as u64;
+    let words = if counted.len() == text.len() {
+        words
+    } else {
+        words.saturating_mul(text.len() as u64) / MAX_COUNTED_BYTES as u64
+    };
+    (words * 4).div_ceil(3)
+}
+
+/// The tokens of a text, or the limit if that is lower.
+pub(in crate::demo) fn count_tokens_up_to(text: &str, max_tokens: Option<u64>) -> u64 {
+    max_tokens.map_or(count_tokens(text), |limit| count_tokens(text).min(limit))
+}
+
+/// The text that is generated for a prompt.
+pub(in crate::demo) fn echo_text(prompt: &str) -> String {
+    let mut words = prompt.split_whitespace();
+    let echoed: Vec<&str> = words.by_ref().take(MAX_ECHOED_WORDS).collect();
+    let ellipsis = if words.next().is_some() { " …" } else { "" };
+    if echoed.is_empty() {
+        "You said nothing, and this is a simulated answer to it.".to_owned()
+    } else {
+        format!("You said: {}{ellipsis} - and this is a simulated answer to it.", echoed.join(" "))
+    }
+}
+
+/// The text cut to a token limit, and whether anything was cut off.
+pub(in crate::demo) fn truncate_to_tokens(text: &str, max_tokens: Option<u64>) -> (String, bool) {
+    let Some(max_tokens) = max_tokens else { return (text.to_owned(), false) };
+    if count_tokens(text) <= max_tokens {
+        return (text.to_owned(), false);
+    }
+    let word_count = usize::try_from(max_tokens * 3 / 4).unwrap_or(usize::MAX).max(1);
+    let words: Vec<&str> = text.split_ascii_whitespace().take(word_count).collect();
+    (words.join(" "), true)
+}
+
+/// The pieces in which a stream delivers a text: one word each, with its leading space.
+pub(in crate::demo) fn split_into_deltas(text: &str) -> Vec<&str> {
+    let mut starts: Vec<usize> = text.match_indices(' ').map(|(index, _)| index).collect();
+    starts.insert(0, 0);
+    starts.push(text.len());
+    starts
+        .windows(2)
+        .filter_map(|pair| text.get(pair.first().copied()?..pair.get(1).copied()?))
+        .filter(|delta| !delta.is_empty())
+        .collect()
+}
+
+/// The text of the `content` of a message, which is a string or a list of parts.
+pub(in crate::demo) fn content_text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(parts) => {
+            let texts: Vec<&str> =
+                parts.iter().filter_map(|part| part.get("text").and_then(Value::as_str)).collect();
+            texts.join(" ")
+        }
+        _ => String::new(),
+    }
+}
+
+/// The name of the tool that the model calls: the one that `tool_choice` demands, or the first if the prompt
+/// says "use the tool".
+pub(in crate::demo) fn tool_to_call(body: &Value, prompt: &str) -> Option<String> {
+    let first = body.get("tools")?.as_array()?.first()?;
+    // Chat completions nest the name under `function`; the Responses API does not.
+    let name = |tool: &Value| {
+        let name = tool.get("function").unwrap_or(tool).get("name")?;
+        name.as_str().map(str::to_owned)
+    };
+    match body.get("tool_choice") {
+        Some(Value::String(choice)) if choice == "none" => None,
+        Some(Value::String(choice)) if choice == "required" => name(first),
+        Some(choice @ Value::Object(_)) => name(choice).or_else(|| name(first)),
+        _ => prompt.to_ascii_lowercase().contains("use the tool").then(|| name(first)).flatten(),
+    }
+}
+
+/// The dated name that a model has in responses.
+pub(in crate::demo) fn dated_model_name(model: &str) -> String {
+    let date = match model {
+        "gpt-4o" => "2024-11-20",
+        "gpt-4o-mini" => "2024-07-18",
+        "gpt-4.1" | "gpt-4.1-mini" | "gpt-4.1-nano" => "2025-04-14",
+        "gpt-5" | "gpt-5-mini" | "gpt-5-nano" => "2025-08-07",
+        _ => return model.to_owned(),
+    };
+    format!("{model}-{date}")
+}
+
+fn floor_char_boundary(text: &str, index: usize) -> usize {
+    (0..=index).rev().find(|index| text.is_char_boundary(*index)).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_truncated_text_fits_the_token_limit() {
+        let text = echo_text("hello there");
+        for limit in [2, 5, 8] {
+            let (truncated, is_truncated) = truncate_to_tokens(&text, Some(limit));
+            assert!(is_truncated && count_tokens(&truncated) <= limit, "{limit}: {truncated}");
+        }
+        assert_eq!(truncate_to_tokens(&text, Some(1000)), (text.clone(), false));
+    }
+
+    #[test]
+    fn the_deltas_of_a_text_add_up_to_the_text() {
+        for text in ["", "one", "one two  three", " lead"] {
+            assert_eq!(split_into_deltas(text).concat(), text);
+        }
+    }
+
+    #[test]
+    fn the_tokens_of_large_texts_are_estimated() {
+        let text = "word ".repeat(1_000_000);
+        let (estimate, exact) = (count_tokens(&text), 1_333_334);
+        assert!(estimate.abs_diff(exact) < 2_000, "{estimate}");
+    }
+}

@@ -1,0 +1,40 @@
+//! The Responses API over a WebSocket: one `response.create` after the other.
+
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::demo::api::request::SimulatedRequest;
+use crate::demo::api::response::SimulatedResponse;
+use crate::demo::operations::responses::create_response;
+use crate::demo::resource::response_store::ResponseStore;
+
+pub(super) struct ResponsesSession<'a> {
+    request: SimulatedRequest<'a>,
+    /// The responses that only this WebSocket knows.
+    store: ResponseStore,
+}
+
+impl<'a> ResponsesSession<'a> {
+    pub(super) fn new(request: &SimulatedRequest<'a>) -> Self {
+        Self { request: *request, store: ResponseStore::default() }
+    }
+
+    /// The events that a message of the client leads to.
+    pub(super) fn handle_message(&mut self, message: &Value, now: Instant) -> Vec<Value> {
+        if message.get("type").and_then(Value::as_str) != Some("response.create") {
+            let message = "Only 'response.create' is understood here.";
+            let error = json!({"type": "invalid_request_error", "code": "invalid_value", "message": message, "param": "type"});
+            return vec![json!({"type": "error", "status": 400, "error": error})];
+        }
+        let request = SimulatedRequest { received_at: now, ..self.request };
+        match create_response(&request, message, Some(&mut self.store)) {
+            Ok(created) => created.stream_events,
+            Err(error) => vec![to_error_event(&error)],
+        }
+    }
+}
+
+fn to_error_event(error: &SimulatedResponse) -> Value {
+    json!({"type": "error", "status": error.status, "error": error.json_body().get("error")})
+}

@@ -1,0 +1,130 @@
+//! The definition of a simulated resource: what stays the same while it runs.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use super::rate_limiter::DeploymentKind;
+use crate::demo::moods::mood::Mood;
+
+/// One simulated Azure OpenAI resource: its address, credentials, deployments and mood.
+///
+/// Without keys and tokens, no credential is required.
+#[derive(Debug, Clone)]
+pub struct SimulatedResource {
+    /// The name by which [`Simulator`](crate::demo::Simulator) knows it.
+    pub name: String,
+    /// Where it listens; with port 0, the system chooses a free port.
+    pub listen_address: SocketAddr,
+    /// The region, as in `x-ms-region` and in messages, such as `East US 2`.
+    pub region: String,
+    /// The `Host` that requests must carry, if that is checked. The port is ignored.
+    pub required_host: Option<String>,
+    /// Accepted API keys.
+    pub api_keys: Vec<String>,
+    /// Refuses valid keys with `AuthenticationTypeDisabled`, like a resource with local authentication disabled.
+    pub is_key_auth_disabled: bool,
+    /// Accepted Entra ID bearer tokens.
+    pub entra_tokens: Vec<String>,
+    /// Entra ID tokens that are valid, but whose principal lacks the role: 401 `PermissionDenied`.
+    pub entra_tokens_without_role: Vec<String>,
+    /// The deployments that it serves.
+    pub deployments: Vec<SimulatedDeployment>,
+    /// The mood at the start; [`Simulator::set_mood`](crate::demo::Simulator::set_mood) changes it.
+    pub mood: Mood,
+    /// Lets a request choose its mood by the header `x-simulate: throttled` or `x-simulate: "drip: 50ms"`.
+    pub allows_mood_header: bool,
+    /// Keeps whole request bodies in [`LoggedRequest::body`](crate::demo::LoggedRequest::body).
+    pub records_request_bodies: bool,
+    /// How fast it responds when no mood changes that.
+    pub timing: ResponseTiming,
+    /// Closes a kept-alive connection after this time without a request.
+    pub idle_timeout: Option<Duration>,
+    /// How long a WebSocket may stay open (60 minutes on Azure).
+    pub max_websocket_lifetime: Duration,
+    /// How long a background response stays `in_progress`.
+    pub background_response_duration: Duration,
+}
+
+impl SimulatedResource {
+    /// A calm resource on a free loopback port, without credentials and without deployments.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            listen_address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
+            region: "East US".to_owned(),
+            required_host: None,
+            api_keys: Vec::new(),
+            is_key_auth_disabled: false,
+            entra_tokens: Vec::new(),
+            entra_tokens_without_role: Vec::new(),
+            deployments: Vec::new(),
+            mood: Mood::Calm,
+            allows_mood_header: false,
+            records_request_bodies: false,
+            timing: ResponseTiming::default(),
+            idle_timeout: None,
+            max_websocket_lifetime: Duration::from_secs(3600),
+            background_response_duration: Duration::from_millis(300),
+        }
+    }
+
+    /// Adds an accepted API key.
+    #[must_use]
+    pub fn with_api_key(mut self, key: impl Into<String>) -> Self {
+        self.api_keys.push(key.into());
+        self
+    }
+
+    /// Adds an accepted Entra ID token.
+    #[must_use]
+    pub fn with_entra_token(mut self, token: impl Into<String>) -> Self {
+        self.entra_tokens.push(token.into());
+        self
+    }
+
+    /// Adds a deployment.
+    #[must_use]
+    pub fn with_deployment(
+        mut self,
+        name: impl Into<String>,
+        model: impl Into<String>,
+        kind: DeploymentKind,
+    ) -> Self {
+        self.deployments.push(SimulatedDeployment { name: name.into(), model: model.into(), kind });
+        self
+    }
+
+    /// Sets the mood at the start.
+    #[must_use]
+    pub fn with_mood(mut self, mood: Mood) -> Self {
+        self.mood = mood;
+        self
+    }
+
+    /// Keeps the bodies of the requests that it receives.
+    #[must_use]
+    pub fn with_recorded_request_bodies(mut self) -> Self {
+        self.records_request_bodies = true;
+        self
+    }
+}
+
+/// A model under a name and a rate limit of its own.
+#[derive(Debug, Clone)]
+pub struct SimulatedDeployment {
+    /// The name that clients use.
+    pub name: String,
+    /// The base model behind it, such as `gpt-4o` or `text-embedding-3-small`.
+    pub model: String,
+    /// How its traffic is limited.
+    pub kind: DeploymentKind,
+}
+
+/// The delays of a resource that responds normally; zero by default.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ResponseTiming {
+    /// From the end of the request to the first byte of the response.
+    pub first_byte_delay: Duration,
+    /// Before each event of a stream.
+    pub event_interval: Duration,
+}

@@ -1,0 +1,107 @@
+//! The prompt cache of a resource: which beginnings of prompts its deployments have seen lately.
+//!
+//! As on Azure, tokens are cached from 1 024 tokens on, in blocks of 128. A token is taken as three quarters
+//! of a word.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crate::demo::util::hash::fnv1a_hash;
+
+const TOKENS_PER_BLOCK: u64 = 128;
+/// Words that make up one block.
+const WORDS_PER_BLOCK: usize = 96;
+/// Blocks below which nothing counts as cached: 1 024 tokens.
+const MIN_CACHED_BLOCKS: usize = 8;
+/// Blocks of one prompt that are looked at.
+const MAX_BLOCKS_PER_PROMPT: usize = 4096;
+/// How long a prefix stays cached without being used.
+const CACHED_PREFIX_TTL: Duration = Duration::from_secs(600);
+const MAX_CACHED_PREFIXES: usize = 200_000;
+
+/// The hashes of all cached prefixes, and when each was last used.
+#[derive(Debug, Default)]
+pub(in crate::demo) struct PromptCache {
+    last_use_by_prefix_hash: HashMap<u64, Instant>,
+}
+
+impl PromptCache {
+    /// Returns how many tokens at the beginning of a prompt are cached, then caches the whole prompt.
+    ///
+    /// `cache_key` is the `prompt_cache_key` of the request.
+    pub(in crate::demo) fn look_up_and_insert(
+        &mut self,
+        deployment: &str,
+        cache_key: &str,
+        prompt: &str,
+        now: Instant,
+    ) -> u64 {
+        let prefix_hashes = prefix_hashes(deployment, cache_key, prompt);
+        if prefix_hashes.len() < MIN_CACHED_BLOCKS {
+            return 0;
+        }
+        self.evict_old_prefixes(now);
+        let is_cached =
+            |hash: &u64| self.last_use_by_prefix_hash.get(hash).is_some_and(|used| is_fresh(*used, now));
+        let cached_blocks = prefix_hashes.iter().take_while(|hash| is_cached(hash)).count();
+        self.last_use_by_prefix_hash.extend(prefix_hashes.iter().map(|hash| (*hash, now)));
+        if cached_blocks < MIN_CACHED_BLOCKS { 0 } else { cached_blocks as u64 * TOKENS_PER_BLOCK }
+    }
+
+    /// Keeps the number of prefixes bounded.
+    fn evict_old_prefixes(&mut self, now: Instant) {
+        if self.last_use_by_prefix_hash.len() > MAX_CACHED_PREFIXES {
+            self.last_use_by_prefix_hash.retain(|_, used| is_fresh(*used, now));
+            if self.last_use_by_prefix_hash.len() > MAX_CACHED_PREFIXES {
+                self.last_use_by_prefix_hash.clear();
+            }
+        }
+    }
+}
+
+/// For each whole block, the hash of the prompt up to its end.
+fn prefix_hashes(deployment: &str, cache_key: &str, prompt: &str) -> Vec<u64> {
+    let mut hash = fnv1a_hash(fnv1a_hash(0, deployment.as_bytes()), cache_key.as_bytes());
+    let mut hashes = Vec::new();
+    for (index, word) in prompt.split_ascii_whitespace().enumerate() {
+        hash = fnv1a_hash(hash, word.as_bytes());
+        if (index + 1) % WORDS_PER_BLOCK == 0 {
+            hashes.push(hash);
+            if hashes.len() == MAX_BLOCKS_PER_PROMPT {
+                break;
+            }
+        }
+    }
+    hashes
+}
+
+fn is_fresh(last_use: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(last_use) < CACHED_PREFIX_TTL
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_are_cached_from_1024_tokens_on_in_blocks_of_128() {
+        let mut cache = PromptCache::default();
+        let now = Instant::now();
+        let prompt = |words: usize| (0..words).map(|index| format!("w{index} ")).collect::<String>();
+        let cases = [
+            ("d", "", 700, 0, "too short"),
+            ("d", "", 800, 0, "first time"),
+            ("d", "", 800, 1024, "again"),
+            ("d", "", 1000, 1024, "longer, with the same beginning"),
+            ("d", "", 1000, 1280, "the longer one again"),
+            ("e", "", 1000, 0, "another deployment"),
+            ("d", "k", 1000, 0, "another cache key"),
+        ];
+        for (deployment, cache_key, words, expected, description) in cases {
+            let cached_tokens = cache.look_up_and_insert(deployment, cache_key, &prompt(words), now);
+            assert_eq!(cached_tokens, expected, "{description}");
+        }
+        let later = now + CACHED_PREFIX_TTL;
+        assert_eq!(cache.look_up_and_insert("d", "", &prompt(1000), later), 0, "expired");
+    }
+}

@@ -1,0 +1,213 @@
+//! Handles one request: chooses its mood, reads its body, and sends the response.
+
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+
+use super::respond::respond_to_request;
+use crate::demo::api::common_headers::with_common_headers;
+use crate::demo::api::error_response::to_response;
+use crate::demo::api::request::SimulatedRequest;
+use crate::demo::api::response::{ResponseBody, SimulatedResponse, WebSocketApi};
+use crate::demo::api::route::RequestRoute;
+use crate::demo::config::mood_parser::parse_mood;
+use crate::demo::faults::delivery::{ConnectionEnd, DeliveryOutcome, DeliveryPlan};
+use crate::demo::http::byte_stream::ByteStream;
+use crate::demo::http::connection::HttpConnection;
+use crate::demo::http::error::ConnectionError;
+use crate::demo::http::request_head::{RequestFraming, RequestHead};
+use crate::demo::http::websocket::handshake_accept_value;
+use crate::demo::moods::mood::Mood;
+use crate::demo::moods::simulated_error::SimulatedError;
+use crate::demo::operations::websocket::session::run_websocket_session;
+use crate::demo::resource::rate_limiter::LimitOverride;
+use crate::demo::resource::state::ResourceState;
+use crate::demo::util::locking::lock;
+
+/// A request whose head was read.
+pub(super) struct RequestHandler<'a, S> {
+    pub(super) resource: &'a ResourceState,
+    pub(super) connection: &'a mut HttpConnection<S>,
+    pub(super) head: &'a RequestHead,
+    /// The number of the request in the request log.
+    pub(super) log_number: usize,
+}
+
+/// What happens to the connection after a request.
+pub(super) enum NextAction {
+    ReadNextRequest,
+    Close,
+    Reset,
+}
+
+impl<S: ByteStream> RequestHandler<'_, S> {
+    pub(super) async fn handle_request(&mut self) -> Result<NextAction, ConnectionError> {
+        let framing = self.head.body_framing()?;
+        let route = RequestRoute::from_head(self.head);
+        let mood_from_head = self.mood_from_head(route.as_ref());
+        if let Some(Mood::EarlyAnswer { error, closes_connection }) = mood_from_head {
+            return self.respond_before_body(framing, error, closes_connection).await;
+        }
+        let body = self.read_body(framing).await?;
+        let mut mood = mood_from_head.unwrap_or_else(|| {
+            let deployment =
+                route.as_ref().and_then(|route| route.deployment_from_path_or_body(self.head, &body));
+            lock(&self.resource.mood_selector).next_mood(deployment.as_deref())
+        });
+        while let Mood::After(delay, next_mood) = mood {
+            self.connection.sleep_while_connected(delay).await?;
+            mood = *next_mood;
+        }
+        match mood {
+            Mood::Mute => {
+                self.connection.wait_for_disconnect().await;
+                Err(ConnectionError::Disconnected)
+            }
+            Mood::ResetBeforeHead => Ok(NextAction::Reset),
+            Mood::CloseBeforeHead => Ok(NextAction::Close),
+            Mood::Unsolicited101 => {
+                self.record_response_status(101);
+                self.connection.write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: nonsense\r\n\r\n").await?;
+                self.connection.wait_for_disconnect().await;
+                Ok(NextAction::Close)
+            }
+            mood => self.respond(&body, &mood, route.as_ref()).await,
+        }
+    }
+
+    /// The mood, if the head suffices to choose it. `None` if it depends on a deployment that only the body
+    /// names.
+    fn mood_from_head(&self, route: Option<&RequestRoute>) -> Option<Mood> {
+        if self.resource.definition.allows_mood_header
+            && let Some(text) = self.head.header("x-simulate")
+        {
+            match parse_mood(text) {
+                Ok(mood) => return Some(mood),
+                Err(reason) => log::warn!("simulate: header x-simulate ignored: {reason}"),
+            }
+        }
+        let deployment = route.and_then(|route| route.deployment.as_deref());
+        let mut selector = lock(&self.resource.mood_selector);
+        (deployment.is_some() || !selector.depends_on_deployment()).then(|| selector.next_mood(deployment))
+    }
+
+    async fn read_body(&mut self, framing: RequestFraming) -> Result<Bytes, ConnectionError> {
+        let mut body = BytesMut::new();
+        let expects_continue =
+            self.head.header_has_token("expect", "100-continue") && framing != RequestFraming::Length(0);
+        // A client that sends its body without waiting needs no 100, nor does one of HTTP/1.0
+        // (RFC 9110 section 10.1.1).
+        if expects_continue && self.head.minor_version == 1 && !self.connection.has_buffered_bytes() {
+            self.connection.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
+        }
+        let result = self.connection.read_body(framing, &mut body).await;
+        let body = body.freeze();
+        let logged_body = self.resource.definition.records_request_bodies.then(|| body.clone());
+        self.resource.request_log.update_request(self.log_number, |logged| {
+            logged.body_len = body.len() as u64;
+            logged.body = logged_body;
+            logged.is_body_complete = result.is_ok();
+        });
+        result.map(|()| body)
+    }
+
+    async fn respond_before_body(
+        &mut self,
+        framing: RequestFraming,
+        error: SimulatedError,
+        closes_connection: bool,
+    ) -> Result<NextAction, ConnectionError> {
+        let response = with_common_headers(self.resource, self.head, to_response(error));
+        let mood = Mood::EarlyAnswer { error, closes_connection };
+        let next_action = self.deliver_response(&response, &mood, !closes_connection).await?;
+        if closes_connection {
+            return Ok(NextAction::Close);
+        }
+        // The body still has to be read, or it would be taken for the next request.
+        let mut body = BytesMut::new();
+        self.connection.read_body(framing, &mut body).await?;
+        self.resource.request_log.update_request(self.log_number, |logged| {
+            (logged.body_len, logged.is_body_complete) = (body.len() as u64, true);
+        });
+        Ok(next_action)
+    }
+
+    async fn respond(
+        &mut self,
+        body: &Bytes,
+        mood: &Mood,
+        route: Option<&RequestRoute>,
+    ) -> Result<NextAction, ConnectionError> {
+        let response = respond_to_request(self.resource, self.head, body, mood, Instant::now());
+        if let (ResponseBody::WebSocket(api), Some(route)) = (&response.body, route) {
+            return self.upgrade_to_websocket(body, api, route).await;
+        }
+        let next_action = self.deliver_response(&response, mood, self.head.keeps_alive()).await;
+        // What was generated is charged even if the client has disconnected.
+        if let Some(charge) = &response.charge_to_settle {
+            self.resource.settle_charge(charge);
+        }
+        next_action
+    }
+
+    async fn deliver_response(
+        &mut self,
+        response: &SimulatedResponse,
+        mood: &Mood,
+        keeps_alive: bool,
+    ) -> Result<NextAction, ConnectionError> {
+        let plan = DeliveryPlan::from_mood(mood, self.resource.definition.timing);
+        self.connection.sleep_while_connected(plan.first_byte_delay).await?;
+        plan.send_head(self.connection, self.head, response, keeps_alive).await?;
+        self.record_response_status(response.status);
+        let outcome = plan.send_body(self.connection, self.head, &response.body).await?;
+        let is_complete = !matches!(outcome, DeliveryOutcome::CutOff(_));
+        self.resource
+            .request_log
+            .update_request(self.log_number, |logged| logged.is_response_complete = is_complete);
+        Ok(match outcome {
+            DeliveryOutcome::CompleteReusable if keeps_alive => NextAction::ReadNextRequest,
+            DeliveryOutcome::CompleteReusable
+            | DeliveryOutcome::CompleteMustClose
+            | DeliveryOutcome::CutOff(ConnectionEnd::Close) => NextAction::Close,
+            DeliveryOutcome::CutOff(ConnectionEnd::Reset) => NextAction::Reset,
+        })
+    }
+
+    async fn upgrade_to_websocket(
+        &mut self,
+        body: &Bytes,
+        api: &WebSocketApi,
+        route: &RequestRoute,
+    ) -> Result<NextAction, ConnectionError> {
+        let accept_value = handshake_accept_value(self.head)
+            .ok_or(ConnectionError::MalformedRequest(400, "not a proper WebSocket handshake"))?;
+        let request_id = self.resource.ids.uuid_v4();
+        let text = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\
+             sec-websocket-accept: {accept_value}\r\napim-request-id: {request_id}\r\nx-ms-region: {}\r\n\r\n",
+            self.resource.definition.region
+        );
+        self.connection.write_all(text.as_bytes()).await?;
+        self.record_response_status(101);
+        let request = SimulatedRequest {
+            resource: self.resource,
+            head: self.head,
+            body,
+            route,
+            limit_override: LimitOverride::None,
+            received_at: Instant::now(),
+        };
+        run_websocket_session(&request, api, self.connection).await?;
+        self.resource
+            .request_log
+            .update_request(self.log_number, |logged| logged.is_response_complete = true);
+        Ok(NextAction::Close)
+    }
+
+    fn record_response_status(&self, status: u16) {
+        self.resource
+            .request_log
+            .update_request(self.log_number, |logged| logged.response_status = Some(status));
+    }
+}

@@ -1,0 +1,207 @@
+//! The pools of a configuration: one for each deployment, one for deployments that are not listed, and
+//! those for calls that name no deployment.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+
+use super::backend::Backend;
+use crate::config::{BalancePolicy, Config};
+use crate::names::{DeploymentName, Tier, Weight};
+use crate::refusal::{Refusal, RefusalReason};
+use crate::routing::pool::{BackendPool, Candidate};
+
+/// The largest number of deployments that are learned from responses.
+const MAX_LEARNED_DEPLOYMENTS: usize = 500;
+
+/// What a pool serves.
+#[derive(Clone, Debug)]
+pub enum PoolKey {
+    /// A deployment.
+    Deployment(DeploymentName),
+    /// All deployments that no backend lists and none has answered for yet.
+    Unlisted,
+    /// Calls that name no deployment: they go to the default backend.
+    DefaultBackend,
+}
+
+impl std::fmt::Display for PoolKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Deployment(name) => write!(f, "deployment '{name}'"),
+            Self::Unlisted => f.write_str("deployments that nobody lists"),
+            Self::DefaultBackend => f.write_str("calls that name no deployment"),
+        }
+    }
+}
+
+/// All pools of a configuration.
+pub(super) struct PoolSet {
+    balance: BalancePolicy,
+    /// For deployments that some backend lists.
+    listed_pools: HashMap<DeploymentName, Arc<BackendPool>>,
+    /// For all other deployments, if some backend passes them on.
+    unlisted_pool: Option<Arc<BackendPool>>,
+    /// For those of them that a backend has answered for.
+    learned_pools: ArcSwap<HashMap<DeploymentName, Arc<BackendPool>>>,
+    /// For calls that name no deployment.
+    pub(super) default_backend_pool: Arc<BackendPool>,
+    /// For ids that the default backend does not know: one backend of each other resource.
+    pub(super) other_resources_pool: Arc<BackendPool>,
+}
+
+impl PoolSet {
+    pub(super) fn new(config: &Config, backends: &[Backend], now: Instant) -> Self {
+        let balance = config.balance_policy;
+        let new_pool = |candidates| Arc::new(BackendPool::new(candidates, balance, now));
+        let listed_names = config.backends.iter().flat_map(|backend| backend.deployments.entries());
+        let unlisted: Vec<Candidate> = backends
+            .iter()
+            .enumerate()
+            .filter(|(_, backend)| backend.config.deployments.passes_unlisted())
+            .map(|(index, backend)| new_candidate(index, backend))
+            .collect();
+        let default_index = config.requests.default_backend_index;
+        Self {
+            balance,
+            listed_pools: listed_names
+                .map(|(name, _)| (name.clone(), new_pool(candidates_serving(backends, name))))
+                .collect(),
+            unlisted_pool: (!unlisted.is_empty()).then(|| new_pool(unlisted)),
+            learned_pools: ArcSwap::default(),
+            default_backend_pool: new_pool(default_backend_candidates(backends, default_index)),
+            other_resources_pool: new_pool(other_resource_candidates(backends, default_index)),
+        }
+    }
+
+    /// The pool for a deployment, and whether that is the pool for unlisted ones.
+    ///
+    /// # Errors
+    /// `DeploymentNotFound`.
+    pub(super) fn pool_for(&self, deployment: &DeploymentName) -> Result<(Arc<BackendPool>, bool), Refusal> {
+        if let Some(pool) = self.listed_pools.get(deployment).or(self.learned_pools.load().get(deployment)) {
+            return Ok((Arc::clone(pool), false));
+        }
+        if let Some(pool) = &self.unlisted_pool {
+            return Ok((Arc::clone(pool), true));
+        }
+        let message = format!("The API deployment '{deployment}' does not exist: no backend serves it.");
+        Err(Refusal::new(RefusalReason::DeploymentNotFound, message))
+    }
+
+    /// Deployments that no backend lists and some backend has answered for, sorted by name.
+    pub(super) fn learned_deployments(&self) -> Vec<DeploymentName> {
+        let mut learned: Vec<_> = self.learned_pools.load().keys().cloned().collect();
+        learned.sort_by_key(DeploymentName::to_lowercase);
+        learned
+    }
+
+    /// Whether some backend passes on deployments that are not listed.
+    pub(super) fn accepts_unlisted(&self) -> bool {
+        self.unlisted_pool.is_some()
+    }
+
+    /// All pools with what they serve: deployments by name, then the others.
+    pub(super) fn pools_by_key(&self) -> Vec<(PoolKey, Arc<BackendPool>)> {
+        let learned = self.learned_pools.load();
+        let named = self.listed_pools.iter().chain(learned.iter());
+        let mut named: Vec<_> = named.map(|(name, pool)| (name.clone(), Arc::clone(pool))).collect();
+        named.sort_by_key(|(name, _)| name.to_lowercase());
+        let mut all: Vec<_> =
+            named.into_iter().map(|(name, pool)| (PoolKey::Deployment(name), pool)).collect();
+        all.extend(self.unlisted_pool.iter().map(|pool| (PoolKey::Unlisted, Arc::clone(pool))));
+        all.push((PoolKey::DefaultBackend, Arc::clone(&self.default_backend_pool)));
+        all
+    }
+
+    /// Whether a deployment has a pool of its own.
+    pub(super) fn has_pool_for(&self, deployment: &DeploymentName) -> bool {
+        self.listed_pools.contains_key(deployment) || self.learned_pools.load().contains_key(deployment)
+    }
+
+    /// Gives a deployment that is not listed and that a backend has answered for a pool of its own.
+    /// Returns false if it has one already, or if there are too many.
+    pub(super) fn add_learned_deployment(
+        &self,
+        backends: &[Backend],
+        deployment: &DeploymentName,
+        now: Instant,
+    ) -> bool {
+        let learned = self.learned_pools.load();
+        if learned.contains_key(deployment) || learned.len() >= MAX_LEARNED_DEPLOYMENTS {
+            return false;
+        }
+        drop(learned);
+        let pool = BackendPool::new(candidates_serving(backends, deployment), self.balance, now);
+        if let Some(unlisted) = &self.unlisted_pool {
+            pool.continue_rotation_of(unlisted);
+        }
+        let pool = Arc::new(pool);
+        self.learned_pools.rcu(|learned| {
+            let mut learned = HashMap::clone(learned);
+            if learned.len() < MAX_LEARNED_DEPLOYMENTS {
+                learned.entry(deployment.clone()).or_insert_with(|| Arc::clone(&pool));
+            }
+            learned
+        });
+        true
+    }
+}
+
+/// The backends that serve a deployment, each with its health.
+fn candidates_serving(backends: &[Backend], deployment: &DeploymentName) -> Vec<Candidate> {
+    let candidates = backends.iter().enumerate().filter_map(|(index, backend)| {
+        let upstream = backend.config.deployments.upstream_name(deployment)?;
+        let is_listed = backend.config.deployments.entries().any(|(name, _)| name == deployment);
+        Some(Candidate {
+            // A name that is passed on as it is goes upstream in the client's spelling.
+            upstream_deployment: is_listed.then(|| upstream.clone()),
+            deployment_health: Some(backend.health.deployment(Some(upstream))),
+            ..new_candidate(index, backend)
+        })
+    });
+    candidates.collect()
+}
+
+/// The default backend alone.
+fn default_backend_candidates(backends: &[Backend], default_index: usize) -> Vec<Candidate> {
+    let backend = backends.get(default_index);
+    backend.map(|backend| candidate_without_deployment(default_index, backend)).into_iter().collect()
+}
+
+/// One backend of each endpoint other than the default backend's: two backends with one endpoint are one
+/// resource, and to ask it twice finds nothing more.
+fn other_resource_candidates(backends: &[Backend], default_index: usize) -> Vec<Candidate> {
+    let default_endpoint = backends.get(default_index).map(|backend| &backend.config.endpoint);
+    let mut known_endpoints: Vec<_> = default_endpoint.into_iter().collect();
+    let mut candidates = Vec::new();
+    for (index, backend) in backends.iter().enumerate() {
+        let endpoint = &backend.config.endpoint;
+        if known_endpoints.contains(&endpoint) {
+            continue;
+        }
+        known_endpoints.push(endpoint);
+        let candidate = candidate_without_deployment(index, backend);
+        candidates.push(Candidate { tier: Tier::FIRST, weight: Weight::ONE, ..candidate });
+    }
+    candidates
+}
+
+/// A candidate for calls that name no deployment.
+fn candidate_without_deployment(index: usize, backend: &Backend) -> Candidate {
+    Candidate { deployment_health: Some(backend.health.deployment(None)), ..new_candidate(index, backend) }
+}
+
+fn new_candidate(index: usize, backend: &Backend) -> Candidate {
+    Candidate {
+        backend_index: index,
+        tier: backend.config.tier,
+        weight: backend.config.weight,
+        upstream_deployment: None,
+        credential: Arc::clone(&backend.credential),
+        backend_health: Arc::clone(&backend.health),
+        deployment_health: None,
+    }
+}

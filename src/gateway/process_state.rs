@@ -1,0 +1,43 @@
+//! What outlives a configuration.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::time::Instant;
+
+use crate::credentials::Keyring;
+use crate::record::Recorder;
+use crate::routing::backend_health::HealthRegistry;
+
+/// What a process keeps when it loads another configuration.
+#[derive(Debug)]
+pub struct ProcessState {
+    /// What is known of each backend.
+    pub health_registry: HealthRegistry,
+    /// Requests whose head has been parsed and whose record or response is not finished.
+    pub requests_in_flight: AtomicUsize,
+    /// Requests whose record is finished.
+    pub requests_finished: AtomicUsize,
+    /// The process is about to stop: its readiness check fails.
+    pub is_stopping: AtomicBool,
+    /// The process stops, or another has taken over: each connection of a client is closed after its next
+    /// response.
+    pub is_draining_connections: AtomicBool,
+    /// Where records go.
+    pub recorder: Recorder,
+    /// The secrets and tokens of the backends.
+    pub keyring: Keyring,
+}
+
+impl ProcessState {
+    /// The state of a process that starts now.
+    pub fn new(now: Instant, recorder: Recorder, keyring: Keyring) -> Self {
+        Self {
+            health_registry: HealthRegistry::new(now),
+            requests_in_flight: AtomicUsize::new(0),
+            requests_finished: AtomicUsize::new(0),
+            is_stopping: AtomicBool::new(false),
+            is_draining_connections: AtomicBool::new(false),
+            recorder,
+            keyring,
+        }
+    }
+}

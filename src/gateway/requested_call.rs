@@ -1,0 +1,133 @@
+//! Reads what a request asks for from its target and body.
+
+use bytes::Bytes;
+use http::Method;
+
+use crate::azure::request::json_body::{BodyError, BodyFacts};
+use crate::azure::request::multipart;
+use crate::azure::request::multipart::{FormError, FormFacts};
+use crate::azure::{DeploymentSource, Operation, RequestTarget};
+use crate::names::DeploymentName;
+use crate::refusal::{Refusal, RefusalReason};
+
+/// The body of a request.
+pub struct BodyView<'a> {
+    /// The bytes; empty if there are none or they are streamed.
+    pub bytes: &'a Bytes,
+    /// `content-type`.
+    pub content_type: &'a str,
+    /// Whether `content-encoding` compresses the bytes.
+    pub is_encoded: bool,
+}
+
+/// What a request asks for, according to its target and body.
+pub struct RequestedCall {
+    /// The deployment that it names, if any.
+    pub deployment: Option<DeploymentName>,
+    /// Whether it asks for a stream, if its body could be read.
+    pub wants_stream: Option<bool>,
+    /// Whether a response is to be made in the background.
+    pub(super) is_background: bool,
+    pub(super) body_kind: BodyKind,
+}
+
+impl RequestedCall {
+    /// Reads what a request asks for.
+    ///
+    /// # Errors
+    /// `bad_request` if the body has to name the deployment and does not, `unsupported_encoding`.
+    pub(super) fn read(
+        method: &Method,
+        target: &RequestTarget,
+        body: &BodyView<'_>,
+    ) -> Result<Self, Refusal> {
+        let source = target.deployment_source(method);
+        let body_kind = classify_body(source, target, body)?;
+        let (wants_stream, is_background, model) = match &body_kind {
+            BodyKind::Opaque => (None, false, None),
+            BodyKind::Json(facts) => (Some(facts.wants_stream), facts.is_background, Some(&facts.model)),
+            BodyKind::Multipart(form) => (Some(form.wants_stream), false, Some(&form.model)),
+        };
+        let deployment = match (source, model) {
+            (DeploymentSource::Target, _) => target.deployment.clone(),
+            (DeploymentSource::Body, Some(model)) => {
+                let model = model.deployment().map_err(|error| Refusal::bad_request(error.to_string()))?;
+                Some(model.ok_or_else(missing_model)?.clone())
+            }
+            (DeploymentSource::Body, None) => return Err(missing_model()),
+            (DeploymentSource::Unspecified, _) => None,
+        };
+        Ok(Self { deployment, wants_stream, is_background, body_kind })
+    }
+}
+
+/// What a body is, and what has been read from it.
+#[derive(Debug)]
+pub(super) enum BodyKind {
+    /// Not read.
+    Opaque,
+    Json(BodyFacts),
+    Multipart(FormFacts),
+}
+
+fn missing_model() -> Refusal {
+    Refusal::bad_request("the body must have `model`: on /openai/v1 it names the deployment")
+}
+
+/// Reads the body as far as it is needed. It may be unreadable unless it has to name the deployment.
+fn classify_body(
+    source: DeploymentSource,
+    target: &RequestTarget,
+    body: &BodyView<'_>,
+) -> Result<BodyKind, Refusal> {
+    let names_deployment = source == DeploymentSource::Body;
+    if source == DeploymentSource::Unspecified || (body.bytes.is_empty() && !names_deployment) {
+        return Ok(BodyKind::Opaque);
+    }
+    if body.is_encoded {
+        if names_deployment {
+            let message = "the body must not be compressed: on /openai/v1 its `model` names the deployment";
+            return Err(Refusal::new(RefusalReason::UnsupportedEncoding, message));
+        }
+        return Ok(BodyKind::Opaque);
+    }
+    if multipart::is_multipart_form(body.content_type) && accepts_multipart(target.operation) {
+        let Some(boundary) = multipart::boundary_parameter(body.content_type) else {
+            return match names_deployment {
+                true => Err(Refusal::bad_request("content-type: multipart/form-data needs a `boundary`")),
+                false => Ok(BodyKind::Opaque),
+            };
+        };
+        if names_deployment
+            && !body.bytes.strip_prefix(b"--").is_some_and(|line| line.starts_with(boundary.as_bytes()))
+        {
+            // Text before the first boundary is to be ignored (RFC 2046, 5.1.1). Azure's parser might read
+            // another `model` from it than ours.
+            return Err(Refusal::bad_request("the form must begin with its boundary"));
+        }
+        return match FormFacts::parse(body.bytes, &boundary) {
+            Ok(form) => Ok(BodyKind::Multipart(form)),
+            Err(error @ FormError::DuplicateField(_)) => Err(Refusal::bad_request(error.to_string())),
+            Err(error) if names_deployment => Err(Refusal::bad_request(error.to_string())),
+            Err(_) => Ok(BodyKind::Opaque),
+        };
+    }
+    if !names_deployment && !may_have_json_body(target.operation) {
+        return Ok(BodyKind::Opaque);
+    }
+    match BodyFacts::parse(body.bytes) {
+        Ok(facts) => Ok(BodyKind::Json(facts)),
+        Err(error @ BodyError::DuplicateKey(_)) => Err(Refusal::bad_request(error.to_string())),
+        Err(error) if names_deployment => Err(Refusal::bad_request(error.to_string())),
+        // The path names the deployment: Azure itself explains what is wrong with the body.
+        Err(_) => Ok(BodyKind::Opaque),
+    }
+}
+
+fn accepts_multipart(operation: Operation) -> bool {
+    matches!(operation, Operation::Audio | Operation::Images)
+}
+
+fn may_have_json_body(operation: Operation) -> bool {
+    !matches!(operation, Operation::Realtime)
+}

@@ -1,0 +1,84 @@
+//! How an admitted request is sent to one backend: its path, and the changes to its body.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use http::Method;
+
+use super::admitted_request::AdmittedRequest;
+use super::requested_call::BodyKind;
+use crate::azure::request::json_body::{BodyFacts, may_request_usage};
+use crate::azure::{BodyEdit, DeploymentSource};
+use crate::routing::backend_health::DeploymentHealth;
+use crate::routing::pool::Candidate;
+
+/// What is sent to one backend for an admitted request.
+pub struct UpstreamRequest {
+    /// Path and query.
+    pub path_and_query: String,
+    /// Changes to the body of the client.
+    pub body_edits: Vec<BodyEdit>,
+    /// The stream is asked to report its token usage, though the client did not ask for that: it has to
+    /// be removed from the response.
+    pub adds_stream_usage: bool,
+}
+
+/// The api-versions to choose from for one backend.
+#[derive(Clone, Copy)]
+pub(super) struct ApiVersions<'c> {
+    /// Of the backend: replaces what the client asks for.
+    pub(super) backend_override: Option<&'c str>,
+    /// For requests that name none.
+    pub(super) default: Option<&'c str>,
+}
+
+impl UpstreamRequest {
+    /// The request for a candidate of its pool. `may_add_usage` allows to ask a stream for its usage.
+    pub(super) fn new(
+        admitted: &AdmittedRequest,
+        candidate: &Candidate,
+        api_versions: ApiVersions<'_>,
+        may_add_usage: bool,
+    ) -> Self {
+        let target = &admitted.target;
+        let deployment = candidate.upstream_deployment.as_ref();
+        let ApiVersions { backend_override, default } = api_versions;
+        let path_and_query = target.upstream_target(deployment, backend_override, default);
+        let model_is_deployment = target.deployment_source(&Method::POST) == DeploymentSource::Body;
+        let new_model = deployment.filter(|_| model_is_deployment);
+        let mut body_edits = Vec::new();
+        let mut adds_stream_usage = false;
+        match &admitted.body_kind {
+            BodyKind::Opaque => {}
+            BodyKind::Json(facts) => {
+                body_edits.extend(new_model.and_then(|model| facts.rename_model_edit(model)));
+                if may_add_usage && can_add_usage(admitted, candidate, api_versions, facts) {
+                    let edit = facts.include_usage_edit();
+                    adds_stream_usage = edit.is_some();
+                    body_edits.extend(edit);
+                }
+            }
+            BodyKind::Multipart(facts) => {
+                body_edits.extend(new_model.and_then(|model| facts.rename_model_edit(model)));
+            }
+        }
+        Self { path_and_query, body_edits, adds_stream_usage }
+    }
+}
+
+/// Whether the request is for a stream that can be asked for its usage, and the deployment has not
+/// rejected that.
+fn can_add_usage(
+    admitted: &AdmittedRequest,
+    candidate: &Candidate,
+    api_versions: ApiVersions<'_>,
+    facts: &BodyFacts,
+) -> bool {
+    let target = &admitted.target;
+    let api_version = || target.upstream_api_version(api_versions.backend_override, api_versions.default);
+    let is_rejected =
+        |deployment: &Arc<DeploymentHealth>| deployment.rejects_stream_options.load(Ordering::Relaxed);
+    facts.wants_stream
+        && may_request_usage(target.operation, target.api, api_version().as_deref(), facts)
+        && !candidate.deployment_health.as_ref().is_some_and(is_rejected)
+}

@@ -1,0 +1,82 @@
+//! Who sent a request, and what for.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use http::Method;
+
+use crate::admission::client::Client;
+use crate::azure::RequestTarget;
+use crate::names::{CertificateSubject, DeploymentName};
+
+/// Who sent a request and what it asks for. It is filled in while head and body are read, and fixed
+/// once the request is admitted.
+pub(in crate::proxy) struct ClientRequest {
+    /// A UUIDv7.
+    pub(in crate::proxy) id: Arc<str>,
+    /// When the head was complete, for the record.
+    pub(in crate::proxy) time: SystemTime,
+    /// The same moment, for durations.
+    pub(in crate::proxy) arrival: Instant,
+    pub(in crate::proxy) method: Method,
+    /// The address of the TCP peer.
+    pub(in crate::proxy) peer_ip: Option<IpAddr>,
+    /// The address of the client, which differs behind a trusted proxy.
+    pub(in crate::proxy) client_ip: Option<IpAddr>,
+    /// The subject of the client certificate.
+    pub(in crate::proxy) certificate_subject: Option<CertificateSubject>,
+    pub(in crate::proxy) target: Option<Arc<RequestTarget>>,
+    /// The path as it was sent, if it could not be parsed.
+    pub(in crate::proxy) unparsed_path: Option<String>,
+    pub(in crate::proxy) client: Option<Arc<Client>>,
+    pub(in crate::proxy) content_type: String,
+    /// The deployment that it asks for, as far as it is known.
+    pub(in crate::proxy) deployment: Option<DeploymentName>,
+    /// Whether it asks for a stream, if its body was read.
+    pub(in crate::proxy) stream: Option<bool>,
+    /// Whether the client can tell the end of a chunked body: HTTP/1.0 cannot.
+    pub(in crate::proxy) supports_chunked: bool,
+    /// Whether the client asks for a protocol switch.
+    pub(in crate::proxy) is_upgrade: bool,
+}
+
+impl ClientRequest {
+    pub(in crate::proxy) fn new(method: Method) -> Self {
+        let time = SystemTime::now();
+        Self {
+            id: new_request_id(time),
+            time,
+            arrival: Instant::now(),
+            method,
+            peer_ip: None,
+            client_ip: None,
+            certificate_subject: None,
+            target: None,
+            unparsed_path: None,
+            client: None,
+            content_type: String::new(),
+            deployment: None,
+            stream: None,
+            supports_chunked: true,
+            is_upgrade: false,
+        }
+    }
+
+    /// The deployment in the body or, if none was read there, in the target.
+    pub(in crate::proxy) fn take_deployment(&mut self) -> Option<DeploymentName> {
+        let in_target = || self.target.as_ref().and_then(|target| target.deployment.clone());
+        self.deployment.take().or_else(in_target)
+    }
+}
+
+/// A UUIDv7: in order of time, unique without coordination (RFC 9562, section 5.7).
+pub(super) fn new_request_id(time: SystemTime) -> Arc<str> {
+    let millis = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+    let mut random = [0_u8; 10];
+    fastrand::fill(&mut random);
+    let id =
+        uuid::Builder::from_unix_timestamp_millis(u64::try_from(millis).unwrap_or(0), &random).into_uuid();
+    let mut buffer = uuid::Uuid::encode_buffer();
+    Arc::from(&*id.hyphenated().encode_lower(&mut buffer))
+}

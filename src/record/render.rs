@@ -1,0 +1,238 @@
+//! Makes the record of a finished exchange: the prompt and completion text, the estimated tokens, the line
+//! of the access log.
+//!
+//! The text is extracted and parsed here, after the client has its response, so that no proxy thread pays
+//! for it.
+
+use std::time::{Duration, SystemTime};
+
+use log::{Level, info, log_enabled};
+
+use super::exchange::{
+    CapturePolicy, CapturedRequest, CapturedResponse, ExchangeOutcome, ExtractedPrompt, FinishedExchange,
+    LARGE_BODY_BYTES,
+};
+use super::line::RecordLine;
+use super::metrics::Metrics;
+use super::redact::Redactor;
+use super::token_estimate;
+use crate::azure::Operation;
+use crate::azure::request::{multipart, prompt};
+use crate::azure::response::capture::ResponseCapture;
+use crate::azure::response::usage::TokenUsage;
+use crate::names::{BackendName, DeploymentName};
+
+/// What the lines of the access log go by, which nobody gets who does not ask for it.
+const ACCESS_LOG_TARGET: &str = "access";
+
+/// How much of a prompt is looked through beyond its limit, so that what is to be taken out is found
+/// whole where it crosses it.
+const REDACTION_MARGIN_BYTES: usize = 16 * 1024;
+
+impl FinishedExchange {
+    /// The record of this exchange.
+    pub fn render_record(
+        &mut self,
+        policy: CapturePolicy,
+        redactor: &Redactor,
+        metrics: &Metrics,
+    ) -> RecordLine<'_> {
+        let operation = self.operation();
+        if self.captured_request.is_some() {
+            self.prepare_content(policy, redactor);
+        }
+        let prompt = self.extracted_prompt.take();
+        let is_prompt_truncated = prompt.as_ref().is_some_and(|prompt| prompt.is_truncated);
+        let capture = std::mem::take(&mut self.captured_response).into_capture(operation, policy);
+        let completion =
+            capture.completion_text().filter(|_| policy.captures_completion && !self.is_content_dropped);
+        let mut completion = completion.map(|completion| redactor.redact_json(completion));
+        if let Some(text) = completion.as_mut().filter(|_| capture.is_truncated() && !redactor.is_empty()) {
+            // What is to be taken out may have been cut through at its end.
+            text.truncate(text.floor_char_boundary(text.len().saturating_sub(REDACTION_MARGIN_BYTES)));
+        }
+        let exceeds_limit =
+            completion.as_mut().is_some_and(|completion| truncate_text(completion, policy.max_text_bytes));
+        let is_completion_truncated = exceeds_limit || (policy.captures_completion && capture.is_truncated());
+        let content_cut = self.is_content_dropped || is_prompt_truncated || is_completion_truncated;
+        metrics.record_exchange(self, capture.usage.as_ref());
+        if log_enabled!(target: ACCESS_LOG_TARGET, Level::Info) {
+            info!(target: ACCESS_LOG_TARGET, "{}", self.access_log_line(capture.usage.as_ref()));
+        }
+        let usage = capture.usage.unwrap_or_default();
+        RecordLine {
+            time: rfc3339_micros(self.received_at),
+            request_id: &self.request_id,
+            client: self.client.as_ref().and_then(|client| client.name.as_ref()).map(|name| name.as_str()),
+            client_ip: self.client_ip,
+            peer_ip: self.peer_ip,
+            method: &self.method,
+            path: self.target.as_ref().map(|target| target.path.as_str()).or(self.raw_path.as_deref()),
+            operation: self.target.as_ref().map(|target| target.operation.name()),
+            api: self.target.as_ref().map(|target| target.api.name()),
+            api_version: self.api_version.as_deref(),
+            deployment: self.deployment.as_ref().map(DeploymentName::as_str),
+            stream: self.is_stream_requested,
+            status: self.client_status,
+            outcome: self.outcome,
+            refusal: self.refusal_code,
+            backend: self.backend.as_ref().map(BackendName::as_str),
+            upstream_deployment: self.upstream_deployment.as_ref().map(DeploymentName::as_str),
+            region: self.region.as_deref(),
+            model: capture.model,
+            attempts: &self.attempts,
+            duration_ms: to_millis(self.duration),
+            first_byte_ms: self.time_to_first_byte.map(to_millis),
+            request_bytes: self.request_bytes,
+            response_bytes: self.response_bytes,
+            usage,
+            usage_source: match capture.usage {
+                Some(_) if capture.is_usage_estimated => "estimated",
+                Some(_) => "reported",
+                None => "none",
+            },
+            finish_reason: capture.finish_reason,
+            apim_request_id: self.apim_request_id.as_deref(),
+            prompt: prompt.map(|prompt| prompt.text),
+            completion,
+            content_cut,
+        }
+    }
+
+    /// Whether making a record of it takes so long that others should not wait for it.
+    pub fn is_slow_to_render(&self, policy: CapturePolicy) -> bool {
+        let has_large_response = matches!(&self.captured_response, CapturedResponse::Buffered { body, .. } if body.collected_bytes() > 8 * LARGE_BODY_BYTES);
+        self.needs_token_estimate()
+            || has_large_response
+            || (policy.captures_prompt
+                && self
+                    .captured_request
+                    .as_ref()
+                    .is_some_and(|request| request.body.len() > LARGE_BODY_BYTES))
+    }
+
+    /// Does beforehand what takes long.
+    pub fn prepare_content(&mut self, policy: CapturePolicy, redactor: &Redactor) {
+        if self.needs_token_estimate() {
+            self.estimate_tokens();
+        }
+        self.extracted_prompt = self
+            .captured_request
+            .take()
+            .filter(|_| policy.captures_prompt)
+            .and_then(|request| request.extract_prompt(policy, redactor));
+        if matches!(self.captured_response, CapturedResponse::Buffered { .. }) {
+            let operation = self.operation();
+            let capture = std::mem::take(&mut self.captured_response).into_capture(operation, policy);
+            self.captured_response = CapturedResponse::Streamed(Box::new(capture));
+        }
+    }
+
+    /// Whether its tokens can only be estimated: a stream that broke off before it told them.
+    pub fn needs_token_estimate(&self) -> bool {
+        let broke_off = matches!(self.outcome, ExchangeOutcome::ClientGone | ExchangeOutcome::Failed)
+            && self.client_status == Some(200);
+        let lacks_usage = |response: &CapturedResponse| match response {
+            CapturedResponse::Streamed(capture) => capture.usage.is_none() && !capture.is_usage_estimated,
+            _ => false,
+        };
+        broke_off && lacks_usage(&self.captured_response)
+    }
+
+    /// Estimates its tokens.
+    fn estimate_tokens(&mut self) {
+        let CapturedResponse::Streamed(capture) = &mut self.captured_response else { return };
+        let deployment = self.deployment.as_ref().map(DeploymentName::to_lowercase);
+        let model = capture.model.as_deref().or(deployment.as_deref());
+        let body = self.captured_request.as_ref().map(|request| &request.body[..]);
+        let completion = capture.completion_text();
+        let usage = token_estimate::estimate_usage(model, body, completion.as_deref());
+        capture.usage = Some(usage).filter(|usage| *usage != TokenUsage::default());
+        capture.is_usage_estimated = true;
+    }
+
+    /// A line for the log of whoever asks for one: no query, no prompt.
+    fn access_log_line(&self, usage: Option<&TokenUsage>) -> String {
+        let absent = "-";
+        let or_absent = |value: Option<String>| value.unwrap_or_else(|| absent.to_owned());
+        let path = self.target.as_ref().map(|target| target.path.as_str()).or(self.raw_path.as_deref());
+        let backends: Vec<&str> = self.attempts.iter().map(|attempt| attempt.backend.as_str()).collect();
+        format!(
+            "{} {} {} {} {} {} by {} in {} ms, tokens {}/{}",
+            self.request_id,
+            or_absent(self.client_ip.map(|ip| ip.to_canonical().to_string())),
+            self.client.as_ref().and_then(|client| client.name.as_ref()).map_or(absent, |name| name.as_str()),
+            self.method.escape_debug(),
+            path.unwrap_or(absent),
+            or_absent(self.client_status.map(|status| status.to_string())),
+            if backends.is_empty() { absent.to_owned() } else { backends.join(",") },
+            to_millis(self.duration),
+            or_absent(usage.and_then(|usage| usage.input).map(|count| count.to_string())),
+            or_absent(usage.and_then(|usage| usage.output).map(|count| count.to_string())),
+        )
+    }
+}
+
+impl CapturedRequest {
+    /// The prompt as it is written down, and whether it was cut.
+    fn extract_prompt(&self, policy: CapturePolicy, redactor: &Redactor) -> Option<ExtractedPrompt> {
+        let mut text = match multipart::boundary_parameter(&self.content_type) {
+            None => prompt::prompt_text(&self.body, self.prompt_parts.as_ref())?,
+            Some(boundary) => {
+                let form = multipart::FormFacts::parse(&self.body, &boundary).ok()?;
+                prompt::form_text_as_json(&self.body, &form)?
+            }
+        };
+        if redactor.is_empty() {
+            let is_truncated = truncate_text(&mut text, policy.max_text_bytes);
+            return Some(ExtractedPrompt { text, is_truncated });
+        }
+        // No more is looked through than could be written down.
+        let is_shortened = truncate_text(
+            &mut text,
+            policy.max_text_bytes.saturating_mul(2).saturating_add(2 * REDACTION_MARGIN_BYTES),
+        );
+        let mut text = redactor.redact_json(text);
+        if is_shortened {
+            text.truncate(text.floor_char_boundary(text.len().saturating_sub(REDACTION_MARGIN_BYTES)));
+        }
+        let is_truncated = truncate_text(&mut text, policy.max_text_bytes) || is_shortened;
+        Some(ExtractedPrompt { text, is_truncated })
+    }
+}
+
+impl CapturedResponse {
+    fn into_capture(self, operation: Operation, policy: CapturePolicy) -> ResponseCapture {
+        let mut capture = ResponseCapture::new(
+            operation,
+            if policy.captures_completion { policy.max_buffered_completion_bytes } else { 0 },
+        );
+        match self {
+            Self::NotCaptured => {}
+            Self::Binary { byte_count, sha256 } => {
+                let digest: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+                capture.capture_text_body(&format!("{{\"bytes\":{byte_count},\"sha256\":\"{digest}\"}}"));
+            }
+            Self::Buffered { body, is_json } => body.capture_into(is_json, &mut capture),
+            Self::Streamed(capture) => return *capture,
+        }
+        capture
+    }
+}
+
+/// Cuts a text to so many bytes, at a character; returns whether anything went.
+fn truncate_text(text: &mut String, limit: usize) -> bool {
+    if text.len() <= limit {
+        return false;
+    }
+    text.truncate(text.floor_char_boundary(limit));
+    true
+}
+
+fn rfc3339_micros(time: SystemTime) -> String {
+    chrono::DateTime::<chrono::Utc>::from(time).to_rfc3339_opts(chrono::SecondsFormat::Micros, true)
+}
+
+fn to_millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,224 @@
+//! Records as lines of JSON in a file that rotates.
+//!
+//! Lines are whole at any moment, so that `jq` can read along. Two processes may append to one
+//! file during an upgrade: whoever finds that it is not the one of that name any more opens the
+//! new one. What was rotated is compressed once nobody can still be writing to it.
+
+mod recovery;
+mod rotation;
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use log::{error, info, warn};
+use rustix::fs::{FlockOperation, flock};
+
+use self::recovery::{open_and_repair, read_recent_request_ids, request_id};
+use self::rotation::{COMPRESSION_DELAY, delete_and_compress_rotated_files, new_rotated_path};
+use crate::config;
+use crate::record::metrics::Metrics;
+use crate::record::spool::{RecordBatch, SpoolRead, SpoolReader};
+
+/// Most bytes of a write.
+const MAX_BATCH_BYTES: usize = 256 * 1024;
+/// How long lines are gathered before a write; nobody waits for them.
+const BATCH_DELAY: Duration = Duration::from_millis(10);
+/// How often the wish to rotate is looked at.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// How long a file that cannot be written is left alone.
+const WRITE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a file may be another one by the time it is locked.
+const MAX_REOPEN_ATTEMPTS: usize = 10;
+
+/// What others know of the sink.
+#[derive(Debug, Default)]
+pub struct JsonlControl {
+    /// The file is to be rotated now.
+    pub is_rotation_requested: AtomicBool,
+    /// The end has come: what cannot be written at once stays in the spool.
+    pub is_shutting_down: AtomicBool,
+}
+
+/// Starts the sink's thread.
+///
+/// # Errors
+/// When the file cannot be opened or the thread not started.
+pub fn start_sink(
+    config: &config::JsonlConfig,
+    reader: SpoolReader,
+    metrics: &Arc<Metrics>,
+) -> io::Result<(Arc<JsonlControl>, JoinHandle<()>)> {
+    let control = Arc::<JsonlControl>::default();
+    let file = open_and_repair(&config.path)?;
+    let mut sink = JsonlSink {
+        file,
+        config: config.clone(),
+        control: Arc::clone(&control),
+        metrics: Arc::clone(metrics),
+        delivered_ids: None,
+        cleanup_lock: Arc::default(),
+        pending_lines: Vec::new(),
+        is_write_failing: false,
+    };
+    sink.schedule_rotation_cleanup(COMPRESSION_DELAY);
+    let thread = std::thread::Builder::new().name("jsonl".into()).spawn(move || sink.run(&reader))?;
+    Ok((control, thread))
+}
+
+struct JsonlSink {
+    file: File,
+    config: config::JsonlConfig,
+    control: Arc<JsonlControl>,
+    metrics: Arc<Metrics>,
+    /// Ids in the file, where the records of this segment may repeat those of a process that is gone.
+    delivered_ids: Option<(String, HashSet<Box<[u8]>>)>,
+    /// One tidies up at a time.
+    cleanup_lock: Arc<Mutex<()>>,
+    pending_lines: Vec<u8>,
+    is_write_failing: bool,
+}
+
+impl JsonlSink {
+    fn run(&mut self, reader: &SpoolReader) {
+        loop {
+            if self.control.is_rotation_requested.swap(false, Ordering::Relaxed) {
+                self.rotate();
+            }
+            match reader.next_batch(MAX_BATCH_BYTES, POLL_INTERVAL) {
+                SpoolRead::Batch(batch) => {
+                    if !self.deliver_batch(&batch) {
+                        return;
+                    }
+                    reader.mark_delivered(&batch);
+                    if self.pending_lines.len() < MAX_BATCH_BYTES / 2
+                        && !self.control.is_shutting_down.load(Ordering::Relaxed)
+                    {
+                        std::thread::sleep(BATCH_DELAY);
+                    }
+                }
+                SpoolRead::TimedOut => {}
+                SpoolRead::Closed => return,
+            }
+        }
+    }
+
+    /// Writes a batch, however often it takes; `false` if the end came first.
+    fn deliver_batch(&mut self, batch: &RecordBatch) -> bool {
+        self.pending_lines.clear();
+        if batch.may_contain_duplicates
+            && self
+                .delivered_ids
+                .as_ref()
+                .is_none_or(|(segment_name, _)| segment_name != batch.segment_name())
+        {
+            self.delivered_ids =
+                Some((batch.segment_name().to_owned(), read_recent_request_ids(&self.config.path)));
+        }
+        let delivered_ids =
+            self.delivered_ids.as_ref().map(|(_, ids)| ids).filter(|_| batch.may_contain_duplicates);
+        let mut count = 0;
+        for record in batch.records() {
+            if delivered_ids.is_some_and(|ids| request_id(record).is_some_and(|id| ids.contains(id))) {
+                continue;
+            }
+            self.pending_lines.extend_from_slice(record);
+            self.pending_lines.push(b'\n');
+            count += 1;
+        }
+        loop {
+            match self.write_lines() {
+                Ok(()) => break,
+                Err(problem) => {
+                    self.metrics.count_records("jsonl", "retried", count);
+                    let path = self.config.path.display();
+                    if !std::mem::replace(&mut self.is_write_failing, true) {
+                        error!("records stay in the spool, {path} cannot be written: {problem}");
+                    }
+                    if self.control.is_shutting_down.load(Ordering::Relaxed) {
+                        return false;
+                    }
+                    std::thread::sleep(WRITE_RETRY_INTERVAL);
+                }
+            }
+        }
+        if std::mem::take(&mut self.is_write_failing) {
+            info!("records are written to {} again", self.config.path.display());
+        }
+        self.metrics.count_records("jsonl", "delivered", count);
+        true
+    }
+
+    /// Writes whole lines or none: what was written of a batch that failed is taken back. Two
+    /// processes at one file do so one after the other.
+    fn write_lines(&mut self) -> io::Result<()> {
+        self.lock_current_file()?;
+        let written = self.write_lines_locked();
+        let _ = flock(&self.file, FlockOperation::Unlock);
+        written
+    }
+
+    /// Locks the file that has the name, and opens it anew where that is another one by now.
+    fn lock_current_file(&mut self) -> io::Result<()> {
+        for _ in 0..MAX_REOPEN_ATTEMPTS {
+            flock(&self.file, FlockOperation::LockExclusive)?;
+            let opened = self.file.metadata()?;
+            let named = fs::metadata(&self.config.path);
+            if named.is_ok_and(|named| opened.ino() == named.ino() && opened.dev() == named.dev()) {
+                return Ok(());
+            }
+            // Its lock goes with it.
+            self.file = open_and_repair(&self.config.path)?;
+        }
+        Err(io::Error::other("it is renamed again and again"))
+    }
+
+    fn write_lines_locked(&mut self) -> io::Result<()> {
+        let length_before = self.file.metadata()?.len();
+        self.file.write_all(&self.pending_lines).inspect_err(|_| {
+            let _ = self.file.set_len(length_before);
+        })?;
+        if length_before + self.pending_lines.len() as u64 >= self.config.rotate_at_bytes {
+            self.rotate_locked();
+        }
+        Ok(())
+    }
+
+    /// Begins a new file, unless this one is empty.
+    fn rotate(&mut self) {
+        match self.lock_current_file() {
+            Ok(()) if self.file.metadata().is_ok_and(|metadata| metadata.len() > 0) => self.rotate_locked(),
+            Ok(()) => {}
+            Err(problem) => warn!("{} cannot be rotated: {problem}", self.config.path.display()),
+        }
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
+
+    fn rotate_locked(&mut self) {
+        let path = &self.config.path;
+        match fs::rename(path, new_rotated_path(path, SystemTime::now())) {
+            // The next write opens the new one.
+            Ok(()) => self.schedule_rotation_cleanup(COMPRESSION_DELAY),
+            Err(problem) => warn!("{} cannot be rotated: {problem}", path.display()),
+        }
+    }
+
+    /// Compresses and removes old files, in a while and beside the writing.
+    fn schedule_rotation_cleanup(&self, delay: Duration) {
+        let (path, max_files) = (self.config.path.clone(), self.config.max_rotated_files);
+        let cleanup_lock = Arc::clone(&self.cleanup_lock);
+        let cleanup = move || {
+            std::thread::sleep(delay);
+            let _guard = cleanup_lock.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(problem) = delete_and_compress_rotated_files(&path, max_files) {
+                warn!("old records beside {} are not tidied: {problem}", path.display());
+            }
+        };
+        let _ = std::thread::Builder::new().name("tidy".into()).spawn(cleanup);
+    }
+}

@@ -1,0 +1,65 @@
+//! What the spool's writer and readers share: the segments, and the lock around them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::segment::Segment;
+
+/// What the writer and the readers share.
+#[derive(Debug)]
+pub(super) struct SharedSpool {
+    pub(super) directory: PathBuf,
+    pub(super) sink_names: Vec<&'static str>,
+    pub(super) state: Mutex<SpoolState>,
+    /// Something can be read, or will not be any more.
+    pub(super) state_changed: Condvar,
+}
+
+/// The segments and what became of them.
+#[derive(Debug, Default)]
+pub(super) struct SpoolState {
+    pub(super) segments: BTreeMap<String, Segment>,
+    /// Records that went undelivered, by sink.
+    pub(super) lost_records: Vec<u64>,
+    pub(super) is_dropping_segments: bool,
+    pub(super) is_closed: bool,
+}
+
+impl SpoolState {
+    pub(super) fn insert_segment(&mut self, segment: Segment) {
+        self.segments.insert(segment.name().to_owned(), segment);
+    }
+}
+
+impl SharedSpool {
+    pub(super) fn lock(&self) -> MutexGuard<'_, SpoolState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes what every sink has.
+    pub(super) fn remove_delivered_segments(&self) {
+        let mut state = self.lock();
+        let delivered: Vec<String> = state
+            .segments
+            .values()
+            .filter(|segment| segment.is_fully_delivered())
+            .map(|segment| segment.name().to_owned())
+            .collect();
+        let removed: Vec<Segment> = delivered.iter().filter_map(|name| state.segments.remove(name)).collect();
+        drop(state);
+        removed.iter().for_each(|segment| segment.delete_files(&self.directory));
+    }
+}
+
+/// At the end, when writer and readers are done, what every sink has goes.
+impl Drop for SharedSpool {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for segment in state.segments.values() {
+            if (0..self.sink_names.len()).all(|sink| segment.undelivered_bytes(sink) == 0) {
+                segment.delete_files(&self.directory);
+            }
+        }
+    }
+}

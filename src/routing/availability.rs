@@ -1,0 +1,398 @@
+//! Whether something can be used: why and until when it cannot, and which request probes it first when
+//! that time has passed.
+//!
+//! What a response means for availability is decided in `gateway/learn.rs`.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use smallvec::SmallVec;
+
+/// After a cooldown, a probe counts as accepted when this much time has passed since it was sent
+/// whole: a 429 comes at once, an answer may take minutes.
+const PROBE_ACCEPTED_AFTER: Duration = Duration::from_millis(100);
+/// After this time without a result, another request may probe.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why something is unavailable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnavailableReason {
+    /// Azure asked to wait: a 429, or another refusal with `retry-after`.
+    CoolingDown,
+    /// The resource does not have the deployment or the model.
+    DeploymentNotFound,
+    /// The resource rejects our credential, every key, or our network; or there is no secret yet.
+    NoUsableCredential,
+    /// The credential is not allowed to do this operation.
+    PermissionDenied,
+    /// The circuit breaker is open: too many attempts failed.
+    BreakerOpen,
+    /// The operator drains the backend.
+    Drained,
+}
+
+impl UnavailableReason {
+    const ALL: [Self; 6] = [
+        Self::CoolingDown,
+        Self::DeploymentNotFound,
+        Self::NoUsableCredential,
+        Self::PermissionDenied,
+        Self::BreakerOpen,
+        Self::Drained,
+    ];
+
+    /// Its name in the status API and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::CoolingDown => "cooling",
+            Self::DeploymentNotFound => "absent",
+            Self::NoUsableCredential => "credential",
+            Self::PermissionDenied => "permission",
+            Self::BreakerOpen => "breaker_open",
+            Self::Drained => "drained",
+        }
+    }
+
+    /// The reason of this name.
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == name)
+    }
+}
+
+/// Why and until when something is unavailable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unavailable {
+    /// Why.
+    pub reason: UnavailableReason,
+    /// The first moment at which a probe is allowed.
+    pub until: Instant,
+}
+
+/// A time of unavailability with its beginning. If it is extended before a probe has succeeded, it
+/// is still the same outage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outage {
+    /// Why and until when.
+    pub unavailable: Unavailable,
+    /// When it began.
+    pub since: Instant,
+}
+
+/// The availability of something at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Availability {
+    /// Every request may use it.
+    Available,
+    /// No request may use it; perhaps one is probing it.
+    Unavailable(Unavailable),
+    /// The outage has lasted its time; one request may probe ([`ProbePermit::acquire`]).
+    ProbeDue,
+}
+
+/// Tracks the availability of one thing: a backend, a deployment on it, an operation.
+#[derive(Debug, Default)]
+pub struct AvailabilityCell {
+    /// While this is false, which is nearly always, it is available and reading costs one atomic load.
+    may_be_unavailable: AtomicBool,
+    state: Mutex<Option<OutageState>>,
+}
+
+impl AvailabilityCell {
+    /// Makes it unavailable until the given moment, or longer if the current outage lasts longer.
+    /// Returns whether it was available before, so that an outage is logged once.
+    pub fn mark_unavailable(&self, unavailable: Unavailable, now: Instant) -> bool {
+        let mut state = self.lock_state();
+        let was_available = self.refresh_state(&mut state, now) == Availability::Available;
+        let since = state.as_ref().map_or(now, |state| state.since);
+        let unavailable = match state.as_ref() {
+            Some(OutageState { unavailable: current, .. }) if current.until > unavailable.until => *current,
+            _ => unavailable,
+        };
+        *state = Some(OutageState { unavailable, since, probe: ProbeState::NotStarted });
+        self.may_be_unavailable.store(true, Ordering::Release);
+        was_available
+    }
+
+    /// Ends the outage: it works again.
+    pub fn mark_available(&self) {
+        if self.may_be_unavailable() {
+            let mut state = self.lock_state();
+            *state = None;
+            self.may_be_unavailable.store(false, Ordering::Release);
+        }
+    }
+
+    /// Its availability now.
+    pub fn availability(&self, now: Instant) -> Availability {
+        if !self.may_be_unavailable() {
+            return Availability::Available;
+        }
+        self.refresh_state(&mut self.lock_state(), now)
+    }
+
+    /// Why and until when it is unavailable; `None` if it is available or a probe is due.
+    pub fn unavailability(&self, now: Instant) -> Option<Unavailable> {
+        match self.availability(now) {
+            Availability::Unavailable(unavailable) => Some(unavailable),
+            Availability::Available | Availability::ProbeDue => None,
+        }
+    }
+
+    /// The outage it is in; `None` if it is available or a probe is due.
+    pub fn current_outage(&self, now: Instant) -> Option<Outage> {
+        let unavailable = self.unavailability(now)?;
+        let since = self.lock_state().as_ref().map_or(now, |state| state.since);
+        Some(Outage { unavailable, since })
+    }
+
+    /// The last outage, unless a probe or time has ended it: also one for which a probe is due.
+    pub(super) fn unresolved_outage(&self, now: Instant) -> Option<Outage> {
+        let mut state = self.lock_state();
+        self.refresh_state(&mut state, now);
+        state.as_ref().map(|state| Outage { unavailable: state.unavailable, since: state.since })
+    }
+
+    /// Continues an outage that another process has recorded.
+    pub(super) fn restore_outage(&self, Outage { unavailable, since }: Outage) {
+        *self.lock_state() = Some(OutageState { unavailable, since, probe: ProbeState::NotStarted });
+        self.may_be_unavailable.store(true, Ordering::Release);
+    }
+
+    /// False if it is available; true if only [`AvailabilityCell::availability`] can tell.
+    pub(super) fn may_be_unavailable(&self) -> bool {
+        self.may_be_unavailable.load(Ordering::Acquire)
+    }
+
+    /// Registers the probe with this permit. Returns false if none is due.
+    fn try_start_probe(&self, now: Instant, permit_id: u64) -> bool {
+        let mut state = self.lock_state();
+        if self.refresh_state(&mut state, now) != Availability::ProbeDue {
+            return false;
+        }
+        if let Some(state) = state.as_mut() {
+            let deadline = now + PROBE_TIMEOUT;
+            state.probe = ProbeState::InProgress { permit_id, deadline, available_at_deadline: false };
+        }
+        true
+    }
+
+    /// Changes the state if this permit's probe is the current one; a probe that was replaced after
+    /// its time-out changes nothing.
+    fn update_if_permit_held(&self, permit_id: u64, change: impl FnOnce(&mut Option<OutageState>)) {
+        let mut state = self.lock_state();
+        let is_current = |state: &OutageState| matches!(state.probe, ProbeState::InProgress { permit_id: current, .. } if current == permit_id);
+        if state.as_ref().is_some_and(is_current) {
+            change(&mut state);
+            self.may_be_unavailable.store(state.is_some(), Ordering::Release);
+        }
+    }
+
+    /// Ends an outage whose probe was accepted by now, and returns the availability.
+    fn refresh_state(&self, state: &mut Option<OutageState>, now: Instant) -> Availability {
+        let Some(OutageState { unavailable, probe, .. }) = state else { return Availability::Available };
+        if now < unavailable.until {
+            return Availability::Unavailable(*unavailable);
+        }
+        match probe {
+            ProbeState::NotStarted => Availability::ProbeDue,
+            ProbeState::InProgress { deadline, available_at_deadline: false, .. } if now < *deadline => {
+                // After a cooldown, a probe that is sent now counts as accepted that soon: others wait
+                // for it no longer.
+                let soon = now + PROBE_ACCEPTED_AFTER;
+                let is_cooldown = unavailable.reason == UnavailableReason::CoolingDown;
+                let until = if is_cooldown { soon.min(*deadline) } else { *deadline };
+                Availability::Unavailable(Unavailable { until, ..*unavailable })
+            }
+            ProbeState::InProgress { deadline, available_at_deadline: true, .. } if now < *deadline => {
+                Availability::Unavailable(Unavailable { until: *deadline, ..*unavailable })
+            }
+            ProbeState::InProgress { available_at_deadline: true, .. } => {
+                *state = None;
+                self.may_be_unavailable.store(false, Ordering::Release);
+                Availability::Available
+            }
+            ProbeState::InProgress { .. } => Availability::ProbeDue,
+        }
+    }
+
+    fn lock_state(&self) -> MutexGuard<'_, Option<OutageState>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Permits one request to probe everything on its way for which a probe is due, usually nothing.
+/// Dropped without a result, it lets another request probe.
+#[derive(Debug, Default)]
+pub struct ProbePermit {
+    /// What is probed, each with the id of this permit for it.
+    cells: SmallVec<[(Arc<AvailabilityCell>, u64); 1]>,
+}
+
+impl ProbePermit {
+    /// The permit to use all of these, and to probe those that need it. `None` if one is unavailable,
+    /// perhaps because another request started to probe it first.
+    pub(super) fn acquire<'c>(
+        cells: impl Iterator<Item = &'c Arc<AvailabilityCell>>,
+        now: Instant,
+    ) -> Option<Self> {
+        let mut permit = Self::default();
+        for cell in cells {
+            match cell.availability(now) {
+                Availability::Available => {}
+                Availability::Unavailable(_) => return None,
+                Availability::ProbeDue => {
+                    let permit_id = fastrand::u64(..);
+                    if !cell.try_start_probe(now, permit_id) {
+                        return None;
+                    }
+                    permit.cells.push((Arc::clone(cell), permit_id));
+                }
+            }
+        }
+        Some(permit)
+    }
+
+    /// Whether this cell is among those that are probed.
+    pub fn covers(&self, cell: &Arc<AvailabilityCell>) -> bool {
+        self.cells.iter().any(|(probed, _)| Arc::ptr_eq(probed, cell))
+    }
+
+    /// The request has been sent whole: from now on a cooldown ends soon unless a refusal comes.
+    pub fn on_request_sent(&self, now: Instant) {
+        for (cell, permit_id) in &self.cells {
+            cell.update_if_permit_held(*permit_id, |state| {
+                if let Some(OutageState { unavailable, probe, .. }) = state
+                    && let ProbeState::InProgress { deadline, available_at_deadline, .. } = probe
+                    && unavailable.reason == UnavailableReason::CoolingDown
+                    && !*available_at_deadline
+                {
+                    (*deadline, *available_at_deadline) = (now + PROBE_ACCEPTED_AFTER, true);
+                }
+            });
+        }
+    }
+
+    /// Of what is probed, this one works; about the others nothing is known yet.
+    pub fn mark_available(&mut self, cell: &Arc<AvailabilityCell>) {
+        self.cells.retain(|(probed, permit_id)| {
+            let is_this = Arc::ptr_eq(probed, cell);
+            if is_this {
+                probed.update_if_permit_held(*permit_id, |state| *state = None);
+            }
+            !is_this
+        });
+    }
+
+    /// The request was answered: everything that is probed works.
+    pub fn mark_all_available(self) {
+        for (cell, permit_id) in &self.cells {
+            cell.update_if_permit_held(*permit_id, |state| *state = None);
+        }
+    }
+}
+
+impl Drop for ProbePermit {
+    fn drop(&mut self) {
+        for (cell, permit_id) in &self.cells {
+            cell.update_if_permit_held(*permit_id, |state| {
+                if let Some(state) = state {
+                    state.probe = ProbeState::NotStarted;
+                }
+            });
+        }
+    }
+}
+
+#[derive(Debug)]
+struct OutageState {
+    unavailable: Unavailable,
+    since: Instant,
+    /// Of meaning once `unavailable.until` has passed.
+    probe: ProbeState,
+}
+
+#[derive(Debug)]
+enum ProbeState {
+    NotStarted,
+    /// Until the deadline no other request probes. What comes then: the outage is over, or another
+    /// request may probe.
+    InProgress {
+        permit_id: u64,
+        deadline: Instant,
+        available_at_deadline: bool,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn unavailable(reason: UnavailableReason, until: Instant) -> Unavailable {
+        Unavailable { reason, until }
+    }
+
+    #[test]
+    fn a_cell_is_unavailable_until_its_time_and_the_longer_outage_wins() {
+        let now = Instant::now();
+        let cell = AvailabilityCell::default();
+        let until = |ms: u32| unavailable(UnavailableReason::CoolingDown, now + ms * MS);
+        assert_eq!(cell.availability(now), Availability::Available);
+        assert!(cell.mark_unavailable(until(100), now));
+        assert!(!cell.mark_unavailable(until(50), now), "already unavailable");
+        assert_eq!(cell.availability(now + 99 * MS), Availability::Unavailable(until(100)));
+        assert_eq!(cell.availability(now + 100 * MS), Availability::ProbeDue);
+        assert!(!cell.mark_unavailable(until(300), now + 200 * MS), "the same outage until a probe succeeds");
+        cell.mark_available();
+        assert_eq!(cell.availability(now), Availability::Available);
+        assert!(cell.mark_unavailable(until(400), now + 300 * MS));
+    }
+
+    #[test]
+    fn one_request_probes_after_a_cooldown_which_ends_by_time_or_by_an_answer() {
+        let now = Instant::now();
+        let cell = Arc::new(AvailabilityCell::default());
+        let permit = |at| ProbePermit::acquire([&cell].into_iter(), at);
+        let cooldown =
+            |until, at| cell.mark_unavailable(unavailable(UnavailableReason::CoolingDown, until), at);
+        cooldown(now, now);
+        let first = permit(now).unwrap();
+        assert!(first.covers(&cell) && permit(now).is_none(), "only one request probes");
+        let until = cell.unavailability(now).unwrap().until;
+        assert_eq!(until, now + 100 * MS);
+        // The first is given up before it is sent: another request may probe.
+        drop(first);
+        let second = permit(now).unwrap();
+        second.on_request_sent(now + 10 * MS);
+        assert_eq!(cell.availability(now + 110 * MS), Availability::Available, "a refusal would have come");
+        // A later refusal starts a new cooldown, whichever request gets it.
+        cooldown(now + 500 * MS, now + 200 * MS);
+        let third = permit(now + 500 * MS).unwrap();
+        cooldown(now + 900 * MS, now + 520 * MS);
+        drop(third);
+        assert!(matches!(cell.availability(now + 899 * MS), Availability::Unavailable(_)));
+        // An answer ends the cooldown at once.
+        permit(now + 900 * MS).unwrap().mark_all_available();
+        assert_eq!(cell.availability(now + 900 * MS), Availability::Available);
+        drop(second);
+    }
+
+    #[test]
+    fn other_outages_end_only_by_an_answer_and_a_silent_probe_times_out() {
+        let now = Instant::now();
+        let cell = Arc::new(AvailabilityCell::default());
+        cell.mark_unavailable(unavailable(UnavailableReason::NoUsableCredential, now), now);
+        let first = ProbePermit::acquire([&cell].into_iter(), now).unwrap();
+        first.on_request_sent(now);
+        assert!(matches!(cell.availability(now + 29_000 * MS), Availability::Unavailable(_)));
+        assert_eq!(cell.availability(now + 30_000 * MS), Availability::ProbeDue);
+        let second = ProbePermit::acquire([&cell].into_iter(), now + 30_000 * MS).unwrap();
+        // The answer to the first probe comes after its time-out and changes nothing for the second.
+        first.mark_all_available();
+        assert!(matches!(cell.availability(now + 30_001 * MS), Availability::Unavailable(_)));
+        second.mark_all_available();
+        assert_eq!(cell.availability(now + 30_001 * MS), Availability::Available);
+    }
+}

@@ -1,0 +1,267 @@
+//! What is known of a backend and of each deployment on it. It outlives a configuration: the next one
+//! finds it again by the backend's name.
+//!
+//! What a response means for it is decided in `gateway/learn.rs`.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::availability::{Availability, AvailabilityCell, Outage, Unavailable, UnavailableReason};
+use super::breaker::CircuitBreaker;
+use super::headroom::Headroom;
+use crate::azure::Operation;
+use crate::credentials::Credential;
+use crate::names::{BackendName, DeploymentName};
+
+/// A backend that rejects each new secret has its secret renewed at most this often.
+const MIN_SECRET_RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
+/// A backend's TLS errors are logged at most this often.
+const TLS_ERROR_LOG_INTERVAL: Duration = Duration::from_secs(60);
+/// Longer than any process runs.
+const EFFECTIVELY_FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// The health of every backend that a configuration of this process has named.
+#[derive(Debug)]
+pub struct HealthRegistry {
+    created_at: Instant,
+    backends: Mutex<HashMap<BackendName, Arc<BackendHealth>>>,
+}
+
+impl HealthRegistry {
+    /// An empty registry. `now` is before any other moment that it is given.
+    pub fn new(now: Instant) -> Self {
+        Self { created_at: now, backends: Mutex::default() }
+    }
+
+    /// The health of this backend; a new one if the name is new.
+    pub fn backend(&self, name: &BackendName) -> Arc<BackendHealth> {
+        let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
+        let health = backends.entry(name.clone());
+        Arc::clone(health.or_insert_with(|| Arc::new(BackendHealth::new(self.created_at))))
+    }
+
+    /// All backends, sorted by name.
+    pub(super) fn backends_by_name(&self) -> Vec<(BackendName, Arc<BackendHealth>)> {
+        let backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> =
+            backends.iter().map(|(name, health)| (name.clone(), Arc::clone(health))).collect();
+        all.sort_by(|(a, _), (b, _)| a.as_str().cmp(b.as_str()));
+        all
+    }
+}
+
+/// What is known of one backend.
+#[derive(Debug)]
+pub struct BackendHealth {
+    /// Unavailable while the resource rejects our credential, or while there is no secret.
+    credential_state: Arc<AvailabilityCell>,
+    /// The id of the secret that was rejected; 0: there was no secret.
+    rejected_secret_id: AtomicU64,
+    /// The id of the secret that was last renewed because this backend rejected it, and when; `None`
+    /// once the backend has accepted one.
+    last_secret_renewal: Mutex<Option<(u64, Instant)>>,
+    /// Whether `last_secret_renewal` is set, to be read without a lock.
+    has_renewed_secret: AtomicBool,
+    /// When a TLS error was last logged.
+    tls_error_logged_at: Mutex<Option<Instant>>,
+    /// Unavailable while the operator drains the backend.
+    pub(super) drain_state: Arc<AvailabilityCell>,
+    /// Its circuit breaker.
+    pub breaker: CircuitBreaker,
+    operation_states: [Arc<AvailabilityCell>; Operation::ALL.len()],
+    deployments: Mutex<HashMap<String, Arc<DeploymentHealth>>>,
+    /// Attempts that have begun and not ended.
+    pub attempts_in_flight: AtomicUsize,
+    /// Attempts since the process started.
+    pub attempts_started: AtomicU64,
+}
+
+impl BackendHealth {
+    fn new(now: Instant) -> Self {
+        Self {
+            credential_state: Arc::default(),
+            rejected_secret_id: AtomicU64::new(0),
+            last_secret_renewal: Mutex::default(),
+            has_renewed_secret: AtomicBool::new(false),
+            tls_error_logged_at: Mutex::default(),
+            drain_state: Arc::default(),
+            breaker: CircuitBreaker::new(now),
+            operation_states: std::array::from_fn(|_| Arc::default()),
+            deployments: Mutex::default(),
+            attempts_in_flight: AtomicUsize::new(0),
+            attempts_started: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether the resource accepts our credential. It is available again as soon as there is another
+    /// secret than the one that was rejected.
+    pub fn credential_state(&self, credential: &Credential) -> &Arc<AvailabilityCell> {
+        let cell = &self.credential_state;
+        if cell.may_be_unavailable()
+            && self.rejected_secret_id.load(Ordering::Acquire) != credential.secret().current_value_id()
+        {
+            cell.mark_available();
+        }
+        cell
+    }
+
+    /// Records that the secret of this id was rejected; 0: there is no secret. Returns whether the
+    /// credential was good before.
+    pub fn record_credential_rejection(
+        &self,
+        credential: &Credential,
+        secret_id: u64,
+        unavailable: Unavailable,
+        now: Instant,
+    ) -> bool {
+        self.rejected_secret_id.store(secret_id, Ordering::Release);
+        let was_good = self.credential_state.mark_unavailable(unavailable, now);
+        // A secret that was renewed just now is not unavailable because of the one before it.
+        self.credential_state(credential);
+        was_good
+    }
+
+    /// Whether a secret that this backend rejected is to be renewed. Not if it rejected the one before
+    /// as well, a short time ago: a backend that accepts none must not have tokens fetched without end.
+    pub fn should_renew_secret(&self, secret_id: u64, now: Instant) -> bool {
+        let mut last_renewal = self.last_secret_renewal.lock().unwrap_or_else(PoisonError::into_inner);
+        match *last_renewal {
+            Some((renewed_id, _)) if renewed_id == secret_id => true,
+            Some((_, at)) if now < at + MIN_SECRET_RENEWAL_INTERVAL => false,
+            _ => {
+                *last_renewal = Some((secret_id, now));
+                self.has_renewed_secret.store(true, Ordering::Release);
+                true
+            }
+        }
+    }
+
+    /// Whether a TLS error of now is to be logged; each minute one is.
+    pub fn should_log_tls_error(&self, now: Instant) -> bool {
+        let mut logged_at = self.tls_error_logged_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = logged_at.is_none_or(|at| now >= at + TLS_ERROR_LOG_INTERVAL);
+        if is_due {
+            *logged_at = Some(now);
+        }
+        is_due
+    }
+
+    /// Records that the backend has accepted our credential.
+    pub fn on_credential_accepted(&self) {
+        if self.has_renewed_secret.load(Ordering::Acquire) {
+            self.has_renewed_secret.store(false, Ordering::Release);
+            *self.last_secret_renewal.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+
+    /// Keeps new requests away until [`BackendHealth::undrain`]. Returns false if it was drained already.
+    pub fn drain(&self, now: Instant) -> bool {
+        let until = now + EFFECTIVELY_FOREVER;
+        self.drain_state.mark_unavailable(Unavailable { reason: UnavailableReason::Drained, until }, now)
+    }
+
+    /// Ends a drain. Returns false if it was not drained.
+    pub fn undrain(&self, now: Instant) -> bool {
+        let was_drained = self.drain_state.availability(now) != Availability::Available;
+        self.drain_state.mark_available();
+        was_drained
+    }
+
+    /// The outage of the whole backend, if it is in one.
+    pub fn current_outage(&self, credential: &Credential, now: Instant) -> Option<Outage> {
+        let cells = [&self.drain_state, self.credential_state(credential), &self.breaker.availability];
+        cells.into_iter().find_map(|cell| cell.current_outage(now))
+    }
+
+    /// Counts an attempt that begins.
+    pub fn on_attempt_start(&self) {
+        self.attempts_started.fetch_add(1, Ordering::Relaxed);
+        self.attempts_in_flight.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts an attempt that has ended.
+    pub fn on_attempt_end(&self) {
+        self.attempts_in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether the credential is allowed to do this operation.
+    pub fn operation_state(&self, operation: Operation) -> &Arc<AvailabilityCell> {
+        // In bounds: there are as many states as operations.
+        &self.operation_states[operation as usize]
+    }
+
+    /// The health of one of its deployments, by the resource's name for it; `None` is for calls that
+    /// name no deployment.
+    pub fn deployment(&self, upstream: Option<&DeploymentName>) -> Arc<DeploymentHealth> {
+        self.deployment_by_key(upstream.map(DeploymentName::to_lowercase).unwrap_or_default())
+    }
+
+    pub(super) fn deployment_by_key(&self, key: String) -> Arc<DeploymentHealth> {
+        let mut deployments = self.deployments.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(deployments.entry(key).or_default())
+    }
+
+    /// Its deployments that have been looked up so far, sorted by upstream name.
+    pub fn deployments(&self) -> Vec<(String, Arc<DeploymentHealth>)> {
+        let deployments = self.deployments.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sorted: Vec<_> =
+            deployments.iter().map(|(name, health)| (name.clone(), Arc::clone(health))).collect();
+        sorted.sort_by(|a, b| a.0.cmp(&b.0));
+        sorted
+    }
+
+    /// Its parts that are in an outage now: deployments by upstream name, then operations.
+    pub fn unavailable_parts(&self, now: Instant) -> Vec<(BackendPart, Outage)> {
+        let deployments = self.deployments().into_iter().filter_map(|(name, health)| {
+            let outage = health.availability.current_outage(now)?;
+            Some((BackendPart::Deployment(name), outage))
+        });
+        let operations = Operation::ALL.into_iter().filter_map(|operation| {
+            let outage = self.operation_state(operation).current_outage(now)?;
+            Some((BackendPart::Operation(operation), outage))
+        });
+        deployments.chain(operations).collect()
+    }
+}
+
+/// What is known of one deployment on one backend.
+#[derive(Debug, Default)]
+pub struct DeploymentHealth {
+    /// Whether it can be used.
+    pub availability: Arc<AvailabilityCell>,
+    /// How much of its quota is left.
+    pub headroom: Headroom,
+    /// It rejected `stream_options`, so no more streams are asked for their usage.
+    pub rejects_stream_options: AtomicBool,
+}
+
+/// A part of a backend that can be unavailable on its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackendPart {
+    /// A deployment, by the resource's name for it; empty for calls that name none.
+    Deployment(String),
+    /// An operation.
+    Operation(Operation),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn health_is_found_again_by_the_names_of_backend_and_deployment() {
+        let now = Instant::now();
+        let registry = HealthRegistry::new(now);
+        let name = BackendName::new("a");
+        let deployment = |name| DeploymentName::parse(name).unwrap();
+        let until = now + Duration::from_secs(1);
+        let unavailable = Unavailable { reason: UnavailableReason::DeploymentNotFound, until };
+        let health = registry.backend(&name).deployment(Some(&deployment("GPT")));
+        health.availability.mark_unavailable(unavailable, now);
+        let same = registry.backend(&name).deployment(Some(&deployment("gpt")));
+        assert_eq!(same.availability.unavailability(now), Some(unavailable));
+        assert_eq!(registry.backend(&name).unavailable_parts(now).len(), 1);
+    }
+}

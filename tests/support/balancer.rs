@@ -1,0 +1,426 @@
+//! The balancer under test: the real binary in a directory and on ports of its own.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::{CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, Response, TEST_TIMEOUT, clients_yaml, tls};
+
+/// A running balancer.
+pub struct Balancer {
+    child: Child,
+    pub address: SocketAddr,
+    pub admin_address: SocketAddr,
+    directory: tempfile::TempDir,
+    speaks_tls: bool,
+    has_admin: bool,
+    log: Arc<Mutex<String>>,
+}
+
+impl Balancer {
+    /// Starts the binary with these backends, `team-a` as client, and these further blocks.
+    pub async fn start(backends: &str, extra_yaml: &str) -> Self {
+        Self::start_with_clients(backends, &clients_yaml(), extra_yaml).await
+    }
+
+    pub async fn start_with_clients(backends: &str, clients: &str, extra_yaml: &str) -> Self {
+        Self::start_with_blocks(backends, clients, "", extra_yaml).await
+    }
+
+    /// The same with a further key of the listener.
+    pub async fn start_with_listener(backends: &str, listener: &str) -> Self {
+        Self::start_with_blocks(backends, &clients_yaml(), listener, "").await
+    }
+
+    /// With TLS and HTTP/2, and a certificate of this authority.
+    pub async fn start_with_tls(
+        authority: &tls::CertificateAuthority,
+        backends: &str,
+        extra_yaml: &str,
+    ) -> Self {
+        Self::start_with_tls_blocks(authority, "", backends, extra_yaml).await
+    }
+
+    /// The same with further keys of the listener.
+    pub async fn start_with_tls_and_listener(
+        authority: &tls::CertificateAuthority,
+        listener: &str,
+        backends: &str,
+    ) -> Self {
+        Self::start_with_tls_blocks(authority, listener, backends, "").await
+    }
+
+    async fn start_with_tls_blocks(
+        authority: &tls::CertificateAuthority,
+        listener: &str,
+        backends: &str,
+        extra_yaml: &str,
+    ) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        tls::write_certificate_and_key(directory.path(), authority, 1);
+        let tls = "tls: { certificate: cert.pem, private_key: key.pem }\nhttp2: true\n";
+        Self::start_in_directory(
+            directory,
+            backends,
+            &clients_yaml(),
+            &format!("{tls}{listener}"),
+            extra_yaml,
+            &[],
+        )
+        .await
+    }
+
+    async fn start_with_blocks(backends: &str, clients: &str, listener: &str, extra_yaml: &str) -> Self {
+        Self::start_in_directory(tempfile::tempdir().unwrap(), backends, clients, listener, extra_yaml, &[])
+            .await
+    }
+
+    /// Starts the binary with these variables.
+    pub async fn start_with_environment(
+        variables: &[(&str, String)],
+        backends: &str,
+        extra_yaml: &str,
+    ) -> Self {
+        Self::start_in_directory(
+            tempfile::tempdir().unwrap(),
+            backends,
+            &clients_yaml(),
+            "",
+            extra_yaml,
+            variables,
+        )
+        .await
+    }
+
+    async fn start_in_directory(
+        directory: tempfile::TempDir,
+        backends: &str,
+        clients: &str,
+        listener: &str,
+        extra_yaml: &str,
+        variables: &[(&str, String)],
+    ) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let admin_address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let listener: String = listener.lines().map(|line| format!("    {line}\n")).collect();
+        let mut text = format!("listeners:\n  - address: {address}\n{listener}");
+        if !extra_yaml.contains("server:") {
+            text += "server: { drain_delay: 0s }\n";
+        }
+        if !extra_yaml.contains("record:") {
+            text += "record: { jsonl: { path: records.jsonl } }\n";
+        }
+        text +=
+            &format!("admin: {{ address: {admin_address} }}\nbackends:\n{backends}{clients}{extra_yaml}\n");
+        Self::start_from_file_with_environment(directory, address, admin_address, &text, variables).await
+    }
+
+    /// Starts the binary with this file, which names these addresses.
+    pub async fn start_from_file(
+        directory: tempfile::TempDir,
+        address: SocketAddr,
+        admin_address: SocketAddr,
+        text: &str,
+    ) -> Self {
+        Self::start_from_file_with_environment(directory, address, admin_address, text, &[]).await
+    }
+
+    /// The same with these further variables.
+    pub async fn start_from_file_with_environment(
+        directory: tempfile::TempDir,
+        address: SocketAddr,
+        admin_address: SocketAddr,
+        text: &str,
+        variables: &[(&str, String)],
+    ) -> Self {
+        let path = directory.path().join("aoai-lb.yaml");
+        std::fs::write(&path, text).unwrap();
+        // Under a name of its own, so that another can be put in its place.
+        let binary = directory.path().join("aoai-lb");
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_aoai-lb"), &binary).unwrap();
+        let mut child = Command::new(binary)
+            .args(["run", "-c"])
+            .arg(&path)
+            .env("RUNTIME_DIRECTORY", directory.path().join("run"))
+            .envs(variables.iter().map(|(name, value)| (name, value)))
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let (lines, log_writer) = (BufReader::new(child.stderr.take().unwrap()), Arc::clone(&log));
+        std::thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                let mut log = log_writer.lock().unwrap();
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        let listeners = text.split("\nadmin:").next().unwrap();
+        let speaks_tls = listeners.contains(" tls: { certificate");
+        let has_admin = text.contains(&format!("address: {admin_address}"));
+        let mut balancer = Self { child, address, admin_address, directory, speaks_tls, has_admin, log };
+        balancer.wait_until_ready().await;
+        balancer
+    }
+
+    async fn wait_until_ready(&mut self) {
+        let deadline = Instant::now() + TEST_TIMEOUT;
+        loop {
+            if self.is_ready().await {
+                return;
+            }
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("the balancer ended with {status}:\n{}", self.log());
+            }
+            assert!(Instant::now() < deadline, "not ready:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Whether it answers; a listener with TLS has to be asked in another language.
+    async fn is_ready(&self) -> bool {
+        let Ok(mut client) = Client::try_connect(self.address).await else { return false };
+        if !self.speaks_tls && !client.get_is_ok("/readyz").await {
+            return false;
+        }
+        if !self.has_admin {
+            return true;
+        }
+        let Ok(mut admin) = Client::try_connect(self.admin_address).await else { return false };
+        // With TLS of its own, or a token, it need not say more.
+        !self.speaks_tls || admin.get_is_ok("/api/status").await
+    }
+
+    /// What of the log has arrived; a line may come after the reply that it is about.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Waits until the log says so.
+    pub async fn wait_for_log(&self, what: &str) {
+        let deadline = Instant::now() + TEST_TIMEOUT;
+        while !self.log.lock().unwrap().contains(what) {
+            assert!(Instant::now() < deadline, "never said: {what}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    pub async fn connect(&self) -> Client {
+        Client::connect(self.address).await
+    }
+
+    /// One request on a connection of its own.
+    pub async fn post(&self, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
+        self.connect().await.post(target, headers, body).await
+    }
+
+    /// One chat on a connection of its own, as `team-a`.
+    pub async fn post_chat(&self) -> Response {
+        self.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], CHAT_BODY.as_bytes()).await
+    }
+
+    /// The status of the process that serves: for a while after an upgrade the one before answers
+    /// as well.
+    pub async fn status(&self) -> Value {
+        loop {
+            let response =
+                Client::connect(self.admin_address).await.get("/api/status", &[("Host", "localhost")]).await;
+            let status: Value = serde_json::from_slice(&response.body).unwrap();
+            if status["process"]["replaced"] == false {
+                return status;
+            }
+        }
+    }
+
+    /// The state of each backend, in the order of the configuration.
+    pub async fn backend_states(&self) -> Vec<(String, String)> {
+        let status = self.status().await;
+        let to_text = |value: &Value| value.as_str().unwrap().to_owned();
+        let backends = status["backends"].as_array().unwrap().iter();
+        backends.map(|backend| (to_text(&backend["name"]), to_text(&backend["state"]))).collect()
+    }
+
+    /// Waits until the status says so.
+    pub async fn wait_for_status(&self, what: &str, condition: impl Fn(&Value) -> bool) {
+        let deadline = Instant::now() + TEST_TIMEOUT;
+        loop {
+            let mut status = self.status().await;
+            if condition(&status) {
+                return;
+            }
+            // Too much of it for a message.
+            status["timeline"].take();
+            assert!(Instant::now() < deadline, "never happened: {what}: {status}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Replaces the configuration's file.
+    pub fn write_config(&self, text: &str) {
+        std::fs::write(self.path("aoai-lb.yaml"), text).unwrap();
+    }
+
+    /// The configuration's file, changed.
+    pub fn replace_in_config(&self, from: &str, to: &str) {
+        let text = std::fs::read_to_string(self.path("aoai-lb.yaml")).unwrap();
+        assert!(text.contains(from), "{from} is not in\n{text}");
+        self.write_config(&text.replace(from, to));
+    }
+
+    /// `POST` to the admin API.
+    pub async fn post_admin(&self, target: &str) -> Response {
+        let headers = [("Host", "localhost"), ("x-aoai-lb-admin", "1")];
+        loop {
+            let response = Client::connect(self.admin_address).await.post(target, &headers, b"").await;
+            if response.status != 503 {
+                return response;
+            }
+        }
+    }
+
+    /// `aoai-lb run_upgrade_command`, as the operator of this balancer calls it.
+    pub async fn run_upgrade_command(&self) -> std::process::Output {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_aoai-lb"));
+        command.args(["upgrade", "-c"]).arg(self.path("aoai-lb.yaml"));
+        command.env("RUNTIME_DIRECTORY", self.path("run")).output().await.unwrap()
+    }
+
+    /// All processes that serve or have served this configuration and are still there, oldest first.
+    pub fn running_pids(&mut self) -> Vec<u32> {
+        let log = self.log();
+        let announcements =
+            log.lines().filter_map(|line| line.split_once(" process ")?.1.split_once(" serves on "));
+        let mut pids: Vec<u32> = announcements.filter_map(|(pid, _)| pid.parse().ok()).collect();
+        // The first is the child, which has to be waited for.
+        let has_exited = self.child.try_wait().unwrap().is_some();
+        pids.retain(|pid| if *pid == self.child.id() { !has_exited } else { is_process_alive(*pid) });
+        pids
+    }
+
+    /// Waits until nobody but the process that serves is left, and returns it.
+    pub async fn wait_until_single_process(&mut self) -> u32 {
+        let serving = self.serving_pid().await;
+        let deadline = Instant::now() + TEST_TIMEOUT;
+        // The first is known, whatever of the log has arrived.
+        let is_first = serving == self.child.id();
+        while self.running_pids().iter().any(|pid| *pid != serving)
+            || (!is_first && self.child.try_wait().unwrap().is_none())
+        {
+            assert!(Instant::now() < deadline, "still there: {:?}\n{}", self.running_pids(), self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        serving
+    }
+
+    /// The process that serves now.
+    pub async fn serving_pid(&self) -> u32 {
+        self.status().await["process"]["pid"].as_u64().unwrap().try_into().unwrap()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The records so far.
+    pub fn records(&self) -> Vec<Value> {
+        let mut text = String::new();
+        if let Ok(mut file) = std::fs::File::open(self.path("records.jsonl")) {
+            file.read_to_string(&mut text).unwrap();
+        }
+        let complete_lines = text.rsplit_once('\n').map_or("", |(complete_lines, _)| complete_lines);
+        complete_lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// The records, once there are `count` of them.
+    pub async fn wait_for_records(&self, count: usize) -> Vec<Value> {
+        let deadline = Instant::now() + TEST_TIMEOUT;
+        loop {
+            let records = self.records();
+            if records.len() >= count {
+                assert_eq!(records.len(), count, "more records than requests: {records:#?}");
+                return records;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{} of {count} records: {records:#?}\n{}",
+                records.len(),
+                self.log()
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn send_signal(&self, name: &str) {
+        assert!(send_signal_to(name, self.child.id()));
+    }
+
+    /// SIGTERM, then the end; returns the exit code.
+    pub async fn stop(&mut self) -> i32 {
+        self.send_signal("TERM");
+        self.wait_for_exit().await
+    }
+
+    /// Waits for the process to end.
+    pub async fn wait_for_exit(&mut self) -> i32 {
+        let deadline = Instant::now() + TEST_TIMEOUT;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code().unwrap_or(-1);
+            }
+            assert!(Instant::now() < deadline, "does not end:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for successor in self.running_pids() {
+            send_signal_to("KILL", successor);
+        }
+        if std::thread::panicking() {
+            eprintln!("--- log of the balancer\n{}---", self.log());
+        }
+    }
+}
+
+/// Sends a signal; returns whether there was somebody to get it.
+pub fn send_signal_to(name: &str, pid: u32) -> bool {
+    Command::new("kill")
+        .args(["-s", name, &pid.to_string()])
+        .stderr(Stdio::null())
+        .status()
+        .unwrap()
+        .success()
+}
+
+/// Whether a process with this id exists.
+pub fn is_process_alive(pid: u32) -> bool {
+    send_signal_to("0", pid)
+}
+
+/// A port nobody listens on, outside the range from which the system hands ports to
+/// connections, so that it stays free until it is used.
+pub fn free_port() -> u16 {
+    static NEXT_OFFSET: AtomicU16 = AtomicU16::new(0);
+    let offset = u16::try_from(std::process::id() % 9_000).unwrap();
+    loop {
+        let step = NEXT_OFFSET.fetch_add(1, Ordering::Relaxed);
+        let port = 20_000 + (offset + step * 7) % 12_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
