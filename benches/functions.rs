@@ -1,6 +1,6 @@
-//! What each step of a request takes on this machine: `cargo bench --bench functions`.
+//! The time that each step of a request takes on this machine: `cargo bench --bench functions`.
 
-#![allow(missing_docs, reason = "a program that measures")]
+#![allow(missing_docs, reason = "a benchmark without a public API")]
 
 mod hot_path;
 

@@ -1,11 +1,16 @@
-//! `balance: headroom` against `balance: round_robin`: three simulated resources of unequal tokens
-//! per minute, asked for 95 % of their sum.
+//! Compares `balance: headroom` with `balance: round_robin`: three simulated resources with unequal
+//! tokens per minute get requests for 95 % of their sum.
 //!
-//! `cargo bench --bench headroom [-- MINUTES]` (default 5) runs both at once, each with its own
-//! balancer and resources, and prints a table and a line of JSON. Arrivals are random and do not
-//! wait for answers; the minutes of the resources begin 20 s apart.
+//! `cargo bench --bench headroom [-- MINUTES]` (default 5) runs both at the same time, each with its own
+//! balancer and resources, and prints a table and a line of JSON. Arrivals are random and do not wait for
+//! responses. The rate-limit windows of the resources start 20 s apart.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs, reason = "a program that reports")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a benchmark that prints its results"
+)]
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -22,7 +27,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 const RESOURCES: [(&str, u64); 3] = [("large", 240_000), ("medium", 120_000), ("small", 40_000)];
 const LOAD_FRACTION: f64 = 0.95;
 const MEAN_REQUEST_TOKENS: f64 = 800.0;
-/// From the request to the answer.
+/// From the request to the response.
 const RESPONSE_LATENCY: Duration = Duration::from_secs(2);
 const RESOURCE_START_INTERVAL: Duration = Duration::from_secs(20);
 
@@ -90,14 +95,14 @@ async fn run_load(balance: &str, length: Duration) -> LoadResult {
     let balancer = Arc::new(Balancer::start(&backends, &format!("balance: {balance}")).await);
     let total_tokens_per_minute: u64 = RESOURCES.iter().map(|(_, tokens)| tokens).sum();
     let per_second = total_tokens_per_minute as f64 * LOAD_FRACTION / 60.0 / MEAN_REQUEST_TOKENS;
-    // The same arrivals for both.
+    // The same seed and so the same arrivals for both.
     let mut random = fastrand::Rng::with_seed(1);
     let start = Instant::now();
     let mut next_arrival = start;
     let mut tasks = tokio::task::JoinSet::new();
     while next_arrival < start + length {
         sleep_until(next_arrival).await;
-        // An even spread from a fifth to nine fifths of the mean.
+        // Uniformly distributed between 0.2 and 1.8 times the mean.
         let tokens = (MEAN_REQUEST_TOKENS * (0.2 + 1.6 * random.f64())) as usize;
         let prompt = "word".repeat(tokens / 2);
         let body = format!(

@@ -1,14 +1,14 @@
-//! How many instructions each step of a request takes, counted by callgrind, which does not care
-//! how fast or how busy a machine is.
+//! Counts the instructions of each step of a request with callgrind, which does not depend on the speed or
+//! load of the machine.
 //!
-//! `cargo bench --bench instructions_per_round` fails where a step takes a tenth more than
-//! `benches/instructions_per_round.json` says; with `-- --update` it writes that file.
+//! `cargo bench --bench instructions` fails if a step takes 10 % more instructions than in
+//! `benches/instructions.json`; with `-- --update` it writes that file.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
     missing_docs,
-    reason = "a program that measures and reports"
+    reason = "a benchmark that prints its results"
 )]
 
 mod hot_path;
@@ -17,11 +17,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-/// How much more than before is too much.
+/// The largest accepted increase of a count, as a fraction.
 const MAX_INCREASE: f64 = 0.10;
-/// What is done before counting means something, and what is counted.
+/// The numbers of rounds of two runs. Their difference excludes start-up and warm-up.
 const ROUND_COUNTS: [usize; 2] = [50, 550];
-/// How it calls itself.
+/// The argument with which the benchmark runs itself under callgrind.
 const STEP_FLAG: &str = "--step";
 
 fn main() -> ExitCode {
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     println!("| step | instructions | before | |\n| --- | ---: | ---: | ---: |");
     for (name, count) in &counts {
         let Some(before) = previous_counts.get(*name) else {
-            println!("| {name} | {count} | | it is new |");
+            println!("| {name} | {count} | | new |");
             is_within_limit = false;
             continue;
         };
@@ -60,14 +60,14 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     println!(
-        "\nA step takes {:.0} % more than before, or is new. If that is meant:\n\
+        "\nA step takes more than {:.0} % more instructions than before, or is new. If this is intended, run:\n\
          cargo bench --bench instructions -- --update",
         MAX_INCREASE * 100.0
     );
     ExitCode::FAILURE
 }
 
-/// Of one round, in the long run.
+/// The instructions of one round after warm-up.
 fn instructions_per_round(step: &str) -> u64 {
     let [few_rounds, many_rounds] = ROUND_COUNTS.map(|rounds| count_instructions(step, rounds));
     (many_rounds - few_rounds) / (ROUND_COUNTS[1] - ROUND_COUNTS[0]) as u64
@@ -79,7 +79,7 @@ fn count_instructions(step: &str, rounds: usize) -> u64 {
         .arg(std::env::current_exe().unwrap())
         .args([STEP_FLAG, step, &rounds.to_string()])
         .output()
-        .expect("valgrind is installed");
+        .expect("valgrind must be installed");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{step}: {stderr}");
     let line = stderr.lines().find_map(|line| line.split_once("Collected :"));

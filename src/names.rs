@@ -1,13 +1,13 @@
-//! Newtypes for the words the rooms share: who is calling, where to, and how much.
+//! Names and small numbers that all modules share: clients, backends, deployments, weights, tiers.
 //!
-//! Holds no rules but the ones a value cannot break: what a deployment name may look like
-//! and that names compare the way Azure compares them.
+//! The only rules here are those that no value can break: the form of a deployment name, how names
+//! compare, and the range of a weight or tier.
 
 use std::fmt;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
-/// Most bytes a deployment name may have (the limit Azure sets for deployment names).
+/// Longest deployment name, in bytes. This is Azure's limit.
 pub const MAX_DEPLOYMENT_NAME_BYTES: usize = 64;
 
 macro_rules! name_type {
@@ -17,7 +17,7 @@ macro_rules! name_type {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Wraps a name that has been checked where it came from.
+            /// Wraps a name that the caller has checked.
             pub fn new(name: &str) -> Self {
                 Self(name.into())
             }
@@ -43,32 +43,32 @@ macro_rules! name_type {
 }
 
 name_type!(
-    /// The name of one routable entry of the configuration: endpoint, credential, tier, weight.
+    /// The name of a backend: one entry of the configuration with endpoint, credential, tier and weight.
     BackendName
 );
 name_type!(
-    /// The name of a caller, as the configuration gives it.
+    /// The name of a client in the configuration.
     ClientName
 );
 
 name_type!(
-    /// Whom a certificate was issued to, as `openssl x509 -noout -subject -nameopt
+    /// The subject of a client certificate, written as `openssl x509 -noout -subject -nameopt
     /// RFC2253,-esc_msb,utf8` prints it: the most specific attribute first.
     CertificateSubject
 );
 
-/// The name of a deployment as a client or an operator spelled it. Two spellings that
-/// differ only in ASCII case are the same deployment, as they are for Azure.
+/// The name of a deployment in the spelling of a client or operator. Names that differ only in ASCII
+/// case are equal, as they are for Azure.
 #[derive(Clone, Debug)]
 pub struct DeploymentName(Arc<str>);
 
-/// Why a string is no deployment name.
+/// A text is not a valid deployment name.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a deployment name has 1 to {MAX_DEPLOYMENT_NAME_BYTES} of the characters A-Z a-z 0-9 . _ -")]
 pub struct DeploymentNameError;
 
 impl DeploymentName {
-    /// Takes a name of 1 to 64 characters of `[A-Za-z0-9._-]`.
+    /// Checks and wraps a name of 1 to 64 characters of `[A-Za-z0-9._-]`.
     ///
     /// # Errors
     /// [`DeploymentNameError`] for anything else, and for `.` and `..`, which are path segments.
@@ -84,12 +84,12 @@ impl DeploymentName {
         Ok(Self(name.into()))
     }
 
-    /// The name as it was spelled.
+    /// The name in its original spelling.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The name in the form that equal names share: ASCII lower case.
+    /// The name in ASCII lower case, which is the same for equal names.
     pub fn to_lowercase(&self) -> String {
         self.0.to_ascii_lowercase()
     }
@@ -105,7 +105,7 @@ impl Eq for DeploymentName {}
 
 impl std::hash::Hash for DeploymentName {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        // At once: a hasher takes as long for a byte as for eight.
+        // In one call: a hasher takes as long for one byte as for eight.
         let mut lower = [0; MAX_DEPLOYMENT_NAME_BYTES];
         for (lower, byte) in lower.iter_mut().zip(self.0.bytes()) {
             *lower = byte.to_ascii_lowercase();
@@ -120,17 +120,17 @@ impl fmt::Display for DeploymentName {
     }
 }
 
-/// A backend's share of its tier's traffic, relative to its siblings; 1 to 1000.
+/// A backend's share of the traffic of its tier, relative to the other backends there; 1 to 1000.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Weight(NonZeroU16);
 
 impl Weight {
-    /// The largest weight: it bounds the slots of a wheel.
+    /// The largest weight. It limits the number of slots in the round-robin wheel.
     pub const MAX: u16 = 1000;
-    /// The weight of a backend that states none.
+    /// The default weight of a backend.
     pub const ONE: Self = Self(NonZeroU16::MIN);
 
-    /// Takes 1 to [`Weight::MAX`]; `None` otherwise.
+    /// A weight of 1 to [`Weight::MAX`]; `None` for other numbers.
     pub fn new(weight: u16) -> Option<Self> {
         NonZeroU16::new(weight).filter(|w| w.get() <= Self::MAX).map(Self)
     }
@@ -141,15 +141,16 @@ impl Weight {
     }
 }
 
-/// A tier's place in the order of trying: 1 first.
+/// A group of backends of a deployment. Tier 1 is used first; higher ones take over when it is
+/// unavailable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tier(NonZeroU16);
 
 impl Tier {
-    /// The tier of a backend that states none.
+    /// The default tier of a backend.
     pub const FIRST: Self = Self(NonZeroU16::MIN);
 
-    /// Takes 1 and above; `None` for 0.
+    /// A tier of 1 or above; `None` for 0.
     pub fn new(tier: u16) -> Option<Self> {
         NonZeroU16::new(tier).map(Self)
     }

@@ -1,5 +1,5 @@
-//! Our own calls to other services (tokens, ingestion): one client, one set of time-outs, the same
-//! TLS as towards backends.
+//! The HTTP client for the balancer's own calls to other services: tokens, secrets, ingestion of records,
+//! the admin API. It uses Pingora's connector, hence the same TLS as the calls to backends.
 
 use std::time::Duration;
 
@@ -14,108 +14,109 @@ use tokio::time;
 
 use crate::config::Endpoint;
 
-/// The most it may take to find and reach the other side.
+/// Longest duration of the DNS lookup, and of connecting including TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an unused connection is kept.
+/// How long an idle connection is kept for reuse.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Most bytes of an answer that are looked at.
+/// Default of [`OutboundClient::with_max_response_bytes`].
 const MAX_RESPONSE_BYTES: usize = 256 * 1024;
 
-/// Calls other services.
+/// Sends requests to other services and keeps their connections for reuse.
 pub struct OutboundClient {
     connector: Connector,
-    /// The most a whole call may take.
+    /// Longest duration of a request, from the DNS lookup to the end of the response.
     timeout: Duration,
-    /// Most bytes of an answer that are looked at.
+    /// A response body is read until it exceeds this many bytes.
     max_response_bytes: usize,
 }
 
-/// An answer, whatever its status.
+/// A response of any status.
 #[derive(Debug)]
 pub struct OutboundResponse {
     /// HTTP status.
     pub status: u16,
-    /// Its headers.
+    /// Header fields.
     pub headers: HeaderMap,
-    /// Its body, or the beginning of a long one.
+    /// The body, or the beginning of one that is too long.
     pub body: Bytes,
 }
 
-/// A call to be made. It has no `Debug`: secrets are in it.
+/// A request to send. It has no `Debug`, because it contains secrets.
 pub struct OutboundRequest<'a> {
     /// HTTP method.
     pub method: Method,
     /// Path and query.
     pub path_and_query: &'a str,
-    /// Names and values.
+    /// Header fields. `host` and `content-length` are added.
     pub headers: &'a [(&'static str, &'a str)],
-    /// The body.
+    /// The body; empty: none.
     pub body: Bytes,
 }
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Debug, thiserror::Error)]
 pub enum OutboundError {
-    /// The host's name has no address.
+    /// The DNS lookup found no address in time.
     #[error("{host} does not resolve")]
     Dns {
         /// The host.
         host: String,
     },
-    /// No connection, or one that broke.
-    #[error("{host}: {message}")]
+    /// The connection failed, or the response was incomplete or not HTTP.
+    #[error("{destination}: {reason}")]
     Transport {
-        /// The host.
-        host: String,
-        /// What happened to it.
-        message: String,
+        /// Host and port, or the path of the socket.
+        destination: String,
+        /// What failed.
+        reason: String,
     },
-    /// It took too long.
-    #[error("{host} did not answer within {timeout:?}")]
+    /// There was no complete response in time.
+    #[error("{destination}: no response within {timeout:?}")]
     TimedOut {
-        /// The host.
-        host: String,
-        /// How long it had.
+        /// Host and port, or the path of the socket.
+        destination: String,
+        /// The timeout of the client.
         timeout: Duration,
     },
 }
 
 impl OutboundClient {
-    /// A client whose calls may take so long.
+    /// A client whose requests may each take this long.
     pub fn new(timeout: Duration) -> Self {
         Self { connector: Connector::new(None), timeout, max_response_bytes: MAX_RESPONSE_BYTES }
     }
 
-    /// The same for answers of so many bytes.
+    /// Changes how much of a response body is read: reading stops once it exceeds this many bytes.
     #[must_use]
     pub fn with_max_response_bytes(self, max_response_bytes: usize) -> Self {
         Self { max_response_bytes, ..self }
     }
 
-    /// Makes a call.
+    /// Sends a request and reads the response.
     ///
     /// # Errors
-    /// [`OutboundError`] where there is no whole answer.
+    /// [`OutboundError`] if there is no complete response.
     pub async fn send(
         &self,
         endpoint: &Endpoint,
         request: OutboundRequest<'_>,
     ) -> Result<OutboundResponse, OutboundError> {
+        let destination = endpoint.authority();
         let exchange = async {
             let lookup = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port));
             let addresses = time::timeout(CONNECT_TIMEOUT, lookup).await.ok().and_then(Result::ok);
             let first_address = addresses.and_then(|mut addresses| addresses.next());
             let address = first_address.ok_or_else(|| OutboundError::Dns { host: endpoint.host.clone() })?;
             let peer = HttpPeer::new(address, endpoint.uses_tls, endpoint.host.clone());
-            self.exchange_with_peer(peer, &endpoint.host, &endpoint.authority(), &request).await
+            self.exchange_with_peer(peer, &destination, &destination, &request).await
         };
-        self.run_with_timeout(&endpoint.host, exchange).await
+        self.run_with_timeout(&destination, exchange).await
     }
 
-    /// Makes a call to a process of this machine, by its Unix socket.
+    /// Sends a request to a process on this machine through its Unix socket.
     ///
     /// # Errors
-    /// As [`OutboundClient::call`].
+    /// As [`OutboundClient::send`].
     pub async fn send_to_socket(
         &self,
         path: &str,
@@ -123,40 +124,30 @@ impl OutboundClient {
     ) -> Result<OutboundResponse, OutboundError> {
         let exchange = async {
             let peer = HttpPeer::new_uds(path, false, String::new());
-            let transport_error = |error: Box<pingora::Error>| OutboundError::Transport {
-                host: path.to_owned(),
-                message: error.to_string(),
-            };
-            self.exchange_with_peer(peer.map_err(transport_error)?, path, "localhost", &request).await
+            let peer = peer.map_err(|error| to_transport_error(path, &error))?;
+            self.exchange_with_peer(peer, path, "localhost", &request).await
         };
         self.run_with_timeout(path, exchange).await
     }
 
     async fn run_with_timeout(
         &self,
-        host: &str,
+        destination: &str,
         exchange: impl Future<Output = Result<OutboundResponse, OutboundError>>,
     ) -> Result<OutboundResponse, OutboundError> {
         let timeout = self.timeout;
-        let timed_out = |_| OutboundError::TimedOut { host: host.to_owned(), timeout };
+        let timed_out = |_| OutboundError::TimedOut { destination: destination.to_owned(), timeout };
         time::timeout(timeout, exchange).await.map_err(timed_out)?
     }
 
     async fn exchange_with_peer(
         &self,
         mut peer: HttpPeer,
-        host: &str,
+        destination: &str,
         authority: &str,
         request: &OutboundRequest<'_>,
     ) -> Result<OutboundResponse, OutboundError> {
-        let transport_error = |error: Box<pingora::Error>| OutboundError::Transport {
-            host: host.to_owned(),
-            message: match error.etype() {
-                // The engine quotes what it could not read, which may be a secret.
-                ErrorType::InvalidHTTPHeader => "its answer is not HTTP".to_owned(),
-                _ => error.to_string(),
-            },
-        };
+        let transport_error = |error: Box<pingora::Error>| to_transport_error(destination, &error);
         peer.options.total_connection_timeout = Some(CONNECT_TIMEOUT);
         peer.options.connection_timeout = Some(CONNECT_TIMEOUT);
         peer.options.idle_timeout = Some(IDLE_TIMEOUT);
@@ -167,7 +158,8 @@ impl OutboundClient {
             session.set_read_timeout(Some(self.timeout));
             let sent = send_and_read_head(&mut session, request_head.clone(), &request.body).await;
             if is_reused && sent.is_err() {
-                // It had been closed meanwhile; there is not much of them, and then a new one.
+                // The service closed the idle connection. Each of the few idle ones is tried at most once,
+                // then a new one is opened.
                 continue;
             }
             sent.map_err(transport_error)?;
@@ -179,6 +171,7 @@ impl OutboundClient {
             while let Some(chunk) = session.read_response_body().await.map_err(transport_error)? {
                 body.extend_from_slice(&chunk);
                 if body.len() > self.max_response_bytes {
+                    // The rest is unread, so the connection is not reused.
                     return Ok(OutboundResponse { status, headers, body: body.freeze() });
                 }
             }
@@ -203,7 +196,7 @@ fn build_request_head(authority: &str, request: &OutboundRequest<'_>) -> pingora
     Ok(head)
 }
 
-/// Sends a request and reads the head of its answer.
+/// Sends a request and reads the head of the response.
 async fn send_and_read_head(
     session: &mut HttpSession,
     request: RequestHeader,
@@ -215,4 +208,17 @@ async fn send_and_read_head(
     }
     session.finish_request_body().await?;
     session.read_response_header().await
+}
+
+/// The error of a failed connection or exchange, in plain words for the kinds that an operator meets most.
+fn to_transport_error(destination: &str, error: &pingora::Error) -> OutboundError {
+    let reason = match error.etype() {
+        ErrorType::ConnectRefused => "connection refused".to_owned(),
+        ErrorType::ConnectNoRoute => "no route to the host".to_owned(),
+        ErrorType::ConnectTimedout => "the connection was not established in time".to_owned(),
+        // Pingora quotes the bytes that it cannot parse, and they may contain a secret.
+        ErrorType::InvalidHTTPHeader => "the response is not HTTP".to_owned(),
+        _ => error.to_string().trim().to_owned(),
+    };
+    OutboundError::Transport { destination: destination.to_owned(), reason }
 }

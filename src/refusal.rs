@@ -1,51 +1,49 @@
-//! Every reason the balancer itself says no: status, code and kind, in one table.
-//!
-//! What a refusal looks like on the wire is `proxy/reply.rs`'s; when to refuse is everyone
-//! else's.
+//! The responses that the balancer itself refuses a request with: status, code and type of each, in one
+//! table. `proxy/client/refusal_response.rs` writes them.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
-/// The closed set of reasons. Each is one code of the record's `refusal` field and one
-/// `error.code` a client reads.
+/// Why a request is refused. Each reason has a code, which clients read as `error.code` and records
+/// contain as `refusal`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RefusalReason {
     /// The request is malformed: path, header, body or framing.
     BadRequest,
-    /// No key, a wrong key, or keys of two different clients.
+    /// No valid key, token or certificate, or valid ones of two different clients.
     InvalidApiKey,
-    /// The client's list of deployments does not hold this one, or no call without one.
+    /// The client may not use this deployment, or may not make calls that name none.
     DeploymentNotAllowed,
-    /// No backend of the configuration serves the deployment. Azure's own spelling.
+    /// No backend of the configuration serves the deployment. The code is spelled as Azure spells it.
     DeploymentNotFound,
     /// `requests.allow` does not list this method and path.
     PathNotAllowed,
     /// A method that is never served: OPTIONS, TRACE, CONNECT.
     MethodNotAllowed,
-    /// Head or body did not arrive in time.
+    /// The head or the body of the request did not arrive in time.
     RequestTimeout,
     /// The body exceeds `requests.max_body` or `requests.max_streamed_body`.
     BodyTooLarge,
-    /// A v1 body that is compressed: the deployment's name in it cannot be read.
+    /// The body of a v1 request is compressed, so the deployment in it cannot be read.
     UnsupportedEncoding,
-    /// The request's head is larger than the balancer reads.
+    /// The head of the request is larger than the balancer's limit.
     HeadersTooLarge,
-    /// Every backend of the deployment asked to wait.
+    /// Every backend of the deployment is throttled.
     AllThrottled,
-    /// Backends were asked and none gave an answer.
+    /// Attempts were made, and none got a response.
     UpstreamFailed,
-    /// No backend of the deployment can be asked now.
+    /// No backend of the deployment is available.
     NoBackend,
-    /// The balancer's own limits are reached (memory for held bodies).
+    /// A limit of the balancer itself is reached: connections, or memory for buffered bodies.
     Overloaded,
-    /// Backends refused their own credential or lack the deployment: the operator's to mend.
+    /// Backends rejected the balancer's credential or lack the deployment. The operator has to fix it.
     BackendMisconfigured,
-    /// Backends were asked and none answered in time.
+    /// Attempts were made, and none got a response in time.
     UpstreamTimeout,
 }
 
 impl RefusalReason {
-    /// HTTP status, `error.code` and `error.type`, in that order.
+    /// HTTP status, `error.code` and `error.type`.
     fn wire_fields(self) -> (u16, &'static str, &'static str) {
         const INVALID_REQUEST_ERROR: &str = "invalid_request_error";
         const SERVER_ERROR: &str = "server_error";
@@ -69,58 +67,57 @@ impl RefusalReason {
         }
     }
 
-    /// Whether it is said because backends failed rather than because of the request or of
-    /// limits.
+    /// Whether backends failed, as opposed to a fault of the request or a limit.
     pub fn is_upstream_failure(self) -> bool {
         matches!(self, Self::UpstreamFailed | Self::UpstreamTimeout)
     }
 
-    /// The HTTP status of the answer.
+    /// The HTTP status of the response.
     pub fn status(self) -> u16 {
         self.wire_fields().0
     }
 
-    /// The code clients and records read.
+    /// `error.code` for clients, `refusal` in records.
     pub fn code(self) -> &'static str {
         self.wire_fields().1
     }
 
-    /// `error.type`, as the SDKs show it.
+    /// `error.type`, which the SDKs show.
     pub fn error_type(self) -> &'static str {
         self.wire_fields().2
     }
 }
 
-/// A reason with what to tell this client.
+/// The refusal of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Why.
+    /// Why the request is refused.
     pub reason: RefusalReason,
-    /// What was wrong and what would be right; no key, prompt or token.
+    /// What is wrong and what would be right. It contains no key, prompt or token.
     pub message: Cow<'static, str>,
-    /// When another try can succeed, told as `retry-after` and `retry-after-ms`.
+    /// How long to wait before the next request, sent as `retry-after` and `retry-after-ms`.
     pub retry_after: Option<Duration>,
 }
 
 impl Refusal {
-    /// A refusal with its message.
+    /// A refusal with this message.
     pub fn new(reason: RefusalReason, message: impl Into<Cow<'static, str>>) -> Self {
         Self { reason, message: message.into(), retry_after: None }
     }
 
-    /// The same, telling the client when to come back.
+    /// Adds how long the client should wait before it retries.
     #[must_use]
     pub fn with_retry_after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);
         self
     }
 
-    /// A request without a valid key, token or certificate.
+    /// Refuses a request that is not authenticated.
     pub fn invalid_api_key(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(RefusalReason::InvalidApiKey, message)
     }
 
-    /// A malformed request.
+    /// Refuses a malformed request.
     pub fn bad_request(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(RefusalReason::BadRequest, message)
     }

@@ -1,9 +1,9 @@
-//! The admin API: who may ask, what is told, what can be done.
+//! The admin API: access checks, the status page and its policy, status, events, draining.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -49,8 +49,8 @@ async fn requests_from_foreign_hosts_and_origins_are_rejected() {
         assert_eq!(response.status, expected, "{method} {target} {headers:?}: {}", response.text());
     }
     let response = balancer.post_admin("/api/backends/none/drain").await;
-    assert!(response.text().contains("there is no backend of this name; there are a"), "{}", response.text());
-    // A connection that is kept, HEAD among its requests.
+    assert!(response.text().contains("no backend has this name; the backends are a"), "{}", response.text());
+    // HEAD and GET requests on one connection.
     let mut client = Client::connect(balancer.admin_address).await;
     for target in ["/", "/healthz", "/readyz", "/metrics", "/api/status"] {
         let response = client.request("HEAD", target, &[LOCAL_HOST], None).await;
@@ -69,7 +69,7 @@ async fn the_content_security_policy_allows_only_the_page_itself() {
     let policy = response.header("content-security-policy").unwrap();
     for part in ["default-src 'none'", "script-src 'sha256-", "style-src 'sha256-", "frame-ancestors 'none'"]
     {
-        assert!(policy.contains(part), "{policy}");
+        assert!(policy.contains(part), "expected {part:?} in: {policy}");
     }
     assert!(!policy.contains("unsafe") && !policy.contains("http"), "{policy}");
     assert!(response.text().starts_with("<!doctype html>"), "{}", &response.text()[..40]);
@@ -101,9 +101,9 @@ async fn the_event_stream_sends_the_status_until_shutdown() {
             break;
         }
     }
-    // A listener does not hold up the end.
+    // An open event stream does not delay the shutdown.
     assert_eq!(balancer.stop().await, 0);
-    assert_eq!(client.read_chunk().await, Some(Vec::new()), "it ended well");
+    assert_eq!(client.read_chunk().await, Some(Vec::new()), "the event stream ends with its last chunk");
 }
 
 #[tokio::test]
@@ -175,7 +175,7 @@ async fn a_drained_backend_finishes_its_requests_and_gets_no_new_ones() {
     let headers = [("api-key", CLIENT_KEY), ("Content-Length", &CHAT_BODY.len().to_string())];
     waiting_client.send(Client::request_head("POST", CHAT_TARGET, &headers).as_bytes()).await;
     waiting_client.send(CHAT_BODY.as_bytes()).await;
-    wait_until("it is under way", || azure.request_count("a") == 1).await;
+    wait_until("the request reaches backend a", || azure.request_count("a") == 1).await;
     let response = balancer.post_admin("/api/backends/a/drain").await.json();
     assert_eq!((response["changed"].as_bool(), response["in_flight"].as_u64()), (Some(true), Some(1)));
     assert_eq!(response["left_without_backend"], serde_json::json!(["calls that name no deployment"]));
@@ -219,14 +219,14 @@ async fn the_status_command_prints_a_table_or_json() {
     let (code, table, _) = run_status_command(&["--admin", &url]).await;
     assert_eq!(code, Some(0));
     for part in ["ready", "BACKEND", "drained", "gpt-4o", "CLIENT", "team-a"] {
-        assert!(table.contains(part), "{part}\n{table}");
+        assert!(table.contains(part), "expected {part:?} in:\n{table}");
     }
     let (_, json, _) = run_status_command(&["--json", "--admin", &url]).await;
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["backends"][1]["state"], "drained");
     let (code, _, stderr) = run_status_command(&["--admin", "http://127.0.0.1:1"]).await;
     assert_eq!(code, Some(1));
-    assert!(stderr.starts_with("the admin API is not reached: 127.0.0.1"), "{stderr}");
+    assert!(stderr.starts_with("cannot reach the admin API at http://127.0.0.1:1: "), "{stderr}");
     let (code, _, stderr) = run_status_command(&["--admin", "localhost"]).await;
     assert!(code == Some(1) && stderr.starts_with("--admin: must begin with"), "{stderr}");
 }

@@ -1,9 +1,9 @@
-//! Who gets in, with what, and what those read who do not.
+//! Admission: client keys, refusals and their order, the allow list, malformed requests, client addresses.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -79,7 +79,7 @@ async fn refusals_are_checked_in_order_and_look_like_azure_errors() {
     let v1_target = "/openai/v1/chat/completions";
     type Case<'a> = (&'a str, &'a str, Vec<(&'a str, &'a str)>, &'a str, u16, &'a str);
     let table: Vec<Case<'_>> = vec![
-        // Path before key before the client's list before what exists.
+        // In this order: the path, the key, the deployments of the client, the existence of the deployment.
         ("POST", "/openai/%2e%2e/x", vec![], "", 400, "bad_request"),
         ("POST", "/admin", vec![], "", 404, "path_not_allowed"),
         ("PUT", CHAT_TARGET, vec![], "", 404, "path_not_allowed"),
@@ -202,7 +202,7 @@ async fn no_path_spelling_bypasses_the_allow_list() {
     assert_eq!(client.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], CHAT_BODY.as_bytes()).await.status, 200);
     assert_eq!(client.get("/openai/v1/models/", &[("api-key", CLIENT_KEY)]).await.status, 200);
     let head = client.request("HEAD", "/openai/v1/models", &[("api-key", CLIENT_KEY)], None).await;
-    assert_eq!(head.header("x-aoai-lb-backend"), Some("a"), "GET includes HEAD");
+    assert_eq!(head.header("x-aoai-lb-backend"), Some("a"), "expected an allowed GET to allow HEAD, too");
     let hits = azure.request_count("a");
     for target in [
         "/openai/deployments/gpt-4o/embeddings",
@@ -229,7 +229,7 @@ async fn no_path_spelling_bypasses_the_allow_list() {
             client = balancer.connect().await;
         }
     }
-    assert_eq!(azure.request_count("a"), hits, "nothing reached the backend");
+    assert_eq!(azure.request_count("a"), hits, "expected no request at the backend");
 }
 
 #[tokio::test]
@@ -307,7 +307,7 @@ async fn slow_heads_and_bodies_time_out_and_large_heads_are_rejected() {
     let response = slow_request.await.unwrap();
     assert_eq!((response.status, response.error_code().as_str()), (408, "request_timeout"));
     let mut silent_client = balancer.connect().await;
-    assert!(silent_client.is_closed().await, "a connection without a request ends");
+    assert!(silent_client.is_closed().await, "expected the connection without a request to be closed");
     assert!(start.elapsed() < Duration::from_secs(10));
 
     let mut slow_client = balancer.connect().await;
@@ -355,7 +355,7 @@ async fn a_head_may_arrive_in_pieces_and_one_connection_serves_many_requests() {
         client.send(request.as_bytes()).await;
         assert_eq!(client.read_response().await.status, 200);
     }
-    // CONNECT has no path, but an answer and a record.
+    // A CONNECT request has no path, but gets a response and a record, too.
     client.send(b"CONNECT example:443 HTTP/1.1\r\nHost: example:443\r\n\r\n").await;
     assert_eq!(client.read_response().await.error_code(), "method_not_allowed");
     assert_eq!(balancer.wait_for_records(5).await[4]["refusal"], "method_not_allowed");

@@ -1,9 +1,9 @@
-//! Who is asked next, and when nobody is: waits, tiers, gates, breakers and the retry budget.
+//! Which backend gets a request next: tiers, waiting for cooldowns, probes, breakers, the retry budget.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -28,7 +28,7 @@ fn unavailable() -> Mood {
     Mood::Refuses(SimulatedError::Unavailable)
 }
 
-/// Resources in tiers of one each, in this order, with this further line in each entry.
+/// Starts one resource per tier, in this order, with a further line of YAML in each backend.
 async fn start_tiered_backends(names: &[&str], yaml_line: &str, extra_yaml: &str) -> (Simulator, Balancer) {
     let azure = start_simulator(names).await;
     let entry = |(index, name): (usize, &&str)| {
@@ -39,7 +39,7 @@ async fn start_tiered_backends(names: &[&str], yaml_line: &str, extra_yaml: &str
     (azure, balancer)
 }
 
-/// Who was tried for a request, and with what.
+/// The backend and status of each attempt in a record, 0 without a status.
 fn attempts_of(record: &Value) -> Vec<(String, u64)> {
     let attempts = record["attempts"].as_array().unwrap().iter();
     attempts
@@ -112,7 +112,7 @@ async fn a_429_is_returned_at_once_when_all_backends_are_throttled() {
         assert_eq!(balancer.post_chat().await.status, 429);
         shortest = shortest.min(start.elapsed());
     }
-    assert!(shortest < Duration::from_millis(80), "no round of pauses: {shortest:?}");
+    assert!(shortest < Duration::from_millis(80), "expected no waiting rounds, took {shortest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -125,17 +125,19 @@ async fn a_client_disconnect_releases_the_probe_of_a_backend() {
     let length = CHAT_BODY.len().to_string();
     let head =
         Client::request_head("POST", CHAT_TARGET, &[("api-key", CLIENT_KEY), ("Content-Length", &length)]);
-    balancer.wait_for_status("the rest ends", |s| s["backends"][0]["resting"] == Value::Array(vec![])).await;
-    // It is accepted, but leaves before that is known.
+    balancer
+        .wait_for_status("the cooldown of ptu ends", |s| s["backends"][0]["resting"] == Value::Array(vec![]))
+        .await;
+    // The request probes ptu, but its client disconnects before the response.
     let mut probing_client = balancer.connect().await;
     probing_client.send(&[head.as_bytes(), CHAT_BODY.as_bytes()].concat()).await;
-    wait_until("it has arrived", || {
+    wait_until("the probing request reaches ptu", || {
         azure.received_requests("ptu").iter().filter(|request| request.is_body_complete).count() == 2
     })
     .await;
     drop(probing_client);
     azure.set_mood("ptu", Mood::Calm);
-    wait_until("its record is there", || balancer.records().len() == 2).await;
+    wait_until("the record of the probing request is written", || balancer.records().len() == 2).await;
     assert_eq!(answering_backend(&balancer.post_chat().await), "ptu");
 }
 
@@ -149,18 +151,24 @@ async fn a_half_open_breaker_admits_one_request_until_its_response_arrives() {
         assert_eq!(answering_backend(&balancer.post_chat().await), "b");
     }
     azure.set_mood("a", Mood::SlowFirstByte(Duration::from_secs(2)));
-    balancer.wait_for_status("half open", |s| s["backends"][0]["state"] != "breaker_open").await;
+    balancer
+        .wait_for_status("the breaker of a is half open", |s| s["backends"][0]["state"] != "breaker_open")
+        .await;
     let hits = azure.request_count("a");
     let chat = |balancer: &Arc<Balancer>| {
         let balancer = Arc::clone(balancer);
         tokio::spawn(async move { answering_backend(&balancer.post_chat().await) })
     };
-    // Of two that are asked, one finds out.
+    // One of two requests probes the backend.
     let concurrent_chats = [chat(&balancer), chat(&balancer)];
-    wait_until("one finds out", || azure.request_count("a") == hits + 1).await;
+    wait_until("one request probes a", || azure.request_count("a") == hits + 1).await;
     let start = Instant::now();
     while start.elapsed() < Duration::from_millis(500) {
-        assert_eq!(answering_backend(&balancer.post_chat().await), "b", "being sent is no answer");
+        assert_eq!(
+            answering_backend(&balancer.post_chat().await),
+            "b",
+            "expected a sent request without a response not to close the breaker"
+        );
     }
     let mut answering_backends = [String::new(), String::new()];
     for (answering_backend_name, probe) in answering_backends.iter_mut().zip(concurrent_chats) {
@@ -172,7 +180,7 @@ async fn a_half_open_breaker_admits_one_request_until_its_response_arrives() {
     let mut later_backends =
         [answering_backend(&balancer.post_chat().await), answering_backend(&balancer.post_chat().await)];
     later_backends.sort();
-    assert_eq!(later_backends, ["a", "b"], "it takes its turns again");
+    assert_eq!(later_backends, ["a", "b"], "expected a to take its turns again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -184,7 +192,9 @@ async fn any_response_closes_the_breaker_of_the_only_backend() {
     for _ in 0..3 {
         assert_eq!(balancer.post_chat().await.status, 503);
     }
-    balancer.wait_for_status("open", |s| s["backends"][0]["state"] == "breaker_open").await;
+    balancer
+        .wait_for_status("the breaker of a is open", |s| s["backends"][0]["state"] == "breaker_open")
+        .await;
     azure.set_mood("a", throttled(1_000));
     for _ in 0..2 {
         let response = balancer.post_chat().await;
@@ -204,7 +214,9 @@ async fn a_refusal_inside_a_200_closes_a_half_open_breaker() {
     for _ in 0..8 {
         assert_eq!(answering_backend(&balancer.post_chat().await), "b");
     }
-    balancer.wait_for_status("half open", |s| s["backends"][0]["state"] != "breaker_open").await;
+    balancer
+        .wait_for_status("the breaker of a is half open", |s| s["backends"][0]["state"] != "breaker_open")
+        .await;
     azure.set_mood(
         "a",
         Mood::ErrorFirst { event_order: ErrorEventOrder::ErrorAlone, retry_after: Some("30".to_owned()) },
@@ -214,7 +226,7 @@ async fn a_refusal_inside_a_200_closes_a_half_open_breaker() {
         let response = balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], stream.as_bytes()).await;
         assert_eq!((response.status, answering_backend(&response).as_str()), (200, "b"));
     }
-    // Another deployment of it has all its turns.
+    // Another deployment of the same backend is not affected.
     azure.set_mood("a", Mood::Calm);
     let other = "/openai/deployments/other/chat/completions?api-version=2024-10-21";
     let responses =
@@ -254,8 +266,8 @@ async fn the_retry_budget_limits_further_failovers_beyond_a_free_allowance() {
             join_all((0..40).map(|_| balancer.post_chat())).await.iter().map(|response| response.status),
         );
     }
-    // Ten a second, gathered over ten seconds; requests that look at the same moment may all find
-    // the last one free.
+    // Ten failovers a second are free, for up to ten seconds in advance. Requests that check at the
+    // same moment may share the last free one.
     let free_failovers = 110 + usize::try_from(start.elapsed().as_secs()).unwrap() * 10;
     let answering_backends = statuses.iter().filter(|status| **status == 200).count();
     assert!(
@@ -275,7 +287,7 @@ async fn the_retry_budget_does_not_limit_failovers_after_a_refusal() {
         (Mood::Refuses(SimulatedError::InvalidKey), CHAT_BODY),
         (error_in_stream, stream),
     ] {
-        // Not listed, so that no rest of the deployment is remembered.
+        // The deployment is not listed, so that no cooldown of the deployment is kept.
         let extra_yaml = format!("retry: {{ budget: 0% }}\n{NO_BREAKER}");
         let (azure, balancer) = start_tiered_backends(&["a", "b", "c"], "", &extra_yaml).await;
         azure.set_mood("a", mood.clone());
@@ -302,7 +314,7 @@ async fn a_status_in_retry_statuses_is_tried_once_on_each_backend() {
     }
     let response = balancer.post_chat().await;
     assert_eq!((response.status, azure.request_count("a"), azure.request_count("b")), (409, 1, 1));
-    // A content filter's verdict is not shopped around at all.
+    // A rejection by the content filter is not retried on other backends.
     azure.set_mood("a", Mood::Refuses(SimulatedError::ContentFilter));
     azure.set_mood("b", Mood::Refuses(SimulatedError::ContentFilter));
     let response = balancer.post_chat().await;
@@ -312,7 +324,7 @@ async fn a_status_in_retry_statuses_is_tried_once_on_each_backend() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_most_useful_response_of_all_attempts_is_relayed_completely() {
     let table = [
-        // A 4xx about the request, a 429, a 5xx, a 408.
+        // From most to least useful: a 4xx about the request, a 429, a 5xx, a 408.
         (Mood::Refuses(SimulatedError::Conflict), throttled(5_000), 409),
         (throttled(5_000), unavailable(), 429),
         (unavailable(), Mood::Refuses(SimulatedError::Timeout), 503),
@@ -338,7 +350,7 @@ async fn the_most_useful_response_of_all_attempts_is_relayed_completely() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn retry_after_hints_to_clients_are_accurate_and_limited() {
-    // A backend that could answer now is no reason to stay away.
+    // The client need not wait if one of the backends may be available at once.
     let azure = start_simulator(&["a", "b"]).await;
     let balancer = Balancer::start(&listed_backends_yaml(&azure), "retry: { attempts: 0 }").await;
     azure.set_mood("a", throttled(30_000));
@@ -349,7 +361,7 @@ async fn retry_after_hints_to_clients_are_accurate_and_limited() {
     assert_eq!((response.status, parse_hint(&response, "retry-after-ms")), (429, Some(1)));
     let response = balancer.post_chat().await;
     assert!(parse_hint(&response, "retry-after-ms").is_some_and(|ms| (20_000..=30_000).contains(&ms)));
-    // Some SDKs sleep for a day if a 503 tells them to.
+    // Some SDKs would sleep for a day if a 503 asked for it.
     let hints = [
         ("retry-after: 86400", Some(60)),
         ("retry-after: soon", Some(10)),

@@ -1,9 +1,9 @@
-//! The commands as an operator uses them.
+//! The commands of the binary: check, run, keys, demo, usage, and signals while it runs.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -17,7 +17,7 @@ use support::{Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, all_backends
 
 fn run_aoai_lb(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aoai-lb"));
-    // What the examples in conf/ and the README take from the environment.
+    // The examples in conf/ and the README read these variables.
     for name in ["EASTUS_KEY", "WESTUS_KEY", "SWEDEN_KEY", "BACKEND_1_KEY", "BACKEND_2_KEY"] {
         command.env(name, "an-azure-key");
     }
@@ -50,7 +50,7 @@ fn every_example_configuration_passes_check() {
         checked_files += 1;
     }
     assert!(checked_files >= 3);
-    // And those that the README shows.
+    // The complete examples in the README.
     let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
     let blocks: Vec<&str> =
         readme.split("```yaml\n").skip(1).map(|remainder| remainder.split("```").next().unwrap()).collect();
@@ -91,10 +91,10 @@ fn check_reports_all_problems_at_once() {
         "timeouts.connect",
         "clients",
     ] {
-        assert!(stderr.contains(expected), "{expected} is not in\n{stderr}");
+        assert!(stderr.contains(expected), "expected {expected:?} in:\n{stderr}");
     }
     assert!(stderr.lines().count() >= 6, "{stderr}");
-    // It does not serve such a file either.
+    // `run` refuses such a file, too.
     assert_eq!(run_aoai_lb(&["run", "-c", file.to_str().unwrap()]).status.code(), Some(1));
 }
 
@@ -157,17 +157,24 @@ async fn sigterm_fails_readiness_then_finishes_requests_and_writes_all_records()
         )
         .await;
     running_client.send(CHAT_BODY.as_bytes()).await;
-    support::wait_until("it runs", || azure.request_count("a") == 51).await;
+    support::wait_until("the request reaches the backend", || azure.request_count("a") == 51).await;
     balancer.send_signal("TERM");
     let get_status = async |target| balancer.connect().await.get(target, &[]).await;
     while get_status("/readyz").await.status != 503 {}
     let health = get_status("/healthz").await;
-    assert_eq!((health.status, health.header("connection")), (200, Some("close")), "still listening");
+    assert_eq!(
+        (health.status, health.header("connection")),
+        (200, Some("close")),
+        "expected the health check to be answered while draining"
+    );
     let start = Instant::now();
     let response = running_client.read_response().await;
     assert_eq!((response.status, response.is_complete), (200, true));
     assert_eq!(balancer.wait_for_exit().await, 0);
-    assert!(start.elapsed() < std::time::Duration::from_secs(10), "the grace period was slept through");
+    assert!(
+        start.elapsed() < std::time::Duration::from_secs(10),
+        "expected the shutdown to end before the grace period"
+    );
     assert_eq!(balancer.records().len(), 51);
 }
 
@@ -189,9 +196,9 @@ async fn sigint_cuts_a_slow_shutdown_short() {
         )
         .await;
     running_client.send(CHAT_BODY.as_bytes()).await;
-    support::wait_until("it runs", || azure.request_count("a") == 1).await;
+    support::wait_until("the request reaches the backend", || azure.request_count("a") == 1).await;
     balancer.send_signal("TERM");
-    support::wait_until("it has stopped listening", || {
+    support::wait_until("the balancer stops listening", || {
         std::net::TcpStream::connect(balancer.address).is_err()
     })
     .await;
@@ -209,7 +216,7 @@ async fn the_demo_prints_a_request_that_works() {
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut output_text = String::new();
-    while !output_text.contains("End with") {
+    while !output_text.contains("Stop it with") {
         output_text += &(lines.next().unwrap().unwrap() + "\n");
     }
     let key = output_text.split("api-key: ").nth(1).unwrap().split('"').next().unwrap();
@@ -262,7 +269,7 @@ fn usage_sums_up_record_files_and_reports_invalid_lines() {
     let output = run_aoai_lb(&["usage", "--format", "csv", path.to_str().unwrap()]);
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(stdout.ends_with("2026-11-23,team-a,gpt-4o,east,1,3,4,0,0,7\n"), "{stdout}");
-    assert!(output.status.success() && stderr.contains("1 lines are no records"), "{stderr}");
+    assert!(output.status.success() && stderr.contains("skipped lines that are not records: 1"), "{stderr}");
     assert_eq!(run_aoai_lb(&["usage"]).status.code(), Some(2));
     let missing = run_aoai_lb(&["usage", "/no/such/file"]);
     assert_eq!(missing.status.code(), Some(1));

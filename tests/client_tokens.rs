@@ -1,9 +1,9 @@
-//! Clients with tokens of Entra ID in place of keys: who is let in, as whom, and who is not.
+//! Clients that authenticate with tokens of Entra ID instead of keys.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -28,7 +28,7 @@ fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
-/// A key as Entra ID publishes it.
+/// A signing key as a JSON Web Key, as Entra ID publishes it.
 fn published_key(id: &str, key: &PKey<Private>) -> Value {
     let rsa = key.rsa().unwrap();
     json!({ "kty": "RSA", "use": "sig", "kid": id, "x5t": id, "n": base64url_encode(&rsa.n().to_vec()), "e": base64url_encode(&rsa.e().to_vec()) })
@@ -116,10 +116,10 @@ async fn a_valid_token_authenticates_its_client() {
         (v1, "team-b"),
         (json!({ "azp": "another", "roles": ["Chat.B"] }), "team-b"),
         (json!({ "roles": ["Chat.B", "Chat.C", "unknown"] }), "team-b"),
-        // The application says more than its roles.
+        // The application id takes precedence over roles.
         (json!({ "azp": APP_A, "roles": ["Chat.B"] }), "team-a"),
         (json!({ "azp": APP_A, "aud": ["x", "other"] }), "team-a"),
-        // Clocks may differ a little.
+        // Clocks may differ by up to a minute.
         (json!({ "azp": APP_A, "exp": unix_now() - 30 }), "team-a"),
         (json!({ "azp": APP_A, "nbf": unix_now() + 30 }), "team-a"),
     ];
@@ -139,15 +139,19 @@ async fn a_valid_token_authenticates_its_client() {
     let records = fixture.balancer.wait_for_records(2 * count).await;
     let clients: Vec<&str> = records.iter().map(|record| record["client"].as_str().unwrap()).collect();
     assert_eq!(clients, expected);
-    assert_eq!(fixture.platform.signing_key_reads(), 1, "once for all");
+    assert_eq!(
+        fixture.platform.signing_key_reads(),
+        1,
+        "expected one fetch of the signing keys for all requests"
+    );
     assert!(!std::fs::read_to_string(fixture.balancer.path("records.jsonl")).unwrap().contains("eyJ"));
-    // Rules for a client hold, however it proves who it is.
+    // The rules of a client apply with a token as with a key.
     let role_token = sign_token("k1", &fixture.key, json!({ "roles": ["Chat.B"] }));
     let other = CHAT_TARGET.replace("gpt-4o", "other");
     let bearer = format!("Bearer {role_token}");
     let response = fixture.balancer.post(&other, &[("authorization", &bearer)], CHAT_BODY.as_bytes()).await;
     assert_eq!((response.status, response.error_code().as_str()), (403, "deployment_not_allowed"));
-    // And a key of one with a token of another is two clients.
+    // A key of one client with a token of another is refused.
     let key_and_token = [("authorization", bearer.as_str()), ("api-key", CLIENT_KEY)];
     let response = fixture.balancer.post(CHAT_TARGET, &key_and_token, CHAT_BODY.as_bytes()).await;
     assert_eq!(response.status, 401, "{}", response.text());
@@ -161,7 +165,7 @@ async fn a_valid_token_authenticates_its_client() {
             CHAT_BODY.as_bytes(),
         )
         .await;
-    assert_eq!(response.status, 200, "one that is valid admits");
+    assert_eq!(response.status, 200, "expected the valid key to be accepted beside an expired token");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -173,7 +177,8 @@ async fn an_invalid_token_is_rejected_with_a_reason() {
     let valid_token = with(json!({ "azp": APP_A }));
     let parts: Vec<&str> = valid_token.split('.').collect();
     let forged = base64url_encode(claims_with(json!({ "azp": APP_B })).to_string().as_bytes());
-    // The public key as the secret of an HMAC: a verifier that follows the header would agree.
+    // Signed with the public key as an HMAC secret: a verifier that trusts the `alg` of the header would
+    // accept this.
     let public = fixture.key.public_key_to_pem().unwrap();
     let hmac = PKey::hmac(&public).unwrap();
     let modulus = PKey::hmac(&fixture.key.rsa().unwrap().n().to_vec()).unwrap();
@@ -183,33 +188,33 @@ async fn an_invalid_token_is_rejected_with_a_reason() {
     let cases = [
         (sign(&hs256, &claims_a, &hmac), "not signed with RS256"),
         (sign(&hs256, &claims_a, &modulus), "not signed with RS256"),
-        (unsigned, "no JSON web token that is understood"),
+        (unsigned, "not a JSON Web Token of a supported form"),
         (format!("{}.{}.", parts[0], parts[1]), "the signature"),
         (format!("{}.{forged}.{}", parts[0], parts[2]), "the signature"),
         (sign_token("k1", &unknown_key, json!({ "azp": APP_A })), "the signature"),
         (sign_token("ec", &fixture.key, json!({ "azp": APP_A })), "not one of Entra ID's"),
         (sign_token("unknown", &fixture.key, json!({ "azp": APP_A })), "not one of Entra ID's"),
-        (with_header(json!({ "typ": "JWT", "alg": "RS256" })), "does not name its key"),
+        (with_header(json!({ "typ": "JWT", "alg": "RS256" })), "does not name its signing key"),
         (
             with_header(json!({ "alg": "RS256", "kid": "k1", "crit": ["b64"], "b64": false })),
             "critical header",
         ),
         (with_header(json!({ "alg": "PS256", "kid": "k1" })), "not signed with RS256"),
         (with(json!({ "azp": APP_A, "aud": "api://another" })), "another audience"),
-        (with(json!({ "azp": APP_A, "aud": null })), "has not the claims"),
+        (with(json!({ "azp": APP_A, "aud": null })), "missing or malformed"),
         (
             with(json!({ "azp": APP_A, "iss": "https://login.microsoftonline.com/other/v2.0" })),
             "another issuer",
         ),
-        (with(json!({ "azp": APP_A, "iss": null })), "has not the claims"),
+        (with(json!({ "azp": APP_A, "iss": null })), "missing or malformed"),
         (with(json!({ "azp": APP_A, "exp": unix_now() - 61 })), "has expired"),
-        (with(json!({ "azp": APP_A, "exp": null })), "has not the claims"),
-        (with(json!({ "azp": APP_A, "exp": "soon" })), "has not the claims"),
+        (with(json!({ "azp": APP_A, "exp": null })), "missing or malformed"),
+        (with(json!({ "azp": APP_A, "exp": "soon" })), "missing or malformed"),
         (with(json!({ "azp": APP_A, "nbf": unix_now() + 120 })), "not valid yet"),
         (with(json!({ "azp": "another" })), "belong to no client"),
         (with(json!({ "azp": APP_A.to_uppercase() })), "belong to no client"),
         (with(json!({ "roles": ["Chat.A", "Chat.B"] })), "belong to different clients"),
-        (format!("{valid_token}x"), "no JSON web token that is understood"),
+        (format!("{valid_token}x"), "not a JSON Web Token of a supported form"),
         (format!("eyJ{}", "A".repeat(100)), "invalid key"),
         (format!("{}.{}", valid_token, parts[2]), "invalid key"),
         (valid_token.to_lowercase(), "invalid key"),
@@ -223,8 +228,15 @@ async fn an_invalid_token_is_rejected_with_a_reason() {
         );
         assert!(response.text().contains(reason), "{reason}: {}", response.text());
     }
-    assert!(fixture.platform.signing_key_reads() <= 2, "made-up keys do not make us ask and ask");
-    assert_eq!(fixture.post_chat_with_token(&valid_token).await.status, 200, "and then the good one");
+    assert!(
+        fixture.platform.signing_key_reads() <= 2,
+        "expected at most one further fetch of the signing keys for unknown key ids"
+    );
+    assert_eq!(
+        fixture.post_chat_with_token(&valid_token).await.status,
+        200,
+        "expected the valid token to be accepted afterwards"
+    );
     assert!(!fixture.balancer.log().contains("eyJ"));
 }
 
@@ -233,7 +245,7 @@ async fn signing_keys_are_fetched_on_demand_and_kept_when_a_fetch_fails() {
     let fixture = start_fixture().await;
     let valid_token = sign_token("k1", &fixture.key, json!({ "azp": APP_A }));
     assert_eq!(fixture.post_chat_with_token(&valid_token).await.status, 200);
-    // Entra ID signs with a new key: whoever comes first makes us ask, all others wait with it.
+    // Entra ID signs with a new key: the first request triggers one fetch, and all others wait for it.
     let new_key = generate_key();
     fixture
         .platform
@@ -253,7 +265,7 @@ async fn signing_keys_are_fetched_on_demand_and_kept_when_a_fetch_fails() {
     };
     tokio::time::timeout(std::time::Duration::from_secs(20), retry_until_accepted).await.unwrap();
     assert_eq!(fixture.platform.signing_key_reads(), 2);
-    // The service is away: what is known stays known, and what is not is refused, not an error.
+    // While Entra ID fails, known keys stay valid, and tokens with unknown keys are refused with 401.
     fixture.platform.set_signing_keys_behaviour(ServiceBehaviour::RespondsWith(500, "oops"));
     for _ in 0..3 {
         assert_eq!(fixture.post_chat_with_token(&valid_token).await.status, 200);
@@ -278,10 +290,10 @@ async fn tokens_are_rejected_until_signing_keys_have_been_fetched() {
                 .await;
         let response = balancer.post(CHAT_TARGET, &[("authorization", &bearer)], CHAT_BODY.as_bytes()).await;
         assert_eq!(response.status, 401, "{}", response.text());
-        balancer.wait_for_log("the signing keys of Entra ID cannot be fetched").await;
-        assert_eq!(balancer.post_chat().await.status, 200, "keys are let in");
+        balancer.wait_for_log("cannot fetch the signing keys of Entra ID").await;
+        assert_eq!(balancer.post_chat().await.status, 200, "expected client keys to be accepted meanwhile");
     }
-    // One that takes its time is waited for.
+    // A slow service is waited for.
     platform.set_signing_keys_behaviour(ServiceBehaviour::DelayedByTenths(10));
     let balancer =
         Balancer::start_with_clients(&all_backends_yaml(&azure), &entra_and_clients_yaml(&platform), "")

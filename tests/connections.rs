@@ -1,7 +1,6 @@
-//! How connections to backends are used: kept whatever was answered on them, and with as few packets as
-//! a request needs.
+//! Connections to backends: reuse after any response, and head and body in one write.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod support;
 
@@ -13,10 +12,10 @@ use support::{Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, backend_yaml};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-/// A backend that answers every request on a connection alike, and keeps the connection.
+/// A backend that sends the same response to every request and keeps the connection open.
 struct KeepAliveUpstream {
     address: SocketAddr,
-    /// What came at once, by connection.
+    /// For each connection, the text of each read.
     reads_by_connection: Arc<Mutex<Vec<Vec<String>>>>,
 }
 
@@ -71,8 +70,16 @@ async fn a_connection_is_reused_after_a_503_and_each_request_arrives_in_one_read
     }
     for backend in [failing, working] {
         let reads_by_connection = backend.reads_by_connection();
-        assert_eq!(reads_by_connection.len(), 1, "one connection for all requests: {reads_by_connection:?}");
-        assert_eq!(reads_by_connection[0].len(), 3, "head and body come together: {reads_by_connection:?}");
+        assert_eq!(
+            reads_by_connection.len(),
+            1,
+            "expected one connection for all requests: {reads_by_connection:?}"
+        );
+        assert_eq!(
+            reads_by_connection[0].len(),
+            3,
+            "expected head and body in one read: {reads_by_connection:?}"
+        );
         assert!(
             reads_by_connection[0].iter().all(|text| text.starts_with("POST ") && text.ends_with(CHAT_BODY)),
             "{reads_by_connection:?}"
@@ -84,7 +91,7 @@ async fn a_connection_is_reused_after_a_503_and_each_request_arrives_in_one_read
 async fn an_idle_connection_that_the_backend_closed_is_not_reused() {
     let working = KeepAliveUpstream::start(200).await;
     let closing = ScriptedUpstream::start(|_| {
-        // It says that it keeps the connection, and closes it.
+        // The response does not announce the end of the connection, but the upstream closes it.
         vec![b"HTTP/1.1 200 X\r\nContent-Length: 2\r\n\r\n{}".to_vec()]
     })
     .await;
@@ -95,5 +102,5 @@ async fn an_idle_connection_that_the_backend_closed_is_not_reused() {
         assert_eq!(response.status, 200);
         assert_eq!(closing.requests().len(), request_count);
     }
-    assert!(working.reads_by_connection().is_empty(), "nobody else was asked");
+    assert!(working.reads_by_connection().is_empty(), "expected no request at the other backend");
 }

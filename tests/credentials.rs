@@ -1,10 +1,10 @@
-//! Tokens and keys for backends: fetched from every kind of identity and from a vault, renewed in
-//! the background, and never a reason for a failed request as long as a good one is to be had.
+//! Credentials for backends: tokens of every kind of identity and keys from a vault, renewed in the
+//! background without failing a request.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -26,7 +26,7 @@ async fn chat_statuses(balancer: &Balancer, count: usize) -> Vec<u16> {
     join_all((0..count).map(|_| balancer.post_chat())).await.iter().map(|response| response.status).collect()
 }
 
-/// Writes what proves the application into a directory.
+/// Writes the application's certificate, key and federated token into a directory.
 fn write_application_credentials(directory: &Path) {
     let (certificate, key) = application_certificate();
     std::fs::write(directory.join("app.pem"), certificate.to_pem().unwrap()).unwrap();
@@ -126,13 +126,16 @@ async fn backends_share_a_token_that_is_renewed_before_it_expires() {
         [resources[0].backend_yaml("a", MANAGED_IDENTITY), resources[1].backend_yaml("b", MANAGED_IDENTITY)]
             .concat();
     let balancer = Balancer::start_with_environment(&platform.vm_environment(), &entries, "").await;
-    assert_eq!(platform.issued_tokens(), 1, "one for both");
+    assert_eq!(platform.issued_tokens(), 1, "expected one token for both backends");
     let start = Instant::now();
-    wait_until("two renewals", || platform.issued_tokens() >= 3).await;
-    assert!(start.elapsed() >= Duration::from_secs(2), "not more often than it has to be");
+    wait_until("the token has been renewed twice", || platform.issued_tokens() >= 3).await;
+    assert!(start.elapsed() >= Duration::from_secs(2), "expected renewals not to come earlier than needed");
     assert_eq!(chat_statuses(&balancer, 4).await, [200; 4]);
     let requests = resources.iter().flat_map(|resource| resource.upstream.requests());
-    assert!(requests.into_iter().all(|request| !request.head.contains("token-1\r")), "the newest is shown");
+    assert!(
+        requests.into_iter().all(|request| !request.head.contains("token-1\r")),
+        "expected requests to use the renewed token"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -153,12 +156,12 @@ async fn the_last_token_stays_in_use_while_it_cannot_be_renewed() {
     ] {
         let log_length = balancer.log().len();
         platform.set_token_behaviour(behaviour.clone());
-        let is_logged = || balancer.log()[log_length..].contains("cannot be renewed, the last one stays");
-        wait_until("it is said", is_logged).await;
+        let is_logged = || balancer.log()[log_length..].contains("the old one stays in use");
+        wait_until("the log reports that the last one stays in use", is_logged).await;
         assert_eq!(chat_statuses(&balancer, 3).await, [200; 3], "{behaviour:?}");
         platform.set_token_behaviour(ServiceBehaviour::Normal);
-        wait_until("it is said that it is over", || {
-            balancer.log()[log_length..].contains("is fetched again")
+        wait_until("the log reports that renewal works again", || {
+            balancer.log()[log_length..].contains("fetched the ")
         })
         .await;
     }
@@ -177,11 +180,15 @@ async fn a_revoked_token_causes_one_renewal_and_fails_no_request() {
     .await;
     assert_eq!(balancer.post_chat().await.status, 200);
     for round in 2..5 {
-        // The renewal takes a while: nobody may be turned away meanwhile.
+        // While the slow renewal runs, no request may fail.
         platform.set_token_behaviour(ServiceBehaviour::DelayedByTenths(3));
         platform.revoke_tokens();
         assert_eq!(chat_statuses(&balancer, 20).await, [200; 20], "{}", balancer.log());
-        assert_eq!(platform.issued_tokens(), round, "one renewal, however many were refused");
+        assert_eq!(
+            platform.issued_tokens(),
+            round,
+            "expected one renewal, no matter how many requests were refused"
+        );
     }
     let records = balancer.wait_for_records(61).await;
     let attempts = |record: &serde_json::Value| record["attempts"].as_array().unwrap().len();
@@ -202,8 +209,8 @@ async fn a_token_that_is_always_rejected_is_renewed_only_once() {
         let response = balancer.post_chat().await;
         assert_eq!((response.status, answering_backend(&response).as_str()), (200, "open"));
     }
-    wait_until("a renewal", || platform.issued_tokens() == 2).await;
-    // With the new one it is asked once more, and refuses that, too.
+    wait_until("the token is renewed", || platform.issued_tokens() == 2).await;
+    // The backend is tried once more with the new token, and refuses that, too.
     for _ in 0..20 {
         assert_eq!(answering_backend(&balancer.post_chat().await), "open");
     }
@@ -243,7 +250,7 @@ async fn rotating_a_key_in_the_vault_fails_no_request() {
     let (mut request_count, mut old_key) = (0, "first-key".to_owned());
     for round in 0..5 {
         let new_key = format!("key-{round}");
-        // As one does it: the new key into the vault, then the old one is no good any more.
+        // The usual order of a rotation: the new key goes into the vault, then the old one stops working.
         let load = async {
             let mut successful = 0;
             for _ in 0..10 {
@@ -263,7 +270,7 @@ async fn rotating_a_key_in_the_vault_fails_no_request() {
         assert!(!balancer.log().contains(&old_key) && !balancer.log().contains(&new_key));
         old_key = new_key;
     }
-    assert_eq!(platform.secret_reads(), 6, "once at the start, and once for each rotation");
+    assert_eq!(platform.secret_reads(), 6, "expected one read at the start and one for each rotation");
     let records = balancer.wait_for_records(request_count).await;
     assert!(records.iter().all(|record| record["status"] == 200));
     let status = balancer.status().await;
@@ -288,7 +295,7 @@ async fn a_key_from_the_vault_is_refreshed_at_the_configured_interval() {
         }
         assert!(Instant::now() < deadline);
     }
-    // Without its vault it goes on with what it has.
+    // While the vault fails, the last key stays in use.
     for behaviour in [
         ServiceBehaviour::RespondsWith(429, "{}"),
         ServiceBehaviour::RespondsWith(403, "{}"),
@@ -296,15 +303,21 @@ async fn a_key_from_the_vault_is_refreshed_at_the_configured_interval() {
     ] {
         let log_length = balancer.log().len();
         platform.set_vault_behaviour(behaviour);
-        wait_until("it is said", || balancer.log()[log_length..].contains("the last one stays")).await;
+        wait_until("the log reports that the last one stays in use", || {
+            balancer.log()[log_length..].contains("the old one stays in use")
+        })
+        .await;
         assert_eq!(balancer.post_chat().await.status, 200);
         platform.set_vault_behaviour(ServiceBehaviour::Normal);
-        wait_until("it is over", || balancer.log()[log_length..].contains("is fetched again")).await;
+        wait_until("the log reports that the vault works again", || {
+            balancer.log()[log_length..].contains("fetched the ")
+        })
+        .await;
     }
-    // A token for the vault that was revoked is no reason to do without.
+    // A revoked token for the vault is renewed.
     let (reads, issued) = (platform.secret_reads(), platform.issued_tokens());
     platform.revoke_tokens();
-    wait_until("it is read again", || platform.secret_reads() >= reads + 3).await;
+    wait_until("the secret is read three more times", || platform.secret_reads() >= reads + 3).await;
     assert_eq!(platform.issued_tokens(), issued + 1);
     assert_eq!(balancer.post_chat().await.status, 200);
 }
@@ -322,19 +335,22 @@ async fn the_balancer_starts_without_a_missing_secret_and_logs_why() {
     let forbidden_body =
         r#"{"error":{"code":"Forbidden","message":"hunter2","innererror":{"code":"ForbiddenByRbac"}}}"#;
     let cases = [
-        (ServiceBehaviour::RespondsWith(503, "<html>"), "answered 503"),
+        (ServiceBehaviour::RespondsWith(503, "<html>"), "responded with 503"),
         (
             ServiceBehaviour::RespondsWith(403, forbidden_body),
-            "answered 403 (Forbidden, ForbiddenByRbac); the identity needs the role",
+            "responded with 403 (Forbidden, ForbiddenByRbac); does the identity have the role",
         ),
-        (ServiceBehaviour::InvalidResponse, "answered is no secret"),
+        (ServiceBehaviour::InvalidResponse, "contains no secret"),
     ];
     for (behaviour, reason) in cases {
         platform.set_vault_behaviour(behaviour);
         let balancer = Balancer::start_with_environment(&platform.vm_environment(), &entries, "").await;
-        balancer.wait_for_log("backend west is left out until it has its credential: ").await;
+        balancer.wait_for_log("backend west is unavailable until its credential is fetched: ").await;
         let log = balancer.log();
-        let message = format!("there is no good secret {}/secrets/west-key: ", platform.address);
+        let message = format!(
+            "cannot fetch the secret {}/secrets/west-key, and no valid one is left: ",
+            platform.address
+        );
         assert!(
             log.contains(&message) && log.contains(reason) && !log.contains("hunter2"),
             "{reason}: {log}"
@@ -360,11 +376,13 @@ async fn the_balancer_starts_without_a_missing_secret_and_logs_why() {
             response.text()
         );
         platform.set_vault_behaviour(ServiceBehaviour::Normal);
-        alone.wait_for_status("west is back", |status| status["backends"][0]["state"] == "ok").await;
+        alone
+            .wait_for_status("backend west is available", |status| status["backends"][0]["state"] == "ok")
+            .await;
         assert_eq!(alone.post_chat().await.status, 200);
         west.upstream.forget_requests();
     }
-    // A vault that takes its time: who comes meanwhile waits.
+    // While a slow vault responds, requests wait.
     platform.set_vault_behaviour(ServiceBehaviour::DelayedByTenths(60));
     let alone =
         Balancer::start_with_environment(&platform.vm_environment(), &west.backend_yaml("west", &vault), "")
@@ -386,14 +404,20 @@ async fn a_token_that_cannot_be_fetched_at_startup_is_logged_with_the_reason() {
     for (credential, reason) in [
         (
             client("fabrikam", CLIENT_ID, APP_SECRET),
-            "127.0.0.1 answered 400 (invalid_request, AADSTS90002); check tenant",
+            "127.0.0.1 responded with 400 (invalid_request, AADSTS90002); check tenant",
         ),
         (
             client(TENANT_ID, "other", APP_SECRET),
-            "127.0.0.1 answered 400 (unauthorized_client, AADSTS700016)",
+            "127.0.0.1 responded with 400 (unauthorized_client, AADSTS700016)",
         ),
-        (client(TENANT_ID, CLIENT_ID, "hunter2"), "127.0.0.1 answered 401 (invalid_client, AADSTS7000215)"),
-        (unknown_identity, "127.0.0.1 answered 400 (invalid_request); has this machine that identity?"),
+        (
+            client(TENANT_ID, CLIENT_ID, "hunter2"),
+            "127.0.0.1 responded with 401 (invalid_client, AADSTS7000215)",
+        ),
+        (
+            unknown_identity,
+            "127.0.0.1 responded with 400 (invalid_request); does this machine have that identity?",
+        ),
     ] {
         let entry = resource.backend_yaml("a", &credential);
         let balancer = Balancer::start_with_environment(&platform.vm_environment(), &entry, "").await;
@@ -421,10 +445,10 @@ async fn a_client_secret_may_itself_come_from_a_vault() {
         .backend_yaml("a", &entra(&format!("{{ key_vault: '{}' }}", platform.secret_url("app-secret"))));
     let balancer = Balancer::start_with_environment(&platform.vm_environment(), &entry, "").await;
     assert_eq!(balancer.post_chat().await.status, 200, "{}", balancer.log());
-    // It is replaced; the next renewal is refused, reads it again, and gets its token.
+    // After the secret is replaced, the next renewal is refused, reads the secret again and succeeds.
     platform.set_secret("app-secret", "the-second-one");
     let issued = platform.issued_tokens();
-    wait_until("more tokens", || platform.issued_tokens() >= issued + 4).await;
+    wait_until("four more tokens are issued", || platform.issued_tokens() >= issued + 4).await;
     assert_eq!(balancer.post_chat().await.status, 200, "{}", balancer.log());
 }
 

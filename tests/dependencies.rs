@@ -1,10 +1,10 @@
-//! What the binary is made of: one TLS stack, permissive licences, no crate twice without a
-//! reason. `deny.toml` says the same for those who have cargo-deny.
+//! The dependency tree: OpenSSL is the only TLS stack, all licences are permissive, and every crate
+//! with several versions has a reason. `deny.toml` has the same rules for cargo-deny.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +12,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// Other TLS stacks, and what they are built on.
+/// Crates of other TLS stacks and of their cryptography.
 const OTHER_TLS_CRATES: [&str; 10] = [
     "rustls",
     "ring",
@@ -26,7 +26,7 @@ const OTHER_TLS_CRATES: [&str; 10] = [
     "security-framework",
 ];
 
-/// Licences that ask for no more than their text.
+/// Licences that require no more than including their text.
 const PERMISSIVE_LICENCES: [&str; 12] = [
     "MIT",
     "Apache-2.0",
@@ -42,7 +42,7 @@ const PERMISSIVE_LICENCES: [&str; 12] = [
     "Zlib",
 ];
 
-/// Crates that are there in several versions, and who is to blame.
+/// Crates with several versions in the tree, and the crates that require them.
 const DUPLICATE_CRATES: [(&str, &str); 9] = [
     ("getrandom", "rand 0.8 of Pingora, ahash, and proptest and tempfile of the tests"),
     ("hashbrown", "indexmap 1 of pingora-cache, dashmap of Pingora, and today's"),
@@ -83,12 +83,12 @@ fn openssl_is_the_only_tls_stack() {
     assert_eq!(packages.iter().filter(|package| package_name(package) == "openssl").count(), 1);
 }
 
-/// Whether an SPDX expression can be met with permissive licences alone.
+/// Whether permissive licences alone satisfy an SPDX expression.
 fn is_permissive(expression: &str) -> bool {
     let expression = expression.replace('/', " OR ");
     let expression = expression.trim();
     let without_parentheses = |text: &str| text.replace(['(', ')'], "");
-    // In the tree, parentheses only ever stand around a choice that is one side of an AND.
+    // Enough for the expressions in the tree: parentheses are only used around an OR inside an AND.
     expression.split(" AND ").all(|side| {
         without_parentheses(side).split(" OR ").any(|licence| PERMISSIVE_LICENCES.contains(&licence.trim()))
     })
@@ -118,7 +118,10 @@ fn every_crate_with_several_versions_has_a_reason() {
     let duplicates: Vec<&str> =
         versions.iter().filter(|(_, versions)| versions.len() > 1).map(|(name, _)| *name).collect();
     let explained: Vec<&str> = DUPLICATE_CRATES.iter().map(|(name, _)| *name).collect();
-    assert_eq!(duplicates, explained, "each needs its reason, and no reason may outlive its crate");
+    assert_eq!(
+        duplicates, explained,
+        "expected exactly the crates with several versions that are listed with a reason"
+    );
 }
 
 #[test]

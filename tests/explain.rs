@@ -1,10 +1,10 @@
-//! What an operator can ask before anything is served: what would happen to a request, and whether
-//! the backends are there.
+//! The commands `explain` and `check --live`: how a request would be routed, and what is wrong with each
+//! backend.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -67,23 +67,23 @@ fn explain_shows_how_a_request_would_be_routed() {
         "x-tenant: contoso",
         "api-key: (the backend's own)",
         "authorization: (the backend's own)",
-        "408       it took too long: relayed",
+        "408       timeout: relayed",
         "429       too many requests: the next backend",
-        "400       the content filter's verdict: relayed",
-        "404       the deployment is missing: the next backend; the deployment rests there",
+        "400       content filter: relayed",
+        "404       deployment not found: the next backend; the deployment is unavailable there",
     ] {
-        assert!(text.contains(part), "{part}\n{text}");
+        assert!(text.contains(part), "expected {part:?} in:\n{text}");
     }
     assert!(!text.contains("hush-1"), "{text}");
     let (_, text) = run_with_config(&["explain", "POST", "/openai/v1/responses", "--model", "gpt-4o"], &file);
     assert!(
-        text.contains("in the body: \"gpt-4o-ptu\"") && text.contains("as one that may use everything"),
+        text.contains("in the body: \"gpt-4o-ptu\"") && text.contains("assumed to have access to everything"),
         "{text}"
     );
     let (_, text) = run_with_config(&["explain", "GET", "/openai/v1/responses/resp_1"], &file);
-    assert!(text.contains("goes to requests.home") && text.contains("on 404 then each of: ptu"), "{text}");
+    assert!(text.contains("the default backend (requests.home)") && text.contains("on 404 then each of: ptu"), "{text}");
     let (_, text) = run_with_config(&["explain", "POST", "/openai/v1/files"], &file);
-    assert!(text.contains("not repeated once a byte was sent"), "{text}");
+    assert!(text.contains("not retried once a byte was sent"), "{text}");
     let refusals: [(&[&str], &str); 7] = [
         (&["POST", "/openai/v1/responses"], "400 bad_request: the body must have `model`"),
         (
@@ -102,28 +102,28 @@ fn explain_shows_how_a_request_would_be_routed() {
     for (arguments, expected) in refusals {
         let (code, text) = run_with_config(&[&["explain"], arguments].concat(), &file);
         assert_eq!(code, Some(0), "{text}");
-        assert!(text.contains(&format!("answer      {expected}")), "{expected}\n{text}");
-        assert!(text.contains("no backend is asked"), "{text}");
+        assert!(text.contains(&format!("response    {expected}")), "{expected}\n{text}");
+        assert!(text.contains("no request is sent to a backend"), "{text}");
     }
     let (code, text) = run_with_config(&["explain", "GET", "/", "--client", "nobody"], &file);
-    assert!(code == Some(1) && text.contains("there is no client nobody; there are team-a, all"), "{text}");
+    assert!(code == Some(1) && text.contains("there is no client nobody; the clients are team-a, all"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn check_live_reports_the_problem_of_each_backend() {
-    let azure = support::start_simulator(&["well", "stranger", "ill"]).await;
-    azure.set_mood("ill", Mood::Refuses(aoai_lb::demo::SimulatedError::Unavailable));
+    let azure = support::start_simulator(&["healthy", "wrong-key", "failing"]).await;
+    azure.set_mood("failing", Mood::Refuses(aoai_lb::demo::SimulatedError::Unavailable));
     let own_key = generate_key();
     let own_certificate = issue_certificate("other.test", (-1, 1), &own_key, Some(&generate_authority()));
-    let (tls_address, _) = start_tls_proxy(azure.address("well"), &own_certificate, &own_key).await;
+    let (tls_address, _) = start_tls_proxy(azure.address("healthy"), &own_certificate, &own_key).await;
     let port = free_port();
     let mapped_deployments = "deployments: { chat: gpt-4o, lost: no-such-deployment }";
-    let healthy = simulated_backend_yaml(&azure, "well", mapped_deployments);
-    let unauthorized = simulated_backend_yaml(&azure, "stranger", "").replace("stranger-key", "wrong");
+    let healthy = simulated_backend_yaml(&azure, "healthy", mapped_deployments);
+    let unauthorized = simulated_backend_yaml(&azure, "wrong-key", "").replace("wrong-key-key", "wrong");
     let backends = [
         healthy.clone(),
         unauthorized,
-        simulated_backend_yaml(&azure, "ill", ""),
+        simulated_backend_yaml(&azure, "failing", ""),
         backend_yaml("nowhere", "http://nowhere.invalid:80", ""),
         backend_yaml("closed", &format!("http://127.0.0.1:{port}"), ""),
         backend_yaml("unknown", &format!("https://127.0.0.1:{}", tls_address.port()), ""),
@@ -135,18 +135,18 @@ async fn check_live_reports_the_problem_of_each_backend() {
     let (code, text) = run_with_config(&["check", "--live"], &config_yaml(&backends.concat()));
     assert_eq!(code, Some(1), "{text}");
     for part in [
-        "good  well  name: 127.0.0.1 resolves to 127.0.0.1",
-        "good  well  credential: accepted (200)",
-        "good  well  deployment chat (gpt-4o): exists",
-        "BAD   well  deployment lost (no-such-deployment): the resource does not have it (404 DeploymentNotFound)",
-        "BAD   stranger  credential: refused (401)",
-        "BAD   ill  credential: the backend answers 503",
+        "good  healthy  name: 127.0.0.1 resolves to 127.0.0.1",
+        "good  healthy  credential: accepted (200)",
+        "good  healthy  deployment chat (gpt-4o): exists",
+        "BAD   healthy  deployment lost (no-such-deployment): the resource does not have it (404 DeploymentNotFound)",
+        "BAD   wrong-key  credential: refused (401)",
+        "BAD   failing  credential: the backend answers 503",
         "BAD   nowhere  name: nowhere.invalid does not resolve",
         "BAD   closed  connection: cannot connect to 127.0.0.1:",
         "BAD   unknown  connection: the certificate for 127.0.0.1 is not trusted by the system's certificate authorities: ",
-        "not all of it is good",
+        "some checks failed",
     ] {
-        assert!(text.contains(part), "{part}\n{text}");
+        assert!(text.contains(part), "expected {part:?} in:\n{text}");
     }
     let (code, text) = run_with_config(
         &["check", "--live"],
@@ -154,7 +154,7 @@ async fn check_live_reports_the_problem_of_each_backend() {
     );
     assert!(code == Some(0) && text.contains("aoai-lb.yaml: good"), "{text}");
     assert!(
-        azure.received_requests("well").iter().all(|request| request.body_len <= 2),
-        "nothing that is billed"
+        azure.received_requests("healthy").iter().all(|request| request.body_len <= 2),
+        "expected no request that is billed"
     );
 }

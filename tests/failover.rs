@@ -1,9 +1,9 @@
-//! Rests that end with one probe, breakers, and what an outage costs.
+//! Failover: probes after cooldowns, breakers, the cost of an outage, and background probes.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -22,7 +22,7 @@ fn throttled(ms: u64) -> Mood {
     Mood::Throttled { retry_after_ms: Some(ms), retry_after: None }
 }
 
-/// So many chats at once; the statuses and who answered.
+/// Sends `count` chats concurrently; returns status and backend of each response.
 async fn post_chats_concurrently(balancer: &Arc<Balancer>, count: usize) -> Vec<(u16, String)> {
     let post_chat = |balancer: Arc<Balancer>| async move {
         let response = balancer.post_chat().await;
@@ -36,7 +36,8 @@ async fn post_chats_concurrently(balancer: &Arc<Balancer>, count: usize) -> Vec<
     outcomes
 }
 
-/// A provisioned backend before a standard one, the former about to end a rest.
+/// Starts a provisioned backend in front of a standard one. The cooldown of the provisioned one has just
+/// ended; its next requests meet this mood.
 async fn start_with_expired_cooldown(mood_after_cooldown: Mood) -> (Simulator, Arc<Balancer>) {
     let azure = start_simulator(&["ptu", "east"]).await;
     let tiers = simulated_backend_yaml(&azure, "ptu", "tier: 1\ndeployments: { gpt-4o: gpt-4o }")
@@ -45,7 +46,9 @@ async fn start_with_expired_cooldown(mood_after_cooldown: Mood) -> (Simulator, A
     azure.set_mood("ptu", throttled(300));
     assert_eq!(answering_backend(&balancer.post_chat().await), "east");
     azure.set_mood("ptu", mood_after_cooldown);
-    balancer.wait_for_status("the rest ends", |s| !s["backends"][0]["resting"][0].is_object()).await;
+    balancer
+        .wait_for_status("the cooldown of ptu ends", |s| !s["backends"][0]["resting"][0].is_object())
+        .await;
     (azure, balancer)
 }
 
@@ -54,8 +57,8 @@ async fn a_single_request_probes_a_backend_after_its_cooldown() {
     let (azure, balancer) = start_with_expired_cooldown(throttled(60_000)).await;
     let outcomes = post_chats_concurrently(&balancer, 40).await;
     assert!(outcomes.iter().all(|(status, name)| *status == 200 && name == "east"), "{outcomes:?}");
-    assert_eq!(azure.request_count("ptu"), 2, "one goes first, and is refused");
-    // When it is not refused, the gate opens to everyone.
+    assert_eq!(azure.request_count("ptu"), 2, "expected one request to probe ptu and be refused");
+    // After a successful probe all requests are admitted.
     let (_azure, balancer) = start_with_expired_cooldown(Mood::Calm).await;
     assert_eq!(answering_backend(&balancer.post_chat().await), "ptu");
     let outcomes = post_chats_concurrently(&balancer, 20).await;
@@ -64,13 +67,13 @@ async fn a_single_request_probes_a_backend_after_its_cooldown() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn other_requests_are_admitted_before_the_probe_has_its_response() {
-    // Answers take long: the one that goes first is not to keep the others away so long.
+    // A response takes long, so that waiting for the response of the probe would block the others.
     let (azure, balancer) = start_with_expired_cooldown(Mood::SlowFirstByte(Duration::from_secs(5))).await;
     let first = tokio::spawn({
         let balancer = balancer.clone();
         async move { answering_backend(&balancer.post_chat().await) }
     });
-    wait_until("the first is on its way", || azure.request_count("ptu") == 2).await;
+    wait_until("the probe reaches ptu", || azure.request_count("ptu") == 2).await;
     let start = Instant::now();
     loop {
         azure.set_mood("east", Mood::Calm);
@@ -79,13 +82,18 @@ async fn other_requests_are_admitted_before_the_probe_has_its_response() {
             let balancer = balancer.clone();
             async move { answering_backend(&balancer.post_chat().await) }
         });
-        wait_until("one is asked", || client_requests.is_finished() || azure.request_count("ptu") > hits)
-            .await;
+        wait_until("the next request reaches ptu or ends", || {
+            client_requests.is_finished() || azure.request_count("ptu") > hits
+        })
+        .await;
         if azure.request_count("ptu") > hits {
             break;
         }
         assert_eq!(client_requests.await.unwrap(), "east");
-        assert!(start.elapsed() < Duration::from_secs(4), "the gate stays shut");
+        assert!(
+            start.elapsed() < Duration::from_secs(4),
+            "expected further requests to be admitted before the response of the probe"
+        );
     }
     assert_eq!(first.await.unwrap(), "ptu");
 }
@@ -103,19 +111,21 @@ async fn the_breaker_of_a_failing_backend_opens_and_closes_when_it_recovers() {
         let hits = azure.request_count("a");
         let state = balancer.status().await["backends"][0]["state"].clone();
         assert_eq!(state, "breaker_open", "{}", balancer.log());
-        // Half open: one goes first, and fails; it stays out longer.
-        balancer.wait_for_status("half open", |s| s["backends"][0]["state"] != "breaker_open").await;
+        // Half open: one request probes the backend and fails, and the breaker opens for longer.
+        balancer
+            .wait_for_status("the breaker of a is half open", |s| s["backends"][0]["state"] != "breaker_open")
+            .await;
         let outcomes = post_chats_concurrently(&balancer, 30).await;
         assert!(outcomes.iter().all(|(status, name)| *status == 200 && name == "b"), "{outcomes:?}");
         assert_eq!(azure.request_count("a") - hits, 1);
         azure.set_mood("a", Mood::Calm);
-        balancer.wait_for_status("taken back", |s| s["backends"][0]["state"] == "ok").await;
+        balancer.wait_for_status("backend a is available again", |s| s["backends"][0]["state"] == "ok").await;
         wait_until_both_answer(&balancer).await;
-        balancer.wait_for_log("backend a fails too often").await;
+        balancer.wait_for_log("backend a: circuit open for ").await;
     }
 }
 
-/// Until both take their turns again.
+/// Waits until both backends take turns again.
 async fn wait_until_both_answer(balancer: &Balancer) {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
@@ -158,8 +168,8 @@ async fn the_only_backend_is_used_although_its_breaker_is_open() {
     }
     assert_eq!(balancer.status().await["backends"][0]["state"], "breaker_open");
     azure.set_mood("a", Mood::Calm);
-    assert_eq!(balancer.post_chat().await.status, 200, "asked all the same");
-    assert_eq!(balancer.status().await["backends"][0]["state"], "ok", "and taken back");
+    assert_eq!(balancer.post_chat().await.status, 200, "expected the backend to be tried anyway");
+    assert_eq!(balancer.status().await["backends"][0]["state"], "ok", "expected the breaker to be closed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -193,7 +203,7 @@ async fn check_outage_cost(mood: Mood, extra_yaml: &str) {
         client_requests += 25;
     }
     let upstream_requests = hits() - upstream_requests_before;
-    // Ten a second are always free; `budget` is 20 %.
+    // Ten retries a second are always free; beyond that, `retry.budget` allows 20 %.
     let limit = client_requests + client_requests / 5 + 125;
     println!("{mood:?} {extra_yaml}: {upstream_requests} upstream requests for {client_requests} of clients");
     assert!(
@@ -205,7 +215,7 @@ async fn check_outage_cost(mood: Mood, extra_yaml: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_requests_succeed_with_flapping_backends() {
     let azure = Arc::new(start_simulator(&["a", "b", "c"]).await);
-    // Rests as short as the moods last: who is well again is to be found out in time.
+    // Breakers and cooldowns as short as the moods, so that recovered backends are noticed in time.
     let extra_yaml = "timeouts: { first_byte: 400ms, first_byte_stream: 300ms }\n\
                 breaker: { open: 100ms, maximum: 200ms }\ncooldown: { default: 50ms, maximum: 100ms }";
     let balancer = Arc::new(Balancer::start(&listed_backends_yaml(&azure), extra_yaml).await);
@@ -227,7 +237,7 @@ async fn a_thousand_requests_succeed_with_flapping_backends() {
                 Mood::ResetOnAccept,
                 Mood::EarlyAnswer { error: SimulatedError::Unavailable, closes_connection: true },
             ];
-            // One of the three is ill for a while, then two, in ever other ways; another could answer.
+            // One or two of the three fail at a time, each time in another way; at least one works.
             let names = ["a", "b", "c"];
             for round in 0_usize.. {
                 for (backend_index, mood) in [(round, round), (round + round % 2, round + 5)] {
@@ -292,7 +302,7 @@ async fn an_idle_backend_is_probed_and_its_state_follows_the_probe() {
     let state = async |expected: &str| {
         balancer.wait_for_status(expected, |s| s["backends"][1]["state"] == expected).await;
     };
-    wait_until("it is probed", || azure.request_count("b") > 0).await;
+    wait_until("backend b is probed", || azure.request_count("b") > 0).await;
     let request = azure.received_requests("b").pop().unwrap();
     assert_eq!((request.method.as_str(), request.response_status), ("GET", Some(200)), "{request:?}");
     assert_eq!(request.target, "/openai/models?api-version=2024-10-21");
@@ -307,6 +317,6 @@ async fn an_idle_backend_is_probed_and_its_state_follows_the_probe() {
     azure.stop_listening("b").await;
     azure.abort_connections("b").await;
     state("breaker_open").await;
-    assert_eq!(azure.request_count("a"), 0, "who wants no probe gets none");
-    assert!(balancer.records().is_empty(), "a probe is nobody's request");
+    assert_eq!(azure.request_count("a"), 0, "expected no probe of the backend without a `probe` block");
+    assert!(balancer.records().is_empty(), "expected no record of a probe");
 }

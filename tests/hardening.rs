@@ -1,9 +1,9 @@
-//! What one client must not be able to do to another, and answers that must not lie.
+//! Isolation of clients from each other, and responses that must not mislead.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -23,7 +23,7 @@ fn response_with_type(status: u16, content_type: &str, body: &str) -> Vec<Vec<u8
     upstream::complete_response(status, &format!("Content-Type: {content_type}"), body)
 }
 
-/// Answers well, but for requests whose body contains `has_poison`.
+/// Starts an upstream that responds normally, except to requests whose body contains `poison`.
 async fn start_upstream_failing_on_poison(
     status: u16,
     content_type: &'static str,
@@ -124,7 +124,7 @@ async fn other_resources_are_searched_for_an_id_only_after_a_404_of_the_default_
         assert_eq!(
             (response.status, answering_backend(&response).as_str()),
             (503, "home"),
-            "{method}: nobody else can say that it is gone"
+            "{method}: expected no search on other resources"
         );
     }
     azure.set_mood("home", Mood::Calm);
@@ -202,7 +202,7 @@ async fn a_large_error_response_is_relayed_completely_or_replaced_by_a_failover(
     let response = single_backend.post_chat().await;
     assert_eq!((response.status, response.is_complete, response.body.len()), (500, true, body.len()));
     assert_eq!(single_backend.wait_for_records(1).await[0]["response_bytes"], body.len());
-    // With somebody else to ask nobody waits for its end.
+    // With another backend to try, the balancer does not wait for the end of the error.
     let two_backends =
         Balancer::start(&(upstream.backend_yaml("a") + &simulated_backend_yaml(&azure, "b", "")), "").await;
     let response = two_backends.post_chat().await;
@@ -242,7 +242,7 @@ async fn a_background_response_is_not_created_twice() {
     assert!(response.status == 200 && response.text().contains("resp_1"));
     assert_eq!(upstream.requests().len(), 1);
     balancer.post("/openai/v1/responses", &[("api-key", CLIENT_KEY)], body_with(false).as_bytes()).await;
-    assert_eq!(upstream.requests().len(), 5, "what can be repeated is");
+    assert_eq!(upstream.requests().len(), 5, "expected the repeatable request to be retried");
 }
 
 #[tokio::test]
@@ -268,7 +268,10 @@ async fn a_400_that_quotes_include_usage_does_not_disable_usage_for_others() {
     assert_eq!(response.status, 400, "{}", response.text());
     balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], body_with("user").as_bytes()).await;
     let last = upstream.requests().pop().unwrap();
-    assert!(String::from_utf8_lossy(&last.body).contains("include_usage"), "still asked");
+    assert!(
+        String::from_utf8_lossy(&last.body).contains("include_usage"),
+        "expected usage to be requested still"
+    );
 }
 
 #[tokio::test]
@@ -317,7 +320,7 @@ async fn a_stalled_upload_gets_408_and_a_malformed_one_400() {
         let mut client = balancer.connect().await;
         client.send(Client::request_head("POST", "/openai/v1/files", &headers).as_bytes()).await;
         client.send(format!("1000\r\n{}\r\n", "y".repeat(0x1000)).as_bytes()).await;
-        wait_until("the upload passes", || azure.request_count("a") > 0).await;
+        wait_until("the upload reaches the backend", || azure.request_count("a") > 0).await;
         client.send(extra_yaml.as_bytes()).await;
         assert_eq!(client.read_response().await.error_code(), code);
     }
@@ -361,7 +364,7 @@ async fn pipelined_bytes_do_not_lose_the_current_response() {
         let hits = azure.request_count("a");
         let mut client = balancer.connect().await;
         client.send(request.as_bytes()).await;
-        wait_until("it runs", || azure.request_count("a") > hits).await;
+        wait_until("the request reaches the backend", || azure.request_count("a") > hits).await;
         client.send(extra_yaml.as_bytes()).await;
         let response = client.read_response().await;
         assert_eq!((response.status, response.is_complete), (200, true));
@@ -378,13 +381,17 @@ async fn a_wait_between_attempts_breaks_neither_uploads_nor_timeouts() {
     let throttled = Mood::Throttled { retry_after_ms: Some(400), retry_after: None };
     azure.set_mood("a", Mood::Sequence(vec![throttled, Mood::Calm]));
     let mut client = balancer.connect().await;
-    assert_eq!(client.get("/openai/v1/models", &[("api-key", CLIENT_KEY)]).await.status, 200, "waited for");
+    assert_eq!(
+        client.get("/openai/v1/models", &[("api-key", CLIENT_KEY)]).await.status,
+        200,
+        "expected the cooldown to be waited out"
+    );
     azure.set_mood("a", Mood::Throttled { retry_after_ms: Some(600), retry_after: None });
     let mut other_client = balancer.connect().await;
     let refused = tokio::spawn(async move {
         other_client.get("/openai/v1/models", &[("api-key", CLIENT_KEY)]).await.status
     });
-    wait_until("it cools", || azure.request_count("a") >= 3).await;
+    wait_until("the third request reaches the backend", || azure.request_count("a") >= 3).await;
     azure.set_mood("a", Mood::Calm);
     let form = format!(
         "--B\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nassistants\r\n--B\r\nContent-Disposition: form-data; name=\"file\"; filename=\"x.txt\"\r\n\r\n{}\r\n--B--\r\n",
@@ -394,7 +401,7 @@ async fn a_wait_between_attempts_breaks_neither_uploads_nor_timeouts() {
     let response = balancer.post("/openai/v1/files", &headers, form.as_bytes()).await;
     assert!(matches!(response.status, 200 | 201), "{} {}", response.status, response.text());
     refused.await.unwrap();
-    // Between rounds no time-out of a first byte runs.
+    // The first-byte timeout does not run while the request waits between rounds.
     azure.set_mood(
         "a",
         Mood::Sequence(vec![
@@ -432,7 +439,7 @@ async fn a_429_with_a_truncated_body_counts_as_a_429() {
     for _ in 0..3 {
         assert_eq!(answering_backend(&balancer.post_chat().await), "b");
     }
-    assert_eq!(truncating.requests().len(), 1, "it cools");
+    assert_eq!(truncating.requests().len(), 1, "the third request reaches the backend");
     assert_eq!(balancer.wait_for_records(3).await[0]["attempts"][0]["status"], 429);
 }
 
@@ -453,8 +460,8 @@ async fn concurrent_failures_open_the_breaker_once() {
     for task in tasks {
         assert_eq!(task.await.unwrap(), 200);
     }
-    balancer.wait_for_log("fails too often").await;
-    assert_eq!(balancer.log().matches("fails too often").count(), 1, "{}", balancer.log());
+    balancer.wait_for_log("circuit open for ").await;
+    assert_eq!(balancer.log().matches("circuit open for ").count(), 1, "{}", balancer.log());
     let until_ms = balancer.status().await["backends"][0]["until_ms"].as_u64().unwrap();
     assert!(until_ms <= 30_000, "{until_ms}");
 }

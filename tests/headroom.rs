@@ -1,9 +1,9 @@
-//! `balance`: who is asked while rate limits fill up.
+//! `balance: headroom`: how requests are distributed while rate limits fill up.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -11,7 +11,7 @@ mod support;
 use aoai_lb::demo::{DeploymentKind, Mood, SimulatedResource, Simulator};
 use support::{Balancer, CHAT_TARGET, CLIENT_KEY, answering_backend, instant_timing, simulated_backend_yaml};
 
-/// A hundred tokens by Azure's estimate: characters / 4 and `max_tokens`.
+/// A request of a hundred tokens by Azure's estimate: characters / 4 plus `max_tokens`.
 const HUNDRED_TOKEN_BODY: &str =
     r#"{"messages":[{"role":"user","content":"of forty characters, or ten tokens, all."}],"max_tokens":90}"#;
 
@@ -19,7 +19,7 @@ fn standard_kind(tokens_per_minute: u64) -> DeploymentKind {
     DeploymentKind::Standard { tokens_per_minute, requests_per_minute: Some(100_000) }
 }
 
-/// A balancer in front of a deployment of this kind on `a`, and of that on `b`.
+/// Starts a balancer in front of two resources with deployments of these kinds.
 async fn start_two_backends(balance: &str, a: DeploymentKind, b: DeploymentKind) -> (Simulator, Balancer) {
     let resource = |name: &str, kind| SimulatedResource {
         timing: instant_timing(),
@@ -37,8 +37,8 @@ async fn start_two_backends(balance: &str, a: DeploymentKind, b: DeploymentKind)
     (azure, balancer)
 }
 
-/// So many requests of a hundred tokens, one after the other: who answered, and how many refusals
-/// it took.
+/// Sends `count` requests of a hundred tokens one after another; returns the answering backends and the
+/// number of refused attempts.
 async fn send_requests(balancer: &Balancer, count: usize) -> (Vec<String>, usize) {
     let mut client = balancer.connect().await;
     let (mut answering_backends, mut attempts) = (Vec::new(), 0);
@@ -57,12 +57,12 @@ async fn a_backend_close_to_its_rate_limit_gets_fewer_requests() {
     let provisioned_kind =
         |tokens_per_minute| DeploymentKind::Provisioned { tokens_per_minute, output_weight: 4 };
     let cases = [
-        // 150 requests a minute, of which 140 come at once.
+        // Enough for 150 requests a minute, of which 140 are sent.
         (standard_kind(3_000), standard_kind(12_000), 140),
         (provisioned_kind(2_500), provisioned_kind(60_000), 140),
     ];
     for (a, b, count) in cases {
-        // The default, then the one that only turns.
+        // The default first, then plain round robin.
         let (_azure, balancer) = start_two_backends("", a, b).await;
         let (answering_backends, refusals) = send_requests(&balancer, count).await;
         assert_eq!(refusals, 0, "{a:?}");
@@ -88,7 +88,7 @@ async fn backends_with_equal_headroom_take_turns_and_invalid_counters_are_ignore
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backend_without_headroom_is_used_when_no_other_is_available() {
-    // What the counters say is no refusal: Azure lets them fall below zero on calls that succeed.
+    // The counters alone are no refusal: with Azure they may fall below zero while calls succeed.
     let (azure, balancer) =
         start_two_backends("balance: headroom", standard_kind(500), standard_kind(500)).await;
     azure.set_mood("b", Mood::Throttled { retry_after_ms: Some(60_000), retry_after: None });

@@ -1,9 +1,9 @@
-//! Streams that say yes and then no: held until they have said something.
+//! Streams whose refusal comes inside a 200: they are held until the first content, and fail over.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -42,7 +42,10 @@ async fn a_refusal_inside_a_200_fails_over_to_another_backend() {
                 "{order:?} {target}: {}",
                 response.text()
             );
-            assert!(!response.text().contains("rate limit"), "nothing of the refusal is left");
+            assert!(
+                !response.text().contains("rate limit"),
+                "expected no trace of the refusal in the response"
+            );
             let record = &balancer.wait_for_records(1).await[0];
             assert_eq!(
                 (record["attempts"][0]["status"].as_u64(), record["outcome"].as_str()),
@@ -67,12 +70,12 @@ async fn refusals_inside_a_200_from_all_backends_become_a_429() {
     assert_eq!(response.header("retry-after"), Some("4"));
 }
 
-/// An upstream that sends these events of a stream with pauses between them.
+/// Starts an upstream that sends these events, each after a pause in milliseconds.
 async fn start_event_upstream(events: &'static [(u64, &'static str)]) -> ScriptedUpstream {
     start_event_upstream_with_head(0, "", events).await
 }
 
-/// The same with a head that comes after so many milliseconds and has a further header.
+/// Like [`start_event_upstream`], with a delay before the head and a further header.
 async fn start_event_upstream_with_head(
     head_delay_ms: usize,
     header: &'static str,
@@ -82,7 +85,7 @@ async fn start_event_upstream_with_head(
         let head = format!(
             "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n{header}Connection: close\r\n\r\n"
         );
-        // A piece is a millisecond.
+        // An empty piece is a pause of one millisecond.
         let mut pieces = vec![Vec::new(); head_delay_ms];
         pieces.push(head.into());
         for (pause_ms, event) in events {
@@ -125,7 +128,7 @@ async fn time_to_response_head(
 
 #[tokio::test]
 async fn the_hold_ends_with_the_first_content_or_after_its_time() {
-    // Quiet for four seconds, then content: the head goes out after the time of the hold.
+    // Content comes after four seconds: the head is relayed after `retry.hold.time`.
     let quiet_upstream =
         start_event_upstream(&[(0, EMPTY_EVENT), (4_000, CONTENT_EVENT), (0, "[DONE]")]).await;
     let (_balancer, mut client, head_delay) =
@@ -141,9 +144,9 @@ async fn the_hold_ends_with_the_first_content_or_after_its_time() {
     assert_eq!(
         text,
         format!("data: {EMPTY_EVENT}\n\ndata: {CONTENT_EVENT}\n\ndata: [DONE]\n\n"),
-        "the held bytes go out unchanged"
+        "expected the held bytes unchanged"
     );
-    // Content at once: nobody waits.
+    // Content comes at once: it is not delayed.
     let prompt_upstream =
         start_event_upstream(&[(0, EMPTY_EVENT), (0, CONTENT_EVENT), (1_000, "[DONE]")]).await;
     let (_balancer, _client, head_delay) =
@@ -162,7 +165,7 @@ async fn without_a_hold_the_first_event_is_relayed_to_the_client() {
             balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], CHAT_STREAM_BODY.as_bytes()).await;
         assert_eq!(response.status, 200);
         assert_eq!(response.text().contains("exceeded rate limit"), !is_held, "{}", response.text());
-        assert_eq!(azure.request_count("b"), 1, "only the first of them was answered by b");
+        assert_eq!(azure.request_count("b"), 1, "expected only the first request to be answered by b");
     }
 }
 
@@ -206,7 +209,7 @@ async fn a_refusal_after_events_without_content_fails_over() {
             .await,
             true,
         ),
-        // The time of the hold begins with the head.
+        // `retry.hold.time` starts at the head of the response.
         (
             CHAT_TARGET,
             CHAT_STREAM_BODY,
@@ -219,7 +222,7 @@ async fn a_refusal_after_events_without_content_fails_over() {
             start_event_upstream_with_head(0, "", &[(0, EMPTY_EVENT), (1_500, ERROR_EVENT)]).await,
             false,
         ),
-        // Azure has been seen to announce a refusal by a header of the 200.
+        // Azure sometimes announces such a refusal with a `retry-after` in the head of the 200.
         (
             CHAT_TARGET,
             CHAT_STREAM_BODY,
@@ -254,7 +257,7 @@ async fn the_hold_ends_at_its_size_limit_or_without_body_memory() {
     for (extra_yaml, fails_over) in [
         ("", true),
         ("retry: { hold: { size: 64KiB } }", false),
-        // No room among the bodies: it goes out, and nobody is refused for it.
+        // Without body memory the stream is relayed at once instead of being refused.
         ("requests: { max_body: 100KiB, body_memory: 100KiB }", false),
     ] {
         let refusing_upstream = start_event_upstream(events).await;
@@ -294,7 +297,7 @@ async fn the_first_content_is_delayed_by_less_than_a_millisecond() {
         }
     });
     let balancer = Balancer::start(&support::backend_yaml("a", &format!("http://{address}"), ""), "").await;
-    // The first content, which ends the hold, and one that merely passes.
+    // The delay of the first content, which ends the hold, and of content that is just relayed.
     let (mut is_held, mut passing) = (Duration::MAX, Duration::MAX);
     for _ in 0..20 {
         let mut client = balancer.connect().await;
@@ -329,7 +332,7 @@ async fn a_large_first_event_without_content_is_relayed_unchanged() {
             && response.text().contains("response.completed")
     );
     assert_eq!(balancer.wait_for_records(1).await[0]["outcome"], "answered");
-    // Larger than what is held: it goes out.
+    // An event larger than `retry.hold.size` is relayed at once.
     let balancer = Balancer::start(&all_backends_yaml(&azure), "retry: { hold: { size: 64KiB } }").await;
     let response =
         balancer.post(RESPONSES_TARGET, &[("api-key", CLIENT_KEY)], RESPONSES_STREAM_BODY.as_bytes()).await;
@@ -339,7 +342,7 @@ async fn a_large_first_event_without_content_is_relayed_unchanged() {
 #[tokio::test]
 async fn a_stream_that_breaks_before_its_first_content_fails_over() {
     let azure = start_simulator(&["b"]).await;
-    // Closing without an end: for a close-delimited reply that is an end, so cut a chunked one.
+    // Closing the connection would be a regular end of a response without framing, hence a chunked one.
     let truncating = ScriptedUpstream::start(|_| {
         vec![format!("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\ndata: {EMPTY_EVENT}\n\n\r\n", EMPTY_EVENT.len() + 8).into()]
     })

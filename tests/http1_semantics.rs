@@ -3,7 +3,7 @@
 //! and connections that stay usable or are closed. `src/proxy/runner.rs` has the list of these
 //! obligations, and where the others are tested.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod support;
 

@@ -1,9 +1,9 @@
-//! Listeners with TLS, clients of HTTP/2, and backends that speak it.
+//! HTTP/2: clients of TLS listeners, and backends.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -27,10 +27,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
-/// Records are gathered for ten milliseconds before they are written.
+/// Records are collected for ten milliseconds before they are written.
 const MAX_RECORD_DELAY: Duration = Duration::from_millis(40);
 
-/// A balancer of HTTP/2 in front of the resource `a`, and a connection to it.
+/// Starts a balancer with HTTP/2 in front of the resource `a`, and connects to it.
 async fn start_and_connect(extra_yaml: &str) -> (Simulator, Balancer, Http2Connection) {
     let azure = start_simulator(&["a"]).await;
     let authority = generate_authority();
@@ -52,14 +52,14 @@ async fn clients_choose_between_http_2_and_http_1() {
         assert_eq!(answering_backend(&response), "a");
         assert!(response.header("connection").is_none() && response.header("transfer-encoding").is_none());
     }
-    // Many at once on one connection.
+    // Many concurrent streams on one connection.
     let responses = join_all((0..60).map(|_| connection.post(CHAT_TARGET, STREAM_BODY.as_bytes()))).await;
     assert!(
         responses
             .iter()
             .all(|response| response.is_complete && response.text().ends_with("data: [DONE]\n\n"))
     );
-    // The other protocol, by choice or for want of one.
+    // HTTP/1.1, chosen by ALPN or by default.
     for protocols in [&b"\x08http/1.1"[..], b""] {
         let mut stream = connect_tls(balancer.address, &authority, protocols, None).await.unwrap();
         let length = CHAT_BODY.len();
@@ -86,7 +86,7 @@ async fn old_tls_versions_are_rejected_and_a_replaced_certificate_is_used() {
     let before = connect_tls(balancer.address, &authority, b"", Some(SslVersion::TLS1_2)).await.unwrap();
     let old_certificate = before.ssl().peer_certificate().unwrap().to_der().unwrap();
     let directory = balancer.path("");
-    // Half of a pair changes nothing.
+    // A certificate without its matching key changes nothing.
     let key = std::fs::read(directory.join("key.pem")).unwrap();
     std::fs::write(directory.join("key.pem"), "no key").unwrap();
     balancer.wait_for_log("the old certificates stay in use").await;
@@ -152,7 +152,7 @@ async fn refusals_over_http_2_are_the_same_as_over_http_1() {
         assert_eq!((response.status, response.error_code().as_str()), (status, code), "{}", response.text());
         assert!(response.header("x-aoai-lb-request-id").is_some());
     }
-    // The connection is none the worse for it.
+    // The connection is still usable.
     assert_eq!(connection.post(CHAT_TARGET, CHAT_BODY.as_bytes()).await.status, 200);
     let records = balancer.wait_for_records(7).await;
     let refusals: Vec<&str> = records.iter().filter_map(|record| record["refusal"].as_str()).collect();
@@ -177,8 +177,8 @@ async fn a_broken_response_resets_its_stream() {
     assert_eq!(records.iter().filter(|record| record["outcome"] == "failed").count(), 4);
 }
 
-/// Resets a request's stream once it is `wait_until_ready`, three times on one connection; the least time
-/// until its record is there.
+/// Three times on one connection: sends a request, waits until it is ready, and resets its stream.
+/// Expects the record within [`MAX_RECORD_DELAY`] at least once.
 async fn reset_three_streams(
     balancer: &Balancer,
     connection: &Http2Connection,
@@ -193,7 +193,7 @@ async fn reset_three_streams(
         let mut stream = exchange.body;
         stream.send_reset(h2::Reason::CANCEL);
         let reset_time = Instant::now();
-        wait_until("the record is there", || balancer.records().len() == before + number).await;
+        wait_until("the record is written", || balancer.records().len() == before + number).await;
         shortest = shortest.min(reset_time.elapsed());
     }
     let records = balancer.records();
@@ -208,7 +208,7 @@ async fn a_stream_reset_by_the_client_cancels_the_request() {
     let wait_for_arrivals = |number: usize| {
         let azure = &azure;
         async move {
-            wait_until("it arrives", || {
+            wait_until("the request reaches the backend", || {
                 azure.received_requests("a").iter().filter(|request| request.is_body_complete).count()
                     == number
             })
@@ -217,40 +217,40 @@ async fn a_stream_reset_by_the_client_cancels_the_request() {
     };
     let cancelled_requests =
         || azure.received_requests("a").iter().filter(|request| request.client_disconnected).count();
-    // Before the first byte.
+    // A reset before the first byte.
     azure.set_mood("a", Mood::Mute);
     reset_three_streams(&balancer, &connection, CHAT_BODY, async |number, _: &mut PendingRequest| {
         wait_for_arrivals(number).await
     })
     .await;
-    wait_until("upstream is cancelled", || cancelled_requests() == 3).await;
-    // In mid-stream.
+    wait_until("the upstream requests are cancelled", || cancelled_requests() == 3).await;
+    // A reset in mid-stream.
     azure.set_mood("a", Mood::Drip(50 * MILLISECOND));
     reset_three_streams(&balancer, &connection, STREAM_BODY, async |_, exchange: &mut PendingRequest| {
         let mut answer = (&mut exchange.response).await.unwrap().into_body();
         assert!(answer.data().await.unwrap().is_ok());
     })
     .await;
-    wait_until("upstream is cancelled", || cancelled_requests() == 6).await;
+    wait_until("the upstream requests are cancelled", || cancelled_requests() == 6).await;
     assert!(balancer.records()[3..].iter().all(|record| record["status"] == 200));
-    // While a cooldown is waited for.
+    // A reset during the wait for a cooldown.
     azure.set_mood("a", Mood::Throttled { retry_after_ms: Some(9_000), retry_after: None });
     reset_three_streams(&balancer, &connection, CHAT_BODY, async |_, _: &mut PendingRequest| {
-        // The first is refused, the others know.
+        // Only the first request is sent and refused; the others wait at once.
         wait_for_arrivals(7).await;
         tokio::time::sleep(30 * MILLISECOND).await;
     })
     .await;
-    // Between tries, with another deployment, which does not rest.
+    // A reset between attempts, with another deployment, which has no cooldown.
     azure.set_mood("a", Mood::Refuses(SimulatedError::Unavailable));
     let other_target = "/openai/deployments/other/chat/completions?api-version=2024-10-21";
     let exchange = connection.send_post(other_target, CHAT_BODY.as_bytes()).await;
-    wait_until("it has been asked three times", || azure.request_count("a") >= 10).await;
+    wait_until("the backend has been tried three times", || azure.request_count("a") >= 10).await;
     let mut stream = exchange.body;
     stream.send_reset(h2::Reason::CANCEL);
-    wait_until("the record is there", || balancer.records().len() == 10).await;
+    wait_until("the record is written", || balancer.records().len() == 10).await;
     assert_eq!(balancer.records()[9]["outcome"], "client_gone");
-    // The connection is none the worse for it.
+    // The connection is still usable.
     azure.set_mood("a", Mood::Calm);
     let response = connection.post(other_target, CHAT_BODY.as_bytes()).await;
     assert_eq!(response.status, 200, "{}", response.text());
@@ -273,13 +273,13 @@ async fn a_client_reset_or_disconnect_while_streams_are_held_is_recorded() {
     .await;
     let connection = Http2Connection::connect(balancer.address, &authority).await;
     reset_three_streams(&balancer, &connection, STREAM_BODY, async |number, _: &mut PendingRequest| {
-        wait_until("it arrives", || silent_upstream.requests().len() == number).await;
+        wait_until("the request reaches the backend", || silent_upstream.requests().len() == number).await;
         tokio::time::sleep(30 * MILLISECOND).await;
     })
     .await;
     let pending_requests =
         join_all((0..5).map(|_| connection.send_post(CHAT_TARGET, STREAM_BODY.as_bytes()))).await;
-    wait_until("they arrive", || silent_upstream.requests().len() == 8).await;
+    wait_until("all requests reach the backend", || silent_upstream.requests().len() == 8).await;
     connection.abort();
     let records = balancer.wait_for_records(8).await;
     assert!(records.iter().all(|record| record["outcome"] == "client_gone"), "{records:#?}");
@@ -315,7 +315,7 @@ async fn a_shutdown_finishes_streams_in_flight() {
     let mut balancer = Balancer::start_with_tls(&authority, &all_backends_yaml(&azure), "").await;
     let connection = Http2Connection::connect(balancer.address, &authority).await;
     let exchange = connection.send_post(CHAT_TARGET, STREAM_BODY.as_bytes()).await;
-    wait_until("it is under way", || azure.request_count("a") == 1).await;
+    wait_until("the request reaches the backend", || azure.request_count("a") == 1).await;
     let response = tokio::spawn(exchange.read_response());
     balancer.send_signal("TERM");
     let response = response.await.unwrap();
@@ -324,7 +324,7 @@ async fn a_shutdown_finishes_streams_in_flight() {
     assert_eq!(balancer.wait_for_records(1).await[0]["outcome"], "answered");
 }
 
-/// Passes bytes on, and counts the connections that they come on.
+/// Starts a relay of bytes that counts its connections.
 async fn start_counting_relay(to: SocketAddr) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, connection_count) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
@@ -341,7 +341,7 @@ async fn start_counting_relay(to: SocketAddr) -> (SocketAddr, Arc<AtomicUsize>) 
     (address, connection_count)
 }
 
-/// Two balancers, the second of which is the first one's backend of HTTP/2.
+/// Two balancers: `inner` is the only backend of `front`, with HTTP/2.
 struct ChainedBalancers {
     azure: Simulator,
     inner: Balancer,
@@ -367,7 +367,7 @@ async fn start_chain(azure: Simulator, extra_yaml: &str) -> ChainedBalancers {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_streams_share_ten_connections() {
     let azure = start_simulator(&["a"]).await;
-    // Long enough for all of them to be there at once.
+    // Long enough for all streams to be open at the same time.
     azure.set_mood("a", Mood::SlowFirstByte(5_000 * MILLISECOND));
     let chain = start_chain(azure, "record: { content: none, jsonl: { path: records.jsonl } }").await;
     let mut clients = Vec::new();
@@ -385,7 +385,7 @@ async fn a_thousand_streams_share_ten_connections() {
     assert!((10..=12).contains(&connections_used), "{connections_used} connections");
     assert_eq!(chain.azure.request_count("a"), 1_000);
     chain.azure.set_mood("a", Mood::Calm);
-    // And what comes then uses those that are there.
+    // Further requests reuse the connections.
     for client in &clients {
         assert_eq!(client.post(CHAT_TARGET, CHAT_BODY.as_bytes()).await.status, 200);
     }
@@ -398,7 +398,7 @@ async fn a_thousand_streams_share_ten_connections() {
 async fn an_http_2_backend_behaves_like_an_http_1_backend() {
     let chain = start_chain(start_simulator(&["a"]).await, "retry: { attempts: 2 }").await;
     let client = Http2Connection::connect(chain.front.address, &chain.authority).await;
-    // Bodies of every size, byte for byte; answers that are refusals; streams that break off.
+    // Bodies of several sizes, error responses, and streams that break.
     for size in [1, 70_000, 3_000_000] {
         let body = CHAT_BODY.replace("hello", &"x".repeat(size));
         assert_eq!(client.post(CHAT_TARGET, body.as_bytes()).await.status, 200);
@@ -406,7 +406,8 @@ async fn an_http_2_backend_behaves_like_an_http_1_backend() {
     }
     chain.azure.set_mood("a", Mood::CloseMidStream { after: BodyPosition::Events(3) });
     let response = client.post(CHAT_TARGET, STREAM_BODY.as_bytes()).await;
-    // A reset takes along what was sent before it: where that was all, nothing had been shown yet.
+    // An HTTP/2 reset may discard data that was sent before it. If all of it is lost, nothing has been
+    // relayed yet and the client gets a 502.
     let is_truncated = response.status == 200 && !response.is_complete;
     assert!(
         is_truncated || (response.status, response.error_code().as_str()) == (502, "upstream_failed"),
@@ -422,7 +423,7 @@ async fn an_http_2_backend_behaves_like_an_http_1_backend() {
         response.text()
     );
     chain.azure.set_mood("a", Mood::Calm);
-    // The other side stops and another takes its place: nothing of it is seen.
+    // After the inner balancer has stopped, requests fail with 502.
     assert_eq!(client.post(CHAT_TARGET, CHAT_BODY.as_bytes()).await.status, 200);
     assert_eq!(chain.connections.load(Ordering::Relaxed), 1);
     let mut inner = chain.inner;
@@ -455,5 +456,5 @@ async fn resources_on_one_address_do_not_share_connections() {
         let response = balancer.post_chat().await;
         assert_eq!((response.status, answering_backend(&response).as_str()), (200, ["one", "two"][turn % 2]));
     }
-    assert_eq!(connections.load(Ordering::Relaxed), 2, "one for each");
+    assert_eq!(connections.load(Ordering::Relaxed), 2, "expected one connection for each resource");
 }

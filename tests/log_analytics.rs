@@ -1,9 +1,9 @@
-//! Records in Log Analytics: all of them, whatever happens to the service.
+//! Delivery of records to Log Analytics, also while the service fails.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -41,7 +41,7 @@ async fn delivered_rows_equal_the_records_in_the_file() {
     let mut balancer =
         Balancer::start(&all_backends_yaml(&azure), &record_yaml(&ingestion, directory.path())).await;
     post_chats(&balancer, 30).await;
-    wait_until("all rows are there", || ingestion.row_count() == 30).await;
+    wait_until("all rows are delivered", || ingestion.row_count() == 30).await;
     assert_eq!(balancer.stop().await, 0);
     let file = std::fs::read_to_string(directory.path().join("records.jsonl")).unwrap();
     let mut lines: Vec<Value> = file.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -62,7 +62,7 @@ async fn undelivered_records_survive_restarts_and_kills_in_the_spool() {
     let directory = tempfile::tempdir().unwrap();
     let record_block = record_yaml(&ingestion, directory.path());
     let mut expected = 0;
-    // Down, overloaded, without the role, without a rule: one after the other, with a process each.
+    // The service is down, overloaded, denies access, and has no such rule: one process for each.
     let behaviours = [
         IngestionBehaviour::RespondsWith(503, None),
         IngestionBehaviour::RespondsWith(429, Some("1")),
@@ -87,21 +87,21 @@ async fn undelivered_records_survive_restarts_and_kills_in_the_spool() {
     ingestion.set_behaviour(IngestionBehaviour::Normal);
     let balancer = Balancer::start(&all_backends_yaml(&azure), &record_block).await;
     post_chats(&balancer, 1).await;
-    wait_until("all rows are there", || {
+    wait_until("all rows are delivered", || {
         request_ids(&ingestion.rows()).iter().collect::<HashSet<_>>().len() == expected + 1
     })
     .await;
-    // They are back while it runs as well, and under load.
+    // The service fails and recovers under load, too.
     ingestion.set_behaviour(IngestionBehaviour::RespondsWith(503, None));
     for _ in 0..50 {
         post_chats(&balancer, 20).await;
     }
-    wait_until("it is told", || {
-        balancer.log().contains("do not take them") || balancer.log().contains("does not take them")
+    wait_until("the log reports that records are not accepted", || {
+        balancer.log().contains("does not accept them")
     })
     .await;
     ingestion.set_behaviour(IngestionBehaviour::Normal);
-    wait_until("all rows are there", || {
+    wait_until("all rows are delivered", || {
         request_ids(&ingestion.rows()).iter().collect::<HashSet<_>>().len() == expected + 1001
     })
     .await;
@@ -116,11 +116,11 @@ async fn retry_after_of_the_service_is_respected() {
         Balancer::start(&all_backends_yaml(&azure), &record_yaml(&ingestion, directory.path())).await;
     ingestion.set_behaviour(IngestionBehaviour::RespondsWith(429, Some("3")));
     post_chats(&balancer, 1).await;
-    wait_until("it is refused", || ingestion.call_statistics().0 == 1).await;
+    wait_until("the call is refused", || ingestion.call_statistics().0 == 1).await;
     ingestion.set_behaviour(IngestionBehaviour::Normal);
-    wait_until("the row is there", || ingestion.row_count() == 1).await;
+    wait_until("the row is delivered", || ingestion.row_count() == 1).await;
     let times = ingestion.call_times();
-    // Its own pauses begin with a second at most.
+    // The sink's own backoff starts at one second at most.
     assert!(times.len() == 2 && times[1] - times[0] >= Duration::from_millis(2_900), "{times:?}");
 }
 
@@ -132,14 +132,14 @@ async fn a_shutdown_does_not_wait_for_a_service_that_does_not_respond() {
     ingestion.set_behaviour(IngestionBehaviour::NeverResponds);
     let mut balancer = Balancer::start(&all_backends_yaml(&azure), &record_block).await;
     post_chats(&balancer, 5).await;
-    wait_until("it is called", || ingestion.call_statistics().0 == 1).await;
+    wait_until("the service is called", || ingestion.call_statistics().0 == 1).await;
     let start = Instant::now();
     assert_eq!(balancer.stop().await, 0);
     assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
     assert!(!balancer.log().contains("lost"), "{}", balancer.log());
     ingestion.set_behaviour(IngestionBehaviour::Normal);
     let _next_balancer = Balancer::start(&all_backends_yaml(&azure), &record_block).await;
-    wait_until("the rows are there", || ingestion.row_count() == 5).await;
+    wait_until("all rows are delivered", || ingestion.row_count() == 5).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -149,19 +149,19 @@ async fn a_rejected_token_is_renewed() {
     let balancer =
         Balancer::start(&all_backends_yaml(&azure), &record_yaml(&ingestion, directory.path())).await;
     post_chats(&balancer, 1).await;
-    wait_until("the first is there", || ingestion.row_count() == 1).await;
+    wait_until("the first row is delivered", || ingestion.row_count() == 1).await;
     ingestion.revoke_tokens();
     post_chats(&balancer, 1).await;
-    wait_until("the second is there", || ingestion.row_count() == 2).await;
-    assert_eq!(ingestion.call_statistics().1, 2, "one new token");
+    wait_until("the second row is delivered", || ingestion.row_count() == 2).await;
+    assert_eq!(ingestion.call_statistics().1, 2, "expected one new token");
     assert!(!balancer.log().contains("stay in the spool"), "{}", balancer.log());
-    // Nobody gives a token for a while.
+    // The token endpoint fails for a while.
     ingestion.reject_token_requests(true);
     ingestion.revoke_tokens();
     post_chats(&balancer, 1).await;
     balancer.wait_for_log("401 (invalid_client)").await;
     ingestion.reject_token_requests(false);
-    wait_until("the third is there", || ingestion.row_count() == 3).await;
+    wait_until("the third row is delivered", || ingestion.row_count() == 3).await;
     assert!(!balancer.log().contains(CLIENT_SECRET));
 }
 
@@ -173,7 +173,7 @@ async fn calls_stay_below_the_size_limit_and_are_split_after_a_413() {
         record_yaml(&ingestion, directory.path()).replace("record: {", "record: { content_limit: 4MiB,");
     let balancer = Balancer::start(&all_backends_yaml(&azure), &record_block).await;
     ingestion.set_behaviour(IngestionBehaviour::RespondsWith(503, Some("1")));
-    // Four megabytes of prompts; one is larger than a call by itself.
+    // Four megabytes of prompts, one of which alone exceeds the limit of a call.
     let post_prompt_of = async |size: usize| {
         let body = format!(r#"{{"messages":[{{"role":"user","content":"{}"}}]}}"#, "x".repeat(size));
         assert_eq!(balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], body.as_bytes()).await.status, 200);
@@ -183,7 +183,7 @@ async fn calls_stay_below_the_size_limit_and_are_split_after_a_413() {
     }
     post_prompt_of(1_500_000).await;
     ingestion.set_behaviour(IngestionBehaviour::Normal);
-    wait_until("all rows are there", || ingestion.row_count() >= 21).await;
+    wait_until("all rows are delivered", || ingestion.row_count() >= 21).await;
     let (calls, _, largest_call_bytes) = ingestion.call_statistics();
     assert!(
         largest_call_bytes <= 1_000_000 && calls < 40,
@@ -191,13 +191,13 @@ async fn calls_stay_below_the_size_limit_and_are_split_after_a_413() {
     );
     let rows = ingestion.rows();
     assert_eq!(request_ids(&rows).iter().collect::<HashSet<_>>().len(), 21);
-    // Azure would cut them without a word.
+    // Azure would truncate longer fields silently.
     assert!(
         rows.iter().all(|row| row["content_cut"] == true && row["prompt"].as_str().unwrap().len() <= 64_000)
     );
     ingestion.set_behaviour(IngestionBehaviour::AcceptsAtMostRows(3));
     post_chats(&balancer, 20).await;
-    wait_until("all rows are there", || {
+    wait_until("all rows are delivered", || {
         request_ids(&ingestion.rows()).iter().collect::<HashSet<_>>().len() == 41
     })
     .await;
@@ -216,16 +216,16 @@ async fn a_row_that_is_always_rejected_goes_to_the_dead_letters_alone() {
         balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], body.as_bytes())
     });
     assert!(join_all(requests).await.iter().all(|response| response.status == 200));
-    wait_until("the others are there", || ingestion.row_count() == 19).await;
+    wait_until("the other rows are delivered", || ingestion.row_count() == 19).await;
     let dead_letters = directory.path().join("spool/dead-letters.jsonl");
-    wait_until("it is set aside", || dead_letters.exists()).await;
+    wait_until("the rejected row is written to the dead letters", || dead_letters.exists()).await;
     let text = std::fs::read_to_string(&dead_letters).unwrap();
     assert!(text.lines().count() == 1 && text.contains("poison"), "{text}");
-    balancer.wait_for_log("refuses a record for good").await;
-    assert!(!balancer.log().contains("poison"), "prompts do not reach the log");
+    balancer.wait_for_log("rejects a record permanently").await;
+    assert!(!balancer.log().contains("poison"), "expected no prompt in the log");
 }
 
-/// The deployed table and stream have the record's fields, and nothing else.
+/// The table and the stream of the Bicep file have exactly the fields of the record.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_columns_in_the_bicep_file_match_the_record_fields() {
     let azure = start_simulator(&["a"]).await;
@@ -234,7 +234,7 @@ async fn the_columns_in_the_bicep_file_match_the_record_fields() {
     let record = balancer.wait_for_records(1).await.pop().unwrap();
     let text = balancer.path("records.jsonl");
     let line = std::fs::read_to_string(text).unwrap();
-    // In their order, which a map does not keep.
+    // In the order of the file, since the parsed map does not keep it.
     let mut fields: Vec<&str> = record.as_object().unwrap().keys().map(String::as_str).collect();
     fields.sort_by_key(|name| line.find(&format!("\"{name}\":")).unwrap());
     let bicep = include_str!("../conf/azure/log-analytics.bicep");

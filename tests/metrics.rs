@@ -1,9 +1,9 @@
-//! `/metrics`: every name of the contract, bounded labels, and the dashboard that reads them.
+//! `/metrics`: the documented names, limited labels, and the dashboard that queries them.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -17,7 +17,7 @@ use support::{
     listed_backends_yaml, simulated_backend_yaml, start_simulator,
 };
 
-/// The contract's.
+/// All documented metrics.
 const METRIC_NAMES: [&str; 17] = [
     "aoai_lb_attempts_total",
     "aoai_lb_backend_remaining_requests",
@@ -38,7 +38,7 @@ const METRIC_NAMES: [&str; 17] = [
     "aoai_lb_tokens_total",
 ];
 
-/// Samples by name and labels.
+/// The value of each sample, by its name with labels.
 async fn scrape_metrics(balancer: &Balancer) -> BTreeMap<String, f64> {
     let response =
         Client::connect(balancer.admin_address).await.get("/metrics", &[("Host", "localhost")]).await;
@@ -63,7 +63,7 @@ fn metric_family(name: &str) -> String {
     histogram.filter(|name| name.ends_with("_seconds")).unwrap_or(name).to_owned()
 }
 
-/// Waits until this sample has this value.
+/// Waits until a sample has this value, and returns all samples.
 async fn wait_for_sample(balancer: &Balancer, name: &str, value: f64) -> BTreeMap<String, f64> {
     let start = std::time::Instant::now();
     loop {
@@ -71,7 +71,10 @@ async fn wait_for_sample(balancer: &Balancer, name: &str, value: f64) -> BTreeMa
         if samples.get(name) == Some(&value) {
             return samples;
         }
-        assert!(start.elapsed() < support::TEST_TIMEOUT, "{name} is not {value}: {samples:#?}");
+        assert!(
+            start.elapsed() < support::TEST_TIMEOUT,
+            "timed out waiting until {name} is {value}: {samples:#?}"
+        );
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
 }
@@ -133,7 +136,7 @@ async fn all_documented_metrics_and_those_of_the_dashboard_exist() {
     let remaining_requests =
         samples[r#"aoai_lb_backend_remaining_requests{backend="a",deployment="gpt-4o"}"#];
     assert!((1.0..1_000.0).contains(&remaining_requests), "{remaining_requests}");
-    // Time in the balancer is a part of the whole.
+    // The overhead of the balancer is a part of the total duration.
     assert!(
         samples["aoai_lb_overhead_seconds_sum"]
             < samples[r#"aoai_lb_request_duration_seconds_sum{operation="chat"}"#]
@@ -149,7 +152,7 @@ async fn all_documented_metrics_and_those_of_the_dashboard_exist() {
     assert!(unknown.is_empty() && queried.len() > 10, "{unknown:?} of {queried:?}");
 }
 
-/// The metrics that a dashboard's queries name.
+/// Collects the names of metrics in the queries of a dashboard.
 fn collect_queried_metrics(value: &Value, queried: &mut BTreeSet<String>) {
     match value {
         Value::Object(map) => {
@@ -183,7 +186,7 @@ async fn metric_labels_are_limited_to_known_clients_and_deployments() {
     let post_chat_status = async |name: &str, key: &str| {
         balancer.post(&path(name), &[("api-key", key)], CHAT_BODY.as_bytes()).await.status
     };
-    // Spelled differently, it is the same.
+    // Another spelling of the same deployment does not make another label.
     assert_eq!(
         (post_chat_status("gpt-4o", CLIENT_KEY).await, post_chat_status("GPT-4o", CLIENT_KEY).await),
         (200, 200)
@@ -222,12 +225,12 @@ async fn without_a_record_block_metrics_are_counted_and_no_file_is_written() {
     let chat_sample =
         r#"aoai_lb_requests_total{client="team-a",deployment="gpt-4o",operation="chat",status="200"}"#;
     let samples = wait_for_sample(&balancer, chat_sample, 2.0).await;
-    // Whoever keeps no record asks for no usage either: the stream told none.
+    // Without records the balancer does not request usage from streams, so tokens of the stream are unknown.
     assert!(samples[r#"aoai_lb_tokens_total{client="team-a",deployment="gpt-4o",type="output"}"#] > 0.0);
     assert!(!samples.keys().any(|name| name.starts_with("aoai_lb_records_total")));
     let files = std::fs::read_dir(balancer.path("")).unwrap();
     let mut files: Vec<_> = files.map(|file| file.unwrap().file_name()).collect();
     files.sort_unstable();
-    // The binary's name, the configuration, the directory of the sockets.
-    assert_eq!(files, ["aoai-lb", "aoai-lb.yaml", "run"], "nothing is written");
+    // The symlink to the binary, the configuration, and the directory of the sockets.
+    assert_eq!(files, ["aoai-lb", "aoai-lb.yaml", "run"], "expected no other file");
 }

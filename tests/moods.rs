@@ -1,9 +1,9 @@
-//! Every mood of the simulated resource, and what a client sees of it when another is well.
+//! Every mood of the simulated resource, and its outcome for a client while another resource works.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -19,23 +19,23 @@ use support::{
 
 const LONGER_THAN_TIMEOUTS: Duration = Duration::from_secs(20);
 
-/// What becomes of a request whose first backend is in a mood.
+/// The outcome of a request whose first backend is in a mood.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum ExpectedOutcome {
-    /// The other backend answers it.
+    /// The other backend answers.
     AnsweredByOther,
-    /// The backend answers it.
+    /// The backend in the mood answers.
     Answered,
-    /// It is seen to break off.
+    /// The client sees a truncated response.
     VisiblyBroken,
-    /// It says that it is over and then breaks off: SDKs have their answer.
+    /// The response is truncated after its last event, so that SDKs have their complete answer.
     BrokenAfterLastEvent,
-    /// It ends as it did upstream, and is recorded as failed.
+    /// The response ends regularly but without its last event, and is recorded as failed.
     EndedWithoutLastEvent,
 }
 
-/// The mood after this one, and what becomes of a plain request and of a stream in this one. A new
-/// mood has to find its place here.
+/// The mood to test after this one, and the outcomes of a plain request and of a stream in this mood.
+/// The match is exhaustive, so that a new mood has to be added here.
 fn next_mood_and_outcomes(mood: &Mood) -> (Option<Mood>, ExpectedOutcome, ExpectedOutcome) {
     use ExpectedOutcome::{
         Answered, AnsweredByOther, BrokenAfterLastEvent, EndedWithoutLastEvent, VisiblyBroken,
@@ -150,7 +150,7 @@ async fn every_simulated_mood_has_the_expected_outcome_for_a_client() {
                 );
             });
         }
-        // A few at a time: each is a process.
+        // A few at a time, since each starts a process.
         while tasks.len() >= 8 {
             tasks.join_next().await.unwrap().unwrap();
         }
@@ -161,7 +161,7 @@ async fn every_simulated_mood_has_the_expected_outcome_for_a_client() {
     }
 }
 
-/// A refusal that comes before the body has been sent: it is sent whole to the other backend.
+/// The backend refuses before the body has been sent; the other backend still gets the complete body.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_before_the_body_is_sent_fails_over_with_the_complete_body() {
     for closes_connection in [false, true] {

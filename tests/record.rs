@@ -1,9 +1,9 @@
-//! Records: none lost, none doubled, nothing in them that should not be.
+//! Records: none is lost or duplicated, files rotate, and secrets are redacted.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -32,11 +32,11 @@ fn record_yaml(directory: &Path, extra_yaml: &str) -> String {
     )
 }
 
-/// The records of all files of this directory, whole lines only, old files included.
+/// The records in all files of a directory, rotated and compressed ones included.
 fn read_all_records(directory: &Path) -> Vec<Value> {
     let mut records = Vec::new();
     for path in record_files(directory) {
-        // It may be compressed meanwhile.
+        // The file may just have been replaced by its compressed form.
         let Ok(bytes) = std::fs::read(&path) else { continue };
         let mut text = String::new();
         if path.extension().is_some_and(|ending| ending == "gz") {
@@ -92,7 +92,7 @@ async fn a_kill_under_load_neither_loses_nor_duplicates_records() {
                         else {
                             break;
                         };
-                        // A stream is whole for an SDK with its last event.
+                        // For an SDK a stream is complete with its last event.
                         if response.is_complete || response.text().ends_with(STREAM_END) {
                             answered_ids.push(response.header("x-aoai-lb-request-id").unwrap().to_owned());
                         }
@@ -102,7 +102,8 @@ async fn a_kill_under_load_neither_loses_nor_duplicates_records() {
             })
             .collect();
         let before = azure.request_count("a");
-        wait_until("there is load", || azure.request_count("a") > before + 300).await;
+        wait_until("300 more requests have reached the backend", || azure.request_count("a") > before + 300)
+            .await;
         balancer.send_signal("KILL");
         stop.store(true, Ordering::Relaxed);
         let mut answered_ids = Vec::new();
@@ -110,7 +111,7 @@ async fn a_kill_under_load_neither_loses_nor_duplicates_records() {
             answered_ids.extend(client.await.unwrap());
         }
         drop(balancer);
-        // The next process finds what the last one left.
+        // The next process delivers what the last one left in the spool.
         let mut next = Balancer::start(&all_backends_yaml(&azure), &record_block).await;
         assert_eq!(next.post_chat().await.status, 200);
         assert_eq!(next.stop().await, 0);
@@ -118,9 +119,13 @@ async fn a_kill_under_load_neither_loses_nor_duplicates_records() {
         let distinct_ids: HashSet<&String> = records.iter().collect();
         let missing: Vec<_> = answered_ids.iter().filter(|id| !distinct_ids.contains(id)).collect();
         assert!(missing.is_empty(), "{} of {} answers have no record", missing.len(), answered_ids.len());
-        assert_eq!(records.len(), distinct_ids.len(), "none is there twice");
+        assert_eq!(records.len(), distinct_ids.len(), "expected no record twice");
         assert!(answered_ids.len() > 100, "{}", answered_ids.len());
-        assert_eq!(std::fs::read_dir(directory.path().join("spool")).unwrap().count(), 0, "nothing waits");
+        assert_eq!(
+            std::fs::read_dir(directory.path().join("spool")).unwrap().count(),
+            0,
+            "expected an empty spool"
+        );
     }
 }
 
@@ -135,7 +140,7 @@ async fn record_files_rotate_by_size_and_on_sighup_and_old_ones_are_compressed()
         let response = client.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], STREAM_BODY.as_bytes()).await;
         assert_eq!(response.status, 200);
         if index % 50 == 0 {
-            // Whoever reads along finds whole lines.
+            // Complete lines are valid JSON at any moment.
             let text = std::fs::read_to_string(directory.path().join("records.jsonl")).unwrap_or_default();
             let complete_lines = text.rsplit_once('\n').map_or("", |(complete_lines, _)| complete_lines);
             assert!(complete_lines.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()));
@@ -146,23 +151,23 @@ async fn record_files_rotate_by_size_and_on_sighup_and_old_ones_are_compressed()
         files.len() == 4
             && files[..3].iter().all(|path| path.extension().is_some_and(|ending| ending == "gz"))
     };
-    wait_until("old files are compressed, and three of them kept", are_old_files_compressed).await;
+    wait_until("three old files are kept, compressed", are_old_files_compressed).await;
     let before = request_ids(&read_all_records(directory.path()));
     balancer.send_signal("HUP");
-    wait_until("a new file begins", || {
+    wait_until("a new file is started", || {
         record_files(directory.path()).len() == 5 || !are_old_files_compressed()
     })
     .await;
     client.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], CHAT_BODY.as_bytes()).await;
-    wait_until("its first record is there", || {
+    wait_until("the first record is written to it", || {
         std::fs::read_to_string(directory.path().join("records.jsonl"))
             .is_ok_and(|text| text.lines().count() == 1)
     })
     .await;
-    // What was taken away by name is begun anew as well.
+    // A file that was renamed by someone else is started anew, too.
     std::fs::rename(directory.path().join("records.jsonl"), directory.path().join("taken.jsonl")).unwrap();
     client.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], CHAT_BODY.as_bytes()).await;
-    wait_until("the file is there again", || directory.path().join("records.jsonl").exists()).await;
+    wait_until("the file exists again", || directory.path().join("records.jsonl").exists()).await;
     assert!(before.len() > 50);
 }
 
@@ -176,15 +181,19 @@ async fn records_wait_in_the_spool_while_the_sink_fails() {
     let record_block = record_yaml(directory.path(), "");
     let mut balancer = Balancer::start(&all_backends_yaml(&azure), &record_block).await;
     for _ in 0..20 {
-        assert_eq!(balancer.post_chat().await.status, 200, "a full disk refuses nobody");
+        assert_eq!(
+            balancer.post_chat().await.status,
+            200,
+            "expected requests to succeed although the disk is full"
+        );
     }
     balancer.wait_for_log("records stay in the spool").await;
-    // Nor does it delay a stop for long, and what waits survives it.
+    // Nor does it delay the shutdown for long, and the waiting records survive it.
     assert_eq!(balancer.stop().await, 0);
     let mut balancer = Balancer::start(&all_backends_yaml(&azure), &record_block).await;
     balancer.post_chat().await;
     std::fs::remove_file(&target).unwrap();
-    wait_until("they are there", || read_all_records(directory.path()).len() == 21).await;
+    wait_until("all records are written", || read_all_records(directory.path()).len() == 21).await;
     assert_eq!(balancer.stop().await, 0);
     let ids = request_ids(&read_all_records(directory.path()));
     assert_eq!(ids.iter().collect::<HashSet<_>>().len(), 21);
@@ -207,9 +216,12 @@ async fn two_processes_share_the_spool_and_the_survivor_delivers_the_rest() {
         expected += 20;
     }
     old.send_signal("KILL");
-    wait_until("all of them are there", || read_all_records(directory.path()).len() >= expected).await;
+    wait_until("the records of both processes are written", || {
+        read_all_records(directory.path()).len() >= expected
+    })
+    .await;
     new.post_chat().await;
-    wait_until("the old one's spool is claimed", || {
+    wait_until("the new process claims the spool of the old one", || {
         std::fs::read_dir(directory.path().join("spool")).unwrap().count() <= 2
     })
     .await;
@@ -227,13 +239,17 @@ async fn redacted_text_is_never_written() {
         "record: {{ content_limit: 200B, redact: ['sk-[A-Za-z0-9]+', '4[0-9]{{15}}'], jsonl: {{ path: {path}/records.jsonl }}, spool: {{ path: {path}/spool }} }}"
     );
     let mut balancer = Balancer::start(&all_backends_yaml(&azure), &record_block).await;
-    // The simulated answer repeats the prompt; one secret is written with escapes, one lies across
-    // the limit.
+    // The simulated response repeats the prompt. One secret is written with JSON escapes, one crosses
+    // `content_limit`.
     let long = format!("sk-first s\\u006b-second 4111111111111111 {} sk-third", "x".repeat(150));
     for stream in ["", r#","stream":true"#] {
         let body = format!(r#"{{"messages":[{{"role":"user","content":"{long}"}}]{stream}}}"#);
         let response = balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], body.as_bytes()).await;
-        assert!(response.text().contains("sk-"), "the client's answer is its own: {}", response.text());
+        assert!(
+            response.text().contains("sk-"),
+            "expected the client to get the unredacted response: {}",
+            response.text()
+        );
     }
     assert_eq!(balancer.stop().await, 0);
     assert_eq!(read_all_records(directory.path()).len(), 2);
@@ -362,7 +378,7 @@ async fn two_hundred_concurrent_streams_are_captured_completely() {
         async move { balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], body.as_bytes()).await }
     }))
     .await;
-    wait_until("all records are there", || read_all_records(directory.path()).len() == 200).await;
+    wait_until("all records are written", || read_all_records(directory.path()).len() == 200).await;
     let records: HashMap<String, Value> = read_all_records(directory.path())
         .into_iter()
         .map(|record| (record["request_id"].as_str().unwrap().to_owned(), record))

@@ -1,9 +1,9 @@
-//! A changed file is put in place while requests are under way; a bad one changes nothing.
+//! Reloading the configuration while requests are running.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -19,7 +19,9 @@ use support::{
 
 async fn wait_for_config_version(balancer: &Balancer, version: u64) {
     balancer
-        .wait_for_status("the new configuration", |status| status["configuration"]["version"] == version)
+        .wait_for_status("the new configuration is active", |status| {
+            status["configuration"]["version"] == version
+        })
         .await;
 }
 
@@ -35,7 +37,7 @@ async fn sighup_applies_the_new_file_while_running_requests_keep_the_old_one() {
     let head = streaming_client.read_response_head().await.unwrap();
     assert_eq!((head.status, answering_backend(&head).as_str()), (200, "a"));
     assert!(!streaming_client.read_chunk().await.unwrap().is_empty());
-    // Another backend, another client.
+    // The new file has another backend and another client.
     let text = std::fs::read_to_string(balancer.path("aoai-lb.yaml")).unwrap();
     let other_clients =
         format!("clients:\n  - name: team-b\n    keys: [ {{ sha256: {} }} ]\n", sha256_hex("key-of-team-b"));
@@ -49,7 +51,7 @@ async fn sighup_applies_the_new_file_while_running_requests_keep_the_old_one() {
     assert_eq!(balancer.post_chat().await.error_code(), "invalid_api_key");
     let response = balancer.post(CHAT_TARGET, &[("api-key", "key-of-team-b")], CHAT_BODY.as_bytes()).await;
     assert_eq!((response.status, answering_backend(&response).as_str()), (200, "b"));
-    // What began before goes on to its end, with the client and the backend that are gone.
+    // The stream that started before continues, although its client and backend are removed.
     azure.set_mood("a", Mood::Calm);
     let mut last_chunk = Vec::new();
     while let Some(chunk) = streaming_client.read_chunk().await {
@@ -59,8 +61,9 @@ async fn sighup_applies_the_new_file_while_running_requests_keep_the_old_one() {
         last_chunk = chunk;
     }
     assert!(last_chunk.ends_with(b"data: [DONE]\n\n"), "{}", String::from_utf8_lossy(&last_chunk));
-    // SIGHUP begins a new file; this is its last record.
-    wait_until("it is recorded", || balancer.records().iter().any(|record| record["stream"] == true)).await;
+    // SIGHUP also starts a new file of records, so the record of the stream is in the new one.
+    wait_until("the stream is recorded", || balancer.records().iter().any(|record| record["stream"] == true))
+        .await;
     let records = balancer.records();
     let stream = records.iter().find(|record| record["stream"] == true).unwrap();
     assert_eq!((stream["client"].as_str(), stream["outcome"].as_str()), (Some("team-a"), Some("answered")));
@@ -75,14 +78,15 @@ async fn an_invalid_file_changes_nothing_and_its_problem_is_reported() {
     let response = balancer.post_admin("/api/reload").await;
     assert_eq!((response.status, response.error_code().as_str()), (400, "bad_request"));
     let message = response.json()["error"]["message"].as_str().unwrap().to_owned();
-    for part in
-        ["the configuration stays as it is", "backends[0].credental: unknown key; did you mean `credential`?"]
-    {
-        assert!(message.contains(part), "{message}");
+    for part in [
+        "the previous configuration stays active",
+        "backends[0].credental: unknown key; did you mean `credential`?",
+    ] {
+        assert!(message.contains(part), "expected {part:?} in: {message}");
     }
     balancer.send_signal("HUP");
-    wait_until("the log says it twice", || {
-        balancer.log().matches("the configuration stays as it is").count() == 2
+    wait_until("the log reports the problem twice", || {
+        balancer.log().matches("the previous configuration stays active").count() == 2
     })
     .await;
     let configuration = balancer.status().await["configuration"].clone();
@@ -91,8 +95,8 @@ async fn an_invalid_file_changes_nothing_and_its_problem_is_reported() {
     assert_eq!(balancer.post_chat().await.status, 200);
     balancer.write_config(&good.replace("a-key", "\"${NO_SUCH_VARIABLE}\""));
     let message = balancer.post_admin("/api/reload").await.text();
-    assert!(message.contains("variables are those of the process's start"), "{message}");
-    // No file at all is as bad.
+    assert!(message.contains("environment variables are read when the process starts"), "{message}");
+    // A missing file is a problem, too.
     std::fs::remove_file(balancer.path("aoai-lb.yaml")).unwrap();
     let response = balancer.post_admin("/api/reload").await;
     assert!(
@@ -126,10 +130,10 @@ async fn settings_that_need_an_upgrade_are_listed() {
     assert_eq!(response.json()["needs_upgrade"], needs_upgrade);
     let status = balancer.status().await;
     assert_eq!(status["configuration"]["needs_upgrade"], needs_upgrade);
-    assert_eq!(balancer.backend_states().await.len(), 2, "the rest is in place");
+    assert_eq!(balancer.backend_states().await.len(), 2, "expected the other settings to be active");
     balancer.post_chat().await;
     balancer.wait_for_records(1).await;
-    balancer.wait_for_log("record.jsonl: comes into effect with an upgrade").await;
+    balancer.wait_for_log("record.jsonl: the change takes effect with an upgrade").await;
 }
 
 #[tokio::test]
@@ -155,7 +159,7 @@ async fn unchanged_backends_keep_their_state_and_connections() {
             assert_eq!(
                 (response.status, answering_backend(&response).as_str()),
                 (200, "c"),
-                "a cools, b is drained"
+                "expected c, since a has a cooldown and b is drained"
             );
         }
     }
@@ -208,7 +212,7 @@ async fn connections_per_client_address_are_limited() {
         Balancer::start_with_listener(&simulated_backend_yaml(&azure, "a", ""), "connections_per_client: 3")
             .await;
     let mut open_clients = Vec::new();
-    // The harness's own connections end at some moment.
+    // Connections of the harness may still be open for a moment.
     while open_clients.len() < 3 {
         let mut client = balancer.connect().await;
         if client.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], CHAT_BODY.as_bytes()).await.status == 200 {
@@ -221,7 +225,7 @@ async fn connections_per_client_address_are_limited() {
     assert!(response.json()["error"]["message"].as_str().unwrap().contains("has 3 connections already"));
     balancer.wait_for_log("(listeners[].connections_per_client); more are refused").await;
     open_clients.pop();
-    // A place is free as soon as its connection is gone.
+    // When a connection ends, another one is admitted.
     let deadline = std::time::Instant::now() + support::TEST_TIMEOUT;
     while balancer.post_chat().await.status != 200 {
         assert!(std::time::Instant::now() < deadline);
@@ -249,7 +253,8 @@ async fn ten_reloads_under_load_fail_no_request() {
         balancer.replace_in_config(&format!("balance: {from}"), &format!("balance: {to}"));
         let started_before = traffic.started_requests();
         assert_eq!(balancer.post_admin("/api/reload").await.json()["version"], round + 2);
-        wait_until("there is traffic", || traffic.started_requests() > started_before + 20).await;
+        wait_until("20 more requests have started", || traffic.started_requests() > started_before + 20)
+            .await;
     }
     let traffic_counts = traffic.stop().await;
     assert_eq!(traffic_counts.failures, Vec::<String>::new());

@@ -3,7 +3,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -16,7 +16,7 @@ use support::{
     start_simulator, wait_until,
 };
 
-/// A body of JSON of about this size, in which every part is different.
+/// A JSON body of about this size without repetitions, so that misplaced parts show.
 fn large_chat_body(model: Option<&str>, size: usize) -> Vec<u8> {
     let mut text = String::with_capacity(size + 200);
     text.push('{');
@@ -140,7 +140,7 @@ async fn bodies_are_limited_individually_and_in_total() {
     client.try_send(&piece).await;
     assert_eq!(client.read_response().await.error_code(), "body_too_large");
     assert_eq!(azure.request_count("a"), 0);
-    // One that is held takes from what all may have together.
+    // A buffered body counts against `body_memory`, which all requests share.
     azure.set_mood("a", Mood::SlowFirstByte(Duration::from_secs(2)));
     let held_body = large_chat_body(None, 60 << 10);
     let head = Client::request_head(
@@ -151,7 +151,7 @@ async fn bodies_are_limited_individually_and_in_total() {
     let mut first = balancer.connect().await;
     first.send(head.as_bytes()).await;
     first.send(&held_body).await;
-    wait_until("the first body is held", || azure.request_count("a") == 1).await;
+    wait_until("the first body is sent", || azure.request_count("a") == 1).await;
     let response = balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], &held_body).await;
     assert_eq!((response.status, response.error_code().as_str()), (503, "overloaded"));
     assert!(response.header("retry-after").is_some());
@@ -160,7 +160,7 @@ async fn bodies_are_limited_individually_and_in_total() {
     assert_eq!(
         balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], &held_body).await.status,
         200,
-        "memory is given back"
+        "expected the memory to be released"
     );
 }
 

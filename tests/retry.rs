@@ -1,9 +1,9 @@
-//! What happens when a backend says no, says nothing or cannot be reached.
+//! Retries and failover when a backend refuses, does not respond or cannot be reached.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -65,7 +65,7 @@ async fn every_kind_of_failure_fails_over() {
         let first = &record["attempts"][0];
         let failure = first["error"].as_str().map_or_else(|| first["status"].to_string(), str::to_owned);
         assert_eq!(first["backend"], "a", "{mood:?}");
-        // A reset at once may come before or after the connection counts as made.
+        // An immediate reset may arrive before or after the connection counts as established.
         assert!(
             failure == expected || (expected.is_empty() && matches!(&*failure, "reset" | "connect")),
             "{mood:?}: {failure}"
@@ -151,7 +151,7 @@ async fn attempts_are_limited_and_the_last_backend_response_is_relayed() {
     assert_eq!((response.status, response.header("x-aoai-lb-attempts")), (500, Some("4")));
     assert_eq!(response.json()["error"]["type"], "server_error");
     assert_eq!(azure.request_count("a") + azure.request_count("b"), 4);
-    // The connection survives a failed request.
+    // The client connection survives a failed request.
     azure.set_mood("a", Mood::Calm);
     azure.set_mood("b", Mood::Calm);
     assert_eq!(client.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], CHAT_BODY.as_bytes()).await.status, 200);
@@ -160,7 +160,7 @@ async fn attempts_are_limited_and_the_last_backend_response_is_relayed() {
 #[tokio::test]
 async fn the_429_of_throttled_backends_has_the_earliest_retry_after() {
     let (azure, balancer) = start_two_backends("").await;
-    // What nobody lists has rests of its own only once somebody has answered for it.
+    // The health of an unlisted deployment is kept only after its first successful response.
     assert_eq!(balancer.post_chat().await.status, 200);
     let throttled = |ms| Mood::Throttled { retry_after_ms: Some(ms), retry_after: Some("86400".into()) };
     azure.set_mood("a", throttled(20_000));
@@ -171,8 +171,8 @@ async fn the_429_of_throttled_backends_has_the_earliest_retry_after() {
     assert_eq!(response.status, 429);
     assert!((8_000..=9_000).contains(&parse_hint(&response, "retry-after-ms")), "{response:?}");
     assert_eq!(parse_hint(&response, "retry-after"), 9);
-    assert_ne!(response.error_code(), "all_throttled", "the backend's own words");
-    // From now on nobody is asked at all.
+    assert_ne!(response.error_code(), "all_throttled", "expected the error of the backend");
+    // From now on no backend is tried.
     let mut client = balancer.connect().await;
     for _ in 0..2 {
         let response = client.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], CHAT_BODY.as_bytes()).await;
@@ -224,7 +224,7 @@ async fn a_rejected_backend_credential_becomes_a_503_for_the_client() {
         let response = balancer.post_chat().await;
         assert_eq!((response.status, response.error_code().as_str()), (503, "backend_misconfigured"));
     }
-    balancer.wait_for_log("backend a: its credential").await;
+    balancer.wait_for_log("backend a: credential rejected").await;
     assert_eq!(balancer.status().await["backends"][0]["state"], "credential");
 }
 
@@ -276,7 +276,7 @@ async fn a_create_call_is_not_repeated_once_it_may_have_taken_effect() {
     let before = azure.request_count("b");
     let response = post("/openai/v1/responses", background_body).await;
     assert_eq!((response.status, azure.request_count("b")), (502, before));
-    // A 429 made nothing, and neither did a connection that was refused.
+    // A 429 and a refused connection have created nothing, so the call may be repeated.
     azure.set_mood("a", Mood::Throttled { retry_after_ms: Some(5_000), retry_after: None });
     azure.set_mood("b", Mood::Calm);
     for _ in 0..2 {
@@ -304,14 +304,14 @@ async fn a_stale_pooled_connection_fails_no_request() {
 
 #[tokio::test]
 async fn a_truncated_response_to_an_anonymous_client_is_recorded_as_failed() {
-    // `clients: open` needs no key at all.
+    // With `clients: open` no key is needed.
     let azure = start_simulator(&["a"]).await;
     let balancer =
         Balancer::start_with_clients(&all_backends_yaml(&azure), "clients: open\n", "retry: { attempts: 0 }")
             .await;
     azure.set_mood("a", Mood::ResetMidBody { after: BodyPosition::Bytes(20) });
     let response = balancer.post(CHAT_TARGET, &[], CHAT_BODY.as_bytes()).await;
-    assert!(!response.is_complete, "a cut answer must not look whole");
+    assert!(!response.is_complete, "expected the truncated response to look truncated");
     let record = &balancer.wait_for_records(1).await[0];
     assert_eq!((record["outcome"].as_str(), record["client"].as_str()), (Some("failed"), None));
 }

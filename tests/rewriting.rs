@@ -1,9 +1,9 @@
-//! What a backend sees of a request, and a client of a reply.
+//! How requests are rewritten for a backend and responses for a client.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -130,7 +130,7 @@ async fn hop_by_hop_headers_are_not_forwarded() {
         ("X-Kept", "3"),
         ("OpenAI-Beta", "assistants=v2"),
     ];
-    // On every try alike.
+    // The same on every attempt.
     balancer.post(CHAT_TARGET, &headers, CHAT_BODY.as_bytes()).await;
     for name in ["a", "b"] {
         let request = azure.received_requests(name).pop().unwrap();
@@ -172,7 +172,7 @@ async fn multipart_forms_get_the_upstream_model_and_keep_their_boundary() {
     assert_eq!(request.body.as_deref(), Some(multipart_form("whisper").as_bytes()));
     assert_eq!(header(&request, "content-type").as_deref(), Some(content_type));
     assert_eq!(header(&request, "x-team").as_deref(), Some("blue"));
-    // What is no form gets the configured type.
+    // A request that is not a form gets the configured content type.
     azure.set_mood("a", Mood::Calm);
     let response = balancer
         .post(
@@ -282,7 +282,7 @@ async fn set_cookie_is_removed_and_bodyless_responses_stay_bodyless() {
     assert_eq!(
         client.get("/openai/v1/models", &[("api-key", CLIENT_KEY)]).await.status,
         200,
-        "the connection is in step"
+        "expected the connection to stay in sync"
     );
 }
 
@@ -317,7 +317,7 @@ async fn websockets_are_tunnelled_and_fail_over_before_the_101() {
         assert_eq!((record["operation"].as_str(), record["status"].as_u64()), (Some("realtime"), Some(101)));
         assert_eq!(record["deployment"], "voice");
     }
-    // Refused by all: an ordinary answer.
+    // If all backends refuse, the client gets an ordinary response.
     azure.set_mood("b", Mood::Throttled { retry_after_ms: Some(30_000), retry_after: None });
     let mut client = balancer.connect().await;
     client.send(Client::request_head("GET", targets[1].0, &UPGRADE_HEADERS).as_bytes()).await;

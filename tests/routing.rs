@@ -1,9 +1,9 @@
-//! Who is asked: fairness, weights, tiers, rests, deployments.
+//! Routing: fairness, weights, tiers, cooldowns, deployments and the default backend.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -59,7 +59,7 @@ async fn equal_backends_get_equal_shares_of_sequential_and_concurrent_requests()
 async fn each_deployment_has_its_own_round_robin() {
     let azure = start_simulator(&["a", "b"]).await;
     let balancer = Balancer::start(&all_backends_yaml(&azure), "").await;
-    // Neither is in the configuration; the first answers teach the balancer that they exist.
+    // Neither deployment is configured; the balancer learns them from the first successful responses.
     post_chats(&balancer, "gpt-4o", 1).await;
     post_chats(&balancer, "other", 1).await;
     let (mut first_order, mut second_order) = (String::new(), String::new());
@@ -85,7 +85,7 @@ async fn weighted_round_robin_stays_smooth_while_a_backend_is_unavailable() {
     assert_eq!(post_chats(&balancer, "gpt-4o", 8).await.concat(), "acaabaca");
     azure.set_mood("b", throttled(30_000));
     let order = post_chats(&balancer, "gpt-4o", 71).await.concat();
-    // The one refused by b went on to its neighbour on the wheel.
+    // The request that b refused failed over to its neighbour on the wheel.
     let count = |letter| order[1..].matches(letter).count();
     assert_eq!((count("a") + count("c"), count("b")), (70, 0), "{order}");
     assert!((49..=51).contains(&count("a")), "{order}");
@@ -102,7 +102,7 @@ async fn the_lowest_tier_is_used_while_it_is_available() {
     assert_eq!(post_chats(&balancer, "gpt-4o", 3).await.concat(), "ptuptuptu");
     azure.set_mood("ptu", throttled(700));
     assert_eq!(post_chats(&balancer, "gpt-4o", 4).await.concat(), "eastwesteastwest");
-    assert_eq!(azure.request_count("ptu"), 4, "asked once while it rests");
+    assert_eq!(azure.request_count("ptu"), 4, "expected no further request during the cooldown");
     azure.set_mood("ptu", Mood::Calm);
     let status = balancer.status().await;
     let extra_yaml = &status["backends"][0]["resting"][0];
@@ -111,7 +111,9 @@ async fn the_lowest_tier_is_used_while_it_is_available() {
         (Some("gpt-4o"), Some("cooling"))
     );
     assert!(extra_yaml["until_ms"].as_u64().is_some_and(|left| left <= 700), "{extra_yaml}");
-    balancer.wait_for_status("the rest ends", |s| !s["backends"][0]["resting"][0].is_object()).await;
+    balancer
+        .wait_for_status("the cooldown of ptu ends", |s| !s["backends"][0]["resting"][0].is_object())
+        .await;
     assert_eq!(post_chats(&balancer, "gpt-4o", 1).await.concat(), "ptu");
 }
 
@@ -160,7 +162,11 @@ async fn a_deployment_is_routed_only_to_backends_that_list_it() {
     let backends = simulated_backend_yaml(&azure, "a", "deployments: { chat: gpt-4o, Embed: other }")
         + &simulated_backend_yaml(&azure, "b", "deployments: { chat: other }");
     let balancer = Balancer::start(&backends, "").await;
-    assert_eq!(post_chats(&balancer, "CHAT", 4).await.concat(), "abab", "names compare without case");
+    assert_eq!(
+        post_chats(&balancer, "CHAT", 4).await.concat(),
+        "abab",
+        "expected names to be compared without case"
+    );
     assert_eq!(post_chats(&balancer, "embed", 2).await.concat(), "aa");
     let response =
         balancer.post(&CHAT_TARGET.replace("gpt-4o", "gpt-4o-mini"), &[("api-key", CLIENT_KEY)], b"{}").await;
@@ -177,7 +183,7 @@ async fn calls_without_a_deployment_use_the_default_backend_and_ids_are_searched
         let response = client.get("/openai/v1/models", &[("api-key", CLIENT_KEY)]).await;
         assert_eq!((response.status, answering_backend(&response).as_str()), (200, "b"));
     }
-    // Stored responses are made by any backend and found again.
+    // Any backend may create a stored response, which is found again by its id.
     for expected in ["a", "b"] {
         let body = br#"{"model":"gpt-4o","input":"hello"}"#;
         let created = client.post("/openai/v1/responses", &[("api-key", CLIENT_KEY)], body).await;
@@ -197,5 +203,9 @@ async fn calls_without_a_deployment_use_the_default_backend_and_ids_are_searched
         );
     }
     let not_found = client.get("/openai/v1/responses/resp_0000", &[("api-key", CLIENT_KEY)]).await;
-    assert_eq!((not_found.status, answering_backend(&not_found).as_str()), (404, "b"), "home's own answer");
+    assert_eq!(
+        (not_found.status, answering_backend(&not_found).as_str()),
+        (404, "b"),
+        "expected the 404 of the default backend"
+    );
 }

@@ -1,9 +1,9 @@
-//! Whatever the product says, it says none of the secrets that it was given or that went through it.
+//! Secrets: none appears in any output, the admin API is protected, and memory is not readable.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -33,13 +33,13 @@ const KEY_IN_VAULT: &str = "planted-key-in-the-vault";
 const ROTATED_KEY: &str = "planted-key-after-rotation";
 const ADMIN_TOKEN: &str = "planted-token-of-the-admin-api";
 const SET_HEADER_VALUE: &str = "planted-value-of-a-header";
-const UNKNOWN_KEY: &str = "planted-key-of-a-stranger";
+const UNKNOWN_KEY: &str = "planted-unknown-key";
 const COOKIE_VALUE: &str = "planted-cookie";
 
 fn read_all_files(directory: &Path, files: &mut Vec<(String, Vec<u8>)>) {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
-        // What the operator wrote is not what the product says.
+        // Not the configuration, which contains secrets, and not the binary.
         if path.is_dir() {
             read_all_files(&path, files);
         } else if path.is_file() && !path.to_string_lossy().ends_with(".yaml") && !path.ends_with("aoai-lb") {
@@ -64,7 +64,7 @@ async fn no_secret_appears_in_any_output() {
         AuthenticatedResource::start(&[KEY_IN_FILE], None).await,
     );
     let with_entra_token = AuthenticatedResource::start(&[], Some(&platform)).await;
-    // One that quotes what it is shown, as a debugging page would.
+    // An upstream that echoes the request, as a debugging page does.
     let echoing =
         ScriptedUpstream::start(|request| complete_response(401, "Content-Type: text/plain", &request.head))
             .await;
@@ -94,7 +94,7 @@ async fn no_secret_appears_in_any_output() {
         ("IDENTITY_ENDPOINT", format!("http://{}/msi/token", platform.address)),
         ("IDENTITY_HEADER", PLATFORM_HEADER_VALUE.to_owned()),
         ("PLANTED", SET_HEADER_VALUE.to_owned()),
-        // Everything that our own code and the engine can be made to say.
+        // The most verbose log of the balancer and of Pingora.
         ("RUST_LOG", "trace".to_owned()),
     ];
     let directory = tempfile::tempdir().unwrap();
@@ -114,19 +114,19 @@ async fn no_secret_appears_in_any_output() {
             (CHAT_TARGET, vec![("api-key", UNKNOWN_KEY)]),
             (CHAT_TARGET, vec![("authorization", unknown_bearer.as_str())]),
             (unknown_key_in_query.as_str(), vec![]),
-            ("/nowhere?api-key=planted-key-of-a-stranger", vec![("api-key", CLIENT_KEY)]),
-            ("/openai/../x?api-key=planted-key-of-a-stranger", vec![("api-key", CLIENT_KEY)]),
+            ("/nowhere?api-key=planted-unknown-key", vec![("api-key", CLIENT_KEY)]),
+            ("/openai/../x?api-key=planted-unknown-key", vec![("api-key", CLIENT_KEY)]),
         ] {
             for body in [CHAT_BODY, STREAM_BODY, "{\"broken\""] {
                 let response = balancer.post(target, &headers, body.as_bytes()).await;
                 outputs.push((
-                    format!("reply to {target}"),
+                    format!("response to {target}"),
                     format!("{:?} {}", response.headers, response.text()).into_bytes(),
                 ));
             }
         }
         match round {
-            // Tokens and keys are refused, renewed, and cannot be renewed.
+            // Tokens and keys are first refused and renewed, then cannot be renewed.
             0 => {
                 platform.set_secret("west-key", ROTATED_KEY);
                 with_vault_key.accept_keys(&[ROTATED_KEY]);
@@ -188,7 +188,7 @@ async fn no_secret_appears_in_any_output() {
         for secret in secrets {
             if let Some(at) = bytes.windows(secret.len()).position(|window| window == secret.as_bytes()) {
                 let context = &bytes[at.saturating_sub(300)..(at + 100).min(bytes.len())];
-                panic!("{name} has {secret}: …{}…", String::from_utf8_lossy(context));
+                panic!("{name} contains the secret {secret}: …{}…", String::from_utf8_lossy(context));
             }
         }
     }
@@ -237,7 +237,7 @@ async fn the_admin_api_requires_its_token() {
         for (target, status) in [("/api/status", 200), ("/metrics", 200), ("/nowhere", 404)] {
             assert_eq!(get_admin(&balancer, target, Some(ADMIN_TOKEN)).await.status, status);
         }
-        // The page has nothing in it, and asks for the token by itself.
+        // The page contains no data and asks for the token itself.
         for target in ["/", "/healthz", "/readyz"] {
             assert_eq!(get_admin(&balancer, target, None).await.status, 200);
         }
@@ -293,13 +293,13 @@ async fn an_admin_api_beyond_loopback_uses_tls_and_checks_the_host_header() {
     }
     let mut plain_client = Client::connect(admin_address).await;
     plain_client.send(b"GET /api/status HTTP/1.1\r\nHost: admin.test\r\n\r\n").await;
-    assert!(plain_client.is_closed().await, "no TLS, no answer");
+    assert!(plain_client.is_closed().await, "expected plain HTTP to be refused");
     drop(balancer);
 }
 
 #[test]
 fn process_memory_is_not_readable_by_others() {
-    // As root one sees everything: the process is somebody else's then.
+    // Root may read all memory, so the process runs as another user then.
     let directory = tempfile::tempdir().unwrap();
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let binary = directory.path().join("aoai-lb");
@@ -315,11 +315,11 @@ fn process_memory_is_not_readable_by_others() {
     let mut child = command.spawn().unwrap();
     let outputs = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
     let is_running =
-        outputs.map_while(Result::ok).any(|line| line.starts_with("Simulated resources are running"));
-    assert!(is_running, "it ended: {:?}", child.wait());
-    // The kernel gives what belongs to such a process to root (proc(5)).
+        outputs.map_while(Result::ok).any(|line| line.starts_with("The simulated resources are running"));
+    assert!(is_running, "the process ended: {:?}", child.wait());
+    // The files in /proc of a process that is not dumpable belong to root (proc(5)).
     let owner = std::fs::metadata(format!("/proc/{}/environ", child.id())).unwrap().uid();
     let _ = child.kill();
     let _ = child.wait();
-    assert_eq!(owner, 0, "others may read its memory");
+    assert_eq!(owner, 0, "expected the memory to be readable by root only");
 }

@@ -1,10 +1,9 @@
-//! Streams: bytes as they are, when they come; usage asked for and taken out; broken ends
-//! that look broken; clients that leave.
+//! Streams: unchanged bytes without delay, requested usage, broken streams, clients that disconnect.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -27,7 +26,7 @@ fn parse_events(body: &[u8]) -> Vec<Value> {
     data.filter(|data| *data != "[DONE]").map(|data| serde_json::from_str(data).unwrap()).collect()
 }
 
-/// What differs between two answers to the same question is made up anew each time.
+/// Removes the fields that differ between two responses to the same request.
 fn without_random_fields(events: &[Value]) -> Vec<Value> {
     let mut events = events.to_vec();
     for event in &mut events {
@@ -85,9 +84,9 @@ async fn streams_are_byte_identical_when_no_usage_is_requested() {
             balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], STORY_STREAM_BODY.as_bytes()).await;
         assert_eq!(azure.received_requests("a").pop().unwrap().body.unwrap(), STORY_STREAM_BODY.as_bytes());
         let usage = parse_events(&response.body).iter().any(|event| event.get("usage").is_some());
-        assert!(!usage, "nobody asked");
+        assert!(!usage, "expected no usage that the client did not request");
     }
-    // An api-version that does not know the option is not asked either.
+    // Usage is not requested with an api-version that does not support the option.
     let balancer = Balancer::start(&all_backends_yaml(&azure), "").await;
     balancer.post(OLD_VERSION_TARGET, &[("api-key", CLIENT_KEY)], STORY_STREAM_BODY.as_bytes()).await;
     assert_eq!(azure.received_requests("a").pop().unwrap().body.unwrap(), STORY_STREAM_BODY.as_bytes());
@@ -125,7 +124,7 @@ async fn a_backend_that_rejects_stream_options_is_retried_without_them() {
         let response =
             balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], STORY_STREAM_BODY.as_bytes()).await;
         assert_eq!((response.status, response.text().as_str()), (200, content));
-        assert_eq!(upstream.requests().len(), expected, "remembered after the first time");
+        assert_eq!(upstream.requests().len(), expected, "expected the rejection to be remembered");
     }
     let had_option = upstream
         .requests()
@@ -142,7 +141,8 @@ fn response_head(status: u16, content_type: &str, length: usize) -> Vec<u8> {
     .into()
 }
 
-/// An event stream with everything that a careless reader would change.
+/// An event stream with everything that careless parsing would change: a byte order mark, comments, mixed
+/// line ends, split data, a large event.
 fn awkward_stream() -> Vec<u8> {
     let mut text = String::from("\u{feff}: a comment\r\n\r\nid: 7\nretry: 10\n\n");
     for number in 0..300 {
@@ -167,7 +167,7 @@ async fn stream_bytes_do_not_depend_on_how_they_are_chunked() {
                 } else {
                     pieces.push(response_head(200, "text/event-stream", body.len()));
                 }
-                // Few writes for many small pieces; the cuts are those of chunks and writes.
+                // Several chunks per write, to keep the number of writes low.
                 for piece in body.chunks(size.max(body.len() / 100)) {
                     let mut framed = Vec::new();
                     for part in piece.chunks(size) {
@@ -203,7 +203,7 @@ async fn stream_bytes_do_not_depend_on_how_they_are_chunked() {
                 (record["total_tokens"].as_u64(), record["outcome"].as_str()),
                 (Some(3), Some("answered"))
             );
-            // The same with usage asked for on the balancer's account: only that event goes.
+            // With usage requested by the balancer, only the usage event is removed.
             let balancer = Balancer::start(&upstream.backend_yaml("a"), "").await;
             let response =
                 balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], STORY_STREAM_BODY.as_bytes()).await;
@@ -241,7 +241,10 @@ async fn chunks_are_relayed_as_they_arrive() {
         }
     }
     let gaps: Vec<u128> = times.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect();
-    assert!(gaps.iter().filter(|gap| **gap >= 50).count() >= 3, "gathered rather than passed on: {gaps:?}");
+    assert!(
+        gaps.iter().filter(|gap| **gap >= 50).count() >= 3,
+        "expected chunks to be relayed one by one: {gaps:?}"
+    );
 }
 
 #[tokio::test]
@@ -263,7 +266,7 @@ async fn a_broken_stream_is_visibly_broken_for_the_client() {
         assert_eq!(
             azure.request_count("a") + azure.request_count("b"),
             number + 1,
-            "no second try once the client saw something"
+            "expected no retry once the client has received content"
         );
         let record = balancer.wait_for_records(number + 1).await.pop().unwrap();
         assert_eq!(
@@ -323,13 +326,13 @@ async fn a_client_disconnect_cancels_the_upstream_request() {
             assert_eq!(client.read_response_head().await.unwrap().status, 200);
             client.read_chunk().await;
         } else {
-            wait_until("the request arrives", || {
+            wait_until("the request reaches the backend", || {
                 azure.received_requests("a").iter().any(|request| request.is_body_complete)
             })
             .await;
         }
         drop(client);
-        wait_until("upstream is cancelled", || {
+        wait_until("the upstream request is cancelled", || {
             azure.received_requests("a").iter().filter(|request| request.client_disconnected).count()
                 == number + 1
         })
@@ -353,7 +356,7 @@ async fn a_client_disconnect_between_attempts_ends_the_retries() {
     );
     client.send(head.as_bytes()).await;
     client.send(STORY_STREAM_BODY.as_bytes()).await;
-    wait_until("it has been asked three times", || azure.request_count("a") >= 3).await;
+    wait_until("the backend has been tried three times", || azure.request_count("a") >= 3).await;
     drop(client);
     let record = balancer.wait_for_records(1).await.pop().unwrap();
     assert_eq!(record["outcome"], "client_gone");
@@ -384,7 +387,7 @@ async fn unusual_but_legal_responses_are_relayed() {
 async fn a_client_disconnect_after_the_last_event_is_recorded_as_answered() {
     let head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
     let done = b"data: [DONE]\n\n";
-    // The end of the body never comes: whoever waits for it waits in vain.
+    // The end of the body never comes, so the client disconnects after the last event.
     let upstream = ScriptedUpstream::start(move |_| {
         let mut pieces =
             vec![head.to_vec(), format!("{:x}\r\n", done.len()).into(), done.to_vec(), b"\r\n".to_vec()];

@@ -1,7 +1,7 @@
 //! The layout of `src/`: no circle of files, imports that run downwards, files of a readable length, and
 //! Pingora only where it belongs. `docs/architecture.md` has the picture.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -185,9 +185,13 @@ fn split_at_top_level(text: &str) -> Vec<String> {
 /// Paths within expressions and types, such as `super::wheel::Wheel`.
 fn inline_paths(text: &str) -> Vec<ModulePath> {
     let is_part_of_path = |character: char| character.is_alphanumeric() || matches!(character, '_' | ':');
-    let statements: Vec<&str> =
-        text.split(';').filter(|part| !part.trim_start().starts_with("use ")).collect();
-    let text = statements.join(";");
+    let is_use = |statement: &str| {
+        let statement = statement.trim_start();
+        statement.starts_with("use ") || (statement.starts_with("pub") && statement.contains(" use "))
+    };
+    let statements: Vec<&str> = text.split(';').filter(|statement| !is_use(statement)).collect();
+    // `pub(in crate::proxy)` says who may use something, not what is used.
+    let text = statements.join(";").replace("pub(in crate::", "pub(in ");
     let words = text.split(|character: char| !is_part_of_path(character));
     let paths = words.filter(|word| {
         ["crate::", "super::", "self::"].iter().any(|root| word.starts_with(root)) && !word.ends_with(':')

@@ -1,9 +1,9 @@
-//! What takes too long is left in time, and a client that leaves takes its request along.
+//! Timeouts of backends, and clients that disconnect at any stage.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -22,7 +22,7 @@ use tokio::net::{TcpListener, TcpSocket};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
-/// Sends a chat and does not wait for its answer.
+/// Sends a chat request without reading the response.
 async fn send_chat(balancer: &Balancer, body: &str) -> Client {
     let mut client = balancer.connect().await;
     let length = body.len().to_string();
@@ -32,8 +32,8 @@ async fn send_chat(balancer: &Balancer, body: &str) -> Client {
     client
 }
 
-/// The least that any of five requests overstayed this time on the first backend, which they all
-/// had to leave for the second.
+/// Sends five requests that time out on the first backend and fail over to the second. Returns by how
+/// many milliseconds the timeout was exceeded, at the least.
 async fn smallest_timeout_overrun_ms(entries: &str, body: &str, timeout_ms: u64, error: &str) -> u64 {
     let extra_yaml = "timeouts: { connect: 500ms, first_byte: 400ms, first_byte_stream: 200ms, idle: 300ms }\n\
                 breaker: { failures: 1000 }";
@@ -45,7 +45,11 @@ async fn smallest_timeout_overrun_ms(entries: &str, body: &str, timeout_ms: u64,
     let overrun_ms = |record: Value| {
         let first = &record["attempts"][0];
         assert_eq!((first["backend"].as_str(), first["error"].as_str()), (Some("a"), Some(error)));
-        first["ms"].as_u64().unwrap().checked_sub(timeout_ms).expect("given up too early")
+        first["ms"]
+            .as_u64()
+            .unwrap()
+            .checked_sub(timeout_ms)
+            .expect("expected no attempt to end before its timeout")
     };
     balancer.wait_for_records(5).await.into_iter().map(overrun_ms).min().unwrap()
 }
@@ -57,15 +61,16 @@ fn two_tiers_yaml(a: &str, azure: &Simulator) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backend_that_does_not_respond_is_abandoned_on_time() {
-    let azure = start_simulator(&["mute", "b"]).await;
-    azure.set_mood("mute", Mood::Mute);
+    let azure = start_simulator(&["silent", "b"]).await;
+    azure.set_mood("silent", Mood::Mute);
     let silent_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mute = two_tiers_yaml(&format!("http://{}", azure.address("mute")), &azure);
-    let stalls = two_tiers_yaml(&format!("https://{}", silent_listener.local_addr().unwrap()), &azure);
+    let silent_backends = two_tiers_yaml(&format!("http://{}", azure.address("silent")), &azure);
+    let stalling_backends =
+        two_tiers_yaml(&format!("https://{}", silent_listener.local_addr().unwrap()), &azure);
     let cases = [
-        (&mute, CHAT_BODY, 400, "first_byte_timeout"),
-        (&mute, STREAM_BODY, 200, "first_byte_timeout"),
-        (&stalls, CHAT_BODY, 500, "connect_timeout"),
+        (&silent_backends, CHAT_BODY, 400, "first_byte_timeout"),
+        (&silent_backends, STREAM_BODY, 200, "first_byte_timeout"),
+        (&stalling_backends, CHAT_BODY, 500, "connect_timeout"),
     ];
     for (entries, body, timeout_ms, error) in cases {
         let overrun_ms = smallest_timeout_overrun_ms(entries, body, timeout_ms, error).await;
@@ -93,10 +98,10 @@ async fn a_response_that_falls_silent_ends_after_the_idle_timeout() {
     assert!(shortest <= 350 * MILLISECOND, "{shortest:?}");
 }
 
-/// A large body over a slow line: the time of the first byte begins after it.
+/// A large body is sent over a slow connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_byte_timeout_starts_after_the_body_has_been_sent() {
-    // What lies in the system's buffers is sent, as far as anyone can know: they are kept small.
+    // Bytes in socket buffers count as sent, so the buffers are kept small.
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(256 << 10).unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -121,11 +126,11 @@ async fn the_first_byte_timeout_starts_after_the_body_has_been_sent() {
     let start = Instant::now();
     let response = balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], body.as_bytes()).await;
     assert_eq!(response.status, 200, "{}", response.text());
-    assert!(start.elapsed() > 2_500 * MILLISECOND, "it was no slow line");
+    assert!(start.elapsed() > 2_500 * MILLISECOND, "expected the slow connection to take longer");
 }
 
-/// The record of a request whose client left, and how long after that it was over, at the least of
-/// three times.
+/// Three times: sends a request, waits until it is ready, and disconnects. Returns the last record and the
+/// shortest time from the disconnect to the record.
 async fn disconnect_three_times(
     balancer: &Balancer,
     body: &str,
@@ -137,7 +142,7 @@ async fn disconnect_three_times(
         wait_until_ready(number, &mut client).await;
         drop(client);
         let disconnect = Instant::now();
-        wait_until("the record is there", || balancer.records().len() == number).await;
+        wait_until("the record is written", || balancer.records().len() == number).await;
         shortest = shortest.min(disconnect.elapsed());
     }
     let record = balancer.wait_for_records(3).await.pop().unwrap();
@@ -146,7 +151,7 @@ async fn disconnect_three_times(
     (record, shortest)
 }
 
-/// Records are gathered for ten milliseconds before they are written.
+/// Records are collected for ten milliseconds before they are written.
 const MAX_RECORD_DELAY: Duration = Duration::from_millis(40);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -155,7 +160,7 @@ async fn a_client_disconnect_before_the_first_byte_ends_the_request_at_once() {
     azure.set_mood("a", Mood::Mute);
     let balancer = Balancer::start(&all_backends_yaml(&azure), "").await;
     let (record, shortest) = disconnect_three_times(&balancer, CHAT_BODY, async |number, _: &mut Client| {
-        wait_until("it arrives", || {
+        wait_until("the request reaches the backend", || {
             azure.received_requests("a").iter().filter(|request| request.is_body_complete).count() == number
         })
         .await;
@@ -163,7 +168,7 @@ async fn a_client_disconnect_before_the_first_byte_ends_the_request_at_once() {
     .await;
     assert!(shortest < MAX_RECORD_DELAY, "{shortest:?}");
     assert_eq!(record["attempts"][0]["error"], "client_gone");
-    wait_until("upstream is cancelled", || {
+    wait_until("the upstream requests are cancelled", || {
         azure.received_requests("a").iter().filter(|request| request.client_disconnected).count() == 3
     })
     .await;
@@ -175,7 +180,7 @@ async fn a_client_disconnect_during_a_cooldown_wait_ends_the_request_at_once() {
     azure.set_mood("a", Mood::Throttled { retry_after_ms: Some(9_000), retry_after: None });
     let balancer = Balancer::start(&all_backends_yaml(&azure), "retry: { wait: 10s }").await;
     let (record, shortest) = disconnect_three_times(&balancer, CHAT_BODY, async |number, _: &mut Client| {
-        wait_until("it is refused", || azure.request_count("a") == number).await;
+        wait_until("the request is refused", || azure.request_count("a") == number).await;
         tokio::time::sleep(30 * MILLISECOND).await;
     })
     .await;
@@ -188,7 +193,7 @@ async fn a_client_disconnect_during_a_cooldown_wait_ends_the_request_at_once() {
 async fn a_client_disconnect_while_the_stream_is_held_ends_the_request_at_once() {
     const EMPTY_STREAM: &str =
         "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: {\"choices\":[]}\n\n";
-    // A piece is a millisecond: silent for half a minute.
+    // Each empty piece is a pause of one millisecond, so the upstream is silent for half a minute.
     let silent_upstream = ScriptedUpstream::start(|_: &RawRequest| {
         std::iter::once(EMPTY_STREAM.into()).chain(std::iter::repeat_n(Vec::new(), 30_000)).collect()
     })
@@ -197,7 +202,8 @@ async fn a_client_disconnect_while_the_stream_is_held_ends_the_request_at_once()
         Balancer::start(&silent_upstream.backend_yaml("a"), "retry: { hold: { time: 20s } }").await;
     let (record, shortest) =
         disconnect_three_times(&balancer, STREAM_BODY, async |number, _: &mut Client| {
-            wait_until("it arrives", || silent_upstream.requests().len() == number).await;
+            wait_until("the request reaches the backend", || silent_upstream.requests().len() == number)
+                .await;
             tokio::time::sleep(30 * MILLISECOND).await;
         })
         .await;
@@ -227,12 +233,12 @@ async fn a_client_disconnect_mid_stream_is_recorded_with_the_content_so_far() {
     assert_eq!(record["status"], 200);
     let completion = record["completion"].as_str().unwrap();
     assert!(!completion.is_empty(), "{record:#}");
-    // What it cost is estimated from what came.
+    // The token counts are estimated from the content received so far.
     assert_eq!(record["usage_source"], "estimated");
     let tokens = ["input_tokens", "output_tokens", "total_tokens"].map(|name| record[name].as_u64().unwrap());
     assert!(tokens[0] > 0 && tokens[1] > 0 && tokens[0] + tokens[1] == tokens[2], "{record:#}");
     assert!(record["cached_tokens"].is_null());
-    wait_until("upstream is cancelled", || {
+    wait_until("the upstream requests are cancelled", || {
         azure.received_requests("a").iter().filter(|request| request.client_disconnected).count() == 3
     })
     .await;
@@ -245,7 +251,7 @@ async fn no_other_backend_is_tried_after_a_client_disconnect_during_connect() {
     let entries = two_tiers_yaml(&format!("https://{}", silent_listener.local_addr().unwrap()), &azure);
     let balancer = Balancer::start(&entries, "timeouts: { connect: 400ms }").await;
     let clients = join_all((0..5).map(|_| send_chat(&balancer, CHAT_BODY))).await;
-    // The clients are there until a connection to the first backend is being made.
+    // The clients disconnect only when the balancer is connecting to the first backend.
     for _ in &clients {
         std::mem::forget(silent_listener.accept().await.unwrap());
     }

@@ -1,10 +1,10 @@
-//! TLS to backends: verified, by name, with the system's or a private authority, with a certificate of
-//! the balancer's own. TLS to clients: by the host they name, with certificates of theirs.
+//! TLS to backends: certificate verification and client certificates. TLS listeners: selection of the
+//! certificate by server name, and authentication of clients by certificate.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -74,7 +74,7 @@ async fn a_backend_certificate_is_verified_by_name_date_and_authority() {
             assert_eq!(record["attempts"][0]["error"], "tls", "{record:#}");
             assert_eq!(azure.request_count("plain"), hits);
             balancer
-                .wait_for_log("backend secure: no TLS connection; expected a certificate, not expired, for contoso.test, of an authority in tls.ca: ")
+                .wait_for_log("backend secure: TLS handshake failed; expected an unexpired certificate for contoso.test from an authority in tls.ca: ")
                 .await;
         }
     }
@@ -91,7 +91,11 @@ async fn without_tls_ca_the_system_authorities_are_used() {
         "  - name: secure\n    endpoint: https://127.0.0.1:{port}\n    tls: {{ server_name: localhost }}\n    credential: {{ api_key: plain-key }}\n"
     );
     let balancer = Balancer::start(&entry, "retry: { attempts: 0 }").await;
-    assert_eq!(balancer.post_chat().await.status, 502, "nobody vouches for it");
+    assert_eq!(
+        balancer.post_chat().await.status,
+        502,
+        "expected a certificate of an unknown authority to be rejected"
+    );
     assert_eq!(balancer.wait_for_records(1).await[0]["attempts"][0]["error"], "tls");
 }
 
@@ -129,7 +133,7 @@ async fn resources_on_one_address_do_not_share_connections() {
     assert_eq!(requested_names, ["one.contoso.test", "two.contoso.test"]);
 }
 
-/// Somebody who connects to a listener.
+/// A client of a TLS listener.
 struct TlsClient<'a> {
     trusted_authority: &'a CertificateAuthority,
     server_name: &'a str,
@@ -138,7 +142,7 @@ struct TlsClient<'a> {
 }
 
 impl TlsClient<'_> {
-    /// Asks for a chat on a connection of its own; returns the host's certificate and the status.
+    /// Sends one chat request on a new connection; returns the certificate of the listener and the status.
     async fn post_chat(&self, address: SocketAddr, key: &str) -> Result<(X509, u16), String> {
         let mut connector = SslConnector::builder(SslMethod::tls()).unwrap();
         connector.cert_store_mut().add_cert(self.trusted_authority.certificate.clone()).unwrap();
@@ -164,7 +168,7 @@ impl TlsClient<'_> {
         let _ = stream.read_to_end(&mut response).await;
         let response = String::from_utf8_lossy(&response);
         let status = response.split(' ').nth(1).and_then(|status| status.parse().ok());
-        Ok((host, status.ok_or("no answer")?))
+        Ok((host, status.ok_or("no response")?))
     }
 }
 
@@ -178,7 +182,7 @@ fn dns_name_of(certificate: &X509) -> String {
     names.iter().find_map(|name| name.dnsname()).unwrap().to_owned()
 }
 
-/// A balancer whose listener has this `tls` block.
+/// Starts a balancer whose listener has these further keys in its `tls` block.
 async fn start_with_tls_block(
     directory: tempfile::TempDir,
     tls: &str,
@@ -235,7 +239,8 @@ async fn a_listener_selects_its_certificate_by_server_name() {
     ] {
         assert_eq!(dns_name_of(&certificate_for(host).await), expected, "{host}");
     }
-    // One of them is replaced: half a pair changes nothing, the whole is shown, the others stay.
+    // One pair is replaced. A new certificate without its key changes nothing; with its key it is used. The
+    // other pairs stay.
     let new_key = support::tls::generate_key();
     let new = issue_certificate("second.test", (-1, 2), &new_key, Some(&trusted));
     let old = certificate_for("second.test").await;
@@ -298,7 +303,11 @@ async fn clients_are_authenticated_by_certificate() {
         assert_eq!(chat_status(Some(&team_b_certificate), "").await, Some(200), "{}", balancer.log());
         assert_eq!(chat_status(Some(&unlisted_certificate), CLIENT_KEY).await, Some(200));
         assert_eq!(chat_status(Some(&unlisted_certificate), "").await, Some(401));
-        assert_eq!(chat_status(Some(&team_b_certificate), CLIENT_KEY).await, Some(401), "two clients");
+        assert_eq!(
+            chat_status(Some(&team_b_certificate), CLIENT_KEY).await,
+            Some(401),
+            "expected a certificate and a key of different clients to be refused"
+        );
         for invalid_certificate in [None, Some(&expired_certificate), Some(&forged_certificate)] {
             assert_eq!(chat_status(invalid_certificate, CLIENT_KEY).await, None, "{max_version:?}");
         }
@@ -307,7 +316,7 @@ async fn clients_are_authenticated_by_certificate() {
     let records = balancer.wait_for_records(expected.len()).await;
     let clients: Vec<_> = records.iter().map(|record| record["client"].as_str()).collect();
     assert_eq!(clients, expected);
-    // Another authority takes over: those of the first are no longer let in.
+    // After the authority is replaced, certificates of the old one are rejected.
     std::fs::write(balancer.path("clients.pem"), other_authority.certificate.to_pem().unwrap()).unwrap();
     balancer.wait_for_log("new certificates are in use").await;
     let chat_status = async |client_certificate: &X509| {
@@ -364,7 +373,7 @@ async fn a_client_certificate_is_sent_to_a_backend_that_requires_one() {
         )
     };
     let own_pair = format!(", certificate: {}, private_key: {}", path("own.pem"), path("own.key"));
-    // Both are one resource; a connection of the one must not serve the other.
+    // Both backends have the same endpoint; they must not share connections.
     let balancer = Balancer::start(&[entry("shows", &own_pair), entry("hides", "")].concat(), "").await;
     for _ in 0..6 {
         let response = balancer.post_chat().await;

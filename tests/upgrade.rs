@@ -1,10 +1,10 @@
-//! One process takes over from another: nothing in flight is lost, what is remembered goes along,
-//! and whatever can go wrong leaves the old one serving.
+//! Upgrades: a new process takes over from the old one without failing a request, inherits its health
+//! data, and if anything goes wrong the old process keeps serving.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -29,7 +29,7 @@ fn command_output(output: &std::process::Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// Begins a stream and reads until its first content.
+/// Starts a stream and reads its first chunk.
 async fn start_stream(balancer: &Balancer) -> Client {
     let mut client = balancer.connect().await;
     let headers = [("api-key", CLIENT_KEY), ("Content-Length", &STREAM_BODY.len().to_string())];
@@ -40,11 +40,11 @@ async fn start_stream(balancer: &Balancer) -> Client {
     client
 }
 
-/// Reads a stream to its end, which has to be a good one.
+/// Reads a stream to its end; fails if it is truncated.
 async fn finish_stream(client: &mut Client) {
     let mut last_chunk = Vec::new();
     loop {
-        let chunk = client.read_chunk().await.expect("the stream was cut");
+        let chunk = client.read_chunk().await.expect("the stream ended before its last chunk");
         if chunk.is_empty() {
             break;
         }
@@ -63,10 +63,11 @@ async fn upgrades_under_load_fail_no_request() {
         let output = balancer.run_upgrade_command().await;
         assert!(output.status.success(), "{}", command_output(&output));
         let serving = balancer.serving_pid().await;
-        assert!(!pids.contains(&serving), "a new process");
+        assert!(!pids.contains(&serving), "expected a new process");
         pids.push(serving);
         let started_before = traffic.started_requests();
-        wait_until("there is traffic", || traffic.started_requests() > started_before + 50).await;
+        wait_until("50 more requests have started", || traffic.started_requests() > started_before + 50)
+            .await;
     }
     let traffic_counts = traffic.stop().await;
     assert_eq!(traffic_counts.failures, Vec::<String>::new());
@@ -77,7 +78,7 @@ async fn upgrades_under_load_fail_no_request() {
     let mut ids: Vec<_> = records.iter().map(|record| record["request_id"].as_str().unwrap()).collect();
     ids.sort_unstable();
     ids.dedup();
-    assert_eq!(ids.len(), records.len(), "each once");
+    assert_eq!(ids.len(), records.len(), "expected each record once");
     assert!(
         records.iter().all(|record| record["outcome"] == "answered" || record["operation"] == "realtime")
     );
@@ -85,17 +86,17 @@ async fn upgrades_under_load_fail_no_request() {
 
 #[tokio::test]
 async fn backend_health_is_handed_over_to_the_new_process() {
-    let azure = start_simulator(&["throttled", "broken", "drained", "well"]).await;
+    let azure = start_simulator(&["throttled", "broken", "drained", "healthy"]).await;
     let entries = listed_backends_yaml(&azure)
-        + &simulated_backend_yaml(&azure, "well", "").replace("name: well", "name: passing\n    tier: 2");
+        + &simulated_backend_yaml(&azure, "healthy", "").replace("name: healthy", "name: spare\n    tier: 2");
     let mut balancer = Balancer::start(&entries, "breaker: { failures: 1, ratio: 1%, open: 60s }").await;
     azure.set_mood("throttled", Mood::Throttled { retry_after_ms: Some(50_000), retry_after: None });
     azure.set_mood("broken", Mood::Refuses(SimulatedError::ServerError));
     balancer.post_admin("/api/backends/drained/drain").await;
     for _ in 0..8 {
-        assert_eq!(answering_backend(&balancer.post_chat().await), "well");
+        assert_eq!(answering_backend(&balancer.post_chat().await), "healthy");
     }
-    // A deployment that no file names.
+    // A deployment that is not configured.
     let unlisted_target = CHAT_TARGET.replace("gpt-4o", "whisper");
     balancer.post(&unlisted_target, &[("api-key", CLIENT_KEY)], CHAT_BODY.as_bytes()).await;
     let hits =
@@ -124,7 +125,7 @@ async fn backend_health_is_handed_over_to_the_new_process() {
     );
     assert_eq!(after_upgrade.2, "drained");
     for _ in 0..8 {
-        assert_eq!(answering_backend(&balancer.post_chat().await), "well");
+        assert_eq!(answering_backend(&balancer.post_chat().await), "healthy");
     }
     assert_eq!(
         hits,
@@ -149,7 +150,7 @@ async fn the_old_process_keeps_serving_when_an_upgrade_fails() {
     };
     balancer.write_config(&valid_yaml.replace("credential:", "credental:"));
     expect_refused_upgrade(&balancer, "backends[0].credental: unknown key; did you mean `credential`?").await;
-    // Good as such, but nobody can serve with it.
+    // The file is valid, but one of its addresses is in use.
     let occupied = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = occupied.local_addr().unwrap();
     balancer.write_config(&valid_yaml.replace("listeners:\n", &format!("listeners:\n  - address: {port}\n")));
@@ -160,15 +161,15 @@ async fn the_old_process_keeps_serving_when_an_upgrade_fails() {
     .await;
     balancer.write_config(&valid_yaml);
     std::fs::remove_file(&binary).unwrap();
-    expect_refused_upgrade(&balancer, "cannot be started: No such file or directory").await;
+    expect_refused_upgrade(&balancer, ": No such file or directory").await;
     std::fs::write(&binary, "#!/bin/sh\necho it is too old >&2\nexit 3\n").unwrap();
     std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
-    expect_refused_upgrade(&balancer, "says: it is too old").await;
-    // It takes the file, and then it does not come up.
+    expect_refused_upgrade(&balancer, " failed: it is too old").await;
+    // The binary accepts the file in `check`, but does not start.
     std::fs::write(&binary, "#!/bin/sh\n[ \"$1\" = check ]\n").unwrap();
-    expect_refused_upgrade(&balancer, "the new process ended before it was ready").await;
+    expect_refused_upgrade(&balancer, "the new process exited before it was ready").await;
     std::fs::write(&binary, b"\x7fELF\x02\x01\x01 and no more").unwrap();
-    expect_refused_upgrade(&balancer, "cannot be started").await;
+    expect_refused_upgrade(&balancer, "cannot start ").await;
     std::fs::remove_file(&binary).unwrap();
     symlink(env!("CARGO_BIN_EXE_aoai-lb"), &binary).unwrap();
     let output = balancer.run_upgrade_command().await;
@@ -189,7 +190,7 @@ async fn an_upgrade_can_change_the_listener_addresses() {
     balancer.address = new_address;
     assert_eq!(balancer.post_chat().await.status, 200);
     balancer.wait_until_single_process().await;
-    assert!(Client::try_connect(old_address).await.is_err(), "nobody listens there any more");
+    assert!(Client::try_connect(old_address).await.is_err(), "expected nothing to listen on the old address");
 }
 
 #[tokio::test]
@@ -199,25 +200,26 @@ async fn the_old_process_exits_after_its_last_stream_and_a_shutdown_waits_for_bo
     let mut balancer = Balancer::start(&simulated_backend_yaml(&azure, "a", LISTED_DEPLOYMENTS), "").await;
     let mut first = start_stream(&balancer).await;
     let old_pid = balancer.serving_pid().await;
-    // As an operator would without the command; SIGQUIT, the engine's own signal, does nothing.
+    // SIGUSR2 does the same as the command. SIGQUIT, Pingora's own upgrade signal, is ignored.
     balancer.send_signal("QUIT");
     balancer.wait_for_log("SIGQUIT is ignored").await;
     balancer.send_signal("USR2");
     balancer.wait_for_status("the new process serves", |status| status["process"]["pid"] != old_pid).await;
     let new_pid = balancer.serving_pid().await;
     let mut second = start_stream(&balancer).await;
-    // The service manager would kill whatever is left when the process ends that it supervises.
+    // The new process is the one that systemd supervises: when it exits, systemd kills all others. So it
+    // has to wait for the old process.
     assert!(send_signal_to("TERM", new_pid));
-    balancer.wait_for_log("stopping: not ready any more").await;
+    balancer.wait_for_log("stopping: readiness probes fail").await;
     finish_stream(&mut second).await;
     azure.set_mood("a", Mood::Calm);
     finish_stream(&mut first).await;
     assert_eq!(balancer.wait_for_exit().await, 0);
-    wait_until("both are gone", || !is_process_alive(new_pid)).await;
+    wait_until("both processes exit", || !is_process_alive(new_pid)).await;
     let records = balancer.wait_for_records(2).await;
     assert!(records.iter().all(|record| record["outcome"] == "answered"));
     let stopped = || balancer.log().matches("stopped with 0 requests in flight").count();
-    wait_until("both say it", || stopped() == 2).await;
+    wait_until("both processes report their end", || stopped() == 2).await;
 }
 
 #[tokio::test]
@@ -253,8 +255,8 @@ async fn readiness_stays_200_and_idle_clients_move_to_the_new_process() {
     assert_eq!(probing_client.get("/readyz", &[]).await.status, 200);
     let output = balancer.run_upgrade_command().await;
     assert!(output.status.success(), "{}", command_output(&output));
-    assert!(is_process_alive(old_pid), "it is still there");
-    // Both connections are the old process's: it is as ready as ever, and says that they end.
+    assert!(is_process_alive(old_pid), "expected the old process to be running");
+    // Both connections belong to the old process, which stays ready and announces the end of each.
     let response = probing_client.get("/readyz", &[]).await;
     assert_eq!((response.status, response.header("connection")), (200, Some("close")));
     let response = idle_client.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], CHAT_BODY.as_bytes()).await;
@@ -268,14 +270,14 @@ async fn readiness_stays_200_and_idle_clients_move_to_the_new_process() {
 async fn concurrent_upgrades_exclude_each_other_and_a_takeover_needs_a_running_process() {
     let azure = start_simulator(&["a"]).await;
     let mut balancer = Balancer::start(&simulated_backend_yaml(&azure, "a", LISTED_DEPLOYMENTS), "").await;
-    // Nobody to take over from.
+    // There is no running process to take over from.
     let other_directory = tempfile::tempdir().unwrap();
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_aoai-lb"));
     command.args(["run", "--upgrade", "-c"]).arg(balancer.path("aoai-lb.yaml"));
     let output = command.env("RUNTIME_DIRECTORY", other_directory.path()).output().await.unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        command_output(&output).contains("no running process is reached at"),
+        command_output(&output).contains("cannot reach a running process at"),
         "{}",
         command_output(&output)
     );
@@ -285,8 +287,8 @@ async fn concurrent_upgrades_exclude_each_other_and_a_takeover_needs_a_running_p
     for output in [&first, &second] {
         assert!(
             output.status.success()
-                || command_output(output).contains("an upgrade is under way")
-                || command_output(output).contains("broke off"),
+                || command_output(output).contains("an upgrade is already in progress")
+                || command_output(output).contains("lost the connection"),
             "{}",
             command_output(output)
         );
@@ -295,7 +297,7 @@ async fn concurrent_upgrades_exclude_each_other_and_a_takeover_needs_a_running_p
     assert_eq!(balancer.post_chat().await.status, 200);
 }
 
-/// What the service manager was told so far.
+/// Receives the notifications that systemd would get (sd_notify).
 struct FakeServiceManager {
     socket: UnixDatagram,
     messages: Vec<String>,
@@ -310,7 +312,11 @@ impl FakeServiceManager {
                 Ok(length) => self.messages.push(String::from_utf8_lossy(&bytes[..length]).into_owned()),
                 Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
             }
-            assert!(Instant::now() < deadline, "never told {what}: {:?}", self.messages);
+            assert!(
+                Instant::now() < deadline,
+                "timed out waiting for the notification {what}: {:?}",
+                self.messages
+            );
         }
     }
 
@@ -359,14 +365,14 @@ async fn systemd_is_notified_of_start_reload_upgrade_and_stop() {
     assert_eq!(balancer.wait_until_single_process().await, new_pid);
     manager.clear_messages();
     balancer.post_admin("/api/backends/a/drain").await;
-    manager.wait_for("STATUS=configuration 1; backends: 1, of which rest: a (drained)").await;
+    manager.wait_for("STATUS=configuration 1; backends: 1, unavailable: a (drained)").await;
     assert!(send_signal_to("TERM", new_pid));
     manager.wait_for("STOPPING=1").await;
-    wait_until("it is gone", || !is_process_alive(new_pid)).await;
+    wait_until("the process exits", || !is_process_alive(new_pid)).await;
 }
 
-/// Requests one after the other on a connection of HTTP/2 until that is said to end; returns how
-/// many, and on how many connections.
+/// Sends requests one after another over HTTP/2, on a new connection after each GOAWAY. Returns the number
+/// of requests and of connections.
 async fn post_over_http_2_until_stopped(
     address: std::net::SocketAddr,
     authority: Arc<CertificateAuthority>,
@@ -383,7 +389,7 @@ async fn post_over_http_2_until_stopped(
         let request =
             http::Request::post(format!("https://balancer.test{CHAT_TARGET}")).header("api-key", CLIENT_KEY);
         let Ok((response, mut body)) = sender.send_request(request.body(()).unwrap(), false) else {
-            // It was told between the two.
+            // The GOAWAY arrived after the check.
             connection = Http2Connection::connect(address, &authority).await;
             connections += 1;
             continue;
@@ -431,7 +437,7 @@ async fn http_2_clients_move_to_the_new_process_without_an_error() {
     let mut request_count = 0;
     for worker in workers {
         let (requests, connections) = worker.await.unwrap().unwrap();
-        assert_eq!(connections, 3, "one for each process");
+        assert_eq!(connections, 3, "expected one connection for each process");
         request_count += requests;
     }
     balancer.wait_for_records(request_count).await;

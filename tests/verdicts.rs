@@ -1,9 +1,9 @@
-//! What a reply means: for the request, and for the backend that gave it.
+//! Verdicts: what a response means for its request and for the health of the backend.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its output is read then"
+    reason = "tests fail by panicking, and print for the reader of a failure"
 )]
 
 mod support;
@@ -31,7 +31,7 @@ fn backend_state(status: &Value, backend: usize) -> &str {
     status["backends"][backend]["state"].as_str().unwrap()
 }
 
-/// What rests of the first backend: deployment or operation, reason, milliseconds left.
+/// The unavailable parts of the first backend: deployment or operation, reason, milliseconds left.
 fn unavailable_parts(status: &Value) -> Vec<(String, String, u64)> {
     let parts = status["backends"][0]["resting"].as_array().unwrap().iter();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -42,16 +42,16 @@ fn unavailable_parts(status: &Value) -> Vec<(String, String, u64)> {
     parts.map(rest).collect()
 }
 
-/// Names without their times.
+/// The same without the times.
 fn without_times(parts: &[(String, String, u64)]) -> Vec<(&str, &str)> {
     parts.iter().map(|(what, reason, _)| (what.as_str(), reason.as_str())).collect()
 }
 
-/// Three failures of three requests open the breaker of `a`; `b` is well.
+/// A breaker that three failures open.
 const SENSITIVE_BREAKER: &str = "breaker: { failures: 3, ratio: 1%, window: 30s, open: 60s }";
 
-/// What the first backend of two does to chats: whether `b` answered all of them, and how `a` was
-/// seen after that.
+/// Sends six chats to two backends, the first of which fails. Expects `b` to answer all of them, unless
+/// responses of the first break midway, and returns the status after that.
 async fn status_after_six_chats(first: &str, second: &Simulator, body: &str, breaks_midway: bool) -> Value {
     let backends = first.to_owned() + &simulated_backend_yaml(second, "b", LISTED_DEPLOYMENTS);
     let balancer = Balancer::start(&backends, &format!("{TIMEOUTS}\n{SENSITIVE_BREAKER}")).await;
@@ -107,7 +107,7 @@ async fn failures_fail_over_and_open_the_breaker() {
         assert_eq!(unavailable_parts(&status), [], "{mood:?}");
     };
     join_all(moods.into_iter().map(|mood| check_case(mood, CHAT_BODY))).await;
-    // A stream has a time-out of its own; and one that breaks before it has said anything.
+    // Streams have a first-byte timeout of their own. A stream that breaks before any content fails over.
     let broken_before_content = Mood::CloseMidStream { after: BodyPosition::Events(0) };
     join_all([slow_first_byte, broken_before_content].map(|mood| check_case(mood, STREAM_BODY))).await;
 }
@@ -191,7 +191,7 @@ async fn each_refusal_makes_the_matching_part_unavailable() {
         assert!(
             unavailable.iter().all(|(_, reason, ms)| reason == "cooling" || (50_000..=60_000).contains(ms))
         );
-        // One was enough: it is not asked again.
+        // One refusal is enough: the backend is not tried again.
         assert_eq!(azure.request_count("a"), 1, "{mood:?}");
     };
     join_all(table.map(check_case)).await;
@@ -298,7 +298,7 @@ async fn errors_that_another_resource_may_not_have_fail_over_and_do_not_affect_h
         for _ in 0..4 {
             assert_eq!(answering_backend(&balancer.post_chat().await), "b", "{body}");
         }
-        assert_eq!(lacking.requests().len(), 2, "its turns go on: {body}");
+        assert_eq!(lacking.requests().len(), 2, "expected the backend to keep its turns: {body}");
         assert_eq!(unavailable_parts(&balancer.status().await), [], "{body}");
     }
 }
@@ -307,7 +307,7 @@ async fn errors_that_another_resource_may_not_have_fail_over_and_do_not_affect_h
 async fn a_cooldown_lasts_as_long_as_the_response_asks_for() {
     let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(8));
     let date = format!("Retry-After: {date}");
-    // Clamped to eight seconds; three where nothing sensible is said.
+    // Values are limited to eight seconds. Without a valid value the cooldown is three seconds.
     let policy = "cooldown: { default: 3s, maximum: 8s }";
     let table = [
         (429, "retry-after-ms: 6500", 5_500..=6_500),
@@ -362,7 +362,7 @@ async fn a_retry_after_of_zero_causes_no_cooldown() {
     assert!(azure.request_count("a") > 1);
 }
 
-/// Credential, permission and absence are asked about again after a minute, by one request.
+/// One request probes the backend after a minute.
 #[tokio::test(flavor = "multi_thread")]
 async fn credential_permission_and_deployment_errors_are_probed_again_after_a_minute() {
     let table = [
@@ -378,7 +378,7 @@ async fn credential_permission_and_deployment_errors_are_probed_again_after_a_mi
             assert_eq!(answering_backend(&balancer.post_chat().await), "b");
         }
         let status = balancer.status().await.to_string();
-        assert!(status.contains(reason), "{status}");
+        assert!(status.contains(reason), "expected {reason:?} in: {status}");
         tokio::time::sleep(Duration::from_secs(60)).await;
         let chats = join_all((0..20).map(|_| balancer.post_chat())).await;
         assert!(chats.iter().all(|response| response.status == 200));

@@ -1,4 +1,4 @@
-//! The floor: what anyone writes who takes the engine as it comes, with two backends in turn.
+//! The baseline: a minimal proxy on Pingora's own `HttpProxy`, with round robin over two backends.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -16,12 +16,12 @@ use pingora::{Error, ErrorType, Result};
 use pingora_load_balancing::LoadBalancer;
 use pingora_load_balancing::selection::RoundRobin;
 
-/// How it is asked for on the command line.
+/// The argument that makes the benchmark run as this proxy.
 pub const BARE_COMMAND: &str = "bare-pingora";
 
 struct BareProxy {
     backends: LoadBalancer<RoundRobin>,
-    /// Whom to trust; without it there is no TLS.
+    /// The authority to trust; without it, the upstream is plain HTTP.
     ca: Option<Arc<Box<[X509]>>>,
     http2: bool,
 }
@@ -92,35 +92,35 @@ impl ProxyHttp for BareProxy {
     }
 }
 
-/// Serves until it is killed.
+/// Runs the proxy until it is killed.
 ///
 /// # Panics
-/// When its arguments are not those of [`command_arguments`].
+/// If the arguments are not those of [`command_arguments`].
 pub fn run(arguments: &[String]) -> ! {
     let [listen, first, second, ca, http2, certificate, key] = arguments else {
-        panic!("not its arguments: {arguments:?}")
+        panic!("invalid arguments: {arguments:?}")
     };
     let server_conf = ServerConf { threads: 1, upstream_keepalive_pool_size: 1024, ..ServerConf::default() };
     let mut server = Server::new_with_opt_and_conf(None, server_conf);
     server.bootstrap();
     let ca = (!ca.is_empty()).then(|| {
-        let pem = fs::read(ca).expect("the authority can be read");
-        Arc::new(X509::stack_from_pem(&pem).expect("it is PEM").into_boxed_slice())
+        let pem = fs::read(ca).expect("the authority must be readable");
+        Arc::new(X509::stack_from_pem(&pem).expect("the authority must be PEM").into_boxed_slice())
     });
-    let backends = LoadBalancer::try_from_iter([first, second]).expect("they are addresses");
+    let backends = LoadBalancer::try_from_iter([first, second]).expect("the upstreams must be addresses");
     let proxy = BareProxy { backends, ca, http2: http2 == "true" };
     let mut service = http_proxy_service(&server.configuration, proxy);
     if certificate.is_empty() {
         service.add_tcp(listen);
     } else {
-        let settings = TlsSettings::intermediate(certificate, key).expect("the certificate can be read");
+        let settings = TlsSettings::intermediate(certificate, key).expect("the certificate must be readable");
         service.add_tls_with_settings(listen, None, settings);
     }
     server.add_service(service);
     server.run_forever()
 }
 
-/// The arguments with which [`run`] serves as it is told.
+/// The command-line arguments for [`run`].
 pub fn command_arguments(
     listen: SocketAddr,
     upstreams: [SocketAddr; 2],

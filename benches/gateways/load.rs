@@ -1,5 +1,5 @@
-//! Clients: as many requests as will go, so many per second, streams that are read, streams
-//! that are held.
+//! The clients of the benchmark: as many requests as possible, a fixed rate of requests, streams that are
+//! read, and streams that are held open.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,12 +20,12 @@ use tokio_openssl::SslStream;
 use super::http::content_length;
 use super::upstream::SENT_TIME_FIELD;
 
-/// Where to, how, and what is sent.
+/// The address under load, and the requests to send.
 #[derive(Clone)]
 pub struct LoadTarget {
     pub address: SocketAddr,
     pub tls: Option<Arc<SslConnector>>,
-    /// One after the other.
+    /// Sent one after another, from the start again at the end.
     pub requests: Arc<[Bytes]>,
 }
 
@@ -35,7 +35,7 @@ impl LoadTarget {
     }
 }
 
-/// A chat request with this key and a body of about so many bytes.
+/// A chat request with this key and a body of about this many bytes.
 pub fn chat_request(key: &str, body: usize, streams: bool) -> Bytes {
     let stream = if streams { r#""stream":true,"# } else { "" };
     let prompt = "tell me more. ".repeat(body / 14);
@@ -52,16 +52,17 @@ pub fn chat_request(key: &str, body: usize, streams: bool) -> Bytes {
     .into()
 }
 
-/// What happened.
+/// The results of requests.
 #[derive(Default)]
 pub struct RequestStats {
     pub responses: u64,
     pub failures: u64,
-    /// From the request to the end of the answer, sorted.
+    /// From the request to the end of the response, sorted.
     pub latencies: Vec<Duration>,
 }
 
-/// The same of streams; the times are those from the upstream's write to our read, sorted.
+/// The results of streams. The times are those from the write of the upstream to the read of the client,
+/// sorted.
 #[derive(Default)]
 pub struct StreamStats {
     pub events: u64,
@@ -94,7 +95,7 @@ impl LoadClient {
         Ok(Self { stream, buffer: BytesMut::with_capacity(16 * 1024) })
     }
 
-    /// Sends a request and reads the head of its answer.
+    /// Sends a request and reads the head of the response.
     async fn send_request(&mut self, request: &[u8]) -> io::Result<ResponseHead> {
         self.stream.write_all(request).await?;
         self.stream.flush().await?;
@@ -110,7 +111,7 @@ impl LoadClient {
         }
     }
 
-    /// Reads the rest of an answer.
+    /// Reads the body of a response and discards it.
     async fn discard_body(&mut self, length: Option<usize>) -> io::Result<()> {
         match length {
             Some(length) => {
@@ -149,7 +150,7 @@ struct ResponseHead {
     length: Option<usize>,
 }
 
-/// As many requests as so many connections can have answered one after the other.
+/// Sends requests one after another on each of the connections, as fast as possible.
 pub async fn run_saturated(target: &LoadTarget, connections: usize, length: Duration) -> RequestStats {
     let deadline = Instant::now() + length;
     let mut tasks = JoinSet::new();
@@ -169,7 +170,7 @@ pub async fn run_saturated(target: &LoadTarget, connections: usize, length: Dura
     merge_results(tasks).await
 }
 
-/// So many requests per second, whatever the answers take.
+/// Sends a fixed number of requests per second, however long the responses take.
 pub async fn run_at_rate(
     target: &LoadTarget,
     connections: u32,
@@ -189,8 +190,9 @@ pub async fn run_at_rate(
                 if scheduled_at >= start + length {
                     break;
                 }
-                // A connection that is still busy when its next request is due makes that wait. The
-                // clock of the runtime has milliseconds: what it is late by is nobody's fault.
+                // If the connection is still busy when its next request is due, the waiting time counts. If
+                // it is idle, the time starts after the sleep, since timers of tokio have a resolution of one
+                // millisecond.
                 let mut measured_from = scheduled_at;
                 if Moment::now() < scheduled_at {
                     sleep_until(scheduled_at).await;
@@ -243,7 +245,7 @@ impl RequestStats {
     }
 }
 
-/// So many streams at once, read to their ends and asked for anew.
+/// Reads this many concurrent streams to their ends, again and again.
 pub async fn run_streams(target: &LoadTarget, count: u32, length: Duration, epoch: Instant) -> StreamStats {
     let deadline = Instant::now() + length;
     let mut tasks = JoinSet::new();
@@ -303,13 +305,13 @@ async fn read_stream(
         if client.buffer.ends_with(b"0\r\n\r\n") {
             return Ok(());
         }
-        // What is left may be the beginning of a time.
+        // The remaining bytes may be the beginning of a time.
         client.buffer.advance(read.max(client.buffer.len().saturating_sub(64)));
         client.read_more().await?;
     }
 }
 
-/// So many streams whose first event has come and that are open until this is dropped.
+/// Opens this many streams and reads their first events. They stay open until the result is dropped.
 pub async fn open_held_streams(target: &LoadTarget, count: usize) -> io::Result<Vec<impl Sized + use<>>> {
     let mut streams = Vec::with_capacity(count);
     for _ in 0..count {
@@ -325,8 +327,8 @@ pub async fn open_held_streams(target: &LoadTarget, count: usize) -> io::Result<
     Ok(streams)
 }
 
-/// So many streams without an end; once all of them run, how many events come within this time,
-/// and by how much `measure_cpu` moves meanwhile.
+/// Opens this many endless streams. Once all of them run, returns the number of events within `length`, and
+/// the increase of `measure_cpu` in that time.
 pub async fn measure_steady_streams(
     target: &LoadTarget,
     count: u32,

@@ -1,8 +1,8 @@
-//! aoai-lb beside what people would put there instead, on one machine in one run.
+//! Compares aoai-lb with nginx, HAProxy, Envoy and a bare Pingora proxy on one machine.
 //!
-//! `make bench` runs everything; `cargo bench --bench gateways -- --help` says what else there is.
-//! The gateway under test has the first core, the clients and the upstream share the others.
-//! Subjects take turns within each run, so that a machine that changes its pace does so for all.
+//! `make bench` runs everything; `cargo bench --bench gateways -- --help` lists the options. The gateway
+//! under test runs on the first core, the clients and the upstream share the others. The gateways take turns
+//! within each run, so that changes of the speed of the machine affect all of them.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,7 +10,7 @@
     clippy::indexing_slicing,
     missing_docs,
     unreachable_pub,
-    reason = "a program that measures and reports"
+    reason = "a benchmark that prints its results"
 )]
 
 mod bare;
@@ -38,11 +38,11 @@ use self::report::{Samples, ScenarioTable};
 use self::running_gateway::{GatewayKind, GatewaySetup, RunningGateway};
 use self::upstream::{BenchUpstream, EventPace, Transport, UpstreamBehaviour};
 
-/// What the certificates are for, on both sides.
+/// The host name in the certificates of both sides.
 const HOST: &str = "balancer.test";
 const BACKEND_KEY: &str = "key-of-the-resource";
 
-/// The key of one of the clients that the balancer knows; the others take anything.
+/// The key of a client of the balancer. The other gateways accept any key.
 fn client_key(number: usize) -> String {
     format!("key-of-client-{number}")
 }
@@ -50,22 +50,22 @@ fn client_key(number: usize) -> String {
 #[derive(Parser)]
 #[command(about = "Compares gateways in front of two upstreams")]
 struct BenchOptions {
-    /// Measurements of each subject in each scenario
+    /// Number of measurements of each gateway in each scenario
     #[arg(long, default_value_t = 7)]
     runs: usize,
-    /// How long each measurement takes
+    /// Duration of each measurement in seconds
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// Only scenarios or curves whose name contains this
+    /// Run only scenarios or curves whose name contains this text
     #[arg(long)]
     only: Option<String>,
-    /// Only subjects whose name contains one of these
+    /// Run only gateways whose name contains one of these texts
     #[arg(long, value_delimiter = ',')]
     subjects: Vec<String>,
-    /// Where the results go as JSON
+    /// Write the results as JSON to this file
     #[arg(long)]
     json: Option<PathBuf>,
-    /// What cargo adds
+    /// Added by cargo, ignored
     #[arg(long, hide = true, global = true)]
     bench: bool,
     #[command(subcommand)]
@@ -74,13 +74,13 @@ struct BenchOptions {
 
 #[derive(Subcommand)]
 enum BenchCommand {
-    /// What a request costs with more backends, clients and streams
+    /// Measure the cost of a request with more and more backends, clients and streams
     Scale,
-    /// Mixed load, and what happens to memory
+    /// Run mixed load and print memory every ten seconds
     Soak { minutes: u64 },
 }
 
-/// What is asked of every subject.
+/// A scenario that every gateway runs.
 #[derive(Clone, Copy)]
 struct Scenario {
     name: &'static str,
@@ -93,13 +93,13 @@ struct Scenario {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Workload {
-    /// Requests of so many bytes; then so many per second.
+    /// As many requests of `body` bytes as possible; then `per_second` for the latencies.
     Requests { body: usize, per_second: u32 },
-    /// The same, where one of two upstreams always refuses.
+    /// The same, while one of two upstreams always refuses.
     Failover { per_second: u32 },
-    /// So many streams that are read.
+    /// This many streams that are read.
     Streams { count: u32 },
-    /// So many streams that are open and silent.
+    /// This many streams that are open and silent.
     Held { count: usize },
 }
 
@@ -147,7 +147,7 @@ impl Scenario {
         Self { name, title, work, tls_upstream: false, http2_upstream: false, tls_listener: false }
     }
 
-    /// Why a subject is not in it.
+    /// Why a gateway cannot run this scenario, if so.
     fn exclusion_reason(&self, kind: GatewayKind) -> Option<&'static str> {
         match (kind, self.work) {
             (GatewayKind::Nginx, _) if self.http2_upstream => Some("this version has no HTTP/2 upstream"),
@@ -176,7 +176,7 @@ const STREAM_PACE: EventPace = EventPace {
     event_count: 50,
     ends: true,
 };
-/// Connections of clients where as many requests as will go are asked for.
+/// The number of client connections in measurements of requests.
 const CLIENT_CONNECTIONS: usize = 32;
 const WARM_UP_TIME: Duration = Duration::from_millis(300);
 
@@ -197,14 +197,14 @@ fn main() {
     });
 }
 
-/// Thousands of connections, and away from the first core, which is the subject's.
+/// Allows thousands of connections, and keeps this process off the first core, which the gateway uses.
 fn raise_file_limit_and_pin_cores() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit).unwrap();
     let cores = std::thread::available_parallelism().unwrap().get();
-    assert!(cores > 1, "needs two cores: one for the gateway, one for clients and upstream");
+    assert!(cores > 1, "two cores are needed: one for the gateway, one for clients and upstream");
     let pid = std::process::id().to_string();
     let other_cores = format!("1-{}", cores - 1);
     let output =
@@ -212,7 +212,7 @@ fn raise_file_limit_and_pin_cores() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// What all measurements need.
+/// Shared by all measurements.
 struct BenchContext {
     directory: tempfile::TempDir,
     acceptors: [Arc<SslAcceptor>; 2],
@@ -287,7 +287,7 @@ async fn compare_gateways(options: &BenchOptions) {
         match kind.version() {
             Some(version) if is_wanted => kinds.push((kind, version)),
             Some(_) => {}
-            None => eprintln!("{} is not installed, and left out", kind.name()),
+            None => eprintln!("{} is not installed and is left out", kind.name()),
         }
     }
     let mut report = report::BenchReport::new(options.runs, &kinds);
@@ -305,7 +305,7 @@ async fn compare_gateways(options: &BenchOptions) {
     }
 }
 
-/// All subjects in one scenario.
+/// Measures all gateways in one scenario.
 async fn measure_scenario(
     bench: &BenchContext,
     scenario: &Scenario,
@@ -325,7 +325,7 @@ async fn measure_scenario(
     let addresses = upstreams.each_ref().map(|upstream| upstream.address);
     let setup = bench.gateway_setup(scenario, &addresses);
     let mut table = ScenarioTable::new(scenario.name, scenario.title);
-    // What the machine itself takes, without anybody between.
+    // Without a gateway, for the latency of the machine itself.
     let direct = BenchUpstream::start(scenario.upstream_behaviour(), Transport::Plain, bench.epoch).await?;
     let mut gateways = Vec::new();
     for kind in kinds {
@@ -337,7 +337,7 @@ async fn measure_scenario(
     if let Workload::Held { count } = scenario.work {
         for _ in 0..options.runs {
             for kind in &gateways {
-                // Each time a fresh process.
+                // A new process each time, so that memory starts from the same level.
                 let gateway = RunningGateway::start(*kind, &setup)?;
                 let target = bench.load_target(gateway.address, scenario);
                 table.add(*kind, measure_held_streams(&gateway, &target, count).await?);
@@ -376,7 +376,7 @@ async fn measure_scenario(
     Ok(table)
 }
 
-/// What a unit of work costs in microseconds, and what else was seen while it was done.
+/// The processor time of one request or event in microseconds, and the other samples of the measurement.
 async fn measure_load(
     bench: &BenchContext,
     gateway: &RunningGateway,
@@ -402,7 +402,7 @@ async fn measure_load(
     (used * 1e6 / stats.responses.max(1) as f64, samples)
 }
 
-/// What clients wait for, in microseconds.
+/// The latencies that clients see, in microseconds.
 async fn measure_latencies(
     bench: &BenchContext,
     target: &LoadTarget,

@@ -1,4 +1,4 @@
-//! Samples of runs that took turns, and what they come to.
+//! The samples of all runs, and the tables and JSON made of them.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::running_gateway::GatewayKind;
 
-/// What one measurement saw, by name; the name ends with the unit.
+/// The values of one measurement, by name; the name ends with the unit.
 pub type Samples = Vec<(&'static str, f64)>;
 
 pub struct BenchReport {
@@ -15,16 +15,16 @@ pub struct BenchReport {
     pub tables: Vec<ScenarioTable>,
 }
 
-/// One scenario.
+/// The samples of one scenario.
 pub struct ScenarioTable {
     name: &'static str,
     title: &'static str,
     rows: Vec<(GatewayKind, Vec<Samples>)>,
-    /// Who could not take part, and why.
+    /// The gateways that could not take part, and the reasons.
     pub excluded: Vec<(&'static str, &'static str)>,
 }
 
-/// The columns, in this order: name, heading, digits.
+/// The columns of a table: name of the value, heading, digits after the point.
 const COLUMNS: [(&str, &str, usize); 14] = [
     ("cpu_us", "CPU µs", 1),
     ("per_second", "per second", 0),
@@ -42,8 +42,8 @@ const COLUMNS: [(&str, &str, usize); 14] = [
     ("failures", "failures", 0),
 ];
 
-/// The median, and the narrowest pair of measurements that holds the true one in 95 of 100 cases
-/// (all of them where there are too few).
+/// A median with its 95 % confidence interval, whose limits are measured values (the smallest and the
+/// largest if there are too few).
 #[derive(Clone, Copy)]
 pub struct MedianInterval {
     pub value: f64,
@@ -59,7 +59,8 @@ impl MedianInterval {
             return Self { value: f64::NAN, low: f64::NAN, high: f64::NAN };
         };
         let value = f64::midpoint(values[(count - 1) / 2], values[count / 2]);
-        // The true median is below the k-th smallest if fewer than k of the coins show heads.
+        // Each value is below the true median with probability 1/2, so the number of values below it has a binomial
+        // distribution. The interval is the narrowest one whose tails have at most 5 % together.
         let (mut outside, mut chance, mut lower_index) = (0.0, 0.5_f64.powi(count as i32), 0);
         for k in 0..count / 2 {
             outside += chance;
@@ -101,7 +102,7 @@ impl ScenarioTable {
         runs.iter().filter_map(of_run).collect()
     }
 
-    /// How much more processor time than bare Pingora, run by run.
+    /// The processor time relative to bare Pingora, run by run.
     fn ratio_to_bare(&self, kind: GatewayKind) -> Option<MedianInterval> {
         let bare_costs = self.values(GatewayKind::BarePingora, "cpu_us");
         let ratios: Vec<_> =
@@ -178,14 +179,14 @@ impl BenchReport {
         Self { runs, versions, tables: Vec::new() }
     }
 
-    /// One table of the medians that matter most: processor time, for what is held memory.
+    /// One table of the most important medians: processor time, and memory for held streams.
     pub fn summary(&self) -> String {
         let kinds = || {
             GatewayKind::ALL
                 .into_iter()
                 .filter(|kind| self.versions.iter().any(|(name, _)| *name == kind.name()))
         };
-        let mut text = String::from("| CPU µs per request, or as told |");
+        let mut text = String::from("| CPU µs per request, unless noted |");
         for kind in kinds() {
             let _ = write!(text, " {} |", kind.name());
         }

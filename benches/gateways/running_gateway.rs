@@ -1,6 +1,5 @@
-//! The gateways that are compared, each configured as its manual says for this purpose, each on
-//! one core: two backends, connections kept, another try on 429 and 5xx, nothing of an answer
-//! held back.
+//! The compared gateways: their configurations and processes. Each is configured as its manual recommends
+//! for this purpose, on one core: two backends, keep-alive, retries on 429 and 5xx, no response buffering.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -13,16 +12,16 @@ use std::{env, io, thread};
 use super::support::{free_port, sha256_hex};
 use super::{BACKEND_KEY, HOST, bare};
 
-/// Who.
+/// The kind of a gateway.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum GatewayKind {
     Nginx,
     HaProxy,
     Envoy,
     BarePingora,
-    /// Everything on.
+    /// aoai-lb with records.
     Balancer,
-    /// Without records.
+    /// aoai-lb without records.
     BalancerWithoutRecords,
 }
 
@@ -47,7 +46,7 @@ impl GatewayKind {
         }
     }
 
-    /// What it calls itself; `None` where it is not installed.
+    /// The version that the program reports; `None` if it is not installed.
     pub fn version(self) -> Option<String> {
         let (program, argument) = match self {
             Self::Nginx => ("nginx".into(), "-v"),
@@ -61,7 +60,7 @@ impl GatewayKind {
         let output = Command::new(program).arg(argument).output().ok()?;
         let output_text = [output.stdout, output.stderr].concat();
         let output_text = String::from_utf8_lossy(&output_text);
-        // The first word that begins with a digit, behind a name and a slash too.
+        // The first word that starts with a digit, also after a slash as in `nginx/1.22`.
         let words = output_text.split(|c: char| c.is_whitespace() || c == '/');
         words
             .into_iter()
@@ -70,26 +69,26 @@ impl GatewayKind {
     }
 }
 
-/// Where `make bench` has put it, or where the system has it.
+/// The program of Envoy: from PATH, or as installed by `make bench`.
 fn find_envoy() -> Option<PathBuf> {
     let paths = env::var_os("PATH")?;
     let bundled = Path::new(env!("CARGO_TARGET_TMPDIR")).join("envoy/bin");
     env::split_paths(&paths).chain([bundled]).map(|path| path.join("envoy")).find(|path| path.exists())
 }
 
-/// What stands around them in a scenario.
+/// The environment of a gateway in a scenario.
 pub struct GatewaySetup<'a> {
-    /// For files; it has `ca.pem`, `cert.pem` and `key.pem`.
+    /// A directory with `ca.pem`, `cert.pem` and `key.pem`.
     pub directory: &'a Path,
     pub upstreams: &'a [SocketAddr],
     pub tls_upstream: bool,
     pub http2_upstream: bool,
     pub tls_listener: bool,
-    /// How many clients there are, of which the first asks.
+    /// The number of configured clients.
     pub clients: usize,
 }
 
-/// A running one.
+/// A running gateway. It is killed when it is dropped.
 pub struct RunningGateway {
     pub kind: GatewayKind,
     pub address: SocketAddr,
@@ -108,7 +107,7 @@ impl Drop for RunningGateway {
 }
 
 impl RunningGateway {
-    /// Starts it on the first core and waits until it listens.
+    /// Starts a gateway on the first core and waits until it listens.
     pub fn start(kind: GatewayKind, setup: &GatewaySetup<'_>) -> io::Result<Self> {
         let port = free_port();
         let address = SocketAddr::from(([127, 0, 0, 1], port));
@@ -140,25 +139,25 @@ impl RunningGateway {
             if child.try_wait()?.is_some() || Instant::now() > deadline {
                 let _ = child.kill();
                 let output_text = fs::read_to_string(&log)?;
-                return Err(io::Error::other(format!("{} does not serve:\n{output_text}", kind.name())));
+                return Err(io::Error::other(format!("{} does not listen:\n{output_text}", kind.name())));
             }
             thread::sleep(Duration::from_millis(10));
         }
         Ok(Self { kind, address, child })
     }
 
-    /// Its processes: the first and its children.
+    /// The process ids of the gateway: the first process and its children.
     fn pids(&self) -> Vec<i32> {
         let pid = self.child.id().cast_signed();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         std::iter::once(pid).chain(children.split_whitespace().filter_map(|pid| pid.parse().ok())).collect()
     }
 
-    /// Processor time so far, of user and system.
+    /// Processor time so far, user and system.
     pub fn cpu_time(&self) -> Duration {
         let ticks = self.pids().into_iter().map(|pid| {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            // Behind the name, which may have spaces in it.
+            // The fields after the name of the program, which may contain spaces.
             let rest = stat.rsplit(") ").next().unwrap_or_default();
             rest.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<u32>().ok()).sum::<u32>()
         });
@@ -166,7 +165,7 @@ impl RunningGateway {
         Duration::from_millis(10) * ticks.sum::<u32>()
     }
 
-    /// Resident memory in KiB; what its processes share counts once.
+    /// Resident memory in KiB; memory that its processes share counts once.
     pub fn memory_kib(&self) -> u64 {
         let kib = self.pids().into_iter().map(|pid| {
             let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
@@ -349,7 +348,7 @@ fn envoy_command(directory: &Path, address: SocketAddr, setup: &GatewaySetup<'_>
       - lb_endpoints:
 {endpoints}{upstream_tls}"
     );
-    // The endpoints stand two columns further in.
+    // The list of endpoints is indented by two more columns.
     let text = text.replace("      - endpoint:", "        - endpoint:");
     fs::write(directory.join("envoy.yaml"), text)?;
     let program = find_envoy().ok_or(io::ErrorKind::NotFound)?.to_string_lossy().into_owned();

@@ -1,4 +1,4 @@
-//! What a request costs as a deployment grows, and what time does to memory.
+//! The cost of a request as the number of backends, clients and streams grows, and memory over time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ use super::running_gateway::{GatewayKind, GatewaySetup, RunningGateway};
 use super::upstream::{BenchUpstream, EventPace, Transport, UpstreamBehaviour};
 use super::{BenchContext, BenchOptions, CLIENT_CONNECTIONS, STREAM_PACE, WARM_UP_TIME, client_key};
 
-/// Events per second, however many streams carry them.
+/// Events per second in total, for any number of streams.
 const EVENTS_PER_SECOND: u32 = 5_000;
 
-/// Prints what a request costs with more and more of everything.
+/// Prints the cost of a request with more and more backends, clients and streams.
 pub async fn print_cost_curves(options: &BenchOptions) {
     let is_wanted = |name: &str| options.only.as_ref().is_none_or(|part| name.contains(part.as_str()));
     let length = Duration::from_secs_f64(options.seconds);
@@ -114,8 +114,8 @@ fn print_row(name: &str, count: usize, costs: Vec<f64>, gateway: &RunningGateway
     println!("| {name} | {count} | {value:.1} ({low:.1} to {high:.1}) | {} |", gateway.memory_kib());
 }
 
-/// Short requests, large ones and streams, a backend that refuses among two that answer; memory
-/// every ten seconds.
+/// Runs short requests, large ones and streams, with one refusing backend among three, and prints memory every
+/// ten seconds.
 pub async fn run_soak(minutes: u64) {
     let bench = BenchContext::new();
     let mut upstreams = Vec::new();

@@ -1,4 +1,4 @@
-//! A resource that costs next to nothing: it answers with bytes that were made before.
+//! An upstream with little overhead: it responds with prepared bytes.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,28 +15,28 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant as Moment, sleep, sleep_until};
 use tokio_openssl::SslStream;
 
-/// What it answers to everything.
+/// The response to every request.
 #[derive(Clone, Copy)]
 pub enum UpstreamBehaviour {
     /// A completion of 1 KB.
     Json,
-    /// Events with the time at which they were sent.
+    /// Events that contain the time at which they were sent.
     Stream(EventPace),
-    /// 429, retry after a second.
+    /// A 429 with a `retry-after` of one second.
     Refusal,
 }
 
-/// When a stream's events are sent.
+/// When the events of a stream are sent.
 #[derive(Clone, Copy)]
 pub struct EventPace {
     pub first_event_delay: Duration,
     pub event_interval: Duration,
     pub event_count: u32,
-    /// Whether the stream ends; otherwise it falls silent.
+    /// Whether the stream ends; otherwise it stays open and silent.
     pub ends: bool,
 }
 
-/// How it is reached.
+/// The protocol of the upstream.
 #[derive(Clone)]
 pub enum Transport {
     Plain,
@@ -44,19 +44,19 @@ pub enum Transport {
     Http2(Arc<SslAcceptor>),
 }
 
-/// A running one; it ends with the runtime.
+/// A running upstream; it ends with the runtime.
 pub struct BenchUpstream {
     pub address: SocketAddr,
-    /// How many requests it has had since somebody looked.
+    /// The number of requests since the counter was reset.
     pub request_count: Arc<AtomicU64>,
 }
 
-/// What stands before the time in an event, which has sixteen digits.
+/// Precedes the time in an event, which has sixteen digits.
 pub const SENT_TIME_FIELD: &[u8] = br#""sent_ns":""#;
 const SENT_TIME_DIGITS: usize = 16;
 
 impl BenchUpstream {
-    /// Starts one; times are counted from `epoch`.
+    /// Starts an upstream; times in events are counted from `epoch`.
     pub async fn start(
         behaviour: UpstreamBehaviour,
         transport: Transport,
@@ -70,7 +70,7 @@ impl BenchUpstream {
             while let Ok((stream, _)) = listener.accept().await {
                 let (count, transport) = (Arc::clone(&count), transport.clone());
                 let _ = stream.set_nodelay(true);
-                // Whoever hangs up has had enough.
+                // Errors are ignored: the benchmark closes connections at any time.
                 tokio::spawn(
                     async move { serve_connection(stream, behaviour, &transport, epoch, &count).await },
                 );
@@ -119,7 +119,7 @@ async fn serve_http1<S: AsyncRead + AsyncWrite + Unpin>(
     Ok(())
 }
 
-/// Reads a request with all of its body, and says whether it asks for a stream's usage.
+/// Reads a request with its body; returns whether it requests usage, or `None` at the end.
 async fn read_request<S: AsyncRead + Unpin>(
     stream: &mut S,
     buffer: &mut BytesMut,
@@ -137,7 +137,7 @@ async fn read_request<S: AsyncRead + Unpin>(
     let mut wants_usage = false;
     loop {
         let taken = buffer.split_to(remaining.min(buffer.len()));
-        // Only short ones ask for streams.
+        // Only short bodies request streams, so long ones are not searched.
         wants_usage |= taken.len() < 4096 && memmem::find(&taken, b"include_usage").is_some();
         remaining -= taken.len();
         drop(taken);
@@ -159,7 +159,8 @@ async fn send_events<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> io::Result<()> {
     sleep(pace.first_event_delay).await;
     let mut event = stream_event();
-    let at = memmem::find(&event, SENT_TIME_FIELD).expect("it has a time") + SENT_TIME_FIELD.len();
+    let at =
+        memmem::find(&event, SENT_TIME_FIELD).expect("the event contains a time") + SENT_TIME_FIELD.len();
     stream.write_all(STREAM_HEAD).await?;
     let start = Moment::now();
     for number in 0..pace.event_count {
@@ -170,7 +171,7 @@ async fn send_events<S: AsyncRead + AsyncWrite + Unpin>(
         stream.flush().await?;
     }
     if !pace.ends {
-        // Open for as long as the other side wants.
+        // Stay open until the other side closes the connection.
         while stream.read_u8().await.is_ok() {}
         return Ok(());
     }
@@ -199,14 +200,14 @@ async fn serve_http2(stream: SslStream<TcpStream>, request_count: &AtomicU64) ->
             for (name, value) in &head {
                 response = response.header(*name, value);
             }
-            let response = response.body(()).expect("its headers are sound");
+            let response = response.body(()).expect("the headers are valid");
             respond.send_response(response, false)?.send_data(body, true)
         });
     }
     Ok(())
 }
 
-/// The headers that Azure OpenAI sends, as far as they weigh something.
+/// The headers of Azure OpenAI that affect the size of a response.
 const RESPONSE_HEADERS: [(&str, &str); 9] = [
     ("content-type", "application/json"),
     ("apim-request-id", "0f1a9f8c-2f3b-4c59-a0d0-2a0b7a7f6f11"),

@@ -1,6 +1,6 @@
-//! What every request goes through, piece by piece, each as the proxy does it.
+//! The steps that every request goes through, each called as the proxy calls it.
 
-#![allow(dead_code, unreachable_pub, reason = "each program uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each benchmark uses its own part")]
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -28,10 +28,10 @@ const KEY: &str = "key-of-team-a";
 const CLASSIC: &[u8] = b"/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21";
 const V1: &[u8] = b"/openai/v1/chat/completions";
 
-/// One of them by its name.
+/// A step with its name.
 pub type Step = (&'static str, Box<dyn FnMut()>);
 
-/// A gateway with four backends and what it needs to live.
+/// A gateway with four backends, the headers of a client, and the runtime that the gateway needs.
 struct GatewayFixture {
     gateway: Gateway,
     headers: HeaderMap,
@@ -54,10 +54,12 @@ impl GatewayFixture {
             "listeners: [ {{ address: 127.0.0.1:8080 }} ]\nbackends:\n{backends}\
              clients: [ {{ name: team-a, keys: [ {{ sha256: {digest} }} ] }} ]\n"
         );
-        let checked = config::parse_yaml(&text, std::path::Path::new("."), &|_| None).expect("it is good");
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let checked = config::parse_yaml(&text, std::path::Path::new("."), &|_| None)
+            .expect("the configuration is valid");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime can be built");
         let keyring = Keyring::offline(runtime.handle());
-        let recorder = Recorder::start(&checked.config, &keyring, runtime.handle()).expect("nothing is kept");
+        let recorder = Recorder::start(&checked.config, &keyring, runtime.handle())
+            .expect("a recorder without sinks starts");
         let now = Instant::now();
         let gateway = Gateway::new(&checked.config, Arc::new(ProcessState::new(now, recorder, keyring)), now);
         let mut headers = HeaderMap::new();
@@ -67,7 +69,7 @@ impl GatewayFixture {
 
     fn admit(&self, target: &[u8], body: &Bytes) -> AdmittedRequest {
         let (gateway, method) = (&self.gateway, &Method::POST);
-        let expectation = "it is a good request";
+        let expectation = "the request is valid";
         let target = gateway.parse_target(method, target, false).expect(expectation);
         gateway.check_path_allowed(method, &target).expect(expectation);
         let Ok(client) = gateway.authenticate(&self.headers, &target, None) else { panic!("{expectation}") };
@@ -88,7 +90,7 @@ pub fn steps() -> Vec<Step> {
     let (step_fixture, body) = (Arc::clone(&fixture), short_body.clone());
     steps.push(("admit_request", Box::new(move || drop(black_box(step_fixture.admit(CLASSIC, &body))))));
 
-    // That step finds its target among those of late.
+    // The step above finds its target in the cache of parsed targets.
     steps.push(("parse_target", Box::new(|| drop(black_box(azure::parse_target(CLASSIC, false))))));
 
     let (step_fixture, admitted) = (Arc::clone(&fixture), fixture.admit(CLASSIC, &short_body));
@@ -110,7 +112,7 @@ pub fn steps() -> Vec<Step> {
     steps.push((
         "prepare_upstream_request",
         Box::new(move || {
-            let candidate = admitted.pool.candidate(0).expect("there are four");
+            let candidate = admitted.pool.candidate(0).expect("the pool has four candidates");
             let upstream_request = step_fixture.gateway.upstream_request(&admitted, candidate, true);
             black_box((
                 azure::apply_edits(&body, &upstream_request.body_edits),
@@ -124,7 +126,7 @@ pub fn steps() -> Vec<Step> {
     steps.push((
         "learn_from_response",
         Box::new(move || {
-            let candidate = admitted.pool.candidate(0).expect("there are four");
+            let candidate = admitted.pool.candidate(0).expect("the pool has four candidates");
             let send_ticket = candidate.record_send(now);
             let facts = ResponseFacts {
                 candidate,
@@ -215,7 +217,7 @@ fn completion_body() -> Bytes {
     .into()
 }
 
-/// A hundred events, each in a chunk of its own.
+/// A hundred events, each in its own chunk.
 fn stream_chunks() -> Vec<Bytes> {
     let event = r#"data: {"choices":[{"content_filter_results":{"hate":{"filtered":false,"severity":"safe"}},"delta":{"content":" word"},"finish_reason":null,"index":0,"logprobs":null}],"created":1764000000,"id":"chatcmpl-1","model":"gpt-4o-2024-11-20","object":"chat.completion.chunk"}"#;
     vec![Bytes::from(format!("{event}\n\n")); 100]

@@ -1,16 +1,16 @@
-// What aoai-lb's Log Analytics sink needs: a table, an endpoint, a rule and the right to write.
-// Its outputs are the three values of record.log_analytics.
+// Creates what the Log Analytics sink of aoai-lb needs: a table, a data collection endpoint and rule, and the role
+// to write. Its outputs are the three values of record.log_analytics.
 
-@description('Region of the workspace. Endpoint and rule have to be in the same one.')
+@description('Region of the workspace. Endpoint and rule must be in the same region.')
 param location string = resourceGroup().location
 
-@description('Object id of who writes: the managed identity of the VM, or the service principal of an app registration (not its application id).')
+@description('Object id of the writer: the managed identity of the VM, or the service principal of an app registration (not its application id).')
 param principalId string
 
-@description('Resource id of an existing workspace, in any resource group or subscription of the tenant. Empty: one is created.')
+@description('Resource id of an existing workspace, in any resource group or subscription of the tenant. If empty, a workspace is created.')
 param workspaceId string = ''
 
-@description('Name of the workspace that is created when workspaceId is empty. An existing one of that name in this resource group would be changed.')
+@description('Name of the workspace that is created when workspaceId is empty. An existing workspace of that name in this resource group would be changed.')
 @minLength(4)
 @maxLength(63)
 param workspaceName string = 'aoai-lb'
@@ -20,12 +20,12 @@ param workspaceName string = 'aoai-lb'
 @maxLength(44)
 param name string = 'aoai-lb'
 
-@description('Days for which queries see the rows.')
+@description('Days for which queries can read the rows.')
 @minValue(4)
 @maxValue(730)
 param retentionInDays int = 90
 
-@description('Days until the rows are deleted; between the two, search jobs see them. Up to 730, or 1095, 1460, 1826, 2191, 2556, 2922, 3288, 3653, 4018, 4383.')
+@description('Days until the rows are deleted. After retentionInDays only search jobs can read them. Up to 730, or 1095, 1460, 1826, 2191, 2556, 2922, 3288, 3653, 4018, 4383.')
 @minValue(4)
 @maxValue(4383)
 param totalRetentionInDays int = retentionInDays
@@ -33,11 +33,11 @@ param totalRetentionInDays int = retentionInDays
 var tableName = 'AoaiExchanges_CL'
 var streamName = 'Custom-AoaiExchanges'
 
-// The exchange record, field by field: what arrives in the stream and what the table keeps.
+// The fields of the exchange record, which are the columns of both the stream and the table.
 //
-// Azure allows names of a letter and up to 44 letters, digits and underscores, other than _ResourceId,
-// id, _SubscriptionId, TenantId, Type, UniqueId and Title. None of these is among ours. `time` is a
-// keyword of KQL, though, and has to be written ["time"] there.
+// Azure allows names of a letter and up to 44 letters, digits and underscores, except _ResourceId, id,
+// _SubscriptionId, TenantId, Type, UniqueId and Title. `time` is allowed, but is a keyword of KQL, where it must
+// be written ["time"].
 var fields = [
   { name: 'time', type: 'datetime' }
   { name: 'request_id', type: 'string' }
@@ -89,7 +89,7 @@ resource newWorkspace 'Microsoft.OperationalInsights/workspaces@2022-10-01' = if
 
 var workspace = empty(workspaceId) ? resourceId('Microsoft.OperationalInsights/workspaces', workspaceName) : workspaceId
 
-// A module, since the workspace may be in another resource group.
+// A module, since the workspace may be in another resource group than this deployment.
 module table 'table.bicep' = {
   name: '${name}-table'
   scope: resourceGroup(split(workspace, '/')[2], split(workspace, '/')[4])

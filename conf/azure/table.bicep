@@ -1,4 +1,4 @@
-// The table, for log-analytics.bicep: a deployment in the resource group of the workspace.
+// The table for log-analytics.bicep, deployed to the resource group of the workspace.
 
 param workspaceName string
 param tableName string

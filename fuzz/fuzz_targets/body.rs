@@ -1,4 +1,4 @@
-//! A body that could be probed is still JSON after every edit, and says what the edit says.
+//! A parsed body is still JSON after every edit, and contains the edited values.
 #![no_main]
 
 use aoai_lb::azure::request::json_body::BodyFacts;
@@ -16,27 +16,31 @@ fuzz_target!(|input: &[u8]| {
     let _ = (verdict::judge_response(404, input, &|_| true), verdict::judge_error_event(input));
     let Ok(facts) = BodyFacts::parse(input) else { return };
     let located = prompt::prompt_text(input, Some(&facts.prompt_parts));
-    assert_eq!(located, prompt::prompt_text(input, None), "wherever it lies");
-    let upstream = DeploymentName::parse("up-stream").expect("a good name");
+    assert_eq!(
+        located,
+        prompt::prompt_text(input, None),
+        "expected the same prompt with and without known positions"
+    );
+    let upstream = DeploymentName::parse("up-stream").expect("the name is valid");
     let (rename, include_usage) = (facts.rename_model_edit(&upstream), facts.include_usage_edit());
     let edits: Vec<BodyEdit> = rename.iter().chain(&include_usage).cloned().collect();
     let edited = apply_edits(&Bytes::copy_from_slice(input), &edits).concat();
-    // The probe skips over values it does not need, so the referee may be stricter.
+    // The parser skips values that it does not need, so serde_json may reject more.
     if serde_json::from_slice::<Value>(input).is_err() {
         return;
     }
-    let after: Value = serde_json::from_slice(&edited).expect("edits keep JSON valid");
-    // Keys are compared without case, by the probe and so by the referee.
+    let edited_json: Value = serde_json::from_slice(&edited).expect("edits keep JSON valid");
+    // Keys are compared without case, as the parser does.
     let has_value = |object: &Value, key: &str, expected: &Value| {
-        let object = object.as_object().expect("an object");
-        object.iter().any(|(k, value)| k.eq_ignore_ascii_case(key) && value == expected)
+        let object = object.as_object().expect("the value is an object");
+        object.iter().any(|(name, value)| name.eq_ignore_ascii_case(key) && value == expected)
     };
     if include_usage.is_some() {
-        let options = after.as_object().expect("an object").iter();
+        let options = edited_json.as_object().expect("the value is an object").iter();
         let mut options = options.filter(|(key, _)| key.eq_ignore_ascii_case("stream_options"));
         assert!(options.any(|(_, options)| has_value(options, "include_usage", &Value::Bool(true))));
     }
     if rename.is_some() {
-        assert!(has_value(&after, "model", &Value::from("up-stream")));
+        assert!(has_value(&edited_json, "model", &Value::from("up-stream")));
     }
 });

@@ -1,4 +1,4 @@
-//! A form that could be read has its parts inside of it, and renaming changes one of them.
+//! The parts of a parsed form lie within its bytes, and renaming the model changes only that part.
 #![no_main]
 
 use aoai_lb::azure::apply_edits;
@@ -19,12 +19,12 @@ fuzz_target!(|input: (&str, &[u8])| {
         assert!(bytes.get(range.clone()).is_some());
     }
     let _ = prompt::form_text_as_json(bytes, &form);
-    let upstream = DeploymentName::parse("up-stream").expect("a good name");
+    let upstream = DeploymentName::parse("up-stream").expect("the name is valid");
     if let Some(edit) = form.rename_model_edit(&upstream) {
         let edited = apply_edits(&Bytes::copy_from_slice(bytes), &[edit]).concat();
-        let again = FormFacts::parse(&edited, boundary).expect("still a form");
-        assert_eq!(again.model.deployment(), Ok(Some(&upstream)));
-        assert_eq!(again.text_fields.len(), form.text_fields.len());
-        assert_eq!(again.file_fields.len(), form.file_fields.len());
+        let reparsed = FormFacts::parse(&edited, boundary).expect("the edited form is valid");
+        assert_eq!(reparsed.model.deployment(), Ok(Some(&upstream)));
+        assert_eq!(reparsed.text_fields.len(), form.text_fields.len());
+        assert_eq!(reparsed.file_fields.len(), form.file_fields.len());
     }
 });

@@ -1,4 +1,4 @@
-//! How a stream is split changes neither its events nor what the filter lets pass.
+//! The events of a stream and the output of the usage filter do not depend on how the stream is split.
 #![no_main]
 
 use aoai_lb::azure::response::capture::ResponseCapture;
@@ -40,8 +40,8 @@ fn filter(stream: &[u8], step: usize, limit: usize) -> Vec<u8> {
 fuzz_target!(|input: (u8, u16, &[u8])| {
     let (step, limit, stream) = input;
     let (step, limit) = (usize::from(step).max(1), usize::from(limit));
-    let whole = scan(stream, stream.len().max(1), limit);
-    assert_eq!(scan(stream, step, limit), whole);
-    assert_eq!(whole.0.last().map_or(0, |event| event.1), stream.len() as u64);
+    let unsplit = scan(stream, stream.len().max(1), limit);
+    assert_eq!(scan(stream, step, limit), unsplit);
+    assert_eq!(unsplit.0.last().map_or(0, |event| event.1), stream.len() as u64);
     assert_eq!(filter(stream, step, limit), filter(stream, stream.len().max(1), limit));
 });

@@ -1,11 +1,11 @@
-//! Whom a certificate is issued to, in a form that can be compared with what an operator writes.
+//! The subject of a client certificate, as text that can be compared with the configuration.
 
 use openssl::x509::X509NameRef;
 
 use crate::names::CertificateSubject;
 
-/// The subject of a certificate. Attributes that are no text are not comparable and read as `#`,
-/// which stands in no configuration.
+/// The subject of a certificate. An attribute whose name or value is not text becomes `#`, which never
+/// equals a configured subject.
 pub fn certificate_subject(name: &X509NameRef) -> CertificateSubject {
     let mut attributes: Vec<String> = name
         .entries()
@@ -16,11 +16,12 @@ pub fn certificate_subject(name: &X509NameRef) -> CertificateSubject {
             format!("{attribute}={value}")
         })
         .collect();
+    // RFC 2253 section 2.1: the last attribute of the certificate comes first.
     attributes.reverse();
     CertificateSubject::new(&attributes.join(","))
 }
 
-/// RFC 2253 section 2.4.
+/// Escapes an attribute value as RFC 2253 section 2.4 says.
 fn escape_attribute_value(value: &str) -> String {
     let mut escaped = String::with_capacity(value.len());
     let last = value.chars().count().saturating_sub(1);

@@ -1,14 +1,16 @@
-//! Whose address a request comes from, when proxies stand in between.
+//! The address of the client when proxies stand between it and the balancer.
 
 use std::net::{IpAddr, SocketAddr};
 
 use http::HeaderMap;
 use ipnet::IpNet;
 
-/// The client's address: behind a trusted proxy the right-most entry of `x-forwarded-for`
-/// that is not itself a trusted proxy, otherwise the connection's. Entries may carry ports
-/// and IPv6 brackets; one that is no address ends the search, since nothing left of it can
-/// be vouched for.
+/// The client's address. If the connection comes from a trusted proxy, this is the right-most entry of
+/// `x-forwarded-for` that is not a trusted proxy itself; otherwise it is the connection's address.
+///
+/// Each proxy appends the address that it saw, so entries are read from the right and only as long as
+/// the proxy that wrote them is trusted. An entry may have a port and IPv6 brackets. An entry that is
+/// not an address ends the search, because nothing to its left can be trusted.
 pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted_proxies: &[IpNet]) -> IpAddr {
     let mut client = peer;
     let lines: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
@@ -25,7 +27,7 @@ pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted_proxies: &[IpNet]) -
     client
 }
 
-/// Whether this is the address of a trusted proxy.
+/// Whether this is the address of a trusted proxy. An IPv4 address in IPv6 form counts as IPv4.
 pub fn is_trusted_proxy(ip: IpAddr, trusted_proxies: &[IpNet]) -> bool {
     let ip = ip.to_canonical();
     trusted_proxies.iter().any(|net| net.contains(&ip))

@@ -1,7 +1,7 @@
-//! Whose key, token or certificate it is, and what that client may use.
+//! Finds the client that a key, token or certificate belongs to.
 //!
-//! Keys are known only by their SHA-256. A presented key is hashed, looked up, and the
-//! digest compared once more in constant time. Tokens are `tokens.rs`'s.
+//! The configuration knows keys only by their SHA-256. A presented key is hashed and looked up, and
+//! the hash is compared once more in constant time. Tokens are verified by `token_verifier.rs`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,16 +13,16 @@ use crate::credentials::signing_keys::SigningKeys;
 use crate::names::CertificateSubject;
 use crate::refusal::Refusal;
 
-/// All clients, found by what they show.
+/// All clients of the configuration.
 #[derive(Debug)]
 pub enum ClientRegistry {
-    /// Everyone may call; keys are not looked at.
+    /// Anyone may call; keys are ignored.
     Anyone(Arc<Client>),
-    /// Only these.
+    /// Only these clients may call.
     Listed(Box<ListedClients>),
 }
 
-/// Clients by what they show.
+/// The listed clients by their credentials.
 #[derive(Debug)]
 pub struct ListedClients {
     by_key_hash: HashMap<[u8; 32], ([u8; 32], Arc<Client>)>,
@@ -31,17 +31,18 @@ pub struct ListedClients {
     clients: Vec<Arc<Client>>,
 }
 
-/// Why nobody is admitted.
+/// Why a request is not authenticated.
 #[derive(Debug)]
 pub enum AuthError {
-    /// The key that a token was signed with is not known; fresh ones may have it.
+    /// A token names a signing key that is not known. It may be known after the keys are fetched again.
     UnknownSigningKey(Arc<SigningKeys>),
-    /// For good.
+    /// The credentials are missing or invalid.
     Refused(Refusal),
 }
 
 impl ClientRegistry {
-    /// The clients of a configuration; `signers` are those whose tokens it believes.
+    /// The clients of a configuration. `signing_keys` are the keys of the directory whose tokens are
+    /// accepted.
     pub fn new(
         config: &config::ClientsConfig,
         tokens: Option<&config::ClientTokenConfig>,
@@ -71,13 +72,13 @@ impl ClientRegistry {
         Self::Listed(Box::new(ListedClients { by_key_hash, by_certificate_subject, token_verifier, clients }))
     }
 
-    /// The client of this name; `None` where there is none, or everyone may call.
+    /// The client of this name; `None` if there is none or anyone may call.
     pub fn find_by_name(&self, name: &str) -> Option<&Arc<Client>> {
         let Self::Listed(listed) = self else { return None };
         listed.clients.iter().find(|client| client.name.as_ref().is_some_and(|known| known.as_str() == name))
     }
 
-    /// All that are listed; none where everyone may call.
+    /// The listed clients; empty if anyone may call.
     pub fn listed_clients(&self) -> &[Arc<Client>] {
         match self {
             Self::Anyone(_) => &[],
@@ -85,11 +86,11 @@ impl ClientRegistry {
         }
     }
 
-    /// Whose these are. Everything that is presented is looked at: keys and tokens, and the
-    /// subject of a certificate; one that is known admits.
+    /// The client that the presented keys, tokens and certificate subject belong to. One valid credential
+    /// is enough; invalid ones beside it are ignored.
     ///
     /// # Errors
-    /// `invalid_api_key` when none is known, or when two belong to different clients.
+    /// `invalid_api_key` if no credential is valid, or if two belong to different clients.
     pub fn authenticate<'k>(
         &self,
         presented_keys: impl Iterator<Item = &'k [u8]>,
@@ -127,7 +128,8 @@ impl ListedClients {
             };
             match &found {
                 Some(other) if !Arc::ptr_eq(other, &client) => {
-                    let message = "the request carries valid credentials of two different clients; send one";
+                    let message =
+                        "the request carries valid credentials of two different clients; send only one";
                     return Err(AuthError::Refused(Refusal::invalid_api_key(message)));
                 }
                 _ => found = Some(client),
@@ -146,13 +148,14 @@ impl ListedClients {
         }
     }
 
-    /// Whose key or token this is.
+    /// The client of this key or token; `None` if it is unknown.
     fn client_for_key(&self, key: &[u8]) -> Result<Option<Arc<Client>>, (TokenError, &TokenVerifier)> {
-        // The one-shot function looks its algorithm up each time, which takes longer than the hash.
+        // OpenSSL's one-shot function looks up the algorithm each time, which takes longer than the hash.
         let mut hash = openssl::sha::Sha256::new();
         hash.update(key);
         let digest = hash.finish();
         if let Some((known, client)) = self.by_key_hash.get(&digest) {
+            // The map compares hashes in variable time, so the hit is compared again in constant time.
             return Ok(openssl::memcmp::eq(known, &digest).then(|| Arc::clone(client)));
         }
         match &self.token_verifier {
@@ -169,9 +172,9 @@ const INVALID_KEY_MESSAGE: &str =
 const MISSING_KEY_MESSAGE: &str = "Access denied due to a missing key. Send it as the header 'api-key', \
                        'Ocp-Apim-Subscription-Key' or 'Authorization: Bearer', \
                        or as the query parameter 'api-key' or 'subscription-key'.";
-/// What a token is told whose key is not known, fresh keys or not.
+/// The message for a token whose signing key is unknown even after the keys were fetched again.
 pub const UNKNOWN_SIGNING_KEY_MESSAGE: &str =
-    "the key that the bearer token was signed with is not one of Entra ID's";
+    "the key that the bearer token is signed with is not one of Entra ID's";
 
 #[cfg(test)]
 mod tests {

@@ -1,4 +1,5 @@
-//! Who may call, and what for.
+//! Who may call and what each client may use: keys, tokens and certificates of clients, and the
+//! address that a request comes from.
 
 pub mod certificate_subject;
 pub mod client;

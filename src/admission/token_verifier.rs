@@ -1,5 +1,5 @@
-//! Tokens of Entra ID that clients show in place of a key: signature, issuer, audience and validity,
-//! and whose they are.
+//! Verifies the Entra ID tokens that clients send instead of a key (signature, issuer, audience,
+//! validity) and finds the client that a token belongs to.
 //!
 //! <https://learn.microsoft.com/entra/identity-platform/access-tokens#validate-tokens>
 
@@ -15,23 +15,23 @@ use crate::config::{self, ClientTokenConfig};
 use crate::credentials::jwt;
 use crate::credentials::signing_keys::{SigningKeySnapshot, SigningKeys};
 
-/// Most verified tokens that are remembered.
+/// Most verified tokens in the cache.
 const MAX_CACHED_TOKENS: usize = 10_000;
-/// The longest token that is looked at; those of Entra ID have a few KiB.
+/// Longer tokens are not parsed. Those of Entra ID have a few KiB.
 const MAX_TOKEN_BYTES: usize = 16 * 1024;
 
-const UNSUPPORTED_TOKEN_MESSAGE: &str = "the bearer token is no JSON web token that is understood here";
+const UNSUPPORTED_TOKEN_MESSAGE: &str = "the bearer token is not a JSON Web Token of a supported form";
 
-/// Why a token admits nobody.
+/// Why a token is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenError {
-    /// The key it names is not known, perhaps not yet.
+    /// It names a signing key that is not known, perhaps because it is new.
     UnknownSigningKey,
-    /// For this reason, which may be told.
+    /// For this reason, which the client may read.
     Refused(&'static str),
 }
 
-/// Whose tokens are believed, and which client shows them.
+/// Verifies tokens and knows which client an application or role belongs to.
 #[derive(Debug)]
 pub struct TokenVerifier {
     validation_rules: Validation,
@@ -42,18 +42,19 @@ pub struct TokenVerifier {
     cache: RwLock<HashMap<[u8; 32], VerifiedToken>>,
 }
 
-/// A token that was looked at before.
+/// A token whose verification succeeded.
 #[derive(Debug)]
 struct VerifiedToken {
     client: Arc<Client>,
-    /// Seconds since 1970.
+    /// Seconds since 1970, leeway included.
     expires_at: u64,
-    /// What it was signed with may be withdrawn.
+    /// The keys it was verified with. Once they are replaced, the token is verified again, because its
+    /// signing key may have been withdrawn.
     verified_with: Weak<SigningKeySnapshot>,
 }
 
-/// What is read of a token whose signature is good. Version 1 names the application in `appid`,
-/// version 2 in `azp`.
+/// The claims that are read. Tokens of version 1 name the application in `appid`, those of version 2 in
+/// `azp`. <https://learn.microsoft.com/entra/identity-platform/access-token-claims-reference>
 #[derive(Deserialize)]
 struct TokenClaims {
     exp: u64,
@@ -64,13 +65,13 @@ struct TokenClaims {
 }
 
 impl TokenVerifier {
-    /// The tokens of this configuration; `clients` go with those of it, one by one.
+    /// A verifier of this configuration. `clients` pairs each client with its configuration.
     pub fn new(
         config: &ClientTokenConfig,
         signing_keys: Arc<SigningKeys>,
         clients: &[(&config::ClientConfig, Arc<Client>)],
     ) -> Self {
-        // No other algorithm: neither `none` nor one that takes a public key for a secret.
+        // Only RS256: `none` would need no signature, and HS256 would take the public key as the secret.
         let mut validation = Validation::new(Algorithm::RS256);
         validation.leeway = config.leeway.as_secs();
         validation.validate_nbf = true;
@@ -93,23 +94,23 @@ impl TokenVerifier {
         }
     }
 
-    /// Where its keys come from.
+    /// The keys that tokens are verified with.
     pub fn signing_keys(&self) -> &Arc<SigningKeys> {
         &self.signing_keys
     }
 
-    /// Whether it is a token at all, as far as one look tells: three parts, of which the first is
-    /// an object in base64url.
+    /// Whether the text has the shape of a JSON Web Token: three parts, the first of which is a JSON
+    /// object in base64url (`{"` encodes to `eyJ`).
     pub fn looks_like_token(text: &[u8]) -> bool {
         text.starts_with(b"eyJ")
             && text.len() <= MAX_TOKEN_BYTES
             && memchr::memchr_iter(b'.', text).count() == 2
     }
 
-    /// Whose token this is; `digest` is its SHA-256.
+    /// The client that this token belongs to; `digest` is the SHA-256 of the token.
     ///
     /// # Errors
-    /// [`TokenError`] for one that admits nobody.
+    /// [`TokenError`] if the token is invalid or belongs to no client.
     pub fn client_for_token(&self, token: &[u8], digest: &[u8; 32]) -> Result<Arc<Client>, TokenError> {
         let keys = self.signing_keys.current();
         let now = jsonwebtoken::get_current_timestamp();
@@ -117,11 +118,13 @@ impl TokenVerifier {
             let cache = self.cache.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(cached) = cache.get(digest)
                 && now < cached.expires_at
+                // The weak pointer keeps the allocation, so an equal address means the same keys.
                 && std::ptr::eq(cached.verified_with.as_ptr(), Arc::as_ptr(&keys))
             {
                 return Ok(Arc::clone(&cached.client));
             }
         }
+        // No lock is held while the signature is checked.
         let claims = self.verified_claims(token, &keys)?;
         let client = self.client_for_claims(&claims)?;
         let expires_at = claims.exp.saturating_add(self.leeway_seconds);
@@ -143,13 +146,13 @@ impl TokenVerifier {
         if header.alg != Algorithm::RS256 {
             return Err(TokenError::Refused("the bearer token is not signed with RS256"));
         }
+        // RFC 7515 section 4.1.11: a token with a critical header that is not understood is invalid.
         if header.crit.is_some() {
-            return Err(TokenError::Refused(
-                "the bearer token has a critical header that is not understood here",
-            ));
+            return Err(TokenError::Refused("the bearer token has a critical header that is not supported"));
         }
-        let key_id =
-            header.kid.ok_or(TokenError::Refused("the bearer token does not name its key (`kid`)"))?;
+        let key_id = header
+            .kid
+            .ok_or(TokenError::Refused("the bearer token does not name its signing key (`kid`)"))?;
         let key = keys.key_by_id(&key_id).ok_or(TokenError::UnknownSigningKey)?;
         let verified =
             jwt::verify_token::<TokenClaims>(token, key, &self.validation_rules).map_err(|error| {
@@ -158,17 +161,17 @@ impl TokenVerifier {
                     ErrorKind::ExpiredSignature => "the bearer token has expired",
                     ErrorKind::ImmatureSignature => "the bearer token is not valid yet",
                     ErrorKind::InvalidAudience => "the bearer token is for another audience",
-                    ErrorKind::InvalidIssuer => "the bearer token is of another issuer",
+                    ErrorKind::InvalidIssuer => "the bearer token was issued by another issuer",
                     ErrorKind::MissingRequiredClaim(_)
                     | ErrorKind::InvalidClaimFormat(_)
-                    | ErrorKind::Json(_) => "the bearer token has not the claims that it needs",
+                    | ErrorKind::Json(_) => "a required claim of the bearer token is missing or malformed",
                     _ => UNSUPPORTED_TOKEN_MESSAGE,
                 })
             })?;
         Ok(verified.claims)
     }
 
-    /// The application's id says more than its roles.
+    /// Looks up the application first, because its id is more specific than its roles.
     fn client_for_claims(&self, claims: &TokenClaims) -> Result<Arc<Client>, TokenError> {
         let app_id = claims.azp.as_ref().or(claims.appid.as_ref());
         if let Some(client) = app_id.and_then(|app_id| self.clients_by_app_id.get(app_id)) {
@@ -176,7 +179,7 @@ impl TokenVerifier {
         }
         let mut clients_of_roles = claims.roles.iter().filter_map(|role| self.clients_by_role.get(role));
         let client = clients_of_roles.next().ok_or(TokenError::Refused(
-            "the bearer token is of an application, and has roles, that belong to no client here",
+            "the application and the roles of the bearer token belong to no client",
         ))?;
         match clients_of_roles.all(|other| Arc::ptr_eq(other, client)) {
             true => Ok(Arc::clone(client)),

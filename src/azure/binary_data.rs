@@ -1,4 +1,5 @@
-//! Pictures, sound and files in JSON, replaced by their size and SHA-256.
+//! Replaces images, audio and files in JSON by their size and SHA-256. The input is not validated: the
+//! caller knows that it is JSON.
 
 use std::fmt::Write as _;
 
@@ -6,10 +7,12 @@ use openssl::{base64, sha::Sha256};
 
 use crate::azure::json;
 
-/// Deepest nesting in which keys are remembered; below it nothing is known by its key.
+/// Up to this depth the key of each open container is remembered. Deeper, a string is recognised by its
+/// own key or content only.
 const MAX_TRACKED_DEPTH: usize = 32;
 
-/// Copies JSON with every string that carries binary data replaced by an object.
+/// Copies JSON and replaces every string that contains binary data by an object such as
+/// `{"bytes":5,"sha256":"2cf2…"}`.
 pub(super) fn summarise_binary_data(raw: &str) -> String {
     let bytes = raw.as_bytes();
     let mut out = String::with_capacity(raw.len().min(64 * 1024));
@@ -23,6 +26,7 @@ pub(super) fn summarise_binary_data(raw: &str) -> String {
                     *container_key = key;
                 }
                 depth += 1;
+                // The items of an array belong to the array's key.
                 key = if byte == b'[' { key } else { "" };
             }
             b'}' | b']' => {
@@ -33,6 +37,7 @@ pub(super) fn summarise_binary_data(raw: &str) -> String {
                 let end = json::end_of_string(bytes, position).unwrap_or(bytes.len());
                 let string = raw.get(position..end).unwrap_or_default();
                 let after = bytes.get(end..).unwrap_or_default().trim_ascii_start();
+                // A string before a colon is a key.
                 if after.starts_with(b":") {
                     key = string;
                 } else {
@@ -55,11 +60,11 @@ pub(super) fn summarise_binary_data(raw: &str) -> String {
     out
 }
 
-/// What stands in for a string, if it is data.
+/// The object that replaces a string, if the string contains binary data.
 fn binary_data_summary(key: &str, container_key: &str, string: &str) -> Option<String> {
     let is_binary_key = matches!(key, "\"file_data\"" | "\"b64_json\"")
         || (key == "\"data\"" && container_key == "\"input_audio\"")
-        // An image that a tool made, sent back as history.
+        // The output of the image generation tool, which clients send back with the conversation.
         || (key == "\"result\"" && string.len() > 1024 && is_base64(string.trim_matches('"')));
     if !is_binary_key && !string.starts_with("\"data:") {
         return None;
@@ -73,8 +78,8 @@ fn binary_data_summary(key: &str, container_key: &str, string: &str) -> Option<S
     }
 }
 
-/// The payload of a data URL (RFC 2397), and whether it is base64. Text that merely begins
-/// with `data:` has no media type.
+/// The payload of a data URL (RFC 2397), and whether it is base64. Other text that begins with `data:`
+/// is told apart by its missing media type.
 pub(super) fn parse_data_url(text: &str) -> Option<(&str, bool)> {
     let (head, data) = text.strip_prefix("data:")?.split_once(',')?;
     let is_base64 =
@@ -87,9 +92,10 @@ fn is_base64(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'='))
 }
 
-/// Size and hash of what base64 stands for; of the text itself when it is not base64.
+/// Size and hash of the decoded data; of the text itself if it is not valid base64.
 fn summarise_base64(text: &str) -> String {
-    // Decoded chunk by chunk: a picture of 20 MB needs no second copy.
+    // Decoding in chunks avoids a second copy of a large image. The size is a multiple of 4, so that
+    // every chunk but the last is complete base64.
     const CHUNK_BYTES: usize = 64 * 1024;
     let data = text.trim_end_matches('=');
     if !is_base64(data) || data.contains('=') || data.len() % 4 == 1 {

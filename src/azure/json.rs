@@ -1,6 +1,6 @@
-//! Looking into JSON without building it: the raw text of a few keys of an object, the
-//! elements of an array, one string. Everything else is skipped over, in linear time and
-//! without recursion, so depth and size are bounded only by what the caller hands in.
+//! Reads single values out of JSON without building a document: the raw text of some keys of an object,
+//! the items of an array, a string. Everything else is skipped in linear time and without recursion, so
+//! that deep nesting cannot overflow the stack.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,22 +11,22 @@ use serde_json::value::RawValue;
 
 use super::json_validator::{JsonValidator, unescaped_prefix_len};
 
-/// What an object says under the keys asked for.
+/// The values that an object has under the requested keys.
 pub(super) struct ObjectFields<'a, const N: usize> {
-    /// The raw text of each value, without surrounding blanks; of several, the last.
+    /// The raw text of each value, without surrounding whitespace. Of a repeated key, the last value.
     pub(super) values: [Option<&'a str>; N],
-    /// Which of the keys occur more than once.
+    /// Which keys are repeated.
     pub(super) is_repeated: [bool; N],
-    /// Whether the object has no key at all.
+    /// Whether the object has no keys.
     pub(super) is_empty: bool,
 }
 
-/// Reads the given keys of the object that `json` is. Keys are compared after unescaping and
-/// without case: there are servers that read `Model` as `model`, and what one of two readers
-/// takes for a model must not get past the other.
+/// Parses an object and returns the values of the given keys. Keys are compared unescaped and without
+/// case: some servers read `Model` as `model`, and a request must not be able to name one deployment to
+/// this balancer and another one to the backend.
 ///
 /// # Errors
-/// The parser's: of category `Data` when `json` is something else than an object.
+/// Invalid JSON. The category is `Data` if `json` is valid but not an object.
 pub(super) fn parse_fields<'a, const N: usize>(
     json: &'a [u8],
     keys: &[&str; N],
@@ -34,11 +34,11 @@ pub(super) fn parse_fields<'a, const N: usize>(
     parse_and_locate_fields(json, keys, &[]).map(|(fields, [])| fields)
 }
 
-/// The same, and where the values of further keys lie, which are not looked at. They are not found in
-/// an object that is unusual.
+/// Like [`parse_fields`], and also returns where the values of `located_keys` are. These are missing
+/// when [`JsonValidator`] does not accept the object, for example because a key has an escape.
 ///
 /// # Errors
-/// As [`probe`].
+/// As [`parse_fields`].
 pub(super) fn parse_and_locate_fields<'a, const N: usize, const M: usize>(
     json: &'a [u8],
     keys: &[&str; N],
@@ -64,14 +64,15 @@ pub(super) fn parse_and_locate_fields<'a, const N: usize, const M: usize>(
     if valid.is_some() && is_utf8 {
         return Ok((fields, ranges));
     }
-    // What is unusual, and what is wrong, is for a parser to say.
+    // The validator rejects some valid JSON as well. serde_json decides, and its error names the
+    // position.
     let mut parser = serde_json::Deserializer::from_slice(json);
     let fields = parser.deserialize_map(FieldsVisitor(keys))?;
     parser.end()?;
     Ok((fields, [const { None }; M]))
 }
 
-/// Where in `whole` a part of it lies.
+/// Where `part`, which must be a slice of `whole`, is in `whole`.
 pub(super) fn subslice_range(whole: &[u8], part: &[u8]) -> Range<usize> {
     let start = (part.as_ptr() as usize).saturating_sub(whole.as_ptr() as usize);
     start..start + part.len()
@@ -82,7 +83,7 @@ impl<'a, const N: usize> ObjectFields<'a, N> {
         Self { values: [None; N], is_repeated: [false; N], is_empty: true }
     }
 
-    /// Takes note of a value of the key of this place.
+    /// Records a value of the key with this index.
     fn set_value(&mut self, index: usize, raw: &'a str) {
         if let (Some(value), Some(repeated)) = (self.values.get_mut(index), self.is_repeated.get_mut(index)) {
             *repeated = value.is_some();
@@ -91,9 +92,9 @@ impl<'a, const N: usize> ObjectFields<'a, N> {
     }
 }
 
-/// The raw values of the given keys, spelled exactly so, of the object that `json` begins with.
-/// Believes that it is JSON: made for what Azure sends, event after event, where checking
-/// everything would cost more than forwarding it. In broken JSON it finds some of it or nothing.
+/// The raw values of the given keys, which are compared exactly, of the object at the start of `json`.
+/// The JSON is not validated. This is for responses and events of Azure, where validation would cost
+/// more than forwarding. In broken JSON it finds the values before the error, or fewer.
 pub(super) fn find_fields<'a, const N: usize>(json: &'a str, keys: &[&str; N]) -> [Option<&'a str>; N] {
     let mut values = [None; N];
     JsonCursor::new(json).walk_object(|key, cursor| {
@@ -105,8 +106,8 @@ pub(super) fn find_fields<'a, const N: usize>(json: &'a str, keys: &[&str; N]) -
     values
 }
 
-/// Hands the raw text of each element of the array that `json` begins with to `each`, as
-/// trustfully as [`fields`]; nothing happens when it is no array.
+/// Calls `on_item` with the raw text of each item of the array at the start of `json`. Does nothing if
+/// it is not an array. Like [`find_fields`], it does not validate.
 pub(super) fn for_each_item<'a>(json: &'a str, mut on_item: impl FnMut(&'a str)) {
     JsonCursor::new(json).walk_array(|cursor| {
         if let Some(item) = cursor.next_value() {
@@ -115,7 +116,7 @@ pub(super) fn for_each_item<'a>(json: &'a str, mut on_item: impl FnMut(&'a str))
     });
 }
 
-/// Walks through JSON that it believes to be some, once: what is not looked at is passed over.
+/// Walks once through JSON that is not validated. Values that the caller does not read are skipped.
 pub(super) struct JsonCursor<'a> {
     text: &'a str,
     position: usize,
@@ -126,8 +127,8 @@ impl<'a> JsonCursor<'a> {
         Self { text, position: 0 }
     }
 
-    /// Hands the key of each pair of an object to `each`, which may walk on over its value. Says
-    /// whether there was an object, to its closing brace.
+    /// Calls `on_pair` with the raw key of each pair of an object. `on_pair` may read the value with the
+    /// cursor. Returns whether there was an object with a closing brace.
     pub(super) fn walk_object(&mut self, mut on_pair: impl FnMut(&'a str, &mut Self)) -> bool {
         self.walk_elements(b'{', b'}', |cursor| {
             let key_start = cursor.position + 1;
@@ -144,8 +145,8 @@ impl<'a> JsonCursor<'a> {
         })
     }
 
-    /// Stops at each element of an array, where `each` may walk on over it. Says whether there was an
-    /// array, to its closing bracket.
+    /// Calls `on_item` at each item of an array. `on_item` may read the item with the cursor. Returns
+    /// whether there was an array with a closing bracket.
     pub(super) fn walk_array(&mut self, mut on_item: impl FnMut(&mut Self)) -> bool {
         self.walk_elements(b'[', b']', |cursor| {
             let start = cursor.position;
@@ -172,7 +173,7 @@ impl<'a> JsonCursor<'a> {
         }
     }
 
-    /// The raw text of a value, which is walked over.
+    /// Reads a value and returns its raw text.
     pub(super) fn next_value(&mut self) -> Option<&'a str> {
         let (bytes, start) = (self.text.as_bytes(), self.position);
         match self.peek_byte()? {
@@ -183,7 +184,7 @@ impl<'a> JsonCursor<'a> {
         self.text.get(start..self.position).filter(|value| !value.is_empty())
     }
 
-    /// Whether nothing but blanks follows.
+    /// Whether only whitespace follows.
     pub(super) fn is_at_end(&mut self) -> bool {
         self.skip_while(|b| b.is_ascii_whitespace());
         self.position == self.text.len()
@@ -200,7 +201,7 @@ impl<'a> JsonCursor<'a> {
     }
 }
 
-/// Where the string that begins at `start` ends, quote included.
+/// The offset after the closing quote of the string that begins at `start`.
 pub(super) fn end_of_string(bytes: &[u8], start: usize) -> Option<usize> {
     let mut position = start + 1;
     loop {
@@ -233,7 +234,7 @@ fn end_of_container(bytes: &[u8], start: usize) -> Option<usize> {
     }
 }
 
-/// The text of a JSON string; `None` for any other value.
+/// Decodes a JSON string. `None` for any other value.
 pub(super) fn decode_string(raw: &str) -> Option<Cow<'_, str>> {
     let inner = raw.strip_prefix('"')?.strip_suffix('"')?;
     if memchr::memchr(b'\\', inner.as_bytes()).is_none() {
@@ -242,7 +243,7 @@ pub(super) fn decode_string(raw: &str) -> Option<Cow<'_, str>> {
     serde_json::from_str::<String>(raw).ok().map(Cow::Owned)
 }
 
-/// A JSON string, or a JSON number as it is written; `None` for any other value.
+/// Decodes a JSON string, or returns a JSON number as it is written. `None` for any other value.
 pub(super) fn decode_string_or_number(raw: &str) -> Option<Cow<'_, str>> {
     match raw.as_bytes().first()? {
         b'"' => decode_string(raw),
@@ -251,7 +252,7 @@ pub(super) fn decode_string_or_number(raw: &str) -> Option<Cow<'_, str>> {
     }
 }
 
-/// A JSON string that says something: not empty.
+/// Decodes a JSON string. `None` if it is empty or if `raw` is another value.
 pub(super) fn non_empty_string(raw: Option<&str>) -> Option<Cow<'_, str>> {
     decode_string(raw?).filter(|text| !text.is_empty())
 }

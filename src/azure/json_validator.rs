@@ -1,16 +1,17 @@
-//! One pass over JSON that checks that it is JSON, strings many bytes at a time. It knows what it
-//! accepts to be good; whatever it does not accept is somebody else's to judge, and to name.
+//! A fast validator of JSON objects: one pass, strings many bytes at a time. What it accepts is valid
+//! JSON (RFC 8259). It also rejects some unusual valid JSON, so the caller parses a rejected body again,
+//! which also gives the error message.
 
-/// A place in JSON up to which everything is good.
+/// The input and the position up to which it is valid.
 pub(super) struct JsonValidator<'a> {
     bytes: &'a [u8],
     position: usize,
 }
 
-/// Containers within containers, which is as many as one number has bits; more are not accepted.
+/// The stack of open containers: one bit each in a `u128`. Deeper nesting is not accepted.
 #[derive(Default)]
 struct OpenContainers {
-    /// The innermost is the lowest bit: 1 for an object.
+    /// 1 for an object, 0 for an array. The lowest bit is the innermost container.
     is_object_bits: u128,
     depth: u32,
 }
@@ -33,8 +34,9 @@ impl OpenContainers {
 }
 
 impl<'a> JsonValidator<'a> {
-    /// The pairs of the object that all of `bytes` is, one after the other; `None` from the first
-    /// thing on that is not accepted. Keys come without their quotes and have no escapes.
+    /// Validates that `bytes` is one object and calls `on_pair` with each key, without its quotes, and
+    /// raw value. `None` at the first byte that is not accepted. Keys with escapes or with characters
+    /// outside ASCII are not accepted.
     pub(super) fn validate_object(
         bytes: &'a [u8],
         mut on_pair: impl FnMut(&'a [u8], &'a [u8]),
@@ -94,11 +96,10 @@ impl<'a> JsonValidator<'a> {
         Some(())
     }
 
-    /// Goes over a value.
+    /// Skips a value of any kind.
     fn skip_value(&mut self) -> Option<()> {
         let mut containers = OpenContainers::default();
         loop {
-            // A value begins.
             let value_follows = match self.peek_byte()? {
                 b'"' => {
                     self.skip_string()?;
@@ -116,7 +117,8 @@ impl<'a> JsonValidator<'a> {
         }
     }
 
-    /// Enters a container, and says whether a value is to come in it.
+    /// Skips an opening bracket and, in an object, the first key. Returns whether a value follows; if not,
+    /// the container was empty and is skipped as well.
     fn enter_container(&mut self, containers: &mut OpenContainers) -> Option<bool> {
         let is_object = self.take_byte()? == b'{';
         containers.push(is_object)?;
@@ -136,7 +138,8 @@ impl<'a> JsonValidator<'a> {
         }
     }
 
-    /// Goes on behind a value to where the next one begins; `false` if there is none.
+    /// After a value, closes finished containers and skips to the next value. `false` if the outermost
+    /// value is complete.
     fn advance_to_next_value(&mut self, containers: &mut OpenContainers) -> Option<bool> {
         while containers.depth > 0 {
             self.skip_whitespace();
@@ -156,13 +159,14 @@ impl<'a> JsonValidator<'a> {
         Some(false)
     }
 
+    /// Skips a literal. Like [`Self::skip_number`] it returns `false`, because no value follows in it.
     fn expect_literal(&mut self, word: &[u8]) -> Option<bool> {
         let is_literal = self.bytes.get(self.position..)?.starts_with(word);
         self.position += word.len();
         is_literal.then_some(false)
     }
 
-    /// RFC 8259, section 6.
+    /// Skips a number (RFC 8259, section 6).
     fn skip_number(&mut self) -> Option<bool> {
         if self.peek_byte()? == b'-' {
             self.position += 1;
@@ -209,35 +213,36 @@ impl<'a> JsonValidator<'a> {
                     }
                     _ => return None,
                 },
-                // A control character (RFC 8259, section 7).
+                // A control character must be escaped (RFC 8259, section 7).
                 _ => return None,
             }
         }
     }
 }
 
-/// Where the first byte is that ends the plain part of a string: a quote, a backslash, or a control
-/// character; the length if there is none.
+/// The number of bytes before the first quote, backslash or control character; the length if there is
+/// none.
 pub(super) fn unescaped_prefix_len(bytes: &[u8]) -> usize {
     const SHORT_BYTES: usize = 32;
     const BLOCK_BYTES: usize = 128;
-    // Most strings are short: eight bytes at a time tell exactly where.
+    // Most strings are short. Searching eight bytes at a time gives the exact position.
     let (first, rest) = bytes.split_at_checked(SHORT_BYTES).unwrap_or((bytes, &[]));
     let length = unescaped_prefix_len_by_words(first);
     if length < first.len() {
         return length;
     }
-    // Of long ones the compiler looks at many in one instruction, which tells only whether.
+    // For long strings, the compiler vectorises this test of a whole block. It does not give the
+    // position, so the last block is searched again below.
     let (blocks, _) = rest.as_chunks::<BLOCK_BYTES>();
     let is_plain = |block: &&[u8; BLOCK_BYTES]| {
         let has = |byte: u8| u8::from(byte == b'"') | u8::from(byte == b'\\') | u8::from(byte < b' ');
-        block.iter().fold(0, |seen, byte| seen | has(*byte)) == 0
+        block.iter().fold(0, |found, byte| found | has(*byte)) == 0
     };
     let plain_bytes = first.len() + BLOCK_BYTES * blocks.iter().take_while(is_plain).count();
     plain_bytes + bytes.get(plain_bytes..).map_or(0, unescaped_prefix_len_by_words)
 }
 
-/// The same, eight bytes at a time.
+/// Like [`unescaped_prefix_len`], eight bytes at a time.
 fn unescaped_prefix_len_by_words(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH_BITS: u64 = ONES << 7;
@@ -245,7 +250,8 @@ fn unescaped_prefix_len_by_words(bytes: &[u8]) -> usize {
     let (words, rest) = bytes.as_chunks::<8>();
     for (n, word) in words.iter().enumerate() {
         let word = u64::from_le_bytes(*word);
-        // A borrow can make a byte above the first of note look like one, but none below it.
+        // The classic test for a zero byte in a word. A borrow can only set a wrong bit above the first
+        // match, and only the lowest set bit is used.
         let zero_bytes = |word: u64| word.wrapping_sub(ONES) & !word;
         let quote = zero_bytes(word ^ (ONES * u64::from(b'"')));
         let backslash = zero_bytes(word ^ (ONES * u64::from(b'\\')));
@@ -265,7 +271,7 @@ mod tests {
     use serde::de::IgnoredAny;
     use std::collections::HashMap;
 
-    /// Everything that is accepted is JSON, and its pairs are those that a parser finds.
+    /// Whether the validator accepts `json`. Fails if serde_json rejects it or finds other pairs.
     fn is_accepted_as_by_serde(json: &[u8]) -> Result<bool, TestCaseError> {
         let mut pairs = Vec::new();
         let is_accepted =
@@ -276,7 +282,7 @@ mod tests {
             let text = String::from_utf8_lossy(json);
             let values: HashMap<String, &serde_json::value::RawValue> =
                 serde_json::from_str(&text).map_err(|e| TestCaseError::fail(e.to_string()))?;
-            // Of several with one name the last.
+            // Of a repeated key, the last value counts.
             let last: HashMap<_, _> = pairs
                 .iter()
                 .map(|(key, value)| (String::from_utf8_lossy(key), String::from_utf8_lossy(value)))

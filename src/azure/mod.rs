@@ -1,6 +1,6 @@
-//! The dialect of Azure OpenAI, as pure functions: request targets, JSON and form bodies,
-//! what a reply means, hints about waiting, event streams, usage, and the text of prompts and
-//! answers. Knows no backend, no client, no socket and no clock.
+//! The Azure OpenAI protocol, as pure functions. `request` parses targets and bodies, `response`
+//! classifies responses and reads headers, event streams and token usage. Nothing here knows a
+//! backend, a client, a socket or a clock.
 
 mod binary_data;
 mod json;

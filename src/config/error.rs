@@ -1,13 +1,13 @@
-//! What is wrong with a configuration.
+//! The problems of a configuration, each with the key that it is about.
 
 use std::fmt;
 
-/// One thing to look at, and where. Neither part shows a value that was expanded or a key.
+/// An error or a warning about one key. It never contains a secret or an expanded value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigProblem {
-    /// The place, as `backends[2].weight`; empty for the whole file.
+    /// The key, such as `backends[2].weight`; empty for the whole file.
     pub key_path: String,
-    /// What is wrong and what would be right.
+    /// What is wrong, and what would be right.
     pub message: String,
 }
 
@@ -21,13 +21,13 @@ impl fmt::Display for ConfigProblem {
     }
 }
 
-/// Why a file is refused: all of it, one line each when displayed.
+/// Why a configuration is refused. Displays all errors, one per line.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{}", one_per_line(.errors))]
 pub struct ConfigError {
-    /// What has to be put right; at least one.
+    /// What must be corrected; at least one.
     pub errors: Vec<ConfigProblem>,
-    /// What was noticed besides.
+    /// What is allowed but probably a mistake.
     pub warnings: Vec<ConfigProblem>,
 }
 

@@ -1,4 +1,4 @@
-//! From a file to a checked configuration.
+//! Loads a configuration: reads the file, parses the YAML and runs all checks.
 
 use std::path::{Path, PathBuf};
 
@@ -7,28 +7,27 @@ use super::error::{ConfigError, ConfigProblem};
 use super::schema::Config;
 use super::yaml::{ProblemCollector, YamlNode, parse_document};
 
-/// A good configuration, and what is worth a second look in it.
+/// A valid configuration, and the warnings about it.
 #[derive(Clone, Debug)]
 pub struct CheckedConfig {
     /// The configuration.
     pub config: Config,
-    /// What is allowed but unlikely to be meant.
+    /// What is allowed but probably a mistake.
     pub warnings: Vec<ConfigProblem>,
-    /// SHA-256 of the text, in hexadecimal.
+    /// The SHA-256 of the file, in hexadecimal.
     pub file_sha256: String,
 }
 
-/// A variable of the process's environment, which is what it was at the start.
+/// An environment variable of this process.
 pub fn environment_variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// Reads and checks the file at `path`. Relative paths in it start at its own directory.
-///
-/// `env` is the environment for `${NAME}`; a reload passes that of the process start.
+/// Loads and checks the file at `path`. Relative paths in it start at its directory. `env` looks up the
+/// variables for `${NAME}`.
 ///
 /// # Errors
-/// Every problem of the file at once, or the one that keeps it from being read.
+/// All errors of the file at once, or the one that prevents reading it.
 pub fn load_file(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<CheckedConfig, ConfigError> {
     parse_yaml(&read_file(path)?, base_directory(path), env)
 }
@@ -45,15 +44,16 @@ fn read_file(path: &Path) -> Result<String, ConfigError> {
     String::from_utf8(bytes).map_err(|_| refused("it is not UTF-8 text".to_owned()))
 }
 
-/// Where relative paths of a file start.
+/// The directory that relative paths in a file start at.
 fn base_directory(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new(""))
 }
 
-/// Where the process of this file listens for upgrades, also if the rest of the file is bad.
+/// The value of `server.upgrade_socket`, even if the rest of the file has errors, so that the running
+/// process can still be reached.
 ///
 /// # Errors
-/// When the file cannot be read, or what it says of the socket is no path.
+/// If the file cannot be read, is not YAML, or the key has an invalid value.
 pub fn load_upgrade_socket_path(
     path: &Path,
     env: &dyn Fn(&str) -> Option<String>,
@@ -66,10 +66,10 @@ pub fn load_upgrade_socket_path(
     socket.ok_or(ConfigError { errors, warnings })
 }
 
-/// Checks a configuration that is at hand as text; `base` is where relative paths start.
+/// Checks a configuration given as text. Relative paths in it start at `base`.
 ///
 /// # Errors
-/// Every problem of the text at once; a YAML syntax error hides all others.
+/// All errors of the text at once. A YAML syntax error hides all others.
 pub fn parse_yaml(
     text: &str,
     base: &Path,

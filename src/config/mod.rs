@@ -1,8 +1,9 @@
-//! The configuration as the rest of the program may trust it: every value here has been
-//! read, expanded and checked against the others, so no room checks it again.
+//! The configuration: loaded from YAML, expanded and checked as a whole, so that no other module has to
+//! check it again.
 //!
-//! What the YAML may look like is decided in `check.rs` and its parts; what a runtime does
-//! with a value is left to the rooms, which build themselves from [`Config`].
+//! `yaml` reads single values, `check` reads and checks the blocks of a file, and `schema` and `values` are
+//! the types of the result. How the values are used is left to the other modules, which build themselves
+//! from [`Config`].
 
 mod check;
 mod error;

@@ -1,4 +1,4 @@
-//! Fixtures for the tests of this module: small configurations, and certificates.
+//! Helpers for the tests of this module: small configurations, and certificates.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use super::error::{ConfigError, ConfigProblem};
 use super::load::{CheckedConfig, parse_yaml};
 use super::schema::{CredentialConfig, SecretSource};
 
-/// What a case need not say: each block stands unless the case has its key.
+/// The required blocks. A test case that does not have one gets it from here.
 const DEFAULT_BLOCKS: [(&str, &str); 3] = [
     ("listeners:", "listeners: [ { address: '127.0.0.1:8080' } ]\n"),
     (
@@ -61,7 +61,7 @@ pub(crate) fn assert_warnings(cases: &[(&str, &[&str])]) {
     }
 }
 
-/// Writes `NAME.pem` and `NAME.key`: a certificate for so many days and these hosts.
+/// Writes `NAME.pem` and `NAME.key`: a certificate for these hosts, valid for this many days.
 pub(crate) fn write_test_certificate(directory: &Path, name: &str, days: u32, hosts: &[&str]) {
     use openssl::asn1::Asn1Time;
     use openssl::hash::MessageDigest;
@@ -90,7 +90,7 @@ pub(crate) fn write_test_certificate(directory: &Path, name: &str, days: u32, ho
     write("key", key.private_key_to_pem_pkcs8().unwrap());
 }
 
-/// The key of a backend that stands in its file.
+/// The API key of a backend whose key is not in a key vault.
 pub(crate) fn literal_api_key(credential: &CredentialConfig) -> &str {
     match credential {
         CredentialConfig::ApiKey(SecretSource::Literal(key)) => key.expose_secret(),

@@ -1,5 +1,5 @@
-//! The room as a whole: files in `conf/`, YAML that is none, secrets that stay secret, and
-//! the time a large file takes. Also what the tables beside the code are run with.
+//! Tests of the module as a whole: the files in `conf/`, malformed YAML, secrets in messages, and the time
+//! that a large file takes.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use super::testing::{check_with_default_blocks, literal_api_key, parse_valid, te
 use super::yaml;
 use super::*;
 
-/// All that is messages about `text`, however it ends.
+/// Everything that loading `text` may print: errors, warnings, and their debug output.
 fn all_messages(text: &str, env: &dyn Fn(&str) -> Option<String>) -> String {
     match parse_yaml(text, Path::new(""), env) {
         Ok(checked) => format!("{:?} {}", checked.warnings, one_per_line(&checked.warnings)),
@@ -30,13 +30,13 @@ fn conf_directory() -> PathBuf {
 
 fn example_files() -> Vec<(PathBuf, String)> {
     let files = std::fs::read_dir(conf_directory()).unwrap().map(|entry| entry.unwrap().path());
-    // simulate.yaml is another command's.
+    // simulate.yaml is for another command.
     let files = files
         .filter(|path| path.extension().is_some_and(|e| e == "yaml") && !path.ends_with("simulate.yaml"));
     files.map(|path| (path.clone(), std::fs::read_to_string(path).unwrap())).collect()
 }
 
-/// An environment for the examples: hashes that differ, a directory that exists, keys.
+/// An environment for the example files: distinct hashes, keys, and a directory that exists.
 fn example_environment(logs: &Path) -> impl Fn(&str) -> Option<String> {
     let logs = logs.display().to_string();
     move |name| match name {
@@ -105,9 +105,9 @@ fn text_that_is_not_a_yaml_mapping_is_reported_as_one_error() {
         ("x: { b: 1, b: 2 }", "not valid YAML: x: duplicate entry with key \"b\" at line 1 column 4"),
         ("a: !!int hunter2", "not valid YAML: a value does not fit its tag at line 1 column 4"),
         ("a: *", "did not find expected alphabetic or numeric character"),
-        ("*: *", "; a `*` is written in quotes"),
-        ("a: [::]:80", "; a value that begins with [ or { is written in quotes"),
-        ("a:\n\tb: 1", "; indent with blanks, not tabs"),
+        ("*: *", "; write a `*` in quotes"),
+        ("a: [::]:80", "; write a value that begins with [ or { in quotes"),
+        ("a:\n\tb: 1", "; indent with spaces, not tabs"),
         ("a: &a [*a]", "recursion limit exceeded"),
         ("<<: 3", "for merging"),
     ] {
@@ -180,7 +180,7 @@ fn two_hundred_backends_and_five_thousand_clients_are_checked_within_two_seconds
     assert_eq!((checked.config.backends.len(), checked.warnings), (200, vec![]));
 }
 
-/// All scalars of `value`, by a function that may replace each.
+/// Calls `change` with each scalar of `value`, which it may replace.
 fn for_each_scalar(value: &mut Value, change: &mut dyn FnMut(&mut Value)) {
     match value {
         Value::Mapping(map) => map.values_mut().for_each(|value| for_each_scalar(value, change)),
@@ -189,14 +189,14 @@ fn for_each_scalar(value: &mut Value, change: &mut dyn FnMut(&mut Value)) {
     }
 }
 
-/// How many texts [`replace_scalar`] can make of `example`.
+/// How many texts [`replace_scalar`] can make from `example`.
 fn replacement_count(example: &Value) -> usize {
     let mut count = 0;
     for_each_scalar(&mut example.clone(), &mut |_| count += 1);
     count + 1
 }
 
-/// `example` with `with` in place of one scalar, or of all of them for the last `choice`.
+/// `example` with one scalar replaced by `with`, or with all of them replaced for the last `choice`.
 fn replace_scalar(example: &Value, with: &str, choice: usize) -> String {
     let (mut changed, mut i) = (example.clone(), 0);
     let all = replacement_count(example) - 1;
@@ -209,7 +209,7 @@ fn replace_scalar(example: &Value, with: &str, choice: usize) -> String {
     serde_yaml::to_string(&changed).unwrap()
 }
 
-/// The example that has every key.
+/// The example file that has every key.
 fn full_example() -> Value {
     serde_yaml::from_str(&std::fs::read_to_string(conf_directory().join("aoai-lb.yaml")).unwrap()).unwrap()
 }
@@ -266,7 +266,7 @@ fn messages_never_show_a_literal_api_key() {
     assert!(!format!("{config:?}").contains("hunter2"));
 }
 
-/// Text that is nearly a configuration: words of the examples in any order and depth.
+/// Text that resembles a configuration: words of the examples in any order and depth.
 fn config_like_text() -> impl Strategy<Value = String> {
     let words = "listeners: backends: clients: open requests: allow: retry: statuses: record: jsonl: admin: server: name: endpoint: \
                  credential: api_key: deployments: keys: sha256: address: path: weight: tier: tls: ca: ${KEY} ${ ${file:/x} $$ \

@@ -1,4 +1,5 @@
-//! The cryptography of JSON web tokens: OpenSSL's, behind the library that knows their form.
+//! Signs and verifies JSON Web Tokens: the `jsonwebtoken` crate knows their form, OpenSSL does the
+//! cryptography.
 
 use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{Error, ErrorKind, Result};
@@ -13,10 +14,10 @@ use openssl::sign::{RsaPssSaltlen, Signer, Verifier};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Keys of Entra ID have 2048 bits; shorter ones are not believed.
+/// Entra ID signs with keys of 2048 bits; shorter ones are not trusted.
 const MIN_KEY_BITS: u32 = 2_048;
 
-/// Assertions are signed with PS256, tokens of Entra ID with RS256; there is nothing else.
+/// Signs with PS256, which our assertions use, and verifies RS256, which Entra ID uses; nothing else.
 static CRYPTO_PROVIDER: CryptoProvider = CryptoProvider {
     signer_factory: |algorithm, key| match algorithm {
         Algorithm::PS256 => {
@@ -36,7 +37,8 @@ static CRYPTO_PROVIDER: CryptoProvider = CryptoProvider {
     key_utils: KeyUtils::new_unimplemented(),
 };
 
-/// The library asks the whole process for its cryptography; the answer is always this one.
+/// Makes OpenSSL the provider of the `jsonwebtoken` crate, which keeps it in a global variable. It fails
+/// if one is installed already, and that one is always this one.
 fn install_crypto_provider() {
     let _ = CRYPTO_PROVIDER.install_default();
 }
@@ -44,17 +46,17 @@ fn install_crypto_provider() {
 /// Signs an assertion with an RSA key.
 ///
 /// # Errors
-/// The library's, for a key of another kind.
+/// If the key is not an RSA key.
 pub(super) fn sign_token<C: Serialize>(header: &Header, claims: &C, key: &PKey<Private>) -> Result<String> {
     install_crypto_provider();
     let der = key.rsa().and_then(|rsa| rsa.private_key_to_der()).map_err(invalid_key_error)?;
     jsonwebtoken::encode(header, claims, &EncodingKey::from_rsa_der(&der))
 }
 
-/// The claims of a token whose signature and validity are good.
+/// The claims of a token, once its signature has been checked and `validation` passes.
 ///
 /// # Errors
-/// The library's: what is wrong with it.
+/// What is wrong with the token.
 pub fn verify_token<C: DeserializeOwned>(
     token: &[u8],
     key: &DecodingKey,
@@ -64,7 +66,7 @@ pub fn verify_token<C: DeserializeOwned>(
     jsonwebtoken::decode(token, key, validation)
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "it is passed to map_err")]
+#[expect(clippy::needless_pass_by_value, reason = "`map_err` passes it by value")]
 fn invalid_key_error(error: ErrorStack) -> Error {
     ErrorKind::InvalidRsaKey(error.to_string()).into()
 }

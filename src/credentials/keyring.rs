@@ -1,4 +1,5 @@
-//! Every secret and token of the process, each fetched once, however many backends use it.
+//! All secrets and tokens of the process. Backends that use the same one share it, so that it is
+//! fetched only once.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -23,27 +24,27 @@ use crate::config::{
 };
 use crate::outbound::OutboundClient;
 
-/// Longest duration of one call for a token or a secret.
+/// Longest duration of one request for a token, a secret or signing keys.
 const SECRET_REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What a kept value is of.
+/// What identifies a secret that is fetched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum FetchSource {
-    /// And how the secret is read that it may take.
+    /// A token of Entra ID. Its application may have a client secret in a key vault.
     Token(EntraCredential, config::KeyVaultConfig),
-    /// And how it is read.
+    /// A secret of a key vault and how to authenticate to that vault.
     Secret(VaultSecretRef, config::KeyVaultConfig),
 }
 
-/// Every secret and token of the process, each once, whoever uses it.
+/// The secrets, tokens and signing keys that are in use.
 pub struct Keyring {
     runtime: Handle,
     client: Arc<OutboundClient>,
     secrets: Mutex<Vec<(FetchSource, WeakRefreshedSecret)>>,
     signing_keys: Mutex<Vec<(ClientTokenConfig, Weak<SigningKeys>)>>,
-    /// Numbers the values of all secrets.
+    /// Source of [`SecretValue::id`](super::SecretValue::id).
     value_id_counter: Arc<AtomicU64>,
-    /// Nothing is fetched.
+    /// If set, nothing is fetched.
     is_offline: bool,
 }
 
@@ -54,7 +55,7 @@ impl std::fmt::Debug for Keyring {
 }
 
 impl Keyring {
-    /// An empty keyring, whose background work is done on `runtime`.
+    /// An empty keyring whose background tasks run on `runtime`.
     pub fn new(runtime: &Handle) -> Self {
         Self {
             runtime: runtime.clone(),
@@ -66,13 +67,13 @@ impl Keyring {
         }
     }
 
-    /// A keyring for those who only want to know what would be done: it fetches nothing, and has
-    /// something in place of every secret.
+    /// A keyring that fetches nothing and has a placeholder for every fetched secret, for commands that
+    /// only explain the configuration.
     pub fn offline(runtime: &Handle) -> Self {
         Self { is_offline: true, ..Self::new(runtime) }
     }
 
-    /// What a backend of the configuration is called with.
+    /// The credential of a backend.
     pub fn backend_credential(
         &self,
         credential: &config::CredentialConfig,
@@ -88,7 +89,7 @@ impl Keyring {
         }
     }
 
-    /// A secret of the configuration.
+    /// A secret that is written in the configuration or kept in a key vault.
     pub fn secret(&self, source: &SecretSource, key_vault: &config::KeyVaultConfig) -> RefreshedSecret {
         match source {
             SecretSource::Literal(secret) => {
@@ -110,7 +111,7 @@ impl Keyring {
         }
     }
 
-    /// A token of Entra ID.
+    /// A token of Entra ID. `key_vault` says how to read the client secret if that is in a key vault.
     pub fn entra_token(
         &self,
         entra: &EntraCredential,
@@ -203,7 +204,7 @@ impl Keyring {
         secret
     }
 
-    /// The secrets that somebody holds.
+    /// The secrets that have a handle.
     fn secrets_in_use(&self) -> Vec<(FetchSource, RefreshedSecret)> {
         let secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
         secrets.iter().filter_map(|(source, secret)| Some((source.clone(), secret.upgrade()?))).collect()

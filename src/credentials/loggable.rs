@@ -1,6 +1,6 @@
-//! Text of other services, made safe to log.
+//! Makes text of other services safe to log.
 
-/// The first 64 printable ASCII characters, without blanks.
+/// The first 64 characters of the text that are printable ASCII and not blank.
 pub(super) fn loggable_word(text: &str) -> String {
     text.chars().filter(char::is_ascii_graphic).take(64).collect()
 }

@@ -2,8 +2,8 @@
 //! Key Vault, kept fresh in the background and read without waiting; and the keys that the tokens of
 //! clients are verified with.
 //!
-//! Microsoft's crates for Rust are not used: without their second TLS stack they bring no
-//! transport, with it 80 crates, and what remains of them are the few calls below.
+//! Microsoft's crates for Rust are not used: without their own TLS stack they have no transport, with
+//! it they bring 80 crates, and they would replace only the few calls in `fetchers/`.
 
 mod credential;
 mod fetched_secret;

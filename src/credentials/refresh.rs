@@ -1,5 +1,6 @@
-//! The background task that keeps one secret fresh: it fetches the secret before it expires, at an
-//! interval, and once when it is rejected. If a fetch fails, the old value stays in use.
+//! The background task that keeps one secret fresh. It fetches the secret before it expires, at an
+//! interval, and once when it is rejected. If a fetch fails, the old value stays in use and the reason
+//! is logged once.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,11 +15,11 @@ use crate::outbound::OutboundClient;
 
 /// Delay after the first failure; it doubles with each further one.
 const INITIAL_BACKOFF: Duration = Duration::from_secs(1);
-/// Longest delay after failures, as in Azure's SDKs.
+/// Longest delay after failures, the same as in Azure's SDKs.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// Longest delay between fetches of a rejected value that did not change.
 const MAX_REJECTED_SECRET_BACKOFF: Duration = Duration::from_secs(60);
-/// Longest `retry-after` of a source that is obeyed.
+/// Longest wait that a source can ask for; a longer one counts as this.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// Fetches the secret again and again; runs until its task is aborted.
@@ -36,15 +37,20 @@ pub(super) async fn refresh_forever(
                 let is_renewal = state.current_value().is_some();
                 let is_changed = state.store_fetched(&fetched);
                 match () {
-                    () if failures > 0 => info!("{} is fetched again", state.description()),
-                    () if is_renewal && is_changed => debug!("{} is a new one", state.description()),
+                    () if failures > 0 => {
+                        info!("fetched the {} again", state.description());
+                    }
+                    () if is_renewal && is_changed => {
+                        debug!("the {} has a new value", state.description());
+                    }
                     () => {}
                 }
                 failures = 0;
                 unchanged_after_rejection =
                     if state.is_current_rejected() { unchanged_after_rejection + 1 } else { 0 };
                 if unchanged_after_rejection > 0 {
-                    // The other side knows a newer one, or soon will.
+                    // The source does not have the new value yet. Fetch again soon, because the current
+                    // one does not work.
                     backoff_delay(unchanged_after_rejection, MAX_REJECTED_SECRET_BACKOFF)
                         .min(fetched.renew_after)
                 } else {
@@ -53,11 +59,14 @@ pub(super) async fn refresh_forever(
             }
             Err(FetchError { message, retry_after }) => {
                 failures += 1;
+                // Only the first failure and a new reason are logged, not every attempt.
                 if state.record_failure(&message) || failures == 1 {
                     let description = state.description();
                     match state.has_unexpired_value(Instant::now()) {
-                        true => warn!("{description} cannot be renewed, the last one stays: {message}"),
-                        false => error!("there is no good {description}: {message}"),
+                        true => warn!("cannot renew the {description}; the old one stays in use: {message}"),
+                        false => {
+                            error!("cannot fetch the {description}, and no valid one is left: {message}")
+                        }
                     }
                 }
                 let backoff = backoff_delay(failures, MAX_BACKOFF);
@@ -65,6 +74,7 @@ pub(super) async fn refresh_forever(
             }
         };
         state.mark_fetches_completed(requested);
+        // A request that arrived during the fetch is not lost: `Notify` keeps it until it is waited for.
         tokio::select! {
             () = sleep(delay) => {}
             () = state.wait_for_refresh_request() => {}

@@ -23,7 +23,7 @@ struct SecretAndTask {
 }
 
 impl RefreshedSecret {
-    /// A secret whose state is written by this task.
+    /// A secret that `refresh_task` fetches into `state`.
     pub(super) fn new(state: Arc<SecretState>, refresh_task: AbortHandle) -> Self {
         Self(Arc::new(SecretAndTask { state, refresh_task: Some(refresh_task) }))
     }

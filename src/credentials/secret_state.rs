@@ -12,13 +12,14 @@ use tokio::sync::{Notify, watch};
 use super::fetched_secret::{FetchedSecret, sensitive_header_value};
 use crate::config::Secret;
 
-/// A secret as it is at a moment.
+/// One value of a secret. A renewal creates a new one.
 pub struct SecretValue {
-    /// The secret.
+    /// The secret itself, for calls that put it elsewhere than into a header.
     pub secret: Secret,
-    /// The same as a header's value.
+    /// The value of the header that carries the secret.
     pub header_value: HeaderValue,
-    /// Which it is: no two values of a process have the same.
+    /// Unique among all secret values of the process; never 0. A fetch that returns the same secret keeps
+    /// the id.
     pub id: u64,
     expires_at: Option<Instant>,
 }
@@ -29,13 +30,13 @@ impl std::fmt::Debug for SecretValue {
     }
 }
 
-/// Why there is no value.
+/// Why there is no value, or no newer one.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct SecretError(Arc<str>);
 
-/// How many fetches were asked for that are worth waiting for, and how many of them are done. One
-/// that is under way when another is asked for is not yet that one.
+/// How many fetches were requested that callers wait for, and how many of them have ended. A fetch that
+/// was already running when another one was requested does not count for that request.
 #[derive(Debug)]
 struct FetchProgress {
     requested: u64,
@@ -48,15 +49,15 @@ impl FetchProgress {
     }
 }
 
-/// The value at hand and what is asked about it.
+/// The current value of a secret and the progress of its fetches.
 #[derive(Debug)]
 pub struct SecretState {
     description: String,
-    /// Nobody renews it.
+    /// It never changes, and no task fetches it.
     is_fixed: bool,
     value_id_counter: Arc<AtomicU64>,
     current: ArcSwapOption<SecretValue>,
-    /// The number of the value that was refused last.
+    /// The id of the value that was rejected last; 0: none.
     last_rejected_value_id: AtomicU64,
     refresh_requested: Notify,
     fetch_progress: watch::Sender<FetchProgress>,
@@ -64,9 +65,9 @@ pub struct SecretState {
 }
 
 impl SecretState {
-    /// Nothing yet, but soon.
+    /// A secret without a value, whose first fetch is pending.
     pub(super) fn new(description: String, value_id_counter: Arc<AtomicU64>) -> Self {
-        let last_error = SecretError(format!("{description} has not been fetched yet").into());
+        let last_error = SecretError(format!("the {description} has not been fetched yet").into());
         Self {
             description,
             is_fixed: false,
@@ -79,11 +80,11 @@ impl SecretState {
         }
     }
 
-    /// A value that does not change.
+    /// A secret that does not change.
     pub(super) fn fixed(secret: &Secret, id: u64) -> Self {
         let mut state = Self::new("a secret of the configuration".to_owned(), Arc::default());
         state.is_fixed = true;
-        // Checked with the configuration where it is sent as it is.
+        // The configuration check has made sure that a secret that is sent in a header is legal there.
         let header_value =
             sensitive_header_value(secret.expose_secret()).unwrap_or(HeaderValue::from_static(""));
         let value = SecretValue { secret: secret.clone(), header_value, id, expires_at: None };
@@ -92,20 +93,20 @@ impl SecretState {
         state
     }
 
-    /// The value at hand.
+    /// The current value; `None` before the first successful fetch.
     pub fn current_value(&self) -> Option<Arc<SecretValue>> {
         self.current.load_full()
     }
 
-    /// The number of the value at hand; 0 while there is none.
+    /// The id of the current value; 0 if there is none.
     pub fn current_value_id(&self) -> u64 {
         self.current.load().as_ref().map_or(0, |value| value.id)
     }
 
-    /// The value, after a wait for the fetch that is under way.
+    /// The current value; if there is none, waits for the pending fetch.
     ///
     /// # Errors
-    /// Why there is none.
+    /// [`SecretError`] if there is still none.
     pub async fn wait_for_value(&self) -> Result<Arc<SecretValue>, SecretError> {
         if let Some(value) = self.current_value() {
             return Ok(value);
@@ -114,12 +115,13 @@ impl SecretState {
         self.current_value().ok_or_else(|| self.last_error())
     }
 
-    /// Why there is no value, or no newer one.
+    /// Why the last failed fetch failed.
     pub fn last_error(&self) -> SecretError {
         self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// This value was refused: it is renewed now, once, however many say so.
+    /// The service rejected the value with this id. The first report for the current value requests a fetch;
+    /// reports for an older value, or repeated ones, are ignored.
     pub fn on_rejected(&self, id: u64) {
         if self.is_fixed
             || id == 0
@@ -128,22 +130,23 @@ impl SecretState {
         {
             return;
         }
+        // Before the task is woken: it reads the count to know which requests its fetch completes.
         self.fetch_progress.send_modify(|progress| progress.requested += 1);
         self.refresh_requested.notify_one();
     }
 
-    /// Whether a fetch is under way that is worth waiting for.
+    /// Whether a fetch is pending that may bring a new value.
     pub fn is_fetch_pending(&self) -> bool {
         self.fetch_progress.borrow().is_pending()
     }
 
-    /// Waits until there is nothing to wait for.
+    /// Waits until no fetch is pending.
     pub async fn wait_for_pending_fetch(&self) {
-        // The sender is this state's own.
+        // It fails only if the sender is dropped, and this state owns the sender.
         let _ = self.fetch_progress.subscribe().wait_for(|progress| !progress.is_pending()).await;
     }
 
-    /// So many of the fetches that were asked for are done, be it well or not.
+    /// Records that this many of the requested fetches have ended, successfully or not.
     pub(super) fn mark_fetches_completed(&self, completed: u64) {
         self.fetch_progress.send_modify(|progress| progress.completed = completed);
     }
@@ -226,17 +229,17 @@ mod tests {
         state.mark_fetches_completed(1);
         let first = state.current_value_id();
         state.on_rejected(first + 1);
-        assert!(!state.is_fetch_pending(), "another value was refused");
+        assert!(!state.is_fetch_pending(), "another value was rejected");
         state.on_rejected(first);
         assert!(state.is_fetch_pending() && state.is_current_rejected());
-        // It is still the same one: nobody waits for it again.
+        // The source still has the same value: a second rejection does not request another fetch.
         assert!(
             !state.store_fetched(&fetched("one"))
                 && state.current_value_id() == first
                 && state.is_current_rejected()
         );
         state.mark_fetches_completed(1);
-        assert!(state.is_fetch_pending(), "a fetch that began before it was refused is not the one");
+        assert!(state.is_fetch_pending(), "a fetch that began before the rejection does not count");
         state.mark_fetches_completed(2);
         state.on_rejected(first);
         assert!(!state.is_fetch_pending());
@@ -246,14 +249,14 @@ mod tests {
                 && !state.is_current_rejected()
         );
         state.on_rejected(first);
-        assert!(!state.is_fetch_pending(), "it is a new one already");
+        assert!(!state.is_fetch_pending(), "the value has been replaced already");
     }
 
     #[test]
     fn debug_output_hides_the_secret() {
         let state = SecretState::fixed(&Secret::new("hunter2"), 1);
         state.on_rejected(1);
-        assert!(!state.is_fetch_pending(), "nobody would come");
+        assert!(!state.is_fetch_pending(), "no task would fetch it");
         assert!(!format!("{state:?} {:?}", state.current_value()).contains("hunter2"));
         assert_eq!(state.current_value().unwrap().header_value, "hunter2");
     }

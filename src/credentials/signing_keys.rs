@@ -1,5 +1,5 @@
-//! The keys that Entra ID signs tokens with: fetched before anybody asks, twice a day, and when a
-//! token names one that is not known. While they cannot be fetched the last ones stay.
+//! The public keys that Entra ID signs tokens with. They are fetched at the start, twice a day, and when
+//! a token names an unknown one. If they cannot be fetched, the old ones stay in use.
 //!
 //! <https://learn.microsoft.com/entra/identity-platform/signing-key-rollover>
 
@@ -20,31 +20,31 @@ use super::loggable::loggable_word;
 use crate::config::{ClientTokenConfig, Endpoint};
 use crate::outbound::{OutboundClient, OutboundRequest};
 
-/// How often keys are fetched.
+/// How often the keys are fetched.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(12 * 3_600);
-/// How long after a failure.
+/// How long after a failed fetch the next one starts.
 const RETRY_INTERVAL: Duration = Duration::from_secs(30);
-/// Tokens with made-up keys do not make us ask more often than this.
+/// Tokens that name invented keys cannot cause fetches more often than this.
 const MIN_FETCH_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The keys of one directory.
+/// The signing keys of one directory (tenant).
 pub struct SigningKeys {
     authority: Endpoint,
     keys_path: String,
     client: Arc<OutboundClient>,
     current: ArcSwap<SigningKeySnapshot>,
-    /// When they were last asked for; held while they are.
+    /// When the last fetch began. The lock is held during a fetch, so that only one runs at a time.
     last_fetch_start: Mutex<Option<Instant>>,
 }
 
-/// Keys by their ids, as they were at a moment.
+/// The keys as one fetch returned them, by their id (`kid`).
 #[derive(Default)]
 pub struct SigningKeySnapshot {
     by_id: HashMap<String, DecodingKey>,
 }
 
 impl SigningKeySnapshot {
-    /// The key of this id.
+    /// The key with this id.
     pub fn key_by_id(&self, id: &str) -> Option<&DecodingKey> {
         self.by_id.get(id)
     }
@@ -67,25 +67,25 @@ impl SigningKeys {
         }
     }
 
-    /// Those of nobody, which are never fetched.
+    /// Keys that are never fetched.
     #[cfg(test)]
     pub(crate) fn for_test(tokens: &ClientTokenConfig) -> Self {
         Self::new(tokens, Arc::new(OutboundClient::new(Duration::ZERO)))
     }
 
-    /// The keys at hand.
+    /// The keys of the last successful fetch; empty before it.
     pub fn current(&self) -> Arc<SigningKeySnapshot> {
         self.current.load_full()
     }
 
-    /// Asks for them now, if that was not done just before. Who comes while they are asked for
-    /// waits for the same answer.
+    /// Fetches the keys, unless a fetch began less than `MIN_FETCH_INTERVAL` ago. During a fetch, callers
+    /// wait for its end.
     pub async fn refresh_unless_recent(&self) {
         let mut last_start = self.last_fetch_start.lock().await;
         if last_start.is_none_or(|start| start.elapsed() >= MIN_FETCH_INTERVAL) {
             *last_start = Some(Instant::now());
             if let Err(error) = self.fetch().await {
-                warn!("the signing keys of Entra ID cannot be fetched: {error}");
+                warn!("cannot fetch the signing keys of Entra ID: {error}");
             }
         }
     }
@@ -100,20 +100,20 @@ impl SigningKeys {
         let response = self.client.send(&self.authority, request).await.map_err(|error| error.to_string())?;
         let host = &self.authority.host;
         if response.status != 200 {
-            return Err(format!("{host} answered {}; is the tenant right?", response.status));
+            return Err(format!("{host} responded with {}; is the tenant correct?", response.status));
         }
         let set: JwkSet = serde_json::from_slice(&response.body)
-            .map_err(|_| format!("what {host} answered is no set of keys"))?;
+            .map_err(|_| format!("the response of {host} is not a set of keys"))?;
         let by_id: HashMap<_, _> = set.keys.iter().filter_map(rsa_signing_key).collect();
         if by_id.is_empty() {
-            return Err(format!("what {host} answered has no RSA key"));
+            return Err(format!("the response of {host} contains no RSA key"));
         }
         self.current.store(Arc::new(SigningKeySnapshot { by_id }));
         Ok(())
     }
 }
 
-/// Keeps them fresh for as long as somebody holds them.
+/// Fetches the keys at an interval until the last user drops them.
 pub(super) async fn refresh_until_dropped(signing_keys: Weak<SigningKeys>) {
     let mut has_failed = false;
     loop {
@@ -121,22 +121,26 @@ pub(super) async fn refresh_until_dropped(signing_keys: Weak<SigningKeys>) {
         let mut last_start = keys.last_fetch_start.lock().await;
         *last_start = Some(Instant::now());
         let result = keys.fetch().await;
+        let has_keys = !keys.current().by_id.is_empty();
+        // Not held while sleeping: the task ends once all others have dropped the keys.
         drop(last_start);
         drop(keys);
         match &result {
             Err(error) if !has_failed => {
-                error!("the signing keys of Entra ID cannot be fetched, the last ones stay: {error}");
+                let until_then = if has_keys { "the old ones stay in use" } else { "tokens are refused" };
+                error!("cannot fetch the signing keys of Entra ID; {until_then}: {error}");
             }
-            Ok(()) if has_failed => info!("the signing keys of Entra ID are fetched again"),
+            Ok(()) if has_failed => info!("fetched the signing keys of Entra ID again"),
             _ => {}
         }
         has_failed = result.is_err();
         let interval = if has_failed { RETRY_INTERVAL } else { REFRESH_INTERVAL };
+        // Jitter, so that many balancers do not fetch at the same time.
         sleep(interval.mul_f64(0.9 + fastrand::f64() / 5.0)).await;
     }
 }
 
-/// An RSA key for signatures, and its id.
+/// The id and key of an entry; `None` if it is not an RSA key for signatures.
 fn rsa_signing_key(jwk: &Jwk) -> Option<(String, DecodingKey)> {
     let is_for_signatures =
         jwk.common.public_key_use.as_ref().is_none_or(|usage| *usage == PublicKeyUse::Signature);

@@ -1,8 +1,8 @@
 //! A simulated Azure OpenAI resource.
 //!
-//! It speaks both dialects of Azure OpenAI over real sockets, with real rate limits and real state, and can be
-//! told to misbehave ([`Mood`]). The tests of the load balancer, `aoai-lb demo` and `aoai-lb simulate` use it.
-//! It imports nothing from the rest of the crate: it shares no parser with the load balancer, so that one
+//! It speaks both dialects of Azure OpenAI over real sockets, with real rate limits and real state, and can
+//! be told to misbehave ([`Mood`]). The tests of the load balancer, `aoai-lb demo` and `aoai-lb simulate` use
+//! it. It imports nothing from the rest of the crate: it shares no parser with the load balancer, so that one
 //! mistake cannot cancel out another.
 //!
 //! Each folder imports only those below it:

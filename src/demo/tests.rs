@@ -17,7 +17,7 @@ use super::{DeploymentKind, Mood, SimulatedResource, Simulator};
 const CHAT_TARGET: &str = "/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21";
 const CHAT_BODY: &str = r#"{"messages":[{"role":"user","content":"hello there"}]}"#;
 const STREAMING_CHAT_BODY: &str = r#"{"stream":true,"messages":[{"role":"user","content":"hello there"}]}"#;
-const TIMEOUT: Duration = Duration::from_secs(5);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A resource called `east` with the API key `k`, and a chat and an embeddings deployment without limits.
 fn east_resource() -> SimulatedResource {
@@ -28,12 +28,12 @@ fn east_resource() -> SimulatedResource {
         .with_deployment("embed", "text-embedding-3-small", DeploymentKind::Unlimited)
 }
 
-async fn start(resource: SimulatedResource) -> Simulator {
+async fn start_simulator(resource: SimulatedResource) -> Simulator {
     Simulator::start(vec![resource]).await.unwrap()
 }
 
-async fn start_with_mood(mood: Mood) -> Simulator {
-    start(east_resource().with_mood(mood)).await
+async fn start_simulator_with_mood(mood: Mood) -> Simulator {
+    start_simulator(east_resource().with_mood(mood)).await
 }
 
 /// A POST with the API key of `east`.
@@ -114,7 +114,9 @@ impl TestClient {
 
     /// The next response, or `None` if the connection ends before its head.
     async fn read_response(&mut self) -> Option<TestResponse> {
-        tokio::time::timeout(TIMEOUT, self.read_response_untimed()).await.expect("no response in time")
+        tokio::time::timeout(RESPONSE_TIMEOUT, self.read_response_untimed())
+            .await
+            .expect("no response in time")
     }
 
     async fn read_response_untimed(&mut self) -> Option<TestResponse> {

@@ -17,14 +17,14 @@ pub struct AdmittedRequest {
     pub pool: Arc<BackendPool>,
     /// Whether it asks for a stream, if its body could be read.
     pub wants_stream: Option<bool>,
-    /// Whether it may be sent again after an attempt that the backend may have received: creating twice
-    /// would leave an object that no one knows of.
+    /// Whether it may be sent again after an attempt that the backend may have received: not if it creates
+    /// an object each time.
     pub is_repeatable: bool,
-    /// A call for an object by its id, which may be on any resource: the default backend is asked first,
-    /// and if it answers 404, the other resources are.
+    /// Whether it reads or deletes an object by its id, which any resource may have: the default backend is
+    /// tried first, and the other resources if that answers 404.
     pub searches_by_id: bool,
     pub(super) body_kind: BodyKind,
-    /// No backend lists the deployment, and none has answered for it yet.
+    /// Whether no backend lists the deployment and none has answered for it yet.
     pub(super) is_unlisted_deployment: bool,
 }
 

@@ -24,7 +24,7 @@ pub struct Backend {
     pub host_header: HeaderValue,
     /// Its name, for a header of the response.
     pub name_header: HeaderValue,
-    /// What it is authenticated to with.
+    /// The credential that is sent to it.
     pub credential: Arc<Credential>,
     /// What is known of it; outlives the configuration.
     pub health: Arc<BackendHealth>,

@@ -1,4 +1,6 @@
-//! What a reply means for its backend: rests, breaker, and deployments that turn out to exist.
+//! What the outcome of an attempt or of a health check means for the backend: availability, circuit
+//! breaker, headroom, and deployments that are found to exist. What a response means by itself is decided
+//! in `azure/response/verdict.rs`.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -10,46 +12,46 @@ use log::{error, info, warn};
 use super::Gateway;
 use super::admitted_request::AdmittedRequest;
 use super::backend::Backend;
+use crate::azure::Operation;
 use crate::azure::response::hints;
 use crate::azure::response::verdict;
 use crate::azure::response::verdict::Verdict;
 use crate::config;
-use crate::names::DeploymentName;
 use crate::routing::availability::{Availability, AvailabilityCell, Unavailable, UnavailableReason};
 use crate::routing::breaker::AttemptFailure;
 use crate::routing::headroom::SendTicket;
 use crate::routing::pool::Candidate;
 use crate::routing::retry_plan::AttemptOutcome;
 
-/// How long a backend is left alone that cannot serve (deployment missing, credential
-/// refused) before it is asked again.
+/// How long something is unavailable that only the operator can repair (deployment missing, credential
+/// rejected, permission denied) before one request probes it.
 const MISCONFIGURATION_RECHECK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Most characters of somebody else's words in a line of the log.
+/// The longest text of an error from outside in a log line.
 const MAX_LOGGED_MESSAGE_CHARS: usize = 256;
 
-/// A reply of a backend, as far as learning from it goes.
+/// What the gateway learns from about a response.
 #[derive(Clone, Copy)]
 pub struct ResponseFacts<'a> {
-    /// Who replied.
+    /// The candidate that sent it.
     pub candidate: &'a Candidate,
-    /// The attempt it replies to.
+    /// The attempt that it answers; `None` if the health of the deployment is not tracked.
     pub send_ticket: Option<SendTicket>,
     /// Its headers.
     pub headers: &'a HeaderMap,
-    /// Its status, or the one that it stands for.
+    /// Its status. For a stream of status 200 that begins with an error, the status of that error.
     pub status: u16,
-    /// The number of the secret that it was shown; 0: none.
+    /// The id of the secret that was sent; 0: none.
     pub secret_id: u64,
-    /// What it counts as if it is a failure.
+    /// What it counts as, if the verdict is a failure.
     pub failure: AttemptFailure,
-    /// The moment.
+    /// When it came.
     pub now: Instant,
 }
 
 impl Gateway {
-    /// Takes note of what a reply means for its backend, and says what it means for the
-    /// request: `None` when it is to be relayed.
+    /// Records what a response means for its backend. Returns the outcome of the attempt, or `None` if the
+    /// response is to be relayed.
     pub fn learn_from_response(
         &self,
         admitted: &AdmittedRequest,
@@ -57,6 +59,7 @@ impl Gateway {
         response: ResponseFacts<'_>,
     ) -> Option<AttemptOutcome> {
         let ResponseFacts { candidate, headers, now, .. } = response;
+        let operation = admitted.target.operation;
         let unavailable_for = |reason, duration: Duration| Unavailable { reason, until: now + duration };
         let cooldown = || unavailable_for(UnavailableReason::CoolingDown, self.cooldown_duration(headers));
         let unusable = |reason| unavailable_for(reason, MISCONFIGURATION_RECHECK_INTERVAL);
@@ -64,20 +67,25 @@ impl Gateway {
         if let (Some(ticket), Some(deployment)) = (response.send_ticket, &candidate.deployment_health) {
             deployment.headroom.record_response(ticket, &hints::reported_capacity(headers));
         }
+        // Any other response, even a 401 or a 429, shows that the backend answers.
         if verdict != Verdict::BackendFailure {
             candidate.backend_health.breaker.record_success(&self.breaker_config, now);
         }
+        // Azure checks the credential before it answers like this.
         if matches!(verdict, Verdict::Success | Verdict::ClientError | Verdict::Throttled) {
             candidate.backend_health.on_credential_accepted();
         }
         match verdict {
             Verdict::Success => {
+                // A redirect is a success as well, but does not show that the deployment exists.
                 if (200..300).contains(&response.status)
                     && admitted.is_unlisted_deployment
                     && let Some(deployment) = &admitted.deployment
                     && self.pools.add_learned_deployment(&self.backends, deployment, now)
                 {
-                    info!("deployment '{deployment}' is served, though no backend lists it");
+                    info!(
+                        "deployment '{deployment}': no backend lists it, but one has it; it gets its own pool"
+                    );
                 }
                 None
             }
@@ -85,12 +93,12 @@ impl Gateway {
             Verdict::RetryableStatus => Some(AttemptOutcome::CannotServe),
             Verdict::Throttled => {
                 let cooldown = cooldown();
-                self.mark_unavailable(candidate, deployment_cell, cooldown, now);
+                self.mark_unavailable(candidate, deployment_cell, cooldown, operation, now);
                 Some(AttemptOutcome::Throttled(cooldown.until))
             }
             Verdict::BackendFailure => {
                 if hints::has_retry_after(headers) {
-                    self.mark_unavailable(candidate, deployment_cell, cooldown(), now);
+                    self.mark_unavailable(candidate, deployment_cell, cooldown(), operation, now);
                 }
                 let error = format_args!("status {}", response.status);
                 self.record_attempt_failure(candidate, response.failure, error, now);
@@ -103,58 +111,21 @@ impl Gateway {
                 Some(AttemptOutcome::CredentialRejected(response.secret_id))
             }
             Verdict::PermissionDenied => {
-                let operation_cell = candidate.backend_health.operation_state(admitted.target.operation);
+                let operation_cell = candidate.backend_health.operation_state(operation);
                 let denied = unusable(UnavailableReason::PermissionDenied);
-                self.mark_unavailable(candidate, Some(operation_cell), denied, now);
+                self.mark_unavailable(candidate, Some(operation_cell), denied, operation, now);
                 Some(AttemptOutcome::CannotServe)
             }
             Verdict::DeploymentNotFound => {
                 let not_found = unusable(UnavailableReason::DeploymentNotFound);
-                self.mark_unavailable(candidate, deployment_cell, not_found, now);
+                self.mark_unavailable(candidate, deployment_cell, not_found, operation, now);
                 Some(AttemptOutcome::CannotServe)
             }
             Verdict::UnsupportedByBackend => Some(AttemptOutcome::CannotServe),
         }
     }
 
-    /// Takes note that a backend refuses our credential, or our network.
-    fn record_credential_rejection(backend: &Backend, status: u16, secret_id: u64, now: Instant) {
-        let current_secret = backend.credential.secret();
-        if current_secret.current_value_id() != secret_id {
-            // An earlier secret was rejected, and has been replaced.
-            return;
-        }
-        // Before the backend is marked: a request that finds it unavailable must find the renewal to wait
-        // for as well.
-        if status == 401 && backend.health.should_renew_secret(secret_id, now) {
-            current_secret.on_rejected(secret_id);
-        }
-        let until = now + MISCONFIGURATION_RECHECK_INTERVAL;
-        let unavailable = Unavailable { reason: UnavailableReason::NoUsableCredential, until };
-        if backend.health.record_credential_rejection(&backend.credential, secret_id, unavailable, now) {
-            let name = &backend.config.name;
-            error!(
-                "backend {name}: its credential or our network is refused; asked again in {MISCONFIGURATION_RECHECK_INTERVAL:?}"
-            );
-        }
-    }
-
-    /// Says why a backend's certificate is not believed, which no record tells: once in a while.
-    pub fn log_tls_failure(&self, backend_index: usize, error: &str, now: Instant) {
-        let Some(backend) = self.backends.get(backend_index) else { return };
-        if backend.health.should_log_tls_error(now) {
-            let config::BackendConfig { name, endpoint, tls, .. } = &backend.config;
-            let host = tls.server_name.as_ref().unwrap_or(&endpoint.host);
-            let authorities = if tls.ca_file.is_some() { "in tls.ca" } else { "of the system" };
-            let error: String = error.escape_default().take(MAX_LOGGED_MESSAGE_CHARS).collect();
-            error!(
-                "backend {name}: no TLS connection; expected a certificate, not expired, for {host}, \
-                 of an authority {authorities}: {error}"
-            );
-        }
-    }
-
-    /// Takes note that a try broke off.
+    /// Counts a failed attempt for the circuit breaker; `error` is for the log.
     pub fn record_attempt_failure(
         &self,
         candidate: &Candidate,
@@ -165,16 +136,13 @@ impl Gateway {
         let breaker = &candidate.backend_health.breaker;
         if let Some(opened) = breaker.record_failure(&self.breaker_config, failure, now) {
             let name = self.backend_name(candidate);
-            error!(
-                "backend {name} fails too often: left alone for {:?}: {opened}, last: {error}",
-                opened.duration
-            );
+            error!("backend {name}: {opened}, last: {error}");
         }
     }
 
-    /// Takes note of what a probe of a backend without traffic found: the status and body of
-    /// its reply, or `None` if there was none. It was shown the secret of this number. `repeated`
-    /// says that the one before had failed too. Returns whether this one went well.
+    /// Records the result of a health check of a backend without traffic: the status and body of the
+    /// response, or `None` if there was none. `secret_id` is the secret that was sent. Returns whether the
+    /// backend answered; `has_previous_failed` says that it did not answer the check before.
     pub fn record_health_check(
         &self,
         backend: &Backend,
@@ -186,9 +154,9 @@ impl Gateway {
         let name = &backend.config.name;
         let health = &backend.health;
         match response.map(|(status, body)| verdict::judge_response(status, body, &|_| true)) {
-            // No reply, or one that says that it is ill.
             None | Some(Verdict::BackendFailure) => {
-                // One lost probe is no outage; but it is enough where another was to find out.
+                // A single lost health check is no outage, so two in a row are needed. A half-open circuit
+                // has to be probed anyway, and this was the probe.
                 let opens_circuit_alone = match health.breaker.availability.availability(now) {
                     Availability::Available => has_previous_failed,
                     Availability::ProbeDue => true,
@@ -200,7 +168,12 @@ impl Gateway {
                     was_counted_as_success: false,
                 };
                 if let Some(opened) = health.breaker.record_failure(&self.breaker_config, failure, now) {
-                    error!("backend {name} does not answer its probe: left alone for {:?}", opened.duration);
+                    let result = match response {
+                        Some((status, _)) => format!("status {status}"),
+                        None => "no response".to_owned(),
+                    };
+                    let duration = opened.duration;
+                    error!("backend {name}: circuit open for {duration:?}: health check failed: {result}");
                 }
                 return false;
             }
@@ -212,22 +185,58 @@ impl Gateway {
                 health.breaker.close_circuit();
                 health.credential_state(&backend.credential).mark_available();
             }
-            // Whatever else it says, it is there.
+            // The backend answers, which is enough for its circuit; about the credential it says nothing.
             Some(_) => health.breaker.close_circuit(),
         }
         true
     }
 
-    /// How long a throttled reply asks to wait, within bounds.
-    pub fn cooldown_duration(&self, headers: &HeaderMap) -> Duration {
-        let hint = hints::cooldown_hint(headers, SystemTime::now());
-        hint.unwrap_or(self.cooldown_config.default_duration).min(self.cooldown_config.max_duration)
+    /// Logs why no TLS connection to a backend could be made, at most once a minute. The records have only
+    /// the word `tls`.
+    pub fn log_tls_failure(&self, backend_index: usize, error: &str, now: Instant) {
+        let Some(backend) = self.backends.get(backend_index) else { return };
+        if backend.health.should_log_tls_error(now) {
+            let config::BackendConfig { name, endpoint, tls, .. } = &backend.config;
+            let host = tls.server_name.as_ref().unwrap_or(&endpoint.host);
+            let authorities = if tls.ca_file.is_some() { "in tls.ca" } else { "that the system trusts" };
+            let error: String = error.escape_default().take(MAX_LOGGED_MESSAGE_CHARS).collect();
+            error!(
+                "backend {name}: TLS handshake failed; expected an unexpired certificate for {host} from an \
+                 authority {authorities}: {error}"
+            );
+        }
     }
 
-    /// How long a reply asked to wait, as it said, if it said so in earnest.
+    /// How long a response asks to wait, unchanged. `None` unless it is a 429 or has a `retry-after`: the
+    /// reset times of rate limits are on every response.
     pub fn requested_wait(&self, verdict: Verdict, headers: &HeaderMap) -> Option<Duration> {
-        let asks = verdict == Verdict::Throttled || hints::has_retry_after(headers);
-        asks.then(|| hints::cooldown_hint(headers, SystemTime::now())).flatten()
+        let asks_to_wait = verdict == Verdict::Throttled || hints::has_retry_after(headers);
+        asks_to_wait.then(|| hints::cooldown_hint(headers, SystemTime::now())).flatten()
+    }
+
+    /// Records that a backend rejected the secret of this id, or blocks our network.
+    fn record_credential_rejection(backend: &Backend, status: u16, secret_id: u64, now: Instant) {
+        let current_secret = backend.credential.secret();
+        if current_secret.current_value_id() != secret_id {
+            // An earlier secret was rejected, and has been replaced.
+            return;
+        }
+        // The renewal is requested before the backend is marked unavailable: a request that finds it
+        // unavailable must find the renewal to wait for as well. A 403 is about network rules, which a new
+        // secret does not change.
+        if status == 401 && backend.health.should_renew_secret(secret_id, now) {
+            current_secret.on_rejected(secret_id);
+        }
+        let until = now + MISCONFIGURATION_RECHECK_INTERVAL;
+        let unavailable = Unavailable { reason: UnavailableReason::NoUsableCredential, until };
+        if backend.health.record_credential_rejection(&backend.credential, secret_id, unavailable, now) {
+            let name = &backend.config.name;
+            error!(
+                "backend {name}: credential rejected or network blocked (status {status}): unavailable for \
+                 {MISCONFIGURATION_RECHECK_INTERVAL:?} or until there is a new secret. Check its key or role, \
+                 and the network rules of the resource"
+            );
+        }
     }
 
     fn mark_unavailable(
@@ -235,35 +244,50 @@ impl Gateway {
         candidate: &Candidate,
         cell: Option<&Arc<AvailabilityCell>>,
         unavailable: Unavailable,
+        operation: Operation,
         now: Instant,
     ) {
         let Some(cell) = cell else { return };
         if !cell.mark_unavailable(unavailable, now) {
             return;
         }
-        // Once for each outage: it was available until now.
+        // It was available until now, so each outage is logged once.
         let backend = self.backend_name(candidate);
         let duration = unavailable.until.saturating_duration_since(now);
-        let deployment = candidate.upstream_deployment.as_ref().map_or("", DeploymentName::as_str);
+        let deployment = match &candidate.upstream_deployment {
+            Some(deployment) => format!(", deployment '{deployment}'"),
+            // It is the client's name, or there is none: made-up names must not fill the log.
+            None => String::new(),
+        };
         match unavailable.reason {
             UnavailableReason::CoolingDown => {
-                info!("backend {backend}: deployment '{deployment}' asks to wait {duration:?}");
+                info!("backend {backend}{deployment}: cooling down for {duration:?} (429 or retry-after)");
             }
             UnavailableReason::DeploymentNotFound => {
                 warn!(
-                    "backend {backend}: deployment '{deployment}' does not exist there; asked again in {duration:?}"
+                    "backend {backend}{deployment}: unavailable for {duration:?}: the resource does not have \
+                     this deployment. Check its name, or wait if it was created a few minutes ago"
                 );
             }
             UnavailableReason::PermissionDenied => {
                 error!(
-                    "backend {backend}: its credential may not do this operation; asked again in {duration:?}"
+                    "backend {backend}: {} unavailable for {duration:?}: its credential has no permission \
+                     for this operation. Check the role that it is assigned on the resource",
+                    operation.name()
                 );
             }
-            // Logged where they begin.
+            // These are logged where they are recorded.
             UnavailableReason::BreakerOpen
             | UnavailableReason::NoUsableCredential
             | UnavailableReason::Drained => {}
         }
+    }
+
+    /// How long a deployment cools down after a response that asks to wait: what the headers say, or the
+    /// default, at most the maximum of the configuration.
+    fn cooldown_duration(&self, headers: &HeaderMap) -> Duration {
+        let hint = hints::cooldown_hint(headers, SystemTime::now());
+        hint.unwrap_or(self.cooldown_config.default_duration).min(self.cooldown_config.max_duration)
     }
 
     fn backend_name(&self, candidate: &Candidate) -> &str {

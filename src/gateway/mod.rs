@@ -1,4 +1,5 @@
-//! The order of decisions about a request: from its target to its record.
+//! The decisions about a request, from its target to its record. The methods of [`Gateway`] are in the
+//! order in which the proxy calls them.
 //!
 //! A gateway decides according to one configuration and never changes. What changes, such as the health
 //! of backends, is in [`ProcessState`] and outlives it. It knows neither Pingora nor how bytes move.
@@ -72,6 +73,7 @@ impl Gateway {
         let new_backend = |backend| Backend::new(backend, &config.key_vault, &process);
         let backends: Vec<Backend> = config.backends.iter().map(new_backend).collect();
         let signing_keys = config.client_tokens.as_ref().map(|tokens| process.keyring.signing_keys(tokens));
+        // No request is sent to a backend before its first secret has been fetched.
         for backend in &backends {
             backend.mark_unavailable_without_secret(now);
         }
@@ -119,7 +121,7 @@ impl Gateway {
         Err(Refusal::new(RefusalReason::PathNotAllowed, message))
     }
 
-    /// The client that sent the request. `subject` is that of the client certificate of its connection.
+    /// The client that sent the request. `subject` is that of the certificate that its connection showed.
     ///
     /// # Errors
     /// [`AuthError`] if the credentials are those of no client, or of several.
@@ -145,12 +147,14 @@ impl Gateway {
     ) -> Result<(), Refusal> {
         match target.deployment_source(method) {
             DeploymentSource::Target => match &target.deployment {
+                // In this order: a client learns nothing of deployments that it may not use.
                 Some(deployment) => {
                     client.authorize_deployment(deployment)?;
                     self.pools.pool_for(deployment).map(|_| ())
                 }
                 None => Ok(()),
             },
+            // Checked by `admit`, when the body has been read.
             DeploymentSource::Body => Ok(()),
             DeploymentSource::Unspecified => client.authorize_stateful_call(),
         }
@@ -192,6 +196,7 @@ impl Gateway {
         let searches_by_id = target.deployment_source(method) == DeploymentSource::Unspecified
             && target.has_object_id
             && reads_or_deletes;
+        // A second attempt could create a second object, or run a background response twice.
         let creates_background_response = is_background && target.operation == Operation::Responses;
         let is_repeatable =
             !is_non_idempotent_create(method, target.operation) && !creates_background_response;
@@ -319,7 +324,7 @@ impl Gateway {
         self.process.recorder.metrics().count_records("spool", "late", 1);
     }
 
-    /// The client has its whole response, or is gone.
+    /// Ends a request: the client has its whole response, or has gone.
     pub fn on_request_finished(&self) {
         self.flush_records();
         self.process.requests_in_flight.fetch_sub(1, Ordering::AcqRel);

@@ -31,7 +31,7 @@ impl std::fmt::Display for PoolKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Deployment(name) => write!(f, "deployment '{name}'"),
-            Self::Unlisted => f.write_str("deployments that nobody lists"),
+            Self::Unlisted => f.write_str("deployments that no backend lists"),
             Self::DefaultBackend => f.write_str("calls that name no deployment"),
         }
     }

@@ -12,7 +12,7 @@ use crate::routing::backend_health::HealthRegistry;
 pub struct ProcessState {
     /// What is known of each backend.
     pub health_registry: HealthRegistry,
-    /// Requests whose head has been parsed and whose record or response is not finished.
+    /// Requests in progress: from the parsed head until both the record and the response are finished.
     pub requests_in_flight: AtomicUsize,
     /// Requests whose record is finished.
     pub requests_finished: AtomicUsize,

@@ -64,7 +64,7 @@ impl RequestedCall {
 /// What a body is, and what has been read from it.
 #[derive(Debug)]
 pub(super) enum BodyKind {
-    /// Not read.
+    /// Unread or unreadable.
     Opaque,
     Json(BodyFacts),
     Multipart(FormFacts),
@@ -107,6 +107,7 @@ fn classify_body(
         }
         return match FormFacts::parse(body.bytes, &boundary) {
             Ok(form) => Ok(BodyKind::Multipart(form)),
+            // Refused on every path: which of the two Azure reads is not known.
             Err(error @ FormError::DuplicateField(_)) => Err(Refusal::bad_request(error.to_string())),
             Err(error) if names_deployment => Err(Refusal::bad_request(error.to_string())),
             Err(_) => Ok(BodyKind::Opaque),
@@ -117,6 +118,7 @@ fn classify_body(
     }
     match BodyFacts::parse(body.bytes) {
         Ok(facts) => Ok(BodyKind::Json(facts)),
+        // As above.
         Err(error @ BodyError::DuplicateKey(_)) => Err(Refusal::bad_request(error.to_string())),
         Err(error) if names_deployment => Err(Refusal::bad_request(error.to_string())),
         // The path names the deployment: Azure itself explains what is wrong with the body.

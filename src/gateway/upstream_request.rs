@@ -18,17 +18,17 @@ pub struct UpstreamRequest {
     pub path_and_query: String,
     /// Changes to the body of the client.
     pub body_edits: Vec<BodyEdit>,
-    /// The stream is asked to report its token usage, though the client did not ask for that: it has to
-    /// be removed from the response.
+    /// Whether the stream is asked for its token usage though the client did not ask: the usage has to be
+    /// removed from the response.
     pub adds_stream_usage: bool,
 }
 
 /// The api-versions to choose from for one backend.
 #[derive(Clone, Copy)]
 pub(super) struct ApiVersions<'c> {
-    /// Of the backend: replaces what the client asks for.
+    /// The backend's own, which replaces the client's.
     pub(super) backend_override: Option<&'c str>,
-    /// For requests that name none.
+    /// For requests without one.
     pub(super) default: Option<&'c str>,
 }
 

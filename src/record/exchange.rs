@@ -1,5 +1,6 @@
-//! Everything known of a request once it is over. Metrics, statistics and the record are made of it
-//! elsewhere.
+//! A finished exchange: everything that is known of a request once it is over.
+//!
+//! Plain data. Other files make the record, the metrics and the statistics from it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,26 +15,26 @@ use crate::azure::response::collected_body::CollectedBody;
 use crate::azure::{Operation, RequestTarget};
 use crate::names::{BackendName, DeploymentName};
 
-/// About what a stream's account takes beside its text.
+/// Approximate memory of the capture of a stream, without its text.
 const STREAM_CAPTURE_OVERHEAD_BYTES: usize = 4 * 1024;
-/// A body from this size on takes a while to be made a prompt of.
+/// Extracting text from a body larger than this takes noticeable time.
 pub(super) const LARGE_BODY_BYTES: usize = 128 * 1024;
 
-/// How it ended.
+/// How an exchange ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExchangeOutcome {
-    /// A backend's answer reached the client whole.
+    /// The client received the whole response of a backend.
     Answered,
-    /// The balancer refused the request.
+    /// The load balancer refused the request.
     Refused,
-    /// No answer, or one that broke off.
+    /// No backend responded, or the response broke off.
     Failed,
-    /// The client left first.
+    /// The client disconnected before the end of the response.
     ClientGone,
 }
 
 impl ExchangeOutcome {
-    /// What records call it.
+    /// The value of the record's field `outcome`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Answered => "answered",
@@ -44,18 +45,18 @@ impl ExchangeOutcome {
     }
 }
 
-/// One attempt on one backend.
+/// One attempt at one backend, as the record lists it.
 #[derive(Clone, Debug)]
 pub struct AttemptRecord {
     /// The backend's name.
     pub backend: BackendName,
-    /// The status of its reply.
+    /// The HTTP status of the response; `None` if there was none.
     pub status: Option<u16>,
-    /// Why there was none.
+    /// The code of the error that ended the attempt, such as `client_gone`.
     pub error: Option<&'static str>,
-    /// From the choice of the backend until its verdict, in milliseconds.
+    /// Milliseconds from the choice of the backend to the verdict on its response.
     pub duration_ms: u64,
-    /// How long it asked to wait, in milliseconds.
+    /// Milliseconds that the backend asked to wait before a retry.
     pub retry_after_ms: Option<u64>,
 }
 
@@ -73,129 +74,129 @@ impl AttemptRecord {
     }
 }
 
-/// What is known of the request's body, kept for the prompt. It and what holds it have no `Debug`:
-/// prompts reach no log.
+/// The request body, kept for its prompt. Neither this type nor one that contains it implements `Debug`, so
+/// that no prompt reaches the log.
 pub struct CapturedRequest {
     /// The body as the client sent it.
     pub body: Bytes,
     /// Its content type.
     pub content_type: String,
-    /// Where its prompt lies, if that is known.
+    /// Where the prompt is in the body, if that was already found out.
     pub prompt_parts: Option<PromptParts>,
 }
 
-/// What is known of the reply's body.
+/// What was captured of the response body.
 #[derive(Default)]
 pub enum CapturedResponse {
-    /// Nothing to read tokens or text from.
+    /// Nothing: there are no tokens or text to read.
     #[default]
     NotCaptured,
-    /// A reply that is no stream.
+    /// The body of a response that is not a stream, still to be parsed.
     Buffered {
-        /// What was kept of it.
+        /// The part of the body that was collected.
         body: CollectedBody,
-        /// Whether it called itself JSON.
+        /// Whether its content type is JSON.
         is_json: bool,
     },
-    /// Sound or pictures: how much, and its SHA-256.
+    /// The length and hash of audio or an image.
     Binary {
-        /// Bytes of it.
+        /// The length of the body.
         byte_count: u64,
-        /// Of those bytes.
+        /// The SHA-256 hash of the body.
         sha256: [u8; 32],
     },
-    /// A stream, read as it passed.
+    /// Text and usage: of a stream, captured as it passed, or of a buffered body that has been parsed.
     Streamed(Box<ResponseCapture>),
 }
 
 /// The prompt as the record shows it.
 pub struct ExtractedPrompt {
-    /// Its text, within the policy's limit.
+    /// The text, within the limit of the policy.
     pub text: String,
     /// Whether text beyond the limit was left out.
     pub is_truncated: bool,
 }
 
-/// How much of prompt and completion to keep.
+/// How much of an exchange is captured for its record.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CapturePolicy {
-    /// Keep the prompt.
+    /// Whether the record contains the prompt.
     pub captures_prompt: bool,
-    /// Keep the completion.
+    /// Whether the record contains the completion.
     pub captures_completion: bool,
-    /// Bytes of each; what is cut is marked as cut.
+    /// The most bytes of either text; longer text is truncated and marked so.
     pub max_text_bytes: usize,
-    /// Bytes of the completion that are gathered: more than the limit where patterns are taken out
-    /// before it is cut.
+    /// The most bytes of completion text that are buffered: more than `max_text_bytes` if text is redacted
+    /// before it is truncated.
     pub max_buffered_completion_bytes: usize,
-    /// Tokens of streams that break off are estimated.
+    /// Whether the tokens of a stream that breaks off are estimated.
     pub estimates_tokens: bool,
 }
 
 /// Everything known of a request once it is over.
 pub struct FinishedExchange {
-    /// When its head was complete.
+    /// When the request head was complete.
     pub received_at: SystemTime,
-    /// Ours, a UUIDv7.
+    /// The load balancer's own id for the request, a UUIDv7.
     pub request_id: Arc<str>,
-    /// Who asked; `None` when it was refused before that was known.
+    /// The client; `None` if the request was refused before the client was authenticated.
     pub client: Option<Arc<Client>>,
-    /// The client's address, told by a trusted proxy or the connection.
+    /// The client's address, from a trusted proxy's header or else from the connection.
     pub client_ip: Option<IpAddr>,
-    /// The connection's address.
+    /// The address at the other end of the connection.
     pub peer_ip: Option<IpAddr>,
-    /// HTTP method.
+    /// The HTTP method.
     pub method: String,
-    /// Where it went; `None` when the target could not be read.
+    /// The request target; `None` if it could not be parsed.
     pub target: Option<Arc<RequestTarget>>,
-    /// The path as sent, escaped and cut, where `target` is `None`.
+    /// The path as it was sent, escaped and truncated, if `target` is `None`.
     pub raw_path: Option<String>,
-    /// The api-version that went upstream, or the client's.
+    /// The api-version sent upstream, or else the client's.
     pub api_version: Option<String>,
-    /// The deployment asked for.
+    /// The deployment that the client asked for.
     pub deployment: Option<DeploymentName>,
-    /// Whether that is one of the configuration's, or one that a backend has answered for.
+    /// Whether that deployment is configured, or a backend has already answered for it.
     pub is_known_deployment: bool,
-    /// What the balancer itself took.
+    /// The time that was spent in the load balancer itself.
     pub balancer_overhead: Duration,
-    /// Whether a stream was asked for; `None` when the body was not read.
+    /// Whether the client asked for a stream; `None` if the request body was not read.
     pub is_stream_requested: Option<bool>,
-    /// The status the client saw; `None` if it saw none.
+    /// The HTTP status sent to the client; `None` if none was sent.
     pub client_status: Option<u16>,
-    /// How it ended.
+    /// How the exchange ended.
     pub outcome: ExchangeOutcome,
-    /// The code of our refusal.
+    /// The code of the load balancer's own refusal.
     pub refusal_code: Option<&'static str>,
-    /// Whose answer the client saw.
+    /// The backend whose response the client received.
     pub backend: Option<BackendName>,
-    /// The name of the deployment there.
+    /// The name of the deployment at that backend.
     pub upstream_deployment: Option<DeploymentName>,
-    /// `x-ms-region` of the answer.
+    /// The response header `x-ms-region`.
     pub region: Option<String>,
-    /// `apim-request-id` of the answer.
+    /// The response header `apim-request-id`.
     pub apim_request_id: Option<String>,
-    /// Every attempt, in order.
+    /// All attempts, in order.
     pub attempts: Vec<AttemptRecord>,
-    /// From the complete head to the end.
+    /// The time from the complete request head to the end of the exchange.
     pub duration: Duration,
-    /// From the complete head to the first byte of the answer's body.
+    /// The time from the complete request head to the first byte of the response body.
     pub time_to_first_byte: Option<Duration>,
-    /// Bytes of the request's body; `None` when it was not read to its end.
+    /// The length of the request body; `None` if it was not read to its end.
     pub request_bytes: Option<u64>,
-    /// Bytes of the body the client was sent.
+    /// Bytes of the response body that were sent to the client.
     pub response_bytes: u64,
-    /// The request's body.
+    /// The request body, if it was captured.
     pub captured_request: Option<CapturedRequest>,
-    /// The prompt, where it was made beforehand, and whether it was cut.
+    /// The prompt, once [`FinishedExchange::prepare_content`] has extracted it.
     pub extracted_prompt: Option<ExtractedPrompt>,
-    /// The reply's body.
+    /// The response body.
     pub captured_response: CapturedResponse,
-    /// Prompt and answer were let go of, since records could not be written fast enough.
+    /// Whether prompt and completion were dropped because records could not be written fast enough.
     pub is_content_dropped: bool,
 }
 
 impl FinishedExchange {
-    /// About how much memory it takes until it is written.
+    /// Approximate memory use, in bytes, until the record is written.
     pub fn memory_bytes(&self) -> usize {
         let request = self.captured_request.as_ref().map_or(0, |request| request.body.len());
         let response = match &self.captured_response {
@@ -206,17 +207,19 @@ impl FinishedExchange {
         size_of::<Self>() + request + response
     }
 
+    /// The operation; [`Operation::Other`] if the target could not be parsed.
     pub(super) fn operation(&self) -> Operation {
         self.target.as_ref().map_or(Operation::Other, |target| target.operation)
     }
 
-    /// Lets go of prompt and answer, which is then said in the record; tokens stay.
+    /// Drops prompt and completion to save memory. The record is marked as truncated. Token counts are kept,
+    /// except those of a large buffered body.
     pub fn drop_content(&mut self) {
         self.captured_request = None;
         self.extracted_prompt = None;
         match &mut self.captured_response {
             CapturedResponse::Streamed(capture) => capture.discard_text(),
-            // The end of a reply tells its tokens.
+            // The token counts are still to be read from this body.
             CapturedResponse::Buffered { body, .. } if body.collected_bytes() <= LARGE_BODY_BYTES => {}
             response => *response = CapturedResponse::NotCaptured,
         }

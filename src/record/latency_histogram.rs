@@ -1,11 +1,11 @@
-//! A histogram of durations in buckets of growing width.
+//! A histogram of durations that fits into 256 bytes: its buckets grow by a quarter each.
 
 use std::time::Duration;
 
-/// How long things took, to within an eighth.
+/// Counts of durations. Quantiles are accurate to an eighth.
 #[derive(Clone, Debug)]
 pub struct LatencyHistogram {
-    /// By powers of 1.25 milliseconds.
+    /// Bucket `n` counts durations from 1.25^n to 1.25^(n+1) milliseconds.
     bucket_counts: [u32; 64],
 }
 
@@ -21,7 +21,7 @@ impl LatencyHistogram {
     /// Counts one duration.
     pub fn record(&mut self, duration: Duration) {
         let ms = duration.as_secs_f64() * 1000.0;
-        // Below a millisecond is the first, above half an hour the last; the cast saturates.
+        // The first bucket also counts anything below a millisecond, the last anything above 21 minutes.
         let bucket = (ms.max(1.0).ln() / Self::BUCKET_RATIO.ln()) as usize;
         if let Some(count) = self.bucket_counts.get_mut(bucket.min(63)) {
             *count = count.saturating_add(1);
@@ -35,7 +35,7 @@ impl LatencyHistogram {
         }
     }
 
-    /// The milliseconds within which this part of all were; `None` where there was none.
+    /// The middle of the bucket that contains this quantile, in milliseconds; `None` if nothing was counted.
     pub fn quantile_ms(&self, fraction: f64) -> Option<u64> {
         let total: u64 = self.bucket_counts.iter().map(|count| u64::from(*count)).sum();
         let rank = (total as f64 * fraction).ceil().max(1.0) as u64;

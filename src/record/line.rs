@@ -1,7 +1,8 @@
-//! The record as it is to_json: one line of JSON, its fields in the order of the contract.
+//! The record as one line of JSON.
 //!
-//! Written by hand, since every request pays for it: names are constants, and most values are
-//! numbers or short words.
+//! Names and order of the fields are a contract with those who read records; an unknown value is `null`,
+//! never 0 or "". The JSON is written by hand and not by serde because every request pays for it: names are
+//! constants, and most values are numbers or short words.
 
 use std::io::Write as _;
 use std::net::IpAddr;
@@ -11,7 +12,7 @@ use json_escape_simd::escape_into;
 use super::exchange::{AttemptRecord, ExchangeOutcome};
 use crate::azure::response::usage::TokenUsage;
 
-/// A record, ready to be to_json. Unknown is `None`.
+/// The values of a record, in the order in which they are written. An unknown value is `None`.
 pub struct RecordLine<'a> {
     pub(super) time: String,
     pub(super) request_id: &'a str,
@@ -47,7 +48,7 @@ pub struct RecordLine<'a> {
 }
 
 impl RecordLine<'_> {
-    /// Appends it, without an end of the line.
+    /// Appends the record as a JSON object, without a newline.
     pub fn write_json(&self, buffer: &mut Vec<u8>) {
         let mut object = ObjectWriter::begin(buffer);
         object.write_field("time", self.time.as_str());
@@ -89,10 +90,10 @@ impl RecordLine<'_> {
     }
 }
 
-/// An object under way.
+/// Writes a JSON object, field by field.
 struct ObjectWriter<'b> {
     buffer: &'b mut Vec<u8>,
-    /// What stands before the next name.
+    /// The byte before the next name: `{` for the first field, `,` for the others.
     separator: u8,
 }
 
@@ -101,7 +102,7 @@ impl<'b> ObjectWriter<'b> {
         Self { buffer, separator: b'{' }
     }
 
-    /// `name` needs no escapes.
+    /// Appends a field. `name` is written as it is and must not need escaping.
     fn write_field(&mut self, name: &str, value: impl JsonValue) {
         self.buffer.extend_from_slice(&[self.separator, b'"']);
         self.buffer.extend_from_slice(name.as_bytes());
@@ -115,7 +116,7 @@ impl<'b> ObjectWriter<'b> {
     }
 }
 
-/// What a field can have.
+/// A value that can be written as JSON.
 trait JsonValue {
     fn write_json(self, buffer: &mut Vec<u8>);
 }
@@ -150,7 +151,7 @@ impl JsonValue for IpAddr {
                     u64::from(octet).write_json(buffer);
                 }
             }
-            // Has nothing that would have to be escaped; writing to memory cannot fail.
+            // An IPv6 address has no character to escape, and writing to a `Vec` cannot fail.
             Self::V6(address) => drop(write!(buffer, "{address}")),
         }
         buffer.push(b'"');

@@ -1,5 +1,6 @@
-//! What is counted of every request, whether or not its record is kept. Counted by the records'
-//! thread, so that no request pays for a look-up of labels.
+//! Prometheus metrics of finished exchanges, whether or not records are written.
+//!
+//! The writer's thread counts them, so that no request pays for looking up labels.
 
 use std::time::Instant;
 
@@ -13,23 +14,25 @@ use super::statistics::Statistics;
 use crate::azure::response::usage::TokenUsage;
 use crate::names::DeploymentName;
 
-/// In place of a label that a request has not: no client was found, no deployment was named.
+/// The label of a request without client, deployment or status.
 const ABSENT_LABEL: &str = "none";
-/// In place of a deployment that nobody knows.
+/// The label of all deployments that are neither configured nor known to a backend, so that clients cannot
+/// add time series at will. Also used for an unknown operation or reason.
 const UNKNOWN_LABEL: &str = "other";
 
-/// The results of a reload.
+/// The values of the label `result` of configuration reloads.
 const RELOAD_SUCCESS: &str = "success";
 const RELOAD_FAILURE: &str = "failure";
 
-/// Answers of models: from cached embeddings to an hour of reasoning.
+/// Buckets for responses of models: from cached embeddings to half an hour of reasoning.
 const DURATION_BUCKETS_SECONDS: &[f64] =
     &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0, 600.0, 1800.0];
-/// What the balancer itself takes.
+/// Buckets for the time that is spent in the load balancer itself.
 const OVERHEAD_BUCKETS_SECONDS: &[f64] =
     &[0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5];
 
-/// The metrics of one process.
+/// The metrics of this process that are counted; those that are read at the moment of a scrape are in
+/// `admin::metrics`.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -43,14 +46,14 @@ pub struct Metrics {
     records: IntCounterVec,
     spool_bytes: IntGauge,
     config_reloads: IntCounterVec,
-    /// Request heads that were no request.
+    /// Connections that were closed because of a malformed request head.
     pub malformed_requests: IntCounter,
-    /// The last minutes.
+    /// The statistics of the last minutes, for the status page.
     pub statistics: Statistics,
 }
 
 impl Metrics {
-    /// Metrics that all are 0.
+    /// Metrics that are all 0.
     pub fn new() -> Self {
         let registry = Registry::new();
         let counters = |name, help, labels: &[&str]| {
@@ -62,29 +65,30 @@ impl Metrics {
         };
         let overhead_options = HistogramOpts::new(
             "aoai_lb_overhead_seconds",
-            "Time a request spent in the balancer itself, waiting for nobody: admitted, decided on, judged.",
+            "Time a request spent in the load balancer itself: admission, routing, verdicts, no waiting.",
         );
         let config_reloads = counters(
             "aoai_lb_config_reloads_total",
-            "Configurations that were put in place, or refused.",
+            "Configuration reloads that succeeded or failed.",
             &["result"],
         );
+        // Both series exist from the start, so that `increase()` sees the first reload.
         for result in [RELOAD_SUCCESS, RELOAD_FAILURE] {
             config_reloads.with_label_values(&[result]).inc_by(0);
         }
         Self {
             finished_requests: counters(
                 "aoai_lb_requests_total",
-                "Requests that are over, by the status the client saw; none where it saw none.",
+                "Finished requests by the status sent to the client; none if no status was sent.",
                 &["client", "deployment", "operation", "status"],
             ),
             request_duration: latency_histogram(
                 "aoai_lb_request_duration_seconds",
-                "From the complete head of a request to its end.",
+                "Time from the complete request head to the end of the request.",
             ),
             time_to_first_byte: latency_histogram(
                 "aoai_lb_first_byte_seconds",
-                "From the complete head of a request to the first byte of the answer's body.",
+                "Time from the complete request head to the first byte of the response body.",
             ),
             balancer_overhead: register_metric(
                 &registry,
@@ -92,34 +96,37 @@ impl Metrics {
             ),
             attempts: counters(
                 "aoai_lb_attempts_total",
-                "Tries on a backend: answered, throttled, failed, refused, client_gone.",
+                "Attempts at a backend by outcome: answered, throttled, failed, refused, client_gone.",
                 &["backend", "outcome"],
             ),
             failovers: counters(
                 "aoai_lb_failovers_total",
-                "Tries that followed another of the same request, by the status or error of that one.",
+                "Attempts after another one of the same request, by the status or error of that one.",
                 &["reason"],
             ),
             tokens: counters(
                 "aoai_lb_tokens_total",
-                "Tokens: input and output; cached is a part of input, reasoning one of output.",
+                "Tokens by type: input and output; cached is part of input, reasoning part of output.",
                 &["client", "deployment", "type"],
             ),
             records: counters(
                 "aoai_lb_records_total",
-                "Records by sink: the spool's written, dropped and late ones, those that each sink delivered or lost.",
+                "Records by sink: spool written, dropped, late; others delivered, retried, dead, lost.",
                 &["sink", "result"],
             ),
             spool_bytes: register_metric(
                 &registry,
-                IntGauge::new("aoai_lb_spool_bytes", "Bytes of records that wait in the spool."),
+                IntGauge::new(
+                    "aoai_lb_spool_bytes",
+                    "Bytes of records in the spool that are not yet delivered to every sink.",
+                ),
             ),
             config_reloads,
             malformed_requests: register_metric(
                 &registry,
                 IntCounter::new(
                     "aoai_lb_malformed_total",
-                    "Connections closed over a malformed request head.",
+                    "Connections closed because of a malformed request head.",
                 ),
             ),
             statistics: Statistics::default(),
@@ -127,11 +134,11 @@ impl Metrics {
         }
     }
 
-    /// Counts a request that is over.
+    /// Counts a finished exchange.
     pub fn record_exchange(&self, exchange: &FinishedExchange, usage: Option<&TokenUsage>) {
         let client = exchange.client.as_ref().and_then(|client| client.name.as_ref());
         let client = client.map_or(ABSENT_LABEL, |name| name.as_str());
-        // Spelled alike for all who mean the same.
+        // Names that differ only in case are the same deployment and get the same label.
         let key = exchange.deployment.as_ref().map(DeploymentName::to_lowercase);
         let deployment = match &key {
             None => ABSENT_LABEL,
@@ -170,26 +177,26 @@ impl Metrics {
         }
     }
 
-    /// Counts records of a sink.
+    /// Counts records of a sink by what became of them.
     pub fn count_records(&self, sink: &str, result: &str, count: u64) {
         if count > 0 {
             self.records.with_label_values(&[sink, result]).inc_by(count);
         }
     }
 
-    /// A new configuration was put in place, or refused.
+    /// Counts a configuration reload.
     pub fn record_config_reload(&self, is_success: bool) {
         self.config_reloads
             .with_label_values(&[if is_success { RELOAD_SUCCESS } else { RELOAD_FAILURE }])
             .inc();
     }
 
-    /// Says how much waits in the spool.
+    /// Sets the bytes of records that are not yet delivered to every sink.
     pub fn set_spool_bytes(&self, bytes: u64) {
         self.spool_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
-    /// All of it as Prometheus reads it, with what others know at this moment.
+    /// All metrics in the text format of Prometheus, together with those of `other`.
     pub fn to_prometheus_text(&self, other: &Registry) -> String {
         let mut families = self.registry.gather();
         families.extend(other.gather());
@@ -203,15 +210,16 @@ impl Default for Metrics {
     }
 }
 
-/// Registers a metric under a name of its own.
+/// Registers a metric.
 ///
 /// # Panics
-/// When a name or label is no such thing or is taken, which the first use of any test finds.
+/// If the name or a label is invalid, or the name is already registered. Names are constants, so any test
+/// that creates the metrics finds this.
 pub fn register_metric<M: Collector + Clone + 'static>(
     registry: &Registry,
     created: prometheus::Result<M>,
 ) -> M {
-    let metric = created.expect("names and labels are constants that follow Prometheus' rules");
-    registry.register(Box::new(metric.clone())).expect("every name is used once");
+    let metric = created.expect("names and labels are valid constants");
+    registry.register(Box::new(metric.clone())).expect("every name is registered once");
     metric
 }

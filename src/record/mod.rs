@@ -1,7 +1,8 @@
-//! Afterwards: what was asked, what was answered, from where, and how many tokens it took.
+//! Records: what happens to an exchange after it has finished.
 //!
-//! Knows finished exchanges, not requests in flight. A finished exchange goes through the
-//! `writer` into the `spool`, and from there to each of the `sinks`.
+//! The `writer` counts a finished exchange in `metrics` and `statistics`, makes its record (`render`, `line`)
+//! and appends it to the `spool`, from which each of the `sinks` reads. Requests in flight are not known
+//! here.
 
 pub mod exchange;
 pub mod latency_histogram;
@@ -34,59 +35,59 @@ use self::writer::{RecordQueue, WriteReceipt};
 use crate::config::Config;
 use crate::credentials::Keyring;
 
-/// How long the end waits for a disk.
+/// How long [`Recorder::shut_down`] waits for its threads: a disk may hang.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
-/// The sinks, as the spool and the metrics know them.
+/// The names of the sinks in the spool's file names and in metric labels.
 const JSONL_SINK: &str = "jsonl";
 const LOG_ANALYTICS_SINK: &str = "log_analytics";
-/// Where records are that Log Analytics refuses for good, in the spool's directory.
+/// The file in the spool's directory for records that Log Analytics rejects permanently.
 const DEAD_LETTER_FILE_NAME: &str = "dead-letters.jsonl";
-/// How often it looks.
+/// How often [`Recorder::shut_down`] checks whether the threads have ended.
 const SHUTDOWN_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Where records go.
+/// Counts finished exchanges and, with a `record` block in the configuration, writes their records.
 #[derive(Debug)]
 pub struct Recorder {
     queue: RecordQueue,
     metrics: Arc<Metrics>,
     redactor: Arc<ArcSwap<Redactor>>,
-    /// Without a `record` block there is none.
+    /// The sinks that are configured: none without a `record` block.
     jsonl: Option<Arc<jsonl::JsonlControl>>,
     log_analytics: Option<Arc<log_analytics::LogAnalyticsControl>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// Why records cannot be kept.
+/// Why the recorder cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum RecorderError {
-    /// The file of JSON lines.
+    /// The file for JSON lines cannot be opened.
     #[error("record.jsonl.path: cannot open {path}: {io_error}")]
     JsonlFile {
-        /// Its path.
+        /// The path in the configuration.
         path: String,
-        /// The system's reason.
+        /// The error of the operating system.
         io_error: io::Error,
     },
-    /// The system has no more threads.
-    #[error("cannot start the records' thread: {0}")]
+    /// A thread cannot be started.
+    #[error("cannot start a thread for records: {0}")]
     ThreadStart(#[from] io::Error),
-    /// The directory of the spool.
+    /// The directory of the spool cannot be created or written to.
     #[error("record.spool.path: cannot use {path}: {io_error}")]
     SpoolDirectory {
-        /// Its path.
+        /// The path in the configuration.
         path: String,
-        /// The system's reason.
+        /// The error of the operating system.
         io_error: io::Error,
     },
 }
 
 impl Recorder {
-    /// Opens spool and sinks, and goes on where a process before left off. Without a `record` block
-    /// requests are only counted. Calls to other services are made on `runtime`, as whom
-    /// `keyring` knows.
+    /// Opens the spool and starts the threads of the writer and the sinks. Records that a previous process
+    /// left in the spool are delivered too. Without a `record` block, exchanges are only counted. The Log
+    /// Analytics sink makes its calls on `runtime`, with a token from `keyring`.
     ///
     /// # Errors
-    /// [`RecorderError`] for what cannot be opened.
+    /// [`RecorderError`] if a file or directory cannot be opened or a thread cannot be started.
     pub fn start(config: &Config, keyring: &Keyring, runtime: &Handle) -> Result<Self, RecorderError> {
         let metrics = Arc::<Metrics>::default();
         let vaults = &config.key_vault;
@@ -141,37 +142,38 @@ impl Recorder {
         Ok(Self { queue, metrics, redactor, jsonl, log_analytics, threads: Mutex::new(threads) })
     }
 
-    /// Queues a record; returns at once, with word of when it is written. [`Recorder::wake_writer`] has to
-    /// follow.
+    /// Queues an exchange for the writer and returns at once. The receipt resolves when the record is
+    /// written; it is `None` if no record will be written. Call [`Recorder::wake_writer`] afterwards.
     pub fn enqueue(&self, exchange: Box<FinishedExchange>, policy: CapturePolicy) -> Option<WriteReceipt> {
         self.queue.enqueue(exchange, policy)
     }
 
-    /// Has written what is queued.
+    /// Wakes the writer if exchanges are queued. One call is enough for several exchanges.
     pub fn wake_writer(&self) {
         self.queue.wake_writer();
     }
 
-    /// What is counted.
+    /// The metrics of this process.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
-    /// From now on these patterns are taken out.
+    /// Replaces the patterns that are redacted from prompts and completions, from the next record on.
     pub fn set_redaction_patterns(&self, patterns: Vec<regex::Regex>) {
         self.redactor.store(Arc::new(Redactor::new(patterns)));
     }
 
-    /// Begins a new file of JSON lines.
+    /// Asks the JSON lines sink to rotate its file.
     pub fn request_jsonl_rotation(&self) {
         if let Some(jsonl) = &self.jsonl {
             jsonl.is_rotation_requested.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Writes what is queued and ends the threads; waits for a disk that hangs only so long. What
-    /// a sink could not take stays in the spool for the next process.
+    /// Writes the queued records and ends the threads, within [`SHUTDOWN_TIMEOUT`]. Records that a sink has
+    /// not delivered by then stay in the spool for the next process.
     pub fn shut_down(&self) {
+        // The writer ends first and closes the spool: the sinks end when they have read it to its end.
         self.queue.stop();
         if let Some(jsonl) = &self.jsonl {
             jsonl.is_shutting_down.store(true, Ordering::Relaxed);
@@ -179,16 +181,17 @@ impl Recorder {
         if let Some(log_analytics) = &self.log_analytics {
             log_analytics.begin_shutdown();
         }
-        // Whoever else wants to end waits as well.
+        // The lock is held to the end, so that a second caller returns no earlier than the first.
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         let deadline = Instant::now() + SHUTDOWN_TIMEOUT;
         while threads.iter().any(|thread| !thread.is_finished()) {
             if Instant::now() >= deadline {
                 if self.queue.is_idle() {
-                    warn!("not all records are delivered: the rest is in the spool, for the next process");
+                    warn!("not all records are delivered: the next process delivers the rest from the spool");
                 } else {
                     error!(
-                        "records that waited are lost: they could not be written within {SHUTDOWN_TIMEOUT:?}"
+                        "queued records are lost: they could not be written to the spool within \
+                         {SHUTDOWN_TIMEOUT:?}. Is its disk slow or hanging?"
                     );
                 }
                 return;
@@ -196,7 +199,7 @@ impl Recorder {
             std::thread::sleep(SHUTDOWN_POLL_INTERVAL);
         }
         if threads.drain(..).any(|thread| thread.join().is_err()) {
-            warn!("a thread of the records ended early");
+            warn!("a thread that writes or delivers records has panicked: records may be missing");
         }
     }
 }

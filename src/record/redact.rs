@@ -1,32 +1,33 @@
-//! What must not be written down: patterns of the operator's, taken out of prompts and answers.
+//! Redaction: replaces what the operator's patterns match in prompts and completions.
 
 use std::borrow::Cow;
 
 use regex::{NoExpand, Regex};
 
-/// What stands in place of what was taken out.
+/// Replaces a match in text or in a JSON string.
 const REDACTED_TEXT: &str = "[redacted]";
-/// The same outside of a string.
+/// Replaces a match in JSON outside of strings, such as a number.
 const REDACTED_JSON_VALUE: &str = "\"[redacted]\"";
 
-/// The operator's patterns. The library takes time in proportion to the text, whatever is in it.
+/// The patterns of the configuration. The `regex` crate never backtracks: it takes time in proportion to the
+/// text, so no prompt can slow it down.
 #[derive(Clone, Debug, Default)]
 pub struct Redactor {
     patterns: Vec<Regex>,
 }
 
 impl Redactor {
-    /// These patterns.
+    /// A redactor with these patterns.
     pub fn new(patterns: Vec<Regex>) -> Self {
         Self { patterns }
     }
 
-    /// Whether there is none.
+    /// Whether there are no patterns.
     pub fn is_empty(&self) -> bool {
         self.patterns.is_empty()
     }
 
-    /// Text without what the patterns match.
+    /// The text with every match replaced.
     pub fn redact_text<'t>(&self, text: &'t str) -> Cow<'t, str> {
         self.replace_matches(text, REDACTED_TEXT)
     }
@@ -41,8 +42,8 @@ impl Redactor {
         redacted
     }
 
-    /// JSON, perhaps only its beginning, without what the patterns match in its strings, read as they
-    /// are meant and not as they are written; what does not start like JSON is taken as text.
+    /// The JSON with every match replaced. Patterns are applied to the decoded strings, so that escapes hide
+    /// nothing. The JSON may be truncated. Anything that does not start like JSON is redacted as text.
     pub fn redact_json(&self, text: String) -> String {
         if self.is_empty() {
             return text;
@@ -52,10 +53,10 @@ impl Redactor {
         }
         let mut output = String::with_capacity(text.len());
         let mut rest = text.as_str();
-        // Of JSON, quotes start and end strings and nothing else.
+        // Outside of strings, JSON has no other use for a quote than to start one.
         while let Some(start) = rest.find('"') {
             let Some((before, string)) = rest.split_at_checked(start) else { break };
-            // A number may be what must not be written.
+            // A number can match too.
             output.push_str(&self.replace_matches(before, REDACTED_JSON_VALUE));
             let end = json_string_length(string);
             let (raw, after) = string.split_at_checked(end).unwrap_or((string, ""));
@@ -64,18 +65,19 @@ impl Redactor {
                     Cow::Borrowed(_) => output.push_str(raw),
                     Cow::Owned(redacted) => output.push_str(&serde_json::Value::from(redacted).to_string()),
                 },
-                // A lone half of a surrogate pair is no text; it is searched as it is written.
+                // A string with a lone surrogate cannot be decoded, nor one that is cut off.
                 Err(_) => output.push_str(&self.redact_text(raw)),
             }
             rest = after;
         }
         output.push_str(&self.replace_matches(rest, REDACTED_JSON_VALUE));
-        // What a pattern finds in JSON as it is written goes as well, whatever becomes of the JSON.
+        // A pattern may also be meant for raw JSON, such as a name with its value. The result need not be
+        // JSON.
         self.redact_text(&output).into_owned()
     }
 }
 
-/// The length of the string that these characters start with, quotes included.
+/// The length of the JSON string at the start of `text`, including its quotes.
 fn json_string_length(text: &str) -> usize {
     let mut is_escaped = false;
     for (index, byte) in text.bytes().enumerate().skip(1) {

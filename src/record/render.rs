@@ -1,8 +1,7 @@
-//! Makes the record of a finished exchange: the prompt and completion text, the estimated tokens, the line
-//! of the access log.
+//! Makes the record of a finished exchange: extracts the text of prompt and completion, redacts it, estimates
+//! missing token counts, and writes the line of the access log.
 //!
-//! The text is extracted and parsed here, after the client has its response, so that no proxy thread pays
-//! for it.
+//! All of this runs on the threads of the writer, not on those that serve requests.
 
 use std::time::{Duration, SystemTime};
 
@@ -22,15 +21,16 @@ use crate::azure::response::capture::ResponseCapture;
 use crate::azure::response::usage::TokenUsage;
 use crate::names::{BackendName, DeploymentName};
 
-/// What the lines of the access log go by, which nobody gets who does not ask for it.
+/// The log target of the access log. The default filter leaves it out; `RUST_LOG=access=info` enables it.
 const ACCESS_LOG_TARGET: &str = "access";
 
-/// How much of a prompt is looked through beyond its limit, so that what is to be taken out is found
-/// whole where it crosses it.
+/// How far beyond the limit a text is redacted before it is truncated. A match that crosses the limit is then
+/// found as a whole.
 const REDACTION_MARGIN_BYTES: usize = 16 * 1024;
 
 impl FinishedExchange {
-    /// The record of this exchange.
+    /// The record of this exchange. Also counts the exchange in `metrics` and logs its line of the access
+    /// log, since only here its token counts are known.
     pub fn render_record(
         &mut self,
         policy: CapturePolicy,
@@ -48,7 +48,7 @@ impl FinishedExchange {
             capture.completion_text().filter(|_| policy.captures_completion && !self.is_content_dropped);
         let mut completion = completion.map(|completion| redactor.redact_json(completion));
         if let Some(text) = completion.as_mut().filter(|_| capture.is_truncated() && !redactor.is_empty()) {
-            // What is to be taken out may have been cut through at its end.
+            // The capture may have split a match, which no pattern finds then: the end of the text is removed.
             text.truncate(text.floor_char_boundary(text.len().saturating_sub(REDACTION_MARGIN_BYTES)));
         }
         let exceeds_limit =
@@ -99,9 +99,12 @@ impl FinishedExchange {
         }
     }
 
-    /// Whether making a record of it takes so long that others should not wait for it.
+    /// Whether rendering the record takes so long that other records should not wait for it.
     pub fn is_slow_to_render(&self, policy: CapturePolicy) -> bool {
-        let has_large_response = matches!(&self.captured_response, CapturedResponse::Buffered { body, .. } if body.collected_bytes() > 8 * LARGE_BODY_BYTES);
+        let has_large_response = match &self.captured_response {
+            CapturedResponse::Buffered { body, .. } => body.collected_bytes() > 8 * LARGE_BODY_BYTES,
+            _ => false,
+        };
         self.needs_token_estimate()
             || has_large_response
             || (policy.captures_prompt
@@ -111,8 +114,10 @@ impl FinishedExchange {
                     .is_some_and(|request| request.body.len() > LARGE_BODY_BYTES))
     }
 
-    /// Does beforehand what takes long.
+    /// Does the slow part of [`FinishedExchange::render_record`] ahead of it: estimates tokens, extracts the
+    /// prompt, parses the response.
     pub fn prepare_content(&mut self, policy: CapturePolicy, redactor: &Redactor) {
+        // Before the prompt is extracted, which consumes the request body.
         if self.needs_token_estimate() {
             self.estimate_tokens();
         }
@@ -128,7 +133,7 @@ impl FinishedExchange {
         }
     }
 
-    /// Whether its tokens can only be estimated: a stream that broke off before it told them.
+    /// Whether the token counts can only be estimated: a stream broke off before its usage arrived.
     pub fn needs_token_estimate(&self) -> bool {
         let broke_off = matches!(self.outcome, ExchangeOutcome::ClientGone | ExchangeOutcome::Failed)
             && self.client_status == Some(200);
@@ -139,7 +144,7 @@ impl FinishedExchange {
         broke_off && lacks_usage(&self.captured_response)
     }
 
-    /// Estimates its tokens.
+    /// Estimates the token counts of a stream.
     fn estimate_tokens(&mut self) {
         let CapturedResponse::Streamed(capture) = &mut self.captured_response else { return };
         let deployment = self.deployment.as_ref().map(DeploymentName::to_lowercase);
@@ -151,7 +156,7 @@ impl FinishedExchange {
         capture.is_usage_estimated = true;
     }
 
-    /// A line for the log of whoever asks for one: no query, no prompt.
+    /// A line for the access log, without query and prompt.
     fn access_log_line(&self, usage: Option<&TokenUsage>) -> String {
         let absent = "-";
         let or_absent = |value: Option<String>| value.unwrap_or_else(|| absent.to_owned());
@@ -174,7 +179,7 @@ impl FinishedExchange {
 }
 
 impl CapturedRequest {
-    /// The prompt as it is written down, and whether it was cut.
+    /// The prompt as the record shows it: redacted first, then truncated.
     fn extract_prompt(&self, policy: CapturePolicy, redactor: &Redactor) -> Option<ExtractedPrompt> {
         let mut text = match multipart::boundary_parameter(&self.content_type) {
             None => prompt::prompt_text(&self.body, self.prompt_parts.as_ref())?,
@@ -187,13 +192,15 @@ impl CapturedRequest {
             let is_truncated = truncate_text(&mut text, policy.max_text_bytes);
             return Some(ExtractedPrompt { text, is_truncated });
         }
-        // No more is looked through than could be written down.
+        // Redaction can shorten the text, so more than the limit is kept for it. Redacting all of a very long
+        // prompt would take too long.
         let is_shortened = truncate_text(
             &mut text,
             policy.max_text_bytes.saturating_mul(2).saturating_add(2 * REDACTION_MARGIN_BYTES),
         );
         let mut text = redactor.redact_json(text);
         if is_shortened {
+            // The cut may have split a match, which no pattern finds then: the end of the text is removed.
             text.truncate(text.floor_char_boundary(text.len().saturating_sub(REDACTION_MARGIN_BYTES)));
         }
         let is_truncated = truncate_text(&mut text, policy.max_text_bytes) || is_shortened;
@@ -202,6 +209,7 @@ impl CapturedRequest {
 }
 
 impl CapturedResponse {
+    /// Text and usage: parsed from a buffered body, as they are from a stream.
     fn into_capture(self, operation: Operation, policy: CapturePolicy) -> ResponseCapture {
         let mut capture = ResponseCapture::new(
             operation,
@@ -220,7 +228,7 @@ impl CapturedResponse {
     }
 }
 
-/// Cuts a text to so many bytes, at a character; returns whether anything went.
+/// Truncates a text to at most `limit` bytes, at a character boundary. Returns whether it was longer.
 fn truncate_text(text: &mut String, limit: usize) -> bool {
     if text.len() <= limit {
         return false;

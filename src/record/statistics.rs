@@ -1,5 +1,7 @@
-//! The last minutes in numbers, for people who watch: what happened in each step of time, how each
-//! backend fares, what each client used. Counted by the records' thread.
+//! Statistics for the status page: a timeline of the last 15 minutes, the attempts of each backend, the usage
+//! of each client.
+//!
+//! The writer's thread counts finished exchanges; the status page reads snapshots.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,14 +12,14 @@ use super::latency_histogram::LatencyHistogram;
 use crate::azure::response::usage::TokenUsage;
 use crate::names::{BackendName, ClientName};
 
-/// The length of a step.
+/// The length of a step of the timeline.
 pub const TIMELINE_STEP_DURATION: Duration = Duration::from_secs(5);
-/// Steps that are remembered: a quarter of an hour.
+/// The number of steps in the timeline: 15 minutes.
 pub const TIMELINE_STEP_COUNT: usize = 180;
-/// Steps of the last minute.
+/// The number of steps in a minute.
 const STEPS_PER_MINUTE: u64 = 12;
 
-/// What is counted.
+/// Counts of the last minutes and since the start of the process.
 #[derive(Debug)]
 pub struct Statistics {
     started_at: Instant,
@@ -26,44 +28,44 @@ pub struct Statistics {
 
 #[derive(Debug, Default)]
 struct StatisticsState {
-    /// By the step's number, modulo their count.
+    /// A ring: a step is at its number modulo [`TIMELINE_STEP_COUNT`].
     steps: Vec<TimelineStep>,
     backends: HashMap<BackendName, BackendStatistics>,
     clients: HashMap<ClientName, ClientStatistics>,
 }
 
-/// What happened in one step of time.
+/// Counts of one step of the timeline.
 #[derive(Clone, Debug, Default)]
 pub struct TimelineStep {
     step_number: u64,
-    /// Requests that ended.
+    /// Requests that finished.
     pub finished_requests: u64,
-    /// Those of them that clients were refused with 429.
+    /// Those that the client saw end with status 429.
     pub throttled_requests: u64,
-    /// Those that failed.
+    /// Those with the outcome `failed`.
     pub failed_requests: u64,
-    /// Tries that followed another.
+    /// Attempts that followed another attempt of the same request.
     pub failovers: u64,
-    /// Tries that a backend answered with 429.
+    /// Attempts that a backend answered with status 429.
     pub throttled_attempts: u64,
-    /// Tokens.
+    /// Input tokens.
     pub input_tokens: u64,
-    /// Tokens.
+    /// Output tokens.
     pub output_tokens: u64,
-    /// The most requests that were seen under way.
+    /// The highest number of requests in flight in any sample.
     pub max_in_flight: u64,
-    /// Until the first byte of answers.
+    /// Times to the first byte of the response body.
     pub time_to_first_byte: LatencyHistogram,
 }
 
-/// How one backend fares.
+/// Counts of one backend.
 #[derive(Clone, Debug, Default)]
 struct BackendStatistics {
     since_start: AttemptCounts,
     recent_steps: [BackendStep; STEPS_PER_MINUTE as usize],
 }
 
-/// What happened on one backend in one step of time.
+/// Counts of one backend in one step.
 #[derive(Clone, Debug, Default)]
 struct BackendStep {
     step_number: u64,
@@ -71,18 +73,18 @@ struct BackendStep {
     latency: LatencyHistogram,
 }
 
-/// Tries on a backend by what became of them.
+/// Attempts at a backend by outcome.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AttemptCounts {
-    /// A reply that was not one of the others.
+    /// Responses with a status below 400.
     pub answered: u64,
-    /// 429.
+    /// Responses with status 429.
     pub throttled: u64,
-    /// No reply, 408, 5xx.
+    /// Attempts without response, and responses with status 408 or 5xx.
     pub failed: u64,
-    /// Another 4xx.
+    /// Responses with any other status 4xx.
     pub refused: u64,
-    /// The client left.
+    /// Attempts during which the client disconnected.
     pub client_gone: u64,
 }
 
@@ -105,34 +107,34 @@ impl AttemptCounts {
         self.client_gone += other.client_gone;
     }
 
-    /// All of them.
+    /// All attempts.
     pub fn total(&self) -> u64 {
         self.answered + self.throttled + self.failed + self.refused + self.client_gone
     }
 }
 
-/// What one client used.
+/// Counts of one client.
 #[derive(Clone, Debug, Default)]
 struct ClientStatistics {
     since_start: ClientUsage,
     recent_steps: [ClientStep; STEPS_PER_MINUTE as usize],
 }
 
-/// What one client used in one step of time.
+/// Counts of one client in one step.
 #[derive(Clone, Copy, Debug, Default)]
 struct ClientStep {
     step_number: u64,
     usage: ClientUsage,
 }
 
-/// Requests and their tokens.
+/// Requests of a client and their tokens.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ClientUsage {
-    /// Requests that ended.
+    /// Requests that finished.
     pub requests: u64,
-    /// Tokens.
+    /// Input tokens.
     pub input_tokens: u64,
-    /// Tokens.
+    /// Output tokens.
     pub output_tokens: u64,
 }
 
@@ -144,18 +146,18 @@ impl ClientUsage {
     }
 }
 
-/// Everything that is counted, as it is at a moment.
+/// All statistics at one moment.
 #[derive(Debug)]
 pub struct StatisticsSnapshot {
-    /// The steps that are over and the one under way, oldest first; `None` before the start.
+    /// The steps up to the current one, oldest first; `None` before the start of the process.
     pub steps: Vec<Option<TimelineStep>>,
     /// By backend.
     pub backends: HashMap<BackendName, BackendActivity>,
-    /// By client, in no order.
+    /// By client, in no particular order.
     pub clients: Vec<ClientActivity>,
 }
 
-/// What one backend did.
+/// The attempts of one backend.
 #[derive(Clone, Debug, Default)]
 pub struct BackendActivity {
     /// Attempts since the start of the process.
@@ -166,19 +168,19 @@ pub struct BackendActivity {
     pub last_minute_latency: LatencyHistogram,
 }
 
-/// What one client used.
+/// The usage of one client.
 #[derive(Debug)]
 pub struct ClientActivity {
-    /// The client.
+    /// The client's name.
     pub name: ClientName,
-    /// Since the start of the process.
+    /// Usage since the start of the process.
     pub since_start: ClientUsage,
-    /// In the last minute.
+    /// Usage in the last minute.
     pub last_minute: ClientUsage,
 }
 
 impl Statistics {
-    /// Nothing yet.
+    /// Statistics that are all 0, with a timeline from `started_at` on.
     pub fn new(started_at: Instant) -> Self {
         let state = StatisticsState {
             steps: vec![TimelineStep::default(); TIMELINE_STEP_COUNT],
@@ -187,7 +189,7 @@ impl Statistics {
         Self { started_at, state: Mutex::new(state) }
     }
 
-    /// Counts a request that is over.
+    /// Counts a finished exchange.
     pub(super) fn record_exchange(
         &self,
         exchange: &FinishedExchange,
@@ -207,7 +209,7 @@ impl Statistics {
                 step.failovers += u64::from(index > 0);
                 step.throttled_attempts += u64::from(outcome == "throttled");
             }
-            // Most are known.
+            // `entry()` would clone the name of every attempt; almost all backends are in the map already.
             if !backends.contains_key(&attempt.backend) {
                 backends.insert(attempt.backend.clone(), BackendStatistics::default());
             }
@@ -247,7 +249,7 @@ impl Statistics {
         }
     }
 
-    /// Takes note of how many requests are under way.
+    /// Records the number of requests in flight at this moment.
     pub fn record_in_flight(&self, in_flight: u64, now: Instant) {
         let step_number = self.step_number(now);
         if let Some(step) = step_for_number(&mut self.lock().steps, step_number) {
@@ -255,7 +257,7 @@ impl Statistics {
         }
     }
 
-    /// How things are.
+    /// All statistics as they are now.
     pub fn snapshot(&self, now: Instant) -> StatisticsSnapshot {
         let current_step = self.step_number(now);
         let state = self.lock();
@@ -294,7 +296,7 @@ impl Statistics {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The number of the step under way, from 1.
+    /// The number of the current step. The first one is 1, so that 0 marks a step that was never used.
     fn step_number(&self, now: Instant) -> u64 {
         let step_number = now.saturating_duration_since(self.started_at).as_millis()
             / TIMELINE_STEP_DURATION.as_millis()
@@ -309,7 +311,7 @@ impl Default for Statistics {
     }
 }
 
-/// The step of this number, which may be a new one.
+/// The step of this number. It replaces an older step at its place in the ring.
 fn step_for_number(steps: &mut [TimelineStep], step_number: u64) -> Option<&mut TimelineStep> {
     let step = steps.get_mut((step_number % TIMELINE_STEP_COUNT as u64) as usize)?;
     if step.step_number != step_number {

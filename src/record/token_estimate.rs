@@ -1,27 +1,29 @@
-//! Token counts of streams that broke off before they told theirs: counted with the model's own
-//! tokenizer, off the threads of requests, and marked as estimated.
+//! Estimates the token counts of a stream that broke off before its usage arrived, with the tokenizer of the
+//! model.
+//!
+//! A large text takes long: this runs on the threads of the writer only.
 
 use serde_json::Value;
 use tiktoken_rs::{CoreBPE, cl100k_base_singleton, o200k_base_singleton};
 
 use crate::azure::response::usage::TokenUsage;
 
-/// Most bytes of a text that are counted; the rest counts as its beginning does.
+/// The most bytes of a text that are tokenized. The count is extrapolated to the rest.
 const MAX_TOKENIZED_BYTES: usize = 1024 * 1024;
-/// How much is counted at a time.
+/// How much text is tokenized at a time.
 const TOKENIZER_CHUNK_BYTES: usize = 16 * 1024;
-/// Longer bodies are not looked into.
+/// The tokens of a longer request body are not estimated.
 const MAX_PARSED_BODY_BYTES: usize = 4 * 1024 * 1024;
-/// What a message takes beside its text (OpenAI, "How to count tokens with tiktoken").
+/// Tokens of a message besides its text (OpenAI Cookbook, "How to count tokens with tiktoken").
 const TOKENS_PER_MESSAGE: u64 = 3;
-/// What an answer's beginning takes.
+/// Tokens that start the reply; they count as input (same source).
 const REPLY_PRIMING_TOKENS: u64 = 3;
-/// Deepest nesting that is looked into.
+/// The tokens of a request body that is nested deeper are not estimated.
 const MAX_JSON_DEPTH: usize = 32;
 
-/// What a request and the part of its answer that came have probably cost. Without the request's
-/// body, or with pictures or sound in it, its part is not known.
-/// Without text nothing is known of the answer: a model may have reasoned long.
+/// Estimates the tokens of a request and of the part of its response that arrived. The input is unknown
+/// without the request body, or if it contains images or audio. The output is unknown without completion
+/// text: the model may have reasoned for long.
 pub fn estimate_usage(model: Option<&str>, body: Option<&[u8]>, completion: Option<&str>) -> TokenUsage {
     let tokenizer = tokenizer_for_model(model.unwrap_or_default());
     let output = completion.map(|completion| count_tokens(tokenizer, completion));
@@ -30,7 +32,7 @@ pub fn estimate_usage(model: Option<&str>, body: Option<&[u8]>, completion: Opti
     TokenUsage { input, output, cached: None, reasoning: None, total }
 }
 
-/// The vocabulary of a model; that of the newer ones where it is not known.
+/// The tokenizer of a model; for an unknown model, that of the newer ones.
 fn tokenizer_for_model(model: &str) -> &'static CoreBPE {
     let older = ["gpt-4-", "gpt-35", "gpt-3.5", "text-embedding"];
     if model == "gpt-4" || older.iter().any(|name| model.starts_with(name)) {
@@ -40,11 +42,12 @@ fn tokenizer_for_model(model: &str) -> &'static CoreBPE {
     }
 }
 
+/// The number of tokens in a text, extrapolated for a very long one.
 fn count_tokens(tokenizer: &CoreBPE, text: &str) -> u64 {
     let tokenized = text.get(..text.floor_char_boundary(MAX_TOKENIZED_BYTES.min(text.len()))).unwrap_or(text);
     let (mut tokens, mut rest) = (0, tokenized);
     while !rest.is_empty() {
-        // In pieces: the vocabulary's patterns take memory with the length of what they match.
+        // In chunks: the regular expressions of the tokenizer need memory in proportion to their match.
         let end = rest.ceil_char_boundary(TOKENIZER_CHUNK_BYTES.min(rest.len()));
         let (chunk, after) = rest.split_at_checked(end).unwrap_or((rest, ""));
         tokens += tokenizer.count_ordinary(chunk) as u64;
@@ -56,6 +59,7 @@ fn count_tokens(tokenizer: &CoreBPE, text: &str) -> u64 {
     tokens.saturating_mul(text.len() as u64) / tokenized.len() as u64
 }
 
+/// The number of tokens in the prompt of a request body; `None` if it cannot be estimated.
 fn estimate_prompt_tokens(tokenizer: &CoreBPE, body: &[u8]) -> Option<u64> {
     let body: Value =
         serde_json::from_slice(Some(body).filter(|body| body.len() <= MAX_PARSED_BODY_BYTES)?).ok()?;
@@ -71,7 +75,8 @@ fn estimate_prompt_tokens(tokenizer: &CoreBPE, body: &[u8]) -> Option<u64> {
     Some(count_tokens(tokenizer, &texts) + messages * TOKENS_PER_MESSAGE + REPLY_PRIMING_TOKENS)
 }
 
-/// All text in a value; `None` when there is something in it that is not counted in words.
+/// Collects all text in a value. `None` if it contains something whose tokens do not depend on text, such as
+/// an image.
 fn collect_text(value: &Value, depth: usize, texts: &mut String) -> Option<()> {
     let depth = depth.checked_sub(1)?;
     match value {

@@ -1,8 +1,8 @@
-//! The thread that turns finished exchanges into records and puts them into the spool.
+//! The thread that makes records from finished exchanges and writes them to the spool.
 //!
-//! Exchanges reach it through a queue, so that a slow disk never holds a request; what has
-//! gathered is written at once. The queue is bounded in memory: when it is full, first prompts and
-//! answers go, then whole records, counted.
+//! Exchanges reach it through a queue, so that a slow disk delays no request. All records that are queued are
+//! written at once. The queue is limited in memory: beyond the first limit, prompts and completions are left
+//! out; beyond the second, records are dropped and counted.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,15 +22,15 @@ use super::metrics::Metrics;
 use super::redact::Redactor;
 use super::spool::{FrameBuffer, Spool};
 
-/// Most bytes that are gathered before a write.
+/// About how many bytes are written to the spool at once.
 const MAX_BATCH_BYTES: usize = 256 * 1024;
-/// How often segments of processes that are gone are looked for.
+/// How often the spool is searched for segments of processes that have ended.
 const ORPHAN_SCAN_INTERVAL: Duration = Duration::from_secs(5);
-/// For how long requests gather that are only counted.
+/// How long exchanges are collected that are only counted, to wake the thread less often.
 const METRICS_ONLY_BATCH_DELAY: Duration = Duration::from_millis(10);
-/// Memory for records that wait, beyond which prompts and answers are let go of.
+/// The memory of queued exchanges beyond which prompts and completions are left out.
 const MAX_QUEUED_BYTES_WITH_CONTENT: usize = 128 * 1024 * 1024;
-/// The same for what is left of records then.
+/// The memory of queued exchanges beyond which records are dropped.
 const MAX_QUEUED_BYTES: usize = 192 * 1024 * 1024;
 
 enum WriterMessage {
@@ -43,10 +43,10 @@ enum WriterMessage {
     Stop,
 }
 
-/// Word that a record is in the hands of the kernel, or lost for good.
+/// Resolves when the record is in the kernel's page cache, so that it survives the process, or is lost.
 pub type WriteReceipt = oneshot::Receiver<()>;
 
-/// What waits for the writer.
+/// The messages that wait for the writer.
 #[derive(Default)]
 struct Inbox(Mutex<Vec<WriterMessage>>);
 
@@ -55,7 +55,7 @@ impl Inbox {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says whether it is the first that waits.
+    /// Adds a message. Returns whether it is the only one.
     fn push(&self, message: WriterMessage) -> bool {
         let mut messages = self.lock();
         messages.push(message);
@@ -64,18 +64,18 @@ impl Inbox {
 }
 
 impl std::fmt::Debug for Inbox {
-    /// How much waits; what it is, is nobody's business.
+    /// Only the number of messages: they contain prompts.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Inbox").field(&self.lock().len()).finish()
     }
 }
 
-/// The writer's end that everybody else holds.
+/// The queue of the writer, as the rest of the program sees it.
 #[derive(Debug)]
 pub struct RecordQueue {
     inbox: Arc<Inbox>,
     writer: Thread,
-    /// For those that take a while.
+    /// Leads to the thread that prepares slow exchanges before the writer gets them.
     slow_exchange_sender: Sender<WriterMessage>,
     state: Arc<QueueState>,
     metrics: Arc<Metrics>,
@@ -89,10 +89,10 @@ struct QueueState {
     is_overflowing: AtomicBool,
 }
 
-/// Starts the thread; without a spool requests are counted and nothing is kept.
+/// Starts the threads of the writer. Without a spool, exchanges are only counted.
 ///
 /// # Errors
-/// When the system has no more threads.
+/// If a thread cannot be started.
 pub fn start_writer(
     spool: Option<Spool>,
     redactor: &Arc<ArcSwap<Redactor>>,
@@ -109,7 +109,7 @@ pub fn start_writer(
         std::thread::Builder::new().name("records".into()).spawn(move || writer.run(&writer_inbox))?;
     let (prepared_inbox, writer_thread) = (Arc::clone(&inbox), thread.thread().clone());
     let run_slow = move || {
-        prepare_slow_records(&slow_exchange_receiver, &prepared_inbox, &writer_thread, &slow_redactor)
+        prepare_slow_records(&slow_exchange_receiver, &prepared_inbox, &writer_thread, &slow_redactor);
     };
     std::thread::Builder::new().name("slow records".into()).spawn(run_slow)?;
     let writer = thread.thread().clone();
@@ -127,20 +127,22 @@ pub fn start_writer(
 }
 
 impl RecordQueue {
-    /// Queues a record; returns at once, with word of when it is written, if it will be. What is to
-    /// be written has to be followed by [`RecordQueue::wake_writer`]: one call does for all that were queued
-    /// meanwhile.
+    /// Queues an exchange and returns at once. The receipt is `None` if no record will be written. Call
+    /// [`RecordQueue::wake_writer`] afterwards: one call is enough for several exchanges.
     pub fn enqueue(
         &self,
         mut exchange: Box<FinishedExchange>,
         policy: CapturePolicy,
     ) -> Option<WriteReceipt> {
         let queued_bytes = self.state.queued_bytes.load(Ordering::Relaxed);
-        // A single one may be as large as it is.
+        // An empty queue takes an exchange of any size: it would never be written otherwise.
         if queued_bytes > 0 && queued_bytes + exchange.memory_bytes() > MAX_QUEUED_BYTES_WITH_CONTENT {
             exchange.drop_content();
             if !self.state.is_overflowing.swap(true, Ordering::Relaxed) {
-                error!("records cannot be written fast enough: prompts and answers are left out");
+                error!(
+                    "records are not written fast enough, prompts and completions are left out for now: \
+                     is the disk of the spool slow?"
+                );
             }
         }
         let memory_bytes = exchange.memory_bytes();
@@ -157,36 +159,38 @@ impl RecordQueue {
         } else {
             (None, None)
         };
-        // The thread ends only after `stop`, when nothing is in flight any more.
+        // The send fails only if the thread has ended, which happens after `stop`: nothing is in flight then.
         let is_slow = exchange.is_slow_to_render(policy);
         let message = WriterMessage::Exchange { exchange, policy, memory_bytes, written_sender };
         if is_slow {
             self.slow_exchange_sender.send(message).ok()?;
+            // With records, the caller wakes the writer, once for several exchanges.
         } else if self.inbox.push(message) && !self.writes_records {
             self.writer.unpark();
         }
         receipt
     }
 
-    /// Wakes the writer if something waits for it.
+    /// Wakes the writer if exchanges are queued.
     pub fn wake_writer(&self) {
         if !self.inbox.lock().is_empty() {
             self.writer.unpark();
         }
     }
 
-    /// Whether all that was queued is written.
+    /// Whether the writer has taken everything out of the queue.
     pub fn is_idle(&self) -> bool {
         self.state.queued_bytes.load(Ordering::Relaxed) == 0
     }
 
-    /// Lets the thread end once it has written what is queued.
+    /// Ends the threads once they have written what is queued.
     pub fn stop(&self) {
+        // Through the slow thread: the message arrives behind all slow exchanges.
         let _ = self.slow_exchange_sender.send(WriterMessage::Stop);
     }
 }
 
-/// Prepares what takes a while, so that nobody else waits for it.
+/// Runs on a thread of its own: does the slow part of rendering, so that other records do not wait for it.
 fn prepare_slow_records(
     slow_exchange_receiver: &Receiver<WriterMessage>,
     inbox: &Inbox,
@@ -195,7 +199,7 @@ fn prepare_slow_records(
 ) {
     for mut message in slow_exchange_receiver {
         if let WriterMessage::Exchange { exchange, policy, .. } = &mut message {
-            // A fault of a library, over text from outside, must not end all records.
+            // A panic of a parser over a client's text must not end all recording.
             let outcome =
                 catch_unwind(AssertUnwindSafe(|| exchange.prepare_content(*policy, &redactor.load())));
             if outcome.is_err() {
@@ -252,7 +256,7 @@ impl RecordWriter {
                             self.append_record(&mut frames, *exchange, policy);
                         }));
                         if outcome.is_err() {
-                            error!("a record could not be made: this is a fault of the balancer");
+                            error!("a record could not be made and is dropped: this is a bug in aoai-lb");
                             self.metrics.count_records("spool", "dropped", 1);
                         }
                         self.state.queued_bytes.fetch_sub(memory_bytes, Ordering::Relaxed);
@@ -267,7 +271,7 @@ impl RecordWriter {
                 self.metrics.count_records("spool", "written", frames.record_count() - lost);
             }
             frames.clear();
-            // Who waits for one that is lost waits in vain.
+            // The receipts of lost records resolve too: nobody should wait for them. A receiver may be gone.
             written_senders.drain(..).for_each(|sender| {
                 let _ = sender.send(());
             });
@@ -282,6 +286,7 @@ impl RecordWriter {
         }
     }
 
+    /// Makes the record of an exchange, which also counts it, and adds it to the next write.
     fn append_record(&self, frames: &mut FrameBuffer, mut exchange: FinishedExchange, policy: CapturePolicy) {
         let redactor = self.redactor.load();
         let record = exchange.render_record(policy, &redactor, &self.metrics);
@@ -290,6 +295,7 @@ impl RecordWriter {
         }
     }
 
+    /// Updates the metrics of the spool.
     fn publish_spool_metrics(&self) {
         let Some(spool) = &self.spool else { return };
         self.metrics.set_spool_bytes(spool.undelivered_bytes());
@@ -298,13 +304,13 @@ impl RecordWriter {
         }
     }
 
-    /// Says that it is over when the queue has been too long.
+    /// Logs once that the queue is short again after it was too long.
     fn log_queue_recovery(&self) {
         let has_recovered =
             self.state.queued_bytes.load(Ordering::Relaxed) < MAX_QUEUED_BYTES_WITH_CONTENT / 2;
         if has_recovered && self.state.is_overflowing.swap(false, Ordering::Relaxed) {
             let dropped = self.state.dropped_records.swap(0, Ordering::Relaxed);
-            info!("records are written fast enough again; {dropped} were dropped");
+            info!("records are written fast enough again; {dropped} records were dropped meanwhile");
         }
     }
 }

@@ -84,9 +84,9 @@ pub struct Outage {
 pub enum Availability {
     /// Every request may use it.
     Available,
-    /// No request may use it; perhaps one is probing it.
+    /// No request may use it, except one that may be probing it.
     Unavailable(Unavailable),
-    /// The outage has lasted its time; one request may probe ([`ProbePermit::acquire`]).
+    /// The time of the outage is over, and one request may probe ([`ProbePermit::acquire`]).
     ProbeDue,
 }
 
@@ -181,7 +181,10 @@ impl AvailabilityCell {
     /// its time-out changes nothing.
     fn update_if_permit_held(&self, permit_id: u64, change: impl FnOnce(&mut Option<OutageState>)) {
         let mut state = self.lock_state();
-        let is_current = |state: &OutageState| matches!(state.probe, ProbeState::InProgress { permit_id: current, .. } if current == permit_id);
+        let is_current = |state: &OutageState| match state.probe {
+            ProbeState::InProgress { permit_id: current, .. } => current == permit_id,
+            ProbeState::NotStarted => false,
+        };
         if state.as_ref().is_some_and(is_current) {
             change(&mut state);
             self.may_be_unavailable.store(state.is_some(), Ordering::Release);
@@ -197,8 +200,8 @@ impl AvailabilityCell {
         match probe {
             ProbeState::NotStarted => Availability::ProbeDue,
             ProbeState::InProgress { deadline, available_at_deadline: false, .. } if now < *deadline => {
-                // After a cooldown, a probe that is sent now counts as accepted that soon: others wait
-                // for it no longer.
+                // After a cooldown, a probe that is sent now would count as accepted after this time, so
+                // other requests need not wait longer.
                 let soon = now + PROBE_ACCEPTED_AFTER;
                 let is_cooldown = unavailable.reason == UnavailableReason::CoolingDown;
                 let until = if is_cooldown { soon.min(*deadline) } else { *deadline };
@@ -221,17 +224,17 @@ impl AvailabilityCell {
     }
 }
 
-/// Permits one request to probe everything on its way for which a probe is due, usually nothing.
-/// Dropped without a result, it lets another request probe.
+/// Permits one request to use a backend, and to probe everything for which a probe is due; usually that is
+/// nothing. If it is dropped without a result, another request may probe.
 #[derive(Debug, Default)]
 pub struct ProbePermit {
-    /// What is probed, each with the id of this permit for it.
+    /// What is probed, with the id of each probe.
     cells: SmallVec<[(Arc<AvailabilityCell>, u64); 1]>,
 }
 
 impl ProbePermit {
-    /// The permit to use all of these, and to probe those that need it. `None` if one is unavailable,
-    /// perhaps because another request started to probe it first.
+    /// The permit to use all of these, and to probe those for which a probe is due. `None` if one is
+    /// unavailable, perhaps because another request started to probe it first.
     pub(super) fn acquire<'c>(
         cells: impl Iterator<Item = &'c Arc<AvailabilityCell>>,
         now: Instant,
@@ -240,6 +243,7 @@ impl ProbePermit {
         for cell in cells {
             match cell.availability(now) {
                 Availability::Available => {}
+                // The drop of `permit` gives up the probes that it has started.
                 Availability::Unavailable(_) => return None,
                 Availability::ProbeDue => {
                     let permit_id = fastrand::u64(..);
@@ -258,7 +262,7 @@ impl ProbePermit {
         self.cells.iter().any(|(probed, _)| Arc::ptr_eq(probed, cell))
     }
 
-    /// The request has been sent whole: from now on a cooldown ends soon unless a refusal comes.
+    /// The request has been sent whole: a cooldown now ends soon unless a refusal comes.
     pub fn on_request_sent(&self, now: Instant) {
         for (cell, permit_id) in &self.cells {
             cell.update_if_permit_held(*permit_id, |state| {
@@ -273,7 +277,7 @@ impl ProbePermit {
         }
     }
 
-    /// Of what is probed, this one works; about the others nothing is known yet.
+    /// Marks only this one of what is probed as available: about the others nothing is known yet.
     pub fn mark_available(&mut self, cell: &Arc<AvailabilityCell>) {
         self.cells.retain(|(probed, permit_id)| {
             let is_this = Arc::ptr_eq(probed, cell);
@@ -284,7 +288,7 @@ impl ProbePermit {
         });
     }
 
-    /// The request was answered: everything that is probed works.
+    /// Marks everything that is probed as available: the request was answered.
     pub fn mark_all_available(self) {
         for (cell, permit_id) in &self.cells {
             cell.update_if_permit_held(*permit_id, |state| *state = None);
@@ -308,15 +312,15 @@ impl Drop for ProbePermit {
 struct OutageState {
     unavailable: Unavailable,
     since: Instant,
-    /// Of meaning once `unavailable.until` has passed.
+    /// Relevant once `unavailable.until` has passed.
     probe: ProbeState,
 }
 
 #[derive(Debug)]
 enum ProbeState {
     NotStarted,
-    /// Until the deadline no other request probes. What comes then: the outage is over, or another
-    /// request may probe.
+    /// No other request probes before the deadline. If that passes, the outage is over
+    /// (`available_at_deadline`) or another request may probe.
     InProgress {
         permit_id: u64,
         deadline: Instant,

@@ -19,7 +19,7 @@ use crate::names::{BackendName, DeploymentName};
 const MIN_SECRET_RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
 /// A backend's TLS errors are logged at most this often.
 const TLS_ERROR_LOG_INTERVAL: Duration = Duration::from_secs(60);
-/// Longer than any process runs.
+/// The duration of a drain: longer than any process runs.
 const EFFECTIVELY_FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// The health of every backend that a configuration of this process has named.
@@ -30,7 +30,7 @@ pub struct HealthRegistry {
 }
 
 impl HealthRegistry {
-    /// An empty registry. `now` is before any other moment that it is given.
+    /// An empty registry; no later call may pass an earlier `now`.
     pub fn new(now: Instant) -> Self {
         Self { created_at: now, backends: Mutex::default() }
     }
@@ -124,7 +124,7 @@ impl BackendHealth {
     }
 
     /// Whether a secret that this backend rejected is to be renewed. Not if it rejected the one before
-    /// as well, a short time ago: a backend that accepts none must not have tokens fetched without end.
+    /// as well a short time ago: a backend that accepts none must not cause a new fetch with each request.
     pub fn should_renew_secret(&self, secret_id: u64, now: Instant) -> bool {
         let mut last_renewal = self.last_secret_renewal.lock().unwrap_or_else(PoisonError::into_inner);
         match *last_renewal {
@@ -138,7 +138,7 @@ impl BackendHealth {
         }
     }
 
-    /// Whether a TLS error of now is to be logged; each minute one is.
+    /// Whether to log a TLS error that has happened now: at most one a minute.
     pub fn should_log_tls_error(&self, now: Instant) -> bool {
         let mut logged_at = self.tls_error_logged_at.lock().unwrap_or_else(PoisonError::into_inner);
         let is_due = logged_at.is_none_or(|at| now >= at + TLS_ERROR_LOG_INTERVAL);

@@ -9,10 +9,11 @@ use super::availability::{Availability, AvailabilityCell, Unavailable, Unavailab
 use super::window::{EventCounts, SlidingWindow};
 use crate::config;
 
-/// The circuit breaker of one backend.
+/// The circuit breaker of one backend: closed while the backend is available, open while it is unavailable,
+/// half-open when a probe is due.
 #[derive(Debug)]
 pub struct CircuitBreaker {
-    /// Unavailable while the circuit is open; half-open when a probe is due.
+    /// The state of the circuit.
     pub availability: Arc<AvailabilityCell>,
     /// All attempts; those that failed are marked.
     attempt_window: SlidingWindow,
@@ -21,7 +22,7 @@ pub struct CircuitBreaker {
 
 #[derive(Debug, Default)]
 struct OpeningHistory {
-    /// How often in a row it opened again soon after it had been open.
+    /// How often in a row it opened again soon after it was open.
     reopen_count: u32,
     /// Until when it is or was open.
     last_open_until: Option<Instant>,
@@ -30,10 +31,10 @@ struct OpeningHistory {
 /// What the failure of an attempt counts as.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AttemptFailure {
-    /// The first failure of its request on this backend. Only this one counts: one request that makes
-    /// backends fail must not open all breakers.
+    /// The first failure of its request on this backend. Others do not count: one request that makes
+    /// backends fail must not open all their circuits.
     pub is_first_of_request: bool,
-    /// This failure is enough to open the circuit: the attempt was its probe.
+    /// This failure is enough to open the circuit: the attempt was a probe.
     pub opens_circuit_alone: bool,
     /// The attempt was counted as a success when its response began, before it broke off.
     pub was_counted_as_success: bool,
@@ -60,7 +61,7 @@ impl fmt::Display for OpenedCircuit {
             OpeningCause::TooManyFailures { failures, attempts } => {
                 write!(f, "{failures} of {attempts} attempts failed")
             }
-            OpeningCause::ProbeFailed => f.write_str("its probe failed"),
+            OpeningCause::ProbeFailed => f.write_str("the probe failed"),
         }
     }
 }
@@ -127,7 +128,7 @@ impl CircuitBreaker {
         Some(OpenedCircuit { duration, cause })
     }
 
-    /// Closes the circuit without a probe of its own: the backend is known to answer.
+    /// Closes the circuit, since the backend is known to answer.
     pub fn close_circuit(&self) {
         self.availability.mark_available();
     }
@@ -213,7 +214,7 @@ mod tests {
             now += duration;
         }
         assert_eq!(seconds, [10, 20, 40, 60, 60, 60]);
-        // Once it has been closed for a maximum time, it starts again with the shortest.
+        // After it has been closed for the maximum duration, it starts again with the shortest.
         now += 61 * S;
         let opened = (0..5).filter_map(|_| breaker.record_failure(&policy(), FAILURE, now)).next().unwrap();
         assert_eq!(opened.duration, 10 * S);

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use crate::azure::response::hints::{RateLimit, ReportedCapacity};
 
-/// The rate limits of a standard deployment are reset each minute (Azure OpenAI, "Manage quota"). A
-/// full provisioned deployment is empty again after about as long.
+/// The rate limits of a standard deployment are reset each minute (Azure OpenAI, "Manage quota"). A fully
+/// loaded provisioned deployment needs about as long to become idle.
 const QUOTA_WINDOW: Duration = Duration::from_secs(60);
 /// A deployment whose remaining quota is less than what remains of the minute, by more than this, takes
 /// fewer turns.

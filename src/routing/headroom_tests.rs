@@ -110,14 +110,14 @@ fn attempts_without_a_response_count_with_the_average_cost() {
 /// Simulates a standard deployment. It charges a request on arrival, against a limit that is reset each
 /// minute. A request that crosses the limit is still served. The reset is reported only when nothing is
 /// left.
-struct SimulatedResource {
+struct TokenQuota {
     limit: u64,
     created_at: Instant,
     minute: u128,
     used: u64,
 }
 
-impl SimulatedResource {
+impl TokenQuota {
     /// Charges a request of this many tokens. Returns whether it is served, or else when to come back,
     /// and the capacity that the response reports.
     fn charge(&mut self, tokens: u64, now: Instant) -> (Result<(), Duration>, ReportedCapacity) {
@@ -177,10 +177,10 @@ fn simulate_hour(
     let pool = BackendPool::new((0..limits.len()).map(candidate).collect(), balance, start);
     // Their minutes begin at different times.
     let created_at = |n: usize| start - MS * (17_000 * u32::try_from(n).unwrap());
-    let mut resources: Vec<SimulatedResource> = limits
+    let mut resources: Vec<TokenQuota> = limits
         .iter()
         .enumerate()
-        .map(|(n, &limit)| SimulatedResource { limit, created_at: created_at(n), minute: 0, used: 0 })
+        .map(|(n, &limit)| TokenQuota { limit, created_at: created_at(n), minute: 0, used: 0 })
         .collect();
     let requests_per_ms = limits.iter().sum::<u64>() as f64 * load / 60_000.0 / MEAN_TOKENS as f64;
     let mut result = SimulationResult { served_by_backend: vec![0; limits.len()], ..Default::default() };

@@ -34,7 +34,7 @@ pub struct Candidate {
     pub weight: Weight,
     /// The resource's name for the deployment; `None` if it is the client's name, or if there is none.
     pub upstream_deployment: Option<DeploymentName>,
-    /// What the backend is authenticated to with.
+    /// The credential that is sent to the backend.
     pub credential: Arc<Credential>,
     /// The health of the backend.
     pub backend_health: Arc<BackendHealth>,
@@ -44,8 +44,8 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Why and until when it cannot be used for this operation. Of several reasons, the one that takes
-    /// most to end.
+    /// Why and until when it cannot be used for this operation. If there are several reasons, it is the one
+    /// that will last longest: what an operator has to repair outlasts what ends by itself.
     pub fn unavailability(&self, operation: Operation, now: Instant) -> Option<Unavailable> {
         let rank = |reason| match reason {
             UnavailableReason::CoolingDown => 0,
@@ -77,8 +77,7 @@ impl Candidate {
         until
     }
 
-    /// The permit to use it, and to probe what needs a probe; `None` if it is unavailable or another
-    /// request probes.
+    /// The permit to use it, and to probe what is due; `None` if it is unavailable.
     pub(super) fn acquire_probe_permit(&self, operation: Operation, now: Instant) -> Option<ProbePermit> {
         ProbePermit::acquire(self.availability_cells(operation), now)
     }
@@ -111,7 +110,8 @@ pub(super) struct PoolTier {
     /// Their indexes in the pool.
     pub(super) member_indexes: Range<usize>,
     round_robin: WeightedRoundRobin,
-    /// For each member, the sum of the shares of its turns since the last one it took, in units of 2^-32.
+    /// For each member, the sum of the shares of its turns since the last turn that it took, in units of
+    /// 2^-32.
     turn_credits: Box<[AtomicU32]>,
 }
 

@@ -156,8 +156,8 @@ impl RetryPlan {
         jitter: f64,
     ) -> NextStep {
         match self.find_next_step(pool, operation, limits, now, jitter) {
-            // A new secret may have come in between: the candidate was unavailable when eligible ones
-            // were looked for, and awaited nothing when secrets to wait for were.
+            // A new secret may have come during the search: its candidate was still unavailable when an
+            // eligible one was looked for, and its fetch had ended when one to wait for was.
             NextStep::Exhausted if self.has_untried_candidate(pool, operation, now) => {
                 self.find_next_step(pool, operation, limits, now, jitter)
             }
@@ -272,7 +272,8 @@ impl RetryPlan {
         if counted_attempts > limits.max_retries || !is_in_time(Duration::ZERO) {
             return NextStep::Exhausted;
         }
-        // A short cooldown is waited for before the next tier is tried: tiers are a preference of price.
+        // A short cooldown is waited for before the next tier is tried: the lower tier is preferred, often
+        // because it is paid for already.
         for tier in pool.tiers() {
             if let Some(attempt) = self.next_in_tier(tier, pool, operation, now) {
                 return self.attempt_within_budget(attempt, pool, limits, now);

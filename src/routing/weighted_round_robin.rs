@@ -1,7 +1,7 @@
 //! Exact and smooth weighted round robin, on top of pingora-load-balancing.
 //!
-//! Pingora's own weights are not exact while a member is skipped, and heavy members get their requests
-//! in bursts (`aaaaabcc`). So it is given slots instead of members: a member of weight n has n slots in
+//! Pingora ignores weights while a member is skipped, and gives heavy members their requests in bursts
+//! (`aaaaabcc`). So it is given slots instead of members: a member of weight n has n slots in
 //! the order of smooth weighted round robin (`acaabaca`). Each slot is a made-up unique address that
 //! holds its position and its member, so picking one allocates nothing.
 

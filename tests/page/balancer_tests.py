@@ -10,7 +10,7 @@ from stack import Stack
 
 
 class AdminStack(Stack):
-    """The stack of the SDKs' test, with an admin API and without its second balancer."""
+    """The stack of the SDK tests, with an admin API and without its second balancer."""
 
     token = None
 
@@ -42,7 +42,7 @@ class AdminStack(Stack):
 
 
 class RunningBalancerTests:
-    """With the running balancer."""
+    """Tests with a running balancer."""
 
     def __init__(self, page, balancer):
         self.page, self.balancer = page, balancer
@@ -60,7 +60,7 @@ class RunningBalancerTests:
         names = self.page.texts("#backend-rows > tr [data-field=name]:first-child")
         assert [name for name in names if name] and {expected_text["name"] for expected_text in status["backends"]} <= set(names), names
         assert len(self.page.texts("#pool-rows > li")) == len(status["pools"])
-        assert "well" in self.page.text("#headline-text"), self.page.text("#headline-text")
+        assert "healthy" in self.page.text("#headline-text"), self.page.text("#headline-text")
         self.page.assert_no_errors()
 
     def request_counts_increase(self):
@@ -70,32 +70,32 @@ class RunningBalancerTests:
         before = int(figure().replace(",", ""))
         for _ in range(10):
             assert self.balancer.chat("gpt-4o-mini")[0] == 200
-        self.page.wait_until(lambda: int(figure().replace(",", "")) == before + 10, f"not {before + 10} requests")
+        self.page.wait_until(lambda: int(figure().replace(",", "")) == before + 10, f"expected {before + 10} requests")
         client_row = lambda: next(row for row in self.page.texts("#client-rows > tr") if row.startswith("python"))
-        self.page.wait_until(lambda: re.match(r"python\s+10\s", client_row()), "the client's requests do not show")
+        self.page.wait_until(lambda: re.match(r"python\s+10\s", client_row()), "expected ten requests of the client")
         assert self.balancer.status()["settled"] == before + 10
 
     def a_cooldown_is_shown(self):
-        """A deployment that is throttled, on the backend `troubled`."""
+        """A deployment of the backend `troubled` is throttled."""
         assert self.balancer.chat("throttled-python")[0] == 429
-        self.page.wait_until(lambda: "throttled-python cooling" in self.page.text("#issues"), "the cooling does not show")
-        assert re.search(r"throttled-python\s*:\s*all of its backends rest", self.page.text("#issues")), self.page.text("#issues")
+        self.page.wait_until(lambda: "throttled-python cooling" in self.page.text("#issues"), "expected the cooldown to be shown")
+        assert re.search(r"throttled-python\s*:\s*all backends are unavailable", self.page.text("#issues")), self.page.text("#issues")
         row = next(row for row in self.page.texts("#backend-rows > tr") if row.startswith("troubled"))
         assert re.search(r"\d+ s left", row), row
 
     def draining_stops_new_requests_to_the_backend(self):
         state = lambda: next(expected_text["state"] for expected_text in self.balancer.status()["backends"] if expected_text["name"] == "sweden")
-        button = f"[data-field=drain][aria-label$='rain sweden']"
+        button = "[data-field=drain][aria-label$='rain sweden']"
         self.page.click(button)
         self.page.click("#confirm-yes")
-        self.page.wait_until(lambda: self.page.text("#result-text").startswith("sweden is drained."), "no result")
+        self.page.wait_until(lambda: self.page.text("#result-text").startswith("sweden is drained."), "expected the result")
         assert state() == "drained"
-        self.page.wait_until(lambda: self.page.text(button) == "Undrain …", "the page does not show it")
+        self.page.wait_until(lambda: self.page.text(button) == "Undrain …", "expected the button to change to undrain")
         status, headers, _ = self.balancer.chat("gpt-4o-mini")
         assert (status, headers["x-aoai-lb-backend"]) == (200, "westus")
         self.page.click(button)
         self.page.click("#confirm-yes")
-        self.page.wait_until(lambda: self.page.text(button) == "Drain …", "it stays drained")
+        self.page.wait_until(lambda: self.page.text(button) == "Drain …", "expected the backend to be undrained")
         assert state() == "ok"
 
     def reloading_applies_the_changed_file(self):
@@ -105,26 +105,26 @@ class RunningBalancerTests:
         config.write_text(good + "# changed\n")
         self.page.click("#reload")
         self.page.click("#confirm-yes")
-        self.page.wait_until(lambda: "was reloaded" in self.page.text("#result-text"), f"no result: {self.page.text('#confirm-error')}")
+        self.page.wait_until(lambda: "was reloaded" in self.page.text("#result-text"), f"expected the result of the reload, not: {self.page.text('#confirm-error')}")
         assert self.balancer.status()["configuration"]["version"] > version
         config.write_text(good + "no_such_key: 1\n")
         self.page.click("#reload")
         self.page.click("#confirm-yes")
-        self.page.wait_until(lambda: "no_such_key" in self.page.text("#confirm-error"), "the refusal is not told")
+        self.page.wait_until(lambda: "no_such_key" in self.page.text("#confirm-error"), "expected the error in the dialog")
         self.page.click("#confirm-no")
-        self.page.wait_until(lambda: "reload was refused" in self.page.text("#issues"), "the refusal is not among what to know")
+        self.page.wait_until(lambda: "last reload failed" in self.page.text("#issues"), "expected the error among the issues")
         config.write_text(good)
         self.page.assert_no_errors()
 
     def a_stopped_balancer_makes_the_page_stale(self):
         self.balancer.send_sigterm()
         assert self.balancer.wait_for_exit() == 0
-        self.page.wait_until(lambda: self.page.find("#stale").is_displayed(), "the loss does not show")
+        self.page.wait_until(lambda: self.page.find("#stale").is_displayed(), "expected the data to be marked as stale")
         assert self.page.text("#headline-text").startswith("Unknown since")
 
 
 class TokenTests:
-    """With a running balancer that wants a token."""
+    """Tests with a running balancer whose admin API requires a token."""
 
     def __init__(self, page, balancer):
         self.page, self.balancer = page, balancer
@@ -133,8 +133,8 @@ class TokenTests:
         self.page.set_viewport()
         self.page.open(self.balancer.admin, "#token:not([hidden])")
         self.page.find("#token-input").send_keys(f"{self.balancer.token}\n")
-        self.page.wait_until(lambda: "well" in self.page.text("#headline-text"), "the token does not help")
+        self.page.wait_until(lambda: "healthy" in self.page.text("#headline-text"), "expected the status after the token")
         self.page.click("[data-field=drain][aria-label='Drain westus']")
         self.page.click("#confirm-yes")
-        self.page.wait_until(lambda: self.page.text("#result-text").startswith("westus is drained."), "no result")
+        self.page.wait_until(lambda: self.page.text("#result-text").startswith("westus is drained."), "expected the result")
         self.page.assert_no_errors()

@@ -10,7 +10,7 @@ import environments
 from stack import StackError, wait_for_condition
 
 AXE = "4.14.1"
-# For what should happen at once, and for what the page's own clock decides.
+# In seconds: for what happens at once, and for what waits for the timers of the page.
 SHORT_TIMEOUT, LONG_TIMEOUT = 15.0, 40.0
 BROWSER_FLAGS = [
     "--headless=new",
@@ -22,7 +22,7 @@ BROWSER_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-# Before the page's own script: whatever goes wrong in the page is kept, and a dialog would be noticed.
+# Runs before the script of the page: it records errors, policy violations and dialogs.
 ERROR_RECORDER_SCRIPT = """
 window.recordedErrors = [];
 for (const kind of ['error', 'unhandledrejection', 'securitypolicyviolation'])
@@ -32,7 +32,7 @@ for (const name of ['alert', 'confirm', 'prompt']) window[name] = text => record
 
 
 class StatusPage:
-    """A browser with the status page."""
+    """A browser that shows the status page."""
 
     def __init__(self, folder):
         from selenium import webdriver
@@ -58,16 +58,16 @@ class StatusPage:
         features["prefers-reduced-motion"] = "reduce" if reduced_motion else "no-preference"
         self.run_devtools_command("Emulation.setEmulatedMedia", features=[{"name": name, "value": value} for name, value in features.items()])
 
-    def open(self, url, shows="main > section:not([hidden]) #plots path[d^='M']"):
+    def open(self, url, shows="main > section:not([hidden]) #plots figure > svg path[d^='M']"):
         self.take_errors()
         self.driver.get(url)
-        self.wait_until(lambda: self.evaluate("document.querySelector(arguments[0]) !== null", shows), f"the page shows no {shows}")
+        self.wait_until(lambda: self.evaluate("document.querySelector(arguments[0]) !== null", shows), f"expected the page to show {shows}")
 
-    def wait_until(self, holds, otherwise, seconds=SHORT_TIMEOUT):
+    def wait_until(self, condition, failure_message, seconds=SHORT_TIMEOUT):
         try:
-            wait_for_condition(holds, seconds, otherwise)
+            wait_for_condition(condition, seconds, failure_message)
         except StackError as failure:
-            raise AssertionError(f"{failure}; the page says\n{self.text('main')[:600]}") from None
+            raise AssertionError(f"{failure}; the text of the page:\n{self.text('main')[:600]}") from None
 
     def text(self, selector):
         return self.evaluate("document.querySelector(arguments[0])?.innerText ?? ''", selector)
@@ -89,7 +89,7 @@ class StatusPage:
         assert complaints == [], complaints
 
     def take_errors(self):
-        """What went wrong since the last call, but for answers that a test wants."""
+        """The errors since the last call, except failed requests, which tests cause on purpose."""
         with contextlib.suppress(Exception):
             recorded = self.evaluate("window.recordedErrors?.splice(0) ?? []")
         logged = [entry["message"] for entry in self.driver.get_log("browser")]
@@ -97,11 +97,11 @@ class StatusPage:
 
 
 def find_program(program):
-    return shutil.which(program) or sys.exit(f"{program} is missing; it is in Debian's packages chromium and chromium-driver")
+    return shutil.which(program) or sys.exit(f"{program} is missing: install the Debian packages chromium and chromium-driver")
 
 
 def load_axe_core():
-    """The text of axe-core, which judges accessibility."""
+    """The source of axe-core, which checks accessibility."""
     directory = environments.ENVIRONMENTS_DIRECTORY / f"axe-core-{AXE}"
 
     def make():

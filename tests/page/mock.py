@@ -1,4 +1,4 @@
-"""The admin API with made-up states, for the status page's test and for whoever works on the page.
+"""A mock of the admin API with made-up states, for the tests of the status page and for work on it.
 
     python3 tests/page/mock.py [STATE [PORT]]
 
@@ -23,7 +23,7 @@ HOSTILE_MARKUP = "<img src=x onerror=alert(1)>"
 
 
 def content_security_policy(page):
-    """The page's Content-Security-Policy, as the balancer makes it."""
+    """The Content-Security-Policy of the page, computed as the balancer does."""
 
     def hash_of(element):
         inside = page.split(f"<{element}>", 1)[1].split(f"</{element}>", 1)[0]
@@ -36,16 +36,17 @@ def content_security_policy(page):
 
 
 class MockAdminApi:
-    """The admin API on a port of its own. What it tells may be changed at any time."""
+    """The admin API on its own port. Its behaviour can be changed at any time."""
 
     def __init__(self, state, token=None, interval=2.0, port=0):
         self.state, self.token, self.interval = state, token, interval
         self.posts, self.streams, self.ticks = [], 0, 0
-        # When events were asked for.
+        # When each request for events arrived.
         self.event_request_times = []
-        # How it treats whoever asks for events: live, silent (holds the connection), away (closes it).
+        # The behaviour for requests for events: live, silent (keeps the connection open without events),
+        # away (closes the connection).
         self.mode = "live"
-        # What a POST is answered with instead: a status and a message.
+        # A status and a message with which every POST is refused, or None.
         self.refusal = None
         self.drained = set()
         self.changed = threading.Condition()
@@ -65,7 +66,7 @@ class MockAdminApi:
         self.server.server_close()
 
     def update(self, **changes):
-        """Changes what it tells, and tells it at once."""
+        """Changes attributes and sends an event at once."""
         with self.changed:
             for name, value in changes.items():
                 setattr(self, name, value)
@@ -116,7 +117,7 @@ class AdminApiHandler(BaseHTTPRequestHandler):
             page = PAGE_FILE.read_text()
             self.reply(200, "text/html; charset=utf-8", page.encode(), content_security_policy=content_security_policy(page))
         elif not self.has_valid_token():
-            self.refuse(401, "the admin API wants its token: Authorization: Bearer TOKEN")
+            self.refuse(401, "the admin API requires its token: Authorization: Bearer TOKEN")
         elif self.path == "/api/status":
             self.json(200, self.mock.current_status())
         elif self.path == "/api/events" and self.mock.mode != "away":
@@ -157,7 +158,7 @@ class AdminApiHandler(BaseHTTPRequestHandler):
                     seen = mock.ticks
                     if mock.mode == "live":
                         event = f"event: status\ndata: {json.dumps(mock.current_status())}\n\n".encode()
-                        # In two parts, as a network may cut it.
+                        # In two writes, since a network may split an event anywhere.
                         self.wfile.write(event[: len(event) // 2])
                         self.wfile.flush()
                         self.wfile.write(event[len(event) // 2 :])
@@ -237,7 +238,7 @@ def client(name, divisor):
 
 
 def timeline(tick, has_problems=False, first_known_step=TIMELINE_STEPS):
-    """The last quarter of an hour; `begun` steps ago the process started."""
+    """The last 15 minutes. The process was started `first_known_step` steps ago; before that, values are unknown."""
 
     def samples(value):
         return [value(index + tick / 3) if index >= TIMELINE_STEPS - first_known_step else None for index in range(TIMELINE_STEPS)]
@@ -343,7 +344,7 @@ def hundred_backends(tick=0):
 
 
 def hostile_names(tick=0):
-    """Every text is markup, and then some."""
+    """The state `problems` with markup in every text, and with names that are special in JavaScript or URLs."""
 
     def add_markup(value, key=None):
         if isinstance(value, dict):
@@ -361,7 +362,7 @@ def hostile_names(tick=0):
 
 
 def null_values(tick=0):
-    """Everything that is there is unknown."""
+    """All fields exist, and every value is null."""
 
     def nullify(value):
         if isinstance(value, dict):
@@ -372,7 +373,7 @@ def null_values(tick=0):
 
 
 def missing_values(_=0):
-    """Nothing is there."""
+    """Almost all fields are missing or have the wrong type."""
     return {"backends": None, "pools": [None, 7, {}], "clients": [{}], "timeline": None, "process": None, "build": None}
 
 
@@ -381,5 +382,5 @@ STATES = {make_state.__name__: make_state for make_state in (healthy, problems, 
 if __name__ == "__main__":
     name, port = [*sys.argv[1:], *["healthy", "0"][len(sys.argv) - 1 :]]
     with MockAdminApi(STATES[name], port=int(port)) as mock:
-        print(f"{mock.url} shows the state {name}; Ctrl-C ends it", flush=True)
+        print(f"{mock.url} shows the state {name}; press Ctrl-C to stop", flush=True)
         mock.thread.join()

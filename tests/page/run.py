@@ -1,9 +1,10 @@
-"""The status page in a real browser: with made-up states, and with the running balancer.
+"""Tests the status page in a real browser: with made-up states, and with a running balancer.
 
-    python3 tests/page/run.py [BINARY]
+    python3 tests/page/run.py [-k WORD] [BINARY]
 
-Without BINARY only the made-up states. Needs Debian's packages chromium and chromium-driver, Python 3.11
-or later and Node's npm. One line per test; the last line counts them. `-k WORD` chooses tests.
+Without BINARY, only the tests with made-up states run. `-k WORD` selects tests by name. Needs the Debian
+packages chromium and chromium-driver, Python 3.11 or later and Node's npm. Prints one line per test, and
+the counts in the last line.
 """
 
 import os
@@ -27,6 +28,8 @@ from stack import StackError
 
 
 class TestRunner:
+    """Runs the methods of a suite as tests, and prints and counts their results."""
+
     def __init__(self, name_filter):
         self.name_filter, self.passed, self.failed = name_filter, 0, 0
 
@@ -59,12 +62,12 @@ def main():
         del arguments[at : at + 2]
     binary = Path(arguments[0]).resolve() if arguments else None
     if binary and not binary.exists():
-        raise SystemExit(f"{binary} is missing; build it, or name another")
+        raise SystemExit(f"{binary} is missing: build it with `cargo build`, or pass another path")
     find_program("chromium"), find_program("chromedriver")
     interpreter = environments.python_environment("page", HERE / "requirements.txt")
     if Path(sys.prefix) != interpreter.parents[1]:
         os.execv(interpreter, [interpreter, __file__, *sys.argv[1:]])
-    # So that what was started is stopped, too, when somebody stops this.
+    # On SIGTERM, exit through the context managers, which stop the started processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     runner, axe = TestRunner(name_filter), load_axe_core()
     with tempfile.TemporaryDirectory(prefix="aoai-lb-page-", ignore_cleanup_errors=True) as directory:
@@ -90,9 +93,9 @@ def run_with_balancer(runner, page, binary, directory):
             with balancer:
                 runner.run(suite(page, balancer))
         except StackError as failure:
-            runner.report("processes", str(failure), "")
+            runner.report("the processes under test", str(failure), "")
         if runner.failed > failed:
-            print(f"\nthe balancer's log ends with\n{balancer.log('balancer.log')}")
+            print(f"\nthe end of the balancer's log:\n{balancer.log('balancer.log')}")
 
 
 if __name__ == "__main__":

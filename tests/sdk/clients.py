@@ -1,4 +1,4 @@
-"""Clients of the current Python SDK, in all four flavours, and what is said through them."""
+"""Clients of the current Python SDK in four flavours, and helpers for their calls."""
 
 import inspect
 
@@ -7,12 +7,12 @@ from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
 from suite import KEY, URL, test
 
 VERSION = "2025-04-01-preview"
-# More than the engine would replay by itself (64 KiB).
+# More than the 64 KiB that Pingora itself could replay on a retry.
 AUDIO = bytes(range(256)) * 1200
 
 
 def azure_client(kind=AzureOpenAI, **options):
-    # With a trailing slash, as people copy it from the portal.
+    # With a trailing slash, as it is copied from the Azure portal.
     arguments = {"azure_endpoint": f"{URL}/", "api_key": KEY, "api_version": VERSION, "max_retries": 0}
     return kind(**arguments | options)
 
@@ -46,7 +46,7 @@ def for_each_flavour(name):
 
 
 async def resolve(value):
-    """The result of a call, be the client sync or async."""
+    """The result of a call of a sync or async client."""
     return await value if inspect.isawaitable(value) else value
 
 

@@ -1,5 +1,5 @@
-"""Where the SDKs live: virtual environments and node_modules under target/sdk, made when they are
-missing or when what they are made of has changed."""
+"""The installed SDKs: virtual environments and node_modules under target/sdk. They are installed when they
+are missing or when their requirements have changed."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ SOURCE_HASH_FILE = ".made-of"
 
 
 def python_environment(name, requirements):
-    """The interpreter of an environment with these requirements."""
+    """The interpreter of a virtual environment with these requirements."""
     directory, source = ENVIRONMENTS_DIRECTORY / name, HERE / requirements
     interpreter = directory / "bin" / "python"
 
@@ -29,8 +29,8 @@ def python_environment(name, requirements):
 
 
 def find_node_and_npm():
-    """A node of at least version 20 and its npm: the system's, or one of our own, which comes as a
-    Python package since Debian 12 has only version 18."""
+    """Node of at least version 20 and its npm: those of the system, or else a Python package that contains
+    them, since Debian 12 has only version 18."""
     system_node = shutil.which("node")
     if system_node and shutil.which("npm"):
         version = subprocess.run([system_node, "--version"], capture_output=True, text=True).stdout
@@ -41,7 +41,7 @@ def find_node_and_npm():
 
 
 def node_environment():
-    """A folder with node_modules, and with the scripts beside it, so that they import as users do."""
+    """A directory with node_modules and copies of the scripts, so that they import the SDK as users do."""
     directory = ENVIRONMENTS_DIRECTORY / "node"
     sources = [HERE / "package.json", HERE / "package-lock.json", HERE / ".npmrc"]
 
@@ -61,7 +61,7 @@ def node_environment():
 
 
 def make_if_changed(directory, sources, make):
-    """Makes a place anew unless it was made of the same sources."""
+    """Calls `make` for a directory unless it was made from the same sources."""
     hashed_parts = [sys.version.encode(), *(source.read_bytes() for source in sources)]
     source_hash = hashlib.sha256(b"\0".join(hashed_parts)).hexdigest()
     hash_file = directory / SOURCE_HASH_FILE
@@ -81,7 +81,7 @@ def run_install(command, cwd=None, path=None):
 
 
 def clean_variables():
-    """The environment of a suite: nothing in it that an SDK or a proxy would read."""
+    """The environment variables of a suite, without those that an SDK or a proxy setting would use."""
     prefixes = ("OPENAI_", "AZURE_", "PYTHON", "NODE_", "NPM_")
     variables = {
         name: value

@@ -1,4 +1,4 @@
-// The Node SDK: AzureOpenAI and OpenAI, what an application calls.
+// The Node SDK: AzureOpenAI and OpenAI, with the calls of an application.
 
 import assert from 'node:assert/strict';
 import OpenAI, { AzureOpenAI, toFile } from 'openai';
@@ -59,9 +59,9 @@ forEachFlavour('stream, with and without usage', async (client, api) => {
   const messages = userMessage('Stream it');
   let chunks = await collectItems(await client.chat.completions.create({ model: 'gpt-4o', messages, stream: true }));
   assert.equal(text(chunks), answerTo('Stream it'));
-  // The balancer asked for the usage; the client must not notice.
-  assert.ok(!chunks.some((chunk) => chunk.usage), 'a usage nobody asked for');
-  assert.ok(chunks.at(-1).choices.length, 'a chunk without choices at the end');
+  // The balancer requests usage, which the client must not see.
+  assert.ok(!chunks.some((chunk) => chunk.usage), 'expected no usage that the client did not request');
+  assert.ok(chunks.at(-1).choices.length, 'expected no chunk without choices at the end');
   const line = { operation: 'chat', api, stream: true, completion: answerTo('Stream it'), usage_source: 'reported' };
   expect({ ...line, input_tokens: atLeast(1), output_tokens: atLeast(1), total_tokens: atLeast(2) });
 
@@ -82,7 +82,7 @@ forEachFlavour('tools', async (client) => {
 
 forEachFlavour('embeddings', async (client, api) => {
   const model = 'text-embedding-3-small';
-  // Without encoding_format the SDK asks for base64 and decodes it.
+  // Without encoding_format the SDK requests base64 and decodes it.
   const packed = await client.embeddings.create({ model, input: 'a text' });
   const plain = await client.embeddings.create({ model, input: 'a text', encoding_format: 'float' });
   const [one, other] = [packed.data[0].embedding, plain.data[0].embedding];
@@ -107,7 +107,7 @@ forEachFlavour('responses', async (client, api) => {
 });
 
 forEachFlavour('audio upload', async (client, api) => {
-  // `dictation` is `whisper` on its resource: in the classic path, and in the form of v1.
+  // `dictation` is `whisper` on its resource: the path is rewritten in the classic API, the form in v1.
   const file = await toFile(AUDIO, 'speech.wav', { type: 'audio/wav' });
   const answer = await client.audio.transcriptions.create({ model: 'dictation', file });
   assert.ok(answer.text.includes(`speech.wav, ${AUDIO.length} bytes`), answer.text);
@@ -162,7 +162,7 @@ test('one backend throttled', async () => {
   expect({ operation: 'audio', statuses: [429, 200], upstream_deployment: 'whisper' });
 });
 
-test('a refusal within a 200, v1 responses', async () => {
+test('a refusal inside a 200, v1 responses', async () => {
   const asked = { model: ownDeployment('hidden-created'), input: 'Hidden', stream: true };
   const events = await collectItems(await v1Client().responses.create(asked));
   assert.equal(events.at(-1).type, 'response.completed');
@@ -170,7 +170,7 @@ test('a refusal within a 200, v1 responses', async () => {
   expect({ operation: 'responses', backends: ['troubled', 'westus'], outcome: 'answered' });
 });
 
-test("whatever fails fails over, and the SDK's own retries are not needed", async () => {
+test('every failure fails over without retries by the SDK', async () => {
   for (const failing of FAILING_MOODS) {
     const create = (more) => azureClient({ maxRetries: 2 }).chat.completions.create({ model: ownDeployment(failing), ...more });
     const answer = await create({ messages: userMessage('Once') });
@@ -179,17 +179,17 @@ test("whatever fails fails over, and the SDK's own retries are not needed", asyn
   }
 });
 
-test("the SDK's own retry, after as long as it was told", async () => {
+test('the SDK retries after the time in the response', async () => {
   await azureClient({ maxRetries: 2 }).chat.completions.create({ model: ownDeployment('again'), messages: userMessage('Again') });
   expect({ status: 429, statuses: [429] });
   expect({ status: 200, statuses: [200] });
 });
 
-/** What every error carries, and the line of the record that belongs to it. */
+/** Checks an error and expects its record. */
 function check(error, status, code, fields) {
   assert.equal(error.status, status);
   assert.equal(error.code, code);
-  assert.ok(error.requestID, 'no request id');
+  assert.ok(error.requestID, 'expected a request id');
   expect({ request_id: error.headers.get('x-aoai-lb-request-id'), status, ...fields });
 }
 
@@ -219,7 +219,7 @@ forEachFlavour('unknown deployment', async (client) => {
   check(error, 404, 'DeploymentNotFound', refused);
 });
 
-test('everything throttled', async () => {
+test('all backends throttled', async () => {
   for (const [api, [, makeClient]] of Object.entries(FLAVOURS)) {
     const error = await raises(OpenAI.RateLimitError, chatCall(makeClient(), ownDeployment('throttled')));
     const wait = Number(error.headers.get('retry-after-ms'));
@@ -229,7 +229,7 @@ test('everything throttled', async () => {
   }
 });
 
-forEachFlavour('a bad request, relayed', async (client) => {
+forEachFlavour('a bad request is relayed', async (client) => {
   const error = await raises(OpenAI.BadRequestError, chatCall(client, 'gpt-4o-mini', { messages: [] }));
   check(error, 400, error.code, { outcome: 'answered', statuses: [400] });
 });
@@ -239,16 +239,16 @@ test('a resource that is down', async () => {
   check(error, 503, error.code, { backends: Array(4).fill('troubled') });
 });
 
-test('a stream that breaks off is an error, not an end', async () => {
+test('a truncated stream is an error for the SDK', async () => {
   const seen = [];
   await raises(Error, async () => {
     for await (const chunk of await chatCall(v1Client(), ownDeployment('breaking'), { stream: true })()) seen.push(chunk);
   });
-  assert.ok(seen.length, 'nothing came before');
+  assert.ok(seen.length, 'expected some chunks before the error');
   expect({ stream: true, status: 200, outcome: 'failed' });
 });
 
-test('a client that leaves a stream', async () => {
+test('a client that disconnects during a stream', async () => {
   const stream = await chatCall(azureClient(), ownDeployment('slow'), { stream: true })();
   for await (const chunk of stream) if (chunk.choices[0]?.delta.content) break;
   expect({ stream: true, outcome: 'client_gone' });

@@ -1,5 +1,5 @@
-"""The Python SDK from before version 1, called as users of API Management call it: settings on the
-module, `engine=`, the subscription key as api_key or in a header of its own."""
+"""The Python SDK before version 1, called as by users of API Management: settings on the module, `engine=`,
+and the subscription key as api_key or in its own header."""
 
 import asyncio
 import io
@@ -51,7 +51,7 @@ def expect_chat(answer, **fields):
     )
 
 
-# A base with a slash at its end makes two in the path; they are merged.
+# A base with a trailing slash makes two slashes in the path, which the balancer merges.
 for name, base in {"": URL, ", api_base with a slash at its end": f"{URL}/"}.items():
 
     @test(f"chat{name}")
@@ -67,7 +67,7 @@ for name, base in {"": URL, ", api_base with a slash at its end": f"{URL}/"}.ite
         deltas = [chunk.choices[0].delta.get("content") or "" for chunk in chunks if chunk.choices]
         assert "".join(deltas) == answer_to("Stream it")
         assert not any("usage" in chunk for chunk in chunks)
-        # That version knows no stream_options: nothing was asked for, nothing is known.
+        # This api-version does not support stream_options, so no usage is requested and none is known.
         expect(operation="chat", stream=True, completion=answer_to("Stream it"), usage_source="none")
 
     @test(f"completions{name}")
@@ -79,7 +79,7 @@ for name, base in {"": URL, ", api_base with a slash at its end": f"{URL}/"}.ite
     @test(f"embeddings{name}")
     def _(base=base):
         create = openai.Embedding.create
-        # Without encoding_format the SDK asks for base64 and decodes it.
+        # Without encoding_format the SDK requests base64 and decodes it.
         packed = create(engine="text-embedding-3-small", input="a text", api_base=base)
         plain = create(engine="text-embedding-3-small", input="a text", encoding_format="float", api_base=base)
         pairs = zip(packed.data[0].embedding, plain.data[0].embedding, strict=True)
@@ -103,15 +103,15 @@ def _():
     expect_chat(answer, deployment="gpt-4o-mini")
 
 
-@test("a stream with usage asked for by the balancer")
+@test("a stream whose usage the balancer requests")
 def _():
     chunks = list(create_chat("gpt-4o-mini", "Newer", stream=True, api_version="2024-10-21"))
-    assert not any(chunk.get("usage") for chunk in chunks), "a usage nobody asked for"
-    assert chunks[-1].choices, "a chunk without choices at the end"
+    assert not any(chunk.get("usage") for chunk in chunks), "expected no usage that the client did not request"
+    assert chunks[-1].choices, "expected no chunk without choices at the end"
     expect(api_version="2024-10-21", stream=True, usage_source="reported", total_tokens=at_least(1))
 
 
-@test("async, whole and streamed")
+@test("async, plain and streamed")
 def _():
     async def both():
         answer = await openai.ChatCompletion.acreate(engine="gpt-4o-mini", messages=user_message("Async"))
@@ -174,7 +174,7 @@ def _():
 
 def check(error, status, code, **fields):
     assert error.http_status == status, error.http_status
-    # This SDK fills error.code for some kinds of errors only.
+    # This SDK sets error.code for some kinds of errors only.
     assert error.json_body["error"]["code"] == code, error.json_body
     assert error.headers["x-aoai-lb-request-id"]
     expect(request_id=error.headers["x-aoai-lb-request-id"], status=status, **fields)
@@ -206,7 +206,7 @@ def _():
     check(error, 404, "DeploymentNotFound", outcome="refused", statuses=[])
 
 
-@test("everything throttled")
+@test("all backends throttled")
 def _():
     error = raises(openai.error.RateLimitError, create_chat, own_deployment("throttled"))
     assert 20_000 < float(error.headers["retry-after-ms"]) <= 30_000, error.headers
@@ -214,13 +214,13 @@ def _():
     check(error, 429, "429", statuses=[429])
 
 
-@test("a bad request, relayed")
+@test("a bad request is relayed")
 def _():
     error = raises(openai.error.InvalidRequestError, create_chat, "gpt-4o-mini", messages=[])
     check(error, 400, error.json_body["error"]["code"], outcome="answered", statuses=[400])
 
 
-@test("the content filter, relayed")
+@test("a content filter error is relayed")
 def _():
     error = raises(openai.error.InvalidRequestError, create_chat, own_deployment("filtered"))
     check(error, 400, "content_filter", statuses=[400])
@@ -229,7 +229,7 @@ def _():
 @test("a resource that is down")
 def _():
     error = raises(openai.error.ServiceUnavailableError, create_chat, own_deployment("down"))
-    # For this kind the SDK keeps the status and drops the body.
+    # For this error the SDK keeps the status and drops the body.
     assert error.http_status == 503
     expect(status=503, backends=["troubled"] * 4)
 

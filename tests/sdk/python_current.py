@@ -1,4 +1,4 @@
-"""The current Python SDK: AzureOpenAI and OpenAI, sync and async, everything an application calls."""
+"""The current Python SDK: AzureOpenAI and OpenAI, sync and async, with the calls of an application."""
 
 import asyncio
 import base64
@@ -24,7 +24,7 @@ async def _(client, api):
     answer = raw.parse()
     text, usage = answer.choices[0].message.content, answer.usage
     assert text == answer_to("Hello there"), text
-    assert answer._request_id, "no request id"
+    assert answer._request_id, "expected a request id"
     expect(
         request_id=raw.headers["x-aoai-lb-request-id"],
         method="POST",
@@ -59,14 +59,14 @@ async def _(client, api):
     )
 
 
-@for_each_flavour("stream that asks for no usage")
+@for_each_flavour("stream without requested usage")
 async def _(client, api):
     stream = client.chat.completions.create(model="gpt-4o", messages=user_message("Stream it"), stream=True)
     chunks = await collect_items(await resolve(stream))
     text = check_stream(chunks, "Stream it")
-    # The balancer asked for the usage; the client must not notice.
-    assert all(chunk.usage is None for chunk in chunks), "a usage nobody asked for"
-    assert chunks[-1].choices, "a chunk without choices at the end"
+    # The balancer requests usage, which the client must not see.
+    assert all(chunk.usage is None for chunk in chunks), "expected no usage that the client did not request"
+    assert chunks[-1].choices, "expected no chunk without choices at the end"
     expect(
         operation="chat",
         api=api,
@@ -82,7 +82,7 @@ async def _(client, api):
     )
 
 
-@for_each_flavour("stream that asks for usage")
+@for_each_flavour("stream with requested usage")
 async def _(client, api):
     requested = {"include_usage": True}
     question = user_message("Count it")
@@ -101,9 +101,9 @@ async def _(client, api):
     )
 
 
-@test("twenty streams in a row are twenty answers")
+@test("twenty streams in a row are recorded as answered")
 def _():
-    # The SDK closes a stream at its [DONE], before the last chunk of HTTP: that is no client that left.
+    # The SDK closes the connection at [DONE], before the last HTTP chunk. This must not count as a disconnect.
     for number in range(20):
         question = f"Number {number}"
         check_stream(list(create_chat(v1_client(), "gpt-4o-mini", messages=user_message(question), stream=True)), question)
@@ -149,7 +149,7 @@ def _():
     expect(operation="chat", stream=True, completion=text)
 
 
-@test("a prompt larger than the record keeps, with a picture in it")
+@test("a prompt with a picture, and one larger than the record limit")
 def _():
     picture = "data:image/png;base64," + base64.b64encode(AUDIO).decode()
     parts = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": "What is it?"}]
@@ -173,7 +173,7 @@ async def _():
     await client.close()
 
 
-@test("an Entra-style bearer on the classic path")
+@test("a bearer token on the classic path")
 def _():
     client = azure_client(api_key=None, azure_ad_token=KEY)
     client.chat.completions.create(model="gpt-4o-mini", messages=user_message("As a bearer"))
@@ -185,7 +185,7 @@ def _():
     client = azure_client(azure_deployment="gpt-4o-mini", api_version="2024-06-01")
     stream = client.chat.completions.create(model="something-else", messages=user_message("Old"), stream=True)
     check_stream(list(stream), "Old")
-    # That version knows no stream_options: nothing was asked for, nothing is known.
+    # This api-version does not support stream_options, so no usage is requested and none is known.
     expect(
         deployment="gpt-4o-mini",
         api_version="2024-06-01",
@@ -196,7 +196,7 @@ def _():
     )
 
 
-@test("legacy completions, whole and streamed")
+@test("legacy completions, plain and streamed")
 def _():
     model = "gpt-35-turbo-instruct"
     answer = azure_client().completions.create(model=model, prompt="Once upon a time")
@@ -215,7 +215,7 @@ def _():
 async def _(client, api):
     create = client.embeddings.create
     model = "text-embedding-3-small"
-    # Without encoding_format the SDK asks for base64 and decodes it.
+    # Without encoding_format the SDK requests base64 and decodes it.
     packed = await resolve(create(model=model, input=["one text", "another"]))
     plain = await resolve(create(model=model, input=["one text", "another"], encoding_format="float"))
     for one, other in zip(packed.data, plain.data):
@@ -241,7 +241,7 @@ async def _(client, api):
 
 @for_each_flavour("responses")
 async def _(client, api):
-    # Two, since two resources take turns: each is found again by its id.
+    # Two responses, since two resources take turns; each is found again by its id.
     for question in ("First", "Second"):
         answer = await resolve(client.responses.create(model="gpt-4o-mini", input=question, instructions="Be kind"))
         assert answer.output_text == answer_to(question)
@@ -361,7 +361,7 @@ def _():
 
 @for_each_flavour("audio upload")
 async def _(client, api):
-    # `dictation` is `whisper` on its resource: in the classic path, and in the form of v1.
+    # `dictation` is `whisper` on its resource: the path is rewritten in the classic API, the form in v1.
     for model in ("whisper", "dictation"):
         answer = await resolve(client.audio.transcriptions.create(model=model, file=("speech.wav", AUDIO)))
         assert answer.text == f"A simulated transcription of speech.wav, {len(AUDIO)} bytes long.", answer.text
@@ -400,12 +400,12 @@ async def _(client, api):
     answer = await resolve(client.audio.speech.create(model="tts", voice="alloy", input="Say this aloud"))
     sound = answer.read()
     assert len(sound) >= 4096
-    # Sound is told by size and digest.
+    # Audio is recorded as size and digest.
     said = f'{{"bytes":{len(sound)},"sha256":"{hashlib.sha256(sound).hexdigest()}"}}'
     expect(operation="audio", status=200, response_bytes=len(sound), completion=said, usage_source="none")
 
 
-@test("speech, read while it arrives, v1")
+@test("speech read as a stream, v1")
 def _():
     create = v1_client().audio.speech.with_streaming_response.create
     with create(model="tts", voice="alloy", input="Say this aloud") as answer:

@@ -1,4 +1,4 @@
-"""The current Python SDK when something goes wrong: what the balancer mends, and what it has to tell."""
+"""The current Python SDK when something fails: failover by the balancer, and errors that reach the client."""
 
 import openai
 
@@ -7,7 +7,7 @@ from clients import AUDIO, answer_to, azure_client, create_chat, check_stream, r
 from suite import COLLEAGUE_KEY, NOT_NULL, LIMITED_KEY, expect, own_deployment, raises, test
 
 
-# Failover: the SDK needs no retry of its own
+# Failover, without retries by the SDK
 
 
 @for_each_flavour("one backend throttled")
@@ -16,7 +16,7 @@ async def _(client, api):
     raw = await resolve(create(model=own_deployment("failover-chat"), messages=user_message("Anyone")))
     assert raw.parse().choices[0].message.content == answer_to("Anyone")
     attempts = int(raw.headers["x-aoai-lb-attempts"])
-    # The first such request learns it, the next ones know.
+    # The first request causes the cooldown; later ones use the other backend at once.
     global is_throttling_known
     assert attempts == (1 if is_throttling_known else 2), attempts
     expect(
@@ -32,7 +32,7 @@ async def _(client, api):
 is_throttling_known = False
 
 
-@test("one backend throttled: an upload is sent again whole, under another name, v1")
+@test("one backend throttled: an upload is repeated completely with another model, v1")
 def _():
     answer = v1_client().audio.transcriptions.create(model=own_deployment("failover-dictation"), file=("speech.wav", AUDIO))
     assert f"{len(AUDIO)} bytes" in answer.text
@@ -48,7 +48,7 @@ def _():
 
 for case in ("hidden-created", "hidden-failed", "hidden-alone"):
 
-    @test(f"a refusal within a 200, {case}, v1 responses")
+    @test(f"a refusal inside a 200, {case}, v1 responses")
     def _(case=case):
         events = list(v1_client().responses.create(model=own_deployment(case), input="Hidden", stream=True))
         kinds = [event.type for event in events]
@@ -57,13 +57,13 @@ for case in ("hidden-created", "hidden-failed", "hidden-alone"):
         expect(operation="responses", backends=["troubled", "westus"], status=200, outcome="answered")
 
 
-@test("a refusal within a 200, classic chat")
+@test("a refusal inside a 200, classic chat")
 def _():
     check_stream(list(create_chat(azure_client(), own_deployment("hidden-chat"), stream=True)), "Hello")
     expect(operation="chat", backends=["troubled", "westus"], status=200, outcome="answered")
 
 
-@test("whatever fails fails over, and the SDK's own retries are not needed")
+@test("every failure fails over without retries by the SDK")
 def _():
     is_throttling_known = ["failing-absent", "failing-locked"]
     for case in suite.FAILING_MOODS:
@@ -71,13 +71,13 @@ def _():
         first = client.chat.completions.create(model=own_deployment(case), messages=user_message("Once"))
         assert first.choices[0].message.content == answer_to("Once")
         expect(status=200, backends=[own_deployment(case), "westus"], outcome="answered")
-        # A stream as well; what was found out about credential and deployment is known by now.
+        # The same for a stream. By now the failed credential and the missing deployment are known.
         check_stream(list(create_chat(client, own_deployment(case), stream=True)), "Hello")
         requested = ["westus"] if case in is_throttling_known else [own_deployment(case), "westus"]
         expect(status=200, backends=requested, outcome="answered")
 
 
-@test("the SDK's own retry, after as long as it was told")
+@test("the SDK retries after the time in the response")
 def _():
     client = azure_client(max_retries=2)
     answer = client.chat.completions.create(model=own_deployment("again"), messages=user_message("Again"))
@@ -90,10 +90,10 @@ def _():
 
 
 def check(error, status, code, **fields):
-    """What every error carries, and the line of the record that belongs to it."""
+    """Checks an error and expects its record."""
     assert error.status_code == status, error
     assert error.code == code, (error.code, error.body)
-    assert error.request_id, "no request id"
+    assert error.request_id, "expected a request id"
     assert error.message and isinstance(error.body, dict) and "message" in error.body, error.body
     expect(request_id=error.response.headers["x-aoai-lb-request-id"], status=status, **fields)
 
@@ -142,12 +142,12 @@ def _():
         check(error, 404, "DeploymentNotFound", deployment=requested, **refused)
 
 
-@test("everything throttled")
+@test("all backends throttled")
 def _():
     error = raises(openai.RateLimitError, create_chat, azure_client(), own_deployment("throttled"))
     check_wait(error)
     check(error, 429, error.code, statuses=[429])
-    # Now it is known, and nobody is asked.
+    # Now the cooldown is known, and no backend is tried.
     error = raises(openai.RateLimitError, create_chat, v1_client(), own_deployment("throttled"))
     check_wait(error)
     check(error, 429, "all_throttled", outcome="refused", refusal="all_throttled", statuses=[])
@@ -159,7 +159,7 @@ def check_wait(error):
     assert 20_000 < millis <= 30_000 and millis / 1000 <= seconds <= 30, (millis, seconds)
 
 
-@test("a bad request, relayed")
+@test("a bad request is relayed")
 def _():
     for make in BOTH.values():
         error = raises(openai.BadRequestError, create_chat, make(), "gpt-4o-mini", messages=[])
@@ -167,7 +167,7 @@ def _():
         check(error, 400, error.code, outcome="answered", refusal=None, statuses=[400])
 
 
-@test("the content filter, relayed with its verdicts")
+@test("a content filter error is relayed with its details")
 def _():
     error = raises(openai.BadRequestError, create_chat, azure_client(), own_deployment("filtered"))
     assert error.body["innererror"]["code"] == "ResponsibleAIPolicyViolation", error.body
@@ -180,13 +180,13 @@ def _():
     check(error, 503, error.code, backends=["troubled"] * 4)
 
 
-@test("a resource that does not know its own key")
+@test("a backend with a wrong key")
 def _():
     error = raises(openai.InternalServerError, create_chat, azure_client(), "miskeyed")
     check(error, 503, "backend_misconfigured", refusal="backend_misconfigured")
 
 
-@test("a stream that breaks off is an error, not an end")
+@test("a truncated stream is an error for the SDK")
 def _():
     received_chunks = []
 
@@ -195,11 +195,11 @@ def _():
             received_chunks.append(chunk)
 
     raises(Exception, read)
-    assert received_chunks, "nothing came before"
+    assert received_chunks, "expected some chunks before the error"
     expect(stream=True, status=200, outcome="failed", backend="troubled", completion=NOT_NULL)
 
 
-@test("a client that leaves a stream")
+@test("a client that disconnects during a stream")
 def _():
     for chunk in create_chat(azure_client(), own_deployment("slow"), stream=True):
         if chunk.choices and chunk.choices[0].delta.content:

@@ -1,4 +1,4 @@
-"""The current Python SDK over HTTP/2 and TLS, through a balancer whose backend speaks both, too."""
+"""The current Python SDK over HTTP/2, through a balancer whose backend uses HTTP/2, too."""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ from openai import AsyncAzureOpenAI, DefaultAsyncHttpxClient, DefaultHttpxClient
 from suite import expect, own_deployment, raises, test
 
 EDGE_URL, CA_FILE = os.environ["EDGE_URL"], os.environ["EDGE_CA"]
-# As many as one connection of this client takes.
+# As many as one connection of this client allows.
 CONCURRENT_STREAMS = 90
 
 
@@ -41,14 +41,14 @@ def _():
     expect(status=200, operation="chat", stream=True, outcome="answered")
 
 
-@test("http/2 on both sides: an upload fails over whole")
+@test("http/2 on both sides: an upload fails over completely")
 def _():
     answer = v1_http2_client().audio.transcriptions.create(model=own_deployment("failover-dictation"), file=("speech.wav", AUDIO))
     assert f"{len(AUDIO)} bytes" in answer.text
     expect(operation="audio", status=200)
 
 
-@test("http/2 on both sides: a refusal is the SDK's exception")
+@test("http/2 on both sides: an error is an exception of the SDK")
 def _():
     error = raises(openai.BadRequestError, create_chat, classic_client(), model=own_deployment("filtered"))
     assert error.code == "content_filter"

@@ -1,4 +1,4 @@
-"""One slow stream, in the middle of which the runner stops the balancer."""
+"""One slow stream; the runner stops the balancer in the middle of it."""
 
 from openai import AzureOpenAI
 
@@ -8,7 +8,7 @@ from suite import URL, contains, expect, own_deployment, test
 LONG_PROMPT = " ".join(f"word{number}" for number in range(40))
 
 
-@test("a stream that was running at SIGTERM ends well")
+@test("a stream that runs at SIGTERM is completed")
 def _():
     client = AzureOpenAI(azure_endpoint=URL, api_key=suite.KEY, api_version="2024-10-21", max_retries=0)
     messages = [{"role": "user", "content": LONG_PROMPT}]

@@ -52,7 +52,7 @@ async def _():
             if event.type in ("response.completed", "error"):
                 break
     assert text == answer_to("Over a socket"), (text, event)
-    # No deployment in the request: it goes where all such calls go.
+    # The handshake names no deployment, so it goes to the default backend.
     expect(operation="responses", method="GET", status=101, outcome="answered", backend="westus")
     await client.close()
 
@@ -63,7 +63,7 @@ async def _():
     client = v1_client(AsyncOpenAI, websocket_base_url=f"{base}/openai/v1", api_key="wrong")
     try:
         async with client.realtime.connect(model="gpt-realtime"):
-            raise AssertionError("connected with a wrong key")
+            raise AssertionError("expected the wrong key to be rejected")
     except AssertionError:
         raise
     except Exception as error:

@@ -1,9 +1,9 @@
-"""The exchange record, read back: one line per request of an SDK, saying what the SDK saw.
+"""Compares the records of the balancer with what the tests expect: one line per request of an SDK.
 
-A test tells the fields it expects of each of its requests. A field is expected by value, or by one of
-    {"contains": TEXT}   a string with that text in it
-    {"at_least": N}         a number not smaller
-    {"not_null": true}      anything but null
+A test reports the fields it expects for each of its requests. A field is expected by value, or by one of
+    {"contains": TEXT}   a string that contains the text
+    {"at_least": N}         a number of at least N
+    {"not_null": true}      any value but null
 Next to the record's own fields there are `statuses` and `backends`, those of the attempts in order.
 """
 
@@ -20,24 +20,24 @@ class RecordFile:
         self.path = path
 
     def read_lines(self):
-        """All lines that are whole; each must be an object."""
+        """All complete lines, parsed."""
         if not self.path.exists():
             return []
         complete_lines, _, _ = self.path.read_bytes().rpartition(b"\n")
         return [json.loads(line) for line in complete_lines.splitlines()]
 
     def between(self, start, end):
-        """The lines of the requests that arrived then."""
+        """The lines of the requests that arrived in this period."""
         lines = [line for line in self.read_lines() if start <= arrival_time(line) <= end]
         return sorted(lines, key=arrival_time)
 
     def compare(self, start, end, expected):
-        """What differs from the expectation, as text; None when nothing does."""
+        """A description of the first difference; None if there is none."""
         deadline = time.monotonic() + RECORD_TIMEOUT
         while True:
             lines = self.between(start, end)
             problem = difference(lines, expected)
-            # A line may be a moment late: that of a client that left, or of a WebSocket.
+            # The line of a disconnected client or of a WebSocket may be written a moment later.
             if problem is None or len(lines) >= len(expected) or time.monotonic() > deadline:
                 return problem
             time.sleep(0.02)
@@ -63,7 +63,7 @@ def difference(lines, expected):
 
 
 def mismatches(line, fields):
-    """The fields of a line that are not as expected: what was expected, what is there."""
+    """The fields of a line that differ: expected and actual value."""
     attempts = line.get("attempts") or []
     pairs = itertools.zip_longest(attempts, attempts[1:])
     line = line | {
@@ -78,7 +78,7 @@ def mismatches(line, fields):
 
 
 def is_stale(attempt, next_attempt):
-    """Whether an idle connection had ended, and the same backend was asked again at once."""
+    """Whether an attempt failed on a stale connection and was repeated at once on the same backend."""
     return next_attempt is not None and attempt["error"] == "reset" and attempt["backend"] == next_attempt["backend"]
 
 

@@ -1,8 +1,8 @@
-"""The official SDKs, unmodified, through the running balancer in front of simulated resources.
+"""Runs the official SDKs, unmodified, against the running balancer in front of simulated resources.
 
     python3 tests/sdk/run.py [target/debug/aoai-lb]
 
-Needs Python 3.11 or later and Node 20 or later. One line per test; the last line counts them.
+Needs Python 3.11 or later and Node 20 or later. Prints one line per test, and the counts in the last line.
 """
 
 import json
@@ -41,7 +41,7 @@ class TestReport:
 def main():
     binary = Path(sys.argv[1] if len(sys.argv) > 1 else HERE.parents[1] / "target/debug/aoai-lb").resolve()
     if not binary.exists():
-        raise SystemExit(f"{binary} is missing; build it, or name another")
+        raise SystemExit(f"{binary} is missing: build it with `cargo build`, or pass another path")
     current_python = environments.python_environment("python", "requirements.txt")
     old_python = environments.python_environment("python-028", "requirements-028.txt")
     node_directory = environments.node_environment()
@@ -50,7 +50,7 @@ def main():
         "python-028": [[old_python, HERE / "python_028.py"]],
         "node": [[environments.find_node_and_npm()[0], node_directory / "node.mjs"]],
     }
-    # So that what was started is stopped, too, when somebody stops this.
+    # On SIGTERM, exit through the context managers, which stop the started processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     report = TestReport()
     with tempfile.TemporaryDirectory(prefix="aoai-lb-sdk-") as directory:
@@ -65,15 +65,15 @@ def main():
                 run_shutdown_test(stack, report, [current_python, HERE / "python_stop.py"])
                 check_record_file(stack, report)
         except (StackError, subprocess.TimeoutExpired) as failure:
-            report.add("processes", str(failure))
+            report.add("the processes under test", str(failure))
         if report.failed:
-            print(f"\nthe balancer's log ends with\n{stack.log('balancer.log')}")
+            print(f"\nthe end of the balancer's log:\n{stack.log('balancer.log')}")
     print(f"{report.passed} passed, {report.failed} failed", flush=True)
     return 1 if report.failed else 0
 
 
 def run_suite(stack, report, name, command, on_marker=lambda: None):
-    """Runs a suite as a process of its own; `reached` is called where the suite says so."""
+    """Runs a suite in its own process; calls `on_marker` when the suite reports a marker."""
     suite_variables = {"CLIENT_NAME": name, "CLIENT_KEY": stack.keys[name], "BALANCER_URL": stack.url}
     suite_variables |= {"EDGE_URL": stack.edge_url, "EDGE_CA": str(stack.certificate)}
     shared_variables = {
@@ -110,24 +110,24 @@ def run_suite(stack, report, name, command, on_marker=lambda: None):
         if process.returncode != 0 or tests == 0:
             errors.seek(0)
             ended = f"exit code {process.returncode} after {tests} tests\n{errors.read()}"
-            report.add(f"{name}: the whole suite", ended)
+            report.add(f"{name}: the suite as a whole", ended)
 
 
 def check_result(stack, report, suite, result):
-    """A test holds when its own assertions do and the record says the same."""
+    """A test passes if its assertions hold and its expected records are in the file."""
     problem, record, period = result["error"], RecordFile(stack.record), (result["start"], result["end"])
     if problem is None:
         problem = record.compare(*period, result["records"])
     if problem is None:
         report.requests += len(result["records"])
     else:
-        # Nobody knows how many requests a test made that ended early.
+        # A failed test may have made fewer requests than it expects, so its records are counted at the end.
         report.unsettled_periods.append(period)
     report.add(f"{suite}: {result['test']}", problem, result["end"] - result["start"])
 
 
 def run_shutdown_test(stack, report, command):
-    """SIGTERM in the middle of a stream: readiness fails first, the stream is finished, the exit is clean."""
+    """Sends SIGTERM in the middle of a stream: readiness fails, the stream is finished, the exit code is 0."""
     health_while_draining = []
 
     def send_sigterm_and_probe():
@@ -138,7 +138,7 @@ def run_shutdown_test(stack, report, command):
     run_suite(stack, report, SUITES[0], command, on_marker=send_sigterm_and_probe)
     if not health_while_draining:
         stack.send_sigterm()
-    report.add("stop: not ready but alive while draining", None if health_while_draining == [200] else f"/healthz: {health_while_draining}")
+    report.add("stop: /readyz is 503 and /healthz is 200 while draining", None if health_while_draining == [200] else f"/healthz: {health_while_draining}")
     code = stack.wait_for_exit()
     report.add("stop: the balancer exits with 0", None if code == 0 else f"exit code {code}")
     code = stack.stop_simulator()
@@ -146,21 +146,21 @@ def run_shutdown_test(stack, report, command):
 
 
 def check_record_file(stack, report):
-    """After the stop: one line per request, each with an id of its own, and no text of a key."""
+    """After the shutdown: one line per request, unique ids, and no key in the file or the log."""
     record, problem = RecordFile(stack.record), None
     lines = record.read_lines()
     requests = report.requests + sum(len(record.between(*period)) for period in report.unsettled_periods)
     if len(lines) != requests:
         problem = f"{len(lines)} lines for {requests} requests"
     elif len({line["request_id"] for line in lines}) != len(lines):
-        problem = "two lines with one request_id"
+        problem = "two lines have the same request_id"
     elif not stack.record.read_bytes().endswith(b"\n"):
-        problem = "the last line is cut off"
+        problem = "the last line is truncated"
     report.add("record: one line per request of an SDK", problem)
     secrets = [*stack.keys.values(), *stack.resource_keys.values()]
     written_text = stack.record.read_text() + stack.log("balancer.log", None)
     leaked = [secret for secret in secrets if secret in written_text]
-    report.add("record: no key in it, nor in the log", f"{len(leaked)} keys are" if leaked else None)
+    report.add("record: no key in the file or the log", f"{len(leaked)} keys found" if leaked else None)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The processes under test: simulated Azure OpenAI resources, and the balancer in front of them."""
+"""The processes under test: simulated Azure OpenAI resources, the balancer in front of them, and a second
+balancer (the edge) in front of that, with HTTP/2."""
 
 import hashlib
 import http.client
@@ -13,9 +14,9 @@ START_TIMEOUT = 15.0
 STOP_TIMEOUT = 15.0
 
 THROTTLED_MOOD = "{throttled: {retry_after_ms: 30000, retry_after: '30'}}"
-# Cases: the mood in which the resource `troubled` has a deployment, and the deployment by which a
-# resource of the next tier can help. Each suite has deployments of its own, `throttled-python` and so
-# on, so that what the balancer learns in one (cooldowns) does not show in the next.
+# For each case, the mood of a deployment of the resource `troubled`, and the deployment of `westus` in the
+# next tier that can answer instead, if any. Each suite has its own deployments (`throttled-python`, …), so
+# that cooldowns caused by one suite do not affect the others.
 MOOD_CASES = {
     "throttled": (THROTTLED_MOOD, None),
     "failover-chat": (THROTTLED_MOOD, "gpt-4o"),
@@ -31,7 +32,8 @@ MOOD_CASES = {
     "breaking": ("{reset_mid_body: {events: 5}}", None),
     "slow": ("{drip: 40ms}", None),
 }
-# Failures: each is a backend of its own, so that its breaker is nobody else's; `westus` can help.
+# For each failure, the mood of a deployment with its own backend and so its own breaker; `westus` can
+# answer instead.
 FAILING_MOODS = {
     "failing-503": "{refuses: 503}",
     "failing-500": "{refuses: server_error_html}",
@@ -42,7 +44,7 @@ FAILING_MOODS = {
     "failing-locked": "{refuses: firewall}",
 }
 SUITES = ["python", "python-028", "node"]
-# Two standard resources: name, deployments.
+# The deployments of two standard resources.
 STANDARD_RESOURCES = {
     "westus": [
         "gpt-4o",
@@ -60,7 +62,7 @@ STANDARD_RESOURCES = {
 
 
 class StackError(Exception):
-    """The processes did not do as they should."""
+    """A process under test did not start or stop as expected."""
 
 
 class Stack:
@@ -81,7 +83,7 @@ class Stack:
         return self
 
     def __exit__(self, *_):
-        """Whatever still runs here was left behind by a failure."""
+        """Kills the processes that still run, which happens only after a failure."""
         for process in filter(None, [self.edge, self.balancer, self.simulator]):
             if process.poll() is None:
                 process.kill()
@@ -100,7 +102,7 @@ class Stack:
                 self.wait_until_ready()
                 return self.start_edge(tls_port)
             except StackError:
-                # Somebody else may have taken the port meanwhile.
+                # Another process may have taken the port in the meantime.
                 if attempts_left == 0 or "cannot listen" not in self.log("balancer.log"):
                     raise
 
@@ -111,7 +113,7 @@ class Stack:
         subprocess.run(command, check=True, capture_output=True)
 
     def start_edge(self, port):
-        """A second balancer, whose one backend is the first: HTTP/2 and TLS to it and from it."""
+        """Starts a second balancer whose only backend is the first, with TLS and HTTP/2 on both sides."""
         for attempts_left in (2, 1, 0):
             edge_port = free_port()
             self.edge_url = f"https://localhost:{edge_port}"
@@ -126,7 +128,7 @@ class Stack:
                     raise
 
     def stop_edge(self):
-        """Its exit code."""
+        """Stops the edge; returns its exit code."""
         self.edge.send_signal(signal.SIGTERM)
         return self.edge.wait(STOP_TIMEOUT)
 
@@ -136,14 +138,14 @@ class Stack:
         self.simulator = self.spawn("simulate", config, "simulator.log", stdout=subprocess.PIPE)
         endpoints = {}
         for line in self.simulator.stdout:
-            if line.startswith("Simulated resources are running"):
+            if line.startswith("The simulated resources are running"):
                 return endpoints
             name, _, rest = line.partition(": ")
             endpoints[name] = rest.split()[0]
         raise StackError(f"aoai-lb simulate ended:\n{self.log('simulator.log')}")
 
     def spawn(self, command, config, log, **options):
-        # Sockets of its own: a real balancer may run on this machine.
+        # Its own directory for sockets: a real balancer may run on this machine.
         environment = options.pop("env", os.environ) | {"RUNTIME_DIRECTORY": str(self.directory / f"run-{log}")}
         with (self.directory / log).open("w") as errors:
             return subprocess.Popen(
@@ -160,7 +162,7 @@ class Stack:
         wait_for_condition(lambda: self.get_status("/readyz") == 200, START_TIMEOUT, "/readyz does not answer 200", self.balancer)
 
     def get_status(self, path):
-        """The status of a GET without a key; None when nobody listens."""
+        """The status of a GET without a key; None if there is no connection."""
         connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=5)
         try:
             connection.request("GET", path)
@@ -174,16 +176,16 @@ class Stack:
         self.balancer.send_signal(signal.SIGTERM)
 
     def wait_for_exit(self):
-        """The balancer's exit code."""
+        """Waits for the balancer to exit; returns its exit code."""
         return self.balancer.wait(STOP_TIMEOUT)
 
     def stop_simulator(self):
-        """Its exit code; Ctrl-C is what it says ends it."""
+        """Stops the simulator as Ctrl-C does; returns its exit code."""
         self.simulator.send_signal(signal.SIGINT)
         return self.simulator.wait(STOP_TIMEOUT)
 
     def log(self, name, max_characters=4000):
-        """The end of a log, or all of it."""
+        """The end of a log, or all of it without `max_characters`."""
         path = self.directory / name
         text = path.read_text() if path.exists() else ""
         return text[-max_characters:] if max_characters else text
@@ -203,7 +205,7 @@ class Stack:
                 lines.append("      per_deployment:")
                 lines.extend(f"        {name}: {mood}" for name, mood in mood.items())
 
-        # Small enough that it is full after a few answers: some requests spill over to the next tier.
+        # Its capacity is used up after a few responses, so that some requests spill over to the next tier.
         provisioned_deployment = "{name: gpt-4o-ptu, model: gpt-4o, provisioned: true, tokens_per_minute: 1000}"
         resource("eastus-ptu", "East US", [provisioned_deployment])
         for name, deployments in STANDARD_RESOURCES.items():
@@ -225,18 +227,18 @@ class Stack:
         return "\n".join([*lines, "clients: open", "server: { threads: 2, drain_delay: 0s }"]) + "\n"
 
     def balancer_yaml(self, port, tls_port, endpoints):
-        deployments_of = {name: {deployment: deployment for deployment in names} for name, names in STANDARD_RESOURCES.items()}
-        # Other names for what the resources have, so that paths and bodies must be rewritten.
-        deployments_of["westus"] |= {"dictation": "whisper", "painter": "gpt-image-1"}
+        deployments_by_resource = {name: {deployment: deployment for deployment in names} for name, names in STANDARD_RESOURCES.items()}
+        # Other names for deployments of the resources, so that paths and bodies have to be rewritten.
+        deployments_by_resource["westus"] |= {"dictation": "whisper", "painter": "gpt-image-1"}
         troubled_deployments = {}
         for suite in SUITES:
             for case, (_, helping_deployment) in MOOD_CASES.items():
                 name = f"{case}-{suite}"
                 troubled_deployments[name] = name
                 if helping_deployment:
-                    deployments_of["westus"][name] = helping_deployment
+                    deployments_by_resource["westus"][name] = helping_deployment
         failing_backends = [f"{case}-{suite}" for case in FAILING_MOODS for suite in SUITES]
-        deployments_of["westus"] |= dict.fromkeys(failing_backends, "gpt-4o")
+        deployments_by_resource["westus"] |= dict.fromkeys(failing_backends, "gpt-4o")
         lines = ["listeners:", f"  - address: 127.0.0.1:{port}"]
         lines += [f"  - {{ address: '127.0.0.1:{tls_port}', tls: {self.tls_yaml()}, http2: true }}", "backends:"]
 
@@ -254,7 +256,7 @@ class Stack:
         backend("miskeyed", 1, "troubled", secrets.token_hex(16), {"miskeyed": "gpt-4o"})
         for name in failing_backends:
             backend(name, 1, "troubled", keys["troubled"], {name: name})
-        for name, deployments in deployments_of.items():
+        for name, deployments in deployments_by_resource.items():
             backend(name, 2, name, keys[name], deployments)
         lines.append("clients:")
         for name, key in self.keys.items():

@@ -1,4 +1,4 @@
-// What suite.py is to the Python suites: tests are functions, and each reports one line of JSON.
+// The counterpart of suite.py: tests are functions, and each reports one line of JSON to the runner.
 
 import assert from 'node:assert/strict';
 
@@ -16,16 +16,16 @@ let expected = [];
 /** Registers a function as a test. */
 export const test = (name, run) => tests.push({ name, run });
 
-/** One line of the record, see record.py. */
+/** Expects one record with these fields, see record.py. */
 export const expect = (fields) => expected.push({ client: CLIENT, ...fields });
 
 export const contains = (text) => ({ contains: text });
 export const atLeast = (number) => ({ at_least: number });
 
-/** This suite's deployment in that mood. */
+/** The deployment of this suite with that mood. */
 export const ownDeployment = (mood) => `${mood}-${CLIENT}`;
 
-/** The error of that kind in which a call must end. */
+/** Makes a call, which must fail with an error of this type, and returns the error. */
 export async function raises(errorType, call) {
   try {
     await call();
@@ -46,11 +46,11 @@ export async function runTests() {
     } catch (problem) {
       error = String(problem?.stack ?? problem);
     }
-    // Milliseconds are cut off: what arrived in the last one still belongs to this test.
+    // Record times are truncated to milliseconds, so a request of the last one still belongs to this test.
     const end = Date.now() + 1;
     const line = { test: name, start: start / 1000, end: end / 1000, error, records: expected };
     process.stdout.write(`${JSON.stringify(line)}\n`);
-    // The next test begins in another millisecond.
+    // The next test must start in a later millisecond.
     while (Date.now() <= end) await new Promise((resume) => setTimeout(resume, 1));
   }
 }

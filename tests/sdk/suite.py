@@ -1,6 +1,6 @@
-"""What the Python suites share: tests are functions, and each reports one line of JSON.
+"""Shared by the Python suites: tests are functions, and each reports one line of JSON to the runner.
 
-Standard library only, for Python 3.11 and later: it runs within the SDKs' environments.
+Uses only the standard library, since it runs in the virtual environments of the SDKs.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ def test(name):
 
 
 def expect(**fields):
-    """One line of the record, see record.py."""
+    """Expects one record with these fields, see record.py."""
     fields.setdefault("client", CLIENT)
     _expected.append(fields)
 
@@ -49,12 +49,12 @@ def at_least(number):
 
 
 def own_deployment(mood):
-    """This suite's deployment in that mood."""
+    """The deployment of this suite with that mood."""
     return f"{mood}-{CLIENT}"
 
 
 def raises(error_type, function, *arguments, **named):
-    """The exception of that kind which a call must end in."""
+    """Calls a function, which must raise an error of this type, and returns the error."""
     try:
         function(*arguments, **named)
     except error_type as error:

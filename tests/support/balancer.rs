@@ -1,4 +1,4 @@
-//! The balancer under test: the real binary in a directory and on ports of its own.
+//! The balancer under test: the real binary with its own directory and ports.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, Response, TEST_TIMEOUT, clients_yaml, tls};
 
-/// A running balancer.
+/// A running balancer. Its processes are killed when it is dropped.
 pub struct Balancer {
     child: Child,
     pub address: SocketAddr,
@@ -24,7 +24,7 @@ pub struct Balancer {
 }
 
 impl Balancer {
-    /// Starts the binary with these backends, `team-a` as client, and these further blocks.
+    /// Starts the binary with these backends, the client `team-a` and further top-level blocks of YAML.
     pub async fn start(backends: &str, extra_yaml: &str) -> Self {
         Self::start_with_clients(backends, &clients_yaml(), extra_yaml).await
     }
@@ -33,12 +33,12 @@ impl Balancer {
         Self::start_with_blocks(backends, clients, "", extra_yaml).await
     }
 
-    /// The same with a further key of the listener.
+    /// Like [`Self::start`], with further keys of the listener instead of further blocks.
     pub async fn start_with_listener(backends: &str, listener: &str) -> Self {
         Self::start_with_blocks(backends, &clients_yaml(), listener, "").await
     }
 
-    /// With TLS and HTTP/2, and a certificate of this authority.
+    /// Like [`Self::start`], with TLS, HTTP/2 and a certificate issued by this authority.
     pub async fn start_with_tls(
         authority: &tls::CertificateAuthority,
         backends: &str,
@@ -47,7 +47,7 @@ impl Balancer {
         Self::start_with_tls_blocks(authority, "", backends, extra_yaml).await
     }
 
-    /// The same with further keys of the listener.
+    /// Like [`Self::start_with_tls`], with further keys of the listener.
     pub async fn start_with_tls_and_listener(
         authority: &tls::CertificateAuthority,
         listener: &str,
@@ -81,7 +81,7 @@ impl Balancer {
             .await
     }
 
-    /// Starts the binary with these variables.
+    /// Like [`Self::start`], with these environment variables.
     pub async fn start_with_environment(
         variables: &[(&str, String)],
         backends: &str,
@@ -121,7 +121,7 @@ impl Balancer {
         Self::start_from_file_with_environment(directory, address, admin_address, &text, variables).await
     }
 
-    /// Starts the binary with this file, which names these addresses.
+    /// Starts the binary with this configuration file, which must contain both addresses.
     pub async fn start_from_file(
         directory: tempfile::TempDir,
         address: SocketAddr,
@@ -131,7 +131,7 @@ impl Balancer {
         Self::start_from_file_with_environment(directory, address, admin_address, text, &[]).await
     }
 
-    /// The same with these further variables.
+    /// Like [`Self::start_from_file`], with these environment variables.
     pub async fn start_from_file_with_environment(
         directory: tempfile::TempDir,
         address: SocketAddr,
@@ -141,7 +141,7 @@ impl Balancer {
     ) -> Self {
         let path = directory.path().join("aoai-lb.yaml");
         std::fs::write(&path, text).unwrap();
-        // Under a name of its own, so that another can be put in its place.
+        // A symlink, so that a test of upgrades can replace the binary.
         let binary = directory.path().join("aoai-lb");
         std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_aoai-lb"), &binary).unwrap();
         let mut child = Command::new(binary)
@@ -176,14 +176,18 @@ impl Balancer {
                 return;
             }
             if let Some(status) = self.child.try_wait().unwrap() {
-                panic!("the balancer ended with {status}:\n{}", self.log());
+                panic!("the balancer exited with {status} before it was ready:\n{}", self.log());
             }
-            assert!(Instant::now() < deadline, "not ready:\n{}", self.log());
+            assert!(
+                Instant::now() < deadline,
+                "timed out waiting until the balancer is ready:\n{}",
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
-    /// Whether it answers; a listener with TLS has to be asked in another language.
+    /// Whether the balancer answers. A TLS listener only has to accept connections.
     async fn is_ready(&self) -> bool {
         let Ok(mut client) = Client::try_connect(self.address).await else { return false };
         if !self.speaks_tls && !client.get_is_ok("/readyz").await {
@@ -193,20 +197,20 @@ impl Balancer {
             return true;
         }
         let Ok(mut admin) = Client::try_connect(self.admin_address).await else { return false };
-        // With TLS of its own, or a token, it need not say more.
+        // An admin API with TLS or a token would refuse this request, so connecting is enough.
         !self.speaks_tls || admin.get_is_ok("/api/status").await
     }
 
-    /// What of the log has arrived; a line may come after the reply that it is about.
+    /// The log so far. A line may arrive after the response that it is about.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
-    /// Waits until the log says so.
+    /// Waits until the log contains this text.
     pub async fn wait_for_log(&self, what: &str) {
         let deadline = Instant::now() + TEST_TIMEOUT;
         while !self.log.lock().unwrap().contains(what) {
-            assert!(Instant::now() < deadline, "never said: {what}\n{}", self.log());
+            assert!(Instant::now() < deadline, "timed out waiting for {what:?} in the log:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
@@ -215,18 +219,18 @@ impl Balancer {
         Client::connect(self.address).await
     }
 
-    /// One request on a connection of its own.
+    /// Sends one POST on a new connection.
     pub async fn post(&self, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
         self.connect().await.post(target, headers, body).await
     }
 
-    /// One chat on a connection of its own, as `team-a`.
+    /// Sends one chat request on a new connection, as `team-a`.
     pub async fn post_chat(&self) -> Response {
         self.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], CHAT_BODY.as_bytes()).await
     }
 
-    /// The status of the process that serves: for a while after an upgrade the one before answers
-    /// as well.
+    /// The status of the newest process. For a while after an upgrade the old process still answers
+    /// on the admin address, too.
     pub async fn status(&self) -> Value {
         loop {
             let response =
@@ -238,7 +242,7 @@ impl Balancer {
         }
     }
 
-    /// The state of each backend, in the order of the configuration.
+    /// Name and state of each backend, in the order of the configuration.
     pub async fn backend_states(&self) -> Vec<(String, String)> {
         let status = self.status().await;
         let to_text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -246,7 +250,7 @@ impl Balancer {
         backends.map(|backend| (to_text(&backend["name"]), to_text(&backend["state"]))).collect()
     }
 
-    /// Waits until the status says so.
+    /// Waits until the status meets a condition; `what` describes it in the failure message.
     pub async fn wait_for_status(&self, what: &str, condition: impl Fn(&Value) -> bool) {
         let deadline = Instant::now() + TEST_TIMEOUT;
         loop {
@@ -254,26 +258,26 @@ impl Balancer {
             if condition(&status) {
                 return;
             }
-            // Too much of it for a message.
+            // The timeline is too long for a failure message.
             status["timeline"].take();
-            assert!(Instant::now() < deadline, "never happened: {what}: {status}");
+            assert!(Instant::now() < deadline, "timed out waiting until {what}: {status}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
-    /// Replaces the configuration's file.
+    /// Overwrites the configuration file.
     pub fn write_config(&self, text: &str) {
         std::fs::write(self.path("aoai-lb.yaml"), text).unwrap();
     }
 
-    /// The configuration's file, changed.
+    /// Replaces a text in the configuration file.
     pub fn replace_in_config(&self, from: &str, to: &str) {
         let text = std::fs::read_to_string(self.path("aoai-lb.yaml")).unwrap();
-        assert!(text.contains(from), "{from} is not in\n{text}");
+        assert!(text.contains(from), "{from:?} is not in the configuration:\n{text}");
         self.write_config(&text.replace(from, to));
     }
 
-    /// `POST` to the admin API.
+    /// Sends a POST to the admin API, again if a stopping process refuses it.
     pub async fn post_admin(&self, target: &str) -> Response {
         let headers = [("Host", "localhost"), ("x-aoai-lb-admin", "1")];
         loop {
@@ -284,41 +288,46 @@ impl Balancer {
         }
     }
 
-    /// `aoai-lb run_upgrade_command`, as the operator of this balancer calls it.
+    /// Runs `aoai-lb upgrade` for this balancer.
     pub async fn run_upgrade_command(&self) -> std::process::Output {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_aoai-lb"));
         command.args(["upgrade", "-c"]).arg(self.path("aoai-lb.yaml"));
         command.env("RUNTIME_DIRECTORY", self.path("run")).output().await.unwrap()
     }
 
-    /// All processes that serve or have served this configuration and are still there, oldest first.
+    /// The process ids of all running processes of this balancer, oldest first.
     pub fn running_pids(&mut self) -> Vec<u32> {
         let log = self.log();
         let announcements =
             log.lines().filter_map(|line| line.split_once(" process ")?.1.split_once(" serves on "));
         let mut pids: Vec<u32> = announcements.filter_map(|(pid, _)| pid.parse().ok()).collect();
-        // The first is the child, which has to be waited for.
+        // The first process is a child: it stays a zombie until it has been waited for.
         let has_exited = self.child.try_wait().unwrap().is_some();
         pids.retain(|pid| if *pid == self.child.id() { !has_exited } else { is_process_alive(*pid) });
         pids
     }
 
-    /// Waits until nobody but the process that serves is left, and returns it.
+    /// Waits until only the newest process is left, and returns its id.
     pub async fn wait_until_single_process(&mut self) -> u32 {
         let serving = self.serving_pid().await;
         let deadline = Instant::now() + TEST_TIMEOUT;
-        // The first is known, whatever of the log has arrived.
+        // The child is known even if its log lines have not arrived yet.
         let is_first = serving == self.child.id();
         while self.running_pids().iter().any(|pid| *pid != serving)
             || (!is_first && self.child.try_wait().unwrap().is_none())
         {
-            assert!(Instant::now() < deadline, "still there: {:?}\n{}", self.running_pids(), self.log());
+            assert!(
+                Instant::now() < deadline,
+                "timed out waiting until the old processes exit: {:?}\n{}",
+                self.running_pids(),
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         serving
     }
 
-    /// The process that serves now.
+    /// The id of the newest process.
     pub async fn serving_pid(&self) -> u32 {
         self.status().await["process"]["pid"].as_u64().unwrap().try_into().unwrap()
     }
@@ -327,7 +336,7 @@ impl Balancer {
         self.directory.path().join(name)
     }
 
-    /// The records so far.
+    /// The records written so far.
     pub fn records(&self) -> Vec<Value> {
         let mut text = String::new();
         if let Ok(mut file) = std::fs::File::open(self.path("records.jsonl")) {
@@ -337,7 +346,7 @@ impl Balancer {
         complete_lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// The records, once there are `count` of them.
+    /// Waits until there are `count` records. Fails if there are more.
     pub async fn wait_for_records(&self, count: usize) -> Vec<Value> {
         let deadline = Instant::now() + TEST_TIMEOUT;
         loop {
@@ -364,20 +373,20 @@ impl Balancer {
         assert!(send_signal_to(name, self.child.id()));
     }
 
-    /// SIGTERM, then the end; returns the exit code.
+    /// Sends SIGTERM, waits for the process to exit, and returns its exit code.
     pub async fn stop(&mut self) -> i32 {
         self.send_signal("TERM");
         self.wait_for_exit().await
     }
 
-    /// Waits for the process to end.
+    /// Waits until the first process exits, and returns its exit code.
     pub async fn wait_for_exit(&mut self) -> i32 {
         let deadline = Instant::now() + TEST_TIMEOUT;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code().unwrap_or(-1);
             }
-            assert!(Instant::now() < deadline, "does not end:\n{}", self.log());
+            assert!(Instant::now() < deadline, "timed out waiting until the balancer exits:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -396,7 +405,7 @@ impl Drop for Balancer {
     }
 }
 
-/// Sends a signal; returns whether there was somebody to get it.
+/// Sends a signal; returns whether the process exists.
 pub fn send_signal_to(name: &str, pid: u32) -> bool {
     Command::new("kill")
         .args(["-s", name, &pid.to_string()])
@@ -406,13 +415,13 @@ pub fn send_signal_to(name: &str, pid: u32) -> bool {
         .success()
 }
 
-/// Whether a process with this id exists.
+/// Whether a process with this id exists. Signal 0 only checks that.
 pub fn is_process_alive(pid: u32) -> bool {
     send_signal_to("0", pid)
 }
 
-/// A port nobody listens on, outside the range from which the system hands ports to
-/// connections, so that it stays free until it is used.
+/// A port that is not in use. It is outside the range of ephemeral ports, so that no connection
+/// takes it before the test does.
 pub fn free_port() -> u16 {
     static NEXT_OFFSET: AtomicU16 = AtomicU16::new(0);
     let offset = u16::try_from(std::process::id() % 9_000).unwrap();

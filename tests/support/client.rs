@@ -1,5 +1,5 @@
-//! An HTTP/1.1 client of the tests' own: sends what it is given, reads what comes, hides
-//! nothing.
+//! An HTTP/1.1 client without any convenience: it sends the bytes it is given, and shows interim
+//! responses, chunks and truncated bodies as they arrive.
 
 use std::net::SocketAddr;
 
@@ -10,17 +10,19 @@ use tokio::time::timeout;
 
 use super::TEST_TIMEOUT;
 
+/// A client connection.
 pub struct Client {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
+/// A response as it was received.
 #[derive(Debug)]
 pub struct Response {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// Whether the body ended as its framing promised.
+    /// Whether the body ended as its `content-length` or chunks say.
     pub is_complete: bool,
 }
 
@@ -59,7 +61,7 @@ impl Client {
         timeout(TEST_TIMEOUT, self.stream.write_all(bytes)).await.unwrap().unwrap();
     }
 
-    /// Sends, and does not mind if the other side no longer reads.
+    /// Sends bytes; returns whether the other side still accepted them.
     pub async fn try_send(&mut self, bytes: &[u8]) -> bool {
         matches!(timeout(TEST_TIMEOUT, self.stream.write_all(bytes)).await, Ok(Ok(())))
     }
@@ -79,7 +81,7 @@ impl Client {
         self.request("GET", target, headers, None).await
     }
 
-    /// Whether the answer is a 200; whoever does not answer, or hangs up, has none.
+    /// Whether a GET is answered with 200. No answer counts as no.
     pub async fn get_is_ok(&mut self, target: &str) -> bool {
         let is_sent =
             self.try_send(Self::request_head("GET", target, &[("Host", "localhost")]).as_bytes()).await;
@@ -90,7 +92,7 @@ impl Client {
         self.request("POST", target, headers, Some(body)).await
     }
 
-    /// The same towards somebody who may be gone.
+    /// Like [`Self::post`], but returns `None` if the connection ends.
     pub async fn try_post(
         &mut self,
         target: &str,
@@ -127,14 +129,15 @@ impl Client {
         self.read_response_to(method).await
     }
 
-    /// Reads a final reply; interim ones are skipped.
+    /// Reads a final response to a GET or POST; interim responses are skipped.
     pub async fn read_response(&mut self) -> Response {
         self.read_response_to("GET").await
     }
 
     pub async fn read_response_to(&mut self, method: &str) -> Response {
         loop {
-            let mut response = self.read_response_head().await.expect("no reply head");
+            let mut response =
+                self.read_response_head().await.expect("the connection ended before a response head");
             if (100..200).contains(&response.status) && response.status != 101 {
                 continue;
             }
@@ -145,7 +148,7 @@ impl Client {
         }
     }
 
-    /// Reads a head, interim ones too; `None` when the connection ended instead.
+    /// Reads one response head, interim ones included; `None` if the connection ended instead.
     pub async fn read_response_head(&mut self) -> Option<Response> {
         let end = loop {
             if let Some(at) = find_bytes(&self.buffer, b"\r\n\r\n") {
@@ -185,7 +188,7 @@ impl Client {
         }
     }
 
-    /// The next chunk of a chunked body, empty at its end; `None` when it broke off.
+    /// Reads the next chunk of a chunked body, empty at its end; `None` if the connection ended.
     pub async fn read_chunk(&mut self) -> Option<Vec<u8>> {
         let line = loop {
             if let Some(at) = find_bytes(&self.buffer, b"\r\n") {
@@ -207,10 +210,13 @@ impl Client {
         Some(framed[line + 2..line + 2 + size].to_vec())
     }
 
-    /// Reads some bytes; false at the end or after a reset.
+    /// Reads some bytes; returns false at the end or after a reset.
     pub async fn read_more(&mut self) -> bool {
         let mut chunk = vec![0; 64 * 1024];
-        match timeout(TEST_TIMEOUT, self.stream.read(&mut chunk)).await.expect("the balancer is mute") {
+        match timeout(TEST_TIMEOUT, self.stream.read(&mut chunk))
+            .await
+            .expect("timed out waiting for bytes from the balancer")
+        {
             Ok(0) | Err(_) => false,
             Ok(read) => {
                 self.buffer.extend_from_slice(&chunk[..read]);
@@ -219,12 +225,12 @@ impl Client {
         }
     }
 
-    /// Exactly so many bytes.
+    /// Reads exactly this many bytes.
     pub async fn read_exactly(&mut self, length: usize) -> Vec<u8> {
         self.try_read_exactly(length).await.expect("the connection ended")
     }
 
-    /// The same; `None` when the connection ended.
+    /// Like [`Self::read_exactly`]; `None` if the connection ended first.
     pub async fn try_read_exactly(&mut self, length: usize) -> Option<Vec<u8>> {
         while self.buffer.len() < length {
             if !self.read_more().await {
@@ -234,7 +240,7 @@ impl Client {
         Some(self.buffer.drain(..length).collect())
     }
 
-    /// Whether the other side has closed.
+    /// Reads on; returns true if the other side has closed the connection.
     pub async fn is_closed(&mut self) -> bool {
         !self.read_more().await
     }

@@ -1,4 +1,4 @@
-//! A client of HTTP/2 over TLS.
+//! An HTTP/2 client over TLS.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -15,19 +15,20 @@ use tokio_openssl::SslStream;
 use super::tls::CertificateAuthority;
 use super::{CLIENT_KEY, Response, TEST_TIMEOUT};
 
-/// A connection of HTTP/2.
+/// A client connection with HTTP/2.
 pub struct Http2Connection {
     pub requests: SendRequest<Bytes>,
     task: tokio::task::JoinHandle<()>,
 }
 
-/// One request under way.
+/// A request whose response has not been read yet.
 pub struct PendingRequest {
     pub response: h2::client::ResponseFuture,
     pub body: SendStream<Bytes>,
 }
 
-/// A TLS connection to `balancer.test` that offers these protocols, with at most this version.
+/// Connects with TLS as a client of `balancer.test` that offers these ALPN protocols and supports TLS
+/// versions up to `max_version`.
 pub async fn connect_tls(
     address: SocketAddr,
     authority: &CertificateAuthority,
@@ -59,7 +60,7 @@ impl Http2Connection {
         Self { requests, task }
     }
 
-    /// Begins a POST; its body follows in [`PendingRequest::body`].
+    /// Sends the head of a POST; the caller sends the body through [`PendingRequest::body`].
     pub async fn start_post(&self, target: &str, headers: &[(&str, &str)]) -> PendingRequest {
         let mut requests = timeout(TEST_TIMEOUT, self.requests.clone().ready()).await.unwrap().unwrap();
         let mut request = Request::post(format!("https://balancer.test{target}"));
@@ -73,19 +74,19 @@ impl Http2Connection {
         PendingRequest { response, body }
     }
 
-    /// Begins a POST with this body.
+    /// Sends a POST with this body, without waiting for the response.
     pub async fn send_post(&self, target: &str, body: &[u8]) -> PendingRequest {
         let mut exchange = self.start_post(target, &[]).await;
         send_body(&mut exchange.body, body).await;
         exchange
     }
 
-    /// A whole POST.
+    /// Sends a POST and reads the response.
     pub async fn post(&self, target: &str, body: &[u8]) -> Response {
         self.send_post(target, body).await.read_response().await
     }
 
-    /// Ends the connection without a word.
+    /// Drops the connection without a GOAWAY.
     pub fn abort(self) {
         self.task.abort();
     }
@@ -122,13 +123,13 @@ impl PendingRequest {
     }
 }
 
-/// Sends a body as fast as its window allows.
+/// Sends a body and ends the stream, as fast as flow control allows.
 pub async fn send_body(stream: &mut SendStream<Bytes>, body: &[u8]) {
     let mut remaining = Bytes::copy_from_slice(body);
     while !remaining.is_empty() {
         stream.reserve_capacity(remaining.len());
         let capacity = std::future::poll_fn(|cx| stream.poll_capacity(cx));
-        // Answered, or reset: the other side does not want the rest.
+        // No capacity any more: the other side has reset the stream and does not want the rest.
         let Some(Ok(window)) = timeout(TEST_TIMEOUT, capacity).await.unwrap() else { return };
         let piece = remaining.split_to(window.min(remaining.len()));
         if stream.send_data(piece, remaining.is_empty()).is_err() {

@@ -1,5 +1,5 @@
-//! Simulated services around a machine in Azure: its metadata service, the platform of App Service,
-//! Entra ID and a vault. They insist on what the real ones insist on, and misbehave when told to.
+//! Simulated identity services of Azure: the instance metadata service, the App Service identity
+//! endpoint, Entra ID and Key Vault. They check requests as the real ones do, and can be told to fail.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -15,38 +15,38 @@ pub const APP_SECRET: &str = "the-secret-of~the.app+/=";
 pub const PLATFORM_HEADER_VALUE: &str = "the-header-of-the-platform";
 pub const FEDERATED_TOKEN: &str = "eyJh.federated.token";
 
-/// How a service behaves.
+/// How a simulated service behaves.
 #[derive(Clone, Debug, Default)]
 pub enum ServiceBehaviour {
     #[default]
     Normal,
-    /// This status with this body, and a `Retry-After` of one second.
+    /// Responds with this status and body, and with a `Retry-After` of one second.
     RespondsWith(u16, &'static str),
-    /// It answers well after so many tenths of a second.
+    /// Responds normally after this many tenths of a second.
     DelayedByTenths(usize),
-    /// What it answers is nothing that it should.
+    /// Responds with 200 and HTML instead of JSON.
     InvalidResponse,
 }
 
 #[derive(Default)]
 struct PlatformState {
-    /// Of whoever gives tokens.
+    /// Of every token endpoint.
     token_behaviour: ServiceBehaviour,
     vault_behaviour: ServiceBehaviour,
-    /// Seconds.
     token_lifetime_secs: u64,
     issued_tokens: usize,
     valid_tokens: HashSet<String>,
-    /// What was asked for: kind of proof, and resource or scope.
+    /// For each token request: the kind of identity or proof, and the resource or scope.
     token_requests: Vec<(String, String)>,
     secrets: HashMap<String, String>,
     secret_reads: usize,
-    /// The keys that Entra ID signs with, as it publishes them.
+    /// The JSON Web Key Set that Entra ID publishes.
     signing_keys: Value,
     signing_keys_behaviour: ServiceBehaviour,
     signing_key_reads: usize,
 }
 
+/// The running identity services, all on one address.
 #[derive(Clone)]
 pub struct IdentityPlatform {
     pub address: SocketAddr,
@@ -78,12 +78,12 @@ impl IdentityPlatform {
         self.lock().signing_keys_behaviour = behaviour;
     }
 
-    /// Tokens issued from now on live so long.
+    /// Sets the lifetime of tokens issued from now on.
     pub fn set_token_lifetime(&self, seconds: u64) {
         self.lock().token_lifetime_secs = seconds;
     }
 
-    /// Tokens issued so far are no good any more.
+    /// Makes all tokens issued so far invalid.
     pub fn revoke_tokens(&self) {
         self.lock().valid_tokens.clear();
     }
@@ -116,12 +116,12 @@ impl IdentityPlatform {
         self.lock().valid_tokens.contains(token)
     }
 
-    /// The environment of a virtual machine.
+    /// The environment variables that point a managed identity to this simulated metadata service.
     pub fn vm_environment(&self) -> Vec<(&'static str, String)> {
         vec![("AZURE_POD_IDENTITY_AUTHORITY_HOST", format!("http://{}", self.address))]
     }
 
-    /// The `key_vault` of a credential.
+    /// The URL of a secret, for `key_vault` of a credential.
     pub fn secret_url(&self, name: &str) -> String {
         format!("http://{}/secrets/{name}", self.address)
     }
@@ -182,7 +182,8 @@ fn respond(request: &RawRequest, state: &Mutex<PlatformState>) -> Vec<Vec<u8>> {
     pieces
 }
 
-/// What is granted, as each of them writes it.
+/// The token response of a managed identity. The two services format it differently: numbers are
+/// strings, and App Service has no `expires_in`.
 fn managed_identity_token(state: &mut PlatformState, path: &str, target: &str) -> (u16, Value) {
     let query = parse_form(target.split_once('?').map_or("", |(_, query)| query));
     let resource = query.get("resource").cloned().unwrap_or_default();
@@ -261,7 +262,7 @@ fn vault_secret(state: &PlatformState, path: &str, token: &str) -> (u16, Value) 
     }
 }
 
-/// The certificate of an application that has one, and its key.
+/// The certificate of the application and its private key, the same in all tests of a process.
 pub fn application_certificate() -> (openssl::x509::X509, openssl::pkey::PKey<openssl::pkey::Private>) {
     static CERTIFICATE_AND_KEY: std::sync::OnceLock<(
         openssl::x509::X509,
@@ -274,7 +275,7 @@ pub fn application_certificate() -> (openssl::x509::X509, openssl::pkey::PKey<op
     pair.clone()
 }
 
-/// Whether an assertion is one of the application, as Entra ID checks it.
+/// Whether a client assertion is valid, by the checks of Entra ID.
 fn is_valid_assertion(assertion: &str) -> bool {
     use openssl::hash::MessageDigest;
     use openssl::rsa::Padding;
@@ -302,7 +303,7 @@ fn is_valid_assertion(assertion: &str) -> bool {
         && verifier.verify_oneshot(&base64url_decode(signature), signed_text.as_bytes()).unwrap()
 }
 
-/// base64url without padding.
+/// Decodes base64url without padding.
 pub fn base64url_decode(text: &str) -> Vec<u8> {
     let mut text = text.replace('-', "+").replace('_', "/");
     while !text.len().is_multiple_of(4) {
@@ -311,7 +312,7 @@ pub fn base64url_decode(text: &str) -> Vec<u8> {
     openssl::base64::decode_block(&text).unwrap()
 }
 
-/// base64url without padding.
+/// Encodes as base64url without padding.
 pub fn base64url_encode(bytes: &[u8]) -> String {
     openssl::base64::encode_block(bytes).replace('+', "-").replace('/', "_").replace('=', "")
 }
@@ -345,7 +346,7 @@ fn parse_form(text: &str) -> HashMap<String, String> {
         .collect()
 }
 
-/// A resource that admits whoever shows one of the keys or tokens it is told of.
+/// A simulated Azure OpenAI resource that accepts a changeable list of keys, and tokens.
 pub struct AuthenticatedResource {
     pub upstream: ScriptedUpstream,
     pub accepted_keys: Arc<Mutex<HashSet<String>>>,
@@ -355,7 +356,7 @@ pub const COMPLETION_BODY: &str = r#"{"id":"chatcmpl-1","object":"chat.completio
 const UNAUTHORIZED_BODY: &str = r#"{"error":{"code":"401","message":"Access denied due to invalid subscription key or wrong API endpoint."}}"#;
 
 impl AuthenticatedResource {
-    /// One that admits these keys, or tokens of the platform that are valid.
+    /// Starts a resource that accepts these keys, and the valid tokens of the platform if there is one.
     pub async fn start(keys: &[&str], platform: Option<&IdentityPlatform>) -> Self {
         let accepted_keys =
             Arc::new(Mutex::new(keys.iter().map(|key| (*key).to_owned()).collect::<HashSet<_>>()));
@@ -380,7 +381,7 @@ impl AuthenticatedResource {
         *self.accepted_keys.lock().unwrap() = keys.iter().map(|key| (*key).to_owned()).collect();
     }
 
-    /// The entry of a configuration for it.
+    /// The YAML entry of `backends` for this resource.
     pub fn backend_yaml(&self, name: &str, credential: &str) -> String {
         let address = self.upstream.address;
         format!("  - name: {name}\n    endpoint: http://{address}\n    credential: {{ {credential} }}\n")

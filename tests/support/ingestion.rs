@@ -1,5 +1,5 @@
-//! A simulated Logs Ingestion API with its token endpoint, which enforces the limits of the real
-//! one: a valid token, gzip, an array, a megabyte a call.
+//! A simulated Logs Ingestion API with its token endpoint. It enforces the rules of the real one: a
+//! valid token, gzip, a JSON array, and at most one megabyte a call.
 
 use std::collections::HashSet;
 use std::io::Read;
@@ -15,17 +15,17 @@ pub const COLLECTION_RULE: &str = "dcr-0123456789abcdef0123456789abcdef";
 pub const CLIENT_SECRET: &str = "the secret/of+the app";
 const MAX_CALL_BYTES: usize = 1_000_000;
 
-/// How it behaves.
+/// How the simulated service behaves.
 #[derive(Clone, Debug)]
 pub enum IngestionBehaviour {
     Normal,
-    /// This status for every call, with this `Retry-After`.
+    /// Responds with this status to every call, and with this `Retry-After`.
     RespondsWith(u16, Option<&'static str>),
-    /// 400 for calls that have a row with this text in it.
+    /// Responds with 400 to calls that contain this text.
     RejectsRowsContaining(&'static str),
-    /// 413 for calls of more rows than this.
+    /// Responds with 413 to calls with more rows than this.
     AcceptsAtMostRows(usize),
-    /// Takes calls and does not answer.
+    /// Reads calls and never responds.
     NeverResponds,
 }
 
@@ -39,10 +39,11 @@ struct IngestionState {
     largest_call_bytes: usize,
     rows: Vec<Value>,
     unexpected_requests: Vec<String>,
-    /// Of the token endpoint.
+    /// Whether the token endpoint responds with 401.
     rejects_token_requests: bool,
 }
 
+/// The running service.
 #[derive(Clone)]
 pub struct LogIngestionService {
     pub address: SocketAddr,
@@ -64,7 +65,7 @@ impl LogIngestionService {
         service
     }
 
-    /// The `log_analytics` key of a `record` block.
+    /// The `log_analytics` entry of a `record` block.
     pub fn log_analytics_yaml(&self) -> String {
         let address = self.address;
         format!(
@@ -81,7 +82,7 @@ impl LogIngestionService {
         self.state.lock().unwrap().rejects_token_requests = rejects;
     }
 
-    /// Tokens issued so far are no good any more.
+    /// Makes all tokens issued so far invalid.
     pub fn revoke_tokens(&self) {
         self.state.lock().unwrap().valid_tokens.clear();
     }
@@ -94,18 +95,19 @@ impl LogIngestionService {
         self.state.lock().unwrap().rows.len()
     }
 
-    /// Calls, tokens issued, and the bytes of the largest call that was taken.
+    /// The number of calls, the number of issued tokens, and the uncompressed size of the largest
+    /// accepted call.
     pub fn call_statistics(&self) -> (usize, usize, usize) {
         let state = self.state.lock().unwrap();
         (state.calls, state.issued_tokens, state.largest_call_bytes)
     }
 
-    /// When calls came.
+    /// When each call arrived.
     pub fn call_times(&self) -> Vec<Instant> {
         self.state.lock().unwrap().call_times.clone()
     }
 
-    /// Requests that the real one would not understand.
+    /// Descriptions of calls that the real service would not understand.
     pub fn unexpected_requests(&self) -> Vec<String> {
         self.state.lock().unwrap().unexpected_requests.clone()
     }

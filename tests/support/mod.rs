@@ -1,5 +1,5 @@
-//! The harness: the real binary against simulated resources, and a client that sends and
-//! reads exactly the bytes it is told to.
+//! The test harness: it starts the real binary in front of simulated Azure resources and provides
+//! clients that send and read exact bytes.
 
 #![allow(
     dead_code,
@@ -28,24 +28,24 @@ pub use yaml::{
     sha256_hex, simulated_backend_yaml, start_simulator,
 };
 
-/// How long anything may take that happens at all.
+/// How long a test waits for anything before it fails.
 pub const TEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// The key of the client `team-a` in configurations of the harness.
+/// The key of the client `team-a` in the configurations of the harness.
 pub const CLIENT_KEY: &str = "key-of-team-a";
 pub const CHAT_TARGET: &str = "/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21";
 pub const STREAM_BODY: &str = r#"{"stream":true,"messages":[{"role":"user","content":"hello"}]}"#;
 pub const CHAT_BODY: &str = r#"{"messages":[{"role":"user","content":"hello"}]}"#;
 
-/// Waits until something holds.
+/// Waits until `condition` holds; `what` describes it in the failure message.
 pub async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + TEST_TIMEOUT;
     while !condition() {
-        assert!(Instant::now() < deadline, "never happened: {what}");
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
-/// The backend that answered.
+/// The name of the backend that answered, empty if no backend did.
 pub fn answering_backend(response: &Response) -> String {
     response.header("x-aoai-lb-backend").unwrap_or_default().to_owned()
 }

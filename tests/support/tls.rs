@@ -1,4 +1,4 @@
-//! Certificates for the length of a test.
+//! Certificates made for a test, and a proxy that terminates TLS.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -14,6 +14,7 @@ use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
 use openssl::x509::{X509, X509Name};
 use tokio::net::{TcpListener, TcpStream};
 
+/// A certificate authority that exists only in the test.
 pub struct CertificateAuthority {
     pub certificate: X509,
     pub key: PKey<Private>,
@@ -23,7 +24,8 @@ pub fn generate_key() -> PKey<Private> {
     PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap()
 }
 
-/// A certificate for a host of this name.
+/// Issues a certificate for this host name. `validity_days` are its first and last day, counted from
+/// now; without an issuer it is self-signed and an authority.
 pub fn issue_certificate(
     name: &str,
     validity_days: (i64, i64),
@@ -56,7 +58,7 @@ pub fn generate_authority() -> CertificateAuthority {
     CertificateAuthority { certificate: issue_certificate("test authority", (-1, 1), &key, None), key }
 }
 
-/// Writes a certificate for `balancer.test` with this serial number, and its key.
+/// Writes a certificate for `balancer.test` and its key to `cert.pem` and `key.pem`.
 pub fn write_certificate_and_key(
     directory: &std::path::Path,
     authority: &CertificateAuthority,
@@ -68,7 +70,8 @@ pub fn write_certificate_and_key(
     std::fs::write(directory.join("key.pem"), key.private_key_to_pem_pkcs8().unwrap()).unwrap();
 }
 
-/// Speaks TLS in front of a plain address; returns its own, and the names clients asked for.
+/// Starts a proxy that terminates TLS in front of a plain address. Returns its address, and the server
+/// names that clients have sent (SNI).
 pub async fn start_tls_proxy(
     plain_address: SocketAddr,
     certificate: &X509,

@@ -1,5 +1,5 @@
-//! Constant load of three kinds, of which nothing may fail: short requests on connections that are
-//! kept, streams, and conversations over WebSockets.
+//! Constant load in the background: short requests on reused connections, streams, and conversations
+//! over WebSockets. Every request must succeed.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::websocket::{UPGRADE_HEADERS, client_text_frame, try_read_frame};
 use super::{CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, STREAM_BODY};
 
-/// What there was.
+/// What the load has done.
 #[derive(Debug, Default)]
 pub struct TrafficCounts {
     pub requests: usize,
@@ -20,7 +20,7 @@ pub struct TrafficCounts {
     pub failures: Vec<String>,
 }
 
-/// Load under way.
+/// Load that runs until it is stopped.
 pub struct BackgroundTraffic {
     stop: Arc<AtomicBool>,
     started_requests: Arc<AtomicUsize>,
@@ -28,7 +28,7 @@ pub struct BackgroundTraffic {
 }
 
 impl BackgroundTraffic {
-    /// Begins; the deployment `gpt-4o` has to be served.
+    /// Starts the load. The balancer must serve the deployment `gpt-4o` to `team-a`.
     pub fn start(address: SocketAddr) -> Self {
         let (stop, started_requests) = (Arc::new(AtomicBool::new(false)), Arc::<AtomicUsize>::default());
         let mut workers = JoinSet::new();
@@ -49,12 +49,12 @@ impl BackgroundTraffic {
         Self { stop, started_requests, workers }
     }
 
-    /// Requests begun so far.
+    /// The number of requests started so far.
     pub fn started_requests(&self) -> usize {
         self.started_requests.load(Ordering::Relaxed)
     }
 
-    /// Ends what is under way and sums it up.
+    /// Waits for the running requests to end, and returns the counts.
     pub async fn stop(mut self) -> TrafficCounts {
         self.stop.store(true, Ordering::Relaxed);
         let mut total = TrafficCounts::default();
@@ -69,8 +69,8 @@ impl BackgroundTraffic {
     }
 }
 
-/// Requests one after the other on a connection until it is said to be closed; some at once, some
-/// after a while.
+/// Sends requests one after another on one connection until the balancer announces its end. The pause
+/// between requests grows with `number`.
 async fn send_short_requests(
     address: SocketAddr,
     number: u64,
@@ -110,7 +110,7 @@ async fn send_short_requests(
     counts
 }
 
-/// Streams, each to its end.
+/// Reads one stream after another, each to its end.
 async fn send_streams(
     address: SocketAddr,
     stop: Arc<AtomicBool>,
@@ -119,7 +119,7 @@ async fn send_streams(
     let mut counts = TrafficCounts::default();
     while !stop.load(Ordering::Relaxed) {
         let Ok(mut client) = Client::try_connect(address).await else {
-            counts.failures.push("stream: connect".to_owned());
+            counts.failures.push("stream: cannot connect".to_owned());
             continue;
         };
         started_requests.fetch_add(1, Ordering::Relaxed);
@@ -135,7 +135,7 @@ async fn send_streams(
     counts
 }
 
-/// One conversation, until the end.
+/// Holds one conversation over a WebSocket until the load stops.
 async fn hold_conversations(
     address: SocketAddr,
     stop: Arc<AtomicBool>,
@@ -161,7 +161,7 @@ async fn hold_conversations(
                 Some(text) if text.contains("response.done") => break,
                 Some(_) => {}
                 None => {
-                    counts.failures.push("socket: broken off".to_owned());
+                    counts.failures.push("websocket: the connection ended".to_owned());
                     return counts;
                 }
             }

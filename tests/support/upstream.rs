@@ -1,4 +1,4 @@
-//! A resource that answers with exactly the bytes a test gives it.
+//! An upstream that responds with exactly the bytes a test gives it.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -7,17 +7,17 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-/// A piece of a script that is a tenth of a second without any.
+/// A piece of a script that stands for a pause of 100 ms.
 pub const PAUSE_100_MS: &[u8] = b"\0pause";
 
-/// A request as it came: head and body.
+/// A request as it was received.
 #[derive(Clone, Debug)]
 pub struct RawRequest {
     pub head: String,
     pub body: Vec<u8>,
 }
 
-/// A whole reply with these further headers, one to a line.
+/// A complete response with these further headers, one per line.
 pub fn complete_response(status: u16, headers: &str, body: &str) -> Vec<Vec<u8>> {
     let headers: String = headers.lines().map(|line| format!("{line}\r\n")).collect();
     let length = body.len();
@@ -26,13 +26,14 @@ pub fn complete_response(status: u16, headers: &str, body: &str) -> Vec<Vec<u8>>
     vec![(head + body).into()]
 }
 
+/// A running upstream and the requests that it has received.
 pub struct ScriptedUpstream {
     pub address: SocketAddr,
     requests: Arc<Mutex<Vec<RawRequest>>>,
 }
 
 impl ScriptedUpstream {
-    /// Answers each request with the pieces the script gives for it, a moment apart, and then
+    /// Starts an upstream that writes the pieces returned by `script`, one millisecond apart, and then
     /// closes the connection.
     pub async fn start(script: impl Fn(&RawRequest) -> Vec<Vec<u8>> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -66,12 +67,12 @@ impl ScriptedUpstream {
         self.requests.lock().unwrap().clone()
     }
 
-    /// Forgets the requests so far.
+    /// Clears the list of received requests.
     pub fn forget_requests(&self) {
         self.requests.lock().unwrap().clear();
     }
 
-    /// The entry of a configuration for it.
+    /// The YAML entry of `backends` for this upstream.
     pub fn backend_yaml(&self, name: &str) -> String {
         super::backend_yaml(name, &format!("http://{}", self.address), "")
     }

@@ -1,4 +1,4 @@
-//! Simulated resources, and the pieces of YAML that make a configuration for them.
+//! Simulated resources, and pieces of YAML for a configuration that uses them.
 
 use std::time::Duration;
 
@@ -6,11 +6,11 @@ use aoai_lb::demo::{DeploymentKind, ResponseTiming, SimulatedResource, Simulator
 
 use super::CLIENT_KEY;
 
-/// The line of an entry without which a deployment that nobody lists has no rests of its own
-/// before its first answer.
+/// Further YAML of a backend: its list of deployments. Without it, the balancer keeps no health of a
+/// single deployment until the first successful response for it.
 pub const LISTED_DEPLOYMENTS: &str = "deployments: { gpt-4o: gpt-4o, other: other }";
 
-/// A simulated resource with the deployments `gpt-4o` and `other`, without limits.
+/// A simulated resource with the deployments `gpt-4o`, `other` and `whisper`, without rate limits.
 pub fn unlimited_resource(name: &str) -> SimulatedResource {
     SimulatedResource::new(name)
         .with_api_key(format!("{name}-key"))
@@ -20,7 +20,7 @@ pub fn unlimited_resource(name: &str) -> SimulatedResource {
         .with_recorded_request_bodies()
 }
 
-/// Simulated resources with these names.
+/// Starts simulated resources with these names, which respond without delays.
 pub async fn start_simulator(names: &[&str]) -> Simulator {
     let resources = names
         .iter()
@@ -29,17 +29,17 @@ pub async fn start_simulator(names: &[&str]) -> Simulator {
     Simulator::start(resources).await.unwrap()
 }
 
-/// Answers without the pauses that a model makes.
+/// Responses without the delays of a model.
 pub fn instant_timing() -> ResponseTiming {
     ResponseTiming { first_byte_delay: Duration::ZERO, event_interval: Duration::ZERO }
 }
 
-/// The entry of a configuration for a simulated resource; `extra_yaml` are further lines of it.
+/// The YAML entry of `backends` for a simulated resource; `extra_yaml` are further lines of it.
 pub fn simulated_backend_yaml(azure: &Simulator, name: &str, extra_yaml: &str) -> String {
     backend_yaml(name, &format!("http://{}", azure.address(name)), extra_yaml)
 }
 
-/// The entry of a configuration for an endpoint; `extra_yaml` are further lines of it.
+/// The YAML entry of `backends` for an endpoint; `extra_yaml` are further lines of it.
 pub fn backend_yaml(name: &str, endpoint: &str, extra_yaml: &str) -> String {
     let extra_yaml: String = extra_yaml.lines().map(|line| format!("    {line}\n")).collect();
     format!(
@@ -47,7 +47,7 @@ pub fn backend_yaml(name: &str, endpoint: &str, extra_yaml: &str) -> String {
     )
 }
 
-/// All resources of the simulator as backends of one tier that list their deployments.
+/// The YAML entries for all simulated resources, as backends of one tier that list their deployments.
 pub fn listed_backends_yaml(azure: &Simulator) -> String {
     azure
         .resource_names()
@@ -56,7 +56,7 @@ pub fn listed_backends_yaml(azure: &Simulator) -> String {
         .collect()
 }
 
-/// All resources of the simulator as backends of one tier.
+/// The YAML entries for all simulated resources, as backends of one tier.
 pub fn all_backends_yaml(azure: &Simulator) -> String {
     azure.resource_names().iter().map(|name| simulated_backend_yaml(azure, name, "")).collect()
 }
@@ -65,7 +65,7 @@ pub fn sha256_hex(key: &str) -> String {
     openssl::sha::sha256(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The `clients` block with `team-a`.
+/// The `clients` block of the configuration, with `team-a`.
 pub fn clients_yaml() -> String {
     format!("clients:\n  - name: team-a\n    keys: [ {{ sha256: {} }} ]\n", sha256_hex(CLIENT_KEY))
 }

@@ -1,7 +1,7 @@
-"""Constant load that forgives nothing: short requests, long streams and WebSockets.
+"""Constant load of short requests, long streams and WebSockets, without retries.
 
-A connection that was closed while nothing was under way on it is opened anew. Everything else that is
-not a whole, right answer is a failure, and so is a connection that is refused.
+A connection that was closed while idle is replaced. Every other response that is not complete and correct
+counts as a failure, and so does a refused connection.
 """
 
 import asyncio
@@ -14,33 +14,33 @@ import struct
 import threading
 import time
 
-EXCHANGE_TIMEOUT = 60.0  # of one exchange
+EXCHANGE_TIMEOUT = 60.0  # seconds
 VERSION = "2024-10-21"
 CHAT = f"/openai/deployments/gpt-4o/chat/completions?api-version={VERSION}"
 REALTIME = f"/openai/realtime?api-version={VERSION}&deployment=gpt-realtime"
 REQUEST_ID = "x-aoai-lb-request-id"
-# Pauses between requests on kept connections: busy ones, and such as rest now and then.
+# Seconds between requests on reused connections: some are busy, some are idle now and then.
 REQUEST_PAUSES = [0.02, 0.02, 0.05, 0.1, 0.3, 0.7, 1.5]
-# Each way, for the clients that are far away: their next request may be on its way when the balancer
-# closes the connection, and no answer comes.
+# Seconds of delay in each direction for distant clients. Their next request may be on its way when the
+# balancer closes the connection, and would get no response.
 RELAY_DELAY = 0.02
-# Between two events of a stream; an answer has about fifty.
+# The time between two events of a stream; a response has about fifty.
 STREAM_EVENT_INTERVALS = ["20ms", "60ms", "90ms", "120ms"]
 STREAM_PROMPT = " ".join(f"word{number}" for number in range(45))
 CONVERSATION_TURNS = 8
 
 
 class ResponseError(Exception):
-    """What a client would complain about."""
+    """A response that is missing, incomplete or wrong."""
 
 
 class LoadGenerator(threading.Thread):
-    """Runs from `start` to `finish`."""
+    """Load that runs in its own thread from `start` to `finish`."""
 
     def __init__(self, address, api_key, tls_target=None):
         super().__init__(daemon=True)
         self.address, self.api_key = address, api_key
-        # The address with TLS, and how to connect there; without it everything is in clear.
+        # The address with TLS and the TLS context for it, or None for plain HTTP only.
         self.tls_target = tls_target
         self.stopping = threading.Event()
         self.failures, self.ids = [], []
@@ -49,7 +49,7 @@ class LoadGenerator(threading.Thread):
         self.start_time = time.monotonic()
 
     def finish(self):
-        """Ends when everything under way is complete."""
+        """Stops the load after the requests in flight."""
         self.stopping.set()
         self.join(EXCHANGE_TIMEOUT + 10)
         if self.is_alive():
@@ -94,18 +94,18 @@ class LoadGenerator(threading.Thread):
         try:
             await worker
         except Exception as error:
-            self.failures.append(f"the load itself: {error!r}")
+            self.failures.append(f"error in the load generator: {error!r}")
 
     @contextlib.asynccontextmanager
     async def counted_exchange(self, kind):
-        """Counts what went well, and notes what did not."""
+        """Counts a successful exchange, or notes its failure."""
         start = time.monotonic()
         try:
             async with asyncio.timeout(EXCHANGE_TIMEOUT):
                 yield
             self.completed[kind] += 1
         except (ResponseError, OSError, TimeoutError) as error:
-            timing = f"{time.monotonic() - self.start_time:.2f} s, {time.monotonic() - start:.3f} s after its begin"
+            timing = f"{time.monotonic() - self.start_time:.2f} s, {time.monotonic() - start:.3f} s after the start of the exchange"
             self.failures.append(f"{kind}: {error or type(error).__name__} (at {timing})")
             await self.pause(0.1)
 
@@ -128,7 +128,7 @@ class LoadGenerator(threading.Thread):
                 self.record_request_id(response)
                 text = json.loads(response.body)["choices"][0]["message"]["content"]
                 if not text.startswith(f"You said: {prompt}"):
-                    raise ResponseError(f"the answer is another's: {text[:80]!r}")
+                    raise ResponseError(f"the response belongs to another request: {text[:80]!r}")
                 can_reuse = keep_alive and not response.closes
             if not can_reuse and connection:
                 connection = connection.close()
@@ -142,18 +142,18 @@ class LoadGenerator(threading.Thread):
                 await self.one_stream(event_interval, address=address)
 
     async def one_stream(self, event_interval, on_first_bytes=lambda: None, address=None):
-        """A stream from its request to its terminating chunk, on a connection of its own."""
+        """Sends a request on a new connection and reads the stream up to its terminating chunk."""
         connection = await self.connect(address)
         try:
             response = await connection.send_request(self.chat_request(STREAM_PROMPT, event_interval=event_interval), on_first_bytes=on_first_bytes)
             self.record_request_id(response)
             events = [line[6:] for line in response.body.decode().split("\n\n") if line.startswith("data: ")]
             if not events or events[-1] != "[DONE]":
-                raise ResponseError(f"a stream without its end, after {len(events)} events")
+                raise ResponseError(f"a stream without its last event, after {len(events)} events")
             choices = [json.loads(event)["choices"] for event in events[:-1]]
             text = "".join(choice[0]["delta"].get("content") or "" for choice in choices if choice)
             if not text.startswith("You said: word0 word1 word2 ") or not text.endswith("simulated answer to it."):
-                raise ResponseError(f"a stream with a hole: {text!r}")
+                raise ResponseError(f"a stream with missing content: {text!r}")
         finally:
             connection.close()
 
@@ -163,7 +163,7 @@ class LoadGenerator(threading.Thread):
                 await self.hold_conversation(pause)
 
     async def hold_conversation(self, pause):
-        """A conversation of several turns, to the closing handshake."""
+        """Holds a conversation of several turns, up to the closing handshake."""
         connection = await self.connect()
         try:
             websocket_key = base64.b64encode(os.urandom(16)).decode()
@@ -171,7 +171,7 @@ class LoadGenerator(threading.Thread):
             response = await connection.send_request(self.request_head("GET", REALTIME, upgrade_fields).encode(), expected_status=101)
             self.record_request_id(response)
             if (await connection.receive_event())["type"] != "session.created":
-                raise ResponseError("a WebSocket without its session")
+                raise ResponseError("a WebSocket without a session")
             for turn in range(CONVERSATION_TURNS):
                 prompt = f"turn {turn} after {pause} s"
                 content = [{"type": "input_text", "text": prompt}]
@@ -181,12 +181,12 @@ class LoadGenerator(threading.Thread):
                     pass
                 text = event["response"]["output"][0]["content"][0]["text"]
                 if not text.startswith(f"You said: {prompt}"):
-                    raise ResponseError(f"a WebSocket says {text[:80]!r}")
+                    raise ResponseError(f"a wrong response on a WebSocket: {text[:80]!r}")
                 await asyncio.sleep(pause)
             await connection.send_frame(8, struct.pack("!H", 1000))
             opcode, _ = await connection.read_frame()
             if opcode != 8:
-                raise ResponseError(f"frame {opcode} in place of the closing one")
+                raise ResponseError(f"a frame with opcode {opcode} instead of the closing frame")
         finally:
             connection.close()
 
@@ -197,7 +197,7 @@ class LoadGenerator(threading.Thread):
 
     def record_request_id(self, response):
         if REQUEST_ID not in response.headers:
-            raise ResponseError(f"an answer without {REQUEST_ID}")
+            raise ResponseError(f"a response without {REQUEST_ID}")
         self.ids.append(response.headers[REQUEST_ID])
 
     def chat_request(self, text, keep_alive=True, event_interval=None):
@@ -213,7 +213,7 @@ class LoadGenerator(threading.Thread):
 
 
 class Relay:
-    """Between clients and the balancer: a long way, or TLS. What ends on one side ends on the other."""
+    """A relay between clients and the balancer that adds a delay or TLS. It forwards the end of each side."""
 
     def __init__(self, target, delay, tls=None):
         self.target, self.delay, self.tls = target, delay, tls
@@ -230,7 +230,7 @@ class Relay:
             name = "localhost" if self.tls else None
             far_reader, far_writer = await asyncio.open_connection(*self.target, ssl=self.tls, server_hostname=name)
         except OSError:
-            # A client that is refused is told so, as far as it can be.
+            # Reset the connection, so that the client notices the refusal.
             writer.transport.abort()
             return
         await asyncio.gather(self.forward(reader, far_writer), self.forward(far_reader, writer))
@@ -261,12 +261,12 @@ class Relay:
 
 
 class SingleStream(threading.Thread):
-    """A single stream; `begun` is set with its first bytes, `problem` says how it ended."""
+    """A single stream in its own thread. `has_begun` is set at its first bytes; `error` is what went wrong."""
 
     def __init__(self, address, api_key, event_interval):
         super().__init__(daemon=True)
         self.load, self.event_interval = LoadGenerator(address, api_key), event_interval
-        self.has_begun, self.error, self.end_time = threading.Event(), "it did not end", None
+        self.has_begun, self.error, self.end_time = threading.Event(), "the stream did not end", None
         self.start()
         self.has_begun.wait(10)
 
@@ -284,7 +284,7 @@ class SingleStream(threading.Thread):
         self.has_begun.set()
 
     def result(self):
-        """None, or what was wrong with it."""
+        """Waits for the end of the stream; returns None, or what went wrong."""
         self.join(EXCHANGE_TIMEOUT + 5)
         return self.error
 
@@ -296,7 +296,7 @@ class Response:
 
 
 class Connection:
-    """One connection, read and written as bytes."""
+    """A client connection that reads and writes bytes."""
 
     @classmethod
     async def connect(cls, address):
@@ -309,7 +309,7 @@ class Connection:
             await connection.loop.sock_connect(connection.socket, address)
         except OSError as error:
             connection.socket.close()
-            raise ResponseError(f"no connection: {error}") from None
+            raise ResponseError(f"cannot connect: {error}") from None
         return connection
 
     def close(self):
@@ -329,7 +329,7 @@ class Connection:
         except ConnectionError as error:
             raise ResponseError(f"{error} {phase}") from None
         if not data:
-            raise ResponseError(f"closed {phase}")
+            raise ResponseError(f"the connection was closed {phase}")
         self.buffer += data
 
     async def read_until(self, delimiter, phase):
@@ -345,12 +345,12 @@ class Connection:
         return data_read
 
     async def send_request(self, request, expected_status=200, on_first_bytes=lambda: None):
-        """A request and its whole answer."""
+        """Sends a request and reads the complete response."""
         try:
             await self.loop.sock_sendall(self.socket, request)
         except ConnectionError as error:
-            raise ResponseError(f"{error} while the request was sent") from None
-        head = (await self.read_until(b"\r\n\r\n", "before the answer")).decode("latin-1").split("\r\n")
+            raise ResponseError(f"{error} while sending the request") from None
+        head = (await self.read_until(b"\r\n\r\n", "before the response")).decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
         response = Response(int(head[0].split()[1]), headers)
         if headers.get("transfer-encoding", "").lower() == "chunked":
@@ -358,10 +358,10 @@ class Connection:
                 response.body += await self.read_exactly(size, "within a chunk")
                 on_first_bytes()
                 if await self.read_exactly(2, "after a chunk") != b"\r\n":
-                    raise ResponseError("a chunk with another length than it said")
+                    raise ResponseError("a chunk whose length is wrong")
             await self.read_until(b"\r\n", "before the end of the terminating chunk")
         elif response.status != 101:
-            response.body = await self.read_exactly(int(headers["content-length"]), "within the answer")
+            response.body = await self.read_exactly(int(headers["content-length"]), "within the response")
             on_first_bytes()
         if response.status != expected_status:
             raise ResponseError(f"status {response.status}: {response.body[:200]!r}")
@@ -377,7 +377,7 @@ class Connection:
         try:
             await self.loop.sock_sendall(self.socket, bytes([0x80 | opcode]) + size + mask + masked)
         except ConnectionError as error:
-            raise ResponseError(f"{error} while a WebSocket was written to") from None
+            raise ResponseError(f"{error} while writing to a WebSocket") from None
 
     async def read_frame(self):
         opcode, size = await self.read_exactly(2, "within a WebSocket")
@@ -391,7 +391,7 @@ class Connection:
         while True:
             opcode, payload = await self.read_frame()
             if opcode == 8:
-                raise ResponseError(f"a WebSocket was closed: {payload[:80]!r}")
+                raise ResponseError(f"the WebSocket was closed: {payload[:80]!r}")
             if opcode == 9:
                 await self.send_frame(10, payload)
             if opcode in (1, 2):

@@ -1,7 +1,7 @@
-"""A small Debian with a real systemd, booted in namespaces of its own: no virtual machine, no daemon.
+"""A small Debian with a real systemd, booted in its own namespaces, without a virtual machine or a daemon.
 
-What is needed once (`prepare`) is a Debian tree by debootstrap; every boot works on a throw-away layer
-above it. Processes end with this one, mounts and network live in namespaces that do, too.
+`prepare_debian_tree` makes a Debian tree with debootstrap, once; every boot uses a temporary overlay above
+it. All processes end with this one, and mounts and network with their namespaces.
 """
 
 import array
@@ -18,11 +18,11 @@ import time
 from pathlib import Path
 
 SUITE = "bookworm"
-# Changes when the tree below has to be made anew.
+# Increase this number to have the tree made anew.
 TREE_VERSION = 1
 INCLUDED_PACKAGES = ["systemd", "ca-certificates"]
 REQUIRED_TOOLS = {"debootstrap": "debootstrap", "unshare": "util-linux", "nsenter": "util-linux", "setpriv": "util-linux", "mount": "mount"}
-# Units that a machine for one service does without.
+# Units that a machine for a single service does not need.
 MASKED_UNITS = [
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
@@ -53,8 +53,8 @@ INSIDE_VARIABLE = "AOAI_LB_SYSTEMD_TEST"
 CGROUP_PREFIX = "aoai-lb-test-"
 BOOT_TIMEOUT = 30.0
 
-# The first process of the machine: it has namespaces and a cgroup of its own and becomes systemd.
-# What belongs to the host's kernel is read-only.
+# Run by the first process of the machine, in its own namespaces and cgroup; it finally executes systemd.
+# The kernel settings of the host are read-only.
 BOOT_SCRIPT = r"""
 set -e
 root=$1
@@ -80,7 +80,7 @@ cd "$root"
 mkdir -p .before
 pivot_root . .before
 umount -l /.before
-# systemd does so itself where it does not see that it is in a container; LoadCredential= needs it.
+# systemd itself does this only outside of containers, and LoadCredential= needs it.
 mount --make-rshared /
 exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=aoai-lb-test \
     setpriv --bounding-set=-sys_time,-sys_module,-syslog \
@@ -89,20 +89,21 @@ exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=aoai-lb-test \
 
 
 class UnsupportedHostError(Exception):
-    """This host cannot do it; the tests are skipped."""
+    """The tests cannot run on this host and are skipped."""
 
 
 class TestFailure(Exception):
-    """Something did not happen as it should."""
+    """A check has failed."""
 
 
 def prepare_debian_tree(cache):
-    """The Debian tree, made if it is not there; outside of any namespace, since it downloads."""
+    """The Debian tree, made if it is missing. This needs the network of the host, so it is done outside of
+    the namespaces."""
     if os.geteuid() != 0:
-        raise UnsupportedHostError("it needs root")
+        raise UnsupportedHostError("root is needed")
     missing = sorted({package for tool, package in REQUIRED_TOOLS.items() if not shutil.which(tool)})
     if missing:
-        raise UnsupportedHostError("packages are missing: " + " ".join(missing))
+        raise UnsupportedHostError("missing packages: " + " ".join(missing))
     check_namespaces()
     tree = cache / f"debian-root-{SUITE}-{TREE_VERSION}"
     if not tree.exists():
@@ -141,11 +142,11 @@ def check_namespaces():
     command = ["unshare", "--mount", "--net", "--propagation", "private", "sh", "-c", script]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
-        raise UnsupportedHostError(f"namespaces or cgroup2 cannot be had here: {result.stderr.strip()}")
+        raise UnsupportedHostError(f"namespaces or cgroup2 are not available: {result.stderr.strip()}")
 
 
 def reexec_in_namespaces(program, arguments):
-    """Starts this program anew with mounts and a network of its own, loopback only."""
+    """Executes this program again in its own mount and network namespaces, with loopback only."""
     os.environ[INSIDE_VARIABLE] = "1"
     command = ["unshare", "--mount", "--net", "--propagation", "private", program, *arguments]
     os.execvp(command[0], [str(part) for part in command])
@@ -162,12 +163,12 @@ def raise_loopback():
 
 
 def die_with_parent():
-    """For a child: ends when this process does, however that ends."""
+    """For a child process: it is killed when this process ends for any reason."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class Machine:
-    """A booted Debian. Only inside of what `enter` makes."""
+    """A booted Debian. Works only inside the namespaces of `reexec_in_namespaces`."""
 
     def __init__(self, tree):
         self.tree = tree
@@ -191,7 +192,7 @@ class Machine:
         mount("-t", "overlay", "-o", layers, "overlay", root)
         mount("-t", "cgroup2", "cgroup2", cgroups)
         for leftover in cgroups.glob(CGROUP_PREFIX + "*"):
-            remove_cgroup(leftover)  # of a run that was killed; one that still runs is busy
+            remove_cgroup(leftover)  # left by a killed run; the cgroup of a running one is busy and stays
         self.cgroup = cgroups / f"{CGROUP_PREFIX}{os.getpid()}"
         self.cgroup.mkdir()
 
@@ -224,7 +225,7 @@ class Machine:
 
     def __exit__(self, *_):
         if self.process and self.process.poll() is None:
-            # Its first process takes all others along.
+            # All other processes of the machine end with its first one.
             if self.init:
                 kill(self.init, signal.SIGKILL)
             try:
@@ -239,7 +240,7 @@ class Machine:
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def host_path(self, path_inside):
-        """Where this process sees a file of the machine."""
+        """The path of a file of the machine, as seen by this process."""
         return Path(f"/proc/{self.init}/root") / path_inside.lstrip("/")
 
     def command(self, *arguments):
@@ -248,20 +249,20 @@ class Machine:
         return ["nsenter", "--target", str(self.init), *nsenter_options, *env_command, *map(str, arguments)]
 
     def run(self, *arguments, check=True, timeout=60.0):
-        """Runs a command in the machine, as its root."""
+        """Runs a command in the machine, as root."""
         completed = subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
         if check and completed.returncode != 0:
             raise TestFailure(f"`{' '.join(map(str, arguments))}` exits with {completed.returncode}:\n{completed.stdout}{completed.stderr}")
         return completed
 
     def start(self, *arguments):
-        """Starts a command in the machine."""
+        """Starts a command in the machine without waiting for it."""
         return subprocess.Popen(
             self.command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL
         )
 
     def write_file(self, text, path_inside, mode=0o644, like=None):
-        """Writes a file as editors and package managers do: a new one in its place."""
+        """Replaces a file as editors and package managers do: by renaming a new one."""
         path = self.host_path(path_inside)
         new_file = path.with_name(f".{path.name}.new")
         new_file.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -279,7 +280,7 @@ def mount(*arguments):
 
 
 def remove_cgroup(cgroup):
-    """Removes a cgroup whose processes have ended, and those in it."""
+    """Removes a cgroup without processes, and its child cgroups."""
     for _ in range(50):
         try:
             for folder, _, _ in os.walk(cgroup, topdown=False):
@@ -309,13 +310,13 @@ def kill(pid, signal_number):
 
 
 def wait_for_condition(condition, seconds, failure_message, has_ended=lambda: False):
-    """Waits until `holds` returns something true, and returns it."""
+    """Waits until `condition` returns something true, and returns it."""
     deadline = time.monotonic() + seconds
     while True:
         if value := condition():
             return value
         if has_ended():
-            raise TestFailure(f"{failure_message}: it ended")
+            raise TestFailure(f"{failure_message}: the process ended")
         if time.monotonic() > deadline:
             raise TestFailure(f"{failure_message} within {seconds:g} s")
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""What is checked, part by part, in this order."""
+"""The parts of the tests, in the order in which they run."""
 
 import os
 import resource
@@ -12,7 +12,7 @@ from service import CONFIG, GOOD_COPY, INSTALLED_BINARY, OPERATION_TIMEOUT, UNIT
 
 MAX_EXPOSURE = 2.0
 UPGRADE_COUNT = RELOAD_COUNT = 10
-# What a restart by systemd takes, with RestartSec=1s.
+# How long a restart by systemd may take, in seconds, with RestartSec=1s.
 RESTART_TIMEOUT = 6.0
 
 
@@ -22,21 +22,21 @@ def installation(service, report):
     completed = machine.run("apt-get", "install", "--yes", package, check=False)
     report.expect("the package installs on a bare Debian", completed.returncode == 0, completed.stdout + completed.stderr)
     message = "installed and enabled, but not started" in completed.stdout and "systemctl start aoai-lb" in completed.stdout
-    report.expect("and says what is to be done", message, completed.stdout)
+    report.expect("the package prints the next steps", message, completed.stdout)
     state = service.unit_properties("ActiveState", "UnitFileState", "NRestarts")
     expected_state = {"ActiveState": "inactive", "UnitFileState": "enabled", "NRestarts": "0"}
     report.expect("the service is enabled and not started", state == expected_state, str(state))
     warned = machine.run("systemd-analyze", "verify", f"/usr/lib/systemd/system/{UNIT}", check=False)
-    # Without man pages in the tree there is no man page either.
+    # The tree has no man pages, so the one of the unit is missing, too.
     fault_lines = [line for line in (warned.stdout + warned.stderr).splitlines() if "man " not in line]
-    report.expect("systemd finds no fault with the unit", not fault_lines, "\n".join(fault_lines))
-    report.expect("configuration and directories are the service's alone", not (problems := mode_problems(service, INSTALLED_FILES)), problems)
+    report.expect("systemd-analyze verify accepts the unit", not fault_lines, "\n".join(fault_lines))
+    report.expect("configuration and directories are accessible to the service only", not (problems := mode_problems(service, INSTALLED_FILES)), problems)
     completed = machine.run(INSTALLED_BINARY, "check", "-c", CONFIG, check=False)
-    report.expect("the example is refused", completed.returncode == 1 and "clients[0].keys[0]" in completed.stdout + completed.stderr, completed.stderr)
+    report.expect("check refuses the example configuration", completed.returncode == 1 and "clients[0].keys[0]" in completed.stdout + completed.stderr, completed.stderr)
     completed = service.systemctl("start", UNIT, check=False)
     refused = completed.returncode != 0 or "upgrade" not in service.commands
-    cursor_free = wait_for_condition(lambda: "clients[0]" in service.journal_text(lines=80), OPERATION_TIMEOUT, "the journal has no reason")
-    report.expect("a start with it fails, with the reason in the journal", refused and cursor_free)
+    cursor_free = wait_for_condition(lambda: "clients[0]" in service.journal_text(lines=80), OPERATION_TIMEOUT, "the journal has no reason for the failure")
+    report.expect("a start with the example fails, with the reason in the journal", refused and cursor_free)
     service.systemctl("stop", UNIT)
     service.systemctl("reset-failed", UNIT, check=False)
 
@@ -54,36 +54,36 @@ def start(service, report):
     shutil.copy(machine.host_path(INSTALLED_BINARY), machine.host_path(GOOD_COPY))
     service.write_config(service.config_yaml())
     checked = machine.run("sh", "-ac", f". /etc/aoai-lb/environment; aoai-lb check -c {CONFIG}", check=False)
-    report.expect("`aoai-lb check` finds no fault with the operator's file", checked.returncode == 0, checked.stderr)
+    report.expect("check accepts the edited configuration", checked.returncode == 0, checked.stderr)
     service.write_drop_in()
     service.systemctl("start", UNIT)
     if "upgrade" in service.commands:
-        report.expect("`systemctl start` returns when it serves", service.is_ready())
-        report.expect("and says so", service.unit_properties("StatusText") != "", "its STATUS is empty")
+        report.expect("systemctl start returns when the service is ready", service.is_ready())
+        report.expect("the unit has a status text", service.unit_properties("StatusText") != "", "StatusText is empty")
     else:
         service.wait_until_ready()
-        report.pass_check("it serves")
-    report.expect("a request passes", service.chat_status() == 200)
-    report.expect("port 443 is bound, by its own user", service.chat_status(tls=True) == 200)
+        report.pass_check("the service is ready")
+    report.expect("a request succeeds", service.chat_status() == 200)
+    report.expect("port 443 is bound by the user of the service", service.chat_status(tls=True) == 200)
     status = dict(line.split(":\t", 1) for line in service.read_main_proc_file("status").splitlines() if ":\t" in line)
     uid = machine.run("id", "-u", "aoai-lb").stdout.strip()
-    report.expect("it runs as aoai-lb", set(status["Uid"].split()) == {uid}, status["Uid"])
+    report.expect("the process runs as aoai-lb", set(status["Uid"].split()) == {uid}, status["Uid"])
     capability_sets = {status[name] for name in ("CapPrm", "CapEff", "CapBnd")}
-    report.expect("with no right but to bind ports", capability_sets == {f"{1 << 10:016x}"}, str(capability_sets))
-    report.expect("filtered, without new privileges", (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1"))
+    report.expect("its only capability is to bind low ports", capability_sets == {f"{1 << 10:016x}"}, str(capability_sets))
+    report.expect("it has a seccomp filter and no new privileges", (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1"))
     files = service.open_files_limit()
-    report.expect("with half a million files", files == (524288, 524288) or files == own_files_limit(), str(files))
+    report.expect("it may open half a million files", files == (524288, 524288) or files == own_files_limit(), str(files))
     completed = machine.run("systemd-analyze", "security", f"--threshold={MAX_EXPOSURE * 10:.0f}", "--no-pager", UNIT, check=False)
     exposure = completed.stdout.strip().splitlines()[-1] if completed.stdout else completed.stderr
-    report.expect(f"systemd-analyze security: below {MAX_EXPOSURE}", completed.returncode == 0, exposure)
+    report.expect(f"systemd-analyze security reports an exposure below {MAX_EXPOSURE}", completed.returncode == 0, exposure)
     print(f"        {exposure.strip()}")
-    wait_for_condition(lambda: sum((service.try_record_counts("probe") or {}).values()) == 2, OPERATION_TIMEOUT, "two requests have no two records")
-    report.pass_check("both are on record")
-    report.expect("records and spool are the service's alone", not (problems := mode_problems(service, RUNTIME_FILES)), problems)
+    wait_for_condition(lambda: sum((service.try_record_counts("probe") or {}).values()) == 2, OPERATION_TIMEOUT, "two requests do not have two records")
+    report.pass_check("both requests are recorded")
+    report.expect("records and spool are accessible to the service only", not (problems := mode_problems(service, RUNTIME_FILES)), problems)
 
 
 def own_files_limit():
-    """What a service gets where the tests themselves may not raise the limit."""
+    """The limit of a service if the tests themselves may not raise it."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return (hard, hard)
 
@@ -122,28 +122,28 @@ def mode_problems(service, files):
 def reload(service, report):
     service.start_fresh()
     before = service.main_pid()
-    report.expect("a client that is not in the file is refused", service.chat_status("later") == 401)
+    report.expect("a client that is not configured is refused", service.chat_status("later") == 401)
     service.write_config(service.config_yaml(clients=("load", "probe", "later")))
     service.systemctl("reload", UNIT)
-    wait_for_condition(lambda: service.chat_status("later") == 200, OPERATION_TIMEOUT, "the new client is not admitted")
-    report.pass_check("a good file is in place")
+    wait_for_condition(lambda: service.chat_status("later") == 200, OPERATION_TIMEOUT, "the new client is not accepted")
+    report.pass_check("a valid file is applied")
     service.write_config(service.config_yaml(clients=("load",)) + "strange: true\n")
     completed = service.systemctl("reload", UNIT, check=False)
-    report.expect("a bad file makes `systemctl reload` fail", completed.returncode != 0)
+    report.expect("an invalid file makes systemctl reload fail", completed.returncode != 0)
     wait_for_condition(lambda: "strange" in service.journal_text(lines=60), OPERATION_TIMEOUT, "the journal does not name the problem")
-    report.pass_check("the journal says why")
-    report.expect("and changes nothing", service.chat_status("later") == service.chat_status() == 200)
+    report.pass_check("the journal names the problem")
+    report.expect("the invalid file changes nothing", service.chat_status("later") == service.chat_status() == 200)
     cursor = service.journal_cursor()
     service.signal_main("HUP")
     wait_for_condition(lambda: "strange" in service.journal_text(cursor), OPERATION_TIMEOUT, "the journal does not name the problem")
-    report.expect("nor does a plain SIGHUP", service.chat_status("later") == service.chat_status() == 200)
+    report.expect("nor with a plain SIGHUP", service.chat_status("later") == service.chat_status() == 200)
     state = service.unit_properties("ActiveState", "SubState", "MainPID")
-    report.expect("the unit runs on", state == {"ActiveState": "active", "SubState": "running", "MainPID": str(before)}, str(state))
-    # What systemd reads anew only with a restart must not end it.
+    report.expect("the unit keeps running", state == {"ActiveState": "active", "SubState": "running", "MainPID": str(before)}, str(state))
+    # A further reload with a valid file works.
     service.write_config(service.config_yaml())
     service.systemctl("reload", UNIT)
-    wait_for_condition(lambda: service.chat_status("later") == 401, OPERATION_TIMEOUT, "the client is still admitted")
-    report.pass_check("a client that is taken out is refused")
+    wait_for_condition(lambda: service.chat_status("later") == 401, OPERATION_TIMEOUT, "the client is still accepted")
+    report.pass_check("a removed client is refused")
 
 
 def upgrade(service, report):
@@ -151,36 +151,36 @@ def upgrade(service, report):
     before, invocation, files = service.main_pid(), service.unit_properties("InvocationID"), service.open_files_limit()
     service.upgrade()
     after = service.main_pid()
-    report.expect("`aoai-lb upgrade` returns with another main process", after not in (0, before), f"{before}, {after}")
-    report.expect("that serves", service.chat_status() == 200 and service.chat_status(tls=True) == 200)
+    report.expect("aoai-lb upgrade returns with a new main process", after not in (0, before), f"{before}, {after}")
+    report.expect("the new process answers", service.chat_status() == 200 and service.chat_status(tls=True) == 200)
     cursor = service.journal_cursor()
     service.signal_main("USR2")
-    wait_for_condition(lambda: service.main_pid() not in (0, after), 30, "SIGUSR2 brings no other main process")
-    report.expect("so does SIGUSR2", service.chat_status() == 200)
+    wait_for_condition(lambda: service.main_pid() not in (0, after), 30, "SIGUSR2 does not start a new main process")
+    report.expect("SIGUSR2 starts a new main process, too", service.chat_status() == 200)
     service.wait_for_single_process()
-    report.pass_check("the old processes end")
-    report.expect("without a word about a process that is no child", "not our child" not in service.journal_text(cursor))
+    report.pass_check("the old processes exit")
+    report.expect("systemd does not log that the main process is not its child", "not our child" not in service.journal_text(cursor))
     state = service.unit_properties("ActiveState", "SubState", "NRestarts", "InvocationID")
     expected_state = {"ActiveState": "active", "SubState": "running", "NRestarts": "0", "InvocationID": invocation}
-    report.expect("the unit was active all the time, without a restart", state == expected_state, str(state))
+    report.expect("the unit stayed active without a restart", state == expected_state, str(state))
     report.expect("the new process has the unit's limits", service.open_files_limit() == files, str(service.open_files_limit()))
     service.write_config(service.config_yaml(clients=("load", "probe", "later")))
     service.systemctl("reload", UNIT)
-    wait_for_condition(lambda: service.chat_status("later") == 200, OPERATION_TIMEOUT, "the new client is not admitted")
+    wait_for_condition(lambda: service.chat_status("later") == 200, OPERATION_TIMEOUT, "the new client is not accepted")
     report.pass_check("a reload reaches the new process")
     before = service.main_pid()
     both = [service.machine.start(INSTALLED_BINARY, "upgrade", "-c", CONFIG) for _ in range(2)]
     codes = [process.wait(60) for process in both]
-    report.expect("of two upgrades at once, one is done or both are", 0 in codes and service.main_pid() != before, str(codes))
-    report.expect("and it serves", service.chat_status() == 200)
+    report.expect("of two concurrent upgrades at least one succeeds", 0 in codes and service.main_pid() != before, str(codes))
+    report.expect("the service answers after that", service.chat_status() == 200)
     third = service.main_pid()
     service.signal_main("QUIT")
     time.sleep(2)
-    report.expect("SIGQUIT does nothing", service.main_pid() == third and service.chat_status() == 200)
+    report.expect("SIGQUIT is ignored", service.main_pid() == third and service.chat_status() == 200)
     start = time.monotonic()
     service.systemctl("stop", UNIT)
     result = service.unit_properties("Result")
-    report.expect("a stop is quick and clean", time.monotonic() - start < 8 and result == "success", result)
+    report.expect("a stop is quick and successful", time.monotonic() - start < 8 and result == "success", result)
 
 
 def upgrades_and_reloads_under_load(service, report):
@@ -206,21 +206,21 @@ def upgrades_and_reloads_under_load(service, report):
         time.sleep(2)
     if load.failures:
         raise TestFailure(f"{len(load.failures)} of {load.total_completed() + len(load.failures)} failed:\n" + "\n".join(load.failures[:12]))
-    report.pass_check(f"{UPGRADE_COUNT} upgrades and {RELOAD_COUNT} reloads, nothing failed", load.summary())
+    report.pass_check(f"{UPGRADE_COUNT} upgrades and {RELOAD_COUNT} reloads without a failed request", load.summary())
     print(f"        {upgrading / UPGRADE_COUNT:.2f} s per upgrade, {reloading / RELOAD_COUNT:.2f} s per reload, {load.reconnected} idle connections closed")
-    report.pass_check("each request is on record exactly once", str(service.check_records("load", load.ids)))
+    report.pass_check("each request has exactly one record", str(service.check_records("load", load.ids)))
     service.wait_for_single_process()
-    report.pass_check("no old process is left")
+    report.pass_check("no old process remains")
     restarts = service.unit_properties("NRestarts")
-    report.expect("there was no restart", restarts == "0", restarts)
+    report.expect("the unit was not restarted", restarts == "0", restarts)
 
 
 def crash(service, report):
     service.start_fresh()
     before = service.main_pid()
     service.signal_main("KILL")
-    wait_for_condition(lambda: service.main_pid() not in (0, before) and service.is_ready(), RESTART_TIMEOUT, "it does not come back")
-    report.expect("after kill -9 it serves again", service.chat_status() == 200 and service.unit_properties("NRestarts") == "1")
+    wait_for_condition(lambda: service.main_pid() not in (0, before) and service.is_ready(), RESTART_TIMEOUT, "the service is not restarted")
+    report.expect("the service is restarted after SIGKILL", service.chat_status() == 200 and service.unit_properties("NRestarts") == "1")
 
 
 def crash_after_upgrade(service, report):
@@ -228,35 +228,35 @@ def crash_after_upgrade(service, report):
     stream = service.start_stream("400ms")
     service.upgrade()
     before = service.main_pid()
-    report.expect("a stream keeps the old process", len(service.unit_pids()) == 2, str(service.unit_pids()))
+    report.expect("a stream keeps the old process running", len(service.unit_pids()) == 2, str(service.unit_pids()))
     service.signal_main("KILL")
-    wait_for_condition(lambda: service.main_pid() not in (0, before) and service.is_ready(), RESTART_TIMEOUT, "it does not come back")
-    report.expect("after kill -9 of the new one it serves again", service.chat_status() == 200 and service.unit_properties("NRestarts") == "1")
-    report.expect("and no other process is left", service.unit_pids() == [service.main_pid()], str(service.unit_pids()))
+    wait_for_condition(lambda: service.main_pid() not in (0, before) and service.is_ready(), RESTART_TIMEOUT, "the service is not restarted")
+    report.expect("the service is restarted after SIGKILL of the new process", service.chat_status() == 200 and service.unit_properties("NRestarts") == "1")
+    report.expect("no other process remains", service.unit_pids() == [service.main_pid()], str(service.unit_pids()))
     stream.result()
 
 
 def upgrades_that_fail(service, report):
     failing_upgrade = FailingUpgrade(service, report)
     service.write_config(service.config_yaml() + "strange: true\n")
-    failing_upgrade.expect_failure("a file that is wrong", ["strange"])
+    failing_upgrade.expect_failure("an invalid file", ["strange"])
     service.write_config(service.config_yaml())
     failing_upgrade.install("#!/bin/sh\nexit 1\n")
     failing_upgrade.expect_failure("a binary that exits with 1", ["exit status: 1"])
     failing_upgrade.install('#!/bin/sh\n[ "$1" != check ] || exit 0\nexit 7\n')
     failing_upgrade.expect_failure("a binary that only knows `check`", ["ended", "exit", "7"])
-    failing_upgrade.install(failing_upgrade.good[: len(failing_upgrade.good) // 2])
+    failing_upgrade.install(failing_upgrade.good_binary[: len(failing_upgrade.good_binary) // 2])
     failing_upgrade.expect_failure("half a binary", ["signal", "format", "exec"])
     service.machine.host_path(INSTALLED_BINARY).unlink()
     failing_upgrade.expect_failure("no binary", ["no such file", "not found", "missing"])
-    failing_upgrade.install(failing_upgrade.good)
+    failing_upgrade.install(failing_upgrade.good_binary)
     with socket.create_server(("127.0.0.1", 8099)):
         service.write_config(service.config_yaml(listeners=["  - address: 127.0.0.1:8099"]))
-        failing_upgrade.expect_failure("a port that is taken", ["8099"])
+        failing_upgrade.expect_failure("a port in use", ["8099"])
     service.upgrade()
-    report.expect("afterwards an upgrade works", service.main_pid() != failing_upgrade.main and service.chat_status() == 200)
+    report.expect("the next upgrade succeeds", service.main_pid() != failing_upgrade.main_pid and service.chat_status() == 200)
     with socket.create_connection(("127.0.0.1", 8099)):
-        report.pass_check("and listens on what was added")
+        report.pass_check("the new process listens on the added address")
 
 
 def upgrades_that_hang(service, report):
@@ -268,28 +268,29 @@ def upgrades_that_hang(service, report):
 
 
 class FailingUpgrade:
-    """An upgrade that is to fail, while the old process goes on. It is asked for with a good binary."""
+    """An upgrade that must fail while the old process keeps running. The command itself runs from a good copy
+    of the binary."""
 
     def __init__(self, service, report):
         service.start_fresh()
         self.service, self.report = service, report
-        self.main, self.good = service.main_pid(), service.machine.host_path(GOOD_COPY).read_bytes()
+        self.main_pid, self.good_binary = service.main_pid(), service.machine.host_path(GOOD_COPY).read_bytes()
 
     def install(self, content):
         self.service.machine.write_file(content, INSTALLED_BINARY, 0o755)
 
-    def expect_failure(self, what, fault_lines):
+    def expect_failure(self, what, expected_words):
         service, report = self.service, self.report
         cursor = service.journal_cursor()
         completed = service.upgrade(check=False, program=GOOD_COPY)
         output_text = completed.stdout + completed.stderr
-        report.expect(f"{what}: refused, with the reason", completed.returncode != 0 and any(word in output_text.lower() for word in fault_lines), output_text)
+        report.expect(f"{what}: the upgrade fails with the reason", completed.returncode != 0 and any(word in output_text.lower() for word in expected_words), output_text)
         state = service.unit_properties("ActiveState", "SubState", "MainPID", "NRestarts")
-        expected_state = {"ActiveState": "active", "SubState": "running", "MainPID": str(self.main), "NRestarts": "0"}
-        report.expect(f"{what}: the old process is still the main one", state == expected_state, str(state))
-        report.expect(f"{what}: and serves", service.chat_status() == 200 and service.chat_status(tls=True) == 200)
+        expected_state = {"ActiveState": "active", "SubState": "running", "MainPID": str(self.main_pid), "NRestarts": "0"}
+        report.expect(f"{what}: the old process is still the main process", state == expected_state, str(state))
+        report.expect(f"{what}: the old process answers", service.chat_status() == 200 and service.chat_status(tls=True) == 200)
         text = service.journal_text(cursor).lower()
-        report.expect(f"{what}: the journal has the reason", any(word in text for word in fault_lines), text)
+        report.expect(f"{what}: the journal has the reason", any(word in text for word in expected_words), text)
         service.wait_for_single_process(OPERATION_TIMEOUT)
 
 
@@ -300,9 +301,9 @@ def start_without_vault(service, report):
     backend = ["  - name: vaulted", "    endpoint: https://vaulted.invalid", f"    credential: {secret}"]
     cursor = service.journal_cursor()
     service.start_fresh(service.config_yaml(backends=backend, extra=vault))
-    report.expect("it starts all the same", service.chat_status() == 200)
+    report.expect("the service starts without the vault", service.chat_status() == 200)
     text = service.journal_text(cursor)
-    report.expect("and says which backend is left out", "vaulted" in text and "left out" in text, text)
+    report.expect("the journal names the backend without its credential", "backend vaulted is unavailable until its credential is fetched" in text, text)
 
 
 def stop(service, report):
@@ -313,12 +314,12 @@ def stop(service, report):
     service.systemctl("stop", UNIT)
     stopped = time.monotonic()
     problem = stream.result()
-    report.expect("a stream ends whole while the service stops", problem is None, problem)
-    report.expect("which ends right after", 0 <= stopped - stream.end_time < 2, f"{stopped - stream.end_time:.2f} s")
+    report.expect("a stream is completed while the service stops", problem is None, problem)
+    report.expect("the stop ends right after the stream", 0 <= stopped - stream.end_time < 2, f"{stopped - stream.end_time:.2f} s")
     text = service.journal_text(cursor)
-    report.expect("nothing was killed", service.unit_properties("Result") == "success" and "SIGKILL" not in text and "timed out" not in text)
+    report.expect("no process was killed", service.unit_properties("Result") == "success" and "SIGKILL" not in text and "timed out" not in text)
     record_count = sum(service.record_counts("load").values())
-    report.expect("its record is there", record_count == 1, f"{record_count} records")
+    report.expect("the stream has its record", record_count == 1, f"{record_count} records")
 
 
 def stop_after_upgrade(service, report):
@@ -327,16 +328,16 @@ def stop_after_upgrade(service, report):
     old = service.start_stream("200ms")
     service.upgrade()
     new = service.start_stream("60ms")
-    report.expect("two processes have a stream each", len(service.unit_pids()) == 2, str(service.unit_pids()))
+    report.expect("each of two processes has a stream", len(service.unit_pids()) == 2, str(service.unit_pids()))
     service.systemctl("stop", UNIT)
     stopped = time.monotonic()
     problems = [old.result(), new.result()]
-    report.expect("both streams end whole", problems == [None, None], str(problems))
+    report.expect("both streams are completed", problems == [None, None], str(problems))
     stop_delay = stopped - max(old.end_time, new.end_time)
-    report.expect("the stop ends right after the last one", 0 <= stop_delay < 2, f"{stop_delay:.2f} s")
+    report.expect("the stop ends right after the last stream", 0 <= stop_delay < 2, f"{stop_delay:.2f} s")
     text = service.journal_text(cursor)
-    report.expect("nothing was killed", service.unit_properties("Result") == "success" and "SIGKILL" not in text and "timed out" not in text)
-    report.expect("no process is left", not service.unit_pids())
+    report.expect("no process was killed", service.unit_properties("Result") == "success" and "SIGKILL" not in text and "timed out" not in text)
+    report.expect("no process remains", not service.unit_pids())
 
 
 def stop_during_upgrade(service, report):
@@ -350,9 +351,9 @@ def stop_during_upgrade(service, report):
         time.sleep(0.5)
         state = service.unit_properties("ActiveState", "Result", "NRestarts")
         expected_state = {"ActiveState": "inactive", "Result": "success", "NRestarts": "0"}
-        report.expect(f"{wait} s after an upgrade began: the stop is clean", state == expected_state, str(state))
-        report.expect(f"{wait} s after an upgrade began: nothing was killed", "SIGKILL" not in service.journal_text(cursor))
-        report.expect(f"{wait} s after an upgrade began: no process is left", not service.unit_pids() and not service.is_ready())
+        report.expect(f"{wait} s after the start of an upgrade: the stop succeeds", state == expected_state, str(state))
+        report.expect(f"{wait} s after the start of an upgrade: no process was killed", "SIGKILL" not in service.journal_text(cursor))
+        report.expect(f"{wait} s after the start of an upgrade: no process remains", not service.unit_pids() and not service.is_ready())
 
 
 def credentials(service, report):
@@ -360,29 +361,29 @@ def credentials(service, report):
     credential = "LoadCredential=upstream:/etc/aoai-lb/upstream-key"
     read = service.config_yaml().replace("${UPSTREAM_KEY}", f"${{file:/run/credentials/{UNIT}/upstream}}")
     service.start_fresh(read, f"[Service]\n{credential}\n")
-    report.expect("a file of LoadCredential= is read", service.chat_status() == 200)
+    report.expect("a file of LoadCredential= is read at the start", service.chat_status() == 200)
     if "upgrade" in service.commands:
         service.write_config(read.replace("  - { name: probe", "  # again\n  - { name: probe"))
         service.systemctl("reload", UNIT)
-        report.expect("by a reload, too", service.chat_status() == 200)
+        report.expect("the file is read by a reload", service.chat_status() == 200)
         service.upgrade()
-        report.expect("and after an upgrade", service.chat_status() == 200)
+        report.expect("the file is read after an upgrade", service.chat_status() == 200)
         service.systemctl("reload", UNIT)
-        report.expect("and by a reload after that", service.chat_status() == 200)
+        report.expect("the file is read by a reload after the upgrade", service.chat_status() == 200)
 
 
 def watchdog(service, report):
     service.start_fresh(drop_in="[Service]\nWatchdogSec=2s\n")
     before = service.main_pid()
     time.sleep(5)
-    report.expect("it tells systemd that it lives", service.main_pid() == before and service.unit_properties("NRestarts") == "0")
+    report.expect("the watchdog is notified", service.main_pid() == before and service.unit_properties("NRestarts") == "0")
     service.upgrade()
     before = service.main_pid()
     time.sleep(4)
-    report.expect("so does the new process after an upgrade", service.main_pid() == before and service.unit_properties("NRestarts") == "0")
+    report.expect("the new process notifies the watchdog after an upgrade", service.main_pid() == before and service.unit_properties("NRestarts") == "0")
     service.signal_main("STOP")
-    wait_for_condition(lambda: service.main_pid() not in (0, before) and service.is_ready(), 2 + 10 + RESTART_TIMEOUT, "it does not come back")
-    report.expect("a process that stands still is replaced", service.chat_status() == 200 and service.unit_properties("NRestarts") == "1")
+    wait_for_condition(lambda: service.main_pid() not in (0, before) and service.is_ready(), 2 + 10 + RESTART_TIMEOUT, "the service is not restarted")
+    report.expect("a stopped process is replaced by the watchdog", service.chat_status() == 200 and service.unit_properties("NRestarts") == "1")
 
 
 def package_upgrade(service, report):
@@ -398,24 +399,24 @@ def package_upgrade(service, report):
         completed = machine.run("dpkg", "--force-confold", "--install", package, check=False)
         time.sleep(2)
     service.package = package
-    report.expect("it installs", completed.returncode == 0, completed.stdout + completed.stderr)
-    report.expect("and says that the service was replaced", "without a gap" in completed.stdout, completed.stdout + completed.stderr)
-    report.expect("nothing failed meanwhile", not load.failures and load.total_completed(), "\n".join(load.failures[:12]))
-    report.pass_check("each request is on record exactly once", str(service.check_records("load", load.ids)))
+    report.expect("the new version installs", completed.returncode == 0, completed.stdout + completed.stderr)
+    report.expect("the package reports that the service was replaced", "without a gap" in completed.stdout, completed.stdout + completed.stderr)
+    report.expect("no request failed meanwhile", not load.failures and load.total_completed(), "\n".join(load.failures[:12]))
+    report.pass_check("each request has exactly one record", str(service.check_records("load", load.ids)))
     inode = machine.run("stat", "--dereference", "--format=%i", f"/proc/{service.main_pid()}/exe", INSTALLED_BINARY).stdout.split()
     report.expect("the new binary runs", service.main_pid() != before and len(set(inode)) == 1, str(inode))
-    report.expect("the operator's file is as it was", machine.host_path(CONFIG).read_text() == file)
-    report.expect("with its owner and mode", not (problems := mode_problems(service, INSTALLED_FILES)), problems)
+    report.expect("the edited configuration is unchanged", machine.host_path(CONFIG).read_text() == file)
+    report.expect("its owner and mode are unchanged", not (problems := mode_problems(service, INSTALLED_FILES)), problems)
     state = service.unit_properties("ActiveState", "NRestarts", "UnitFileState")
     expected_state = {"ActiveState": "active", "NRestarts": "0", "UnitFileState": "enabled"}
-    report.expect("without a restart", state == expected_state, str(state))
+    report.expect("the unit was not restarted", state == expected_state, str(state))
     service.write_config(service.config_yaml() + "strange: true\n")
     main = service.main_pid()
     completed = machine.run("dpkg", "--force-confold", "--install", package, check=False)
-    report.expect("with a file that is wrong it installs as well", completed.returncode == 0, completed.stdout + completed.stderr)
-    output_text = "the old version goes on" in completed.stderr and "strange" in completed.stdout + completed.stderr
-    report.expect("and says what to do", output_text, completed.stdout + completed.stderr)
-    report.expect("while the old process serves", service.main_pid() == main and service.chat_status() == 200)
+    report.expect("the package installs with an invalid configuration, too", completed.returncode == 0, completed.stdout + completed.stderr)
+    has_instructions = "the old version goes on" in completed.stderr and "strange" in completed.stdout + completed.stderr
+    report.expect("the package prints what to do", has_instructions, completed.stdout + completed.stderr)
+    report.expect("the old process answers", service.main_pid() == main and service.chat_status() == 200)
 
 
 def removal(service, report):
@@ -426,26 +427,26 @@ def removal(service, report):
     completed = machine.run("dpkg", "--remove", "aoai-lb", check=False)
     report.expect("the package is removed", completed.returncode == 0, completed.stdout + completed.stderr)
     problem = stream.result()
-    report.expect("after the answers in flight", problem is None, problem)
+    report.expect("a stream in flight is completed first", problem is None, problem)
     remaining = machine.run("sh", "-c", "for p in /proc/[0-9]*; do readlink $p/exe; done | grep -c aoai-lb", check=False).stdout.strip()
-    report.expect("nothing runs", remaining == "0", remaining)
-    record_count = all(machine.host_path(path).exists() for path in [CONFIG, "/var/log/aoai-lb/exchanges.jsonl"])
-    report.expect("configuration and records are still there", record_count)
+    report.expect("no process runs", remaining == "0", remaining)
+    are_kept = all(machine.host_path(path).exists() for path in [CONFIG, "/var/log/aoai-lb/exchanges.jsonl"])
+    report.expect("configuration and records remain", are_kept)
     completed = machine.run("apt-get", "install", "--yes", service.package, check=False)
     state = service.unit_properties("ActiveState", "UnitFileState")
     started = completed.returncode == 0 and state == {"ActiveState": "active", "UnitFileState": "enabled"}
-    report.expect("installed again, with a good configuration, it starts", started, f"{state}\n{completed.stdout}{completed.stderr}")
-    report.expect("and serves as before", service.chat_status() == 200)
-    # The test's own.
+    report.expect("after another installation the service starts with the old configuration", started, f"{state}\n{completed.stdout}{completed.stderr}")
+    report.expect("the service answers", service.chat_status() == 200)
+    # Made by the tests.
     shutil.rmtree(machine.host_path(f"/etc/systemd/system/{UNIT}.d"))
     completed = machine.run("dpkg", "--purge", "aoai-lb", check=False)
     report.expect("the package is purged", completed.returncode == 0, completed.stdout + completed.stderr)
     paths = ["/var/log/aoai-lb", "/var/lib/aoai-lb", "/run/aoai-lb", CONFIG, "/etc/aoai-lb/environment", INSTALLED_BINARY]
     remaining = [path for path in paths if machine.host_path(path).exists()]
-    report.expect("and nothing of it is left", not remaining, str(remaining))
-    report.expect("but the operator's certificates", machine.host_path("/etc/aoai-lb/tls/key.pem").exists())
+    report.expect("its files are removed", not remaining, str(remaining))
+    report.expect("the certificates of the operator remain", machine.host_path("/etc/aoai-lb/tls/key.pem").exists())
     links = machine.run("find", "/etc/systemd", "/var/lib/systemd", "-name", "*aoai-lb*").stdout
-    report.expect("systemd has forgotten it", not links, links)
+    report.expect("no link to the unit remains", not links, links)
 
 
 ALL_PARTS = [
@@ -467,9 +468,9 @@ ALL_PARTS = [
     package_upgrade,
     removal,
 ]
-# Minutes, most of them waiting: only where they are asked for by name.
+# These take minutes, mostly waiting, and run only if they are named on the command line.
 SLOW_PARTS = [upgrades_that_hang]
-# The others rest on these.
+# All other parts need these, so they always run.
 PREREQUISITE_PARTS = [installation, start]
 REQUIRED_COMMANDS = {
     part: ["upgrade"]

@@ -1,10 +1,10 @@
-"""The Debian package under a real systemd: install, start, reload, upgrade, crash, stop, remove.
+"""Tests the Debian package under a real systemd: install, start, reload, upgrade, crash, stop, remove.
 
     python3 tests/systemd/run.py [target/debug/aoai-lb] [part ...]
 
-Needs root and debootstrap, and says so where it cannot run. AOAI_LB_DEBIAN_ROOT is where the Debian
-tree is kept (default: the target directory), AOAI_LB_DEBIAN_MIRROR where it comes from. One line per
-check; the last line counts them.
+Needs root and debootstrap; where it cannot run, it prints why and skips the tests. AOAI_LB_DEBIAN_ROOT is
+the directory for the Debian tree (default: the target directory), AOAI_LB_DEBIAN_MIRROR the mirror for it.
+Prints one line per check, and the counts in the last line.
 """
 
 import os
@@ -24,7 +24,7 @@ from service import SOURCE, UNIT, Service
 
 
 class TestReport:
-    """One line per check. A part ends with its first failure, the next one begins anew."""
+    """Prints one line per check. A part ends at its first failure, and the next part starts afresh."""
 
     def __init__(self):
         self.passed = self.failed = self.skipped = 0
@@ -39,7 +39,7 @@ class TestReport:
 
     def expect(self, check, is_true, details=""):
         if not is_true:
-            raise machine.TestFailure(f"{check}: {details or 'it is not so'}")
+            raise machine.TestFailure(f"{check}: {details or 'the condition does not hold'}")
         self.pass_check(check)
 
     def run(self, part, service):
@@ -47,7 +47,7 @@ class TestReport:
         missing = [command for command in parts.REQUIRED_COMMANDS.get(part, []) if command not in service.commands]
         if missing:
             self.skipped += 1
-            return print(f"-       {self.part}: this binary has no `{missing[0]}`", flush=True)
+            return print(f"-       {self.part}: skipped, this binary has no command `{missing[0]}`", flush=True)
         cursor = service.journal_cursor()
         try:
             part(service, self)
@@ -64,7 +64,7 @@ def main():
     arguments = sys.argv[1:]
     binary = Path(arguments[0] if arguments else SOURCE / "target/debug/aoai-lb").resolve()
     if not binary.exists():
-        raise SystemExit(f"{binary} is missing; build it, or name another")
+        raise SystemExit(f"{binary} is missing: build it with `cargo build`, or pass another path")
     cache = Path(os.environ.get("AOAI_LB_DEBIAN_ROOT", SOURCE / "target")).resolve()
     try:
         debian_tree = machine.prepare_debian_tree(cache)
@@ -73,13 +73,13 @@ def main():
         return 0
     if not machine.is_inside():
         machine.reexec_in_namespaces(sys.executable, [__file__, binary, *arguments[1:]])
-    # So that everything is taken down, too, when somebody stops this.
+    # On SIGTERM or SIGHUP, exit through the context managers, which stop the machine.
     for signal_number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signal_number, lambda *_: sys.exit(143))
     machine.raise_loopback()
     start, report = time.monotonic(), TestReport()
     with tempfile.TemporaryDirectory(prefix="aoai-lb-package-") as directory:
-        # A copy: it may be built anew meanwhile.
+        # A copy, since the binary may be rebuilt during the tests.
         binary_copy = Path(directory) / "aoai-lb"
         shutil.copy(binary, binary_copy)
         with machine.Machine(debian_tree) as debian:
@@ -98,7 +98,7 @@ def main():
 
 
 def commands(binary):
-    """The commands that this binary knows."""
+    """The commands of this binary, from its help."""
     text = subprocess.run([binary, "--help"], capture_output=True, text=True, check=True).stdout
     return {line.split()[0] for line in text.splitlines() if line.startswith("  ") and line.split()}
 

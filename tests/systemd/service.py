@@ -1,4 +1,4 @@
-"""The service as an operator has it on a machine: its package, unit, files, journal and answers."""
+"""The installed service as an operator sees it: package, unit, files, journal and responses."""
 
 import collections
 import gzip
@@ -21,13 +21,13 @@ SOURCE = Path(__file__).resolve().parents[2]
 UNIT = "aoai-lb.service"
 CONFIG = "/etc/aoai-lb/aoai-lb.yaml"
 INSTALLED_BINARY = "/usr/bin/aoai-lb"
-# The installed binary as it was, for when a part has replaced it.
+# A copy of the installed binary, for parts that replace it.
 GOOD_COPY = "/opt/aoai-lb"
 DROP_IN_FILE = f"/etc/systemd/system/{UNIT}.d/test.conf"
 PORT, TLS_PORT, ADMIN_PORT, UPSTREAM_PORTS = 8080, 443, 9901, (8101, 8102)
 ADDRESS = ("127.0.0.1", PORT)
 GRACE_PERIOD_SECONDS = 30
-# What an operator waits for, at most.
+# How long an operation may take, in seconds.
 OPERATION_TIMEOUT = 10.0
 
 
@@ -38,7 +38,7 @@ class Service:
         self.upstream_key = secrets.token_hex(16)
         self.simulator = None
 
-    # What the tests bring along.
+    # What the tests provide.
 
     def start_simulator(self):
         lines = ["resources:"]
@@ -57,7 +57,7 @@ class Service:
                 preexec_fn=die_with_parent,
             )
         for port in UPSTREAM_PORTS:
-            wait_for_condition(lambda: is_open(port), 15, "no simulated resources", lambda: self.simulator.poll() is not None)
+            wait_for_condition(lambda: is_open(port), 15, "the simulated resources do not listen", lambda: self.simulator.poll() is not None)
 
     def stop_simulator(self):
         if self.simulator:
@@ -91,7 +91,7 @@ class Service:
         return "\n".join(lines) + "\n"
 
     def build_package(self, version, binary, name, source=SOURCE):
-        """A package as `make deb` makes it, unpacked as well in the folder `name`."""
+        """Builds a package as `make deb` does; its unpacked content stays in the directory `name`."""
         environment = os.environ | {"COMPRESSION": "none"}
         if name != "a":
             environment["STRIP"] = "no"
@@ -108,7 +108,7 @@ class Service:
         return f"/root/{path.name}"
 
     def changed_source(self):
-        """The parts of the source that a package is made of, with another example configuration."""
+        """A copy of the source files of a package, with a changed example configuration."""
         copy = self.directory / "source"
         for name in ["systemd", "conf", "README.md", "LICENSE-MIT", "Cargo.toml"]:
             shutil.copytree(SOURCE / name, copy / name) if (SOURCE / name).is_dir() else (
@@ -119,27 +119,27 @@ class Service:
             file.write("# A later version explains more.\n")
         return copy
 
-    # What an operator does.
+    # Actions of an operator.
 
     def systemctl(self, *arguments, check=True, timeout=GRACE_PERIOD_SECONDS + 30.0):
         return self.machine.run("systemctl", *arguments, check=check, timeout=timeout)
 
     def write_config(self, text):
-        """As an editor does, that keeps owner and mode."""
+        """Replaces the configuration as an editor does, and keeps owner and mode."""
         self.machine.write_file(text, CONFIG, 0o640, like=CONFIG)
 
     def write_drop_in(self, text=""):
         path = self.machine.host_path(DROP_IN_FILE)
         path.parent.mkdir(parents=True, exist_ok=True)
         if "upgrade" not in self.commands:
-            # It does not notify yet.
+            # This binary does not notify systemd yet.
             text = f"[Service]\nType=exec\nWatchdogSec=0\n{text}"
         path.write_text(text)
         self.systemctl("daemon-reload")
 
     def start_fresh(self, config=None, drop_in=""):
-        """A service that has just started, without records, as every part of the tests begins."""
-        # At once, whatever is in flight: how it stops is a part of its own.
+        """Restarts the service without records. Every part of the tests starts with this."""
+        # Killed, since a regular stop would wait for requests in flight; it has its own part.
         self.systemctl("stop", "--no-block", UNIT)
         self.systemctl("kill", "--signal=KILL", UNIT, check=False)
         self.systemctl("stop", UNIT)
@@ -165,7 +165,7 @@ class Service:
     def start_stream(self, event_interval):
         return SingleStream(ADDRESS, self.keys["load"], event_interval)
 
-    # What there is to see.
+    # Observations.
 
     def unit_properties(self, *names):
         text = self.systemctl("show", UNIT, *(f"--property={name}" for name in names)).stdout
@@ -176,13 +176,13 @@ class Service:
         return int(self.unit_properties("MainPID"))
 
     def unit_pids(self):
-        """The processes of the unit, by the machine's numbers."""
+        """The process ids of the unit, as seen inside the machine."""
         group = self.unit_properties("ControlGroup")
         listed = self.machine.run("cat", f"/sys/fs/cgroup{group}/cgroup.procs", check=False).stdout
         return [int(pid) for pid in listed.split()] if group else []
 
     def read_main_proc_file(self, file):
-        """A file of the main process in /proc."""
+        """A file in /proc of the main process."""
         return self.machine.run("cat", f"/proc/{self.main_pid()}/{file}").stdout
 
     def open_files_limit(self):
@@ -190,7 +190,7 @@ class Service:
         return tuple(int(number) for number in line.split()[3:5])
 
     def signal_main(self, name):
-        """To the main process alone."""
+        """Sends a signal to the main process only."""
         self.systemctl("kill", f"--signal={name}", "--kill-whom=main", UNIT)
 
     def journal_text(self, cursor=None, lines=None):
@@ -203,7 +203,7 @@ class Service:
         return text.rpartition("-- cursor: ")[2].strip()
 
     def chat_status(self, client="probe", tls=False):
-        """The status of a request; None when nobody answers."""
+        """Sends a chat request; returns its status, or None without a response."""
         if tls:
             tls_context = ssl.create_default_context(cafile=self.directory / "fullchain.pem")
             connection = http.client.HTTPSConnection("localhost", TLS_PORT, timeout=OPERATION_TIMEOUT, context=tls_context)
@@ -234,11 +234,11 @@ class Service:
         wait_for_condition(self.is_ready, OPERATION_TIMEOUT, "/readyz does not answer 200")
 
     def wait_for_single_process(self, seconds=GRACE_PERIOD_SECONDS):
-        """Until the main process is the only one."""
-        wait_for_condition(lambda: self.unit_pids() == [self.main_pid()], seconds, f"{self.unit_pids()} do not end")
+        """Waits until the main process is the only process of the unit."""
+        wait_for_condition(lambda: self.unit_pids() == [self.main_pid()], seconds, f"processes {self.unit_pids()} do not exit")
 
     def record_counts(self, client):
-        """How often each request id of a client is in the files of records."""
+        """For each request id of a client, the number of its records in all files."""
         counts = collections.Counter()
         for path in self.machine.host_path("/var/log/aoai-lb").glob("exchanges*"):
             data = path.read_bytes()
@@ -249,7 +249,7 @@ class Service:
         return counts
 
     def check_records(self, client, ids):
-        """Each request is on record exactly once."""
+        """Checks that each request has exactly one record; returns the number of records."""
         expected_counts = collections.Counter(ids)
         deadline = time.monotonic() + OPERATION_TIMEOUT
         while (actual_counts := self.try_record_counts(client)) is None or sum(actual_counts.values()) < sum(expected_counts.values()):
@@ -261,13 +261,13 @@ class Service:
         duplicates = [name for name, count in actual_counts.items() if count > 1]
         if missing or unexpected or duplicates:
             raise TestFailure(
-                f"{len(expected_counts)} answers, {len(actual_counts)} records: {len(missing)} missing, {len(unexpected)} of no answer, "
+                f"{len(expected_counts)} responses, {len(actual_counts)} records: {len(missing)} missing, {len(unexpected)} without a response, "
                 f"{len(duplicates)} more than once: {[*missing, *unexpected, *duplicates][:5]}"
             )
         return len(actual_counts)
 
     def try_record_counts(self, client):
-        """None where a file is renamed, compressed or half written right now."""
+        """Like `record_counts`; None while a file is being renamed, compressed or written."""
         try:
             return self.record_counts(client)
         except (FileNotFoundError, EOFError, gzip.BadGzipFile, json.JSONDecodeError):

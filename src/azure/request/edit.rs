@@ -1,16 +1,16 @@
-//! Edits of a body. An edited body is a list of pieces, so that the bytes that stay are shared
-//! and not copied.
+//! Edits of a request body. An edited body is a list of pieces, so that unchanged bytes are shared
+//! with the original and not copied.
 
 use std::ops::Range;
 
 use bytes::Bytes;
 
-/// One edit of a body: bytes to replace and what takes their place.
+/// One replacement in a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BodyEdit {
     /// The bytes to replace, as offsets in the body; empty for an insertion.
     pub range: Range<usize>,
-    /// What takes their place.
+    /// The bytes to write instead.
     pub replacement: Bytes,
 }
 
@@ -20,8 +20,8 @@ impl BodyEdit {
     }
 }
 
-/// The bytes of `body` with the edits made, as pieces to send one after the other. Edits may
-/// come in any order; one that is out of bounds or overlaps another is left out.
+/// Applies the edits and returns the new body as pieces to send one after the other. The order of
+/// `edits` does not matter. An edit that is out of bounds or overlaps an earlier one is skipped.
 pub fn apply_edits(body: &Bytes, edits: &[BodyEdit]) -> Vec<Bytes> {
     let mut order: Vec<&BodyEdit> = edits.iter().collect();
     order.sort_by_key(|edit| (edit.range.start, edit.range.end));
@@ -29,7 +29,7 @@ pub fn apply_edits(body: &Bytes, edits: &[BodyEdit]) -> Vec<Bytes> {
     let mut done = 0;
     for BodyEdit { range, replacement } in order {
         if range.start < done || range.end < range.start || range.end > body.len() {
-            debug_assert!(false, "edits overlap or leave the body");
+            debug_assert!(false, "an edit overlaps another or is out of bounds");
             continue;
         }
         pieces.push(body.slice(done..range.start));

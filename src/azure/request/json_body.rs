@@ -1,6 +1,5 @@
-//! A JSON body, looked at and edited without being parsed into anything: which deployment it
-//! names, whether it asks for a stream, where its bytes would have to change. A body is edited
-//! as a rope; bytes that stay are shared, not copied.
+//! Reads from a JSON request body what routing and records need, without building a document, and
+//! makes the edits for a backend: its deployment name and the request for a usage event.
 
 use std::ops::Range;
 
@@ -15,61 +14,61 @@ use crate::azure::json;
 use crate::azure::json::subslice_range;
 use crate::names::DeploymentName;
 
-/// Why a body cannot be understood.
+/// Why a JSON body is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
-    /// Not JSON. The message has line and column and nothing of the body.
+    /// Not JSON.
     #[error("the body is not valid JSON: {message}")]
     NotJson {
-        /// What the parser expected, and where.
+        /// What the parser expected, with line and column. It contains nothing of the body.
         message: String,
     },
-    /// JSON, but no object.
+    /// JSON, but not an object.
     #[error("the body must be a JSON object")]
     NotObject,
-    /// A key that may occur once occurs again.
+    /// A key that may appear only once is repeated.
     #[error("the body has more than one `{0}`")]
     DuplicateKey(&'static str),
 }
 
-/// What a body says under `stream_options`.
+/// The value of `stream_options`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StreamOptionsField {
-    /// Nothing.
+    /// No `stream_options`.
     Absent,
-    /// `null`.
+    /// `null`, with its place in the body.
     Null(Range<usize>),
     /// An object.
     Object {
-        /// Its bytes, braces included.
+        /// Its place in the body, including the braces.
         range: Range<usize>,
-        /// Whether it has no key.
+        /// Whether it has no keys.
         is_empty: bool,
     },
-    /// Something Azure will refuse, or two of them: left alone.
+    /// Another type, or a repeated key. It is forwarded unchanged; Azure rejects it.
     Malformed,
 }
 
-/// What the balancer has to know of a JSON body.
+/// What the balancer has to know about a JSON body.
 #[derive(Clone, Debug)]
 pub struct BodyFacts {
     /// `model`.
     pub model: ModelField,
     /// Whether `stream` is `true`.
     pub wants_stream: bool,
-    /// `stream_options.include_usage`; a value that is no `true` counts as `false`.
+    /// `stream_options.include_usage`. Any value but `true` counts as `false`.
     pub include_usage: Option<bool>,
     /// `stream_options`.
     pub stream_options: StreamOptionsField,
-    /// Whether there are `has_data_sources` (Azure's "on your data").
+    /// Whether there are `data_sources` (Azure OpenAI On Your Data).
     pub has_data_sources: bool,
     /// Whether `background` is `true`.
     pub is_background: bool,
-    /// The offset just after the opening brace.
+    /// The offset just after the opening brace, where a key can be inserted.
     pub first_key_offset: usize,
-    /// Whether the object has no key.
+    /// Whether the object has no keys.
     pub is_empty_object: bool,
-    /// Where the prompt is.
+    /// Where the prompt is in the body.
     pub prompt_parts: PromptParts,
 }
 
@@ -77,10 +76,11 @@ const INSPECTED_KEYS: [&str; 6] =
     ["model", "stream", "stream_options", "data_sources", "dataSources", "background"];
 
 impl BodyFacts {
-    /// Reads the top-level keys that matter, in one pass over the body.
+    /// Reads the top-level keys that matter, in one pass over the body. A bad `model` is not an error
+    /// here; [`ModelField::deployment`] reports it.
     ///
     /// # Errors
-    /// [`BodyError`], except for what [`ModelField::deployment`] reports.
+    /// The body is not a JSON object, or `model` or `stream` is repeated.
     pub fn parse(body: &[u8]) -> Result<Self, BodyError> {
         let parsed = json::parse_and_locate_fields(body, &INSPECTED_KEYS, &PROMPT_KEYS);
         let (fields, prompt) = parsed.map_err(|error| match error.classify() {
@@ -110,13 +110,13 @@ impl BodyFacts {
         })
     }
 
-    /// Puts the backend's name in place of the client's; `None` when they are spelled alike.
+    /// The edit that replaces `model` by the upstream deployment's name; `None` if they are equal.
     pub fn rename_model_edit(&self, upstream: &DeploymentName) -> Option<BodyEdit> {
         let range = self.model.range_to_replace(upstream)?;
         Some(BodyEdit { range, replacement: Bytes::from(format!("\"{upstream}\"")) })
     }
 
-    /// Asks for the usage event of a stream; `None` when the client said something about it.
+    /// The edit that adds `stream_options.include_usage: true`; `None` if the client has set it.
     pub fn include_usage_edit(&self) -> Option<BodyEdit> {
         if self.include_usage.is_some() {
             return None;
@@ -143,9 +143,12 @@ impl BodyFacts {
     }
 }
 
-/// Whether a call may be asked for its usage although the client did not: a stream of chat or
-/// completions, without data sources, of an api-version that knows `stream_options` (it came
-/// with `2024-09-01-preview`; on v1 always). `api_version` is the one that goes upstream.
+/// Whether the balancer may request a usage event that the client did not ask for: for streamed chat
+/// and completions without data sources, with an api-version that supports `stream_options`.
+/// Azure introduced it in `2024-09-01-preview` and answers 400 to the unknown field in older versions;
+/// v1 always has it
+/// (<https://learn.microsoft.com/azure/ai-foundry/openai/api-version-lifecycle>).
+/// `api_version` is the one sent upstream.
 pub fn may_request_usage(
     operation: Operation,
     api: ApiStyle,
@@ -161,7 +164,7 @@ pub fn may_request_usage(
             || api_version.is_some_and(|v| api_version_date(v).is_some_and(|d| d >= "2024-09-01")))
 }
 
-/// The date of an api-version like `2024-10-21` or `2024-09-01-preview`.
+/// The date of an api-version such as `2024-10-21` or `2024-09-01-preview`.
 fn api_version_date(version: &str) -> Option<&str> {
     let (date, rest) = version.split_at_checked(10)?;
     let is_date = date.bytes().enumerate().all(|(n, b)| match n {
@@ -176,7 +179,8 @@ fn read_model(body: &[u8], raw: Option<&str>) -> ModelField {
     if !raw.starts_with('"') {
         return ModelField::NotString;
     }
-    // Written with an escape for every character, a name is six times as long.
+    // A name in which every character is escaped (`\u0067`) is six times as long. Longer strings are
+    // not decoded.
     if raw.len() > 6 * crate::names::MAX_DEPLOYMENT_NAME_BYTES + 2 {
         return ModelField::InvalidName;
     }

@@ -1,4 +1,5 @@
-//! What a client asks for: target, operation, body, form, and the prompt for the record.
+//! Requests: the target, its operation and query, JSON and multipart bodies, and the prompt text for
+//! the record.
 
 pub(super) mod edit;
 pub mod json_body;

@@ -1,6 +1,6 @@
-//! A `multipart/form-data` body, looked at without copying: which deployment it names, which
-//! text fields and files it has. Strict (RFC 7578 over RFC 2046): what two readers could
-//! understand differently is an error. Searching is by substring, so linear in the body.
+//! Parses a `multipart/form-data` body (RFC 7578, RFC 2046) without copying it: its `model`, text
+//! fields and files. Anything that two parsers could read differently is an error. The time is linear
+//! in the size of the body.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -12,30 +12,30 @@ use super::edit::BodyEdit;
 use super::model_field::ModelField;
 use crate::names::DeploymentName;
 
-/// Most parts a form may have.
+/// The maximum number of parts in a form.
 pub const MAX_FORM_PARTS: usize = 1_000;
-/// Most bytes the head of a part may have.
+/// The maximum size of a part's headers.
 const MAX_PART_HEAD_BYTES: usize = 16 * 1024;
 
-/// Why a form cannot be understood.
+/// Why a form is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FormError {
-    /// No part at all: the boundary does not occur.
+    /// The boundary does not occur in the body.
     #[error("the form's boundary does not occur in the body")]
     NoParts,
-    /// It ends before its closing boundary.
+    /// The body ends before the closing boundary.
     #[error("the form ends before its closing boundary")]
     Truncated,
-    /// More parts than we are ready to look at.
+    /// More than [`MAX_FORM_PARTS`] parts.
     #[error("the form has more than {MAX_FORM_PARTS} parts")]
     TooManyParts,
-    /// A part's head is unreadable, too long, or says a thing twice.
-    #[error("a part of the form has a malformed head")]
+    /// A part's headers cannot be parsed, are too long, or repeat a header or parameter.
+    #[error("a part of the form has malformed or too long headers")]
     MalformedPartHead,
-    /// A boundary that only some readers would take for one.
-    #[error("the form has a boundary that is not on a line of its own, ended by CR LF")]
+    /// A boundary that only some parsers would recognise.
+    #[error("the form has a boundary that is not on its own line, ended by CR LF")]
     AmbiguousBoundary,
-    /// A field that may occur once occurs again.
+    /// A field that may appear only once is repeated.
     #[error("the form has more than one `{0}`")]
     DuplicateField(&'static str),
 }
@@ -43,41 +43,42 @@ pub enum FormError {
 /// A text field of a form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FormTextField {
-    /// Its name.
+    /// The name of the field.
     pub name: String,
-    /// Its content's bytes within the body.
+    /// Where its content is in the body.
     pub content_range: Range<usize>,
 }
 
 /// A file in a form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FormFileField {
-    /// The field's name.
+    /// The name of the field.
     pub name: String,
-    /// The file's name; empty if only an extended one was given.
+    /// The file's name; empty if only `filename*` is given.
     pub filename: String,
-    /// Its content's bytes within the body.
+    /// Where its content is in the body.
     pub content_range: Range<usize>,
 }
 
-/// What the balancer has to know of a form.
+/// What the balancer has to know about a form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FormFacts {
     /// The field `model`.
     pub model: ModelField,
     /// Whether the field `stream` is `true`.
     pub wants_stream: bool,
-    /// All fields that are no files, in order.
+    /// The fields that are not files, in order.
     pub text_fields: Vec<FormTextField>,
-    /// All files, in order.
+    /// The files, in order.
     pub file_fields: Vec<FormFileField>,
 }
 
 impl FormFacts {
-    /// Reads the heads of all parts of a complete form.
+    /// Parses a complete form. A bad `model` is not an error here; [`ModelField::deployment`] reports
+    /// it.
     ///
     /// # Errors
-    /// [`FormError`]; a `model` that is no deployment name is reported by [`ModelField::deployment`].
+    /// See [`FormError`].
     pub fn parse(body: &[u8], boundary: &str) -> Result<Self, FormError> {
         let mut form = Self {
             model: ModelField::Absent,
@@ -117,20 +118,20 @@ impl FormFacts {
         Err(FormError::TooManyParts)
     }
 
-    /// Puts the backend's name in place of the client's; `None` when they are spelled alike.
+    /// The edit that replaces `model` by the upstream deployment's name; `None` if they are equal.
     pub fn rename_model_edit(&self, upstream: &DeploymentName) -> Option<BodyEdit> {
         let range = self.model.range_to_replace(upstream)?;
         Some(BodyEdit { range, replacement: Bytes::copy_from_slice(upstream.as_str().as_bytes()) })
     }
 }
 
-/// Whether a `Content-Type` is a form's.
+/// Whether a `Content-Type` value is `multipart/form-data`.
 pub fn is_multipart_form(content_type: &str) -> bool {
     let essence = content_type.split(';').next().unwrap_or_default();
     essence.trim().eq_ignore_ascii_case("multipart/form-data")
 }
 
-/// The boundary a form's `Content-Type` names (1 to 70 bytes, RFC 2046, section 5.1.1).
+/// The boundary in a form's `Content-Type` (1 to 70 bytes, RFC 2046, section 5.1.1).
 pub fn boundary_parameter(content_type: &str) -> Option<Cow<'_, str>> {
     if !is_multipart_form(content_type) {
         return None;
@@ -148,11 +149,12 @@ fn read_model(value: &[u8], range: &Range<usize>) -> ModelField {
     }
 }
 
-/// A line of dashes and boundary.
+/// A delimiter: the line break before it, two dashes, the boundary and the rest of the line.
 struct DelimiterLine {
-    /// Where the content before it ends: at the line break that belongs to the delimiter.
+    /// Where the preceding content ends. The line break before the dashes belongs to the delimiter
+    /// (RFC 2046, section 5.1.1).
     content_end: usize,
-    /// Where the next part begins; `None` after the closing delimiter.
+    /// Where the next part begins; `None` for the closing delimiter.
     next_part_start: Option<usize>,
 }
 
@@ -162,8 +164,9 @@ struct DelimiterFinder<'a> {
 }
 
 impl DelimiterFinder<'_> {
-    /// The next delimiter after `from`, where a content begins, or else a preamble. Other
-    /// boundaries may begin like ours, so that the rest of the line decides.
+    /// The next delimiter at or after `content_start`, which is the start of a part's content or, if
+    /// `in_preamble`, of the body. A line can begin like the boundary and go on: it then belongs to a
+    /// nested form with a longer boundary, and the search continues.
     fn next_delimiter(
         &self,
         content_start: usize,
@@ -202,13 +205,13 @@ impl DelimiterFinder<'_> {
     }
 }
 
-/// What stands before the dashes.
+/// What precedes the dashes.
 enum LineStart {
-    /// A line break of so many bytes, or the very start of the body.
+    /// A line break of this many bytes; 0 at the start of the body.
     Valid(usize),
-    /// Half a line break, or the head's.
+    /// A lone CR or LF, or the line break that ends the part's headers.
     Ambiguous,
-    /// Other bytes: no delimiter.
+    /// Other bytes. This is not a delimiter.
     MidLine,
 }
 
@@ -223,17 +226,17 @@ impl LineStart {
     }
 }
 
-/// What stands after the boundary.
+/// What follows the boundary.
 enum LineEnd {
-    /// A line break, and with it the start of the next part, if there is one.
+    /// A line break, with the start of the next part; `None` for the closing delimiter.
     Valid(Option<usize>),
-    /// Something that a lenient reader would let pass.
+    /// Something that a lenient parser would accept.
     Ambiguous,
-    /// More of another boundary.
+    /// The rest of a longer boundary.
     OtherBoundary,
 }
 
-/// A part's head, and where its content begins.
+/// A part's headers, and where its content begins.
 fn split_part_head(body: &[u8], start: usize) -> Result<(&[u8], usize), FormError> {
     let rest = body.get(start..).unwrap_or_default();
     if rest.starts_with(b"\r\n") {
@@ -247,12 +250,12 @@ fn split_part_head(body: &[u8], start: usize) -> Result<(&[u8], usize), FormErro
 
 type NameAndFilename = (String, Option<String>);
 
-/// Name and file name of a part; `None` for a part without a name.
+/// The name and file name in a part's `Content-Disposition`; `None` for a part without a name.
 fn parse_content_disposition(head: &[u8]) -> Result<Option<NameAndFilename>, FormError> {
     let head = std::str::from_utf8(head).map_err(|_| FormError::MalformedPartHead)?;
     let mut disposition = None;
     for line in head.split("\r\n").filter(|line| !line.is_empty()) {
-        // A folded line (obsolete) could hide a parameter from one of two readers.
+        // Parsers differ on obsolete line folding: one that ignores it would miss a parameter.
         let (header, value) = line.split_once(':').ok_or(FormError::MalformedPartHead)?;
         if line.starts_with([' ', '\t']) || line.contains(['\r', '\n', '\0']) {
             return Err(FormError::MalformedPartHead);
@@ -284,7 +287,7 @@ fn parse_content_disposition(head: &[u8]) -> Result<Option<NameAndFilename>, For
     Ok(name.map(|name| (name, filename)))
 }
 
-/// The `; name=value` pairs of a header, quoted strings understood (RFC 9110, section 5.6.6).
+/// The `; name=value` parameters of a header, with quoted strings (RFC 9110, section 5.6.6).
 struct HeaderParameters<'a>(&'a str);
 
 impl<'a> Iterator for HeaderParameters<'a> {
@@ -309,13 +312,14 @@ impl<'a> Iterator for HeaderParameters<'a> {
             return Some((name.trim(), Cow::Borrowed(value.trim())));
         };
         let (value, rest) = split_quoted_string(quoted);
-        // Between a closing quote and the next semicolon nothing is said.
+        // What stands between a closing quote and the next semicolon is ignored.
         self.0 = rest.split_at(rest.find(';').unwrap_or(rest.len())).1;
         Some((name.trim(), value))
     }
 }
 
-/// Reads up to the closing quote; an unclosed string ends with the header.
+/// Splits after the closing quote and unescapes what is before it. An unclosed string ends with the
+/// header.
 fn split_quoted_string(text: &str) -> (Cow<'_, str>, &str) {
     let plain = text.find(['"', '\\']).unwrap_or(text.len());
     let (before, rest) = text.split_at(plain);

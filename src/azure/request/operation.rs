@@ -1,9 +1,9 @@
-//! Which operation a path is, which of its segments are words of the API and which are
-//! somebody's ids. Decides nothing about where a call goes.
+//! Maps a path to its operation and tells the API's keywords from object ids. Where a request goes is
+//! decided elsewhere.
 
 use http::Method;
 
-/// What a call asks Azure OpenAI to do, coarsely: the record's `operation`.
+/// The group of API operations that a request belongs to: `operation` in records and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "each variant is the name of an API")]
 pub enum Operation {
@@ -30,7 +30,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// All of them, in their order.
+    /// All operations, in declaration order.
     pub const ALL: [Self; 20] = [
         Self::Chat,
         Self::Completions,
@@ -54,7 +54,7 @@ impl Operation {
         Self::Other,
     ];
 
-    /// The word used in records and metrics.
+    /// The name used in records and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Chat => "chat",
@@ -81,9 +81,9 @@ impl Operation {
     }
 }
 
-/// Whether repeating the call could make a second object, so that it is tried again only when
-/// no byte of it was sent or the answer was 429. A Responses call with `background: true` is
-/// another such case, which only its body tells.
+/// Whether repeating the request could create a second object. Such a request is retried only if no
+/// byte of it was sent or the response was 429. A Responses request with `background: true` is another
+/// such case, but only its body shows it.
 pub fn is_non_idempotent_create(method: &Method, operation: Operation) -> bool {
     use Operation::{
         Assistants, Batches, Containers, Evals, Files, FineTuning, Threads, Uploads, VectorStores, Videos,
@@ -104,15 +104,18 @@ pub fn is_non_idempotent_create(method: &Method, operation: Operation) -> bool {
         )
 }
 
-/// An id in a shape: any one segment, spelled by its owner.
+/// In a path shape: any one segment, which is an object's id and keeps its spelling.
 const ANY_ID: &str = "{}";
 
+/// What can follow the first keyword: each shape is a sequence of keywords and ids. A path may end
+/// anywhere within a shape.
 type PathShapes = &'static [&'static [&'static str]];
 
+/// The first keyword, its operation and its shapes.
 type PathRow = (&'static str, Operation, PathShapes);
 
-/// First word of a path (after `/openai`, `/openai/v1` or `/openai/deployments/{d}`), its
-/// operation, and what may follow that word.
+/// The paths of Azure OpenAI after `/openai`, `/openai/v1` or `/openai/deployments/{d}`
+/// (<https://learn.microsoft.com/azure/ai-foundry/openai/reference> and the OpenAPI document of v1).
 const PATH_TABLE: &[PathRow] = &[
     ("chat", Operation::Chat, &[&["completions", ANY_ID, "messages"]]),
     (
@@ -190,21 +193,21 @@ const PATH_TABLE: &[PathRow] = &[
     ("conversations", Operation::Conversations, &[&[ANY_ID, "items", ANY_ID]]),
 ];
 
-/// What one segment of a path is.
+/// What a segment of a path is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::azure) enum SegmentKind {
-    /// A word of the API, in its lower-case spelling.
+    /// A keyword of the API, in lower case.
     Keyword(&'static str),
-    /// The id of an object.
+    /// An object's id.
     Id,
-    /// Something this table does not know.
+    /// Not in [`PATH_TABLE`].
     Unknown,
 }
 
-/// Follows the segments of one path through the table.
+/// Matches the segments of one path against [`PATH_TABLE`].
 pub(in crate::azure) struct PathMatcher {
     row: Option<&'static PathRow>,
-    /// Shapes of the row that fit so far, as bits.
+    /// One bit for each shape of the row that matches so far.
     matching_shapes: u32,
     segments_seen: usize,
 }
@@ -234,15 +237,15 @@ impl PathMatcher {
                 _ => {}
             }
         }
-        // A word wins over an id: `/responses/compact` is no response called `compact`.
+        // A keyword wins over an id: `/responses/compact` is not the response with the id `compact`.
         self.matching_shapes = if keyword_bits == 0 { id_bits } else { keyword_bits };
         if keyword_bits == 0 && id_bits != 0 { SegmentKind::Id } else { kind }
     }
 
-    /// The operation, once all segments were seen.
+    /// The operation, after all segments were classified.
     pub(in crate::azure) fn operation(&self) -> Operation {
         match self.row {
-            // `/chat` and `/extensions` mean something only with `completions` after them.
+            // `/chat` and `/extensions` are operations only if `completions` follows.
             Some((_, Operation::Chat, _)) if self.segments_seen < 2 || self.matching_shapes == 0 => {
                 Operation::Other
             }

@@ -1,6 +1,5 @@
-//! The record's half of a request: its prompt as text, with pictures, sound and files replaced
-//! by their size and SHA-256. Called only when prompts are recorded; the body is valid JSON by
-//! then, and what is not changed is copied as it was sent.
+//! The prompt of a request as text for the record, with images, audio and files replaced by their size
+//! and SHA-256. Used only if prompts are recorded. Everything else is copied as the client sent it.
 
 use std::ops::Range;
 
@@ -9,9 +8,9 @@ use super::prompt_parts::{PROMPT_KEYS, PromptParts};
 use crate::azure::binary_data::{parse_data_url, summarise_binary_data};
 use crate::azure::json;
 
-/// The prompt of a JSON body: the text of `messages`, else `input` (with `instructions`, as an
-/// object of both), else `prompt`. A string stands for itself, without quotes. `known` is where they
-/// lie, if that is known.
+/// The prompt of a JSON body: `messages`, else `input` (with `instructions`: an object of both), else
+/// `prompt`. A string is returned without its quotes. `parts` saves a search, if it is known from
+/// parsing the body.
 pub fn prompt_text(body: &[u8], parts: Option<&PromptParts>) -> Option<String> {
     let text_at = |range: Range<usize>| std::str::from_utf8(body.get(range)?).ok();
     let values = match parts {
@@ -37,7 +36,7 @@ pub fn prompt_text(body: &[u8], parts: Option<&PromptParts>) -> Option<String> {
     }
 }
 
-/// The text fields of a form, as the text of a JSON object; a repeated name has an array.
+/// The text fields of a form as a JSON object. A repeated name has an array. `None` without fields.
 pub fn form_text_as_json(body: &[u8], form: &FormFacts) -> Option<String> {
     let mut out = String::from("{");
     for (n, field) in form.text_fields.iter().enumerate() {

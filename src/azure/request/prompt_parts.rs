@@ -1,9 +1,9 @@
-//! Where the prompt lies in a JSON body.
+//! Where the prompt is in a JSON body.
 
 use std::ops::Range;
 
-/// Where a prompt may be.
+/// The top-level keys that can hold a prompt: chat, Responses (two), completions and images.
 pub(in crate::azure) const PROMPT_KEYS: [&str; 4] = ["messages", "input", "instructions", "prompt"];
 
-/// Where the values of [`PROMPT_KEYS`] lie in a body, in this order.
+/// The byte ranges of the values of [`PROMPT_KEYS`], in the same order; `None` for an absent key.
 pub type PromptParts = [Option<Range<usize>>; 4];

@@ -1,5 +1,5 @@
-//! The query of a request: credentials taken out, `api-version`, `deployment` and `model`
-//! understood, everything else kept as it was written and in its order.
+//! Parses the query string: removes credentials and finds `api-version`, `deployment` and `model`.
+//! Everything else keeps its spelling and order.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,12 +8,12 @@ use std::ops::Range;
 use super::percent::decode_hex_pair;
 use super::target_error::TargetError;
 
-/// A credential that came in a query. Its `Debug` shows nothing.
+/// A credential from the query. Its `Debug` output does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct QueryCredential(String);
 
 impl QueryCredential {
-    /// The key as the client meant it, percent-decoded. For comparing only.
+    /// The credential, percent-decoded. For comparison only; never log it.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -25,7 +25,7 @@ impl fmt::Debug for QueryCredential {
     }
 }
 
-/// What a key of the query means to us.
+/// The keys of a query that matter for routing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::azure) enum QueryKey {
     ApiVersion,
@@ -37,13 +37,13 @@ pub(in crate::azure) enum QueryKey {
 #[derive(Clone, Debug)]
 struct QueryPair {
     key: QueryKey,
-    /// Within `QueryString::raw`.
+    /// The whole `key=value`, within `QueryString::raw`.
     pair_range: Range<usize>,
-    /// Within `QueryString::raw`; empty at the end of `whole` when there is no `=`.
+    /// The value, within `QueryString::raw`. Without a `=` it is empty, at the end of `pair_range`.
     value_range: Range<usize>,
 }
 
-/// A query without its credentials.
+/// A parsed query string. Credentials are kept apart from the pairs that are forwarded.
 #[derive(Clone, Debug, Default)]
 pub struct QueryString {
     raw: String,
@@ -52,7 +52,7 @@ pub struct QueryString {
 }
 
 impl QueryString {
-    /// Reads what follows the `?`; characters were checked already.
+    /// Parses what follows the `?`. The caller has checked the characters.
     pub(in crate::azure) fn parse(text: &str) -> Result<Self, TargetError> {
         let mut query = Self::default();
         for pair in text.split('&').filter(|pair| !pair.is_empty()) {
@@ -60,6 +60,7 @@ impl QueryString {
             let decoded_key = percent_decode(key)?;
             let decoded_value = percent_decode(value)?;
             let key_is = |name: &str| decoded_key.eq_ignore_ascii_case(name);
+            // Credentials are taken out here, so that they reach neither a backend nor a log.
             if key_is("api-key") || key_is("subscription-key") {
                 if !decoded_value.is_empty() {
                     query.credentials.push(QueryCredential(decoded_value.into_owned()));
@@ -72,6 +73,7 @@ impl QueryString {
                 () if key_is("model") => QueryKey::Model,
                 () => QueryKey::Other,
             };
+            // Of two values, another server could use the other one.
             if let Some(unique_name) = key_kind.name()
                 && query.pairs.iter().any(|pair| pair.key == key_kind)
             {
@@ -92,28 +94,30 @@ impl QueryString {
         self.pairs.push(QueryPair { key, pair_range: start..end, value_range: start + value_offset..end });
     }
 
-    /// The credentials of `api-key` and `subscription-key`, in order, empty ones left out.
+    /// The values of `api-key` and `subscription-key`, in order, without empty ones.
     pub fn credentials(&self) -> &[QueryCredential] {
         &self.credentials
     }
 
-    /// The decoded value of a key we know.
+    /// The percent-decoded value of a key.
     pub(in crate::azure) fn value(&self, key: QueryKey) -> Option<Cow<'_, str>> {
         let pair = self.pairs.iter().find(|pair| pair.key == key)?;
         percent_decode(self.raw.get(pair.value_range.clone())?).ok()
     }
 
-    /// Every pair to send, as key and raw `key=value` text.
+    /// The pairs to forward: the key and the raw `key=value` text.
     pub(in crate::azure) fn pairs(&self) -> impl Iterator<Item = (QueryKey, &str)> {
         self.pairs.iter().filter_map(|pair| Some((pair.key, self.raw.get(pair.pair_range.clone())?)))
     }
 
+    /// The length of all pairs with their separators.
     pub(in crate::azure) fn encoded_len(&self) -> usize {
         self.raw.len() + self.pairs.len()
     }
 }
 
 impl QueryKey {
+    /// The name of a key that may appear only once.
     fn name(self) -> Option<&'static str> {
         match self {
             Self::ApiVersion => Some("api-version"),
@@ -124,10 +128,11 @@ impl QueryKey {
     }
 }
 
-/// Percent-decodes a key or a value of a query. A plus sign stays one: keys contain them.
+/// Percent-decodes a key or a value. A plus sign is not read as a space, because API keys can contain
+/// plus signs.
 ///
 /// # Errors
-/// A percent sign without two hex digits, and NUL.
+/// A percent sign without two hex digits, or an encoded NUL.
 fn percent_decode(text: &str) -> Result<Cow<'_, str>, TargetError> {
     if memchr::memchr(b'%', text.as_bytes()).is_none() {
         return Ok(Cow::Borrowed(text));
@@ -147,7 +152,8 @@ fn percent_decode(text: &str) -> Result<Cow<'_, str>, TargetError> {
     if out.contains(&0) {
         return Err(TargetError::AmbiguousEncoding);
     }
-    // Values in another character set are forwarded as they are, but never compared.
+    // A value that is not UTF-8 is forwarded as it was written. Its decoded form is only compared with
+    // names and keys, which it cannot equal.
     Ok(match String::from_utf8(out) {
         Ok(text) => Cow::Owned(text),
         Err(other) => Cow::Owned(String::from_utf8_lossy(other.as_bytes()).into_owned()),

@@ -1,6 +1,6 @@
-//! The request target: which dialect, which operation, which deployment, and what to send
-//! upstream. Refuses every spelling that two servers could read differently, so that nothing
-//! gets round an allow list; whether a path is allowed is decided elsewhere.
+//! Parses a request target (path and query) and builds the target to send upstream. Rejects every
+//! spelling that two servers could read differently, so that no request can bypass an allow list.
+//! Whether a path is allowed is decided elsewhere.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -13,17 +13,17 @@ use super::query::{QueryKey, QueryString};
 use super::target_error::TargetError;
 use crate::names::DeploymentName;
 
-/// The two ways of addressing Azure OpenAI.
+/// The two styles of Azure OpenAI's API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ApiStyle {
-    /// `/openai/…?api-version=…`, the deployment in the path.
+    /// `/openai/…?api-version=…`, with the deployment in the path.
     Classic,
-    /// `/openai/v1/…`, the deployment in the body's `model`.
+    /// `/openai/v1/…`, with the deployment in the body's `model`.
     V1,
 }
 
 impl ApiStyle {
-    /// The word used in records.
+    /// The name used in records.
     pub fn name(self) -> &'static str {
         match self {
             Self::Classic => "classic",
@@ -32,58 +32,60 @@ impl ApiStyle {
     }
 }
 
-/// Where a call's deployment is to be found.
+/// Where a request names its deployment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeploymentSource {
-    /// In the target: [`RequestTarget::deployment`] is there.
+    /// In the target: [`RequestTarget::deployment`] is set.
     Target,
-    /// In the body: the JSON key or the form field `model`.
+    /// In the body's `model`: a JSON key or a form field.
     Body,
-    /// Nowhere: the call goes to the home backend.
+    /// Nowhere. Such a request is not balanced over a deployment's backends.
     Unspecified,
 }
 
-/// A request target, understood.
+/// A parsed request target.
 #[derive(Clone, Debug)]
 pub struct RequestTarget {
-    /// The dialect; paths outside `/openai` count as classic.
+    /// The API style. Paths outside `/openai` count as classic.
     pub api: ApiStyle,
-    /// The operation.
+    /// The operation that the path belongs to.
     pub operation: Operation,
-    /// The normalised path without query: the one matched, recorded and forwarded.
+    /// The normalised path without the query. Rules are matched against it, and it is recorded and
+    /// forwarded.
     pub path: String,
-    /// The deployment of the classic path, or of the query of a WebSocket upgrade.
+    /// The deployment in a classic path, or in the query of a WebSocket upgrade.
     pub deployment: Option<DeploymentName>,
-    /// The query, without credentials.
+    /// The query string without credentials.
     pub query: QueryString,
-    /// Whether the path addresses one object by its id.
+    /// Whether the path contains the id of an object, such as a file or a response.
     pub has_object_id: bool,
-    /// The deployment's segment within `path`.
+    /// Where the deployment is in `path`; `None` if it came from the query.
     deployment_range: Option<Range<usize>>,
     /// Whether the path begins with `/openai`.
     is_under_openai: bool,
 }
 
-/// Reads a request target, in origin form or absolute form. `upgrade` says that the request
-/// asks for a WebSocket, whose deployment is in the query.
+/// Parses a request target in origin form or absolute form (RFC 9112, section 3.2). `is_websocket` means
+/// that the request asks for an upgrade to WebSocket. Its deployment is in the query: `deployment` in the
+/// preview of Azure's realtime API, `model` on v1.
 ///
 /// # Errors
-/// [`TargetError`], each of them a 400.
-pub fn parse_target(raw_target: &[u8], upgrade: bool) -> Result<RequestTarget, TargetError> {
+/// Every [`TargetError`] is answered with 400.
+pub fn parse_target(raw_target: &[u8], is_websocket: bool) -> Result<RequestTarget, TargetError> {
     let text = check_characters(raw_target)?;
     let text = to_origin_form(text)?;
     let (raw_path, raw_query) = text.split_once('?').unwrap_or((text, ""));
     let mut target = parse_path(raw_path)?;
     target.query = QueryString::parse(raw_query)?;
     let may_name_deployment_in_query = matches!(target.operation, Operation::Realtime | Operation::Responses);
-    if upgrade && may_name_deployment_in_query && target.deployment.is_none() {
+    if is_websocket && may_name_deployment_in_query && target.deployment.is_none() {
         target.deployment = deployment_from_query(&target.query)?;
     }
     Ok(target)
 }
 
 impl RequestTarget {
-    /// Where this call's deployment is to be found, and so whether it is balanced.
+    /// Where a request with this method names its deployment.
     pub fn deployment_source(&self, method: &Method) -> DeploymentSource {
         use Operation::{Audio, Chat, Completions, Embeddings, Images, Responses};
         let names_deployment_in_body = match self.operation {
@@ -100,7 +102,7 @@ impl RequestTarget {
         }
     }
 
-    /// Whether the body may be passed through without being held: a file or a part of one.
+    /// Whether the body is an uploaded file or a part of one, which may be streamed without buffering.
     pub fn is_upload(&self, method: &Method) -> bool {
         method == Method::POST
             && match self.operation {
@@ -110,13 +112,14 @@ impl RequestTarget {
             }
     }
 
-    /// The client's `api-version`, if it gave one.
+    /// The client's `api-version`, if it is present and not empty.
     pub fn client_api_version(&self) -> Option<Cow<'_, str>> {
         self.query.value(QueryKey::ApiVersion).filter(|version| !version.is_empty())
     }
 
-    /// The `api-version` that goes upstream: on a classic path the backend's, else the
-    /// client's, else the default; on v1 the client's, if it is `v1` or `preview`.
+    /// The `api-version` to send upstream. On a classic path: the backend's, else the client's, else
+    /// the default. On v1: the client's if it is `v1` or `preview`, else none, because v1 does not
+    /// accept a dated version.
     pub fn upstream_api_version<'a>(
         &'a self,
         backend: Option<&'a str>,
@@ -132,8 +135,8 @@ impl RequestTarget {
         }
     }
 
-    /// Path and query as they go upstream: the deployment renamed (`None` keeps the client's
-    /// spelling), `api-version` as [`RequestTarget::upstream_api_version`] says, no credential.
+    /// The path and query to send upstream: with the upstream deployment's name (`None` keeps the
+    /// client's), the `api-version` of [`RequestTarget::upstream_api_version`], and no credentials.
     pub fn upstream_target(
         &self,
         upstream_deployment: Option<&DeploymentName>,
@@ -175,6 +178,7 @@ impl RequestTarget {
         out
     }
 
+    /// The path before and after the deployment.
     fn path_around_deployment(&self, range: &Range<usize>) -> Option<(&str, &str)> {
         Some((self.path.get(..range.start)?, self.path.get(range.end..)?))
     }
@@ -197,7 +201,7 @@ fn push_api_version(out: &mut String, version: Option<&str>) {
     }
 }
 
-/// On v1 `api-version` is optional, and these are its values.
+/// The values of `api-version` on v1, where it is optional (Azure's OpenAPI document of v1).
 fn is_v1_api_version(version: &str) -> bool {
     version.eq_ignore_ascii_case("v1") || version.eq_ignore_ascii_case("preview")
 }
@@ -213,7 +217,7 @@ fn deployment_from_query(query: &QueryString) -> Result<Option<DeploymentName>, 
     }
 }
 
-/// Refuses what no target may contain raw. What is left is ASCII text.
+/// Rejects characters that must be percent-encoded. What passes is printable ASCII.
 fn check_characters(raw: &[u8]) -> Result<&str, TargetError> {
     let is_forbidden =
         |b: &u8| !b.is_ascii_graphic() || matches!(b, b'#' | b'\\' | b'<' | b'>' | b'"' | b'`');
@@ -235,7 +239,7 @@ fn to_origin_form(text: &str) -> Result<&str, TargetError> {
     Ok(rest.get(authority_end..).unwrap_or_default())
 }
 
-/// Normalises a path and follows its segments.
+/// Normalises a path and classifies its segments. Empty segments are dropped: `//` counts as `/`.
 fn parse_path(raw: &str) -> Result<RequestTarget, TargetError> {
     let mut target = RequestTarget {
         api: ApiStyle::Classic,
@@ -253,6 +257,7 @@ fn parse_path(raw: &str) -> Result<RequestTarget, TargetError> {
         let start = target.path.len();
         push_normalised_segment(&mut target.path, segment)?;
         let normalised = target.path.get(start..).unwrap_or_default();
+        // Servers disagree about whether they resolve dot segments before they match a path.
         if matches!(normalised, "." | "..") {
             return Err(TargetError::DotSegment);
         }
@@ -308,7 +313,7 @@ fn parse_path(raw: &str) -> Result<RequestTarget, TargetError> {
     Ok(target)
 }
 
-/// Where in the path the next segment stands.
+/// What the next segment of the path can be.
 enum PathPosition {
     Start,
     AfterOpenai,
@@ -317,7 +322,7 @@ enum PathPosition {
     OutsideOpenai,
 }
 
-/// Appends a segment with its unreserved characters decoded and its other escapes in upper
+/// Appends a segment with unreserved characters decoded and all other percent-encodings in upper
 /// case (RFC 3986, section 6.2.2).
 fn push_normalised_segment(out: &mut String, segment: &str) -> Result<(), TargetError> {
     if memchr::memchr(b'%', segment.as_bytes()).is_none() {
@@ -334,6 +339,8 @@ fn push_normalised_segment(out: &mut String, segment: &str) -> Result<(), Target
         let (decoded, after) = decode_hex_pair(rest)?;
         rest = after;
         match decoded {
+            // A server that decodes before it splits the path sees another path; `%25` would become
+            // a percent sign that a second decoding reads once more.
             b'/' | b'\\' | b'.' | b'%' => return Err(TargetError::AmbiguousEncoding),
             byte if byte.is_ascii_control() || !byte.is_ascii() => {
                 return Err(TargetError::AmbiguousEncoding);

@@ -1,4 +1,4 @@
-//! Tables of targets and what they are read as.
+//! Tables of request targets and what they are parsed to.
 
 use super::*;
 use crate::azure::QueryCredential;

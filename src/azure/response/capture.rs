@@ -1,6 +1,5 @@
-//! The record's half of an answer: model, finish reason, usage, text, and whether it ended in
-//! good order, gathered from a JSON reply or event by event. Keeps at most `limit` bytes of
-//! text and never looks at an event twice.
+//! Captures for the record what a response contains: model, finish reason, usage, text, and whether it
+//! ended normally. Takes a JSON body at once or a stream event by event.
 
 use super::captured_text::{CapturedChoices, TextBudget, truncate_label};
 use super::sse::SseEvent;
@@ -11,21 +10,21 @@ use crate::azure::json;
 use crate::azure::json::JsonCursor;
 use crate::azure::request::operation::Operation;
 
-/// What an answer told so far.
+/// What was captured from a response so far.
 #[derive(Debug)]
 pub struct ResponseCapture {
-    /// The model that answered, as it calls itself.
+    /// The `model` in the response: a model snapshot, or the deployment's name in Responses.
     pub model: Option<String>,
-    /// `finish_reason` of the first choice that has one; for Responses `completed`, or why it
-    /// is incomplete.
+    /// The `finish_reason` of the first choice that has one. For Responses, the status, or the reason if
+    /// the response is incomplete.
     pub finish_reason: Option<String>,
-    /// The tokens reported.
+    /// The reported tokens.
     pub usage: Option<TokenUsage>,
-    /// They are not reported, but an estimate.
+    /// Whether `usage` is an estimate instead.
     pub is_usage_estimated: bool,
-    /// Whether the answer said that it is over.
+    /// Whether the response has its end: `[DONE]`, a final event, or complete JSON.
     pub has_ended: bool,
-    /// The code of the error the answer ended in.
+    /// The code of the error that the response ended with.
     pub error_code: Option<String>,
     operation: Operation,
     text_budget: TextBudget,
@@ -33,7 +32,7 @@ pub struct ResponseCapture {
 }
 
 impl ResponseCapture {
-    /// Gathers up to `limit` bytes of text; 0 gathers none, and costs less.
+    /// Captures up to `limit` bytes of text. With 0, text is not even decoded.
     pub fn new(operation: Operation, limit: usize) -> Self {
         Self {
             model: None,
@@ -48,7 +47,7 @@ impl ResponseCapture {
         }
     }
 
-    /// Takes the next event of a stream. Of an oversized one only the name counts.
+    /// Takes the next event of a stream. Only the name of an oversized event is used.
     pub fn capture_event(&mut self, event: &SseEvent<'_>) {
         if event.is_oversized {
             return self.note_oversized_event(event);
@@ -63,7 +62,7 @@ impl ResponseCapture {
         }
     }
 
-    /// Takes a whole JSON reply; one that breaks off is not terminal.
+    /// Takes a JSON body. If it is incomplete, `has_ended` stays `false`.
     pub fn capture_json_body(&mut self, body: &[u8]) {
         let Ok(body) = std::str::from_utf8(body) else { return };
         let is_response = || {
@@ -82,7 +81,7 @@ impl ResponseCapture {
         }
     }
 
-    /// Pictures are told by size and digest.
+    /// Captures the size and hash of generated images.
     fn capture_images(&mut self, body: &str) {
         if self.text_budget.limit_bytes() > 0
             && let [Some(data)] = json::find_fields(body, &["data"])
@@ -92,45 +91,45 @@ impl ResponseCapture {
         }
     }
 
-    /// Takes a reply that is text, as transcriptions can be (`text`, `srt`, `vtt`).
+    /// Takes a text body. Transcriptions can have one (`response_format` `text`, `srt` or `vtt`).
     pub fn capture_text_body(&mut self, body: &str) {
         self.text_budget.append_within_limit(&mut self.choices.choice_mut(0).content, body);
         self.has_ended = true;
     }
 
-    /// Assistant text, tool calls as JSON, or a refusal; several choices as a JSON array;
-    /// `None` if there was nothing of it. With the limit of [`ResponseCapture::new`].
+    /// The text, the tool calls as JSON, or the refusal. Several choices become a JSON array. `None` if
+    /// there was no text. At most as long as the limit of [`ResponseCapture::new`].
     pub fn completion_text(&self) -> Option<String> {
         self.choices.to_text(self.text_budget.limit_bytes())
     }
 
-    /// Whether text was left out because of the limit.
+    /// Whether text is missing because of the limit.
     pub fn is_truncated(&self) -> bool {
         self.text_budget.is_truncated() || self.choices.is_longer_than(self.text_budget.limit_bytes())
     }
 
-    /// Notes that text was lost elsewhere.
+    /// Records that text is missing for another reason.
     pub(in crate::azure) fn mark_truncated(&mut self) {
         self.text_budget.mark_truncated();
     }
 
-    /// Bytes of text that were gathered.
+    /// The number of bytes of captured text.
     pub fn captured_bytes(&self) -> usize {
         self.text_budget.used_bytes()
     }
 
-    /// Lets go of the text; what else was told stays.
+    /// Frees the text. Everything else stays.
     pub fn discard_text(&mut self) {
         self.choices = CapturedChoices::default();
         self.text_budget.mark_truncated();
     }
 
-    /// Whether any text was gathered.
+    /// Whether any text was captured.
     pub fn has_text(&self) -> bool {
         !self.choices.is_empty()
     }
 
-    /// A chunk or reply of any API but Responses; says whether it is whole.
+    /// Reads a chunk or body of any API but Responses. Returns whether it is a complete object.
     fn read_chunk(&mut self, data: &str) -> bool {
         let (mut error, mut event_type, mut text, mut delta) = (None, None, None, None);
         let mut cursor = JsonCursor::new(data);
@@ -162,6 +161,7 @@ impl ResponseCapture {
         is_object && cursor.is_at_end()
     }
 
+    /// Adds a complete text, unless its parts have been streamed before.
     fn append_text_unless_streamed(&mut self, text: Option<&str>) {
         if let Some(text) = json::non_empty_string(text)
             && self.choices.is_empty()
@@ -170,7 +170,7 @@ impl ResponseCapture {
         }
     }
 
-    /// A choice of chat (`delta` or `message`) or of completions (`text`).
+    /// Reads a choice of chat (`delta` or `message`) or of completions (`text`).
     fn read_choice(&mut self, cursor: &mut JsonCursor<'_>) {
         let (mut finish, mut index, mut delta, mut message, mut text) = (None, None, None, None, None);
         let is_whole = cursor.walk_object(|key, cursor| match key {
@@ -292,7 +292,7 @@ impl ResponseCapture {
         }
     }
 
-    /// A whole response object, from a reply or from the event that ends a stream.
+    /// Reads a complete response object, from a body or from the final event of a stream.
     fn read_response_object(&mut self, response: &str) {
         let [model, usage, status, details, error, output] = json::find_fields(
             response,
@@ -338,8 +338,8 @@ impl ResponseCapture {
         self.read_tool_call_item(output_index, item);
     }
 
-    /// A function call or a custom tool's call among the output; other items are no call to
-    /// the client.
+    /// Reads a function call or a custom tool call. Other items, such as web searches, are not calls to
+    /// the client's tools.
     fn read_tool_call_item(&mut self, output_index: u64, item: &str) {
         let [item_type, id, name, arguments, input] =
             json::find_fields(item, &["type", "call_id", "name", "arguments", "input"]);
@@ -369,7 +369,7 @@ impl ResponseCapture {
                 self.has_ended = true;
                 self.error_code.get_or_insert_with(|| "error".to_owned());
             }
-            // The echo of the request is no text of the answer.
+            // These events only echo the request, so no text of the response is missing.
             b"response.created" | b"response.in_progress" | b"response.queued" => {
                 self.text_budget.undo_mark_truncated()
             }

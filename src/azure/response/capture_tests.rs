@@ -1,4 +1,4 @@
-//! Answers as Azure gives them, and what is gathered from them.
+//! Responses as Azure sends them, and what is captured from them.
 
 use super::*;
 use crate::azure::response::sse::EventScanner;

@@ -1,14 +1,13 @@
-//! The text of an answer while it is put together: choices, their tool calls, and how many
-//! bytes of all that may be kept.
+//! The text of a response while it is assembled: choices, their tool calls, and the limit for all of it.
 
 use crate::azure::json::push_json_string;
 
-/// Most choices, and most tool calls of one, that are told apart.
+/// The maximum number of choices, and of tool calls in a choice. More are merged into the last one.
 const MAX_TRACKED_ITEMS: usize = 128;
-/// Most bytes of a name or a code.
+/// The maximum size of a captured name or code.
 const MAX_LABEL_BYTES: usize = 256;
 
-/// How much text may still be kept.
+/// The limit for captured text, shared by all choices.
 #[derive(Debug)]
 pub(in crate::azure) struct TextBudget {
     limit: usize,
@@ -30,40 +29,42 @@ impl TextBudget {
         self.used
     }
 
-    /// Whether something did not fit.
+    /// Whether text is missing.
     pub(in crate::azure) fn is_truncated(&self) -> bool {
         self.is_truncated
     }
 
-    /// Notes that something was left out; what follows may still fit.
+    /// Records that text is missing. Later text is still appended. With a limit of 0 nothing is captured,
+    /// so nothing is missing.
     pub(in crate::azure) fn mark_truncated(&mut self) {
         self.was_truncated = self.is_truncated;
         self.is_truncated = self.limit > 0;
     }
 
-    /// Takes the last [`TextBudget::close`] back.
+    /// Reverts the last [`TextBudget::mark_truncated`].
     pub(in crate::azure) fn undo_mark_truncated(&mut self) {
         self.is_truncated = self.was_truncated;
     }
 
+    /// Appends as much of `text` as fits.
     pub(in crate::azure) fn append_within_limit(&mut self, target: &mut String, text: &str) {
         let fitting = truncate_text(text, self.limit - self.used);
         target.push_str(fitting);
         self.used += fitting.len();
         if fitting.len() < text.len() {
-            // What is kept is a beginning: nothing smaller slips in after a gap.
+            // Nothing is appended after a gap, even if it would fit: the captured text is a prefix.
             self.used = self.limit;
             self.is_truncated = self.limit > 0;
         }
     }
 }
 
-/// A short text from outside, for a field of its own.
+/// Shortens a name or code from a response.
 pub(in crate::azure) fn truncate_label(text: &str) -> String {
     truncate_text(text, MAX_LABEL_BYTES).to_owned()
 }
 
-/// The longest beginning of `text` of at most `limit` bytes.
+/// The longest prefix of `text` of at most `limit` bytes that ends at a character boundary.
 pub(in crate::azure) fn truncate_text(text: &str, limit: usize) -> &str {
     if text.len() <= limit {
         return text;
@@ -71,7 +72,7 @@ pub(in crate::azure) fn truncate_text(text: &str, limit: usize) -> &str {
     text.get(..text.floor_char_boundary(limit)).unwrap_or_default()
 }
 
-/// The choices of an answer, in the order in which they began.
+/// The choices of a response, in the order in which they began.
 #[derive(Debug, Default)]
 pub(in crate::azure) struct CapturedChoices(Vec<CapturedChoice>);
 
@@ -93,7 +94,7 @@ pub(in crate::azure) struct CapturedToolCall {
 }
 
 impl CapturedChoices {
-    /// The choice of that index; beyond [`MAX_TRACKED_ITEMS`] of them the last one.
+    /// The choice with this index. Beyond [`MAX_TRACKED_ITEMS`] choices, the last one.
     pub(in crate::azure) fn choice_mut(&mut self, index: u64) -> &mut CapturedChoice {
         find_or_insert(
             &mut self.0,
@@ -111,12 +112,12 @@ impl CapturedChoices {
         tool_calls.iter().any(|call| call.index == tool_index && !call.arguments.is_empty())
     }
 
-    /// Whether [`CapturedChoices::text`] has to cut: quotes and brackets count as well.
+    /// Whether [`CapturedChoices::to_text`] truncates. Quotes and brackets of the JSON count as well.
     pub(in crate::azure) fn is_longer_than(&self, limit: usize) -> bool {
         self.assemble().is_some_and(|text| text.len() > limit)
     }
 
-    /// What the record shows.
+    /// The text for the record, truncated to `limit` bytes.
     pub(in crate::azure) fn to_text(&self, limit: usize) -> Option<String> {
         let mut text = self.assemble()?;
         text.truncate(truncate_text(&text, limit).len());
@@ -152,7 +153,8 @@ impl CapturedChoice {
         )
     }
 
-    /// The text, for a piece of it: another piece begins on a new line.
+    /// The content, to append to the given part (output index and content index). A new part begins on a
+    /// new line.
     pub(in crate::azure) fn content_of_part(
         &mut self,
         part: (u64, u64),
@@ -169,7 +171,7 @@ impl CapturedChoice {
         self.content.is_empty() && self.refusal.is_empty() && self.tool_calls.is_empty()
     }
 
-    /// Whether one string says it all.
+    /// Whether the choice has only content or only a refusal.
     fn is_single_string(&self) -> bool {
         self.tool_calls.is_empty() && (self.content.is_empty() || self.refusal.is_empty())
     }

@@ -1,15 +1,15 @@
-//! A reply that is no stream, collected for its record as it passes: whole up to a limit,
-//! beyond that only its end, where Azure puts `model` and `usage`.
+//! Collects a response body that is not a stream, for the record. A body up to a limit is kept whole, a
+//! longer one only with its end, where Azure puts `model` and `usage`.
 
 use memchr::memmem;
 use serde_json::value::RawValue;
 
 use super::capture::ResponseCapture;
 
-/// How much of the end of a long reply is kept.
+/// How much of the end of a long body is kept.
 const TAIL_BYTES: usize = 16 * 1024;
 
-/// Collects a JSON (or text) reply.
+/// A JSON or text body that is being collected.
 #[derive(Debug)]
 pub struct CollectedBody {
     max_whole_bytes: usize,
@@ -18,12 +18,12 @@ pub struct CollectedBody {
 }
 
 impl CollectedBody {
-    /// Keeps a reply of up to `limit` bytes whole.
+    /// An empty body. Up to `max_whole_bytes` it will be kept whole.
     pub fn new(max_whole_bytes: usize) -> Self {
         Self { max_whole_bytes, bytes: Vec::new(), has_only_tail: false }
     }
 
-    /// Takes the next bytes.
+    /// Appends the next chunk.
     pub fn append(&mut self, chunk: &[u8]) {
         self.has_only_tail |= self.bytes.len() + chunk.len() > self.max_whole_bytes;
         if !self.has_only_tail {
@@ -38,18 +38,18 @@ impl CollectedBody {
         self.bytes.extend_from_slice(tail);
     }
 
-    /// Bytes kept.
+    /// The number of bytes kept.
     pub fn collected_bytes(&self) -> usize {
         self.bytes.len()
     }
 
-    /// The reply, if it was kept whole.
+    /// The body, if it was kept whole.
     pub fn complete_body(&self) -> Option<&[u8]> {
         (!self.has_only_tail).then_some(&self.bytes)
     }
 
-    /// Tells `answer` what the complete reply said. `is_json` is about its content type; what
-    /// is no JSON is text if it is UTF-8, and nothing else.
+    /// Adds the complete body to `capture`. `is_json` tells its content type. Another body is captured as
+    /// text if it is UTF-8, and not at all otherwise (speech, for example).
     pub fn capture_into(&self, is_json: bool, capture: &mut ResponseCapture) {
         match self.complete_body() {
             Some(body) if is_json => capture.capture_json_body(body),
@@ -70,7 +70,8 @@ impl CollectedBody {
     }
 }
 
-/// The value of the last occurrence of a key. Inside of a string the quotes would be escaped.
+/// The value of the last occurrence of a key. The search cannot match inside a string, because quotes
+/// are escaped there.
 fn last_value_of_key<'a>(tail: &'a [u8], key: &[u8]) -> Option<&'a str> {
     let position = memmem::rfind(tail, key)?;
     let value = tail.get(position + key.len()..)?.trim_ascii_start().strip_prefix(b":")?;

@@ -1,5 +1,6 @@
-//! How a stream opens: which of its first events carry content, and which say that the 200
-//! was a refusal. Azure answers streamed calls over their limit with 200 and an error event.
+//! Classifies the first events of a stream. Azure answers streamed requests over the rate limit with
+//! status 200 and an error event (seen in recorded traffic; not documented), so the balancer holds a
+//! stream back until its first events show whether it can still fail over.
 
 use std::borrow::Cow;
 
@@ -9,18 +10,19 @@ use super::sse::SseEvent;
 use crate::azure::json;
 use crate::azure::request::operation::Operation;
 
-/// What an event says about the stream it opens.
+/// What one of the first events says about its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FirstEventKind {
-    /// Nothing yet: a comment, Azure's empty first chunk, `response.created` and its like.
+    /// Nothing yet: a comment, Azure's first chunk with empty `choices`, `response.created`,
+    /// `response.in_progress` or `response.queued`.
     Preamble,
-    /// The answer has begun, or has ended in good order: nothing can fail over any more.
+    /// The content has begun, or the stream has ended normally. Failover is no longer possible.
     Content,
-    /// The call was refused; `judge_event` says what for.
+    /// The request was rejected. [`judge_error_event`](super::verdict::judge_error_event) says why.
     Error,
 }
 
-/// Reads one of the first events of a stream.
+/// Classifies one of the first events of a stream.
 pub fn classify_first_event(operation: Operation, event: &SseEvent<'_>) -> FirstEventKind {
     if event.data.is_empty() {
         return if event.name == b"error" { FirstEventKind::Error } else { FirstEventKind::Preamble };
@@ -53,7 +55,8 @@ pub fn classify_first_event(operation: Operation, event: &SseEvent<'_>) -> First
     }
 }
 
-/// The type of an event of which only the beginning is known, or whose data has none.
+/// The type of an event without a readable `type` in its data: the `event` field, or, in truncated
+/// data, the first string after `"type"`.
 fn fallback_event_type<'a>(event: &SseEvent<'a>) -> Option<Cow<'a, str>> {
     if !event.name.is_empty() {
         return Some(String::from_utf8_lossy(event.name));

@@ -1,5 +1,5 @@
-//! What a reply's headers say about waiting and about what is left. Total: whatever a header
-//! contains, the answer is a value or nothing. Clamping is the caller's.
+//! Reads response headers about retrying and rate limits. No header value is an error: what cannot be
+//! read is ignored. The caller clamps the results.
 
 use std::num::NonZeroU64;
 use std::time::{Duration, SystemTime};
@@ -14,38 +14,38 @@ static X_RATELIMIT_REMAINING_TOKENS: HeaderName = HeaderName::from_static("x-rat
 static X_RATELIMIT_RESET_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-reset-requests");
 static X_RATELIMIT_RESET_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-reset-tokens");
 
-/// The longest wait that is believed; Azure does say 86400 for a request above the whole limit.
+/// A longer wait is ignored. Azure sends 86400 seconds for a request that exceeds the whole limit of
+/// its deployment.
 const MAX_PLAUSIBLE_WAIT: Duration = Duration::from_secs(86_400);
 
-/// A rate limit as a reply tells it.
+/// A rate limit in a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
-    /// How much there is in a minute: what Azure applies just now, at times less than what was
-    /// configured.
+    /// The limit per minute that Azure applies now. Under load it can be lower than the configured one.
     pub limit: NonZeroU64,
-    /// How much of it is left. Azure lets tokens go below zero on calls that succeed.
+    /// How much of it is left. For tokens, Azure sends negative numbers even on successful responses.
     pub remaining: i64,
-    /// In how long it is whole again; Azure does not say so on every reply.
+    /// The time until the limit resets. Azure does not send it with every response.
     pub resets_in: Option<Duration>,
 }
 
-/// What a reply tells of the capacity of its deployment.
+/// What a response says about the capacity of its deployment.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ReportedCapacity {
-    /// Requests of a standard deployment.
+    /// The request limit of a standard deployment.
     pub requests: Option<RateLimit>,
-    /// Tokens of a standard deployment.
+    /// The token limit of a standard deployment.
     pub tokens: Option<RateLimit>,
-    /// The load of a provisioned deployment as a ratio; may exceed 1.
+    /// The utilization of a provisioned deployment as a ratio. It can exceed 1.
     pub utilization: Option<f64>,
 }
 
-/// How long a reply asks to wait: `retry-after-ms`, else `x-ms-retry-after-ms`, else
-/// `retry-after`, else the reset of the rate limits, each only if it makes sense. Negative
-/// values, dates in the past and waits of more than a day make none.
+/// The wait that a response asks for: `retry-after-ms`, else `x-ms-retry-after-ms`, else `retry-after`
+/// (seconds or a date, RFC 9110, section 10.2.3), else the reset of the rate limits. Negative values,
+/// dates in the past and waits of more than a day are ignored, and the next header is tried.
 ///
-/// Of two reset headers the ones whose remaining amount is told to be used up count, the later
-/// of them, since both have to recover; if none is, the sooner of what is there.
+/// If request or token limits are exhausted, the later reset of the exhausted ones counts, because both
+/// must have recovered. If none is, the earlier reset counts.
 pub fn cooldown_hint(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = |name| header_text(headers, name);
     let milliseconds = |text: &str| parse_decimal(text, 1e-3);
@@ -59,18 +59,20 @@ pub fn cooldown_hint(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     hint.or_else(|| rate_limit_reset(headers))
 }
 
-/// Whether a reply that is no 429 asks to be left alone: the reset of the rate limits is told
-/// on every reply and no such wish.
+/// Whether a response has one of the `retry-after` headers. In a response other than 429, only these ask
+/// the client to wait: Azure sends the reset of the rate limits with successful responses too.
 pub fn has_retry_after(headers: &HeaderMap) -> bool {
     [&RETRY_AFTER_MS, &X_MS_RETRY_AFTER_MS, &RETRY_AFTER].into_iter().any(|name| headers.contains_key(name))
 }
 
-/// What a reply tells of its deployment's capacity: `x-ratelimit-limit-*`, `-remaining-*` and
-/// `-reset-*`, `azure-openai-deployment-utilization`. A limit of -1, which Azure has been seen
-/// to send, says nothing; a reply that was spilled over tells of another deployment.
+/// Reads `x-ratelimit-limit-*`, `x-ratelimit-remaining-*`, `x-ratelimit-reset-*` and
+/// `azure-openai-deployment-utilization`. A limit of -1, which Azure sends with some Responses calls, is
+/// ignored. The headers of a response that Azure spilled over describe another deployment, so they are
+/// ignored as well
+/// (<https://learn.microsoft.com/azure/ai-services/openai/how-to/spillover-traffic-management>).
 pub fn reported_capacity(headers: &HeaderMap) -> ReportedCapacity {
     let (mut requests, mut tokens, mut utilization) = ([None; 3], [None; 3], None);
-    // One walk over all of them takes less than to ask for each.
+    // One pass over all headers costs less than eight lookups.
     for (name, value) in headers {
         let name = name.as_str();
         let slot = match name.strip_prefix("x-ratelimit-") {
@@ -103,7 +105,7 @@ pub fn reported_capacity(headers: &HeaderMap) -> ReportedCapacity {
     }
 }
 
-/// The header is always taken as a percentage, with or without its sign.
+/// Reads a percentage, with or without a percent sign: the exact format is not known.
 fn parse_utilization(text: &str) -> Option<f64> {
     let percent: f64 = text.trim_end_matches('%').trim_end().parse().ok()?;
     (percent.is_finite() && percent >= 0.0).then_some(percent / 100.0)
@@ -134,12 +136,12 @@ fn non_empty_text(value: &HeaderValue) -> Option<&str> {
     value.to_str().ok().map(str::trim).filter(|text| !text.is_empty())
 }
 
-/// Seconds (`4`, `0.5`) or units (`1m2s`, `547ms`).
+/// Reads seconds (`4`, `0.5`) or units (`1m2s`, `547ms`). Azure sends whole seconds, OpenAI units.
 fn parse_delay(text: &str) -> Option<Duration> {
     parse_decimal(text, 1.0).or_else(|| parse_delay_with_units(text))
 }
 
-/// A decimal number of `unit` seconds. No sign, exponent, `inf` or `nan`.
+/// Reads a decimal number without sign or exponent. `f64` alone would accept `inf` and `nan` too.
 fn parse_decimal(text: &str, seconds_per_unit: f64) -> Option<Duration> {
     let is_plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
     let value: f64 = text.parse().ok().filter(|_| is_plain)?;

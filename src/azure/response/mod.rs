@@ -1,4 +1,5 @@
-//! What Azure answers: the verdict on a response, hints about waiting, event streams, usage and text.
+//! Responses: their verdict, retry and rate limit headers, event streams, token usage, and the text for
+//! the record.
 
 pub mod capture;
 mod captured_text;

@@ -1,34 +1,35 @@
-//! Event streams (WHATWG HTML, section 9.2.6) as they pass: where each event begins and ends,
-//! what its data is, and how to take one event out again without touching another byte.
-//! Lines end in LF, CRLF or CR, and chunks may be split anywhere; neither changes a result.
+//! Server-sent events (WHATWG HTML, section 9.2.6,
+//! <https://html.spec.whatwg.org/multipage/server-sent-events.html>): finds the events of a stream and
+//! removes a usage event without changing any other byte. Lines end in LF, CRLF or CR, and chunks may be
+//! split anywhere.
 
 use bytes::Bytes;
 use memchr::{memchr2, memmem};
 
 use crate::azure::json;
 
-/// How much of an oversized event is still looked at.
+/// How much of an oversized event is kept, for its name and the beginning of its data.
 const OVERSIZED_EVENT_PREFIX_BYTES: usize = 1024;
-/// Buffers above this are given back after use, so that an idle stream stays small.
+/// After each event, buffers are shrunk to this capacity, so that an idle stream needs little memory.
 const MAX_IDLE_BUFFER_BYTES: usize = 4096;
 
-/// One event of a stream.
+/// An event of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SseEvent<'a> {
-    /// Offset of its first byte within the stream.
+    /// The offset of its first byte in the stream.
     pub start_offset: u64,
-    /// Offset after its last byte: the blank line that ends it is included.
+    /// The offset after its last byte. The blank line that ends it is included.
     pub end_offset: u64,
-    /// The value of its `event` field; empty without one.
+    /// The value of its `event` field; empty if there is none.
     pub name: &'a [u8],
-    /// Its data lines joined with LF; empty without one.
+    /// Its `data` lines, joined with LF; empty if there are none.
     pub data: &'a [u8],
-    /// Whether it is longer than the limit; then `data` is only the beginning.
+    /// Whether it is longer than the scanner's limit. Then `data` is truncated.
     pub is_oversized: bool,
 }
 
-/// Finds the events of a stream that is fed chunk by chunk. Bytes are copied only for events
-/// that are split over chunks, and never more than `max_event_bytes` of them.
+/// Finds the events of a stream that arrives in chunks. Only events that are split over chunks are
+/// copied, at most `max_event_bytes` of each.
 #[derive(Debug)]
 pub struct EventScanner {
     max_event_bytes: usize,
@@ -40,7 +41,7 @@ pub struct EventScanner {
 }
 
 impl EventScanner {
-    /// A scanner that gives the data of events of up to `max_event_bytes` bytes.
+    /// A scanner that truncates events of more than `max_event_bytes`.
     pub fn new(max_event_bytes: usize) -> Self {
         Self {
             max_event_bytes,
@@ -52,7 +53,7 @@ impl EventScanner {
         }
     }
 
-    /// Feeds the next bytes and reports the events that end in them.
+    /// Takes the next chunk and calls `on_event` for each event that ends in it.
     pub fn feed(&mut self, chunk: &[u8], on_event: &mut impl FnMut(SseEvent<'_>)) {
         let mut processed = 0;
         while let Some(event_end) = self.boundaries.next_event_end(chunk, processed) {
@@ -66,8 +67,8 @@ impl EventScanner {
         append_up_to(&mut self.partial_event, rest, max_retained);
     }
 
-    /// Reports what came after the last blank line, when the stream has ended. A client would
-    /// drop such an event; a record still wants to know.
+    /// At the end of the stream, reports what came after the last blank line. A client drops such an
+    /// incomplete event, but the record needs it.
     pub fn finish(&mut self, on_event: &mut impl FnMut(SseEvent<'_>)) {
         if self.event_start < self.stream_offset {
             self.emit_event(&[], self.stream_offset, on_event);
@@ -75,7 +76,7 @@ impl EventScanner {
         self.boundaries = EventBoundaryFinder::default();
     }
 
-    /// How many bytes of an event that reaches up to `end` are looked at.
+    /// How many bytes to keep of the current event, which reaches at least to `end_offset`.
     fn retained_bytes(&self, end_offset: u64) -> usize {
         let fits =
             usize::try_from(end_offset - self.event_start).is_ok_and(|length| length <= self.max_event_bytes);
@@ -109,23 +110,23 @@ fn append_up_to(buffer: &mut Vec<u8>, bytes: &[u8], limit: usize) {
     buffer.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
 }
 
-/// Takes the usage event out of a stream in which we asked for it: the one whose data has
-/// empty `choices` and a `usage`. Everything else goes on byte for byte, in order; only the
-/// bytes of an event that is still incomplete wait, at most `max_event_bytes` of them.
+/// Removes the usage event from a stream of a client that did not ask for it: the event whose data has
+/// empty `choices` and a `usage` object. All other bytes pass unchanged and in order. Only the bytes of
+/// an incomplete event are held back, at most `max_event_bytes`.
 #[derive(Debug)]
 pub struct UsageEventFilter {
     max_event_bytes: usize,
     boundaries: EventBoundaryFinder,
     held_chunks: Vec<Bytes>,
     held_bytes: usize,
-    /// The event in progress was too long to be held: it passes.
+    /// The current event is too long to be held back, so it passes.
     is_passing_through: bool,
-    /// Finds what every chunk has.
+    /// Searches for [`CHOICES_KEY`]. Building it once is cheaper than for each event.
     choices_finder: memmem::Finder<'static>,
 }
 
 impl UsageEventFilter {
-    /// A filter that holds at most `max_event_bytes` bytes; a longer event is no usage event.
+    /// A filter that holds back at most `max_event_bytes`. A longer event is never a usage event.
     pub fn new(max_event_bytes: usize) -> Self {
         Self {
             max_event_bytes,
@@ -137,7 +138,7 @@ impl UsageEventFilter {
         }
     }
 
-    /// Takes the next chunk and hands on what may go.
+    /// Takes the next chunk and passes on everything that cannot be part of a usage event.
     pub fn feed(&mut self, chunk: &Bytes, on_piece: &mut impl FnMut(Bytes)) {
         let (mut processed, mut passing_from) = (0, 0);
         while let Some(event_end) = self.boundaries.next_event_end(chunk, processed) {
@@ -160,7 +161,7 @@ impl UsageEventFilter {
         }
     }
 
-    /// Hands on what is still held, when the stream has ended.
+    /// At the end of the stream, passes on what is still held back.
     pub fn finish(&mut self, on_piece: &mut impl FnMut(Bytes)) {
         if self.boundaries.is_after_blank_cr_line && self.completes_usage_event(&[]) {
             self.held_chunks.clear();
@@ -173,7 +174,7 @@ impl UsageEventFilter {
         self.held_bytes = 0;
     }
 
-    /// Whether what is held, and `last`, are a usage event.
+    /// Whether the held bytes together with `last_bytes` are a usage event.
     fn completes_usage_event(&self, last_bytes: &[u8]) -> bool {
         if self.is_passing_through || self.held_bytes + last_bytes.len() > self.max_event_bytes {
             return false;
@@ -195,7 +196,7 @@ fn emit_if_not_empty(piece: Bytes, on_piece: &mut impl FnMut(Bytes)) {
 const CHOICES_KEY: &[u8] = b"\"choices\"";
 
 fn is_usage_event(event: &[u8], choices_finder: &memmem::Finder<'_>) -> bool {
-    // Nearly every event is none, which the first searches tell without parsing anything.
+    // Nearly no event is a usage event, and these searches rule the others out without parsing.
     let has_empty_choices = choices_finder.find(event).is_some_and(|position| {
         let mut after = event.iter().skip(position + CHOICES_KEY.len()).filter(|b| !b.is_ascii_whitespace());
         (after.next(), after.next(), after.next()) == (Some(&b':'), Some(&b'['), Some(&b']'))
@@ -212,19 +213,20 @@ fn is_usage_event(event: &[u8], choices_finder: &memmem::Finder<'_>) -> bool {
     choices.is_some_and(is_empty) && usage.is_some_and(|raw| raw.starts_with('{'))
 }
 
-/// Where lines end, kept from chunk to chunk.
+/// Finds the ends of events. Its state carries over from chunk to chunk.
 #[derive(Debug, Default)]
 struct EventBoundaryFinder {
-    /// The line in progress has bytes.
+    /// The current line is not empty.
     is_in_line: bool,
-    /// The byte before was a CR that ended a line.
+    /// The previous byte was a CR that ended a line. A following LF belongs to it.
     is_after_cr: bool,
-    /// A blank line ended in CR: the event ends here, or after the LF that may follow.
+    /// The previous byte was the CR of a blank line. The event ends here, or after an LF that follows.
     is_after_blank_cr_line: bool,
 }
 
 impl EventBoundaryFinder {
-    /// Where in `chunk`, of which everything before `from` was seen, the current event ends.
+    /// Where the current event ends in `chunk`. Everything before `from` was processed already. `None` if
+    /// it does not end in this chunk.
     fn next_event_end(&mut self, chunk: &[u8], from: usize) -> Option<usize> {
         let mut position = from;
         loop {
@@ -254,7 +256,7 @@ impl EventBoundaryFinder {
     }
 }
 
-/// Name and data of an event. Data of one line, which is all there ever is, is not copied.
+/// The name and data of an event. Data on one line, which is all that Azure sends, is not copied.
 fn parse_event<'a>(event: &'a [u8], joined_data: &'a mut Vec<u8>) -> (&'a [u8], &'a [u8]) {
     let (mut name, mut data): (&[u8], Option<&[u8]>) = (&[], None);
     joined_data.clear();
@@ -361,7 +363,7 @@ mod tests {
             assert_eq!(filter_usage(&[stream.as_bytes()], 1_000), format!("{first}{delta}{done}").as_bytes());
             assert_eq!(filter_usage(&[stream.as_bytes()], 20), stream.as_bytes());
         }
-        // Nothing waits that is complete, and a chunk that passes is not cut up.
+        // Complete events are not held back, and a chunk without a usage event is not split.
         let mut pieces = Vec::new();
         let chunk = Bytes::from(format!("{first}{delta}"));
         UsageEventFilter::new(1_000).feed(&chunk, &mut |piece| pieces.push(piece));

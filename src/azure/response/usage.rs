@@ -1,26 +1,27 @@
-//! Token counts, as Azure reports them. Nothing is estimated: what is not said stays unknown.
+//! Token counts as Azure reports them. Nothing is estimated here: a missing count stays unknown.
 
 use crate::azure::json;
 
-/// The tokens of one call. Cached are part of input, reasoning of output.
+/// The tokens of one request. Cached tokens are part of the input, reasoning tokens of the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TokenUsage {
     /// `prompt_tokens` or `input_tokens`.
     pub input: Option<u64>,
     /// `completion_tokens` or `output_tokens`.
     pub output: Option<u64>,
-    /// `cached_tokens` of the input's details.
+    /// `cached_tokens` of the input details.
     pub cached: Option<u64>,
-    /// `reasoning_tokens` of the output's details.
+    /// `reasoning_tokens` of the output details.
     pub reasoning: Option<u64>,
     /// `total_tokens`.
     pub total: Option<u64>,
 }
 
 impl TokenUsage {
-    /// Reads a `usage` object, whichever API it comes from (Responses and images write
-    /// `input_tokens_details`, audio and realtime `input_token_details`). `None` when it
-    /// counts no tokens, as for what is metered by duration.
+    /// Reads a `usage` object of any API. Chat, completions and embeddings have `prompt_tokens`, the others
+    /// `input_tokens`. The details are `input_tokens_details` in Responses and images, but
+    /// `input_token_details` in audio and realtime. `None` if it counts no tokens, as for audio models that
+    /// are metered by duration.
     pub fn from_usage_object(object: &str) -> Option<Self> {
         let [
             prompt,
@@ -67,7 +68,7 @@ impl TokenUsage {
         (usage != Self::default()).then_some(usage)
     }
 
-    /// Finds the usage of a reply or of an event: at the top, or in its `response`.
+    /// Reads the usage of a response body or an event, where it is at the top level or in `response`.
     pub fn from_json(body: &[u8]) -> Option<Self> {
         let [usage, response] = json::parse_fields(body, &["usage", "response"]).ok()?.values;
         let nested = || json::find_fields(response?, &["usage"])[0];
@@ -75,7 +76,7 @@ impl TokenUsage {
     }
 }
 
-/// A count; `9.0` is 9, and anything negative or broken is nothing.
+/// Reads a count. `9.0` is 9; a negative or malformed number is ignored.
 fn parse_token_count(raw: &str) -> Option<u64> {
     let whole = raw
         .split_once('.')

@@ -1,46 +1,47 @@
-//! What a reply means: whether another backend should be asked, and what it says about this
-//! one. Prose is looked at only where Azure gives no code. What follows from a verdict is
-//! decided elsewhere.
+//! Classifies responses and error events: whether another backend should be tried, and what the
+//! response says about this one. Messages are searched only where Azure sends no specific code. What
+//! follows from a verdict is decided elsewhere. The codes and shapes are those that Azure's reference
+//! (<https://learn.microsoft.com/azure/ai-foundry/openai/reference>) and recorded traffic show.
 
 use std::borrow::Cow;
 
 use crate::azure::json;
 
-/// What a reply, or the error event a stream began with, means.
+/// What a response, or the error event at the start of a stream, means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
-    /// Below 400: relayed.
+    /// A status below 400. It is relayed.
     Success,
-    /// 429: another backend; this deployment cools.
+    /// 429. Another backend is tried, and this deployment gets a cooldown.
     Throttled,
-    /// 408 or 5xx: another backend; the breaker counts.
+    /// 408 or 5xx. Another backend is tried, and the circuit breaker counts a failure.
     BackendFailure,
-    /// The backend's credential or network rules refuse us: another backend.
+    /// The backend rejects the credential or blocks all access. Another backend is tried.
     CredentialRejected,
-    /// Our identity may not do this operation there: another backend.
+    /// The credential is valid but lacks permission for this operation. Another backend is tried.
     PermissionDenied,
-    /// The backend has no such deployment: another backend.
+    /// The backend does not have the deployment. Another backend is tried.
     DeploymentNotFound,
-    /// The backend cannot serve this request: it does not know the api-version, or says in
-    /// words rather than by its code that the deployment is missing. Another backend; set
-    /// apart from `DeploymentNotFound` because a client can bring this about with a made-up version or a
-    /// text that Azure quotes, and must not take the deployment away from everybody else.
+    /// The backend cannot serve this request: it does not support the api-version, or a message, not a
+    /// code, says that the deployment is missing. Another backend is tried, and nothing is remembered: a
+    /// client can provoke this with an invented version or with a text that Azure quotes, and must not be
+    /// able to make the deployment unavailable for other clients.
     UnsupportedByBackend,
-    /// Another 4xx that `retry.statuses` lists: another backend, nothing is remembered.
+    /// Another 4xx that `retry.statuses` lists. Another backend is tried, and nothing is remembered.
     RetryableStatus,
-    /// About the request, or not listed in `retry.statuses`: relayed at once.
+    /// An error of the request itself, or a status that `retry.statuses` does not list. It is relayed.
     ClientError,
 }
 
-/// Whether [`judge`] looks at the body of a reply with this status.
+/// Whether [`judge_response`] needs the body of a response with this status.
 pub fn judge_needs_body(status: u16) -> bool {
-    // Any listed 4xx could be a content filter's, which must not be tried elsewhere.
+    // Any 4xx can come from the content filter, and that must not be retried on another backend.
     (400..500).contains(&status) && !matches!(status, 408 | 429)
 }
 
-/// Judges a complete reply by its status and (the first 64 KiB of) its body. `is_listed` is
-/// `retry.statuses`: it decides about 408, 429, 5xx and any other 4xx, while 401, 403, 404 and
-/// a missing deployment always mean what they mean.
+/// Classifies a response by its status and the beginning of its body (up to 64 KiB). `is_listed` says
+/// whether `retry.statuses` lists a status. It decides about 408, 429, 5xx and other 4xx. A rejected
+/// credential, a missing permission and a missing deployment have their verdict either way.
 pub fn judge_response(status: u16, body: &[u8], is_listed: &dyn Fn(u16) -> bool) -> Verdict {
     let if_listed = |verdict| if is_listed(status) { verdict } else { Verdict::ClientError };
     match status {
@@ -68,9 +69,10 @@ pub fn judge_response(status: u16, body: &[u8], is_listed: &dyn Fn(u16) -> bool)
     verdict.unwrap_or_else(|| if_listed(Verdict::RetryableStatus))
 }
 
-/// Judges the data of an error event that a stream of status 200 began with: `error`,
-/// `response.failed`, or chat's `{"error":…}`. Azure refuses streamed calls over their limit
-/// this way, at times with `"error":null`, which is why an error without code counts as a 429.
+/// Classifies the data of an error event at the start of a stream with status 200: `error`,
+/// `response.failed`, or `{"error":…}` in chat. Azure rejects streamed requests over the rate limit this
+/// way, sometimes with `"error":null`, so an error without any content counts as throttling (seen in
+/// recorded traffic; not documented).
 pub fn judge_error_event(data: &[u8]) -> Verdict {
     let error = ErrorBody::parse(data);
     match () {
@@ -94,13 +96,15 @@ pub fn judge_error_event(data: &[u8]) -> Verdict {
     }
 }
 
-/// Whether a 400 complains about `stream_options`, which we may have added.
+/// Whether a 400 complains about `stream_options`, which the balancer may have added.
 pub fn mentions_stream_options(body: &[u8]) -> bool {
     memchr::memmem::find(body, b"stream_options").is_some()
         || memchr::memmem::find(body, b"include_usage").is_some()
 }
 
-/// Codes that say that any backend would answer alike.
+/// Codes of errors that another backend cannot cure: a prompt that the content filter blocks or that is
+/// too long, and state that belongs to one resource. Trying several backends until the content filter of
+/// one passes would be filter shopping.
 const PROMPT_ERROR_CODES: &[&str] = &[
     "content_filter",
     "ResponsibleAIPolicyViolation",
@@ -111,28 +115,29 @@ const PROMPT_ERROR_CODES: &[&str] = &[
     "invalid_encrypted_content",
 ];
 
+/// Other codes of errors in the request.
 const CLIENT_ERROR_CODES: &[&str] =
     &["400", "BadRequest", "invalid_request_error", "unsupported_parameter", "OperationNotSupported"];
 
-/// The parts of an error that verdicts and records look at.
+/// The fields of an error body that verdicts and records use.
 #[derive(Debug, Default)]
 pub(in crate::azure) struct ErrorBody<'a> {
     pub(in crate::azure) code: Option<Cow<'a, str>>,
     pub(in crate::azure) error_type: Option<Cow<'a, str>>,
     message: Option<Cow<'a, str>>,
     inner_code: Option<Cow<'a, str>>,
-    /// Whether the body was JSON of a shape we know.
+    /// Whether the body is JSON in one of Azure's shapes.
     is_known_shape: bool,
 }
 
 impl<'a> ErrorBody<'a> {
-    /// Reads any of Azure's shapes: an `error` object, the same in a `response`, an error that
-    /// is a string, or code and message at the top. What is no JSON is taken as the message.
+    /// Reads any of Azure's shapes: an `error` object, an `error` object in `response`, an `error` string,
+    /// or code and message at the top level. A body that is not JSON is taken as the message.
     pub(in crate::azure) fn parse(body: &'a [u8]) -> Self {
         let Ok(fields) =
             json::parse_fields(body, &["error", "response", "code", "statusCode", "message", "type"])
         else {
-            // A page of HTML says what it has to say in its first lines.
+            // The first lines of an HTML error page are enough.
             let page = body.get(..4096).unwrap_or(body);
             let message = Some(String::from_utf8_lossy(page)).filter(|text| !text.is_empty());
             return Self { message, ..Self::default() };
@@ -148,7 +153,7 @@ impl<'a> ErrorBody<'a> {
                 code: code
                     .and_then(json::decode_string_or_number)
                     .or_else(|| status.and_then(json::decode_string_or_number)),
-                // At the top `type` is an event's name, which says nothing about the error.
+                // At the top level of an event, `type` is the name of the event and not of the error.
                 error_type: error_type
                     .and_then(json::decode_string)
                     .filter(|error_type| error_type.ends_with("_error")),
@@ -181,7 +186,7 @@ impl<'a> ErrorBody<'a> {
         self.error_type.as_deref().is_some_and(|k| k.eq_ignore_ascii_case(error_type))
     }
 
-    /// Whether the message contains every one of these lower-case phrases.
+    /// Whether the message contains all of these lower-case phrases.
     fn message_contains_all(&self, phrases: &[&str]) -> bool {
         self.message.as_ref().is_some_and(|message| {
             let message = message.to_ascii_lowercase();
@@ -205,7 +210,7 @@ impl<'a> ErrorBody<'a> {
         self.has_code(RATE_LIMIT_CODES) || RATE_LIMIT_CODES.iter().any(|code| self.has_type(code))
     }
 
-    /// Whether a code leaves it to the message to say what is wrong.
+    /// Whether the code is missing or so general that only the message says what is wrong.
     fn has_generic_code(&self) -> bool {
         self.code.is_none()
             || self.has_code(&["400", "404", "BadRequest", "NotFound", "invalid_request_error"])
@@ -238,10 +243,10 @@ impl<'a> ErrorBody<'a> {
                 .any(|phrases| self.message_contains_all(phrases)))
     }
 
-    /// Whether a 403 closes the door on everything we could ask: key authentication is off, or
-    /// a network rule or an abuse block is in force. Only what Azure says so counts: another
-    /// 403, such as a front door's about the words of one prompt, is no reason to leave the
-    /// backend alone.
+    /// Whether a 403 concerns every request to this backend: key authentication is disabled, a network
+    /// rule applies, or the resource is blocked for abuse. Only Azure's own codes and messages count. Any
+    /// other 403, such as one of a firewall about the text of a single prompt, must not make the backend
+    /// unavailable.
     fn is_access_blocked(&self) -> bool {
         const ACCESS_BLOCKED_CODES: &[&str] = &[
             "AuthenticationTypeDisabled",

@@ -1,4 +1,4 @@
-//! `admin`: where the admin API listens, and what it wants to be shown there.
+//! Reads and checks `admin`: where the admin API listens, and its token and TLS.
 
 use std::net::SocketAddr;
 
@@ -8,7 +8,7 @@ use super::server::MAX_SOCKET_PATH_BYTES;
 use crate::config::schema::{AdminAddress, AdminConfig, ListenerConfig};
 use crate::config::yaml::YamlNode;
 
-/// Reads the block; its address is none of the `listeners`'.
+/// Reads the block. Its address must not overlap with one of `listeners`.
 pub(super) fn read_admin(node: &YamlNode<'_, '_>, listeners: &[ListenerConfig]) -> Option<AdminConfig> {
     let map = node.read_mapping(&["address", "token", "tls"])?;
     let address = map
@@ -18,12 +18,12 @@ pub(super) fn read_admin(node: &YamlNode<'_, '_>, listeners: &[ListenerConfig]) 
     let (has_token, has_tls) = (map.get("token").is_some(), map.get("tls").is_some());
     let tls = map.read_optional("tls", read_listener_tls);
     let address = address?;
-    let is_guarded = has_token && has_tls;
+    let has_token_and_tls = has_token && has_tls;
     match &address {
         AdminAddress::Unix(_) if has_tls => {
-            return map.report_error_at("tls", "has no meaning for a Unix socket; remove it");
+            return map.report_error_at("tls", "cannot be used with a Unix socket; remove it");
         }
-        AdminAddress::Tcp(tcp) if !is_guarded && !tcp.ip().to_canonical().is_loopback() => {
+        AdminAddress::Tcp(tcp) if !has_token_and_tls && !tcp.ip().to_canonical().is_loopback() => {
             let message = "needs token and tls: it is not a loopback address";
             return map.report_error_at("address", message);
         }
@@ -38,7 +38,7 @@ fn read_admin_address(node: &YamlNode<'_, '_>, listeners: &[ListenerConfig]) -> 
             let path = node.resolve_path(path);
             return match path.as_os_str().len() {
                 _ if text.len() == "unix:".len() || text.contains('\0') => {
-                    Err("must have a path behind unix:")
+                    Err("must have a path after unix:")
                 }
                 length if length > MAX_SOCKET_PATH_BYTES => Err("must have a path of at most 107 bytes"),
                 _ => Ok(AdminAddress::Unix(path)),
@@ -83,7 +83,7 @@ mod tests {
             ("admin: { address: '10.0.0.1:9901', token: t }", &[needs]),
             (
                 &format!("admin: {{ address: 'unix:/a', {tls} }}"),
-                &["admin.tls: has no meaning for a Unix socket; remove it"],
+                &["admin.tls: cannot be used with a Unix socket; remove it"],
             ),
         ]);
     }
@@ -97,14 +97,14 @@ mod tests {
                     "admin.address: must be an IP address with a port, such as 127.0.0.1:9901, or unix:/path, not \"localhost:9901\"",
                 ],
             ),
-            ("admin: { address: 'unix:' }", &["admin.address: must have a path behind unix:, not \"unix:\""]),
+            ("admin: { address: 'unix:' }", &["admin.address: must have a path after unix:, not \"unix:\""]),
             (
                 "admin: { address: '127.0.0.1:8080' }",
                 &["admin.address: is taken by listeners[0]; use another port"],
             ),
             (
                 "admin: { address: '127.0.0.1:9901', token: 'a b' }",
-                &["admin.token: must be a key without blanks, line breaks and non-ASCII characters"],
+                &["admin.token: must be a key without spaces, line breaks or non-ASCII characters"],
             ),
         ]);
         let long = format!("admin: {{ address: 'unix:/{}' }}", "x".repeat(107));

@@ -1,12 +1,11 @@
-//! `backends`: the routable entries, one by one and as tiers.
+//! Reads and checks `backends`: each by itself, then the weights of each tier.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::credentials::{read_ca_file, read_certified_key_files, read_credential};
 use super::shared::{read_api_version, read_entry_name};
 use crate::config::schema::{BackendConfig, BackendTlsConfig};
-use crate::config::values::parse_host_name;
-use crate::config::values::{DeploymentMap, Endpoint};
+use crate::config::values::{DeploymentMap, Endpoint, parse_host_name};
 use crate::config::yaml::{YamlMapping, YamlNode};
 use crate::names::{BackendName, DeploymentName, Tier, Weight};
 
@@ -23,34 +22,35 @@ const BACKEND_KEYS: [&str; 10] = [
     "probe",
 ];
 const HOW_TO_WRITE_INTERVAL: &str = "write how long a backend may be without traffic, such as interval: 30s";
-/// Most slots of the wheel of one tier.
+/// The most slots of the round-robin wheel of one tier. A wheel has one slot for each unit of weight, after
+/// division by the greatest common divisor.
 const MAX_WHEEL_SLOTS: u64 = 10_000;
 
-/// Where a backend of some name is.
+/// The result of looking for a backend by its name.
 pub(super) enum NameLookup {
-    /// At this place of the list.
+    /// Its index in the list.
     Found(usize),
-    /// There is none.
+    /// No backend has this name.
     NotFound,
-    /// Some name could not be read, and may be this one.
+    /// Unknown, since a name that could not be read may be this one.
     Undetermined,
 }
 
-/// The backends as far as they could be read, for the blocks that refer to them.
+/// The backends as far as they are valid, for the blocks that refer to them.
 pub(super) struct PartialBackends {
     backends: Vec<Option<BackendConfig>>,
-    /// Where each name was given; every name that could be read, even of a backend that could not.
+    /// Includes the names of backends that have errors in other keys.
     index_by_name: HashMap<String, usize>,
     are_all_names_known: bool,
 }
 
 impl PartialBackends {
-    /// The backends, if all are good.
+    /// The backends, if all are valid.
     pub(super) fn into_backends(self) -> Option<Vec<BackendConfig>> {
         self.backends.into_iter().collect()
     }
 
-    /// Which backend has this name.
+    /// Looks for the backend with this name.
     pub(super) fn look_up_name(&self, name: &str) -> NameLookup {
         match self.index_by_name.get(name) {
             Some(index) => NameLookup::Found(*index),
@@ -59,13 +59,15 @@ impl PartialBackends {
         }
     }
 
-    /// The first backend of the lowest tier; `None` where a bad one hides it.
+    /// The index of the first backend of the lowest tier; `None` if a backend has errors, since that might be
+    /// the one.
     pub(super) fn first_index_of_lowest_tier(&self) -> Option<usize> {
         let tiers: Option<Vec<Tier>> = self.backends.iter().map(|b| b.as_ref().map(|b| b.tier)).collect();
         tiers?.into_iter().enumerate().min_by_key(|(_, tier)| *tier).map(|(index, _)| index)
     }
 
-    /// The names clients may ask for; `None` where some backend passes all, or is bad.
+    /// The deployments that clients may ask for; `None` if that is unknown, because a backend has errors or
+    /// serves every name.
     pub(super) fn served_deployments(&self) -> Option<HashSet<&DeploymentName>> {
         let mut served = HashSet::new();
         for backend in &self.backends {
@@ -134,7 +136,7 @@ fn read_backend(
     let http2_enabled = map.read_or("http2", false, |node| {
         let enabled = node.read_bool()?;
         if enabled && endpoint.as_ref().is_some_and(|endpoint| !endpoint.uses_tls) {
-            return node.report_error("needs an https endpoint: HTTP/2 is agreed on in the TLS handshake");
+            return node.report_error("needs an https endpoint: HTTP/2 is negotiated in the TLS handshake");
         }
         Some(enabled)
     });
@@ -161,7 +163,7 @@ fn read_unique_name(
     let backend_name = BackendName::new(&name);
     match backends.index_by_name.get(&name) {
         Some(other) => {
-            // The name is known, only not unique: others may refer to it without a second complaint.
+            // The error is reported here; the name itself is valid, so references to it are not errors too.
             node.report_error::<()>(format!("is also the name of backends[{other}]; names are unique"));
         }
         None => {
@@ -172,13 +174,13 @@ fn read_unique_name(
 }
 
 fn read_backend_endpoint(node: &YamlNode<'_, '_>) -> Option<Endpoint> {
-    // Not `parsed`, which would repeat a user and password.
+    // Not `read_parsed`: its message would show a user name and password in the URL.
     let text = node.read_nonempty_text()?;
     match Endpoint::parse(&text.value) {
         Ok(endpoint) => {
             if !endpoint.uses_tls && !endpoint.is_loopback() {
                 node.report_warning(
-                    "is http: the key and every prompt travel in clear to this host; use https",
+                    "is http: the key and every prompt are sent unencrypted to this host; use https",
                 );
             }
             Some(endpoint)
@@ -194,7 +196,7 @@ fn read_deployments(node: &YamlNode<'_, '_>) -> Option<DeploymentMap> {
     let entries = node.read_named_entries()?;
     if entries.is_empty() {
         return node.report_error(
-            "must not be empty; remove the key to pass all names, or list what this resource serves",
+            "must not be empty; remove the key to serve all names, or list what this resource serves",
         );
     }
     let mut spelling_by_name: HashMap<String, &str> = HashMap::new();
@@ -202,17 +204,20 @@ fn read_deployments(node: &YamlNode<'_, '_>) -> Option<DeploymentMap> {
     let (mut passes_unlisted, mut all_valid) = (false, true);
     for (key, node) in &entries {
         if *key == "*" {
-            let is_star = node.read_text().is_some_and(|text| {
-                text.value == "*"
-                    || node.report_error::<()>("must be \"*\": all other names pass as they are").is_some()
-            });
             passes_unlisted = true;
-            all_valid &= is_star;
+            match node.read_text() {
+                Some(text) if text.value == "*" => {}
+                Some(_) => {
+                    node.report_error::<()>("must be \"*\": all other names are passed on unchanged");
+                    all_valid = false;
+                }
+                None => all_valid = false,
+            }
             continue;
         }
         let client_name = match DeploymentName::parse(key) {
             Ok(name) => Some(name),
-            Err(problem) => node.report_error(format!("{problem}; this key is none")),
+            Err(problem) => node.report_error(format!("{problem}; this key is not one")),
         };
         let upstream_name = node.read_parsed(DeploymentName::parse);
         let (Some(client_name), Some(upstream_name)) = (client_name, upstream_name) else {
@@ -220,7 +225,9 @@ fn read_deployments(node: &YamlNode<'_, '_>) -> Option<DeploymentMap> {
             continue;
         };
         if let Some(other) = spelling_by_name.insert(client_name.to_lowercase(), key) {
-            node.report_error::<()>(format!("is the same name as {other:?}: names compare without case"));
+            node.report_error::<()>(format!(
+                "is the same name as {other:?}: names are compared without case"
+            ));
             all_valid = false;
             continue;
         }
@@ -232,7 +239,7 @@ fn read_deployments(node: &YamlNode<'_, '_>) -> Option<DeploymentMap> {
 fn read_backend_tls(node: &YamlNode<'_, '_>, endpoint: Option<&Endpoint>) -> Option<BackendTlsConfig> {
     let map = node.read_mapping(&["ca", "server_name", "certificate", "private_key"])?;
     if endpoint.is_some_and(|endpoint| !endpoint.uses_tls) {
-        return node.report_error("has no meaning for an http endpoint; remove it or use https");
+        return node.report_error("cannot be used with an http endpoint; remove it or use https");
     }
     let ca_file = map.read_optional("ca", read_ca_file);
     let server_name = map.read_optional("server_name", |node| {
@@ -248,7 +255,7 @@ fn read_backend_tls(node: &YamlNode<'_, '_>, endpoint: Option<&Endpoint>) -> Opt
     })
 }
 
-/// A wheel has one slot for each unit of weight, after division by the common factor.
+/// Checks that the round-robin wheel of each tier does not get too large.
 fn check_wheel_sizes(items: &[YamlNode<'_, '_>], backends: &[Option<BackendConfig>]) {
     let mut tiers: BTreeMap<Tier, (usize, u64, u64)> = BTreeMap::new();
     for (index, backend) in backends.iter().enumerate() {
@@ -261,7 +268,7 @@ fn check_wheel_sizes(items: &[YamlNode<'_, '_>], backends: &[Option<BackendConfi
     for (first, sum, factor) in tiers.into_values() {
         if sum / factor.max(1) > MAX_WHEEL_SLOTS {
             let message = "the weights of its tier, divided by their common factor, must add up to at most 10000; \
-                           use smaller weights, or such with a common factor";
+                           use smaller weights, or weights with a common factor";
             items[first].problems.report_error::<()>(&format!("{}.weight", items[first].key_path), message);
         }
     }
@@ -337,11 +344,11 @@ mod tests {
             ),
             case(
                 "deployments: {}",
-                "backends[0].deployments: must not be empty; remove the key to pass all names, or list what this resource serves",
+                "backends[0].deployments: must not be empty; remove the key to serve all names, or list what this resource serves",
             ),
             case(
                 "deployments: { '*': x }",
-                "backends[0].deployments[\"*\"]: must be \"*\": all other names pass as they are",
+                "backends[0].deployments[\"*\"]: must be \"*\": all other names are passed on unchanged",
             ),
             case(
                 "deployments: { a: '*' }",
@@ -349,11 +356,11 @@ mod tests {
             ),
             case(
                 "deployments: { a b: c }",
-                "backends[0].deployments[\"a b\"]: a deployment name has 1 to 64 of the characters A-Z a-z 0-9 . _ -; this key is none",
+                "backends[0].deployments[\"a b\"]: a deployment name has 1 to 64 of the characters A-Z a-z 0-9 . _ -; this key is not one",
             ),
             case(
                 "deployments: { GPT: a, gpt: b }",
-                "backends[0].deployments.gpt: is the same name as \"GPT\": names compare without case",
+                "backends[0].deployments.gpt: is the same name as \"GPT\": names are compared without case",
             ),
             case(
                 "deployments: { gpt: }",
@@ -401,15 +408,15 @@ mod tests {
                 &[
                     "backends[0].credential.api_key: must not be empty",
                     "backends[1].name: is also the name of backends[0]; names are unique",
-                    "backends[1].credential.api_key: must be a key without blanks, line breaks and non-ASCII characters",
+                    "backends[1].credential.api_key: must be a key without spaces, line breaks or non-ASCII characters",
                 ],
             ),
             (
                 "backends: [ { name: a, endpoint: 'http://127.0.0.1', credential: { api_key: '${EMPTY}' }, tls: { server_name: a.b }, http2: true } ]",
                 &[
                     "backends[0].credential.api_key: must not be empty, as the value from ${EMPTY} is",
-                    "backends[0].tls: has no meaning for an http endpoint; remove it or use https",
-                    "backends[0].http2: needs an https endpoint: HTTP/2 is agreed on in the TLS handshake",
+                    "backends[0].tls: cannot be used with an http endpoint; remove it or use https",
+                    "backends[0].http2: needs an https endpoint: HTTP/2 is negotiated in the TLS handshake",
                 ],
             ),
             (
@@ -461,7 +468,7 @@ mod tests {
             (
                 &at("http://10.0.0.1"),
                 &[
-                    "backends[0].endpoint: is http: the key and every prompt travel in clear to this host; use https",
+                    "backends[0].endpoint: is http: the key and every prompt are sent unencrypted to this host; use https",
                 ],
             ),
             (&at("http://localhost:9"), &[]),

@@ -1,4 +1,4 @@
-//! `listeners`: where clients connect, and whose word about a client's address is believed.
+//! Reads and checks `listeners`: addresses, TLS, and the proxies whose `x-forwarded-for` is trusted.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -13,13 +13,14 @@ use crate::config::yaml::{YamlMapping, YamlNode};
 
 const TLS_VERSION_WORDS: [(&str, TlsVersion); 2] = [("1.2", TlsVersion::Tls12), ("1.3", TlsVersion::Tls13)];
 
-/// More than a large office behind one address needs, less than exhausts the descriptors of a
-/// process.
+/// More than a large office behind one address needs, and few enough that one address cannot use up the
+/// file descriptors of the process.
 const DEFAULT_MAX_CONNECTIONS_PER_CLIENT: usize = 4096;
-/// As many sockets as an upgrade can hand over, one of them the admin API's.
+/// Pingora hands over at most 32 sockets in an upgrade (`MAX_FDS` in its `transfer_fd`), and one of them is
+/// the admin API's.
 const MAX_LISTENERS: usize = 31;
 
-/// Reads all listeners; no two may want the same port of the same address.
+/// Reads all listeners. No two may use the same address and port.
 pub(super) fn read_listeners(root: &YamlMapping<'_, '_>) -> Option<Vec<ListenerConfig>> {
     let node = root.require("listeners", "write at least one, such as - address: 127.0.0.1:8080")?;
     let mut taken_addresses: Vec<(SocketAddr, String)> = Vec::new();
@@ -52,7 +53,7 @@ fn read_listener(
             }
             if !address.ip().to_canonical().is_loopback() && !has_tls {
                 node.report_warning(
-                    "is not a loopback address: keys and prompts travel in clear between clients and here",
+                    "is not a loopback address and has no tls: keys and prompts travel unencrypted between clients and aoai-lb",
                 );
             }
             taken_addresses.push((address, node.key_path.clone()));
@@ -80,7 +81,7 @@ fn read_listener(
     })
 }
 
-/// The TLS of a listener, or of the admin API.
+/// Reads the TLS settings of a listener, or of the admin API.
 pub(super) fn read_listener_tls(node: &YamlNode<'_, '_>) -> Option<ListenerTlsConfig> {
     let keys = [
         "certificate",
@@ -100,10 +101,11 @@ pub(super) fn read_listener_tls(node: &YamlNode<'_, '_>) -> Option<ListenerTlsCo
         map.read_or("minimum_version", TlsVersion::Tls12, |node| node.read_choice(&TLS_VERSION_WORDS));
     let read_cipher_list = |key, is_known_to_openssl: fn(&str) -> bool| {
         map.read_optional(key, |node| {
-            let expected = "must be a list of names that OpenSSL knows, joined by colons";
+            let expected = "must be a list of cipher names that OpenSSL knows, joined by colons";
             node.read_parsed(|text| is_known_to_openssl(text).then(|| text.to_owned()).ok_or(expected))
         })
     };
+    // OpenSSL ignores unknown names as long as one is known: SSL_CTX_set_cipher_list(3).
     let tls12_ciphers = read_cipher_list("ciphers", |list| {
         SslContext::builder(SslMethod::tls()).is_ok_and(|mut context| context.set_cipher_list(list).is_ok())
     });
@@ -123,7 +125,8 @@ pub(super) fn read_listener_tls(node: &YamlNode<'_, '_>) -> Option<ListenerTlsCo
     })
 }
 
-/// A certificate that no name leads to is never shown; one without names is refused by clients.
+/// Warns about certificates that are never used: those without a DNS name, and those whose names an earlier
+/// certificate has too.
 fn warn_about_certificate_names(map: &YamlMapping<'_, '_>, certified_keys: &[CertifiedKeyFiles]) {
     let mut index_by_dns_name: HashMap<String, usize> = HashMap::new();
     for (index, files) in certified_keys.iter().enumerate() {
@@ -134,10 +137,8 @@ fn warn_about_certificate_names(map: &YamlMapping<'_, '_>, certified_keys: &[Cer
         };
         let dns_names = certified_key.dns_names();
         if dns_names.is_empty() && index > 0 {
-            map.problems.report_warning(
-                &key_path,
-                "has no DNS name (subject alternative name), so nobody is ever shown it",
-            );
+            map.problems
+                .report_warning(&key_path, "has no DNS name (subject alternative name), so it is never used");
         }
         for name in dns_names {
             if let Some(other) = index_by_dns_name.get(&name).filter(|other| **other != index) {
@@ -146,8 +147,10 @@ fn warn_about_certificate_names(map: &YamlMapping<'_, '_>, certified_keys: &[Cer
                 } else {
                     format!("additional_certificates[{}]", other - 1)
                 };
-                map.problems
-                    .report_warning(&key_path, format!("is also for {name}, for which {other} is shown"));
+                map.problems.report_warning(
+                    &key_path,
+                    format!("is also valid for {name}, but {other} is used for that name"),
+                );
             } else {
                 index_by_dns_name.insert(name, index);
             }
@@ -155,9 +158,10 @@ fn warn_about_certificate_names(map: &YamlMapping<'_, '_>, certified_keys: &[Cer
     }
 }
 
-/// Whether both cannot be listened on: the same port of the same address, or of all addresses.
-/// `[::]` is all of them, IPv4 included; port 0 is a different one each time.
+/// Whether a process cannot listen on both: they have the same port, and the same IP address or one that
+/// includes the other. `[::]` includes IPv4. Port 0 is a free port, different each time.
 pub(super) fn addresses_overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    // The canonical form of `::ffff:127.0.0.1` is 127.0.0.1, which is the same socket address.
     let (ip_a, ip_b) = (a.ip().to_canonical(), b.ip().to_canonical());
     let covers = |wide: IpAddr, other: IpAddr| wide.is_unspecified() && (wide.is_ipv6() || other.is_ipv4());
     a.port() == b.port() && a.port() != 0 && (ip_a == ip_b || covers(ip_a, ip_b) || covers(ip_b, ip_a))
@@ -170,7 +174,9 @@ fn read_network(node: &YamlNode<'_, '_>) -> Option<IpNet> {
             .map_err(|_| "must be an IP address or a network such as 10.0.0.0/8")
     })?;
     if network.prefix_len() == 0 {
-        node.report_warning("is every address: any client can then claim to be any other");
+        node.report_warning(
+            "includes every address, so any client can claim to be any other; list only your proxies",
+        );
     }
     Some(network.trunc())
 }
@@ -225,12 +231,13 @@ mod tests {
             )
         };
         let all = ", minimum_version: '1.3', ciphers: 'ECDHE+AESGCM:ECDHE+CHACHA20', ciphersuites: TLS_AES_256_GCM_SHA384";
-        let open = "clients: is open and a listener is not on loopback: whoever can connect uses your keys";
+        let open =
+            "clients: is open and a listener is not on loopback: anyone who can connect uses your keys";
         assert_warnings(&[(&listener("good.pem", "good.key", all), &[open])]);
         let warnings = &parse_valid(&listener("soon.pem", "soon.key", "")).warnings;
-        assert!(warnings[0].to_string().starts_with("listeners[0].tls.certificate: ends or ended on "));
+        assert!(warnings[0].to_string().starts_with("listeners[0].tls.certificate: expires or expired on "));
         for (certificate, key, more, expected) in [
-            ("good.pem", "soon.key", "", "tls.private_key: must be the key of the certificate"),
+            ("good.pem", "soon.key", "", "tls.private_key: must be the private key of the certificate"),
             (
                 "good.pem",
                 "locked",
@@ -238,7 +245,7 @@ mod tests {
                 "tls.private_key: must be a PEM file with one private key without a passphrase",
             ),
             ("good.pem", "good.pem", "", "tls.private_key: must be a PEM file with one private key"),
-            ("good.key", "good.key", "", "tls.certificate: must be a PEM file; there is no certificate in"),
+            ("good.key", "good.key", "", "tls.certificate: must be a PEM file with a certificate"),
             ("none", "good.key", "", "tls.certificate: cannot read"),
             ("good.pem", "none", "", "tls.private_key: cannot read"),
             ("good.pem", "good.key", ", minimum_version: '1.1'", "tls.minimum_version: must be 1.2 or 1.3"),
@@ -246,9 +253,14 @@ mod tests {
                 "good.pem",
                 "good.key",
                 ", ciphers: nonsense",
-                "tls.ciphers: must be a list of names that OpenSSL knows",
+                "tls.ciphers: must be a list of cipher names that OpenSSL knows",
             ),
-            ("good.pem", "good.key", ", ciphersuites: nonsense", "tls.ciphersuites: must be a list of names"),
+            (
+                "good.pem",
+                "good.key",
+                ", ciphersuites: nonsense",
+                "tls.ciphersuites: must be a list of cipher names",
+            ),
             ("good.pem", "good.key", ", client_ca: none", "tls.client_ca: cannot read"),
             (
                 "good.pem",
@@ -268,7 +280,7 @@ mod tests {
         let warnings = parse_valid(&listener("good.pem", "good.key", &more("soon"))).warnings;
         assert_eq!(
             warnings[1].to_string(),
-            "listeners[0].tls.additional_certificates[0].certificate: is also for a.test, for which certificate is shown"
+            "listeners[0].tls.additional_certificates[0].certificate: is also valid for a.test, but certificate is used for that name"
         );
         let warnings = parse_valid(&listener("good.pem", "good.key", &more("nameless"))).warnings;
         assert!(warnings[0].message.starts_with("has no DNS name"), "{warnings:?}");
@@ -322,9 +334,9 @@ mod tests {
             (
                 "listeners: [ { address: '[::]:8080', trusted_proxies: [0.0.0.0/0] } ]",
                 &[
-                    "listeners[0].address: is not a loopback address: keys and prompts travel in clear between clients and here",
-                    "listeners[0].trusted_proxies[0]: is every address: any client can then claim to be any other",
-                    "clients: is open and a listener is not on loopback: whoever can connect uses your keys",
+                    "listeners[0].address: is not a loopback address and has no tls: keys and prompts travel unencrypted between clients and aoai-lb",
+                    "listeners[0].trusted_proxies[0]: includes every address, so any client can claim to be any other; list only your proxies",
+                    "clients: is open and a listener is not on loopback: anyone who can connect uses your keys",
                 ],
             ),
             ("listeners: [ { address: '[::1]:8080' }, { address: '[::ffff:127.0.0.1]:1' } ]", &[]),

@@ -1,7 +1,7 @@
-//! What a whole file may say: its blocks, their keys and defaults, and what has to agree
-//! between them. Larger blocks have a file of their own below `check/`.
+//! Reads and checks a whole configuration: its blocks with their keys and defaults, and what must agree
+//! between blocks. Each module has one or a few blocks.
 //!
-//! Everything is read before anything is given up, so that all problems are found at once.
+//! All blocks are read even if some have errors, so that every problem is reported at once.
 
 mod admin;
 mod backends;
@@ -37,9 +37,10 @@ const TOP_LEVEL_KEYS: [&str; 14] = [
     "server",
 ];
 
-/// Reads the whole document; `None` when a problem was noted.
+/// Reads the whole document; `None` if an error was reported.
 pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
     let root = root.read_mapping(&TOP_LEVEL_KEYS)?;
+    // First, since other blocks refer to them.
     let listeners = listeners::read_listeners(&root);
     let backends = backends::read_backends(&root);
     let clients = clients::read_clients(&root, backends.as_ref());
@@ -82,7 +83,7 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
     })
 }
 
-/// Only that of a whole file; its other keys may be bad.
+/// Reads only `server.upgrade_socket`; the values of other keys may be invalid.
 pub(super) fn read_upgrade_socket_path(root: &YamlNode<'_, '_>) -> Option<PathBuf> {
     let root = root.read_mapping(&TOP_LEVEL_KEYS)?;
     server::read_upgrade_socket_path(&root.read_block("server", &server::SERVER_KEYS)?)

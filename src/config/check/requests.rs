@@ -1,4 +1,5 @@
-//! `requests`: what may be asked, how large it may be, and which headers change on the way.
+//! Reads and checks `requests`: which requests are allowed, how large they may be, and which headers are
+//! changed.
 
 use std::collections::HashSet;
 
@@ -21,7 +22,7 @@ const REQUESTS_KEYS: [&str; 8] = [
     "remove_headers",
 ];
 
-/// Reads the block; `home` has to be one of `backends`, where they are known.
+/// Reads the block. `home` must be one of `backends`.
 pub(super) fn read_requests(
     root: &YamlMapping<'_, '_>,
     backends: Option<&PartialBackends>,
@@ -29,7 +30,7 @@ pub(super) fn read_requests(
     let map = root.read_block("requests", &REQUESTS_KEYS)?;
     let allow_rules = map.read_or("allow", default_allow_rules(), |node| {
         node.read_nonempty_list(
-            "must not be an empty list, which would allow nothing; remove the key for the usual paths",
+            "must not be an empty list, which would allow nothing; remove the key to allow the usual paths",
             |node| read_allow_rule(node),
         )
     });
@@ -39,7 +40,7 @@ pub(super) fn read_requests(
         None => backends.and_then(PartialBackends::first_index_of_lowest_tier),
     };
     let max_body = map.read_or("max_body", 100 << 20, YamlNode::read_byte_size);
-    // Defaults follow a larger max_body, so that raising one limit is one line.
+    // The defaults of the other limits follow a larger max_body, so that it can be raised alone.
     let at_least = |default: u64| max_body.map_or(default, |max_body| default.max(max_body));
     let max_streamed_body = map.read_or("max_streamed_body", at_least(600 << 20), YamlNode::read_byte_size);
     let body_memory = map.read_or("body_memory", at_least(1 << 30), YamlNode::read_byte_size);
@@ -84,7 +85,7 @@ fn read_default_backend_index(node: &YamlNode<'_, '_>, backends: Option<&Partial
         NameLookup::Found(index) => Some(index),
         NameLookup::Undetermined => None,
         NameLookup::NotFound => node.report_error(format!(
-            "must be the name of a backend, and none is called {}",
+            "must be the name of a backend, and there is none called {}",
             text.to_safe_display()
         )),
     }
@@ -94,11 +95,11 @@ fn read_set_headers(node: &YamlNode<'_, '_>) -> Option<Vec<(HeaderName, HeaderVa
     let mut names = HashSet::new();
     let entries = node.read_named_entries()?;
     let headers = entries.iter().map(|(name, node)| {
-        let name = check_header_name(node, name, "this key is none");
+        let name = check_header_name(node, name, "");
         if let Some(name) = &name
             && !names.insert(name.clone())
         {
-            node.report_error::<()>("is set twice: header names compare without case");
+            node.report_error::<()>("is set twice: header names are compared without case");
         }
         let value = read_header_value(node);
         Some((name?, value?))
@@ -110,8 +111,9 @@ fn read_set_headers(node: &YamlNode<'_, '_>) -> Option<Vec<(HeaderName, HeaderVa
 fn read_header_value(node: &YamlNode<'_, '_>) -> Option<HeaderValue> {
     let text = node.read_text()?;
     let Ok(mut value) = HeaderValue::from_str(&text.value) else {
-        return node.report_error("must be printable ASCII without line breaks, as header values are");
+        return node.report_error("must be a header value: printable ASCII without line breaks");
     };
+    // It may be a secret. A sensitive value is hidden in debug output and not kept in HTTP/2 header tables.
     value.set_sensitive(text.is_expanded());
     Some(value)
 }
@@ -121,16 +123,16 @@ fn read_removed_header(
     set_headers: &[(HeaderName, HeaderValue)],
 ) -> Option<HeaderName> {
     let text = node.read_nonempty_text()?;
-    let name = check_header_name(node, &text.value, &format!("{} is none", text.to_safe_display()))?;
+    let name = check_header_name(node, &text.value, &format!(", not {}", text.to_safe_display()))?;
     if set_headers.iter().any(|(set_name, _)| *set_name == name) {
         return node.report_error("is also in requests.set_headers, which replaces what the client sent; remove it from one of them");
     }
     Some(name)
 }
 
-fn check_header_name(node: &YamlNode<'_, '_>, text: &str, complaint: &str) -> Option<HeaderName> {
+fn check_header_name(node: &YamlNode<'_, '_>, text: &str, not_this: &str) -> Option<HeaderName> {
     let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
-        return node.report_error(format!("a header name is letters, digits and hyphens; {complaint}"));
+        return node.report_error(format!("must be a header name of letters, digits and hyphens{not_this}"));
     };
     match reserved_header_reason(name.as_str()) {
         Some(reason) => node.report_error(reason),
@@ -138,7 +140,7 @@ fn check_header_name(node: &YamlNode<'_, '_>, text: &str, complaint: &str) -> Op
     }
 }
 
-/// Why a header is not the operator's to set or remove. Hop-by-hop: RFC 9110 section 7.6.1.
+/// Why a header cannot be set or removed by the configuration. Hop-by-hop headers: RFC 9110 section 7.6.1.
 fn reserved_header_reason(name: &str) -> Option<&'static str> {
     match name {
         "host" => Some("cannot be changed: the host is that of the backend's endpoint"),
@@ -146,14 +148,14 @@ fn reserved_header_reason(name: &str) -> Option<&'static str> {
             Some("cannot be changed: it follows from the body that is sent")
         }
         "connection" | "keep-alive" | "te" | "trailer" | "upgrade" | "expect" => {
-            Some("cannot be changed: it belongs to one connection and is never forwarded as it came")
+            Some("cannot be changed: it belongs to one connection and is never forwarded")
         }
         "authorization" | "api-key" | "ocp-apim-subscription-key" | "subscription-key" | "cookie" => Some(
             "cannot be changed: credentials of clients are removed, and a backend's own belongs under its credential",
         ),
-        "accept-encoding" => Some("cannot be changed: it is always identity, so that answers can be read"),
+        "accept-encoding" => Some("cannot be changed: it is always identity, so that responses can be read"),
         _ if name.starts_with("proxy-") => {
-            Some("cannot be changed: it belongs to one connection and is never forwarded as it came")
+            Some("cannot be changed: it belongs to one connection and is never forwarded")
         }
         _ if name.starts_with("sec-websocket-") => {
             Some("cannot be changed: it belongs to the WebSocket handshake")
@@ -225,22 +227,24 @@ mod tests {
         assert_errors(&[
             (
                 "requests: { home: west }",
-                &["requests.home: must be the name of a backend, and none is called \"west\""],
+                &["requests.home: must be the name of a backend, and there is none called \"west\""],
             ),
             (
                 "requests: { home: '${KEY}' }",
-                &["requests.home: must be the name of a backend, and none is called the value from ${KEY}"],
+                &[
+                    "requests.home: must be the name of a backend, and there is none called the value from ${KEY}",
+                ],
             ),
             (
                 "requests: { allow: [] }",
                 &[
-                    "requests.allow: must not be an empty list, which would allow nothing; remove the key for the usual paths",
+                    "requests.allow: must not be an empty list, which would allow nothing; remove the key to allow the usual paths",
                 ],
             ),
             (
                 "requests: { allow: [OPTIONS /x, /y, 'GET /openai/*', ] }",
                 &[
-                    "requests.allow[0]: OPTIONS cannot be allowed; it is always answered 405 (\"OPTIONS /x\")",
+                    "requests.allow[0]: OPTIONS cannot be allowed: it is always refused with 405 (\"OPTIONS /x\")",
                     "requests.allow[1]: must be a method and a path, such as \"GET /openai/*\" (\"/y\")",
                 ],
             ),
@@ -263,10 +267,10 @@ mod tests {
                 "requests: { set_headers: { Host: a, 'a b': c, X-A: 1, x-b: \"a\\nb\", x-c: d, X-C: e, API-key: f } }",
                 &[
                     "requests.set_headers.Host: cannot be changed: the host is that of the backend's endpoint",
-                    "requests.set_headers[\"a b\"]: a header name is letters, digits and hyphens; this key is none",
+                    "requests.set_headers[\"a b\"]: must be a header name of letters, digits and hyphens",
                     "requests.set_headers.X-A: must be a string, not a number; write it in quotes",
-                    "requests.set_headers.x-b: must be printable ASCII without line breaks, as header values are",
-                    "requests.set_headers.X-C: is set twice: header names compare without case",
+                    "requests.set_headers.x-b: must be a header value: printable ASCII without line breaks",
+                    "requests.set_headers.X-C: is set twice: header names are compared without case",
                     "requests.set_headers.API-key: cannot be changed: credentials of clients are removed, and a backend's own belongs under its credential",
                 ],
             ),

@@ -1,4 +1,4 @@
-//! `balance`, `retry`, `cooldown` and `breaker`.
+//! Reads and checks `balance`, `retry`, `cooldown` and `breaker`.
 
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ pub(super) fn read_balance_policy(root: &YamlMapping<'_, '_>) -> Option<BalanceP
     root.read_or("balance", BalancePolicy::Headroom, |node| node.read_choice(&BALANCE_POLICY_WORDS))
 }
 
+/// Reads `retry`.
 pub(super) fn read_retry(root: &YamlMapping<'_, '_>) -> Option<RetryConfig> {
     let map = root.read_block("retry", &["attempts", "statuses", "deadline", "wait", "budget", "hold"])?;
     let max_retries = map.read_or("attempts", 12, |node| Some(node.read_integer(0..=100)? as u32));
@@ -42,6 +43,7 @@ fn read_stream_hold(retry: &YamlMapping<'_, '_>) -> Option<StreamHoldLimits> {
     Some(StreamHoldLimits { max_time: time?, max_bytes: size? })
 }
 
+/// Reads a number or a range. Returns the first and the last status.
 fn read_status_range(node: &YamlNode<'_, '_>) -> Option<(u16, u16)> {
     const EXPECTED: &str = "must be a status such as 429 or a range such as 500-599, within 400 to 599";
     if node.is_number() {
@@ -51,6 +53,7 @@ fn read_status_range(node: &YamlNode<'_, '_>) -> Option<(u16, u16)> {
     node.read_parsed(|text| parse_status_range(text).ok_or(EXPECTED))
 }
 
+/// Reads `cooldown`.
 pub(super) fn read_cooldown(root: &YamlMapping<'_, '_>) -> Option<CooldownConfig> {
     let map = root.read_block("cooldown", &["default", "maximum"])?;
     let default = map.read_or("default", Duration::from_secs(10), YamlNode::read_positive_duration);
@@ -62,6 +65,7 @@ pub(super) fn read_cooldown(root: &YamlMapping<'_, '_>) -> Option<CooldownConfig
     Some(CooldownConfig { default_duration: default, max_duration: maximum })
 }
 
+/// Reads `breaker`.
 pub(super) fn read_breaker(root: &YamlMapping<'_, '_>) -> Option<BreakerConfig> {
     let map = root.read_block("breaker", &["failures", "ratio", "window", "open", "maximum"])?;
     let failures = map.read_or("failures", 5, |node| Some(node.read_integer(1..=10_000)? as u32));

@@ -1,4 +1,4 @@
-//! `server`: the process itself.
+//! Reads and checks `server`: threads, shutdown, keepalive and the upgrade socket.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,13 +9,14 @@ use crate::config::yaml::{YamlMapping, YamlNode};
 pub(super) const SERVER_KEYS: [&str; 5] =
     ["threads", "grace_period", "drain_delay", "tcp_keepalive", "upgrade_socket"];
 
-/// Where sockets are when neither the file nor systemd says.
+/// The directory of the upgrade socket if neither the file nor systemd names one.
 const DEFAULT_RUNTIME_DIRECTORY: &str = "/run/aoai-lb";
 /// The longest path of a Unix socket, in bytes (Linux, `sun_path` without its NUL: unix(7)).
 pub(super) const MAX_SOCKET_PATH_BYTES: usize = 107;
-/// What the path of a second socket has in addition.
+/// The control socket has the path of the upgrade socket with this suffix.
 const CONTROL_SUFFIX_BYTES: usize = ".control".len();
 
+/// Reads the block.
 pub(super) fn read_server(root: &YamlMapping<'_, '_>) -> Option<ServerConfig> {
     let map = root.read_block("server", &SERVER_KEYS)?;
     let worker_threads =
@@ -33,8 +34,9 @@ pub(super) fn read_server(root: &YamlMapping<'_, '_>) -> Option<ServerConfig> {
     })
 }
 
+/// Reads `server.upgrade_socket` alone.
 pub(super) fn read_upgrade_socket_path(server: &YamlMapping<'_, '_>) -> Option<PathBuf> {
-    // systemd names the directory.
+    // systemd sets the variable for `RuntimeDirectory=`.
     let directory = server.problems.environment_variable("RUNTIME_DIRECTORY");
     let directory = directory.unwrap_or_else(|| DEFAULT_RUNTIME_DIRECTORY.to_owned());
     let default_path = PathBuf::from(directory).join("upgrade.sock");
@@ -43,7 +45,7 @@ pub(super) fn read_upgrade_socket_path(server: &YamlMapping<'_, '_>) -> Option<P
     })
 }
 
-/// The path of a Unix socket.
+/// Checks that both socket paths are short enough for the kernel.
 fn parse_socket_path(node: &YamlNode<'_, '_>, text: &str) -> Result<PathBuf, &'static str> {
     let path = node.resolve_path(text);
     match path.as_os_str().len() {
@@ -55,13 +57,14 @@ fn parse_socket_path(node: &YamlNode<'_, '_>, text: &str) -> Result<PathBuf, &'s
     }
 }
 
-/// The kernel counts whole seconds, up to 32767 (tcp(7), `TCP_KEEPIDLE`).
+/// Reads the keepalive time. The kernel counts whole seconds, up to 32767 (tcp(7), `TCP_KEEPIDLE`).
 fn read_tcp_keepalive(node: &YamlNode<'_, '_>) -> Option<Duration> {
     let duration = node.read_duration()?;
     let is_valid = duration.subsec_nanos() == 0 && (1..=9 * 3600).contains(&duration.as_secs());
     if is_valid { Some(duration) } else { node.report_error("must be whole seconds, 1s to 9h") }
 }
 
+/// The default of `threads`.
 pub(super) fn processor_count() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get().min(256))
 }

@@ -1,4 +1,4 @@
-//! Values that several blocks have.
+//! Readers that several blocks share.
 
 use crate::config::schema::RecordedContent;
 use crate::config::values::Endpoint;
@@ -10,7 +10,7 @@ pub(super) const RECORDED_CONTENT_WORDS: [(&str, RecordedContent); 3] = [
     ("none", RecordedContent::None),
 ];
 
-/// `YYYY-MM-DD` or `YYYY-MM-DD-preview`, as Azure names the versions of the classic API.
+/// Reads an `api-version` of the classic API: `YYYY-MM-DD` or `YYYY-MM-DD-preview`.
 pub(super) fn read_api_version(node: &YamlNode<'_, '_>) -> Option<String> {
     node.read_parsed(|text| {
         let date = text.strip_suffix("-preview").unwrap_or(text);
@@ -29,7 +29,7 @@ pub(super) fn read_api_version(node: &YamlNode<'_, '_>) -> Option<String> {
     })
 }
 
-/// A name of a backend or client: it becomes a label of metrics and a path of the admin API.
+/// Reads the name of a backend or client. It becomes a label of metrics and part of paths of the admin API.
 pub(super) fn read_entry_name(node: &YamlNode<'_, '_>) -> Option<String> {
     node.read_parsed(|text| {
         let is_allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
@@ -38,11 +38,11 @@ pub(super) fn read_entry_name(node: &YamlNode<'_, '_>) -> Option<String> {
     })
 }
 
-/// A service that is called by us.
+/// Reads the URL of a service that secrets or records are sent to.
 pub(super) fn read_service_endpoint(node: &YamlNode<'_, '_>) -> Option<Endpoint> {
     let endpoint = node.read_parsed(Endpoint::parse)?;
     if !endpoint.uses_tls && !endpoint.is_loopback() {
-        return node.report_error("must begin with https://: secrets and prompts go there");
+        return node.report_error("must begin with https://: secrets and prompts are sent there");
     }
     Some(endpoint)
 }

@@ -1,10 +1,11 @@
-//! `timeouts`: how long each step may take.
+//! Reads and checks `timeouts`.
 
 use std::time::Duration;
 
 use crate::config::schema::TimeoutsConfig;
 use crate::config::yaml::{YamlMapping, YamlNode};
 
+/// Reads the block.
 pub(super) fn read_timeouts(root: &YamlMapping<'_, '_>) -> Option<TimeoutsConfig> {
     let keys =
         ["connect", "first_byte", "first_byte_stream", "idle", "request_header", "request_body", "pool_idle"];

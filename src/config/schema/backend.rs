@@ -1,4 +1,4 @@
-//! `backends`: the routable entries.
+//! `backends`: the entries that requests can be routed to.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,35 +12,35 @@ use crate::names::{BackendName, Tier, Weight};
 pub struct BackendConfig {
     /// Unique in the file.
     pub name: BackendName,
-    /// The Azure resource host; several backends may share one.
+    /// The host of the Azure resource; several backends may share one.
     pub endpoint: Endpoint,
-    /// Its place in the order of trying.
+    /// Lower tiers are tried first.
     pub tier: Tier,
-    /// Its share of the tier.
+    /// Its share of the requests of its tier.
     pub weight: Weight,
-    /// What it is called with.
+    /// How the balancer authenticates to it.
     pub credential: CredentialConfig,
-    /// What it serves, under which names.
+    /// The deployments that it serves, and their names on this resource.
     pub deployments: DeploymentMap,
-    /// Replaces the client's `api-version` on the classic path.
+    /// Replaces the client's `api-version` on classic paths.
     pub api_version_override: Option<String>,
-    /// How its certificate is checked; empty for an `http` endpoint.
+    /// TLS settings; the default for an `http` endpoint.
     pub tls: BackendTlsConfig,
-    /// Whether it is offered HTTP/2; never for an `http` endpoint.
+    /// Whether HTTP/2 is offered to it; never for an `http` endpoint.
     pub http2_enabled: bool,
-    /// How long it may be without traffic before it is asked whether it is well; `None`: for
-    /// ever.
+    /// A health probe is sent after this long without traffic; `None` for never. At least 1 s.
     pub health_probe_interval: Option<Duration>,
 }
 
-/// What differs from the usual check of a backend's certificate.
+/// TLS settings of a backend, where they differ from the defaults.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BackendTlsConfig {
-    /// A PEM file of authorities to trust in place of the system's; was readable at the check.
+    /// A PEM file of certificate authorities to trust in place of the system's. It was readable when the
+    /// configuration was checked.
     pub ca_file: Option<PathBuf>,
-    /// The name for SNI, for the check of the certificate and for `Host`, in place of the
-    /// endpoint's host.
+    /// The name for SNI, certificate verification and the `Host` header, in place of the endpoint's
+    /// host.
     pub server_name: Option<String>,
-    /// The certificate that the balancer shows.
+    /// The client certificate that the balancer presents.
     pub client_certificate: Option<CertifiedKeyFiles>,
 }

@@ -1,4 +1,4 @@
-//! `clients` and `entra`: who may call.
+//! `clients` and `entra`: who may send requests, and how a client proves who it is.
 
 use std::time::Duration;
 
@@ -6,48 +6,49 @@ use super::record::RecordedContent;
 use crate::config::values::Endpoint;
 use crate::names::{CertificateSubject, ClientName, DeploymentName};
 
-/// Who may call.
+/// Who may send requests.
 #[derive(Clone, Debug)]
 pub enum ClientsConfig {
-    /// Anyone who can connect.
+    /// `clients: open`: anyone who can connect, without a credential.
     Anyone,
-    /// These, each with keys of its own; at least one.
+    /// Only these; at least one.
     Listed(Vec<ClientConfig>),
 }
 
-/// One caller.
+/// One client. It has at least one key hash, app id, app role or certificate subject, and shares none
+/// of them with another client.
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
     /// Unique in the file.
     pub name: ClientName,
-    /// SHA-256 of each key; no hash belongs to two clients. It has one of these, or one of the
-    /// following three.
+    /// The SHA-256 of each of its keys.
     pub key_hashes: Vec<[u8; 32]>,
-    /// Ids of applications whose tokens it shows; none belongs to two clients.
+    /// Application (client) ids in its Entra ID tokens, in lower case.
     pub app_ids: Vec<String>,
-    /// App roles of the tokens that it shows; none belongs to two clients.
+    /// App roles in its Entra ID tokens.
     pub app_roles: Vec<String>,
-    /// Subjects of its certificates; none belongs to two clients.
+    /// Subjects of its client certificates.
     pub certificate_subjects: Vec<CertificateSubject>,
-    /// What it may ask for; `None`: everything. Never empty.
+    /// The deployments that it may use; `None` allows all. Never empty.
     pub allowed_deployments: Option<Vec<DeploymentName>>,
-    /// Whether it may use files, batches, stored responses and the like.
+    /// Whether it may make calls about stored state: files, batches, stored responses and the like.
     pub allows_stateful_calls: bool,
-    /// What is kept of its content, where that differs from [`Record::content`].
+    /// How much of its prompts and completions is recorded, if other than
+    /// [`RecordConfig::content`](super::RecordConfig::content).
     pub recorded_content: Option<RecordedContent>,
 }
 
-/// The tokens of Entra ID that clients may show.
+/// Which Entra ID tokens are accepted from clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientTokenConfig {
-    /// Where its signing keys are published.
+    /// The host that publishes the tenant's signing keys.
     pub authority_host: Endpoint,
-    /// The directory's id.
+    /// The id of the tenant (directory).
     pub tenant_id: String,
-    /// Whom its tokens have to be for: one of these; at least one.
+    /// A token's `aud` claim must be one of these; at least one.
     pub audiences: Vec<String>,
-    /// Whose they have to be: one of these; at least one.
+    /// A token's `iss` claim must be one of these; at least one.
     pub issuers: Vec<String>,
-    /// How far clocks may differ.
+    /// The clock difference that is tolerated when a token's lifetime is checked.
     pub leeway: Duration,
 }

@@ -1,4 +1,4 @@
-//! What the balancer shows to other services to be let in, as the file says it.
+//! How the balancer authenticates to other services: secrets and identities of Entra ID.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,42 +6,43 @@ use std::time::Duration;
 
 use crate::config::values::{CertifiedKeyFiles, Endpoint, Secret};
 
-/// The domains of vaults in Azure's clouds.
+/// The domains of Key Vault in Azure's clouds.
 /// <https://learn.microsoft.com/azure/key-vault/general/about-keys-secrets-certificates>
 const AZURE_VAULT_DOMAINS: [&str; 3] = ["vault.azure.net", "vault.azure.cn", "vault.usgovcloudapi.net"];
 
-/// What a backend is called with.
+/// The credential that a backend is called with.
 #[derive(Clone, Debug)]
 pub enum CredentialConfig {
-    /// An Azure resource key, sent as `api-key`.
+    /// A key of the Azure resource, sent in the `api-key` header.
     ApiKey(SecretSource),
-    /// A token of Entra ID, sent as `Authorization: Bearer`.
+    /// An Entra ID token, sent as `Authorization: Bearer`.
     Entra(EntraCredential),
 }
 
-/// Where a secret is.
+/// Where a secret comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretSource {
-    /// In the file, the environment or a file of its own. A legal header value.
+    /// Written in the configuration, or expanded there from the environment or a file. If it is sent in
+    /// a header, it is a valid header value.
     Literal(Secret),
-    /// In a vault, from where it is read again and again.
+    /// A key vault, from which it is fetched again every [`KeyVaultConfig::refresh_interval`].
     KeyVault(VaultSecretRef),
 }
 
-/// A secret in Azure Key Vault.
+/// Names a secret in Azure Key Vault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VaultSecretRef {
-    /// The vault.
+    /// The host of the vault.
     pub vault: Endpoint,
     /// The secret's name.
     pub name: String,
-    /// One version of it; `None`: the newest.
+    /// A fixed version; `None` for the latest.
     pub version: Option<String>,
 }
 
 impl VaultSecretRef {
-    /// The domain of Azure's vaults that this one is in, if it is in one. What a token is for
-    /// follows from it.
+    /// The Key Vault domain that the vault is in, if it is in one. The scope of the token that opens the
+    /// vault follows from it.
     pub fn azure_vault_domain(&self) -> Option<&'static str> {
         let is_of =
             |domain: &&str| self.vault.host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'));
@@ -56,55 +57,55 @@ impl fmt::Display for VaultSecretRef {
     }
 }
 
-/// How secrets that are in a vault are read.
+/// How secrets are read from key vaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyVaultConfig {
-    /// As whom.
+    /// The identity that may read them.
     pub identity: EntraIdentity,
-    /// What the token is for, where that does not follow from the vault's host.
+    /// The scope of the token; `None` for the one that belongs to the vault's domain.
     pub token_scope: Option<String>,
-    /// How often; at least a second.
+    /// How often each secret is fetched again; at least 1 s.
     pub refresh_interval: Duration,
 }
 
-/// A token of Entra ID.
+/// An Entra ID token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EntraCredential {
-    /// Whose.
+    /// The identity that it is issued to.
     pub identity: EntraIdentity,
-    /// What for.
+    /// The scope to request, such as `https://cognitiveservices.azure.com/.default`.
     pub token_scope: String,
 }
 
-/// Who the balancer is to Entra ID.
+/// An identity of the balancer in Entra ID.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EntraIdentity {
-    /// An identity of this machine, from the metadata service of its VM.
+    /// A managed identity of this virtual machine, from its metadata service (IMDS).
     VirtualMachine {
         /// The metadata service.
         metadata_service: Endpoint,
-        /// Which of the machine's.
+        /// Which of the machine's identities.
         selector: ManagedIdentitySelector,
     },
-    /// An identity of App Service, Functions or Container Apps.
+    /// A managed identity in App Service, Functions or Container Apps.
     AppService {
-        /// The platform's endpoint.
+        /// The host and port in the variable `IDENTITY_ENDPOINT`.
         endpoint: Endpoint,
-        /// Its path.
+        /// The path in that variable.
         path: String,
-        /// What it has to be shown.
+        /// The value of `IDENTITY_HEADER`, which each request must carry.
         identity_header: Secret,
-        /// Which of the app's.
+        /// Which of the app's identities.
         selector: ManagedIdentitySelector,
     },
-    /// An application that is registered.
+    /// An application that is registered in Entra ID (a service principal).
     AppRegistration(AppRegistration),
 }
 
-/// Which managed identity, where there are several.
+/// Which managed identity to use if there are several.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ManagedIdentitySelector {
-    /// The system's own.
+    /// The system-assigned one.
     SystemAssigned,
     /// The one with this client id.
     ClientId(String),
@@ -114,26 +115,26 @@ pub enum ManagedIdentitySelector {
     ResourceId(String),
 }
 
-/// A registered application.
+/// An application that is registered in Entra ID, with a credential of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AppRegistration {
-    /// Where tokens come from.
+    /// The Entra ID host that issues tokens, such as `login.microsoftonline.com`.
     pub authority_host: Endpoint,
-    /// The directory's id or name.
+    /// The id or domain name of the tenant (directory).
     pub tenant_id: String,
-    /// The application's id.
+    /// The application (client) id.
     pub client_id: String,
-    /// What proves that it is the one.
+    /// What the application authenticates with.
     pub credential: AppCredential,
 }
 
-/// What proves who an application is.
+/// What an application authenticates with when it requests a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AppCredential {
-    /// A secret.
+    /// A client secret.
     ClientSecret(SecretSource),
-    /// A certificate, read again for each token.
+    /// A certificate. Its files are read again for each token.
     ClientCertificate(CertifiedKeyFiles),
-    /// A file that somebody else keeps filled with a token of theirs: workload identity.
+    /// A file with a token of another issuer, which Kubernetes keeps fresh: workload identity.
     FederatedTokenFile(PathBuf),
 }

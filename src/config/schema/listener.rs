@@ -1,44 +1,45 @@
-//! `listeners`: where clients connect.
+//! `listeners`: the addresses that clients connect to.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::config::values::CertifiedKeyFiles;
 
-/// One address clients connect to.
+/// One address that clients connect to.
 #[derive(Clone, Debug)]
 pub struct ListenerConfig {
-    /// The socket address; `[::]` is dual-stack.
+    /// The address to listen on; `[::]` accepts IPv4 and IPv6.
     pub address: SocketAddr,
-    /// What clients speak TLS with; `None`: they do not.
+    /// `None` for plain HTTP.
     pub tls: Option<ListenerTlsConfig>,
-    /// Whether clients may speak HTTP/2; only with TLS.
+    /// Whether HTTP/2 is offered to clients; only with TLS.
     pub http2_enabled: bool,
-    /// The networks whose `x-forwarded-for` is believed.
+    /// The networks whose `x-forwarded-for` header is trusted.
     pub trusted_proxies: Vec<ipnet::IpNet>,
-    /// Most connections at once from one address that is no trusted proxy's; at least 1.
+    /// The most connections at a time from one client address. Addresses of trusted proxies are not
+    /// limited. At least 1.
     pub max_connections_per_client: usize,
 }
 
-/// The TLS of a listener.
+/// The TLS settings of a listener, or of the admin API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerTlsConfig {
-    /// What it shows: the first to whoever names none of the others' hosts. At least one.
+    /// The server certificates, chosen by SNI; the first is the default. At least one.
     pub certified_keys: Vec<CertifiedKeyFiles>,
-    /// What clients have to speak at least.
+    /// The lowest version that clients may use.
     pub minimum_version: TlsVersion,
-    /// For TLS 1.2, by OpenSSL's names; `None`: Mozilla's "intermediate".
+    /// Cipher list for TLS 1.2 in OpenSSL's names; `None` for Mozilla's "intermediate" list.
     pub tls12_ciphers: Option<String>,
-    /// For TLS 1.3, by OpenSSL's names; `None`: Mozilla's "intermediate".
+    /// Cipher suites for TLS 1.3 in OpenSSL's names; `None` for Mozilla's "intermediate" list.
     pub tls13_ciphersuites: Option<String>,
-    /// A PEM file of authorities: clients have to show a certificate of one of them. `None`: they
-    /// need none.
+    /// A PEM file of certificate authorities: clients must present a certificate from one of them.
+    /// `None`: no client certificate is requested.
     pub client_ca_file: Option<PathBuf>,
 }
 
 /// A version of TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each variant is the version's number")]
+#[expect(missing_docs, reason = "each variant is named after its version")]
 pub enum TlsVersion {
     Tls12,
     Tls13,

@@ -1,4 +1,7 @@
-//! What one configuration file says, after every check.
+//! The configuration after all checks, one type for each block of the file. Defaults are filled in, and
+//! every value is valid.
+//!
+//! Reading and checking the YAML is left to `check`.
 
 mod backend;
 mod clients;
@@ -23,35 +26,35 @@ pub use requests::RequestsConfig;
 pub use retry::{BalancePolicy, BreakerConfig, CooldownConfig, RetryConfig, StreamHoldLimits};
 pub use server::{AdminAddress, AdminConfig, ServerConfig, TimeoutsConfig};
 
-/// Everything one file says, with its defaults filled in.
+/// A complete, valid configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where clients connect; at least one.
+    /// The addresses that clients connect to; at least one.
     pub listeners: Vec<ListenerConfig>,
-    /// The routable entries, in the order of the file; at least one, names unique.
+    /// In the order of the file; at least one. Names are unique.
     pub backends: Vec<BackendConfig>,
-    /// Who may call.
+    /// Who may send requests.
     pub clients: ClientsConfig,
-    /// Whose tokens clients may show in place of a key; `None`: nobody's.
+    /// Which Entra ID tokens are accepted from clients; `None` for none.
     pub client_tokens: Option<ClientTokenConfig>,
-    /// What may be asked, and how much of it.
+    /// Which requests are allowed, and what is changed in them.
     pub requests: RequestsConfig,
-    /// How the backends of a tier take turns.
+    /// How requests are distributed among the backends of a tier.
     pub balance_policy: BalancePolicy,
-    /// When another attempt is made.
+    /// When a request is sent again after a failed attempt.
     pub retry: RetryConfig,
-    /// How long a throttled deployment rests.
+    /// How long a throttled deployment is unavailable.
     pub cooldown: CooldownConfig,
-    /// When a failing backend is left alone.
+    /// When the circuit breaker of a backend opens.
     pub breaker: BreakerConfig,
     /// How long each step may take.
     pub timeouts: TimeoutsConfig,
-    /// What is written down; `None`: nothing.
+    /// What is recorded of each request; `None` for nothing.
     pub record: Option<RecordConfig>,
-    /// How secrets that are in a vault are read.
+    /// How secrets are read from key vaults.
     pub key_vault: KeyVaultConfig,
-    /// Where the admin API listens; `None`: nowhere.
+    /// The admin API; `None` if there is none.
     pub admin: Option<AdminConfig>,
-    /// The process itself.
+    /// Threads, shutdown, keepalive and upgrades.
     pub server: ServerConfig,
 }

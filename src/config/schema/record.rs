@@ -1,78 +1,79 @@
-//! `record`: what is written down.
+//! `record`: what is recorded of each request, and where the records go.
 
 use std::path::PathBuf;
 
 use super::credentials::EntraCredential;
 use crate::config::values::Endpoint;
 
-/// What is written down of each exchange.
+/// What is recorded of each request and its response, and where the records go.
 #[derive(Clone, Debug)]
 pub struct RecordConfig {
-    /// What is kept of prompts and answers, where the client does not say otherwise.
+    /// How much of prompts and completions is recorded, unless the client has a setting of its own.
     pub content: RecordedContent,
-    /// Most bytes kept of each of the two; above zero.
+    /// The most bytes recorded of a prompt, and of a completion; above zero.
     pub max_content_bytes: u64,
-    /// How token counts of streams are come by.
+    /// How the token counts of streams are obtained.
     pub token_usage: TokenUsageMode,
-    /// What is taken out of prompts and answers before they are written down.
+    /// What matches one of these is removed from prompts and completions before they are recorded.
     pub redaction_patterns: Vec<regex::Regex>,
-    /// The file of JSON lines; that or the table, or both.
+    /// The file of JSON lines. At least one of this and `log_analytics` is set.
     pub jsonl: Option<JsonlConfig>,
-    /// The table in Log Analytics.
+    /// The Log Analytics table.
     pub log_analytics: Option<LogAnalyticsConfig>,
-    /// Where records wait for their sinks.
+    /// The on-disk queue of records that have not been delivered yet.
     pub spool: SpoolConfig,
 }
 
-/// What is kept of prompts and answers.
+/// How much of prompts and completions is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordedContent {
-    /// Both.
+    /// Prompts and completions.
     Full,
-    /// The prompt only.
+    /// Prompts.
     PromptOnly,
     /// Neither.
     None,
 }
 
-/// How token counts of streams are come by.
+/// How the token counts of streams are obtained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenUsageMode {
-    /// Upstream is asked for them where the client did not.
+    /// If the client did not request them, the balancer requests them from upstream
+    /// (`stream_options.include_usage`).
     AskUpstream,
-    /// Only what passes anyway is read.
+    /// They are read only from streams for which the client requested them.
     ObserveOnly,
 }
 
-/// A file of one JSON object per line.
+/// A file with one JSON object per line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JsonlConfig {
-    /// Its path; the directory existed at the check.
+    /// The file. Its directory existed when the configuration was checked.
     pub path: PathBuf,
-    /// From so many bytes on a new file is begun.
+    /// The file is rotated when it reaches this size.
     pub rotate_at_bytes: u64,
-    /// How many old files are kept.
+    /// How many rotated files are kept.
     pub max_rotated_files: usize,
 }
 
-/// A table in Log Analytics, reached by a data collection rule.
+/// A table in Log Analytics, filled through a data collection rule (Logs Ingestion API).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogAnalyticsConfig {
-    /// The rule's or the data collection endpoint's.
+    /// The logs ingestion endpoint of the rule, or the data collection endpoint.
     pub endpoint: Endpoint,
-    /// The rule's immutable id.
+    /// The immutable id of the rule.
     pub rule_immutable_id: String,
-    /// The rule's stream.
+    /// The stream of the rule that records are sent to.
     pub stream_name: String,
-    /// Who may send to it.
+    /// The credential to send with.
     pub credential: EntraCredential,
 }
 
-/// Where records wait for their sinks.
+/// The on-disk queue of records that have not been delivered to their sinks yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpoolConfig {
-    /// A directory of the balancer's own.
+    /// A directory that only the balancer uses.
     pub directory: PathBuf,
-    /// Bytes beyond which the oldest go.
+    /// Above this many bytes, the oldest records are dropped.
     pub max_bytes: u64,
 }

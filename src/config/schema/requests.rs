@@ -1,24 +1,27 @@
-//! `requests`: what may be asked.
+//! `requests`: which requests are allowed, how large they may be, and what is changed in them.
 
 use crate::config::values::AllowRule;
 
-/// What may be asked, how much of it, and what is changed on the way.
+/// Which requests are allowed, how large they may be, and what is changed in them.
 #[derive(Clone, Debug)]
 pub struct RequestsConfig {
-    /// One of these has to permit a request; at least one.
+    /// A request is allowed if one of these rules permits it; at least one.
     pub allow_rules: Vec<AllowRule>,
-    /// Added to a classic path that has no `api-version`.
+    /// The `api-version` that is added to a request on a classic path without one.
     pub default_api_version: Option<String>,
-    /// The backend for calls that name no deployment: an index into [`Config::backends`].
+    /// The backend for calls that name no deployment, as an index into
+    /// [`Config::backends`](super::Config::backends).
     pub default_backend_index: usize,
-    /// Most bytes of a body that is held and replayed.
+    /// The largest request body, in bytes, that is held in memory so that it can be sent again.
     pub max_buffered_body_bytes: u64,
-    /// Most bytes of a body that passes through without replay; at least `max_buffered_body_bytes`.
+    /// The largest file upload, in bytes. One above `max_buffered_body_bytes` is streamed and cannot be
+    /// sent again. At least `max_buffered_body_bytes`.
     pub max_streamed_body_bytes: u64,
-    /// Most bytes of all held bodies together; at least `max_buffered_body_bytes`.
+    /// The most bytes that all held bodies take together; at least `max_buffered_body_bytes`.
     pub max_total_buffered_bytes: u64,
-    /// Set on every request upstream; no name twice. Values that were expanded are marked sensitive.
+    /// Headers to set on every upstream request, each name once. Values that came from an expansion are
+    /// marked sensitive.
     pub set_headers: Vec<(http::HeaderName, http::HeaderValue)>,
-    /// Removed from every request upstream; none of them is also set.
+    /// Headers to remove from every upstream request; none of them is in `set_headers`.
     pub remove_headers: Vec<http::HeaderName>,
 }

@@ -1,64 +1,66 @@
-//! `balance`, `retry`, `cooldown` and `breaker`.
+//! `balance`, `retry`, `cooldown` and `breaker`: which backend is chosen, and what follows a failed attempt.
 
 use std::time::Duration;
 
 use crate::config::values::{Percentage, StatusSet};
 
-/// How the backends of a tier take turns.
+/// How requests are distributed among the backends of a tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BalancePolicy {
-    /// One after the other, by weight.
+    /// Weighted round robin.
     RoundRobin,
-    /// The same, but those that are about to refuse take fewer turns.
+    /// Weighted round robin, in which backends with little remaining quota take fewer turns.
     Headroom,
 }
 
-/// When another attempt is made.
+/// When a request is sent again after a failed attempt.
 #[derive(Clone, Debug)]
 pub struct RetryConfig {
-    /// Tries after the first, at most 100.
+    /// The most attempts after the first; at most 100.
     pub max_retries: u32,
-    /// The statuses that lead to another backend.
+    /// The response statuses that lead to an attempt on another backend.
     pub retryable_statuses: StatusSet,
-    /// From the end of the request body; no attempt after the first starts later.
+    /// Measured from the end of the request body: no retry starts later than this.
     pub deadline: Duration,
-    /// The most one request waits for cooldowns before it goes to the next tier.
+    /// The longest that a request waits for a cooldown to end before it spills over to the next tier.
     pub max_cooldown_wait: Duration,
-    /// How many more attempts than requests a pool may cost that is failing.
+    /// While backends fail, retries are limited to this share of the pool's recent requests.
     pub budget: Percentage,
-    /// How much of a stream is held until it is known to be an answer.
+    /// How long and how much of a stream is held back until its first content arrives.
     pub stream_hold: StreamHoldLimits,
 }
 
-/// Bounds on what is held of a stream before its first content.
+/// Limits on holding back a stream until its first content. Until then Azure may still report an error in
+/// a stream with status 200, and the request can move to another backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamHoldLimits {
-    /// From the response head; zero holds nothing.
+    /// Measured from the response head; zero disables holding.
     pub max_time: Duration,
-    /// Bytes; above zero.
+    /// Above zero.
     pub max_bytes: u64,
 }
 
-/// How long a throttled deployment rests.
+/// How long a throttled deployment is unavailable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CooldownConfig {
-    /// Where the answer gives no usable hint; above zero.
+    /// Used if the response has no usable hint such as `Retry-After`; above zero.
     pub default_duration: Duration,
-    /// Where the hint asks for more; at least `default`.
+    /// Limits what the hint asks for; at least `default_duration`.
     pub max_duration: Duration,
 }
 
-/// When a failing backend is left alone, and for how long.
+/// When the circuit breaker of a backend opens, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BreakerConfig {
-    /// Failures within the window; at least 1.
+    /// The circuit opens after this many failures within the window; at least 1.
     pub min_failures: u32,
-    /// The part of all attempts within the window that they also have to be.
+    /// The failures must also be at least this share of all attempts within the window.
     pub min_failure_ratio: Percentage,
-    /// How far back is looked; above zero.
+    /// The sliding window in which attempts are counted; above zero.
     pub window: Duration,
-    /// How long it is left alone the first time; above zero.
+    /// How long the circuit is open the first time; above zero.
     pub open_duration: Duration,
-    /// The most, when it comes back only to fail; at least `open`.
+    /// Each time the backend fails again after that, the duration doubles, up to this; at least
+    /// `open_duration`.
     pub max_open_duration: Duration,
 }

@@ -1,4 +1,4 @@
-//! `timeouts`, `admin` and `server`.
+//! `timeouts`, `admin` and `server`: the process as a whole.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -7,22 +7,22 @@ use std::time::Duration;
 use super::credentials::SecretSource;
 use super::listener::ListenerTlsConfig;
 
-/// How long each step may take; all above zero and at most 24 hours.
+/// How long each step may take. Each is above zero and at most 24 hours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeoutsConfig {
-    /// TCP and TLS to a backend.
+    /// To connect to a backend, TLS handshake included.
     pub connect: Duration,
-    /// From the request sent to the response head.
+    /// From the end of the request to the response head.
     pub first_byte: Duration,
     /// The same for a request that asks for a stream.
     pub first_byte_of_stream: Duration,
-    /// Between two pieces of a response.
+    /// Between two reads of a response body, and for each write.
     pub response_idle: Duration,
-    /// For a client's request head.
+    /// For a client to send its request head.
     pub request_head: Duration,
-    /// For the whole of a client's request body; between two pieces of one that passes through.
+    /// For a client to send its whole request body; for a streamed upload, between two reads.
     pub request_body: Duration,
-    /// How long an unused upstream connection is kept.
+    /// How long an idle upstream connection is kept.
     pub pooled_connection_idle: Duration,
 }
 
@@ -31,32 +31,34 @@ pub struct TimeoutsConfig {
 pub struct AdminConfig {
     /// Where it listens.
     pub address: AdminAddress,
-    /// What has to be shown; always there beyond loopback.
+    /// The bearer token that requests must have. Always set for a TCP address other than loopback.
     pub token: Option<SecretSource>,
-    /// The same.
+    /// `None` for plain HTTP. Always set for a TCP address other than loopback.
     pub tls: Option<ListenerTlsConfig>,
 }
 
 /// Where the admin API listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdminAddress {
-    /// An address that no listener uses.
+    /// An address and port that no listener uses.
     Tcp(SocketAddr),
-    /// A Unix socket; the path is short enough for one.
+    /// The path of a Unix socket, within the length that the kernel allows.
     Unix(PathBuf),
 }
 
-/// The process itself.
+/// Threads, shutdown, keepalive and upgrades.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerConfig {
     /// Worker threads; 1 to 256.
     pub worker_threads: usize,
-    /// How long requests in flight may go on after a stop was asked for.
+    /// How long requests in flight may take to finish after the process was told to stop.
     pub grace_period: Duration,
-    /// How long listeners stay after readiness has failed.
+    /// How long listeners keep accepting after readiness has begun to fail.
     pub drain_delay: Duration,
-    /// Silence after which TCP probes both sides; whole seconds, 1 s to 9 h.
+    /// How long a connection is idle before TCP keepalive probes are sent, to clients and to backends.
+    /// Whole seconds, 1 s to 9 h.
     pub tcp_keepalive: Duration,
-    /// Where an upgrade hands the listening sockets over; its directory is the balancer's own.
+    /// The Unix socket through which an upgrade hands over the listening sockets. Only the balancer uses
+    /// its directory.
     pub upgrade_socket_path: PathBuf,
 }

@@ -1,29 +1,29 @@
-//! Which requests may be made at all: a method and a pattern of paths.
+//! The rules of `requests.allow`: a method and a pattern of paths.
 
 use std::borrow::Cow;
 
 use http::Method;
 
-/// One line of `requests.allow`.
+/// One rule of `requests.allow`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllowRule {
-    /// The method; GET permits HEAD too.
+    /// GET also permits HEAD.
     pub method: Method,
-    /// The paths.
+    /// The paths that are allowed with this method.
     pub path_pattern: PathPattern,
 }
 
 impl AllowRule {
-    /// Whether a request is permitted by this line; `path` is normalised and without query.
+    /// Whether the rule permits a request. `path` is decoded and normalized, without the query.
     pub fn permits(&self, method: &Method, path: &str) -> bool {
         (self.method == *method || (self.method == Method::GET && *method == Method::HEAD))
             && self.path_pattern.matches(path)
     }
 
-    /// Reads `METHOD /path*`.
+    /// Parses `METHOD /path*`.
     ///
     /// # Errors
-    /// What the text has to be instead; it is not repeated.
+    /// What is wrong, without repeating the text: whether that may be shown is for the caller to decide.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let mut words = text.split_ascii_whitespace();
         let (Some(method), Some(path), None) = (words.next(), words.next(), words.next()) else {
@@ -42,27 +42,27 @@ fn parse_method(text: &str) -> Result<Method, String> {
     let upper = text.to_ascii_uppercase();
     Err(match upper.as_str() {
         "OPTIONS" | "TRACE" | "CONNECT" => {
-            format!("{upper} cannot be allowed; it is always answered 405")
+            format!("{upper} cannot be allowed: it is always refused with 405")
         }
         "GET" | "POST" | "DELETE" | "PUT" | "PATCH" | "HEAD" => {
-            format!("the method is written in capitals: {upper}")
+            format!("the method must be in capitals: {upper}")
         }
         _ => "must begin with one of GET, POST, DELETE, PUT, PATCH and HEAD (which GET includes)".to_owned(),
     })
 }
 
-/// A path in which `*` stands for anything, slashes and nothing included. Compares without
-/// ASCII case.
+/// A pattern of paths. `*` matches any characters, slashes included, or none. ASCII letters match in either
+/// case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathPattern {
-    /// What stands before the first `*`, or everything if there is none; lower case.
+    /// What comes before the first `*`, or everything if there is none; in lower case.
     prefix: String,
-    /// What follows each `*`, lower case; the last piece ends the path.
+    /// What follows each `*`, in lower case. The last piece must end the path.
     pieces_after_stars: Vec<String>,
 }
 
 impl PathPattern {
-    /// Whether `path` is one of those meant, in time linear in its length.
+    /// Whether `path` matches. Takes time linear in its length.
     pub fn matches(&self, path: &str) -> bool {
         let path = match path.bytes().any(|b| b.is_ascii_uppercase()) {
             true => Cow::Owned(path.to_ascii_lowercase()),
@@ -74,7 +74,8 @@ impl PathPattern {
         let Some(mut rest) = path.strip_prefix(&self.prefix) else {
             return false;
         };
-        // The leftmost place for each piece leaves the most room for those after it.
+        // The leftmost match of each piece leaves the most of the path for the pieces after it, so no
+        // backtracking is needed.
         for piece in middle {
             let Some(at) = rest.find(piece.as_str()) else {
                 return false;
@@ -91,12 +92,12 @@ impl PathPattern {
         }
         if !text.bytes().all(|b| b.is_ascii_graphic()) || text.contains(['?', '#', '%', '\\']) {
             return error(
-                "the path must be plain ASCII without query, `#`, `%` and `\\`: it is compared with the decoded path alone",
+                "the path must be printable ASCII without a query, `#`, `%` or `\\`: it is compared with the decoded path only",
             );
         }
         if text.contains("//") || (text.len() > 1 && text.ends_with('/')) {
             return error(
-                "would never match: repeated and trailing slashes are dropped before paths are compared",
+                "would never match: repeated and trailing slashes are removed before paths are compared",
             );
         }
         let text = text.to_ascii_lowercase();
@@ -160,7 +161,7 @@ mod tests {
             ("trace /a", "TRACE cannot be allowed"),
             ("FETCH /a", "must begin with one of"),
             ("GET a", "must begin with `/`"),
-            ("GET /a?b=*", "without query"),
+            ("GET /a?b=*", "without a query"),
             ("GET /a/", "would never match"),
             ("GET //a", "would never match"),
         ] {

@@ -1,10 +1,10 @@
-//! What one backend serves: the client's name for a deployment, and this resource's.
+//! The deployments of one backend, by the name that clients use and the name on its resource.
 
 use std::collections::HashMap;
 
 use crate::names::DeploymentName;
 
-/// The deployments of a backend. Names compare without case.
+/// The deployments of a backend. Names are compared without case.
 #[derive(Clone, Debug)]
 pub struct DeploymentMap {
     entries: Vec<(DeploymentName, DeploymentName)>,
@@ -13,7 +13,8 @@ pub struct DeploymentMap {
 }
 
 impl DeploymentMap {
-    /// A map of `listed` names (client's first, each once); `passes_unlisted` for those not listed.
+    /// A map of `entries` (the client's name first, each once). If `passes_unlisted`, names that are not
+    /// listed are served as well, under the same name upstream.
     pub(crate) fn new(entries: Vec<(DeploymentName, DeploymentName)>, passes_unlisted: bool) -> Self {
         Self { upstream_by_client_name: entries.iter().cloned().collect(), entries, passes_unlisted }
     }
@@ -24,12 +25,12 @@ impl DeploymentMap {
         self.upstream_by_client_name.get(requested).or(self.passes_unlisted.then_some(requested))
     }
 
-    /// The listed names in the order of the file: the client's, and the one upstream.
+    /// The listed names in the order of the file: the client's name and the one upstream.
     pub fn entries(&self) -> impl Iterator<Item = (&DeploymentName, &DeploymentName)> {
         self.entries.iter().map(|(client, upstream)| (client, upstream))
     }
 
-    /// Whether names that are not listed pass as they are.
+    /// Whether names that are not listed are served as well, under the same name upstream.
     pub fn passes_unlisted(&self) -> bool {
         self.passes_unlisted
     }

@@ -1,32 +1,33 @@
-//! Where a backend is: scheme, host and port out of the URL an operator copies from Azure.
+//! An endpoint: scheme, host and port, parsed from a URL as the Azure portal shows it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use http::Uri;
 
-/// What an Azure OpenAI client is given after the host; understood and cut.
+/// The paths after the host in URLs that the Azure portal and SDKs use. They are accepted and dropped.
 const ACCEPTED_PATHS: [&str; 3] = ["", "/openai", "/openai/v1"];
 
-/// An Azure resource host.
+/// A server that is called over HTTP: an Azure resource, or another service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
-    /// Whether it is spoken to over TLS.
+    /// Whether the scheme is `https`.
     pub uses_tls: bool,
-    /// A host name in lower case or an IP address, without brackets.
+    /// A host name in lower case, or an IP address without brackets.
     pub host: String,
     /// Never 0.
     pub port: u16,
 }
 
 impl Endpoint {
-    /// The value of the `Host` header: without the port of the scheme, IPv6 in brackets.
+    /// The host and port as in a URL and the `Host` header: without the default port of the scheme, IPv6 in
+    /// brackets.
     pub fn authority(&self) -> String {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
         let default_port = if self.uses_tls { 443 } else { 80 };
         if self.port == default_port { host } else { format!("{host}:{}", self.port) }
     }
 
-    /// Whether it is this machine, as far as its name tells.
+    /// Whether it is a loopback address, or a name that always means one (RFC 6761 section 6.3).
     pub(crate) fn is_loopback(&self) -> bool {
         match self.host.parse::<IpAddr>() {
             Ok(ip) => ip.to_canonical().is_loopback(),
@@ -34,10 +35,10 @@ impl Endpoint {
         }
     }
 
-    /// Reads `https://host[:port]`, also with what Azure's portal shows behind it.
+    /// Parses `https://host[:port]`, optionally followed by `/`, `/openai` or `/openai/v1`.
     ///
     /// # Errors
-    /// What the text has to be instead; it is not repeated.
+    /// What is wrong, without repeating the text: whether that may be shown is for the caller to decide.
     pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
         const EXPECTED: &str = "must be a URL such as https://NAME.openai.azure.com";
         if text.contains('#') {
@@ -55,15 +56,11 @@ impl Endpoint {
             return Err("must not have a user or password; the key belongs under credential.api_key");
         }
         if uri.query().is_some() {
-            return Err(
-                "must end after the host: there is no place for a query; api_version is a key of its own",
-            );
+            return Err("must not have a query; api_version is a key of its own");
         }
         let path = uri.path().strip_suffix('/').unwrap_or(uri.path());
         if !ACCEPTED_PATHS.iter().any(|known| known.eq_ignore_ascii_case(path)) {
-            return Err(
-                "must end after the host, or with /openai or /openai/v1; other paths have no place here",
-            );
+            return Err("must end after the host, or with /openai or /openai/v1");
         }
         let port = match authority.as_str().strip_prefix(authority.host()) {
             Some("") if uses_tls => 443,
@@ -72,7 +69,7 @@ impl Endpoint {
                 .strip_prefix(':')
                 .and_then(|port| port.parse().ok())
                 .filter(|port| *port != 0)
-                .ok_or("must have a port between 1 and 65535 behind its `:`")?,
+                .ok_or("must have a port between 1 and 65535 after its `:`")?,
             None => return Err(EXPECTED),
         };
         let host = parse_host(authority.host()).ok_or("must have a valid host name or IP address")?;
@@ -80,7 +77,7 @@ impl Endpoint {
     }
 }
 
-/// A host of a URL in lower case, without brackets.
+/// The host of a URL, in lower case and without brackets.
 fn parse_host(text: &str) -> Option<String> {
     if let Some(inside) = text.strip_prefix('[') {
         let ip: Ipv6Addr = inside.strip_suffix(']')?.parse().ok()?;
@@ -92,8 +89,8 @@ fn parse_host(text: &str) -> Option<String> {
     parse_host_name(text)
 }
 
-/// A DNS name in lower case (RFC 1123, and the underscore some private zones use). Not an
-/// IP address, nor something that looks like one.
+/// A DNS name, in lower case (RFC 1123, and the underscore that some private zones use). Text whose last
+/// label is a number is not one: it would be a malformed IPv4 address.
 pub(crate) fn parse_host_name(text: &str) -> Option<String> {
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -153,8 +150,8 @@ mod tests {
             ("https://", "must be a URL"),
             ("https://a.b/openai/deployments/x", "must end after the host"),
             ("https://a.b//openai", "must end after the host"),
-            ("https://a.b/openai?api-version=v1", "must end after the host"),
-            ("https://a.b/?", "must end after the host"),
+            ("https://a.b/openai?api-version=v1", "must not have a query"),
+            ("https://a.b/?", "must not have a query"),
             ("https://a.b#x", "fragment"),
             ("https://u:p@a.b", "user or password"),
             ("https://a.b:", "a port between"),

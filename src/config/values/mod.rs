@@ -1,4 +1,4 @@
-//! Values that cannot be wrong.
+//! Types for single values: each can only be made from valid input.
 
 mod allow_rule;
 mod certified_key;

@@ -1,28 +1,27 @@
-//! A value that is never printed: what keys are kept in between the file and the wire.
+//! A secret that is never printed.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// A secret of the configuration. It has no `Display` and its `Debug` says nothing; a copy
-/// shares the one text.
+/// A secret. It has no `Display`, and its `Debug` output hides it. Clones share the text.
 #[derive(Clone)]
 pub struct Secret(Arc<str>);
 
 impl Secret {
-    /// Takes the secret in.
+    /// Wraps a secret.
     pub fn new(secret: &str) -> Self {
         Self(secret.into())
     }
 
-    /// The secret itself. Only for where a credential is written into a request.
-    /// What it returns goes into no log, message, label or record.
+    /// The secret itself, to be written into a request. It must not get into a log, message, label or
+    /// record.
     pub fn expose_secret(&self) -> &str {
         &self.0
     }
 }
 
 impl PartialEq for Secret {
-    /// In constant time, for secrets of the same length.
+    /// Compares in constant time, apart from the length.
     fn eq(&self, other: &Self) -> bool {
         let (a, b) = (self.0.as_bytes(), other.0.as_bytes());
         a.len() == b.len() && openssl::memcmp::eq(a, b)

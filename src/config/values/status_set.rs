@@ -1,29 +1,29 @@
-//! The set of response statuses that lead to another attempt.
+//! A set of response statuses, for `retry.statuses`.
 
 use std::fmt;
 
-const FIRST_STATUS: u16 = 400;
-const LAST_STATUS: u16 = 599;
+const MIN_STATUS: u16 = 400;
+const MAX_STATUS: u16 = 599;
 
-/// A set of statuses between 400 and 599.
+/// A set of statuses from 400 to 599.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct StatusSet([u64; 4]);
 
 impl StatusSet {
-    /// The set without members.
+    /// The empty set.
     pub(crate) const EMPTY: Self = Self([0; 4]);
 
-    /// What the product does unless told otherwise: 408, 429 and 500 to 599.
+    /// The default of `retry.statuses`: 408, 429 and 500 to 599.
     pub(crate) fn default_retryable() -> Self {
         [(408, 408), (429, 429), (500, 599)]
             .into_iter()
             .fold(Self::EMPTY, |set, (first, last)| set.with_range(first, last))
     }
 
-    /// The set with `first` to `last` added; what lies outside 400 to 599 is left out.
+    /// Adds the statuses from `first` to `last`. Those outside 400 to 599 are ignored.
     pub(crate) fn with_range(mut self, first: u16, last: u16) -> Self {
-        for status in first.max(FIRST_STATUS)..=last.min(LAST_STATUS) {
-            let bit = usize::from(status - FIRST_STATUS);
+        for status in first.max(MIN_STATUS)..=last.min(MAX_STATUS) {
+            let bit = usize::from(status - MIN_STATUS);
             self.0[bit / 64] |= 1 << (bit % 64);
         }
         self
@@ -31,8 +31,8 @@ impl StatusSet {
 
     /// Whether `status` is in the set.
     pub fn contains(&self, status: u16) -> bool {
-        (FIRST_STATUS..=LAST_STATUS).contains(&status) && {
-            let bit = usize::from(status - FIRST_STATUS);
+        (MIN_STATUS..=MAX_STATUS).contains(&status) && {
+            let bit = usize::from(status - MIN_STATUS);
             self.0[bit / 64] >> (bit % 64) & 1 == 1
         }
     }
@@ -40,11 +40,11 @@ impl StatusSet {
 
 impl fmt::Debug for StatusSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries((FIRST_STATUS..=LAST_STATUS).filter(|status| self.contains(*status))).finish()
+        f.debug_set().entries((MIN_STATUS..=MAX_STATUS).filter(|status| self.contains(*status))).finish()
     }
 }
 
-/// Reads `429` or `500-599` as its first and last status; both within 400 to 599.
+/// Parses `429` or `500-599`, within 400 to 599. Returns the first and the last status.
 pub(crate) fn parse_status_range(text: &str) -> Option<(u16, u16)> {
     let number = |text: &str| {
         let text = text.trim();
@@ -54,7 +54,7 @@ pub(crate) fn parse_status_range(text: &str) -> Option<(u16, u16)> {
         Some((first, last)) => (number(first)?, number(last)?),
         None => (number(text)?, number(text)?),
     };
-    (FIRST_STATUS <= first && first <= last && last <= LAST_STATUS).then_some((first, last))
+    (MIN_STATUS <= first && first <= last && last <= MAX_STATUS).then_some((first, last))
 }
 
 #[cfg(test)]

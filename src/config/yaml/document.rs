@@ -1,12 +1,13 @@
-//! From text to one parsed YAML document, or the one reason why there is none.
+//! Parses the text of a file into one YAML document.
 
 use serde_yaml::Value;
 
 use super::node::kind_name;
 use super::problem_collector::ProblemCollector;
 
-/// The one document in `text`, with its merge keys (`<<`) written out.
+/// Parses the one document in `text`, and resolves its merge keys (`<<`).
 pub(crate) fn parse_document(text: &str, problems: &ProblemCollector<'_>) -> Option<Value> {
+    // Some editors on Windows begin a file with a byte order mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let value = serde_yaml::from_str::<Value>(text).and_then(|mut value| {
         value.apply_merge()?;
@@ -23,11 +24,11 @@ pub(crate) fn parse_document(text: &str, problems: &ProblemCollector<'_>) -> Opt
     }
 }
 
-/// What the YAML parser says, with a hint where its words do not lead to the fix.
+/// The error of the YAML parser, with a hint where its wording does not lead to the fix.
 fn describe_syntax_error(error: &serde_yaml::Error) -> String {
     let mut message = error.to_string();
     if message.contains("invalid value") {
-        // The only message of the parser that repeats a value.
+        // The only message of the parser that repeats a value, which may be a secret.
         message = "a value does not fit its tag".to_owned();
     }
     if message.contains("more than one document") {
@@ -40,11 +41,11 @@ fn describe_syntax_error(error: &serde_yaml::Error) -> String {
         _ => String::new(),
     };
     let hint = if message.contains("alias") || message.contains("unknown anchor") {
-        "; a `*` is written in quotes"
+        "; write a `*` in quotes"
     } else if message.contains("cannot start any token") {
-        "; indent with blanks, not tabs, and quote values that begin with @, ` or %"
+        "; indent with spaces, not tabs, and quote values that begin with @, ` or %"
     } else if message.contains("flow") {
-        "; a value that begins with [ or { is written in quotes, such as \"[::]:8080\""
+        "; write a value that begins with [ or { in quotes, such as \"[::]:8080\""
     } else {
         ""
     };

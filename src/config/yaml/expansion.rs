@@ -1,38 +1,38 @@
-//! `${NAME}`, `${NAME:-default}` and `${file:/path}` inside one scalar, once, and the rule
-//! that nothing which came that way is ever shown.
+//! Expansion of `${NAME}`, `${NAME:-default}` and `${file:/path}` inside a scalar. Expanded values may be
+//! secrets, so no message ever shows one.
 //!
-//! As in a shell, the default of `:-` stands in for a variable that is unset or empty. `$$`
-//! is a dollar sign; a `$` before anything else than `{` or `$` stays as it is. A file loses
-//! one line break at its end.
+//! As in a shell, `:-` gives the default for a variable that is unset or empty. `$$` is a dollar sign; a `$`
+//! before anything but `{` or `$` is kept. The last line break of a file is dropped. What an expansion
+//! inserts is not expanded again.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// The environment as it is handed in.
+/// Looks up an environment variable.
 pub(crate) type EnvironmentLookup<'e> = dyn Fn(&str) -> Option<String> + 'e;
 
-/// The most a `${file:…}` may hold: secrets are short, and `/dev/zero` never ends.
+/// The largest file for `${file:…}`: secrets are short, and `/dev/zero` never ends.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
-/// The most characters of a literal value that a message repeats.
+/// The most characters of a literal value that are shown in a message.
 const MAX_SHOWN_CHARS: usize = 60;
 
-/// A scalar after expansion, which knows whether it may be shown.
+/// The text of a scalar after expansion, with the knowledge of whether it may be shown.
 #[derive(Debug)]
 pub(crate) struct ExpandedText {
-    /// The text as it is meant.
+    /// The expanded text.
     pub(crate) value: String,
-    /// The expansions in it, as `${NAME}`.
+    /// The expansions that it came from, as `${NAME}`.
     expansions: Vec<String>,
 }
 
 impl ExpandedText {
-    /// Whether some of the text came from an expansion.
+    /// Whether any of the text came from an expansion.
     pub(crate) fn is_expanded(&self) -> bool {
         !self.expansions.is_empty()
     }
 
-    /// The text for a message: itself if it stood in the file, otherwise where it came from.
+    /// What a message may show: the text itself if it is literal, otherwise only where it came from.
     pub(crate) fn to_safe_display(&self) -> String {
         if self.is_expanded() {
             return format!("the value from {}", self.expansions.join(" and "));
@@ -44,7 +44,7 @@ impl ExpandedText {
     }
 }
 
-/// Expands `raw`; relative files start at `base`.
+/// Expands `raw`. Relative file paths start at `base`.
 ///
 /// # Errors
 /// One message for each expansion that has no value.
@@ -64,7 +64,7 @@ pub(crate) fn expand_text(
             rest = after;
         } else if let Some(body) = rest.strip_prefix('{') {
             let Some((inside, after)) = body.split_once('}') else {
-                problems.push("has a `${` without its `}`; a literal dollar sign is written `$$`".to_owned());
+                problems.push("has a `${` without its `}`; write `$$` for a literal dollar sign".to_owned());
                 rest = "";
                 break;
             };
@@ -84,7 +84,7 @@ pub(crate) fn expand_text(
     if problems.is_empty() { Ok(text) } else { Err(problems) }
 }
 
-/// What stands between the braces, as its label for messages and its value.
+/// Resolves what is between the braces. Returns its label for messages, and its value.
 fn resolve_expansion(
     inside: &str,
     base: &Path,
@@ -103,12 +103,13 @@ fn resolve_expansion(
     let has_valid_start = name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
     if !has_valid_start || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
         return Err(
-            "has an expansion that is none of ${NAME}, ${NAME:-default} and ${file:/path}; a literal `${` is written `$${`"
+            "has an invalid expansion; write ${NAME}, ${NAME:-default} or ${file:/path}, or `$${` for a literal `${`"
                 .to_owned(),
         );
     }
     let source = format!("${{{name}}}");
     let value = match (env(name), default) {
+        // First: the closing brace that was found belongs to the inner expansion, so the default is cut off.
         (_, Some(default)) if default.contains("${") => {
             return Err(format!("has an expansion inside the default of {source}; expansions do not nest"));
         }
@@ -185,7 +186,7 @@ mod tests {
                     "${NO} is not set; set NO or write ${NO:-default}",
                 ],
             ),
-            ("a${KEY", vec!["has a `${` without its `}`; a literal dollar sign is written `$$`"]),
+            ("a${KEY", vec!["has a `${` without its `}`; write `$$` for a literal dollar sign"]),
             (
                 "${NONE:-${KEY}}",
                 vec!["has an expansion inside the default of ${NONE}; expansions do not nest"],
@@ -195,7 +196,8 @@ mod tests {
         }
         for raw in ["${}", "${1A}", "${A B}", "${:-x}", "${A-x}"] {
             assert!(
-                expand_text(raw, Path::new(""), &env).unwrap_err()[0].contains("none of ${NAME}"),
+                expand_text(raw, Path::new(""), &env).unwrap_err()[0]
+                    .contains("has an invalid expansion; write ${NAME},"),
                 "{raw}"
             );
         }

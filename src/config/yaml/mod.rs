@@ -1,4 +1,6 @@
-//! Reading YAML.
+//! Reads values from YAML: parsing, expansion of `${…}`, units, and a list of everything that is wrong.
+//!
+//! Which keys there are, and what their values mean, is left to `check`.
 
 mod document;
 mod expansion;

@@ -1,8 +1,8 @@
-//! A cursor over the parsed YAML: it knows where it is, reads one kind of value at a time,
-//! and puts what is wrong on one list instead of stopping.
+//! Typed reading of YAML values. Each value knows its key path, and what is wrong with it is added to the
+//! list of problems.
 //!
-//! Reading gives `Option`: `None` means that a problem has been noted. Callers read all
-//! their keys first and use `?` last, so that one pass finds everything.
+//! The `read_…` methods return `None` after they have reported an error. Callers read all their keys first
+//! and use `?` only afterwards, so that one pass reports every problem.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -17,11 +17,11 @@ use super::units::{self, QuantityError};
 use super::wording::{closest_match, join_with_and, join_with_or};
 use crate::config::values::Percentage;
 
-/// The most characters of an unknown key that a message repeats: `{ api_key:"…" }` without its
-/// blank is one key with the secret in it.
+/// Longer unknown keys are not shown in messages: without the space after the colon, `{ api_key:"…" }` is
+/// one key that contains the secret.
 const MAX_SHOWN_KEY_BYTES: usize = 40;
 
-/// What a value is, for messages.
+/// The kind of a value, for messages.
 pub(crate) fn kind_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "nothing",
@@ -34,19 +34,7 @@ pub(crate) fn kind_name(value: &Value) -> &'static str {
     }
 }
 
-fn is_plain_key(key: &str) -> bool {
-    !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
-}
-
-fn child_path(path: &str, key: &str) -> String {
-    match (path, is_plain_key(key)) {
-        ("", true) => key.to_owned(),
-        (_, true) => format!("{path}.{key}"),
-        (_, false) => format!("{path}[{key:?}]"),
-    }
-}
-
-/// A value and its place.
+/// A YAML value and its key path.
 pub(crate) struct YamlNode<'p, 'v> {
     pub(crate) key_path: String,
     value: &'v Value,
@@ -54,17 +42,17 @@ pub(crate) struct YamlNode<'p, 'v> {
 }
 
 impl<'p, 'v> YamlNode<'p, 'v> {
-    /// The document itself.
+    /// The whole document.
     pub(crate) fn root(value: &'v Value, problems: &'p ProblemCollector<'p>) -> Self {
         Self { key_path: String::new(), value, problems }
     }
 
-    /// Notes an error here.
+    /// Reports an error about this value. Returns `None`, so that a reader can return it.
     pub(crate) fn report_error<T>(&self, message: impl Into<String>) -> Option<T> {
         self.problems.report_error(&self.key_path, message)
     }
 
-    /// Notes a warning here.
+    /// Reports a warning about this value.
     pub(crate) fn report_warning(&self, message: impl Into<String>) {
         self.problems.report_warning(&self.key_path, message);
     }
@@ -81,7 +69,7 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         self.value.is_number()
     }
 
-    /// Every reader ends up here with a value that is not of its kind.
+    /// Reports that the value is empty, or not of the expected kind.
     fn report_wrong_kind<T>(&self, expected: &str) -> Option<T> {
         match self.value {
             Value::Null => self.report_error("is empty; remove it or give it a value"),
@@ -89,12 +77,12 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         }
     }
 
-    /// A mapping with these keys and no others.
+    /// Reads a mapping. Keys other than `keys` are reported.
     pub(crate) fn read_mapping(&self, keys: &[&str]) -> Option<YamlMapping<'p, 'v>> {
         self.read_mapping_with_keys(keys, true)
     }
 
-    /// The same for a mapping that holds secrets: a stray key may be one, and is not repeated.
+    /// Reads a mapping with secrets: messages do not show an unknown key, which may be a misplaced secret.
     pub(crate) fn read_secret_mapping(&self, keys: &[&str]) -> Option<YamlMapping<'p, 'v>> {
         self.read_mapping_with_keys(keys, false)
     }
@@ -115,43 +103,45 @@ impl<'p, 'v> YamlNode<'p, 'v> {
             if keys.contains(&key.as_str()) {
                 continue;
             }
-            let meant = match closest_match(key, keys.iter().copied()) {
+            let suggestion = match closest_match(key, keys.iter().copied()) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None if keys.len() == 1 => format!("the only key here is {}", join_with_and(keys)),
                 None => format!("the keys here are {}", join_with_and(keys)),
             };
             if shows_keys && key.len() <= MAX_SHOWN_KEY_BYTES && is_plain_key(key) {
-                self.problems
-                    .report_error::<()>(&child_path(&self.key_path, key), format!("unknown key; {meant}"));
+                self.problems.report_error::<()>(
+                    &child_path(&self.key_path, key),
+                    format!("unknown key; {suggestion}"),
+                );
             } else {
-                self.report_error::<()>(format!("has an unknown key; {meant}"));
+                self.report_error::<()>(format!("has an unknown key; {suggestion}"));
             }
         }
         Some(YamlMapping { key_path: self.key_path.clone(), entries: Some(entries), problems: self.problems })
     }
 
-    /// A mapping whose keys are names: each with its value, in the order of the file.
+    /// Reads a mapping whose keys are names, in the order of the file.
     pub(crate) fn read_named_entries(&self) -> Option<Vec<(&'v str, YamlNode<'p, 'v>)>> {
         let Value::Mapping(entries) = self.value else {
             return self.report_wrong_kind("a mapping of names");
         };
-        let mut named = Vec::with_capacity(entries.len());
-        let mut is_good = true;
+        let mut named_entries = Vec::with_capacity(entries.len());
+        let mut all_valid = true;
         for (key, value) in entries {
             let Value::String(key) = key else {
-                is_good = false;
+                all_valid = false;
                 self.report_error::<()>(format!("has a key that is {}; write it in quotes", kind_name(key)));
                 continue;
             };
-            named.push((
+            named_entries.push((
                 key.as_str(),
                 YamlNode { key_path: child_path(&self.key_path, key), value, problems: self.problems },
             ));
         }
-        is_good.then_some(named)
+        all_valid.then_some(named_entries)
     }
 
-    /// A list, each item with its place.
+    /// Reads a list.
     pub(crate) fn read_list(&self) -> Option<Vec<YamlNode<'p, 'v>>> {
         let Value::Sequence(items) = self.value else {
             return self.report_wrong_kind("a list");
@@ -166,13 +156,13 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         )
     }
 
-    /// A list read item by item: `None` if any of them is bad.
+    /// Reads a list, each item with `read`. All items are read, even after one with an error.
     pub(crate) fn read_each<T>(&self, read: impl FnMut(&YamlNode<'p, 'v>) -> Option<T>) -> Option<Vec<T>> {
         let items: Vec<Option<T>> = self.read_list()?.iter().map(read).collect();
         items.into_iter().collect()
     }
 
-    /// The same, where an empty list is a mistake: `empty` says which.
+    /// Reads a list that must not be empty; `empty` is the error if it is.
     pub(crate) fn read_nonempty_list<T>(
         &self,
         empty: &str,
@@ -182,7 +172,7 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         if items.is_empty() { self.report_error(empty) } else { Some(items) }
     }
 
-    /// A string, expanded.
+    /// Reads a string and expands it.
     pub(crate) fn read_text(&self) -> Option<ExpandedText> {
         match self.value {
             Value::String(raw) => self.expand_text(raw),
@@ -192,7 +182,7 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         }
     }
 
-    /// A string as it is written, in which a dollar sign is a dollar sign.
+    /// Reads a string without expansion: a dollar sign is just a dollar sign.
     pub(crate) fn read_unexpanded_text(&self) -> Option<&str> {
         match self.value {
             Value::String(raw) => Some(raw),
@@ -200,7 +190,7 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         }
     }
 
-    /// A string that is not empty.
+    /// Reads a string that must not be empty.
     pub(crate) fn read_nonempty_text(&self) -> Option<ExpandedText> {
         let text = self.read_text()?;
         match text.value.is_empty() {
@@ -212,14 +202,14 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         }
     }
 
-    /// Where its text comes from, if not from the file itself.
+    /// What the text was expanded from, as a message may show it; `None` if it is literal.
     pub(crate) fn expansion_source(&self) -> Option<String> {
         let Value::String(raw) = self.value else { return None };
         let text = expand_text(raw, self.problems.base_directory(), self.problems.environment()).ok()?;
         text.is_expanded().then(|| text.to_safe_display())
     }
 
-    /// A string with a grammar of its own; `read` says what it has to be instead.
+    /// Reads a string with `parse`. Its error says what is wrong; the text is appended if it may be shown.
     pub(crate) fn read_parsed<T, E: Display>(&self, parse: impl FnOnce(&str) -> Result<T, E>) -> Option<T> {
         let text = self.read_nonempty_text()?;
         match parse(&text.value) {
@@ -240,11 +230,11 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         }
     }
 
-    /// One of a few words, each with its meaning.
+    /// Reads one of a few words, and returns the value that belongs to it.
     pub(crate) fn read_choice<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
         let text = self.read_text()?;
         match words.iter().find(|(word, _)| *word == text.value) {
-            Some((_, meaning)) => Some(*meaning),
+            Some((_, value)) => Some(*value),
             None => {
                 let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
                 self.report_error(format!("must be {}, not {}", join_with_or(&words), text.to_safe_display()))
@@ -252,7 +242,7 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         }
     }
 
-    /// A whole number. It may be written as a string, since an expansion is always one.
+    /// Reads a whole number. A string is accepted too, since an expansion always yields a string.
     pub(crate) fn read_integer(&self, range: RangeInclusive<u64>) -> Option<u64> {
         let (number, shown) = match self.value {
             Value::Number(number) => (number.as_u64(), number.to_string()),
@@ -268,7 +258,7 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         }
     }
 
-    /// True or false, also as a string.
+    /// Reads true or false, also written as a string.
     pub(crate) fn read_bool(&self) -> Option<bool> {
         match self.value {
             Value::Bool(flag) => Some(*flag),
@@ -277,18 +267,18 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         }
     }
 
-    /// A duration with its unit.
+    /// Reads a duration with its unit.
     pub(crate) fn read_duration(&self) -> Option<Duration> {
         self.read_quantity(units::parse_duration, "s", "ms")
     }
 
-    /// A duration above zero.
+    /// Reads a duration above zero.
     pub(crate) fn read_positive_duration(&self) -> Option<Duration> {
         let duration = self.read_duration()?;
         if duration.is_zero() { self.report_error("must be longer than 0s") } else { Some(duration) }
     }
 
-    /// A duration of at least a second.
+    /// Reads a duration of at least 1 s.
     pub(crate) fn read_interval(&self) -> Option<Duration> {
         let duration = self.read_duration()?;
         if duration < Duration::from_secs(1) {
@@ -298,12 +288,12 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         }
     }
 
-    /// A ratio in percent.
+    /// Reads a percentage.
     pub(crate) fn read_percentage(&self) -> Option<Percentage> {
         self.read_quantity(units::parse_percentage, "%", " %")
     }
 
-    /// A size with its unit, above zero.
+    /// Reads a size with its unit, above zero. Returns bytes.
     pub(crate) fn read_byte_size(&self) -> Option<u64> {
         let size = self.read_quantity(units::parse_byte_size, "MiB", "KiB")?;
         if size == 0 { self.report_error("must be more than 0B") } else { Some(size) }
@@ -336,8 +326,8 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         }
     }
 
-    /// A path of the file system; a relative one starts at the directory of the file. With it
-    /// comes how a message may call it.
+    /// Reads a path of the file system; a relative one starts at the directory of the configuration file.
+    /// Also returns what a message may show of it.
     pub(crate) fn read_file_path(&self) -> Option<(PathBuf, String)> {
         let text = self.read_nonempty_text()?;
         if text.value.contains('\0') {
@@ -346,13 +336,13 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         Some((self.resolve_path(&text.value), text.to_safe_display()))
     }
 
-    /// `path` as seen from the directory of the file.
+    /// Resolves a path that is relative to the directory of the configuration file.
     pub(crate) fn resolve_path(&self, path: &str) -> PathBuf {
         self.problems.base_directory().join(path)
     }
 }
 
-/// A mapping whose keys are known. One that is not in the file reads as empty.
+/// A mapping whose keys have been checked. An optional mapping that is absent behaves like an empty one.
 pub(crate) struct YamlMapping<'p, 'v> {
     pub(crate) key_path: String,
     entries: Option<&'v Mapping>,
@@ -360,33 +350,33 @@ pub(crate) struct YamlMapping<'p, 'v> {
 }
 
 impl<'p, 'v> YamlMapping<'p, 'v> {
-    /// The path of a key of this mapping.
+    /// The full path of one of its keys.
     pub(crate) fn key_path_of(&self, key: &str) -> String {
         child_path(&self.key_path, key)
     }
 
-    /// Notes an error at a key of this mapping.
+    /// Reports an error about one of its keys. Returns `None`, so that a reader can return it.
     pub(crate) fn report_error_at<T>(&self, key: &str, message: impl Into<String>) -> Option<T> {
         self.problems.report_error(&self.key_path_of(key), message)
     }
 
-    /// Notes a warning at a key of this mapping.
+    /// Reports a warning about one of its keys.
     pub(crate) fn report_warning_at(&self, key: &str, message: impl Into<String>) {
         self.problems.report_warning(&self.key_path_of(key), message);
     }
 
-    /// A value that stands for one that is not in the file.
+    /// A node for `value`, as if it were written at `key`.
     pub(crate) fn node_at<'w>(&self, key: &str, value: &'w Value) -> YamlNode<'p, 'w> {
         YamlNode { key_path: self.key_path_of(key), value, problems: self.problems }
     }
 
-    /// The value of an optional key.
+    /// The value of a key, if it is there.
     pub(crate) fn get(&self, key: &str) -> Option<YamlNode<'p, 'v>> {
         let value = self.entries?.get(key)?;
         Some(YamlNode { key_path: self.key_path_of(key), value, problems: self.problems })
     }
 
-    /// The value of a key that has to be there; `how` says what to write.
+    /// The value of a required key; `how` says what to write if it is missing.
     pub(crate) fn require(&self, key: &str, how: &str) -> Option<YamlNode<'p, 'v>> {
         match self.get(key) {
             Some(node) if node.value.is_null() => node.report_error(format!("is empty; {how}")),
@@ -395,7 +385,8 @@ impl<'p, 'v> YamlMapping<'p, 'v> {
         }
     }
 
-    /// The one of these keys that is there; there has to be exactly one.
+    /// The one key of `keys` that is there, and its value. Exactly one must be; `how` says what to write if
+    /// none is.
     pub(crate) fn require_exactly_one(
         &self,
         keys: &[&'static str],
@@ -415,7 +406,7 @@ impl<'p, 'v> YamlMapping<'p, 'v> {
         }
     }
 
-    /// The value of an optional key, or `default`; `None` if it is there and bad.
+    /// Reads an optional key that has a default.
     pub(crate) fn read_or<T>(
         &self,
         key: &str,
@@ -428,7 +419,7 @@ impl<'p, 'v> YamlMapping<'p, 'v> {
         }
     }
 
-    /// The value of an optional key without default; the outer `None` if it is there and bad.
+    /// Reads an optional key without a default. The outer `None` means that an error was reported.
     pub(crate) fn read_optional<T>(
         &self,
         key: &str,
@@ -437,10 +428,23 @@ impl<'p, 'v> YamlMapping<'p, 'v> {
         self.read_or(key, None, |node| read(node).map(Some))
     }
 
-    /// A mapping inside this one; absent, it reads as empty.
+    /// Reads an optional mapping in this one.
     pub(crate) fn read_block(&self, key: &str, keys: &[&str]) -> Option<YamlMapping<'p, 'v>> {
         let absent = YamlMapping { key_path: self.key_path_of(key), entries: None, problems: self.problems };
         self.read_or(key, absent, |node| node.read_mapping(keys))
+    }
+}
+
+fn is_plain_key(key: &str) -> bool {
+    !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+}
+
+/// The path of a key in the mapping at `path`.
+fn child_path(path: &str, key: &str) -> String {
+    match (path, is_plain_key(key)) {
+        ("", true) => key.to_owned(),
+        (_, true) => format!("{path}.{key}"),
+        (_, false) => format!("{path}[{key:?}]"),
     }
 }
 

@@ -1,13 +1,13 @@
-//! Durations and sizes as text with a unit. Messages name no value: whether one may be
-//! shown is for the caller to know.
+//! Parses durations, sizes and percentages, which are written with their unit. Errors do not repeat the
+//! value: whether it may be shown is for the caller to decide.
 
 use std::time::Duration;
 
 use crate::config::values::Percentage;
 
-/// The longest duration a key takes: far below where sums with a clock could overflow.
+/// The longest duration that is accepted: far below where adding it to a point in time could overflow.
 const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
-/// The largest size a key takes, for the same reason.
+/// The largest size that is accepted, in bytes: far below where sums could overflow.
 const MAX_BYTE_SIZE: u64 = 1 << 40;
 
 const BYTE_UNITS: [(&str, u64); 7] = [
@@ -20,16 +20,16 @@ const BYTE_UNITS: [(&str, u64); 7] = [
     ("GB", 1_000_000_000),
 ];
 
-/// What is wrong with a text that should be a quantity.
+/// Why a text is not a quantity.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum QuantityError {
-    /// A number without a unit.
+    /// It is a number without a unit.
     MissingUnit,
-    /// No quantity, or one out of bounds: what it has to be instead.
+    /// It is something else, or out of bounds. Says what is expected, to be put after "must".
     Expected(&'static str),
 }
 
-/// Reads `250ms`, `5s`, `10m`, `1h` or a sum of such, up to 24 hours.
+/// Parses `250ms`, `5s`, `10m`, `1h` or a sum such as `1m 30s`, up to 24 hours.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, QuantityError> {
     if is_bare_number(text) {
         return Err(QuantityError::MissingUnit);
@@ -43,7 +43,7 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, QuantityError> {
     }
 }
 
-/// Reads a whole number of percent, up to 100.
+/// Parses a whole number of percent, up to 100.
 pub(crate) fn parse_percentage(text: &str) -> Result<Percentage, QuantityError> {
     const MUST: QuantityError = QuantityError::Expected("be a whole number of percent from 0% to 100%");
     if is_bare_number(text) {
@@ -53,7 +53,7 @@ pub(crate) fn parse_percentage(text: &str) -> Result<Percentage, QuantityError> 
     number.parse().ok().and_then(Percentage::new).ok_or(MUST)
 }
 
-/// Reads a whole number of bytes with a binary or decimal unit, up to 1024 GiB.
+/// Parses a whole number of bytes with a binary or decimal unit, up to 1024 GiB.
 pub(crate) fn parse_byte_size(text: &str) -> Result<u64, QuantityError> {
     const MUST: QuantityError =
         QuantityError::Expected("be a whole number of B, KiB, MiB, GiB, KB, MB or GB, such as 100MiB");

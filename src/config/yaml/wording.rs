@@ -1,6 +1,6 @@
-//! Lists of words as sentences have them, and the word that was probably meant.
+//! Wording of messages: lists of words, and "did you mean" suggestions.
 
-/// The closest of `known` to `word`, if one is close enough to be what was meant.
+/// The word of `known` that is closest to `word`, if it is close enough to be what was meant.
 pub(crate) fn closest_match<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     let normalize = |word: &str| word.to_ascii_lowercase().replace('-', "_");
     let max_distance = match word.chars().count() {

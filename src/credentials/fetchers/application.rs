@@ -1,5 +1,5 @@
-//! Tokens of a registered application, which proves itself by a secret, a certificate, or the token
-//! of somebody whom Entra ID trusts.
+//! Fetches tokens as a registered application (client credentials flow). The application authenticates
+//! with a secret, a certificate, or a token of a federated identity provider.
 //!
 //! <https://learn.microsoft.com/entra/identity-platform/v2-oauth2-client-creds-grant-flow>
 
@@ -24,14 +24,14 @@ use crate::outbound::{OutboundClient, OutboundRequest};
 const ASSERTION_LIFETIME: Duration = Duration::from_secs(300);
 const CLIENT_ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
-/// What proves who the application is.
+/// What the application authenticates with.
 pub(in crate::credentials) enum ApplicationProof {
     ClientSecret(RefreshedSecret),
     ClientCertificate(CertifiedKeyFiles),
     FederatedTokenFile(PathBuf),
 }
 
-/// Where the token of an application is asked for.
+/// Fetches the token of an application for one scope.
 pub(in crate::credentials) struct ApplicationTokenFetcher {
     authority: Endpoint,
     token_path: String,
@@ -91,13 +91,14 @@ impl ApplicationTokenFetcher {
         if let ApplicationProof::ClientSecret(secret) = &self.proof
             && matches!(response.status, 400 | 401)
         {
-            // There may be a newer one in its vault.
+            // If the secret is in a key vault, there may be a newer one: it is fetched again.
             secret.on_rejected(secret_id);
         }
         parse_token_response(&self.authority.host, &response, hint)
     }
 
-    /// The fields of the form that prove who asks, and which secret that was.
+    /// The form fields that authenticate the application, and the id of the secret in them; 0 if they
+    /// contain none.
     async fn proof_fields(&self) -> Result<(Vec<(&'static str, String)>, u64), FetchError> {
         let assertion_fields = |token| {
             vec![("client_assertion_type", CLIENT_ASSERTION_TYPE.to_owned()), ("client_assertion", token)]
@@ -111,18 +112,21 @@ impl ApplicationTokenFetcher {
                 Ok((assertion_fields(self.sign_assertion(files)?), 0))
             }
             ApplicationProof::FederatedTokenFile(path) => {
-                // Whoever fills it replaces it every hour or so.
+                // Read for each token: the platform replaces the file about every hour.
                 let token = tokio::fs::read_to_string(path).await;
-                let token = token.map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+                let token = token
+                    .map_err(|error| format!("cannot read the token file {}: {error}", path.display()))?;
                 let token = token.trim();
                 if token.is_empty() {
-                    return Err(format!("{} is empty", path.display()).into());
+                    return Err(format!("the token file {} is empty", path.display()).into());
                 }
                 Ok((assertion_fields(token.to_owned()), 0))
             }
         }
     }
 
+    /// Signs an assertion with the key of the certificate, which is read anew for each token.
+    ///
     /// <https://learn.microsoft.com/entra/identity-platform/certificate-credentials>
     fn sign_assertion(&self, files: &CertifiedKeyFiles) -> Result<String, FetchError> {
         #[derive(Serialize)]
@@ -148,6 +152,6 @@ impl ApplicationTokenFetcher {
             exp: now + ASSERTION_LIFETIME.as_secs(),
         };
         jwt::sign_token(&header, &claims, &pair.private_key)
-            .map_err(|error| format!("{} cannot sign: {error}", files.private_key.display()).into())
+            .map_err(|error| format!("cannot sign with {}: {error}", files.private_key.display()).into())
     }
 }

@@ -1,4 +1,4 @@
-//! Secrets in Azure Key Vault.
+//! Fetches secrets from Azure Key Vault.
 //!
 //! <https://learn.microsoft.com/rest/api/keyvault/secrets/get-secret/get-secret>
 
@@ -16,12 +16,13 @@ use crate::azure::response::hints;
 use crate::config::{Secret, VaultSecretRef};
 use crate::outbound::{OutboundClient, OutboundRequest, OutboundResponse};
 
-/// What a token for the vault of this secret is for.
+/// The scope of a token for this secret's vault. Each cloud has its own; an unknown host counts as the
+/// public cloud.
 pub(in crate::credentials) fn vault_token_scope(secret: &VaultSecretRef) -> String {
     format!("https://{}/.default", secret.azure_vault_domain().unwrap_or("vault.azure.net"))
 }
 
-/// Where a secret is read.
+/// Fetches one secret, at its newest or at a fixed version.
 pub(in crate::credentials) struct KeyVaultFetcher {
     secret: VaultSecretRef,
     access_token: RefreshedSecret,
@@ -51,7 +52,7 @@ impl KeyVaultFetcher {
         }
         let (mut response, token_id) = self.request_secret(client).await?;
         if response.status == 401 {
-            // Tokens can be revoked: a new one is tried, once.
+            // The token may have been revoked: try once more with a new one.
             self.access_token.on_rejected(token_id);
             self.access_token.wait_for_pending_fetch().await;
             if self.access_token.current_value_id() != token_id {
@@ -62,19 +63,24 @@ impl KeyVaultFetcher {
             return Err(self.error_from_response(&response));
         }
         let host = &self.secret.vault.host;
-        let unusable = |what| FetchError::from(format!("what {host} answered is {what}"));
+        let unusable = |what| FetchError::from(format!("the response of {host} contains {what}"));
         let bundle: SecretBundle =
             serde_json::from_slice(&response.body).map_err(|_| unusable("no secret"))?;
-        // Whoever puts a file into a vault puts its last line break there, too.
+        // A secret that was set from a file usually ends with a line break.
         let value = bundle.value.trim();
         if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(unusable("no key: it is empty, or has blanks, line breaks or non-ASCII characters"));
+            return Err(unusable(
+                "a secret that cannot be a key: it is empty or has blanks, line breaks or non-ASCII characters",
+            ));
         }
+        // Jitter, so that many balancers do not read the vault at the same time.
         let renew_after = self.refresh_interval.mul_f64(0.8 + fastrand::f64() * 0.4);
-        let header_value = sensitive_header_value(value).ok_or_else(|| unusable("no key"))?;
+        let header_value =
+            sensitive_header_value(value).ok_or_else(|| unusable("a secret that cannot be a key"))?;
         Ok(FetchedSecret { secret: Secret::new(value), header_value, renew_after, expires_in: None })
     }
 
+    /// Requests the secret; returns the response and the id of the token that the request carried.
     async fn request_secret(&self, client: &OutboundClient) -> Result<(OutboundResponse, u64), FetchError> {
         let token = self.access_token.wait_for_value().await.map_err(|error| error.to_string())?;
         let VaultSecretRef { vault, name, version } = &self.secret;
@@ -90,7 +96,9 @@ impl KeyVaultFetcher {
         Ok((response, token.id))
     }
 
-    /// What a refusal says, without what it quotes.
+    /// The status and error codes of a response, but not its message, which may quote secrets.
+    ///
+    /// <https://learn.microsoft.com/azure/key-vault/general/rest-error-codes>
     fn error_from_response(&self, response: &OutboundResponse) -> FetchError {
         let body: Json = serde_json::from_slice(&response.body).unwrap_or_default();
         let code = |pointer: &str| body.pointer(pointer).and_then(Json::as_str).map(loggable_word);
@@ -99,14 +107,15 @@ impl KeyVaultFetcher {
         let codes = if codes.is_empty() { String::new() } else { format!(" ({})", codes.join(", ")) };
         let hint = match response.status {
             401 | 403 => {
-                "; the identity needs the role Key Vault Secrets User, and the network has to be let in"
+                "; does the identity have the role Key Vault Secrets User, and does the vault's firewall allow \
+                 this network?"
             }
-            404 => "; is the name right?",
+            404 => "; does the secret exist?",
             _ => "",
         };
         let host = &self.secret.vault.host;
         let retry_after = hints::cooldown_hint(&response.headers, SystemTime::now());
-        FetchError { message: format!("{host} answered {}{codes}{hint}", response.status), retry_after }
+        FetchError { message: format!("{host} responded with {}{codes}{hint}", response.status), retry_after }
     }
 }
 

@@ -1,5 +1,6 @@
-//! Tokens of a managed identity: from the metadata service of a VM, or from the platform of App
-//! Service, Functions and Container Apps. Nothing has to be proven there but to be on the machine.
+//! Fetches tokens of a managed identity from the metadata service of a VM, or from the endpoint that App
+//! Service, Functions and Container Apps offer. Neither needs a configured secret: only
+//! processes of the VM or app can reach them.
 //!
 //! <https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token>
 
@@ -11,7 +12,7 @@ use super::token_response::{parse_token_response, percent_encode};
 use crate::config::{Endpoint, ManagedIdentitySelector, Secret};
 use crate::outbound::{OutboundClient, OutboundRequest};
 
-/// Where the token of an identity is asked for.
+/// Fetches the token of a managed identity for one scope.
 pub(in crate::credentials) struct ManagedIdentityFetcher {
     token_service: Endpoint,
     path_and_query: String,
@@ -19,14 +20,15 @@ pub(in crate::credentials) struct ManagedIdentityFetcher {
     scope: String,
 }
 
-/// What the service has to be shown, so that nobody is tricked into asking it.
+/// The header that the service requires, so that a forged request of a browser or proxy (SSRF) gets no
+/// token.
 enum RequiredHeader {
     Metadata,
     IdentityHeader(Secret),
 }
 
 impl ManagedIdentityFetcher {
-    /// From the metadata service of a VM.
+    /// A token from the metadata service of a VM.
     pub(in crate::credentials) fn for_virtual_machine(
         token_service: &Endpoint,
         identity: &ManagedIdentitySelector,
@@ -41,7 +43,9 @@ impl ManagedIdentityFetcher {
         }
     }
 
-    /// From the platform of an app.
+    /// A token from the endpoint of App Service, Functions or Container Apps.
+    ///
+    /// <https://learn.microsoft.com/azure/app-service/overview-managed-identity#rest-endpoint-reference>
     pub(in crate::credentials) fn for_app_service(
         token_service: &Endpoint,
         path: &str,
@@ -49,6 +53,7 @@ impl ManagedIdentityFetcher {
         identity: &ManagedIdentitySelector,
         scope: &str,
     ) -> Self {
+        // The parameter for a resource id is named differently than on a VM.
         let query = token_query("2019-08-01", "mi_res_id", identity, scope);
         Self {
             token_service: token_service.clone(),
@@ -77,13 +82,16 @@ impl ManagedIdentityFetcher {
             body: Bytes::new(),
         };
         let response = client.send(&self.token_service, request).await.map_err(|error| {
-            FetchError::from(format!("{error}; is this machine in Azure, and has it an identity?"))
+            FetchError::from(format!(
+                "{error}; is this machine in Azure, and does it have a managed identity?"
+            ))
         })?;
-        parse_token_response(&self.token_service.host, &response, "; has this machine that identity?")
+        parse_token_response(&self.token_service.host, &response, "; does this machine have that identity?")
     }
 }
 
-/// `resource` is the scope without its last part, as the older protocol has it.
+/// The query of a token request. The services use the older protocol, which names a resource: the scope
+/// without `/.default`.
 fn token_query(
     api_version: &str,
     resource_id_key: &str,

@@ -1,5 +1,5 @@
-//! Where secrets and tokens are fetched from: a managed identity, a registered application, a key
-//! vault. When to fetch is up to `refresh.rs`.
+//! The sources that secrets and tokens are fetched from: a managed identity, a registered application or
+//! a key vault. `refresh.rs` decides when to fetch.
 
 pub(super) mod application;
 pub(super) mod key_vault;
@@ -20,7 +20,7 @@ pub(super) enum SecretFetcher {
 }
 
 impl SecretFetcher {
-    /// What is fetched, for the log.
+    /// What is fetched, for log lines: `token of …`.
     pub(super) fn description(&self) -> String {
         match self {
             Self::ApplicationToken(fetcher) => fetcher.description(),

@@ -1,4 +1,4 @@
-//! What token endpoints have in common: what they grant, and how they say no.
+//! Parses the responses of token endpoints, and encodes the requests to them.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,20 +12,20 @@ use crate::azure::response::hints;
 use crate::config::Secret;
 use crate::outbound::OutboundResponse;
 
-/// Everything but what RFC 3986 section 2.3 leaves alone.
+/// All characters but the unreserved ones of RFC 3986 section 2.3.
 const PERCENT_ENCODE_SET: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-/// How long a token lives that does not say so.
+/// Lifetime of a token whose response does not state it.
 const DEFAULT_TOKEN_LIFETIME: Duration = Duration::from_secs(3_600);
-/// The most that is believed.
+/// Longest lifetime that is trusted.
 const MAX_TOKEN_LIFETIME: Duration = Duration::from_secs(86_400);
-/// From this lifetime on a token is renewed at half of it, as Azure's SDKs do; before, at three
-/// quarters, which leaves a quarter of an hour of the usual hour.
+/// A token that lives at least this long is renewed after half of its lifetime, as Azure's SDKs do. A
+/// shorter one is renewed after three quarters: of the usual hour, 15 minutes are left for retries.
 const MIN_LIFETIME_FOR_HALFWAY_RENEWAL: Duration = Duration::from_secs(7_200);
-/// No token is renewed sooner, however short it lives.
+/// No token is renewed sooner, however short its lifetime.
 const MIN_RENEWAL_DELAY: Duration = Duration::from_secs(1);
 
-/// A token as it is granted. The metadata service writes its numbers as strings; App Service says
-/// only when a token ends.
+/// A successful response. The numbers are strings in responses of the metadata service; App Service
+/// sends only `expires_on`.
 #[derive(Deserialize)]
 struct TokenResponse {
     access_token: String,
@@ -34,7 +34,8 @@ struct TokenResponse {
     refresh_in: Option<Json>,
 }
 
-/// The token that an answer of `host` grants.
+/// The token in a response of `host`. If the request is refused, `hint` is appended to the error: it
+/// says what an operator should check.
 pub(super) fn parse_token_response(
     host: &str,
     response: &OutboundResponse,
@@ -43,7 +44,7 @@ pub(super) fn parse_token_response(
     if response.status != 200 {
         return Err(error_from_response(host, response, hint));
     }
-    let no_token = || FetchError::from(format!("what {host} answered is no token"));
+    let no_token = || FetchError::from(format!("the response of {host} contains no token"));
     let parsed: TokenResponse = serde_json::from_slice(&response.body).map_err(|_| no_token())?;
     let token = parsed.access_token;
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -67,14 +68,15 @@ pub(super) fn parse_token_response(
     })
 }
 
-/// When a token of this life is renewed; some of it is jitter, so that many balancers do not ask at
-/// once.
+/// How long after the response a token of this lifetime is renewed. Up to 5 % of it is jitter, so that
+/// many balancers do not renew at the same time.
 fn renewal_delay(lifetime: Duration, refresh_in: Option<Duration>) -> Duration {
     let default_delay =
         if lifetime >= MIN_LIFETIME_FOR_HALFWAY_RENEWAL { lifetime / 2 } else { lifetime.mul_f64(0.75) };
     refresh_in.unwrap_or(default_delay).mul_f64(0.95 + fastrand::f64() / 20.0).max(MIN_RENEWAL_DELAY)
 }
 
+/// A number of seconds, written as a JSON number or string.
 fn parse_seconds(value: Option<&Json>) -> Option<u64> {
     match value? {
         Json::Number(number) => number.as_u64(),
@@ -83,21 +85,21 @@ fn parse_seconds(value: Option<&Json>) -> Option<u64> {
     }
 }
 
-/// What a refusal says, without what it quotes.
+/// The status and error codes of a response, but not its description, which may quote secrets.
 fn error_from_response(host: &str, response: &OutboundResponse, hint: &str) -> FetchError {
     let body: Json = serde_json::from_slice(&response.body).unwrap_or_default();
     let field = |name: &str| body.get(name).and_then(Json::as_str).unwrap_or_default();
-    // The number begins the description: `AADSTS7000215: Invalid client secret provided…`.
+    // The description begins with the number of the error: `AADSTS7000215: Invalid client secret provided…`.
     let aadsts_code = field("error_description").split(':').next().filter(|word| word.starts_with("AADSTS"));
     let codes = [field("error"), aadsts_code.unwrap_or_default()].map(loggable_word);
     let codes: Vec<&str> = codes.iter().map(String::as_str).filter(|word| !word.is_empty()).collect();
     let codes = if codes.is_empty() { String::new() } else { format!(" ({})", codes.join(", ")) };
     let retry_after = hints::cooldown_hint(&response.headers, SystemTime::now());
     let hint = if matches!(response.status, 400..=403) { hint } else { "" };
-    FetchError { message: format!("{host} answered {}{codes}{hint}", response.status), retry_after }
+    FetchError { message: format!("{host} responded with {}{codes}{hint}", response.status), retry_after }
 }
 
-/// Text as a form's or a query's value.
+/// Encodes the value of a form field or query parameter.
 pub(super) fn percent_encode(text: &str) -> String {
     utf8_percent_encode(text, PERCENT_ENCODE_SET).to_string()
 }
@@ -153,10 +155,10 @@ mod tests {
         let Err(error) = parse_token_response("login", &response(401, body), "; check it") else {
             panic!("a token was accepted")
         };
-        assert_eq!(error.message, "login answered 401 (invalid_client, AADSTS7000215); check it");
+        assert_eq!(error.message, "login responded with 401 (invalid_client, AADSTS7000215); check it");
         let Err(error) = parse_token_response("login", &response(503, "<html>"), "; check it") else {
             panic!("a token was accepted")
         };
-        assert_eq!(error.message, "login answered 503");
+        assert_eq!(error.message, "login responded with 503");
     }
 }

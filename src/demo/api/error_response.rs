@@ -97,7 +97,8 @@ pub(in crate::demo) fn error_with_code(status: u16, code: &str, message: &str) -
     SimulatedResponse::from_json(status, &json!({"error": {"code": code, "message": message}}))
 }
 
-/// An error of the request, in the shape of the model servers: `{"error":{"message":…,"type":…,"param":…,"code":…}}`.
+/// An error of the request, in the shape of the model servers:
+/// `{"error":{"message":…,"type":…,"param":…,"code":…}}`.
 pub(in crate::demo) fn invalid_request_error(
     status: u16,
     message: &str,

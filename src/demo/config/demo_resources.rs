@@ -9,8 +9,8 @@ use crate::demo::util::ids::IdGenerator;
 const CHAT_MODEL: &str = "gpt-4o";
 const EMBEDDING_MODEL: &str = "text-embedding-3-small";
 
-/// The resources of `aoai-lb demo`: a small provisioned one and two standard ones, on free ports, each with an
-/// API key that is generated for this run.
+/// The resources of `aoai-lb demo`: a small provisioned one and two standard ones, on free ports, each with
+/// an API key that is generated for this run.
 pub fn demo_resources() -> Vec<SimulatedResource> {
     let ids = IdGenerator::new();
     let standard =

@@ -7,12 +7,12 @@ use std::time::Duration;
 /// # Errors
 /// A message that says how a duration is written.
 pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
-    number_and_unit(text).ok_or_else(|| {
+    parse_number_with_unit(text).ok_or_else(|| {
         format!("{text:?} is not a duration; write a number and a unit, such as 250ms, 5s, 2m or 1h")
     })
 }
 
-fn number_and_unit(text: &str) -> Option<Duration> {
+fn parse_number_with_unit(text: &str) -> Option<Duration> {
     let unit_start = text.find(|character: char| !character.is_ascii_digit())?;
     let (number, unit) = text.split_at_checked(unit_start)?;
     let number: u64 = number.parse().ok()?;

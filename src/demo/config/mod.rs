@@ -1,4 +1,5 @@
-//! The definitions of simulated resources: the file of `aoai-lb simulate`, and the resources of `aoai-lb demo`.
+//! The definitions of simulated resources: the file of `aoai-lb simulate`, and the resources of `aoai-lb
+//! demo`.
 
 pub(in crate::demo) mod demo_resources;
 pub(in crate::demo) mod error;

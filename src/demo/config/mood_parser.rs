@@ -29,9 +29,9 @@ pub(super) fn mood_from_yaml(value: &Value) -> Result<Mood, String> {
         Value::String(name) => (name.as_str(), &Value::Null),
         Value::Mapping(map) => match (map.len(), map.iter().next()) {
             (1, Some((Value::String(name), arguments))) => (name.as_str(), arguments),
-            _ => return Err("one mood by name, such as `calm` or `drip: 50ms`, is expected".to_owned()),
+            _ => return Err("expected exactly one mood, such as `calm` or `drip: 50ms`".to_owned()),
         },
-        _ => return Err("a mood is written by name, such as `calm` or `drip: 50ms`".to_owned()),
+        _ => return Err("expected the name of a mood, such as `calm` or `drip: 50ms`".to_owned()),
     };
     mood_by_name(name, &MoodArguments { mood_name: name, value: arguments })
         .map_err(|reason| format!("{name}: {reason}"))
@@ -39,7 +39,11 @@ pub(super) fn mood_from_yaml(value: &Value) -> Result<Mood, String> {
 
 fn mood_by_name(name: &str, arguments: &MoodArguments) -> Result<Mood, String> {
     if let Some(mood) = mood_without_arguments(name) {
-        return if arguments.value.is_null() { Ok(mood) } else { Err("takes no parameters".to_owned()) };
+        return if arguments.value.is_null() {
+            Ok(mood)
+        } else {
+            Err("this mood takes no arguments".to_owned())
+        };
     }
     Ok(match name {
         "throttled" => {
@@ -97,7 +101,7 @@ fn mood_by_name(name: &str, arguments: &MoodArguments) -> Result<Mood, String> {
             let delay = arguments.text_argument("delay").ok_or("delay, such as 2s, is missing")?;
             let next_mood = mood_from_yaml(arguments.argument("mood"))?;
             if matches!(next_mood, Mood::Sequence(_) | Mood::PerDeployment { .. }) {
-                return Err("a sequence or per_deployment belongs around it, not within".to_owned());
+                return Err("sequence and per_deployment cannot be inside it; put it inside them".to_owned());
             }
             Mood::After(parse_duration(&delay)?, Box::new(next_mood))
         }
@@ -105,7 +109,7 @@ fn mood_by_name(name: &str, arguments: &MoodArguments) -> Result<Mood, String> {
             Value::Sequence(steps) => {
                 Mood::Sequence(steps.iter().map(mood_from_yaml).collect::<Result<_, _>>()?)
             }
-            _ => return Err("a list of moods is expected".to_owned()),
+            _ => return Err("expected a list of moods".to_owned()),
         },
         "per_deployment" => mood_per_deployment(arguments.value)?,
         other => return Err(format!("no such mood{}", mood_name_suggestion(other))),
@@ -131,11 +135,11 @@ fn mood_without_arguments(name: &str) -> Option<Mood> {
 
 fn mood_per_deployment(value: &Value) -> Result<Mood, String> {
     let Value::Mapping(map) = value else {
-        return Err("deployments with their moods are expected (`otherwise` for the rest)".to_owned());
+        return Err("expected a map from deployment to mood (`otherwise` for all others)".to_owned());
     };
     let mut moods_by_deployment = HashMap::new();
     for (name, mood) in map {
-        let name = name.as_str().ok_or("deployment names are text")?;
+        let name = name.as_str().ok_or("the name of a deployment must be text")?;
         moods_by_deployment.insert(name.to_owned(), mood_from_yaml(mood)?);
     }
     let default_mood = Box::new(moods_by_deployment.remove("otherwise").unwrap_or(Mood::Calm));
@@ -146,10 +150,10 @@ fn error_from_yaml(value: &Value) -> Result<SimulatedError, String> {
     let name = match value {
         Value::String(name) => name.clone(),
         Value::Number(number) => number.to_string(),
-        _ => return Err("a refusal by name or status is expected, such as content_filter or 503".to_owned()),
+        _ => return Err("expected the name or status of an error, such as content_filter or 503".to_owned()),
     };
     SimulatedError::from_name(&name)
-        .ok_or_else(|| format!("{name:?} is neither a known refusal nor a status from 400 to 599"))
+        .ok_or_else(|| format!("{name:?} is neither a known error nor a status from 400 to 599"))
 }
 
 /// What is written after the name of a mood.
@@ -162,11 +166,16 @@ impl MoodArguments<'_> {
     /// Checks that the arguments are absent, or a map with no other keys.
     fn allow_only_keys(&self, known: &[&str]) -> Result<(), String> {
         let Value::Mapping(map) = self.value else {
-            return if self.value.is_null() { Ok(()) } else { Err(format!("takes {}", known.join(", "))) };
+            return if self.value.is_null() {
+                Ok(())
+            } else {
+                Err(format!("expected a map of arguments; known are {}", known.join(", ")))
+            };
         };
         match map.keys().find(|key| !key.as_str().is_some_and(|key| known.contains(&key))) {
             Some(key) => {
-                Err(format!("unknown {}; it takes {}", key.as_str().unwrap_or("key"), known.join(", ")))
+                let key = key.as_str().unwrap_or("(not text)");
+                Err(format!("unknown argument {key}; known are {}", known.join(", ")))
             }
             None => Ok(()),
         }
@@ -205,16 +214,14 @@ impl MoodArguments<'_> {
             value => value
                 .as_u64()
                 .and_then(|number| usize::try_from(number).ok())
-                .ok_or("a whole number is expected".to_owned()),
+                .ok_or("expected a whole number".to_owned()),
         }
     }
 
     /// The duration that is the only argument.
     fn sole_duration(&self) -> Result<Duration, String> {
-        let text = self
-            .value
-            .as_str()
-            .ok_or(format!("a duration is expected, such as `{}: 250ms`", self.mood_name))?;
+        let text =
+            self.value.as_str().ok_or(format!("expected a duration, such as `{}: 250ms`", self.mood_name))?;
         parse_duration(text)
     }
 
@@ -222,7 +229,7 @@ impl MoodArguments<'_> {
         self.allow_only_keys(&["events", "bytes"])?;
         let size = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
         match (self.number_argument("events")?, self.number_argument("bytes")?) {
-            (Some(_), Some(_)) => Err("either events or bytes, not both".to_owned()),
+            (Some(_), Some(_)) => Err("takes either events or bytes, not both".to_owned()),
             (None, Some(bytes)) => Ok(BodyPosition::Bytes(size(bytes))),
             (events, None) => Ok(BodyPosition::Events(size(events.unwrap_or(3)))),
         }
@@ -268,6 +275,6 @@ fn mood_name_suggestion(name: &str) -> String {
         .find(|mood| **mood == normalized || mood.starts_with(&normalized) || normalized.starts_with(**mood));
     match similar {
         Some(mood) if !normalized.is_empty() => format!("; did you mean {mood}?"),
-        _ => format!("; there are {}", MOOD_NAMES.join(", ")),
+        _ => format!("; known moods are {}", MOOD_NAMES.join(", ")),
     }
 }

@@ -38,27 +38,27 @@ pub fn parse_resources(text: &str) -> Result<Vec<SimulatedResource>, SimulatorCo
     for (index, entry) in file.resources.into_iter().enumerate() {
         let location = format!("resources[{index}]");
         if names.contains(&entry.name) {
-            let reason = format!("{:?} is there twice", entry.name);
+            let reason = format!("{:?} is the name of another resource already", entry.name);
             return Err(SimulatorConfigError::invalid_value(&format!("{location}.name"), reason));
         }
         names.push(entry.name.clone());
         resources.push(resource_from_entry(entry, &location)?);
     }
     if resources.is_empty() {
-        return Err(SimulatorConfigError::invalid_value("resources", "at least one is needed"));
+        return Err(SimulatorConfigError::invalid_value("resources", "at least one resource is needed"));
     }
     Ok(resources)
 }
 
 /// The file as it is written. The fields of these three types are the keys of the file.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a map with the key `resources`")]
 struct ResourceFile {
     resources: Vec<ResourceEntry>,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a resource with `name` and `address`")]
 struct ResourceEntry {
     name: String,
     address: String,
@@ -85,7 +85,7 @@ struct ResourceEntry {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a deployment with `name`")]
 struct DeploymentEntry {
     name: String,
     model: Option<String>,
@@ -108,7 +108,7 @@ fn resource_from_entry(
         text.map(|text| parse_duration(&text).map_err(|reason| invalid(field, reason))).transpose()
     };
     let listen_address: SocketAddr = entry.address.parse().map_err(|_| {
-        invalid("address", format!("{:?} is not IP:PORT, such as 127.0.0.1:8101", entry.address))
+        invalid("address", format!("{:?} is not an IP:PORT such as 127.0.0.1:8101", entry.address))
     })?;
     let deployments = entry.deployments.into_iter().enumerate().map(|(index, deployment)| {
         let kind = deployment_kind(&deployment)
@@ -151,13 +151,13 @@ fn deployment_kind(entry: &DeploymentEntry) -> Result<DeploymentKind, String> {
     match (entry.provisioned, entry.tokens_per_minute) {
         (true, None) => Err("a provisioned deployment needs tokens_per_minute".to_owned()),
         (true, Some(_)) if entry.requests_per_minute.is_some() => {
-            Err("requests_per_minute means nothing to a provisioned deployment".to_owned())
+            Err("requests_per_minute does not apply to a provisioned deployment".to_owned())
         }
         (false, _) if entry.output_weight.is_some() => {
-            Err("output_weight is for provisioned deployments".to_owned())
+            Err("output_weight applies only to a provisioned deployment".to_owned())
         }
         (false, None) if entry.requests_per_minute.is_some() => {
-            Err("requests_per_minute needs tokens_per_minute beside it".to_owned())
+            Err("requests_per_minute also needs tokens_per_minute".to_owned())
         }
         (true, Some(tokens_per_minute)) => Ok(DeploymentKind::Provisioned {
             tokens_per_minute,
@@ -186,10 +186,13 @@ mod tests {
         let cases = [
             ("mood: throtled", "resources[0].mood: throtled: no such mood"),
             ("mood: error", "did you mean error_first?"),
-            ("mood: {drip: 50}", "a duration is expected"),
+            ("mood: {drip: 50}", "expected a duration"),
             ("mood: {drip: 50x}", "write a number and a unit"),
-            ("mood: {throttled: {after: 1}}", "unknown after; it takes retry_after_ms, retry_after"),
-            ("mood: {refuses: 200}", "neither a known refusal nor a status"),
+            (
+                "mood: {throttled: {after: 1}}",
+                "unknown argument after; known are retry_after_ms, retry_after",
+            ),
+            ("mood: {refuses: 200}", "neither a known error nor a status"),
             ("mood: {sequence: [calm, {per_deployment: {x: nope}}]}", "per_deployment: nope: no such mood"),
             (
                 "deployments: [{name: d, provisioned: true}]",

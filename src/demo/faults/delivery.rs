@@ -22,7 +22,7 @@ pub(in crate::demo) struct DeliveryPlan {
     event_interval: Duration,
     silence: Option<SilencePlan>,
     /// Where the body is cut off, and how.
-    cutoff: Option<(BodyPosition, ConnectionEnd)>,
+    cutoff: Option<(BodyPosition, CutoffMethod)>,
     framing: ResponseFraming,
     splits_into_tiny_writes: bool,
     interim_response_count: usize,
@@ -35,8 +35,9 @@ struct SilencePlan {
     duration: Duration,
 }
 
+/// How a connection ends when the response is cut off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::demo) enum ConnectionEnd {
+pub(in crate::demo) enum CutoffMethod {
     Reset,
     Close,
 }
@@ -60,7 +61,7 @@ pub(in crate::demo) enum DeliveryOutcome {
     /// Everything was sent; the connection must be closed.
     CompleteMustClose,
     /// The mood cut the response off.
-    CutOff(ConnectionEnd),
+    CutOff(CutoffMethod),
 }
 
 impl DeliveryPlan {
@@ -74,8 +75,8 @@ impl DeliveryPlan {
         match mood {
             Mood::SlowFirstByte(delay) => plan.first_byte_delay = *delay,
             Mood::Drip(delay) => plan.event_interval = *delay,
-            Mood::ResetMidBody { after } => plan.cutoff = Some((*after, ConnectionEnd::Reset)),
-            Mood::CloseMidStream { after } => plan.cutoff = Some((*after, ConnectionEnd::Close)),
+            Mood::ResetMidBody { after } => plan.cutoff = Some((*after, CutoffMethod::Reset)),
+            Mood::CloseMidStream { after } => plan.cutoff = Some((*after, CutoffMethod::Close)),
             Mood::TruncatedLength { missing_bytes } => {
                 plan.framing = ResponseFraming::UnderfilledLength(*missing_bytes);
             }
@@ -156,8 +157,8 @@ impl DeliveryPlan {
             }
             connection.sleep_while_connected(self.event_interval).await?;
             let allowed_bytes = match self.cutoff {
-                Some((BodyPosition::Events(count), end)) if index >= count => {
-                    return Ok(DeliveryOutcome::CutOff(end));
+                Some((BodyPosition::Events(count), method)) if index >= count => {
+                    return Ok(DeliveryOutcome::CutOff(method));
                 }
                 Some((BodyPosition::Bytes(count), _)) => count.saturating_sub(bytes_sent).min(piece.len()),
                 _ => piece.len(),
@@ -172,17 +173,17 @@ impl DeliveryPlan {
                 framed.extend_from_slice(b"\r\n");
             }
             self.write_body(connection, &framed).await?;
-            if let Some((_, end)) = self.cutoff
+            if let Some((_, method)) = self.cutoff
                 && allowed_bytes < piece.len()
             {
-                return Ok(DeliveryOutcome::CutOff(end));
+                return Ok(DeliveryOutcome::CutOff(method));
             }
         }
         match (self.cutoff, self.framing) {
             // The body ended before the position of the cut.
-            (Some((_, end)), _) => return Ok(DeliveryOutcome::CutOff(end)),
+            (Some((_, method)), _) => return Ok(DeliveryOutcome::CutOff(method)),
             (None, ResponseFraming::UnderfilledLength(_)) => {
-                return Ok(DeliveryOutcome::CutOff(ConnectionEnd::Close));
+                return Ok(DeliveryOutcome::CutOff(CutoffMethod::Close));
             }
             (None, _) if is_chunked => connection.write_all(b"0\r\n\r\n").await?,
             (None, _) => {}

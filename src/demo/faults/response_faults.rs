@@ -13,7 +13,8 @@ use crate::demo::moods::mood::{ErrorEventOrder, Mood};
 /// `retry-after` of the 429 that [`Mood::ErrorFirst`] gives to requests without a stream.
 const ERROR_FIRST_RETRY_AFTER: &str = "4";
 
-/// Changes the events of a stream as the mood demands. Of other responses, only [`Mood::ErrorFirst`] changes any.
+/// Changes the events of a stream as the mood demands. Of other responses, only [`Mood::ErrorFirst`] changes
+/// any.
 pub(in crate::demo) fn apply_mood_to_response(
     request: &SimulatedRequest,
     mood: &Mood,
@@ -147,8 +148,8 @@ fn pad_event(format: StreamFormat, event: &mut StreamEvent, padding_bytes: usize
     };
 }
 
-/// Adds the annotations of the asynchronous content filter. Azure sends them after the text that they are about,
-/// even after the chunk with `finish_reason`.
+/// Adds the annotations of the asynchronous content filter. Azure sends them after the text that they are
+/// about, even after the chunk with `finish_reason`.
 fn add_content_filter_annotations(events: &mut Vec<StreamEvent>, blocks_content: bool) {
     let chunk = |finish_reason: Option<&str>, offset: u64| {
         let offsets = json!({"check_offset": offset, "start_offset": 0, "end_offset": offset});

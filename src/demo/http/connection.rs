@@ -1,4 +1,4 @@
-//! One connection: reads request heads and bodies, and writes raw bytes.
+//! One HTTP/1.1 connection: reads request heads and bodies, and writes raw bytes.
 
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ const MAX_HEAD_BYTES: usize = 256 * 1024;
 const MAX_BODY_BYTES: u64 = 1024 * 1024 * 1024;
 /// Bytes of the next request that are buffered while a response is being sent.
 const MAX_PIPELINED_BYTES: usize = 1024 * 1024;
-const READ_SIZE: usize = 64 * 1024;
+/// Free space in the buffer for each read of a body.
+const READ_CHUNK_BYTES: usize = 64 * 1024;
 /// How long a reset waits for the client to read what was already sent.
 const DELAY_BEFORE_RESET: Duration = Duration::from_millis(15);
 /// How long a closed connection is read so that the close does not become a reset.
@@ -66,7 +67,8 @@ impl<S: ByteStream> HttpConnection<S> {
         }
     }
 
-    /// Reads a request body into `body`, which holds what has arrived even if this fails.
+    /// Reads a request body into `body`, which holds what has arrived even if this fails. Trailers are
+    /// dropped.
     pub(in crate::demo) async fn read_body(
         &mut self,
         framing: RequestFraming,
@@ -82,7 +84,7 @@ impl<S: ByteStream> HttpConnection<S> {
                 let size =
                     size.ok_or(ConnectionError::MalformedRequest(400, "chunk size is not a hex number"))?;
                 if size == 0 {
-                    while !self.read_line().await?.is_empty() {} // trailers
+                    while !self.read_line().await?.is_empty() {}
                     return Ok(());
                 }
                 self.read_body_bytes(size, body).await?;
@@ -93,6 +95,7 @@ impl<S: ByteStream> HttpConnection<S> {
         }
     }
 
+    /// Appends the next `missing` bytes to `body`.
     async fn read_body_bytes(
         &mut self,
         mut missing: u64,
@@ -103,12 +106,12 @@ impl<S: ByteStream> HttpConnection<S> {
         }
         while missing > 0 {
             if self.read_buffer.is_empty() {
-                self.read_buffer.reserve(READ_SIZE);
+                self.read_buffer.reserve(READ_CHUNK_BYTES);
                 self.fill_buffer().await?;
             }
-            let taken = usize::try_from(missing).unwrap_or(usize::MAX).min(self.read_buffer.len());
-            body.extend_from_slice(&self.read_buffer.split_to(taken));
-            missing -= taken as u64;
+            let count = usize::try_from(missing).unwrap_or(usize::MAX).min(self.read_buffer.len());
+            body.extend_from_slice(&self.read_buffer.split_to(count));
+            missing -= count as u64;
         }
         Ok(())
     }
@@ -162,6 +165,7 @@ impl<S: ByteStream> HttpConnection<S> {
         if duration.is_zero() {
             return Ok(());
         }
+        // Cancelling the read loses nothing: `read_buf` is cancel safe, and its bytes are kept in the buffer.
         tokio::select! {
             () = sleep(duration) => Ok(()),
             () = self.wait_for_disconnect() => Err(ConnectionError::Disconnected),
@@ -181,9 +185,10 @@ impl<S: ByteStream> HttpConnection<S> {
 
     /// Closes the connection with a TCP reset.
     pub(in crate::demo) async fn reset(self) {
-        // A reset discards what the client has not yet read.
+        // A reset makes the client drop what it has not yet read.
         sleep(DELAY_BEFORE_RESET).await;
         self.stream.reset_on_close();
+        // The stream is dropped here, and with it the socket is closed.
     }
 
     /// Closes the connection in order: what was sent arrives, then the end.

@@ -149,8 +149,8 @@ mod tests {
             assert_eq!(form.text("model").as_deref(), Some("whisper"));
             let file = form.part("file").unwrap();
             assert_eq!((file.filename.as_deref(), file.content), (Some("a;b.wav"), &b"RIFF\r\n--b\r\n"[..]));
-            let cut = body.slice(..body.len() - 20);
-            assert!(MultipartForm::parse(&head, &cut).is_none());
+            let truncated = body.slice(..body.len() - 20);
+            assert!(MultipartForm::parse(&head, &truncated).is_none());
         }
     }
 }

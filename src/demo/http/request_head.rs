@@ -29,7 +29,7 @@ impl RequestHead {
     /// Parses a head, including the empty line that ends it.
     ///
     /// # Errors
-    /// [`ConnectionError::MalformedRequest`] with the status to answer with.
+    /// [`ConnectionError::MalformedRequest`] with the status to respond with.
     pub(super) fn parse(raw: &[u8]) -> Result<Self, ConnectionError> {
         let malformed = |reason| ConnectionError::MalformedRequest(400, reason);
         let mut lines = raw.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));

@@ -23,8 +23,8 @@ const OPCODE_CLOSE: u8 = 8;
 const OPCODE_PING: u8 = 9;
 const OPCODE_PONG: u8 = 10;
 
-/// The value of `Sec-WebSocket-Accept` for a handshake (RFC 6455 section 4.2.2); `None` if the handshake lacks
-/// a key or is for another version than 13.
+/// The value of `Sec-WebSocket-Accept` for a handshake (RFC 6455 section 4.2.2); `None` if the handshake
+/// lacks a key or is for another version than 13.
 pub(in crate::demo) fn handshake_accept_value(head: &RequestHead) -> Option<String> {
     let key = head.header("sec-websocket-key")?;
     let is_version_13 = head.header("sec-websocket-version") == Some("13");
@@ -57,6 +57,7 @@ pub(in crate::demo) async fn send_close<S: ByteStream>(
     connection.write_all(&encode_frame(OPCODE_CLOSE, &payload)).await
 }
 
+/// Reads frames up to the end of a message, and responds to pings and to a close on the way.
 async fn read_message<S: ByteStream>(
     connection: &mut HttpConnection<S>,
 ) -> Result<Option<Vec<u8>>, ConnectionError> {
@@ -83,6 +84,7 @@ async fn read_message<S: ByteStream>(
     }
 }
 
+/// Whether the frame is the last of its message, its opcode, and its payload without the mask.
 async fn read_frame<S: ByteStream>(
     connection: &mut HttpConnection<S>,
     max_payload: usize,
@@ -96,6 +98,7 @@ async fn read_frame<S: ByteStream>(
             "WebSocket frame of a client without a mask, or with an extension",
         ));
     }
+    // Lengths from 126 on follow in 2 or 8 bytes of their own.
     let length = match short_length {
         126 => big_endian_number(&connection.read_exact(2).await?),
         127 => big_endian_number(&connection.read_exact(8).await?),
@@ -113,6 +116,7 @@ fn big_endian_number(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0, |number, byte| (number << 8) | u64::from(*byte))
 }
 
+/// A frame of a server: final, and without a mask.
 fn encode_frame(opcode: u8, payload: &[u8]) -> Bytes {
     let mut frame = vec![0x80 | opcode];
     match payload.len() {

@@ -41,7 +41,8 @@ pub enum SimulatedError {
     Unavailable,
     /// 504, with an empty body.
     GatewayTimeout,
-    /// Any other status. If only one of the errors above has this status, the response is that of the error.
+    /// A status by its number, with the response of the error above that is usual for it, or else a plain
+    /// one.
     Status(u16),
 }
 
@@ -93,7 +94,7 @@ impl SimulatedError {
         })
     }
 
-    /// The error that stands for a status which has only one.
+    /// The usual error for a status; [`Self::ServerError`] for any that has none.
     pub(in crate::demo) fn for_status(status: u16) -> Self {
         match status {
             408 => Self::Timeout,

@@ -30,14 +30,14 @@ pub(super) fn translate_audio(request: &SimulatedRequest) -> OperationResult {
     speech_to_text(request, &form, "translation")
 }
 
-/// The text is a sentence about the upload; nothing is listened to.
+/// Responds with a sentence about the upload; the audio itself is not looked at.
 fn speech_to_text(request: &SimulatedRequest, form: &MultipartForm, task: &str) -> OperationResult {
     let deployment = request.deployment(form.text("model").as_deref())?;
     let Some(file) = form.part("file") else {
         return Err(invalid_parameter("file", "Missing required parameter: 'file'."));
     };
     let audio_tokens = file.content.len().div_ceil(AUDIO_BYTES_PER_TOKEN) as u64;
-    // Four characters count as one token.
+    // The rate limiter takes four characters for one token.
     let cost =
         RequestCost { prompt_characters: audio_tokens * 4, cached_prompt_tokens: 0, max_output_tokens: 0 };
     let admission = request.admit_to_deployment(deployment, cost)?;
@@ -93,6 +93,7 @@ fn speech_to_text(request: &SimulatedRequest, form: &MultipartForm, task: &str) 
     Ok(admission.finish_response(response, audio_tokens, output_tokens))
 }
 
+/// The events of a streamed transcription or translation.
 fn transcript_events(text: &str, usage: &Value) -> Vec<StreamEvent> {
     let delta = |delta: &str| {
         sse::data_event(EventRole::Content, &json!({"type": "transcript.text.delta", "delta": delta}))

@@ -45,7 +45,7 @@ pub(super) fn create_completion(request: &SimulatedRequest) -> OperationResult {
         prompts.iter().map(|prompt| truncate_to_tokens(&echo_text(prompt), max_tokens)).collect();
     let input_tokens = prompts.iter().map(|prompt| count_tokens(prompt)).sum();
     let output_tokens = texts.iter().map(|(text, _)| count_tokens_up_to(text, max_tokens)).sum();
-    let completion = Completion {
+    let completion = TextCompletion {
         id: request.resource.ids.alphanumeric_id("cmpl-", 29),
         created_at: unix_seconds_now(),
         model: dated_model_name(&deployment.model),
@@ -72,7 +72,7 @@ fn parse_prompts(body: &Value) -> Result<Vec<String>, ErrorResponse> {
     }
 }
 
-struct Completion {
+struct TextCompletion {
     id: String,
     created_at: u64,
     model: String,
@@ -81,28 +81,30 @@ struct Completion {
     usage: Value,
 }
 
-impl Completion {
+impl TextCompletion {
     fn to_json(&self) -> Value {
         let choices: Vec<Value> = self
             .texts
             .iter()
             .enumerate()
-            .map(|(index, (text, is_truncated))| choice(index, text, Some(finish_reason(*is_truncated))))
+            .map(|(index, (text, is_truncated))| {
+                choice_object(index, text, Some(finish_reason(*is_truncated)))
+            })
             .collect();
-        self.object(&json!(choices), Some(self.usage.clone()))
+        self.completion_object(&json!(choices), Some(self.usage.clone()))
     }
 
     fn to_stream(&self, wants_usage: bool) -> SimulatedResponse {
         let usage_placeholder = wants_usage.then_some(Value::Null);
         let mut events = Vec::new();
         let mut push = |choices: Value, usage: Option<Value>| {
-            events.push(sse::data_event(EventRole::Content, &self.object(&choices, usage)));
+            events.push(sse::data_event(EventRole::Content, &self.completion_object(&choices, usage)));
         };
         for (index, (text, is_truncated)) in self.texts.iter().enumerate() {
             for delta in split_into_deltas(text) {
-                push(json!([choice(index, delta, None)]), usage_placeholder.clone());
+                push(json!([choice_object(index, delta, None)]), usage_placeholder.clone());
             }
-            let last = json!([choice(index, "", Some(finish_reason(*is_truncated)))]);
+            let last = json!([choice_object(index, "", Some(finish_reason(*is_truncated)))]);
             push(last, usage_placeholder.clone());
         }
         if wants_usage {
@@ -113,7 +115,7 @@ impl Completion {
     }
 
     /// The object of a response, or of a chunk.
-    fn object(&self, choices: &Value, usage: Option<Value>) -> Value {
+    fn completion_object(&self, choices: &Value, usage: Option<Value>) -> Value {
         let mut object = json!({
             "id": self.id, "object": "text_completion", "created": self.created_at, "model": self.model,
             "choices": choices,
@@ -125,7 +127,7 @@ impl Completion {
     }
 }
 
-fn choice(index: usize, text: &str, finish_reason: Option<&str>) -> Value {
+fn choice_object(index: usize, text: &str, finish_reason: Option<&str>) -> Value {
     json!({
         "text": text, "index": index, "finish_reason": finish_reason, "logprobs": null,
         "content_filter_results": passed_filter_results(false),

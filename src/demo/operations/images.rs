@@ -72,6 +72,7 @@ struct ImageRequest {
     event_type_prefix: &'static str,
 }
 
+/// Creates the images, complete or streamed. A stream carries one image and its partial ones.
 fn create_images(request: &SimulatedRequest, image_request: &ImageRequest) -> OperationResult {
     let deployment = request.deployment(image_request.model.as_deref())?;
     let Some(prompt) = image_request.prompt.as_deref().filter(|prompt| !prompt.is_empty()) else {

@@ -1,5 +1,5 @@
-//! All other collections of objects, as far as a load balancer is concerned: objects are created, found on the
-//! resource that created them, listed and deleted. Nothing is computed.
+//! All other collections of objects, as far as a load balancer is concerned: objects are created, found on
+//! the resource that created them, listed and deleted. Nothing is computed.
 
 use serde_json::json;
 

@@ -21,7 +21,8 @@ pub struct SimulatedResource {
     pub required_host: Option<String>,
     /// Accepted API keys.
     pub api_keys: Vec<String>,
-    /// Refuses valid keys with `AuthenticationTypeDisabled`, like a resource with local authentication disabled.
+    /// Refuses valid keys with `AuthenticationTypeDisabled`, like a resource with local authentication
+    /// disabled.
     pub is_key_auth_disabled: bool,
     /// Accepted Entra ID bearer tokens.
     pub entra_tokens: Vec<String>,

@@ -38,7 +38,7 @@ pub enum DeploymentKind {
 /// What a request will cost, as far as that is known on arrival.
 #[derive(Debug, Clone, Copy, Default)]
 pub(in crate::demo) struct RequestCost {
-    /// Characters of the prompt.
+    /// Characters of the prompt. (Bytes, in fact: for an estimate the difference does not matter.)
     pub(in crate::demo) prompt_characters: u64,
     /// Prompt tokens that are in the prompt cache.
     pub(in crate::demo) cached_prompt_tokens: u64,
@@ -126,7 +126,7 @@ impl RateLimiter {
         }
     }
 
-    /// Admits or refuses a request. Refused requests count as requests, too.
+    /// Admits or refuses a request. As on Azure, a refused request counts against the limit of requests, too.
     pub(in crate::demo) fn admit_request(
         &mut self,
         cost: RequestCost,
@@ -207,9 +207,9 @@ impl RateLimiter {
         } else {
             RateLimitCounters::Standard {
                 request_limit,
-                remaining_requests: remaining(request_limit, self.requests_this_minute),
+                remaining_requests: remaining_quota(request_limit, self.requests_this_minute),
                 token_limit,
-                remaining_tokens: remaining(token_limit, self.tokens_this_minute),
+                remaining_tokens: remaining_quota(token_limit, self.tokens_this_minute),
                 time_to_reset,
             }
         };
@@ -274,7 +274,7 @@ fn estimated_tokens(cost: RequestCost) -> u64 {
     cost.prompt_characters / 4 + cost.max_output_tokens
 }
 
-fn remaining(limit: u64, used: u64) -> i64 {
+fn remaining_quota(limit: u64, used: u64) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX).saturating_sub(i64::try_from(used).unwrap_or(i64::MAX))
 }
 
@@ -293,7 +293,7 @@ fn to_f64(count: u64) -> f64 {
 mod tests {
     use super::*;
 
-    const STANDARD: DeploymentKind =
+    const STANDARD_KIND: DeploymentKind =
         DeploymentKind::Standard { tokens_per_minute: 100, requests_per_minute: Some(600) };
 
     fn cost(prompt_characters: u64, max_output_tokens: u64) -> RequestCost {
@@ -301,7 +301,7 @@ mod tests {
     }
 
     /// The exceeded limit, the remaining tokens and the seconds to wait.
-    fn summary(decision: &AdmissionDecision) -> (Option<ExceededLimit>, i64, u64) {
+    fn decision_summary(decision: &AdmissionDecision) -> (Option<ExceededLimit>, i64, u64) {
         match decision {
             AdmissionDecision::Admitted {
                 counters: RateLimitCounters::Standard { remaining_tokens, .. },
@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn remaining_tokens_can_be_negative_and_return_with_the_next_minute() {
         let start = Instant::now();
-        let mut limiter = RateLimiter::new(STANDARD, start);
+        let mut limiter = RateLimiter::new(STANDARD_KIND, start);
         let at = |seconds| start + Duration::from_secs(seconds);
         // (second, prompt characters, max_tokens), (exceeded limit, remaining tokens, seconds to wait)
         let cases = [
@@ -335,10 +335,10 @@ mod tests {
                 LimitOverride::None,
                 at(second),
             );
-            assert_eq!(summary(&decision), expected, "second {second}");
+            assert_eq!(decision_summary(&decision), expected, "second {second}");
         }
         let reduced = limiter.admit_request(cost(4, 0), LimitOverride::PercentOfLimits(50), at(61));
-        assert_eq!(summary(&reduced), (None, 48, 0));
+        assert_eq!(decision_summary(&reduced), (None, 48, 0));
     }
 
     #[test]
@@ -350,7 +350,7 @@ mod tests {
         );
         let exceeded_limits: Vec<Option<ExceededLimit>> = [0, 1, 2, 9, 10, 11, 12]
             .map(|second| {
-                summary(&limiter.admit_request(
+                decision_summary(&limiter.admit_request(
                     cost(4, 0),
                     LimitOverride::None,
                     start + Duration::from_secs(second),

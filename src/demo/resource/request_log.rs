@@ -24,7 +24,8 @@ pub struct LoggedRequest {
     pub headers: Vec<(String, Vec<u8>)>,
     /// Bytes of the body that were received, without chunk framing.
     pub body_len: u64,
-    /// The body, if [`records_request_bodies`](crate::demo::SimulatedResource::records_request_bodies) is set.
+    /// The body, if [`records_request_bodies`](crate::demo::SimulatedResource::records_request_bodies) is
+    /// set.
     pub body: Option<Bytes>,
     /// When the head had been read.
     pub received_at: Instant,

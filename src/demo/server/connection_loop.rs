@@ -25,14 +25,17 @@ pub(super) async fn serve_connection<S: ByteStream>(
                 return connection.close().await;
             }
         };
-        let log_number = resource.request_log.record_request(&head, connection_number, Instant::now());
-        let mut handler = RequestHandler { resource, connection: &mut connection, head: &head, log_number };
+        let log_entry_number = resource.request_log.record_request(&head, connection_number, Instant::now());
+        let mut handler =
+            RequestHandler { resource, connection: &mut connection, head: &head, log_entry_number };
         match handler.handle_request().await {
             Ok(NextAction::ReadNextRequest) => {}
             Ok(NextAction::Close) => return connection.close().await,
             Ok(NextAction::Reset) => return connection.reset().await,
             Err(ConnectionError::Disconnected) => {
-                resource.request_log.update_request(log_number, |logged| logged.client_disconnected = true);
+                resource
+                    .request_log
+                    .update_request(log_entry_number, |logged| logged.client_disconnected = true);
                 return;
             }
             Err(error) => {

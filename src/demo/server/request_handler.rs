@@ -11,7 +11,7 @@ use crate::demo::api::request::SimulatedRequest;
 use crate::demo::api::response::{ResponseBody, SimulatedResponse, WebSocketApi};
 use crate::demo::api::route::RequestRoute;
 use crate::demo::config::mood_parser::parse_mood;
-use crate::demo::faults::delivery::{ConnectionEnd, DeliveryOutcome, DeliveryPlan};
+use crate::demo::faults::delivery::{CutoffMethod, DeliveryOutcome, DeliveryPlan};
 use crate::demo::http::byte_stream::ByteStream;
 use crate::demo::http::connection::HttpConnection;
 use crate::demo::http::error::ConnectionError;
@@ -30,7 +30,7 @@ pub(super) struct RequestHandler<'a, S> {
     pub(super) connection: &'a mut HttpConnection<S>,
     pub(super) head: &'a RequestHead,
     /// The number of the request in the request log.
-    pub(super) log_number: usize,
+    pub(super) log_entry_number: usize,
 }
 
 /// What happens to the connection after a request.
@@ -71,7 +71,7 @@ impl<S: ByteStream> RequestHandler<'_, S> {
                 self.connection.wait_for_disconnect().await;
                 Ok(NextAction::Close)
             }
-            mood => self.respond(&body, &mood, route.as_ref()).await,
+            mood => self.respond_after_body(&body, &mood, route.as_ref()).await,
         }
     }
 
@@ -103,7 +103,7 @@ impl<S: ByteStream> RequestHandler<'_, S> {
         let result = self.connection.read_body(framing, &mut body).await;
         let body = body.freeze();
         let logged_body = self.resource.definition.records_request_bodies.then(|| body.clone());
-        self.resource.request_log.update_request(self.log_number, |logged| {
+        self.resource.request_log.update_request(self.log_entry_number, |logged| {
             logged.body_len = body.len() as u64;
             logged.body = logged_body;
             logged.is_body_complete = result.is_ok();
@@ -126,13 +126,13 @@ impl<S: ByteStream> RequestHandler<'_, S> {
         // The body still has to be read, or it would be taken for the next request.
         let mut body = BytesMut::new();
         self.connection.read_body(framing, &mut body).await?;
-        self.resource.request_log.update_request(self.log_number, |logged| {
+        self.resource.request_log.update_request(self.log_entry_number, |logged| {
             (logged.body_len, logged.is_body_complete) = (body.len() as u64, true);
         });
         Ok(next_action)
     }
 
-    async fn respond(
+    async fn respond_after_body(
         &mut self,
         body: &Bytes,
         mood: &Mood,
@@ -164,13 +164,13 @@ impl<S: ByteStream> RequestHandler<'_, S> {
         let is_complete = !matches!(outcome, DeliveryOutcome::CutOff(_));
         self.resource
             .request_log
-            .update_request(self.log_number, |logged| logged.is_response_complete = is_complete);
+            .update_request(self.log_entry_number, |logged| logged.is_response_complete = is_complete);
         Ok(match outcome {
             DeliveryOutcome::CompleteReusable if keeps_alive => NextAction::ReadNextRequest,
             DeliveryOutcome::CompleteReusable
             | DeliveryOutcome::CompleteMustClose
-            | DeliveryOutcome::CutOff(ConnectionEnd::Close) => NextAction::Close,
-            DeliveryOutcome::CutOff(ConnectionEnd::Reset) => NextAction::Reset,
+            | DeliveryOutcome::CutOff(CutoffMethod::Close) => NextAction::Close,
+            DeliveryOutcome::CutOff(CutoffMethod::Reset) => NextAction::Reset,
         })
     }
 
@@ -201,13 +201,13 @@ impl<S: ByteStream> RequestHandler<'_, S> {
         run_websocket_session(&request, api, self.connection).await?;
         self.resource
             .request_log
-            .update_request(self.log_number, |logged| logged.is_response_complete = true);
+            .update_request(self.log_entry_number, |logged| logged.is_response_complete = true);
         Ok(NextAction::Close)
     }
 
     fn record_response_status(&self, status: u16) {
         self.resource
             .request_log
-            .update_request(self.log_number, |logged| logged.response_status = Some(status));
+            .update_request(self.log_entry_number, |logged| logged.response_status = Some(status));
     }
 }

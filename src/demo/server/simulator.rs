@@ -1,4 +1,5 @@
-//! The handle by which tests and the CLI start simulated resources, change their moods and see their requests.
+//! The handle by which tests and the CLI start simulated resources, change their moods and see their
+//! requests.
 
 use std::collections::HashMap;
 use std::io;

@@ -7,7 +7,7 @@ use crate::demo::{DeploymentKind, LoggedRequest};
 
 #[tokio::test]
 async fn both_dialects_give_the_same_chat_response() {
-    let simulator = start(east_resource().with_recorded_request_bodies()).await;
+    let simulator = start_simulator(east_resource().with_recorded_request_bodies()).await;
     let mut client = TestClient::connect(simulator.address("east")).await;
     let classic = client.round_trip(post_request(CHAT_TARGET, CHAT_BODY)).await;
     let body = r#"{"model":"gpt-4o","messages":[{"role":"user","content":"hello there"}]}"#;
@@ -38,7 +38,7 @@ async fn both_dialects_give_the_same_chat_response() {
 
 #[tokio::test]
 async fn each_fault_of_a_request_has_its_own_error() {
-    let simulator = start(SimulatedResource {
+    let simulator = start_simulator(SimulatedResource {
         required_host: Some("east.openai.azure.com".to_owned()),
         ..east_resource()
     })
@@ -103,7 +103,7 @@ async fn a_resource_can_disable_api_keys() {
     let mut resource = east_resource();
     resource.is_key_auth_disabled = true;
     resource.entra_tokens_without_role.push("eyJweak".to_owned());
-    let simulator = start(resource).await;
+    let simulator = start_simulator(resource).await;
     let response = send_once(&simulator, post_request(CHAT_TARGET, CHAT_BODY)).await;
     assert_eq!(
         (response.status, response.json()["error"]["code"].clone()),
@@ -117,7 +117,7 @@ async fn a_resource_can_disable_api_keys() {
 
 #[tokio::test]
 async fn a_chat_stream_has_the_quirks_of_azure() {
-    let simulator = start(east_resource()).await;
+    let simulator = start_simulator(east_resource()).await;
     let response = send_once(&simulator, post_request(CHAT_TARGET, STREAMING_CHAT_BODY)).await;
     let events = response.events();
     assert_eq!(response.header("content-type"), Some("text/event-stream"));
@@ -143,7 +143,7 @@ async fn a_chat_stream_has_the_quirks_of_azure() {
 
 #[tokio::test]
 async fn parameters_of_a_chat_shape_its_response() {
-    let simulator = start(east_resource()).await;
+    let simulator = start_simulator(east_resource()).await;
     let cases = [
         (
             json!({"n": 3}),
@@ -184,7 +184,7 @@ async fn parameters_of_a_chat_shape_its_response() {
 
 #[tokio::test]
 async fn embeddings_are_numbers_or_base64() {
-    let simulator = start(east_resource()).await;
+    let simulator = start_simulator(east_resource()).await;
     let target = "/openai/deployments/embed/embeddings?api-version=2024-10-21";
     let response = send_once(&simulator, post_request(target, r#"{"input":["a","b",[1,2]],"dimensions":3}"#))
         .await
@@ -208,7 +208,7 @@ async fn embeddings_are_numbers_or_base64() {
 async fn a_429_says_how_long_to_wait() {
     let kind = DeploymentKind::Standard { tokens_per_minute: 100, requests_per_minute: Some(600) };
     let ptu = DeploymentKind::Provisioned { tokens_per_minute: 100, output_weight: 4 };
-    let simulator = start(
+    let simulator = start_simulator(
         SimulatedResource::new("east")
             .with_api_key("k")
             .with_deployment("gpt-4o", "gpt-4o", kind)
@@ -244,7 +244,7 @@ async fn a_429_says_how_long_to_wait() {
 
 #[tokio::test]
 async fn the_size_of_a_body_is_exact_with_any_framing() {
-    let simulator = start(east_resource().with_recorded_request_bodies()).await;
+    let simulator = start_simulator(east_resource().with_recorded_request_bodies()).await;
     let mut client = TestClient::connect(simulator.address("east")).await;
     let (first, second) = CHAT_BODY.split_at(20);
     client
@@ -270,7 +270,7 @@ async fn the_size_of_a_body_is_exact_with_any_framing() {
 
 #[tokio::test]
 async fn absurd_numbers_are_refused() {
-    let simulator = start(east_resource()).await;
+    let simulator = start_simulator(east_resource()).await;
     let maximum = u64::MAX;
     let chunked = format!(
         "POST {CHAT_TARGET} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n{maximum:x}\r\n"
@@ -294,7 +294,8 @@ async fn absurd_numbers_are_refused() {
 #[tokio::test]
 async fn a_body_of_a_hundred_mebibytes_is_accepted() {
     let simulator =
-        start(east_resource().with_deployment("whisper", "whisper", DeploymentKind::Unlimited)).await;
+        start_simulator(east_resource().with_deployment("whisper", "whisper", DeploymentKind::Unlimited))
+            .await;
     let form_start = "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\n\r\n";
     let form_end = "\r\n--b\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nwhisper\r\n--b--\r\n";
     let size = 100 * 1024 * 1024;
@@ -318,7 +319,7 @@ async fn a_body_of_a_hundred_mebibytes_is_accepted() {
 
 #[tokio::test]
 async fn listening_can_be_stopped_and_resumed_on_the_same_address() {
-    let simulator = start(east_resource()).await;
+    let simulator = start_simulator(east_resource()).await;
     let address = simulator.address("east");
     let mut open = TestClient::connect(address).await;
     assert_eq!(open.round_trip(post_request(CHAT_TARGET, CHAT_BODY)).await.status, 200);

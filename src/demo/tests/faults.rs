@@ -24,7 +24,7 @@ async fn each_error_has_the_shape_that_azure_gives_it() {
         (Mood::Refuses(SimulatedError::Unavailable), 503, "temporarily"),
         (Mood::Refuses(SimulatedError::Status(418)), 418, "simulated"),
     ];
-    let simulator = start(east_resource()).await;
+    let simulator = start_simulator(east_resource()).await;
     for (mood, status, text) in cases {
         simulator.set_mood("east", mood.clone());
         let response = send_once(&simulator, post_request(CHAT_TARGET, CHAT_BODY)).await;
@@ -41,7 +41,7 @@ async fn each_error_has_the_shape_that_azure_gives_it() {
 async fn moods_can_follow_each_other_and_depend_on_the_deployment() {
     let sequence = Mood::Sequence(vec![Mood::Refuses(SimulatedError::ServerError), Mood::Calm]);
     let moods = HashMap::from([("gpt-4o".to_owned(), sequence)]);
-    let simulator = start_with_mood(Mood::PerDeployment {
+    let simulator = start_simulator_with_mood(Mood::PerDeployment {
         moods_by_deployment: moods,
         default_mood: Box::new(Mood::HighDemand),
     })
@@ -61,7 +61,7 @@ async fn moods_can_follow_each_other_and_depend_on_the_deployment() {
 
 #[tokio::test]
 async fn connections_are_cut_off_at_the_position_that_the_mood_names() {
-    let simulator = start(east_resource()).await;
+    let simulator = start_simulator(east_resource()).await;
     for (mood, is_reset) in
         [(Mood::ResetBeforeHead, true), (Mood::CloseBeforeHead, false), (Mood::ResetOnAccept, true)]
     {
@@ -99,7 +99,7 @@ async fn connections_are_cut_off_at_the_position_that_the_mood_names() {
 
 #[tokio::test]
 async fn a_stream_with_status_200_can_contain_an_error() {
-    let simulator = start(east_resource()).await;
+    let simulator = start_simulator(east_resource()).await;
     let orders = [
         (ErrorEventOrder::CreatedErrorFailed, vec!["response.created", "error", "response.failed"]),
         (ErrorEventOrder::ErrorAlone, vec!["error"]),
@@ -132,7 +132,7 @@ async fn a_stream_with_status_200_can_contain_an_error() {
 
 #[tokio::test]
 async fn events_can_be_padded_annotated_and_delayed() {
-    let simulator = start_with_mood(Mood::BigCreated { padding_bytes: 60_000 }).await;
+    let simulator = start_simulator_with_mood(Mood::BigCreated { padding_bytes: 60_000 }).await;
     let response = send_once(&simulator, post_request(RESPONSES_TARGET, STREAMING_RESPONSES_BODY)).await;
     assert!(response.text().lines().nth(1).unwrap().len() > 60_000);
     assert_eq!(response.events()[0]["type"], "response.created");
@@ -155,7 +155,7 @@ async fn events_can_be_padded_annotated_and_delayed() {
 
 #[tokio::test]
 async fn interim_unsolicited_and_early_responses_are_sent() {
-    let simulator = start_with_mood(Mood::InfoFlood(3)).await;
+    let simulator = start_simulator_with_mood(Mood::InfoFlood(3)).await;
     let mut client = TestClient::connect(simulator.address("east")).await;
     client.send(post_request(CHAT_TARGET, CHAT_BODY)).await;
     let mut statuses = Vec::new();
@@ -189,10 +189,10 @@ async fn interim_unsolicited_and_early_responses_are_sent() {
 async fn a_client_that_disconnects_is_noticed() {
     let delay = Duration::from_secs(30);
     let silence = Mood::Silence { after_events: 2, duration: delay };
-    let simulator = start(east_resource()).await;
+    let simulator = start_simulator(east_resource()).await;
     let is_logged = async |index: usize, condition: fn(&LoggedRequest) -> bool| {
         let condition = |requests: &[LoggedRequest]| requests.get(index).is_some_and(condition);
-        simulator.wait_for_requests("east", TIMEOUT, condition).await
+        simulator.wait_for_requests("east", RESPONSE_TIMEOUT, condition).await
     };
     let moods = [Mood::Mute, silence, Mood::Drip(delay), Mood::SlowFirstByte(delay)];
     let mood_count = moods.len();
@@ -217,7 +217,7 @@ async fn a_request_can_choose_its_mood_if_the_resource_allows_that() {
     let mut resource = east_resource();
     let request = post_request(CHAT_TARGET, CHAT_BODY)
         .replace("api-key", "x-simulate: {refuses: content_filter}\r\napi-key");
-    assert_eq!(send_once(&start(resource.clone()).await, &request).await.status, 200);
+    assert_eq!(send_once(&start_simulator(resource.clone()).await, &request).await.status, 200);
     resource.allows_mood_header = true;
-    assert_eq!(send_once(&start(resource).await, &request).await.status, 400);
+    assert_eq!(send_once(&start_simulator(resource).await, &request).await.status, 400);
 }

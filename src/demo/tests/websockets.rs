@@ -48,9 +48,11 @@ fn upgrade_request(target: &str, auth: &str) -> String {
 
 #[tokio::test]
 async fn a_realtime_websocket_is_closed_after_its_maximum_lifetime() {
-    let simulator =
-        start(SimulatedResource { max_websocket_lifetime: Duration::from_millis(400), ..east_resource() })
-            .await;
+    let simulator = start_simulator(SimulatedResource {
+        max_websocket_lifetime: Duration::from_millis(400),
+        ..east_resource()
+    })
+    .await;
     let mut client = TestClient::connect(simulator.address("east")).await;
     let refused =
         client.round_trip(upgrade_request("/openai/v1/realtime?model=none", "api-key: k\r\n")).await;
@@ -74,7 +76,7 @@ async fn a_realtime_websocket_is_closed_after_its_maximum_lifetime() {
 
 #[tokio::test]
 async fn a_responses_websocket_remembers_responses_that_are_not_stored() {
-    let simulator = start(east_resource()).await;
+    let simulator = start_simulator(east_resource()).await;
     let mut client = TestClient::connect(simulator.address("east")).await;
     assert_eq!(
         client

@@ -1,4 +1,4 @@
-//! Where records go.
+//! The sinks that deliver records from the spool: a file of JSON lines, and Log Analytics.
 
 pub mod jsonl;
 pub mod log_analytics;

@@ -1,24 +1,24 @@
-//! Records as they lie in a segment: length, checksum, bytes. What a torn write leaves behind is
-//! parsed by either.
+//! The frame around each record in a segment: length, checksum, record. A torn write is detected by either of
+//! the two.
 
-/// What every segment begins with.
+/// The first bytes of every segment; the last of them is the version of the format.
 pub(super) const SEGMENT_MAGIC: &[u8; 8] = b"aoailb\x001";
-/// Length and checksum.
+/// The length and the CRC-32 of the record, both as little-endian `u32`.
 const FRAME_HEADER_BYTES: usize = 8;
-/// Longer than any record: a length above it is no length.
+/// No record is longer: a greater length is corrupt.
 const MAX_RECORD_BYTES: usize = 256 * 1024 * 1024;
 
-/// Records that are to be written: frames, one after the other.
+/// Records to append to the spool, one frame after the other.
 #[derive(Default)]
 pub struct FrameBuffer {
     bytes: Vec<u8>,
-    /// Bytes of those that are complete.
+    /// The length of the complete frames. A frame is incomplete if its record panicked while it was written.
     complete_bytes: usize,
     record_count: u64,
 }
 
 impl FrameBuffer {
-    /// Adds what `write` writes as a record; nothing, if it panics.
+    /// Adds the record that `write` appends to the buffer. If `write` panics, nothing is added.
     pub fn push_record(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         self.bytes.truncate(self.complete_bytes);
         append_frame(&mut self.bytes, write);
@@ -26,26 +26,27 @@ impl FrameBuffer {
         self.record_count += 1;
     }
 
-    /// Bytes so far.
+    /// The length of all frames, in bytes.
     pub fn byte_len(&self) -> usize {
         self.complete_bytes
     }
 
+    /// The frames, without one that a panic left incomplete.
     pub(super) fn complete_frames(&self) -> &[u8] {
         self.bytes.get(..self.complete_bytes).unwrap_or_default()
     }
 
-    /// Records so far.
+    /// The number of records.
     pub fn record_count(&self) -> u64 {
         self.record_count
     }
 
-    /// Whether there is none.
+    /// Whether there are no records.
     pub fn is_empty(&self) -> bool {
         self.record_count == 0
     }
 
-    /// Forgets all.
+    /// Removes all records and keeps the memory.
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.complete_bytes = 0;
@@ -53,7 +54,7 @@ impl FrameBuffer {
     }
 }
 
-/// Appends what `write` writes as a record.
+/// Appends a frame with the record that `write` appends to the buffer.
 fn append_frame(buffer: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     let start = buffer.len();
     buffer.extend_from_slice(&[0; FRAME_HEADER_BYTES]);
@@ -68,17 +69,18 @@ fn append_frame(buffer: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     }
 }
 
-/// The first record of these bytes and how many of them it takes.
+/// What is at the start of some bytes of a segment.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ParsedFrame<'a> {
-    /// A whole record.
+    /// A whole record, and the length of its frame.
     Record(&'a [u8], usize),
-    /// It goes on beyond these bytes; so many are needed at least.
+    /// The start of a frame; at least this many bytes are needed.
     Incomplete(usize),
-    /// No record: what follows is torn.
+    /// No frame: the write was torn, or the file is damaged.
     Corrupt,
 }
 
+/// Reads the frame at the start of `bytes`.
 pub(super) fn parse_frame(bytes: &[u8]) -> ParsedFrame<'_> {
     let Some((head, rest)) = bytes.split_at_checked(FRAME_HEADER_BYTES) else {
         return ParsedFrame::Incomplete(FRAME_HEADER_BYTES);

@@ -1,9 +1,10 @@
-//! Records on disk until every sink has them: segments that are only appended to.
+//! The spool: keeps records on disk until every sink has delivered them.
 //!
-//! One thread writes, each sink reads at its own pace and notes beside the segment how far it got.
-//! A segment belongs to the process that holds its lock. While it grows it is called `….open`,
-//! then `….sealed`; one whose process is gone is claimed by the next that looks, its torn end cut
-//! off. When there is too much, the oldest goes, delivered or not.
+//! Records are in segment files that are only appended to. One thread writes; each sink reads at its own pace
+//! and saves its position in a file beside the segment. A segment belongs to the process that holds its lock.
+//! While it is written its name ends in `.open`, afterwards in `.sealed`. When a process has ended, the next
+//! process that looks adopts its segments and cuts off a torn last record. Beyond the size limit the oldest
+//! segment is deleted, delivered or not.
 
 mod frame;
 mod reader;
@@ -24,33 +25,33 @@ pub use self::reader::{RecordBatch, SpoolRead, SpoolReader};
 use self::segment::{AdoptedSegment, Segment};
 use self::shared::{SharedSpool, SpoolState};
 
-/// The spool is so many segments at least, so that losing the oldest loses little.
+/// A full spool has at least this many segments, so that deleting the oldest loses few records.
 const MIN_SEGMENT_COUNT: u64 = 16;
-/// The size at which a segment is sealed is at most this.
+/// A segment is sealed at this size at the latest.
 const MAX_SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
-/// How long the writer of a full disk waits before it looks again.
+/// How long nothing is written after an error, such as a full disk.
 const WRITE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The writer's side.
+/// The spool, as its writer sees it.
 #[derive(Debug)]
 pub struct Spool {
     shared: Arc<SharedSpool>,
     max_bytes: u64,
     segment_seal_bytes: u64,
-    /// The name of the segment that grows.
+    /// The name of the segment that is being written.
     active_segment: Option<String>,
     created_segments: u64,
-    /// What cannot be claimed, which is said once.
+    /// Segments that cannot be adopted; each is logged once.
     unreadable_paths: Vec<PathBuf>,
     writes_paused_until: Option<Instant>,
 }
 
 impl Spool {
-    /// Opens the directory (created with mode 0750), claims what a process left there that is
-    /// gone, and gives each sink its reader.
+    /// Opens the directory, adopts the segments of processes that have ended, and returns a reader for each
+    /// sink. A missing directory is created with mode 0750.
     ///
     /// # Errors
-    /// When the directory cannot be made or written to.
+    /// If the directory cannot be created or written to.
     pub fn open(
         directory: &Path,
         max_bytes: u64,
@@ -78,6 +79,7 @@ impl Spool {
         };
         spool.adopt_orphans();
         segment::remove_stray_files(directory);
+        // Now, so that a directory that cannot be written to is an error at the start.
         spool.start_segment()?;
         let readers = (0..sink_names.len())
             .map(|sink_index| SpoolReader { shared: Arc::clone(&spool.shared), sink_index });
@@ -85,14 +87,14 @@ impl Spool {
         Ok((spool, readers))
     }
 
-    /// Appends these records in one write. Returns how many are lost because there is no room:
-    /// all or none of them.
+    /// Appends the records in one write. Returns how many are lost because they could not be written: all or
+    /// none.
     pub fn append(&mut self, frames: &FrameBuffer) -> u64 {
         let now = Instant::now();
         if frames.is_empty() {
             return 0;
         }
-        // A full disk is asked again in a while, not for each record.
+        // A full disk is not tried again for every batch.
         if self.writes_paused_until.is_some_and(|until| now < until) {
             return frames.record_count();
         }
@@ -105,11 +107,12 @@ impl Spool {
                     self.enforce_size_limit();
                     return 0;
                 }
+                // Newer records are worth more than older ones: make room and try again.
                 Err(problem) if is_disk_full(&problem) && self.drop_oldest_segment() => {}
                 Err(problem) => {
                     if self.writes_paused_until.is_none() {
                         let directory = self.shared.directory.display();
-                        error!("records are lost, {directory} cannot be written: {problem}");
+                        error!("records are lost: cannot write to {directory}: {problem}");
                     }
                     self.writes_paused_until = Some(now + WRITE_RETRY_INTERVAL);
                     return frames.record_count();
@@ -129,7 +132,8 @@ impl Spool {
         let segment = self.active_segment.as_ref().and_then(|name| state.segments.get(name));
         let Some(file) = segment.map(Segment::file) else { return Err(io::ErrorKind::NotFound.into()) };
         let length = segment.map_or(0, Segment::length);
-        // Readers look at the length alone: the lock is not held while the disk is waited for.
+        // Not under the lock: a slow disk must not block the readers. They read only up to the length of the
+        // segment, which is updated after the write.
         drop(state);
         segment::write_all_or_truncate(&file, frames.complete_frames(), length)?;
         state = self.shared.lock();
@@ -141,7 +145,7 @@ impl Spool {
         Ok(())
     }
 
-    /// Seals the segment that grows and begins another.
+    /// Seals the active segment and starts a new one.
     fn start_segment(&mut self) -> io::Result<()> {
         let segment =
             segment::create_segment(&self.shared.directory, self.created_segments, &self.shared.sink_names)?;
@@ -156,20 +160,20 @@ impl Spool {
         Ok(())
     }
 
-    /// Claims the segments of processes that are gone.
+    /// Adopts the segments of processes that have ended.
     pub fn adopt_orphans(&mut self) {
         for adopted in segment::adopt_orphans(&self.shared.directory, &self.shared.sink_names) {
             match adopted {
                 Ok(AdoptedSegment { segment, torn_bytes }) => {
                     if torn_bytes > 0 {
-                        warn!("spool: {torn_bytes} bytes of a record that was being written are cut off");
+                        warn!("spool: {torn_bytes} bytes are cut off: a process ended while it wrote them");
                     }
                     let mut state = self.shared.lock();
                     state.insert_segment(segment);
                     self.shared.state_changed.notify_all();
                 }
                 Err((path, problem)) if !self.unreadable_paths.contains(&path) => {
-                    error!("spool: {} cannot be read and is left as it is: {problem}", path.display());
+                    error!("spool: cannot read {}: {problem}. Its records are not delivered", path.display());
                     self.unreadable_paths.push(path);
                 }
                 Err(_) => {}
@@ -178,16 +182,17 @@ impl Spool {
         self.shared.remove_delivered_segments();
     }
 
+    /// Deletes the oldest segments while the spool exceeds its size limit.
     fn enforce_size_limit(&mut self) {
         while self.total_bytes() > self.max_bytes && self.drop_oldest_segment() {}
     }
 
-    /// Bytes of all segments.
+    /// The length of all segments, in bytes.
     pub fn total_bytes(&self) -> u64 {
         self.shared.lock().segments.values().map(Segment::length).sum()
     }
 
-    /// Bytes that some sink has not.
+    /// Bytes that are not yet delivered to every sink.
     pub fn undelivered_bytes(&self) -> u64 {
         let max_undelivered = |segment: &Segment| {
             (0..self.shared.sink_names.len()).map(|sink| segment.undelivered_bytes(sink)).max().unwrap_or(0)
@@ -195,7 +200,7 @@ impl Spool {
         self.shared.lock().segments.values().map(max_undelivered).sum()
     }
 
-    /// Lets go of the oldest segment but the one that grows; `false` if there is none.
+    /// Deletes the oldest segment other than the active one; `false` if there is none.
     fn drop_oldest_segment(&mut self) -> bool {
         let mut state = self.shared.lock();
         let oldest = state.segments.keys().find(|name| Some(*name) != self.active_segment.as_ref()).cloned();
@@ -215,7 +220,7 @@ impl Spool {
                 .map(|(sink, _)| *sink)
                 .collect();
             error!(
-                "spool: there is no room for more: the oldest records go, undelivered to {}",
+                "spool: full: the oldest records are deleted before they were delivered to {}",
                 sinks.join(" and ")
             );
         }
@@ -226,11 +231,11 @@ impl Spool {
         true
     }
 
-    /// Records that went undelivered since the last call, by sink.
+    /// How many records were deleted before they were delivered since the last call, by sink.
     pub fn take_lost_records(&self) -> Vec<(&'static str, u64)> {
         let mut state = self.shared.lock();
         let lost = std::mem::replace(&mut state.lost_records, vec![0; self.shared.sink_names.len()]);
-        // It is over when there is room again, not between two segments that go.
+        // The next deletion is logged again only after the spool was half empty, not for every segment.
         if state.is_dropping_segments
             && state.segments.values().map(Segment::length).sum::<u64>() < self.max_bytes / 2
         {
@@ -239,7 +244,7 @@ impl Spool {
         self.shared.sink_names.iter().copied().zip(lost).filter(|(_, lost)| *lost > 0).collect()
     }
 
-    /// Nothing more will be written: readers that have all end.
+    /// Ends the writing: a reader gets [`SpoolRead::Closed`] when it has read everything.
     pub fn close(&self) {
         self.shared.lock().is_closed = true;
         self.shared.state_changed.notify_all();

@@ -9,39 +9,40 @@ use super::frame::{self, ParsedFrame};
 use super::segment;
 use super::shared::SharedSpool;
 
-/// A sink's side.
+/// The spool, as one sink sees it.
 #[derive(Debug)]
 pub struct SpoolReader {
     pub(super) shared: Arc<SharedSpool>,
     pub(super) sink_index: usize,
 }
 
-/// What there is for a sink.
+/// The result of waiting for records.
 pub enum SpoolRead {
-    /// Records.
+    /// The next records.
     Batch(RecordBatch),
-    /// Nothing in the time given.
+    /// There were no records within the timeout.
     TimedOut,
-    /// Nothing, and nothing will come.
+    /// Everything has been read, and nothing more will be written.
     Closed,
 }
 
-/// What a sink is given at a time.
+/// Records that a sink delivers together. They come from one segment.
 pub struct RecordBatch {
     segment_name: String,
     end_offset: u64,
-    /// Records of a process that is gone: the last of them may have been delivered before.
+    /// Whether some records may have been delivered before: by a process that ended before it saved its
+    /// position.
     pub may_contain_duplicates: bool,
     bytes: Vec<u8>,
 }
 
 impl RecordBatch {
-    /// The segment that they lie in.
+    /// The name of the segment that contains the records.
     pub fn segment_name(&self) -> &str {
         &self.segment_name
     }
 
-    /// The records.
+    /// The records, oldest first.
     pub fn records(&self) -> impl Iterator<Item = &[u8]> {
         let mut rest = &self.bytes[..];
         std::iter::from_fn(move || match frame::parse_frame(rest) {
@@ -55,12 +56,12 @@ impl RecordBatch {
 }
 
 impl SpoolReader {
-    /// Whose it is.
+    /// The name of the sink.
     pub fn sink_name(&self) -> &'static str {
         self.shared.sink_names.get(self.sink_index).copied().unwrap_or("")
     }
 
-    /// The next records, at most about so many bytes but one at least; waits for them for a while.
+    /// Waits for the next records: at most about `max_bytes` of them, but at least one record.
     pub fn next_batch(&self, max_bytes: usize, timeout: Duration) -> SpoolRead {
         let deadline = Instant::now() + timeout;
         let mut state = self.shared.lock();
@@ -71,6 +72,7 @@ impl SpoolReader {
                 let (name, file) = (segment.name().to_owned(), segment.file());
                 let (start, length) = (segment.delivered_offset(self.sink_index), segment.length());
                 let may_contain_duplicates = segment.is_adopted();
+                // Not under the lock: a slow disk must not block the writer.
                 drop(state);
                 match segment::read_frames(&file, start, length, max_bytes) {
                     Ok(bytes) if !bytes.is_empty() => {
@@ -84,8 +86,8 @@ impl SpoolReader {
                     }
                     problem => {
                         let problem =
-                            problem.err().map_or_else(|| "it is damaged".to_owned(), |e| e.to_string());
-                        error!("spool: the rest of {name} cannot be read and is left out: {problem}");
+                            problem.err().map_or_else(|| "the file is damaged".to_owned(), |e| e.to_string());
+                        error!("spool: cannot read the rest of segment {name}, which is skipped: {problem}");
                         self.advance_to(&name, length);
                     }
                 }
@@ -101,16 +103,18 @@ impl SpoolReader {
         }
     }
 
-    /// This sink has these records.
+    /// Marks these records as delivered by this sink.
     pub fn mark_delivered(&self, batch: &RecordBatch) {
         self.advance_to(&batch.segment_name, batch.end_offset);
     }
 
-    /// Bytes that this sink has not read yet.
+    /// Bytes that this sink has not delivered yet.
     pub fn undelivered_bytes(&self) -> u64 {
         self.shared.lock().segments.values().map(|segment| segment.undelivered_bytes(self.sink_index)).sum()
     }
 
+    /// Saves the position of this sink in a segment and deletes segments that are now delivered to every
+    /// sink.
     fn advance_to(&self, segment_name: &str, offset: u64) {
         let mut state = self.shared.lock();
         if let Some(segment) = state.segments.get_mut(segment_name) {

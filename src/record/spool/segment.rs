@@ -1,4 +1,4 @@
-//! One file of the spool, and beside it a note for each sink of how far it got.
+//! One segment file of the spool, and beside it a position file for each sink.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -13,27 +13,28 @@ use super::frame::{self, ParsedFrame, SEGMENT_MAGIC};
 
 const OPEN_EXTENSION: &str = "open";
 const SEALED_EXTENSION: &str = "sealed";
+/// A segment that is being created and not locked yet.
 const UNLOCKED_EXTENSION: &str = "young";
-/// After so long nobody is making a segment any more that has no lock yet.
+/// An unlocked segment of this age was left by a process that was killed while it created it.
 const STRAY_FILE_AGE: Duration = Duration::from_secs(60);
-/// How much is read at a time where a whole segment is looked through.
+/// How much is read at a time when a whole segment is searched.
 const SCAN_CHUNK_BYTES: usize = 1024 * 1024;
 
-/// A segment that this process holds the lock of.
+/// A segment that this process has locked.
 #[derive(Debug)]
 pub(super) struct Segment {
-    /// Its file's name without the extension: sorts by age.
+    /// The file name without its extension. Names sort by age.
     name: String,
     extension: &'static str,
     file: Arc<File>,
-    /// Bytes that are whole records.
+    /// The length of the whole records in the file.
     length: u64,
-    /// It was another process's.
+    /// Whether another process wrote the segment.
     is_adopted: bool,
     positions: Vec<SinkPosition>,
 }
 
-/// How far a sink got.
+/// How far a sink has delivered a segment.
 #[derive(Debug)]
 struct SinkPosition {
     sink: &'static str,
@@ -41,19 +42,19 @@ struct SinkPosition {
     position_file: Option<File>,
 }
 
-/// A segment whose process is gone.
+/// A segment of a process that has ended, now locked by this one.
 pub(super) struct AdoptedSegment {
     pub(super) segment: Segment,
-    /// Bytes at its end that were no whole record.
+    /// How many bytes of an incomplete record were cut off its end.
     pub(super) torn_bytes: u64,
 }
 
-/// A new segment.
+/// Creates an empty segment and locks it.
 pub(super) fn create_segment(directory: &Path, number: u64, sinks: &[&'static str]) -> io::Result<Segment> {
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let random = fastrand::u32(..);
     let name = format!("{:013}-{number:06}-{}-{random:08x}", since_epoch.as_millis(), std::process::id());
-    // Nobody may claim it before it is locked.
+    // Under a name that no process adopts: between creation and lock the file looks like an orphan.
     let unlocked_path = segment_path(directory, &name, UNLOCKED_EXTENSION);
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o640).open(&unlocked_path)?;
     let prepared = flock(&file, FlockOperation::NonBlockingLockExclusive)
@@ -79,15 +80,15 @@ pub(super) fn create_segment(directory: &Path, number: u64, sinks: &[&'static st
     })
 }
 
-/// Writes all of it at this place, or nothing.
+/// Writes all bytes at this offset. After an error the file is truncated to where it was.
 pub(super) fn write_all_or_truncate(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     file.write_all_at(bytes, offset).inspect_err(|_| {
         let _ = file.set_len(offset);
     })
 }
 
-/// Whole records from this place on, at most about so many bytes but one at least; nothing where
-/// what lies there is no record.
+/// Reads whole records from `start` on: at most about `max_bytes` of them, but at least one. The result is
+/// empty if there is no valid record at `start`.
 pub(super) fn read_frames(file: &File, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<u8>> {
     let rest = usize::try_from(end.saturating_sub(start)).unwrap_or(usize::MAX);
     let mut bytes = vec![0; rest.min(max_bytes.max(64))];
@@ -96,7 +97,7 @@ pub(super) fn read_frames(file: &File, start: u64, end: u64, max_bytes: usize) -
     loop {
         match frame::parse_frame(bytes.get(complete_bytes..).unwrap_or_default()) {
             ParsedFrame::Record(_, length) => complete_bytes += length,
-            // The first is longer than what was read.
+            // The first record is longer than what was read.
             ParsedFrame::Incomplete(needed)
                 if complete_bytes == 0 && needed <= rest && needed > bytes.len() =>
             {
@@ -110,7 +111,7 @@ pub(super) fn read_frames(file: &File, start: u64, end: u64, max_bytes: usize) -
     Ok(bytes)
 }
 
-/// The segments in the directory that nobody holds, now held by this process.
+/// Adopts all segments in the directory that no process has locked.
 pub(super) fn adopt_orphans(
     directory: &Path,
     sinks: &[&'static str],
@@ -129,8 +130,7 @@ pub(super) fn adopt_orphans(
         .collect()
 }
 
-/// Removes notes of segments that are gone, and what a process left that was killed while it made
-/// one.
+/// Deletes position files without a segment, and segments of a process that was killed while it created them.
 pub(super) fn remove_stray_files(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -140,7 +140,7 @@ pub(super) fn remove_stray_files(directory: &Path) {
                 .iter()
                 .any(|extension| path.with_extension(extension).exists())
         } else {
-            // One that is being made is so for a moment only.
+            // Another process may be creating this one at the moment: that takes much less than a minute.
             let modified = entry.metadata().and_then(|metadata| metadata.modified()).ok();
             let age = modified.and_then(|modified| modified.elapsed().ok());
             extension == UNLOCKED_EXTENSION && age.is_some_and(|age| age > STRAY_FILE_AGE)
@@ -151,6 +151,8 @@ pub(super) fn remove_stray_files(directory: &Path) {
     }
 }
 
+/// Locks a segment, cuts off an incomplete last record and reads the positions of the sinks. `None` if
+/// another process has the segment or it is gone.
 fn adopt_segment(
     path: &Path,
     extension: &'static str,
@@ -161,10 +163,11 @@ fn adopt_segment(
         Err(problem) if problem.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file?,
     };
+    // The kernel releases the lock when a process ends, however it ends.
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         return Ok(None);
     }
-    // Its process may have sealed or removed it between the look and the lock.
+    // Its process may have renamed or deleted it between the listing and the lock.
     if !path.exists() {
         return Ok(None);
     }
@@ -198,7 +201,7 @@ fn adopt_segment(
     Ok(Some(AdoptedSegment { segment, torn_bytes }))
 }
 
-/// How much of a file is whole records.
+/// The length of a file up to the end of its last whole record.
 fn complete_records_length(file: &File, written: u64) -> io::Result<u64> {
     let mut magic = [0; SEGMENT_MAGIC.len()];
     if written < SEGMENT_MAGIC.len() as u64 {
@@ -206,7 +209,10 @@ fn complete_records_length(file: &File, written: u64) -> io::Result<u64> {
     }
     file.read_exact_at(&mut magic, 0)?;
     if magic != *SEGMENT_MAGIC {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no segment of this version"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is not a segment in the format of this version",
+        ));
     }
     let mut offset = SEGMENT_MAGIC.len() as u64;
     loop {
@@ -242,10 +248,12 @@ impl Segment {
         self.is_adopted
     }
 
+    /// Records that bytes were appended to the file.
     pub(super) fn on_appended(&mut self, bytes: u64) {
         self.length += bytes;
     }
 
+    /// Gives the file the name of a segment that is no longer written.
     pub(super) fn seal(&mut self, directory: &Path) {
         if self.extension == OPEN_EXTENSION
             && fs::rename(
@@ -258,17 +266,17 @@ impl Segment {
         }
     }
 
-    /// Up to where a sink has it.
+    /// The offset up to which a sink has delivered the segment.
     pub(super) fn delivered_offset(&self, sink: usize) -> u64 {
         self.positions.get(sink).map_or(self.length, |position| position.delivered_offset)
     }
 
-    /// Bytes that a sink has not.
+    /// Bytes that a sink has not delivered.
     pub(super) fn undelivered_bytes(&self, sink: usize) -> u64 {
         self.length.saturating_sub(self.delivered_offset(sink))
     }
 
-    /// Records that a sink has not.
+    /// Records that a sink has not delivered. Reads the file.
     pub(super) fn count_undelivered_records(&self, sink: usize) -> u64 {
         let (mut offset, mut count) = (self.delivered_offset(sink), 0);
         while let Ok(bytes) = read_frames(&self.file, offset, self.length, SCAN_CHUNK_BYTES) {
@@ -285,7 +293,7 @@ impl Segment {
         count
     }
 
-    /// Notes how far a sink got, for the next process.
+    /// Saves how far a sink has delivered, for the next process.
     pub(super) fn save_position(&mut self, sink: usize, directory: &Path, offset: u64) {
         let Some(position) = self.positions.get_mut(sink) else { return };
         position.delivered_offset = offset;
@@ -295,18 +303,19 @@ impl Segment {
                 OpenOptions::new().write(true).create(true).truncate(false).mode(0o640).open(path).ok();
         }
         if let Some(file) = &position.position_file {
-            // Without it the sink gets these records twice after a kill, which is allowed.
+            // If this fails, the sink gets these records again after a crash: delivery is at least once. The
+            // number has a fixed width, so that it overwrites the previous one completely.
             let _ = file.write_all_at(format!("{offset:020}\n").as_bytes(), 0);
         }
     }
 
-    /// Whether every sink has all of it and nothing more will come.
+    /// Whether the segment is sealed and every sink has delivered all of it.
     pub(super) fn is_fully_delivered(&self) -> bool {
         self.extension == SEALED_EXTENSION
             && (0..self.positions.len()).all(|sink| self.undelivered_bytes(sink) == 0)
     }
 
-    /// Removes its files.
+    /// Deletes the segment file and its position files.
     pub(super) fn delete_files(&self, directory: &Path) {
         let _ = fs::remove_file(segment_path(directory, &self.name, self.extension));
         for position in &self.positions {

@@ -12,16 +12,17 @@ pub(super) struct SharedSpool {
     pub(super) directory: PathBuf,
     pub(super) sink_names: Vec<&'static str>,
     pub(super) state: Mutex<SpoolState>,
-    /// Something can be read, or will not be any more.
+    /// Notified when there is more to read, or when the spool is closed.
     pub(super) state_changed: Condvar,
 }
 
-/// The segments and what became of them.
+/// The part of [`SharedSpool`] that changes.
 #[derive(Debug, Default)]
 pub(super) struct SpoolState {
     pub(super) segments: BTreeMap<String, Segment>,
-    /// Records that went undelivered, by sink.
+    /// Records that were deleted before they were delivered, by sink, until they are reported.
     pub(super) lost_records: Vec<u64>,
+    /// Whether the spool is over its limit, which is logged once.
     pub(super) is_dropping_segments: bool,
     pub(super) is_closed: bool,
 }
@@ -37,7 +38,7 @@ impl SharedSpool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Removes what every sink has.
+    /// Deletes the sealed segments that are delivered to every sink.
     pub(super) fn remove_delivered_segments(&self) {
         let mut state = self.lock();
         let delivered: Vec<String> = state
@@ -52,7 +53,7 @@ impl SharedSpool {
     }
 }
 
-/// At the end, when writer and readers are done, what every sink has goes.
+/// When the writer and all readers are gone, deletes every delivered segment, even the active one.
 impl Drop for SharedSpool {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);

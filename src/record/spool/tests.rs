@@ -1,4 +1,4 @@
-//! What survives a kill, a full disk and two processes at once.
+//! The spool after a kill, with a full disk and with two processes at once.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
@@ -24,7 +24,7 @@ fn numbered_records(range: std::ops::Range<usize>) -> impl Iterator<Item = Strin
     range.map(|n| format!("record {n}"))
 }
 
-/// All that a sink is given; it takes note of the first `deliver` batches.
+/// Reads all records of a sink and marks the first `delivered_batches` batches as delivered.
 fn read_records(reader: &SpoolReader, max_batch_bytes: usize, delivered_batches: usize) -> Vec<String> {
     let (mut records, mut batches) = (Vec::new(), 0);
     while let SpoolRead::Batch(batch) = reader.next_batch(max_batch_bytes, Duration::ZERO) {
@@ -71,11 +71,11 @@ fn records_of_a_killed_process_are_adopted_without_the_torn_end() {
     let directory = tempfile::tempdir().unwrap();
     let (mut spool, readers) = open_spool(directory.path(), 1 << 20);
     append_records(&mut spool, numbered_records(0..100));
-    // The first sink has some of it, the second none.
+    // The first sink has delivered some of the records, the second none.
     let first_read = read_records(&readers[0], 64, 3).len();
     assert!((1..100).contains(&first_read));
     let active = spool.active_segment.clone().unwrap();
-    // A kill runs no destructor and lets go of the lock.
+    // A kill runs no destructor and releases the lock.
     let file = spool.shared.lock().segments[&active].file();
     rustix::fs::flock(&file, rustix::fs::FlockOperation::Unlock).unwrap();
     std::mem::forget((spool, readers));
@@ -91,7 +91,7 @@ fn records_of_a_killed_process_are_adopted_without_the_torn_end() {
         assert_eq!(fs::metadata(&sealed).unwrap().len(), before, "the torn end is gone");
         let SpoolRead::Batch(batch) = readers[0].next_batch(1 << 20, READ_TIMEOUT) else { panic!() };
         assert!(batch.may_contain_duplicates);
-        // The batch that was read but not noted comes again.
+        // The batch that was read but not marked as delivered comes again.
         let reread = batch.records().count();
         assert!(reread < 100 && reread + first_read >= 100, "{reread} {first_read}");
         assert_eq!(read_records(&readers[1], 1 << 20, 0), numbered_records(0..100).collect::<Vec<_>>());
@@ -118,7 +118,7 @@ fn two_processes_share_the_directory_and_the_survivor_adopts_the_segments() {
     );
     drop((old, old_readers));
     new.adopt_orphans();
-    // The second sink had none of it.
+    // The second sink has delivered none of them.
     let mut all = read_records(&new_readers[1], 1 << 20, usize::MAX);
     all.sort();
     assert_eq!(all.len(), 20);
@@ -143,7 +143,7 @@ fn beyond_the_size_limit_the_oldest_records_are_dropped_and_counted() {
     assert_eq!(
         remaining,
         numbered_records(10_000 - remaining.len()..10_000).collect::<Vec<_>>(),
-        "the newest are there"
+        "the newest records are kept"
     );
     assert_eq!(spool.take_lost_records(), []);
 }
@@ -162,13 +162,17 @@ fn records_are_lost_while_the_disk_cannot_be_written() {
     let directory = tempfile::tempdir().unwrap();
     let (mut spool, readers) = open_spool(directory.path(), 1 << 20);
     append_records(&mut spool, numbered_records(0..10));
-    // A file of the same name in read-only mode stands in for a disk that fails.
+    // The same file, opened read-only, stands in for a disk that fails.
     let active = spool.active_segment.clone().unwrap();
     let path = directory.path().join(&active).with_extension("open");
     let broken = Arc::new(fs::File::open(&path).unwrap());
     let good = spool.shared.lock().segments.get_mut(&active).unwrap().replace_file(broken);
     assert_eq!(append_records(&mut spool, numbered_records(10..15)), 5);
-    assert_eq!(append_records(&mut spool, numbered_records(15..16)), 1, "it is not asked for each record");
+    assert_eq!(
+        append_records(&mut spool, numbered_records(15..16)),
+        1,
+        "the disk is not tried again at once"
+    );
     spool.shared.lock().segments.get_mut(&active).unwrap().replace_file(good);
     spool.writes_paused_until = spool.writes_paused_until.map(|until| until - WRITE_RETRY_INTERVAL);
     assert_eq!(append_records(&mut spool, numbered_records(20..30)), 0);

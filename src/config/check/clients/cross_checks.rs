@@ -1,9 +1,9 @@
-//! What `clients` and other blocks have to agree on.
+//! Checks of `clients` against `entra`, `listeners` and `record`.
 
 use crate::config::schema::{ClientsConfig, ListenerConfig};
 use crate::config::yaml::YamlMapping;
 
-/// Warns of clients that say what to record where nothing is recorded.
+/// Warns about clients that say what to record although nothing is recorded.
 pub(in crate::config::check) fn warn_if_content_is_never_recorded(
     root: &YamlMapping<'_, '_>,
     clients: &ClientsConfig,
@@ -17,7 +17,7 @@ pub(in crate::config::check) fn warn_if_content_is_never_recorded(
     }
 }
 
-/// Warns of a door that anyone on the network may walk through.
+/// Warns if anyone on the network can use the backends without a credential.
 pub(in crate::config::check) fn warn_if_open_beyond_loopback(
     root: &YamlMapping<'_, '_>,
     clients: &ClientsConfig,
@@ -27,12 +27,12 @@ pub(in crate::config::check) fn warn_if_open_beyond_loopback(
     if is_public && matches!(clients, ClientsConfig::Anyone) {
         root.report_warning_at(
             "clients",
-            "is open and a listener is not on loopback: whoever can connect uses your keys",
+            "is open and a listener is not on loopback: anyone who can connect uses your keys",
         );
     }
 }
 
-/// Complains about clients that nobody can be.
+/// Reports clients that cannot authenticate, since their kind of credential is not accepted anywhere.
 pub(in crate::config::check) fn check_client_authentication(
     root: &YamlMapping<'_, '_>,
     clients: &ClientsConfig,
@@ -41,7 +41,7 @@ pub(in crate::config::check) fn check_client_authentication(
 ) {
     let ClientsConfig::Listed(clients) = clients else {
         if has_token_block {
-            root.report_warning_at("entra", "has no effect: clients is open, so nobody is asked who it is");
+            root.report_warning_at("entra", "has no effect: clients is open, so tokens are not checked");
         }
         return;
     };
@@ -61,13 +61,13 @@ pub(in crate::config::check) fn check_client_authentication(
         if shows_tokens && !has_token_block {
             root.problems.report_error::<()>(
                 &format!("clients[{index}].entra"),
-                "needs the block `entra` of the file, which says whose tokens are believed",
+                "needs the top-level block `entra`, which says which tokens are trusted",
             );
         }
         if !client.certificate_subjects.is_empty() && !can_show_certificates {
             root.problems.report_error::<()>(
                 &format!("clients[{index}].certificates"),
-                "needs a listener with tls.client_ca, which asks clients for certificates",
+                "needs a listener with tls.client_ca, which requests certificates from clients",
             );
         }
     }

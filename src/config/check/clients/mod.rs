@@ -1,4 +1,4 @@
-//! `clients`: who may call, recognised by the hash of a key.
+//! Reads and checks `clients`: who may send requests, and with which keys, tokens or certificates.
 
 mod cross_checks;
 mod tokens;
@@ -19,10 +19,10 @@ use crate::names::{CertificateSubject, ClientName, DeploymentName};
 const CLIENT_KEYS: [&str; 7] = ["name", "keys", "entra", "certificates", "deployments", "stateful", "record"];
 const HOW_TO_WRITE_CLIENTS: &str = "write `clients: open` to serve anyone who can connect, or list who may call: \
                    clients: [ { name: team-a, keys: [ { sha256: … } ] } ] with the output of aoai-lb keys new team-a";
-/// SHA-256 of nothing: what a script makes of a variable that is not set.
+/// The SHA-256 of the empty text: what a script computes if the variable with the key is not set.
 const SHA256_OF_EMPTY_TEXT: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-/// What has to be unique over all clients, with the place where it was first given.
+/// What must be unique among all clients, with the key path where each value was first used.
 #[derive(Default)]
 struct TakenValues {
     path_by_name: HashMap<String, String>,
@@ -32,7 +32,7 @@ struct TakenValues {
     path_by_subject: HashMap<String, String>,
 }
 
-/// Reads the clients; what they ask for is compared with what `backends` serve, where known.
+/// Reads the block. Warns about deployments that no backend serves.
 pub(super) fn read_clients(
     root: &YamlMapping<'_, '_>,
     backends: Option<&PartialBackends>,
@@ -112,14 +112,14 @@ fn read_client(
     })
 }
 
-/// What tokens of this client say: the application's id, or a role.
+/// Reads `clients[].entra`: the application ids and the app roles in this client's tokens.
 fn read_token_claims(node: &YamlNode<'_, '_>, taken: &mut TakenValues) -> Option<(Vec<String>, Vec<String>)> {
     let map = node.read_mapping(&["app_ids", "roles"])?;
     let parse_word = |text: &str| {
         let is_valid = text.len() <= 256 && !text.chars().any(|c| c.is_control() || c.is_whitespace());
-        is_valid.then(|| text.to_owned()).ok_or("must be without blanks and line breaks")
+        is_valid.then(|| text.to_owned()).ok_or("must be without spaces and line breaks")
     };
-    // Tokens have ids in lower case.
+    // Entra ID writes application ids in lower case.
     let parse_app_id = |text: &str| parse_word(text).map(|id| id.to_ascii_lowercase());
     let app_ids = map.read_or("app_ids", Vec::new(), |node| {
         node.read_each(|node| read_unique_word(node, &mut taken.path_by_app_id, parse_app_id))
@@ -129,14 +129,14 @@ fn read_token_claims(node: &YamlNode<'_, '_>, taken: &mut TakenValues) -> Option
     });
     let (app_ids, roles) = (app_ids?, roles?);
     if app_ids.is_empty() && roles.is_empty() {
-        return node.report_error("must list app_ids or roles of the tokens that this client shows");
+        return node.report_error("must list app_ids or roles of this client's tokens");
     }
     Some((app_ids, roles))
 }
 
-/// `ATTRIBUTE=value` parts, joined by commas.
+/// Checks that a subject has the form `ATTRIBUTE=value,ATTRIBUTE=value` (RFC 2253).
 fn parse_subject(text: &str) -> Result<String, &'static str> {
-    // A comma that belongs to a value has a backslash before it.
+    // A comma after a backslash belongs to a value and does not separate.
     let mut parts = vec![String::new()];
     let mut is_escaped = false;
     for c in text.chars() {
@@ -153,7 +153,7 @@ fn parse_subject(text: &str) -> Result<String, &'static str> {
     )
 }
 
-/// A word that no other client has.
+/// Reads a word that no other client may have.
 fn read_unique_word(
     node: &YamlNode<'_, '_>,
     path_by_word: &mut HashMap<String, String>,
@@ -169,7 +169,7 @@ fn read_unique_word(
 fn read_key_hash(node: &YamlNode<'_, '_>, taken: &mut TakenValues) -> Option<[u8; 32]> {
     let map = node.read_secret_mapping(&["sha256"])?;
     let node = map.require("sha256", "write the output of aoai-lb keys new NAME")?;
-    // Never shown: a key put here in place of its hash is still a key.
+    // No message shows the text: it may be a key that was put here in place of its hash.
     let text = node.read_nonempty_text()?;
     if text.value.contains("REPLACE-ME") {
         return node
@@ -218,7 +218,7 @@ fn read_allowed_deployments(
             Err(problem) => return node.report_error(format!("{problem}, not {}", text.to_safe_display())),
         };
         if !names.insert(name.clone()) {
-            return node.report_error("is in the list twice: names compare without case");
+            return node.report_error("is in the list twice: names are compared without case");
         }
         if served_deployments.is_some_and(|served| !served.contains(&name)) {
             node.report_warning(format!(
@@ -339,7 +339,7 @@ mod tests {
                     "clients[1].keys[0]: must be a mapping with sha256, not a string",
                     "clients[1].deployments[0]: must be a name; remove the list to allow all deployments",
                     "clients[1].deployments[1]: a deployment name has 1 to 64 of the characters A-Z a-z 0-9 . _ -, not \"a b\"",
-                    "clients[1].deployments[3]: is in the list twice: names compare without case",
+                    "clients[1].deployments[3]: is in the list twice: names are compared without case",
                 ],
             ),
             (
@@ -384,7 +384,7 @@ mod tests {
         assert_eq!((tokens.issuers.as_slice(), tokens.leeway), (&issuers[..], Duration::from_secs(60)));
         let must = "must be a subject as openssl x509 -noout -subject -nameopt RFC2253,-esc_msb,utf8 prints it, such as CN=team-a,O=Contoso, not";
         for (clients, expected) in [
-            ("{ name: a, entra: {} }", "clients[0].entra: must list app_ids or roles of the tokens that this client shows".to_owned()),
+            ("{ name: a, entra: {} }", "clients[0].entra: must list app_ids or roles of this client's tokens".to_owned()),
             ("{ name: a, certificates: ['CN=a, O=b'] }", format!("clients[0].certificates[0]: {must} \"CN=a, O=b\"")),
             ("{ name: a, certificates: [team-a] }", format!("clients[0].certificates[0]: {must} \"team-a\"")),
             (
@@ -398,15 +398,15 @@ mod tests {
             (
                 "clients: [ { name: a, entra: { roles: [R] } }, { name: b, certificates: ['CN=b'] } ]",
                 &[
-                    "clients[0].entra: needs the block `entra` of the file, which says whose tokens are believed",
-                    "clients[1].certificates: needs a listener with tls.client_ca, which asks clients for certificates",
+                    "clients[0].entra: needs the top-level block `entra`, which says which tokens are trusted",
+                    "clients[1].certificates: needs a listener with tls.client_ca, which requests certificates from clients",
                 ],
             ),
             (
                 "entra: { tenant: contoso.com, audiences: [], leeway: 1h }",
                 &[
                     "entra.tenant: must be the directory's id, 32 hexadecimal digits in five groups, not \"contoso.com\"",
-                    "entra.audiences: must not be an empty list: any token would do",
+                    "entra.audiences: must not be an empty list, or tokens for anyone would be accepted",
                     "entra.leeway: must be at most 5m",
                 ],
             ),
@@ -429,7 +429,7 @@ mod tests {
             (&unserved, &[]),
             (
                 "entra: { tenant: 11111111-2222-3333-4444-555555555555, audiences: [a] }",
-                &["entra: has no effect: clients is open, so nobody is asked who it is"],
+                &["entra: has no effect: clients is open, so tokens are not checked"],
             ),
             (
                 &insert_test_hash(
@@ -446,8 +446,8 @@ mod tests {
             (
                 "clients: open\nlisteners: [ { address: '10.0.0.1:80' } ]",
                 &[
-                    "listeners[0].address: is not a loopback address: keys and prompts travel in clear between clients and here",
-                    "clients: is open and a listener is not on loopback: whoever can connect uses your keys",
+                    "listeners[0].address: is not a loopback address and has no tls: keys and prompts travel unencrypted between clients and aoai-lb",
+                    "clients: is open and a listener is not on loopback: anyone who can connect uses your keys",
                 ],
             ),
         ]);

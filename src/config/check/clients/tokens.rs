@@ -1,4 +1,4 @@
-//! `entra`: the tokens that clients may show.
+//! Reads and checks the top-level block `entra`: which Entra ID tokens are accepted from clients.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use crate::config::schema::ClientTokenConfig;
 use crate::config::values::Endpoint;
 use crate::config::yaml::YamlNode;
 
-/// How far the clocks of Entra ID and of this machine may differ.
+/// The clock difference between Entra ID and this machine that is tolerated.
 const DEFAULT_LEEWAY: Duration = Duration::from_secs(60);
 const MAX_LEEWAY: Duration = Duration::from_secs(300);
 
-/// `entra` of the file's top: whose tokens clients may show.
+/// Reads the block.
 pub(in crate::config::check) fn read_client_tokens(node: &YamlNode<'_, '_>) -> Option<ClientTokenConfig> {
     let map = node.read_mapping(&["tenant", "audiences", "issuers", "authority", "leeway"])?;
     let tenant_id = map.require("tenant", "write the id of the directory").and_then(|node| {
@@ -24,10 +24,13 @@ pub(in crate::config::check) fn read_client_tokens(node: &YamlNode<'_, '_>) -> O
         })
     });
     let read_text = |node: &YamlNode<'_, '_>| Some(node.read_nonempty_text()?.value);
-    let how = "write for whom the tokens are: [ api://ID, ID ] of the app registration";
-    let audiences = map
-        .require("audiences", how)
-        .and_then(|node| node.read_nonempty_list("must not be an empty list: any token would do", read_text));
+    let how = "write the audiences of the tokens: [ api://ID, ID ] of the app registration";
+    let audiences = map.require("audiences", how).and_then(|node| {
+        node.read_nonempty_list(
+            "must not be an empty list, or tokens for anyone would be accepted",
+            read_text,
+        )
+    });
     let authority_host = match map.get("authority") {
         Some(node) => read_service_endpoint(&node),
         None => Endpoint::parse(PUBLIC_AUTHORITY_HOST).ok(),
@@ -37,7 +40,8 @@ pub(in crate::config::check) fn read_client_tokens(node: &YamlNode<'_, '_>) -> O
         if leeway > MAX_LEEWAY { node.report_error("must be at most 5m") } else { Some(leeway) }
     });
     let (tenant_id, authority_host) = (tenant_id?, authority_host?);
-    // Tokens of version 1 and of version 2, whichever the app registration asks for.
+    // Of tokens of version 2 and of version 1: the manifest of the app registration decides which it gets.
+    // <https://learn.microsoft.com/entra/identity-platform/access-tokens#token-formats>
     let default_issuers = || {
         let v2 = format!("https://{}/{tenant_id}/v2.0", authority_host.authority());
         vec![v2, format!("https://sts.windows.net/{tenant_id}/")]

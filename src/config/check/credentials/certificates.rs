@@ -1,4 +1,4 @@
-//! Files of certificates.
+//! Reads and checks the files of certificates, private keys and certificate authorities.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,12 +9,12 @@ use openssl::x509::X509;
 use crate::config::values::{CertifiedKey, CertifiedKeyError, CertifiedKeyFiles};
 use crate::config::yaml::{YamlMapping, YamlNode};
 
-/// A certificate that ends within so many days is worth a word.
+/// A certificate that expires within this many days gets a warning.
 const EXPIRY_WARNING_DAYS: u32 = 14;
-/// More than any bundle of authorities has.
+/// More than any bundle of certificate authorities has.
 const MAX_CA_FILE_BYTES: u64 = 16 << 20;
 
-/// The files of a certificate and its key, which are read and compared.
+/// Reads the keys `certificate` and `private_key`, and checks that their files belong together.
 pub(in crate::config::check) fn read_certified_key_files(
     map: &YamlMapping<'_, '_>,
 ) -> Option<CertifiedKeyFiles> {
@@ -25,7 +25,7 @@ pub(in crate::config::check) fn read_certified_key_files(
     match CertifiedKey::from_files(&files) {
         Ok(certified_key) => {
             if let Some(expiry) = certified_key.expiry_if_within_days(EXPIRY_WARNING_DAYS) {
-                map.report_warning_at("certificate", format!("ends or ended on {expiry}"));
+                map.report_warning_at("certificate", format!("expires or expired on {expiry}"));
             }
             Some(files)
         }
@@ -34,7 +34,7 @@ pub(in crate::config::check) fn read_certified_key_files(
     }
 }
 
-/// A PEM file of authorities.
+/// Reads the path of a PEM file of certificate authorities, and checks the file.
 pub(in crate::config::check) fn read_ca_file(node: &YamlNode<'_, '_>) -> Option<PathBuf> {
     let (path, shown_path) = node.read_file_path()?;
     let mut bytes = Vec::new();

@@ -1,4 +1,5 @@
-//! Identities of Entra ID.
+//! Reads and checks identities of Entra ID: managed identities, workload identities and registered
+//! applications.
 
 use http::Uri;
 
@@ -11,14 +12,15 @@ use crate::config::schema::{
 use crate::config::values::{Endpoint, Secret};
 use crate::config::yaml::{YamlMapping, YamlNode};
 
-/// Entra ID of the public cloud; `authority` names another.
+/// The host of Entra ID in the public cloud, unless `authority` names another.
 pub(in crate::config::check) const PUBLIC_AUTHORITY_HOST: &str = "https://login.microsoftonline.com";
-/// The metadata service of a VM: the same link-local address everywhere.
+/// The metadata service (IMDS) of a virtual machine: the same link-local address everywhere.
+/// <https://learn.microsoft.com/azure/virtual-machines/instance-metadata-service>
 const VM_METADATA_SERVICE: &str = "http://169.254.169.254";
-/// The ways to be somebody to Entra ID.
+/// The kinds of identity; exactly one must be written.
 const IDENTITY_KEYS: [&str; 4] = ["managed_identity", "workload_identity", "client_secret", "certificate"];
 
-/// The `entra` key of a credential; `usual` is the scope where none is written.
+/// Reads the key `entra` of a credential. `default_scope` is used if no scope is written.
 pub(in crate::config::check) fn read_entra_credential(
     map: &YamlMapping<'_, '_>,
     default_scope: &str,
@@ -50,7 +52,7 @@ fn read_identity(map: &YamlMapping<'_, '_>, allows_key_vault: bool) -> Option<En
     let authority = map.read_optional("authority", read_service_endpoint)?;
     match kind {
         "managed_identity" if authority.is_some() => {
-            map.report_error_at("authority", "has no meaning for a managed identity; remove it")
+            map.report_error_at("authority", "cannot be used with a managed identity; remove it")
         }
         "managed_identity" => read_managed_identity(&node),
         "workload_identity" => read_workload_identity(&node, authority),
@@ -88,14 +90,15 @@ fn build_app_registration(
     }))
 }
 
-/// A managed identity: App Service, Functions and Container Apps say in the environment where
-/// theirs is, a VM's metadata service is at the same place everywhere.
+/// Reads a managed identity. In App Service, Functions and Container Apps, the environment names the
+/// endpoint; on a virtual machine, it is always the metadata service.
+/// <https://learn.microsoft.com/azure/app-service/overview-managed-identity#rest-endpoint-reference>
 pub(super) fn read_managed_identity(node: &YamlNode<'_, '_>) -> Option<EntraIdentity> {
     let keys = ["client_id", "object_id", "resource_id"];
     let map = node.read_mapping(&keys)?;
     let selector_count = keys.iter().filter(|key| map.get(key).is_some()).count();
     if selector_count > 1 {
-        return node.report_error("must have one of client_id, object_id and resource_id, or none of them");
+        return node.report_error("must have at most one of client_id, object_id and resource_id");
     }
     let read_id =
         |key| map.read_optional(key, |node| node.read_parsed(|text| parse_plain_id(text, b"-/._()")));
@@ -113,7 +116,7 @@ pub(super) fn read_managed_identity(node: &YamlNode<'_, '_>) -> Option<EntraIden
     {
         let Some((service, path)) = parse_platform_endpoint(&url) else {
             return node.report_error(
-                "needs an http:// URL of this machine in the variable IDENTITY_ENDPOINT, which has none",
+                "needs an http:// URL on this machine in the environment variable IDENTITY_ENDPOINT, which has something else",
             );
         };
         return Some(EntraIdentity::AppService {
@@ -123,16 +126,17 @@ pub(super) fn read_managed_identity(node: &YamlNode<'_, '_>) -> Option<EntraIden
             selector,
         });
     }
-    // As in Azure's SDKs, the variable is for those who stand in for the metadata service.
+    // As in Azure's SDKs, this variable names a replacement for the metadata service.
     let service = nonempty_variable("AZURE_POD_IDENTITY_AUTHORITY_HOST");
     let Ok(service) = Endpoint::parse(service.as_deref().unwrap_or(VM_METADATA_SERVICE)) else {
         return node
-            .report_error("needs a URL in the variable AZURE_POD_IDENTITY_AUTHORITY_HOST, which has none");
+            .report_error("needs a URL in the environment variable AZURE_POD_IDENTITY_AUTHORITY_HOST, which has something else");
     };
     Some(EntraIdentity::VirtualMachine { metadata_service: service, selector })
 }
 
-/// The platform's endpoint, which is on this machine.
+/// Splits the URL of the platform's token endpoint into host and path. Over plain HTTP, it must be a loopback
+/// or link-local address.
 fn parse_platform_endpoint(url: &str) -> Option<(Endpoint, String)> {
     let uri: Uri = url.parse().ok()?;
     let authority = uri.authority()?;
@@ -142,14 +146,19 @@ fn parse_platform_endpoint(url: &str) -> Option<(Endpoint, String)> {
         .then(|| (endpoint, uri.path().to_owned()))
 }
 
-/// Kubernetes says in the environment what is not in the file.
+/// Reads a workload identity. What the file does not have comes from the environment, where the webhook of
+/// Azure Workload Identity puts it.
+/// <https://azure.github.io/azure-workload-identity/docs/installation/mutating-admission-webhook.html>
 fn read_workload_identity(node: &YamlNode<'_, '_>, authority: Option<Endpoint>) -> Option<EntraIdentity> {
     let map = node.read_mapping(&["tenant", "client_id", "token_file"])?;
     let read_or_variable = |key: &str, variable: &str| match map.get(key) {
         Some(node) => Some(node.read_nonempty_text()?.value),
         None => match node.problems.environment_variable(variable).filter(|value| !value.is_empty()) {
             Some(value) => Some(value),
-            None => map.report_error_at(key, format!("is missing, and so is the variable {variable}")),
+            None => map.report_error_at(
+                key,
+                format!("is missing, and the environment variable {variable} is not set; set one of them"),
+            ),
         },
     };
     let tenant = read_or_variable("tenant", "AZURE_TENANT_ID");
@@ -160,7 +169,7 @@ fn read_workload_identity(node: &YamlNode<'_, '_>, authority: Option<Endpoint>) 
             Ok(endpoint) if endpoint.uses_tls || endpoint.is_loopback() => Some(endpoint),
             _ => {
                 return node.report_error(
-                    "needs an https:// URL in the variable AZURE_AUTHORITY_HOST, which has none",
+                    "needs an https:// URL in the environment variable AZURE_AUTHORITY_HOST, which has something else",
                 );
             }
         },
@@ -188,7 +197,7 @@ fn read_client_id(map: &YamlMapping<'_, '_>) -> Option<String> {
         .read_parsed(|text| parse_plain_id(text, b".-"))
 }
 
-/// Letters, digits and some more.
+/// Accepts ASCII letters, digits and the bytes in `other_allowed`.
 fn parse_plain_id(text: &str, other_allowed: &[u8]) -> Result<String, &'static str> {
     let is_valid =
         text.len() <= 512 && text.bytes().all(|b| b.is_ascii_alphanumeric() || other_allowed.contains(&b));

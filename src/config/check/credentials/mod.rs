@@ -1,5 +1,4 @@
-//! What the balancer shows to other services: secrets and where they are, identities of Entra ID,
-//! and the vaults that are read.
+//! Reads and checks the credentials that the balancer calls other services with, and the block `key_vault`.
 
 mod certificates;
 mod identity;
@@ -16,12 +15,12 @@ use self::secrets::{WHERE_TO_PUT_SECRETS, read_vault_secret};
 use crate::config::schema::{CredentialConfig, EntraIdentity, KeyVaultConfig, SecretSource};
 use crate::config::yaml::{YamlMapping, YamlNode};
 
-/// Azure OpenAI in the public cloud.
+/// The scope of tokens for Azure OpenAI in the public cloud.
 pub(super) const OPENAI_SCOPE: &str = "https://cognitiveservices.azure.com/.default";
-/// How often secrets are read from their vaults.
+/// The default of `key_vault.refresh`.
 const DEFAULT_VAULT_REFRESH_INTERVAL: Duration = Duration::from_secs(600);
 
-/// What a backend is called with.
+/// Reads the credential of a backend.
 pub(super) fn read_credential(node: &YamlNode<'_, '_>) -> Option<CredentialConfig> {
     let keys = ["api_key", "key_vault", "entra"];
     let map = node.read_secret_mapping(&keys)?;
@@ -37,7 +36,7 @@ pub(super) fn read_credential(node: &YamlNode<'_, '_>) -> Option<CredentialConfi
     }
 }
 
-/// `key_vault` of the file's top: as whom vaults are read, and how often.
+/// Reads the top-level block `key_vault`.
 pub(super) fn read_key_vault(root: &YamlMapping<'_, '_>) -> Option<KeyVaultConfig> {
     let map = root.read_block("key_vault", &["credential", "refresh"])?;
     let refresh = map.read_or("refresh", DEFAULT_VAULT_REFRESH_INTERVAL, YamlNode::read_interval);
@@ -48,7 +47,7 @@ pub(super) fn read_key_vault(root: &YamlMapping<'_, '_>) -> Option<KeyVaultConfi
     Some(KeyVaultConfig { identity, token_scope: scope, refresh_interval: refresh? })
 }
 
-/// The machine's own, where nothing is said.
+/// The identity if `key_vault.credential` is not written: the system-assigned managed identity.
 fn default_identity(root: &YamlMapping<'_, '_>) -> Option<EntraIdentity> {
     let empty = serde_yaml::Value::Mapping(serde_yaml::Mapping::new());
     read_managed_identity(&root.node_at("key_vault", &empty))

@@ -1,4 +1,4 @@
-//! Secrets, and where they are.
+//! Reads and checks secrets, which are written in the file or kept in a key vault.
 
 use crate::config::schema::{SecretSource, VaultSecretRef};
 use crate::config::values::{Endpoint, Secret};
@@ -7,7 +7,7 @@ use crate::config::yaml::YamlNode;
 pub(super) const WHERE_TO_PUT_SECRETS: &str =
     "with the secret in the environment, \"${file:/path}\", or { key_vault: URL }";
 
-/// A secret that is sent as a header.
+/// Reads a secret that is sent in a header.
 pub(in crate::config::check) fn read_header_secret(node: &YamlNode<'_, '_>) -> Option<SecretSource> {
     let secret = read_secret(node, true)?;
     if let SecretSource::Literal(literal) = &secret
@@ -15,13 +15,13 @@ pub(in crate::config::check) fn read_header_secret(node: &YamlNode<'_, '_>) -> O
     {
         let source_note = node.expansion_source().map_or(String::new(), |source| format!(" in {source}"));
         return node.report_error(format!(
-            "must be a key without blanks, line breaks and non-ASCII characters{source_note}"
+            "must be a key without spaces, line breaks or non-ASCII characters{source_note}"
         ));
     }
     Some(secret)
 }
 
-/// A secret: its text, or the place in a vault where it is.
+/// Reads a secret: its text, or the URL of a secret in a key vault.
 pub(super) fn read_secret(node: &YamlNode<'_, '_>, allows_key_vault: bool) -> Option<SecretSource> {
     if !node.is_mapping() {
         return Some(SecretSource::Literal(Secret::new(&node.read_nonempty_text()?.value)));
@@ -29,19 +29,21 @@ pub(super) fn read_secret(node: &YamlNode<'_, '_>, allows_key_vault: bool) -> Op
     let map = node.read_secret_mapping(&["key_vault"])?;
     let node = map.require("key_vault", "write the secret's URL")?;
     if !allows_key_vault {
-        return node.report_error("cannot be in a vault: it is what opens the vaults");
+        return node.report_error(
+            "cannot be in a key vault: key vaults are read with it; use the environment or \"${file:/path}\"",
+        );
     }
     read_vault_secret(&node).map(SecretSource::KeyVault)
 }
 
-/// `https://VAULT.vault.azure.net/secrets/NAME`, and perhaps a version.
+/// Reads the URL of a secret: `https://VAULT.vault.azure.net/secrets/NAME`, optionally with a version.
 pub(super) fn read_vault_secret(node: &YamlNode<'_, '_>) -> Option<VaultSecretRef> {
     const EXPECTED: &str = "must be the URL of a secret, such as https://NAME.vault.azure.net/secrets/NAME";
     let secret = node.read_parsed(|text| {
         let (vault, rest) = text.split_once("/secrets/").ok_or(EXPECTED)?;
         let vault = Endpoint::parse(vault).map_err(|_| EXPECTED)?;
         if !vault.uses_tls && !vault.is_loopback() {
-            return Err("must begin with https://: secrets come from there");
+            return Err("must begin with https://: secrets are fetched from there");
         }
         let mut parts = rest.trim_end_matches('/').split('/');
         let parse_part = |part: &str| {
@@ -54,7 +56,9 @@ pub(super) fn read_vault_secret(node: &YamlNode<'_, '_>) -> Option<VaultSecretRe
         if parts.next().is_some() { Err(EXPECTED) } else { Ok(VaultSecretRef { vault, name, version }) }
     })?;
     if secret.azure_vault_domain().is_none() && !secret.vault.is_loopback() {
-        node.report_warning("is in none of the domains of Azure's vaults, and is sent a token for one");
+        node.report_warning(
+            "is not in a domain of Azure Key Vault, but will be sent a token for it; check the host name",
+        );
     }
     Some(secret)
 }

@@ -1,4 +1,4 @@
-//! Tables of what may be written where a secret or an identity belongs.
+//! Tests of what may be written as a secret or an identity.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::config::schema::{
 use crate::config::testing::{assert_errors, assert_warnings, parse_valid, write_test_certificate};
 use crate::config::values::{CertifiedKeyFiles, Secret};
 
-/// A file whose backend has this credential.
+/// A configuration whose backend has this credential.
 fn backend_with_credential(credential: &str) -> String {
     format!("backends: [ {{ name: east, endpoint: 'https://a.b', credential: {{ {credential} }} }} ]")
 }
@@ -70,7 +70,7 @@ fn every_kind_of_entra_identity_is_read() {
         EntraIdentity::AppRegistration(application) => application,
         other => panic!("no application: {other:?}"),
     };
-    // What is not written comes from the cluster.
+    // What the file does not have comes from the environment, where the cluster puts it.
     let workload = application("entra: { workload_identity: { client_id: c } }");
     assert_eq!((workload.tenant_id.as_str(), workload.client_id.as_str()), ("tenant-of-the-cluster", "c"));
     assert_eq!(workload.credential, AppCredential::FederatedTokenFile("/var/run/secrets/token".into()));
@@ -136,7 +136,7 @@ fn invalid_credentials_are_reported() {
             "key_vault: 'http://a.vault.azure.net/secrets/a'",
             at(
                 ".key_vault",
-                "must begin with https://: secrets come from there, not \"http://a.vault.azure.net/secrets/a\"",
+                "must begin with https://: secrets are fetched from there, not \"http://a.vault.azure.net/secrets/a\"",
             ),
         ),
         (
@@ -148,22 +148,22 @@ fn invalid_credentials_are_reported() {
         ),
         (
             "entra: { managed_identity: { client_id: a, object_id: b } }",
-            at(
-                ".entra.managed_identity",
-                "must have one of client_id, object_id and resource_id, or none of them",
-            ),
+            at(".entra.managed_identity", "must have at most one of client_id, object_id and resource_id"),
         ),
         (
             "entra: { managed_identity: {}, authority: 'https://a.b' }",
-            at(".entra.authority", "has no meaning for a managed identity; remove it"),
+            at(".entra.authority", "cannot be used with a managed identity; remove it"),
         ),
         (
             "entra: { workload_identity: {} }",
-            at(".entra.workload_identity.client_id", "is missing, and so is the variable AZURE_CLIENT_ID"),
+            at(
+                ".entra.workload_identity.client_id",
+                "is missing, and the environment variable AZURE_CLIENT_ID is not set; set one of them",
+            ),
         ),
         (
             "entra: { client_secret: { tenant: t, client_id: c, secret: s }, authority: 'http://a.b' }",
-            at(".entra.authority", "must begin with https://: secrets and prompts go there"),
+            at(".entra.authority", "must begin with https://: secrets and prompts are sent there"),
         ),
         (
             "entra: { managed_identity: {}, scope: x }",
@@ -175,13 +175,13 @@ fn invalid_credentials_are_reported() {
     assert_errors(&[(
         "key_vault: { credential: { entra: { client_secret: { tenant: t, client_id: c, secret: { key_vault: 'https://a.vault.azure.net/secrets/s' } } } } }",
         &[
-            "key_vault.credential.entra.client_secret.secret.key_vault: cannot be in a vault: it is what opens the vaults",
+            "key_vault.credential.entra.client_secret.secret.key_vault: cannot be in a key vault: key vaults are read with it; use the environment or \"${file:/path}\"",
         ],
     )]);
     assert_warnings(&[(
         &backend_with_credential("key_vault: 'https://vault.example/secrets/a'"),
         &[
-            "backends[0].credential.key_vault: is in none of the domains of Azure's vaults, and is sent a token for one",
+            "backends[0].credential.key_vault: is not in a domain of Azure Key Vault, but will be sent a token for it; check the host name",
         ],
     )]);
 }

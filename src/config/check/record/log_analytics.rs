@@ -1,11 +1,11 @@
-//! `record.log_analytics`: which table records go to, and as whom.
+//! Reads and checks `record.log_analytics`: the table that records are sent to, and the credential.
 
 use crate::config::check::credentials::read_entra_credential;
 use crate::config::check::shared::read_service_endpoint;
 use crate::config::schema::LogAnalyticsConfig;
 use crate::config::yaml::YamlNode;
 
-/// Azure Monitor in the public cloud.
+/// The scope of tokens for Azure Monitor in the public cloud.
 const MONITOR_SCOPE: &str = "https://monitor.azure.com/.default";
 
 /// Reads the block.
@@ -97,7 +97,7 @@ mod tests {
             (
                 &log_analytics_block("http://x.ingest.monitor.azure.com", "dcr-1", "''", ""),
                 &[
-                    "record.log_analytics.endpoint: must begin with https://: secrets and prompts go there",
+                    "record.log_analytics.endpoint: must begin with https://: secrets and prompts are sent there",
                     "record.log_analytics.rule: must be dcr- and 32 hexadecimal digits, not \"dcr-1\"",
                     "record.log_analytics.credential.entra.client_secret.secret: must not be empty",
                 ],
@@ -105,7 +105,7 @@ mod tests {
             (
                 &log_analytics_block("https://x.ingest.monitor.azure.com", RULE, "s", "")
                     .replace("spool: { path: x }, ", ""),
-                &["record.spool.path: is missing; write a directory of its own"],
+                &["record.spool.path: is missing; write a directory that only aoai-lb uses"],
             ),
         ]);
     }

@@ -1,4 +1,4 @@
-//! `record`: what is written down of each exchange, where it waits and where it goes.
+//! Reads and checks `record`: what is recorded of each request, the spool and the sinks.
 
 mod log_analytics;
 
@@ -8,14 +8,14 @@ use super::shared::RECORDED_CONTENT_WORDS;
 use crate::config::schema::{JsonlConfig, RecordConfig, RecordedContent, SpoolConfig, TokenUsageMode};
 use crate::config::yaml::{YamlMapping, YamlNode};
 
-/// Most memory that one pattern may take, compiled.
+/// The most memory that one compiled pattern may take.
 const MAX_COMPILED_PATTERN_BYTES: usize = 1 << 20;
-/// A spool has room for sixteen segments of some records each.
+/// The spool is divided into 16 segments, and each needs room for some records.
 const MIN_SPOOL_BYTES: u64 = 1 << 20;
-/// A file that rotates with every few records helps nobody.
+/// Below this, the file would rotate every few records.
 const MIN_ROTATION_BYTES: u64 = 64 << 10;
 
-/// Reads the block; without it nothing is kept.
+/// Reads the block.
 pub(super) fn read_record(node: &YamlNode<'_, '_>) -> Option<RecordConfig> {
     let map = node.read_mapping(&[
         "content",
@@ -35,6 +35,7 @@ pub(super) fn read_record(node: &YamlNode<'_, '_>) -> Option<RecordConfig> {
     let redact = map.read_or("redact", Vec::new(), |node| node.read_each(read_redaction_pattern));
     let jsonl = map.read_optional("jsonl", read_jsonl);
     let log_analytics = map.read_optional("log_analytics", log_analytics::read_log_analytics);
+    // Two `Some`s mean that neither key has an error of its own.
     if let (Some(None), Some(None)) = (&jsonl, &log_analytics) {
         return node.report_error("must have jsonl: { path: FILE }, or log_analytics, or both");
     }
@@ -50,17 +51,17 @@ pub(super) fn read_record(node: &YamlNode<'_, '_>) -> Option<RecordConfig> {
     })
 }
 
-/// A pattern that is taken out; the library's time is in proportion to the text, whatever the
-/// pattern is.
+/// Reads a pattern for redaction. The `regex` crate matches in linear time whatever the pattern, so only its
+/// compiled size is limited.
 fn read_redaction_pattern(node: &YamlNode<'_, '_>) -> Option<Regex> {
     let text = node.read_unexpanded_text()?;
     match RegexBuilder::new(text).size_limit(MAX_COMPILED_PATTERN_BYTES).build() {
         Ok(pattern) if pattern.is_match("") => {
-            node.report_error("must not match an empty text, which is everywhere")
+            node.report_error("must not match the empty text, which is found everywhere")
         }
         Ok(pattern) => Some(pattern),
         Err(regex::Error::CompiledTooBig(_)) => {
-            node.report_error("must be a smaller pattern: its repeats multiply")
+            node.report_error("must be a smaller pattern: its repetitions multiply")
         }
         Err(problem) => {
             let message = problem.to_string();
@@ -80,7 +81,7 @@ fn read_spool(record: &YamlMapping<'_, '_>, jsonl: Option<&JsonlConfig>) -> Opti
     let path = map.read_optional("path", |node| {
         let (path, shown_path) = node.read_file_path()?;
         if path.exists() && !path.is_dir() {
-            return node.report_error(format!("must be a directory of its own, and {shown_path} is a file"));
+            return node.report_error(format!("must be a directory, and {shown_path} is a file"));
         }
         Some(path)
     });
@@ -89,10 +90,10 @@ fn read_spool(record: &YamlMapping<'_, '_>, jsonl: Option<&JsonlConfig>) -> Opti
         if size < MIN_SPOOL_BYTES { node.report_error("must be at least 1MiB") } else { Some(size) }
     });
     let Some(path) = path?.or(default_path) else {
-        // Without a file there is no directory to put it beside; a bad file has been told.
+        // There is no default without `jsonl`. If `jsonl` is there but has errors, those were reported.
         return match record.get("jsonl") {
             Some(_) => None,
-            None => map.report_error_at("path", "is missing; write a directory of its own"),
+            None => map.report_error_at("path", "is missing; write a directory that only aoai-lb uses"),
         };
     };
     Some(SpoolConfig { directory: path, max_bytes: maximum? })
@@ -151,15 +152,15 @@ mod tests {
                 &record_with("redact: ['(', 'x*', 'a{1000}{1000}', 7]"),
                 &[
                     "record.redact[0]: must be a regular expression: unclosed group",
-                    "record.redact[1]: must not match an empty text, which is everywhere",
-                    "record.redact[2]: must be a smaller pattern: its repeats multiply",
+                    "record.redact[1]: must not match the empty text, which is found everywhere",
+                    "record.redact[2]: must be a smaller pattern: its repetitions multiply",
                     "record.redact[3]: must be a string, not a number",
                 ],
             ),
             (&record_with("spool: { maximum: 1KiB }"), &["record.spool.maximum: must be at least 1MiB"]),
             (
                 &record_with("spool: { path: Cargo.toml }"),
-                &["record.spool.path: must be a directory of its own, and \"Cargo.toml\" is a file"],
+                &["record.spool.path: must be a directory, and \"Cargo.toml\" is a file"],
             ),
             (
                 "record: { jsonl: { path: x, rotate: 1KiB } }",

@@ -94,11 +94,11 @@ impl ChatCompletion {
         let mut events = vec![sse::data_event(EventRole::Preamble, &prompt_results)];
         for (index, choice) in self.choices.iter().enumerate() {
             for (role, delta) in choice.chunk_choices(index) {
-                events.push(sse::data_event(role, &self.chunk(delta, padding(), wants_usage)));
+                events.push(sse::data_event(role, &self.to_chunk(delta, padding(), wants_usage)));
             }
         }
         if wants_usage {
-            let mut usage_chunk = self.chunk(json!([]), None, true);
+            let mut usage_chunk = self.to_chunk(json!([]), None, true);
             if let Some(map) = usage_chunk.as_object_mut() {
                 map.insert("usage".to_owned(), self.usage());
             }
@@ -109,7 +109,7 @@ impl ChatCompletion {
     }
 
     /// One chunk. If the client wants the usage at the end, all chunks before it say `"usage": null`.
-    fn chunk(&self, choices: Value, padding: Option<String>, has_usage_field: bool) -> Value {
+    fn to_chunk(&self, choices: Value, padding: Option<String>, has_usage_field: bool) -> Value {
         let mut chunk = Map::new();
         chunk.insert("choices".to_owned(), choices);
         chunk.insert("created".to_owned(), json!(self.created_at));

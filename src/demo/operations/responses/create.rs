@@ -29,8 +29,8 @@ pub(in crate::demo::operations) struct CreatedResponse<'a> {
 
 /// Creates a response.
 ///
-/// `connection_store` is that of a WebSocket: it keeps the responses that are not to be stored, as long as the
-/// WebSocket is open.
+/// `connection_store` is that of a WebSocket: it keeps the responses that are not to be stored, as long as
+/// the WebSocket is open.
 ///
 /// # Errors
 /// 400, 404 or 429.

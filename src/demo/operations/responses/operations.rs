@@ -33,9 +33,9 @@ pub(in crate::demo::operations) fn handle_responses(
         return Err(Box::new(error_with_code(400, "BadRequest", message)));
     }
     match (method, path) {
-        ("POST", []) => create(request),
-        ("POST", ["compact"]) if request.route.dialect == ApiDialect::V1 => compact(request),
-        ("GET", [id]) => get(request, id),
+        ("POST", []) => handle_create(request),
+        ("POST", ["compact"]) if request.route.dialect == ApiDialect::V1 => compact_conversation(request),
+        ("GET", [id]) => get_response(request, id),
         ("GET", [id, "input_items"]) => list_input_items(request, id),
         ("DELETE", [id]) => {
             find_response(request, id)?;
@@ -43,12 +43,12 @@ pub(in crate::demo::operations) fn handle_responses(
             let deleted = json!({"id": id, "object": "response", "deleted": true});
             Ok(SimulatedResponse::from_json(200, &deleted))
         }
-        ("POST", [id, "cancel"]) => cancel(request, id),
+        ("POST", [id, "cancel"]) => cancel_response(request, id),
         _ => Err(SimulatedError::ResourceNotFound.into()),
     }
 }
 
-fn create(request: &SimulatedRequest) -> OperationResult {
+fn handle_create(request: &SimulatedRequest) -> OperationResult {
     let body = request.json_body()?;
     let created = create_response(request, &body, None)?;
     let response = if body.get("stream").and_then(Value::as_bool).unwrap_or(false) {
@@ -60,7 +60,7 @@ fn create(request: &SimulatedRequest) -> OperationResult {
 }
 
 /// The response object, or the rest of its stream.
-fn get(request: &SimulatedRequest, id: &str) -> OperationResult {
+fn get_response(request: &SimulatedRequest, id: &str) -> OperationResult {
     let stored = find_response(request, id)?;
     if request.head.query_parameter("stream").as_deref() == Some("true") {
         let starting_after = request.head.query_parameter("starting_after");
@@ -83,7 +83,7 @@ fn list_input_items(request: &SimulatedRequest, id: &str) -> OperationResult {
     Ok(SimulatedResponse::from_json(200, &list))
 }
 
-fn cancel(request: &SimulatedRequest, id: &str) -> OperationResult {
+fn cancel_response(request: &SimulatedRequest, id: &str) -> OperationResult {
     let mut store = lock(&request.resource.responses);
     let Some(stored) = store.get_mut(id) else { return Err(not_found("Response", id)) };
     if stored.finished_json.get("background").and_then(Value::as_bool) != Some(true) {
@@ -101,7 +101,7 @@ fn cancel(request: &SimulatedRequest, id: &str) -> OperationResult {
 }
 
 /// Replaces a conversation by one encrypted item.
-fn compact(request: &SimulatedRequest) -> OperationResult {
+fn compact_conversation(request: &SimulatedRequest) -> OperationResult {
     let body = request.json_body()?;
     let created = create_response(request, &body, Some(&mut ResponseStore::default()))?;
     let ids = &request.resource.ids;

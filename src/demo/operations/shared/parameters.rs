@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::demo::api::error_response::{error_with_code, invalid_parameter};
 use crate::demo::api::response::{ErrorResponse, SimulatedResponse};
 
-const MAX_INTEGER: u64 = 1_000_000_000;
+const MAX_PARAMETER_VALUE: u64 = 1_000_000_000;
 
 /// A parameter that must be a positive integer if it is given.
 ///
@@ -15,7 +15,7 @@ pub(in crate::demo) fn positive_integer(body: &Value, name: &str) -> Result<Opti
     match body.get(name) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_u64() {
-            Some(number @ 1..=MAX_INTEGER) => Ok(Some(number)),
+            Some(number @ 1..=MAX_PARAMETER_VALUE) => Ok(Some(number)),
             _ => Err(invalid_parameter(
                 name,
                 &format!("Invalid '{name}': expected a positive integer, but got {value}."),

@@ -41,7 +41,7 @@ pub(in crate::demo) fn stream_option(body: &Value, name: &str, default: bool) ->
     body.pointer(&format!("/stream_options/{name}")).and_then(Value::as_bool).unwrap_or(default)
 }
 
-/// Padding of random length, which hides the length of a delta from somebody who watches the encrypted
+/// Padding of random length, which hides the length of a delta from an observer of the encrypted
 /// traffic.
 pub(in crate::demo) fn obfuscation_padding(ids: &IdGenerator) -> String {
     let length = ids.hex_id("", 1);

@@ -11,7 +11,7 @@ pub(super) struct RealtimeSession<'a> {
     request: SimulatedRequest<'a>,
     /// The session object, as the client has configured it.
     session: Value,
-    /// The text of the latest conversation item, to which the next response replies.
+    /// The text of the latest conversation item, which the next response echoes.
     last_user_text: String,
 }
 
@@ -116,6 +116,7 @@ impl<'a> RealtimeSession<'a> {
         events
     }
 
+    /// Adds the `event_id` that every event of the server has.
     fn with_event_id(&self, mut event: Value) -> Value {
         if let Some(map) = event.as_object_mut() {
             map.insert("event_id".to_owned(), json!(self.request.resource.ids.alphanumeric_id("event_", 21)));

@@ -9,6 +9,7 @@ use crate::demo::api::response::SimulatedResponse;
 use crate::demo::operations::responses::create_response;
 use crate::demo::resource::response_store::ResponseStore;
 
+/// A WebSocket on which the client creates responses.
 pub(super) struct ResponsesSession<'a> {
     request: SimulatedRequest<'a>,
     /// The responses that only this WebSocket knows.

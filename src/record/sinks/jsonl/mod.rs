@@ -1,8 +1,8 @@
-//! Records as lines of JSON in a file that rotates.
+//! The sink that writes records as lines of JSON to a file, and rotates it.
 //!
-//! Lines are whole at any moment, so that `jq` can read along. Two processes may append to one
-//! file during an upgrade: whoever finds that it is not the one of that name any more opens the
-//! new one. What was rotated is compressed once nobody can still be writing to it.
+//! The file has only whole lines at any moment, so that `jq` can follow it. During an upgrade two processes
+//! append to the same file: each locks it for a write, and opens the new file if the other has rotated the
+//! old one. A rotated file is compressed later, when no process can be writing to it any more.
 
 mod recovery;
 mod rotation;
@@ -25,30 +25,31 @@ use crate::config;
 use crate::record::metrics::Metrics;
 use crate::record::spool::{RecordBatch, SpoolRead, SpoolReader};
 
-/// Most bytes of a write.
+/// About how many bytes are written at once.
 const MAX_BATCH_BYTES: usize = 256 * 1024;
-/// How long lines are gathered before a write; nobody waits for them.
+/// How long records are collected before the next write, to write fewer and larger pieces. No request waits
+/// for it.
 const BATCH_DELAY: Duration = Duration::from_millis(10);
-/// How often the wish to rotate is looked at.
+/// How often a request to rotate is checked for.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// How long a file that cannot be written is left alone.
+/// How long to wait after a failed write.
 const WRITE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// How often a file may be another one by the time it is locked.
+/// How often the file is opened again because another process has rotated it meanwhile.
 const MAX_REOPEN_ATTEMPTS: usize = 10;
 
-/// What others know of the sink.
+/// Tells the sink's thread what to do.
 #[derive(Debug, Default)]
 pub struct JsonlControl {
-    /// The file is to be rotated now.
+    /// The file is to be rotated, though it is not full.
     pub is_rotation_requested: AtomicBool,
-    /// The end has come: what cannot be written at once stays in the spool.
+    /// The process ends: records that cannot be written at once stay in the spool.
     pub is_shutting_down: AtomicBool,
 }
 
-/// Starts the sink's thread.
+/// Starts the thread of the sink.
 ///
 /// # Errors
-/// When the file cannot be opened or the thread not started.
+/// If the file cannot be opened or the thread cannot be started.
 pub fn start_sink(
     config: &config::JsonlConfig,
     reader: SpoolReader,
@@ -76,9 +77,9 @@ struct JsonlSink {
     config: config::JsonlConfig,
     control: Arc<JsonlControl>,
     metrics: Arc<Metrics>,
-    /// Ids in the file, where the records of this segment may repeat those of a process that is gone.
+    /// The ids at the end of the file, for the segment of this name: its records may be in the file already.
     delivered_ids: Option<(String, HashSet<Box<[u8]>>)>,
-    /// One tidies up at a time.
+    /// Only one thread at a time compresses and deletes rotated files.
     cleanup_lock: Arc<Mutex<()>>,
     pending_lines: Vec<u8>,
     is_write_failing: bool,
@@ -108,7 +109,7 @@ impl JsonlSink {
         }
     }
 
-    /// Writes a batch, however often it takes; `false` if the end came first.
+    /// Writes a batch, and tries again until it succeeds; `false` if the process ends first.
     fn deliver_batch(&mut self, batch: &RecordBatch) -> bool {
         self.pending_lines.clear();
         if batch.may_contain_duplicates
@@ -138,7 +139,7 @@ impl JsonlSink {
                     self.metrics.count_records("jsonl", "retried", count);
                     let path = self.config.path.display();
                     if !std::mem::replace(&mut self.is_write_failing, true) {
-                        error!("records stay in the spool, {path} cannot be written: {problem}");
+                        error!("records stay in the spool: cannot write to {path}: {problem}");
                     }
                     if self.control.is_shutting_down.load(Ordering::Relaxed) {
                         return false;
@@ -154,8 +155,8 @@ impl JsonlSink {
         true
     }
 
-    /// Writes whole lines or none: what was written of a batch that failed is taken back. Two
-    /// processes at one file do so one after the other.
+    /// Writes the pending lines, all or none of them. The lock keeps another process from writing at the same
+    /// time.
     fn write_lines(&mut self) -> io::Result<()> {
         self.lock_current_file()?;
         let written = self.write_lines_locked();
@@ -163,7 +164,7 @@ impl JsonlSink {
         written
     }
 
-    /// Locks the file that has the name, and opens it anew where that is another one by now.
+    /// Locks the file of the configured name. Opens it again first if another process has rotated it.
     fn lock_current_file(&mut self) -> io::Result<()> {
         for _ in 0..MAX_REOPEN_ATTEMPTS {
             flock(&self.file, FlockOperation::LockExclusive)?;
@@ -172,12 +173,13 @@ impl JsonlSink {
             if named.is_ok_and(|named| opened.ino() == named.ino() && opened.dev() == named.dev()) {
                 return Ok(());
             }
-            // Its lock goes with it.
+            // Closing the old file releases its lock.
             self.file = open_and_repair(&self.config.path)?;
         }
-        Err(io::Error::other("it is renamed again and again"))
+        Err(io::Error::other("another process keeps renaming the file"))
     }
 
+    /// Writes the pending lines to the locked file, and rotates it if it is then full.
     fn write_lines_locked(&mut self) -> io::Result<()> {
         let length_before = self.file.metadata()?.len();
         self.file.write_all(&self.pending_lines).inspect_err(|_| {
@@ -189,26 +191,27 @@ impl JsonlSink {
         Ok(())
     }
 
-    /// Begins a new file, unless this one is empty.
+    /// Rotates the file unless it is empty.
     fn rotate(&mut self) {
         match self.lock_current_file() {
             Ok(()) if self.file.metadata().is_ok_and(|metadata| metadata.len() > 0) => self.rotate_locked(),
             Ok(()) => {}
-            Err(problem) => warn!("{} cannot be rotated: {problem}", self.config.path.display()),
+            Err(problem) => warn!("cannot rotate {}: {problem}", self.config.path.display()),
         }
         let _ = flock(&self.file, FlockOperation::Unlock);
     }
 
+    /// Rotates the locked file.
     fn rotate_locked(&mut self) {
         let path = &self.config.path;
         match fs::rename(path, new_rotated_path(path, SystemTime::now())) {
-            // The next write opens the new one.
+            // The next write finds no file of that name and creates it.
             Ok(()) => self.schedule_rotation_cleanup(COMPRESSION_DELAY),
-            Err(problem) => warn!("{} cannot be rotated: {problem}", path.display()),
+            Err(problem) => warn!("cannot rotate {}: {problem}", path.display()),
         }
     }
 
-    /// Compresses and removes old files, in a while and beside the writing.
+    /// Compresses and deletes rotated files after a delay, on a thread of its own.
     fn schedule_rotation_cleanup(&self, delay: Duration) {
         let (path, max_files) = (self.config.path.clone(), self.config.max_rotated_files);
         let cleanup_lock = Arc::clone(&self.cleanup_lock);
@@ -216,7 +219,7 @@ impl JsonlSink {
             std::thread::sleep(delay);
             let _guard = cleanup_lock.lock().unwrap_or_else(PoisonError::into_inner);
             if let Err(problem) = delete_and_compress_rotated_files(&path, max_files) {
-                warn!("old records beside {} are not tidied: {problem}", path.display());
+                warn!("cannot compress or delete rotated files of {}: {problem}", path.display());
             }
         };
         let _ = std::thread::Builder::new().name("tidy".into()).spawn(cleanup);

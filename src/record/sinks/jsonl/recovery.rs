@@ -1,5 +1,5 @@
-//! What is done after a process was killed: a partial last line is cut off, and the request ids at the end
-//! of the file are read, so that no record is written twice.
+//! Recovery after a process was killed: cuts off an incomplete last line, and finds the records that are
+//! already in the file.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -11,12 +11,13 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::rotation::list_rotated_files;
 
-/// How far back repeated records are looked for: more than one write.
+/// How much of the end of the file is searched. A batch that was written but not marked as delivered is
+/// shorter.
 const MAX_TAIL_BYTES: u64 = 16 * 1024 * 1024;
-/// What every record begins with.
+/// The first bytes of every record.
 const RECORD_PREFIX: &[u8] = b"{\"time\":\"";
 
-/// Opens the file, at whose end there is a whole line then.
+/// Opens the file for appending, creates it if necessary, and repairs its last line.
 pub(super) fn open_and_repair(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().append(true).read(true).create(true).mode(0o640).open(path)?;
     flock(&file, FlockOperation::LockExclusive)?;
@@ -25,7 +26,7 @@ pub(super) fn open_and_repair(path: &Path) -> io::Result<File> {
     repaired.map(|()| file)
 }
 
-/// Cuts off what a killed process left of a record; what is none of ours is left and ended.
+/// Makes the file end with a whole line: cuts off an incomplete record, or ends a line that is no record.
 fn repair_last_line(mut file: &File) -> io::Result<()> {
     let length = file.metadata()?.len();
     let start = length.saturating_sub(MAX_TAIL_BYTES);
@@ -43,8 +44,8 @@ fn repair_last_line(mut file: &File) -> io::Result<()> {
     }
 }
 
-/// The ids of the records at the end of the file, and of the one before it where it is short. One
-/// that is compressed already was noted as delivered long before.
+/// The request ids at the end of the file, and at the end of the newest rotated file if the file is short. A
+/// rotated file that is already compressed is too old: its records were marked as delivered long ago.
 pub(super) fn read_recent_request_ids(path: &Path) -> HashSet<Box<[u8]>> {
     let mut ids = HashSet::new();
     let newest = list_rotated_files(path)
@@ -58,7 +59,7 @@ pub(super) fn read_recent_request_ids(path: &Path) -> HashSet<Box<[u8]>> {
         if file.seek(SeekFrom::Start(length.saturating_sub(MAX_TAIL_BYTES))).is_ok() {
             let _ = file.take(MAX_TAIL_BYTES).read_to_end(&mut tail);
         }
-        // A line without its end is none.
+        // An incomplete last line is not a record.
         tail.truncate(memchr::memrchr(b'\n', &tail).map_or(0, |last| last + 1));
         ids.extend(tail.split(|byte| *byte == b'\n').filter_map(request_id).map(Box::from));
         if length >= MAX_TAIL_BYTES {
@@ -68,7 +69,7 @@ pub(super) fn read_recent_request_ids(path: &Path) -> HashSet<Box<[u8]>> {
     ids
 }
 
-/// The `request_id` of a record, which stands near its beginning.
+/// The `request_id` of a record. It is the second field, so only the first 256 bytes are searched.
 pub(super) fn request_id(record: &[u8]) -> Option<&[u8]> {
     const REQUEST_ID_KEY: &[u8] = b"\"request_id\":\"";
     let value_start =
@@ -93,7 +94,7 @@ mod tests {
             ("one\n{\"time\":\"2026-1", "one\n"),
             ("one\n{\"ti", "one\n"),
             ("{\"time\":\"2026-1", ""),
-            // Somebody else's file is not cut.
+            // A line that is not one of our records is not cut off.
             ("no record of ours", "no record of ours\n"),
             ("one\n{\"name\":1}", "one\n{\"name\":1}\n"),
         ] {

@@ -1,4 +1,4 @@
-//! Rotation: the names of rotated files, their compression, and how many of them are kept.
+//! Rotated files: their names, their compression, and the deletion of the oldest.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -9,10 +9,11 @@ use std::time::{Duration, SystemTime};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-/// How long after it was renamed somebody may still write to a file.
+/// A file is compressed this long after it was rotated, when no other process can still be writing to it.
 pub(super) const COMPRESSION_DELAY: Duration = Duration::from_secs(3);
 
-/// `exchanges.jsonl` becomes `exchanges-20261123T080000.123Z.jsonl`: names sort by time.
+/// An unused name for the rotated file: `exchanges.jsonl` becomes `exchanges-20261123T080000.123Z.jsonl`, so
+/// that names sort by time.
 pub(super) fn new_rotated_path(path: &Path, now: SystemTime) -> PathBuf {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let extension =
@@ -33,7 +34,7 @@ fn gz_path(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// The rotated files of this name, oldest first.
+/// The rotated files of the file at `path`, oldest first.
 pub(super) fn list_rotated_files(path: &Path) -> io::Result<Vec<PathBuf>> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let prefix = format!("{}-", path.file_stem().unwrap_or_default().to_string_lossy());
@@ -54,9 +55,10 @@ pub(super) fn list_rotated_files(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(names)
 }
 
+/// Deletes the oldest rotated files beyond `max_files` and compresses the others.
 pub(super) fn delete_and_compress_rotated_files(path: &Path, max_files: usize) -> io::Result<()> {
     for name in list_rotated_files(path)?.iter().filter(|name| gz_path(name).exists()) {
-        // A process ended before it could remove what it had compressed.
+        // A process ended after it had compressed this file and before it could delete it.
         remove_if_present(name)?;
     }
     let names = list_rotated_files(path)?;
@@ -75,7 +77,7 @@ pub(super) fn delete_and_compress_rotated_files(path: &Path, max_files: usize) -
     Ok(())
 }
 
-/// Another process may tidy up as well.
+/// Deletes a file. During an upgrade the other process may have deleted it already.
 fn remove_if_present(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(problem) if problem.kind() != io::ErrorKind::NotFound => Err(problem),
@@ -83,12 +85,13 @@ fn remove_if_present(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Replaces a file by its compressed form.
 fn compress_file(path: &Path) -> io::Result<()> {
     let mut source = match File::open(path) {
         Err(problem) if problem.kind() == io::ErrorKind::NotFound => return Ok(()),
         file => file?,
     };
-    // Of two processes at it each has its own, and either is the whole.
+    // The name contains the process id: if two processes compress the same file, each completes its own copy.
     let partial_path = path.with_extension(format!("{}.partial", std::process::id()));
     let target =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&partial_path)?;
@@ -152,7 +155,7 @@ mod tests {
         flate2::read::GzDecoder::new(file).read_to_string(&mut text).unwrap();
         assert_eq!(text, "14\n");
         assert!(others.iter().all(|name| path.with_file_name(name).exists()));
-        // One that was renamed just now may still be written to.
+        // A file that was rotated just now may still be written to.
         let recent = path.with_file_name("exchanges-20261123T082000.000Z.jsonl");
         fs::write(&recent, "recent").unwrap();
         delete_and_compress_rotated_files(&path, 3).unwrap();

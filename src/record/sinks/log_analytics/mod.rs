@@ -1,7 +1,8 @@
-//! Records as rows of a Log Analytics table, by Azure Monitor's Logs Ingestion API.
+//! The sink that sends records to a Log Analytics table with the Logs Ingestion API of Azure Monitor.
 //!
-//! Rows go in batches within the limits of one call. What the service cannot take now waits in the
-//! spool; what it will never take is found by halving the batch, and set aside beside the spool.
+//! Rows are uploaded in batches within the limits of the API. While the service is unavailable, records stay
+//! in the spool. A row that the service rejects permanently is found by halving the batch, and is written to
+//! the dead letter file.
 
 mod rows;
 
@@ -29,43 +30,46 @@ use crate::outbound::{OutboundClient, OutboundRequest, OutboundResponse};
 use crate::record::metrics::Metrics;
 use crate::record::spool::{RecordBatch, SpoolRead, SpoolReader};
 
-/// How long rows are gathered before a call that is not full.
+/// How long rows are collected before an upload that is not full.
 const BATCH_DELAY: Duration = Duration::from_secs(1);
-/// How often the wish to end is looked at.
+/// How long to wait for records before looking again whether the spool is closed.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// The most that a call may take.
+/// The time limit of one upload.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// The first pause after a failure; it doubles up to the last.
+/// The delay after the first failure. It doubles with each further failure, up to [`MAX_BACKOFF`].
 const INITIAL_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
-/// The longest that the service is left alone for because it asked.
+/// The shortest delay after status 429 or 503, whatever `Retry-After` says.
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(200);
+/// The longest `Retry-After` that is obeyed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3_600);
-/// So often a row is tried that may be refused because of the rule.
+/// How often a row with status 400 is tried again while no row was ever accepted: the data collection rule
+/// may be wrong rather than the row.
 const MAX_BAD_REQUEST_RETRIES: u32 = 5;
-/// How long the end may take to deliver what can be delivered.
+/// How long delivery goes on after the process began to shut down.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
-/// How often the log mentions new dead letters at most.
+/// New dead letters are logged at most this often.
 const DEAD_LETTER_WARNING_INTERVAL: Duration = Duration::from_secs(60);
-/// Most bytes of rows that are set aside.
+/// The dead letter file grows to about this size; further rejected records are lost.
 const MAX_DEAD_LETTER_BYTES: u64 = 64 * 1024 * 1024;
 
-/// What others may tell the sink.
+/// Tells the sink's thread that the process ends.
 #[derive(Debug)]
 pub struct LogAnalyticsControl {
     shutdown: watch::Sender<bool>,
 }
 
 impl LogAnalyticsControl {
-    /// The end has come: what cannot be delivered soon stays in the spool.
+    /// Begins the shutdown: records that cannot be delivered soon stay in the spool.
     pub fn begin_shutdown(&self) {
         self.shutdown.send_replace(true);
     }
 }
 
-/// Starts the sink's thread; `token` is what it shows, `runtime` where its calls are made.
+/// Starts the thread of the sink. Its HTTP calls are made on `runtime`.
 ///
 /// # Errors
-/// When the system has no more threads.
+/// If the thread cannot be started.
 pub fn start_sink(
     config: &config::LogAnalyticsConfig,
     access_token: RefreshedSecret,
@@ -102,43 +106,43 @@ struct LogAnalyticsSink {
     access_token: RefreshedSecret,
     client: OutboundClient,
     dead_letter_path: PathBuf,
-    /// The end has come.
+    /// Whether the process shuts down.
     shutdown: watch::Receiver<bool>,
     metrics: Arc<Metrics>,
-    /// What is wrong just now, said once.
+    /// Why delivery fails at the moment. Each reason is logged once.
     current_failure: Option<String>,
-    /// When the end does not wait any longer.
+    /// When delivery stops; set when the shutdown is first noticed.
     shutdown_deadline: Option<Instant>,
-    /// A row was taken, so that rule and stream are right.
+    /// Whether the service ever accepted a row: then rule and stream are configured correctly.
     has_delivered_any_row: bool,
-    /// When the log last said that a row is refused for good.
+    /// When a dead letter was last logged.
     dead_letter_warned_at: Option<Instant>,
 }
 
-/// What became of rows that were sent.
+/// The outcome of an upload.
 enum UploadOutcome {
     Delivered,
-    /// Too much for one call.
+    /// Status 413: the upload is too large.
     TooLarge,
-    /// Some row among them is no row.
+    /// Status 400: some row is invalid, or the rule does not fit the rows.
     BadRequest(String),
-    /// Not now; perhaps in so long.
+    /// A temporary failure: how long the service asked to wait, and the reason.
     RetryLater(Option<Duration>, String),
-    /// The token was not taken.
+    /// Status 401: the token was rejected.
     Unauthorized {
         secret_id: u64,
     },
-    /// The end did not wait for the answer.
+    /// The process ended before the response came.
     ShutdownTimedOut,
 }
 
-/// The end came first.
+/// Delivery stopped because the process ends.
 struct DeliveryAborted;
 
 impl LogAnalyticsSink {
     async fn run(&mut self, reader: &SpoolReader) {
         loop {
-            // The thread is this task's own: it may wait.
+            // This call blocks. That is allowed here: the task is the only one on this thread.
             match reader.next_batch(MAX_UPLOAD_BYTES, POLL_INTERVAL) {
                 SpoolRead::Batch(batch) => {
                     if self.deliver_batch(&batch).await.is_err() {
@@ -155,9 +159,10 @@ impl LogAnalyticsSink {
         }
     }
 
+    /// Delivers all rows of a batch, or writes those that are rejected permanently to the dead letter file.
     async fn deliver_batch(&mut self, batch: &RecordBatch) -> Result<(), DeliveryAborted> {
         let rows: Vec<Bytes> = batch.records().map(record_to_row).collect();
-        // Halves of what could not be taken whole, the first of them last.
+        // A stack of uploads, the next one last. An upload that is rejected is replaced by its halves.
         let mut pending = Vec::new();
         for upload in split_into_uploads(&rows).into_iter().rev() {
             pending.push(upload);
@@ -182,9 +187,9 @@ impl LogAnalyticsSink {
                     pending.push(second);
                     pending.push(first);
                 }
-                UploadOutcome::TooLarge => self.write_dead_letters(rows, "it is too large"),
-                // Where no row was ever taken, it may be the rule that does not fit: the others
-                // first.
+                UploadOutcome::TooLarge => self.write_dead_letters(rows, "413: the record is too large"),
+                // As long as no row was ever accepted, the rule may be wrong rather than this row: the other
+                // rows are tried first.
                 UploadOutcome::BadRequest(_)
                     if !self.has_delivered_any_row && !pending.is_empty() && remaining_deferrals > 0 =>
                 {
@@ -205,9 +210,15 @@ impl LogAnalyticsSink {
                     pending.push(rows);
                 }
                 UploadOutcome::Unauthorized { secret_id } => {
+                    // A new token was rejected too. Another one is fetched only after the delay.
                     pending.push(rows);
-                    self.wait_before_retry(&mut failures, None, "its token is refused".to_owned(), count)
-                        .await?;
+                    self.wait_before_retry(
+                        &mut failures,
+                        None,
+                        "401: the token of its identity is rejected".to_owned(),
+                        count,
+                    )
+                    .await?;
                     self.access_token.on_rejected(secret_id);
                 }
                 UploadOutcome::RetryLater(hint, reason) => {
@@ -219,7 +230,7 @@ impl LogAnalyticsSink {
         Ok(())
     }
 
-    /// Waits before the next try; the log says once what is wrong.
+    /// Waits before the next attempt, and logs a new reason once.
     async fn wait_before_retry(
         &mut self,
         failures: &mut u32,
@@ -229,7 +240,7 @@ impl LogAnalyticsSink {
     ) -> Result<(), DeliveryAborted> {
         self.metrics.count_records("log_analytics", "retried", count);
         if self.current_failure.as_ref() != Some(&reason) {
-            error!("records stay in the spool, Log Analytics does not take them: {reason}");
+            error!("records stay in the spool: Log Analytics does not accept them: {reason}");
             self.current_failure = Some(reason);
         }
         let backoff = (INITIAL_BACKOFF * 2_u32.saturating_pow(*failures)).min(MAX_BACKOFF);
@@ -243,22 +254,22 @@ impl LogAnalyticsSink {
         if self.is_shutdown_due() { Err(DeliveryAborted) } else { Ok(()) }
     }
 
-    /// Waits, unless the end comes.
+    /// Sleeps, but not longer than until the shutdown begins.
     async fn sleep_unless_shutdown(&self, duration: Duration) {
         let mut shutdown = self.shutdown.clone();
         let _ = timeout(duration, shutdown.wait_for(|has_begun| *has_begun)).await;
     }
 
-    /// Whether the end waits no longer.
+    /// Whether delivery is to stop now because the process ends.
     fn is_shutdown_due(&mut self) -> bool {
         *self.shutdown.borrow() && {
             let deadline = *self.shutdown_deadline.get_or_insert_with(|| Instant::now() + SHUTDOWN_TIMEOUT);
-            // A failure now is a failure for good: the next process goes on.
+            // After a failure there is no time for another attempt: the next process delivers the records.
             self.current_failure.is_some() || Instant::now() >= deadline
         }
     }
 
-    /// Sends rows, unless the end comes and does not wait for the answer.
+    /// Uploads rows. During a shutdown the response is not waited for longer than [`SHUTDOWN_TIMEOUT`].
     async fn upload_or_abort(&mut self, rows: &[Bytes]) -> UploadOutcome {
         let mut shutdown = self.shutdown.clone();
         let shutdown_timeout = async {
@@ -271,7 +282,9 @@ impl LogAnalyticsSink {
         }
     }
 
+    /// Uploads rows in one call.
     async fn upload(&mut self, rows: &[Bytes]) -> UploadOutcome {
+        // After a 401 a new token is being fetched: without this wait the rejected one would be sent again.
         self.access_token.wait_for_pending_fetch().await;
         let token = match self.access_token.wait_for_value().await {
             Ok(token) => token,
@@ -301,7 +314,8 @@ impl LogAnalyticsSink {
         }
     }
 
-    /// A row that is never taken does not hold up the others.
+    /// Writes rows that are rejected permanently to the dead letter file, so that they do not block the
+    /// others.
     fn write_dead_letters(&mut self, rows: &[Bytes], reason: &str) {
         let path = &self.dead_letter_path;
         if self
@@ -310,7 +324,7 @@ impl LogAnalyticsSink {
         {
             self.dead_letter_warned_at = Some(Instant::now());
             warn!(
-                "Log Analytics refuses a record for good ({reason}); such records are in {}",
+                "Log Analytics rejects a record permanently ({reason}): such records are written to {}",
                 path.display()
             );
         }
@@ -326,15 +340,18 @@ impl LogAnalyticsSink {
             Ok(()) => self.metrics.count_records("log_analytics", "dead", count),
             Err(problem) => {
                 self.metrics.count_records("log_analytics", "lost", count);
-                error!("{} cannot be written: {problem}", path.display());
+                error!(
+                    "cannot write to {}: {problem}. Records that Log Analytics rejects are lost",
+                    path.display()
+                );
             }
         }
     }
 }
 
-/// What an answer of the API means.
+/// What a response of the API means.
 fn upload_outcome(response: &OutboundResponse) -> UploadOutcome {
-    // Its code alone: what it quotes may be somebody's prompt.
+    // Only the error code: the message may quote a row, and with it a prompt.
     let status_and_code = || {
         let body: Value = serde_json::from_slice(&response.body).unwrap_or_default();
         let code = body.pointer("/error/code").and_then(Value::as_str).unwrap_or_default();
@@ -347,15 +364,17 @@ fn upload_outcome(response: &OutboundResponse) -> UploadOutcome {
         400 => UploadOutcome::BadRequest(status_and_code()),
         403 => UploadOutcome::RetryLater(
             None,
-            "403: its identity needs the role Monitoring Metrics Publisher on the rule".to_owned(),
+            "403: its identity needs the role Monitoring Metrics Publisher on the data collection rule; \
+             a new role assignment takes up to 30 minutes"
+                .to_owned(),
         ),
         404 => UploadOutcome::RetryLater(
             None,
-            "404: there is no such rule or stream at this endpoint".to_owned(),
+            "404: the endpoint has no such data collection rule or stream".to_owned(),
         ),
         429 | 503 => {
             let hint = hints::cooldown_hint(&response.headers, SystemTime::now());
-            UploadOutcome::RetryLater(hint.map(|hint| hint.max(POLL_INTERVAL)), response.status.to_string())
+            UploadOutcome::RetryLater(hint.map(|hint| hint.max(MIN_RETRY_DELAY)), response.status.to_string())
         }
         status => UploadOutcome::RetryLater(None, status.to_string()),
     }

@@ -1,4 +1,6 @@
-//! Rows of the table as the Logs Ingestion API takes them: within its limits, several in one upload.
+//! Rows for the Logs Ingestion API, within its limits.
+//!
+//! Limits: <https://learn.microsoft.com/azure/azure-monitor/service-limits>.
 
 use std::io::{self, Write as _};
 
@@ -7,12 +9,13 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::Value;
 
-/// Most bytes of a call, uncompressed: 1 MB by the API's limits, less the brackets and some care.
+/// The most bytes of one upload before compression. The API allows 1 MB, compressed and uncompressed.
 pub(super) const MAX_UPLOAD_BYTES: usize = 1_000_000 - 16 * 1024;
-/// Azure cuts a field at 64 KB, and says nothing of it; so much of prompt and answer is sent.
+/// The most bytes of prompt and of completion. Azure silently truncates a field at 64 KB; we truncate it
+/// first and say so in `content_cut`.
 const MAX_FIELD_BYTES: usize = 64_000;
 
-/// Rows of one call each.
+/// Splits rows into uploads within the limit.
 pub(super) fn split_into_uploads(rows: &[Bytes]) -> Vec<&[Bytes]> {
     let mut uploads = Vec::new();
     let (mut start, mut size) = (0, 0);
@@ -27,12 +30,13 @@ pub(super) fn split_into_uploads(rows: &[Bytes]) -> Vec<&[Bytes]> {
     uploads
 }
 
-/// A record as a row: as it is, unless it is too long for a call.
+/// Makes a row of a record: the record itself, with long prompts and completions truncated.
 pub(super) fn record_to_row(record: &[u8]) -> Bytes {
     if record.len() < MAX_FIELD_BYTES {
         return Bytes::copy_from_slice(record);
     }
-    // Escapes make a text longer than it is.
+    // Escaping can make a text several times longer. Of a very long record less is kept, so that the row fits
+    // into an upload.
     let max_field_bytes =
         if record.len() < MAX_UPLOAD_BYTES / 2 { MAX_FIELD_BYTES } else { MAX_FIELD_BYTES / 2 };
     let Ok(Value::Object(mut fields)) = serde_json::from_slice(record) else {
@@ -49,7 +53,7 @@ pub(super) fn record_to_row(record: &[u8]) -> Bytes {
     Bytes::from(Value::Object(fields).to_string())
 }
 
-/// A JSON array of rows, compressed.
+/// A JSON array of the rows, compressed with gzip: the API accepts only an array.
 pub(super) fn gzip_json_array(rows: &[Bytes]) -> io::Result<Bytes> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     for (index, row) in rows.iter().enumerate() {
