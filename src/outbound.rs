@@ -1,6 +1,7 @@
 //! The HTTP client for the balancer's own calls to other services: tokens, secrets, ingestion of records,
 //! the admin API. It uses Pingora's connector, hence the same TLS as the calls to backends.
 
+use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -218,7 +219,11 @@ fn to_transport_error(destination: &str, error: &pingora::Error) -> OutboundErro
         ErrorType::ConnectTimedout => "the connection was not established in time".to_owned(),
         // Pingora quotes the bytes that it cannot parse, and they may contain a secret.
         ErrorType::InvalidHTTPHeader => "the response is not HTTP".to_owned(),
-        _ => error.to_string().trim().to_owned(),
+        // The cause from the system says what happened; around it are Pingora's terms.
+        _ => match error.root_cause().downcast_ref::<io::Error>() {
+            Some(cause) => cause.to_string(),
+            None => error.to_string().trim().to_owned(),
+        },
     };
     OutboundError::Transport { destination: destination.to_owned(), reason }
 }

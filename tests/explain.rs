@@ -81,7 +81,10 @@ fn explain_shows_how_a_request_would_be_routed() {
         "{text}"
     );
     let (_, text) = run_with_config(&["explain", "GET", "/openai/v1/responses/resp_1"], &file);
-    assert!(text.contains("the default backend (requests.home)") && text.contains("on 404 then each of: ptu"), "{text}");
+    assert!(
+        text.contains("the default backend (requests.home)") && text.contains("on 404 then each of: ptu"),
+        "{text}"
+    );
     let (_, text) = run_with_config(&["explain", "POST", "/openai/v1/files"], &file);
     assert!(text.contains("not retried once a byte was sent"), "{text}");
     let refusals: [(&[&str], &str); 7] = [
@@ -106,7 +109,10 @@ fn explain_shows_how_a_request_would_be_routed() {
         assert!(text.contains("no request is sent to a backend"), "{text}");
     }
     let (code, text) = run_with_config(&["explain", "GET", "/", "--client", "nobody"], &file);
-    assert!(code == Some(1) && text.contains("there is no client nobody; the clients are team-a, all"), "{text}");
+    assert!(
+        code == Some(1) && text.contains("there is no client nobody; the clients are team-a, all"),
+        "{text}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

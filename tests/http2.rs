@@ -220,7 +220,7 @@ async fn a_stream_reset_by_the_client_cancels_the_request() {
     // A reset before the first byte.
     azure.set_mood("a", Mood::Mute);
     reset_three_streams(&balancer, &connection, CHAT_BODY, async |number, _: &mut PendingRequest| {
-        wait_for_arrivals(number).await
+        wait_for_arrivals(number).await;
     })
     .await;
     wait_until("the upstream requests are cancelled", || cancelled_requests() == 3).await;

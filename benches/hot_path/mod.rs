@@ -265,7 +265,7 @@ fn sample_exchange(admitted: &AdmittedRequest, body: &Bytes, response: &Bytes) -
         apim_request_id: Some("0f1a9f8c-2f3b-4c59-a0d0-2a0b7a7f6f11".to_owned()),
         attempts: Vec::new(),
         duration: Duration::from_millis(900),
-        time_to_first_byte: Some(Duration::from_millis(890)),
+        time_to_first_body_byte: Some(Duration::from_millis(890)),
         request_bytes: Some(body.len() as u64),
         response_bytes: response.len() as u64,
         captured_request: Some(CapturedRequest {

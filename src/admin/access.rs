@@ -8,8 +8,8 @@ use pingora::protocols::http::ServerSession;
 use crate::config::{self, AdminAddress, CertifiedKey};
 use crate::credentials::RefreshedSecret;
 
-/// The names under which a client may have found it. A page of another site must not read it
-/// through a name that it makes resolve here.
+/// The hosts under which the admin API may be used. Without this check, a page of another site could
+/// read it through a DNS name that resolves to this machine (DNS rebinding).
 pub(super) struct AllowedHosts {
     address: IpAddr,
     certificate_names: Vec<String>,
@@ -25,7 +25,8 @@ impl AllowedHosts {
         Some(Self { address: address.ip(), certificate_names })
     }
 
-    /// Addresses of this machine, and the names that its certificate vouches for.
+    /// Whether this value of the `Host` header is one of ours: `localhost`, a loopback address, the
+    /// configured address, or a name of the certificate.
     fn allows(&self, host: &str) -> bool {
         let name = match host.rsplit_once(':') {
             Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
@@ -63,8 +64,8 @@ pub(super) fn is_allowed_origin(session: &ServerSession, hosts: Option<&AllowedH
     host.is_some_and(|host| hosts.allows(host))
 }
 
-/// Whether the token is shown that has to be. Digests are compared, in constant time, so that
-/// not even the length of the token shows.
+/// Whether a request carries the admin token, if there is one. Digests are compared in constant time, so
+/// that not even the length of the token can be measured.
 pub(super) fn is_authorized(session: &ServerSession, admin_token: Option<&RefreshedSecret>) -> bool {
     let Some(token) = admin_token else { return true };
     let presented = session.get_header(header::AUTHORIZATION).map(HeaderValue::as_bytes);

@@ -1,4 +1,4 @@
-//! Drains a backend, and ends that.
+//! Drains and undrains a backend.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -11,11 +11,11 @@ use crate::gateway::Gateway;
 use crate::refusal::{Refusal, RefusalReason};
 use crate::routing::availability::UnavailableReason;
 
-/// Drains the backend of this name, or ends that.
+/// Drains or undrains the backend of this name.
 pub(super) fn set_drained(gateway: &Gateway, name: &str, drained: bool) -> FullResponse {
     let Some(backend) = gateway.backends.iter().find(|backend| backend.config.name.as_str() == name) else {
         let names: Vec<&str> = gateway.backends.iter().map(|backend| backend.config.name.as_str()).collect();
-        let message = format!("there is no backend of this name; there are {}", names.join(", "));
+        let message = format!("no backend has this name; the backends are {}", names.join(", "));
         return response::with_refusal(404, &Refusal::new(RefusalReason::PathNotAllowed, message));
     };
     let now = Instant::now();
@@ -26,7 +26,7 @@ pub(super) fn set_drained(gateway: &Gateway, name: &str, drained: bool) -> FullR
     }
     let stranded = if drained { pools_without_backend(gateway, now) } else { Vec::new() };
     if changed && !stranded.is_empty() {
-        warn!("nobody is left to serve {}", stranded.join(", "));
+        warn!("all backends of {} are drained", stranded.join(", "));
     }
     let in_flight = backend.health.attempts_in_flight.load(Ordering::Relaxed);
     let body = json!({

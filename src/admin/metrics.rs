@@ -1,4 +1,4 @@
-//! `/metrics`: what was counted, and how things stand at this moment.
+//! `GET /metrics`: adds the current state of backends to the counters of `record/metrics.rs`.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -9,13 +9,13 @@ use crate::gateway::Gateway;
 use crate::record::metrics::register_metric;
 use crate::routing::backend_health::BackendPart;
 
-/// Prometheus text.
+/// All metrics in the text format of Prometheus.
 pub fn prometheus_text(gateway: &Gateway, now: Instant) -> String {
     let registry = Registry::new();
     let gauge = |name, help, labels: &[&str]| {
         register_metric(&registry, IntGaugeVec::new(Opts::new(name, help), labels))
     };
-    let in_flight = IntGauge::new("aoai_lb_in_flight", "Requests under way, WebSockets included.");
+    let in_flight = IntGauge::new("aoai_lb_in_flight", "Requests in flight, including WebSockets.");
     let in_flight = register_metric(&registry, in_flight);
     in_flight
         .set(i64::try_from(gateway.process.requests_in_flight.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
@@ -29,18 +29,18 @@ pub fn prometheus_text(gateway: &Gateway, now: Instant) -> String {
     );
     let remaining_tokens = gauge(
         "aoai_lb_backend_remaining_tokens",
-        "Tokens left in the minute, as the last reply told; below zero on calls that still succeed.",
+        "Tokens left in the minute, as reported by the last response; below zero on calls that still succeed.",
         &["backend", "deployment"],
     );
     let remaining_requests = gauge(
         "aoai_lb_backend_remaining_requests",
-        "Requests left in the minute, as the last reply told.",
+        "Requests left in the minute, as reported by the last response.",
         &["backend", "deployment"],
     );
     let utilization_gauge = GaugeVec::new(
         Opts::new(
             "aoai_lb_backend_utilization_ratio",
-            "Load of a provisioned deployment, as the last reply told.",
+            "Load of a provisioned deployment, as reported by the last response.",
         ),
         &["backend", "deployment"],
     );

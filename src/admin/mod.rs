@@ -1,7 +1,7 @@
-//! The admin API: the status page, health, metrics, the state of things, and the few things that
-//! can be done at run time.
+//! The admin API: status page, health probes, metrics, status as JSON, and the actions of an operator
+//! (reload, drain).
 //!
-//! Beyond loopback it wants TLS and a token; its answers carry no secret.
+//! Outside of loopback the configuration requires TLS and a token. No response contains a secret.
 
 mod access;
 pub mod config_status;
@@ -33,32 +33,33 @@ use self::access::{AllowedHosts, is_allowed_origin, is_authorized};
 use self::drain::set_drained;
 use self::reload::ReloadFunction;
 use self::response::FullResponse;
-use self::snapshot::StatusSource;
+use self::snapshot::RunningState;
 use self::status_feed::{StatusFeed, status_event};
 use crate::config;
 use crate::refusal::{Refusal, RefusalReason};
 
 /// How long a connection may be idle between two requests.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(60);
-/// What is sent where nothing is to be told, so that whoever left is noticed.
+/// A comment of the event stream. It is sent while there is no event, so that a client that has
+/// disconnected is noticed.
 const KEEPALIVE_COMMENT: &[u8] = b": \n\n";
-/// How often.
+/// How long no event is sent before the comment.
 const KEEPALIVE_COMMENT_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Serves the admin API.
 pub struct AdminApi {
-    status_source: StatusSource,
+    status_source: RunningState,
     status_feed: Arc<StatusFeed>,
     reload: ReloadFunction,
     content_security_policy: HeaderValue,
-    /// The hosts that it answers for; `None` for a Unix socket.
+    /// The hosts in whose name it responds; `None` on a Unix socket.
     allowed_hosts: Option<AllowedHosts>,
 }
 
-/// What a request is answered with.
+/// The response to a request.
 enum AdminResponse {
     Full(FullResponse),
-    /// Events, for as long as somebody listens.
+    /// Server-sent events until the client disconnects.
     EventStream,
 }
 
@@ -66,7 +67,7 @@ impl AdminApi {
     /// The admin API of this configuration.
     pub fn new(
         config: &config::AdminConfig,
-        status_source: StatusSource,
+        status_source: RunningState,
         status_feed: Arc<StatusFeed>,
         reload: ReloadFunction,
     ) -> Self {
@@ -79,14 +80,14 @@ impl AdminApi {
         let request = session.req_header();
         if !is_allowed_origin(session, self.allowed_hosts.as_ref()) {
             let message =
-                "the admin API answers only under its own addresses and names, and no page of another site";
+                "the admin API serves its own addresses and host names only, and no pages of other sites";
             let refusal = Refusal::new(RefusalReason::PathNotAllowed, message);
             return AdminResponse::Full(response::with_refusal(403, &refusal));
         }
         let path = request.uri.path();
-        // The page has nothing in it; it asks for the token by itself.
+        // The page contains no data; its script asks for the token. Probes carry none.
         if !matches!(path, "/" | "/healthz" | "/readyz") && !self.is_authorized(session) {
-            let message = "the admin API wants its token: Authorization: Bearer TOKEN";
+            let message = "the admin API requires its token: Authorization: Bearer TOKEN";
             let refusal = Refusal::new(RefusalReason::InvalidApiKey, message);
             let mut response = response::with_refusal(401, &refusal);
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -104,11 +105,11 @@ impl AdminApi {
     }
 
     fn is_authorized(&self, session: &ServerSession) -> bool {
-        is_authorized(session, self.status_source.active_config().admin_token.as_ref())
+        is_authorized(session, self.status_source.load_active_config().admin_token.as_ref())
     }
 
     fn get(&self, path: &str) -> AdminResponse {
-        let active_config = self.status_source.active_config();
+        let active_config = self.status_source.load_active_config();
         let stopping = active_config.gateway.process.is_stopping.load(Ordering::Acquire);
         AdminResponse::Full(match path {
             "/" => self.page(),
@@ -141,20 +142,20 @@ impl AdminApi {
     async fn post(&self, session: &ServerSession, path: &str) -> FullResponse {
         let has_header = session.get_header("x-aoai-lb-admin").is_some_and(|value| value.as_bytes() == b"1");
         if !has_header {
-            // No page of another site can send this header.
+            // A page of another site cannot send this header without a CORS preflight, which fails.
             let message = "a POST needs the header x-aoai-lb-admin: 1";
             return response::with_refusal(403, &Refusal::new(RefusalReason::PathNotAllowed, message));
         }
         if self.has_been_replaced() {
-            // It would be of no use, and the other one would not know.
-            let message = "another process has taken over: ask again, on a new connection";
+            // The action would change only this process, which is about to exit.
+            let message = "another process has taken over: retry on a new connection";
             let refusal = Refusal::new(RefusalReason::Overloaded, message);
             return response::with_refusal(503, &refusal.with_retry_after(Duration::from_secs(1)));
         }
         if path == "/api/reload" {
             return self.reload().await;
         }
-        let active_config = self.status_source.active_config();
+        let active_config = self.status_source.load_active_config();
         match path.strip_prefix("/api/backends/").and_then(|rest| rest.split_once('/')) {
             Some((name, "drain")) => set_drained(&active_config.gateway, name, true),
             Some((name, "undrain")) => set_drained(&active_config.gateway, name, false),
@@ -176,20 +177,21 @@ impl AdminApi {
                 response::with_json(200, body.to_string().into_bytes())
             }
             Err(reason) => {
-                let message = format!("the configuration stays as it is: {reason}");
+                let message = format!("reload failed, the previous configuration stays active: {reason}");
                 response::with_refusal(400, &Refusal::bad_request(message))
             }
         }
     }
 
-    /// Whether another process serves by now. For a few seconds both are asked.
+    /// Whether a successor has taken over. For a few seconds after an upgrade both processes accept
+    /// connections.
     fn has_been_replaced(&self) -> bool {
-        let process = &self.status_source.active_config().gateway.process;
+        let process = &self.status_source.load_active_config().gateway.process;
         process.is_draining_connections.load(Ordering::Acquire)
             && !process.is_stopping.load(Ordering::Acquire)
     }
 
-    /// Sends events until the client leaves or this process does.
+    /// Sends events until the client disconnects or this process stops.
     async fn stream_events(
         &self,
         session: &mut ServerSession,
@@ -211,6 +213,7 @@ impl AdminApi {
                     Err(_) => Bytes::from_static(KEEPALIVE_COMMENT),
                 },
                 _ = shutdown.wait_for(|has_begun| *has_begun) => break,
+                // Completes when the client disconnects or sends something it should not.
                 disconnected = session.read_body_or_idle(true) => {
                     disconnected?;
                     break;
@@ -234,19 +237,14 @@ impl HttpServerApp for AdminApi {
             Ok(true) => {}
             Ok(false) => return None,
             Err(error) => {
-                // Not the whole of it: the token may be in it.
-                debug!("admin: not a request: {}", error.etype().as_str());
+                // Not the whole error: it may quote the request, and with it the token.
+                debug!("admin API: cannot read the request: {}", error.etype().as_str());
                 return None;
             }
         }
-        let leaving = self
-            .status_source
-            .active_config()
-            .gateway
-            .process
-            .is_draining_connections
-            .load(Ordering::Acquire);
-        let keepalive = !leaving && !*shutdown.borrow();
+        let process = Arc::clone(&self.status_source.load_active_config().gateway.process);
+        let is_draining = process.is_draining_connections.load(Ordering::Acquire);
+        let keepalive = !is_draining && !*shutdown.borrow();
         session.set_keepalive(keepalive.then_some(KEEPALIVE_TIMEOUT.as_secs()));
         let is_head = session.req_header().method == Method::HEAD;
         let sent = match self.respond(&session).await {
@@ -261,7 +259,7 @@ impl HttpServerApp for AdminApi {
             AdminResponse::Full(response) => response::send(&mut session, response, is_head).await,
         };
         if let Err(error) = sent {
-            debug!("admin: the client has left: {error}");
+            debug!("admin API: the client disconnected: {error}");
             return None;
         }
         let settings = HttpPersistentSettings::for_session(&session);

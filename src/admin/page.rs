@@ -1,13 +1,13 @@
-//! The status page: one file without anything from elsewhere, and what a browser lets it do.
+//! The status page: a single file that loads nothing else, and its content security policy.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 
-/// The page.
+/// The page, with its script and styles.
 pub(super) const PAGE_HTML: &str = include_str!("page.html");
 
-/// Only the script and the styles that are in it run; it talks only to where it comes from.
+/// The policy allows the script and the styles of the page only, and connections to its own origin.
 pub(super) fn content_security_policy() -> HeaderValue {
     let hash = |element: &str| {
         let inside = PAGE_HTML.split_once(&format!("<{element}>")).map_or("", |(_, rest)| rest);
@@ -28,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_needs_nothing_that_its_policy_forbids() {
+    fn the_page_uses_nothing_that_its_policy_forbids() {
         for element in ["script", "style"] {
             assert_eq!(
                 PAGE_HTML.matches(&format!("<{element}")).count(),

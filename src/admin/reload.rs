@@ -1,4 +1,5 @@
-//! How the admin API has the configuration reloaded: the server hands it a function.
+//! The function with which the admin API reloads the configuration. The server supplies it, so that
+//! nothing here depends on `server`.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -6,7 +7,7 @@ use std::sync::Arc;
 use super::config_status::ConfigStatus;
 use crate::config::ConfigProblem;
 
-/// What a successful reload reports.
+/// The result of a successful reload.
 #[derive(Debug)]
 pub struct ReloadReport {
     /// The status of the new configuration.

@@ -11,7 +11,7 @@ use crate::refusal::{Refusal, RefusalReason};
 /// A response with its whole body.
 pub(super) type FullResponse = Response<Vec<u8>>;
 
-/// A response of any media type. Nothing of the admin API may be cached.
+/// A response of any media type. No response of the admin API may be cached.
 pub(super) fn with_body(status: u16, content_type: &'static str, body: Vec<u8>) -> FullResponse {
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
@@ -33,7 +33,7 @@ pub(super) fn with_text(status: u16, body: &str) -> FullResponse {
     with_body(status, "text/plain", body.as_bytes().to_vec())
 }
 
-/// An error, in the form of Azure OpenAI's.
+/// An error in the format of Azure OpenAI.
 pub(super) fn with_refusal(status: u16, refusal: &Refusal) -> FullResponse {
     with_json(status, refusal_response::refusal_body(refusal).to_vec())
 }

@@ -24,19 +24,19 @@ use crate::routing::availability::{Outage, UnavailableReason};
 use crate::routing::backend_health::BackendPart;
 use crate::routing::pool::{BackendPool, Candidate};
 
-/// Most clients that are listed: those with most tokens.
+/// How many clients are listed at most; those with the most tokens come first.
 const MAX_LISTED_CLIENTS: usize = 500;
 
-/// Where the status comes from.
+/// What the status is collected from.
 #[derive(Clone)]
-pub struct StatusSource {
+pub struct RunningState {
     active_config: Arc<ArcSwap<ActiveConfig>>,
     config_status: Arc<ArcSwap<ConfigStatus>>,
     started: Instant,
 }
 
-impl StatusSource {
-    /// The status of the process that `started` then.
+impl RunningState {
+    /// A source for the process that started at `started`.
     pub fn new(
         active_config: Arc<ArcSwap<ActiveConfig>>,
         config_status: Arc<ArcSwap<ConfigStatus>>,
@@ -46,11 +46,11 @@ impl StatusSource {
     }
 
     /// The active configuration.
-    pub fn active_config(&self) -> Arc<ActiveConfig> {
+    pub fn load_active_config(&self) -> Arc<ActiveConfig> {
         self.active_config.load_full()
     }
 
-    /// The status at this moment.
+    /// Collects the status.
     pub fn status(&self, now: Instant) -> StatusReport {
         let clock = WallClock { now, wall_now: SystemTime::now() };
         let active_config = self.active_config.load();
@@ -106,13 +106,13 @@ fn pool_status(gateway: &Gateway, key: &PoolKey, pool: &BackendPool, clock: Wall
 }
 
 fn member_status(backend: &Backend, candidate: &Candidate, clock: WallClock) -> PoolMemberStatus {
-    let own = || {
+    let deployment_outage = || {
         candidate
             .deployment_health
             .as_ref()
             .and_then(|deployment| deployment.availability.current_outage(clock.now))
     };
-    let outage = backend.current_outage(clock.now).or_else(own);
+    let outage = backend.current_outage(clock.now).or_else(deployment_outage);
     let availability =
         AvailabilityFields::new(outage.as_ref(), backend.credential.secret().current_value_id() != 0, clock);
     PoolMemberStatus {
@@ -141,7 +141,7 @@ fn backend_status(
 ) -> BackendStatus {
     let has_credential = backend.credential.secret().current_value_id() != 0;
     let outage = backend.current_outage(clock.now);
-    // What waits for a secret waits until there is one.
+    // Without a credential it is unavailable until one is fetched, not until a certain time.
     let availability = AvailabilityFields::new(outage.as_ref(), has_credential, clock);
     let unavailable_parts = backend.health.unavailable_parts(clock.now);
     let activity = statistics.backends.get(&backend.config.name).cloned().unwrap_or_default();
@@ -153,10 +153,10 @@ fn backend_status(
         reason => describe_reason(reason).to_owned(),
     });
     let deployments = backend.health.deployments().into_iter().filter(|(name, _)| !name.is_empty());
-    let deployments = deployments.map(|(name, known)| {
-        let outage = known.availability.current_outage(clock.now);
+    let deployments = deployments.map(|(name, deployment)| {
+        let outage = deployment.availability.current_outage(clock.now);
         let availability = AvailabilityFields::new(outage.as_ref(), true, clock);
-        let capacity = known.headroom.last_reported_capacity();
+        let capacity = deployment.headroom.last_reported_capacity();
         let remaining = |limit: Option<RateLimit>| limit.map(|limit| limit.remaining);
         let limit = |limit: Option<RateLimit>| limit.map(|limit| limit.limit.get());
         DeploymentStatus {
@@ -218,7 +218,7 @@ fn unavailable_part(part: BackendPart, outage: &Outage, clock: WallClock) -> Una
     }
 }
 
-/// Why something rests, for people.
+/// A reason as text for people.
 fn describe_reason(reason: UnavailableReason) -> &'static str {
     match reason {
         UnavailableReason::CoolingDown => "asked to wait (429, or retry-after)",
@@ -274,7 +274,7 @@ fn timeline(statistics: &StatisticsSnapshot, clock: WallClock) -> Timeline {
     }
 }
 
-/// How a part of a backend stands.
+/// The availability of a backend or of a part of it, in the form of the status.
 struct AvailabilityFields {
     /// `ok`, or why it is unavailable.
     state: &'static str,
@@ -284,7 +284,7 @@ struct AvailabilityFields {
 }
 
 impl AvailabilityFields {
-    /// `is_temporary`: the time ends it, and nothing else.
+    /// With `is_temporary`, the outage ends at a known time.
     fn new(outage: Option<&Outage>, is_temporary: bool, clock: WallClock) -> Self {
         let is_drained = |outage: &Outage| outage.unavailable.reason == UnavailableReason::Drained;
         let until = outage
@@ -299,7 +299,7 @@ impl AvailabilityFields {
     }
 }
 
-/// The clock on the wall_now beside the one that counts.
+/// Converts moments of the monotonic clock to wall-clock time.
 #[derive(Clone, Copy)]
 struct WallClock {
     now: Instant,
@@ -319,7 +319,7 @@ impl WallClock {
     }
 }
 
-/// A moment for people and programs.
+/// Formats a time as RFC 3339 in UTC with milliseconds.
 fn format_rfc3339(time: SystemTime) -> String {
     DateTime::<Utc>::from(time).to_rfc3339_opts(SecondsFormat::Millis, true)
 }

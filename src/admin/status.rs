@@ -1,10 +1,10 @@
-//! The state of things as data: `GET /api/status`, and what the page and `aoai-lb status` show.
+//! The status as JSON: the response of `GET /api/status`, which the page and `aoai-lb status` show.
 //!
-//! Unknown is `null`. Moments are RFC 3339 in UTC; `until_ms` is how long something still lasts.
+//! What is unknown is `null`. Times are RFC 3339 in UTC; `until_ms` is the time left in milliseconds.
 
 use serde::{Deserialize, Serialize};
 
-/// What `GET /api/status` answers.
+/// The response of `GET /api/status`.
 #[derive(Debug, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names say it; the README has them")]
 pub struct StatusReport {
@@ -34,7 +34,7 @@ pub struct ProcessStatus {
     pub uptime_seconds: u64,
     pub ready: bool,
     pub stopping: bool,
-    /// Another process has taken over; this one finishes what it has begun.
+    /// A successor has taken over; this process finishes its requests.
     pub replaced: bool,
 }
 
@@ -45,9 +45,9 @@ pub struct ConfigurationSummary {
     pub version: u64,
     pub sha256: String,
     pub loaded: String,
-    /// Why the last reload was refused.
+    /// Why the last reload failed.
     pub problem: Option<String>,
-    /// Keys whose values come into effect with an upgrade.
+    /// The changed keys whose values take effect only with an upgrade.
     pub needs_upgrade: Vec<String>,
 }
 
@@ -86,7 +86,7 @@ pub struct BackendStatus {
     pub endpoint: String,
     pub tier: u16,
     pub weight: u16,
-    /// `ok`, or why all of it rests.
+    /// `ok`, or why the whole backend is unavailable.
     pub state: String,
     pub reason: Option<String>,
     pub since: Option<String>,
@@ -94,7 +94,7 @@ pub struct BackendStatus {
     #[serde(rename = "until_ms")]
     pub remaining_ms: Option<u64>,
     pub in_flight: u64,
-    /// Begun since the start of the process.
+    /// Attempts started since the start of the process.
     pub attempts: u64,
     pub counters: AttemptsByOutcome,
     pub last_minute: LastMinuteStats,
@@ -103,7 +103,7 @@ pub struct BackendStatus {
     pub deployments: Vec<DeploymentStatus>,
 }
 
-/// Tries that are over, since the start of the process.
+/// Finished attempts since the start of the process.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "as above")]
 pub struct AttemptsByOutcome {
@@ -120,7 +120,7 @@ pub struct LastMinuteStats {
     pub attempts: u64,
     pub throttled: u64,
     pub failed: u64,
-    /// Of all tries.
+    /// The share of all attempts.
     #[serde(rename = "share")]
     pub attempt_share: Option<f64>,
     pub p50_ms: Option<u64>,
@@ -130,7 +130,7 @@ pub struct LastMinuteStats {
 #[derive(Debug, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "as above")]
 pub struct UnavailablePart {
-    /// `null` where it is an operation that rests.
+    /// `null` if it is an operation that is unavailable.
     pub deployment: Option<String>,
     pub operation: Option<String>,
     pub reason: String,
@@ -143,7 +143,7 @@ pub struct UnavailablePart {
 #[derive(Debug, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "as above")]
 pub struct DeploymentStatus {
-    /// As the resource calls it.
+    /// The name in the resource.
     pub name: String,
     pub state: String,
     pub reason: Option<String>,
@@ -175,7 +175,7 @@ pub struct UsageCounts {
     pub output_tokens: u64,
 }
 
-/// What happened in each step of the last quarter of an hour, oldest first; `null` before the start.
+/// What happened in each step of the last 15 minutes, oldest first; `null` before the start.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "as above")]
 pub struct Timeline {

@@ -1,5 +1,5 @@
-//! The state of things as it changes, for those who watch: made once, however many they are, and
-//! not at all while there is nobody.
+//! Publishes the status every two seconds to all event streams. It is collected once for all of them,
+//! and not at all while there are none.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,34 +10,34 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::snapshot::StatusSource;
+use super::snapshot::RunningState;
 
-/// How often it is told.
+/// How often the status is published.
 const STATUS_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Events for those who watch.
+/// Publishes the status to event streams.
 pub struct StatusFeed {
     events: watch::Sender<Bytes>,
 }
 
 impl StatusFeed {
-    /// A feed that [`StatusFeed::run`] fills.
+    /// A feed; [`StatusFeed::run`] publishes to it.
     pub fn new() -> Arc<Self> {
         Arc::new(Self { events: watch::Sender::new(Bytes::new()) })
     }
 
-    /// What comes from now on.
+    /// The events from now on.
     pub(super) fn subscribe(&self) -> watch::Receiver<Bytes> {
         self.events.subscribe()
     }
 
-    /// Publishes the status at each tick, for as long as it is polled.
-    pub async fn run(self: Arc<Self>, source: StatusSource) {
+    /// Publishes the status until it is dropped. Also samples the requests in flight for the timeline.
+    pub async fn run(self: Arc<Self>, source: RunningState) {
         let mut ticks = interval(STATUS_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             ticks.tick().await;
-            let active_config = source.active_config();
+            let active_config = source.load_active_config();
             let process = &active_config.gateway.process;
             let in_flight = process.requests_in_flight.load(Ordering::Relaxed) as u64;
             process.recorder.metrics().statistics.record_in_flight(in_flight, Instant::now());
@@ -53,7 +53,7 @@ impl StatusFeed {
 }
 
 /// The status now, as an event (WHATWG HTML, "Server-sent events").
-pub(super) fn status_event(source: &StatusSource) -> Bytes {
+pub(super) fn status_event(source: &RunningState) -> Bytes {
     let status = source.status(Instant::now());
     let mut event = b"event: status\ndata: ".to_vec();
     // JSON of strings and numbers cannot fail, and has no line end inside.

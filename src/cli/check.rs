@@ -1,4 +1,5 @@
-//! `aoai-lb check`: reports every problem of a configuration file, and with `--live` of its backends.
+//! `aoai-lb check`: reports the problems of a configuration file, and with `--live` those of its
+//! backends.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -19,17 +20,17 @@ use crate::server::build_config::build_active_config;
 pub(super) fn run(path: &Path, live: bool) -> Result<(), CliError> {
     let checked = load_config(path)?;
     if live && !check_backends(checked)? {
-        return Err(CliError(format!("{}: not all of it is good", path.display())));
+        return Err(CliError(format!("{}: some checks failed", path.display())));
     }
     writeln!(io::stdout(), "{}: good", path.display())?;
     Ok(())
 }
 
-/// Looks at every backend; returns whether all is well.
+/// Checks every backend and prints the findings. Returns whether all checks passed.
 fn check_backends(checked: CheckedConfig) -> Result<bool, CliError> {
     let background = background_runtime()?;
     let keyring = Keyring::new(background.handle());
-    // Nothing is recorded.
+    // These requests are not recorded.
     let checked = CheckedConfig { config: Config { record: None, ..checked.config }, ..checked };
     let recorder = Recorder::start(&checked.config, &keyring, background.handle())?;
     let process = Arc::new(ProcessState::new(Instant::now(), recorder, keyring));

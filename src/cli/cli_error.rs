@@ -1,9 +1,9 @@
-//! Why a command failed, as it is printed.
+//! The error of a command, as it is printed.
 
 use std::error::Error;
 use std::fmt;
 
-/// What is printed when a command fails: the chain of causes.
+/// The message of a failed command: the error and its causes.
 pub(super) struct CliError(pub(super) String);
 
 impl fmt::Display for CliError {
@@ -18,7 +18,7 @@ impl<E: Error> From<E> for CliError {
         let mut cause = error.source();
         while let Some(inner) = cause {
             let inner_text = inner.to_string();
-            // Many errors repeat their cause in their own words.
+            // Many messages already contain that of their cause.
             if !text.contains(&inner_text) {
                 text.push_str(": ");
                 text.push_str(&inner_text);

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::cli_error::CliError;
 use crate::config::{self, CheckedConfig};
 
-/// Reads the file; warnings go to standard error at once.
+/// Reads and checks the file. Warnings go to standard error.
 pub(super) fn load_config(path: &Path) -> Result<CheckedConfig, CliError> {
     let checked = config::load_file(path, &config::environment_variable);
     let warnings = match &checked {

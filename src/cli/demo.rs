@@ -1,5 +1,5 @@
-//! `aoai-lb demo`: simulated resources, the balancer in front of them, and a little traffic so that
-//! the status page lives.
+//! `aoai-lb demo`: simulated resources with the load balancer in front, and some traffic for the status
+//! page.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -20,11 +20,11 @@ use crate::demo::{self, Simulator};
 use crate::outbound::{OutboundClient, OutboundRequest};
 use crate::server::{self, StartError};
 
-/// The demo's listener; the same on every machine, so that the printed lines can be kept.
+/// The address of the listener, the same on every machine.
 const DEMO_LISTENER: &str = "127.0.0.1:8080";
-/// The demo's admin API.
+/// The address of the admin API.
 const DEMO_ADMIN: &str = "127.0.0.1:9901";
-/// What its own traffic asks, of a team of its own.
+/// The prompts of the generated traffic.
 const SAMPLE_PROMPTS: [&str; 6] = [
     "What does a load balancer do?",
     "Summarise the incident of last night in three sentences.",
@@ -33,27 +33,27 @@ const SAMPLE_PROMPTS: [&str; 6] = [
     "List five names for a cat.",
     "Explain round robin to a child.",
 ];
-/// The longest that an answer of it may take.
+/// How long a response to the generated traffic may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Why there is no demo.
+/// Why the demo cannot run.
 #[derive(Debug, thiserror::Error)]
 enum DemoError {
-    /// The simulated resources do not listen, or nothing can be printed.
+    /// The simulated resources cannot listen, or standard output cannot be written.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// This is a fault of the balancer.
+    /// The configuration of the demo is invalid, which is a fault of aoai-lb.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Something else listens where the demo does.
+    /// The load balancer cannot start; most likely its address is in use.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// No randomness.
+    /// No key can be generated.
     #[error(transparent)]
     Key(#[from] KeyGenerationError),
 }
 
-/// Runs it until it is interrupted.
+/// Runs the demo until it is interrupted.
 pub(super) fn run() -> Result<(), CliError> {
     Ok(run_demo(&background_runtime()?)?)
 }
@@ -72,8 +72,8 @@ fn run_demo(background: &Runtime) -> Result<(), DemoError> {
     Ok(())
 }
 
-/// A request now and then, some of them streams, and at times a few at once: enough to see turns,
-/// quotas that run low, and a cooldown.
+/// Sends a request now and then, some of them streams, and sometimes several at once: enough to see
+/// requests distributed, quotas run low, and a cooldown.
 async fn generate_traffic(key: String) {
     let Ok(endpoint) = Endpoint::parse(&format!("http://{DEMO_LISTENER}")) else { return };
     let outbound = std::sync::Arc::new(OutboundClient::new(REQUEST_TIMEOUT));
@@ -91,7 +91,7 @@ async fn generate_traffic(key: String) {
                     headers: &[("api-key", &key), ("content-type", "application/json")],
                     body: Bytes::from(body),
                 };
-                // What becomes of it is on the page.
+                // The status page shows the outcome.
                 let _ = outbound.send(&endpoint, request).await;
             });
         }
@@ -99,7 +99,7 @@ async fn generate_traffic(key: String) {
     }
 }
 
-/// The demo's configuration is the file that an operator would write for its resources.
+/// The configuration of the demo: the file that an operator would write for its resources.
 fn demo_config_yaml(simulator: &Simulator, keys: &[(&str, &str)], records: &Path) -> String {
     let mut text = format!("listeners:\n  - address: {DEMO_LISTENER}\nbackends:\n");
     for name in simulator.resource_names() {
@@ -139,9 +139,9 @@ fn print_banner(simulator: &Simulator, key: &str, records: &Path) -> io::Result<
     writeln!(
         out,
         r#"
-The balancer makes them look like one: http://{DEMO_LISTENER}
-Status page:                           http://{DEMO_ADMIN}/  (a little traffic of its own is on it)
-Record of every request:               {records}
+Load balancer in front of them: http://{DEMO_LISTENER}
+Status page:                    http://{DEMO_ADMIN}/  (with some generated traffic)
+Record of every request:        {records}
 
 curl "http://{DEMO_LISTENER}/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21" \
   -H "api-key: {key}" -H "content-type: application/json" \
@@ -150,11 +150,11 @@ curl "http://{DEMO_LISTENER}/openai/deployments/gpt-4o/chat/completions?api-vers
 python3 - <<'PYTHON'      # pip install openai
 from openai import AzureOpenAI
 client = AzureOpenAI(azure_endpoint="http://{DEMO_LISTENER}", api_key="{key}", api_version="2024-10-21")
-answer = client.chat.completions.create(model="gpt-4o", messages=[{{"role": "user", "content": "Hello"}}])
-print(answer.choices[0].message.content)
+response = client.chat.completions.create(model="gpt-4o", messages=[{{"role": "user", "content": "Hello"}}])
+print(response.choices[0].message.content)
 PYTHON
 
-End with Ctrl-C."#,
+Stop it with Ctrl-C."#,
         records = records.display(),
     )
 }

@@ -1,7 +1,7 @@
-//! `aoai-lb explain`: what would happen to a request, told by the rules that decide about requests.
+//! `aoai-lb explain`: shows what would happen to a request.
 //!
-//! Nothing is asked of anybody: a gateway is made of the file, one request is put to it, and what it
-//! decides is written down.
+//! It builds a gateway from the file, admits the request and follows its retry plan, with the same code
+//! that routes requests. Nothing is sent.
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -25,58 +25,58 @@ use crate::record::{Recorder, RecorderError};
 use crate::refusal::Refusal;
 use crate::routing::retry_plan::{AttemptOutcome, NextStep, RetryPlan};
 
-/// A request to be explained.
+/// The request to explain.
 struct ExplainedRequest {
-    /// Its method.
+    /// The method.
     method: Method,
-    /// Path and query.
+    /// The path and query.
     path_and_query: String,
-    /// `model` in its body.
+    /// `model` in the body.
     model: Option<String>,
-    /// The client's name.
+    /// The name of the client.
     client: Option<String>,
 }
 
-/// Why nothing can be explained.
+/// Why the request cannot be explained.
 #[derive(Debug, thiserror::Error)]
 enum ExplainError {
-    /// The threads that a gateway needs cannot be started.
+    /// The recorder, which a gateway needs, cannot start.
     #[error(transparent)]
     Record(#[from] RecorderError),
     /// There is no such client.
-    #[error("--client: there is no client {name}; there are {known}")]
+    #[error("--client: there is no client {name}; the clients are {known}")]
     UnknownClient {
-        /// What was asked for.
+        /// The name that was given.
         name: String,
-        /// What there is.
+        /// The names of all clients.
         known: String,
     },
 }
 
-/// What replies say, as far as it matters what they mean.
+/// Sample responses: status, description, and as much of the body as the verdict depends on.
 const SAMPLE_RESPONSES: [(u16, &str, &str); 14] = [
-    (200, "an answer", ""),
-    (400, "something about the request", r#"{"error":{"code":"BadRequest","message":"…"}}"#),
-    (400, "the content filter's verdict", r#"{"error":{"code":"content_filter","message":"…"}}"#),
+    (200, "success", ""),
+    (400, "invalid request", r#"{"error":{"code":"BadRequest","message":"…"}}"#),
+    (400, "content filter", r#"{"error":{"code":"content_filter","message":"…"}}"#),
     (
         401,
-        "the credential is refused",
+        "credential rejected",
         r#"{"error":{"code":"401","message":"Access denied due to invalid subscription key"}}"#,
     ),
-    (403, "the credential may not do this", r#"{"error":{"code":"PermissionDenied","message":"…"}}"#),
+    (403, "permission denied", r#"{"error":{"code":"PermissionDenied","message":"…"}}"#),
     (
         403,
-        "the network is refused",
+        "network access denied",
         r#"{"error":{"code":"403","message":"Access denied due to Virtual Network/Firewall rules."}}"#,
     ),
-    (404, "the deployment is missing", r#"{"error":{"code":"DeploymentNotFound","message":"…"}}"#),
-    (404, "something else is missing", r#"{"error":{"code":"404","message":"Resource not found"}}"#),
-    (408, "it took too long", ""),
-    (409, "a conflict", "{}"),
-    (424, "a failed dependency", "{}"),
+    (404, "deployment not found", r#"{"error":{"code":"DeploymentNotFound","message":"…"}}"#),
+    (404, "something else not found", r#"{"error":{"code":"404","message":"Resource not found"}}"#),
+    (408, "timeout", ""),
+    (409, "conflict", "{}"),
+    (424, "failed dependency", "{}"),
     (429, "too many requests", ""),
-    (500, "a server's error", ""),
-    (503, "it is not available", ""),
+    (500, "server error", ""),
+    (503, "unavailable", ""),
 ];
 
 /// Prints the explanation of a request.
@@ -88,7 +88,7 @@ pub(super) fn run(
     client: Option<String>,
 ) -> Result<(), CliError> {
     let checked = load_config(path)?;
-    let invalid_method = |_| CliError(format!("{method} is no method; write GET, POST or DELETE"));
+    let invalid_method = |_| CliError(format!("{method} is not an HTTP method; use GET, POST or DELETE"));
     let method = Method::from_bytes(method.to_ascii_uppercase().as_bytes()).map_err(invalid_method)?;
     let request = ExplainedRequest { method, path_and_query, model, client };
     let text = explain_request(&checked.config, &request, background_runtime()?.handle())?;
@@ -107,7 +107,7 @@ fn explain_request(
 ) -> Result<String, ExplainError> {
     let now = Instant::now();
     let keyring = Keyring::offline(runtime);
-    // Nothing is recorded.
+    // The explained request is not recorded.
     let recorder = Recorder::start(&Config { record: None, ..config.clone() }, &keyring, runtime)?;
     let process = Arc::new(ProcessState::new(now, recorder, keyring));
     let gateway = Gateway::new(config, process, now);
@@ -119,10 +119,10 @@ fn explain_request(
             let reason = refusal.reason;
             write_line(
                 &mut text,
-                "answer",
+                "response",
                 &format!("{} {}: {}", reason.status(), reason.code(), refusal.message),
             );
-            write_line(&mut text, "", "no backend is asked");
+            write_line(&mut text, "", "no request is sent to a backend");
         }
     }
     gateway.process.recorder.shut_down();
@@ -134,6 +134,7 @@ fn write_line(text: &mut String, label: &str, value: &str) {
     let _ = writeln!(text, "{label:<12}{value}");
 }
 
+/// The client of the request.
 fn select_client(
     gateway: &Gateway,
     request: &ExplainedRequest,
@@ -142,8 +143,8 @@ fn select_client(
     let all = gateway.clients().listed_clients();
     let Some(name) = &request.client else {
         let description = match all.len() {
-            0 => "anyone: clients is open",
-            _ => "none given: as one that may use everything (--client NAME says which)",
+            0 => "any (clients: open)",
+            _ => "not given: assumed to have access to everything (--client NAME selects one)",
         };
         write_line(text, "client", description);
         return Ok(Arc::new(Client::unrestricted()));
@@ -152,13 +153,13 @@ fn select_client(
         || all.iter().filter_map(|client| Some(client.name.as_ref()?.to_string())).collect::<Vec<_>>();
     let client = gateway.clients().find_by_name(name).ok_or_else(|| ExplainError::UnknownClient {
         name: name.clone(),
-        known: if all.is_empty() { "none: clients is open".to_owned() } else { known().join(", ") },
+        known: if all.is_empty() { "not listed (clients: open)".to_owned() } else { known().join(", ") },
     })?;
     write_line(text, "client", name);
     Ok(Arc::clone(client))
 }
 
-/// The way of a request through admission, as `proxy` goes it.
+/// Admits the request with the same steps as `proxy/client/admit.rs`.
 fn admit_request(
     gateway: &Gateway,
     request: &ExplainedRequest,
@@ -185,12 +186,13 @@ fn admit_request(
         None => write_line(
             text,
             "deployment",
-            "none is named: the call goes to requests.home and is not balanced",
+            "none: the call goes to the default backend (requests.home) and is not balanced",
         ),
     }
     gateway.admit(&request.method, target, client, call)
 }
 
+/// Writes the attempts in their order, and what each response would lead to.
 fn write_routing(
     gateway: &Gateway,
     config: &Config,
@@ -199,10 +201,36 @@ fn write_routing(
     now: Instant,
     text: &mut String,
 ) {
+    write_attempts(gateway, request, admitted, now, text);
+    if admitted.searches_by_id {
+        let others = gateway.non_default_resources_pool();
+        let names = others.candidates().iter().filter_map(|other| gateway.backends.get(other.backend_index));
+        let names: Vec<_> = names.map(|backend| backend.config.name.to_string()).collect();
+        write_line(text, "", &format!("on 404 then each of: {}", names.join(", ")));
+    }
+    let balance_policy = match config.balance_policy {
+        BalancePolicy::Headroom => {
+            "within a tier by weight, less often to backends whose quota runs low (balance: headroom)"
+        }
+        BalancePolicy::RoundRobin => "within a tier by weight (balance: round_robin)",
+    };
+    write_line(text, "", balance_policy);
+    write_responses(gateway, config, admitted, text);
+    write_limits(config, admitted, text);
+}
+
+/// Writes the attempts of the retry plan, each of which is assumed to fail.
+fn write_attempts(
+    gateway: &Gateway,
+    request: &ExplainedRequest,
+    admitted: &AdmittedRequest,
+    now: Instant,
+    text: &mut String,
+) {
     let retry_limits = gateway.retry_limits(now, now, None);
     let mut retry_plan = RetryPlan::new(&admitted.pool);
     let operation = admitted.target.operation;
-    write_line(text, "order", "this one first, if all are well; then the next if it refuses");
+    write_line(text, "order", "while all are available, this one first; then the next if it fails");
     let mut rank = 0;
     while let NextStep::Attempt(chosen) =
         retry_plan.next_step(&admitted.pool, operation, &retry_limits, now, 0.0)
@@ -218,100 +246,76 @@ fn write_routing(
                 &format!("{}: tier {tier}, weight {weight}", backend.config.name),
             );
             let upstream_request = gateway.upstream_request(admitted, candidate, true);
-            write_line(
-                text,
-                "",
-                &format!(
-                    "  {} {}{}",
-                    request.method,
-                    backend.config.endpoint.authority(),
-                    upstream_request.path_and_query
-                ),
-            );
-            for header in headers::preview(
-                &request.method,
-                backend,
-                &gateway.request_config,
-                &upstream_request.path_and_query,
-            ) {
+            let path_and_query = &upstream_request.path_and_query;
+            let authority = backend.config.endpoint.authority();
+            write_line(text, "", &format!("  {} {authority}{path_and_query}", request.method));
+            for header in
+                headers::preview_lines(&request.method, backend, &gateway.request_config, path_and_query)
+            {
                 write_line(text, "", &format!("    {header}"));
             }
             for edit in &upstream_request.body_edits {
-                write_line(
-                    text,
-                    "",
-                    &format!("    in the body: {}", String::from_utf8_lossy(&edit.replacement)),
-                );
+                let replacement = String::from_utf8_lossy(&edit.replacement);
+                write_line(text, "", &format!("    in the body: {replacement}"));
             }
         }
         retry_plan.on_attempt_start(&admitted.pool, &chosen, now);
         retry_plan.on_attempt_end(chosen.candidate_index, AttemptOutcome::CannotServe);
     }
-    if admitted.searches_by_id {
-        let others = gateway.other_resources();
-        let names = others.candidates().iter().filter_map(|other| gateway.backends.get(other.backend_index));
-        let names: Vec<_> = names.map(|backend| backend.config.name.to_string()).collect();
-        write_line(text, "", &format!("on 404 then each of: {}", names.join(", ")));
-    }
-    let balance_policy = match config.balance_policy {
-        BalancePolicy::Headroom => {
-            "within a tier in turn by weight, and less often where quota runs out (balance: headroom)"
-        }
-        BalancePolicy::RoundRobin => "within a tier in turn by weight (balance: round_robin)",
-    };
-    write_line(text, "", balance_policy);
-    write_line(text, "replies", "");
+}
+
+fn write_responses(gateway: &Gateway, config: &Config, admitted: &AdmittedRequest, text: &mut String) {
+    write_line(text, "responses", "");
     for (status, description, body) in SAMPLE_RESPONSES {
         let verdict = gateway.response_verdict(admitted, status, body.as_bytes());
-        write_line(
-            text,
-            &format!("  {status}"),
-            &format!("{description}: {}", describe_verdict(verdict, config)),
-        );
+        let consequence = describe_verdict(verdict, config);
+        write_line(text, &format!("  {status}"), &format!("{description}: {consequence}"));
     }
-    write_line(
-        text,
-        "  none",
-        &format!(
-            "no connection, reset, no first byte in time: {}",
-            describe_verdict(Verdict::BackendFailure, config)
-        ),
-    );
+    let consequence = describe_verdict(Verdict::BackendFailure, config);
+    write_line(text, "  none", &format!("no connection, reset, no first byte in time: {consequence}"));
+}
+
+fn write_limits(config: &Config, admitted: &AdmittedRequest, text: &mut String) {
     let retry = &config.retry;
     let mut limits = format!(
-        "at most {} tries after the first, none begun later than {}",
+        "at most {} retries, none started after more than {}",
         retry.max_retries,
         humantime::format_duration(retry.deadline)
     );
     if !admitted.is_repeatable {
-        limits += "; not repeated once a byte was sent, except after 429 (it could happen twice)";
+        limits += "; not retried once a byte was sent, except after 429 (it could be carried out twice)";
     }
     write_line(text, "limits", &limits);
 }
 
-/// What a verdict leads to: for the request, and for the backend.
+/// What a verdict means for the request and for the backend.
 fn describe_verdict(verdict: Verdict, config: &Config) -> String {
     let duration = |length: Duration| humantime::format_duration(length).to_string();
     match verdict {
         Verdict::Success | Verdict::ClientError => "relayed".to_owned(),
         Verdict::Throttled => format!(
-            "the next backend; the deployment rests as long as it asks ({} if it does not say, at most {})",
+            "the next backend; the deployment is unavailable as long as the response says (by default {}, at most {})",
             duration(config.cooldown.default_duration),
             duration(config.cooldown.max_duration)
         ),
         Verdict::BackendFailure => format!(
-            "the next backend; counts on its breaker ({} that are {}% of its tries within {} leave it alone for {})",
+            "the next backend; counts for its circuit breaker, which opens for {} after {} failures within {} if they \
+             are at least {}% of its attempts",
+            duration(config.breaker.open_duration),
             config.breaker.min_failures,
-            config.breaker.min_failure_ratio.percent(),
             duration(config.breaker.window),
-            duration(config.breaker.open_duration)
+            config.breaker.min_failure_ratio.percent(),
         ),
         Verdict::CredentialRejected => {
-            "the next backend; this one rests 60s or until it has another secret".to_owned()
+            "the next backend; this one is unavailable for 60s or until its credential is renewed".to_owned()
         }
-        Verdict::PermissionDenied => "the next backend; this operation rests there for 60s".to_owned(),
-        Verdict::DeploymentNotFound => "the next backend; the deployment rests there for 60s".to_owned(),
-        Verdict::UnsupportedByBackend => "the next backend; nothing is remembered".to_owned(),
-        Verdict::RetryableStatus => "the next backend, each once; nothing is remembered".to_owned(),
+        Verdict::PermissionDenied => {
+            "the next backend; this operation is unavailable there for 60s".to_owned()
+        }
+        Verdict::DeploymentNotFound => {
+            "the next backend; the deployment is unavailable there for 60s".to_owned()
+        }
+        Verdict::UnsupportedByBackend => "the next backend; this one stays available".to_owned(),
+        Verdict::RetryElsewhere => "the next backend, each once; this one stays available".to_owned(),
     }
 }

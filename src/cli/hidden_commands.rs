@@ -1,5 +1,5 @@
-//! Commands that are not listed: what the package needs (manual page, completions), and the launch of
-//! a successor.
+//! Commands that the help does not list: the manual page and shell completions for the package, and
+//! `launch`, which starts a successor.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -12,7 +12,7 @@ use clap_mangen::Man;
 
 use super::cli_error::CliError;
 
-/// One page for all commands.
+/// Prints one manual page for all commands.
 pub(super) fn print_man_page(command: &Command) -> Result<(), CliError> {
     let mut page = Vec::new();
     Man::new(command.clone()).render(&mut page)?;
@@ -32,6 +32,7 @@ pub(super) fn print_man_page(command: &Command) -> Result<(), CliError> {
     Ok(())
 }
 
+/// Prints the completions for a shell.
 pub(super) fn print_completions(mut command: Command, shell: Shell) -> Result<(), CliError> {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut command, "aoai-lb", &mut text);
@@ -39,10 +40,12 @@ pub(super) fn print_completions(mut command: Command, shell: Shell) -> Result<()
     Ok(())
 }
 
+/// Starts a program in a process group of its own, prints its process id and returns.
 pub(super) fn launch(program: &[OsString]) -> Result<(), CliError> {
     let [binary, arguments @ ..] = program else { return Ok(()) };
     let mut command = process::Command::new(binary);
-    // Its output would hold up whoever waits for the end of this process's.
+    // Standard output must not be inherited: it is a pipe to the running process, which reads until every
+    // writer has closed it.
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
     let child = command.spawn()?;
     writeln!(io::stdout(), "{}", child.id())?;

@@ -1,15 +1,16 @@
-//! The log: lines on standard error, as a person at a terminal or the journal wants them.
+//! Sets up the log: lines on standard error, with priorities if that is the journal.
 
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 
 use log::{Level, Log, Metadata, Record};
 
-/// What is logged where `RUST_LOG` does not say: the engine speaks only when something is wrong.
+/// The filter if `RUST_LOG` is not set: Pingora logs warnings and errors only.
 const DEFAULT_FILTER: &str = "warn,aoai_lb=info";
 
-/// What the engine calls an error although it is the other side's business, or none: by target and
-/// beginning. It happens per connection, and records, refusals or our own lines tell of it.
+/// Messages that Pingora logs as errors although the client caused them, or nothing is wrong: the target
+/// and the beginning of the message. They occur per connection, and records, refusals or log lines of
+/// our own report the cause.
 const SUPPRESSED_MESSAGES: [(&str, &str); 4] = [
     ("pingora_core::services::listening", "Downstream handshake"),
     ("pingora_core::apps", "H2 handshake error"),
@@ -17,7 +18,7 @@ const SUPPRESSED_MESSAGES: [(&str, &str); 4] = [
     ("pingora_core::server::transfer_fd", "No incoming socket transfer"),
 ];
 
-/// Begins to log. `RUST_LOG` chooses what.
+/// Starts logging with the filter of `RUST_LOG`.
 pub(super) fn init_logging() {
     let mut builder =
         env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(DEFAULT_FILTER));
@@ -33,7 +34,7 @@ pub(super) fn init_logging() {
     }
     let logger = builder.build();
     log::set_max_level(logger.filter());
-    // There is one only if somebody has begun already, and then it is good enough.
+    // Fails only if there is a logger already, which is kept.
     let _ = log::set_boxed_logger(Box::new(FilteredLogger(logger)));
 }
 
@@ -54,8 +55,8 @@ fn logs_to_journal() -> bool {
     stderr.is_ok_and(|stderr| stderr == stream)
 }
 
-/// Keeps to itself what libraries say to their developers: the engine's includes whole requests,
-/// with keys and prompts.
+/// Drops debug and trace messages of libraries, even if `RUST_LOG` asks for them: those of Pingora contain
+/// whole requests, with keys and prompts. Also drops [`SUPPRESSED_MESSAGES`].
 struct FilteredLogger(env_logger::Logger);
 
 impl Log for FilteredLogger {

@@ -1,4 +1,4 @@
-//! The command line: arguments, exit codes, and which command runs. Each command has a file.
+//! The command line: arguments and exit codes. Each command has a file of its own.
 
 mod check;
 mod cli_error;
@@ -26,12 +26,12 @@ use clap_complete::Shell;
 use self::status::StatusArguments;
 use self::usage::ReportFormat;
 
-/// Where the file is on a machine that it was installed on.
+/// The configuration file of the installed service.
 const DEFAULT_CONFIG_FILE: &str = "/etc/aoai-lb/aoai-lb.yaml";
 
-/// Everything went well.
+/// The command succeeded.
 const EXIT_SUCCESS: u8 = 0;
-/// The command could not do what it was asked to.
+/// The command failed. Usage errors have the exit code 2, which clap chooses.
 const EXIT_FAILURE: u8 = 1;
 
 /// A load balancer for Azure OpenAI: many resources look like one.
@@ -44,54 +44,54 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve.
+    /// Run the load balancer.
     Run {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
-        /// Take the listening sockets over from the process that is running.
+        /// Take the listening sockets over from the running process.
         #[arg(long)]
         upgrade: bool,
     },
-    /// Report every problem of a configuration file at once.
+    /// Check a configuration file and report all its problems.
     Check {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
-        /// Also resolve, connect to, and authenticate at each backend, and ask for each deployment.
+        /// Also connect and authenticate to each backend, and check that its deployments exist.
         #[arg(long)]
         live: bool,
     },
-    /// Tell what would happen to a request, and why.
+    /// Explain what would happen to a request, without sending it.
     Explain {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
         /// GET, POST or DELETE.
         method: String,
-        /// Path and query, such as /openai/v1/responses.
+        /// The path and query, such as /openai/v1/responses.
         path: String,
-        /// What the body's `model` says.
+        /// The `model` in the request body.
         #[arg(long)]
         model: Option<String>,
-        /// Whose request it is.
+        /// The name of the client that sends it.
         #[arg(long)]
         client: Option<String>,
     },
-    /// Try it without a file and without Azure: simulated resources and the balancer.
+    /// Try it without Azure or a configuration: simulated resources with the load balancer in front.
     Demo,
-    /// Serve simulated Azure OpenAI resources only.
+    /// Run simulated Azure OpenAI resources without the load balancer.
     Simulate {
-        /// The file that describes them.
+        /// The file that describes the resources.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Client keys.
+    /// Manage client keys.
     #[command(subcommand)]
     Keys(KeysCommand),
-    /// Show what the admin API knows, as a table.
+    /// Show the status of the running process.
     Status(StatusArguments),
-    /// Have the running process replace itself with the installed binary and file, and wait until the new one serves.
+    /// Replace the running process with the installed binary and configuration, without downtime.
     Upgrade {
         /// The configuration file of the running process.
         #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG_FILE)]
@@ -106,18 +106,18 @@ enum Command {
         /// The shell.
         shell: Shell,
     },
-    /// Start a program and end, leaving it to whoever takes care of orphans.
+    /// Start a program and exit, so that init or systemd adopts it.
     #[command(hide = true)]
     Launch {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         program: Vec<OsString>,
     },
-    /// Sum up tokens and requests per day, client, deployment and backend from record files.
+    /// Sum up requests and tokens of record files by day, client, deployment and backend.
     Usage {
-        /// Files of JSON lines, rotated and compressed ones too.
+        /// Record files (JSON Lines), including rotated and compressed (.gz) ones.
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
-        /// The form of the report.
+        /// The output format.
         #[arg(long, value_enum, default_value_t = ReportFormat::Table)]
         format: ReportFormat,
     },
@@ -125,14 +125,14 @@ enum Command {
 
 #[derive(Subcommand)]
 enum KeysCommand {
-    /// Print a fresh key once, and the lines of configuration with its SHA-256.
+    /// Generate a key, and print it with the entry for the configuration that has its SHA-256.
     New {
-        /// The client's name.
+        /// The name of the client.
         client: String,
     },
 }
 
-/// Runs the command line; returns the exit code: 0 good, 1 bad, 2 usage.
+/// Runs the command and returns the exit code: 0 for success, 1 for failure, 2 for a usage error.
 pub fn main() -> u8 {
     forbid_core_dumps();
     let arguments = match Arguments::try_parse() {
@@ -167,8 +167,8 @@ pub fn main() -> u8 {
     }
 }
 
-/// No core dump, and no look into the memory by others of the same user: keys and prompts are in
-/// it. Where the kernel does not know how, it is as it would have been.
+/// Prevents core dumps, and other processes of the same user from reading the memory (ptrace): it
+/// contains keys and prompts. Does nothing if the kernel does not support it.
 fn forbid_core_dumps() {
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
 }

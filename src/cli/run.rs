@@ -1,4 +1,4 @@
-//! `aoai-lb run`: serves.
+//! `aoai-lb run`: runs the load balancer.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,8 @@ pub(super) fn run(path: &Path, takes_over: bool) -> Result<(), CliError> {
     Ok(())
 }
 
-/// The binary as it was called, so that a new one in its place is found there.
+/// The path by which this binary was called: an upgrade starts the binary that is installed there. The
+/// path of the running executable would still lead to the old one.
 fn own_binary_path() -> io::Result<PathBuf> {
     let called = std::env::args_os().next().map(PathBuf::from);
     match called.filter(|called| called.components().count() > 1) {

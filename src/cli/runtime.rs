@@ -1,11 +1,11 @@
-//! The runtime of everything that is not a request.
+//! The Tokio runtime of background work. Requests run on the runtimes of Pingora.
 
 use tokio::runtime::{Builder, Runtime};
 
 use super::cli_error::CliError;
 use crate::server::StartError;
 
-/// The runtime of everything that is not a request: look-ups, simulated resources.
+/// The runtime of background work: look-ups, secrets, reloads, the simulated resources of the demo.
 pub(super) fn background_runtime() -> Result<Runtime, CliError> {
     let runtime =
         Builder::new_multi_thread().worker_threads(1).thread_name("background").enable_all().build();

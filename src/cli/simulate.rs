@@ -1,4 +1,4 @@
-//! `aoai-lb simulate`: serves simulated Azure OpenAI resources.
+//! `aoai-lb simulate`: runs simulated Azure OpenAI resources.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -24,7 +24,7 @@ pub(super) fn run(path: &Path) -> Result<(), CliError> {
             let address = simulator.address(name);
             writeln!(io::stdout(), "{name}: http://{address}  deployments: {}", deployments.join(", "))?;
         }
-        writeln!(io::stdout(), "Simulated resources are running; end with Ctrl-C.")?;
+        writeln!(io::stdout(), "The simulated resources are running; stop them with Ctrl-C.")?;
         let mut terminate = signal(SignalKind::terminate())?;
         tokio::select! {
             interrupted = ctrl_c() => interrupted?,

@@ -1,4 +1,4 @@
-//! `aoai-lb status`: what the admin API knows, as a table in a terminal.
+//! `aoai-lb status`: shows the status of the running process as tables.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -15,61 +15,55 @@ use crate::admin::status::{BackendStatus, StatusReport};
 use crate::config::Endpoint;
 use crate::outbound::{OutboundClient, OutboundError, OutboundRequest, OutboundResponse};
 
-/// How often `--watch` looks.
+/// How often `--watch` updates.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
-/// How soon another process is asked for.
+/// The pause before the next request if a process responded that has been replaced.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// The most that a response may take.
+/// How long a response may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most bytes of a response: hundreds of backends and clients.
+/// The maximum size of a response: enough for hundreds of backends and clients.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
-/// To the beginning of a terminal, and what was below is gone (ECMA-48, CUP and ED).
+/// Clears a terminal and its scrollback (ECMA-48, CUP and ED).
 const CLEAR_TERMINAL: &str = "\x1b[H\x1b[2J\x1b[3J";
 
-/// How `aoai-lb status` is called.
+/// The arguments of `aoai-lb status`.
 #[derive(Args)]
 pub(super) struct StatusArguments {
-    /// Show it again every two seconds.
+    /// Update it every two seconds.
     #[arg(long)]
     watch: bool,
-    /// Show it as JSON, as GET /api/status answers.
+    /// Print the JSON of GET /api/status.
     #[arg(long)]
     json: bool,
-    /// The admin API: http://…, https://…, or unix:/path.
+    /// The address of the admin API: http://…, https://…, or unix:/path.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9901")]
     admin: String,
-    /// A file that holds the API's token.
+    /// A file with the token of the admin API.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
 
-/// Why there is nothing to show.
+/// Why the status cannot be shown.
 #[derive(Debug, thiserror::Error)]
 enum StatusError {
-    /// The API's address is none.
+    /// The address is invalid.
     #[error("--admin: {0}")]
     InvalidAddress(String),
-    /// The token cannot be read.
+    /// The file of the token cannot be read.
     #[error("--token-file: {}: {problem}", path.display())]
     TokenFile { path: PathBuf, problem: io::Error },
-    /// The API is not reached.
-    #[error("the admin API is not reached: {0}")]
-    Unreachable(#[from] OutboundError),
-    /// It has another response.
-    #[error("the admin API answered {status}: {message}")]
+    /// The request failed.
+    #[error("cannot reach the admin API at {address}: {reason}. Is aoai-lb running with an admin block?")]
+    Unreachable { address: String, reason: String },
+    /// The response is an error.
+    #[error("the admin API responded with {status}: {message}")]
     Refused { status: u16, message: String },
-    /// It is none of ours, or of another version.
-    #[error("what the admin API answered is no status: {0}")]
+    /// The response is not a status, or that of another version.
+    #[error("the response of the admin API is not a status: {0}")]
     NotAStatus(#[from] serde_json::Error),
-    /// It cannot be shown.
+    /// Standard output cannot be written.
     #[error(transparent)]
     Io(#[from] io::Error),
-}
-
-/// Where the admin API is.
-enum AdminTarget {
-    Endpoint(Endpoint),
-    Socket(String),
 }
 
 /// Shows the status of the running process.
@@ -77,37 +71,22 @@ pub(super) fn run(arguments: &StatusArguments) -> Result<(), CliError> {
     Ok(background_runtime()?.block_on(show_status(arguments))?)
 }
 
-/// Shows the status, once or until interrupted.
+/// Shows the status once, or with `--watch` until interrupted.
 ///
 /// # Errors
-/// [`StatusError`]; while watching, it is shown and asked for again.
+/// [`StatusError`]; with `--watch`, a failed request is shown and repeated.
 async fn show_status(arguments: &StatusArguments) -> Result<(), StatusError> {
-    let target = match arguments.admin.strip_prefix("unix:") {
-        Some(path) => AdminTarget::Socket(path.to_owned()),
-        None => AdminTarget::Endpoint(
-            Endpoint::parse(&arguments.admin)
-                .map_err(|reason| StatusError::InvalidAddress(reason.to_owned()))?,
-        ),
-    };
-    let token = match &arguments.token_file {
-        Some(path) => {
-            let contents = std::fs::read_to_string(path);
-            let token = contents.map_err(|problem| StatusError::TokenFile { path: path.clone(), problem })?;
-            Some(format!("Bearer {}", token.trim()))
-        }
-        None => None,
-    };
-    let outbound = OutboundClient::new(REQUEST_TIMEOUT).with_max_response_bytes(MAX_RESPONSE_BYTES);
+    let client = AdminClient::from_arguments(arguments)?;
     loop {
-        let output = match request_status_of_serving_process(&outbound, &target, token.as_deref()).await {
+        let output = match client.get_status_of_serving_process().await {
             Ok(response) if arguments.json => {
                 let mut text = response.body.to_vec();
                 text.push(b'\n');
                 Ok(text)
             }
             Ok(response) => format_tables(&serde_json::from_slice(&response.body)?),
-            Err(problem) if arguments.watch => Ok(format!("{problem}\n").into_bytes()),
-            Err(problem) => return Err(problem),
+            Err(error) if arguments.watch => Ok(format!("{error}\n").into_bytes()),
+            Err(error) => return Err(error),
         }?;
         let mut out = io::stdout().lock();
         if arguments.watch && out.is_terminal() {
@@ -115,6 +94,7 @@ async fn show_status(arguments: &StatusArguments) -> Result<(), StatusError> {
         }
         out.write_all(&output)?;
         out.flush()?;
+        // The lock is not held during the pause.
         drop(out);
         if !arguments.watch {
             return Ok(());
@@ -123,45 +103,85 @@ async fn show_status(arguments: &StatusArguments) -> Result<(), StatusError> {
     }
 }
 
-/// Asks until the process answers that serves: for a few seconds after an upgrade both do.
-async fn request_status_of_serving_process(
-    outbound: &OutboundClient,
-    target: &AdminTarget,
-    token: Option<&str>,
-) -> Result<OutboundResponse, StatusError> {
-    let deadline = Instant::now() + REQUEST_TIMEOUT;
-    loop {
-        let response = request_status(outbound, target, token).await?;
-        let is_replaced = |status: StatusReport| status.process.replaced;
-        if Instant::now() >= deadline || !serde_json::from_slice(&response.body).is_ok_and(is_replaced) {
-            return Ok(response);
-        }
-        tokio::time::sleep(RETRY_INTERVAL).await;
-    }
+/// Sends requests to the admin API.
+struct AdminClient {
+    outbound: OutboundClient,
+    /// The address as it was given.
+    address: String,
+    target: AdminTarget,
+    authorization: Option<String>,
 }
 
-async fn request_status(
-    outbound: &OutboundClient,
-    target: &AdminTarget,
-    token: Option<&str>,
-) -> Result<OutboundResponse, StatusError> {
-    let headers: Vec<_> = token.map(|token| ("authorization", token)).into_iter().collect();
-    let request = OutboundRequest {
-        method: Method::GET,
-        path_and_query: "/api/status",
-        headers: &headers,
-        body: Bytes::new(),
-    };
-    let response = match target {
-        AdminTarget::Endpoint(endpoint) => outbound.send(endpoint, request).await?,
-        AdminTarget::Socket(path) => outbound.send_to_socket(path, request).await?,
-    };
-    if response.status != 200 {
-        let value: serde_json::Value = serde_json::from_slice(&response.body).unwrap_or_default();
-        let message = value["error"]["message"].as_str().unwrap_or("no reason").to_owned();
-        return Err(StatusError::Refused { status: response.status, message });
+/// Where the admin API listens.
+enum AdminTarget {
+    Endpoint(Endpoint),
+    Socket(String),
+}
+
+impl AdminClient {
+    fn from_arguments(arguments: &StatusArguments) -> Result<Self, StatusError> {
+        let target = match arguments.admin.strip_prefix("unix:") {
+            Some(path) => AdminTarget::Socket(path.to_owned()),
+            None => AdminTarget::Endpoint(
+                Endpoint::parse(&arguments.admin)
+                    .map_err(|reason| StatusError::InvalidAddress(reason.to_owned()))?,
+            ),
+        };
+        let authorization = match &arguments.token_file {
+            Some(path) => {
+                let contents = std::fs::read_to_string(path);
+                let token =
+                    contents.map_err(|problem| StatusError::TokenFile { path: path.clone(), problem })?;
+                Some(format!("Bearer {}", token.trim()))
+            }
+            None => None,
+        };
+        let outbound = OutboundClient::new(REQUEST_TIMEOUT).with_max_response_bytes(MAX_RESPONSE_BYTES);
+        Ok(Self { outbound, address: arguments.admin.clone(), target, authorization })
     }
-    Ok(response)
+
+    /// Gets the status of the process that is serving. For a few seconds after an upgrade its predecessor
+    /// may respond as well.
+    async fn get_status_of_serving_process(&self) -> Result<OutboundResponse, StatusError> {
+        let deadline = Instant::now() + REQUEST_TIMEOUT;
+        loop {
+            let response = self.get_status().await?;
+            let is_replaced = |status: StatusReport| status.process.replaced;
+            if Instant::now() >= deadline || !serde_json::from_slice(&response.body).is_ok_and(is_replaced) {
+                return Ok(response);
+            }
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    }
+
+    async fn get_status(&self) -> Result<OutboundResponse, StatusError> {
+        let headers: Vec<_> =
+            self.authorization.iter().map(|value| ("authorization", value.as_str())).collect();
+        let request = OutboundRequest {
+            method: Method::GET,
+            path_and_query: "/api/status",
+            headers: &headers,
+            body: Bytes::new(),
+        };
+        let result = match &self.target {
+            AdminTarget::Endpoint(endpoint) => self.outbound.send(endpoint, request).await,
+            AdminTarget::Socket(path) => self.outbound.send_to_socket(path, request).await,
+        };
+        let response = result.map_err(|error| {
+            let reason = match error {
+                // Without its destination, which `address` names already.
+                OutboundError::Transport { reason, .. } => reason,
+                error => error.to_string(),
+            };
+            StatusError::Unreachable { address: self.address.clone(), reason }
+        })?;
+        if response.status != 200 {
+            let value: serde_json::Value = serde_json::from_slice(&response.body).unwrap_or_default();
+            let message = value["error"]["message"].as_str().unwrap_or("no message").to_owned();
+            return Err(StatusError::Refused { status: response.status, message });
+        }
+        Ok(response)
+    }
 }
 
 /// The status as tables.
@@ -174,16 +194,16 @@ fn format_tables(status: &StatusReport) -> Result<Vec<u8>, StatusError> {
     let file = configuration.file.as_deref().unwrap_or("no file");
     writeln!(
         out,
-        "configuration {} of {file}, in place since {}",
+        "configuration {} of {file}, active since {}",
         configuration.version, configuration.loaded
     )?;
     if let Some(problem) = &configuration.problem {
-        writeln!(out, "the last reload was refused: {problem}")?;
+        writeln!(out, "the last reload failed: {problem}")?;
     }
     if !configuration.needs_upgrade.is_empty() {
         writeln!(out, "needs an upgrade: {}", configuration.needs_upgrade.join(", "))?;
     }
-    writeln!(out, "in flight {}, settled {}\n", status.in_flight, status.finished_requests)?;
+    writeln!(out, "in flight {}, finished {}\n", status.in_flight, status.finished_requests)?;
     write_table(&backend_rows(&status.backends), 3, &mut out)?;
     let deployments = deployment_rows(&status.backends);
     if deployments.len() > 1 {
@@ -214,11 +234,11 @@ fn backend_rows(backends: &[BackendStatus]) -> Vec<Vec<String>> {
     let head = [
         "BACKEND",
         "STATE",
-        "FOR ANOTHER",
+        "TIME LEFT",
         "TIER",
         "WEIGHT",
         "IN FLIGHT",
-        "TRIES/MIN",
+        "ATTEMPTS/MIN",
         "SHARE",
         "429/MIN",
         "FAILED/MIN",
@@ -247,7 +267,7 @@ fn backend_rows(backends: &[BackendStatus]) -> Vec<Vec<String>> {
 }
 
 fn deployment_rows(backends: &[BackendStatus]) -> Vec<Vec<String>> {
-    let head = ["BACKEND", "DEPLOYMENT", "STATE", "FOR ANOTHER", "TOKENS LEFT", "REQUESTS LEFT", "LOAD"];
+    let head = ["BACKEND", "DEPLOYMENT", "STATE", "TIME LEFT", "TOKENS LEFT", "REQUESTS LEFT", "LOAD"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     let quota = |remaining: Option<i64>, limit: Option<u64>| match (remaining, limit) {
         (Some(remaining), Some(limit)) => format!("{remaining} of {limit}"),

@@ -1,12 +1,12 @@
-//! Tables for terminals.
+//! Formats tables for terminals.
 
 use std::io::{self, Write};
 
-/// Writes rows, of which the first is the head, in columns: the first `text_columns` of them to the left,
-/// numbers to the right.
+/// Writes rows as columns; the first row is the head. The first `text_columns` columns are aligned to
+/// the left, the others to the right.
 ///
 /// # Errors
-/// The system's, where it cannot be written.
+/// If it cannot be written.
 pub(super) fn write_table(rows: &[Vec<String>], text_columns: usize, to: &mut impl Write) -> io::Result<()> {
     let length = |text: &String| text.chars().count();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);

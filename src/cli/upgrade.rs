@@ -1,4 +1,5 @@
-//! `aoai-lb upgrade`: has the running process replace itself.
+//! `aoai-lb upgrade`: replaces the running process with the installed binary and file, and waits until
+//! the new one is serving.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -15,6 +16,9 @@ pub(super) fn run(path: &Path) -> Result<(), CliError> {
         let _ = writeln!(io::stdout(), "{step}");
     };
     let pid = background_runtime()?.block_on(request_upgrade(&socket, print))?;
-    writeln!(io::stdout(), "process {pid} serves; the one before it finishes what it has begun")?;
+    writeln!(
+        io::stdout(),
+        "process {pid} is serving; the previous process exits when its requests are finished"
+    )?;
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! `aoai-lb usage`: what record files say of tokens and requests, per day, client, deployment and
-//! backend. Reads line by line and keeps only the totals.
+//! `aoai-lb usage`: sums up requests and tokens of record files by day, client, deployment and backend.
+//! Reads line by line and keeps only the totals.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet, VecDeque};
@@ -13,31 +13,32 @@ use serde::{Deserialize, Serialize};
 use super::cli_error::CliError;
 use super::table::write_table;
 
-/// What stands for a field that is null.
+/// Shown in a table for a field that is null.
 const NULL_PLACEHOLDER: &str = "-";
-/// A record that is delivered twice is so soon after the first time: so many are remembered.
+/// How many record ids are kept to find duplicates. A record that is delivered twice follows soon after
+/// the first.
 const MAX_REMEMBERED_IDS: usize = 100_000;
 
-/// The form of the report.
+/// The format of the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum ReportFormat {
     /// Columns for a terminal, with a line of totals.
     Table,
-    /// Comma-separated values with a line of names.
+    /// Comma-separated values with a header line.
     Csv,
-    /// An array of objects.
+    /// A JSON array of objects.
     Json,
 }
 
-/// Why a file cannot be summed up.
+/// Why there is no report.
 #[derive(Debug, thiserror::Error)]
 enum UsageError {
-    /// It cannot be read.
+    /// A file cannot be read.
     #[error("{}: {problem}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// The system's reason.
+        /// The error of the system.
         problem: io::Error,
     },
     /// The report cannot be written.
@@ -55,11 +56,11 @@ pub(super) fn run(files: &[PathBuf], format: ReportFormat) -> Result<(), CliErro
     report.write(format, &mut out)?;
     out.flush()?;
     for (count, description) in [
-        (report.unreadable_lines, "lines are no records"),
-        (report.duplicate_records, "records were there twice"),
+        (report.unreadable_lines, "lines that are not records"),
+        (report.duplicate_records, "duplicate records"),
     ] {
         if count > 0 {
-            writeln!(io::stderr(), "{count} {description} and do not count")?;
+            writeln!(io::stderr(), "skipped {description}: {count}")?;
         }
     }
     Ok(())
@@ -83,7 +84,7 @@ struct UsageTotals {
     total_tokens: u64,
 }
 
-/// The fields of a record that count.
+/// The fields of a record that the report uses.
 #[derive(Deserialize)]
 struct RecordFields<'a> {
     #[serde(borrow)]
@@ -114,17 +115,17 @@ struct UsageReport {
     totals: BTreeMap<UsageKey, UsageTotals>,
     seen_ids: HashSet<u128>,
     ids_by_age: VecDeque<u128>,
-    /// Lines that are no record.
+    /// Lines that are not records.
     unreadable_lines: u64,
-    /// Records that were there twice.
+    /// Records that were delivered twice.
     duplicate_records: u64,
 }
 
 impl UsageReport {
-    /// Adds a file: plain, or compressed where its name ends in `.gz`.
+    /// Adds a file, which is compressed if its name ends in `.gz`.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// If it cannot be read.
     fn add_file(&mut self, path: &Path) -> Result<(), UsageError> {
         let read_error = |problem| UsageError::Read { path: path.to_owned(), problem };
         let file = BufReader::with_capacity(256 * 1024, File::open(path).map_err(read_error)?);
@@ -143,7 +144,7 @@ impl UsageReport {
             if lines.read_until(b'\n', &mut line)? == 0 {
                 return Ok(());
             }
-            // What has no end is being written just now.
+            // A last line without its end is still being written.
             if line.ends_with(b"\n") && !line.trim_ascii().is_empty() {
                 self.add_record(&line);
             }
@@ -201,7 +202,7 @@ impl UsageReport {
     /// Writes the report.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// If it cannot be written.
     fn write(&self, format: ReportFormat, to: &mut impl Write) -> Result<(), UsageError> {
         match format {
             ReportFormat::Table => self.write_as_table(to)?,
@@ -279,7 +280,7 @@ impl UsageTotals {
     }
 }
 
-/// A field of comma-separated values (RFC 4180).
+/// Quotes a field of comma-separated values if it needs to be (RFC 4180).
 fn quote_csv_field(text: &str) -> String {
     let needs_no_quotes =
         text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._- ".contains(&b)) && !text.starts_with('-');

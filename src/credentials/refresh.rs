@@ -65,7 +65,7 @@ pub(super) async fn refresh_forever(
                     match state.has_unexpired_value(Instant::now()) {
                         true => warn!("cannot renew the {description}; the old one stays in use: {message}"),
                         false => {
-                            error!("cannot fetch the {description}, and no valid one is left: {message}")
+                            error!("cannot fetch the {description}, and no valid one is left: {message}");
                         }
                     }
                 }

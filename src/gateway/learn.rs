@@ -90,7 +90,7 @@ impl Gateway {
                 None
             }
             Verdict::ClientError => None,
-            Verdict::RetryableStatus => Some(AttemptOutcome::CannotServe),
+            Verdict::RetryElsewhere => Some(AttemptOutcome::CannotServe),
             Verdict::Throttled => {
                 let cooldown = cooldown();
                 self.mark_unavailable(candidate, deployment_cell, cooldown, operation, now);

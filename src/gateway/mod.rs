@@ -268,7 +268,7 @@ impl Gateway {
             Verdict::ClientError | Verdict::DeploymentNotFound | Verdict::UnsupportedByBackend
                 if admitted.searches_by_id && status == 404 =>
             {
-                Verdict::RetryableStatus
+                Verdict::RetryElsewhere
             }
             // The call names no deployment: what is missing is something that the client named.
             Verdict::DeploymentNotFound | Verdict::UnsupportedByBackend if admitted.deployment.is_none() => {
@@ -279,7 +279,7 @@ impl Gateway {
     }
 
     /// The resources to ask for an id that the default backend does not know.
-    pub fn other_resources(&self) -> Arc<BackendPool> {
+    pub fn non_default_resources_pool(&self) -> Arc<BackendPool> {
         Arc::clone(&self.pools.other_resources_pool)
     }
 

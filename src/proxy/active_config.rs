@@ -1,4 +1,5 @@
-//! A configuration in use: what decides about requests, and how to reach the backends it decides on.
+//! The active configuration: the gateway, which decides about requests, and how to connect to the
+//! backends.
 
 use std::sync::Arc;
 
@@ -9,13 +10,14 @@ use crate::config::ListenerConfig;
 use crate::credentials::RefreshedSecret;
 use crate::gateway::Gateway;
 
-/// A configuration in use. It is replaced whole by a reload; a request keeps the one it began with.
+/// The active configuration. A reload replaces it as a whole; a request uses the same one to its end.
 pub struct ActiveConfig {
     /// Decides about requests.
     pub gateway: Arc<Gateway>,
     /// Addresses and connection settings of the backends.
     pub peers: Peers,
-    /// The listeners as they are configured now, which may be newer than those that are open.
+    /// The listeners of this configuration. Open listeners keep the settings of the start, except for
+    /// those that are read from here.
     pub listeners: Vec<ListenerConfig>,
     /// The token of the admin API; `None` if it needs none.
     pub admin_token: Option<RefreshedSecret>,
@@ -23,12 +25,12 @@ pub struct ActiveConfig {
 
 impl ActiveConfig {
     /// The networks whose `x-forwarded-for` is trusted on this listener.
-    pub(super) fn trusted_proxies<'s>(&'s self, open: &'s ListenerConfig) -> &'s [IpNet] {
-        &self.listener(open).trusted_proxies
+    pub(super) fn trusted_proxies<'s>(&'s self, listener: &'s ListenerConfig) -> &'s [IpNet] {
+        &self.current_listener(listener).trusted_proxies
     }
 
-    /// An open listener as it is configured now.
-    pub(super) fn listener<'s>(&'s self, open: &'s ListenerConfig) -> &'s ListenerConfig {
-        self.listeners.iter().find(|now| now.address == open.address).unwrap_or(open)
+    /// The settings of an open listener in this configuration; those of the start if it is not in there.
+    pub(super) fn current_listener<'s>(&'s self, listener: &'s ListenerConfig) -> &'s ListenerConfig {
+        self.listeners.iter().find(|current| current.address == listener.address).unwrap_or(listener)
     }
 }

@@ -1,5 +1,5 @@
-//! What one request carries from phase to phase: its parts, each with methods of its own, and how it
-//! is settled at the end. What happens to a response is `attempt/response_handler.rs`'s business.
+//! The context of one request, which is passed from phase to phase, and its record at the end. How a
+//! response is handled is in `attempt/response_handler.rs`.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -26,51 +26,51 @@ use crate::record::exchange::{CapturePolicy, CapturedRequest, ExchangeOutcome, F
 use crate::record::writer::WriteReceipt;
 use crate::refusal::{Refusal, RefusalReason};
 
-/// Pingora's context of one request.
+/// The context that Pingora's `ProxyHttp` passes to each phase.
 #[derive(Default)]
 pub struct PingoraContext {
-    /// The listener that the request came through, where no TLS connection knows it.
+    /// The listener that the request came through; `None` for HTTP/2, where the TLS handshake stores it.
     pub(super) listener: Option<Arc<ListenerConfig>>,
-    /// Held while a connection is looked for.
+    /// Held from the choice of the peer until a connection to it is found or made.
     pub(super) connect_turn: Option<ConnectTurn>,
     /// `None` for health checks.
-    pub(super) request: Option<Box<RequestContext>>,
+    pub(super) request_context: Option<Box<RequestContext>>,
 }
 
-/// Everything about one request. It is counted as in flight for as long as this lives.
+/// Everything about one request. The request counts as in flight until this is finished or dropped.
 pub(super) struct RequestContext {
+    /// The configuration that was active when the request arrived; it stays the same to the end.
     pub(super) config: Arc<ActiveConfig>,
-    /// Who asks, and what for.
     pub(super) request: ClientRequest,
     pub(super) body: RequestBody,
-    /// Memory for held bodies and streams.
-    pub(super) memory: Arc<BodyMemory>,
-    /// The attempts, once the request is admitted.
+    /// Memory for held bodies and held streams, shared by all requests.
+    pub(super) body_memory: Arc<BodyMemory>,
+    /// `None` until the request is admitted.
     pub(super) retry: Option<RetryState>,
-    /// The response of the current attempt.
+    /// The state of the current attempt's response.
     pub(super) response: ResponseState,
-    /// Until when the current attempt may be silent.
+    /// What happens if the backend sends nothing for too long. It applies once the request is sent.
     pub(super) deadline: Option<AttemptDeadline>,
-    /// The client has sent something after its request; its connection is not polled any more.
-    pub(super) has_pipelined: bool,
+    /// The client has sent bytes after its request, so its connection is no longer polled.
+    pub(super) has_pipelined_bytes: bool,
     pub(super) overhead: OverheadClock,
     pub(super) ending: RequestEnding,
 }
 
 impl RequestContext {
-    /// The context of a request whose head is complete.
-    pub(super) fn new(config: Arc<ActiveConfig>, memory: Arc<BodyMemory>, method: Method) -> Self {
+    /// The context of a request whose head is complete. Counts the request as in flight.
+    pub(super) fn new(config: Arc<ActiveConfig>, body_memory: Arc<BodyMemory>, method: Method) -> Self {
         config.gateway.process.requests_in_flight.fetch_add(1, Ordering::AcqRel);
         Self {
             config,
             request: ClientRequest::new(method),
             body: RequestBody::default(),
-            memory,
+            body_memory,
             retry: None,
             response: ResponseState::Awaited,
             deadline: None,
-            has_pipelined: false,
-            overhead: OverheadClock::started(Instant::now()),
+            has_pipelined_bytes: false,
+            overhead: OverheadClock::started_at(Instant::now()),
             ending: RequestEnding::default(),
         }
     }
@@ -79,16 +79,18 @@ impl RequestContext {
         &self.config.gateway
     }
 
-    /// Records that the client gets a refusal of the balancer.
+    /// Records that the response to the client is a refusal by the balancer.
     pub(super) fn note_refusal(&mut self, refusal: &Refusal) {
         self.overhead.pause(Instant::now());
         self.ending.status = Some(refusal.reason.status());
         self.ending.refusal = Some(refusal.reason);
     }
 
-    /// Records that the current attempt has been sent whole: from here on the backend has
-    /// `timeouts.first_byte` for its response head.
+    /// Records that the current attempt's request has been sent completely, and starts the timeout for
+    /// the response head: `timeouts.first_byte` or, if the client asked for a stream,
+    /// `timeouts.first_byte_stream`.
     pub(super) fn on_request_sent(&mut self, now: Instant) {
+        // A backend may respond before it has read the whole request; then no head is awaited.
         if let (ResponseState::Awaited, None, Some(retry)) = (&self.response, &self.deadline, &self.retry)
             && retry.has_current_attempt()
         {
@@ -101,43 +103,45 @@ impl RequestContext {
         }
     }
 
-    /// From here on the backend may be silent for `timeouts.idle`.
+    /// Gives the backend `timeouts.idle` from now on to send the next part of its response.
     pub(super) fn restart_idle_deadline(&mut self, now: Instant) {
         let at = now + self.gateway().timeouts.response_idle;
         self.deadline =
             Some(AttemptDeadline { at, action: DeadlineAction::GiveUp(UpstreamError::IdleTimeout) });
     }
 
-    /// Records that the current attempt ended without a response; returns whether another follows.
-    /// `is_stale` says that its pooled connection had ended before the request arrived.
+    /// Records that the current attempt failed without a complete response; returns whether another
+    /// attempt follows. `is_stale` says that its pooled connection had ended before the request arrived.
     pub(super) fn on_attempt_failed(&mut self, error: UpstreamError, is_stale: bool, now: Instant) -> bool {
-        let can_replay = !self.body.is_consumed && !self.is_committed();
+        let can_replay = !self.body.is_consumed && !self.is_response_committed();
         self.retry.as_mut().is_some_and(|retry| retry.on_attempt_failed(error, is_stale, can_replay, now))
     }
 
-    /// Whether the client has been shown a final response head, so that no other attempt can follow.
-    pub(super) fn is_committed(&self) -> bool {
+    /// Whether a final response head is on its way to the client, so that no other attempt can follow.
+    pub(super) fn is_response_committed(&self) -> bool {
         self.ending.status.is_some()
     }
 
-    /// Whether nothing that still comes can change the record.
-    pub(super) fn is_ready_to_settle(&self) -> bool {
+    /// Whether the record is not yet submitted and nothing that still happens can change it. A tunnel's
+    /// record is never final before the tunnel ends.
+    pub(super) fn is_record_final(&self) -> bool {
         let is_complete = matches!(&self.response, ResponseState::Relayed(relayed) if relayed.is_complete());
-        !self.ending.is_settled
+        !self.ending.is_record_submitted
             && self.ending.status != Some(101)
             && (is_complete || self.ending.refusal.is_some())
     }
 
-    /// Hands the record over, once; the receipt tells when it is written. Later calls do nothing.
-    pub(super) fn settle(&mut self) -> Option<WriteReceipt> {
-        if std::mem::replace(&mut self.ending.is_settled, true) {
+    /// Submits the record for writing; later calls do nothing. The receipt tells when it is written.
+    pub(super) fn submit_record(&mut self) -> Option<WriteReceipt> {
+        if std::mem::replace(&mut self.ending.is_record_submitted, true) {
             return None;
         }
         let now = Instant::now();
+        // Before the outcome, which the end of the response changes.
         let details = self.take_response_details();
         let outcome = self.ending.outcome();
         if let Some(retry) = &mut self.retry {
-            retry.close(self.ending.client_gone, now);
+            retry.finish_last_attempt(self.ending.is_client_gone, now);
         }
         let gateway = Arc::clone(&self.config.gateway);
         let policy = gateway.capture_policy(self.request.client.as_deref());
@@ -145,21 +149,23 @@ impl RequestContext {
         gateway.record_exchange(Box::new(exchange), policy)
     }
 
-    /// The request is no longer in flight: the client has all that it gets.
-    pub(super) fn leave(&mut self) {
-        if !std::mem::replace(&mut self.ending.has_left, true) {
-            drop(self.settle());
+    /// Submits the record if that has not been done, and ends the request's count as in flight. Later
+    /// calls do nothing.
+    pub(super) fn finish(&mut self) {
+        if !std::mem::replace(&mut self.ending.is_finished, true) {
+            drop(self.submit_record());
             self.config.gateway.on_request_finished();
         }
     }
 
-    /// What the record needs of the response; its end decides about the request's.
+    /// Takes what the record needs from the response, and updates how the request ended.
     fn take_response_details(&mut self) -> ResponseDetails {
         let ResponseState::Relayed(relayed) = &mut self.response else { return ResponseDetails::default() };
         let (details, end) = relayed.take_details();
-        // SDKs disconnect on the terminal event, before the end of the body: that is a whole answer.
-        self.ending.client_gone &= end != ResponseEnd::TerminalEvent;
-        self.ending.failed |= end == ResponseEnd::Broken;
+        // SDKs disconnect at the terminal event and do not wait for the end of the body. The response was
+        // complete for them.
+        self.ending.is_client_gone &= end != ResponseEnd::TerminalEvent;
+        self.ending.has_failed |= end == ResponseEnd::Broken;
         details
     }
 
@@ -175,7 +181,7 @@ impl RequestContext {
         let was_relayed = self.ending.status.is_some() && self.ending.refusal.is_none();
         let answered_by =
             self.retry.as_ref().filter(|_| was_relayed).and_then(|retry| retry.last_target()).cloned();
-        let backend = answered_by.as_ref().and_then(|target| gateway.backends.get(target.backend));
+        let backend = answered_by.as_ref().and_then(|target| gateway.backends.get(target.backend_index));
         let own_version = backend.and_then(|backend| backend.config.api_version_override.as_deref());
         let api_version = self.request.target.as_ref().and_then(|target| {
             let version = target
@@ -183,9 +189,9 @@ impl RequestContext {
             version.map(Cow::into_owned)
         });
         let deployment = self.request.take_deployment();
-        let attempts = self.retry.as_mut().map(RetryState::take_attempts);
+        let attempts = self.retry.as_mut().map(RetryState::take_attempt_records);
         FinishedExchange {
-            received_at: self.request.time,
+            received_at: self.request.received_at,
             request_id: Arc::clone(&self.request.id),
             client: self.request.client.clone(),
             client_ip: self.request.client_ip,
@@ -202,7 +208,7 @@ impl RequestContext {
                 answered_by.and_then(|target| target.upstream_deployment.or_else(|| deployment.clone()))
             }),
             deployment,
-            is_stream_requested: self.request.stream,
+            is_stream_requested: self.request.wants_stream,
             client_status: self.ending.status,
             outcome,
             refusal_code: self.ending.refusal.map(RefusalReason::code),
@@ -210,8 +216,8 @@ impl RequestContext {
             region: details.region,
             apim_request_id: details.apim_request_id,
             attempts: attempts.unwrap_or_default(),
-            duration: now.saturating_duration_since(self.request.arrival),
-            time_to_first_byte: self.ending.first_byte,
+            duration: now.saturating_duration_since(self.request.arrived_at),
+            time_to_first_body_byte: self.ending.time_to_first_body_byte,
             request_bytes: self.body.is_complete().then_some(self.body.bytes_read),
             response_bytes: self.ending.response_bytes,
             captured_request: self.capture_request(policy, outcome),
@@ -227,9 +233,9 @@ impl RequestContext {
         policy: CapturePolicy,
         outcome: ExchangeOutcome,
     ) -> Option<CapturedRequest> {
-        // The memory is given back before the client has the end of its answer and may send the
-        // next request.
-        let body = self.body.take_held();
+        // This releases the body's memory. It happens before the end of the response is sent, because the
+        // client may then send its next request, which needs the memory.
+        let body = self.body.take_held_bytes();
         let content_type = std::mem::take(&mut self.request.content_type);
         let may_estimate = policy.estimates_tokens
             && matches!(outcome, ExchangeOutcome::ClientGone | ExchangeOutcome::Failed);
@@ -243,11 +249,11 @@ impl RequestContext {
 }
 
 impl Drop for RequestContext {
-    /// A request whose task was cancelled still has its record and leaves the count.
+    /// A request whose task is cancelled still gets its record and no longer counts as in flight.
     fn drop(&mut self) {
-        if !self.ending.is_settled {
-            self.ending.client_gone = self.ending.status.is_none();
+        if !self.ending.is_record_submitted {
+            self.ending.is_client_gone = self.ending.status.is_none();
         }
-        self.leave();
+        self.finish();
     }
 }

@@ -1,35 +1,35 @@
-//! How a request ended, as far as that is known.
+//! How a request ended: what the client got, and the outcome for the record.
 
 use std::time::{Duration, Instant};
 
 use crate::record::exchange::ExchangeOutcome;
 use crate::refusal::RefusalReason;
 
-/// What the client got, and how the request ended.
+/// How a request ended, as far as that is known yet.
 #[derive(Default)]
 pub(super) struct RequestEnding {
-    /// The status of the final response head; `None` until the client is shown one.
+    /// The status of the final response head; `None` until one is about to be sent.
     pub(super) status: Option<u16>,
-    /// The reason, if the final response is a refusal of the balancer.
+    /// The reason, if the balancer refused the request itself.
     pub(super) refusal: Option<RefusalReason>,
-    pub(super) client_gone: bool,
-    /// The response broke off or ended in an error.
-    pub(super) failed: bool,
-    /// From arrival to the first byte of the response body.
-    pub(super) first_byte: Option<Duration>,
-    /// Bytes of the response body.
+    /// The client disconnected before its response was complete.
+    pub(super) is_client_gone: bool,
+    /// The response was incomplete or ended with an error.
+    pub(super) has_failed: bool,
+    /// From the arrival of the request to the first byte of the response body.
+    pub(super) time_to_first_body_byte: Option<Duration>,
+    /// Length of the response body so far.
     pub(super) response_bytes: u64,
-    /// The record has been handed over.
-    pub(super) is_settled: bool,
-    /// The request is no longer counted as in flight.
-    pub(super) has_left: bool,
+    pub(super) is_record_submitted: bool,
+    /// The request no longer counts as in flight.
+    pub(super) is_finished: bool,
 }
 
 impl RequestEnding {
-    /// Counts bytes of the response body that go to the client.
-    pub(super) fn note_body_bytes(&mut self, bytes: usize, arrival: Instant) {
-        if bytes > 0 && self.first_byte.is_none() {
-            self.first_byte = Some(arrival.elapsed());
+    /// Counts bytes of the response body that are about to be sent to the client.
+    pub(super) fn note_body_bytes(&mut self, bytes: usize, arrived_at: Instant) {
+        if bytes > 0 && self.time_to_first_body_byte.is_none() {
+            self.time_to_first_body_byte = Some(arrived_at.elapsed());
         }
         self.response_bytes += bytes as u64;
     }
@@ -37,8 +37,8 @@ impl RequestEnding {
     /// The outcome for the record.
     pub(super) fn outcome(&self) -> ExchangeOutcome {
         match () {
-            () if self.client_gone => ExchangeOutcome::ClientGone,
-            () if self.failed || self.status.is_none() => ExchangeOutcome::Failed,
+            () if self.is_client_gone => ExchangeOutcome::ClientGone,
+            () if self.has_failed || self.status.is_none() => ExchangeOutcome::Failed,
             () => match self.refusal {
                 Some(reason) if reason.is_upstream_failure() => ExchangeOutcome::Failed,
                 Some(_) => ExchangeOutcome::Refused,

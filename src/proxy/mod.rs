@@ -1,7 +1,8 @@
-//! The Pingora adapter: each phase is a few lines around one verb of the gateway.
+//! The Pingora adapter: each phase of a request is a few lines around a call to the gateway, which makes
+//! the decisions.
 //!
-//! `client/` is the downstream side, `attempt/` one attempt and what becomes of its response,
-//! `upstream/` the side of the backends. `runner.rs` calls the phases.
+//! `client/` is the downstream side, `attempt/` makes one attempt and handles its response, `upstream/`
+//! is the backends' side. `runner.rs` calls the phases.
 
 mod active_config;
 mod attempt;
@@ -37,6 +38,7 @@ use self::attempt::retry_state::RetryStep;
 use self::attempt::upstream_error::{UpstreamError, client_error_refusal, is_client_error};
 use self::client::admit;
 use self::client::body_memory::BodyMemory;
+use self::client::client_request::ClientRequest;
 use self::client::presence::{ensure_connected, wait_while_connected};
 use self::client::request_body::BodyReadError;
 use self::client::response_writer::{drain_upload, refuse_request, write_whole_response};
@@ -48,23 +50,27 @@ use self::error_types::{
 use self::upstream::headers::{self, BodyFraming};
 use crate::admission::client_ip::client_ip;
 use crate::azure::apply_edits;
+use crate::config::ListenerConfig;
 use crate::names::BackendName;
 
 pub use self::active_config::ActiveConfig;
 
-/// The longest that a request waits for a new secret of a backend that refused the last.
+/// Longest time that a request waits for a backend's credential to be fetched again, after the backend
+/// rejected the one in use.
 const CREDENTIAL_RENEWAL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The application that Pingora serves.
+/// The phases of a request. `runner.rs` calls them in the order of Pingora's own `HttpProxy`.
 pub struct Balancer {
+    /// The active configuration; a reload replaces it.
     config: Arc<ArcSwap<ActiveConfig>>,
-    memory: Arc<BodyMemory>,
+    /// Shared by all requests, across reloads.
+    body_memory: Arc<BodyMemory>,
 }
 
 impl Balancer {
-    /// A balancer over the configuration in use and those that replace it.
+    /// A balancer that reads the active configuration from `config` at each request.
     pub fn new(config: Arc<ArcSwap<ActiveConfig>>) -> Self {
-        Self { config, memory: Arc::default() }
+        Self { config, body_memory: Arc::default() }
     }
 }
 
@@ -77,51 +83,44 @@ impl ProxyHttp for Balancer {
     }
 
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {
-        // The engine's default adds its compression module; responses pass unchanged here.
+        // Pingora's default adds its compression module. Responses are passed on unchanged here.
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut PingoraContext) -> Result<bool> {
         let config = self.config.load_full();
         if let Some(status) = health::health_check_status(session.req_header(), &config) {
-            let closes = config.gateway.process.is_draining_connections.load(Ordering::Acquire);
-            return health::respond_to_health_check(session, status, closes).await;
+            let is_draining = config.gateway.process.is_draining_connections.load(Ordering::Acquire);
+            return health::respond_to_health_check(session, status, is_draining).await;
         }
         let mut context = Box::new(RequestContext::new(
             Arc::clone(&config),
-            Arc::clone(&self.memory),
+            Arc::clone(&self.body_memory),
             session.req_header().method.clone(),
         ));
-        let request = &mut context.request;
-        request.peer_ip =
-            session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip);
-        // A TLS connection knows its listener from the handshake, for each HTTP/2 stream.
-        let tls_info = tls::client_info(session.digest());
-        let listener = ctx.listener.take().or_else(|| tls_info.and_then(|info| info.listener.clone()));
-        request.certificate_subject = tls_info.and_then(|info| info.subject.clone());
-        request.client_ip = request.peer_ip.map(|peer| {
-            let trusted = listener.as_ref().map_or(&[][..], |listener| config.trusted_proxies(listener));
-            client_ip(peer, &session.req_header().headers, trusted)
-        });
-        let context = ctx.request.insert(context);
+        identify_sender(session, ctx.listener.take(), &config, &mut context.request);
+        // From here on the context is dropped with `ctx`, so that the record of this request is written
+        // and its count goes down even if the task is cancelled.
+        let context = ctx.request_context.insert(context);
         match admit::admit_request(session, context).await {
             Ok(()) => {}
             Err(BodyReadError::Refused(refusal)) => {
                 refuse_request(session, context, &refusal).await?;
                 return Ok(true);
             }
-            Err(BodyReadError::Unframed(refusal)) => {
+            Err(BodyReadError::RefusedWithClose(refusal)) => {
                 session.set_keepalive(None);
                 refuse_request(session, context, &refusal).await?;
                 return Ok(true);
             }
             Err(BodyReadError::ClientGone) => {
-                context.ending.client_gone = true;
+                context.ending.is_client_gone = true;
                 return Err(Error::new(CLIENT_GONE).into_down());
             }
         }
         let now = Instant::now();
+        // Answered here and not by `fail_to_proxy`, which closes the client's connection.
         if let Some(RetryStep::Exhausted) = context.retry.as_mut().map(|retry| retry.next_step(now)) {
-            let tasks = final_response::conclude(context, now)?;
+            let tasks = final_response::best_response_or_refusal(context, now)?;
             write_whole_response(session, context, tasks).await?;
             return Ok(true);
         }
@@ -129,8 +128,9 @@ impl ProxyHttp for Balancer {
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut PingoraContext) -> Result<Box<HttpPeer>> {
-        let PingoraContext { connect_turn, request, .. } = ctx;
-        let context = request.as_deref_mut().ok_or_else(|| Error::new(ATTEMPTS_EXHAUSTED))?;
+        let PingoraContext { connect_turn, request_context, .. } = ctx;
+        let context = request_context.as_deref_mut().ok_or_else(|| Error::new(ATTEMPTS_EXHAUSTED))?;
+        // The last attempt's deadline does not apply to this one.
         context.deadline = None;
         if context.retry.as_ref().is_some_and(|retry| retry.attempt_count() > 0) {
             ensure_connected(session, context).await?;
@@ -162,9 +162,10 @@ impl ProxyHttp for Balancer {
                     let is_upgrade = context.request.is_upgrade;
                     match config.peers.peer_for_attempt(backend, is_upgrade) {
                         Some(peer) => {
-                            // A connection that becomes a tunnel cannot be shared: no turn is needed.
+                            // A connection that becomes a tunnel cannot be shared, so there is no reason
+                            // to wait for one that another request is opening.
                             if !is_upgrade {
-                                *connect_turn = config.peers.connect_turn(backend).await;
+                                *connect_turn = config.peers.acquire_connect_turn(backend).await;
                             }
                             return Ok(peer);
                         }
@@ -186,8 +187,8 @@ impl ProxyHttp for Balancer {
         ctx: &mut PingoraContext,
     ) -> Result<()> {
         ctx.connect_turn = None;
-        // The client is not polled while a connection is made. A request whose client has disconnected
-        // meanwhile is not sent: it would be billed for nobody.
+        // The client is not polled while a connection is made. If it has disconnected meanwhile, the request
+        // is not sent: Azure would bill an answer that nobody reads.
         if reused { Ok(()) } else { ensure_connected(session, request_context(ctx)?).await }
     }
 
@@ -200,10 +201,11 @@ impl ProxyHttp for Balancer {
         let context = request_context(ctx)?;
         let config = Arc::clone(&context.config);
         let Some(retry) = &mut context.retry else { return Err(Error::new(ATTEMPTS_EXHAUSTED)) };
-        let index = retry.last_target().map(|target| target.backend);
-        let found = index.and_then(|index| Some((index, config.gateway.backends.get(index)?)));
-        let Some((index, backend)) = found else { return Err(Error::new(ATTEMPTS_EXHAUSTED)) };
-        // An upgrade is always sent over HTTP/1.1: it says nothing about what the backend speaks.
+        let backend_index = retry.last_target().map(|target| target.backend_index);
+        let target = backend_index.and_then(|index| Some((index, config.gateway.backends.get(index)?)));
+        let Some((index, backend)) = target else { return Err(Error::new(ATTEMPTS_EXHAUSTED)) };
+        // An upgrade is always sent over HTTP/1.1, so its connection does not show whether the backend
+        // chooses HTTP/2.
         if !context.request.is_upgrade {
             config.peers.note_protocol(index, head.version);
         }
@@ -213,17 +215,17 @@ impl ProxyHttp for Balancer {
         let Some(upstream_request) = retry.prepare_request(secret.id) else {
             return Err(Error::new(ATTEMPTS_EXHAUSTED));
         };
-        // The time for the first byte begins when the request has been sent.
+        // `RequestContext::on_request_sent` sets the first-byte deadline, and only if it finds these two.
         context.deadline = None;
         context.response = ResponseState::Awaited;
-        let held = &context.body.held;
+        let held_bytes = &context.body.held_bytes;
         let pieces = if upstream_request.body_edits.is_empty() {
-            vec![held.clone()]
+            vec![held_bytes.clone()]
         } else {
-            apply_edits(held, &upstream_request.body_edits)
+            apply_edits(held_bytes, &upstream_request.body_edits)
         };
         let framing = body_framing(context, pieces.iter().map(Bytes::len).sum());
-        context.body.queue(pieces);
+        context.body.queue_for_sending(pieces);
         let requests = &config.gateway.request_config;
         headers::rewrite_for_backend(head, backend, requests, upstream_request.path_and_query, &framing)?;
         head.insert_header(name, secret.header_value.clone())
@@ -237,8 +239,9 @@ impl ProxyHttp for Balancer {
         mut error: Box<Error>,
     ) -> Box<Error> {
         ctx.connect_turn = None;
-        if let Some(context) = &mut ctx.request {
-            // A shared connection may turn out to have ended when one more stream is opened.
+        if let Some(context) = &mut ctx.request_context {
+            // An HTTP/2 connection may turn out to have ended when a stream is opened on it. Pingora's error
+            // for that has this type.
             let is_stale = *error.etype() == ErrorType::H2Error;
             let (now, reason) = (Instant::now(), UpstreamError::from_connect_error(&error));
             if reason == UpstreamError::Tls
@@ -259,7 +262,7 @@ impl ProxyHttp for Balancer {
         ctx: &mut PingoraContext,
         client_reused: bool,
     ) -> Box<Error> {
-        let Some(context) = &mut ctx.request else { return error };
+        let Some(context) = &mut ctx.request_context else { return error };
         let now = Instant::now();
         let timeout = match *error.etype() {
             FIRST_BYTE_TIMEOUT => Some(UpstreamError::FirstByteTimeout),
@@ -271,30 +274,24 @@ impl ProxyHttp for Balancer {
             () if *error.etype() == NO_CREDENTIAL => {
                 context.retry.as_mut().is_some_and(|retry| retry.on_missing_credential(now))
             }
+            // Before the next arm: the source is `Downstream` here as well, but the client is still
+            // connected and gets a refusal.
             () if is_client_error(&error) => false,
             () if timeout.is_none() && *error.esource() == ErrorSource::Downstream => {
-                context.ending.client_gone = true;
+                context.ending.is_client_gone = true;
                 false
             }
-            () if context.is_committed() => {
-                context.ending.failed = true;
+            () if context.is_response_committed() => {
+                context.ending.has_failed = true;
                 let reason = timeout.unwrap_or_else(|| UpstreamError::from_exchange_error(&error));
                 context.on_attempt_failed(reason, false, now);
                 false
             }
             () => {
                 let reason = timeout.unwrap_or_else(|| UpstreamError::from_exchange_error(&error));
-                let never_arrived = match *error.etype() {
-                    // The engine knows: the stream was refused, or the connection was being closed.
-                    ErrorType::H2Error => {
-                        error.retry.decide_reuse(client_reused);
-                        error.retry()
-                    }
-                    _ => client_reused,
-                };
-                // A pooled connection that ends before any byte of a response was closed by the
-                // backend while the request was on its way: that is no failure of the backend.
-                let is_stale = never_arrived
+                // A pooled connection that ends before any byte of a response was closed by the backend
+                // while the request was on its way. That is not counted as a failure of the backend.
+                let is_stale = request_never_arrived(&mut error, client_reused)
                     && reason == UpstreamError::Reset
                     && matches!(context.response, ResponseState::Awaited);
                 context.on_attempt_failed(reason, is_stale, now)
@@ -315,62 +312,102 @@ impl ProxyHttp for Balancer {
         error: &Error,
         ctx: &mut PingoraContext,
     ) -> FailToProxy {
-        let closed = FailToProxy { error_code: 0, can_reuse_downstream: false };
-        let Some(context) = &mut ctx.request else { return closed };
-        let is_ours = matches!(
+        let no_response = FailToProxy { error_code: 0, can_reuse_downstream: false };
+        let Some(context) = &mut ctx.request_context else { return no_response };
+        let is_own_error = matches!(
             *error.etype(),
             ATTEMPTS_EXHAUSTED | NO_CREDENTIAL | FIRST_BYTE_TIMEOUT | IDLE_TIMEOUT | RETRY_ELSEWHERE
         );
-        if !is_ours && *error.esource() == ErrorSource::Downstream && !is_client_error(error) {
-            context.ending.client_gone = true;
+        if !is_own_error && *error.esource() == ErrorSource::Downstream && !is_client_error(error) {
+            context.ending.is_client_gone = true;
         }
         let tasks = match () {
-            () if context.is_committed() => {
-                context.ending.failed |= !context.ending.client_gone;
-                // Without chunks a close looks like the end of the body; a reset does not.
+            () if context.is_response_committed() => {
+                context.ending.has_failed |= !context.ending.is_client_gone;
+                // An HTTP/1.0 client takes a close for the end of the body, but not a reset. All others see
+                // that the last chunk or the end of the HTTP/2 stream is missing.
                 if !context.request.supports_chunked
                     && let Some(stream) = session.stream()
-                    && let Err(problem) = reset::reset_on_close(stream)
+                    && let Err(error) = reset::reset_on_close(stream)
                 {
-                    debug!("a broken response looks whole to an HTTP/1.0 client: {problem}");
+                    debug!(
+                        "cannot reset the connection of an HTTP/1.0 client, to which the incomplete response \
+                         looks complete: {error}"
+                    );
                 }
-                return closed;
+                return no_response;
             }
-            () if context.ending.client_gone => return closed,
+            () if context.ending.is_client_gone => return no_response,
             () if is_client_error(error) => final_response::refuse(context, &client_error_refusal(error)),
-            () => final_response::conclude(context, Instant::now()),
+            () => final_response::best_response_or_refusal(context, Instant::now()),
         };
+        // Before the head is written, because this decides about its `connection` field.
         session.set_keepalive(None);
         if let Ok(tasks) = tasks
             && write_whole_response(session, context, tasks).await.is_err()
         {
-            context.ending.client_gone = true;
+            context.ending.is_client_gone = true;
         }
         drain_upload(session).await;
         FailToProxy { error_code: context.ending.status.unwrap_or(0), can_reuse_downstream: false }
     }
 
     async fn logging(&self, _session: &mut Session, _error: Option<&Error>, ctx: &mut PingoraContext) {
-        if let Some(context) = &mut ctx.request {
-            context.leave();
+        if let Some(context) = &mut ctx.request_context {
+            context.finish();
         }
     }
 }
 
-/// The context of a request that was admitted.
+/// The context of a request that is not a health check.
 fn request_context(ctx: &mut PingoraContext) -> Result<&mut RequestContext> {
-    ctx.request.as_deref_mut().ok_or_else(|| Error::new(ATTEMPTS_EXHAUSTED))
+    ctx.request_context.as_deref_mut().ok_or_else(|| Error::new(ATTEMPTS_EXHAUSTED))
 }
 
-/// How the body is framed upstream; `held` bytes of it are held, edits included.
-fn body_framing(context: &RequestContext, held: usize) -> BodyFraming {
+/// Fills in the addresses and the certificate that a request came with.
+fn identify_sender(
+    session: &Session,
+    listener: Option<Arc<ListenerConfig>>,
+    config: &ActiveConfig,
+    request: &mut ClientRequest,
+) {
+    request.peer_ip =
+        session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip);
+    // The streams of an HTTP/2 connection come without a listener; the TLS handshake has stored it.
+    let tls_info = tls::tls_client_info(session.digest());
+    let listener = listener.or_else(|| tls_info.and_then(|info| info.listener.clone()));
+    request.certificate_subject = tls_info.and_then(|info| info.subject.clone());
+    request.client_ip = request.peer_ip.map(|peer| {
+        let trusted = listener.as_ref().map_or(&[][..], |listener| config.trusted_proxies(listener));
+        client_ip(peer, &session.req_header().headers, trusted)
+    });
+}
+
+/// Whether the backend has certainly not processed a request that failed with this error, or the
+/// connection came from the pool, so that it may have ended before the request arrived.
+fn request_never_arrived(error: &mut Error, is_reused: bool) -> bool {
+    match *error.etype() {
+        // Pingora allows a retry where HTTP/2 says that the stream was not processed: REFUSED_STREAM or a
+        // GOAWAY without an error. `retry()` panics on an error that leaves the decision to its caller,
+        // so that has to be made first.
+        ErrorType::H2Error => {
+            error.retry.decide_reuse(is_reused);
+            error.retry()
+        }
+        _ => is_reused,
+    }
+}
+
+/// How the request's body is framed towards the backend. `held_length` is the length in bytes of what is
+/// held of it, after edits.
+fn body_framing(context: &RequestContext, held_length: usize) -> BodyFraming {
     match context.body.streaming_limit {
         Some(_) => context.body.declared_length.map_or(BodyFraming::Chunked, BodyFraming::Length),
-        None if held == 0
+        None if held_length == 0
             && matches!(context.request.method, Method::GET | Method::HEAD | Method::DELETE) =>
         {
             BodyFraming::None
         }
-        None => BodyFraming::Length(held as u64),
+        None => BodyFraming::Length(held_length as u64),
     }
 }

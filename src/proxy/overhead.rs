@@ -1,32 +1,35 @@
-//! The time that a request spends in the balancer itself.
+//! Measures how long the balancer itself works on a request.
 
 use std::time::{Duration, Instant};
 
-/// A stop watch that runs while the balancer works on a request, and stands still while a client or
-/// a backend is waited for.
+/// A stopwatch that runs while the balancer works on a request and is paused while the request waits for
+/// its client or a backend.
 pub(super) struct OverheadClock {
+    /// The time measured before `running_since`.
     total: Duration,
+    /// `None` while paused.
     running_since: Option<Instant>,
 }
 
 impl OverheadClock {
-    pub(super) fn started(now: Instant) -> Self {
+    /// A clock that runs from this moment.
+    pub(super) fn started_at(now: Instant) -> Self {
         Self { total: Duration::ZERO, running_since: Some(now) }
     }
 
-    /// Goes on; nothing changes if it runs already.
+    /// Starts the clock again; does nothing if it is running.
     pub(super) fn resume(&mut self, now: Instant) {
         self.running_since.get_or_insert(now);
     }
 
-    /// Stands still; nothing changes if it does already.
+    /// Pauses the clock; does nothing if it is paused.
     pub(super) fn pause(&mut self, now: Instant) {
         if let Some(since) = self.running_since.take() {
             self.total += now.saturating_duration_since(since);
         }
     }
 
-    /// What it measured until it was last paused.
+    /// The time measured until the last pause.
     pub(super) fn total(&self) -> Duration {
         self.total
     }

@@ -1,4 +1,4 @@
-//! One timer for all the deadlines of a connection.
+//! One timer that serves all deadlines of a connection, one after the other.
 
 use std::future::pending;
 use std::pin::Pin;
@@ -6,22 +6,25 @@ use std::time::Instant;
 
 use tokio::time::{Sleep, sleep_until};
 
-/// A timer that is only reset when it would fire too late or has fired. Deadlines move on with every
-/// request and every event of a stream and are seldom reached, and a reset takes the lock of the runtime.
+/// A timer that is kept across deadlines and only reset if it would fire too late or has fired. If it
+/// fires before the current deadline, it is set again then.
+///
+/// Deadlines change with every request and every event of a stream and are seldom reached. Creating or
+/// dropping a tokio timer, or moving it to an earlier time, takes a lock that all connections share.
 #[derive(Default)]
 pub(super) struct Timer(Option<Pin<Box<Sleep>>>);
 
 impl Timer {
-    /// Waits until this moment; for ever if there is none.
-    pub(super) async fn until(&mut self, due: Option<Instant>) {
-        let Some(due) = due else { return pending().await };
-        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(due.into())));
+    /// Waits until this moment; forever if it is `None`.
+    pub(super) async fn wait_until(&mut self, deadline: Option<Instant>) {
+        let Some(deadline) = deadline else { return pending().await };
+        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(deadline.into())));
         loop {
-            if sleep.deadline() > due.into() || sleep.is_elapsed() {
-                sleep.as_mut().reset(due.into());
+            if sleep.deadline() > deadline.into() || sleep.is_elapsed() {
+                sleep.as_mut().reset(deadline.into());
             }
             sleep.as_mut().await;
-            if due <= Instant::now() {
+            if deadline <= Instant::now() {
                 return;
             }
         }
@@ -37,22 +40,19 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_timer_is_neither_early_nor_late_whatever_it_was_set_to_before() {
-        let begun = Instant::now();
-        let at = |millis| Some(begun + Duration::from_millis(millis));
+    async fn a_timer_fires_at_its_deadline_whatever_the_deadlines_before_were() {
+        let started = Instant::now();
+        let at = |millis| Some(started + Duration::from_millis(millis));
         let mut timer = Timer::default();
-        assert!(timer.until(None).now_or_never().is_none());
-        for before in [60_000, 5, 70_000] {
-            assert!(timer.until(at(before)).now_or_never().is_none());
+        assert!(timer.wait_until(None).now_or_never().is_none());
+        for earlier_deadline in [60_000, 5, 70_000] {
+            assert!(timer.wait_until(at(earlier_deadline)).now_or_never().is_none());
         }
-        timer.until(at(20)).await;
-        assert!(
-            begun.elapsed() >= Duration::from_millis(20),
-            "a deadline earlier than the last one is not missed"
-        );
-        assert!(timer.until(at(60_000)).now_or_never().is_none());
-        timer.until(at(20)).await;
-        timer.until(at(40)).await;
-        assert!(begun.elapsed() >= Duration::from_millis(40));
+        timer.wait_until(at(20)).await;
+        assert!(started.elapsed() >= Duration::from_millis(20), "it did not fire at the deadline of 5 ms");
+        assert!(timer.wait_until(at(60_000)).now_or_never().is_none());
+        timer.wait_until(at(20)).await;
+        timer.wait_until(at(40)).await;
+        assert!(started.elapsed() >= Duration::from_millis(40));
     }
 }

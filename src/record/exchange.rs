@@ -180,7 +180,7 @@ pub struct FinishedExchange {
     /// The time from the complete request head to the end of the exchange.
     pub duration: Duration,
     /// The time from the complete request head to the first byte of the response body.
-    pub time_to_first_byte: Option<Duration>,
+    pub time_to_first_body_byte: Option<Duration>,
     /// The length of the request body; `None` if it was not read to its end.
     pub request_bytes: Option<u64>,
     /// Bytes of the response body that were sent to the client.

@@ -150,7 +150,7 @@ impl Metrics {
             exchange.client_status.map_or_else(|| ABSENT_LABEL.to_owned(), |status| status.to_string());
         self.finished_requests.with_label_values(&[client, deployment, operation, &status]).inc();
         self.request_duration.with_label_values(&[operation]).observe(exchange.duration.as_secs_f64());
-        if let Some(first) = exchange.time_to_first_byte {
+        if let Some(first) = exchange.time_to_first_body_byte {
             self.time_to_first_byte.with_label_values(&[operation]).observe(first.as_secs_f64());
         }
         self.balancer_overhead.observe(exchange.balancer_overhead.as_secs_f64());

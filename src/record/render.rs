@@ -82,7 +82,7 @@ impl FinishedExchange {
             model: capture.model,
             attempts: &self.attempts,
             duration_ms: to_millis(self.duration),
-            first_byte_ms: self.time_to_first_byte.map(to_millis),
+            first_byte_ms: self.time_to_first_body_byte.map(to_millis),
             request_bytes: self.request_bytes,
             response_bytes: self.response_bytes,
             usage,

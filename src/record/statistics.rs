@@ -231,7 +231,7 @@ impl Statistics {
             step.failed_requests += u64::from(exchange.outcome == ExchangeOutcome::Failed);
             step.input_tokens += input_tokens;
             step.output_tokens += output_tokens;
-            if let Some(first) = exchange.time_to_first_byte {
+            if let Some(first) = exchange.time_to_first_body_byte {
                 step.time_to_first_byte.record(first);
             }
         }

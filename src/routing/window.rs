@@ -10,7 +10,7 @@ const BUCKET_COUNT: usize = 10;
 const COUNT_BITS: u32 = 20;
 const MAX_COUNT: u64 = (1 << COUNT_BITS) - 1;
 /// The bits of a bucket number that a bucket keeps.
-const BUCKET_NUMBER_MASK: u64 = 0xff_ffff;
+const STORED_BUCKET_NUMBER_MASK: u64 = 0xff_ffff;
 
 /// A sliding window over events, some of which are marked.
 #[derive(Debug)]
@@ -39,14 +39,14 @@ impl SlidingWindow {
             return;
         };
         let add = |word: u64| {
-            let (total, marked) = if word >> (2 * COUNT_BITS) == number & BUCKET_NUMBER_MASK {
+            let (total, marked) = if word >> (2 * COUNT_BITS) == number & STORED_BUCKET_NUMBER_MASK {
                 ((word >> COUNT_BITS) & MAX_COUNT, word & MAX_COUNT)
             } else {
                 (0, 0)
             };
             let total = (total + events.total).min(MAX_COUNT);
             let marked = (marked + events.marked).min(MAX_COUNT);
-            Some(((number & BUCKET_NUMBER_MASK) << (2 * COUNT_BITS)) | (total << COUNT_BITS) | marked)
+            Some(((number & STORED_BUCKET_NUMBER_MASK) << (2 * COUNT_BITS)) | (total << COUNT_BITS) | marked)
         };
         // Cannot fail: the closure always returns a value.
         let _ = bucket.fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
@@ -58,8 +58,8 @@ impl SlidingWindow {
         let mut counts = EventCounts::default();
         for bucket in &self.buckets {
             let word = bucket.load(Ordering::Acquire);
-            let age =
-                (number & BUCKET_NUMBER_MASK).wrapping_sub(word >> (2 * COUNT_BITS)) & BUCKET_NUMBER_MASK;
+            let age = (number & STORED_BUCKET_NUMBER_MASK).wrapping_sub(word >> (2 * COUNT_BITS))
+                & STORED_BUCKET_NUMBER_MASK;
             if age < BUCKET_COUNT as u64 {
                 counts.total += (word >> COUNT_BITS) & MAX_COUNT;
                 counts.marked += word & MAX_COUNT;

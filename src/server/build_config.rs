@@ -1,5 +1,5 @@
-//! Makes a configuration ready to serve requests: looks up host names, fetches secrets, and builds
-//! the gateway.
+//! Turns a checked configuration into one that can serve requests: builds the gateway, resolves host
+//! names and fetches secrets.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,17 +10,18 @@ use crate::proxy::ActiveConfig;
 use crate::proxy::upstream::dns::{AddressBook, Resolve, SystemResolver};
 use crate::proxy::upstream::peer::{CaError, Peers};
 
-/// How long a new configuration waits for names to resolve; a backend whose name has not is left
-/// out until it has.
+/// How long a new configuration waits for host names to resolve. A backend whose name is not resolved
+/// by then stays unavailable until it is.
 const INITIAL_DNS_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long it waits for tokens and secrets; a backend whose has not come is left out until it has.
+/// How long it waits for tokens and secrets. A backend whose credential is not there by then stays
+/// unavailable until it is.
 const INITIAL_SECRETS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A configuration ready to serve, with names looked up and secrets fetched as far as that goes
-/// quickly.
+/// Builds the active configuration and the addresses of its backends. Waits for host names and
+/// secrets, but not for long. Addresses that `previous_addresses` has are kept.
 ///
 /// # Errors
-/// When a file of a backend's TLS cannot be read.
+/// If a TLS file of a backend cannot be read.
 pub async fn build_active_config(
     config: &Config,
     previous_addresses: &AddressBook,

@@ -1,8 +1,8 @@
-//! The configuration over the life of a process: a new file becomes a new gateway, swapped whole;
-//! a bad file leaves the old one serving.
+//! Reloads the configuration: a valid file replaces the active configuration as a whole, an invalid
+//! one leaves it unchanged.
 //!
-//! What was opened at the start (listeners, the admin API, where records go, the engine) stays as it
-//! is until an upgrade; a reload says which of it would be another.
+//! Listeners, the admin API's address, the sinks of records and Pingora's own settings are fixed at
+//! startup (`startup_settings.rs`); a reload reports which of them differ.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,55 +25,55 @@ use crate::proxy::upstream::dns::AddressBook;
 use crate::proxy::upstream::peer::CaError;
 use crate::proxy::upstream::probe;
 
-/// The configuration in place and how it got there.
+/// Holds the active configuration and replaces it on reload.
 pub struct ConfigManager {
-    /// What requests are served with.
+    /// What new requests use.
     active_config: Arc<ArcSwap<ActiveConfig>>,
     process: Arc<ProcessState>,
-    /// The configuration of the start, whose listeners and sinks are in use.
+    /// The configuration at startup, whose listeners and sinks are in use.
     startup_config: Config,
     reload_state: Mutex<ReloadState>,
     status: Arc<ArcSwap<ConfigStatus>>,
 }
 
-/// What a reload replaces besides; held while one is under way.
+/// What a reload replaces along with the active configuration. Its lock is held during a reload.
 struct ReloadState {
     address_book: AddressBook,
+    /// The probes of the active configuration; dropping them stops them.
     _probes: JoinSet<()>,
 }
 
-/// Why a new configuration is not put in place.
+/// Why the configuration was not replaced.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
-    /// There is no file.
-    #[error("this configuration comes from no file")]
+    /// The configuration was not read from a file (the demo).
+    #[error("the running configuration was not read from a file")]
     NoFile,
-    /// It is bad.
+    /// The file is missing or invalid.
     #[error("{0}{hint}", hint = environment_hint(.0))]
     InvalidConfig(#[from] ConfigError),
-    /// A file that it names cannot be read.
+    /// A TLS file of a backend cannot be read.
     #[error("backends[].tls: {0}")]
     BackendTls(#[from] CaError),
-    /// This is a fault of the balancer.
-    #[error("it could not be prepared")]
+    /// A fault of aoai-lb itself.
+    #[error("an internal error: loading the file did not complete")]
     Internal,
 }
 
-/// What somebody may not know who has just changed the environment.
+/// Explains why a variable that was just set is still unknown.
 fn environment_hint(problems: &ConfigError) -> &'static str {
     if problems.errors.iter().any(|problem| problem.message.contains("${")) {
-        "\nvariables are those of the process's start: a new value needs a restart"
+        "\nenvironment variables are read when the process starts: a new value needs a restart"
     } else {
         ""
     }
 }
 
 impl ConfigManager {
-    /// Puts the first configuration in place; `learned` are deployments that another process found
-    /// to exist.
+    /// Activates the configuration of the start, which was read from `file`.
     ///
     /// # Errors
-    /// When a file of a backend's TLS cannot be read.
+    /// If a TLS file of a backend cannot be read.
     pub async fn new(
         checked: CheckedConfig,
         file: Option<PathBuf>,
@@ -85,7 +85,7 @@ impl ConfigManager {
         for backend in &active_config.gateway.backends {
             if backend.credential.secret().current_value_id() == 0 {
                 let (name, error) = (&backend.config.name, backend.credential.secret().last_error());
-                error!("backend {name} is left out until it has its credential: {error}");
+                error!("backend {name} is unavailable until its credential is fetched: {error}");
             }
         }
         let probes = probe::spawn_probes(&active_config);
@@ -116,7 +116,7 @@ impl ConfigManager {
         &self.status
     }
 
-    /// The process that it is of.
+    /// The state of this process, which all its configurations share.
     pub fn process(&self) -> &Arc<ProcessState> {
         &self.process
     }
@@ -129,12 +129,13 @@ impl ConfigManager {
             .for_each(|deployment| active_config.gateway.adopt_learned_deployment(deployment, now));
     }
 
-    /// Reads the file again and puts it in place. Requests under way end as they began.
+    /// Reads the file again and activates it. Requests in flight keep the configuration they started
+    /// with.
     ///
     /// # Errors
-    /// [`ReloadError`]; nothing has changed then.
+    /// [`ReloadError`]; the active configuration is unchanged then.
     pub async fn reload(&self) -> Result<ReloadReport, ReloadError> {
-        // One after the other, each with the file as it is then.
+        // Concurrent reloads run one after the other, and each reads the file anew.
         let mut state = self.reload_state.lock().await;
         let result = self.load_and_activate(&mut state).await;
         self.process.recorder.metrics().record_config_reload(result.is_ok());
@@ -142,14 +143,17 @@ impl ConfigManager {
             Ok(ReloadReport { status, warnings }) => {
                 warnings.iter().for_each(|warning| warn!("configuration: {warning}"));
                 let count = self.active_config.load().gateway.backends.len();
-                info!("configuration {} is in place: backends: {count}", status.version);
+                info!("configuration {} is active; backends: {count}", status.version);
                 for key in &status.keys_needing_upgrade {
-                    warn!("configuration: {key}: comes into effect with an upgrade (aoai-lb upgrade)");
+                    warn!("configuration: {key}: the change takes effect with an upgrade (aoai-lb upgrade)");
                 }
             }
             Err(error) => {
                 let reason = error.to_string();
-                error!("the configuration stays as it is: {}", reason.replace('\n', "; "));
+                error!(
+                    "reload failed, the previous configuration stays active: {}",
+                    reason.replace('\n', "; ")
+                );
                 self.status.rcu(|status| ConfigStatus {
                     reload_error: Some(reason.clone()),
                     ..ConfigStatus::clone(status)

@@ -1,4 +1,5 @@
-//! The addresses that the process listens on: whether they are free, and whether they are listened on.
+//! The addresses that the process listens on: checks that they are free before Pingora binds them, and
+//! waits until it has.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,16 +11,16 @@ use tokio::time::sleep;
 use super::start_error::StartError;
 use crate::config::{AdminAddress, Config};
 
-/// The most that the listeners may take to listen.
+/// How long the listeners may take to listen.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often that is looked at.
+/// How often [`wait_until_listening`] looks.
 const LISTEN_POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// Whether every address can be listened on that is not `inherited`. The engine panics where it
-/// cannot; an operator is told what is wrong instead.
+/// Checks that every address can be bound, except for `inherited` ones, whose sockets come from the
+/// predecessor. Pingora panics if it cannot bind an address; this reports the key of the file.
 ///
 /// # Errors
-/// [`StartError::Listen`] for the first that cannot.
+/// [`StartError::Listen`] for the first address that cannot be bound.
 pub fn check_addresses_are_free(config: &Config, inherited: &[String]) -> Result<(), StartError> {
     for (key, address) in tcp_addresses_by_key(config) {
         if inherited.contains(&address.to_string()) {
@@ -31,11 +32,14 @@ pub fn check_addresses_are_free(config: &Config, inherited: &[String]) -> Result
     Ok(())
 }
 
-/// Waits until every listener listens.
+/// Waits until Pingora listens on every TCP address.
+///
+/// # Errors
+/// [`StartError::Listen`] if it takes too long.
 pub(super) async fn wait_until_listening(config: &Config) -> Result<(), StartError> {
     let deadline = Instant::now() + LISTEN_TIMEOUT;
     for (key, address) in tcp_addresses_by_key(config) {
-        // What is listened on cannot be bound once more.
+        // An address in use cannot be bound again. Port 0 always can, so it is not waited for.
         while address.port() != 0 && try_bind(address).is_ok() {
             if Instant::now() >= deadline {
                 let problem = io::Error::from(io::ErrorKind::TimedOut);
@@ -47,7 +51,7 @@ pub(super) async fn wait_until_listening(config: &Config) -> Result<(), StartErr
     Ok(())
 }
 
-/// All addresses as the engine spells them.
+/// All addresses in the spelling of Pingora, which matches inherited sockets by it.
 pub(super) fn listen_addresses(config: &Config) -> Vec<String> {
     let admin = config.admin.as_ref().map(|admin| match &admin.address {
         AdminAddress::Tcp(address) => address.to_string(),
@@ -56,7 +60,7 @@ pub(super) fn listen_addresses(config: &Config) -> Vec<String> {
     config.listeners.iter().map(|listener| listener.address.to_string()).chain(admin).collect()
 }
 
-/// All TCP addresses and their keys.
+/// The TCP addresses and their keys in the file.
 fn tcp_addresses_by_key(config: &Config) -> impl Iterator<Item = (String, SocketAddr)> {
     let listeners = config.listeners.iter().enumerate();
     let listeners = listeners.map(|(n, listener)| (format!("listeners[{n}].address"), listener.address));
@@ -67,8 +71,8 @@ fn tcp_addresses_by_key(config: &Config) -> impl Iterator<Item = (String, Socket
     listeners.chain(admin)
 }
 
-/// Takes the address as the engine will, without listening: nobody is to be accepted and then
-/// dropped.
+/// Binds an address with the socket options of Pingora, and releases it. It does not listen, since a
+/// client that connected in between would be dropped.
 fn try_bind(address: SocketAddr) -> io::Result<()> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;

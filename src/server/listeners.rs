@@ -1,4 +1,4 @@
-//! The services of Pingora: one for each listener, and one for the admin API.
+//! Builds the services of Pingora: one for each listener and one for the admin API.
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -20,16 +20,19 @@ use crate::proxy::runner::Runner;
 use crate::proxy::upstream::peer::tcp_keepalive;
 use crate::proxy::{ActiveConfig, Balancer};
 
-/// The runtime that serves a listener, once it has served somebody.
+/// The runtime that serves a listener; set when its first connection arrives.
 pub(super) type ListenerRuntime = Arc<OnceLock<Handle>>;
 
-/// A service of Pingora for one listener.
+/// The service of one listener.
 pub(super) struct ListenerService {
     pub(super) service: Service<ConnectionHandler>,
     pub(super) runtime: ListenerRuntime,
 }
 
-/// A service for each listener, in front of the balancer that all share.
+/// The services of all listeners, which share one balancer.
+///
+/// # Errors
+/// [`StartError::ListenerTls`] if the TLS of a listener cannot be set up.
 pub(super) fn listener_services(
     config: &Config,
     active_config: &Arc<ArcSwap<ActiveConfig>>,
@@ -64,6 +67,9 @@ pub(super) fn listener_services(
 }
 
 /// The service of the admin API.
+///
+/// # Errors
+/// [`StartError::ListenerTls`] if its TLS cannot be set up.
 pub(super) fn admin_service(
     config: &config::AdminConfig,
     api: AdminApi,
@@ -78,7 +84,8 @@ pub(super) fn admin_service(
         None => None,
     };
     let mut service = Service::new("admin".to_owned(), api);
-    // It has little to do and is to get its turn all the same.
+    // Each service has a runtime of its own. One thread is enough, and it responds even when the
+    // threads of the listeners are busy.
     service.threads = Some(1);
     match (&config.address, tls) {
         (AdminAddress::Tcp(address), Some(tls)) => {
@@ -93,15 +100,17 @@ pub(super) fn admin_service(
     Ok(service)
 }
 
-/// The settings of a listener whose certificates are read again when their files change.
+/// The TLS settings of a listener, whose certificates are reloaded when their files change.
 fn reloading_tls_settings(tls: &Arc<ServerTls>, background: &Runtime) -> Result<TlsSettings, TlsError> {
+    // `watch_files` spawns a task, which needs the context of a runtime.
     background.block_on(async { tls.watch_files() });
     tls.to_settings()
 }
 
-/// What of a connection's bytes is gathered, in bytes: an answer's head and a short body leave as
-/// one. Heads and bodies are read into memory of their own, but TLS reads the five bytes before
-/// each record by themselves.
+/// The sizes of a connection's read and write buffers. With the write buffer, the head and a short
+/// body of a response leave in one write. Pingora reads heads and bodies into buffers of its own, so
+/// plain connections need no read buffer; OpenSSL reads the five bytes of a record's header
+/// separately, so TLS connections get one that holds a whole record (16 KiB).
 fn buffer_settings(has_tls: bool) -> L4BufferSettings {
     L4BufferSettings::new(if has_tls { 16 * 1024 + 512 } else { 0 }, 4 * 1024)
 }
@@ -109,6 +118,7 @@ fn buffer_settings(has_tls: bool) -> L4BufferSettings {
 fn tcp_socket_options(config: &Config, address: SocketAddr) -> TcpSocketOptions {
     let mut options = TcpSocketOptions::default();
     options.tcp_keepalive = Some(tcp_keepalive(&config.server));
+    // `[::]` accepts IPv4 as well, whatever net.ipv6.bindv6only says.
     options.ipv6_only = address.is_ipv6().then_some(false);
     options
 }

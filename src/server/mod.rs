@@ -1,4 +1,5 @@
-//! The composition root: listeners, Pingora's services, background tasks, start, and end.
+//! The composition root: builds the listeners, Pingora's services and the background tasks, and runs
+//! them until the process ends.
 
 pub mod build_config;
 mod config_manager;
@@ -30,7 +31,7 @@ use self::startup::StartupTask;
 use self::upgrade::{ControlSocket, Predecessor, Program, Successor};
 use crate::admin::AdminApi;
 use crate::admin::reload::ReloadFunction;
-use crate::admin::snapshot::StatusSource;
+use crate::admin::snapshot::RunningState;
 use crate::admin::status_feed::StatusFeed;
 use crate::config::{CheckedConfig, Config};
 use crate::credentials::Keyring;
@@ -40,11 +41,12 @@ use crate::record::Recorder;
 pub use self::listen_addresses::check_addresses_are_free;
 pub use self::start_error::StartError;
 
-/// Serves until a signal ends it, or another process takes over. `program` is what that would be;
-/// with `takes_over` this process takes over from the one that is running.
+/// Serves until a signal stops the process or a successor takes over. `program` is what an upgrade
+/// starts; without it there are no upgrades. With `takes_over`, this process takes the listening
+/// sockets over from the running one.
 ///
 /// # Errors
-/// [`StartError`] when it cannot begin.
+/// [`StartError`] if it cannot start.
 pub fn run(
     checked: CheckedConfig,
     program: Option<Program>,
@@ -58,6 +60,7 @@ pub fn run(
     let prepared = PreparedServer::new(checked, successor.as_ref(), program.as_ref(), background);
     match (prepared, successor) {
         (Ok(prepared), Some(mut successor)) => {
+            // From here on the predecessor may hand over its sockets, which cannot be undone.
             background.block_on(successor.receive_state(&prepared.config_manager))?;
             prepared.run(program, Some(successor), background);
             Ok(())
@@ -74,7 +77,7 @@ pub fn run(
     }
 }
 
-/// Everything that can fail has been done.
+/// A server for which every step that can fail has been done.
 struct PreparedServer {
     config: Config,
     config_manager: Arc<ConfigManager>,
@@ -91,6 +94,7 @@ impl PreparedServer {
     ) -> Result<Self, StartError> {
         let started = Instant::now();
         let config = checked.config.clone();
+        // Pingora panics if it cannot bind; this check reports the key of the file instead.
         let inherited = successor.map(|successor| successor.addresses.as_slice()).unwrap_or_default();
         check_addresses_are_free(&config, inherited)?;
         let keyring = Keyring::new(background.handle());
@@ -108,7 +112,7 @@ impl PreparedServer {
         }
         if let Some(admin) = &config.admin {
             let (active_config, status) = (Arc::clone(active_config), Arc::clone(config_manager.status()));
-            let status_source = StatusSource::new(active_config, status, started);
+            let status_source = RunningState::new(active_config, status, started);
             let status_feed = StatusFeed::new();
             background.spawn(Arc::clone(&status_feed).run(status_source.clone()));
             let reload = reload_function(Arc::clone(&config_manager), background.handle().clone());
@@ -118,10 +122,12 @@ impl PreparedServer {
         Ok(Self { config, config_manager, server, listener_runtimes })
     }
 
-    /// Serves.
+    /// Runs the server until the process ends.
     fn run(self, program: Option<Program>, successor: Option<Successor>, background: &Runtime) {
         let Self { config, config_manager, mut server, listener_runtimes } = self;
         let process = Arc::clone(config_manager.process());
+        // With `Opt::upgrade` this blocks until the predecessor has sent its sockets, and exits the
+        // process if they do not come: everything that can fail has to be done before.
         server.bootstrap();
         let (command_sender, command_receiver) = ControlSocket::command_queue();
         let earlier_processes =
@@ -159,11 +165,11 @@ impl PreparedServer {
     }
 }
 
-/// How the admin API has the configuration reloaded.
+/// The function with which the admin API reloads the configuration.
 fn reload_function(config_manager: Arc<ConfigManager>, background: Handle) -> ReloadFunction {
     Box::new(move || {
         let config_manager = Arc::clone(&config_manager);
-        // It goes on even if whoever asked leaves.
+        // A task of its own, so that the reload completes even if the client disconnects.
         let reload = background.spawn(async move { config_manager.reload().await });
         Box::pin(async move {
             let result = reload.await.unwrap_or(Err(ReloadError::Internal));
@@ -172,25 +178,27 @@ fn reload_function(config_manager: Arc<ConfigManager>, background: Handle) -> Re
     })
 }
 
-/// As many descriptors as the system lets this process have: each connection is one.
+/// Raises the limit of open files to its maximum: each connection needs a descriptor.
 fn raise_open_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
-        warn!("the limit of open files cannot be raised: {error}");
+        warn!("cannot raise the limit of open files: {error}");
     }
 }
 
-/// Pingora's own configuration.
+/// The configuration of Pingora.
 fn pingora_config(config: &Config) -> ServerConf {
     ServerConf {
         threads: config.server.worker_threads,
         grace_period_seconds: Some(config.server.grace_period.as_millis().div_ceil(1000) as u64),
+        // Dropping a runtime cancels its tasks, so this timeout does not drain: `grace_period` and
+        // `exit_when_drained` do.
         graceful_shutdown_timeout_seconds: Some(1),
         upgrade_sock: config.server.upgrade_socket_path.to_string_lossy().into_owned(),
-        // Enough for every client of a busy balancer to find a connection again.
+        // Enough that every client of a busy balancer finds an idle connection.
         upstream_keepalive_pool_size: 1024,
-        // The engine counts attempts; how many there are is decided in routing.
+        // Pingora has a limit of its own; `routing` decides how many attempts there are.
         max_retries: 1000,
         ..ServerConf::default()
     }

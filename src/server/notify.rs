@@ -1,4 +1,4 @@
-//! What the service manager is told (sd_notify(3)); nothing where there is none.
+//! Notifies systemd of the state of the process (sd_notify(3)). Does nothing without systemd.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,16 +12,16 @@ use super::config_manager::ConfigManager;
 use super::listeners::ListenerRuntime;
 use crate::gateway::ProcessState;
 
-/// How often the one line of `systemctl status` is made anew.
+/// How often the status line of `systemctl status` is updated.
 const STATUS_LINE_INTERVAL: Duration = Duration::from_secs(5);
 
 fn send_to_service_manager(states: &[NotifyState<'_>]) {
-    if let Err(problem) = sd_notify::notify(states) {
-        debug!("the service manager is not told: {problem}");
+    if let Err(error) = sd_notify::notify(states) {
+        debug!("cannot notify the service manager: {error}");
     }
 }
 
-/// This process serves, and is the one to supervise.
+/// Reports that this process serves and is the main process of the service.
 pub(super) fn notify_ready(config_manager: &ConfigManager) {
     let status = status_line(config_manager);
     send_to_service_manager(&[
@@ -31,7 +31,7 @@ pub(super) fn notify_ready(config_manager: &ConfigManager) {
     ]);
 }
 
-/// A reload begins; [`notify_ready`] ends it.
+/// Reports that a reload starts; [`notify_ready`] reports its end.
 pub(super) fn notify_reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => send_to_service_manager(&[NotifyState::Reloading, now]),
@@ -39,12 +39,12 @@ pub(super) fn notify_reloading() {
     }
 }
 
-/// A stop begins.
+/// Reports that a stop starts.
 pub(super) fn notify_stopping() {
-    send_to_service_manager(&[NotifyState::Stopping, NotifyState::Status("finishing what is in flight")]);
+    send_to_service_manager(&[NotifyState::Stopping, NotifyState::Status("finishing requests in flight")]);
 }
 
-/// Keeps `systemctl status` true until another process is supervised, or a stop begins.
+/// Updates the status line until a successor takes over or a stop starts.
 pub(super) async fn update_status_line(config_manager: Arc<ConfigManager>) {
     let mut ticks = interval(STATUS_LINE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -59,8 +59,8 @@ pub(super) async fn update_status_line(config_manager: Arc<ConfigManager>) {
     }
 }
 
-/// Says that this process is alive for as long as everything that serves still gets its turn. A
-/// successor says so by itself.
+/// Pings the watchdog for as long as the runtime of every listener responds. After a handover the
+/// successor does it.
 pub(super) async fn ping_watchdog(process: Arc<ProcessState>, listener_runtimes: Vec<ListenerRuntime>) {
     let Some(watchdog_timeout) = sd_notify::watchdog_enabled() else { return };
     let watchdog_interval = watchdog_timeout / 3;
@@ -74,17 +74,19 @@ pub(super) async fn ping_watchdog(process: Arc<ProcessState>, listener_runtimes:
             return;
         }
         let mut all_respond = true;
+        // A task that does not run in time means that the threads of the listener are blocked.
         for runtime in listener_runtimes.iter().filter_map(|runtime| runtime.get()) {
             all_respond &= timeout(watchdog_interval, runtime.spawn(async {})).await.is_ok();
         }
         if all_respond {
             send_to_service_manager(&[NotifyState::Watchdog]);
         } else {
-            error!("a listener does not get its turn any more; the watchdog is not told");
+            error!("the runtime of a listener does not respond; the systemd watchdog is not pinged");
         }
     }
 }
 
+/// The line that `systemctl status` shows.
 fn status_line(config_manager: &ConfigManager) -> String {
     let active_config = config_manager.active_config().load();
     let (backends, now) = (&active_config.gateway.backends, Instant::now());
@@ -98,10 +100,10 @@ fn status_line(config_manager: &ConfigManager) -> String {
     let config_status = config_manager.status().load();
     let mut text = format!("configuration {}; backends: {}", config_status.version, backends.len());
     if !unavailable.is_empty() {
-        text += &format!(", of which rest: {}", unavailable.join(", "));
+        text += &format!(", unavailable: {}", unavailable.join(", "));
     }
     if config_status.reload_error.is_some() {
-        text += "; the last reload was refused";
+        text += "; the last reload failed";
     }
     text
 }

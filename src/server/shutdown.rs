@@ -1,4 +1,4 @@
-//! The end of the process: it exits as soon as what is in flight is finished.
+//! The end of the process: it exits as soon as its requests are finished.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -12,20 +12,20 @@ use tokio::sync::broadcast;
 
 use super::upgrade::ProcessSet;
 use crate::gateway::ProcessState;
-use crate::proxy::client::timeouts::{HANDOVER_LINGER, STOP_LINGER};
+use crate::proxy::client::timeouts::{HANDOVER_LINGER, SHUTDOWN_LINGER};
 
-/// How often a process that ends looks whether it is done.
+/// How often [`exit_when_drained`] looks.
 const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The processes before and after this one.
+/// The processes before and after this one, for which its exit may have to wait.
 #[derive(Debug, Default)]
 pub(super) struct RelatedProcesses {
-    /// Those before it that finish what they have begun. A stop waits for them: the service manager
-    /// ends everything with the process that it supervises.
+    /// Predecessors that still finish their requests. A stop waits for them, because systemd kills
+    /// all processes of a service when its main process exits.
     earlier_processes: Arc<ProcessSet>,
-    /// They are not waited for.
+    /// Set by SIGUSR1: a predecessor waits for this process, so this one must not wait for it.
     pub(super) ignores_earlier_processes: AtomicBool,
-    /// The one after it that was stopped on this one's behalf, and has to be waited for.
+    /// The successor to which this process has forwarded a stop. It is waited for.
     pub(super) stopped_successor: OnceLock<ProcessSet>,
 }
 
@@ -43,7 +43,8 @@ impl RelatedProcesses {
     }
 }
 
-/// Ends the process as soon as it may: the engine would sleep through the whole grace period.
+/// Exits the process as soon as its requests are finished. Pingora would sleep for the whole grace
+/// period.
 pub(super) fn exit_when_drained(
     mut phases: broadcast::Receiver<ExecutionPhase>,
     process: &Arc<ProcessState>,
@@ -59,17 +60,19 @@ pub(super) fn exit_when_drained(
         }
     }
     if let Some((runtime, mut interrupt)) = interrupt {
+        // Pingora calls the signal handler only once, so SIGINT is handled here from now on.
         let interrupted_process = Arc::clone(process);
         std::thread::spawn(move || {
             runtime.block_on(interrupt.recv());
             exit_process(&interrupted_process, 0);
         });
     }
-    // The listeners close now; connections linger for a moment.
+    // The listeners are closed. Idle connections are kept for a moment, because a client may have
+    // sent a request before it saw that its connection ends.
     let is_stopping = process.is_stopping.load(Ordering::Acquire);
-    std::thread::sleep(if is_stopping { STOP_LINGER } else { HANDOVER_LINGER });
+    std::thread::sleep(if is_stopping { SHUTDOWN_LINGER } else { HANDOVER_LINGER });
     let mut idle_polls = 0;
-    // Two looks in a row: a request whose head was just read may not be counted yet.
+    // Twice in a row: a request whose head has just been read may not be counted yet.
     while idle_polls < 2 {
         std::thread::sleep(DRAIN_POLL_INTERVAL);
         let is_idle = process.requests_in_flight.load(Ordering::Acquire) == 0
@@ -79,21 +82,21 @@ pub(super) fn exit_when_drained(
     exit_process(process, 0);
 }
 
-/// SIGINT, which ends a stopping process at once although requests are in flight, with the runtime that
-/// waits for it.
+/// Subscribes to SIGINT, which ends a stopping process at once, even if requests are in flight. Returns it
+/// with the runtime that waits for it.
 fn listen_for_sigint() -> Option<(Runtime, Signal)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
     let interrupt = runtime.block_on(async { signal(SignalKind::interrupt()) }).ok()?;
     Some((runtime, interrupt))
 }
 
-/// The end.
+/// Writes the remaining records and exits.
 pub(super) fn exit_process(process: &ProcessState, code: i32) -> ! {
     close_recorder(process);
     std::process::exit(code)
 }
 
-/// Writes what is to be written.
+/// Writes the remaining records and stops the recorder.
 pub(super) fn close_recorder(process: &ProcessState) {
     process.recorder.shut_down();
     info!("stopped with {} requests in flight", process.requests_in_flight.load(Ordering::Acquire));

@@ -1,9 +1,12 @@
-//! What signals, and commands at the control socket, mean; and the end of a process.
+//! Handles signals and the commands of the control socket. `shutdown.rs` ends the process.
 //!
-//! SIGTERM: readiness fails, listeners stay for a while, what is in flight is finished. SIGINT: now.
-//! SIGUSR2: another process takes over, what is in flight is finished. SIGHUP: the file again.
-//! SIGUSR1: as SIGTERM, from the process before this one, which waits for it and not the other way
-//! round.
+//! - SIGTERM stops: readiness fails, listeners close after `server.drain_delay`, requests in flight
+//!   finish.
+//! - SIGINT exits at once.
+//! - SIGUSR2 upgrades: a new process takes over, and this one finishes its requests.
+//! - SIGHUP reloads the configuration and rotates the record file.
+//! - SIGUSR1 stops as SIGTERM does. A predecessor sends it, and waits for this process; with SIGTERM
+//!   this process would wait for its predecessors.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,18 +25,19 @@ use super::config_manager::ConfigManager;
 use super::notify;
 use super::shutdown::RelatedProcesses;
 use super::upgrade::{
-    ControlChannel, ControlCommand, HandoverError, Predecessor, ProcessSet, report_outcome,
+    ControlChannel, ControlCommand, HandoverError, Predecessor, ProcessSet, wait_for_serving_and_report,
 };
 use crate::gateway::ProcessState;
 
-/// How long after another process has taken over the service manager may not have heard of it.
+/// How long after a handover the service manager may still send a stop to this process, because it has
+/// not yet processed the `MAINPID` of the successor.
 const STOP_FORWARDING_WINDOW: Duration = Duration::from_secs(1);
 
-/// Waits for whatever ends this process.
+/// Waits for the signal or command that ends this process.
 pub(super) struct SignalHandler {
     pub(super) process: Arc<ProcessState>,
     pub(super) drain_delay: Duration,
-    /// `None`: nobody can take over.
+    /// `None` if this process cannot be upgraded.
     pub(super) predecessor: Option<Predecessor>,
     pub(super) control_commands: Mutex<mpsc::Receiver<ControlCommand>>,
     pub(super) background: Handle,
@@ -50,7 +54,7 @@ impl ShutdownSignalWatch for SignalHandler {
             signal(SignalKind::user_defined2()),
             signal(SignalKind::user_defined1()),
         ) else {
-            warn!("signals cannot be watched");
+            warn!("cannot install the signal handlers");
             return std::future::pending().await;
         };
         let mut control_commands = self.control_commands.lock().await;
@@ -64,13 +68,15 @@ impl ShutdownSignalWatch for SignalHandler {
                 }
                 _ = upgrade.recv() => None,
                 _ = quit.recv() => {
-                    warn!("SIGQUIT is ignored: nobody waits for the sockets; aoai-lb upgrade has a new process take over");
+                    // Pingora's own upgrade signal. It would end this process although no successor
+                    // waits for the sockets.
+                    warn!("SIGQUIT is ignored; `aoai-lb upgrade` or SIGUSR2 upgrades this process");
                     continue;
                 }
                 Some(command) = control_commands.recv() => Some(command),
             };
             let Some(predecessor) = &self.predecessor else {
-                warn!("SIGUSR2 is ignored: this process was not started with a file");
+                warn!("SIGUSR2 is ignored: this process was started without a configuration file");
                 continue;
             };
             let mut requester = None;
@@ -80,6 +86,7 @@ impl ShutdownSignalWatch for SignalHandler {
                 _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
             };
             let has_handed_over = outcome.is_ok();
+            // Before the sockets are sent: clients on open connections move to the successor.
             self.process.is_draining_connections.fetch_or(has_handed_over, Ordering::AcqRel);
             if has_handed_over {
                 let (process, related_processes) =
@@ -93,17 +100,21 @@ impl ShutdownSignalWatch for SignalHandler {
                 ));
                 return ShutdownSignal::GracefulUpgrade;
             }
-            self.background.spawn(report_outcome(requester, outcome));
+            self.background.spawn(wait_for_serving_and_report(requester, outcome));
         }
     }
 }
 
 impl SignalHandler {
+    /// Makes readiness probes fail, and waits for the drain delay.
     async fn begin_stop(&self, interrupt: &mut Signal) -> ShutdownSignal {
         self.process.is_stopping.store(true, Ordering::Release);
         self.process.is_draining_connections.store(true, Ordering::Release);
         notify::notify_stopping();
-        info!("stopping: not ready any more, listening for another {:?}", self.drain_delay);
+        info!(
+            "stopping: readiness probes fail from now on, listeners close in {}",
+            humantime::format_duration(self.drain_delay)
+        );
         tokio::select! {
             () = tokio::time::sleep(self.drain_delay) => ShutdownSignal::GracefulTerminate,
             _ = interrupt.recv() => ShutdownSignal::FastShutdown,
@@ -111,8 +122,8 @@ impl SignalHandler {
     }
 }
 
-/// Sees to it that a stop that comes while another process takes over reaches that one: the service
-/// manager has told the one that it knew, and waits for its end.
+/// Forwards a stop that arrives just after the handover to the successor. The service manager has sent
+/// it to the main process that it knew, and waits for the exit of that one.
 async fn forward_stop_to_successor(
     requester: Option<ControlChannel>,
     outcome: Result<ControlChannel, HandoverError>,
@@ -120,11 +131,11 @@ async fn forward_stop_to_successor(
     process: Arc<ProcessState>,
     related_processes: Arc<RelatedProcesses>,
 ) {
-    let Some(pid) = report_outcome(requester, outcome).await else { return };
+    let Some(pid) = wait_for_serving_and_report(requester, outcome).await else { return };
     if timeout(STOP_FORWARDING_WINDOW, terminate.recv()).await.is_err() {
         return;
     }
-    info!("stopping process {pid}, which has just taken over, as well");
+    info!("forwarding the stop to process {pid}, which has just taken over");
     let successor = ProcessSet::from_pids(&[pid]);
     let raw_pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     if raw_pid.is_some_and(|pid| kill_process(pid, ProcessSignal::USR1).is_ok())
@@ -134,6 +145,7 @@ async fn forward_stop_to_successor(
     }
 }
 
+/// Hands over to a process that introduced itself, or starts one.
 async fn perform_handover(
     predecessor: &Predecessor,
     command: Option<ControlCommand>,
@@ -150,21 +162,21 @@ async fn perform_handover(
     predecessor.start_successor(requester, control_commands).await
 }
 
-/// SIGHUP reads the file again and begins a new file of records, so that what rotates files by name
-/// gets along.
+/// Handles SIGHUP: reloads the configuration and starts a new record file, so that logrotate works.
 pub(super) async fn reload_on_sighup(config_manager: Arc<ConfigManager>) {
     let mut hangup = match signal(SignalKind::hangup()) {
         Ok(hangup) => hangup,
-        Err(problem) => return warn!("SIGHUP is not listened to: {problem}"),
+        Err(error) => return warn!("cannot handle SIGHUP: {error}"),
     };
     while hangup.recv().await.is_some() {
         let process = config_manager.process();
         process.recorder.request_jsonl_rotation();
         if process.is_draining_connections.load(Ordering::Acquire) {
+            // No new requests arrive, and `READY=1` would name this process as the main process.
             continue;
         }
         notify::notify_reloading();
-        // It is logged there.
+        // `reload` logs its result.
         let _ = config_manager.reload().await;
         notify::notify_ready(&config_manager);
     }

@@ -7,34 +7,34 @@ use crate::proxy::client::tls::TlsError;
 use crate::proxy::upstream::peer::CaError;
 use crate::record::RecorderError;
 
-/// Why the process cannot serve.
+/// Why the process cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// An address cannot be listened on.
+    /// An address cannot be bound.
     #[error("{key}: cannot listen on {address}: {problem}")]
     Listen {
-        /// The configuration's key.
+        /// Its key in the file.
         key: String,
         /// The address.
         address: String,
-        /// The system's reason.
+        /// The error of the system.
         problem: io::Error,
     },
-    /// Records cannot be kept.
+    /// The recorder cannot start.
     #[error(transparent)]
     Recorder(#[from] RecorderError),
-    /// A listener's TLS cannot be set up.
+    /// The TLS of a listener or of the admin API cannot be set up.
     #[error("{key}.tls.{problem}")]
     ListenerTls {
-        /// The configuration's key of the listener.
+        /// The key of the listener in the file.
         key: String,
         /// What is wrong.
         problem: TlsError,
     },
-    /// A file of a backend's TLS cannot be read.
+    /// A TLS file of a backend cannot be read.
     #[error("backends[].tls: {0}")]
     BackendTls(#[from] CaError),
-    /// Nobody is there whose sockets could be taken over.
+    /// The sockets of the running process cannot be taken over.
     #[error(transparent)]
     Takeover(#[from] TakeoverError),
     /// The background runtime cannot be started.

@@ -1,4 +1,5 @@
-//! What is done once Pingora runs: the control socket, the service manager, the predecessor.
+//! What happens once Pingora runs: opens the control socket and reports to the service manager and the
+//! predecessor that this process serves.
 
 use std::sync::Arc;
 
@@ -14,31 +15,34 @@ use super::shutdown::exit_process;
 use super::upgrade::{ControlCommand, ControlSocket, Successor};
 use crate::config::Config;
 
-/// What is done once Pingora runs.
+/// The task that completes the start.
 pub(super) struct StartupTask {
     pub(super) config: Config,
     pub(super) config_manager: Arc<ConfigManager>,
-    /// This process as the successor of another.
+    /// The connection to the predecessor, if this process takes over.
     pub(super) successor: Option<Successor>,
-    /// Where commands of the control socket go, if there can be an upgrade.
+    /// Where the control socket sends its commands; `None` if this process cannot be upgraded.
     pub(super) control_commands: Option<mpsc::Sender<ControlCommand>>,
     pub(super) listener_runtimes: Vec<ListenerRuntime>,
 }
 
 impl StartupTask {
-    /// Does it, and then keeps the service manager informed for as long as the process serves.
+    /// Completes the start, then keeps the service manager informed for as long as the process serves.
     pub(super) async fn run(self, mut phases: broadcast::Receiver<ExecutionPhase>) {
         while !matches!(phases.recv().await, Ok(ExecutionPhase::Running) | Err(_)) {}
         let Self { config, config_manager, successor, control_commands, listener_runtimes } = self;
-        if let Err(problem) = wait_until_listening(&config).await {
-            error!("{problem}");
+        // Pingora reports `Running` before its services listen.
+        if let Err(error) = wait_until_listening(&config).await {
+            error!("{error}");
             exit_process(config_manager.process(), 1);
         }
         if let Some(commands) = control_commands {
             let bound = ControlSocket::bind(&config.server.upgrade_socket_path, successor.is_some()).await;
             match bound {
                 Ok(socket) => drop(tokio::spawn(socket.run(commands))),
-                Err(problem) => warn!("an upgrade would need a restart: server.upgrade_socket: {problem}"),
+                Err(error) => {
+                    warn!("server.upgrade_socket: {error}; `aoai-lb upgrade` will not work, only a restart");
+                }
             }
         }
         notify::notify_ready(&config_manager);
@@ -48,6 +52,8 @@ impl StartupTask {
             listen_addresses(&config).join(", "),
             config.backends.len()
         );
+        // After `notify_ready`: the predecessor forwards a stop only for a short time from now on, so
+        // the service manager has to know its new main process.
         if let Some(successor) = successor {
             successor.report_serving().await;
         }

@@ -1,5 +1,5 @@
-//! The settings that are fixed at startup: listeners, the admin API, where records go, threads. A
-//! reload keeps them and reports the keys that need an upgrade.
+//! The settings that are fixed at startup: listeners, the admin API's address, the sinks of records and
+//! Pingora's own settings. A reload keeps them and reports the keys that need an upgrade.
 
 use crate::config::{self, Config};
 

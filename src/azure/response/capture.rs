@@ -371,7 +371,7 @@ impl ResponseCapture {
             }
             // These events only echo the request, so no text of the response is missing.
             b"response.created" | b"response.in_progress" | b"response.queued" => {
-                self.text_budget.undo_mark_truncated()
+                self.text_budget.undo_mark_truncated();
             }
             _ => {}
         }

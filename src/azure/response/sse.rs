@@ -300,7 +300,7 @@ mod tests {
         let mut events = Vec::new();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let mut on_event = |e: SseEvent<'_>| {
-            events.push((e.start_offset, e.end_offset, text(e.name), text(e.data), e.is_oversized))
+            events.push((e.start_offset, e.end_offset, text(e.name), text(e.data), e.is_oversized));
         };
         let mut scanner = EventScanner::new(max_event_bytes);
         for chunk in chunks {

@@ -28,7 +28,7 @@ pub enum Verdict {
     /// able to make the deployment unavailable for other clients.
     UnsupportedByBackend,
     /// Another 4xx that `retry.statuses` lists. Another backend is tried, and nothing is remembered.
-    RetryableStatus,
+    RetryElsewhere,
     /// An error of the request itself, or a status that `retry.statuses` does not list. It is relayed.
     ClientError,
 }
@@ -66,7 +66,7 @@ pub fn judge_response(status: u16, body: &[u8], is_listed: &dyn Fn(u16) -> bool)
         400 | 404 if error.is_unknown_api_version() => Some(Verdict::UnsupportedByBackend),
         _ => None,
     };
-    verdict.unwrap_or_else(|| if_listed(Verdict::RetryableStatus))
+    verdict.unwrap_or_else(|| if_listed(Verdict::RetryElsewhere))
 }
 
 /// Classifies the data of an error event at the start of a stream with status 200: `error`,
@@ -396,10 +396,10 @@ mod tests {
     fn the_configured_statuses_decide_about_the_rest() {
         let all = |status: u16| status >= 400;
         let filter = br#"{"error":{"code":null,"innererror":{"code":"ResponsibleAIPolicyViolation"}}}"#;
-        assert_eq!(judge_response(400, b"{}", &all), Verdict::RetryableStatus);
+        assert_eq!(judge_response(400, b"{}", &all), Verdict::RetryElsewhere);
         assert_eq!(judge_response(400, filter, &all), Verdict::ClientError);
-        assert_eq!(judge_response(403, br#"{"error":{"code":"x"}}"#, &all), Verdict::RetryableStatus);
-        assert_eq!(judge_response(424, b"", &all), Verdict::RetryableStatus);
+        assert_eq!(judge_response(403, br#"{"error":{"code":"x"}}"#, &all), Verdict::RetryElsewhere);
+        assert_eq!(judge_response(424, b"", &all), Verdict::RetryElsewhere);
         let none = |_: u16| false;
         assert_eq!(judge_response(429, b"", &none), Verdict::ClientError);
         assert_eq!(judge_response(503, b"", &none), Verdict::ClientError);

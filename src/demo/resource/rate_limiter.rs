@@ -97,7 +97,7 @@ pub(in crate::demo) enum AdmissionDecision {
 /// The rate limiter of one deployment.
 #[derive(Debug)]
 pub(in crate::demo) struct RateLimiter {
-    kind: DeploymentKind,
+    deployment_kind: DeploymentKind,
     created_at: Instant,
     /// Minutes since `created_at`.
     current_minute: u128,
@@ -112,9 +112,9 @@ pub(in crate::demo) struct RateLimiter {
 }
 
 impl RateLimiter {
-    pub(in crate::demo) fn new(kind: DeploymentKind, now: Instant) -> Self {
+    pub(in crate::demo) fn new(deployment_kind: DeploymentKind, now: Instant) -> Self {
         Self {
-            kind,
+            deployment_kind,
             created_at: now,
             current_minute: 0,
             tokens_this_minute: 0,
@@ -134,7 +134,7 @@ impl RateLimiter {
         now: Instant,
     ) -> AdmissionDecision {
         let hides_counters = limit_override == LimitOverride::UnknownCounters;
-        match self.kind {
+        match self.deployment_kind {
             DeploymentKind::Unlimited => {
                 let counters =
                     if hides_counters { RateLimitCounters::MinusOne } else { RateLimitCounters::None };
@@ -157,7 +157,7 @@ impl RateLimiter {
 
     /// Replaces the estimate by what was really used, once the response has been sent.
     pub(in crate::demo) fn settle_charge(&mut self, charge: &UsageCharge) {
-        if matches!(self.kind, DeploymentKind::Provisioned { .. }) {
+        if matches!(self.deployment_kind, DeploymentKind::Provisioned { .. }) {
             let level = self.bucket_level + to_f64(charge.actual_tokens) - to_f64(charge.estimated_tokens);
             self.bucket_level = level.max(0.0);
         }
@@ -165,7 +165,7 @@ impl RateLimiter {
 
     /// What tokens count for in this deployment.
     pub(in crate::demo) fn weighted_tokens(&self, input_tokens: u64, output_tokens: u64) -> u64 {
-        match self.kind {
+        match self.deployment_kind {
             DeploymentKind::Provisioned { output_weight, .. } => {
                 input_tokens.saturating_add(output_tokens.saturating_mul(output_weight))
             }

@@ -1,21 +1,21 @@
-//! What happens to an attempt when nothing arrives in time.
+//! The deadline of the current attempt, and what happens when it passes.
 
 use std::time::Instant;
 
 use super::upstream_error::UpstreamError;
 
-/// When the current attempt is acted on although nothing has arrived, and how.
+/// The deadline for the next event of the current attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::proxy) struct AttemptDeadline {
     pub(in crate::proxy) at: Instant,
     pub(in crate::proxy) action: DeadlineAction,
 }
 
-/// What a deadline does.
+/// What happens when a deadline passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::proxy) enum DeadlineAction {
-    /// The attempt is given up with this error.
+    /// The attempt ends with this error.
     GiveUp(UpstreamError),
-    /// What is held of the response goes to the client.
-    ReleaseHeld,
+    /// The response is no longer held: the client gets it, or another attempt is made.
+    EndHold,
 }

@@ -1,5 +1,5 @@
-//! The exchange of one attempt: the request goes to a backend and its response to the client, while
-//! client, backend and deadlines are waited for at once.
+//! The exchange of one attempt: sends the request to the backend and the response to the client, and
+//! waits for the client, the backend and the deadline at the same time.
 
 use std::collections::VecDeque;
 use std::future::{pending, ready};
@@ -15,7 +15,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use super::deadline::DeadlineAction;
 use super::response_handler::ResponseHandler;
 use super::upstream_error::UpstreamError;
-use crate::proxy::client::presence::client_disconnect;
+use crate::proxy::client::presence::wait_for_disconnect;
 use crate::proxy::client::request_body::{BodyReadError, classify_read_error};
 use crate::proxy::client::response_writer::wait_until_recorded;
 use crate::proxy::context::RequestContext;
@@ -23,61 +23,68 @@ use crate::proxy::error_types::{FIRST_BYTE_TIMEOUT, IDLE_TIMEOUT};
 use crate::proxy::timer::Timer;
 use crate::proxy::upstream::connection::{UpstreamConnection, UpstreamEvent};
 
-/// Most parts of a response that are taken together if they have arrived already.
-const MAX_TASKS_TOGETHER: usize = 4;
+/// Longest run of parts of a response that have already arrived and are written to the client together.
+const MAX_COALESCED_TASKS: usize = 4;
 
-/// What is read from the client at a moment.
+/// What the exchange currently reads from the client.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum ClientInterest {
-    /// More of its upload.
+enum ClientReadMode {
+    /// The next piece of its upload.
     Upload,
-    /// Only whether it disconnects.
+    /// Nothing, but its disconnect is noticed.
     Disconnect,
-    /// Bytes of the tunnel.
+    /// Bytes for the tunnel.
     Tunnel,
-    /// Nothing: there is no room for what it sends, or no backend to send it to.
+    /// Nothing: the backend cannot take more yet, or no more at all.
     Nothing,
 }
 
-impl ClientInterest {
-    async fn read(self, session: &mut ServerSession, has_pipelined: &mut bool) -> Result<Option<Bytes>> {
+impl ClientReadMode {
+    async fn read(
+        self,
+        session: &mut ServerSession,
+        has_pipelined_bytes: &mut bool,
+    ) -> Result<Option<Bytes>> {
         match self {
             Self::Upload => session.read_request_body().await,
-            Self::Disconnect => Err(client_disconnect(session, has_pipelined).await),
+            Self::Disconnect => Err(wait_for_disconnect(session, has_pipelined_bytes).await),
             Self::Tunnel => session.read_body_or_idle(false).await.map_err(Error::into_down),
             Self::Nothing => pending().await,
         }
     }
 }
 
-/// What happens next.
-enum Event {
+/// What the exchange reacts to.
+enum ExchangeEvent {
     Backend(UpstreamEvent),
+    /// What was read from the client: bytes, `None` for their end, or an error.
     Client(Result<Option<Bytes>>),
     /// The backend can take the next piece of the body.
-    RoomUpstream,
+    CanSend,
     Deadline,
 }
 
-/// How far the request has been sent.
+/// How much of the request has been sent.
 struct SendProgress {
-    /// Pieces of the body that are not sent yet.
-    unsent: VecDeque<Bytes>,
-    /// More of the body comes from the client, which may send at most this many bytes in all.
+    /// Pieces of the body in memory that are not yet sent.
+    unsent_pieces: VecDeque<Bytes>,
+    /// Maximum length of the whole body while the client still uploads it; `None` once all of it has been
+    /// read.
     streaming_limit: Option<u64>,
-    /// The whole request has been sent, or no more of it can be.
+    /// The request has been sent completely, or no more of it can be sent.
     is_done: bool,
-    /// Sending failed. The response is still read: a backend may answer before it closes.
-    failure: Option<Box<Error>>,
+    /// Why sending failed. The response is still read, because a backend may respond and then close the
+    /// connection without reading the rest of the request.
+    send_error: Option<Box<Error>>,
 }
 
 impl SendProgress {
     fn has_unsent_body(&self) -> bool {
-        !self.unsent.is_empty() || self.streaming_limit.is_some()
+        !self.unsent_pieces.is_empty() || self.streaming_limit.is_some()
     }
 }
 
-/// One attempt on its connection.
+/// The exchange of request and response on one upstream connection.
 pub(in crate::proxy) struct AttemptExchange<'e> {
     session: &'e mut ServerSession,
     context: &'e mut RequestContext,
@@ -86,66 +93,70 @@ pub(in crate::proxy) struct AttemptExchange<'e> {
 }
 
 impl<'e> AttemptExchange<'e> {
-    /// An exchange whose request head has been sent.
+    /// An exchange on a connection on which the request head has been sent.
     pub(in crate::proxy) fn new(
         session: &'e mut ServerSession,
         context: &'e mut RequestContext,
         upstream: &'e mut UpstreamConnection,
     ) -> Self {
-        let unsent = std::mem::take(&mut context.body.unsent);
+        let unsent = std::mem::take(&mut context.body.unsent_pieces);
         let streaming_limit = context.body.streaming_limit;
-        let progress = SendProgress { unsent, streaming_limit, is_done: false, failure: None };
+        let progress =
+            SendProgress { unsent_pieces: unsent, streaming_limit, is_done: false, send_error: None };
         Self { session, context, upstream, progress }
     }
 
-    /// Sends the body and passes the response on, to its end.
+    /// Sends the body and relays the response until the client has all that it gets.
     ///
     /// # Errors
-    /// When it broke off, or another backend is to be tried.
+    /// If one side failed, a deadline passed, or the response is dropped in favour of another attempt.
     pub(in crate::proxy) async fn run(mut self, timer: &mut Timer) -> Result<()> {
         if !self.progress.has_unsent_body() {
             self.progress.is_done = true;
             self.context.on_request_sent(Instant::now());
-        } else if !self.progress.unsent.is_empty() {
-            self.send_next().await;
+        } else if !self.progress.unsent_pieces.is_empty() {
+            self.send_next_piece().await;
         }
         loop {
-            let has_room = !self.progress.is_done && !self.upstream.is_sending();
-            let can_send_held = has_room && !self.progress.unsent.is_empty();
-            let interest = self.client_interest(has_room, can_send_held);
-            // The time for the response begins when the request has been sent.
+            let can_send = !self.progress.is_done && !self.upstream.is_sending();
+            let can_send_piece = can_send && !self.progress.unsent_pieces.is_empty();
+            let interest = self.client_interest(can_send, can_send_piece);
+            // No deadline applies until the request has been sent: an upload takes as long as its client
+            // takes.
             let deadline = self.context.deadline.filter(|_| self.progress.is_done);
-            // In this order: a response that has arrived counts before the client's disconnect, and
-            // reading it makes room in the backend's buffers, which sending may wait for.
+            // The response comes first for two reasons. What has arrived of it is handled before a
+            // disconnect of the client. And the next branch is always ready while it is enabled, but a
+            // backend may stop reading the request until its response is read.
             let event = tokio::select! {
                 biased;
-                event = self.upstream.next() => Event::Backend(event),
-                () = ready(()), if can_send_held => Event::RoomUpstream,
-                read = interest.read(self.session, &mut self.context.has_pipelined) => Event::Client(read),
-                () = timer.until(deadline.map(|deadline| deadline.at)) => Event::Deadline,
+                event = self.upstream.next_event() => ExchangeEvent::Backend(event),
+                () = ready(()), if can_send_piece => ExchangeEvent::CanSend,
+                read = interest.read(self.session, &mut self.context.has_pipelined_bytes) => ExchangeEvent::Client(read),
+                () = timer.wait_until(deadline.map(|deadline| deadline.at)) => ExchangeEvent::Deadline,
             };
             match event {
-                Event::Backend(UpstreamEvent::Read(read)) => {
-                    if self.on_response(read).await? {
+                ExchangeEvent::Backend(UpstreamEvent::Read(read)) => {
+                    if self.on_response_read(read).await? {
                         return Ok(());
                     }
                 }
-                Event::Backend(UpstreamEvent::Sent(sent)) => self.on_sent(sent),
-                Event::RoomUpstream => self.send_next().await,
-                Event::Client(read) if interest == ClientInterest::Tunnel => match read? {
+                ExchangeEvent::Backend(UpstreamEvent::Sent(sent)) => self.on_piece_sent(sent),
+                ExchangeEvent::CanSend => self.send_next_piece().await,
+                ExchangeEvent::Client(read) if interest == ClientReadMode::Tunnel => match read? {
                     Some(bytes) => {
                         let sent = self.upstream.send_tunnel_bytes(&bytes).await;
-                        self.progress.failure = sent.err().map(Error::into_up);
+                        // The rest of what the backend sends still goes to the client.
+                        self.progress.send_error = sent.err().map(Error::into_up);
                     }
                     None => return Ok(()),
                 },
-                Event::Client(read) => {
-                    self.on_upload(read)?;
-                    if self.progress.streaming_limit.is_none() || !self.progress.unsent.is_empty() {
-                        self.send_next().await;
+                ExchangeEvent::Client(read) => {
+                    self.on_upload_read(read)?;
+                    if self.progress.streaming_limit.is_none() || !self.progress.unsent_pieces.is_empty() {
+                        self.send_next_piece().await;
                     }
                 }
-                Event::Deadline => {
+                ExchangeEvent::Deadline => {
                     if self.on_deadline(deadline.map(|deadline| deadline.action)).await? {
                         return Ok(());
                     }
@@ -154,41 +165,51 @@ impl<'e> AttemptExchange<'e> {
         }
     }
 
-    fn client_interest(&self, has_room: bool, can_send_held: bool) -> ClientInterest {
+    fn client_interest(&self, can_send: bool, can_send_piece: bool) -> ClientReadMode {
         let is_tunnel = self.session.was_upgraded();
         let is_upload = self.progress.streaming_limit.is_some();
         match () {
-            () if is_tunnel && self.progress.failure.is_none() => ClientInterest::Tunnel,
-            () if has_room && !can_send_held && is_upload => ClientInterest::Upload,
-            () if is_upload || is_tunnel => ClientInterest::Nothing,
-            () => ClientInterest::Disconnect,
+            () if is_tunnel && self.progress.send_error.is_none() => ClientReadMode::Tunnel,
+            () if can_send && !can_send_piece && is_upload => ClientReadMode::Upload,
+            // Not even a disconnect: to notice it a byte has to be read, which would belong to the upload
+            // or the tunnel.
+            () if is_upload || is_tunnel => ClientReadMode::Nothing,
+            () => ClientReadMode::Disconnect,
         }
     }
 
-    /// Sends the next piece of the body, or its end.
-    async fn send_next(&mut self) {
-        let piece = self.progress.unsent.pop_front().unwrap_or_default();
+    /// Sends the next piece of the body, or the end of the body if no piece is left.
+    async fn send_next_piece(&mut self) {
+        let piece = self.progress.unsent_pieces.pop_front().unwrap_or_default();
         let is_last = !self.progress.has_unsent_body();
-        match self.upstream.send(piece, is_last).await {
-            Ok(true) => self.on_sent(Ok(())),
+        match self.upstream.send_body_piece(piece, is_last).await {
+            Ok(true) => self.on_piece_sent(Ok(())),
+            // `UpstreamEvent::Sent` follows.
             Ok(false) => {}
-            Err(problem) => self.on_sent(Err(problem)),
+            Err(error) => self.on_piece_sent(Err(error)),
         }
     }
 
-    /// A piece of the body has been sent, or could not be.
-    fn on_sent(&mut self, sent: Result<()>) {
+    /// Records that a piece of the body has been sent, or could not be sent.
+    fn on_piece_sent(&mut self, sent: Result<()>) {
         match sent {
             Ok(()) if self.progress.has_unsent_body() => return,
             Ok(()) => {}
-            Err(problem) => self.progress.failure = Some(problem.into_up()),
+            Err(error) => self.progress.send_error = Some(error.into_up()),
         }
         self.progress.is_done = true;
+        // After a failure as well: the deadline limits how long a response is then waited for.
         self.context.on_request_sent(Instant::now());
     }
 
-    /// More of an upload has arrived, or its end, or it broke off.
-    fn on_upload(&mut self, read: Result<Option<Bytes>>) -> Result<()> {
+    /// Handles what was read from the client: a piece of its upload, the end of it, or an error. Without
+    /// an upload it can only be the client's disconnect.
+    ///
+    /// # Errors
+    /// If the client disconnected, or its upload is refused ([`is_client_error`]).
+    ///
+    /// [`is_client_error`]: super::upstream_error::is_client_error
+    fn on_upload_read(&mut self, read: Result<Option<Bytes>>) -> Result<()> {
         let Some(limit) = self.progress.streaming_limit else { return read.map(|_| ()) };
         let refused = |status| Err(Error::new(ErrorType::HTTPStatus(status)).into_down());
         match read {
@@ -200,7 +221,7 @@ impl<'e> AttemptExchange<'e> {
                     return refused(413);
                 }
                 if !piece.is_empty() {
-                    self.progress.unsent.push_back(piece);
+                    self.progress.unsent_pieces.push_back(piece);
                 }
                 Ok(())
             }
@@ -209,56 +230,56 @@ impl<'e> AttemptExchange<'e> {
                 self.progress.streaming_limit = None;
                 Ok(())
             }
-            Err(problem) => match classify_read_error(&problem) {
-                BodyReadError::ClientGone => Err(problem.into_down()),
-                BodyReadError::Refused(refusal) | BodyReadError::Unframed(refusal) => {
+            Err(error) => match classify_read_error(&error) {
+                BodyReadError::ClientGone => Err(error.into_down()),
+                BodyReadError::Refused(refusal) | BodyReadError::RefusedWithClose(refusal) => {
                     refused(refusal.reason.status())
                 }
             },
         }
     }
 
-    /// Passes on what came of a response; returns whether the client has all that it gets.
-    async fn on_response(&mut self, read: Result<HttpTask>) -> Result<bool> {
-        let mut tasks = Vec::with_capacity(MAX_TASKS_TOGETHER);
-        tasks.push(self.framed_task(read)?);
-        // What has arrived already goes to the client in one write.
-        while tasks.len() < MAX_TASKS_TOGETHER
+    /// Handles what was read of the response; returns whether the client has all that it gets.
+    async fn on_response_read(&mut self, read: Result<HttpTask>) -> Result<bool> {
+        let mut tasks = Vec::with_capacity(MAX_COALESCED_TASKS);
+        tasks.push(self.frame_task(read)?);
+        // Parts that have already arrived go to the client in one write.
+        while tasks.len() < MAX_COALESCED_TASKS
             && !tasks.last().is_none_or(HttpTask::is_end)
-            && let Some(event) = self.upstream.next().now_or_never()
+            && let Some(event) = self.upstream.next_event().now_or_never()
         {
             match event {
-                UpstreamEvent::Read(read) => tasks.push(self.framed_task(read)?),
-                UpstreamEvent::Sent(sent) => self.on_sent(sent),
+                UpstreamEvent::Read(read) => tasks.push(self.frame_task(read)?),
+                UpstreamEvent::Sent(sent) => self.on_piece_sent(sent),
             }
         }
         let is_end = tasks.last().is_some_and(HttpTask::is_end);
-        let out = ResponseHandler::new(self.context, Instant::now()).receive(tasks)?;
-        let is_over = self.write_to_client(out).await?;
-        if is_end && !is_over && !self.context.is_committed() {
-            let error =
-                Error::explain(ErrorType::ConnectionClosed, "the response ended without a final head");
+        let client_tasks = ResponseHandler::new(self.context, Instant::now()).handle_tasks(tasks)?;
+        let is_over = self.write_to_client(client_tasks).await?;
+        if is_end && !is_over && !self.context.is_response_committed() {
+            let error = Error::explain(ErrorType::ConnectionClosed, "the response ended before a final head");
             return Err(error.into_up());
         }
         Ok(is_over || is_end)
     }
 
-    /// A part of a response, framed for the client.
-    fn framed_task(&mut self, read: Result<HttpTask>) -> Result<HttpTask> {
+    /// A part of the response, with the framing for the client. A failure becomes a task as well, because
+    /// its meaning depends on the state of the response.
+    fn frame_task(&mut self, read: Result<HttpTask>) -> Result<HttpTask> {
         match read {
             Ok(HttpTask::Header(mut header, is_end)) => {
-                self.set_framing(&mut header, is_end)?;
+                self.set_client_framing(&mut header, is_end)?;
                 Ok(HttpTask::Header(header, is_end))
             }
             Ok(task) => Ok(task),
-            // Where sending failed first, that is the cause.
-            Err(problem) => Ok(HttpTask::Failed(self.progress.failure.take().unwrap_or(problem).into_up())),
+            // If sending failed before, that is the cause.
+            Err(error) => Ok(HttpTask::Failed(self.progress.send_error.take().unwrap_or(error).into_up())),
         }
     }
 
-    /// A response without a length ends with its connection, or with its HTTP/2 stream. To the client
-    /// it is chunked, so that its end can be told from a break.
-    fn set_framing(&self, header: &mut ResponseHeader, is_end: bool) -> Result<()> {
+    /// Makes a response without a length chunked for the client. From the backend it ends with its
+    /// connection or HTTP/2 stream; the client has to tell that end from an incomplete response.
+    fn set_client_framing(&self, header: &mut ResponseHeader, is_end: bool) -> Result<()> {
         // RFC 9112, section 6.3: these have no body, whatever their fields say.
         let has_no_body = self.context.request.method == Method::HEAD
             || header.status.is_informational()
@@ -273,32 +294,36 @@ impl<'e> AttemptExchange<'e> {
         Ok(())
     }
 
-    /// Writes to the client what is ready; returns whether that is all that it gets. The record is
-    /// written before the last bytes go out.
-    async fn write_to_client(&mut self, out: Vec<HttpTask>) -> Result<bool> {
-        let receipt = if self.context.is_ready_to_settle() { self.context.settle() } else { None };
-        if out.is_empty() {
+    /// Writes these parts of the response to the client; returns whether it has all that it gets. Before
+    /// the last bytes are written, the record is.
+    async fn write_to_client(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        let receipt = if self.context.is_record_final() { self.context.submit_record() } else { None };
+        if tasks.is_empty() {
             return Ok(false);
         }
         wait_until_recorded(self.context, receipt).await;
-        self.session.response_duplex_vec(out).await.map_err(|mut problem| {
-            // The engine leaves the source open where writing to the client failed.
-            if *problem.esource() == ErrorSource::Unset {
-                problem.as_down();
+        self.session.response_duplex_vec(tasks).await.map_err(|mut error| {
+            // Pingora leaves the source of some errors of writing to the client unset. Without a source they
+            // would count as the backend's.
+            if *error.esource() == ErrorSource::Unset {
+                error.as_down();
             }
-            problem
+            error
         })
     }
 
+    /// Acts on the deadline that has passed; returns whether the client has all that it gets.
     async fn on_deadline(&mut self, action: Option<DeadlineAction>) -> Result<bool> {
         match action {
             Some(DeadlineAction::GiveUp(UpstreamError::FirstByteTimeout)) => {
                 Error::e_explain(FIRST_BYTE_TIMEOUT, "no response head in time")
             }
-            Some(DeadlineAction::GiveUp(_)) => Error::e_explain(IDLE_TIMEOUT, "silence within a response"),
-            Some(DeadlineAction::ReleaseHeld) => {
-                let out = ResponseHandler::new(self.context, Instant::now()).release_held()?;
-                self.write_to_client(out).await
+            Some(DeadlineAction::GiveUp(_)) => {
+                Error::e_explain(IDLE_TIMEOUT, "the next part of the response did not arrive in time")
+            }
+            Some(DeadlineAction::EndHold) => {
+                let tasks = ResponseHandler::new(self.context, Instant::now()).end_hold()?;
+                self.write_to_client(tasks).await
             }
             None => Ok(false),
         }

@@ -1,4 +1,4 @@
-//! Why no backend is left to try, as a refusal for the client.
+//! The refusal for a request for which no further attempt is possible, and when to retry.
 
 use std::time::{Duration, Instant};
 
@@ -9,31 +9,32 @@ use crate::record::exchange::AttemptRecord;
 use crate::refusal::{Refusal, RefusalReason};
 use crate::routing::availability::UnavailableReason;
 
-/// The refusal of a request for which no backend is left. `default_cooldown` is told where no better
-/// time is known.
-pub(super) fn refusal(retry: &RetryState, default_cooldown: Duration, now: Instant) -> Refusal {
+/// The refusal of a request for which no further attempt is possible. `default_cooldown` is its
+/// `retry-after` if no better time is known.
+pub(super) fn exhaustion_refusal(retry: &RetryState, default_cooldown: Duration, now: Instant) -> Refusal {
     let was_throttled = |attempt: &AttemptRecord| attempt.status == Some(429);
-    if retry.soonest_cooldown(now).is_some() || retry.attempts.iter().any(was_throttled) {
-        return all_throttled(soonest_retry(retry, default_cooldown, now));
+    if retry.soonest_cooldown(now).is_some() || retry.attempt_records.iter().any(was_throttled) {
+        return throttled_refusal(time_until_retry(retry, default_cooldown, now));
     }
-    // A failed status normally leaves its response to be relayed; not so an event in a stream, or a
-    // response that broke off.
+    // A complete response with such a status is relayed and not replaced by a refusal. But the status also
+    // stands for an error event in a stream, or for an incomplete response.
     let has_failed = |attempt: &&AttemptRecord| {
         attempt.error.is_some() || attempt.status.is_some_and(|status| matches!(status, 408 | 500..))
     };
-    if let Some(last) = retry.attempts.iter().rfind(has_failed) {
-        return no_answer(last, retry.attempts.len());
+    if let Some(last) = retry.attempt_records.iter().rfind(has_failed) {
+        return failed_refusal(last, retry.attempt_records.len());
     }
-    unavailable(retry, now)
+    unavailable_refusal(retry, now)
 }
 
-/// How long until some backend can be tried, those that are cooling down included.
-pub(super) fn soonest_retry(retry: &RetryState, default_cooldown: Duration, now: Instant) -> Duration {
+/// How long until a backend is available that this request has not tried, or until the first cooldown
+/// ends. `default_cooldown` if neither is known.
+pub(super) fn time_until_retry(retry: &RetryState, default_cooldown: Duration, now: Instant) -> Duration {
     let soonest = if retry.has_untried_backend(now) { Some(now) } else { retry.soonest_cooldown(now) };
     soonest.map_or(default_cooldown, |until| until.saturating_duration_since(now))
 }
 
-fn all_throttled(wait: Duration) -> Refusal {
+fn throttled_refusal(wait: Duration) -> Refusal {
     let seconds = wait.as_millis().clamp(1, MAX_RETRY_AFTER_MS).div_ceil(1000);
     let message = format!(
         "The backends of this deployment are at their rate limit or cannot be reached. \
@@ -42,33 +43,39 @@ fn all_throttled(wait: Duration) -> Refusal {
     Refusal::new(RefusalReason::AllThrottled, message).with_retry_after(wait)
 }
 
-fn no_answer(last: &AttemptRecord, attempts: usize) -> Refusal {
-    if last.error.is_some_and(UpstreamError::is_timeout) {
-        let message = format!("no backend answered in time (attempts: {attempts})");
+fn failed_refusal(last: &AttemptRecord, attempts: usize) -> Refusal {
+    if last.error.is_some_and(UpstreamError::is_timeout_word) {
+        let message = format!("no backend responded in time (attempts: {attempts})");
         return Refusal::new(RefusalReason::UpstreamTimeout, message);
     }
-    Refusal::new(RefusalReason::UpstreamFailed, format!("no backend answered (attempts: {attempts})"))
+    Refusal::new(RefusalReason::UpstreamFailed, format!("no backend responded (attempts: {attempts})"))
 }
 
-/// No attempt failed: the backends were unavailable to begin with, or turned out to be misconfigured.
-fn unavailable(retry: &RetryState, now: Instant) -> Refusal {
+/// The refusal if no attempt failed: the backends were unavailable from the start, or turned out to be
+/// misconfigured.
+fn unavailable_refusal(retry: &RetryState, now: Instant) -> Refusal {
     let is_misconfigured = |reason| {
         !matches!(
             reason,
             UnavailableReason::CoolingDown | UnavailableReason::BreakerOpen | UnavailableReason::Drained
         )
     };
-    if retry.unavailable_backends(now).any(|found| is_misconfigured(found.reason))
-        || !retry.attempts.is_empty()
+    // Attempts that neither failed nor were throttled ended with an error that only the operator can
+    // correct.
+    if retry.unavailable_backends(now).any(|unavailable| is_misconfigured(unavailable.reason))
+        || !retry.attempt_records.is_empty()
     {
         let message = "every backend of this deployment refuses the balancer's own credential or lacks the \
                        deployment; the balancer's operator has to correct that";
         return Refusal::new(RefusalReason::BackendMisconfigured, message);
     }
+    // A drained backend has no time at which it becomes available.
     let is_drained = |reason| reason == UnavailableReason::Drained;
-    let until =
-        retry.unavailable_backends(now).filter(|found| !is_drained(found.reason)).map(|found| found.until);
-    match until.min() {
+    let available_at = retry
+        .unavailable_backends(now)
+        .filter(|unavailable| !is_drained(unavailable.reason))
+        .map(|unavailable| unavailable.until);
+    match available_at.min() {
         Some(until) => {
             let message = "no backend of this deployment is available now: each has failed too often or is \
                            cooling down";

@@ -1,5 +1,5 @@
-//! The response that the client gets whole: one that was held back, with true retry hints, or a
-//! refusal of the balancer. Also the header fields that every response carries.
+//! The responses that the client gets as a whole: a held response of a backend, with corrected retry hints,
+//! or a refusal by the balancer. Also the header fields that every response gets.
 
 use std::time::{Instant, SystemTime};
 
@@ -22,43 +22,44 @@ const REQUEST_ID: &str = "x-aoai-lb-request-id";
 const BACKEND: &str = "x-aoai-lb-backend";
 const ATTEMPTS: &str = "x-aoai-lb-attempts";
 
-/// The response when no further attempt is made: the most useful one that was held back, or a refusal.
+/// The response if no further attempt is made: the most useful held response, or a refusal.
 ///
 /// # Errors
-/// Pingora's, for a header that cannot be set.
-pub(in crate::proxy) fn conclude(
+/// If a header field cannot be set.
+pub(in crate::proxy) fn best_response_or_refusal(
     context: &mut RequestContext,
     now: Instant,
 ) -> pingora::Result<Vec<HttpTask>> {
     if let Some(held) = context.retry.as_mut().and_then(|retry| retry.take_best_response()) {
-        return relay_held(context, held, now);
+        return relay_held_response(context, held, now);
     }
     let refusal = match &context.retry {
-        Some(retry) => exhaustion::refusal(retry, context.gateway().default_cooldown(), now),
+        Some(retry) => exhaustion::exhaustion_refusal(retry, context.gateway().default_cooldown(), now),
         None => Refusal::new(RefusalReason::NoBackend, "no backend is available"),
     };
     refuse(context, &refusal)
 }
 
-/// A refusal of the balancer.
+/// A refusal by the balancer.
 ///
 /// # Errors
-/// Pingora's, for a header that cannot be set.
+/// If a header field cannot be set.
 pub(in crate::proxy) fn refuse(
     context: &mut RequestContext,
     refusal: &Refusal,
 ) -> pingora::Result<Vec<HttpTask>> {
     let (mut header, body) = refusal_response::refusal_response(refusal, &context.request.id)?;
+    // First, because a refusal gets no field that names a backend.
     context.note_refusal(refusal);
     set_common_headers(context, &mut header)?;
     Ok(into_tasks(context, Box::new(header), body))
 }
 
-/// A response that was held back, its retry hints corrected.
+/// A held response, with corrected retry hints.
 ///
 /// # Errors
-/// Pingora's, for a header that cannot be set.
-pub(super) fn relay_held(
+/// If a header field cannot be set.
+pub(super) fn relay_held_response(
     context: &mut RequestContext,
     held: HeldResponse,
     now: Instant,
@@ -69,21 +70,24 @@ pub(super) fn relay_held(
         retry.set_last_target(sent_by);
     }
     correct_retry_hints(context, &mut header, now)?;
+    // Its length is known, now that it is complete. The response to a HEAD keeps the length that it has,
+    // which is that of the response to a GET.
     header.remove_header(&http::header::TRANSFER_ENCODING);
     if context.request.method != Method::HEAD {
         header.insert_header(http::header::CONTENT_LENGTH, body.len())?;
     }
     context.ending.status = Some(header.status.as_u16());
-    context.response = ResponseState::Relayed(Box::new(RelayedResponse::already_sent(&header)));
+    context.response = ResponseState::Relayed(Box::new(RelayedResponse::for_held_response(&header)));
     set_common_headers(context, &mut header)?;
     Ok(into_tasks(context, header, body))
 }
 
-/// Tells the client when some backend can be tried again, not when this one can; and never more than a
-/// minute, since there are SDKs that sleep for a day if told to.
+/// Replaces the retry hints of a backend's error response. A 429 tells the client when the first backend
+/// of the pool becomes available, not when this one does. No wait is longer than
+/// [`refusal_response::MAX_RETRY_AFTER_MS`].
 ///
 /// # Errors
-/// Pingora's, for a header that cannot be set.
+/// If a header field cannot be set.
 pub(super) fn correct_retry_hints(
     context: &RequestContext,
     header: &mut ResponseHeader,
@@ -92,7 +96,7 @@ pub(super) fn correct_retry_hints(
     let default_cooldown = context.gateway().default_cooldown();
     let wait = match header.status.as_u16() {
         429 => match &context.retry {
-            Some(retry) => exhaustion::soonest_retry(retry, default_cooldown, now),
+            Some(retry) => exhaustion::time_until_retry(retry, default_cooldown, now),
             None => default_cooldown,
         },
         408 | 500.. if hints::has_retry_after(&header.headers) => {
@@ -104,14 +108,15 @@ pub(super) fn correct_retry_hints(
     refusal_response::set_retry_after(header, wait.as_millis())
 }
 
-/// Sets what every response carries, and removes what none does.
+/// Sets the header fields that every response gets, and removes those that no response may have.
 ///
 /// # Errors
-/// Pingora's, for a header that cannot be set.
+/// If a header field cannot be set.
 pub(super) fn set_common_headers(
     context: &RequestContext,
     header: &mut ResponseHeader,
 ) -> pingora::Result<()> {
+    // A backend's cookies are for its own host, and `keep-alive` is about its connection.
     for unwanted in [&http::header::SET_COOKIE, &KEEP_ALIVE] {
         if header.headers.contains_key(unwanted) {
             header.remove_header(unwanted);
@@ -121,17 +126,18 @@ pub(super) fn set_common_headers(
     let Some(retry) = &context.retry else { return Ok(()) };
     if context.ending.refusal.is_none()
         && let Some(backend) =
-            retry.last_target().and_then(|target| context.gateway().backends.get(target.backend))
+            retry.last_target().and_then(|target| context.gateway().backends.get(target.backend_index))
     {
         header.insert_header(BACKEND, backend.name_header.clone())?;
     }
     header.insert_header(ATTEMPTS, HeaderValue::from(retry.attempt_count()))
 }
 
+/// The parts of a complete response. Counts its body as sent.
 fn into_tasks(context: &mut RequestContext, header: Box<ResponseHeader>, body: Bytes) -> Vec<HttpTask> {
     if body.is_empty() || context.request.method == Method::HEAD {
         return vec![HttpTask::Header(header, true)];
     }
-    context.ending.note_body_bytes(body.len(), context.request.arrival);
+    context.ending.note_body_bytes(body.len(), context.request.arrived_at);
     vec![HttpTask::Header(header, false), HttpTask::Body(Some(body), true)]
 }

@@ -1,53 +1,61 @@
-//! A response that is held back from the client: whole, or as far as it came.
+//! A response that is held until the next step is known: all of it, or what has arrived of it.
 
 use bytes::Bytes;
 use pingora::http::ResponseHeader;
 
 use crate::names::DeploymentName;
 
-/// The backend of an attempt, and what it calls the deployment.
+/// The backend of an attempt, and the name of the deployment there.
 #[derive(Clone)]
 pub(in crate::proxy) struct AttemptTarget {
     /// The index of the backend in the configuration.
-    pub(in crate::proxy) backend: usize,
+    pub(in crate::proxy) backend_index: usize,
     pub(in crate::proxy) upstream_deployment: Option<DeploymentName>,
 }
 
-/// A response that is held back until the next step is known.
+/// A response that is held until the next step is known.
 pub(in crate::proxy) struct HeldResponse {
-    pub(in crate::proxy) header: Box<ResponseHeader>,
-    pub(in crate::proxy) body: Vec<Bytes>,
-    /// Bytes of the body.
-    pub(super) size: usize,
-    /// Which backend sent it.
+    pub(super) header: Box<ResponseHeader>,
+    pub(super) body_pieces: Vec<Bytes>,
+    /// Bytes in `body_pieces`.
+    pub(super) body_size: usize,
+    /// The backend that sent it, once the attempt has ended.
     pub(super) sent_by: Option<AttemptTarget>,
-    /// It says that the backend cannot serve this request: relayed only if no backend says more.
-    pub(super) is_last_resort: bool,
+    /// It says that this backend does not support the request. It is relayed only if no backend sent any
+    /// other response.
+    pub(super) is_unsupported_by_backend: bool,
 }
 
 impl HeldResponse {
-    pub(in crate::proxy) fn new(header: Box<ResponseHeader>) -> Self {
-        Self { header, body: Vec::new(), size: 0, sent_by: None, is_last_resort: false }
+    pub(super) fn new(header: Box<ResponseHeader>) -> Self {
+        Self {
+            header,
+            body_pieces: Vec::new(),
+            body_size: 0,
+            sent_by: None,
+            is_unsupported_by_backend: false,
+        }
     }
 
-    pub(in crate::proxy) fn push(&mut self, data: Bytes) {
-        self.size += data.len();
-        self.body.push(data);
+    pub(super) fn push(&mut self, data: Bytes) {
+        self.body_size += data.len();
+        self.body_pieces.push(data);
     }
 
-    /// The body as far as it came.
+    /// The body as far as it has arrived, in one piece.
     pub(super) fn whole_body(&self) -> Bytes {
-        match self.body.as_slice() {
+        match self.body_pieces.as_slice() {
             [] => Bytes::new(),
             [only] => only.clone(),
             many => Bytes::from(many.concat()),
         }
     }
 
-    /// How useful it is to the client, best first: about the request, a 429, a 5xx, a 408.
+    /// How useful it is to the client; 0 is best. A response about the request itself comes before a 429, a
+    /// 5xx and a 408, and all of them before one that says that the backend does not support the request.
     pub(super) fn rank(&self) -> u8 {
         match self.header.status.as_u16() {
-            _ if self.is_last_resort => 4,
+            _ if self.is_unsupported_by_backend => 4,
             429 => 1,
             500.. => 2,
             408 => 3,

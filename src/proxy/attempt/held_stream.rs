@@ -1,5 +1,6 @@
-//! The beginning of a stream that is held back until its first content: Azure refuses streams inside
-//! a 200, and as long as the client has seen nothing another backend can take the request.
+//! The beginning of a stream, which is held until its first content. Azure may refuse a streamed request
+//! with an error event after the status 200. As long as the client has got nothing of the stream, another
+//! backend can be tried.
 
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
@@ -10,44 +11,51 @@ use crate::proxy::client::body_memory::MemoryReservation;
 
 /// The head and first events of a stream.
 pub(in crate::proxy) struct HeldStream {
-    pub(in crate::proxy) header: Box<ResponseHeader>,
-    pub(in crate::proxy) tasks: Vec<HttpTask>,
-    /// Bytes of the events.
-    size: u64,
-    /// Most bytes that are held.
-    max_size: u64,
+    pub(super) header: Box<ResponseHeader>,
+    /// The parts of the body that have arrived.
+    pub(super) tasks: Vec<HttpTask>,
+    /// Bytes in `tasks`.
+    body_size: u64,
+    /// The stream goes to the client once it exceeds this many bytes.
+    max_body_size: u64,
     scanner: EventScanner,
+    /// The memory of `tasks`.
     reservation: MemoryReservation,
 }
 
-/// What the first events of a stream turned out to be.
+/// What the events of a held stream show so far.
 pub(super) enum HeldStreamState {
-    /// Nothing with content yet: it stays held.
+    /// No content yet, and no error.
     Undecided,
-    /// It has content, is complete, or is too large to hold: it goes to the client.
+    /// The stream has to go to the client now: it has content, has ended, or is too large to hold.
     Ready,
-    /// This event, before any content, is an error.
+    /// The data of an error event before any content.
     Refused(Vec<u8>),
 }
 
 impl HeldStream {
-    /// Holds at most `max_size` bytes.
-    pub(super) fn new(header: Box<ResponseHeader>, max_size: u64, reservation: MemoryReservation) -> Self {
-        let scanner = EventScanner::new(usize::try_from(max_size).unwrap_or(usize::MAX));
-        Self { header, tasks: Vec::new(), size: 0, max_size, scanner, reservation }
+    /// Begins to hold a stream, up to `max_body_size` bytes of its body.
+    pub(super) fn new(
+        header: Box<ResponseHeader>,
+        max_body_size: u64,
+        reservation: MemoryReservation,
+    ) -> Self {
+        let scanner = EventScanner::new(usize::try_from(max_body_size).unwrap_or(usize::MAX));
+        Self { header, tasks: Vec::new(), body_size: 0, max_body_size, scanner, reservation }
     }
 
-    /// Holds one more part of the response.
+    /// Adds a part of the response.
     ///
     /// # Errors
-    /// What upstream failed with. The client has been shown nothing: it is as if there had been no
-    /// response.
+    /// The backend's error. Since the client has got nothing, the attempt then ends as if there had been
+    /// no response.
     pub(super) fn push(&mut self, task: HttpTask, operation: Operation) -> pingora::Result<HeldStreamState> {
         let mut error_event = None;
         let mut is_ready = task.is_end();
         match &task {
             HttpTask::Body(Some(data), _) => {
                 let mut has_content = false;
+                // An error after content, even in the same read, does not count: the client gets both.
                 self.scanner.feed(data, &mut |event| match classify_first_event(operation, &event) {
                     FirstEventKind::Content => has_content |= error_event.is_none(),
                     FirstEventKind::Error if !has_content && error_event.is_none() => {
@@ -55,9 +63,10 @@ impl HeldStream {
                     }
                     FirstEventKind::Error | FirstEventKind::Preamble => {}
                 });
-                self.size += data.len() as u64;
-                is_ready |=
-                    has_content || self.size > self.max_size || self.reservation.grow_to(self.size).is_err();
+                self.body_size += data.len() as u64;
+                is_ready |= has_content
+                    || self.body_size > self.max_body_size
+                    || self.reservation.grow_to(self.body_size).is_err();
             }
             HttpTask::Failed(_) => {
                 let HttpTask::Failed(error) = task else { return Ok(HeldStreamState::Undecided) };

@@ -1,9 +1,9 @@
-//! One attempt: which backend is next, the exchange with it, what its response means, and what the
-//! client gets.
+//! The attempts of a request: which backend is next, the exchange with it, what its response means, and
+//! what the client gets.
 //!
-//! `retry_state.rs` chooses the backend, `exchange.rs` moves the bytes, `response_handler.rs` decides
-//! what of a response is held and what is passed on, `outcome.rs` what a whole response leads to, and
-//! `final_response.rs` what the client gets at the end of all attempts.
+//! `retry_state.rs` keeps track of the attempts, `exchange.rs` moves the bytes, `response_handler.rs`
+//! decides which part of a response is held and which is relayed, `outcome.rs` what a complete response
+//! leads to, and `final_response.rs` makes the response that follows the last attempt.
 
 pub(super) mod deadline;
 pub(super) mod exchange;

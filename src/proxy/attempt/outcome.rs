@@ -1,5 +1,5 @@
-//! What came of an attempt: its response, or the lack of one, becomes what the gateway learns and what
-//! happens next.
+//! The outcome of an attempt: passes what a response, or the lack of one, means to the gateway, and
+//! decides what happens next.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,30 +14,31 @@ use crate::azure::response::verdict::{self, Verdict};
 use crate::gateway::{AttemptFailure, ResponseFacts};
 use crate::routing::retry_plan::AttemptOutcome;
 
-/// What happens after a response that was held back.
+/// What happens after a response that was held.
 pub(super) enum AfterResponse {
-    /// The client gets it.
+    /// The client gets this response.
     Relay(HeldResponse),
-    /// Another attempt is made.
+    /// Another attempt is made, perhaps after a wait.
     Retry,
-    /// No attempt is left; `final_response.rs` says what the client gets.
-    Conclude,
+    /// No further attempt is made; `final_response.rs` decides what the client gets.
+    Exhausted,
 }
 
 impl RetryState {
-    /// A response begins that the client gets as it comes.
+    /// Records the head of a response that is relayed as it arrives, which ends the choice of backends.
     pub(super) fn on_relayed_response(&mut self, header: &ResponseHeader, now: Instant) {
-        self.mark_all_available();
-        let Some(current) = &mut self.current else { return };
-        current.is_answered = true;
+        self.mark_probed_available();
+        let Some(current) = &mut self.current_attempt else { return };
+        current.is_response_relayed = true;
         let status = header.status.as_u16();
-        if let Some(attempt) = self.attempts.last_mut() {
+        if let Some(attempt) = self.attempt_records.last_mut() {
             attempt.status = Some(status);
-            attempt.duration_ms = whole_millis(now.saturating_duration_since(current.started));
+            attempt.duration_ms = whole_millis(now.saturating_duration_since(current.started_at));
         }
-        let Some(candidate) = self.admitted.pool.candidate(current.candidate) else { return };
-        // Sent without `stream_options` it is answered: they were what was refused.
-        if self.refused_stream_options == Some(current.candidate)
+        let Some(candidate) = self.admitted.pool.candidate(current.candidate_index) else { return };
+        // This attempt was sent without `stream_options` after the same backend had answered 400. Its success
+        // proves that they were the reason.
+        if self.stream_options_refused_by == Some(current.candidate_index)
             && header.status.is_success()
             && let Some(deployment) = &candidate.deployment_health
         {
@@ -52,25 +53,26 @@ impl RetryState {
                 send_ticket: current.send_ticket,
                 headers: &header.headers,
                 status,
-                secret_id: current.secret_number,
+                secret_id: current.secret_id,
                 failure: NO_FAILURE,
                 now,
             },
         );
     }
 
-    /// A held response is complete. `is_body_consumed` says that the request cannot be sent again.
+    /// Decides about a held response that is complete. `is_body_consumed` says that the request cannot be
+    /// sent again.
     pub(super) fn on_complete_response(
         &mut self,
         held: HeldResponse,
         is_body_consumed: bool,
         now: Instant,
     ) -> AfterResponse {
-        self.judge(held, true, is_body_consumed, now)
+        self.judge_response(held, true, is_body_consumed, now)
     }
 
-    /// A held response is too large or too slow to hold, or broke off: the verdict is that on its
-    /// beginning. If it is relayed, its attempt goes on.
+    /// Decides about a held response that is too large or too slow to hold, or failed. The verdict is based
+    /// on what has arrived. If the response is relayed, its body may be missing from the returned value.
     pub(super) fn on_incomplete_response(
         &mut self,
         held: HeldResponse,
@@ -79,21 +81,24 @@ impl RetryState {
     ) -> AfterResponse {
         let status = held.header.status.as_u16();
         let verdict = self.gateway.response_verdict(&self.admitted, status, &held.whole_body());
+        // Without ending the attempt: `on_relayed_response` records it.
         if verdict == Verdict::ClientError {
             return AfterResponse::Relay(held);
         }
         let sent_by = self.last_target().cloned();
-        let beginning = HeldResponse { sent_by, ..HeldResponse::new(held.header.clone()) };
-        match self.judge(held, false, is_body_consumed, now) {
-            // The client gets nothing better than this one, which still comes.
-            AfterResponse::Conclude if !is_operators_fault(verdict) && !self.has_best_response() => {
-                AfterResponse::Relay(beginning)
+        let without_body = HeldResponse { sent_by, ..HeldResponse::new(held.header.clone()) };
+        match self.judge_response(held, false, is_body_consumed, now) {
+            // No other response is available to the client, and the rest of this one may still arrive.
+            AfterResponse::Exhausted if !is_operators_fault(verdict) && !self.has_best_response() => {
+                AfterResponse::Relay(without_body)
             }
             after => after,
         }
     }
 
-    fn judge(
+    /// Ends the current attempt with this response: tells the gateway what the response means, keeps it if
+    /// it may be the best to relay in the end, and decides whether another attempt is made.
+    fn judge_response(
         &mut self,
         mut held: HeldResponse,
         is_complete: bool,
@@ -104,41 +109,46 @@ impl RetryState {
         let status = held.header.status.as_u16();
         let body = held.whole_body();
         let verdict = gateway.response_verdict(&self.admitted, status, &body);
-        // The client did not ask for usage, the balancer did: the request is sent again without it.
+        // It was the balancer that asked for usage, not the client, so it sends the request again without.
         let refuses_stream_options =
             status == 400 && self.asks_for_usage() && verdict::mentions_stream_options(&body);
+        // Before the attempt ends and with it its probe permit. A client error shows that the backend serves
+        // requests. Any other response but a failure shows only that it can be reached.
         match verdict {
-            Verdict::ClientError => self.mark_all_available(),
+            Verdict::ClientError => self.mark_probed_available(),
             Verdict::BackendFailure => {}
             _ => self.close_circuit(),
         }
-        let failure = self.failure_for(verdict);
+        let failure = self.failure_for_verdict(verdict);
         let Some(finished) = self.finish_with_status(status, verdict, &held.header, now) else {
             return AfterResponse::Relay(held);
         };
         let outcome = if refuses_stream_options {
-            self.refused_stream_options = Some(finished.candidate);
+            self.stream_options_refused_by = Some(finished.candidate_index);
             Some(AttemptOutcome::Uncounted)
         } else {
-            self.learn(&finished, verdict, status, &held.header, failure, now)
+            self.learn_from_response(&finished, verdict, status, &held.header, failure, now)
         };
         let Some(outcome) = outcome else { return AfterResponse::Relay(held) };
         let was_throttled = matches!(outcome, AttemptOutcome::Throttled(_));
-        self.note_outcome(finished.candidate, outcome);
+        self.note_outcome(finished.candidate_index, outcome);
         held.sent_by = self.last_target().cloned();
+        // The client must not see an error that it did not cause. (`Uncounted` is a refusal of the
+        // `stream_options` that the balancer added.)
         let is_ours = is_operators_fault(verdict) || outcome == AttemptOutcome::Uncounted;
         if !is_ours && is_complete {
-            held.is_last_resort = verdict == Verdict::UnsupportedByBackend;
+            held.is_unsupported_by_backend = verdict == Verdict::UnsupportedByBackend;
             self.keep_best_response(held);
         }
-        if verdict == Verdict::RetryableStatus
+        if verdict == Verdict::RetryElsewhere
             && status == 404
             && self.admitted.searches_by_id
             && !self.searches_other_resources
         {
-            self.search_other_resources(gateway.other_resources());
+            self.search_other_resources(gateway.non_default_resources_pool());
         }
-        // None of these has done anything that a second request would do again.
+        // A request that must not be executed twice is sent again only if this response shows that it was
+        // not executed.
         let is_safe_to_repeat = self.admitted.is_repeatable
             || was_throttled
             || is_ours
@@ -146,12 +156,12 @@ impl RetryState {
         if is_safe_to_repeat && !is_body_consumed && self.has_next_step(now) {
             AfterResponse::Retry
         } else {
-            AfterResponse::Conclude
+            AfterResponse::Exhausted
         }
     }
 
-    /// A stream of status 200 begins with an error event: it is the refusal that the error stands for.
-    /// `None` when the client gets the stream as it is.
+    /// Decides about a stream of status 200 that begins with this error event: it counts as a response with
+    /// the error's status. `None` if the client gets the stream as it is.
     pub(super) fn on_error_event(
         &mut self,
         header: &ResponseHeader,
@@ -163,29 +173,30 @@ impl RetryState {
         let status = match verdict {
             Verdict::Success | Verdict::ClientError => return None,
             Verdict::Throttled => 429,
-            // The backend may have begun to create something: the client sees how that ended.
+            // The backend may have created something, such as a background response, before it failed. The
+            // client sees its events.
             _ if !self.admitted.is_repeatable => return None,
             Verdict::CredentialRejected => 401,
             Verdict::PermissionDenied => 403,
             Verdict::DeploymentNotFound | Verdict::UnsupportedByBackend => 404,
-            Verdict::BackendFailure | Verdict::RetryableStatus => 500,
+            Verdict::BackendFailure | Verdict::RetryElsewhere => 500,
         };
         if verdict != Verdict::BackendFailure {
             self.close_circuit();
         }
-        let failure = self.failure_for(verdict);
+        let failure = self.failure_for_verdict(verdict);
         let finished = self.finish_with_status(status, verdict, header, now)?;
-        let outcome = self.learn(&finished, verdict, status, header, failure, now)?;
-        self.note_outcome(finished.candidate, outcome);
+        let outcome = self.learn_from_response(&finished, verdict, status, header, failure, now)?;
+        self.note_outcome(finished.candidate_index, outcome);
         Some(match self.has_next_step(now) {
             true if !is_body_consumed => AfterResponse::Retry,
-            _ => AfterResponse::Conclude,
+            _ => AfterResponse::Exhausted,
         })
     }
 
-    /// The current attempt ended without a response; returns whether another follows. `is_stale` says
-    /// that its pooled connection had ended before the request arrived, `can_replay` that the request
-    /// can be sent again and the client has seen nothing of a response.
+    /// Ends the current attempt, which failed without a complete response; returns whether another follows.
+    /// `is_stale` says that its pooled connection had ended before the request arrived, `can_replay` that
+    /// the request's body is still in memory and the client has seen nothing of a response.
     pub(in crate::proxy) fn on_attempt_failed(
         &mut self,
         error: UpstreamError,
@@ -193,51 +204,55 @@ impl RetryState {
         can_replay: bool,
         now: Instant,
     ) -> bool {
-        let can_retry = self.can_repeat() && can_replay;
-        // A second time within one request it is the backend's failure.
-        let candidate = self.current.as_ref().map(|current| current.candidate);
+        // Before the attempt ends: whether it may be repeated depends on how much of it was sent.
+        let can_retry = self.can_repeat_request() && can_replay;
+        // A second stale connection within one request counts as the backend's failure; otherwise a backend
+        // that closes every connection would never count as failing.
+        let candidate = self.current_attempt.as_ref().map(|current| current.candidate_index);
         let is_stale =
             is_stale && !candidate.is_some_and(|candidate| self.plan.had_uncounted_attempt(candidate));
-        let failure = if is_stale { NO_FAILURE } else { self.current_failure() };
+        let failure = if is_stale { NO_FAILURE } else { self.classify_current_failure() };
         let Some(finished) = self.finish_attempt(now, |attempt| attempt.error = Some(error.as_str())) else {
             return false;
         };
-        if let Some(candidate) = self.admitted.pool.candidate(finished.candidate)
+        if let Some(candidate) = self.admitted.pool.candidate(finished.candidate_index)
             && !is_stale
         {
             self.gateway.record_attempt_failure(candidate, failure, error.as_str(), now);
         }
         let outcome = if is_stale { AttemptOutcome::Uncounted } else { AttemptOutcome::Failed };
-        self.note_outcome(finished.candidate, outcome);
+        self.note_outcome(finished.candidate_index, outcome);
         can_retry && self.has_next_step(now)
     }
 
-    /// The backend of the current attempt has no credential yet; returns whether another attempt
-    /// follows.
+    /// Ends the current attempt, whose backend has no credential yet; returns whether another follows.
     pub(in crate::proxy) fn on_missing_credential(&mut self, now: Instant) -> bool {
         let Some(finished) = self.finish_attempt(now, |attempt| attempt.error = Some("credential")) else {
             return false;
         };
-        let candidate = self.admitted.pool.candidate(finished.candidate);
+        let candidate = self.admitted.pool.candidate(finished.candidate_index);
         let backend = candidate.and_then(|candidate| self.gateway.backends.get(candidate.backend_index));
         if let Some(backend) = backend {
             backend.mark_unavailable_without_secret(now);
         }
-        self.note_outcome(finished.candidate, AttemptOutcome::CredentialRejected(0));
+        // 0 is the id of no secret.
+        self.note_outcome(finished.candidate_index, AttemptOutcome::CredentialRejected(0));
         self.has_next_step(now)
     }
 
-    /// Logs why no TLS connection could be made for the current attempt.
-    pub(in crate::proxy) fn report_tls_error(&self, why: &str, now: Instant) {
+    /// Logs the TLS error that the current attempt's connection failed with.
+    pub(in crate::proxy) fn report_tls_error(&self, error: &str, now: Instant) {
         if let Some(target) = self.last_target() {
-            self.gateway.log_tls_failure(target.backend, why, now);
+            self.gateway.log_tls_failure(target.backend_index, error, now);
         }
     }
 
-    fn failure_for(&mut self, verdict: Verdict) -> AttemptFailure {
-        if verdict == Verdict::BackendFailure { self.current_failure() } else { NO_FAILURE }
+    /// How a response with this verdict counts for the circuit breaker.
+    fn failure_for_verdict(&mut self, verdict: Verdict) -> AttemptFailure {
+        if verdict == Verdict::BackendFailure { self.classify_current_failure() } else { NO_FAILURE }
     }
 
+    /// Ends the current attempt with the status of its response.
     fn finish_with_status(
         &mut self,
         status: u16,
@@ -252,8 +267,9 @@ impl RetryState {
         })
     }
 
-    /// Has the gateway learn from a response; `None` when the client gets it.
-    fn learn(
+    /// Passes a response to the gateway to learn from it. Returns the outcome of the attempt; `None` if the
+    /// client gets the response.
+    fn learn_from_response(
         &self,
         finished: &FinishedAttempt,
         verdict: Verdict,
@@ -263,11 +279,11 @@ impl RetryState {
         now: Instant,
     ) -> Option<AttemptOutcome> {
         let facts = ResponseFacts {
-            candidate: self.admitted.pool.candidate(finished.candidate)?,
+            candidate: self.admitted.pool.candidate(finished.candidate_index)?,
             send_ticket: finished.send_ticket,
             headers: &header.headers,
             status,
-            secret_id: finished.secret_number,
+            secret_id: finished.secret_id,
             failure,
             now,
         };
@@ -275,8 +291,8 @@ impl RetryState {
     }
 }
 
-/// Whether a verdict is about the balancer's own credential or configuration, which the client is never
-/// shown.
+/// Whether a response with this verdict is caused by the balancer's own credential or configuration. Such
+/// a response is never relayed.
 fn is_operators_fault(verdict: Verdict) -> bool {
     matches!(verdict, Verdict::CredentialRejected | Verdict::PermissionDenied | Verdict::DeploymentNotFound)
 }

@@ -1,6 +1,7 @@
-//! A response that is passed on to the client while tokens and text are read from it.
+//! A response that is relayed to the client while its usage and text are captured for the record.
 //!
-//! Bytes pass unchanged, except for the usage event of a stream that only the balancer asked for.
+//! Its bytes stay unchanged, except that the usage event of a stream is removed if only the balancer asked
+//! for it.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
@@ -15,17 +16,16 @@ use crate::azure::response::sse::{EventScanner, UsageEventFilter};
 use crate::names::DeploymentName;
 use crate::record::exchange::{CapturePolicy, CapturedResponse};
 
-/// Most bytes of a response that are kept whole; of a longer one, such as a few thousand
-/// embeddings, the end is kept, which has the usage.
-const MAX_BODY_BYTES: usize = 1024 * 1024;
-/// The same for a response with pictures, whose size and digest are recorded.
-const MAX_PICTURES_BYTES: usize = 16 * 1024 * 1024;
-/// Most bytes of an event that is parsed; `response.created` repeats the whole request.
-const MAX_EVENT_BYTES: usize = 1024 * 1024;
-/// Most bytes of a stream's text that are kept until its usage is known.
+/// Largest body that is captured completely. Of a larger one, such as a few thousand embeddings, the end is
+/// captured, which has the usage.
+const MAX_CAPTURED_BODY_BYTES: usize = 1024 * 1024;
+/// The same for a response with images, whose sizes and digests are recorded.
+const MAX_CAPTURED_IMAGES_BYTES: usize = 16 * 1024 * 1024;
+/// Largest event that is parsed; `response.created` repeats the whole request.
+const MAX_PARSED_EVENT_BYTES: usize = 1024 * 1024;
+/// Maximum text of a stream that is kept in order to estimate its tokens, should the usage be missing.
 const MAX_ESTIMATED_TEXT_BYTES: usize = 1024 * 1024;
-/// Most bytes of an event that is held back to see whether it is the usage event, which has a few
-/// hundred.
+/// Largest event that is held to see whether it is the usage event, which has a few hundred bytes.
 const MAX_USAGE_EVENT_BYTES: usize = 64 * 1024;
 
 static APIM_REQUEST_ID: HeaderName = HeaderName::from_static("apim-request-id");
@@ -33,62 +33,65 @@ static X_MS_DEPLOYMENT_NAME: HeaderName = HeaderName::from_static("x-ms-deployme
 static X_MS_REGION: HeaderName = HeaderName::from_static("x-ms-region");
 static X_MS_SPILLOVER_FROM_DEPLOYMENT: HeaderName = HeaderName::from_static("x-ms-spillover-from-deployment");
 
-/// A response on its way to the client.
+/// A response that is being relayed to the client.
 pub(in crate::proxy) struct RelayedResponse {
     capture: Capture,
+    /// Removes the usage event; `None` if the stream stays unchanged.
     usage_filter: Option<UsageEventFilter>,
     details: ResponseDetails,
+    /// Its end has been relayed.
     has_ended: bool,
-    /// The client gets another response, which is complete; what still comes of this one is dropped.
-    is_discarded: bool,
-    /// Whether streams of this operation end with a terminal event.
+    /// The client has already got all of its response; what the backend still sends is dropped.
+    drops_rest: bool,
+    /// Streams of this operation end with a terminal event.
     expects_terminal_event: bool,
 }
 
-/// How a response is read for the record.
+/// What is captured of a response for the record.
 enum Capture {
-    /// Not at all.
     Nothing,
-    /// Sound or pictures.
+    /// The digest and length of audio, images or other binary data.
     Binary {
         sha256: Box<Sha256>,
-        bytes: u64,
+        byte_count: u64,
     },
+    /// JSON or text.
     Body {
         body: CollectedBody,
         is_json: bool,
     },
+    /// Server-sent events.
     Stream {
         scanner: EventScanner,
-        answer: Box<ResponseCapture>,
+        response: Box<ResponseCapture>,
     },
 }
 
 /// How a response ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::proxy) enum ResponseEnd {
-    /// By its terminal event.
+    /// With its terminal event.
     TerminalEvent,
-    /// By its framing.
+    /// At the end of its body, for a response without terminal event.
     Framing,
-    /// It broke off, ended without its terminal event, or in an error.
+    /// Incomplete, without its terminal event, or with an error event.
     Broken,
 }
 
-/// What the record needs of a response.
+/// What the record needs from a response.
 #[derive(Default)]
 pub(in crate::proxy) struct ResponseDetails {
     pub(in crate::proxy) region: Option<String>,
     pub(in crate::proxy) apim_request_id: Option<String>,
-    /// The deployment that answered in place of a provisioned one that was full.
+    /// The deployment that answered, if Azure spilled the request over from a full provisioned deployment.
     pub(in crate::proxy) spilled_to: Option<DeploymentName>,
     pub(in crate::proxy) captured: CapturedResponse,
 }
 
 impl RelayedResponse {
-    /// A response with this head. `operation` is `None` for a request that was not admitted;
-    /// `removes_usage` says that the balancer asked for the usage event, which the client must not see.
-    pub(in crate::proxy) fn new(
+    /// A response with this head. `operation` is `None` for a request that was not admitted.
+    /// `removes_usage` says that only the balancer asked for the usage event.
+    pub(super) fn new(
         header: &ResponseHeader,
         operation: Option<Operation>,
         policy: CapturePolicy,
@@ -100,9 +103,9 @@ impl RelayedResponse {
                 .map_or(Capture::Nothing, |operation| Capture::for_response(header, operation, policy)),
             usage_filter: removes_usage.then(|| UsageEventFilter::new(MAX_USAGE_EVENT_BYTES)),
             details: ResponseDetails::from_headers(&header.headers),
-            // A tunnel has no end but that one side disconnects.
+            // A tunnel has no end of its own: however it is closed, it is not incomplete.
             has_ended: header.status == http::StatusCode::SWITCHING_PROTOCOLS,
-            is_discarded: false,
+            drops_rest: false,
             expects_terminal_event: matches!(
                 operation,
                 Some(Operation::Chat | Operation::Completions | Operation::Responses)
@@ -110,42 +113,46 @@ impl RelayedResponse {
         }
     }
 
-    /// A response that was held back and goes to the client whole, without being read here.
-    pub(super) fn already_sent(header: &ResponseHeader) -> Self {
+    /// For a response that goes to the client as a whole, so that nothing is left to be relayed. Nothing is
+    /// captured of it.
+    pub(super) fn for_held_response(header: &ResponseHeader) -> Self {
         Self {
             capture: Capture::Nothing,
             usage_filter: None,
             details: ResponseDetails::from_headers(&header.headers),
             has_ended: true,
-            is_discarded: true,
+            drops_rest: true,
             expects_terminal_event: false,
         }
     }
 
-    /// Whether the usage event is taken out, so that the length of the body changes.
+    /// Whether the usage event is removed, which changes the length of the body.
     pub(super) fn removes_usage_event(&self) -> bool {
         self.usage_filter.is_some()
     }
 
-    /// Whether it has ended or sent its terminal event: SDKs disconnect on that one.
+    /// Whether nothing that the record needs is still to come: it has ended, or its terminal event has been
+    /// relayed, at which SDKs disconnect.
     pub(in crate::proxy) fn is_complete(&self) -> bool {
-        self.has_ended || matches!(&self.capture, Capture::Stream { answer, .. } if answer.has_ended)
+        self.has_ended || matches!(&self.capture, Capture::Stream { response, .. } if response.has_ended)
     }
 
-    /// Whether the client still gets parts of it.
-    pub(super) fn is_passed_on(&self) -> bool {
-        !self.is_discarded
+    /// Whether further parts of it go to the client.
+    pub(super) fn is_relaying(&self) -> bool {
+        !self.drops_rest
     }
 
-    pub(in crate::proxy) fn note_end(&mut self) {
+    /// Records that its head is all of it.
+    pub(super) fn note_end(&mut self) {
         self.has_ended = true;
     }
 
-    /// Reads a part of the response and appends what goes to the client.
-    pub(super) fn pass(&mut self, task: HttpTask, out: &mut Vec<HttpTask>) {
-        if self.is_discarded {
+    /// Captures a part of the response and appends to `output` what goes to the client.
+    pub(super) fn relay_task(&mut self, task: HttpTask, output: &mut Vec<HttpTask>) {
+        if self.drops_rest {
             return;
         }
+        // Pingora counts a failure as an end as well.
         let is_end = task.is_end() && !matches!(task, HttpTask::Failed(_));
         if let HttpTask::Body(Some(data), _) = &task {
             self.capture.feed(data);
@@ -153,34 +160,34 @@ impl RelayedResponse {
         self.has_ended |= is_end;
         match (&mut self.usage_filter, task) {
             (Some(filter), HttpTask::Body(data, _)) => {
-                let mut send = |piece| out.push(HttpTask::Body(Some(piece), false));
+                let mut send = |piece| output.push(HttpTask::Body(Some(piece), false));
                 if let Some(data) = &data {
                     filter.feed(data, &mut send);
                 }
                 if is_end {
                     filter.finish(&mut send);
-                    out.push(HttpTask::Body(None, true));
+                    output.push(HttpTask::Body(None, true));
                 }
             }
             (Some(filter), task @ (HttpTask::Trailer(_) | HttpTask::Done)) => {
-                filter.finish(&mut |piece| out.push(HttpTask::Body(Some(piece), false)));
-                out.push(task);
+                filter.finish(&mut |piece| output.push(HttpTask::Body(Some(piece), false)));
+                output.push(task);
             }
-            (_, task) => out.push(task),
+            (_, task) => output.push(task),
         }
     }
 
-    /// What the record needs of it, and how it ended. What still comes is passed on unread.
+    /// Takes what the record needs, and says how the response ended. Nothing is captured any more.
     pub(in crate::proxy) fn take_details(&mut self) -> (ResponseDetails, ResponseEnd) {
         let mut details = std::mem::take(&mut self.details);
         let mut end = if self.has_ended { ResponseEnd::Framing } else { ResponseEnd::Broken };
         details.captured = match std::mem::replace(&mut self.capture, Capture::Nothing) {
             Capture::Nothing => details.captured,
-            Capture::Binary { sha256, bytes } => {
-                CapturedResponse::Binary { byte_count: bytes, sha256: sha256.finish() }
+            Capture::Binary { sha256, byte_count } => {
+                CapturedResponse::Binary { byte_count, sha256: sha256.finish() }
             }
             Capture::Body { body, is_json } => CapturedResponse::Buffered { body, is_json },
-            Capture::Stream { mut scanner, mut answer } => {
+            Capture::Stream { mut scanner, response: mut answer } => {
                 scanner.finish(&mut |event| answer.capture_event(&event));
                 if answer.has_ended && answer.error_code.is_none() {
                     end = ResponseEnd::TerminalEvent;
@@ -198,7 +205,8 @@ impl ResponseDetails {
     fn from_headers(headers: &HeaderMap) -> Self {
         let text =
             |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        // Azure OpenAI, "Manage traffic with spillover": both headers come with such a response.
+        // Azure OpenAI, "Manage traffic with spillover": such a response has both fields. Others may have
+        // `x-ms-deployment-name` alone.
         let is_spilled = headers.contains_key(&X_MS_SPILLOVER_FROM_DEPLOYMENT);
         let served_by = if is_spilled { text(&X_MS_DEPLOYMENT_NAME) } else { None };
         Self {
@@ -212,7 +220,7 @@ impl ResponseDetails {
 
 impl Capture {
     fn for_response(header: &ResponseHeader, operation: Operation, policy: CapturePolicy) -> Self {
-        // Tokens are estimated from the text of a stream that breaks off, whether or not it is recorded.
+        // The tokens of an incomplete stream are estimated from its text, whether or not text is recorded.
         let max_text = if policy.estimates_tokens {
             policy.max_buffered_completion_bytes.max(MAX_ESTIMATED_TEXT_BYTES)
         } else {
@@ -223,19 +231,19 @@ impl Capture {
         match () {
             () if is_encoded || !header.status.is_success() => Self::Nothing,
             () if is_event_stream(header) => Self::Stream {
-                scanner: EventScanner::new(MAX_EVENT_BYTES),
-                answer: Box::new(ResponseCapture::new(operation, max_text)),
+                scanner: EventScanner::new(MAX_PARSED_EVENT_BYTES),
+                response: Box::new(ResponseCapture::new(operation, max_text)),
             },
             () if has_content_type(header, &[b"application/json"]) => {
-                let has_pictures = operation == Operation::Images && policy.captures_completion;
-                let max_bytes = if has_pictures { MAX_PICTURES_BYTES } else { MAX_BODY_BYTES };
+                let has_images = operation == Operation::Images && policy.captures_completion;
+                let max_bytes = if has_images { MAX_CAPTURED_IMAGES_BYTES } else { MAX_CAPTURED_BODY_BYTES };
                 Self::Body { body: CollectedBody::new(max_bytes), is_json: true }
             }
             () if policy.captures_completion && is_binary(header) => {
-                Self::Binary { sha256: Box::new(Sha256::new()), bytes: 0 }
+                Self::Binary { sha256: Box::new(Sha256::new()), byte_count: 0 }
             }
             () if has_content_type(header, &[b"text/"]) => {
-                Self::Body { body: CollectedBody::new(MAX_BODY_BYTES), is_json: false }
+                Self::Body { body: CollectedBody::new(MAX_CAPTURED_BODY_BYTES), is_json: false }
             }
             () => Self::Nothing,
         }
@@ -244,12 +252,14 @@ impl Capture {
     fn feed(&mut self, data: &Bytes) {
         match self {
             Self::Nothing => {}
-            Self::Binary { sha256, bytes } => {
+            Self::Binary { sha256, byte_count } => {
                 sha256.update(data);
-                *bytes += data.len() as u64;
+                *byte_count += data.len() as u64;
             }
             Self::Body { body, .. } => body.append(data),
-            Self::Stream { scanner, answer } => scanner.feed(data, &mut |event| answer.capture_event(&event)),
+            Self::Stream { scanner, response: answer } => {
+                scanner.feed(data, &mut |event| answer.capture_event(&event));
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
-//! Takes what a backend sends and decides what the client gets of it now: a response that may lead to
-//! another attempt is held until it is complete, a stream until its first content, and everything else
-//! is passed on as it comes. What a complete response means is `outcome.rs`'s.
+//! Decides what the client gets of a backend's response and when: a response that may lead to another
+//! attempt is held until it is complete, a stream until its first content, and everything else is relayed
+//! as it arrives. What a complete response means is decided in `outcome.rs`.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,9 @@ use pingora::protocols::http::HttpTask;
 use pingora::{Error, Result};
 
 use super::deadline::{AttemptDeadline, DeadlineAction};
-use super::final_response::{conclude, correct_retry_hints, relay_held, set_common_headers};
+use super::final_response::{
+    best_response_or_refusal, correct_retry_hints, relay_held_response, set_common_headers,
+};
 use super::held_response::HeldResponse;
 use super::held_stream::{HeldStream, HeldStreamState};
 use super::outcome::AfterResponse;
@@ -21,85 +23,91 @@ use crate::proxy::client::body_memory::BodyMemory;
 use crate::proxy::context::RequestContext;
 use crate::proxy::error_types::{RETRY_ELSEWHERE, UNSOLICITED_UPGRADE};
 
-/// Most bytes of an error response that are held; error bodies of Azure have some hundred.
-const MAX_HELD_BYTES: usize = 64 * 1024;
-/// How long an error response may take from its head to its end.
+/// Largest error response that is held; Azure's errors have a few hundred bytes.
+const MAX_HELD_RESPONSE_BYTES: usize = 64 * 1024;
+/// Longest time from the head to the end of a response that is held.
 const HELD_RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a stream is held whose head has `retry-after`.
-const WARNED_HOLD_TIME: Duration = Duration::from_secs(5);
+/// Minimum hold time limit of a stream whose head has `retry-after`.
+const RETRY_AFTER_HOLD_TIME: Duration = Duration::from_secs(5);
 
-/// Handles what came of a response at one moment.
+/// Handles those parts of a response that have arrived together, and is then dropped.
 pub(super) struct ResponseHandler<'c> {
     context: &'c mut RequestContext,
     now: Instant,
-    /// What the client gets now.
-    out: Vec<HttpTask>,
+    /// What is written to the client now.
+    output: Vec<HttpTask>,
 }
 
 impl<'c> ResponseHandler<'c> {
-    pub(in crate::proxy) fn new(context: &'c mut RequestContext, now: Instant) -> Self {
-        Self { context, now, out: Vec::new() }
+    pub(super) fn new(context: &'c mut RequestContext, now: Instant) -> Self {
+        Self { context, now, output: Vec::new() }
     }
 
-    /// Takes parts of the response and returns what the client gets now.
+    /// Handles these parts of the response; returns what is to be written to the client now.
     ///
     /// # Errors
-    /// [`RETRY_ELSEWHERE`] when another backend is to be tried, and what upstream failed with.
-    pub(super) fn receive(mut self, tasks: Vec<HttpTask>) -> Result<Vec<HttpTask>> {
+    /// [`RETRY_ELSEWHERE`] if another attempt is to be made, and the error of a response that failed
+    /// before the client got any of it.
+    pub(super) fn handle_tasks(mut self, tasks: Vec<HttpTask>) -> Result<Vec<HttpTask>> {
+        // A tunnel has no deadline: it may be idle for any time.
         if self.context.deadline.is_some() && matches!(self.context.response, ResponseState::Relayed(_)) {
             self.context.restart_idle_deadline(self.now);
         }
-        self.out.reserve_exact(tasks.len());
+        self.output.reserve_exact(tasks.len());
         for task in tasks {
             match &mut self.context.response {
                 ResponseState::Awaited => self.on_first_task(task)?,
-                ResponseState::HeldResponse(_) => self.on_held_task(task)?,
-                ResponseState::HeldStream(_) => self.on_stream_task(task)?,
-                ResponseState::Relayed(_) => self.relay(task),
+                ResponseState::HeldResponse(_) => self.on_held_response_task(task)?,
+                ResponseState::HeldStream(_) => self.on_held_stream_task(task)?,
+                ResponseState::Relayed(_) => self.relay_task(task),
             }
         }
-        Ok(self.out)
+        Ok(self.output)
     }
 
-    /// Returns what the client gets because the time of the hold is over.
+    /// Ends the hold, because its deadline has passed; returns what is to be written to the client now.
     ///
     /// # Errors
-    /// [`RETRY_ELSEWHERE`] when another backend is to be tried.
-    pub(super) fn release_held(mut self) -> Result<Vec<HttpTask>> {
+    /// [`RETRY_ELSEWHERE`] if another attempt is to be made.
+    pub(super) fn end_hold(mut self) -> Result<Vec<HttpTask>> {
         match self.context.response {
-            ResponseState::HeldResponse(_) => self.judge_incomplete()?,
+            ResponseState::HeldResponse(_) => self.judge_incomplete_response()?,
             _ => self.release_stream()?,
         }
-        Ok(self.out)
+        Ok(self.output)
     }
 
-    /// The first task of a response is its head.
+    /// Handles the response head and decides what becomes of the response.
     fn on_first_task(&mut self, task: HttpTask) -> Result<()> {
         let (mut header, is_end) = match task {
             HttpTask::Header(header, is_end) => (header, is_end),
             HttpTask::Failed(error) => return Err(error),
             other => {
-                self.out.push(other);
+                self.output.push(other);
                 return Ok(());
             }
         };
         let is_upgrade = header.status == StatusCode::SWITCHING_PROTOCOLS;
-        // 100 and 103 are the backend's word to the balancer, which has sent the body anyway.
+        // Interim responses are not relayed. A 100 concerns the connection to the backend only: `Expect` is
+        // never forwarded, and the client has had a 100 of its own.
         if header.status.is_informational() && !is_upgrade {
             return Ok(());
         }
         if is_upgrade {
-            // The engine passes a 101 on although neither side asked for it.
+            // Pingora's sessions do not check this. Without this test the runner would relay the 101 as a
+            // final response, whose body ends with the connection.
             if !self.context.request.is_upgrade {
-                let error = Error::explain(UNSOLICITED_UPGRADE, "101 without a request for an upgrade");
+                let error =
+                    Error::explain(UNSOLICITED_UPGRADE, "101 in response to a request that is no upgrade");
                 return Err(error.into_up());
             }
+            // The first-byte timeout ends, and no idle timeout follows.
             self.context.deadline = None;
         }
         if !self.context.gateway().relays_without_reading_body(header.status.as_u16()) {
             return self.hold_response(header, is_end);
         }
-        if !is_end && self.may_be_refused_later(&header) {
+        if !is_end && self.may_be_refused_after_head(&header) {
             self.hold_stream(header);
             return Ok(());
         }
@@ -107,7 +115,7 @@ impl<'c> ResponseHandler<'c> {
         if !is_upgrade {
             self.context.restart_idle_deadline(self.now);
         }
-        self.out.push(HttpTask::Header(header, is_end));
+        self.output.push(HttpTask::Header(header, is_end));
         if is_end && let ResponseState::Relayed(relayed) = &mut self.context.response {
             relayed.note_end();
         }
@@ -117,12 +125,14 @@ impl<'c> ResponseHandler<'c> {
     /// Begins to hold a response that may lead to another attempt.
     fn hold_response(&mut self, header: Box<ResponseHeader>, is_end: bool) -> Result<()> {
         self.context.response = ResponseState::HeldResponse(Box::new(HeldResponse::new(header)));
-        // Error responses are short; one that trickles does not get the time of an answer.
-        self.set_release_deadline(HELD_RESPONSE_TIMEOUT);
-        if is_end { self.judge_complete() } else { Ok(()) }
+        // Error responses are short. One that arrives slowly must not delay the next attempt for as long as
+        // an answer may take.
+        self.set_hold_deadline(HELD_RESPONSE_TIMEOUT);
+        if is_end { self.judge_complete_response() } else { Ok(()) }
     }
 
-    fn on_held_task(&mut self, task: HttpTask) -> Result<()> {
+    /// Handles the next part of a response that is held.
+    fn on_held_response_task(&mut self, task: HttpTask) -> Result<()> {
         let ResponseState::HeldResponse(held) = &mut self.context.response else { return Ok(()) };
         match task {
             HttpTask::Body(data, is_end) => {
@@ -130,18 +140,18 @@ impl<'c> ResponseHandler<'c> {
                     held.push(data);
                 }
                 match () {
-                    () if is_end => self.judge_complete(),
-                    () if held.size > MAX_HELD_BYTES => self.judge_incomplete(),
+                    () if is_end => self.judge_complete_response(),
+                    () if held.body_size > MAX_HELD_RESPONSE_BYTES => self.judge_incomplete_response(),
                     () => Ok(()),
                 }
             }
-            HttpTask::Trailer(_) | HttpTask::Done => self.judge_complete(),
+            HttpTask::Trailer(_) | HttpTask::Done => self.judge_complete_response(),
             HttpTask::Failed(error) => {
-                // The head says what the response means; if its beginning goes to the client, so
-                // does its break.
-                self.judge_incomplete()?;
-                if self.context.response.is_passed_on() {
-                    self.out.push(HttpTask::Failed(error));
+                // The head is enough to know what the response means. If what has arrived of it goes to the
+                // client, the failure has to follow, so that the response does not look complete.
+                self.judge_incomplete_response()?;
+                if self.context.response.is_relaying() {
+                    self.output.push(HttpTask::Failed(error));
                 }
                 Ok(())
             }
@@ -149,23 +159,24 @@ impl<'c> ResponseHandler<'c> {
         }
     }
 
-    /// The held response is complete.
-    fn judge_complete(&mut self) -> Result<()> {
+    /// Acts on a held response that is complete.
+    fn judge_complete_response(&mut self) -> Result<()> {
         let ResponseState::HeldResponse(held) = self.context.response.take() else { return Ok(()) };
         let is_body_consumed = self.context.body.is_consumed;
-        let Some(retry) = &mut self.context.retry else { return self.send_held(*held) };
+        let Some(retry) = &mut self.context.retry else { return self.send_held_response(*held) };
         match retry.on_complete_response(*held, is_body_consumed, self.now) {
-            AfterResponse::Relay(held) => self.send_held(held),
-            AfterResponse::Conclude => self.conclude(),
+            AfterResponse::Relay(held) => self.send_held_response(held),
+            AfterResponse::Exhausted => self.send_final_response(),
             AfterResponse::Retry => Err(Error::new(RETRY_ELSEWHERE)),
         }
     }
 
-    /// The held response is too large or too slow to hold, or broke off: another backend is tried, or
-    /// the client gets its beginning now.
-    fn judge_incomplete(&mut self) -> Result<()> {
+    /// Acts on a held response that is too large or too slow to hold, or failed: another attempt is made,
+    /// or the client gets what has arrived and then the rest as it arrives.
+    fn judge_incomplete_response(&mut self) -> Result<()> {
         let ResponseState::HeldResponse(held) = self.context.response.take() else { return Ok(()) };
-        let (mut header, pieces) = (held.header.clone(), held.body.clone());
+        // Cloned, because the response may come back without its body.
+        let (mut header, pieces) = (held.header.clone(), held.body_pieces.clone());
         let is_body_consumed = self.context.body.is_consumed;
         let after = match &mut self.context.retry {
             Some(retry) => retry.on_incomplete_response(*held, is_body_consumed, self.now),
@@ -176,20 +187,21 @@ impl<'c> ResponseHandler<'c> {
                 correct_retry_hints(self.context, &mut header, self.now)?;
                 self.begin_relay(&mut header)?;
                 self.context.restart_idle_deadline(self.now);
-                self.out.push(HttpTask::Header(header, false));
+                self.output.push(HttpTask::Header(header, false));
                 for piece in pieces {
-                    self.relay(HttpTask::Body(Some(piece), false));
+                    self.relay_task(HttpTask::Body(Some(piece), false));
                 }
                 Ok(())
             }
-            AfterResponse::Conclude => self.conclude(),
+            AfterResponse::Exhausted => self.send_final_response(),
             AfterResponse::Retry => Err(Error::new(RETRY_ELSEWHERE)),
         }
     }
 
-    /// Whether this is a stream that Azure may refuse after its head. A response that is fetched again
-    /// (GET) tells the story of another request, whatever became of that one.
-    fn may_be_refused_later(&self, header: &ResponseHeader) -> bool {
+    /// Whether this is the head of a stream in which Azure may still refuse the request: a throttled
+    /// `POST /responses` often gets status 200 and then an error event. A GET replays the events of an
+    /// earlier request; an error among them is that one's.
+    fn may_be_refused_after_head(&self, header: &ResponseHeader) -> bool {
         header.status == StatusCode::OK
             && self.context.request.method == Method::POST
             && is_event_stream(header)
@@ -203,20 +215,22 @@ impl<'c> ResponseHandler<'c> {
     /// Begins to hold a stream until its first content.
     fn hold_stream(&mut self, header: Box<ResponseHeader>) {
         let limits = self.context.gateway().stream_hold_limits();
-        // A `retry-after` on a 200 has only been seen on streams that were then refused.
-        let is_warned = header.headers.contains_key(http::header::RETRY_AFTER);
-        self.set_release_deadline(if is_warned {
-            limits.max_time.max(WARNED_HOLD_TIME)
+        // Azure's refused streams have been seen with a `retry-after` on the 200, and its good ones without:
+        // the error event is worth waiting for.
+        let has_retry_after = header.headers.contains_key(http::header::RETRY_AFTER);
+        self.set_hold_deadline(if has_retry_after {
+            limits.max_time.max(RETRY_AFTER_HOLD_TIME)
         } else {
             limits.max_time
         });
-        let memory_limit = self.context.gateway().request_config.max_total_buffered_bytes;
-        let reservation = BodyMemory::reservation(&self.context.memory, memory_limit);
+        let max_total_bytes = self.context.gateway().request_config.max_total_buffered_bytes;
+        let reservation = BodyMemory::reservation(&self.context.body_memory, max_total_bytes);
         let held = HeldStream::new(header, limits.max_bytes, reservation);
         self.context.response = ResponseState::HeldStream(Box::new(held));
     }
 
-    fn on_stream_task(&mut self, task: HttpTask) -> Result<()> {
+    /// Handles the next part of a stream that is held.
+    fn on_held_stream_task(&mut self, task: HttpTask) -> Result<()> {
         let Some(operation) = self.operation() else { return Ok(()) };
         let ResponseState::HeldStream(held) = &mut self.context.response else { return Ok(()) };
         match held.push(task, operation)? {
@@ -226,7 +240,8 @@ impl<'c> ResponseHandler<'c> {
         }
     }
 
-    /// A stream of status 200 begins with an error: it is the refusal that the error stands for.
+    /// Acts on a stream of status 200 that begins with an error event: it counts as a response with the
+    /// error's status.
     fn judge_error_event(&mut self, event: &[u8]) -> Result<()> {
         let ResponseState::HeldStream(held) = &self.context.response else { return Ok(()) };
         let is_body_consumed = self.context.body.is_consumed;
@@ -238,27 +253,28 @@ impl<'c> ResponseHandler<'c> {
         match after {
             None => self.release_stream(),
             Some(AfterResponse::Retry) => Err(Error::new(RETRY_ELSEWHERE)),
-            Some(AfterResponse::Conclude | AfterResponse::Relay(_)) => {
+            Some(AfterResponse::Exhausted | AfterResponse::Relay(_)) => {
+                // Releases the memory of the held stream.
                 self.context.response = ResponseState::Awaited;
-                self.conclude()
+                self.send_final_response()
             }
         }
     }
 
-    /// The held part of a stream goes to the client, and what follows as it comes.
+    /// Sends the held part of a stream to the client, and the rest as it arrives.
     fn release_stream(&mut self) -> Result<()> {
         let ResponseState::HeldStream(held) = self.context.response.take() else { return Ok(()) };
         let HeldStream { mut header, tasks, .. } = *held;
         self.context.restart_idle_deadline(self.now);
         self.begin_relay(&mut header)?;
-        self.out.push(HttpTask::Header(header, false));
+        self.output.push(HttpTask::Header(header, false));
         for task in tasks {
-            self.relay(task);
+            self.relay_task(task);
         }
         Ok(())
     }
 
-    /// From here on the response goes to the client as it comes.
+    /// Begins to relay a response: from here on no other attempt can follow.
     fn begin_relay(&mut self, header: &mut ResponseHeader) -> Result<()> {
         if let Some(retry) = &mut self.context.retry {
             retry.on_relayed_response(header, self.now);
@@ -268,10 +284,11 @@ impl<'c> ResponseHandler<'c> {
         let removes_usage = self.context.retry.as_ref().is_some_and(|retry| retry.asks_for_usage());
         let policy = self.context.gateway().capture_policy(self.context.request.client.as_deref());
         let relayed = RelayedResponse::new(header, self.operation(), policy, removes_usage);
-        // The body becomes shorter by the usage event.
+        // Without the usage event the body is shorter than its length says.
         if relayed.removes_usage_event() && header.remove_header(&http::header::CONTENT_LENGTH).is_some() {
             header.insert_header(http::header::TRANSFER_ENCODING, "chunked")?;
         }
+        // The body then ends with the client's connection.
         if !self.context.request.supports_chunked {
             header.remove_header(&http::header::TRANSFER_ENCODING);
         }
@@ -279,31 +296,33 @@ impl<'c> ResponseHandler<'c> {
         Ok(())
     }
 
-    fn relay(&mut self, task: HttpTask) {
+    /// Relays one part of the response to the client.
+    fn relay_task(&mut self, task: HttpTask) {
         let ResponseState::Relayed(relayed) = &mut self.context.response else { return };
-        let start = self.out.len();
-        relayed.pass(task, &mut self.out);
-        for task in self.out.iter().skip(start) {
+        let already_counted = self.output.len();
+        relayed.relay_task(task, &mut self.output);
+        for task in self.output.iter().skip(already_counted) {
             if let HttpTask::Body(Some(data), _) | HttpTask::UpgradedBody(Some(data), _) = task {
-                self.context.ending.note_body_bytes(data.len(), self.context.request.arrival);
+                self.context.ending.note_body_bytes(data.len(), self.context.request.arrived_at);
             }
         }
     }
 
-    fn send_held(&mut self, held: HeldResponse) -> Result<()> {
-        let tasks = relay_held(self.context, held, self.now)?;
-        self.out.extend(tasks);
+    fn send_held_response(&mut self, held: HeldResponse) -> Result<()> {
+        let tasks = relay_held_response(self.context, held, self.now)?;
+        self.output.extend(tasks);
         Ok(())
     }
 
-    fn conclude(&mut self) -> Result<()> {
-        let tasks = conclude(self.context, self.now)?;
-        self.out.extend(tasks);
+    /// Sends the response that follows the last attempt.
+    fn send_final_response(&mut self) -> Result<()> {
+        let tasks = best_response_or_refusal(self.context, self.now)?;
+        self.output.extend(tasks);
         Ok(())
     }
 
-    fn set_release_deadline(&mut self, time: Duration) {
-        let action = DeadlineAction::ReleaseHeld;
+    fn set_hold_deadline(&mut self, time: Duration) {
+        let action = DeadlineAction::EndHold;
         self.context.deadline = Some(AttemptDeadline { at: self.now + time, action });
     }
 

@@ -1,5 +1,5 @@
-//! The attempts of one request: which backend is next, the attempt that is under way, and the record of
-//! those before it. What a response leads to is `outcome.rs`'s.
+//! The state of a request's attempts: the next step, the current attempt and the records of all attempts.
+//! The backend is chosen by `routing`; what a response leads to is decided in `outcome.rs`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use crate::routing::headroom::SendTicket;
 use crate::routing::pool::BackendPool;
 use crate::routing::retry_plan::{AttemptOutcome, NextAttempt, NextStep, RetryLimits, RetryPlan, Wait};
 
-/// No failure of a backend.
+/// For responses and errors that are no failure of the backend.
 pub(super) const NO_FAILURE: AttemptFailure =
     AttemptFailure { is_first_of_request: false, opens_circuit_alone: false, was_counted_as_success: false };
 
@@ -23,59 +23,67 @@ pub(super) const NO_FAILURE: AttemptFailure =
 pub(in crate::proxy) struct RetryState {
     pub(super) gateway: Arc<Gateway>,
     pub(in crate::proxy) admitted: AdmittedRequest,
-    /// The attempts begun so far, for the record.
-    pub(super) attempts: Vec<AttemptRecord>,
+    /// One for each attempt started so far.
+    pub(super) attempt_records: Vec<AttemptRecord>,
     pub(super) plan: RetryPlan,
     limits: RetryLimits,
-    /// The next step, once it has been chosen: a response may be judged before it is taken.
-    next: Option<NextStep>,
-    pub(super) current: Option<CurrentAttempt>,
-    /// The target of the current attempt, or of the last.
+    /// The next step, if it has been chosen. Whether there is one decides what becomes of a response, and
+    /// the same step has to be taken afterwards.
+    chosen_step: Option<NextStep>,
+    pub(super) current_attempt: Option<CurrentAttempt>,
+    /// The target of the current attempt; between attempts, of the last. At the end it is the backend whose
+    /// response the client gets.
     last_target: Option<AttemptTarget>,
-    /// The most useful of the responses that were held back.
+    /// The most useful held response so far, which the client gets if no attempt succeeds.
     best_response: Option<HeldResponse>,
-    /// The default backend does not know the id of the request, and other resources are tried.
+    /// The default backend does not know the id in the request, so the other resources are tried.
     pub(super) searches_other_resources: bool,
-    /// The candidate that refused `stream_options`; no other is sent them then.
-    pub(super) refused_stream_options: Option<usize>,
+    /// The index of the candidate that refused the `stream_options` added by the balancer. From then on
+    /// they are not added for any candidate.
+    pub(super) stream_options_refused_by: Option<usize>,
 }
 
-/// The attempt under way.
+/// The current attempt.
 pub(super) struct CurrentAttempt {
     /// The index of the candidate in its pool.
-    pub(super) candidate: usize,
-    pub(super) started: Instant,
+    pub(super) candidate_index: usize,
+    pub(super) started_at: Instant,
+    /// Puts the capacity that the response reports in order with those of other attempts.
     pub(super) send_ticket: Option<SendTicket>,
-    /// Some of the request may have been sent.
-    is_sent: bool,
+    /// At least a part of the request may have reached the backend.
+    may_have_been_sent: bool,
+    /// The balancer added `stream_options` to get the usage of a stream.
     asks_for_usage: bool,
-    /// The number of the secret it is sent with; 0: none yet.
-    pub(super) secret_number: u64,
-    /// Its response is relayed and has been counted.
-    pub(super) is_answered: bool,
+    /// The id of the secret that the request is sent with; 0 if none has been chosen yet.
+    pub(super) secret_id: u64,
+    /// The response is relayed, and was counted as a success of the backend.
+    pub(super) is_response_relayed: bool,
+    /// What this attempt probes, such as a half-open circuit breaker.
     probe_permit: ProbePermit,
+    /// The backend is tried although it is unavailable, because no other is left.
     is_last_resort: bool,
 }
 
-/// An attempt that has ended. A probe permit that was not used up is given back when this is dropped,
-/// which is after the gateway has learned from the response.
+/// An attempt that has ended. What its probe permit has not decided may be probed by another request once
+/// this is dropped, which must not be before the gateway has learned from the response.
 pub(super) struct FinishedAttempt {
     /// The index of the candidate in its pool.
-    pub(super) candidate: usize,
+    pub(super) candidate_index: usize,
     pub(super) send_ticket: Option<SendTicket>,
-    pub(super) secret_number: u64,
+    pub(super) secret_id: u64,
     _probe_permit: ProbePermit,
 }
 
 /// What to do next.
 pub(in crate::proxy) enum RetryStep {
-    /// Make an attempt on the backend with this index in the configuration.
+    /// Make an attempt on the backend with this index in the configuration: call
+    /// [`RetryState::begin_attempt`].
     Attempt(usize),
     /// Wait, then call [`RetryState::on_wait_over`].
     Wait(Wait),
-    /// Wait for a new secret, then call [`RetryState::on_credential_renewed`].
+    /// Wait for this credential's renewal, then call [`RetryState::on_credential_renewed`].
     AwaitCredential(Arc<Credential>),
-    /// No attempt is left.
+    /// No further attempt is possible.
     Exhausted,
 }
 
@@ -89,14 +97,14 @@ impl RetryState {
             gateway,
             plan: RetryPlan::new(&admitted.pool),
             admitted,
-            attempts: Vec::new(),
+            attempt_records: Vec::new(),
             limits,
-            next: None,
-            current: None,
+            chosen_step: None,
+            current_attempt: None,
             last_target: None,
             best_response: None,
             searches_other_resources: false,
-            refused_stream_options: None,
+            stream_options_refused_by: None,
         }
     }
 
@@ -104,10 +112,10 @@ impl RetryState {
         self.admitted.target.operation
     }
 
-    /// The next step. It stays the same until it is taken.
+    /// The next step. It is chosen once and stays the same until it is taken.
     pub(in crate::proxy) fn next_step(&mut self, now: Instant) -> RetryStep {
         let (plan, admitted, limits) = (&self.plan, &self.admitted, &self.limits);
-        let next = self.next.get_or_insert_with(|| {
+        let next = self.chosen_step.get_or_insert_with(|| {
             plan.next_step(&admitted.pool, admitted.target.operation, limits, now, fastrand::f64())
         });
         match next {
@@ -125,38 +133,39 @@ impl RetryState {
     }
 
     pub(in crate::proxy) fn on_wait_over(&mut self, wait: Wait) {
-        self.next = None;
+        self.chosen_step = None;
         self.plan.on_wait_over(wait);
     }
 
     pub(in crate::proxy) fn on_credential_renewed(&mut self) {
-        self.next = None;
+        self.chosen_step = None;
         self.plan.on_credential_wait_over();
     }
 
-    /// Begins the attempt that is the next step.
+    /// Begins the attempt that [`Self::next_step`] returned.
     pub(in crate::proxy) fn begin_attempt(&mut self, backend_name: &BackendName, now: Instant) {
-        let Some(NextStep::Attempt(attempt)) = self.next.take() else { return };
+        let Some(NextStep::Attempt(attempt)) = self.chosen_step.take() else { return };
         self.plan.on_attempt_start(&self.admitted.pool, &attempt, now);
         let NextAttempt { candidate_index, probe_permit, is_last_resort, .. } = attempt;
         let candidate = self.admitted.pool.candidate(candidate_index);
-        self.current = Some(CurrentAttempt {
-            candidate: candidate_index,
-            started: now,
+        self.current_attempt = Some(CurrentAttempt {
+            candidate_index,
+            started_at: now,
             send_ticket: candidate.and_then(|candidate| candidate.record_send(now)),
-            is_sent: false,
+            may_have_been_sent: false,
             asks_for_usage: false,
-            secret_number: 0,
-            is_answered: false,
+            secret_id: 0,
+            is_response_relayed: false,
             probe_permit,
             is_last_resort,
         });
         if let Some(candidate) = candidate {
             candidate.backend_health.on_attempt_start();
             let upstream_deployment = candidate.upstream_deployment.clone();
-            self.last_target = Some(AttemptTarget { backend: candidate.backend_index, upstream_deployment });
+            self.last_target =
+                Some(AttemptTarget { backend_index: candidate.backend_index, upstream_deployment });
         }
-        self.attempts.push(AttemptRecord {
+        self.attempt_records.push(AttemptRecord {
             backend: backend_name.clone(),
             status: None,
             error: None,
@@ -165,80 +174,82 @@ impl RetryState {
         });
     }
 
-    /// The request of the current attempt, which is sent with the secret of this number.
+    /// The request of the current attempt for its backend. It is sent with the secret of this id.
     pub(in crate::proxy) fn prepare_request(&mut self, secret_number: u64) -> Option<UpstreamRequest> {
-        let current = self.current.as_mut()?;
-        current.secret_number = secret_number;
-        let candidate = self.admitted.pool.candidate(current.candidate)?;
-        let may_ask_for_usage = self.refused_stream_options.is_none();
+        let current = self.current_attempt.as_mut()?;
+        current.secret_id = secret_number;
+        let candidate = self.admitted.pool.candidate(current.candidate_index)?;
+        let may_ask_for_usage = self.stream_options_refused_by.is_none();
         let request = self.gateway.upstream_request(&self.admitted, candidate, may_ask_for_usage);
-        current.is_sent = true;
+        current.may_have_been_sent = true;
         current.asks_for_usage = request.adds_stream_usage;
         Some(request)
     }
 
-    /// Whether the current attempt asks for the usage of a stream on the balancer's own account.
+    /// Whether the balancer added `stream_options` to the current attempt's request to get the usage.
     pub(super) fn asks_for_usage(&self) -> bool {
-        self.current.as_ref().is_some_and(|current| current.asks_for_usage)
+        self.current_attempt.as_ref().is_some_and(|current| current.asks_for_usage)
     }
 
     pub(in crate::proxy) fn has_current_attempt(&self) -> bool {
-        self.current.is_some()
+        self.current_attempt.is_some()
     }
 
-    /// Attempts begun so far.
+    /// Number of attempts started so far.
     pub(in crate::proxy) fn attempt_count(&self) -> u32 {
         self.plan.attempts_started()
     }
 
-    /// The target of the current attempt, or of the last.
+    /// The target of the current attempt; between attempts, of the last.
     pub(in crate::proxy) fn last_target(&self) -> Option<&AttemptTarget> {
         self.last_target.as_ref()
     }
 
-    /// Names the backend whose response the client gets, if it is known.
+    /// Sets the backend whose response the client gets; `None` changes nothing.
     pub(super) fn set_last_target(&mut self, target: Option<AttemptTarget>) {
         self.last_target = target.or(self.last_target.take());
     }
 
-    /// Takes the attempts for the record.
-    pub(in crate::proxy) fn take_attempts(&mut self) -> Vec<AttemptRecord> {
-        std::mem::take(&mut self.attempts)
+    /// Takes the records of all attempts.
+    pub(in crate::proxy) fn take_attempt_records(&mut self) -> Vec<AttemptRecord> {
+        std::mem::take(&mut self.attempt_records)
     }
 
-    /// Whether the current attempt may be followed by another although it broke off.
-    pub(super) fn can_repeat(&self) -> bool {
-        self.admitted.is_repeatable || !self.current.as_ref().is_some_and(|current| current.is_sent)
+    /// Whether the request may be sent again if the current attempt fails: repeating it does no harm, or
+    /// nothing of it has been sent.
+    pub(super) fn can_repeat_request(&self) -> bool {
+        self.admitted.is_repeatable
+            || !self.current_attempt.as_ref().is_some_and(|current| current.may_have_been_sent)
     }
 
-    /// Whether another attempt or a wait is left.
+    /// Whether another attempt is possible, at once or after a wait.
     pub(super) fn has_next_step(&mut self, now: Instant) -> bool {
         !matches!(self.next_step(now), RetryStep::Exhausted)
     }
 
-    /// Records that the current attempt has been sent whole.
+    /// Records that the current attempt's request has been sent completely.
     pub(in crate::proxy) fn on_request_sent(&self, now: Instant) {
-        if let Some(current) = &self.current {
+        if let Some(current) = &self.current_attempt {
             current.probe_permit.on_request_sent(now);
         }
     }
 
-    /// Everything that the current attempt probes is available again: its response is no refusal.
-    pub(super) fn mark_all_available(&mut self) {
-        let Some(current) = &mut self.current else { return };
+    /// Marks everything that the current attempt probes as available, because its response is no refusal.
+    pub(super) fn mark_probed_available(&mut self) {
+        let Some(current) = &mut self.current_attempt else { return };
         std::mem::take(&mut current.probe_permit).mark_all_available();
         if current.is_last_resort
-            && let Some(candidate) = self.admitted.pool.candidate(current.candidate)
+            && let Some(candidate) = self.admitted.pool.candidate(current.candidate_index)
         {
             candidate.backend_health.breaker.availability.mark_available();
         }
     }
 
-    /// Closes the circuit breaker of the current attempt's backend. A response head is enough for
-    /// that, whatever it says.
+    /// Closes the circuit breaker of the current attempt's backend, if this attempt probes it or is a last
+    /// resort. Even a refusal shows that the backend responds.
     pub(super) fn close_circuit(&mut self) {
-        let Some(current) = &mut self.current else { return };
-        if let Some(candidate) = self.admitted.pool.candidate(current.candidate) {
+        let Some(current) = &mut self.current_attempt else { return };
+        if let Some(candidate) = self.admitted.pool.candidate(current.candidate_index) {
             let breaker = &candidate.backend_health.breaker;
             current.probe_permit.mark_available(&breaker.availability);
             if current.is_last_resort {
@@ -247,58 +258,72 @@ impl RetryState {
         }
     }
 
-    /// What a failure of the current attempt counts as.
-    pub(super) fn current_failure(&mut self) -> AttemptFailure {
-        let Some(current) = &self.current else { return NO_FAILURE };
-        let candidate = self.admitted.pool.candidate(current.candidate);
+    /// How a failure of the current attempt counts for its backend's circuit breaker. Records the failure
+    /// in the plan.
+    pub(super) fn classify_current_failure(&mut self) -> AttemptFailure {
+        let Some(current) = &self.current_attempt else { return NO_FAILURE };
+        let candidate = self.admitted.pool.candidate(current.candidate_index);
         let breaker = candidate.map(|candidate| &candidate.backend_health.breaker.availability);
         AttemptFailure {
-            is_first_of_request: self.plan.record_first_failure(current.candidate),
+            is_first_of_request: self.plan.record_first_failure(current.candidate_index),
             opens_circuit_alone: breaker.is_some_and(|breaker| current.probe_permit.covers(breaker)),
-            was_counted_as_success: current.is_answered,
+            was_counted_as_success: current.is_response_relayed,
         }
     }
 
-    /// Ends the current attempt in the record; `note` adds how it ended.
+    /// Ends the current attempt; `describe_ending` adds to its record how it ended. `None` if there is no
+    /// current attempt.
     pub(super) fn finish_attempt(
         &mut self,
         now: Instant,
-        note: impl FnOnce(&mut AttemptRecord),
+        describe_ending: impl FnOnce(&mut AttemptRecord),
     ) -> Option<FinishedAttempt> {
-        let current = self.current.take()?;
-        if let Some(attempt) = self.attempts.last_mut() {
-            attempt.duration_ms = whole_millis(now.saturating_duration_since(current.started));
-            note(attempt);
+        let current = self.current_attempt.take()?;
+        if let Some(attempt) = self.attempt_records.last_mut() {
+            attempt.duration_ms = whole_millis(now.saturating_duration_since(current.started_at));
+            describe_ending(attempt);
         }
-        if let Some(candidate) = self.admitted.pool.candidate(current.candidate) {
+        if let Some(candidate) = self.admitted.pool.candidate(current.candidate_index) {
             candidate.backend_health.on_attempt_end();
         }
-        let CurrentAttempt { candidate, send_ticket, secret_number, probe_permit, .. } = current;
-        Some(FinishedAttempt { candidate, send_ticket, secret_number, _probe_permit: probe_permit })
+        let CurrentAttempt {
+            candidate_index: candidate,
+            send_ticket,
+            secret_id: secret_number,
+            probe_permit,
+            ..
+        } = current;
+        Some(FinishedAttempt {
+            candidate_index: candidate,
+            send_ticket,
+            secret_id: secret_number,
+            _probe_permit: probe_permit,
+        })
     }
 
-    /// Records what came of the attempt on this candidate, for the choice of the next.
+    /// Records the outcome of the attempt on this candidate, for the choice of the next step.
     pub(super) fn note_outcome(&mut self, candidate: usize, outcome: AttemptOutcome) {
-        // An id that the default backend does not know is looked for on each other resource once: a
-        // failure there is no reason for further rounds.
+        // In the search for an id each resource is tried once. A failure there must not lead to further
+        // rounds, which `CannotServe` prevents.
         let outcome = if self.searches_other_resources && outcome == AttemptOutcome::Failed {
             AttemptOutcome::CannotServe
         } else {
             outcome
         };
         self.plan.on_attempt_end(candidate, outcome);
-        self.next = None;
+        self.chosen_step = None;
     }
 
-    /// Goes on with the resources that may know the id of the request.
+    /// Continues the plan with this pool, whose resources may know the id in the request.
     pub(super) fn search_other_resources(&mut self, pool: Arc<BackendPool>) {
         self.searches_other_resources = true;
         self.plan = self.plan.continue_in_pool(&pool);
         self.admitted.pool = pool;
     }
 
-    /// Keeps the more useful of two held responses. Of equals it is the later, except in a search by
-    /// id: there the default backend, which was tried first, knows best that the id does not exist.
+    /// Keeps this response if it is more useful to the client than the best one so far. Of two that are
+    /// equally useful it keeps the later, except in a search for an id: there the 404 of the default
+    /// backend, which is tried first, is the best one.
     pub(super) fn keep_best_response(&mut self, held: HeldResponse) {
         let is_better = match &self.best_response {
             None => true,
@@ -318,17 +343,17 @@ impl RetryState {
         self.best_response.take()
     }
 
-    /// Whether some backend is available that this request has not tried.
+    /// Whether a backend is available that this request has not tried.
     pub(super) fn has_untried_backend(&self, now: Instant) -> bool {
         self.plan.has_untried_candidate(&self.admitted.pool, self.operation(), now)
     }
 
-    /// When the soonest cooldown ends that is worth waiting for.
+    /// When the first cooldown of a backend in the pool ends; `None` if none is cooling down.
     pub(super) fn soonest_cooldown(&self, now: Instant) -> Option<Instant> {
         self.plan.earliest_cooldown_end(&self.admitted.pool, self.operation(), now)
     }
 
-    /// Why backends of the pool are unavailable.
+    /// The backends of the pool that are unavailable: for each, why and until when.
     pub(super) fn unavailable_backends(&self, now: Instant) -> impl Iterator<Item = Unavailable> {
         let operation = self.operation();
         self.admitted
@@ -338,8 +363,8 @@ impl RetryState {
             .filter_map(move |candidate| candidate.unavailability(operation, now))
     }
 
-    /// Ends an attempt that is still under way when the request ends.
-    pub(in crate::proxy) fn close(&mut self, client_gone: bool, now: Instant) {
+    /// Ends the current attempt, if there is one, at the end of the request.
+    pub(in crate::proxy) fn finish_last_attempt(&mut self, client_gone: bool, now: Instant) {
         self.finish_attempt(now, |attempt| {
             if client_gone && attempt.status.is_none() {
                 attempt.error = Some("client_gone");
@@ -348,7 +373,7 @@ impl RetryState {
     }
 }
 
-/// Whole milliseconds, as records have them.
+/// The duration in whole milliseconds, for records.
 pub(super) fn whole_millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

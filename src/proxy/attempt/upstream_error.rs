@@ -1,26 +1,33 @@
-//! Why an attempt ended without a response, and what of the engine's errors is the client's fault.
+//! Why an attempt ended without a complete response, and which of Pingora's errors the client caused.
 
 use pingora::{Error, ErrorSource, ErrorType};
 
 use crate::refusal::{Refusal, RefusalReason};
 
-/// Why an attempt ended without a response.
+/// Why an attempt ended without a complete response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::proxy) enum UpstreamError {
-    /// The backend's name has never resolved.
+    /// The backend's host name has never resolved.
     Dns,
+    /// No connection, TLS included, within `timeouts.connect`.
     ConnectTimeout,
     ConnectRefused,
+    /// Any other error of connecting.
     Connect,
+    /// The TLS handshake failed, or the certificate is not trusted.
     Tls,
+    /// The connection was closed or reset, or the HTTP/2 stream was.
     Reset,
+    /// The backend sent something that is not valid HTTP.
     Protocol,
+    /// No response head within `timeouts.first_byte` or `timeouts.first_byte_stream`.
     FirstByteTimeout,
+    /// Nothing more of the response, or no byte of the request taken, within `timeouts.idle`.
     IdleTimeout,
 }
 
 impl UpstreamError {
-    /// From an error of making a connection.
+    /// From an error of connecting.
     pub(in crate::proxy) fn from_connect_error(error: &Error) -> Self {
         match error.etype() {
             ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Self::ConnectTimeout,
@@ -30,7 +37,7 @@ impl UpstreamError {
         }
     }
 
-    /// From an error on a connection that was made.
+    /// From an error on an established connection.
     pub(in crate::proxy) fn from_exchange_error(error: &Error) -> Self {
         match error.etype() {
             ErrorType::ConnectionClosed
@@ -42,8 +49,8 @@ impl UpstreamError {
         }
     }
 
-    /// The word in the record's `attempts[].error`.
-    pub(in crate::proxy) fn as_str(self) -> &'static str {
+    /// The value of `attempts[].error` in the record.
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Dns => "dns",
             Self::ConnectTimeout => "connect_timeout",
@@ -57,21 +64,21 @@ impl UpstreamError {
         }
     }
 
-    /// Whether an `attempts[].error` names a timeout, which the client is told with 504 and not 502.
-    pub(super) fn is_timeout(word: &str) -> bool {
+    /// Whether this `attempts[].error` is a timeout, for which the client gets 504 instead of 502.
+    pub(super) fn is_timeout_word(word: &str) -> bool {
         [Self::ConnectTimeout, Self::FirstByteTimeout, Self::IdleTimeout]
             .iter()
             .any(|timeout| timeout.as_str() == word)
     }
 }
 
-/// Whether the client caused this error after its request was admitted: its upload grew too large or
-/// did not arrive.
+/// Whether this error is a fault of the client's upload, for which the client gets a refusal: it was too
+/// large, too slow, or malformed.
 pub(in crate::proxy) fn is_client_error(error: &Error) -> bool {
     matches!(error.etype(), ErrorType::HTTPStatus(_)) && *error.esource() == ErrorSource::Downstream
 }
 
-/// The refusal for such an error.
+/// The refusal for an error for which [`is_client_error`] is true.
 pub(in crate::proxy) fn client_error_refusal(error: &Error) -> Refusal {
     match error.etype() {
         ErrorType::HTTPStatus(413) => Refusal::new(

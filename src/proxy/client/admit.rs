@@ -1,4 +1,5 @@
-//! Admits a request: its head, who sent it, its body, what it asks for. No backend is chosen here.
+//! Admits a request: checks its head, authenticates the client, reads the body and finds out what is asked
+//! for. No backend is chosen here.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,58 +25,63 @@ use crate::refusal::Refusal;
 static X_STAINLESS_READ_TIMEOUT: header::HeaderName =
     header::HeaderName::from_static("x-stainless-read-timeout");
 
-/// The longest that a request waits for the keys that access tokens are signed with.
+/// Longest time that a request waits for the keys that access tokens are signed with.
 const SIGNING_KEYS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Reads and checks a request, and fills in its context up to the first attempt.
+/// Reads and checks a request, and fills in its context. Afterwards `context.retry` is set.
 ///
 /// # Errors
-/// [`BodyReadError`] when it is refused, or the client disconnects.
+/// [`BodyReadError`] if the request is refused or the client disconnects.
 pub(in crate::proxy) async fn admit_request(
     session: &mut ServerSession,
     context: &mut RequestContext,
 ) -> Result<(), BodyReadError> {
     let gateway = Arc::clone(&context.config.gateway);
     configure_session(session, &gateway);
+    // The heads of HTTP/1.1 have been checked in `connection.rs`.
     if session.req_header().version == Version::HTTP_2 {
-        head::check_fields(session.req_header())?;
+        head::check_http2_fields(session.req_header())?;
     }
-    let target = locate_target(session, context)?;
+    let target = read_target(session, context)?;
     let subject = context.request.certificate_subject.take();
     let client = authenticate(session, &gateway, &target, subject.as_ref()).await?;
     context.request.client = Some(Arc::clone(&client));
     let method = session.req_header().method.clone();
+    // All checks that need no body come before it is read: a refused client cannot use up memory.
     gateway.check_client_permissions(&method, &target, &client)?;
     let limits = BodyLimits {
-        max_held: gateway.request_config.max_buffered_body_bytes,
-        max_streamed: target.is_upload(&method).then_some(gateway.request_config.max_streamed_body_bytes),
+        max_held_bytes: gateway.request_config.max_buffered_body_bytes,
+        max_streamed_bytes: target
+            .is_upload(&method)
+            .then_some(gateway.request_config.max_streamed_body_bytes),
         timeout: gateway.timeouts.request_body,
-        memory: Arc::clone(&context.memory),
-        memory_limit: gateway.request_config.max_total_buffered_bytes,
+        body_memory: Arc::clone(&context.body_memory),
+        max_total_held_bytes: gateway.request_config.max_total_buffered_bytes,
     };
     context.overhead.pause(Instant::now());
     let request_body = read_body(session, &limits).await?;
-    let body_complete = Instant::now();
+    let body_read_at = Instant::now();
     let encoding = header_text(session, &header::CONTENT_ENCODING).trim();
     let content_type = header_text(session, &header::CONTENT_TYPE).to_owned();
-    let encoded = !matches!(encoding, "" | "identity");
-    let body = BodyView { bytes: &request_body.held, content_type: &content_type, is_encoded: encoded };
-    let asked = gateway.read_call(&method, &target, &body);
-    context.overhead.resume(body_complete);
+    let is_encoded = !matches!(encoding, "" | "identity");
+    let body = BodyView { bytes: &request_body.held_bytes, content_type: &content_type, is_encoded };
+    let call = gateway.read_call(&method, &target, &body);
+    context.overhead.resume(body_read_at);
+    // Before a possible refusal, because the record needs them.
     context.body = request_body;
     context.request.content_type = content_type;
-    let asked = asked?;
-    context.request.deployment.clone_from(&asked.deployment);
-    context.request.stream = asked.wants_stream;
-    let admitted = gateway.admit(&method, target, &client, asked)?;
-    let allowance =
-        gateway.retry_limits(Instant::now(), context.request.arrival, client_read_timeout(session));
-    context.retry = Some(RetryState::new(gateway, admitted, allowance));
+    let call = call?;
+    context.request.deployment.clone_from(&call.deployment);
+    context.request.wants_stream = call.wants_stream;
+    let admitted = gateway.admit(&method, target, &client, call)?;
+    let limits =
+        gateway.retry_limits(Instant::now(), context.request.arrived_at, client_read_timeout(session));
+    context.retry = Some(RetryState::new(gateway, admitted, limits));
     Ok(())
 }
 
-/// The client that sent the request. Nothing is waited for here, except where a token is signed with
-/// a key that is not known yet: then the keys are fetched again.
+/// The client that sent the request. This waits only if an access token is signed with an unknown key, for
+/// which the signing keys are fetched again.
 async fn authenticate(
     session: &ServerSession,
     gateway: &Gateway,
@@ -88,7 +94,7 @@ async fn authenticate(
         Err(AuthError::Refused(refusal)) => return Err(refusal),
         Err(AuthError::UnknownSigningKey(signing_keys)) => signing_keys,
     };
-    // In a task of its own: later requests need the keys even if this client disconnects.
+    // In a task of its own, which goes on after the timeout: later requests need the keys as well.
     let refresh = tokio::spawn(async move { signing_keys.refresh_unless_recent().await });
     let _ = timeout(SIGNING_KEYS_TIMEOUT, refresh).await;
     gateway.authenticate(headers, target, subject).map_err(|error| match error {
@@ -97,15 +103,13 @@ async fn authenticate(
     })
 }
 
-/// Reads the request target and checks that it may be asked for.
-fn locate_target(
-    session: &ServerSession,
-    context: &mut RequestContext,
-) -> Result<Arc<RequestTarget>, Refusal> {
+/// Parses the request target and checks that the configuration allows it.
+fn read_target(session: &ServerSession, context: &mut RequestContext) -> Result<Arc<RequestTarget>, Refusal> {
     let header = session.req_header();
     let gateway = Arc::clone(&context.config.gateway);
     context.request.is_upgrade = session.is_upgrade_req();
     context.request.supports_chunked = header.version != Version::HTTP_10;
+    // So that the record of a request that is refused before its body is read does not say 0 bytes.
     if declares_body(header) {
         context.body = RequestBody::unread();
     }
@@ -120,28 +124,29 @@ fn locate_target(
 
 /// Sets timeouts and keep-alive of the client's session.
 fn configure_session(session: &mut ServerSession, gateway: &Gateway) {
-    let leaving = gateway.process.is_draining_connections.load(Ordering::Acquire);
-    // HTTP/1.0 knows no chunks: a stream ends with its connection. And while this process is being
-    // replaced, the next request is for its successor.
-    if leaving || session.req_header().version == Version::HTTP_10 {
+    let is_draining = gateway.process.is_draining_connections.load(Ordering::Acquire);
+    // While this process is being replaced, the client has to connect to its successor for the next request.
+    // And HTTP/1.0 has no chunked encoding: a response without a length ends with its connection.
+    if is_draining || session.req_header().version == Version::HTTP_10 {
         session.set_keepalive(None);
     }
     session.set_read_timeout(Some(gateway.timeouts.request_body));
-    // A client that does not read holds a backend's response, memory for its body and a connection.
+    // Pingora has no default. A client that does not read its response occupies a connection to a backend and
+    // memory.
     session.set_write_timeout(Some(gateway.timeouts.response_idle));
-    // A response may come before the end of an upload, from the balancer or from a backend. The rest is
-    // then read for a moment before the connection is used again or closed: a reset while the client
-    // sends would take the response away before the client has read it.
+    // The balancer or a backend may respond before an upload has ended. Pingora would then close the
+    // connection, which resets it while the client sends, so that the client may lose the response. Instead
+    // the rest of the upload is read for a while.
     session.set_close_on_response_before_downstream_finish(false);
     session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
 }
 
-/// A header as text; empty if there is none.
+/// A header field as text; empty if it is missing or not text.
 fn header_text<'s>(session: &'s ServerSession, name: &header::HeaderName) -> &'s str {
     session.get_header(name).and_then(|value| value.to_str().ok()).unwrap_or("")
 }
 
-/// The read timeout of the client's SDK, which the OpenAI SDKs send along.
+/// The read timeout of the client, which OpenAI's SDKs send in seconds.
 fn client_read_timeout(session: &ServerSession) -> Option<Duration> {
     let value = session.get_header(&X_STAINLESS_READ_TIMEOUT)?.to_str().ok()?;
     Duration::try_from_secs_f64(value.trim().parse().ok()?).ok()
@@ -153,7 +158,8 @@ fn declares_body(header: &RequestHeader) -> bool {
     header.headers.contains_key(header::TRANSFER_ENCODING) || length.is_some_and(|length| length != "0")
 }
 
-/// The path of a target that could not be parsed, for the record: without the query, escaped, cut.
+/// The path of a request target that could not be parsed, for the record: without the query, which may have
+/// a key, escaped and shortened.
 fn printable_path(raw: &[u8]) -> String {
     let path = raw.split(|byte| *byte == b'?').next().unwrap_or_default();
     path.get(..256).unwrap_or(path).escape_ascii().to_string()

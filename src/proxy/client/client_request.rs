@@ -1,4 +1,4 @@
-//! Who sent a request, and what for.
+//! Who sent a request, and what it asks for.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,38 +16,40 @@ pub(in crate::proxy) struct ClientRequest {
     /// A UUIDv7.
     pub(in crate::proxy) id: Arc<str>,
     /// When the head was complete, for the record.
-    pub(in crate::proxy) time: SystemTime,
-    /// The same moment, for durations.
-    pub(in crate::proxy) arrival: Instant,
+    pub(in crate::proxy) received_at: SystemTime,
+    /// The same moment, to measure durations.
+    pub(in crate::proxy) arrived_at: Instant,
     pub(in crate::proxy) method: Method,
     /// The address of the TCP peer.
     pub(in crate::proxy) peer_ip: Option<IpAddr>,
-    /// The address of the client, which differs behind a trusted proxy.
+    /// The address of the client, which is another one if the peer is a trusted proxy.
     pub(in crate::proxy) client_ip: Option<IpAddr>,
-    /// The subject of the client certificate.
+    /// The subject of the client certificate, until it is used to authenticate.
     pub(in crate::proxy) certificate_subject: Option<CertificateSubject>,
+    /// `None` if it could not be parsed.
     pub(in crate::proxy) target: Option<Arc<RequestTarget>>,
-    /// The path as it was sent, if it could not be parsed.
+    /// The path as it was sent, if the target could not be parsed.
     pub(in crate::proxy) unparsed_path: Option<String>,
+    /// `None` until the client is authenticated.
     pub(in crate::proxy) client: Option<Arc<Client>>,
     pub(in crate::proxy) content_type: String,
-    /// The deployment that it asks for, as far as it is known.
-    pub(in crate::proxy) deployment: Option<DeploymentName>,
-    /// Whether it asks for a stream, if its body was read.
-    pub(in crate::proxy) stream: Option<bool>,
-    /// Whether the client can tell the end of a chunked body: HTTP/1.0 cannot.
+    /// The deployment that the request names; `None` before the body has been read.
+    pub(super) deployment: Option<DeploymentName>,
+    /// `None` if the body was not read, or does not say.
+    pub(in crate::proxy) wants_stream: Option<bool>,
+    /// The client understands chunked encoding: true except for HTTP/1.0.
     pub(in crate::proxy) supports_chunked: bool,
-    /// Whether the client asks for a protocol switch.
+    /// The client asks to switch the protocol, to WebSocket or another one.
     pub(in crate::proxy) is_upgrade: bool,
 }
 
 impl ClientRequest {
     pub(in crate::proxy) fn new(method: Method) -> Self {
-        let time = SystemTime::now();
+        let received_at = SystemTime::now();
         Self {
-            id: new_request_id(time),
-            time,
-            arrival: Instant::now(),
+            id: new_request_id(received_at),
+            received_at,
+            arrived_at: Instant::now(),
             method,
             peer_ip: None,
             client_ip: None,
@@ -57,20 +59,20 @@ impl ClientRequest {
             client: None,
             content_type: String::new(),
             deployment: None,
-            stream: None,
+            wants_stream: None,
             supports_chunked: true,
             is_upgrade: false,
         }
     }
 
-    /// The deployment in the body or, if none was read there, in the target.
+    /// Takes the deployment that the request names; before the body has been read, that in the target.
     pub(in crate::proxy) fn take_deployment(&mut self) -> Option<DeploymentName> {
         let in_target = || self.target.as_ref().and_then(|target| target.deployment.clone());
         self.deployment.take().or_else(in_target)
     }
 }
 
-/// A UUIDv7: in order of time, unique without coordination (RFC 9562, section 5.7).
+/// A UUIDv7, which sorts by time and is unique without coordination (RFC 9562, section 5.7).
 pub(super) fn new_request_id(time: SystemTime) -> Arc<str> {
     let millis = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
     let mut random = [0_u8; 10];

@@ -1,7 +1,9 @@
-//! A connection of a client, until each of its request heads is complete: one deadline for the whole
-//! head, a limit on its size, a refusal in Azure's shape for a malformed one, an idle timeout.
+//! The connections of a listener. Each HTTP/1.1 request head is read here completely before it goes to the
+//! runner: with one deadline for the whole head, a limit on its size, an idle timeout, and a refusal in the
+//! shape of Azure's errors for a malformed one.
 //!
-//! The engine has none of these: its header timeout is per read, its limit 1 MiB, its 400 has no body.
+//! Pingora has none of these: its header timeout applies to each read, its size limit is 1 MiB, and its 400
+//! has no body.
 
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -24,7 +26,7 @@ use tokio::time::timeout;
 
 use super::client_request::new_request_id;
 use super::connection_limit::{ConnectionLimit, ConnectionPermit};
-use super::timeouts::{HANDOVER_LINGER, IDLE_TIMEOUT, REFUSAL_READ_TIMEOUT, STOP_LINGER};
+use super::timeouts::{HANDOVER_LINGER, IDLE_TIMEOUT, REFUSAL_READ_TIMEOUT, SHUTDOWN_LINGER};
 use super::{head, refusal_response};
 use crate::admission::client_ip::is_trusted_proxy;
 use crate::config::ListenerConfig;
@@ -33,29 +35,32 @@ use crate::proxy::runner::Runner;
 use crate::proxy::timer::Timer;
 use crate::refusal::{Refusal, RefusalReason};
 
-/// Most bytes of a request head. The largest that SDKs send have 2 KiB; an access token of Entra ID
-/// may have 8 KiB.
+/// Largest request head. The heads of SDKs have up to 2 KiB, plus up to 8 KiB for an access token of Entra
+/// ID.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
-/// Handles the connections of one listener, in front of the runner that all listeners share.
+
+/// Handles the connections of one listener and passes their requests to the runner, which all listeners
+/// share.
 pub struct ConnectionHandler {
     runner: Arc<Runner>,
+    /// The listener as it was at the start.
     listener: Arc<ListenerConfig>,
     config: Arc<ArcSwap<ActiveConfig>>,
-    /// The runtime that polls the connections; the watchdog checks that it is alive.
+    /// Set to the runtime of the first connection, whose liveness the watchdog then checks.
     runtime: Arc<OnceLock<Handle>>,
     connection_limit: ConnectionLimit,
 }
 
 /// Why no request head was read.
 enum HeadReadError {
-    /// The client gets this refusal.
+    /// The client gets this refusal, then the connection is closed.
     Refused(Refusal),
-    /// The client has closed the connection, or was idle for too long.
+    /// The client has closed the connection, or has sent nothing for too long.
     Closed,
 }
 
 impl ConnectionHandler {
-    /// A handler for this listener.
+    /// A handler for this listener. It stores the runtime that its connections run on in `runtime`.
     pub fn new(
         runner: Arc<Runner>,
         listener: Arc<ListenerConfig>,
@@ -65,18 +70,18 @@ impl ConnectionHandler {
         Self { runner, listener, config, runtime, connection_limit: ConnectionLimit::default() }
     }
 
-    /// The permit of a connection; `None` for a trusted proxy, which is not limited.
+    /// Acquires the permit for a connection; `None` for trusted proxies, which are not limited.
     ///
     /// # Errors
-    /// `overloaded` when its address has too many connections.
+    /// `overloaded` if the client's address has too many connections.
     fn acquire_permit(&self, stream: &Stream) -> Result<Option<ConnectionPermit>, Refusal> {
         let address = stream.get_socket_digest().and_then(|digest| digest.peer_addr().cloned());
         let Some(ip) = address.and_then(|address| address.as_inet().map(SocketAddr::ip)) else {
             return Ok(None);
         };
         let config = self.config.load();
-        let listener = config.listener(&self.listener);
-        // A proxy has the connections of many clients.
+        let listener = config.current_listener(&self.listener);
+        // The connections of a proxy are those of many clients.
         if is_trusted_proxy(ip, &listener.trusted_proxies) {
             return Ok(None);
         }
@@ -88,14 +93,15 @@ impl ConnectionHandler {
         })
     }
 
-    /// Waits until this process takes no further requests on open connections.
-    async fn until_shutdown(&self, stopping: &mut ShutdownWatch) {
-        let _ = stopping.wait_for(|stopping| *stopping).await;
+    /// Waits until this process accepts no further requests on open connections: after the listeners have
+    /// closed, long enough for a request that is on its way.
+    async fn wait_for_shutdown(&self, shutdown: &mut ShutdownWatch) {
+        let _ = shutdown.wait_for(|is_shutting_down| *is_shutting_down).await;
         let has_successor = !self.config.load().gateway.process.is_stopping.load(Ordering::Acquire);
-        tokio::time::sleep(if has_successor { HANDOVER_LINGER } else { STOP_LINGER }).await;
+        tokio::time::sleep(if has_successor { HANDOVER_LINGER } else { SHUTDOWN_LINGER }).await;
     }
 
-    /// Reads until a head is complete; the bytes may go beyond it.
+    /// Reads until a request head is complete, and checks it. The returned bytes may go beyond the head.
     async fn read_head(
         &self,
         stream: &mut Stream,
@@ -104,27 +110,22 @@ impl ConnectionHandler {
     ) -> Result<BytesMut, HeadReadError> {
         let limit = self.config.load().gateway.timeouts.request_head;
         let mut bytes = BytesMut::with_capacity(2048);
-        // On a new connection silence is slowness; between two requests it is idleness.
+        // A new connection has to send its request soon; between two requests it may be idle.
         let silence_limit = if is_first { limit } else { IDLE_TIMEOUT };
-        tokio::select! {
-            biased;
-            read = stream.read_buf(&mut bytes) => match read {
-                Ok(read) if read > 0 => {}
-                _ => return Err(HeadReadError::Closed),
-            },
-            () = timer.until(Some(Instant::now() + silence_limit)) => return Err(HeadReadError::Closed),
-        }
+        read_more(stream, &mut bytes, timer, Instant::now() + silence_limit, || HeadReadError::Closed)
+            .await?;
+        // For the whole head, so that a client cannot send one byte every now and then.
         let deadline = Instant::now() + limit;
-        let mut searched = 0;
+        let mut searched_bytes = 0;
         loop {
-            // A client may end its last body with an extra line end (RFC 9112, section 2.2).
+            // Some clients send an empty line after their last body (RFC 9112, section 2.2).
             let blank_bytes = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
-            if searched == 0 && blank_bytes > 0 {
+            if searched_bytes == 0 && blank_bytes > 0 {
                 let _ = bytes.split_to(blank_bytes);
             }
-            let from = searched.min(bytes.len());
-            if let Some(at) = bytes.get(from..).and_then(find_head_end) {
-                let head = bytes.get(..from + at).unwrap_or_default();
+            let from = searched_bytes.min(bytes.len());
+            if let Some(length) = bytes.get(from..).and_then(find_head_end) {
+                let head = bytes.get(..from + length).unwrap_or_default();
                 return match head::check_head(head) {
                     Ok(()) => Ok(bytes),
                     Err(refusal) => Err(HeadReadError::Refused(refusal)),
@@ -134,19 +135,35 @@ impl ConnectionHandler {
                 let message = format!("a request head may have at most {MAX_HEAD_BYTES} bytes");
                 return Err(HeadReadError::Refused(Refusal::new(RefusalReason::HeadersTooLarge, message)));
             }
-            searched = bytes.len().saturating_sub(3);
-            tokio::select! {
-                biased;
-                read = stream.read_buf(&mut bytes) => match read {
-                    Ok(read) if read > 0 => {}
-                    _ => return Err(HeadReadError::Closed),
-                },
-                () = timer.until(Some(deadline)) => {
-                    let message = format!("the request head was not complete within {limit:?}");
-                    return Err(HeadReadError::Refused(Refusal::new(RefusalReason::RequestTimeout, message)));
-                }
-            }
+            // The last three bytes may be the beginning of the CR LF CR LF that ends the head.
+            searched_bytes = bytes.len().saturating_sub(3);
+            read_more(stream, &mut bytes, timer, deadline, || {
+                let message = format!("the request head was not complete within {limit:?}");
+                HeadReadError::Refused(Refusal::new(RefusalReason::RequestTimeout, message))
+            })
+            .await?;
         }
+    }
+}
+
+/// Reads more bytes of a connection before this moment.
+///
+/// # Errors
+/// [`HeadReadError::Closed`], or `on_timeout`.
+async fn read_more(
+    stream: &mut Stream,
+    bytes: &mut BytesMut,
+    timer: &mut Timer,
+    deadline: Instant,
+    on_timeout: impl FnOnce() -> HeadReadError,
+) -> Result<(), HeadReadError> {
+    tokio::select! {
+        biased;
+        read = stream.read_buf(bytes) => match read {
+            Ok(count) if count > 0 => Ok(()),
+            _ => Err(HeadReadError::Closed),
+        },
+        () = timer.wait_until(Some(deadline)) => Err(on_timeout()),
     }
 }
 
@@ -154,26 +171,27 @@ impl ConnectionHandler {
 impl ServerApp for ConnectionHandler {
     async fn process_new(self: &Arc<Self>, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         self.runtime.get_or_init(Handle::current);
-        let speaks_http2 = matches!(stream.selected_alpn_proto(), Some(ALPN::H2));
+        let is_http2 = matches!(stream.selected_alpn_proto(), Some(ALPN::H2));
         // Held until the connection ends.
         let _permit = match self.acquire_permit(&stream) {
             Ok(permit) => permit,
             Err(refusal) => {
-                if !speaks_http2 {
+                // The refusal is text of HTTP/1.1, which an HTTP/2 client cannot read.
+                if !is_http2 {
                     refuse_and_close(&mut stream, &refusal).await;
                 }
                 return None;
             }
         };
-        if speaks_http2 {
-            // The engine limits its frames and header lists, and `runner.rs` sets its idle timeout.
+        if is_http2 {
+            // Pingora limits its frames and header lists, and `runner.rs` sets its idle timeout.
             return self.runner.process_new(stream, shutdown).await;
         }
-        let mut stopping = shutdown.clone();
-        // Lingers long enough for a request that is on its way.
-        let mut shutdown_over = pin!(self.until_shutdown(&mut stopping));
+        let mut shutdown_watch = shutdown.clone();
+        let mut shutdown_over = pin!(self.wait_for_shutdown(&mut shutdown_watch));
         let (mut is_first, mut timer) = (true, Timer::default());
         loop {
+            // In this order: a request that has arrived is still served.
             let head = tokio::select! {
                 biased;
                 head = self.read_head(&mut stream, is_first, &mut timer) => head,
@@ -190,17 +208,19 @@ impl ServerApp for ConnectionHandler {
             };
             is_first = false;
             let mut session = Session::new_h1(stream);
-            session.set_keepalive(Some(IDLE_TIMEOUT.as_secs()));
+            // Pingora's way to give bytes that have already been read to the next request of a connection.
             session.set_pipelined_prefix(bytes);
             let listener = Some(Arc::clone(&self.listener));
-            // Boxed: a connection that waits for its next request does not hold the memory of this one.
+            // Boxed, so that a connection that waits for its next request does not hold the memory of a future
+            // that serves one.
             stream = Box::pin(self.runner.serve_request(session, listener, &mut timer, shutdown)).await?;
         }
     }
 }
 
-/// The length of a head that is complete in these bytes: it ends with an empty line. Bare LF counts as
-/// a line end here, so that `head::check_head` sees it and refuses it; waiting for more would only hide it.
+/// The length of the head in these bytes if it is complete, that is, ends with an empty line. A bare LF
+/// counts as a line end: otherwise the head would seem incomplete and time out, and not be refused by
+/// `head::check_head`.
 fn find_head_end(bytes: &[u8]) -> Option<usize> {
     memchr_iter(b'\n', bytes).find_map(|at| match bytes.get(at + 1..)? {
         [b'\n', ..] => Some(at + 2),
@@ -209,21 +229,22 @@ fn find_head_end(bytes: &[u8]) -> Option<usize> {
     })
 }
 
-/// Writes a refusal and closes the connection. What the client still sends is read for a moment: a reset
-/// would take the refusal away before the client has read it.
+/// Writes a refusal and closes the connection.
 async fn refuse_and_close(stream: &mut Stream, refusal: &Refusal) {
     let id = new_request_id(SystemTime::now());
-    debug!("request {id} is malformed: {}", refusal.message);
+    debug!("request {id} is refused before it is read: {}", refusal.message);
     let response = refusal_response::raw_refusal(refusal, &id);
-    let exchange = async {
+    let write_and_drain = async {
         stream.write_all(&response).await?;
         stream.flush().await?;
         AsyncWriteExt::shutdown(stream).await?;
-        let mut rest = BytesMut::with_capacity(4096);
-        while stream.read_buf(&mut rest).await? > 0 {
-            rest.clear();
+        // If a socket is closed while bytes from the client are unread, the kernel sends a reset, at which
+        // the client may lose the refusal before it has read it.
+        let mut unread = BytesMut::with_capacity(4096);
+        while stream.read_buf(&mut unread).await? > 0 {
+            unread.clear();
         }
         std::io::Result::Ok(())
     };
-    let _ = timeout(REFUSAL_READ_TIMEOUT, exchange).await;
+    let _ = timeout(REFUSAL_READ_TIMEOUT, write_and_drain).await;
 }

@@ -1,5 +1,4 @@
-//! Limits the connections of each client address, so that one client cannot use up the file
-//! descriptors.
+//! Limits the connections of each client address, so that one client cannot use up all file descriptors.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -9,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 
-/// The log warns at most this often.
+/// Shortest time between two warnings about refused connections.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The connections of one listener by address.
+/// Counts the connections of one listener for each client address.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ConnectionLimit(Arc<Mutex<ConnectionCounts>>);
 
@@ -22,15 +21,17 @@ struct ConnectionCounts {
     last_warning: Option<Instant>,
 }
 
-/// Counts one connection of an address until it is dropped.
+/// Permits one connection; it counts as open until this is dropped.
 #[derive(Debug)]
 pub(super) struct ConnectionPermit {
     limit: ConnectionLimit,
+    /// See [`client_network`].
     address: IpAddr,
 }
 
 impl ConnectionLimit {
-    /// Counts one more connection of this address; `None` if it has `max_connections` already.
+    /// Permits one more connection of this address; `None` if it has `max_connections` already. The limit is
+    /// an argument, because a reload may change it.
     pub(super) fn try_acquire(&self, ip: IpAddr, max_connections: usize) -> Option<ConnectionPermit> {
         let address = client_network(ip);
         let mut counts = self.lock();
@@ -58,6 +59,7 @@ impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         if let Entry::Occupied(mut entry) = self.limit.lock().by_address.entry(self.address) {
             *entry.get_mut() -= 1;
+            // Removed, so that the map does not grow with every address that ever connected.
             if *entry.get() == 0 {
                 entry.remove();
             }
@@ -65,7 +67,8 @@ impl Drop for ConnectionPermit {
     }
 }
 
-/// The network that is counted as one client: a /64 for IPv6, which is what one host is given.
+/// The address that connections are counted under: for IPv6 the /64 network, because a single host usually
+/// has all of its addresses.
 fn client_network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX))),
@@ -78,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_address_has_a_limit_of_its_own() {
+    fn connections_are_limited_for_each_address_separately() {
         let limit = ConnectionLimit::default();
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let first = limit.try_acquire(ip("10.0.0.1"), 2);
@@ -95,6 +98,6 @@ mod tests {
                 && limit.try_acquire(ip("2001:db8:0:1::2"), 1).is_some()
         );
         drop(held);
-        assert!(limit.lock().by_address.is_empty(), "nothing is left behind");
+        assert!(limit.lock().by_address.is_empty(), "an address without connections is forgotten");
     }
 }

@@ -1,5 +1,5 @@
-//! Refuses request heads that two servers in a row could read differently (request smuggling): what
-//! passes means one thing only.
+//! Refuses request heads that the balancer and a proxy in front of it or a backend could understand
+//! differently (request smuggling).
 
 use std::cell::Cell;
 use std::mem::MaybeUninit;
@@ -9,64 +9,64 @@ use pingora::http::RequestHeader;
 
 use crate::refusal::{Refusal, RefusalReason};
 
-/// Most header fields of a request.
+/// Maximum number of header fields in a request.
 const MAX_FIELDS: usize = 100;
 
-/// Checks a complete head, up to and including its empty line.
+/// Checks a complete head of HTTP/1.x, including the empty line at its end.
 ///
 /// # Errors
-/// `bad_request`, and `headers_too_large` for more than a hundred fields.
+/// `bad_request`, or `headers_too_large` for too many fields.
 pub(super) fn check_head(head: &[u8]) -> Result<(), Refusal> {
     if has_bare_line_end(head) {
-        return bad("the request head has a line that does not end in CR LF");
+        return bad_request("the request head has a line that does not end in CR LF");
     }
     let mut fields = [MaybeUninit::uninit(); MAX_FIELDS];
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(head, &mut fields) {
         Ok(httparse::Status::Complete(_)) => {}
-        Ok(httparse::Status::Partial) => return bad("the request head is incomplete"),
-        Err(httparse::Error::TooManyHeaders) => return Err(too_many()),
-        Err(problem) => return bad(format!("the request head is malformed: {problem}")),
+        Ok(httparse::Status::Partial) => return bad_request("the request head is incomplete"),
+        Err(httparse::Error::TooManyHeaders) => return Err(too_many_fields()),
+        Err(error) => return bad_request(format!("the request head is malformed: {error}")),
     }
     check_target(&request)?;
     let is_http_11 = request.version == Some(1);
-    let fields = DecisiveFields::default();
+    let counts = SingletonFieldCounts::default();
     for field in request.headers.iter() {
-        fields.check_field(field, is_http_11)?;
+        counts.check_field(field, is_http_11)?;
     }
-    fields.check_together(is_http_11)
+    counts.check_counts(is_http_11)
 }
 
-/// Checks the fields of an HTTP/2 request, whose framing is the protocol's.
+/// Checks the header fields of an HTTP/2 request. Its framing is checked by h2.
 ///
 /// # Errors
-/// `bad_request`, and `headers_too_large` for more than a hundred fields.
-pub(super) fn check_fields(request: &RequestHeader) -> Result<(), Refusal> {
+/// `bad_request`, or `headers_too_large` for too many fields.
+pub(super) fn check_http2_fields(request: &RequestHeader) -> Result<(), Refusal> {
     if request.headers.len() > MAX_FIELDS {
-        return Err(too_many());
+        return Err(too_many_fields());
     }
-    for (name, shown) in [
+    for (name, display_name) in [
         (CONTENT_TYPE, "Content-Type"),
         (CONTENT_ENCODING, "Content-Encoding"),
         (CONTENT_LENGTH, "Content-Length"),
         (HOST, "Host"),
     ] {
         if request.headers.get_all(name).iter().nth(1).is_some() {
-            return bad(format!("there is more than one `{shown}`"));
+            return bad_request(format!("there is more than one `{display_name}`"));
         }
     }
     Ok(())
 }
 
-fn too_many() -> Refusal {
+fn too_many_fields() -> Refusal {
     Refusal::new(
         RefusalReason::HeadersTooLarge,
         format!("a request may have at most {MAX_FIELDS} header fields"),
     )
 }
 
-/// Checks that the target is a path, or a URL with a host; the engine closes the connection on others
-/// without a response.
+/// Checks that the request target is a path, or a URL with a host. CONNECT and `*` are left to the gateway,
+/// which refuses them.
 fn check_target(request: &httparse::Request<'_, '_>) -> Result<(), Refusal> {
     let target = request.path.unwrap_or("");
     if target.starts_with('/') || target == "*" || request.method == Some("CONNECT") {
@@ -74,57 +74,62 @@ fn check_target(request: &httparse::Request<'_, '_>) -> Result<(), Refusal> {
     }
     let url = target.strip_prefix("http://").or_else(|| target.strip_prefix("https://"));
     let authority = url.map(|url| url.split(['/', '?']).next().unwrap_or(""));
-    let is_good = |text: &str| {
+    let is_valid = |text: &str| {
         let parsed = text.parse::<http::uri::Authority>();
-        // The parser leaves out a port that is none, so a text with one would lose it.
+        // The parser accepts a port that is no valid number and then behaves as if there were none.
         is_authority(text.as_bytes())
             && parsed.is_ok_and(|authority| authority.port().is_some() == has_port(text))
     };
     match authority {
-        Some(authority) if is_good(authority) => Ok(()),
-        _ => bad("the request target must be a path, or a URL with a host"),
+        Some(authority) if is_valid(authority) => Ok(()),
+        _ => bad_request("the request target must be a path, or a URL with a host"),
     }
 }
 
 fn has_port(authority: &str) -> bool {
+    // The colons of an IPv6 address are in brackets.
     authority.rsplit(']').next().unwrap_or("").contains(':')
 }
 
-/// Counts the fields that decide where a request ends, which host it is for and how its body is read.
+/// Counts the fields that a request may have only once, because they decide where it ends, which host it is
+/// for, and how its body is read.
 #[derive(Default)]
-struct DecisiveFields {
-    hosts: Cell<u32>,
-    lengths: Cell<u32>,
-    chunked: Cell<u32>,
-    types: Cell<u32>,
-    encodings: Cell<u32>,
+struct SingletonFieldCounts {
+    host: Cell<u32>,
+    content_length: Cell<u32>,
+    transfer_encoding: Cell<u32>,
+    content_type: Cell<u32>,
+    content_encoding: Cell<u32>,
 }
 
-impl DecisiveFields {
+impl SingletonFieldCounts {
+    /// Checks one field and counts it.
     fn check_field(&self, field: &httparse::Header<'_>, is_http_11: bool) -> Result<(), Refusal> {
         let count = |counter: &Cell<u32>| counter.set(counter.get() + 1);
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
+        // The length is compared first, which is enough for most fields.
         match field.name.len() {
             4 if is("host") => {
-                count(&self.hosts);
+                count(&self.host);
                 if !is_authority(field.value) {
-                    return bad("`Host` must be a host name or address, with a port or without");
+                    return bad_request("`Host` must be a host name or address, with a port or without");
                 }
             }
-            12 if is("content-type") => count(&self.types),
-            16 if is("content-encoding") => count(&self.encodings),
+            12 if is("content-type") => count(&self.content_type),
+            16 if is("content-encoding") => count(&self.content_encoding),
             10 if is("connection") => check_nominated_fields(field.value)?,
             14 if is("content-length") => {
-                count(&self.lengths);
-                let digits = !field.value.is_empty() && field.value.iter().all(u8::is_ascii_digit);
-                if !digits || field.value.len() > 18 {
-                    return bad("`Content-Length` must be one number");
+                count(&self.content_length);
+                let is_number = !field.value.is_empty() && field.value.iter().all(u8::is_ascii_digit);
+                // 18 digits fit into 64 bits.
+                if !is_number || field.value.len() > 18 {
+                    return bad_request("`Content-Length` must be one number");
                 }
             }
             17 if is("transfer-encoding") => {
-                count(&self.chunked);
+                count(&self.transfer_encoding);
                 if !is_http_11 || !field.value.eq_ignore_ascii_case(b"chunked") {
-                    return bad("`Transfer-Encoding` may only be `chunked`, in HTTP/1.1");
+                    return bad_request("`Transfer-Encoding` may only be `chunked`, in HTTP/1.1");
                 }
             }
             _ => {}
@@ -132,22 +137,24 @@ impl DecisiveFields {
         Ok(())
     }
 
-    fn check_together(&self, is_http_11: bool) -> Result<(), Refusal> {
-        match (self.hosts.get(), self.lengths.get(), self.chunked.get()) {
-            (0, ..) if is_http_11 => bad("`Host` is missing"),
-            (2.., ..) => bad("there is more than one `Host`"),
-            (_, 2.., _) => bad("there is more than one `Content-Length`"),
-            (.., 2..) => bad("there is more than one `Transfer-Encoding`"),
-            (_, 1, 1) => bad("there are both `Content-Length` and `Transfer-Encoding`"),
-            _ if self.types.get() > 1 => bad("there is more than one `Content-Type`"),
-            _ if self.encodings.get() > 1 => bad("there is more than one `Content-Encoding`"),
+    /// Checks that each field occurs at most once, `Host` if it is required, and only one that says where
+    /// the body ends.
+    fn check_counts(&self, is_http_11: bool) -> Result<(), Refusal> {
+        match (self.host.get(), self.content_length.get(), self.transfer_encoding.get()) {
+            (0, ..) if is_http_11 => bad_request("`Host` is missing"),
+            (2.., ..) => bad_request("there is more than one `Host`"),
+            (_, 2.., _) => bad_request("there is more than one `Content-Length`"),
+            (.., 2..) => bad_request("there is more than one `Transfer-Encoding`"),
+            (_, 1, 1) => bad_request("there are both `Content-Length` and `Transfer-Encoding`"),
+            _ if self.content_type.get() > 1 => bad_request("there is more than one `Content-Type`"),
+            _ if self.content_encoding.get() > 1 => bad_request("there is more than one `Content-Encoding`"),
             _ => Ok(()),
         }
     }
 }
 
-/// Checks what `Connection` names: a client may have its own fields removed on the way, but not those
-/// that other servers rely on (RFC 9110, section 7.6.1).
+/// Checks the fields that `Connection` names, which the next proxy removes (RFC 9110, section 7.6.1). A
+/// client must not have fields removed that servers rely on.
 fn check_nominated_fields(value: &[u8]) -> Result<(), Refusal> {
     const NEVER_REMOVED: [&[u8]; 8] = [
         b"host",
@@ -163,17 +170,19 @@ fn check_nominated_fields(value: &[u8]) -> Result<(), Refusal> {
         let is_token =
             name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte));
         if !is_token || NEVER_REMOVED.iter().any(|field| field.eq_ignore_ascii_case(name)) {
-            return bad("`Connection` must only name header fields, and none that other servers rely on");
+            return bad_request(
+                "`Connection` must only name header fields, and none that other servers rely on",
+            );
         }
     }
     Ok(())
 }
 
-fn bad(message: impl Into<std::borrow::Cow<'static, str>>) -> Result<(), Refusal> {
+fn bad_request(message: impl Into<std::borrow::Cow<'static, str>>) -> Result<(), Refusal> {
     Err(Refusal::bad_request(message))
 }
 
-/// Whether there is a CR without LF or an LF without CR.
+/// Whether there is a CR without an LF, or an LF without a CR.
 fn has_bare_line_end(head: &[u8]) -> bool {
     memchr::memchr2_iter(b'\r', b'\n', head).any(|at| match head.get(at) {
         Some(b'\n') => at == 0 || head.get(at - 1) != Some(&b'\r'),
@@ -181,6 +190,7 @@ fn has_bare_line_end(head: &[u8]) -> bool {
     })
 }
 
+/// Whether this has only characters of a host name or address and a port.
 fn is_authority(value: &[u8]) -> bool {
     let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%:[]".contains(byte);
     !value.is_empty() && value.len() <= 255 && value.iter().all(allowed)

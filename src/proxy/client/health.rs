@@ -1,4 +1,5 @@
-//! `GET /healthz` and `GET /readyz` on every listener: any host, no key, no record.
+//! The health checks of every listener, `GET /healthz` and `GET /readyz`. They need no key, accept any host,
+//! and are not recorded.
 
 use std::sync::atomic::Ordering;
 
@@ -9,7 +10,7 @@ use pingora::protocols::http::ServerSession;
 
 use crate::proxy::ActiveConfig;
 
-/// The status for a health check; `None` if the request is none.
+/// The status of the response to a health check; `None` for any other request.
 pub(in crate::proxy) fn health_check_status(header: &RequestHeader, config: &ActiveConfig) -> Option<u16> {
     if !matches!(header.method, Method::GET | Method::HEAD) {
         return None;
@@ -17,25 +18,26 @@ pub(in crate::proxy) fn health_check_status(header: &RequestHeader, config: &Act
     let path = header.raw_path().split(|byte| *byte == b'?').next()?;
     match path {
         b"/healthz" => Some(200),
-        // After a handover the successor is ready, so this stays 200 for the sockets that they share.
+        // During a handover it stays 200: the successor serves the same listeners, and a probe may reach
+        // either process.
         b"/readyz" if config.gateway.process.is_stopping.load(Ordering::Acquire) => Some(503),
         b"/readyz" => Some(200),
         _ => None,
     }
 }
 
-/// Answers a health check. `closes` says that this process is being replaced or stopped, so that the
-/// next one has to come on another connection.
+/// Responds to a health check. `is_draining` says that this process is being replaced or stopped, so the
+/// connection is closed and the next check needs a new one. Returns true, which ends the request.
 pub(in crate::proxy) async fn respond_to_health_check(
     session: &mut ServerSession,
     status: u16,
-    closes: bool,
+    is_draining: bool,
 ) -> pingora::Result<bool> {
     let body: &'static [u8] = if status == 200 { b"ok\n" } else { b"stopping\n" };
     let mut header = ResponseHeader::build(status, Some(2))?;
     header.insert_header(header::CONTENT_TYPE, "text/plain")?;
     header.insert_header(header::CONTENT_LENGTH, body.len())?;
-    if closes {
+    if is_draining {
         session.set_keepalive(None);
     }
     let is_head = session.req_header().method == Method::HEAD;

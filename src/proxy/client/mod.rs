@@ -1,5 +1,5 @@
-//! The downstream side: connections of clients with their TLS and limits, request heads and bodies,
-//! admission, and the responses that the balancer gives by itself.
+//! The clients' side: connections with their TLS and limits, request heads and bodies, admission, and the
+//! responses that the balancer makes itself.
 
 pub(super) mod admit;
 pub(super) mod body_memory;

@@ -1,4 +1,4 @@
-//! Whether the client is still connected while something else is waited for.
+//! Notices that a client disconnects while its request waits for something else.
 
 use std::future::pending;
 
@@ -8,22 +8,22 @@ use pingora::{Error, ErrorType};
 use crate::proxy::context::RequestContext;
 use crate::proxy::error_types::CLIENT_GONE;
 
-/// Waits until the client disconnects. `has_pipelined` is set when it sends something after its
-/// request instead; from then on it is not looked at any more.
-pub(in crate::proxy) async fn client_disconnect(
+/// Waits until the client disconnects; returns Pingora's error. If the client sends bytes after its request
+/// instead, sets `has_pipelined_bytes` and waits forever, because the connection cannot be polled any more.
+pub(in crate::proxy) async fn wait_for_disconnect(
     session: &mut ServerSession,
-    has_pipelined: &mut bool,
+    has_pipelined_bytes: &mut bool,
 ) -> Box<Error> {
-    while !*has_pipelined {
+    while !*has_pipelined_bytes {
         match session.read_body_or_idle(true).await {
-            // The engine's word for data after the end of a body: a stray line end, or the next
-            // request already. The read has consumed a byte of it, so this response is the last on
-            // the connection, and the client sends again what was not answered.
-            Err(problem) if *problem.etype() == ErrorType::ConnectError => {
-                *has_pipelined = true;
+            // Pingora's error for data after the end of the body: an extra line end, or the next request
+            // already. Its read has consumed a byte of that. So the connection is closed after this response,
+            // and the client has to send the next request again.
+            Err(error) if *error.etype() == ErrorType::ConnectError => {
+                *has_pipelined_bytes = true;
                 session.set_keepalive(None);
             }
-            Err(problem) => return problem.into_down(),
+            Err(error) => return error.into_down(),
             Ok(_) => {
                 return Error::explain(ErrorType::ConnectionClosed, "the client disconnected").into_down();
             }
@@ -32,43 +32,44 @@ pub(in crate::proxy) async fn client_disconnect(
     pending().await
 }
 
-/// Waits between attempts, unless the client disconnects meanwhile.
+/// Waits for this future between attempts.
 ///
 /// # Errors
-/// [`CLIENT_GONE`].
+/// [`CLIENT_GONE`] if the client disconnects meanwhile.
 pub(in crate::proxy) async fn wait_while_connected(
     session: &mut ServerSession,
     context: &mut RequestContext,
     wait: impl Future<Output = ()> + Send,
 ) -> pingora::Result<()> {
+    // Polling the connection would consume a byte of the upload.
     if !session.is_body_done() {
-        // Polling the connection would take a byte of the upload.
         wait.await;
         return Ok(());
     }
     tokio::select! {
-        cause = client_disconnect(session, &mut context.has_pipelined) => {
-            Err(Error::because(CLIENT_GONE, "while waiting", cause).into_down())
+        cause = wait_for_disconnect(session, &mut context.has_pipelined_bytes) => {
+            Err(Error::because(CLIENT_GONE, "during a wait between attempts", cause).into_down())
         }
         () = wait => Ok(()),
     }
 }
 
-/// Whether the client is still connected at this moment.
+/// Checks whether the client is still connected, without waiting.
 ///
 /// # Errors
-/// [`CLIENT_GONE`].
+/// [`CLIENT_GONE`] if it has disconnected.
 pub(in crate::proxy) async fn ensure_connected(
     session: &mut ServerSession,
     context: &mut RequestContext,
 ) -> pingora::Result<()> {
+    // As above.
     if !session.is_body_done() {
         return Ok(());
     }
     tokio::select! {
         biased;
-        cause = client_disconnect(session, &mut context.has_pipelined) => {
-            Err(Error::because(CLIENT_GONE, "between attempts", cause).into_down())
+        cause = wait_for_disconnect(session, &mut context.has_pipelined_bytes) => {
+            Err(Error::because(CLIENT_GONE, "before an attempt", cause).into_down())
         }
         () = std::future::ready(()) => Ok(()),
     }

@@ -1,4 +1,4 @@
-//! A refusal as an HTTP response, in the shape of Azure's errors.
+//! Refusals as HTTP responses, in the shape of Azure's errors.
 
 use bytes::Bytes;
 use pingora::http::ResponseHeader;
@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use crate::refusal::Refusal;
 
-/// The most that `retry-after` and `retry-after-ms` say: on longer ones an SDK sleeps for a day or
-/// gives up.
+/// Longest wait in `retry-after` and `retry-after-ms`. Azure may send 86400 s; depending on its version,
+/// OpenAI's SDK then sleeps for a day or does not retry at all.
 pub(in crate::proxy) const MAX_RETRY_AFTER_MS: u128 = 60_000;
 
 #[derive(Serialize)]
@@ -50,14 +50,15 @@ pub(in crate::proxy) fn refusal_response(
     Ok((header, body))
 }
 
-/// Sets both header fields that SDKs read to know when to try again.
+/// Sets `retry-after-ms` and `retry-after`, rounded up to seconds. OpenAI's SDKs prefer the former.
 pub(in crate::proxy) fn set_retry_after(header: &mut ResponseHeader, millis: u128) -> pingora::Result<()> {
     let millis = millis.clamp(1, MAX_RETRY_AFTER_MS);
     header.insert_header("retry-after-ms", millis.to_string())?;
     header.insert_header("retry-after", millis.div_ceil(1000).to_string())
 }
 
-/// A refusal where no request could be parsed: bytes for a connection that is then closed.
+/// A refusal as the bytes of an HTTP/1.1 response, for a connection on which no request could be parsed and
+/// which is closed afterwards.
 pub(super) fn raw_refusal(refusal: &Refusal, request_id: &str) -> Vec<u8> {
     let body = refusal_body(refusal);
     let status = refusal.reason.status();

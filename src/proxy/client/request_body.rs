@@ -1,6 +1,6 @@
-//! Reads a request's body: whole, bounded in size, time and memory; or, for an upload too large to
-//! hold, only as far as needed to know that. The rest of such an upload is read by
-//! `attempt/exchange.rs` while it is sent on.
+//! Reads a request's body into memory, with limits on its size, time and memory. Of an upload that is too
+//! large to be held, only as much is read as shows that; `attempt/exchange.rs` reads the rest while it is
+//! sent to the backend.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,32 +13,34 @@ use tokio::time::{Instant, timeout_at};
 use super::body_memory::{BodyMemory, MemoryReservation};
 use crate::refusal::{Refusal, RefusalReason};
 
-/// Most bytes that are handed to the engine at once: between two pieces the response is polled.
+/// Largest piece that is given to Pingora at once. Over HTTP/1.1 the response is polled only between two
+/// pieces.
 const MAX_PIECE_BYTES: usize = 128 * 1024;
-/// Pieces up to this size are copied together rather than sent one by one.
-const MAX_COPIED_BYTES: usize = 16 * 1024;
-/// Most bytes of buffer that a declared length alone makes the balancer reserve.
-const MAX_DECLARED_RESERVE: u64 = 1024 * 1024;
+/// Pieces up to this size are copied into one instead of being sent one by one.
+const MAX_JOINED_PIECE_BYTES: usize = 16 * 1024;
+/// Largest buffer that is allocated because of a declared length, before the bytes have arrived.
+const MAX_PREALLOCATED_BYTES: u64 = 1024 * 1024;
 
-/// A request's body, as far as it was read.
+/// A request's body.
 #[derive(Debug, Default)]
 pub(in crate::proxy) struct RequestBody {
-    /// The bytes that are held for every attempt.
-    pub(in crate::proxy) held: Bytes,
-    /// What the current attempt has yet to send of them.
-    pub(in crate::proxy) unsent: VecDeque<Bytes>,
-    /// Bytes read so far, held or not.
+    /// What has been read before the first attempt: all of the body, or the beginning of an upload. It is
+    /// held so that every attempt can send it.
+    pub(in crate::proxy) held_bytes: Bytes,
+    /// What the current attempt has to send of the held bytes, after edits.
+    pub(in crate::proxy) unsent_pieces: VecDeque<Bytes>,
+    /// Bytes read from the client so far, held or not.
     pub(in crate::proxy) bytes_read: u64,
-    /// The body is an upload that passes through and may have at most this many bytes in all.
+    /// Maximum length of an upload that is streamed to the backend; `None` if the whole body is held.
     pub(in crate::proxy) streaming_limit: Option<u64>,
-    /// The `Content-Length` of the client.
+    /// The client's `Content-Length`.
     pub(in crate::proxy) declared_length: Option<u64>,
-    /// A part that is not held has been read: the body cannot be sent again.
+    /// Bytes that are not held have been read, so the body cannot be sent again.
     pub(in crate::proxy) is_consumed: bool,
-    /// There is a body that has not been read to its end.
+    /// There is a body, and its end has not been read.
     has_unread_rest: bool,
-    /// The memory of what is held; given back together with it.
-    reservation: Option<MemoryReservation>,
+    /// The memory of the held bytes.
+    memory_reservation: Option<MemoryReservation>,
 }
 
 impl RequestBody {
@@ -52,15 +54,16 @@ impl RequestBody {
         !self.has_unread_rest
     }
 
-    /// Queues the body of the next attempt: what is held, after its edits.
-    pub(in crate::proxy) fn queue(&mut self, held: impl IntoIterator<Item = Bytes>) {
-        self.unsent = split_and_join(held);
+    /// Queues the held bytes, after edits, to be sent by the next attempt.
+    pub(in crate::proxy) fn queue_for_sending(&mut self, pieces: impl IntoIterator<Item = Bytes>) {
+        self.unsent_pieces = split_and_join(pieces);
     }
 
-    /// Takes what is held and gives its memory back: whoever takes it bounds it from here on.
-    pub(in crate::proxy) fn take_held(&mut self) -> Bytes {
-        self.reservation = None;
-        std::mem::take(&mut self.held)
+    /// Takes the held bytes and releases their reservation. They no longer count towards the memory limit;
+    /// the caller has to limit them.
+    pub(in crate::proxy) fn take_held_bytes(&mut self) -> Bytes {
+        self.memory_reservation = None;
+        std::mem::take(&mut self.held_bytes)
     }
 
     /// Records that an upload has been read to its end.
@@ -69,28 +72,29 @@ impl RequestBody {
     }
 }
 
-/// Cuts large pieces and joins small ones, in order. Small pieces that an edit left behind would each
-/// be a write of their own, and there are HTTP/2 servers that close the connection on many small frames.
-fn split_and_join(held: impl IntoIterator<Item = Bytes>) -> VecDeque<Bytes> {
-    let mut pieces = VecDeque::new();
-    let mut small: Vec<Bytes> = Vec::new();
-    for mut piece in held {
-        if piece.len() <= MAX_COPIED_BYTES {
-            small.push(piece);
+/// Splits large pieces and joins small neighbours; the order stays the same. Each edit of a body leaves
+/// small pieces behind. Each of them would be a write of its own, and some HTTP/2 servers close a connection
+/// with many small frames.
+fn split_and_join(pieces: impl IntoIterator<Item = Bytes>) -> VecDeque<Bytes> {
+    let mut result = VecDeque::new();
+    let mut small_pieces: Vec<Bytes> = Vec::new();
+    for mut piece in pieces {
+        if piece.len() <= MAX_JOINED_PIECE_BYTES {
+            small_pieces.push(piece);
             continue;
         }
-        pieces.extend(join(&mut small));
+        result.extend(join_pieces(&mut small_pieces));
         while piece.len() > MAX_PIECE_BYTES {
-            pieces.push_back(piece.split_to(MAX_PIECE_BYTES));
+            result.push_back(piece.split_to(MAX_PIECE_BYTES));
         }
-        pieces.push_back(piece);
+        result.push_back(piece);
     }
-    pieces.extend(join(&mut small));
-    pieces
+    result.extend(join_pieces(&mut small_pieces));
+    result
 }
 
-/// The bytes of these pieces as one, if there are any; takes them.
-fn join(pieces: &mut Vec<Bytes>) -> Option<Bytes> {
+/// Takes these pieces and joins them; `None` if all of them are empty.
+fn join_pieces(pieces: &mut Vec<Bytes>) -> Option<Bytes> {
     pieces.retain(|piece| !piece.is_empty());
     match pieces.len() {
         0 => None,
@@ -102,23 +106,25 @@ fn join(pieces: &mut Vec<Bytes>) -> Option<Bytes> {
 /// The limits of one body.
 #[derive(Clone)]
 pub(super) struct BodyLimits {
-    /// Most bytes that are held.
-    pub(super) max_held: u64,
-    /// Most bytes of an upload that passes through; `None` if this is no upload.
-    pub(super) max_streamed: Option<u64>,
+    /// A larger body is refused or, if it is an upload, streamed.
+    pub(super) max_held_bytes: u64,
+    /// Maximum length of an upload, which is streamed if it cannot be held; `None` if the request is no
+    /// upload.
+    pub(super) max_streamed_bytes: Option<u64>,
     /// For the whole body.
-    pub(in crate::proxy) timeout: Duration,
-    pub(in crate::proxy) memory: Arc<BodyMemory>,
-    /// Most bytes of all held bodies together.
-    pub(in crate::proxy) memory_limit: u64,
+    pub(super) timeout: Duration,
+    pub(super) body_memory: Arc<BodyMemory>,
+    /// Maximum memory of all held bodies together.
+    pub(super) max_total_held_bytes: u64,
 }
 
 /// Why a body was not read.
 pub(in crate::proxy) enum BodyReadError {
     /// The client gets this refusal.
     Refused(Refusal),
-    /// The same, and the connection has to be closed: where the next request begins is unknown.
-    Unframed(Refusal),
+    /// The client gets this refusal, then its connection is closed, because it is not known where its next
+    /// request begins.
+    RefusedWithClose(Refusal),
     /// The client has disconnected.
     ClientGone,
 }
@@ -129,11 +135,11 @@ impl From<Refusal> for BodyReadError {
     }
 }
 
-/// Reads the body.
+/// Reads the body: all of it, or as much of an upload as shows that it is too large to be held.
 ///
 /// # Errors
-/// `body_too_large`, `request_timeout`, `overloaded`, `bad_request` for broken framing, or a client
-/// that disconnected.
+/// `body_too_large`, `request_timeout`, `overloaded`, `bad_request` for malformed framing, or
+/// [`BodyReadError::ClientGone`].
 pub(super) async fn read_body(
     session: &mut ServerSession,
     limits: &BodyLimits,
@@ -142,44 +148,49 @@ pub(super) async fn read_body(
         return Ok(RequestBody::default());
     }
     let declared_length = declared_length(session);
-    let max_length = limits.max_streamed.unwrap_or(limits.max_held);
+    let max_length = limits.max_streamed_bytes.unwrap_or(limits.max_held_bytes);
     if declared_length.is_some_and(|length| length > max_length) {
-        return Err(too_large(max_length).into());
+        return Err(too_large_refusal(max_length).into());
     }
+    // After the check of the length: a client that waits for this then does not send a body that is too
+    // large.
     send_continue(session).await?;
-    if declared_length.is_some_and(|length| length > limits.max_held) {
+    if declared_length.is_some_and(|length| length > limits.max_held_bytes) {
         let streaming_limit = Some(max_length);
         return Ok(RequestBody { streaming_limit, declared_length, ..RequestBody::unread() });
     }
     let deadline = Instant::now() + limits.timeout;
-    // Memory is reserved for what arrives: declaring a length costs its sender nothing.
-    let mut reservation = BodyMemory::reservation(&limits.memory, limits.memory_limit);
+    // Memory is reserved as the bytes arrive. A length is easily declared without sending anything.
+    let mut reservation = BodyMemory::reservation(&limits.body_memory, limits.max_total_held_bytes);
     let mut buffer = BodyBuffer::default();
     loop {
         let piece = match timeout_at(deadline, session.read_request_body()).await {
             Err(_) => {
                 let message = format!("the request body was not complete within {:?}", limits.timeout);
-                return Err(BodyReadError::Unframed(Refusal::new(RefusalReason::RequestTimeout, message)));
+                return Err(BodyReadError::RefusedWithClose(Refusal::new(
+                    RefusalReason::RequestTimeout,
+                    message,
+                )));
             }
-            Ok(Err(problem)) => return Err(classify_read_error(&problem)),
+            Ok(Err(error)) => return Err(classify_read_error(&error)),
             Ok(Ok(piece)) => piece,
         };
         let Some(piece) = piece else { break };
         let bytes_read = buffer.len() + piece.len() as u64;
-        if bytes_read > limits.max_held && limits.max_streamed.is_none() {
-            return Err(too_large(limits.max_held).into());
+        if bytes_read > limits.max_held_bytes && limits.max_streamed_bytes.is_none() {
+            return Err(too_large_refusal(limits.max_held_bytes).into());
         }
-        if bytes_read > reservation.bytes() {
+        if bytes_read > reservation.reserved_bytes() {
             reservation.grow_to(bytes_read)?;
         }
         buffer.push(piece, declared_length);
-        if bytes_read > limits.max_held {
+        if bytes_read > limits.max_held_bytes {
             return Ok(RequestBody {
-                held: buffer.into_bytes(),
+                held_bytes: buffer.into_bytes(),
                 bytes_read,
                 streaming_limit: Some(max_length),
                 declared_length,
-                reservation: Some(reservation),
+                memory_reservation: Some(reservation),
                 ..RequestBody::unread()
             });
         }
@@ -189,21 +200,25 @@ pub(super) async fn read_body(
     }
     let held = buffer.into_bytes();
     let bytes_read = held.len() as u64;
-    // A body that is shorter than declared: the connection ended in the middle of it.
+    // The body is shorter than declared: the connection ended in the middle of it.
     if declared_length.is_some_and(|declared| declared != bytes_read) {
         return Err(BodyReadError::ClientGone);
     }
-    Ok(RequestBody { held, bytes_read, reservation: Some(reservation), ..RequestBody::default() })
+    Ok(RequestBody {
+        held_bytes: held,
+        bytes_read,
+        memory_reservation: Some(reservation),
+        ..RequestBody::default()
+    })
 }
 
-/// The length that a request declares; `None` for chunked bodies and HTTP/2 without one.
+/// The client's `Content-Length`; `None` for a chunked body, or an HTTP/2 request without it.
 fn declared_length(session: &ServerSession) -> Option<u64> {
     let value = session.get_header(http::header::CONTENT_LENGTH)?;
     value.to_str().ok()?.trim().parse().ok()
 }
 
-/// A client that sent `Expect: 100-continue` waits for this before it sends its body (RFC 9110,
-/// section 10.1.1).
+/// Sends a 100 to a client that waits for it before it sends its body (RFC 9110, section 10.1.1).
 async fn send_continue(session: &mut ServerSession) -> Result<(), BodyReadError> {
     let expects_continue = session
         .get_header(http::header::EXPECT)
@@ -214,52 +229,55 @@ async fn send_continue(session: &mut ServerSession) -> Result<(), BodyReadError>
     Ok(())
 }
 
-fn too_large(max_length: u64) -> Refusal {
+fn too_large_refusal(max_length: u64) -> Refusal {
     let message = format!("the request body may have at most {max_length} bytes here");
     Refusal::new(RefusalReason::BodyTooLarge, message)
 }
 
-/// What an error of reading the body means for the client.
-pub(in crate::proxy) fn classify_read_error(problem: &pingora::Error) -> BodyReadError {
+/// What Pingora's error of reading a body means for the client.
+pub(in crate::proxy) fn classify_read_error(error: &pingora::Error) -> BodyReadError {
     use pingora::ErrorType::{ConnectionClosed, ReadError, ReadTimedout};
-    match problem.etype() {
+    match error.etype() {
         ConnectionClosed | ReadError => BodyReadError::ClientGone,
         ReadTimedout => {
             let message = "the request body did not arrive in time";
-            BodyReadError::Unframed(Refusal::new(RefusalReason::RequestTimeout, message))
+            BodyReadError::RefusedWithClose(Refusal::new(RefusalReason::RequestTimeout, message))
         }
-        _ => BodyReadError::Unframed(Refusal::bad_request("the request body's framing is malformed")),
+        _ => BodyReadError::RefusedWithClose(Refusal::bad_request("the request body's framing is malformed")),
     }
 }
 
-/// The pieces read so far: one is kept as it is, several are joined as they come.
+/// Collects the pieces of a body. A single piece is not copied.
 #[derive(Default)]
 struct BodyBuffer {
-    only: Bytes,
-    joined: BytesMut,
+    /// The first piece, as long as it is the only one.
+    single_piece: Bytes,
+    /// All pieces, once there are several.
+    joined_pieces: BytesMut,
 }
 
 impl BodyBuffer {
     fn len(&self) -> u64 {
-        (self.only.len() + self.joined.len()) as u64
+        (self.single_piece.len() + self.joined_pieces.len()) as u64
     }
 
     fn push(&mut self, piece: Bytes, declared_length: Option<u64>) {
         if self.len() == 0 {
-            self.only = piece;
+            self.single_piece = piece;
             return;
         }
-        if !self.only.is_empty() {
-            let declared = declared_length.unwrap_or(0).min(MAX_DECLARED_RESERVE);
-            self.joined.reserve(usize::try_from(declared).unwrap_or(0).max(self.only.len() + piece.len()));
-            self.joined.extend_from_slice(&self.only);
-            self.only = Bytes::new();
+        if !self.single_piece.is_empty() {
+            let declared = declared_length.unwrap_or(0).min(MAX_PREALLOCATED_BYTES);
+            self.joined_pieces
+                .reserve(usize::try_from(declared).unwrap_or(0).max(self.single_piece.len() + piece.len()));
+            self.joined_pieces.extend_from_slice(&self.single_piece);
+            self.single_piece = Bytes::new();
         }
-        self.joined.extend_from_slice(&piece);
+        self.joined_pieces.extend_from_slice(&piece);
     }
 
     fn into_bytes(self) -> Bytes {
-        if self.joined.is_empty() { self.only } else { self.joined.freeze() }
+        if self.joined_pieces.is_empty() { self.single_piece } else { self.joined_pieces.freeze() }
     }
 }
 
@@ -268,11 +286,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn small_pieces_are_sent_as_one_and_large_ones_are_cut() {
+    fn small_pieces_are_joined_and_large_ones_are_split() {
         let piece = Bytes::from_static;
         assert!(split_and_join([piece(b"")]).is_empty());
         assert_eq!(split_and_join([piece(b"a")]), [piece(b"a")]);
-        let large = Bytes::from(vec![b'x'; MAX_COPIED_BYTES + 1]);
+        let large = Bytes::from(vec![b'x'; MAX_JOINED_PIECE_BYTES + 1]);
         let pieces = split_and_join([piece(b"a"), piece(b""), piece(b"b"), large.clone(), piece(b"")]);
         assert_eq!(pieces, [piece(b"ab"), large]);
         let pieces = split_and_join([Bytes::from(vec![b'x'; 2 * MAX_PIECE_BYTES + 1])]);
@@ -281,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_joined_in_order() {
+    fn a_body_buffer_keeps_the_order_of_its_pieces() {
         for pieces in [&["a"][..], &["a", "b"], &["ab", "", "c", "defg"]] {
             let mut buffer = BodyBuffer::default();
             for piece in pieces {

@@ -1,4 +1,4 @@
-//! Gives the client a response that the balancer has whole, once its record is written.
+//! Writes complete responses to the client, after their record has been written.
 
 use std::time::Duration;
 
@@ -13,47 +13,47 @@ use crate::proxy::context::RequestContext;
 use crate::record::writer::WriteReceipt;
 use crate::refusal::Refusal;
 
-/// How long the last bytes of a response wait for its record.
+/// Longest time that the last bytes of a response wait for its record.
 const RECORD_TIMEOUT: Duration = Duration::from_millis(20);
 
-/// Refuses a request before any backend is tried; the connection is kept if it can be.
+/// Refuses a request before any attempt. The connection stays open if possible.
 ///
 /// # Errors
-/// Pingora's, when the client has disconnected.
+/// If the client has disconnected.
 pub(in crate::proxy) async fn refuse_request(
     session: &mut ServerSession,
     context: &mut RequestContext,
     refusal: &Refusal,
 ) -> pingora::Result<()> {
     if session.get_header(header::EXPECT).is_some() && !session.is_body_done() {
-        // The client may or may not send the body that it declared: where its next request begins
-        // would be a guess.
+        // The client may or may not send its body now, so it is not known where its next request begins.
         session.set_keepalive(None);
     }
     let tasks = final_response::refuse(context, refusal)?;
     write_whole_response(session, context, tasks).await
 }
 
-/// Writes a whole response, once its record is written.
+/// Writes a complete response, after its record.
 ///
 /// # Errors
-/// Pingora's, when the client has disconnected.
+/// If the client has disconnected.
 pub(in crate::proxy) async fn write_whole_response(
     session: &mut ServerSession,
     context: &mut RequestContext,
     tasks: Vec<HttpTask>,
 ) -> pingora::Result<()> {
-    let receipt = context.settle();
+    let receipt = context.submit_record();
     wait_until_recorded(context, receipt).await;
     session.response_duplex_vec(tasks).await?;
     Ok(())
 }
 
-/// Waits for the record of a response whose last bytes are about to go out, at most
-/// [`RECORD_TIMEOUT`]: what a client got whole is on record even if this process is killed.
+/// Waits until the record of a response is written, at most [`RECORD_TIMEOUT`]. Called before the last bytes
+/// of the response are sent, so that a response that a client got completely is recorded even if this
+/// process is killed.
 pub(in crate::proxy) async fn wait_until_recorded(context: &RequestContext, receipt: Option<WriteReceipt>) {
     let Some(receipt) = receipt else { return };
-    // Requests that end at the same moment share one write.
+    // Other requests that end at this moment can submit their records meanwhile; one write has them all.
     yield_now().await;
     context.gateway().flush_records();
     if timeout(RECORD_TIMEOUT, receipt).await.is_err() {
@@ -61,8 +61,8 @@ pub(in crate::proxy) async fn wait_until_recorded(context: &RequestContext, rece
     }
 }
 
-/// Reads the rest of an upload after its response, for at most [`DRAIN_TIMEOUT`]: a connection that is
-/// reset while the client sends takes the response away before the client has read it.
+/// Reads and drops the rest of an upload after its response, for at most [`DRAIN_TIMEOUT`]. If the connection
+/// were closed while the client sends, the kernel would reset it, and the client might lose the response.
 pub(in crate::proxy) async fn drain_upload(session: &mut ServerSession) {
     if !session.was_upgraded() && !session.is_body_done() {
         session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));

@@ -1,5 +1,5 @@
-//! TLS towards clients: versions and ciphers as configured, the certificate for the server name that a
-//! client sends, reloaded when its files change, and client certificates.
+//! TLS towards clients: versions and ciphers as configured, the certificate for the server name (SNI),
+//! reloading of certificates when their files change, and client certificates.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -25,86 +25,90 @@ use crate::proxy::upstream::peer::{CaError, load_ca_certificates};
 /// How often the files are checked for changes.
 const FILE_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Why TLS cannot be set up on a listener.
+/// Why TLS cannot be set up for a listener.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// Its certificate or private key.
+    /// A certificate or private key cannot be used.
     #[error("{0}")]
     KeyPair(#[from] CertifiedKeyError),
-    /// The certificate authorities of its clients.
+    /// The authorities of client certificates cannot be used.
     #[error("client_ca: {0}")]
     Authority(#[from] CaError),
-    /// Its versions or ciphers.
+    /// OpenSSL refuses the versions or ciphers.
     #[error("{0}")]
     Settings(String),
 }
 
 impl From<ErrorStack> for TlsError {
-    fn from(problem: ErrorStack) -> Self {
-        Self::Settings(problem.to_string())
+    fn from(error: ErrorStack) -> Self {
+        Self::Settings(error.to_string())
     }
 }
 
-/// What is known of a TLS connection since its handshake.
+/// What the TLS handshake of a connection has shown. Pingora keeps it in the connection's digest.
 #[derive(Clone, Debug, Default)]
 pub struct TlsClientInfo {
     /// The listener; `None` for the admin API.
     pub listener: Option<Arc<ListenerConfig>>,
-    /// The subject of the client certificate, which was verified.
+    /// The subject of the verified client certificate; `None` if none is required.
     pub subject: Option<CertificateSubject>,
 }
 
 /// The TLS of one listener, or of the admin API.
 pub struct ServerTls {
-    /// Its name in the log.
-    name: String,
+    /// What this is called in the log.
+    log_name: String,
     tls: ListenerTlsConfig,
-    http2: bool,
+    http2_enabled: bool,
+    /// `None` for the admin API.
     listener: Option<Arc<ListenerConfig>>,
+    /// Replaced when the files change.
     certificates: ArcSwap<CertificateSet>,
 }
 
-/// The certificates of the files as they were last valid.
+/// The certificates in the files when these were last valid.
 struct CertificateSet {
-    /// Each with its DNS names. The first is for clients that send no server name, or an unknown one.
-    pairs: Vec<(CertifiedKey, Vec<String>)>,
-    /// The authorities of client certificates; empty where clients need none.
+    /// Each with its DNS names. The first is for clients that send no server name or an unknown one.
+    key_pairs: Vec<(CertifiedKey, Vec<String>)>,
+    /// The authorities of client certificates; empty if clients need none.
     client_authorities: Vec<X509>,
 }
 
 impl CertificateSet {
     fn read(tls: &ListenerTlsConfig) -> Result<Self, TlsError> {
-        let read = |files| {
+        let read_key_pair = |files| {
             let pair = CertifiedKey::from_files(files)?;
             let names = pair.dns_names();
             Ok((pair, names))
         };
-        let pairs = tls.certified_keys.iter().map(read).collect::<Result<_, CertifiedKeyError>>()?;
+        let key_pairs =
+            tls.certified_keys.iter().map(read_key_pair).collect::<Result<_, CertifiedKeyError>>()?;
         let client_authorities = match &tls.client_ca_file {
             Some(path) => load_ca_certificates(path)?.into_vec(),
             None => Vec::new(),
         };
-        Ok(Self { pairs, client_authorities })
+        Ok(Self { key_pairs, client_authorities })
     }
 
-    /// The certificate for a server name. An exact name wins over a wildcard.
+    /// The certificate for a server name: one with exactly this name, else one with a wildcard for it, else
+    /// the first.
     fn pair_for_host(&self, host: Option<&str>) -> Option<&CertifiedKey> {
         let by_host = host.and_then(|host| {
             let host = host.to_ascii_lowercase();
             let wildcard = host.split_once('.').map(|(_, domain)| format!("*.{domain}"));
             let find =
-                |name: &str| self.pairs.iter().find(|(_, names)| names.iter().any(|known| known == name));
+                |name: &str| self.key_pairs.iter().find(|(_, names)| names.iter().any(|own| own == name));
             find(&host).or_else(|| find(&wildcard?))
         });
-        by_host.or(self.pairs.first()).map(|(pair, _)| pair)
+        by_host.or(self.key_pairs.first()).map(|(pair, _)| pair)
     }
 }
 
 impl ServerTls {
-    /// The TLS of a listener, with its files as they are now.
+    /// The TLS of a listener. Reads its files.
     ///
     /// # Errors
-    /// [`TlsError`] when a file is missing or a key does not belong to its certificate.
+    /// [`TlsError`] if a file is missing or a key does not belong to its certificate.
     pub fn for_listener(listener: &ListenerConfig, tls: &ListenerTlsConfig) -> Result<Arc<Self>, TlsError> {
         let name = format!("listener {}", listener.address);
         Self::new(name, tls, listener.http2_enabled, Some(Arc::new(listener.clone())))
@@ -125,17 +129,18 @@ impl ServerTls {
         listener: Option<Arc<ListenerConfig>>,
     ) -> Result<Arc<Self>, TlsError> {
         let certificates = ArcSwap::from_pointee(CertificateSet::read(tls)?);
-        Ok(Arc::new(Self { name, tls: tls.clone(), http2, listener, certificates }))
+        Ok(Arc::new(Self { log_name: name, tls: tls.clone(), http2_enabled: http2, listener, certificates }))
     }
 
-    /// The settings for the engine.
+    /// The settings for Pingora. Certificates are chosen in callbacks during each handshake, so that a reload
+    /// of the files takes effect at once.
     ///
     /// # Errors
-    /// [`TlsError`] when OpenSSL does not know the ciphers.
+    /// [`TlsError`] if OpenSSL does not know the ciphers.
     pub fn to_settings(self: &Arc<Self>) -> Result<TlsSettings, TlsError> {
-        let callbacks = Box::new(Callbacks(Arc::clone(self)));
+        let callbacks = Box::new(HandshakeCallbacks(Arc::clone(self)));
         let settings = TlsSettings::with_callbacks(callbacks);
-        let mut settings = settings.map_err(|problem| TlsError::Settings(problem.to_string()))?;
+        let mut settings = settings.map_err(|error| TlsError::Settings(error.to_string()))?;
         settings.set_min_proto_version(Some(match self.tls.minimum_version {
             TlsVersion::Tls12 => SslVersion::TLS1_2,
             TlsVersion::Tls13 => SslVersion::TLS1_3,
@@ -146,36 +151,37 @@ impl ServerTls {
         if let Some(ciphersuites) = &self.tls.tls13_ciphersuites {
             settings.set_ciphersuites(ciphersuites)?;
         }
-        if self.http2 {
+        if self.http2_enabled {
             settings.enable_h2();
         }
         if self.tls.client_ca_file.is_some() {
             settings.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
-            // No session resumption: it would skip the check of a certificate that has expired or whose
-            // authority was removed.
+            // No session resumption, because a resumed session does not verify the client certificate again:
+            // it may have expired meanwhile, or its authority may have been removed. Tickets and the session
+            // cache are two ways of resumption, so both are switched off.
             settings.set_options(SslOptions::NO_TICKET);
             settings.set_session_cache_mode(SslSessionCacheMode::OFF);
         }
         Ok(settings)
     }
 
-    /// Starts a task that reloads the files whenever they change.
+    /// Starts a task that reloads the files when they change.
     pub fn watch_files(self: &Arc<Self>) {
         let server_tls = Arc::clone(self);
         tokio::spawn(async move {
-            let mut last_seen = server_tls.file_stamps().await;
+            let mut last_stamps = server_tls.file_stamps().await;
             loop {
                 tokio::time::sleep(FILE_POLL_INTERVAL).await;
-                let now = server_tls.file_stamps().await;
-                if now != last_seen {
-                    last_seen = now;
+                let stamps = server_tls.file_stamps().await;
+                if stamps != last_stamps {
+                    last_stamps = stamps;
                     server_tls.reload_files();
                 }
             }
         });
     }
 
-    /// Time and size of each file, by which a change is seen.
+    /// Modification time and size of each file, which show that it has changed; `None` for a missing file.
     async fn file_stamps(&self) -> Vec<Option<(SystemTime, u64)>> {
         let files = self.tls.certified_keys.iter().flat_map(|pair| [&pair.certificate, &pair.private_key]);
         let mut stamps = Vec::new();
@@ -187,29 +193,31 @@ impl ServerTls {
     }
 
     fn reload_files(&self) {
-        let name = &self.name;
+        let name = &self.log_name;
         match CertificateSet::read(&self.tls) {
             Ok(certificates) => {
-                for end in certificates.pairs.iter().filter_map(|(pair, _)| pair.expiry_if_within_days(0)) {
-                    warn!("{name}: its new certificate expired on {end}");
+                let key_pairs = certificates.key_pairs.iter();
+                for expiry in key_pairs.filter_map(|(pair, _)| pair.expiry_if_within_days(0)) {
+                    warn!("{name}: its new certificate expired on {expiry}");
                 }
                 self.certificates.store(Arc::new(certificates));
                 info!("{name}: new certificates are in use");
             }
-            // Certificate and key are often replaced one after the other: the next check finds both.
-            Err(problem) => warn!("{name}: the old certificates stay in use: tls.{problem}"),
+            // Certificate and key are often replaced one after the other. The second change leads here again.
+            Err(error) => warn!("{name}: the old certificates stay in use: tls.{error}"),
         }
     }
 }
 
-struct Callbacks(Arc<ServerTls>);
+/// Called by Pingora during each TLS handshake.
+struct HandshakeCallbacks(Arc<ServerTls>);
 
 #[async_trait]
-impl TlsAccept for Callbacks {
+impl TlsAccept for HandshakeCallbacks {
     async fn certificate_callback(&self, ssl: &mut SslRef) {
         let certificates = self.0.certificates.load();
-        if let Err(problem) = present_certificate(ssl, &certificates) {
-            error!("{}: cannot present its certificate: {problem}", self.0.name);
+        if let Err(error) = present_certificate(ssl, &certificates) {
+            error!("{}: cannot present its certificate: {error}", self.0.log_name);
         }
     }
 
@@ -220,6 +228,7 @@ impl TlsAccept for Callbacks {
     }
 }
 
+/// Sets the certificate for the client's server name, and the authorities of client certificates.
 fn present_certificate(ssl: &mut SslRef, certificates: &CertificateSet) -> Result<(), ErrorStack> {
     let host = ssl.servername(NameType::HOST_NAME).map(str::to_owned);
     let Some(pair) = certificates.pair_for_host(host.as_deref()) else { return Ok(()) };
@@ -237,7 +246,7 @@ fn present_certificate(ssl: &mut SslRef, certificates: &CertificateSet) -> Resul
     Ok(())
 }
 
-/// What is known of the TLS connection that a request came on.
-pub(in crate::proxy) fn client_info(digest: Option<&Digest>) -> Option<&TlsClientInfo> {
+/// What the TLS handshake of the connection with this digest has shown; `None` without TLS.
+pub(in crate::proxy) fn tls_client_info(digest: Option<&Digest>) -> Option<&TlsClientInfo> {
     digest?.ssl_digest.as_ref()?.extension.get::<TlsClientInfo>()
 }

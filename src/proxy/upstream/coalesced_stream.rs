@@ -1,5 +1,5 @@
-//! A connection that sends a request's head together with the beginning of its body: one system call
-//! and one packet, where the engine makes two.
+//! A connection that sends a request's head together with the beginning of its body, in one system call and
+//! one packet. Pingora flushes after the head, which makes two.
 
 use std::io;
 use std::pin::Pin;
@@ -17,49 +17,53 @@ use pingora::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Most bytes that are sent together: as many as a TLS record holds.
+/// Maximum bytes that are collected: as many as a TLS record holds.
 const MAX_COALESCED_BYTES: usize = 16 * 1024;
 
-/// A connection of which one flush can be put off until the next write.
+/// A connection one flush of which can be delayed until the next write.
 #[derive(Debug)]
 pub(super) struct CoalescedStream {
     inner: Stream,
-    /// The next flush does nothing: another write follows at once.
-    waits: AtomicBool,
+    /// The next flush does nothing, because another write follows at once. Atomic, because Pingora's session
+    /// gives out its stream only as a shared reference.
+    coalesces_next_flush: AtomicBool,
+    /// Bytes that have been written to this stream but not to `inner`.
     pending: Vec<u8>,
 }
 
 impl CoalescedStream {
-    pub(in crate::proxy) fn new(inner: Stream) -> Self {
-        Self { inner, waits: AtomicBool::new(false), pending: Vec::new() }
+    pub(super) fn new(inner: Stream) -> Self {
+        Self { inner, coalesces_next_flush: AtomicBool::new(false), pending: Vec::new() }
     }
 
-    /// Puts the next flush off until the write after it, which has to follow at once.
+    /// Delays the next flush of this stream until the write after it, which has to follow at once. Does
+    /// nothing with a stream of another type.
     pub(super) fn coalesce_next_flush(stream: &Stream) {
-        if let Some(joint) = (**stream).as_any().downcast_ref::<Self>() {
-            joint.waits.store(true, Ordering::Relaxed);
+        if let Some(coalesced) = (**stream).as_any().downcast_ref::<Self>() {
+            coalesced.coalesces_next_flush.store(true, Ordering::Relaxed);
         }
     }
 
+    /// Writes the pending bytes to the inner connection.
     fn poll_write_pending(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut sent = 0;
-        let all = loop {
-            let Some(rest) = self.pending.get(sent..).filter(|rest| !rest.is_empty()) else {
+        let mut written = 0;
+        let result = loop {
+            let Some(rest) = self.pending.get(written..).filter(|rest| !rest.is_empty()) else {
                 break Poll::Ready(Ok(()));
             };
             match Pin::new(&mut self.inner).poll_write(cx, rest) {
                 Poll::Ready(Ok(0)) => break Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(written)) => sent += written,
-                Poll::Ready(Err(problem)) => break Poll::Ready(Err(problem)),
+                Poll::Ready(Ok(count)) => written += count,
+                Poll::Ready(Err(error)) => break Poll::Ready(Err(error)),
                 Poll::Pending => break Poll::Pending,
             }
         };
-        self.pending.drain(..sent);
+        self.pending.drain(..written);
         if self.pending.is_empty() {
-            // The connection may be idle for long from here on: its memory is freed.
+            // Frees the buffer: the connection may now be idle for a long time.
             self.pending = Vec::new();
         }
-        all
+        result
     }
 }
 
@@ -75,19 +79,20 @@ impl AsyncRead for CoalescedStream {
 
 impl AsyncWrite for CoalescedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let coalesces_next_flush = *self.waits.get_mut();
+        let coalesces_next_flush = *self.coalesces_next_flush.get_mut();
         if (coalesces_next_flush || !self.pending.is_empty())
             && self.pending.len() + buf.len() <= MAX_COALESCED_BYTES
         {
             self.pending.extend_from_slice(buf);
             return Poll::Ready(Ok(buf.len()));
         }
+        // In order: the new bytes come after those that are pending.
         ready!(self.poll_write_pending(cx))?;
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if std::mem::take(self.waits.get_mut()) {
+        if std::mem::take(self.coalesces_next_flush.get_mut()) {
             return Poll::Ready(Ok(()));
         }
         ready!(self.poll_write_pending(cx))?;
@@ -99,7 +104,7 @@ impl AsyncWrite for CoalescedStream {
     }
 }
 
-// Everything below is passed to the inner connection.
+// Everything below is delegated to the inner connection.
 
 #[async_trait]
 impl Shutdown for CoalescedStream {
@@ -159,9 +164,10 @@ mod tests {
 
     use super::*;
 
-    fn pair() -> (Stream, DuplexStream) {
-        let (near, far) = duplex(8 * MAX_COALESCED_BYTES);
-        (Box::new(CoalescedStream::new(Box::new(near))), far)
+    /// A coalesced stream and the other end of its connection.
+    fn coalesced_pair() -> (Stream, DuplexStream) {
+        let (inner, peer) = duplex(8 * MAX_COALESCED_BYTES);
+        (Box::new(CoalescedStream::new(Box::new(inner))), peer)
     }
 
     async fn send(stream: &mut Stream, bytes: &[u8]) {
@@ -169,18 +175,18 @@ mod tests {
         stream.flush().await.unwrap();
     }
 
-    /// Bytes that have arrived by now.
-    fn arrived(far: &mut DuplexStream) -> Vec<u8> {
+    /// The bytes that have arrived at the other end.
+    fn arrived_bytes(peer: &mut DuplexStream) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(8 * MAX_COALESCED_BYTES);
-        while far.read_buf(&mut bytes).now_or_never().is_some() {}
+        while peer.read_buf(&mut bytes).now_or_never().is_some() {}
         bytes
     }
 
     #[tokio::test]
-    async fn a_head_is_sent_with_the_body_only_when_asked_to() {
-        let (mut stream, mut far) = pair();
+    async fn a_flush_is_delayed_once_after_each_request_for_it() {
+        let (mut stream, mut peer) = coalesced_pair();
         send(&mut stream, b"head").await;
-        assert_eq!(arrived(&mut far), b"head", "it was not asked to wait");
+        assert_eq!(arrived_bytes(&mut peer), b"head", "not delayed");
         for body in [
             b"body".to_vec(),
             vec![b'x'; MAX_COALESCED_BYTES - 4],
@@ -189,31 +195,31 @@ mod tests {
         ] {
             CoalescedStream::coalesce_next_flush(&stream);
             send(&mut stream, b"head").await;
-            assert_eq!(arrived(&mut far), b"");
+            assert_eq!(arrived_bytes(&mut peer), b"");
             send(&mut stream, &body).await;
-            assert_eq!(arrived(&mut far), [b"head", &*body].concat());
+            assert_eq!(arrived_bytes(&mut peer), [b"head", &*body].concat());
         }
         send(&mut stream, b"more").await;
-        assert_eq!(arrived(&mut far), b"more", "only one flush is put off");
+        assert_eq!(arrived_bytes(&mut peer), b"more", "only one flush is delayed");
         CoalescedStream::coalesce_next_flush(&stream);
         let large = vec![b'y'; 2 * MAX_COALESCED_BYTES];
         send(&mut stream, &large).await;
         send(&mut stream, b"body").await;
-        assert_eq!(arrived(&mut far), [&*large, b"body"].concat());
+        assert_eq!(arrived_bytes(&mut peer), [&*large, b"body"].concat());
     }
 
     #[tokio::test]
-    async fn pending_bytes_are_sent_piece_by_piece_when_the_peer_reads_slowly() {
-        let (near, mut far) = duplex(3);
-        let mut stream: Stream = Box::new(CoalescedStream::new(Box::new(near)));
+    async fn pending_bytes_are_sent_piece_by_piece_if_the_peer_reads_slowly() {
+        let (inner, mut peer) = duplex(3);
+        let mut stream: Stream = Box::new(CoalescedStream::new(Box::new(inner)));
         CoalescedStream::coalesce_next_flush(&stream);
-        let sent = async {
+        let send_both = async {
             send(&mut stream, b"the head, ").await;
             send(&mut stream, b"the body").await;
             drop(stream);
         };
         let mut bytes = Vec::new();
-        let (read, ()) = tokio::join!(far.read_to_end(&mut bytes), sent);
+        let (read, ()) = tokio::join!(peer.read_to_end(&mut bytes), send_both);
         assert_eq!((read.unwrap(), &*bytes), (18, &b"the head, the body"[..]));
     }
 }

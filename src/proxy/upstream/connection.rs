@@ -1,4 +1,4 @@
-//! Connections to backends, and one request with its response on one of them.
+//! Connections to backends, and the exchange of one request and its response on a connection.
 
 use std::future::pending;
 use std::os::fd::RawFd;
@@ -25,30 +25,33 @@ use pingora::{Error, ErrorType, Result};
 use super::coalesced_stream::CoalescedStream;
 use super::connection_pool::{ConnectionKey, ConnectionPool};
 
-/// Makes and keeps all connections to backends.
+/// Makes connections to backends and keeps idle ones for reuse.
 pub(in crate::proxy) struct UpstreamConnector {
-    /// For backends without HTTP/2.
-    http1: TransportConnector,
-    idle: ConnectionPool,
-    /// For backends that are offered HTTP/2.
-    http2: Connector,
+    /// For peers that get HTTP/1.1 only.
+    http1_connector: TransportConnector,
+    /// Idle connections that `http1_connector` made.
+    http1_pool: ConnectionPool,
+    /// For peers that are offered HTTP/2; has pools of its own.
+    http2_connector: Connector,
 }
 
-/// A connection with one request on it.
+/// A connection, or a stream of an HTTP/2 connection, that is used for one request.
 pub(in crate::proxy) struct UpstreamConnection {
     protocol: Protocol,
-    /// It comes from the pool, and may have ended meanwhile.
-    pub(in crate::proxy) reused: bool,
-    /// The request has been sent whole.
-    is_sent: bool,
-    /// The piece that is being sent is the last of the body.
-    is_last: bool,
+    /// It comes from a pool, so the backend may have closed it meanwhile.
+    pub(in crate::proxy) is_reused: bool,
+    /// The request has been sent completely.
+    is_request_sent: bool,
+    /// The piece that was sent last, or is being sent, ends the body.
+    is_last_piece: bool,
     write_timeout: Option<Duration>,
 }
 
 enum Protocol {
+    /// From [`UpstreamConnector::http1_connector`], to whose pool it returns.
     Http1(Box<Http1Session>),
-    /// The backend was offered HTTP/2 and chose HTTP/1.1.
+    /// From [`UpstreamConnector::http2_connector`], to whose pool it returns: the backend was offered HTTP/2
+    /// and chose HTTP/1.1.
     Http1Fallback(Box<Http1Session>),
     Http2(Box<Http2Stream>),
 }
@@ -56,28 +59,30 @@ enum Protocol {
 /// An HTTP/2 stream.
 struct Http2Stream {
     session: Http2Session,
-    /// Where the body is written; `None` while a piece of it is being sent.
-    body: Option<SendStream<Bytes>>,
-    /// The piece of the body that is being sent.
-    sending: Option<BoxFuture<'static, (SendStream<Bytes>, Result<()>)>>,
-    /// An error that was found with the head and is returned after it.
-    failure: Option<Box<Error>>,
-    stage: ReadStage,
+    /// `None` before the head is sent, and while a piece of the body is being written.
+    body_writer: Option<SendStream<Bytes>>,
+    /// Writes a piece of the body, then returns the writer. It waits for flow control, so it has to be polled
+    /// while the response is read.
+    pending_write: Option<BoxFuture<'static, (SendStream<Bytes>, Result<()>)>>,
+    /// An error that came together with the head, to be returned by the next read.
+    deferred_error: Option<Box<Error>>,
+    read_stage: ReadStage,
 }
 
+/// What is read next of a response.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ReadStage {
     Head,
     Body,
     Trailers,
-    Over,
+    Finished,
 }
 
 /// What happened on a connection.
 pub(in crate::proxy) enum UpstreamEvent {
-    /// A part of the response was read.
+    /// A part of the response was read, or reading failed.
     Read(Result<HttpTask>),
-    /// The piece of the body that was being sent has been sent.
+    /// The piece of the body that was being sent has been sent, or sending failed.
     Sent(Result<()>),
 }
 
@@ -85,85 +90,96 @@ impl UpstreamConnector {
     pub(in crate::proxy) fn new(server: &ServerConf) -> Self {
         let options = ConnectorOptions::from_server_conf(server);
         Self {
-            idle: ConnectionPool::new(options.keepalive_pool_size),
-            http1: TransportConnector::new(Some(options.clone())),
-            http2: Connector::new(Some(options)),
+            http1_pool: ConnectionPool::new(options.keepalive_pool_size),
+            http1_connector: TransportConnector::new(Some(options.clone())),
+            http2_connector: Connector::new(Some(options)),
         }
     }
 
-    /// An idle connection to this peer, or a new one.
+    /// Takes an idle connection to this peer, or makes a new one.
     ///
     /// # Errors
-    /// The engine's, when none can be made.
+    /// Pingora's error if the connection fails.
     pub(in crate::proxy) async fn connect(&self, peer: &HttpPeer) -> Result<UpstreamConnection> {
         let write_timeout = peer.options.write_timeout;
-        let of = |protocol, reused| UpstreamConnection {
+        let connection = |protocol, is_reused| UpstreamConnection {
             protocol,
-            reused,
-            is_sent: false,
-            is_last: false,
+            is_reused,
+            is_request_sent: false,
+            is_last_piece: false,
             write_timeout,
         };
         if peer.options.alpn.get_max_http_version() == 1 {
-            let (stream, reused) = match key(peer).and_then(|key| self.idle.take_idle(key)) {
-                Some(stream) => (stream, true),
-                None => {
-                    let stream = self.http1.new_stream(peer).await?;
-                    (Box::new(CoalescedStream::new(stream)) as _, false)
-                }
-            };
+            let (stream, is_reused) =
+                match connection_key(peer).and_then(|key| self.http1_pool.take_idle(key)) {
+                    Some(stream) => (stream, true),
+                    None => {
+                        let stream = self.http1_connector.new_stream(peer).await?;
+                        (Box::new(CoalescedStream::new(stream)) as _, false)
+                    }
+                };
             let mut session = Box::new(Http1Session::new_with_options(stream, peer));
             session.write_timeout = write_timeout;
-            return Ok(of(Protocol::Http1(session), reused));
+            return Ok(connection(Protocol::Http1(session), is_reused));
         }
-        match self.http2.get_http_session(peer).await? {
-            (HttpSession::H1(mut session), reused) => {
+        match self.http2_connector.get_http_session(peer).await? {
+            (HttpSession::H1(mut session), is_reused) => {
                 session.write_timeout = write_timeout;
-                Ok(of(Protocol::Http1Fallback(Box::new(session)), reused))
+                Ok(connection(Protocol::Http1Fallback(Box::new(session)), is_reused))
             }
-            (HttpSession::H2(session), reused) => {
-                let shared =
-                    Http2Stream { session, body: None, sending: None, failure: None, stage: ReadStage::Head };
-                Ok(of(Protocol::Http2(Box::new(shared)), reused))
+            (HttpSession::H2(session), is_reused) => {
+                let stream = Http2Stream {
+                    session,
+                    body_writer: None,
+                    pending_write: None,
+                    deferred_error: None,
+                    read_stage: ReadStage::Head,
+                };
+                Ok(connection(Protocol::Http2(Box::new(stream)), is_reused))
             }
-            (HttpSession::Custom(()), _) => Error::e_explain(ErrorType::InternalError, "no such protocol"),
+            (HttpSession::Custom(()), _) => {
+                Error::e_explain(ErrorType::InternalError, "a custom protocol was negotiated")
+            }
         }
     }
 
-    /// Takes a connection back and keeps it if another request can follow on it.
+    /// Returns a connection to its pool if another request can follow on it, and closes it otherwise.
     pub(in crate::proxy) async fn release(&self, mut upstream: UpstreamConnection, peer: &HttpPeer) {
         let is_reusable = upstream.is_reusable();
         match upstream.protocol {
             Protocol::Http1(mut session) if is_reusable => {
+                // A session is not reused unless this has read the `connection` field of its response.
                 session.respect_keepalive();
                 if let (Some(stream), Some(key), Some(time)) =
-                    (session.reuse().await, key(peer), peer.options.idle_timeout)
+                    (session.reuse().await, connection_key(peer), peer.options.idle_timeout)
                 {
-                    self.idle.insert_idle(key, stream, time);
+                    self.http1_pool.insert_idle(key, stream, time);
                 }
             }
             Protocol::Http1Fallback(session) if is_reusable => {
                 let session = HttpSession::H1(*session);
-                self.http2.release_http_session(session, peer, peer.idle_timeout()).await;
+                self.http2_connector.release_http_session(session, peer, peer.idle_timeout()).await;
             }
             Protocol::Http1(_) | Protocol::Http1Fallback(_) => {}
-            Protocol::Http2(shared) => {
-                let session = HttpSession::H2(shared.session);
-                self.http2.release_http_session(session, peer, peer.idle_timeout()).await;
+            // In any case: this ends the stream and frees its place on the connection, which other requests
+            // share.
+            Protocol::Http2(stream) => {
+                let session = HttpSession::H2(stream.session);
+                self.http2_connector.release_http_session(session, peer, peer.idle_timeout()).await;
             }
         }
     }
 
-    /// Remembers a peer that does not really speak HTTP/2.
+    /// After an error that shows that the peer does not speak HTTP/2 correctly, offers it HTTP/1.1 only.
     pub(in crate::proxy) fn note_protocol_error(&self, error: &Error, peer: &HttpPeer) {
         if matches!(error.etype(), ErrorType::H2Downgrade | ErrorType::InvalidH2) {
-            self.http2.prefer_h1(peer);
+            self.http2_connector.prefer_h1(peer);
         }
     }
 }
 
 impl UpstreamConnection {
-    /// The protocol that is spoken.
+    /// The HTTP version of the connection.
     pub(in crate::proxy) fn version(&self) -> Version {
         match self.protocol {
             Protocol::Http1(_) | Protocol::Http1Fallback(_) => Version::HTTP_11,
@@ -175,21 +191,21 @@ impl UpstreamConnection {
     pub(in crate::proxy) fn fd(&self) -> RawFd {
         match &self.protocol {
             Protocol::Http1(session) | Protocol::Http1Fallback(session) => session.stream().id(),
-            Protocol::Http2(shared) => shared.session.fd(),
+            Protocol::Http2(stream) => stream.session.fd(),
         }
     }
 
-    /// Sends the head of a request; if the beginning of the body is ready, together with that, which has
-    /// to follow at once.
+    /// Sends the request head. With [`BodyAvailability::Ready`] it is sent together with the first piece of
+    /// the body, which has to follow at once.
     ///
     /// # Errors
-    /// The engine's.
+    /// Pingora's error if sending fails.
     pub(in crate::proxy) async fn send_head(
         &mut self,
         head: Box<RequestHeader>,
         body: BodyAvailability,
     ) -> Result<()> {
-        self.is_sent = body == BodyAvailability::None;
+        self.is_request_sent = body == BodyAvailability::None;
         match &mut self.protocol {
             Protocol::Http1(session) | Protocol::Http1Fallback(session) => {
                 if body == BodyAvailability::Ready {
@@ -197,52 +213,54 @@ impl UpstreamConnection {
                 }
                 session.write_request_header(head).await.map(|_| ())
             }
-            Protocol::Http2(shared) => {
-                shared.session.write_request_header(head, body == BodyAvailability::None)?;
-                shared.body = shared.session.take_request_body_writer();
+            Protocol::Http2(stream) => {
+                stream.session.write_request_header(head, body == BodyAvailability::None)?;
+                stream.body_writer = stream.session.take_request_body_writer();
                 Ok(())
             }
         }
     }
 
-    /// Sends a piece of the body, or begins to; returns whether it has been sent. If not,
-    /// [`UpstreamEvent::Sent`] tells when.
+    /// Sends a piece of the body, or starts to send it; returns whether it has been sent. If not,
+    /// [`UpstreamEvent::Sent`] follows. `is_last` says that this piece, which may be empty, ends the body.
     ///
     /// # Errors
-    /// The engine's.
-    pub(in crate::proxy) async fn send(&mut self, piece: Bytes, last: bool) -> Result<bool> {
+    /// Pingora's error if sending fails.
+    pub(in crate::proxy) async fn send_body_piece(&mut self, piece: Bytes, is_last: bool) -> Result<bool> {
         let sent = match &mut self.protocol {
             Protocol::Http1(session) | Protocol::Http1Fallback(session) => {
                 if !piece.is_empty() {
                     session.write_body(&piece).await?;
                 }
-                if last {
+                if is_last {
                     session.finish_body().await?;
                 }
                 true
             }
-            Protocol::Http2(shared) => {
+            // Not awaited here: the backend may stop reading until its response is read.
+            Protocol::Http2(stream) => {
                 let timeout = self.write_timeout;
-                if let Some(mut body) = shared.body.take() {
-                    shared.sending = Some(Box::pin(async move {
-                        let sent = write_body(&mut body, piece, last, timeout).await;
-                        (body, sent)
+                if let Some(mut writer) = stream.body_writer.take() {
+                    stream.pending_write = Some(Box::pin(async move {
+                        let sent = write_body(&mut writer, piece, is_last, timeout).await;
+                        (writer, sent)
                     }));
                 }
                 false
             }
         };
-        self.is_last = last;
-        self.is_sent |= last && sent;
+        self.is_last_piece = is_last;
+        self.is_request_sent |= is_last && sent;
         Ok(sent)
     }
 
     /// Sends bytes of a tunnel.
     ///
     /// # Errors
-    /// The engine's.
+    /// Pingora's error if sending fails.
     pub(in crate::proxy) async fn send_tunnel_bytes(&mut self, bytes: &Bytes) -> Result<()> {
         if let Protocol::Http1(session) | Protocol::Http1Fallback(session) = &mut self.protocol {
+            // The writer is still that of the request, which had no body.
             session.maybe_upgrade_body_writer();
             session.write_body(bytes).await?;
         }
@@ -251,28 +269,29 @@ impl UpstreamConnection {
 
     /// Whether a piece of the body is being sent.
     pub(in crate::proxy) fn is_sending(&self) -> bool {
-        matches!(&self.protocol, Protocol::Http2(shared) if shared.sending.is_some())
+        matches!(&self.protocol, Protocol::Http2(stream) if stream.pending_write.is_some())
     }
 
-    /// The next event. Cancel-safe: nothing is lost when the future is dropped.
-    pub(in crate::proxy) async fn next(&mut self) -> UpstreamEvent {
+    /// Waits for the next event. Cancel-safe: nothing is lost if the future is dropped.
+    pub(in crate::proxy) async fn next_event(&mut self) -> UpstreamEvent {
         match &mut self.protocol {
             Protocol::Http1(session) | Protocol::Http1Fallback(session) => {
                 UpstreamEvent::Read(session.read_response_task().await)
             }
-            Protocol::Http2(shared) => {
-                let progress = shared.next().await;
-                self.is_sent |= self.is_last && matches!(progress, UpstreamEvent::Sent(Ok(())));
-                progress
+            Protocol::Http2(stream) => {
+                let event = stream.next_event().await;
+                self.is_request_sent |= self.is_last_piece && matches!(event, UpstreamEvent::Sent(Ok(())));
+                event
             }
         }
     }
 
-    /// Whether another request may follow on this connection.
+    /// Whether another request can follow: request and response are complete. A tunnel's connection, whose
+    /// response is a 101, is never reused.
     fn is_reusable(&mut self) -> bool {
-        self.is_sent
+        self.is_request_sent
             && match &mut self.protocol {
-                // `is_body_done` panics in the engine where no head has been read.
+                // In this order: Pingora's `is_body_done` panics if no response head has been read.
                 Protocol::Http1(session) | Protocol::Http1Fallback(session) => {
                     session.resp_header().is_some_and(|head| !head.status.is_informational())
                         && session.is_body_done()
@@ -282,111 +301,123 @@ impl UpstreamConnection {
     }
 }
 
-/// How much of a request's body there is when its head is sent.
+/// How much of the request's body is available when its head is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::proxy) enum BodyAvailability {
-    /// It has none.
+    /// The request has no body.
     None,
-    /// Its beginning.
+    /// At least the first piece.
     Ready,
-    /// Nothing yet: an upload, or a tunnel.
+    /// Nothing yet: the client still has to upload it.
     Later,
 }
 
 impl Http2Stream {
-    async fn next(&mut self) -> UpstreamEvent {
-        let Self { session, body, sending, failure, stage } = self;
+    async fn next_event(&mut self) -> UpstreamEvent {
+        let Self { session, body_writer, pending_write, deferred_error, read_stage } = self;
         let sent = async {
-            match sending.as_mut() {
-                Some(sending) => sending.await,
+            match pending_write.as_mut() {
+                Some(write) => write.await,
                 None => pending().await,
             }
         };
         let (writer, sent) = tokio::select! {
             biased;
             sent = sent => sent,
-            read = read(session, failure, stage), if *stage != ReadStage::Over => return UpstreamEvent::Read(read),
+            read = read_http2_task(session, deferred_error, read_stage), if *read_stage != ReadStage::Finished => {
+                return UpstreamEvent::Read(read);
+            }
         };
-        *sending = None;
-        *body = Some(writer);
+        *pending_write = None;
+        *body_writer = Some(writer);
         UpstreamEvent::Sent(sent)
     }
 }
 
-fn key(peer: &HttpPeer) -> Option<ConnectionKey> {
-    Some(ConnectionKey { peer: peer.group_key, address: *peer.address().as_inet()? })
+/// The key in [`UpstreamConnector::http1_pool`].
+fn connection_key(peer: &HttpPeer) -> Option<ConnectionKey> {
+    Some(ConnectionKey { peer_key: peer.group_key, address: *peer.address().as_inet()? })
 }
 
-/// Reads the next part of an HTTP/2 response.
-async fn read(
+/// Reads the next part of an HTTP/2 response. Cancel-safe: what has been read is returned, or recorded in
+/// `read_stage`, before the next wait.
+async fn read_http2_task(
     session: &mut Http2Session,
-    failure: &mut Option<Box<Error>>,
-    stage: &mut ReadStage,
+    deferred_error: &mut Option<Box<Error>>,
+    read_stage: &mut ReadStage,
 ) -> Result<HttpTask> {
-    if let Some(failure) = failure.take() {
-        return Err(failure);
+    if let Some(error) = deferred_error.take() {
+        return Err(error);
     }
-    if *stage == ReadStage::Head {
-        session.read_response_header().await?;
-        *stage = ReadStage::Body;
-        let Some(header) = session.response_header().cloned() else {
-            return Error::e_explain(ErrorType::H2Error, "no response head");
-        };
-        let ends = match session.check_response_end_or_error() {
-            Ok(ends) => ends,
-            Err(problem) => {
-                *failure = Some(problem);
-                false
-            }
-        };
-        // A body that is shorter than its Content-Length is malformed (RFC 9113, section 8.1.1); the h2
-        // crate does not check that where there is no body at all.
-        let is_head = session.request_header().is_some_and(|request| request.method == Method::HEAD);
-        let may_lack_body =
-            is_head || matches!(header.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let length = header.headers.get(CONTENT_LENGTH);
-        if ends
-            && !may_lack_body
-            && length.is_some_and(|length| length.as_bytes().iter().any(|byte| *byte != b'0'))
-        {
-            return Error::e_explain(
-                ErrorType::H2Error,
-                "the response has no body although its length says so",
-            );
-        }
-        if ends {
-            *stage = ReadStage::Over;
-        }
-        return Ok(HttpTask::Header(Box::new(header), ends));
+    if *read_stage == ReadStage::Head {
+        return read_http2_head(session, deferred_error, read_stage).await;
     }
-    while *stage == ReadStage::Body {
+    while *read_stage == ReadStage::Body {
         let Some(data) = session.read_response_body().await? else {
-            *stage = ReadStage::Trailers;
+            *read_stage = ReadStage::Trailers;
             break;
         };
-        let ends = session.check_response_end_or_error()?;
-        if ends {
-            *stage = ReadStage::Over;
+        let is_end = session.check_response_end_or_error()?;
+        if is_end {
+            *read_stage = ReadStage::Finished;
         } else if data.is_empty() {
             continue;
         }
-        return Ok(HttpTask::Body(Some(data), ends));
+        return Ok(HttpTask::Body(Some(data), is_end));
     }
     let trailers = session.read_trailers().await?;
-    *stage = ReadStage::Over;
+    *read_stage = ReadStage::Finished;
     Ok(match trailers {
         Some(trailers) => HttpTask::Trailer(Some(Box::new(trailers))),
         None => HttpTask::Done,
     })
 }
 
-/// Moves the host into the target, where HTTP/2 has it.
+async fn read_http2_head(
+    session: &mut Http2Session,
+    deferred_error: &mut Option<Box<Error>>,
+    read_stage: &mut ReadStage,
+) -> Result<HttpTask> {
+    session.read_response_header().await?;
+    // At once, because Pingora panics if the head is read a second time.
+    *read_stage = ReadStage::Body;
+    let Some(header) = session.response_header().cloned() else {
+        return Error::e_explain(ErrorType::H2Error, "no response head");
+    };
+    let is_end = match session.check_response_end_or_error() {
+        Ok(is_end) => is_end,
+        // The head is returned first: it may be all that is needed, such as that of a 429.
+        Err(error) => {
+            *deferred_error = Some(error);
+            false
+        }
+    };
+    let is_head_request = session.request_header().is_some_and(|request| request.method == Method::HEAD);
+    let may_lack_body =
+        is_head_request || matches!(header.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let length = header.headers.get(CONTENT_LENGTH);
+    // Malformed (RFC 9113, section 8.1.1): a truncated response must not look complete. h2 0.4.20 refuses it
+    // as well.
+    if is_end
+        && !may_lack_body
+        && length.is_some_and(|length| length.as_bytes().iter().any(|byte| *byte != b'0'))
+    {
+        return Error::e_explain(ErrorType::H2Error, "the response has a content-length but no body");
+    }
+    if is_end {
+        *read_stage = ReadStage::Finished;
+    }
+    Ok(HttpTask::Header(Box::new(header), is_end))
+}
+
+/// Moves `Host` into the request URI, from which h2 takes the pseudo-header fields `:authority` and
+/// `:scheme`.
 ///
 /// # Errors
-/// Pingora's, for an invalid host.
-pub(in crate::proxy) fn set_http2_authority(head: &mut RequestHeader, tls: bool) -> Result<()> {
+/// If the host is invalid.
+pub(in crate::proxy) fn set_http2_authority(head: &mut RequestHeader, uses_tls: bool) -> Result<()> {
     let Some(host) = head.remove_header(&http::header::HOST) else { return Ok(()) };
-    let scheme = if tls { Scheme::HTTPS } else { Scheme::HTTP };
+    let scheme = if uses_tls { Scheme::HTTPS } else { Scheme::HTTP };
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
     let uri = Uri::builder().scheme(scheme).authority(host.as_bytes()).path_and_query(path).build();
     match uri {
@@ -394,6 +425,6 @@ pub(in crate::proxy) fn set_http2_authority(head: &mut RequestHeader, tls: bool)
             head.set_uri(uri);
             Ok(())
         }
-        Err(problem) => Error::e_because(ErrorType::InvalidHTTPHeader, "the host of a backend", problem),
+        Err(error) => Error::e_because(ErrorType::InvalidHTTPHeader, "the host of a backend", error),
     }
 }

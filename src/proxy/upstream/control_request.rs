@@ -1,5 +1,4 @@
-//! A request to a backend on the balancer's own account, which is not billed: for health probes and
-//! `check --live`.
+//! The balancer's own requests to a backend, for health probes and `check --live`. Azure does not bill them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,23 +13,24 @@ use super::headers;
 use crate::credentials::SecretValue;
 use crate::gateway::Backend;
 
-/// The most that a response may take once the request is sent.
+/// Longest duration of a control request. Health probes get the time for connecting in addition.
 pub(super) const CONTROL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most bytes of a response that are read: those of an error.
+/// Reading a response body stops once it exceeds this many bytes; errors are shorter.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
-/// The request.
+/// A request of the balancer itself to a backend.
 pub(super) struct ControlRequest<'q> {
-    pub(in crate::proxy) method: Method,
-    pub(in crate::proxy) target: &'q str,
-    /// JSON; empty for none.
-    pub(in crate::proxy) body: &'static str,
+    pub(super) method: Method,
+    /// Path and query.
+    pub(super) target: &'q str,
+    /// JSON; empty for no body.
+    pub(super) body: &'static str,
 }
 
-/// Sends the request; returns status and the beginning of the body.
+/// Sends the request; returns the status and the beginning of the response body.
 ///
 /// # Errors
-/// Pingora's, when no response comes.
+/// If the connection fails or the response is incomplete.
 pub(super) async fn send_control_request(
     backend: &Backend,
     (name, secret): (HeaderName, Arc<SecretValue>),

@@ -1,6 +1,7 @@
-//! The addresses of endpoints, resolved in the background; a request only reads them.
+//! The addresses of the backends' endpoints. They are resolved in the background; requests only read them.
 //!
-//! A name that stops resolving keeps its last addresses: an outage of DNS is none of the backend.
+//! A name that no longer resolves keeps its last addresses, so that an outage of DNS is no outage of the
+//! backend.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,21 +17,21 @@ use tokio::time::{sleep, timeout};
 
 use crate::config::{Config, Endpoint};
 
-/// How often a name is resolved again: private endpoints and traffic managers move names that live for
-/// a minute or less, and the system's resolver does not report how long.
+/// How often a name is resolved again. Private endpoints and traffic managers change the addresses of names
+/// whose TTL is a minute or less; the system's resolver does not report the TTL.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
 /// How soon a failed lookup is repeated.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// The most that one lookup may take.
+/// Longest duration of one lookup.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Resolves names: with the system's resolver in production, from a script in tests.
+/// Resolves host names: with the system's resolver in production, from a script in tests.
 #[async_trait]
 pub trait Resolve: Send + Sync {
-    /// All addresses of this name.
+    /// All addresses of this host.
     ///
     /// # Errors
-    /// Why the name does not resolve.
+    /// If the host does not resolve.
     async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>>;
 }
 
@@ -44,33 +45,35 @@ impl Resolve for SystemResolver {
     }
 }
 
-/// The addresses of one endpoint.
+/// The addresses of one endpoint. Backends with the same endpoint share them.
 #[derive(Debug)]
 pub struct EndpointAddresses {
     host: String,
     port: u16,
-    known: ArcSwap<Vec<SocketAddr>>,
-    turn: AtomicUsize,
+    /// Those of the last successful lookup; empty before the first.
+    addresses: ArcSwap<Vec<SocketAddr>>,
+    /// Counts up; the remainder is the index of the next address.
+    next_index: AtomicUsize,
 }
 
 impl EndpointAddresses {
     fn new(endpoint: &Endpoint) -> Self {
-        let fixed = endpoint.host.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, endpoint.port));
+        let literal = endpoint.host.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, endpoint.port));
         Self {
             host: endpoint.host.clone(),
             port: endpoint.port,
-            known: ArcSwap::from_pointee(fixed.into_iter().collect()),
-            turn: AtomicUsize::new(0),
+            addresses: ArcSwap::from_pointee(literal.into_iter().collect()),
+            next_index: AtomicUsize::new(0),
         }
     }
 
-    /// The next address, round robin; `None` while the name has never resolved.
+    /// The next address, round robin; `None` if the name has never resolved.
     pub fn next_address(&self) -> Option<SocketAddr> {
-        let known = self.known.load();
-        match known.as_slice() {
+        let addresses = self.addresses.load();
+        match addresses.as_slice() {
             [] => None,
             [only] => Some(*only),
-            many => many.get(self.turn.fetch_add(1, Ordering::Relaxed) % many.len()).copied(),
+            many => many.get(self.next_index.fetch_add(1, Ordering::Relaxed) % many.len()).copied(),
         }
     }
 
@@ -78,42 +81,45 @@ impl EndpointAddresses {
         self.host.parse::<IpAddr>().is_err()
     }
 
-    /// Resolves the name once; returns whether that succeeded.
+    /// Resolves the name once and stores its addresses; returns whether that succeeded.
     async fn refresh(&self, resolver: &dyn Resolve) -> bool {
-        let found = match timeout(LOOKUP_TIMEOUT, resolver.resolve(&self.host, self.port)).await {
-            Ok(found) => found,
+        let resolved = match timeout(LOOKUP_TIMEOUT, resolver.resolve(&self.host, self.port)).await {
+            Ok(resolved) => resolved,
             Err(_) => {
                 Err(io::Error::new(io::ErrorKind::TimedOut, format!("no response within {LOOKUP_TIMEOUT:?}")))
             }
         };
-        match found {
-            Ok(mut found) if !found.is_empty() => {
-                found.sort_unstable();
-                found.dedup();
-                if **self.known.load() != found {
-                    info!("{} resolves to {found:?}", self.host);
-                    self.known.store(Arc::new(found));
+        let error = match resolved {
+            Ok(mut addresses) if !addresses.is_empty() => {
+                // Sorted, because resolvers answer in any order.
+                addresses.sort_unstable();
+                addresses.dedup();
+                if **self.addresses.load() != addresses {
+                    info!("{} resolves to {addresses:?}", self.host);
+                    self.addresses.store(Arc::new(addresses));
                 }
-                true
+                return true;
             }
-            Ok(_) => self.log_failure("the name has no address"),
-            Err(problem) => self.log_failure(&problem.to_string()),
+            Ok(_) => "the name has no address".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        match self.addresses.load().len() {
+            0 => warn!("{} does not resolve, its backends cannot be reached: {error}", self.host),
+            count => {
+                warn!("{} does not resolve, its last addresses ({count}) stay in use: {error}", self.host);
+            }
         }
-    }
-
-    fn log_failure(&self, problem: &str) -> bool {
-        let kept = self.known.load().len();
-        warn!("{} does not resolve, its last {kept} addresses stay in use: {problem}", self.host);
         false
     }
 }
 
-/// The endpoints of a configuration.
+/// The endpoint addresses of all backends of a configuration.
 #[derive(Default)]
 pub struct AddressBook {
+    /// In the order of the configuration.
     by_backend: Vec<Arc<EndpointAddresses>>,
-    /// Those whose name the configuration before did not have.
-    added: Vec<Arc<EndpointAddresses>>,
+    /// Endpoints with a host name that the configuration before did not have: nothing resolves them yet.
+    added_names: Vec<Arc<EndpointAddresses>>,
 }
 
 impl AddressBook {
@@ -122,45 +128,47 @@ impl AddressBook {
         Self::default().for_next_config(config)
     }
 
-    /// The endpoints of the next configuration; those that stay keep their addresses.
+    /// The endpoints of the next configuration. Those that it shares with this one keep their addresses.
     #[must_use]
     pub fn for_next_config(&self, config: &Config) -> Self {
-        let before = self.by_backend.iter().map(|known| ((known.host.as_str(), known.port), known));
-        let before: HashMap<(&str, u16), &Arc<EndpointAddresses>> = before.collect();
-        let mut all: HashMap<(&str, u16), Arc<EndpointAddresses>> = HashMap::new();
-        let mut added = Vec::new();
+        let previous =
+            self.by_backend.iter().map(|addresses| ((addresses.host.as_str(), addresses.port), addresses));
+        let previous: HashMap<(&str, u16), &Arc<EndpointAddresses>> = previous.collect();
+        let mut by_endpoint: HashMap<(&str, u16), Arc<EndpointAddresses>> = HashMap::new();
+        let mut added_names = Vec::new();
         let endpoints = config.backends.iter().map(|backend| &backend.endpoint);
         let by_backend: Vec<_> = endpoints
             .map(|endpoint| {
                 let key = (endpoint.host.as_str(), endpoint.port);
-                let find = || match before.get(&key) {
-                    Some(known) => Arc::clone(known),
+                let keep_or_add = || match previous.get(&key) {
+                    Some(addresses) => Arc::clone(addresses),
                     None => {
                         let addresses = Arc::new(EndpointAddresses::new(endpoint));
-                        added.extend(addresses.is_name().then(|| Arc::clone(&addresses)));
+                        added_names.extend(addresses.is_name().then(|| Arc::clone(&addresses)));
                         addresses
                     }
                 };
-                Arc::clone(all.entry(key).or_insert_with(find))
+                Arc::clone(by_endpoint.entry(key).or_insert_with(keep_or_add))
             })
             .collect();
-        Self { by_backend, added }
+        Self { by_backend, added_names }
     }
 
-    /// The addresses of each backend, in the order of the configuration.
+    /// The endpoint addresses of each backend, in the order of the configuration.
     pub fn by_backend(&self) -> &[Arc<EndpointAddresses>] {
         &self.by_backend
     }
 
-    /// Starts a task for each added name, which resolves it for as long as its addresses are in use.
+    /// Starts a task for each added name, which resolves it again and again until no configuration uses it.
     pub fn spawn_refresh_tasks(&self, resolver: &Arc<dyn Resolve>) {
-        for addresses in &self.added {
+        for addresses in &self.added_names {
             let (addresses, resolver) = (Arc::downgrade(addresses), Arc::clone(resolver));
             tokio::spawn(async move {
                 loop {
-                    let Some(held) = addresses.upgrade() else { return };
-                    let succeeded = held.refresh(&*resolver).await;
-                    drop(held);
+                    let Some(in_use) = addresses.upgrade() else { return };
+                    let succeeded = in_use.refresh(&*resolver).await;
+                    // Dropped before the wait, so that the task does not keep the addresses alive itself.
+                    drop(in_use);
                     sleep(if succeeded { REFRESH_INTERVAL } else { RETRY_INTERVAL }).await;
                 }
             });
@@ -170,11 +178,11 @@ impl AddressBook {
     /// Waits until every added name has resolved once, at most `max_wait`.
     pub async fn wait_until_resolved(&self, max_wait: Duration) {
         let resolved = async {
-            while self.added.iter().any(|addresses| addresses.known.load().is_empty()) {
+            while self.added_names.iter().any(|addresses| addresses.addresses.load().is_empty()) {
                 sleep(Duration::from_millis(10)).await;
             }
         };
-        // A failed lookup logs itself; a backend without an address cannot be tried until it has one.
+        // A failed lookup has been logged. A backend without an address is not tried until it has one.
         let _ = timeout(max_wait, resolved).await;
     }
 }
@@ -185,14 +193,15 @@ mod tests {
 
     use super::*;
 
-    struct Scripted(Mutex<Vec<io::Result<Vec<SocketAddr>>>>);
+    /// Returns these results, the last one first, and then never responds.
+    struct ScriptedResolver(Mutex<Vec<io::Result<Vec<SocketAddr>>>>);
 
     #[async_trait]
-    impl Resolve for Scripted {
+    impl Resolve for ScriptedResolver {
         async fn resolve(&self, _: &str, _: u16) -> io::Result<Vec<SocketAddr>> {
             let next = self.0.lock().unwrap().pop();
             match next {
-                Some(answer) => answer,
+                Some(result) => result,
                 None => std::future::pending().await,
             }
         }
@@ -203,9 +212,9 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_name_that_stops_resolving_keeps_its_last_addresses() {
+    async fn a_name_that_no_longer_resolves_keeps_its_last_addresses() {
         let (a, b, c) = (address("10.0.0.1:443"), address("10.0.0.2:443"), address("10.0.0.3:443"));
-        let script = Scripted(Mutex::new(vec![
+        let resolver = ScriptedResolver(Mutex::new(vec![
             Ok(vec![c]),
             Ok(vec![]),
             Err(io::Error::other("SERVFAIL")),
@@ -215,19 +224,19 @@ mod tests {
         let endpoint = Endpoint { uses_tls: true, host: "x.example".into(), port: 443 };
         let addresses = EndpointAddresses::new(&endpoint);
         assert_eq!(addresses.next_address(), None);
-        assert!(!addresses.refresh(&script).await);
+        assert!(!addresses.refresh(&resolver).await);
         assert_eq!(addresses.next_address(), None);
-        assert!(addresses.refresh(&script).await);
+        assert!(addresses.refresh(&resolver).await);
         assert_eq!(
             [addresses.next_address(), addresses.next_address(), addresses.next_address()],
             [Some(a), Some(b), Some(a)]
         );
-        assert!(!addresses.refresh(&script).await, "an error");
-        assert!(!addresses.refresh(&script).await, "no address");
+        assert!(!addresses.refresh(&resolver).await, "an error");
+        assert!(!addresses.refresh(&resolver).await, "no address");
         assert!([Some(a), Some(b)].contains(&addresses.next_address()));
-        assert!(addresses.refresh(&script).await);
+        assert!(addresses.refresh(&resolver).await);
         assert_eq!(addresses.next_address(), Some(c));
-        assert!(!addresses.refresh(&script).await, "never answers");
+        assert!(!addresses.refresh(&resolver).await, "no response");
         assert_eq!(addresses.next_address(), Some(c));
     }
 

@@ -1,5 +1,6 @@
-//! The request head as a backend sees it: no credential but the backend's own, nothing about proxies in
-//! between, and as few fields as possible (Azure answers 431 above ten custom ones).
+//! The request head as a backend gets it: with no credential but the backend's own, without traces of the
+//! proxies in between, and with as few fields as possible, because Azure OpenAI answers 431 to more than
+//! ten custom ones.
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE};
@@ -13,8 +14,8 @@ use crate::azure::request::multipart;
 use crate::config::RequestsConfig;
 use crate::gateway::Backend;
 
-/// Whether a field is never forwarded: client credentials, addressing, tracing, hop-by-hop fields, and
-/// those that the balancer sets itself.
+/// Whether a header field is never forwarded: credentials of the client, its address and the proxies'
+/// fields, tracing, hop-by-hop fields, and fields that the balancer sets itself.
 fn is_stripped(name: &str) -> bool {
     let is_listed = matches!(
         name,
@@ -60,21 +61,21 @@ fn is_stripped(name: &str) -> bool {
         }
 }
 
-/// How the body is framed upstream.
+/// How the request's body is framed towards the backend.
 pub(in crate::proxy) enum BodyFraming {
     /// No body.
     None,
     /// `Content-Length`, in bytes.
     Length(u64),
-    /// An upload of unknown length.
+    /// For an upload of unknown length.
     Chunked,
 }
 
-/// The part of a client's head that may be forwarded to any backend. What differs from backend to backend, the target among
-/// it, is [`rewrite`]'s.
+/// Those fields of the client's request head that may be forwarded to any backend. What differs from
+/// backend to backend, such as the target, is added by [`rewrite_for_backend`].
 ///
 /// # Errors
-/// Pingora's, for a header that cannot be set; these could be read.
+/// If a header field cannot be set.
 pub(in crate::proxy) fn forwardable_head(
     header: &RequestHeader,
     is_upgrade: bool,
@@ -82,9 +83,9 @@ pub(in crate::proxy) fn forwardable_head(
     let mut parts = Request::new(()).into_parts().0;
     parts.method = header.method.clone();
     parts.version = header.version;
-    // Room for what is set later as well.
+    // For the fields that are set later as well.
     parts.headers.reserve(12);
-    // `Connection` names the fields that are for the next hop only (RFC 9110, section 7.6.1).
+    // `Connection` names the fields that are meant for the next hop only (RFC 9110, section 7.6.1).
     let nominated: SmallVec<[&[u8]; 4]> = header
         .headers
         .get_all(CONNECTION)
@@ -96,7 +97,7 @@ pub(in crate::proxy) fn forwardable_head(
         let is_for_one_hop = || {
             *name == CONNECTION
                 || *name == UPGRADE
-                || nominated.iter().any(|named| named.eq_ignore_ascii_case(name.as_str().as_bytes()))
+                || nominated.iter().any(|field| field.eq_ignore_ascii_case(name.as_str().as_bytes()))
         };
         if !is_stripped(name.as_str()) && !is_for_one_hop() {
             parts.headers.append(name.clone(), value.clone());
@@ -105,7 +106,7 @@ pub(in crate::proxy) fn forwardable_head(
     let mut forwarded = RequestHeader::from(parts);
     if is_upgrade {
         strip_subprotocol_key(&mut forwarded)?;
-        // The only protocol that can be upgraded to.
+        // An upgrade to any other protocol, such as h2c, is not forwarded.
         let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
         if header.headers.get(UPGRADE).is_some_and(is_websocket) {
             forwarded.insert_header("Connection", "Upgrade")?;
@@ -115,11 +116,10 @@ pub(in crate::proxy) fn forwardable_head(
     Ok(forwarded)
 }
 
-/// Makes a [`forwardable_head`] the head for one backend.
+/// Completes a [`forwardable_head`] for one backend, except for its credential.
 ///
 /// # Errors
-/// Pingora's, for a header that cannot be set; the values were checked with the
-/// configuration.
+/// If a header field cannot be set. The configured values were checked with the configuration.
 pub(in crate::proxy) fn rewrite_for_backend(
     header: &mut RequestHeader,
     backend: &Backend,
@@ -128,15 +128,16 @@ pub(in crate::proxy) fn rewrite_for_backend(
     framing: &BodyFraming,
 ) -> pingora::Result<()> {
     header.set_uri(upstream_uri(path)?);
+    // Before the fields that follow, which the configuration cannot change.
     apply_configured_headers(header, requests)?;
     set_host_headers(header, backend)?;
     match framing {
         BodyFraming::None => {}
         BodyFraming::Length(length) => header.insert_header("Content-Length", HeaderValue::from(*length))?,
-        // HTTP/2 has its own framing, and forbids this field (RFC 9113, section 8.2.2).
+        // HTTP/2 has its own framing and forbids this field (RFC 9113, section 8.2.2).
         BodyFraming::Chunked if header.version == Version::HTTP_2 => {}
         BodyFraming::Chunked => {
-            header.insert_header("Transfer-Encoding", HeaderValue::from_static("chunked"))?
+            header.insert_header("Transfer-Encoding", HeaderValue::from_static("chunked"))?;
         }
     }
     Ok(())
@@ -144,11 +145,16 @@ pub(in crate::proxy) fn rewrite_for_backend(
 
 fn upstream_uri(path: String) -> pingora::Result<Uri> {
     let path = PathAndQuery::from_maybe_shared(Bytes::from(path));
-    path.map(Uri::from).or_err(ErrorType::InvalidHTTPHeader, "the target of a backend")
+    path.map(Uri::from).or_err(ErrorType::InvalidHTTPHeader, "the request target for the backend")
 }
 
-/// The head of a plain request as this backend gets it, as lines for people; secrets are not shown.
-pub fn preview(method: &Method, backend: &Backend, requests: &RequestsConfig, path: &str) -> Vec<String> {
+/// The header fields that this backend gets with a minimal request, one line each. Secrets are not shown.
+pub fn preview_lines(
+    method: &Method,
+    backend: &Backend,
+    requests: &RequestsConfig,
+    path: &str,
+) -> Vec<String> {
     let credential_field = backend.credential.auth_header().map_or(AUTHORIZATION, |(name, _)| name);
     let head = preview_head(method, backend, requests, path);
     let Ok(mut head) = head else { return Vec::new() };
@@ -176,18 +182,19 @@ fn preview_head(
     Ok(head)
 }
 
-/// Sets the fields that name the backend and its encoding.
+/// Sets `Host` and `Accept-Encoding`.
 ///
 /// # Errors
 /// As [`rewrite_for_backend`].
 pub(super) fn set_host_headers(header: &mut RequestHeader, backend: &Backend) -> pingora::Result<()> {
+    // Azure shares addresses and certificates between resources, so this must be the backend's own host.
     header.insert_header("Host", backend.host_header.clone())?;
-    // Usage is read from responses as they pass, which compression would hide.
+    // Usage is read from the response as it is relayed, which is not possible if it is compressed.
     header.insert_header("Accept-Encoding", HeaderValue::from_static("identity"))
 }
 
-/// Applies `requests.remove_headers` and `requests.set_headers`. A form keeps its content type, which
-/// has its boundary.
+/// Applies `requests.remove_headers` and `requests.set_headers`. A multipart form keeps its content type,
+/// which has its boundary.
 fn apply_configured_headers(header: &mut RequestHeader, requests: &RequestsConfig) -> pingora::Result<()> {
     for name in &requests.remove_headers {
         header.remove_header(name);
@@ -207,8 +214,8 @@ fn is_multipart(header: &RequestHeader) -> bool {
         || value.is_some_and(|value| value.starts_with("multipart/"))
 }
 
-/// Takes a client key out of the offered subprotocols. Browsers cannot set headers on a WebSocket, so
-/// clients offer their key as one (`openai-insecure-api-key.KEY`).
+/// Removes the client's key from the offered WebSocket subprotocols. Browsers cannot set header fields on
+/// a WebSocket request, so OpenAI's clients offer the key as a subprotocol (`openai-insecure-api-key.KEY`).
 fn strip_subprotocol_key(header: &mut RequestHeader) -> pingora::Result<()> {
     let name = http::header::SEC_WEBSOCKET_PROTOCOL;
     let offered: Vec<String> = header
@@ -235,7 +242,7 @@ mod tests {
 
     #[test]
     fn credentials_addressing_and_tracing_are_not_forwarded() {
-        let dropped = [
+        let stripped = [
             "api-key",
             "authorization",
             "cookie",
@@ -248,10 +255,10 @@ mod tests {
             "x-aoai-lb-admin",
             "x-original-url",
         ];
-        for name in dropped {
+        for name in stripped {
             assert!(is_stripped(name), "{name}");
         }
-        let passed = [
+        let forwarded = [
             "content-type",
             "openai-beta",
             "x-ms-client-request-id",
@@ -261,7 +268,7 @@ mod tests {
             "accept",
             "api-keys",
         ];
-        for name in passed {
+        for name in forwarded {
             assert!(!is_stripped(name), "{name}");
         }
     }

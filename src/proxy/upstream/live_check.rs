@@ -1,5 +1,6 @@
-//! `check --live`: whether each backend resolves, can be connected to, has a trusted certificate,
-//! accepts its credential, and has its deployments. None of the requests is billed.
+//! The checks of `check --live`: whether the name of each backend resolves, its connection can be made, its
+//! certificate is trusted, its credential is accepted, and its deployments exist. None of the requests is
+//! billed.
 
 use std::fmt;
 use std::net::{SocketAddr, TcpStream};
@@ -27,18 +28,19 @@ use crate::gateway::Backend;
 use crate::names::{BackendName, DeploymentName};
 use crate::proxy::ActiveConfig;
 
-/// The api-version where the configuration names none.
-const API_VERSION: &str = "2024-10-21";
-/// An empty request is refused before it costs anything, but after the deployment is looked up.
-const EMPTY_JSON: &str = "{}";
+/// The api-version of the checks if the configuration names none.
+const DEFAULT_API_VERSION: &str = "2024-10-21";
+/// A chat completion without any field. Azure looks up the deployment first and then refuses the request,
+/// before it costs anything.
+const EMPTY_REQUEST_BODY: &str = "{}";
 
-/// The result of one check.
+/// The result of one check of a backend.
 #[derive(Debug)]
 pub struct CheckFinding {
     /// The backend.
     pub backend: BackendName,
-    /// What was checked.
-    pub what: String,
+    /// What was checked: `name`, `connection`, `credential` or a deployment.
+    pub checked_item: String,
     /// What was found, or what is wrong.
     pub result: Result<String, String>,
 }
@@ -49,90 +51,124 @@ impl fmt::Display for CheckFinding {
             Ok(text) => ("good", text),
             Err(text) => ("BAD ", text),
         };
-        write!(f, "{mark}  {}  {}: {text}", self.backend, self.what)
+        write!(f, "{mark}  {}  {}: {text}", self.backend, self.checked_item)
     }
 }
 
-/// Checks all backends at once; the findings are in the order of the configuration.
-pub async fn check_backends(serving: &Arc<ActiveConfig>) -> Vec<CheckFinding> {
-    let all = (0..serving.gateway.backends.len()).map(|index| {
-        let serving = Arc::clone(serving);
-        async move { check_backend(&serving, index).await }
+/// Checks all backends at the same time. The findings are in the order of the configuration.
+pub async fn check_backends(config: &Arc<ActiveConfig>) -> Vec<CheckFinding> {
+    let all = (0..config.gateway.backends.len()).map(|index| {
+        let config = Arc::clone(config);
+        async move { check_backend(&config, index).await }
     });
     join_all(all).await.into_iter().flatten().collect()
 }
 
-async fn check_backend(serving: &ActiveConfig, index: usize) -> Vec<CheckFinding> {
-    let Some(backend) = serving.gateway.backends.get(index) else { return Vec::new() };
-    let mut findings = Vec::new();
-    let mut note = |what: &str, result: Result<String, String>| {
-        let is_good = result.is_ok();
-        findings.push(CheckFinding { backend: backend.config.name.clone(), what: what.to_owned(), result });
-        is_good
-    };
-    let connect = serving.gateway.timeouts.connect;
-    let address = match resolve(&backend.config, connect).await {
+/// Checks one backend. Each check is made only if those before it have succeeded.
+async fn check_backend(config: &ActiveConfig, index: usize) -> Vec<CheckFinding> {
+    let Some(backend) = config.gateway.backends.get(index) else { return Vec::new() };
+    let mut findings = BackendFindings { backend: &backend.config.name, list: Vec::new() };
+    if is_reachable(&backend.config, config.gateway.timeouts.connect, &mut findings).await
+        && let Some(check) = check_credential(config, index, backend, &mut findings).await
+    {
+        check_deployments(&check, config, &mut findings).await;
+    }
+    findings.list
+}
+
+/// The findings about one backend.
+struct BackendFindings<'b> {
+    backend: &'b BackendName,
+    list: Vec<CheckFinding>,
+}
+
+impl BackendFindings<'_> {
+    /// Adds a finding; returns whether the check succeeded.
+    fn add(&mut self, checked_item: &str, result: Result<String, String>) -> bool {
+        let succeeded = result.is_ok();
+        let (backend, checked_item) = (self.backend.clone(), checked_item.to_owned());
+        self.list.push(CheckFinding { backend, checked_item, result });
+        succeeded
+    }
+}
+
+/// Checks the name and the connection.
+async fn is_reachable(
+    backend: &config::BackendConfig,
+    connect_timeout: Duration,
+    findings: &mut BackendFindings<'_>,
+) -> bool {
+    let address = match resolve(backend, connect_timeout).await {
         Ok((address, text)) => {
-            note("name", Ok(text));
+            findings.add("name", Ok(text));
             address
         }
-        Err(problem) => {
-            note("name", Err(problem));
-            return findings;
-        }
+        Err(error) => return findings.add("name", Err(error)),
     };
-    let config = backend.config.clone();
-    let reached = spawn_blocking(move || check_connection(&config, address, connect)).await;
-    if !note("connection", reached.unwrap_or_else(|problem| Err(problem.to_string()))) {
-        return findings;
-    }
+    let backend = backend.clone();
+    let connected = spawn_blocking(move || check_connection(&backend, address, connect_timeout)).await;
+    findings.add("connection", connected.unwrap_or_else(|error| Err(error.to_string())))
+}
+
+/// Checks the credential with a request for the list of models; returns what further checks need if it is
+/// accepted.
+async fn check_credential<'b>(
+    config: &ActiveConfig,
+    index: usize,
+    backend: &'b Backend,
+    findings: &mut BackendFindings<'_>,
+) -> Option<BackendCheck<'b>> {
     let auth_header = match timeout(CONTROL_TIMEOUT, backend.credential.secret().wait_for_value()).await {
         Ok(Ok(_)) => backend.credential.auth_header(),
-        Ok(Err(problem)) => {
-            note("credential", Err(problem.to_string()));
-            return findings;
+        Ok(Err(error)) => {
+            findings.add("credential", Err(error.to_string()));
+            return None;
         }
         Err(_) => {
-            note("credential", Err(format!("no token or secret within {CONTROL_TIMEOUT:?}")));
-            return findings;
+            findings.add("credential", Err(format!("no token or secret within {CONTROL_TIMEOUT:?}")));
+            return None;
         }
     };
-    let (Some(auth_header), Some(peer)) = (auth_header, serving.peers.peer_for_attempt(index, false)) else {
-        note("credential", Err("the backend has no credential".to_owned()));
-        return findings;
+    let (Some(auth_header), Some(peer)) = (auth_header, config.peers.peer_for_attempt(index, false)) else {
+        findings.add("credential", Err("the backend has no credential".to_owned()));
+        return None;
     };
     let check = BackendCheck { backend, auth_header, peer, connector: Connector::new(None) };
     let models = ControlRequest { method: Method::GET, target: MODELS_TARGET, body: "" };
-    let taken = match check.ask(models).await {
+    let result = match check.send(models).await {
         Ok((status, body)) => match verdict::judge_response(status, &body, &|_| true) {
             Verdict::CredentialRejected | Verdict::PermissionDenied => Err(refusal_text(status, &body)),
             Verdict::BackendFailure => Err(format!("the backend answers {status}")),
             Verdict::Throttled => Ok("accepted; the backend is throttled at the moment (429)".to_owned()),
             _ => Ok(format!("accepted ({status})")),
         },
-        Err(problem) => Err(problem),
+        Err(error) => Err(error),
     };
-    if !note("credential", taken) {
-        return findings;
-    }
-    for (name, upstream) in backend.config.deployments.entries() {
-        let what = match upstream {
-            upstream if upstream == name => format!("deployment {name}"),
-            upstream => format!("deployment {name} ({upstream})"),
-        };
-        note(
-            &what,
-            check
-                .check_deployment(upstream, serving.gateway.request_config.default_api_version.as_deref())
-                .await,
-        );
-    }
-    if backend.config.deployments.passes_unlisted() {
-        note("deployments", Ok("every name is passed on; none is checked".to_owned()));
-    }
-    findings
+    findings.add("credential", result).then_some(check)
 }
 
+/// Checks each deployment that the configuration lists.
+async fn check_deployments(
+    check: &BackendCheck<'_>,
+    config: &ActiveConfig,
+    findings: &mut BackendFindings<'_>,
+) {
+    let deployments = &check.backend.config.deployments;
+    let default_version = config.gateway.request_config.default_api_version.as_deref();
+    for (name, upstream_name) in deployments.entries() {
+        let checked_item = if upstream_name == name {
+            format!("deployment {name}")
+        } else {
+            format!("deployment {name} ({upstream_name})")
+        };
+        findings.add(&checked_item, check.check_deployment(upstream_name, default_version).await);
+    }
+    if deployments.passes_unlisted() {
+        findings.add("deployments", Ok("every name is passed on; none is checked".to_owned()));
+    }
+}
+
+/// What is needed to send requests to one backend.
 struct BackendCheck<'b> {
     backend: &'b Backend,
     auth_header: (http::HeaderName, Arc<SecretValue>),
@@ -141,32 +177,28 @@ struct BackendCheck<'b> {
 }
 
 impl BackendCheck<'_> {
-    async fn ask(&self, question: ControlRequest<'_>) -> Result<(u16, Vec<u8>), String> {
-        let answer = send_control_request(
-            self.backend,
-            self.auth_header.clone(),
-            &self.peer,
-            &self.connector,
-            question,
-        );
-        match timeout(CONTROL_TIMEOUT, answer).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(problem)) => Err(format!("no response: {}", problem.etype().as_str())),
+    /// Sends a request; returns the status and the beginning of the response body.
+    async fn send(&self, request: ControlRequest<'_>) -> Result<(u16, Vec<u8>), String> {
+        let auth_header = self.auth_header.clone();
+        let response = send_control_request(self.backend, auth_header, &self.peer, &self.connector, request);
+        match timeout(CONTROL_TIMEOUT, response).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(format!("no response: {}", error.etype().as_str())),
             Err(_) => Err(format!("no response within {CONTROL_TIMEOUT:?}")),
         }
     }
 
-    /// Whether the resource has this deployment.
+    /// Checks whether the resource has this deployment.
     async fn check_deployment(
         &self,
-        upstream: &DeploymentName,
+        upstream_name: &DeploymentName,
         default_version: Option<&str>,
     ) -> Result<String, String> {
-        let own = self.backend.config.api_version_override.as_deref();
-        let version = own.or(default_version).unwrap_or(API_VERSION);
-        let target = format!("/openai/deployments/{upstream}/chat/completions?api-version={version}");
-        let question = ControlRequest { method: Method::POST, target: &target, body: EMPTY_JSON };
-        let (status, body) = self.ask(question).await?;
+        let own_version = self.backend.config.api_version_override.as_deref();
+        let version = own_version.or(default_version).unwrap_or(DEFAULT_API_VERSION);
+        let target = format!("/openai/deployments/{upstream_name}/chat/completions?api-version={version}");
+        let request = ControlRequest { method: Method::POST, target: &target, body: EMPTY_REQUEST_BODY };
+        let (status, body) = self.send(request).await?;
         match verdict::judge_response(status, &body, &|_| true) {
             Verdict::DeploymentNotFound => {
                 Err(format!("the resource does not have it ({status} DeploymentNotFound)"))
@@ -175,7 +207,8 @@ impl BackendCheck<'_> {
             Verdict::CredentialRejected | Verdict::PermissionDenied => Err(refusal_text(status, &body)),
             Verdict::BackendFailure => Err(format!("the backend answers {status}")),
             Verdict::Throttled => Ok("exists; it is throttled at the moment (429)".to_owned()),
-            Verdict::Success | Verdict::ClientError | Verdict::RetryableStatus => {
+            // A 400 for the empty request is what an existing deployment answers.
+            Verdict::Success | Verdict::ClientError | Verdict::RetryElsewhere => {
                 Ok(format!("exists ({status})"))
             }
         }
@@ -188,46 +221,47 @@ async fn resolve(
     time_limit: Duration,
 ) -> Result<(SocketAddr, String), String> {
     let (host, port) = (backend.endpoint.host.as_str(), backend.endpoint.port);
-    let found = match timeout(time_limit, tokio::net::lookup_host((host, port))).await {
-        Ok(Ok(found)) => found.collect::<Vec<_>>(),
-        Ok(Err(problem)) => return Err(format!("{host} does not resolve: {problem}")),
+    let addresses = match timeout(time_limit, tokio::net::lookup_host((host, port))).await {
+        Ok(Ok(addresses)) => addresses.collect::<Vec<_>>(),
+        Ok(Err(error)) => return Err(format!("{host} does not resolve: {error}")),
         Err(_) => return Err(format!("{host} does not resolve within {time_limit:?}")),
     };
-    let all: Vec<String> = found.iter().map(|address| address.ip().to_string()).collect();
-    let first = found.first().ok_or_else(|| format!("{host} has no address"))?;
+    let all: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
+    let first = addresses.first().ok_or_else(|| format!("{host} has no address"))?;
     Ok((*first, format!("{host} resolves to {}", all.join(", "))))
 }
 
-/// Connects and makes the TLS handshake, with OpenSSL directly: the engine does not tell why one fails.
+/// Connects and makes the TLS handshake, with OpenSSL directly, because Pingora's error does not say whether
+/// the certificate is the reason.
 fn check_connection(
     backend: &config::BackendConfig,
     address: SocketAddr,
     time_limit: Duration,
 ) -> Result<String, String> {
     let stream = TcpStream::connect_timeout(&address, time_limit)
-        .map_err(|problem| format!("cannot connect to {address}: {problem}"))?;
+        .map_err(|error| format!("cannot connect to {address}: {error}"))?;
     if !backend.endpoint.uses_tls {
         return Ok(format!("{address}, without TLS"));
     }
-    let io = |problem: std::io::Error| problem.to_string();
-    stream.set_read_timeout(Some(time_limit)).map_err(io)?;
-    stream.set_write_timeout(Some(time_limit)).map_err(io)?;
+    stream.set_read_timeout(Some(time_limit)).map_err(|error| error.to_string())?;
+    stream.set_write_timeout(Some(time_limit)).map_err(|error| error.to_string())?;
     let name = backend.tls.server_name.as_ref().unwrap_or(&backend.endpoint.host);
     let connector = tls_connector(backend)?;
     match connector.connect(name, stream) {
         Ok(stream) => {
-            let ends = stream.ssl().peer_certificate().map(|certificate| certificate.not_after().to_string());
-            let ends = ends.unwrap_or_else(|| "unknown".to_owned());
-            Ok(format!("{address}, {}, certificate for {name} until {ends}", stream.ssl().version_str()))
+            let expiry =
+                stream.ssl().peer_certificate().map(|certificate| certificate.not_after().to_string());
+            let expiry = expiry.unwrap_or_else(|| "unknown".to_owned());
+            Ok(format!("{address}, {}, certificate for {name} until {expiry}", stream.ssl().version_str()))
         }
-        Err(HandshakeError::Failure(half)) if half.ssl().verify_result() != X509VerifyResult::OK => {
-            let reason = half.ssl().verify_result().error_string();
-            let whose =
+        Err(HandshakeError::Failure(failed)) if failed.ssl().verify_result() != X509VerifyResult::OK => {
+            let reason = failed.ssl().verify_result().error_string();
+            let authorities =
                 if backend.tls.ca_file.is_some() { "tls.ca" } else { "the system's certificate authorities" };
-            Err(format!("the certificate for {name} is not trusted by {whose}: {reason}"))
+            Err(format!("the certificate for {name} is not trusted by {authorities}: {reason}"))
         }
-        Err(HandshakeError::Failure(half)) => Err(format!("the TLS handshake failed: {}", half.error())),
-        Err(HandshakeError::SetupFailure(problem)) => Err(format!("TLS: {problem}")),
+        Err(HandshakeError::Failure(failed)) => Err(format!("the TLS handshake failed: {}", failed.error())),
+        Err(HandshakeError::SetupFailure(error)) => Err(format!("TLS: {error}")),
         Err(HandshakeError::WouldBlock(_)) => {
             Err(format!("the TLS handshake was not complete within {time_limit:?}"))
         }
@@ -235,24 +269,24 @@ fn check_connection(
 }
 
 fn tls_connector(backend: &config::BackendConfig) -> Result<SslConnector, String> {
-    let bad = |problem: openssl::error::ErrorStack| format!("TLS: {problem}");
-    // The vendored OpenSSL finds the system's authorities by environment variables, which the engine's
-    // connector has set by now.
-    let mut connector = SslConnector::builder(SslMethod::tls()).map_err(bad)?;
+    let to_text = |error: openssl::error::ErrorStack| format!("TLS: {error}");
+    // The vendored OpenSSL finds the system's authorities only through environment variables. Pingora sets
+    // them when the first connector is made, and the keyring has made one by now.
+    let mut connector = SslConnector::builder(SslMethod::tls()).map_err(to_text)?;
     if let Some(path) = &backend.tls.ca_file {
-        let mut store = X509StoreBuilder::new().map_err(bad)?;
-        for authority in load_ca_certificates(path).map_err(|problem| problem.to_string())? {
-            store.add_cert(authority).map_err(bad)?;
+        let mut store = X509StoreBuilder::new().map_err(to_text)?;
+        for authority in load_ca_certificates(path).map_err(|error| error.to_string())? {
+            store.add_cert(authority).map_err(to_text)?;
         }
         connector.set_cert_store(store.build());
     }
     if let Some(files) = &backend.tls.client_certificate {
-        let CertifiedKey { leaf, intermediates: chain, private_key: key } =
-            CertifiedKey::from_files(files).map_err(|problem| problem.to_string())?;
-        connector.set_certificate(&leaf).map_err(bad)?;
-        connector.set_private_key(&key).map_err(bad)?;
-        for certificate in chain {
-            connector.add_extra_chain_cert(certificate).map_err(bad)?;
+        let CertifiedKey { leaf, intermediates, private_key } =
+            CertifiedKey::from_files(files).map_err(|error| error.to_string())?;
+        connector.set_certificate(&leaf).map_err(to_text)?;
+        connector.set_private_key(&private_key).map_err(to_text)?;
+        for certificate in intermediates {
+            connector.add_extra_chain_cert(certificate).map_err(to_text)?;
         }
     }
     Ok(connector.build())
@@ -262,7 +296,7 @@ fn refusal_text(status: u16, body: &[u8]) -> String {
     format!("refused ({status}): {}", error_message(body))
 }
 
-/// The message of an error response, escaped and cut for a terminal.
+/// The message of an error response, escaped and shortened for a terminal.
 fn error_message(body: &[u8]) -> String {
     let value: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
     let message = value.pointer("/error/message").or_else(|| value.get("message"));

@@ -1,5 +1,5 @@
-//! The upstream side: addresses, peers, connections and their pool, request heads as a backend
-//! sees them, and the requests that the balancer makes on its own account.
+//! The backends' side: addresses, peers, connections and their pool, request heads as a backend gets them,
+//! and the balancer's own requests to backends.
 
 mod coalesced_stream;
 pub(super) mod connection;

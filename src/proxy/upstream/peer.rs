@@ -1,5 +1,5 @@
-//! Each backend as a Pingora peer: address, server name, TLS, timeouts. Addresses come from `dns.rs`; no
-//! name is resolved here.
+//! The backends as Pingora peers: address, server name, TLS, timeouts. The addresses are resolved by
+//! `dns.rs`.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::Ipv4Addr;
@@ -21,16 +21,16 @@ use tokio::time::timeout;
 use super::dns::EndpointAddresses;
 use crate::config::{self, BackendConfig, CertifiedKey, CertifiedKeyError, Config};
 
-/// Most HTTP/2 streams of one connection, unless the backend allows fewer. 100 is what Azure and most
-/// servers allow.
+/// Maximum HTTP/2 streams per connection, unless the backend allows fewer. 100 is what Azure and most servers
+/// allow.
 const MAX_HTTP2_STREAMS: usize = 100;
-/// The flow-control window of a stream: a fast response over a round trip of 100 ms needs as much.
+/// The flow-control window of a stream, enough for 5 MiB/s at a round-trip time of 100 ms.
 const HTTP2_STREAM_WINDOW_BYTES: u32 = 512 * 1024;
-/// A request waits no longer for another to make a connection. A healthy one takes less: three round
-/// trips to another continent, and a busy machine at either end.
+/// Longest time that a request waits while another one connects. A healthy connection takes less, even
+/// with three round trips to another continent and a busy machine at either end.
 const CONNECT_TURN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A file of certificates that cannot be used.
+/// A certificate file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {problem}", path.display())]
 pub struct CaError {
@@ -38,29 +38,32 @@ pub struct CaError {
     problem: String,
 }
 
-/// The peers of a configuration, by the index of the backend in it.
+/// The peers of a configuration.
 pub struct Peers {
+    /// In the order of the backends in the configuration.
     peers: Vec<PeerTemplate>,
 }
 
 struct PeerTemplate {
+    /// The peer without an address; each attempt gets a copy with the next address.
     peer: HttpPeer,
     addresses: Arc<EndpointAddresses>,
     /// `None` for backends without HTTP/2.
     http2_gate: Option<Http2ConnectGate>,
 }
 
-/// Lets one request at a time look for a connection: requests that come together then share the
-/// connection that the first of them opens.
+/// Lets one request at a time find or make a connection to a backend with HTTP/2. Requests that arrive
+/// together would otherwise open a connection each, before the first one is ready to be shared.
 struct Http2ConnectGate {
+    /// Has one permit.
     turns: Arc<Semaphore>,
-    /// The backend has chosen HTTP/1.1: no connection can be shared, and the gate is open.
+    /// The backend chose HTTP/1.1, so there is nothing to share and no reason to wait.
     speaks_http1_only: AtomicBool,
-    /// When the current turn began.
-    turn_started: Mutex<Instant>,
+    /// When the current or the last turn began.
+    turn_started_at: Mutex<Instant>,
 }
 
-/// Held while a request looks for a connection.
+/// The turn of one request; ends when dropped.
 pub(in crate::proxy) type ConnectTurn = OwnedSemaphorePermit;
 
 impl Http2ConnectGate {
@@ -68,13 +71,13 @@ impl Http2ConnectGate {
         Self {
             turns: Arc::new(Semaphore::new(1)),
             speaks_http1_only: AtomicBool::new(false),
-            turn_started: Mutex::new(Instant::now()),
+            turn_started_at: Mutex::new(Instant::now()),
         }
     }
 
-    /// Waits for a turn; `None` if the request before takes longer than a healthy connection does, so
-    /// that one connection that hangs does not hold up the others.
-    async fn turn(&self) -> Option<ConnectTurn> {
+    /// Waits for a turn. `None` if the current one takes longer than [`CONNECT_TURN_TIMEOUT`]: a connection
+    /// that hangs must not delay other requests.
+    async fn acquire_turn(&self) -> Option<ConnectTurn> {
         let turn = match Arc::clone(&self.turns).try_acquire_owned() {
             Ok(turn) => turn,
             Err(_) => {
@@ -82,38 +85,38 @@ impl Http2ConnectGate {
                 loop {
                     match timeout(CONNECT_TURN_TIMEOUT, &mut turn).await {
                         Ok(turn) => break turn.ok()?,
-                        Err(_) if self.turn_started().elapsed() >= CONNECT_TURN_TIMEOUT => return None,
+                        Err(_) if self.lock_turn_start().elapsed() >= CONNECT_TURN_TIMEOUT => return None,
+                        // Other requests have had their turns meanwhile, and none of them hangs.
                         Err(_) => {}
                     }
                 }
             }
         };
-        *self.turn_started() = Instant::now();
+        *self.lock_turn_start() = Instant::now();
         Some(turn)
     }
 
-    fn turn_started(&self) -> MutexGuard<'_, Instant> {
-        self.turn_started.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_turn_start(&self) -> MutexGuard<'_, Instant> {
+        self.turn_started_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Peers {
-    /// The peers of this configuration; `addresses` are those of its endpoints, one for each
-    /// backend.
+    /// The peers of this configuration. `addresses` has the endpoint addresses of each backend.
     ///
     /// # Errors
-    /// When a file of its TLS cannot be read.
+    /// If a TLS file of a backend cannot be read.
     pub fn new(config: &Config, addresses: &[Arc<EndpointAddresses>]) -> Result<Self, CaError> {
         let peers = config.backends.iter().zip(addresses).map(|(backend, addresses)| {
-            let peer = template(backend, &config.timeouts, &config.server)?;
+            let peer = build_peer(backend, &config.timeouts, &config.server)?;
             let http2_gate = backend.http2_enabled.then(Http2ConnectGate::new);
-            Ok(PeerTemplate { peer, addresses: Arc::clone(addresses), http2_gate: http2_gate })
+            Ok(PeerTemplate { peer, addresses: Arc::clone(addresses), http2_gate })
         });
         Ok(Self { peers: peers.collect::<Result<_, _>>()? })
     }
 
-    /// The peer for one attempt on this backend; `None` while its name has never resolved. An upgrade
-    /// gets a connection of its own, over HTTP/1.1.
+    /// The peer for one attempt on the backend with this index; `None` if its name has never resolved. An
+    /// upgrade gets HTTP/1.1, which WebSockets need.
     pub(in crate::proxy) fn peer_for_attempt(
         &self,
         backend: usize,
@@ -122,6 +125,7 @@ impl Peers {
         let template = self.peers.get(backend)?;
         let address = template.addresses.next_address()?;
         let mut peer = Box::new(template.peer.clone());
+        // Pingora has no other way to set the address of a peer that has been built.
         peer._address = SocketAddr::Inet(address);
         if is_upgrade {
             peer.options.set_http_version(1, 1);
@@ -129,20 +133,22 @@ impl Peers {
         Some(peer)
     }
 
-    /// Waits for the turn to look for an HTTP/2 connection to this backend.
-    pub(in crate::proxy) async fn connect_turn(&self, backend: usize) -> Option<ConnectTurn> {
+    /// Waits for the turn to find or make a connection to this backend; `None` if it needs none, or the
+    /// wait took too long.
+    pub(in crate::proxy) async fn acquire_connect_turn(&self, backend: usize) -> Option<ConnectTurn> {
         let http2_gate = self.peers.get(backend)?.http2_gate.as_ref()?;
         if http2_gate.speaks_http1_only.load(Ordering::Relaxed) {
             return None;
         }
-        http2_gate.turn().await
+        http2_gate.acquire_turn().await
     }
 
-    /// Records which protocol a backend chose that was offered HTTP/2.
+    /// Records which protocol a backend chose, if it was offered HTTP/2.
     pub(in crate::proxy) fn note_protocol(&self, backend: usize, version: Version) {
         if let Some(http2_gate) = self.peers.get(backend).and_then(|peer| peer.http2_gate.as_ref()) {
             let speaks_http1_only = version != Version::HTTP_2;
-            // It seldom changes: a load leaves the cache line shared, a store does not.
+            // Loaded first, because it seldom changes: unlike a store, a load leaves the cache line shared
+            // between the cores.
             if http2_gate.speaks_http1_only.load(Ordering::Relaxed) != speaks_http1_only {
                 http2_gate.speaks_http1_only.store(speaks_http1_only, Ordering::Relaxed);
             }
@@ -150,7 +156,8 @@ impl Peers {
     }
 }
 
-fn template(
+/// The peer of a backend, without an address.
+fn build_peer(
     backend: &BackendConfig,
     timeouts: &config::TimeoutsConfig,
     server: &config::ServerConfig,
@@ -158,26 +165,30 @@ fn template(
     let endpoint = &backend.endpoint;
     let name = backend.tls.server_name.clone().unwrap_or_else(|| endpoint.host.clone());
     let mut peer = HttpPeer::new((Ipv4Addr::UNSPECIFIED, endpoint.port), endpoint.uses_tls, name);
-    // Many resources share addresses: a connection of one must never carry a request for another.
+    // The key tells connections apart in the pools. The address is not enough: many Azure resources share
+    // addresses, and a connection to one must never carry a request for another. Nor does Pingora's own key
+    // contain the CA.
     let mut key = DefaultHasher::new();
-    let files = backend.tls.client_certificate.as_ref().map(|files| &files.certificate);
+    let certificate = backend.tls.client_certificate.as_ref().map(|files| &files.certificate);
     let server_name = &backend.tls.server_name;
-    (&endpoint.host, endpoint.port, endpoint.uses_tls, server_name, &backend.tls.ca_file, files)
+    (&endpoint.host, endpoint.port, endpoint.uses_tls, server_name, &backend.tls.ca_file, certificate)
         .hash(&mut key);
     peer.group_key = key.finish();
     let options = &mut peer.options;
     options.connection_timeout = Some(timeouts.connect);
     options.total_connection_timeout = Some(timeouts.connect);
     options.idle_timeout = Some(timeouts.pooled_connection_idle);
-    // The engine's read timeout is one for the first byte and for silence between bytes;
-    // `attempt/deadline.rs` tells them apart.
+    // Pingora's read timeout is the same for the first byte and between two reads. The deadlines of
+    // `attempt/deadline.rs` distinguish them.
     options.read_timeout = None;
     options.write_timeout = Some(timeouts.response_idle);
     options.tcp_keepalive = Some(tcp_keepalive(server));
     if backend.http2_enabled {
         options.set_http_version(2, 1);
+        // Pingora's default is 1, that is, a connection for each request in flight.
         options.max_h2_streams = MAX_HTTP2_STREAMS;
-        // A response that its client does not read must not hold up the others on its connection.
+        // The connection's window is large enough for all its streams: a response that its client does not
+        // read must not block the others.
         options.h2_stream_window_size = Some(HTTP2_STREAM_WINDOW_BYTES);
         options.h2_connection_window_size = Some(HTTP2_STREAM_WINDOW_BYTES * MAX_HTTP2_STREAMS as u32);
         options.h2_ping_interval = Some(server.tcp_keepalive);
@@ -186,20 +197,19 @@ fn template(
         options.ca = Some(Arc::new(load_ca_certificates(path)?));
     }
     if let Some(files) = &backend.tls.client_certificate {
-        let bad = |problem: CertifiedKeyError| CaError {
+        let to_ca_error = |error: CertifiedKeyError| CaError {
             path: files.certificate.clone(),
-            problem: problem.to_string(),
+            problem: error.to_string(),
         };
-        let CertifiedKey { leaf, intermediates: chain, private_key: key } =
-            CertifiedKey::from_files(files).map_err(bad)?;
-        let certificates = std::iter::once(leaf).chain(chain).collect();
-        peer.client_cert_key = Some(Arc::new(CertKey::new(certificates, key)));
+        let CertifiedKey { leaf, intermediates, private_key } =
+            CertifiedKey::from_files(files).map_err(to_ca_error)?;
+        let certificates = std::iter::once(leaf).chain(intermediates).collect();
+        peer.client_cert_key = Some(Arc::new(CertKey::new(certificates, private_key)));
     }
     Ok(peer)
 }
 
-/// TCP keep-alive: it begins after the configured silence, and then sends three probes, a third of that
-/// time apart.
+/// TCP keep-alive: after the configured idle time three probes are sent, a third of that time apart.
 pub(crate) fn tcp_keepalive(server: &config::ServerConfig) -> TcpKeepalive {
     TcpKeepalive {
         idle: server.tcp_keepalive,
@@ -210,12 +220,16 @@ pub(crate) fn tcp_keepalive(server: &config::ServerConfig) -> TcpKeepalive {
     }
 }
 
+/// The certificates of a PEM file.
+///
+/// # Errors
+/// If the file cannot be read or has no certificate.
 pub(in crate::proxy) fn load_ca_certificates(path: &Path) -> Result<Box<[X509]>, CaError> {
-    let bad = |problem: String| CaError { path: path.to_owned(), problem };
-    let pem = std::fs::read(path).map_err(|e| bad(e.to_string()))?;
-    let authorities = X509::stack_from_pem(&pem).map_err(|e| bad(e.to_string()))?;
+    let to_ca_error = |problem: String| CaError { path: path.to_owned(), problem };
+    let pem = std::fs::read(path).map_err(|error| to_ca_error(error.to_string()))?;
+    let authorities = X509::stack_from_pem(&pem).map_err(|error| to_ca_error(error.to_string()))?;
     if authorities.is_empty() {
-        return Err(bad("holds no PEM certificate".to_owned()));
+        return Err(to_ca_error("has no PEM certificate".to_owned()));
     }
     Ok(authorities.into_boxed_slice())
 }

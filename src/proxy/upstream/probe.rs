@@ -1,5 +1,5 @@
-//! Health probes of backends that have no traffic (`backends[].probe`): the list of models, which bills
-//! nothing, with the backend's own credential, on connections of their own.
+//! Health probes of backends that have no traffic (`backends[].probe`). A probe is a request for the list of
+//! models, with the backend's credential. It uses connections of its own and is not billed.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,10 +14,10 @@ use tokio::time::{sleep, timeout};
 use super::control_request::{CONTROL_TIMEOUT, ControlRequest, send_control_request};
 use crate::proxy::ActiveConfig;
 
-/// What a probe asks for: every resource has it, and it is free.
+/// The request target of a probe. Every Azure OpenAI resource serves it, and it is not billed.
 pub(super) const MODELS_TARGET: &str = "/openai/models?api-version=2024-10-21";
 
-/// Probes the backends of a configuration for as long as the returned set is held.
+/// Starts a task for each backend that is to be probed. Dropping the returned set ends them.
 #[must_use]
 pub fn spawn_probes(config: &Arc<ActiveConfig>) -> JoinSet<()> {
     let mut probes = JoinSet::new();
@@ -30,7 +30,7 @@ pub fn spawn_probes(config: &Arc<ActiveConfig>) -> JoinSet<()> {
             loop {
                 let before = backend.attempts_started.load(Ordering::Relaxed);
                 sleep(interval).await;
-                // Responses to clients say more than a probe.
+                // If there was traffic, its responses say more about the backend than a probe would.
                 if backend.attempts_started.load(Ordering::Relaxed) == before {
                     is_healthy = probe_backend(&config, index, &connector, !is_healthy).await;
                 }
@@ -40,28 +40,28 @@ pub fn spawn_probes(config: &Arc<ActiveConfig>) -> JoinSet<()> {
     probes
 }
 
-/// Probes a backend once; `is_repeat` says that the probe before failed. Returns whether this one
-/// succeeded.
+/// Probes a backend once. `is_repeat` says that the previous probe failed. Returns whether this one
+/// succeeded; a probe that could not be sent counts as a success.
 async fn probe_backend(config: &ActiveConfig, index: usize, connector: &Connector, is_repeat: bool) -> bool {
     let Some(backend) = config.gateway.backends.get(index) else { return true };
-    // A missing secret and a name that does not resolve are logged where they fail.
-    let Some(shown) = backend.credential.auth_header() else { return true };
-    let secret = shown.1.id;
+    // A missing secret and a name that does not resolve are logged elsewhere.
+    let Some(auth_header) = backend.credential.auth_header() else { return true };
+    let secret_id = auth_header.1.id;
     let Some(peer) = config.peers.peer_for_attempt(index, false) else { return true };
     let models = ControlRequest { method: Method::GET, target: MODELS_TARGET, body: "" };
     let response = match timeout(
         CONTROL_TIMEOUT + config.gateway.timeouts.connect,
-        send_control_request(backend, shown, &peer, connector, models),
+        send_control_request(backend, auth_header, &peer, connector, models),
     )
     .await
     {
         Ok(Ok(response)) => Some(response),
-        Ok(Err(problem)) => {
-            debug!("probe of backend {}: {problem}", backend.config.name);
+        Ok(Err(error)) => {
+            debug!("probe of backend {}: {error}", backend.config.name);
             None
         }
         Err(_) => None,
     };
     let response = response.as_ref().map(|(status, body)| (*status, body.as_slice()));
-    config.gateway.record_health_check(backend, response, secret, is_repeat, Instant::now())
+    config.gateway.record_health_check(backend, response, secret_id, is_repeat, Instant::now())
 }

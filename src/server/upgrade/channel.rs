@@ -1,4 +1,4 @@
-//! Messages over a Unix socket, one line each.
+//! Sends and receives the messages of the control socket, one line each.
 
 use std::io;
 use std::path::Path;
@@ -10,10 +10,10 @@ use tokio::time::timeout;
 
 use super::protocol::ControlMessage;
 
-/// Most bytes of a message: what is remembered of many backends is the longest.
+/// The maximum size of a message. The longest is the health of many backends.
 const MAX_MESSAGE_BYTES: u64 = 64 * 1024 * 1024;
 
-/// The other side of a control socket.
+/// A connection of the control socket.
 #[derive(Debug)]
 pub struct ControlChannel {
     stream: BufReader<UnixStream>,
@@ -34,18 +34,19 @@ impl ControlChannel {
         self.stream.get_mut().write_all(&line).await
     }
 
-    /// The next message.
+    /// Receives the next message.
     ///
     /// # Errors
-    /// When none comes in time, or what comes is none.
+    /// `TimedOut` if none arrives in time, `UnexpectedEof` if the connection is closed.
     pub(super) async fn receive(&mut self, time_limit: Duration) -> io::Result<ControlMessage> {
         let mut line = Vec::new();
         let mut limited = (&mut self.stream).take(MAX_MESSAGE_BYTES);
         let read = timeout(time_limit, limited.read_until(b'\n', &mut line)).await;
-        let read =
-            read.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("silent for {time_limit:?}")))?;
+        let read = read.map_err(|_| {
+            io::Error::new(io::ErrorKind::TimedOut, format!("no message within {} s", time_limit.as_secs()))
+        })?;
         if read? == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it has hung up"));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed"));
         }
         serde_json::from_slice(&line).map_err(io::Error::other)
     }

@@ -1,4 +1,4 @@
-//! The running process's ear: a socket that only its own user, and root, can reach.
+//! The control socket of the running process, which only its own user and root can open.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -13,21 +13,21 @@ use tokio::sync::mpsc;
 use super::channel::ControlChannel;
 use super::protocol::ControlMessage;
 
-/// The most that somebody may take to say what it wants.
+/// How long a client of the socket may take to send its first message.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long it waits after it could not accept a connection.
+/// The pause after a connection could not be accepted.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_secs(5);
-/// Commands that may wait.
+/// How many commands may wait while one is carried out.
 const MAX_QUEUED_COMMANDS: usize = 4;
 
-/// What somebody wants of the running process.
+/// A command to the running process.
 #[derive(Debug)]
 pub enum ControlCommand {
-    /// That it replaces itself; the channel is to be told how that goes.
+    /// Upgrade; progress and result go to the channel.
     Upgrade(ControlChannel),
-    /// To succeed it.
+    /// Hand over to the sender, which is ready to take over.
     TakeOver {
-        /// The connection to it.
+        /// The connection to the sender.
         channel: ControlChannel,
         /// Its process id.
         pid: u32,
@@ -41,18 +41,18 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Listens. The socket of a process that is gone, or is about to be, is replaced.
+    /// Listens. Replaces the socket of a process that has exited, and that of the predecessor.
     ///
     /// # Errors
-    /// When the directory is not this user's own, or another process serves there.
+    /// If the directory is not private to this user, or another process listens there.
     pub async fn bind(upgrade_socket_path: &Path, is_successor: bool) -> io::Result<Self> {
         ensure_private_directory(upgrade_socket_path)?;
         let path = control_socket_path(upgrade_socket_path);
         if !is_successor && UnixStream::connect(&path).await.is_ok() {
-            let message = format!("another process of aoai-lb listens at {}", path.display());
+            let message = format!("another aoai-lb process listens on {}", path.display());
             return Err(io::Error::new(io::ErrorKind::AddrInUse, message));
         }
-        // Renamed into place, so that there is one at any moment.
+        // Renamed into place, so that the path always leads to a listening socket.
         let temporary = PathBuf::from(format!("{}~", path.display()));
         let _ = fs::remove_file(&temporary);
         let listener = UnixListener::bind(&temporary)?;
@@ -61,14 +61,14 @@ impl ControlSocket {
         Ok(Self { listener })
     }
 
-    /// Passes commands on, for as long as somebody takes them.
+    /// Sends the commands to `commands` until its receiver is dropped.
     pub async fn run(self, commands: mpsc::Sender<ControlCommand>) {
         loop {
             let stream = tokio::select! {
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, _)) => stream,
-                    Err(problem) => {
-                        debug!("the control socket: {problem}");
+                    Err(error) => {
+                        debug!("control socket: cannot accept a connection: {error}");
                         tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                         continue;
                     }
@@ -81,15 +81,15 @@ impl ControlSocket {
                 let command = match channel.receive(FIRST_MESSAGE_TIMEOUT).await {
                     Ok(ControlMessage::Upgrade) => ControlCommand::Upgrade(channel),
                     Ok(ControlMessage::Introduction { pid }) => ControlCommand::TakeOver { channel, pid },
-                    other => return debug!("the control socket: {other:?}"),
+                    other => return debug!("control socket: no command: {other:?}"),
                 };
-                // Whoever is not heard sees the end of the connection.
+                // If the queue is full, the connection is closed, and the client sees that.
                 let _ = commands.try_send(command);
             });
         }
     }
 
-    /// A place for commands.
+    /// The queue between the control socket and what carries out its commands.
     pub fn command_queue() -> (mpsc::Sender<ControlCommand>, mpsc::Receiver<ControlCommand>) {
         mpsc::channel(MAX_QUEUED_COMMANDS)
     }
@@ -102,13 +102,13 @@ pub(super) fn control_socket_path(upgrade_socket_path: &Path) -> PathBuf {
     PathBuf::from(path)
 }
 
-/// Makes the directory of a socket, or finds that it is this user's own: whoever else may write
-/// there could take the listening sockets.
+/// Creates the directory of the socket, or checks that only this user can write there. Any other user
+/// who could would be able to take the listening sockets.
 fn ensure_private_directory(socket: &Path) -> io::Result<()> {
     let directory = socket.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let refused = |what: &str| {
         let message = format!(
-            "{} {what}; it has to be a directory of the balancer's own user with mode 0700",
+            "{} {what}; it must be owned by the user of aoai-lb and have mode 0700",
             directory.display()
         );
         Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
@@ -117,16 +117,16 @@ fn ensure_private_directory(socket: &Path) -> io::Result<()> {
         Ok(metadata) => metadata,
         Err(problem) if problem.kind() == io::ErrorKind::NotFound => {
             DirBuilder::new().mode(0o700).create(directory)?;
-            info!("made {} for the sockets of upgrades", directory.display());
+            info!("created {} for the upgrade sockets", directory.display());
             fs::metadata(directory)?
         }
         Err(problem) => return Err(problem),
     };
     if metadata.uid() != rustix::process::geteuid().as_raw() {
-        return refused("is another user's");
+        return refused("belongs to another user");
     }
     if metadata.mode() & 0o077 != 0 {
-        return refused("is open to others");
+        return refused("is accessible to other users");
     }
     Ok(())
 }
@@ -148,6 +148,6 @@ mod tests {
         drop(ControlSocket::bind(&socket, false).await.unwrap());
         fs::set_permissions(&own, Permissions::from_mode(0o750)).unwrap();
         let problem = ControlSocket::bind(&socket, false).await.unwrap_err().to_string();
-        assert!(problem.contains("is open to others"), "{problem}");
+        assert!(problem.contains("is accessible to other users"), "{problem}");
     }
 }

@@ -1,9 +1,10 @@
-//! One process takes over from another: new binary, new file, the same sockets, no request lost.
+//! Upgrades without downtime: a new process with the installed binary and file takes over the
+//! listening sockets, and the old one finishes its requests.
 //!
-//! The running process listens at a control socket beside `server.upgrade_socket`. Whoever wants an
-//! upgrade asks there (`ask.rs`); the running process starts its successor (`running.rs`), which
-//! says there when it is ready for what is remembered and for the listening sockets
-//! (`successor.rs`). The engine hands those over.
+//! The running process listens on a control socket next to `server.upgrade_socket`
+//! (`control_socket.rs`). `aoai-lb upgrade` connects to it (`request.rs`); the running process then
+//! starts its successor (`predecessor.rs`), which connects to it as well, receives the health of the
+//! backends and reports when it is ready for the sockets (`successor.rs`). Pingora sends the sockets.
 
 mod channel;
 mod control_socket;
@@ -15,7 +16,7 @@ mod successor;
 
 pub use self::channel::ControlChannel;
 pub use self::control_socket::{ControlCommand, ControlSocket};
-pub use self::predecessor::{HandoverError, Predecessor, Program, report_outcome};
+pub use self::predecessor::{HandoverError, Predecessor, Program, wait_for_serving_and_report};
 pub use self::process_set::ProcessSet;
 pub use self::request::{UpgradeRequestError, request_upgrade};
 pub use self::successor::{Successor, TakeoverError};

@@ -1,5 +1,6 @@
-//! The running process's side: it checks binary and file, starts its successor, and tells it what
-//! it remembers. Until the successor waits for the sockets everything can still fail without harm.
+//! The side of the running process. It checks the installed binary and the file, starts the successor
+//! and sends it the health of the backends. Until the successor waits for the sockets, any step may fail
+//! and this process keeps serving.
 
 use std::io;
 use std::path::PathBuf;
@@ -19,70 +20,70 @@ use super::protocol::{ControlMessage, PREPARATION_TIMEOUT, REPLY_TIMEOUT};
 use crate::routing::health_snapshot::HealthSnapshot;
 use crate::server::config_manager::ConfigManager;
 
-/// How often the successor and its socket are looked for.
+/// How often the successor and its socket are polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// What is started in place of this process.
+/// What an upgrade starts in place of this process.
 #[derive(Clone, Debug)]
 pub struct Program {
-    /// The installed binary, as this process was started.
+    /// The path of the installed binary, as this process was started.
     pub binary: PathBuf,
-    /// The file.
+    /// The configuration file.
     pub config_file: PathBuf,
 }
 
-/// The running process, as far as an upgrade goes.
+/// This process as the one that hands over.
 pub struct Predecessor {
-    /// What it would start.
+    /// What an upgrade starts.
     pub program: Program,
-    /// What it serves.
+    /// The configuration, for what has been learned.
     pub config_manager: Arc<ConfigManager>,
-    /// The addresses that it listens on, as the engine spells them.
+    /// The addresses whose sockets it hands over, in the spelling of Pingora.
     pub listen_addresses: Vec<String>,
-    /// Those before it that are still there.
+    /// Its own predecessors, which may still finish requests.
     pub earlier_processes: Arc<ProcessSet>,
-    /// Where the successor will wait for the sockets.
+    /// Where the successor waits for the sockets.
     pub upgrade_socket_path: PathBuf,
 }
 
-/// Why this process goes on as it is.
+/// Why the upgrade failed and this process keeps serving.
 #[derive(Debug, thiserror::Error)]
 pub enum HandoverError {
     /// The binary cannot be started.
-    #[error("{binary} cannot be started: {problem}")]
+    #[error("cannot start {binary}: {problem}")]
     CannotStart {
         /// Its path.
         binary: PathBuf,
-        /// The system's reason.
+        /// The error of the system.
         problem: io::Error,
     },
-    /// The new binary does not take the file.
-    #[error("{binary} check -c {config_file} says: {output}")]
+    /// The new binary reports problems of the file.
+    #[error("{binary} check -c {config_file} failed: {output}")]
     ConfigRejected {
         /// The binary.
         binary: PathBuf,
-        /// The file.
+        /// The configuration file.
         config_file: PathBuf,
-        /// What it said.
+        /// What it printed.
         output: String,
     },
-    /// It was started and ended.
-    #[error("the new process ended before it was ready; its log has more")]
+    /// The new process exited.
+    #[error("the new process exited before it was ready; see its log")]
     Exited,
-    /// It says why it cannot serve.
+    /// The new process reports why it cannot serve.
     #[error("the new process cannot serve: {0}")]
     CannotServe(String),
-    /// It does not say anything.
-    #[error("the new process is not ready: {0}")]
+    /// The new process did not respond as expected, or not in time.
+    #[error("the new process did not become ready: {0}")]
     NotReady(io::Error),
 }
 
 impl Predecessor {
-    /// Replaces this process as far as that can fail: afterwards a successor waits for the sockets.
-    /// `commands` are those at the control socket, `requester` is told how it goes.
+    /// Starts a successor and hands over to it. Afterwards the successor waits for the sockets.
+    /// It introduces itself through `commands`; progress is reported to `requester`.
     ///
     /// # Errors
-    /// [`HandoverError`]; nothing has changed then.
+    /// [`HandoverError`]; this process keeps serving then.
     pub async fn start_successor(
         &self,
         requester: &mut Option<ControlChannel>,
@@ -100,10 +101,10 @@ impl Predecessor {
         self.hand_over(successor, requester).await
     }
 
-    /// Hands over to a process that introduced itself as the successor.
+    /// Hands over to a process that has introduced itself as the successor.
     ///
     /// # Errors
-    /// [`HandoverError`]; nothing has changed then.
+    /// [`HandoverError`]; this process keeps serving then.
     pub async fn hand_over(
         &self,
         mut successor: ControlChannel,
@@ -113,7 +114,7 @@ impl Predecessor {
         predecessors.push(std::process::id());
         let welcome = ControlMessage::Welcome { addresses: self.listen_addresses.clone(), predecessors };
         successor.send(&welcome).await.map_err(HandoverError::NotReady)?;
-        report_progress(requester, "the new process prepares".to_owned()).await;
+        report_progress(requester, "the new process is preparing".to_owned()).await;
         expect_message(&mut successor, PREPARATION_TIMEOUT, |message| {
             matches!(message, ControlMessage::Prepared)
         })
@@ -128,18 +129,21 @@ impl Predecessor {
             matches!(message, ControlMessage::ReadyForSockets)
         })
         .await?;
-        report_progress(requester, "handing the sockets over".to_owned()).await;
+        report_progress(requester, "handing over the listening sockets".to_owned()).await;
+        // Pingora ends this process even if nobody receives the sockets.
         let socket_exists = async {
             while !self.upgrade_socket_path.exists() {
                 sleep(POLL_INTERVAL).await;
             }
         };
         let exists = timeout(REPLY_TIMEOUT, socket_exists).await;
-        exists.map_err(|_| HandoverError::NotReady(io::Error::other("it does not wait for the sockets")))?;
+        exists.map_err(|_| {
+            HandoverError::NotReady(io::Error::other("it does not listen on the upgrade socket"))
+        })?;
         Ok(successor)
     }
 
-    /// Whether the installed binary takes the file.
+    /// Has the installed binary check the file.
     async fn check_config(&self) -> Result<(), HandoverError> {
         let Program { binary, config_file } = &self.program;
         let mut command = Command::new(binary);
@@ -162,23 +166,27 @@ impl Predecessor {
         })
     }
 
-    /// Starts the successor by way of a process that ends at once: systemd wants to be the parent of
-    /// what it supervises. Returns its id.
+    /// Starts the successor through a process that exits at once (`aoai-lb launch`), so that the parent of
+    /// the successor is systemd. If the main process is not its child, systemd kills the service at once
+    /// on a later stop. Returns the process id of the successor.
     async fn launch_successor(&self) -> Result<u32, HandoverError> {
         let Program { binary, config_file } = &self.program;
         let mut command = Command::new("/proc/self/exe");
         command.arg("launch").arg(binary).arg("run").arg("--upgrade").arg("-c").arg(config_file);
-        // That was about this process.
+        // It names this process; with it, the successor would not ping the watchdog.
         command.env_remove("WATCHDOG_PID").stdin(Stdio::null()).stdout(Stdio::piped());
         let cannot_start = |problem| HandoverError::CannotStart { binary: binary.clone(), problem };
-        // Only its standard output is ours: the new process logs where this one does.
+        // Only standard output is piped: the successor logs to the same standard error as this process.
         let launched =
             command.spawn().map_err(cannot_start)?.wait_with_output().await.map_err(cannot_start)?;
         let output = String::from_utf8_lossy(&launched.stdout);
-        output.trim().parse().map_err(|_| cannot_start(io::Error::other("it could not be launched")))
+        output
+            .trim()
+            .parse()
+            .map_err(|_| cannot_start(io::Error::other("`aoai-lb launch` printed no process id")))
     }
 
-    /// Waits for the process of this id to introduce itself.
+    /// Waits until the process of this id introduces itself.
     async fn wait_for_introduction(
         &self,
         pid: u32,
@@ -191,7 +199,7 @@ impl Predecessor {
                 command = commands.recv() => match command {
                     Some(ControlCommand::TakeOver { channel, pid: sender }) if sender == pid => return Ok(channel),
                     Some(ControlCommand::TakeOver { mut channel, .. } | ControlCommand::Upgrade(mut channel)) => {
-                        let reason = "an upgrade is under way".to_owned();
+                        let reason = "an upgrade is already in progress".to_owned();
                         let _ = channel.send(&ControlMessage::Failed { reason }).await;
                     }
                     None => return Err(HandoverError::Exited),
@@ -202,7 +210,7 @@ impl Predecessor {
     }
 }
 
-/// The next message, which has to be this one.
+/// Receives a message, which has to be the expected one.
 async fn expect_message(
     successor: &mut ControlChannel,
     time_limit: Duration,
@@ -211,13 +219,13 @@ async fn expect_message(
     match successor.receive(time_limit).await {
         Ok(message) if is_expected(&message) => Ok(()),
         Ok(ControlMessage::Failed { reason }) => Err(HandoverError::CannotServe(reason)),
-        Ok(other) => Err(HandoverError::NotReady(io::Error::other(format!("it said {other:?}")))),
+        Ok(other) => Err(HandoverError::NotReady(io::Error::other(format!("unexpected message {other:?}")))),
         Err(problem) if problem.kind() == io::ErrorKind::UnexpectedEof => Err(HandoverError::Exited),
         Err(problem) => Err(HandoverError::NotReady(problem)),
     }
 }
 
-/// Tells whoever asked; where nobody is, it is in the log.
+/// Reports a step to the log and to the requester, if there is one.
 async fn report_progress(requester: &mut Option<ControlChannel>, step: String) {
     info!("upgrade: {step}");
     if let Some(channel) = requester {
@@ -225,8 +233,9 @@ async fn report_progress(requester: &mut Option<ControlChannel>, step: String) {
     }
 }
 
-/// Tells whoever asked what came of it. Returns the id of the process that serves now.
-pub async fn report_outcome(
+/// Reports the outcome of an upgrade to the log and to the requester. Waits until the successor is
+/// serving, and returns its process id then.
+pub async fn wait_for_serving_and_report(
     requester: Option<ControlChannel>,
     outcome: Result<ControlChannel, HandoverError>,
 ) -> Option<u32> {
@@ -234,20 +243,21 @@ pub async fn report_outcome(
     let message = match outcome {
         Ok(mut successor) => match successor.receive(PREPARATION_TIMEOUT).await {
             Ok(ControlMessage::Serving { pid }) => {
-                info!("upgrade: process {pid} serves; this one finishes what it has begun");
+                info!("upgrade: process {pid} is serving; this process exits when its requests are finished");
                 serving_pid = Some(pid);
                 ControlMessage::Done { pid }
             }
             other => {
-                let reason =
-                    format!("the new process has the sockets and does not say that it serves: {other:?}");
+                let reason = format!(
+                    "the new process has the listening sockets but did not report that it is serving: {other:?}"
+                );
                 error!("upgrade: {reason}");
                 ControlMessage::Failed { reason }
             }
         },
         Err(problem) => {
             let reason = problem.to_string();
-            error!("upgrade: this process goes on as it is: {}", reason.replace('\n', "; "));
+            error!("upgrade failed, this process keeps serving: {}", reason.replace('\n', "; "));
             ControlMessage::Failed { reason }
         }
     };
@@ -257,7 +267,8 @@ pub async fn report_outcome(
     serving_pid
 }
 
-/// Until the process of this id, which is no child of this one, is gone.
+/// Waits until the process of this id has exited. It is no child of this one, so it cannot be waited for
+/// otherwise.
 async fn wait_for_exit(pid: u32) {
     let process = ProcessSet::from_pids(&[pid]);
     while !process.running_pids().is_empty() {

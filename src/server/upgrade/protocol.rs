@@ -1,4 +1,5 @@
-//! The messages between two processes, and how long each side waits for the other.
+//! The messages of the control socket and their timeouts. The two processes may have different versions,
+//! so the serialized form must not change.
 
 use std::time::Duration;
 
@@ -6,25 +7,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::routing::health_snapshot::HealthSnapshot;
 
-/// The most that a successor may take to be ready: names, tokens and secrets are waited for.
+/// How long a successor may take to prepare. It waits for host names, tokens and secrets.
 pub(super) const PREPARATION_TIMEOUT: Duration = Duration::from_secs(60);
-/// The most that anything else may take.
+/// How long the other side may take for any other step.
 pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What is said at the control socket, one line of JSON each.
+/// A message of the control socket: one line of JSON.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum ControlMessage {
-    /// To the running process: replace yourself.
+    /// To the running process: a request for an upgrade.
     Upgrade,
-    /// To the running process: here is your successor.
+    /// To the running process: the sender is its successor.
     #[serde(rename = "succeed")]
     Introduction { pid: u32 },
-    /// To the successor: these addresses are listened on, and these processes came before.
+    /// To the successor: the addresses whose sockets it will get, and the processes before it.
     Welcome { addresses: Vec<String>, predecessors: Vec<u32> },
-    /// From the successor: everything that can fail has been done.
+    /// From the successor: every step that can fail is done.
     Prepared,
-    /// To the successor: this is remembered.
+    /// To the successor: what the running process has learned.
     #[serde(rename = "inheritance")]
     State {
         #[serde(rename = "remembered")]
@@ -32,21 +33,48 @@ pub(super) enum ControlMessage {
         #[serde(rename = "learned")]
         deployments: Vec<String>,
     },
-    /// From the successor: it waits for the sockets.
+    /// From the successor: it now waits for the sockets.
     #[serde(rename = "ready")]
     ReadyForSockets,
-    /// From the successor: it serves.
+    /// From the successor: it is serving.
     Serving { pid: u32 },
-    /// To whoever asked for an upgrade.
+    /// To the requester of the upgrade: the current step.
     Progress {
         #[serde(rename = "what")]
         step: String,
     },
-    /// To whoever asked for an upgrade: this process serves.
+    /// To the requester of the upgrade: the successor is serving.
     Done { pid: u32 },
-    /// It will not be, and why.
+    /// In either direction: the upgrade failed.
     Failed {
         #[serde(rename = "why")]
         reason: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_keep_the_serialized_form_of_earlier_versions() {
+        let state =
+            ControlMessage::State { health: HealthSnapshot::default(), deployments: vec!["x".to_owned()] };
+        let welcome = ControlMessage::Welcome { addresses: vec!["a".to_owned()], predecessors: vec![1] };
+        let table = [
+            (ControlMessage::Upgrade, r#""upgrade""#),
+            (ControlMessage::Introduction { pid: 1 }, r#"{"succeed":{"pid":1}}"#),
+            (welcome, r#"{"welcome":{"addresses":["a"],"predecessors":[1]}}"#),
+            (ControlMessage::Prepared, r#""prepared""#),
+            (state, r#"{"inheritance":{"remembered":{"backends":[]},"learned":["x"]}}"#),
+            (ControlMessage::ReadyForSockets, r#""ready""#),
+            (ControlMessage::Serving { pid: 1 }, r#"{"serving":{"pid":1}}"#),
+            (ControlMessage::Progress { step: "s".to_owned() }, r#"{"progress":{"what":"s"}}"#),
+            (ControlMessage::Done { pid: 1 }, r#"{"done":{"pid":1}}"#),
+            (ControlMessage::Failed { reason: "r".to_owned() }, r#"{"failed":{"why":"r"}}"#),
+        ];
+        for (message, expected) in table {
+            assert_eq!(serde_json::to_string(&message).unwrap(), expected);
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! `aoai-lb upgrade`: asks the running process, and waits.
+//! Requests an upgrade from the running process and waits for its result.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,27 +7,30 @@ use super::channel::ControlChannel;
 use super::control_socket::control_socket_path;
 use super::protocol::{ControlMessage, PREPARATION_TIMEOUT, REPLY_TIMEOUT};
 
-/// Why there is no new process.
+/// Why the upgrade failed.
 #[derive(Debug, thiserror::Error)]
 pub enum UpgradeRequestError {
-    /// Nobody listens.
-    #[error("no running process is reached at {path} (the same user or root has to ask): {problem}")]
+    /// No process listens on the control socket.
+    #[error(
+        "cannot reach a running process at {path}: {problem}. Is aoai-lb running, and is this command run by the \
+         same user or root?"
+    )]
     Unreachable {
-        /// Its control socket.
+        /// The path of the control socket.
         path: PathBuf,
-        /// The system's reason.
+        /// The error of the system.
         problem: io::Error,
     },
-    /// It hung up.
-    #[error("the running process broke off; its log has more: {0}")]
+    /// The connection was lost.
+    #[error("lost the connection to the running process, see its log: {0}")]
     Disconnected(io::Error),
-    /// It goes on as it is.
+    /// The running process reports that the upgrade failed.
     #[error("{0}")]
     Failed(String),
 }
 
-/// Asks the process of this socket to replace itself; `on_progress` is told how it goes. Returns the new
-/// process's id.
+/// Requests an upgrade from the process of this socket. `on_progress` gets each step. Returns the
+/// process id of the successor.
 ///
 /// # Errors
 /// [`UpgradeRequestError`].
@@ -51,7 +54,7 @@ pub async fn request_upgrade(
             ControlMessage::Failed { reason } => return Err(UpgradeRequestError::Failed(reason)),
             other => {
                 return Err(UpgradeRequestError::Disconnected(io::Error::other(format!(
-                    "it said {other:?}"
+                    "unexpected message {other:?}"
                 ))));
             }
         }

@@ -1,4 +1,4 @@
-//! The new process's side: everything that can fail is done before the sockets are taken.
+//! The side of the new process. It does every step that can fail before it takes the sockets.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,30 +11,32 @@ use super::protocol::{ControlMessage, REPLY_TIMEOUT};
 use crate::names::DeploymentName;
 use crate::server::config_manager::ConfigManager;
 
-/// Why nobody's sockets can be taken over.
+/// Why this process cannot take over.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeoverError {
-    /// Nobody is there.
-    #[error("--upgrade: no running process is reached at {path}; start without --upgrade: {problem}")]
+    /// No process listens on the control socket.
+    #[error(
+        "--upgrade: cannot reach a running process at {path}: {problem}. If none is running, start without --upgrade"
+    )]
     Unreachable {
-        /// Its control socket.
+        /// The path of the control socket.
         path: PathBuf,
-        /// The system's reason.
+        /// The error of the system.
         problem: io::Error,
     },
-    /// It did not go on.
-    #[error("--upgrade: the running process broke off: {0}")]
+    /// The connection was lost.
+    #[error("--upgrade: lost the connection to the running process: {0}")]
     Disconnected(io::Error),
-    /// It does not want to.
-    #[error("--upgrade: the running process goes on: {0}")]
+    /// The running process does not hand over.
+    #[error("--upgrade: the running process refused to hand over: {0}")]
     Declined(String),
 }
 
-/// A process that is about to take over.
+/// This process as the successor of the running one.
 #[derive(Debug)]
 pub struct Successor {
     channel: ControlChannel,
-    /// The addresses that it will get sockets of.
+    /// The addresses whose sockets it will get.
     pub addresses: Vec<String>,
     earlier_processes: Vec<u32>,
 }
@@ -56,16 +58,19 @@ impl Successor {
                 Ok(Self { channel, addresses, earlier_processes })
             }
             ControlMessage::Failed { reason } => Err(TakeoverError::Declined(reason)),
-            other => Err(TakeoverError::Disconnected(io::Error::other(format!("it said {other:?}")))),
+            other => {
+                Err(TakeoverError::Disconnected(io::Error::other(format!("unexpected message {other:?}"))))
+            }
         }
     }
 
-    /// Says that this process cannot serve.
+    /// Reports that this process cannot serve.
     pub async fn report_failure(mut self, reason: String) {
         let _ = self.channel.send(&ControlMessage::Failed { reason }).await;
     }
 
-    /// Takes over what is remembered; from then on the sockets may come.
+    /// Receives the health of the backends and the learned deployments, and reports that this process is
+    /// ready for the sockets.
     ///
     /// # Errors
     /// [`TakeoverError`].
@@ -81,18 +86,20 @@ impl Successor {
             }
             ControlMessage::Failed { reason } => return Err(TakeoverError::Declined(reason)),
             other => {
-                return Err(TakeoverError::Disconnected(io::Error::other(format!("it said {other:?}"))));
+                return Err(TakeoverError::Disconnected(io::Error::other(format!(
+                    "unexpected message {other:?}"
+                ))));
             }
         }
         self.channel.send(&ControlMessage::ReadyForSockets).await.map_err(TakeoverError::Disconnected)
     }
 
-    /// Those before this one.
+    /// The processes before this one.
     pub fn earlier_processes(&self) -> ProcessSet {
         ProcessSet::from_pids(&self.earlier_processes)
     }
 
-    /// Says that this process serves.
+    /// Reports that this process is serving.
     pub async fn report_serving(mut self) {
         let _ = self.channel.send(&ControlMessage::Serving { pid: std::process::id() }).await;
     }
