@@ -118,7 +118,7 @@ impl OutboundClient {
     ///
     /// # Errors
     /// As [`OutboundClient::send`].
-    pub async fn send_to_socket(
+    pub async fn send_to_unix_socket(
         &self,
         path: &str,
         request: OutboundRequest<'_>,

@@ -146,17 +146,7 @@ async fn sigterm_fails_readiness_then_finishes_requests_and_writes_all_records()
     }
     azure.set_mood("a", Mood::SlowFirstByte(std::time::Duration::from_millis(1500)));
     let mut running_client = balancer.connect().await;
-    running_client
-        .send(
-            Client::request_head(
-                "POST",
-                CHAT_TARGET,
-                &[("api-key", CLIENT_KEY), ("Content-Length", &CHAT_BODY.len().to_string())],
-            )
-            .as_bytes(),
-        )
-        .await;
-    running_client.send(CHAT_BODY.as_bytes()).await;
+    running_client.send_chat(CHAT_BODY).await;
     support::wait_until("the request reaches the backend", || azure.request_count("a") == 51).await;
     balancer.send_signal("TERM");
     let get_status = async |target| balancer.connect().await.get(target, &[]).await;
@@ -184,18 +174,7 @@ async fn sigint_cuts_a_slow_shutdown_short() {
     let mut balancer = Balancer::start(&all_backends_yaml(&azure), "").await;
     azure.set_mood("a", Mood::Mute);
     let mut running_client = balancer.connect().await;
-    let length = CHAT_BODY.len().to_string();
-    running_client
-        .send(
-            Client::request_head(
-                "POST",
-                CHAT_TARGET,
-                &[("api-key", CLIENT_KEY), ("Content-Length", &length)],
-            )
-            .as_bytes(),
-        )
-        .await;
-    running_client.send(CHAT_BODY.as_bytes()).await;
+    running_client.send_chat(CHAT_BODY).await;
     support::wait_until("the request reaches the backend", || azure.request_count("a") == 1).await;
     balancer.send_signal("TERM");
     support::wait_until("the balancer stops listening", || {

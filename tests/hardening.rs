@@ -148,18 +148,7 @@ async fn a_client_that_does_not_read_is_disconnected() {
     .await;
     let balancer = Balancer::start(&upstream.backend_yaml("a"), "timeouts: { idle: 500ms }").await;
     let mut client = balancer.connect().await;
-    let length = CHAT_BODY.len().to_string();
-    client
-        .send(
-            Client::request_head(
-                "POST",
-                CHAT_TARGET,
-                &[("api-key", CLIENT_KEY), ("Content-Length", &length)],
-            )
-            .as_bytes(),
-        )
-        .await;
-    client.send(CHAT_BODY.as_bytes()).await;
+    client.send_chat(CHAT_BODY).await;
     assert_eq!(client.read_response_head().await.unwrap().status, 200);
     let record = balancer.wait_for_records(1).await.pop().unwrap();
     assert_ne!(record["outcome"], "answered");

@@ -107,19 +107,8 @@ async fn time_to_response_head(
 ) -> (Balancer, Client, Duration) {
     let balancer = Balancer::start(&upstream.backend_yaml("a"), extra_yaml).await;
     let mut client = balancer.connect().await;
-    let length = CHAT_STREAM_BODY.len().to_string();
     let start = Instant::now();
-    client
-        .send(
-            Client::request_head(
-                "POST",
-                CHAT_TARGET,
-                &[("api-key", CLIENT_KEY), ("Content-Length", &length)],
-            )
-            .as_bytes(),
-        )
-        .await;
-    client.send(CHAT_STREAM_BODY.as_bytes()).await;
+    client.send_chat(CHAT_STREAM_BODY).await;
     let head = client.read_response_head().await.unwrap();
     assert_eq!(head.status, 200);
     let head_delay = start.elapsed();

@@ -397,18 +397,7 @@ async fn a_client_disconnect_after_the_last_event_is_recorded_as_answered() {
     .await;
     let balancer = Balancer::start(&upstream.backend_yaml("a"), "").await;
     let mut client = balancer.connect().await;
-    let length = STORY_STREAM_BODY.len().to_string();
-    client
-        .send(
-            Client::request_head(
-                "POST",
-                CHAT_TARGET,
-                &[("api-key", CLIENT_KEY), ("Content-Length", &length)],
-            )
-            .as_bytes(),
-        )
-        .await;
-    client.send(STORY_STREAM_BODY.as_bytes()).await;
+    client.send_chat(STORY_STREAM_BODY).await;
     assert_eq!(client.read_response_head().await.unwrap().status, 200);
     assert_eq!(client.read_chunk().await.unwrap(), done);
     drop(client);

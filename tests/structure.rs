@@ -1,5 +1,5 @@
 //! The layout of `src/`: no circle of files, imports that run downwards, files of a readable length, and
-//! Pingora only where it belongs. `docs/architecture.md` has the picture.
+//! Pingora only where it belongs, and a page about it, `docs/architecture.md`, that is true.
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
@@ -282,4 +282,33 @@ fn no_file_is_longer_than_a_reader_can_hold() {
     let lines = |path: &PathBuf| fs::read_to_string(path).unwrap().lines().count();
     let long: Vec<_> = paths.iter().filter(|path| lines(path) > MAX_LINES).collect();
     assert!(long.is_empty(), "look for a second idea in {long:?}");
+}
+
+#[test]
+fn files_that_the_architecture_page_names_exist() {
+    let page = fs::read_to_string("docs/architecture.md").unwrap();
+    let mut missing = Vec::new();
+    let mut count = 0;
+    for line in page.lines() {
+        // A name without a folder stands in the folder of the one before it.
+        let mut folder = String::new();
+        for name in line.split('`').skip(1).step_by(2) {
+            let is_file = Path::new(name).extension().is_some_and(|extension| extension == "rs");
+            if !is_file {
+                continue;
+            }
+            count += 1;
+            let candidates = [format!("src/{name}"), format!("src/{folder}{name}"), name.to_owned()];
+            match candidates.iter().find(|path| Path::new(path).is_file()) {
+                Some(path) => {
+                    folder = path
+                        .trim_start_matches("src/")
+                        .rsplit_once('/')
+                        .map_or_else(String::new, |(folder, _)| format!("{folder}/"))
+                }
+                None => missing.push(name.to_owned()),
+            }
+        }
+    }
+    assert!(count > 40 && missing.is_empty(), "{missing:?}");
 }

@@ -12,7 +12,7 @@ use aoai_lb::azure::request::json_body::BodyFacts;
 use aoai_lb::azure::response::capture::ResponseCapture;
 use aoai_lb::azure::response::collected_body::CollectedBody;
 use aoai_lb::azure::response::hints;
-use aoai_lb::azure::response::sse::{EventScanner, UsageEventFilter};
+use aoai_lb::azure::response::sse::{EventScanner, UsageEventRemover};
 use aoai_lb::azure::response::verdict::Verdict;
 use aoai_lb::config;
 use aoai_lb::credentials::Keyring;
@@ -74,7 +74,7 @@ impl GatewayFixture {
         gateway.check_path_allowed(method, &target).expect(expectation);
         let Ok(client) = gateway.authenticate(&self.headers, &target, None) else { panic!("{expectation}") };
         gateway.check_client_permissions(method, &target, &client).expect(expectation);
-        let body = BodyView { bytes: body, content_type: "application/json", is_encoded: false };
+        let body = BodyView { bytes: body, content_type: "application/json", is_compressed: false };
         let call = gateway.read_call(method, &target, &body).expect(expectation);
         gateway.admit(method, target, &client, call).expect(expectation)
     }
@@ -157,7 +157,11 @@ pub fn steps() -> Vec<Step> {
             };
             written.clear();
             exchange
-                .render_record(capture_policy, &redaction, step_fixture.gateway.process.recorder.metrics())
+                .render_record(
+                    capture_policy,
+                    &redaction,
+                    step_fixture.gateway.process_state.recorder.metrics(),
+                )
                 .write_json(&mut written);
             black_box(&written);
         }),
@@ -180,7 +184,7 @@ pub fn steps() -> Vec<Step> {
     steps.push((
         "filter_usage_event",
         Box::new(move || {
-            let mut filter = UsageEventFilter::new(1 << 20);
+            let mut filter = UsageEventRemover::new(1 << 20);
             for chunk in &chunks {
                 filter.feed(chunk, &mut |out| drop(black_box(out)));
             }
@@ -250,10 +254,10 @@ fn sample_exchange(admitted: &AdmittedRequest, body: &Bytes, response: &Bytes) -
         peer_ip: Some([127, 0, 0, 1].into()),
         method: "POST".to_owned(),
         target: Some(Arc::clone(&admitted.target)),
-        raw_path: None,
+        unparsed_path: None,
         api_version: Some("2024-10-21".to_owned()),
         deployment: admitted.deployment.clone(),
-        is_known_deployment: true,
+        is_deployment_known: true,
         balancer_overhead: Duration::from_micros(100),
         is_stream_requested: Some(false),
         client_status: Some(200),

@@ -2,7 +2,7 @@
 #![no_main]
 
 use aoai_lb::azure::response::capture::ResponseCapture;
-use aoai_lb::azure::response::sse::{EventScanner, SseEvent, UsageEventFilter};
+use aoai_lb::azure::response::sse::{EventScanner, SseEvent, UsageEventRemover};
 use aoai_lb::azure::{Operation, classify_first_event};
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
@@ -29,7 +29,7 @@ fn scan(stream: &[u8], step: usize, limit: usize) -> (Vec<ScannedEvent>, Option<
 }
 
 fn filter(stream: &[u8], step: usize, limit: usize) -> Vec<u8> {
-    let (mut out, mut filter) = (Vec::new(), UsageEventFilter::new(limit));
+    let (mut out, mut filter) = (Vec::new(), UsageEventRemover::new(limit));
     for chunk in stream.chunks(step) {
         filter.feed(&Bytes::copy_from_slice(chunk), &mut |piece| out.extend_from_slice(&piece));
     }

@@ -18,5 +18,5 @@ pub struct ConfigStatus {
     /// Why the last reload failed, if it did.
     pub reload_error: Option<String>,
     /// The changed keys whose values take effect only with an upgrade.
-    pub keys_needing_upgrade: Vec<String>,
+    pub config_keys_needing_upgrade: Vec<String>,
 }

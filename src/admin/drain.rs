@@ -24,7 +24,7 @@ pub(super) fn set_drained(gateway: &Gateway, name: &str, drained: bool) -> FullR
         let state = if drained { "drained" } else { "undrained" };
         info!("backend {name}: {state} by the operator");
     }
-    let stranded = if drained { pools_without_backend(gateway, now) } else { Vec::new() };
+    let stranded = if drained { fully_drained_pools(gateway, now) } else { Vec::new() };
     if changed && !stranded.is_empty() {
         warn!("all backends of {} are drained", stranded.join(", "));
     }
@@ -40,7 +40,7 @@ pub(super) fn set_drained(gateway: &Gateway, name: &str, drained: bool) -> FullR
 }
 
 /// The pools whose backends are all drained.
-fn pools_without_backend(gateway: &Gateway, now: Instant) -> Vec<String> {
+fn fully_drained_pools(gateway: &Gateway, now: Instant) -> Vec<String> {
     let is_drained = |index: usize| {
         let outage = gateway.backends.get(index).and_then(|backend| backend.current_outage(now));
         outage.is_some_and(|outage| outage.unavailable.reason == UnavailableReason::Drained)

@@ -17,8 +17,9 @@ pub fn prometheus_text(gateway: &Gateway, now: Instant) -> String {
     };
     let in_flight = IntGauge::new("aoai_lb_in_flight", "Requests in flight, including WebSockets.");
     let in_flight = register_metric(&registry, in_flight);
-    in_flight
-        .set(i64::try_from(gateway.process.requests_in_flight.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
+    in_flight.set(
+        i64::try_from(gateway.process_state.requests_in_flight.load(Ordering::Relaxed)).unwrap_or(i64::MAX),
+    );
     let build_info = gauge("aoai_lb_build_info", "1; the version is a label.", &["version"]);
     build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     let state_gauge = gauge(
@@ -78,5 +79,5 @@ pub fn prometheus_text(gateway: &Gateway, now: Instant) -> String {
             }
         }
     }
-    gateway.process.recorder.metrics().to_prometheus_text(&registry)
+    gateway.process_state.recorder.metrics().to_prometheus_text(&registry)
 }

@@ -33,7 +33,7 @@ use self::access::{AllowedHosts, is_allowed_origin, is_authorized};
 use self::drain::set_drained;
 use self::reload::ReloadFunction;
 use self::response::FullResponse;
-use self::snapshot::RunningState;
+use self::snapshot::StatusSource;
 use self::status_feed::{StatusFeed, status_event};
 use crate::config;
 use crate::refusal::{Refusal, RefusalReason};
@@ -48,9 +48,9 @@ const KEEPALIVE_COMMENT_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Serves the admin API.
 pub struct AdminApi {
-    status_source: RunningState,
+    status_source: StatusSource,
     status_feed: Arc<StatusFeed>,
-    reload: ReloadFunction,
+    reload_function: ReloadFunction,
     content_security_policy: HeaderValue,
     /// The hosts in whose name it responds; `None` on a Unix socket.
     allowed_hosts: Option<AllowedHosts>,
@@ -67,13 +67,13 @@ impl AdminApi {
     /// The admin API of this configuration.
     pub fn new(
         config: &config::AdminConfig,
-        status_source: RunningState,
+        status_source: StatusSource,
         status_feed: Arc<StatusFeed>,
-        reload: ReloadFunction,
+        reload_function: ReloadFunction,
     ) -> Self {
         let allowed_hosts = AllowedHosts::from_config(config);
         let content_security_policy = page::content_security_policy();
-        Self { status_source, status_feed, reload, content_security_policy, allowed_hosts }
+        Self { status_source, status_feed, reload_function, content_security_policy, allowed_hosts }
     }
 
     async fn respond(&self, session: &ServerSession) -> AdminResponse {
@@ -110,14 +110,14 @@ impl AdminApi {
 
     fn get(&self, path: &str) -> AdminResponse {
         let active_config = self.status_source.load_active_config();
-        let stopping = active_config.gateway.process.is_stopping.load(Ordering::Acquire);
+        let stopping = active_config.gateway.process_state.is_stopping.load(Ordering::Acquire);
         AdminResponse::Full(match path {
             "/" => self.page(),
             "/healthz" => response::with_text(200, "ok\n"),
             "/readyz" if stopping => response::with_text(503, "stopping\n"),
             "/readyz" => response::with_text(200, "ok\n"),
             "/api/status" => {
-                let status = self.status_source.status(Instant::now());
+                let status = self.status_source.collect_status(Instant::now());
                 response::with_json(200, serde_json::to_vec(&status).unwrap_or_default())
             }
             "/api/events" => return AdminResponse::EventStream,
@@ -146,7 +146,7 @@ impl AdminApi {
             let message = "a POST needs the header x-aoai-lb-admin: 1";
             return response::with_refusal(403, &Refusal::new(RefusalReason::PathNotAllowed, message));
         }
-        if self.has_been_replaced() {
+        if self.is_process_replaced() {
             // The action would change only this process, which is about to exit.
             let message = "another process has taken over: retry on a new connection";
             let refusal = Refusal::new(RefusalReason::Overloaded, message);
@@ -164,14 +164,14 @@ impl AdminApi {
     }
 
     async fn reload(&self) -> FullResponse {
-        match (self.reload)().await {
+        match (self.reload_function)().await {
             Ok(report) => {
                 let warnings: Vec<String> = report.warnings.iter().map(ToString::to_string).collect();
                 let body = json!({
                     "result": "success",
                     "version": report.status.version,
                     "sha256": report.status.sha256,
-                    "needs_upgrade": report.status.keys_needing_upgrade,
+                    "needs_upgrade": report.status.config_keys_needing_upgrade,
                     "warnings": warnings,
                 });
                 response::with_json(200, body.to_string().into_bytes())
@@ -185,8 +185,8 @@ impl AdminApi {
 
     /// Whether a successor has taken over. For a few seconds after an upgrade both processes accept
     /// connections.
-    fn has_been_replaced(&self) -> bool {
-        let process = &self.status_source.load_active_config().gateway.process;
+    fn is_process_replaced(&self) -> bool {
+        let process = &self.status_source.load_active_config().gateway.process_state;
         process.is_draining_connections.load(Ordering::Acquire)
             && !process.is_stopping.load(Ordering::Acquire)
     }
@@ -242,7 +242,7 @@ impl HttpServerApp for AdminApi {
                 return None;
             }
         }
-        let process = Arc::clone(&self.status_source.load_active_config().gateway.process);
+        let process = Arc::clone(&self.status_source.load_active_config().gateway.process_state);
         let is_draining = process.is_draining_connections.load(Ordering::Acquire);
         let keepalive = !is_draining && !*shutdown.borrow();
         session.set_keepalive(keepalive.then_some(KEEPALIVE_TIMEOUT.as_secs()));

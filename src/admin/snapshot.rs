@@ -29,20 +29,20 @@ const MAX_LISTED_CLIENTS: usize = 500;
 
 /// What the status is collected from.
 #[derive(Clone)]
-pub struct RunningState {
+pub struct StatusSource {
     active_config: Arc<ArcSwap<ActiveConfig>>,
     config_status: Arc<ArcSwap<ConfigStatus>>,
-    started: Instant,
+    started_at: Instant,
 }
 
-impl RunningState {
+impl StatusSource {
     /// A source for the process that started at `started`.
     pub fn new(
         active_config: Arc<ArcSwap<ActiveConfig>>,
         config_status: Arc<ArcSwap<ConfigStatus>>,
-        started: Instant,
+        started_at: Instant,
     ) -> Self {
-        Self { active_config, config_status, started }
+        Self { active_config, config_status, started_at }
     }
 
     /// The active configuration.
@@ -51,11 +51,11 @@ impl RunningState {
     }
 
     /// Collects the status.
-    pub fn status(&self, now: Instant) -> StatusReport {
-        let clock = WallClock { now, wall_now: SystemTime::now() };
+    pub fn collect_status(&self, now: Instant) -> StatusReport {
+        let clock = WallClockConverter { monotonic_now: now, wall_now: SystemTime::now() };
         let active_config = self.active_config.load();
         let gateway = &active_config.gateway;
-        let process = &gateway.process;
+        let process = &gateway.process_state;
         let config_status = self.config_status.load();
         let statistics = process.recorder.metrics().statistics.snapshot(now);
         let stopping = process.is_stopping.load(Ordering::Acquire);
@@ -63,8 +63,8 @@ impl RunningState {
             build: BuildInfo { version: env!("CARGO_PKG_VERSION").to_owned() },
             process: ProcessStatus {
                 pid: std::process::id(),
-                started: clock.to_rfc3339(self.started),
-                uptime_seconds: now.saturating_duration_since(self.started).as_secs(),
+                started: clock.to_rfc3339(self.started_at),
+                uptime_seconds: now.saturating_duration_since(self.started_at).as_secs(),
                 ready: !stopping,
                 stopping,
                 replaced: process.is_draining_connections.load(Ordering::Acquire) && !stopping,
@@ -75,7 +75,7 @@ impl RunningState {
                 sha256: config_status.sha256.clone(),
                 loaded: format_rfc3339(config_status.loaded_at),
                 problem: config_status.reload_error.clone(),
-                needs_upgrade: config_status.keys_needing_upgrade.clone(),
+                needs_upgrade: config_status.config_keys_needing_upgrade.clone(),
             },
             in_flight: process.requests_in_flight.load(Ordering::Relaxed) as u64,
             finished_requests: process.requests_finished.load(Ordering::Relaxed) as u64,
@@ -87,7 +87,12 @@ impl RunningState {
     }
 }
 
-fn pool_status(gateway: &Gateway, key: &PoolKey, pool: &BackendPool, clock: WallClock) -> PoolStatus {
+fn pool_status(
+    gateway: &Gateway,
+    key: &PoolKey,
+    pool: &BackendPool,
+    clock: WallClockConverter,
+) -> PoolStatus {
     let (kind, deployment) = match key {
         PoolKey::Deployment(name) => ("deployment", Some(name.to_string())),
         PoolKey::Unlisted => ("unlisted", None),
@@ -105,14 +110,14 @@ fn pool_status(gateway: &Gateway, key: &PoolKey, pool: &BackendPool, clock: Wall
     PoolStatus { kind: kind.to_owned(), deployment, tiers }
 }
 
-fn member_status(backend: &Backend, candidate: &Candidate, clock: WallClock) -> PoolMemberStatus {
+fn member_status(backend: &Backend, candidate: &Candidate, clock: WallClockConverter) -> PoolMemberStatus {
     let deployment_outage = || {
         candidate
             .deployment_health
             .as_ref()
-            .and_then(|deployment| deployment.availability.current_outage(clock.now))
+            .and_then(|deployment| deployment.availability.current_outage(clock.monotonic_now))
     };
-    let outage = backend.current_outage(clock.now).or_else(deployment_outage);
+    let outage = backend.current_outage(clock.monotonic_now).or_else(deployment_outage);
     let availability =
         AvailabilityFields::new(outage.as_ref(), backend.credential.secret().current_value_id() != 0, clock);
     PoolMemberStatus {
@@ -127,7 +132,7 @@ fn member_status(backend: &Backend, candidate: &Candidate, clock: WallClock) -> 
 fn backend_statuses(
     gateway: &Gateway,
     statistics: &StatisticsSnapshot,
-    clock: WallClock,
+    clock: WallClockConverter,
 ) -> Vec<BackendStatus> {
     let all_attempts: u64 = statistics.backends.values().map(|activity| activity.last_minute.total()).sum();
     gateway.backends.iter().map(|backend| backend_status(backend, statistics, all_attempts, clock)).collect()
@@ -137,13 +142,13 @@ fn backend_status(
     backend: &Backend,
     statistics: &StatisticsSnapshot,
     all_attempts: u64,
-    clock: WallClock,
+    clock: WallClockConverter,
 ) -> BackendStatus {
     let has_credential = backend.credential.secret().current_value_id() != 0;
-    let outage = backend.current_outage(clock.now);
+    let outage = backend.current_outage(clock.monotonic_now);
     // Without a credential it is unavailable until one is fetched, not until a certain time.
     let availability = AvailabilityFields::new(outage.as_ref(), has_credential, clock);
-    let unavailable_parts = backend.health.unavailable_parts(clock.now);
+    let unavailable_parts = backend.health.unavailable_parts(clock.monotonic_now);
     let activity = statistics.backends.get(&backend.config.name).cloned().unwrap_or_default();
     let recent = activity.last_minute;
     let reason = outage.map(|outage| match outage.unavailable.reason {
@@ -154,7 +159,7 @@ fn backend_status(
     });
     let deployments = backend.health.deployments().into_iter().filter(|(name, _)| !name.is_empty());
     let deployments = deployments.map(|(name, deployment)| {
-        let outage = deployment.availability.current_outage(clock.now);
+        let outage = deployment.availability.current_outage(clock.monotonic_now);
         let availability = AvailabilityFields::new(outage.as_ref(), true, clock);
         let capacity = deployment.headroom.last_reported_capacity();
         let remaining = |limit: Option<RateLimit>| limit.map(|limit| limit.remaining);
@@ -202,7 +207,7 @@ fn backend_status(
     }
 }
 
-fn unavailable_part(part: BackendPart, outage: &Outage, clock: WallClock) -> UnavailablePart {
+fn unavailable_part(part: BackendPart, outage: &Outage, clock: WallClockConverter) -> UnavailablePart {
     let (deployment, operation) = match part {
         BackendPart::Deployment(name) => (Some(name), None),
         BackendPart::Operation(operation) => (None, Some(operation.name().to_owned())),
@@ -254,7 +259,7 @@ fn client_statuses(statistics: &StatisticsSnapshot) -> Vec<ClientStatus> {
     listed.collect()
 }
 
-fn timeline(statistics: &StatisticsSnapshot, clock: WallClock) -> Timeline {
+fn timeline(statistics: &StatisticsSnapshot, clock: WallClockConverter) -> Timeline {
     type StepValue = fn(&TimelineStep) -> Option<u64>;
     let column =
         |value: StepValue| statistics.steps.iter().map(|step| step.as_ref().and_then(value)).collect();
@@ -285,7 +290,7 @@ struct AvailabilityFields {
 
 impl AvailabilityFields {
     /// With `is_temporary`, the outage ends at a known time.
-    fn new(outage: Option<&Outage>, is_temporary: bool, clock: WallClock) -> Self {
+    fn new(outage: Option<&Outage>, is_temporary: bool, clock: WallClockConverter) -> Self {
         let is_drained = |outage: &Outage| outage.unavailable.reason == UnavailableReason::Drained;
         let until = outage
             .filter(|outage| is_temporary && !is_drained(outage))
@@ -301,20 +306,20 @@ impl AvailabilityFields {
 
 /// Converts moments of the monotonic clock to wall-clock time.
 #[derive(Clone, Copy)]
-struct WallClock {
-    now: Instant,
+struct WallClockConverter {
+    monotonic_now: Instant,
     wall_now: SystemTime,
 }
 
-impl WallClock {
+impl WallClockConverter {
     fn millis_until(self, until: Instant) -> u64 {
-        u64::try_from(until.saturating_duration_since(self.now).as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(until.saturating_duration_since(self.monotonic_now).as_millis()).unwrap_or(u64::MAX)
     }
 
     fn to_rfc3339(self, moment: Instant) -> String {
-        format_rfc3339(match moment.checked_duration_since(self.now) {
+        format_rfc3339(match moment.checked_duration_since(self.monotonic_now) {
             Some(ahead) => self.wall_now + ahead,
-            None => self.wall_now - self.now.saturating_duration_since(moment),
+            None => self.wall_now - self.monotonic_now.saturating_duration_since(moment),
         })
     }
 }

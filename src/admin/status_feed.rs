@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::snapshot::RunningState;
+use super::snapshot::StatusSource;
 
 /// How often the status is published.
 const STATUS_INTERVAL: Duration = Duration::from_secs(2);
@@ -32,13 +32,13 @@ impl StatusFeed {
     }
 
     /// Publishes the status until it is dropped. Also samples the requests in flight for the timeline.
-    pub async fn run(self: Arc<Self>, source: RunningState) {
+    pub async fn run(self: Arc<Self>, source: StatusSource) {
         let mut ticks = interval(STATUS_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             ticks.tick().await;
             let active_config = source.load_active_config();
-            let process = &active_config.gateway.process;
+            let process = &active_config.gateway.process_state;
             let in_flight = process.requests_in_flight.load(Ordering::Relaxed) as u64;
             process.recorder.metrics().statistics.record_in_flight(in_flight, Instant::now());
             if self.events.receiver_count() == 0 {
@@ -53,8 +53,8 @@ impl StatusFeed {
 }
 
 /// The status now, as an event (WHATWG HTML, "Server-sent events").
-pub(super) fn status_event(source: &RunningState) -> Bytes {
-    let status = source.status(Instant::now());
+pub(super) fn status_event(source: &StatusSource) -> Bytes {
+    let status = source.collect_status(Instant::now());
     let mut event = b"event: status\ndata: ".to_vec();
     // JSON of strings and numbers cannot fail, and has no line end inside.
     if serde_json::to_writer(&mut event, &status).is_err() {

@@ -25,8 +25,8 @@ pub enum ClientRegistry {
 /// The listed clients by their credentials.
 #[derive(Debug)]
 pub struct ListedClients {
-    by_key_hash: HashMap<[u8; 32], ([u8; 32], Arc<Client>)>,
-    by_certificate_subject: HashMap<CertificateSubject, Arc<Client>>,
+    clients_by_key_hash: HashMap<[u8; 32], ([u8; 32], Arc<Client>)>,
+    clients_by_certificate_subject: HashMap<CertificateSubject, Arc<Client>>,
     token_verifier: Option<TokenVerifier>,
     clients: Vec<Arc<Client>>,
 }
@@ -56,20 +56,25 @@ impl ClientRegistry {
         };
         let clients: Vec<(&config::ClientConfig, Arc<Client>)> =
             listed.iter().map(|client| (client, Arc::new(Client::new(client)))).collect();
-        let mut by_key_hash = HashMap::new();
-        let mut by_certificate_subject = HashMap::new();
+        let mut clients_by_key_hash = HashMap::new();
+        let mut clients_by_certificate_subject = HashMap::new();
         for (config, client) in &clients {
             for key in &config.key_hashes {
-                by_key_hash.insert(*key, (*key, Arc::clone(client)));
+                clients_by_key_hash.insert(*key, (*key, Arc::clone(client)));
             }
             for subject in &config.certificate_subjects {
-                by_certificate_subject.insert(subject.clone(), Arc::clone(client));
+                clients_by_certificate_subject.insert(subject.clone(), Arc::clone(client));
             }
         }
         let token_verifier =
             tokens.zip(signing_keys).map(|(config, keys)| TokenVerifier::new(config, keys, &clients));
         let clients = clients.into_iter().map(|(_, client)| client).collect();
-        Self::Listed(Box::new(ListedClients { by_key_hash, by_certificate_subject, token_verifier, clients }))
+        Self::Listed(Box::new(ListedClients {
+            clients_by_key_hash,
+            clients_by_certificate_subject,
+            token_verifier,
+            clients,
+        }))
     }
 
     /// The client of this name; `None` if there is none or anyone may call.
@@ -109,12 +114,13 @@ impl ListedClients {
         presented_keys: impl Iterator<Item = &'k [u8]>,
         certificate_subject: Option<&CertificateSubject>,
     ) -> Result<Arc<Client>, AuthError> {
-        let mut found =
-            certificate_subject.and_then(|subject| self.by_certificate_subject.get(subject)).map(Arc::clone);
+        let mut found = certificate_subject
+            .and_then(|subject| self.clients_by_certificate_subject.get(subject))
+            .map(Arc::clone);
         let (mut has_key, mut keys_to_refresh, mut token_problem) = (false, None, None);
         for key in presented_keys {
             has_key = true;
-            let client = match self.client_for_key(key) {
+            let client = match self.client_for_key_or_token(key) {
                 Ok(Some(client)) => client,
                 Ok(None) => continue,
                 Err((TokenError::UnknownSigningKey, verifier)) => {
@@ -149,12 +155,15 @@ impl ListedClients {
     }
 
     /// The client of this key or token; `None` if it is unknown.
-    fn client_for_key(&self, key: &[u8]) -> Result<Option<Arc<Client>>, (TokenError, &TokenVerifier)> {
+    fn client_for_key_or_token(
+        &self,
+        key: &[u8],
+    ) -> Result<Option<Arc<Client>>, (TokenError, &TokenVerifier)> {
         // OpenSSL's one-shot function looks up the algorithm each time, which takes longer than the hash.
         let mut hash = openssl::sha::Sha256::new();
         hash.update(key);
         let digest = hash.finish();
-        if let Some((known, client)) = self.by_key_hash.get(&digest) {
+        if let Some((known, client)) = self.clients_by_key_hash.get(&digest) {
             // The map compares hashes in variable time, so the hit is compared again in constant time.
             return Ok(openssl::memcmp::eq(known, &digest).then(|| Arc::clone(client)));
         }

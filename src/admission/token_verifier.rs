@@ -39,7 +39,7 @@ pub struct TokenVerifier {
     signing_keys: Arc<SigningKeys>,
     clients_by_app_id: HashMap<String, Arc<Client>>,
     clients_by_role: HashMap<String, Arc<Client>>,
-    cache: RwLock<HashMap<[u8; 32], VerifiedToken>>,
+    verified_tokens: RwLock<HashMap<[u8; 32], VerifiedToken>>,
 }
 
 /// A token whose verification succeeded.
@@ -47,10 +47,10 @@ pub struct TokenVerifier {
 struct VerifiedToken {
     client: Arc<Client>,
     /// Seconds since 1970, leeway included.
-    expires_at: u64,
+    accepted_until_unix_seconds: u64,
     /// The keys it was verified with. Once they are replaced, the token is verified again, because its
     /// signing key may have been withdrawn.
-    verified_with: Weak<SigningKeySnapshot>,
+    verified_with_keys: Weak<SigningKeySnapshot>,
 }
 
 /// The claims that are read. Tokens of version 1 name the application in `appid`, those of version 2 in
@@ -90,7 +90,7 @@ impl TokenVerifier {
             signing_keys,
             clients_by_app_id: clients_by(|client| &client.app_ids),
             clients_by_role: clients_by(|client| &client.app_roles),
-            cache: RwLock::default(),
+            verified_tokens: RwLock::default(),
         }
     }
 
@@ -112,14 +112,14 @@ impl TokenVerifier {
     /// # Errors
     /// [`TokenError`] if the token is invalid or belongs to no client.
     pub fn client_for_token(&self, token: &[u8], digest: &[u8; 32]) -> Result<Arc<Client>, TokenError> {
-        let keys = self.signing_keys.current();
+        let keys = self.signing_keys.current_snapshot();
         let now = jsonwebtoken::get_current_timestamp();
         {
-            let cache = self.cache.read().unwrap_or_else(PoisonError::into_inner);
+            let cache = self.verified_tokens.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(cached) = cache.get(digest)
-                && now < cached.expires_at
+                && now < cached.accepted_until_unix_seconds
                 // The weak pointer keeps the allocation, so an equal address means the same keys.
-                && std::ptr::eq(cached.verified_with.as_ptr(), Arc::as_ptr(&keys))
+                && std::ptr::eq(cached.verified_with_keys.as_ptr(), Arc::as_ptr(&keys))
             {
                 return Ok(Arc::clone(&cached.client));
             }
@@ -128,15 +128,22 @@ impl TokenVerifier {
         let claims = self.verified_claims(token, &keys)?;
         let client = self.client_for_claims(&claims)?;
         let expires_at = claims.exp.saturating_add(self.leeway_seconds);
-        let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.verified_tokens.write().unwrap_or_else(PoisonError::into_inner);
         if cache.len() >= MAX_CACHED_TOKENS {
-            cache.retain(|_, cached| now < cached.expires_at);
+            cache.retain(|_, cached| now < cached.accepted_until_unix_seconds);
             if cache.len() >= MAX_CACHED_TOKENS {
                 cache.clear();
             }
         }
         let verified_with = Arc::downgrade(&keys);
-        cache.insert(*digest, VerifiedToken { client: Arc::clone(&client), expires_at, verified_with });
+        cache.insert(
+            *digest,
+            VerifiedToken {
+                client: Arc::clone(&client),
+                accepted_until_unix_seconds: expires_at,
+                verified_with_keys: verified_with,
+            },
+        );
         Ok(client)
     }
 

@@ -18,7 +18,7 @@ pub(super) struct ObjectFields<'a, const N: usize> {
     /// Which keys are repeated.
     pub(super) is_repeated: [bool; N],
     /// Whether the object has no keys.
-    pub(super) is_empty: bool,
+    pub(super) is_empty_object: bool,
 }
 
 /// Parses an object and returns the values of the given keys. Keys are compared unescaped and without
@@ -51,7 +51,7 @@ pub(super) fn parse_and_locate_fields<'a, const N: usize, const M: usize>(
         keys.iter().position(|wanted| wanted.as_bytes().eq_ignore_ascii_case(key))
     };
     let valid = JsonValidator::validate_object(json, |key, value| {
-        fields.is_empty = false;
+        fields.is_empty_object = false;
         if let Some(index) = index_of(keys, key) {
             match std::str::from_utf8(value) {
                 Ok(value) => fields.set_value(index, value),
@@ -80,7 +80,7 @@ pub(super) fn subslice_range(whole: &[u8], part: &[u8]) -> Range<usize> {
 
 impl<'a, const N: usize> ObjectFields<'a, N> {
     fn new() -> Self {
-        Self { values: [None; N], is_repeated: [false; N], is_empty: true }
+        Self { values: [None; N], is_repeated: [false; N], is_empty_object: true }
     }
 
     /// Records a value of the key with this index.
@@ -291,7 +291,7 @@ impl<'de, const N: usize> Visitor<'de> for FieldsVisitor<'_, N> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut fields = ObjectFields::new();
         while let Some(index) = map.next_key_seed(KeyIndexSeed(self.0))? {
-            fields.is_empty = false;
+            fields.is_empty_object = false;
             match index {
                 Some(index) => fields.set_value(index, map.next_value::<&'de RawValue>()?.get()),
                 None => drop(map.next_value::<IgnoredAny>()?),
@@ -332,8 +332,8 @@ mod tests {
     fn keys_are_compared_unescaped_and_without_case() {
         let fields = parse_fields(br#" {"a":[1,{"b":2}],"\u0062" : "x", "B":null} "#, &["b", "c"]).unwrap();
         assert_eq!(fields.values, [Some("null"), None]);
-        assert_eq!((fields.is_repeated, fields.is_empty), ([true, false], false));
-        assert!(parse_fields(b"{}", &["a"]).unwrap().is_empty);
+        assert_eq!((fields.is_repeated, fields.is_empty_object), ([true, false], false));
+        assert!(parse_fields(b"{}", &["a"]).unwrap().is_empty_object);
         assert!(parse_fields(b"[]", &["a"]).is_err());
         assert!(parse_fields(b"{} x", &["a"]).is_err());
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::cli_error::CliError;
 use super::config_file::load_config;
-use super::runtime::background_runtime;
+use super::runtime::start_background_runtime;
 use crate::config::{CheckedConfig, Config};
 use crate::credentials::Keyring;
 use crate::gateway::ProcessState;
@@ -19,7 +19,7 @@ use crate::server::build_config::build_active_config;
 
 pub(super) fn run(path: &Path, live: bool) -> Result<(), CliError> {
     let checked = load_config(path)?;
-    if live && !check_backends(checked)? {
+    if live && !check_backends_live(checked)? {
         return Err(CliError(format!("{}: some checks failed", path.display())));
     }
     writeln!(io::stdout(), "{}: good", path.display())?;
@@ -27,8 +27,8 @@ pub(super) fn run(path: &Path, live: bool) -> Result<(), CliError> {
 }
 
 /// Checks every backend and prints the findings. Returns whether all checks passed.
-fn check_backends(checked: CheckedConfig) -> Result<bool, CliError> {
-    let background = background_runtime()?;
+fn check_backends_live(checked: CheckedConfig) -> Result<bool, CliError> {
+    let background = start_background_runtime()?;
     let keyring = Keyring::new(background.handle());
     // These requests are not recorded.
     let checked = CheckedConfig { config: Config { record: None, ..checked.config }, ..checked };

@@ -14,16 +14,16 @@ use tokio::time::sleep;
 use super::cli_error::CliError;
 use super::keys::{KeyGenerationError, generate_key, sha256_hex};
 use super::logging::init_logging;
-use super::runtime::background_runtime;
+use super::runtime::start_background_runtime;
 use crate::config::{self, ConfigError, Endpoint};
 use crate::demo::{self, Simulator};
 use crate::outbound::{OutboundClient, OutboundRequest};
 use crate::server::{self, StartError};
 
 /// The address of the listener, the same on every machine.
-const DEMO_LISTENER: &str = "127.0.0.1:8080";
+const DEMO_LISTENER_ADDRESS: &str = "127.0.0.1:8080";
 /// The address of the admin API.
-const DEMO_ADMIN: &str = "127.0.0.1:9901";
+const DEMO_ADMIN_ADDRESS: &str = "127.0.0.1:9901";
 /// The prompts of the generated traffic.
 const SAMPLE_PROMPTS: [&str; 6] = [
     "What does a load balancer do?",
@@ -55,7 +55,7 @@ enum DemoError {
 
 /// Runs the demo until it is interrupted.
 pub(super) fn run() -> Result<(), CliError> {
-    Ok(run_demo(&background_runtime()?)?)
+    Ok(run_demo(&start_background_runtime()?)?)
 }
 
 fn run_demo(background: &Runtime) -> Result<(), DemoError> {
@@ -75,7 +75,7 @@ fn run_demo(background: &Runtime) -> Result<(), DemoError> {
 /// Sends a request now and then, some of them streams, and sometimes several at once: enough to see
 /// requests distributed, quotas run low, and a cooldown.
 async fn generate_traffic(key: String) {
-    let Ok(endpoint) = Endpoint::parse(&format!("http://{DEMO_LISTENER}")) else { return };
+    let Ok(endpoint) = Endpoint::parse(&format!("http://{DEMO_LISTENER_ADDRESS}")) else { return };
     let outbound = std::sync::Arc::new(OutboundClient::new(REQUEST_TIMEOUT));
     loop {
         let concurrent_requests = if fastrand::u8(..10) == 0 { 6 } else { 1 };
@@ -101,7 +101,7 @@ async fn generate_traffic(key: String) {
 
 /// The configuration of the demo: the file that an operator would write for its resources.
 fn demo_config_yaml(simulator: &Simulator, keys: &[(&str, &str)], records: &Path) -> String {
-    let mut text = format!("listeners:\n  - address: {DEMO_LISTENER}\nbackends:\n");
+    let mut text = format!("listeners:\n  - address: {DEMO_LISTENER_ADDRESS}\nbackends:\n");
     for name in simulator.resource_names() {
         let resource = simulator.resource(name);
         let is_provisioned = resource
@@ -127,7 +127,7 @@ fn demo_config_yaml(simulator: &Simulator, keys: &[(&str, &str)], records: &Path
         text += &format!("  - name: {name}\n    keys:\n      - sha256: \"{}\"\n", sha256_hex(key));
     }
     text += &format!("record:\n  jsonl: {{ path: {} }}\n", records.display());
-    text + &format!("admin: {{ address: {DEMO_ADMIN} }}\nserver: {{ drain_delay: 0s }}\n")
+    text + &format!("admin: {{ address: {DEMO_ADMIN_ADDRESS} }}\nserver: {{ drain_delay: 0s }}\n")
 }
 
 fn print_banner(simulator: &Simulator, key: &str, records: &Path) -> io::Result<()> {
@@ -139,17 +139,17 @@ fn print_banner(simulator: &Simulator, key: &str, records: &Path) -> io::Result<
     writeln!(
         out,
         r#"
-Load balancer in front of them: http://{DEMO_LISTENER}
-Status page:                    http://{DEMO_ADMIN}/  (with some generated traffic)
+Load balancer in front of them: http://{DEMO_LISTENER_ADDRESS}
+Status page:                    http://{DEMO_ADMIN_ADDRESS}/  (with some generated traffic)
 Record of every request:        {records}
 
-curl "http://{DEMO_LISTENER}/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21" \
+curl "http://{DEMO_LISTENER_ADDRESS}/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21" \
   -H "api-key: {key}" -H "content-type: application/json" \
   -d '{{"messages":[{{"role":"user","content":"Hello"}}]}}'
 
 python3 - <<'PYTHON'      # pip install openai
 from openai import AzureOpenAI
-client = AzureOpenAI(azure_endpoint="http://{DEMO_LISTENER}", api_key="{key}", api_version="2024-10-21")
+client = AzureOpenAI(azure_endpoint="http://{DEMO_LISTENER_ADDRESS}", api_key="{key}", api_version="2024-10-21")
 response = client.chat.completions.create(model="gpt-4o", messages=[{{"role": "user", "content": "Hello"}}])
 print(response.choices[0].message.content)
 PYTHON

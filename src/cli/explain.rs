@@ -14,7 +14,7 @@ use http::Method;
 
 use super::cli_error::CliError;
 use super::config_file::load_config;
-use super::runtime::background_runtime;
+use super::runtime::start_background_runtime;
 use crate::admission::client::Client;
 use crate::azure::response::verdict::Verdict;
 use crate::config::{BalancePolicy, Config};
@@ -42,7 +42,7 @@ struct ExplainedRequest {
 enum ExplainError {
     /// The recorder, which a gateway needs, cannot start.
     #[error(transparent)]
-    Record(#[from] RecorderError),
+    Recorder(#[from] RecorderError),
     /// There is no such client.
     #[error("--client: there is no client {name}; the clients are {known}")]
     UnknownClient {
@@ -91,7 +91,7 @@ pub(super) fn run(
     let invalid_method = |_| CliError(format!("{method} is not an HTTP method; use GET, POST or DELETE"));
     let method = Method::from_bytes(method.to_ascii_uppercase().as_bytes()).map_err(invalid_method)?;
     let request = ExplainedRequest { method, path_and_query, model, client };
-    let text = explain_request(&checked.config, &request, background_runtime()?.handle())?;
+    let text = explain_request(&checked.config, &request, start_background_runtime()?.handle())?;
     write!(io::stdout(), "{text}")?;
     Ok(())
 }
@@ -125,7 +125,7 @@ fn explain_request(
             write_line(&mut text, "", "no request is sent to a backend");
         }
     }
-    gateway.process.recorder.shut_down();
+    gateway.process_state.recorder.shut_down();
     Ok(text)
 }
 
@@ -170,7 +170,7 @@ fn admit_request(
     write_line(
         text,
         "path",
-        &format!("{} ({}, {})", target.path, target.api.name(), target.operation.name()),
+        &format!("{} ({}, {})", target.path, target.api_style.name(), target.operation.name()),
     );
     gateway.check_path_allowed(&request.method, &target)?;
     gateway.check_client_permissions(&request.method, &target, client)?;
@@ -179,7 +179,7 @@ fn admit_request(
         None if request.method == Method::POST => "{}".to_owned(),
         None => String::new(),
     };
-    let body = BodyView { bytes: &Bytes::from(body), content_type: "application/json", is_encoded: false };
+    let body = BodyView { bytes: &Bytes::from(body), content_type: "application/json", is_compressed: false };
     let call = gateway.read_call(&request.method, &target, &body)?;
     match &call.deployment {
         Some(deployment) => write_line(text, "deployment", deployment.as_str()),
@@ -249,9 +249,12 @@ fn write_attempts(
             let path_and_query = &upstream_request.path_and_query;
             let authority = backend.config.endpoint.authority();
             write_line(text, "", &format!("  {} {authority}{path_and_query}", request.method));
-            for header in
-                headers::preview_lines(&request.method, backend, &gateway.request_config, path_and_query)
-            {
+            for header in headers::preview_header_lines(
+                &request.method,
+                backend,
+                &gateway.request_config,
+                path_and_query,
+            ) {
                 write_line(text, "", &format!("    {header}"));
             }
             for edit in &upstream_request.body_edits {
@@ -280,7 +283,7 @@ fn write_limits(config: &Config, admitted: &AdmittedRequest, text: &mut String) 
     let mut limits = format!(
         "at most {} retries, none started after more than {}",
         retry.max_retries,
-        humantime::format_duration(retry.deadline)
+        humantime::format_duration(retry.time_limit)
     );
     if !admitted.is_repeatable {
         limits += "; not retried once a byte was sent, except after 429 (it could be carried out twice)";
@@ -304,7 +307,7 @@ fn describe_verdict(verdict: Verdict, config: &Config) -> String {
             duration(config.breaker.open_duration),
             config.breaker.min_failures,
             duration(config.breaker.window),
-            config.breaker.min_failure_ratio.percent(),
+            config.breaker.min_failure_percentage.percent(),
         ),
         Verdict::CredentialRejected => {
             "the next backend; this one is unavailable for 60s or until its credential is renewed".to_owned()

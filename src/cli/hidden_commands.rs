@@ -41,7 +41,7 @@ pub(super) fn print_completions(mut command: Command, shell: Shell) -> Result<()
 }
 
 /// Starts a program in a process group of its own, prints its process id and returns.
-pub(super) fn launch(program: &[OsString]) -> Result<(), CliError> {
+pub(super) fn launch_detached(program: &[OsString]) -> Result<(), CliError> {
     let [binary, arguments @ ..] = program else { return Ok(()) };
     let mut command = process::Command::new(binary);
     // Standard output must not be inherited: it is a pipe to the running process, which reads until every

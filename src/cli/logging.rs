@@ -22,7 +22,7 @@ const SUPPRESSED_MESSAGES: [(&str, &str); 4] = [
 pub(super) fn init_logging() {
     let mut builder =
         env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(DEFAULT_FILTER));
-    if logs_to_journal() {
+    if is_stderr_journal() {
         builder.format(|out, record| {
             // sd-daemon(3): the journal takes the priority from the line, and knows the time.
             let text = record.args().to_string();
@@ -49,7 +49,7 @@ fn syslog_priority(level: Level) -> u8 {
 }
 
 /// Whether standard error is the journal: systemd.exec(5), `JOURNAL_STREAM`.
-fn logs_to_journal() -> bool {
+fn is_stderr_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     let stderr = std::fs::metadata("/proc/self/fd/2").map(|file| format!("{}:{}", file.dev(), file.ino()));
     stderr.is_ok_and(|stderr| stderr == stream)

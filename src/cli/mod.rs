@@ -153,7 +153,7 @@ pub fn main() -> u8 {
         Command::Keys(KeysCommand::New { client }) => keys::run(&client),
         Command::Status(arguments) => status::run(&arguments),
         Command::Upgrade { config } => upgrade::run(&config),
-        Command::Launch { program } => hidden_commands::launch(&program),
+        Command::Launch { program } => hidden_commands::launch_detached(&program),
         Command::Man => hidden_commands::print_man_page(&Arguments::command()),
         Command::Completions { shell } => hidden_commands::print_completions(Arguments::command(), shell),
         Command::Usage { files, format } => usage::run(&files, format),

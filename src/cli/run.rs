@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::cli_error::CliError;
 use super::config_file::load_config;
 use super::logging::init_logging;
-use super::runtime::background_runtime;
+use super::runtime::start_background_runtime;
 use crate::server;
 use crate::server::upgrade::Program;
 
@@ -14,14 +14,14 @@ pub(super) fn run(path: &Path, takes_over: bool) -> Result<(), CliError> {
     init_logging();
     let file = std::path::absolute(path)?;
     let checked = load_config(&file)?;
-    let program = Program { binary: own_binary_path()?, config_file: file };
-    server::run(checked, Some(program), takes_over, &background_runtime()?)?;
+    let program = Program { binary: invoked_binary_path()?, config_file: file };
+    server::run(checked, Some(program), takes_over, &start_background_runtime()?)?;
     Ok(())
 }
 
 /// The path by which this binary was called: an upgrade starts the binary that is installed there. The
 /// path of the running executable would still lead to the old one.
-fn own_binary_path() -> io::Result<PathBuf> {
+fn invoked_binary_path() -> io::Result<PathBuf> {
     let called = std::env::args_os().next().map(PathBuf::from);
     match called.filter(|called| called.components().count() > 1) {
         Some(called) => std::path::absolute(called),

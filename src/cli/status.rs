@@ -9,7 +9,7 @@ use clap::Args;
 use http::Method;
 
 use super::cli_error::CliError;
-use super::runtime::background_runtime;
+use super::runtime::start_background_runtime;
 use super::table::write_table;
 use crate::admin::status::{BackendStatus, StatusReport};
 use crate::config::Endpoint;
@@ -68,7 +68,7 @@ enum StatusError {
 
 /// Shows the status of the running process.
 pub(super) fn run(arguments: &StatusArguments) -> Result<(), CliError> {
-    Ok(background_runtime()?.block_on(show_status(arguments))?)
+    Ok(start_background_runtime()?.block_on(show_status(arguments))?)
 }
 
 /// Shows the status once, or with `--watch` until interrupted.
@@ -105,7 +105,7 @@ async fn show_status(arguments: &StatusArguments) -> Result<(), StatusError> {
 
 /// Sends requests to the admin API.
 struct AdminClient {
-    outbound: OutboundClient,
+    outbound_client: OutboundClient,
     /// The address as it was given.
     address: String,
     target: AdminTarget,
@@ -115,13 +115,13 @@ struct AdminClient {
 /// Where the admin API listens.
 enum AdminTarget {
     Endpoint(Endpoint),
-    Socket(String),
+    UnixSocket(String),
 }
 
 impl AdminClient {
     fn from_arguments(arguments: &StatusArguments) -> Result<Self, StatusError> {
         let target = match arguments.admin.strip_prefix("unix:") {
-            Some(path) => AdminTarget::Socket(path.to_owned()),
+            Some(path) => AdminTarget::UnixSocket(path.to_owned()),
             None => AdminTarget::Endpoint(
                 Endpoint::parse(&arguments.admin)
                     .map_err(|reason| StatusError::InvalidAddress(reason.to_owned()))?,
@@ -137,7 +137,7 @@ impl AdminClient {
             None => None,
         };
         let outbound = OutboundClient::new(REQUEST_TIMEOUT).with_max_response_bytes(MAX_RESPONSE_BYTES);
-        Ok(Self { outbound, address: arguments.admin.clone(), target, authorization })
+        Ok(Self { outbound_client: outbound, address: arguments.admin.clone(), target, authorization })
     }
 
     /// Gets the status of the process that is serving. For a few seconds after an upgrade its predecessor
@@ -164,8 +164,8 @@ impl AdminClient {
             body: Bytes::new(),
         };
         let result = match &self.target {
-            AdminTarget::Endpoint(endpoint) => self.outbound.send(endpoint, request).await,
-            AdminTarget::Socket(path) => self.outbound.send_to_socket(path, request).await,
+            AdminTarget::Endpoint(endpoint) => self.outbound_client.send(endpoint, request).await,
+            AdminTarget::UnixSocket(path) => self.outbound_client.send_to_unix_socket(path, request).await,
         };
         let response = result.map_err(|error| {
             let reason = match error {
@@ -256,7 +256,7 @@ fn backend_rows(backends: &[BackendStatus]) -> Vec<Vec<String>> {
             backend.weight.to_string(),
             backend.in_flight.to_string(),
             recent.attempts.to_string(),
-            recent.attempt_share.map_or_else(unknown_value, |share| format!("{:.0}%", share * 100.0)),
+            recent.attempt_share.map_or_else(unknown_placeholder, |share| format!("{:.0}%", share * 100.0)),
             recent.throttled.to_string(),
             recent.failed.to_string(),
             format_milliseconds(recent.p50_ms),
@@ -272,7 +272,7 @@ fn deployment_rows(backends: &[BackendStatus]) -> Vec<Vec<String>> {
     let quota = |remaining: Option<i64>, limit: Option<u64>| match (remaining, limit) {
         (Some(remaining), Some(limit)) => format!("{remaining} of {limit}"),
         (Some(remaining), None) => remaining.to_string(),
-        _ => unknown_value(),
+        _ => unknown_placeholder(),
     };
     for backend in backends {
         for deployment in &backend.deployments {
@@ -283,7 +283,9 @@ fn deployment_rows(backends: &[BackendStatus]) -> Vec<Vec<String>> {
                 format_remaining(deployment.remaining_ms),
                 quota(deployment.remaining_tokens, deployment.limit_tokens),
                 quota(deployment.remaining_requests, deployment.limit_requests),
-                deployment.utilization.map_or_else(unknown_value, |load| format!("{:.0}%", load * 100.0)),
+                deployment
+                    .utilization
+                    .map_or_else(unknown_placeholder, |load| format!("{:.0}%", load * 100.0)),
             ]);
         }
         for part in backend.unavailable_parts.iter().filter(|part| part.operation.is_some()) {
@@ -294,23 +296,23 @@ fn deployment_rows(backends: &[BackendStatus]) -> Vec<Vec<String>> {
                 part.reason.clone(),
                 format_remaining(part.remaining_ms),
             ];
-            row.resize_with(head.len(), unknown_value);
+            row.resize_with(head.len(), unknown_placeholder);
             rows.push(row);
         }
     }
     rows
 }
 
-fn unknown_value() -> String {
+fn unknown_placeholder() -> String {
     "-".to_owned()
 }
 
 fn format_remaining(ms: Option<u64>) -> String {
-    ms.map_or_else(unknown_value, |ms| {
+    ms.map_or_else(unknown_placeholder, |ms| {
         humantime::format_duration(Duration::from_secs(ms.div_ceil(1000))).to_string()
     })
 }
 
 fn format_milliseconds(ms: Option<u64>) -> String {
-    ms.map_or_else(unknown_value, |ms| format!("{ms} ms"))
+    ms.map_or_else(unknown_placeholder, |ms| format!("{ms} ms"))
 }

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use super::cli_error::CliError;
-use super::runtime::background_runtime;
+use super::runtime::start_background_runtime;
 use crate::config;
 use crate::server::upgrade::request_upgrade;
 
@@ -15,7 +15,7 @@ pub(super) fn run(path: &Path) -> Result<(), CliError> {
     let print = |step: &str| {
         let _ = writeln!(io::stdout(), "{step}");
     };
-    let pid = background_runtime()?.block_on(request_upgrade(&socket, print))?;
+    let pid = start_background_runtime()?.block_on(request_upgrade(&socket, print))?;
     writeln!(
         io::stdout(),
         "process {pid} is serving; the previous process exits when its requests are finished"

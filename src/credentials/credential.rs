@@ -44,7 +44,7 @@ impl Credential {
     }
 
     /// Waits until no fetch is pending, but not longer than `max_wait`.
-    pub async fn wait_for_renewal(&self, max_wait: Duration) {
+    pub async fn wait_for_pending_fetch(&self, max_wait: Duration) {
         let _ = timeout(max_wait, self.secret.wait_for_pending_fetch()).await;
     }
 

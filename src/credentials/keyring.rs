@@ -31,15 +31,15 @@ const SECRET_REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum FetchSource {
     /// A token of Entra ID. Its application may have a client secret in a key vault.
-    Token(EntraCredential, config::KeyVaultConfig),
+    EntraToken(EntraCredential, config::KeyVaultConfig),
     /// A secret of a key vault and how to authenticate to that vault.
-    Secret(VaultSecretRef, config::KeyVaultConfig),
+    VaultSecret(VaultSecretRef, config::KeyVaultConfig),
 }
 
 /// The secrets, tokens and signing keys that are in use.
 pub struct Keyring {
     runtime: Handle,
-    client: Arc<OutboundClient>,
+    outbound_client: Arc<OutboundClient>,
     secrets: Mutex<Vec<(FetchSource, WeakRefreshedSecret)>>,
     signing_keys: Mutex<Vec<(ClientTokenConfig, Weak<SigningKeys>)>>,
     /// Source of [`SecretValue::id`](super::SecretValue::id).
@@ -59,7 +59,7 @@ impl Keyring {
     pub fn new(runtime: &Handle) -> Self {
         Self {
             runtime: runtime.clone(),
-            client: Arc::new(OutboundClient::new(SECRET_REQUEST_TIMEOUT)),
+            outbound_client: Arc::new(OutboundClient::new(SECRET_REQUEST_TIMEOUT)),
             secrets: Mutex::default(),
             signing_keys: Mutex::default(),
             value_id_counter: Arc::new(AtomicU64::new(0)),
@@ -97,7 +97,7 @@ impl Keyring {
                 RefreshedSecret::fixed(secret, id)
             }
             SecretSource::KeyVault(secret) => {
-                self.shared_secret(FetchSource::Secret(secret.clone(), key_vault.clone()), || {
+                self.find_or_start_secret(FetchSource::VaultSecret(secret.clone(), key_vault.clone()), || {
                     let scope = key_vault.token_scope.clone().unwrap_or_else(|| vault_token_scope(secret));
                     let entra = EntraCredential { identity: key_vault.identity.clone(), token_scope: scope };
                     let token = self.entra_token(&entra, key_vault);
@@ -118,7 +118,9 @@ impl Keyring {
         key_vault: &config::KeyVaultConfig,
     ) -> RefreshedSecret {
         let scope = &entra.token_scope;
-        self.shared_secret(FetchSource::Token(entra.clone(), key_vault.clone()), || match &entra.identity {
+        self.find_or_start_secret(FetchSource::EntraToken(entra.clone(), key_vault.clone()), || match &entra
+            .identity
+        {
             EntraIdentity::AppRegistration(application) => {
                 let proof = match &application.credential {
                     AppCredential::ClientSecret(source) => {
@@ -163,7 +165,7 @@ impl Keyring {
         if let Some(keys) = existing.and_then(|(_, keys)| keys.upgrade()) {
             return keys;
         }
-        let keys = Arc::new(SigningKeys::new(tokens, Arc::clone(&self.client)));
+        let keys = Arc::new(SigningKeys::new(tokens, Arc::clone(&self.outbound_client)));
         if !self.is_offline {
             self.runtime.spawn(signing_keys::refresh_until_dropped(Arc::downgrade(&keys)));
         }
@@ -182,7 +184,7 @@ impl Keyring {
     }
 
     /// The secret of this source: the existing one, or a new one whose refresh task is started.
-    fn shared_secret(
+    fn find_or_start_secret(
         &self,
         source: FetchSource,
         create_fetcher: impl FnOnce() -> SecretFetcher,
@@ -196,7 +198,7 @@ impl Keyring {
         }
         let fetcher = create_fetcher();
         let state = Arc::new(SecretState::new(fetcher.description(), Arc::clone(&self.value_id_counter)));
-        let refresh = refresh_forever(Arc::clone(&state), fetcher, Arc::clone(&self.client));
+        let refresh = refresh_forever(Arc::clone(&state), fetcher, Arc::clone(&self.outbound_client));
         let secret = RefreshedSecret::new(state, self.runtime.spawn(refresh).abort_handle());
         let mut secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
         secrets.retain(|(_, secret)| !secret.is_dropped());

@@ -31,7 +31,7 @@ pub(super) async fn refresh_forever(
     let (mut failures, mut unchanged_after_rejection) = (0, 0);
     loop {
         // Read before the fetch: a rejection that arrives meanwhile asks for another fetch.
-        let requested = state.requested_fetches();
+        let requested = state.requested_fetch_count();
         let delay = match fetcher.fetch(&client).await {
             Ok(fetched) => {
                 let is_renewal = state.current_value().is_some();
@@ -47,7 +47,7 @@ pub(super) async fn refresh_forever(
                 }
                 failures = 0;
                 unchanged_after_rejection =
-                    if state.is_current_rejected() { unchanged_after_rejection + 1 } else { 0 };
+                    if state.is_current_value_rejected() { unchanged_after_rejection + 1 } else { 0 };
                 if unchanged_after_rejection > 0 {
                     // The source does not have the new value yet. Fetch again soon, because the current
                     // one does not work.
@@ -73,7 +73,7 @@ pub(super) async fn refresh_forever(
                 retry_after.map_or(backoff, |wait| wait.min(MAX_RETRY_AFTER).max(backoff))
             }
         };
-        state.mark_fetches_completed(requested);
+        state.mark_fetches_ended(requested);
         // A request that arrived during the fetch is not lost: `Notify` keeps it until it is waited for.
         tokio::select! {
             () = sleep(delay) => {}

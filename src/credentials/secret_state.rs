@@ -39,13 +39,13 @@ pub struct SecretError(Arc<str>);
 /// was already running when another one was requested does not count for that request.
 #[derive(Debug)]
 struct FetchProgress {
-    requested: u64,
-    completed: u64,
+    requested_count: u64,
+    ended_count: u64,
 }
 
 impl FetchProgress {
     fn is_pending(&self) -> bool {
-        self.requested > self.completed
+        self.requested_count > self.ended_count
     }
 }
 
@@ -56,10 +56,10 @@ pub struct SecretState {
     /// It never changes, and no task fetches it.
     is_fixed: bool,
     value_id_counter: Arc<AtomicU64>,
-    current: ArcSwapOption<SecretValue>,
+    current_value: ArcSwapOption<SecretValue>,
     /// The id of the value that was rejected last; 0: none.
     last_rejected_value_id: AtomicU64,
-    refresh_requested: Notify,
+    refresh_notify: Notify,
     fetch_progress: watch::Sender<FetchProgress>,
     last_error: Mutex<SecretError>,
 }
@@ -72,10 +72,10 @@ impl SecretState {
             description,
             is_fixed: false,
             value_id_counter,
-            current: ArcSwapOption::empty(),
+            current_value: ArcSwapOption::empty(),
             last_rejected_value_id: AtomicU64::new(0),
-            refresh_requested: Notify::new(),
-            fetch_progress: watch::Sender::new(FetchProgress { requested: 1, completed: 0 }),
+            refresh_notify: Notify::new(),
+            fetch_progress: watch::Sender::new(FetchProgress { requested_count: 1, ended_count: 0 }),
             last_error: Mutex::new(last_error),
         }
     }
@@ -88,19 +88,19 @@ impl SecretState {
         let header_value =
             sensitive_header_value(secret.expose_secret()).unwrap_or(HeaderValue::from_static(""));
         let value = SecretValue { secret: secret.clone(), header_value, id, expires_at: None };
-        state.current.store(Some(Arc::new(value)));
-        state.mark_fetches_completed(1);
+        state.current_value.store(Some(Arc::new(value)));
+        state.mark_fetches_ended(1);
         state
     }
 
     /// The current value; `None` before the first successful fetch.
     pub fn current_value(&self) -> Option<Arc<SecretValue>> {
-        self.current.load_full()
+        self.current_value.load_full()
     }
 
     /// The id of the current value; 0 if there is none.
     pub fn current_value_id(&self) -> u64 {
-        self.current.load().as_ref().map_or(0, |value| value.id)
+        self.current_value.load().as_ref().map_or(0, |value| value.id)
     }
 
     /// The current value; if there is none, waits for the pending fetch.
@@ -131,8 +131,8 @@ impl SecretState {
             return;
         }
         // Before the task is woken: it reads the count to know which requests its fetch completes.
-        self.fetch_progress.send_modify(|progress| progress.requested += 1);
-        self.refresh_requested.notify_one();
+        self.fetch_progress.send_modify(|progress| progress.requested_count += 1);
+        self.refresh_notify.notify_one();
     }
 
     /// Whether a fetch is pending that may bring a new value.
@@ -147,12 +147,12 @@ impl SecretState {
     }
 
     /// Records that this many of the requested fetches have ended, successfully or not.
-    pub(super) fn mark_fetches_completed(&self, completed: u64) {
-        self.fetch_progress.send_modify(|progress| progress.completed = completed);
+    pub(super) fn mark_fetches_ended(&self, completed: u64) {
+        self.fetch_progress.send_modify(|progress| progress.ended_count = completed);
     }
 
     /// Whether the current value was rejected.
-    pub(super) fn is_current_rejected(&self) -> bool {
+    pub(super) fn is_current_value_rejected(&self) -> bool {
         let id = self.current_value_id();
         id != 0 && self.last_rejected_value_id.load(Ordering::Acquire) == id
     }
@@ -163,7 +163,7 @@ impl SecretState {
         let secret = Secret::new(text);
         let renew_after = std::time::Duration::MAX;
         self.store_fetched(&FetchedSecret { secret, header_value, renew_after, expires_in: None });
-        self.mark_fetches_completed(self.requested_fetches());
+        self.mark_fetches_ended(self.requested_fetch_count());
     }
 
     /// Makes the fetched secret the current value; returns whether it differs from the previous one.
@@ -176,7 +176,7 @@ impl SecretState {
             None => self.value_id_counter.fetch_add(1, Ordering::Relaxed) + 1,
         };
         let (secret, header_value) = (fetched.secret.clone(), fetched.header_value.clone());
-        self.current.store(Some(Arc::new(SecretValue { secret, header_value, id, expires_at })));
+        self.current_value.store(Some(Arc::new(SecretValue { secret, header_value, id, expires_at })));
         unchanged.is_none()
     }
 
@@ -195,17 +195,17 @@ impl SecretState {
 
     /// Whether there is a value that has not expired.
     pub(super) fn has_unexpired_value(&self, now: Instant) -> bool {
-        self.current.load().as_ref().is_some_and(|value| value.expires_at.is_none_or(|at| now < at))
+        self.current_value.load().as_ref().is_some_and(|value| value.expires_at.is_none_or(|at| now < at))
     }
 
     /// How many fetches have been requested so far.
-    pub(super) fn requested_fetches(&self) -> u64 {
-        self.fetch_progress.borrow().requested
+    pub(super) fn requested_fetch_count(&self) -> u64 {
+        self.fetch_progress.borrow().requested_count
     }
 
     /// Waits until a rejected value requests a fetch.
     pub(super) async fn wait_for_refresh_request(&self) {
-        self.refresh_requested.notified().await;
+        self.refresh_notify.notified().await;
     }
 }
 
@@ -226,27 +226,27 @@ mod tests {
         let state = SecretState::new("it".to_owned(), Arc::default());
         assert!(state.is_fetch_pending() && state.current_value().is_none() && state.current_value_id() == 0);
         assert!(state.store_fetched(&fetched("one")));
-        state.mark_fetches_completed(1);
+        state.mark_fetches_ended(1);
         let first = state.current_value_id();
         state.on_rejected(first + 1);
         assert!(!state.is_fetch_pending(), "another value was rejected");
         state.on_rejected(first);
-        assert!(state.is_fetch_pending() && state.is_current_rejected());
+        assert!(state.is_fetch_pending() && state.is_current_value_rejected());
         // The source still has the same value: a second rejection does not request another fetch.
         assert!(
             !state.store_fetched(&fetched("one"))
                 && state.current_value_id() == first
-                && state.is_current_rejected()
+                && state.is_current_value_rejected()
         );
-        state.mark_fetches_completed(1);
+        state.mark_fetches_ended(1);
         assert!(state.is_fetch_pending(), "a fetch that began before the rejection does not count");
-        state.mark_fetches_completed(2);
+        state.mark_fetches_ended(2);
         state.on_rejected(first);
         assert!(!state.is_fetch_pending());
         assert!(
             state.store_fetched(&fetched("two"))
                 && state.current_value_id() > first
-                && !state.is_current_rejected()
+                && !state.is_current_value_rejected()
         );
         state.on_rejected(first);
         assert!(!state.is_fetch_pending(), "the value has been replaced already");

@@ -29,10 +29,10 @@ const MIN_FETCH_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The signing keys of one directory (tenant).
 pub struct SigningKeys {
-    authority: Endpoint,
-    keys_path: String,
-    client: Arc<OutboundClient>,
-    current: ArcSwap<SigningKeySnapshot>,
+    authority_host: Endpoint,
+    keys_url_path: String,
+    outbound_client: Arc<OutboundClient>,
+    current_snapshot: ArcSwap<SigningKeySnapshot>,
     /// When the last fetch began. The lock is held during a fetch, so that only one runs at a time.
     last_fetch_start: Mutex<Option<Instant>>,
 }
@@ -40,29 +40,29 @@ pub struct SigningKeys {
 /// The keys as one fetch returned them, by their id (`kid`).
 #[derive(Default)]
 pub struct SigningKeySnapshot {
-    by_id: HashMap<String, DecodingKey>,
+    keys_by_id: HashMap<String, DecodingKey>,
 }
 
 impl SigningKeySnapshot {
     /// The key with this id.
     pub fn key_by_id(&self, id: &str) -> Option<&DecodingKey> {
-        self.by_id.get(id)
+        self.keys_by_id.get(id)
     }
 }
 
 impl std::fmt::Debug for SigningKeys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SigningKeys").field("authority", &self.authority).finish_non_exhaustive()
+        f.debug_struct("SigningKeys").field("authority", &self.authority_host).finish_non_exhaustive()
     }
 }
 
 impl SigningKeys {
-    pub(super) fn new(tokens: &ClientTokenConfig, client: Arc<OutboundClient>) -> Self {
+    pub(super) fn new(tokens: &ClientTokenConfig, outbound_client: Arc<OutboundClient>) -> Self {
         Self {
-            authority: tokens.authority_host.clone(),
-            keys_path: format!("/{}/discovery/v2.0/keys", tokens.tenant_id),
-            client,
-            current: ArcSwap::default(),
+            authority_host: tokens.authority_host.clone(),
+            keys_url_path: format!("/{}/discovery/v2.0/keys", tokens.tenant_id),
+            outbound_client,
+            current_snapshot: ArcSwap::default(),
             last_fetch_start: Mutex::const_new(None),
         }
     }
@@ -74,8 +74,8 @@ impl SigningKeys {
     }
 
     /// The keys of the last successful fetch; empty before it.
-    pub fn current(&self) -> Arc<SigningKeySnapshot> {
-        self.current.load_full()
+    pub fn current_snapshot(&self) -> Arc<SigningKeySnapshot> {
+        self.current_snapshot.load_full()
     }
 
     /// Fetches the keys, unless a fetch began less than `MIN_FETCH_INTERVAL` ago. During a fetch, callers
@@ -93,12 +93,16 @@ impl SigningKeys {
     async fn fetch(&self) -> Result<(), String> {
         let request = OutboundRequest {
             method: Method::GET,
-            path_and_query: &self.keys_path,
+            path_and_query: &self.keys_url_path,
             headers: &[("accept", "application/json")],
             body: Bytes::new(),
         };
-        let response = self.client.send(&self.authority, request).await.map_err(|error| error.to_string())?;
-        let host = &self.authority.host;
+        let response = self
+            .outbound_client
+            .send(&self.authority_host, request)
+            .await
+            .map_err(|error| error.to_string())?;
+        let host = &self.authority_host.host;
         if response.status != 200 {
             return Err(format!("{host} responded with {}; is the tenant correct?", response.status));
         }
@@ -108,7 +112,7 @@ impl SigningKeys {
         if by_id.is_empty() {
             return Err(format!("the response of {host} contains no RSA key"));
         }
-        self.current.store(Arc::new(SigningKeySnapshot { by_id }));
+        self.current_snapshot.store(Arc::new(SigningKeySnapshot { keys_by_id: by_id }));
         Ok(())
     }
 }
@@ -121,7 +125,7 @@ pub(super) async fn refresh_until_dropped(signing_keys: Weak<SigningKeys>) {
         let mut last_start = keys.last_fetch_start.lock().await;
         *last_start = Some(Instant::now());
         let result = keys.fetch().await;
-        let has_keys = !keys.current().by_id.is_empty();
+        let has_keys = !keys.current_snapshot().keys_by_id.is_empty();
         // Not held while sleeping: the task ends once all others have dropped the keys.
         drop(last_start);
         drop(keys);

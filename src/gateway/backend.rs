@@ -21,9 +21,9 @@ pub struct Backend {
     pub config: config::BackendConfig,
     /// The value of `Host`: `tls.server_name` if it is set, since a resource answers only to its own name
     /// and the endpoint may be a private address.
-    pub host_header: HeaderValue,
+    pub host_header_value: HeaderValue,
     /// Its name, for a header of the response.
-    pub name_header: HeaderValue,
+    pub name_header_value: HeaderValue,
     /// The credential that is sent to it.
     pub credential: Arc<Credential>,
     /// What is known of it; outlives the configuration.
@@ -40,8 +40,8 @@ impl Backend {
         let server_name = config.tls.server_name.clone();
         Self {
             config: config.clone(),
-            host_header: to_header_value(server_name.unwrap_or_else(|| config.endpoint.authority())),
-            name_header: to_header_value(config.name.as_str().to_owned()),
+            host_header_value: to_header_value(server_name.unwrap_or_else(|| config.endpoint.authority())),
+            name_header_value: to_header_value(config.name.as_str().to_owned()),
             credential: Arc::new(process.keyring.backend_credential(&config.credential, key_vault)),
             health: process.health_registry.backend(&config.name),
         }

@@ -195,7 +195,7 @@ impl Gateway {
     /// the word `tls`.
     pub fn log_tls_failure(&self, backend_index: usize, error: &str, now: Instant) {
         let Some(backend) = self.backends.get(backend_index) else { return };
-        if backend.health.should_log_tls_error(now) {
+        if backend.health.claim_tls_error_log(now) {
             let config::BackendConfig { name, endpoint, tls, .. } = &backend.config;
             let host = tls.server_name.as_ref().unwrap_or(&endpoint.host);
             let authorities = if tls.ca_file.is_some() { "in tls.ca" } else { "that the system trusts" };
@@ -224,7 +224,7 @@ impl Gateway {
         // The renewal is requested before the backend is marked unavailable: a request that finds it
         // unavailable must find the renewal to wait for as well. A 403 is about network rules, which a new
         // secret does not change.
-        if status == 401 && backend.health.should_renew_secret(secret_id, now) {
+        if status == 401 && backend.health.try_begin_secret_renewal(secret_id, now) {
             current_secret.on_rejected(secret_id);
         }
         let until = now + MISCONFIGURATION_RECHECK_INTERVAL;

@@ -58,7 +58,7 @@ pub struct Gateway {
     /// How long each step may take.
     pub timeouts: config::TimeoutsConfig,
     /// What outlives this configuration.
-    pub process: Arc<ProcessState>,
+    pub process_state: Arc<ProcessState>,
     clients: ClientRegistry,
     pools: PoolSet,
     retry_config: config::RetryConfig,
@@ -69,10 +69,11 @@ pub struct Gateway {
 
 impl Gateway {
     /// The gateway of this configuration. It adopts the health of backends that the process knows already.
-    pub fn new(config: &Config, process: Arc<ProcessState>, now: Instant) -> Self {
-        let new_backend = |backend| Backend::new(backend, &config.key_vault, &process);
+    pub fn new(config: &Config, process_state: Arc<ProcessState>, now: Instant) -> Self {
+        let new_backend = |backend| Backend::new(backend, &config.key_vault, &process_state);
         let backends: Vec<Backend> = config.backends.iter().map(new_backend).collect();
-        let signing_keys = config.client_tokens.as_ref().map(|tokens| process.keyring.signing_keys(tokens));
+        let signing_keys =
+            config.client_tokens.as_ref().map(|tokens| process_state.keyring.signing_keys(tokens));
         // No request is sent to a backend before its first secret has been fetched.
         for backend in &backends {
             backend.mark_unavailable_without_secret(now);
@@ -87,7 +88,7 @@ impl Gateway {
             cooldown_config: config.cooldown,
             breaker_config: config.breaker,
             record_config: config.record.clone(),
-            process,
+            process_state,
         }
     }
 
@@ -220,12 +221,12 @@ impl Gateway {
         arrival: Instant,
         read_timeout: Option<Duration>,
     ) -> RetryLimits {
-        let deadline = now + self.retry_config.deadline;
+        let deadline = now + self.retry_config.time_limit;
         let client_deadline = read_timeout.and_then(|timeout| arrival.checked_add(timeout));
         RetryLimits {
             max_retries: self.retry_config.max_retries,
             max_cooldown_wait: self.retry_config.max_cooldown_wait,
-            retry_budget_ratio: self.retry_config.budget,
+            retry_budget_percentage: self.retry_config.budget_percentage,
             latest_attempt_start: client_deadline.map_or(deadline, |client| client.min(deadline)),
         }
     }
@@ -243,7 +244,8 @@ impl Gateway {
             backend_override: backend.and_then(|backend| backend.api_version_override.as_deref()),
             default: self.request_config.default_api_version.as_deref(),
         };
-        let wants_usage = |record: &config::RecordConfig| record.token_usage == TokenUsageMode::AskUpstream;
+        let wants_usage =
+            |record: &config::RecordConfig| record.token_usage_mode == TokenUsageMode::AskUpstream;
         let may_add_usage = may_add_usage && self.record_config.as_ref().is_some_and(wants_usage);
         UpstreamRequest::new(admitted, candidate, api_versions, may_add_usage)
     }
@@ -251,7 +253,8 @@ impl Gateway {
     /// Whether a response of this status is relayed to the client without reading its body first.
     pub fn relays_without_reading_body(&self, status: u16) -> bool {
         status < 400
-            || !(self.retry_config.retryable_statuses.contains(status) || verdict::judge_needs_body(status))
+            || !(self.retry_config.retryable_statuses.contains(status)
+                || verdict::needs_body_to_judge(status))
     }
 
     /// How long and how much of a stream is held before its first content.
@@ -291,7 +294,7 @@ impl Gateway {
     /// What is captured for the record of a request of this client.
     pub fn capture_policy(&self, client: Option<&Client>) -> CapturePolicy {
         let Some(record) = &self.record_config else { return CapturePolicy::default() };
-        let content = client.and_then(|client| client.recorded_content).unwrap_or(record.content);
+        let content = client.and_then(|client| client.recorded_content).unwrap_or(record.recorded_content);
         let max_bytes = usize::try_from(record.max_content_bytes).unwrap_or(usize::MAX);
         let overlap = if record.redaction_patterns.is_empty() { 0 } else { REDACTION_OVERLAP_BYTES };
         CapturePolicy {
@@ -310,24 +313,24 @@ impl Gateway {
         exchange: Box<FinishedExchange>,
         policy: CapturePolicy,
     ) -> Option<WriteReceipt> {
-        self.process.requests_finished.fetch_add(1, Ordering::Relaxed);
-        self.process.recorder.enqueue(exchange, policy)
+        self.process_state.requests_finished.fetch_add(1, Ordering::Relaxed);
+        self.process_state.recorder.enqueue(exchange, policy)
     }
 
     /// Has the queued records written.
     pub fn flush_records(&self) {
-        self.process.recorder.wake_writer();
+        self.process_state.recorder.wake_writer();
     }
 
     /// Counts a response whose last bytes were sent before its record was written.
     pub fn count_late_record(&self) {
-        self.process.recorder.metrics().count_records("spool", "late", 1);
+        self.process_state.recorder.metrics().count_records("spool", "late", 1);
     }
 
     /// Ends a request: the client has its whole response, or has gone.
     pub fn on_request_finished(&self) {
         self.flush_records();
-        self.process.requests_in_flight.fetch_sub(1, Ordering::AcqRel);
+        self.process_state.requests_in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Whether the configuration lists a deployment, or a backend has answered for it.

@@ -39,7 +39,7 @@ impl std::fmt::Display for PoolKey {
 
 /// All pools of a configuration.
 pub(super) struct PoolSet {
-    balance: BalancePolicy,
+    balance_policy: BalancePolicy,
     /// For deployments that some backend lists.
     listed_pools: HashMap<DeploymentName, Arc<BackendPool>>,
     /// For all other deployments, if some backend passes them on.
@@ -54,8 +54,8 @@ pub(super) struct PoolSet {
 
 impl PoolSet {
     pub(super) fn new(config: &Config, backends: &[Backend], now: Instant) -> Self {
-        let balance = config.balance_policy;
-        let new_pool = |candidates| Arc::new(BackendPool::new(candidates, balance, now));
+        let balance_policy = config.balance_policy;
+        let new_pool = |candidates| Arc::new(BackendPool::new(candidates, balance_policy, now));
         let listed_names = config.backends.iter().flat_map(|backend| backend.deployments.entries());
         let unlisted: Vec<Candidate> = backends
             .iter()
@@ -65,7 +65,7 @@ impl PoolSet {
             .collect();
         let default_index = config.requests.default_backend_index;
         Self {
-            balance,
+            balance_policy,
             listed_pools: listed_names
                 .map(|(name, _)| (name.clone(), new_pool(candidates_serving(backends, name))))
                 .collect(),
@@ -134,7 +134,7 @@ impl PoolSet {
             return false;
         }
         drop(learned);
-        let pool = BackendPool::new(candidates_serving(backends, deployment), self.balance, now);
+        let pool = BackendPool::new(candidates_serving(backends, deployment), self.balance_policy, now);
         if let Some(unlisted) = &self.unlisted_pool {
             pool.continue_rotation_of(unlisted);
         }

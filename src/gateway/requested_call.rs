@@ -17,7 +17,7 @@ pub struct BodyView<'a> {
     /// `content-type`.
     pub content_type: &'a str,
     /// Whether `content-encoding` compresses the bytes.
-    pub is_encoded: bool,
+    pub is_compressed: bool,
 }
 
 /// What a request asks for, according to its target and body.
@@ -52,9 +52,9 @@ impl RequestedCall {
             (DeploymentSource::Target, _) => target.deployment.clone(),
             (DeploymentSource::Body, Some(model)) => {
                 let model = model.deployment().map_err(|error| Refusal::bad_request(error.to_string()))?;
-                Some(model.ok_or_else(missing_model)?.clone())
+                Some(model.ok_or_else(missing_model_refusal)?.clone())
             }
-            (DeploymentSource::Body, None) => return Err(missing_model()),
+            (DeploymentSource::Body, None) => return Err(missing_model_refusal()),
             (DeploymentSource::Unspecified, _) => None,
         };
         Ok(Self { deployment, wants_stream, is_background, body_kind })
@@ -70,7 +70,7 @@ pub(super) enum BodyKind {
     Multipart(FormFacts),
 }
 
-fn missing_model() -> Refusal {
+fn missing_model_refusal() -> Refusal {
     Refusal::bad_request("the body must have `model`: on /openai/v1 it names the deployment")
 }
 
@@ -84,7 +84,7 @@ fn classify_body(
     if source == DeploymentSource::Unspecified || (body.bytes.is_empty() && !names_deployment) {
         return Ok(BodyKind::Opaque);
     }
-    if body.is_encoded {
+    if body.is_compressed {
         if names_deployment {
             let message = "the body must not be compressed: on /openai/v1 its `model` names the deployment";
             return Err(Refusal::new(RefusalReason::UnsupportedEncoding, message));

@@ -7,7 +7,7 @@ use http::Method;
 
 use super::admitted_request::AdmittedRequest;
 use super::requested_call::BodyKind;
-use crate::azure::request::json_body::{BodyFacts, may_request_usage};
+use crate::azure::request::json_body::{BodyFacts, may_add_include_usage};
 use crate::azure::{BodyEdit, DeploymentSource};
 use crate::routing::backend_health::DeploymentHealth;
 use crate::routing::pool::Candidate;
@@ -79,6 +79,6 @@ fn can_add_usage(
     let is_rejected =
         |deployment: &Arc<DeploymentHealth>| deployment.rejects_stream_options.load(Ordering::Relaxed);
     facts.wants_stream
-        && may_request_usage(target.operation, target.api, api_version().as_deref(), facts)
+        && may_add_include_usage(target.operation, target.api_style, api_version().as_deref(), facts)
         && !candidate.deployment_health.as_ref().is_some_and(is_rejected)
 }

@@ -53,14 +53,14 @@ pub(super) struct RequestContext {
     pub(super) deadline: Option<AttemptDeadline>,
     /// The client has sent bytes after its request, so its connection is no longer polled.
     pub(super) has_pipelined_bytes: bool,
-    pub(super) overhead: OverheadClock,
+    pub(super) overhead_clock: OverheadClock,
     pub(super) ending: RequestEnding,
 }
 
 impl RequestContext {
     /// The context of a request whose head is complete. Counts the request as in flight.
     pub(super) fn new(config: Arc<ActiveConfig>, body_memory: Arc<BodyMemory>, method: Method) -> Self {
-        config.gateway.process.requests_in_flight.fetch_add(1, Ordering::AcqRel);
+        config.gateway.process_state.requests_in_flight.fetch_add(1, Ordering::AcqRel);
         Self {
             config,
             request: ClientRequest::new(method),
@@ -70,7 +70,7 @@ impl RequestContext {
             response: ResponseState::Awaited,
             deadline: None,
             has_pipelined_bytes: false,
-            overhead: OverheadClock::started_at(Instant::now()),
+            overhead_clock: OverheadClock::started_at(Instant::now()),
             ending: RequestEnding::default(),
         }
     }
@@ -81,9 +81,9 @@ impl RequestContext {
 
     /// Records that the response to the client is a refusal by the balancer.
     pub(super) fn note_refusal(&mut self, refusal: &Refusal) {
-        self.overhead.pause(Instant::now());
+        self.overhead_clock.pause(Instant::now());
         self.ending.status = Some(refusal.reason.status());
-        self.ending.refusal = Some(refusal.reason);
+        self.ending.refusal_reason = Some(refusal.reason);
     }
 
     /// Records that the current attempt's request has been sent completely, and starts the timeout for
@@ -113,7 +113,7 @@ impl RequestContext {
     /// Records that the current attempt failed without a complete response; returns whether another
     /// attempt follows. `is_stale` says that its pooled connection had ended before the request arrived.
     pub(super) fn on_attempt_failed(&mut self, error: UpstreamError, is_stale: bool, now: Instant) -> bool {
-        let can_replay = !self.body.is_consumed && !self.is_response_committed();
+        let can_replay = !self.body.is_partly_consumed && !self.is_response_committed();
         self.retry.as_mut().is_some_and(|retry| retry.on_attempt_failed(error, is_stale, can_replay, now))
     }
 
@@ -128,7 +128,7 @@ impl RequestContext {
         let is_complete = matches!(&self.response, ResponseState::Relayed(relayed) if relayed.is_complete());
         !self.ending.is_record_submitted
             && self.ending.status != Some(101)
-            && (is_complete || self.ending.refusal.is_some())
+            && (is_complete || self.ending.refusal_reason.is_some())
     }
 
     /// Submits the record for writing; later calls do nothing. The receipt tells when it is written.
@@ -141,11 +141,11 @@ impl RequestContext {
         let details = self.take_response_details();
         let outcome = self.ending.outcome();
         if let Some(retry) = &mut self.retry {
-            retry.finish_last_attempt(self.ending.is_client_gone, now);
+            retry.finish_attempt_at_request_end(self.ending.is_client_gone, now);
         }
         let gateway = Arc::clone(&self.config.gateway);
         let policy = gateway.capture_policy(self.request.client.as_deref());
-        let exchange = self.finished_exchange(&gateway, policy, details, outcome, now);
+        let exchange = self.take_finished_exchange(&gateway, policy, details, outcome, now);
         gateway.record_exchange(Box::new(exchange), policy)
     }
 
@@ -165,12 +165,12 @@ impl RequestContext {
         // SDKs disconnect at the terminal event and do not wait for the end of the body. The response was
         // complete for them.
         self.ending.is_client_gone &= end != ResponseEnd::TerminalEvent;
-        self.ending.has_failed |= end == ResponseEnd::Broken;
+        self.ending.has_response_failed |= end == ResponseEnd::Broken;
         details
     }
 
     /// Takes everything that the record needs out of the context.
-    fn finished_exchange(
+    fn take_finished_exchange(
         &mut self,
         gateway: &Gateway,
         policy: CapturePolicy,
@@ -178,7 +178,7 @@ impl RequestContext {
         outcome: ExchangeOutcome,
         now: Instant,
     ) -> FinishedExchange {
-        let was_relayed = self.ending.status.is_some() && self.ending.refusal.is_none();
+        let was_relayed = self.ending.status.is_some() && self.ending.refusal_reason.is_none();
         let answered_by =
             self.retry.as_ref().filter(|_| was_relayed).and_then(|retry| retry.last_target()).cloned();
         let backend = answered_by.as_ref().and_then(|target| gateway.backends.get(target.backend_index));
@@ -198,12 +198,12 @@ impl RequestContext {
             peer_ip: self.request.peer_ip,
             method: self.request.method.to_string(),
             target: self.request.target.clone(),
-            raw_path: self.request.unparsed_path.take(),
+            unparsed_path: self.request.unparsed_path.take(),
             api_version,
-            is_known_deployment: deployment
+            is_deployment_known: deployment
                 .as_ref()
                 .is_some_and(|deployment| gateway.knows_deployment(deployment)),
-            balancer_overhead: self.overhead.total(),
+            balancer_overhead: self.overhead_clock.total(),
             upstream_deployment: details.spilled_to.or_else(|| {
                 answered_by.and_then(|target| target.upstream_deployment.or_else(|| deployment.clone()))
             }),
@@ -211,18 +211,18 @@ impl RequestContext {
             is_stream_requested: self.request.wants_stream,
             client_status: self.ending.status,
             outcome,
-            refusal_code: self.ending.refusal.map(RefusalReason::code),
+            refusal_code: self.ending.refusal_reason.map(RefusalReason::code),
             backend: backend.map(|backend| backend.config.name.clone()),
             region: details.region,
             apim_request_id: details.apim_request_id,
             attempts: attempts.unwrap_or_default(),
-            duration: now.saturating_duration_since(self.request.arrived_at),
+            duration: now.saturating_duration_since(self.request.received_instant),
             time_to_first_body_byte: self.ending.time_to_first_body_byte,
             request_bytes: self.body.is_complete().then_some(self.body.bytes_read),
             response_bytes: self.ending.response_bytes,
             captured_request: self.capture_request(policy, outcome),
             extracted_prompt: None,
-            captured_response: details.captured,
+            captured_response: details.captured_response,
             is_content_dropped: false,
         }
     }

@@ -11,11 +11,11 @@ pub(super) struct RequestEnding {
     /// The status of the final response head; `None` until one is about to be sent.
     pub(super) status: Option<u16>,
     /// The reason, if the balancer refused the request itself.
-    pub(super) refusal: Option<RefusalReason>,
+    pub(super) refusal_reason: Option<RefusalReason>,
     /// The client disconnected before its response was complete.
     pub(super) is_client_gone: bool,
     /// The response was incomplete or ended with an error.
-    pub(super) has_failed: bool,
+    pub(super) has_response_failed: bool,
     /// From the arrival of the request to the first byte of the response body.
     pub(super) time_to_first_body_byte: Option<Duration>,
     /// Length of the response body so far.
@@ -27,9 +27,9 @@ pub(super) struct RequestEnding {
 
 impl RequestEnding {
     /// Counts bytes of the response body that are about to be sent to the client.
-    pub(super) fn note_body_bytes(&mut self, bytes: usize, arrived_at: Instant) {
+    pub(super) fn note_body_bytes(&mut self, bytes: usize, received_instant: Instant) {
         if bytes > 0 && self.time_to_first_body_byte.is_none() {
-            self.time_to_first_body_byte = Some(arrived_at.elapsed());
+            self.time_to_first_body_byte = Some(received_instant.elapsed());
         }
         self.response_bytes += bytes as u64;
     }
@@ -38,8 +38,8 @@ impl RequestEnding {
     pub(super) fn outcome(&self) -> ExchangeOutcome {
         match () {
             () if self.is_client_gone => ExchangeOutcome::ClientGone,
-            () if self.has_failed || self.status.is_none() => ExchangeOutcome::Failed,
-            () => match self.refusal {
+            () if self.has_response_failed || self.status.is_none() => ExchangeOutcome::Failed,
+            () => match self.refusal_reason {
                 Some(reason) if reason.is_upstream_failure() => ExchangeOutcome::Failed,
                 Some(_) => ExchangeOutcome::Refused,
                 None => ExchangeOutcome::Answered,

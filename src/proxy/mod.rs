@@ -35,7 +35,7 @@ use tokio::time::sleep;
 use self::attempt::final_response;
 use self::attempt::response_state::ResponseState;
 use self::attempt::retry_state::RetryStep;
-use self::attempt::upstream_error::{UpstreamError, client_error_refusal, is_client_error};
+use self::attempt::upstream_error::{UpstreamError, is_upload_error, upload_error_refusal};
 use self::client::admit;
 use self::client::body_memory::BodyMemory;
 use self::client::client_request::ClientRequest;
@@ -62,15 +62,15 @@ const CREDENTIAL_RENEWAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// The phases of a request. `runner.rs` calls them in the order of Pingora's own `HttpProxy`.
 pub struct Balancer {
     /// The active configuration; a reload replaces it.
-    config: Arc<ArcSwap<ActiveConfig>>,
+    active_config: Arc<ArcSwap<ActiveConfig>>,
     /// Shared by all requests, across reloads.
     body_memory: Arc<BodyMemory>,
 }
 
 impl Balancer {
     /// A balancer that reads the active configuration from `config` at each request.
-    pub fn new(config: Arc<ArcSwap<ActiveConfig>>) -> Self {
-        Self { config, body_memory: Arc::default() }
+    pub fn new(active_config: Arc<ArcSwap<ActiveConfig>>) -> Self {
+        Self { active_config, body_memory: Arc::default() }
     }
 }
 
@@ -83,13 +83,13 @@ impl ProxyHttp for Balancer {
     }
 
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {
-        // Pingora's default adds its compression module. Responses are passed on unchanged here.
+        // Pingora's default adds its compression module. Here responses are relayed unchanged.
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut PingoraContext) -> Result<bool> {
-        let config = self.config.load_full();
+        let config = self.active_config.load_full();
         if let Some(status) = health::health_check_status(session.req_header(), &config) {
-            let is_draining = config.gateway.process.is_draining_connections.load(Ordering::Acquire);
+            let is_draining = config.gateway.process_state.is_draining_connections.load(Ordering::Acquire);
             return health::respond_to_health_check(session, status, is_draining).await;
         }
         let mut context = Box::new(RequestContext::new(
@@ -98,8 +98,8 @@ impl ProxyHttp for Balancer {
             session.req_header().method.clone(),
         ));
         identify_sender(session, ctx.listener.take(), &config, &mut context.request);
-        // From here on the context is dropped with `ctx`, so that the record of this request is written
-        // and its count goes down even if the task is cancelled.
+        // Stored in `ctx` before anything is awaited: if the task is cancelled, it is dropped with it, which
+        // still writes the record.
         let context = ctx.request_context.insert(context);
         match admit::admit_request(session, context).await {
             Ok(()) => {}
@@ -140,7 +140,7 @@ impl ProxyHttp for Balancer {
             let now = Instant::now();
             let Some(retry) = &mut context.retry else { return Err(Error::new(ATTEMPTS_EXHAUSTED)) };
             let step = retry.next_step(now);
-            context.overhead.pause(now);
+            context.overhead_clock.pause(now);
             match step {
                 RetryStep::Exhausted => return Err(Error::new(ATTEMPTS_EXHAUSTED)),
                 RetryStep::Wait(wait) => {
@@ -150,25 +150,26 @@ impl ProxyHttp for Balancer {
                     }
                 }
                 RetryStep::AwaitCredential(credential) => {
-                    let renewed = credential.wait_for_renewal(CREDENTIAL_RENEWAL_TIMEOUT);
+                    let renewed = credential.wait_for_pending_fetch(CREDENTIAL_RENEWAL_TIMEOUT);
                     wait_while_connected(session, context, renewed).await?;
                     if let Some(retry) = &mut context.retry {
-                        retry.on_credential_renewed();
+                        retry.on_credential_wait_over();
                     }
                 }
-                RetryStep::Attempt(backend) => {
-                    let name = config.gateway.backends.get(backend).map(|backend| &backend.config.name);
+                RetryStep::Attempt(backend_index) => {
+                    let name = config.gateway.backends.get(backend_index).map(|backend| &backend.config.name);
                     retry.begin_attempt(name.unwrap_or(&BackendName::new("?")), now);
                     let is_upgrade = context.request.is_upgrade;
-                    match config.peers.peer_for_attempt(backend, is_upgrade) {
+                    match config.peers.peer_for_attempt(backend_index, is_upgrade) {
                         Some(peer) => {
                             // A connection that becomes a tunnel cannot be shared, so there is no reason
                             // to wait for one that another request is opening.
                             if !is_upgrade {
-                                *connect_turn = config.peers.acquire_connect_turn(backend).await;
+                                *connect_turn = config.peers.acquire_connect_turn(backend_index).await;
                             }
                             return Ok(peer);
                         }
+                        // Its name has never resolved: the next step is another backend.
                         None if context.on_attempt_failed(UpstreamError::Dns, false, now) => {}
                         None => return Err(Error::new(ATTEMPTS_EXHAUSTED)),
                     }
@@ -180,7 +181,7 @@ impl ProxyHttp for Balancer {
     async fn connected_to_upstream(
         &self,
         session: &mut Session,
-        reused: bool,
+        is_reused: bool,
         _peer: &HttpPeer,
         _fd: std::os::unix::io::RawFd,
         _digest: Option<&Digest>,
@@ -189,7 +190,7 @@ impl ProxyHttp for Balancer {
         ctx.connect_turn = None;
         // The client is not polled while a connection is made. If it has disconnected meanwhile, the request
         // is not sent: Azure would bill an answer that nobody reads.
-        if reused { Ok(()) } else { ensure_connected(session, request_context(ctx)?).await }
+        if is_reused { Ok(()) } else { ensure_connected(session, request_context(ctx)?).await }
     }
 
     async fn upstream_request_filter(
@@ -260,7 +261,7 @@ impl ProxyHttp for Balancer {
         _session: &mut Session,
         mut error: Box<Error>,
         ctx: &mut PingoraContext,
-        client_reused: bool,
+        is_reused: bool,
     ) -> Box<Error> {
         let Some(context) = &mut ctx.request_context else { return error };
         let now = Instant::now();
@@ -276,13 +277,13 @@ impl ProxyHttp for Balancer {
             }
             // Before the next arm: the source is `Downstream` here as well, but the client is still
             // connected and gets a refusal.
-            () if is_client_error(&error) => false,
+            () if is_upload_error(&error) => false,
             () if timeout.is_none() && *error.esource() == ErrorSource::Downstream => {
                 context.ending.is_client_gone = true;
                 false
             }
             () if context.is_response_committed() => {
-                context.ending.has_failed = true;
+                context.ending.has_response_failed = true;
                 let reason = timeout.unwrap_or_else(|| UpstreamError::from_exchange_error(&error));
                 context.on_attempt_failed(reason, false, now);
                 false
@@ -291,7 +292,7 @@ impl ProxyHttp for Balancer {
                 let reason = timeout.unwrap_or_else(|| UpstreamError::from_exchange_error(&error));
                 // A pooled connection that ends before any byte of a response was closed by the backend
                 // while the request was on its way. That is not counted as a failure of the backend.
-                let is_stale = request_never_arrived(&mut error, client_reused)
+                let is_stale = may_not_have_arrived(&mut error, is_reused)
                     && reason == UpstreamError::Reset
                     && matches!(context.response, ResponseState::Awaited);
                 context.on_attempt_failed(reason, is_stale, now)
@@ -299,7 +300,7 @@ impl ProxyHttp for Balancer {
         };
         if retries {
             context.response = ResponseState::Awaited;
-            context.overhead.resume(now);
+            context.overhead_clock.resume(now);
         }
         context.deadline = None;
         error.set_retry(retries);
@@ -318,15 +319,15 @@ impl ProxyHttp for Balancer {
             *error.etype(),
             ATTEMPTS_EXHAUSTED | NO_CREDENTIAL | FIRST_BYTE_TIMEOUT | IDLE_TIMEOUT | RETRY_ELSEWHERE
         );
-        if !is_own_error && *error.esource() == ErrorSource::Downstream && !is_client_error(error) {
+        if !is_own_error && *error.esource() == ErrorSource::Downstream && !is_upload_error(error) {
             context.ending.is_client_gone = true;
         }
         let tasks = match () {
             () if context.is_response_committed() => {
-                context.ending.has_failed |= !context.ending.is_client_gone;
+                context.ending.has_response_failed |= !context.ending.is_client_gone;
                 // An HTTP/1.0 client takes a close for the end of the body, but not a reset. All others see
                 // that the last chunk or the end of the HTTP/2 stream is missing.
-                if !context.request.supports_chunked
+                if !context.request.accepts_chunked_response
                     && let Some(stream) = session.stream()
                     && let Err(error) = reset::reset_on_close(stream)
                 {
@@ -338,7 +339,7 @@ impl ProxyHttp for Balancer {
                 return no_response;
             }
             () if context.ending.is_client_gone => return no_response,
-            () if is_client_error(error) => final_response::refuse(context, &client_error_refusal(error)),
+            () if is_upload_error(error) => final_response::refuse(context, &upload_error_refusal(error)),
             () => final_response::best_response_or_refusal(context, Instant::now()),
         };
         // Before the head is written, because this decides about its `connection` field.
@@ -376,20 +377,19 @@ fn identify_sender(
     // The streams of an HTTP/2 connection come without a listener; the TLS handshake has stored it.
     let tls_info = tls::tls_client_info(session.digest());
     let listener = listener.or_else(|| tls_info.and_then(|info| info.listener.clone()));
-    request.certificate_subject = tls_info.and_then(|info| info.subject.clone());
+    request.certificate_subject = tls_info.and_then(|info| info.certificate_subject.clone());
     request.client_ip = request.peer_ip.map(|peer| {
         let trusted = listener.as_ref().map_or(&[][..], |listener| config.trusted_proxies(listener));
         client_ip(peer, &session.req_header().headers, trusted)
     });
 }
 
-/// Whether the backend has certainly not processed a request that failed with this error, or the
-/// connection came from the pool, so that it may have ended before the request arrived.
-fn request_never_arrived(error: &mut Error, is_reused: bool) -> bool {
+/// Whether a request that failed with this error may not have reached the backend: HTTP/2 says so, or the
+/// connection came from the pool and may have ended before the request arrived.
+fn may_not_have_arrived(error: &mut Error, is_reused: bool) -> bool {
     match *error.etype() {
-        // Pingora allows a retry where HTTP/2 says that the stream was not processed: REFUSED_STREAM or a
-        // GOAWAY without an error. `retry()` panics on an error that leaves the decision to its caller,
-        // so that has to be made first.
+        // Pingora allows a retry after REFUSED_STREAM and after a GOAWAY without an error. `retry()` panics
+        // while it depends on whether the connection was reused, so that is decided first.
         ErrorType::H2Error => {
             error.retry.decide_reuse(is_reused);
             error.retry()

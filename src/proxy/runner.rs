@@ -45,11 +45,11 @@ use pingora::{Error, ErrorType, Result};
 
 use super::attempt::exchange::AttemptExchange;
 use super::client::response_writer::drain_upload;
-use super::client::timeouts::IDLE_TIMEOUT;
+use super::client::timeouts::CLIENT_IDLE_TIMEOUT;
 use super::context::PingoraContext;
 use super::timer::Timer;
 use super::upstream::connection::{
-    BodyAvailability, UpstreamConnection, UpstreamConnector, set_http2_authority,
+    RequestBodyAvailability, UpstreamConnection, UpstreamConnector, set_http2_authority,
 };
 use super::upstream::headers;
 use super::{Balancer, request_context};
@@ -68,7 +68,7 @@ impl Runner {
     /// A runner for this balancer. `server` has the settings of the pool of backend connections.
     pub fn new(balancer: Balancer, server: &ServerConf) -> Self {
         let mut http_options = HttpServerOptions::default();
-        http_options.h2_idle_timeout = Some(IDLE_TIMEOUT);
+        http_options.h2_idle_timeout = Some(CLIENT_IDLE_TIMEOUT);
         Self { balancer, connector: UpstreamConnector::new(server), http_options }
     }
 
@@ -99,7 +99,7 @@ impl Runner {
         let mut ctx = self.balancer.new_ctx();
         ctx.listener = listener;
         let served = self.run_phases(&mut session, &mut ctx, timer).await;
-        // Before the connection can take the next request, by when this one no longer counts as in flight.
+        // First, so that the request no longer counts as in flight when the client sends the next one.
         self.balancer.logging(&mut session, served.as_ref().err().map(|error| &**error), &mut ctx).await;
         served.ok()?;
         let (stream, _) = session.downstream_session.finish().await.ok()??.into_parts();
@@ -144,7 +144,7 @@ impl Runner {
         ctx: &mut PingoraContext,
         timer: &mut Timer,
     ) -> Result<()> {
-        // Whether another attempt is possible has been decided in that phase.
+        // An error of this phase is final: it has considered every backend, or the client has disconnected.
         let peer = self.balancer.upstream_peer(session, ctx).await.map_err(|mut error| {
             error.set_retry(false);
             error
@@ -189,9 +189,9 @@ impl Runner {
         }
         let context = request_context(ctx)?;
         let body = match (context.body.unsent_pieces.is_empty(), context.body.streaming_limit) {
-            (false, _) => BodyAvailability::Ready,
-            (true, Some(_)) => BodyAvailability::Later,
-            (true, None) => BodyAvailability::None,
+            (false, _) => RequestBodyAvailability::Ready,
+            (true, Some(_)) => RequestBodyAvailability::Later,
+            (true, None) => RequestBodyAvailability::None,
         };
         upstream.send_head(head, body).await.map_err(Error::into_up)?;
         AttemptExchange::new(session.as_downstream_mut(), context, upstream).run(timer).await

@@ -53,7 +53,7 @@ pub struct AttemptRecord {
     /// The HTTP status of the response; `None` if there was none.
     pub status: Option<u16>,
     /// The code of the error that ended the attempt, such as `client_gone`.
-    pub error: Option<&'static str>,
+    pub error_code: Option<&'static str>,
     /// Milliseconds from the choice of the backend to the verdict on its response.
     pub duration_ms: u64,
     /// Milliseconds that the backend asked to wait before a retry.
@@ -63,7 +63,7 @@ pub struct AttemptRecord {
 impl AttemptRecord {
     /// The attempt's outcome as metrics and statistics name it.
     pub fn outcome_label(&self) -> &'static str {
-        match (self.error, self.status) {
+        match (self.error_code, self.status) {
             (Some("client_gone"), _) => "client_gone",
             (Some(_), _) | (_, Some(408 | 500..)) => "failed",
             (_, Some(429)) => "throttled",
@@ -150,13 +150,13 @@ pub struct FinishedExchange {
     /// The request target; `None` if it could not be parsed.
     pub target: Option<Arc<RequestTarget>>,
     /// The path as it was sent, escaped and truncated, if `target` is `None`.
-    pub raw_path: Option<String>,
+    pub unparsed_path: Option<String>,
     /// The api-version sent upstream, or else the client's.
     pub api_version: Option<String>,
     /// The deployment that the client asked for.
     pub deployment: Option<DeploymentName>,
     /// Whether that deployment is configured, or a backend has already answered for it.
-    pub is_known_deployment: bool,
+    pub is_deployment_known: bool,
     /// The time that was spent in the load balancer itself.
     pub balancer_overhead: Duration,
     /// Whether the client asked for a stream; `None` if the request body was not read.
@@ -201,8 +201,10 @@ impl FinishedExchange {
         let request = self.captured_request.as_ref().map_or(0, |request| request.body.len());
         let response = match &self.captured_response {
             CapturedResponse::NotCaptured | CapturedResponse::Binary { .. } => 0,
-            CapturedResponse::Buffered { body, .. } => body.collected_bytes(),
-            CapturedResponse::Streamed(capture) => STREAM_CAPTURE_OVERHEAD_BYTES + capture.captured_bytes(),
+            CapturedResponse::Buffered { body, .. } => body.collected_byte_count(),
+            CapturedResponse::Streamed(capture) => {
+                STREAM_CAPTURE_OVERHEAD_BYTES + capture.captured_byte_count()
+            }
         };
         size_of::<Self>() + request + response
     }
@@ -220,7 +222,7 @@ impl FinishedExchange {
         match &mut self.captured_response {
             CapturedResponse::Streamed(capture) => capture.discard_text(),
             // The token counts are still to be read from this body.
-            CapturedResponse::Buffered { body, .. } if body.collected_bytes() <= LARGE_BODY_BYTES => {}
+            CapturedResponse::Buffered { body, .. } if body.collected_byte_count() <= LARGE_BODY_BYTES => {}
             response => *response = CapturedResponse::NotCaptured,
         }
         self.is_content_dropped = true;

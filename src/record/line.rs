@@ -177,7 +177,7 @@ impl JsonValue for &[AttemptRecord] {
             let mut object = ObjectWriter::begin(buffer);
             object.write_field("backend", attempt.backend.as_str());
             object.write_field("status", attempt.status.map(u64::from));
-            object.write_field("error", attempt.error);
+            object.write_field("error", attempt.error_code);
             object.write_field("ms", attempt.duration_ms);
             object.write_field("retry_after_ms", attempt.retry_after_ms);
             object.finish();
@@ -197,7 +197,7 @@ mod tests {
         AttemptRecord {
             backend: BackendName::new("east"),
             status,
-            error,
+            error_code: error,
             duration_ms: 7,
             retry_after_ms: None,
         }

@@ -142,7 +142,7 @@ impl Metrics {
         let key = exchange.deployment.as_ref().map(DeploymentName::to_lowercase);
         let deployment = match &key {
             None => ABSENT_LABEL,
-            Some(_) if !exchange.is_known_deployment => UNKNOWN_LABEL,
+            Some(_) if !exchange.is_deployment_known => UNKNOWN_LABEL,
             Some(key) => key,
         };
         let operation = exchange.target.as_ref().map_or(UNKNOWN_LABEL, |target| target.operation.name());
@@ -158,7 +158,7 @@ impl Metrics {
             self.attempts.with_label_values(&[attempt.backend.as_str(), attempt.outcome_label()]).inc();
             if index + 1 < exchange.attempts.len() {
                 let status = attempt.status.map(|status| status.to_string());
-                let reason = attempt.error.or(status.as_deref()).unwrap_or(UNKNOWN_LABEL);
+                let reason = attempt.error_code.or(status.as_deref()).unwrap_or(UNKNOWN_LABEL);
                 self.failovers.with_label_values(&[reason]).inc();
             }
         }

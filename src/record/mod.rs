@@ -52,8 +52,8 @@ pub struct Recorder {
     metrics: Arc<Metrics>,
     redactor: Arc<ArcSwap<Redactor>>,
     /// The sinks that are configured: none without a `record` block.
-    jsonl: Option<Arc<jsonl::JsonlControl>>,
-    log_analytics: Option<Arc<log_analytics::LogAnalyticsControl>>,
+    jsonl_control: Option<Arc<jsonl::JsonlControl>>,
+    log_analytics_control: Option<Arc<log_analytics::LogAnalyticsControl>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -98,8 +98,8 @@ impl Recorder {
                 queue,
                 metrics,
                 redactor,
-                jsonl: None,
-                log_analytics: None,
+                jsonl_control: None,
+                log_analytics_control: None,
                 threads: Mutex::new(vec![writer]),
             });
         };
@@ -139,7 +139,14 @@ impl Recorder {
         let redactor = Arc::new(ArcSwap::from_pointee(Redactor::new(config.redaction_patterns.clone())));
         let (queue, writer) = writer::start_writer(Some(spool), &redactor, &metrics)?;
         threads.push(writer);
-        Ok(Self { queue, metrics, redactor, jsonl, log_analytics, threads: Mutex::new(threads) })
+        Ok(Self {
+            queue,
+            metrics,
+            redactor,
+            jsonl_control: jsonl,
+            log_analytics_control: log_analytics,
+            threads: Mutex::new(threads),
+        })
     }
 
     /// Queues an exchange for the writer and returns at once. The receipt resolves when the record is
@@ -165,7 +172,7 @@ impl Recorder {
 
     /// Asks the JSON lines sink to rotate its file.
     pub fn request_jsonl_rotation(&self) {
-        if let Some(jsonl) = &self.jsonl {
+        if let Some(jsonl) = &self.jsonl_control {
             jsonl.is_rotation_requested.store(true, Ordering::Relaxed);
         }
     }
@@ -175,10 +182,10 @@ impl Recorder {
     pub fn shut_down(&self) {
         // The writer ends first and closes the spool: the sinks end when they have read it to its end.
         self.queue.stop();
-        if let Some(jsonl) = &self.jsonl {
+        if let Some(jsonl) = &self.jsonl_control {
             jsonl.is_shutting_down.store(true, Ordering::Relaxed);
         }
-        if let Some(log_analytics) = &self.log_analytics {
+        if let Some(log_analytics) = &self.log_analytics_control {
             log_analytics.begin_shutdown();
         }
         // The lock is held to the end, so that a second caller returns no earlier than the first.

@@ -67,9 +67,9 @@ impl FinishedExchange {
             client_ip: self.client_ip,
             peer_ip: self.peer_ip,
             method: &self.method,
-            path: self.target.as_ref().map(|target| target.path.as_str()).or(self.raw_path.as_deref()),
+            path: self.target.as_ref().map(|target| target.path.as_str()).or(self.unparsed_path.as_deref()),
             operation: self.target.as_ref().map(|target| target.operation.name()),
-            api: self.target.as_ref().map(|target| target.api.name()),
+            api: self.target.as_ref().map(|target| target.api_style.name()),
             api_version: self.api_version.as_deref(),
             deployment: self.deployment.as_ref().map(DeploymentName::as_str),
             stream: self.is_stream_requested,
@@ -102,7 +102,7 @@ impl FinishedExchange {
     /// Whether rendering the record takes so long that other records should not wait for it.
     pub fn is_slow_to_render(&self, policy: CapturePolicy) -> bool {
         let has_large_response = match &self.captured_response {
-            CapturedResponse::Buffered { body, .. } => body.collected_bytes() > 8 * LARGE_BODY_BYTES,
+            CapturedResponse::Buffered { body, .. } => body.collected_byte_count() > 8 * LARGE_BODY_BYTES,
             _ => false,
         };
         self.needs_token_estimate()
@@ -160,7 +160,7 @@ impl FinishedExchange {
     fn access_log_line(&self, usage: Option<&TokenUsage>) -> String {
         let absent = "-";
         let or_absent = |value: Option<String>| value.unwrap_or_else(|| absent.to_owned());
-        let path = self.target.as_ref().map(|target| target.path.as_str()).or(self.raw_path.as_deref());
+        let path = self.target.as_ref().map(|target| target.path.as_str()).or(self.unparsed_path.as_deref());
         let backends: Vec<&str> = self.attempts.iter().map(|attempt| attempt.backend.as_str()).collect();
         format!(
             "{} {} {} {} {} {} by {} in {} ms, tokens {}/{}",

@@ -74,7 +74,7 @@ impl std::fmt::Debug for Inbox {
 #[derive(Debug)]
 pub struct RecordQueue {
     inbox: Arc<Inbox>,
-    writer: Thread,
+    writer_thread: Thread,
     /// Leads to the thread that prepares slow exchanges before the writer gets them.
     slow_exchange_sender: Sender<WriterMessage>,
     state: Arc<QueueState>,
@@ -116,7 +116,7 @@ pub fn start_writer(
     Ok((
         RecordQueue {
             inbox,
-            writer,
+            writer_thread: writer,
             slow_exchange_sender,
             state,
             metrics: Arc::clone(metrics),
@@ -166,7 +166,7 @@ impl RecordQueue {
             self.slow_exchange_sender.send(message).ok()?;
             // With records, the caller wakes the writer, once for several exchanges.
         } else if self.inbox.push(message) && !self.writes_records {
-            self.writer.unpark();
+            self.writer_thread.unpark();
         }
         receipt
     }
@@ -174,7 +174,7 @@ impl RecordQueue {
     /// Wakes the writer if exchanges are queued.
     pub fn wake_writer(&self) {
         if !self.inbox.lock().is_empty() {
-            self.writer.unpark();
+            self.writer_thread.unpark();
         }
     }
 
@@ -299,7 +299,7 @@ impl RecordWriter {
     fn publish_spool_metrics(&self) {
         let Some(spool) = &self.spool else { return };
         self.metrics.set_spool_bytes(spool.undelivered_bytes());
-        for (sink, lost) in spool.take_lost_records() {
+        for (sink, lost) in spool.take_lost_record_counts() {
             self.metrics.count_records(sink, "lost", lost);
         }
     }

@@ -123,9 +123,10 @@ impl BackendHealth {
         was_good
     }
 
-    /// Whether a secret that this backend rejected is to be renewed. Not if it rejected the one before
-    /// as well a short time ago: a backend that accepts none must not cause a new fetch with each request.
-    pub fn should_renew_secret(&self, secret_id: u64, now: Instant) -> bool {
+    /// Records that a secret that this backend rejected is about to be renewed. Returns false if it is not to
+    /// be, because the backend rejected the one before as well a short time ago: a backend that accepts none
+    /// must not cause a new fetch with each request.
+    pub fn try_begin_secret_renewal(&self, secret_id: u64, now: Instant) -> bool {
         let mut last_renewal = self.last_secret_renewal.lock().unwrap_or_else(PoisonError::into_inner);
         match *last_renewal {
             Some((renewed_id, _)) if renewed_id == secret_id => true,
@@ -138,8 +139,9 @@ impl BackendHealth {
         }
     }
 
-    /// Whether to log a TLS error that has happened now: at most one a minute.
-    pub fn should_log_tls_error(&self, now: Instant) -> bool {
+    /// Returns whether to log a TLS error that has happened now, and if so records it as logged: at most one
+    /// is logged a minute.
+    pub fn claim_tls_error_log(&self, now: Instant) -> bool {
         let mut logged_at = self.tls_error_logged_at.lock().unwrap_or_else(PoisonError::into_inner);
         let is_due = logged_at.is_none_or(|at| now >= at + TLS_ERROR_LOG_INTERVAL);
         if is_due {

@@ -102,7 +102,7 @@ impl CircuitBreaker {
         } else {
             let EventCounts { total, marked } = self.attempt_window.counts(policy.window, now);
             if marked < u64::from(policy.min_failures)
-                || marked * 100 < total * u64::from(policy.min_failure_ratio.percent())
+                || marked * 100 < total * u64::from(policy.min_failure_percentage.percent())
             {
                 return None;
             }
@@ -160,7 +160,7 @@ mod tests {
     fn policy() -> config::BreakerConfig {
         config::BreakerConfig {
             min_failures: 5,
-            min_failure_ratio: config::Percentage::new(50).unwrap(),
+            min_failure_percentage: config::Percentage::new(50).unwrap(),
             window: 10 * S,
             open_duration: 10 * S,
             max_open_duration: 60 * S,

@@ -49,7 +49,7 @@ struct CapacityGauges {
     tokens: Option<CapacityGauge>,
     /// Of a provisioned deployment.
     utilization: Option<CapacityGauge>,
-    last_reported: ReportedCapacity,
+    last_reported_capacity: ReportedCapacity,
 }
 
 /// What is left of one limit, as a fraction of it.
@@ -84,7 +84,8 @@ impl Headroom {
             return;
         }
         let mut gauges = self.lock_gauges();
-        let CapacityGauges { requests, tokens, utilization, last_reported } = &mut *gauges;
+        let CapacityGauges { requests, tokens, utilization, last_reported_capacity: last_reported } =
+            &mut *gauges;
         *last_reported = *capacity;
         for (gauge, limit) in [(requests, capacity.requests), (tokens, capacity.tokens)] {
             if let Some(RateLimit { limit, remaining, resets_in }) = limit {
@@ -102,7 +103,7 @@ impl Headroom {
 
     /// What the latest response reported.
     pub fn last_reported_capacity(&self) -> ReportedCapacity {
-        self.lock_gauges().last_reported
+        self.lock_gauges().last_reported_capacity
     }
 
     /// The share of its round-robin turns that the deployment should take, from 0 to 1: 1 is every turn,

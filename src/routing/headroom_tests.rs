@@ -203,7 +203,7 @@ fn simulate_hour(
             max_retries: 12,
             max_cooldown_wait: Duration::ZERO,
             latest_attempt_start: now,
-            retry_budget_ratio: Percentage::new(20).unwrap(),
+            retry_budget_percentage: Percentage::new(20).unwrap(),
         };
         loop {
             let NextStep::Attempt(attempt) = plan.next_step(&pool, Operation::Chat, &limits, now, 0.0) else {

@@ -189,7 +189,7 @@ mod tests {
         mark_unavailable(images, UnavailableReason::PermissionDenied, 60 * S);
         let policy = config::BreakerConfig {
             min_failures: 1,
-            min_failure_ratio: config::Percentage::new(1).unwrap(),
+            min_failure_percentage: config::Percentage::new(1).unwrap(),
             window: S,
             open_duration: 10 * S,
             max_open_duration: 60 * S,

@@ -116,9 +116,9 @@ pub(super) struct PoolTier {
 }
 
 impl PoolTier {
-    /// Whether a member takes this turn if it is to take `share` of its turns. Each turn adds the share
-    /// to its credit; whenever that reaches 1, the member takes the turn.
-    fn takes_turn(&self, member: usize, share: f64) -> bool {
+    /// Counts a turn of a member that is to take `share` of its turns, and returns whether it takes this one.
+    /// Each turn adds the share to its credit; whenever that reaches 1, the member takes the turn.
+    fn try_take_turn(&self, member: usize, share: f64) -> bool {
         if share >= FULL_SHARE_THRESHOLD {
             return true;
         }
@@ -132,7 +132,7 @@ impl PoolTier {
 /// The candidates for one deployment, lowest tier first.
 pub struct BackendPool {
     candidates: Vec<Candidate>,
-    balance: BalancePolicy,
+    balance_policy: BalancePolicy,
     tiers: Vec<PoolTier>,
     /// Limits retries while its backends fail.
     pub retry_budget: RetryBudget,
@@ -140,7 +140,7 @@ pub struct BackendPool {
 
 impl BackendPool {
     /// A pool of these candidates; within a tier they keep their order.
-    pub fn new(mut candidates: Vec<Candidate>, balance: BalancePolicy, now: Instant) -> Self {
+    pub fn new(mut candidates: Vec<Candidate>, balance_policy: BalancePolicy, now: Instant) -> Self {
         candidates.sort_by_key(|candidate| candidate.tier);
         let mut tiers = Vec::new();
         let mut start = 0;
@@ -154,7 +154,7 @@ impl BackendPool {
                 turn_credits: weights.iter().map(|_| AtomicU32::new(0)).collect(),
             });
         }
-        Self { candidates, balance, tiers, retry_budget: RetryBudget::new(now) }
+        Self { candidates, balance_policy, tiers, retry_budget: RetryBudget::new(now) }
     }
 
     /// Continues the round robin of another pool of the same backends, so that a deployment that gets a
@@ -188,7 +188,7 @@ impl BackendPool {
     ) -> Option<usize> {
         let index_of = |member: usize| tier.member_indexes.start + member;
         let is_eligible_member = |member| is_eligible(index_of(member));
-        let member = match self.balance {
+        let member = match self.balance_policy {
             BalancePolicy::RoundRobin => tier.round_robin.pick(is_eligible_member, |_| true),
             BalancePolicy::Headroom => {
                 let share_of = |index: usize| {
@@ -205,7 +205,7 @@ impl BackendPool {
                     // Shares are relative: the member with the largest takes every turn.
                     share >= FULL_SHARE_THRESHOLD
                         || largest_share() <= 0.0
-                        || tier.takes_turn(member, share / largest_share())
+                        || tier.try_take_turn(member, share / largest_share())
                 };
                 tier.round_robin.pick(is_eligible_member, takes_turn)
             }

@@ -27,7 +27,7 @@ pub struct RetryLimits {
     /// No attempt after the first starts later than this.
     pub latest_attempt_start: Instant,
     /// The share of a pool's requests that may be retried after a failure.
-    pub retry_budget_ratio: Percentage,
+    pub retry_budget_percentage: Percentage,
 }
 
 /// What became of an attempt, as far as the next one depends on it.
@@ -229,7 +229,7 @@ impl RetryPlan {
 
     /// Records a failure of the candidate at this index. Returns whether it is its first in this request,
     /// the only one that counts for its circuit breaker.
-    pub fn record_first_failure(&mut self, index: usize) -> bool {
+    pub fn record_failure(&mut self, index: usize) -> bool {
         let is_first = !self.failed_candidates.contains(&index);
         if is_first {
             self.failed_candidates.push(index);
@@ -370,7 +370,7 @@ impl RetryPlan {
     /// Whether the budget has room for an attempt after the last outcome; only failures use it.
     fn budget_allows_next(&self, pool: &BackendPool, limits: &RetryLimits, now: Instant) -> bool {
         self.last_outcome != Some(AttemptOutcome::Failed)
-            || pool.retry_budget.allows_retry(limits.retry_budget_ratio, now)
+            || pool.retry_budget.allows_retry(limits.retry_budget_percentage, now)
     }
 
     fn set_candidate_state(&mut self, index: usize, state: CandidateState) {

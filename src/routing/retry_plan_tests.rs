@@ -46,7 +46,7 @@ fn fixture_with_credentials(tiers: &[u16], credential: fn() -> Credential) -> Fi
         max_retries: 12,
         max_cooldown_wait: 250 * MS,
         latest_attempt_start: now + 120_000 * MS,
-        retry_budget_ratio: Percentage::new(20).unwrap(),
+        retry_budget_percentage: Percentage::new(20).unwrap(),
     };
     Fixture { now, health_registry, pool, limits }
 }
@@ -235,7 +235,7 @@ fn if_all_circuits_are_open_each_backend_is_tried_once_the_one_that_closes_soone
 fn the_first_failover_and_attempts_that_follow_no_failure_do_not_use_the_retry_budget() {
     let fixture = fixture(&[1, 1, 1]);
     let exhaust_budget = || {
-        while fixture.pool.retry_budget.allows_retry(fixture.limits.retry_budget_ratio, fixture.now) {
+        while fixture.pool.retry_budget.allows_retry(fixture.limits.retry_budget_percentage, fixture.now) {
             fixture.pool.retry_budget.record_retry(fixture.now);
         }
     };

@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use tokio::task::{JoinSet, spawn_blocking};
 
 use super::build_config::build_active_config;
-use super::startup_settings::{keys_needing_upgrade, restore_startup_sinks};
+use super::startup_settings::{config_keys_needing_upgrade, restore_startup_sinks};
 use crate::admin::config_status::ConfigStatus;
 use crate::admin::reload::ReloadReport;
 use crate::config::{self, CheckedConfig, Config, ConfigError};
@@ -29,11 +29,11 @@ use crate::proxy::upstream::probe;
 pub struct ConfigManager {
     /// What new requests use.
     active_config: Arc<ArcSwap<ActiveConfig>>,
-    process: Arc<ProcessState>,
+    process_state: Arc<ProcessState>,
     /// The configuration at startup, whose listeners and sinks are in use.
     startup_config: Config,
     reload_state: Mutex<ReloadState>,
-    status: Arc<ArcSwap<ConfigStatus>>,
+    config_status: Arc<ArcSwap<ConfigStatus>>,
 }
 
 /// What a reload replaces along with the active configuration. Its lock is held during a reload.
@@ -95,14 +95,14 @@ impl ConfigManager {
             sha256,
             loaded_at: SystemTime::now(),
             reload_error: None,
-            keys_needing_upgrade: Vec::new(),
+            config_keys_needing_upgrade: Vec::new(),
         };
         Ok(Self {
             active_config: Arc::new(ArcSwap::new(active_config)),
-            process,
+            process_state: process,
             startup_config: config,
             reload_state: Mutex::new(ReloadState { address_book, _probes: probes }),
-            status: Arc::new(ArcSwap::from_pointee(status)),
+            config_status: Arc::new(ArcSwap::from_pointee(status)),
         })
     }
 
@@ -112,13 +112,13 @@ impl ConfigManager {
     }
 
     /// The status of the active configuration; a reload stores the next one in it.
-    pub fn status(&self) -> &Arc<ArcSwap<ConfigStatus>> {
-        &self.status
+    pub fn config_status(&self) -> &Arc<ArcSwap<ConfigStatus>> {
+        &self.config_status
     }
 
     /// The state of this process, which all its configurations share.
-    pub fn process(&self) -> &Arc<ProcessState> {
-        &self.process
+    pub fn process_state(&self) -> &Arc<ProcessState> {
+        &self.process_state
     }
 
     /// Adds deployments that the previous process has found to exist.
@@ -138,13 +138,13 @@ impl ConfigManager {
         // Concurrent reloads run one after the other, and each reads the file anew.
         let mut state = self.reload_state.lock().await;
         let result = self.load_and_activate(&mut state).await;
-        self.process.recorder.metrics().record_config_reload(result.is_ok());
+        self.process_state.recorder.metrics().record_config_reload(result.is_ok());
         match &result {
             Ok(ReloadReport { status, warnings }) => {
                 warnings.iter().for_each(|warning| warn!("configuration: {warning}"));
                 let count = self.active_config.load().gateway.backends.len();
                 info!("configuration {} is active; backends: {count}", status.version);
-                for key in &status.keys_needing_upgrade {
+                for key in &status.config_keys_needing_upgrade {
                     warn!("configuration: {key}: the change takes effect with an upgrade (aoai-lb upgrade)");
                 }
             }
@@ -154,7 +154,7 @@ impl ConfigManager {
                     "reload failed, the previous configuration stays active: {}",
                     reason.replace('\n', "; ")
                 );
-                self.status.rcu(|status| ConfigStatus {
+                self.config_status.rcu(|status| ConfigStatus {
                     reload_error: Some(reason.clone()),
                     ..ConfigStatus::clone(status)
                 });
@@ -164,21 +164,21 @@ impl ConfigManager {
     }
 
     async fn load_and_activate(&self, state: &mut ReloadState) -> Result<ReloadReport, ReloadError> {
-        let previous = self.status.load_full();
+        let previous = self.config_status.load_full();
         let file = previous.file.clone().ok_or(ReloadError::NoFile)?;
         let loaded = spawn_blocking(move || config::load_file(&file, &config::environment_variable)).await;
         let CheckedConfig { mut config, file_sha256: sha256, warnings } =
             loaded.map_err(|_| ReloadError::Internal)??;
-        let keys_needing_upgrade = keys_needing_upgrade(&self.startup_config, &config);
+        let keys_needing_upgrade = config_keys_needing_upgrade(&self.startup_config, &config);
         restore_startup_sinks(&self.startup_config, &mut config);
         let (active_config, address_book) =
-            build_active_config(&config, &state.address_book, &self.process).await?;
+            build_active_config(&config, &state.address_book, &self.process_state).await?;
         let now = Instant::now();
         for deployment in self.active_config.load().gateway.learned_deployments() {
             active_config.gateway.adopt_learned_deployment(&deployment, now);
         }
         let redact = config.record.map(|record| record.redaction_patterns).unwrap_or_default();
-        self.process.recorder.set_redaction_patterns(redact);
+        self.process_state.recorder.set_redaction_patterns(redact);
         *state = ReloadState { address_book, _probes: probe::spawn_probes(&active_config) };
         self.active_config.store(active_config);
         let status = Arc::new(ConfigStatus {
@@ -187,9 +187,9 @@ impl ConfigManager {
             sha256,
             loaded_at: SystemTime::now(),
             reload_error: None,
-            keys_needing_upgrade,
+            config_keys_needing_upgrade: keys_needing_upgrade,
         });
-        self.status.store(Arc::clone(&status));
+        self.config_status.store(Arc::clone(&status));
         Ok(ReloadReport { status, warnings })
     }
 }

@@ -22,7 +22,7 @@ const LISTEN_POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// # Errors
 /// [`StartError::Listen`] for the first address that cannot be bound.
 pub fn check_addresses_are_free(config: &Config, inherited: &[String]) -> Result<(), StartError> {
-    for (key, address) in tcp_addresses_by_key(config) {
+    for (key, address) in tcp_addresses_by_config_key(config) {
         if inherited.contains(&address.to_string()) {
             continue;
         }
@@ -38,7 +38,7 @@ pub fn check_addresses_are_free(config: &Config, inherited: &[String]) -> Result
 /// [`StartError::Listen`] if it takes too long.
 pub(super) async fn wait_until_listening(config: &Config) -> Result<(), StartError> {
     let deadline = Instant::now() + LISTEN_TIMEOUT;
-    for (key, address) in tcp_addresses_by_key(config) {
+    for (key, address) in tcp_addresses_by_config_key(config) {
         // An address in use cannot be bound again. Port 0 always can, so it is not waited for.
         while address.port() != 0 && try_bind(address).is_ok() {
             if Instant::now() >= deadline {
@@ -61,7 +61,7 @@ pub(super) fn listen_addresses(config: &Config) -> Vec<String> {
 }
 
 /// The TCP addresses and their keys in the file.
-fn tcp_addresses_by_key(config: &Config) -> impl Iterator<Item = (String, SocketAddr)> {
+fn tcp_addresses_by_config_key(config: &Config) -> impl Iterator<Item = (String, SocketAddr)> {
     let listeners = config.listeners.iter().enumerate();
     let listeners = listeners.map(|(n, listener)| (format!("listeners[{n}].address"), listener.address));
     let admin = match config.admin.as_ref().map(|admin| &admin.address) {

@@ -31,7 +31,7 @@ use self::startup::StartupTask;
 use self::upgrade::{ControlSocket, Predecessor, Program, Successor};
 use crate::admin::AdminApi;
 use crate::admin::reload::ReloadFunction;
-use crate::admin::snapshot::RunningState;
+use crate::admin::snapshot::StatusSource;
 use crate::admin::status_feed::StatusFeed;
 use crate::config::{CheckedConfig, Config};
 use crate::credentials::Keyring;
@@ -95,7 +95,8 @@ impl PreparedServer {
         let started = Instant::now();
         let config = checked.config.clone();
         // Pingora panics if it cannot bind; this check reports the key of the file instead.
-        let inherited = successor.map(|successor| successor.addresses.as_slice()).unwrap_or_default();
+        let inherited =
+            successor.map(|successor| successor.inherited_addresses.as_slice()).unwrap_or_default();
         check_addresses_are_free(&config, inherited)?;
         let keyring = Keyring::new(background.handle());
         let recorder = Recorder::start(&config, &keyring, background.handle())?;
@@ -111,8 +112,9 @@ impl PreparedServer {
             listener_runtimes.push(listener.runtime);
         }
         if let Some(admin) = &config.admin {
-            let (active_config, status) = (Arc::clone(active_config), Arc::clone(config_manager.status()));
-            let status_source = RunningState::new(active_config, status, started);
+            let (active_config, status) =
+                (Arc::clone(active_config), Arc::clone(config_manager.config_status()));
+            let status_source = StatusSource::new(active_config, status, started);
             let status_feed = StatusFeed::new();
             background.spawn(Arc::clone(&status_feed).run(status_source.clone()));
             let reload = reload_function(Arc::clone(&config_manager), background.handle().clone());
@@ -125,7 +127,7 @@ impl PreparedServer {
     /// Runs the server until the process ends.
     fn run(self, program: Option<Program>, successor: Option<Successor>, background: &Runtime) {
         let Self { config, config_manager, mut server, listener_runtimes } = self;
-        let process = Arc::clone(config_manager.process());
+        let process = Arc::clone(config_manager.process_state());
         // With `Opt::upgrade` this blocks until the predecessor has sent its sockets, and exits the
         // process if they do not come: everything that can fail has to be done before.
         server.bootstrap();
@@ -153,11 +155,11 @@ impl PreparedServer {
             (server.watch_execution_phase(), Arc::clone(&process), Arc::clone(&related_processes));
         std::thread::spawn(move || exit_when_drained(phases, &draining_process, &related));
         let signal_handler = SignalHandler {
-            process: Arc::clone(&process),
+            process_state: Arc::clone(&process),
             drain_delay: config.server.drain_delay,
             predecessor,
             control_commands: Mutex::new(command_receiver),
-            background: background.handle().clone(),
+            background_runtime: background.handle().clone(),
             related_processes,
         };
         server.run(RunArgs { shutdown_signal: Box::new(signal_handler) });

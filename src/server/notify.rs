@@ -49,7 +49,7 @@ pub(super) async fn update_status_line(config_manager: Arc<ConfigManager>) {
     let mut ticks = interval(STATUS_LINE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut last_sent = String::new();
-    while !config_manager.process().is_draining_connections.load(Ordering::Acquire) {
+    while !config_manager.process_state().is_draining_connections.load(Ordering::Acquire) {
         let status = status_line(&config_manager);
         if status != last_sent {
             send_to_service_manager(&[NotifyState::Status(&status)]);
@@ -97,7 +97,7 @@ fn status_line(config_manager: &ConfigManager) -> String {
             Some(format!("{} ({})", backend.config.name, outage.unavailable.reason.as_str()))
         })
         .collect();
-    let config_status = config_manager.status().load();
+    let config_status = config_manager.config_status().load();
     let mut text = format!("configuration {}; backends: {}", config_status.version, backends.len());
     if !unavailable.is_empty() {
         text += &format!(", unavailable: {}", unavailable.join(", "));

@@ -35,12 +35,12 @@ const STOP_FORWARDING_WINDOW: Duration = Duration::from_secs(1);
 
 /// Waits for the signal or command that ends this process.
 pub(super) struct SignalHandler {
-    pub(super) process: Arc<ProcessState>,
+    pub(super) process_state: Arc<ProcessState>,
     pub(super) drain_delay: Duration,
     /// `None` if this process cannot be upgraded.
     pub(super) predecessor: Option<Predecessor>,
     pub(super) control_commands: Mutex<mpsc::Receiver<ControlCommand>>,
-    pub(super) background: Handle,
+    pub(super) background_runtime: Handle,
     pub(super) related_processes: Arc<RelatedProcesses>,
 }
 
@@ -87,11 +87,11 @@ impl ShutdownSignalWatch for SignalHandler {
             };
             let has_handed_over = outcome.is_ok();
             // Before the sockets are sent: clients on open connections move to the successor.
-            self.process.is_draining_connections.fetch_or(has_handed_over, Ordering::AcqRel);
+            self.process_state.is_draining_connections.fetch_or(has_handed_over, Ordering::AcqRel);
             if has_handed_over {
                 let (process, related_processes) =
-                    (Arc::clone(&self.process), Arc::clone(&self.related_processes));
-                self.background.spawn(forward_stop_to_successor(
+                    (Arc::clone(&self.process_state), Arc::clone(&self.related_processes));
+                self.background_runtime.spawn(forward_stop_to_successor(
                     requester,
                     outcome,
                     terminate,
@@ -100,7 +100,7 @@ impl ShutdownSignalWatch for SignalHandler {
                 ));
                 return ShutdownSignal::GracefulUpgrade;
             }
-            self.background.spawn(wait_for_serving_and_report(requester, outcome));
+            self.background_runtime.spawn(wait_for_serving_and_report(requester, outcome));
         }
     }
 }
@@ -108,8 +108,8 @@ impl ShutdownSignalWatch for SignalHandler {
 impl SignalHandler {
     /// Makes readiness probes fail, and waits for the drain delay.
     async fn begin_stop(&self, interrupt: &mut Signal) -> ShutdownSignal {
-        self.process.is_stopping.store(true, Ordering::Release);
-        self.process.is_draining_connections.store(true, Ordering::Release);
+        self.process_state.is_stopping.store(true, Ordering::Release);
+        self.process_state.is_draining_connections.store(true, Ordering::Release);
         notify::notify_stopping();
         info!(
             "stopping: readiness probes fail from now on, listeners close in {}",
@@ -169,7 +169,7 @@ pub(super) async fn reload_on_sighup(config_manager: Arc<ConfigManager>) {
         Err(error) => return warn!("cannot handle SIGHUP: {error}"),
     };
     while hangup.recv().await.is_some() {
-        let process = config_manager.process();
+        let process = config_manager.process_state();
         process.recorder.request_jsonl_rotation();
         if process.is_draining_connections.load(Ordering::Acquire) {
             // No new requests arrive, and `READY=1` would name this process as the main process.

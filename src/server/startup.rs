@@ -34,7 +34,7 @@ impl StartupTask {
         // Pingora reports `Running` before its services listen.
         if let Err(error) = wait_until_listening(&config).await {
             error!("{error}");
-            exit_process(config_manager.process(), 1);
+            exit_process(config_manager.process_state(), 1);
         }
         if let Some(commands) = control_commands {
             let bound = ControlSocket::bind(&config.server.upgrade_socket_path, successor.is_some()).await;
@@ -57,7 +57,7 @@ impl StartupTask {
         if let Some(successor) = successor {
             successor.report_serving().await;
         }
-        tokio::spawn(notify::ping_watchdog(Arc::clone(config_manager.process()), listener_runtimes));
+        tokio::spawn(notify::ping_watchdog(Arc::clone(config_manager.process_state()), listener_runtimes));
         notify::update_status_line(config_manager).await;
     }
 }

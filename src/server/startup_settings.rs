@@ -17,7 +17,7 @@ pub(super) fn restore_startup_sinks(startup: &Config, reloaded: &mut Config) {
 }
 
 /// The keys whose values differ from those of the startup configuration and need an upgrade.
-pub(super) fn keys_needing_upgrade(startup: &Config, reloaded: &Config) -> Vec<String> {
+pub(super) fn config_keys_needing_upgrade(startup: &Config, reloaded: &Config) -> Vec<String> {
     let mut keys = Vec::new();
     let mut add_if = |has_changed: bool, key: String| keys.extend(has_changed.then_some(key));
     for (index, listener) in reloaded.listeners.iter().enumerate() {
@@ -106,7 +106,7 @@ mod tests {
             let mut reloaded = config_from(yaml);
             let threads = if yaml.contains("threads") { 7 } else { startup.server.worker_threads };
             reloaded.server.worker_threads = threads;
-            assert_eq!(keys_needing_upgrade(&startup, &reloaded), expected, "{yaml}");
+            assert_eq!(config_keys_needing_upgrade(&startup, &reloaded), expected, "{yaml}");
             restore_startup_sinks(&startup, &mut reloaded);
             let sinks = |config: &Config| config.record.as_ref().map(|record| record.jsonl.clone());
             assert_eq!(sinks(&reloaded), sinks(&startup));

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::TEST_TIMEOUT;
+use super::{CHAT_TARGET, CLIENT_KEY, TEST_TIMEOUT};
 
 /// A client connection.
 pub struct Client {
@@ -64,6 +64,14 @@ impl Client {
     /// Sends bytes; returns whether the other side still accepted them.
     pub async fn try_send(&mut self, bytes: &[u8]) -> bool {
         matches!(timeout(TEST_TIMEOUT, self.stream.write_all(bytes)).await, Ok(Ok(())))
+    }
+
+    /// Sends a chat request of the client `team-a` with this body, and reads nothing.
+    pub async fn send_chat(&mut self, body: &str) {
+        let length = body.len().to_string();
+        let headers = [("api-key", CLIENT_KEY), ("Content-Length", &length)];
+        let request = Self::request_head("POST", CHAT_TARGET, &headers) + body;
+        self.send(request.as_bytes()).await;
     }
 
     pub fn request_head(method: &str, target: &str, headers: &[(&str, &str)]) -> String {

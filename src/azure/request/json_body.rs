@@ -65,7 +65,7 @@ pub struct BodyFacts {
     /// Whether `background` is `true`.
     pub is_background: bool,
     /// The offset just after the opening brace, where a key can be inserted.
-    pub first_key_offset: usize,
+    pub key_insertion_offset: usize,
     /// Whether the object has no keys.
     pub is_empty_object: bool,
     /// Where the prompt is in the body.
@@ -104,8 +104,8 @@ impl BodyFacts {
             stream_options,
             has_data_sources: [sources, camel_case_sources].into_iter().flatten().any(|raw| raw != "null"),
             is_background: background == Some("true"),
-            first_key_offset: open_brace + 1,
-            is_empty_object: fields.is_empty,
+            key_insertion_offset: open_brace + 1,
+            is_empty_object: fields.is_empty_object,
             prompt_parts: prompt,
         })
     }
@@ -123,10 +123,10 @@ impl BodyFacts {
         }
         Some(match &self.stream_options {
             StreamOptionsField::Absent if self.is_empty_object => {
-                BodyEdit::insert(self.first_key_offset, br#""stream_options":{"include_usage":true}"#)
+                BodyEdit::insert(self.key_insertion_offset, br#""stream_options":{"include_usage":true}"#)
             }
             StreamOptionsField::Absent => {
-                BodyEdit::insert(self.first_key_offset, br#""stream_options":{"include_usage":true},"#)
+                BodyEdit::insert(self.key_insertion_offset, br#""stream_options":{"include_usage":true},"#)
             }
             StreamOptionsField::Null(range) => BodyEdit {
                 range: range.clone(),
@@ -149,7 +149,7 @@ impl BodyFacts {
 /// v1 always has it
 /// (<https://learn.microsoft.com/azure/ai-foundry/openai/api-version-lifecycle>).
 /// `api_version` is the one sent upstream.
-pub fn may_request_usage(
+pub fn may_add_include_usage(
     operation: Operation,
     api: ApiStyle,
     api_version: Option<&str>,
@@ -198,7 +198,7 @@ fn read_stream_options(body: &[u8], raw: Option<&str>) -> (StreamOptionsField, O
         Ok(fields) => {
             let [include_usage] = fields.values;
             (
-                StreamOptionsField::Object { range, is_empty: fields.is_empty },
+                StreamOptionsField::Object { range, is_empty: fields.is_empty_object },
                 include_usage.map(|raw| raw == "true"),
             )
         }
@@ -293,7 +293,7 @@ mod tests {
     #[test]
     fn usage_is_requested_only_where_azure_supports_it() {
         let may_request = |api, version, body: &str| {
-            may_request_usage(Operation::Chat, api, version, &BodyFacts::parse(body.as_bytes()).unwrap())
+            may_add_include_usage(Operation::Chat, api, version, &BodyFacts::parse(body.as_bytes()).unwrap())
         };
         let stream = r#"{"stream":true}"#;
         assert!(may_request(ApiStyle::V1, None, stream));
@@ -318,7 +318,7 @@ mod tests {
             r#"{"stream":true,"stream_options":{"include_usage":true}}"#
         ));
         let facts = BodyFacts::parse(stream.as_bytes()).unwrap();
-        assert!(!may_request_usage(Operation::Responses, ApiStyle::V1, None, &facts));
+        assert!(!may_add_include_usage(Operation::Responses, ApiStyle::V1, None, &facts));
     }
 
     fn any_body() -> impl Strategy<Value = serde_json::Value> {

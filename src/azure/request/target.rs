@@ -47,7 +47,7 @@ pub enum DeploymentSource {
 #[derive(Clone, Debug)]
 pub struct RequestTarget {
     /// The API style. Paths outside `/openai` count as classic.
-    pub api: ApiStyle,
+    pub api_style: ApiStyle,
     /// The operation that the path belongs to.
     pub operation: Operation,
     /// The normalised path without the query. Rules are matched against it, and it is recorded and
@@ -90,7 +90,7 @@ impl RequestTarget {
         use Operation::{Audio, Chat, Completions, Embeddings, Images, Responses};
         let names_deployment_in_body = match self.operation {
             Responses => true,
-            Chat | Completions | Embeddings | Images | Audio => self.api == ApiStyle::V1,
+            Chat | Completions | Embeddings | Images | Audio => self.api_style == ApiStyle::V1,
             _ => false,
         };
         match () {
@@ -103,7 +103,7 @@ impl RequestTarget {
     }
 
     /// Whether the body is an uploaded file or a part of one, which may be streamed without buffering.
-    pub fn is_upload(&self, method: &Method) -> bool {
+    pub fn is_file_upload(&self, method: &Method) -> bool {
         method == Method::POST
             && match self.operation {
                 Operation::Files => !self.has_object_id,
@@ -125,7 +125,7 @@ impl RequestTarget {
         backend: Option<&'a str>,
         default: Option<&'a str>,
     ) -> Option<Cow<'a, str>> {
-        match self.api {
+        match self.api_style {
             ApiStyle::V1 => self.client_api_version().filter(|version| is_v1_api_version(version)),
             ApiStyle::Classic if !self.is_under_openai => self.client_api_version(),
             ApiStyle::Classic => backend
@@ -242,7 +242,7 @@ fn to_origin_form(text: &str) -> Result<&str, TargetError> {
 /// Normalises a path and classifies its segments. Empty segments are dropped: `//` counts as `/`.
 fn parse_path(raw: &str) -> Result<RequestTarget, TargetError> {
     let mut target = RequestTarget {
-        api: ApiStyle::Classic,
+        api_style: ApiStyle::Classic,
         operation: Operation::Other,
         path: String::with_capacity(raw.len().max(1)),
         deployment: None,
@@ -273,7 +273,7 @@ fn parse_path(raw: &str) -> Result<RequestTarget, TargetError> {
                 target.is_under_openai.then_some("openai")
             }
             PathPosition::AfterOpenai if is_word("v1") => {
-                (target.api, position) = (ApiStyle::V1, PathPosition::InOperation);
+                (target.api_style, position) = (ApiStyle::V1, PathPosition::InOperation);
                 Some("v1")
             }
             PathPosition::AfterOpenai if is_word("deployments") => {

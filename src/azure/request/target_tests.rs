@@ -130,14 +130,14 @@ fn method_and_path_determine_operation_and_deployment_source() {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
         let request_target = parsed(target).unwrap();
         let actual = (
-            request_target.api,
+            request_target.api_style,
             request_target.operation,
             request_target.deployment_source(&method),
             request_target.has_object_id,
         );
         assert_eq!(actual, (api, operation, naming, item), "{target}");
     }
-    let upload = |target| parsed(target).unwrap().is_upload(&Method::POST);
+    let upload = |target| parsed(target).unwrap().is_file_upload(&Method::POST);
     assert!(upload("/openai/v1/files") && upload("/openai/uploads/u/parts"));
     assert!(!upload("/openai/v1/files/f/content") && !upload("/openai/uploads"));
 }

@@ -23,7 +23,7 @@ pub struct ResponseCapture {
     /// Whether `usage` is an estimate instead.
     pub is_usage_estimated: bool,
     /// Whether the response has its end: `[DONE]`, a final event, or complete JSON.
-    pub has_ended: bool,
+    pub has_ended_properly: bool,
     /// The code of the error that the response ended with.
     pub error_code: Option<String>,
     operation: Operation,
@@ -39,7 +39,7 @@ impl ResponseCapture {
             finish_reason: None,
             usage: None,
             is_usage_estimated: false,
-            has_ended: false,
+            has_ended_properly: false,
             error_code: None,
             operation,
             text_budget: TextBudget::new(limit),
@@ -54,7 +54,7 @@ impl ResponseCapture {
         }
         let Ok(data) = std::str::from_utf8(event.data) else { return };
         if data.trim_ascii() == "[DONE]" {
-            self.has_ended = true;
+            self.has_ended_properly = true;
         } else if self.operation == Operation::Responses {
             self.read_responses_event(event.name, data);
         } else if !data.is_empty() {
@@ -62,14 +62,14 @@ impl ResponseCapture {
         }
     }
 
-    /// Takes a JSON body. If it is incomplete, `has_ended` stays `false`.
+    /// Takes a JSON body. If it is incomplete, `has_ended_properly` stays `false`.
     pub fn capture_json_body(&mut self, body: &[u8]) {
         let Ok(body) = std::str::from_utf8(body) else { return };
         let is_response = || {
             let [object, output, status] = json::find_fields(body, &["object", "output", "status"]);
             output.is_some() || status.is_some() || object == Some("\"response\"")
         };
-        self.has_ended |= if self.operation == Operation::Responses && is_response() {
+        self.has_ended_properly |= if self.operation == Operation::Responses && is_response() {
             self.read_response_object(body);
             let mut cursor = JsonCursor::new(body);
             cursor.walk_object(|_, _| {}) && cursor.is_at_end()
@@ -94,7 +94,7 @@ impl ResponseCapture {
     /// Takes a text body. Transcriptions can have one (`response_format` `text`, `srt` or `vtt`).
     pub fn capture_text_body(&mut self, body: &str) {
         self.text_budget.append_within_limit(&mut self.choices.choice_mut(0).content, body);
-        self.has_ended = true;
+        self.has_ended_properly = true;
     }
 
     /// The text, the tool calls as JSON, or the refusal. Several choices become a JSON array. `None` if
@@ -114,7 +114,7 @@ impl ResponseCapture {
     }
 
     /// The number of bytes of captured text.
-    pub fn captured_bytes(&self) -> usize {
+    pub fn captured_byte_count(&self) -> usize {
         self.text_budget.used_bytes()
     }
 
@@ -151,11 +151,11 @@ impl ResponseCapture {
                 }
             }
             Some(event_type) if event_type.ends_with(".done") || event_type.ends_with(".completed") => {
-                self.has_ended = true;
+                self.has_ended_properly = true;
                 self.append_text_unless_streamed(text);
             }
-            Some("error") => self.record_error(data),
-            _ if error.is_some_and(|raw| raw != "null") => self.record_error(data),
+            Some("error") => self.note_error(data),
+            _ if error.is_some_and(|raw| raw != "null") => self.note_error(data),
             _ => self.append_text_unless_streamed(text),
         }
         is_object && cursor.is_at_end()
@@ -248,17 +248,17 @@ impl ResponseCapture {
         let event_type = event_type.and_then(json::decode_string).unwrap_or(event_name.into());
         match &*event_type {
             "response.completed" | "response.incomplete" | "response.done" => {
-                self.has_ended = true;
+                self.has_ended_properly = true;
                 if let Some(response) = response {
                     self.read_response_object(response);
                 }
             }
             "response.failed" | "error" => {
-                self.has_ended = true;
+                self.has_ended_properly = true;
                 if let Some(response) = response {
                     self.read_response_object(response);
                 }
-                self.record_error(data);
+                self.note_error(data);
             }
             "response.created" if self.model.is_none() => {
                 self.note_model(response.and_then(|raw| json::find_fields(raw, &["model"])[0]));
@@ -287,7 +287,7 @@ impl ResponseCapture {
                     self.read_tool_call_item(output_index, item);
                 }
             }
-            _ if error.is_some_and(|raw| raw != "null") => self.record_error(data),
+            _ if error.is_some_and(|raw| raw != "null") => self.note_error(data),
             _ => {}
         }
     }
@@ -305,7 +305,7 @@ impl ResponseCapture {
             self.finish_reason = Some(truncate_label(&reason));
         }
         if error.is_some_and(|raw| raw != "null") || status == Some("\"failed\"") {
-            self.record_error(response);
+            self.note_error(response);
         }
         if self.text_budget.limit_bytes() > 0
             && self.choices.is_empty()
@@ -364,9 +364,9 @@ impl ResponseCapture {
     fn note_oversized_event(&mut self, event: &SseEvent<'_>) {
         self.text_budget.mark_truncated();
         match event.name {
-            b"response.completed" | b"response.incomplete" => self.has_ended = true,
+            b"response.completed" | b"response.incomplete" => self.has_ended_properly = true,
             b"response.failed" | b"error" => {
-                self.has_ended = true;
+                self.has_ended_properly = true;
                 self.error_code.get_or_insert_with(|| "error".to_owned());
             }
             // These events only echo the request, so no text of the response is missing.
@@ -377,7 +377,7 @@ impl ResponseCapture {
         }
     }
 
-    fn record_error(&mut self, data: &str) {
+    fn note_error(&mut self, data: &str) {
         let error = ErrorBody::parse(data.as_bytes());
         let code = error.code.or(error.error_type).map(|code| truncate_label(&code));
         match (&self.error_code, code) {
@@ -386,7 +386,7 @@ impl ResponseCapture {
             _ => {}
         }
         if self.operation == Operation::Responses {
-            self.has_ended = true;
+            self.has_ended_properly = true;
         }
     }
 

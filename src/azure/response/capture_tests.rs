@@ -42,11 +42,11 @@ fn a_chat_stream_is_captured() {
     assert_eq!((capture.model.as_deref(), capture.finish_reason.as_deref()), (Some("gpt-5"), Some("stop")));
     assert_eq!(capture.usage.and_then(|usage| usage.total), Some(3));
     assert_eq!(
-        (capture.has_ended, capture.error_code.as_deref(), capture.is_truncated()),
+        (capture.has_ended_properly, capture.error_code.as_deref(), capture.is_truncated()),
         (true, None, false)
     );
     let unfinished = capture_stream(Operation::Chat, &CHAT_EVENTS[..4]);
-    assert_eq!((unfinished.has_ended, unfinished.finish_reason), (false, None));
+    assert_eq!((unfinished.has_ended_properly, unfinished.finish_reason), (false, None));
 }
 
 #[test]
@@ -118,17 +118,20 @@ fn responses_api_output_is_captured_streamed_or_not() {
             (capture.model.as_deref(), capture.finish_reason.as_deref()),
             (Some("dep"), Some("completed"))
         );
-        assert_eq!((capture.has_ended, capture.usage.and_then(|usage| usage.input)), (true, Some(11)));
+        assert_eq!(
+            (capture.has_ended_properly, capture.usage.and_then(|usage| usage.input)),
+            (true, Some(11))
+        );
     }
     let unfinished = capture_stream(Operation::Responses, &events);
-    assert_eq!((unfinished.has_ended, unfinished.has_text()), (false, true));
+    assert_eq!((unfinished.has_ended_properly, unfinished.has_text()), (false, true));
     let short = capture_stream(
         Operation::Responses,
         &[
             r#"{"type":"response.incomplete","response":{"status":"incomplete","incomplete_details":{"reason":"max_output_tokens"}}}"#,
         ],
     );
-    assert_eq!((short.has_ended, short.finish_reason.as_deref()), (true, Some("max_output_tokens")));
+    assert_eq!((short.has_ended_properly, short.finish_reason.as_deref()), (true, Some("max_output_tokens")));
 }
 
 #[test]
@@ -161,7 +164,11 @@ fn failures_are_recorded_with_their_code() {
     ];
     for (operation, event, code, terminal) in rows {
         let capture = capture_stream(operation, &[event]);
-        assert_eq!((capture.error_code.as_deref(), capture.has_ended), (Some(code), terminal), "{event}");
+        assert_eq!(
+            (capture.error_code.as_deref(), capture.has_ended_properly),
+            (Some(code), terminal),
+            "{event}"
+        );
     }
 }
 
@@ -177,7 +184,7 @@ fn transcriptions_are_captured_as_text() {
             r#"{"type":"transcript.text.done","text":"hello","usage":{"input_tokens":14}}"#,
         ],
     );
-    assert_eq!((streamed.completion_text().as_deref(), streamed.has_ended), (Some("hello"), true));
+    assert_eq!((streamed.completion_text().as_deref(), streamed.has_ended_properly), (Some("hello"), true));
     assert_eq!(streamed.usage.and_then(|usage| usage.input), Some(14));
     let mut plain = ResponseCapture::new(Operation::Audio, 3);
     plain.capture_text_body("1\n00:00");
@@ -195,7 +202,7 @@ fn oversized_events_count_by_their_name() {
             data: b"{",
             is_oversized: true,
         });
-        (capture.is_truncated(), capture.has_ended)
+        (capture.is_truncated(), capture.has_ended_properly)
     };
     assert_eq!(event("response.created"), (false, false));
     assert_eq!(event("response.completed"), (true, true));

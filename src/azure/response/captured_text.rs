@@ -10,23 +10,23 @@ const MAX_LABEL_BYTES: usize = 256;
 /// The limit for captured text, shared by all choices.
 #[derive(Debug)]
 pub(in crate::azure) struct TextBudget {
-    limit: usize,
-    used: usize,
+    limit_bytes: usize,
+    used_bytes: usize,
     is_truncated: bool,
-    was_truncated: bool,
+    was_truncated_before_mark: bool,
 }
 
 impl TextBudget {
-    pub(in crate::azure) fn new(limit: usize) -> Self {
-        Self { limit, used: 0, is_truncated: false, was_truncated: false }
+    pub(in crate::azure) fn new(limit_bytes: usize) -> Self {
+        Self { limit_bytes, used_bytes: 0, is_truncated: false, was_truncated_before_mark: false }
     }
 
     pub(in crate::azure) fn limit_bytes(&self) -> usize {
-        self.limit
+        self.limit_bytes
     }
 
     pub(in crate::azure) fn used_bytes(&self) -> usize {
-        self.used
+        self.used_bytes
     }
 
     /// Whether text is missing.
@@ -37,24 +37,24 @@ impl TextBudget {
     /// Records that text is missing. Later text is still appended. With a limit of 0 nothing is captured,
     /// so nothing is missing.
     pub(in crate::azure) fn mark_truncated(&mut self) {
-        self.was_truncated = self.is_truncated;
-        self.is_truncated = self.limit > 0;
+        self.was_truncated_before_mark = self.is_truncated;
+        self.is_truncated = self.limit_bytes > 0;
     }
 
     /// Reverts the last [`TextBudget::mark_truncated`].
     pub(in crate::azure) fn undo_mark_truncated(&mut self) {
-        self.is_truncated = self.was_truncated;
+        self.is_truncated = self.was_truncated_before_mark;
     }
 
     /// Appends as much of `text` as fits.
     pub(in crate::azure) fn append_within_limit(&mut self, target: &mut String, text: &str) {
-        let fitting = truncate_text(text, self.limit - self.used);
+        let fitting = truncate_text(text, self.limit_bytes - self.used_bytes);
         target.push_str(fitting);
-        self.used += fitting.len();
+        self.used_bytes += fitting.len();
         if fitting.len() < text.len() {
             // Nothing is appended after a gap, even if it would fit: the captured text is a prefix.
-            self.used = self.limit;
-            self.is_truncated = self.limit > 0;
+            self.used_bytes = self.limit_bytes;
+            self.is_truncated = self.limit_bytes > 0;
         }
     }
 }

@@ -39,19 +39,19 @@ impl CollectedBody {
     }
 
     /// The number of bytes kept.
-    pub fn collected_bytes(&self) -> usize {
+    pub fn collected_byte_count(&self) -> usize {
         self.bytes.len()
     }
 
     /// The body, if it was kept whole.
-    pub fn complete_body(&self) -> Option<&[u8]> {
+    pub fn whole_body(&self) -> Option<&[u8]> {
         (!self.has_only_tail).then_some(&self.bytes)
     }
 
     /// Adds the complete body to `capture`. `is_json` tells its content type. Another body is captured as
     /// text if it is UTF-8, and not at all otherwise (speech, for example).
     pub fn capture_into(&self, is_json: bool, capture: &mut ResponseCapture) {
-        match self.complete_body() {
+        match self.whole_body() {
             Some(body) if is_json => capture.capture_json_body(body),
             Some(body) => {
                 if let Ok(text) = std::str::from_utf8(body) {
@@ -63,7 +63,7 @@ impl CollectedBody {
                 if is_json {
                     capture.note_usage(last_value_of_key(&self.bytes, b"\"usage\""));
                     capture.note_model(last_value_of_key(&self.bytes, b"\"model\""));
-                    capture.has_ended = true;
+                    capture.has_ended_properly = true;
                 }
             }
         }
@@ -105,7 +105,7 @@ mod tests {
                 let capture = collect_and_capture(body.as_bytes(), limit, step);
                 assert_eq!(capture.usage.and_then(|usage| usage.input), Some(8), "{step}");
                 assert_eq!(capture.model.as_deref(), Some("ada"));
-                assert_eq!((capture.has_ended, capture.is_truncated()), (true, limit == 1_000));
+                assert_eq!((capture.has_ended_properly, capture.is_truncated()), (true, limit == 1_000));
             }
         }
     }

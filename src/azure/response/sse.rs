@@ -33,9 +33,9 @@ pub struct SseEvent<'a> {
 #[derive(Debug)]
 pub struct EventScanner {
     max_event_bytes: usize,
-    boundaries: EventBoundaryFinder,
+    boundary_finder: EventBoundaryFinder,
     stream_offset: u64,
-    event_start: u64,
+    event_start_offset: u64,
     partial_event: Vec<u8>,
     joined_data: Vec<u8>,
 }
@@ -45,9 +45,9 @@ impl EventScanner {
     pub fn new(max_event_bytes: usize) -> Self {
         Self {
             max_event_bytes,
-            boundaries: EventBoundaryFinder::default(),
+            boundary_finder: EventBoundaryFinder::default(),
             stream_offset: 0,
-            event_start: 0,
+            event_start_offset: 0,
             partial_event: Vec::new(),
             joined_data: Vec::new(),
         }
@@ -56,47 +56,50 @@ impl EventScanner {
     /// Takes the next chunk and calls `on_event` for each event that ends in it.
     pub fn feed(&mut self, chunk: &[u8], on_event: &mut impl FnMut(SseEvent<'_>)) {
         let mut processed = 0;
-        while let Some(event_end) = self.boundaries.next_event_end(chunk, processed) {
+        while let Some(event_end) = self.boundary_finder.next_event_end(chunk, processed) {
             let end_offset = self.stream_offset + event_end as u64;
             self.emit_event(chunk.get(processed..event_end).unwrap_or_default(), end_offset, on_event);
             processed = event_end;
         }
         self.stream_offset += chunk.len() as u64;
         let rest = chunk.get(processed..).unwrap_or_default();
-        let max_retained = self.retained_bytes(self.stream_offset);
+        let max_retained = self.max_retained_bytes(self.stream_offset);
         append_up_to(&mut self.partial_event, rest, max_retained);
     }
 
     /// At the end of the stream, reports what came after the last blank line. A client drops such an
     /// incomplete event, but the record needs it.
     pub fn finish(&mut self, on_event: &mut impl FnMut(SseEvent<'_>)) {
-        if self.event_start < self.stream_offset {
+        if self.event_start_offset < self.stream_offset {
             self.emit_event(&[], self.stream_offset, on_event);
         }
-        self.boundaries = EventBoundaryFinder::default();
+        self.boundary_finder = EventBoundaryFinder::default();
     }
 
     /// How many bytes to keep of the current event, which reaches at least to `end_offset`.
-    fn retained_bytes(&self, end_offset: u64) -> usize {
-        let fits =
-            usize::try_from(end_offset - self.event_start).is_ok_and(|length| length <= self.max_event_bytes);
+    fn max_retained_bytes(&self, end_offset: u64) -> usize {
+        let fits = usize::try_from(end_offset - self.event_start_offset)
+            .is_ok_and(|length| length <= self.max_event_bytes);
         if fits { self.max_event_bytes } else { OVERSIZED_EVENT_PREFIX_BYTES.min(self.max_event_bytes) }
     }
 
     fn emit_event(&mut self, last_bytes: &[u8], end_offset: u64, on_event: &mut impl FnMut(SseEvent<'_>)) {
-        let max_retained = self.retained_bytes(end_offset);
+        let max_retained = self.max_retained_bytes(end_offset);
         let bytes = if self.partial_event.is_empty() {
             last_bytes.get(..max_retained).unwrap_or(last_bytes)
         } else {
             append_up_to(&mut self.partial_event, last_bytes, max_retained);
             &self.partial_event
         };
-        let bytes =
-            if self.event_start == 0 { bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes) } else { bytes };
+        let bytes = if self.event_start_offset == 0 {
+            bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes)
+        } else {
+            bytes
+        };
         let (name, data) = parse_event(bytes, &mut self.joined_data);
-        let is_oversized = end_offset - self.event_start > self.max_event_bytes as u64;
-        on_event(SseEvent { start_offset: self.event_start, end_offset, name, data, is_oversized });
-        self.event_start = end_offset;
+        let is_oversized = end_offset - self.event_start_offset > self.max_event_bytes as u64;
+        on_event(SseEvent { start_offset: self.event_start_offset, end_offset, name, data, is_oversized });
+        self.event_start_offset = end_offset;
         for buffer in [&mut self.partial_event, &mut self.joined_data] {
             buffer.clear();
             buffer.shrink_to(MAX_IDLE_BUFFER_BYTES);
@@ -114,9 +117,9 @@ fn append_up_to(buffer: &mut Vec<u8>, bytes: &[u8], limit: usize) {
 /// empty `choices` and a `usage` object. All other bytes pass unchanged and in order. Only the bytes of
 /// an incomplete event are held back, at most `max_event_bytes`.
 #[derive(Debug)]
-pub struct UsageEventFilter {
+pub struct UsageEventRemover {
     max_event_bytes: usize,
-    boundaries: EventBoundaryFinder,
+    boundary_finder: EventBoundaryFinder,
     held_chunks: Vec<Bytes>,
     held_bytes: usize,
     /// The current event is too long to be held back, so it passes.
@@ -125,12 +128,12 @@ pub struct UsageEventFilter {
     choices_finder: memmem::Finder<'static>,
 }
 
-impl UsageEventFilter {
+impl UsageEventRemover {
     /// A filter that holds back at most `max_event_bytes`. A longer event is never a usage event.
     pub fn new(max_event_bytes: usize) -> Self {
         Self {
             max_event_bytes,
-            boundaries: EventBoundaryFinder::default(),
+            boundary_finder: EventBoundaryFinder::default(),
             held_chunks: Vec::new(),
             held_bytes: 0,
             is_passing_through: false,
@@ -141,7 +144,7 @@ impl UsageEventFilter {
     /// Takes the next chunk and passes on everything that cannot be part of a usage event.
     pub fn feed(&mut self, chunk: &Bytes, on_piece: &mut impl FnMut(Bytes)) {
         let (mut processed, mut passing_from) = (0, 0);
-        while let Some(event_end) = self.boundaries.next_event_end(chunk, processed) {
+        while let Some(event_end) = self.boundary_finder.next_event_end(chunk, processed) {
             if self.completes_usage_event(chunk.get(processed..event_end).unwrap_or_default()) {
                 self.held_chunks.clear();
                 emit_if_not_empty(chunk.slice(passing_from..processed), on_piece);
@@ -163,7 +166,7 @@ impl UsageEventFilter {
 
     /// At the end of the stream, passes on what is still held back.
     pub fn finish(&mut self, on_piece: &mut impl FnMut(Bytes)) {
-        if self.boundaries.is_after_blank_cr_line && self.completes_usage_event(&[]) {
+        if self.boundary_finder.is_after_blank_cr_line && self.completes_usage_event(&[]) {
             self.held_chunks.clear();
         }
         self.release_held(on_piece);
@@ -312,7 +315,7 @@ mod tests {
 
     fn filter_usage(chunks: &[&[u8]], max_event_bytes: usize) -> Vec<u8> {
         let mut out = Vec::new();
-        let mut filter = UsageEventFilter::new(max_event_bytes);
+        let mut filter = UsageEventRemover::new(max_event_bytes);
         for chunk in chunks {
             filter.feed(&Bytes::copy_from_slice(chunk), &mut |piece| out.extend_from_slice(&piece));
         }
@@ -366,7 +369,7 @@ mod tests {
         // Complete events are not held back, and a chunk without a usage event is not split.
         let mut pieces = Vec::new();
         let chunk = Bytes::from(format!("{first}{delta}"));
-        UsageEventFilter::new(1_000).feed(&chunk, &mut |piece| pieces.push(piece));
+        UsageEventRemover::new(1_000).feed(&chunk, &mut |piece| pieces.push(piece));
         assert_eq!(pieces, [chunk]);
     }
 

@@ -34,7 +34,7 @@ pub enum Verdict {
 }
 
 /// Whether [`judge_response`] needs the body of a response with this status.
-pub fn judge_needs_body(status: u16) -> bool {
+pub fn needs_body_to_judge(status: u16) -> bool {
     // Any 4xx can come from the content filter, and that must not be retried on another backend.
     (400..500).contains(&status) && !matches!(status, 408 | 429)
 }
@@ -451,7 +451,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bodies_never_panic(status: u16, body in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = (judge_response(status, &body, &is_listed_by_default), judge_error_event(&body), judge_needs_body(status));
+            let _ = (judge_response(status, &body, &is_listed_by_default), judge_error_event(&body), needs_body_to_judge(status));
         }
     }
 }

@@ -15,7 +15,7 @@ const TLS_VERSION_WORDS: [(&str, TlsVersion); 2] = [("1.2", TlsVersion::Tls12), 
 
 /// More than a large office behind one address needs, and few enough that one address cannot use up the
 /// file descriptors of the process.
-const DEFAULT_MAX_CONNECTIONS_PER_CLIENT: usize = 4096;
+const DEFAULT_MAX_CONNECTIONS_PER_ADDRESS: usize = 4096;
 /// Pingora hands over at most 32 sockets in an upgrade (`MAX_FDS` in its `transfer_fd`), and one of them is
 /// the admin API's.
 const MAX_LISTENERS: usize = 31;
@@ -59,7 +59,7 @@ fn read_listener(
             taken_addresses.push((address, node.key_path.clone()));
             Some(address)
         });
-    let trusted_proxies = map.read_or("trusted_proxies", Vec::new(), |node| node.read_each(read_network));
+    let trusted_proxies = map.read_or("trusted_proxies", Vec::new(), |node| node.read_each(read_ip_network));
     let tls = map.read_optional("tls", read_listener_tls);
     let http2 = map.read_or("http2", false, |node| {
         let http2 = node.read_bool()?;
@@ -68,8 +68,8 @@ fn read_listener(
         }
         Some(http2)
     });
-    let max_connections_per_client =
-        map.read_or("connections_per_client", DEFAULT_MAX_CONNECTIONS_PER_CLIENT, |node| {
+    let max_connections_per_client_address =
+        map.read_or("connections_per_client", DEFAULT_MAX_CONNECTIONS_PER_ADDRESS, |node| {
             usize::try_from(node.read_integer(1..=1_000_000)?).ok()
         });
     Some(ListenerConfig {
@@ -77,7 +77,7 @@ fn read_listener(
         tls: tls?,
         http2_enabled: http2?,
         trusted_proxies: trusted_proxies?,
-        max_connections_per_client: max_connections_per_client?,
+        max_connections_per_client_address: max_connections_per_client_address?,
     })
 }
 
@@ -167,7 +167,7 @@ pub(super) fn addresses_overlap(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && a.port() != 0 && (ip_a == ip_b || covers(ip_a, ip_b) || covers(ip_b, ip_a))
 }
 
-fn read_network(node: &YamlNode<'_, '_>) -> Option<IpNet> {
+fn read_ip_network(node: &YamlNode<'_, '_>) -> Option<IpNet> {
     let network = node.read_parsed(|text| {
         text.parse::<IpNet>()
             .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))

@@ -93,7 +93,7 @@ pub(super) fn read_upgrade_socket_path(root: &YamlNode<'_, '_>) -> Option<PathBu
 mod tests {
     use std::time::Duration;
 
-    use super::server::processor_count;
+    use super::server::default_worker_threads;
     use crate::config::TokenUsageMode;
     use crate::config::schema::{CooldownConfig, RecordedContent, ServerConfig, TimeoutsConfig};
     use crate::config::testing::{assert_errors, errors_in, parse_valid};
@@ -105,7 +105,7 @@ mod tests {
         let seconds = Duration::from_secs;
         let retry = &config.retry;
         assert_eq!(
-            (retry.max_retries, retry.deadline, retry.max_cooldown_wait),
+            (retry.max_retries, retry.time_limit, retry.max_cooldown_wait),
             (12, seconds(120), Duration::from_millis(250))
         );
         assert_eq!(retry.retryable_statuses, StatusSet::default_retryable());
@@ -125,7 +125,7 @@ mod tests {
         assert_eq!(config.timeouts, timeouts);
         assert!(config.record.is_none() && config.admin.is_none());
         let server = ServerConfig {
-            worker_threads: processor_count(),
+            worker_threads: default_worker_threads(),
             grace_period: seconds(600),
             drain_delay: seconds(10),
             tcp_keepalive: seconds(60),
@@ -134,7 +134,7 @@ mod tests {
         assert_eq!(config.server, server);
         let record = parse_valid("record: { jsonl: { path: x.jsonl } }").config.record.unwrap();
         assert_eq!(
-            (record.content, record.max_content_bytes, record.token_usage),
+            (record.recorded_content, record.max_content_bytes, record.token_usage_mode),
             (RecordedContent::Full, 65_536, TokenUsageMode::AskUpstream)
         );
     }
@@ -145,7 +145,7 @@ mod tests {
                     record: { content: none, content_limit: 1MB, usage: observe, jsonl: { path: x } }";
         let config = parse_valid(yaml).config;
         assert_eq!(
-            (config.retry.max_retries, config.retry.deadline, config.server.worker_threads),
+            (config.retry.max_retries, config.retry.time_limit, config.server.worker_threads),
             (0, Duration::ZERO, 4)
         );
         let statuses =
@@ -153,7 +153,7 @@ mod tests {
         assert_eq!(statuses, [false, true, true, false, true, false]);
         let record = config.record.unwrap();
         assert_eq!(
-            (record.content, record.max_content_bytes, record.token_usage),
+            (record.recorded_content, record.max_content_bytes, record.token_usage_mode),
             (RecordedContent::None, 1_000_000, TokenUsageMode::ObserveOnly)
         );
         let config = parse_valid("retry: { statuses: [] }").config;

@@ -22,16 +22,16 @@ pub(super) fn read_retry(root: &YamlMapping<'_, '_>) -> Option<RetryConfig> {
         let ranges = node.read_each(read_status_range)?;
         Some(ranges.into_iter().fold(StatusSet::EMPTY, |set, (first, last)| set.with_range(first, last)))
     });
-    let deadline = map.read_or("deadline", Duration::from_secs(120), YamlNode::read_duration);
+    let time_limit = map.read_or("deadline", Duration::from_secs(120), YamlNode::read_duration);
     let max_cooldown_wait = map.read_or("wait", Duration::from_millis(250), YamlNode::read_duration);
     let budget = map.read_or("budget", Percentage::TWENTY_PERCENT, YamlNode::read_percentage);
     let stream_hold = read_stream_hold(&map);
     Some(RetryConfig {
         max_retries: max_retries?,
         retryable_statuses: retryable_statuses?,
-        deadline: deadline?,
+        time_limit: time_limit?,
         max_cooldown_wait: max_cooldown_wait?,
-        budget: budget?,
+        budget_percentage: budget?,
         stream_hold: stream_hold?,
     })
 }
@@ -79,7 +79,7 @@ pub(super) fn read_breaker(root: &YamlMapping<'_, '_>) -> Option<BreakerConfig> 
     }
     Some(BreakerConfig {
         min_failures: failures?,
-        min_failure_ratio: ratio?,
+        min_failure_percentage: ratio?,
         window: window?,
         open_duration: open,
         max_open_duration: maximum,

@@ -14,13 +14,13 @@ const DEFAULT_RUNTIME_DIRECTORY: &str = "/run/aoai-lb";
 /// The longest path of a Unix socket, in bytes (Linux, `sun_path` without its NUL: unix(7)).
 pub(super) const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// The control socket has the path of the upgrade socket with this suffix.
-const CONTROL_SUFFIX_BYTES: usize = ".control".len();
+const CONTROL_SUFFIX_LEN: usize = ".control".len();
 
 /// Reads the block.
 pub(super) fn read_server(root: &YamlMapping<'_, '_>) -> Option<ServerConfig> {
     let map = root.read_block("server", &SERVER_KEYS)?;
     let worker_threads =
-        map.read_or("threads", processor_count(), |node| Some(node.read_integer(1..=256)? as usize));
+        map.read_or("threads", default_worker_threads(), |node| Some(node.read_integer(1..=256)? as usize));
     let grace_period = map.read_or("grace_period", Duration::from_secs(600), YamlNode::read_duration);
     let drain_delay = map.read_or("drain_delay", Duration::from_secs(10), YamlNode::read_duration);
     let tcp_keepalive = map.read_or("tcp_keepalive", Duration::from_secs(60), read_tcp_keepalive);
@@ -50,7 +50,7 @@ fn parse_socket_path(node: &YamlNode<'_, '_>, text: &str) -> Result<PathBuf, &'s
     let path = node.resolve_path(text);
     match path.as_os_str().len() {
         _ if text.contains('\0') => Err("must be a path without NUL"),
-        length if length > MAX_SOCKET_PATH_BYTES - CONTROL_SUFFIX_BYTES => {
+        length if length > MAX_SOCKET_PATH_BYTES - CONTROL_SUFFIX_LEN => {
             Err("must be a path of at most 99 bytes")
         }
         _ => Ok(path),
@@ -65,6 +65,6 @@ fn read_tcp_keepalive(node: &YamlNode<'_, '_>) -> Option<Duration> {
 }
 
 /// The default of `threads`.
-pub(super) fn processor_count() -> usize {
+pub(super) fn default_worker_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get().min(256))
 }

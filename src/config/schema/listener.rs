@@ -18,7 +18,7 @@ pub struct ListenerConfig {
     pub trusted_proxies: Vec<ipnet::IpNet>,
     /// The most connections at a time from one client address. Addresses of trusted proxies are not
     /// limited. At least 1.
-    pub max_connections_per_client: usize,
+    pub max_connections_per_client_address: usize,
 }
 
 /// The TLS settings of a listener, or of the admin API.

@@ -9,11 +9,11 @@ use crate::config::values::Endpoint;
 #[derive(Clone, Debug)]
 pub struct RecordConfig {
     /// How much of prompts and completions is recorded, unless the client has a setting of its own.
-    pub content: RecordedContent,
+    pub recorded_content: RecordedContent,
     /// The most bytes recorded of a prompt, and of a completion; above zero.
     pub max_content_bytes: u64,
     /// How the token counts of streams are obtained.
-    pub token_usage: TokenUsageMode,
+    pub token_usage_mode: TokenUsageMode,
     /// What matches one of these is removed from prompts and completions before they are recorded.
     pub redaction_patterns: Vec<regex::Regex>,
     /// The file of JSON lines. At least one of this and `log_analytics` is set.

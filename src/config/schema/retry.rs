@@ -21,11 +21,11 @@ pub struct RetryConfig {
     /// The response statuses that lead to an attempt on another backend.
     pub retryable_statuses: StatusSet,
     /// Measured from the end of the request body: no retry starts later than this.
-    pub deadline: Duration,
+    pub time_limit: Duration,
     /// The longest that a request waits for a cooldown to end before it spills over to the next tier.
     pub max_cooldown_wait: Duration,
     /// While backends fail, retries are limited to this share of the pool's recent requests.
-    pub budget: Percentage,
+    pub budget_percentage: Percentage,
     /// How long and how much of a stream is held back until its first content arrives.
     pub stream_hold: StreamHoldLimits,
 }
@@ -55,7 +55,7 @@ pub struct BreakerConfig {
     /// The circuit opens after this many failures within the window; at least 1.
     pub min_failures: u32,
     /// The failures must also be at least this share of all attempts within the window.
-    pub min_failure_ratio: Percentage,
+    pub min_failure_percentage: Percentage,
     /// The sliding window in which attempts are counted; above zero.
     pub window: Duration,
     /// How long the circuit is open the first time; above zero.

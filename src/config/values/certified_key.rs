@@ -11,9 +11,9 @@ use openssl::x509::X509;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertifiedKeyFiles {
     /// PEM: the certificate, then its chain.
-    pub certificate: PathBuf,
+    pub certificate_path: PathBuf,
     /// PEM, without a passphrase.
-    pub private_key: PathBuf,
+    pub private_key_path: PathBuf,
 }
 
 /// A certificate with its chain and its private key.
@@ -44,9 +44,9 @@ impl CertifiedKey {
     /// # Errors
     /// [`CertifiedKeyError`] if a file cannot be read, is not PEM, or the key belongs to another certificate.
     pub fn from_files(files: &CertifiedKeyFiles) -> Result<Self, CertifiedKeyError> {
-        let CertifiedKeyFiles { certificate, private_key } = files;
-        let shown_path = certificate.display();
-        let pem = fs::read(certificate)
+        let CertifiedKeyFiles { certificate_path, private_key_path } = files;
+        let shown_path = certificate_path.display();
+        let pem = fs::read(certificate_path)
             .map_err(|e| CertifiedKeyError::Certificate(format!("cannot read {shown_path}: {e}")))?;
         let certificates = X509::stack_from_pem(&pem).map_err(|_| {
             CertifiedKeyError::Certificate(format!(
@@ -59,8 +59,8 @@ impl CertifiedKey {
                 "must be a PEM file with a certificate, and {shown_path} has none"
             ))
         })?;
-        let shown_path = private_key.display();
-        let pem = fs::read(private_key)
+        let shown_path = private_key_path.display();
+        let pem = fs::read(private_key_path)
             .map_err(|e| CertifiedKeyError::PrivateKey(format!("cannot read {shown_path}: {e}")))?;
         // The callback supplies an empty passphrase: without it, OpenSSL would prompt for one on the terminal.
         let private_key = PKey::private_key_from_pem_callback(&pem, |_| Ok(0)).map_err(|_| {

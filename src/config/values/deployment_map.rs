@@ -8,7 +8,7 @@ use crate::names::DeploymentName;
 #[derive(Clone, Debug)]
 pub struct DeploymentMap {
     entries: Vec<(DeploymentName, DeploymentName)>,
-    upstream_by_client_name: HashMap<DeploymentName, DeploymentName>,
+    upstream_by_requested_name: HashMap<DeploymentName, DeploymentName>,
     passes_unlisted: bool,
 }
 
@@ -16,13 +16,13 @@ impl DeploymentMap {
     /// A map of `entries` (the client's name first, each once). If `passes_unlisted`, names that are not
     /// listed are served as well, under the same name upstream.
     pub(crate) fn new(entries: Vec<(DeploymentName, DeploymentName)>, passes_unlisted: bool) -> Self {
-        Self { upstream_by_client_name: entries.iter().cloned().collect(), entries, passes_unlisted }
+        Self { upstream_by_requested_name: entries.iter().cloned().collect(), entries, passes_unlisted }
     }
 
     /// The name to use upstream: the mapped one, or the client's own spelling where all names
     /// pass. `None`: not served here.
     pub fn upstream_name<'a>(&'a self, requested: &'a DeploymentName) -> Option<&'a DeploymentName> {
-        self.upstream_by_client_name.get(requested).or(self.passes_unlisted.then_some(requested))
+        self.upstream_by_requested_name.get(requested).or(self.passes_unlisted.then_some(requested))
     }
 
     /// The listed names in the order of the file: the client's name and the one upstream.

@@ -110,7 +110,7 @@ impl<'p, 'v> YamlNode<'p, 'v> {
             };
             if shows_keys && key.len() <= MAX_SHOWN_KEY_BYTES && is_plain_key(key) {
                 self.problems.report_error::<()>(
-                    &child_path(&self.key_path, key),
+                    &child_key_path(&self.key_path, key),
                     format!("unknown key; {suggestion}"),
                 );
             } else {
@@ -135,7 +135,7 @@ impl<'p, 'v> YamlNode<'p, 'v> {
             };
             named_entries.push((
                 key.as_str(),
-                YamlNode { key_path: child_path(&self.key_path, key), value, problems: self.problems },
+                YamlNode { key_path: child_key_path(&self.key_path, key), value, problems: self.problems },
             ));
         }
         all_valid.then_some(named_entries)
@@ -352,7 +352,7 @@ pub(crate) struct YamlMapping<'p, 'v> {
 impl<'p, 'v> YamlMapping<'p, 'v> {
     /// The full path of one of its keys.
     pub(crate) fn key_path_of(&self, key: &str) -> String {
-        child_path(&self.key_path, key)
+        child_key_path(&self.key_path, key)
     }
 
     /// Reports an error about one of its keys. Returns `None`, so that a reader can return it.
@@ -440,7 +440,7 @@ fn is_plain_key(key: &str) -> bool {
 }
 
 /// The path of a key in the mapping at `path`.
-fn child_path(path: &str, key: &str) -> String {
+fn child_key_path(path: &str, key: &str) -> String {
     match (path, is_plain_key(key)) {
         ("", true) => key.to_owned(),
         (_, true) => format!("{path}.{key}"),
@@ -460,7 +460,7 @@ mod tests {
             ("d", "gpt-4.1", "d[\"gpt-4.1\"]"),
             ("", "", "[\"\"]"),
         ] {
-            assert_eq!(child_path(path, key), expected);
+            assert_eq!(child_key_path(path, key), expected);
         }
     }
 }

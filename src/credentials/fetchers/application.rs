@@ -33,8 +33,8 @@ pub(in crate::credentials) enum ApplicationProof {
 
 /// Fetches the token of an application for one scope.
 pub(in crate::credentials) struct ApplicationTokenFetcher {
-    authority: Endpoint,
-    token_path: String,
+    authority_host: Endpoint,
+    token_url_path: String,
     client_id: String,
     proof: ApplicationProof,
     scope: String,
@@ -47,8 +47,8 @@ impl ApplicationTokenFetcher {
         scope: &str,
     ) -> Self {
         Self {
-            authority: application.authority_host.clone(),
-            token_path: format!("/{}/oauth2/v2.0/token", application.tenant_id),
+            authority_host: application.authority_host.clone(),
+            token_url_path: format!("/{}/oauth2/v2.0/token", application.tenant_id),
             client_id: application.client_id.clone(),
             proof,
             scope: scope.to_owned(),
@@ -72,11 +72,11 @@ impl ApplicationTokenFetcher {
             fields.map(|(name, value)| format!("{name}={}", percent_encode(value))).collect();
         let request = OutboundRequest {
             method: Method::POST,
-            path_and_query: &self.token_path,
+            path_and_query: &self.token_url_path,
             headers: &[("content-type", "application/x-www-form-urlencoded"), ("accept", "application/json")],
             body: Bytes::from(form.join("&")),
         };
-        let response = client.send(&self.authority, request).await.map_err(|error| error.to_string())?;
+        let response = client.send(&self.authority_host, request).await.map_err(|error| error.to_string())?;
         let hint = match &self.proof {
             ApplicationProof::ClientSecret(_) => {
                 "; check tenant, client_id and secret of the app registration"
@@ -94,7 +94,7 @@ impl ApplicationTokenFetcher {
             // If the secret is in a key vault, there may be a newer one: it is fetched again.
             secret.on_rejected(secret_id);
         }
-        parse_token_response(&self.authority.host, &response, hint)
+        parse_token_response(&self.authority_host.host, &response, hint)
     }
 
     /// The form fields that authenticate the application, and the id of the secret in them; 0 if they
@@ -144,7 +144,7 @@ impl ApplicationTokenFetcher {
         header.x5t_s256 = Some(URL_SAFE_NO_PAD.encode(openssl::sha::sha256(&certificate_der)));
         let now = jsonwebtoken::get_current_timestamp();
         let claims = AssertionClaims {
-            aud: format!("https://{}{}", self.authority.authority(), self.token_path),
+            aud: format!("https://{}{}", self.authority_host.authority(), self.token_url_path),
             iss: &self.client_id,
             sub: &self.client_id,
             jti: uuid::Uuid::from_u128(fastrand::u128(..)).to_string(),
@@ -152,6 +152,6 @@ impl ApplicationTokenFetcher {
             exp: now + ASSERTION_LIFETIME.as_secs(),
         };
         jwt::sign_token(&header, &claims, &pair.private_key)
-            .map_err(|error| format!("cannot sign with {}: {error}", files.private_key.display()).into())
+            .map_err(|error| format!("cannot sign with {}: {error}", files.private_key_path.display()).into())
     }
 }

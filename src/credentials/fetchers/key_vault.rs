@@ -24,22 +24,22 @@ pub(in crate::credentials) fn vault_token_scope(secret: &VaultSecretRef) -> Stri
 
 /// Fetches one secret, at its newest or at a fixed version.
 pub(in crate::credentials) struct KeyVaultFetcher {
-    secret: VaultSecretRef,
+    secret_ref: VaultSecretRef,
     access_token: RefreshedSecret,
     refresh_interval: Duration,
 }
 
 impl KeyVaultFetcher {
     pub(in crate::credentials) fn new(
-        secret: VaultSecretRef,
+        secret_ref: VaultSecretRef,
         access_token: RefreshedSecret,
         refresh_interval: Duration,
     ) -> Self {
-        Self { secret, access_token, refresh_interval }
+        Self { secret_ref, access_token, refresh_interval }
     }
 
     pub(in crate::credentials) fn description(&self) -> String {
-        format!("secret {}", self.secret)
+        format!("secret {}", self.secret_ref)
     }
 
     pub(in crate::credentials) async fn fetch(
@@ -62,7 +62,7 @@ impl KeyVaultFetcher {
         if response.status != 200 {
             return Err(self.error_from_response(&response));
         }
-        let host = &self.secret.vault.host;
+        let host = &self.secret_ref.vault.host;
         let unusable = |what| FetchError::from(format!("the response of {host} contains {what}"));
         let bundle: SecretBundle =
             serde_json::from_slice(&response.body).map_err(|_| unusable("no secret"))?;
@@ -83,7 +83,7 @@ impl KeyVaultFetcher {
     /// Requests the secret; returns the response and the id of the token that the request carried.
     async fn request_secret(&self, client: &OutboundClient) -> Result<(OutboundResponse, u64), FetchError> {
         let token = self.access_token.wait_for_value().await.map_err(|error| error.to_string())?;
-        let VaultSecretRef { vault, name, version } = &self.secret;
+        let VaultSecretRef { vault, name, version } = &self.secret_ref;
         let version_segment = version.as_ref().map_or(String::new(), |version| format!("/{version}"));
         let authorization = format!("Bearer {}", token.secret.expose_secret());
         let request = OutboundRequest {
@@ -113,7 +113,7 @@ impl KeyVaultFetcher {
             404 => "; does the secret exist?",
             _ => "",
         };
-        let host = &self.secret.vault.host;
+        let host = &self.secret_ref.vault.host;
         let retry_after = hints::cooldown_hint(&response.headers, SystemTime::now());
         FetchError { message: format!("{host} responded with {}{codes}{hint}", response.status), retry_after }
     }

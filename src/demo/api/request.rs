@@ -80,9 +80,12 @@ impl<'a> SimulatedRequest<'a> {
         cost: RequestCost,
     ) -> Result<DeploymentAdmission<'a>, ErrorResponse> {
         match self.resource.admit_request(deployment, cost, self.limit_override, self.received_at) {
-            AdmissionDecision::Admitted { estimated_tokens, counters } => {
-                Ok(DeploymentAdmission { resource: self.resource, deployment, estimated_tokens, counters })
-            }
+            AdmissionDecision::Admitted { estimated_tokens, counters } => Ok(DeploymentAdmission {
+                resource: self.resource,
+                deployment,
+                estimated_tokens,
+                rate_limit_counters: counters,
+            }),
             AdmissionDecision::Refused { exceeded_limit, retry_after, counters } => {
                 let region = &self.resource.definition.region;
                 Err(Box::new(throttling::rate_limited_response(
@@ -103,7 +106,7 @@ pub(in crate::demo) struct DeploymentAdmission<'a> {
     resource: &'a ResourceState,
     deployment: &'a SimulatedDeployment,
     estimated_tokens: u64,
-    counters: RateLimitCounters,
+    rate_limit_counters: RateLimitCounters,
 }
 
 impl DeploymentAdmission<'_> {
@@ -116,7 +119,7 @@ impl DeploymentAdmission<'_> {
     ) -> SimulatedResponse {
         let name = &self.deployment.name;
         let actual_tokens = self.resource.weighted_tokens(name, input_tokens, output_tokens);
-        throttling::with_rate_limit_headers(response, &self.counters)
+        throttling::with_rate_limit_headers(response, &self.rate_limit_counters)
             .with_header("x-ms-deployment-name", name.clone())
             .with_header("x-ms-rai-invoked", "true")
             .with_header("azureml-model-session", format!("d{:03}-20261101120000", name.len()))

@@ -11,7 +11,7 @@ use crate::demo::api::throttling::throttled_by_mood_response;
 use crate::demo::moods::mood::{ErrorEventOrder, Mood};
 
 /// `retry-after` of the 429 that [`Mood::ErrorFirst`] gives to requests without a stream.
-const ERROR_FIRST_RETRY_AFTER: &str = "4";
+const ERROR_FIRST_RETRY_AFTER_SECONDS: &str = "4";
 
 /// Changes the events of a stream as the mood demands. Of other responses, only [`Mood::ErrorFirst`] changes
 /// any.
@@ -25,7 +25,12 @@ pub(in crate::demo) fn apply_mood_to_response(
         let is_throttled =
             status == 200 && matches!(mood, Mood::ErrorFirst { .. }) && request.head.method == "POST";
         return if is_throttled {
-            throttled_by_mood_response(request.resource, request.route, None, Some(ERROR_FIRST_RETRY_AFTER))
+            throttled_by_mood_response(
+                request.resource,
+                request.route,
+                None,
+                Some(ERROR_FIRST_RETRY_AFTER_SECONDS),
+            )
         } else {
             response
         };

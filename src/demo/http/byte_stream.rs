@@ -8,11 +8,11 @@ pub(in crate::demo) trait ByteStream:
     AsyncRead + AsyncWrite + Unpin + Send + 'static
 {
     /// Makes the next close a TCP reset (RST) instead of an orderly end (FIN).
-    fn reset_on_close(&self);
+    fn set_reset_on_close(&self);
 }
 
 impl ByteStream for TcpStream {
-    fn reset_on_close(&self) {
+    fn set_reset_on_close(&self) {
         // With SO_LINGER at zero, closing the socket sends RST and discards unsent data.
         if let Err(error) = self.set_zero_linger() {
             log::debug!("simulate: cannot arrange a TCP reset on this platform: {error}");

@@ -187,7 +187,7 @@ impl<S: ByteStream> HttpConnection<S> {
     pub(in crate::demo) async fn reset(self) {
         // A reset makes the client drop what it has not yet read.
         sleep(DELAY_BEFORE_RESET).await;
-        self.stream.reset_on_close();
+        self.stream.set_reset_on_close();
         // The stream is dropped here, and with it the socket is closed.
     }
 

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::chat::complete_batch_line;
+use super::chat::batch_line_response_body;
 use super::files::store_file;
 use crate::demo::api::error_response::{invalid_parameter, not_found};
 use crate::demo::api::request::SimulatedRequest;
@@ -54,7 +54,7 @@ fn create_batch(request: &SimulatedRequest) -> OperationResult {
     let failed: Vec<&Value> = results.iter().filter_map(|result| result.as_ref().err()).collect();
     let counts = json!({"total": lines.len(), "completed": succeeded.len(), "failed": failed.len()});
     let has_only_failures = succeeded.is_empty();
-    let id = format!("batch_{}", request.resource.ids.uuid_v4());
+    let id = format!("batch_{}", request.resource.id_generator.uuid_v4());
     let now = unix_seconds_now();
     let mut batch = json!({
         "id": id, "object": BATCH_KIND, "endpoint": body.get("endpoint"), "input_file_id": input_file_id,
@@ -62,8 +62,8 @@ fn create_batch(request: &SimulatedRequest) -> OperationResult {
         "created_at": now, "expires_at": now + BATCH_LIFETIME_SECONDS, "errors": null,
         "status": if has_only_failures { "failed" } else { "completed" },
         "in_progress_at": now, "completed_at": now, "request_counts": counts,
-        "output_file_id": if has_only_failures { json!(null) } else { store_lines(request, &succeeded, "results.jsonl") },
-        "error_file_id": if failed.is_empty() { json!(null) } else { store_lines(request, &failed, "errors.jsonl") },
+        "output_file_id": if has_only_failures { json!(null) } else { store_lines_as_file(request, &succeeded, "results.jsonl") },
+        "error_file_id": if failed.is_empty() { json!(null) } else { store_lines_as_file(request, &failed, "errors.jsonl") },
     });
     lock(&request.resource.objects).insert(&id, BATCH_KIND, batch.clone());
     // Only the object store knows yet that the batch is done.
@@ -78,7 +78,7 @@ fn create_batch(request: &SimulatedRequest) -> OperationResult {
 }
 
 /// Stores the lines as a file, and returns its id.
-fn store_lines(request: &SimulatedRequest, lines: &[&Value], name: &str) -> Value {
+fn store_lines_as_file(request: &SimulatedRequest, lines: &[&Value], name: &str) -> Value {
     let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
     let file = store_file(request, name, "batch_output", Bytes::from(text));
     file.get("id").cloned().unwrap_or_default()
@@ -90,13 +90,13 @@ fn process_batch_line(request: &SimulatedRequest, line: &Value) -> Result<Value,
     let body = line.get("body").unwrap_or(&Value::Null);
     let name = body.get("model").and_then(Value::as_str).unwrap_or_default();
     let result = match request.resource.deployment(name) {
-        Some(deployment) => complete_batch_line(request, deployment, body),
+        Some(deployment) => batch_line_response_body(request, deployment, body),
         None => Err(SimulatedError::DeploymentNotFound.into()),
     };
-    let request_id = request.resource.ids.uuid_v4();
+    let request_id = request.resource.id_generator.uuid_v4();
     let output_line = |status: u16, body: &Value| {
         json!({
-            "id": request.resource.ids.hex_id("batch_req_", 24), "custom_id": custom_id, "error": null,
+            "id": request.resource.id_generator.hex_id("batch_req_", 24), "custom_id": custom_id, "error": null,
             "response": {"status_code": status, "request_id": request_id, "body": body},
         })
     };

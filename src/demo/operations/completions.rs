@@ -46,7 +46,7 @@ pub(super) fn create_completion(request: &SimulatedRequest) -> OperationResult {
     let input_tokens = prompts.iter().map(|prompt| count_tokens(prompt)).sum();
     let output_tokens = texts.iter().map(|(text, _)| count_tokens_up_to(text, max_tokens)).sum();
     let completion = TextCompletion {
-        id: request.resource.ids.alphanumeric_id("cmpl-", 29),
+        id: request.resource.id_generator.alphanumeric_id("cmpl-", 29),
         created_at: unix_seconds_now(),
         model: dated_model_name(&deployment.model),
         texts,

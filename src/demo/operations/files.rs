@@ -32,7 +32,7 @@ pub(super) fn handle_files(request: &SimulatedRequest, method: &str, path: &[&st
 
 /// Stores a file, and returns its file object.
 pub(super) fn store_file(request: &SimulatedRequest, name: &str, purpose: &str, content: Bytes) -> Value {
-    let id = request.resource.ids.hex_id("file-", 32);
+    let id = request.resource.id_generator.hex_id("file-", 32);
     let metadata = json!({
         "id": id, "object": "file", "bytes": content.len(), "created_at": unix_seconds_now(), "filename": name,
         "purpose": purpose, "status": "processed", "status_details": null,

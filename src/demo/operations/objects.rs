@@ -83,7 +83,7 @@ fn handle_collection(
     match method {
         "POST" => {
             let mut object = if request.body.is_empty() { json!({}) } else { request.json_body()? };
-            let id = request.resource.ids.alphanumeric_id(id_prefix, 24);
+            let id = request.resource.id_generator.alphanumeric_id(id_prefix, 24);
             if let Some(map) = object.as_object_mut() {
                 map.insert("id".to_owned(), json!(id));
                 map.insert("object".to_owned(), json!(object_kind));

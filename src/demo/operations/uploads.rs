@@ -28,7 +28,7 @@ pub(super) fn handle_uploads(request: &SimulatedRequest, method: &str, path: &[&
 
 fn create_upload(request: &SimulatedRequest) -> OperationResult {
     let body = request.json_body()?;
-    let id = request.resource.ids.hex_id("upload_", 24);
+    let id = request.resource.id_generator.hex_id("upload_", 24);
     let metadata = json!({
         "id": id, "object": "upload", "status": "pending", "bytes": body.get("bytes"), "created_at": unix_seconds_now(),
         "filename": body.get("filename"), "purpose": body.get("purpose"),
@@ -46,7 +46,7 @@ fn add_part(request: &SimulatedRequest, id: &str) -> OperationResult {
     };
     let content = Bytes::copy_from_slice(data.content);
     update_upload(request, id, |upload| {
-        let part_id = request.resource.ids.hex_id("part_", 24);
+        let part_id = request.resource.id_generator.hex_id("part_", 24);
         upload.parts.push((part_id.clone(), content));
         json!({"id": part_id, "object": "upload.part", "created_at": unix_seconds_now(), "upload_id": id})
     })

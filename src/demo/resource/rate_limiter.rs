@@ -52,7 +52,7 @@ pub(in crate::demo) enum LimitOverride {
     None,
     PercentOfLimits(u64),
     /// The limits apply, but all counters are -1.
-    UnknownCounters,
+    MinusOneCounters,
 }
 
 /// What a request was charged on arrival, and what it really used.
@@ -108,7 +108,7 @@ pub(in crate::demo) struct RateLimiter {
     requests_this_window: u64,
     /// Weighted tokens in the leaky bucket.
     bucket_level: f64,
-    bucket_drained_at: Instant,
+    bucket_updated_at: Instant,
 }
 
 impl RateLimiter {
@@ -122,7 +122,7 @@ impl RateLimiter {
             current_request_window: 0,
             requests_this_window: 0,
             bucket_level: 0.0,
-            bucket_drained_at: now,
+            bucket_updated_at: now,
         }
     }
 
@@ -133,7 +133,7 @@ impl RateLimiter {
         limit_override: LimitOverride,
         now: Instant,
     ) -> AdmissionDecision {
-        let hides_counters = limit_override == LimitOverride::UnknownCounters;
+        let hides_counters = limit_override == LimitOverride::MinusOneCounters;
         match self.deployment_kind {
             DeploymentKind::Unlimited => {
                 let counters =
@@ -182,7 +182,7 @@ impl RateLimiter {
         now: Instant,
     ) -> AdmissionDecision {
         let age = now.saturating_duration_since(self.created_at);
-        self.start_windows(age);
+        self.reset_ended_windows(age);
         self.requests_this_minute += 1;
         self.requests_this_window += 1;
         let estimated_tokens = estimated_tokens(cost);
@@ -222,7 +222,7 @@ impl RateLimiter {
     }
 
     /// Sets the counters to zero where a new minute, or a new window of requests, has begun.
-    fn start_windows(&mut self, age: Duration) {
+    fn reset_ended_windows(&mut self, age: Duration) {
         let minute = age.as_millis() / TOKEN_WINDOW.as_millis();
         if minute != self.current_minute {
             (self.current_minute, self.tokens_this_minute, self.requests_this_minute) = (minute, 0, 0);
@@ -241,9 +241,9 @@ impl RateLimiter {
         now: Instant,
     ) -> AdmissionDecision {
         let drained_per_second = to_f64(capacity) / 60.0;
-        let elapsed = now.saturating_duration_since(self.bucket_drained_at).as_secs_f64();
+        let elapsed = now.saturating_duration_since(self.bucket_updated_at).as_secs_f64();
         self.bucket_level = (self.bucket_level - elapsed * drained_per_second).max(0.0);
-        self.bucket_drained_at = now;
+        self.bucket_updated_at = now;
         let overflow = self.bucket_level - to_f64(capacity);
         if overflow > 0.0 {
             let retry_after =

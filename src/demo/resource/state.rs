@@ -22,7 +22,7 @@ pub(in crate::demo) struct ResourceState {
     pub(in crate::demo) definition: SimulatedResource,
     pub(in crate::demo) mood_selector: Mutex<MoodSelector>,
     pub(in crate::demo) request_log: RequestLog,
-    pub(in crate::demo) ids: IdGenerator,
+    pub(in crate::demo) id_generator: IdGenerator,
     pub(in crate::demo) responses: Mutex<ResponseStore>,
     pub(in crate::demo) files: Mutex<FileStore>,
     pub(in crate::demo) objects: Mutex<ObjectStore>,
@@ -35,7 +35,7 @@ pub(in crate::demo) struct ResourceState {
 
 impl ResourceState {
     pub(in crate::demo) fn new(definition: SimulatedResource, now: Instant) -> Self {
-        let ids = IdGenerator::new();
+        let id_generator = IdGenerator::new();
         let rate_limiters = definition
             .deployments
             .iter()
@@ -47,12 +47,12 @@ impl ResourceState {
             responses: Mutex::default(),
             files: Mutex::default(),
             objects: Mutex::default(),
-            reasoning_key_id: ids.hex_id("", 16),
+            reasoning_key_id: id_generator.hex_id("", 16),
             rate_limiters: Mutex::new(rate_limiters),
             prompt_cache: Mutex::default(),
             accepted_connections: AtomicU64::new(0),
             definition,
-            ids,
+            id_generator,
         }
     }
 
@@ -62,7 +62,7 @@ impl ResourceState {
     }
 
     /// How many connections were accepted so far.
-    pub(in crate::demo) fn connection_count(&self) -> u64 {
+    pub(in crate::demo) fn accepted_connection_count(&self) -> u64 {
         self.accepted_connections.load(Ordering::SeqCst)
     }
 

@@ -182,7 +182,7 @@ impl<S: ByteStream> RequestHandler<'_, S> {
     ) -> Result<NextAction, ConnectionError> {
         let accept_value = handshake_accept_value(self.head)
             .ok_or(ConnectionError::MalformedRequest(400, "not a proper WebSocket handshake"))?;
-        let request_id = self.resource.ids.uuid_v4();
+        let request_id = self.resource.id_generator.uuid_v4();
         let text = format!(
             "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\
              sec-websocket-accept: {accept_value}\r\napim-request-id: {request_id}\r\nx-ms-region: {}\r\n\r\n",

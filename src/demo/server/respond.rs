@@ -36,7 +36,7 @@ pub(super) fn respond_to_request(
         return with_common_headers(resource, head, to_response(SimulatedError::ResourceNotFound));
     };
     let limit_override = match mood {
-        Mood::CountersMinusOne => LimitOverride::UnknownCounters,
+        Mood::CountersMinusOne => LimitOverride::MinusOneCounters,
         Mood::ReducedLimits { limit_percent } => LimitOverride::PercentOfLimits(*limit_percent),
         _ => LimitOverride::None,
     };

@@ -102,8 +102,8 @@ impl Simulator {
     ///
     /// # Panics
     /// When there is no such resource.
-    pub fn connection_count(&self, name: &str) -> usize {
-        usize::try_from(self.running_resource(name).state.connection_count()).unwrap_or(usize::MAX)
+    pub fn accepted_connection_count(&self, name: &str) -> usize {
+        usize::try_from(self.running_resource(name).state.accepted_connection_count()).unwrap_or(usize::MAX)
     }
 
     /// Changes the mood of a resource for the requests to come.
@@ -245,7 +245,7 @@ async fn accept_connections(
         };
         let connection_number = resource.assign_connection_number();
         if lock(&resource.mood_selector).resets_on_accept() {
-            stream.reset_on_close();
+            stream.set_reset_on_close();
             continue;
         }
         if let Err(error) = stream.set_nodelay(true) {

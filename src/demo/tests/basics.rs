@@ -26,7 +26,7 @@ async fn both_dialects_give_the_same_chat_response() {
     }
     let requests = simulator.received_requests("east");
     assert_eq!(
-        (simulator.request_count("east"), simulator.connection_count("east"), requests.len()),
+        (simulator.request_count("east"), simulator.accepted_connection_count("east"), requests.len()),
         (2, 1, 2)
     );
     let last = &requests[1];
@@ -265,7 +265,10 @@ async fn the_size_of_a_body_is_exact_with_any_framing() {
     );
     let requests: Vec<LoggedRequest> = simulator.received_requests("east");
     assert_eq!(requests[0].body.as_deref(), Some(CHAT_BODY.as_bytes()));
-    assert_eq!((requests[1].body_len, simulator.connection_count("east")), (CHAT_BODY.len() as u64, 1));
+    assert_eq!(
+        (requests[1].body_len, simulator.accepted_connection_count("east")),
+        (CHAT_BODY.len() as u64, 1)
+    );
 }
 
 #[tokio::test]

@@ -23,7 +23,8 @@ use crate::proxy::error_types::{FIRST_BYTE_TIMEOUT, IDLE_TIMEOUT};
 use crate::proxy::timer::Timer;
 use crate::proxy::upstream::connection::{UpstreamConnection, UpstreamEvent};
 
-/// Longest run of parts of a response that have already arrived and are written to the client together.
+/// Maximum number of parts of a response that are written to the client together, if they have already
+/// arrived.
 const MAX_COALESCED_TASKS: usize = 4;
 
 /// What the exchange currently reads from the client.
@@ -99,10 +100,9 @@ impl<'e> AttemptExchange<'e> {
         context: &'e mut RequestContext,
         upstream: &'e mut UpstreamConnection,
     ) -> Self {
-        let unsent = std::mem::take(&mut context.body.unsent_pieces);
+        let unsent_pieces = std::mem::take(&mut context.body.unsent_pieces);
         let streaming_limit = context.body.streaming_limit;
-        let progress =
-            SendProgress { unsent_pieces: unsent, streaming_limit, is_done: false, send_error: None };
+        let progress = SendProgress { unsent_pieces, streaming_limit, is_done: false, send_error: None };
         Self { session, context, upstream, progress }
     }
 
@@ -120,7 +120,7 @@ impl<'e> AttemptExchange<'e> {
         loop {
             let can_send = !self.progress.is_done && !self.upstream.is_sending();
             let can_send_piece = can_send && !self.progress.unsent_pieces.is_empty();
-            let interest = self.client_interest(can_send, can_send_piece);
+            let read_mode = self.client_read_mode(can_send, can_send_piece);
             // No deadline applies until the request has been sent: an upload takes as long as its client
             // takes.
             let deadline = self.context.deadline.filter(|_| self.progress.is_done);
@@ -131,7 +131,7 @@ impl<'e> AttemptExchange<'e> {
                 biased;
                 event = self.upstream.next_event() => ExchangeEvent::Backend(event),
                 () = ready(()), if can_send_piece => ExchangeEvent::CanSend,
-                read = interest.read(self.session, &mut self.context.has_pipelined_bytes) => ExchangeEvent::Client(read),
+                read = read_mode.read(self.session, &mut self.context.has_pipelined_bytes) => ExchangeEvent::Client(read),
                 () = timer.wait_until(deadline.map(|deadline| deadline.at)) => ExchangeEvent::Deadline,
             };
             match event {
@@ -142,7 +142,7 @@ impl<'e> AttemptExchange<'e> {
                 }
                 ExchangeEvent::Backend(UpstreamEvent::Sent(sent)) => self.on_piece_sent(sent),
                 ExchangeEvent::CanSend => self.send_next_piece().await,
-                ExchangeEvent::Client(read) if interest == ClientReadMode::Tunnel => match read? {
+                ExchangeEvent::Client(read) if read_mode == ClientReadMode::Tunnel => match read? {
                     Some(bytes) => {
                         let sent = self.upstream.send_tunnel_bytes(&bytes).await;
                         // The rest of what the backend sends still goes to the client.
@@ -152,6 +152,7 @@ impl<'e> AttemptExchange<'e> {
                 },
                 ExchangeEvent::Client(read) => {
                     self.on_upload_read(read)?;
+                    // A piece, or the end of the body; nothing after an empty read.
                     if self.progress.streaming_limit.is_none() || !self.progress.unsent_pieces.is_empty() {
                         self.send_next_piece().await;
                     }
@@ -165,7 +166,7 @@ impl<'e> AttemptExchange<'e> {
         }
     }
 
-    fn client_interest(&self, can_send: bool, can_send_piece: bool) -> ClientReadMode {
+    fn client_read_mode(&self, can_send: bool, can_send_piece: bool) -> ClientReadMode {
         let is_tunnel = self.session.was_upgraded();
         let is_upload = self.progress.streaming_limit.is_some();
         match () {
@@ -206,9 +207,9 @@ impl<'e> AttemptExchange<'e> {
     /// an upload it can only be the client's disconnect.
     ///
     /// # Errors
-    /// If the client disconnected, or its upload is refused ([`is_client_error`]).
+    /// If the client disconnected, or its upload is refused ([`is_upload_error`]).
     ///
-    /// [`is_client_error`]: super::upstream_error::is_client_error
+    /// [`is_upload_error`]: super::upstream_error::is_upload_error
     fn on_upload_read(&mut self, read: Result<Option<Bytes>>) -> Result<()> {
         let Some(limit) = self.progress.streaming_limit else { return read.map(|_| ()) };
         let refused = |status| Err(Error::new(ErrorType::HTTPStatus(status)).into_down());
@@ -216,7 +217,7 @@ impl<'e> AttemptExchange<'e> {
             Ok(Some(piece)) => {
                 let body = &mut self.context.body;
                 body.bytes_read += piece.len() as u64;
-                body.is_consumed = true;
+                body.is_partly_consumed = true;
                 if body.bytes_read > limit {
                     return refused(413);
                 }
@@ -226,7 +227,7 @@ impl<'e> AttemptExchange<'e> {
                 Ok(())
             }
             Ok(None) => {
-                self.context.body.note_end();
+                self.context.body.note_upload_end();
                 self.progress.streaming_limit = None;
                 Ok(())
             }
@@ -294,8 +295,8 @@ impl<'e> AttemptExchange<'e> {
         Ok(())
     }
 
-    /// Writes these parts of the response to the client; returns whether it has all that it gets. Before
-    /// the last bytes are written, the record is.
+    /// Writes these parts of the response to the client; returns whether it has all that it gets. The record
+    /// is written before the last of them.
     async fn write_to_client(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         let receipt = if self.context.is_record_final() { self.context.submit_record() } else { None };
         if tasks.is_empty() {

@@ -13,13 +13,13 @@ use crate::routing::availability::UnavailableReason;
 /// `retry-after` if no better time is known.
 pub(super) fn exhaustion_refusal(retry: &RetryState, default_cooldown: Duration, now: Instant) -> Refusal {
     let was_throttled = |attempt: &AttemptRecord| attempt.status == Some(429);
-    if retry.soonest_cooldown(now).is_some() || retry.attempt_records.iter().any(was_throttled) {
+    if retry.earliest_cooldown_end(now).is_some() || retry.attempt_records.iter().any(was_throttled) {
         return throttled_refusal(time_until_retry(retry, default_cooldown, now));
     }
     // A complete response with such a status is relayed and not replaced by a refusal. But the status also
     // stands for an error event in a stream, or for an incomplete response.
     let has_failed = |attempt: &&AttemptRecord| {
-        attempt.error.is_some() || attempt.status.is_some_and(|status| matches!(status, 408 | 500..))
+        attempt.error_code.is_some() || attempt.status.is_some_and(|status| matches!(status, 408 | 500..))
     };
     if let Some(last) = retry.attempt_records.iter().rfind(has_failed) {
         return failed_refusal(last, retry.attempt_records.len());
@@ -30,7 +30,7 @@ pub(super) fn exhaustion_refusal(retry: &RetryState, default_cooldown: Duration,
 /// How long until a backend is available that this request has not tried, or until the first cooldown
 /// ends. `default_cooldown` if neither is known.
 pub(super) fn time_until_retry(retry: &RetryState, default_cooldown: Duration, now: Instant) -> Duration {
-    let soonest = if retry.has_untried_backend(now) { Some(now) } else { retry.soonest_cooldown(now) };
+    let soonest = if retry.has_untried_backend(now) { Some(now) } else { retry.earliest_cooldown_end(now) };
     soonest.map_or(default_cooldown, |until| until.saturating_duration_since(now))
 }
 
@@ -44,7 +44,7 @@ fn throttled_refusal(wait: Duration) -> Refusal {
 }
 
 fn failed_refusal(last: &AttemptRecord, attempts: usize) -> Refusal {
-    if last.error.is_some_and(UpstreamError::is_timeout_word) {
+    if last.error_code.is_some_and(UpstreamError::is_timeout_code) {
         let message = format!("no backend responded in time (attempts: {attempts})");
         return Refusal::new(RefusalReason::UpstreamTimeout, message);
     }

@@ -17,10 +17,10 @@ use crate::proxy::client::refusal_response;
 use crate::proxy::context::RequestContext;
 use crate::refusal::{Refusal, RefusalReason};
 
-static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const REQUEST_ID: &str = "x-aoai-lb-request-id";
-const BACKEND: &str = "x-aoai-lb-backend";
-const ATTEMPTS: &str = "x-aoai-lb-attempts";
+static KEEP_ALIVE_HEADER: HeaderName = HeaderName::from_static("keep-alive");
+const REQUEST_ID_HEADER: &str = "x-aoai-lb-request-id";
+const BACKEND_HEADER: &str = "x-aoai-lb-backend";
+const ATTEMPTS_HEADER: &str = "x-aoai-lb-attempts";
 
 /// The response if no further attempt is made: the most useful held response, or a refusal.
 ///
@@ -117,20 +117,20 @@ pub(super) fn set_common_headers(
     header: &mut ResponseHeader,
 ) -> pingora::Result<()> {
     // A backend's cookies are for its own host, and `keep-alive` is about its connection.
-    for unwanted in [&http::header::SET_COOKIE, &KEEP_ALIVE] {
+    for unwanted in [&http::header::SET_COOKIE, &KEEP_ALIVE_HEADER] {
         if header.headers.contains_key(unwanted) {
             header.remove_header(unwanted);
         }
     }
-    header.insert_header(REQUEST_ID, &*context.request.id)?;
+    header.insert_header(REQUEST_ID_HEADER, &*context.request.id)?;
     let Some(retry) = &context.retry else { return Ok(()) };
-    if context.ending.refusal.is_none()
+    if context.ending.refusal_reason.is_none()
         && let Some(backend) =
             retry.last_target().and_then(|target| context.gateway().backends.get(target.backend_index))
     {
-        header.insert_header(BACKEND, backend.name_header.clone())?;
+        header.insert_header(BACKEND_HEADER, backend.name_header_value.clone())?;
     }
-    header.insert_header(ATTEMPTS, HeaderValue::from(retry.attempt_count()))
+    header.insert_header(ATTEMPTS_HEADER, HeaderValue::from(retry.attempt_count()))
 }
 
 /// The parts of a complete response. Counts its body as sent.
@@ -138,6 +138,6 @@ fn into_tasks(context: &mut RequestContext, header: Box<ResponseHeader>, body: B
     if body.is_empty() || context.request.method == Method::HEAD {
         return vec![HttpTask::Header(header, true)];
     }
-    context.ending.note_body_bytes(body.len(), context.request.arrived_at);
+    context.ending.note_body_bytes(body.len(), context.request.received_instant);
     vec![HttpTask::Header(header, false), HttpTask::Body(Some(body), true)]
 }

@@ -23,7 +23,7 @@ pub(in crate::proxy) struct HeldResponse {
     pub(super) sent_by: Option<AttemptTarget>,
     /// It says that this backend does not support the request. It is relayed only if no backend sent any
     /// other response.
-    pub(super) is_unsupported_by_backend: bool,
+    pub(super) says_request_is_unsupported: bool,
 }
 
 impl HeldResponse {
@@ -33,7 +33,7 @@ impl HeldResponse {
             body_pieces: Vec::new(),
             body_size: 0,
             sent_by: None,
-            is_unsupported_by_backend: false,
+            says_request_is_unsupported: false,
         }
     }
 
@@ -55,7 +55,7 @@ impl HeldResponse {
     /// 5xx and a 408, and all of them before one that says that the backend does not support the request.
     pub(super) fn rank(&self) -> u8 {
         match self.header.status.as_u16() {
-            _ if self.is_unsupported_by_backend => 4,
+            _ if self.says_request_is_unsupported => 4,
             429 => 1,
             500.. => 2,
             408 => 3,

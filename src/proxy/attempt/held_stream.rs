@@ -20,7 +20,7 @@ pub(in crate::proxy) struct HeldStream {
     max_body_size: u64,
     scanner: EventScanner,
     /// The memory of `tasks`.
-    reservation: MemoryReservation,
+    memory_reservation: MemoryReservation,
 }
 
 /// What the events of a held stream show so far.
@@ -38,10 +38,10 @@ impl HeldStream {
     pub(super) fn new(
         header: Box<ResponseHeader>,
         max_body_size: u64,
-        reservation: MemoryReservation,
+        memory_reservation: MemoryReservation,
     ) -> Self {
         let scanner = EventScanner::new(usize::try_from(max_body_size).unwrap_or(usize::MAX));
-        Self { header, tasks: Vec::new(), body_size: 0, max_body_size, scanner, reservation }
+        Self { header, tasks: Vec::new(), body_size: 0, max_body_size, scanner, memory_reservation }
     }
 
     /// Adds a part of the response.
@@ -66,7 +66,7 @@ impl HeldStream {
                 self.body_size += data.len() as u64;
                 is_ready |= has_content
                     || self.body_size > self.max_body_size
-                    || self.reservation.grow_to(self.body_size).is_err();
+                    || self.memory_reservation.grow_to(self.body_size).is_err();
             }
             HttpTask::Failed(_) => {
                 let HttpTask::Failed(error) = task else { return Ok(HeldStreamState::Undecided) };

@@ -1,5 +1,5 @@
-//! The outcome of an attempt: passes what a response, or the lack of one, means to the gateway, and
-//! decides what happens next.
+//! The outcome of an attempt: tells the gateway what the response, or the lack of one, means, and decides
+//! what happens next.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -109,7 +109,7 @@ impl RetryState {
         let status = held.header.status.as_u16();
         let body = held.whole_body();
         let verdict = gateway.response_verdict(&self.admitted, status, &body);
-        // It was the balancer that asked for usage, not the client, so it sends the request again without.
+        // The client did not ask for usage. The balancer did, so it sends the request again without that.
         let refuses_stream_options =
             status == 400 && self.asks_for_usage() && verdict::mentions_stream_options(&body);
         // Before the attempt ends and with it its probe permit. A client error shows that the backend serves
@@ -119,7 +119,7 @@ impl RetryState {
             Verdict::BackendFailure => {}
             _ => self.close_circuit(),
         }
-        let failure = self.failure_for_verdict(verdict);
+        let failure = self.record_failure_for_verdict(verdict);
         let Some(finished) = self.finish_with_status(status, verdict, &held.header, now) else {
             return AfterResponse::Relay(held);
         };
@@ -137,7 +137,7 @@ impl RetryState {
         // `stream_options` that the balancer added.)
         let is_ours = is_operators_fault(verdict) || outcome == AttemptOutcome::Uncounted;
         if !is_ours && is_complete {
-            held.is_unsupported_by_backend = verdict == Verdict::UnsupportedByBackend;
+            held.says_request_is_unsupported = verdict == Verdict::UnsupportedByBackend;
             self.keep_best_response(held);
         }
         if verdict == Verdict::RetryElsewhere
@@ -184,7 +184,7 @@ impl RetryState {
         if verdict != Verdict::BackendFailure {
             self.close_circuit();
         }
-        let failure = self.failure_for_verdict(verdict);
+        let failure = self.record_failure_for_verdict(verdict);
         let finished = self.finish_with_status(status, verdict, header, now)?;
         let outcome = self.learn_from_response(&finished, verdict, status, header, failure, now)?;
         self.note_outcome(finished.candidate_index, outcome);
@@ -211,8 +211,9 @@ impl RetryState {
         let candidate = self.current_attempt.as_ref().map(|current| current.candidate_index);
         let is_stale =
             is_stale && !candidate.is_some_and(|candidate| self.plan.had_uncounted_attempt(candidate));
-        let failure = if is_stale { NO_FAILURE } else { self.classify_current_failure() };
-        let Some(finished) = self.finish_attempt(now, |attempt| attempt.error = Some(error.as_str())) else {
+        let failure = if is_stale { NO_FAILURE } else { self.record_current_failure() };
+        let Some(finished) = self.finish_attempt(now, |attempt| attempt.error_code = Some(error.as_str()))
+        else {
             return false;
         };
         if let Some(candidate) = self.admitted.pool.candidate(finished.candidate_index)
@@ -227,7 +228,8 @@ impl RetryState {
 
     /// Ends the current attempt, whose backend has no credential yet; returns whether another follows.
     pub(in crate::proxy) fn on_missing_credential(&mut self, now: Instant) -> bool {
-        let Some(finished) = self.finish_attempt(now, |attempt| attempt.error = Some("credential")) else {
+        let Some(finished) = self.finish_attempt(now, |attempt| attempt.error_code = Some("credential"))
+        else {
             return false;
         };
         let candidate = self.admitted.pool.candidate(finished.candidate_index);
@@ -247,9 +249,10 @@ impl RetryState {
         }
     }
 
-    /// How a response with this verdict counts for the circuit breaker.
-    fn failure_for_verdict(&mut self, verdict: Verdict) -> AttemptFailure {
-        if verdict == Verdict::BackendFailure { self.classify_current_failure() } else { NO_FAILURE }
+    /// Records a failure if this verdict is one of the backend. Returns how the response counts for the
+    /// circuit breaker.
+    fn record_failure_for_verdict(&mut self, verdict: Verdict) -> AttemptFailure {
+        if verdict == Verdict::BackendFailure { self.record_current_failure() } else { NO_FAILURE }
     }
 
     /// Ends the current attempt with the status of its response.

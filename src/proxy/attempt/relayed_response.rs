@@ -12,7 +12,7 @@ use pingora::protocols::http::HttpTask;
 use crate::azure::Operation;
 use crate::azure::response::capture::ResponseCapture;
 use crate::azure::response::collected_body::CollectedBody;
-use crate::azure::response::sse::{EventScanner, UsageEventFilter};
+use crate::azure::response::sse::{EventScanner, UsageEventRemover};
 use crate::names::DeploymentName;
 use crate::record::exchange::{CapturePolicy, CapturedResponse};
 
@@ -28,7 +28,7 @@ const MAX_ESTIMATED_TEXT_BYTES: usize = 1024 * 1024;
 /// Largest event that is held to see whether it is the usage event, which has a few hundred bytes.
 const MAX_USAGE_EVENT_BYTES: usize = 64 * 1024;
 
-static APIM_REQUEST_ID: HeaderName = HeaderName::from_static("apim-request-id");
+static APIM_REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("apim-request-id");
 static X_MS_DEPLOYMENT_NAME: HeaderName = HeaderName::from_static("x-ms-deployment-name");
 static X_MS_REGION: HeaderName = HeaderName::from_static("x-ms-region");
 static X_MS_SPILLOVER_FROM_DEPLOYMENT: HeaderName = HeaderName::from_static("x-ms-spillover-from-deployment");
@@ -37,7 +37,7 @@ static X_MS_SPILLOVER_FROM_DEPLOYMENT: HeaderName = HeaderName::from_static("x-m
 pub(in crate::proxy) struct RelayedResponse {
     capture: Capture,
     /// Removes the usage event; `None` if the stream stays unchanged.
-    usage_filter: Option<UsageEventFilter>,
+    usage_event_remover: Option<UsageEventRemover>,
     details: ResponseDetails,
     /// Its end has been relayed.
     has_ended: bool,
@@ -73,7 +73,7 @@ pub(in crate::proxy) enum ResponseEnd {
     /// With its terminal event.
     TerminalEvent,
     /// At the end of its body, for a response without terminal event.
-    Framing,
+    EndOfBody,
     /// Incomplete, without its terminal event, or with an error event.
     Broken,
 }
@@ -85,7 +85,7 @@ pub(in crate::proxy) struct ResponseDetails {
     pub(in crate::proxy) apim_request_id: Option<String>,
     /// The deployment that answered, if Azure spilled the request over from a full provisioned deployment.
     pub(in crate::proxy) spilled_to: Option<DeploymentName>,
-    pub(in crate::proxy) captured: CapturedResponse,
+    pub(in crate::proxy) captured_response: CapturedResponse,
 }
 
 impl RelayedResponse {
@@ -101,7 +101,7 @@ impl RelayedResponse {
         Self {
             capture: operation
                 .map_or(Capture::Nothing, |operation| Capture::for_response(header, operation, policy)),
-            usage_filter: removes_usage.then(|| UsageEventFilter::new(MAX_USAGE_EVENT_BYTES)),
+            usage_event_remover: removes_usage.then(|| UsageEventRemover::new(MAX_USAGE_EVENT_BYTES)),
             details: ResponseDetails::from_headers(&header.headers),
             // A tunnel has no end of its own: however it is closed, it is not incomplete.
             has_ended: header.status == http::StatusCode::SWITCHING_PROTOCOLS,
@@ -118,7 +118,7 @@ impl RelayedResponse {
     pub(super) fn for_held_response(header: &ResponseHeader) -> Self {
         Self {
             capture: Capture::Nothing,
-            usage_filter: None,
+            usage_event_remover: None,
             details: ResponseDetails::from_headers(&header.headers),
             has_ended: true,
             drops_rest: true,
@@ -128,13 +128,14 @@ impl RelayedResponse {
 
     /// Whether the usage event is removed, which changes the length of the body.
     pub(super) fn removes_usage_event(&self) -> bool {
-        self.usage_filter.is_some()
+        self.usage_event_remover.is_some()
     }
 
     /// Whether nothing that the record needs is still to come: it has ended, or its terminal event has been
     /// relayed, at which SDKs disconnect.
     pub(in crate::proxy) fn is_complete(&self) -> bool {
-        self.has_ended || matches!(&self.capture, Capture::Stream { response, .. } if response.has_ended)
+        self.has_ended
+            || matches!(&self.capture, Capture::Stream { response, .. } if response.has_ended_properly)
     }
 
     /// Whether further parts of it go to the client.
@@ -143,7 +144,7 @@ impl RelayedResponse {
     }
 
     /// Records that its head is all of it.
-    pub(super) fn note_end(&mut self) {
+    pub(super) fn note_ended_with_head(&mut self) {
         self.has_ended = true;
     }
 
@@ -158,7 +159,7 @@ impl RelayedResponse {
             self.capture.feed(data);
         }
         self.has_ended |= is_end;
-        match (&mut self.usage_filter, task) {
+        match (&mut self.usage_event_remover, task) {
             (Some(filter), HttpTask::Body(data, _)) => {
                 let mut send = |piece| output.push(HttpTask::Body(Some(piece), false));
                 if let Some(data) = &data {
@@ -180,18 +181,18 @@ impl RelayedResponse {
     /// Takes what the record needs, and says how the response ended. Nothing is captured any more.
     pub(in crate::proxy) fn take_details(&mut self) -> (ResponseDetails, ResponseEnd) {
         let mut details = std::mem::take(&mut self.details);
-        let mut end = if self.has_ended { ResponseEnd::Framing } else { ResponseEnd::Broken };
-        details.captured = match std::mem::replace(&mut self.capture, Capture::Nothing) {
-            Capture::Nothing => details.captured,
+        let mut end = if self.has_ended { ResponseEnd::EndOfBody } else { ResponseEnd::Broken };
+        details.captured_response = match std::mem::replace(&mut self.capture, Capture::Nothing) {
+            Capture::Nothing => details.captured_response,
             Capture::Binary { sha256, byte_count } => {
                 CapturedResponse::Binary { byte_count, sha256: sha256.finish() }
             }
             Capture::Body { body, is_json } => CapturedResponse::Buffered { body, is_json },
             Capture::Stream { mut scanner, response: mut answer } => {
                 scanner.finish(&mut |event| answer.capture_event(&event));
-                if answer.has_ended && answer.error_code.is_none() {
+                if answer.has_ended_properly && answer.error_code.is_none() {
                     end = ResponseEnd::TerminalEvent;
-                } else if self.expects_terminal_event || answer.has_ended {
+                } else if self.expects_terminal_event || answer.has_ended_properly {
                     end = ResponseEnd::Broken;
                 }
                 CapturedResponse::Streamed(answer)
@@ -212,8 +213,8 @@ impl ResponseDetails {
         Self {
             spilled_to: served_by.and_then(|name| DeploymentName::parse(&name).ok()),
             region: text(&X_MS_REGION),
-            apim_request_id: text(&APIM_REQUEST_ID),
-            captured: CapturedResponse::NotCaptured,
+            apim_request_id: text(&APIM_REQUEST_ID_HEADER),
+            captured_response: CapturedResponse::NotCaptured,
         }
     }
 }

@@ -27,10 +27,10 @@ use crate::proxy::error_types::{RETRY_ELSEWHERE, UNSOLICITED_UPGRADE};
 const MAX_HELD_RESPONSE_BYTES: usize = 64 * 1024;
 /// Longest time from the head to the end of a response that is held.
 const HELD_RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Minimum hold time limit of a stream whose head has `retry-after`.
+/// A stream whose head has `retry-after` is held for at least this long, unless it has content earlier.
 const RETRY_AFTER_HOLD_TIME: Duration = Duration::from_secs(5);
 
-/// Handles those parts of a response that have arrived together, and is then dropped.
+/// Handles the parts of a response that have arrived together. A new one is made for each arrival.
 pub(super) struct ResponseHandler<'c> {
     context: &'c mut RequestContext,
     now: Instant,
@@ -117,7 +117,7 @@ impl<'c> ResponseHandler<'c> {
         }
         self.output.push(HttpTask::Header(header, is_end));
         if is_end && let ResponseState::Relayed(relayed) = &mut self.context.response {
-            relayed.note_end();
+            relayed.note_ended_with_head();
         }
         Ok(())
     }
@@ -162,7 +162,7 @@ impl<'c> ResponseHandler<'c> {
     /// Acts on a held response that is complete.
     fn judge_complete_response(&mut self) -> Result<()> {
         let ResponseState::HeldResponse(held) = self.context.response.take() else { return Ok(()) };
-        let is_body_consumed = self.context.body.is_consumed;
+        let is_body_consumed = self.context.body.is_partly_consumed;
         let Some(retry) = &mut self.context.retry else { return self.send_held_response(*held) };
         match retry.on_complete_response(*held, is_body_consumed, self.now) {
             AfterResponse::Relay(held) => self.send_held_response(held),
@@ -177,7 +177,7 @@ impl<'c> ResponseHandler<'c> {
         let ResponseState::HeldResponse(held) = self.context.response.take() else { return Ok(()) };
         // Cloned, because the response may come back without its body.
         let (mut header, pieces) = (held.header.clone(), held.body_pieces.clone());
-        let is_body_consumed = self.context.body.is_consumed;
+        let is_body_consumed = self.context.body.is_partly_consumed;
         let after = match &mut self.context.retry {
             Some(retry) => retry.on_incomplete_response(*held, is_body_consumed, self.now),
             None => AfterResponse::Relay(*held),
@@ -215,8 +215,8 @@ impl<'c> ResponseHandler<'c> {
     /// Begins to hold a stream until its first content.
     fn hold_stream(&mut self, header: Box<ResponseHeader>) {
         let limits = self.context.gateway().stream_hold_limits();
-        // Azure's refused streams have been seen with a `retry-after` on the 200, and its good ones without:
-        // the error event is worth waiting for.
+        // In recorded traffic only streams that Azure then refused had a `retry-after` on the 200. So the error
+        // event is worth waiting for.
         let has_retry_after = header.headers.contains_key(http::header::RETRY_AFTER);
         self.set_hold_deadline(if has_retry_after {
             limits.max_time.max(RETRY_AFTER_HOLD_TIME)
@@ -224,7 +224,7 @@ impl<'c> ResponseHandler<'c> {
             limits.max_time
         });
         let max_total_bytes = self.context.gateway().request_config.max_total_buffered_bytes;
-        let reservation = BodyMemory::reservation(&self.context.body_memory, max_total_bytes);
+        let reservation = BodyMemory::empty_reservation(&self.context.body_memory, max_total_bytes);
         let held = HeldStream::new(header, limits.max_bytes, reservation);
         self.context.response = ResponseState::HeldStream(Box::new(held));
     }
@@ -244,7 +244,7 @@ impl<'c> ResponseHandler<'c> {
     /// error's status.
     fn judge_error_event(&mut self, event: &[u8]) -> Result<()> {
         let ResponseState::HeldStream(held) = &self.context.response else { return Ok(()) };
-        let is_body_consumed = self.context.body.is_consumed;
+        let is_body_consumed = self.context.body.is_partly_consumed;
         let after = self
             .context
             .retry
@@ -289,7 +289,7 @@ impl<'c> ResponseHandler<'c> {
             header.insert_header(http::header::TRANSFER_ENCODING, "chunked")?;
         }
         // The body then ends with the client's connection.
-        if !self.context.request.supports_chunked {
+        if !self.context.request.accepts_chunked_response {
             header.remove_header(&http::header::TRANSFER_ENCODING);
         }
         self.context.response = ResponseState::Relayed(Box::new(relayed));
@@ -303,7 +303,7 @@ impl<'c> ResponseHandler<'c> {
         relayed.relay_task(task, &mut self.output);
         for task in self.output.iter().skip(already_counted) {
             if let HttpTask::Body(Some(data), _) | HttpTask::UpgradedBody(Some(data), _) = task {
-                self.context.ending.note_body_bytes(data.len(), self.context.request.arrived_at);
+                self.context.ending.note_body_bytes(data.len(), self.context.request.received_instant);
             }
         }
     }

@@ -81,7 +81,7 @@ pub(in crate::proxy) enum RetryStep {
     Attempt(usize),
     /// Wait, then call [`RetryState::on_wait_over`].
     Wait(Wait),
-    /// Wait for this credential's renewal, then call [`RetryState::on_credential_renewed`].
+    /// Wait for this credential's renewal, then call [`RetryState::on_credential_wait_over`].
     AwaitCredential(Arc<Credential>),
     /// No further attempt is possible.
     Exhausted,
@@ -137,7 +137,7 @@ impl RetryState {
         self.plan.on_wait_over(wait);
     }
 
-    pub(in crate::proxy) fn on_credential_renewed(&mut self) {
+    pub(in crate::proxy) fn on_credential_wait_over(&mut self) {
         self.chosen_step = None;
         self.plan.on_credential_wait_over();
     }
@@ -168,16 +168,16 @@ impl RetryState {
         self.attempt_records.push(AttemptRecord {
             backend: backend_name.clone(),
             status: None,
-            error: None,
+            error_code: None,
             duration_ms: 0,
             retry_after_ms: None,
         });
     }
 
     /// The request of the current attempt for its backend. It is sent with the secret of this id.
-    pub(in crate::proxy) fn prepare_request(&mut self, secret_number: u64) -> Option<UpstreamRequest> {
+    pub(in crate::proxy) fn prepare_request(&mut self, secret_id: u64) -> Option<UpstreamRequest> {
         let current = self.current_attempt.as_mut()?;
-        current.secret_id = secret_number;
+        current.secret_id = secret_id;
         let candidate = self.admitted.pool.candidate(current.candidate_index)?;
         let may_ask_for_usage = self.stream_options_refused_by.is_none();
         let request = self.gateway.upstream_request(&self.admitted, candidate, may_ask_for_usage);
@@ -258,14 +258,14 @@ impl RetryState {
         }
     }
 
-    /// How a failure of the current attempt counts for its backend's circuit breaker. Records the failure
-    /// in the plan.
-    pub(super) fn classify_current_failure(&mut self) -> AttemptFailure {
+    /// Records a failure of the current attempt in the plan. Returns how it counts for its backend's circuit
+    /// breaker.
+    pub(super) fn record_current_failure(&mut self) -> AttemptFailure {
         let Some(current) = &self.current_attempt else { return NO_FAILURE };
         let candidate = self.admitted.pool.candidate(current.candidate_index);
         let breaker = candidate.map(|candidate| &candidate.backend_health.breaker.availability);
         AttemptFailure {
-            is_first_of_request: self.plan.record_first_failure(current.candidate_index),
+            is_first_of_request: self.plan.record_failure(current.candidate_index),
             opens_circuit_alone: breaker.is_some_and(|breaker| current.probe_permit.covers(breaker)),
             was_counted_as_success: current.is_response_relayed,
         }
@@ -286,23 +286,12 @@ impl RetryState {
         if let Some(candidate) = self.admitted.pool.candidate(current.candidate_index) {
             candidate.backend_health.on_attempt_end();
         }
-        let CurrentAttempt {
-            candidate_index: candidate,
-            send_ticket,
-            secret_id: secret_number,
-            probe_permit,
-            ..
-        } = current;
-        Some(FinishedAttempt {
-            candidate_index: candidate,
-            send_ticket,
-            secret_id: secret_number,
-            _probe_permit: probe_permit,
-        })
+        let CurrentAttempt { candidate_index, send_ticket, secret_id, probe_permit, .. } = current;
+        Some(FinishedAttempt { candidate_index, send_ticket, secret_id, _probe_permit: probe_permit })
     }
 
     /// Records the outcome of the attempt on this candidate, for the choice of the next step.
-    pub(super) fn note_outcome(&mut self, candidate: usize, outcome: AttemptOutcome) {
+    pub(super) fn note_outcome(&mut self, candidate_index: usize, outcome: AttemptOutcome) {
         // In the search for an id each resource is tried once. A failure there must not lead to further
         // rounds, which `CannotServe` prevents.
         let outcome = if self.searches_other_resources && outcome == AttemptOutcome::Failed {
@@ -310,7 +299,8 @@ impl RetryState {
         } else {
             outcome
         };
-        self.plan.on_attempt_end(candidate, outcome);
+        self.plan.on_attempt_end(candidate_index, outcome);
+        // Chosen before this outcome was known.
         self.chosen_step = None;
     }
 
@@ -349,7 +339,7 @@ impl RetryState {
     }
 
     /// When the first cooldown of a backend in the pool ends; `None` if none is cooling down.
-    pub(super) fn soonest_cooldown(&self, now: Instant) -> Option<Instant> {
+    pub(super) fn earliest_cooldown_end(&self, now: Instant) -> Option<Instant> {
         self.plan.earliest_cooldown_end(&self.admitted.pool, self.operation(), now)
     }
 
@@ -364,10 +354,10 @@ impl RetryState {
     }
 
     /// Ends the current attempt, if there is one, at the end of the request.
-    pub(in crate::proxy) fn finish_last_attempt(&mut self, client_gone: bool, now: Instant) {
+    pub(in crate::proxy) fn finish_attempt_at_request_end(&mut self, client_gone: bool, now: Instant) {
         self.finish_attempt(now, |attempt| {
             if client_gone && attempt.status.is_none() {
-                attempt.error = Some("client_gone");
+                attempt.error_code = Some("client_gone");
             }
         });
     }

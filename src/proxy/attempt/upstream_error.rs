@@ -65,7 +65,7 @@ impl UpstreamError {
     }
 
     /// Whether this `attempts[].error` is a timeout, for which the client gets 504 instead of 502.
-    pub(super) fn is_timeout_word(word: &str) -> bool {
+    pub(super) fn is_timeout_code(word: &str) -> bool {
         [Self::ConnectTimeout, Self::FirstByteTimeout, Self::IdleTimeout]
             .iter()
             .any(|timeout| timeout.as_str() == word)
@@ -74,12 +74,12 @@ impl UpstreamError {
 
 /// Whether this error is a fault of the client's upload, for which the client gets a refusal: it was too
 /// large, too slow, or malformed.
-pub(in crate::proxy) fn is_client_error(error: &Error) -> bool {
+pub(in crate::proxy) fn is_upload_error(error: &Error) -> bool {
     matches!(error.etype(), ErrorType::HTTPStatus(_)) && *error.esource() == ErrorSource::Downstream
 }
 
-/// The refusal for an error for which [`is_client_error`] is true.
-pub(in crate::proxy) fn client_error_refusal(error: &Error) -> Refusal {
+/// The refusal for an error for which [`is_upload_error`] is true.
+pub(in crate::proxy) fn upload_error_refusal(error: &Error) -> Refusal {
     match error.etype() {
         ErrorType::HTTPStatus(413) => Refusal::new(
             RefusalReason::BodyTooLarge,

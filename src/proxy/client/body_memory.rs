@@ -15,7 +15,7 @@ pub(in crate::proxy) struct BodyMemory {
 impl BodyMemory {
     /// An empty reservation. `max_total_bytes` is the limit for all reservations together, from the
     /// configuration of this request: after a reload it may differ from that of others.
-    pub(in crate::proxy) fn reservation(memory: &Arc<Self>, max_total_bytes: u64) -> MemoryReservation {
+    pub(in crate::proxy) fn empty_reservation(memory: &Arc<Self>, max_total_bytes: u64) -> MemoryReservation {
         MemoryReservation { memory: Arc::clone(memory), max_total_bytes, reserved_bytes: 0 }
     }
 
@@ -71,8 +71,8 @@ mod tests {
     #[test]
     fn reservations_share_one_limit_and_release_their_memory_when_dropped() {
         let memory = Arc::<BodyMemory>::default();
-        let mut first = BodyMemory::reservation(&memory, 100);
-        let mut second = BodyMemory::reservation(&memory, 100);
+        let mut first = BodyMemory::empty_reservation(&memory, 100);
+        let mut second = BodyMemory::empty_reservation(&memory, 100);
         assert!(first.grow_to(60).is_ok());
         assert_eq!(second.grow_to(50).unwrap_err().reason, RefusalReason::Overloaded);
         drop(first);

@@ -18,7 +18,7 @@ pub(in crate::proxy) struct ClientRequest {
     /// When the head was complete, for the record.
     pub(in crate::proxy) received_at: SystemTime,
     /// The same moment, to measure durations.
-    pub(in crate::proxy) arrived_at: Instant,
+    pub(in crate::proxy) received_instant: Instant,
     pub(in crate::proxy) method: Method,
     /// The address of the TCP peer.
     pub(in crate::proxy) peer_ip: Option<IpAddr>,
@@ -38,7 +38,7 @@ pub(in crate::proxy) struct ClientRequest {
     /// `None` if the body was not read, or does not say.
     pub(in crate::proxy) wants_stream: Option<bool>,
     /// The client understands chunked encoding: true except for HTTP/1.0.
-    pub(in crate::proxy) supports_chunked: bool,
+    pub(in crate::proxy) accepts_chunked_response: bool,
     /// The client asks to switch the protocol, to WebSocket or another one.
     pub(in crate::proxy) is_upgrade: bool,
 }
@@ -49,7 +49,7 @@ impl ClientRequest {
         Self {
             id: new_request_id(received_at),
             received_at,
-            arrived_at: Instant::now(),
+            received_instant: Instant::now(),
             method,
             peer_ip: None,
             client_ip: None,
@@ -60,7 +60,7 @@ impl ClientRequest {
             content_type: String::new(),
             deployment: None,
             wants_stream: None,
-            supports_chunked: true,
+            accepts_chunked_response: true,
             is_upgrade: false,
         }
     }

@@ -26,7 +26,7 @@ use tokio::time::timeout;
 
 use super::client_request::new_request_id;
 use super::connection_limit::{ConnectionLimit, ConnectionPermit};
-use super::timeouts::{HANDOVER_LINGER, IDLE_TIMEOUT, REFUSAL_READ_TIMEOUT, SHUTDOWN_LINGER};
+use super::timeouts::{CLIENT_IDLE_TIMEOUT, HANDOVER_LINGER, REFUSAL_READ_TIMEOUT, SHUTDOWN_LINGER};
 use super::{head, refusal_response};
 use crate::admission::client_ip::is_trusted_proxy;
 use crate::config::ListenerConfig;
@@ -45,7 +45,7 @@ pub struct ConnectionHandler {
     runner: Arc<Runner>,
     /// The listener as it was at the start.
     listener: Arc<ListenerConfig>,
-    config: Arc<ArcSwap<ActiveConfig>>,
+    active_config: Arc<ArcSwap<ActiveConfig>>,
     /// Set to the runtime of the first connection, whose liveness the watchdog then checks.
     runtime: Arc<OnceLock<Handle>>,
     connection_limit: ConnectionLimit,
@@ -64,10 +64,10 @@ impl ConnectionHandler {
     pub fn new(
         runner: Arc<Runner>,
         listener: Arc<ListenerConfig>,
-        config: Arc<ArcSwap<ActiveConfig>>,
+        active_config: Arc<ArcSwap<ActiveConfig>>,
         runtime: Arc<OnceLock<Handle>>,
     ) -> Self {
-        Self { runner, listener, config, runtime, connection_limit: ConnectionLimit::default() }
+        Self { runner, listener, active_config, runtime, connection_limit: ConnectionLimit::default() }
     }
 
     /// Acquires the permit for a connection; `None` for trusted proxies, which are not limited.
@@ -79,13 +79,13 @@ impl ConnectionHandler {
         let Some(ip) = address.and_then(|address| address.as_inet().map(SocketAddr::ip)) else {
             return Ok(None);
         };
-        let config = self.config.load();
+        let config = self.active_config.load();
         let listener = config.current_listener(&self.listener);
         // The connections of a proxy are those of many clients.
         if is_trusted_proxy(ip, &listener.trusted_proxies) {
             return Ok(None);
         }
-        let max_connections = listener.max_connections_per_client;
+        let max_connections = listener.max_connections_per_client_address;
         self.connection_limit.try_acquire(ip, max_connections).map(Some).ok_or_else(|| {
             let message =
                 format!("this address has {max_connections} connections already, the most that it may have");
@@ -97,7 +97,8 @@ impl ConnectionHandler {
     /// closed, long enough for a request that is on its way.
     async fn wait_for_shutdown(&self, shutdown: &mut ShutdownWatch) {
         let _ = shutdown.wait_for(|is_shutting_down| *is_shutting_down).await;
-        let has_successor = !self.config.load().gateway.process.is_stopping.load(Ordering::Acquire);
+        let has_successor =
+            !self.active_config.load().gateway.process_state.is_stopping.load(Ordering::Acquire);
         tokio::time::sleep(if has_successor { HANDOVER_LINGER } else { SHUTDOWN_LINGER }).await;
     }
 
@@ -108,10 +109,10 @@ impl ConnectionHandler {
         is_first: bool,
         timer: &mut Timer,
     ) -> Result<BytesMut, HeadReadError> {
-        let limit = self.config.load().gateway.timeouts.request_head;
+        let limit = self.active_config.load().gateway.timeouts.request_head;
         let mut bytes = BytesMut::with_capacity(2048);
         // A new connection has to send its request soon; between two requests it may be idle.
-        let silence_limit = if is_first { limit } else { IDLE_TIMEOUT };
+        let silence_limit = if is_first { limit } else { CLIENT_IDLE_TIMEOUT };
         read_more(stream, &mut bytes, timer, Instant::now() + silence_limit, || HeadReadError::Closed)
             .await?;
         // For the whole head, so that a client cannot send one byte every now and then.
@@ -201,7 +202,14 @@ impl ServerApp for ConnectionHandler {
                 Ok(bytes) => bytes,
                 Err(HeadReadError::Closed) => return None,
                 Err(HeadReadError::Refused(refusal)) => {
-                    self.config.load().gateway.process.recorder.metrics().malformed_requests.inc();
+                    self.active_config
+                        .load()
+                        .gateway
+                        .process_state
+                        .recorder
+                        .metrics()
+                        .malformed_requests
+                        .inc();
                     refuse_and_close(&mut stream, &refusal).await;
                     return None;
                 }

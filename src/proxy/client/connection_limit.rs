@@ -18,7 +18,7 @@ pub(super) struct ConnectionLimit(Arc<Mutex<ConnectionCounts>>);
 #[derive(Debug, Default)]
 struct ConnectionCounts {
     by_address: HashMap<IpAddr, usize>,
-    last_warning: Option<Instant>,
+    last_warning_at: Option<Instant>,
 }
 
 /// Permits one connection; it counts as open until this is dropped.
@@ -41,8 +41,8 @@ impl ConnectionLimit {
             return Some(ConnectionPermit { limit: self.clone(), address });
         }
         let now = Instant::now();
-        if counts.last_warning.is_none_or(|at| now >= at + WARNING_INTERVAL) {
-            counts.last_warning = Some(now);
+        if counts.last_warning_at.is_none_or(|at| now >= at + WARNING_INTERVAL) {
+            counts.last_warning_at = Some(now);
             warn!(
                 "{address} has {max_connections} connections (listeners[].connections_per_client); more are refused"
             );

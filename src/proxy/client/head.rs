@@ -25,7 +25,7 @@ pub(super) fn check_head(head: &[u8]) -> Result<(), Refusal> {
     match request.parse_with_uninit_headers(head, &mut fields) {
         Ok(httparse::Status::Complete(_)) => {}
         Ok(httparse::Status::Partial) => return bad_request("the request head is incomplete"),
-        Err(httparse::Error::TooManyHeaders) => return Err(too_many_fields()),
+        Err(httparse::Error::TooManyHeaders) => return Err(too_many_fields_refusal()),
         Err(error) => return bad_request(format!("the request head is malformed: {error}")),
     }
     check_target(&request)?;
@@ -43,7 +43,7 @@ pub(super) fn check_head(head: &[u8]) -> Result<(), Refusal> {
 /// `bad_request`, or `headers_too_large` for too many fields.
 pub(super) fn check_http2_fields(request: &RequestHeader) -> Result<(), Refusal> {
     if request.headers.len() > MAX_FIELDS {
-        return Err(too_many_fields());
+        return Err(too_many_fields_refusal());
     }
     for (name, display_name) in [
         (CONTENT_TYPE, "Content-Type"),
@@ -58,7 +58,7 @@ pub(super) fn check_http2_fields(request: &RequestHeader) -> Result<(), Refusal>
     Ok(())
 }
 
-fn too_many_fields() -> Refusal {
+fn too_many_fields_refusal() -> Refusal {
     Refusal::new(
         RefusalReason::HeadersTooLarge,
         format!("a request may have at most {MAX_FIELDS} header fields"),

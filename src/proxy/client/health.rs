@@ -20,7 +20,7 @@ pub(in crate::proxy) fn health_check_status(header: &RequestHeader, config: &Act
         b"/healthz" => Some(200),
         // During a handover it stays 200: the successor serves the same listeners, and a probe may reach
         // either process.
-        b"/readyz" if config.gateway.process.is_stopping.load(Ordering::Acquire) => Some(503),
+        b"/readyz" if config.gateway.process_state.is_stopping.load(Ordering::Acquire) => Some(503),
         b"/readyz" => Some(200),
         _ => None,
     }

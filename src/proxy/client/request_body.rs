@@ -36,7 +36,7 @@ pub(in crate::proxy) struct RequestBody {
     /// The client's `Content-Length`.
     pub(in crate::proxy) declared_length: Option<u64>,
     /// Bytes that are not held have been read, so the body cannot be sent again.
-    pub(in crate::proxy) is_consumed: bool,
+    pub(in crate::proxy) is_partly_consumed: bool,
     /// There is a body, and its end has not been read.
     has_unread_rest: bool,
     /// The memory of the held bytes.
@@ -56,7 +56,7 @@ impl RequestBody {
 
     /// Queues the held bytes, after edits, to be sent by the next attempt.
     pub(in crate::proxy) fn queue_for_sending(&mut self, pieces: impl IntoIterator<Item = Bytes>) {
-        self.unsent_pieces = split_and_join(pieces);
+        self.unsent_pieces = even_out_pieces(pieces);
     }
 
     /// Takes the held bytes and releases their reservation. They no longer count towards the memory limit;
@@ -67,7 +67,7 @@ impl RequestBody {
     }
 
     /// Records that an upload has been read to its end.
-    pub(in crate::proxy) fn note_end(&mut self) {
+    pub(in crate::proxy) fn note_upload_end(&mut self) {
         self.has_unread_rest = false;
     }
 }
@@ -75,7 +75,7 @@ impl RequestBody {
 /// Splits large pieces and joins small neighbours; the order stays the same. Each edit of a body leaves
 /// small pieces behind. Each of them would be a write of its own, and some HTTP/2 servers close a connection
 /// with many small frames.
-fn split_and_join(pieces: impl IntoIterator<Item = Bytes>) -> VecDeque<Bytes> {
+fn even_out_pieces(pieces: impl IntoIterator<Item = Bytes>) -> VecDeque<Bytes> {
     let mut result = VecDeque::new();
     let mut small_pieces: Vec<Bytes> = Vec::new();
     for mut piece in pieces {
@@ -161,7 +161,7 @@ pub(super) async fn read_body(
     }
     let deadline = Instant::now() + limits.timeout;
     // Memory is reserved as the bytes arrive. A length is easily declared without sending anything.
-    let mut reservation = BodyMemory::reservation(&limits.body_memory, limits.max_total_held_bytes);
+    let mut reservation = BodyMemory::empty_reservation(&limits.body_memory, limits.max_total_held_bytes);
     let mut buffer = BodyBuffer::default();
     loop {
         let piece = match timeout_at(deadline, session.read_request_body()).await {
@@ -288,12 +288,12 @@ mod tests {
     #[test]
     fn small_pieces_are_joined_and_large_ones_are_split() {
         let piece = Bytes::from_static;
-        assert!(split_and_join([piece(b"")]).is_empty());
-        assert_eq!(split_and_join([piece(b"a")]), [piece(b"a")]);
+        assert!(even_out_pieces([piece(b"")]).is_empty());
+        assert_eq!(even_out_pieces([piece(b"a")]), [piece(b"a")]);
         let large = Bytes::from(vec![b'x'; MAX_JOINED_PIECE_BYTES + 1]);
-        let pieces = split_and_join([piece(b"a"), piece(b""), piece(b"b"), large.clone(), piece(b"")]);
+        let pieces = even_out_pieces([piece(b"a"), piece(b""), piece(b"b"), large.clone(), piece(b"")]);
         assert_eq!(pieces, [piece(b"ab"), large]);
-        let pieces = split_and_join([Bytes::from(vec![b'x'; 2 * MAX_PIECE_BYTES + 1])]);
+        let pieces = even_out_pieces([Bytes::from(vec![b'x'; 2 * MAX_PIECE_BYTES + 1])]);
         let lengths = pieces.iter().map(Bytes::len).collect::<Vec<_>>();
         assert_eq!(lengths, [MAX_PIECE_BYTES, MAX_PIECE_BYTES, 1]);
     }

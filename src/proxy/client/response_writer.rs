@@ -7,14 +7,14 @@ use pingora::protocols::http::{HttpTask, ServerSession};
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
-use super::timeouts::DRAIN_TIMEOUT;
+use super::timeouts::UPLOAD_DRAIN_TIMEOUT;
 use crate::proxy::attempt::final_response;
 use crate::proxy::context::RequestContext;
 use crate::record::writer::WriteReceipt;
 use crate::refusal::Refusal;
 
 /// Longest time that the last bytes of a response wait for its record.
-const RECORD_TIMEOUT: Duration = Duration::from_millis(20);
+const MAX_RECORD_WAIT: Duration = Duration::from_millis(20);
 
 /// Refuses a request before any attempt. The connection stays open if possible.
 ///
@@ -48,7 +48,7 @@ pub(in crate::proxy) async fn write_whole_response(
     Ok(())
 }
 
-/// Waits until the record of a response is written, at most [`RECORD_TIMEOUT`]. Called before the last bytes
+/// Waits until the record of a response is written, at most [`MAX_RECORD_WAIT`]. Called before the last bytes
 /// of the response are sent, so that a response that a client got completely is recorded even if this
 /// process is killed.
 pub(in crate::proxy) async fn wait_until_recorded(context: &RequestContext, receipt: Option<WriteReceipt>) {
@@ -56,16 +56,16 @@ pub(in crate::proxy) async fn wait_until_recorded(context: &RequestContext, rece
     // Other requests that end at this moment can submit their records meanwhile; one write has them all.
     yield_now().await;
     context.gateway().flush_records();
-    if timeout(RECORD_TIMEOUT, receipt).await.is_err() {
+    if timeout(MAX_RECORD_WAIT, receipt).await.is_err() {
         context.gateway().count_late_record();
     }
 }
 
-/// Reads and drops the rest of an upload after its response, for at most [`DRAIN_TIMEOUT`]. If the connection
+/// Reads and drops the rest of an upload after its response, for at most [`UPLOAD_DRAIN_TIMEOUT`]. If the connection
 /// were closed while the client sends, the kernel would reset it, and the client might lose the response.
 pub(in crate::proxy) async fn drain_upload(session: &mut ServerSession) {
     if !session.was_upgraded() && !session.is_body_done() {
-        session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
+        session.set_total_drain_timeout(Some(UPLOAD_DRAIN_TIMEOUT));
         let _ = session.drain_request_body().await;
     }
 }

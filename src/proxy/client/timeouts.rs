@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 /// How long a connection may be idle between two requests.
-pub const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+pub const CLIENT_IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// How long idle connections stay open after the listeners have closed, because a client may have sent its
 /// next request before it notices the shutdown.
 pub const SHUTDOWN_LINGER: Duration = Duration::from_millis(250);
@@ -12,6 +12,6 @@ pub const SHUTDOWN_LINGER: Duration = Duration::from_millis(250);
 pub const HANDOVER_LINGER: Duration = Duration::from_secs(4);
 /// How long the rest of an upload is read and dropped after its response has been sent. If the connection
 /// were closed earlier, the kernel would reset it, and the client might lose the response.
-pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const UPLOAD_DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client has to read a refusal of a malformed request before its connection is closed.
 pub(super) const REFUSAL_READ_TIMEOUT: Duration = Duration::from_secs(1);

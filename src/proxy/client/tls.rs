@@ -51,14 +51,14 @@ pub struct TlsClientInfo {
     /// The listener; `None` for the admin API.
     pub listener: Option<Arc<ListenerConfig>>,
     /// The subject of the verified client certificate; `None` if none is required.
-    pub subject: Option<CertificateSubject>,
+    pub certificate_subject: Option<CertificateSubject>,
 }
 
 /// The TLS of one listener, or of the admin API.
 pub struct ServerTls {
     /// What this is called in the log.
     log_name: String,
-    tls: ListenerTlsConfig,
+    tls_config: ListenerTlsConfig,
     http2_enabled: bool,
     /// `None` for the admin API.
     listener: Option<Arc<ListenerConfig>>,
@@ -69,9 +69,9 @@ pub struct ServerTls {
 /// The certificates in the files when these were last valid.
 struct CertificateSet {
     /// Each with its DNS names. The first is for clients that send no server name or an unknown one.
-    key_pairs: Vec<(CertifiedKey, Vec<String>)>,
+    certified_keys: Vec<(CertifiedKey, Vec<String>)>,
     /// The authorities of client certificates; empty if clients need none.
-    client_authorities: Vec<X509>,
+    client_ca_certificates: Vec<X509>,
 }
 
 impl CertificateSet {
@@ -81,26 +81,27 @@ impl CertificateSet {
             let names = pair.dns_names();
             Ok((pair, names))
         };
-        let key_pairs =
+        let certified_keys =
             tls.certified_keys.iter().map(read_key_pair).collect::<Result<_, CertifiedKeyError>>()?;
-        let client_authorities = match &tls.client_ca_file {
+        let client_ca_certificates = match &tls.client_ca_file {
             Some(path) => load_ca_certificates(path)?.into_vec(),
             None => Vec::new(),
         };
-        Ok(Self { key_pairs, client_authorities })
+        Ok(Self { certified_keys, client_ca_certificates })
     }
 
     /// The certificate for a server name: one with exactly this name, else one with a wildcard for it, else
     /// the first.
-    fn pair_for_host(&self, host: Option<&str>) -> Option<&CertifiedKey> {
+    fn certified_key_for_host(&self, host: Option<&str>) -> Option<&CertifiedKey> {
         let by_host = host.and_then(|host| {
             let host = host.to_ascii_lowercase();
             let wildcard = host.split_once('.').map(|(_, domain)| format!("*.{domain}"));
-            let find =
-                |name: &str| self.key_pairs.iter().find(|(_, names)| names.iter().any(|own| own == name));
+            let find = |name: &str| {
+                self.certified_keys.iter().find(|(_, names)| names.iter().any(|own| own == name))
+            };
             find(&host).or_else(|| find(&wildcard?))
         });
-        by_host.or(self.key_pairs.first()).map(|(pair, _)| pair)
+        by_host.or(self.certified_keys.first()).map(|(pair, _)| pair)
     }
 }
 
@@ -129,7 +130,13 @@ impl ServerTls {
         listener: Option<Arc<ListenerConfig>>,
     ) -> Result<Arc<Self>, TlsError> {
         let certificates = ArcSwap::from_pointee(CertificateSet::read(tls)?);
-        Ok(Arc::new(Self { log_name: name, tls: tls.clone(), http2_enabled: http2, listener, certificates }))
+        Ok(Arc::new(Self {
+            log_name: name,
+            tls_config: tls.clone(),
+            http2_enabled: http2,
+            listener,
+            certificates,
+        }))
     }
 
     /// The settings for Pingora. Certificates are chosen in callbacks during each handshake, so that a reload
@@ -141,20 +148,20 @@ impl ServerTls {
         let callbacks = Box::new(HandshakeCallbacks(Arc::clone(self)));
         let settings = TlsSettings::with_callbacks(callbacks);
         let mut settings = settings.map_err(|error| TlsError::Settings(error.to_string()))?;
-        settings.set_min_proto_version(Some(match self.tls.minimum_version {
+        settings.set_min_proto_version(Some(match self.tls_config.minimum_version {
             TlsVersion::Tls12 => SslVersion::TLS1_2,
             TlsVersion::Tls13 => SslVersion::TLS1_3,
         }))?;
-        if let Some(ciphers) = &self.tls.tls12_ciphers {
+        if let Some(ciphers) = &self.tls_config.tls12_ciphers {
             settings.set_cipher_list(ciphers)?;
         }
-        if let Some(ciphersuites) = &self.tls.tls13_ciphersuites {
+        if let Some(ciphersuites) = &self.tls_config.tls13_ciphersuites {
             settings.set_ciphersuites(ciphersuites)?;
         }
         if self.http2_enabled {
             settings.enable_h2();
         }
-        if self.tls.client_ca_file.is_some() {
+        if self.tls_config.client_ca_file.is_some() {
             settings.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
             // No session resumption, because a resumed session does not verify the client certificate again:
             // it may have expired meanwhile, or its authority may have been removed. Tickets and the session
@@ -183,9 +190,13 @@ impl ServerTls {
 
     /// Modification time and size of each file, which show that it has changed; `None` for a missing file.
     async fn file_stamps(&self) -> Vec<Option<(SystemTime, u64)>> {
-        let files = self.tls.certified_keys.iter().flat_map(|pair| [&pair.certificate, &pair.private_key]);
+        let files = self
+            .tls_config
+            .certified_keys
+            .iter()
+            .flat_map(|pair| [&pair.certificate_path, &pair.private_key_path]);
         let mut stamps = Vec::new();
-        for path in files.chain(&self.tls.client_ca_file) {
+        for path in files.chain(&self.tls_config.client_ca_file) {
             let file = tokio::fs::metadata(path).await.ok();
             stamps.push(file.and_then(|file| Some((file.modified().ok()?, file.len()))));
         }
@@ -194,9 +205,9 @@ impl ServerTls {
 
     fn reload_files(&self) {
         let name = &self.log_name;
-        match CertificateSet::read(&self.tls) {
+        match CertificateSet::read(&self.tls_config) {
             Ok(certificates) => {
-                let key_pairs = certificates.key_pairs.iter();
+                let key_pairs = certificates.certified_keys.iter();
                 for expiry in key_pairs.filter_map(|(pair, _)| pair.expiry_if_within_days(0)) {
                     warn!("{name}: its new certificate expired on {expiry}");
                 }
@@ -222,22 +233,23 @@ impl TlsAccept for HandshakeCallbacks {
     }
 
     async fn handshake_complete_callback(&self, ssl: &SslRef) -> Option<Arc<dyn Any + Send + Sync>> {
-        let subject = self.0.tls.client_ca_file.as_ref().and_then(|_| ssl.peer_certificate());
-        let subject = subject.map(|certificate| certificate_subject(certificate.subject_name()));
-        Some(Arc::new(TlsClientInfo { listener: self.0.listener.clone(), subject }))
+        let certificate = self.0.tls_config.client_ca_file.as_ref().and_then(|_| ssl.peer_certificate());
+        let certificate_subject =
+            certificate.map(|certificate| certificate_subject(certificate.subject_name()));
+        Some(Arc::new(TlsClientInfo { listener: self.0.listener.clone(), certificate_subject }))
     }
 }
 
 /// Sets the certificate for the client's server name, and the authorities of client certificates.
 fn present_certificate(ssl: &mut SslRef, certificates: &CertificateSet) -> Result<(), ErrorStack> {
     let host = ssl.servername(NameType::HOST_NAME).map(str::to_owned);
-    let Some(pair) = certificates.pair_for_host(host.as_deref()) else { return Ok(()) };
+    let Some(pair) = certificates.certified_key_for_host(host.as_deref()) else { return Ok(()) };
     ext::ssl_use_certificate(ssl, &pair.leaf)?;
     ext::ssl_use_private_key(ssl, &pair.private_key)?;
     pair.intermediates.iter().try_for_each(|certificate| ext::ssl_add_chain_cert(ssl, certificate))?;
-    if !certificates.client_authorities.is_empty() {
+    if !certificates.client_ca_certificates.is_empty() {
         let mut store = X509StoreBuilder::new()?;
-        for authority in &certificates.client_authorities {
+        for authority in &certificates.client_ca_certificates {
             store.add_cert(authority.clone())?;
             ssl.add_client_ca(authority)?;
         }

@@ -28,12 +28,12 @@ pub(super) struct CoalescedStream {
     /// gives out its stream only as a shared reference.
     coalesces_next_flush: AtomicBool,
     /// Bytes that have been written to this stream but not to `inner`.
-    pending: Vec<u8>,
+    pending_bytes: Vec<u8>,
 }
 
 impl CoalescedStream {
     pub(super) fn new(inner: Stream) -> Self {
-        Self { inner, coalesces_next_flush: AtomicBool::new(false), pending: Vec::new() }
+        Self { inner, coalesces_next_flush: AtomicBool::new(false), pending_bytes: Vec::new() }
     }
 
     /// Delays the next flush of this stream until the write after it, which has to follow at once. Does
@@ -48,7 +48,7 @@ impl CoalescedStream {
     fn poll_write_pending(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut written = 0;
         let result = loop {
-            let Some(rest) = self.pending.get(written..).filter(|rest| !rest.is_empty()) else {
+            let Some(rest) = self.pending_bytes.get(written..).filter(|rest| !rest.is_empty()) else {
                 break Poll::Ready(Ok(()));
             };
             match Pin::new(&mut self.inner).poll_write(cx, rest) {
@@ -58,10 +58,10 @@ impl CoalescedStream {
                 Poll::Pending => break Poll::Pending,
             }
         };
-        self.pending.drain(..written);
-        if self.pending.is_empty() {
+        self.pending_bytes.drain(..written);
+        if self.pending_bytes.is_empty() {
             // Frees the buffer: the connection may now be idle for a long time.
-            self.pending = Vec::new();
+            self.pending_bytes = Vec::new();
         }
         result
     }
@@ -80,10 +80,10 @@ impl AsyncRead for CoalescedStream {
 impl AsyncWrite for CoalescedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let coalesces_next_flush = *self.coalesces_next_flush.get_mut();
-        if (coalesces_next_flush || !self.pending.is_empty())
-            && self.pending.len() + buf.len() <= MAX_COALESCED_BYTES
+        if (coalesces_next_flush || !self.pending_bytes.is_empty())
+            && self.pending_bytes.len() + buf.len() <= MAX_COALESCED_BYTES
         {
-            self.pending.extend_from_slice(buf);
+            self.pending_bytes.extend_from_slice(buf);
             return Poll::Ready(Ok(buf.len()));
         }
         // In order: the new bytes come after those that are pending.

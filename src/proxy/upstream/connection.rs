@@ -43,7 +43,7 @@ pub(in crate::proxy) struct UpstreamConnection {
     /// The request has been sent completely.
     is_request_sent: bool,
     /// The piece that was sent last, or is being sent, ends the body.
-    is_last_piece: bool,
+    latest_piece_ends_body: bool,
     write_timeout: Option<Duration>,
 }
 
@@ -106,7 +106,7 @@ impl UpstreamConnector {
             protocol,
             is_reused,
             is_request_sent: false,
-            is_last_piece: false,
+            latest_piece_ends_body: false,
             write_timeout,
         };
         if peer.options.alpn.get_max_http_version() == 1 {
@@ -195,7 +195,7 @@ impl UpstreamConnection {
         }
     }
 
-    /// Sends the request head. With [`BodyAvailability::Ready`] it is sent together with the first piece of
+    /// Sends the request head. With [`RequestBodyAvailability::Ready`] it is sent together with the first piece of
     /// the body, which has to follow at once.
     ///
     /// # Errors
@@ -203,18 +203,18 @@ impl UpstreamConnection {
     pub(in crate::proxy) async fn send_head(
         &mut self,
         head: Box<RequestHeader>,
-        body: BodyAvailability,
+        body: RequestBodyAvailability,
     ) -> Result<()> {
-        self.is_request_sent = body == BodyAvailability::None;
+        self.is_request_sent = body == RequestBodyAvailability::None;
         match &mut self.protocol {
             Protocol::Http1(session) | Protocol::Http1Fallback(session) => {
-                if body == BodyAvailability::Ready {
+                if body == RequestBodyAvailability::Ready {
                     CoalescedStream::coalesce_next_flush(session.stream());
                 }
                 session.write_request_header(head).await.map(|_| ())
             }
             Protocol::Http2(stream) => {
-                stream.session.write_request_header(head, body == BodyAvailability::None)?;
+                stream.session.write_request_header(head, body == RequestBodyAvailability::None)?;
                 stream.body_writer = stream.session.take_request_body_writer();
                 Ok(())
             }
@@ -249,7 +249,7 @@ impl UpstreamConnection {
                 false
             }
         };
-        self.is_last_piece = is_last;
+        self.latest_piece_ends_body = is_last;
         self.is_request_sent |= is_last && sent;
         Ok(sent)
     }
@@ -280,7 +280,8 @@ impl UpstreamConnection {
             }
             Protocol::Http2(stream) => {
                 let event = stream.next_event().await;
-                self.is_request_sent |= self.is_last_piece && matches!(event, UpstreamEvent::Sent(Ok(())));
+                self.is_request_sent |=
+                    self.latest_piece_ends_body && matches!(event, UpstreamEvent::Sent(Ok(())));
                 event
             }
         }
@@ -303,7 +304,7 @@ impl UpstreamConnection {
 
 /// How much of the request's body is available when its head is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::proxy) enum BodyAvailability {
+pub(in crate::proxy) enum RequestBodyAvailability {
     /// The request has no body.
     None,
     /// At least the first piece.

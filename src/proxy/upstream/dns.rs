@@ -52,8 +52,8 @@ pub struct EndpointAddresses {
     port: u16,
     /// Those of the last successful lookup; empty before the first.
     addresses: ArcSwap<Vec<SocketAddr>>,
-    /// Counts up; the remainder is the index of the next address.
-    next_index: AtomicUsize,
+    /// How often an address was picked; the remainder is the index of the next one.
+    pick_count: AtomicUsize,
 }
 
 impl EndpointAddresses {
@@ -63,7 +63,7 @@ impl EndpointAddresses {
             host: endpoint.host.clone(),
             port: endpoint.port,
             addresses: ArcSwap::from_pointee(literal.into_iter().collect()),
-            next_index: AtomicUsize::new(0),
+            pick_count: AtomicUsize::new(0),
         }
     }
 
@@ -73,11 +73,11 @@ impl EndpointAddresses {
         match addresses.as_slice() {
             [] => None,
             [only] => Some(*only),
-            many => many.get(self.next_index.fetch_add(1, Ordering::Relaxed) % many.len()).copied(),
+            many => many.get(self.pick_count.fetch_add(1, Ordering::Relaxed) % many.len()).copied(),
         }
     }
 
-    fn is_name(&self) -> bool {
+    fn has_host_name(&self) -> bool {
         self.host.parse::<IpAddr>().is_err()
     }
 
@@ -119,7 +119,7 @@ pub struct AddressBook {
     /// In the order of the configuration.
     by_backend: Vec<Arc<EndpointAddresses>>,
     /// Endpoints with a host name that the configuration before did not have: nothing resolves them yet.
-    added_names: Vec<Arc<EndpointAddresses>>,
+    added_named_endpoints: Vec<Arc<EndpointAddresses>>,
 }
 
 impl AddressBook {
@@ -135,7 +135,7 @@ impl AddressBook {
             self.by_backend.iter().map(|addresses| ((addresses.host.as_str(), addresses.port), addresses));
         let previous: HashMap<(&str, u16), &Arc<EndpointAddresses>> = previous.collect();
         let mut by_endpoint: HashMap<(&str, u16), Arc<EndpointAddresses>> = HashMap::new();
-        let mut added_names = Vec::new();
+        let mut added_named_endpoints = Vec::new();
         let endpoints = config.backends.iter().map(|backend| &backend.endpoint);
         let by_backend: Vec<_> = endpoints
             .map(|endpoint| {
@@ -144,14 +144,15 @@ impl AddressBook {
                     Some(addresses) => Arc::clone(addresses),
                     None => {
                         let addresses = Arc::new(EndpointAddresses::new(endpoint));
-                        added_names.extend(addresses.is_name().then(|| Arc::clone(&addresses)));
+                        added_named_endpoints
+                            .extend(addresses.has_host_name().then(|| Arc::clone(&addresses)));
                         addresses
                     }
                 };
                 Arc::clone(by_endpoint.entry(key).or_insert_with(keep_or_add))
             })
             .collect();
-        Self { by_backend, added_names }
+        Self { by_backend, added_named_endpoints }
     }
 
     /// The endpoint addresses of each backend, in the order of the configuration.
@@ -161,7 +162,7 @@ impl AddressBook {
 
     /// Starts a task for each added name, which resolves it again and again until no configuration uses it.
     pub fn spawn_refresh_tasks(&self, resolver: &Arc<dyn Resolve>) {
-        for addresses in &self.added_names {
+        for addresses in &self.added_named_endpoints {
             let (addresses, resolver) = (Arc::downgrade(addresses), Arc::clone(resolver));
             tokio::spawn(async move {
                 loop {
@@ -178,7 +179,7 @@ impl AddressBook {
     /// Waits until every added name has resolved once, at most `max_wait`.
     pub async fn wait_until_resolved(&self, max_wait: Duration) {
         let resolved = async {
-            while self.added_names.iter().any(|addresses| addresses.addresses.load().is_empty()) {
+            while self.added_named_endpoints.iter().any(|addresses| addresses.addresses.load().is_empty()) {
                 sleep(Duration::from_millis(10)).await;
             }
         };

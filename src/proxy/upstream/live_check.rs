@@ -17,7 +17,7 @@ use pingora::upstreams::peer::HttpPeer;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::control_request::{CONTROL_TIMEOUT, ControlRequest, send_control_request};
+use super::balancer_request::{BALANCER_REQUEST_TIMEOUT, BalancerRequest, send_balancer_request};
 use super::peer::load_ca_certificates;
 use super::probe::MODELS_TARGET;
 use crate::azure::response::verdict;
@@ -68,7 +68,7 @@ pub async fn check_backends(config: &Arc<ActiveConfig>) -> Vec<CheckFinding> {
 async fn check_backend(config: &ActiveConfig, index: usize) -> Vec<CheckFinding> {
     let Some(backend) = config.gateway.backends.get(index) else { return Vec::new() };
     let mut findings = BackendFindings { backend: &backend.config.name, list: Vec::new() };
-    if is_reachable(&backend.config, config.gateway.timeouts.connect, &mut findings).await
+    if check_reachability(&backend.config, config.gateway.timeouts.connect, &mut findings).await
         && let Some(check) = check_credential(config, index, backend, &mut findings).await
     {
         check_deployments(&check, config, &mut findings).await;
@@ -93,7 +93,7 @@ impl BackendFindings<'_> {
 }
 
 /// Checks the name and the connection.
-async fn is_reachable(
+async fn check_reachability(
     backend: &config::BackendConfig,
     connect_timeout: Duration,
     findings: &mut BackendFindings<'_>,
@@ -118,14 +118,17 @@ async fn check_credential<'b>(
     backend: &'b Backend,
     findings: &mut BackendFindings<'_>,
 ) -> Option<BackendCheck<'b>> {
-    let auth_header = match timeout(CONTROL_TIMEOUT, backend.credential.secret().wait_for_value()).await {
+    let auth_header = match timeout(BALANCER_REQUEST_TIMEOUT, backend.credential.secret().wait_for_value())
+        .await
+    {
         Ok(Ok(_)) => backend.credential.auth_header(),
         Ok(Err(error)) => {
             findings.add("credential", Err(error.to_string()));
             return None;
         }
         Err(_) => {
-            findings.add("credential", Err(format!("no token or secret within {CONTROL_TIMEOUT:?}")));
+            findings
+                .add("credential", Err(format!("no token or secret within {BALANCER_REQUEST_TIMEOUT:?}")));
             return None;
         }
     };
@@ -134,7 +137,7 @@ async fn check_credential<'b>(
         return None;
     };
     let check = BackendCheck { backend, auth_header, peer, connector: Connector::new(None) };
-    let models = ControlRequest { method: Method::GET, target: MODELS_TARGET, body: "" };
+    let models = BalancerRequest { method: Method::GET, target: MODELS_TARGET, body: "" };
     let result = match check.send(models).await {
         Ok((status, body)) => match verdict::judge_response(status, &body, &|_| true) {
             Verdict::CredentialRejected | Verdict::PermissionDenied => Err(refusal_text(status, &body)),
@@ -178,13 +181,13 @@ struct BackendCheck<'b> {
 
 impl BackendCheck<'_> {
     /// Sends a request; returns the status and the beginning of the response body.
-    async fn send(&self, request: ControlRequest<'_>) -> Result<(u16, Vec<u8>), String> {
+    async fn send(&self, request: BalancerRequest<'_>) -> Result<(u16, Vec<u8>), String> {
         let auth_header = self.auth_header.clone();
-        let response = send_control_request(self.backend, auth_header, &self.peer, &self.connector, request);
-        match timeout(CONTROL_TIMEOUT, response).await {
+        let response = send_balancer_request(self.backend, auth_header, &self.peer, &self.connector, request);
+        match timeout(BALANCER_REQUEST_TIMEOUT, response).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(format!("no response: {}", error.etype().as_str())),
-            Err(_) => Err(format!("no response within {CONTROL_TIMEOUT:?}")),
+            Err(_) => Err(format!("no response within {BALANCER_REQUEST_TIMEOUT:?}")),
         }
     }
 
@@ -197,7 +200,7 @@ impl BackendCheck<'_> {
         let own_version = self.backend.config.api_version_override.as_deref();
         let version = own_version.or(default_version).unwrap_or(DEFAULT_API_VERSION);
         let target = format!("/openai/deployments/{upstream_name}/chat/completions?api-version={version}");
-        let request = ControlRequest { method: Method::POST, target: &target, body: EMPTY_REQUEST_BODY };
+        let request = BalancerRequest { method: Method::POST, target: &target, body: EMPTY_REQUEST_BODY };
         let (status, body) = self.send(request).await?;
         match verdict::judge_response(status, &body, &|_| true) {
             Verdict::DeploymentNotFound => {

@@ -1,10 +1,10 @@
 //! The backends' side: addresses, peers, connections and their pool, request heads as a backend gets them,
 //! and the balancer's own requests to backends.
 
+mod balancer_request;
 mod coalesced_stream;
 pub(super) mod connection;
 mod connection_pool;
-mod control_request;
 pub mod dns;
 pub mod headers;
 pub mod live_check;

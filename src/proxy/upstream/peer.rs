@@ -119,10 +119,10 @@ impl Peers {
     /// upgrade gets HTTP/1.1, which WebSockets need.
     pub(in crate::proxy) fn peer_for_attempt(
         &self,
-        backend: usize,
+        backend_index: usize,
         is_upgrade: bool,
     ) -> Option<Box<HttpPeer>> {
-        let template = self.peers.get(backend)?;
+        let template = self.peers.get(backend_index)?;
         let address = template.addresses.next_address()?;
         let mut peer = Box::new(template.peer.clone());
         // Pingora has no other way to set the address of a peer that has been built.
@@ -135,8 +135,8 @@ impl Peers {
 
     /// Waits for the turn to find or make a connection to this backend; `None` if it needs none, or the
     /// wait took too long.
-    pub(in crate::proxy) async fn acquire_connect_turn(&self, backend: usize) -> Option<ConnectTurn> {
-        let http2_gate = self.peers.get(backend)?.http2_gate.as_ref()?;
+    pub(in crate::proxy) async fn acquire_connect_turn(&self, backend_index: usize) -> Option<ConnectTurn> {
+        let http2_gate = self.peers.get(backend_index)?.http2_gate.as_ref()?;
         if http2_gate.speaks_http1_only.load(Ordering::Relaxed) {
             return None;
         }
@@ -144,8 +144,8 @@ impl Peers {
     }
 
     /// Records which protocol a backend chose, if it was offered HTTP/2.
-    pub(in crate::proxy) fn note_protocol(&self, backend: usize, version: Version) {
-        if let Some(http2_gate) = self.peers.get(backend).and_then(|peer| peer.http2_gate.as_ref()) {
+    pub(in crate::proxy) fn note_protocol(&self, backend_index: usize, version: Version) {
+        if let Some(http2_gate) = self.peers.get(backend_index).and_then(|peer| peer.http2_gate.as_ref()) {
             let speaks_http1_only = version != Version::HTTP_2;
             // Loaded first, because it seldom changes: unlike a store, a load leaves the cache line shared
             // between the cores.
@@ -169,7 +169,7 @@ fn build_peer(
     // addresses, and a connection to one must never carry a request for another. Nor does Pingora's own key
     // contain the CA.
     let mut key = DefaultHasher::new();
-    let certificate = backend.tls.client_certificate.as_ref().map(|files| &files.certificate);
+    let certificate = backend.tls.client_certificate.as_ref().map(|files| &files.certificate_path);
     let server_name = &backend.tls.server_name;
     (&endpoint.host, endpoint.port, endpoint.uses_tls, server_name, &backend.tls.ca_file, certificate)
         .hash(&mut key);
@@ -198,7 +198,7 @@ fn build_peer(
     }
     if let Some(files) = &backend.tls.client_certificate {
         let to_ca_error = |error: CertifiedKeyError| CaError {
-            path: files.certificate.clone(),
+            path: files.certificate_path.clone(),
             problem: error.to_string(),
         };
         let CertifiedKey { leaf, intermediates, private_key } =

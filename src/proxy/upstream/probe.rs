@@ -11,7 +11,7 @@ use pingora::connectors::http::Connector;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::control_request::{CONTROL_TIMEOUT, ControlRequest, send_control_request};
+use super::balancer_request::{BALANCER_REQUEST_TIMEOUT, BalancerRequest, send_balancer_request};
 use crate::proxy::ActiveConfig;
 
 /// The request target of a probe. Every Azure OpenAI resource serves it, and it is not billed.
@@ -48,10 +48,10 @@ async fn probe_backend(config: &ActiveConfig, index: usize, connector: &Connecto
     let Some(auth_header) = backend.credential.auth_header() else { return true };
     let secret_id = auth_header.1.id;
     let Some(peer) = config.peers.peer_for_attempt(index, false) else { return true };
-    let models = ControlRequest { method: Method::GET, target: MODELS_TARGET, body: "" };
+    let models = BalancerRequest { method: Method::GET, target: MODELS_TARGET, body: "" };
     let response = match timeout(
-        CONTROL_TIMEOUT + config.gateway.timeouts.connect,
-        send_control_request(backend, auth_header, &peer, connector, models),
+        BALANCER_REQUEST_TIMEOUT + config.gateway.timeouts.connect,
+        send_balancer_request(backend, auth_header, &peer, connector, models),
     )
     .await
     {

@@ -13,27 +13,27 @@ const MAX_RECORD_BYTES: usize = 256 * 1024 * 1024;
 pub struct FrameBuffer {
     bytes: Vec<u8>,
     /// The length of the complete frames. A frame is incomplete if its record panicked while it was written.
-    complete_bytes: usize,
+    complete_length: usize,
     record_count: u64,
 }
 
 impl FrameBuffer {
     /// Adds the record that `write` appends to the buffer. If `write` panics, nothing is added.
     pub fn push_record(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        self.bytes.truncate(self.complete_bytes);
+        self.bytes.truncate(self.complete_length);
         append_frame(&mut self.bytes, write);
-        self.complete_bytes = self.bytes.len();
+        self.complete_length = self.bytes.len();
         self.record_count += 1;
     }
 
     /// The length of all frames, in bytes.
     pub fn byte_len(&self) -> usize {
-        self.complete_bytes
+        self.complete_length
     }
 
     /// The frames, without one that a panic left incomplete.
     pub(super) fn complete_frames(&self) -> &[u8] {
-        self.bytes.get(..self.complete_bytes).unwrap_or_default()
+        self.bytes.get(..self.complete_length).unwrap_or_default()
     }
 
     /// The number of records.
@@ -49,7 +49,7 @@ impl FrameBuffer {
     /// Removes all records and keeps the memory.
     pub fn clear(&mut self) {
         self.bytes.clear();
-        self.complete_bytes = 0;
+        self.complete_length = 0;
         self.record_count = 0;
     }
 }

@@ -40,7 +40,7 @@ pub struct Spool {
     segment_seal_bytes: u64,
     /// The name of the segment that is being written.
     active_segment: Option<String>,
-    created_segments: u64,
+    created_segment_count: u64,
     /// Segments that cannot be adopted; each is logged once.
     unreadable_paths: Vec<PathBuf>,
     writes_paused_until: Option<Instant>,
@@ -60,7 +60,7 @@ impl Spool {
         if !directory.is_dir() {
             DirBuilder::new().recursive(true).mode(0o750).create(directory)?;
         }
-        let state = SpoolState { lost_records: vec![0; sink_names.len()], ..SpoolState::default() };
+        let state = SpoolState { lost_record_counts: vec![0; sink_names.len()], ..SpoolState::default() };
         let shared = Arc::new(SharedSpool {
             directory: directory.to_owned(),
             sink_names: sink_names.to_vec(),
@@ -73,7 +73,7 @@ impl Spool {
             max_bytes,
             segment_seal_bytes,
             active_segment: None,
-            created_segments: 0,
+            created_segment_count: 0,
             unreadable_paths: Vec::new(),
             writes_paused_until: None,
         };
@@ -147,9 +147,12 @@ impl Spool {
 
     /// Seals the active segment and starts a new one.
     fn start_segment(&mut self) -> io::Result<()> {
-        let segment =
-            segment::create_segment(&self.shared.directory, self.created_segments, &self.shared.sink_names)?;
-        self.created_segments += 1;
+        let segment = segment::create_segment(
+            &self.shared.directory,
+            self.created_segment_count,
+            &self.shared.sink_names,
+        )?;
+        self.created_segment_count += 1;
         let mut state = self.shared.lock();
         if let Some(mut previous) = self.active_segment.take().and_then(|name| state.segments.remove(&name)) {
             previous.seal(&self.shared.directory);
@@ -225,16 +228,16 @@ impl Spool {
             );
         }
         let mut state = self.shared.lock();
-        for (total, lost) in state.lost_records.iter_mut().zip(lost) {
+        for (total, lost) in state.lost_record_counts.iter_mut().zip(lost) {
             *total += lost;
         }
         true
     }
 
     /// How many records were deleted before they were delivered since the last call, by sink.
-    pub fn take_lost_records(&self) -> Vec<(&'static str, u64)> {
+    pub fn take_lost_record_counts(&self) -> Vec<(&'static str, u64)> {
         let mut state = self.shared.lock();
-        let lost = std::mem::replace(&mut state.lost_records, vec![0; self.shared.sink_names.len()]);
+        let lost = std::mem::replace(&mut state.lost_record_counts, vec![0; self.shared.sink_names.len()]);
         // The next deletion is logged again only after the spool was half empty, not for every segment.
         if state.is_dropping_segments
             && state.segments.values().map(Segment::length).sum::<u64>() < self.max_bytes / 2

@@ -37,7 +37,7 @@ pub(super) struct Segment {
 /// How far a sink has delivered a segment.
 #[derive(Debug)]
 struct SinkPosition {
-    sink: &'static str,
+    sink_name: &'static str,
     delivered_offset: u64,
     position_file: Option<File>,
 }
@@ -68,7 +68,7 @@ pub(super) fn create_segment(directory: &Path, number: u64, sinks: &[&'static st
     let length = SEGMENT_MAGIC.len() as u64;
     let positions = sinks
         .iter()
-        .map(|sink| SinkPosition { sink, delivered_offset: length, position_file: None })
+        .map(|sink| SinkPosition { sink_name: sink, delivered_offset: length, position_file: None })
         .collect();
     Ok(Segment {
         name,
@@ -183,7 +183,7 @@ fn adopt_segment(
         let text = fs::read_to_string(position_path(directory, name, sink)).ok();
         let saved = text.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
         SinkPosition {
-            sink,
+            sink_name: sink,
             delivered_offset: u64::clamp(saved, start, length.max(start)),
             position_file: None,
         }
@@ -267,18 +267,18 @@ impl Segment {
     }
 
     /// The offset up to which a sink has delivered the segment.
-    pub(super) fn delivered_offset(&self, sink: usize) -> u64 {
-        self.positions.get(sink).map_or(self.length, |position| position.delivered_offset)
+    pub(super) fn delivered_offset(&self, sink_index: usize) -> u64 {
+        self.positions.get(sink_index).map_or(self.length, |position| position.delivered_offset)
     }
 
     /// Bytes that a sink has not delivered.
-    pub(super) fn undelivered_bytes(&self, sink: usize) -> u64 {
-        self.length.saturating_sub(self.delivered_offset(sink))
+    pub(super) fn undelivered_bytes(&self, sink_index: usize) -> u64 {
+        self.length.saturating_sub(self.delivered_offset(sink_index))
     }
 
     /// Records that a sink has not delivered. Reads the file.
-    pub(super) fn count_undelivered_records(&self, sink: usize) -> u64 {
-        let (mut offset, mut count) = (self.delivered_offset(sink), 0);
+    pub(super) fn count_undelivered_records(&self, sink_index: usize) -> u64 {
+        let (mut offset, mut count) = (self.delivered_offset(sink_index), 0);
         while let Ok(bytes) = read_frames(&self.file, offset, self.length, SCAN_CHUNK_BYTES) {
             let mut rest = &bytes[..];
             while let ParsedFrame::Record(_, length) = frame::parse_frame(rest) {
@@ -294,11 +294,11 @@ impl Segment {
     }
 
     /// Saves how far a sink has delivered, for the next process.
-    pub(super) fn save_position(&mut self, sink: usize, directory: &Path, offset: u64) {
-        let Some(position) = self.positions.get_mut(sink) else { return };
+    pub(super) fn save_position(&mut self, sink_index: usize, directory: &Path, offset: u64) {
+        let Some(position) = self.positions.get_mut(sink_index) else { return };
         position.delivered_offset = offset;
         if position.position_file.is_none() {
-            let path = position_path(directory, &self.name, position.sink);
+            let path = position_path(directory, &self.name, position.sink_name);
             position.position_file =
                 OpenOptions::new().write(true).create(true).truncate(false).mode(0o640).open(path).ok();
         }
@@ -319,7 +319,7 @@ impl Segment {
     pub(super) fn delete_files(&self, directory: &Path) {
         let _ = fs::remove_file(segment_path(directory, &self.name, self.extension));
         for position in &self.positions {
-            let _ = fs::remove_file(position_path(directory, &self.name, position.sink));
+            let _ = fs::remove_file(position_path(directory, &self.name, position.sink_name));
         }
     }
 }

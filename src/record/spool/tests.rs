@@ -137,7 +137,7 @@ fn beyond_the_size_limit_the_oldest_records_are_dropped_and_counted() {
         assert!(spool.total_bytes() <= maximum + 1024);
     }
     let remaining = read_records(&readers[1], 1 << 20, usize::MAX);
-    let lost = spool.take_lost_records();
+    let lost = spool.take_lost_record_counts();
     assert_eq!(lost, [("two", 10_000 - remaining.len() as u64)]);
     assert!(remaining.len() > 1000);
     assert_eq!(
@@ -145,7 +145,7 @@ fn beyond_the_size_limit_the_oldest_records_are_dropped_and_counted() {
         numbered_records(10_000 - remaining.len()..10_000).collect::<Vec<_>>(),
         "the newest records are kept"
     );
-    assert_eq!(spool.take_lost_records(), []);
+    assert_eq!(spool.take_lost_record_counts(), []);
 }
 
 #[test]

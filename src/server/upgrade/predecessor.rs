@@ -120,10 +120,10 @@ impl Predecessor {
         })
         .await?;
         let now = Instant::now();
-        let health = HealthSnapshot::capture(&self.config_manager.process().health_registry, now);
+        let health = HealthSnapshot::capture(&self.config_manager.process_state().health_registry, now);
         let deployments = self.config_manager.active_config().load().gateway.learned_deployments();
         let deployments = deployments.iter().map(ToString::to_string).collect();
-        let state = ControlMessage::State { health, deployments };
+        let state = ControlMessage::LearnedState { health, deployments };
         successor.send(&state).await.map_err(HandoverError::NotReady)?;
         expect_message(&mut successor, REPLY_TIMEOUT, |message| {
             matches!(message, ControlMessage::ReadyForSockets)

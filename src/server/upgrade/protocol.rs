@@ -27,7 +27,7 @@ pub(super) enum ControlMessage {
     Prepared,
     /// To the successor: what the running process has learned.
     #[serde(rename = "inheritance")]
-    State {
+    LearnedState {
         #[serde(rename = "remembered")]
         health: HealthSnapshot,
         #[serde(rename = "learned")]
@@ -58,8 +58,10 @@ mod tests {
 
     #[test]
     fn messages_keep_the_serialized_form_of_earlier_versions() {
-        let state =
-            ControlMessage::State { health: HealthSnapshot::default(), deployments: vec!["x".to_owned()] };
+        let state = ControlMessage::LearnedState {
+            health: HealthSnapshot::default(),
+            deployments: vec!["x".to_owned()],
+        };
         let welcome = ControlMessage::Welcome { addresses: vec!["a".to_owned()], predecessors: vec![1] };
         let table = [
             (ControlMessage::Upgrade, r#""upgrade""#),

@@ -37,8 +37,8 @@ pub enum TakeoverError {
 pub struct Successor {
     channel: ControlChannel,
     /// The addresses whose sockets it will get.
-    pub addresses: Vec<String>,
-    earlier_processes: Vec<u32>,
+    pub inherited_addresses: Vec<String>,
+    earlier_pids: Vec<u32>,
 }
 
 impl Successor {
@@ -55,7 +55,7 @@ impl Successor {
         channel.send(&ControlMessage::Introduction { pid }).await.map_err(TakeoverError::Disconnected)?;
         match channel.receive(REPLY_TIMEOUT).await.map_err(TakeoverError::Disconnected)? {
             ControlMessage::Welcome { addresses, predecessors: earlier_processes } => {
-                Ok(Self { channel, addresses, earlier_processes })
+                Ok(Self { channel, inherited_addresses: addresses, earlier_pids: earlier_processes })
             }
             ControlMessage::Failed { reason } => Err(TakeoverError::Declined(reason)),
             other => {
@@ -77,9 +77,9 @@ impl Successor {
     pub async fn receive_state(&mut self, config_manager: &ConfigManager) -> Result<(), TakeoverError> {
         self.channel.send(&ControlMessage::Prepared).await.map_err(TakeoverError::Disconnected)?;
         match self.channel.receive(REPLY_TIMEOUT).await.map_err(TakeoverError::Disconnected)? {
-            ControlMessage::State { health, deployments } => {
+            ControlMessage::LearnedState { health, deployments } => {
                 let now = Instant::now();
-                health.restore(&config_manager.process().health_registry, now);
+                health.restore(&config_manager.process_state().health_registry, now);
                 let deployments: Vec<_> =
                     deployments.iter().filter_map(|name| DeploymentName::parse(name).ok()).collect();
                 config_manager.learn_deployments(&deployments, now);
@@ -96,7 +96,7 @@ impl Successor {
 
     /// The processes before this one.
     pub fn earlier_processes(&self) -> ProcessSet {
-        ProcessSet::from_pids(&self.earlier_processes)
+        ProcessSet::from_pids(&self.earlier_pids)
     }
 
     /// Reports that this process is serving.

@@ -25,11 +25,11 @@ const SHA256_OF_EMPTY_TEXT: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b
 /// What must be unique among all clients, with the key path where each value was first used.
 #[derive(Default)]
 struct TakenValues {
-    path_by_name: HashMap<String, String>,
-    path_by_key_hash: HashMap<[u8; 32], String>,
-    path_by_app_id: HashMap<String, String>,
-    path_by_app_role: HashMap<String, String>,
-    path_by_subject: HashMap<String, String>,
+    key_path_by_name: HashMap<String, String>,
+    key_path_by_key_hash: HashMap<[u8; 32], String>,
+    key_path_by_app_id: HashMap<String, String>,
+    key_path_by_app_role: HashMap<String, String>,
+    key_path_by_subject: HashMap<String, String>,
 }
 
 /// Reads the block. Warns about deployments that no backend serves.
@@ -63,10 +63,10 @@ fn read_client(
     let name = map.require("name", "give it a unique name").and_then(|name| {
         let text = read_entry_name(&name)?;
         let client = ClientName::new(&text);
-        match taken.path_by_name.get(&text) {
+        match taken.key_path_by_name.get(&text) {
             Some(other) => name.report_error(format!("is also the name of {other}; names are unique")),
             None => {
-                taken.path_by_name.insert(text, node.key_path.clone());
+                taken.key_path_by_name.insert(text, node.key_path.clone());
                 Some(client)
             }
         }
@@ -82,11 +82,12 @@ fn read_client(
             })
         })
     };
-    let token_claims = map.read_or("entra", (Vec::new(), Vec::new()), |node| read_token_claims(node, taken));
+    let token_claims =
+        map.read_or("entra", (Vec::new(), Vec::new()), |node| read_app_ids_and_roles(node, taken));
     let certificate_subjects = map.read_or("certificates", Vec::new(), |node| {
         let empty = "must not be an empty list; remove the key or list subjects such as CN=team-a,O=Contoso";
         node.read_nonempty_list(empty, |node| {
-            read_unique_word(node, &mut taken.path_by_subject, parse_subject)
+            read_unique_word(node, &mut taken.key_path_by_subject, parse_subject)
         })
     });
     let allowed_deployments =
@@ -113,7 +114,10 @@ fn read_client(
 }
 
 /// Reads `clients[].entra`: the application ids and the app roles in this client's tokens.
-fn read_token_claims(node: &YamlNode<'_, '_>, taken: &mut TakenValues) -> Option<(Vec<String>, Vec<String>)> {
+fn read_app_ids_and_roles(
+    node: &YamlNode<'_, '_>,
+    taken: &mut TakenValues,
+) -> Option<(Vec<String>, Vec<String>)> {
     let map = node.read_mapping(&["app_ids", "roles"])?;
     let parse_word = |text: &str| {
         let is_valid = text.len() <= 256 && !text.chars().any(|c| c.is_control() || c.is_whitespace());
@@ -122,10 +126,10 @@ fn read_token_claims(node: &YamlNode<'_, '_>, taken: &mut TakenValues) -> Option
     // Entra ID writes application ids in lower case.
     let parse_app_id = |text: &str| parse_word(text).map(|id| id.to_ascii_lowercase());
     let app_ids = map.read_or("app_ids", Vec::new(), |node| {
-        node.read_each(|node| read_unique_word(node, &mut taken.path_by_app_id, parse_app_id))
+        node.read_each(|node| read_unique_word(node, &mut taken.key_path_by_app_id, parse_app_id))
     });
     let roles = map.read_or("roles", Vec::new(), |node| {
-        node.read_each(|node| read_unique_word(node, &mut taken.path_by_app_role, parse_word))
+        node.read_each(|node| read_unique_word(node, &mut taken.key_path_by_app_role, parse_word))
     });
     let (app_ids, roles) = (app_ids?, roles?);
     if app_ids.is_empty() && roles.is_empty() {
@@ -184,10 +188,10 @@ fn read_key_hash(node: &YamlNode<'_, '_>, taken: &mut TakenValues) -> Option<[u8
     if text.value.eq_ignore_ascii_case(SHA256_OF_EMPTY_TEXT) {
         return node.report_error("is the SHA-256 of an empty key: run aoai-lb keys new NAME");
     }
-    if let Some(other) = taken.path_by_key_hash.get(&hash) {
+    if let Some(other) = taken.key_path_by_key_hash.get(&hash) {
         return node.report_error(format!("is the same key as {other}; each key belongs to one client"));
     }
-    taken.path_by_key_hash.insert(hash, node.key_path.clone());
+    taken.key_path_by_key_hash.insert(hash, node.key_path.clone());
     Some(hash)
 }
 

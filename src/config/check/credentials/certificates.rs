@@ -19,9 +19,10 @@ pub(in crate::config::check) fn read_certified_key_files(
     map: &YamlMapping<'_, '_>,
 ) -> Option<CertifiedKeyFiles> {
     let read_path = |key, how| map.require(key, how).and_then(|node| node.read_file_path());
-    let certificate = read_path("certificate", "write the PEM file of the certificate and its chain");
-    let private_key = read_path("private_key", "write the PEM file of the certificate's private key");
-    let files = CertifiedKeyFiles { certificate: certificate?.0, private_key: private_key?.0 };
+    let certificate_path = read_path("certificate", "write the PEM file of the certificate and its chain");
+    let private_key_path = read_path("private_key", "write the PEM file of the certificate's private key");
+    let files =
+        CertifiedKeyFiles { certificate_path: certificate_path?.0, private_key_path: private_key_path?.0 };
     match CertifiedKey::from_files(&files) {
         Ok(certified_key) => {
             if let Some(expiry) = certified_key.expiry_if_within_days(EXPIRY_WARNING_DAYS) {

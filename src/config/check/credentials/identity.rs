@@ -16,7 +16,7 @@ use crate::config::yaml::{YamlMapping, YamlNode};
 pub(in crate::config::check) const PUBLIC_AUTHORITY_HOST: &str = "https://login.microsoftonline.com";
 /// The metadata service (IMDS) of a virtual machine: the same link-local address everywhere.
 /// <https://learn.microsoft.com/azure/virtual-machines/instance-metadata-service>
-const VM_METADATA_SERVICE: &str = "http://169.254.169.254";
+const VM_METADATA_SERVICE_URL: &str = "http://169.254.169.254";
 /// The kinds of identity; exactly one must be written.
 const IDENTITY_KEYS: [&str; 4] = ["managed_identity", "workload_identity", "client_secret", "certificate"];
 
@@ -114,7 +114,7 @@ pub(super) fn read_managed_identity(node: &YamlNode<'_, '_>) -> Option<EntraIden
     if let (Some(url), Some(header)) =
         (nonempty_variable("IDENTITY_ENDPOINT"), nonempty_variable("IDENTITY_HEADER"))
     {
-        let Some((service, path)) = parse_platform_endpoint(&url) else {
+        let Some((service, path)) = parse_platform_token_endpoint(&url) else {
             return node.report_error(
                 "needs an http:// URL on this machine in the environment variable IDENTITY_ENDPOINT, which has something else",
             );
@@ -128,7 +128,7 @@ pub(super) fn read_managed_identity(node: &YamlNode<'_, '_>) -> Option<EntraIden
     }
     // As in Azure's SDKs, this variable names a replacement for the metadata service.
     let service = nonempty_variable("AZURE_POD_IDENTITY_AUTHORITY_HOST");
-    let Ok(service) = Endpoint::parse(service.as_deref().unwrap_or(VM_METADATA_SERVICE)) else {
+    let Ok(service) = Endpoint::parse(service.as_deref().unwrap_or(VM_METADATA_SERVICE_URL)) else {
         return node
             .report_error("needs a URL in the environment variable AZURE_POD_IDENTITY_AUTHORITY_HOST, which has something else");
     };
@@ -137,7 +137,7 @@ pub(super) fn read_managed_identity(node: &YamlNode<'_, '_>) -> Option<EntraIden
 
 /// Splits the URL of the platform's token endpoint into host and path. Over plain HTTP, it must be a loopback
 /// or link-local address.
-fn parse_platform_endpoint(url: &str) -> Option<(Endpoint, String)> {
+fn parse_platform_token_endpoint(url: &str) -> Option<(Endpoint, String)> {
     let uri: Uri = url.parse().ok()?;
     let authority = uri.authority()?;
     let endpoint = Endpoint::parse(&format!("{}://{authority}", uri.scheme_str()?)).ok()?;

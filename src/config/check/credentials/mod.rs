@@ -16,7 +16,7 @@ use crate::config::schema::{CredentialConfig, EntraIdentity, KeyVaultConfig, Sec
 use crate::config::yaml::{YamlMapping, YamlNode};
 
 /// The scope of tokens for Azure OpenAI in the public cloud.
-pub(super) const OPENAI_SCOPE: &str = "https://cognitiveservices.azure.com/.default";
+pub(super) const OPENAI_TOKEN_SCOPE: &str = "https://cognitiveservices.azure.com/.default";
 /// The default of `key_vault.refresh`.
 const DEFAULT_VAULT_REFRESH_INTERVAL: Duration = Duration::from_secs(600);
 
@@ -32,7 +32,7 @@ pub(super) fn read_credential(node: &YamlNode<'_, '_>) -> Option<CredentialConfi
         }
         "key_vault" => read_vault_secret(&map.require("key_vault", "write the secret's URL")?)
             .map(|secret| CredentialConfig::ApiKey(SecretSource::KeyVault(secret))),
-        _ => read_entra_credential(&map, OPENAI_SCOPE, true).map(CredentialConfig::Entra),
+        _ => read_entra_credential(&map, OPENAI_TOKEN_SCOPE, true).map(CredentialConfig::Entra),
     }
 }
 
@@ -42,13 +42,13 @@ pub(super) fn read_key_vault(root: &YamlMapping<'_, '_>) -> Option<KeyVaultConfi
     let refresh = map.read_or("refresh", DEFAULT_VAULT_REFRESH_INTERVAL, YamlNode::read_interval);
     let (identity, scope) = match map.get("credential") {
         Some(node) => read_identity_and_scope(&node.read_secret_mapping(&["entra"])?, false)?,
-        None => (default_identity(root)?, None),
+        None => (default_vault_identity(root)?, None),
     };
     Some(KeyVaultConfig { identity, token_scope: scope, refresh_interval: refresh? })
 }
 
 /// The identity if `key_vault.credential` is not written: the system-assigned managed identity.
-fn default_identity(root: &YamlMapping<'_, '_>) -> Option<EntraIdentity> {
+fn default_vault_identity(root: &YamlMapping<'_, '_>) -> Option<EntraIdentity> {
     let empty = serde_yaml::Value::Mapping(serde_yaml::Mapping::new());
     read_managed_identity(&root.node_at("key_vault", &empty))
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::OPENAI_SCOPE;
+use super::OPENAI_TOKEN_SCOPE;
 use crate::config::schema::{
     AppCredential, CredentialConfig, EntraIdentity, ManagedIdentitySelector, SecretSource,
 };
@@ -90,13 +90,13 @@ fn every_kind_of_entra_identity_is_read() {
     );
     let certificate = application(&text);
     assert_eq!(certificate.authority_host.host, "login.microsoftonline.us");
-    let files = CertifiedKeyFiles { certificate: path("app.pem"), private_key: path("app.key") };
+    let files = CertifiedKeyFiles { certificate_path: path("app.pem"), private_key_path: path("app.key") };
     assert_eq!(certificate.credential, AppCredential::ClientCertificate(files));
     let scope = |text: &str| match parse_credential(text) {
         CredentialConfig::Entra(entra) => entra.token_scope,
         other => panic!("no identity: {other:?}"),
     };
-    assert_eq!(scope("entra: { managed_identity: {} }"), OPENAI_SCOPE);
+    assert_eq!(scope("entra: { managed_identity: {} }"), OPENAI_TOKEN_SCOPE);
     let own = "https://ai.azure.com/.default";
     assert_eq!(scope(&format!("entra: {{ managed_identity: {{}}, scope: '{own}' }}")), own);
 }

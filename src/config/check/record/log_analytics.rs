@@ -6,7 +6,7 @@ use crate::config::schema::LogAnalyticsConfig;
 use crate::config::yaml::YamlNode;
 
 /// The scope of tokens for Azure Monitor in the public cloud.
-const MONITOR_SCOPE: &str = "https://monitor.azure.com/.default";
+const MONITOR_TOKEN_SCOPE: &str = "https://monitor.azure.com/.default";
 
 /// Reads the block.
 pub(super) fn read_log_analytics(node: &YamlNode<'_, '_>) -> Option<LogAnalyticsConfig> {
@@ -29,9 +29,10 @@ pub(super) fn read_log_analytics(node: &YamlNode<'_, '_>) -> Option<LogAnalytics
                     .ok_or("must be a stream such as Custom-AoaiExchanges")
             })
         });
-    let credential = map
-        .require("credential", "write credential: { entra: { managed_identity: {} } }")
-        .and_then(|node| read_entra_credential(&node.read_secret_mapping(&["entra"])?, MONITOR_SCOPE, true));
+    let credential =
+        map.require("credential", "write credential: { entra: { managed_identity: {} } }").and_then(|node| {
+            read_entra_credential(&node.read_secret_mapping(&["entra"])?, MONITOR_TOKEN_SCOPE, true)
+        });
     Some(LogAnalyticsConfig {
         endpoint: endpoint?,
         rule_immutable_id: rule?,

@@ -41,9 +41,9 @@ pub(super) fn read_record(node: &YamlNode<'_, '_>) -> Option<RecordConfig> {
     }
     let spool = read_spool(&map, jsonl.as_ref().and_then(Option::as_ref));
     Some(RecordConfig {
-        content: content?,
+        recorded_content: content?,
         max_content_bytes: content_limit?,
-        token_usage: usage?,
+        token_usage_mode: usage?,
         redaction_patterns: redact?,
         jsonl: jsonl?,
         log_analytics: log_analytics?,

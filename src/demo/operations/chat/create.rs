@@ -22,7 +22,7 @@ pub(in crate::demo::operations) fn create_chat_completion(request: &SimulatedReq
         max_output_tokens: chat_request.max_output_tokens.unwrap_or(0) * chat_request.choice_count,
     };
     let admission = request.admit_to_deployment(deployment, cost)?;
-    let ids = &request.resource.ids;
+    let ids = &request.resource.id_generator;
     let completion = ChatCompletion::new(ids, deployment, &chat_request, cached_prompt_tokens);
     let response = if chat_request.is_streaming {
         let events = completion.to_events(ids, &body);
@@ -35,11 +35,11 @@ pub(in crate::demo::operations) fn create_chat_completion(request: &SimulatedReq
 }
 
 /// The response body for one line of a batch.
-pub(in crate::demo::operations) fn complete_batch_line(
+pub(in crate::demo::operations) fn batch_line_response_body(
     request: &SimulatedRequest,
     deployment: &SimulatedDeployment,
     body: &Value,
 ) -> Result<Value, ErrorResponse> {
     let chat_request = ChatRequest::from_body(request, deployment, body)?;
-    Ok(ChatCompletion::new(&request.resource.ids, deployment, &chat_request, 0).to_json())
+    Ok(ChatCompletion::new(&request.resource.id_generator, deployment, &chat_request, 0).to_json())
 }

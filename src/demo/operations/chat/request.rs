@@ -7,7 +7,9 @@ use crate::demo::api::request::SimulatedRequest;
 use crate::demo::api::response::ErrorResponse;
 use crate::demo::operations::shared::parameters::{positive_integer, unsupported_operation};
 use crate::demo::operations::shared::stream_options::check_stream_options;
-use crate::demo::operations::shared::text_model::{REASONING_TOKENS, content_text, echo_text, tool_to_call};
+use crate::demo::operations::shared::text_model::{
+    REASONING_TOKENS, called_tool_name, content_text, echo_text,
+};
 use crate::demo::resource::definition::SimulatedDeployment;
 
 const MAX_CHOICES: u64 = 128;
@@ -98,7 +100,7 @@ fn generate_output(messages: &[Value], body: &Value) -> ChatOutput {
     };
     let user_text = last_content_of("user");
     let is_tool_result = messages.last().and_then(role).as_deref() == Some("tool");
-    match tool_to_call(body, &user_text) {
+    match called_tool_name(body, &user_text) {
         Some(name) if !is_tool_result => {
             ChatOutput::ToolCall { name, arguments: json!({"input": user_text}).to_string() }
         }

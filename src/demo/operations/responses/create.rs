@@ -49,7 +49,7 @@ pub(in crate::demo::operations) fn create_response<'a>(
         return Err(invalid_parameter("background", "Background mode requires 'store' to be true."));
     }
     let max_output_tokens = positive_integer(body, "max_output_tokens")?;
-    let items = parse_input_items(&request.resource.ids, body)?;
+    let items = parse_input_items(&request.resource.id_generator, body)?;
     check_references(request, &items)?;
     let previous = previous_conversation(request, body, connection_store.as_deref())?;
     let mut conversation = conversation_text(previous, body, &items);
@@ -69,7 +69,7 @@ pub(in crate::demo::operations) fn create_response<'a>(
     let output = generate_output(request.resource, body, &items, max_output_tokens);
     let output_tokens = count_tokens_up_to(&output.text, max_output_tokens) + output.reasoning_tokens;
     let object = ResponseObject {
-        id: request.resource.ids.hex_id("resp_", 48),
+        id: request.resource.id_generator.hex_id("resp_", 48),
         created_at: unix_seconds_now(),
         model: deployment.name.clone(),
         output_items: output.items,
@@ -81,7 +81,7 @@ pub(in crate::demo::operations) fn create_response<'a>(
         }),
     };
     let obfuscates = stream_option(body, "include_obfuscation", true);
-    let padding = || obfuscates.then(|| obfuscation_padding(&request.resource.ids));
+    let padding = || obfuscates.then(|| obfuscation_padding(&request.resource.id_generator));
     let stream_events = object.to_stream_events(body, padding);
     let finished_json = object.to_finished_json(body);
     let response_json =

@@ -104,7 +104,7 @@ fn cancel_response(request: &SimulatedRequest, id: &str) -> OperationResult {
 fn compact_conversation(request: &SimulatedRequest) -> OperationResult {
     let body = request.json_body()?;
     let created = create_response(request, &body, Some(&mut ResponseStore::default()))?;
-    let ids = &request.resource.ids;
+    let ids = &request.resource.id_generator;
     let item = json!({
         "id": ids.hex_id("cmp_", 48), "type": "compaction",
         "encrypted_content": format!("{}{}", encrypted_content_prefix(request.resource), ids.alphanumeric_id("", 64)),

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::references::encrypted_content_prefix;
 use crate::demo::operations::shared::text_model::{
-    REASONING_TOKENS, content_text, echo_text, tool_to_call, truncate_to_tokens,
+    REASONING_TOKENS, called_tool_name, content_text, echo_text, truncate_to_tokens,
 };
 use crate::demo::resource::state::ResourceState;
 
@@ -24,14 +24,14 @@ pub(super) fn generate_output(
     input_items: &[Value],
     max_output_tokens: Option<u64>,
 ) -> GeneratedOutput {
-    let ids = &resource.ids;
+    let ids = &resource.id_generator;
     let user_text = last_user_text(input_items);
     let mut items: Vec<Value> = reasoning_item(resource, body).into_iter().collect();
     let reasoning_tokens = if items.is_empty() { 0 } else { REASONING_TOKENS };
     let tool_result = input_items
         .last()
         .filter(|item| item.get("type").and_then(Value::as_str) == Some("function_call_output"));
-    if let Some(name) = tool_to_call(body, &user_text).filter(|_| tool_result.is_none()) {
+    if let Some(name) = called_tool_name(body, &user_text).filter(|_| tool_result.is_none()) {
         let arguments = json!({"input": user_text}).to_string();
         items.push(json!({
             "id": ids.hex_id("fc_", 48), "type": "function_call", "status": "completed",
@@ -70,7 +70,7 @@ fn reasoning_item(resource: &ResourceState, body: &Value) -> Option<Value> {
     if !wants_encrypted_content && !has_effort {
         return None;
     }
-    let ids = &resource.ids;
+    let ids = &resource.id_generator;
     let mut item = json!({"id": ids.hex_id("rs_", 48), "type": "reasoning", "summary": []});
     if let Some(map) = item.as_object_mut().filter(|_| wants_encrypted_content) {
         let encrypted = format!("{}{}", encrypted_content_prefix(resource), ids.alphanumeric_id("", 64));

@@ -83,7 +83,7 @@ pub(in crate::demo) fn content_text(value: &Value) -> String {
 
 /// The name of the tool that the model calls: the one that `tool_choice` demands, or the first if the prompt
 /// says "use the tool".
-pub(in crate::demo) fn tool_to_call(body: &Value, prompt: &str) -> Option<String> {
+pub(in crate::demo) fn called_tool_name(body: &Value, prompt: &str) -> Option<String> {
     let first = body.get("tools")?.as_array()?.first()?;
     // Chat completions nest the name under `function`; the Responses API does not.
     let name = |tool: &Value| {

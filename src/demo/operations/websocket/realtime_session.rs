@@ -8,9 +8,9 @@ use crate::demo::operations::shared::text_model::{
 };
 
 pub(super) struct RealtimeSession<'a> {
-    request: SimulatedRequest<'a>,
+    upgrade_request: SimulatedRequest<'a>,
     /// The session object, as the client has configured it.
-    session: Value,
+    session_object: Value,
     /// The text of the latest conversation item, which the next response echoes.
     last_user_text: String,
 }
@@ -19,17 +19,17 @@ impl<'a> RealtimeSession<'a> {
     pub(super) fn new(request: &SimulatedRequest<'a>, deployment: &str) -> Self {
         let deployment = request.resource.deployment(deployment);
         let model = deployment.map_or_else(String::new, |deployment| dated_model_name(&deployment.model));
-        let session = json!({
-            "id": request.resource.ids.alphanumeric_id("sess_", 21), "object": "realtime.session", "type": "realtime", "model": model,
+        let session_object = json!({
+            "id": request.resource.id_generator.alphanumeric_id("sess_", 21), "object": "realtime.session", "type": "realtime", "model": model,
             "modalities": ["text", "audio"], "instructions": "", "voice": "alloy",
             "input_audio_format": "pcm16", "output_audio_format": "pcm16", "turn_detection": null, "tools": [],
         });
-        Self { request: *request, session, last_user_text: String::new() }
+        Self { upgrade_request: *request, session_object, last_user_text: String::new() }
     }
 
     /// The event with which a session begins.
     pub(super) fn created_event(&self) -> Value {
-        self.with_event_id(json!({"type": "session.created", "session": self.session}))
+        self.with_event_id(json!({"type": "session.created", "session": self.session_object}))
     }
 
     /// The events that an event of the client leads to.
@@ -37,18 +37,19 @@ impl<'a> RealtimeSession<'a> {
         let events = match event.get("type").and_then(Value::as_str) {
             Some("session.update") => {
                 if let (Some(session), Some(changes)) =
-                    (self.session.as_object_mut(), event.get("session").and_then(Value::as_object))
+                    (self.session_object.as_object_mut(), event.get("session").and_then(Value::as_object))
                 {
                     session.extend(changes.clone());
                 }
-                vec![json!({"type": "session.updated", "session": self.session})]
+                vec![json!({"type": "session.updated", "session": self.session_object})]
             }
             Some("conversation.item.create") => {
                 let mut item = event.get("item").cloned().unwrap_or_default();
                 self.last_user_text = item.get("content").map(content_text).unwrap_or_default();
                 if let Some(map) = item.as_object_mut() {
-                    map.entry("id")
-                        .or_insert_with(|| json!(self.request.resource.ids.alphanumeric_id("item_", 21)));
+                    map.entry("id").or_insert_with(|| {
+                        json!(self.upgrade_request.resource.id_generator.alphanumeric_id("item_", 21))
+                    });
                     map.insert("object".to_owned(), json!("realtime.item"));
                     map.insert("status".to_owned(), json!("completed"));
                 }
@@ -73,7 +74,7 @@ impl<'a> RealtimeSession<'a> {
 
     /// The events of one response.
     fn response_events(&self) -> Vec<Value> {
-        let ids = &self.request.resource.ids;
+        let ids = &self.upgrade_request.resource.id_generator;
         let (id, item_id) = (ids.alphanumeric_id("resp_", 21), ids.alphanumeric_id("item_", 21));
         let text = echo_text(&self.last_user_text);
         let (input_tokens, output_tokens) = (count_tokens(&self.last_user_text), count_tokens(&text));
@@ -119,7 +120,10 @@ impl<'a> RealtimeSession<'a> {
     /// Adds the `event_id` that every event of the server has.
     fn with_event_id(&self, mut event: Value) -> Value {
         if let Some(map) = event.as_object_mut() {
-            map.insert("event_id".to_owned(), json!(self.request.resource.ids.alphanumeric_id("event_", 21)));
+            map.insert(
+                "event_id".to_owned(),
+                json!(self.upgrade_request.resource.id_generator.alphanumeric_id("event_", 21)),
+            );
         }
         event
     }

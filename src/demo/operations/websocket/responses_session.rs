@@ -11,14 +11,14 @@ use crate::demo::resource::response_store::ResponseStore;
 
 /// A WebSocket on which the client creates responses.
 pub(super) struct ResponsesSession<'a> {
-    request: SimulatedRequest<'a>,
+    upgrade_request: SimulatedRequest<'a>,
     /// The responses that only this WebSocket knows.
     store: ResponseStore,
 }
 
 impl<'a> ResponsesSession<'a> {
     pub(super) fn new(request: &SimulatedRequest<'a>) -> Self {
-        Self { request: *request, store: ResponseStore::default() }
+        Self { upgrade_request: *request, store: ResponseStore::default() }
     }
 
     /// The events that a message of the client leads to.
@@ -28,7 +28,7 @@ impl<'a> ResponsesSession<'a> {
             let error = json!({"type": "invalid_request_error", "code": "invalid_value", "message": message, "param": "type"});
             return vec![json!({"type": "error", "status": 400, "error": error})];
         }
-        let request = SimulatedRequest { received_at: now, ..self.request };
+        let request = SimulatedRequest { received_at: now, ..self.upgrade_request };
         match create_response(&request, message, Some(&mut self.store)) {
             Ok(created) => created.stream_events,
             Err(error) => vec![to_error_event(&error)],

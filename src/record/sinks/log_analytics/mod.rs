@@ -56,13 +56,13 @@ const MAX_DEAD_LETTER_BYTES: u64 = 64 * 1024 * 1024;
 /// Tells the sink's thread that the process ends.
 #[derive(Debug)]
 pub struct LogAnalyticsControl {
-    shutdown: watch::Sender<bool>,
+    shutdown_sender: watch::Sender<bool>,
 }
 
 impl LogAnalyticsControl {
     /// Begins the shutdown: records that cannot be delivered soon stay in the spool.
     pub fn begin_shutdown(&self) {
-        self.shutdown.send_replace(true);
+        self.shutdown_sender.send_replace(true);
     }
 }
 
@@ -88,7 +88,7 @@ pub fn start_sink(
         access_token,
         client: OutboundClient::new(UPLOAD_TIMEOUT),
         dead_letter_path,
-        shutdown,
+        shutdown_receiver: shutdown,
         metrics: Arc::clone(metrics),
         current_failure: None,
         shutdown_deadline: None,
@@ -97,7 +97,7 @@ pub fn start_sink(
     };
     let run = move || runtime.block_on(async { sink.run(&reader).await });
     let thread = std::thread::Builder::new().name("log_analytics".into()).spawn(run)?;
-    Ok((Arc::new(LogAnalyticsControl { shutdown: shutdown_sender }), thread))
+    Ok((Arc::new(LogAnalyticsControl { shutdown_sender }), thread))
 }
 
 struct LogAnalyticsSink {
@@ -107,7 +107,7 @@ struct LogAnalyticsSink {
     client: OutboundClient,
     dead_letter_path: PathBuf,
     /// Whether the process shuts down.
-    shutdown: watch::Receiver<bool>,
+    shutdown_receiver: watch::Receiver<bool>,
     metrics: Arc<Metrics>,
     /// Why delivery fails at the moment. Each reason is logged once.
     current_failure: Option<String>,
@@ -177,7 +177,7 @@ impl LogAnalyticsSink {
                     }
                     self.metrics.count_records("log_analytics", "delivered", count);
                     self.has_delivered_any_row = true;
-                    if !pending.is_empty() && self.is_shutdown_due() {
+                    if !pending.is_empty() && self.must_stop_delivery() {
                         return Err(DeliveryAborted);
                     }
                     (failures, has_renewed_token) = (0, false);
@@ -247,22 +247,22 @@ impl LogAnalyticsSink {
         *failures = (*failures + 1).min(16);
         let delay = hint
             .map_or_else(|| backoff.mul_f64(0.5 + fastrand::f64() / 2.0), |hint| hint.min(MAX_RETRY_AFTER));
-        if self.is_shutdown_due() {
+        if self.must_stop_delivery() {
             return Err(DeliveryAborted);
         }
         self.sleep_unless_shutdown(delay).await;
-        if self.is_shutdown_due() { Err(DeliveryAborted) } else { Ok(()) }
+        if self.must_stop_delivery() { Err(DeliveryAborted) } else { Ok(()) }
     }
 
     /// Sleeps, but not longer than until the shutdown begins.
     async fn sleep_unless_shutdown(&self, duration: Duration) {
-        let mut shutdown = self.shutdown.clone();
+        let mut shutdown = self.shutdown_receiver.clone();
         let _ = timeout(duration, shutdown.wait_for(|has_begun| *has_begun)).await;
     }
 
     /// Whether delivery is to stop now because the process ends.
-    fn is_shutdown_due(&mut self) -> bool {
-        *self.shutdown.borrow() && {
+    fn must_stop_delivery(&mut self) -> bool {
+        *self.shutdown_receiver.borrow() && {
             let deadline = *self.shutdown_deadline.get_or_insert_with(|| Instant::now() + SHUTDOWN_TIMEOUT);
             // After a failure there is no time for another attempt: the next process delivers the records.
             self.current_failure.is_some() || Instant::now() >= deadline
@@ -271,7 +271,7 @@ impl LogAnalyticsSink {
 
     /// Uploads rows. During a shutdown the response is not waited for longer than [`SHUTDOWN_TIMEOUT`].
     async fn upload_or_abort(&mut self, rows: &[Bytes]) -> UploadOutcome {
-        let mut shutdown = self.shutdown.clone();
+        let mut shutdown = self.shutdown_receiver.clone();
         let shutdown_timeout = async {
             let _ = shutdown.wait_for(|has_begun| *has_begun).await;
             tokio::time::sleep(SHUTDOWN_TIMEOUT).await;

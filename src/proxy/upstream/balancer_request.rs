@@ -13,13 +13,13 @@ use super::headers;
 use crate::credentials::SecretValue;
 use crate::gateway::Backend;
 
-/// Longest duration of a control request. Health probes get the time for connecting in addition.
-pub(super) const CONTROL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest duration of such a request. Health probes get the time for connecting in addition.
+pub(super) const BALANCER_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Reading a response body stops once it exceeds this many bytes; errors are shorter.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
 /// A request of the balancer itself to a backend.
-pub(super) struct ControlRequest<'q> {
+pub(super) struct BalancerRequest<'q> {
     pub(super) method: Method,
     /// Path and query.
     pub(super) target: &'q str,
@@ -31,25 +31,26 @@ pub(super) struct ControlRequest<'q> {
 ///
 /// # Errors
 /// If the connection fails or the response is incomplete.
-pub(super) async fn send_control_request(
+pub(super) async fn send_balancer_request(
     backend: &Backend,
     (name, secret): (HeaderName, Arc<SecretValue>),
     peer: &HttpPeer,
     connector: &Connector,
-    control: ControlRequest<'_>,
+    balancer_request: BalancerRequest<'_>,
 ) -> pingora::Result<(u16, Vec<u8>)> {
-    let mut request = RequestHeader::build(control.method, control.target.as_bytes(), Some(6))?;
+    let mut request =
+        RequestHeader::build(balancer_request.method, balancer_request.target.as_bytes(), Some(6))?;
     headers::set_host_headers(&mut request, backend)?;
     request.insert_header(name, secret.header_value.clone())?;
-    if !control.body.is_empty() {
+    if !balancer_request.body.is_empty() {
         request.insert_header(http::header::CONTENT_TYPE, "application/json")?;
-        request.insert_header(http::header::CONTENT_LENGTH, control.body.len())?;
+        request.insert_header(http::header::CONTENT_LENGTH, balancer_request.body.len())?;
     }
     let (mut session, _) = connector.get_http_session(peer).await?;
-    session.set_read_timeout(Some(CONTROL_TIMEOUT));
+    session.set_read_timeout(Some(BALANCER_REQUEST_TIMEOUT));
     session.write_request_header(Box::new(request)).await?;
-    if !control.body.is_empty() {
-        session.write_request_body(Bytes::from_static(control.body.as_bytes()), true).await?;
+    if !balancer_request.body.is_empty() {
+        session.write_request_body(Bytes::from_static(balancer_request.body.as_bytes()), true).await?;
     }
     session.finish_request_body().await?;
     session.read_response_header().await?;
