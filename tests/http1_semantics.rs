@@ -193,3 +193,37 @@ async fn a_connection_whose_request_was_not_sent_whole_is_not_reused() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn an_upgrade_to_another_protocol_than_websocket_is_ignored() {
+    let answering = ScriptedUpstream::start(|_| vec![WHOLE_RESPONSE.to_vec()]).await;
+    let upgrading = ScriptedUpstream::start(|_| {
+        vec![b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\nraw".to_vec()]
+    })
+    .await;
+    let headers = [
+        KEY_HEADER,
+        &[
+            ("Connection", "Upgrade, HTTP2-Settings"),
+            ("Upgrade", "h2c"),
+            ("HTTP2-Settings", "AAMAAABk"),
+            ("Sec-WebSocket-Protocol", "openai-insecure-api-key.SECRET"),
+        ],
+    ]
+    .concat();
+    let balancer = Balancer::start(&answering.backend_yaml("a"), "").await;
+    let mut client = balancer.connect().await;
+    for _ in 0..2 {
+        let response = client.post(CHAT_TARGET, &headers, CHAT_BODY.as_bytes()).await;
+        assert_eq!((response.status, response.text().as_str()), (200, "{}"));
+    }
+    let request = answering.requests().remove(0);
+    let head = request.head.to_lowercase();
+    assert!(!head.contains("upgrade") && !head.contains("secret"), "{head}");
+    assert_eq!(request.body, CHAT_BODY.as_bytes());
+    // A backend that switches protocols nevertheless has failed, and the balancer goes on.
+    let balancer = Balancer::start(&upgrading.backend_yaml("a"), "retry: { attempts: 0 }").await;
+    let response = balancer.post(CHAT_TARGET, &headers, CHAT_BODY.as_bytes()).await;
+    assert_eq!(response.status, 502, "{}", response.text());
+    assert!(!balancer.log().contains("panicked"), "{}", balancer.log());
+}

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::head;
 use super::request_body::{BodyLimits, BodyReadError, RequestBody, read_body};
-use super::timeouts::DRAIN_TIMEOUT;
+use super::timeouts::UPLOAD_DRAIN_TIMEOUT;
 use crate::admission::client::Client;
 use crate::admission::client_registry::{AuthError, UNKNOWN_SIGNING_KEY_MESSAGE};
 use crate::azure::RequestTarget;
@@ -52,21 +52,22 @@ pub(in crate::proxy) async fn admit_request(
     let limits = BodyLimits {
         max_held_bytes: gateway.request_config.max_buffered_body_bytes,
         max_streamed_bytes: target
-            .is_upload(&method)
+            .is_file_upload(&method)
             .then_some(gateway.request_config.max_streamed_body_bytes),
         timeout: gateway.timeouts.request_body,
         body_memory: Arc::clone(&context.body_memory),
         max_total_held_bytes: gateway.request_config.max_total_buffered_bytes,
     };
-    context.overhead.pause(Instant::now());
+    context.overhead_clock.pause(Instant::now());
     let request_body = read_body(session, &limits).await?;
     let body_read_at = Instant::now();
     let encoding = header_text(session, &header::CONTENT_ENCODING).trim();
     let content_type = header_text(session, &header::CONTENT_TYPE).to_owned();
     let is_encoded = !matches!(encoding, "" | "identity");
-    let body = BodyView { bytes: &request_body.held_bytes, content_type: &content_type, is_encoded };
+    let body =
+        BodyView { bytes: &request_body.held_bytes, content_type: &content_type, is_compressed: is_encoded };
     let call = gateway.read_call(&method, &target, &body);
-    context.overhead.resume(body_read_at);
+    context.overhead_clock.resume(body_read_at);
     // Before a possible refusal, because the record needs them.
     context.body = request_body;
     context.request.content_type = content_type;
@@ -75,7 +76,7 @@ pub(in crate::proxy) async fn admit_request(
     context.request.wants_stream = call.wants_stream;
     let admitted = gateway.admit(&method, target, &client, call)?;
     let limits =
-        gateway.retry_limits(Instant::now(), context.request.arrived_at, client_read_timeout(session));
+        gateway.retry_limits(Instant::now(), context.request.received_instant, client_read_timeout(session));
     context.retry = Some(RetryState::new(gateway, admitted, limits));
     Ok(())
 }
@@ -107,8 +108,10 @@ async fn authenticate(
 fn read_target(session: &ServerSession, context: &mut RequestContext) -> Result<Arc<RequestTarget>, Refusal> {
     let header = session.req_header();
     let gateway = Arc::clone(&context.config.gateway);
-    context.request.is_upgrade = session.is_upgrade_req();
-    context.request.supports_chunked = header.version != Version::HTTP_10;
+    // Only WebSockets are upgraded to. Another offer, such as the `h2c` of Java's HTTP client, is ignored and
+    // not forwarded (RFC 9110, section 7.8); a 101 to it would have no request that it belongs to.
+    context.request.is_upgrade = session.is_upgrade_req() && offers_websocket(header);
+    context.request.accepts_chunked_response = header.version != Version::HTTP_10;
     // So that the record of a request that is refused before its body is read does not say 0 bytes.
     if declares_body(header) {
         context.body = RequestBody::unread();
@@ -124,21 +127,21 @@ fn read_target(session: &ServerSession, context: &mut RequestContext) -> Result<
 
 /// Sets timeouts and keep-alive of the client's session.
 fn configure_session(session: &mut ServerSession, gateway: &Gateway) {
-    let is_draining = gateway.process.is_draining_connections.load(Ordering::Acquire);
+    let is_draining = gateway.process_state.is_draining_connections.load(Ordering::Acquire);
     // While this process is being replaced, the client has to connect to its successor for the next request.
     // And HTTP/1.0 has no chunked encoding: a response without a length ends with its connection.
     if is_draining || session.req_header().version == Version::HTTP_10 {
         session.set_keepalive(None);
     }
     session.set_read_timeout(Some(gateway.timeouts.request_body));
-    // Pingora has no default. A client that does not read its response occupies a connection to a backend and
-    // memory.
+    // Pingora's default is no timeout. A client that does not read its response occupies a connection to a
+    // backend, and memory.
     session.set_write_timeout(Some(gateway.timeouts.response_idle));
     // The balancer or a backend may respond before an upload has ended. Pingora would then close the
     // connection, which resets it while the client sends, so that the client may lose the response. Instead
     // the rest of the upload is read for a while.
     session.set_close_on_response_before_downstream_finish(false);
-    session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
+    session.set_total_drain_timeout(Some(UPLOAD_DRAIN_TIMEOUT));
 }
 
 /// A header field as text; empty if it is missing or not text.
@@ -150,6 +153,12 @@ fn header_text<'s>(session: &'s ServerSession, name: &header::HeaderName) -> &'s
 fn client_read_timeout(session: &ServerSession) -> Option<Duration> {
     let value = session.get_header(&X_STAINLESS_READ_TIMEOUT)?.to_str().ok()?;
     Duration::try_from_secs_f64(value.trim().parse().ok()?).ok()
+}
+
+/// Whether `Upgrade` names the WebSocket protocol.
+fn offers_websocket(header: &RequestHeader) -> bool {
+    let is_websocket = |value: &header::HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
+    header.headers.get(header::UPGRADE).is_some_and(is_websocket)
 }
 
 /// Whether a request declares a body.

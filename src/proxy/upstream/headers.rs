@@ -99,19 +99,17 @@ pub(in crate::proxy) fn forwardable_head(
                 || *name == UPGRADE
                 || nominated.iter().any(|field| field.eq_ignore_ascii_case(name.as_str().as_bytes()))
         };
-        if !is_stripped(name.as_str()) && !is_for_one_hop() {
+        // Without an upgrade they mean nothing, and one may contain a client key.
+        let is_websocket_field = || !is_upgrade && name.as_str().starts_with("sec-websocket-");
+        if !is_stripped(name.as_str()) && !is_for_one_hop() && !is_websocket_field() {
             parts.headers.append(name.clone(), value.clone());
         }
     }
     let mut forwarded = RequestHeader::from(parts);
     if is_upgrade {
         strip_subprotocol_key(&mut forwarded)?;
-        // An upgrade to any other protocol, such as h2c, is not forwarded.
-        let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
-        if header.headers.get(UPGRADE).is_some_and(is_websocket) {
-            forwarded.insert_header("Connection", "Upgrade")?;
-            forwarded.insert_header("Upgrade", "websocket")?;
-        }
+        forwarded.insert_header("Connection", "Upgrade")?;
+        forwarded.insert_header("Upgrade", "websocket")?;
     }
     Ok(forwarded)
 }
@@ -149,7 +147,7 @@ fn upstream_uri(path: String) -> pingora::Result<Uri> {
 }
 
 /// The header fields that this backend gets with a minimal request, one line each. Secrets are not shown.
-pub fn preview_lines(
+pub fn preview_header_lines(
     method: &Method,
     backend: &Backend,
     requests: &RequestsConfig,
@@ -188,7 +186,7 @@ fn preview_head(
 /// As [`rewrite_for_backend`].
 pub(super) fn set_host_headers(header: &mut RequestHeader, backend: &Backend) -> pingora::Result<()> {
     // Azure shares addresses and certificates between resources, so this must be the backend's own host.
-    header.insert_header("Host", backend.host_header.clone())?;
+    header.insert_header("Host", backend.host_header_value.clone())?;
     // Usage is read from the response as it is relayed, which is not possible if it is compressed.
     header.insert_header("Accept-Encoding", HeaderValue::from_static("identity"))
 }
