@@ -122,6 +122,12 @@ fn module_of(file: &str) -> ModulePath {
     if path == "lib" { Vec::new() } else { path.split('/').map(str::to_owned).collect() }
 }
 
+/// The folder of a path below `src/`, with its last slash.
+fn folder_of(path: &str) -> String {
+    let path = path.trim_start_matches("src/");
+    path.rfind('/').map_or_else(String::new, |at| path[..=at].to_owned())
+}
+
 fn child(module: &[String], name: &str) -> ModulePath {
     [module, &[name.to_owned()]].concat()
 }
@@ -299,15 +305,11 @@ fn files_that_the_architecture_page_names_exist() {
             }
             count += 1;
             let candidates = [format!("src/{name}"), format!("src/{folder}{name}"), name.to_owned()];
-            match candidates.iter().find(|path| Path::new(path).is_file()) {
-                Some(path) => {
-                    folder = path
-                        .trim_start_matches("src/")
-                        .rsplit_once('/')
-                        .map_or_else(String::new, |(folder, _)| format!("{folder}/"))
-                }
-                None => missing.push(name.to_owned()),
-            }
+            let Some(path) = candidates.iter().find(|path| Path::new(path).is_file()) else {
+                missing.push(name.to_owned());
+                continue;
+            };
+            folder = folder_of(path);
         }
     }
     assert!(count > 40 && missing.is_empty(), "{missing:?}");
