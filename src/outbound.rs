@@ -16,11 +16,11 @@ use tokio::time;
 use crate::config::Endpoint;
 
 /// Longest duration of the DNS lookup, and of connecting including TLS.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const LOOKUP_OR_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an idle connection is kept for reuse.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Default of [`OutboundClient::with_max_response_bytes`].
-const MAX_RESPONSE_BYTES: usize = 256 * 1024;
+/// Default of [`OutboundClient::with_read_limit_bytes`].
+const DEFAULT_READ_LIMIT_BYTES: usize = 256 * 1024;
 
 /// Sends requests to other services and keeps their connections for reuse.
 pub struct OutboundClient {
@@ -28,7 +28,7 @@ pub struct OutboundClient {
     /// Longest duration of a request, from the DNS lookup to the end of the response.
     timeout: Duration,
     /// A response body is read until it exceeds this many bytes.
-    max_response_bytes: usize,
+    read_limit_bytes: usize,
 }
 
 /// A response of any status.
@@ -84,13 +84,13 @@ pub enum OutboundError {
 impl OutboundClient {
     /// A client whose requests may each take this long.
     pub fn new(timeout: Duration) -> Self {
-        Self { connector: Connector::new(None), timeout, max_response_bytes: MAX_RESPONSE_BYTES }
+        Self { connector: Connector::new(None), timeout, read_limit_bytes: DEFAULT_READ_LIMIT_BYTES }
     }
 
     /// Changes how much of a response body is read: reading stops once it exceeds this many bytes.
     #[must_use]
-    pub fn with_max_response_bytes(self, max_response_bytes: usize) -> Self {
-        Self { max_response_bytes, ..self }
+    pub fn with_read_limit_bytes(self, read_limit_bytes: usize) -> Self {
+        Self { read_limit_bytes, ..self }
     }
 
     /// Sends a request and reads the response.
@@ -105,7 +105,7 @@ impl OutboundClient {
         let destination = endpoint.authority();
         let exchange = async {
             let lookup = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port));
-            let addresses = time::timeout(CONNECT_TIMEOUT, lookup).await.ok().and_then(Result::ok);
+            let addresses = time::timeout(LOOKUP_OR_CONNECT_TIMEOUT, lookup).await.ok().and_then(Result::ok);
             let first_address = addresses.and_then(|mut addresses| addresses.next());
             let address = first_address.ok_or_else(|| OutboundError::Dns { host: endpoint.host.clone() })?;
             let peer = HttpPeer::new(address, endpoint.uses_tls, endpoint.host.clone());
@@ -149,8 +149,8 @@ impl OutboundClient {
         request: &OutboundRequest<'_>,
     ) -> Result<OutboundResponse, OutboundError> {
         let transport_error = |error: Box<pingora::Error>| to_transport_error(destination, &error);
-        peer.options.total_connection_timeout = Some(CONNECT_TIMEOUT);
-        peer.options.connection_timeout = Some(CONNECT_TIMEOUT);
+        peer.options.total_connection_timeout = Some(LOOKUP_OR_CONNECT_TIMEOUT);
+        peer.options.connection_timeout = Some(LOOKUP_OR_CONNECT_TIMEOUT);
         peer.options.idle_timeout = Some(IDLE_TIMEOUT);
         let request_head = build_request_head(authority, request).map_err(transport_error)?;
         loop {
@@ -171,7 +171,7 @@ impl OutboundClient {
             let mut body = BytesMut::new();
             while let Some(chunk) = session.read_response_body().await.map_err(transport_error)? {
                 body.extend_from_slice(&chunk);
-                if body.len() > self.max_response_bytes {
+                if body.len() > self.read_limit_bytes {
                     // The rest is unread, so the connection is not reused.
                     return Ok(OutboundResponse { status, headers, body: body.freeze() });
                 }

@@ -44,7 +44,7 @@ pub enum RefusalReason {
 
 impl RefusalReason {
     /// HTTP status, `error.code` and `error.type`.
-    fn wire_fields(self) -> (u16, &'static str, &'static str) {
+    fn status_code_and_type(self) -> (u16, &'static str, &'static str) {
         const INVALID_REQUEST_ERROR: &str = "invalid_request_error";
         const SERVER_ERROR: &str = "server_error";
         match self {
@@ -74,17 +74,17 @@ impl RefusalReason {
 
     /// The HTTP status of the response.
     pub fn status(self) -> u16 {
-        self.wire_fields().0
+        self.status_code_and_type().0
     }
 
     /// `error.code` for clients, `refusal` in records.
     pub fn code(self) -> &'static str {
-        self.wire_fields().1
+        self.status_code_and_type().1
     }
 
     /// `error.type`, which the SDKs show.
     pub fn error_type(self) -> &'static str {
-        self.wire_fields().2
+        self.status_code_and_type().2
     }
 }
 

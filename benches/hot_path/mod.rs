@@ -16,7 +16,7 @@ use aoai_lb::azure::response::sse::{EventScanner, UsageEventRemover};
 use aoai_lb::azure::response::verdict::Verdict;
 use aoai_lb::config;
 use aoai_lb::credentials::Keyring;
-use aoai_lb::gateway::{AdmittedRequest, AttemptFailure, BodyView, Gateway, ProcessState, ResponseFacts};
+use aoai_lb::gateway::{AdmittedRequest, BodyView, FailureFlags, Gateway, ProcessState, ResponseFacts};
 use aoai_lb::record::Recorder;
 use aoai_lb::record::exchange::{CapturedRequest, CapturedResponse, ExchangeOutcome, FinishedExchange};
 use aoai_lb::record::redact::Redactor;
@@ -54,7 +54,7 @@ impl GatewayFixture {
             "listeners: [ {{ address: 127.0.0.1:8080 }} ]\nbackends:\n{backends}\
              clients: [ {{ name: team-a, keys: [ {{ sha256: {digest} }} ] }} ]\n"
         );
-        let checked = config::parse_yaml(&text, std::path::Path::new("."), &|_| None)
+        let checked = config::parse_and_check_yaml(&text, std::path::Path::new("."), &|_| None)
             .expect("the configuration is valid");
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime can be built");
         let keyring = Keyring::offline(runtime.handle());
@@ -70,12 +70,12 @@ impl GatewayFixture {
     fn admit(&self, target: &[u8], body: &Bytes) -> AdmittedRequest {
         let (gateway, method) = (&self.gateway, &Method::POST);
         let expectation = "the request is valid";
-        let target = gateway.parse_target(method, target, false).expect(expectation);
-        gateway.check_path_allowed(method, &target).expect(expectation);
+        let target = gateway.check_method_and_parse_target(method, target, false).expect(expectation);
+        gateway.check_method_and_path_allowed(method, &target).expect(expectation);
         let Ok(client) = gateway.authenticate(&self.headers, &target, None) else { panic!("{expectation}") };
-        gateway.check_client_permissions(method, &target, &client).expect(expectation);
+        gateway.check_permissions_from_head(method, &target, &client).expect(expectation);
         let body = BodyView { bytes: body, content_type: "application/json", is_compressed: false };
-        let call = gateway.read_call(method, &target, &body).expect(expectation);
+        let call = gateway.parse_requested_call(method, &target, &body).expect(expectation);
         gateway.admit(method, target, &client, call).expect(expectation)
     }
 }
@@ -98,7 +98,7 @@ pub fn steps() -> Vec<Step> {
         "choose_backend",
         Box::new(move || {
             let mut plan = RetryPlan::new(&admitted.pool);
-            let limits = step_fixture.gateway.retry_limits(now, now, None);
+            let limits = step_fixture.gateway.retry_limits_for_request(now, now, None);
             let next_step = plan.next_step(&admitted.pool, Operation::Chat, &limits, now, 0.5);
             if let NextStep::Attempt(chosen) = next_step {
                 plan.on_attempt_start(&admitted.pool, &chosen, now);
@@ -113,7 +113,7 @@ pub fn steps() -> Vec<Step> {
         "prepare_upstream_request",
         Box::new(move || {
             let candidate = admitted.pool.candidate(0).expect("the pool has four candidates");
-            let upstream_request = step_fixture.gateway.upstream_request(&admitted, candidate, true);
+            let upstream_request = step_fixture.gateway.build_upstream_request(&admitted, candidate, true);
             black_box((
                 azure::apply_edits(&body, &upstream_request.body_edits),
                 upstream_request.path_and_query,
@@ -134,10 +134,10 @@ pub fn steps() -> Vec<Step> {
                 headers: &headers,
                 status: 200,
                 secret_id: 0,
-                failure: AttemptFailure::default(),
+                failure_flags: FailureFlags::default(),
                 now,
             };
-            black_box(step_fixture.gateway.learn_from_response(&admitted, Verdict::Success, facts));
+            black_box(step_fixture.gateway.learn_and_decide_outcome(&admitted, Verdict::Success, facts));
         }),
     ));
 
@@ -153,11 +153,11 @@ pub fn steps() -> Vec<Step> {
                 captures_completion: true,
                 max_text_bytes: 64 * 1024,
                 max_buffered_completion_bytes: 64 * 1024,
-                estimates_tokens: true,
+                estimates_broken_stream_tokens: true,
             };
             written.clear();
             exchange
-                .render_record(
+                .count_and_render_record(
                     capture_policy,
                     &redaction,
                     step_fixture.gateway.process_state.recorder.metrics(),
@@ -256,14 +256,14 @@ fn sample_exchange(admitted: &AdmittedRequest, body: &Bytes, response: &Bytes) -
         target: Some(Arc::clone(&admitted.target)),
         unparsed_path: None,
         api_version: Some("2024-10-21".to_owned()),
-        deployment: admitted.deployment.clone(),
+        requested_deployment: admitted.deployment.clone(),
         is_deployment_known: true,
         balancer_overhead: Duration::from_micros(100),
         is_stream_requested: Some(false),
         client_status: Some(200),
         outcome: ExchangeOutcome::Answered,
         refusal_code: None,
-        backend: None,
+        answering_backend: None,
         upstream_deployment: admitted.deployment.clone(),
         region: Some("East US".to_owned()),
         apim_request_id: Some("0f1a9f8c-2f3b-4c59-a0d0-2a0b7a7f6f11".to_owned()),

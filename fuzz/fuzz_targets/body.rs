@@ -15,7 +15,7 @@ fuzz_target!(|input: &[u8]| {
     let _ = (prompt::prompt_text(input, None), TokenUsage::from_json(input));
     let _ = (verdict::judge_response(404, input, &|_| true), verdict::judge_error_event(input));
     let Ok(facts) = BodyFacts::parse(input) else { return };
-    let located = prompt::prompt_text(input, Some(&facts.prompt_parts));
+    let located = prompt::prompt_text(input, Some(&facts.prompt_part_ranges));
     assert_eq!(
         located,
         prompt::prompt_text(input, None),

@@ -29,5 +29,5 @@ fuzz_target!(|values: [Option<&[u8]>; 8]| {
     if let Some(wait) = hints::cooldown_hint(&headers, now) {
         assert!(wait <= Duration::from_secs(86_400));
     }
-    assert!(hints::reported_capacity(&headers).utilization.is_none_or(|utilization| utilization >= 0.0));
+    assert!(hints::reported_capacity(&headers).provisioned_utilization.is_none_or(|utilization| utilization >= 0.0));
 });

@@ -11,7 +11,7 @@ use crate::credentials::RefreshedSecret;
 /// The hosts under which the admin API may be used. Without this check, a page of another site could
 /// read it through a DNS name that resolves to this machine (DNS rebinding).
 pub(super) struct AllowedHosts {
-    address: IpAddr,
+    configured_ip: IpAddr,
     certificate_names: Vec<String>,
 }
 
@@ -19,10 +19,10 @@ impl AllowedHosts {
     /// The hosts of an admin API on TCP; `None` for one on a Unix socket.
     pub(super) fn from_config(config: &config::AdminConfig) -> Option<Self> {
         let AdminAddress::Tcp(address) = config.address else { return None };
-        let files = config.tls.iter().flat_map(|tls| &tls.certified_keys);
+        let files = config.tls.iter().flat_map(|tls| &tls.certified_key_files);
         let pairs = files.filter_map(|files| CertifiedKey::from_files(files).ok());
         let certificate_names = pairs.flat_map(|pair| pair.dns_names()).collect();
-        Some(Self { address: address.ip(), certificate_names })
+        Some(Self { configured_ip: address.ip(), certificate_names })
     }
 
     /// Whether this value of the `Host` header is one of ours: `localhost`, a loopback address, the
@@ -34,7 +34,11 @@ impl AllowedHosts {
         };
         let name = name.trim_start_matches('[').trim_end_matches(']');
         match name.parse::<IpAddr>() {
-            Ok(ip) => ip == self.address || ip.to_canonical().is_loopback() || self.address.is_unspecified(),
+            Ok(ip) => {
+                ip == self.configured_ip
+                    || ip.to_canonical().is_loopback()
+                    || self.configured_ip.is_unspecified()
+            }
             Err(_) => {
                 let domain = name.split_once('.').map(|(_, domain)| domain);
                 let matches = |known: &String| match known.strip_prefix("*.") {
@@ -48,7 +52,7 @@ impl AllowedHosts {
 }
 
 /// Whether a request was sent to one of the allowed hosts and not by a page of another site.
-pub(super) fn is_allowed_origin(session: &ServerSession, hosts: Option<&AllowedHosts>) -> bool {
+pub(super) fn is_allowed_host_and_origin(session: &ServerSession, hosts: Option<&AllowedHosts>) -> bool {
     let header = |name| session.get_header(name).and_then(|value| value.to_str().ok());
     if header("sec-fetch-site").is_some_and(|site| site == "cross-site") {
         return false;
@@ -66,7 +70,7 @@ pub(super) fn is_allowed_origin(session: &ServerSession, hosts: Option<&AllowedH
 
 /// Whether a request carries the admin token, if there is one. Digests are compared in constant time, so
 /// that not even the length of the token can be measured.
-pub(super) fn is_authorized(session: &ServerSession, admin_token: Option<&RefreshedSecret>) -> bool {
+pub(super) fn has_token_if_required(session: &ServerSession, admin_token: Option<&RefreshedSecret>) -> bool {
     let Some(token) = admin_token else { return true };
     let presented = session.get_header(header::AUTHORIZATION).map(HeaderValue::as_bytes);
     let presented = presented.and_then(|value| value.split_at_checked(7));

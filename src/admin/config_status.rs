@@ -10,13 +10,13 @@ pub struct ConfigStatus {
     /// The file it was read from; `None` for the demo.
     pub file: Option<PathBuf>,
     /// Counts the configurations that this process has activated, from 1.
-    pub version: u64,
+    pub activation_number: u64,
     /// SHA-256 of the file, in hexadecimal.
     pub sha256: String,
     /// When it was activated.
     pub loaded_at: SystemTime,
     /// Why the last reload failed, if it did.
-    pub reload_error: Option<String>,
+    pub last_reload_error: Option<String>,
     /// The changed keys whose values take effect only with an upgrade.
     pub config_keys_needing_upgrade: Vec<String>,
 }

@@ -68,13 +68,13 @@ pub fn prometheus_text(gateway: &Gateway, now: Instant) -> String {
             }
             let capacity = deployment_health.headroom.last_reported_capacity();
             let labels = [name, deployment.as_str()];
-            if let Some(limit) = capacity.tokens {
+            if let Some(limit) = capacity.token_rate_limit {
                 remaining_tokens.with_label_values(&labels).set(limit.remaining);
             }
-            if let Some(limit) = capacity.requests {
+            if let Some(limit) = capacity.request_rate_limit {
                 remaining_requests.with_label_values(&labels).set(limit.remaining);
             }
-            if let Some(utilization) = capacity.utilization {
+            if let Some(utilization) = capacity.provisioned_utilization {
                 utilization_gauge.with_label_values(&labels).set(utilization);
             }
         }

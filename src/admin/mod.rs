@@ -29,7 +29,7 @@ use pingora::server::ShutdownWatch;
 use serde_json::json;
 use tokio::time::timeout;
 
-use self::access::{AllowedHosts, is_allowed_origin, is_authorized};
+use self::access::{AllowedHosts, has_token_if_required, is_allowed_host_and_origin};
 use self::drain::set_drained;
 use self::reload::ReloadFunction;
 use self::response::FullResponse;
@@ -78,7 +78,7 @@ impl AdminApi {
 
     async fn respond(&self, session: &ServerSession) -> AdminResponse {
         let request = session.req_header();
-        if !is_allowed_origin(session, self.allowed_hosts.as_ref()) {
+        if !is_allowed_host_and_origin(session, self.allowed_hosts.as_ref()) {
             let message =
                 "the admin API serves its own addresses and host names only, and no pages of other sites";
             let refusal = Refusal::new(RefusalReason::PathNotAllowed, message);
@@ -94,8 +94,8 @@ impl AdminApi {
             return AdminResponse::Full(response);
         }
         match request.method {
-            Method::GET | Method::HEAD => self.get(path),
-            Method::POST => AdminResponse::Full(self.post(session, path).await),
+            Method::GET | Method::HEAD => self.respond_to_get(path),
+            Method::POST => AdminResponse::Full(self.respond_to_post(session, path).await),
             _ => {
                 let message = "the admin API serves GET, HEAD and POST";
                 let refusal = Refusal::new(RefusalReason::MethodNotAllowed, message);
@@ -105,10 +105,10 @@ impl AdminApi {
     }
 
     fn is_authorized(&self, session: &ServerSession) -> bool {
-        is_authorized(session, self.status_source.load_active_config().admin_token.as_ref())
+        has_token_if_required(session, self.status_source.load_active_config().admin_token.as_ref())
     }
 
-    fn get(&self, path: &str) -> AdminResponse {
+    fn respond_to_get(&self, path: &str) -> AdminResponse {
         let active_config = self.status_source.load_active_config();
         let stopping = active_config.gateway.process_state.is_stopping.load(Ordering::Acquire);
         AdminResponse::Full(match path {
@@ -139,7 +139,7 @@ impl AdminApi {
         response
     }
 
-    async fn post(&self, session: &ServerSession, path: &str) -> FullResponse {
+    async fn respond_to_post(&self, session: &ServerSession, path: &str) -> FullResponse {
         let has_header = session.get_header("x-aoai-lb-admin").is_some_and(|value| value.as_bytes() == b"1");
         if !has_header {
             // A page of another site cannot send this header without a CORS preflight, which fails.
@@ -153,7 +153,7 @@ impl AdminApi {
             return response::with_refusal(503, &refusal.with_retry_after(Duration::from_secs(1)));
         }
         if path == "/api/reload" {
-            return self.reload().await;
+            return self.reload_and_respond().await;
         }
         let active_config = self.status_source.load_active_config();
         match path.strip_prefix("/api/backends/").and_then(|rest| rest.split_once('/')) {
@@ -163,13 +163,13 @@ impl AdminApi {
         }
     }
 
-    async fn reload(&self) -> FullResponse {
+    async fn reload_and_respond(&self) -> FullResponse {
         match (self.reload_function)().await {
             Ok(report) => {
                 let warnings: Vec<String> = report.warnings.iter().map(ToString::to_string).collect();
                 let body = json!({
                     "result": "success",
-                    "version": report.status.version,
+                    "version": report.status.activation_number,
                     "sha256": report.status.sha256,
                     "needs_upgrade": report.status.config_keys_needing_upgrade,
                     "warnings": warnings,

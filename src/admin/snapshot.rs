@@ -71,13 +71,13 @@ impl StatusSource {
             },
             configuration: ConfigurationSummary {
                 file: config_status.file.as_ref().map(|file| file.display().to_string()),
-                version: config_status.version,
+                version: config_status.activation_number,
                 sha256: config_status.sha256.clone(),
                 loaded: format_rfc3339(config_status.loaded_at),
-                problem: config_status.reload_error.clone(),
+                last_reload_error: config_status.last_reload_error.clone(),
                 needs_upgrade: config_status.config_keys_needing_upgrade.clone(),
             },
-            in_flight: process.requests_in_flight.load(Ordering::Relaxed) as u64,
+            requests_in_flight: process.requests_in_flight.load(Ordering::Relaxed) as u64,
             finished_requests: process.requests_finished.load(Ordering::Relaxed) as u64,
             pools: gateway.pools().iter().map(|(key, pool)| pool_status(gateway, key, pool, clock)).collect(),
             backends: backend_statuses(gateway, &statistics, clock),
@@ -122,7 +122,7 @@ fn member_status(backend: &Backend, candidate: &Candidate, clock: WallClockConve
         AvailabilityFields::new(outage.as_ref(), backend.credential.secret().current_value_id() != 0, clock);
     PoolMemberStatus {
         backend: backend.config.name.to_string(),
-        upstream_deployment: candidate.upstream_deployment.as_ref().map(ToString::to_string),
+        upstream_deployment: candidate.upstream_deployment_override.as_ref().map(ToString::to_string),
         weight: candidate.weight.get(),
         state: availability.state.to_owned(),
         remaining_ms: availability.remaining_ms,
@@ -153,7 +153,7 @@ fn backend_status(
     let recent = activity.last_minute;
     let reason = outage.map(|outage| match outage.unavailable.reason {
         UnavailableReason::NoUsableCredential if !has_credential => {
-            format!("has no credential yet: {}", backend.credential.secret().last_error())
+            format!("has no credential yet: {}", backend.credential.secret().last_fetch_error())
         }
         reason => describe_reason(reason).to_owned(),
     });
@@ -163,7 +163,7 @@ fn backend_status(
         let availability = AvailabilityFields::new(outage.as_ref(), true, clock);
         let capacity = deployment.headroom.last_reported_capacity();
         let remaining = |limit: Option<RateLimit>| limit.map(|limit| limit.remaining);
-        let limit = |limit: Option<RateLimit>| limit.map(|limit| limit.limit.get());
+        let limit = |limit: Option<RateLimit>| limit.map(|limit| limit.limit_per_minute.get());
         DeploymentStatus {
             name,
             state: availability.state.to_owned(),
@@ -171,11 +171,11 @@ fn backend_status(
             since: availability.since,
             until: availability.until,
             remaining_ms: availability.remaining_ms,
-            remaining_tokens: remaining(capacity.tokens),
-            limit_tokens: limit(capacity.tokens),
-            remaining_requests: remaining(capacity.requests),
-            limit_requests: limit(capacity.requests),
-            utilization: capacity.utilization,
+            remaining_tokens: remaining(capacity.token_rate_limit),
+            limit_tokens: limit(capacity.token_rate_limit),
+            remaining_requests: remaining(capacity.request_rate_limit),
+            limit_requests: limit(capacity.request_rate_limit),
+            utilization: capacity.provisioned_utilization,
         }
     });
     BackendStatus {
@@ -188,16 +188,16 @@ fn backend_status(
         since: availability.since,
         until: availability.until,
         remaining_ms: availability.remaining_ms,
-        in_flight: backend.health.attempts_in_flight.load(Ordering::Relaxed) as u64,
-        attempts: backend.health.attempts_started.load(Ordering::Relaxed),
+        attempts_in_flight: backend.health.attempts_in_flight.load(Ordering::Relaxed) as u64,
+        attempts_started: backend.health.attempts_started.load(Ordering::Relaxed),
         counters: attempts_by_outcome(&activity.since_start),
         last_minute: LastMinuteStats {
             attempts: recent.total(),
             throttled: recent.throttled,
             failed: recent.failed,
             attempt_share: (all_attempts > 0).then(|| recent.total() as f64 / all_attempts as f64),
-            p50_ms: activity.last_minute_latency.quantile_ms(0.5),
-            p95_ms: activity.last_minute_latency.quantile_ms(0.95),
+            attempt_p50_ms: activity.last_minute_latency.quantile_ms(0.5),
+            attempt_p95_ms: activity.last_minute_latency.quantile_ms(0.95),
         },
         unavailable_parts: unavailable_parts
             .into_iter()
@@ -270,12 +270,12 @@ fn timeline(statistics: &StatisticsSnapshot, clock: WallClockConverter) -> Timel
         throttled: column(|step| Some(step.throttled_requests)),
         failed: column(|step| Some(step.failed_requests)),
         failovers: column(|step| Some(step.failovers)),
-        retries_429: column(|step| Some(step.throttled_attempts)),
+        throttled_attempts: column(|step| Some(step.throttled_attempts)),
         input_tokens: column(|step| Some(step.input_tokens)),
         output_tokens: column(|step| Some(step.output_tokens)),
-        p50_ms: column(|step| step.time_to_first_byte.quantile_ms(0.5)),
-        p95_ms: column(|step| step.time_to_first_byte.quantile_ms(0.95)),
-        in_flight: column(|step| Some(step.max_in_flight)),
+        first_byte_p50_ms: column(|step| step.time_to_first_byte.quantile_ms(0.5)),
+        first_byte_p95_ms: column(|step| step.time_to_first_byte.quantile_ms(0.95)),
+        max_in_flight: column(|step| Some(step.max_in_flight)),
     }
 }
 

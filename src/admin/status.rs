@@ -11,7 +11,8 @@ pub struct StatusReport {
     pub build: BuildInfo,
     pub process: ProcessStatus,
     pub configuration: ConfigurationSummary,
-    pub in_flight: u64,
+    #[serde(rename = "in_flight")]
+    pub requests_in_flight: u64,
     #[serde(rename = "settled")]
     pub finished_requests: u64,
     pub pools: Vec<PoolStatus>,
@@ -46,7 +47,8 @@ pub struct ConfigurationSummary {
     pub sha256: String,
     pub loaded: String,
     /// Why the last reload failed.
-    pub problem: Option<String>,
+    #[serde(rename = "problem")]
+    pub last_reload_error: Option<String>,
     /// The changed keys whose values take effect only with an upgrade.
     pub needs_upgrade: Vec<String>,
 }
@@ -93,9 +95,11 @@ pub struct BackendStatus {
     pub until: Option<String>,
     #[serde(rename = "until_ms")]
     pub remaining_ms: Option<u64>,
-    pub in_flight: u64,
+    #[serde(rename = "in_flight")]
+    pub attempts_in_flight: u64,
     /// Attempts started since the start of the process.
-    pub attempts: u64,
+    #[serde(rename = "attempts")]
+    pub attempts_started: u64,
     pub counters: AttemptsByOutcome,
     pub last_minute: LastMinuteStats,
     #[serde(rename = "resting")]
@@ -123,8 +127,10 @@ pub struct LastMinuteStats {
     /// The share of all attempts.
     #[serde(rename = "share")]
     pub attempt_share: Option<f64>,
-    pub p50_ms: Option<u64>,
-    pub p95_ms: Option<u64>,
+    #[serde(rename = "p50_ms")]
+    pub attempt_p50_ms: Option<u64>,
+    #[serde(rename = "p95_ms")]
+    pub attempt_p95_ms: Option<u64>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -185,10 +191,14 @@ pub struct Timeline {
     pub throttled: Vec<Option<u64>>,
     pub failed: Vec<Option<u64>>,
     pub failovers: Vec<Option<u64>>,
-    pub retries_429: Vec<Option<u64>>,
+    #[serde(rename = "retries_429")]
+    pub throttled_attempts: Vec<Option<u64>>,
     pub input_tokens: Vec<Option<u64>>,
     pub output_tokens: Vec<Option<u64>>,
-    pub p50_ms: Vec<Option<u64>>,
-    pub p95_ms: Vec<Option<u64>>,
-    pub in_flight: Vec<Option<u64>>,
+    #[serde(rename = "p50_ms")]
+    pub first_byte_p50_ms: Vec<Option<u64>>,
+    #[serde(rename = "p95_ms")]
+    pub first_byte_p95_ms: Vec<Option<u64>>,
+    #[serde(rename = "in_flight")]
+    pub max_in_flight: Vec<Option<u64>>,
 }

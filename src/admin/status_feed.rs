@@ -17,22 +17,22 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Publishes the status to event streams.
 pub struct StatusFeed {
-    events: watch::Sender<Bytes>,
+    latest_event_sender: watch::Sender<Bytes>,
 }
 
 impl StatusFeed {
-    /// A feed; [`StatusFeed::run`] publishes to it.
+    /// A feed; [`StatusFeed::publish_and_sample_in_flight`] publishes to it.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { events: watch::Sender::new(Bytes::new()) })
+        Arc::new(Self { latest_event_sender: watch::Sender::new(Bytes::new()) })
     }
 
     /// The events from now on.
     pub(super) fn subscribe(&self) -> watch::Receiver<Bytes> {
-        self.events.subscribe()
+        self.latest_event_sender.subscribe()
     }
 
     /// Publishes the status until it is dropped. Also samples the requests in flight for the timeline.
-    pub async fn run(self: Arc<Self>, source: StatusSource) {
+    pub async fn publish_and_sample_in_flight(self: Arc<Self>, source: StatusSource) {
         let mut ticks = interval(STATUS_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
@@ -41,12 +41,12 @@ impl StatusFeed {
             let process = &active_config.gateway.process_state;
             let in_flight = process.requests_in_flight.load(Ordering::Relaxed) as u64;
             process.recorder.metrics().statistics.record_in_flight(in_flight, Instant::now());
-            if self.events.receiver_count() == 0 {
+            if self.latest_event_sender.receiver_count() == 0 {
                 continue;
             }
             let source = source.clone();
             if let Ok(event) = spawn_blocking(move || status_event(&source)).await {
-                self.events.send_replace(event);
+                self.latest_event_sender.send_replace(event);
             }
         }
     }

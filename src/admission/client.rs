@@ -13,9 +13,9 @@ pub struct Client {
     pub name: Option<ClientName>,
     /// The deployments that it may use; `None`: all.
     allowed_deployments: Option<HashSet<DeploymentName>>,
-    allows_stateful_calls: bool,
+    allows_calls_without_deployment: bool,
     /// How much of its prompts and responses is recorded; `None`: as `record.content` says.
-    pub recorded_content: Option<config::RecordedContent>,
+    pub recorded_content_override: Option<config::RecordedContent>,
 }
 
 impl Client {
@@ -26,14 +26,19 @@ impl Client {
                 .allowed_deployments
                 .as_ref()
                 .map(|names| names.iter().cloned().collect()),
-            allows_stateful_calls: config.allows_stateful_calls,
-            recorded_content: config.recorded_content,
+            allows_calls_without_deployment: config.allows_stateful_calls,
+            recorded_content_override: config.recorded_content_override,
         }
     }
 
     /// A client without a name that may use everything.
     pub fn unrestricted() -> Self {
-        Self { name: None, allowed_deployments: None, allows_stateful_calls: true, recorded_content: None }
+        Self {
+            name: None,
+            allowed_deployments: None,
+            allows_calls_without_deployment: true,
+            recorded_content_override: None,
+        }
     }
 
     /// Checks that the client may use this deployment.
@@ -52,8 +57,8 @@ impl Client {
     ///
     /// # Errors
     /// A refusal with the code `deployment_not_allowed`.
-    pub fn authorize_stateful_call(&self) -> Result<(), Refusal> {
-        if self.allows_stateful_calls {
+    pub fn authorize_call_without_deployment(&self) -> Result<(), Refusal> {
+        if self.allows_calls_without_deployment {
             return Ok(());
         }
         Err(Refusal::new(

@@ -169,7 +169,7 @@ impl ListedClients {
         }
         match &self.token_verifier {
             Some(verifier) if TokenVerifier::looks_like_token(key) => {
-                verifier.client_for_token(key, &digest).map(Some).map_err(|error| (error, verifier))
+                verifier.verify_and_find_client(key, &digest).map(Some).map_err(|error| (error, verifier))
             }
             _ => Ok(None),
         }
@@ -195,13 +195,13 @@ mod tests {
         config::ClientConfig {
             name: ClientName::new(name),
             key_hashes: keys.iter().map(|key| openssl::sha::sha256(key.as_bytes())).collect(),
-            app_ids: Vec::new(),
-            app_roles: Vec::new(),
+            token_app_ids: Vec::new(),
+            token_app_roles: Vec::new(),
             certificate_subjects: vec![CertificateSubject::new(&format!("CN={name}"))],
             allowed_deployments: deployments
                 .map(|names| names.iter().map(|name| DeploymentName::parse(name).unwrap()).collect()),
             allows_stateful_calls: deployments.is_none(),
-            recorded_content: None,
+            recorded_content_override: None,
         }
     }
 
@@ -250,6 +250,6 @@ mod tests {
         let client = clients.authenticate([b"b1".as_slice()].into_iter(), None).unwrap();
         assert!(client.authorize_deployment(&DeploymentName::parse("GPT-4o").unwrap()).is_ok());
         assert!(client.authorize_deployment(&DeploymentName::parse("gpt-4o-mini").unwrap()).is_err());
-        assert!(client.authorize_stateful_call().is_err());
+        assert!(client.authorize_call_without_deployment().is_err());
     }
 }

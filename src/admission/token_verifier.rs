@@ -88,8 +88,8 @@ impl TokenVerifier {
             leeway_seconds: validation.leeway,
             validation_rules: validation,
             signing_keys,
-            clients_by_app_id: clients_by(|client| &client.app_ids),
-            clients_by_role: clients_by(|client| &client.app_roles),
+            clients_by_app_id: clients_by(|client| &client.token_app_ids),
+            clients_by_role: clients_by(|client| &client.token_app_roles),
             verified_tokens: RwLock::default(),
         }
     }
@@ -111,7 +111,7 @@ impl TokenVerifier {
     ///
     /// # Errors
     /// [`TokenError`] if the token is invalid or belongs to no client.
-    pub fn client_for_token(&self, token: &[u8], digest: &[u8; 32]) -> Result<Arc<Client>, TokenError> {
+    pub fn verify_and_find_client(&self, token: &[u8], digest: &[u8; 32]) -> Result<Arc<Client>, TokenError> {
         let keys = self.signing_keys.current_snapshot();
         let now = jsonwebtoken::get_current_timestamp();
         {
@@ -224,10 +224,10 @@ mod tests {
             use base64::Engine as _;
             let verifier = token_verifier();
             let digest = openssl::sha::sha256(&bytes);
-            prop_assert!(verifier.client_for_token(&bytes, &digest).is_err());
+            prop_assert!(verifier.verify_and_find_client(&bytes, &digest).is_err());
             let encode = |bytes: &[u8]| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes);
             let token = format!("{}.{}.{}", encode(header.as_bytes()), encode(&bytes), encode(&bytes));
-            prop_assert!(verifier.client_for_token(token.as_bytes(), &digest).is_err());
+            prop_assert!(verifier.verify_and_find_client(token.as_bytes(), &digest).is_err());
         }
     }
 }

@@ -13,7 +13,7 @@ const MAX_TRACKED_DEPTH: usize = 32;
 
 /// Copies JSON and replaces every string that contains binary data by an object such as
 /// `{"bytes":5,"sha256":"2cf2…"}`.
-pub(super) fn summarise_binary_data(raw: &str) -> String {
+pub(super) fn replace_binary_data(raw: &str) -> String {
     let bytes = raw.as_bytes();
     let mut out = String::with_capacity(raw.len().min(64 * 1024));
     let (mut position, mut copied_to, mut depth) = (0, 0, 0_usize);
@@ -42,8 +42,7 @@ pub(super) fn summarise_binary_data(raw: &str) -> String {
                     key = string;
                 } else {
                     let container_key = depth.checked_sub(1).and_then(|d| container_keys.get(d)).copied();
-                    if let Some(summary) = binary_data_summary(key, container_key.unwrap_or_default(), string)
-                    {
+                    if let Some(summary) = summary_if_binary(key, container_key.unwrap_or_default(), string) {
                         out.push_str(raw.get(copied_to..position).unwrap_or_default());
                         out.push_str(&summary);
                         copied_to = end;
@@ -61,11 +60,11 @@ pub(super) fn summarise_binary_data(raw: &str) -> String {
 }
 
 /// The object that replaces a string, if the string contains binary data.
-fn binary_data_summary(key: &str, container_key: &str, string: &str) -> Option<String> {
+fn summary_if_binary(key: &str, container_key: &str, string: &str) -> Option<String> {
     let is_binary_key = matches!(key, "\"file_data\"" | "\"b64_json\"")
         || (key == "\"data\"" && container_key == "\"input_audio\"")
         // The output of the image generation tool, which clients send back with the conversation.
-        || (key == "\"result\"" && string.len() > 1024 && is_base64(string.trim_matches('"')));
+        || (key == "\"result\"" && string.len() > 1024 && has_only_base64_chars(string.trim_matches('"')));
     if !is_binary_key && !string.starts_with("\"data:") {
         return None;
     }
@@ -88,7 +87,7 @@ pub(super) fn parse_data_url(text: &str) -> Option<(&str, bool)> {
     (is_base64 || is_media_type).then_some((data, is_base64))
 }
 
-fn is_base64(text: &str) -> bool {
+fn has_only_base64_chars(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'='))
 }
 
@@ -98,7 +97,7 @@ fn summarise_base64(text: &str) -> String {
     // every chunk but the last is complete base64.
     const CHUNK_BYTES: usize = 64 * 1024;
     let data = text.trim_end_matches('=');
-    if !is_base64(data) || data.contains('=') || data.len() % 4 == 1 {
+    if !has_only_base64_chars(data) || data.contains('=') || data.len() % 4 == 1 {
         return summarise_text_bytes(text);
     }
     let (mut hasher, mut length) = (Sha256::new(), 0);
@@ -149,7 +148,7 @@ mod tests {
             (r#"[{"data":"aGVsbG8="},"data: 1, 2, 3","data:a,b"]"#, r#"[{"data":"aGVsbG8="},"data: 1, 2, 3","data:a,b"]"#.to_owned()),
         ];
         for (value, expected) in rows {
-            assert_eq!(summarise_binary_data(value), expected, "{value}");
+            assert_eq!(replace_binary_data(value), expected, "{value}");
         }
         let long = base64::encode_block(&vec![7; 200_001]);
         assert!(summarise_base64(&long).starts_with(r#"{"bytes":200001,"#));
@@ -158,9 +157,9 @@ mod tests {
     proptest! {
         #[test]
         fn valid_json_stays_valid_json(value in "[\\[\\]{}\":,a0 \\\\]{0,40}|\\[\"data:a/b[^\"\\\\\\x00-\\x1f]{0,20}\"\\]") {
-            let _ = summarise_binary_data(&value);
+            let _ = replace_binary_data(&value);
             if serde_json::from_str::<serde_json::Value>(&value).is_ok() {
-                let after = summarise_binary_data(&value);
+                let after = replace_binary_data(&value);
                 prop_assert!(serde_json::from_str::<serde_json::Value>(&after).is_ok(), "{}", after);
                 if !value.contains("data:") {
                     prop_assert_eq!(after, value);

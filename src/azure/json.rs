@@ -50,7 +50,7 @@ pub(super) fn parse_and_locate_fields<'a, const N: usize, const M: usize>(
     let index_of = |keys: &[&str], key: &[u8]| {
         keys.iter().position(|wanted| wanted.as_bytes().eq_ignore_ascii_case(key))
     };
-    let valid = JsonValidator::validate_object(json, |key, value| {
+    let valid = JsonValidator::validate_and_visit_pairs(json, |key, value| {
         fields.is_empty_object = false;
         if let Some(index) = index_of(keys, key) {
             match std::str::from_utf8(value) {
@@ -108,7 +108,7 @@ pub(super) fn find_fields<'a, const N: usize>(json: &'a str, keys: &[&str; N]) -
 
 /// Calls `on_item` with the raw text of each item of the array at the start of `json`. Does nothing if
 /// it is not an array. Like [`find_fields`], it does not validate.
-pub(super) fn for_each_item<'a>(json: &'a str, mut on_item: impl FnMut(&'a str)) {
+pub(super) fn for_each_array_item<'a>(json: &'a str, mut on_item: impl FnMut(&'a str)) {
     JsonCursor::new(json).walk_array(|cursor| {
         if let Some(item) = cursor.next_value() {
             on_item(item);
@@ -185,7 +185,7 @@ impl<'a> JsonCursor<'a> {
     }
 
     /// Whether only whitespace follows.
-    pub(super) fn is_at_end(&mut self) -> bool {
+    pub(super) fn has_only_whitespace_left(&mut self) -> bool {
         self.skip_while(|b| b.is_ascii_whitespace());
         self.position == self.text.len()
     }
@@ -253,7 +253,7 @@ pub(super) fn decode_string_or_number(raw: &str) -> Option<Cow<'_, str>> {
 }
 
 /// Decodes a JSON string. `None` if it is empty or if `raw` is another value.
-pub(super) fn non_empty_string(raw: Option<&str>) -> Option<Cow<'_, str>> {
+pub(super) fn decode_non_empty_string(raw: Option<&str>) -> Option<Cow<'_, str>> {
     decode_string(raw?).filter(|text| !text.is_empty())
 }
 
@@ -353,7 +353,7 @@ mod tests {
         assert_eq!(find_fields(r#"{"a":1,"b":{"#, &["a", "b"]), [Some("1"), None]);
         assert_eq!(find_fields(r#"[{"a":1}]"#, &["a"]), [None]);
         let mut items = Vec::new();
-        for_each_item(r#"[1, "a,]" ,[],{"x":[]},nul"#, |item| items.push(item));
+        for_each_array_item(r#"[1, "a,]" ,[],{"x":[]},nul"#, |item| items.push(item));
         assert_eq!(items, ["1", r#""a,]""#, "[]", r#"{"x":[]}"#, "nul"]);
         let mut values = Vec::new();
         let broken = r#"[{"a":1}, 7, [{"a":2}], { } ,{"a":{"a":3}, "b":0 }, {"a":"#;
@@ -394,7 +394,7 @@ mod tests {
                 prop_assert_eq!(found_values, ["a", "b", "c"].map(|key| object.get(key).cloned()));
             }
             let mut items = Vec::new();
-            for_each_item(&text, |item| items.push(read(item)));
+            for_each_array_item(&text, |item| items.push(read(item)));
             let array = value.as_array().cloned().unwrap_or_default();
             prop_assert_eq!(&items, &array);
             let mut found_values = Vec::new();
@@ -405,7 +405,7 @@ mod tests {
                     found_values.push(b.map(read));
                 }
             });
-            prop_assert_eq!((is_array, !is_array || cursor.is_at_end()), (value.is_array(), true));
+            prop_assert_eq!((is_array, !is_array || cursor.has_only_whitespace_left()), (value.is_array(), true));
             let objects = array.iter().filter_map(serde_json::Value::as_object);
             prop_assert_eq!(found_values, objects.map(|object| object.get("b").cloned()).collect::<Vec<_>>());
         }
@@ -422,7 +422,7 @@ mod tests {
             let _ = parse_fields(&json, &["model"]);
             let lossy = String::from_utf8_lossy(&json);
             let _ = (decode_string(&lossy), decode_string_or_number(&lossy));
-            for_each_item(&lossy, |_| {});
+            for_each_array_item(&lossy, |_| {});
             let _ = find_fields(&lossy, &["a"]);
         }
     }

@@ -28,7 +28,7 @@ impl OpenContainers {
         self.is_object_bits >>= 1;
     }
 
-    fn is_innermost_object(&self) -> bool {
+    fn innermost_is_object(&self) -> bool {
         self.is_object_bits & 1 == 1
     }
 }
@@ -37,7 +37,7 @@ impl<'a> JsonValidator<'a> {
     /// Validates that `bytes` is one object and calls `on_pair` with each key, without its quotes, and
     /// raw value. `None` at the first byte that is not accepted. Keys with escapes or with characters
     /// outside ASCII are not accepted.
-    pub(super) fn validate_object(
+    pub(super) fn validate_and_visit_pairs(
         bytes: &'a [u8],
         mut on_pair: impl FnMut(&'a [u8], &'a [u8]),
     ) -> Option<()> {
@@ -58,7 +58,7 @@ impl<'a> JsonValidator<'a> {
                 validator.skip_value()?;
                 on_pair(is_plain.then_some(key)?, bytes.get(start..validator.position)?);
                 validator.skip_whitespace();
-                match validator.take_byte()? {
+                match validator.next_byte()? {
                     b',' => validator.skip_whitespace(),
                     b'}' => break,
                     _ => return None,
@@ -73,14 +73,14 @@ impl<'a> JsonValidator<'a> {
         self.bytes.get(self.position).copied()
     }
 
-    fn take_byte(&mut self) -> Option<u8> {
+    fn next_byte(&mut self) -> Option<u8> {
         let byte = self.peek_byte()?;
         self.position += 1;
         Some(byte)
     }
 
     fn expect_byte(&mut self, byte: u8) -> Option<()> {
-        (self.take_byte()? == byte).then_some(())
+        (self.next_byte()? == byte).then_some(())
     }
 
     fn skip_whitespace(&mut self) {
@@ -120,7 +120,7 @@ impl<'a> JsonValidator<'a> {
     /// Skips an opening bracket and, in an object, the first key. Returns whether a value follows; if not,
     /// the container was empty and is skipped as well.
     fn enter_container(&mut self, containers: &mut OpenContainers) -> Option<bool> {
-        let is_object = self.take_byte()? == b'{';
+        let is_object = self.next_byte()? == b'{';
         containers.push(is_object)?;
         self.skip_whitespace();
         match (is_object, self.peek_byte()?) {
@@ -143,7 +143,7 @@ impl<'a> JsonValidator<'a> {
     fn advance_to_next_value(&mut self, containers: &mut OpenContainers) -> Option<bool> {
         while containers.depth > 0 {
             self.skip_whitespace();
-            match (containers.is_innermost_object(), self.take_byte()?) {
+            match (containers.innermost_is_object(), self.next_byte()?) {
                 (true, b'}') | (false, b']') => containers.pop(),
                 (is_object, b',') => {
                     self.skip_whitespace();
@@ -202,9 +202,9 @@ impl<'a> JsonValidator<'a> {
         self.expect_byte(b'"')?;
         loop {
             self.position += unescaped_prefix_len(self.bytes.get(self.position..)?);
-            match self.take_byte()? {
+            match self.next_byte()? {
                 b'"' => return Some(()),
-                b'\\' => match self.take_byte()? {
+                b'\\' => match self.next_byte()? {
                     b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => {}
                     b'u' => {
                         let digits = self.bytes.get(self.position..self.position + 4)?;
@@ -275,7 +275,7 @@ mod tests {
     fn is_accepted_as_by_serde(json: &[u8]) -> Result<bool, TestCaseError> {
         let mut pairs = Vec::new();
         let is_accepted =
-            JsonValidator::validate_object(json, |key, value| pairs.push((key, value))).is_some();
+            JsonValidator::validate_and_visit_pairs(json, |key, value| pairs.push((key, value))).is_some();
         if is_accepted {
             let parsed = serde_json::from_slice::<HashMap<String, IgnoredAny>>(json);
             prop_assert!(parsed.is_ok(), "{}", json.escape_ascii());
@@ -357,8 +357,8 @@ mod tests {
     #[test]
     fn nesting_is_accepted_up_to_128_containers() {
         let deep = |depth| format!(r#"{{"a":{}{}}}"#, "[".repeat(depth), "]".repeat(depth));
-        assert!(JsonValidator::validate_object(deep(128).as_bytes(), |_, _| {}).is_some());
-        assert!(JsonValidator::validate_object(deep(129).as_bytes(), |_, _| {}).is_none());
+        assert!(JsonValidator::validate_and_visit_pairs(deep(128).as_bytes(), |_, _| {}).is_some());
+        assert!(JsonValidator::validate_and_visit_pairs(deep(129).as_bytes(), |_, _| {}).is_none());
     }
 
     proptest! {

@@ -11,7 +11,7 @@ pub mod response;
 pub use self::request::edit::{BodyEdit, apply_edits};
 pub use self::request::model_field::{ModelField, ModelFieldError};
 pub use self::request::operation::{Operation, is_non_idempotent_create};
-pub use self::request::prompt_parts::PromptParts;
+pub use self::request::prompt_parts::PromptPartRanges;
 pub use self::request::query::{QueryCredential, QueryString};
 pub use self::request::target::{ApiStyle, DeploymentSource, RequestTarget, parse_target};
 pub use self::request::target_cache::parse_target_cached;

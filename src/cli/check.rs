@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::cli_error::CliError;
-use super::config_file::load_config;
+use super::config_file::load_config_and_print_warnings;
 use super::runtime::start_background_runtime;
 use crate::config::{CheckedConfig, Config};
 use crate::credentials::Keyring;
@@ -18,7 +18,7 @@ use crate::record::Recorder;
 use crate::server::build_config::build_active_config;
 
 pub(super) fn run(path: &Path, live: bool) -> Result<(), CliError> {
-    let checked = load_config(path)?;
+    let checked = load_config_and_print_warnings(path)?;
     if live && !check_backends_live(checked)? {
         return Err(CliError(format!("{}: some checks failed", path.display())));
     }

@@ -64,7 +64,7 @@ fn run_demo(background: &Runtime) -> Result<(), DemoError> {
     let (user_key, traffic_key) = (generate_key()?, generate_key()?);
     let records = std::env::temp_dir().join(format!("aoai-lb-demo-{}.jsonl", std::process::id()));
     let yaml = demo_config_yaml(&simulator, &[("demo", &user_key), ("traffic", &traffic_key)], &records);
-    let checked = config::parse_yaml(&yaml, Path::new(""), &|_| None)?;
+    let checked = config::parse_and_check_yaml(&yaml, Path::new(""), &|_| None)?;
     server::check_addresses_are_free(&checked.config, &[])?;
     print_banner(&simulator, &user_key, &records)?;
     background.spawn(generate_traffic(traffic_key));
@@ -103,7 +103,7 @@ async fn generate_traffic(key: String) {
 fn demo_config_yaml(simulator: &Simulator, keys: &[(&str, &str)], records: &Path) -> String {
     let mut text = format!("listeners:\n  - address: {DEMO_LISTENER_ADDRESS}\nbackends:\n");
     for name in simulator.resource_names() {
-        let resource = simulator.resource(name);
+        let resource = simulator.resource_definition(name);
         let is_provisioned = resource
             .deployments
             .iter()

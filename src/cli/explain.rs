@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::Method;
 
 use super::cli_error::CliError;
-use super::config_file::load_config;
+use super::config_file::load_config_and_print_warnings;
 use super::runtime::start_background_runtime;
 use crate::admission::client::Client;
 use crate::azure::response::verdict::Verdict;
@@ -34,7 +34,7 @@ struct ExplainedRequest {
     /// `model` in the body.
     model: Option<String>,
     /// The name of the client.
-    client: Option<String>,
+    client_name: Option<String>,
 }
 
 /// Why the request cannot be explained.
@@ -87,10 +87,10 @@ pub(super) fn run(
     model: Option<String>,
     client: Option<String>,
 ) -> Result<(), CliError> {
-    let checked = load_config(path)?;
+    let checked = load_config_and_print_warnings(path)?;
     let invalid_method = |_| CliError(format!("{method} is not an HTTP method; use GET, POST or DELETE"));
     let method = Method::from_bytes(method.to_ascii_uppercase().as_bytes()).map_err(invalid_method)?;
-    let request = ExplainedRequest { method, path_and_query, model, client };
+    let request = ExplainedRequest { method, path_and_query, model, client_name: client };
     let text = explain_request(&checked.config, &request, start_background_runtime()?.handle())?;
     write!(io::stdout(), "{text}")?;
     Ok(())
@@ -112,8 +112,8 @@ fn explain_request(
     let process = Arc::new(ProcessState::new(now, recorder, keyring));
     let gateway = Gateway::new(config, process, now);
     let mut text = format!("{} {}\n", request.method, request.path_and_query);
-    let client = select_client(&gateway, request, &mut text)?;
-    match admit_request(&gateway, request, &client, &mut text) {
+    let client = select_and_write_client(&gateway, request, &mut text)?;
+    match admit_and_write_request(&gateway, request, &client, &mut text) {
         Ok(admitted) => write_routing(&gateway, config, request, &admitted, now, &mut text),
         Err(refusal) => {
             let reason = refusal.reason;
@@ -135,13 +135,13 @@ fn write_line(text: &mut String, label: &str, value: &str) {
 }
 
 /// The client of the request.
-fn select_client(
+fn select_and_write_client(
     gateway: &Gateway,
     request: &ExplainedRequest,
     text: &mut String,
 ) -> Result<Arc<Client>, ExplainError> {
     let all = gateway.clients().listed_clients();
-    let Some(name) = &request.client else {
+    let Some(name) = &request.client_name else {
         let description = match all.len() {
             0 => "any (clients: open)",
             _ => "not given: assumed to have access to everything (--client NAME selects one)",
@@ -160,27 +160,28 @@ fn select_client(
 }
 
 /// Admits the request with the same steps as `proxy/client/admit.rs`.
-fn admit_request(
+fn admit_and_write_request(
     gateway: &Gateway,
     request: &ExplainedRequest,
     client: &Client,
     text: &mut String,
 ) -> Result<AdmittedRequest, Refusal> {
-    let target = gateway.parse_target(&request.method, request.path_and_query.as_bytes(), false)?;
+    let target =
+        gateway.check_method_and_parse_target(&request.method, request.path_and_query.as_bytes(), false)?;
     write_line(
         text,
         "path",
         &format!("{} ({}, {})", target.path, target.api_style.name(), target.operation.name()),
     );
-    gateway.check_path_allowed(&request.method, &target)?;
-    gateway.check_client_permissions(&request.method, &target, client)?;
+    gateway.check_method_and_path_allowed(&request.method, &target)?;
+    gateway.check_permissions_from_head(&request.method, &target, client)?;
     let body = match &request.model {
         Some(model) => serde_json::json!({ "model": model }).to_string(),
         None if request.method == Method::POST => "{}".to_owned(),
         None => String::new(),
     };
     let body = BodyView { bytes: &Bytes::from(body), content_type: "application/json", is_compressed: false };
-    let call = gateway.read_call(&request.method, &target, &body)?;
+    let call = gateway.parse_requested_call(&request.method, &target, &body)?;
     match &call.deployment {
         Some(deployment) => write_line(text, "deployment", deployment.as_str()),
         None => write_line(
@@ -202,7 +203,7 @@ fn write_routing(
     text: &mut String,
 ) {
     write_attempts(gateway, request, admitted, now, text);
-    if admitted.searches_by_id {
+    if admitted.tries_other_resources_on_404 {
         let others = gateway.non_default_resources_pool();
         let names = others.candidates().iter().filter_map(|other| gateway.backends.get(other.backend_index));
         let names: Vec<_> = names.map(|backend| backend.config.name.to_string()).collect();
@@ -227,7 +228,7 @@ fn write_attempts(
     now: Instant,
     text: &mut String,
 ) {
-    let retry_limits = gateway.retry_limits(now, now, None);
+    let retry_limits = gateway.retry_limits_for_request(now, now, None);
     let mut retry_plan = RetryPlan::new(&admitted.pool);
     let operation = admitted.target.operation;
     write_line(text, "order", "while all are available, this one first; then the next if it fails");
@@ -245,7 +246,7 @@ fn write_attempts(
                 &format!("  {rank}."),
                 &format!("{}: tier {tier}, weight {weight}", backend.config.name),
             );
-            let upstream_request = gateway.upstream_request(admitted, candidate, true);
+            let upstream_request = gateway.build_upstream_request(admitted, candidate, true);
             let path_and_query = &upstream_request.path_and_query;
             let authority = backend.config.endpoint.authority();
             write_line(text, "", &format!("  {} {authority}{path_and_query}", request.method));
@@ -270,7 +271,7 @@ fn write_attempts(
 fn write_responses(gateway: &Gateway, config: &Config, admitted: &AdmittedRequest, text: &mut String) {
     write_line(text, "responses", "");
     for (status, description, body) in SAMPLE_RESPONSES {
-        let verdict = gateway.response_verdict(admitted, status, body.as_bytes());
+        let verdict = gateway.judge_complete_response(admitted, status, body.as_bytes());
         let consequence = describe_verdict(verdict, config);
         write_line(text, &format!("  {status}"), &format!("{description}: {consequence}"));
     }
@@ -283,7 +284,7 @@ fn write_limits(config: &Config, admitted: &AdmittedRequest, text: &mut String) 
     let mut limits = format!(
         "at most {} retries, none started after more than {}",
         retry.max_retries,
-        humantime::format_duration(retry.time_limit)
+        humantime::format_duration(retry.retry_start_time_limit)
     );
     if !admitted.is_repeatable {
         limits += "; not retried once a byte was sent, except after 429 (it could be carried out twice)";

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::cli_error::CliError;
-use super::config_file::load_config;
+use super::config_file::load_config_and_print_warnings;
 use super::logging::init_logging;
 use super::runtime::start_background_runtime;
 use crate::server;
@@ -13,7 +13,7 @@ use crate::server::upgrade::Program;
 pub(super) fn run(path: &Path, takes_over: bool) -> Result<(), CliError> {
     init_logging();
     let file = std::path::absolute(path)?;
-    let checked = load_config(&file)?;
+    let checked = load_config_and_print_warnings(&file)?;
     let program = Program { binary: invoked_binary_path()?, config_file: file };
     server::run(checked, Some(program), takes_over, &start_background_runtime()?)?;
     Ok(())

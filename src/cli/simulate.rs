@@ -18,7 +18,7 @@ pub(super) fn run(path: &Path) -> Result<(), CliError> {
     runtime.block_on(async {
         let simulator = Simulator::start(resources).await?;
         for name in simulator.resource_names() {
-            let resource = simulator.resource(name);
+            let resource = simulator.resource_definition(name);
             let deployments: Vec<&str> =
                 resource.deployments.iter().map(|deployment| deployment.name.as_str()).collect();
             let address = simulator.address(name);

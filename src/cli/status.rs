@@ -136,7 +136,7 @@ impl AdminClient {
             }
             None => None,
         };
-        let outbound = OutboundClient::new(REQUEST_TIMEOUT).with_max_response_bytes(MAX_RESPONSE_BYTES);
+        let outbound = OutboundClient::new(REQUEST_TIMEOUT).with_read_limit_bytes(MAX_RESPONSE_BYTES);
         Ok(Self { outbound_client: outbound, address: arguments.admin.clone(), target, authorization })
     }
 
@@ -197,13 +197,13 @@ fn format_tables(status: &StatusReport) -> Result<Vec<u8>, StatusError> {
         "configuration {} of {file}, active since {}",
         configuration.version, configuration.loaded
     )?;
-    if let Some(problem) = &configuration.problem {
+    if let Some(problem) = &configuration.last_reload_error {
         writeln!(out, "the last reload failed: {problem}")?;
     }
     if !configuration.needs_upgrade.is_empty() {
         writeln!(out, "needs an upgrade: {}", configuration.needs_upgrade.join(", "))?;
     }
-    writeln!(out, "in flight {}, finished {}\n", status.in_flight, status.finished_requests)?;
+    writeln!(out, "in flight {}, finished {}\n", status.requests_in_flight, status.finished_requests)?;
     write_table(&backend_rows(&status.backends), 3, &mut out)?;
     let deployments = deployment_rows(&status.backends);
     if deployments.len() > 1 {
@@ -254,13 +254,13 @@ fn backend_rows(backends: &[BackendStatus]) -> Vec<Vec<String>> {
             format_remaining(backend.remaining_ms),
             backend.tier.to_string(),
             backend.weight.to_string(),
-            backend.in_flight.to_string(),
+            backend.attempts_in_flight.to_string(),
             recent.attempts.to_string(),
             recent.attempt_share.map_or_else(unknown_placeholder, |share| format!("{:.0}%", share * 100.0)),
             recent.throttled.to_string(),
             recent.failed.to_string(),
-            format_milliseconds(recent.p50_ms),
-            format_milliseconds(recent.p95_ms),
+            format_milliseconds(recent.attempt_p50_ms),
+            format_milliseconds(recent.attempt_p95_ms),
         ]);
     }
     rows

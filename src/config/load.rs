@@ -28,8 +28,11 @@ pub fn environment_variable(name: &str) -> Option<String> {
 ///
 /// # Errors
 /// All errors of the file at once, or the one that prevents reading it.
-pub fn load_file(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<CheckedConfig, ConfigError> {
-    parse_yaml(&read_file(path)?, base_directory(path), env)
+pub fn load_and_check_file(
+    path: &Path,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<CheckedConfig, ConfigError> {
+    parse_and_check_yaml(&read_file(path)?, base_directory(path), env)
 }
 
 fn read_file(path: &Path) -> Result<String, ConfigError> {
@@ -70,7 +73,7 @@ pub fn load_upgrade_socket_path(
 ///
 /// # Errors
 /// All errors of the text at once. A YAML syntax error hides all others.
-pub fn parse_yaml(
+pub fn parse_and_check_yaml(
     text: &str,
     base: &Path,
     env: &dyn Fn(&str) -> Option<String>,

@@ -17,14 +17,16 @@ mod values;
 mod yaml;
 
 pub use error::{ConfigError, ConfigProblem};
-pub use load::{CheckedConfig, environment_variable, load_file, load_upgrade_socket_path, parse_yaml};
+pub use load::{
+    CheckedConfig, environment_variable, load_and_check_file, load_upgrade_socket_path, parse_and_check_yaml,
+};
 pub use schema::{
     AdminAddress, AdminConfig, AppCredential, AppRegistration, BackendConfig, BackendTlsConfig,
     BalancePolicy, BreakerConfig, ClientConfig, ClientTokenConfig, ClientsConfig, Config, CooldownConfig,
     CredentialConfig, EntraCredential, EntraIdentity, JsonlConfig, KeyVaultConfig, ListenerConfig,
-    ListenerTlsConfig, LogAnalyticsConfig, ManagedIdentitySelector, RecordConfig, RecordedContent,
-    RequestsConfig, RetryConfig, SecretSource, ServerConfig, SpoolConfig, StreamHoldLimits, TimeoutsConfig,
-    TlsVersion, TokenUsageMode, VaultSecretRef,
+    LogAnalyticsConfig, ManagedIdentitySelector, RecordConfig, RecordedContent, RequestsConfig, RetryConfig,
+    SecretSource, ServerConfig, ServerTlsConfig, SpoolConfig, StreamHoldLimits, StreamUsageMode,
+    TimeoutsConfig, TlsVersion, VaultSecretRef,
 };
 pub use values::{
     AllowRule, CertifiedKey, CertifiedKeyError, CertifiedKeyFiles, DeploymentMap, Endpoint, PathPattern,

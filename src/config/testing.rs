@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::error::{ConfigError, ConfigProblem};
-use super::load::{CheckedConfig, parse_yaml};
+use super::load::{CheckedConfig, parse_and_check_yaml};
 use super::schema::{CredentialConfig, SecretSource};
 
 /// The required blocks. A test case that does not have one gets it from here.
@@ -34,7 +34,7 @@ pub(crate) fn check_with_default_blocks(case: &str) -> Result<CheckedConfig, Con
             text.push_str(block);
         }
     }
-    parse_yaml(&(text + case), Path::new(""), &test_environment)
+    parse_and_check_yaml(&(text + case), Path::new(""), &test_environment)
 }
 
 pub(crate) fn parse_valid(case: &str) -> CheckedConfig {

@@ -15,7 +15,7 @@ use super::*;
 
 /// Everything that loading `text` may print: errors, warnings, and their debug output.
 fn all_messages(text: &str, env: &dyn Fn(&str) -> Option<String>) -> String {
-    match parse_yaml(text, Path::new(""), env) {
+    match parse_and_check_yaml(text, Path::new(""), env) {
         Ok(checked) => format!("{:?} {}", checked.warnings, one_per_line(&checked.warnings)),
         Err(problems) => {
             assert!(!problems.errors.is_empty(), "refused without a reason: {text}");
@@ -55,7 +55,7 @@ fn every_example_file_passes_the_check_without_warnings() {
     let examples = example_files();
     assert!(examples.len() >= 3);
     for (path, _) in &examples {
-        let checked = load_file(path, &example_environment(logs.path()))
+        let checked = load_and_check_file(path, &example_environment(logs.path()))
             .unwrap_or_else(|e| panic!("{}:\n{e}", path.display()));
         assert_eq!(checked.warnings, [], "{}", path.display());
     }
@@ -64,7 +64,7 @@ fn every_example_file_passes_the_check_without_warnings() {
 #[test]
 fn every_example_file_asks_for_key_hashes_and_backend_keys() {
     for (path, text) in example_files() {
-        let problems = parse_yaml(&text, Path::new(""), &|_| None).unwrap_err().to_string();
+        let problems = parse_and_check_yaml(&text, Path::new(""), &|_| None).unwrap_err().to_string();
         assert!(
             problems.contains("is still the placeholder: run aoai-lb keys new"),
             "{}:\n{problems}",
@@ -78,7 +78,9 @@ fn every_example_file_asks_for_key_hashes_and_backend_keys() {
 fn values_marked_default_in_the_full_example_are_the_defaults() {
     let logs = tempfile::tempdir().unwrap();
     let config =
-        load_file(&conf_directory().join("aoai-lb.yaml"), &example_environment(logs.path())).unwrap().config;
+        load_and_check_file(&conf_directory().join("aoai-lb.yaml"), &example_environment(logs.path()))
+            .unwrap()
+            .config;
     let defaults = parse_valid("").config;
     assert_eq!((config.timeouts, config.cooldown), (defaults.timeouts, defaults.cooldown));
     assert_eq!(format!("{:?}", config.retry), format!("{:?}", defaults.retry));
@@ -111,7 +113,7 @@ fn text_that_is_not_a_yaml_mapping_is_reported_as_one_error() {
         ("a: &a [*a]", "recursion limit exceeded"),
         ("<<: 3", "for merging"),
     ] {
-        let problems = parse_yaml(text, Path::new(""), &test_environment).unwrap_err();
+        let problems = parse_and_check_yaml(text, Path::new(""), &test_environment).unwrap_err();
         assert_eq!((problems.errors.len(), problems.errors[0].key_path.as_str()), (1, ""), "{text}");
         assert!(problems.to_string().contains(expected), "{text}: {problems}");
     }
@@ -119,7 +121,8 @@ fn text_that_is_not_a_yaml_mapping_is_reported_as_one_error() {
 
 #[test]
 fn every_missing_block_is_reported() {
-    let problems = parse_yaml("retry: { attempts: 1 }", Path::new(""), &test_environment).unwrap_err();
+    let problems =
+        parse_and_check_yaml("retry: { attempts: 1 }", Path::new(""), &test_environment).unwrap_err();
     let paths: Vec<&str> = problems.errors.iter().map(|p| p.key_path.as_str()).collect();
     assert_eq!(paths, ["listeners", "backends", "clients"]);
     assert!(
@@ -139,7 +142,7 @@ fn yaml_merge_keys_are_expanded() {
 fn an_unreadable_file_is_reported_as_one_error() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("aoai-lb.yaml");
-    let message = || load_file(&file, &test_environment).unwrap_err().to_string();
+    let message = || load_and_check_file(&file, &test_environment).unwrap_err().to_string();
     assert!(message().contains("No such file"));
     std::fs::write(&file, [0xff]).unwrap();
     assert!(message().contains("not UTF-8"));
@@ -153,7 +156,7 @@ fn relative_paths_start_at_the_directory_of_the_file() {
     let yaml = "listeners: [ { address: '127.0.0.1:8080' } ]\nclients: open\nrecord: { jsonl: { path: x.jsonl } }\n\
                 backends: [ { name: a, endpoint: 'https://a.b', credential: { api_key: '${file:key}' } } ]";
     std::fs::write(&file, yaml).unwrap();
-    let config = load_file(&file, &test_environment).unwrap().config;
+    let config = load_and_check_file(&file, &test_environment).unwrap().config;
     assert_eq!(config.record.unwrap().jsonl.unwrap().path, dir.path().join("x.jsonl"));
     assert_eq!(literal_api_key(&config.backends[0].credential), "from-a-file");
 }
@@ -174,7 +177,7 @@ fn two_hundred_backends_and_five_thousand_clients_are_checked_within_two_seconds
         .unwrap();
     }
     let start = Instant::now();
-    let checked = parse_yaml(&text, Path::new(""), &test_environment).unwrap();
+    let checked = parse_and_check_yaml(&text, Path::new(""), &test_environment).unwrap();
     // A debug build; an optimised one is about ten times faster.
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     assert_eq!((checked.config.backends.len(), checked.warnings), (200, vec![]));

@@ -13,12 +13,12 @@ use {super::secret_state::SecretState, crate::config::Secret};
 
 /// The credential of a backend.
 #[derive(Clone, Debug)]
-pub struct Credential {
+pub struct BackendCredential {
     header_name: HeaderName,
     secret: RefreshedSecret,
 }
 
-impl Credential {
+impl BackendCredential {
     /// A credential that sends `secret` in the header `header_name`.
     pub(super) fn new(header_name: HeaderName, secret: RefreshedSecret) -> Self {
         Self { header_name, secret }
@@ -39,7 +39,7 @@ impl Credential {
     }
 
     /// The header's name and current value; `None` before the first successful fetch.
-    pub fn auth_header(&self) -> Option<(HeaderName, Arc<SecretValue>)> {
+    pub fn current_auth_header(&self) -> Option<(HeaderName, Arc<SecretValue>)> {
         Some((self.header_name.clone(), self.secret.current_value()?))
     }
 

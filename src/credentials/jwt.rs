@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Entra ID signs with keys of 2048 bits; shorter ones are not trusted.
-const MIN_KEY_BITS: u32 = 2_048;
+const MIN_VERIFICATION_KEY_BITS: u32 = 2_048;
 
 /// Signs with PS256, which our assertions use, and verifies RS256, which Entra ID uses; nothing else.
 static CRYPTO_PROVIDER: CryptoProvider = CryptoProvider {
@@ -103,7 +103,7 @@ impl signature::Verifier<Vec<u8>> for Rs256Verifier {
     fn verify(&self, message: &[u8], signature: &Vec<u8>) -> std::result::Result<(), signature::Error> {
         let verify = || Verifier::new(MessageDigest::sha256(), &self.0)?.verify_oneshot(signature, message);
         match verify() {
-            Ok(true) if self.0.bits() >= MIN_KEY_BITS => Ok(()),
+            Ok(true) if self.0.bits() >= MIN_VERIFICATION_KEY_BITS => Ok(()),
             _ => Err(signature::Error::new()),
         }
     }

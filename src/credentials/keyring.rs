@@ -10,7 +10,7 @@ use http::header::AUTHORIZATION;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
-use super::credential::Credential;
+use super::credential::BackendCredential;
 use super::fetchers::SecretFetcher;
 use super::fetchers::application::{ApplicationProof, ApplicationTokenFetcher};
 use super::fetchers::key_vault::{KeyVaultFetcher, vault_token_scope};
@@ -40,8 +40,8 @@ enum FetchSource {
 pub struct Keyring {
     runtime: Handle,
     outbound_client: Arc<OutboundClient>,
-    secrets: Mutex<Vec<(FetchSource, WeakRefreshedSecret)>>,
-    signing_keys: Mutex<Vec<(ClientTokenConfig, Weak<SigningKeys>)>>,
+    weak_secrets_by_source: Mutex<Vec<(FetchSource, WeakRefreshedSecret)>>,
+    weak_signing_keys_by_tenant: Mutex<Vec<(ClientTokenConfig, Weak<SigningKeys>)>>,
     /// Source of [`SecretValue::id`](super::SecretValue::id).
     value_id_counter: Arc<AtomicU64>,
     /// If set, nothing is fetched.
@@ -60,8 +60,8 @@ impl Keyring {
         Self {
             runtime: runtime.clone(),
             outbound_client: Arc::new(OutboundClient::new(SECRET_REQUEST_TIMEOUT)),
-            secrets: Mutex::default(),
-            signing_keys: Mutex::default(),
+            weak_secrets_by_source: Mutex::default(),
+            weak_signing_keys_by_tenant: Mutex::default(),
             value_id_counter: Arc::new(AtomicU64::new(0)),
             is_offline: false,
         }
@@ -74,57 +74,63 @@ impl Keyring {
     }
 
     /// The credential of a backend.
-    pub fn backend_credential(
+    pub fn build_backend_credential(
         &self,
         credential: &config::CredentialConfig,
         key_vault: &config::KeyVaultConfig,
-    ) -> Credential {
+    ) -> BackendCredential {
         match credential {
-            config::CredentialConfig::ApiKey(source) => {
-                Credential::new(HeaderName::from_static("api-key"), self.secret(source, key_vault))
-            }
+            config::CredentialConfig::ApiKey(source) => BackendCredential::new(
+                HeaderName::from_static("api-key"),
+                self.find_or_start_secret(source, key_vault),
+            ),
             config::CredentialConfig::Entra(entra) => {
-                Credential::new(AUTHORIZATION, self.entra_token(entra, key_vault))
+                BackendCredential::new(AUTHORIZATION, self.find_or_start_entra_token(entra, key_vault))
             }
         }
     }
 
     /// A secret that is written in the configuration or kept in a key vault.
-    pub fn secret(&self, source: &SecretSource, key_vault: &config::KeyVaultConfig) -> RefreshedSecret {
+    pub fn find_or_start_secret(
+        &self,
+        source: &SecretSource,
+        key_vault: &config::KeyVaultConfig,
+    ) -> RefreshedSecret {
         match source {
             SecretSource::Literal(secret) => {
                 let id = self.value_id_counter.fetch_add(1, Ordering::Relaxed) + 1;
                 RefreshedSecret::fixed(secret, id)
             }
-            SecretSource::KeyVault(secret) => {
-                self.find_or_start_secret(FetchSource::VaultSecret(secret.clone(), key_vault.clone()), || {
+            SecretSource::KeyVault(secret) => self.find_or_start_refresh(
+                FetchSource::VaultSecret(secret.clone(), key_vault.clone()),
+                || {
                     let scope = key_vault.token_scope.clone().unwrap_or_else(|| vault_token_scope(secret));
                     let entra = EntraCredential { identity: key_vault.identity.clone(), token_scope: scope };
-                    let token = self.entra_token(&entra, key_vault);
+                    let token = self.find_or_start_entra_token(&entra, key_vault);
                     SecretFetcher::VaultSecret(KeyVaultFetcher::new(
                         secret.clone(),
                         token,
                         key_vault.refresh_interval,
                     ))
-                })
-            }
+                },
+            ),
         }
     }
 
     /// A token of Entra ID. `key_vault` says how to read the client secret if that is in a key vault.
-    pub fn entra_token(
+    pub fn find_or_start_entra_token(
         &self,
         entra: &EntraCredential,
         key_vault: &config::KeyVaultConfig,
     ) -> RefreshedSecret {
         let scope = &entra.token_scope;
-        self.find_or_start_secret(FetchSource::EntraToken(entra.clone(), key_vault.clone()), || match &entra
+        self.find_or_start_refresh(FetchSource::EntraToken(entra.clone(), key_vault.clone()), || match &entra
             .identity
         {
             EntraIdentity::AppRegistration(application) => {
                 let proof = match &application.credential {
                     AppCredential::ClientSecret(source) => {
-                        ApplicationProof::ClientSecret(self.secret(source, key_vault))
+                        ApplicationProof::ClientSecret(self.find_or_start_secret(source, key_vault))
                     }
                     AppCredential::ClientCertificate(files) => {
                         ApplicationProof::ClientCertificate(files.clone())
@@ -155,8 +161,8 @@ impl Keyring {
     }
 
     /// The keys that Entra ID signs the tokens of clients with.
-    pub fn signing_keys(&self, tokens: &ClientTokenConfig) -> Arc<SigningKeys> {
-        let mut known = self.signing_keys.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn find_or_start_signing_keys(&self, tokens: &ClientTokenConfig) -> Arc<SigningKeys> {
+        let mut known = self.weak_signing_keys_by_tenant.lock().unwrap_or_else(PoisonError::into_inner);
         let is_same_directory = |known: &ClientTokenConfig| {
             (&known.authority_host, &known.tenant_id) == (&tokens.authority_host, &tokens.tenant_id)
         };
@@ -176,7 +182,7 @@ impl Keyring {
     /// Waits until every secret in use has been fetched or has failed, but not longer than `max_wait`.
     pub async fn wait_for_pending_fetches(&self, max_wait: Duration) {
         let fetches = async {
-            for (_, secret) in self.secrets_in_use() {
+            for (_, secret) in self.live_refreshed_secrets() {
                 secret.wait_for_pending_fetch().await;
             }
         };
@@ -184,12 +190,12 @@ impl Keyring {
     }
 
     /// The secret of this source: the existing one, or a new one whose refresh task is started.
-    fn find_or_start_secret(
+    fn find_or_start_refresh(
         &self,
         source: FetchSource,
         create_fetcher: impl FnOnce() -> SecretFetcher,
     ) -> RefreshedSecret {
-        let existing = self.secrets_in_use().into_iter().find(|(known, _)| *known == source);
+        let existing = self.live_refreshed_secrets().into_iter().find(|(known, _)| *known == source);
         if let Some((_, secret)) = existing {
             return secret;
         }
@@ -200,15 +206,15 @@ impl Keyring {
         let state = Arc::new(SecretState::new(fetcher.description(), Arc::clone(&self.value_id_counter)));
         let refresh = refresh_forever(Arc::clone(&state), fetcher, Arc::clone(&self.outbound_client));
         let secret = RefreshedSecret::new(state, self.runtime.spawn(refresh).abort_handle());
-        let mut secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut secrets = self.weak_secrets_by_source.lock().unwrap_or_else(PoisonError::into_inner);
         secrets.retain(|(_, secret)| !secret.is_dropped());
         secrets.push((source, secret.downgrade()));
         secret
     }
 
     /// The secrets that have a handle.
-    fn secrets_in_use(&self) -> Vec<(FetchSource, RefreshedSecret)> {
-        let secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
+    fn live_refreshed_secrets(&self) -> Vec<(FetchSource, RefreshedSecret)> {
+        let secrets = self.weak_secrets_by_source.lock().unwrap_or_else(PoisonError::into_inner);
         secrets.iter().filter_map(|(source, secret)| Some((source.clone(), secret.upgrade()?))).collect()
     }
 }

@@ -16,7 +16,7 @@ mod refreshed_secret;
 mod secret_state;
 pub mod signing_keys;
 
-pub use self::credential::Credential;
+pub use self::credential::BackendCredential;
 pub use self::keyring::Keyring;
 pub use self::refreshed_secret::RefreshedSecret;
 pub use self::secret_state::{SecretError, SecretState, SecretValue};

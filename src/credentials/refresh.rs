@@ -51,7 +51,7 @@ pub(super) async fn refresh_forever(
                 if unchanged_after_rejection > 0 {
                     // The source does not have the new value yet. Fetch again soon, because the current
                     // one does not work.
-                    backoff_delay(unchanged_after_rejection, MAX_REJECTED_SECRET_BACKOFF)
+                    jittered_backoff_delay(unchanged_after_rejection, MAX_REJECTED_SECRET_BACKOFF)
                         .min(fetched.renew_after)
                 } else {
                     fetched.renew_after
@@ -69,11 +69,11 @@ pub(super) async fn refresh_forever(
                         }
                     }
                 }
-                let backoff = backoff_delay(failures, MAX_BACKOFF);
+                let backoff = jittered_backoff_delay(failures, MAX_BACKOFF);
                 retry_after.map_or(backoff, |wait| wait.min(MAX_RETRY_AFTER).max(backoff))
             }
         };
-        state.mark_fetches_ended(requested);
+        state.mark_fetches_ended_up_to(requested);
         // A request that arrived during the fetch is not lost: `Notify` keeps it until it is waited for.
         tokio::select! {
             () = sleep(delay) => {}
@@ -83,7 +83,7 @@ pub(super) async fn refresh_forever(
 }
 
 /// A delay that doubles with each failure up to `max_delay`, less up to a quarter of jitter.
-fn backoff_delay(failures: u32, max_delay: Duration) -> Duration {
+fn jittered_backoff_delay(failures: u32, max_delay: Duration) -> Duration {
     let delay = INITIAL_BACKOFF * 2_u32.saturating_pow(failures.saturating_sub(1).min(16));
     delay.min(max_delay).mul_f64(0.75 + fastrand::f64() / 4.0)
 }

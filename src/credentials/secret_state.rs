@@ -61,7 +61,7 @@ pub struct SecretState {
     last_rejected_value_id: AtomicU64,
     refresh_notify: Notify,
     fetch_progress: watch::Sender<FetchProgress>,
-    last_error: Mutex<SecretError>,
+    last_fetch_error: Mutex<SecretError>,
 }
 
 impl SecretState {
@@ -76,7 +76,7 @@ impl SecretState {
             last_rejected_value_id: AtomicU64::new(0),
             refresh_notify: Notify::new(),
             fetch_progress: watch::Sender::new(FetchProgress { requested_count: 1, ended_count: 0 }),
-            last_error: Mutex::new(last_error),
+            last_fetch_error: Mutex::new(last_error),
         }
     }
 
@@ -89,7 +89,7 @@ impl SecretState {
             sensitive_header_value(secret.expose_secret()).unwrap_or(HeaderValue::from_static(""));
         let value = SecretValue { secret: secret.clone(), header_value, id, expires_at: None };
         state.current_value.store(Some(Arc::new(value)));
-        state.mark_fetches_ended(1);
+        state.mark_fetches_ended_up_to(1);
         state
     }
 
@@ -112,17 +112,17 @@ impl SecretState {
             return Ok(value);
         }
         self.wait_for_pending_fetch().await;
-        self.current_value().ok_or_else(|| self.last_error())
+        self.current_value().ok_or_else(|| self.last_fetch_error())
     }
 
     /// Why the last failed fetch failed.
-    pub fn last_error(&self) -> SecretError {
-        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn last_fetch_error(&self) -> SecretError {
+        self.last_fetch_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The service rejected the value with this id. The first report for the current value requests a fetch;
     /// reports for an older value, or repeated ones, are ignored.
-    pub fn on_rejected(&self, id: u64) {
+    pub fn on_value_rejected(&self, id: u64) {
         if self.is_fixed
             || id == 0
             || id != self.current_value_id()
@@ -147,7 +147,7 @@ impl SecretState {
     }
 
     /// Records that this many of the requested fetches have ended, successfully or not.
-    pub(super) fn mark_fetches_ended(&self, completed: u64) {
+    pub(super) fn mark_fetches_ended_up_to(&self, completed: u64) {
         self.fetch_progress.send_modify(|progress| progress.ended_count = completed);
     }
 
@@ -163,7 +163,7 @@ impl SecretState {
         let secret = Secret::new(text);
         let renew_after = std::time::Duration::MAX;
         self.store_fetched(&FetchedSecret { secret, header_value, renew_after, expires_in: None });
-        self.mark_fetches_ended(self.requested_fetch_count());
+        self.mark_fetches_ended_up_to(self.requested_fetch_count());
     }
 
     /// Makes the fetched secret the current value; returns whether it differs from the previous one.
@@ -182,7 +182,7 @@ impl SecretState {
 
     /// Records why a fetch failed; returns whether that differs from the previous failure.
     pub(super) fn record_failure(&self, message: &str) -> bool {
-        let mut last_error = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last_error = self.last_fetch_error.lock().unwrap_or_else(PoisonError::into_inner);
         let is_new = &*last_error.0 != message;
         *last_error = SecretError(message.into());
         is_new
@@ -226,11 +226,11 @@ mod tests {
         let state = SecretState::new("it".to_owned(), Arc::default());
         assert!(state.is_fetch_pending() && state.current_value().is_none() && state.current_value_id() == 0);
         assert!(state.store_fetched(&fetched("one")));
-        state.mark_fetches_ended(1);
+        state.mark_fetches_ended_up_to(1);
         let first = state.current_value_id();
-        state.on_rejected(first + 1);
+        state.on_value_rejected(first + 1);
         assert!(!state.is_fetch_pending(), "another value was rejected");
-        state.on_rejected(first);
+        state.on_value_rejected(first);
         assert!(state.is_fetch_pending() && state.is_current_value_rejected());
         // The source still has the same value: a second rejection does not request another fetch.
         assert!(
@@ -238,24 +238,24 @@ mod tests {
                 && state.current_value_id() == first
                 && state.is_current_value_rejected()
         );
-        state.mark_fetches_ended(1);
+        state.mark_fetches_ended_up_to(1);
         assert!(state.is_fetch_pending(), "a fetch that began before the rejection does not count");
-        state.mark_fetches_ended(2);
-        state.on_rejected(first);
+        state.mark_fetches_ended_up_to(2);
+        state.on_value_rejected(first);
         assert!(!state.is_fetch_pending());
         assert!(
             state.store_fetched(&fetched("two"))
                 && state.current_value_id() > first
                 && !state.is_current_value_rejected()
         );
-        state.on_rejected(first);
+        state.on_value_rejected(first);
         assert!(!state.is_fetch_pending(), "the value has been replaced already");
     }
 
     #[test]
     fn debug_output_hides_the_secret() {
         let state = SecretState::fixed(&Secret::new("hunter2"), 1);
-        state.on_rejected(1);
+        state.on_value_rejected(1);
         assert!(!state.is_fetch_pending(), "no task would fetch it");
         assert!(!format!("{state:?} {:?}", state.current_value()).contains("hunter2"));
         assert_eq!(state.current_value().unwrap().header_value, "hunter2");

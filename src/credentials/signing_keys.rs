@@ -25,7 +25,7 @@ const REFRESH_INTERVAL: Duration = Duration::from_secs(12 * 3_600);
 /// How long after a failed fetch the next one starts.
 const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 /// Tokens that name invented keys cannot cause fetches more often than this.
-const MIN_FETCH_INTERVAL: Duration = Duration::from_secs(10);
+const MIN_ON_DEMAND_FETCH_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The signing keys of one directory (tenant).
 pub struct SigningKeys {
@@ -78,19 +78,19 @@ impl SigningKeys {
         self.current_snapshot.load_full()
     }
 
-    /// Fetches the keys, unless a fetch began less than `MIN_FETCH_INTERVAL` ago. During a fetch, callers
+    /// Fetches the keys, unless a fetch began less than `MIN_ON_DEMAND_FETCH_INTERVAL` ago. During a fetch, callers
     /// wait for its end.
     pub async fn refresh_unless_recent(&self) {
         let mut last_start = self.last_fetch_start.lock().await;
-        if last_start.is_none_or(|start| start.elapsed() >= MIN_FETCH_INTERVAL) {
+        if last_start.is_none_or(|start| start.elapsed() >= MIN_ON_DEMAND_FETCH_INTERVAL) {
             *last_start = Some(Instant::now());
-            if let Err(error) = self.fetch().await {
+            if let Err(error) = self.fetch_and_store().await {
                 warn!("cannot fetch the signing keys of Entra ID: {error}");
             }
         }
     }
 
-    async fn fetch(&self) -> Result<(), String> {
+    async fn fetch_and_store(&self) -> Result<(), String> {
         let request = OutboundRequest {
             method: Method::GET,
             path_and_query: &self.keys_url_path,
@@ -124,7 +124,7 @@ pub(super) async fn refresh_until_dropped(signing_keys: Weak<SigningKeys>) {
         let Some(keys) = signing_keys.upgrade() else { return };
         let mut last_start = keys.last_fetch_start.lock().await;
         *last_start = Some(Instant::now());
-        let result = keys.fetch().await;
+        let result = keys.fetch_and_store().await;
         let has_keys = !keys.current_snapshot().keys_by_id.is_empty();
         // Not held while sleeping: the task ends once all others have dropped the keys.
         drop(last_start);

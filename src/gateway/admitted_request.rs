@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::requested_call::BodyKind;
-use crate::azure::{PromptParts, RequestTarget};
+use super::requested_call::ParsedBody;
+use crate::azure::{PromptPartRanges, RequestTarget};
 use crate::names::DeploymentName;
 use crate::routing::pool::BackendPool;
 
@@ -22,18 +22,18 @@ pub struct AdmittedRequest {
     pub is_repeatable: bool,
     /// Whether it reads or deletes an object by its id, which any resource may have: the default backend is
     /// tried first, and the other resources if that answers 404.
-    pub searches_by_id: bool,
-    pub(super) body_kind: BodyKind,
+    pub tries_other_resources_on_404: bool,
+    pub(super) parsed_body: ParsedBody,
     /// Whether no backend lists the deployment and none has answered for it yet.
-    pub(super) is_unlisted_deployment: bool,
+    pub(super) uses_unlisted_pool: bool,
 }
 
 impl AdmittedRequest {
     /// Where the prompt is in the body, if that is known.
-    pub fn prompt_parts(&self) -> Option<&PromptParts> {
-        match &self.body_kind {
-            BodyKind::Json(facts) => Some(&facts.prompt_parts),
-            BodyKind::Multipart(_) | BodyKind::Opaque => None,
+    pub fn prompt_parts(&self) -> Option<&PromptPartRanges> {
+        match &self.parsed_body {
+            ParsedBody::Json(facts) => Some(&facts.prompt_part_ranges),
+            ParsedBody::Multipart(_) | ParsedBody::Opaque => None,
         }
     }
 }

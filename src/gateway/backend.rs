@@ -7,7 +7,7 @@ use http::HeaderValue;
 
 use super::process_state::ProcessState;
 use crate::config;
-use crate::credentials::Credential;
+use crate::credentials::BackendCredential;
 use crate::routing::availability::{Outage, Unavailable, UnavailableReason};
 use crate::routing::backend_health::BackendHealth;
 
@@ -19,13 +19,13 @@ const MISSING_SECRET_OUTAGE_DURATION: Duration = Duration::from_secs(86_400);
 pub struct Backend {
     /// As configured.
     pub config: config::BackendConfig,
-    /// The value of `Host`: `tls.server_name` if it is set, since a resource answers only to its own name
+    /// The value of `Host`: `tls.server_name_override` if it is set, since a resource answers only to its own name
     /// and the endpoint may be a private address.
     pub host_header_value: HeaderValue,
     /// Its name, for a header of the response.
     pub name_header_value: HeaderValue,
     /// The credential that is sent to it.
-    pub credential: Arc<Credential>,
+    pub credential: Arc<BackendCredential>,
     /// What is known of it; outlives the configuration.
     pub health: Arc<BackendHealth>,
 }
@@ -37,13 +37,13 @@ impl Backend {
         key_vault: &config::KeyVaultConfig,
         process: &ProcessState,
     ) -> Self {
-        let server_name = config.tls.server_name.clone();
+        let server_name = config.tls.server_name_override.clone();
         Self {
             config: config.clone(),
             host_header_value: to_header_value(server_name.unwrap_or_else(|| config.endpoint.authority())),
             name_header_value: to_header_value(config.name.as_str().to_owned()),
-            credential: Arc::new(process.keyring.backend_credential(&config.credential, key_vault)),
-            health: process.health_registry.backend(&config.name),
+            credential: Arc::new(process.keyring.build_backend_credential(&config.credential, key_vault)),
+            health: process.health_registry.get_or_create_backend(&config.name),
         }
     }
 
@@ -53,7 +53,7 @@ impl Backend {
     }
 
     /// Makes it unavailable if there is no secret for it. The first secret ends that.
-    pub fn mark_unavailable_without_secret(&self, now: Instant) {
+    pub fn mark_unavailable_if_no_secret(&self, now: Instant) {
         if self.credential.secret().current_value_id() == 0 {
             let until = now + MISSING_SECRET_OUTAGE_DURATION;
             let unavailable = Unavailable { reason: UnavailableReason::NoUsableCredential, until };

@@ -18,7 +18,7 @@ use crate::azure::response::verdict;
 use crate::azure::response::verdict::Verdict;
 use crate::config;
 use crate::routing::availability::{Availability, AvailabilityCell, Unavailable, UnavailableReason};
-use crate::routing::breaker::AttemptFailure;
+use crate::routing::breaker::FailureFlags;
 use crate::routing::headroom::SendTicket;
 use crate::routing::pool::Candidate;
 use crate::routing::retry_plan::AttemptOutcome;
@@ -44,7 +44,7 @@ pub struct ResponseFacts<'a> {
     /// The id of the secret that was sent; 0: none.
     pub secret_id: u64,
     /// What it counts as, if the verdict is a failure.
-    pub failure: AttemptFailure,
+    pub failure_flags: FailureFlags,
     /// When it came.
     pub now: Instant,
 }
@@ -52,7 +52,7 @@ pub struct ResponseFacts<'a> {
 impl Gateway {
     /// Records what a response means for its backend. Returns the outcome of the attempt, or `None` if the
     /// response is to be relayed.
-    pub fn learn_from_response(
+    pub fn learn_and_decide_outcome(
         &self,
         admitted: &AdmittedRequest,
         verdict: Verdict,
@@ -79,7 +79,7 @@ impl Gateway {
             Verdict::Success => {
                 // A redirect is a success as well, but does not show that the deployment exists.
                 if (200..300).contains(&response.status)
-                    && admitted.is_unlisted_deployment
+                    && admitted.uses_unlisted_pool
                     && let Some(deployment) = &admitted.deployment
                     && self.pools.add_learned_deployment(&self.backends, deployment, now)
                 {
@@ -93,32 +93,32 @@ impl Gateway {
             Verdict::RetryElsewhere => Some(AttemptOutcome::CannotServe),
             Verdict::Throttled => {
                 let cooldown = cooldown();
-                self.mark_unavailable(candidate, deployment_cell, cooldown, operation, now);
+                self.mark_unavailable_and_log(candidate, deployment_cell, cooldown, operation, now);
                 Some(AttemptOutcome::Throttled(cooldown.until))
             }
             Verdict::BackendFailure => {
                 if hints::has_retry_after(headers) {
-                    self.mark_unavailable(candidate, deployment_cell, cooldown(), operation, now);
+                    self.mark_unavailable_and_log(candidate, deployment_cell, cooldown(), operation, now);
                 }
                 let error = format_args!("status {}", response.status);
-                self.record_attempt_failure(candidate, response.failure, error, now);
+                self.record_attempt_failure(candidate, response.failure_flags, error, now);
                 Some(AttemptOutcome::Failed)
             }
             Verdict::CredentialRejected => {
                 if let Some(backend) = self.backends.get(candidate.backend_index) {
-                    Self::record_credential_rejection(backend, response.status, response.secret_id, now);
+                    Self::handle_credential_rejection(backend, response.status, response.secret_id, now);
                 }
                 Some(AttemptOutcome::CredentialRejected(response.secret_id))
             }
             Verdict::PermissionDenied => {
-                let operation_cell = candidate.backend_health.operation_state(operation);
+                let operation_cell = candidate.backend_health.operation_availability(operation);
                 let denied = unusable(UnavailableReason::PermissionDenied);
-                self.mark_unavailable(candidate, Some(operation_cell), denied, operation, now);
+                self.mark_unavailable_and_log(candidate, Some(operation_cell), denied, operation, now);
                 Some(AttemptOutcome::CannotServe)
             }
             Verdict::DeploymentNotFound => {
                 let not_found = unusable(UnavailableReason::DeploymentNotFound);
-                self.mark_unavailable(candidate, deployment_cell, not_found, operation, now);
+                self.mark_unavailable_and_log(candidate, deployment_cell, not_found, operation, now);
                 Some(AttemptOutcome::CannotServe)
             }
             Verdict::UnsupportedByBackend => Some(AttemptOutcome::CannotServe),
@@ -129,7 +129,7 @@ impl Gateway {
     pub fn record_attempt_failure(
         &self,
         candidate: &Candidate,
-        failure: AttemptFailure,
+        failure: FailureFlags,
         error: impl Display,
         now: Instant,
     ) {
@@ -162,8 +162,8 @@ impl Gateway {
                     Availability::ProbeDue => true,
                     Availability::Unavailable(_) => false,
                 };
-                let failure = AttemptFailure {
-                    is_first_of_request: true,
+                let failure = FailureFlags {
+                    is_first_of_request_on_backend: true,
                     opens_circuit_alone,
                     was_counted_as_success: false,
                 };
@@ -179,11 +179,11 @@ impl Gateway {
             }
             Some(Verdict::CredentialRejected) => {
                 let status = response.map_or(0, |(status, _)| status);
-                Self::record_credential_rejection(backend, status, secret_id, now);
+                Self::handle_credential_rejection(backend, status, secret_id, now);
             }
             Some(Verdict::Success) => {
                 health.breaker.close_circuit();
-                health.credential_state(&backend.credential).mark_available();
+                health.refresh_credential_availability(&backend.credential).mark_available();
             }
             // The backend answers, which is enough for its circuit; about the credential it says nothing.
             Some(_) => health.breaker.close_circuit(),
@@ -197,7 +197,7 @@ impl Gateway {
         let Some(backend) = self.backends.get(backend_index) else { return };
         if backend.health.claim_tls_error_log(now) {
             let config::BackendConfig { name, endpoint, tls, .. } = &backend.config;
-            let host = tls.server_name.as_ref().unwrap_or(&endpoint.host);
+            let host = tls.server_name_override.as_ref().unwrap_or(&endpoint.host);
             let authorities = if tls.ca_file.is_some() { "in tls.ca" } else { "that the system trusts" };
             let error: String = error.escape_default().take(MAX_LOGGED_MESSAGE_CHARS).collect();
             error!(
@@ -215,7 +215,7 @@ impl Gateway {
     }
 
     /// Records that a backend rejected the secret of this id, or blocks our network.
-    fn record_credential_rejection(backend: &Backend, status: u16, secret_id: u64, now: Instant) {
+    fn handle_credential_rejection(backend: &Backend, status: u16, secret_id: u64, now: Instant) {
         let current_secret = backend.credential.secret();
         if current_secret.current_value_id() != secret_id {
             // An earlier secret was rejected, and has been replaced.
@@ -225,7 +225,7 @@ impl Gateway {
         // unavailable must find the renewal to wait for as well. A 403 is about network rules, which a new
         // secret does not change.
         if status == 401 && backend.health.try_begin_secret_renewal(secret_id, now) {
-            current_secret.on_rejected(secret_id);
+            current_secret.on_value_rejected(secret_id);
         }
         let until = now + MISCONFIGURATION_RECHECK_INTERVAL;
         let unavailable = Unavailable { reason: UnavailableReason::NoUsableCredential, until };
@@ -239,7 +239,7 @@ impl Gateway {
         }
     }
 
-    fn mark_unavailable(
+    fn mark_unavailable_and_log(
         &self,
         candidate: &Candidate,
         cell: Option<&Arc<AvailabilityCell>>,
@@ -254,7 +254,7 @@ impl Gateway {
         // It was available until now, so each outage is logged once.
         let backend = self.backend_name(candidate);
         let duration = unavailable.until.saturating_duration_since(now);
-        let deployment = match &candidate.upstream_deployment {
+        let deployment = match &candidate.upstream_deployment_override {
             Some(deployment) => format!(", deployment '{deployment}'"),
             // It is the client's name, or there is none: made-up names must not fill the log.
             None => String::new(),

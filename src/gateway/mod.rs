@@ -25,7 +25,7 @@ use crate::admission::client_registry::{AuthError, ClientRegistry};
 use crate::azure::response::verdict;
 use crate::azure::response::verdict::Verdict;
 use crate::azure::{DeploymentSource, Operation, RequestTarget, is_non_idempotent_create};
-use crate::config::{self, Config, RecordedContent, TokenUsageMode};
+use crate::config::{self, Config, RecordedContent, StreamUsageMode};
 use crate::names::{CertificateSubject, DeploymentName};
 use crate::record::exchange::{CapturePolicy, FinishedExchange};
 use crate::record::writer::WriteReceipt;
@@ -40,11 +40,11 @@ pub use self::pool_set::PoolKey;
 pub use self::process_state::ProcessState;
 pub use self::requested_call::{BodyView, RequestedCall};
 pub use self::upstream_request::UpstreamRequest;
-pub use crate::routing::breaker::AttemptFailure;
+pub use crate::routing::breaker::FailureFlags;
 
 /// How much text is captured beyond the limit of a record, so that a pattern to redact is found whole if
 /// it crosses the limit.
-const REDACTION_OVERLAP_BYTES: usize = 16 * 1024;
+const EXTRA_CAPTURE_FOR_REDACTION_BYTES: usize = 16 * 1024;
 
 static API_KEY_HEADER: HeaderName = HeaderName::from_static("api-key");
 static SUBSCRIPTION_KEY_HEADER: HeaderName = HeaderName::from_static("ocp-apim-subscription-key");
@@ -72,11 +72,13 @@ impl Gateway {
     pub fn new(config: &Config, process_state: Arc<ProcessState>, now: Instant) -> Self {
         let new_backend = |backend| Backend::new(backend, &config.key_vault, &process_state);
         let backends: Vec<Backend> = config.backends.iter().map(new_backend).collect();
-        let signing_keys =
-            config.client_tokens.as_ref().map(|tokens| process_state.keyring.signing_keys(tokens));
+        let signing_keys = config
+            .client_tokens
+            .as_ref()
+            .map(|tokens| process_state.keyring.find_or_start_signing_keys(tokens));
         // No request is sent to a backend before its first secret has been fetched.
         for backend in &backends {
-            backend.mark_unavailable_without_secret(now);
+            backend.mark_unavailable_if_no_secret(now);
         }
         Self {
             clients: ClientRegistry::new(&config.clients, config.client_tokens.as_ref(), signing_keys),
@@ -96,7 +98,7 @@ impl Gateway {
     ///
     /// # Errors
     /// `method_not_allowed`, `bad_request`.
-    pub fn parse_target(
+    pub fn check_method_and_parse_target(
         &self,
         method: &Method,
         raw_target: &[u8],
@@ -114,7 +116,11 @@ impl Gateway {
     ///
     /// # Errors
     /// `path_not_allowed`.
-    pub fn check_path_allowed(&self, method: &Method, target: &RequestTarget) -> Result<(), Refusal> {
+    pub fn check_method_and_path_allowed(
+        &self,
+        method: &Method,
+        target: &RequestTarget,
+    ) -> Result<(), Refusal> {
         if self.request_config.allow_rules.iter().any(|rule| rule.permits(method, &target.path)) {
             return Ok(());
         }
@@ -133,14 +139,14 @@ impl Gateway {
         subject: Option<&CertificateSubject>,
     ) -> Result<Arc<Client>, AuthError> {
         let query_keys = target.query.credentials().iter().map(|credential| credential.expose().as_bytes());
-        self.clients.authenticate(presented_keys(headers).chain(query_keys), subject)
+        self.clients.authenticate(header_keys_and_tokens(headers).chain(query_keys), subject)
     }
 
     /// Checks that the client may make this call, as far as the head of the request tells.
     ///
     /// # Errors
     /// `deployment_not_allowed`, `DeploymentNotFound`.
-    pub fn check_client_permissions(
+    pub fn check_permissions_from_head(
         &self,
         method: &Method,
         target: &RequestTarget,
@@ -151,13 +157,13 @@ impl Gateway {
                 // In this order: a client learns nothing of deployments that it may not use.
                 Some(deployment) => {
                     client.authorize_deployment(deployment)?;
-                    self.pools.pool_for(deployment).map(|_| ())
+                    self.pools.own_or_unlisted_pool(deployment).map(|_| ())
                 }
                 None => Ok(()),
             },
             // Checked by `admit`, when the body has been read.
             DeploymentSource::Body => Ok(()),
-            DeploymentSource::Unspecified => client.authorize_stateful_call(),
+            DeploymentSource::Unspecified => client.authorize_call_without_deployment(),
         }
     }
 
@@ -165,13 +171,13 @@ impl Gateway {
     ///
     /// # Errors
     /// `bad_request` if the body has to name the deployment and does not, `unsupported_encoding`.
-    pub fn read_call(
+    pub fn parse_requested_call(
         &self,
         method: &Method,
         target: &RequestTarget,
         body: &BodyView<'_>,
     ) -> Result<RequestedCall, Refusal> {
-        RequestedCall::read(method, target, body)
+        RequestedCall::parse(method, target, body)
     }
 
     /// Admits a request whose body has been read, and finds its pool.
@@ -185,20 +191,21 @@ impl Gateway {
         client: &Client,
         call: RequestedCall,
     ) -> Result<AdmittedRequest, Refusal> {
-        let RequestedCall { deployment, wants_stream, is_background, body_kind } = call;
-        let (pool, is_unlisted_deployment) = match &deployment {
+        let RequestedCall { deployment, wants_stream, wants_background_response, parsed_body } = call;
+        let (pool, uses_unlisted_pool) = match &deployment {
             Some(deployment) => {
                 client.authorize_deployment(deployment)?;
-                self.pools.pool_for(deployment)?
+                self.pools.own_or_unlisted_pool(deployment)?
             }
             None => (Arc::clone(&self.pools.default_backend_pool), false),
         };
         let reads_or_deletes = matches!(*method, Method::GET | Method::HEAD | Method::DELETE);
-        let searches_by_id = target.deployment_source(method) == DeploymentSource::Unspecified
+        let tries_other_resources_on_404 = target.deployment_source(method) == DeploymentSource::Unspecified
             && target.has_object_id
             && reads_or_deletes;
         // A second attempt could create a second object, or run a background response twice.
-        let creates_background_response = is_background && target.operation == Operation::Responses;
+        let creates_background_response =
+            wants_background_response && target.operation == Operation::Responses;
         let is_repeatable =
             !is_non_idempotent_create(method, target.operation) && !creates_background_response;
         Ok(AdmittedRequest {
@@ -207,33 +214,33 @@ impl Gateway {
             pool,
             wants_stream,
             is_repeatable,
-            searches_by_id,
-            body_kind,
-            is_unlisted_deployment,
+            tries_other_resources_on_404,
+            parsed_body,
+            uses_unlisted_pool,
         })
     }
 
     /// What a request whose body is complete now may spend on retries. `read_timeout` is that of the
     /// client, counted from `arrival`.
-    pub fn retry_limits(
+    pub fn retry_limits_for_request(
         &self,
         now: Instant,
         arrival: Instant,
         read_timeout: Option<Duration>,
     ) -> RetryLimits {
-        let deadline = now + self.retry_config.time_limit;
+        let deadline = now + self.retry_config.retry_start_time_limit;
         let client_deadline = read_timeout.and_then(|timeout| arrival.checked_add(timeout));
         RetryLimits {
             max_retries: self.retry_config.max_retries,
             max_cooldown_wait: self.retry_config.max_cooldown_wait,
             retry_budget_percentage: self.retry_config.budget_percentage,
-            latest_attempt_start: client_deadline.map_or(deadline, |client| client.min(deadline)),
+            latest_retry_start: client_deadline.map_or(deadline, |client| client.min(deadline)),
         }
     }
 
     /// What is sent to a candidate of its pool for an admitted request. `may_add_usage` allows to ask a
     /// stream for its token usage.
-    pub fn upstream_request(
+    pub fn build_upstream_request(
         &self,
         admitted: &AdmittedRequest,
         candidate: &Candidate,
@@ -245,7 +252,7 @@ impl Gateway {
             default: self.request_config.default_api_version.as_deref(),
         };
         let wants_usage =
-            |record: &config::RecordConfig| record.token_usage_mode == TokenUsageMode::AskUpstream;
+            |record: &config::RecordConfig| record.stream_usage_mode == StreamUsageMode::AskUpstream;
         let may_add_usage = may_add_usage && self.record_config.as_ref().is_some_and(wants_usage);
         UpstreamRequest::new(admitted, candidate, api_versions, may_add_usage)
     }
@@ -263,13 +270,13 @@ impl Gateway {
     }
 
     /// The verdict on a complete response.
-    pub fn response_verdict(&self, admitted: &AdmittedRequest, status: u16, body: &[u8]) -> Verdict {
+    pub fn judge_complete_response(&self, admitted: &AdmittedRequest, status: u16, body: &[u8]) -> Verdict {
         match verdict::judge_response(status, body, &|status| {
             self.retry_config.retryable_statuses.contains(status)
         }) {
             // The id may be known to another resource.
             Verdict::ClientError | Verdict::DeploymentNotFound | Verdict::UnsupportedByBackend
-                if admitted.searches_by_id && status == 404 =>
+                if admitted.tries_other_resources_on_404 && status == 404 =>
             {
                 Verdict::RetryElsewhere
             }
@@ -283,32 +290,34 @@ impl Gateway {
 
     /// The resources to ask for an id that the default backend does not know.
     pub fn non_default_resources_pool(&self) -> Arc<BackendPool> {
-        Arc::clone(&self.pools.other_resources_pool)
+        Arc::clone(&self.pools.non_default_resources_pool)
     }
 
     /// How long a client is told to wait if no backend has said.
-    pub fn default_cooldown(&self) -> Duration {
+    pub fn default_client_retry_after(&self) -> Duration {
         self.cooldown_config.default_duration
     }
 
     /// What is captured for the record of a request of this client.
     pub fn capture_policy(&self, client: Option<&Client>) -> CapturePolicy {
         let Some(record) = &self.record_config else { return CapturePolicy::default() };
-        let content = client.and_then(|client| client.recorded_content).unwrap_or(record.recorded_content);
+        let content =
+            client.and_then(|client| client.recorded_content_override).unwrap_or(record.recorded_content);
         let max_bytes = usize::try_from(record.max_content_bytes).unwrap_or(usize::MAX);
-        let overlap = if record.redaction_patterns.is_empty() { 0 } else { REDACTION_OVERLAP_BYTES };
+        let overlap =
+            if record.redaction_patterns.is_empty() { 0 } else { EXTRA_CAPTURE_FOR_REDACTION_BYTES };
         CapturePolicy {
             captures_prompt: content != RecordedContent::None,
             captures_completion: content == RecordedContent::Full,
             max_text_bytes: max_bytes,
             max_buffered_completion_bytes: max_bytes.saturating_add(overlap),
-            estimates_tokens: true,
+            estimates_broken_stream_tokens: true,
         }
     }
 
     /// Counts a finished request and, if records are kept, queues its record. Call it once for each
-    /// request, and [`Gateway::flush_records`] after it. The receipt tells when the record is written.
-    pub fn record_exchange(
+    /// request, and [`Gateway::wake_record_writer`] after it. The receipt tells when the record is written.
+    pub fn count_and_queue_record(
         &self,
         exchange: Box<FinishedExchange>,
         policy: CapturePolicy,
@@ -318,7 +327,7 @@ impl Gateway {
     }
 
     /// Has the queued records written.
-    pub fn flush_records(&self) {
+    pub fn wake_record_writer(&self) {
         self.process_state.recorder.wake_writer();
     }
 
@@ -329,13 +338,13 @@ impl Gateway {
 
     /// Ends a request: the client has its whole response, or has gone.
     pub fn on_request_finished(&self) {
-        self.flush_records();
+        self.wake_record_writer();
         self.process_state.requests_in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Whether the configuration lists a deployment, or a backend has answered for it.
-    pub fn knows_deployment(&self, deployment: &DeploymentName) -> bool {
-        self.pools.has_pool_for(deployment)
+    pub fn is_listed_or_learned_deployment(&self, deployment: &DeploymentName) -> bool {
+        self.pools.has_own_pool(deployment)
     }
 
     /// Deployments that the configuration does not list and that some backend has answered for.
@@ -345,7 +354,7 @@ impl Gateway {
 
     /// Adds a deployment that the gateway of the last configuration, or another process, has learned.
     pub fn adopt_learned_deployment(&self, deployment: &DeploymentName, now: Instant) {
-        if !self.pools.has_pool_for(deployment) && self.pools.accepts_unlisted() {
+        if !self.pools.has_own_pool(deployment) && self.pools.accepts_unlisted() {
             self.pools.add_learned_deployment(&self.backends, deployment, now);
         }
     }
@@ -362,7 +371,7 @@ impl Gateway {
 }
 
 /// Every key that a request has in its headers.
-fn presented_keys(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+fn header_keys_and_tokens(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     let key_headers = [&API_KEY_HEADER, &SUBSCRIPTION_KEY_HEADER];
     let keys = key_headers.into_iter().flat_map(|name| headers.get_all(name)).map(HeaderValue::as_bytes);
     let bearer_tokens = headers.get_all(http::header::AUTHORIZATION).into_iter().filter_map(|value| {

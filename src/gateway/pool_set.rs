@@ -41,22 +41,22 @@ impl std::fmt::Display for PoolKey {
 pub(super) struct PoolSet {
     balance_policy: BalancePolicy,
     /// For deployments that some backend lists.
-    listed_pools: HashMap<DeploymentName, Arc<BackendPool>>,
+    pools_by_listed_deployment: HashMap<DeploymentName, Arc<BackendPool>>,
     /// For all other deployments, if some backend passes them on.
     unlisted_pool: Option<Arc<BackendPool>>,
     /// For those of them that a backend has answered for.
-    learned_pools: ArcSwap<HashMap<DeploymentName, Arc<BackendPool>>>,
+    pools_by_learned_deployment: ArcSwap<HashMap<DeploymentName, Arc<BackendPool>>>,
     /// For calls that name no deployment.
     pub(super) default_backend_pool: Arc<BackendPool>,
     /// For ids that the default backend does not know: one backend of each other resource.
-    pub(super) other_resources_pool: Arc<BackendPool>,
+    pub(super) non_default_resources_pool: Arc<BackendPool>,
 }
 
 impl PoolSet {
     pub(super) fn new(config: &Config, backends: &[Backend], now: Instant) -> Self {
         let balance_policy = config.balance_policy;
         let new_pool = |candidates| Arc::new(BackendPool::new(candidates, balance_policy, now));
-        let listed_names = config.backends.iter().flat_map(|backend| backend.deployments.entries());
+        let listed_names = config.backends.iter().flat_map(|backend| backend.deployments.listed_entries());
         let unlisted: Vec<Candidate> = backends
             .iter()
             .enumerate()
@@ -66,13 +66,13 @@ impl PoolSet {
         let default_index = config.requests.default_backend_index;
         Self {
             balance_policy,
-            listed_pools: listed_names
+            pools_by_listed_deployment: listed_names
                 .map(|(name, _)| (name.clone(), new_pool(candidates_serving(backends, name))))
                 .collect(),
             unlisted_pool: (!unlisted.is_empty()).then(|| new_pool(unlisted)),
-            learned_pools: ArcSwap::default(),
+            pools_by_learned_deployment: ArcSwap::default(),
             default_backend_pool: new_pool(default_backend_candidates(backends, default_index)),
-            other_resources_pool: new_pool(other_resource_candidates(backends, default_index)),
+            non_default_resources_pool: new_pool(other_resource_candidates(backends, default_index)),
         }
     }
 
@@ -80,8 +80,15 @@ impl PoolSet {
     ///
     /// # Errors
     /// `DeploymentNotFound`.
-    pub(super) fn pool_for(&self, deployment: &DeploymentName) -> Result<(Arc<BackendPool>, bool), Refusal> {
-        if let Some(pool) = self.listed_pools.get(deployment).or(self.learned_pools.load().get(deployment)) {
+    pub(super) fn own_or_unlisted_pool(
+        &self,
+        deployment: &DeploymentName,
+    ) -> Result<(Arc<BackendPool>, bool), Refusal> {
+        if let Some(pool) = self
+            .pools_by_listed_deployment
+            .get(deployment)
+            .or(self.pools_by_learned_deployment.load().get(deployment))
+        {
             return Ok((Arc::clone(pool), false));
         }
         if let Some(pool) = &self.unlisted_pool {
@@ -93,7 +100,7 @@ impl PoolSet {
 
     /// Deployments that no backend lists and some backend has answered for, sorted by name.
     pub(super) fn learned_deployments(&self) -> Vec<DeploymentName> {
-        let mut learned: Vec<_> = self.learned_pools.load().keys().cloned().collect();
+        let mut learned: Vec<_> = self.pools_by_learned_deployment.load().keys().cloned().collect();
         learned.sort_by_key(DeploymentName::to_lowercase);
         learned
     }
@@ -105,8 +112,8 @@ impl PoolSet {
 
     /// All pools with what they serve: deployments by name, then the others.
     pub(super) fn pools_by_key(&self) -> Vec<(PoolKey, Arc<BackendPool>)> {
-        let learned = self.learned_pools.load();
-        let named = self.listed_pools.iter().chain(learned.iter());
+        let learned = self.pools_by_learned_deployment.load();
+        let named = self.pools_by_listed_deployment.iter().chain(learned.iter());
         let mut named: Vec<_> = named.map(|(name, pool)| (name.clone(), Arc::clone(pool))).collect();
         named.sort_by_key(|(name, _)| name.to_lowercase());
         let mut all: Vec<_> =
@@ -117,8 +124,9 @@ impl PoolSet {
     }
 
     /// Whether a deployment has a pool of its own.
-    pub(super) fn has_pool_for(&self, deployment: &DeploymentName) -> bool {
-        self.listed_pools.contains_key(deployment) || self.learned_pools.load().contains_key(deployment)
+    pub(super) fn has_own_pool(&self, deployment: &DeploymentName) -> bool {
+        self.pools_by_listed_deployment.contains_key(deployment)
+            || self.pools_by_learned_deployment.load().contains_key(deployment)
     }
 
     /// Gives a deployment that is not listed and that a backend has answered for a pool of its own.
@@ -129,7 +137,7 @@ impl PoolSet {
         deployment: &DeploymentName,
         now: Instant,
     ) -> bool {
-        let learned = self.learned_pools.load();
+        let learned = self.pools_by_learned_deployment.load();
         if learned.contains_key(deployment) || learned.len() >= MAX_LEARNED_DEPLOYMENTS {
             return false;
         }
@@ -139,7 +147,7 @@ impl PoolSet {
             pool.continue_rotation_of(unlisted);
         }
         let pool = Arc::new(pool);
-        self.learned_pools.rcu(|learned| {
+        self.pools_by_learned_deployment.rcu(|learned| {
             let mut learned = HashMap::clone(learned);
             if learned.len() < MAX_LEARNED_DEPLOYMENTS {
                 learned.entry(deployment.clone()).or_insert_with(|| Arc::clone(&pool));
@@ -154,11 +162,11 @@ impl PoolSet {
 fn candidates_serving(backends: &[Backend], deployment: &DeploymentName) -> Vec<Candidate> {
     let candidates = backends.iter().enumerate().filter_map(|(index, backend)| {
         let upstream = backend.config.deployments.upstream_name(deployment)?;
-        let is_listed = backend.config.deployments.entries().any(|(name, _)| name == deployment);
+        let is_listed = backend.config.deployments.listed_entries().any(|(name, _)| name == deployment);
         Some(Candidate {
             // A name that is passed on as it is goes upstream in the client's spelling.
-            upstream_deployment: is_listed.then(|| upstream.clone()),
-            deployment_health: Some(backend.health.deployment(Some(upstream))),
+            upstream_deployment_override: is_listed.then(|| upstream.clone()),
+            deployment_health: Some(backend.health.get_or_create_deployment(Some(upstream))),
             ..new_candidate(index, backend)
         })
     });
@@ -191,7 +199,10 @@ fn other_resource_candidates(backends: &[Backend], default_index: usize) -> Vec<
 
 /// A candidate for calls that name no deployment.
 fn candidate_without_deployment(index: usize, backend: &Backend) -> Candidate {
-    Candidate { deployment_health: Some(backend.health.deployment(None)), ..new_candidate(index, backend) }
+    Candidate {
+        deployment_health: Some(backend.health.get_or_create_deployment(None)),
+        ..new_candidate(index, backend)
+    }
 }
 
 fn new_candidate(index: usize, backend: &Backend) -> Candidate {
@@ -199,7 +210,7 @@ fn new_candidate(index: usize, backend: &Backend) -> Candidate {
         backend_index: index,
         tier: backend.config.tier,
         weight: backend.config.weight,
-        upstream_deployment: None,
+        upstream_deployment_override: None,
         credential: Arc::clone(&backend.credential),
         backend_health: Arc::clone(&backend.health),
         deployment_health: None,

@@ -27,8 +27,8 @@ pub struct RequestedCall {
     /// Whether it asks for a stream, if its body could be read.
     pub wants_stream: Option<bool>,
     /// Whether a response is to be made in the background.
-    pub(super) is_background: bool,
-    pub(super) body_kind: BodyKind,
+    pub(super) wants_background_response: bool,
+    pub(super) parsed_body: ParsedBody,
 }
 
 impl RequestedCall {
@@ -36,17 +36,17 @@ impl RequestedCall {
     ///
     /// # Errors
     /// `bad_request` if the body has to name the deployment and does not, `unsupported_encoding`.
-    pub(super) fn read(
+    pub(super) fn parse(
         method: &Method,
         target: &RequestTarget,
         body: &BodyView<'_>,
     ) -> Result<Self, Refusal> {
         let source = target.deployment_source(method);
-        let body_kind = classify_body(source, target, body)?;
-        let (wants_stream, is_background, model) = match &body_kind {
-            BodyKind::Opaque => (None, false, None),
-            BodyKind::Json(facts) => (Some(facts.wants_stream), facts.is_background, Some(&facts.model)),
-            BodyKind::Multipart(form) => (Some(form.wants_stream), false, Some(&form.model)),
+        let parsed_body = parse_body(source, target, body)?;
+        let (wants_stream, wants_background_response, model) = match &parsed_body {
+            ParsedBody::Opaque => (None, false, None),
+            ParsedBody::Json(facts) => (Some(facts.wants_stream), facts.is_background, Some(&facts.model)),
+            ParsedBody::Multipart(form) => (Some(form.wants_stream), false, Some(&form.model)),
         };
         let deployment = match (source, model) {
             (DeploymentSource::Target, _) => target.deployment.clone(),
@@ -57,13 +57,13 @@ impl RequestedCall {
             (DeploymentSource::Body, None) => return Err(missing_model_refusal()),
             (DeploymentSource::Unspecified, _) => None,
         };
-        Ok(Self { deployment, wants_stream, is_background, body_kind })
+        Ok(Self { deployment, wants_stream, wants_background_response, parsed_body })
     }
 }
 
 /// What a body is, and what has been read from it.
 #[derive(Debug)]
-pub(super) enum BodyKind {
+pub(super) enum ParsedBody {
     /// Unread or unreadable.
     Opaque,
     Json(BodyFacts),
@@ -75,27 +75,27 @@ fn missing_model_refusal() -> Refusal {
 }
 
 /// Reads the body as far as it is needed. It may be unreadable unless it has to name the deployment.
-fn classify_body(
+fn parse_body(
     source: DeploymentSource,
     target: &RequestTarget,
     body: &BodyView<'_>,
-) -> Result<BodyKind, Refusal> {
+) -> Result<ParsedBody, Refusal> {
     let names_deployment = source == DeploymentSource::Body;
     if source == DeploymentSource::Unspecified || (body.bytes.is_empty() && !names_deployment) {
-        return Ok(BodyKind::Opaque);
+        return Ok(ParsedBody::Opaque);
     }
     if body.is_compressed {
         if names_deployment {
             let message = "the body must not be compressed: on /openai/v1 its `model` names the deployment";
             return Err(Refusal::new(RefusalReason::UnsupportedEncoding, message));
         }
-        return Ok(BodyKind::Opaque);
+        return Ok(ParsedBody::Opaque);
     }
     if multipart::is_multipart_form(body.content_type) && accepts_multipart(target.operation) {
         let Some(boundary) = multipart::boundary_parameter(body.content_type) else {
             return match names_deployment {
                 true => Err(Refusal::bad_request("content-type: multipart/form-data needs a `boundary`")),
-                false => Ok(BodyKind::Opaque),
+                false => Ok(ParsedBody::Opaque),
             };
         };
         if names_deployment
@@ -106,23 +106,23 @@ fn classify_body(
             return Err(Refusal::bad_request("the form must begin with its boundary"));
         }
         return match FormFacts::parse(body.bytes, &boundary) {
-            Ok(form) => Ok(BodyKind::Multipart(form)),
+            Ok(form) => Ok(ParsedBody::Multipart(form)),
             // Refused on every path: which of the two Azure reads is not known.
             Err(error @ FormError::DuplicateField(_)) => Err(Refusal::bad_request(error.to_string())),
             Err(error) if names_deployment => Err(Refusal::bad_request(error.to_string())),
-            Err(_) => Ok(BodyKind::Opaque),
+            Err(_) => Ok(ParsedBody::Opaque),
         };
     }
     if !names_deployment && !may_have_json_body(target.operation) {
-        return Ok(BodyKind::Opaque);
+        return Ok(ParsedBody::Opaque);
     }
     match BodyFacts::parse(body.bytes) {
-        Ok(facts) => Ok(BodyKind::Json(facts)),
+        Ok(facts) => Ok(ParsedBody::Json(facts)),
         // As above.
         Err(error @ BodyError::DuplicateKey(_)) => Err(Refusal::bad_request(error.to_string())),
         Err(error) if names_deployment => Err(Refusal::bad_request(error.to_string())),
         // The path names the deployment: Azure itself explains what is wrong with the body.
-        Err(_) => Ok(BodyKind::Opaque),
+        Err(_) => Ok(ParsedBody::Opaque),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use http::Method;
 
 use super::admitted_request::AdmittedRequest;
-use super::requested_call::BodyKind;
+use super::requested_call::ParsedBody;
 use crate::azure::request::json_body::{BodyFacts, may_add_include_usage};
 use crate::azure::{BodyEdit, DeploymentSource};
 use crate::routing::backend_health::DeploymentHealth;
@@ -20,7 +20,7 @@ pub struct UpstreamRequest {
     pub body_edits: Vec<BodyEdit>,
     /// Whether the stream is asked for its token usage though the client did not ask: the usage has to be
     /// removed from the response.
-    pub adds_stream_usage: bool,
+    pub asks_for_unrequested_usage: bool,
 }
 
 /// The api-versions to choose from for one backend.
@@ -41,28 +41,28 @@ impl UpstreamRequest {
         may_add_usage: bool,
     ) -> Self {
         let target = &admitted.target;
-        let deployment = candidate.upstream_deployment.as_ref();
+        let deployment = candidate.upstream_deployment_override.as_ref();
         let ApiVersions { backend_override, default } = api_versions;
         let path_and_query = target.upstream_target(deployment, backend_override, default);
         let model_is_deployment = target.deployment_source(&Method::POST) == DeploymentSource::Body;
         let new_model = deployment.filter(|_| model_is_deployment);
         let mut body_edits = Vec::new();
-        let mut adds_stream_usage = false;
-        match &admitted.body_kind {
-            BodyKind::Opaque => {}
-            BodyKind::Json(facts) => {
+        let mut asks_for_unrequested_usage = false;
+        match &admitted.parsed_body {
+            ParsedBody::Opaque => {}
+            ParsedBody::Json(facts) => {
                 body_edits.extend(new_model.and_then(|model| facts.rename_model_edit(model)));
                 if may_add_usage && can_add_usage(admitted, candidate, api_versions, facts) {
                     let edit = facts.include_usage_edit();
-                    adds_stream_usage = edit.is_some();
+                    asks_for_unrequested_usage = edit.is_some();
                     body_edits.extend(edit);
                 }
             }
-            BodyKind::Multipart(facts) => {
+            ParsedBody::Multipart(facts) => {
                 body_edits.extend(new_model.and_then(|model| facts.rename_model_edit(model)));
             }
         }
-        Self { path_and_query, body_edits, adds_stream_usage }
+        Self { path_and_query, body_edits, asks_for_unrequested_usage }
     }
 }
 

@@ -18,7 +18,7 @@ pub struct ActiveConfig {
     pub peers: Peers,
     /// The listeners of this configuration. Open listeners keep the settings of the start, except for
     /// those that are read from here.
-    pub listeners: Vec<ListenerConfig>,
+    pub reloadable_listener_settings: Vec<ListenerConfig>,
     /// The token of the admin API; `None` if it needs none.
     pub admin_token: Option<RefreshedSecret>,
 }
@@ -26,11 +26,17 @@ pub struct ActiveConfig {
 impl ActiveConfig {
     /// The networks whose `x-forwarded-for` is trusted on this listener.
     pub(super) fn trusted_proxies<'s>(&'s self, listener: &'s ListenerConfig) -> &'s [IpNet] {
-        &self.current_listener(listener).trusted_proxies
+        &self.current_listener_settings(listener).trusted_proxies
     }
 
     /// The settings of an open listener in this configuration; those of the start if it is not in there.
-    pub(super) fn current_listener<'s>(&'s self, listener: &'s ListenerConfig) -> &'s ListenerConfig {
-        self.listeners.iter().find(|current| current.address == listener.address).unwrap_or(listener)
+    pub(super) fn current_listener_settings<'s>(
+        &'s self,
+        listener: &'s ListenerConfig,
+    ) -> &'s ListenerConfig {
+        self.reloadable_listener_settings
+            .iter()
+            .find(|current| current.address == listener.address)
+            .unwrap_or(listener)
     }
 }

@@ -30,7 +30,7 @@ use crate::refusal::{Refusal, RefusalReason};
 #[derive(Default)]
 pub struct PingoraContext {
     /// The listener that the request came through; `None` for HTTP/2, where the TLS handshake stores it.
-    pub(super) listener: Option<Arc<ListenerConfig>>,
+    pub(super) http1_listener: Option<Arc<ListenerConfig>>,
     /// Held from the choice of the peer until a connection to it is found or made.
     pub(super) connect_turn: Option<ConnectTurn>,
     /// `None` for health checks.
@@ -46,11 +46,11 @@ pub(super) struct RequestContext {
     /// Memory for held bodies and held streams, shared by all requests.
     pub(super) body_memory: Arc<BodyMemory>,
     /// `None` until the request is admitted.
-    pub(super) retry: Option<RetryState>,
+    pub(super) retry_state: Option<RetryState>,
     /// The state of the current attempt's response.
-    pub(super) response: ResponseState,
+    pub(super) response_state: ResponseState,
     /// What happens if the backend sends nothing for too long. It applies once the request is sent.
-    pub(super) deadline: Option<AttemptDeadline>,
+    pub(super) attempt_deadline: Option<AttemptDeadline>,
     /// The client has sent bytes after its request, so its connection is no longer polled.
     pub(super) has_pipelined_bytes: bool,
     pub(super) overhead_clock: OverheadClock,
@@ -66,11 +66,11 @@ impl RequestContext {
             request: ClientRequest::new(method),
             body: RequestBody::default(),
             body_memory,
-            retry: None,
-            response: ResponseState::Awaited,
-            deadline: None,
+            retry_state: None,
+            response_state: ResponseState::Awaited,
+            attempt_deadline: None,
             has_pipelined_bytes: false,
-            overhead_clock: OverheadClock::started_at(Instant::now()),
+            overhead_clock: OverheadClock::start_at(Instant::now()),
             ending: RequestEnding::default(),
         }
     }
@@ -82,7 +82,7 @@ impl RequestContext {
     /// Records that the response to the client is a refusal by the balancer.
     pub(super) fn note_refusal(&mut self, refusal: &Refusal) {
         self.overhead_clock.pause(Instant::now());
-        self.ending.status = Some(refusal.reason.status());
+        self.ending.client_status = Some(refusal.reason.status());
         self.ending.refusal_reason = Some(refusal.reason);
     }
 
@@ -91,7 +91,8 @@ impl RequestContext {
     /// `timeouts.first_byte_stream`.
     pub(super) fn on_request_sent(&mut self, now: Instant) {
         // A backend may respond before it has read the whole request; then no head is awaited.
-        if let (ResponseState::Awaited, None, Some(retry)) = (&self.response, &self.deadline, &self.retry)
+        if let (ResponseState::Awaited, None, Some(retry)) =
+            (&self.response_state, &self.attempt_deadline, &self.retry_state)
             && retry.has_current_attempt()
         {
             retry.on_request_sent(now);
@@ -99,35 +100,37 @@ impl RequestContext {
             let is_stream = retry.admitted.wants_stream == Some(true);
             let timeout = if is_stream { timeouts.first_byte_of_stream } else { timeouts.first_byte };
             let action = DeadlineAction::GiveUp(UpstreamError::FirstByteTimeout);
-            self.deadline = Some(AttemptDeadline { at: now + timeout, action });
+            self.attempt_deadline = Some(AttemptDeadline { at: now + timeout, action });
         }
     }
 
     /// Gives the backend `timeouts.idle` from now on to send the next part of its response.
     pub(super) fn restart_idle_deadline(&mut self, now: Instant) {
         let at = now + self.gateway().timeouts.response_idle;
-        self.deadline =
+        self.attempt_deadline =
             Some(AttemptDeadline { at, action: DeadlineAction::GiveUp(UpstreamError::IdleTimeout) });
     }
 
     /// Records that the current attempt failed without a complete response; returns whether another
     /// attempt follows. `is_stale` says that its pooled connection had ended before the request arrived.
     pub(super) fn on_attempt_failed(&mut self, error: UpstreamError, is_stale: bool, now: Instant) -> bool {
-        let can_replay = !self.body.is_partly_consumed && !self.is_response_committed();
-        self.retry.as_mut().is_some_and(|retry| retry.on_attempt_failed(error, is_stale, can_replay, now))
+        let can_replay = !self.body.is_no_longer_replayable && !self.is_response_committed();
+        self.retry_state
+            .as_mut()
+            .is_some_and(|retry| retry.on_attempt_failed(error, is_stale, can_replay, now))
     }
 
     /// Whether a final response head is on its way to the client, so that no other attempt can follow.
     pub(super) fn is_response_committed(&self) -> bool {
-        self.ending.status.is_some()
+        self.ending.client_status.is_some()
     }
 
     /// Whether the record is not yet submitted and nothing that still happens can change it. A tunnel's
     /// record is never final before the tunnel ends.
-    pub(super) fn is_record_final(&self) -> bool {
-        let is_complete = matches!(&self.response, ResponseState::Relayed(relayed) if relayed.is_complete());
+    pub(super) fn is_record_ready_to_submit(&self) -> bool {
+        let is_complete = matches!(&self.response_state, ResponseState::Relayed(relayed) if relayed.is_complete_for_record());
         !self.ending.is_record_submitted
-            && self.ending.status != Some(101)
+            && self.ending.client_status != Some(101)
             && (is_complete || self.ending.refusal_reason.is_some())
     }
 
@@ -138,15 +141,15 @@ impl RequestContext {
         }
         let now = Instant::now();
         // Before the outcome, which the end of the response changes.
-        let details = self.take_response_details();
+        let details = self.conclude_response();
         let outcome = self.ending.outcome();
-        if let Some(retry) = &mut self.retry {
+        if let Some(retry) = &mut self.retry_state {
             retry.finish_attempt_at_request_end(self.ending.is_client_gone, now);
         }
         let gateway = Arc::clone(&self.config.gateway);
         let policy = gateway.capture_policy(self.request.client.as_deref());
-        let exchange = self.take_finished_exchange(&gateway, policy, details, outcome, now);
-        gateway.record_exchange(Box::new(exchange), policy)
+        let exchange = self.build_finished_exchange(&gateway, policy, details, outcome, now);
+        gateway.count_and_queue_record(Box::new(exchange), policy)
     }
 
     /// Submits the record if that has not been done, and ends the request's count as in flight. Later
@@ -159,9 +162,11 @@ impl RequestContext {
     }
 
     /// Takes what the record needs from the response, and updates how the request ended.
-    fn take_response_details(&mut self) -> ResponseDetails {
-        let ResponseState::Relayed(relayed) = &mut self.response else { return ResponseDetails::default() };
-        let (details, end) = relayed.take_details();
+    fn conclude_response(&mut self) -> ResponseDetails {
+        let ResponseState::Relayed(relayed) = &mut self.response_state else {
+            return ResponseDetails::default();
+        };
+        let (details, end) = relayed.take_details_and_end();
         // SDKs disconnect at the terminal event and do not wait for the end of the body. The response was
         // complete for them.
         self.ending.is_client_gone &= end != ResponseEnd::TerminalEvent;
@@ -170,7 +175,7 @@ impl RequestContext {
     }
 
     /// Takes everything that the record needs out of the context.
-    fn take_finished_exchange(
+    fn build_finished_exchange(
         &mut self,
         gateway: &Gateway,
         policy: CapturePolicy,
@@ -178,9 +183,13 @@ impl RequestContext {
         outcome: ExchangeOutcome,
         now: Instant,
     ) -> FinishedExchange {
-        let was_relayed = self.ending.status.is_some() && self.ending.refusal_reason.is_none();
-        let answered_by =
-            self.retry.as_ref().filter(|_| was_relayed).and_then(|retry| retry.last_target()).cloned();
+        let was_relayed = self.ending.client_status.is_some() && self.ending.refusal_reason.is_none();
+        let answered_by = self
+            .retry_state
+            .as_ref()
+            .filter(|_| was_relayed)
+            .and_then(|retry| retry.current_or_last_target())
+            .cloned();
         let backend = answered_by.as_ref().and_then(|target| gateway.backends.get(target.backend_index));
         let own_version = backend.and_then(|backend| backend.config.api_version_override.as_deref());
         let api_version = self.request.target.as_ref().and_then(|target| {
@@ -189,7 +198,7 @@ impl RequestContext {
             version.map(Cow::into_owned)
         });
         let deployment = self.request.take_deployment();
-        let attempts = self.retry.as_mut().map(RetryState::take_attempt_records);
+        let attempts = self.retry_state.as_mut().map(RetryState::take_attempt_records);
         FinishedExchange {
             received_at: self.request.received_at,
             request_id: Arc::clone(&self.request.id),
@@ -198,27 +207,27 @@ impl RequestContext {
             peer_ip: self.request.peer_ip,
             method: self.request.method.to_string(),
             target: self.request.target.clone(),
-            unparsed_path: self.request.unparsed_path.take(),
+            unparsed_path: self.request.unparsable_path.take(),
             api_version,
             is_deployment_known: deployment
                 .as_ref()
-                .is_some_and(|deployment| gateway.knows_deployment(deployment)),
-            balancer_overhead: self.overhead_clock.total(),
+                .is_some_and(|deployment| gateway.is_listed_or_learned_deployment(deployment)),
+            balancer_overhead: self.overhead_clock.total_until_last_pause(),
             upstream_deployment: details.spilled_to.or_else(|| {
                 answered_by.and_then(|target| target.upstream_deployment.or_else(|| deployment.clone()))
             }),
-            deployment,
+            requested_deployment: deployment,
             is_stream_requested: self.request.wants_stream,
-            client_status: self.ending.status,
+            client_status: self.ending.client_status,
             outcome,
             refusal_code: self.ending.refusal_reason.map(RefusalReason::code),
-            backend: backend.map(|backend| backend.config.name.clone()),
+            answering_backend: backend.map(|backend| backend.config.name.clone()),
             region: details.region,
             apim_request_id: details.apim_request_id,
             attempts: attempts.unwrap_or_default(),
             duration: now.saturating_duration_since(self.request.received_instant),
             time_to_first_body_byte: self.ending.time_to_first_body_byte,
-            request_bytes: self.body.is_complete().then_some(self.body.bytes_read),
+            request_bytes: self.body.is_fully_read().then_some(self.body.bytes_read),
             response_bytes: self.ending.response_bytes,
             captured_request: self.capture_request(policy, outcome),
             extracted_prompt: None,
@@ -235,11 +244,11 @@ impl RequestContext {
     ) -> Option<CapturedRequest> {
         // This releases the body's memory. It happens before the end of the response is sent, because the
         // client may then send its next request, which needs the memory.
-        let body = self.body.take_held_bytes();
+        let body = self.body.take_and_unreserve_held_bytes();
         let content_type = std::mem::take(&mut self.request.content_type);
-        let may_estimate = policy.estimates_tokens
+        let may_estimate = policy.estimates_broken_stream_tokens
             && matches!(outcome, ExchangeOutcome::ClientGone | ExchangeOutcome::Failed);
-        let prompt = || self.retry.as_ref().and_then(|retry| retry.admitted.prompt_parts()).cloned();
+        let prompt = || self.retry_state.as_ref().and_then(|retry| retry.admitted.prompt_parts()).cloned();
         ((policy.captures_prompt || may_estimate) && !body.is_empty()).then(|| CapturedRequest {
             body,
             content_type,
@@ -252,7 +261,7 @@ impl Drop for RequestContext {
     /// A request whose task is cancelled still gets its record and no longer counts as in flight.
     fn drop(&mut self) {
         if !self.ending.is_record_submitted {
-            self.ending.is_client_gone = self.ending.status.is_none();
+            self.ending.is_client_gone = self.ending.client_status.is_none();
         }
         self.finish();
     }

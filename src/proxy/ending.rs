@@ -9,7 +9,7 @@ use crate::refusal::RefusalReason;
 #[derive(Default)]
 pub(super) struct RequestEnding {
     /// The status of the final response head; `None` until one is about to be sent.
-    pub(super) status: Option<u16>,
+    pub(super) client_status: Option<u16>,
     /// The reason, if the balancer refused the request itself.
     pub(super) refusal_reason: Option<RefusalReason>,
     /// The client disconnected before its response was complete.
@@ -27,7 +27,7 @@ pub(super) struct RequestEnding {
 
 impl RequestEnding {
     /// Counts bytes of the response body that are about to be sent to the client.
-    pub(super) fn note_body_bytes(&mut self, bytes: usize, received_instant: Instant) {
+    pub(super) fn note_response_body_bytes(&mut self, bytes: usize, received_instant: Instant) {
         if bytes > 0 && self.time_to_first_body_byte.is_none() {
             self.time_to_first_body_byte = Some(received_instant.elapsed());
         }
@@ -38,7 +38,7 @@ impl RequestEnding {
     pub(super) fn outcome(&self) -> ExchangeOutcome {
         match () {
             () if self.is_client_gone => ExchangeOutcome::ClientGone,
-            () if self.has_response_failed || self.status.is_none() => ExchangeOutcome::Failed,
+            () if self.has_response_failed || self.client_status.is_none() => ExchangeOutcome::Failed,
             () => match self.refusal_reason {
                 Some(reason) if reason.is_upstream_failure() => ExchangeOutcome::Failed,
                 Some(_) => ExchangeOutcome::Refused,

@@ -14,6 +14,6 @@ pub(super) const RETRY_ELSEWHERE: ErrorType = ErrorType::Custom("RetryElsewhere"
 /// The backend sent no response head in time.
 pub(super) const FIRST_BYTE_TIMEOUT: ErrorType = ErrorType::Custom("FirstByteTimeout");
 /// The backend sent the beginning of a response and then nothing for too long.
-pub(super) const IDLE_TIMEOUT: ErrorType = ErrorType::Custom("IdleTimeout");
+pub(super) const RESPONSE_IDLE_TIMEOUT: ErrorType = ErrorType::Custom("IdleTimeout");
 /// The backend answered 101 to a request that asked for no upgrade.
 pub(super) const UNSOLICITED_UPGRADE: ErrorType = ErrorType::Custom("UnsolicitedUpgrade");

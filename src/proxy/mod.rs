@@ -39,13 +39,14 @@ use self::attempt::upstream_error::{UpstreamError, is_upload_error, upload_error
 use self::client::admit;
 use self::client::body_memory::BodyMemory;
 use self::client::client_request::ClientRequest;
-use self::client::presence::{ensure_connected, wait_while_connected};
+use self::client::presence::{ensure_client_connected, wait_while_client_connected};
 use self::client::request_body::BodyReadError;
-use self::client::response_writer::{drain_upload, refuse_request, write_whole_response};
+use self::client::response_writer::{drain_upload, record_and_write_response, refuse_request};
 use self::client::{health, reset, tls};
 use self::context::{PingoraContext, RequestContext};
 use self::error_types::{
-    ATTEMPTS_EXHAUSTED, CLIENT_GONE, FIRST_BYTE_TIMEOUT, IDLE_TIMEOUT, NO_CREDENTIAL, RETRY_ELSEWHERE,
+    ATTEMPTS_EXHAUSTED, CLIENT_GONE, FIRST_BYTE_TIMEOUT, NO_CREDENTIAL, RESPONSE_IDLE_TIMEOUT,
+    RETRY_ELSEWHERE,
 };
 use self::upstream::headers::{self, BodyFraming};
 use crate::admission::client_ip::client_ip;
@@ -57,7 +58,7 @@ pub use self::active_config::ActiveConfig;
 
 /// Longest time that a request waits for a backend's credential to be fetched again, after the backend
 /// rejected the one in use.
-const CREDENTIAL_RENEWAL_TIMEOUT: Duration = Duration::from_secs(5);
+const MAX_CREDENTIAL_RENEWAL_WAIT: Duration = Duration::from_secs(5);
 
 /// The phases of a request. `runner.rs` calls them in the order of Pingora's own `HttpProxy`.
 pub struct Balancer {
@@ -97,7 +98,7 @@ impl ProxyHttp for Balancer {
             Arc::clone(&self.body_memory),
             session.req_header().method.clone(),
         ));
-        identify_sender(session, ctx.listener.take(), &config, &mut context.request);
+        fill_in_sender_details(session, ctx.http1_listener.take(), &config, &mut context.request);
         // Stored in `ctx` before anything is awaited: if the task is cancelled, it is dropped with it, which
         // still writes the record.
         let context = ctx.request_context.insert(context);
@@ -119,9 +120,9 @@ impl ProxyHttp for Balancer {
         }
         let now = Instant::now();
         // Answered here and not by `fail_to_proxy`, which closes the client's connection.
-        if let Some(RetryStep::Exhausted) = context.retry.as_mut().map(|retry| retry.next_step(now)) {
-            let tasks = final_response::best_response_or_refusal(context, now)?;
-            write_whole_response(session, context, tasks).await?;
+        if let Some(RetryStep::Exhausted) = context.retry_state.as_mut().map(|retry| retry.next_step(now)) {
+            let tasks = final_response::prepare_best_response_or_refusal(context, now)?;
+            record_and_write_response(session, context, tasks).await?;
             return Ok(true);
         }
         Ok(false)
@@ -131,35 +132,35 @@ impl ProxyHttp for Balancer {
         let PingoraContext { connect_turn, request_context, .. } = ctx;
         let context = request_context.as_deref_mut().ok_or_else(|| Error::new(ATTEMPTS_EXHAUSTED))?;
         // The last attempt's deadline does not apply to this one.
-        context.deadline = None;
-        if context.retry.as_ref().is_some_and(|retry| retry.attempt_count() > 0) {
-            ensure_connected(session, context).await?;
+        context.attempt_deadline = None;
+        if context.retry_state.as_ref().is_some_and(|retry| retry.attempt_count() > 0) {
+            ensure_client_connected(session, context).await?;
         }
         let config = Arc::clone(&context.config);
         loop {
             let now = Instant::now();
-            let Some(retry) = &mut context.retry else { return Err(Error::new(ATTEMPTS_EXHAUSTED)) };
+            let Some(retry) = &mut context.retry_state else { return Err(Error::new(ATTEMPTS_EXHAUSTED)) };
             let step = retry.next_step(now);
             context.overhead_clock.pause(now);
             match step {
                 RetryStep::Exhausted => return Err(Error::new(ATTEMPTS_EXHAUSTED)),
                 RetryStep::Wait(wait) => {
-                    wait_while_connected(session, context, sleep(wait.duration)).await?;
-                    if let Some(retry) = &mut context.retry {
+                    wait_while_client_connected(session, context, sleep(wait.duration)).await?;
+                    if let Some(retry) = &mut context.retry_state {
                         retry.on_wait_over(wait);
                     }
                 }
                 RetryStep::AwaitCredential(credential) => {
-                    let renewed = credential.wait_for_pending_fetch(CREDENTIAL_RENEWAL_TIMEOUT);
-                    wait_while_connected(session, context, renewed).await?;
-                    if let Some(retry) = &mut context.retry {
+                    let renewed = credential.wait_for_pending_fetch(MAX_CREDENTIAL_RENEWAL_WAIT);
+                    wait_while_client_connected(session, context, renewed).await?;
+                    if let Some(retry) = &mut context.retry_state {
                         retry.on_credential_wait_over();
                     }
                 }
                 RetryStep::Attempt(backend_index) => {
                     let name = config.gateway.backends.get(backend_index).map(|backend| &backend.config.name);
                     retry.begin_attempt(name.unwrap_or(&BackendName::new("?")), now);
-                    let is_upgrade = context.request.is_upgrade;
+                    let is_upgrade = context.request.is_websocket_upgrade;
                     match config.peers.peer_for_attempt(backend_index, is_upgrade) {
                         Some(peer) => {
                             // A connection that becomes a tunnel cannot be shared, so there is no reason
@@ -170,7 +171,7 @@ impl ProxyHttp for Balancer {
                             return Ok(peer);
                         }
                         // Its name has never resolved: the next step is another backend.
-                        None if context.on_attempt_failed(UpstreamError::Dns, false, now) => {}
+                        None if context.on_attempt_failed(UpstreamError::NameNeverResolved, false, now) => {}
                         None => return Err(Error::new(ATTEMPTS_EXHAUSTED)),
                     }
                 }
@@ -190,7 +191,7 @@ impl ProxyHttp for Balancer {
         ctx.connect_turn = None;
         // The client is not polled while a connection is made. If it has disconnected meanwhile, the request
         // is not sent: Azure would bill an answer that nobody reads.
-        if is_reused { Ok(()) } else { ensure_connected(session, request_context(ctx)?).await }
+        if is_reused { Ok(()) } else { ensure_client_connected(session, require_request_context(ctx)?).await }
     }
 
     async fn upstream_request_filter(
@@ -199,34 +200,34 @@ impl ProxyHttp for Balancer {
         head: &mut RequestHeader,
         ctx: &mut PingoraContext,
     ) -> Result<()> {
-        let context = request_context(ctx)?;
+        let context = require_request_context(ctx)?;
         let config = Arc::clone(&context.config);
-        let Some(retry) = &mut context.retry else { return Err(Error::new(ATTEMPTS_EXHAUSTED)) };
-        let backend_index = retry.last_target().map(|target| target.backend_index);
+        let Some(retry) = &mut context.retry_state else { return Err(Error::new(ATTEMPTS_EXHAUSTED)) };
+        let backend_index = retry.current_or_last_target().map(|target| target.backend_index);
         let target = backend_index.and_then(|index| Some((index, config.gateway.backends.get(index)?)));
         let Some((index, backend)) = target else { return Err(Error::new(ATTEMPTS_EXHAUSTED)) };
         // An upgrade is always sent over HTTP/1.1, so its connection does not show whether the backend
         // chooses HTTP/2.
-        if !context.request.is_upgrade {
+        if !context.request.is_websocket_upgrade {
             config.peers.note_protocol(index, head.version);
         }
-        let Some((name, secret)) = backend.credential.auth_header() else {
+        let Some((name, secret)) = backend.credential.current_auth_header() else {
             return Err(Error::new(NO_CREDENTIAL));
         };
         let Some(upstream_request) = retry.prepare_request(secret.id) else {
             return Err(Error::new(ATTEMPTS_EXHAUSTED));
         };
         // `RequestContext::on_request_sent` sets the first-byte deadline, and only if it finds these two.
-        context.deadline = None;
-        context.response = ResponseState::Awaited;
+        context.attempt_deadline = None;
+        context.response_state = ResponseState::Awaited;
         let held_bytes = &context.body.held_bytes;
         let pieces = if upstream_request.body_edits.is_empty() {
             vec![held_bytes.clone()]
         } else {
             apply_edits(held_bytes, &upstream_request.body_edits)
         };
-        let framing = body_framing(context, pieces.iter().map(Bytes::len).sum());
-        context.body.queue_for_sending(pieces);
+        let framing = upstream_body_framing(context, pieces.iter().map(Bytes::len).sum());
+        context.body.replace_unsent_pieces(pieces);
         let requests = &config.gateway.request_config;
         headers::rewrite_for_backend(head, backend, requests, upstream_request.path_and_query, &framing)?;
         head.insert_header(name, secret.header_value.clone())
@@ -246,9 +247,9 @@ impl ProxyHttp for Balancer {
             let is_stale = *error.etype() == ErrorType::H2Error;
             let (now, reason) = (Instant::now(), UpstreamError::from_connect_error(&error));
             if reason == UpstreamError::Tls
-                && let Some(retry) = &context.retry
+                && let Some(retry) = &context.retry_state
             {
-                retry.report_tls_error(&error.to_string(), now);
+                retry.log_tls_error(&error.to_string(), now);
             }
             error.set_retry(context.on_attempt_failed(reason, is_stale, now));
         }
@@ -267,13 +268,13 @@ impl ProxyHttp for Balancer {
         let now = Instant::now();
         let timeout = match *error.etype() {
             FIRST_BYTE_TIMEOUT => Some(UpstreamError::FirstByteTimeout),
-            IDLE_TIMEOUT => Some(UpstreamError::IdleTimeout),
+            RESPONSE_IDLE_TIMEOUT => Some(UpstreamError::IdleTimeout),
             _ => None,
         };
         let retries = match () {
             () if *error.etype() == RETRY_ELSEWHERE => true,
             () if *error.etype() == NO_CREDENTIAL => {
-                context.retry.as_mut().is_some_and(|retry| retry.on_missing_credential(now))
+                context.retry_state.as_mut().is_some_and(|retry| retry.on_missing_credential(now))
             }
             // Before the next arm: the source is `Downstream` here as well, but the client is still
             // connected and gets a refusal.
@@ -294,15 +295,15 @@ impl ProxyHttp for Balancer {
                 // while the request was on its way. That is not counted as a failure of the backend.
                 let is_stale = may_not_have_arrived(&mut error, is_reused)
                     && reason == UpstreamError::Reset
-                    && matches!(context.response, ResponseState::Awaited);
+                    && matches!(context.response_state, ResponseState::Awaited);
                 context.on_attempt_failed(reason, is_stale, now)
             }
         };
         if retries {
-            context.response = ResponseState::Awaited;
+            context.response_state = ResponseState::Awaited;
             context.overhead_clock.resume(now);
         }
-        context.deadline = None;
+        context.attempt_deadline = None;
         error.set_retry(retries);
         error
     }
@@ -317,7 +318,7 @@ impl ProxyHttp for Balancer {
         let Some(context) = &mut ctx.request_context else { return no_response };
         let is_own_error = matches!(
             *error.etype(),
-            ATTEMPTS_EXHAUSTED | NO_CREDENTIAL | FIRST_BYTE_TIMEOUT | IDLE_TIMEOUT | RETRY_ELSEWHERE
+            ATTEMPTS_EXHAUSTED | NO_CREDENTIAL | FIRST_BYTE_TIMEOUT | RESPONSE_IDLE_TIMEOUT | RETRY_ELSEWHERE
         );
         if !is_own_error && *error.esource() == ErrorSource::Downstream && !is_upload_error(error) {
             context.ending.is_client_gone = true;
@@ -329,7 +330,7 @@ impl ProxyHttp for Balancer {
                 // that the last chunk or the end of the HTTP/2 stream is missing.
                 if !context.request.accepts_chunked_response
                     && let Some(stream) = session.stream()
-                    && let Err(error) = reset::reset_on_close(stream)
+                    && let Err(error) = reset::enable_reset_on_close(stream)
                 {
                     debug!(
                         "cannot reset the connection of an HTTP/1.0 client, to which the incomplete response \
@@ -339,18 +340,20 @@ impl ProxyHttp for Balancer {
                 return no_response;
             }
             () if context.ending.is_client_gone => return no_response,
-            () if is_upload_error(error) => final_response::refuse(context, &upload_error_refusal(error)),
-            () => final_response::best_response_or_refusal(context, Instant::now()),
+            () if is_upload_error(error) => {
+                final_response::prepare_refusal(context, &upload_error_refusal(error))
+            }
+            () => final_response::prepare_best_response_or_refusal(context, Instant::now()),
         };
         // Before the head is written, because this decides about its `connection` field.
         session.set_keepalive(None);
         if let Ok(tasks) = tasks
-            && write_whole_response(session, context, tasks).await.is_err()
+            && record_and_write_response(session, context, tasks).await.is_err()
         {
             context.ending.is_client_gone = true;
         }
         drain_upload(session).await;
-        FailToProxy { error_code: context.ending.status.unwrap_or(0), can_reuse_downstream: false }
+        FailToProxy { error_code: context.ending.client_status.unwrap_or(0), can_reuse_downstream: false }
     }
 
     async fn logging(&self, _session: &mut Session, _error: Option<&Error>, ctx: &mut PingoraContext) {
@@ -361,12 +364,12 @@ impl ProxyHttp for Balancer {
 }
 
 /// The context of a request that is not a health check.
-fn request_context(ctx: &mut PingoraContext) -> Result<&mut RequestContext> {
+fn require_request_context(ctx: &mut PingoraContext) -> Result<&mut RequestContext> {
     ctx.request_context.as_deref_mut().ok_or_else(|| Error::new(ATTEMPTS_EXHAUSTED))
 }
 
 /// Fills in the addresses and the certificate that a request came with.
-fn identify_sender(
+fn fill_in_sender_details(
     session: &Session,
     listener: Option<Arc<ListenerConfig>>,
     config: &ActiveConfig,
@@ -375,7 +378,7 @@ fn identify_sender(
     request.peer_ip =
         session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip);
     // The streams of an HTTP/2 connection come without a listener; the TLS handshake has stored it.
-    let tls_info = tls::tls_client_info(session.digest());
+    let tls_info = tls::tls_connection_info(session.digest());
     let listener = listener.or_else(|| tls_info.and_then(|info| info.listener.clone()));
     request.certificate_subject = tls_info.and_then(|info| info.certificate_subject.clone());
     request.client_ip = request.peer_ip.map(|peer| {
@@ -400,8 +403,8 @@ fn may_not_have_arrived(error: &mut Error, is_reused: bool) -> bool {
 
 /// How the request's body is framed towards the backend. `held_length` is the length in bytes of what is
 /// held of it, after edits.
-fn body_framing(context: &RequestContext, held_length: usize) -> BodyFraming {
-    match context.body.streaming_limit {
+fn upstream_body_framing(context: &RequestContext, held_length: usize) -> BodyFraming {
+    match context.body.max_streamed_upload_bytes {
         Some(_) => context.body.declared_length.map_or(BodyFraming::Chunked, BodyFraming::Length),
         None if held_length == 0
             && matches!(context.request.method, Method::GET | Method::HEAD | Method::DELETE) =>

@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 /// its client or a backend.
 pub(super) struct OverheadClock {
     /// The time measured before `running_since`.
-    total: Duration,
+    total_until_last_pause: Duration,
     /// `None` while paused.
     running_since: Option<Instant>,
 }
 
 impl OverheadClock {
     /// A clock that runs from this moment.
-    pub(super) fn started_at(now: Instant) -> Self {
-        Self { total: Duration::ZERO, running_since: Some(now) }
+    pub(super) fn start_at(now: Instant) -> Self {
+        Self { total_until_last_pause: Duration::ZERO, running_since: Some(now) }
     }
 
     /// Starts the clock again; does nothing if it is running.
@@ -25,12 +25,12 @@ impl OverheadClock {
     /// Pauses the clock; does nothing if it is paused.
     pub(super) fn pause(&mut self, now: Instant) {
         if let Some(since) = self.running_since.take() {
-            self.total += now.saturating_duration_since(since);
+            self.total_until_last_pause += now.saturating_duration_since(since);
         }
     }
 
     /// The time measured until the last pause.
-    pub(super) fn total(&self) -> Duration {
-        self.total
+    pub(super) fn total_until_last_pause(&self) -> Duration {
+        self.total_until_last_pause
     }
 }

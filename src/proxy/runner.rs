@@ -49,10 +49,10 @@ use super::client::timeouts::CLIENT_IDLE_TIMEOUT;
 use super::context::PingoraContext;
 use super::timer::Timer;
 use super::upstream::connection::{
-    RequestBodyAvailability, UpstreamConnection, UpstreamConnector, set_http2_authority,
+    RequestBodyAvailability, UpstreamConnection, UpstreamConnector, move_host_to_http2_authority,
 };
 use super::upstream::headers;
-use super::{Balancer, request_context};
+use super::{Balancer, require_request_context};
 use crate::config::ListenerConfig;
 
 /// Runs requests through the phases of the balancer. All listeners share one runner, and with it the
@@ -61,15 +61,15 @@ pub struct Runner {
     balancer: Balancer,
     connector: UpstreamConnector,
     /// Read by Pingora for HTTP/2 connections.
-    http_options: HttpServerOptions,
+    http2_options: HttpServerOptions,
 }
 
 impl Runner {
     /// A runner for this balancer. `server` has the settings of the pool of backend connections.
     pub fn new(balancer: Balancer, server: &ServerConf) -> Self {
-        let mut http_options = HttpServerOptions::default();
-        http_options.h2_idle_timeout = Some(CLIENT_IDLE_TIMEOUT);
-        Self { balancer, connector: UpstreamConnector::new(server), http_options }
+        let mut http2_options = HttpServerOptions::default();
+        http2_options.h2_idle_timeout = Some(CLIENT_IDLE_TIMEOUT);
+        Self { balancer, connector: UpstreamConnector::new(server), http2_options }
     }
 
     /// Serves one request; returns its connection if it is HTTP/1.1 and another request can follow.
@@ -97,7 +97,7 @@ impl Runner {
             session.set_keepalive(None);
         }
         let mut ctx = self.balancer.new_ctx();
-        ctx.listener = listener;
+        ctx.http1_listener = listener;
         let served = self.run_phases(&mut session, &mut ctx, timer).await;
         // First, so that the request no longer counts as in flight when the client sends the next one.
         self.balancer.logging(&mut session, served.as_ref().err().map(|error| &**error), &mut ctx).await;
@@ -151,7 +151,7 @@ impl Runner {
         })?;
         let mut upstream = self
             .connector
-            .connect(&peer)
+            .reuse_or_connect(&peer)
             .await
             .map_err(|error| self.balancer.fail_to_connect(session, &peer, ctx, error.into_up()))?;
         let is_reused = upstream.is_reused;
@@ -160,7 +160,7 @@ impl Runner {
         // leads to another attempt, or if it is an HTTP/2 connection, which other requests share.
         self.connector.release(upstream, &peer).await;
         exchanged.map_err(|error| {
-            self.connector.note_protocol_error(&error, &peer);
+            self.connector.downgrade_if_http2_error(&error, &peer);
             self.balancer.error_while_proxy(&peer, session, error, ctx, is_reused)
         })
     }
@@ -178,17 +178,17 @@ impl Runner {
         self.balancer.connected_to_upstream(session, is_reused, peer, upstream.fd(), None, ctx).await?;
         let mut head = Box::new(headers::forwardable_head(
             session.req_header(),
-            request_context(ctx)?.request.is_upgrade,
+            require_request_context(ctx)?.request.is_websocket_upgrade,
         )?);
         // Before the filter, which frames the body and records the backend's protocol by this version.
         head.set_version(version);
         self.balancer.upstream_request_filter(session, &mut head, ctx).await?;
         // After the filter, which sets `host` and the path.
         if version == Version::HTTP_2 {
-            set_http2_authority(&mut head, peer.is_tls())?;
+            move_host_to_http2_authority(&mut head, peer.is_tls())?;
         }
-        let context = request_context(ctx)?;
-        let body = match (context.body.unsent_pieces.is_empty(), context.body.streaming_limit) {
+        let context = require_request_context(ctx)?;
+        let body = match (context.body.unsent_pieces.is_empty(), context.body.max_streamed_upload_bytes) {
             (false, _) => RequestBodyAvailability::Ready,
             (true, Some(_)) => RequestBodyAvailability::Later,
             (true, None) => RequestBodyAvailability::None,
@@ -217,6 +217,6 @@ impl HttpServerApp for Runner {
     }
 
     fn server_options(&self) -> Option<&HttpServerOptions> {
-        Some(&self.http_options)
+        Some(&self.http2_options)
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use crate::admission::client::Client;
-use crate::azure::PromptParts;
+use crate::azure::PromptPartRanges;
 use crate::azure::response::capture::ResponseCapture;
 use crate::azure::response::collected_body::CollectedBody;
 use crate::azure::{Operation, RequestTarget};
@@ -18,7 +18,7 @@ use crate::names::{BackendName, DeploymentName};
 /// Approximate memory of the capture of a stream, without its text.
 const STREAM_CAPTURE_OVERHEAD_BYTES: usize = 4 * 1024;
 /// Extracting text from a body larger than this takes noticeable time.
-pub(super) const LARGE_BODY_BYTES: usize = 128 * 1024;
+pub(super) const SLOW_TO_PARSE_BODY_BYTES: usize = 128 * 1024;
 
 /// How an exchange ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,8 @@ pub struct AttemptRecord {
     pub status: Option<u16>,
     /// The code of the error that ended the attempt, such as `client_gone`.
     pub error_code: Option<&'static str>,
-    /// Milliseconds from the choice of the backend to the verdict on its response.
+    /// Milliseconds from the choice of the backend to the verdict on its response, or to the end of a response
+    /// that was relayed.
     pub duration_ms: u64,
     /// Milliseconds that the backend asked to wait before a retry.
     pub retry_after_ms: Option<u64>,
@@ -82,7 +83,7 @@ pub struct CapturedRequest {
     /// Its content type.
     pub content_type: String,
     /// Where the prompt is in the body, if that was already found out.
-    pub prompt_parts: Option<PromptParts>,
+    pub prompt_parts: Option<PromptPartRanges>,
 }
 
 /// What was captured of the response body.
@@ -106,7 +107,7 @@ pub enum CapturedResponse {
         sha256: [u8; 32],
     },
     /// Text and usage: of a stream, captured as it passed, or of a buffered body that has been parsed.
-    Streamed(Box<ResponseCapture>),
+    Parsed(Box<ResponseCapture>),
 }
 
 /// The prompt as the record shows it.
@@ -130,7 +131,7 @@ pub struct CapturePolicy {
     /// before it is truncated.
     pub max_buffered_completion_bytes: usize,
     /// Whether the tokens of a stream that breaks off are estimated.
-    pub estimates_tokens: bool,
+    pub estimates_broken_stream_tokens: bool,
 }
 
 /// Everything known of a request once it is over.
@@ -154,7 +155,7 @@ pub struct FinishedExchange {
     /// The api-version sent upstream, or else the client's.
     pub api_version: Option<String>,
     /// The deployment that the client asked for.
-    pub deployment: Option<DeploymentName>,
+    pub requested_deployment: Option<DeploymentName>,
     /// Whether that deployment is configured, or a backend has already answered for it.
     pub is_deployment_known: bool,
     /// The time that was spent in the load balancer itself.
@@ -168,7 +169,7 @@ pub struct FinishedExchange {
     /// The code of the load balancer's own refusal.
     pub refusal_code: Option<&'static str>,
     /// The backend whose response the client received.
-    pub backend: Option<BackendName>,
+    pub answering_backend: Option<BackendName>,
     /// The name of the deployment at that backend.
     pub upstream_deployment: Option<DeploymentName>,
     /// The response header `x-ms-region`.
@@ -201,9 +202,9 @@ impl FinishedExchange {
         let request = self.captured_request.as_ref().map_or(0, |request| request.body.len());
         let response = match &self.captured_response {
             CapturedResponse::NotCaptured | CapturedResponse::Binary { .. } => 0,
-            CapturedResponse::Buffered { body, .. } => body.collected_byte_count(),
-            CapturedResponse::Streamed(capture) => {
-                STREAM_CAPTURE_OVERHEAD_BYTES + capture.captured_byte_count()
+            CapturedResponse::Buffered { body, .. } => body.kept_byte_count(),
+            CapturedResponse::Parsed(capture) => {
+                STREAM_CAPTURE_OVERHEAD_BYTES + capture.captured_text_byte_count()
             }
         };
         size_of::<Self>() + request + response
@@ -220,9 +221,10 @@ impl FinishedExchange {
         self.captured_request = None;
         self.extracted_prompt = None;
         match &mut self.captured_response {
-            CapturedResponse::Streamed(capture) => capture.discard_text(),
+            CapturedResponse::Parsed(capture) => capture.discard_text(),
             // The token counts are still to be read from this body.
-            CapturedResponse::Buffered { body, .. } if body.collected_byte_count() <= LARGE_BODY_BYTES => {}
+            CapturedResponse::Buffered { body, .. } if body.kept_byte_count() <= SLOW_TO_PARSE_BODY_BYTES => {
+            }
             response => *response = CapturedResponse::NotCaptured,
         }
         self.is_content_dropped = true;

@@ -139,7 +139,7 @@ impl Metrics {
         let client = exchange.client.as_ref().and_then(|client| client.name.as_ref());
         let client = client.map_or(ABSENT_LABEL, |name| name.as_str());
         // Names that differ only in case are the same deployment and get the same label.
-        let key = exchange.deployment.as_ref().map(DeploymentName::to_lowercase);
+        let key = exchange.requested_deployment.as_ref().map(DeploymentName::to_lowercase);
         let deployment = match &key {
             None => ABSENT_LABEL,
             Some(_) if !exchange.is_deployment_known => UNKNOWN_LABEL,

@@ -123,7 +123,7 @@ impl Recorder {
                 threads.push(thread);
             } else if let Some(table) = &config.log_analytics {
                 let dead_letter_path = config.spool.directory.join(DEAD_LETTER_FILE_NAME);
-                let token = keyring.entra_token(&table.credential, vaults);
+                let token = keyring.find_or_start_entra_token(&table.credential, vaults);
                 let (control, thread) = log_analytics::start_sink(
                     table,
                     token,

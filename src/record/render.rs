@@ -9,7 +9,7 @@ use log::{Level, info, log_enabled};
 
 use super::exchange::{
     CapturePolicy, CapturedRequest, CapturedResponse, ExchangeOutcome, ExtractedPrompt, FinishedExchange,
-    LARGE_BODY_BYTES,
+    SLOW_TO_PARSE_BODY_BYTES,
 };
 use super::line::RecordLine;
 use super::metrics::Metrics;
@@ -31,7 +31,7 @@ const REDACTION_MARGIN_BYTES: usize = 16 * 1024;
 impl FinishedExchange {
     /// The record of this exchange. Also counts the exchange in `metrics` and logs its line of the access
     /// log, since only here its token counts are known.
-    pub fn render_record(
+    pub fn count_and_render_record(
         &mut self,
         policy: CapturePolicy,
         redactor: &Redactor,
@@ -47,13 +47,16 @@ impl FinishedExchange {
         let completion =
             capture.completion_text().filter(|_| policy.captures_completion && !self.is_content_dropped);
         let mut completion = completion.map(|completion| redactor.redact_json(completion));
-        if let Some(text) = completion.as_mut().filter(|_| capture.is_truncated() && !redactor.is_empty()) {
+        if let Some(text) =
+            completion.as_mut().filter(|_| capture.is_text_truncated() && !redactor.is_empty())
+        {
             // The capture may have split a match, which no pattern finds then: the end of the text is removed.
             text.truncate(text.floor_char_boundary(text.len().saturating_sub(REDACTION_MARGIN_BYTES)));
         }
         let exceeds_limit =
             completion.as_mut().is_some_and(|completion| truncate_text(completion, policy.max_text_bytes));
-        let is_completion_truncated = exceeds_limit || (policy.captures_completion && capture.is_truncated());
+        let is_completion_truncated =
+            exceeds_limit || (policy.captures_completion && capture.is_text_truncated());
         let content_cut = self.is_content_dropped || is_prompt_truncated || is_completion_truncated;
         metrics.record_exchange(self, capture.usage.as_ref());
         if log_enabled!(target: ACCESS_LOG_TARGET, Level::Info) {
@@ -71,12 +74,12 @@ impl FinishedExchange {
             operation: self.target.as_ref().map(|target| target.operation.name()),
             api: self.target.as_ref().map(|target| target.api_style.name()),
             api_version: self.api_version.as_deref(),
-            deployment: self.deployment.as_ref().map(DeploymentName::as_str),
+            deployment: self.requested_deployment.as_ref().map(DeploymentName::as_str),
             stream: self.is_stream_requested,
             status: self.client_status,
             outcome: self.outcome,
             refusal: self.refusal_code,
-            backend: self.backend.as_ref().map(BackendName::as_str),
+            backend: self.answering_backend.as_ref().map(BackendName::as_str),
             upstream_deployment: self.upstream_deployment.as_ref().map(DeploymentName::as_str),
             region: self.region.as_deref(),
             model: capture.model,
@@ -102,7 +105,7 @@ impl FinishedExchange {
     /// Whether rendering the record takes so long that other records should not wait for it.
     pub fn is_slow_to_render(&self, policy: CapturePolicy) -> bool {
         let has_large_response = match &self.captured_response {
-            CapturedResponse::Buffered { body, .. } => body.collected_byte_count() > 8 * LARGE_BODY_BYTES,
+            CapturedResponse::Buffered { body, .. } => body.kept_byte_count() > 8 * SLOW_TO_PARSE_BODY_BYTES,
             _ => false,
         };
         self.needs_token_estimate()
@@ -111,10 +114,10 @@ impl FinishedExchange {
                 && self
                     .captured_request
                     .as_ref()
-                    .is_some_and(|request| request.body.len() > LARGE_BODY_BYTES))
+                    .is_some_and(|request| request.body.len() > SLOW_TO_PARSE_BODY_BYTES))
     }
 
-    /// Does the slow part of [`FinishedExchange::render_record`] ahead of it: estimates tokens, extracts the
+    /// Does the slow part of [`FinishedExchange::count_and_render_record`] ahead of it: estimates tokens, extracts the
     /// prompt, parses the response.
     pub fn prepare_content(&mut self, policy: CapturePolicy, redactor: &Redactor) {
         // Before the prompt is extracted, which consumes the request body.
@@ -129,7 +132,7 @@ impl FinishedExchange {
         if matches!(self.captured_response, CapturedResponse::Buffered { .. }) {
             let operation = self.operation();
             let capture = std::mem::take(&mut self.captured_response).into_capture(operation, policy);
-            self.captured_response = CapturedResponse::Streamed(Box::new(capture));
+            self.captured_response = CapturedResponse::Parsed(Box::new(capture));
         }
     }
 
@@ -138,7 +141,7 @@ impl FinishedExchange {
         let broke_off = matches!(self.outcome, ExchangeOutcome::ClientGone | ExchangeOutcome::Failed)
             && self.client_status == Some(200);
         let lacks_usage = |response: &CapturedResponse| match response {
-            CapturedResponse::Streamed(capture) => capture.usage.is_none() && !capture.is_usage_estimated,
+            CapturedResponse::Parsed(capture) => capture.usage.is_none() && !capture.is_usage_estimated,
             _ => false,
         };
         broke_off && lacks_usage(&self.captured_response)
@@ -146,8 +149,8 @@ impl FinishedExchange {
 
     /// Estimates the token counts of a stream.
     fn estimate_tokens(&mut self) {
-        let CapturedResponse::Streamed(capture) = &mut self.captured_response else { return };
-        let deployment = self.deployment.as_ref().map(DeploymentName::to_lowercase);
+        let CapturedResponse::Parsed(capture) = &mut self.captured_response else { return };
+        let deployment = self.requested_deployment.as_ref().map(DeploymentName::to_lowercase);
         let model = capture.model.as_deref().or(deployment.as_deref());
         let body = self.captured_request.as_ref().map(|request| &request.body[..]);
         let completion = capture.completion_text();
@@ -222,7 +225,7 @@ impl CapturedResponse {
                 capture.capture_text_body(&format!("{{\"bytes\":{byte_count},\"sha256\":\"{digest}\"}}"));
             }
             Self::Buffered { body, is_json } => body.capture_into(is_json, &mut capture),
-            Self::Streamed(capture) => return *capture,
+            Self::Parsed(capture) => return *capture,
         }
         capture
     }

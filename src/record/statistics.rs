@@ -70,7 +70,7 @@ struct BackendStatistics {
 struct BackendStep {
     step_number: u64,
     attempts: AttemptCounts,
-    latency: LatencyHistogram,
+    answered_latency: LatencyHistogram,
 }
 
 /// Attempts at a backend by outcome.
@@ -202,7 +202,7 @@ impl Statistics {
         let usage = ClientUsage { requests: 1, input_tokens, output_tokens };
         let mut state = self.lock();
         let StatisticsState { steps, backends, clients } = &mut *state;
-        let mut step = step_for_number(steps, step_number);
+        let mut step = get_or_replace_step(steps, step_number);
         for (index, attempt) in exchange.attempts.iter().enumerate() {
             let outcome = attempt.outcome_label();
             if let Some(step) = &mut step {
@@ -222,7 +222,7 @@ impl Statistics {
             }
             recent.attempts.count_outcome(outcome);
             if outcome == "answered" {
-                recent.latency.record(Duration::from_millis(attempt.duration_ms));
+                recent.answered_latency.record(Duration::from_millis(attempt.duration_ms));
             }
         }
         if let Some(step) = step {
@@ -252,7 +252,7 @@ impl Statistics {
     /// Records the number of requests in flight at this moment.
     pub fn record_in_flight(&self, in_flight: u64, now: Instant) {
         let step_number = self.step_number(now);
-        if let Some(step) = step_for_number(&mut self.lock().steps, step_number) {
+        if let Some(step) = get_or_replace_step(&mut self.lock().steps, step_number) {
             step.max_in_flight = step.max_in_flight.max(in_flight);
         }
     }
@@ -274,7 +274,7 @@ impl Statistics {
                 BackendActivity { since_start: backend.since_start, ..BackendActivity::default() };
             for step in backend.recent_steps.iter().filter(|step| is_recent(step.step_number)) {
                 activity.last_minute.add(&step.attempts);
-                activity.last_minute_latency.merge(&step.latency);
+                activity.last_minute_latency.merge(&step.answered_latency);
             }
             (name.clone(), activity)
         });
@@ -312,7 +312,7 @@ impl Default for Statistics {
 }
 
 /// The step of this number. It replaces an older step at its place in the ring.
-fn step_for_number(steps: &mut [TimelineStep], step_number: u64) -> Option<&mut TimelineStep> {
+fn get_or_replace_step(steps: &mut [TimelineStep], step_number: u64) -> Option<&mut TimelineStep> {
     let step = steps.get_mut((step_number % TIMELINE_STEP_COUNT as u64) as usize)?;
     if step.step_number != step_number {
         *step = TimelineStep { step_number, ..TimelineStep::default() };

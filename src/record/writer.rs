@@ -289,7 +289,7 @@ impl RecordWriter {
     /// Makes the record of an exchange, which also counts it, and adds it to the next write.
     fn append_record(&self, frames: &mut FrameBuffer, mut exchange: FinishedExchange, policy: CapturePolicy) {
         let redactor = self.redactor.load();
-        let record = exchange.render_record(policy, &redactor, &self.metrics);
+        let record = exchange.count_and_render_record(policy, &redactor, &self.metrics);
         if self.spool.is_some() {
             frames.push_record(|buffer| record.write_json(buffer));
         }

@@ -103,7 +103,7 @@ impl AvailabilityCell {
     /// Returns whether it was available before, so that an outage is logged once.
     pub fn mark_unavailable(&self, unavailable: Unavailable, now: Instant) -> bool {
         let mut state = self.lock_state();
-        let was_available = self.refresh_state(&mut state, now) == Availability::Available;
+        let was_available = self.refresh_availability(&mut state, now) == Availability::Available;
         let since = state.as_ref().map_or(now, |state| state.since);
         let unavailable = match state.as_ref() {
             Some(OutageState { unavailable: current, .. }) if current.until > unavailable.until => *current,
@@ -128,7 +128,7 @@ impl AvailabilityCell {
         if !self.may_be_unavailable() {
             return Availability::Available;
         }
-        self.refresh_state(&mut self.lock_state(), now)
+        self.refresh_availability(&mut self.lock_state(), now)
     }
 
     /// Why and until when it is unavailable; `None` if it is available or a probe is due.
@@ -149,7 +149,7 @@ impl AvailabilityCell {
     /// The last outage, unless a probe or time has ended it: also one for which a probe is due.
     pub(super) fn unresolved_outage(&self, now: Instant) -> Option<Outage> {
         let mut state = self.lock_state();
-        self.refresh_state(&mut state, now);
+        self.refresh_availability(&mut state, now);
         state.as_ref().map(|state| Outage { unavailable: state.unavailable, since: state.since })
     }
 
@@ -167,7 +167,7 @@ impl AvailabilityCell {
     /// Registers the probe with this permit. Returns false if none is due.
     fn try_start_probe(&self, now: Instant, permit_id: u64) -> bool {
         let mut state = self.lock_state();
-        if self.refresh_state(&mut state, now) != Availability::ProbeDue {
+        if self.refresh_availability(&mut state, now) != Availability::ProbeDue {
             return false;
         }
         if let Some(state) = state.as_mut() {
@@ -192,7 +192,7 @@ impl AvailabilityCell {
     }
 
     /// Ends an outage whose probe was accepted by now, and returns the availability.
-    fn refresh_state(&self, state: &mut Option<OutageState>, now: Instant) -> Availability {
+    fn refresh_availability(&self, state: &mut Option<OutageState>, now: Instant) -> Availability {
         let Some(OutageState { unavailable, probe, .. }) = state else { return Availability::Available };
         if now < unavailable.until {
             return Availability::Unavailable(*unavailable);
@@ -229,7 +229,7 @@ impl AvailabilityCell {
 #[derive(Debug, Default)]
 pub struct ProbePermit {
     /// What is probed, with the id of each probe.
-    cells: SmallVec<[(Arc<AvailabilityCell>, u64); 1]>,
+    probed_cells: SmallVec<[(Arc<AvailabilityCell>, u64); 1]>,
 }
 
 impl ProbePermit {
@@ -250,7 +250,7 @@ impl ProbePermit {
                     if !cell.try_start_probe(now, permit_id) {
                         return None;
                     }
-                    permit.cells.push((Arc::clone(cell), permit_id));
+                    permit.probed_cells.push((Arc::clone(cell), permit_id));
                 }
             }
         }
@@ -258,13 +258,13 @@ impl ProbePermit {
     }
 
     /// Whether this cell is among those that are probed.
-    pub fn covers(&self, cell: &Arc<AvailabilityCell>) -> bool {
-        self.cells.iter().any(|(probed, _)| Arc::ptr_eq(probed, cell))
+    pub fn is_probing(&self, cell: &Arc<AvailabilityCell>) -> bool {
+        self.probed_cells.iter().any(|(probed, _)| Arc::ptr_eq(probed, cell))
     }
 
     /// The request has been sent whole: a cooldown now ends soon unless a refusal comes.
     pub fn on_request_sent(&self, now: Instant) {
-        for (cell, permit_id) in &self.cells {
+        for (cell, permit_id) in &self.probed_cells {
             cell.update_if_permit_held(*permit_id, |state| {
                 if let Some(OutageState { unavailable, probe, .. }) = state
                     && let ProbeState::InProgress { deadline, available_at_deadline, .. } = probe
@@ -279,7 +279,7 @@ impl ProbePermit {
 
     /// Marks only this one of what is probed as available: about the others nothing is known yet.
     pub fn mark_available(&mut self, cell: &Arc<AvailabilityCell>) {
-        self.cells.retain(|(probed, permit_id)| {
+        self.probed_cells.retain(|(probed, permit_id)| {
             let is_this = Arc::ptr_eq(probed, cell);
             if is_this {
                 probed.update_if_permit_held(*permit_id, |state| *state = None);
@@ -290,7 +290,7 @@ impl ProbePermit {
 
     /// Marks everything that is probed as available: the request was answered.
     pub fn mark_all_available(self) {
-        for (cell, permit_id) in &self.cells {
+        for (cell, permit_id) in &self.probed_cells {
             cell.update_if_permit_held(*permit_id, |state| *state = None);
         }
     }
@@ -298,7 +298,7 @@ impl ProbePermit {
 
 impl Drop for ProbePermit {
     fn drop(&mut self) {
-        for (cell, permit_id) in &self.cells {
+        for (cell, permit_id) in &self.probed_cells {
             cell.update_if_permit_held(*permit_id, |state| {
                 if let Some(state) = state {
                     state.probe = ProbeState::NotStarted;
@@ -363,7 +363,7 @@ mod tests {
             |until, at| cell.mark_unavailable(unavailable(UnavailableReason::CoolingDown, until), at);
         cooldown(now, now);
         let first = permit(now).unwrap();
-        assert!(first.covers(&cell) && permit(now).is_none(), "only one request probes");
+        assert!(first.is_probing(&cell) && permit(now).is_none(), "only one request probes");
         let until = cell.unavailability(now).unwrap().until;
         assert_eq!(until, now + 100 * MS);
         // The first is given up before it is sent: another request may probe.

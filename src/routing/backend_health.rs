@@ -12,7 +12,7 @@ use super::availability::{Availability, AvailabilityCell, Outage, Unavailable, U
 use super::breaker::CircuitBreaker;
 use super::headroom::Headroom;
 use crate::azure::Operation;
-use crate::credentials::Credential;
+use crate::credentials::BackendCredential;
 use crate::names::{BackendName, DeploymentName};
 
 /// A backend that rejects each new secret has its secret renewed at most this often.
@@ -20,7 +20,7 @@ const MIN_SECRET_RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
 /// A backend's TLS errors are logged at most this often.
 const TLS_ERROR_LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// The duration of a drain: longer than any process runs.
-const EFFECTIVELY_FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
+const DRAIN_DURATION: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// The health of every backend that a configuration of this process has named.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ impl HealthRegistry {
     }
 
     /// The health of this backend; a new one if the name is new.
-    pub fn backend(&self, name: &BackendName) -> Arc<BackendHealth> {
+    pub fn get_or_create_backend(&self, name: &BackendName) -> Arc<BackendHealth> {
         let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
         let health = backends.entry(name.clone());
         Arc::clone(health.or_insert_with(|| Arc::new(BackendHealth::new(self.created_at))))
@@ -56,7 +56,7 @@ impl HealthRegistry {
 #[derive(Debug)]
 pub struct BackendHealth {
     /// Unavailable while the resource rejects our credential, or while there is no secret.
-    credential_state: Arc<AvailabilityCell>,
+    credential_availability: Arc<AvailabilityCell>,
     /// The id of the secret that was rejected; 0: there was no secret.
     rejected_secret_id: AtomicU64,
     /// The id of the secret that was last renewed because this backend rejected it, and when; `None`
@@ -70,7 +70,7 @@ pub struct BackendHealth {
     pub(super) drain_state: Arc<AvailabilityCell>,
     /// Its circuit breaker.
     pub breaker: CircuitBreaker,
-    operation_states: [Arc<AvailabilityCell>; Operation::ALL.len()],
+    availability_by_operation: [Arc<AvailabilityCell>; Operation::ALL.len()],
     deployments: Mutex<HashMap<String, Arc<DeploymentHealth>>>,
     /// Attempts that have begun and not ended.
     pub attempts_in_flight: AtomicUsize,
@@ -81,14 +81,14 @@ pub struct BackendHealth {
 impl BackendHealth {
     fn new(now: Instant) -> Self {
         Self {
-            credential_state: Arc::default(),
+            credential_availability: Arc::default(),
             rejected_secret_id: AtomicU64::new(0),
             last_secret_renewal: Mutex::default(),
             has_renewed_secret: AtomicBool::new(false),
             tls_error_logged_at: Mutex::default(),
             drain_state: Arc::default(),
             breaker: CircuitBreaker::new(now),
-            operation_states: std::array::from_fn(|_| Arc::default()),
+            availability_by_operation: std::array::from_fn(|_| Arc::default()),
             deployments: Mutex::default(),
             attempts_in_flight: AtomicUsize::new(0),
             attempts_started: AtomicU64::new(0),
@@ -97,8 +97,8 @@ impl BackendHealth {
 
     /// Whether the resource accepts our credential. It is available again as soon as there is another
     /// secret than the one that was rejected.
-    pub fn credential_state(&self, credential: &Credential) -> &Arc<AvailabilityCell> {
-        let cell = &self.credential_state;
+    pub fn refresh_credential_availability(&self, credential: &BackendCredential) -> &Arc<AvailabilityCell> {
+        let cell = &self.credential_availability;
         if cell.may_be_unavailable()
             && self.rejected_secret_id.load(Ordering::Acquire) != credential.secret().current_value_id()
         {
@@ -111,15 +111,15 @@ impl BackendHealth {
     /// credential was good before.
     pub fn record_credential_rejection(
         &self,
-        credential: &Credential,
+        credential: &BackendCredential,
         secret_id: u64,
         unavailable: Unavailable,
         now: Instant,
     ) -> bool {
         self.rejected_secret_id.store(secret_id, Ordering::Release);
-        let was_good = self.credential_state.mark_unavailable(unavailable, now);
+        let was_good = self.credential_availability.mark_unavailable(unavailable, now);
         // A secret that was renewed just now is not unavailable because of the one before it.
-        self.credential_state(credential);
+        self.refresh_credential_availability(credential);
         was_good
     }
 
@@ -160,7 +160,7 @@ impl BackendHealth {
 
     /// Keeps new requests away until [`BackendHealth::undrain`]. Returns false if it was drained already.
     pub fn drain(&self, now: Instant) -> bool {
-        let until = now + EFFECTIVELY_FOREVER;
+        let until = now + DRAIN_DURATION;
         self.drain_state.mark_unavailable(Unavailable { reason: UnavailableReason::Drained, until }, now)
     }
 
@@ -172,8 +172,9 @@ impl BackendHealth {
     }
 
     /// The outage of the whole backend, if it is in one.
-    pub fn current_outage(&self, credential: &Credential, now: Instant) -> Option<Outage> {
-        let cells = [&self.drain_state, self.credential_state(credential), &self.breaker.availability];
+    pub fn current_outage(&self, credential: &BackendCredential, now: Instant) -> Option<Outage> {
+        let cells =
+            [&self.drain_state, self.refresh_credential_availability(credential), &self.breaker.availability];
         cells.into_iter().find_map(|cell| cell.current_outage(now))
     }
 
@@ -189,18 +190,18 @@ impl BackendHealth {
     }
 
     /// Whether the credential is allowed to do this operation.
-    pub fn operation_state(&self, operation: Operation) -> &Arc<AvailabilityCell> {
+    pub fn operation_availability(&self, operation: Operation) -> &Arc<AvailabilityCell> {
         // In bounds: there are as many states as operations.
-        &self.operation_states[operation as usize]
+        &self.availability_by_operation[operation as usize]
     }
 
     /// The health of one of its deployments, by the resource's name for it; `None` is for calls that
     /// name no deployment.
-    pub fn deployment(&self, upstream: Option<&DeploymentName>) -> Arc<DeploymentHealth> {
-        self.deployment_by_key(upstream.map(DeploymentName::to_lowercase).unwrap_or_default())
+    pub fn get_or_create_deployment(&self, upstream: Option<&DeploymentName>) -> Arc<DeploymentHealth> {
+        self.get_or_create_deployment_by_key(upstream.map(DeploymentName::to_lowercase).unwrap_or_default())
     }
 
-    pub(super) fn deployment_by_key(&self, key: String) -> Arc<DeploymentHealth> {
+    pub(super) fn get_or_create_deployment_by_key(&self, key: String) -> Arc<DeploymentHealth> {
         let mut deployments = self.deployments.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(deployments.entry(key).or_default())
     }
@@ -221,7 +222,7 @@ impl BackendHealth {
             Some((BackendPart::Deployment(name), outage))
         });
         let operations = Operation::ALL.into_iter().filter_map(|operation| {
-            let outage = self.operation_state(operation).current_outage(now)?;
+            let outage = self.operation_availability(operation).current_outage(now)?;
             Some((BackendPart::Operation(operation), outage))
         });
         deployments.chain(operations).collect()
@@ -260,10 +261,10 @@ mod tests {
         let deployment = |name| DeploymentName::parse(name).unwrap();
         let until = now + Duration::from_secs(1);
         let unavailable = Unavailable { reason: UnavailableReason::DeploymentNotFound, until };
-        let health = registry.backend(&name).deployment(Some(&deployment("GPT")));
+        let health = registry.get_or_create_backend(&name).get_or_create_deployment(Some(&deployment("GPT")));
         health.availability.mark_unavailable(unavailable, now);
-        let same = registry.backend(&name).deployment(Some(&deployment("gpt")));
+        let same = registry.get_or_create_backend(&name).get_or_create_deployment(Some(&deployment("gpt")));
         assert_eq!(same.availability.unavailability(now), Some(unavailable));
-        assert_eq!(registry.backend(&name).unavailable_parts(now).len(), 1);
+        assert_eq!(registry.get_or_create_backend(&name).unavailable_parts(now).len(), 1);
     }
 }

@@ -30,10 +30,10 @@ struct OpeningHistory {
 
 /// What the failure of an attempt counts as.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct AttemptFailure {
+pub struct FailureFlags {
     /// The first failure of its request on this backend. Others do not count: one request that makes
     /// backends fail must not open all their circuits.
-    pub is_first_of_request: bool,
+    pub is_first_of_request_on_backend: bool,
     /// This failure is enough to open the circuit: the attempt was a probe.
     pub opens_circuit_alone: bool,
     /// The attempt was counted as a success when its response began, before it broke off.
@@ -84,16 +84,17 @@ impl CircuitBreaker {
     pub fn record_failure(
         &self,
         policy: &config::BreakerConfig,
-        failure: AttemptFailure,
+        failure: FailureFlags,
         now: Instant,
     ) -> Option<OpenedCircuit> {
-        let AttemptFailure { is_first_of_request, opens_circuit_alone, was_counted_as_success } = failure;
+        let FailureFlags { is_first_of_request_on_backend, opens_circuit_alone, was_counted_as_success } =
+            failure;
         let is_open = || matches!(self.availability.availability(now), Availability::Unavailable(_));
         if !opens_circuit_alone && is_open() {
             // The attempt began before the circuit opened and says nothing new.
             return None;
         }
-        if is_first_of_request {
+        if is_first_of_request_on_backend {
             let total = u64::from(!was_counted_as_success);
             self.attempt_window.record(EventCounts { total, marked: 1 }, policy.window, now);
         }
@@ -151,8 +152,8 @@ mod tests {
     use super::*;
 
     const S: Duration = Duration::from_secs(1);
-    const FAILURE: AttemptFailure = AttemptFailure {
-        is_first_of_request: true,
+    const FAILURE: FailureFlags = FailureFlags {
+        is_first_of_request_on_backend: true,
         opens_circuit_alone: false,
         was_counted_as_success: false,
     };
@@ -192,7 +193,7 @@ mod tests {
         let now = Instant::now();
         let breaker = CircuitBreaker::new(now);
         for n in 0..20 {
-            let failure = AttemptFailure { is_first_of_request: n == 0, ..FAILURE };
+            let failure = FailureFlags { is_first_of_request_on_backend: n == 0, ..FAILURE };
             assert_eq!(breaker.record_failure(&policy(), failure, now), None);
         }
         assert!((1..5).all(|n| breaker.record_failure(&policy(), FAILURE, now + n * 4 * S).is_none()));
@@ -206,7 +207,7 @@ mod tests {
         for n in 0..6 {
             // Later the failure of one probe is enough.
             let failures = if n == 0 { 5 } else { 1 };
-            let failure = AttemptFailure { opens_circuit_alone: n > 0, ..FAILURE };
+            let failure = FailureFlags { opens_circuit_alone: n > 0, ..FAILURE };
             let opened =
                 (0..failures).filter_map(|_| breaker.record_failure(&policy(), failure, now)).next_back();
             let duration = opened.unwrap().duration;
@@ -241,7 +242,7 @@ mod tests {
         let breaker = CircuitBreaker::new(now);
         let opened = (0..5).filter_map(|_| {
             breaker.record_success(&policy(), now);
-            let failure = AttemptFailure { was_counted_as_success: true, ..FAILURE };
+            let failure = FailureFlags { was_counted_as_success: true, ..FAILURE };
             breaker.record_failure(&policy(), failure, now)
         });
         let opened: Vec<_> = opened.map(|opened| opened.to_string()).collect();

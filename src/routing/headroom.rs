@@ -33,7 +33,7 @@ pub struct Headroom {
     attempts_sent: AtomicU64,
     /// False until a response has reported something, to be read without a lock.
     has_reported_capacity: AtomicBool,
-    gauges: Mutex<CapacityGauges>,
+    estimates: Mutex<CapacityEstimates>,
 }
 
 /// Identifies an attempt, so that its response can be put in order with those of other attempts.
@@ -44,21 +44,21 @@ pub struct SendTicket {
 }
 
 #[derive(Debug, Default)]
-struct CapacityGauges {
-    requests: Option<CapacityGauge>,
-    tokens: Option<CapacityGauge>,
+struct CapacityEstimates {
+    requests: Option<CapacityEstimate>,
+    tokens: Option<CapacityEstimate>,
     /// Of a provisioned deployment.
-    utilization: Option<CapacityGauge>,
+    provisioned_capacity: Option<CapacityEstimate>,
     last_reported_capacity: ReportedCapacity,
 }
 
 /// What is left of one limit, as a fraction of it.
 #[derive(Clone, Copy, Debug)]
-struct CapacityGauge {
-    /// What was left when `last_attempt` arrived; below zero if Azure let more through.
+struct CapacityEstimate {
+    /// What was left when `last_reported_attempt` arrived; below zero if Azure let more through.
     remaining_fraction: f64,
     /// The latest attempt whose response has reported.
-    last_attempt: SendTicket,
+    last_reported_attempt: SendTicket,
     /// What one attempt takes, as a fraction of the limit.
     average_cost: f64,
     refill: Refill,
@@ -83,27 +83,33 @@ impl Headroom {
         if *capacity == ReportedCapacity::default() {
             return;
         }
-        let mut gauges = self.lock_gauges();
-        let CapacityGauges { requests, tokens, utilization, last_reported_capacity: last_reported } =
-            &mut *gauges;
+        let mut estimates = self.lock_estimates();
+        let CapacityEstimates {
+            requests,
+            tokens,
+            provisioned_capacity,
+            last_reported_capacity: last_reported,
+        } = &mut *estimates;
         *last_reported = *capacity;
-        for (gauge, limit) in [(requests, capacity.requests), (tokens, capacity.tokens)] {
-            if let Some(RateLimit { limit, remaining, resets_in }) = limit {
+        for (estimate, limit) in
+            [(requests, capacity.request_rate_limit), (tokens, capacity.token_rate_limit)]
+        {
+            if let Some(RateLimit { limit_per_minute: limit, remaining, resets_in }) = limit {
                 // Exact up to 2^53 tokens, which is enough.
                 let remaining_fraction = remaining as f64 / limit.get() as f64;
                 let refill = Refill::EachMinute(resets_in.map(|resets_in| attempt.sent_at + resets_in));
-                CapacityGauge::record_remaining(gauge, remaining_fraction, attempt, refill);
+                CapacityEstimate::record_remaining(estimate, remaining_fraction, attempt, refill);
             }
         }
-        if let Some(load) = capacity.utilization {
-            CapacityGauge::record_remaining(utilization, 1.0 - load, attempt, Refill::Continuous);
+        if let Some(load) = capacity.provisioned_utilization {
+            CapacityEstimate::record_remaining(provisioned_capacity, 1.0 - load, attempt, Refill::Continuous);
         }
         self.has_reported_capacity.store(true, Ordering::Release);
     }
 
     /// What the latest response reported.
     pub fn last_reported_capacity(&self) -> ReportedCapacity {
-        self.lock_gauges().last_reported_capacity
+        self.lock_estimates().last_reported_capacity
     }
 
     /// The share of its round-robin turns that the deployment should take, from 0 to 1: 1 is every turn,
@@ -113,47 +119,48 @@ impl Headroom {
             return 1.0;
         }
         let attempts_sent = self.attempts_sent.load(Ordering::Relaxed);
-        let mut gauges = self.lock_gauges();
-        let CapacityGauges { requests, tokens, utilization, .. } = &mut *gauges;
-        let gauges = [requests, tokens, utilization].into_iter().flatten();
-        gauges.map(|gauge| gauge.turn_share(attempts_sent, now)).fold(1.0, f64::min)
+        let mut estimates = self.lock_estimates();
+        let CapacityEstimates { requests, tokens, provisioned_capacity, .. } = &mut *estimates;
+        let estimates = [requests, tokens, provisioned_capacity].into_iter().flatten();
+        estimates.map(|estimate| estimate.turn_share(attempts_sent, now)).fold(1.0, f64::min)
     }
 
-    fn lock_gauges(&self) -> MutexGuard<'_, CapacityGauges> {
-        self.gauges.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_estimates(&self) -> MutexGuard<'_, CapacityEstimates> {
+        self.estimates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl CapacityGauge {
+impl CapacityEstimate {
     fn record_remaining(
-        gauge: &mut Option<Self>,
+        estimate: &mut Option<Self>,
         remaining_fraction: f64,
         attempt: SendTicket,
         reported_refill: Refill,
     ) {
-        let Some(gauge) = gauge else {
-            *gauge = Some(Self {
+        let Some(estimate) = estimate else {
+            *estimate = Some(Self {
                 remaining_fraction,
-                last_attempt: attempt,
+                last_reported_attempt: attempt,
                 average_cost: 0.0,
                 refill: reported_refill,
             });
             return;
         };
         // Responses come in any order: that of an earlier attempt says nothing new.
-        if attempt.number <= gauge.last_attempt.number {
+        if attempt.number <= estimate.last_reported_attempt.number {
             return;
         }
-        let attempts = (attempt.number - gauge.last_attempt.number) as f64;
-        let is_new_minute = gauge.next_refill().is_some_and(|refill| attempt.sent_at >= refill);
-        let taken = gauge.remaining_fraction + gauge.refilled_fraction(attempt.sent_at) - remaining_fraction;
+        let attempts = (attempt.number - estimate.last_reported_attempt.number) as f64;
+        let is_new_minute = estimate.next_refill().is_some_and(|refill| attempt.sent_at >= refill);
+        let taken = estimate.remaining_fraction + estimate.continuously_refilled_fraction(attempt.sent_at)
+            - remaining_fraction;
         let has_risen = taken < -MIN_REFILL_RISE;
         let has_fallen_far =
-            taken > (gauge.average_cost * attempts * UNUSUAL_COST_FACTOR).max(MIN_REFILL_RISE);
+            taken > (estimate.average_cost * attempts * UNUSUAL_COST_FACTOR).max(MIN_REFILL_RISE);
         if !is_new_minute && !has_risen {
-            gauge.update_average_cost((taken / attempts).max(0.0), attempts);
+            estimate.update_average_cost((taken / attempts).max(0.0), attempts);
         }
-        gauge.refill = match (gauge.refill, reported_refill) {
+        estimate.refill = match (estimate.refill, reported_refill) {
             (_, reported @ (Refill::EachMinute(Some(_)) | Refill::Continuous)) => reported,
             // The minute began some time between the two attempts.
             _ if has_risen && !is_new_minute => Refill::EachMinute(Some(attempt.sent_at)),
@@ -161,7 +168,7 @@ impl CapacityGauge {
             _ if has_fallen_far => Refill::EachMinute(None),
             (refill, _) => refill,
         };
-        (gauge.remaining_fraction, gauge.last_attempt) = (remaining_fraction, attempt);
+        (estimate.remaining_fraction, estimate.last_reported_attempt) = (remaining_fraction, attempt);
     }
 
     /// Updates the average with this many attempts that cost `cost` each.
@@ -174,10 +181,10 @@ impl CapacityGauge {
         }
     }
 
-    /// The first reset of the limit after `last_attempt`, if its minute is known.
+    /// The first reset of the limit after `last_reported_attempt`, if its minute is known.
     fn next_refill(&self) -> Option<Instant> {
         let Refill::EachMinute(Some(known_reset)) = self.refill else { return None };
-        let last = self.last_attempt.sent_at;
+        let last = self.last_reported_attempt.sent_at;
         if known_reset > last {
             return Some(known_reset);
         }
@@ -185,10 +192,12 @@ impl CapacityGauge {
         Some(last + QUOTA_WINDOW - Duration::from_millis(u64::try_from(into_minute).unwrap_or(0)))
     }
 
-    /// What has been refilled since `last_attempt`, other than by a reset.
-    fn refilled_fraction(&self, now: Instant) -> f64 {
+    /// What has been refilled since `last_reported_attempt`, other than by a reset.
+    fn continuously_refilled_fraction(&self, now: Instant) -> f64 {
         match self.refill {
-            Refill::Continuous => to_minutes(now.saturating_duration_since(self.last_attempt.sent_at)),
+            Refill::Continuous => {
+                to_minutes(now.saturating_duration_since(self.last_reported_attempt.sent_at))
+            }
             Refill::EachMinute(_) => 0.0,
         }
     }
@@ -197,17 +206,17 @@ impl CapacityGauge {
         while let Some(refill) = self.next_refill().filter(|refill| *refill <= now) {
             // The limit has been reset: attempts sent before no longer count.
             self.remaining_fraction = 1.0;
-            self.last_attempt = SendTicket { number: attempts_sent, sent_at: refill };
+            self.last_reported_attempt = SendTicket { number: attempts_sent, sent_at: refill };
         }
         let refill = self.next_refill();
-        if refill.is_none() && now >= self.last_attempt.sent_at + QUOTA_WINDOW {
+        if refill.is_none() && now >= self.last_reported_attempt.sent_at + QUOTA_WINDOW {
             return 1.0;
         }
-        let unreported = attempts_sent.saturating_sub(self.last_attempt.number) as f64;
+        let unreported = attempts_sent.saturating_sub(self.last_reported_attempt.number) as f64;
         // The square root allows for attempts that cost more than the average; 1 is the next attempt.
         let estimated_attempts = unreported + unreported.sqrt() + 1.0;
-        let left =
-            self.remaining_fraction + self.refilled_fraction(now) - estimated_attempts * self.average_cost;
+        let left = self.remaining_fraction + self.continuously_refilled_fraction(now)
+            - estimated_attempts * self.average_cost;
         match refill {
             _ if left <= 0.0 => 0.0,
             // Even use: as much of the limit is left as of the minute.

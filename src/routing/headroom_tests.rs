@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::*;
 use crate::azure::Operation;
 use crate::config::{BalancePolicy, Percentage};
-use crate::credentials::Credential;
+use crate::credentials::BackendCredential;
 use crate::names::{BackendName, Tier, Weight};
 use crate::routing::availability::{Unavailable, UnavailableReason};
 use crate::routing::backend_health::HealthRegistry;
@@ -23,13 +23,13 @@ fn tokens(remaining: i64, reset: Option<u64>) -> ReportedCapacity {
     let limit = NonZeroU64::new(TOKENS).unwrap();
     let reset = reset.map(Duration::from_secs);
     ReportedCapacity {
-        tokens: Some(RateLimit { limit, remaining, resets_in: reset }),
+        token_rate_limit: Some(RateLimit { limit_per_minute: limit, remaining, resets_in: reset }),
         ..ReportedCapacity::default()
     }
 }
 
 fn load(utilization: f64) -> ReportedCapacity {
-    ReportedCapacity { utilization: Some(utilization), ..ReportedCapacity::default() }
+    ReportedCapacity { provisioned_utilization: Some(utilization), ..ReportedCapacity::default() }
 }
 
 /// The share of turns at `second`, after attempts at earlier seconds reported these capacities.
@@ -131,8 +131,8 @@ impl TokenQuota {
         let remaining = self.limit as i64 - self.used as i64;
         let reported_reset = Duration::from_secs(reset.as_millis().div_ceil(1000) as u64);
         let capacity = ReportedCapacity {
-            tokens: Some(RateLimit {
-                limit: NonZeroU64::new(self.limit).unwrap(),
+            token_rate_limit: Some(RateLimit {
+                limit_per_minute: NonZeroU64::new(self.limit).unwrap(),
                 remaining,
                 resets_in: (remaining <= 0).then_some(reported_reset),
             }),
@@ -163,14 +163,15 @@ fn simulate_hour(
     let mut random = fastrand::Rng::with_seed(7);
     let health_registry = HealthRegistry::new(start);
     let candidate = |backend_index: usize| {
-        let backend_health = health_registry.backend(&BackendName::new(&backend_index.to_string()));
+        let backend_health =
+            health_registry.get_or_create_backend(&BackendName::new(&backend_index.to_string()));
         Candidate {
             backend_index,
             tier: Tier::FIRST,
             weight: Weight::ONE,
-            upstream_deployment: None,
-            credential: Arc::new(Credential::fixed_for_test("key")),
-            deployment_health: Some(backend_health.deployment(None)),
+            upstream_deployment_override: None,
+            credential: Arc::new(BackendCredential::fixed_for_test("key")),
+            deployment_health: Some(backend_health.get_or_create_deployment(None)),
             backend_health,
         }
     };
@@ -202,7 +203,7 @@ fn simulate_hour(
         let limits = RetryLimits {
             max_retries: 12,
             max_cooldown_wait: Duration::ZERO,
-            latest_attempt_start: now,
+            latest_retry_start: now,
             retry_budget_percentage: Percentage::new(20).unwrap(),
         };
         loop {

@@ -71,7 +71,7 @@ impl HealthSnapshot {
     /// Restores it in the registry of a process that has not served anything yet.
     pub fn restore(&self, registry: &HealthRegistry, now: Instant) {
         for backend in &self.backends {
-            backend.restore(&registry.backend(&BackendName::new(&backend.name)), now);
+            backend.restore(&registry.get_or_create_backend(&BackendName::new(&backend.name)), now);
         }
     }
 }
@@ -86,7 +86,7 @@ impl BackendSnapshot {
         });
         let operations = Operation::ALL.into_iter().map(|operation| PartSnapshot {
             name: operation.name().to_owned(),
-            outage: OutageSnapshot::capture(health.operation_state(operation), now),
+            outage: OutageSnapshot::capture(health.operation_availability(operation), now),
             rejects_stream_options: false,
         });
         let is_noteworthy = |part: &PartSnapshot| part.outage.is_some() || part.rejects_stream_options;
@@ -117,7 +117,7 @@ impl BackendSnapshot {
         });
         health.breaker.restore_history(self.breaker_reopen_count, last_open_until);
         for part in &self.deployments {
-            let deployment = health.deployment_by_key(part.name.clone());
+            let deployment = health.get_or_create_deployment_by_key(part.name.clone());
             deployment.rejects_stream_options.store(part.rejects_stream_options, Ordering::Relaxed);
             if let Some(outage) = &part.outage {
                 outage.restore(&deployment.availability, now);
@@ -126,7 +126,7 @@ impl BackendSnapshot {
         for part in &self.operations {
             let operation = Operation::ALL.into_iter().find(|operation| operation.name() == part.name);
             if let (Some(operation), Some(outage)) = (operation, &part.outage) {
-                outage.restore(health.operation_state(operation), now);
+                outage.restore(health.operation_availability(operation), now);
             }
         }
     }
@@ -167,7 +167,7 @@ mod tests {
     use crate::config;
     use crate::names::DeploymentName;
     use crate::routing::availability::Availability;
-    use crate::routing::breaker::{AttemptFailure, CircuitBreaker};
+    use crate::routing::breaker::{CircuitBreaker, FailureFlags};
 
     const S: Duration = Duration::from_secs(1);
 
@@ -177,15 +177,19 @@ mod tests {
         let (old_now, new_now) = (Instant::now(), Instant::now() + 1000 * S);
         let (old_registry, new_registry) = (HealthRegistry::new(old_now), HealthRegistry::new(new_now));
         let (name, deployment_name) = (BackendName::new("a"), DeploymentName::parse("GPT-4o").unwrap());
-        let old = old_registry.backend(&name);
+        let old = old_registry.get_or_create_backend(&name);
         let mark_unavailable = |cell: &AvailabilityCell, reason, duration| {
             cell.mark_unavailable(Unavailable { reason, until: old_now + duration }, old_now);
         };
-        let deployment = old.deployment(Some(&deployment_name));
+        let deployment = old.get_or_create_deployment(Some(&deployment_name));
         mark_unavailable(&deployment.availability, UnavailableReason::CoolingDown, 9 * S);
         deployment.rejects_stream_options.store(true, Ordering::Relaxed);
-        mark_unavailable(&old.deployment(None).availability, UnavailableReason::DeploymentNotFound, S);
-        let images = old.operation_state(Operation::Images);
+        mark_unavailable(
+            &old.get_or_create_deployment(None).availability,
+            UnavailableReason::DeploymentNotFound,
+            S,
+        );
+        let images = old.operation_availability(Operation::Images);
         mark_unavailable(images, UnavailableReason::PermissionDenied, 60 * S);
         let policy = config::BreakerConfig {
             min_failures: 1,
@@ -194,8 +198,8 @@ mod tests {
             open_duration: 10 * S,
             max_open_duration: 60 * S,
         };
-        let failure = AttemptFailure {
-            is_first_of_request: true,
+        let failure = FailureFlags {
+            is_first_of_request_on_backend: true,
             opens_circuit_alone: true,
             was_counted_as_success: false,
         };
@@ -208,23 +212,26 @@ mod tests {
         let text = serde_json::to_string(&HealthSnapshot::capture(&old_registry, old_now + 4 * S)).unwrap();
         serde_json::from_str::<HealthSnapshot>(&text).unwrap().restore(&new_registry, new_now);
 
-        let new = new_registry.backend(&name);
+        let new = new_registry.get_or_create_backend(&name);
         let outage = |cell: &AvailabilityCell| {
             let outage = cell.unresolved_outage(new_now).unwrap();
             (outage.unavailable.reason, outage.unavailable.until - new_now, new_now - outage.since)
         };
-        let deployment = new.deployment(Some(&deployment_name));
+        let deployment = new.get_or_create_deployment(Some(&deployment_name));
         assert_eq!(outage(&deployment.availability), (UnavailableReason::CoolingDown, 5 * S, 4 * S));
         assert!(deployment.rejects_stream_options.load(Ordering::Relaxed));
-        let images = new.operation_state(Operation::Images);
+        let images = new.operation_availability(Operation::Images);
         assert_eq!(outage(images), (UnavailableReason::PermissionDenied, 56 * S, 4 * S));
         // Its time was over, but no request had probed: one has to in the new process as well.
-        assert_eq!(new.deployment(None).availability.availability(new_now), Availability::ProbeDue);
+        assert_eq!(
+            new.get_or_create_deployment(None).availability.availability(new_now),
+            Availability::ProbeDue
+        );
         assert_eq!(outage(&new.breaker.availability), (UnavailableReason::BreakerOpen, 16 * S, 4 * S));
         assert_eq!(fail(&new.breaker, new_now), 40 * S, "the durations go on doubling");
         assert!(!new.drain(new_now) && new.undrain(new_now) && !new.undrain(new_now));
         assert!(
-            new_registry.backend(&BackendName::new("b")).drain(new_now),
+            new_registry.get_or_create_backend(&BackendName::new("b")).drain(new_now),
             "another backend was not drained"
         );
     }
@@ -237,7 +244,7 @@ mod tests {
             "age_ms":18446744073709551615},"ended_ms":-9223372036854775808,"new":[],
             "operations":[{"name":"x","resting":{"reason":"cooling","left_ms":1,"age_ms":1}}]}],"more":1}"#;
         serde_json::from_str::<HealthSnapshot>(text).unwrap().restore(&registry, now);
-        let breaker = &registry.backend(&BackendName::new("a")).breaker;
+        let breaker = &registry.get_or_create_backend(&BackendName::new("a")).breaker;
         assert_eq!(breaker.availability.availability(now), Availability::Available);
     }
 
@@ -245,9 +252,9 @@ mod tests {
     fn the_serialized_names_stay_as_earlier_versions_know_them() {
         let now = Instant::now();
         let registry = HealthRegistry::new(now);
-        let health = registry.backend(&BackendName::new("a"));
+        let health = registry.get_or_create_backend(&BackendName::new("a"));
         health.drain(now);
-        health.deployment(None).rejects_stream_options.store(true, Ordering::Relaxed);
+        health.get_or_create_deployment(None).rejects_stream_options.store(true, Ordering::Relaxed);
         let snapshot = serde_json::to_value(HealthSnapshot::capture(&registry, now)).unwrap();
         let expected = serde_json::json!({ "backends": [{
             "name": "a",

@@ -16,12 +16,12 @@ use super::retry_budget::RetryBudget;
 use super::weighted_round_robin::WeightedRoundRobin;
 use crate::azure::Operation;
 use crate::config::BalancePolicy;
-use crate::credentials::Credential;
+use crate::credentials::BackendCredential;
 use crate::names::{DeploymentName, Tier, Weight};
 
 /// From this share of its turns on, a member takes all of them, so that round robin among members with
 /// nearly the same headroom stays exact.
-const FULL_SHARE_THRESHOLD: f64 = 0.9;
+const MIN_SHARE_FOR_EVERY_TURN: f64 = 0.9;
 
 /// One backend as a member of one pool.
 #[derive(Debug)]
@@ -33,9 +33,9 @@ pub struct Candidate {
     /// Its share of the requests of its tier.
     pub weight: Weight,
     /// The resource's name for the deployment; `None` if it is the client's name, or if there is none.
-    pub upstream_deployment: Option<DeploymentName>,
+    pub upstream_deployment_override: Option<DeploymentName>,
     /// The credential that is sent to the backend.
-    pub credential: Arc<Credential>,
+    pub credential: Arc<BackendCredential>,
     /// The health of the backend.
     pub backend_health: Arc<BackendHealth>,
     /// The health of the deployment on it. `None` for a deployment that the configuration does not name
@@ -96,8 +96,8 @@ impl Candidate {
         let health = &self.backend_health;
         let backend_cells = [
             &health.drain_state,
-            health.credential_state(&self.credential),
-            health.operation_state(operation),
+            health.refresh_credential_availability(&self.credential),
+            health.operation_availability(operation),
             &health.breaker.availability,
         ];
         let deployment_cell = self.deployment_health.as_deref().map(|deployment| &deployment.availability);
@@ -119,7 +119,7 @@ impl PoolTier {
     /// Counts a turn of a member that is to take `share` of its turns, and returns whether it takes this one.
     /// Each turn adds the share to its credit; whenever that reaches 1, the member takes the turn.
     fn try_take_turn(&self, member: usize, share: f64) -> bool {
-        if share >= FULL_SHARE_THRESHOLD {
+        if share >= MIN_SHARE_FOR_EVERY_TURN {
             return true;
         }
         let Some(credit) = self.turn_credits.get(member) else { return true };
@@ -203,7 +203,7 @@ impl BackendPool {
                 let takes_turn = |member| {
                     let share = share_of(index_of(member));
                     // Shares are relative: the member with the largest takes every turn.
-                    share >= FULL_SHARE_THRESHOLD
+                    share >= MIN_SHARE_FOR_EVERY_TURN
                         || largest_share() <= 0.0
                         || tier.try_take_turn(member, share / largest_share())
                 };

@@ -8,7 +8,7 @@ use crate::config::Percentage;
 
 const BUDGET_WINDOW: Duration = Duration::from_secs(10);
 /// Retries in a window that are always allowed: ten a second.
-const FREE_RETRIES: u64 = 100;
+const FREE_RETRIES_PER_WINDOW: u64 = 100;
 
 /// The retry budget of one pool.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl RetryBudget {
     /// Whether one more retry is allowed: `ratio` of the requests, and the free ones.
     pub(super) fn allows_retry(&self, ratio: Percentage, now: Instant) -> bool {
         let EventCounts { total, marked } = self.window.counts(BUDGET_WINDOW, now);
-        marked < FREE_RETRIES + total * u64::from(ratio.percent()) / 100
+        marked < FREE_RETRIES_PER_WINDOW + total * u64::from(ratio.percent()) / 100
     }
 }
 
@@ -55,7 +55,7 @@ mod tests {
             }
             count
         };
-        assert_eq!(retries(&budget), FREE_RETRIES);
+        assert_eq!(retries(&budget), FREE_RETRIES_PER_WINDOW);
         (0..1000).for_each(|_| budget.record_request(now));
         assert_eq!(retries(&budget), 200);
         assert!(budget.allows_retry(ratio, now + 11 * Duration::from_secs(1)));

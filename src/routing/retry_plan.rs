@@ -25,7 +25,7 @@ pub struct RetryLimits {
     /// All waits for cooldowns together.
     pub max_cooldown_wait: Duration,
     /// No attempt after the first starts later than this.
-    pub latest_attempt_start: Instant,
+    pub latest_retry_start: Instant,
     /// The share of a pool's requests that may be retried after a failure.
     pub retry_budget_percentage: Percentage,
 }
@@ -97,7 +97,7 @@ enum WaitPurpose {
 pub struct RetryPlan {
     candidate_states: SmallVec<[CandidateState; 8]>,
     /// Those that have had an attempt which does not count.
-    uncounted_candidates: SmallVec<[usize; 2]>,
+    candidates_with_uncounted_attempt: SmallVec<[usize; 2]>,
     /// Those that have failed this request, each once.
     failed_candidates: SmallVec<[usize; 2]>,
     attempts_started: u32,
@@ -107,8 +107,8 @@ pub struct RetryPlan {
     failed_attempts: u32,
     last_outcome: Option<AttemptOutcome>,
     /// Those that were tried while their circuit was open.
-    last_resort_candidates: SmallVec<[usize; 2]>,
-    retried_with_new_secret: SmallVec<[usize; 2]>,
+    candidates_tried_as_last_resort: SmallVec<[usize; 2]>,
+    candidates_retried_with_new_secret: SmallVec<[usize; 2]>,
     has_waited_for_credential: bool,
 }
 
@@ -117,7 +117,7 @@ impl RetryPlan {
     pub fn new(pool: &BackendPool) -> Self {
         Self {
             candidate_states: SmallVec::from_elem(CandidateState::Untried, pool.candidates().len()),
-            uncounted_candidates: SmallVec::new(),
+            candidates_with_uncounted_attempt: SmallVec::new(),
             failed_candidates: SmallVec::new(),
             attempts_started: 0,
             extra_rounds: 0,
@@ -125,8 +125,8 @@ impl RetryPlan {
             uncounted_attempts: 0,
             failed_attempts: 0,
             last_outcome: None,
-            last_resort_candidates: SmallVec::new(),
-            retried_with_new_secret: SmallVec::new(),
+            candidates_tried_as_last_resort: SmallVec::new(),
+            candidates_retried_with_new_secret: SmallVec::new(),
             has_waited_for_credential: false,
         }
     }
@@ -158,7 +158,7 @@ impl RetryPlan {
         match self.find_next_step(pool, operation, limits, now, jitter) {
             // A new secret may have come during the search: its candidate was still unavailable when an
             // eligible one was looked for, and its fetch had ended when one to wait for was.
-            NextStep::Exhausted if self.has_untried_candidate(pool, operation, now) => {
+            NextStep::Exhausted if self.has_eligible_candidate(pool, operation, now) => {
                 self.find_next_step(pool, operation, limits, now, jitter)
             }
             step => step,
@@ -198,10 +198,10 @@ impl RetryPlan {
             pool.retry_budget.record_retry(now);
         }
         if attempt.is_last_resort {
-            self.last_resort_candidates.push(index);
+            self.candidates_tried_as_last_resort.push(index);
         }
         if matches!(self.candidate_states.get(index), Some(CandidateState::CredentialRejected(_))) {
-            self.retried_with_new_secret.push(index);
+            self.candidates_retried_with_new_secret.push(index);
         }
         self.attempts_started += 1;
     }
@@ -209,7 +209,8 @@ impl RetryPlan {
     /// Records what became of the attempt on the candidate at this index.
     pub fn on_attempt_end(&mut self, index: usize, outcome: AttemptOutcome) {
         // A stale connection twice in one request is a failure of the backend.
-        let is_second = outcome == AttemptOutcome::Uncounted && self.uncounted_candidates.contains(&index);
+        let is_second =
+            outcome == AttemptOutcome::Uncounted && self.candidates_with_uncounted_attempt.contains(&index);
         let outcome = if is_second { AttemptOutcome::Failed } else { outcome };
         let state = match outcome {
             AttemptOutcome::Throttled(until) => CandidateState::Throttled(until),
@@ -217,7 +218,7 @@ impl RetryPlan {
             AttemptOutcome::CredentialRejected(secret_id) => CandidateState::CredentialRejected(secret_id),
             AttemptOutcome::CannotServe => CandidateState::CannotServe,
             AttemptOutcome::Uncounted => {
-                self.uncounted_candidates.push(index);
+                self.candidates_with_uncounted_attempt.push(index);
                 self.uncounted_attempts += 1;
                 CandidateState::Untried
             }
@@ -239,11 +240,11 @@ impl RetryPlan {
 
     /// Whether the candidate at this index has had an attempt that does not count.
     pub fn had_uncounted_attempt(&self, index: usize) -> bool {
-        self.uncounted_candidates.contains(&index)
+        self.candidates_with_uncounted_attempt.contains(&index)
     }
 
     /// Whether some candidate is available now that this request has not tried.
-    pub fn has_untried_candidate(&self, pool: &BackendPool, operation: Operation, now: Instant) -> bool {
+    pub fn has_eligible_candidate(&self, pool: &BackendPool, operation: Operation, now: Instant) -> bool {
         (0..pool.candidates().len()).any(|index| self.is_eligible(pool, index, operation, now))
     }
 
@@ -268,7 +269,7 @@ impl RetryPlan {
     ) -> NextStep {
         let counted_attempts = self.attempts_started - self.uncounted_attempts;
         let is_first = counted_attempts == 0 || self.last_outcome == Some(AttemptOutcome::Uncounted);
-        let is_in_time = |wait| is_first || now + wait <= limits.latest_attempt_start;
+        let is_in_time = |wait| is_first || now + wait <= limits.latest_retry_start;
         if counted_attempts > limits.max_retries || !is_in_time(Duration::ZERO) {
             return NextStep::Exhausted;
         }
@@ -293,7 +294,7 @@ impl RetryPlan {
             return NextStep::AwaitCredential(index);
         }
         // While a backend cools down, the client is told when to come back instead.
-        if let Some(index) = self.last_resort(pool, operation, now)
+        if let Some(index) = self.last_resort_candidate(pool, operation, now)
             && self.earliest_cooldown_end(pool, operation, now).is_none()
         {
             let attempt = NextAttempt {
@@ -339,9 +340,9 @@ impl RetryPlan {
 
     /// The candidate whose circuit is half-open soonest, of those that are unavailable only because
     /// their circuit is open. Each is tried once.
-    fn last_resort(&self, pool: &BackendPool, operation: Operation, now: Instant) -> Option<usize> {
+    fn last_resort_candidate(&self, pool: &BackendPool, operation: Operation, now: Instant) -> Option<usize> {
         let open_until = |index: usize| match self.candidate_states.get(index)? {
-            CandidateState::Untried if !self.last_resort_candidates.contains(&index) => {
+            CandidateState::Untried if !self.candidates_tried_as_last_resort.contains(&index) => {
                 Some((pool.candidate(index)?.open_until_if_only_breaker(operation, now)?, index))
             }
             _ => None,
@@ -387,7 +388,7 @@ impl RetryPlan {
         let may_be_tried = match state {
             CandidateState::Untried => true,
             CandidateState::CredentialRejected(secret_id) => {
-                !self.retried_with_new_secret.contains(&index)
+                !self.candidates_retried_with_new_secret.contains(&index)
                     && candidate.credential.secret().current_value_id() != *secret_id
             }
             _ => false,
@@ -413,7 +414,9 @@ impl RetryPlan {
             };
             let may_be_tried = match state {
                 CandidateState::Untried => true,
-                CandidateState::CredentialRejected(_) => !self.retried_with_new_secret.contains(index),
+                CandidateState::CredentialRejected(_) => {
+                    !self.candidates_retried_with_new_secret.contains(index)
+                }
                 _ => false,
             };
             may_be_tried

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::config::BalancePolicy;
-use crate::credentials::Credential;
+use crate::credentials::BackendCredential;
 use crate::names::{BackendName, Tier, Weight};
 use crate::routing::availability::Unavailable;
 use crate::routing::backend_health::HealthRegistry;
@@ -22,21 +22,22 @@ struct Fixture {
 
 /// One pool of the backends `0, 1, …`, each in the given tier.
 fn fixture(tiers: &[u16]) -> Fixture {
-    fixture_with_credentials(tiers, || Credential::fixed_for_test("key"))
+    fixture_with_credentials(tiers, || BackendCredential::fixed_for_test("key"))
 }
 
-fn fixture_with_credentials(tiers: &[u16], credential: fn() -> Credential) -> Fixture {
+fn fixture_with_credentials(tiers: &[u16], credential: fn() -> BackendCredential) -> Fixture {
     let now = Instant::now();
     let health_registry = HealthRegistry::new(now);
     let candidate = |(backend_index, tier): (usize, &u16)| {
-        let backend_health = health_registry.backend(&BackendName::new(&backend_index.to_string()));
+        let backend_health =
+            health_registry.get_or_create_backend(&BackendName::new(&backend_index.to_string()));
         Candidate {
             backend_index,
             tier: Tier::new(*tier).unwrap(),
             weight: Weight::ONE,
-            upstream_deployment: None,
+            upstream_deployment_override: None,
             credential: Arc::new(credential()),
-            deployment_health: Some(backend_health.deployment(None)),
+            deployment_health: Some(backend_health.get_or_create_deployment(None)),
             backend_health,
         }
     };
@@ -45,7 +46,7 @@ fn fixture_with_credentials(tiers: &[u16], credential: fn() -> Credential) -> Fi
     let limits = RetryLimits {
         max_retries: 12,
         max_cooldown_wait: 250 * MS,
-        latest_attempt_start: now + 120_000 * MS,
+        latest_retry_start: now + 120_000 * MS,
         retry_budget_percentage: Percentage::new(20).unwrap(),
     };
     Fixture { now, health_registry, pool, limits }
@@ -85,7 +86,7 @@ impl Fixture {
     fn mark_unavailable(&self, backend: usize, reason: UnavailableReason, ms: u32) {
         let unavailable = Unavailable { reason, until: self.now + ms * MS };
         let name = BackendName::new(&backend.to_string());
-        let deployment = self.health_registry.backend(&name).deployment(None);
+        let deployment = self.health_registry.get_or_create_backend(&name).get_or_create_deployment(None);
         deployment.availability.mark_unavailable(unavailable, self.now);
     }
 }
@@ -114,7 +115,7 @@ fn each_backend_is_tried_once_tier_by_tier_then_those_that_failed_in_rounds() {
             plan.on_attempt_end(index, AttemptOutcome::Failed);
         }
     }
-    fixture.limits.latest_attempt_start = fixture.now + 799 * MS;
+    fixture.limits.latest_retry_start = fixture.now + 799 * MS;
     assert!(fixture.is_exhausted(&plan), "the next round would start too late");
 }
 
@@ -204,7 +205,7 @@ fn after_a_cooldown_one_request_probes_and_the_others_wait_for_its_result() {
     let (first, second) = (RetryPlan::new(&fixture.pool), RetryPlan::new(&fixture.pool));
     let NextStep::Attempt(probe) = fixture.next_step(&first) else { panic!("one request probes") };
     let deployment = fixture.pool.candidate(0).unwrap().deployment_health.as_ref().unwrap();
-    assert!(probe.probe_permit.covers(&deployment.availability));
+    assert!(probe.probe_permit.is_probing(&deployment.availability));
     let wait = fixture.next_wait(&second);
     assert_eq!(wait.duration, 100 * MS, "no longer than a refusal would take");
     probe.probe_permit.mark_all_available();
@@ -215,7 +216,7 @@ fn after_a_cooldown_one_request_probes_and_the_others_wait_for_its_result() {
 fn if_all_circuits_are_open_each_backend_is_tried_once_the_one_that_closes_soonest_first() {
     let fixture = fixture(&[1, 1]);
     for (backend, ms) in [(0, 9000), (1, 5000)] {
-        let health = fixture.health_registry.backend(&BackendName::new(&backend.to_string()));
+        let health = fixture.health_registry.get_or_create_backend(&BackendName::new(&backend.to_string()));
         let unavailable =
             Unavailable { reason: UnavailableReason::BreakerOpen, until: fixture.now + ms * MS };
         health.breaker.availability.mark_unavailable(unavailable, fixture.now);
@@ -253,11 +254,11 @@ fn the_first_failover_and_attempts_that_follow_no_failure_do_not_use_the_retry_b
 
 #[test]
 fn a_new_secret_is_waited_for_once_if_no_other_backend_is_left_and_is_tried_once() {
-    let fixture = fixture_with_credentials(&[1, 2], || Credential::replaceable_for_test("old"));
+    let fixture = fixture_with_credentials(&[1, 2], || BackendCredential::replaceable_for_test("old"));
     let reject_secret = |plan: &mut RetryPlan, index: usize| {
         let candidate = fixture.pool.candidate(index).unwrap();
         let secret_id = candidate.credential.secret().current_value_id();
-        candidate.credential.secret().on_rejected(secret_id);
+        candidate.credential.secret().on_value_rejected(secret_id);
         let unavailable =
             Unavailable { reason: UnavailableReason::NoUsableCredential, until: fixture.now + 60_000 * MS };
         candidate.backend_health.record_credential_rejection(

@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::gateway::{Gateway, ProcessState};
 use crate::proxy::ActiveConfig;
 use crate::proxy::upstream::dns::{AddressBook, Resolve, SystemResolver};
-use crate::proxy::upstream::peer::{CaError, Peers};
+use crate::proxy::upstream::peer::{CertificateFileError, Peers};
 
 /// How long a new configuration waits for host names to resolve. A backend whose name is not resolved
 /// by then stays unavailable until it is.
@@ -26,19 +26,23 @@ pub async fn build_active_config(
     config: &Config,
     previous_addresses: &AddressBook,
     process: &Arc<ProcessState>,
-) -> Result<(Arc<ActiveConfig>, AddressBook), CaError> {
+) -> Result<(Arc<ActiveConfig>, AddressBook), CertificateFileError> {
     let resolver: Arc<dyn Resolve> = Arc::new(SystemResolver);
     let address_book = previous_addresses.for_next_config(config);
     address_book.spawn_refresh_tasks(&resolver);
     let peers = Peers::new(config, address_book.by_backend())?;
     let gateway = Gateway::new(config, Arc::clone(process), Instant::now());
     let token = config.admin.as_ref().and_then(|admin| admin.token.as_ref());
-    let admin_token = token.map(|token| process.keyring.secret(token, &config.key_vault));
+    let admin_token = token.map(|token| process.keyring.find_or_start_secret(token, &config.key_vault));
     tokio::join!(
         address_book.wait_until_resolved(INITIAL_DNS_TIMEOUT),
         process.keyring.wait_for_pending_fetches(INITIAL_SECRETS_TIMEOUT)
     );
-    let active_config =
-        ActiveConfig { gateway: Arc::new(gateway), peers, listeners: config.listeners.clone(), admin_token };
+    let active_config = ActiveConfig {
+        gateway: Arc::new(gateway),
+        peers,
+        reloadable_listener_settings: config.listeners.clone(),
+        admin_token,
+    };
     Ok((Arc::new(active_config), address_book))
 }

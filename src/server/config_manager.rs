@@ -22,7 +22,7 @@ use crate::gateway::ProcessState;
 use crate::names::DeploymentName;
 use crate::proxy::ActiveConfig;
 use crate::proxy::upstream::dns::AddressBook;
-use crate::proxy::upstream::peer::CaError;
+use crate::proxy::upstream::peer::CertificateFileError;
 use crate::proxy::upstream::probe;
 
 /// Holds the active configuration and replaces it on reload.
@@ -32,12 +32,12 @@ pub struct ConfigManager {
     process_state: Arc<ProcessState>,
     /// The configuration at startup, whose listeners and sinks are in use.
     startup_config: Config,
-    reload_state: Mutex<ReloadState>,
+    addresses_and_probes: Mutex<AddressesAndProbes>,
     config_status: Arc<ArcSwap<ConfigStatus>>,
 }
 
 /// What a reload replaces along with the active configuration. Its lock is held during a reload.
-struct ReloadState {
+struct AddressesAndProbes {
     address_book: AddressBook,
     /// The probes of the active configuration; dropping them stops them.
     _probes: JoinSet<()>,
@@ -48,13 +48,13 @@ struct ReloadState {
 pub enum ReloadError {
     /// The configuration was not read from a file (the demo).
     #[error("the running configuration was not read from a file")]
-    NoFile,
+    NotReadFromFile,
     /// The file is missing or invalid.
     #[error("{0}{hint}", hint = environment_hint(.0))]
     InvalidConfig(#[from] ConfigError),
     /// A TLS file of a backend cannot be read.
     #[error("backends[].tls: {0}")]
-    BackendTls(#[from] CaError),
+    BackendTls(#[from] CertificateFileError),
     /// A fault of aoai-lb itself.
     #[error("an internal error: loading the file did not complete")]
     Internal,
@@ -78,30 +78,30 @@ impl ConfigManager {
         checked: CheckedConfig,
         file: Option<PathBuf>,
         process: Arc<ProcessState>,
-    ) -> Result<Self, CaError> {
+    ) -> Result<Self, CertificateFileError> {
         let CheckedConfig { config, file_sha256: sha256, .. } = checked;
         let (active_config, address_book) =
             build_active_config(&config, &AddressBook::default(), &process).await?;
         for backend in &active_config.gateway.backends {
             if backend.credential.secret().current_value_id() == 0 {
-                let (name, error) = (&backend.config.name, backend.credential.secret().last_error());
+                let (name, error) = (&backend.config.name, backend.credential.secret().last_fetch_error());
                 error!("backend {name} is unavailable until its credential is fetched: {error}");
             }
         }
         let probes = probe::spawn_probes(&active_config);
         let status = ConfigStatus {
             file,
-            version: 1,
+            activation_number: 1,
             sha256,
             loaded_at: SystemTime::now(),
-            reload_error: None,
+            last_reload_error: None,
             config_keys_needing_upgrade: Vec::new(),
         };
         Ok(Self {
             active_config: Arc::new(ArcSwap::new(active_config)),
             process_state: process,
             startup_config: config,
-            reload_state: Mutex::new(ReloadState { address_book, _probes: probes }),
+            addresses_and_probes: Mutex::new(AddressesAndProbes { address_book, _probes: probes }),
             config_status: Arc::new(ArcSwap::from_pointee(status)),
         })
     }
@@ -136,14 +136,14 @@ impl ConfigManager {
     /// [`ReloadError`]; the active configuration is unchanged then.
     pub async fn reload(&self) -> Result<ReloadReport, ReloadError> {
         // Concurrent reloads run one after the other, and each reads the file anew.
-        let mut state = self.reload_state.lock().await;
+        let mut state = self.addresses_and_probes.lock().await;
         let result = self.load_and_activate(&mut state).await;
         self.process_state.recorder.metrics().record_config_reload(result.is_ok());
         match &result {
             Ok(ReloadReport { status, warnings }) => {
                 warnings.iter().for_each(|warning| warn!("configuration: {warning}"));
                 let count = self.active_config.load().gateway.backends.len();
-                info!("configuration {} is active; backends: {count}", status.version);
+                info!("configuration {} is active; backends: {count}", status.activation_number);
                 for key in &status.config_keys_needing_upgrade {
                     warn!("configuration: {key}: the change takes effect with an upgrade (aoai-lb upgrade)");
                 }
@@ -155,7 +155,7 @@ impl ConfigManager {
                     reason.replace('\n', "; ")
                 );
                 self.config_status.rcu(|status| ConfigStatus {
-                    reload_error: Some(reason.clone()),
+                    last_reload_error: Some(reason.clone()),
                     ..ConfigStatus::clone(status)
                 });
             }
@@ -163,10 +163,11 @@ impl ConfigManager {
         result
     }
 
-    async fn load_and_activate(&self, state: &mut ReloadState) -> Result<ReloadReport, ReloadError> {
+    async fn load_and_activate(&self, state: &mut AddressesAndProbes) -> Result<ReloadReport, ReloadError> {
         let previous = self.config_status.load_full();
-        let file = previous.file.clone().ok_or(ReloadError::NoFile)?;
-        let loaded = spawn_blocking(move || config::load_file(&file, &config::environment_variable)).await;
+        let file = previous.file.clone().ok_or(ReloadError::NotReadFromFile)?;
+        let loaded =
+            spawn_blocking(move || config::load_and_check_file(&file, &config::environment_variable)).await;
         let CheckedConfig { mut config, file_sha256: sha256, warnings } =
             loaded.map_err(|_| ReloadError::Internal)??;
         let keys_needing_upgrade = config_keys_needing_upgrade(&self.startup_config, &config);
@@ -179,14 +180,14 @@ impl ConfigManager {
         }
         let redact = config.record.map(|record| record.redaction_patterns).unwrap_or_default();
         self.process_state.recorder.set_redaction_patterns(redact);
-        *state = ReloadState { address_book, _probes: probe::spawn_probes(&active_config) };
+        *state = AddressesAndProbes { address_book, _probes: probe::spawn_probes(&active_config) };
         self.active_config.store(active_config);
         let status = Arc::new(ConfigStatus {
             file: previous.file.clone(),
-            version: previous.version + 1,
+            activation_number: previous.activation_number + 1,
             sha256,
             loaded_at: SystemTime::now(),
-            reload_error: None,
+            last_reload_error: None,
             config_keys_needing_upgrade: keys_needing_upgrade,
         });
         self.config_status.store(Arc::clone(&status));

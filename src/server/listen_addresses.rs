@@ -27,7 +27,7 @@ pub fn check_addresses_are_free(config: &Config, inherited: &[String]) -> Result
             continue;
         }
         let listen_error = |problem| StartError::Listen { key, address: address.to_string(), problem };
-        try_bind(address).map_err(listen_error)?;
+        bind_and_release(address).map_err(listen_error)?;
     }
     Ok(())
 }
@@ -40,7 +40,7 @@ pub(super) async fn wait_until_listening(config: &Config) -> Result<(), StartErr
     let deadline = Instant::now() + LISTEN_TIMEOUT;
     for (key, address) in tcp_addresses_by_config_key(config) {
         // An address in use cannot be bound again. Port 0 always can, so it is not waited for.
-        while address.port() != 0 && try_bind(address).is_ok() {
+        while address.port() != 0 && bind_and_release(address).is_ok() {
             if Instant::now() >= deadline {
                 let problem = io::Error::from(io::ErrorKind::TimedOut);
                 return Err(StartError::Listen { key, address: address.to_string(), problem });
@@ -73,7 +73,7 @@ fn tcp_addresses_by_config_key(config: &Config) -> impl Iterator<Item = (String,
 
 /// Binds an address with the socket options of Pingora, and releases it. It does not listen, since a
 /// client that connected in between would be dropped.
-fn try_bind(address: SocketAddr) -> io::Result<()> {
+fn bind_and_release(address: SocketAddr) -> io::Result<()> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.bind(address)

@@ -21,12 +21,12 @@ use crate::proxy::upstream::peer::tcp_keepalive;
 use crate::proxy::{ActiveConfig, Balancer};
 
 /// The runtime that serves a listener; set when its first connection arrives.
-pub(super) type ListenerRuntime = Arc<OnceLock<Handle>>;
+pub(super) type ListenerRuntimeHandle = Arc<OnceLock<Handle>>;
 
 /// The service of one listener.
 pub(super) struct ListenerService {
     pub(super) service: Service<ConnectionHandler>,
-    pub(super) runtime: ListenerRuntime,
+    pub(super) runtime_handle: ListenerRuntimeHandle,
 }
 
 /// The services of all listeners, which share one balancer.
@@ -43,12 +43,12 @@ pub(super) fn listener_services(
     let runner = Arc::new(Runner::new(balancer, pingora_config));
     let mut services = Vec::new();
     for (index, listener) in config.listeners.iter().enumerate() {
-        let runtime = ListenerRuntime::default();
+        let runtime_handle = ListenerRuntimeHandle::default();
         let handler = ConnectionHandler::new(
             Arc::clone(&runner),
             Arc::new(listener.clone()),
             Arc::clone(active_config),
-            Arc::clone(&runtime),
+            Arc::clone(&runtime_handle),
         );
         let mut service = Service::new(format!("listener {}", listener.address), handler);
         let mut endpoint = ListenerConfig::tcp(listener.address.to_string())
@@ -61,7 +61,7 @@ pub(super) fn listener_services(
             endpoint = endpoint.tls(tls.map_err(|problem| StartError::ListenerTls { key: key(), problem })?);
         }
         service.add_listener(endpoint);
-        services.push(ListenerService { service, runtime });
+        services.push(ListenerService { service, runtime_handle });
     }
     Ok(services)
 }

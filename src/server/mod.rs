@@ -24,11 +24,11 @@ use tokio::sync::Mutex;
 
 use self::config_manager::{ConfigManager, ReloadError};
 use self::listen_addresses::listen_addresses;
-use self::listeners::{ListenerRuntime, admin_service, listener_services};
+use self::listeners::{ListenerRuntimeHandle, admin_service, listener_services};
 use self::shutdown::{RelatedProcesses, close_recorder, exit_when_drained};
 use self::signals::{SignalHandler, reload_on_sighup};
 use self::startup::StartupTask;
-use self::upgrade::{ControlSocket, Predecessor, Program, Successor};
+use self::upgrade::{ControlSocket, PredecessorRole, Program, SuccessorRole};
 use crate::admin::AdminApi;
 use crate::admin::reload::ReloadFunction;
 use crate::admin::snapshot::StatusSource;
@@ -55,13 +55,14 @@ pub fn run(
 ) -> Result<(), StartError> {
     raise_open_file_limit();
     let upgrade_socket_path = checked.config.server.upgrade_socket_path.clone();
-    let successor =
-        takes_over.then(|| background.block_on(Successor::introduce(&upgrade_socket_path))).transpose()?;
+    let successor = takes_over
+        .then(|| background.block_on(SuccessorRole::introduce(&upgrade_socket_path)))
+        .transpose()?;
     let prepared = PreparedServer::new(checked, successor.as_ref(), program.as_ref(), background);
     match (prepared, successor) {
         (Ok(prepared), Some(mut successor)) => {
             // From here on the predecessor may hand over its sockets, which cannot be undone.
-            background.block_on(successor.receive_state(&prepared.config_manager))?;
+            background.block_on(successor.adopt_state_and_report_ready(&prepared.config_manager))?;
             prepared.run(program, Some(successor), background);
             Ok(())
         }
@@ -82,13 +83,13 @@ struct PreparedServer {
     config: Config,
     config_manager: Arc<ConfigManager>,
     server: Server,
-    listener_runtimes: Vec<ListenerRuntime>,
+    watched_runtime_handles: Vec<ListenerRuntimeHandle>,
 }
 
 impl PreparedServer {
     fn new(
         checked: CheckedConfig,
-        successor: Option<&Successor>,
+        successor: Option<&SuccessorRole>,
         program: Option<&Program>,
         background: &Runtime,
     ) -> Result<Self, StartError> {
@@ -105,36 +106,36 @@ impl PreparedServer {
         let config_manager = Arc::new(background.block_on(ConfigManager::new(checked, file, process))?);
         let options = Opt { upgrade: successor.is_some(), ..Opt::default() };
         let mut server = Server::new_with_opt_and_conf(options, pingora_config(&config));
-        let mut listener_runtimes = Vec::new();
+        let mut watched_runtime_handles = Vec::new();
         let active_config = config_manager.active_config();
         for listener in listener_services(&config, active_config, &server.configuration, background)? {
             server.add_service(listener.service);
-            listener_runtimes.push(listener.runtime);
+            watched_runtime_handles.push(listener.runtime_handle);
         }
         if let Some(admin) = &config.admin {
             let (active_config, status) =
                 (Arc::clone(active_config), Arc::clone(config_manager.config_status()));
             let status_source = StatusSource::new(active_config, status, started);
             let status_feed = StatusFeed::new();
-            background.spawn(Arc::clone(&status_feed).run(status_source.clone()));
+            background.spawn(Arc::clone(&status_feed).publish_and_sample_in_flight(status_source.clone()));
             let reload = reload_function(Arc::clone(&config_manager), background.handle().clone());
             let api = AdminApi::new(admin, status_source, status_feed, reload);
             server.add_service(admin_service(admin, api, background)?);
         }
-        Ok(Self { config, config_manager, server, listener_runtimes })
+        Ok(Self { config, config_manager, server, watched_runtime_handles })
     }
 
     /// Runs the server until the process ends.
-    fn run(self, program: Option<Program>, successor: Option<Successor>, background: &Runtime) {
-        let Self { config, config_manager, mut server, listener_runtimes } = self;
+    fn run(self, program: Option<Program>, successor: Option<SuccessorRole>, background: &Runtime) {
+        let Self { config, config_manager, mut server, watched_runtime_handles } = self;
         let process = Arc::clone(config_manager.process_state());
         // With `Opt::upgrade` this blocks until the predecessor has sent its sockets, and exits the
         // process if they do not come: everything that can fail has to be done before.
         server.bootstrap();
         let (command_sender, command_receiver) = ControlSocket::command_queue();
         let earlier_processes =
-            Arc::new(successor.as_ref().map(Successor::earlier_processes).unwrap_or_default());
-        let predecessor = program.map(|program| Predecessor {
+            Arc::new(successor.as_ref().map(SuccessorRole::earlier_processes).unwrap_or_default());
+        let predecessor_role = program.map(|program| PredecessorRole {
             program,
             config_manager: Arc::clone(&config_manager),
             listen_addresses: listen_addresses(&config),
@@ -144,9 +145,9 @@ impl PreparedServer {
         let startup = StartupTask {
             config: config.clone(),
             config_manager: Arc::clone(&config_manager),
-            successor,
-            control_commands: predecessor.is_some().then_some(command_sender),
-            listener_runtimes,
+            successor_role: successor,
+            command_sender: predecessor_role.is_some().then_some(command_sender),
+            watched_runtime_handles,
         };
         background.spawn(startup.run(server.watch_execution_phase()));
         background.spawn(reload_on_sighup(Arc::clone(&config_manager)));
@@ -157,8 +158,8 @@ impl PreparedServer {
         let signal_handler = SignalHandler {
             process_state: Arc::clone(&process),
             drain_delay: config.server.drain_delay,
-            predecessor,
-            control_commands: Mutex::new(command_receiver),
+            predecessor_role,
+            command_receiver: Mutex::new(command_receiver),
             background_runtime: background.handle().clone(),
             related_processes,
         };

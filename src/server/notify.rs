@@ -9,7 +9,7 @@ use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::config_manager::ConfigManager;
-use super::listeners::ListenerRuntime;
+use super::listeners::ListenerRuntimeHandle;
 use crate::gateway::ProcessState;
 
 /// How often the status line of `systemctl status` is updated.
@@ -61,7 +61,10 @@ pub(super) async fn update_status_line(config_manager: Arc<ConfigManager>) {
 
 /// Pings the watchdog for as long as the runtime of every listener responds. After a handover the
 /// successor does it.
-pub(super) async fn ping_watchdog(process: Arc<ProcessState>, listener_runtimes: Vec<ListenerRuntime>) {
+pub(super) async fn ping_watchdog(
+    process: Arc<ProcessState>,
+    watched_runtime_handles: Vec<ListenerRuntimeHandle>,
+) {
     let Some(watchdog_timeout) = sd_notify::watchdog_enabled() else { return };
     let watchdog_interval = watchdog_timeout / 3;
     let mut ticks = interval(watchdog_interval);
@@ -75,7 +78,7 @@ pub(super) async fn ping_watchdog(process: Arc<ProcessState>, listener_runtimes:
         }
         let mut all_respond = true;
         // A task that does not run in time means that the threads of the listener are blocked.
-        for runtime in listener_runtimes.iter().filter_map(|runtime| runtime.get()) {
+        for runtime in watched_runtime_handles.iter().filter_map(|runtime| runtime.get()) {
             all_respond &= timeout(watchdog_interval, runtime.spawn(async {})).await.is_ok();
         }
         if all_respond {
@@ -98,11 +101,11 @@ fn status_line(config_manager: &ConfigManager) -> String {
         })
         .collect();
     let config_status = config_manager.config_status().load();
-    let mut text = format!("configuration {}; backends: {}", config_status.version, backends.len());
+    let mut text = format!("configuration {}; backends: {}", config_status.activation_number, backends.len());
     if !unavailable.is_empty() {
         text += &format!(", unavailable: {}", unavailable.join(", "));
     }
-    if config_status.reload_error.is_some() {
+    if config_status.last_reload_error.is_some() {
         text += "; the last reload failed";
     }
     text

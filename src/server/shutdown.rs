@@ -24,9 +24,9 @@ pub(super) struct RelatedProcesses {
     /// all processes of a service when its main process exits.
     earlier_processes: Arc<ProcessSet>,
     /// Set by SIGUSR1: a predecessor waits for this process, so this one must not wait for it.
-    pub(super) ignores_earlier_processes: AtomicBool,
+    pub(super) exits_before_earlier_processes: AtomicBool,
     /// The successor to which this process has forwarded a stop. It is waited for.
-    pub(super) stopped_successor: OnceLock<ProcessSet>,
+    pub(super) successor_told_to_stop: OnceLock<ProcessSet>,
 }
 
 impl RelatedProcesses {
@@ -34,11 +34,11 @@ impl RelatedProcesses {
         Self { earlier_processes, ..Self::default() }
     }
 
-    fn may_exit(&self, is_stopping: bool) -> bool {
-        if let Some(successor) = self.stopped_successor.get() {
+    fn allow_own_exit(&self, is_stopping: bool) -> bool {
+        if let Some(successor) = self.successor_told_to_stop.get() {
             return successor.running_pids().is_empty();
         }
-        let waits_for_earlier = is_stopping && !self.ignores_earlier_processes.load(Ordering::Acquire);
+        let waits_for_earlier = is_stopping && !self.exits_before_earlier_processes.load(Ordering::Acquire);
         !waits_for_earlier || self.earlier_processes.running_pids().is_empty()
     }
 }
@@ -64,7 +64,7 @@ pub(super) fn exit_when_drained(
         let interrupted_process = Arc::clone(process);
         std::thread::spawn(move || {
             runtime.block_on(interrupt.recv());
-            exit_process(&interrupted_process, 0);
+            close_recorder_and_exit(&interrupted_process, 0);
         });
     }
     // The listeners are closed. Idle connections are kept for a moment, because a client may have
@@ -76,10 +76,10 @@ pub(super) fn exit_when_drained(
     while idle_polls < 2 {
         std::thread::sleep(DRAIN_POLL_INTERVAL);
         let is_idle = process.requests_in_flight.load(Ordering::Acquire) == 0
-            && related_processes.may_exit(is_stopping);
+            && related_processes.allow_own_exit(is_stopping);
         idle_polls = if is_idle { idle_polls + 1 } else { 0 };
     }
-    exit_process(process, 0);
+    close_recorder_and_exit(process, 0);
 }
 
 /// Subscribes to SIGINT, which ends a stopping process at once, even if requests are in flight. Returns it
@@ -91,7 +91,7 @@ fn listen_for_sigint() -> Option<(Runtime, Signal)> {
 }
 
 /// Writes the remaining records and exits.
-pub(super) fn exit_process(process: &ProcessState, code: i32) -> ! {
+pub(super) fn close_recorder_and_exit(process: &ProcessState, code: i32) -> ! {
     close_recorder(process);
     std::process::exit(code)
 }

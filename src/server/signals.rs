@@ -25,7 +25,7 @@ use super::config_manager::ConfigManager;
 use super::notify;
 use super::shutdown::RelatedProcesses;
 use super::upgrade::{
-    ControlChannel, ControlCommand, HandoverError, Predecessor, ProcessSet, wait_for_serving_and_report,
+    ControlChannel, ControlCommand, HandoverError, PredecessorRole, ProcessSet, wait_for_serving_and_report,
 };
 use crate::gateway::ProcessState;
 
@@ -38,8 +38,8 @@ pub(super) struct SignalHandler {
     pub(super) process_state: Arc<ProcessState>,
     pub(super) drain_delay: Duration,
     /// `None` if this process cannot be upgraded.
-    pub(super) predecessor: Option<Predecessor>,
-    pub(super) control_commands: Mutex<mpsc::Receiver<ControlCommand>>,
+    pub(super) predecessor_role: Option<PredecessorRole>,
+    pub(super) command_receiver: Mutex<mpsc::Receiver<ControlCommand>>,
     pub(super) background_runtime: Handle,
     pub(super) related_processes: Arc<RelatedProcesses>,
 }
@@ -57,14 +57,14 @@ impl ShutdownSignalWatch for SignalHandler {
             warn!("cannot install the signal handlers");
             return std::future::pending().await;
         };
-        let mut control_commands = self.control_commands.lock().await;
+        let mut control_commands = self.command_receiver.lock().await;
         loop {
             let command = tokio::select! {
-                _ = terminate.recv() => return self.begin_stop(&mut interrupt).await,
+                _ = terminate.recv() => return self.announce_stop_and_wait(&mut interrupt).await,
                 _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
                 _ = stop_first.recv() => {
-                    self.related_processes.ignores_earlier_processes.store(true, Ordering::Release);
-                    return self.begin_stop(&mut interrupt).await;
+                    self.related_processes.exits_before_earlier_processes.store(true, Ordering::Release);
+                    return self.announce_stop_and_wait(&mut interrupt).await;
                 }
                 _ = upgrade.recv() => None,
                 _ = quit.recv() => {
@@ -75,14 +75,14 @@ impl ShutdownSignalWatch for SignalHandler {
                 }
                 Some(command) = control_commands.recv() => Some(command),
             };
-            let Some(predecessor) = &self.predecessor else {
+            let Some(predecessor) = &self.predecessor_role else {
                 warn!("SIGUSR2 is ignored: this process was started without a configuration file");
                 continue;
             };
             let mut requester = None;
             let outcome = tokio::select! {
-                outcome = perform_handover(predecessor, command, &mut requester, &mut control_commands) => outcome,
-                _ = terminate.recv() => return self.begin_stop(&mut interrupt).await,
+                outcome = prepare_handover(predecessor, command, &mut requester, &mut control_commands) => outcome,
+                _ = terminate.recv() => return self.announce_stop_and_wait(&mut interrupt).await,
                 _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
             };
             let has_handed_over = outcome.is_ok();
@@ -91,7 +91,7 @@ impl ShutdownSignalWatch for SignalHandler {
             if has_handed_over {
                 let (process, related_processes) =
                     (Arc::clone(&self.process_state), Arc::clone(&self.related_processes));
-                self.background_runtime.spawn(forward_stop_to_successor(
+                self.background_runtime.spawn(report_and_forward_late_stop(
                     requester,
                     outcome,
                     terminate,
@@ -107,7 +107,7 @@ impl ShutdownSignalWatch for SignalHandler {
 
 impl SignalHandler {
     /// Makes readiness probes fail, and waits for the drain delay.
-    async fn begin_stop(&self, interrupt: &mut Signal) -> ShutdownSignal {
+    async fn announce_stop_and_wait(&self, interrupt: &mut Signal) -> ShutdownSignal {
         self.process_state.is_stopping.store(true, Ordering::Release);
         self.process_state.is_draining_connections.store(true, Ordering::Release);
         notify::notify_stopping();
@@ -124,7 +124,7 @@ impl SignalHandler {
 
 /// Forwards a stop that arrives just after the handover to the successor. The service manager has sent
 /// it to the main process that it knew, and waits for the exit of that one.
-async fn forward_stop_to_successor(
+async fn report_and_forward_late_stop(
     requester: Option<ControlChannel>,
     outcome: Result<ControlChannel, HandoverError>,
     mut terminate: Signal,
@@ -139,27 +139,27 @@ async fn forward_stop_to_successor(
     let successor = ProcessSet::from_pids(&[pid]);
     let raw_pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     if raw_pid.is_some_and(|pid| kill_process(pid, ProcessSignal::USR1).is_ok())
-        && related_processes.stopped_successor.set(successor).is_ok()
+        && related_processes.successor_told_to_stop.set(successor).is_ok()
     {
         process.is_stopping.store(true, Ordering::Release);
     }
 }
 
 /// Hands over to a process that introduced itself, or starts one.
-async fn perform_handover(
-    predecessor: &Predecessor,
+async fn prepare_handover(
+    predecessor: &PredecessorRole,
     command: Option<ControlCommand>,
     requester: &mut Option<ControlChannel>,
     control_commands: &mut mpsc::Receiver<ControlCommand>,
 ) -> Result<ControlChannel, HandoverError> {
     match command {
-        Some(ControlCommand::TakeOver { channel, .. }) => {
-            return predecessor.hand_over(channel, requester).await;
+        Some(ControlCommand::HandOver { channel, .. }) => {
+            return predecessor.prepare_socket_handover(channel, requester).await;
         }
         Some(ControlCommand::Upgrade(channel)) => *requester = Some(channel),
         None => {}
     }
-    predecessor.start_successor(requester, control_commands).await
+    predecessor.start_and_prepare_successor(requester, control_commands).await
 }
 
 /// Handles SIGHUP: reloads the configuration and starts a new record file, so that logrotate works.

@@ -4,7 +4,7 @@ use std::io;
 
 use super::upgrade::TakeoverError;
 use crate::proxy::client::tls::TlsError;
-use crate::proxy::upstream::peer::CaError;
+use crate::proxy::upstream::peer::CertificateFileError;
 use crate::record::RecorderError;
 
 /// Why the process cannot start.
@@ -33,7 +33,7 @@ pub enum StartError {
     },
     /// A TLS file of a backend cannot be read.
     #[error("backends[].tls: {0}")]
-    BackendTls(#[from] CaError),
+    BackendTls(#[from] CertificateFileError),
     /// The sockets of the running process cannot be taken over.
     #[error(transparent)]
     Takeover(#[from] TakeoverError),

@@ -9,10 +9,10 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::config_manager::ConfigManager;
 use super::listen_addresses::{listen_addresses, wait_until_listening};
-use super::listeners::ListenerRuntime;
+use super::listeners::ListenerRuntimeHandle;
 use super::notify;
-use super::shutdown::exit_process;
-use super::upgrade::{ControlCommand, ControlSocket, Successor};
+use super::shutdown::close_recorder_and_exit;
+use super::upgrade::{ControlCommand, ControlSocket, SuccessorRole};
 use crate::config::Config;
 
 /// The task that completes the start.
@@ -20,24 +20,25 @@ pub(super) struct StartupTask {
     pub(super) config: Config,
     pub(super) config_manager: Arc<ConfigManager>,
     /// The connection to the predecessor, if this process takes over.
-    pub(super) successor: Option<Successor>,
+    pub(super) successor_role: Option<SuccessorRole>,
     /// Where the control socket sends its commands; `None` if this process cannot be upgraded.
-    pub(super) control_commands: Option<mpsc::Sender<ControlCommand>>,
-    pub(super) listener_runtimes: Vec<ListenerRuntime>,
+    pub(super) command_sender: Option<mpsc::Sender<ControlCommand>>,
+    pub(super) watched_runtime_handles: Vec<ListenerRuntimeHandle>,
 }
 
 impl StartupTask {
     /// Completes the start, then keeps the service manager informed for as long as the process serves.
     pub(super) async fn run(self, mut phases: broadcast::Receiver<ExecutionPhase>) {
         while !matches!(phases.recv().await, Ok(ExecutionPhase::Running) | Err(_)) {}
-        let Self { config, config_manager, successor, control_commands, listener_runtimes } = self;
+        let Self { config, config_manager, successor_role, command_sender, watched_runtime_handles } = self;
         // Pingora reports `Running` before its services listen.
         if let Err(error) = wait_until_listening(&config).await {
             error!("{error}");
-            exit_process(config_manager.process_state(), 1);
+            close_recorder_and_exit(config_manager.process_state(), 1);
         }
-        if let Some(commands) = control_commands {
-            let bound = ControlSocket::bind(&config.server.upgrade_socket_path, successor.is_some()).await;
+        if let Some(commands) = command_sender {
+            let bound =
+                ControlSocket::bind(&config.server.upgrade_socket_path, successor_role.is_some()).await;
             match bound {
                 Ok(socket) => drop(tokio::spawn(socket.run(commands))),
                 Err(error) => {
@@ -54,10 +55,13 @@ impl StartupTask {
         );
         // After `notify_ready`: the predecessor forwards a stop only for a short time from now on, so
         // the service manager has to know its new main process.
-        if let Some(successor) = successor {
+        if let Some(successor) = successor_role {
             successor.report_serving().await;
         }
-        tokio::spawn(notify::ping_watchdog(Arc::clone(config_manager.process_state()), listener_runtimes));
+        tokio::spawn(notify::ping_watchdog(
+            Arc::clone(config_manager.process_state()),
+            watched_runtime_handles,
+        ));
         notify::update_status_line(config_manager).await;
     }
 }

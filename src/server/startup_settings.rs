@@ -41,7 +41,7 @@ pub(super) fn config_keys_needing_upgrade(startup: &Config, reloaded: &Config) -
         (before.worker_threads != after.worker_threads, "threads"),
         (before.grace_period != after.grace_period, "grace_period"),
         (before.drain_delay != after.drain_delay, "drain_delay"),
-        (before.tcp_keepalive != after.tcp_keepalive, "tcp_keepalive"),
+        (before.tcp_keepalive_idle != after.tcp_keepalive_idle, "tcp_keepalive"),
         (before.upgrade_socket_path != after.upgrade_socket_path, "upgrade_socket"),
     ] {
         add_if(has_changed, format!("server.{key}"));
@@ -68,7 +68,7 @@ mod tests {
             "backends: [ {{ name: a, endpoint: 'http://127.0.0.1:1', credential: {{ api_key: k }} }} ]\n\
              clients: open\n{yaml}"
         );
-        config::parse_yaml(&text, Path::new("/"), &|_| None).unwrap().config
+        config::parse_and_check_yaml(&text, Path::new("/"), &|_| None).unwrap().config
     }
 
     #[test]

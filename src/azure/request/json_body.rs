@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::edit::BodyEdit;
 use super::model_field::ModelField;
 use super::operation::Operation;
-use super::prompt_parts::{PROMPT_KEYS, PromptParts};
+use super::prompt_parts::{PROMPT_KEYS, PromptPartRanges};
 use super::target::ApiStyle;
 use crate::azure::json;
 use crate::azure::json::subslice_range;
@@ -69,7 +69,7 @@ pub struct BodyFacts {
     /// Whether the object has no keys.
     pub is_empty_object: bool,
     /// Where the prompt is in the body.
-    pub prompt_parts: PromptParts,
+    pub prompt_part_ranges: PromptPartRanges,
 }
 
 const INSPECTED_KEYS: [&str; 6] =
@@ -94,11 +94,11 @@ impl BodyFacts {
         }
         let (stream_options, include_usage) = match options {
             _ if is_options_repeated => (StreamOptionsField::Malformed, None),
-            options => read_stream_options(body, options),
+            options => parse_stream_options(body, options),
         };
         let open_brace = body.iter().position(|b| *b == b'{').unwrap_or_default();
         Ok(Self {
-            model: read_model(body, model),
+            model: parse_model_value(body, model),
             wants_stream: stream == Some("true"),
             include_usage,
             stream_options,
@@ -106,7 +106,7 @@ impl BodyFacts {
             is_background: background == Some("true"),
             key_insertion_offset: open_brace + 1,
             is_empty_object: fields.is_empty_object,
-            prompt_parts: prompt,
+            prompt_part_ranges: prompt,
         })
     }
 
@@ -174,7 +174,7 @@ fn api_version_date(version: &str) -> Option<&str> {
     (is_date && matches!(rest, "" | "-preview")).then_some(date)
 }
 
-fn read_model(body: &[u8], raw: Option<&str>) -> ModelField {
+fn parse_model_value(body: &[u8], raw: Option<&str>) -> ModelField {
     let Some(raw) = raw.filter(|raw| *raw != "null") else { return ModelField::Absent };
     if !raw.starts_with('"') {
         return ModelField::NotString;
@@ -190,7 +190,7 @@ fn read_model(body: &[u8], raw: Option<&str>) -> ModelField {
     }
 }
 
-fn read_stream_options(body: &[u8], raw: Option<&str>) -> (StreamOptionsField, Option<bool>) {
+fn parse_stream_options(body: &[u8], raw: Option<&str>) -> (StreamOptionsField, Option<bool>) {
     let Some(raw) = raw else { return (StreamOptionsField::Absent, None) };
     let range = subslice_range(body, raw.as_bytes());
     match json::parse_fields(raw.as_bytes(), &["include_usage"]) {

@@ -22,7 +22,7 @@ const MAX_PART_HEAD_BYTES: usize = 16 * 1024;
 pub enum FormError {
     /// The boundary does not occur in the body.
     #[error("the form's boundary does not occur in the body")]
-    NoParts,
+    BoundaryNotFound,
     /// The body ends before the closing boundary.
     #[error("the form ends before its closing boundary")]
     Truncated,
@@ -88,20 +88,20 @@ impl FormFacts {
         };
         let needle = format!("--{boundary}");
         let delimiters = DelimiterFinder { finder: memmem::Finder::new(needle.as_bytes()), body };
-        let mut delimiter = delimiters.next_delimiter(0, true)?.ok_or(FormError::NoParts)?;
+        let mut delimiter = delimiters.next_delimiter(0, true)?.ok_or(FormError::BoundaryNotFound)?;
         let mut has_stream = false;
         for _ in 0..=MAX_FORM_PARTS {
             let Some(part_start) = delimiter.next_part_start else { return Ok(form) };
             let (head, content_start) = split_part_head(body, part_start)?;
             let next = delimiters.next_delimiter(content_start, false)?.ok_or(FormError::Truncated)?;
-            let content_range = content_start..next.content_end;
+            let content_range = content_start..next.preceding_content_end;
             if let Some((name, filename)) = parse_content_disposition(head)? {
                 let value = body.get(content_range.clone()).unwrap_or_default();
                 if name.eq_ignore_ascii_case("model") {
                     if form.model != ModelField::Absent {
                         return Err(FormError::DuplicateField("model"));
                     }
-                    form.model = read_model(value, &content_range);
+                    form.model = parse_model_value(value, &content_range);
                 } else if name.eq_ignore_ascii_case("stream") {
                     if std::mem::replace(&mut has_stream, true) {
                         return Err(FormError::DuplicateField("stream"));
@@ -142,7 +142,7 @@ pub fn boundary_parameter(content_type: &str) -> Option<Cow<'_, str>> {
     (is_valid_length && boundary.bytes().all(|b| (b' '..=b'~').contains(&b))).then_some(boundary)
 }
 
-fn read_model(value: &[u8], range: &Range<usize>) -> ModelField {
+fn parse_model_value(value: &[u8], range: &Range<usize>) -> ModelField {
     match std::str::from_utf8(value).map(DeploymentName::parse) {
         Ok(Ok(name)) => ModelField::Named { name, range: range.clone() },
         _ => ModelField::InvalidName,
@@ -153,7 +153,7 @@ fn read_model(value: &[u8], range: &Range<usize>) -> ModelField {
 struct DelimiterLine {
     /// Where the preceding content ends. The line break before the dashes belongs to the delimiter
     /// (RFC 2046, section 5.1.1).
-    content_end: usize,
+    preceding_content_end: usize,
     /// Where the next part begins; `None` for the closing delimiter.
     next_part_start: Option<usize>,
 }
@@ -182,9 +182,12 @@ impl DelimiterFinder<'_> {
             let needle_end = dashes + self.finder.needle().len();
             match (LineStart::classify(preceding, in_preamble), self.classify_line_end(needle_end)) {
                 (LineStart::Valid(line_break_len), LineEnd::Valid(next_part_start)) => {
-                    return Ok(Some(DelimiterLine { content_end: dashes - line_break_len, next_part_start }));
+                    return Ok(Some(DelimiterLine {
+                        preceding_content_end: dashes - line_break_len,
+                        next_part_start,
+                    }));
                 }
-                (LineStart::MidLine, _) | (_, LineEnd::OtherBoundary) => search_from = dashes + 1,
+                (LineStart::MidLine, _) | (_, LineEnd::LongerBoundary) => search_from = dashes + 1,
                 _ => return Err(FormError::AmbiguousBoundary),
             }
         }
@@ -200,7 +203,7 @@ impl DelimiterFinder<'_> {
             [] | [b'\r', b'\n', ..] if is_closing => LineEnd::Valid(None),
             [] | [b'\r' | b'\n', ..] => LineEnd::Ambiguous,
             _ if is_closing => LineEnd::Ambiguous,
-            _ => LineEnd::OtherBoundary,
+            _ => LineEnd::LongerBoundary,
         }
     }
 }
@@ -233,7 +236,7 @@ enum LineEnd {
     /// Something that a lenient parser would accept.
     Ambiguous,
     /// The rest of a longer boundary.
-    OtherBoundary,
+    LongerBoundary,
 }
 
 /// A part's headers, and where its content begins.
@@ -407,8 +410,8 @@ mod tests {
     fn malformed_and_ambiguous_forms_are_rejected() {
         let model = disposition_of("model");
         let rows = [
-            (String::new(), FormError::NoParts),
-            ("--Bx\r\n".into(), FormError::NoParts),
+            (String::new(), FormError::BoundaryNotFound),
+            ("--Bx\r\n".into(), FormError::BoundaryNotFound),
             ("--B\r\n".into(), FormError::Truncated),
             ("--B".into(), FormError::AmbiguousBoundary),
             ("--B\n".into(), FormError::AmbiguousBoundary),

@@ -208,17 +208,17 @@ pub(in crate::azure) enum SegmentKind {
 pub(in crate::azure) struct PathMatcher {
     row: Option<&'static PathRow>,
     /// One bit for each shape of the row that matches so far.
-    matching_shapes: u32,
+    matching_shape_bits: u32,
     segments_seen: usize,
 }
 
 impl PathMatcher {
     pub(in crate::azure) fn new() -> Self {
-        Self { row: None, matching_shapes: u32::MAX, segments_seen: 0 }
+        Self { row: None, matching_shape_bits: u32::MAX, segments_seen: 0 }
     }
 
     /// Classifies the next segment.
-    pub(in crate::azure) fn classify_segment(&mut self, segment: &str) -> SegmentKind {
+    pub(in crate::azure) fn classify_next_segment(&mut self, segment: &str) -> SegmentKind {
         let index = self.segments_seen;
         self.segments_seen += 1;
         if index == 0 {
@@ -227,7 +227,9 @@ impl PathMatcher {
         }
         let Some((_, _, shapes)) = self.row else { return SegmentKind::Unknown };
         let (mut keyword_bits, mut id_bits, mut kind) = (0_u32, 0_u32, SegmentKind::Unknown);
-        for (bit, shape) in shapes.iter().enumerate().filter(|(n, _)| self.matching_shapes & (1 << n) != 0) {
+        for (bit, shape) in
+            shapes.iter().enumerate().filter(|(n, _)| self.matching_shape_bits & (1 << n) != 0)
+        {
             match shape.get(index - 1) {
                 Some(&ANY_ID) => id_bits |= 1 << bit,
                 Some(word) if word.eq_ignore_ascii_case(segment) => {
@@ -238,7 +240,7 @@ impl PathMatcher {
             }
         }
         // A keyword wins over an id: `/responses/compact` is not the response with the id `compact`.
-        self.matching_shapes = if keyword_bits == 0 { id_bits } else { keyword_bits };
+        self.matching_shape_bits = if keyword_bits == 0 { id_bits } else { keyword_bits };
         if keyword_bits == 0 && id_bits != 0 { SegmentKind::Id } else { kind }
     }
 
@@ -246,7 +248,7 @@ impl PathMatcher {
     pub(in crate::azure) fn operation(&self) -> Operation {
         match self.row {
             // `/chat` and `/extensions` are operations only if `completions` follows.
-            Some((_, Operation::Chat, _)) if self.segments_seen < 2 || self.matching_shapes == 0 => {
+            Some((_, Operation::Chat, _)) if self.segments_seen < 2 || self.matching_shape_bits == 0 => {
                 Operation::Other
             }
             Some((_, operation, _)) => *operation,
@@ -261,7 +263,7 @@ mod tests {
 
     fn match_path(path: &str) -> (Operation, Vec<SegmentKind>) {
         let mut matcher = PathMatcher::new();
-        let segments = path.split('/').map(|s| matcher.classify_segment(s)).collect();
+        let segments = path.split('/').map(|s| matcher.classify_next_segment(s)).collect();
         (matcher.operation(), segments)
     }
 

@@ -4,14 +4,14 @@
 use std::ops::Range;
 
 use super::multipart::{FormFacts, FormTextField};
-use super::prompt_parts::{PROMPT_KEYS, PromptParts};
-use crate::azure::binary_data::{parse_data_url, summarise_binary_data};
+use super::prompt_parts::{PROMPT_KEYS, PromptPartRanges};
+use crate::azure::binary_data::{parse_data_url, replace_binary_data};
 use crate::azure::json;
 
 /// The prompt of a JSON body: `messages`, else `input` (with `instructions`: an object of both), else
 /// `prompt`. A string is returned without its quotes. `parts` saves a search, if it is known from
 /// parsing the body.
-pub fn prompt_text(body: &[u8], parts: Option<&PromptParts>) -> Option<String> {
+pub fn prompt_text(body: &[u8], parts: Option<&PromptPartRanges>) -> Option<String> {
     let text_at = |range: Range<usize>| std::str::from_utf8(body.get(range)?).ok();
     let values = match parts {
         Some(ranges) if ranges.iter().any(Option::is_some) => {
@@ -21,12 +21,12 @@ pub fn prompt_text(body: &[u8], parts: Option<&PromptParts>) -> Option<String> {
     };
     let [messages, input, instructions, prompt] = values.map(|raw| raw.filter(|raw| *raw != "null"));
     match (messages, input, instructions, prompt) {
-        (Some(messages), ..) => Some(summarise_binary_data(messages)),
+        (Some(messages), ..) => Some(replace_binary_data(messages)),
         (_, input, Some(instructions), _) => {
-            let mut out = format!("{{\"instructions\":{}", summarise_binary_data(instructions));
+            let mut out = format!("{{\"instructions\":{}", replace_binary_data(instructions));
             if let Some(input) = input {
                 out.push_str(",\"input\":");
-                out.push_str(&summarise_binary_data(input));
+                out.push_str(&replace_binary_data(input));
             }
             out.push('}');
             Some(out)
@@ -65,7 +65,7 @@ pub fn form_text_as_json(body: &[u8], form: &FormFacts) -> Option<String> {
 fn text_or_json(raw: &str) -> String {
     match json::decode_string(raw) {
         Some(text) if parse_data_url(&text).is_none() => text.into_owned(),
-        _ => summarise_binary_data(raw),
+        _ => replace_binary_data(raw),
     }
 }
 
@@ -79,7 +79,7 @@ mod tests {
         let body = body.as_bytes();
         let text = prompt_text(body, None);
         if let Ok(facts) = BodyFacts::parse(body) {
-            assert_eq!(prompt_text(body, Some(&facts.prompt_parts)), text);
+            assert_eq!(prompt_text(body, Some(&facts.prompt_part_ranges)), text);
         }
         text
     }

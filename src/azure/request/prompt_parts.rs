@@ -6,4 +6,4 @@ use std::ops::Range;
 pub(in crate::azure) const PROMPT_KEYS: [&str; 4] = ["messages", "input", "instructions", "prompt"];
 
 /// The byte ranges of the values of [`PROMPT_KEYS`], in the same order; `None` for an absent key.
-pub type PromptParts = [Option<Range<usize>>; 4];
+pub type PromptPartRanges = [Option<Range<usize>>; 4];

@@ -27,7 +27,7 @@ impl fmt::Debug for QueryCredential {
 
 /// The keys of a query that matter for routing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::azure) enum QueryKey {
+pub(in crate::azure) enum QueryKeyKind {
     ApiVersion,
     Deployment,
     Model,
@@ -36,17 +36,18 @@ pub(in crate::azure) enum QueryKey {
 
 #[derive(Clone, Debug)]
 struct QueryPair {
-    key: QueryKey,
-    /// The whole `key=value`, within `QueryString::raw`.
+    key: QueryKeyKind,
+    /// The whole `key=value`, within `QueryString::forwarded_pairs_text`.
     pair_range: Range<usize>,
-    /// The value, within `QueryString::raw`. Without a `=` it is empty, at the end of `pair_range`.
+    /// The value, within `QueryString::forwarded_pairs_text`. Without a `=` it is empty, at the end of
+    /// `pair_range`.
     value_range: Range<usize>,
 }
 
 /// A parsed query string. Credentials are kept apart from the pairs that are forwarded.
 #[derive(Clone, Debug, Default)]
 pub struct QueryString {
-    raw: String,
+    forwarded_pairs_text: String,
     pairs: Vec<QueryPair>,
     credentials: Vec<QueryCredential>,
 }
@@ -68,13 +69,13 @@ impl QueryString {
                 continue;
             }
             let key_kind = match () {
-                () if key_is("api-version") => QueryKey::ApiVersion,
-                () if key_is("deployment") => QueryKey::Deployment,
-                () if key_is("model") => QueryKey::Model,
-                () => QueryKey::Other,
+                () if key_is("api-version") => QueryKeyKind::ApiVersion,
+                () if key_is("deployment") => QueryKeyKind::Deployment,
+                () if key_is("model") => QueryKeyKind::Model,
+                () => QueryKeyKind::Other,
             };
             // Of two values, another server could use the other one.
-            if let Some(unique_name) = key_kind.name()
+            if let Some(unique_name) = key_kind.unique_key_name()
                 && query.pairs.iter().any(|pair| pair.key == key_kind)
             {
                 return Err(TargetError::DuplicateQueryKey(unique_name));
@@ -84,13 +85,13 @@ impl QueryString {
         Ok(query)
     }
 
-    fn push_pair(&mut self, key: QueryKey, pair: &str, value_offset: usize) {
-        if self.raw.capacity() == 0 {
-            self.raw.reserve(pair.len().max(64));
+    fn push_pair(&mut self, key: QueryKeyKind, pair: &str, value_offset: usize) {
+        if self.forwarded_pairs_text.capacity() == 0 {
+            self.forwarded_pairs_text.reserve(pair.len().max(64));
         }
-        let start = self.raw.len();
-        self.raw.push_str(pair);
-        let end = self.raw.len();
+        let start = self.forwarded_pairs_text.len();
+        self.forwarded_pairs_text.push_str(pair);
+        let end = self.forwarded_pairs_text.len();
         self.pairs.push(QueryPair { key, pair_range: start..end, value_range: start + value_offset..end });
     }
 
@@ -100,25 +101,27 @@ impl QueryString {
     }
 
     /// The percent-decoded value of a key.
-    pub(in crate::azure) fn value(&self, key: QueryKey) -> Option<Cow<'_, str>> {
+    pub(in crate::azure) fn value(&self, key: QueryKeyKind) -> Option<Cow<'_, str>> {
         let pair = self.pairs.iter().find(|pair| pair.key == key)?;
-        percent_decode(self.raw.get(pair.value_range.clone())?).ok()
+        percent_decode(self.forwarded_pairs_text.get(pair.value_range.clone())?).ok()
     }
 
     /// The pairs to forward: the key and the raw `key=value` text.
-    pub(in crate::azure) fn pairs(&self) -> impl Iterator<Item = (QueryKey, &str)> {
-        self.pairs.iter().filter_map(|pair| Some((pair.key, self.raw.get(pair.pair_range.clone())?)))
+    pub(in crate::azure) fn forwarded_pairs(&self) -> impl Iterator<Item = (QueryKeyKind, &str)> {
+        self.pairs
+            .iter()
+            .filter_map(|pair| Some((pair.key, self.forwarded_pairs_text.get(pair.pair_range.clone())?)))
     }
 
     /// The length of all pairs with their separators.
     pub(in crate::azure) fn encoded_len(&self) -> usize {
-        self.raw.len() + self.pairs.len()
+        self.forwarded_pairs_text.len() + self.pairs.len()
     }
 }
 
-impl QueryKey {
+impl QueryKeyKind {
     /// The name of a key that may appear only once.
-    fn name(self) -> Option<&'static str> {
+    fn unique_key_name(self) -> Option<&'static str> {
         match self {
             Self::ApiVersion => Some("api-version"),
             Self::Deployment => Some("deployment"),

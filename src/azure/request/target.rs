@@ -9,7 +9,7 @@ use http::Method;
 
 use super::operation::{Operation, PathMatcher, SegmentKind};
 use super::percent::{decode_hex_pair, is_unreserved, push_percent_encoded};
-use super::query::{QueryKey, QueryString};
+use super::query::{QueryKeyKind, QueryString};
 use super::target_error::TargetError;
 use crate::names::DeploymentName;
 
@@ -60,7 +60,7 @@ pub struct RequestTarget {
     /// Whether the path contains the id of an object, such as a file or a response.
     pub has_object_id: bool,
     /// Where the deployment is in `path`; `None` if it came from the query.
-    deployment_range: Option<Range<usize>>,
+    deployment_range_in_path: Option<Range<usize>>,
     /// Whether the path begins with `/openai`.
     is_under_openai: bool,
 }
@@ -114,7 +114,7 @@ impl RequestTarget {
 
     /// The client's `api-version`, if it is present and not empty.
     pub fn client_api_version(&self) -> Option<Cow<'_, str>> {
-        self.query.value(QueryKey::ApiVersion).filter(|version| !version.is_empty())
+        self.query.value(QueryKeyKind::ApiVersion).filter(|version| !version.is_empty())
     }
 
     /// The `api-version` to send upstream. On a classic path: the backend's, else the client's, else
@@ -145,26 +145,28 @@ impl RequestTarget {
     ) -> String {
         let new_name = upstream_deployment.map(DeploymentName::as_str);
         let mut out = String::with_capacity(self.path.len() + self.query.encoded_len() + 96);
-        match (self.deployment_range.as_ref().and_then(|range| self.path_around_deployment(range)), new_name)
-        {
+        match (
+            self.deployment_range_in_path.as_ref().and_then(|range| self.path_around_deployment(range)),
+            new_name,
+        ) {
             (Some((before, after)), Some(name)) => out.extend([before, name, after]),
             _ => out.push_str(&self.path),
         }
-        let is_deployment_in_query = self.deployment.is_some() && self.deployment_range.is_none();
+        let is_deployment_in_query = self.deployment.is_some() && self.deployment_range_in_path.is_none();
         let version = self.upstream_api_version(backend_api_version, default_api_version);
         let mut has_version = false;
-        for (key, pair) in self.query.pairs() {
+        for (key, pair) in self.query.forwarded_pairs() {
             match key {
-                QueryKey::ApiVersion if version.is_none() => {}
-                QueryKey::ApiVersion if self.client_api_version() == version => {
+                QueryKeyKind::ApiVersion if version.is_none() => {}
+                QueryKeyKind::ApiVersion if self.client_api_version() == version => {
                     has_version = true;
                     push_query_pair(&mut out, &[pair]);
                 }
-                QueryKey::ApiVersion => {
+                QueryKeyKind::ApiVersion => {
                     has_version = true;
                     push_api_version(&mut out, version.as_deref());
                 }
-                QueryKey::Deployment | QueryKey::Model if is_deployment_in_query => {
+                QueryKeyKind::Deployment | QueryKeyKind::Model if is_deployment_in_query => {
                     let key = pair.split('=').next().unwrap_or_default();
                     let name = new_name.or(self.deployment.as_ref().map(DeploymentName::as_str));
                     push_query_pair(&mut out, &[key, "=", name.unwrap_or_default()]);
@@ -211,7 +213,7 @@ fn deployment_from_query(query: &QueryString) -> Result<Option<DeploymentName>, 
         Some(name) => DeploymentName::parse(&name).map(Some).map_err(|_| TargetError::InvalidDeploymentName),
         None => Ok(None),
     };
-    match (deployment_under(QueryKey::Deployment)?, deployment_under(QueryKey::Model)?) {
+    match (deployment_under(QueryKeyKind::Deployment)?, deployment_under(QueryKeyKind::Model)?) {
         (Some(one), Some(other)) if one != other => Err(TargetError::ConflictingDeployments),
         (one, other) => Ok(one.or(other)),
     }
@@ -248,7 +250,7 @@ fn parse_path(raw: &str) -> Result<RequestTarget, TargetError> {
         deployment: None,
         query: QueryString::default(),
         has_object_id: false,
-        deployment_range: None,
+        deployment_range_in_path: None,
         is_under_openai: false,
     };
     let (mut matcher, mut position) = (PathMatcher::new(), PathPosition::Start);
@@ -284,13 +286,13 @@ fn parse_path(raw: &str) -> Result<RequestTarget, TargetError> {
                 let name =
                     DeploymentName::parse(normalised).map_err(|_| TargetError::InvalidDeploymentName)?;
                 target.deployment = Some(name);
-                target.deployment_range = Some(start..target.path.len());
+                target.deployment_range_in_path = Some(start..target.path.len());
                 position = PathPosition::InOperation;
                 None
             }
             PathPosition::AfterOpenai | PathPosition::InOperation => {
                 position = PathPosition::InOperation;
-                match matcher.classify_segment(normalised) {
+                match matcher.classify_next_segment(normalised) {
                     SegmentKind::Keyword(keyword) => Some(keyword),
                     SegmentKind::Id => {
                         target.has_object_id = true;

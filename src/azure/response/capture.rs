@@ -5,7 +5,7 @@ use super::captured_text::{CapturedChoices, TextBudget, truncate_label};
 use super::sse::SseEvent;
 use super::usage::TokenUsage;
 use super::verdict::ErrorBody;
-use crate::azure::binary_data::summarise_binary_data;
+use crate::azure::binary_data::replace_binary_data;
 use crate::azure::json;
 use crate::azure::json::JsonCursor;
 use crate::azure::request::operation::Operation;
@@ -23,7 +23,7 @@ pub struct ResponseCapture {
     /// Whether `usage` is an estimate instead.
     pub is_usage_estimated: bool,
     /// Whether the response has its end: `[DONE]`, a final event, or complete JSON.
-    pub has_ended_properly: bool,
+    pub is_response_complete: bool,
     /// The code of the error that the response ended with.
     pub error_code: Option<String>,
     operation: Operation,
@@ -39,7 +39,7 @@ impl ResponseCapture {
             finish_reason: None,
             usage: None,
             is_usage_estimated: false,
-            has_ended_properly: false,
+            is_response_complete: false,
             error_code: None,
             operation,
             text_budget: TextBudget::new(limit),
@@ -54,47 +54,49 @@ impl ResponseCapture {
         }
         let Ok(data) = std::str::from_utf8(event.data) else { return };
         if data.trim_ascii() == "[DONE]" {
-            self.has_ended_properly = true;
+            self.is_response_complete = true;
         } else if self.operation == Operation::Responses {
-            self.read_responses_event(event.name, data);
+            self.read_responses_api_event(event.name, data);
         } else if !data.is_empty() {
-            self.read_chunk(data);
+            self.read_completion_or_chunk(data);
         }
     }
 
-    /// Takes a JSON body. If it is incomplete, `has_ended_properly` stays `false`.
+    /// Takes a JSON body. If it is incomplete, `is_response_complete` stays `false`.
     pub fn capture_json_body(&mut self, body: &[u8]) {
         let Ok(body) = std::str::from_utf8(body) else { return };
         let is_response = || {
             let [object, output, status] = json::find_fields(body, &["object", "output", "status"]);
             output.is_some() || status.is_some() || object == Some("\"response\"")
         };
-        self.has_ended_properly |= if self.operation == Operation::Responses && is_response() {
-            self.read_response_object(body);
+        self.is_response_complete |= if self.operation == Operation::Responses && is_response() {
+            self.read_responses_api_object(body);
             let mut cursor = JsonCursor::new(body);
-            cursor.walk_object(|_, _| {}) && cursor.is_at_end()
+            cursor.walk_object(|_, _| {}) && cursor.has_only_whitespace_left()
         } else {
-            self.read_chunk(body)
+            self.read_completion_or_chunk(body)
         };
         if self.operation == Operation::Images {
-            self.capture_images(body);
+            self.capture_image_summaries(body);
         }
     }
 
     /// Captures the size and hash of generated images.
-    fn capture_images(&mut self, body: &str) {
+    fn capture_image_summaries(&mut self, body: &str) {
         if self.text_budget.limit_bytes() > 0
             && let [Some(data)] = json::find_fields(body, &["data"])
         {
-            self.text_budget
-                .append_within_limit(&mut self.choices.choice_mut(0).content, &summarise_binary_data(data));
+            self.text_budget.append_within_limit(
+                &mut self.choices.get_or_insert_choice(0).content,
+                &replace_binary_data(data),
+            );
         }
     }
 
     /// Takes a text body. Transcriptions can have one (`response_format` `text`, `srt` or `vtt`).
     pub fn capture_text_body(&mut self, body: &str) {
-        self.text_budget.append_within_limit(&mut self.choices.choice_mut(0).content, body);
-        self.has_ended_properly = true;
+        self.text_budget.append_within_limit(&mut self.choices.get_or_insert_choice(0).content, body);
+        self.is_response_complete = true;
     }
 
     /// The text, the tool calls as JSON, or the refusal. Several choices become a JSON array. `None` if
@@ -104,17 +106,17 @@ impl ResponseCapture {
     }
 
     /// Whether text is missing because of the limit.
-    pub fn is_truncated(&self) -> bool {
-        self.text_budget.is_truncated() || self.choices.is_longer_than(self.text_budget.limit_bytes())
+    pub fn is_text_truncated(&self) -> bool {
+        self.text_budget.is_truncated() || self.choices.is_text_longer_than(self.text_budget.limit_bytes())
     }
 
     /// Records that text is missing for another reason.
-    pub(in crate::azure) fn mark_truncated(&mut self) {
+    pub(in crate::azure) fn mark_text_truncated(&mut self) {
         self.text_budget.mark_truncated();
     }
 
     /// The number of bytes of captured text.
-    pub fn captured_byte_count(&self) -> usize {
+    pub fn captured_text_byte_count(&self) -> usize {
         self.text_budget.used_bytes()
     }
 
@@ -130,7 +132,7 @@ impl ResponseCapture {
     }
 
     /// Reads a chunk or body of any API but Responses. Returns whether it is a complete object.
-    fn read_chunk(&mut self, data: &str) -> bool {
+    fn read_completion_or_chunk(&mut self, data: &str) -> bool {
         let (mut error, mut event_type, mut text, mut delta) = (None, None, None, None);
         let mut cursor = JsonCursor::new(data);
         let is_object = cursor.walk_object(|key, cursor| match key {
@@ -146,27 +148,28 @@ impl ResponseCapture {
         let event_type = event_type.and_then(json::decode_string);
         match event_type.as_deref() {
             Some("transcript.text.delta") => {
-                if let Some(delta) = json::non_empty_string(delta) {
-                    self.text_budget.append_within_limit(&mut self.choices.choice_mut(0).content, &delta);
+                if let Some(delta) = json::decode_non_empty_string(delta) {
+                    self.text_budget
+                        .append_within_limit(&mut self.choices.get_or_insert_choice(0).content, &delta);
                 }
             }
             Some(event_type) if event_type.ends_with(".done") || event_type.ends_with(".completed") => {
-                self.has_ended_properly = true;
+                self.is_response_complete = true;
                 self.append_text_unless_streamed(text);
             }
-            Some("error") => self.note_error(data),
-            _ if error.is_some_and(|raw| raw != "null") => self.note_error(data),
+            Some("error") => self.note_error_code(data),
+            _ if error.is_some_and(|raw| raw != "null") => self.note_error_code(data),
             _ => self.append_text_unless_streamed(text),
         }
-        is_object && cursor.is_at_end()
+        is_object && cursor.has_only_whitespace_left()
     }
 
     /// Adds a complete text, unless its parts have been streamed before.
     fn append_text_unless_streamed(&mut self, text: Option<&str>) {
-        if let Some(text) = json::non_empty_string(text)
+        if let Some(text) = json::decode_non_empty_string(text)
             && self.choices.is_empty()
         {
-            self.text_budget.append_within_limit(&mut self.choices.choice_mut(0).content, &text);
+            self.text_budget.append_within_limit(&mut self.choices.get_or_insert_choice(0).content, &text);
         }
     }
 
@@ -185,14 +188,15 @@ impl ResponseCapture {
             return;
         }
         if self.finish_reason.is_none() {
-            self.finish_reason = json::non_empty_string(finish).map(|reason| truncate_label(&reason));
+            self.finish_reason = json::decode_non_empty_string(finish).map(|reason| truncate_label(&reason));
         }
         if self.text_budget.limit_bytes() == 0 {
             return;
         }
         let index = index.and_then(|raw| raw.parse().ok()).unwrap_or(0);
-        if let Some(text) = json::non_empty_string(text) {
-            self.text_budget.append_within_limit(&mut self.choices.choice_mut(index).content, &text);
+        if let Some(text) = json::decode_non_empty_string(text) {
+            self.text_budget
+                .append_within_limit(&mut self.choices.get_or_insert_choice(index).content, &text);
         }
         let Some(message_or_delta) = delta.or(message) else { return };
         let [content, refusal, tool_calls, function, audio] = json::find_fields(
@@ -200,45 +204,48 @@ impl ResponseCapture {
             &["content", "refusal", "tool_calls", "function_call", "audio"],
         );
         let transcript = audio.and_then(|raw| json::find_fields(raw, &["transcript"])[0]);
-        for text in
-            [json::non_empty_string(content), json::non_empty_string(transcript)].into_iter().flatten()
+        for text in [json::decode_non_empty_string(content), json::decode_non_empty_string(transcript)]
+            .into_iter()
+            .flatten()
         {
-            self.text_budget.append_within_limit(&mut self.choices.choice_mut(index).content, &text);
+            self.text_budget
+                .append_within_limit(&mut self.choices.get_or_insert_choice(index).content, &text);
         }
-        if let Some(refusal) = json::non_empty_string(refusal) {
-            self.text_budget.append_within_limit(&mut self.choices.choice_mut(index).refusal, &refusal);
+        if let Some(refusal) = json::decode_non_empty_string(refusal) {
+            self.text_budget
+                .append_within_limit(&mut self.choices.get_or_insert_choice(index).refusal, &refusal);
         }
         if let Some(tool_calls) = tool_calls {
             let mut position = 0;
-            json::for_each_item(tool_calls, |tool| {
+            json::for_each_array_item(tool_calls, |tool| {
                 let [tool_index, id, function, custom] =
                     json::find_fields(tool, &["index", "id", "function", "custom"]);
                 let tool_index = tool_index.and_then(|raw| raw.parse().ok()).unwrap_or(position);
-                self.append_tool_call(index, tool_index, id, function.or(custom).unwrap_or_default());
+                self.append_to_tool_call(index, tool_index, id, function.or(custom).unwrap_or_default());
                 position += 1;
             });
         }
         if let Some(function) = function.filter(|raw| *raw != "null") {
-            self.append_tool_call(index, 0, None, function);
+            self.append_to_tool_call(index, 0, None, function);
         }
     }
 
-    fn append_tool_call(&mut self, choice: u64, index: u64, id: Option<&str>, function: &str) {
+    fn append_to_tool_call(&mut self, choice: u64, index: u64, id: Option<&str>, function: &str) {
         let [name, arguments, input] = json::find_fields(function, &["name", "arguments", "input"]);
-        let tool_call = self.choices.choice_mut(choice).tool_call_mut(index);
+        let tool_call = self.choices.get_or_insert_choice(choice).get_or_insert_tool_call(index);
         let updates = [
             (&mut tool_call.id, id),
             (&mut tool_call.name, name),
             (&mut tool_call.arguments, arguments.or(input)),
         ];
         for (target, text) in updates {
-            if let Some(text) = json::non_empty_string(text) {
+            if let Some(text) = json::decode_non_empty_string(text) {
                 self.text_budget.append_within_limit(target, &text);
             }
         }
     }
 
-    fn read_responses_event(&mut self, event_name: &[u8], data: &str) {
+    fn read_responses_api_event(&mut self, event_name: &[u8], data: &str) {
         let keys = ["type", "response", "delta", "item", "output_index", "content_index", "error"];
         let [event_type, response, delta, item, output_index, content_index, error] =
             json::find_fields(data, &keys);
@@ -248,36 +255,40 @@ impl ResponseCapture {
         let event_type = event_type.and_then(json::decode_string).unwrap_or(event_name.into());
         match &*event_type {
             "response.completed" | "response.incomplete" | "response.done" => {
-                self.has_ended_properly = true;
+                self.is_response_complete = true;
                 if let Some(response) = response {
-                    self.read_response_object(response);
+                    self.read_responses_api_object(response);
                 }
             }
             "response.failed" | "error" => {
-                self.has_ended_properly = true;
+                self.is_response_complete = true;
                 if let Some(response) = response {
-                    self.read_response_object(response);
+                    self.read_responses_api_object(response);
                 }
-                self.note_error(data);
+                self.note_error_code(data);
             }
             "response.created" if self.model.is_none() => {
                 self.note_model(response.and_then(|raw| json::find_fields(raw, &["model"])[0]));
             }
             _ if self.text_budget.limit_bytes() == 0 => {}
             "response.output_text.delta" | "response.refusal.delta" => {
-                let Some(delta) = json::non_empty_string(delta) else { return };
-                let choice = self.choices.choice_mut(0);
+                let Some(delta) = json::decode_non_empty_string(delta) else { return };
+                let choice = self.choices.get_or_insert_choice(0);
                 let target = if &*event_type == "response.refusal.delta" {
                     &mut choice.refusal
                 } else {
-                    choice.content_of_part((output_index, content_index), &mut self.text_budget)
+                    choice.switch_to_part((output_index, content_index), &mut self.text_budget)
                 };
                 self.text_budget.append_within_limit(target, &delta);
             }
             "response.function_call_arguments.delta" | "response.custom_tool_call_input.delta" => {
-                if let Some(delta) = json::non_empty_string(delta) {
+                if let Some(delta) = json::decode_non_empty_string(delta) {
                     self.text_budget.append_within_limit(
-                        &mut self.choices.choice_mut(0).tool_call_mut(output_index).arguments,
+                        &mut self
+                            .choices
+                            .get_or_insert_choice(0)
+                            .get_or_insert_tool_call(output_index)
+                            .arguments,
                         &delta,
                     );
                 }
@@ -287,13 +298,13 @@ impl ResponseCapture {
                     self.read_tool_call_item(output_index, item);
                 }
             }
-            _ if error.is_some_and(|raw| raw != "null") => self.note_error(data),
+            _ if error.is_some_and(|raw| raw != "null") => self.note_error_code(data),
             _ => {}
         }
     }
 
     /// Reads a complete response object, from a body or from the final event of a stream.
-    fn read_response_object(&mut self, response: &str) {
+    fn read_responses_api_object(&mut self, response: &str) {
         let [model, usage, status, details, error, output] = json::find_fields(
             response,
             &["model", "usage", "status", "incomplete_details", "error", "output"],
@@ -301,18 +312,20 @@ impl ResponseCapture {
         self.note_model(model);
         self.note_usage(usage);
         let reason = details.and_then(|raw| json::find_fields(raw, &["reason"])[0]);
-        if let Some(reason) = json::non_empty_string(reason).or_else(|| json::non_empty_string(status)) {
+        if let Some(reason) =
+            json::decode_non_empty_string(reason).or_else(|| json::decode_non_empty_string(status))
+        {
             self.finish_reason = Some(truncate_label(&reason));
         }
         if error.is_some_and(|raw| raw != "null") || status == Some("\"failed\"") {
-            self.note_error(response);
+            self.note_error_code(response);
         }
         if self.text_budget.limit_bytes() > 0
             && self.choices.is_empty()
             && let Some(output) = output
         {
             let mut index = 0;
-            json::for_each_item(output, |item| {
+            json::for_each_array_item(output, |item| {
                 self.read_output_item(index, item);
                 index += 1;
             });
@@ -323,15 +336,16 @@ impl ResponseCapture {
         let [content] = json::find_fields(item, &["content"]);
         let mut content_index = 0;
         let is_message = json::find_fields(item, &["type"]) == [Some("\"message\"")];
-        json::for_each_item(content.filter(|_| is_message).unwrap_or_default(), |part| {
+        json::for_each_array_item(content.filter(|_| is_message).unwrap_or_default(), |part| {
             let [text, refusal] = json::find_fields(part, &["text", "refusal"]);
-            let choice = self.choices.choice_mut(0);
-            if let Some(text) = json::non_empty_string(text) {
-                let target = choice.content_of_part((output_index, content_index), &mut self.text_budget);
+            let choice = self.choices.get_or_insert_choice(0);
+            if let Some(text) = json::decode_non_empty_string(text) {
+                let target = choice.switch_to_part((output_index, content_index), &mut self.text_budget);
                 self.text_budget.append_within_limit(target, &text);
             }
-            if let Some(refusal) = json::non_empty_string(refusal) {
-                self.text_budget.append_within_limit(&mut self.choices.choice_mut(0).refusal, &refusal);
+            if let Some(refusal) = json::decode_non_empty_string(refusal) {
+                self.text_budget
+                    .append_within_limit(&mut self.choices.get_or_insert_choice(0).refusal, &refusal);
             }
             content_index += 1;
         });
@@ -346,14 +360,14 @@ impl ResponseCapture {
         if !matches!(item_type, Some("\"function_call\"" | "\"custom_tool_call\"")) {
             return;
         }
-        let tool_call = self.choices.choice_mut(0).tool_call_mut(output_index);
+        let tool_call = self.choices.get_or_insert_choice(0).get_or_insert_tool_call(output_index);
         let updates = [
             (&mut tool_call.id, id),
             (&mut tool_call.name, name),
             (&mut tool_call.arguments, arguments.or(input)),
         ];
         for (target, text) in updates {
-            if let Some(text) = json::non_empty_string(text)
+            if let Some(text) = json::decode_non_empty_string(text)
                 && target.is_empty()
             {
                 self.text_budget.append_within_limit(target, &text);
@@ -364,9 +378,9 @@ impl ResponseCapture {
     fn note_oversized_event(&mut self, event: &SseEvent<'_>) {
         self.text_budget.mark_truncated();
         match event.name {
-            b"response.completed" | b"response.incomplete" => self.has_ended_properly = true,
+            b"response.completed" | b"response.incomplete" => self.is_response_complete = true,
             b"response.failed" | b"error" => {
-                self.has_ended_properly = true;
+                self.is_response_complete = true;
                 self.error_code.get_or_insert_with(|| "error".to_owned());
             }
             // These events only echo the request, so no text of the response is missing.
@@ -377,7 +391,7 @@ impl ResponseCapture {
         }
     }
 
-    fn note_error(&mut self, data: &str) {
+    fn note_error_code(&mut self, data: &str) {
         let error = ErrorBody::parse(data.as_bytes());
         let code = error.code.or(error.error_type).map(|code| truncate_label(&code));
         match (&self.error_code, code) {
@@ -386,12 +400,12 @@ impl ResponseCapture {
             _ => {}
         }
         if self.operation == Operation::Responses {
-            self.has_ended_properly = true;
+            self.is_response_complete = true;
         }
     }
 
     pub(in crate::azure) fn note_model(&mut self, raw: Option<&str>) {
-        if let Some(model) = json::non_empty_string(raw)
+        if let Some(model) = json::decode_non_empty_string(raw)
             && self.model.as_deref() != Some(&*model)
         {
             self.model = Some(truncate_label(&model));

@@ -42,19 +42,19 @@ fn a_chat_stream_is_captured() {
     assert_eq!((capture.model.as_deref(), capture.finish_reason.as_deref()), (Some("gpt-5"), Some("stop")));
     assert_eq!(capture.usage.and_then(|usage| usage.total), Some(3));
     assert_eq!(
-        (capture.has_ended_properly, capture.error_code.as_deref(), capture.is_truncated()),
+        (capture.is_response_complete, capture.error_code.as_deref(), capture.is_text_truncated()),
         (true, None, false)
     );
     let unfinished = capture_stream(Operation::Chat, &CHAT_EVENTS[..4]);
-    assert_eq!((unfinished.has_ended_properly, unfinished.finish_reason), (false, None));
+    assert_eq!((unfinished.is_response_complete, unfinished.finish_reason), (false, None));
 }
 
 #[test]
 fn text_is_truncated_at_a_character_boundary() {
     let capture = capture_stream_with(Operation::Chat, 2, CHAT_EVENTS, 1);
-    assert_eq!((capture.completion_text().as_deref(), capture.is_truncated()), (Some("H"), true));
+    assert_eq!((capture.completion_text().as_deref(), capture.is_text_truncated()), (Some("H"), true));
     let silent = capture_stream_with(Operation::Chat, 0, CHAT_EVENTS, 1);
-    assert_eq!((silent.completion_text(), silent.is_truncated()), (None, false));
+    assert_eq!((silent.completion_text(), silent.is_text_truncated()), (None, false));
     assert_eq!(silent.finish_reason.as_deref(), Some("stop"));
 }
 
@@ -119,19 +119,22 @@ fn responses_api_output_is_captured_streamed_or_not() {
             (Some("dep"), Some("completed"))
         );
         assert_eq!(
-            (capture.has_ended_properly, capture.usage.and_then(|usage| usage.input)),
+            (capture.is_response_complete, capture.usage.and_then(|usage| usage.input)),
             (true, Some(11))
         );
     }
     let unfinished = capture_stream(Operation::Responses, &events);
-    assert_eq!((unfinished.has_ended_properly, unfinished.has_text()), (false, true));
+    assert_eq!((unfinished.is_response_complete, unfinished.has_text()), (false, true));
     let short = capture_stream(
         Operation::Responses,
         &[
             r#"{"type":"response.incomplete","response":{"status":"incomplete","incomplete_details":{"reason":"max_output_tokens"}}}"#,
         ],
     );
-    assert_eq!((short.has_ended_properly, short.finish_reason.as_deref()), (true, Some("max_output_tokens")));
+    assert_eq!(
+        (short.is_response_complete, short.finish_reason.as_deref()),
+        (true, Some("max_output_tokens"))
+    );
 }
 
 #[test]
@@ -165,7 +168,7 @@ fn failures_are_recorded_with_their_code() {
     for (operation, event, code, terminal) in rows {
         let capture = capture_stream(operation, &[event]);
         assert_eq!(
-            (capture.error_code.as_deref(), capture.has_ended_properly),
+            (capture.error_code.as_deref(), capture.is_response_complete),
             (Some(code), terminal),
             "{event}"
         );
@@ -184,11 +187,11 @@ fn transcriptions_are_captured_as_text() {
             r#"{"type":"transcript.text.done","text":"hello","usage":{"input_tokens":14}}"#,
         ],
     );
-    assert_eq!((streamed.completion_text().as_deref(), streamed.has_ended_properly), (Some("hello"), true));
+    assert_eq!((streamed.completion_text().as_deref(), streamed.is_response_complete), (Some("hello"), true));
     assert_eq!(streamed.usage.and_then(|usage| usage.input), Some(14));
     let mut plain = ResponseCapture::new(Operation::Audio, 3);
     plain.capture_text_body("1\n00:00");
-    assert_eq!((plain.completion_text().as_deref(), plain.is_truncated()), (Some("1\n0"), true));
+    assert_eq!((plain.completion_text().as_deref(), plain.is_text_truncated()), (Some("1\n0"), true));
 }
 
 #[test]
@@ -202,7 +205,7 @@ fn oversized_events_count_by_their_name() {
             data: b"{",
             is_oversized: true,
         });
-        (capture.is_truncated(), capture.has_ended_properly)
+        (capture.is_text_truncated(), capture.is_response_complete)
     };
     assert_eq!(event("response.created"), (false, false));
     assert_eq!(event("response.completed"), (true, true));

@@ -3,7 +3,7 @@
 use crate::azure::json::push_json_string;
 
 /// The maximum number of choices, and of tool calls in a choice. More are merged into the last one.
-const MAX_TRACKED_ITEMS: usize = 128;
+const MAX_CHOICES_OR_TOOL_CALLS: usize = 128;
 /// The maximum size of a captured name or code.
 const MAX_LABEL_BYTES: usize = 256;
 
@@ -82,7 +82,7 @@ pub(in crate::azure) struct CapturedChoice {
     pub(in crate::azure) content: String,
     pub(in crate::azure) refusal: String,
     tool_calls: Vec<CapturedToolCall>,
-    current_part: (u64, u64),
+    current_part_indexes: (u64, u64),
 }
 
 #[derive(Debug, Default)]
@@ -94,8 +94,8 @@ pub(in crate::azure) struct CapturedToolCall {
 }
 
 impl CapturedChoices {
-    /// The choice with this index. Beyond [`MAX_TRACKED_ITEMS`] choices, the last one.
-    pub(in crate::azure) fn choice_mut(&mut self, index: u64) -> &mut CapturedChoice {
+    /// The choice with this index. Beyond [`MAX_CHOICES_OR_TOOL_CALLS`] choices, the last one.
+    pub(in crate::azure) fn get_or_insert_choice(&mut self, index: u64) -> &mut CapturedChoice {
         find_or_insert(
             &mut self.0,
             |choice| choice.index == index,
@@ -113,18 +113,18 @@ impl CapturedChoices {
     }
 
     /// Whether [`CapturedChoices::to_text`] truncates. Quotes and brackets of the JSON count as well.
-    pub(in crate::azure) fn is_longer_than(&self, limit: usize) -> bool {
-        self.assemble().is_some_and(|text| text.len() > limit)
+    pub(in crate::azure) fn is_text_longer_than(&self, limit: usize) -> bool {
+        self.assemble_text().is_some_and(|text| text.len() > limit)
     }
 
     /// The text for the record, truncated to `limit` bytes.
     pub(in crate::azure) fn to_text(&self, limit: usize) -> Option<String> {
-        let mut text = self.assemble()?;
+        let mut text = self.assemble_text()?;
         text.truncate(truncate_text(&text, limit).len());
         Some(text).filter(|text| !text.is_empty())
     }
 
-    fn assemble(&self) -> Option<String> {
+    fn assemble_text(&self) -> Option<String> {
         if self.is_empty() {
             return None;
         }
@@ -145,7 +145,7 @@ impl CapturedChoices {
 }
 
 impl CapturedChoice {
-    pub(in crate::azure) fn tool_call_mut(&mut self, index: u64) -> &mut CapturedToolCall {
+    pub(in crate::azure) fn get_or_insert_tool_call(&mut self, index: u64) -> &mut CapturedToolCall {
         find_or_insert(
             &mut self.tool_calls,
             |tool| tool.index == index,
@@ -155,15 +155,15 @@ impl CapturedChoice {
 
     /// The content, to append to the given part (output index and content index). A new part begins on a
     /// new line.
-    pub(in crate::azure) fn content_of_part(
+    pub(in crate::azure) fn switch_to_part(
         &mut self,
         part: (u64, u64),
         room: &mut TextBudget,
     ) -> &mut String {
-        if self.current_part != part && !self.content.is_empty() {
+        if self.current_part_indexes != part && !self.content.is_empty() {
             room.append_within_limit(&mut self.content, "\n");
         }
-        self.current_part = part;
+        self.current_part_indexes = part;
         &mut self.content
     }
 
@@ -234,7 +234,7 @@ fn push_json_list<'a, T: 'a>(
 fn find_or_insert<T>(items: &mut Vec<T>, is_match: impl Fn(&T) -> bool, new: impl FnOnce() -> T) -> &mut T {
     let existing = items.iter().position(is_match);
     let index = existing.unwrap_or_else(|| {
-        if items.len() < MAX_TRACKED_ITEMS {
+        if items.len() < MAX_CHOICES_OR_TOOL_CALLS {
             items.push(new());
         }
         items.len() - 1

@@ -13,39 +13,39 @@ const TAIL_BYTES: usize = 16 * 1024;
 #[derive(Debug)]
 pub struct CollectedBody {
     max_whole_bytes: usize,
-    bytes: Vec<u8>,
+    whole_or_tail_bytes: Vec<u8>,
     has_only_tail: bool,
 }
 
 impl CollectedBody {
     /// An empty body. Up to `max_whole_bytes` it will be kept whole.
     pub fn new(max_whole_bytes: usize) -> Self {
-        Self { max_whole_bytes, bytes: Vec::new(), has_only_tail: false }
+        Self { max_whole_bytes, whole_or_tail_bytes: Vec::new(), has_only_tail: false }
     }
 
     /// Appends the next chunk.
     pub fn append(&mut self, chunk: &[u8]) {
-        self.has_only_tail |= self.bytes.len() + chunk.len() > self.max_whole_bytes;
+        self.has_only_tail |= self.whole_or_tail_bytes.len() + chunk.len() > self.max_whole_bytes;
         if !self.has_only_tail {
-            return self.bytes.extend_from_slice(chunk);
+            return self.whole_or_tail_bytes.extend_from_slice(chunk);
         }
         let tail = chunk.get(chunk.len().saturating_sub(TAIL_BYTES)..).unwrap_or(chunk);
-        if self.bytes.len() + tail.len() > 2 * TAIL_BYTES {
+        if self.whole_or_tail_bytes.len() + tail.len() > 2 * TAIL_BYTES {
             let keep = TAIL_BYTES - tail.len();
-            self.bytes.drain(..self.bytes.len().saturating_sub(keep));
-            self.bytes.shrink_to(2 * TAIL_BYTES);
+            self.whole_or_tail_bytes.drain(..self.whole_or_tail_bytes.len().saturating_sub(keep));
+            self.whole_or_tail_bytes.shrink_to(2 * TAIL_BYTES);
         }
-        self.bytes.extend_from_slice(tail);
+        self.whole_or_tail_bytes.extend_from_slice(tail);
     }
 
     /// The number of bytes kept.
-    pub fn collected_byte_count(&self) -> usize {
-        self.bytes.len()
+    pub fn kept_byte_count(&self) -> usize {
+        self.whole_or_tail_bytes.len()
     }
 
     /// The body, if it was kept whole.
     pub fn whole_body(&self) -> Option<&[u8]> {
-        (!self.has_only_tail).then_some(&self.bytes)
+        (!self.has_only_tail).then_some(&self.whole_or_tail_bytes)
     }
 
     /// Adds the complete body to `capture`. `is_json` tells its content type. Another body is captured as
@@ -59,11 +59,11 @@ impl CollectedBody {
                 }
             }
             None => {
-                capture.mark_truncated();
+                capture.mark_text_truncated();
                 if is_json {
-                    capture.note_usage(last_value_of_key(&self.bytes, b"\"usage\""));
-                    capture.note_model(last_value_of_key(&self.bytes, b"\"model\""));
-                    capture.has_ended_properly = true;
+                    capture.note_usage(last_value_of_key(&self.whole_or_tail_bytes, b"\"usage\""));
+                    capture.note_model(last_value_of_key(&self.whole_or_tail_bytes, b"\"model\""));
+                    capture.is_response_complete = true;
                 }
             }
         }
@@ -89,7 +89,7 @@ mod tests {
         let mut capture = ResponseCapture::new(Operation::Embeddings, 100);
         let mut body_so_far = CollectedBody::new(limit);
         body.chunks(step).for_each(|chunk| body_so_far.append(chunk));
-        assert!(body_so_far.bytes.len() <= limit.max(2 * TAIL_BYTES));
+        assert!(body_so_far.whole_or_tail_bytes.len() <= limit.max(2 * TAIL_BYTES));
         body_so_far.capture_into(true, &mut capture);
         capture
     }
@@ -105,7 +105,10 @@ mod tests {
                 let capture = collect_and_capture(body.as_bytes(), limit, step);
                 assert_eq!(capture.usage.and_then(|usage| usage.input), Some(8), "{step}");
                 assert_eq!(capture.model.as_deref(), Some("ada"));
-                assert_eq!((capture.has_ended_properly, capture.is_truncated()), (true, limit == 1_000));
+                assert_eq!(
+                    (capture.is_response_complete, capture.is_text_truncated()),
+                    (true, limit == 1_000)
+                );
             }
         }
     }

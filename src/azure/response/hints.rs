@@ -22,7 +22,7 @@ const MAX_PLAUSIBLE_WAIT: Duration = Duration::from_secs(86_400);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
     /// The limit per minute that Azure applies now. Under load it can be lower than the configured one.
-    pub limit: NonZeroU64,
+    pub limit_per_minute: NonZeroU64,
     /// How much of it is left. For tokens, Azure sends negative numbers even on successful responses.
     pub remaining: i64,
     /// The time until the limit resets. Azure does not send it with every response.
@@ -33,11 +33,11 @@ pub struct RateLimit {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ReportedCapacity {
     /// The request limit of a standard deployment.
-    pub requests: Option<RateLimit>,
+    pub request_rate_limit: Option<RateLimit>,
     /// The token limit of a standard deployment.
-    pub tokens: Option<RateLimit>,
+    pub token_rate_limit: Option<RateLimit>,
     /// The utilization of a provisioned deployment as a ratio. It can exceed 1.
-    pub utilization: Option<f64>,
+    pub provisioned_utilization: Option<f64>,
 }
 
 /// The wait that a response asks for: `retry-after-ms`, else `x-ms-retry-after-ms`, else `retry-after`
@@ -48,7 +48,7 @@ pub struct ReportedCapacity {
 /// must have recovered. If none is, the earlier reset counts.
 pub fn cooldown_hint(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = |name| header_text(headers, name);
-    let milliseconds = |text: &str| parse_decimal(text, 1e-3);
+    let milliseconds = |text: &str| parse_decimal_duration(text, 1e-3);
     let hint = value(&RETRY_AFTER_MS)
         .and_then(milliseconds)
         .or_else(|| value(&X_MS_RETRY_AFTER_MS).and_then(milliseconds))
@@ -56,7 +56,7 @@ pub fn cooldown_hint(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
             value(&RETRY_AFTER)
                 .and_then(|text| parse_delay(text).or_else(|| delay_until_http_date(text, now)))
         });
-    hint.or_else(|| rate_limit_reset(headers))
+    hint.or_else(|| time_until_rate_limit_reset(headers))
 }
 
 /// Whether a response has one of the `retry-after` headers. In a response other than 429, only these ask
@@ -93,15 +93,15 @@ pub fn reported_capacity(headers: &HeaderMap) -> ReportedCapacity {
     }
     let rate_limit = |[limit, remaining, reset]: [Option<&str>; 3]| {
         Some(RateLimit {
-            limit: limit?.parse().ok()?,
+            limit_per_minute: limit?.parse().ok()?,
             remaining: remaining?.parse().ok()?,
             resets_in: reset.and_then(parse_delay),
         })
     };
     ReportedCapacity {
-        requests: rate_limit(requests),
-        tokens: rate_limit(tokens),
-        utilization: utilization.and_then(self::parse_utilization),
+        request_rate_limit: rate_limit(requests),
+        token_rate_limit: rate_limit(tokens),
+        provisioned_utilization: utilization.and_then(self::parse_utilization),
     }
 }
 
@@ -115,7 +115,7 @@ fn header_integer(headers: &HeaderMap, name: &HeaderName) -> Option<i64> {
     header_text(headers, name)?.parse().ok()
 }
 
-fn rate_limit_reset(headers: &HeaderMap) -> Option<Duration> {
+fn time_until_rate_limit_reset(headers: &HeaderMap) -> Option<Duration> {
     let reset_and_remaining = |reset, remaining| {
         (header_text(headers, reset).and_then(parse_delay), header_integer(headers, remaining))
     };
@@ -138,11 +138,11 @@ fn non_empty_text(value: &HeaderValue) -> Option<&str> {
 
 /// Reads seconds (`4`, `0.5`) or units (`1m2s`, `547ms`). Azure sends whole seconds, OpenAI units.
 fn parse_delay(text: &str) -> Option<Duration> {
-    parse_decimal(text, 1.0).or_else(|| parse_delay_with_units(text))
+    parse_decimal_duration(text, 1.0).or_else(|| parse_delay_with_units(text))
 }
 
 /// Reads a decimal number without sign or exponent. `f64` alone would accept `inf` and `nan` too.
-fn parse_decimal(text: &str, seconds_per_unit: f64) -> Option<Duration> {
+fn parse_decimal_duration(text: &str, seconds_per_unit: f64) -> Option<Duration> {
     let is_plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
     let value: f64 = text.parse().ok().filter(|_| is_plain)?;
     if_plausible(Duration::try_from_secs_f64(value * seconds_per_unit).ok()?)
@@ -164,7 +164,7 @@ fn parse_delay_with_units(text: &str) -> Option<Duration> {
             "d" => 86_400.0,
             _ => return None,
         };
-        total = total.checked_add(parse_decimal(value, seconds_per_unit)?)?;
+        total = total.checked_add(parse_decimal_duration(value, seconds_per_unit)?)?;
         rest = after;
     }
     if_plausible(total)
@@ -273,9 +273,9 @@ mod tests {
                 ("x-ratelimit-remaining-tokens", remaining),
                 ("x-ratelimit-reset-tokens", reset),
             ];
-            let limits = reported_capacity(&headers(&pairs)).tokens;
+            let limits = reported_capacity(&headers(&pairs)).token_rate_limit;
             limits.map(|limit| {
-                (limit.limit.get(), limit.remaining, limit.resets_in.map(|reset| reset.as_secs()))
+                (limit.limit_per_minute.get(), limit.remaining, limit.resets_in.map(|reset| reset.as_secs()))
             })
         };
         for (limit, remaining, reset, expected) in [
@@ -291,7 +291,8 @@ mod tests {
             assert_eq!(tokens(limit, remaining, reset), expected, "{limit} {remaining} {reset}");
         }
         let load = |value: &str| {
-            reported_capacity(&headers(&[("azure-openai-deployment-utilization", value)])).utilization
+            reported_capacity(&headers(&[("azure-openai-deployment-utilization", value)]))
+                .provisioned_utilization
         };
         for (value, expected) in
             [("37%", Some(0.37)), ("137", Some(1.37)), ("-1", None), ("nan", None), ("%", None)]
@@ -303,7 +304,7 @@ mod tests {
             ("x-ratelimit-limit-requests", "10"),
             ("x-ratelimit-remaining-requests", "1"),
         ];
-        assert!(reported_capacity(&headers(&spilled[1..])).requests.is_some());
+        assert!(reported_capacity(&headers(&spilled[1..])).request_rate_limit.is_some());
         assert_eq!(reported_capacity(&headers(&spilled)), ReportedCapacity::default());
     }
 

@@ -123,7 +123,7 @@ pub struct UsageEventRemover {
     held_chunks: Vec<Bytes>,
     held_bytes: usize,
     /// The current event is too long to be held back, so it passes.
-    is_passing_through: bool,
+    is_event_too_long: bool,
     /// Searches for [`CHOICES_KEY`]. Building it once is cheaper than for each event.
     choices_finder: memmem::Finder<'static>,
 }
@@ -136,7 +136,7 @@ impl UsageEventRemover {
             boundary_finder: EventBoundaryFinder::default(),
             held_chunks: Vec::new(),
             held_bytes: 0,
-            is_passing_through: false,
+            is_event_too_long: false,
             choices_finder: memmem::Finder::new(CHOICES_KEY),
         }
     }
@@ -151,16 +151,16 @@ impl UsageEventRemover {
                 passing_from = event_end;
             }
             self.release_held(on_piece);
-            self.is_passing_through = false;
+            self.is_event_too_long = false;
             processed = event_end;
         }
         emit_if_not_empty(chunk.slice(passing_from..processed), on_piece);
         let rest = chunk.slice(processed..);
         self.held_bytes += rest.len();
         self.held_chunks.push(rest);
-        if self.is_passing_through || self.held_bytes > self.max_event_bytes {
+        if self.is_event_too_long || self.held_bytes > self.max_event_bytes {
             self.release_held(on_piece);
-            self.is_passing_through = true;
+            self.is_event_too_long = true;
         }
     }
 
@@ -179,7 +179,7 @@ impl UsageEventRemover {
 
     /// Whether the held bytes together with `last_bytes` are a usage event.
     fn completes_usage_event(&self, last_bytes: &[u8]) -> bool {
-        if self.is_passing_through || self.held_bytes + last_bytes.len() > self.max_event_bytes {
+        if self.is_event_too_long || self.held_bytes + last_bytes.len() > self.max_event_bytes {
             return false;
         }
         if self.held_bytes == 0 {

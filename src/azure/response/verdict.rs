@@ -51,7 +51,7 @@ pub fn judge_response(status: u16, body: &[u8], is_listed: &dyn Fn(u16) -> bool)
         _ => {}
     }
     let error = ErrorBody::parse(body);
-    if error.is_about_prompt() {
+    if error.is_not_retryable() {
         return Verdict::ClientError;
     }
     let verdict = match status {
@@ -59,11 +59,11 @@ pub fn judge_response(status: u16, body: &[u8], is_listed: &dyn Fn(u16) -> bool)
         401 => Some(Verdict::CredentialRejected),
         403 if error.has_code(&["PermissionDenied"]) => Some(Verdict::PermissionDenied),
         403 if error.is_access_blocked() => Some(Verdict::CredentialRejected),
-        404 if error.has_missing_deployment_code() => Some(Verdict::DeploymentNotFound),
-        400 | 404 if error.has_missing_deployment_code() || error.has_missing_deployment_message() => {
+        404 if error.code_says_deployment_missing() => Some(Verdict::DeploymentNotFound),
+        400 | 404 if error.code_says_deployment_missing() || error.message_says_deployment_missing() => {
             Some(Verdict::UnsupportedByBackend)
         }
-        400 | 404 if error.is_unknown_api_version() => Some(Verdict::UnsupportedByBackend),
+        400 | 404 if error.says_api_version_unsupported() => Some(Verdict::UnsupportedByBackend),
         _ => None,
     };
     verdict.unwrap_or_else(|| if_listed(Verdict::RetryElsewhere))
@@ -76,10 +76,10 @@ pub fn judge_response(status: u16, body: &[u8], is_listed: &dyn Fn(u16) -> bool)
 pub fn judge_error_event(data: &[u8]) -> Verdict {
     let error = ErrorBody::parse(data);
     match () {
-        () if error.is_about_prompt() => Verdict::ClientError,
+        () if error.is_not_retryable() => Verdict::ClientError,
         () if error.is_rate_limit() => Verdict::Throttled,
-        () if error.has_missing_deployment_code() => Verdict::DeploymentNotFound,
-        () if error.has_missing_deployment_message() || error.is_unknown_api_version() => {
+        () if error.code_says_deployment_missing() => Verdict::DeploymentNotFound,
+        () if error.message_says_deployment_missing() || error.says_api_version_unsupported() => {
             Verdict::UnsupportedByBackend
         }
         () if error.has_code(&["PermissionDenied"]) => Verdict::PermissionDenied,
@@ -105,7 +105,7 @@ pub fn mentions_stream_options(body: &[u8]) -> bool {
 /// Codes of errors that another backend cannot cure: a prompt that the content filter blocks or that is
 /// too long, and state that belongs to one resource. Trying several backends until the content filter of
 /// one passes would be filter shopping.
-const PROMPT_ERROR_CODES: &[&str] = &[
+const NOT_RETRYABLE_CODES: &[&str] = &[
     "content_filter",
     "ResponsibleAIPolicyViolation",
     "content_policy_violation",
@@ -157,7 +157,7 @@ impl<'a> ErrorBody<'a> {
                 error_type: error_type
                     .and_then(json::decode_string)
                     .filter(|error_type| error_type.ends_with("_error")),
-                message: json::non_empty_string(message),
+                message: json::decode_non_empty_string(message),
                 inner_code: None,
                 is_known_shape: true,
             },
@@ -170,9 +170,9 @@ impl<'a> ErrorBody<'a> {
         let inner_code = innererror.or(inner_error).and_then(|raw| json::find_fields(raw, &["code"])[0]);
         Self {
             code: code.and_then(json::decode_string_or_number).filter(|code| !code.is_empty()),
-            error_type: json::non_empty_string(error_type),
-            message: json::non_empty_string(message),
-            inner_code: json::non_empty_string(inner_code),
+            error_type: json::decode_non_empty_string(error_type),
+            message: json::decode_non_empty_string(message),
+            inner_code: json::decode_non_empty_string(inner_code),
             is_known_shape: true,
         }
     }
@@ -194,8 +194,8 @@ impl<'a> ErrorBody<'a> {
         })
     }
 
-    fn is_about_prompt(&self) -> bool {
-        self.has_code(PROMPT_ERROR_CODES) || self.has_type("content_filter")
+    fn is_not_retryable(&self) -> bool {
+        self.has_code(NOT_RETRYABLE_CODES) || self.has_type("content_filter")
     }
 
     fn is_rate_limit(&self) -> bool {
@@ -211,28 +211,28 @@ impl<'a> ErrorBody<'a> {
     }
 
     /// Whether the code is missing or so general that only the message says what is wrong.
-    fn has_generic_code(&self) -> bool {
+    fn has_no_specific_code(&self) -> bool {
         self.code.is_none()
             || self.has_code(&["400", "404", "BadRequest", "NotFound", "invalid_request_error"])
     }
 
-    fn has_missing_deployment_code(&self) -> bool {
+    fn code_says_deployment_missing(&self) -> bool {
         self.has_code(&["DeploymentNotFound", "model_not_found", "DeploymentModelNotFound"])
     }
 
-    fn has_missing_deployment_message(&self) -> bool {
+    fn message_says_deployment_missing(&self) -> bool {
         self.is_known_shape
-            && self.has_generic_code()
+            && self.has_no_specific_code()
             && (self.message_contains_all(&["could not find an existing deployment"])
                 || self.message_contains_all(&["deployment", "does not exist"])
                 || self.message_contains_all(&["no such deployment"])
                 || self.message_contains_all(&["unknown deployment"]))
     }
 
-    fn is_unknown_api_version(&self) -> bool {
+    fn says_api_version_unsupported(&self) -> bool {
         self.has_code(&["UnsupportedApiVersion", "InvalidApiVersion", "InvalidApiVersionParameter"])
             || (self.is_known_shape
-                && self.has_generic_code()
+                && self.has_no_specific_code()
                 && [
                     ["api version", "not supported"],
                     ["api-version", "not supported"],

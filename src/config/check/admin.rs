@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::credentials::read_header_secret;
-use super::listeners::{addresses_overlap, read_listener_tls};
+use super::listeners::{addresses_overlap, read_server_tls};
 use super::server::MAX_SOCKET_PATH_BYTES;
 use crate::config::schema::{AdminAddress, AdminConfig, ListenerConfig};
 use crate::config::yaml::YamlNode;
@@ -16,7 +16,7 @@ pub(super) fn read_admin(node: &YamlNode<'_, '_>, listeners: &[ListenerConfig]) 
         .and_then(|node| read_admin_address(&node, listeners));
     let token = map.read_optional("token", read_header_secret);
     let (has_token, has_tls) = (map.get("token").is_some(), map.get("tls").is_some());
-    let tls = map.read_optional("tls", read_listener_tls);
+    let tls = map.read_optional("tls", read_server_tls);
     let address = address?;
     let has_token_and_tls = has_token && has_tls;
     match &address {

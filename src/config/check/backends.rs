@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::credentials::{read_ca_file, read_certified_key_files, read_credential};
+use super::credentials::{read_backend_credential, read_ca_file, read_certified_key_files};
 use super::shared::{read_api_version, read_entry_name};
 use crate::config::schema::{BackendConfig, BackendTlsConfig};
 use crate::config::values::{DeploymentMap, Endpoint, parse_host_name};
@@ -75,7 +75,7 @@ impl PartialBackends {
             if deployments.passes_unlisted() {
                 return None;
             }
-            served.extend(deployments.entries().map(|(client, _)| client));
+            served.extend(deployments.listed_entries().map(|(client, _)| client));
         }
         Some(served)
     }
@@ -124,7 +124,7 @@ fn read_backend(
     });
     let credential = map
         .require("credential", "write credential: { api_key: \"${NAME}\" }")
-        .and_then(|node| read_credential(&node));
+        .and_then(|node| read_backend_credential(&node));
     let all_deployments = DeploymentMap::new(Vec::new(), true);
     let deployments = map.read_or("deployments", all_deployments, read_deployments);
     let api_version_override = map.read_optional("api_version", read_api_version);
@@ -150,7 +150,7 @@ fn read_backend(
         api_version_override: api_version_override?,
         tls: tls?,
         http2_enabled: http2_enabled?,
-        health_probe_interval: health_probe_interval?,
+        health_probe_after_idle: health_probe_interval?,
     })
 }
 
@@ -250,7 +250,7 @@ fn read_backend_tls(node: &YamlNode<'_, '_>, endpoint: Option<&Endpoint>) -> Opt
         if has_certificate { read_certified_key_files(&map).map(Some) } else { Some(None) };
     Some(BackendTlsConfig {
         ca_file: ca_file?,
-        server_name: server_name?,
+        server_name_override: server_name?,
         client_certificate: client_certificate?,
     })
 }
@@ -301,7 +301,9 @@ mod tests {
         .backends[0];
         assert_eq!((backend.tier.get(), backend.weight.get()), (1, 1));
         assert_eq!((&backend.api_version_override, &backend.tls), (&None, &BackendTlsConfig::default()));
-        assert!(backend.deployments.passes_unlisted() && backend.deployments.entries().next().is_none());
+        assert!(
+            backend.deployments.passes_unlisted() && backend.deployments.listed_entries().next().is_none()
+        );
         assert_eq!(literal_api_key(&backend.credential), "k3y-of-the-test");
     }
 
@@ -315,8 +317,9 @@ mod tests {
             (backend.tier.get(), backend.weight.get(), backend.api_version_override.as_deref()),
             (2, 3, Some("2025-03-01-preview"))
         );
-        assert_eq!(backend.tls.server_name.as_deref(), Some("c.d"));
-        let listed: Vec<_> = backend.deployments.entries().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+        assert_eq!(backend.tls.server_name_override.as_deref(), Some("c.d"));
+        let listed: Vec<_> =
+            backend.deployments.listed_entries().map(|(a, b)| (a.as_str(), b.as_str())).collect();
         assert_eq!((listed, backend.deployments.passes_unlisted()), (vec![("gpt-4o", "gpt-4o-ptu")], true));
     }
 

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use openssl::ssl::{SslContext, SslMethod};
 
 use super::credentials::{read_ca_file, read_certified_key_files};
-use crate::config::schema::{ListenerConfig, ListenerTlsConfig, TlsVersion};
+use crate::config::schema::{ListenerConfig, ServerTlsConfig, TlsVersion};
 use crate::config::values::{CertifiedKey, CertifiedKeyFiles};
 use crate::config::yaml::{YamlMapping, YamlNode};
 
@@ -60,7 +60,7 @@ fn read_listener(
             Some(address)
         });
     let trusted_proxies = map.read_or("trusted_proxies", Vec::new(), |node| node.read_each(read_ip_network));
-    let tls = map.read_optional("tls", read_listener_tls);
+    let tls = map.read_optional("tls", read_server_tls);
     let http2 = map.read_or("http2", false, |node| {
         let http2 = node.read_bool()?;
         if http2 && !has_tls {
@@ -82,7 +82,7 @@ fn read_listener(
 }
 
 /// Reads the TLS settings of a listener, or of the admin API.
-pub(super) fn read_listener_tls(node: &YamlNode<'_, '_>) -> Option<ListenerTlsConfig> {
+pub(super) fn read_server_tls(node: &YamlNode<'_, '_>) -> Option<ServerTlsConfig> {
     let keys = [
         "certificate",
         "private_key",
@@ -115,9 +115,9 @@ pub(super) fn read_listener_tls(node: &YamlNode<'_, '_>) -> Option<ListenerTlsCo
     let client_ca_file = map.read_optional("client_ca", read_ca_file);
     let certified_keys: Vec<CertifiedKeyFiles> =
         std::iter::once(default_key?).chain(additional_keys?).collect();
-    warn_about_certificate_names(&map, &certified_keys);
-    Some(ListenerTlsConfig {
-        certified_keys,
+    warn_about_unused_certificates(&map, &certified_keys);
+    Some(ServerTlsConfig {
+        certified_key_files: certified_keys,
         minimum_version: minimum_version?,
         tls12_ciphers: tls12_ciphers?,
         tls13_ciphersuites: tls13_ciphersuites?,
@@ -127,7 +127,7 @@ pub(super) fn read_listener_tls(node: &YamlNode<'_, '_>) -> Option<ListenerTlsCo
 
 /// Warns about certificates that are never used: those without a DNS name, and those whose names an earlier
 /// certificate has too.
-fn warn_about_certificate_names(map: &YamlMapping<'_, '_>, certified_keys: &[CertifiedKeyFiles]) {
+fn warn_about_unused_certificates(map: &YamlMapping<'_, '_>, certified_keys: &[CertifiedKeyFiles]) {
     let mut index_by_dns_name: HashMap<String, usize> = HashMap::new();
     for (index, files) in certified_keys.iter().enumerate() {
         let Ok(certified_key) = CertifiedKey::from_files(files) else { continue };

@@ -59,7 +59,7 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
 
     let clients = clients?;
     if record.as_ref().is_some_and(Option::is_none) {
-        clients::warn_if_content_is_never_recorded(&root, &clients);
+        clients::warn_if_client_record_is_unused(&root, &clients);
     }
     if let Some(listeners) = &listeners {
         clients::check_client_authentication(&root, &clients, root.get("entra").is_some(), listeners);
@@ -94,7 +94,7 @@ mod tests {
     use std::time::Duration;
 
     use super::server::default_worker_threads;
-    use crate::config::TokenUsageMode;
+    use crate::config::StreamUsageMode;
     use crate::config::schema::{CooldownConfig, RecordedContent, ServerConfig, TimeoutsConfig};
     use crate::config::testing::{assert_errors, errors_in, parse_valid};
     use crate::config::values::StatusSet;
@@ -105,7 +105,7 @@ mod tests {
         let seconds = Duration::from_secs;
         let retry = &config.retry;
         assert_eq!(
-            (retry.max_retries, retry.time_limit, retry.max_cooldown_wait),
+            (retry.max_retries, retry.retry_start_time_limit, retry.max_cooldown_wait),
             (12, seconds(120), Duration::from_millis(250))
         );
         assert_eq!(retry.retryable_statuses, StatusSet::default_retryable());
@@ -128,14 +128,14 @@ mod tests {
             worker_threads: default_worker_threads(),
             grace_period: seconds(600),
             drain_delay: seconds(10),
-            tcp_keepalive: seconds(60),
+            tcp_keepalive_idle: seconds(60),
             upgrade_socket_path: "/run/aoai-lb/upgrade.sock".into(),
         };
         assert_eq!(config.server, server);
         let record = parse_valid("record: { jsonl: { path: x.jsonl } }").config.record.unwrap();
         assert_eq!(
-            (record.recorded_content, record.max_content_bytes, record.token_usage_mode),
-            (RecordedContent::Full, 65_536, TokenUsageMode::AskUpstream)
+            (record.recorded_content, record.max_content_bytes, record.stream_usage_mode),
+            (RecordedContent::Full, 65_536, StreamUsageMode::AskUpstream)
         );
     }
 
@@ -145,7 +145,7 @@ mod tests {
                     record: { content: none, content_limit: 1MB, usage: observe, jsonl: { path: x } }";
         let config = parse_valid(yaml).config;
         assert_eq!(
-            (config.retry.max_retries, config.retry.time_limit, config.server.worker_threads),
+            (config.retry.max_retries, config.retry.retry_start_time_limit, config.server.worker_threads),
             (0, Duration::ZERO, 4)
         );
         let statuses =
@@ -153,8 +153,8 @@ mod tests {
         assert_eq!(statuses, [false, true, true, false, true, false]);
         let record = config.record.unwrap();
         assert_eq!(
-            (record.recorded_content, record.max_content_bytes, record.token_usage_mode),
-            (RecordedContent::None, 1_000_000, TokenUsageMode::ObserveOnly)
+            (record.recorded_content, record.max_content_bytes, record.stream_usage_mode),
+            (RecordedContent::None, 1_000_000, StreamUsageMode::ObserveOnly)
         );
         let config = parse_valid("retry: { statuses: [] }").config;
         assert_eq!(config.retry.retryable_statuses, StatusSet::EMPTY);

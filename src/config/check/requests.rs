@@ -95,7 +95,7 @@ fn read_set_headers(node: &YamlNode<'_, '_>) -> Option<Vec<(HeaderName, HeaderVa
     let mut names = HashSet::new();
     let entries = node.read_named_entries()?;
     let headers = entries.iter().map(|(name, node)| {
-        let name = check_header_name(node, name, "");
+        let name = parse_changeable_header_name(node, name, "");
         if let Some(name) = &name
             && !names.insert(name.clone())
         {
@@ -123,14 +123,14 @@ fn read_removed_header(
     set_headers: &[(HeaderName, HeaderValue)],
 ) -> Option<HeaderName> {
     let text = node.read_nonempty_text()?;
-    let name = check_header_name(node, &text.value, &format!(", not {}", text.to_safe_display()))?;
+    let name = parse_changeable_header_name(node, &text.value, &format!(", not {}", text.to_safe_display()))?;
     if set_headers.iter().any(|(set_name, _)| *set_name == name) {
         return node.report_error("is also in requests.set_headers, which replaces what the client sent; remove it from one of them");
     }
     Some(name)
 }
 
-fn check_header_name(node: &YamlNode<'_, '_>, text: &str, not_this: &str) -> Option<HeaderName> {
+fn parse_changeable_header_name(node: &YamlNode<'_, '_>, text: &str, not_this: &str) -> Option<HeaderName> {
     let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
         return node.report_error(format!("must be a header name of letters, digits and hyphens{not_this}"));
     };

@@ -29,7 +29,7 @@ pub(super) fn read_retry(root: &YamlMapping<'_, '_>) -> Option<RetryConfig> {
     Some(RetryConfig {
         max_retries: max_retries?,
         retryable_statuses: retryable_statuses?,
-        time_limit: time_limit?,
+        retry_start_time_limit: time_limit?,
         max_cooldown_wait: max_cooldown_wait?,
         budget_percentage: budget?,
         stream_hold: stream_hold?,

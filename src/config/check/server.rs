@@ -29,7 +29,7 @@ pub(super) fn read_server(root: &YamlMapping<'_, '_>) -> Option<ServerConfig> {
         worker_threads: worker_threads?,
         grace_period: grace_period?,
         drain_delay: drain_delay?,
-        tcp_keepalive: tcp_keepalive?,
+        tcp_keepalive_idle: tcp_keepalive?,
         upgrade_socket_path: upgrade_socket_path?,
     })
 }

@@ -29,7 +29,7 @@ pub struct BackendConfig {
     /// Whether HTTP/2 is offered to it; never for an `http` endpoint.
     pub http2_enabled: bool,
     /// A health probe is sent after this long without traffic; `None` for never. At least 1 s.
-    pub health_probe_interval: Option<Duration>,
+    pub health_probe_after_idle: Option<Duration>,
 }
 
 /// TLS settings of a backend, where they differ from the defaults.
@@ -40,7 +40,7 @@ pub struct BackendTlsConfig {
     pub ca_file: Option<PathBuf>,
     /// The name for SNI, certificate verification and the `Host` header, in place of the endpoint's
     /// host.
-    pub server_name: Option<String>,
+    pub server_name_override: Option<String>,
     /// The client certificate that the balancer presents.
     pub client_certificate: Option<CertifiedKeyFiles>,
 }

@@ -24,9 +24,9 @@ pub struct ClientConfig {
     /// The SHA-256 of each of its keys.
     pub key_hashes: Vec<[u8; 32]>,
     /// Application (client) ids in its Entra ID tokens, in lower case.
-    pub app_ids: Vec<String>,
+    pub token_app_ids: Vec<String>,
     /// App roles in its Entra ID tokens.
-    pub app_roles: Vec<String>,
+    pub token_app_roles: Vec<String>,
     /// Subjects of its client certificates.
     pub certificate_subjects: Vec<CertificateSubject>,
     /// The deployments that it may use; `None` allows all. Never empty.
@@ -35,7 +35,7 @@ pub struct ClientConfig {
     pub allows_stateful_calls: bool,
     /// How much of its prompts and completions is recorded, if other than
     /// [`RecordConfig::content`](super::RecordConfig::content).
-    pub recorded_content: Option<RecordedContent>,
+    pub recorded_content_override: Option<RecordedContent>,
 }
 
 /// Which Entra ID tokens are accepted from clients.

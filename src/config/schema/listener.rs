@@ -11,7 +11,7 @@ pub struct ListenerConfig {
     /// The address to listen on; `[::]` accepts IPv4 and IPv6.
     pub address: SocketAddr,
     /// `None` for plain HTTP.
-    pub tls: Option<ListenerTlsConfig>,
+    pub tls: Option<ServerTlsConfig>,
     /// Whether HTTP/2 is offered to clients; only with TLS.
     pub http2_enabled: bool,
     /// The networks whose `x-forwarded-for` header is trusted.
@@ -23,9 +23,9 @@ pub struct ListenerConfig {
 
 /// The TLS settings of a listener, or of the admin API.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListenerTlsConfig {
+pub struct ServerTlsConfig {
     /// The server certificates, chosen by SNI; the first is the default. At least one.
-    pub certified_keys: Vec<CertifiedKeyFiles>,
+    pub certified_key_files: Vec<CertifiedKeyFiles>,
     /// The lowest version that clients may use.
     pub minimum_version: TlsVersion,
     /// Cipher list for TLS 1.2 in OpenSSL's names; `None` for Mozilla's "intermediate" list.

@@ -18,9 +18,9 @@ pub use credentials::{
     AppCredential, AppRegistration, CredentialConfig, EntraCredential, EntraIdentity, KeyVaultConfig,
     ManagedIdentitySelector, SecretSource, VaultSecretRef,
 };
-pub use listener::{ListenerConfig, ListenerTlsConfig, TlsVersion};
+pub use listener::{ListenerConfig, ServerTlsConfig, TlsVersion};
 pub use record::{
-    JsonlConfig, LogAnalyticsConfig, RecordConfig, RecordedContent, SpoolConfig, TokenUsageMode,
+    JsonlConfig, LogAnalyticsConfig, RecordConfig, RecordedContent, SpoolConfig, StreamUsageMode,
 };
 pub use requests::RequestsConfig;
 pub use retry::{BalancePolicy, BreakerConfig, CooldownConfig, RetryConfig, StreamHoldLimits};

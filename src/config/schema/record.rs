@@ -13,7 +13,7 @@ pub struct RecordConfig {
     /// The most bytes recorded of a prompt, and of a completion; above zero.
     pub max_content_bytes: u64,
     /// How the token counts of streams are obtained.
-    pub token_usage_mode: TokenUsageMode,
+    pub stream_usage_mode: StreamUsageMode,
     /// What matches one of these is removed from prompts and completions before they are recorded.
     pub redaction_patterns: Vec<regex::Regex>,
     /// The file of JSON lines. At least one of this and `log_analytics` is set.
@@ -37,7 +37,7 @@ pub enum RecordedContent {
 
 /// How the token counts of streams are obtained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TokenUsageMode {
+pub enum StreamUsageMode {
     /// If the client did not request them, the balancer requests them from upstream
     /// (`stream_options.include_usage`).
     AskUpstream,

@@ -21,7 +21,7 @@ pub struct RetryConfig {
     /// The response statuses that lead to an attempt on another backend.
     pub retryable_statuses: StatusSet,
     /// Measured from the end of the request body: no retry starts later than this.
-    pub time_limit: Duration,
+    pub retry_start_time_limit: Duration,
     /// The longest that a request waits for a cooldown to end before it spills over to the next tier.
     pub max_cooldown_wait: Duration,
     /// While backends fail, retries are limited to this share of the pool's recent requests.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::credentials::SecretSource;
-use super::listener::ListenerTlsConfig;
+use super::listener::ServerTlsConfig;
 
 /// How long each step may take. Each is above zero and at most 24 hours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub struct AdminConfig {
     /// The bearer token that requests must have. Always set for a TCP address other than loopback.
     pub token: Option<SecretSource>,
     /// `None` for plain HTTP. Always set for a TCP address other than loopback.
-    pub tls: Option<ListenerTlsConfig>,
+    pub tls: Option<ServerTlsConfig>,
 }
 
 /// Where the admin API listens.
@@ -57,7 +57,7 @@ pub struct ServerConfig {
     pub drain_delay: Duration,
     /// How long a connection is idle before TCP keepalive probes are sent, to clients and to backends.
     /// Whole seconds, 1 s to 9 h.
-    pub tcp_keepalive: Duration,
+    pub tcp_keepalive_idle: Duration,
     /// The Unix socket through which an upgrade hands over the listening sockets. Only the balancer uses
     /// its directory.
     pub upgrade_socket_path: PathBuf,

@@ -7,7 +7,7 @@ use crate::names::DeploymentName;
 /// The deployments of a backend. Names are compared without case.
 #[derive(Clone, Debug)]
 pub struct DeploymentMap {
-    entries: Vec<(DeploymentName, DeploymentName)>,
+    listed_entries: Vec<(DeploymentName, DeploymentName)>,
     upstream_by_requested_name: HashMap<DeploymentName, DeploymentName>,
     passes_unlisted: bool,
 }
@@ -15,8 +15,12 @@ pub struct DeploymentMap {
 impl DeploymentMap {
     /// A map of `entries` (the client's name first, each once). If `passes_unlisted`, names that are not
     /// listed are served as well, under the same name upstream.
-    pub(crate) fn new(entries: Vec<(DeploymentName, DeploymentName)>, passes_unlisted: bool) -> Self {
-        Self { upstream_by_requested_name: entries.iter().cloned().collect(), entries, passes_unlisted }
+    pub(crate) fn new(listed_entries: Vec<(DeploymentName, DeploymentName)>, passes_unlisted: bool) -> Self {
+        Self {
+            upstream_by_requested_name: listed_entries.iter().cloned().collect(),
+            listed_entries,
+            passes_unlisted,
+        }
     }
 
     /// The name to use upstream: the mapped one, or the client's own spelling where all names
@@ -26,8 +30,8 @@ impl DeploymentMap {
     }
 
     /// The listed names in the order of the file: the client's name and the one upstream.
-    pub fn entries(&self) -> impl Iterator<Item = (&DeploymentName, &DeploymentName)> {
-        self.entries.iter().map(|(client, upstream)| (client, upstream))
+    pub fn listed_entries(&self) -> impl Iterator<Item = (&DeploymentName, &DeploymentName)> {
+        self.listed_entries.iter().map(|(client, upstream)| (client, upstream))
     }
 
     /// Whether names that are not listed are served as well, under the same name upstream.

@@ -63,7 +63,7 @@ impl ApplicationTokenFetcher {
         &self,
         client: &OutboundClient,
     ) -> Result<FetchedSecret, FetchError> {
-        let (proof_fields, secret_id) = self.proof_fields().await?;
+        let (proof_fields, secret_id) = self.build_proof_fields().await?;
         let fixed_fields =
             [("grant_type", "client_credentials"), ("client_id", &self.client_id), ("scope", &self.scope)];
         let proof_fields = proof_fields.iter().map(|(name, value)| (*name, value.as_str()));
@@ -92,14 +92,14 @@ impl ApplicationTokenFetcher {
             && matches!(response.status, 400 | 401)
         {
             // If the secret is in a key vault, there may be a newer one: it is fetched again.
-            secret.on_rejected(secret_id);
+            secret.on_value_rejected(secret_id);
         }
         parse_token_response(&self.authority_host.host, &response, hint)
     }
 
     /// The form fields that authenticate the application, and the id of the secret in them; 0 if they
     /// contain none.
-    async fn proof_fields(&self) -> Result<(Vec<(&'static str, String)>, u64), FetchError> {
+    async fn build_proof_fields(&self) -> Result<(Vec<(&'static str, String)>, u64), FetchError> {
         let assertion_fields = |token| {
             vec![("client_assertion_type", CLIENT_ASSERTION_TYPE.to_owned()), ("client_assertion", token)]
         };

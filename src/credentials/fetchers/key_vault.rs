@@ -53,7 +53,7 @@ impl KeyVaultFetcher {
         let (mut response, token_id) = self.request_secret(client).await?;
         if response.status == 401 {
             // The token may have been revoked: try once more with a new one.
-            self.access_token.on_rejected(token_id);
+            self.access_token.on_value_rejected(token_id);
             self.access_token.wait_for_pending_fetch().await;
             if self.access_token.current_value_id() != token_id {
                 response = self.request_secret(client).await?.0;

@@ -17,7 +17,7 @@ const PERCENT_ENCODE_SET: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.'
 /// Lifetime of a token whose response does not state it.
 const DEFAULT_TOKEN_LIFETIME: Duration = Duration::from_secs(3_600);
 /// Longest lifetime that is trusted.
-const MAX_TOKEN_LIFETIME: Duration = Duration::from_secs(86_400);
+const MAX_TRUSTED_TOKEN_LIFETIME: Duration = Duration::from_secs(86_400);
 /// A token that lives at least this long is renewed after half of its lifetime, as Azure's SDKs do. A
 /// shorter one is renewed after three quarters: of the usual hour, 15 minutes are left for retries.
 const MIN_LIFETIME_FOR_HALFWAY_RENEWAL: Duration = Duration::from_secs(7_200);
@@ -56,7 +56,7 @@ pub(super) fn parse_token_response(
     let lifetime = parse_seconds(parsed.expires_in.as_ref())
         .or(until_expiry)
         .map_or(DEFAULT_TOKEN_LIFETIME, Duration::from_secs);
-    let lifetime = lifetime.min(MAX_TOKEN_LIFETIME);
+    let lifetime = lifetime.min(MAX_TRUSTED_TOKEN_LIFETIME);
     let header_value = sensitive_header_value(&format!("Bearer {token}")).ok_or_else(no_token)?;
     let refresh_in = parse_seconds(parsed.refresh_in.as_ref()).map(Duration::from_secs);
     let refresh_in = refresh_in.filter(|refresh_in| *refresh_in < lifetime);

@@ -15,14 +15,14 @@ pub(in crate::demo) fn with_common_headers(
     if matches!(response.body, ResponseBody::WebSocket(_)) {
         return response;
     }
-    let request_id = resource.id_generator.uuid_v4();
+    let request_id = resource.id_generator.new_uuid_v4();
     let client_request_id =
         head.header("x-ms-client-request-id").map_or_else(|| request_id.clone(), str::to_owned);
     let is_stream = matches!(response.body, ResponseBody::Stream(..));
     let response = response
         .with_header("apim-request-id", request_id)
         .with_header("x-ms-client-request-id", client_request_id)
-        .with_header("x-request-id", resource.id_generator.uuid_v4())
+        .with_header("x-request-id", resource.id_generator.new_uuid_v4())
         .with_header("x-ms-region", resource.definition.region.clone())
         .with_header("x-content-type-options", "nosniff")
         .with_header("strict-transport-security", "max-age=31536000; includeSubDomains; preload")

@@ -14,7 +14,7 @@ use crate::demo::http::request_head::RequestHead;
 use crate::demo::moods::simulated_error::SimulatedError;
 use crate::demo::resource::definition::SimulatedDeployment;
 use crate::demo::resource::rate_limiter::{
-    AdmissionDecision, LimitOverride, RateLimitCounters, RequestCost, UsageCharge,
+    AdmissionDecision, ChargeSettlement, LimitOverride, RateLimitCounters, RequestCost,
 };
 use crate::demo::resource::state::ResourceState;
 
@@ -60,7 +60,7 @@ impl<'a> SimulatedRequest<'a> {
     ///
     /// # Errors
     /// 400 if the request names none, 404 if the resource does not have it.
-    pub(in crate::demo) fn deployment(
+    pub(in crate::demo) fn requested_deployment(
         &self,
         model: Option<&str>,
     ) -> Result<&'a SimulatedDeployment, ErrorResponse> {
@@ -111,7 +111,7 @@ pub(in crate::demo) struct DeploymentAdmission<'a> {
 
 impl DeploymentAdmission<'_> {
     /// Adds the headers of the deployment, and the tokens that were really used.
-    pub(in crate::demo) fn finish_response(
+    pub(in crate::demo) fn add_headers_and_charge(
         &self,
         response: SimulatedResponse,
         input_tokens: u64,
@@ -123,7 +123,7 @@ impl DeploymentAdmission<'_> {
             .with_header("x-ms-deployment-name", name.clone())
             .with_header("x-ms-rai-invoked", "true")
             .with_header("azureml-model-session", format!("d{:03}-20261101120000", name.len()))
-            .with_charge(UsageCharge {
+            .with_charge(ChargeSettlement {
                 deployment: name.clone(),
                 estimated_tokens: self.estimated_tokens,
                 actual_tokens,

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use serde_json::Value;
 
-use crate::demo::resource::rate_limiter::UsageCharge;
+use crate::demo::resource::rate_limiter::ChargeSettlement;
 
 /// A response of the simulated API that is not yet sent.
 #[derive(Debug, Clone)]
@@ -14,7 +14,7 @@ pub(in crate::demo) struct SimulatedResponse {
     pub(in crate::demo) headers: Vec<(&'static str, String)>,
     pub(in crate::demo) body: ResponseBody,
     /// What the rate limiter of the deployment is to be corrected by once the response is sent.
-    pub(in crate::demo) charge_to_settle: Option<Box<UsageCharge>>,
+    pub(in crate::demo) charge_to_settle: Option<Box<ChargeSettlement>>,
 }
 
 /// A response with an error status. It is boxed to keep [`OperationResult`] small.
@@ -96,13 +96,13 @@ impl SimulatedResponse {
     }
 
     #[must_use]
-    pub(in crate::demo) fn with_charge(mut self, charge: UsageCharge) -> Self {
+    pub(in crate::demo) fn with_charge(mut self, charge: ChargeSettlement) -> Self {
         self.charge_to_settle = Some(Box::new(charge));
         self
     }
 
     /// The body as JSON; `null` for anything else.
-    pub(in crate::demo) fn json_body(&self) -> Value {
+    pub(in crate::demo) fn json_body_or_null(&self) -> Value {
         match &self.body {
             ResponseBody::Complete(bytes) => serde_json::from_slice(bytes).unwrap_or_default(),
             _ => Value::Null,

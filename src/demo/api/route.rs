@@ -52,7 +52,7 @@ impl RequestRoute {
     }
 
     /// The deployment that the route names, or else the body as its `model`.
-    pub(in crate::demo) fn deployment_from_path_or_body(
+    pub(in crate::demo) fn deployment_from_route_or_body(
         &self,
         head: &RequestHead,
         body: &Bytes,
@@ -67,7 +67,7 @@ impl RequestRoute {
     }
 
     /// The path of the operation, for slice patterns.
-    pub(in crate::demo) fn operation_path(&self) -> Vec<&str> {
+    pub(in crate::demo) fn operation_path_segments(&self) -> Vec<&str> {
         self.operation_segments.iter().map(String::as_str).collect()
     }
 }

@@ -89,7 +89,7 @@ pub(super) fn with_rate_limit_headers(
 ) -> SimulatedResponse {
     match counters {
         RateLimitCounters::None => response,
-        RateLimitCounters::Utilization(percent) => {
+        RateLimitCounters::UtilizationPercent(percent) => {
             response.with_header("azure-openai-deployment-utilization", format!("{percent}%"))
         }
         RateLimitCounters::MinusOne => response
@@ -129,7 +129,7 @@ fn rate_limit_error(
 ) -> SimulatedResponse {
     match &route.dialect {
         ApiDialect::Classic { api_version } => {
-            let operation = operation_name(route);
+            let operation = classic_operation_name(route);
             let message = format!(
                 "Requests to the {operation} Operation under Azure OpenAI API version {api_version} have exceeded {counted_unit} rate \
                  limit of your current OpenAI S0 pricing tier. Please retry after {seconds} seconds. {QUOTA_INCREASE_HINT}"
@@ -148,8 +148,8 @@ fn rate_limit_error(
 }
 
 /// The name of an operation in the error messages of the classic dialect.
-fn operation_name(route: &RequestRoute) -> &'static str {
-    match route.operation_path().as_slice() {
+fn classic_operation_name(route: &RequestRoute) -> &'static str {
+    match route.operation_path_segments().as_slice() {
         ["chat", "completions"] => "ChatCompletions_Create",
         ["completions"] => "Completions_Create",
         ["embeddings"] => "Embeddings_Create",

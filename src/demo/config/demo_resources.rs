@@ -22,7 +22,7 @@ pub fn demo_resources() -> Vec<SimulatedResource> {
             first_byte_delay: Duration::from_millis(first_byte_millis),
             event_interval: Duration::from_millis(event_interval_millis),
         },
-        ..SimulatedResource::new(name).with_api_key(ids.hex_id("", 32))
+        ..SimulatedResource::new(name).with_api_key(ids.new_hex_id("", 32))
     };
     let provisioned = DeploymentKind::Provisioned { tokens_per_minute: 2_000, output_weight: 4 };
     vec![

@@ -128,7 +128,7 @@ fn resource_from_entry(
         entra_tokens: entry.tokens,
         entra_tokens_without_role: entry.tokens_without_role,
         deployments: deployments.collect::<Result<_, SimulatorConfigError>>()?,
-        mood: entry
+        initial_mood: entry
             .mood
             .map_or(Ok(Mood::Calm), |value| mood_from_yaml(&value))
             .map_err(|reason| invalid("mood", reason))?,

@@ -19,7 +19,7 @@ pub(in crate::demo) struct DeliveryPlan {
     /// Before the head.
     pub(in crate::demo) first_byte_delay: Duration,
     /// Before each piece of the body.
-    event_interval: Duration,
+    delay_before_each_piece: Duration,
     silence: Option<SilencePlan>,
     /// Where the body is cut off, and how.
     cutoff: Option<(BodyPosition, CutoffMethod)>,
@@ -69,12 +69,12 @@ impl DeliveryPlan {
     pub(in crate::demo) fn from_mood(mood: &Mood, timing: ResponseTiming) -> Self {
         let mut plan = Self {
             first_byte_delay: timing.first_byte_delay,
-            event_interval: timing.event_interval,
+            delay_before_each_piece: timing.event_interval,
             ..Self::default()
         };
         match mood {
             Mood::SlowFirstByte(delay) => plan.first_byte_delay = *delay,
-            Mood::Drip(delay) => plan.event_interval = *delay,
+            Mood::Drip(delay) => plan.delay_before_each_piece = *delay,
             Mood::ResetMidBody { after } => plan.cutoff = Some((*after, CutoffMethod::Reset)),
             Mood::CloseMidStream { after } => plan.cutoff = Some((*after, CutoffMethod::Close)),
             Mood::TruncatedLength { missing_bytes } => {
@@ -124,7 +124,7 @@ impl DeliveryPlan {
             _ => String::new(),
         };
         text.push_str(&framing);
-        if !keeps_alive || self.must_close_connection(head, &response.body) {
+        if !keeps_alive || self.body_ends_at_close(head, &response.body) {
             text.push_str("connection: close\r\n");
         } else if head.minor_version == 0 {
             text.push_str("connection: keep-alive\r\n");
@@ -140,14 +140,15 @@ impl DeliveryPlan {
         head: &RequestHead,
         body: &ResponseBody,
     ) -> Result<DeliveryOutcome, ConnectionError> {
-        let must_close = self.must_close_connection(head, body);
+        let must_close = self.body_ends_at_close(head, body);
         let outcome =
             if must_close { DeliveryOutcome::CompleteMustClose } else { DeliveryOutcome::CompleteReusable };
         if head.method == "HEAD" {
             return Ok(outcome);
         }
         let is_chunked = self.is_chunked(head, body);
-        let is_divided = !self.event_interval.is_zero() || self.silence.is_some() || self.cutoff.is_some();
+        let is_divided =
+            !self.delay_before_each_piece.is_zero() || self.silence.is_some() || self.cutoff.is_some();
         let mut bytes_sent = 0;
         for (index, piece) in body_pieces(body, is_divided).iter().enumerate() {
             if let Some(silence) = &self.silence
@@ -155,7 +156,7 @@ impl DeliveryPlan {
             {
                 connection.sleep_while_connected(silence.duration).await?;
             }
-            connection.sleep_while_connected(self.event_interval).await?;
+            connection.sleep_while_connected(self.delay_before_each_piece).await?;
             let allowed_bytes = match self.cutoff {
                 Some((BodyPosition::Events(count), method)) if index >= count => {
                     return Ok(DeliveryOutcome::CutOff(method));
@@ -217,7 +218,7 @@ impl DeliveryPlan {
             && head.minor_version == 1
     }
 
-    fn must_close_connection(&self, head: &RequestHead, body: &ResponseBody) -> bool {
+    fn body_ends_at_close(&self, head: &RequestHead, body: &ResponseBody) -> bool {
         self.framing == ResponseFraming::UntilClose
             || (head.minor_version == 0 && matches!(body, ResponseBody::Stream(..)))
     }

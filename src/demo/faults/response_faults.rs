@@ -40,7 +40,7 @@ pub(in crate::demo) fn apply_mood_to_response(
         Mood::ErrorFirst { event_order, retry_after } if format != StreamFormat::Binary => {
             let created = events.first().cloned();
             let region = &request.resource.definition.region;
-            *events = error_events(region, format, *event_order, created.as_ref());
+            *events = rate_limit_error_events(region, format, *event_order, created.as_ref());
             return match retry_after {
                 Some(seconds) => response.with_header("retry-after", seconds.clone()),
                 None => response,
@@ -86,7 +86,7 @@ fn end_in_error(events: &mut Vec<StreamEvent>, format: StreamFormat, after_event
 }
 
 /// The events of a stream that is refused although its status is 200. `created` is its first event.
-fn error_events(
+fn rate_limit_error_events(
     region: &str,
     format: StreamFormat,
     order: ErrorEventOrder,

@@ -8,14 +8,14 @@ use tokio::time::{sleep, timeout};
 
 use super::byte_stream::ByteStream;
 use super::error::ConnectionError;
-use super::request_head::{RequestFraming, RequestHead};
+use super::request_head::{RequestBodyFraming, RequestHead};
 
 const MAX_HEAD_BYTES: usize = 256 * 1024;
 const MAX_BODY_BYTES: u64 = 1024 * 1024 * 1024;
 /// Bytes of the next request that are buffered while a response is being sent.
 const MAX_PIPELINED_BYTES: usize = 1024 * 1024;
 /// Free space in the buffer for each read of a body.
-const READ_CHUNK_BYTES: usize = 64 * 1024;
+const BODY_READ_BUFFER_BYTES: usize = 64 * 1024;
 /// How long a reset waits for the client to read what was already sent.
 const DELAY_BEFORE_RESET: Duration = Duration::from_millis(15);
 /// How long a closed connection is read so that the close does not become a reset.
@@ -71,12 +71,12 @@ impl<S: ByteStream> HttpConnection<S> {
     /// dropped.
     pub(in crate::demo) async fn read_body(
         &mut self,
-        framing: RequestFraming,
+        framing: RequestBodyFraming,
         body: &mut BytesMut,
     ) -> Result<(), ConnectionError> {
         match framing {
-            RequestFraming::Length(length) => self.read_body_bytes(length, body).await,
-            RequestFraming::Chunked => loop {
+            RequestBodyFraming::Length(length) => self.read_body_bytes(length, body).await,
+            RequestBodyFraming::Chunked => loop {
                 let line = self.read_line().await?;
                 let digits = line.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
                 let size =
@@ -106,8 +106,8 @@ impl<S: ByteStream> HttpConnection<S> {
         }
         while missing > 0 {
             if self.read_buffer.is_empty() {
-                self.read_buffer.reserve(READ_CHUNK_BYTES);
-                self.fill_buffer().await?;
+                self.read_buffer.reserve(BODY_READ_BUFFER_BYTES);
+                self.read_more_into_buffer().await?;
             }
             let count = usize::try_from(missing).unwrap_or(usize::MAX).min(self.read_buffer.len());
             body.extend_from_slice(&self.read_buffer.split_to(count));
@@ -126,19 +126,19 @@ impl<S: ByteStream> HttpConnection<S> {
             if self.read_buffer.len() > MAX_HEAD_BYTES {
                 return Err(ConnectionError::MalformedRequest(400, "endless line in a chunked body"));
             }
-            self.fill_buffer().await?;
+            self.read_more_into_buffer().await?;
         }
     }
 
     /// Reads exactly `count` bytes, for WebSocket frames.
     pub(in crate::demo) async fn read_exact(&mut self, count: usize) -> Result<BytesMut, ConnectionError> {
         while self.read_buffer.len() < count {
-            self.fill_buffer().await?;
+            self.read_more_into_buffer().await?;
         }
         Ok(self.read_buffer.split_to(count))
     }
 
-    async fn fill_buffer(&mut self) -> Result<(), ConnectionError> {
+    async fn read_more_into_buffer(&mut self) -> Result<(), ConnectionError> {
         match self.stream.read_buf(&mut self.read_buffer).await? {
             0 => Err(ConnectionError::Disconnected),
             _ => Ok(()),

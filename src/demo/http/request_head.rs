@@ -20,7 +20,7 @@ pub(in crate::demo) struct RequestHead {
 
 /// How the end of a request body is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::demo) enum RequestFraming {
+pub(in crate::demo) enum RequestBodyFraming {
     Length(u64),
     Chunked,
 }
@@ -123,7 +123,7 @@ impl RequestHead {
     ///
     /// # Errors
     /// [`ConnectionError::MalformedRequest`] if the framing is ambiguous or unknown.
-    pub(in crate::demo) fn body_framing(&self) -> Result<RequestFraming, ConnectionError> {
+    pub(in crate::demo) fn body_framing(&self) -> Result<RequestBodyFraming, ConnectionError> {
         let malformed = |reason| ConnectionError::MalformedRequest(400, reason);
         let lengths: Vec<&[u8]> = self.header_values("content-length").collect();
         if self.header_values("transfer-encoding").next().is_some() {
@@ -134,11 +134,11 @@ impl RequestHead {
             return match coding.eq_ignore_ascii_case("chunked")
                 && self.header_values("transfer-encoding").count() == 1
             {
-                true => Ok(RequestFraming::Chunked),
+                true => Ok(RequestBodyFraming::Chunked),
                 false => Err(ConnectionError::MalformedRequest(501, "unknown Transfer-Encoding")),
             };
         }
-        let Some(length) = lengths.first() else { return Ok(RequestFraming::Length(0)) };
+        let Some(length) = lengths.first() else { return Ok(RequestBodyFraming::Length(0)) };
         if lengths.len() > 1 {
             return Err(malformed("more than one Content-Length"));
         }
@@ -146,7 +146,7 @@ impl RequestHead {
             std::str::from_utf8(length).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
         digits
             .and_then(|text| text.parse().ok())
-            .map(RequestFraming::Length)
+            .map(RequestBodyFraming::Length)
             .ok_or(malformed("Content-Length is not a number"))
     }
 }

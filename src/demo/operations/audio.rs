@@ -32,7 +32,7 @@ pub(super) fn translate_audio(request: &SimulatedRequest) -> OperationResult {
 
 /// Responds with a sentence about the upload; the audio itself is not looked at.
 fn speech_to_text(request: &SimulatedRequest, form: &MultipartForm, task: &str) -> OperationResult {
-    let deployment = request.deployment(form.text("model").as_deref())?;
+    let deployment = request.requested_deployment(form.text("model").as_deref())?;
     let Some(file) = form.part("file") else {
         return Err(invalid_parameter("file", "Missing required parameter: 'file'."));
     };
@@ -90,7 +90,7 @@ fn speech_to_text(request: &SimulatedRequest, form: &MultipartForm, task: &str) 
             ));
         }
     };
-    Ok(admission.finish_response(response, audio_tokens, output_tokens))
+    Ok(admission.add_headers_and_charge(response, audio_tokens, output_tokens))
 }
 
 /// The events of a streamed transcription or translation.
@@ -109,7 +109,7 @@ fn transcript_events(text: &str, usage: &Value) -> Vec<StreamEvent> {
 /// `POST /audio/speech`
 pub(super) fn synthesize_speech(request: &SimulatedRequest) -> OperationResult {
     let body = request.json_body()?;
-    let deployment = request.deployment(body.get("model").and_then(Value::as_str))?;
+    let deployment = request.requested_deployment(body.get("model").and_then(Value::as_str))?;
     let input = body.get("input").and_then(Value::as_str).filter(|input| !input.is_empty());
     let Some(input) = input else {
         return Err(Box::new(invalid_request_error(
@@ -144,7 +144,7 @@ pub(super) fn synthesize_speech(request: &SimulatedRequest) -> OperationResult {
         StreamEvent { role: EventRole::Content, bytes: Bytes::from(bytes) }
     };
     let events = (0..4 + input.len() / 64).map(&mut next_event).collect();
-    Ok(admission.finish_response(
+    Ok(admission.add_headers_and_charge(
         SimulatedResponse::from_events(StreamFormat::Binary, content_type, events),
         count_tokens(input),
         0,

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::shared::parameters::{positive_integer, unsupported_operation};
-use super::shared::stream_options::{check_stream_options, stream_option};
+use super::shared::parameters::{positive_integer, unsupported_operation_response};
+use super::shared::stream_options::{check_stream_options, stream_option_flag};
 use super::shared::text_model::{
     count_tokens, count_tokens_up_to, dated_model_name, echo_text, split_into_deltas, truncate_to_tokens,
 };
@@ -19,14 +19,14 @@ use crate::demo::resource::rate_limiter::RequestCost;
 use crate::demo::util::clock::unix_seconds_now;
 
 /// What Azure assumes if a request does not say `max_tokens`.
-const DEFAULT_MAX_TOKENS: u64 = 16;
+const RATE_LIMIT_DEFAULT_MAX_TOKENS: u64 = 16;
 
 /// `POST /completions`
 pub(super) fn create_completion(request: &SimulatedRequest) -> OperationResult {
     let body = request.json_body()?;
-    let deployment = request.deployment(body.get("model").and_then(Value::as_str))?;
+    let deployment = request.requested_deployment(body.get("model").and_then(Value::as_str))?;
     if deployment.model.contains("embedding") {
-        return Err(Box::new(unsupported_operation("completion", &deployment.model)));
+        return Err(Box::new(unsupported_operation_response("completion", &deployment.model)));
     }
     let prompts = parse_prompts(&body)?;
     let is_streaming = body.get("stream").and_then(Value::as_bool).unwrap_or(false);
@@ -37,7 +37,7 @@ pub(super) fn create_completion(request: &SimulatedRequest) -> OperationResult {
     let cost = RequestCost {
         prompt_characters: prompts.iter().map(|prompt| prompt.len() as u64).sum(),
         cached_prompt_tokens: 0,
-        max_output_tokens: max_tokens.unwrap_or(DEFAULT_MAX_TOKENS) * completions_per_prompt,
+        max_output_tokens: max_tokens.unwrap_or(RATE_LIMIT_DEFAULT_MAX_TOKENS) * completions_per_prompt,
     };
     let admission = request.admit_to_deployment(deployment, cost)?;
 
@@ -46,18 +46,18 @@ pub(super) fn create_completion(request: &SimulatedRequest) -> OperationResult {
     let input_tokens = prompts.iter().map(|prompt| count_tokens(prompt)).sum();
     let output_tokens = texts.iter().map(|(text, _)| count_tokens_up_to(text, max_tokens)).sum();
     let completion = TextCompletion {
-        id: request.resource.id_generator.alphanumeric_id("cmpl-", 29),
+        id: request.resource.id_generator.new_alphanumeric_id("cmpl-", 29),
         created_at: unix_seconds_now(),
         model: dated_model_name(&deployment.model),
-        texts,
+        texts_with_truncation_flags: texts,
         usage: completion_usage(input_tokens, 0, output_tokens, 0),
     };
     let response = if is_streaming {
-        completion.to_stream(stream_option(&body, "include_usage", false))
+        completion.to_stream(stream_option_flag(&body, "include_usage", false))
     } else {
         SimulatedResponse::from_json(200, &completion.to_json())
     };
-    Ok(admission.finish_response(response, input_tokens, output_tokens))
+    Ok(admission.add_headers_and_charge(response, input_tokens, output_tokens))
 }
 
 /// One text, or a list of texts or token numbers.
@@ -77,14 +77,14 @@ struct TextCompletion {
     created_at: u64,
     model: String,
     /// The text for each prompt, and whether it was truncated.
-    texts: Vec<(String, bool)>,
+    texts_with_truncation_flags: Vec<(String, bool)>,
     usage: Value,
 }
 
 impl TextCompletion {
     fn to_json(&self) -> Value {
         let choices: Vec<Value> = self
-            .texts
+            .texts_with_truncation_flags
             .iter()
             .enumerate()
             .map(|(index, (text, is_truncated))| {
@@ -100,7 +100,7 @@ impl TextCompletion {
         let mut push = |choices: Value, usage: Option<Value>| {
             events.push(sse::data_event(EventRole::Content, &self.completion_object(&choices, usage)));
         };
-        for (index, (text, is_truncated)) in self.texts.iter().enumerate() {
+        for (index, (text, is_truncated)) in self.texts_with_truncation_flags.iter().enumerate() {
             for delta in split_into_deltas(text) {
                 push(json!([choice_object(index, delta, None)]), usage_placeholder.clone());
             }

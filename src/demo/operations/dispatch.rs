@@ -14,7 +14,7 @@ use crate::demo::moods::simulated_error::SimulatedError;
 /// # Errors
 /// 404 if there is none, or the error of the operation.
 pub(in crate::demo) fn dispatch_operation(request: &SimulatedRequest) -> OperationResult {
-    let path = request.route.operation_path();
+    let path = request.route.operation_path_segments();
     let is_per_deployment = matches!(
         path.as_slice(),
         ["chat", "completions"]
@@ -46,12 +46,12 @@ pub(in crate::demo) fn dispatch_operation(request: &SimulatedRequest) -> Operati
         (method, ["files", path @ ..]) => files::handle_files(request, method, path),
         (method, ["uploads", path @ ..]) => uploads::handle_uploads(request, method, path),
         (method, ["batches", path @ ..]) => batches::handle_batches(request, method, path),
-        (method, path) => objects::handle_objects(request, method, path),
+        (method, path) => objects::handle_other_collections(request, method, path),
     }
 }
 
 fn open_realtime(request: &SimulatedRequest) -> OperationResult {
-    let deployment = request.deployment(None)?;
+    let deployment = request.requested_deployment(None)?;
     if !request.head.is_websocket_upgrade() {
         let message = "This endpoint expects a WebSocket upgrade.";
         return Err(Box::new(error_with_code(400, "BadRequest", message)));

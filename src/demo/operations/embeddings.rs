@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::shared::parameters::{positive_integer, unsupported_operation};
+use super::shared::parameters::{positive_integer, unsupported_operation_response};
 use super::shared::text_model::count_tokens;
 use crate::demo::api::error_response::invalid_parameter;
 use crate::demo::api::request::SimulatedRequest;
@@ -21,9 +21,9 @@ const DEFAULT_DIMENSIONS: usize = 1536;
 /// `POST /embeddings`
 pub(super) fn create_embeddings(request: &SimulatedRequest) -> OperationResult {
     let body = request.json_body()?;
-    let deployment = request.deployment(body.get("model").and_then(Value::as_str))?;
+    let deployment = request.requested_deployment(body.get("model").and_then(Value::as_str))?;
     if !deployment.model.contains("embedding") {
-        return Err(Box::new(unsupported_operation("embeddings", &deployment.model)));
+        return Err(Box::new(unsupported_operation_response("embeddings", &deployment.model)));
     }
     let inputs = parse_inputs(&body)?;
     let default =
@@ -42,7 +42,7 @@ pub(super) fn create_embeddings(request: &SimulatedRequest) -> OperationResult {
         .iter()
         .enumerate()
         .map(|(index, input)| {
-            let vector = unit_vector(&input.text, dimensions);
+            let vector = unit_vector_from_text(&input.text, dimensions);
             let embedding = if is_base64 {
                 let bytes: Vec<u8> = vector.iter().flat_map(|number| number.to_le_bytes()).collect();
                 json!(base64_encode(&bytes))
@@ -55,7 +55,7 @@ pub(super) fn create_embeddings(request: &SimulatedRequest) -> OperationResult {
     let total_tokens: u64 = inputs.iter().map(|input| input.token_count).sum();
     let usage = json!({"prompt_tokens": total_tokens, "total_tokens": total_tokens});
     let object = json!({"object": "list", "data": data, "model": deployment.model, "usage": usage});
-    Ok(admission.finish_response(SimulatedResponse::from_json(200, &object), total_tokens, 0))
+    Ok(admission.add_headers_and_charge(SimulatedResponse::from_json(200, &object), total_tokens, 0))
 }
 
 struct EmbeddingInput {
@@ -86,7 +86,7 @@ fn parse_inputs(body: &Value) -> Result<Vec<EmbeddingInput>, ErrorResponse> {
 }
 
 /// A vector of length one.
-fn unit_vector(text: &str, dimensions: usize) -> Vec<f32> {
+fn unit_vector_from_text(text: &str, dimensions: usize) -> Vec<f32> {
     let mut seed = fnv1a_hash(0, text.as_bytes());
     let numbers: Vec<f32> = (0..dimensions)
         .map(|_| {

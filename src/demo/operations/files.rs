@@ -9,7 +9,7 @@ use crate::demo::api::response::{ErrorResponse, OperationResult, SimulatedRespon
 use crate::demo::moods::simulated_error::SimulatedError;
 use crate::demo::resource::file_store::StoredFile;
 use crate::demo::util::clock::unix_seconds_now;
-use crate::demo::util::locking::lock;
+use crate::demo::util::locking::lock_ignoring_poison;
 
 /// All operations under `/files`; `path` is what follows it.
 pub(super) fn handle_files(request: &SimulatedRequest, method: &str, path: &[&str]) -> OperationResult {
@@ -23,7 +23,7 @@ pub(super) fn handle_files(request: &SimulatedRequest, method: &str, path: &[&st
         }
         ("DELETE", [id]) => {
             find_file(request, id)?;
-            lock(&request.resource.files).remove_file(id);
+            lock_ignoring_poison(&request.resource.files).remove_file(id);
             Ok(SimulatedResponse::from_json(200, &json!({"id": id, "object": "file", "deleted": true})))
         }
         _ => Err(SimulatedError::ResourceNotFound.into()),
@@ -32,12 +32,16 @@ pub(super) fn handle_files(request: &SimulatedRequest, method: &str, path: &[&st
 
 /// Stores a file, and returns its file object.
 pub(super) fn store_file(request: &SimulatedRequest, name: &str, purpose: &str, content: Bytes) -> Value {
-    let id = request.resource.id_generator.hex_id("file-", 32);
+    let id = request.resource.id_generator.new_hex_id("file-", 32);
     let metadata = json!({
         "id": id, "object": "file", "bytes": content.len(), "created_at": unix_seconds_now(), "filename": name,
         "purpose": purpose, "status": "processed", "status_details": null,
     });
-    lock(&request.resource.files).insert_file(StoredFile { id, metadata: metadata.clone(), content });
+    lock_ignoring_poison(&request.resource.files).insert_file(StoredFile {
+        id,
+        metadata: metadata.clone(),
+        content,
+    });
     metadata
 }
 
@@ -57,7 +61,7 @@ fn upload_file(request: &SimulatedRequest) -> OperationResult {
 /// The newest file comes first.
 fn list_files(request: &SimulatedRequest) -> SimulatedResponse {
     let purpose = request.head.query_parameter("purpose");
-    let store = lock(&request.resource.files);
+    let store = lock_ignoring_poison(&request.resource.files);
     let has_purpose = |file: &&StoredFile| {
         purpose.is_none() || file.metadata.get("purpose").and_then(Value::as_str) == purpose.as_deref()
     };
@@ -72,5 +76,5 @@ fn list_files(request: &SimulatedRequest) -> SimulatedResponse {
 }
 
 fn find_file(request: &SimulatedRequest, id: &str) -> Result<StoredFile, ErrorResponse> {
-    lock(&request.resource.files).file(id).cloned().ok_or_else(|| not_found("File", id))
+    lock_ignoring_poison(&request.resource.files).file(id).cloned().ok_or_else(|| not_found("File", id))
 }

@@ -74,7 +74,7 @@ struct ImageRequest {
 
 /// Creates the images, complete or streamed. A stream carries one image and its partial ones.
 fn create_images(request: &SimulatedRequest, image_request: &ImageRequest) -> OperationResult {
-    let deployment = request.deployment(image_request.model.as_deref())?;
+    let deployment = request.requested_deployment(image_request.model.as_deref())?;
     let Some(prompt) = image_request.prompt.as_deref().filter(|prompt| !prompt.is_empty()) else {
         return Err(invalid_parameter("prompt", "Missing required parameter: 'prompt'."));
     };
@@ -112,5 +112,5 @@ fn create_images(request: &SimulatedRequest, image_request: &ImageRequest) -> Op
         let response = json!({"created": created_at, "data": data, "usage": usage});
         SimulatedResponse::from_json(200, &merge_objects(response, &image_properties))
     };
-    Ok(admission.finish_response(response, input_tokens, output_tokens))
+    Ok(admission.add_headers_and_charge(response, input_tokens, output_tokens))
 }

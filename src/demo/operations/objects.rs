@@ -8,7 +8,7 @@ use crate::demo::api::request::SimulatedRequest;
 use crate::demo::api::response::{OperationResult, SimulatedResponse};
 use crate::demo::moods::simulated_error::SimulatedError;
 use crate::demo::util::clock::unix_seconds_now;
-use crate::demo::util::locking::lock;
+use crate::demo::util::locking::lock_ignoring_poison;
 
 /// A collection of the service.
 struct TopLevelCollection {
@@ -51,30 +51,36 @@ const NESTED_COLLECTIONS: [NestedCollection; 6] = [
 ];
 
 /// Any path that belongs to no other operation.
-pub(super) fn handle_objects(request: &SimulatedRequest, method: &str, path: &[&str]) -> OperationResult {
+pub(super) fn handle_other_collections(
+    request: &SimulatedRequest,
+    method: &str,
+    path: &[&str],
+) -> OperationResult {
     let matching = TOP_LEVEL_COLLECTIONS
         .iter()
         .find_map(|collection| Some((path.strip_prefix(collection.path)?, collection)));
     let Some((path, collection)) = matching else { return Err(SimulatedError::ResourceNotFound.into()) };
     match path {
-        [] => handle_collection(request, method, collection.id_prefix, collection.object_kind),
-        [id] => handle_object(request, method, id, collection.object_kind),
+        [] => create_or_list_objects(request, method, collection.id_prefix, collection.object_kind),
+        [id] => get_or_delete_object(request, method, id, collection.object_kind),
         [id, nested_name, nested_path @ ..] => {
             let kind = collection.object_kind;
-            lock(&request.resource.objects).get(id, kind).ok_or_else(|| not_found(kind, id))?;
+            lock_ignoring_poison(&request.resource.objects)
+                .get(id, kind)
+                .ok_or_else(|| not_found(kind, id))?;
             let nested = NESTED_COLLECTIONS.iter().find(|nested| nested.name == *nested_name);
             match (nested, nested_path) {
                 (Some(nested), []) => {
-                    handle_collection(request, method, nested.id_prefix, nested.object_kind)
+                    create_or_list_objects(request, method, nested.id_prefix, nested.object_kind)
                 }
-                (Some(nested), [id]) => handle_object(request, method, id, nested.object_kind),
+                (Some(nested), [id]) => get_or_delete_object(request, method, id, nested.object_kind),
                 _ => Err(SimulatedError::ResourceNotFound.into()),
             }
         }
     }
 }
 
-fn handle_collection(
+fn create_or_list_objects(
     request: &SimulatedRequest,
     method: &str,
     id_prefix: &str,
@@ -83,18 +89,18 @@ fn handle_collection(
     match method {
         "POST" => {
             let mut object = if request.body.is_empty() { json!({}) } else { request.json_body()? };
-            let id = request.resource.id_generator.alphanumeric_id(id_prefix, 24);
+            let id = request.resource.id_generator.new_alphanumeric_id(id_prefix, 24);
             if let Some(map) = object.as_object_mut() {
                 map.insert("id".to_owned(), json!(id));
                 map.insert("object".to_owned(), json!(object_kind));
                 map.insert("created_at".to_owned(), json!(unix_seconds_now()));
                 map.entry("status").or_insert(json!("completed"));
             }
-            lock(&request.resource.objects).insert(&id, object_kind, object.clone());
+            lock_ignoring_poison(&request.resource.objects).insert(&id, object_kind, object.clone());
             Ok(SimulatedResponse::from_json(200, &object))
         }
         "GET" => {
-            let objects = lock(&request.resource.objects);
+            let objects = lock_ignoring_poison(&request.resource.objects);
             let list =
                 json!({"object": "list", "data": objects.list_of_kind(object_kind), "has_more": false});
             Ok(SimulatedResponse::from_json(200, &list))
@@ -103,8 +109,13 @@ fn handle_collection(
     }
 }
 
-fn handle_object(request: &SimulatedRequest, method: &str, id: &str, object_kind: &str) -> OperationResult {
-    let mut objects = lock(&request.resource.objects);
+fn get_or_delete_object(
+    request: &SimulatedRequest,
+    method: &str,
+    id: &str,
+    object_kind: &str,
+) -> OperationResult {
+    let mut objects = lock_ignoring_poison(&request.resource.objects);
     let object = objects.get(id, object_kind).cloned().ok_or_else(|| not_found(object_kind, id))?;
     match method {
         "GET" | "POST" => Ok(SimulatedResponse::from_json(200, &object)),

@@ -10,10 +10,10 @@ use crate::demo::api::response::{OperationResult, SimulatedResponse};
 use crate::demo::moods::simulated_error::SimulatedError;
 use crate::demo::resource::file_store::MultipartUpload;
 use crate::demo::util::clock::unix_seconds_now;
-use crate::demo::util::locking::lock;
+use crate::demo::util::locking::lock_ignoring_poison;
 
 /// Seconds after which an upload is said to expire. Nothing is deleted then.
-const UPLOAD_LIFETIME_SECONDS: u64 = 3600;
+const REPORTED_UPLOAD_LIFETIME_SECONDS: u64 = 3600;
 
 /// All operations under `/uploads`; `path` is what follows it.
 pub(super) fn handle_uploads(request: &SimulatedRequest, method: &str, path: &[&str]) -> OperationResult {
@@ -28,14 +28,14 @@ pub(super) fn handle_uploads(request: &SimulatedRequest, method: &str, path: &[&
 
 fn create_upload(request: &SimulatedRequest) -> OperationResult {
     let body = request.json_body()?;
-    let id = request.resource.id_generator.hex_id("upload_", 24);
+    let id = request.resource.id_generator.new_hex_id("upload_", 24);
     let metadata = json!({
         "id": id, "object": "upload", "status": "pending", "bytes": body.get("bytes"), "created_at": unix_seconds_now(),
         "filename": body.get("filename"), "purpose": body.get("purpose"),
-        "expires_at": unix_seconds_now() + UPLOAD_LIFETIME_SECONDS,
+        "expires_at": unix_seconds_now() + REPORTED_UPLOAD_LIFETIME_SECONDS,
     });
     let upload = MultipartUpload { id, metadata: metadata.clone(), parts: Vec::new() };
-    lock(&request.resource.files).insert_upload(upload);
+    lock_ignoring_poison(&request.resource.files).insert_upload(upload);
     Ok(SimulatedResponse::from_json(200, &metadata))
 }
 
@@ -46,7 +46,7 @@ fn add_part(request: &SimulatedRequest, id: &str) -> OperationResult {
     };
     let content = Bytes::copy_from_slice(data.content);
     update_upload(request, id, |upload| {
-        let part_id = request.resource.id_generator.hex_id("part_", 24);
+        let part_id = request.resource.id_generator.new_hex_id("part_", 24);
         upload.parts.push((part_id.clone(), content));
         json!({"id": part_id, "object": "upload.part", "created_at": unix_seconds_now(), "upload_id": id})
     })
@@ -58,7 +58,7 @@ fn complete_upload(request: &SimulatedRequest, id: &str) -> OperationResult {
     let part_ids: Vec<&str> = part_ids.filter_map(Value::as_str).collect();
     // The lock is released before `store_file` takes it again.
     let (mut metadata, content) = {
-        let mut store = lock(&request.resource.files);
+        let mut store = lock_ignoring_poison(&request.resource.files);
         let upload = store.upload_mut(id).ok_or_else(|| not_found("Upload", id))?;
         let mut content = Vec::new();
         for part_id in part_ids {
@@ -82,7 +82,7 @@ fn update_upload(
     id: &str,
     update: impl FnOnce(&mut MultipartUpload) -> Value,
 ) -> OperationResult {
-    let mut store = lock(&request.resource.files);
+    let mut store = lock_ignoring_poison(&request.resource.files);
     let upload = store.upload_mut(id).ok_or_else(|| not_found("Upload", id))?;
     Ok(SimulatedResponse::from_json(200, &update(upload)))
 }

@@ -31,7 +31,7 @@ pub struct SimulatedResource {
     /// The deployments that it serves.
     pub deployments: Vec<SimulatedDeployment>,
     /// The mood at the start; [`Simulator::set_mood`](crate::demo::Simulator::set_mood) changes it.
-    pub mood: Mood,
+    pub initial_mood: Mood,
     /// Lets a request choose its mood by the header `x-simulate: throttled` or `x-simulate: "drip: 50ms"`.
     pub allows_mood_header: bool,
     /// Keeps whole request bodies in [`LoggedRequest::body`](crate::demo::LoggedRequest::body).
@@ -59,7 +59,7 @@ impl SimulatedResource {
             entra_tokens: Vec::new(),
             entra_tokens_without_role: Vec::new(),
             deployments: Vec::new(),
-            mood: Mood::Calm,
+            initial_mood: Mood::Calm,
             allows_mood_header: false,
             records_request_bodies: false,
             timing: ResponseTiming::default(),
@@ -98,7 +98,7 @@ impl SimulatedResource {
     /// Sets the mood at the start.
     #[must_use]
     pub fn with_mood(mut self, mood: Mood) -> Self {
-        self.mood = mood;
+        self.initial_mood = mood;
         self
     }
 

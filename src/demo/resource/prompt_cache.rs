@@ -29,7 +29,7 @@ impl PromptCache {
     /// Returns how many tokens at the beginning of a prompt are cached, then caches the whole prompt.
     ///
     /// `cache_key` is the `prompt_cache_key` of the request.
-    pub(in crate::demo) fn look_up_and_insert(
+    pub(in crate::demo) fn count_cached_tokens_and_insert(
         &mut self,
         deployment: &str,
         cache_key: &str,
@@ -40,7 +40,7 @@ impl PromptCache {
         if prefix_hashes.len() < MIN_CACHED_BLOCKS {
             return 0;
         }
-        self.evict_old_prefixes(now);
+        self.evict_prefixes_if_too_many(now);
         let is_cached =
             |hash: &u64| self.last_use_by_prefix_hash.get(hash).is_some_and(|used| is_fresh(*used, now));
         let cached_blocks = prefix_hashes.iter().take_while(|hash| is_cached(hash)).count();
@@ -49,7 +49,7 @@ impl PromptCache {
     }
 
     /// Keeps the number of prefixes bounded.
-    fn evict_old_prefixes(&mut self, now: Instant) {
+    fn evict_prefixes_if_too_many(&mut self, now: Instant) {
         if self.last_use_by_prefix_hash.len() > MAX_CACHED_PREFIXES {
             self.last_use_by_prefix_hash.retain(|_, used| is_fresh(*used, now));
             if self.last_use_by_prefix_hash.len() > MAX_CACHED_PREFIXES {
@@ -98,10 +98,11 @@ mod tests {
             ("d", "k", 1000, 0, "another cache key"),
         ];
         for (deployment, cache_key, words, expected, description) in cases {
-            let cached_tokens = cache.look_up_and_insert(deployment, cache_key, &prompt(words), now);
+            let cached_tokens =
+                cache.count_cached_tokens_and_insert(deployment, cache_key, &prompt(words), now);
             assert_eq!(cached_tokens, expected, "{description}");
         }
         let later = now + CACHED_PREFIX_TTL;
-        assert_eq!(cache.look_up_and_insert("d", "", &prompt(1000), later), 0, "expired");
+        assert_eq!(cache.count_cached_tokens_and_insert("d", "", &prompt(1000), later), 0, "expired");
     }
 }

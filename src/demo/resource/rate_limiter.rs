@@ -57,7 +57,7 @@ pub(in crate::demo) enum LimitOverride {
 
 /// What a request was charged on arrival, and what it really used.
 #[derive(Debug, Clone)]
-pub(in crate::demo) struct UsageCharge {
+pub(in crate::demo) struct ChargeSettlement {
     pub(in crate::demo) deployment: String,
     pub(in crate::demo) estimated_tokens: u64,
     /// Weighted as [`RateLimiter::weighted_tokens`] does.
@@ -77,7 +77,7 @@ pub(in crate::demo) enum RateLimitCounters {
     },
     MinusOne,
     /// Percent.
-    Utilization(u64),
+    UtilizationPercent(u64),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,7 +156,7 @@ impl RateLimiter {
     }
 
     /// Replaces the estimate by what was really used, once the response has been sent.
-    pub(in crate::demo) fn settle_charge(&mut self, charge: &UsageCharge) {
+    pub(in crate::demo) fn settle_charge(&mut self, charge: &ChargeSettlement) {
         if matches!(self.deployment_kind, DeploymentKind::Provisioned { .. }) {
             let level = self.bucket_level + to_f64(charge.actual_tokens) - to_f64(charge.estimated_tokens);
             self.bucket_level = level.max(0.0);
@@ -248,7 +248,7 @@ impl RateLimiter {
         if overflow > 0.0 {
             let retry_after =
                 Duration::from_secs_f64(overflow / drained_per_second).max(Duration::from_millis(1));
-            let counters = RateLimitCounters::Utilization(self.utilization_percent(capacity));
+            let counters = RateLimitCounters::UtilizationPercent(self.utilization_percent(capacity));
             let exceeded_limit = ExceededLimit::ProvisionedCapacity;
             return AdmissionDecision::Refused { exceeded_limit, retry_after, counters };
         }
@@ -256,7 +256,7 @@ impl RateLimiter {
             .saturating_sub(cost.cached_prompt_tokens)
             .saturating_add(cost.max_output_tokens.saturating_mul(output_weight));
         self.bucket_level += to_f64(estimated_tokens);
-        let counters = RateLimitCounters::Utilization(self.utilization_percent(capacity));
+        let counters = RateLimitCounters::UtilizationPercent(self.utilization_percent(capacity));
         AdmissionDecision::Admitted { estimated_tokens, counters }
     }
 
@@ -375,28 +375,28 @@ mod tests {
             admitted,
             AdmissionDecision::Admitted {
                 estimated_tokens: 300,
-                counters: RateLimitCounters::Utilization(50)
+                counters: RateLimitCounters::UtilizationPercent(50)
             }
         );
         assert!(matches!(
             admit(cost(400, 100), 0),
             AdmissionDecision::Admitted {
                 estimated_tokens: 500,
-                counters: RateLimitCounters::Utilization(133)
+                counters: RateLimitCounters::UtilizationPercent(133)
             }
         ));
         let refused = admit(cost(4, 0), 1000);
         let AdmissionDecision::Refused {
             exceeded_limit: ExceededLimit::ProvisionedCapacity,
             retry_after: wait,
-            counters: RateLimitCounters::Utilization(132),
+            counters: RateLimitCounters::UtilizationPercent(132),
         } = refused
         else {
             panic!("{refused:?}");
         };
         assert_eq!(wait.as_millis(), 19_000);
         assert!(matches!(admit(cost(4, 0), 20_000), AdmissionDecision::Admitted { .. }));
-        limiter.settle_charge(&UsageCharge {
+        limiter.settle_charge(&ChargeSettlement {
             deployment: String::new(),
             estimated_tokens: 500,
             actual_tokens: 100,

@@ -8,7 +8,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use crate::demo::http::request_head::RequestHead;
-use crate::demo::util::locking::lock;
+use crate::demo::util::locking::lock_ignoring_poison;
 
 /// Requests that are kept; older ones are dropped, so that the simulator can run for days.
 const MAX_LOGGED_REQUESTS: usize = 10_000;
@@ -78,7 +78,7 @@ impl RequestLog {
             client_disconnected: false,
             connection_number,
         };
-        let mut requests = lock(&self.numbered_requests);
+        let mut requests = lock_ignoring_poison(&self.numbered_requests);
         if requests.len() == MAX_LOGGED_REQUESTS {
             requests.pop_front();
         }
@@ -89,7 +89,7 @@ impl RequestLog {
     /// Changes a request, unless it has already been dropped.
     pub(in crate::demo) fn update_request(&self, number: usize, update: impl FnOnce(&mut LoggedRequest)) {
         // Requests that change are recent ones, so that a search from the end is short.
-        let mut requests = lock(&self.numbered_requests);
+        let mut requests = lock_ignoring_poison(&self.numbered_requests);
         if let Some((_, request)) = requests.iter_mut().rev().find(|(known, _)| *known == number) {
             update(request);
         }
@@ -102,6 +102,6 @@ impl RequestLog {
 
     /// The requests that are kept, oldest first.
     pub(in crate::demo) fn requests(&self) -> Vec<LoggedRequest> {
-        lock(&self.numbered_requests).iter().map(|(_, request)| request.clone()).collect()
+        lock_ignoring_poison(&self.numbered_requests).iter().map(|(_, request)| request.clone()).collect()
     }
 }

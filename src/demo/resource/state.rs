@@ -9,12 +9,12 @@ use super::definition::{SimulatedDeployment, SimulatedResource};
 use super::file_store::FileStore;
 use super::object_store::ObjectStore;
 use super::prompt_cache::PromptCache;
-use super::rate_limiter::{AdmissionDecision, LimitOverride, RateLimiter, RequestCost, UsageCharge};
+use super::rate_limiter::{AdmissionDecision, ChargeSettlement, LimitOverride, RateLimiter, RequestCost};
 use super::request_log::RequestLog;
 use super::response_store::ResponseStore;
 use crate::demo::moods::mood_selector::MoodSelector;
 use crate::demo::util::ids::IdGenerator;
-use crate::demo::util::locking::lock;
+use crate::demo::util::locking::lock_ignoring_poison;
 
 /// The state of a running resource.
 #[derive(Debug)]
@@ -42,12 +42,12 @@ impl ResourceState {
             .map(|deployment| (deployment.name.clone(), RateLimiter::new(deployment.kind, now)))
             .collect();
         Self {
-            mood_selector: Mutex::new(MoodSelector::new(definition.mood.clone())),
+            mood_selector: Mutex::new(MoodSelector::new(definition.initial_mood.clone())),
             request_log: RequestLog::default(),
             responses: Mutex::default(),
             files: Mutex::default(),
             objects: Mutex::default(),
-            reasoning_key_id: id_generator.hex_id("", 16),
+            reasoning_key_id: id_generator.new_hex_id("", 16),
             rate_limiters: Mutex::new(rate_limiters),
             prompt_cache: Mutex::default(),
             accepted_connections: AtomicU64::new(0),
@@ -79,7 +79,7 @@ impl ResourceState {
         limit_override: LimitOverride,
         now: Instant,
     ) -> AdmissionDecision {
-        lock(&self.rate_limiters)
+        lock_ignoring_poison(&self.rate_limiters)
             .entry(deployment.name.clone())
             .or_insert_with(|| RateLimiter::new(deployment.kind, now))
             .admit_request(cost, limit_override, now)
@@ -92,26 +92,29 @@ impl ResourceState {
         input_tokens: u64,
         output_tokens: u64,
     ) -> u64 {
-        lock(&self.rate_limiters).get(deployment).map_or(input_tokens + output_tokens, |limiter| {
-            limiter.weighted_tokens(input_tokens, output_tokens)
-        })
+        lock_ignoring_poison(&self.rate_limiters)
+            .get(deployment)
+            .map_or(input_tokens + output_tokens, |limiter| {
+                limiter.weighted_tokens(input_tokens, output_tokens)
+            })
     }
 
     /// Corrects the rate limiter of a deployment by what a request really used.
-    pub(in crate::demo) fn settle_charge(&self, charge: &UsageCharge) {
-        if let Some(limiter) = lock(&self.rate_limiters).get_mut(&charge.deployment) {
+    pub(in crate::demo) fn settle_charge(&self, charge: &ChargeSettlement) {
+        if let Some(limiter) = lock_ignoring_poison(&self.rate_limiters).get_mut(&charge.deployment) {
             limiter.settle_charge(charge);
         }
     }
 
     /// Returns how many tokens at the beginning of a prompt are cached, then caches the whole prompt.
-    pub(in crate::demo) fn look_up_and_cache_prompt(
+    pub(in crate::demo) fn count_cached_tokens_and_insert_prompt(
         &self,
         deployment: &str,
         cache_key: &str,
         prompt: &str,
         now: Instant,
     ) -> u64 {
-        lock(&self.prompt_cache).look_up_and_insert(deployment, cache_key, prompt, now)
+        lock_ignoring_poison(&self.prompt_cache)
+            .count_cached_tokens_and_insert(deployment, cache_key, prompt, now)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::request_handler::{NextAction, RequestHandler};
+use super::request_handler::{NextConnectionAction, RequestHandler};
 use crate::demo::http::byte_stream::ByteStream;
 use crate::demo::http::connection::HttpConnection;
 use crate::demo::http::error::ConnectionError;
@@ -29,9 +29,9 @@ pub(super) async fn serve_connection<S: ByteStream>(
         let mut handler =
             RequestHandler { resource, connection: &mut connection, head: &head, log_entry_number };
         match handler.handle_request().await {
-            Ok(NextAction::ReadNextRequest) => {}
-            Ok(NextAction::Close) => return connection.close().await,
-            Ok(NextAction::Reset) => return connection.reset().await,
+            Ok(NextConnectionAction::ReadNextRequest) => {}
+            Ok(NextConnectionAction::Close) => return connection.close().await,
+            Ok(NextConnectionAction::Reset) => return connection.reset().await,
             Err(ConnectionError::Disconnected) => {
                 resource
                     .request_log

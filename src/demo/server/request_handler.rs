@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
-use super::respond::respond_to_request;
+use super::respond::build_response;
 use crate::demo::api::common_headers::with_common_headers;
 use crate::demo::api::error_response::to_response;
 use crate::demo::api::request::SimulatedRequest;
@@ -15,14 +15,14 @@ use crate::demo::faults::delivery::{CutoffMethod, DeliveryOutcome, DeliveryPlan}
 use crate::demo::http::byte_stream::ByteStream;
 use crate::demo::http::connection::HttpConnection;
 use crate::demo::http::error::ConnectionError;
-use crate::demo::http::request_head::{RequestFraming, RequestHead};
+use crate::demo::http::request_head::{RequestBodyFraming, RequestHead};
 use crate::demo::http::websocket::handshake_accept_value;
 use crate::demo::moods::mood::Mood;
 use crate::demo::moods::simulated_error::SimulatedError;
 use crate::demo::operations::websocket::session::run_websocket_session;
 use crate::demo::resource::rate_limiter::LimitOverride;
 use crate::demo::resource::state::ResourceState;
-use crate::demo::util::locking::lock;
+use crate::demo::util::locking::lock_ignoring_poison;
 
 /// A request whose head was read.
 pub(super) struct RequestHandler<'a, S> {
@@ -34,25 +34,25 @@ pub(super) struct RequestHandler<'a, S> {
 }
 
 /// What happens to the connection after a request.
-pub(super) enum NextAction {
+pub(super) enum NextConnectionAction {
     ReadNextRequest,
     Close,
     Reset,
 }
 
 impl<S: ByteStream> RequestHandler<'_, S> {
-    pub(super) async fn handle_request(&mut self) -> Result<NextAction, ConnectionError> {
+    pub(super) async fn handle_request(&mut self) -> Result<NextConnectionAction, ConnectionError> {
         let framing = self.head.body_framing()?;
         let route = RequestRoute::from_head(self.head);
-        let mood_from_head = self.mood_from_head(route.as_ref());
+        let mood_from_head = self.choose_mood_from_head(route.as_ref());
         if let Some(Mood::EarlyAnswer { error, closes_connection }) = mood_from_head {
             return self.respond_before_body(framing, error, closes_connection).await;
         }
         let body = self.read_body(framing).await?;
         let mut mood = mood_from_head.unwrap_or_else(|| {
             let deployment =
-                route.as_ref().and_then(|route| route.deployment_from_path_or_body(self.head, &body));
-            lock(&self.resource.mood_selector).next_mood(deployment.as_deref())
+                route.as_ref().and_then(|route| route.deployment_from_route_or_body(self.head, &body));
+            lock_ignoring_poison(&self.resource.mood_selector).next_mood(deployment.as_deref())
         });
         while let Mood::After(delay, next_mood) = mood {
             self.connection.sleep_while_connected(delay).await?;
@@ -63,13 +63,13 @@ impl<S: ByteStream> RequestHandler<'_, S> {
                 self.connection.wait_for_disconnect().await;
                 Err(ConnectionError::Disconnected)
             }
-            Mood::ResetBeforeHead => Ok(NextAction::Reset),
-            Mood::CloseBeforeHead => Ok(NextAction::Close),
+            Mood::ResetBeforeHead => Ok(NextConnectionAction::Reset),
+            Mood::CloseBeforeHead => Ok(NextConnectionAction::Close),
             Mood::Unsolicited101 => {
                 self.record_response_status(101);
                 self.connection.write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: nonsense\r\n\r\n").await?;
                 self.connection.wait_for_disconnect().await;
-                Ok(NextAction::Close)
+                Ok(NextConnectionAction::Close)
             }
             mood => self.respond_after_body(&body, &mood, route.as_ref()).await,
         }
@@ -77,7 +77,7 @@ impl<S: ByteStream> RequestHandler<'_, S> {
 
     /// The mood, if the head suffices to choose it. `None` if it depends on a deployment that only the body
     /// names.
-    fn mood_from_head(&self, route: Option<&RequestRoute>) -> Option<Mood> {
+    fn choose_mood_from_head(&self, route: Option<&RequestRoute>) -> Option<Mood> {
         if self.resource.definition.allows_mood_header
             && let Some(text) = self.head.header("x-simulate")
         {
@@ -87,14 +87,14 @@ impl<S: ByteStream> RequestHandler<'_, S> {
             }
         }
         let deployment = route.and_then(|route| route.deployment.as_deref());
-        let mut selector = lock(&self.resource.mood_selector);
+        let mut selector = lock_ignoring_poison(&self.resource.mood_selector);
         (deployment.is_some() || !selector.depends_on_deployment()).then(|| selector.next_mood(deployment))
     }
 
-    async fn read_body(&mut self, framing: RequestFraming) -> Result<Bytes, ConnectionError> {
+    async fn read_body(&mut self, framing: RequestBodyFraming) -> Result<Bytes, ConnectionError> {
         let mut body = BytesMut::new();
         let expects_continue =
-            self.head.header_has_token("expect", "100-continue") && framing != RequestFraming::Length(0);
+            self.head.header_has_token("expect", "100-continue") && framing != RequestBodyFraming::Length(0);
         // A client that sends its body without waiting needs no 100, nor does one of HTTP/1.0
         // (RFC 9110 section 10.1.1).
         if expects_continue && self.head.minor_version == 1 && !self.connection.has_buffered_bytes() {
@@ -113,15 +113,15 @@ impl<S: ByteStream> RequestHandler<'_, S> {
 
     async fn respond_before_body(
         &mut self,
-        framing: RequestFraming,
+        framing: RequestBodyFraming,
         error: SimulatedError,
         closes_connection: bool,
-    ) -> Result<NextAction, ConnectionError> {
+    ) -> Result<NextConnectionAction, ConnectionError> {
         let response = with_common_headers(self.resource, self.head, to_response(error));
         let mood = Mood::EarlyAnswer { error, closes_connection };
         let next_action = self.deliver_response(&response, &mood, !closes_connection).await?;
         if closes_connection {
-            return Ok(NextAction::Close);
+            return Ok(NextConnectionAction::Close);
         }
         // The body still has to be read, or it would be taken for the next request.
         let mut body = BytesMut::new();
@@ -137,8 +137,8 @@ impl<S: ByteStream> RequestHandler<'_, S> {
         body: &Bytes,
         mood: &Mood,
         route: Option<&RequestRoute>,
-    ) -> Result<NextAction, ConnectionError> {
-        let response = respond_to_request(self.resource, self.head, body, mood, Instant::now());
+    ) -> Result<NextConnectionAction, ConnectionError> {
+        let response = build_response(self.resource, self.head, body, mood, Instant::now());
         if let (ResponseBody::WebSocket(api), Some(route)) = (&response.body, route) {
             return self.upgrade_to_websocket(body, api, route).await;
         }
@@ -155,7 +155,7 @@ impl<S: ByteStream> RequestHandler<'_, S> {
         response: &SimulatedResponse,
         mood: &Mood,
         keeps_alive: bool,
-    ) -> Result<NextAction, ConnectionError> {
+    ) -> Result<NextConnectionAction, ConnectionError> {
         let plan = DeliveryPlan::from_mood(mood, self.resource.definition.timing);
         self.connection.sleep_while_connected(plan.first_byte_delay).await?;
         plan.send_head(self.connection, self.head, response, keeps_alive).await?;
@@ -166,11 +166,11 @@ impl<S: ByteStream> RequestHandler<'_, S> {
             .request_log
             .update_request(self.log_entry_number, |logged| logged.is_response_complete = is_complete);
         Ok(match outcome {
-            DeliveryOutcome::CompleteReusable if keeps_alive => NextAction::ReadNextRequest,
+            DeliveryOutcome::CompleteReusable if keeps_alive => NextConnectionAction::ReadNextRequest,
             DeliveryOutcome::CompleteReusable
             | DeliveryOutcome::CompleteMustClose
-            | DeliveryOutcome::CutOff(CutoffMethod::Close) => NextAction::Close,
-            DeliveryOutcome::CutOff(CutoffMethod::Reset) => NextAction::Reset,
+            | DeliveryOutcome::CutOff(CutoffMethod::Close) => NextConnectionAction::Close,
+            DeliveryOutcome::CutOff(CutoffMethod::Reset) => NextConnectionAction::Reset,
         })
     }
 
@@ -179,10 +179,10 @@ impl<S: ByteStream> RequestHandler<'_, S> {
         body: &Bytes,
         api: &WebSocketApi,
         route: &RequestRoute,
-    ) -> Result<NextAction, ConnectionError> {
+    ) -> Result<NextConnectionAction, ConnectionError> {
         let accept_value = handshake_accept_value(self.head)
             .ok_or(ConnectionError::MalformedRequest(400, "not a proper WebSocket handshake"))?;
-        let request_id = self.resource.id_generator.uuid_v4();
+        let request_id = self.resource.id_generator.new_uuid_v4();
         let text = format!(
             "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\
              sec-websocket-accept: {accept_value}\r\napim-request-id: {request_id}\r\nx-ms-region: {}\r\n\r\n",
@@ -202,7 +202,7 @@ impl<S: ByteStream> RequestHandler<'_, S> {
         self.resource
             .request_log
             .update_request(self.log_entry_number, |logged| logged.is_response_complete = true);
-        Ok(NextAction::Close)
+        Ok(NextConnectionAction::Close)
     }
 
     fn record_response_status(&self, status: u16) {

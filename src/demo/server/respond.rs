@@ -25,7 +25,7 @@ use crate::demo::resource::state::ResourceState;
 const MAX_CUSTOM_HEADERS: usize = 10;
 
 /// The response to a request, as the mood makes it.
-pub(super) fn respond_to_request(
+pub(super) fn build_response(
     resource: &ResourceState,
     head: &RequestHead,
     body: &Bytes,
@@ -41,14 +41,14 @@ pub(super) fn respond_to_request(
         _ => LimitOverride::None,
     };
     let request = SimulatedRequest { resource, head, body, route: &route, limit_override, received_at: now };
-    let response = check_request(&request, mood)
+    let response = check_request_and_mood(&request, mood)
         .and_then(|()| dispatch_operation(&request))
         .unwrap_or_else(|error| *error);
     with_common_headers(resource, head, apply_mood_to_response(&request, mood, response))
 }
 
 /// The checks that come before the operation.
-fn check_request(request: &SimulatedRequest, mood: &Mood) -> Result<(), ErrorResponse> {
+fn check_request_and_mood(request: &SimulatedRequest, mood: &Mood) -> Result<(), ErrorResponse> {
     check_host(request)?;
     if custom_header_count(request.head) > MAX_CUSTOM_HEADERS {
         let body = "Request Header Fields Too Large";

@@ -17,10 +17,10 @@ use crate::demo::moods::mood_selector::MoodSelector;
 use crate::demo::resource::definition::SimulatedResource;
 use crate::demo::resource::request_log::LoggedRequest;
 use crate::demo::resource::state::ResourceState;
-use crate::demo::util::locking::lock;
+use crate::demo::util::locking::lock_ignoring_poison;
 
 const LISTEN_BACKLOG: u32 = 1024;
-const POLL_INTERVAL: Duration = Duration::from_millis(5);
+const REQUEST_LOG_POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// The pause after a failed `accept`, which fails again at once if file descriptors have run out.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
@@ -78,7 +78,7 @@ impl Simulator {
     ///
     /// # Panics
     /// When there is no such resource.
-    pub fn resource(&self, name: &str) -> &SimulatedResource {
+    pub fn resource_definition(&self, name: &str) -> &SimulatedResource {
         &self.running_resource(name).state.definition
     }
 
@@ -111,7 +111,7 @@ impl Simulator {
     /// # Panics
     /// When there is no such resource.
     pub fn set_mood(&self, name: &str, mood: Mood) {
-        *lock(&self.running_resource(name).state.mood_selector) = MoodSelector::new(mood);
+        *lock_ignoring_poison(&self.running_resource(name).state.mood_selector) = MoodSelector::new(mood);
     }
 
     /// Closes the listening socket of a resource: new connections are refused, open connections go on.
@@ -119,7 +119,7 @@ impl Simulator {
     /// # Panics
     /// When there is no such resource.
     pub async fn stop_listening(&self, name: &str) {
-        let accept_task = lock(&self.running_resource(name).accept_task).take();
+        let accept_task = lock_ignoring_poison(&self.running_resource(name).accept_task).take();
         if let Some(task) = accept_task {
             task.abort();
             // The listener is closed when the task has ended. Its result only says that it was aborted.
@@ -138,7 +138,7 @@ impl Simulator {
         self.stop_listening(name).await;
         let running = self.running_resource(name);
         let task = running.spawn_accept_loop(bind_listener(running.address)?);
-        *lock(&running.accept_task) = Some(task);
+        *lock_ignoring_poison(&running.accept_task) = Some(task);
         Ok(())
     }
 
@@ -147,7 +147,8 @@ impl Simulator {
     /// # Panics
     /// When there is no such resource.
     pub async fn abort_connections(&self, name: &str) {
-        let mut tasks = std::mem::take(&mut *lock(&self.running_resource(name).connection_tasks));
+        let mut tasks =
+            std::mem::take(&mut *lock_ignoring_poison(&self.running_resource(name).connection_tasks));
         tasks.shutdown().await;
     }
 
@@ -166,7 +167,7 @@ impl Simulator {
             if Instant::now() >= deadline {
                 return false;
             }
-            tokio::time::sleep(POLL_INTERVAL).await;
+            tokio::time::sleep(REQUEST_LOG_POLL_INTERVAL).await;
         }
         true
     }
@@ -190,10 +191,10 @@ impl Simulator {
 impl Drop for Simulator {
     fn drop(&mut self) {
         for running in self.resources_by_name.values() {
-            if let Some(task) = lock(&running.accept_task).take() {
+            if let Some(task) = lock_ignoring_poison(&running.accept_task).take() {
                 task.abort();
             }
-            lock(&running.connection_tasks).abort_all();
+            lock_ignoring_poison(&running.connection_tasks).abort_all();
         }
     }
 }
@@ -208,7 +209,7 @@ impl RunningResource {
         let running =
             Self { state, address, accept_task: Mutex::default(), connection_tasks: Arc::default() };
         let task = running.spawn_accept_loop(listener);
-        *lock(&running.accept_task) = Some(task);
+        *lock_ignoring_poison(&running.accept_task) = Some(task);
         Ok(running)
     }
 
@@ -244,7 +245,7 @@ async fn accept_connections(
             }
         };
         let connection_number = resource.assign_connection_number();
-        if lock(&resource.mood_selector).resets_on_accept() {
+        if lock_ignoring_poison(&resource.mood_selector).resets_on_accept() {
             stream.set_reset_on_close();
             continue;
         }
@@ -252,7 +253,7 @@ async fn accept_connections(
             log::debug!("simulate: cannot set TCP_NODELAY: {error}");
         }
         let resource = Arc::clone(&resource);
-        let mut tasks = lock(&connection_tasks);
+        let mut tasks = lock_ignoring_poison(&connection_tasks);
         // Tasks that have ended stay in the set until they are joined.
         while tasks.try_join_next().is_some() {}
         tasks.spawn(async move { serve_connection(&resource, stream, connection_number).await });

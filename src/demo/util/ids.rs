@@ -24,24 +24,24 @@ impl IdGenerator {
     }
 
     /// `prefix` followed by `length` letters and digits.
-    pub(in crate::demo) fn alphanumeric_id(&self, prefix: &str, length: usize) -> String {
+    pub(in crate::demo) fn new_alphanumeric_id(&self, prefix: &str, length: usize) -> String {
         self.generate_id(prefix, length, ALPHANUMERIC_DIGITS)
     }
 
     /// `prefix` followed by `length` lower-case hexadecimal digits.
-    pub(in crate::demo) fn hex_id(&self, prefix: &str, length: usize) -> String {
+    pub(in crate::demo) fn new_hex_id(&self, prefix: &str, length: usize) -> String {
         self.generate_id(prefix, length, HEX_DIGITS)
     }
 
     /// A UUID of version 4.
-    pub(in crate::demo) fn uuid_v4(&self) -> String {
+    pub(in crate::demo) fn new_uuid_v4(&self) -> String {
         format!(
             "{}-{}-4{}-a{}-{}",
-            self.hex_id("", 8),
-            self.hex_id("", 4),
-            self.hex_id("", 3),
-            self.hex_id("", 3),
-            self.hex_id("", 12)
+            self.new_hex_id("", 8),
+            self.new_hex_id("", 4),
+            self.new_hex_id("", 3),
+            self.new_hex_id("", 3),
+            self.new_hex_id("", 12)
         )
     }
 
@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn ids_have_the_requested_length_and_do_not_repeat() {
         let ids = IdGenerator::new();
-        let (first, second) = (ids.hex_id("resp_", 48), ids.hex_id("resp_", 48));
+        let (first, second) = (ids.new_hex_id("resp_", 48), ids.new_hex_id("resp_", 48));
         assert_eq!(first.len(), 53);
         assert_ne!(first, second);
     }

@@ -16,10 +16,10 @@ use super::deadline::DeadlineAction;
 use super::response_handler::ResponseHandler;
 use super::upstream_error::UpstreamError;
 use crate::proxy::client::presence::wait_for_disconnect;
-use crate::proxy::client::request_body::{BodyReadError, classify_read_error};
-use crate::proxy::client::response_writer::wait_until_recorded;
+use crate::proxy::client::request_body::{BodyReadError, classify_body_read_error};
+use crate::proxy::client::response_writer::flush_and_wait_for_record;
 use crate::proxy::context::RequestContext;
-use crate::proxy::error_types::{FIRST_BYTE_TIMEOUT, IDLE_TIMEOUT};
+use crate::proxy::error_types::{FIRST_BYTE_TIMEOUT, RESPONSE_IDLE_TIMEOUT};
 use crate::proxy::timer::Timer;
 use crate::proxy::upstream::connection::{UpstreamConnection, UpstreamEvent};
 
@@ -41,7 +41,7 @@ enum ClientReadMode {
 }
 
 impl ClientReadMode {
-    async fn read(
+    async fn read_from_client(
         self,
         session: &mut ServerSession,
         has_pipelined_bytes: &mut bool,
@@ -71,9 +71,9 @@ struct SendProgress {
     unsent_pieces: VecDeque<Bytes>,
     /// Maximum length of the whole body while the client still uploads it; `None` once all of it has been
     /// read.
-    streaming_limit: Option<u64>,
+    max_streamed_upload_bytes: Option<u64>,
     /// The request has been sent completely, or no more of it can be sent.
-    is_done: bool,
+    has_sending_ended: bool,
     /// Why sending failed. The response is still read, because a backend may respond and then close the
     /// connection without reading the rest of the request.
     send_error: Option<Box<Error>>,
@@ -81,7 +81,7 @@ struct SendProgress {
 
 impl SendProgress {
     fn has_unsent_body(&self) -> bool {
-        !self.unsent_pieces.is_empty() || self.streaming_limit.is_some()
+        !self.unsent_pieces.is_empty() || self.max_streamed_upload_bytes.is_some()
     }
 }
 
@@ -101,8 +101,13 @@ impl<'e> AttemptExchange<'e> {
         upstream: &'e mut UpstreamConnection,
     ) -> Self {
         let unsent_pieces = std::mem::take(&mut context.body.unsent_pieces);
-        let streaming_limit = context.body.streaming_limit;
-        let progress = SendProgress { unsent_pieces, streaming_limit, is_done: false, send_error: None };
+        let max_streamed_upload_bytes = context.body.max_streamed_upload_bytes;
+        let progress = SendProgress {
+            unsent_pieces,
+            max_streamed_upload_bytes,
+            has_sending_ended: false,
+            send_error: None,
+        };
         Self { session, context, upstream, progress }
     }
 
@@ -112,18 +117,18 @@ impl<'e> AttemptExchange<'e> {
     /// If one side failed, a deadline passed, or the response is dropped in favour of another attempt.
     pub(in crate::proxy) async fn run(mut self, timer: &mut Timer) -> Result<()> {
         if !self.progress.has_unsent_body() {
-            self.progress.is_done = true;
+            self.progress.has_sending_ended = true;
             self.context.on_request_sent(Instant::now());
         } else if !self.progress.unsent_pieces.is_empty() {
             self.send_next_piece().await;
         }
         loop {
-            let can_send = !self.progress.is_done && !self.upstream.is_sending();
+            let can_send = !self.progress.has_sending_ended && !self.upstream.has_pending_body_write();
             let can_send_piece = can_send && !self.progress.unsent_pieces.is_empty();
             let read_mode = self.client_read_mode(can_send, can_send_piece);
             // No deadline applies until the request has been sent: an upload takes as long as its client
             // takes.
-            let deadline = self.context.deadline.filter(|_| self.progress.is_done);
+            let deadline = self.context.attempt_deadline.filter(|_| self.progress.has_sending_ended);
             // The response comes first for two reasons. What has arrived of it is handled before a
             // disconnect of the client. And the next branch is always ready while it is enabled, but a
             // backend may stop reading the request until its response is read.
@@ -131,7 +136,7 @@ impl<'e> AttemptExchange<'e> {
                 biased;
                 event = self.upstream.next_event() => ExchangeEvent::Backend(event),
                 () = ready(()), if can_send_piece => ExchangeEvent::CanSend,
-                read = read_mode.read(self.session, &mut self.context.has_pipelined_bytes) => ExchangeEvent::Client(read),
+                read = read_mode.read_from_client(self.session, &mut self.context.has_pipelined_bytes) => ExchangeEvent::Client(read),
                 () = timer.wait_until(deadline.map(|deadline| deadline.at)) => ExchangeEvent::Deadline,
             };
             match event {
@@ -140,7 +145,7 @@ impl<'e> AttemptExchange<'e> {
                         return Ok(());
                     }
                 }
-                ExchangeEvent::Backend(UpstreamEvent::Sent(sent)) => self.on_piece_sent(sent),
+                ExchangeEvent::Backend(UpstreamEvent::BodyPieceSent(sent)) => self.on_piece_sent(sent),
                 ExchangeEvent::CanSend => self.send_next_piece().await,
                 ExchangeEvent::Client(read) if read_mode == ClientReadMode::Tunnel => match read? {
                     Some(bytes) => {
@@ -151,9 +156,11 @@ impl<'e> AttemptExchange<'e> {
                     None => return Ok(()),
                 },
                 ExchangeEvent::Client(read) => {
-                    self.on_upload_read(read)?;
+                    self.on_client_read(read)?;
                     // A piece, or the end of the body; nothing after an empty read.
-                    if self.progress.streaming_limit.is_none() || !self.progress.unsent_pieces.is_empty() {
+                    if self.progress.max_streamed_upload_bytes.is_none()
+                        || !self.progress.unsent_pieces.is_empty()
+                    {
                         self.send_next_piece().await;
                     }
                 }
@@ -168,7 +175,7 @@ impl<'e> AttemptExchange<'e> {
 
     fn client_read_mode(&self, can_send: bool, can_send_piece: bool) -> ClientReadMode {
         let is_tunnel = self.session.was_upgraded();
-        let is_upload = self.progress.streaming_limit.is_some();
+        let is_upload = self.progress.max_streamed_upload_bytes.is_some();
         match () {
             () if is_tunnel && self.progress.send_error.is_none() => ClientReadMode::Tunnel,
             () if can_send && !can_send_piece && is_upload => ClientReadMode::Upload,
@@ -183,9 +190,9 @@ impl<'e> AttemptExchange<'e> {
     async fn send_next_piece(&mut self) {
         let piece = self.progress.unsent_pieces.pop_front().unwrap_or_default();
         let is_last = !self.progress.has_unsent_body();
-        match self.upstream.send_body_piece(piece, is_last).await {
+        match self.upstream.start_sending_body_piece(piece, is_last).await {
             Ok(true) => self.on_piece_sent(Ok(())),
-            // `UpstreamEvent::Sent` follows.
+            // `UpstreamEvent::BodyPieceSent` follows.
             Ok(false) => {}
             Err(error) => self.on_piece_sent(Err(error)),
         }
@@ -198,7 +205,7 @@ impl<'e> AttemptExchange<'e> {
             Ok(()) => {}
             Err(error) => self.progress.send_error = Some(error.into_up()),
         }
-        self.progress.is_done = true;
+        self.progress.has_sending_ended = true;
         // After a failure as well: the deadline limits how long a response is then waited for.
         self.context.on_request_sent(Instant::now());
     }
@@ -210,14 +217,14 @@ impl<'e> AttemptExchange<'e> {
     /// If the client disconnected, or its upload is refused ([`is_upload_error`]).
     ///
     /// [`is_upload_error`]: super::upstream_error::is_upload_error
-    fn on_upload_read(&mut self, read: Result<Option<Bytes>>) -> Result<()> {
-        let Some(limit) = self.progress.streaming_limit else { return read.map(|_| ()) };
+    fn on_client_read(&mut self, read: Result<Option<Bytes>>) -> Result<()> {
+        let Some(limit) = self.progress.max_streamed_upload_bytes else { return read.map(|_| ()) };
         let refused = |status| Err(Error::new(ErrorType::HTTPStatus(status)).into_down());
         match read {
             Ok(Some(piece)) => {
                 let body = &mut self.context.body;
                 body.bytes_read += piece.len() as u64;
-                body.is_partly_consumed = true;
+                body.is_no_longer_replayable = true;
                 if body.bytes_read > limit {
                     return refused(413);
                 }
@@ -228,10 +235,10 @@ impl<'e> AttemptExchange<'e> {
             }
             Ok(None) => {
                 self.context.body.note_upload_end();
-                self.progress.streaming_limit = None;
+                self.progress.max_streamed_upload_bytes = None;
                 Ok(())
             }
-            Err(error) => match classify_read_error(&error) {
+            Err(error) => match classify_body_read_error(&error) {
                 BodyReadError::ClientGone => Err(error.into_down()),
                 BodyReadError::Refused(refusal) | BodyReadError::RefusedWithClose(refusal) => {
                     refused(refusal.reason.status())
@@ -251,12 +258,12 @@ impl<'e> AttemptExchange<'e> {
         {
             match event {
                 UpstreamEvent::Read(read) => tasks.push(self.frame_task(read)?),
-                UpstreamEvent::Sent(sent) => self.on_piece_sent(sent),
+                UpstreamEvent::BodyPieceSent(sent) => self.on_piece_sent(sent),
             }
         }
         let is_end = tasks.last().is_some_and(HttpTask::is_end);
         let client_tasks = ResponseHandler::new(self.context, Instant::now()).handle_tasks(tasks)?;
-        let is_over = self.write_to_client(client_tasks).await?;
+        let is_over = self.record_and_write_to_client(client_tasks).await?;
         if is_end && !is_over && !self.context.is_response_committed() {
             let error = Error::explain(ErrorType::ConnectionClosed, "the response ended before a final head");
             return Err(error.into_up());
@@ -297,12 +304,13 @@ impl<'e> AttemptExchange<'e> {
 
     /// Writes these parts of the response to the client; returns whether it has all that it gets. The record
     /// is written before the last of them.
-    async fn write_to_client(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
-        let receipt = if self.context.is_record_final() { self.context.submit_record() } else { None };
+    async fn record_and_write_to_client(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        let receipt =
+            if self.context.is_record_ready_to_submit() { self.context.submit_record() } else { None };
         if tasks.is_empty() {
             return Ok(false);
         }
-        wait_until_recorded(self.context, receipt).await;
+        flush_and_wait_for_record(self.context, receipt).await;
         self.session.response_duplex_vec(tasks).await.map_err(|mut error| {
             // Pingora leaves the source of some errors of writing to the client unset. Without a source they
             // would count as the backend's.
@@ -319,12 +327,13 @@ impl<'e> AttemptExchange<'e> {
             Some(DeadlineAction::GiveUp(UpstreamError::FirstByteTimeout)) => {
                 Error::e_explain(FIRST_BYTE_TIMEOUT, "no response head in time")
             }
-            Some(DeadlineAction::GiveUp(_)) => {
-                Error::e_explain(IDLE_TIMEOUT, "the next part of the response did not arrive in time")
-            }
+            Some(DeadlineAction::GiveUp(_)) => Error::e_explain(
+                RESPONSE_IDLE_TIMEOUT,
+                "the next part of the response did not arrive in time",
+            ),
             Some(DeadlineAction::EndHold) => {
                 let tasks = ResponseHandler::new(self.context, Instant::now()).end_hold()?;
-                self.write_to_client(tasks).await
+                self.record_and_write_to_client(tasks).await
             }
             None => Ok(false),
         }

@@ -14,7 +14,7 @@ use crate::routing::availability::UnavailableReason;
 pub(super) fn exhaustion_refusal(retry: &RetryState, default_cooldown: Duration, now: Instant) -> Refusal {
     let was_throttled = |attempt: &AttemptRecord| attempt.status == Some(429);
     if retry.earliest_cooldown_end(now).is_some() || retry.attempt_records.iter().any(was_throttled) {
-        return throttled_refusal(time_until_retry(retry, default_cooldown, now));
+        return throttled_refusal(time_until_client_retry(retry, default_cooldown, now));
     }
     // A complete response with such a status is relayed and not replaced by a refusal. But the status also
     // stands for an error event in a stream, or for an incomplete response.
@@ -29,7 +29,11 @@ pub(super) fn exhaustion_refusal(retry: &RetryState, default_cooldown: Duration,
 
 /// How long until a backend is available that this request has not tried, or until the first cooldown
 /// ends. `default_cooldown` if neither is known.
-pub(super) fn time_until_retry(retry: &RetryState, default_cooldown: Duration, now: Instant) -> Duration {
+pub(super) fn time_until_client_retry(
+    retry: &RetryState,
+    default_cooldown: Duration,
+    now: Instant,
+) -> Duration {
     let soonest = if retry.has_untried_backend(now) { Some(now) } else { retry.earliest_cooldown_end(now) };
     soonest.map_or(default_cooldown, |until| until.saturating_duration_since(now))
 }
@@ -62,7 +66,7 @@ fn unavailable_refusal(retry: &RetryState, now: Instant) -> Refusal {
     };
     // Attempts that neither failed nor were throttled ended with an error that only the operator can
     // correct.
-    if retry.unavailable_backends(now).any(|unavailable| is_misconfigured(unavailable.reason))
+    if retry.backend_unavailabilities(now).any(|unavailable| is_misconfigured(unavailable.reason))
         || !retry.attempt_records.is_empty()
     {
         let message = "every backend of this deployment refuses the balancer's own credential or lacks the \
@@ -72,7 +76,7 @@ fn unavailable_refusal(retry: &RetryState, now: Instant) -> Refusal {
     // A drained backend has no time at which it becomes available.
     let is_drained = |reason| reason == UnavailableReason::Drained;
     let available_at = retry
-        .unavailable_backends(now)
+        .backend_unavailabilities(now)
         .filter(|unavailable| !is_drained(unavailable.reason))
         .map(|unavailable| unavailable.until);
     match available_at.min() {

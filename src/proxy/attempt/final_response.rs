@@ -26,32 +26,34 @@ const ATTEMPTS_HEADER: &str = "x-aoai-lb-attempts";
 ///
 /// # Errors
 /// If a header field cannot be set.
-pub(in crate::proxy) fn best_response_or_refusal(
+pub(in crate::proxy) fn prepare_best_response_or_refusal(
     context: &mut RequestContext,
     now: Instant,
 ) -> pingora::Result<Vec<HttpTask>> {
-    if let Some(held) = context.retry.as_mut().and_then(|retry| retry.take_best_response()) {
-        return relay_held_response(context, held, now);
+    if let Some(held) = context.retry_state.as_mut().and_then(|retry| retry.take_best_response()) {
+        return prepare_held_response(context, held, now);
     }
-    let refusal = match &context.retry {
-        Some(retry) => exhaustion::exhaustion_refusal(retry, context.gateway().default_cooldown(), now),
+    let refusal = match &context.retry_state {
+        Some(retry) => {
+            exhaustion::exhaustion_refusal(retry, context.gateway().default_client_retry_after(), now)
+        }
         None => Refusal::new(RefusalReason::NoBackend, "no backend is available"),
     };
-    refuse(context, &refusal)
+    prepare_refusal(context, &refusal)
 }
 
 /// A refusal by the balancer.
 ///
 /// # Errors
 /// If a header field cannot be set.
-pub(in crate::proxy) fn refuse(
+pub(in crate::proxy) fn prepare_refusal(
     context: &mut RequestContext,
     refusal: &Refusal,
 ) -> pingora::Result<Vec<HttpTask>> {
     let (mut header, body) = refusal_response::refusal_response(refusal, &context.request.id)?;
     // First, because a refusal gets no field that names a backend.
     context.note_refusal(refusal);
-    set_common_headers(context, &mut header)?;
+    adjust_common_headers(context, &mut header)?;
     Ok(into_tasks(context, Box::new(header), body))
 }
 
@@ -59,15 +61,15 @@ pub(in crate::proxy) fn refuse(
 ///
 /// # Errors
 /// If a header field cannot be set.
-pub(super) fn relay_held_response(
+pub(super) fn prepare_held_response(
     context: &mut RequestContext,
     held: HeldResponse,
     now: Instant,
 ) -> pingora::Result<Vec<HttpTask>> {
-    let body = held.whole_body();
+    let body = held.body_received_so_far();
     let HeldResponse { mut header, sent_by, .. } = held;
-    if let Some(retry) = &mut context.retry {
-        retry.set_last_target(sent_by);
+    if let Some(retry) = &mut context.retry_state {
+        retry.set_answering_target(sent_by);
     }
     correct_retry_hints(context, &mut header, now)?;
     // Its length is known, now that it is complete. The response to a HEAD keeps the length that it has,
@@ -76,9 +78,9 @@ pub(super) fn relay_held_response(
     if context.request.method != Method::HEAD {
         header.insert_header(http::header::CONTENT_LENGTH, body.len())?;
     }
-    context.ending.status = Some(header.status.as_u16());
-    context.response = ResponseState::Relayed(Box::new(RelayedResponse::for_held_response(&header)));
-    set_common_headers(context, &mut header)?;
+    context.ending.client_status = Some(header.status.as_u16());
+    context.response_state = ResponseState::Relayed(Box::new(RelayedResponse::for_held_response(&header)));
+    adjust_common_headers(context, &mut header)?;
     Ok(into_tasks(context, header, body))
 }
 
@@ -93,10 +95,10 @@ pub(super) fn correct_retry_hints(
     header: &mut ResponseHeader,
     now: Instant,
 ) -> pingora::Result<()> {
-    let default_cooldown = context.gateway().default_cooldown();
+    let default_cooldown = context.gateway().default_client_retry_after();
     let wait = match header.status.as_u16() {
-        429 => match &context.retry {
-            Some(retry) => exhaustion::time_until_retry(retry, default_cooldown, now),
+        429 => match &context.retry_state {
+            Some(retry) => exhaustion::time_until_client_retry(retry, default_cooldown, now),
             None => default_cooldown,
         },
         408 | 500.. if hints::has_retry_after(&header.headers) => {
@@ -112,7 +114,7 @@ pub(super) fn correct_retry_hints(
 ///
 /// # Errors
 /// If a header field cannot be set.
-pub(super) fn set_common_headers(
+pub(super) fn adjust_common_headers(
     context: &RequestContext,
     header: &mut ResponseHeader,
 ) -> pingora::Result<()> {
@@ -123,10 +125,11 @@ pub(super) fn set_common_headers(
         }
     }
     header.insert_header(REQUEST_ID_HEADER, &*context.request.id)?;
-    let Some(retry) = &context.retry else { return Ok(()) };
+    let Some(retry) = &context.retry_state else { return Ok(()) };
     if context.ending.refusal_reason.is_none()
-        && let Some(backend) =
-            retry.last_target().and_then(|target| context.gateway().backends.get(target.backend_index))
+        && let Some(backend) = retry
+            .current_or_last_target()
+            .and_then(|target| context.gateway().backends.get(target.backend_index))
     {
         header.insert_header(BACKEND_HEADER, backend.name_header_value.clone())?;
     }
@@ -138,6 +141,6 @@ fn into_tasks(context: &mut RequestContext, header: Box<ResponseHeader>, body: B
     if body.is_empty() || context.request.method == Method::HEAD {
         return vec![HttpTask::Header(header, true)];
     }
-    context.ending.note_body_bytes(body.len(), context.request.received_instant);
+    context.ending.note_response_body_bytes(body.len(), context.request.received_instant);
     vec![HttpTask::Header(header, false), HttpTask::Body(Some(body), true)]
 }

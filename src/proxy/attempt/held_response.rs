@@ -43,7 +43,7 @@ impl HeldResponse {
     }
 
     /// The body as far as it has arrived, in one piece.
-    pub(super) fn whole_body(&self) -> Bytes {
+    pub(super) fn body_received_so_far(&self) -> Bytes {
         match self.body_pieces.as_slice() {
             [] => Bytes::new(),
             [only] => only.clone(),
@@ -53,7 +53,7 @@ impl HeldResponse {
 
     /// How useful it is to the client; 0 is best. A response about the request itself comes before a 429, a
     /// 5xx and a 408, and all of them before one that says that the backend does not support the request.
-    pub(super) fn rank(&self) -> u8 {
+    pub(super) fn usefulness_rank(&self) -> u8 {
         match self.header.status.as_u16() {
             _ if self.says_request_is_unsupported => 4,
             429 => 1,

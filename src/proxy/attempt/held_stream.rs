@@ -28,9 +28,9 @@ pub(super) enum HeldStreamState {
     /// No content yet, and no error.
     Undecided,
     /// The stream has to go to the client now: it has content, has ended, or is too large to hold.
-    Ready,
+    MustRelease,
     /// The data of an error event before any content.
-    Refused(Vec<u8>),
+    ErrorBeforeContent(Vec<u8>),
 }
 
 impl HeldStream {
@@ -76,8 +76,8 @@ impl HeldStream {
         }
         self.tasks.push(task);
         Ok(match error_event {
-            Some(event) => HeldStreamState::Refused(event),
-            None if is_ready => HeldStreamState::Ready,
+            Some(event) => HeldStreamState::ErrorBeforeContent(event),
+            None if is_ready => HeldStreamState::MustRelease,
             None => HeldStreamState::Undecided,
         })
     }

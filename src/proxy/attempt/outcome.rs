@@ -11,7 +11,7 @@ use super::held_response::HeldResponse;
 use super::retry_state::{FinishedAttempt, NO_FAILURE, RetryState, whole_millis};
 use super::upstream_error::UpstreamError;
 use crate::azure::response::verdict::{self, Verdict};
-use crate::gateway::{AttemptFailure, ResponseFacts};
+use crate::gateway::{FailureFlags, ResponseFacts};
 use crate::routing::retry_plan::AttemptOutcome;
 
 /// What happens after a response that was held.
@@ -26,7 +26,7 @@ pub(super) enum AfterResponse {
 
 impl RetryState {
     /// Records the head of a response that is relayed as it arrives, which ends the choice of backends.
-    pub(super) fn on_relayed_response(&mut self, header: &ResponseHeader, now: Instant) {
+    pub(super) fn on_relay_start(&mut self, header: &ResponseHeader, now: Instant) {
         self.mark_probed_available();
         let Some(current) = &mut self.current_attempt else { return };
         current.is_response_relayed = true;
@@ -45,7 +45,7 @@ impl RetryState {
             deployment.rejects_stream_options.store(true, Ordering::Relaxed);
         }
         let verdict = if status < 400 { Verdict::Success } else { Verdict::ClientError };
-        self.gateway.learn_from_response(
+        self.gateway.learn_and_decide_outcome(
             &self.admitted,
             verdict,
             ResponseFacts {
@@ -54,7 +54,7 @@ impl RetryState {
                 headers: &header.headers,
                 status,
                 secret_id: current.secret_id,
-                failure: NO_FAILURE,
+                failure_flags: NO_FAILURE,
                 now,
             },
         );
@@ -68,7 +68,7 @@ impl RetryState {
         is_body_consumed: bool,
         now: Instant,
     ) -> AfterResponse {
-        self.judge_response(held, true, is_body_consumed, now)
+        self.end_attempt_with_response(held, true, is_body_consumed, now)
     }
 
     /// Decides about a held response that is too large or too slow to hold, or failed. The verdict is based
@@ -80,14 +80,15 @@ impl RetryState {
         now: Instant,
     ) -> AfterResponse {
         let status = held.header.status.as_u16();
-        let verdict = self.gateway.response_verdict(&self.admitted, status, &held.whole_body());
-        // Without ending the attempt: `on_relayed_response` records it.
+        let verdict =
+            self.gateway.judge_complete_response(&self.admitted, status, &held.body_received_so_far());
+        // Without ending the attempt: `on_relay_start` records it.
         if verdict == Verdict::ClientError {
             return AfterResponse::Relay(held);
         }
-        let sent_by = self.last_target().cloned();
+        let sent_by = self.current_or_last_target().cloned();
         let without_body = HeldResponse { sent_by, ..HeldResponse::new(held.header.clone()) };
-        match self.judge_response(held, false, is_body_consumed, now) {
+        match self.end_attempt_with_response(held, false, is_body_consumed, now) {
             // No other response is available to the client, and the rest of this one may still arrive.
             AfterResponse::Exhausted if !is_operators_fault(verdict) && !self.has_best_response() => {
                 AfterResponse::Relay(without_body)
@@ -98,7 +99,7 @@ impl RetryState {
 
     /// Ends the current attempt with this response: tells the gateway what the response means, keeps it if
     /// it may be the best to relay in the end, and decides whether another attempt is made.
-    fn judge_response(
+    fn end_attempt_with_response(
         &mut self,
         mut held: HeldResponse,
         is_complete: bool,
@@ -107,17 +108,17 @@ impl RetryState {
     ) -> AfterResponse {
         let gateway = Arc::clone(&self.gateway);
         let status = held.header.status.as_u16();
-        let body = held.whole_body();
-        let verdict = gateway.response_verdict(&self.admitted, status, &body);
+        let body = held.body_received_so_far();
+        let verdict = gateway.judge_complete_response(&self.admitted, status, &body);
         // The client did not ask for usage. The balancer did, so it sends the request again without that.
         let refuses_stream_options =
-            status == 400 && self.asks_for_usage() && verdict::mentions_stream_options(&body);
+            status == 400 && self.balancer_asks_for_usage() && verdict::mentions_stream_options(&body);
         // Before the attempt ends and with it its probe permit. A client error shows that the backend serves
         // requests. Any other response but a failure shows only that it can be reached.
         match verdict {
             Verdict::ClientError => self.mark_probed_available(),
             Verdict::BackendFailure => {}
-            _ => self.close_circuit(),
+            _ => self.close_probed_circuit(),
         }
         let failure = self.record_failure_for_verdict(verdict);
         let Some(finished) = self.finish_with_status(status, verdict, &held.header, now) else {
@@ -132,7 +133,7 @@ impl RetryState {
         let Some(outcome) = outcome else { return AfterResponse::Relay(held) };
         let was_throttled = matches!(outcome, AttemptOutcome::Throttled(_));
         self.note_outcome(finished.candidate_index, outcome);
-        held.sent_by = self.last_target().cloned();
+        held.sent_by = self.current_or_last_target().cloned();
         // The client must not see an error that it did not cause. (`Uncounted` is a refusal of the
         // `stream_options` that the balancer added.)
         let is_ours = is_operators_fault(verdict) || outcome == AttemptOutcome::Uncounted;
@@ -142,10 +143,10 @@ impl RetryState {
         }
         if verdict == Verdict::RetryElsewhere
             && status == 404
-            && self.admitted.searches_by_id
-            && !self.searches_other_resources
+            && self.admitted.tries_other_resources_on_404
+            && !self.searches_non_default_resources
         {
-            self.search_other_resources(gateway.non_default_resources_pool());
+            self.search_non_default_resources(gateway.non_default_resources_pool());
         }
         // A request that must not be executed twice is sent again only if this response shows that it was
         // not executed.
@@ -153,7 +154,7 @@ impl RetryState {
             || was_throttled
             || is_ours
             || verdict == Verdict::UnsupportedByBackend;
-        if is_safe_to_repeat && !is_body_consumed && self.has_next_step(now) {
+        if is_safe_to_repeat && !is_body_consumed && self.can_make_another_attempt(now) {
             AfterResponse::Retry
         } else {
             AfterResponse::Exhausted
@@ -182,13 +183,13 @@ impl RetryState {
             Verdict::BackendFailure | Verdict::RetryElsewhere => 500,
         };
         if verdict != Verdict::BackendFailure {
-            self.close_circuit();
+            self.close_probed_circuit();
         }
         let failure = self.record_failure_for_verdict(verdict);
         let finished = self.finish_with_status(status, verdict, header, now)?;
         let outcome = self.learn_from_response(&finished, verdict, status, header, failure, now)?;
         self.note_outcome(finished.candidate_index, outcome);
-        Some(match self.has_next_step(now) {
+        Some(match self.can_make_another_attempt(now) {
             true if !is_body_consumed => AfterResponse::Retry,
             _ => AfterResponse::Exhausted,
         })
@@ -223,7 +224,7 @@ impl RetryState {
         }
         let outcome = if is_stale { AttemptOutcome::Uncounted } else { AttemptOutcome::Failed };
         self.note_outcome(finished.candidate_index, outcome);
-        can_retry && self.has_next_step(now)
+        can_retry && self.can_make_another_attempt(now)
     }
 
     /// Ends the current attempt, whose backend has no credential yet; returns whether another follows.
@@ -235,23 +236,23 @@ impl RetryState {
         let candidate = self.admitted.pool.candidate(finished.candidate_index);
         let backend = candidate.and_then(|candidate| self.gateway.backends.get(candidate.backend_index));
         if let Some(backend) = backend {
-            backend.mark_unavailable_without_secret(now);
+            backend.mark_unavailable_if_no_secret(now);
         }
         // 0 is the id of no secret.
         self.note_outcome(finished.candidate_index, AttemptOutcome::CredentialRejected(0));
-        self.has_next_step(now)
+        self.can_make_another_attempt(now)
     }
 
     /// Logs the TLS error that the current attempt's connection failed with.
-    pub(in crate::proxy) fn report_tls_error(&self, error: &str, now: Instant) {
-        if let Some(target) = self.last_target() {
+    pub(in crate::proxy) fn log_tls_error(&self, error: &str, now: Instant) {
+        if let Some(target) = self.current_or_last_target() {
             self.gateway.log_tls_failure(target.backend_index, error, now);
         }
     }
 
     /// Records a failure if this verdict is one of the backend. Returns how the response counts for the
     /// circuit breaker.
-    fn record_failure_for_verdict(&mut self, verdict: Verdict) -> AttemptFailure {
+    fn record_failure_for_verdict(&mut self, verdict: Verdict) -> FailureFlags {
         if verdict == Verdict::BackendFailure { self.record_current_failure() } else { NO_FAILURE }
     }
 
@@ -278,7 +279,7 @@ impl RetryState {
         verdict: Verdict,
         status: u16,
         header: &ResponseHeader,
-        failure: AttemptFailure,
+        failure: FailureFlags,
         now: Instant,
     ) -> Option<AttemptOutcome> {
         let facts = ResponseFacts {
@@ -287,10 +288,10 @@ impl RetryState {
             headers: &header.headers,
             status,
             secret_id: finished.secret_id,
-            failure,
+            failure_flags: failure,
             now,
         };
-        self.gateway.learn_from_response(&self.admitted, verdict, facts)
+        self.gateway.learn_and_decide_outcome(&self.admitted, verdict, facts)
     }
 }
 

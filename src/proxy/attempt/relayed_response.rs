@@ -24,7 +24,7 @@ const MAX_CAPTURED_IMAGES_BYTES: usize = 16 * 1024 * 1024;
 /// Largest event that is parsed; `response.created` repeats the whole request.
 const MAX_PARSED_EVENT_BYTES: usize = 1024 * 1024;
 /// Maximum text of a stream that is kept in order to estimate its tokens, should the usage be missing.
-const MAX_ESTIMATED_TEXT_BYTES: usize = 1024 * 1024;
+const MAX_TEXT_FOR_ESTIMATE_BYTES: usize = 1024 * 1024;
 /// Largest event that is held to see whether it is the usage event, which has a few hundred bytes.
 const MAX_USAGE_EVENT_BYTES: usize = 64 * 1024;
 
@@ -133,9 +133,9 @@ impl RelayedResponse {
 
     /// Whether nothing that the record needs is still to come: it has ended, or its terminal event has been
     /// relayed, at which SDKs disconnect.
-    pub(in crate::proxy) fn is_complete(&self) -> bool {
+    pub(in crate::proxy) fn is_complete_for_record(&self) -> bool {
         self.has_ended
-            || matches!(&self.capture, Capture::Stream { response, .. } if response.has_ended_properly)
+            || matches!(&self.capture, Capture::Stream { response, .. } if response.is_response_complete)
     }
 
     /// Whether further parts of it go to the client.
@@ -179,7 +179,7 @@ impl RelayedResponse {
     }
 
     /// Takes what the record needs, and says how the response ended. Nothing is captured any more.
-    pub(in crate::proxy) fn take_details(&mut self) -> (ResponseDetails, ResponseEnd) {
+    pub(in crate::proxy) fn take_details_and_end(&mut self) -> (ResponseDetails, ResponseEnd) {
         let mut details = std::mem::take(&mut self.details);
         let mut end = if self.has_ended { ResponseEnd::EndOfBody } else { ResponseEnd::Broken };
         details.captured_response = match std::mem::replace(&mut self.capture, Capture::Nothing) {
@@ -190,12 +190,12 @@ impl RelayedResponse {
             Capture::Body { body, is_json } => CapturedResponse::Buffered { body, is_json },
             Capture::Stream { mut scanner, response: mut answer } => {
                 scanner.finish(&mut |event| answer.capture_event(&event));
-                if answer.has_ended_properly && answer.error_code.is_none() {
+                if answer.is_response_complete && answer.error_code.is_none() {
                     end = ResponseEnd::TerminalEvent;
-                } else if self.expects_terminal_event || answer.has_ended_properly {
+                } else if self.expects_terminal_event || answer.is_response_complete {
                     end = ResponseEnd::Broken;
                 }
-                CapturedResponse::Streamed(answer)
+                CapturedResponse::Parsed(answer)
             }
         };
         (details, end)
@@ -222,8 +222,8 @@ impl ResponseDetails {
 impl Capture {
     fn for_response(header: &ResponseHeader, operation: Operation, policy: CapturePolicy) -> Self {
         // The tokens of an incomplete stream are estimated from its text, whether or not text is recorded.
-        let max_text = if policy.estimates_tokens {
-            policy.max_buffered_completion_bytes.max(MAX_ESTIMATED_TEXT_BYTES)
+        let max_text = if policy.estimates_broken_stream_tokens {
+            policy.max_buffered_completion_bytes.max(MAX_TEXT_FOR_ESTIMATE_BYTES)
         } else {
             0
         };

@@ -11,7 +11,7 @@ use pingora::{Error, Result};
 
 use super::deadline::{AttemptDeadline, DeadlineAction};
 use super::final_response::{
-    best_response_or_refusal, correct_retry_hints, relay_held_response, set_common_headers,
+    adjust_common_headers, correct_retry_hints, prepare_best_response_or_refusal, prepare_held_response,
 };
 use super::held_response::HeldResponse;
 use super::held_stream::{HeldStream, HeldStreamState};
@@ -28,7 +28,7 @@ const MAX_HELD_RESPONSE_BYTES: usize = 64 * 1024;
 /// Longest time from the head to the end of a response that is held.
 const HELD_RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A stream whose head has `retry-after` is held for at least this long, unless it has content earlier.
-const RETRY_AFTER_HOLD_TIME: Duration = Duration::from_secs(5);
+const MIN_HOLD_WITH_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// Handles the parts of a response that have arrived together. A new one is made for each arrival.
 pub(super) struct ResponseHandler<'c> {
@@ -50,12 +50,14 @@ impl<'c> ResponseHandler<'c> {
     /// before the client got any of it.
     pub(super) fn handle_tasks(mut self, tasks: Vec<HttpTask>) -> Result<Vec<HttpTask>> {
         // A tunnel has no deadline: it may be idle for any time.
-        if self.context.deadline.is_some() && matches!(self.context.response, ResponseState::Relayed(_)) {
+        if self.context.attempt_deadline.is_some()
+            && matches!(self.context.response_state, ResponseState::Relayed(_))
+        {
             self.context.restart_idle_deadline(self.now);
         }
         self.output.reserve_exact(tasks.len());
         for task in tasks {
-            match &mut self.context.response {
+            match &mut self.context.response_state {
                 ResponseState::Awaited => self.on_first_task(task)?,
                 ResponseState::HeldResponse(_) => self.on_held_response_task(task)?,
                 ResponseState::HeldStream(_) => self.on_held_stream_task(task)?,
@@ -70,8 +72,8 @@ impl<'c> ResponseHandler<'c> {
     /// # Errors
     /// [`RETRY_ELSEWHERE`] if another attempt is to be made.
     pub(super) fn end_hold(mut self) -> Result<Vec<HttpTask>> {
-        match self.context.response {
-            ResponseState::HeldResponse(_) => self.judge_incomplete_response()?,
+        match self.context.response_state {
+            ResponseState::HeldResponse(_) => self.act_on_incomplete_response()?,
             _ => self.release_stream()?,
         }
         Ok(self.output)
@@ -96,13 +98,13 @@ impl<'c> ResponseHandler<'c> {
         if is_upgrade {
             // Pingora's sessions do not check this. Without this test the runner would relay the 101 as a
             // final response, whose body ends with the connection.
-            if !self.context.request.is_upgrade {
+            if !self.context.request.is_websocket_upgrade {
                 let error =
                     Error::explain(UNSOLICITED_UPGRADE, "101 in response to a request that is no upgrade");
                 return Err(error.into_up());
             }
             // The first-byte timeout ends, and no idle timeout follows.
-            self.context.deadline = None;
+            self.context.attempt_deadline = None;
         }
         if !self.context.gateway().relays_without_reading_body(header.status.as_u16()) {
             return self.hold_response(header, is_end);
@@ -116,7 +118,7 @@ impl<'c> ResponseHandler<'c> {
             self.context.restart_idle_deadline(self.now);
         }
         self.output.push(HttpTask::Header(header, is_end));
-        if is_end && let ResponseState::Relayed(relayed) = &mut self.context.response {
+        if is_end && let ResponseState::Relayed(relayed) = &mut self.context.response_state {
             relayed.note_ended_with_head();
         }
         Ok(())
@@ -124,33 +126,33 @@ impl<'c> ResponseHandler<'c> {
 
     /// Begins to hold a response that may lead to another attempt.
     fn hold_response(&mut self, header: Box<ResponseHeader>, is_end: bool) -> Result<()> {
-        self.context.response = ResponseState::HeldResponse(Box::new(HeldResponse::new(header)));
+        self.context.response_state = ResponseState::HeldResponse(Box::new(HeldResponse::new(header)));
         // Error responses are short. One that arrives slowly must not delay the next attempt for as long as
         // an answer may take.
         self.set_hold_deadline(HELD_RESPONSE_TIMEOUT);
-        if is_end { self.judge_complete_response() } else { Ok(()) }
+        if is_end { self.act_on_complete_response() } else { Ok(()) }
     }
 
     /// Handles the next part of a response that is held.
     fn on_held_response_task(&mut self, task: HttpTask) -> Result<()> {
-        let ResponseState::HeldResponse(held) = &mut self.context.response else { return Ok(()) };
+        let ResponseState::HeldResponse(held) = &mut self.context.response_state else { return Ok(()) };
         match task {
             HttpTask::Body(data, is_end) => {
                 if let Some(data) = data {
                     held.push(data);
                 }
                 match () {
-                    () if is_end => self.judge_complete_response(),
-                    () if held.body_size > MAX_HELD_RESPONSE_BYTES => self.judge_incomplete_response(),
+                    () if is_end => self.act_on_complete_response(),
+                    () if held.body_size > MAX_HELD_RESPONSE_BYTES => self.act_on_incomplete_response(),
                     () => Ok(()),
                 }
             }
-            HttpTask::Trailer(_) | HttpTask::Done => self.judge_complete_response(),
+            HttpTask::Trailer(_) | HttpTask::Done => self.act_on_complete_response(),
             HttpTask::Failed(error) => {
                 // The head is enough to know what the response means. If what has arrived of it goes to the
                 // client, the failure has to follow, so that the response does not look complete.
-                self.judge_incomplete_response()?;
-                if self.context.response.is_relaying() {
+                self.act_on_incomplete_response()?;
+                if self.context.response_state.is_relaying() {
                     self.output.push(HttpTask::Failed(error));
                 }
                 Ok(())
@@ -160,10 +162,10 @@ impl<'c> ResponseHandler<'c> {
     }
 
     /// Acts on a held response that is complete.
-    fn judge_complete_response(&mut self) -> Result<()> {
-        let ResponseState::HeldResponse(held) = self.context.response.take() else { return Ok(()) };
-        let is_body_consumed = self.context.body.is_partly_consumed;
-        let Some(retry) = &mut self.context.retry else { return self.send_held_response(*held) };
+    fn act_on_complete_response(&mut self) -> Result<()> {
+        let ResponseState::HeldResponse(held) = self.context.response_state.take() else { return Ok(()) };
+        let is_body_consumed = self.context.body.is_no_longer_replayable;
+        let Some(retry) = &mut self.context.retry_state else { return self.send_held_response(*held) };
         match retry.on_complete_response(*held, is_body_consumed, self.now) {
             AfterResponse::Relay(held) => self.send_held_response(held),
             AfterResponse::Exhausted => self.send_final_response(),
@@ -173,12 +175,12 @@ impl<'c> ResponseHandler<'c> {
 
     /// Acts on a held response that is too large or too slow to hold, or failed: another attempt is made,
     /// or the client gets what has arrived and then the rest as it arrives.
-    fn judge_incomplete_response(&mut self) -> Result<()> {
-        let ResponseState::HeldResponse(held) = self.context.response.take() else { return Ok(()) };
+    fn act_on_incomplete_response(&mut self) -> Result<()> {
+        let ResponseState::HeldResponse(held) = self.context.response_state.take() else { return Ok(()) };
         // Cloned, because the response may come back without its body.
         let (mut header, pieces) = (held.header.clone(), held.body_pieces.clone());
-        let is_body_consumed = self.context.body.is_partly_consumed;
-        let after = match &mut self.context.retry {
+        let is_body_consumed = self.context.body.is_no_longer_replayable;
+        let after = match &mut self.context.retry_state {
             Some(retry) => retry.on_incomplete_response(*held, is_body_consumed, self.now),
             None => AfterResponse::Relay(*held),
         };
@@ -219,35 +221,35 @@ impl<'c> ResponseHandler<'c> {
         // event is worth waiting for.
         let has_retry_after = header.headers.contains_key(http::header::RETRY_AFTER);
         self.set_hold_deadline(if has_retry_after {
-            limits.max_time.max(RETRY_AFTER_HOLD_TIME)
+            limits.max_time.max(MIN_HOLD_WITH_RETRY_AFTER)
         } else {
             limits.max_time
         });
         let max_total_bytes = self.context.gateway().request_config.max_total_buffered_bytes;
         let reservation = BodyMemory::empty_reservation(&self.context.body_memory, max_total_bytes);
         let held = HeldStream::new(header, limits.max_bytes, reservation);
-        self.context.response = ResponseState::HeldStream(Box::new(held));
+        self.context.response_state = ResponseState::HeldStream(Box::new(held));
     }
 
     /// Handles the next part of a stream that is held.
     fn on_held_stream_task(&mut self, task: HttpTask) -> Result<()> {
         let Some(operation) = self.operation() else { return Ok(()) };
-        let ResponseState::HeldStream(held) = &mut self.context.response else { return Ok(()) };
+        let ResponseState::HeldStream(held) = &mut self.context.response_state else { return Ok(()) };
         match held.push(task, operation)? {
             HeldStreamState::Undecided => Ok(()),
-            HeldStreamState::Ready => self.release_stream(),
-            HeldStreamState::Refused(event) => self.judge_error_event(&event),
+            HeldStreamState::MustRelease => self.release_stream(),
+            HeldStreamState::ErrorBeforeContent(event) => self.act_on_error_event(&event),
         }
     }
 
     /// Acts on a stream of status 200 that begins with an error event: it counts as a response with the
     /// error's status.
-    fn judge_error_event(&mut self, event: &[u8]) -> Result<()> {
-        let ResponseState::HeldStream(held) = &self.context.response else { return Ok(()) };
-        let is_body_consumed = self.context.body.is_partly_consumed;
+    fn act_on_error_event(&mut self, event: &[u8]) -> Result<()> {
+        let ResponseState::HeldStream(held) = &self.context.response_state else { return Ok(()) };
+        let is_body_consumed = self.context.body.is_no_longer_replayable;
         let after = self
             .context
-            .retry
+            .retry_state
             .as_mut()
             .and_then(|retry| retry.on_error_event(&held.header, event, is_body_consumed, self.now));
         match after {
@@ -255,7 +257,7 @@ impl<'c> ResponseHandler<'c> {
             Some(AfterResponse::Retry) => Err(Error::new(RETRY_ELSEWHERE)),
             Some(AfterResponse::Exhausted | AfterResponse::Relay(_)) => {
                 // Releases the memory of the held stream.
-                self.context.response = ResponseState::Awaited;
+                self.context.response_state = ResponseState::Awaited;
                 self.send_final_response()
             }
         }
@@ -263,7 +265,7 @@ impl<'c> ResponseHandler<'c> {
 
     /// Sends the held part of a stream to the client, and the rest as it arrives.
     fn release_stream(&mut self) -> Result<()> {
-        let ResponseState::HeldStream(held) = self.context.response.take() else { return Ok(()) };
+        let ResponseState::HeldStream(held) = self.context.response_state.take() else { return Ok(()) };
         let HeldStream { mut header, tasks, .. } = *held;
         self.context.restart_idle_deadline(self.now);
         self.begin_relay(&mut header)?;
@@ -276,12 +278,13 @@ impl<'c> ResponseHandler<'c> {
 
     /// Begins to relay a response: from here on no other attempt can follow.
     fn begin_relay(&mut self, header: &mut ResponseHeader) -> Result<()> {
-        if let Some(retry) = &mut self.context.retry {
-            retry.on_relayed_response(header, self.now);
+        if let Some(retry) = &mut self.context.retry_state {
+            retry.on_relay_start(header, self.now);
         }
-        self.context.ending.status = Some(header.status.as_u16());
-        set_common_headers(self.context, header)?;
-        let removes_usage = self.context.retry.as_ref().is_some_and(|retry| retry.asks_for_usage());
+        self.context.ending.client_status = Some(header.status.as_u16());
+        adjust_common_headers(self.context, header)?;
+        let removes_usage =
+            self.context.retry_state.as_ref().is_some_and(|retry| retry.balancer_asks_for_usage());
         let policy = self.context.gateway().capture_policy(self.context.request.client.as_deref());
         let relayed = RelayedResponse::new(header, self.operation(), policy, removes_usage);
         // Without the usage event the body is shorter than its length says.
@@ -292,41 +295,43 @@ impl<'c> ResponseHandler<'c> {
         if !self.context.request.accepts_chunked_response {
             header.remove_header(&http::header::TRANSFER_ENCODING);
         }
-        self.context.response = ResponseState::Relayed(Box::new(relayed));
+        self.context.response_state = ResponseState::Relayed(Box::new(relayed));
         Ok(())
     }
 
     /// Relays one part of the response to the client.
     fn relay_task(&mut self, task: HttpTask) {
-        let ResponseState::Relayed(relayed) = &mut self.context.response else { return };
+        let ResponseState::Relayed(relayed) = &mut self.context.response_state else { return };
         let already_counted = self.output.len();
         relayed.relay_task(task, &mut self.output);
         for task in self.output.iter().skip(already_counted) {
             if let HttpTask::Body(Some(data), _) | HttpTask::UpgradedBody(Some(data), _) = task {
-                self.context.ending.note_body_bytes(data.len(), self.context.request.received_instant);
+                self.context
+                    .ending
+                    .note_response_body_bytes(data.len(), self.context.request.received_instant);
             }
         }
     }
 
     fn send_held_response(&mut self, held: HeldResponse) -> Result<()> {
-        let tasks = relay_held_response(self.context, held, self.now)?;
+        let tasks = prepare_held_response(self.context, held, self.now)?;
         self.output.extend(tasks);
         Ok(())
     }
 
     /// Sends the response that follows the last attempt.
     fn send_final_response(&mut self) -> Result<()> {
-        let tasks = best_response_or_refusal(self.context, self.now)?;
+        let tasks = prepare_best_response_or_refusal(self.context, self.now)?;
         self.output.extend(tasks);
         Ok(())
     }
 
     fn set_hold_deadline(&mut self, time: Duration) {
         let action = DeadlineAction::EndHold;
-        self.context.deadline = Some(AttemptDeadline { at: self.now + time, action });
+        self.context.attempt_deadline = Some(AttemptDeadline { at: self.now + time, action });
     }
 
     fn operation(&self) -> Option<Operation> {
-        self.context.retry.as_ref().map(|retry| retry.admitted.target.operation)
+        self.context.retry_state.as_ref().map(|retry| retry.admitted.target.operation)
     }
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::held_response::{AttemptTarget, HeldResponse};
 use crate::azure::Operation;
-use crate::credentials::Credential;
-use crate::gateway::{AdmittedRequest, AttemptFailure, Gateway, UpstreamRequest};
+use crate::credentials::BackendCredential;
+use crate::gateway::{AdmittedRequest, FailureFlags, Gateway, UpstreamRequest};
 use crate::names::BackendName;
 use crate::record::exchange::AttemptRecord;
 use crate::routing::availability::{ProbePermit, Unavailable};
@@ -16,8 +16,11 @@ use crate::routing::pool::BackendPool;
 use crate::routing::retry_plan::{AttemptOutcome, NextAttempt, NextStep, RetryLimits, RetryPlan, Wait};
 
 /// For responses and errors that are no failure of the backend.
-pub(super) const NO_FAILURE: AttemptFailure =
-    AttemptFailure { is_first_of_request: false, opens_circuit_alone: false, was_counted_as_success: false };
+pub(super) const NO_FAILURE: FailureFlags = FailureFlags {
+    is_first_of_request_on_backend: false,
+    opens_circuit_alone: false,
+    was_counted_as_success: false,
+};
 
 /// An admitted request and its attempts.
 pub(in crate::proxy) struct RetryState {
@@ -33,11 +36,11 @@ pub(in crate::proxy) struct RetryState {
     pub(super) current_attempt: Option<CurrentAttempt>,
     /// The target of the current attempt; between attempts, of the last. At the end it is the backend whose
     /// response the client gets.
-    last_target: Option<AttemptTarget>,
+    current_or_last_target: Option<AttemptTarget>,
     /// The most useful held response so far, which the client gets if no attempt succeeds.
     best_response: Option<HeldResponse>,
     /// The default backend does not know the id in the request, so the other resources are tried.
-    pub(super) searches_other_resources: bool,
+    pub(super) searches_non_default_resources: bool,
     /// The index of the candidate that refused the `stream_options` added by the balancer. From then on
     /// they are not added for any candidate.
     pub(super) stream_options_refused_by: Option<usize>,
@@ -53,7 +56,7 @@ pub(super) struct CurrentAttempt {
     /// At least a part of the request may have reached the backend.
     may_have_been_sent: bool,
     /// The balancer added `stream_options` to get the usage of a stream.
-    asks_for_usage: bool,
+    balancer_asks_for_usage: bool,
     /// The id of the secret that the request is sent with; 0 if none has been chosen yet.
     pub(super) secret_id: u64,
     /// The response is relayed, and was counted as a success of the backend.
@@ -82,7 +85,7 @@ pub(in crate::proxy) enum RetryStep {
     /// Wait, then call [`RetryState::on_wait_over`].
     Wait(Wait),
     /// Wait for this credential's renewal, then call [`RetryState::on_credential_wait_over`].
-    AwaitCredential(Arc<Credential>),
+    AwaitCredential(Arc<BackendCredential>),
     /// No further attempt is possible.
     Exhausted,
 }
@@ -101,9 +104,9 @@ impl RetryState {
             limits,
             chosen_step: None,
             current_attempt: None,
-            last_target: None,
+            current_or_last_target: None,
             best_response: None,
-            searches_other_resources: false,
+            searches_non_default_resources: false,
             stream_options_refused_by: None,
         }
     }
@@ -153,7 +156,7 @@ impl RetryState {
             started_at: now,
             send_ticket: candidate.and_then(|candidate| candidate.record_send(now)),
             may_have_been_sent: false,
-            asks_for_usage: false,
+            balancer_asks_for_usage: false,
             secret_id: 0,
             is_response_relayed: false,
             probe_permit,
@@ -161,8 +164,8 @@ impl RetryState {
         });
         if let Some(candidate) = candidate {
             candidate.backend_health.on_attempt_start();
-            let upstream_deployment = candidate.upstream_deployment.clone();
-            self.last_target =
+            let upstream_deployment = candidate.upstream_deployment_override.clone();
+            self.current_or_last_target =
                 Some(AttemptTarget { backend_index: candidate.backend_index, upstream_deployment });
         }
         self.attempt_records.push(AttemptRecord {
@@ -180,15 +183,15 @@ impl RetryState {
         current.secret_id = secret_id;
         let candidate = self.admitted.pool.candidate(current.candidate_index)?;
         let may_ask_for_usage = self.stream_options_refused_by.is_none();
-        let request = self.gateway.upstream_request(&self.admitted, candidate, may_ask_for_usage);
+        let request = self.gateway.build_upstream_request(&self.admitted, candidate, may_ask_for_usage);
         current.may_have_been_sent = true;
-        current.asks_for_usage = request.adds_stream_usage;
+        current.balancer_asks_for_usage = request.asks_for_unrequested_usage;
         Some(request)
     }
 
     /// Whether the balancer added `stream_options` to the current attempt's request to get the usage.
-    pub(super) fn asks_for_usage(&self) -> bool {
-        self.current_attempt.as_ref().is_some_and(|current| current.asks_for_usage)
+    pub(super) fn balancer_asks_for_usage(&self) -> bool {
+        self.current_attempt.as_ref().is_some_and(|current| current.balancer_asks_for_usage)
     }
 
     pub(in crate::proxy) fn has_current_attempt(&self) -> bool {
@@ -201,13 +204,13 @@ impl RetryState {
     }
 
     /// The target of the current attempt; between attempts, of the last.
-    pub(in crate::proxy) fn last_target(&self) -> Option<&AttemptTarget> {
-        self.last_target.as_ref()
+    pub(in crate::proxy) fn current_or_last_target(&self) -> Option<&AttemptTarget> {
+        self.current_or_last_target.as_ref()
     }
 
     /// Sets the backend whose response the client gets; `None` changes nothing.
-    pub(super) fn set_last_target(&mut self, target: Option<AttemptTarget>) {
-        self.last_target = target.or(self.last_target.take());
+    pub(super) fn set_answering_target(&mut self, target: Option<AttemptTarget>) {
+        self.current_or_last_target = target.or(self.current_or_last_target.take());
     }
 
     /// Takes the records of all attempts.
@@ -223,7 +226,7 @@ impl RetryState {
     }
 
     /// Whether another attempt is possible, at once or after a wait.
-    pub(super) fn has_next_step(&mut self, now: Instant) -> bool {
+    pub(super) fn can_make_another_attempt(&mut self, now: Instant) -> bool {
         !matches!(self.next_step(now), RetryStep::Exhausted)
     }
 
@@ -247,7 +250,7 @@ impl RetryState {
 
     /// Closes the circuit breaker of the current attempt's backend, if this attempt probes it or is a last
     /// resort. Even a refusal shows that the backend responds.
-    pub(super) fn close_circuit(&mut self) {
+    pub(super) fn close_probed_circuit(&mut self) {
         let Some(current) = &mut self.current_attempt else { return };
         if let Some(candidate) = self.admitted.pool.candidate(current.candidate_index) {
             let breaker = &candidate.backend_health.breaker;
@@ -260,13 +263,13 @@ impl RetryState {
 
     /// Records a failure of the current attempt in the plan. Returns how it counts for its backend's circuit
     /// breaker.
-    pub(super) fn record_current_failure(&mut self) -> AttemptFailure {
+    pub(super) fn record_current_failure(&mut self) -> FailureFlags {
         let Some(current) = &self.current_attempt else { return NO_FAILURE };
         let candidate = self.admitted.pool.candidate(current.candidate_index);
         let breaker = candidate.map(|candidate| &candidate.backend_health.breaker.availability);
-        AttemptFailure {
-            is_first_of_request: self.plan.record_failure(current.candidate_index),
-            opens_circuit_alone: breaker.is_some_and(|breaker| current.probe_permit.covers(breaker)),
+        FailureFlags {
+            is_first_of_request_on_backend: self.plan.record_failure(current.candidate_index),
+            opens_circuit_alone: breaker.is_some_and(|breaker| current.probe_permit.is_probing(breaker)),
             was_counted_as_success: current.is_response_relayed,
         }
     }
@@ -294,7 +297,7 @@ impl RetryState {
     pub(super) fn note_outcome(&mut self, candidate_index: usize, outcome: AttemptOutcome) {
         // In the search for an id each resource is tried once. A failure there must not lead to further
         // rounds, which `CannotServe` prevents.
-        let outcome = if self.searches_other_resources && outcome == AttemptOutcome::Failed {
+        let outcome = if self.searches_non_default_resources && outcome == AttemptOutcome::Failed {
             AttemptOutcome::CannotServe
         } else {
             outcome
@@ -305,8 +308,8 @@ impl RetryState {
     }
 
     /// Continues the plan with this pool, whose resources may know the id in the request.
-    pub(super) fn search_other_resources(&mut self, pool: Arc<BackendPool>) {
-        self.searches_other_resources = true;
+    pub(super) fn search_non_default_resources(&mut self, pool: Arc<BackendPool>) {
+        self.searches_non_default_resources = true;
         self.plan = self.plan.continue_in_pool(&pool);
         self.admitted.pool = pool;
     }
@@ -317,8 +320,10 @@ impl RetryState {
     pub(super) fn keep_best_response(&mut self, held: HeldResponse) {
         let is_better = match &self.best_response {
             None => true,
-            Some(best) if best.rank() == held.rank() => !self.admitted.searches_by_id,
-            Some(best) => held.rank() < best.rank(),
+            Some(best) if best.usefulness_rank() == held.usefulness_rank() => {
+                !self.admitted.tries_other_resources_on_404
+            }
+            Some(best) => held.usefulness_rank() < best.usefulness_rank(),
         };
         if is_better {
             self.best_response = Some(held);
@@ -335,7 +340,7 @@ impl RetryState {
 
     /// Whether a backend is available that this request has not tried.
     pub(super) fn has_untried_backend(&self, now: Instant) -> bool {
-        self.plan.has_untried_candidate(&self.admitted.pool, self.operation(), now)
+        self.plan.has_eligible_candidate(&self.admitted.pool, self.operation(), now)
     }
 
     /// When the first cooldown of a backend in the pool ends; `None` if none is cooling down.
@@ -344,7 +349,7 @@ impl RetryState {
     }
 
     /// The backends of the pool that are unavailable: for each, why and until when.
-    pub(super) fn unavailable_backends(&self, now: Instant) -> impl Iterator<Item = Unavailable> {
+    pub(super) fn backend_unavailabilities(&self, now: Instant) -> impl Iterator<Item = Unavailable> {
         let operation = self.operation();
         self.admitted
             .pool

@@ -8,7 +8,7 @@ use crate::refusal::{Refusal, RefusalReason};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::proxy) enum UpstreamError {
     /// The backend's host name has never resolved.
-    Dns,
+    NameNeverResolved,
     /// No connection, TLS included, within `timeouts.connect`.
     ConnectTimeout,
     ConnectRefused,
@@ -52,7 +52,7 @@ impl UpstreamError {
     /// The value of `attempts[].error` in the record.
     pub(super) fn as_str(self) -> &'static str {
         match self {
-            Self::Dns => "dns",
+            Self::NameNeverResolved => "dns",
             Self::ConnectTimeout => "connect_timeout",
             Self::ConnectRefused => "connect_refused",
             Self::Connect => "connect",

@@ -42,16 +42,16 @@ pub(in crate::proxy) async fn admit_request(
     if session.req_header().version == Version::HTTP_2 {
         head::check_http2_fields(session.req_header())?;
     }
-    let target = read_target(session, context)?;
+    let target = parse_and_check_target(session, context)?;
     let subject = context.request.certificate_subject.take();
     let client = authenticate(session, &gateway, &target, subject.as_ref()).await?;
     context.request.client = Some(Arc::clone(&client));
     let method = session.req_header().method.clone();
     // All checks that need no body come before it is read: a refused client cannot use up memory.
-    gateway.check_client_permissions(&method, &target, &client)?;
+    gateway.check_permissions_from_head(&method, &target, &client)?;
     let limits = BodyLimits {
         max_held_bytes: gateway.request_config.max_buffered_body_bytes,
-        max_streamed_bytes: target
+        max_streamed_upload_bytes: target
             .is_file_upload(&method)
             .then_some(gateway.request_config.max_streamed_body_bytes),
         timeout: gateway.timeouts.request_body,
@@ -66,7 +66,7 @@ pub(in crate::proxy) async fn admit_request(
     let is_encoded = !matches!(encoding, "" | "identity");
     let body =
         BodyView { bytes: &request_body.held_bytes, content_type: &content_type, is_compressed: is_encoded };
-    let call = gateway.read_call(&method, &target, &body);
+    let call = gateway.parse_requested_call(&method, &target, &body);
     context.overhead_clock.resume(body_read_at);
     // Before a possible refusal, because the record needs them.
     context.body = request_body;
@@ -75,9 +75,12 @@ pub(in crate::proxy) async fn admit_request(
     context.request.deployment.clone_from(&call.deployment);
     context.request.wants_stream = call.wants_stream;
     let admitted = gateway.admit(&method, target, &client, call)?;
-    let limits =
-        gateway.retry_limits(Instant::now(), context.request.received_instant, client_read_timeout(session));
-    context.retry = Some(RetryState::new(gateway, admitted, limits));
+    let limits = gateway.retry_limits_for_request(
+        Instant::now(),
+        context.request.received_instant,
+        client_declared_read_timeout(session),
+    );
+    context.retry_state = Some(RetryState::new(gateway, admitted, limits));
     Ok(())
 }
 
@@ -105,23 +108,28 @@ async fn authenticate(
 }
 
 /// Parses the request target and checks that the configuration allows it.
-fn read_target(session: &ServerSession, context: &mut RequestContext) -> Result<Arc<RequestTarget>, Refusal> {
+fn parse_and_check_target(
+    session: &ServerSession,
+    context: &mut RequestContext,
+) -> Result<Arc<RequestTarget>, Refusal> {
     let header = session.req_header();
     let gateway = Arc::clone(&context.config.gateway);
     // Only WebSockets are upgraded to. Another offer, such as the `h2c` of Java's HTTP client, is ignored and
     // not forwarded (RFC 9110, section 7.8); a 101 to it would have no request that it belongs to.
-    context.request.is_upgrade = session.is_upgrade_req() && offers_websocket(header);
+    context.request.is_websocket_upgrade = session.is_upgrade_req() && offers_websocket(header);
     context.request.accepts_chunked_response = header.version != Version::HTTP_10;
     // So that the record of a request that is refused before its body is read does not say 0 bytes.
     if declares_body(header) {
         context.body = RequestBody::unread();
     }
     let raw = header.raw_path();
-    let target = gateway.parse_target(&header.method, raw, context.request.is_upgrade).inspect_err(|_| {
-        context.request.unparsed_path = Some(printable_path(raw));
-    })?;
+    let target = gateway
+        .check_method_and_parse_target(&header.method, raw, context.request.is_websocket_upgrade)
+        .inspect_err(|_| {
+            context.request.unparsable_path = Some(printable_path(raw));
+        })?;
     context.request.target = Some(Arc::clone(&target));
-    gateway.check_path_allowed(&header.method, &target)?;
+    gateway.check_method_and_path_allowed(&header.method, &target)?;
     Ok(target)
 }
 
@@ -150,7 +158,7 @@ fn header_text<'s>(session: &'s ServerSession, name: &header::HeaderName) -> &'s
 }
 
 /// The read timeout of the client, which OpenAI's SDKs send in seconds.
-fn client_read_timeout(session: &ServerSession) -> Option<Duration> {
+fn client_declared_read_timeout(session: &ServerSession) -> Option<Duration> {
     let value = session.get_header(&X_STAINLESS_READ_TIMEOUT)?.to_str().ok()?;
     Duration::try_from_secs_f64(value.trim().parse().ok()?).ok()
 }

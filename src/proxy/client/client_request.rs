@@ -29,7 +29,7 @@ pub(in crate::proxy) struct ClientRequest {
     /// `None` if it could not be parsed.
     pub(in crate::proxy) target: Option<Arc<RequestTarget>>,
     /// The path as it was sent, if the target could not be parsed.
-    pub(in crate::proxy) unparsed_path: Option<String>,
+    pub(in crate::proxy) unparsable_path: Option<String>,
     /// `None` until the client is authenticated.
     pub(in crate::proxy) client: Option<Arc<Client>>,
     pub(in crate::proxy) content_type: String,
@@ -39,8 +39,8 @@ pub(in crate::proxy) struct ClientRequest {
     pub(in crate::proxy) wants_stream: Option<bool>,
     /// The client understands chunked encoding: true except for HTTP/1.0.
     pub(in crate::proxy) accepts_chunked_response: bool,
-    /// The client asks to switch the protocol, to WebSocket or another one.
-    pub(in crate::proxy) is_upgrade: bool,
+    /// The client asks to switch to the WebSocket protocol.
+    pub(in crate::proxy) is_websocket_upgrade: bool,
 }
 
 impl ClientRequest {
@@ -55,13 +55,13 @@ impl ClientRequest {
             client_ip: None,
             certificate_subject: None,
             target: None,
-            unparsed_path: None,
+            unparsable_path: None,
             client: None,
             content_type: String::new(),
             deployment: None,
             wants_stream: None,
             accepts_chunked_response: true,
-            is_upgrade: false,
+            is_websocket_upgrade: false,
         }
     }
 

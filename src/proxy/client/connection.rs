@@ -25,8 +25,8 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use super::client_request::new_request_id;
-use super::connection_limit::{ConnectionLimit, ConnectionPermit};
-use super::timeouts::{CLIENT_IDLE_TIMEOUT, HANDOVER_LINGER, REFUSAL_READ_TIMEOUT, SHUTDOWN_LINGER};
+use super::connection_limit::{AddressConnectionLimiter, ConnectionPermit};
+use super::timeouts::{CLIENT_IDLE_TIMEOUT, HANDOVER_LINGER, REFUSE_AND_CLOSE_TIMEOUT, SHUTDOWN_LINGER};
 use super::{head, refusal_response};
 use crate::admission::client_ip::is_trusted_proxy;
 use crate::config::ListenerConfig;
@@ -44,11 +44,11 @@ const MAX_HEAD_BYTES: usize = 64 * 1024;
 pub struct ConnectionHandler {
     runner: Arc<Runner>,
     /// The listener as it was at the start.
-    listener: Arc<ListenerConfig>,
+    startup_listener_config: Arc<ListenerConfig>,
     active_config: Arc<ArcSwap<ActiveConfig>>,
     /// Set to the runtime of the first connection, whose liveness the watchdog then checks.
-    runtime: Arc<OnceLock<Handle>>,
-    connection_limit: ConnectionLimit,
+    runtime_for_watchdog: Arc<OnceLock<Handle>>,
+    connection_limiter: AddressConnectionLimiter,
 }
 
 /// Why no request head was read.
@@ -60,14 +60,20 @@ enum HeadReadError {
 }
 
 impl ConnectionHandler {
-    /// A handler for this listener. It stores the runtime that its connections run on in `runtime`.
+    /// A handler for this listener. It stores the runtime that its connections run on in `runtime_for_watchdog`.
     pub fn new(
         runner: Arc<Runner>,
-        listener: Arc<ListenerConfig>,
+        startup_listener_config: Arc<ListenerConfig>,
         active_config: Arc<ArcSwap<ActiveConfig>>,
-        runtime: Arc<OnceLock<Handle>>,
+        runtime_for_watchdog: Arc<OnceLock<Handle>>,
     ) -> Self {
-        Self { runner, listener, active_config, runtime, connection_limit: ConnectionLimit::default() }
+        Self {
+            runner,
+            startup_listener_config,
+            active_config,
+            runtime_for_watchdog,
+            connection_limiter: AddressConnectionLimiter::default(),
+        }
     }
 
     /// Acquires the permit for a connection; `None` for trusted proxies, which are not limited.
@@ -80,13 +86,13 @@ impl ConnectionHandler {
             return Ok(None);
         };
         let config = self.active_config.load();
-        let listener = config.current_listener(&self.listener);
+        let listener = config.current_listener_settings(&self.startup_listener_config);
         // The connections of a proxy are those of many clients.
         if is_trusted_proxy(ip, &listener.trusted_proxies) {
             return Ok(None);
         }
         let max_connections = listener.max_connections_per_client_address;
-        self.connection_limit.try_acquire(ip, max_connections).map(Some).ok_or_else(|| {
+        self.connection_limiter.try_acquire(ip, max_connections).map(Some).ok_or_else(|| {
             let message =
                 format!("this address has {max_connections} connections already, the most that it may have");
             Refusal::new(RefusalReason::Overloaded, message)
@@ -95,7 +101,7 @@ impl ConnectionHandler {
 
     /// Waits until this process accepts no further requests on open connections: after the listeners have
     /// closed, long enough for a request that is on its way.
-    async fn wait_for_shutdown(&self, shutdown: &mut ShutdownWatch) {
+    async fn wait_for_shutdown_and_linger(&self, shutdown: &mut ShutdownWatch) {
         let _ = shutdown.wait_for(|is_shutting_down| *is_shutting_down).await;
         let has_successor =
             !self.active_config.load().gateway.process_state.is_stopping.load(Ordering::Acquire);
@@ -125,7 +131,7 @@ impl ConnectionHandler {
                 let _ = bytes.split_to(blank_bytes);
             }
             let from = searched_bytes.min(bytes.len());
-            if let Some(length) = bytes.get(from..).and_then(find_head_end) {
+            if let Some(length) = bytes.get(from..).and_then(complete_head_length) {
                 let head = bytes.get(..from + length).unwrap_or_default();
                 return match head::check_head(head) {
                     Ok(()) => Ok(bytes),
@@ -171,7 +177,7 @@ async fn read_more(
 #[async_trait]
 impl ServerApp for ConnectionHandler {
     async fn process_new(self: &Arc<Self>, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        self.runtime.get_or_init(Handle::current);
+        self.runtime_for_watchdog.get_or_init(Handle::current);
         let is_http2 = matches!(stream.selected_alpn_proto(), Some(ALPN::H2));
         // Held until the connection ends.
         let _permit = match self.acquire_permit(&stream) {
@@ -189,7 +195,7 @@ impl ServerApp for ConnectionHandler {
             return self.runner.process_new(stream, shutdown).await;
         }
         let mut shutdown_watch = shutdown.clone();
-        let mut shutdown_over = pin!(self.wait_for_shutdown(&mut shutdown_watch));
+        let mut shutdown_over = pin!(self.wait_for_shutdown_and_linger(&mut shutdown_watch));
         let (mut is_first, mut timer) = (true, Timer::default());
         loop {
             // In this order: a request that has arrived is still served.
@@ -218,7 +224,7 @@ impl ServerApp for ConnectionHandler {
             let mut session = Session::new_h1(stream);
             // Pingora's way to give bytes that have already been read to the next request of a connection.
             session.set_pipelined_prefix(bytes);
-            let listener = Some(Arc::clone(&self.listener));
+            let listener = Some(Arc::clone(&self.startup_listener_config));
             // Boxed, so that a connection that waits for its next request does not hold the memory of a future
             // that serves one.
             stream = Box::pin(self.runner.serve_request(session, listener, &mut timer, shutdown)).await?;
@@ -229,7 +235,7 @@ impl ServerApp for ConnectionHandler {
 /// The length of the head in these bytes if it is complete, that is, ends with an empty line. A bare LF
 /// counts as a line end: otherwise the head would seem incomplete and time out, and not be refused by
 /// `head::check_head`.
-fn find_head_end(bytes: &[u8]) -> Option<usize> {
+fn complete_head_length(bytes: &[u8]) -> Option<usize> {
     memchr_iter(b'\n', bytes).find_map(|at| match bytes.get(at + 1..)? {
         [b'\n', ..] => Some(at + 2),
         [b'\r', b'\n', ..] => Some(at + 3),
@@ -254,5 +260,5 @@ async fn refuse_and_close(stream: &mut Stream, refusal: &Refusal) {
         }
         std::io::Result::Ok(())
     };
-    let _ = timeout(REFUSAL_READ_TIMEOUT, write_and_drain).await;
+    let _ = timeout(REFUSE_AND_CLOSE_TIMEOUT, write_and_drain).await;
 }

@@ -13,7 +13,7 @@ const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Counts the connections of one listener for each client address.
 #[derive(Clone, Debug, Default)]
-pub(super) struct ConnectionLimit(Arc<Mutex<ConnectionCounts>>);
+pub(super) struct AddressConnectionLimiter(Arc<Mutex<ConnectionCounts>>);
 
 #[derive(Debug, Default)]
 struct ConnectionCounts {
@@ -24,21 +24,21 @@ struct ConnectionCounts {
 /// Permits one connection; it counts as open until this is dropped.
 #[derive(Debug)]
 pub(super) struct ConnectionPermit {
-    limit: ConnectionLimit,
-    /// See [`client_network`].
+    limiter: AddressConnectionLimiter,
+    /// See [`address_or_ipv6_network`].
     address: IpAddr,
 }
 
-impl ConnectionLimit {
+impl AddressConnectionLimiter {
     /// Permits one more connection of this address; `None` if it has `max_connections` already. The limit is
     /// an argument, because a reload may change it.
     pub(super) fn try_acquire(&self, ip: IpAddr, max_connections: usize) -> Option<ConnectionPermit> {
-        let address = client_network(ip);
+        let address = address_or_ipv6_network(ip);
         let mut counts = self.lock();
         let count = counts.by_address.entry(address).or_default();
         if *count < max_connections {
             *count += 1;
-            return Some(ConnectionPermit { limit: self.clone(), address });
+            return Some(ConnectionPermit { limiter: self.clone(), address });
         }
         let now = Instant::now();
         if counts.last_warning_at.is_none_or(|at| now >= at + WARNING_INTERVAL) {
@@ -57,7 +57,7 @@ impl ConnectionLimit {
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        if let Entry::Occupied(mut entry) = self.limit.lock().by_address.entry(self.address) {
+        if let Entry::Occupied(mut entry) = self.limiter.lock().by_address.entry(self.address) {
             *entry.get_mut() -= 1;
             // Removed, so that the map does not grow with every address that ever connected.
             if *entry.get() == 0 {
@@ -69,7 +69,7 @@ impl Drop for ConnectionPermit {
 
 /// The address that connections are counted under: for IPv6 the /64 network, because a single host usually
 /// has all of its addresses.
-fn client_network(ip: IpAddr) -> IpAddr {
+fn address_or_ipv6_network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX))),
         ip => ip,
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn connections_are_limited_for_each_address_separately() {
-        let limit = ConnectionLimit::default();
+        let limit = AddressConnectionLimiter::default();
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let first = limit.try_acquire(ip("10.0.0.1"), 2);
         let second = limit.try_acquire(ip("::ffff:10.0.0.1"), 2);

@@ -32,7 +32,7 @@ pub(super) fn check_head(head: &[u8]) -> Result<(), Refusal> {
     let is_http_11 = request.version == Some(1);
     let counts = SingletonFieldCounts::default();
     for field in request.headers.iter() {
-        counts.check_field(field, is_http_11)?;
+        counts.check_and_count_field(field, is_http_11)?;
     }
     counts.check_counts(is_http_11)
 }
@@ -77,7 +77,7 @@ fn check_target(request: &httparse::Request<'_, '_>) -> Result<(), Refusal> {
     let is_valid = |text: &str| {
         let parsed = text.parse::<http::uri::Authority>();
         // The parser accepts a port that is no valid number and then behaves as if there were none.
-        is_authority(text.as_bytes())
+        has_only_authority_characters(text.as_bytes())
             && parsed.is_ok_and(|authority| authority.port().is_some() == has_port(text))
     };
     match authority {
@@ -104,14 +104,14 @@ struct SingletonFieldCounts {
 
 impl SingletonFieldCounts {
     /// Checks one field and counts it.
-    fn check_field(&self, field: &httparse::Header<'_>, is_http_11: bool) -> Result<(), Refusal> {
+    fn check_and_count_field(&self, field: &httparse::Header<'_>, is_http_11: bool) -> Result<(), Refusal> {
         let count = |counter: &Cell<u32>| counter.set(counter.get() + 1);
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
         // The length is compared first, which is enough for most fields.
         match field.name.len() {
             4 if is("host") => {
                 count(&self.host);
-                if !is_authority(field.value) {
+                if !has_only_authority_characters(field.value) {
                     return bad_request("`Host` must be a host name or address, with a port or without");
                 }
             }
@@ -191,7 +191,7 @@ fn has_bare_line_end(head: &[u8]) -> bool {
 }
 
 /// Whether this has only characters of a host name or address and a port.
-fn is_authority(value: &[u8]) -> bool {
+fn has_only_authority_characters(value: &[u8]) -> bool {
     let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%:[]".contains(byte);
     !value.is_empty() && value.len() <= 255 && value.iter().all(allowed)
 }

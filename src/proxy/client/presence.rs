@@ -36,7 +36,7 @@ pub(in crate::proxy) async fn wait_for_disconnect(
 ///
 /// # Errors
 /// [`CLIENT_GONE`] if the client disconnects meanwhile.
-pub(in crate::proxy) async fn wait_while_connected(
+pub(in crate::proxy) async fn wait_while_client_connected(
     session: &mut ServerSession,
     context: &mut RequestContext,
     wait: impl Future<Output = ()> + Send,
@@ -58,7 +58,7 @@ pub(in crate::proxy) async fn wait_while_connected(
 ///
 /// # Errors
 /// [`CLIENT_GONE`] if it has disconnected.
-pub(in crate::proxy) async fn ensure_connected(
+pub(in crate::proxy) async fn ensure_client_connected(
     session: &mut ServerSession,
     context: &mut RequestContext,
 ) -> pingora::Result<()> {

@@ -17,7 +17,7 @@ use crate::refusal::{Refusal, RefusalReason};
 /// pieces.
 const MAX_PIECE_BYTES: usize = 128 * 1024;
 /// Pieces up to this size are copied into one instead of being sent one by one.
-const MAX_JOINED_PIECE_BYTES: usize = 16 * 1024;
+const MAX_SMALL_PIECE_BYTES: usize = 16 * 1024;
 /// Largest buffer that is allocated because of a declared length, before the bytes have arrived.
 const MAX_PREALLOCATED_BYTES: u64 = 1024 * 1024;
 
@@ -32,11 +32,11 @@ pub(in crate::proxy) struct RequestBody {
     /// Bytes read from the client so far, held or not.
     pub(in crate::proxy) bytes_read: u64,
     /// Maximum length of an upload that is streamed to the backend; `None` if the whole body is held.
-    pub(in crate::proxy) streaming_limit: Option<u64>,
+    pub(in crate::proxy) max_streamed_upload_bytes: Option<u64>,
     /// The client's `Content-Length`.
     pub(in crate::proxy) declared_length: Option<u64>,
     /// Bytes that are not held have been read, so the body cannot be sent again.
-    pub(in crate::proxy) is_partly_consumed: bool,
+    pub(in crate::proxy) is_no_longer_replayable: bool,
     /// There is a body, and its end has not been read.
     has_unread_rest: bool,
     /// The memory of the held bytes.
@@ -50,18 +50,18 @@ impl RequestBody {
     }
 
     /// Whether the whole body has been read.
-    pub(in crate::proxy) fn is_complete(&self) -> bool {
+    pub(in crate::proxy) fn is_fully_read(&self) -> bool {
         !self.has_unread_rest
     }
 
     /// Queues the held bytes, after edits, to be sent by the next attempt.
-    pub(in crate::proxy) fn queue_for_sending(&mut self, pieces: impl IntoIterator<Item = Bytes>) {
+    pub(in crate::proxy) fn replace_unsent_pieces(&mut self, pieces: impl IntoIterator<Item = Bytes>) {
         self.unsent_pieces = even_out_pieces(pieces);
     }
 
     /// Takes the held bytes and releases their reservation. They no longer count towards the memory limit;
     /// the caller has to limit them.
-    pub(in crate::proxy) fn take_held_bytes(&mut self) -> Bytes {
+    pub(in crate::proxy) fn take_and_unreserve_held_bytes(&mut self) -> Bytes {
         self.memory_reservation = None;
         std::mem::take(&mut self.held_bytes)
     }
@@ -79,7 +79,7 @@ fn even_out_pieces(pieces: impl IntoIterator<Item = Bytes>) -> VecDeque<Bytes> {
     let mut result = VecDeque::new();
     let mut small_pieces: Vec<Bytes> = Vec::new();
     for mut piece in pieces {
-        if piece.len() <= MAX_JOINED_PIECE_BYTES {
+        if piece.len() <= MAX_SMALL_PIECE_BYTES {
             small_pieces.push(piece);
             continue;
         }
@@ -110,7 +110,7 @@ pub(super) struct BodyLimits {
     pub(super) max_held_bytes: u64,
     /// Maximum length of an upload, which is streamed if it cannot be held; `None` if the request is no
     /// upload.
-    pub(super) max_streamed_bytes: Option<u64>,
+    pub(super) max_streamed_upload_bytes: Option<u64>,
     /// For the whole body.
     pub(super) timeout: Duration,
     pub(super) body_memory: Arc<BodyMemory>,
@@ -148,16 +148,16 @@ pub(super) async fn read_body(
         return Ok(RequestBody::default());
     }
     let declared_length = declared_length(session);
-    let max_length = limits.max_streamed_bytes.unwrap_or(limits.max_held_bytes);
+    let max_length = limits.max_streamed_upload_bytes.unwrap_or(limits.max_held_bytes);
     if declared_length.is_some_and(|length| length > max_length) {
         return Err(too_large_refusal(max_length).into());
     }
     // After the check of the length: a client that waits for this then does not send a body that is too
     // large.
-    send_continue(session).await?;
+    send_continue_if_expected(session).await?;
     if declared_length.is_some_and(|length| length > limits.max_held_bytes) {
-        let streaming_limit = Some(max_length);
-        return Ok(RequestBody { streaming_limit, declared_length, ..RequestBody::unread() });
+        let max_streamed_upload_bytes = Some(max_length);
+        return Ok(RequestBody { max_streamed_upload_bytes, declared_length, ..RequestBody::unread() });
     }
     let deadline = Instant::now() + limits.timeout;
     // Memory is reserved as the bytes arrive. A length is easily declared without sending anything.
@@ -172,12 +172,12 @@ pub(super) async fn read_body(
                     message,
                 )));
             }
-            Ok(Err(error)) => return Err(classify_read_error(&error)),
+            Ok(Err(error)) => return Err(classify_body_read_error(&error)),
             Ok(Ok(piece)) => piece,
         };
         let Some(piece) = piece else { break };
         let bytes_read = buffer.len() + piece.len() as u64;
-        if bytes_read > limits.max_held_bytes && limits.max_streamed_bytes.is_none() {
+        if bytes_read > limits.max_held_bytes && limits.max_streamed_upload_bytes.is_none() {
             return Err(too_large_refusal(limits.max_held_bytes).into());
         }
         if bytes_read > reservation.reserved_bytes() {
@@ -188,7 +188,7 @@ pub(super) async fn read_body(
             return Ok(RequestBody {
                 held_bytes: buffer.into_bytes(),
                 bytes_read,
-                streaming_limit: Some(max_length),
+                max_streamed_upload_bytes: Some(max_length),
                 declared_length,
                 memory_reservation: Some(reservation),
                 ..RequestBody::unread()
@@ -219,7 +219,7 @@ fn declared_length(session: &ServerSession) -> Option<u64> {
 }
 
 /// Sends a 100 to a client that waits for it before it sends its body (RFC 9110, section 10.1.1).
-async fn send_continue(session: &mut ServerSession) -> Result<(), BodyReadError> {
+async fn send_continue_if_expected(session: &mut ServerSession) -> Result<(), BodyReadError> {
     let expects_continue = session
         .get_header(http::header::EXPECT)
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
@@ -235,7 +235,7 @@ fn too_large_refusal(max_length: u64) -> Refusal {
 }
 
 /// What Pingora's error of reading a body means for the client.
-pub(in crate::proxy) fn classify_read_error(error: &pingora::Error) -> BodyReadError {
+pub(in crate::proxy) fn classify_body_read_error(error: &pingora::Error) -> BodyReadError {
     use pingora::ErrorType::{ConnectionClosed, ReadError, ReadTimedout};
     match error.etype() {
         ConnectionClosed | ReadError => BodyReadError::ClientGone,
@@ -290,7 +290,7 @@ mod tests {
         let piece = Bytes::from_static;
         assert!(even_out_pieces([piece(b"")]).is_empty());
         assert_eq!(even_out_pieces([piece(b"a")]), [piece(b"a")]);
-        let large = Bytes::from(vec![b'x'; MAX_JOINED_PIECE_BYTES + 1]);
+        let large = Bytes::from(vec![b'x'; MAX_SMALL_PIECE_BYTES + 1]);
         let pieces = even_out_pieces([piece(b"a"), piece(b""), piece(b"b"), large.clone(), piece(b"")]);
         assert_eq!(pieces, [piece(b"ab"), large]);
         let pieces = even_out_pieces([Bytes::from(vec![b'x'; 2 * MAX_PIECE_BYTES + 1])]);

@@ -14,7 +14,7 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 ///
 /// # Errors
 /// The kernel's error, for instance if a sandbox forbids these calls. The connection is then closed as usual.
-pub(in crate::proxy) fn reset_on_close(stream: &Stream) -> io::Result<()> {
+pub(in crate::proxy) fn enable_reset_on_close(stream: &Stream) -> io::Result<()> {
     let this_process = pidfd_open(getpid(), PidfdFlags::empty())?;
     let socket = pidfd_getfd(this_process, stream.id(), PidfdGetfdFlags::empty())?;
     set_socket_linger(&socket, Some(Duration::ZERO))?;

@@ -29,21 +29,21 @@ pub(in crate::proxy) async fn refuse_request(
         // The client may or may not send its body now, so it is not known where its next request begins.
         session.set_keepalive(None);
     }
-    let tasks = final_response::refuse(context, refusal)?;
-    write_whole_response(session, context, tasks).await
+    let tasks = final_response::prepare_refusal(context, refusal)?;
+    record_and_write_response(session, context, tasks).await
 }
 
 /// Writes a complete response, after its record.
 ///
 /// # Errors
 /// If the client has disconnected.
-pub(in crate::proxy) async fn write_whole_response(
+pub(in crate::proxy) async fn record_and_write_response(
     session: &mut ServerSession,
     context: &mut RequestContext,
     tasks: Vec<HttpTask>,
 ) -> pingora::Result<()> {
     let receipt = context.submit_record();
-    wait_until_recorded(context, receipt).await;
+    flush_and_wait_for_record(context, receipt).await;
     session.response_duplex_vec(tasks).await?;
     Ok(())
 }
@@ -51,11 +51,14 @@ pub(in crate::proxy) async fn write_whole_response(
 /// Waits until the record of a response is written, at most [`MAX_RECORD_WAIT`]. Called before the last bytes
 /// of the response are sent, so that a response that a client got completely is recorded even if this
 /// process is killed.
-pub(in crate::proxy) async fn wait_until_recorded(context: &RequestContext, receipt: Option<WriteReceipt>) {
+pub(in crate::proxy) async fn flush_and_wait_for_record(
+    context: &RequestContext,
+    receipt: Option<WriteReceipt>,
+) {
     let Some(receipt) = receipt else { return };
     // Other requests that end at this moment can submit their records meanwhile; one write has them all.
     yield_now().await;
-    context.gateway().flush_records();
+    context.gateway().wake_record_writer();
     if timeout(MAX_RECORD_WAIT, receipt).await.is_err() {
         context.gateway().count_late_record();
     }

@@ -14,4 +14,4 @@ pub const HANDOVER_LINGER: Duration = Duration::from_secs(4);
 /// were closed earlier, the kernel would reset it, and the client might lose the response.
 pub(super) const UPLOAD_DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client has to read a refusal of a malformed request before its connection is closed.
-pub(super) const REFUSAL_READ_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const REFUSE_AND_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);

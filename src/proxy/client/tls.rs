@@ -18,9 +18,9 @@ use pingora::protocols::Digest;
 use pingora::tls::ext;
 
 use crate::admission::certificate_subject::certificate_subject;
-use crate::config::{CertifiedKey, CertifiedKeyError, ListenerConfig, ListenerTlsConfig, TlsVersion};
+use crate::config::{CertifiedKey, CertifiedKeyError, ListenerConfig, ServerTlsConfig, TlsVersion};
 use crate::names::CertificateSubject;
-use crate::proxy::upstream::peer::{CaError, load_ca_certificates};
+use crate::proxy::upstream::peer::{CertificateFileError, load_ca_certificates};
 
 /// How often the files are checked for changes.
 const FILE_POLL_INTERVAL: Duration = Duration::from_secs(2);
@@ -33,7 +33,7 @@ pub enum TlsError {
     KeyPair(#[from] CertifiedKeyError),
     /// The authorities of client certificates cannot be used.
     #[error("client_ca: {0}")]
-    Authority(#[from] CaError),
+    Authority(#[from] CertificateFileError),
     /// OpenSSL refuses the versions or ciphers.
     #[error("{0}")]
     Settings(String),
@@ -47,7 +47,7 @@ impl From<ErrorStack> for TlsError {
 
 /// What the TLS handshake of a connection has shown. Pingora keeps it in the connection's digest.
 #[derive(Clone, Debug, Default)]
-pub struct TlsClientInfo {
+pub struct TlsConnectionInfo {
     /// The listener; `None` for the admin API.
     pub listener: Option<Arc<ListenerConfig>>,
     /// The subject of the verified client certificate; `None` if none is required.
@@ -58,7 +58,7 @@ pub struct TlsClientInfo {
 pub struct ServerTls {
     /// What this is called in the log.
     log_name: String,
-    tls_config: ListenerTlsConfig,
+    tls_config: ServerTlsConfig,
     http2_enabled: bool,
     /// `None` for the admin API.
     listener: Option<Arc<ListenerConfig>>,
@@ -75,14 +75,14 @@ struct CertificateSet {
 }
 
 impl CertificateSet {
-    fn read(tls: &ListenerTlsConfig) -> Result<Self, TlsError> {
+    fn read(tls: &ServerTlsConfig) -> Result<Self, TlsError> {
         let read_key_pair = |files| {
             let pair = CertifiedKey::from_files(files)?;
             let names = pair.dns_names();
             Ok((pair, names))
         };
         let certified_keys =
-            tls.certified_keys.iter().map(read_key_pair).collect::<Result<_, CertifiedKeyError>>()?;
+            tls.certified_key_files.iter().map(read_key_pair).collect::<Result<_, CertifiedKeyError>>()?;
         let client_ca_certificates = match &tls.client_ca_file {
             Some(path) => load_ca_certificates(path)?.into_vec(),
             None => Vec::new(),
@@ -110,7 +110,7 @@ impl ServerTls {
     ///
     /// # Errors
     /// [`TlsError`] if a file is missing or a key does not belong to its certificate.
-    pub fn for_listener(listener: &ListenerConfig, tls: &ListenerTlsConfig) -> Result<Arc<Self>, TlsError> {
+    pub fn for_listener(listener: &ListenerConfig, tls: &ServerTlsConfig) -> Result<Arc<Self>, TlsError> {
         let name = format!("listener {}", listener.address);
         Self::new(name, tls, listener.http2_enabled, Some(Arc::new(listener.clone())))
     }
@@ -119,13 +119,13 @@ impl ServerTls {
     ///
     /// # Errors
     /// As [`ServerTls::for_listener`].
-    pub fn for_admin(tls: &ListenerTlsConfig) -> Result<Arc<Self>, TlsError> {
+    pub fn for_admin(tls: &ServerTlsConfig) -> Result<Arc<Self>, TlsError> {
         Self::new("admin".to_owned(), tls, false, None)
     }
 
     fn new(
         name: String,
-        tls: &ListenerTlsConfig,
+        tls: &ServerTlsConfig,
         http2: bool,
         listener: Option<Arc<ListenerConfig>>,
     ) -> Result<Arc<Self>, TlsError> {
@@ -192,7 +192,7 @@ impl ServerTls {
     async fn file_stamps(&self) -> Vec<Option<(SystemTime, u64)>> {
         let files = self
             .tls_config
-            .certified_keys
+            .certified_key_files
             .iter()
             .flat_map(|pair| [&pair.certificate_path, &pair.private_key_path]);
         let mut stamps = Vec::new();
@@ -227,7 +227,7 @@ struct HandshakeCallbacks(Arc<ServerTls>);
 impl TlsAccept for HandshakeCallbacks {
     async fn certificate_callback(&self, ssl: &mut SslRef) {
         let certificates = self.0.certificates.load();
-        if let Err(error) = present_certificate(ssl, &certificates) {
+        if let Err(error) = set_certificate_and_client_ca(ssl, &certificates) {
             error!("{}: cannot present its certificate: {error}", self.0.log_name);
         }
     }
@@ -236,12 +236,12 @@ impl TlsAccept for HandshakeCallbacks {
         let certificate = self.0.tls_config.client_ca_file.as_ref().and_then(|_| ssl.peer_certificate());
         let certificate_subject =
             certificate.map(|certificate| certificate_subject(certificate.subject_name()));
-        Some(Arc::new(TlsClientInfo { listener: self.0.listener.clone(), certificate_subject }))
+        Some(Arc::new(TlsConnectionInfo { listener: self.0.listener.clone(), certificate_subject }))
     }
 }
 
 /// Sets the certificate for the client's server name, and the authorities of client certificates.
-fn present_certificate(ssl: &mut SslRef, certificates: &CertificateSet) -> Result<(), ErrorStack> {
+fn set_certificate_and_client_ca(ssl: &mut SslRef, certificates: &CertificateSet) -> Result<(), ErrorStack> {
     let host = ssl.servername(NameType::HOST_NAME).map(str::to_owned);
     let Some(pair) = certificates.certified_key_for_host(host.as_deref()) else { return Ok(()) };
     ext::ssl_use_certificate(ssl, &pair.leaf)?;
@@ -259,6 +259,6 @@ fn present_certificate(ssl: &mut SslRef, certificates: &CertificateSet) -> Resul
 }
 
 /// What the TLS handshake of the connection with this digest has shown; `None` without TLS.
-pub(in crate::proxy) fn tls_client_info(digest: Option<&Digest>) -> Option<&TlsClientInfo> {
-    digest?.ssl_digest.as_ref()?.extension.get::<TlsClientInfo>()
+pub(in crate::proxy) fn tls_connection_info(digest: Option<&Digest>) -> Option<&TlsConnectionInfo> {
+    digest?.ssl_digest.as_ref()?.extension.get::<TlsConnectionInfo>()
 }

@@ -16,7 +16,7 @@ use crate::gateway::Backend;
 /// Longest duration of such a request. Health probes get the time for connecting in addition.
 pub(super) const BALANCER_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Reading a response body stops once it exceeds this many bytes; errors are shorter.
-const MAX_RESPONSE_BYTES: usize = 64 * 1024;
+const STOP_READING_BODY_AFTER_BYTES: usize = 64 * 1024;
 
 /// A request of the balancer itself to a backend.
 pub(super) struct BalancerRequest<'q> {
@@ -40,7 +40,7 @@ pub(super) async fn send_balancer_request(
 ) -> pingora::Result<(u16, Vec<u8>)> {
     let mut request =
         RequestHeader::build(balancer_request.method, balancer_request.target.as_bytes(), Some(6))?;
-    headers::set_host_headers(&mut request, backend)?;
+    headers::set_host_and_accept_encoding(&mut request, backend)?;
     request.insert_header(name, secret.header_value.clone())?;
     if !balancer_request.body.is_empty() {
         request.insert_header(http::header::CONTENT_TYPE, "application/json")?;
@@ -58,7 +58,7 @@ pub(super) async fn send_balancer_request(
     let mut body = Vec::new();
     while let Some(piece) = session.read_response_body().await? {
         body.extend_from_slice(&piece);
-        if body.len() > MAX_RESPONSE_BYTES {
+        if body.len() > STOP_READING_BODY_AFTER_BYTES {
             break;
         }
     }

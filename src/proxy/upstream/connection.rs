@@ -83,7 +83,7 @@ pub(in crate::proxy) enum UpstreamEvent {
     /// A part of the response was read, or reading failed.
     Read(Result<HttpTask>),
     /// The piece of the body that was being sent has been sent, or sending failed.
-    Sent(Result<()>),
+    BodyPieceSent(Result<()>),
 }
 
 impl UpstreamConnector {
@@ -100,7 +100,7 @@ impl UpstreamConnector {
     ///
     /// # Errors
     /// Pingora's error if the connection fails.
-    pub(in crate::proxy) async fn connect(&self, peer: &HttpPeer) -> Result<UpstreamConnection> {
+    pub(in crate::proxy) async fn reuse_or_connect(&self, peer: &HttpPeer) -> Result<UpstreamConnection> {
         let write_timeout = peer.options.write_timeout;
         let connection = |protocol, is_reused| UpstreamConnection {
             protocol,
@@ -171,7 +171,7 @@ impl UpstreamConnector {
     }
 
     /// After an error that shows that the peer does not speak HTTP/2 correctly, offers it HTTP/1.1 only.
-    pub(in crate::proxy) fn note_protocol_error(&self, error: &Error, peer: &HttpPeer) {
+    pub(in crate::proxy) fn downgrade_if_http2_error(&self, error: &Error, peer: &HttpPeer) {
         if matches!(error.etype(), ErrorType::H2Downgrade | ErrorType::InvalidH2) {
             self.http2_connector.prefer_h1(peer);
         }
@@ -222,11 +222,15 @@ impl UpstreamConnection {
     }
 
     /// Sends a piece of the body, or starts to send it; returns whether it has been sent. If not,
-    /// [`UpstreamEvent::Sent`] follows. `is_last` says that this piece, which may be empty, ends the body.
+    /// [`UpstreamEvent::BodyPieceSent`] follows. `is_last` says that this piece, which may be empty, ends the body.
     ///
     /// # Errors
     /// Pingora's error if sending fails.
-    pub(in crate::proxy) async fn send_body_piece(&mut self, piece: Bytes, is_last: bool) -> Result<bool> {
+    pub(in crate::proxy) async fn start_sending_body_piece(
+        &mut self,
+        piece: Bytes,
+        is_last: bool,
+    ) -> Result<bool> {
         let sent = match &mut self.protocol {
             Protocol::Http1(session) | Protocol::Http1Fallback(session) => {
                 if !piece.is_empty() {
@@ -268,7 +272,7 @@ impl UpstreamConnection {
     }
 
     /// Whether a piece of the body is being sent.
-    pub(in crate::proxy) fn is_sending(&self) -> bool {
+    pub(in crate::proxy) fn has_pending_body_write(&self) -> bool {
         matches!(&self.protocol, Protocol::Http2(stream) if stream.pending_write.is_some())
     }
 
@@ -281,7 +285,7 @@ impl UpstreamConnection {
             Protocol::Http2(stream) => {
                 let event = stream.next_event().await;
                 self.is_request_sent |=
-                    self.latest_piece_ends_body && matches!(event, UpstreamEvent::Sent(Ok(())));
+                    self.latest_piece_ends_body && matches!(event, UpstreamEvent::BodyPieceSent(Ok(())));
                 event
             }
         }
@@ -331,7 +335,7 @@ impl Http2Stream {
         };
         *pending_write = None;
         *body_writer = Some(writer);
-        UpstreamEvent::Sent(sent)
+        UpstreamEvent::BodyPieceSent(sent)
     }
 }
 
@@ -416,7 +420,7 @@ async fn read_http2_head(
 ///
 /// # Errors
 /// If the host is invalid.
-pub(in crate::proxy) fn set_http2_authority(head: &mut RequestHeader, uses_tls: bool) -> Result<()> {
+pub(in crate::proxy) fn move_host_to_http2_authority(head: &mut RequestHeader, uses_tls: bool) -> Result<()> {
     let Some(host) = head.remove_header(&http::header::HOST) else { return Ok(()) };
     let scheme = if uses_tls { Scheme::HTTPS } else { Scheme::HTTP };
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str());

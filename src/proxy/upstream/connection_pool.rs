@@ -65,7 +65,7 @@ impl ConnectionPool {
         loop {
             let mut idle = self.0.shard(key).get_mut(&key)?.pop()?;
             self.0.connection_count.fetch_sub(1, Ordering::Relaxed);
-            if idle.expires_at > now && is_open(&mut idle.stream) {
+            if idle.expires_at > now && is_open_and_silent(&mut idle.stream) {
                 return Some(idle.stream);
             }
         }
@@ -75,7 +75,8 @@ impl ConnectionPool {
     pub(super) fn insert_idle(&self, key: ConnectionKey, mut stream: Stream, max_idle_time: Duration) {
         // This also replaces the waker of the task that used the connection, so that the connection no longer
         // wakes it.
-        if !is_open(&mut stream) || self.0.connection_count.load(Ordering::Relaxed) >= self.0.max_connections
+        if !is_open_and_silent(&mut stream)
+            || self.0.connection_count.load(Ordering::Relaxed) >= self.0.max_connections
         {
             return;
         }
@@ -100,7 +101,7 @@ impl PoolState {
         for shard in &self.shards {
             lock(shard).retain(|_, idle| {
                 let before = idle.len();
-                idle.retain_mut(|idle| idle.expires_at > now && is_open(&mut idle.stream));
+                idle.retain_mut(|idle| idle.expires_at > now && is_open_and_silent(&mut idle.stream));
                 self.connection_count.fetch_sub(before - idle.len(), Ordering::Relaxed);
                 !idle.is_empty()
             });
@@ -131,7 +132,7 @@ async fn sweep_periodically(pool: Arc<PoolState>) {
 
 /// Whether an idle connection can be used: nothing has arrived on it, neither its end nor bytes that belong
 /// to no response.
-fn is_open(stream: &mut Stream) -> bool {
+fn is_open_and_silent(stream: &mut Stream) -> bool {
     let mut byte = [0];
     let mut read = ReadBuf::new(&mut byte);
     let mut no_waker = Context::from_waker(Waker::noop());
@@ -169,7 +170,7 @@ mod tests {
         assert!(pool.take_idle(key(1 + SHARD_COUNT as u64)).is_none(), "another peer in the same shard");
         let mut taken = pool.take_idle(key(1)).unwrap();
         usable.write_all(b"x").await.unwrap();
-        assert!(!is_open(&mut taken), "the bytes arrive, so this is the usable one");
+        assert!(!is_open_and_silent(&mut taken), "the bytes arrive, so this is the usable one");
         assert!(pool.take_idle(key(1)).is_none());
         assert_eq!(pool.0.connection_count.load(Ordering::Relaxed), 0);
     }

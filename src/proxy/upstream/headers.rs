@@ -128,7 +128,7 @@ pub(in crate::proxy) fn rewrite_for_backend(
     header.set_uri(upstream_uri(path)?);
     // Before the fields that follow, which the configuration cannot change.
     apply_configured_headers(header, requests)?;
-    set_host_headers(header, backend)?;
+    set_host_and_accept_encoding(header, backend)?;
     match framing {
         BodyFraming::None => {}
         BodyFraming::Length(length) => header.insert_header("Content-Length", HeaderValue::from(*length))?,
@@ -153,7 +153,7 @@ pub fn preview_header_lines(
     requests: &RequestsConfig,
     path: &str,
 ) -> Vec<String> {
-    let credential_field = backend.credential.auth_header().map_or(AUTHORIZATION, |(name, _)| name);
+    let credential_field = backend.credential.current_auth_header().map_or(AUTHORIZATION, |(name, _)| name);
     let head = preview_head(method, backend, requests, path);
     let Ok(mut head) = head else { return Vec::new() };
     head.remove_header(&credential_field);
@@ -184,7 +184,10 @@ fn preview_head(
 ///
 /// # Errors
 /// As [`rewrite_for_backend`].
-pub(super) fn set_host_headers(header: &mut RequestHeader, backend: &Backend) -> pingora::Result<()> {
+pub(super) fn set_host_and_accept_encoding(
+    header: &mut RequestHeader,
+    backend: &Backend,
+) -> pingora::Result<()> {
     // Azure shares addresses and certificates between resources, so this must be the backend's own host.
     header.insert_header("Host", backend.host_header_value.clone())?;
     // Usage is read from the response as it is relayed, which is not possible if it is compressed.

@@ -69,9 +69,9 @@ async fn check_backend(config: &ActiveConfig, index: usize) -> Vec<CheckFinding>
     let Some(backend) = config.gateway.backends.get(index) else { return Vec::new() };
     let mut findings = BackendFindings { backend: &backend.config.name, list: Vec::new() };
     if check_reachability(&backend.config, config.gateway.timeouts.connect, &mut findings).await
-        && let Some(check) = check_credential(config, index, backend, &mut findings).await
+        && let Some(sender) = check_credential(config, index, backend, &mut findings).await
     {
-        check_deployments(&check, config, &mut findings).await;
+        check_deployments(&sender, config, &mut findings).await;
     }
     findings.list
 }
@@ -106,7 +106,7 @@ async fn check_reachability(
         Err(error) => return findings.add("name", Err(error)),
     };
     let backend = backend.clone();
-    let connected = spawn_blocking(move || check_connection(&backend, address, connect_timeout)).await;
+    let connected = spawn_blocking(move || check_tcp_and_tls(&backend, address, connect_timeout)).await;
     findings.add("connection", connected.unwrap_or_else(|error| Err(error.to_string())))
 }
 
@@ -117,11 +117,11 @@ async fn check_credential<'b>(
     index: usize,
     backend: &'b Backend,
     findings: &mut BackendFindings<'_>,
-) -> Option<BackendCheck<'b>> {
+) -> Option<BackendRequestSender<'b>> {
     let auth_header = match timeout(BALANCER_REQUEST_TIMEOUT, backend.credential.secret().wait_for_value())
         .await
     {
-        Ok(Ok(_)) => backend.credential.auth_header(),
+        Ok(Ok(_)) => backend.credential.current_auth_header(),
         Ok(Err(error)) => {
             findings.add("credential", Err(error.to_string()));
             return None;
@@ -136,9 +136,9 @@ async fn check_credential<'b>(
         findings.add("credential", Err("the backend has no credential".to_owned()));
         return None;
     };
-    let check = BackendCheck { backend, auth_header, peer, connector: Connector::new(None) };
+    let sender = BackendRequestSender { backend, auth_header, peer, connector: Connector::new(None) };
     let models = BalancerRequest { method: Method::GET, target: MODELS_TARGET, body: "" };
-    let result = match check.send(models).await {
+    let result = match sender.send(models).await {
         Ok((status, body)) => match verdict::judge_response(status, &body, &|_| true) {
             Verdict::CredentialRejected | Verdict::PermissionDenied => Err(refusal_text(status, &body)),
             Verdict::BackendFailure => Err(format!("the backend answers {status}")),
@@ -147,24 +147,24 @@ async fn check_credential<'b>(
         },
         Err(error) => Err(error),
     };
-    findings.add("credential", result).then_some(check)
+    findings.add("credential", result).then_some(sender)
 }
 
 /// Checks each deployment that the configuration lists.
 async fn check_deployments(
-    check: &BackendCheck<'_>,
+    sender: &BackendRequestSender<'_>,
     config: &ActiveConfig,
     findings: &mut BackendFindings<'_>,
 ) {
-    let deployments = &check.backend.config.deployments;
+    let deployments = &sender.backend.config.deployments;
     let default_version = config.gateway.request_config.default_api_version.as_deref();
-    for (name, upstream_name) in deployments.entries() {
+    for (name, upstream_name) in deployments.listed_entries() {
         let checked_item = if upstream_name == name {
             format!("deployment {name}")
         } else {
             format!("deployment {name} ({upstream_name})")
         };
-        findings.add(&checked_item, check.check_deployment(upstream_name, default_version).await);
+        findings.add(&checked_item, sender.check_deployment(upstream_name, default_version).await);
     }
     if deployments.passes_unlisted() {
         findings.add("deployments", Ok("every name is passed on; none is checked".to_owned()));
@@ -172,14 +172,14 @@ async fn check_deployments(
 }
 
 /// What is needed to send requests to one backend.
-struct BackendCheck<'b> {
+struct BackendRequestSender<'b> {
     backend: &'b Backend,
     auth_header: (http::HeaderName, Arc<SecretValue>),
     peer: Box<HttpPeer>,
     connector: Connector,
 }
 
-impl BackendCheck<'_> {
+impl BackendRequestSender<'_> {
     /// Sends a request; returns the status and the beginning of the response body.
     async fn send(&self, request: BalancerRequest<'_>) -> Result<(u16, Vec<u8>), String> {
         let auth_header = self.auth_header.clone();
@@ -236,7 +236,7 @@ async fn resolve(
 
 /// Connects and makes the TLS handshake, with OpenSSL directly, because Pingora's error does not say whether
 /// the certificate is the reason.
-fn check_connection(
+fn check_tcp_and_tls(
     backend: &config::BackendConfig,
     address: SocketAddr,
     time_limit: Duration,
@@ -248,7 +248,7 @@ fn check_connection(
     }
     stream.set_read_timeout(Some(time_limit)).map_err(|error| error.to_string())?;
     stream.set_write_timeout(Some(time_limit)).map_err(|error| error.to_string())?;
-    let name = backend.tls.server_name.as_ref().unwrap_or(&backend.endpoint.host);
+    let name = backend.tls.server_name_override.as_ref().unwrap_or(&backend.endpoint.host);
     let connector = tls_connector(backend)?;
     match connector.connect(name, stream) {
         Ok(stream) => {

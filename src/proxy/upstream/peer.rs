@@ -33,7 +33,7 @@ const CONNECT_TURN_TIMEOUT: Duration = Duration::from_secs(1);
 /// A certificate file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {problem}", path.display())]
-pub struct CaError {
+pub struct CertificateFileError {
     path: std::path::PathBuf,
     problem: String,
 }
@@ -106,7 +106,7 @@ impl Peers {
     ///
     /// # Errors
     /// If a TLS file of a backend cannot be read.
-    pub fn new(config: &Config, addresses: &[Arc<EndpointAddresses>]) -> Result<Self, CaError> {
+    pub fn new(config: &Config, addresses: &[Arc<EndpointAddresses>]) -> Result<Self, CertificateFileError> {
         let peers = config.backends.iter().zip(addresses).map(|(backend, addresses)| {
             let peer = build_peer(backend, &config.timeouts, &config.server)?;
             let http2_gate = backend.http2_enabled.then(Http2ConnectGate::new);
@@ -161,16 +161,16 @@ fn build_peer(
     backend: &BackendConfig,
     timeouts: &config::TimeoutsConfig,
     server: &config::ServerConfig,
-) -> Result<HttpPeer, CaError> {
+) -> Result<HttpPeer, CertificateFileError> {
     let endpoint = &backend.endpoint;
-    let name = backend.tls.server_name.clone().unwrap_or_else(|| endpoint.host.clone());
+    let name = backend.tls.server_name_override.clone().unwrap_or_else(|| endpoint.host.clone());
     let mut peer = HttpPeer::new((Ipv4Addr::UNSPECIFIED, endpoint.port), endpoint.uses_tls, name);
     // The key tells connections apart in the pools. The address is not enough: many Azure resources share
     // addresses, and a connection to one must never carry a request for another. Nor does Pingora's own key
     // contain the CA.
     let mut key = DefaultHasher::new();
     let certificate = backend.tls.client_certificate.as_ref().map(|files| &files.certificate_path);
-    let server_name = &backend.tls.server_name;
+    let server_name = &backend.tls.server_name_override;
     (&endpoint.host, endpoint.port, endpoint.uses_tls, server_name, &backend.tls.ca_file, certificate)
         .hash(&mut key);
     peer.group_key = key.finish();
@@ -191,13 +191,13 @@ fn build_peer(
         // read must not block the others.
         options.h2_stream_window_size = Some(HTTP2_STREAM_WINDOW_BYTES);
         options.h2_connection_window_size = Some(HTTP2_STREAM_WINDOW_BYTES * MAX_HTTP2_STREAMS as u32);
-        options.h2_ping_interval = Some(server.tcp_keepalive);
+        options.h2_ping_interval = Some(server.tcp_keepalive_idle);
     }
     if let Some(path) = &backend.tls.ca_file {
         options.ca = Some(Arc::new(load_ca_certificates(path)?));
     }
     if let Some(files) = &backend.tls.client_certificate {
-        let to_ca_error = |error: CertifiedKeyError| CaError {
+        let to_ca_error = |error: CertifiedKeyError| CertificateFileError {
             path: files.certificate_path.clone(),
             problem: error.to_string(),
         };
@@ -212,8 +212,8 @@ fn build_peer(
 /// TCP keep-alive: after the configured idle time three probes are sent, a third of that time apart.
 pub(crate) fn tcp_keepalive(server: &config::ServerConfig) -> TcpKeepalive {
     TcpKeepalive {
-        idle: server.tcp_keepalive,
-        interval: (server.tcp_keepalive / 3).max(Duration::from_secs(1)),
+        idle: server.tcp_keepalive_idle,
+        interval: (server.tcp_keepalive_idle / 3).max(Duration::from_secs(1)),
         count: 3,
         #[cfg(target_os = "linux")]
         user_timeout: Duration::ZERO,
@@ -224,8 +224,8 @@ pub(crate) fn tcp_keepalive(server: &config::ServerConfig) -> TcpKeepalive {
 ///
 /// # Errors
 /// If the file cannot be read or has no certificate.
-pub(in crate::proxy) fn load_ca_certificates(path: &Path) -> Result<Box<[X509]>, CaError> {
-    let to_ca_error = |problem: String| CaError { path: path.to_owned(), problem };
+pub(in crate::proxy) fn load_ca_certificates(path: &Path) -> Result<Box<[X509]>, CertificateFileError> {
+    let to_ca_error = |problem: String| CertificateFileError { path: path.to_owned(), problem };
     let pem = std::fs::read(path).map_err(|error| to_ca_error(error.to_string()))?;
     let authorities = X509::stack_from_pem(&pem).map_err(|error| to_ca_error(error.to_string()))?;
     if authorities.is_empty() {

@@ -22,7 +22,7 @@ pub(super) const MODELS_TARGET: &str = "/openai/models?api-version=2024-10-21";
 pub fn spawn_probes(config: &Arc<ActiveConfig>) -> JoinSet<()> {
     let mut probes = JoinSet::new();
     for (index, backend) in config.gateway.backends.iter().enumerate() {
-        let Some(interval) = backend.config.health_probe_interval else { continue };
+        let Some(interval) = backend.config.health_probe_after_idle else { continue };
         let (config, backend) = (Arc::clone(config), backend.health.clone());
         probes.spawn(async move {
             let connector = Connector::new(None);
@@ -45,7 +45,7 @@ pub fn spawn_probes(config: &Arc<ActiveConfig>) -> JoinSet<()> {
 async fn probe_backend(config: &ActiveConfig, index: usize, connector: &Connector, is_repeat: bool) -> bool {
     let Some(backend) = config.gateway.backends.get(index) else { return true };
     // A missing secret and a name that does not resolve are logged elsewhere.
-    let Some(auth_header) = backend.credential.auth_header() else { return true };
+    let Some(auth_header) = backend.credential.current_auth_header() else { return true };
     let secret_id = auth_header.1.id;
     let Some(peer) = config.peers.peer_for_attempt(index, false) else { return true };
     let models = BalancerRequest { method: Method::GET, target: MODELS_TARGET, body: "" };

@@ -26,7 +26,7 @@ use self::segment::{AdoptedSegment, Segment};
 use self::shared::{SharedSpool, SpoolState};
 
 /// A full spool has at least this many segments, so that deleting the oldest loses few records.
-const MIN_SEGMENT_COUNT: u64 = 16;
+const MIN_SEGMENTS_WHEN_FULL: u64 = 16;
 /// A segment is sealed at this size at the latest.
 const MAX_SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
 /// How long nothing is written after an error, such as a full disk.
@@ -60,14 +60,14 @@ impl Spool {
         if !directory.is_dir() {
             DirBuilder::new().recursive(true).mode(0o750).create(directory)?;
         }
-        let state = SpoolState { lost_record_counts: vec![0; sink_names.len()], ..SpoolState::default() };
+        let state = SpoolState { lost_records_by_sink: vec![0; sink_names.len()], ..SpoolState::default() };
         let shared = Arc::new(SharedSpool {
             directory: directory.to_owned(),
             sink_names: sink_names.to_vec(),
             state: Mutex::new(state),
             state_changed: Condvar::new(),
         });
-        let segment_seal_bytes = (max_bytes / MIN_SEGMENT_COUNT).min(MAX_SEGMENT_BYTES);
+        let segment_seal_bytes = (max_bytes / MIN_SEGMENTS_WHEN_FULL).min(MAX_SEGMENT_BYTES);
         let mut spool = Self {
             shared,
             max_bytes,
@@ -228,7 +228,7 @@ impl Spool {
             );
         }
         let mut state = self.shared.lock();
-        for (total, lost) in state.lost_record_counts.iter_mut().zip(lost) {
+        for (total, lost) in state.lost_records_by_sink.iter_mut().zip(lost) {
             *total += lost;
         }
         true
@@ -237,7 +237,7 @@ impl Spool {
     /// How many records were deleted before they were delivered since the last call, by sink.
     pub fn take_lost_record_counts(&self) -> Vec<(&'static str, u64)> {
         let mut state = self.shared.lock();
-        let lost = std::mem::replace(&mut state.lost_record_counts, vec![0; self.shared.sink_names.len()]);
+        let lost = std::mem::replace(&mut state.lost_records_by_sink, vec![0; self.shared.sink_names.len()]);
         // The next deletion is logged again only after the spool was half empty, not for every segment.
         if state.is_dropping_segments
             && state.segments.values().map(Segment::length).sum::<u64>() < self.max_bytes / 2

@@ -62,7 +62,7 @@ impl SpoolReader {
     }
 
     /// Waits for the next records: at most about `max_bytes` of them, but at least one record.
-    pub fn next_batch(&self, max_bytes: usize, timeout: Duration) -> SpoolRead {
+    pub fn wait_for_batch(&self, max_bytes: usize, timeout: Duration) -> SpoolRead {
         let deadline = Instant::now() + timeout;
         let mut state = self.shared.lock();
         loop {
@@ -88,7 +88,7 @@ impl SpoolReader {
                         let problem =
                             problem.err().map_or_else(|| "the file is damaged".to_owned(), |e| e.to_string());
                         error!("spool: cannot read the rest of segment {name}, which is skipped: {problem}");
-                        self.advance_to(&name, length);
+                        self.save_position_and_delete_delivered(&name, length);
                     }
                 }
                 state = self.shared.lock();
@@ -105,7 +105,7 @@ impl SpoolReader {
 
     /// Marks these records as delivered by this sink.
     pub fn mark_delivered(&self, batch: &RecordBatch) {
-        self.advance_to(&batch.segment_name, batch.end_offset);
+        self.save_position_and_delete_delivered(&batch.segment_name, batch.end_offset);
     }
 
     /// Bytes that this sink has not delivered yet.
@@ -115,7 +115,7 @@ impl SpoolReader {
 
     /// Saves the position of this sink in a segment and deletes segments that are now delivered to every
     /// sink.
-    fn advance_to(&self, segment_name: &str, offset: u64) {
+    fn save_position_and_delete_delivered(&self, segment_name: &str, offset: u64) {
         let mut state = self.shared.lock();
         if let Some(segment) = state.segments.get_mut(segment_name) {
             segment.save_position(self.sink_index, &self.shared.directory, offset);

@@ -21,7 +21,7 @@ pub(super) struct SharedSpool {
 pub(super) struct SpoolState {
     pub(super) segments: BTreeMap<String, Segment>,
     /// Records that were deleted before they were delivered, by sink, until they are reported.
-    pub(super) lost_record_counts: Vec<u64>,
+    pub(super) lost_records_by_sink: Vec<u64>,
     /// Whether the spool is over its limit, which is logged once.
     pub(super) is_dropping_segments: bool,
     pub(super) is_closed: bool,

@@ -27,7 +27,7 @@ fn numbered_records(range: std::ops::Range<usize>) -> impl Iterator<Item = Strin
 /// Reads all records of a sink and marks the first `delivered_batches` batches as delivered.
 fn read_records(reader: &SpoolReader, max_batch_bytes: usize, delivered_batches: usize) -> Vec<String> {
     let (mut records, mut batches) = (Vec::new(), 0);
-    while let SpoolRead::Batch(batch) = reader.next_batch(max_batch_bytes, Duration::ZERO) {
+    while let SpoolRead::Batch(batch) = reader.wait_for_batch(max_batch_bytes, Duration::ZERO) {
         records.extend(batch.records().map(|record| String::from_utf8(record.to_vec()).unwrap()));
         if batches == delivered_batches {
             break;
@@ -59,9 +59,9 @@ fn each_sink_reads_at_its_own_pace_and_delivered_segments_are_deleted() {
     assert_eq!(read_records(&readers[1], 1 << 20, usize::MAX), all);
     let remaining = file_names(directory.path());
     assert_eq!(remaining.iter().filter(|name| name.ends_with(".sealed")).count(), 0, "{remaining:?}");
-    assert!(matches!(readers[0].next_batch(1, READ_TIMEOUT), SpoolRead::TimedOut));
+    assert!(matches!(readers[0].wait_for_batch(1, READ_TIMEOUT), SpoolRead::TimedOut));
     spool.close();
-    assert!(matches!(readers[0].next_batch(1, READ_TIMEOUT), SpoolRead::Closed));
+    assert!(matches!(readers[0].wait_for_batch(1, READ_TIMEOUT), SpoolRead::Closed));
     drop((spool, readers));
     assert_eq!(file_names(directory.path()), Vec::<String>::new());
 }
@@ -89,7 +89,7 @@ fn records_of_a_killed_process_are_adopted_without_the_torn_end() {
         let (spool, readers) = open_spool(directory.path(), 1 << 20);
         let sealed = open_path.with_extension("sealed");
         assert_eq!(fs::metadata(&sealed).unwrap().len(), before, "the torn end is gone");
-        let SpoolRead::Batch(batch) = readers[0].next_batch(1 << 20, READ_TIMEOUT) else { panic!() };
+        let SpoolRead::Batch(batch) = readers[0].wait_for_batch(1 << 20, READ_TIMEOUT) else { panic!() };
         assert!(batch.may_contain_duplicates);
         // The batch that was read but not marked as delivered comes again.
         let reread = batch.records().count();

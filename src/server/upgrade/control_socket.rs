@@ -26,7 +26,7 @@ pub enum ControlCommand {
     /// Upgrade; progress and result go to the channel.
     Upgrade(ControlChannel),
     /// Hand over to the sender, which is ready to take over.
-    TakeOver {
+    HandOver {
         /// The connection to the sender.
         channel: ControlChannel,
         /// Its process id.
@@ -80,7 +80,7 @@ impl ControlSocket {
                 let mut channel = ControlChannel::new(stream);
                 let command = match channel.receive(FIRST_MESSAGE_TIMEOUT).await {
                     Ok(ControlMessage::Upgrade) => ControlCommand::Upgrade(channel),
-                    Ok(ControlMessage::Introduction { pid }) => ControlCommand::TakeOver { channel, pid },
+                    Ok(ControlMessage::Introduction { pid }) => ControlCommand::HandOver { channel, pid },
                     other => return debug!("control socket: no command: {other:?}"),
                 };
                 // If the queue is full, the connection is closed, and the client sees that.

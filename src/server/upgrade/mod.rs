@@ -16,7 +16,7 @@ mod successor;
 
 pub use self::channel::ControlChannel;
 pub use self::control_socket::{ControlCommand, ControlSocket};
-pub use self::predecessor::{HandoverError, Predecessor, Program, wait_for_serving_and_report};
+pub use self::predecessor::{HandoverError, PredecessorRole, Program, wait_for_serving_and_report};
 pub use self::process_set::ProcessSet;
 pub use self::request::{UpgradeRequestError, request_upgrade};
-pub use self::successor::{Successor, TakeoverError};
+pub use self::successor::{SuccessorRole, TakeoverError};

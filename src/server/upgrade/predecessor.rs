@@ -33,7 +33,7 @@ pub struct Program {
 }
 
 /// This process as the one that hands over.
-pub struct Predecessor {
+pub struct PredecessorRole {
     /// What an upgrade starts.
     pub program: Program,
     /// The configuration, for what has been learned.
@@ -78,13 +78,13 @@ pub enum HandoverError {
     NotReady(io::Error),
 }
 
-impl Predecessor {
+impl PredecessorRole {
     /// Starts a successor and hands over to it. Afterwards the successor waits for the sockets.
     /// It introduces itself through `commands`; progress is reported to `requester`.
     ///
     /// # Errors
     /// [`HandoverError`]; this process keeps serving then.
-    pub async fn start_successor(
+    pub async fn start_and_prepare_successor(
         &self,
         requester: &mut Option<ControlChannel>,
         commands: &mut mpsc::Receiver<ControlCommand>,
@@ -98,21 +98,21 @@ impl Predecessor {
         let successor = timeout(PREPARATION_TIMEOUT, self.wait_for_introduction(pid, commands)).await;
         let too_late = || HandoverError::NotReady(io::ErrorKind::TimedOut.into());
         let successor = successor.map_err(|_| too_late())??;
-        self.hand_over(successor, requester).await
+        self.prepare_socket_handover(successor, requester).await
     }
 
     /// Hands over to a process that has introduced itself as the successor.
     ///
     /// # Errors
     /// [`HandoverError`]; this process keeps serving then.
-    pub async fn hand_over(
+    pub async fn prepare_socket_handover(
         &self,
         mut successor: ControlChannel,
         requester: &mut Option<ControlChannel>,
     ) -> Result<ControlChannel, HandoverError> {
-        let mut predecessors = self.earlier_processes.running_pids();
-        predecessors.push(std::process::id());
-        let welcome = ControlMessage::Welcome { addresses: self.listen_addresses.clone(), predecessors };
+        let mut earlier_pids = self.earlier_processes.running_pids();
+        earlier_pids.push(std::process::id());
+        let welcome = ControlMessage::Welcome { addresses: self.listen_addresses.clone(), earlier_pids };
         successor.send(&welcome).await.map_err(HandoverError::NotReady)?;
         report_progress(requester, "the new process is preparing".to_owned()).await;
         expect_message(&mut successor, PREPARATION_TIMEOUT, |message| {
@@ -197,8 +197,8 @@ impl Predecessor {
         loop {
             tokio::select! {
                 command = commands.recv() => match command {
-                    Some(ControlCommand::TakeOver { channel, pid: sender }) if sender == pid => return Ok(channel),
-                    Some(ControlCommand::TakeOver { mut channel, .. } | ControlCommand::Upgrade(mut channel)) => {
+                    Some(ControlCommand::HandOver { channel, pid: sender }) if sender == pid => return Ok(channel),
+                    Some(ControlCommand::HandOver { mut channel, .. } | ControlCommand::Upgrade(mut channel)) => {
                         let reason = "an upgrade is already in progress".to_owned();
                         let _ = channel.send(&ControlMessage::Failed { reason }).await;
                     }

@@ -22,7 +22,11 @@ pub(super) enum ControlMessage {
     #[serde(rename = "succeed")]
     Introduction { pid: u32 },
     /// To the successor: the addresses whose sockets it will get, and the processes before it.
-    Welcome { addresses: Vec<String>, predecessors: Vec<u32> },
+    Welcome {
+        addresses: Vec<String>,
+        #[serde(rename = "predecessors")]
+        earlier_pids: Vec<u32>,
+    },
     /// From the successor: every step that can fail is done.
     Prepared,
     /// To the successor: what the running process has learned.
@@ -62,7 +66,7 @@ mod tests {
             health: HealthSnapshot::default(),
             deployments: vec!["x".to_owned()],
         };
-        let welcome = ControlMessage::Welcome { addresses: vec!["a".to_owned()], predecessors: vec![1] };
+        let welcome = ControlMessage::Welcome { addresses: vec!["a".to_owned()], earlier_pids: vec![1] };
         let table = [
             (ControlMessage::Upgrade, r#""upgrade""#),
             (ControlMessage::Introduction { pid: 1 }, r#"{"succeed":{"pid":1}}"#),

@@ -34,14 +34,14 @@ pub enum TakeoverError {
 
 /// This process as the successor of the running one.
 #[derive(Debug)]
-pub struct Successor {
+pub struct SuccessorRole {
     channel: ControlChannel,
     /// The addresses whose sockets it will get.
     pub inherited_addresses: Vec<String>,
     earlier_pids: Vec<u32>,
 }
 
-impl Successor {
+impl SuccessorRole {
     /// Introduces this process to the running one.
     ///
     /// # Errors
@@ -54,8 +54,8 @@ impl Successor {
         let pid = std::process::id();
         channel.send(&ControlMessage::Introduction { pid }).await.map_err(TakeoverError::Disconnected)?;
         match channel.receive(REPLY_TIMEOUT).await.map_err(TakeoverError::Disconnected)? {
-            ControlMessage::Welcome { addresses, predecessors: earlier_processes } => {
-                Ok(Self { channel, inherited_addresses: addresses, earlier_pids: earlier_processes })
+            ControlMessage::Welcome { addresses, earlier_pids } => {
+                Ok(Self { channel, inherited_addresses: addresses, earlier_pids })
             }
             ControlMessage::Failed { reason } => Err(TakeoverError::Declined(reason)),
             other => {
@@ -74,7 +74,10 @@ impl Successor {
     ///
     /// # Errors
     /// [`TakeoverError`].
-    pub async fn receive_state(&mut self, config_manager: &ConfigManager) -> Result<(), TakeoverError> {
+    pub async fn adopt_state_and_report_ready(
+        &mut self,
+        config_manager: &ConfigManager,
+    ) -> Result<(), TakeoverError> {
         self.channel.send(&ControlMessage::Prepared).await.map_err(TakeoverError::Disconnected)?;
         match self.channel.receive(REPLY_TIMEOUT).await.map_err(TakeoverError::Disconnected)? {
             ControlMessage::LearnedState { health, deployments } => {

@@ -4,12 +4,12 @@ use crate::config::schema::{ClientsConfig, ListenerConfig};
 use crate::config::yaml::YamlMapping;
 
 /// Warns about clients that say what to record although nothing is recorded.
-pub(in crate::config::check) fn warn_if_content_is_never_recorded(
+pub(in crate::config::check) fn warn_if_client_record_is_unused(
     root: &YamlMapping<'_, '_>,
     clients: &ClientsConfig,
 ) {
     let ClientsConfig::Listed(clients) = clients else { return };
-    for index in (0..clients.len()).filter(|index| clients[*index].recorded_content.is_some()) {
+    for index in (0..clients.len()).filter(|index| clients[*index].recorded_content_override.is_some()) {
         root.problems.report_warning(
             &format!("clients[{index}].record"),
             "has no effect: there is no record block, so nothing is recorded",
@@ -46,7 +46,7 @@ pub(in crate::config::check) fn check_client_authentication(
         return;
     };
     if has_token_block
-        && clients.iter().all(|client| client.app_ids.is_empty() && client.app_roles.is_empty())
+        && clients.iter().all(|client| client.token_app_ids.is_empty() && client.token_app_roles.is_empty())
     {
         root.report_warning_at(
             "entra",
@@ -57,7 +57,7 @@ pub(in crate::config::check) fn check_client_authentication(
         |listener: &ListenerConfig| listener.tls.as_ref().is_some_and(|tls| tls.client_ca_file.is_some());
     let can_show_certificates = listeners.iter().any(requests_certificate);
     for (index, client) in clients.iter().enumerate() {
-        let shows_tokens = !client.app_ids.is_empty() || !client.app_roles.is_empty();
+        let shows_tokens = !client.token_app_ids.is_empty() || !client.token_app_roles.is_empty();
         if shows_tokens && !has_token_block {
             root.problems.report_error::<()>(
                 &format!("clients[{index}].entra"),

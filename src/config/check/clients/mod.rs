@@ -6,7 +6,7 @@ mod tokens;
 use std::collections::{HashMap, HashSet};
 
 pub(super) use self::cross_checks::{
-    check_client_authentication, warn_if_content_is_never_recorded, warn_if_open_beyond_loopback,
+    check_client_authentication, warn_if_client_record_is_unused, warn_if_open_beyond_loopback,
 };
 pub(super) use self::tokens::read_client_tokens;
 
@@ -101,15 +101,15 @@ fn read_client(
     Some(ClientConfig {
         name: name?,
         key_hashes: key_hashes?,
-        app_ids,
-        app_roles,
+        token_app_ids: app_ids,
+        token_app_roles: app_roles,
         certificate_subjects: certificate_subjects?
             .iter()
             .map(|subject| CertificateSubject::new(subject))
             .collect(),
         allowed_deployments: allowed_deployments?,
         allows_stateful_calls: allows_stateful_calls?,
-        recorded_content: recorded_content?,
+        recorded_content_override: recorded_content?,
     })
 }
 
@@ -291,14 +291,14 @@ mod tests {
                 "{more}"
             );
             assert_eq!(
-                (client.key_hashes.as_slice(), client.recorded_content),
+                (client.key_hashes.as_slice(), client.recorded_content_override),
                 ([[0xaa; 32]].as_slice(), None)
             );
         }
         let client = &parse_listed_clients(
             "clients: [ { name: a, keys: [ { sha256: HASH } ], record: { content: prompt } } ]",
         )[0];
-        assert_eq!(client.recorded_content, Some(RecordedContent::PromptOnly));
+        assert_eq!(client.recorded_content_override, Some(RecordedContent::PromptOnly));
     }
 
     #[test]
@@ -374,7 +374,7 @@ mod tests {
         let config = parse_valid(&yaml(&good_ones)).config;
         let ClientsConfig::Listed(clients) = &config.clients else { panic!("open") };
         assert_eq!(
-            (&clients[0].app_ids[..], &clients[0].app_roles[..]),
+            (&clients[0].token_app_ids[..], &clients[0].token_app_roles[..]),
             (&["x".to_owned()][..], &["Y.Z".to_owned()][..])
         );
         assert_eq!(clients[1].certificate_subjects[0].as_str(), r"CN=team-b,O=Contoso\, Ltd");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::check::credentials::PUBLIC_AUTHORITY_HOST;
+use crate::config::check::credentials::PUBLIC_AUTHORITY_URL;
 use crate::config::check::shared::read_service_endpoint;
 use crate::config::schema::ClientTokenConfig;
 use crate::config::values::Endpoint;
@@ -33,7 +33,7 @@ pub(in crate::config::check) fn read_client_tokens(node: &YamlNode<'_, '_>) -> O
     });
     let authority_host = match map.get("authority") {
         Some(node) => read_service_endpoint(&node),
-        None => Endpoint::parse(PUBLIC_AUTHORITY_HOST).ok(),
+        None => Endpoint::parse(PUBLIC_AUTHORITY_URL).ok(),
     };
     let leeway = map.read_or("leeway", DEFAULT_LEEWAY, |node| {
         let leeway = node.read_duration()?;

@@ -12,7 +12,7 @@ use crate::config::yaml::{YamlMapping, YamlNode};
 /// A certificate that expires within this many days gets a warning.
 const EXPIRY_WARNING_DAYS: u32 = 14;
 /// More than any bundle of certificate authorities has.
-const MAX_CA_FILE_BYTES: u64 = 16 << 20;
+const CA_FILE_READ_LIMIT_BYTES: u64 = 16 << 20;
 
 /// Reads the keys `certificate` and `private_key`, and checks that their files belong together.
 pub(in crate::config::check) fn read_certified_key_files(
@@ -39,7 +39,9 @@ pub(in crate::config::check) fn read_certified_key_files(
 pub(in crate::config::check) fn read_ca_file(node: &YamlNode<'_, '_>) -> Option<PathBuf> {
     let (path, shown_path) = node.read_file_path()?;
     let mut bytes = Vec::new();
-    if let Err(e) = File::open(&path).and_then(|file| file.take(MAX_CA_FILE_BYTES).read_to_end(&mut bytes)) {
+    if let Err(e) =
+        File::open(&path).and_then(|file| file.take(CA_FILE_READ_LIMIT_BYTES).read_to_end(&mut bytes))
+    {
         return node.report_error(format!("cannot read {shown_path}: {e}"));
     }
     match X509::stack_from_pem(&bytes) {

@@ -13,7 +13,7 @@ use crate::config::values::{Endpoint, Secret};
 use crate::config::yaml::{YamlMapping, YamlNode};
 
 /// The host of Entra ID in the public cloud, unless `authority` names another.
-pub(in crate::config::check) const PUBLIC_AUTHORITY_HOST: &str = "https://login.microsoftonline.com";
+pub(in crate::config::check) const PUBLIC_AUTHORITY_URL: &str = "https://login.microsoftonline.com";
 /// The metadata service (IMDS) of a virtual machine: the same link-local address everywhere.
 /// <https://learn.microsoft.com/azure/virtual-machines/instance-metadata-service>
 const VM_METADATA_SERVICE_URL: &str = "http://169.254.169.254";
@@ -80,7 +80,7 @@ fn build_app_registration(
 ) -> Option<EntraIdentity> {
     let authority = match authority {
         Some(authority) => authority,
-        None => Endpoint::parse(PUBLIC_AUTHORITY_HOST).ok()?,
+        None => Endpoint::parse(PUBLIC_AUTHORITY_URL).ok()?,
     };
     Some(EntraIdentity::AppRegistration(AppRegistration {
         authority_host: authority,

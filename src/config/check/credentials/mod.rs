@@ -7,7 +7,7 @@ mod secrets;
 use std::time::Duration;
 
 pub(super) use self::certificates::{read_ca_file, read_certified_key_files};
-pub(super) use self::identity::{PUBLIC_AUTHORITY_HOST, read_entra_credential};
+pub(super) use self::identity::{PUBLIC_AUTHORITY_URL, read_entra_credential};
 pub(super) use self::secrets::read_header_secret;
 
 use self::identity::{read_identity_and_scope, read_managed_identity};
@@ -21,7 +21,7 @@ pub(super) const OPENAI_TOKEN_SCOPE: &str = "https://cognitiveservices.azure.com
 const DEFAULT_VAULT_REFRESH_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Reads the credential of a backend.
-pub(super) fn read_credential(node: &YamlNode<'_, '_>) -> Option<CredentialConfig> {
+pub(super) fn read_backend_credential(node: &YamlNode<'_, '_>) -> Option<CredentialConfig> {
     let keys = ["api_key", "key_vault", "entra"];
     let map = node.read_secret_mapping(&keys)?;
     let how = "write api_key: \"${NAME}\", key_vault: URL of the secret, or entra: { managed_identity: {} }";

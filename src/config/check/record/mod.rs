@@ -5,7 +5,7 @@ mod log_analytics;
 use regex::{Regex, RegexBuilder};
 
 use super::shared::RECORDED_CONTENT_WORDS;
-use crate::config::schema::{JsonlConfig, RecordConfig, RecordedContent, SpoolConfig, TokenUsageMode};
+use crate::config::schema::{JsonlConfig, RecordConfig, RecordedContent, SpoolConfig, StreamUsageMode};
 use crate::config::yaml::{YamlMapping, YamlNode};
 
 /// The most memory that one compiled pattern may take.
@@ -29,8 +29,8 @@ pub(super) fn read_record(node: &YamlNode<'_, '_>) -> Option<RecordConfig> {
     let content =
         map.read_or("content", RecordedContent::Full, |node| node.read_choice(&RECORDED_CONTENT_WORDS));
     let content_limit = map.read_or("content_limit", 64 * 1024, YamlNode::read_byte_size);
-    let usage = map.read_or("usage", TokenUsageMode::AskUpstream, |node| {
-        node.read_choice(&[("ask", TokenUsageMode::AskUpstream), ("observe", TokenUsageMode::ObserveOnly)])
+    let usage = map.read_or("usage", StreamUsageMode::AskUpstream, |node| {
+        node.read_choice(&[("ask", StreamUsageMode::AskUpstream), ("observe", StreamUsageMode::ObserveOnly)])
     });
     let redact = map.read_or("redact", Vec::new(), |node| node.read_each(read_redaction_pattern));
     let jsonl = map.read_optional("jsonl", read_jsonl);
@@ -43,7 +43,7 @@ pub(super) fn read_record(node: &YamlNode<'_, '_>) -> Option<RecordConfig> {
     Some(RecordConfig {
         recorded_content: content?,
         max_content_bytes: content_limit?,
-        token_usage_mode: usage?,
+        stream_usage_mode: usage?,
         redaction_patterns: redact?,
         jsonl: jsonl?,
         log_analytics: log_analytics?,

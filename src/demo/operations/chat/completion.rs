@@ -6,7 +6,7 @@ use super::request::{ChatOutput, ChatRequest};
 use crate::demo::api::content_filter::passed_filter_results;
 use crate::demo::api::response::{EventRole, StreamEvent};
 use crate::demo::api::sse;
-use crate::demo::operations::shared::stream_options::{obfuscation_padding, stream_option};
+use crate::demo::operations::shared::stream_options::{obfuscation_padding, stream_option_flag};
 use crate::demo::operations::shared::text_model::{
     count_tokens, count_tokens_up_to, dated_model_name, split_into_deltas, truncate_to_tokens,
 };
@@ -35,7 +35,7 @@ struct ChatChoice {
 }
 
 impl ChatCompletion {
-    pub(super) fn new(
+    pub(super) fn generate(
         ids: &IdGenerator,
         deployment: &SimulatedDeployment,
         chat_request: &ChatRequest,
@@ -50,7 +50,7 @@ impl ChatCompletion {
         }
         let input_tokens = count_tokens(&chat_request.prompt);
         Self {
-            id: ids.alphanumeric_id("chatcmpl-", 29),
+            id: ids.new_alphanumeric_id("chatcmpl-", 29),
             created_at: unix_seconds_now(),
             model: dated_model_name(&deployment.model),
             choices,
@@ -81,8 +81,8 @@ impl ChatCompletion {
     /// Azure begins with a chunk that has no choices, only the filter results of the prompt, and in which id
     /// and model are empty.
     pub(super) fn to_events(&self, ids: &IdGenerator, body: &Value) -> Vec<StreamEvent> {
-        let wants_usage = stream_option(body, "include_usage", false);
-        let obfuscates = stream_option(body, "include_obfuscation", true);
+        let wants_usage = stream_option_flag(body, "include_usage", false);
+        let obfuscates = stream_option_flag(body, "include_obfuscation", true);
         let padding = || obfuscates.then(|| obfuscation_padding(ids));
         let mut prompt_results = json!({
             "choices": [], "created": 0, "id": "", "model": "", "object": "",
@@ -93,7 +93,7 @@ impl ChatCompletion {
         }
         let mut events = vec![sse::data_event(EventRole::Preamble, &prompt_results)];
         for (index, choice) in self.choices.iter().enumerate() {
-            for (role, delta) in choice.chunk_choices(index) {
+            for (role, delta) in choice.choices_for_each_chunk(index) {
                 events.push(sse::data_event(role, &self.to_chunk(delta, padding(), wants_usage)));
             }
         }
@@ -130,7 +130,7 @@ impl ChatCompletion {
 impl ChatChoice {
     /// A choice, and the tokens of its output.
     fn generate(ids: &IdGenerator, chat_request: &ChatRequest, index: u64) -> (Self, u64) {
-        let tool_call_id = ids.alphanumeric_id("call_", 24);
+        let tool_call_id = ids.new_alphanumeric_id("call_", 24);
         match &chat_request.output {
             ChatOutput::ToolCall { arguments, .. } => {
                 let tokens = count_tokens(arguments);
@@ -139,8 +139,8 @@ impl ChatChoice {
             }
             ChatOutput::Text(text) => {
                 let text = if index == 0 { text.clone() } else { format!("{text} (choice {index})") };
-                let (text, is_truncated) = truncate_to_tokens(&text, chat_request.max_output_tokens);
-                let tokens = count_tokens_up_to(&text, chat_request.max_output_tokens);
+                let (text, is_truncated) = truncate_to_tokens(&text, chat_request.max_tokens_per_choice);
+                let tokens = count_tokens_up_to(&text, chat_request.max_tokens_per_choice);
                 let finish_reason = if is_truncated { "length" } else { "stop" };
                 (Self { output: ChatOutput::Text(text), tool_call_id, finish_reason }, tokens)
             }
@@ -168,7 +168,7 @@ impl ChatChoice {
     }
 
     /// The `choices` of the chunks of this choice: the role of the speaker, the output, the finish reason.
-    fn chunk_choices(&self, index: usize) -> Vec<(EventRole, Value)> {
+    fn choices_for_each_chunk(&self, index: usize) -> Vec<(EventRole, Value)> {
         let choices = |filter_results: Value, delta: Value, finish_reason: Option<&str>| {
             json!([{
                 "content_filter_results": filter_results, "delta": delta, "finish_reason": finish_reason,
@@ -177,7 +177,7 @@ impl ChatChoice {
         };
         let role_delta = json!({"content": "", "refusal": null, "role": "assistant"});
         let mut all = vec![(EventRole::Preamble, choices(json!({}), role_delta, None))];
-        for delta in self.stream_deltas() {
+        for delta in self.output_deltas() {
             let filter_results =
                 if delta.get("content").is_some() { passed_filter_results(false) } else { json!({}) };
             all.push((EventRole::Content, choices(filter_results, delta, None)));
@@ -186,7 +186,7 @@ impl ChatChoice {
         all
     }
 
-    fn stream_deltas(&self) -> Vec<Value> {
+    fn output_deltas(&self) -> Vec<Value> {
         match &self.output {
             ChatOutput::Text(text) => {
                 split_into_deltas(text).into_iter().map(|delta| json!({"content": delta})).collect()

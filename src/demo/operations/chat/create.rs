@@ -13,17 +13,17 @@ use crate::demo::resource::rate_limiter::RequestCost;
 /// `POST /chat/completions`
 pub(in crate::demo::operations) fn create_chat_completion(request: &SimulatedRequest) -> OperationResult {
     let body = request.json_body()?;
-    let deployment = request.deployment(body.get("model").and_then(Value::as_str))?;
+    let deployment = request.requested_deployment(body.get("model").and_then(Value::as_str))?;
     let chat_request = ChatRequest::from_body(request, deployment, &body)?;
-    let cached_prompt_tokens = chat_request.look_up_cached_tokens(request, deployment, &body);
+    let cached_prompt_tokens = chat_request.look_up_and_cache_prompt(request, deployment, &body);
     let cost = RequestCost {
         prompt_characters: chat_request.prompt.len() as u64,
         cached_prompt_tokens,
-        max_output_tokens: chat_request.max_output_tokens.unwrap_or(0) * chat_request.choice_count,
+        max_output_tokens: chat_request.max_tokens_per_choice.unwrap_or(0) * chat_request.choice_count,
     };
     let admission = request.admit_to_deployment(deployment, cost)?;
     let ids = &request.resource.id_generator;
-    let completion = ChatCompletion::new(ids, deployment, &chat_request, cached_prompt_tokens);
+    let completion = ChatCompletion::generate(ids, deployment, &chat_request, cached_prompt_tokens);
     let response = if chat_request.is_streaming {
         let events = completion.to_events(ids, &body);
         SimulatedResponse::from_events(StreamFormat::Chat, EVENT_STREAM_CONTENT_TYPE, events)
@@ -31,15 +31,15 @@ pub(in crate::demo::operations) fn create_chat_completion(request: &SimulatedReq
         SimulatedResponse::from_json(200, &completion.to_json())
     };
     let billed_input_tokens = completion.input_tokens.saturating_sub(cached_prompt_tokens);
-    Ok(admission.finish_response(response, billed_input_tokens, completion.output_tokens))
+    Ok(admission.add_headers_and_charge(response, billed_input_tokens, completion.output_tokens))
 }
 
 /// The response body for one line of a batch.
-pub(in crate::demo::operations) fn batch_line_response_body(
+pub(in crate::demo::operations) fn chat_completion_for_batch_line(
     request: &SimulatedRequest,
     deployment: &SimulatedDeployment,
     body: &Value,
 ) -> Result<Value, ErrorResponse> {
     let chat_request = ChatRequest::from_body(request, deployment, body)?;
-    Ok(ChatCompletion::new(&request.resource.id_generator, deployment, &chat_request, 0).to_json())
+    Ok(ChatCompletion::generate(&request.resource.id_generator, deployment, &chat_request, 0).to_json())
 }

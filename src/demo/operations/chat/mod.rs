@@ -4,4 +4,4 @@ mod completion;
 mod create;
 mod request;
 
-pub(super) use create::{batch_line_response_body, create_chat_completion};
+pub(super) use create::{chat_completion_for_batch_line, create_chat_completion};

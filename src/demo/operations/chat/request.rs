@@ -5,10 +5,10 @@ use serde_json::{Value, json};
 use crate::demo::api::error_response::invalid_parameter;
 use crate::demo::api::request::SimulatedRequest;
 use crate::demo::api::response::ErrorResponse;
-use crate::demo::operations::shared::parameters::{positive_integer, unsupported_operation};
+use crate::demo::operations::shared::parameters::{positive_integer, unsupported_operation_response};
 use crate::demo::operations::shared::stream_options::check_stream_options;
 use crate::demo::operations::shared::text_model::{
-    REASONING_TOKENS, called_tool_name, content_text, echo_text,
+    REASONING_TOKENS, content_text, echo_text, name_of_tool_to_call,
 };
 use crate::demo::resource::definition::SimulatedDeployment;
 
@@ -21,7 +21,7 @@ pub(super) struct ChatRequest {
     pub(super) output: ChatOutput,
     pub(super) choice_count: u64,
     /// The limit for each choice.
-    pub(super) max_output_tokens: Option<u64>,
+    pub(super) max_tokens_per_choice: Option<u64>,
     pub(super) reasoning_tokens: u64,
     pub(super) is_streaming: bool,
 }
@@ -42,7 +42,7 @@ impl ChatRequest {
         body: &Value,
     ) -> Result<Self, ErrorResponse> {
         if deployment.model.contains("embedding") {
-            return Err(Box::new(unsupported_operation("chatCompletion", &deployment.model)));
+            return Err(Box::new(unsupported_operation_response("chatCompletion", &deployment.model)));
         }
         let messages = body.get("messages").and_then(Value::as_array).filter(|messages| !messages.is_empty());
         let Some(messages) = messages else {
@@ -56,7 +56,7 @@ impl ChatRequest {
             prompt: prompt_text(messages, body),
             output: generate_output(messages, body),
             choice_count: positive_integer(body, "n")?.unwrap_or(1).min(MAX_CHOICES),
-            max_output_tokens: positive_integer(body, "max_completion_tokens")?
+            max_tokens_per_choice: positive_integer(body, "max_completion_tokens")?
                 .or(positive_integer(body, "max_tokens")?),
             reasoning_tokens: if is_reasoning { REASONING_TOKENS } else { 0 },
             is_streaming,
@@ -64,14 +64,14 @@ impl ChatRequest {
     }
 
     /// The tokens of the prompt that are cached. The whole prompt is cached from now on.
-    pub(super) fn look_up_cached_tokens(
+    pub(super) fn look_up_and_cache_prompt(
         &self,
         request: &SimulatedRequest,
         deployment: &SimulatedDeployment,
         body: &Value,
     ) -> u64 {
         let cache_key = body.get("prompt_cache_key").and_then(Value::as_str).unwrap_or_default();
-        request.resource.look_up_and_cache_prompt(
+        request.resource.count_cached_tokens_and_insert_prompt(
             &deployment.name,
             cache_key,
             &self.prompt,
@@ -100,7 +100,7 @@ fn generate_output(messages: &[Value], body: &Value) -> ChatOutput {
     };
     let user_text = last_content_of("user");
     let is_tool_result = messages.last().and_then(role).as_deref() == Some("tool");
-    match called_tool_name(body, &user_text) {
+    match name_of_tool_to_call(body, &user_text) {
         Some(name) if !is_tool_result => {
             ChatOutput::ToolCall { name, arguments: json!({"input": user_text}).to_string() }
         }

@@ -8,14 +8,14 @@ use super::response_object::ResponseObject;
 use crate::demo::api::error_response::invalid_parameter;
 use crate::demo::api::request::{DeploymentAdmission, SimulatedRequest};
 use crate::demo::api::response::ErrorResponse;
-use crate::demo::operations::shared::parameters::{positive_integer, unsupported_operation};
-use crate::demo::operations::shared::stream_options::{obfuscation_padding, stream_option};
+use crate::demo::operations::shared::parameters::{positive_integer, unsupported_operation_response};
+use crate::demo::operations::shared::stream_options::{obfuscation_padding, stream_option_flag};
 use crate::demo::operations::shared::text_model::{content_text, count_tokens, count_tokens_up_to};
 use crate::demo::resource::rate_limiter::RequestCost;
 use crate::demo::resource::response_store::{ResponseStore, StoredResponse};
 use crate::demo::util::clock::unix_seconds_now;
 use crate::demo::util::ids::IdGenerator;
-use crate::demo::util::locking::lock;
+use crate::demo::util::locking::lock_ignoring_poison;
 
 /// A response that was created.
 pub(in crate::demo::operations) struct CreatedResponse<'a> {
@@ -39,9 +39,9 @@ pub(in crate::demo::operations) fn create_response<'a>(
     body: &Value,
     connection_store: Option<&mut ResponseStore>,
 ) -> Result<CreatedResponse<'a>, ErrorResponse> {
-    let deployment = request.deployment(body.get("model").and_then(Value::as_str))?;
+    let deployment = request.requested_deployment(body.get("model").and_then(Value::as_str))?;
     if deployment.model.contains("embedding") {
-        return Err(Box::new(unsupported_operation("responses", &deployment.model)));
+        return Err(Box::new(unsupported_operation_response("responses", &deployment.model)));
     }
     let flag = |name: &str, default: bool| body.get(name).and_then(Value::as_bool).unwrap_or(default);
     let (is_stored, is_background) = (flag("store", true), flag("background", false));
@@ -57,7 +57,12 @@ pub(in crate::demo::operations) fn create_response<'a>(
     let input_tokens = count_tokens(&conversation);
     let cached_tokens = request
         .resource
-        .look_up_and_cache_prompt(&deployment.name, cache_key, &conversation, request.received_at)
+        .count_cached_tokens_and_insert_prompt(
+            &deployment.name,
+            cache_key,
+            &conversation,
+            request.received_at,
+        )
         .min(input_tokens);
     let cost = RequestCost {
         prompt_characters: conversation.len() as u64,
@@ -67,11 +72,12 @@ pub(in crate::demo::operations) fn create_response<'a>(
     let admission = request.admit_to_deployment(deployment, cost)?;
 
     let output = generate_output(request.resource, body, &items, max_output_tokens);
-    let output_tokens = count_tokens_up_to(&output.text, max_output_tokens) + output.reasoning_tokens;
+    let output_tokens =
+        count_tokens_up_to(&output.text_or_arguments, max_output_tokens) + output.reasoning_tokens;
     let object = ResponseObject {
-        id: request.resource.id_generator.hex_id("resp_", 48),
+        id: request.resource.id_generator.new_hex_id("resp_", 48),
         created_at: unix_seconds_now(),
-        model: deployment.name.clone(),
+        deployment_name: deployment.name.clone(),
         output_items: output.items,
         is_truncated: output.is_truncated,
         usage: json!({
@@ -80,13 +86,13 @@ pub(in crate::demo::operations) fn create_response<'a>(
             "total_tokens": input_tokens + output_tokens,
         }),
     };
-    let obfuscates = stream_option(body, "include_obfuscation", true);
+    let obfuscates = stream_option_flag(body, "include_obfuscation", true);
     let padding = || obfuscates.then(|| obfuscation_padding(&request.resource.id_generator));
     let stream_events = object.to_stream_events(body, padding);
     let finished_json = object.to_finished_json(body);
     let response_json =
         if is_background { object.to_pending_json(body, "queued") } else { finished_json.clone() };
-    conversation.push_str(&format!("assistant {}\n", output.text));
+    conversation.push_str(&format!("assistant {}\n", output.text_or_arguments));
     if is_stored || connection_store.is_some() {
         let background_duration = request.resource.definition.background_response_duration;
         let stored = StoredResponse {
@@ -104,7 +110,7 @@ pub(in crate::demo::operations) fn create_response<'a>(
         };
         match connection_store {
             Some(store) if !is_stored => store.insert(&object.id, stored),
-            _ => lock(&request.resource.responses).insert(&object.id, stored),
+            _ => lock_ignoring_poison(&request.resource.responses).insert(&object.id, stored),
         }
     }
     let billed_input_tokens = input_tokens - cached_tokens;
@@ -126,7 +132,7 @@ fn parse_input_items(ids: &IdGenerator, body: &Value) -> Result<Vec<Value>, Erro
     let with_id = |mut item: Value| {
         if let Some(map) = item.as_object_mut() {
             map.entry("type").or_insert(json!("message"));
-            map.entry("id").or_insert_with(|| json!(ids.hex_id("msg_", 48)));
+            map.entry("id").or_insert_with(|| json!(ids.new_hex_id("msg_", 48)));
         }
         item
     };

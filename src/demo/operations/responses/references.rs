@@ -10,7 +10,7 @@ use crate::demo::moods::simulated_error::SimulatedError;
 use crate::demo::resource::response_store::ResponseStore;
 use crate::demo::resource::state::ResourceState;
 use crate::demo::util::encoding::base64_encode;
-use crate::demo::util::locking::lock;
+use crate::demo::util::locking::lock_ignoring_poison;
 
 /// Checks that this resource knows all that the input items refer to.
 ///
@@ -25,13 +25,13 @@ pub(super) fn check_references(request: &SimulatedRequest, items: &[Value]) -> R
         }
         if item.get("type").and_then(Value::as_str) == Some("item_reference") {
             let id = item.get("id").and_then(Value::as_str).unwrap_or_default();
-            if !lock(&request.resource.responses).has_output_item(id) {
+            if !lock_ignoring_poison(&request.resource.responses).has_output_item(id) {
                 return Err(not_found("Item", id));
             }
         }
         let parts = item.get("content").and_then(Value::as_array).into_iter().flatten();
         for id in parts.filter_map(|part| part.get("file_id").and_then(Value::as_str)) {
-            if lock(&request.resource.files).file(id).is_none() {
+            if lock_ignoring_poison(&request.resource.files).file(id).is_none() {
                 return Err(not_found("File", id));
             }
         }
@@ -52,7 +52,7 @@ pub(super) fn previous_conversation(
     let conversation = |store: &ResponseStore| store.get(id).map(|stored| stored.conversation_text.clone());
     connection_store
         .and_then(conversation)
-        .or_else(|| conversation(&lock(&request.resource.responses)))
+        .or_else(|| conversation(&lock_ignoring_poison(&request.resource.responses)))
         .ok_or_else(|| {
             let message = format!("Previous response with id '{id}' not found.");
             Box::new(invalid_request_error(

@@ -9,7 +9,7 @@ use crate::demo::api::content_filter::passed_filter_results;
 pub(super) struct ResponseObject {
     pub(super) id: String,
     pub(super) created_at: u64,
-    pub(super) model: String,
+    pub(super) deployment_name: String,
     /// The output items in their final state.
     pub(super) output_items: Vec<Value>,
     /// Whether the output was cut off at `max_output_tokens`.
@@ -55,12 +55,12 @@ impl ResponseObject {
         response.insert("object".to_owned(), json!("response"));
         response.insert("created_at".to_owned(), json!(self.created_at));
         response.insert("status".to_owned(), json!(status));
-        response.insert("model".to_owned(), json!(self.model));
+        response.insert("model".to_owned(), json!(self.deployment_name));
         response.insert("error".to_owned(), Value::Null);
         response.insert("incomplete_details".to_owned(), Value::Null);
         response.insert("service_tier".to_owned(), json!("default"));
         response.insert("user".to_owned(), request.get("user").cloned().unwrap_or_default());
-        for (name, default) in echoed_parameters() {
+        for (name, default) in echoed_parameter_defaults() {
             let given = request.get(name).filter(|value| !value.is_null()).cloned();
             response.insert(name.to_owned(), given.unwrap_or(default));
         }
@@ -105,7 +105,7 @@ impl ResponseObject {
 }
 
 /// The parameters that a response repeats from its request, with their defaults.
-fn echoed_parameters() -> [(&'static str, Value); 17] {
+fn echoed_parameter_defaults() -> [(&'static str, Value); 17] {
     [
         ("background", json!(false)),
         ("instructions", Value::Null),

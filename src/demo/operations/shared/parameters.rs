@@ -25,7 +25,7 @@ pub(in crate::demo) fn positive_integer(body: &Value, name: &str) -> Result<Opti
 }
 
 /// The 400 for a model that does not support the operation.
-pub(in crate::demo) fn unsupported_operation(operation: &str, model: &str) -> SimulatedResponse {
+pub(in crate::demo) fn unsupported_operation_response(operation: &str, model: &str) -> SimulatedResponse {
     let message = format!(
         "The {operation} operation does not work with the specified model, {model}. Please choose different model and try \
          again. You can learn more about which models can be used with each operation here: \

@@ -37,13 +37,13 @@ pub(in crate::demo) fn check_stream_options(
 }
 
 /// A member of `stream_options`, or its default.
-pub(in crate::demo) fn stream_option(body: &Value, name: &str, default: bool) -> bool {
+pub(in crate::demo) fn stream_option_flag(body: &Value, name: &str, default: bool) -> bool {
     body.pointer(&format!("/stream_options/{name}")).and_then(Value::as_bool).unwrap_or(default)
 }
 
 /// Padding of random length, which hides the length of a delta from an observer of the encrypted
 /// traffic.
 pub(in crate::demo) fn obfuscation_padding(ids: &IdGenerator) -> String {
-    let length = ids.hex_id("", 1);
-    ids.alphanumeric_id("", 1 + usize::from_str_radix(&length, 16).unwrap_or(8))
+    let length = ids.new_hex_id("", 1);
+    ids.new_alphanumeric_id("", 1 + usize::from_str_radix(&length, 16).unwrap_or(8))
 }

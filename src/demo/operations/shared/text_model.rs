@@ -8,14 +8,14 @@ use serde_json::Value;
 pub(in crate::demo) const REASONING_TOKENS: u64 = 64;
 
 /// Words are counted exactly up to this many bytes and extrapolated beyond: a prompt may be 100 MiB long.
-const MAX_COUNTED_BYTES: usize = 1024 * 1024;
+const MAX_EXACTLY_COUNTED_BYTES: usize = 1024 * 1024;
 /// Words of the prompt that the text repeats.
 const MAX_ECHOED_WORDS: usize = 40;
 
 /// The tokens of a text, taken as four for every three words.
 pub(in crate::demo) fn count_tokens(text: &str) -> u64 {
-    let counted = if text.len() > MAX_COUNTED_BYTES {
-        text.get(..floor_char_boundary(text, MAX_COUNTED_BYTES)).unwrap_or(text)
+    let counted = if text.len() > MAX_EXACTLY_COUNTED_BYTES {
+        text.get(..floor_char_boundary(text, MAX_EXACTLY_COUNTED_BYTES)).unwrap_or(text)
     } else {
         text
     };
@@ -23,7 +23,7 @@ pub(in crate::demo) fn count_tokens(text: &str) -> u64 {
     let words = if counted.len() == text.len() {
         words
     } else {
-        words.saturating_mul(text.len() as u64) / MAX_COUNTED_BYTES as u64
+        words.saturating_mul(text.len() as u64) / MAX_EXACTLY_COUNTED_BYTES as u64
     };
     (words * 4).div_ceil(3)
 }
@@ -83,7 +83,7 @@ pub(in crate::demo) fn content_text(value: &Value) -> String {
 
 /// The name of the tool that the model calls: the one that `tool_choice` demands, or the first if the prompt
 /// says "use the tool".
-pub(in crate::demo) fn called_tool_name(body: &Value, prompt: &str) -> Option<String> {
+pub(in crate::demo) fn name_of_tool_to_call(body: &Value, prompt: &str) -> Option<String> {
     let first = body.get("tools")?.as_array()?.first()?;
     // Chat completions nest the name under `function`; the Responses API does not.
     let name = |tool: &Value| {

@@ -12,7 +12,7 @@ pub(super) struct RealtimeSession<'a> {
     /// The session object, as the client has configured it.
     session_object: Value,
     /// The text of the latest conversation item, which the next response echoes.
-    last_user_text: String,
+    last_item_text: String,
 }
 
 impl<'a> RealtimeSession<'a> {
@@ -20,16 +20,16 @@ impl<'a> RealtimeSession<'a> {
         let deployment = request.resource.deployment(deployment);
         let model = deployment.map_or_else(String::new, |deployment| dated_model_name(&deployment.model));
         let session_object = json!({
-            "id": request.resource.id_generator.alphanumeric_id("sess_", 21), "object": "realtime.session", "type": "realtime", "model": model,
+            "id": request.resource.id_generator.new_alphanumeric_id("sess_", 21), "object": "realtime.session", "type": "realtime", "model": model,
             "modalities": ["text", "audio"], "instructions": "", "voice": "alloy",
             "input_audio_format": "pcm16", "output_audio_format": "pcm16", "turn_detection": null, "tools": [],
         });
-        Self { upgrade_request: *request, session_object, last_user_text: String::new() }
+        Self { upgrade_request: *request, session_object, last_item_text: String::new() }
     }
 
     /// The event with which a session begins.
     pub(super) fn created_event(&self) -> Value {
-        self.with_event_id(json!({"type": "session.created", "session": self.session_object}))
+        self.with_new_event_id(json!({"type": "session.created", "session": self.session_object}))
     }
 
     /// The events that an event of the client leads to.
@@ -45,10 +45,10 @@ impl<'a> RealtimeSession<'a> {
             }
             Some("conversation.item.create") => {
                 let mut item = event.get("item").cloned().unwrap_or_default();
-                self.last_user_text = item.get("content").map(content_text).unwrap_or_default();
+                self.last_item_text = item.get("content").map(content_text).unwrap_or_default();
                 if let Some(map) = item.as_object_mut() {
                     map.entry("id").or_insert_with(|| {
-                        json!(self.upgrade_request.resource.id_generator.alphanumeric_id("item_", 21))
+                        json!(self.upgrade_request.resource.id_generator.new_alphanumeric_id("item_", 21))
                     });
                     map.insert("object".to_owned(), json!("realtime.item"));
                     map.insert("status".to_owned(), json!("completed"));
@@ -69,15 +69,15 @@ impl<'a> RealtimeSession<'a> {
                 vec![json!({"type": "error", "error": error})]
             }
         };
-        events.into_iter().map(|event| self.with_event_id(event)).collect()
+        events.into_iter().map(|event| self.with_new_event_id(event)).collect()
     }
 
     /// The events of one response.
     fn response_events(&self) -> Vec<Value> {
         let ids = &self.upgrade_request.resource.id_generator;
-        let (id, item_id) = (ids.alphanumeric_id("resp_", 21), ids.alphanumeric_id("item_", 21));
-        let text = echo_text(&self.last_user_text);
-        let (input_tokens, output_tokens) = (count_tokens(&self.last_user_text), count_tokens(&text));
+        let (id, item_id) = (ids.new_alphanumeric_id("resp_", 21), ids.new_alphanumeric_id("item_", 21));
+        let text = echo_text(&self.last_item_text);
+        let (input_tokens, output_tokens) = (count_tokens(&self.last_item_text), count_tokens(&text));
         let item = json!({
             "id": item_id, "object": "realtime.item", "type": "message", "status": "completed", "role": "assistant",
             "content": [{"type": "text", "text": text}],
@@ -118,11 +118,11 @@ impl<'a> RealtimeSession<'a> {
     }
 
     /// Adds the `event_id` that every event of the server has.
-    fn with_event_id(&self, mut event: Value) -> Value {
+    fn with_new_event_id(&self, mut event: Value) -> Value {
         if let Some(map) = event.as_object_mut() {
             map.insert(
                 "event_id".to_owned(),
-                json!(self.upgrade_request.resource.id_generator.alphanumeric_id("event_", 21)),
+                json!(self.upgrade_request.resource.id_generator.new_alphanumeric_id("event_", 21)),
             );
         }
         event

@@ -13,12 +13,12 @@ use crate::demo::resource::response_store::ResponseStore;
 pub(super) struct ResponsesSession<'a> {
     upgrade_request: SimulatedRequest<'a>,
     /// The responses that only this WebSocket knows.
-    store: ResponseStore,
+    websocket_only_responses: ResponseStore,
 }
 
 impl<'a> ResponsesSession<'a> {
     pub(super) fn new(request: &SimulatedRequest<'a>) -> Self {
-        Self { upgrade_request: *request, store: ResponseStore::default() }
+        Self { upgrade_request: *request, websocket_only_responses: ResponseStore::default() }
     }
 
     /// The events that a message of the client leads to.
@@ -29,7 +29,7 @@ impl<'a> ResponsesSession<'a> {
             return vec![json!({"type": "error", "status": 400, "error": error})];
         }
         let request = SimulatedRequest { received_at: now, ..self.upgrade_request };
-        match create_response(&request, message, Some(&mut self.store)) {
+        match create_response(&request, message, Some(&mut self.websocket_only_responses)) {
             Ok(created) => created.stream_events,
             Err(error) => vec![to_error_event(&error)],
         }
@@ -37,5 +37,5 @@ impl<'a> ResponsesSession<'a> {
 }
 
 fn to_error_event(error: &SimulatedResponse) -> Value {
-    json!({"type": "error", "status": error.status, "error": error.json_body().get("error")})
+    json!({"type": "error", "status": error.status, "error": error.json_body_or_null().get("error")})
 }

@@ -62,7 +62,7 @@ pub fn start_sink(
         config: config.clone(),
         control: Arc::clone(&control),
         metrics: Arc::clone(metrics),
-        delivered_ids: None,
+        recent_ids_for_segment: None,
         cleanup_lock: Arc::default(),
         pending_lines: Vec::new(),
         is_write_failing: false,
@@ -78,7 +78,7 @@ struct JsonlSink {
     control: Arc<JsonlControl>,
     metrics: Arc<Metrics>,
     /// The ids at the end of the file, for the segment of this name: its records may be in the file already.
-    delivered_ids: Option<(String, HashSet<Box<[u8]>>)>,
+    recent_ids_for_segment: Option<(String, HashSet<Box<[u8]>>)>,
     /// Only one thread at a time compresses and deletes rotated files.
     cleanup_lock: Arc<Mutex<()>>,
     pending_lines: Vec<u8>,
@@ -91,7 +91,7 @@ impl JsonlSink {
             if self.control.is_rotation_requested.swap(false, Ordering::Relaxed) {
                 self.rotate();
             }
-            match reader.next_batch(MAX_BATCH_BYTES, POLL_INTERVAL) {
+            match reader.wait_for_batch(MAX_BATCH_BYTES, POLL_INTERVAL) {
                 SpoolRead::Batch(batch) => {
                     if !self.deliver_batch(&batch) {
                         return;
@@ -114,15 +114,15 @@ impl JsonlSink {
         self.pending_lines.clear();
         if batch.may_contain_duplicates
             && self
-                .delivered_ids
+                .recent_ids_for_segment
                 .as_ref()
                 .is_none_or(|(segment_name, _)| segment_name != batch.segment_name())
         {
-            self.delivered_ids =
+            self.recent_ids_for_segment =
                 Some((batch.segment_name().to_owned(), read_recent_request_ids(&self.config.path)));
         }
         let delivered_ids =
-            self.delivered_ids.as_ref().map(|(_, ids)| ids).filter(|_| batch.may_contain_duplicates);
+            self.recent_ids_for_segment.as_ref().map(|(_, ids)| ids).filter(|_| batch.may_contain_duplicates);
         let mut count = 0;
         for record in batch.records() {
             if delivered_ids.is_some_and(|ids| request_id(record).is_some_and(|id| ids.contains(id))) {
@@ -159,7 +159,7 @@ impl JsonlSink {
     /// time.
     fn write_lines(&mut self) -> io::Result<()> {
         self.lock_current_file()?;
-        let written = self.write_lines_locked();
+        let written = self.write_locked_and_rotate_if_full();
         let _ = flock(&self.file, FlockOperation::Unlock);
         written
     }
@@ -180,7 +180,7 @@ impl JsonlSink {
     }
 
     /// Writes the pending lines to the locked file, and rotates it if it is then full.
-    fn write_lines_locked(&mut self) -> io::Result<()> {
+    fn write_locked_and_rotate_if_full(&mut self) -> io::Result<()> {
         let length_before = self.file.metadata()?.len();
         self.file.write_all(&self.pending_lines).inspect_err(|_| {
             let _ = self.file.set_len(length_before);

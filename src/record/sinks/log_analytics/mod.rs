@@ -45,13 +45,13 @@ const MIN_RETRY_DELAY: Duration = Duration::from_millis(200);
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3_600);
 /// How often a row with status 400 is tried again while no row was ever accepted: the data collection rule
 /// may be wrong rather than the row.
-const MAX_BAD_REQUEST_RETRIES: u32 = 5;
+const BAD_REQUEST_RETRIES_BEFORE_FIRST_DELIVERY: u32 = 5;
 /// How long delivery goes on after the process began to shut down.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 /// New dead letters are logged at most this often.
 const DEAD_LETTER_WARNING_INTERVAL: Duration = Duration::from_secs(60);
 /// The dead letter file grows to about this size; further rejected records are lost.
-const MAX_DEAD_LETTER_BYTES: u64 = 64 * 1024 * 1024;
+const MAX_DEAD_LETTER_FILE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Tells the sink's thread that the process ends.
 #[derive(Debug)]
@@ -143,7 +143,7 @@ impl LogAnalyticsSink {
     async fn run(&mut self, reader: &SpoolReader) {
         loop {
             // This call blocks. That is allowed here: the task is the only one on this thread.
-            match reader.next_batch(MAX_UPLOAD_BYTES, POLL_INTERVAL) {
+            match reader.wait_for_batch(MAX_UPLOAD_BYTES, POLL_INTERVAL) {
                 SpoolRead::Batch(batch) => {
                     if self.deliver_batch(&batch).await.is_err() {
                         return;
@@ -197,7 +197,8 @@ impl LogAnalyticsSink {
                     pending.insert(0, rows);
                 }
                 UploadOutcome::BadRequest(reason)
-                    if !self.has_delivered_any_row && failures < MAX_BAD_REQUEST_RETRIES =>
+                    if !self.has_delivered_any_row
+                        && failures < BAD_REQUEST_RETRIES_BEFORE_FIRST_DELIVERY =>
                 {
                     pending.push(rows);
                     self.wait_before_retry(&mut failures, None, reason, count).await?;
@@ -206,7 +207,7 @@ impl LogAnalyticsSink {
                 UploadOutcome::ShutdownTimedOut => return Err(DeliveryAborted),
                 UploadOutcome::Unauthorized { secret_id } if !has_renewed_token => {
                     has_renewed_token = true;
-                    self.access_token.on_rejected(secret_id);
+                    self.access_token.on_value_rejected(secret_id);
                     pending.push(rows);
                 }
                 UploadOutcome::Unauthorized { secret_id } => {
@@ -219,7 +220,7 @@ impl LogAnalyticsSink {
                         count,
                     )
                     .await?;
-                    self.access_token.on_rejected(secret_id);
+                    self.access_token.on_value_rejected(secret_id);
                 }
                 UploadOutcome::RetryLater(hint, reason) => {
                     pending.push(rows);
@@ -309,7 +310,7 @@ impl LogAnalyticsSink {
         };
         match self.client.send(&self.config.endpoint, request).await {
             Ok(response) if response.status == 401 => UploadOutcome::Unauthorized { secret_id: token.id },
-            Ok(response) => upload_outcome(&response),
+            Ok(response) => classify_response(&response),
             Err(problem) => UploadOutcome::RetryLater(None, problem.to_string()),
         }
     }
@@ -329,7 +330,7 @@ impl LogAnalyticsSink {
             );
         }
         let count = rows.len() as u64;
-        if fs::metadata(path).is_ok_and(|metadata| metadata.len() > MAX_DEAD_LETTER_BYTES) {
+        if fs::metadata(path).is_ok_and(|metadata| metadata.len() > MAX_DEAD_LETTER_FILE_BYTES) {
             self.metrics.count_records("log_analytics", "lost", count);
             return;
         }
@@ -350,7 +351,7 @@ impl LogAnalyticsSink {
 }
 
 /// What a response of the API means.
-fn upload_outcome(response: &OutboundResponse) -> UploadOutcome {
+fn classify_response(response: &OutboundResponse) -> UploadOutcome {
     // Only the error code: the message may quote a row, and with it a prompt.
     let status_and_code = || {
         let body: Value = serde_json::from_slice(&response.body).unwrap_or_default();
