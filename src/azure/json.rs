@@ -54,7 +54,7 @@ pub(super) fn parse_and_locate_fields<'a, const N: usize, const M: usize>(
         fields.is_empty_object = false;
         if let Some(index) = index_of(keys, key) {
             match std::str::from_utf8(value) {
-                Ok(value) => fields.set_value(index, value),
+                Ok(value) => fields.record_found_value(index, value),
                 Err(_) => is_utf8 = false,
             }
         } else if let Some(range) = index_of(located_keys, key).and_then(|index| ranges.get_mut(index)) {
@@ -84,7 +84,7 @@ impl<'a, const N: usize> ObjectFields<'a, N> {
     }
 
     /// Records a value of the key with this index.
-    fn set_value(&mut self, index: usize, raw: &'a str) {
+    fn record_found_value(&mut self, index: usize, raw: &'a str) {
         if let (Some(value), Some(repeated)) = (self.values.get_mut(index), self.is_repeated.get_mut(index)) {
             *repeated = value.is_some();
             *value = Some(raw);
@@ -293,7 +293,7 @@ impl<'de, const N: usize> Visitor<'de> for FieldsVisitor<'_, N> {
         while let Some(index) = map.next_key_seed(KeyIndexSeed(self.0))? {
             fields.is_empty_object = false;
             match index {
-                Some(index) => fields.set_value(index, map.next_value::<&'de RawValue>()?.get()),
+                Some(index) => fields.record_found_value(index, map.next_value::<&'de RawValue>()?.get()),
                 None => drop(map.next_value::<IgnoredAny>()?),
             }
         }

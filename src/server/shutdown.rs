@@ -51,7 +51,7 @@ pub(super) fn exit_when_drained(
     related_processes: &RelatedProcesses,
 ) {
     // Registered before the listeners close: a SIGINT that follows at once must not be lost.
-    let interrupt = listen_for_sigint();
+    let interrupt = subscribe_to_sigint();
     loop {
         match phases.blocking_recv() {
             Ok(ExecutionPhase::GracefulTerminate | ExecutionPhase::ShutdownGracePeriod) => break,
@@ -84,7 +84,7 @@ pub(super) fn exit_when_drained(
 
 /// Subscribes to SIGINT, which ends a stopping process at once, even if requests are in flight. Returns it
 /// with the runtime that waits for it.
-fn listen_for_sigint() -> Option<(Runtime, Signal)> {
+fn subscribe_to_sigint() -> Option<(Runtime, Signal)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
     let interrupt = runtime.block_on(async { signal(SignalKind::interrupt()) }).ok()?;
     Some((runtime, interrupt))

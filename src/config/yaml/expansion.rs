@@ -23,19 +23,19 @@ pub(crate) struct ExpandedText {
     /// The expanded text.
     pub(crate) value: String,
     /// The expansions that it came from, as `${NAME}`.
-    expansions: Vec<String>,
+    expansion_sources: Vec<String>,
 }
 
 impl ExpandedText {
     /// Whether any of the text came from an expansion.
     pub(crate) fn is_expanded(&self) -> bool {
-        !self.expansions.is_empty()
+        !self.expansion_sources.is_empty()
     }
 
     /// What a message may show: the text itself if it is literal, otherwise only where it came from.
     pub(crate) fn to_safe_display(&self) -> String {
         if self.is_expanded() {
-            return format!("the value from {}", self.expansions.join(" and "));
+            return format!("the value from {}", self.expansion_sources.join(" and "));
         }
         match self.value.char_indices().nth(MAX_SHOWN_CHARS) {
             Some((cut, _)) => format!("{:?}…", &self.value[..cut]),
@@ -53,7 +53,7 @@ pub(crate) fn expand_text(
     base: &Path,
     env: &EnvironmentLookup<'_>,
 ) -> Result<ExpandedText, Vec<String>> {
-    let mut text = ExpandedText { value: String::with_capacity(raw.len()), expansions: Vec::new() };
+    let mut text = ExpandedText { value: String::with_capacity(raw.len()), expansion_sources: Vec::new() };
     let mut problems = Vec::new();
     let mut rest = raw;
     while let Some((before, after)) = rest.split_once('$') {
@@ -72,7 +72,7 @@ pub(crate) fn expand_text(
             match resolve_expansion(inside, base, env) {
                 Ok((source, value)) => {
                     text.value.push_str(&value);
-                    text.expansions.push(source);
+                    text.expansion_sources.push(source);
                 }
                 Err(problem) => problems.push(problem),
             }

@@ -5,10 +5,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::demo::api::response::{ResponseBody, SimulatedResponse};
-use crate::demo::http::byte_stream::ByteStream;
 use crate::demo::http::connection::HttpConnection;
 use crate::demo::http::error::ConnectionError;
 use crate::demo::http::request_head::RequestHead;
+use crate::demo::http::resettable_stream::ResettableStream;
 use crate::demo::http::status::reason_phrase;
 use crate::demo::moods::mood::{BodyPosition, Mood};
 use crate::demo::resource::definition::ResponseTiming;
@@ -93,7 +93,7 @@ impl DeliveryPlan {
     }
 
     /// Sends interim responses, the status line and the headers.
-    pub(in crate::demo) async fn send_head<S: ByteStream>(
+    pub(in crate::demo) async fn send_head<S: ResettableStream>(
         &self,
         connection: &mut HttpConnection<S>,
         head: &RequestHead,
@@ -134,7 +134,7 @@ impl DeliveryPlan {
     }
 
     /// Sends the body, or as much of it as the mood lets through.
-    pub(in crate::demo) async fn send_body<S: ByteStream>(
+    pub(in crate::demo) async fn send_body<S: ResettableStream>(
         &self,
         connection: &mut HttpConnection<S>,
         head: &RequestHead,
@@ -192,7 +192,7 @@ impl DeliveryPlan {
         Ok(outcome)
     }
 
-    async fn write_body<S: ByteStream>(
+    async fn write_body<S: ResettableStream>(
         &self,
         connection: &mut HttpConnection<S>,
         bytes: &[u8],

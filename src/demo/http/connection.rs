@@ -6,9 +6,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 
-use super::byte_stream::ByteStream;
 use super::error::ConnectionError;
 use super::request_head::{RequestBodyFraming, RequestHead};
+use super::resettable_stream::ResettableStream;
 
 const MAX_HEAD_BYTES: usize = 256 * 1024;
 const MAX_BODY_BYTES: u64 = 1024 * 1024 * 1024;
@@ -28,7 +28,7 @@ pub(in crate::demo) struct HttpConnection<S> {
     read_buffer: BytesMut,
 }
 
-impl<S: ByteStream> HttpConnection<S> {
+impl<S: ResettableStream> HttpConnection<S> {
     pub(in crate::demo) fn new(stream: S) -> Self {
         Self { stream, read_buffer: BytesMut::new() }
     }

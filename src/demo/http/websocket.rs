@@ -5,10 +5,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::timeout;
 
-use super::byte_stream::ByteStream;
 use super::connection::HttpConnection;
 use super::error::ConnectionError;
 use super::request_head::RequestHead;
+use super::resettable_stream::ResettableStream;
 use crate::demo::util::encoding::{base64_encode, sha1};
 
 /// What the server appends to the key of a handshake (RFC 6455 section 1.3).
@@ -32,7 +32,7 @@ pub(in crate::demo) fn handshake_accept_value(head: &RequestHead) -> Option<Stri
 }
 
 /// Receives the next text or binary message; `None` if the client closes, or after `timeout_duration`.
-pub(in crate::demo) async fn receive_message<S: ByteStream>(
+pub(in crate::demo) async fn receive_message<S: ResettableStream>(
     connection: &mut HttpConnection<S>,
     timeout_duration: Duration,
 ) -> Result<Option<Vec<u8>>, ConnectionError> {
@@ -40,7 +40,7 @@ pub(in crate::demo) async fn receive_message<S: ByteStream>(
 }
 
 /// Sends a text message in one frame.
-pub(in crate::demo) async fn send_text<S: ByteStream>(
+pub(in crate::demo) async fn send_text<S: ResettableStream>(
     connection: &mut HttpConnection<S>,
     text: &str,
 ) -> Result<(), ConnectionError> {
@@ -48,7 +48,7 @@ pub(in crate::demo) async fn send_text<S: ByteStream>(
 }
 
 /// Sends a close frame with a status code (RFC 6455 section 7.4).
-pub(in crate::demo) async fn send_close<S: ByteStream>(
+pub(in crate::demo) async fn send_close<S: ResettableStream>(
     connection: &mut HttpConnection<S>,
     code: u16,
     reason: &str,
@@ -58,7 +58,7 @@ pub(in crate::demo) async fn send_close<S: ByteStream>(
 }
 
 /// Reads frames up to the end of a message, and responds to pings and to a close on the way.
-async fn read_message<S: ByteStream>(
+async fn read_message<S: ResettableStream>(
     connection: &mut HttpConnection<S>,
 ) -> Result<Option<Vec<u8>>, ConnectionError> {
     let mut message = Vec::new();
@@ -85,7 +85,7 @@ async fn read_message<S: ByteStream>(
 }
 
 /// Whether the frame is the last of its message, its opcode, and its payload without the mask.
-async fn read_frame<S: ByteStream>(
+async fn read_frame<S: ResettableStream>(
     connection: &mut HttpConnection<S>,
     max_payload: usize,
 ) -> Result<(bool, u8, Vec<u8>), ConnectionError> {

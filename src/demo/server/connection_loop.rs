@@ -3,14 +3,14 @@
 use std::time::Instant;
 
 use super::request_handler::{NextConnectionAction, RequestHandler};
-use crate::demo::http::byte_stream::ByteStream;
 use crate::demo::http::connection::HttpConnection;
 use crate::demo::http::error::ConnectionError;
+use crate::demo::http::resettable_stream::ResettableStream;
 use crate::demo::http::status::reason_phrase;
 use crate::demo::resource::state::ResourceState;
 
 /// Serves a connection until either side ends it.
-pub(super) async fn serve_connection<S: ByteStream>(
+pub(super) async fn serve_connection<S: ResettableStream>(
     resource: &ResourceState,
     stream: S,
     connection_number: u64,
@@ -47,7 +47,10 @@ pub(super) async fn serve_connection<S: ByteStream>(
 }
 
 /// Responds to a malformed request with the reason as plain text.
-async fn send_protocol_error<S: ByteStream>(connection: &mut HttpConnection<S>, error: &ConnectionError) {
+async fn send_protocol_error<S: ResettableStream>(
+    connection: &mut HttpConnection<S>,
+    error: &ConnectionError,
+) {
     let ConnectionError::MalformedRequest(status, reason) = error else { return };
     log::debug!("simulate: malformed request, responding with {status}: {reason}");
     let text = format!(

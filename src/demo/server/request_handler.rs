@@ -12,10 +12,10 @@ use crate::demo::api::response::{ResponseBody, SimulatedResponse, WebSocketApi};
 use crate::demo::api::route::RequestRoute;
 use crate::demo::config::mood_parser::parse_mood;
 use crate::demo::faults::delivery::{CutoffMethod, DeliveryOutcome, DeliveryPlan};
-use crate::demo::http::byte_stream::ByteStream;
 use crate::demo::http::connection::HttpConnection;
 use crate::demo::http::error::ConnectionError;
 use crate::demo::http::request_head::{RequestBodyFraming, RequestHead};
+use crate::demo::http::resettable_stream::ResettableStream;
 use crate::demo::http::websocket::handshake_accept_value;
 use crate::demo::moods::mood::Mood;
 use crate::demo::moods::simulated_error::SimulatedError;
@@ -40,7 +40,7 @@ pub(super) enum NextConnectionAction {
     Reset,
 }
 
-impl<S: ByteStream> RequestHandler<'_, S> {
+impl<S: ResettableStream> RequestHandler<'_, S> {
     pub(super) async fn handle_request(&mut self) -> Result<NextConnectionAction, ConnectionError> {
         let framing = self.head.body_framing()?;
         let route = RequestRoute::from_head(self.head);

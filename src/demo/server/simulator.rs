@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::connection_loop::serve_connection;
-use crate::demo::http::byte_stream::ByteStream;
+use crate::demo::http::resettable_stream::ResettableStream;
 use crate::demo::moods::mood::Mood;
 use crate::demo::moods::mood_selector::MoodSelector;
 use crate::demo::resource::definition::SimulatedResource;

@@ -192,7 +192,7 @@ impl PredecessorRole {
         pid: u32,
         commands: &mut mpsc::Receiver<ControlCommand>,
     ) -> Result<ControlChannel, HandoverError> {
-        let exited = wait_for_exit(pid);
+        let exited = wait_for_successor_exit(pid);
         tokio::pin!(exited);
         loop {
             tokio::select! {
@@ -269,7 +269,7 @@ pub async fn wait_for_serving_and_report(
 
 /// Waits until the process of this id has exited. It is no child of this one, so it cannot be waited for
 /// otherwise.
-async fn wait_for_exit(pid: u32) {
+async fn wait_for_successor_exit(pid: u32) {
     let process = ProcessSet::from_pids(&[pid]);
     while !process.running_pids().is_empty() {
         sleep(POLL_INTERVAL).await;

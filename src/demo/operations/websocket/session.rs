@@ -8,9 +8,9 @@ use super::realtime_session::RealtimeSession;
 use super::responses_session::ResponsesSession;
 use crate::demo::api::request::SimulatedRequest;
 use crate::demo::api::response::WebSocketApi;
-use crate::demo::http::byte_stream::ByteStream;
 use crate::demo::http::connection::HttpConnection;
 use crate::demo::http::error::ConnectionError;
+use crate::demo::http::resettable_stream::ResettableStream;
 use crate::demo::http::websocket::{receive_message, send_close, send_text};
 
 /// The close code "going away" (RFC 6455 section 7.4.1).
@@ -22,7 +22,7 @@ enum WebSocketSession<'a> {
 }
 
 /// Receives the messages of the client, and sends the events that each leads to.
-pub(in crate::demo) async fn run_websocket_session<S: ByteStream>(
+pub(in crate::demo) async fn run_websocket_session<S: ResettableStream>(
     request: &SimulatedRequest<'_>,
     api: &WebSocketApi,
     connection: &mut HttpConnection<S>,

@@ -89,7 +89,7 @@ impl JsonlSink {
     fn run(&mut self, reader: &SpoolReader) {
         loop {
             if self.control.is_rotation_requested.swap(false, Ordering::Relaxed) {
-                self.rotate();
+                self.rotate_on_request();
             }
             match reader.wait_for_batch(MAX_BATCH_BYTES, POLL_INTERVAL) {
                 SpoolRead::Batch(batch) => {
@@ -192,7 +192,7 @@ impl JsonlSink {
     }
 
     /// Rotates the file unless it is empty.
-    fn rotate(&mut self) {
+    fn rotate_on_request(&mut self) {
         match self.lock_current_file() {
             Ok(()) if self.file.metadata().is_ok_and(|metadata| metadata.len() > 0) => self.rotate_locked(),
             Ok(()) => {}
