@@ -14,12 +14,13 @@ use ipnet::IpNet;
 pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted_proxies: &[IpNet]) -> IpAddr {
     let mut client = peer;
     let lines: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
-    let entries = lines.iter().rev().filter_map(|line| line.to_str().ok()).flat_map(|line| line.rsplit(','));
+    // As bytes: a proxy may have appended its entry to a line of the client that is no text.
+    let entries = lines.iter().rev().flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
     for entry in entries {
         if !is_trusted_proxy(client, trusted_proxies) {
             break;
         }
-        match parse_forwarded_entry(entry.trim()) {
+        match parse_forwarded_entry(entry.trim_ascii()) {
             Some(ip) => client = ip,
             None => break,
         }
@@ -33,19 +34,22 @@ pub fn is_trusted_proxy(ip: IpAddr, trusted_proxies: &[IpNet]) -> bool {
     trusted_proxies.iter().any(|net| net.contains(&ip))
 }
 
-fn parse_forwarded_entry(entry: &str) -> Option<IpAddr> {
+fn parse_forwarded_entry(entry: &[u8]) -> Option<IpAddr> {
+    let entry = std::str::from_utf8(entry).ok()?;
     let without_brackets = entry.strip_prefix('[').and_then(|entry| entry.strip_suffix(']')).unwrap_or(entry);
     without_brackets.parse().ok().or_else(|| entry.parse::<SocketAddr>().ok().map(|address| address.ip()))
 }
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     #[test]
     fn the_right_most_untrusted_entry_is_the_client() {
         let trusted: Vec<IpNet> = ["10.0.0.0/8", "fd00::/8"].iter().map(|net| net.parse().unwrap()).collect();
-        let table: [(&str, &[&str], &str); 9] = [
+        let table: [(&str, &[&str], &str); 11] = [
             ("203.0.113.9", &["198.51.100.1"], "203.0.113.9"),
             ("10.0.0.1", &[], "10.0.0.1"),
             ("10.0.0.1", &["198.51.100.1"], "198.51.100.1"),
@@ -55,11 +59,13 @@ mod tests {
             ("fd00::1", &["2001:db8::2"], "2001:db8::2"),
             ("::ffff:10.0.0.1", &["[2001:db8::3]"], "2001:db8::3"),
             ("10.0.0.1", &["198.51.100.1, unknown"], "10.0.0.1"),
+            ("10.0.0.1", &["1.1.1.1", "\u{e9}, 198.51.100.1"], "198.51.100.1"),
+            ("10.0.0.1", &["1.1.1.1", "\u{e9}"], "10.0.0.1"),
         ];
         for (peer, lines, expected) in table {
             let mut headers = HeaderMap::new();
             for line in lines {
-                headers.append("x-forwarded-for", line.parse().unwrap());
+                headers.append("x-forwarded-for", HeaderValue::from_bytes(line.as_bytes()).unwrap());
             }
             let client = client_ip(peer.parse().unwrap(), &headers, &trusted);
             assert_eq!(client.to_canonical().to_string(), expected, "{peer} {lines:?}");
