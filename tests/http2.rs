@@ -157,6 +157,8 @@ async fn refusals_over_http_2_are_the_same_as_over_http_1() {
     let records = balancer.wait_for_records(7).await;
     let refusals: Vec<&str> = records.iter().filter_map(|record| record["refusal"].as_str()).collect();
     assert_eq!(refusals, cases.map(|case| case.4));
+    let unread = records.iter().filter(|record| record["refusal"].is_string());
+    assert!(unread.into_iter().all(|record| record["request_bytes"].is_null()), "{records:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

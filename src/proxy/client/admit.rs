@@ -38,8 +38,14 @@ pub(in crate::proxy) async fn admit_request(
 ) -> Result<(), BodyReadError> {
     let gateway = Arc::clone(&context.config.gateway);
     configure_session(session, &gateway);
+    let is_http2 = session.req_header().version == Version::HTTP_2;
+    // So that the record of a request that is refused before its body is read does not say 0 bytes. HTTP/2
+    // need not declare a body.
+    if declares_body(session.req_header()) || (is_http2 && !session.is_body_done()) {
+        context.body = RequestBody::unread();
+    }
     // The heads of HTTP/1.1 have been checked in `connection.rs`.
-    if session.req_header().version == Version::HTTP_2 {
+    if is_http2 {
         head::check_http2_fields(session.req_header())?;
     }
     let target = parse_and_check_target(session, context)?;
@@ -118,10 +124,6 @@ fn parse_and_check_target(
     // not forwarded (RFC 9110, section 7.8); a 101 to it would have no request that it belongs to.
     context.request.is_websocket_upgrade = session.is_upgrade_req() && offers_websocket(header);
     context.request.accepts_chunked_response = header.version != Version::HTTP_10;
-    // So that the record of a request that is refused before its body is read does not say 0 bytes.
-    if declares_body(header) {
-        context.body = RequestBody::unread();
-    }
     let raw = header.raw_path();
     let target = gateway
         .check_method_and_parse_target(&header.method, raw, context.request.is_websocket_upgrade)
