@@ -69,7 +69,7 @@ pub struct Balancer {
 }
 
 impl Balancer {
-    /// A balancer that reads the active configuration from `config` at each request.
+    /// A balancer that loads the active configuration anew for each request.
     pub fn new(active_config: Arc<ArcSwap<ActiveConfig>>) -> Self {
         Self { active_config, body_memory: Arc::default() }
     }

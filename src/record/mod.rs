@@ -177,7 +177,7 @@ impl Recorder {
         }
     }
 
-    /// Writes the queued records and ends the threads, within [`SHUTDOWN_TIMEOUT`]. Records that a sink has
+    /// Writes the queued records and ends the threads, within `SHUTDOWN_TIMEOUT`. Records that a sink has
     /// not delivered by then stay in the spool for the next process.
     pub fn shut_down(&self) {
         // The writer ends first and closes the spool: the sinks end when they have read it to its end.

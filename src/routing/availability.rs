@@ -86,7 +86,7 @@ pub enum Availability {
     Available,
     /// No request may use it, except one that may be probing it.
     Unavailable(Unavailable),
-    /// The time of the outage is over, and one request may probe ([`ProbePermit::acquire`]).
+    /// The time of the outage is over, and one request may probe (`ProbePermit::acquire`).
     ProbeDue,
 }
 

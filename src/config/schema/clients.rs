@@ -34,7 +34,7 @@ pub struct ClientConfig {
     /// Whether it may make calls about stored state: files, batches, stored responses and the like.
     pub allows_stateful_calls: bool,
     /// How much of its prompts and completions is recorded, if other than
-    /// [`RecordConfig::content`](super::RecordConfig::content).
+    /// [`RecordConfig::recorded_content`](super::RecordConfig::recorded_content).
     pub recorded_content_override: Option<RecordedContent>,
 }
 
