@@ -138,17 +138,18 @@ async fn backends_share_a_token_that_is_renewed_before_it_expires() {
     );
 }
 
+/// Starts a balancer that reaches this resource with the managed identity of its machine.
+async fn start_on_vm(platform: &IdentityPlatform, resource: &AuthenticatedResource) -> Balancer {
+    let entry = resource.backend_yaml("a", MANAGED_IDENTITY);
+    Balancer::start_with_environment(&platform.vm_environment(), &entry, "").await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_token_stays_in_use_while_it_cannot_be_renewed() {
     let platform = IdentityPlatform::start().await;
     platform.set_token_lifetime(2);
     let resource = AuthenticatedResource::start(&[], Some(&platform)).await;
-    let balancer = Balancer::start_with_environment(
-        &platform.vm_environment(),
-        &resource.backend_yaml("a", MANAGED_IDENTITY),
-        "",
-    )
-    .await;
+    let balancer = start_on_vm(&platform, &resource).await;
     for behaviour in [
         ServiceBehaviour::RespondsWith(500, "oops"),
         ServiceBehaviour::RespondsWith(429, "{}"),
@@ -172,12 +173,7 @@ async fn the_last_token_stays_in_use_while_it_cannot_be_renewed() {
 async fn a_revoked_token_causes_one_renewal_and_fails_no_request() {
     let platform = IdentityPlatform::start().await;
     let resource = AuthenticatedResource::start(&[], Some(&platform)).await;
-    let balancer = Balancer::start_with_environment(
-        &platform.vm_environment(),
-        &resource.backend_yaml("a", MANAGED_IDENTITY),
-        "",
-    )
-    .await;
+    let balancer = start_on_vm(&platform, &resource).await;
     assert_eq!(balancer.post_chat().await.status, 200);
     for round in 2..5 {
         // While the slow renewal runs, no request may fail.
@@ -260,7 +256,8 @@ async fn rotating_a_key_in_the_vault_fails_no_request() {
             successful
         };
         let rotation = async {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            let received = resource.upstream.requests().len();
+            wait_until("the load is running", || resource.upstream.requests().len() >= received + 16).await;
             platform.set_secret("west-key", &new_key);
             resource.accept_keys(&[&new_key]);
         };

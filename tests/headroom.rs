@@ -8,8 +8,10 @@
 
 mod support;
 
-use aoai_lb::demo::{DeploymentKind, Mood, SimulatedResource, Simulator};
-use support::{Balancer, CHAT_TARGET, CLIENT_KEY, answering_backend, instant_timing, simulated_backend_yaml};
+use aoai_lb::demo::{DeploymentKind, Mood, Simulator};
+use support::{
+    Balancer, CHAT_TARGET, CLIENT_KEY, answering_backend, instant_resource, simulated_backend_yaml,
+};
 
 /// A request of a hundred tokens by Azure's estimate: characters / 4 plus `max_tokens`.
 const HUNDRED_TOKEN_BODY: &str =
@@ -21,15 +23,7 @@ fn standard_kind(tokens_per_minute: u64) -> DeploymentKind {
 
 /// Starts a balancer in front of two resources with deployments of these kinds.
 async fn start_two_backends(balance: &str, a: DeploymentKind, b: DeploymentKind) -> (Simulator, Balancer) {
-    let resource = |name: &str, kind| SimulatedResource {
-        timing: instant_timing(),
-        ..SimulatedResource::new(name).with_api_key(format!("{name}-key")).with_deployment(
-            "gpt-4o",
-            "gpt-4o-2024-11-20",
-            kind,
-        )
-    };
-    let azure = Simulator::start(vec![resource("a", a), resource("b", b)]).await.unwrap();
+    let azure = Simulator::start(vec![instant_resource("a", a), instant_resource("b", b)]).await.unwrap();
     let listed = ["a", "b"]
         .map(|name| simulated_backend_yaml(&azure, name, "deployments: { gpt-4o: gpt-4o }"))
         .concat();

@@ -21,7 +21,7 @@ use support::tls::{CertificateAuthority, generate_authority, write_certificate_a
 use support::upstream::{RawRequest, ScriptedUpstream};
 use support::{
     Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, STREAM_BODY, all_backends_yaml, answering_backend,
-    start_simulator, wait_until,
+    start_simulator, wait_until, wait_until_async,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -93,15 +93,11 @@ async fn old_tls_versions_are_rejected_and_a_replaced_certificate_is_used() {
     connect_tls(balancer.address, &authority, b"", None).await.unwrap();
     std::fs::write(directory.join("key.pem"), key).unwrap();
     write_certificate_and_key(&directory, &authority, 2);
-    let start = Instant::now();
-    loop {
+    wait_until_async("the new certificate is in use", async || {
         let stream = connect_tls(balancer.address, &authority, b"", None).await.unwrap();
-        if stream.ssl().peer_certificate().unwrap().to_der().unwrap() != old_certificate {
-            break;
-        }
-        assert!(start.elapsed() < support::TEST_TIMEOUT, "{}", balancer.log());
-        tokio::time::sleep(50 * MILLISECOND).await;
-    }
+        stream.ssl().peer_certificate().unwrap().to_der().unwrap() != old_certificate
+    })
+    .await;
     assert!(!balancer.log().contains("PRIVATE"), "{}", balancer.log());
 }
 
@@ -240,7 +236,7 @@ async fn a_stream_reset_by_the_client_cancels_the_request() {
     reset_three_streams(&balancer, &connection, CHAT_BODY, async |_, _: &mut PendingRequest| {
         // Only the first request is sent and refused; the others wait at once.
         wait_for_arrivals(7).await;
-        tokio::time::sleep(30 * MILLISECOND).await;
+        balancer.wait_for_request_between_attempts().await;
     })
     .await;
     // A reset between attempts, with another deployment, which has no cooldown.

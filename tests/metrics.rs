@@ -10,10 +10,10 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use aoai_lb::demo::{DeploymentKind, Mood, SimulatedResource, Simulator};
+use aoai_lb::demo::{DeploymentKind, Mood, Simulator};
 use serde_json::Value;
 use support::{
-    Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, STREAM_BODY, all_backends_yaml, instant_timing,
+    Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, STREAM_BODY, all_backends_yaml, instant_resource,
     listed_backends_yaml, simulated_backend_yaml, start_simulator,
 };
 
@@ -81,17 +81,11 @@ async fn wait_for_sample(balancer: &Balancer, name: &str, value: f64) -> BTreeMa
 
 #[tokio::test(flavor = "multi_thread")]
 async fn all_documented_metrics_and_those_of_the_dashboard_exist() {
-    let resource = |name: &str, kind| SimulatedResource {
-        timing: instant_timing(),
-        ..SimulatedResource::new(name).with_api_key(format!("{name}-key")).with_deployment(
-            "gpt-4o",
-            "gpt-4o-2024-11-20",
-            kind,
-        )
-    };
     let standard = DeploymentKind::Standard { tokens_per_minute: 100_000, requests_per_minute: Some(1_000) };
     let provisioned = DeploymentKind::Provisioned { tokens_per_minute: 100_000, output_weight: 4 };
-    let azure = Simulator::start(vec![resource("a", standard), resource("b", provisioned)]).await.unwrap();
+    let azure = Simulator::start(vec![instant_resource("a", standard), instant_resource("b", provisioned)])
+        .await
+        .unwrap();
     let entries = simulated_backend_yaml(&azure, "a", "deployments: { gpt-4o: gpt-4o }")
         + &simulated_backend_yaml(&azure, "b", "deployments: { gpt-4o: gpt-4o }");
     let balancer = Balancer::start(&entries, "").await;

@@ -181,7 +181,7 @@ async fn a_client_disconnect_during_a_cooldown_wait_ends_the_request_at_once() {
     let balancer = Balancer::start(&all_backends_yaml(&azure), "retry: { wait: 10s }").await;
     let (record, shortest) = disconnect_three_times(&balancer, CHAT_BODY, async |number, _: &mut Client| {
         wait_until("the request is refused", || azure.request_count("a") == number).await;
-        tokio::time::sleep(30 * MILLISECOND).await;
+        balancer.wait_for_request_between_attempts().await;
     })
     .await;
     assert!(shortest < MAX_RECORD_DELAY, "{shortest:?}");

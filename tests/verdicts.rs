@@ -74,6 +74,14 @@ async fn status_after_six_chats(first: &str, second: &Simulator, body: &str, bre
     status
 }
 
+/// The same with a simulated first backend in this mood; also returns the simulated resources.
+async fn status_after_six_chats_in(mood: &Mood, body: &str, breaks_midway: bool) -> (Value, Simulator) {
+    let azure = start_simulator(&["a", "b"]).await;
+    azure.set_mood("a", mood.clone());
+    let first = simulated_backend_yaml(&azure, "a", LISTED_DEPLOYMENTS);
+    (status_after_six_chats(&first, &azure, body, breaks_midway).await, azure)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_fail_over_and_open_the_breaker() {
     let slow_first_byte = Mood::SlowFirstByte(Duration::from_secs(20));
@@ -94,15 +102,7 @@ async fn failures_fail_over_and_open_the_breaker() {
         Mood::EarlyAnswer { error: SimulatedError::Unavailable, closes_connection: true },
     ];
     let check_case = async |mood: Mood, body: &str| {
-        let azure = start_simulator(&["a", "b"]).await;
-        azure.set_mood("a", mood.clone());
-        let status = status_after_six_chats(
-            &simulated_backend_yaml(&azure, "a", LISTED_DEPLOYMENTS),
-            &azure,
-            body,
-            false,
-        )
-        .await;
+        let (status, _) = status_after_six_chats_in(&mood, body, false).await;
         assert_eq!(backend_state(&status, 0), "breaker_open", "{mood:?}: {status}");
         assert_eq!(unavailable_parts(&status), [], "{mood:?}");
     };
@@ -143,15 +143,7 @@ async fn responses_that_break_after_content_are_cut_and_open_the_breaker() {
         Mood::Silence { after_events: 3, duration: Duration::from_secs(20) },
     ];
     let check_case = async |mood: Mood| {
-        let azure = start_simulator(&["a", "b"]).await;
-        azure.set_mood("a", mood.clone());
-        let status = status_after_six_chats(
-            &simulated_backend_yaml(&azure, "a", LISTED_DEPLOYMENTS),
-            &azure,
-            STREAM_BODY,
-            true,
-        )
-        .await;
+        let (status, _) = status_after_six_chats_in(&mood, STREAM_BODY, true).await;
         assert_eq!(backend_state(&status, 0), "breaker_open", "{mood:?}: {status}");
     };
     join_all(moods.map(check_case)).await;
@@ -176,15 +168,7 @@ async fn each_refusal_makes_the_matching_part_unavailable() {
         (refusal(SimulatedError::DeploymentNotFound), CHAT_BODY, "ok", absent),
     ];
     let check_case = async |(mood, body, expected, parts): (Mood, &str, &str, &[(&str, &str)])| {
-        let azure = start_simulator(&["a", "b"]).await;
-        azure.set_mood("a", mood.clone());
-        let status = status_after_six_chats(
-            &simulated_backend_yaml(&azure, "a", LISTED_DEPLOYMENTS),
-            &azure,
-            body,
-            false,
-        )
-        .await;
+        let (status, azure) = status_after_six_chats_in(&mood, body, false).await;
         assert_eq!(backend_state(&status, 0), expected, "{mood:?}: {status}");
         let unavailable = unavailable_parts(&status);
         assert_eq!(without_times(&unavailable), parts, "{mood:?}");

@@ -207,8 +207,9 @@ impl Gateway {
         }
     }
 
-    /// How long a response asks to wait, unchanged. `None` unless it is a 429 or has a `retry-after`: the
-    /// reset times of rate limits are on every response.
+    /// The wait that the headers of a response ask for, without the limits of the configuration. `None` if
+    /// the response is not a 429 and has no `retry-after`: successful responses, too, carry the reset times
+    /// of rate limits, and those ask for nothing.
     pub fn requested_wait(&self, verdict: Verdict, headers: &HeaderMap) -> Option<Duration> {
         let asks_to_wait = verdict == Verdict::Throttled || hints::has_retry_after(headers);
         asks_to_wait.then(|| hints::cooldown_hint(headers, SystemTime::now())).flatten()
@@ -283,8 +284,8 @@ impl Gateway {
         }
     }
 
-    /// How long a deployment cools down after a response that asks to wait: what the headers say, or the
-    /// default, at most the maximum of the configuration.
+    /// The cooldown that a response starts: the wait that its headers ask for, otherwise the configured
+    /// default; never more than the configured maximum.
     fn cooldown_duration(&self, headers: &HeaderMap) -> Duration {
         let hint = hints::cooldown_hint(headers, SystemTime::now());
         hint.unwrap_or(self.cooldown_config.default_duration).min(self.cooldown_config.max_duration)

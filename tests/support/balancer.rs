@@ -265,6 +265,15 @@ impl Balancer {
         }
     }
 
+    /// Waits until a single request is in flight, and none of its attempts is.
+    pub async fn wait_for_request_between_attempts(&self) {
+        self.wait_for_status("the request waits between attempts", |status| {
+            let backends = status["backends"].as_array().unwrap();
+            status["in_flight"] == 1 && backends.iter().all(|backend| backend["in_flight"] == 0)
+        })
+        .await;
+    }
+
     /// Overwrites the configuration file.
     pub fn write_config(&self, text: &str) {
         std::fs::write(self.path("aoai-lb.yaml"), text).unwrap();

@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 pub use balancer::{Balancer, free_port, is_process_alive, send_signal_to};
 pub use client::{Client, Response};
 pub use yaml::{
-    LISTED_DEPLOYMENTS, all_backends_yaml, backend_yaml, clients_yaml, instant_timing, listed_backends_yaml,
-    sha256_hex, simulated_backend_yaml, start_simulator,
+    LISTED_DEPLOYMENTS, all_backends_yaml, backend_yaml, clients_yaml, instant_resource, instant_timing,
+    listed_backends_yaml, sha256_hex, simulated_backend_yaml, start_simulator,
 };
 
 /// How long a test waits for anything before it fails.
@@ -42,6 +42,15 @@ pub async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(Instant::now() < deadline, "timed out waiting until {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Like `wait_until`, for a condition that has to ask somebody.
+pub async fn wait_until_async(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + TEST_TIMEOUT;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

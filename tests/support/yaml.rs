@@ -20,6 +20,13 @@ pub fn unlimited_resource(name: &str) -> SimulatedResource {
         .with_recorded_request_bodies()
 }
 
+/// A simulated resource with the deployment `gpt-4o` of this kind, which responds without delays.
+pub fn instant_resource(name: &str, kind: DeploymentKind) -> SimulatedResource {
+    let resource = SimulatedResource::new(name).with_api_key(format!("{name}-key"));
+    let resource = resource.with_deployment("gpt-4o", "gpt-4o-2024-11-20", kind);
+    SimulatedResource { timing: instant_timing(), ..resource }
+}
+
 /// Starts simulated resources with these names, which respond without delays.
 pub async fn start_simulator(names: &[&str]) -> Simulator {
     let resources = names
