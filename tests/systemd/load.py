@@ -14,6 +14,8 @@ import struct
 import threading
 import time
 
+from machine import wait_for_condition
+
 EXCHANGE_TIMEOUT = 60.0  # seconds
 VERSION = "2024-10-21"
 CHAT = f"/openai/deployments/gpt-4o/chat/completions?api-version={VERSION}"
@@ -65,6 +67,15 @@ class LoadGenerator(threading.Thread):
 
     def total_completed(self):
         return sum(self.completed.values())
+
+    def wait_for_each_kind(self):
+        """Waits until an exchange of each kind has been completed from now on, or one has failed."""
+        before = dict(self.completed)
+        wait_for_condition(
+            lambda: self.failures or all(self.completed[kind] > count for kind, count in before.items()),
+            EXCHANGE_TIMEOUT,
+            "the load has not completed an exchange of each kind",
+        )
 
     def summary(self):
         counts = ", ".join(f"{count} {kind}" for kind, count in self.completed.items())

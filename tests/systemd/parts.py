@@ -187,7 +187,7 @@ def upgrades_and_reloads_under_load(service, report):
     service.start_fresh()
     upgrading, reloading = 0.0, 0.0
     with service.load_generator() as load:
-        time.sleep(2)
+        load.wait_for_each_kind()
         for n in range(max(UPGRADE_COUNT, RELOAD_COUNT)):
             start = time.monotonic()
             if n < RELOAD_COUNT:
@@ -203,7 +203,7 @@ def upgrades_and_reloads_under_load(service, report):
             time.sleep(0.3)
             if load.failures:
                 break
-        time.sleep(2)
+        load.wait_for_each_kind()
     if load.failures:
         raise TestFailure(f"{len(load.failures)} of {load.total_completed() + len(load.failures)} failed:\n" + "\n".join(load.failures[:12]))
     report.pass_check(f"{UPGRADE_COUNT} upgrades and {RELOAD_COUNT} reloads without a failed request", load.summary())
@@ -310,7 +310,6 @@ def stop(service, report):
     service.start_fresh()
     cursor = service.journal_cursor()
     stream = service.start_stream("80ms")
-    time.sleep(0.5)
     service.systemctl("stop", UNIT)
     stopped = time.monotonic()
     problem = stream.result()
@@ -395,9 +394,9 @@ def package_upgrade(service, report):
     package = service.build_package("0.1.1", changed, "b", service.changed_source())
     before, file = service.main_pid(), machine.host_path(CONFIG).read_text()
     with service.load_generator() as load:
-        time.sleep(2)
+        load.wait_for_each_kind()
         completed = machine.run("dpkg", "--force-confold", "--install", package, check=False)
-        time.sleep(2)
+        load.wait_for_each_kind()
     service.package = package
     report.expect("the new version installs", completed.returncode == 0, completed.stdout + completed.stderr)
     report.expect("the package reports that the service was replaced", "without a gap" in completed.stdout, completed.stdout + completed.stderr)
