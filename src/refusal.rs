@@ -4,6 +4,8 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use crate::names::DeploymentName;
+
 /// Why a request is refused. Each reason has a code, which clients read as `error.code` and records
 /// contain as `refusal`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -115,6 +117,12 @@ impl Refusal {
     /// Refuses a request that is not authenticated.
     pub fn invalid_api_key(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(RefusalReason::InvalidApiKey, message)
+    }
+
+    /// Refuses a request for a deployment that no backend has.
+    pub fn deployment_not_found(deployment: &DeploymentName) -> Self {
+        let message = format!("The API deployment '{deployment}' does not exist: no backend has it.");
+        Self::new(RefusalReason::DeploymentNotFound, message)
     }
 
     /// Refuses a malformed request.

@@ -17,7 +17,7 @@ use support::identity::{
     APP_SECRET, AuthenticatedResource, CLIENT_ID, FEDERATED_TOKEN, IdentityPlatform, PLATFORM_HEADER_VALUE,
     ServiceBehaviour, TENANT_ID, application_certificate,
 };
-use support::{Balancer, answering_backend, wait_until};
+use support::{Balancer, answering_backend, wait_until, wait_until_async};
 
 const MANAGED_IDENTITY: &str = "entra: { managed_identity: {} }";
 const COGNITIVE_SERVICES: &str = "https://cognitiveservices.azure.com";
@@ -206,11 +206,22 @@ async fn a_token_that_is_always_rejected_is_renewed_only_once() {
         assert_eq!((response.status, answering_backend(&response).as_str()), (200, "open"));
     }
     wait_until("the token is renewed", || platform.issued_tokens() == 2).await;
-    // The backend is tried once more with the new token, and refuses that, too.
+    // The backend is tried again with the new token, and refuses that, too.
+    wait_until_async("the backend is unavailable", async || {
+        assert_eq!(answering_backend(&balancer.post_chat().await), "open");
+        balancer.status().await["backends"][0]["state"] == "credential"
+    })
+    .await;
+    let requests = rejecting.upstream.requests().len();
     for _ in 0..20 {
         assert_eq!(answering_backend(&balancer.post_chat().await), "open");
     }
-    assert_eq!((platform.issued_tokens(), rejecting.upstream.requests().len()), (2, 2), "{}", balancer.log());
+    assert_eq!(
+        (platform.issued_tokens(), rejecting.upstream.requests().len()),
+        (2, requests),
+        "{}",
+        balancer.log()
+    );
     let alone = Balancer::start_with_environment(
         &platform.vm_environment(),
         &rejecting.backend_yaml("closed", MANAGED_IDENTITY),

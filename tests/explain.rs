@@ -70,7 +70,7 @@ fn explain_shows_how_a_request_would_be_routed() {
         "408       timeout: relayed",
         "429       too many requests: the next backend",
         "400       content filter: relayed",
-        "404       deployment not found: the next backend; the deployment is unavailable there",
+        "404       deployment not found: the next backend; if the balancer's own request confirms it, the deployment is unavailable there",
     ] {
         assert!(text.contains(part), "expected {part:?} in:\n{text}");
     }

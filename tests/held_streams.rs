@@ -98,6 +98,7 @@ async fn start_event_upstream_with_head(
 }
 
 const EMPTY_EVENT: &str = r#"{"choices":[],"prompt_filter_results":[]}"#;
+const ROLE_EVENT: &str = r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":"","refusal":null},"finish_reason":null}]}"#;
 const CONTENT_EVENT: &str = r#"{"choices":[{"index":0,"delta":{"content":"hi"}}]}"#;
 const ERROR_EVENT: &str = r#"{"error":{"code":"too_many_requests","message":"exceeded rate limit"}}"#;
 
@@ -185,6 +186,13 @@ async fn a_refusal_after_events_without_content_fails_over() {
             CHAT_TARGET,
             CHAT_STREAM_BODY,
             start_event_upstream_with_head(0, "", &[(0, EMPTY_EVENT), (20, ERROR_EVENT)]).await,
+            true,
+        ),
+        (
+            CHAT_TARGET,
+            CHAT_STREAM_BODY,
+            start_event_upstream_with_head(0, "", &[(0, EMPTY_EVENT), (0, ROLE_EVENT), (20, ERROR_EVENT)])
+                .await,
             true,
         ),
         (

@@ -83,6 +83,11 @@ impl ClientRegistry {
         listed.clients.iter().find(|client| client.name.as_ref().is_some_and(|known| known.as_str() == name))
     }
 
+    /// Whether there is one client, or anyone may call, so that clients cannot be told apart.
+    pub fn has_only_one_client(&self) -> bool {
+        self.listed_clients().len() <= 1
+    }
+
     /// The listed clients; empty if anyone may call.
     pub fn listed_clients(&self) -> &[Arc<Client>] {
         match self {

@@ -23,7 +23,8 @@ use crate::gateway::{AdmittedRequest, BodyView, Gateway, ProcessState};
 use crate::proxy::upstream::headers;
 use crate::record::{Recorder, RecorderError};
 use crate::refusal::Refusal;
-use crate::routing::retry_plan::{AttemptOutcome, NextStep, RetryPlan};
+use crate::routing::attempt_outcome::AttemptOutcome;
+use crate::routing::retry_plan::{NextStep, RetryPlan};
 
 /// The request to explain.
 struct ExplainedRequest {
@@ -54,10 +55,11 @@ enum ExplainError {
 }
 
 /// Sample responses: status, description, and as much of the body as the verdict depends on.
-const SAMPLE_RESPONSES: [(u16, &str, &str); 14] = [
+const SAMPLE_RESPONSES: [(u16, &str, &str); 16] = [
     (200, "success", ""),
     (400, "invalid request", r#"{"error":{"code":"BadRequest","message":"…"}}"#),
     (400, "content filter", r#"{"error":{"code":"content_filter","message":"…"}}"#),
+    (400, "prompt too long", r#"{"error":{"code":"context_length_exceeded","message":"…"}}"#),
     (
         401,
         "credential rejected",
@@ -75,6 +77,7 @@ const SAMPLE_RESPONSES: [(u16, &str, &str); 14] = [
     (409, "conflict", "{}"),
     (424, "failed dependency", "{}"),
     (429, "too many requests", ""),
+    (429, "request too large now", r#"{"error":{"message":"Your request exceeds the maximum usage size"}}"#),
     (500, "server error", ""),
     (503, "unavailable", ""),
 ];
@@ -264,7 +267,7 @@ fn write_attempts(
             }
         }
         retry_plan.on_attempt_start(&admitted.pool, &chosen, now);
-        retry_plan.on_attempt_end(chosen.candidate_index, AttemptOutcome::CannotServe);
+        retry_plan.on_attempt_end(&admitted.pool, chosen.candidate_index, AttemptOutcome::CannotServe);
     }
 }
 
@@ -311,15 +314,21 @@ fn describe_verdict(verdict: Verdict, config: &Config) -> String {
             config.breaker.min_failure_percentage.percent(),
         ),
         Verdict::CredentialRejected => {
-            "the next backend; this one is unavailable for 60s or until its credential is renewed".to_owned()
+            "the next backend; if the balancer's own request confirms it, this one is unavailable for 60s or until its \
+             credential is renewed"
+                .to_owned()
         }
         Verdict::PermissionDenied => {
-            "the next backend; this operation is unavailable there for 60s".to_owned()
+            "the next backend; if the balancer's own request confirms it, this operation is unavailable there for 60s"
+                .to_owned()
         }
         Verdict::DeploymentNotFound => {
-            "the next backend; the deployment is unavailable there for 60s".to_owned()
+            "the next backend; if the balancer's own request confirms it, the deployment is unavailable there for 60s"
+                .to_owned()
         }
         Verdict::UnsupportedByBackend => "the next backend; this one stays available".to_owned(),
+        Verdict::TooLargeForBackend => "the next backend, each once; no cooldown".to_owned(),
+        Verdict::PromptTooLong => "the next tier; this one stays available".to_owned(),
         Verdict::RetryElsewhere => "the next backend, each once; this one stays available".to_owned(),
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::requested_call::ParsedBody;
 use crate::azure::{PromptPartRanges, RequestTarget};
-use crate::names::DeploymentName;
+use crate::names::{ClientName, DeploymentName};
 use crate::routing::pool::BackendPool;
 
 /// A request that is allowed and has a pool of backends.
@@ -13,6 +13,8 @@ pub struct AdmittedRequest {
     pub target: Arc<RequestTarget>,
     /// The deployment that it names, if any.
     pub deployment: Option<DeploymentName>,
+    /// The client that sent it; `None` if no client has to authenticate.
+    pub client_name: Option<ClientName>,
     /// The backends that can serve it.
     pub pool: Arc<BackendPool>,
     /// Whether it asks for a stream, if its body could be read.

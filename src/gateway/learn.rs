@@ -3,11 +3,10 @@
 //! in `azure/response/verdict.rs`.
 
 use std::fmt::Display;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::HeaderMap;
-use log::{error, info, warn};
+use log::{error, info};
 
 use super::Gateway;
 use super::admitted_request::AdmittedRequest;
@@ -17,15 +16,14 @@ use crate::azure::response::hints;
 use crate::azure::response::verdict;
 use crate::azure::response::verdict::Verdict;
 use crate::config;
-use crate::routing::availability::{Availability, AvailabilityCell, Unavailable, UnavailableReason};
+use crate::routing::attempt_outcome::AttemptOutcome;
+use crate::routing::availability::{Availability, Unavailable, UnavailableReason};
 use crate::routing::breaker::FailureFlags;
 use crate::routing::headroom::SendTicket;
 use crate::routing::pool::Candidate;
-use crate::routing::retry_plan::AttemptOutcome;
 
-/// How long something is unavailable that only the operator can repair (deployment missing, credential
-/// rejected, permission denied) before one request probes it.
-const MISCONFIGURATION_RECHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// The longest cooldown after a hint of 0 seconds.
+const MAX_COOLDOWN_FOR_ZERO_HINT: Duration = Duration::from_secs(1);
 
 /// The longest text of an error from outside in a log line.
 const MAX_LOGGED_MESSAGE_CHARS: usize = 256;
@@ -59,11 +57,6 @@ impl Gateway {
         response: ResponseFacts<'_>,
     ) -> Option<AttemptOutcome> {
         let ResponseFacts { candidate, headers, now, .. } = response;
-        let operation = admitted.target.operation;
-        let unavailable_for = |reason, duration: Duration| Unavailable { reason, until: now + duration };
-        let cooldown = || unavailable_for(UnavailableReason::CoolingDown, self.cooldown_duration(headers));
-        let unusable = |reason| unavailable_for(reason, MISCONFIGURATION_RECHECK_INTERVAL);
-        let deployment_cell = candidate.deployment_health.as_ref().map(|deployment| &deployment.availability);
         if let (Some(ticket), Some(deployment)) = (response.send_ticket, &candidate.deployment_health) {
             deployment.headroom.record_response(ticket, &hints::reported_capacity(headers));
         }
@@ -72,11 +65,15 @@ impl Gateway {
             candidate.backend_health.breaker.record_success(&self.breaker_config, now);
         }
         // Azure checks the credential before it answers like this.
-        if matches!(verdict, Verdict::Success | Verdict::ClientError | Verdict::Throttled) {
+        if matches!(
+            verdict,
+            Verdict::Success | Verdict::ClientError | Verdict::Throttled | Verdict::TooLargeForBackend
+        ) {
             candidate.backend_health.on_credential_accepted();
         }
         match verdict {
             Verdict::Success => {
+                note_no_rejection(candidate, admitted.target.operation);
                 // A redirect is a success as well, but does not show that the deployment exists.
                 if (200..300).contains(&response.status)
                     && admitted.uses_unlisted_pool
@@ -90,38 +87,33 @@ impl Gateway {
                 None
             }
             Verdict::ClientError => None,
-            Verdict::RetryElsewhere => Some(AttemptOutcome::CannotServe),
+            Verdict::RetryElsewhere | Verdict::TooLargeForBackend | Verdict::UnsupportedByBackend => {
+                Some(AttemptOutcome::CannotServe)
+            }
+            Verdict::PromptTooLong => Some(AttemptOutcome::TierCannotServe),
             Verdict::Throttled => {
-                let cooldown = cooldown();
-                self.mark_unavailable_and_log(candidate, deployment_cell, cooldown, operation, now);
-                Some(AttemptOutcome::Throttled(cooldown.until))
+                Some(AttemptOutcome::Throttled(self.begin_cooldown(candidate, headers, now)))
             }
             Verdict::BackendFailure => {
                 if hints::has_retry_after(headers) {
-                    self.mark_unavailable_and_log(candidate, deployment_cell, cooldown(), operation, now);
+                    self.begin_cooldown(candidate, headers, now);
                 }
                 let error = format_args!("status {}", response.status);
                 self.record_attempt_failure(candidate, response.failure_flags, error, now);
                 Some(AttemptOutcome::Failed)
             }
             Verdict::CredentialRejected => {
-                if let Some(backend) = self.backends.get(candidate.backend_index) {
-                    Self::handle_credential_rejection(backend, response.status, response.secret_id, now);
-                }
+                self.review_credential_rejection(admitted, &response);
                 Some(AttemptOutcome::CredentialRejected(response.secret_id))
             }
             Verdict::PermissionDenied => {
-                let operation_cell = candidate.backend_health.operation_availability(operation);
-                let denied = unusable(UnavailableReason::PermissionDenied);
-                self.mark_unavailable_and_log(candidate, Some(operation_cell), denied, operation, now);
+                self.review_denied_permission(admitted, &response);
                 Some(AttemptOutcome::CannotServe)
             }
             Verdict::DeploymentNotFound => {
-                let not_found = unusable(UnavailableReason::DeploymentNotFound);
-                self.mark_unavailable_and_log(candidate, deployment_cell, not_found, operation, now);
+                self.review_missing_deployment(admitted, &response);
                 Some(AttemptOutcome::CannotServe)
             }
-            Verdict::UnsupportedByBackend => Some(AttemptOutcome::CannotServe),
         }
     }
 
@@ -179,7 +171,9 @@ impl Gateway {
             }
             Some(Verdict::CredentialRejected) => {
                 let status = response.map_or(0, |(status, _)| status);
-                Self::handle_credential_rejection(backend, status, secret_id, now);
+                if Self::renew_rejected_secret(backend, status, secret_id, now) {
+                    Self::mark_credential_rejected(backend, status, secret_id, now);
+                }
             }
             Some(Verdict::Success) => {
                 health.breaker.close_circuit();
@@ -211,87 +205,51 @@ impl Gateway {
     /// the response is not a 429 and has no `retry-after`: successful responses, too, carry the reset times
     /// of rate limits, and those ask for nothing.
     pub fn requested_wait(&self, verdict: Verdict, headers: &HeaderMap) -> Option<Duration> {
-        let asks_to_wait = verdict == Verdict::Throttled || hints::has_retry_after(headers);
+        let asks_to_wait = matches!(verdict, Verdict::Throttled | Verdict::TooLargeForBackend)
+            || hints::has_retry_after(headers);
         asks_to_wait.then(|| hints::cooldown_hint(headers, SystemTime::now())).flatten()
     }
 
-    /// Records that a backend rejected the secret of this id, or blocks our network.
-    fn handle_credential_rejection(backend: &Backend, status: u16, secret_id: u64, now: Instant) {
-        let current_secret = backend.credential.secret();
-        if current_secret.current_value_id() != secret_id {
-            // An earlier secret was rejected, and has been replaced.
-            return;
-        }
-        // The renewal is requested before the backend is marked unavailable: a request that finds it
-        // unavailable must find the renewal to wait for as well. A 403 is about network rules, which a new
-        // secret does not change.
-        if status == 401 && backend.health.try_begin_secret_renewal(secret_id, now) {
-            current_secret.on_value_rejected(secret_id);
-        }
-        let until = now + MISCONFIGURATION_RECHECK_INTERVAL;
-        let unavailable = Unavailable { reason: UnavailableReason::NoUsableCredential, until };
-        if backend.health.record_credential_rejection(&backend.credential, secret_id, unavailable, now) {
-            let name = &backend.config.name;
-            error!(
-                "backend {name}: credential rejected or network blocked (status {status}): unavailable for \
-                 {MISCONFIGURATION_RECHECK_INTERVAL:?} or until there is a new secret. Check its key or role, \
-                 and the network rules of the resource"
-            );
-        }
-    }
-
-    fn mark_unavailable_and_log(
-        &self,
-        candidate: &Candidate,
-        cell: Option<&Arc<AvailabilityCell>>,
-        unavailable: Unavailable,
-        operation: Operation,
-        now: Instant,
-    ) {
-        let Some(cell) = cell else { return };
-        if !cell.mark_unavailable(unavailable, now) {
-            return;
-        }
-        // It was available until now, so each outage is logged once.
-        let backend = self.backend_name(candidate);
-        let duration = unavailable.until.saturating_duration_since(now);
-        let deployment = match &candidate.upstream_deployment_override {
-            Some(deployment) => format!(", deployment '{deployment}'"),
-            // It is the client's name, or there is none: made-up names must not fill the log.
-            None => String::new(),
-        };
-        match unavailable.reason {
-            UnavailableReason::CoolingDown => {
-                info!("backend {backend}{deployment}: cooling down for {duration:?} (429 or retry-after)");
-            }
-            UnavailableReason::DeploymentNotFound => {
-                warn!(
-                    "backend {backend}{deployment}: unavailable for {duration:?}: the resource does not have \
-                     this deployment. Check its name, or wait if it was created a few minutes ago"
-                );
-            }
-            UnavailableReason::PermissionDenied => {
-                error!(
-                    "backend {backend}: {} unavailable for {duration:?}: its credential has no permission \
-                     for this operation. Check the role that it is assigned on the resource",
-                    operation.name()
-                );
-            }
-            // These are logged where they are recorded.
-            UnavailableReason::BreakerOpen
-            | UnavailableReason::NoUsableCredential
-            | UnavailableReason::Drained => {}
-        }
-    }
-
     /// The cooldown that a response starts: the wait that its headers ask for, otherwise the configured
-    /// default; never more than the configured maximum.
+    /// default; never more than the configured maximum. A hint of 0 names no time: it means the default,
+    /// but at most [`MAX_COOLDOWN_FOR_ZERO_HINT`].
     fn cooldown_duration(&self, headers: &HeaderMap) -> Duration {
-        let hint = hints::cooldown_hint(headers, SystemTime::now());
-        hint.unwrap_or(self.cooldown_config.default_duration).min(self.cooldown_config.max_duration)
+        let config::CooldownConfig { default_duration, max_duration } = self.cooldown_config;
+        match hints::cooldown_hint(headers, SystemTime::now()) {
+            Some(Duration::ZERO) => default_duration.min(MAX_COOLDOWN_FOR_ZERO_HINT),
+            hint => hint.unwrap_or(default_duration).min(max_duration),
+        }
+    }
+
+    /// Begins the cooldown that a response asks for; returns its end.
+    fn begin_cooldown(&self, candidate: &Candidate, headers: &HeaderMap, now: Instant) -> Instant {
+        let duration = self.cooldown_duration(headers);
+        let until = now + duration;
+        let Some(deployment) = &candidate.deployment_health else { return until };
+        let cooldown = Unavailable { reason: UnavailableReason::CoolingDown, until };
+        // It was available until now, so each outage is logged once.
+        if deployment.availability.mark_unavailable(cooldown, now) {
+            let backend = self.backend_name(candidate);
+            let deployment = match &candidate.upstream_deployment_override {
+                Some(deployment) => format!(", deployment '{deployment}'"),
+                // It is the client's name, or there is none: made-up names must not fill the log.
+                None => String::new(),
+            };
+            info!("backend {backend}{deployment}: cooling down for {duration:?} (429 or retry-after)");
+        }
+        until
     }
 
     fn backend_name(&self, candidate: &Candidate) -> &str {
         self.backends.get(candidate.backend_index).map_or("?", |backend| backend.config.name.as_str())
+    }
+}
+
+/// A request was served: a rejection that another has met was about that request.
+fn note_no_rejection(candidate: &Candidate, operation: Operation) {
+    candidate.backend_health.credential_review.on_success();
+    candidate.backend_health.operation_review(operation).on_success();
+    if let Some(deployment) = &candidate.deployment_health {
+        deployment.review.on_success();
     }
 }

@@ -6,9 +6,11 @@
 
 mod admitted_request;
 mod backend;
+mod backend_question;
 mod learn;
 mod pool_set;
 mod process_state;
+mod rejections;
 mod requested_call;
 mod upstream_request;
 
@@ -35,6 +37,7 @@ use crate::routing::retry_plan::RetryLimits;
 
 pub use self::admitted_request::AdmittedRequest;
 pub use self::backend::Backend;
+pub use self::backend_question::{BackendQuestion, QuestionSubject};
 pub use self::learn::ResponseFacts;
 pub use self::pool_set::PoolKey;
 pub use self::process_state::ProcessState;
@@ -211,6 +214,7 @@ impl Gateway {
         Ok(AdmittedRequest {
             target,
             deployment,
+            client_name: client.name.clone(),
             pool,
             wants_stream,
             is_repeatable,
@@ -232,6 +236,7 @@ impl Gateway {
         let client_deadline = read_timeout.and_then(|timeout| arrival.checked_add(timeout));
         RetryLimits {
             max_retries: self.retry_config.max_retries,
+            max_outage: self.retry_config.max_outage,
             max_cooldown_wait: self.retry_config.max_cooldown_wait,
             retry_budget_percentage: self.retry_config.budget_percentage,
             latest_retry_start: client_deadline.map_or(deadline, |client| client.min(deadline)),
@@ -340,6 +345,11 @@ impl Gateway {
     pub fn on_request_finished(&self) {
         self.wake_record_writer();
         self.process_state.requests_in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether the configuration lists a deployment.
+    pub fn is_listed_deployment(&self, deployment: &DeploymentName) -> bool {
+        self.pools.is_listed(deployment)
     }
 
     /// Whether the configuration lists a deployment, or a backend has answered for it.

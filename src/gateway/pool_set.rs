@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use super::backend::Backend;
 use crate::config::{BalancePolicy, Config};
 use crate::names::{DeploymentName, Tier, Weight};
-use crate::refusal::{Refusal, RefusalReason};
+use crate::refusal::Refusal;
 use crate::routing::pool::{BackendPool, Candidate};
 
 /// The largest number of deployments that are learned from responses.
@@ -94,8 +94,7 @@ impl PoolSet {
         if let Some(pool) = &self.unlisted_pool {
             return Ok((Arc::clone(pool), true));
         }
-        let message = format!("The API deployment '{deployment}' does not exist: no backend serves it.");
-        Err(Refusal::new(RefusalReason::DeploymentNotFound, message))
+        Err(Refusal::deployment_not_found(deployment))
     }
 
     /// Deployments that no backend lists and some backend has answered for, sorted by name.
@@ -121,6 +120,11 @@ impl PoolSet {
         all.extend(self.unlisted_pool.iter().map(|pool| (PoolKey::Unlisted, Arc::clone(pool))));
         all.push((PoolKey::DefaultBackend, Arc::clone(&self.default_backend_pool)));
         all
+    }
+
+    /// Whether some backend lists a deployment.
+    pub(super) fn is_listed(&self, deployment: &DeploymentName) -> bool {
+        self.pools_by_listed_deployment.contains_key(deployment)
     }
 
     /// Whether a deployment has a pool of its own.

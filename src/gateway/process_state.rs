@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Instant;
 
+use super::backend_question::QuestionQueue;
 use crate::credentials::Keyring;
 use crate::record::Recorder;
 use crate::routing::backend_health::HealthRegistry;
@@ -21,6 +22,8 @@ pub struct ProcessState {
     /// The process stops, or another has taken over: each connection of a client is closed after its next
     /// response.
     pub is_draining_connections: AtomicBool,
+    /// The balancer's own questions to backends that have not been sent.
+    pub questions: QuestionQueue,
     /// Where records go.
     pub recorder: Recorder,
     /// The secrets and tokens of the backends.
@@ -36,6 +39,7 @@ impl ProcessState {
             requests_finished: AtomicUsize::new(0),
             is_stopping: AtomicBool::new(false),
             is_draining_connections: AtomicBool::new(false),
+            questions: QuestionQueue::default(),
             recorder,
             keyring,
         }

@@ -14,6 +14,9 @@ use smallvec::SmallVec;
 const PROBE_ACCEPTED_AFTER: Duration = Duration::from_millis(100);
 /// After this time without a result, another request may probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
+/// While nothing else is left, what only the operator can repair is tried by one request in this time, so
+/// that its outage ends when it is repaired.
+const LAST_RESORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why something is unavailable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +44,14 @@ impl UnavailableReason {
         Self::BreakerOpen,
         Self::Drained,
     ];
+
+    /// Whether only the operator can end it: nothing is to be expected of waiting.
+    pub fn is_misconfiguration(self) -> bool {
+        match self {
+            Self::DeploymentNotFound | Self::NoUsableCredential | Self::PermissionDenied => true,
+            Self::CoolingDown | Self::BreakerOpen | Self::Drained => false,
+        }
+    }
 
     /// Its name in the status API and in metrics.
     pub fn as_str(self) -> &'static str {
@@ -109,9 +120,27 @@ impl AvailabilityCell {
             Some(OutageState { unavailable: current, .. }) if current.until > unavailable.until => *current,
             _ => unavailable,
         };
-        *state = Some(OutageState { unavailable, since, probe: ProbeState::NotStarted });
+        let last_resort_at = state.as_ref().and_then(|state| state.last_resort_at);
+        *state = Some(OutageState { unavailable, since, probe: ProbeState::NotStarted, last_resort_at });
         self.may_be_unavailable.store(true, Ordering::Release);
         was_available
+    }
+
+    /// Whether it is in an outage for this reason, also one for which a probe is due.
+    pub fn is_in_outage(&self, reason: UnavailableReason, now: Instant) -> bool {
+        self.may_be_unavailable()
+            && self.unresolved_outage(now).is_some_and(|outage| outage.unavailable.reason == reason)
+    }
+
+    /// Ends the outage if this is its reason. Returns whether it was.
+    pub fn end_outage(&self, reason: UnavailableReason) -> bool {
+        let mut state = self.lock_state();
+        let is_this = state.as_ref().is_some_and(|state| state.unavailable.reason == reason);
+        if is_this {
+            *state = None;
+            self.may_be_unavailable.store(false, Ordering::Release);
+        }
+        is_this
     }
 
     /// Ends the outage: it works again.
@@ -155,7 +184,8 @@ impl AvailabilityCell {
 
     /// Continues an outage that another process has recorded.
     pub(super) fn restore_outage(&self, Outage { unavailable, since }: Outage) {
-        *self.lock_state() = Some(OutageState { unavailable, since, probe: ProbeState::NotStarted });
+        let probe = ProbeState::NotStarted;
+        *self.lock_state() = Some(OutageState { unavailable, since, probe, last_resort_at: None });
         self.may_be_unavailable.store(true, Ordering::Release);
     }
 
@@ -175,6 +205,23 @@ impl AvailabilityCell {
             state.probe = ProbeState::InProgress { permit_id, deadline, available_at_deadline: false };
         }
         true
+    }
+
+    /// Registers a probe with this permit in the middle of an outage that only the operator can end.
+    /// Returns false if there was one a short time ago.
+    fn try_start_last_resort(&self, now: Instant, permit_id: u64) -> bool {
+        let mut state = self.lock_state();
+        let Some(state) = state.as_mut().filter(|state| state.unavailable.reason.is_misconfiguration())
+        else {
+            return false;
+        };
+        let is_due = state.last_resort_at.is_none_or(|last| now >= last + LAST_RESORT_INTERVAL);
+        if is_due {
+            state.last_resort_at = Some(now);
+            let deadline = now + PROBE_TIMEOUT;
+            state.probe = ProbeState::InProgress { permit_id, deadline, available_at_deadline: false };
+        }
+        is_due
     }
 
     /// Changes the state if this permit's probe is the current one; a probe that was replaced after
@@ -257,6 +304,29 @@ impl ProbePermit {
         Some(permit)
     }
 
+    /// The permit to use all of these though some are unavailable for a reason that only the operator can
+    /// end. `None` if one is unavailable for another reason, or was tried like this a short time ago.
+    pub(super) fn acquire_last_resort<'c>(
+        cells: impl Iterator<Item = &'c Arc<AvailabilityCell>>,
+        now: Instant,
+    ) -> Option<Self> {
+        let mut permit = Self::default();
+        for cell in cells {
+            let permit_id = fastrand::u64(..);
+            let is_permitted = match cell.availability(now) {
+                Availability::Available => continue,
+                Availability::ProbeDue => cell.try_start_probe(now, permit_id),
+                Availability::Unavailable(_) => cell.try_start_last_resort(now, permit_id),
+            };
+            // The drop of `permit` gives up the probes that it has started.
+            if !is_permitted {
+                return None;
+            }
+            permit.probed_cells.push((Arc::clone(cell), permit_id));
+        }
+        Some(permit)
+    }
+
     /// Whether this cell is among those that are probed.
     pub fn is_probing(&self, cell: &Arc<AvailabilityCell>) -> bool {
         self.probed_cells.iter().any(|(probed, _)| Arc::ptr_eq(probed, cell))
@@ -314,6 +384,8 @@ struct OutageState {
     since: Instant,
     /// Relevant once `unavailable.until` has passed.
     probe: ProbeState,
+    /// When a request was last sent in the middle of the outage.
+    last_resort_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -381,6 +453,28 @@ mod tests {
         permit(now + 900 * MS).unwrap().mark_all_available();
         assert_eq!(cell.availability(now + 900 * MS), Availability::Available);
         drop(second);
+    }
+
+    #[test]
+    fn a_misconfiguration_is_tried_once_a_second_as_a_last_resort_and_ends_by_an_answer() {
+        let now = Instant::now();
+        let cell = Arc::new(AvailabilityCell::default());
+        let last_resort = |at| ProbePermit::acquire_last_resort([&cell].into_iter(), at);
+        let until = now + 60_000 * MS;
+        cell.mark_unavailable(unavailable(UnavailableReason::CoolingDown, until), now);
+        assert!(last_resort(now).is_none(), "what ends by itself is waited for");
+        cell.mark_available();
+        cell.mark_unavailable(unavailable(UnavailableReason::NoUsableCredential, until), now);
+        drop(last_resort(now).unwrap());
+        assert!(last_resort(now + 999 * MS).is_none());
+        let second = last_resort(now + 1000 * MS).unwrap();
+        // It was rejected again.
+        cell.mark_unavailable(unavailable(UnavailableReason::NoUsableCredential, until), now + 1001 * MS);
+        drop(second);
+        assert!(last_resort(now + 1500 * MS).is_none());
+        assert!(matches!(cell.availability(now + 1500 * MS), Availability::Unavailable(_)));
+        last_resort(now + 2000 * MS).unwrap().mark_all_available();
+        assert_eq!(cell.availability(now + 2001 * MS), Availability::Available);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::availability::{Availability, AvailabilityCell, Outage, Unavailable, UnavailableReason};
 use super::breaker::CircuitBreaker;
 use super::headroom::Headroom;
+use super::rejection_review::RejectionReview;
 use crate::azure::Operation;
 use crate::credentials::BackendCredential;
 use crate::names::{BackendName, DeploymentName};
@@ -71,6 +72,9 @@ pub struct BackendHealth {
     /// Its circuit breaker.
     pub breaker: CircuitBreaker,
     availability_by_operation: [Arc<AvailabilityCell>; Operation::ALL.len()],
+    /// Reviews rejections of the credential.
+    pub credential_review: RejectionReview,
+    reviews_by_operation: [RejectionReview; Operation::ALL.len()],
     deployments: Mutex<HashMap<String, Arc<DeploymentHealth>>>,
     /// Attempts that have begun and not ended.
     pub attempts_in_flight: AtomicUsize,
@@ -89,6 +93,8 @@ impl BackendHealth {
             drain_state: Arc::default(),
             breaker: CircuitBreaker::new(now),
             availability_by_operation: std::array::from_fn(|_| Arc::default()),
+            credential_review: RejectionReview::default(),
+            reviews_by_operation: std::array::from_fn(|_| RejectionReview::default()),
             deployments: Mutex::default(),
             attempts_in_flight: AtomicUsize::new(0),
             attempts_started: AtomicU64::new(0),
@@ -195,6 +201,12 @@ impl BackendHealth {
         &self.availability_by_operation[operation as usize]
     }
 
+    /// Reviews rejections of this operation.
+    pub fn operation_review(&self, operation: Operation) -> &RejectionReview {
+        // In bounds: as above.
+        &self.reviews_by_operation[operation as usize]
+    }
+
     /// The health of one of its deployments, by the resource's name for it; `None` is for calls that
     /// name no deployment.
     pub fn get_or_create_deployment(&self, upstream: Option<&DeploymentName>) -> Arc<DeploymentHealth> {
@@ -234,6 +246,8 @@ impl BackendHealth {
 pub struct DeploymentHealth {
     /// Whether it can be used.
     pub availability: Arc<AvailabilityCell>,
+    /// Reviews responses which say that it does not exist.
+    pub review: RejectionReview,
     /// How much of its quota is left.
     pub headroom: Headroom,
     /// It rejected `stream_options`, so no more streams are asked for their usage.

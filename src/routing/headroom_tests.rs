@@ -10,10 +10,11 @@ use crate::azure::Operation;
 use crate::config::{BalancePolicy, Percentage};
 use crate::credentials::BackendCredential;
 use crate::names::{BackendName, Tier, Weight};
+use crate::routing::attempt_outcome::AttemptOutcome;
 use crate::routing::availability::{Unavailable, UnavailableReason};
 use crate::routing::backend_health::HealthRegistry;
 use crate::routing::pool::{BackendPool, Candidate};
-use crate::routing::retry_plan::{AttemptOutcome, NextStep, RetryLimits, RetryPlan};
+use crate::routing::retry_plan::{NextStep, RetryLimits, RetryPlan};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -204,6 +205,7 @@ fn simulate_hour(
             max_retries: 12,
             max_cooldown_wait: Duration::ZERO,
             latest_retry_start: now,
+            max_outage: Duration::ZERO,
             retry_budget_percentage: Percentage::new(20).unwrap(),
         };
         loop {
@@ -232,7 +234,7 @@ fn simulate_hour(
                     let until = now + wait;
                     let unavailable = Unavailable { reason: UnavailableReason::CoolingDown, until };
                     deployment.availability.mark_unavailable(unavailable, now);
-                    plan.on_attempt_end(index, AttemptOutcome::Throttled(until));
+                    plan.on_attempt_end(&pool, index, AttemptOutcome::Throttled(until));
                 }
             }
         }

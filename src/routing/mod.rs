@@ -3,12 +3,14 @@
 //! These are rules over names, limits, health and the time that they are given; they know neither sockets
 //! nor the clock.
 
+pub mod attempt_outcome;
 pub mod availability;
 pub mod backend_health;
 pub mod breaker;
 pub mod headroom;
 pub mod health_snapshot;
 pub mod pool;
+pub mod rejection_review;
 pub mod retry_budget;
 pub mod retry_plan;
 mod weighted_round_robin;

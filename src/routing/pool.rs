@@ -47,13 +47,11 @@ impl Candidate {
     /// Why and until when it cannot be used for this operation. If there are several reasons, it is the one
     /// that will last longest: what an operator has to repair outlasts what ends by itself.
     pub fn unavailability(&self, operation: Operation, now: Instant) -> Option<Unavailable> {
-        let rank = |reason| match reason {
+        let rank = |reason: UnavailableReason| match reason {
             UnavailableReason::CoolingDown => 0,
             UnavailableReason::BreakerOpen => 1,
-            UnavailableReason::DeploymentNotFound
-            | UnavailableReason::NoUsableCredential
-            | UnavailableReason::PermissionDenied => 2,
             UnavailableReason::Drained => 3,
+            _ => 2,
         };
         self.availability_cells(operation)
             .filter_map(|cell| cell.unavailability(now))
@@ -80,6 +78,20 @@ impl Candidate {
     /// The permit to use it, and to probe what is due; `None` if it is unavailable.
     pub(super) fn acquire_probe_permit(&self, operation: Operation, now: Instant) -> Option<ProbePermit> {
         ProbePermit::acquire(self.availability_cells(operation), now)
+    }
+
+    /// The permit to try it although something about it is misconfigured; `None` if it is unavailable for
+    /// another reason, was tried a short time ago, or has no secret to be sent.
+    pub(super) fn acquire_last_resort_permit(
+        &self,
+        operation: Operation,
+        now: Instant,
+    ) -> Option<ProbePermit> {
+        // 0 is the id of no secret.
+        if self.credential.secret().current_value_id() == 0 {
+            return None;
+        }
+        ProbePermit::acquire_last_resort(self.availability_cells(operation), now)
     }
 
     /// Counts an attempt that begins.

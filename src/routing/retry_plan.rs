@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
+use super::attempt_outcome::AttemptOutcome;
 use super::availability::{ProbePermit, UnavailableReason};
 use super::pool::{BackendPool, PoolTier};
 use crate::azure::Operation;
@@ -14,7 +15,8 @@ use crate::config::Percentage;
 
 /// The wait before backends that failed are tried again; it doubles each round.
 const INITIAL_ROUND_BACKOFF: Duration = Duration::from_millis(100);
-/// The shortest wait for a cooldown: a `retry-after` of zero must not become a busy loop.
+/// The shortest wait for a cooldown, which doubles with each such wait of a request: a `retry-after` of a
+/// millisecond must not use up all attempts at once.
 const MIN_COOLDOWN_WAIT: Duration = Duration::from_millis(10);
 
 /// What one request may spend on retries.
@@ -26,27 +28,10 @@ pub struct RetryLimits {
     pub max_cooldown_wait: Duration,
     /// No attempt after the first starts later than this.
     pub latest_retry_start: Instant,
+    /// After every candidate has failed, no further attempt starts later than this.
+    pub max_outage: Duration,
     /// The share of a pool's requests that may be retried after a failure.
     pub retry_budget_percentage: Percentage,
-}
-
-/// What became of an attempt, as far as the next one depends on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AttemptOutcome {
-    /// 429: the backend asked to wait until then.
-    Throttled(Instant),
-    /// Connect error, reset, time-out or 5xx. The backend may be tried again in a further round, within
-    /// the retry budget.
-    Failed,
-    /// The secret of this id was rejected. The backend may be tried once more with another secret.
-    CredentialRejected(u64),
-    /// The backend cannot serve this request: permission, missing deployment, unknown id, or a refusal
-    /// that the operator wants to be retried elsewhere. A second attempt would end the same way.
-    CannotServe,
-    /// The backend has not decided about the request: a pooled connection was closed before the request
-    /// arrived, or the request has to be sent in another form. It may be tried again once, and the
-    /// attempt does not count.
-    Uncounted,
 }
 
 /// What to do next.
@@ -88,7 +73,8 @@ pub struct Wait {
 enum WaitPurpose {
     /// The cooldown of the candidate at this index.
     Cooldown(usize),
-    NextRound,
+    /// A further round over those that failed. Every candidate had been tried at `decided_at`.
+    NextRound { decided_at: Instant },
 }
 
 /// The retry plan of one request: what it has tried so far. Candidates are named by their index in the
@@ -102,6 +88,9 @@ pub struct RetryPlan {
     failed_candidates: SmallVec<[usize; 2]>,
     attempts_started: u32,
     extra_rounds: u32,
+    /// When every candidate had failed once or could not be used.
+    outage_began_at: Option<Instant>,
+    cooldown_waits: u32,
     total_cooldown_wait: Duration,
     uncounted_attempts: u32,
     failed_attempts: u32,
@@ -121,6 +110,8 @@ impl RetryPlan {
             failed_candidates: SmallVec::new(),
             attempts_started: 0,
             extra_rounds: 0,
+            outage_began_at: None,
+            cooldown_waits: 0,
             total_cooldown_wait: Duration::ZERO,
             uncounted_attempts: 0,
             failed_attempts: 0,
@@ -170,10 +161,12 @@ impl RetryPlan {
         match wait.purpose {
             WaitPurpose::Cooldown(index) => {
                 self.total_cooldown_wait += wait.duration;
+                self.cooldown_waits += 1;
                 self.set_candidate_state(index, CandidateState::Untried);
             }
-            WaitPurpose::NextRound => {
+            WaitPurpose::NextRound { decided_at } => {
                 self.extra_rounds += 1;
+                self.outage_began_at.get_or_insert(decided_at);
                 for state in &mut self.candidate_states {
                     if *state == CandidateState::Failed {
                         *state = CandidateState::Untried;
@@ -207,7 +200,7 @@ impl RetryPlan {
     }
 
     /// Records what became of the attempt on the candidate at this index.
-    pub fn on_attempt_end(&mut self, index: usize, outcome: AttemptOutcome) {
+    pub fn on_attempt_end(&mut self, pool: &BackendPool, index: usize, outcome: AttemptOutcome) {
         // A stale connection twice in one request is a failure of the backend.
         let is_second =
             outcome == AttemptOutcome::Uncounted && self.candidates_with_uncounted_attempt.contains(&index);
@@ -217,6 +210,13 @@ impl RetryPlan {
             AttemptOutcome::Failed => CandidateState::Failed,
             AttemptOutcome::CredentialRejected(secret_id) => CandidateState::CredentialRejected(secret_id),
             AttemptOutcome::CannotServe => CandidateState::CannotServe,
+            AttemptOutcome::TierCannotServe => {
+                let tier = pool.tiers().iter().find(|tier| tier.member_indexes.contains(&index));
+                for member in tier.into_iter().flat_map(|tier| tier.member_indexes.clone()) {
+                    self.set_candidate_state(member, CandidateState::CannotServe);
+                }
+                CandidateState::CannotServe
+            }
             AttemptOutcome::Uncounted => {
                 self.candidates_with_uncounted_attempt.push(index);
                 self.uncounted_attempts += 1;
@@ -269,7 +269,10 @@ impl RetryPlan {
     ) -> NextStep {
         let counted_attempts = self.attempts_started - self.uncounted_attempts;
         let is_first = counted_attempts == 0 || self.last_outcome == Some(AttemptOutcome::Uncounted);
-        let is_in_time = |wait| is_first || now + wait <= limits.latest_retry_start;
+        let outage_end = self.outage_began_at.map(|began_at| began_at + limits.max_outage);
+        let latest_start =
+            outage_end.map_or(limits.latest_retry_start, |end| end.min(limits.latest_retry_start));
+        let is_in_time = |wait| is_first || now + wait <= latest_start;
         if counted_attempts > limits.max_retries || !is_in_time(Duration::ZERO) {
             return NextStep::Exhausted;
         }
@@ -284,7 +287,8 @@ impl RetryPlan {
                 .clone()
                 .filter_map(|index| Some((self.cooldown_end(pool, index, operation, now)?, index)));
             if let Some((until, index)) = cooldowns.min() {
-                let duration = until.saturating_duration_since(now).max(MIN_COOLDOWN_WAIT);
+                let min_wait = MIN_COOLDOWN_WAIT * 2_u32.saturating_pow(self.cooldown_waits.min(16));
+                let duration = until.saturating_duration_since(now).max(min_wait);
                 if self.total_cooldown_wait + duration <= limits.max_cooldown_wait && is_in_time(duration) {
                     return NextStep::Wait(Wait { duration, purpose: WaitPurpose::Cooldown(index) });
                 }
@@ -294,13 +298,9 @@ impl RetryPlan {
             return NextStep::AwaitCredential(index);
         }
         // While a backend cools down, the client is told when to come back instead.
-        if let Some(index) = self.last_resort_candidate(pool, operation, now)
-            && self.earliest_cooldown_end(pool, operation, now).is_none()
+        if self.earliest_cooldown_end(pool, operation, now).is_none()
+            && let Some(attempt) = self.last_resort_attempt(pool, operation, now)
         {
-            let attempt = NextAttempt {
-                is_last_resort: true,
-                ..NextAttempt::for_candidate(index, ProbePermit::default())
-            };
             return self.attempt_within_budget(attempt, pool, limits, now);
         }
         // The budget is checked before the wait: a client must not wait for an attempt that is not made.
@@ -309,8 +309,10 @@ impl RetryPlan {
         {
             let backoff = INITIAL_ROUND_BACKOFF * 2_u32.saturating_pow(self.extra_rounds.min(16));
             let duration = backoff.mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 2.0);
-            if is_in_time(duration) {
-                return NextStep::Wait(Wait { duration, purpose: WaitPurpose::NextRound });
+            let is_within_outage = self.outage_began_at.is_some() || duration <= limits.max_outage;
+            if is_in_time(duration) && is_within_outage {
+                let purpose = WaitPurpose::NextRound { decided_at: now };
+                return NextStep::Wait(Wait { duration, purpose });
             }
         }
         NextStep::Exhausted
@@ -338,9 +340,28 @@ impl RetryPlan {
         None
     }
 
+    /// An attempt on a candidate that is unavailable, since no other is left: one whose circuit is open,
+    /// or else, once a second, one that only the operator can repair.
+    fn last_resort_attempt(
+        &self,
+        pool: &BackendPool,
+        operation: Operation,
+        now: Instant,
+    ) -> Option<NextAttempt> {
+        if let Some(index) = self.half_open_soonest(pool, operation, now) {
+            let attempt = NextAttempt::for_candidate(index, ProbePermit::default());
+            return Some(NextAttempt { is_last_resort: true, ..attempt });
+        }
+        let untried = self.candidate_states.iter().enumerate();
+        untried.filter(|(_, state)| **state == CandidateState::Untried).find_map(|(index, _)| {
+            let permit = pool.candidate(index)?.acquire_last_resort_permit(operation, now)?;
+            Some(NextAttempt::for_candidate(index, permit))
+        })
+    }
+
     /// The candidate whose circuit is half-open soonest, of those that are unavailable only because
     /// their circuit is open. Each is tried once.
-    fn last_resort_candidate(&self, pool: &BackendPool, operation: Operation, now: Instant) -> Option<usize> {
+    fn half_open_soonest(&self, pool: &BackendPool, operation: Operation, now: Instant) -> Option<usize> {
         let open_until = |index: usize| match self.candidate_states.get(index)? {
             CandidateState::Untried if !self.candidates_tried_as_last_resort.contains(&index) => {
                 Some((pool.candidate(index)?.open_until_if_only_breaker(operation, now)?, index))

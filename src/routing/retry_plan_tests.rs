@@ -47,6 +47,7 @@ fn fixture_with_credentials(tiers: &[u16], credential: fn() -> BackendCredential
         max_retries: 12,
         max_cooldown_wait: 250 * MS,
         latest_retry_start: now + 120_000 * MS,
+        max_outage: 5_000 * MS,
         retry_budget_percentage: Percentage::new(20).unwrap(),
     };
     Fixture { now, health_registry, pool, limits }
@@ -101,7 +102,7 @@ fn each_backend_is_tried_once_tier_by_tier_then_those_that_failed_in_rounds() {
         tried.push(index);
         let until = fixture.now + 10_000 * MS;
         let outcome = if index == 2 { AttemptOutcome::Throttled(until) } else { AttemptOutcome::Failed };
-        plan.on_attempt_end(index, outcome);
+        plan.on_attempt_end(&fixture.pool, index, outcome);
     }
     assert_eq!(tried, [0, 1, 2]);
     for expected in [100, 200, 400] {
@@ -112,7 +113,7 @@ fn each_backend_is_tried_once_tier_by_tier_then_those_that_failed_in_rounds() {
         for _ in 0..2 {
             let index = fixture.start_attempt(&mut plan);
             assert_ne!(index, 2, "the third is cooling down");
-            plan.on_attempt_end(index, AttemptOutcome::Failed);
+            plan.on_attempt_end(&fixture.pool, index, AttemptOutcome::Failed);
         }
     }
     fixture.limits.latest_retry_start = fixture.now + 799 * MS;
@@ -126,7 +127,7 @@ fn the_number_of_retries_is_limited() {
     let mut plan = RetryPlan::new(&fixture.pool);
     for _ in 0..2 {
         let index = fixture.start_attempt(&mut plan);
-        plan.on_attempt_end(index, AttemptOutcome::Failed);
+        plan.on_attempt_end(&fixture.pool, index, AttemptOutcome::Failed);
     }
     assert!(fixture.is_exhausted(&plan));
 }
@@ -142,8 +143,52 @@ fn a_short_cooldown_is_waited_for_and_a_long_one_spills_over_to_the_next_tier() 
     plan.on_wait_over(wait);
     assert_eq!(fixture.start_attempt(&mut plan), 0);
     // It is throttled again, for longer than what is left of the time for waits.
-    plan.on_attempt_end(0, AttemptOutcome::Throttled(fixture.now + 220 * MS));
+    plan.on_attempt_end(&fixture.pool, 0, AttemptOutcome::Throttled(fixture.now + 220 * MS));
     assert_eq!(fixture.start_attempt(&mut plan), 1);
+}
+
+#[test]
+fn further_rounds_end_when_the_outage_has_lasted_for_its_time() {
+    let mut fixture = fixture(&[1]);
+    fixture.limits.max_outage = 1000 * MS;
+    let mut plan = RetryPlan::new(&fixture.pool);
+    let began_at = fixture.now + 10_000 * MS;
+    assert_eq!(fixture.start_attempt(&mut plan), 0);
+    // The time that the first attempt took does not count.
+    fixture.now = began_at;
+    plan.on_attempt_end(&fixture.pool, 0, AttemptOutcome::Failed);
+    let mut rounds = 0;
+    while let NextStep::Wait(wait) = fixture.next_step(&plan) {
+        fixture.now += wait.duration;
+        plan.on_wait_over(wait);
+        assert_eq!(fixture.start_attempt(&mut plan), 0);
+        plan.on_attempt_end(&fixture.pool, 0, AttemptOutcome::Failed);
+        rounds += 1;
+    }
+    // 100, 200 and 400 ms; 800 ms more would be too long.
+    assert_eq!((rounds, fixture.now - began_at), (3, 700 * MS));
+    assert!(fixture.is_exhausted(&plan));
+}
+
+#[test]
+fn no_further_round_begins_if_an_outage_may_last_no_time() {
+    let mut fixture = fixture(&[1]);
+    fixture.limits.max_outage = Duration::ZERO;
+    let mut plan = RetryPlan::new(&fixture.pool);
+    assert_eq!(fixture.start_attempt(&mut plan), 0);
+    plan.on_attempt_end(&fixture.pool, 0, AttemptOutcome::Failed);
+    assert!(fixture.is_exhausted(&plan));
+}
+
+#[test]
+fn what_no_backend_of_a_tier_can_serve_goes_to_the_next_tier() {
+    let fixture = fixture(&[1, 1, 2]);
+    let mut plan = RetryPlan::new(&fixture.pool);
+    assert_eq!(fixture.start_attempt(&mut plan), 0);
+    plan.on_attempt_end(&fixture.pool, 0, AttemptOutcome::TierCannotServe);
+    assert_eq!(fixture.start_attempt(&mut plan), 2);
+    plan.on_attempt_end(&fixture.pool, 2, AttemptOutcome::TierCannotServe);
+    assert!(fixture.is_exhausted(&plan));
 }
 
 #[test]
@@ -153,7 +198,7 @@ fn a_retry_after_of_zero_is_no_busy_loop() {
     let mut attempts = 0;
     while fixture.start_attempt(&mut plan) == 0 {
         attempts += 1;
-        plan.on_attempt_end(0, AttemptOutcome::Throttled(fixture.now));
+        plan.on_attempt_end(&fixture.pool, 0, AttemptOutcome::Throttled(fixture.now));
         if let NextStep::Wait(wait) = fixture.next_step(&plan) {
             fixture.now += wait.duration;
             plan.on_wait_over(wait);
@@ -162,7 +207,8 @@ fn a_retry_after_of_zero_is_no_busy_loop() {
             break;
         }
     }
-    assert!(attempts <= 13);
+    // After waits of 10, 20, 40 and 80 ms the time for waits is used up.
+    assert_eq!(attempts, 5);
 }
 
 #[test]
@@ -171,18 +217,20 @@ fn a_pool_of_throttled_backends_is_exhausted_at_once_and_tells_the_earliest_end_
     fixture.mark_unavailable(1, UnavailableReason::CoolingDown, 3000);
     let mut plan = RetryPlan::new(&fixture.pool);
     let index = fixture.start_attempt(&mut plan);
-    plan.on_attempt_end(index, AttemptOutcome::Throttled(fixture.now + 5000 * MS));
+    plan.on_attempt_end(&fixture.pool, index, AttemptOutcome::Throttled(fixture.now + 5000 * MS));
     assert!(fixture.is_exhausted(&plan));
     assert_eq!(plan.earliest_cooldown_end(&fixture.pool, CHAT, fixture.now), Some(fixture.now + 3000 * MS));
 }
 
 #[test]
-fn a_backend_without_the_deployment_is_neither_tried_nor_waited_for() {
+fn a_backend_without_the_deployment_is_tried_last_and_never_waited_for() {
     let fixture = fixture(&[1, 1]);
     fixture.mark_unavailable(0, UnavailableReason::DeploymentNotFound, 50);
     let mut plan = RetryPlan::new(&fixture.pool);
     assert_eq!(fixture.start_attempt(&mut plan), 1);
-    plan.on_attempt_end(1, AttemptOutcome::CannotServe);
+    plan.on_attempt_end(&fixture.pool, 1, AttemptOutcome::CannotServe);
+    assert_eq!(fixture.start_attempt(&mut plan), 0);
+    plan.on_attempt_end(&fixture.pool, 0, AttemptOutcome::CannotServe);
     assert!(fixture.is_exhausted(&plan));
 }
 
@@ -192,7 +240,7 @@ fn the_first_stale_connection_to_a_backend_does_not_count_as_an_attempt() {
     let mut plan = RetryPlan::new(&fixture.pool);
     for outcome in [AttemptOutcome::Uncounted, AttemptOutcome::Uncounted] {
         assert_eq!(fixture.start_attempt(&mut plan), 0);
-        plan.on_attempt_end(0, outcome);
+        plan.on_attempt_end(&fixture.pool, 0, outcome);
     }
     assert!(matches!(fixture.next_step(&plan), NextStep::Wait(_)));
 }
@@ -224,7 +272,7 @@ fn if_all_circuits_are_open_each_backend_is_tried_once_the_one_that_closes_soone
     let mut plan = RetryPlan::new(&fixture.pool);
     for expected in [1, 0] {
         assert_eq!(fixture.start_attempt(&mut plan), expected);
-        plan.on_attempt_end(expected, AttemptOutcome::Failed);
+        plan.on_attempt_end(&fixture.pool, expected, AttemptOutcome::Failed);
     }
     // In the next round the circuits are still open, and each backend has been tried as a last resort.
     let wait = fixture.next_wait(&plan);
@@ -244,11 +292,11 @@ fn the_first_failover_and_attempts_that_follow_no_failure_do_not_use_the_retry_b
     let mut plan = RetryPlan::new(&fixture.pool);
     let first = fixture.start_attempt(&mut plan);
     exhaust_budget();
-    plan.on_attempt_end(first, AttemptOutcome::Failed);
+    plan.on_attempt_end(&fixture.pool, first, AttemptOutcome::Failed);
     let second = fixture.start_attempt(&mut plan);
-    plan.on_attempt_end(second, AttemptOutcome::Failed);
+    plan.on_attempt_end(&fixture.pool, second, AttemptOutcome::Failed);
     assert!(fixture.is_exhausted(&plan), "the second failover uses the budget");
-    plan.on_attempt_end(second, AttemptOutcome::Throttled(fixture.now + 5000 * MS));
+    plan.on_attempt_end(&fixture.pool, second, AttemptOutcome::Throttled(fixture.now + 5000 * MS));
     assert!(matches!(fixture.next_step(&plan), NextStep::Attempt(_)), "an attempt after a 429 does not");
 }
 
@@ -267,7 +315,7 @@ fn a_new_secret_is_waited_for_once_if_no_other_backend_is_left_and_is_tried_once
             unavailable,
             fixture.now,
         );
-        plan.on_attempt_end(index, AttemptOutcome::CredentialRejected(secret_id));
+        plan.on_attempt_end(&fixture.pool, index, AttemptOutcome::CredentialRejected(secret_id));
     };
     let renew_secret = |index: usize, key| {
         let candidate = fixture.pool.candidate(index).unwrap();

@@ -23,7 +23,7 @@ use crate::names::DeploymentName;
 use crate::proxy::ActiveConfig;
 use crate::proxy::upstream::dns::AddressBook;
 use crate::proxy::upstream::peer::CertificateFileError;
-use crate::proxy::upstream::probe;
+use crate::proxy::upstream::{probe, question};
 
 /// Holds the active configuration and replaces it on reload.
 pub struct ConfigManager {
@@ -32,15 +32,23 @@ pub struct ConfigManager {
     process_state: Arc<ProcessState>,
     /// The configuration at startup, whose listeners and sinks are in use.
     startup_config: Config,
-    addresses_and_probes: Mutex<AddressesAndProbes>,
+    addresses_and_tasks: Mutex<AddressesAndTasks>,
     config_status: Arc<ArcSwap<ConfigStatus>>,
 }
 
 /// What a reload replaces along with the active configuration. Its lock is held during a reload.
-struct AddressesAndProbes {
+struct AddressesAndTasks {
     address_book: AddressBook,
-    /// The probes of the active configuration; dropping them stops them.
-    _probes: JoinSet<()>,
+    /// The balancer's own requests to the backends of the active configuration; dropping them stops them.
+    _balancer_requests: JoinSet<()>,
+}
+
+impl AddressesAndTasks {
+    fn new(address_book: AddressBook, active_config: &Arc<ActiveConfig>) -> Self {
+        let mut requests = probe::spawn_probes(active_config);
+        question::spawn_questions(active_config, &mut requests);
+        Self { address_book, _balancer_requests: requests }
+    }
 }
 
 /// Why the configuration was not replaced.
@@ -88,7 +96,7 @@ impl ConfigManager {
                 error!("backend {name} is unavailable until its credential is fetched: {error}");
             }
         }
-        let probes = probe::spawn_probes(&active_config);
+        let state = AddressesAndTasks::new(address_book, &active_config);
         let status = ConfigStatus {
             file,
             activation_number: 1,
@@ -101,7 +109,7 @@ impl ConfigManager {
             active_config: Arc::new(ArcSwap::new(active_config)),
             process_state: process,
             startup_config: config,
-            addresses_and_probes: Mutex::new(AddressesAndProbes { address_book, _probes: probes }),
+            addresses_and_tasks: Mutex::new(state),
             config_status: Arc::new(ArcSwap::from_pointee(status)),
         })
     }
@@ -136,7 +144,7 @@ impl ConfigManager {
     /// [`ReloadError`]; the active configuration is unchanged then.
     pub async fn reload(&self) -> Result<ReloadReport, ReloadError> {
         // Concurrent reloads run one after the other, and each reads the file anew.
-        let mut state = self.addresses_and_probes.lock().await;
+        let mut state = self.addresses_and_tasks.lock().await;
         let result = self.load_and_activate(&mut state).await;
         self.process_state.recorder.metrics().record_config_reload(result.is_ok());
         match &result {
@@ -163,7 +171,7 @@ impl ConfigManager {
         result
     }
 
-    async fn load_and_activate(&self, state: &mut AddressesAndProbes) -> Result<ReloadReport, ReloadError> {
+    async fn load_and_activate(&self, state: &mut AddressesAndTasks) -> Result<ReloadReport, ReloadError> {
         let previous = self.config_status.load_full();
         let file = previous.file.clone().ok_or(ReloadError::NotReadFromFile)?;
         let loaded =
@@ -180,7 +188,7 @@ impl ConfigManager {
         }
         let redact = config.record.map(|record| record.redaction_patterns).unwrap_or_default();
         self.process_state.recorder.set_redaction_patterns(redact);
-        *state = AddressesAndProbes { address_book, _probes: probe::spawn_probes(&active_config) };
+        *state = AddressesAndTasks::new(address_book, &active_config);
         self.active_config.store(active_config);
         let status = Arc::new(ConfigStatus {
             file: previous.file.clone(),

@@ -187,8 +187,12 @@ impl Balancer {
         }
     }
 
-    /// Whether the balancer answers. A TLS listener only has to accept connections.
+    /// Whether the balancer answers and has completed its start: the control socket is opened after the
+    /// listeners. A TLS listener only has to accept connections.
     async fn is_ready(&self) -> bool {
+        if !self.log.lock().unwrap().contains(" serves on ") {
+            return false;
+        }
         let Ok(mut client) = Client::try_connect(self.address).await else { return false };
         if !self.speaks_tls && !client.get_is_ok("/readyz").await {
             return false;

@@ -2,9 +2,9 @@
 //! ended normally. Takes a JSON body at once or a stream event by event.
 
 use super::captured_text::{CapturedChoices, TextBudget, truncate_label};
+use super::error_body::ErrorBody;
 use super::sse::SseEvent;
 use super::usage::TokenUsage;
-use super::verdict::ErrorBody;
 use crate::azure::binary_data::replace_binary_data;
 use crate::azure::json;
 use crate::azure::json::JsonCursor;

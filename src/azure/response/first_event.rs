@@ -13,8 +13,8 @@ use crate::azure::request::operation::Operation;
 /// What one of the first events says about its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FirstEventKind {
-    /// Nothing yet: a comment, Azure's first chunk with empty `choices`, `response.created`,
-    /// `response.in_progress` or `response.queued`.
+    /// Nothing yet: a comment, Azure's first chunk with empty `choices`, a chunk that has only the role,
+    /// `response.created`, `response.in_progress` or `response.queued`.
     Preamble,
     /// The content has begun, or the stream has ended normally. Failover is no longer possible.
     Content,
@@ -44,7 +44,7 @@ pub fn classify_first_event(operation: Operation, event: &SseEvent<'_>) -> First
             let is_empty = |raw: &str| raw.get(1..).is_some_and(|r| r.trim_start().starts_with(']'));
             let has_usage = usage.is_some_and(|raw| raw != "null");
             match choices {
-                Some(raw) if is_empty(raw) && !has_usage => FirstEventKind::Preamble,
+                Some(raw) if (is_empty(raw) || !has_content(raw)) && !has_usage => FirstEventKind::Preamble,
                 None if event.is_oversized && starts_with_empty_choices(event.data) => {
                     FirstEventKind::Preamble
                 }
@@ -69,6 +69,30 @@ fn fallback_event_type<'a>(event: &SseEvent<'a>) -> Option<Cow<'a, str>> {
     quoted.next().map(String::from_utf8_lossy)
 }
 
+/// Whether one of the `choices` has content or has ended. Azure's second chunk has only the role and an
+/// empty `content`, and a refusal may follow it.
+fn has_content(choices: &str) -> bool {
+    let mut has_content = false;
+    let is_array = json::JsonCursor::new(choices)
+        .walk_array(|cursor| has_content |= cursor.next_value().is_none_or(choice_has_content));
+    has_content || !is_array
+}
+
+fn choice_has_content(choice: &str) -> bool {
+    let is_nothing = |raw: &str| matches!(raw, "null" | "\"\"" | "[]" | "{}");
+    let [delta, text, finish_reason] = json::find_fields(choice, &["delta", "text", "finish_reason"]);
+    let delta_has_content = |delta: &str| {
+        let mut has_content = false;
+        let is_object = json::JsonCursor::new(delta).walk_object(|key, cursor| {
+            has_content |= key != "role" && !cursor.next_value().is_some_and(is_nothing);
+        });
+        has_content || !is_object
+    };
+    delta.is_some_and(delta_has_content)
+        || [text, finish_reason].into_iter().flatten().any(|raw| !is_nothing(raw))
+        || (delta.is_none() && text.is_none())
+}
+
 fn starts_with_empty_choices(data: &[u8]) -> bool {
     let mut bytes = data.iter().filter(|b| !b.is_ascii_whitespace());
     br#"{"choices":[]"#.iter().all(|b| bytes.next() == Some(b))
@@ -81,12 +105,34 @@ mod tests {
     #[test]
     fn first_events_are_classified() {
         use FirstEventKind::{Content, Error, Preamble};
-        use Operation::{Chat, Images, Responses};
+        use Operation::{Chat, Completions, Images, Responses};
         let rows: &[(Operation, &str, &str, bool, FirstEventKind)] = &[
             (Chat, "", "", false, Preamble),
             (Chat, "", r#"{"choices":[],"id":"","prompt_filter_results":[]}"#, false, Preamble),
             (Chat, "", r#"{ "choices" : [ ] , "prompt_filter_results":[{"#, true, Preamble),
-            (Chat, "", r#"{"choices":[{"delta":{"content":"","role":"assistant"}}]}"#, false, Content),
+            (Chat, "", r#"{"choices":[{"delta":{"content":"","role":"assistant"}}]}"#, false, Preamble),
+            (
+                Chat,
+                "",
+                r#"{"choices":[{"index":0,"delta":{"content":"","refusal":null,"role":"assistant"},"finish_reason":null}]}"#,
+                false,
+                Preamble,
+            ),
+            (Chat, "", r#"{"choices":[{"delta":{"role":"assistant","content":"H"}}]}"#, false, Content),
+            (Chat, "", r#"{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}"#, false, Content),
+            (Chat, "", r#"{"choices":[{"delta":{"reasoning_content":"H"}}]}"#, false, Content),
+            (Chat, "", r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#, false, Content),
+            (
+                Chat,
+                "",
+                r#"{"choices":[{"delta":{"content":""}},{"index":1,"delta":{"content":"H"}}]}"#,
+                false,
+                Content,
+            ),
+            (Chat, "", r#"{"choices":[{"delta":"?"}]}"#, false, Content),
+            (Chat, "", r#"{"choices":[{"unknown":1}]}"#, false, Content),
+            (Completions, "", r#"{"choices":[{"text":"","finish_reason":null}]}"#, false, Preamble),
+            (Completions, "", r#"{"choices":[{"text":"H","finish_reason":null}]}"#, false, Content),
             (Chat, "", r#"{"choices":[],"usage":{"prompt_tokens":1}}"#, false, Content),
             (Chat, "", r#"{"error":{"code":"429"}}"#, false, Error),
             (Chat, "", r#"{"error":null,"choices":[]}"#, false, Preamble),

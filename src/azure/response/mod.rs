@@ -4,8 +4,10 @@
 pub mod capture;
 mod captured_text;
 pub mod collected_body;
+mod error_body;
 pub(super) mod first_event;
 pub mod hints;
+mod known_errors;
 pub mod sse;
 pub mod usage;
 pub mod verdict;

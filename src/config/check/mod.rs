@@ -195,7 +195,7 @@ mod tests {
             (
                 "retry: 12",
                 &[
-                    "retry: must be a mapping with attempts, statuses, deadline, wait, budget or hold, not a number",
+                    "retry: must be a mapping with attempts, statuses, deadline, outage, wait, budget or hold, not a number",
                 ],
             ),
             ("retry:", &["retry: is empty; remove it or give it a value"]),

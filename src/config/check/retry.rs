@@ -16,13 +16,15 @@ pub(super) fn read_balance_policy(root: &YamlMapping<'_, '_>) -> Option<BalanceP
 
 /// Reads `retry`.
 pub(super) fn read_retry(root: &YamlMapping<'_, '_>) -> Option<RetryConfig> {
-    let map = root.read_block("retry", &["attempts", "statuses", "deadline", "wait", "budget", "hold"])?;
+    let map =
+        root.read_block("retry", &["attempts", "statuses", "deadline", "outage", "wait", "budget", "hold"])?;
     let max_retries = map.read_or("attempts", 12, |node| Some(node.read_integer(0..=100)? as u32));
     let retryable_statuses = map.read_or("statuses", StatusSet::default_retryable(), |node| {
         let ranges = node.read_each(read_status_range)?;
         Some(ranges.into_iter().fold(StatusSet::EMPTY, |set, (first, last)| set.with_range(first, last)))
     });
     let time_limit = map.read_or("deadline", Duration::from_secs(120), YamlNode::read_duration);
+    let max_outage = map.read_or("outage", Duration::from_secs(5), YamlNode::read_duration);
     let max_cooldown_wait = map.read_or("wait", Duration::from_millis(250), YamlNode::read_duration);
     let budget = map.read_or("budget", Percentage::TWENTY_PERCENT, YamlNode::read_percentage);
     let stream_hold = read_stream_hold(&map);
@@ -30,6 +32,7 @@ pub(super) fn read_retry(root: &YamlMapping<'_, '_>) -> Option<RetryConfig> {
         max_retries: max_retries?,
         retryable_statuses: retryable_statuses?,
         retry_start_time_limit: time_limit?,
+        max_outage: max_outage?,
         max_cooldown_wait: max_cooldown_wait?,
         budget_percentage: budget?,
         stream_hold: stream_hold?,

@@ -22,6 +22,8 @@ pub struct RetryConfig {
     pub retryable_statuses: StatusSet,
     /// Measured from the end of the request body: no retry starts later than this.
     pub retry_start_time_limit: Duration,
+    /// After every backend has failed in a request, no further attempt starts later than this.
+    pub max_outage: Duration,
     /// The longest that a request waits for a cooldown to end before it spills over to the next tier.
     pub max_cooldown_wait: Duration,
     /// While backends fail, retries are limited to this share of the pool's recent requests.

@@ -12,9 +12,12 @@ use crate::routing::availability::UnavailableReason;
 /// The refusal of a request for which no further attempt is possible. `default_cooldown` is its
 /// `retry-after` if no better time is known.
 pub(super) fn exhaustion_refusal(retry: &RetryState, default_cooldown: Duration, now: Instant) -> Refusal {
+    if let Some(deployment) = retry.unknown_deployment(now) {
+        return Refusal::deployment_not_found(deployment);
+    }
     let was_throttled = |attempt: &AttemptRecord| attempt.status == Some(429);
     if retry.earliest_cooldown_end(now).is_some() || retry.attempt_records.iter().any(was_throttled) {
-        return throttled_refusal(time_until_client_retry(retry, default_cooldown, now));
+        return throttled_refusal(time_until_available(retry, now).unwrap_or(default_cooldown));
     }
     // A complete response with such a status is relayed and not replaced by a refusal. But the status also
     // stands for an error event in a stream, or for an incomplete response.
@@ -28,14 +31,10 @@ pub(super) fn exhaustion_refusal(retry: &RetryState, default_cooldown: Duration,
 }
 
 /// How long until a backend is available that this request has not tried, or until the first cooldown
-/// ends. `default_cooldown` if neither is known.
-pub(super) fn time_until_client_retry(
-    retry: &RetryState,
-    default_cooldown: Duration,
-    now: Instant,
-) -> Duration {
+/// ends; `None` if neither is known.
+pub(super) fn time_until_available(retry: &RetryState, now: Instant) -> Option<Duration> {
     let soonest = if retry.has_untried_backend(now) { Some(now) } else { retry.earliest_cooldown_end(now) };
-    soonest.map_or(default_cooldown, |until| until.saturating_duration_since(now))
+    soonest.map(|until| until.saturating_duration_since(now))
 }
 
 fn throttled_refusal(wait: Duration) -> Refusal {

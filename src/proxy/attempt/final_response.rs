@@ -96,14 +96,15 @@ pub(super) fn correct_retry_hints(
     now: Instant,
 ) -> pingora::Result<()> {
     let default_cooldown = context.gateway().default_client_retry_after();
+    let own_hint = || hints::cooldown_hint(&header.headers, SystemTime::now()).unwrap_or(default_cooldown);
     let wait = match header.status.as_u16() {
-        429 => match &context.retry_state {
-            Some(retry) => exhaustion::time_until_client_retry(retry, default_cooldown, now),
-            None => default_cooldown,
-        },
-        408 | 500.. if hints::has_retry_after(&header.headers) => {
-            hints::cooldown_hint(&header.headers, SystemTime::now()).unwrap_or(default_cooldown)
+        429 => {
+            let retry = context.retry_state.as_ref();
+            // If nothing cools down, the 429 was about this request alone.
+            let soonest = retry.and_then(|retry| exhaustion::time_until_available(retry, now));
+            soonest.unwrap_or_else(own_hint)
         }
+        408 | 500.. if hints::has_retry_after(&header.headers) => own_hint(),
         _ => return Ok(()),
     };
     header.remove_header("x-ms-retry-after-ms");

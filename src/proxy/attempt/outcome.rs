@@ -12,7 +12,7 @@ use super::retry_state::{FinishedAttempt, NO_FAILURE, RetryState, whole_millis};
 use super::upstream_error::UpstreamError;
 use crate::azure::response::verdict::{self, Verdict};
 use crate::gateway::{FailureFlags, ResponseFacts};
-use crate::routing::retry_plan::AttemptOutcome;
+use crate::routing::attempt_outcome::AttemptOutcome;
 
 /// What happens after a response that was held.
 pub(super) enum AfterResponse {
@@ -90,7 +90,7 @@ impl RetryState {
         let without_body = HeldResponse { sent_by, ..HeldResponse::new(held.header.clone()) };
         match self.end_attempt_with_response(held, false, is_body_consumed, now) {
             // No other response is available to the client, and the rest of this one may still arrive.
-            AfterResponse::Exhausted if !is_operators_fault(verdict) && !self.has_best_response() => {
+            AfterResponse::Exhausted if !is_operators_fault(verdict, status) && !self.has_best_response() => {
                 AfterResponse::Relay(without_body)
             }
             after => after,
@@ -111,8 +111,9 @@ impl RetryState {
         let body = held.body_received_so_far();
         let verdict = gateway.judge_complete_response(&self.admitted, status, &body);
         // The client did not ask for usage. The balancer did, so it sends the request again without that.
-        let refuses_stream_options =
-            status == 400 && self.balancer_asks_for_usage() && verdict::mentions_stream_options(&body);
+        let refuses_stream_options = is_about_body(status)
+            && self.balancer_asks_for_usage()
+            && verdict::mentions_stream_options(&body);
         // Before the attempt ends and with it its probe permit. A client error shows that the backend serves
         // requests. Any other response but a failure shows only that it can be reached.
         match verdict {
@@ -132,13 +133,17 @@ impl RetryState {
         };
         let Some(outcome) = outcome else { return AfterResponse::Relay(held) };
         let was_throttled = matches!(outcome, AttemptOutcome::Throttled(_));
+        if verdict == Verdict::DeploymentNotFound {
+            self.note_missing_deployment(finished.candidate_index);
+        }
         self.note_outcome(finished.candidate_index, outcome);
         held.sent_by = self.current_or_last_target().cloned();
         // The client must not see an error that it did not cause. (`Uncounted` is a refusal of the
         // `stream_options` that the balancer added.)
-        let is_ours = is_operators_fault(verdict) || outcome == AttemptOutcome::Uncounted;
+        let is_ours = is_operators_fault(verdict, status) || outcome == AttemptOutcome::Uncounted;
         if !is_ours && is_complete {
-            held.says_request_is_unsupported = verdict == Verdict::UnsupportedByBackend;
+            held.says_request_is_unsupported =
+                matches!(verdict, Verdict::UnsupportedByBackend | Verdict::DeploymentNotFound);
             self.keep_best_response(held);
         }
         if verdict == Verdict::RetryElsewhere
@@ -153,7 +158,10 @@ impl RetryState {
         let is_safe_to_repeat = self.admitted.is_repeatable
             || was_throttled
             || is_ours
-            || verdict == Verdict::UnsupportedByBackend;
+            || matches!(
+                verdict,
+                Verdict::UnsupportedByBackend | Verdict::DeploymentNotFound | Verdict::TooLargeForBackend
+            );
         if is_safe_to_repeat && !is_body_consumed && self.can_make_another_attempt(now) {
             AfterResponse::Retry
         } else {
@@ -173,13 +181,14 @@ impl RetryState {
         let verdict = verdict::judge_error_event(event);
         let status = match verdict {
             Verdict::Success | Verdict::ClientError => return None,
-            Verdict::Throttled => 429,
+            Verdict::Throttled | Verdict::TooLargeForBackend => 429,
             // The backend may have created something, such as a background response, before it failed. The
             // client sees its events.
             _ if !self.admitted.is_repeatable => return None,
             Verdict::CredentialRejected => 401,
             Verdict::PermissionDenied => 403,
             Verdict::DeploymentNotFound | Verdict::UnsupportedByBackend => 404,
+            Verdict::PromptTooLong => 400,
             Verdict::BackendFailure | Verdict::RetryElsewhere => 500,
         };
         if verdict != Verdict::BackendFailure {
@@ -188,11 +197,16 @@ impl RetryState {
         let failure = self.record_failure_for_verdict(verdict);
         let finished = self.finish_with_status(status, verdict, header, now)?;
         let outcome = self.learn_from_response(&finished, verdict, status, header, failure, now)?;
+        if verdict == Verdict::DeploymentNotFound {
+            self.note_missing_deployment(finished.candidate_index);
+        }
         self.note_outcome(finished.candidate_index, outcome);
-        Some(match self.can_make_another_attempt(now) {
-            true if !is_body_consumed => AfterResponse::Retry,
-            _ => AfterResponse::Exhausted,
-        })
+        match self.can_make_another_attempt(now) && !is_body_consumed {
+            true => Some(AfterResponse::Retry),
+            // The client gets the error that its own prompt has caused.
+            false if verdict == Verdict::PromptTooLong => None,
+            false => Some(AfterResponse::Exhausted),
+        }
     }
 
     /// Ends the current attempt, which failed without a complete response; returns whether another follows.
@@ -296,7 +310,17 @@ impl RetryState {
 }
 
 /// Whether a response with this verdict is caused by the balancer's own credential or configuration. Such
-/// a response is never relayed.
-fn is_operators_fault(verdict: Verdict) -> bool {
-    matches!(verdict, Verdict::CredentialRejected | Verdict::PermissionDenied | Verdict::DeploymentNotFound)
+/// a response is never relayed. A 400 is: it may be about a model that the body names in another place.
+fn is_operators_fault(verdict: Verdict, status: u16) -> bool {
+    match verdict {
+        Verdict::CredentialRejected | Verdict::PermissionDenied => true,
+        Verdict::DeploymentNotFound => status != 400,
+        Verdict::UnsupportedByBackend => status == 403,
+        _ => false,
+    }
+}
+
+/// Whether a response of this status can be a complaint about a field of the body.
+fn is_about_body(status: u16) -> bool {
+    (400..500).contains(&status) && !matches!(status, 401 | 403 | 404 | 408 | 429)
 }

@@ -4,16 +4,19 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use smallvec::SmallVec;
+
 use super::held_response::{AttemptTarget, HeldResponse};
 use crate::azure::Operation;
 use crate::credentials::BackendCredential;
 use crate::gateway::{AdmittedRequest, FailureFlags, Gateway, UpstreamRequest};
-use crate::names::BackendName;
+use crate::names::{BackendName, DeploymentName};
 use crate::record::exchange::AttemptRecord;
-use crate::routing::availability::{ProbePermit, Unavailable};
+use crate::routing::attempt_outcome::AttemptOutcome;
+use crate::routing::availability::{ProbePermit, Unavailable, UnavailableReason};
 use crate::routing::headroom::SendTicket;
-use crate::routing::pool::BackendPool;
-use crate::routing::retry_plan::{AttemptOutcome, NextAttempt, NextStep, RetryLimits, RetryPlan, Wait};
+use crate::routing::pool::{BackendPool, Candidate};
+use crate::routing::retry_plan::{NextAttempt, NextStep, RetryLimits, RetryPlan, Wait};
 
 /// For responses and errors that are no failure of the backend.
 pub(super) const NO_FAILURE: FailureFlags = FailureFlags {
@@ -41,6 +44,8 @@ pub(in crate::proxy) struct RetryState {
     best_response: Option<HeldResponse>,
     /// The default backend does not know the id in the request, so the other resources are tried.
     pub(super) searches_non_default_resources: bool,
+    /// The indexes of the candidates that have said that they do not have the deployment.
+    candidates_without_deployment: SmallVec<[usize; 2]>,
     /// The index of the candidate that refused the `stream_options` added by the balancer. From then on
     /// they are not added for any candidate.
     pub(super) stream_options_refused_by: Option<usize>,
@@ -107,6 +112,7 @@ impl RetryState {
             current_or_last_target: None,
             best_response: None,
             searches_non_default_resources: false,
+            candidates_without_deployment: SmallVec::new(),
             stream_options_refused_by: None,
         }
     }
@@ -302,9 +308,28 @@ impl RetryState {
         } else {
             outcome
         };
-        self.plan.on_attempt_end(candidate_index, outcome);
+        self.plan.on_attempt_end(&self.admitted.pool, candidate_index, outcome);
         // Chosen before this outcome was known.
         self.chosen_step = None;
+    }
+
+    /// Records that a candidate has said that it does not have the deployment.
+    pub(super) fn note_missing_deployment(&mut self, candidate_index: usize) {
+        self.candidates_without_deployment.push(candidate_index);
+    }
+
+    /// The deployment of the request, if the configuration does not list it and every candidate has said
+    /// that it does not have it, to this request or to one before: then the client has misspelt it.
+    pub(super) fn unknown_deployment(&self, now: Instant) -> Option<&DeploymentName> {
+        let deployment = self.admitted.deployment.as_ref()?;
+        let mut candidates = self.admitted.pool.candidates().iter().enumerate();
+        let is_missing = |(index, candidate): (usize, &Candidate)| {
+            self.candidates_without_deployment.contains(&index)
+                || candidate.deployment_health.as_ref().is_some_and(|health| {
+                    health.availability.is_in_outage(UnavailableReason::DeploymentNotFound, now)
+                })
+        };
+        (!self.gateway.is_listed_deployment(deployment) && candidates.all(is_missing)).then_some(deployment)
     }
 
     /// Continues the plan with this pool, whose resources may know the id in the request.

@@ -1,4 +1,4 @@
-//! The balancer's own requests to a backend, for health probes and `check --live`. Azure does not bill them.
+//! The balancer's own requests to a backend, for health probes, questions and `check --live`. Azure does not bill them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,11 +12,33 @@ use pingora::upstreams::peer::HttpPeer;
 use super::headers;
 use crate::credentials::SecretValue;
 use crate::gateway::Backend;
+use crate::names::DeploymentName;
 
 /// Longest duration of such a request. Health probes get the time for connecting in addition.
 pub(super) const BALANCER_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Reading a response body stops once it exceeds this many bytes; errors are shorter.
 const STOP_READING_BODY_AFTER_BYTES: usize = 64 * 1024;
+
+/// The list of models. Every Azure OpenAI resource serves it.
+pub(super) const MODELS_TARGET: &str = "/openai/models?api-version=2024-10-21";
+/// The api-version of such requests if the configuration names none.
+const DEFAULT_API_VERSION: &str = "2024-10-21";
+/// A body without any field. Azure checks credential, permission and deployment first and then refuses the
+/// request, before it costs anything.
+pub(super) const EMPTY_REQUEST_BODY: &str = "{}";
+
+/// The target of a request to a deployment of a backend; `path` is what follows its name.
+/// `default_version` is `requests.api_version`.
+pub(super) fn deployment_target(
+    backend: &Backend,
+    deployment: &DeploymentName,
+    path: &str,
+    default_version: Option<&str>,
+) -> String {
+    let own_version = backend.config.api_version_override.as_deref();
+    let version = own_version.or(default_version).unwrap_or(DEFAULT_API_VERSION);
+    format!("/openai/deployments/{deployment}/{path}?api-version={version}")
+}
 
 /// A request of the balancer itself to a backend.
 pub(super) struct BalancerRequest<'q> {

@@ -17,9 +17,11 @@ use pingora::upstreams::peer::HttpPeer;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::balancer_request::{BALANCER_REQUEST_TIMEOUT, BalancerRequest, send_balancer_request};
+use super::balancer_request::{
+    BALANCER_REQUEST_TIMEOUT, BalancerRequest, EMPTY_REQUEST_BODY, MODELS_TARGET, deployment_target,
+    send_balancer_request,
+};
 use super::peer::load_ca_certificates;
-use super::probe::MODELS_TARGET;
 use crate::azure::response::verdict;
 use crate::azure::response::verdict::Verdict;
 use crate::config::{self, CertifiedKey};
@@ -27,12 +29,6 @@ use crate::credentials::SecretValue;
 use crate::gateway::Backend;
 use crate::names::{BackendName, DeploymentName};
 use crate::proxy::ActiveConfig;
-
-/// The api-version of the checks if the configuration names none.
-const DEFAULT_API_VERSION: &str = "2024-10-21";
-/// A chat completion without any field. Azure looks up the deployment first and then refuses the request,
-/// before it costs anything.
-const EMPTY_REQUEST_BODY: &str = "{}";
 
 /// The result of one check of a backend.
 #[derive(Debug)]
@@ -197,9 +193,7 @@ impl BackendRequestSender<'_> {
         upstream_name: &DeploymentName,
         default_version: Option<&str>,
     ) -> Result<String, String> {
-        let own_version = self.backend.config.api_version_override.as_deref();
-        let version = own_version.or(default_version).unwrap_or(DEFAULT_API_VERSION);
-        let target = format!("/openai/deployments/{upstream_name}/chat/completions?api-version={version}");
+        let target = deployment_target(self.backend, upstream_name, "chat/completions", default_version);
         let request = BalancerRequest { method: Method::POST, target: &target, body: EMPTY_REQUEST_BODY };
         let (status, body) = self.send(request).await?;
         match verdict::judge_response(status, &body, &|_| true) {
@@ -211,9 +205,11 @@ impl BackendRequestSender<'_> {
             Verdict::BackendFailure => Err(format!("the backend answers {status}")),
             Verdict::Throttled => Ok("exists; it is throttled at the moment (429)".to_owned()),
             // A 400 for the empty request is what an existing deployment answers.
-            Verdict::Success | Verdict::ClientError | Verdict::RetryElsewhere => {
-                Ok(format!("exists ({status})"))
-            }
+            Verdict::Success
+            | Verdict::ClientError
+            | Verdict::RetryElsewhere
+            | Verdict::TooLargeForBackend
+            | Verdict::PromptTooLong => Ok(format!("exists ({status})")),
         }
     }
 }

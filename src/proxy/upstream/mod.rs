@@ -10,3 +10,4 @@ pub mod headers;
 pub mod live_check;
 pub mod peer;
 pub mod probe;
+pub mod question;

@@ -11,11 +11,10 @@ use pingora::connectors::http::Connector;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::balancer_request::{BALANCER_REQUEST_TIMEOUT, BalancerRequest, send_balancer_request};
+use super::balancer_request::{
+    BALANCER_REQUEST_TIMEOUT, BalancerRequest, MODELS_TARGET, send_balancer_request,
+};
 use crate::proxy::ActiveConfig;
-
-/// The request target of a probe. Every Azure OpenAI resource serves it, and it is not billed.
-pub(super) const MODELS_TARGET: &str = "/openai/models?api-version=2024-10-21";
 
 /// Starts a task for each backend that is to be probed. Dropping the returned set ends them.
 #[must_use]
