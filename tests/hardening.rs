@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use aoai_lb::demo::{Mood, SimulatedError};
 use support::upstream::{self, RawRequest, ScriptedUpstream};
 use support::{
-    Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, all_backends_yaml, answering_backend,
+    Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, all_backends_yaml, answering_backend, sha256_hex,
     simulated_backend_yaml, start_simulator, wait_until,
 };
 
@@ -179,6 +179,35 @@ async fn a_body_that_is_announced_but_not_sent_reserves_no_memory() {
     for _ in 0..3 {
         assert_eq!(balancer.post_chat().await.status, 200);
     }
+}
+
+#[tokio::test]
+async fn stalled_uploads_of_one_client_leave_memory_for_the_bodies_of_another() {
+    let azure = start_simulator(&["a"]).await;
+    let client = |name: &str| {
+        let key = sha256_hex(&format!("key-of-{name}"));
+        format!("  - name: {name}\n    keys: [ {{ sha256: {key} }} ]\n")
+    };
+    let clients = format!("clients:\n{}{}", client("greedy"), client("modest"));
+    let extra_yaml = "requests: { max_body: 1MiB, body_memory: 4MiB, max_streamed_body: 1MiB }";
+    let balancer = Balancer::start_with_clients(&all_backends_yaml(&azure), &clients, extra_yaml).await;
+    let mut stalled_clients = Vec::new();
+    for _ in 0..16 {
+        let mut client = balancer.connect().await;
+        let headers = [("api-key", "key-of-greedy"), ("Content-Length", "400000")];
+        client.send(Client::request_head("POST", CHAT_TARGET, &headers).as_bytes()).await;
+        client.try_send(&[b' '; 399_999]).await;
+        stalled_clients.push(client);
+    }
+    // Two thirds of the memory are six such bodies; the others are refused.
+    let in_flight = async || balancer.status().await["in_flight"].as_u64().unwrap();
+    support::wait_until_async("the others are refused", async || in_flight().await <= 6).await;
+    let body = format!(r#"{{"messages":[{{"role":"user","content":"{}"}}]}}"#, "x".repeat(100_000));
+    for _ in 0..20 {
+        let response = balancer.post(CHAT_TARGET, &[("api-key", "key-of-modest")], body.as_bytes()).await;
+        assert_eq!(response.status, 200, "{}", response.text());
+    }
+    assert!(in_flight().await >= 1, "expected some uploads to be held all the time");
 }
 
 #[tokio::test]

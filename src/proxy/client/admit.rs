@@ -10,6 +10,7 @@ use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 use tokio::time::timeout;
 
+use super::body_memory::MemoryHolder;
 use super::head;
 use super::request_body::{BodyLimits, BodyReadError, RequestBody, read_body};
 use super::timeouts::UPLOAD_DRAIN_TIMEOUT;
@@ -62,6 +63,7 @@ pub(in crate::proxy) async fn admit_request(
             .then_some(gateway.request_config.max_streamed_body_bytes),
         timeout: gateway.timeouts.request_body,
         body_memory: Arc::clone(&context.body_memory),
+        memory_holder: MemoryHolder::of(Some(&client), context.request.client_ip),
         max_total_held_bytes: gateway.request_config.max_total_buffered_bytes,
     };
     context.overhead_clock.pause(Instant::now());

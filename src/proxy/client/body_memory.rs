@@ -1,31 +1,98 @@
-//! The memory limit that all held request bodies and held streams share (`requests.body_memory`).
+//! The memory limit that all held request bodies and held streams share (`requests.body_memory`). One
+//! client's bodies cannot use up what others need.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::admission::client::Client;
+use crate::names::ClientName;
 use crate::refusal::{Refusal, RefusalReason};
 
-/// Counts the memory of all held bodies and streams. It allocates nothing.
+/// A client may hold this many times as much as is free then: alone two thirds of the limit, and several that
+/// take all they can leave something to one more (a dynamic threshold, as switches use it for their shared
+/// buffers: Choudhury and Hahne, 1998).
+const MAX_MULTIPLE_OF_FREE_BYTES: u64 = 2;
+
+/// Counts the memory of all held bodies and streams.
 #[derive(Debug, Default)]
-pub(in crate::proxy) struct BodyMemory {
-    used_bytes: AtomicU64,
+pub(in crate::proxy) struct BodyMemory(Mutex<UsedMemory>);
+
+/// Bytes in use.
+#[derive(Debug, Default)]
+struct UsedMemory {
+    total: u64,
+    /// Of each holder that has any.
+    by_holder: HashMap<MemoryHolder, u64>,
+}
+
+/// Whose bodies are held.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(in crate::proxy) enum MemoryHolder {
+    /// A client of the configuration.
+    Client(ClientName),
+    /// An address, if clients have no names.
+    Address(Option<IpAddr>),
+}
+
+impl MemoryHolder {
+    /// The holder of the bodies of a client's requests.
+    pub(in crate::proxy) fn of(client: Option<&Client>, address: Option<IpAddr>) -> Self {
+        client.and_then(|client| client.name.clone()).map_or(Self::Address(address), Self::Client)
+    }
 }
 
 impl BodyMemory {
     /// An empty reservation. `max_total_bytes` is the limit for all reservations together, from the
     /// configuration of this request: after a reload it may differ from that of others.
-    pub(in crate::proxy) fn empty_reservation(memory: &Arc<Self>, max_total_bytes: u64) -> MemoryReservation {
-        MemoryReservation { memory: Arc::clone(memory), max_total_bytes, reserved_bytes: 0 }
+    pub(in crate::proxy) fn empty_reservation(
+        memory: &Arc<Self>,
+        holder: MemoryHolder,
+        max_total_bytes: u64,
+    ) -> MemoryReservation {
+        MemoryReservation { memory: Arc::clone(memory), holder, max_total_bytes, reserved_bytes: 0 }
     }
 
-    fn try_reserve(&self, bytes: u64, max_total_bytes: u64) -> bool {
-        let add = |used: u64| used.checked_add(bytes).filter(|used| *used <= max_total_bytes);
-        self.used_bytes.fetch_update(Ordering::AcqRel, Ordering::Relaxed, add).is_ok()
+    fn lock(&self) -> MutexGuard<'_, UsedMemory> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl UsedMemory {
+    /// Adds bytes to a holder whose reservation has `reserved` bytes so far.
+    fn try_reserve(
+        &mut self,
+        holder: &MemoryHolder,
+        reserved: u64,
+        bytes: u64,
+        max_total_bytes: u64,
+    ) -> bool {
+        let held = self.by_holder.get(holder).copied().unwrap_or(0);
+        let Some(free) = self.total.checked_add(bytes).and_then(|total| max_total_bytes.checked_sub(total))
+        else {
+            return false;
+        };
+        // A body that is the only one of its client may take all that is free.
+        let is_only_body = held == reserved;
+        if !is_only_body && held + bytes > free.saturating_mul(MAX_MULTIPLE_OF_FREE_BYTES) {
+            return false;
+        }
+        self.total += bytes;
+        *self.by_holder.entry(holder.clone()).or_default() += bytes;
+        true
     }
 
-    fn release(&self, bytes: u64) {
-        self.used_bytes.fetch_sub(bytes, Ordering::AcqRel);
+    fn release(&mut self, holder: &MemoryHolder, bytes: u64) {
+        self.total -= bytes;
+        if let Entry::Occupied(mut held) = self.by_holder.entry(holder.clone()) {
+            *held.get_mut() -= bytes;
+            // Removed, so that the map does not grow with every address.
+            if *held.get() == 0 {
+                held.remove();
+            }
+        }
     }
 }
 
@@ -33,6 +100,7 @@ impl BodyMemory {
 #[derive(Debug)]
 pub(in crate::proxy) struct MemoryReservation {
     memory: Arc<BodyMemory>,
+    holder: MemoryHolder,
     max_total_bytes: u64,
     reserved_bytes: u64,
 }
@@ -44,11 +112,14 @@ impl MemoryReservation {
     /// `overloaded` if the limit would be exceeded.
     pub(in crate::proxy) fn grow_to(&mut self, bytes: u64) -> Result<(), Refusal> {
         let more = bytes.saturating_sub(self.reserved_bytes);
-        if more == 0 || self.memory.try_reserve(more, self.max_total_bytes) {
+        if more == 0
+            || self.memory.lock().try_reserve(&self.holder, self.reserved_bytes, more, self.max_total_bytes)
+        {
             self.reserved_bytes += more;
             return Ok(());
         }
-        let message = "the balancer holds too many request bodies at the moment; try again shortly";
+        let message = "the balancer holds too many request bodies at the moment, all together or of this client; \
+                       try again shortly";
         Err(Refusal::new(RefusalReason::Overloaded, message).with_retry_after(Duration::from_secs(1)))
     }
 
@@ -60,7 +131,9 @@ impl MemoryReservation {
 
 impl Drop for MemoryReservation {
     fn drop(&mut self) {
-        self.memory.release(self.reserved_bytes);
+        if self.reserved_bytes > 0 {
+            self.memory.lock().release(&self.holder, self.reserved_bytes);
+        }
     }
 }
 
@@ -68,16 +141,43 @@ impl Drop for MemoryReservation {
 mod tests {
     use super::*;
 
+    fn client(name: &str) -> MemoryHolder {
+        MemoryHolder::Client(ClientName::new(name))
+    }
+
     #[test]
     fn reservations_share_one_limit_and_release_their_memory_when_dropped() {
         let memory = Arc::<BodyMemory>::default();
-        let mut first = BodyMemory::empty_reservation(&memory, 100);
-        let mut second = BodyMemory::empty_reservation(&memory, 100);
+        let mut first = BodyMemory::empty_reservation(&memory, client("a"), 100);
+        let mut second = BodyMemory::empty_reservation(&memory, client("b"), 100);
         assert!(first.grow_to(60).is_ok());
         assert_eq!(second.grow_to(50).unwrap_err().reason, RefusalReason::Overloaded);
         drop(first);
-        assert!(second.grow_to(100).is_ok());
+        assert!(second.grow_to(100).is_ok(), "the only body of a client may take all that is free");
         drop(second);
-        assert!(memory.try_reserve(100, 100));
+        assert!(memory.lock().total == 0 && memory.lock().by_holder.is_empty());
+    }
+
+    #[test]
+    fn clients_that_take_all_they_can_leave_something_to_one_more() {
+        let memory = Arc::<BodyMemory>::default();
+        let mut reservations = Vec::new();
+        let mut take_all = |holder: MemoryHolder| {
+            let mut held = 0;
+            loop {
+                let mut reservation = BodyMemory::empty_reservation(&memory, holder.clone(), 1200);
+                if reservation.grow_to(10).is_err() {
+                    return held;
+                }
+                held += 10;
+                reservations.push(reservation);
+            }
+        };
+        assert_eq!(take_all(client("a")), 800);
+        // Twice the 140 that are free afterwards would be 280.
+        assert_eq!(take_all(client("b")), 260);
+        assert!(take_all(MemoryHolder::Address(None)) >= 90);
+        assert!(take_all(client("c")) >= 20);
+        assert_eq!(take_all(client("a")), 0);
     }
 }

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use pingora::protocols::http::ServerSession;
 use tokio::time::{Instant, timeout_at};
 
-use super::body_memory::{BodyMemory, MemoryReservation};
+use super::body_memory::{BodyMemory, MemoryHolder, MemoryReservation};
 use crate::refusal::{Refusal, RefusalReason};
 
 /// Largest piece that is given to Pingora at once. Over HTTP/1.1 the response is polled only between two
@@ -114,6 +114,8 @@ pub(super) struct BodyLimits {
     /// For the whole body.
     pub(super) timeout: Duration,
     pub(super) body_memory: Arc<BodyMemory>,
+    /// Whose body it is.
+    pub(super) memory_holder: MemoryHolder,
     /// Maximum memory of all held bodies together.
     pub(super) max_total_held_bytes: u64,
 }
@@ -161,7 +163,11 @@ pub(super) async fn read_body(
     }
     let deadline = Instant::now() + limits.timeout;
     // Memory is reserved as the bytes arrive. A length is easily declared without sending anything.
-    let mut reservation = BodyMemory::empty_reservation(&limits.body_memory, limits.max_total_held_bytes);
+    let mut reservation = BodyMemory::empty_reservation(
+        &limits.body_memory,
+        limits.memory_holder.clone(),
+        limits.max_total_held_bytes,
+    );
     let mut buffer = BodyBuffer::default();
     loop {
         let piece = match timeout_at(deadline, session.read_request_body()).await {
