@@ -75,8 +75,11 @@ impl Gateway {
         let review = backend.health.operation_review(operation);
         let name = candidate.upstream_deployment_override.as_ref().or(admitted.deployment.as_ref());
         let holds_for_all = match name {
-            Some(name) => {
-                let subject = QuestionSubject::Operation(operation, name.clone());
+            Some(rejected) => {
+                // The question is about all deployments, so it names another one if there is another.
+                let mut listed = backend.config.deployments.listed_entries().map(|(_, upstream)| upstream);
+                let asked = listed.find(|upstream| *upstream != rejected).unwrap_or(rejected);
+                let subject = QuestionSubject::Operation(operation, asked.clone());
                 self.review_rejection(admitted, backend, review, subject, now)
             }
             // There is no free question about it.
@@ -207,8 +210,9 @@ fn judge_answer(subject: &QuestionSubject, verdict: Option<Verdict>) -> ReviewAn
         | (QuestionSubject::Deployment(_), Verdict::DeploymentNotFound)
         | (QuestionSubject::Operation(..), Verdict::PermissionDenied) => ReviewAnswer::Confirmed,
         (QuestionSubject::Credential, _) => ReviewAnswer::Denied,
-        (_, Verdict::CredentialRejected | Verdict::UnsupportedByBackend) => ReviewAnswer::Unknown,
-        (QuestionSubject::Deployment(_), Verdict::PermissionDenied) => ReviewAnswer::Unknown,
+        (_, Verdict::CredentialRejected | Verdict::UnsupportedByBackend)
+        | (QuestionSubject::Deployment(_), Verdict::PermissionDenied)
+        | (QuestionSubject::Operation(..), Verdict::DeploymentNotFound) => ReviewAnswer::Unknown,
         (QuestionSubject::Deployment(_) | QuestionSubject::Operation(..), _) => ReviewAnswer::Denied,
     }
 }

@@ -57,6 +57,11 @@ impl Client {
         Ok(Self { stream, buffer: Vec::new() })
     }
 
+    /// A client on a connection that the test has made in its own way.
+    pub fn from_stream(stream: TcpStream) -> Self {
+        Self { stream, buffer: Vec::new() }
+    }
+
     pub async fn send(&mut self, bytes: &[u8]) {
         timeout(TEST_TIMEOUT, self.stream.write_all(bytes)).await.unwrap().unwrap();
     }
