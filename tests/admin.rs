@@ -13,7 +13,7 @@ use std::time::Duration;
 use aoai_lb::demo::Mood;
 use support::{
     Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, LISTED_DEPLOYMENTS, answering_backend,
-    listed_backends_yaml, simulated_backend_yaml, start_simulator, wait_until,
+    listed_backends_yaml, simulated_backend_yaml, start_simulator, wait_until, wait_until_async,
 };
 
 const LOCAL_HOST: (&str, &str) = ("Host", "localhost");
@@ -104,6 +104,39 @@ async fn the_event_stream_sends_the_status_until_shutdown() {
     // An open event stream does not delay the shutdown.
     assert_eq!(balancer.stop().await, 0);
     assert_eq!(client.read_chunk().await, Some(Vec::new()), "the event stream ends with its last chunk");
+}
+
+#[tokio::test]
+async fn connections_and_event_streams_of_the_admin_api_are_limited() {
+    let azure = start_simulator(&["a"]).await;
+    let balancer = Balancer::start(&simulated_backend_yaml(&azure, "a", LISTED_DEPLOYMENTS), "").await;
+    let request_head = Client::request_head("GET", "/api/events", &[LOCAL_HOST]);
+    let mut watchers = Vec::new();
+    for _ in 0..64 {
+        let mut watcher = Client::connect(balancer.admin_address).await;
+        watcher.send(request_head.as_bytes()).await;
+        assert_eq!(watcher.read_response_head().await.unwrap().status, 200);
+        watchers.push(watcher);
+    }
+    let mut client = Client::connect(balancer.admin_address).await;
+    let response = client.get("/api/events", &[LOCAL_HOST]).await;
+    assert_eq!((response.status, response.error_code().as_str()), (503, "overloaded"));
+    assert_eq!(client.get("/healthz", &[LOCAL_HOST]).await.status, 200);
+    // Each of the others still gets events, and its place is free when it leaves.
+    assert!(watchers.pop().unwrap().read_chunk().await.is_some());
+    wait_until_async("there is room for another event stream", async || {
+        let mut watcher = Client::connect(balancer.admin_address).await;
+        watcher.send(request_head.as_bytes()).await;
+        watcher.read_response_head().await.is_some_and(|response| response.status == 200)
+    })
+    .await;
+    // Silent connections, until the address has all that it may have.
+    let mut silent_clients = Vec::new();
+    for _ in 0..128 {
+        silent_clients.push(Client::connect(balancer.admin_address).await);
+    }
+    let response = Client::connect(balancer.admin_address).await.read_response().await;
+    assert_eq!((response.status, response.error_code().as_str()), (503, "overloaded"));
 }
 
 #[tokio::test]

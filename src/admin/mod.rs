@@ -5,6 +5,7 @@
 
 mod access;
 pub mod config_status;
+pub mod connections;
 mod drain;
 pub mod metrics;
 mod page;
@@ -18,15 +19,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderValue, Method, header};
 use log::debug;
-use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
 use pingora::http::ResponseHeader;
+use pingora::protocols::Stream;
 use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::server::ShutdownWatch;
+use pingora::{Error, ErrorType};
 use serde_json::json;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use self::access::{AllowedHosts, has_token_if_required, is_allowed_host_and_origin};
@@ -34,12 +36,17 @@ use self::drain::set_drained;
 use self::reload::ReloadFunction;
 use self::response::FullResponse;
 use self::snapshot::StatusSource;
-use self::status_feed::{StatusFeed, status_event};
-use crate::config;
+use self::status_feed::StatusFeed;
+use crate::config::{self, TimeoutsConfig};
 use crate::refusal::{Refusal, RefusalReason};
 
-/// How long a connection may be idle between two requests.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a client may take to read a response or an event. A client that reads events more slowly is
+/// disconnected; it gets the newest status when it connects again.
+const MAX_WRITE_TIME: Duration = Duration::from_secs(15);
+/// How long a request body, which the API does not need, is read and dropped after the response.
+const BODY_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// The most event streams at a time.
+const MAX_EVENT_STREAMS: usize = 64;
 /// A comment of the event stream. It is sent while there is no event, so that a client that has
 /// disconnected is noticed.
 const KEEPALIVE_COMMENT: &[u8] = b": \n\n";
@@ -54,13 +61,14 @@ pub struct AdminApi {
     content_security_policy: HeaderValue,
     /// The hosts in whose name it responds; `None` on a Unix socket.
     allowed_hosts: Option<AllowedHosts>,
+    event_stream_permits: Arc<Semaphore>,
 }
 
 /// The response to a request.
 enum AdminResponse {
     Full(FullResponse),
     /// Server-sent events until the client disconnects.
-    EventStream,
+    EventStream(OwnedSemaphorePermit),
 }
 
 impl AdminApi {
@@ -73,7 +81,18 @@ impl AdminApi {
     ) -> Self {
         let allowed_hosts = AllowedHosts::from_config(config);
         let content_security_policy = page::content_security_policy();
-        Self { status_source, status_feed, reload_function, content_security_policy, allowed_hosts }
+        Self {
+            status_source,
+            status_feed,
+            reload_function,
+            content_security_policy,
+            allowed_hosts,
+            event_stream_permits: Arc::new(Semaphore::new(MAX_EVENT_STREAMS)),
+        }
+    }
+
+    fn timeouts(&self) -> TimeoutsConfig {
+        self.status_source.load_active_config().gateway.timeouts
     }
 
     async fn respond(&self, session: &ServerSession) -> AdminResponse {
@@ -120,7 +139,14 @@ impl AdminApi {
                 let status = self.status_source.collect_status(Instant::now());
                 response::with_json(200, serde_json::to_vec(&status).unwrap_or_default())
             }
-            "/api/events" => return AdminResponse::EventStream,
+            "/api/events" => match Arc::clone(&self.event_stream_permits).try_acquire_owned() {
+                Ok(permit) => return AdminResponse::EventStream(permit),
+                Err(_) => {
+                    let message = format!("there are {MAX_EVENT_STREAMS} event streams already");
+                    let refusal = Refusal::new(RefusalReason::Overloaded, message);
+                    response::with_refusal(503, &refusal.with_retry_after(Duration::from_secs(1)))
+                }
+            },
             "/metrics" => {
                 let text = metrics::prometheus_text(&active_config.gateway, Instant::now());
                 response::with_body(200, "text/plain; version=0.0.4; charset=utf-8", text.into_bytes())
@@ -201,10 +227,9 @@ impl AdminApi {
         header.insert_header(header::CONTENT_TYPE, "text/event-stream")?;
         header.insert_header(header::CACHE_CONTROL, "no-store")?;
         header.insert_header(header::TRANSFER_ENCODING, "chunked")?;
-        let mut events = self.status_feed.subscribe();
-        let first = status_event(&self.status_source);
+        let (first, mut events) = self.status_feed.subscribe(&self.status_source);
         let tasks = vec![HttpTask::Header(Box::new(header), false), HttpTask::Body(Some(first), false)];
-        session.response_duplex_vec(tasks).await?;
+        self.write(session, tasks).await?;
         loop {
             let event = tokio::select! {
                 next = timeout(KEEPALIVE_COMMENT_INTERVAL, events.changed()) => match next {
@@ -219,20 +244,25 @@ impl AdminApi {
                     break;
                 }
             };
-            session.response_duplex_vec(vec![HttpTask::Body(Some(event), false)]).await?;
+            self.write(session, vec![HttpTask::Body(Some(event), false)]).await?;
         }
-        session.response_duplex_vec(vec![HttpTask::Done]).await?;
-        Ok(())
+        self.write(session, vec![HttpTask::Done]).await
     }
-}
 
-#[async_trait]
-impl HttpServerApp for AdminApi {
-    async fn process_new_http(
-        self: &Arc<Self>,
-        mut session: ServerSession,
-        shutdown: &ShutdownWatch,
-    ) -> Option<ReusedHttpStream> {
+    /// Writes parts of a response.
+    ///
+    /// # Errors
+    /// If the client has disconnected, or does not read.
+    async fn write(&self, session: &mut ServerSession, tasks: Vec<HttpTask>) -> pingora::Result<()> {
+        let limit = MAX_WRITE_TIME.min(self.timeouts().response_idle);
+        match timeout(limit, session.response_duplex_vec(tasks)).await {
+            Ok(written) => written.map(|_| ()),
+            Err(_) => Error::e_explain(ErrorType::WriteTimedout, "the client does not read"),
+        }
+    }
+
+    /// Serves one request; returns its connection if another request can follow.
+    async fn serve_request(&self, mut session: ServerSession, shutdown: &ShutdownWatch) -> Option<Stream> {
         match session.read_request().await {
             Ok(true) => {}
             Ok(false) => return None,
@@ -244,26 +274,29 @@ impl HttpServerApp for AdminApi {
         }
         let process = Arc::clone(&self.status_source.load_active_config().gateway.process_state);
         let is_draining = process.is_draining_connections.load(Ordering::Acquire);
-        let keepalive = !is_draining && !*shutdown.borrow();
-        session.set_keepalive(keepalive.then_some(KEEPALIVE_TIMEOUT.as_secs()));
+        if is_draining || *shutdown.borrow() {
+            session.set_keepalive(None);
+        }
+        session.set_total_drain_timeout(Some(BODY_DRAIN_TIMEOUT));
         let is_head = session.req_header().method == Method::HEAD;
         let sent = match self.respond(&session).await {
-            AdminResponse::EventStream if !is_head => {
+            AdminResponse::EventStream(_permit) if !is_head => {
                 session.set_keepalive(None);
                 self.stream_events(&mut session, &mut shutdown.clone()).await
             }
-            AdminResponse::EventStream => {
-                response::send(&mut session, response::with_body(200, "text/event-stream", Vec::new()), true)
-                    .await
+            AdminResponse::EventStream(_) => {
+                let response = response::with_body(200, "text/event-stream", Vec::new());
+                self.write(&mut session, response::to_tasks(response, true)).await
             }
-            AdminResponse::Full(response) => response::send(&mut session, response, is_head).await,
+            AdminResponse::Full(response) => {
+                self.write(&mut session, response::to_tasks(response, is_head)).await
+            }
         };
         if let Err(error) = sent {
             debug!("admin API: the client disconnected: {error}");
             return None;
         }
-        let settings = HttpPersistentSettings::for_session(&session);
-        let stream = session.finish().await.ok()?;
-        stream.map(|stream| ReusedHttpStream::from_reusable_stream(stream, settings))
+        let (stream, _) = session.finish().await.ok()??.into_parts();
+        Some(stream)
     }
 }

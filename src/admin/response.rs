@@ -1,9 +1,9 @@
-//! Builds and sends the responses of the admin API.
+//! Builds the responses of the admin API.
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use pingora::http::ResponseHeader;
-use pingora::protocols::http::{HttpTask, ServerSession};
+use pingora::protocols::http::HttpTask;
 
 use crate::proxy::client::refusal_response;
 use crate::refusal::{Refusal, RefusalReason};
@@ -45,17 +45,13 @@ pub(super) fn not_found() -> FullResponse {
     with_refusal(404, &Refusal::new(RefusalReason::PathNotAllowed, message))
 }
 
-/// Sends a response, without its body for HEAD.
-pub(super) async fn send(
-    session: &mut ServerSession,
-    response: FullResponse,
-    is_head: bool,
-) -> pingora::Result<()> {
+/// The parts of a response that are sent, without its body for HEAD.
+pub(super) fn to_tasks(response: FullResponse, is_head: bool) -> Vec<HttpTask> {
     let (parts, body) = response.into_parts();
     let header = Box::new(ResponseHeader::from(parts));
     let mut tasks = vec![HttpTask::Header(header, is_head || body.is_empty())];
     if !is_head && !body.is_empty() {
         tasks.push(HttpTask::Body(Some(Bytes::from(body)), true));
     }
-    session.response_duplex_vec(tasks).await.map(|_| ())
+    tasks
 }

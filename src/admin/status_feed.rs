@@ -26,9 +26,15 @@ impl StatusFeed {
         Arc::new(Self { latest_event_sender: watch::Sender::new(Bytes::new()) })
     }
 
-    /// The events from now on.
-    pub(super) fn subscribe(&self) -> watch::Receiver<Bytes> {
-        self.latest_event_sender.subscribe()
+    /// The newest event, which all event streams share, and those from now on.
+    pub(super) fn subscribe(&self, source: &StatusSource) -> (Bytes, watch::Receiver<Bytes>) {
+        // Without event streams nothing is published, so the newest event may be old.
+        if self.latest_event_sender.receiver_count() == 0 {
+            self.latest_event_sender.send_replace(status_event(source));
+        }
+        let mut events = self.latest_event_sender.subscribe();
+        let newest = events.borrow_and_update().clone();
+        (newest, events)
     }
 
     /// Publishes the status until it is dropped. Also samples the requests in flight for the timeline.
@@ -53,7 +59,7 @@ impl StatusFeed {
 }
 
 /// The status now, as an event (WHATWG HTML, "Server-sent events").
-pub(super) fn status_event(source: &StatusSource) -> Bytes {
+fn status_event(source: &StatusSource) -> Bytes {
     let status = source.collect_status(Instant::now());
     let mut event = b"event: status\ndata: ".to_vec();
     // JSON of strings and numbers cannot fail, and has no line end inside.

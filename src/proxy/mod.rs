@@ -12,7 +12,8 @@ mod ending;
 mod error_types;
 mod overhead;
 pub mod runner;
-mod timer;
+mod stream_wrapper;
+pub(crate) mod timer;
 pub mod upstream;
 
 use std::sync::Arc;

@@ -12,11 +12,11 @@ use tokio::time::{Sleep, sleep_until};
 /// Deadlines change with every request and every event of a stream and are seldom reached. Creating or
 /// dropping a tokio timer, or moving it to an earlier time, takes a lock that all connections share.
 #[derive(Default)]
-pub(super) struct Timer(Option<Pin<Box<Sleep>>>);
+pub(crate) struct Timer(Option<Pin<Box<Sleep>>>);
 
 impl Timer {
     /// Waits until this moment; forever if it is `None`.
-    pub(super) async fn wait_until(&mut self, deadline: Option<Instant>) {
+    pub(crate) async fn wait_until(&mut self, deadline: Option<Instant>) {
         let Some(deadline) = deadline else { return pending().await };
         let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(deadline.into())));
         loop {

@@ -5,17 +5,19 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
-use pingora::listeners::tls::TlsSettings;
 use pingora::listeners::{L4BufferSettings, ListenerConfig, TcpSocketOptions};
 use pingora::server::configuration::ServerConf;
 use pingora::services::listening::Service;
 use tokio::runtime::{Handle, Runtime};
 
+use super::open_files::max_client_connections;
 use super::start_error::StartError;
 use crate::admin::AdminApi;
+use crate::admin::connections::AdminConnections;
 use crate::config::{self, AdminAddress, Config};
 use crate::proxy::client::connection::ConnectionHandler;
-use crate::proxy::client::tls::{ServerTls, TlsError};
+use crate::proxy::client::connection_limit::TotalConnectionLimiter;
+use crate::proxy::client::tls::ServerTls;
 use crate::proxy::runner::Runner;
 use crate::proxy::upstream::peer::tcp_keepalive;
 use crate::proxy::{ActiveConfig, Balancer};
@@ -41,25 +43,27 @@ pub(super) fn listener_services(
 ) -> Result<Vec<ListenerService>, StartError> {
     let balancer = Balancer::new(Arc::clone(active_config));
     let runner = Arc::new(Runner::new(balancer, pingora_config));
+    let total_limiter = Arc::new(TotalConnectionLimiter::new(max_client_connections()));
     let mut services = Vec::new();
     for (index, listener) in config.listeners.iter().enumerate() {
         let runtime_handle = ListenerRuntimeHandle::default();
+        let tls = listener.tls.as_ref().map(|tls| ServerTls::for_listener(listener, tls)).transpose();
+        let tls =
+            tls.map_err(|problem| StartError::ListenerTls { key: format!("listeners[{index}]"), problem })?;
+        reload_changed_files(tls.as_ref(), background);
+        // Pingora does not know of the TLS: `ConnectionHandler` makes the handshake.
+        let endpoint = ListenerConfig::tcp(listener.address.to_string())
+            .tcp_socket_options(tcp_socket_options(config, listener.address))
+            .l4_buffer(buffer_settings(tls.is_some()));
         let handler = ConnectionHandler::new(
             Arc::clone(&runner),
             Arc::new(listener.clone()),
             Arc::clone(active_config),
             Arc::clone(&runtime_handle),
+            tls,
+            Arc::clone(&total_limiter),
         );
         let mut service = Service::new(format!("listener {}", listener.address), handler);
-        let mut endpoint = ListenerConfig::tcp(listener.address.to_string())
-            .tcp_socket_options(tcp_socket_options(config, listener.address))
-            .l4_buffer(buffer_settings(listener.tls.is_some()));
-        if let Some(tls) = &listener.tls {
-            let tls = ServerTls::for_listener(listener, tls)
-                .and_then(|tls| reloading_tls_settings(&tls, background));
-            let key = || format!("listeners[{index}]");
-            endpoint = endpoint.tls(tls.map_err(|problem| StartError::ListenerTls { key: key(), problem })?);
-        }
         service.add_listener(endpoint);
         services.push(ListenerService { service, runtime_handle });
     }
@@ -74,37 +78,32 @@ pub(super) fn admin_service(
     config: &config::AdminConfig,
     api: AdminApi,
     background: &Runtime,
-) -> Result<Service<AdminApi>, StartError> {
-    let tls = match &config.tls {
-        Some(tls) => {
-            let tls = ServerTls::for_admin(tls).and_then(|tls| reloading_tls_settings(&tls, background));
-            let key = || "admin".to_owned();
-            Some(tls.map_err(|problem| StartError::ListenerTls { key: key(), problem })?)
-        }
-        None => None,
-    };
-    let mut service = Service::new("admin".to_owned(), api);
+) -> Result<Service<AdminConnections>, StartError> {
+    let tls = config.tls.as_ref().map(ServerTls::for_admin).transpose();
+    let tls = tls.map_err(|problem| StartError::ListenerTls { key: "admin".to_owned(), problem })?;
+    reload_changed_files(tls.as_ref(), background);
+    let buffers = buffer_settings(tls.is_some());
+    let mut service = Service::new("admin".to_owned(), AdminConnections::new(api, tls));
     // Each service has a runtime of its own. One thread is enough, and it responds even when the
     // threads of the listeners are busy.
     service.threads = Some(1);
-    match (&config.address, tls) {
-        (AdminAddress::Tcp(address), Some(tls)) => {
-            service.add_tls_with_settings(&address.to_string(), None, tls);
-        }
-        (AdminAddress::Tcp(address), None) => service.add_tcp(&address.to_string()),
-        (AdminAddress::Unix(path), _) => {
+    let endpoint = match &config.address {
+        AdminAddress::Tcp(address) => ListenerConfig::tcp(address.to_string()),
+        AdminAddress::Unix(path) => {
             let owner_only = std::fs::Permissions::from_mode(0o600);
-            service.add_uds(&path.to_string_lossy(), Some(owner_only));
+            ListenerConfig::uds(path.to_string_lossy()).permissions(owner_only)
         }
-    }
+    };
+    service.add_listener(endpoint.l4_buffer(buffers));
     Ok(service)
 }
 
-/// The TLS settings of a listener, whose certificates are reloaded when their files change.
-fn reloading_tls_settings(tls: &Arc<ServerTls>, background: &Runtime) -> Result<TlsSettings, TlsError> {
-    // `watch_files` spawns a task, which needs the context of a runtime.
-    background.block_on(async { tls.watch_files() });
-    tls.to_settings()
+/// Has the certificates reloaded when their files change.
+fn reload_changed_files(tls: Option<&Arc<ServerTls>>, background: &Runtime) {
+    if let Some(tls) = tls {
+        // This spawns a task, which needs the context of a runtime.
+        background.block_on(async { tls.watch_files() });
+    }
 }
 
 /// The sizes of a connection's read and write buffers. With the write buffer, the head and a short

@@ -6,6 +6,7 @@ mod config_manager;
 mod listen_addresses;
 mod listeners;
 mod notify;
+mod open_files;
 mod shutdown;
 mod signals;
 mod start_error;
@@ -16,7 +17,6 @@ pub mod upgrade;
 use std::sync::Arc;
 use std::time::Instant;
 
-use log::warn;
 use pingora::server::configuration::{Opt, ServerConf};
 use pingora::server::{RunArgs, Server};
 use tokio::runtime::{Handle, Runtime};
@@ -25,6 +25,7 @@ use tokio::sync::Mutex;
 use self::config_manager::{ConfigManager, ReloadError};
 use self::listen_addresses::listen_addresses;
 use self::listeners::{ListenerRuntimeHandle, admin_service, listener_services};
+use self::open_files::raise_open_file_limit;
 use self::shutdown::{RelatedProcesses, close_recorder, exit_when_drained};
 use self::signals::{SignalHandler, reload_on_sighup};
 use self::startup::StartupTask;
@@ -179,15 +180,6 @@ fn reload_function(config_manager: Arc<ConfigManager>, background: Handle) -> Re
             result.map_err(|error| error.to_string())
         })
     })
-}
-
-/// Raises the limit of open files to its maximum: each connection needs a descriptor.
-fn raise_open_file_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
-        warn!("cannot raise the limit of open files: {error}");
-    }
 }
 
 /// The configuration of Pingora.

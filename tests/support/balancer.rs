@@ -56,7 +56,8 @@ impl Balancer {
         Self::start_with_tls_blocks(authority, listener, backends, "").await
     }
 
-    async fn start_with_tls_blocks(
+    /// Like [`Self::start_with_tls`], with further keys of the listener and further top-level blocks.
+    pub async fn start_with_tls_blocks(
         authority: &tls::CertificateAuthority,
         listener: &str,
         backends: &str,

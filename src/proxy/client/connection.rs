@@ -1,5 +1,7 @@
-//! The connections of a listener. Each HTTP/1.1 request head is read here completely before it goes to the
-//! runner: with one deadline for the whole head, a limit on its size, an idle timeout, and a refusal in the
+//! The connections of a listener. A connection is counted before anything else is done with it; then its TLS
+//! handshake and its first request head have one deadline together.
+//!
+//! Each HTTP/1.1 request head is read here completely before it goes to the runner: with one deadline for the whole head, a limit on its size, an idle timeout, and a refusal in the
 //! shape of Azure's errors for a malformed one.
 //!
 //! Pingora has none of these: its header timeout applies to each read, its size limit is 1 MiB, and its 400
@@ -9,7 +11,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -22,11 +24,14 @@ use pingora::proxy::Session;
 use pingora::server::ShutdownWatch;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::client_request::new_request_id;
-use super::connection_limit::{AddressConnectionLimiter, ConnectionPermit};
+use super::connection_limit::{AddressConnectionLimiter, ConnectionPermit, TotalConnectionLimiter};
+use super::http2_deadline::Http2HeadDeadline;
 use super::timeouts::{CLIENT_IDLE_TIMEOUT, HANDOVER_LINGER, REFUSE_AND_CLOSE_TIMEOUT, SHUTDOWN_LINGER};
+use super::tls::ServerTls;
 use super::{head, refusal_response};
 use crate::admission::client_ip::is_trusted_proxy;
 use crate::config::ListenerConfig;
@@ -48,11 +53,22 @@ pub struct ConnectionHandler {
     active_config: Arc<ArcSwap<ActiveConfig>>,
     /// Set to the runtime of the first connection, whose liveness the watchdog then checks.
     runtime_for_watchdog: Arc<OnceLock<Handle>>,
-    connection_limiter: AddressConnectionLimiter,
+    /// `None` for a listener without TLS.
+    tls: Option<Arc<ServerTls>>,
+    address_limiter: AddressConnectionLimiter,
+    /// Shared by all listeners.
+    total_limiter: Arc<TotalConnectionLimiter>,
+}
+
+/// What a connection counts as until it ends.
+struct ConnectionPermits {
+    _total: OwnedSemaphorePermit,
+    /// `None` for trusted proxies, whose connections are those of many clients.
+    _address: Option<ConnectionPermit>,
 }
 
 /// Why no request head was read.
-enum HeadReadError {
+pub(crate) enum HeadReadError {
     /// The client gets this refusal, then the connection is closed.
     Refused(Refusal),
     /// The client has closed the connection, or has sent nothing for too long.
@@ -66,33 +82,45 @@ impl ConnectionHandler {
         startup_listener_config: Arc<ListenerConfig>,
         active_config: Arc<ArcSwap<ActiveConfig>>,
         runtime_for_watchdog: Arc<OnceLock<Handle>>,
+        tls: Option<Arc<ServerTls>>,
+        total_limiter: Arc<TotalConnectionLimiter>,
     ) -> Self {
         Self {
             runner,
             startup_listener_config,
             active_config,
             runtime_for_watchdog,
-            connection_limiter: AddressConnectionLimiter::default(),
+            tls,
+            address_limiter: AddressConnectionLimiter::new("listeners[].connections_per_client"),
+            total_limiter,
         }
     }
 
-    /// Acquires the permit for a connection; `None` for trusted proxies, which are not limited.
+    /// Acquires the permits for a connection.
     ///
     /// # Errors
-    /// `overloaded` if the client's address has too many connections.
-    fn acquire_permit(&self, stream: &Stream) -> Result<Option<ConnectionPermit>, Refusal> {
+    /// `overloaded` if all clients or the client's address have too many connections.
+    fn acquire_permits(&self, stream: &Stream) -> Result<ConnectionPermits, Refusal> {
+        // The address first: the connections of a client that has too many do not count for all.
+        let address = self.acquire_address_permit(stream)?;
+        let total = self.total_limiter.try_acquire().ok_or_else(|| {
+            Refusal::new(RefusalReason::Overloaded, "the balancer has all the connections that it may have")
+        })?;
+        Ok(ConnectionPermits { _total: total, _address: address })
+    }
+
+    fn acquire_address_permit(&self, stream: &Stream) -> Result<Option<ConnectionPermit>, Refusal> {
         let address = stream.get_socket_digest().and_then(|digest| digest.peer_addr().cloned());
         let Some(ip) = address.and_then(|address| address.as_inet().map(SocketAddr::ip)) else {
             return Ok(None);
         };
         let config = self.active_config.load();
         let listener = config.current_listener_settings(&self.startup_listener_config);
-        // The connections of a proxy are those of many clients.
         if is_trusted_proxy(ip, &listener.trusted_proxies) {
             return Ok(None);
         }
         let max_connections = listener.max_connections_per_client_address;
-        self.connection_limiter.try_acquire(ip, max_connections).map(Some).ok_or_else(|| {
+        self.address_limiter.try_acquire(ip, max_connections).map(Some).ok_or_else(|| {
             let message =
                 format!("this address has {max_connections} connections already, the most that it may have");
             Refusal::new(RefusalReason::Overloaded, message)
@@ -108,48 +136,55 @@ impl ConnectionHandler {
         tokio::time::sleep(if has_successor { HANDOVER_LINGER } else { SHUTDOWN_LINGER }).await;
     }
 
-    /// Reads until a request head is complete, and checks it. The returned bytes may go beyond the head.
-    async fn read_head(
-        &self,
-        stream: &mut Stream,
-        is_first: bool,
-        timer: &mut Timer,
-    ) -> Result<BytesMut, HeadReadError> {
-        let limit = self.active_config.load().gateway.timeouts.request_head;
-        let mut bytes = BytesMut::with_capacity(2048);
-        // A new connection has to send its request soon; between two requests it may be idle.
-        let silence_limit = if is_first { limit } else { CLIENT_IDLE_TIMEOUT };
-        read_more(stream, &mut bytes, timer, Instant::now() + silence_limit, || HeadReadError::Closed)
-            .await?;
-        // For the whole head, so that a client cannot send one byte every now and then.
-        let deadline = Instant::now() + limit;
-        let mut searched_bytes = 0;
-        loop {
-            // Some clients send an empty line after their last body (RFC 9112, section 2.2).
-            let blank_bytes = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
-            if searched_bytes == 0 && blank_bytes > 0 {
-                let _ = bytes.split_to(blank_bytes);
-            }
-            let from = searched_bytes.min(bytes.len());
-            if let Some(length) = bytes.get(from..).and_then(complete_head_length) {
-                let head = bytes.get(..from + length).unwrap_or_default();
-                return match head::check_head(head) {
-                    Ok(()) => Ok(bytes),
-                    Err(refusal) => Err(HeadReadError::Refused(refusal)),
-                };
-            }
-            if bytes.len() > MAX_HEAD_BYTES {
-                let message = format!("a request head may have at most {MAX_HEAD_BYTES} bytes");
-                return Err(HeadReadError::Refused(Refusal::new(RefusalReason::HeadersTooLarge, message)));
-            }
-            // The last three bytes may be the beginning of the CR LF CR LF that ends the head.
-            searched_bytes = bytes.len().saturating_sub(3);
-            read_more(stream, &mut bytes, timer, deadline, || {
-                let message = format!("the request head was not complete within {limit:?}");
-                HeadReadError::Refused(Refusal::new(RefusalReason::RequestTimeout, message))
-            })
-            .await?;
+    /// How long a request head may take.
+    fn head_limit(&self) -> Duration {
+        self.active_config.load().gateway.timeouts.request_head
+    }
+}
+
+/// Reads until a request head is complete, and checks it. The returned bytes may go beyond the head.
+/// `first_deadline` is that of a new connection's first head; a later one may take `limit` from its first byte.
+///
+/// # Errors
+/// [`HeadReadError`].
+pub(crate) async fn read_head(
+    stream: &mut Stream,
+    first_deadline: Option<Instant>,
+    limit: Duration,
+    timer: &mut Timer,
+) -> Result<BytesMut, HeadReadError> {
+    let mut bytes = BytesMut::with_capacity(2048);
+    // Between two requests a connection may be idle.
+    let silence_deadline = first_deadline.unwrap_or_else(|| Instant::now() + CLIENT_IDLE_TIMEOUT);
+    read_more(stream, &mut bytes, timer, silence_deadline, || HeadReadError::Closed).await?;
+    // For the whole head, so that a client cannot send one byte every now and then.
+    let deadline = first_deadline.unwrap_or_else(|| Instant::now() + limit);
+    let mut searched_bytes = 0;
+    loop {
+        // Some clients send an empty line after their last body (RFC 9112, section 2.2).
+        let blank_bytes = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        if searched_bytes == 0 && blank_bytes > 0 {
+            let _ = bytes.split_to(blank_bytes);
         }
+        let from = searched_bytes.min(bytes.len());
+        if let Some(length) = bytes.get(from..).and_then(complete_head_length) {
+            let head = bytes.get(..from + length).unwrap_or_default();
+            return match head::check_head(head) {
+                Ok(()) => Ok(bytes),
+                Err(refusal) => Err(HeadReadError::Refused(refusal)),
+            };
+        }
+        if bytes.len() > MAX_HEAD_BYTES {
+            let message = format!("a request head may have at most {MAX_HEAD_BYTES} bytes");
+            return Err(HeadReadError::Refused(Refusal::new(RefusalReason::HeadersTooLarge, message)));
+        }
+        // The last three bytes may be the beginning of the CR LF CR LF that ends the head.
+        searched_bytes = bytes.len().saturating_sub(3);
+        read_more(stream, &mut bytes, timer, deadline, || {
+            let message = format!("the request head was not complete within {limit:?}");
+            HeadReadError::Refused(Refusal::new(RefusalReason::RequestTimeout, message))
+        })
+        .await?;
     }
 }
 
@@ -178,30 +213,36 @@ async fn read_more(
 impl ServerApp for ConnectionHandler {
     async fn process_new(self: &Arc<Self>, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         self.runtime_for_watchdog.get_or_init(Handle::current);
-        let is_http2 = matches!(stream.selected_alpn_proto(), Some(ALPN::H2));
         // Held until the connection ends.
-        let _permit = match self.acquire_permit(&stream) {
-            Ok(permit) => permit,
+        let _permits = match self.acquire_permits(&stream) {
+            Ok(permits) => permits,
             Err(refusal) => {
-                // The refusal is text of HTTP/1.1, which an HTTP/2 client cannot read.
-                if !is_http2 {
+                // With TLS the client could read the refusal only after a handshake, which costs more than all
+                // that it may have.
+                if self.tls.is_none() {
                     refuse_and_close(&mut stream, &refusal).await;
                 }
                 return None;
             }
         };
-        if is_http2 {
-            // Pingora limits its frames and header lists, and `runner.rs` sets its idle timeout.
-            return self.runner.process_new(stream, shutdown).await;
+        let first_deadline = Instant::now() + self.head_limit();
+        if let Some(tls) = &self.tls {
+            // Boxed, as below: a handshake's future is large and soon over.
+            stream = Box::pin(tls.accept(stream, first_deadline)).await?;
+            if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+                // Pingora limits its frames and header lists, and `runner.rs` sets its idle timeout.
+                let stream = Http2HeadDeadline::new(stream, first_deadline, self.head_limit());
+                return self.runner.process_new(Box::new(stream), shutdown).await;
+            }
         }
         let mut shutdown_watch = shutdown.clone();
         let mut shutdown_over = pin!(self.wait_for_shutdown_and_linger(&mut shutdown_watch));
-        let (mut is_first, mut timer) = (true, Timer::default());
+        let (mut first_deadline, mut timer) = (Some(first_deadline), Timer::default());
         loop {
             // In this order: a request that has arrived is still served.
             let head = tokio::select! {
                 biased;
-                head = self.read_head(&mut stream, is_first, &mut timer) => head,
+                head = read_head(&mut stream, first_deadline, self.head_limit(), &mut timer) => head,
                 () = &mut shutdown_over => return None,
             };
             let bytes = match head {
@@ -220,7 +261,7 @@ impl ServerApp for ConnectionHandler {
                     return None;
                 }
             };
-            is_first = false;
+            first_deadline = None;
             let mut session = Session::new_h1(stream);
             // Pingora's way to give bytes that have already been read to the next request of a connection.
             session.set_pipelined_prefix(bytes);
@@ -244,7 +285,7 @@ fn complete_head_length(bytes: &[u8]) -> Option<usize> {
 }
 
 /// Writes a refusal and closes the connection.
-async fn refuse_and_close(stream: &mut Stream, refusal: &Refusal) {
+pub(crate) async fn refuse_and_close(stream: &mut Stream, refusal: &Refusal) {
     let id = new_request_id(SystemTime::now());
     debug!("request {id} is refused before it is read: {}", refusal.message);
     let response = refusal_response::raw_refusal(refusal, &id);

@@ -1,4 +1,5 @@
-//! Limits the connections of each client address, so that one client cannot use up all file descriptors.
+//! Limits the connections of all clients together, so that file descriptors are left for backends and files,
+//! and those of each client address, so that one client cannot use up what all may have.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -7,13 +8,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::warn;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Shortest time between two warnings about refused connections.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Counts the connections of one listener for each client address.
-#[derive(Clone, Debug, Default)]
-pub(super) struct AddressConnectionLimiter(Arc<Mutex<ConnectionCounts>>);
+#[derive(Clone, Debug)]
+pub(crate) struct AddressConnectionLimiter {
+    /// Where the connections are counted, for the log.
+    place: &'static str,
+    counts: Arc<Mutex<ConnectionCounts>>,
+}
 
 #[derive(Debug, Default)]
 struct ConnectionCounts {
@@ -21,18 +27,23 @@ struct ConnectionCounts {
     last_warning_at: Option<Instant>,
 }
 
-/// Permits one connection; it counts as open until this is dropped.
+/// Permits one connection of an address; it counts as open until this is dropped.
 #[derive(Debug)]
-pub(super) struct ConnectionPermit {
+pub(crate) struct ConnectionPermit {
     limiter: AddressConnectionLimiter,
     /// See [`address_or_ipv6_network`].
     address: IpAddr,
 }
 
 impl AddressConnectionLimiter {
+    /// A limiter without connections. The log calls the place where they are counted by this name.
+    pub(crate) fn new(place: &'static str) -> Self {
+        Self { place, counts: Arc::default() }
+    }
+
     /// Permits one more connection of this address; `None` if it has `max_connections` already. The limit is
     /// an argument, because a reload may change it.
-    pub(super) fn try_acquire(&self, ip: IpAddr, max_connections: usize) -> Option<ConnectionPermit> {
+    pub(crate) fn try_acquire(&self, ip: IpAddr, max_connections: usize) -> Option<ConnectionPermit> {
         let address = address_or_ipv6_network(ip);
         let mut counts = self.lock();
         let count = counts.by_address.entry(address).or_default();
@@ -43,15 +54,13 @@ impl AddressConnectionLimiter {
         let now = Instant::now();
         if counts.last_warning_at.is_none_or(|at| now >= at + WARNING_INTERVAL) {
             counts.last_warning_at = Some(now);
-            warn!(
-                "{address} has {max_connections} connections (listeners[].connections_per_client); more are refused"
-            );
+            warn!("{address} has {max_connections} connections ({}); more are refused", self.place);
         }
         None
     }
 
     fn lock(&self) -> MutexGuard<'_, ConnectionCounts> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -76,13 +85,47 @@ fn address_or_ipv6_network(ip: IpAddr) -> IpAddr {
     }
 }
 
+/// Counts all connections of clients, whatever their address.
+#[derive(Debug)]
+pub struct TotalConnectionLimiter {
+    permits: Arc<Semaphore>,
+    max_connections: usize,
+    last_warning_at: Mutex<Option<Instant>>,
+}
+
+impl TotalConnectionLimiter {
+    /// A limiter for this many connections.
+    pub fn new(max_connections: usize) -> Self {
+        let max_connections = max_connections.min(Semaphore::MAX_PERMITS);
+        let permits = Arc::new(Semaphore::new(max_connections));
+        Self { permits, max_connections, last_warning_at: Mutex::default() }
+    }
+
+    /// Permits one more connection; `None` if there are too many.
+    pub(crate) fn try_acquire(&self) -> Option<OwnedSemaphorePermit> {
+        let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
+        if permit.is_none() {
+            let now = Instant::now();
+            let mut last_warning_at = self.last_warning_at.lock().unwrap_or_else(PoisonError::into_inner);
+            if last_warning_at.is_none_or(|at| now >= at + WARNING_INTERVAL) {
+                *last_warning_at = Some(now);
+                let max_connections = self.max_connections;
+                warn!(
+                    "clients have {max_connections} connections, the most for this process; more are refused"
+                );
+            }
+        }
+        permit
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn connections_are_limited_for_each_address_separately() {
-        let limit = AddressConnectionLimiter::default();
+        let limit = AddressConnectionLimiter::new("test");
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let first = limit.try_acquire(ip("10.0.0.1"), 2);
         let second = limit.try_acquire(ip("::ffff:10.0.0.1"), 2);

@@ -3,25 +3,32 @@
 
 use std::any::Any;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use log::{error, info, warn};
+use log::{debug, error, info, warn};
 use openssl::error::ErrorStack;
-use openssl::ssl::{NameType, SslOptions, SslRef, SslSessionCacheMode, SslVerifyMode, SslVersion};
+use openssl::ssl::{
+    AlpnError, NameType, SslAcceptor, SslMethod, SslOptions, SslRef, SslSessionCacheMode, SslVerifyMode,
+    SslVersion, select_next_proto,
+};
 use openssl::x509::X509;
 use openssl::x509::store::X509StoreBuilder;
 use pingora::listeners::TlsAccept;
-use pingora::listeners::tls::TlsSettings;
-use pingora::protocols::Digest;
+use pingora::protocols::tls::server::handshake_with_callback;
+use pingora::protocols::{Digest, Stream, l4};
 use pingora::tls::ext;
+use tokio::time::timeout_at;
 
 use crate::admission::certificate_subject::certificate_subject;
 use crate::config::{CertifiedKey, CertifiedKeyError, ListenerConfig, ServerTlsConfig, TlsVersion};
 use crate::names::CertificateSubject;
 use crate::proxy::upstream::peer::{CertificateFileError, load_ca_certificates};
 
+/// The protocols of a listener with HTTP/2, in its order of preference: each with its length (RFC 7301, section
+/// 3.1).
+const H2_OR_HTTP11: &[u8] = b"\x02h2\x08http/1.1";
 /// How often the files are checked for changes.
 const FILE_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -59,11 +66,11 @@ pub struct ServerTls {
     /// What this is called in the log.
     log_name: String,
     tls_config: ServerTlsConfig,
-    http2_enabled: bool,
     /// `None` for the admin API.
     listener: Option<Arc<ListenerConfig>>,
     /// Replaced when the files change.
     certificates: ArcSwap<CertificateSet>,
+    acceptor: SslAcceptor,
 }
 
 /// The certificates in the files when these were last valid.
@@ -130,46 +137,25 @@ impl ServerTls {
         listener: Option<Arc<ListenerConfig>>,
     ) -> Result<Arc<Self>, TlsError> {
         let certificates = ArcSwap::from_pointee(CertificateSet::read(tls)?);
-        Ok(Arc::new(Self {
-            log_name: name,
-            tls_config: tls.clone(),
-            http2_enabled: http2,
-            listener,
-            certificates,
-        }))
+        let acceptor = build_acceptor(tls, http2)?;
+        Ok(Arc::new(Self { log_name: name, tls_config: tls.clone(), listener, certificates, acceptor }))
     }
 
-    /// The settings for Pingora. Certificates are chosen in callbacks during each handshake, so that a reload
-    /// of the files takes effect at once.
-    ///
-    /// # Errors
-    /// [`TlsError`] if OpenSSL does not know the ciphers.
-    pub fn to_settings(self: &Arc<Self>) -> Result<TlsSettings, TlsError> {
-        let callbacks = Box::new(HandshakeCallbacks(Arc::clone(self)));
-        let settings = TlsSettings::with_callbacks(callbacks);
-        let mut settings = settings.map_err(|error| TlsError::Settings(error.to_string()))?;
-        settings.set_min_proto_version(Some(match self.tls_config.minimum_version {
-            TlsVersion::Tls12 => SslVersion::TLS1_2,
-            TlsVersion::Tls13 => SslVersion::TLS1_3,
-        }))?;
-        if let Some(ciphers) = &self.tls_config.tls12_ciphers {
-            settings.set_cipher_list(ciphers)?;
+    /// Makes the TLS handshake on a connection that has just been accepted; `None` if it fails or is not
+    /// complete at the deadline.
+    pub(crate) async fn accept(self: &Arc<Self>, stream: Stream, deadline: Instant) -> Option<Stream> {
+        let address = stream.get_socket_digest().and_then(|digest| digest.peer_addr().cloned());
+        let address = address.map_or_else(|| "a client".to_owned(), |address| address.to_string());
+        // Pingora's listeners without TLS pass their sockets as this type.
+        let socket = stream.into_any().downcast::<l4::stream::Stream>().ok()?;
+        let callbacks = HandshakeCallbacks(Arc::clone(self));
+        let handshake = handshake_with_callback(&self.acceptor, *socket, &callbacks);
+        match timeout_at(deadline.into(), handshake).await {
+            Ok(Ok(stream)) => return Some(Box::new(stream)),
+            Ok(Err(error)) => debug!("{}: TLS handshake with {address} failed: {error}", self.log_name),
+            Err(_) => debug!("{}: TLS handshake with {address} was not complete in time", self.log_name),
         }
-        if let Some(ciphersuites) = &self.tls_config.tls13_ciphersuites {
-            settings.set_ciphersuites(ciphersuites)?;
-        }
-        if self.http2_enabled {
-            settings.enable_h2();
-        }
-        if self.tls_config.client_ca_file.is_some() {
-            settings.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
-            // No session resumption, because a resumed session does not verify the client certificate again:
-            // it may have expired meanwhile, or its authority may have been removed. Tickets and the session
-            // cache are two ways of resumption, so both are switched off.
-            settings.set_options(SslOptions::NO_TICKET);
-            settings.set_session_cache_mode(SslSessionCacheMode::OFF);
-        }
-        Ok(settings)
+        None
     }
 
     /// Starts a task that reloads the files when they change.
@@ -218,6 +204,36 @@ impl ServerTls {
             Err(error) => warn!("{name}: the old certificates stay in use: tls.{error}"),
         }
     }
+}
+
+/// The versions, ciphers and protocols of a listener. Certificates are chosen in [`HandshakeCallbacks`] during
+/// each handshake, so that a reload of the files takes effect at once.
+fn build_acceptor(tls: &ServerTlsConfig, http2: bool) -> Result<SslAcceptor, TlsError> {
+    let mut settings = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls())?;
+    settings.set_min_proto_version(Some(match tls.minimum_version {
+        TlsVersion::Tls12 => SslVersion::TLS1_2,
+        TlsVersion::Tls13 => SslVersion::TLS1_3,
+    }))?;
+    if let Some(ciphers) = &tls.tls12_ciphers {
+        settings.set_cipher_list(ciphers)?;
+    }
+    if let Some(ciphersuites) = &tls.tls13_ciphersuites {
+        settings.set_ciphersuites(ciphersuites)?;
+    }
+    if http2 {
+        settings.set_alpn_select_callback(|_, offered| {
+            select_next_proto(H2_OR_HTTP11, offered).ok_or(AlpnError::NOACK)
+        });
+    }
+    if tls.client_ca_file.is_some() {
+        settings.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
+        // No session resumption, because a resumed session does not verify the client certificate again: it may
+        // have expired meanwhile, or its authority may have been removed. Tickets and the session cache are two
+        // ways of resumption, so both are switched off.
+        settings.set_options(SslOptions::NO_TICKET);
+        settings.set_session_cache_mode(SslSessionCacheMode::OFF);
+    }
+    Ok(settings.build())
 }
 
 /// Called by Pingora during each TLS handshake.

@@ -1,0 +1,221 @@
+//! The deadline of HTTP/2 request heads. An HTTP/2 connection whose first request head, or any later head
+//! that has begun, is not complete in time is closed.
+//!
+//! h2 has no such deadline, and does not show that a head has begun before it is complete. So this reads the
+//! headers of the frames as their bytes pass.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use pingora::protocols::Stream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep, sleep_until};
+
+use crate::proxy::stream_wrapper::delegate_stream_traits;
+
+/// RFC 9113, section 3.4: what a client sends before its first frame.
+const PREFACE_BYTES: usize = 24;
+/// RFC 9113, section 4.1: length (3 bytes), type, flags, stream (4 bytes).
+const FRAME_HEADER_BYTES: usize = 9;
+/// RFC 9113, sections 6.2 and 6.10: the frames that a head consists of, and the flag that ends it.
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 4;
+
+/// A client's connection, the reads of which fail when a request head is too slow.
+#[derive(Debug)]
+pub(super) struct Http2HeadDeadline {
+    inner: Stream,
+    frames: FrameTracker,
+    head_limit: Duration,
+    /// Set while a head is awaited.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Http2HeadDeadline {
+    /// The first head has to be complete at `first_deadline`, a later one within `head_limit`.
+    pub(super) fn new(inner: Stream, first_deadline: Instant, head_limit: Duration) -> Self {
+        let timer = Some(Box::pin(sleep_until(first_deadline.into())));
+        Self { inner, frames: FrameTracker::default(), head_limit, timer }
+    }
+
+    /// Sets the timer for the head that is now awaited, if any, and checks it.
+    fn check_deadline(&mut self, complete_heads_before: u64, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.frames.complete_heads != complete_heads_before {
+            self.timer = None;
+        }
+        if !self.frames.is_head_awaited() {
+            return Ok(());
+        }
+        let limit = self.head_limit;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(limit)));
+        match timer.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::Error::new(io::ErrorKind::TimedOut, "a request head is too slow")),
+            Poll::Pending => Ok(()),
+        }
+    }
+}
+
+impl AsyncRead for Http2HeadDeadline {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let filled_before = buf.filled().len();
+        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        let complete_heads_before = self.frames.complete_heads;
+        if matches!(read, Poll::Ready(Ok(()))) {
+            self.frames.feed(buf.filled().get(filled_before..).unwrap_or_default());
+        }
+        self.check_deadline(complete_heads_before, cx)?;
+        read
+    }
+}
+
+impl AsyncWrite for Http2HeadDeadline {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+}
+
+delegate_stream_traits!(Http2HeadDeadline, inner);
+
+/// Follows the frames of a client far enough to know whether a request head has begun and not ended. What is
+/// not HTTP/2 is left to h2, which closes the connection.
+#[derive(Debug, Default)]
+struct FrameTracker {
+    /// Bytes of the preface that have passed.
+    preface_bytes: usize,
+    frame_header: [u8; FRAME_HEADER_BYTES],
+    /// Bytes of the current frame's header that have passed.
+    frame_header_bytes: usize,
+    /// Bytes of the current frame that are still to come after its header.
+    remaining_payload: usize,
+    /// The current frame ends a head.
+    frame_ends_head: bool,
+    is_in_head: bool,
+    complete_heads: u64,
+}
+
+impl FrameTracker {
+    fn is_head_awaited(&self) -> bool {
+        self.is_in_head || self.complete_heads == 0
+    }
+
+    fn feed(&mut self, mut bytes: &[u8]) {
+        let preface = bytes.len().min(PREFACE_BYTES - self.preface_bytes);
+        self.preface_bytes += preface;
+        bytes = bytes.get(preface..).unwrap_or_default();
+        while !bytes.is_empty() {
+            let payload = bytes.len().min(self.remaining_payload);
+            self.remaining_payload -= payload;
+            bytes = bytes.get(payload..).unwrap_or_default();
+            if self.remaining_payload > 0 {
+                return;
+            }
+            self.note_end_of_frame();
+            let header = bytes.len().min(FRAME_HEADER_BYTES - self.frame_header_bytes);
+            let end = self.frame_header_bytes + header;
+            if let (Some(target), Some(source)) =
+                (self.frame_header.get_mut(self.frame_header_bytes..end), bytes.get(..header))
+            {
+                target.copy_from_slice(source);
+            }
+            self.frame_header_bytes = end;
+            bytes = bytes.get(header..).unwrap_or_default();
+            if end == FRAME_HEADER_BYTES {
+                self.note_frame_header();
+            }
+        }
+    }
+
+    fn note_frame_header(&mut self) {
+        self.frame_header_bytes = 0;
+        let [length_high, length_middle, length_low, frame_type, flags, ..] = self.frame_header;
+        self.remaining_payload =
+            u32::from_be_bytes([0, length_high, length_middle, length_low]).try_into().unwrap_or(usize::MAX);
+        if matches!(frame_type, HEADERS | CONTINUATION) {
+            self.is_in_head = true;
+            self.frame_ends_head = flags & END_HEADERS != 0;
+        }
+        if self.remaining_payload == 0 {
+            self.note_end_of_frame();
+        }
+    }
+
+    fn note_end_of_frame(&mut self) {
+        if std::mem::take(&mut self.frame_ends_head) {
+            self.is_in_head = false;
+            self.complete_heads += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(frame_type: u8, flags: u8, length: u8) -> Vec<u8> {
+        let mut frame = vec![0, 0, length, frame_type, flags, 0, 0, 0, 1];
+        frame.resize(FRAME_HEADER_BYTES + usize::from(length), 0xff);
+        frame
+    }
+
+    /// Whether a head is awaited, and how many were complete, after these bytes in pieces of each size.
+    fn state_after(bytes: &[u8]) -> (bool, u64) {
+        let states = [1, 2, 7, bytes.len().max(1)].map(|size| {
+            let mut frames = FrameTracker::default();
+            bytes.chunks(size).for_each(|piece| frames.feed(piece));
+            (frames.is_head_awaited(), frames.complete_heads)
+        });
+        assert!(states.iter().all(|state| *state == states[0]), "{states:?}");
+        states[0]
+    }
+
+    #[test]
+    fn a_head_is_awaited_at_first_and_from_its_first_frame_to_the_end_of_its_last() {
+        let preface = vec![b'P'; PREFACE_BYTES];
+        let (data, settings, priority) = (frame(0, 0, 200), frame(4, 0, 0), 0x20);
+        let whole_head = frame(HEADERS, END_HEADERS | priority, 40);
+        let (begun, more) = (frame(HEADERS, 1, 40), frame(CONTINUATION, 0, 3));
+        let end = frame(CONTINUATION, END_HEADERS, 0);
+        type Pieces<'p> = &'p [&'p [u8]];
+        let cases: [(Pieces<'_>, (bool, u64)); 9] = [
+            (&[], (true, 0)),
+            (&[&preface[..3]], (true, 0)),
+            (&[&preface, &settings], (true, 0)),
+            (&[&preface, &settings, &whole_head], (false, 1)),
+            (&[&preface, &settings, &whole_head, &data, &frame(6, 0, 8), &data[..100]], (false, 1)),
+            (&[&preface, &settings, &whole_head[..48]], (true, 0)),
+            (&[&preface, &whole_head, &data, &begun], (true, 1)),
+            (&[&preface, &whole_head, &begun, &more, &more], (true, 1)),
+            (&[&preface, &whole_head, &begun, &more, &end, &data], (false, 2)),
+        ];
+        for (pieces, expected) in cases {
+            assert_eq!(state_after(&pieces.concat()), expected, "{pieces:?}");
+        }
+    }
+}

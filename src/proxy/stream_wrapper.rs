@@ -1,0 +1,62 @@
+//! What a stream that wraps another one delegates to it.
+
+/// Implements the traits of Pingora's streams for a type, except for reading and writing, by delegation to
+/// the stream in this field.
+macro_rules! delegate_stream_traits {
+    ($wrapper:ty, $inner:ident) => {
+        #[async_trait::async_trait]
+        impl pingora::protocols::Shutdown for $wrapper {
+            async fn shutdown(&mut self) {
+                self.$inner.shutdown().await;
+            }
+        }
+
+        impl pingora::protocols::UniqueID for $wrapper {
+            fn id(&self) -> pingora::protocols::UniqueIDType {
+                self.$inner.id()
+            }
+        }
+
+        impl pingora::protocols::Ssl for $wrapper {
+            fn get_ssl_digest(&self) -> Option<std::sync::Arc<pingora::protocols::tls::SslDigest>> {
+                self.$inner.get_ssl_digest()
+            }
+
+            fn selected_alpn_proto(&self) -> Option<pingora::protocols::ALPN> {
+                self.$inner.selected_alpn_proto()
+            }
+        }
+
+        impl pingora::protocols::GetTimingDigest for $wrapper {
+            fn get_timing_digest(&self) -> Vec<Option<pingora::protocols::TimingDigest>> {
+                self.$inner.get_timing_digest()
+            }
+
+            fn get_read_pending_time(&self) -> std::time::Duration {
+                self.$inner.get_read_pending_time()
+            }
+
+            fn get_write_pending_time(&self) -> std::time::Duration {
+                self.$inner.get_write_pending_time()
+            }
+        }
+
+        impl pingora::protocols::GetProxyDigest for $wrapper {
+            fn get_proxy_digest(
+                &self,
+            ) -> Option<std::sync::Arc<pingora::protocols::raw_connect::ProxyDigest>> {
+                self.$inner.get_proxy_digest()
+            }
+        }
+
+        impl pingora::protocols::GetSocketDigest for $wrapper {
+            fn get_socket_digest(&self) -> Option<std::sync::Arc<pingora::protocols::SocketDigest>> {
+                self.$inner.get_socket_digest()
+            }
+        }
+
+        impl pingora::protocols::Peek for $wrapper {}
+    };
+}
+
+pub(super) use delegate_stream_traits;

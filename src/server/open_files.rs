@@ -1,0 +1,19 @@
+//! The limit of open files, of which each connection needs one.
+
+use log::warn;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Raises the limit of open files to its maximum.
+pub(super) fn raise_open_file_limit() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        warn!("cannot raise the limit of open files: {error}");
+    }
+}
+
+/// How many connections clients may have together: three quarters of the limit. The rest is for connections to
+/// backends, and for files.
+pub(super) fn max_client_connections() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok());
+    limit.map_or(usize::MAX, |limit| limit - limit / 4)
+}
