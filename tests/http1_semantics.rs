@@ -41,8 +41,8 @@ async fn start_responding_to_heads(response: &'static str) -> SocketAddr {
                     }
                 }
                 stream.write_all(response.as_bytes()).await.unwrap();
-                // The connection stays open until the balancer closes it.
-                while stream.read_buf(&mut bytes).await.unwrap_or(0) > 0 {}
+                // The connection stays open.
+                std::future::pending::<()>().await;
             });
         }
     });
@@ -148,6 +148,53 @@ async fn a_response_before_the_end_of_an_upload_reaches_the_client() {
     let record = balancer.wait_for_records(1).await.remove(0);
     assert_eq!((&record["outcome"], &record["status"]), (&"answered".into(), &400.into()));
     assert!(record["request_bytes"].is_null(), "the length of the upload is unknown: {record}");
+}
+
+#[tokio::test]
+async fn a_response_to_a_body_that_the_backend_does_not_read_is_handled_at_once() {
+    // More than all socket buffers on the way hold.
+    let body = format!(r#"{{"messages":[{{"role":"user","content":"{}"}}]}}"#, "x".repeat(24 << 20));
+    let no_record_of_content = "record: { content: none, jsonl: { path: records.jsonl } }";
+    let refusal = "HTTP/1.1 400 Bad Request\r\nContent-Length: 14\r\n\r\n{\"error\":null}";
+    let address = start_responding_to_heads(refusal).await;
+    let balancer =
+        Balancer::start(&backend_yaml("a", &format!("http://{address}"), ""), no_record_of_content).await;
+    let mut client = balancer.connect().await;
+    for _ in 0..2 {
+        let response = client.post(CHAT_TARGET, KEY_HEADER, body.as_bytes()).await;
+        assert_eq!((response.status, response.text().as_str()), (400, "{\"error\":null}"));
+    }
+    // The same for a response that leads to another attempt, complete or not: that one gets the whole body.
+    for throttled in [
+        "HTTP/1.1 429 Too Many Requests\r\nContent-Length: 2\r\n\r\n{}",
+        "HTTP/1.1 429 Too Many Requests\r\nContent-Length: 2\r\n\r\n{",
+    ] {
+        let address = start_responding_to_heads(throttled).await;
+        let reading = ScriptedUpstream::start(|_| vec![WHOLE_RESPONSE.to_vec()]).await;
+        let backends = backend_yaml("a", &format!("http://{address}"), "tier: 1")
+            + &backend_yaml("b", &format!("http://{}", reading.address), "tier: 2");
+        let balancer = Balancer::start(&backends, no_record_of_content).await;
+        let response = balancer.post(CHAT_TARGET, KEY_HEADER, body.as_bytes()).await;
+        assert_eq!((response.status, answering_backend(&response).as_str()), (200, "b"));
+        assert!(reading.requests()[0].body == body.as_bytes());
+        let record = balancer.wait_for_records(1).await.remove(0);
+        assert_eq!(record["attempts"][0]["status"], 429, "{record:#}");
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_takes_nothing_of_a_body_for_too_long_is_abandoned() {
+    let body = format!(r#"{{"messages":[{{"role":"user","content":"{}"}}]}}"#, "x".repeat(24 << 20));
+    let address = start_responding_to_heads("").await;
+    let reading = ScriptedUpstream::start(|_| vec![WHOLE_RESPONSE.to_vec()]).await;
+    let backends = backend_yaml("a", &format!("http://{address}"), "tier: 1")
+        + &backend_yaml("b", &format!("http://{}", reading.address), "tier: 2");
+    let extra_yaml = "timeouts: { idle: 500ms }\nrecord: { content: none, jsonl: { path: records.jsonl } }";
+    let balancer = Balancer::start(&backends, extra_yaml).await;
+    let response = balancer.post(CHAT_TARGET, KEY_HEADER, body.as_bytes()).await;
+    assert_eq!((response.status, answering_backend(&response).as_str()), (200, "b"));
+    let record = balancer.wait_for_records(1).await.remove(0);
+    assert_eq!(record["attempts"][0]["error"], "idle_timeout", "{record:#}");
 }
 
 #[tokio::test]

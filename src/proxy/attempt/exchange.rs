@@ -12,8 +12,9 @@ use pingora::http::ResponseHeader;
 use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
-use super::deadline::DeadlineAction;
+use super::deadline::{AttemptDeadline, DeadlineAction};
 use super::response_handler::ResponseHandler;
+use super::response_state::ResponseState;
 use super::upstream_error::UpstreamError;
 use crate::proxy::client::presence::wait_for_disconnect;
 use crate::proxy::client::request_body::{BodyReadError, classify_body_read_error};
@@ -74,6 +75,8 @@ struct SendProgress {
     max_streamed_upload_bytes: Option<u64>,
     /// The request has been sent completely, or no more of it can be sent.
     has_sending_ended: bool,
+    /// When the piece that is being sent has to be sent.
+    piece_deadline: Option<Instant>,
     /// Why sending failed. The response is still read, because a backend may respond and then close the
     /// connection without reading the rest of the request.
     send_error: Option<Box<Error>>,
@@ -106,6 +109,7 @@ impl<'e> AttemptExchange<'e> {
             unsent_pieces,
             max_streamed_upload_bytes,
             has_sending_ended: false,
+            piece_deadline: None,
             send_error: None,
         };
         Self { session, context, upstream, progress }
@@ -126,9 +130,7 @@ impl<'e> AttemptExchange<'e> {
             let can_send = !self.progress.has_sending_ended && !self.upstream.has_pending_body_write();
             let can_send_piece = can_send && !self.progress.unsent_pieces.is_empty();
             let read_mode = self.client_read_mode(can_send, can_send_piece);
-            // No deadline applies until the request has been sent: an upload takes as long as its client
-            // takes.
-            let deadline = self.context.attempt_deadline.filter(|_| self.progress.has_sending_ended);
+            let deadline = self.next_deadline();
             // The response comes first for two reasons. What has arrived of it is handled before a
             // disconnect of the client. And the next branch is always ready while it is enabled, but a
             // backend may stop reading the request until its response is read.
@@ -173,6 +175,20 @@ impl<'e> AttemptExchange<'e> {
         }
     }
 
+    /// The deadline that is next. None applies to the response until the request has been sent, because an upload
+    /// takes as long as its client takes, unless the response is held.
+    fn next_deadline(&self) -> Option<AttemptDeadline> {
+        let is_held = matches!(
+            self.context.response_state,
+            ResponseState::HeldResponse(_) | ResponseState::HeldStream(_)
+        );
+        let of_response =
+            self.context.attempt_deadline.filter(|_| self.progress.has_sending_ended || is_held);
+        let action = DeadlineAction::GiveUp(UpstreamError::IdleTimeout);
+        let of_piece = self.progress.piece_deadline.map(|at| AttemptDeadline { at, action });
+        of_response.into_iter().chain(of_piece).min_by_key(|deadline| deadline.at)
+    }
+
     fn client_read_mode(&self, can_send: bool, can_send_piece: bool) -> ClientReadMode {
         let is_tunnel = self.session.was_upgraded();
         let is_upload = self.progress.max_streamed_upload_bytes.is_some();
@@ -193,13 +209,17 @@ impl<'e> AttemptExchange<'e> {
         match self.upstream.start_sending_body_piece(piece, is_last).await {
             Ok(true) => self.on_piece_sent(Ok(())),
             // `UpstreamEvent::BodyPieceSent` follows.
-            Ok(false) => {}
+            Ok(false) => {
+                let limit = self.context.gateway().timeouts.response_idle;
+                self.progress.piece_deadline = Some(Instant::now() + limit);
+            }
             Err(error) => self.on_piece_sent(Err(error)),
         }
     }
 
     /// Records that a piece of the body has been sent, or could not be sent.
     fn on_piece_sent(&mut self, sent: Result<()>) {
+        self.progress.piece_deadline = None;
         match sent {
             Ok(()) if self.progress.has_unsent_body() => return,
             Ok(()) => {}
@@ -329,7 +349,7 @@ impl<'e> AttemptExchange<'e> {
             }
             Some(DeadlineAction::GiveUp(_)) => Error::e_explain(
                 RESPONSE_IDLE_TIMEOUT,
-                "the next part of the response did not arrive in time",
+                "the next part of the response did not arrive, or of the request was not taken, in time",
             ),
             Some(DeadlineAction::EndHold) => {
                 let tasks = ResponseHandler::new(self.context, Instant::now()).end_hold()?;

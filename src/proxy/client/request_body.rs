@@ -13,8 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use super::body_memory::{BodyMemory, MemoryHolder, MemoryReservation};
 use crate::refusal::{Refusal, RefusalReason};
 
-/// Largest piece that is given to Pingora at once. Over HTTP/1.1 the response is polled only between two
-/// pieces.
+/// Largest piece that is given to Pingora at once. Over HTTP/1.1, what a backend does not take of it is copied.
 const MAX_PIECE_BYTES: usize = 128 * 1024;
 /// Pieces up to this size are copied into one instead of being sent one by one.
 const MAX_SMALL_PIECE_BYTES: usize = 16 * 1024;

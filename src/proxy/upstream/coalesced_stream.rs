@@ -1,47 +1,79 @@
 //! A connection that sends a request's head together with the beginning of its body, in one system call and
-//! one packet. Pingora flushes after the head, which makes two.
+//! one packet (Pingora flushes after the head, which makes two), and whose writes do not wait.
+//!
+//! A backend may answer a request that it does not read, so what it sends has to be read while the request is
+//! written. Pingora's session can do only one of the two at a time. So this takes over what the socket does
+//! not accept, and writes it whenever the session reads.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
-use async_trait::async_trait;
-use pingora::protocols::raw_connect::ProxyDigest;
-use pingora::protocols::tls::SslDigest;
-use pingora::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream,
-    TimingDigest, UniqueID, UniqueIDType,
-};
+use pingora::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::proxy::stream_wrapper::delegate_stream_traits;
 
 /// Maximum bytes that are collected: as many as a TLS record holds.
 const MAX_COALESCED_BYTES: usize = 16 * 1024;
+/// Further writes wait while more than this is pending.
+const MAX_PENDING_BYTES: usize = 128 * 1024;
 
-/// A connection one flush of which can be delayed until the next write.
+/// A connection one flush of which can be delayed until the next write, and whose writes do not wait.
 #[derive(Debug)]
 pub(super) struct CoalescedStream {
     inner: Stream,
-    /// The next flush does nothing, because another write follows at once. Atomic, because Pingora's session
-    /// gives out its stream only as a shared reference.
-    coalesces_next_flush: AtomicBool,
+    /// Shared, because Pingora's session gives out its stream only as a shared reference.
+    state: Arc<WriteState>,
     /// Bytes that have been written to this stream but not to `inner`.
     pending_bytes: Vec<u8>,
 }
 
+/// What of a [`CoalescedStream`] is known outside of Pingora's session.
+#[derive(Debug, Default)]
+pub(super) struct WriteState {
+    /// The next flush does nothing, because another write follows at once.
+    coalesces_next_flush: AtomicBool,
+    /// The socket does not accept all that has been written; reads of the stream write the rest.
+    is_blocked: AtomicBool,
+    /// Why the rest could not be written.
+    error: Mutex<Option<io::Error>>,
+}
+
+impl WriteState {
+    /// Whether reads of the stream still have to write something.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.is_blocked.load(Ordering::Relaxed)
+    }
+
+    /// Takes the error of what reads have written.
+    pub(super) fn take_error(&self) -> Option<io::Error> {
+        self.error.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 impl CoalescedStream {
-    pub(super) fn new(inner: Stream) -> Self {
-        Self { inner, coalesces_next_flush: AtomicBool::new(false), pending_bytes: Vec::new() }
+    /// Wraps a stream, unless it is wrapped already.
+    pub(super) fn wrap(stream: Stream) -> Stream {
+        if Self::write_state(&stream).is_some() {
+            return stream;
+        }
+        Box::new(Self { inner: stream, state: Arc::default(), pending_bytes: Vec::new() })
     }
 
     /// Delays the next flush of this stream until the write after it, which has to follow at once. Does
     /// nothing with a stream of another type.
     pub(super) fn coalesce_next_flush(stream: &Stream) {
-        if let Some(coalesced) = (**stream).as_any().downcast_ref::<Self>() {
-            coalesced.coalesces_next_flush.store(true, Ordering::Relaxed);
+        if let Some(state) = Self::write_state(stream) {
+            state.coalesces_next_flush.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// The state of this stream; `None` for a stream of another type.
+    pub(super) fn write_state(stream: &Stream) -> Option<&Arc<WriteState>> {
+        (**stream).as_any().downcast_ref::<Self>().map(|coalesced| &coalesced.state)
     }
 
     /// Writes the pending bytes to the inner connection.
@@ -65,6 +97,16 @@ impl CoalescedStream {
         }
         result
     }
+
+    /// Writes and flushes all that is pending, and notes whether that is done.
+    fn poll_flush_pending(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = match self.poll_write_pending(cx) {
+            Poll::Ready(Ok(())) => Pin::new(&mut self.inner).poll_flush(cx),
+            other => other,
+        };
+        self.state.is_blocked.store(flushed.is_pending(), Ordering::Relaxed);
+        flushed
+    }
 }
 
 impl AsyncRead for CoalescedStream {
@@ -73,13 +115,19 @@ impl AsyncRead for CoalescedStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.state.is_blocked()
+            && let Poll::Ready(Err(error)) = self.poll_flush_pending(cx)
+        {
+            self.pending_bytes = Vec::new();
+            *self.state.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        }
         Pin::new(&mut self.inner).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for CoalescedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let coalesces_next_flush = *self.coalesces_next_flush.get_mut();
+        let coalesces_next_flush = self.state.coalesces_next_flush.load(Ordering::Relaxed);
         if (coalesces_next_flush || !self.pending_bytes.is_empty())
             && self.pending_bytes.len() + buf.len() <= MAX_COALESCED_BYTES
         {
@@ -87,75 +135,37 @@ impl AsyncWrite for CoalescedStream {
             return Poll::Ready(Ok(buf.len()));
         }
         // In order: the new bytes come after those that are pending.
-        ready!(self.poll_write_pending(cx))?;
-        Pin::new(&mut self.inner).poll_write(cx, buf)
+        let written = match self.poll_write_pending(cx) {
+            Poll::Ready(Ok(())) => Pin::new(&mut self.inner).poll_write(cx, buf),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        };
+        if written.is_ready() || self.pending_bytes.len() > MAX_PENDING_BYTES {
+            return written;
+        }
+        self.pending_bytes.extend_from_slice(buf);
+        self.state.is_blocked.store(true, Ordering::Relaxed);
+        Poll::Ready(Ok(buf.len()))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if std::mem::take(self.coalesces_next_flush.get_mut()) {
+        if self.state.coalesces_next_flush.swap(false, Ordering::Relaxed) {
             return Poll::Ready(Ok(()));
         }
-        ready!(self.poll_write_pending(cx))?;
-        Pin::new(&mut self.inner).poll_flush(cx)
+        match self.poll_flush_pending(cx) {
+            // `poll_read` goes on with it.
+            Poll::Pending => Poll::Ready(Ok(())),
+            flushed @ Poll::Ready(_) => flushed,
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_flush_pending(cx))?;
         Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }
 
-// Everything below is delegated to the inner connection.
-
-#[async_trait]
-impl Shutdown for CoalescedStream {
-    async fn shutdown(&mut self) {
-        self.inner.shutdown().await;
-    }
-}
-
-impl UniqueID for CoalescedStream {
-    fn id(&self) -> UniqueIDType {
-        self.inner.id()
-    }
-}
-
-impl Ssl for CoalescedStream {
-    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.inner.get_ssl_digest()
-    }
-
-    fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.inner.selected_alpn_proto()
-    }
-}
-
-impl GetTimingDigest for CoalescedStream {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.inner.get_timing_digest()
-    }
-
-    fn get_read_pending_time(&self) -> Duration {
-        self.inner.get_read_pending_time()
-    }
-
-    fn get_write_pending_time(&self) -> Duration {
-        self.inner.get_write_pending_time()
-    }
-}
-
-impl GetProxyDigest for CoalescedStream {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.inner.get_proxy_digest()
-    }
-}
-
-impl GetSocketDigest for CoalescedStream {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.inner.get_socket_digest()
-    }
-}
-
-impl Peek for CoalescedStream {}
+delegate_stream_traits!(CoalescedStream, inner);
 
 #[cfg(test)]
 mod tests {
@@ -167,7 +177,7 @@ mod tests {
     /// A coalesced stream and the other end of its connection.
     fn coalesced_pair() -> (Stream, DuplexStream) {
         let (inner, peer) = duplex(8 * MAX_COALESCED_BYTES);
-        (Box::new(CoalescedStream::new(Box::new(inner))), peer)
+        (CoalescedStream::wrap(Box::new(inner)), peer)
     }
 
     async fn send(stream: &mut Stream, bytes: &[u8]) {
@@ -209,17 +219,33 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn pending_bytes_are_sent_piece_by_piece_if_the_peer_reads_slowly() {
+    async fn writes_do_not_wait_and_reads_send_the_rest_piece_by_piece() {
         let (inner, mut peer) = duplex(3);
-        let mut stream: Stream = Box::new(CoalescedStream::new(Box::new(inner)));
+        let mut stream = CoalescedStream::wrap(Box::new(inner));
         CoalescedStream::coalesce_next_flush(&stream);
-        let send_both = async {
-            send(&mut stream, b"the head, ").await;
-            send(&mut stream, b"the body").await;
-            drop(stream);
+        let body = vec![b'x'; MAX_PENDING_BYTES];
+        send(&mut stream, b"the head, ").now_or_never().expect("it waits for the peer");
+        send(&mut stream, &body).now_or_never().expect("it waits for the peer");
+        let state = Arc::clone(CoalescedStream::write_state(&stream).unwrap());
+        assert!(state.is_blocked());
+        assert!(stream.write_all(b"more").now_or_never().is_none(), "without a limit");
+        let mut bytes = vec![0; body.len() + 10];
+        let mut response = [0; 8];
+        let exchange = async {
+            peer.read_exact(&mut bytes).await.unwrap();
+            while state.is_blocked() {
+                tokio::task::yield_now().await;
+            }
+            peer.write_all(b"response").await.unwrap();
         };
-        let mut bytes = Vec::new();
-        let (read, ()) = tokio::join!(peer.read_to_end(&mut bytes), send_both);
-        assert_eq!((read.unwrap(), &*bytes), (18, &b"the head, the body"[..]));
+        let (read, ()) = tokio::join!(stream.read_exact(&mut response), exchange);
+        read.unwrap();
+        assert!(bytes == [b"the head, ", &*body].concat() && response == *b"response");
+        assert!(state.take_error().is_none());
+        // The peer is gone: reads report why the rest cannot be written.
+        send(&mut stream, &body).now_or_never().unwrap();
+        drop(peer);
+        let _ = stream.read(&mut response).await;
+        assert!(!state.is_blocked() && state.take_error().is_some());
     }
 }

@@ -1,7 +1,9 @@
 //! Connections to backends, and the exchange of one request and its response on a connection.
 
-use std::future::pending;
+use std::future::{pending, poll_fn};
 use std::os::fd::RawFd;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -45,6 +47,8 @@ pub(in crate::proxy) struct UpstreamConnection {
     /// The piece that was sent last, or is being sent, ends the body.
     latest_piece_ends_body: bool,
     write_timeout: Option<Duration>,
+    /// HTTP/1.1: the latest piece is still being written, which reads of the response do.
+    is_http1_write_blocked: bool,
 }
 
 enum Protocol {
@@ -108,6 +112,7 @@ impl UpstreamConnector {
             is_request_sent: false,
             latest_piece_ends_body: false,
             write_timeout,
+            is_http1_write_blocked: false,
         };
         if peer.options.alpn.get_max_http_version() == 1 {
             let (stream, is_reused) =
@@ -115,7 +120,7 @@ impl UpstreamConnector {
                     Some(stream) => (stream, true),
                     None => {
                         let stream = self.http1_connector.new_stream(peer).await?;
-                        (Box::new(CoalescedStream::new(stream)) as _, false)
+                        (CoalescedStream::wrap(stream), false)
                     }
                 };
             let mut session = Box::new(Http1Session::new_with_options(stream, peer));
@@ -123,7 +128,9 @@ impl UpstreamConnector {
             return Ok(connection(Protocol::Http1(session), is_reused));
         }
         match self.http2_connector.get_http_session(peer).await? {
-            (HttpSession::H1(mut session), is_reused) => {
+            (HttpSession::H1(session), is_reused) => {
+                let stream = CoalescedStream::wrap(session.into_inner());
+                let mut session = Http1Session::new_with_options(stream, peer);
                 session.write_timeout = write_timeout;
                 Ok(connection(Protocol::Http1Fallback(Box::new(session)), is_reused))
             }
@@ -239,7 +246,9 @@ impl UpstreamConnection {
                 if is_last {
                     session.finish_body().await?;
                 }
-                true
+                let write_state = CoalescedStream::write_state(session.stream());
+                self.is_http1_write_blocked = write_state.is_some_and(|state| state.is_blocked());
+                !self.is_http1_write_blocked
             }
             // Not awaited here: the backend may stop reading until its response is read.
             Protocol::Http2(stream) => {
@@ -273,22 +282,35 @@ impl UpstreamConnection {
 
     /// Whether a piece of the body is being sent.
     pub(in crate::proxy) fn has_pending_body_write(&self) -> bool {
-        matches!(&self.protocol, Protocol::Http2(stream) if stream.pending_write.is_some())
+        match &self.protocol {
+            Protocol::Http1(_) | Protocol::Http1Fallback(_) => self.is_http1_write_blocked,
+            Protocol::Http2(stream) => stream.pending_write.is_some(),
+        }
     }
 
     /// Waits for the next event. Cancel-safe: nothing is lost if the future is dropped.
     pub(in crate::proxy) async fn next_event(&mut self) -> UpstreamEvent {
         match &mut self.protocol {
+            Protocol::Http1(session) | Protocol::Http1Fallback(session) if self.is_http1_write_blocked => {
+                let event = next_event_while_writing(session).await;
+                self.is_http1_write_blocked = matches!(event, UpstreamEvent::Read(_));
+                self.note_request_sent(&event);
+                event
+            }
             Protocol::Http1(session) | Protocol::Http1Fallback(session) => {
                 UpstreamEvent::Read(session.read_response_task().await)
             }
             Protocol::Http2(stream) => {
                 let event = stream.next_event().await;
-                self.is_request_sent |=
-                    self.latest_piece_ends_body && matches!(event, UpstreamEvent::BodyPieceSent(Ok(())));
+                self.note_request_sent(&event);
                 event
             }
         }
+    }
+
+    fn note_request_sent(&mut self, event: &UpstreamEvent) {
+        self.is_request_sent |=
+            self.latest_piece_ends_body && matches!(event, UpstreamEvent::BodyPieceSent(Ok(())));
     }
 
     /// Whether another request can follow: request and response are complete. A tunnel's connection, whose
@@ -336,6 +358,27 @@ impl Http2Stream {
         *pending_write = None;
         *body_writer = Some(writer);
         UpstreamEvent::BodyPieceSent(sent)
+    }
+}
+
+/// Reads the next part of an HTTP/1.1 response, which also writes the rest of the request, until one of the two
+/// is done. Cancel-safe.
+async fn next_event_while_writing(session: &mut Http1Session) -> UpstreamEvent {
+    let Some(state) = CoalescedStream::write_state(session.stream()).cloned() else {
+        return UpstreamEvent::Read(session.read_response_task().await);
+    };
+    let mut read = pin!(session.read_response_task());
+    let read = poll_fn(|cx| match read.as_mut().poll(cx) {
+        Poll::Ready(read) => Poll::Ready(Some(read)),
+        Poll::Pending if state.is_blocked() => Poll::Pending,
+        Poll::Pending => Poll::Ready(None),
+    });
+    match read.await {
+        Some(read) => UpstreamEvent::Read(read),
+        None => UpstreamEvent::BodyPieceSent(match state.take_error() {
+            Some(error) => Error::e_because(ErrorType::WriteError, "while writing the request body", error),
+            None => Ok(()),
+        }),
     }
 }
 
