@@ -37,6 +37,13 @@ pub struct PingoraContext {
     pub(super) request_context: Option<Box<RequestContext>>,
 }
 
+impl PingoraContext {
+    /// Whether the request became a tunnel, whose client's session is empty then.
+    pub(super) fn is_tunnel(&self) -> bool {
+        self.request_context.as_ref().is_some_and(|context| context.ending.client_status == Some(101))
+    }
+}
+
 /// Everything about one request. The request counts as in flight until this is finished or dropped.
 pub(super) struct RequestContext {
     /// The configuration that was active when the request arrived; it stays the same to the end.

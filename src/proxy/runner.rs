@@ -12,7 +12,7 @@
 //! | --- | --- | --- |
 //! | a malformed head gets 400, CONNECT 405, and the connection closes | `client/connection.rs`, `gateway` | `admission`: `ambiguous_http_requests_are_rejected`, `refusals_are_checked_in_order_…` |
 //! | interim responses (1xx) are not final; none is relayed, because the client has already sent its body | `attempt/response_handler.rs` | `http1_semantics`: `interim_responses_…` |
-//! | a 101 is accepted only for an upgrade request; then bytes are relayed both ways until one side closes | `attempt/response_handler.rs`, `attempt/exchange.rs` | `http1_semantics`: `a_101_that_nobody_asked_for_…`, `an_upgrade_to_another_protocol_…`; `rewriting`: `websockets_are_tunnelled_…` |
+//! | a 101 is accepted only for an upgrade request; then bytes are relayed both ways until both sides have closed | `attempt/response_handler.rs`, `attempt/tunnel.rs` | `http1_semantics`: `a_101_that_nobody_asked_for_…`, `an_upgrade_to_another_protocol_…`; `rewriting`: `websockets_are_tunnelled_…` |
 //! | HEAD, 204 and 304 have no body and no chunked framing | `attempt/exchange.rs` | `rewriting`: `…bodyless_responses_stay_bodyless`; `http1_semantics`: `a_304_…` |
 //! | a body without a length is chunked for the client; an incomplete body does not look complete | `attempt/exchange.rs` | `http1_semantics`: `a_response_that_ends_with_its_connection_…`; `streaming`: `a_broken_stream_is_visibly_broken_…`; `http2`: `a_broken_response_resets_its_stream` |
 //! | trailers end a body | `attempt/exchange.rs` | `http1_semantics`: `a_body_with_trailers_…` |
@@ -102,6 +102,9 @@ impl Runner {
         // First, so that the request no longer counts as in flight when the client sends the next one.
         self.balancer.logging(&mut session, served.as_ref().err().map(|error| &**error), &mut ctx).await;
         served.ok()?;
+        if ctx.is_tunnel() {
+            return None;
+        }
         let (stream, _) = session.downstream_session.finish().await.ok()??.into_parts();
         Some(stream)
     }
@@ -120,6 +123,7 @@ impl Runner {
             Ok(true) => return Ok(()),
             Ok(false) => loop {
                 match self.run_attempt(session, ctx, timer).await {
+                    Ok(()) if ctx.is_tunnel() => return Ok(()),
                     Ok(()) => {
                         drain_upload(session).await;
                         return Ok(());

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::future::{pending, ready};
+use std::io::Cursor;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use super::deadline::{AttemptDeadline, DeadlineAction};
 use super::response_handler::ResponseHandler;
 use super::response_state::ResponseState;
+use super::tunnel::{Tunnel, TunnelEnd};
 use super::upstream_error::UpstreamError;
 use crate::proxy::client::presence::wait_for_disconnect;
 use crate::proxy::client::request_body::{BodyReadError, classify_body_read_error};
@@ -35,8 +37,6 @@ enum ClientReadMode {
     Upload,
     /// Nothing, but its disconnect is noticed.
     Disconnect,
-    /// Bytes for the tunnel.
-    Tunnel,
     /// Nothing: the backend cannot take more yet, or no more at all.
     Nothing,
 }
@@ -50,7 +50,6 @@ impl ClientReadMode {
         match self {
             Self::Upload => session.read_request_body().await,
             Self::Disconnect => Err(wait_for_disconnect(session, has_pipelined_bytes).await),
-            Self::Tunnel => session.read_body_or_idle(false).await.map_err(Error::into_down),
             Self::Nothing => pending().await,
         }
     }
@@ -146,17 +145,12 @@ impl<'e> AttemptExchange<'e> {
                     if self.on_response_read(read).await? {
                         return Ok(());
                     }
+                    if self.session.was_upgraded() {
+                        return self.run_tunnel(timer).await;
+                    }
                 }
                 ExchangeEvent::Backend(UpstreamEvent::BodyPieceSent(sent)) => self.on_piece_sent(sent),
                 ExchangeEvent::CanSend => self.send_next_piece().await,
-                ExchangeEvent::Client(read) if read_mode == ClientReadMode::Tunnel => match read? {
-                    Some(bytes) => {
-                        let sent = self.upstream.send_tunnel_bytes(&bytes).await;
-                        // The rest of what the backend sends still goes to the client.
-                        self.progress.send_error = sent.err().map(Error::into_up);
-                    }
-                    None => return Ok(()),
-                },
                 ExchangeEvent::Client(read) => {
                     self.on_client_read(read)?;
                     // A piece, or the end of the body; nothing after an empty read.
@@ -190,15 +184,67 @@ impl<'e> AttemptExchange<'e> {
     }
 
     fn client_read_mode(&self, can_send: bool, can_send_piece: bool) -> ClientReadMode {
-        let is_tunnel = self.session.was_upgraded();
         let is_upload = self.progress.max_streamed_upload_bytes.is_some();
         match () {
-            () if is_tunnel && self.progress.send_error.is_none() => ClientReadMode::Tunnel,
             () if can_send && !can_send_piece && is_upload => ClientReadMode::Upload,
-            // Not even a disconnect: to notice it a byte has to be read, which would belong to the upload
-            // or the tunnel.
-            () if is_upload || is_tunnel => ClientReadMode::Nothing,
+            // Not even a disconnect: to notice it a byte has to be read, which would belong to the upload.
+            () if is_upload => ClientReadMode::Nothing,
             () => ClientReadMode::Disconnect,
+        }
+    }
+
+    /// Relays bytes both ways after a 101, until the tunnel ends. The sessions are empty then.
+    ///
+    /// # Errors
+    /// If one side failed.
+    async fn run_tunnel(&mut self, timer: &mut Timer) -> Result<()> {
+        // What the sessions have already read comes first.
+        let from_client = self.session.read_body_or_idle(false).now_or_never();
+        let from_client = from_client.transpose().map_err(Error::into_down)?;
+        let from_backend = match self.upstream.next_event().now_or_never() {
+            Some(UpstreamEvent::Read(read)) => Some(read.map_err(Error::into_up)?),
+            _ => None,
+        };
+        if let Some(task) = from_backend {
+            let is_end = task.is_end();
+            let tasks = self.handle(vec![task])?;
+            if self.record_and_write_to_client(tasks).await? || is_end {
+                return Ok(());
+            }
+        }
+        let unused = ServerSession::new_http1(Box::new(Cursor::new(Vec::new())));
+        let (ServerSession::H1(client), Some(backend)) =
+            (std::mem::replace(self.session, unused), self.upstream.take_tunnel_stream())
+        else {
+            return Error::e_explain(ErrorType::InternalError, "a tunnel needs HTTP/1.1 on both sides");
+        };
+        let has_client_ended = matches!(from_client, Some(None));
+        let client_bytes = from_client.flatten().unwrap_or_default();
+        let tunnel = Tunnel::new(client.into_inner(), backend, client_bytes, has_client_ended);
+        let idle_limit = self.context.gateway().timeouts.response_idle;
+        let RequestContext { ending, request, .. } = &mut *self.context;
+        let end = tunnel.run(idle_limit, timer, |byte_count| {
+            ending.note_response_body_bytes(byte_count, request.received_instant);
+        });
+        match end.await {
+            TunnelEnd::Closed => Ok(()),
+            TunnelEnd::Silent => {
+                // Neither side is at fault: this is no failure of the backend.
+                self.context.ending.has_response_failed = true;
+                Ok(())
+            }
+            TunnelEnd::ClientLost(cause) => {
+                Err(Error::because(ErrorType::ConnectionClosed, "in a tunnel", cause).into_down())
+            }
+            TunnelEnd::ClientDoesNotRead => {
+                Err(Error::explain(ErrorType::WriteTimedout, "a tunnel's client does not read").into_down())
+            }
+            TunnelEnd::BackendLost(cause) => {
+                Err(Error::because(ErrorType::ConnectionClosed, "in a tunnel", cause).into_up())
+            }
+            TunnelEnd::BackendDoesNotRead => {
+                Err(Error::explain(ErrorType::WriteTimedout, "a tunnel's backend does not read").into_up())
+            }
         }
     }
 
@@ -282,13 +328,18 @@ impl<'e> AttemptExchange<'e> {
             }
         }
         let is_end = tasks.last().is_some_and(HttpTask::is_end);
-        let client_tasks = ResponseHandler::new(self.context, Instant::now()).handle_tasks(tasks)?;
+        let client_tasks = self.handle(tasks)?;
         let is_over = self.record_and_write_to_client(client_tasks).await?;
         if is_end && !is_over && !self.context.is_response_committed() {
             let error = Error::explain(ErrorType::ConnectionClosed, "the response ended before a final head");
             return Err(error.into_up());
         }
         Ok(is_over || is_end)
+    }
+
+    /// Decides what the client gets of these parts of the response.
+    fn handle(&mut self, tasks: Vec<HttpTask>) -> Result<Vec<HttpTask>> {
+        ResponseHandler::new(self.context, Instant::now()).handle_tasks(tasks)
     }
 
     /// A part of the response, with the framing for the client. A failure becomes a task as well, because

@@ -16,4 +16,5 @@ pub(super) mod relayed_response;
 mod response_handler;
 pub(super) mod response_state;
 pub(super) mod retry_state;
+mod tunnel;
 pub(super) mod upstream_error;

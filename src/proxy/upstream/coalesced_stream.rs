@@ -63,6 +63,16 @@ impl CoalescedStream {
         Box::new(Self { inner: stream, state: Arc::default(), pending_bytes: Vec::new() })
     }
 
+    /// The wrapped stream, whose writes wait; the same stream if bytes are pending, which is not the case after a
+    /// response.
+    pub(super) fn unwrap(stream: Stream) -> Stream {
+        if Self::write_state(&stream).is_none() {
+            return stream;
+        }
+        let coalesced = stream.into_any().downcast::<Self>().expect("only this type has a write state");
+        if coalesced.pending_bytes.is_empty() { coalesced.inner } else { coalesced }
+    }
+
     /// Delays the next flush of this stream until the write after it, which has to follow at once. Does
     /// nothing with a stream of another type.
     pub(super) fn coalesce_next_flush(stream: &Stream) {

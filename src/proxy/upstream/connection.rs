@@ -1,6 +1,7 @@
 //! Connections to backends, and the exchange of one request and its response on a connection.
 
 use std::future::{pending, poll_fn};
+use std::io::Cursor;
 use std::os::fd::RawFd;
 use std::pin::pin;
 use std::task::Poll;
@@ -15,6 +16,7 @@ use http::{Method, StatusCode, Uri, Version};
 use pingora::connectors::http::Connector;
 use pingora::connectors::{ConnectorOptions, TransportConnector};
 use pingora::http::RequestHeader;
+use pingora::protocols::Stream;
 use pingora::protocols::http::HttpTask;
 use pingora::protocols::http::client::HttpSession;
 use pingora::protocols::http::v1::client::HttpSession as Http1Session;
@@ -267,17 +269,15 @@ impl UpstreamConnection {
         Ok(sent)
     }
 
-    /// Sends bytes of a tunnel.
-    ///
-    /// # Errors
-    /// Pingora's error if sending fails.
-    pub(in crate::proxy) async fn send_tunnel_bytes(&mut self, bytes: &Bytes) -> Result<()> {
-        if let Protocol::Http1(session) | Protocol::Http1Fallback(session) = &mut self.protocol {
-            // The writer is still that of the request, which had no body.
-            session.maybe_upgrade_body_writer();
-            session.write_body(bytes).await?;
-        }
-        Ok(())
+    /// Takes the stream of a connection that has become a tunnel; `None` for HTTP/2. What has already been read
+    /// of it has to be taken with [`Self::next_event`] before.
+    pub(in crate::proxy) fn take_tunnel_stream(&mut self) -> Option<Stream> {
+        let (Protocol::Http1(session) | Protocol::Http1Fallback(session)) = &mut self.protocol else {
+            return None;
+        };
+        // A session without a response is not reused.
+        let unused = Http1Session::new(Box::new(Cursor::new(Vec::new())));
+        Some(CoalescedStream::unwrap(std::mem::replace(&mut **session, unused).into_inner()))
     }
 
     /// Whether a piece of the body is being sent.
