@@ -37,15 +37,17 @@ use log::debug;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::proxy::{ProxyHttp, Session};
 use pingora::server::ShutdownWatch;
 use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
+use tokio::time::timeout;
 
 use super::attempt::exchange::AttemptExchange;
 use super::client::response_writer::drain_upload;
-use super::client::timeouts::CLIENT_IDLE_TIMEOUT;
+use super::client::timeouts::{CLIENT_IDLE_TIMEOUT, LAST_BYTES_TIMEOUT};
 use super::context::PingoraContext;
 use super::timer::Timer;
 use super::upstream::connection::{
@@ -54,6 +56,9 @@ use super::upstream::connection::{
 use super::upstream::headers;
 use super::{Balancer, require_request_context};
 use crate::config::ListenerConfig;
+
+/// Maximum bytes of a response that h2 holds for a client that does not read.
+const MAX_HTTP2_SEND_BUFFER_BYTES: usize = 32 * 1024;
 
 /// Runs requests through the phases of the balancer. All listeners share one runner, and with it the
 /// connections to backends.
@@ -86,7 +91,7 @@ impl Runner {
             Err(error) => {
                 debug!("cannot read a request: {error}");
                 if *error.etype() == ErrorType::InvalidHTTPHeader {
-                    let _ = session.respond_error(400).await;
+                    let _ = timeout(LAST_BYTES_TIMEOUT, session.respond_error(400)).await;
                 }
                 session.shutdown().await;
                 return None;
@@ -105,7 +110,8 @@ impl Runner {
         if ctx.is_tunnel() {
             return None;
         }
-        let (stream, _) = session.downstream_session.finish().await.ok()??.into_parts();
+        let finished = timeout(LAST_BYTES_TIMEOUT, session.downstream_session.finish()).await.ok()?;
+        let (stream, _) = finished.ok()??.into_parts();
         Some(stream)
     }
 
@@ -218,6 +224,13 @@ impl HttpServerApp for Runner {
         let mut timer = Timer::default();
         let stream = self.serve_request(proxy_session, None, &mut timer, shutdown).await;
         stream.map(|stream| ReusedHttpStream::new(stream, None))
+    }
+
+    fn h2_options(&self) -> Option<H2Options> {
+        let mut options = default_h2_options();
+        // h2's default is 400 KiB for each stream, if the client's window is as large.
+        options.max_send_buffer_size(MAX_HTTP2_SEND_BUFFER_BYTES);
+        Some(options)
     }
 
     fn server_options(&self) -> Option<&HttpServerOptions> {

@@ -19,7 +19,7 @@ use crate::proxy::client::connection::ConnectionHandler;
 use crate::proxy::client::connection_limit::TotalConnectionLimiter;
 use crate::proxy::client::tls::ServerTls;
 use crate::proxy::runner::Runner;
-use crate::proxy::upstream::peer::tcp_keepalive;
+use crate::proxy::upstream::peer::{SOCKET_BUFFER_BYTES, tcp_keepalive};
 use crate::proxy::{ActiveConfig, Balancer};
 
 /// The runtime that serves a listener; set when its first connection arrives.
@@ -117,6 +117,9 @@ fn buffer_settings(has_tls: bool) -> L4BufferSettings {
 fn tcp_socket_options(config: &Config, address: SocketAddr) -> TcpSocketOptions {
     let mut options = TcpSocketOptions::default();
     options.tcp_keepalive = Some(tcp_keepalive(&config.server));
+    // Left to itself, the kernel lets a client that does not read occupy 4 MiB of the memory that all connections
+    // share. With this it is a few hundred KiB, enough for 2 MiB/s at a round-trip time of 100 ms.
+    options.tcp_snd_buf = Some(SOCKET_BUFFER_BYTES);
     // `[::]` accepts IPv4 as well, whatever net.ipv6.bindv6only says.
     options.ipv6_only = address.is_ipv6().then_some(false);
     options

@@ -11,7 +11,7 @@ use futures::FutureExt;
 use http::{Method, StatusCode, Version, header};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::{HttpTask, ServerSession};
-use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora::{Error, ErrorType, Result};
 
 use super::deadline::{AttemptDeadline, DeadlineAction};
 use super::response_handler::ResponseHandler;
@@ -20,7 +20,7 @@ use super::tunnel::{Tunnel, TunnelEnd};
 use super::upstream_error::UpstreamError;
 use crate::proxy::client::presence::wait_for_disconnect;
 use crate::proxy::client::request_body::{BodyReadError, classify_body_read_error};
-use crate::proxy::client::response_writer::flush_and_wait_for_record;
+use crate::proxy::client::response_writer::{body_length, flush_and_wait_for_record, write_to_client};
 use crate::proxy::context::RequestContext;
 use crate::proxy::error_types::{FIRST_BYTE_TIMEOUT, RESPONSE_IDLE_TIMEOUT};
 use crate::proxy::timer::Timer;
@@ -29,6 +29,8 @@ use crate::proxy::upstream::connection::{UpstreamConnection, UpstreamEvent};
 /// Maximum number of parts of a response that are written to the client together, if they have already
 /// arrived.
 const MAX_COALESCED_TASKS: usize = 4;
+/// No further part is added to this many bytes, because they wait in memory while the client does not read.
+const MAX_COALESCED_BYTES: usize = 8 * 1024;
 
 /// What the exchange currently reads from the client.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -319,6 +321,7 @@ impl<'e> AttemptExchange<'e> {
         tasks.push(self.frame_task(read)?);
         // Parts that have already arrived go to the client in one write.
         while tasks.len() < MAX_COALESCED_TASKS
+            && tasks.iter().map(body_length).sum::<usize>() < MAX_COALESCED_BYTES
             && !tasks.last().is_none_or(HttpTask::is_end)
             && let Some(event) = self.upstream.next_event().now_or_never()
         {
@@ -330,6 +333,12 @@ impl<'e> AttemptExchange<'e> {
         let is_end = tasks.last().is_some_and(HttpTask::is_end);
         let client_tasks = self.handle(tasks)?;
         let is_over = self.record_and_write_to_client(client_tasks).await?;
+        // While the client was slow to take this, the backend could not send more.
+        if self.context.attempt_deadline.is_some()
+            && matches!(self.context.response_state, ResponseState::Relayed(_))
+        {
+            self.context.restart_idle_deadline(Instant::now());
+        }
         if is_end && !is_over && !self.context.is_response_committed() {
             let error = Error::explain(ErrorType::ConnectionClosed, "the response ended before a final head");
             return Err(error.into_up());
@@ -382,14 +391,7 @@ impl<'e> AttemptExchange<'e> {
             return Ok(false);
         }
         flush_and_wait_for_record(self.context, receipt).await;
-        self.session.response_duplex_vec(tasks).await.map_err(|mut error| {
-            // Pingora leaves the source of some errors of writing to the client unset. Without a source they
-            // would count as the backend's.
-            if *error.esource() == ErrorSource::Unset {
-                error.as_down();
-            }
-            error
-        })
+        write_to_client(self.session, tasks, self.context.gateway().timeouts.response_idle).await
     }
 
     /// Acts on the deadline that has passed; returns whether the client has all that it gets.

@@ -49,12 +49,6 @@ impl<'c> ResponseHandler<'c> {
     /// [`RETRY_ELSEWHERE`] if another attempt is to be made, and the error of a response that failed
     /// before the client got any of it.
     pub(super) fn handle_tasks(mut self, tasks: Vec<HttpTask>) -> Result<Vec<HttpTask>> {
-        // A tunnel has no deadline: it may be idle for any time.
-        if self.context.attempt_deadline.is_some()
-            && matches!(self.context.response_state, ResponseState::Relayed(_))
-        {
-            self.context.restart_idle_deadline(self.now);
-        }
         self.output.reserve_exact(tasks.len());
         for task in tasks {
             match &mut self.context.response_state {
@@ -103,7 +97,7 @@ impl<'c> ResponseHandler<'c> {
                     Error::explain(UNSOLICITED_UPGRADE, "101 in response to a request that is no upgrade");
                 return Err(error.into_up());
             }
-            // The first-byte timeout ends, and no idle timeout follows.
+            // The first-byte timeout ends; `tunnel.rs` has a deadline of its own.
             self.context.attempt_deadline = None;
         }
         if !self.context.gateway().relays_without_reading_body(header.status.as_u16()) {

@@ -146,9 +146,6 @@ fn configure_session(session: &mut ServerSession, gateway: &Gateway) {
         session.set_keepalive(None);
     }
     session.set_read_timeout(Some(gateway.timeouts.request_body));
-    // Pingora's default is no timeout. A client that does not read its response occupies a connection to a
-    // backend, and memory.
-    session.set_write_timeout(Some(gateway.timeouts.response_idle));
     // The balancer or a backend may respond before an upload has ended. Pingora would then close the
     // connection, which resets it while the client sends, so that the client may lose the response. Instead
     // the rest of the upload is read for a while.

@@ -6,8 +6,10 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use http::{Method, header};
 use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::{HttpTask, ServerSession};
 
+use super::response_writer::write_to_client;
+use super::timeouts::LAST_BYTES_TIMEOUT;
 use crate::proxy::ActiveConfig;
 
 /// The status of the response to a health check; `None` for any other request.
@@ -41,9 +43,10 @@ pub(in crate::proxy) async fn respond_to_health_check(
         session.set_keepalive(None);
     }
     let is_head = session.req_header().method == Method::HEAD;
-    session.write_response_header(Box::new(header)).await?;
+    let mut tasks = vec![HttpTask::Header(Box::new(header), is_head)];
     if !is_head {
-        session.write_response_body(Bytes::from_static(body), true).await?;
+        tasks.push(HttpTask::Body(Some(Bytes::from_static(body)), true));
     }
+    write_to_client(session, tasks, LAST_BYTES_TIMEOUT).await?;
     Ok(true)
 }

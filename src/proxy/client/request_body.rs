@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use pingora::protocols::http::ServerSession;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::body_memory::{BodyMemory, MemoryHolder, MemoryReservation};
 use crate::refusal::{Refusal, RefusalReason};
@@ -155,7 +155,7 @@ pub(super) async fn read_body(
     }
     // After the check of the length: a client that waits for this then does not send a body that is too
     // large.
-    send_continue_if_expected(session).await?;
+    send_continue_if_expected(session, limits.timeout).await?;
     if declared_length.is_some_and(|length| length > limits.max_held_bytes) {
         let max_streamed_upload_bytes = Some(max_length);
         return Ok(RequestBody { max_streamed_upload_bytes, declared_length, ..RequestBody::unread() });
@@ -224,11 +224,14 @@ fn declared_length(session: &ServerSession) -> Option<u64> {
 }
 
 /// Sends a 100 to a client that waits for it before it sends its body (RFC 9110, section 10.1.1).
-async fn send_continue_if_expected(session: &mut ServerSession) -> Result<(), BodyReadError> {
+async fn send_continue_if_expected(
+    session: &mut ServerSession,
+    limit: Duration,
+) -> Result<(), BodyReadError> {
     let expects_continue = session
         .get_header(http::header::EXPECT)
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    if expects_continue && session.write_continue_response().await.is_err() {
+    if expects_continue && !matches!(timeout(limit, session.write_continue_response()).await, Ok(Ok(()))) {
         return Err(BodyReadError::ClientGone);
     }
     Ok(())

@@ -1,12 +1,14 @@
-//! Writes complete responses to the client, after their record has been written.
+//! Writes responses to the client, complete ones after their record has been written.
 
 use std::time::Duration;
 
 use http::header;
 use pingora::protocols::http::{HttpTask, ServerSession};
+use pingora::{Error, ErrorSource, ErrorType};
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
+use super::reset;
 use super::timeouts::UPLOAD_DRAIN_TIMEOUT;
 use crate::proxy::attempt::final_response;
 use crate::proxy::context::RequestContext;
@@ -15,6 +17,9 @@ use crate::refusal::Refusal;
 
 /// Longest time that the last bytes of a response wait for its record.
 const MAX_RECORD_WAIT: Duration = Duration::from_millis(20);
+
+/// Maximum bytes that are written together, except for a part that is larger itself.
+const MAX_WRITE_BYTES: usize = 64 * 1024;
 
 /// Refuses a request before any attempt. The connection stays open if possible.
 ///
@@ -44,8 +49,60 @@ pub(in crate::proxy) async fn record_and_write_response(
 ) -> pingora::Result<()> {
     let receipt = context.submit_record();
     flush_and_wait_for_record(context, receipt).await;
-    session.response_duplex_vec(tasks).await?;
-    Ok(())
+    write_to_client(session, tasks, context.gateway().timeouts.response_idle).await.map(|_| ())
+}
+
+/// Writes parts of a response; returns whether the client has all that it gets. `limit` is how long the client
+/// may take to read [`MAX_WRITE_BYTES`], or as much as there is.
+///
+/// # Errors
+/// If the client has disconnected or does not read.
+pub(in crate::proxy) async fn write_to_client(
+    session: &mut ServerSession,
+    mut tasks: Vec<HttpTask>,
+    limit: Duration,
+) -> pingora::Result<bool> {
+    loop {
+        let rest = split_off_after(&mut tasks, MAX_WRITE_BYTES);
+        match timeout(limit, session.response_duplex_vec(tasks)).await {
+            Ok(Ok(is_over)) if is_over || rest.is_empty() => return Ok(is_over),
+            Ok(Ok(_)) => tasks = rest,
+            Ok(Err(mut error)) => {
+                // Pingora leaves the source of some errors of writing to the client unset. Without a source they
+                // would count as the backend's.
+                if *error.esource() == ErrorSource::Unset {
+                    error.as_down();
+                }
+                return Err(error);
+            }
+            Err(_) => {
+                // Otherwise the kernel keeps what the client has not read for some more minutes.
+                if let Some(stream) = session.stream() {
+                    let _ = reset::enable_reset_on_close(stream);
+                }
+                return Err(Error::explain(ErrorType::WriteTimedout, "the client does not read").into_down());
+            }
+        }
+    }
+}
+
+/// Splits the parts of a response after those that together have at least this many bytes.
+fn split_off_after(tasks: &mut Vec<HttpTask>, max_bytes: usize) -> Vec<HttpTask> {
+    let mut bytes = 0;
+    let at = tasks.iter().position(|task| {
+        let is_after = bytes >= max_bytes;
+        bytes += body_length(task);
+        is_after
+    });
+    at.map(|at| tasks.split_off(at)).unwrap_or_default()
+}
+
+/// The bytes of the body in this part of a response.
+pub(in crate::proxy) fn body_length(task: &HttpTask) -> usize {
+    match task {
+        HttpTask::Body(Some(data), _) | HttpTask::UpgradedBody(Some(data), _) => data.len(),
+        _ => 0,
+    }
 }
 
 /// Waits until the record of a response is written, at most [`MAX_RECORD_WAIT`]. Called before the last bytes
@@ -70,5 +127,24 @@ pub(in crate::proxy) async fn drain_upload(session: &mut ServerSession) {
     if !session.was_upgraded() && !session.is_body_done() {
         session.set_total_drain_timeout(Some(UPLOAD_DRAIN_TIMEOUT));
         let _ = session.drain_request_body().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn parts_are_split_after_enough_bytes() {
+        let body = |length| HttpTask::Body(Some(Bytes::from(vec![0; length])), false);
+        for (lengths, expected) in
+            [(&[][..], (0, 0)), (&[5], (1, 0)), (&[1, 2, 3], (3, 0)), (&[2, 3, 4, 5], (3, 1))]
+        {
+            let mut tasks: Vec<_> = lengths.iter().map(|length| body(*length)).collect();
+            let rest = split_off_after(&mut tasks, 9);
+            assert_eq!((tasks.len(), rest.len()), expected, "{lengths:?}");
+        }
     }
 }

@@ -15,3 +15,6 @@ pub const HANDOVER_LINGER: Duration = Duration::from_secs(4);
 pub(super) const UPLOAD_DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client has to read a refusal of a malformed request before its connection is closed.
 pub(super) const REFUSE_AND_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a client has to take the last bytes of a response, or the few of a health check, before its connection
+/// is closed.
+pub(in crate::proxy) const LAST_BYTES_TIMEOUT: Duration = Duration::from_secs(15);

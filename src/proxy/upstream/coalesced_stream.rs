@@ -12,12 +12,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use pingora::protocols::Stream;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use crate::proxy::stream_wrapper::delegate_stream_traits;
 
 /// Maximum bytes that are collected: as many as a TLS record holds.
 const MAX_COALESCED_BYTES: usize = 16 * 1024;
+/// Maximum bytes of one read. Pingora reads 64 KiB, which wait, twice, for a client that does not read. TLS does
+/// not read more than a record.
+const MAX_READ_BYTES: u64 = 24 * 1024;
 /// Further writes wait while more than this is pending.
 const MAX_PENDING_BYTES: usize = 128 * 1024;
 
@@ -131,7 +134,8 @@ impl AsyncRead for CoalescedStream {
             self.pending_bytes = Vec::new();
             *self.state.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         }
-        Pin::new(&mut self.inner).poll_read(cx, buf)
+        let mut limited_reader = (&mut self.inner).take(MAX_READ_BYTES);
+        Pin::new(&mut limited_reader).poll_read(cx, buf)
     }
 }
 

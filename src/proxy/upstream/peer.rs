@@ -24,8 +24,12 @@ use crate::config::{self, BackendConfig, CertifiedKey, CertifiedKeyError, Config
 /// Maximum HTTP/2 streams per connection, unless the backend allows fewer. 100 is what Azure and most servers
 /// allow.
 const MAX_HTTP2_STREAMS: usize = 100;
-/// The flow-control window of a stream, enough for 5 MiB/s at a round-trip time of 100 ms.
-const HTTP2_STREAM_WINDOW_BYTES: u32 = 512 * 1024;
+/// The size of socket buffers for responses; `net.core.rmem_max` and `wmem_max` limit it. The kernel takes up to
+/// twice as much.
+pub(crate) const SOCKET_BUFFER_BYTES: usize = 256 * 1024;
+/// The flow-control window of a stream: what waits in memory for a client that does not read. Enough for 2 MiB/s
+/// at a round-trip time of 30 ms; HTTP/1.1 has no such limit.
+const HTTP2_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 /// Longest time that a request waits while another one connects. A healthy connection takes less, even
 /// with three round trips to another continent and a busy machine at either end.
 const CONNECT_TURN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -183,6 +187,8 @@ fn build_peer(
     options.read_timeout = None;
     options.write_timeout = Some(timeouts.response_idle);
     options.tcp_keepalive = Some(tcp_keepalive(server));
+    // What a client does not read waits here as well.
+    options.tcp_recv_buf = Some(SOCKET_BUFFER_BYTES);
     if backend.http2_enabled {
         options.set_http_version(2, 1);
         // Pingora's default is 1, that is, a connection for each request in flight.
