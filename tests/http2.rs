@@ -175,6 +175,21 @@ async fn a_broken_response_resets_its_stream() {
     assert_eq!(records.iter().filter(|record| record["outcome"] == "failed").count(), 4);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_streamed_upload_that_stalls_is_refused() {
+    let azure = start_simulator(&["a"]).await;
+    let authority = generate_authority();
+    let extra_yaml = "timeouts: { request_body: 400ms }\n\
+                requests: { max_body: 1KiB, body_memory: 1MiB, max_streamed_body: 64MiB }";
+    let balancer = Balancer::start_with_tls(&authority, &all_backends_yaml(&azure), extra_yaml).await;
+    let connection = Http2Connection::connect(balancer.address, &authority).await;
+    let mut exchange = connection.start_post("/openai/v1/files", &[("content-length", "40000")]).await;
+    exchange.body.send_data(vec![b'x'; 20_000].into(), false).unwrap();
+    let response = exchange.read_response().await;
+    assert_eq!((response.status, response.error_code().as_str()), (408, "request_timeout"));
+    assert_eq!(balancer.wait_for_records(1).await[0]["outcome"], "refused");
+}
+
 /// Three times on one connection: sends a request, waits until it is ready, and resets its stream.
 /// Expects the record within [`MAX_RECORD_DELAY`] at least once.
 async fn reset_three_streams(

@@ -93,7 +93,7 @@ impl Runner {
                 if *error.etype() == ErrorType::InvalidHTTPHeader {
                     let _ = timeout(LAST_BYTES_TIMEOUT, session.respond_error(400)).await;
                 }
-                session.shutdown().await;
+                let _ = timeout(LAST_BYTES_TIMEOUT, session.shutdown()).await;
                 return None;
             }
         }
@@ -159,10 +159,11 @@ impl Runner {
             error.set_retry(false);
             error
         })?;
-        let mut upstream = self
-            .connector
-            .reuse_or_connect(&peer)
-            .await
+        // Pingora's timeouts are for TCP and TLS; this is for opening a stream of an HTTP/2 connection as well.
+        let limit = peer.options.total_connection_timeout.unwrap_or(LAST_BYTES_TIMEOUT);
+        let connected = timeout(limit, self.connector.reuse_or_connect(&peer)).await;
+        let mut upstream = connected
+            .unwrap_or_else(|_| Error::e_explain(ErrorType::ConnectTimedout, "no connection in time"))
             .map_err(|error| self.balancer.fail_to_connect(session, &peer, ctx, error.into_up()))?;
         let is_reused = upstream.is_reused;
         let exchanged = self.run_exchange(session, ctx, &peer, &mut upstream, timer).await;

@@ -16,6 +16,8 @@ pub(in crate::proxy) struct AttemptDeadline {
 pub(in crate::proxy) enum DeadlineAction {
     /// The attempt ends with this error.
     GiveUp(UpstreamError),
+    /// The client's upload is refused, because its next piece does not arrive.
+    RefuseUpload,
     /// The response is no longer held: the client gets it, or another attempt is made.
     EndHold,
 }

@@ -78,6 +78,9 @@ struct SendProgress {
     has_sending_ended: bool,
     /// When the piece that is being sent has to be sent.
     piece_deadline: Option<Instant>,
+    /// When the next piece of the upload has to arrive; set while one is awaited. Pingora has such a timeout for
+    /// HTTP/1.1 only.
+    upload_deadline: Option<Instant>,
     /// Why sending failed. The response is still read, because a backend may respond and then close the
     /// connection without reading the rest of the request.
     send_error: Option<Box<Error>>,
@@ -111,6 +114,7 @@ impl<'e> AttemptExchange<'e> {
             max_streamed_upload_bytes,
             has_sending_ended: false,
             piece_deadline: None,
+            upload_deadline: None,
             send_error: None,
         };
         Self { session, context, upstream, progress }
@@ -131,6 +135,10 @@ impl<'e> AttemptExchange<'e> {
             let can_send = !self.progress.has_sending_ended && !self.upstream.has_pending_body_write();
             let can_send_piece = can_send && !self.progress.unsent_pieces.is_empty();
             let read_mode = self.client_read_mode(can_send, can_send_piece);
+            if read_mode == ClientReadMode::Upload && self.progress.upload_deadline.is_none() {
+                let limit = self.context.gateway().timeouts.request_body;
+                self.progress.upload_deadline = Some(Instant::now() + limit);
+            }
             let deadline = self.next_deadline();
             // The response comes first for two reasons. What has arrived of it is handled before a
             // disconnect of the client. And the next branch is always ready while it is enabled, but a
@@ -182,7 +190,9 @@ impl<'e> AttemptExchange<'e> {
             self.context.attempt_deadline.filter(|_| self.progress.has_sending_ended || is_held);
         let action = DeadlineAction::GiveUp(UpstreamError::IdleTimeout);
         let of_piece = self.progress.piece_deadline.map(|at| AttemptDeadline { at, action });
-        of_response.into_iter().chain(of_piece).min_by_key(|deadline| deadline.at)
+        let action = DeadlineAction::RefuseUpload;
+        let of_upload = self.progress.upload_deadline.map(|at| AttemptDeadline { at, action });
+        of_response.into_iter().chain(of_piece).chain(of_upload).min_by_key(|deadline| deadline.at)
     }
 
     fn client_read_mode(&self, can_send: bool, can_send_piece: bool) -> ClientReadMode {
@@ -286,6 +296,7 @@ impl<'e> AttemptExchange<'e> {
     ///
     /// [`is_upload_error`]: super::upstream_error::is_upload_error
     fn on_client_read(&mut self, read: Result<Option<Bytes>>) -> Result<()> {
+        self.progress.upload_deadline = None;
         let Some(limit) = self.progress.max_streamed_upload_bytes else { return read.map(|_| ()) };
         let refused = |status| Err(Error::new(ErrorType::HTTPStatus(status)).into_down());
         match read {
@@ -404,6 +415,7 @@ impl<'e> AttemptExchange<'e> {
                 RESPONSE_IDLE_TIMEOUT,
                 "the next part of the response did not arrive, or of the request was not taken, in time",
             ),
+            Some(DeadlineAction::RefuseUpload) => Err(Error::new(ErrorType::HTTPStatus(408)).into_down()),
             Some(DeadlineAction::EndHold) => {
                 let tasks = ResponseHandler::new(self.context, Instant::now()).end_hold()?;
                 self.record_and_write_to_client(tasks).await

@@ -8,7 +8,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::protocol::ControlMessage;
+use super::protocol::{ControlMessage, REPLY_TIMEOUT};
 
 /// The maximum size of a message. The longest is the health of many backends.
 const MAX_MESSAGE_BYTES: u64 = 64 * 1024 * 1024;
@@ -28,10 +28,15 @@ impl ControlChannel {
         Ok(Self::new(UnixStream::connect(path).await?))
     }
 
+    /// Sends a message.
+    ///
+    /// # Errors
+    /// `TimedOut` if the other side does not read it within [`REPLY_TIMEOUT`].
     pub(super) async fn send(&mut self, message: &ControlMessage) -> io::Result<()> {
         let mut line = serde_json::to_vec(message)?;
         line.push(b'\n');
-        self.stream.get_mut().write_all(&line).await
+        let sent = timeout(REPLY_TIMEOUT, self.stream.get_mut().write_all(&line)).await;
+        sent.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the other side does not read"))?
     }
 
     /// Receives the next message.
@@ -49,5 +54,18 @@ impl ControlChannel {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed"));
         }
         serde_json::from_slice(&line).map_err(io::Error::other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_the_other_side_does_not_read_ends_in_an_error() {
+        let (stream, _silent) = UnixStream::pair().unwrap();
+        let message = ControlMessage::Failed { reason: "x".repeat(16 << 20) };
+        let sent = ControlChannel::new(stream).send(&message).await;
+        assert_eq!(sent.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -177,8 +177,10 @@ impl PredecessorRole {
         command.env_remove("WATCHDOG_PID").stdin(Stdio::null()).stdout(Stdio::piped());
         let cannot_start = |problem| HandoverError::CannotStart { binary: binary.clone(), problem };
         // Only standard output is piped: the successor logs to the same standard error as this process.
+        let child = command.spawn().map_err(cannot_start)?;
+        let launched = timeout(REPLY_TIMEOUT, child.wait_with_output()).await;
         let launched =
-            command.spawn().map_err(cannot_start)?.wait_with_output().await.map_err(cannot_start)?;
+            launched.map_err(|_| cannot_start(io::ErrorKind::TimedOut.into()))?.map_err(cannot_start)?;
         let output = String::from_utf8_lossy(&launched.stdout);
         output
             .trim()
