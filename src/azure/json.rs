@@ -9,6 +9,7 @@ use std::ops::Range;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::json_text::decode_content;
 use super::json_validator::{JsonValidator, unescaped_prefix_len};
 
 /// The values that an object has under the requested keys.
@@ -234,13 +235,14 @@ fn end_of_container(bytes: &[u8], start: usize) -> Option<usize> {
     }
 }
 
-/// Decodes a JSON string. `None` for any other value.
+/// Decodes a JSON string, leniently. `None` for any other value.
 pub(super) fn decode_string(raw: &str) -> Option<Cow<'_, str>> {
-    let inner = raw.strip_prefix('"')?.strip_suffix('"')?;
-    if memchr::memchr(b'\\', inner.as_bytes()).is_none() {
-        return Some(Cow::Borrowed(inner));
-    }
-    serde_json::from_str::<String>(raw).ok().map(Cow::Owned)
+    string_content(raw).map(decode_content)
+}
+
+/// What the quotes of a JSON string enclose, still escaped. `None` for any other value.
+pub(super) fn string_content(raw: &str) -> Option<&str> {
+    raw.strip_prefix('"')?.strip_suffix('"')
 }
 
 /// Decodes a JSON string, or returns a JSON number as it is written. `None` for any other value.
@@ -254,7 +256,13 @@ pub(super) fn decode_string_or_number(raw: &str) -> Option<Cow<'_, str>> {
 
 /// Decodes a JSON string. `None` if it is empty or if `raw` is another value.
 pub(super) fn decode_non_empty_string(raw: Option<&str>) -> Option<Cow<'_, str>> {
-    decode_string(raw?).filter(|text| !text.is_empty())
+    non_empty_string_content(raw).map(decode_content)
+}
+
+/// What the quotes of a JSON string enclose, still escaped. `None` if that is nothing or if `raw` is another
+/// value.
+pub(super) fn non_empty_string_content(raw: Option<&str>) -> Option<&str> {
+    string_content(raw?).filter(|content| !content.is_empty())
 }
 
 /// Appends `text` to `out` as a JSON string.

@@ -6,6 +6,7 @@
 use serde_json::Value;
 use tiktoken_rs::{CoreBPE, cl100k_base_singleton, o200k_base_singleton};
 
+use crate::azure::json_text::{replace_surrogate_halves, text_from_bytes};
 use crate::azure::response::usage::TokenUsage;
 
 /// The most bytes of a text that are tokenized. The count is extrapolated to the rest.
@@ -61,8 +62,8 @@ fn count_tokens(tokenizer: &CoreBPE, text: &str) -> u64 {
 
 /// The number of tokens in the prompt of a request body; `None` if it cannot be estimated.
 fn estimate_prompt_tokens(tokenizer: &CoreBPE, body: &[u8]) -> Option<u64> {
-    let body: Value =
-        serde_json::from_slice(Some(body).filter(|body| body.len() <= MAX_PARSED_BODY_BYTES)?).ok()?;
+    let body = text_from_bytes(Some(body).filter(|body| body.len() <= MAX_PARSED_BODY_BYTES)?);
+    let body: Value = serde_json::from_str(&replace_surrogate_halves(&body)).ok()?;
     let parts = ["messages", "input", "instructions", "prompt", "tools", "functions"];
     let mut texts = String::new();
     let mut messages = 0;
@@ -116,6 +117,8 @@ mod tests {
         assert_eq!(usage.total, Some(input + 7));
         let parts = br#"{"messages":[{"role":"user","content":[{"type":"text","text":"Hello world, how are you?"}]}]}"#;
         assert_eq!(estimate_usage(Some("gpt-4o"), Some(parts), None).input, Some(input));
+        let broken = br#"{"messages":[{"role":"user","content":"Hello world, how are you? \ud83d"}]}"#;
+        assert!(estimate_usage(Some("gpt-4o"), Some(broken), None).input > Some(input));
         let picture = br#"{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"https://x"}}]}]}"#;
         let usage = estimate_usage(None, Some(picture), Some("a cat"));
         assert_eq!((usage.input, usage.total, usage.output), (None, None, Some(2)));

@@ -1,25 +1,29 @@
 //! The prompt of a request as text for the record, with images, audio and files replaced by their size
 //! and SHA-256. Used only if prompts are recorded. Everything else is copied as the client sent it.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use super::multipart::{FormFacts, FormTextField};
 use super::prompt_parts::{PROMPT_KEYS, PromptPartRanges};
 use crate::azure::binary_data::{parse_data_url, replace_binary_data};
 use crate::azure::json;
+use crate::azure::json_text::{replace_surrogate_halves, text_from_bytes};
 
 /// The prompt of a JSON body: `messages`, else `input` (with `instructions`: an object of both), else
 /// `prompt`. A string is returned without its quotes. `parts` saves a search, if it is known from
-/// parsing the body.
+/// parsing the body. Broken characters and, after the prompt, broken JSON do not lose it.
 pub fn prompt_text(body: &[u8], parts: Option<&PromptPartRanges>) -> Option<String> {
-    let text_at = |range: Range<usize>| std::str::from_utf8(body.get(range)?).ok();
+    let text_at = |range: Range<usize>| body.get(range).map(text_from_bytes);
     let values = match parts {
         Some(ranges) if ranges.iter().any(Option::is_some) => {
             ranges.clone().map(|range| range.and_then(text_at))
         }
-        _ => json::parse_fields(body, &PROMPT_KEYS).ok()?.values,
+        _ => find_prompt_parts(&text_from_bytes(body)).map(|raw| raw.map(Cow::Owned)),
     };
-    let [messages, input, instructions, prompt] = values.map(|raw| raw.filter(|raw| *raw != "null"));
+    let values = values.map(|raw| raw.filter(|raw| raw != "null"));
+    let values = values.each_ref().map(|raw| raw.as_deref().map(replace_surrogate_halves));
+    let [messages, input, instructions, prompt] = values.each_ref().map(Option::as_deref);
     match (messages, input, instructions, prompt) {
         (Some(messages), ..) => Some(replace_binary_data(messages)),
         (_, input, Some(instructions), _) => {
@@ -34,6 +38,16 @@ pub fn prompt_text(body: &[u8], parts: Option<&PromptPartRanges>) -> Option<Stri
         (_, Some(only), ..) | (.., Some(only)) => Some(text_or_json(only)),
         _ => None,
     }
+}
+
+/// The values of [`PROMPT_KEYS`] in a body.
+fn find_prompt_parts(body: &str) -> [Option<String>; PROMPT_KEYS.len()] {
+    let values = match json::parse_fields(body.as_bytes(), &PROMPT_KEYS) {
+        Ok(fields) => fields.values,
+        // Not valid, or with a key of broken characters: what stands before the error is found.
+        Err(_) => json::find_fields(body, &PROMPT_KEYS),
+    };
+    values.map(|raw| raw.map(str::to_owned))
 }
 
 /// The text fields of a form as a JSON object. A repeated name has an array. `None` without fields.
@@ -54,7 +68,7 @@ pub fn form_text_as_json(body: &[u8], form: &FormFacts) -> Option<String> {
         for (n, value) in first.into_iter().chain(values).enumerate() {
             out.push_str(if n == 0 { "" } else { "," });
             let bytes = body.get(value.content_range.clone()).unwrap_or_default();
-            json::push_json_string(&mut out, &String::from_utf8_lossy(bytes));
+            json::push_json_string(&mut out, &text_from_bytes(bytes));
         }
         out.push_str(if is_list { "]" } else { "" });
     }
@@ -75,8 +89,8 @@ mod tests {
     use crate::azure::request::json_body::BodyFacts;
 
     /// The prompt text, which is the same whether or not the prompt's place is known.
-    fn prompt_of(body: &str) -> Option<String> {
-        let body = body.as_bytes();
+    fn prompt_of(body: &(impl AsRef<[u8]> + ?Sized)) -> Option<String> {
+        let body = body.as_ref();
         let text = prompt_text(body, None);
         if let Ok(facts) = BodyFacts::parse(body) {
             assert_eq!(prompt_text(body, Some(&facts.prompt_part_ranges)), text);
@@ -100,9 +114,29 @@ mod tests {
             (r#"{"prompt":[1,2]}"#, Some("[1,2]")),
             (r#"{"x":1}"#, None),
             ("no json", None),
+            // A text that was cut within a character, in any place.
+            (r#"{"input":"cut \ud83d"}"#, Some("cut \u{fffd}")),
+            (r#"{"messages":[{"content":"cut \ud83d"}]}"#, Some(r#"[{"content":"cut \ufffd"}]"#)),
+            (r#"{"\ud83d":1,"messages":["a"]}"#, Some(r#"["a"]"#)),
+            // Broken JSON: what is complete before the error.
+            (r#"{"messages":["a"],"n":"#, Some(r#"["a"]"#)),
+            (r#"{"messages":["a"#, None),
         ];
         for (body, expected) in rows {
             assert_eq!(prompt_of(body).as_deref(), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf8_cost_no_other_text() {
+        for (body, expected) in [
+            (&b"{\"input\":\"a\xff\xc3b\"}"[..], "a\u{fffd}\u{fffd}b"),
+            (b"{\"messages\":[\"caf\xe9\"]}", "[\"caf\u{fffd}\"]"),
+            // Its key is found by the slower parser only.
+            (b"{\"inp\\u0075t\":\"caf\xe9\"}", "caf\u{fffd}"),
+            (b"{\"model\":\"\xff\",\"input\":\"a\"}", "a"),
+        ] {
+            assert_eq!(prompt_of(body).as_deref(), Some(expected), "{}", body.escape_ascii());
         }
     }
 

@@ -8,6 +8,7 @@ use super::usage::TokenUsage;
 use crate::azure::binary_data::replace_binary_data;
 use crate::azure::json;
 use crate::azure::json::JsonCursor;
+use crate::azure::json_text::text_from_bytes;
 use crate::azure::request::operation::Operation;
 
 /// What was captured from a response so far.
@@ -52,19 +53,19 @@ impl ResponseCapture {
         if event.is_oversized {
             return self.note_oversized_event(event);
         }
-        let Ok(data) = std::str::from_utf8(event.data) else { return };
+        let data = text_from_bytes(event.data);
         if data.trim_ascii() == "[DONE]" {
             self.is_response_complete = true;
         } else if self.operation == Operation::Responses {
-            self.read_responses_api_event(event.name, data);
+            self.read_responses_api_event(event.name, &data);
         } else if !data.is_empty() {
-            self.read_completion_or_chunk(data);
+            self.read_completion_or_chunk(&data);
         }
     }
 
     /// Takes a JSON body. If it is incomplete, `is_response_complete` stays `false`.
     pub fn capture_json_body(&mut self, body: &[u8]) {
-        let Ok(body) = std::str::from_utf8(body) else { return };
+        let body = &*text_from_bytes(body);
         let is_response = || {
             let [object, output, status] = json::find_fields(body, &["object", "output", "status"]);
             output.is_some() || status.is_some() || object == Some("\"response\"")
@@ -86,16 +87,14 @@ impl ResponseCapture {
         if self.text_budget.limit_bytes() > 0
             && let [Some(data)] = json::find_fields(body, &["data"])
         {
-            self.text_budget.append_within_limit(
-                &mut self.choices.get_or_insert_choice(0).content,
-                &replace_binary_data(data),
-            );
+            self.text_budget
+                .append_text(&mut self.choices.get_or_insert_choice(0).content, &replace_binary_data(data));
         }
     }
 
     /// Takes a text body. Transcriptions can have one (`response_format` `text`, `srt` or `vtt`).
     pub fn capture_text_body(&mut self, body: &str) {
-        self.text_budget.append_within_limit(&mut self.choices.get_or_insert_choice(0).content, body);
+        self.text_budget.append_text(&mut self.choices.get_or_insert_choice(0).content, body);
         self.is_response_complete = true;
     }
 
@@ -148,9 +147,9 @@ impl ResponseCapture {
         let event_type = event_type.and_then(json::decode_string);
         match event_type.as_deref() {
             Some("transcript.text.delta") => {
-                if let Some(delta) = json::decode_non_empty_string(delta) {
+                if let Some(delta) = json::non_empty_string_content(delta) {
                     self.text_budget
-                        .append_within_limit(&mut self.choices.get_or_insert_choice(0).content, &delta);
+                        .append_json_content(&mut self.choices.get_or_insert_choice(0).content, delta);
                 }
             }
             Some(event_type) if event_type.ends_with(".done") || event_type.ends_with(".completed") => {
@@ -166,10 +165,10 @@ impl ResponseCapture {
 
     /// Adds a complete text, unless its parts have been streamed before.
     fn append_text_unless_streamed(&mut self, text: Option<&str>) {
-        if let Some(text) = json::decode_non_empty_string(text)
+        if let Some(text) = json::non_empty_string_content(text)
             && self.choices.is_empty()
         {
-            self.text_budget.append_within_limit(&mut self.choices.get_or_insert_choice(0).content, &text);
+            self.text_budget.append_json_content(&mut self.choices.get_or_insert_choice(0).content, text);
         }
     }
 
@@ -194,9 +193,8 @@ impl ResponseCapture {
             return;
         }
         let index = index.and_then(|raw| raw.parse().ok()).unwrap_or(0);
-        if let Some(text) = json::decode_non_empty_string(text) {
-            self.text_budget
-                .append_within_limit(&mut self.choices.get_or_insert_choice(index).content, &text);
+        if let Some(text) = json::non_empty_string_content(text) {
+            self.text_budget.append_json_content(&mut self.choices.get_or_insert_choice(index).content, text);
         }
         let Some(message_or_delta) = delta.or(message) else { return };
         let [content, refusal, tool_calls, function, audio] = json::find_fields(
@@ -204,16 +202,15 @@ impl ResponseCapture {
             &["content", "refusal", "tool_calls", "function_call", "audio"],
         );
         let transcript = audio.and_then(|raw| json::find_fields(raw, &["transcript"])[0]);
-        for text in [json::decode_non_empty_string(content), json::decode_non_empty_string(transcript)]
+        for text in [json::non_empty_string_content(content), json::non_empty_string_content(transcript)]
             .into_iter()
             .flatten()
         {
-            self.text_budget
-                .append_within_limit(&mut self.choices.get_or_insert_choice(index).content, &text);
+            self.text_budget.append_json_content(&mut self.choices.get_or_insert_choice(index).content, text);
         }
-        if let Some(refusal) = json::decode_non_empty_string(refusal) {
+        if let Some(refusal) = json::non_empty_string_content(refusal) {
             self.text_budget
-                .append_within_limit(&mut self.choices.get_or_insert_choice(index).refusal, &refusal);
+                .append_json_content(&mut self.choices.get_or_insert_choice(index).refusal, refusal);
         }
         if let Some(tool_calls) = tool_calls {
             let mut position = 0;
@@ -239,8 +236,8 @@ impl ResponseCapture {
             (&mut tool_call.arguments, arguments.or(input)),
         ];
         for (target, text) in updates {
-            if let Some(text) = json::decode_non_empty_string(text) {
-                self.text_budget.append_within_limit(target, &text);
+            if let Some(text) = json::non_empty_string_content(text) {
+                self.text_budget.append_json_content(target, text);
             }
         }
     }
@@ -251,8 +248,8 @@ impl ResponseCapture {
             json::find_fields(data, &keys);
         let number = |raw: Option<&str>| raw.and_then(|raw| raw.parse().ok()).unwrap_or(0);
         let (output_index, content_index) = (number(output_index), number(content_index));
-        let event_name = std::str::from_utf8(event_name).unwrap_or_default();
-        let event_type = event_type.and_then(json::decode_string).unwrap_or(event_name.into());
+        let event_name = text_from_bytes(event_name);
+        let event_type = event_type.and_then(json::decode_string).unwrap_or(event_name);
         match &*event_type {
             "response.completed" | "response.incomplete" | "response.done" => {
                 self.is_response_complete = true;
@@ -272,24 +269,24 @@ impl ResponseCapture {
             }
             _ if self.text_budget.limit_bytes() == 0 => {}
             "response.output_text.delta" | "response.refusal.delta" => {
-                let Some(delta) = json::decode_non_empty_string(delta) else { return };
+                let Some(delta) = json::non_empty_string_content(delta) else { return };
                 let choice = self.choices.get_or_insert_choice(0);
                 let target = if &*event_type == "response.refusal.delta" {
                     &mut choice.refusal
                 } else {
                     choice.switch_to_part((output_index, content_index), &mut self.text_budget)
                 };
-                self.text_budget.append_within_limit(target, &delta);
+                self.text_budget.append_json_content(target, delta);
             }
             "response.function_call_arguments.delta" | "response.custom_tool_call_input.delta" => {
-                if let Some(delta) = json::decode_non_empty_string(delta) {
-                    self.text_budget.append_within_limit(
+                if let Some(delta) = json::non_empty_string_content(delta) {
+                    self.text_budget.append_json_content(
                         &mut self
                             .choices
                             .get_or_insert_choice(0)
                             .get_or_insert_tool_call(output_index)
                             .arguments,
-                        &delta,
+                        delta,
                     );
                 }
             }
@@ -339,13 +336,13 @@ impl ResponseCapture {
         json::for_each_array_item(content.filter(|_| is_message).unwrap_or_default(), |part| {
             let [text, refusal] = json::find_fields(part, &["text", "refusal"]);
             let choice = self.choices.get_or_insert_choice(0);
-            if let Some(text) = json::decode_non_empty_string(text) {
+            if let Some(text) = json::non_empty_string_content(text) {
                 let target = choice.switch_to_part((output_index, content_index), &mut self.text_budget);
-                self.text_budget.append_within_limit(target, &text);
+                self.text_budget.append_json_content(target, text);
             }
-            if let Some(refusal) = json::decode_non_empty_string(refusal) {
+            if let Some(refusal) = json::non_empty_string_content(refusal) {
                 self.text_budget
-                    .append_within_limit(&mut self.choices.get_or_insert_choice(0).refusal, &refusal);
+                    .append_json_content(&mut self.choices.get_or_insert_choice(0).refusal, refusal);
             }
             content_index += 1;
         });
@@ -367,10 +364,10 @@ impl ResponseCapture {
             (&mut tool_call.arguments, arguments.or(input)),
         ];
         for (target, text) in updates {
-            if let Some(text) = json::decode_non_empty_string(text)
+            if let Some(text) = json::non_empty_string_content(text)
                 && target.is_empty()
             {
-                self.text_budget.append_within_limit(target, &text);
+                self.text_budget.append_json_content(target, text);
             }
         }
     }

@@ -212,6 +212,69 @@ fn oversized_events_count_by_their_name() {
     assert_eq!(event("response.created"), (true, true));
 }
 
+#[test]
+fn a_character_split_over_deltas_is_joined() {
+    let chat = |index: u64, content: &str| {
+        format!(r#"{{"choices":[{{"index":{index},"delta":{{"content":"{content}"}}}}]}}"#)
+    };
+    let part = |content_index: u64, delta: &str| {
+        format!(
+            r#"{{"type":"response.output_text.delta","output_index":0,"content_index":{content_index},"delta":"{delta}"}}"#
+        )
+    };
+    let tool = |arguments: &str| {
+        format!(
+            r#"{{"choices":[{{"index":0,"delta":{{"tool_calls":[{{"index":0,"function":{{"arguments":"{arguments}"}}}}]}}}}]}}"#
+        )
+    };
+    let rows: &[(Operation, &[String], &str)] = &[
+        (Operation::Chat, &[chat(0, r"a \ud83d"), chat(0, r"\ude00 b")], "a 😀 b"),
+        (Operation::Chat, &[chat(0, r"a \ud83d"), chat(0, " b")], "a \u{fffd} b"),
+        (Operation::Chat, &[chat(0, r"a \ud83d")], "a \u{fffd}"),
+        (Operation::Chat, &[chat(0, r"\ud83d")], "\u{fffd}"),
+        (Operation::Chat, &[chat(0, r"\ude00 b")], "\u{fffd} b"),
+        // Each text keeps its own half.
+        (
+            Operation::Chat,
+            &[chat(0, r"a\ud83d"), chat(1, r"b\ud83d"), chat(0, r"\ude00"), chat(1, r"\ude01")],
+            r#"["a😀","b😁"]"#,
+        ),
+        (
+            Operation::Chat,
+            &[tool(r#"{\"a\":\"\ud83d"#), tool(r#"\ude00\"}"#)],
+            r#"[{"type":"function","function":{"name":"","arguments":"{\"a\":\"😀\"}"}}]"#,
+        ),
+        (Operation::Responses, &[part(0, r"a\ud83d"), part(0, r"\ude00")], "a😀"),
+        (Operation::Responses, &[part(0, r"a\ud83d"), part(1, r"\ude00")], "a\u{fffd}\n\u{fffd}"),
+    ];
+    for (operation, events, expected) in rows {
+        let events: Vec<&str> = events.iter().map(String::as_str).collect();
+        assert_eq!(capture_stream(*operation, &events).completion_text().as_deref(), Some(*expected));
+    }
+}
+
+#[test]
+fn bytes_that_are_not_utf8_cost_no_other_text() {
+    let chunk = b"{\"choices\":[{\"delta\":{\"content\":\"a\xffb\"}}],\"usage\":{\"prompt_tokens\":1}}";
+    for (operation, data, expected) in [
+        (Operation::Chat, &chunk[..], "a\u{fffd}b"),
+        (
+            Operation::Responses,
+            b"{\"type\":\"response.output_text.delta\",\"delta\":\"\xe2\x82\"}",
+            "\u{fffd}",
+        ),
+    ] {
+        let mut capture = ResponseCapture::new(operation, 100);
+        let event = SseEvent { start_offset: 0, end_offset: 0, name: b"", data, is_oversized: false };
+        capture.capture_event(&event);
+        assert_eq!(capture.completion_text().as_deref(), Some(expected));
+    }
+    let mut body = ResponseCapture::new(Operation::Chat, 100);
+    body.capture_json_body(chunk);
+    assert_eq!(body.completion_text().as_deref(), Some("a\u{fffd}b"));
+    assert_eq!(body.usage.and_then(|usage| usage.input), Some(1));
+}
+
 proptest! {
     #[test]
     fn chunk_boundaries_change_nothing(step in 1_usize..200, limit in 0_usize..10) {

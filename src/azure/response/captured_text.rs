@@ -1,11 +1,38 @@
 //! The text of a response while it is assembled: choices, their tool calls, and the limit for all of it.
 
+use std::borrow::Cow;
+
 use crate::azure::json::push_json_string;
+use crate::azure::json_text::ContentJoiner;
 
 /// The maximum number of choices, and of tool calls in a choice. More are merged into the last one.
 const MAX_CHOICES_OR_TOOL_CALLS: usize = 128;
 /// The maximum size of a captured name or code.
 const MAX_LABEL_BYTES: usize = 256;
+
+/// Stands for a character of which half is missing: U+FFFD.
+const UNKNOWN_CHARACTER: &str = "\u{fffd}";
+
+/// A text that is assembled from JSON strings.
+#[derive(Debug, Default)]
+pub(in crate::azure) struct CapturedText {
+    text: String,
+    joiner: ContentJoiner,
+}
+
+impl CapturedText {
+    pub(in crate::azure) fn is_empty(&self) -> bool {
+        self.text.is_empty() && !self.joiner.has_pending_half()
+    }
+
+    /// The text so far.
+    fn as_text(&self) -> Cow<'_, str> {
+        if self.joiner.has_pending_half() {
+            return Cow::Owned([&self.text, UNKNOWN_CHARACTER].concat());
+        }
+        Cow::Borrowed(&self.text)
+    }
+}
 
 /// The limit for captured text, shared by all choices.
 #[derive(Debug)]
@@ -46,8 +73,25 @@ impl TextBudget {
         self.is_truncated = self.was_truncated_before_mark;
     }
 
+    /// Appends as much as fits of the text of a JSON string, of which `content` is what its quotes enclose.
+    pub(in crate::azure) fn append_json_content(&mut self, target: &mut CapturedText, content: &str) {
+        if self.used_bytes == self.limit_bytes && !content.is_empty() {
+            self.is_truncated = self.limit_bytes > 0;
+            return;
+        }
+        let text = target.joiner.decode_next(content);
+        self.append_within_limit(&mut target.text, &text);
+    }
+
     /// Appends as much of `text` as fits.
-    pub(in crate::azure) fn append_within_limit(&mut self, target: &mut String, text: &str) {
+    pub(in crate::azure) fn append_text(&mut self, target: &mut CapturedText, text: &str) {
+        if std::mem::take(&mut target.joiner).has_pending_half() {
+            self.append_within_limit(&mut target.text, UNKNOWN_CHARACTER);
+        }
+        self.append_within_limit(&mut target.text, text);
+    }
+
+    fn append_within_limit(&mut self, target: &mut String, text: &str) {
         let fitting = truncate_text(text, self.limit_bytes - self.used_bytes);
         target.push_str(fitting);
         self.used_bytes += fitting.len();
@@ -79,8 +123,8 @@ pub(in crate::azure) struct CapturedChoices(Vec<CapturedChoice>);
 #[derive(Debug, Default)]
 pub(in crate::azure) struct CapturedChoice {
     index: u64,
-    pub(in crate::azure) content: String,
-    pub(in crate::azure) refusal: String,
+    pub(in crate::azure) content: CapturedText,
+    pub(in crate::azure) refusal: CapturedText,
     tool_calls: Vec<CapturedToolCall>,
     current_part_indexes: (u64, u64),
 }
@@ -88,9 +132,9 @@ pub(in crate::azure) struct CapturedChoice {
 #[derive(Debug, Default)]
 pub(in crate::azure) struct CapturedToolCall {
     index: u64,
-    pub(in crate::azure) id: String,
-    pub(in crate::azure) name: String,
-    pub(in crate::azure) arguments: String,
+    pub(in crate::azure) id: CapturedText,
+    pub(in crate::azure) name: CapturedText,
+    pub(in crate::azure) arguments: CapturedText,
 }
 
 impl CapturedChoices {
@@ -131,7 +175,7 @@ impl CapturedChoices {
         let mut out = String::new();
         if let [only] = &self.0[..] {
             if only.is_single_string() {
-                out.push_str(if only.content.is_empty() { &only.refusal } else { &only.content });
+                out.push_str(&only.content_or_refusal().as_text());
             } else {
                 only.push_json(&mut out);
             }
@@ -159,9 +203,9 @@ impl CapturedChoice {
         &mut self,
         part: (u64, u64),
         room: &mut TextBudget,
-    ) -> &mut String {
+    ) -> &mut CapturedText {
         if self.current_part_indexes != part && !self.content.is_empty() {
-            room.append_within_limit(&mut self.content, "\n");
+            room.append_text(&mut self.content, "\n");
         }
         self.current_part_indexes = part;
         &mut self.content
@@ -176,12 +220,13 @@ impl CapturedChoice {
         self.tool_calls.is_empty() && (self.content.is_empty() || self.refusal.is_empty())
     }
 
+    fn content_or_refusal(&self) -> &CapturedText {
+        if self.content.is_empty() { &self.refusal } else { &self.content }
+    }
+
     fn push_json(&self, out: &mut String) {
         if self.is_single_string() {
-            return push_json_string(
-                out,
-                if self.content.is_empty() { &self.refusal } else { &self.content },
-            );
+            return push_json_string(out, &self.content_or_refusal().as_text());
         }
         if self.content.is_empty() && self.refusal.is_empty() {
             return push_json_list(out, &self.tool_calls, CapturedToolCall::push_json);
@@ -191,7 +236,7 @@ impl CapturedChoice {
             if !text.is_empty() {
                 out.push_str(if out.ends_with('{') { "" } else { "," });
                 out.push_str(key);
-                push_json_string(out, text);
+                push_json_string(out, &text.as_text());
             }
         }
         if !self.tool_calls.is_empty() {
@@ -207,13 +252,13 @@ impl CapturedToolCall {
         out.push('{');
         if !self.id.is_empty() {
             out.push_str("\"id\":");
-            push_json_string(out, &self.id);
+            push_json_string(out, &self.id.as_text());
             out.push(',');
         }
         out.push_str("\"type\":\"function\",\"function\":{\"name\":");
-        push_json_string(out, &self.name);
+        push_json_string(out, &self.name.as_text());
         out.push_str(",\"arguments\":");
-        push_json_string(out, &self.arguments);
+        push_json_string(out, &self.arguments.as_text());
         out.push_str("}}");
     }
 }

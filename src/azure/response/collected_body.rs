@@ -5,6 +5,7 @@ use memchr::memmem;
 use serde_json::value::RawValue;
 
 use super::capture::ResponseCapture;
+use crate::azure::json_text::text_from_bytes;
 
 /// How much of the end of a long body is kept.
 const TAIL_BYTES: usize = 16 * 1024;
@@ -49,15 +50,11 @@ impl CollectedBody {
     }
 
     /// Adds the complete body to `capture`. `is_json` tells its content type. Another body is captured as
-    /// text if it is UTF-8, and not at all otherwise (speech, for example).
+    /// text.
     pub fn capture_into(&self, is_json: bool, capture: &mut ResponseCapture) {
         match self.whole_body() {
             Some(body) if is_json => capture.capture_json_body(body),
-            Some(body) => {
-                if let Ok(text) = std::str::from_utf8(body) {
-                    capture.capture_text_body(text);
-                }
-            }
+            Some(body) => capture.capture_text_body(&text_from_bytes(body)),
             None => {
                 capture.mark_text_truncated();
                 if is_json {
