@@ -13,6 +13,7 @@ pub mod render;
 pub mod sinks;
 pub mod spool;
 pub mod statistics;
+mod text_ranges;
 pub mod token_estimate;
 pub mod writer;
 

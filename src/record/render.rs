@@ -46,7 +46,7 @@ impl FinishedExchange {
         let capture = std::mem::take(&mut self.captured_response).into_capture(operation, policy);
         let completion =
             capture.completion_text().filter(|_| policy.captures_completion && !self.is_content_dropped);
-        let mut completion = completion.map(|completion| redactor.redact_json(completion));
+        let mut completion = completion.map(|completion| redactor.redact(completion));
         if let Some(text) =
             completion.as_mut().filter(|_| capture.is_text_truncated() && !redactor.is_empty())
         {
@@ -201,7 +201,7 @@ impl CapturedRequest {
             &mut text,
             policy.max_text_bytes.saturating_mul(2).saturating_add(2 * REDACTION_MARGIN_BYTES),
         );
-        let mut text = redactor.redact_json(text);
+        let mut text = redactor.redact(text);
         if is_shortened {
             // The cut may have split a match, which no pattern finds then: the end of the text is removed.
             text.truncate(text.floor_char_boundary(text.len().saturating_sub(REDACTION_MARGIN_BYTES)));
