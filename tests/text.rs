@@ -178,3 +178,54 @@ async fn a_secret_split_over_deltas_or_at_the_content_limit_is_redacted() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forms_with_file_names_in_any_encoding_are_forwarded_and_recorded() {
+    let resource =
+        ScriptedUpstream::start(|_: &RawRequest| upstream::complete_response(200, JSON, r#"{"text":"hi"}"#))
+            .await;
+    let endpoint = format!("http://{}", resource.address);
+    let backends = support::backend_yaml("a", &endpoint, "deployments: { whisper: up }");
+    let balancer = Balancer::start(&backends, "").await;
+    let form = |filename: &[u8], model: &[u8]| {
+        [
+            b"--B\r\nContent-Disposition: form-data; name=\"file\"; filename=\"",
+            filename,
+            b"\"\r\nContent-Type: audio/wav\r\n\r\nRIFF\0\xff\r\n--B\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\n",
+            model,
+            b"\r\n--B--\r\n",
+        ]
+        .concat()
+    };
+    let headers = [("api-key", CLIENT_KEY), ("Content-Type", "multipart/form-data; boundary=B")];
+    let classic = "/openai/deployments/whisper/audio/transcriptions?api-version=2024-10-21";
+    let filenames: [&[u8]; 5] =
+        ["grüße.wav".as_bytes(), b"gr\xfc\xdfe.wav", b"\x89\xef\x8bc.wav", b"\x95\x5c.wav", b"\x95\x5c"];
+    for filename in filenames {
+        for (target, model) in [("/openai/v1/audio/transcriptions", &b"up"[..]), (classic, b"whisper")] {
+            let response = balancer.post(target, &headers, &form(filename, b"whisper")).await;
+            assert_eq!(response.status, 200, "{}: {}", filename.escape_ascii(), response.text());
+            assert_eq!(
+                resource.requests().last().unwrap().body,
+                form(filename, model),
+                "{}",
+                filename.escape_ascii()
+            );
+        }
+    }
+    // Who reads a backslash as an escape sees no `model` here, and others do.
+    let two_ways =
+        b"x\"\r\nX: y\r\n\r\n\r\n--B\r\nContent-Disposition: form-data; filename=\"\x95\x5c\"; name=\"model";
+    for target in ["/openai/v1/audio/transcriptions", classic] {
+        let response = balancer.post(target, &headers, &form(two_ways, b"other")).await;
+        assert_eq!((response.status, response.error_code()), (400, "bad_request".into()), "{target}");
+    }
+    let records = balancer.wait_for_records(2 * filenames.len() + 2).await;
+    assert!(
+        records
+            .iter()
+            .filter(|record| record["status"] == 200)
+            .all(|record| record["prompt"] == r#"{"model":"whisper"}"#),
+        "{records:#?}"
+    );
+}

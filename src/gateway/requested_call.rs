@@ -108,7 +108,9 @@ fn parse_body(
         return match FormFacts::parse(body.bytes, &boundary) {
             Ok(form) => Ok(ParsedBody::Multipart(form)),
             // Refused on every path: which of the two Azure reads is not known.
-            Err(error @ FormError::DuplicateField(_)) => Err(Refusal::bad_request(error.to_string())),
+            Err(error @ (FormError::DuplicateField(_) | FormError::AmbiguousName)) => {
+                Err(Refusal::bad_request(error.to_string()))
+            }
             Err(error) if names_deployment => Err(Refusal::bad_request(error.to_string())),
             Err(_) => Ok(ParsedBody::Opaque),
         };

@@ -1,7 +1,9 @@
 //! Requests: the target, its operation and query, JSON and multipart bodies, and the prompt text for
 //! the record.
 
+mod content_disposition;
 pub(super) mod edit;
+mod header_parameters;
 pub mod json_body;
 pub(super) mod model_field;
 pub mod multipart;

@@ -8,7 +8,9 @@ use std::ops::Range;
 use bytes::Bytes;
 use memchr::memmem;
 
+use super::content_disposition::{PartDisposition, PartHeadError, parse_content_disposition};
 use super::edit::BodyEdit;
+use super::header_parameters::HeaderParameters;
 use super::model_field::ModelField;
 use crate::names::DeploymentName;
 
@@ -32,6 +34,9 @@ pub enum FormError {
     /// A part's headers cannot be parsed, are too long, or repeat a header or parameter.
     #[error("a part of the form has malformed or too long headers")]
     MalformedPartHead,
+    /// A field that only some parsers would read as `model` or `stream`.
+    #[error("a part of the form has a name that can be read in two ways")]
+    AmbiguousName,
     /// A boundary that only some parsers would recognise.
     #[error("the form has a boundary that is not on its own line, ended by CR LF")]
     AmbiguousBoundary,
@@ -43,7 +48,7 @@ pub enum FormError {
 /// A text field of a form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FormTextField {
-    /// The name of the field.
+    /// The name of the field. What is not UTF-8 in it is U+FFFD.
     pub name: String,
     /// Where its content is in the body.
     pub content_range: Range<usize>,
@@ -52,9 +57,9 @@ pub struct FormTextField {
 /// A file in a form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FormFileField {
-    /// The name of the field.
+    /// The name of the field, likewise.
     pub name: String,
-    /// The file's name; empty if only `filename*` is given.
+    /// The file's name, likewise; empty if only `filename*` is given.
     pub filename: String,
     /// Where its content is in the body.
     pub content_range: Range<usize>,
@@ -95,7 +100,12 @@ impl FormFacts {
             let (head, content_start) = split_part_head(body, part_start)?;
             let next = delimiters.next_delimiter(content_start, false)?.ok_or(FormError::Truncated)?;
             let content_range = content_start..next.preceding_content_end;
-            if let Some((name, filename)) = parse_content_disposition(head)? {
+            let disposition =
+                parse_content_disposition(head, &["model", "stream"]).map_err(|error| match error {
+                    PartHeadError::Malformed => FormError::MalformedPartHead,
+                    PartHeadError::AmbiguousName => FormError::AmbiguousName,
+                })?;
+            if let Some(PartDisposition { name, filename }) = disposition {
                 let value = body.get(content_range.clone()).unwrap_or_default();
                 if name.eq_ignore_ascii_case("model") {
                     if form.model != ModelField::Absent {
@@ -137,7 +147,8 @@ pub fn boundary_parameter(content_type: &str) -> Option<Cow<'_, str>> {
         return None;
     }
     let (_, parameters) = content_type.split_once(';')?;
-    let boundary = HeaderParameters(parameters).find(|(name, _)| name.eq_ignore_ascii_case("boundary"))?.1;
+    let boundary =
+        HeaderParameters::new(parameters).find(|(name, _)| name.eq_ignore_ascii_case("boundary"))?.1;
     let is_valid_length = (1..=70).contains(&boundary.len()) && !boundary.ends_with(' ');
     (is_valid_length && boundary.bytes().all(|b| (b' '..=b'~').contains(&b))).then_some(boundary)
 }
@@ -251,96 +262,6 @@ fn split_part_head(body: &[u8], start: usize) -> Result<(&[u8], usize), FormErro
     Ok((rest.get(..end).unwrap_or_default(), start + end + 4))
 }
 
-type NameAndFilename = (String, Option<String>);
-
-/// The name and file name in a part's `Content-Disposition`; `None` for a part without a name.
-fn parse_content_disposition(head: &[u8]) -> Result<Option<NameAndFilename>, FormError> {
-    let head = std::str::from_utf8(head).map_err(|_| FormError::MalformedPartHead)?;
-    let mut disposition = None;
-    for line in head.split("\r\n").filter(|line| !line.is_empty()) {
-        // Parsers differ on obsolete line folding: one that ignores it would miss a parameter.
-        let (header, value) = line.split_once(':').ok_or(FormError::MalformedPartHead)?;
-        if line.starts_with([' ', '\t']) || line.contains(['\r', '\n', '\0']) {
-            return Err(FormError::MalformedPartHead);
-        }
-        if header.trim_end().eq_ignore_ascii_case("content-disposition")
-            && disposition.replace(value).is_some()
-        {
-            return Err(FormError::MalformedPartHead);
-        }
-    }
-    let Some((_, parameters)) = disposition.and_then(|value| value.split_once(';')) else {
-        return Ok(None);
-    };
-    let (mut name, mut filename, mut has_extended_filename) = (None, None, false);
-    for (key, value) in HeaderParameters(parameters) {
-        let slot = match () {
-            () if key.eq_ignore_ascii_case("name") => &mut name,
-            () if key.eq_ignore_ascii_case("filename") => &mut filename,
-            () => {
-                has_extended_filename |= key.eq_ignore_ascii_case("filename*");
-                continue;
-            }
-        };
-        if slot.replace(value.into_owned()).is_some() {
-            return Err(FormError::MalformedPartHead);
-        }
-    }
-    let filename = filename.or_else(|| has_extended_filename.then(String::new));
-    Ok(name.map(|name| (name, filename)))
-}
-
-/// The `; name=value` parameters of a header, with quoted strings (RFC 9110, section 5.6.6).
-struct HeaderParameters<'a>(&'a str);
-
-impl<'a> Iterator for HeaderParameters<'a> {
-    type Item = (&'a str, Cow<'a, str>);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.0 = self.0.trim_start_matches([';', ' ', '\t']);
-        let end = self.0.find(['=', ';']).unwrap_or(self.0.len());
-        if self.0.is_empty() {
-            return None;
-        }
-        let (name, rest) = self.0.split_at(end);
-        let Some(value) = rest.strip_prefix('=') else {
-            self.0 = rest;
-            return Some((name.trim(), Cow::Borrowed("")));
-        };
-        let value = value.trim_start_matches([' ', '\t']);
-        let Some(quoted) = value.strip_prefix('"') else {
-            let end = value.find(';').unwrap_or(value.len());
-            let (value, rest) = value.split_at(end);
-            self.0 = rest;
-            return Some((name.trim(), Cow::Borrowed(value.trim())));
-        };
-        let (value, rest) = split_quoted_string(quoted);
-        // What stands between a closing quote and the next semicolon is ignored.
-        self.0 = rest.split_at(rest.find(';').unwrap_or(rest.len())).1;
-        Some((name.trim(), value))
-    }
-}
-
-/// Splits after the closing quote and unescapes what is before it. An unclosed string ends with the
-/// header.
-fn split_quoted_string(text: &str) -> (Cow<'_, str>, &str) {
-    let plain = text.find(['"', '\\']).unwrap_or(text.len());
-    let (before, rest) = text.split_at(plain);
-    if !rest.starts_with('\\') {
-        return (Cow::Borrowed(before), rest.strip_prefix('"').unwrap_or(rest));
-    }
-    let mut value = before.to_owned();
-    let mut chars = rest.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            '"' => break,
-            '\\' => value.extend(chars.next()),
-            c => value.push(c),
-        }
-    }
-    (Cow::Owned(value), chars.as_str())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -420,10 +341,7 @@ mod tests {
             (build_form(&[(&model, "a\r\n--B--x")]), FormError::AmbiguousBoundary),
             (format!("--B\r\n{model}\r\n\r\nx"), FormError::Truncated),
             (build_form(&[(&model, "a"), (&model, "a")]), FormError::DuplicateField("model")),
-            (
-                build_form(&[(&model, "a"), (&disposition_of("Mod\\el"), "b")]),
-                FormError::DuplicateField("model"),
-            ),
+            (build_form(&[(&model, "a"), (&disposition_of("Mod\\el"), "b")]), FormError::AmbiguousName),
             (
                 build_form(&[(&disposition_of("stream"), "a"), (&disposition_of("stream"), "b")]),
                 FormError::DuplicateField("stream"),
@@ -438,6 +356,10 @@ mod tests {
                 FormError::MalformedPartHead,
             ),
             (build_form(&[("no colon", "")]), FormError::MalformedPartHead),
+            (
+                build_form(&[(&model, "a"), (&disposition_of("MODEL"), "b")]),
+                FormError::DuplicateField("model"),
+            ),
             (build_form(&[(&format!("X: {}", "x".repeat(20_000)), "")]), FormError::MalformedPartHead),
             (build_form(&vec![(model.replace("model", "x").as_str(), ""); 1_001]), FormError::TooManyParts),
         ];
@@ -468,6 +390,21 @@ mod tests {
             let form = FormFacts::parse(body.as_bytes(), "B").unwrap();
             let found_contents: Vec<_> = form.text_fields.iter().map(|f| body[f.content_range.clone()].to_owned()).collect();
             prop_assert_eq!(found_contents, contents);
+        }
+
+        #[test]
+        fn file_names_may_be_in_any_encoding(filename in proptest::collection::vec(any::<u8>(), 0..12), is_first: bool) {
+            prop_assume!(!filename.iter().any(|byte| b"\r\n\0\"\\".contains(byte)));
+            let (name, filename) = (&b"; name=\"file\""[..], [b"; filename=\"", &filename[..], b"\""].concat());
+            let parameters = if is_first { [&filename, name].concat() } else { [name, &filename].concat() };
+            let body = [
+                b"--B\r\nContent-Disposition: form-data", &parameters[..], b"\r\n\r\nRIFF\xff\r\n",
+                build_form(&[(&disposition_of("model"), "whisper")]).as_bytes(),
+            ].concat();
+            let form = FormFacts::parse(&body, "B").unwrap();
+            prop_assert_eq!(form.model.deployment().unwrap().unwrap().as_str(), "whisper");
+            let [file] = &form.file_fields[..] else { panic!("expected one file: {form:?}") };
+            prop_assert_eq!((&*file.name, &body[file.content_range.clone()]), ("file", &b"RIFF\xff"[..]));
         }
 
         #[test]
