@@ -229,3 +229,40 @@ async fn forms_with_file_names_in_any_encoding_are_forwarded_and_recorded() {
         "{records:#?}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_read_from_events_and_replies_that_are_too_long_to_be_kept() {
+    let picture = "iVBORw0KGgo\\u0041\\\"".repeat(100_000);
+    let usage = r#""usage":{"input_tokens":50,"output_tokens":4160,"total_tokens":4210}"#;
+    let decoy = r#""data":[{"model":"decoy","usage":{"total_tokens":1}}]"#;
+    let stream = format!(
+        "event: image_generation.partial_image\ndata: {{\"type\":\"image_generation.partial_image\",\"b64_json\":\"{picture}\"}}\n\n\
+         event: image_generation.completed\ndata: {{\"type\":\"image_generation.completed\",\"b64_json\":\"{picture}\",{decoy},\"model\":\"gpt-image-1\",{usage}}}\n\n"
+    );
+    let reply = format!(r#"{{"model":"gpt-image-1",{usage},"content":"{picture}",{decoy}}}"#);
+    let (expected_stream, expected_reply) = (stream.clone(), reply.clone());
+    let resource = ScriptedUpstream::start(move |request: &RawRequest| {
+        if request.head.contains("/images/") {
+            upstream::complete_response(200, "Content-Type: text/event-stream", &stream)
+        } else {
+            upstream::complete_response(200, JSON, &reply)
+        }
+    })
+    .await;
+    let balancer = Balancer::start(&resource.backend_yaml("a"), "").await;
+    for (operation, expected) in
+        [("images/generations", expected_stream), ("chat/completions", expected_reply)]
+    {
+        let target = format!("/openai/deployments/d/{operation}?api-version=2025-04-01-preview");
+        let body = br#"{"prompt":"a cat","stream":true}"#;
+        let response = balancer.post(&target, &[("api-key", CLIENT_KEY)], body).await;
+        assert_eq!(response.status, 200);
+        assert!(response.body == expected.as_bytes(), "expected the bytes of the backend");
+    }
+    for record in balancer.wait_for_records(2).await {
+        let read = ["outcome", "model", "input_tokens", "output_tokens", "usage_source"]
+            .map(|key| record[key].clone());
+        assert_eq!(json!(read), json!(["answered", "gpt-image-1", 50, 4160, "reported"]), "{record:#}");
+        assert_eq!(record["content_cut"], record["operation"] == "chat");
+    }
+}

@@ -48,12 +48,12 @@ impl ResponseCapture {
         }
     }
 
-    /// Takes the next event of a stream. Only the name of an oversized event is used.
+    /// Takes the next event of a stream.
     pub fn capture_event(&mut self, event: &SseEvent<'_>) {
-        if event.is_oversized {
-            return self.note_oversized_event(event);
-        }
         let data = text_from_bytes(event.data);
+        if event.is_oversized {
+            self.note_oversized_event(event.name, &data);
+        }
         if data.trim_ascii() == "[DONE]" {
             self.is_response_complete = true;
         } else if self.operation == Operation::Responses {
@@ -372,19 +372,23 @@ impl ResponseCapture {
         }
     }
 
-    fn note_oversized_event(&mut self, event: &SseEvent<'_>) {
-        self.text_budget.mark_truncated();
-        match event.name {
-            b"response.completed" | b"response.incomplete" => self.is_response_complete = true,
-            b"response.failed" | b"error" => {
-                self.is_response_complete = true;
-                self.error_code.get_or_insert_with(|| "error".to_owned());
+    /// Records that text is missing if an oversized event can have had text that is not known yet.
+    fn note_oversized_event(&mut self, name: &[u8], outline: &str) {
+        let [event_type] = json::find_fields(outline, &["type"]);
+        let event_type = event_type.and_then(json::decode_string).unwrap_or(text_from_bytes(name));
+        let has_new_text = match &*event_type {
+            // These only echo the request.
+            "response.created" | "response.in_progress" | "response.queued" => false,
+            // These repeat what was streamed before.
+            "response.completed" | "response.incomplete" | "response.failed" | "response.done" => {
+                self.choices.is_empty()
             }
-            // These events only echo the request, so no text of the response is missing.
-            b"response.created" | b"response.in_progress" | b"response.queued" => {
-                self.text_budget.undo_mark_truncated();
-            }
-            _ => {}
+            // Streamed pictures are not recorded, of whatever size.
+            "image_generation.completed" | "image_edit.completed" => false,
+            event_type => !event_type.ends_with(".partial_image"),
+        };
+        if has_new_text {
+            self.text_budget.mark_truncated();
         }
     }
 
@@ -401,7 +405,7 @@ impl ResponseCapture {
         }
     }
 
-    pub(in crate::azure) fn note_model(&mut self, raw: Option<&str>) {
+    fn note_model(&mut self, raw: Option<&str>) {
         if let Some(model) = json::decode_non_empty_string(raw)
             && self.model.as_deref() != Some(&*model)
         {
@@ -409,7 +413,7 @@ impl ResponseCapture {
         }
     }
 
-    pub(in crate::azure) fn note_usage(&mut self, raw: Option<&str>) {
+    fn note_usage(&mut self, raw: Option<&str>) {
         if let Some(usage) = raw.filter(|raw| raw.starts_with('{')).and_then(TokenUsage::from_usage_object) {
             self.usage = Some(usage);
         }

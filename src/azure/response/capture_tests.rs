@@ -195,21 +195,44 @@ fn transcriptions_are_captured_as_text() {
 }
 
 #[test]
-fn oversized_events_count_by_their_name() {
-    let mut capture = ResponseCapture::new(Operation::Responses, 10);
-    let mut event = |name: &'static str| {
-        capture.capture_event(&SseEvent {
-            start_offset: 0,
-            end_offset: 1,
-            name: name.as_bytes(),
-            data: b"{",
-            is_oversized: true,
-        });
-        (capture.is_text_truncated(), capture.is_response_complete)
+fn oversized_events_are_captured_without_their_text() {
+    let picture = "A".repeat(20_000);
+    let image = format!(
+        r#"{{"type":"image_generation.completed","b64_json":"{picture}","usage":{{"input_tokens":50,"output_tokens":4160}}}}"#
+    );
+    let images = capture_stream(Operation::Images, &[&image]);
+    let tokens = images.usage.map(|usage| (usage.input, usage.output));
+    assert_eq!(tokens, Some((Some(50), Some(4160))));
+    assert_eq!((images.is_response_complete, images.is_text_truncated()), (true, false));
+
+    let event = |event_type: &str, rest: &str| {
+        format!(
+            r#"{{"type":"{event_type}","response":{{"instructions":"{picture}","model":"dep",{rest},"tools":[{{"model":"x"}}]}}}}"#
+        )
     };
-    assert_eq!(event("response.created"), (false, false));
-    assert_eq!(event("response.completed"), (true, true));
-    assert_eq!(event("response.created"), (true, true));
+    let created = event("response.created", r#""status":"in_progress""#);
+    let completed = event("response.completed", r#""status":"completed","usage":{"input_tokens":7}"#);
+    let failed = event("response.failed", r#""error":{"code":"server_error"}"#);
+    let delta = r#"{"type":"response.output_text.delta","delta":"hi"}"#;
+    for (events, is_truncated, is_complete, input, code) in [
+        (&[&created[..]][..], false, false, None, None),
+        (&[&created, delta, &completed], false, true, Some(7), None),
+        (&[&completed], true, true, Some(7), None),
+        (&[&created, &failed], true, true, None, Some("server_error")),
+        (
+            &[&format!(r#"{{"type":"response.output_text.delta","delta":"{picture}"}}"#)],
+            true,
+            false,
+            None,
+            None,
+        ),
+    ] {
+        let capture = capture_stream(Operation::Responses, events);
+        let usage = capture.usage.and_then(|usage| usage.input);
+        assert_eq!((capture.is_text_truncated(), capture.is_response_complete), (is_truncated, is_complete));
+        assert_eq!((usage, capture.error_code.as_deref()), (input, code));
+        assert!(capture.model.is_none_or(|model| model == "dep"));
+    }
 }
 
 #[test]

@@ -40,12 +40,11 @@ pub(in crate::azure) struct TextBudget {
     limit_bytes: usize,
     used_bytes: usize,
     is_truncated: bool,
-    was_truncated_before_mark: bool,
 }
 
 impl TextBudget {
     pub(in crate::azure) fn new(limit_bytes: usize) -> Self {
-        Self { limit_bytes, used_bytes: 0, is_truncated: false, was_truncated_before_mark: false }
+        Self { limit_bytes, used_bytes: 0, is_truncated: false }
     }
 
     pub(in crate::azure) fn limit_bytes(&self) -> usize {
@@ -64,13 +63,7 @@ impl TextBudget {
     /// Records that text is missing. Later text is still appended. With a limit of 0 nothing is captured,
     /// so nothing is missing.
     pub(in crate::azure) fn mark_truncated(&mut self) {
-        self.was_truncated_before_mark = self.is_truncated;
         self.is_truncated = self.limit_bytes > 0;
-    }
-
-    /// Reverts the last [`TextBudget::mark_truncated`].
-    pub(in crate::azure) fn undo_mark_truncated(&mut self) {
-        self.is_truncated = self.was_truncated_before_mark;
     }
 
     /// Appends as much as fits of the text of a JSON string, of which `content` is what its quotes enclose.

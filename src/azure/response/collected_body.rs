@@ -1,79 +1,63 @@
-//! Collects a response body that is not a stream, for the record. A body up to a limit is kept whole, a
-//! longer one only with its end, where Azure puts `model` and `usage`.
-
-use memchr::memmem;
-use serde_json::value::RawValue;
+//! Collects a response body that is not a stream, for the record. A body up to a limit is kept whole. Of a
+//! longer one, the model and usage are read while it passes.
 
 use super::capture::ResponseCapture;
+use super::json_outline::JsonOutline;
 use crate::azure::json_text::text_from_bytes;
-
-/// How much of the end of a long body is kept.
-const TAIL_BYTES: usize = 16 * 1024;
 
 /// A JSON or text body that is being collected.
 #[derive(Debug)]
 pub struct CollectedBody {
     max_whole_bytes: usize,
-    whole_or_tail_bytes: Vec<u8>,
-    has_only_tail: bool,
+    bytes: Vec<u8>,
+    /// Set instead of `bytes` once the body is too long.
+    outline: Option<Box<JsonOutline>>,
 }
 
 impl CollectedBody {
     /// An empty body. Up to `max_whole_bytes` it will be kept whole.
     pub fn new(max_whole_bytes: usize) -> Self {
-        Self { max_whole_bytes, whole_or_tail_bytes: Vec::new(), has_only_tail: false }
+        Self { max_whole_bytes, bytes: Vec::new(), outline: None }
     }
 
     /// Appends the next chunk.
     pub fn append(&mut self, chunk: &[u8]) {
-        self.has_only_tail |= self.whole_or_tail_bytes.len() + chunk.len() > self.max_whole_bytes;
-        if !self.has_only_tail {
-            return self.whole_or_tail_bytes.extend_from_slice(chunk);
+        if self.outline.is_none() && self.bytes.len() + chunk.len() <= self.max_whole_bytes {
+            return self.bytes.extend_from_slice(chunk);
         }
-        let tail = chunk.get(chunk.len().saturating_sub(TAIL_BYTES)..).unwrap_or(chunk);
-        if self.whole_or_tail_bytes.len() + tail.len() > 2 * TAIL_BYTES {
-            let keep = TAIL_BYTES - tail.len();
-            self.whole_or_tail_bytes.drain(..self.whole_or_tail_bytes.len().saturating_sub(keep));
-            self.whole_or_tail_bytes.shrink_to(2 * TAIL_BYTES);
-        }
-        self.whole_or_tail_bytes.extend_from_slice(tail);
+        let outline = self.outline.get_or_insert_with(|| {
+            let mut outline = Box::<JsonOutline>::default();
+            outline.feed(&std::mem::take(&mut self.bytes));
+            outline
+        });
+        outline.feed(chunk);
     }
 
     /// The number of bytes kept.
     pub fn kept_byte_count(&self) -> usize {
-        self.whole_or_tail_bytes.len()
+        self.bytes.len() + self.outline.as_ref().map_or(0, |outline| outline.kept_byte_count())
     }
 
     /// The body, if it was kept whole.
     pub fn whole_body(&self) -> Option<&[u8]> {
-        (!self.has_only_tail).then_some(&self.whole_or_tail_bytes)
+        self.outline.is_none().then_some(&self.bytes)
     }
 
     /// Adds the complete body to `capture`. `is_json` tells its content type. Another body is captured as
     /// text.
     pub fn capture_into(&self, is_json: bool, capture: &mut ResponseCapture) {
-        match self.whole_body() {
-            Some(body) if is_json => capture.capture_json_body(body),
-            Some(body) => capture.capture_text_body(&text_from_bytes(body)),
-            None => {
+        match &self.outline {
+            None if is_json => capture.capture_json_body(&self.bytes),
+            None => capture.capture_text_body(&text_from_bytes(&self.bytes)),
+            Some(outline) => {
                 capture.mark_text_truncated();
                 if is_json {
-                    capture.note_usage(last_value_of_key(&self.whole_or_tail_bytes, b"\"usage\""));
-                    capture.note_model(last_value_of_key(&self.whole_or_tail_bytes, b"\"model\""));
-                    capture.is_response_complete = true;
+                    capture.capture_json_body(&outline.to_json());
+                    capture.is_response_complete &= outline.is_complete();
                 }
             }
         }
     }
-}
-
-/// The value of the last occurrence of a key. The search cannot match inside a string, because quotes
-/// are escaped there.
-fn last_value_of_key<'a>(tail: &'a [u8], key: &[u8]) -> Option<&'a str> {
-    let position = memmem::rfind(tail, key)?;
-    let value = tail.get(position + key.len()..)?.trim_ascii_start().strip_prefix(b":")?;
-    let mut values = serde_json::Deserializer::from_slice(value).into_iter::<&RawValue>();
-    values.next()?.ok().map(RawValue::get)
 }
 
 #[cfg(test)]
@@ -86,17 +70,23 @@ mod tests {
         let mut capture = ResponseCapture::new(Operation::Embeddings, 100);
         let mut body_so_far = CollectedBody::new(limit);
         body.chunks(step).for_each(|chunk| body_so_far.append(chunk));
-        assert!(body_so_far.whole_or_tail_bytes.len() <= limit.max(2 * TAIL_BYTES));
+        assert!(body_so_far.kept_byte_count() <= limit.max(32 * 1024));
         body_so_far.capture_into(true, &mut capture);
         capture
     }
 
     #[test]
-    fn usage_is_found_at_the_end_of_a_long_body() {
-        let body = format!(
-            r#"{{"object":"list","data":[{{"embedding":"{}"}}],"model":"ada","usage":{{"prompt_tokens":8,"total_tokens":8}}}}"#,
-            "A".repeat(300_000)
-        );
+    fn usage_is_found_anywhere_in_a_long_body() {
+        let data = format!(r#""data":[{{"embedding":"{}","model":"x","usage":{{}}}}]"#, "A".repeat(300_000));
+        let usage = r#""model":"ada","usage":{"prompt_tokens":8,"total_tokens":8}"#;
+        for body in [format!(r#"{{"object":"list",{data},{usage}}}"#), format!("{{{usage},{data}}}")] {
+            assert_usage_is_found(&body);
+        }
+        let cut = collect_and_capture(format!("{{{usage},{data}").as_bytes(), 1_000, 5_000);
+        assert_eq!((cut.usage.and_then(|usage| usage.input), cut.is_response_complete), (Some(8), false));
+    }
+
+    fn assert_usage_is_found(body: &str) {
         for step in [1_000, 7, 50_000, 1_000_000] {
             for limit in [1_000_000, 1_000] {
                 let capture = collect_and_capture(body.as_bytes(), limit, step);

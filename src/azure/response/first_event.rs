@@ -2,12 +2,9 @@
 //! status 200 and an error event (seen in recorded traffic; not documented), so the balancer holds a
 //! stream back until its first events show whether it can still fail over.
 
-use std::borrow::Cow;
-
-use memchr::memmem;
-
 use super::sse::SseEvent;
 use crate::azure::json;
+use crate::azure::json_text::text_from_bytes;
 use crate::azure::request::operation::Operation;
 
 /// What one of the first events says about its stream.
@@ -24,16 +21,15 @@ pub enum FirstEventKind {
 
 /// Classifies one of the first events of a stream.
 pub fn classify_first_event(operation: Operation, event: &SseEvent<'_>) -> FirstEventKind {
-    if event.data.is_empty() {
+    if event.data.is_empty() && !event.is_oversized {
         return if event.name == b"error" { FirstEventKind::Error } else { FirstEventKind::Preamble };
     }
-    let [event_type, error, choices, usage] = if event.is_oversized {
-        [None; 4]
-    } else {
-        json::parse_fields(event.data, &["type", "error", "choices", "usage"])
-            .map_or([None; 4], |fields| fields.values)
-    };
-    let event_type = event_type.and_then(json::decode_string).or_else(|| fallback_event_type(event));
+    let data = text_from_bytes(event.data);
+    let [event_type, error, choices, usage] =
+        json::parse_fields(data.as_bytes(), &["type", "error", "choices", "usage"])
+            .map_or([None; 4], |fields| fields.values);
+    let name = Some(event.name).filter(|name| !name.is_empty());
+    let event_type = event_type.and_then(json::decode_string).or_else(|| name.map(text_from_bytes));
     match event_type.as_deref() {
         Some("response.created" | "response.in_progress" | "response.queued") => FirstEventKind::Preamble,
         Some("error" | "response.failed") => FirstEventKind::Error,
@@ -45,28 +41,11 @@ pub fn classify_first_event(operation: Operation, event: &SseEvent<'_>) -> First
             let has_usage = usage.is_some_and(|raw| raw != "null");
             match choices {
                 Some(raw) if (is_empty(raw) || !has_content(raw)) && !has_usage => FirstEventKind::Preamble,
-                None if event.is_oversized && starts_with_empty_choices(event.data) => {
-                    FirstEventKind::Preamble
-                }
                 _ => FirstEventKind::Content,
             }
         }
         _ => FirstEventKind::Content,
     }
-}
-
-/// The type of an event without a readable `type` in its data: the `event` field, or, in truncated
-/// data, the first string after `"type"`.
-fn fallback_event_type<'a>(event: &SseEvent<'a>) -> Option<Cow<'a, str>> {
-    if !event.name.is_empty() {
-        return Some(String::from_utf8_lossy(event.name));
-    }
-    if !event.is_oversized {
-        return None;
-    }
-    let position = memmem::find(event.data, b"\"type\"")?;
-    let mut quoted = event.data.get(position + 6..)?.split(|b| *b == b'"').skip(1);
-    quoted.next().map(String::from_utf8_lossy)
 }
 
 /// Whether one of the `choices` has content or has ended. Azure's second chunk has only the role and an
@@ -93,11 +72,6 @@ fn choice_has_content(choice: &str) -> bool {
         || (delta.is_none() && text.is_none())
 }
 
-fn starts_with_empty_choices(data: &[u8]) -> bool {
-    let mut bytes = data.iter().filter(|b| !b.is_ascii_whitespace());
-    br#"{"choices":[]"#.iter().all(|b| bytes.next() == Some(b))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,7 +83,10 @@ mod tests {
         let rows: &[(Operation, &str, &str, bool, FirstEventKind)] = &[
             (Chat, "", "", false, Preamble),
             (Chat, "", r#"{"choices":[],"id":"","prompt_filter_results":[]}"#, false, Preamble),
-            (Chat, "", r#"{ "choices" : [ ] , "prompt_filter_results":[{"#, true, Preamble),
+            (Chat, "", r#"{"choices":[ ]}"#, true, Preamble),
+            (Chat, "", r#"{"model":"m"}"#, true, Content),
+            (Chat, "", r#"{"error":{"code":"429"}}"#, true, Error),
+            (Chat, "", "", true, Content),
             (Chat, "", r#"{"choices":[{"delta":{"content":"","role":"assistant"}}]}"#, false, Preamble),
             (
                 Chat,
@@ -140,8 +117,8 @@ mod tests {
             (Chat, "error", "", false, Error),
             (Responses, "response.created", r#"{"type":"response.created","response":{}}"#, false, Preamble),
             (Responses, "", r#"{"type":"response.in_progress"}"#, false, Preamble),
-            (Responses, "response.queued", r#"{"type":"#, true, Preamble),
-            (Responses, "", r#"{"type": "response.created","response":{"#, true, Preamble),
+            (Responses, "response.queued", "", true, Preamble),
+            (Responses, "", r#"{"type": "response.created","response":{}}"#, true, Preamble),
             (Responses, "error", r#"{"type":"error","error":{}}"#, false, Error),
             (
                 Responses,

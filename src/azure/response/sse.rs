@@ -6,10 +6,9 @@
 use bytes::Bytes;
 use memchr::{memchr2, memmem};
 
+use super::oversized_event::OversizedEvent;
 use crate::azure::json;
 
-/// How much of an oversized event is kept, for its name and the beginning of its data.
-const OVERSIZED_EVENT_PREFIX_BYTES: usize = 1024;
 /// After each event, buffers are shrunk to this capacity, so that an idle stream needs little memory.
 const MAX_IDLE_BUFFER_BYTES: usize = 4096;
 
@@ -24,7 +23,8 @@ pub struct SseEvent<'a> {
     pub name: &'a [u8],
     /// Its `data` lines, joined with LF; empty if there are none.
     pub data: &'a [u8],
-    /// Whether it is longer than the scanner's limit. Then `data` is truncated.
+    /// Whether it is longer than the scanner's limit. Then `data` is JSON with nothing but the model, status,
+    /// error and usage, or empty if it was not an object.
     pub is_oversized: bool,
 }
 
@@ -37,11 +37,13 @@ pub struct EventScanner {
     stream_offset: u64,
     event_start_offset: u64,
     partial_event: Vec<u8>,
+    /// Set instead of `partial_event` once the event is too long.
+    oversized_event: Option<Box<OversizedEvent>>,
     joined_data: Vec<u8>,
 }
 
 impl EventScanner {
-    /// A scanner that truncates events of more than `max_event_bytes`.
+    /// A scanner that reduces events of more than `max_event_bytes` to what the record needs.
     pub fn new(max_event_bytes: usize) -> Self {
         Self {
             max_event_bytes,
@@ -49,6 +51,7 @@ impl EventScanner {
             stream_offset: 0,
             event_start_offset: 0,
             partial_event: Vec::new(),
+            oversized_event: None,
             joined_data: Vec::new(),
         }
     }
@@ -63,8 +66,9 @@ impl EventScanner {
         }
         self.stream_offset += chunk.len() as u64;
         let rest = chunk.get(processed..).unwrap_or_default();
-        let max_retained = self.max_retained_bytes(self.stream_offset);
-        append_up_to(&mut self.partial_event, rest, max_retained);
+        if !self.feed_if_oversized(rest, self.stream_offset) {
+            self.partial_event.extend_from_slice(rest);
+        }
     }
 
     /// At the end of the stream, reports what came after the last blank line. A client drops such an
@@ -76,41 +80,45 @@ impl EventScanner {
         self.boundary_finder = EventBoundaryFinder::default();
     }
 
-    /// How many bytes to keep of the current event, which reaches at least to `end_offset`.
-    fn max_retained_bytes(&self, end_offset: u64) -> usize {
-        let fits = usize::try_from(end_offset - self.event_start_offset)
-            .is_ok_and(|length| length <= self.max_event_bytes);
-        if fits { self.max_event_bytes } else { OVERSIZED_EVENT_PREFIX_BYTES.min(self.max_event_bytes) }
+    /// If the current event, which reaches at least to `end_offset`, is too long: takes its next bytes.
+    fn feed_if_oversized(&mut self, bytes: &[u8], end_offset: u64) -> bool {
+        if end_offset - self.event_start_offset <= self.max_event_bytes as u64 {
+            return false;
+        }
+        let is_first = self.event_start_offset == 0;
+        let event = self.oversized_event.get_or_insert_with(|| {
+            let mut event = Box::new(OversizedEvent::new(is_first));
+            event.feed(&std::mem::take(&mut self.partial_event));
+            event
+        });
+        event.feed(bytes);
+        true
     }
 
     fn emit_event(&mut self, last_bytes: &[u8], end_offset: u64, on_event: &mut impl FnMut(SseEvent<'_>)) {
-        let max_retained = self.max_retained_bytes(end_offset);
-        let bytes = if self.partial_event.is_empty() {
-            last_bytes.get(..max_retained).unwrap_or(last_bytes)
+        let start_offset = self.event_start_offset;
+        let is_oversized = self.feed_if_oversized(last_bytes, end_offset);
+        if let Some(event) = self.oversized_event.take() {
+            let (name, data) = event.name_and_data();
+            on_event(SseEvent { start_offset, end_offset, name, data: &data, is_oversized });
         } else {
-            append_up_to(&mut self.partial_event, last_bytes, max_retained);
-            &self.partial_event
-        };
-        let bytes = if self.event_start_offset == 0 {
-            bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes)
-        } else {
-            bytes
-        };
-        let (name, data) = parse_event(bytes, &mut self.joined_data);
-        let is_oversized = end_offset - self.event_start_offset > self.max_event_bytes as u64;
-        on_event(SseEvent { start_offset: self.event_start_offset, end_offset, name, data, is_oversized });
+            let bytes = if self.partial_event.is_empty() {
+                last_bytes
+            } else {
+                self.partial_event.extend_from_slice(last_bytes);
+                &self.partial_event
+            };
+            let bytes =
+                if start_offset == 0 { bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes) } else { bytes };
+            let (name, data) = parse_event(bytes, &mut self.joined_data);
+            on_event(SseEvent { start_offset, end_offset, name, data, is_oversized });
+        }
         self.event_start_offset = end_offset;
         for buffer in [&mut self.partial_event, &mut self.joined_data] {
             buffer.clear();
             buffer.shrink_to(MAX_IDLE_BUFFER_BYTES);
         }
     }
-}
-
-fn append_up_to(buffer: &mut Vec<u8>, bytes: &[u8], limit: usize) {
-    buffer.truncate(limit);
-    let room = limit - buffer.len();
-    buffer.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
 }
 
 /// Removes the usage event from a stream of a client that did not ask for it: the event whose data has
@@ -342,16 +350,39 @@ mod tests {
     }
 
     #[test]
-    fn oversized_events_are_truncated_and_flagged() {
-        let stream = format!("event: big\ndata: {}\n\ndata: x\n\n", "y".repeat(5_000));
-        let events = scan_events(&[stream.as_bytes()], 2_000);
-        assert_eq!(
-            (events[0].2.as_str(), events[0].3.len(), events[0].4),
-            ("big", OVERSIZED_EVENT_PREFIX_BYTES - 17, true)
-        );
-        assert_eq!((events[1].3.as_str(), events[1].4), ("x", false));
-        let one_by_one: Vec<&[u8]> = stream.as_bytes().chunks(1).collect();
-        assert_eq!(scan_events(&one_by_one, 2_000), events);
+    fn oversized_events_are_reduced_and_flagged() {
+        let long = "y".repeat(5_000);
+        for (event, name, data) in [
+            (format!("event: big\ndata: {long}\n\n"), "big", ""),
+            (
+                format!("\u{feff}event:big\ndata: {{\"model\":\"m\",\"x\":\"{long}\",\"usage\":{{}}}}\n\n"),
+                "big",
+                r#"{"model":"m","usage":{}}"#,
+            ),
+            (
+                format!(
+                    "data: {{\"x\":\"{long}\",\r\ndata\r\ndata:\"model\":\"m\"}}\r\nid: 1\r\nevent: a\r\nevent: b\r\n\r\n"
+                ),
+                "b",
+                r#"{"model":"m"}"#,
+            ),
+            (format!(": {long}\revent: a\revent\r\r"), "", ""),
+            (
+                format!("\u{feff}data:{{\"model\":1}}\n: {long}\ndatax: 1\neventual: e\n\n"),
+                "",
+                r#"{"model":1}"#,
+            ),
+        ] {
+            let stream = format!("{event}data: x\n\n");
+            let events = scan_events(&[stream.as_bytes()], 2_000);
+            assert_eq!((&*events[0].2, &*events[0].3, events[0].4), (name, data, true));
+            assert_eq!((&*events[1].3, events[1].4, events.len()), ("x", false, 2));
+            let one_by_one: Vec<&[u8]> = stream.as_bytes().chunks(1).collect();
+            assert_eq!(scan_events(&one_by_one, 2_000), events);
+            // Events of the same kind are read alike if they are not too long.
+            let whole = scan_events(&[stream.as_bytes()], 20_000);
+            assert_eq!((&whole[0].2, whole[0].1, whole[0].4), (&events[0].2, events[0].1, false));
+        }
     }
 
     const USAGE_EVENT: &str = "data: {\"choices\":[],\"id\":\"x\",\"usage\":{\"prompt_tokens\":1}}";

@@ -16,12 +16,12 @@ use crate::azure::response::sse::{EventScanner, UsageEventRemover};
 use crate::names::DeploymentName;
 use crate::record::exchange::{CapturePolicy, CapturedResponse};
 
-/// Largest body that is captured completely. Of a larger one, such as a few thousand embeddings, the end is
-/// captured, which has the usage.
+/// Largest body that is captured completely. Of a larger one, such as a few thousand embeddings, the model and
+/// usage are.
 const MAX_CAPTURED_BODY_BYTES: usize = 1024 * 1024;
 /// The same for a response with images, whose sizes and digests are recorded.
 const MAX_CAPTURED_IMAGES_BYTES: usize = 16 * 1024 * 1024;
-/// Largest event that is parsed; `response.created` repeats the whole request.
+/// Largest event that is captured completely, likewise; `response.created` repeats the whole request.
 const MAX_PARSED_EVENT_BYTES: usize = 1024 * 1024;
 /// Maximum text of a stream that is kept in order to estimate its tokens, should the usage be missing.
 const MAX_TEXT_FOR_ESTIMATE_BYTES: usize = 1024 * 1024;
