@@ -180,6 +180,32 @@ async fn a_secret_split_over_deltas_or_at_the_content_limit_is_redacted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_secret_that_was_cut_in_one_of_several_choices_is_not_written() {
+    // The capture, which is of 1 MiB for a stream, ends within the secret of the first choice.
+    let (half, last) = ("b ".repeat(256 * 1024), "b ".repeat(256 * 1024 - 154));
+    let deltas =
+        [(0, "a".repeat(300)), (1, half), (1, last), (0, "4111111111111111".into()), (1, "more".into())];
+    let events: String = deltas
+        .map(|(index, content)| {
+            format!(
+                "data: {{\"choices\":[{{\"index\":{index},\"delta\":{{\"content\":\"{content}\"}}}}]}}\n\n"
+            )
+        })
+        .concat()
+        + "data: [DONE]\n\n";
+    let resource = ScriptedUpstream::start(move |_: &RawRequest| {
+        upstream::complete_response(200, "Content-Type: text/event-stream", &events)
+    })
+    .await;
+    let (balancer, directory) = start_redacting(&resource, "['4[0-9]{15}']", "content_limit: 1000B, ").await;
+    post_chat(&balancer, r#"{"stream":true,"n":2,"messages":[{"role":"user","content":"hi"}]}"#).await;
+    let records = stop_and_read_records(balancer, &directory).await;
+    let completion = records[0]["completion"].as_str().unwrap();
+    assert!(completion.contains(r#"[redacted]","b b b"#) && !completion.contains('4'), "{completion}");
+    assert_eq!(records[0]["content_cut"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn forms_with_file_names_in_any_encoding_are_forwarded_and_recorded() {
     let resource =
         ScriptedUpstream::start(|_: &RawRequest| upstream::complete_response(200, JSON, r#"{"text":"hi"}"#))

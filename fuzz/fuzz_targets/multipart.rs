@@ -18,7 +18,9 @@ fuzz_target!(|input: (&str, &[u8])| {
     for range in ranges {
         assert!(bytes.get(range.clone()).is_some());
     }
-    let _ = prompt::form_text_as_json(bytes, &form);
+    if let Some(text) = prompt::form_text_as_json(bytes, &form) {
+        serde_json::from_str::<serde_json::Value>(&text).expect("the text of a form is JSON");
+    }
     let upstream = DeploymentName::parse("up-stream").expect("the name is valid");
     if let Some(edit) = form.rename_model_edit(&upstream) {
         let edited = apply_edits(&Bytes::copy_from_slice(bytes), &[edit]).concat();

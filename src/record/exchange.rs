@@ -110,8 +110,8 @@ pub enum CapturedResponse {
     Parsed(Box<ResponseCapture>),
 }
 
-/// The prompt as the record shows it.
-pub struct ExtractedPrompt {
+/// A prompt or completion as the record shows it.
+pub struct RecordedText {
     /// The text, within the limit of the policy.
     pub text: String,
     /// Whether text beyond the limit was left out.
@@ -189,7 +189,7 @@ pub struct FinishedExchange {
     /// The request body, if it was captured.
     pub captured_request: Option<CapturedRequest>,
     /// The prompt, once [`FinishedExchange::prepare_content`] has extracted it.
-    pub extracted_prompt: Option<ExtractedPrompt>,
+    pub extracted_prompt: Option<RecordedText>,
     /// The response body.
     pub captured_response: CapturedResponse,
     /// Whether prompt and completion were dropped because records could not be written fast enough.

@@ -45,12 +45,13 @@ impl Redactor {
         self.patterns.is_empty()
     }
 
-    /// The text with every match replaced. It may be JSON, and may be truncated anywhere.
-    pub fn redact(&self, text: String) -> String {
+    /// The text with every match replaced, and what is `hidden` in any case. It may be JSON, and may be
+    /// truncated anywhere. Without patterns, it stays as it is.
+    pub fn redact(&self, text: String, hidden: &[Range<usize>]) -> String {
         if self.is_empty() {
             return text;
         }
-        let redactions = self.find_redactions(&text, Vec::new(), 0);
+        let redactions = self.find_redactions(&text, hidden.to_vec(), 0);
         if redactions.is_empty() {
             return text;
         }
@@ -224,7 +225,7 @@ mod tests {
     }
 
     fn redact_with(patterns: &[&str], text: &str) -> String {
-        redactor_for(patterns).redact(text.to_owned())
+        redactor_for(patterns).redact(text.to_owned(), &[])
     }
 
     /// A JSON string in a JSON string, as often as `levels`.
@@ -262,7 +263,7 @@ mod tests {
         ] {
             assert_eq!(redact_with(&patterns, text), expected, "{text}");
         }
-        assert_eq!(Redactor::default().redact("sk-abc".to_owned()), "sk-abc");
+        assert_eq!(Redactor::default().redact("sk-abc".to_owned(), &[]), "sk-abc");
     }
 
     #[test]
@@ -304,6 +305,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_hidden_is_replaced_within_strings() {
+        let redact = |text: &str, hidden: Range<usize>| {
+            redactor_for(&["sk-[a-z]+"]).redact(text.to_owned(), &[hidden])
+        };
+        assert_eq!(redact("keep sk-abc and 4111", 14..20), "keep [redacted] an[redacted]");
+        assert_eq!(redact("sk-abc 41", 5..9), "[redacted]");
+        assert_eq!(redact(r#"["a\n4111",7,"b"]"#, 2..10), r#"["[redacted]",7,"b"]"#);
+        assert_eq!(redact(r#"["a\n4111",7,"b"]"#, 4..10), r#"["a[redacted]",7,"b"]"#);
+    }
+
+    #[test]
     fn escapes_are_replaced_whole() {
         for (pattern, text, expected) in [
             ("n[a-z]+", r#"["\nabc"]"#, r#"["[redacted]"]"#),
@@ -328,7 +340,7 @@ mod tests {
             nest("[\"xxxxxxxx", 14),
         ] {
             let started = Instant::now();
-            assert_eq!(redactor.redact(hostile.clone()).len(), hostile.len());
+            assert_eq!(redactor.redact(hostile.clone(), &[]).len(), hostile.len());
             assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
         }
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use log::{Level, info, log_enabled};
 
 use super::exchange::{
-    CapturePolicy, CapturedRequest, CapturedResponse, ExchangeOutcome, ExtractedPrompt, FinishedExchange,
+    CapturePolicy, CapturedRequest, CapturedResponse, ExchangeOutcome, FinishedExchange, RecordedText,
     SLOW_TO_PARSE_BODY_BYTES,
 };
 use super::line::RecordLine;
@@ -18,6 +18,7 @@ use super::token_estimate;
 use crate::azure::Operation;
 use crate::azure::request::{multipart, prompt};
 use crate::azure::response::capture::ResponseCapture;
+use crate::azure::response::captured_text::CompletionText;
 use crate::azure::response::usage::TokenUsage;
 use crate::names::{BackendName, DeploymentName};
 
@@ -27,6 +28,9 @@ const ACCESS_LOG_TARGET: &str = "access";
 /// How far beyond the limit a text is redacted before it is truncated. A match that crosses the limit is then
 /// found as a whole.
 const REDACTION_MARGIN_BYTES: usize = 16 * 1024;
+
+/// How much is hidden of a text that was cut while another one, such as that of the next choice, went on.
+const HIDDEN_BEFORE_CUT_BYTES: usize = 4 * 1024;
 
 impl FinishedExchange {
     /// The record of this exchange. Also counts the exchange in `metrics` and logs its line of the access
@@ -44,17 +48,13 @@ impl FinishedExchange {
         let prompt = self.extracted_prompt.take();
         let is_prompt_truncated = prompt.as_ref().is_some_and(|prompt| prompt.is_truncated);
         let capture = std::mem::take(&mut self.captured_response).into_capture(operation, policy);
-        let completion =
-            capture.completion_text().filter(|_| policy.captures_completion && !self.is_content_dropped);
-        let mut completion = completion.map(|completion| redactor.redact(completion));
-        if let Some(text) =
-            completion.as_mut().filter(|_| capture.is_text_truncated() && !redactor.is_empty())
-        {
-            // The capture may have split a match, which no pattern finds then: the end of the text is removed.
-            text.truncate(text.floor_char_boundary(text.len().saturating_sub(REDACTION_MARGIN_BYTES)));
-        }
-        let exceeds_limit =
-            completion.as_mut().is_some_and(|completion| truncate_text(completion, policy.max_text_bytes));
+        let completion = capture
+            .completion_text_with_cuts()
+            .filter(|_| policy.captures_completion && !self.is_content_dropped);
+        let completion = completion.map(|CompletionText { text, cut_ends }| {
+            redact_and_truncate(text, &cut_ends, capture.is_text_truncated(), policy, redactor)
+        });
+        let exceeds_limit = completion.as_ref().is_some_and(|completion| completion.is_truncated);
         let is_completion_truncated =
             exceeds_limit || (policy.captures_completion && capture.is_text_truncated());
         let content_cut = self.is_content_dropped || is_prompt_truncated || is_completion_truncated;
@@ -97,7 +97,7 @@ impl FinishedExchange {
             finish_reason: capture.finish_reason,
             apim_request_id: self.apim_request_id.as_deref(),
             prompt: prompt.map(|prompt| prompt.text),
-            completion,
+            completion: completion.map(|completion| completion.text),
             content_cut,
         }
     }
@@ -183,31 +183,15 @@ impl FinishedExchange {
 
 impl CapturedRequest {
     /// The prompt as the record shows it: redacted first, then truncated.
-    fn extract_prompt(&self, policy: CapturePolicy, redactor: &Redactor) -> Option<ExtractedPrompt> {
-        let mut text = match multipart::boundary_parameter(&self.content_type) {
+    fn extract_prompt(&self, policy: CapturePolicy, redactor: &Redactor) -> Option<RecordedText> {
+        let text = match multipart::boundary_parameter(&self.content_type) {
             None => prompt::prompt_text(&self.body, self.prompt_parts.as_ref())?,
             Some(boundary) => {
                 let form = multipart::FormFacts::parse(&self.body, &boundary).ok()?;
                 prompt::form_text_as_json(&self.body, &form)?
             }
         };
-        if redactor.is_empty() {
-            let is_truncated = truncate_text(&mut text, policy.max_text_bytes);
-            return Some(ExtractedPrompt { text, is_truncated });
-        }
-        // Redaction can shorten the text, so more than the limit is kept for it. Redacting all of a very long
-        // prompt would take too long.
-        let is_shortened = truncate_text(
-            &mut text,
-            policy.max_text_bytes.saturating_mul(2).saturating_add(2 * REDACTION_MARGIN_BYTES),
-        );
-        let mut text = redactor.redact(text);
-        if is_shortened {
-            // The cut may have split a match, which no pattern finds then: the end of the text is removed.
-            text.truncate(text.floor_char_boundary(text.len().saturating_sub(REDACTION_MARGIN_BYTES)));
-        }
-        let is_truncated = truncate_text(&mut text, policy.max_text_bytes) || is_shortened;
-        Some(ExtractedPrompt { text, is_truncated })
+        Some(redact_and_truncate(text, &[], false, policy, redactor))
     }
 }
 
@@ -229,6 +213,38 @@ impl CapturedResponse {
         }
         capture
     }
+}
+
+/// A text as the record shows it: redacted first, then truncated. `is_cut` tells that it is only the beginning
+/// of a text, and `cut_ends` where in it such a beginning ends.
+fn redact_and_truncate(
+    mut text: String,
+    cut_ends: &[usize],
+    is_cut: bool,
+    policy: CapturePolicy,
+    redactor: &Redactor,
+) -> RecordedText {
+    if redactor.is_empty() {
+        let is_truncated = truncate_text(&mut text, policy.max_text_bytes);
+        return RecordedText { text, is_truncated };
+    }
+    // Redaction can shorten the text, so more than the limit is kept for it. Redacting all of a very long text
+    // would take too long.
+    let max_redacted_bytes =
+        policy.max_text_bytes.saturating_mul(2).saturating_add(2 * REDACTION_MARGIN_BYTES);
+    let is_shortened = truncate_text(&mut text, max_redacted_bytes);
+    // A cut may have split a match, which no pattern finds then: what is before it is hidden or removed.
+    let hidden: Vec<_> = cut_ends
+        .iter()
+        .filter(|end| **end <= text.len())
+        .map(|end| text.floor_char_boundary(end.saturating_sub(HIDDEN_BEFORE_CUT_BYTES))..*end)
+        .collect();
+    let mut text = redactor.redact(text, &hidden);
+    if is_shortened || is_cut {
+        text.truncate(text.floor_char_boundary(text.len().saturating_sub(REDACTION_MARGIN_BYTES)));
+    }
+    let is_truncated = truncate_text(&mut text, policy.max_text_bytes) || is_shortened;
+    RecordedText { text, is_truncated }
 }
 
 /// Truncates a text to at most `limit` bytes, at a character boundary. Returns whether it was longer.

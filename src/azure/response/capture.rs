@@ -1,7 +1,7 @@
 //! Captures for the record what a response contains: model, finish reason, usage, text, and whether it
 //! ended normally. Takes a JSON body at once or a stream event by event.
 
-use super::captured_text::{CapturedChoices, TextBudget, truncate_label};
+use super::captured_text::{CapturedChoices, CompletionText, TextBudget, truncate_label};
 use super::error_body::ErrorBody;
 use super::sse::SseEvent;
 use super::usage::TokenUsage;
@@ -101,6 +101,11 @@ impl ResponseCapture {
     /// The text, the tool calls as JSON, or the refusal. Several choices become a JSON array. `None` if
     /// there was no text. At most as long as the limit of [`ResponseCapture::new`].
     pub fn completion_text(&self) -> Option<String> {
+        self.completion_text_with_cuts().map(|completion| completion.text)
+    }
+
+    /// The same, and where in it text is missing.
+    pub fn completion_text_with_cuts(&self) -> Option<CompletionText> {
         self.choices.to_text(self.text_budget.limit_bytes())
     }
 

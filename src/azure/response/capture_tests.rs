@@ -298,6 +298,23 @@ fn bytes_that_are_not_utf8_cost_no_other_text() {
     assert_eq!(body.usage.and_then(|usage| usage.input), Some(1));
 }
 
+#[test]
+fn the_places_are_known_where_text_was_cut() {
+    let chat = |index: u64, content: &str| {
+        format!(r#"{{"choices":[{{"index":{index},"delta":{{"content":"{content}"}}}}]}}"#)
+    };
+    let cuts = |limit, events: &[String]| {
+        let events: Vec<&str> = events.iter().map(String::as_str).collect();
+        let capture = capture_stream_with(Operation::Chat, limit, &events, 100);
+        capture.completion_text_with_cuts().map(|completion| (completion.text, completion.cut_ends)).unwrap()
+    };
+    assert_eq!(cuts(4, &[chat(0, "abc")]), ("abc".into(), vec![]));
+    assert_eq!(cuts(4, &[chat(0, "abcde")]), ("abcd".into(), vec![4]));
+    assert_eq!(cuts(3, &[chat(0, "abc"), chat(0, "d")]), ("abc".into(), vec![3]));
+    let several = [chat(0, r"a\n"), chat(1, "bb"), chat(1, &"c".repeat(20)), chat(0, "d")];
+    assert_eq!(cuts(24, &several), (r#"["a\n","bbcccccccccccccc"#.into(), vec![5]));
+}
+
 proptest! {
     #[test]
     fn chunk_boundaries_change_nothing(step in 1_usize..200, limit in 0_usize..10) {

@@ -18,6 +18,8 @@ const UNKNOWN_CHARACTER: &str = "\u{fffd}";
 pub(in crate::azure) struct CapturedText {
     text: String,
     joiner: ContentJoiner,
+    /// Whether it goes on beyond the limit.
+    is_cut: bool,
 }
 
 impl CapturedText {
@@ -70,29 +72,65 @@ impl TextBudget {
     pub(in crate::azure) fn append_json_content(&mut self, target: &mut CapturedText, content: &str) {
         if self.used_bytes == self.limit_bytes && !content.is_empty() {
             self.is_truncated = self.limit_bytes > 0;
+            target.is_cut = true;
             return;
         }
         let text = target.joiner.decode_next(content);
-        self.append_within_limit(&mut target.text, &text);
+        self.append_within_limit(target, &text);
     }
 
     /// Appends as much of `text` as fits.
     pub(in crate::azure) fn append_text(&mut self, target: &mut CapturedText, text: &str) {
         if std::mem::take(&mut target.joiner).has_pending_half() {
-            self.append_within_limit(&mut target.text, UNKNOWN_CHARACTER);
+            self.append_within_limit(target, UNKNOWN_CHARACTER);
         }
-        self.append_within_limit(&mut target.text, text);
+        self.append_within_limit(target, text);
     }
 
-    fn append_within_limit(&mut self, target: &mut String, text: &str) {
+    fn append_within_limit(&mut self, target: &mut CapturedText, text: &str) {
         let fitting = truncate_text(text, self.limit_bytes - self.used_bytes);
-        target.push_str(fitting);
+        target.text.push_str(fitting);
         self.used_bytes += fitting.len();
         if fitting.len() < text.len() {
             // Nothing is appended after a gap, even if it would fit: the captured text is a prefix.
             self.used_bytes = self.limit_bytes;
             self.is_truncated = self.limit_bytes > 0;
+            target.is_cut = true;
         }
+    }
+}
+
+/// The text of a response for its record.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct CompletionText {
+    /// The text.
+    pub text: String,
+    /// Where in it a text ends that goes on beyond the limit, such as that of one choice among others.
+    pub cut_ends: Vec<usize>,
+}
+
+impl CompletionText {
+    fn push_text(&mut self, captured: &CapturedText) {
+        self.text.push_str(&captured.as_text());
+        self.cut_ends.extend(captured.is_cut.then_some(self.text.len()));
+    }
+
+    fn push_json_string(&mut self, captured: &CapturedText) {
+        push_json_string(&mut self.text, &captured.as_text());
+        self.cut_ends.extend(captured.is_cut.then_some(self.text.len() - 1));
+    }
+
+    fn push_json_list<'a, T: 'a>(
+        &mut self,
+        items: impl IntoIterator<Item = &'a T>,
+        push_item: impl Fn(&T, &mut Self),
+    ) {
+        self.text.push('[');
+        for (n, item) in items.into_iter().enumerate() {
+            self.text.push_str(if n == 0 { "" } else { "," });
+            push_item(item, self);
+        }
+        self.text.push(']');
     }
 }
 
@@ -151,24 +189,25 @@ impl CapturedChoices {
 
     /// Whether [`CapturedChoices::to_text`] truncates. Quotes and brackets of the JSON count as well.
     pub(in crate::azure) fn is_text_longer_than(&self, limit: usize) -> bool {
-        self.assemble_text().is_some_and(|text| text.len() > limit)
+        self.assemble_text().is_some_and(|assembled| assembled.text.len() > limit)
     }
 
     /// The text for the record, truncated to `limit` bytes.
-    pub(in crate::azure) fn to_text(&self, limit: usize) -> Option<String> {
-        let mut text = self.assemble_text()?;
-        text.truncate(truncate_text(&text, limit).len());
-        Some(text).filter(|text| !text.is_empty())
+    pub(in crate::azure) fn to_text(&self, limit: usize) -> Option<CompletionText> {
+        let mut assembled = self.assemble_text()?;
+        assembled.text.truncate(truncate_text(&assembled.text, limit).len());
+        assembled.cut_ends.retain(|end| *end <= assembled.text.len());
+        Some(assembled).filter(|assembled| !assembled.text.is_empty())
     }
 
-    fn assemble_text(&self) -> Option<String> {
+    fn assemble_text(&self) -> Option<CompletionText> {
         if self.is_empty() {
             return None;
         }
-        let mut out = String::new();
+        let mut out = CompletionText::default();
         if let [only] = &self.0[..] {
             if only.is_single_string() {
-                out.push_str(&only.content_or_refusal().as_text());
+                out.push_text(only.content_or_refusal());
             } else {
                 only.push_json(&mut out);
             }
@@ -176,7 +215,7 @@ impl CapturedChoices {
         }
         let mut ordered: Vec<&CapturedChoice> = self.0.iter().collect();
         ordered.sort_by_key(|choice| choice.index);
-        push_json_list(&mut out, ordered, CapturedChoice::push_json);
+        out.push_json_list(ordered, CapturedChoice::push_json);
         Some(out)
     }
 }
@@ -217,56 +256,43 @@ impl CapturedChoice {
         if self.content.is_empty() { &self.refusal } else { &self.content }
     }
 
-    fn push_json(&self, out: &mut String) {
+    fn push_json(&self, out: &mut CompletionText) {
         if self.is_single_string() {
-            return push_json_string(out, &self.content_or_refusal().as_text());
+            return out.push_json_string(self.content_or_refusal());
         }
         if self.content.is_empty() && self.refusal.is_empty() {
-            return push_json_list(out, &self.tool_calls, CapturedToolCall::push_json);
+            return out.push_json_list(&self.tool_calls, CapturedToolCall::push_json);
         }
-        out.push('{');
+        out.text.push('{');
         for (key, text) in [("\"content\":", &self.content), ("\"refusal\":", &self.refusal)] {
             if !text.is_empty() {
-                out.push_str(if out.ends_with('{') { "" } else { "," });
-                out.push_str(key);
-                push_json_string(out, &text.as_text());
+                out.text.push_str(if out.text.ends_with('{') { "" } else { "," });
+                out.text.push_str(key);
+                out.push_json_string(text);
             }
         }
         if !self.tool_calls.is_empty() {
-            out.push_str(",\"tool_calls\":");
-            push_json_list(out, &self.tool_calls, CapturedToolCall::push_json);
+            out.text.push_str(",\"tool_calls\":");
+            out.push_json_list(&self.tool_calls, CapturedToolCall::push_json);
         }
-        out.push('}');
+        out.text.push('}');
     }
 }
 
 impl CapturedToolCall {
-    fn push_json(&self, out: &mut String) {
-        out.push('{');
+    fn push_json(&self, out: &mut CompletionText) {
+        out.text.push('{');
         if !self.id.is_empty() {
-            out.push_str("\"id\":");
-            push_json_string(out, &self.id.as_text());
-            out.push(',');
+            out.text.push_str("\"id\":");
+            out.push_json_string(&self.id);
+            out.text.push(',');
         }
-        out.push_str("\"type\":\"function\",\"function\":{\"name\":");
-        push_json_string(out, &self.name.as_text());
-        out.push_str(",\"arguments\":");
-        push_json_string(out, &self.arguments.as_text());
-        out.push_str("}}");
+        out.text.push_str("\"type\":\"function\",\"function\":{\"name\":");
+        out.push_json_string(&self.name);
+        out.text.push_str(",\"arguments\":");
+        out.push_json_string(&self.arguments);
+        out.text.push_str("}}");
     }
-}
-
-fn push_json_list<'a, T: 'a>(
-    out: &mut String,
-    items: impl IntoIterator<Item = &'a T>,
-    push_item: impl Fn(&T, &mut String),
-) {
-    out.push('[');
-    for (n, item) in items.into_iter().enumerate() {
-        out.push_str(if n == 0 { "" } else { "," });
-        push_item(item, out);
-    }
-    out.push(']');
 }
 
 fn find_or_insert<T>(items: &mut Vec<T>, is_match: impl Fn(&T) -> bool, new: impl FnOnce() -> T) -> &mut T {

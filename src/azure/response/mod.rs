@@ -2,7 +2,7 @@
 //! the record.
 
 pub mod capture;
-mod captured_text;
+pub mod captured_text;
 pub mod collected_body;
 mod error_body;
 pub(super) mod first_event;
