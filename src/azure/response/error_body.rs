@@ -5,6 +5,7 @@ use std::borrow::Cow;
 
 use super::known_errors::{KNOWN_ERRORS, Meaning, Words};
 use crate::azure::json;
+use crate::azure::json_text::text_from_bytes;
 
 /// The fields of an error that verdicts and records use.
 #[derive(Debug, Default)]
@@ -24,9 +25,13 @@ impl<'a> ErrorBody<'a> {
         let Ok(fields) =
             json::parse_fields(body, &["error", "response", "code", "statusCode", "message", "type"])
         else {
+            // Bytes that are not UTF-8, in a message for example, hide no code.
+            if let Cow::Owned(text) = text_from_bytes(body) {
+                return ErrorBody::parse(text.as_bytes()).into_owned();
+            }
             // The first lines of an HTML error page are enough.
             let page = body.get(..4096).unwrap_or(body);
-            let message = Some(String::from_utf8_lossy(page)).filter(|text| !text.is_empty());
+            let message = Some(text_from_bytes(page)).filter(|text| !text.is_empty());
             return Self { message, ..Self::default() };
         };
         let [error, response, code, status, message, error_type] = fields.values;
@@ -48,6 +53,17 @@ impl<'a> ErrorBody<'a> {
                 inner_code: None,
                 is_known_shape: true,
             },
+        }
+    }
+
+    fn into_owned(self) -> ErrorBody<'static> {
+        let into_owned = |field: Option<Cow<'a, str>>| field.map(|text| Cow::Owned(text.into_owned()));
+        ErrorBody {
+            code: into_owned(self.code),
+            error_type: into_owned(self.error_type),
+            message: into_owned(self.message),
+            inner_code: into_owned(self.inner_code),
+            is_known_shape: self.is_known_shape,
         }
     }
 

@@ -6,6 +6,14 @@ fn is_listed_by_default(status: u16) -> bool {
 }
 
 #[test]
+fn bytes_that_are_not_utf8_hide_no_code() {
+    for message in [&b"introuvable: d\xe9ploiement"[..], b"\xff", b"\\ud83d"] {
+        let body = [b"{\"error\":{\"code\":\"DeploymentNotFound\",\"message\":\"", message, b"\"}}"].concat();
+        assert_eq!(judge_response(404, &body, &is_listed_by_default), Verdict::DeploymentNotFound);
+    }
+}
+
+#[test]
 fn responses_are_judged_by_status_and_error_body() {
     use Verdict::{
         BackendFailure, ClientError, CredentialRejected, DeploymentNotFound, PermissionDenied, PromptTooLong,
