@@ -23,11 +23,11 @@ const LAYERS: [&[&str]; 11] = [
     &["routing", "admission"],
     &["credentials"],
     &["outbound"],
-    &["azure", "config", "demo", "names", "refusal"],
+    &["azure", "config", "demo", "files", "names", "refusal", "yaml"],
 ];
 
-/// What the lowest rooms import nevertheless: words that all rooms share.
-const SHARED_WORDS: [&str; 2] = ["names", "refusal"];
+/// What the lowest rooms import nevertheless: words that all rooms share, and how files are read.
+const SHARED_WORDS: [&str; 4] = ["files", "names", "refusal", "yaml"];
 
 /// Who imports Pingora, by the beginning of the path.
 const PINGORA_USERS: [&str; 5] =

@@ -1,6 +1,7 @@
 //! `aoai-lb status`: shows the status of the running process as tables.
 
-use std::io::{self, IsTerminal, Write};
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a response may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest file of an admin token.
+const MAX_TOKEN_FILE_BYTES: u64 = 64 * 1024;
 /// The maximum size of a response: enough for hundreds of backends and clients.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
 /// Clears a terminal and its scrollback (ECMA-48, CUP and ED).
@@ -129,7 +132,10 @@ impl AdminClient {
         };
         let authorization = match &arguments.token_file {
             Some(path) => {
-                let contents = std::fs::read_to_string(path);
+                // A FIFO is welcome here, such as that of a shell's `<(command)`.
+                let mut contents = String::new();
+                let file = File::open(path).map(|file| file.take(MAX_TOKEN_FILE_BYTES));
+                let contents = file.and_then(|mut file| file.read_to_string(&mut contents)).map(|_| contents);
                 let token =
                     contents.map_err(|problem| StatusError::TokenFile { path: path.clone(), problem })?;
                 Some(format!("Bearer {}", token.trim()))

@@ -6,6 +6,8 @@ use super::check;
 use super::error::{ConfigError, ConfigProblem};
 use super::schema::Config;
 use super::yaml::{ProblemCollector, YamlNode, parse_document};
+use crate::files::read_text_file;
+use crate::yaml::MAX_BYTES;
 
 /// A valid configuration, and the warnings about it.
 #[derive(Clone, Debug)]
@@ -43,8 +45,7 @@ fn read_file(path: &Path) -> Result<String, ConfigError> {
         }],
         warnings: Vec::new(),
     };
-    let bytes = std::fs::read(path).map_err(|e| refused(e.to_string()))?;
-    String::from_utf8(bytes).map_err(|_| refused("it is not UTF-8 text".to_owned()))
+    read_text_file(path, MAX_BYTES).map_err(|e| refused(e.to_string()))
 }
 
 /// The directory that relative paths in a file start at.

@@ -103,15 +103,10 @@ fn text_that_is_not_a_yaml_mapping_is_reported_as_one_error() {
         ("- a", "the file must be a mapping of keys, not a list"),
         ("open", "the file must be a mapping of keys, not a string"),
         ("a: 1\n---\nb: 2", "the file holds more than one YAML document; remove the `---` between them"),
-        ("a: 1\na: 2", "not valid YAML: duplicate entry with key \"a\" at line 1 column 1"),
-        ("x: { b: 1, b: 2 }", "not valid YAML: x: duplicate entry with key \"b\" at line 1 column 4"),
-        ("a: !!int hunter2", "not valid YAML: a value does not fit its tag at line 1 column 4"),
         ("a: *", "did not find expected alphabetic or numeric character"),
         ("*: *", "; write a `*` in quotes"),
-        ("a: [::]:80", "; write a value that begins with [ or { in quotes"),
-        ("a:\n\tb: 1", "; indent with spaces, not tabs"),
-        ("a: &a [*a]", "recursion limit exceeded"),
-        ("<<: 3", "for merging"),
+        ("a: [::]:80", "; quote a value that contains `: `, or begins with [ or {"),
+        ("a:\n\tb: 1", "; use spaces, not tabs"),
     ] {
         let problems = parse_and_check_yaml(text, Path::new(""), &test_environment).unwrap_err();
         assert_eq!((problems.errors.len(), problems.errors[0].key_path.as_str()), (1, ""), "{text}");

@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::task::spawn_blocking;
+
 use crate::config::Config;
 use crate::gateway::{Gateway, ProcessState};
 use crate::proxy::ActiveConfig;
@@ -30,7 +32,14 @@ pub async fn build_active_config(
     let resolver: Arc<dyn Resolve> = Arc::new(SystemResolver);
     let address_book = previous_addresses.for_next_config(config);
     address_book.spawn_refresh_tasks(&resolver);
-    let peers = Peers::new(config, address_book.by_backend())?;
+    // Reads certificates.
+    let (config_of_peers, addresses) = (config.clone(), address_book.by_backend().to_vec());
+    let peers = spawn_blocking(move || Peers::new(&config_of_peers, &addresses)).await;
+    let peers = match peers {
+        Ok(peers) => peers?,
+        // The runtime shuts down.
+        Err(_) => Peers::new(config, address_book.by_backend())?,
+    };
     let gateway = Gateway::new(config, Arc::clone(process), Instant::now());
     let token = config.admin.as_ref().and_then(|admin| admin.token.as_ref());
     let admin_token = token.map(|token| process.keyring.find_or_start_secret(token, &config.key_vault));

@@ -93,11 +93,9 @@ mod tests {
         assert_errors(&[
             (
                 "admin: { address: 'localhost:9901' }",
-                &[
-                    "admin.address: must be an IP address with a port, such as 127.0.0.1:9901, or unix:/path, not \"localhost:9901\"",
-                ],
+                &["admin.address: must be an IP address with a port, such as 127.0.0.1:9901, or unix:/path"],
             ),
-            ("admin: { address: 'unix:' }", &["admin.address: must have a path after unix:, not \"unix:\""]),
+            ("admin: { address: 'unix:' }", &["admin.address: must have a path after unix:"]),
             (
                 "admin: { address: '127.0.0.1:8080' }",
                 &["admin.address: is taken by listeners[0]; use another port"],

@@ -174,22 +174,11 @@ fn read_unique_name(
 }
 
 fn read_backend_endpoint(node: &YamlNode<'_, '_>) -> Option<Endpoint> {
-    // Not `read_parsed`: its message would show a user name and password in the URL.
-    let text = node.read_nonempty_text()?;
-    match Endpoint::parse(&text.value) {
-        Ok(endpoint) => {
-            if !endpoint.uses_tls && !endpoint.is_loopback() {
-                node.report_warning(
-                    "is http: the key and every prompt are sent unencrypted to this host; use https",
-                );
-            }
-            Some(endpoint)
-        }
-        Err(problem) if text.is_expanded() => {
-            node.report_error(format!("{problem}; see {}", text.to_safe_display()))
-        }
-        Err(problem) => node.report_error(problem),
+    let endpoint = node.read_parsed(Endpoint::parse)?;
+    if !endpoint.uses_tls && !endpoint.is_loopback() {
+        node.report_warning("is http: the key and every prompt are sent unencrypted to this host; use https");
     }
+    Some(endpoint)
 }
 
 fn read_deployments(node: &YamlNode<'_, '_>) -> Option<DeploymentMap> {
@@ -327,14 +316,17 @@ mod tests {
     fn invalid_backend_settings_are_reported() {
         let case = |more: &str, problem: &str| (one_backend_with(more), vec![problem.to_owned()]);
         for (yaml, expected) in [
-            case("tier: 0", "backends[0].tier: must be 1 to 65535, not 0"),
-            case("weight: 0", "backends[0].weight: must be 1 to 1000, not 0"),
-            case("weight: '${KEY}'", "backends[0].weight: must be 1 to 1000, not the value from ${KEY}"),
+            case("tier: 0", "backends[0].tier: must be a whole number from 1 to 65535"),
+            case("weight: 0", "backends[0].weight: must be a whole number from 1 to 1000"),
+            case(
+                "weight: '${KEY}'",
+                "backends[0].weight: must be a whole number from 1 to 1000 (the value is from ${KEY})",
+            ),
             case("weight: [1]", "backends[0].weight: must be a number, not a list"),
             case("weight: ", "backends[0].weight: is empty; remove it or give it a value"),
             case("weight: !x 1", "backends[0].weight: must be a number, not a value with a YAML tag"),
             case("wieght: 1", "backends[0].wieght: unknown key; did you mean `weight`?"),
-            case("http2: yes", "backends[0].http2: must be true or false, not \"yes\""),
+            case("http2: yes", "backends[0].http2: must be true or false"),
             case("hhtp: true", "backends[0].hhtp: unknown key; did you mean `http2`?"),
             case(
                 "probe: {}",
@@ -343,7 +335,7 @@ mod tests {
             case("probe: { interval: 500ms }", "backends[0].probe.interval: must be at least 1s"),
             case(
                 "api_version: v1",
-                "backends[0].api_version: must be a version such as 2024-10-21 or 2025-03-01-preview, not \"v1\"",
+                "backends[0].api_version: must be a version such as 2024-10-21 or 2025-03-01-preview",
             ),
             case(
                 "deployments: {}",
@@ -355,11 +347,11 @@ mod tests {
             ),
             case(
                 "deployments: { a: '*' }",
-                "backends[0].deployments.a: a deployment name has 1 to 64 of the characters A-Z a-z 0-9 . _ -, not \"*\"",
+                "backends[0].deployments.a: a deployment name has 1 to 64 of the characters A-Z a-z 0-9 . _ -",
             ),
             case(
                 "deployments: { a b: c }",
-                "backends[0].deployments[\"a b\"]: a deployment name has 1 to 64 of the characters A-Z a-z 0-9 . _ -; this key is not one",
+                "backends[0].deployments[…]: a deployment name has 1 to 64 of the characters A-Z a-z 0-9 . _ -; this key is not one",
             ),
             case(
                 "deployments: { GPT: a, gpt: b }",
@@ -370,16 +362,16 @@ mod tests {
                 "backends[0].deployments.gpt: is empty; remove it or give it a value",
             ),
             case(
-                "deployments: { 4: a }",
-                "backends[0].deployments: has a key that is a number; write it in quotes",
+                "deployments: { [4]: a, b: c }",
+                "backends[0].deployments: has a key that is a list (line 3)",
             ),
             case(
                 "tls: { ca: /no/such/file }",
-                "backends[0].tls.ca: cannot read \"/no/such/file\": No such file or directory (os error 2)",
+                "backends[0].tls.ca: cannot read the file: No such file or directory (os error 2)",
             ),
             case(
                 "tls: { server_name: 'https://a' }",
-                "backends[0].tls.server_name: must be a host name, without scheme and port, not \"https://a\"",
+                "backends[0].tls.server_name: must be a host name, without scheme and port",
             ),
         ] {
             assert_eq!(errors_in(&yaml), expected, "{yaml}");
@@ -398,7 +390,7 @@ mod tests {
             (
                 "backends: [ { name: a b, endpoint: 'https://u:hunter2@a.b', credential: hunter2 }, { name: c, endpoint: 'ftp://a.b', credential: { hunter2: } } ]",
                 &[
-                    "backends[0].name: must be 1 to 64 of the characters A-Z a-z 0-9 . _ -, not \"a b\"",
+                    "backends[0].name: must be 1 to 64 of the characters A-Z a-z 0-9 . _ -",
                     "backends[0].endpoint: must not have a user or password; the key belongs under credential.api_key",
                     "backends[0].credential: must be a mapping with api_key, key_vault or entra, not a string",
                     "backends[1].endpoint: must begin with https:// or http://",
@@ -417,7 +409,7 @@ mod tests {
             (
                 "backends: [ { name: a, endpoint: 'http://127.0.0.1', credential: { api_key: '${EMPTY}' }, tls: { server_name: a.b }, http2: true } ]",
                 &[
-                    "backends[0].credential.api_key: must not be empty, as the value from ${EMPTY} is",
+                    "backends[0].credential.api_key: must not be empty (the value is from ${EMPTY})",
                     "backends[0].tls: cannot be used with an http endpoint; remove it or use https",
                     "backends[0].http2: needs an https endpoint: HTTP/2 is negotiated in the TLS handshake",
                 ],

@@ -306,8 +306,8 @@ mod tests {
             (
                 "listeners: [ { address: 'localhost:80' }, { address: 8080 }, { adress: '127.0.0.1:1' } ]",
                 &[
-                    "listeners[0].address: must be an IP address with a port, such as 127.0.0.1:8080 or \"[::]:8080\", not \"localhost:80\"",
-                    "listeners[1].address: must be a string, not a number; write it in quotes",
+                    "listeners[0].address: must be an IP address with a port, such as 127.0.0.1:8080 or \"[::]:8080\"",
+                    "listeners[1].address: must be an IP address with a port, such as 127.0.0.1:8080 or \"[::]:8080\"",
                     "listeners[2].adress: unknown key; did you mean `address`?",
                     "listeners[2].address: is missing; write an IP address with a port, such as 127.0.0.1:8080",
                 ],
@@ -321,8 +321,8 @@ mod tests {
             (
                 "listeners: [ { address: '127.0.0.1:1', trusted_proxies: [10.0.0.0/33, x] } ]",
                 &[
-                    "listeners[0].trusted_proxies[0]: must be an IP address or a network such as 10.0.0.0/8, not \"10.0.0.0/33\"",
-                    "listeners[0].trusted_proxies[1]: must be an IP address or a network such as 10.0.0.0/8, not \"x\"",
+                    "listeners[0].trusted_proxies[0]: must be an IP address or a network such as 10.0.0.0/8",
+                    "listeners[0].trusted_proxies[1]: must be an IP address or a network such as 10.0.0.0/8",
                 ],
             ),
         ]);

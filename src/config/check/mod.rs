@@ -168,27 +168,27 @@ mod tests {
             (
                 "retry: { attempts: 101, statuses: [200, 500-600, x], deadline: 5, wait: soon }",
                 &[
-                    "retry.attempts: must be 0 to 100, not 101",
-                    "retry.statuses[0]: must be 400 to 599, not 200",
-                    &format!("retry.statuses[1]: {STATUS}, not \"500-600\""),
-                    &format!("retry.statuses[2]: {STATUS}, not \"x\""),
-                    "retry.deadline: has no unit; write 5s or 5ms",
-                    &format!("retry.wait: must {DURATION}, not \"soon\""),
+                    "retry.attempts: must be a whole number from 0 to 100",
+                    &format!("retry.statuses[0]: {STATUS}"),
+                    &format!("retry.statuses[1]: {STATUS}"),
+                    &format!("retry.statuses[2]: {STATUS}"),
+                    "retry.deadline: has no unit; give it one, such as 10s or 10ms",
+                    &format!("retry.wait: must {DURATION}"),
                 ],
             ),
             (
                 "retry: { wait: '0', deadline: '${FOUR}' }",
                 &[
-                    "retry.deadline: has no unit in the value from ${FOUR}; give it one, such as s or ms",
-                    "retry.wait: has no unit; write 0s or 0ms",
+                    "retry.deadline: has no unit; give it one, such as 10s or 10ms (the value is from ${FOUR})",
+                    "retry.wait: has no unit; give it one, such as 10s or 10ms",
                 ],
             ),
             (
                 "retry: { budget: 20, hold: { time: 1 } }\nbreaker: { ratio: 120%, open: 10m }",
                 &[
-                    "retry.budget: has no unit; write 20% or 20 %",
-                    "retry.hold.time: has no unit; write 1s or 1ms",
-                    "breaker.ratio: must be a whole number of percent from 0% to 100%, not \"120%\"",
+                    "retry.budget: has no unit; give it one, such as 10% or 10 %",
+                    "retry.hold.time: has no unit; give it one, such as 10s or 10ms",
+                    "breaker.ratio: must be a whole number of percent from 0% to 100%",
                     "breaker.maximum: must be at least breaker.open",
                 ],
             ),
@@ -199,20 +199,17 @@ mod tests {
                 ],
             ),
             ("retry:", &["retry: is empty; remove it or give it a value"]),
-            ("retry: { attempts: 1.5 }", &["retry.attempts: must be 0 to 100, not 1.5"]),
+            ("retry: { attempts: 1.5 }", &["retry.attempts: must be a whole number from 0 to 100"]),
             ("braker: {}", &["braker: unknown key; did you mean `breaker`?"]),
             ("timeout: {}", &["timeout: unknown key; did you mean `timeouts`?"]),
             ("cooldown: { default: 2m }", &["cooldown.maximum: must be at least cooldown.default"]),
-            (
-                "cooldown: { default: 2x, maximum: 1s }",
-                &[&format!("cooldown.default: must {DURATION}, not \"2x\"")],
-            ),
+            ("cooldown: { default: 2x, maximum: 1s }", &[&format!("cooldown.default: must {DURATION}")]),
             (
                 "timeouts: { connect: 0s, idle: 2 days, first_bytes: 1s }",
                 &[
                     "timeouts.first_bytes: unknown key; did you mean `first_byte`?",
                     "timeouts.connect: must be longer than 0s",
-                    "timeouts.idle: must be at most 24h (m is minutes, M months), not \"2 days\"",
+                    "timeouts.idle: must be at most 24h (m is minutes, M months)",
                 ],
             ),
             ("record: {}", &["record: must have jsonl: { path: FILE }, or log_analytics, or both"]),
@@ -220,17 +217,14 @@ mod tests {
             (
                 "record: { jsonl: { path: /no/such/x } }",
                 &[
-                    "record.jsonl.path: the directory of \"/no/such/x\" does not exist; create it, writable for the service",
+                    "record.jsonl.path: is in a directory that does not exist; create it, writable for the service",
                 ],
             ),
-            (
-                "record: { jsonl: { path: / } }",
-                &["record.jsonl.path: must be a file, and \"/\" is a directory"],
-            ),
+            ("record: { jsonl: { path: / } }", &["record.jsonl.path: must be a file, and is a directory"]),
             (
                 "server: { threads: 0, tcp_keepalive: 100ms }",
                 &[
-                    "server.threads: must be 1 to 256, not 0",
+                    "server.threads: must be a whole number from 1 to 256",
                     "server.tcp_keepalive: must be whole seconds, 1s to 9h",
                 ],
             ),

@@ -49,10 +49,6 @@ fn read_stream_hold(retry: &YamlMapping<'_, '_>) -> Option<StreamHoldLimits> {
 /// Reads a number or a range. Returns the first and the last status.
 fn read_status_range(node: &YamlNode<'_, '_>) -> Option<(u16, u16)> {
     const EXPECTED: &str = "must be a status such as 429 or a range such as 500-599, within 400 to 599";
-    if node.is_number() {
-        let status = node.read_integer(400..=599)? as u16;
-        return Some((status, status));
-    }
     node.read_parsed(|text| parse_status_range(text).ok_or(EXPECTED))
 }
 

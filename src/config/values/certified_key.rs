@@ -1,11 +1,15 @@
 //! A certificate with its chain and its private key, read from PEM files.
 
-use std::fs;
 use std::path::PathBuf;
 
 use openssl::asn1::Asn1Time;
 use openssl::pkey::{PKey, Private};
 use openssl::x509::X509;
+
+use crate::files::read_file;
+
+/// The largest file of a certificate with its chain, or of a key.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// The files of a certificate and its private key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,33 +49,23 @@ impl CertifiedKey {
     /// [`CertifiedKeyError`] if a file cannot be read, is not PEM, or the key belongs to another certificate.
     pub fn from_files(files: &CertifiedKeyFiles) -> Result<Self, CertifiedKeyError> {
         let CertifiedKeyFiles { certificate_path, private_key_path } = files;
-        let shown_path = certificate_path.display();
-        let pem = fs::read(certificate_path)
-            .map_err(|e| CertifiedKeyError::Certificate(format!("cannot read {shown_path}: {e}")))?;
-        let certificates = X509::stack_from_pem(&pem).map_err(|_| {
-            CertifiedKeyError::Certificate(format!(
-                "must be a PEM file of certificates, and {shown_path} is not"
-            ))
-        })?;
+        let certificate_problem = |problem: &str| CertifiedKeyError::Certificate(problem.to_owned());
+        let key_problem = |problem: &str| CertifiedKeyError::PrivateKey(problem.to_owned());
+        let pem = read_file(certificate_path, MAX_FILE_BYTES)
+            .map_err(|e| certificate_problem(&format!("cannot read the file: {e}")))?;
+        let certificates = X509::stack_from_pem(&pem)
+            .map_err(|_| certificate_problem("must be a PEM file of certificates"))?;
         let mut certificates = certificates.into_iter();
-        let leaf = certificates.next().ok_or_else(|| {
-            CertifiedKeyError::Certificate(format!(
-                "must be a PEM file with a certificate, and {shown_path} has none"
-            ))
-        })?;
-        let shown_path = private_key_path.display();
-        let pem = fs::read(private_key_path)
-            .map_err(|e| CertifiedKeyError::PrivateKey(format!("cannot read {shown_path}: {e}")))?;
+        let leaf = certificates
+            .next()
+            .ok_or_else(|| certificate_problem("must be a PEM file with a certificate, and has none"))?;
+        let pem = read_file(private_key_path, MAX_FILE_BYTES)
+            .map_err(|e| key_problem(&format!("cannot read the file: {e}")))?;
         // The callback supplies an empty passphrase: without it, OpenSSL would prompt for one on the terminal.
-        let private_key = PKey::private_key_from_pem_callback(&pem, |_| Ok(0)).map_err(|_| {
-            CertifiedKeyError::PrivateKey(format!(
-                "must be a PEM file with one private key without a passphrase, and {shown_path} is not"
-            ))
-        })?;
+        let private_key = PKey::private_key_from_pem_callback(&pem, |_| Ok(0))
+            .map_err(|_| key_problem("must be a PEM file with one private key without a passphrase"))?;
         if !leaf.public_key().is_ok_and(|public| public.public_eq(&private_key)) {
-            return Err(CertifiedKeyError::PrivateKey(format!(
-                "must be the private key of the certificate, and the one in {shown_path} is not"
-            )));
+            return Err(key_problem("must be the private key of the certificate"));
         }
         Ok(Self { leaf, intermediates: certificates.collect(), private_key })
     }

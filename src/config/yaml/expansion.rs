@@ -5,17 +5,15 @@
 //! before anything but `{` or `$` is kept. The last line break of a file is dropped. What an expansion
 //! inserts is not expanded again.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
+
+use crate::files::read_text_file;
 
 /// Looks up an environment variable.
 pub(crate) type EnvironmentLookup<'e> = dyn Fn(&str) -> Option<String> + 'e;
 
-/// The largest file for `${file:…}`: secrets are short, and `/dev/zero` never ends.
+/// The largest file for `${file:…}`: secrets are short.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
-/// The most characters of a literal value that are shown in a message.
-const MAX_SHOWN_CHARS: usize = 60;
 
 /// The text of a scalar after expansion, with the knowledge of whether it may be shown.
 #[derive(Debug)]
@@ -32,14 +30,13 @@ impl ExpandedText {
         !self.expansion_sources.is_empty()
     }
 
-    /// What a message may show: the text itself if it is literal, otherwise only where it came from.
-    pub(crate) fn to_safe_display(&self) -> String {
+    /// What a message adds about this text: where it came from, or nothing if it was written in the file.
+    /// The text itself is never shown.
+    pub(crate) fn source_note(&self) -> String {
         if self.is_expanded() {
-            return format!("the value from {}", self.expansion_sources.join(" and "));
-        }
-        match self.value.char_indices().nth(MAX_SHOWN_CHARS) {
-            Some((cut, _)) => format!("{:?}…", &self.value[..cut]),
-            None => format!("{:?}", self.value),
+            format!(" (the value is from {})", self.expansion_sources.join(" and "))
+        } else {
+            String::new()
         }
     }
 }
@@ -124,14 +121,7 @@ fn resolve_expansion(
 }
 
 fn read_file_value(path: &Path) -> Result<String, String> {
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(|e| e.to_string())?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err("it is larger than 64KiB".to_owned());
-    }
-    let mut text = String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_owned())?;
+    let mut text = read_text_file(path, MAX_FILE_BYTES).map_err(|e| e.to_string())?;
     if text.ends_with('\n') {
         text.pop();
         if text.ends_with('\r') {
@@ -211,10 +201,13 @@ mod tests {
             assert_eq!(expand_text("${file:key}", dir.path(), &env).unwrap().value, value, "{content:?}");
         }
         std::fs::write(dir.path().join("key"), [0xff]).unwrap();
+        std::fs::write(dir.path().join("large"), [b'k'; 65_537]).unwrap();
         let cases = [
             ("${file:key}", "not UTF-8"),
             ("${file:none}", "No such file"),
-            ("${file:/dev/zero}", "larger"),
+            ("${file:/dev/zero}", "it is a FIFO or a device, not a regular file"),
+            ("${file:.}", "it is a directory, not a regular file"),
+            ("${file:large}", "it is larger than 64KiB"),
             ("${file:}", "cannot read"),
         ];
         for (raw, problem) in cases {
@@ -224,11 +217,10 @@ mod tests {
     }
 
     #[test]
-    fn messages_show_only_literal_text() {
-        let safe_display = |raw: &str| expand_text(raw, Path::new(""), &env).unwrap().to_safe_display();
-        assert_eq!(safe_display("a\"b"), r#""a\"b""#);
-        assert_eq!(safe_display("${KEY}"), "the value from ${KEY}");
-        assert_eq!(safe_display("x${KEY}${NONE:-secret}"), "the value from ${KEY} and ${NONE}");
-        assert_eq!(safe_display(&"ä".repeat(61)), format!("\"{}\"…", "ä".repeat(60)));
+    fn a_note_says_where_a_text_came_from_and_never_shows_it() {
+        let note = |raw: &str| expand_text(raw, Path::new(""), &env).unwrap().source_note();
+        assert_eq!(note("literal"), "");
+        assert_eq!(note("${KEY}"), " (the value is from ${KEY})");
+        assert_eq!(note("x${KEY}${NONE:-secret}"), " (the value is from ${KEY} and ${NONE})");
     }
 }

@@ -9,28 +9,29 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde_yaml::{Mapping, Value};
-
 use super::expansion::{ExpandedText, expand_text};
 use super::problem_collector::ProblemCollector;
 use super::units::{self, QuantityError};
 use super::wording::{closest_match, join_with_and, join_with_or};
 use crate::config::values::Percentage;
+use crate::yaml::{self, Entries, Scalar, ScalarKind, Value, child_key_path};
 
 /// Longer unknown keys are not shown in messages: without the space after the colon, `{ api_key:"…" }` is
 /// one key that contains the secret.
 const MAX_SHOWN_KEY_BYTES: usize = 40;
 
-/// The kind of a value, for messages.
-pub(crate) fn kind_name(value: &Value) -> &'static str {
+/// Parses the one document in `text`. `None` if it is not a mapping of keys, which has been reported.
+pub(crate) fn parse_document(text: &str, problems: &ProblemCollector<'_>) -> Option<Value> {
+    let value = yaml::parse(text, &mut |path, problem| {
+        let _: Option<()> = problems.report_error(path, problem);
+    })?;
     match value {
-        Value::Null => "nothing",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Sequence(_) => "a list",
-        Value::Mapping(_) => "a mapping",
-        Value::Tagged(_) => "a value with a YAML tag",
+        value if value.is_null() => {
+            problems.report_error("", "the file is empty; it needs listeners, backends and clients")
+        }
+        value @ Value::Mapping(_) => Some(value),
+        other => problems
+            .report_error("", format!("the file must be a mapping of keys, not {}", other.kind_name())),
     }
 }
 
@@ -58,23 +59,27 @@ impl<'p, 'v> YamlNode<'p, 'v> {
     }
 
     pub(crate) fn is_list(&self) -> bool {
-        self.value.is_sequence()
+        matches!(self.value, Value::List(_))
     }
 
     pub(crate) fn is_mapping(&self) -> bool {
-        self.value.is_mapping()
+        matches!(self.value, Value::Mapping(_))
     }
 
-    pub(crate) fn is_number(&self) -> bool {
-        self.value.is_number()
+    /// The scalar, unless nothing was written.
+    fn scalar(&self) -> Option<&'v Scalar> {
+        match self.value {
+            Value::Scalar(scalar) if scalar.kind() != ScalarKind::Null => Some(scalar),
+            _ => None,
+        }
     }
 
     /// Reports that the value is empty, or not of the expected kind.
     fn report_wrong_kind<T>(&self, expected: &str) -> Option<T> {
-        match self.value {
-            Value::Null => self.report_error("is empty; remove it or give it a value"),
-            other => self.report_error(format!("must be {expected}, not {}", kind_name(other))),
+        if self.value.is_null() {
+            return self.report_error("is empty; remove it or give it a value");
         }
+        self.report_error(format!("must be {expected}, not {}", self.value.kind_name()))
     }
 
     /// Reads a mapping. Keys other than `keys` are reported.
@@ -91,16 +96,12 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         let Value::Mapping(entries) = self.value else {
             return self.report_wrong_kind(&format!("a mapping with {}", join_with_or(keys)));
         };
-        for key in entries.keys() {
-            let Value::String(key) = key else {
-                self.report_error::<()>(format!(
-                    "has a key that is {}; the keys are {}",
-                    kind_name(key),
-                    join_with_and(keys)
-                ));
+        for (key, _) in entries.iter() {
+            if keys.contains(&key) {
                 continue;
-            };
-            if keys.contains(&key.as_str()) {
+            }
+            if self.problems.is_full() {
+                self.report_error::<()>("has an unknown key");
                 continue;
             }
             let suggestion = match closest_match(key, keys.iter().copied()) {
@@ -125,25 +126,17 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         let Value::Mapping(entries) = self.value else {
             return self.report_wrong_kind("a mapping of names");
         };
-        let mut named_entries = Vec::with_capacity(entries.len());
-        let mut all_valid = true;
-        for (key, value) in entries {
-            let Value::String(key) = key else {
-                all_valid = false;
-                self.report_error::<()>(format!("has a key that is {}; write it in quotes", kind_name(key)));
-                continue;
-            };
-            named_entries.push((
-                key.as_str(),
-                YamlNode { key_path: child_key_path(&self.key_path, key), value, problems: self.problems },
-            ));
-        }
-        all_valid.then_some(named_entries)
+        let node_of = |key, value| YamlNode {
+            key_path: child_key_path(&self.key_path, key),
+            value,
+            problems: self.problems,
+        };
+        Some(entries.iter().map(|(key, value)| (key, node_of(key, value))).collect())
     }
 
     /// Reads a list.
     pub(crate) fn read_list(&self) -> Option<Vec<YamlNode<'p, 'v>>> {
-        let Value::Sequence(items) = self.value else {
+        let Value::List(items) = self.value else {
             return self.report_wrong_kind("a list");
         };
         let item_path = |index| format!("{}[{index}]", self.key_path);
@@ -172,21 +165,19 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         if items.is_empty() { self.report_error(empty) } else { Some(items) }
     }
 
-    /// Reads a string and expands it.
+    /// Reads a string and expands it. A number, true or false counts as it was written: `007` is `007`.
     pub(crate) fn read_text(&self) -> Option<ExpandedText> {
-        match self.value {
-            Value::String(raw) => self.expand_text(raw),
-            Value::Number(_) | Value::Bool(_) => self
-                .report_error(format!("must be a string, not {}; write it in quotes", kind_name(self.value))),
-            _ => self.report_wrong_kind("a string"),
+        match self.scalar() {
+            Some(scalar) => self.expand_text(&scalar.text),
+            None => self.report_wrong_kind("a string"),
         }
     }
 
     /// Reads a string without expansion: a dollar sign is just a dollar sign.
     pub(crate) fn read_unexpanded_text(&self) -> Option<&str> {
-        match self.value {
-            Value::String(raw) => Some(raw),
-            _ => self.report_wrong_kind("a string"),
+        match self.scalar() {
+            Some(scalar) => Some(&scalar.text),
+            None => self.report_wrong_kind("a string"),
         }
     }
 
@@ -194,27 +185,17 @@ impl<'p, 'v> YamlNode<'p, 'v> {
     pub(crate) fn read_nonempty_text(&self) -> Option<ExpandedText> {
         let text = self.read_text()?;
         match text.value.is_empty() {
-            true if text.is_expanded() => {
-                self.report_error(format!("must not be empty, as {} is", text.to_safe_display()))
-            }
-            true => self.report_error("must not be empty"),
+            true => self.report_error(format!("must not be empty{}", text.source_note())),
             false => Some(text),
         }
     }
 
-    /// What the text was expanded from, as a message may show it; `None` if it is literal.
-    pub(crate) fn expansion_source(&self) -> Option<String> {
-        let Value::String(raw) = self.value else { return None };
-        let text = expand_text(raw, self.problems.base_directory(), self.problems.environment()).ok()?;
-        text.is_expanded().then(|| text.to_safe_display())
-    }
-
-    /// Reads a string with `parse`. Its error says what is wrong; the text is appended if it may be shown.
+    /// Reads a string with `parse`. Its error says what is wrong, without the text.
     pub(crate) fn read_parsed<T, E: Display>(&self, parse: impl FnOnce(&str) -> Result<T, E>) -> Option<T> {
         let text = self.read_nonempty_text()?;
         match parse(&text.value) {
             Ok(value) => Some(value),
-            Err(problem) => self.report_error(format!("{problem}, not {}", text.to_safe_display())),
+            Err(problem) => self.report_error(format!("{problem}{}", text.source_note())),
         }
     }
 
@@ -237,32 +218,35 @@ impl<'p, 'v> YamlNode<'p, 'v> {
             Some((_, value)) => Some(*value),
             None => {
                 let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-                self.report_error(format!("must be {}, not {}", join_with_or(&words), text.to_safe_display()))
+                self.report_error(format!("must be {}{}", join_with_or(&words), text.source_note()))
             }
         }
     }
 
     /// Reads a whole number. A string is accepted too, since an expansion always yields a string.
     pub(crate) fn read_integer(&self, range: RangeInclusive<u64>) -> Option<u64> {
-        let (number, shown) = match self.value {
-            Value::Number(number) => (number.as_u64(), number.to_string()),
-            Value::String(raw) => {
-                let text = self.expand_text(raw)?;
-                (text.value.trim().parse().ok(), text.to_safe_display())
-            }
-            _ => return self.report_wrong_kind("a number"),
-        };
-        match number.filter(|number| range.contains(number)) {
+        let Some(scalar) = self.scalar() else { return self.report_wrong_kind("a number") };
+        let text = self.expand_text(&scalar.text)?;
+        match parse_integer(text.value.trim()).filter(|number| range.contains(number)) {
             Some(number) => Some(number),
-            None => self.report_error(format!("must be {} to {}, not {shown}", range.start(), range.end())),
+            None => self.report_error(format!(
+                "must be a whole number from {} to {}{}",
+                range.start(),
+                range.end(),
+                text.source_note()
+            )),
         }
     }
 
     /// Reads true or false, also written as a string.
     pub(crate) fn read_bool(&self) -> Option<bool> {
-        match self.value {
-            Value::Bool(flag) => Some(*flag),
-            Value::String(_) => self.read_choice(&[("true", true), ("false", false)]),
+        match self.scalar() {
+            Some(scalar) if scalar.kind() == ScalarKind::Bool => {
+                Some(scalar.text.eq_ignore_ascii_case("true"))
+            }
+            Some(scalar) if scalar.kind() == ScalarKind::Text => {
+                self.read_choice(&[("true", true), ("false", false)])
+            }
             _ => self.report_wrong_kind("true or false"),
         }
     }
@@ -305,35 +289,29 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         unit: &str,
         smaller: &str,
     ) -> Option<T> {
-        let no_unit = |number: &str| format!("has no unit; write {number}{unit} or {number}{smaller}");
-        let text = match self.value {
-            Value::Number(number) if number.is_u64() => {
-                return self.report_error(no_unit(&number.to_string()));
-            }
-            Value::String(raw) => self.expand_text(raw)?,
-            _ => return self.report_wrong_kind(&format!("a string with a unit, such as 10{unit}")),
+        let Some(scalar) = self.scalar() else {
+            return self.report_wrong_kind(&format!("a string with a unit, such as 10{unit}"));
         };
+        let text = self.expand_text(&scalar.text)?;
         match read(&text.value) {
             Ok(value) => Some(value),
             Err(QuantityError::Expected(what)) => {
-                self.report_error(format!("must {what}, not {}", text.to_safe_display()))
+                self.report_error(format!("must {what}{}", text.source_note()))
             }
-            Err(QuantityError::MissingUnit) if text.is_expanded() => self.report_error(format!(
-                "has no unit in {}; give it one, such as {unit} or {smaller}",
-                text.to_safe_display()
+            Err(QuantityError::MissingUnit) => self.report_error(format!(
+                "has no unit; give it one, such as 10{unit} or 10{smaller}{}",
+                text.source_note()
             )),
-            Err(QuantityError::MissingUnit) => self.report_error(no_unit(text.value.trim())),
         }
     }
 
     /// Reads a path of the file system; a relative one starts at the directory of the configuration file.
-    /// Also returns what a message may show of it.
-    pub(crate) fn read_file_path(&self) -> Option<(PathBuf, String)> {
+    pub(crate) fn read_file_path(&self) -> Option<PathBuf> {
         let text = self.read_nonempty_text()?;
         if text.value.contains('\0') {
             return self.report_error("must be a path without NUL");
         }
-        Some((self.resolve_path(&text.value), text.to_safe_display()))
+        Some(self.resolve_path(&text.value))
     }
 
     /// Resolves a path that is relative to the directory of the configuration file.
@@ -345,7 +323,7 @@ impl<'p, 'v> YamlNode<'p, 'v> {
 /// A mapping whose keys have been checked. An optional mapping that is absent behaves like an empty one.
 pub(crate) struct YamlMapping<'p, 'v> {
     pub(crate) key_path: String,
-    entries: Option<&'v Mapping>,
+    entries: Option<&'v Entries>,
     pub(crate) problems: &'p ProblemCollector<'p>,
 }
 
@@ -435,32 +413,15 @@ impl<'p, 'v> YamlMapping<'p, 'v> {
     }
 }
 
+/// A whole number as YAML 1.2 writes it: decimal, `0x` or `0o`.
+fn parse_integer(text: &str) -> Option<u64> {
+    match (text.strip_prefix("0x"), text.strip_prefix("0o")) {
+        (Some(digits), _) => u64::from_str_radix(digits, 16).ok(),
+        (_, Some(digits)) => u64::from_str_radix(digits, 8).ok(),
+        _ => text.parse().ok(),
+    }
+}
+
 fn is_plain_key(key: &str) -> bool {
     !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
-}
-
-/// The path of a key in the mapping at `path`.
-fn child_key_path(path: &str, key: &str) -> String {
-    match (path, is_plain_key(key)) {
-        ("", true) => key.to_owned(),
-        (_, true) => format!("{path}.{key}"),
-        (_, false) => format!("{path}[{key:?}]"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn key_paths_look_like_the_yaml() {
-        for (path, key, expected) in [
-            ("", "retry", "retry"),
-            ("a[0]", "b", "a[0].b"),
-            ("d", "gpt-4.1", "d[\"gpt-4.1\"]"),
-            ("", "", "[\"\"]"),
-        ] {
-            assert_eq!(child_key_path(path, key), expected);
-        }
-    }
 }

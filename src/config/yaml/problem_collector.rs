@@ -6,13 +6,41 @@ use std::path::Path;
 use super::expansion::EnvironmentLookup;
 use crate::config::error::ConfigProblem;
 
+/// The most errors, and the most warnings, that are listed. The others are counted.
+const MAX_PROBLEMS: usize = 100;
+
 /// Collects errors and warnings. Also holds what expansion needs: the environment, and the directory that
 /// relative paths start at.
 pub(crate) struct ProblemCollector<'e> {
     base_directory: &'e Path,
     environment: &'e EnvironmentLookup<'e>,
-    errors: RefCell<Vec<ConfigProblem>>,
-    warnings: RefCell<Vec<ConfigProblem>>,
+    errors: RefCell<ProblemList>,
+    warnings: RefCell<ProblemList>,
+}
+
+/// The first problems, and how many more there are.
+#[derive(Default)]
+struct ProblemList {
+    problems: Vec<ConfigProblem>,
+    omitted: usize,
+}
+
+impl ProblemList {
+    fn add(&mut self, key_path: &str, message: String) {
+        if self.problems.len() < MAX_PROBLEMS {
+            self.problems.push(ConfigProblem { key_path: key_path.to_owned(), message });
+        } else {
+            self.omitted += 1;
+        }
+    }
+
+    fn into_problems(mut self, kind: &str) -> Vec<ConfigProblem> {
+        if self.omitted > 0 {
+            let message = format!("and {} more {kind}", self.omitted);
+            self.problems.push(ConfigProblem { key_path: String::new(), message });
+        }
+        self.problems
+    }
 }
 
 impl<'e> ProblemCollector<'e> {
@@ -22,17 +50,18 @@ impl<'e> ProblemCollector<'e> {
 
     /// Adds an error. Returns `None`, so that a reader can return it.
     pub(crate) fn report_error<T>(&self, key_path: &str, message: impl Into<String>) -> Option<T> {
-        self.errors
-            .borrow_mut()
-            .push(ConfigProblem { key_path: key_path.to_owned(), message: message.into() });
+        self.errors.borrow_mut().add(key_path, message.into());
         None
     }
 
     /// Adds a warning.
     pub(crate) fn report_warning(&self, key_path: &str, message: impl Into<String>) {
-        self.warnings
-            .borrow_mut()
-            .push(ConfigProblem { key_path: key_path.to_owned(), message: message.into() });
+        self.warnings.borrow_mut().add(key_path, message.into());
+    }
+
+    /// Whether further errors are only counted.
+    pub(crate) fn is_full(&self) -> bool {
+        self.errors.borrow().problems.len() >= MAX_PROBLEMS
     }
 
     /// The value of an environment variable.
@@ -52,6 +81,9 @@ impl<'e> ProblemCollector<'e> {
 
     /// The errors, and the warnings.
     pub(crate) fn into_problems(self) -> (Vec<ConfigProblem>, Vec<ConfigProblem>) {
-        (self.errors.into_inner(), self.warnings.into_inner())
+        (
+            self.errors.into_inner().into_problems("errors"),
+            self.warnings.into_inner().into_problems("warnings"),
+        )
     }
 }

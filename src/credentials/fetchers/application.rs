@@ -18,10 +18,13 @@ use super::super::jwt;
 use super::super::refreshed_secret::RefreshedSecret;
 use super::token_response::{parse_token_response, percent_encode};
 use crate::config::{AppRegistration, CertifiedKey, CertifiedKeyFiles, Endpoint};
+use crate::files::read_text_file;
 use crate::outbound::{OutboundClient, OutboundRequest};
 
 /// How long an assertion is valid. Entra ID accepts five to ten minutes.
 const ASSERTION_LIFETIME: Duration = Duration::from_secs(300);
+/// The largest token file; tokens have a few kilobytes.
+const MAX_TOKEN_FILE_BYTES: u64 = 64 * 1024;
 const CLIENT_ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
 /// What the application authenticates with.
@@ -109,11 +112,18 @@ impl ApplicationTokenFetcher {
                 Ok((vec![("client_secret", value.secret.expose_secret().to_owned())], value.id))
             }
             ApplicationProof::ClientCertificate(files) => {
-                Ok((assertion_fields(self.sign_assertion(files)?), 0))
+                let files_to_read = files.clone();
+                let pair = read_blocking(move || CertifiedKey::from_files(&files_to_read)).await?;
+                let pair = pair.map_err(|error| error.to_string())?;
+                let assertion = self.sign_assertion(&pair).map_err(|error| {
+                    format!("cannot sign with {}: {error}", files.private_key_path.display())
+                })?;
+                Ok((assertion_fields(assertion), 0))
             }
             ApplicationProof::FederatedTokenFile(path) => {
                 // Read for each token: the platform replaces the file about every hour.
-                let token = tokio::fs::read_to_string(path).await;
+                let file = path.clone();
+                let token = read_blocking(move || read_text_file(&file, MAX_TOKEN_FILE_BYTES)).await?;
                 let token = token
                     .map_err(|error| format!("cannot read the token file {}: {error}", path.display()))?;
                 let token = token.trim();
@@ -125,10 +135,10 @@ impl ApplicationTokenFetcher {
         }
     }
 
-    /// Signs an assertion with the key of the certificate, which is read anew for each token.
+    /// Signs an assertion with the key of the certificate.
     ///
     /// <https://learn.microsoft.com/entra/identity-platform/certificate-credentials>
-    fn sign_assertion(&self, files: &CertifiedKeyFiles) -> Result<String, FetchError> {
+    fn sign_assertion(&self, pair: &CertifiedKey) -> Result<String, String> {
         #[derive(Serialize)]
         struct AssertionClaims<'a> {
             aud: String,
@@ -138,7 +148,6 @@ impl ApplicationTokenFetcher {
             nbf: u64,
             exp: u64,
         }
-        let pair = CertifiedKey::from_files(files).map_err(|error| error.to_string())?;
         let certificate_der = pair.leaf.to_der().map_err(|error| error.to_string())?;
         let mut header = Header::new(Algorithm::PS256);
         header.x5t_s256 = Some(URL_SAFE_NO_PAD.encode(openssl::sha::sha256(&certificate_der)));
@@ -151,7 +160,14 @@ impl ApplicationTokenFetcher {
             nbf: now,
             exp: now + ASSERTION_LIFETIME.as_secs(),
         };
-        jwt::sign_token(&header, &claims, &pair.private_key)
-            .map_err(|error| format!("cannot sign with {}: {error}", files.private_key_path.display()).into())
+        jwt::sign_token(&header, &claims, &pair.private_key).map_err(|error| error.to_string())
     }
+}
+
+/// Reads files, which are read anew for each token, without blocking the runtime.
+async fn read_blocking<T: Send + 'static>(
+    read: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, FetchError> {
+    let result = tokio::task::spawn_blocking(read).await;
+    result.map_err(|_| FetchError::from("an internal error: reading a file did not complete".to_owned()))
 }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::files::FileError;
+
 /// Why a file of `aoai-lb simulate` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SimulatorConfigError {
@@ -11,13 +13,13 @@ pub enum SimulatorConfigError {
         /// The file.
         path: PathBuf,
         /// The reason.
-        source: std::io::Error,
+        source: FileError,
     },
     /// The text is not YAML, or has unknown or missing keys. The message names line and column.
     #[error("{0}")]
     InvalidYaml(#[from] serde_yaml::Error),
     /// A value is invalid.
-    #[error("{location}: {reason}")]
+    #[error("{location}{separator}{reason}", separator = if location.is_empty() { "" } else { ": " })]
     InvalidValue {
         /// Where the value is, such as `resources[0].mood`.
         location: String,

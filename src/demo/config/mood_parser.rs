@@ -10,12 +10,18 @@ use serde_yaml::Value;
 use super::duration::parse_duration;
 use crate::demo::moods::mood::{BodyPosition, ErrorEventOrder, Mood};
 use crate::demo::moods::simulated_error::SimulatedError;
+use crate::yaml;
 
 /// Parses the value of the header `x-simulate`.
 ///
 /// # Errors
 /// What is wrong, and what would be right.
 pub(in crate::demo) fn parse_mood(text: &str) -> Result<Mood, String> {
+    let mut problem = None;
+    yaml::parse(text, &mut |_, reason| _ = problem.get_or_insert(reason));
+    if let Some(problem) = problem {
+        return Err(problem);
+    }
     let value: Value = serde_yaml::from_str(text).map_err(|error| error.to_string())?;
     mood_from_yaml(&value)
 }

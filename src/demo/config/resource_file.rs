@@ -13,6 +13,8 @@ use super::mood_parser::mood_from_yaml;
 use crate::demo::moods::mood::Mood;
 use crate::demo::resource::definition::{ResponseTiming, SimulatedDeployment, SimulatedResource};
 use crate::demo::resource::rate_limiter::DeploymentKind;
+use crate::files::read_text_file;
+use crate::yaml::{self, MAX_BYTES};
 
 /// How many input tokens one output token of a provisioned deployment counts for, if the file does not say.
 const DEFAULT_OUTPUT_WEIGHT: u64 = 4;
@@ -22,7 +24,7 @@ const DEFAULT_OUTPUT_WEIGHT: u64 = 4;
 /// # Errors
 /// When the file cannot be read, is not valid YAML, or has an invalid value.
 pub fn load_resources(path: &Path) -> Result<Vec<SimulatedResource>, SimulatorConfigError> {
-    let text = std::fs::read_to_string(path)
+    let text = read_text_file(path, MAX_BYTES)
         .map_err(|source| SimulatorConfigError::UnreadableFile { path: path.to_owned(), source })?;
     parse_resources(&text)
 }
@@ -32,6 +34,7 @@ pub fn load_resources(path: &Path) -> Result<Vec<SimulatedResource>, SimulatorCo
 /// # Errors
 /// When the text is not valid YAML, or has an invalid value.
 pub fn parse_resources(text: &str) -> Result<Vec<SimulatedResource>, SimulatorConfigError> {
+    check_limits(text)?;
     let file: ResourceFile = serde_yaml::from_str(text)?;
     let mut names: Vec<String> = Vec::new();
     let mut resources = Vec::new();
@@ -48,6 +51,15 @@ pub fn parse_resources(text: &str) -> Result<Vec<SimulatedResource>, SimulatorCo
         return Err(SimulatorConfigError::invalid_value("resources", "at least one resource is needed"));
     }
     Ok(resources)
+}
+
+/// Checks size, nesting and aliases before values are built from the text.
+fn check_limits(text: &str) -> Result<(), SimulatorConfigError> {
+    let mut first_problem = None;
+    yaml::parse(text, &mut |location, reason| {
+        first_problem.get_or_insert_with(|| SimulatorConfigError::invalid_value(location, reason));
+    });
+    first_problem.map_or(Ok(()), Err)
 }
 
 /// The file as it is written. The fields of these three types are the keys of the file.

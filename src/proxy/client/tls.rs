@@ -168,7 +168,9 @@ impl ServerTls {
                 let stamps = server_tls.file_stamps().await;
                 if stamps != last_stamps {
                     last_stamps = stamps;
-                    server_tls.reload_files();
+                    let server_tls = Arc::clone(&server_tls);
+                    // Reads files; a panic in it has been logged.
+                    let _ = tokio::task::spawn_blocking(move || server_tls.reload_files()).await;
                 }
             }
         });

@@ -20,6 +20,7 @@ use tokio::time::timeout;
 
 use super::dns::EndpointAddresses;
 use crate::config::{self, BackendConfig, CertifiedKey, CertifiedKeyError, Config};
+use crate::files::{MAX_CA_FILE_BYTES, read_file};
 
 /// Maximum HTTP/2 streams per connection, unless the backend allows fewer. 100 is what Azure and most servers
 /// allow.
@@ -232,7 +233,7 @@ pub(crate) fn tcp_keepalive(server: &config::ServerConfig) -> TcpKeepalive {
 /// If the file cannot be read or has no certificate.
 pub(in crate::proxy) fn load_ca_certificates(path: &Path) -> Result<Box<[X509]>, CertificateFileError> {
     let to_ca_error = |problem: String| CertificateFileError { path: path.to_owned(), problem };
-    let pem = std::fs::read(path).map_err(|error| to_ca_error(error.to_string()))?;
+    let pem = read_file(path, MAX_CA_FILE_BYTES).map_err(|error| to_ca_error(error.to_string()))?;
     let authorities = X509::stack_from_pem(&pem).map_err(|error| to_ca_error(error.to_string()))?;
     if authorities.is_empty() {
         return Err(to_ca_error("has no PEM certificate".to_owned()));

@@ -1,18 +1,15 @@
 //! Reads and checks the files of certificates, private keys and certificate authorities.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::PathBuf;
 
 use openssl::x509::X509;
 
 use crate::config::values::{CertifiedKey, CertifiedKeyError, CertifiedKeyFiles};
 use crate::config::yaml::{YamlMapping, YamlNode};
+use crate::files::{MAX_CA_FILE_BYTES, read_file};
 
 /// A certificate that expires within this many days gets a warning.
 const EXPIRY_WARNING_DAYS: u32 = 14;
-/// More than any bundle of certificate authorities has.
-const CA_FILE_READ_LIMIT_BYTES: u64 = 16 << 20;
 
 /// Reads the keys `certificate` and `private_key`, and checks that their files belong together.
 pub(in crate::config::check) fn read_certified_key_files(
@@ -22,7 +19,7 @@ pub(in crate::config::check) fn read_certified_key_files(
     let certificate_path = read_path("certificate", "write the PEM file of the certificate and its chain");
     let private_key_path = read_path("private_key", "write the PEM file of the certificate's private key");
     let files =
-        CertifiedKeyFiles { certificate_path: certificate_path?.0, private_key_path: private_key_path?.0 };
+        CertifiedKeyFiles { certificate_path: certificate_path?, private_key_path: private_key_path? };
     match CertifiedKey::from_files(&files) {
         Ok(certified_key) => {
             if let Some(expiry) = certified_key.expiry_if_within_days(EXPIRY_WARNING_DAYS) {
@@ -37,17 +34,13 @@ pub(in crate::config::check) fn read_certified_key_files(
 
 /// Reads the path of a PEM file of certificate authorities, and checks the file.
 pub(in crate::config::check) fn read_ca_file(node: &YamlNode<'_, '_>) -> Option<PathBuf> {
-    let (path, shown_path) = node.read_file_path()?;
-    let mut bytes = Vec::new();
-    if let Err(e) =
-        File::open(&path).and_then(|file| file.take(CA_FILE_READ_LIMIT_BYTES).read_to_end(&mut bytes))
-    {
-        return node.report_error(format!("cannot read {shown_path}: {e}"));
-    }
+    let path = node.read_file_path()?;
+    let bytes = match read_file(&path, MAX_CA_FILE_BYTES) {
+        Ok(bytes) => bytes,
+        Err(e) => return node.report_error(format!("cannot read the file: {e}")),
+    };
     match X509::stack_from_pem(&bytes) {
         Ok(certificates) if !certificates.is_empty() => Some(path),
-        _ => node.report_error(format!(
-            "must be a PEM file with at least one certificate, and {shown_path} has none"
-        )),
+        _ => node.report_error("must be a PEM file with at least one certificate"),
     }
 }

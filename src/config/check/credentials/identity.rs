@@ -11,6 +11,7 @@ use crate::config::schema::{
 };
 use crate::config::values::{Endpoint, Secret};
 use crate::config::yaml::{YamlMapping, YamlNode};
+use crate::files::open_regular_file;
 
 /// The host of Entra ID in the public cloud, unless `authority` names another.
 pub(in crate::config::check) const PUBLIC_AUTHORITY_URL: &str = "https://login.microsoftonline.com";
@@ -182,7 +183,7 @@ fn read_workload_identity(node: &YamlNode<'_, '_>, authority: Option<Endpoint>) 
         }
     }
     let path = node.resolve_path(&token_file?);
-    if let Err(problem) = std::fs::metadata(&path) {
+    if let Err(problem) = open_regular_file(&path) {
         map.report_warning_at("token_file", format!("cannot be read yet: {problem}"));
     }
     build_app_registration(authority, tenant, client_id, AppCredential::FederatedTokenFile(path))

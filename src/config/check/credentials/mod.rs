@@ -14,6 +14,7 @@ use self::identity::{read_identity_and_scope, read_managed_identity};
 use self::secrets::{WHERE_TO_PUT_SECRETS, read_vault_secret};
 use crate::config::schema::{CredentialConfig, EntraIdentity, KeyVaultConfig, SecretSource};
 use crate::config::yaml::{YamlMapping, YamlNode};
+use crate::yaml::{Entries, Value};
 
 /// The scope of tokens for Azure OpenAI in the public cloud.
 pub(super) const OPENAI_TOKEN_SCOPE: &str = "https://cognitiveservices.azure.com/.default";
@@ -49,7 +50,7 @@ pub(super) fn read_key_vault(root: &YamlMapping<'_, '_>) -> Option<KeyVaultConfi
 
 /// The identity if `key_vault.credential` is not written: the system-assigned managed identity.
 fn default_vault_identity(root: &YamlMapping<'_, '_>) -> Option<EntraIdentity> {
-    let empty = serde_yaml::Value::Mapping(serde_yaml::Mapping::new());
+    let empty = Value::Mapping(Entries::default());
     read_managed_identity(&root.node_at("key_vault", &empty))
 }
 

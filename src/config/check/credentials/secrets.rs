@@ -9,16 +9,17 @@ pub(super) const WHERE_TO_PUT_SECRETS: &str =
 
 /// Reads a secret that is sent in a header.
 pub(in crate::config::check) fn read_header_secret(node: &YamlNode<'_, '_>) -> Option<SecretSource> {
-    let secret = read_secret(node, true)?;
-    if let SecretSource::Literal(literal) = &secret
-        && !literal.expose_secret().bytes().all(|b| b.is_ascii_graphic())
-    {
-        let source_note = node.expansion_source().map_or(String::new(), |source| format!(" in {source}"));
+    if node.is_mapping() {
+        return read_secret(node, true);
+    }
+    let text = node.read_nonempty_text()?;
+    if !text.value.bytes().all(|b| b.is_ascii_graphic()) {
         return node.report_error(format!(
-            "must be a key without spaces, line breaks or non-ASCII characters{source_note}"
+            "must be a key without spaces, line breaks or non-ASCII characters{}",
+            text.source_note()
         ));
     }
-    Some(secret)
+    Some(SecretSource::Literal(Secret::new(&text.value)))
 }
 
 /// Reads a secret: its text, or the URL of a secret in a key vault.

@@ -124,20 +124,11 @@ fn invalid_credentials_are_reported() {
     let at = |path: &str, problem: &str| format!("backends[0].credential{path}: {problem}");
     for (credential, expected) in [
         ("api_key: a, key_vault: b", at("", "has both api_key and key_vault; remove one of them")),
-        (
-            "key_vault: 'https://a.vault.azure.net'",
-            at(".key_vault", &format!("{shape}, not \"https://a.vault.azure.net\"")),
-        ),
-        (
-            "key_vault: 'https://a.vault.azure.net/secrets/a_b'",
-            at(".key_vault", &format!("{shape}, not \"https://a.vault.azure.net/secrets/a_b\"")),
-        ),
+        ("key_vault: 'https://a.vault.azure.net'", at(".key_vault", shape)),
+        ("key_vault: 'https://a.vault.azure.net/secrets/a_b'", at(".key_vault", shape)),
         (
             "key_vault: 'http://a.vault.azure.net/secrets/a'",
-            at(
-                ".key_vault",
-                "must begin with https://: secrets are fetched from there, not \"http://a.vault.azure.net/secrets/a\"",
-            ),
+            at(".key_vault", "must begin with https://: secrets are fetched from there"),
         ),
         (
             "entra: {}",
@@ -167,7 +158,7 @@ fn invalid_credentials_are_reported() {
         ),
         (
             "entra: { managed_identity: {}, scope: x }",
-            at(".entra.scope", "must be a scope such as https://ai.azure.com/.default, not \"x\""),
+            at(".entra.scope", "must be a scope such as https://ai.azure.com/.default"),
         ),
     ] {
         assert_errors(&[(&backend_with_credential(credential), &[&expected])]);

@@ -99,7 +99,7 @@ mod tests {
                 &log_analytics_block("http://x.ingest.monitor.azure.com", "dcr-1", "''", ""),
                 &[
                     "record.log_analytics.endpoint: must begin with https://: secrets and prompts are sent there",
-                    "record.log_analytics.rule: must be dcr- and 32 hexadecimal digits, not \"dcr-1\"",
+                    "record.log_analytics.rule: must be dcr- and 32 hexadecimal digits",
                     "record.log_analytics.credential.entra.client_secret.secret: must not be empty",
                 ],
             ),

@@ -79,9 +79,9 @@ fn read_spool(record: &YamlMapping<'_, '_>, jsonl: Option<&JsonlConfig>) -> Opti
         jsonl.path.with_file_name(format!("{stem}-spool"))
     });
     let path = map.read_optional("path", |node| {
-        let (path, shown_path) = node.read_file_path()?;
+        let path = node.read_file_path()?;
         if path.exists() && !path.is_dir() {
-            return node.report_error(format!("must be a directory, and {shown_path} is a file"));
+            return node.report_error("must be a directory, and is a file");
         }
         Some(path)
     });
@@ -107,19 +107,18 @@ fn read_jsonl(node: &YamlNode<'_, '_>) -> Option<JsonlConfig> {
     });
     let keep = map.read_or("keep", 10, |node| Some(node.read_integer(0..=100_000)? as usize));
     let node = map.require("path", "write the file that records go to")?;
-    let (path, shown_path) = node.read_file_path()?;
+    let path = node.read_file_path()?;
     let has_directory = match path.parent() {
         Some(parent) if parent.as_os_str().is_empty() => true,
         Some(parent) => parent.is_dir(),
         None => false,
     };
     if path.is_dir() {
-        return node.report_error(format!("must be a file, and {shown_path} is a directory"));
+        return node.report_error("must be a file, and is a directory");
     }
     if !has_directory {
-        return node.report_error(format!(
-            "the directory of {shown_path} does not exist; create it, writable for the service"
-        ));
+        return node
+            .report_error("is in a directory that does not exist; create it, writable for the service");
     }
     Some(JsonlConfig { path, rotate_at_bytes: rotate?, max_rotated_files: keep? })
 }
@@ -149,18 +148,18 @@ mod tests {
         let record_with = |more: &str| format!("record: {{ jsonl: {{ path: x }}, {more} }}");
         assert_errors(&[
             (
-                &record_with("redact: ['(', 'x*', 'a{1000}{1000}', 7]"),
+                &record_with("redact: ['(', 'x*', 'a{1000}{1000}', [7]]"),
                 &[
                     "record.redact[0]: must be a regular expression: unclosed group",
                     "record.redact[1]: must not match the empty text, which is found everywhere",
                     "record.redact[2]: must be a smaller pattern: its repetitions multiply",
-                    "record.redact[3]: must be a string, not a number",
+                    "record.redact[3]: must be a string, not a list",
                 ],
             ),
             (&record_with("spool: { maximum: 1KiB }"), &["record.spool.maximum: must be at least 1MiB"]),
             (
                 &record_with("spool: { path: Cargo.toml }"),
-                &["record.spool.path: must be a directory, and \"Cargo.toml\" is a file"],
+                &["record.spool.path: must be a directory, and is a file"],
             ),
             (
                 "record: { jsonl: { path: x, rotate: 1KiB } }",
