@@ -240,6 +240,27 @@ async fn the_access_log_is_written_only_when_enabled() {
 }
 
 #[test]
+fn usage_counts_a_record_however_long_its_prompt_is_and_passes_over_garbage() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("exchanges.jsonl");
+    let mut text = br#"{"time":"2026-11-23T08:00:00Z","request_id":"","prompt":""#.to_vec();
+    text.extend(b"\\u00e4 and \\\" so on ".repeat(1 << 20));
+    text.extend(
+        b"\",\"client\":\"team-a\",\"deployment\":\"gpt-4o\",\"backend\":\"east\",\"total_tokens\":7}\n",
+    );
+    text.extend([b"[".repeat(32 << 20), vec![0xff; 1000], b"\n\xff\xfe\n{}\n".to_vec()].concat());
+    std::fs::write(&path, text).unwrap();
+    let output = run_aoai_lb(&["usage", "--format", "csv", path.to_str().unwrap()]);
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(stdout.ends_with("2026-11-23,team-a,gpt-4o,east,1,0,0,0,0,7\n"), "{stdout}");
+    for expected in
+        ["skipped lines that are not records: 2", "skipped lines that are longer than a record: 1"]
+    {
+        assert!(output.status.success() && stderr.contains(expected), "{stderr}");
+    }
+}
+
+#[test]
 fn usage_sums_up_record_files_and_reports_invalid_lines() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("exchanges.jsonl");

@@ -8,6 +8,7 @@ mod explain;
 mod hidden_commands;
 mod keys;
 mod logging;
+pub mod record_lines;
 mod run;
 mod runtime;
 mod simulate;

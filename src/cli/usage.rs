@@ -1,5 +1,5 @@
 //! `aoai-lb usage`: sums up requests and tokens of record files by day, client, deployment and backend.
-//! Reads line by line and keeps only the totals.
+//! Reads line by line, within a bound, and keeps only the totals.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet, VecDeque};
@@ -11,6 +11,7 @@ use flate2::bufread::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 
 use super::cli_error::CliError;
+use super::record_lines::{LineRead, read_record_line};
 use super::table::write_table;
 
 /// Shown in a table for a field that is null.
@@ -57,6 +58,7 @@ pub(super) fn run(files: &[PathBuf], format: ReportFormat) -> Result<(), CliErro
     out.flush()?;
     for (count, description) in [
         (report.unreadable_lines, "lines that are not records"),
+        (report.too_long_lines, "lines that are longer than a record"),
         (report.duplicate_records, "duplicate records"),
     ] {
         if count > 0 {
@@ -117,6 +119,8 @@ struct UsageReport {
     ids_by_age: VecDeque<u128>,
     /// Lines that are not records.
     unreadable_lines: u64,
+    /// Lines that are longer than a record can be.
+    too_long_lines: u64,
     /// Records that were delivered twice.
     duplicate_records: u64,
 }
@@ -140,13 +144,11 @@ impl UsageReport {
     fn add_lines(&mut self, mut lines: impl BufRead) -> io::Result<()> {
         let mut line = Vec::new();
         loop {
-            line.clear();
-            if lines.read_until(b'\n', &mut line)? == 0 {
-                return Ok(());
-            }
-            // A last line without its end is still being written.
-            if line.ends_with(b"\n") && !line.trim_ascii().is_empty() {
-                self.add_record(&line);
+            match read_record_line(&mut lines, &mut line)? {
+                LineRead::End => return Ok(()),
+                LineRead::TooLong => self.too_long_lines += 1,
+                LineRead::Line if line.trim_ascii().is_empty() => {}
+                LineRead::Line => self.add_record(&line),
             }
         }
     }
