@@ -27,7 +27,8 @@ fn run_aoai_lb(arguments: &[&str]) -> Output {
     {
         command.env(name, support::sha256_hex(&number.to_string()));
     }
-    command.env("LOGS_DIRECTORY", std::env::temp_dir());
+    let logs = tempfile::tempdir().unwrap();
+    command.env("LOGS_DIRECTORY", logs.path());
     command.args(arguments).output().unwrap()
 }
 
@@ -188,8 +189,13 @@ async fn sigint_cuts_a_slow_shutdown_short() {
 #[tokio::test]
 async fn the_demo_prints_a_request_that_works() {
     use std::io::{BufRead, BufReader};
+    let directory = tempfile::tempdir().unwrap();
+    let listener = format!("127.0.0.1:{}", support::free_port());
+    let admin = format!("127.0.0.1:{}", support::free_port());
     let mut child = Command::new(env!("CARGO_BIN_EXE_aoai-lb"))
-        .arg("demo")
+        .args(["demo", "--listen", &listener, "--admin", &admin])
+        // Where its records go.
+        .env("TMPDIR", directory.path())
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
@@ -200,11 +206,11 @@ async fn the_demo_prints_a_request_that_works() {
     }
     let key = output_text.split("api-key: ").nth(1).unwrap().split('"').next().unwrap();
     let target = output_text
-        .split("http://127.0.0.1:8080")
+        .split(&format!("http://{listener}"))
         .find(|remainder| remainder.starts_with("/openai"))
         .unwrap();
     let target = target.split('"').next().unwrap();
-    let address = "127.0.0.1:8080".parse().unwrap();
+    let address = listener.parse().unwrap();
     let deadline = Instant::now() + support::TEST_TIMEOUT;
     let mut client = loop {
         match Client::try_connect(address).await {
@@ -214,8 +220,8 @@ async fn the_demo_prints_a_request_that_works() {
     };
     let response = client.post(target, &[("api-key", key)], CHAT_BODY.as_bytes()).await;
     assert_eq!(response.status, 200, "{}", response.text());
-    let mut admin = Client::connect("127.0.0.1:9901".parse().unwrap()).await;
-    let status = admin.get("/api/status", &[("Host", "127.0.0.1:9901")]).await.json();
+    let mut admin = Client::connect(admin.parse().unwrap()).await;
+    let status = admin.get("/api/status", &[("Host", "127.0.0.1")]).await.json();
     assert_eq!(status["backends"].as_array().unwrap().len(), 3);
     let pid = child.id().to_string();
     assert!(Command::new("kill").args(["-s", "INT", &pid]).status().unwrap().success());

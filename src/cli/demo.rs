@@ -2,10 +2,12 @@
 //! page.
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
+use clap::Args;
 use http::Method;
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -20,10 +22,17 @@ use crate::demo::{self, Simulator};
 use crate::outbound::{OutboundClient, OutboundRequest};
 use crate::server::{self, StartError};
 
-/// The address of the listener, the same on every machine.
-const DEMO_LISTENER_ADDRESS: &str = "127.0.0.1:8080";
-/// The address of the admin API.
-const DEMO_ADMIN_ADDRESS: &str = "127.0.0.1:9901";
+/// The arguments of `aoai-lb demo`.
+#[derive(Clone, Copy, Args)]
+pub(super) struct DemoArguments {
+    /// The address of the load balancer
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// The address of the status page
+    #[arg(long, default_value = "127.0.0.1:9901")]
+    admin: SocketAddr,
+}
+
 /// The prompts of the generated traffic.
 const SAMPLE_PROMPTS: [&str; 6] = [
     "What does a load balancer do?",
@@ -54,28 +63,29 @@ enum DemoError {
 }
 
 /// Runs the demo until it is interrupted.
-pub(super) fn run() -> Result<(), CliError> {
-    Ok(run_demo(&start_background_runtime()?)?)
+pub(super) fn run(arguments: DemoArguments) -> Result<(), CliError> {
+    Ok(run_demo(arguments, &start_background_runtime()?)?)
 }
 
-fn run_demo(background: &Runtime) -> Result<(), DemoError> {
+fn run_demo(arguments: DemoArguments, background: &Runtime) -> Result<(), DemoError> {
     init_logging();
     let simulator = background.block_on(Simulator::start(demo::demo_resources()))?;
     let (user_key, traffic_key) = (generate_key()?, generate_key()?);
     let records = std::env::temp_dir().join(format!("aoai-lb-demo-{}.jsonl", std::process::id()));
-    let yaml = demo_config_yaml(&simulator, &[("demo", &user_key), ("traffic", &traffic_key)], &records);
+    let yaml =
+        demo_config_yaml(arguments, &simulator, &[("demo", &user_key), ("traffic", &traffic_key)], &records);
     let checked = config::parse_and_check_yaml(&yaml, Path::new(""), &|_| None)?;
     server::check_addresses_are_free(&checked.config, &[])?;
-    print_banner(&simulator, &user_key, &records)?;
-    background.spawn(generate_traffic(traffic_key));
+    print_banner(arguments, &simulator, &user_key, &records)?;
+    background.spawn(generate_traffic(arguments.listen, traffic_key));
     server::run(checked, None, false, background)?;
     Ok(())
 }
 
 /// Sends a request now and then, some of them streams, and sometimes several at once: enough to see
 /// requests distributed, quotas run low, and a cooldown.
-async fn generate_traffic(key: String) {
-    let Ok(endpoint) = Endpoint::parse(&format!("http://{DEMO_LISTENER_ADDRESS}")) else { return };
+async fn generate_traffic(listener: SocketAddr, key: String) {
+    let Ok(endpoint) = Endpoint::parse(&format!("http://{listener}")) else { return };
     let outbound = std::sync::Arc::new(OutboundClient::new(REQUEST_TIMEOUT));
     loop {
         let concurrent_requests = if fastrand::u8(..10) == 0 { 6 } else { 1 };
@@ -100,8 +110,13 @@ async fn generate_traffic(key: String) {
 }
 
 /// The configuration of the demo: the file that an operator would write for its resources.
-fn demo_config_yaml(simulator: &Simulator, keys: &[(&str, &str)], records: &Path) -> String {
-    let mut text = format!("listeners:\n  - address: {DEMO_LISTENER_ADDRESS}\nbackends:\n");
+fn demo_config_yaml(
+    DemoArguments { listen, admin }: DemoArguments,
+    simulator: &Simulator,
+    keys: &[(&str, &str)],
+    records: &Path,
+) -> String {
+    let mut text = format!("listeners:\n  - address: \"{listen}\"\nbackends:\n");
     for name in simulator.resource_names() {
         let resource = simulator.resource_definition(name);
         let is_provisioned = resource
@@ -127,10 +142,15 @@ fn demo_config_yaml(simulator: &Simulator, keys: &[(&str, &str)], records: &Path
         text += &format!("  - name: {name}\n    keys:\n      - sha256: \"{}\"\n", sha256_hex(key));
     }
     text += &format!("record:\n  jsonl: {{ path: {} }}\n", records.display());
-    text + &format!("admin: {{ address: {DEMO_ADMIN_ADDRESS} }}\nserver: {{ drain_delay: 0s }}\n")
+    text + &format!("admin: {{ address: \"{admin}\" }}\nserver: {{ drain_delay: 0s }}\n")
 }
 
-fn print_banner(simulator: &Simulator, key: &str, records: &Path) -> io::Result<()> {
+fn print_banner(
+    DemoArguments { listen, admin }: DemoArguments,
+    simulator: &Simulator,
+    key: &str,
+    records: &Path,
+) -> io::Result<()> {
     let mut out = io::stdout();
     writeln!(out, "Simulated Azure OpenAI resources:")?;
     for name in simulator.resource_names() {
@@ -139,17 +159,17 @@ fn print_banner(simulator: &Simulator, key: &str, records: &Path) -> io::Result<
     writeln!(
         out,
         r#"
-Load balancer in front of them: http://{DEMO_LISTENER_ADDRESS}
-Status page:                    http://{DEMO_ADMIN_ADDRESS}/  (with some generated traffic)
+Load balancer in front of them: http://{listen}
+Status page:                    http://{admin}/  (with some generated traffic)
 Record of every request:        {records}
 
-curl "http://{DEMO_LISTENER_ADDRESS}/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21" \
+curl "http://{listen}/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21" \
   -H "api-key: {key}" -H "content-type: application/json" \
   -d '{{"messages":[{{"role":"user","content":"Hello"}}]}}'
 
 python3 - <<'PYTHON'      # pip install openai
 from openai import AzureOpenAI
-client = AzureOpenAI(azure_endpoint="http://{DEMO_LISTENER_ADDRESS}", api_key="{key}", api_version="2024-10-21")
+client = AzureOpenAI(azure_endpoint="http://{listen}", api_key="{key}", api_version="2024-10-21")
 response = client.chat.completions.create(model="gpt-4o", messages=[{{"role": "user", "content": "Hello"}}])
 print(response.choices[0].message.content)
 PYTHON

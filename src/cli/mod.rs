@@ -80,7 +80,7 @@ enum Command {
         client: Option<String>,
     },
     /// Try it without Azure or a configuration: simulated resources with the load balancer in front.
-    Demo,
+    Demo(demo::DemoArguments),
     /// Run simulated Azure OpenAI resources without the load balancer.
     Simulate {
         /// The file that describes the resources.
@@ -149,7 +149,7 @@ pub fn main() -> u8 {
         Command::Explain { config, method, path, model, client } => {
             explain::run(&config, &method, path, model, client)
         }
-        Command::Demo => demo::run(),
+        Command::Demo(arguments) => demo::run(arguments),
         Command::Simulate { config } => simulate::run(&config),
         Command::Keys(KeysCommand::New { client }) => keys::run(&client),
         Command::Status(arguments) => status::run(&arguments),

@@ -63,30 +63,33 @@ mod tests {
 
     use super::*;
 
-    fn config_from(yaml: &str) -> Config {
+    fn config_from(yaml: &str, directory: &Path) -> Config {
         let text = format!(
             "backends: [ {{ name: a, endpoint: 'http://127.0.0.1:1', credential: {{ api_key: k }} }} ]\n\
              clients: open\n{yaml}"
         );
-        config::parse_and_check_yaml(&text, Path::new("/"), &|_| None).unwrap().config
+        config::parse_and_check_yaml(&text, directory, &|_| None).unwrap().config
     }
 
     #[test]
     fn changed_keys_that_need_an_upgrade_are_listed() {
+        // The file of records must not be a directory of this machine.
+        let directory = tempfile::tempdir().unwrap();
         let startup = config_from(
             "listeners: [ { address: '127.0.0.1:80' }, { address: '127.0.0.1:81' } ]\n\
-             admin: { address: '127.0.0.1:9' }\nrecord: { jsonl: { path: tmp/x } }",
+             admin: { address: '127.0.0.1:9' }\nrecord: { jsonl: { path: x } }",
+            directory.path(),
         );
         let table: [(&str, &[&str]); 3] = [
             (
                 "listeners: [ { address: '127.0.0.1:81', trusted_proxies: [10.0.0.1], connections_per_client: 1 },\
                  { address: '127.0.0.1:80' } ]\nadmin: { address: '127.0.0.1:9', token: new }\n\
-                 record: { jsonl: { path: tmp/x }, content: none, redact: [a] }\nbalance: round_robin",
+                 record: { jsonl: { path: x }, content: none, redact: [a] }\nbalance: round_robin",
                 &[],
             ),
             (
                 "listeners: [ { address: '127.0.0.1:80' }, { address: '127.0.0.1:82' } ]\n\
-                 record: { jsonl: { path: tmp/x, keep: 3 } }\nserver: { threads: 7, drain_delay: 1s }",
+                 record: { jsonl: { path: x, keep: 3 } }\nserver: { threads: 7, drain_delay: 1s }",
                 &[
                     "listeners[1].address",
                     "listeners (127.0.0.1:81 is gone)",
@@ -103,7 +106,7 @@ mod tests {
             ),
         ];
         for (yaml, expected) in table {
-            let mut reloaded = config_from(yaml);
+            let mut reloaded = config_from(yaml, directory.path());
             let threads = if yaml.contains("threads") { 7 } else { startup.server.worker_threads };
             reloaded.server.worker_threads = threads;
             assert_eq!(config_keys_needing_upgrade(&startup, &reloaded), expected, "{yaml}");
