@@ -102,7 +102,9 @@ fn check_reports_all_problems_at_once() {
 #[test]
 fn exit_codes_are_0_for_success_1_for_failure_and_2_for_usage_errors() {
     assert_eq!(run_aoai_lb(&["--help"]).status.code(), Some(0));
-    assert_eq!(run_aoai_lb(&["--version"]).status.code(), Some(0));
+    let version = run_aoai_lb(&["--version"]);
+    assert_eq!(version.status.code(), Some(0));
+    assert!(to_text(&version.stdout).contains("\nOpenSSL 3."), "{}", to_text(&version.stdout));
     assert_eq!(run_aoai_lb(&[]).status.code(), Some(2));
     assert_eq!(run_aoai_lb(&["serve"]).status.code(), Some(2));
     assert_eq!(run_aoai_lb(&["check"]).status.code(), Some(2));

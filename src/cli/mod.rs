@@ -35,9 +35,14 @@ const EXIT_SUCCESS: u8 = 0;
 /// The command failed. Usage errors have the exit code 2, which clap chooses.
 const EXIT_FAILURE: u8 = 1;
 
+/// The version of this binary, and of the TLS library in it: fixes of OpenSSL come with a new binary.
+fn long_version() -> String {
+    format!("{}\n{}", env!("CARGO_PKG_VERSION"), openssl::version::version())
+}
+
 /// A load balancer for Azure OpenAI: many resources look like one.
 #[derive(Parser)]
-#[command(name = "aoai-lb", version)]
+#[command(name = "aoai-lb", version, long_version = long_version())]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
