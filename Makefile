@@ -1,13 +1,13 @@
 # Most important: `make demo` and `make test`. Both install missing packages first.
 
 .PHONY: demo test build release deb install uninstall bench install-packages install-test-packages install-bench-packages
-.PHONY: format lint unit sdk page systemd instructions
+.PHONY: format lint unit sdk page systemd instructions fuzz fuzz-briefly audit
 
 demo: build
 	@./target/debug/aoai-lb demo
 
 # Everything that CI runs.
-test: install-test-packages format lint unit sdk page systemd instructions
+test: install-test-packages format lint unit fuzz-briefly sdk page systemd instructions audit
 
 build: install-packages
 	cargo build --locked
@@ -67,6 +67,18 @@ systemd: install-test-packages
 # The instructions that each step of a request takes, compared with benches/instructions.json.
 instructions: install-test-packages
 	cargo bench --locked --bench instructions
+
+# The parsers of outside bytes against random input, two at a time. For all of them it takes close to an hour;
+# FUZZ_SECONDS is the time of one, and FUZZ names some: make fuzz FUZZ="sse body" FUZZ_SECONDS=60.
+fuzz: install-packages
+	sh .ci/fuzz $(FUZZ)
+
+fuzz-briefly: install-packages
+	FUZZ_SECONDS=10 sh .ci/fuzz
+
+# Known vulnerabilities, licences and sources of the dependencies; says what cannot be checked on this machine.
+audit: install-packages
+	sh .ci/audit
 
 # Comparison with nginx, HAProxy, Envoy and a bare Pingora; takes forty minutes. Prints tables and writes
 # target/bench.json. BENCH passes options: make bench BENCH="--runs 1".

@@ -16,7 +16,7 @@ const MAX_FIELDS: usize = 100;
 ///
 /// # Errors
 /// `bad_request`, or `headers_too_large` for too many fields.
-pub(super) fn check_head(head: &[u8]) -> Result<(), Refusal> {
+pub fn check_head(head: &[u8]) -> Result<(), Refusal> {
     if has_bare_line_end(head) {
         return bad_request("the request head has a line that does not end in CR LF");
     }

@@ -6,7 +6,7 @@ pub(super) mod body_memory;
 pub(super) mod client_request;
 pub mod connection;
 pub mod connection_limit;
-mod head;
+pub mod head;
 pub(super) mod health;
 mod http2_deadline;
 pub(super) mod presence;

@@ -71,7 +71,7 @@ fn append_frame(buffer: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
 
 /// What is at the start of some bytes of a segment.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum ParsedFrame<'a> {
+pub enum ParsedFrame<'a> {
     /// A whole record, and the length of its frame.
     Record(&'a [u8], usize),
     /// The start of a frame; at least this many bytes are needed.
@@ -81,7 +81,7 @@ pub(super) enum ParsedFrame<'a> {
 }
 
 /// Reads the frame at the start of `bytes`.
-pub(super) fn parse_frame(bytes: &[u8]) -> ParsedFrame<'_> {
+pub fn parse_frame(bytes: &[u8]) -> ParsedFrame<'_> {
     let Some((head, rest)) = bytes.split_at_checked(FRAME_HEADER_BYTES) else {
         return ParsedFrame::Incomplete(FRAME_HEADER_BYTES);
     };

@@ -6,7 +6,7 @@
 //! process that looks adopts its segments and cuts off a torn last record. Beyond the size limit the oldest
 //! segment is deleted, delivered or not.
 
-mod frame;
+pub mod frame;
 mod reader;
 mod segment;
 mod shared;
