@@ -71,7 +71,7 @@ impl ServerApp for AdminConnections {
         let mut timer = Timer::default();
         loop {
             let bytes = match read_head(&mut stream, first_deadline, head_limit(), &mut timer).await {
-                Ok(bytes) => bytes,
+                Ok(head) => head.bytes,
                 Err(HeadReadError::Closed) => return None,
                 Err(HeadReadError::Refused(refusal)) => {
                     refuse_and_close(&mut stream, &refusal).await;

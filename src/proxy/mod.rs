@@ -2,7 +2,7 @@
 //! the decisions.
 //!
 //! `client/` is the downstream side, `attempt/` makes one attempt and handles its response, `upstream/`
-//! is the backends' side. `runner.rs` calls the phases.
+//! is the backends' side. `framing/` checks HTTP/1.1 framing on both sides. `runner.rs` calls the phases.
 
 mod active_config;
 mod attempt;
@@ -10,6 +10,7 @@ pub mod client;
 mod context;
 mod ending;
 mod error_types;
+mod framing;
 mod overhead;
 pub mod runner;
 mod stream_wrapper;

@@ -15,6 +15,7 @@
 //! | a 101 is accepted only for an upgrade request; then bytes are relayed both ways until both sides have closed | `attempt/response_handler.rs`, `attempt/tunnel.rs` | `http1_semantics`: `a_101_that_nobody_asked_for_…`, `an_upgrade_to_another_protocol_…`; `rewriting`: `websockets_are_tunnelled_…` |
 //! | HEAD, 204 and 304 have no body and no chunked framing | `attempt/exchange.rs` | `rewriting`: `…bodyless_responses_stay_bodyless`; `http1_semantics`: `a_304_…` |
 //! | a body without a length is chunked for the client; an incomplete body does not look complete | `attempt/exchange.rs` | `http1_semantics`: `a_response_that_ends_with_its_connection_…`; `streaming`: `a_broken_stream_is_visibly_broken_…`; `http2`: `a_broken_response_resets_its_stream` |
+//! | a chunked body or a response head that two parsers could understand differently is malformed | `framing/` | `framing` |
 //! | trailers end a body | `attempt/exchange.rs` | `http1_semantics`: `a_body_with_trailers_…` |
 //! | `Expect: 100-continue` is answered before the body is read | `client/request_body.rs` | `request_bodies`: `chunked_bodies_and_expect_100_continue_fail_over` |
 //! | a response that begins before the upload has ended reaches the client | `attempt/exchange.rs`, `client/response_writer.rs` | `http1_semantics`: `a_response_before_the_end_of_an_upload_…` |

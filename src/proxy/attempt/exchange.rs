@@ -390,7 +390,7 @@ impl<'e> AttemptExchange<'e> {
         if !has_no_body && !is_framed && (is_http2 || !is_end) {
             header.insert_header(header::TRANSFER_ENCODING, "chunked")?;
         }
-        Ok(())
+        merge_equal_lengths(header)
     }
 
     /// Writes these parts of the response to the client; returns whether it has all that it gets. The record
@@ -423,4 +423,16 @@ impl<'e> AttemptExchange<'e> {
             None => Ok(false),
         }
     }
+}
+
+/// Makes one `Content-Length` of several equal values, which `framing/response.rs` allows from backends:
+/// clients need not.
+fn merge_equal_lengths(header: &mut ResponseHeader) -> Result<()> {
+    let mut values = header.headers.get_all(header::CONTENT_LENGTH).iter();
+    let Some(first) = values.next() else { return Ok(()) };
+    if values.next().is_none() && !first.as_bytes().contains(&b',') {
+        return Ok(());
+    }
+    let value = first.to_str().ok().and_then(|value| value.split(',').next()).unwrap_or("").trim().to_owned();
+    header.insert_header(header::CONTENT_LENGTH, value)
 }

@@ -2,6 +2,7 @@
 
 use pingora::{Error, ErrorSource, ErrorType};
 
+use crate::proxy::framing::error::is_framing_error;
 use crate::refusal::{Refusal, RefusalReason};
 
 /// Why an attempt ended without a complete response.
@@ -40,6 +41,7 @@ impl UpstreamError {
     /// From an error on an established connection.
     pub(in crate::proxy) fn from_exchange_error(error: &Error) -> Self {
         match error.etype() {
+            ErrorType::ReadError if is_framing_error(error) => Self::Protocol,
             ErrorType::ConnectionClosed
             | ErrorType::ReadError
             | ErrorType::WriteError

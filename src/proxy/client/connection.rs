@@ -27,6 +27,7 @@ use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
+use super::chunked_stream::ChunkedStream;
 use super::client_request::new_request_id;
 use super::connection_limit::{AddressConnectionLimiter, ConnectionPermit, TotalConnectionLimiter};
 use super::http2_deadline::Http2HeadDeadline;
@@ -65,6 +66,13 @@ struct ConnectionPermits {
     _total: OwnedSemaphorePermit,
     /// `None` for trusted proxies, whose connections are those of many clients.
     _address: Option<ConnectionPermit>,
+}
+
+/// A request head, and what was read after it.
+pub(crate) struct ReadHead {
+    pub(crate) bytes: BytesMut,
+    /// Where in `bytes` a chunked body begins; `None` if the request has none.
+    chunked_body_start: Option<usize>,
 }
 
 /// Why no request head was read.
@@ -142,7 +150,7 @@ impl ConnectionHandler {
     }
 }
 
-/// Reads until a request head is complete, and checks it. The returned bytes may go beyond the head.
+/// Reads until a request head is complete, and checks it.
 /// `first_deadline` is that of a new connection's first head; a later one may take `limit` from its first byte.
 ///
 /// # Errors
@@ -152,7 +160,7 @@ pub(crate) async fn read_head(
     first_deadline: Option<Instant>,
     limit: Duration,
     timer: &mut Timer,
-) -> Result<BytesMut, HeadReadError> {
+) -> Result<ReadHead, HeadReadError> {
     let mut bytes = BytesMut::with_capacity(2048);
     // Between two requests a connection may be idle.
     let silence_deadline = first_deadline.unwrap_or_else(|| Instant::now() + CLIENT_IDLE_TIMEOUT);
@@ -169,10 +177,9 @@ pub(crate) async fn read_head(
         let from = searched_bytes.min(bytes.len());
         if let Some(length) = bytes.get(from..).and_then(complete_head_length) {
             let head = bytes.get(..from + length).unwrap_or_default();
-            return match head::check_head(head) {
-                Ok(()) => Ok(bytes),
-                Err(refusal) => Err(HeadReadError::Refused(refusal)),
-            };
+            let coding = head::check_head(head).map_err(HeadReadError::Refused)?;
+            let chunked_body_start = (coding == head::BodyCoding::Chunked).then_some(from + length);
+            return Ok(ReadHead { bytes, chunked_body_start });
         }
         if bytes.len() > MAX_HEAD_BYTES {
             let message = format!("a request head may have at most {MAX_HEAD_BYTES} bytes");
@@ -245,8 +252,8 @@ impl ServerApp for ConnectionHandler {
                 head = read_head(&mut stream, first_deadline, self.head_limit(), &mut timer) => head,
                 () = &mut shutdown_over => return None,
             };
-            let bytes = match head {
-                Ok(bytes) => bytes,
+            let ReadHead { mut bytes, chunked_body_start } = match head {
+                Ok(head) => head,
                 Err(HeadReadError::Closed) => return None,
                 Err(HeadReadError::Refused(refusal)) => {
                     self.active_config
@@ -262,6 +269,9 @@ impl ServerApp for ConnectionHandler {
                 }
             };
             first_deadline = None;
+            if let Some(start) = chunked_body_start {
+                stream = ChunkedStream::wrap(stream, &mut bytes, start);
+            }
             let mut session = Session::new_h1(stream);
             // Pingora's way to give bytes that have already been read to the next request of a connection.
             session.set_pipelined_prefix(bytes);
@@ -269,6 +279,7 @@ impl ServerApp for ConnectionHandler {
             // Boxed, so that a connection that waits for its next request does not hold the memory of a future
             // that serves one.
             stream = Box::pin(self.runner.serve_request(session, listener, &mut timer, shutdown)).await?;
+            stream = ChunkedStream::unwrap_if_wrapped(stream)?;
         }
     }
 }

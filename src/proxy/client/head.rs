@@ -12,21 +12,34 @@ use crate::refusal::{Refusal, RefusalReason};
 /// Maximum number of header fields in a request.
 const MAX_FIELDS: usize = 100;
 
-/// Checks a complete head of HTTP/1.x, including the empty line at its end.
+/// Whether the body after a head is chunked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyCoding {
+    /// No body, or one with a length.
+    Plain,
+    /// In chunks.
+    Chunked,
+}
+
+/// Checks a complete head of HTTP/1.x, including the empty line at its end. Returns the coding of the body.
 ///
 /// # Errors
 /// `bad_request`, or `headers_too_large` for too many fields.
-pub fn check_head(head: &[u8]) -> Result<(), Refusal> {
+pub fn check_head(head: &[u8]) -> Result<BodyCoding, Refusal> {
     if has_bare_line_end(head) {
-        return bad_request("the request head has a line that does not end in CR LF");
+        return Err(Refusal::bad_request("the request head has a line that does not end in CR LF"));
     }
     let mut fields = [MaybeUninit::uninit(); MAX_FIELDS];
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(head, &mut fields) {
         Ok(httparse::Status::Complete(_)) => {}
-        Ok(httparse::Status::Partial) => return bad_request("the request head is incomplete"),
+        Ok(httparse::Status::Partial) => {
+            return Err(Refusal::bad_request("the request head is incomplete"));
+        }
         Err(httparse::Error::TooManyHeaders) => return Err(too_many_fields_refusal()),
-        Err(error) => return bad_request(format!("the request head is malformed: {error}")),
+        Err(error) => {
+            return Err(Refusal::bad_request(format!("the request head is malformed: {error}")));
+        }
     }
     check_target(&request)?;
     let is_http_11 = request.version == Some(1);
@@ -34,7 +47,8 @@ pub fn check_head(head: &[u8]) -> Result<(), Refusal> {
     for field in request.headers.iter() {
         counts.check_and_count_field(field, is_http_11)?;
     }
-    counts.check_counts(is_http_11)
+    counts.check_counts(is_http_11)?;
+    Ok(if counts.transfer_encoding.get() > 0 { BodyCoding::Chunked } else { BodyCoding::Plain })
 }
 
 /// Checks the header fields of an HTTP/2 request. Its framing is checked by h2.
@@ -216,6 +230,8 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, X-Mine\r\n\r\n",
         ] {
             assert_eq!(refusal_reason(head), None, "{head:?}");
+            let is_chunked = head.contains("Chunked");
+            assert_eq!(check_head(head.as_bytes()).unwrap() == BodyCoding::Chunked, is_chunked, "{head:?}");
         }
     }
 

@@ -3,6 +3,7 @@
 
 pub(super) mod admit;
 pub(super) mod body_memory;
+mod chunked_stream;
 pub(super) mod client_request;
 pub mod connection;
 pub mod connection_limit;

@@ -11,6 +11,7 @@ use pingora::protocols::http::ServerSession;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::body_memory::{BodyMemory, MemoryHolder, MemoryReservation};
+use crate::proxy::framing::error::is_framing_error;
 use crate::refusal::{Refusal, RefusalReason};
 
 /// Largest piece that is given to Pingora at once. Over HTTP/1.1, what a backend does not take of it is copied.
@@ -246,13 +247,18 @@ fn too_large_refusal(max_length: u64) -> Refusal {
 pub(in crate::proxy) fn classify_body_read_error(error: &pingora::Error) -> BodyReadError {
     use pingora::ErrorType::{ConnectionClosed, ReadError, ReadTimedout};
     match error.etype() {
+        ReadError if is_framing_error(error) => malformed_body(),
         ConnectionClosed | ReadError => BodyReadError::ClientGone,
         ReadTimedout => {
             let message = "the request body did not arrive in time";
             BodyReadError::RefusedWithClose(Refusal::new(RefusalReason::RequestTimeout, message))
         }
-        _ => BodyReadError::RefusedWithClose(Refusal::bad_request("the request body's framing is malformed")),
+        _ => malformed_body(),
     }
+}
+
+fn malformed_body() -> BodyReadError {
+    BodyReadError::RefusedWithClose(Refusal::bad_request("the request body's framing is malformed"))
 }
 
 /// Collects the pieces of a body. A single piece is not copied.

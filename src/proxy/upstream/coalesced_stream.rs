@@ -4,6 +4,8 @@
 //! A backend may answer a request that it does not read, so what it sends has to be read while the request is
 //! written. Pingora's session can do only one of the two at a time. So this takes over what the socket does
 //! not accept, and writes it whenever the session reads.
+//!
+//! It also checks the framing of responses before Pingora parses them.
 
 use std::io;
 use std::pin::Pin;
@@ -14,6 +16,7 @@ use std::task::{Context, Poll, ready};
 use pingora::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
+use crate::proxy::framing::response::ResponseFraming;
 use crate::proxy::stream_wrapper::delegate_stream_traits;
 
 /// Maximum bytes that are collected: as many as a TLS record holds.
@@ -32,11 +35,15 @@ pub(super) struct CoalescedStream {
     state: Arc<WriteState>,
     /// Bytes that have been written to this stream but not to `inner`.
     pending_bytes: Vec<u8>,
+    /// The framing of the current response.
+    response: ResponseFraming,
 }
 
 /// What of a [`CoalescedStream`] is known outside of Pingora's session.
 #[derive(Debug, Default)]
 pub(super) struct WriteState {
+    /// The next bytes that are read are those of a new response.
+    expects_new_response: AtomicBool,
     /// The next flush does nothing, because another write follows at once.
     coalesces_next_flush: AtomicBool,
     /// The socket does not accept all that has been written; reads of the stream write the rest.
@@ -63,7 +70,8 @@ impl CoalescedStream {
         if Self::write_state(&stream).is_some() {
             return stream;
         }
-        Box::new(Self { inner: stream, state: Arc::default(), pending_bytes: Vec::new() })
+        let response = ResponseFraming::default();
+        Box::new(Self { inner: stream, state: Arc::default(), pending_bytes: Vec::new(), response })
     }
 
     /// The wrapped stream, whose writes wait; the same stream if bytes are pending, which is not the case after a
@@ -74,6 +82,13 @@ impl CoalescedStream {
         }
         let coalesced = stream.into_any().downcast::<Self>().expect("only this type has a write state");
         if coalesced.pending_bytes.is_empty() { coalesced.inner } else { coalesced }
+    }
+
+    /// Prepares for a request and its response. Does nothing with a stream of another type.
+    pub(super) fn begin_request(stream: &Stream) {
+        if let Some(state) = Self::write_state(stream) {
+            state.expects_new_response.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Delays the next flush of this stream until the write after it, which has to follow at once. Does
@@ -134,8 +149,18 @@ impl AsyncRead for CoalescedStream {
             self.pending_bytes = Vec::new();
             *self.state.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         }
+        if self.state.expects_new_response.load(Ordering::Relaxed) {
+            self.state.expects_new_response.store(false, Ordering::Relaxed);
+            self.response = ResponseFraming::default();
+        }
+        // Not after the read: nothing more may arrive.
+        self.response.ensure_well_formed()?;
+        let start = buf.filled().len();
         let mut limited_reader = (&mut self.inner).take(MAX_READ_BYTES);
-        Pin::new(&mut limited_reader).poll_read(cx, buf)
+        ready!(Pin::new(&mut limited_reader).poll_read(cx, buf))?;
+        let well_formed = self.response.check(buf.filled().get(start..).unwrap_or_default())?;
+        buf.set_filled(start + well_formed);
+        Poll::Ready(Ok(()))
     }
 }
 

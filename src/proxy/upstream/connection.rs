@@ -46,6 +46,8 @@ pub(in crate::proxy) struct UpstreamConnection {
     pub(in crate::proxy) is_reused: bool,
     /// The request has been sent completely.
     is_request_sent: bool,
+    /// Reading the response failed.
+    has_read_failed: bool,
     /// The piece that was sent last, or is being sent, ends the body.
     latest_piece_ends_body: bool,
     write_timeout: Option<Duration>,
@@ -112,6 +114,7 @@ impl UpstreamConnector {
             protocol,
             is_reused,
             is_request_sent: false,
+            has_read_failed: false,
             latest_piece_ends_body: false,
             write_timeout,
             is_http1_write_blocked: false,
@@ -217,6 +220,7 @@ impl UpstreamConnection {
         self.is_request_sent = body == RequestBodyAvailability::None;
         match &mut self.protocol {
             Protocol::Http1(session) | Protocol::Http1Fallback(session) => {
+                CoalescedStream::begin_request(session.stream());
                 if body == RequestBodyAvailability::Ready {
                     CoalescedStream::coalesce_next_flush(session.stream());
                 }
@@ -294,11 +298,14 @@ impl UpstreamConnection {
             Protocol::Http1(session) | Protocol::Http1Fallback(session) if self.is_http1_write_blocked => {
                 let event = next_event_while_writing(session).await;
                 self.is_http1_write_blocked = matches!(event, UpstreamEvent::Read(_));
+                self.has_read_failed |= matches!(event, UpstreamEvent::Read(Err(_)));
                 self.note_request_sent(&event);
                 event
             }
             Protocol::Http1(session) | Protocol::Http1Fallback(session) => {
-                UpstreamEvent::Read(session.read_response_task().await)
+                let read = session.read_response_task().await;
+                self.has_read_failed |= read.is_err();
+                UpstreamEvent::Read(read)
             }
             Protocol::Http2(stream) => {
                 let event = stream.next_event().await;
@@ -317,8 +324,10 @@ impl UpstreamConnection {
     /// response is a 101, is never reused.
     fn is_reusable(&mut self) -> bool {
         self.is_request_sent
+            && !self.has_read_failed
             && match &mut self.protocol {
-                // In this order: Pingora's `is_body_done` panics if no response head has been read.
+                // In this order: Pingora's `is_body_done` panics if no response head has been read, or a
+                // malformed one.
                 Protocol::Http1(session) | Protocol::Http1Fallback(session) => {
                     session.resp_header().is_some_and(|head| !head.status.is_informational())
                         && session.is_body_done()
