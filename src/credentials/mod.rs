@@ -11,6 +11,7 @@ mod fetchers;
 pub mod jwt;
 mod keyring;
 mod loggable;
+mod redactor;
 mod refresh;
 mod refreshed_secret;
 mod secret_state;
@@ -18,5 +19,6 @@ pub mod signing_keys;
 
 pub use self::credential::BackendCredential;
 pub use self::keyring::Keyring;
+pub use self::redactor::CredentialRedactor;
 pub use self::refreshed_secret::RefreshedSecret;
 pub use self::secret_state::{SecretError, SecretState, SecretValue};

@@ -21,6 +21,7 @@ use super::ending::RequestEnding;
 use super::overhead::OverheadClock;
 use super::upstream::peer::ConnectTurn;
 use crate::config::ListenerConfig;
+use crate::credentials::SecretValue;
 use crate::gateway::Gateway;
 use crate::record::exchange::{CapturePolicy, CapturedRequest, ExchangeOutcome, FinishedExchange};
 use crate::record::writer::WriteReceipt;
@@ -56,6 +57,8 @@ pub(super) struct RequestContext {
     pub(super) retry_state: Option<RetryState>,
     /// The state of the current attempt's response.
     pub(super) response_state: ResponseState,
+    /// The secret that the current attempt was sent with.
+    pub(super) attempt_secret: Option<Arc<SecretValue>>,
     /// What happens if the backend sends nothing for too long. It applies once the request is sent.
     pub(super) attempt_deadline: Option<AttemptDeadline>,
     /// The client has sent bytes after its request, so its connection is no longer polled.
@@ -75,6 +78,7 @@ impl RequestContext {
             body_memory,
             retry_state: None,
             response_state: ResponseState::Awaited,
+            attempt_secret: None,
             attempt_deadline: None,
             has_pipelined_bytes: false,
             overhead_clock: OverheadClock::start_at(Instant::now()),

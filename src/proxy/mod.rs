@@ -232,7 +232,9 @@ impl ProxyHttp for Balancer {
         context.body.replace_unsent_pieces(pieces);
         let requests = &config.gateway.request_config;
         headers::rewrite_for_backend(head, backend, requests, upstream_request.path_and_query, &framing)?;
-        head.insert_header(name, secret.header_value.clone())
+        head.insert_header(name, secret.header_value.clone())?;
+        context.attempt_secret = Some(secret);
+        Ok(())
     }
 
     fn fail_to_connect(

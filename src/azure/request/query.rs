@@ -50,6 +50,8 @@ pub struct QueryString {
     forwarded_pairs_text: String,
     pairs: Vec<QueryPair>,
     credentials: Vec<QueryCredential>,
+    /// A pair with a secret that is no credential here was left out.
+    has_dropped_secret: bool,
 }
 
 impl QueryString {
@@ -66,6 +68,10 @@ impl QueryString {
                 if !decoded_value.is_empty() {
                     query.credentials.push(QueryCredential(decoded_value.into_owned()));
                 }
+                continue;
+            }
+            if is_secret_key(&decoded_key) {
+                query.has_dropped_secret = true;
                 continue;
             }
             let key_kind = match () {
@@ -100,6 +106,11 @@ impl QueryString {
         &self.credentials
     }
 
+    /// Whether it came with a secret, which must not stay in memory.
+    pub(in crate::azure) fn has_secret(&self) -> bool {
+        self.has_dropped_secret || !self.credentials.is_empty()
+    }
+
     /// The percent-decoded value of a key.
     pub(in crate::azure) fn value(&self, key: QueryKeyKind) -> Option<Cow<'_, str>> {
         let pair = self.pairs.iter().find(|pair| pair.key == key)?;
@@ -129,6 +140,33 @@ impl QueryKeyKind {
             Self::Other => None,
         }
     }
+}
+
+/// Whether a key of a query names a secret in one of the usual spellings: the key of an API, the `code` of
+/// an Azure Function, the `sig` of a shared access signature, a token or a password. None of them is a
+/// parameter of Azure OpenAI.
+fn is_secret_key(key: &str) -> bool {
+    const NAMES: [&str; 13] = [
+        "key",
+        "code",
+        "sig",
+        "signature",
+        "auth",
+        "authorization",
+        "token",
+        "secret",
+        "password",
+        "clientsecret",
+        "apitoken",
+        "bearertoken",
+        "securitytoken",
+    ];
+    const ENDINGS: [&str; 7] =
+        ["apikey", "subscriptionkey", "functionskey", "accesskey", "accesstoken", "authtoken", "idtoken"];
+    // `api_key`, `x-api-key`, `API.Key` and `key[]` are the same.
+    let letters: String = key.chars().filter(char::is_ascii_alphanumeric).collect();
+    let letters = letters.to_ascii_lowercase();
+    NAMES.contains(&letters.as_str()) || ENDINGS.iter().any(|ending| letters.ends_with(ending))
 }
 
 /// Percent-decodes a key or a value. A plus sign is not read as a space, because API keys can contain

@@ -31,7 +31,7 @@ pub fn parse_target_cached(raw: &[u8], is_websocket: bool) -> Result<Arc<Request
     }
     let target = Arc::new(target::parse_target(raw, is_websocket)?);
     // A target with an object's id is rarely repeated, and a credential must not stay in memory.
-    if !target.has_object_id && target.query.credentials().is_empty() {
+    if !target.has_object_id && !target.query.has_secret() {
         TARGET_CACHE.with_borrow_mut(|cache| {
             if cache.len() >= MAX_CACHED_TARGETS {
                 cache.clear();
@@ -60,6 +60,7 @@ mod tests {
         assert!(is_cached("/openai/deployments/a/chat/completions?api-version=2024-10-21"));
         assert!(!is_cached("/openai/files/file-1?api-version=2024-10-21"), "has an object's id");
         assert!(!is_cached("/openai/models?api-key=k"), "has a credential");
+        assert!(!is_cached("/openai/models?code=k"), "has a secret");
         assert!(!is_cached(&format!("/openai/{}", "x".repeat(MAX_CACHED_TARGET_BYTES))));
         assert_eq!(parse_target_cached(b"/openai/../a", false).unwrap_err(), TargetError::DotSegment);
         for n in 0..3 * MAX_CACHED_TARGETS {

@@ -153,6 +153,42 @@ fn credentials_are_removed_from_the_query() {
 }
 
 #[test]
+fn secrets_are_removed_from_the_query_and_parameters_of_azure_stay() {
+    for secret in [
+        "key=SECRET",
+        "KEY=SECRET",
+        "k%65y=SECRET",
+        "key[]=SECRET",
+        "code=SECRET",
+        "Code=SECRET",
+        "sig=SECRET",
+        "signature=SECRET",
+        "apikey=SECRET",
+        "api_key=SECRET",
+        "x-api-key=SECRET",
+        "X_API_KEY=SECRET",
+        "subscription_key=SECRET",
+        "ocp-apim-subscription-key=SECRET",
+        "token=SECRET",
+        "access_token=SECRET",
+        "Authorization=SECRET",
+        "client_secret=SECRET",
+        "password=SECRET",
+    ] {
+        let target = parsed(&format!("/openai/models?a=1&{secret}&b=2")).unwrap();
+        assert_eq!(target.upstream_target(None, None, None), "/openai/models?a=1&b=2", "{secret}");
+        assert!(target.query.credentials().is_empty() && target.query.has_secret(), "{secret}");
+        assert!(!format!("{target:?}").contains("SECRET"), "{secret}");
+    }
+    let parameters = "model=m&intent=transcription&after=a&before=b&limit=3&order=asc&\
+                      include[]=x&include%5B%5D=y&stream=true&starting_after=7&purpose=batch&max_tokens=1&\
+                      prompt_cache_key=k&keyword=w&codec=c&encoding=e&timestamp_granularities[]=word";
+    let target = parsed(&format!("/openai/v1/responses/r?{parameters}")).unwrap();
+    assert_eq!(target.upstream_target(None, None, None), format!("/openai/v1/responses/r?{parameters}"));
+    assert!(!target.query.has_secret());
+}
+
+#[test]
 fn api_version_and_deployment_are_rewritten_for_the_backend() {
     let chat = "/openai/deployments/gpt-4o/chat/completions";
     let up = Some(deployment("ptu"));

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use pingora::http::ResponseHeader;
 
+use crate::credentials::CredentialRedactor;
 use crate::names::DeploymentName;
 
 /// The backend of an attempt, and the name of the deployment there.
@@ -40,6 +41,13 @@ impl HeldResponse {
     pub(super) fn push(&mut self, data: Bytes) {
         self.body_size += data.len();
         self.body_pieces.push(data);
+    }
+
+    /// Removes the credential that it was asked with from a complete body.
+    pub(super) fn redact_body(&mut self, redactor: &CredentialRedactor) {
+        if let Some(redacted) = redactor.redact_if_found(&self.body_received_so_far()) {
+            self.body_pieces = vec![redacted.into()];
+        }
     }
 
     /// The body as far as it has arrived, in one piece.

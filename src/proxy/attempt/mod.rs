@@ -12,6 +12,7 @@ pub(super) mod final_response;
 pub(super) mod held_response;
 pub(super) mod held_stream;
 pub(super) mod outcome;
+mod redaction;
 pub(super) mod relayed_response;
 mod response_handler;
 pub(super) mod response_state;

@@ -1,7 +1,7 @@
 //! A response that is relayed to the client while its usage and text are captured for the record.
 //!
 //! Its bytes stay unchanged, except that the usage event of a stream is removed if only the balancer asked
-//! for it.
+//! for it, and the backend's credential if an error response quotes it.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
@@ -9,10 +9,12 @@ use openssl::sha::Sha256;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
 
+use super::redaction::redact_task;
 use crate::azure::Operation;
 use crate::azure::response::capture::ResponseCapture;
 use crate::azure::response::collected_body::CollectedBody;
 use crate::azure::response::sse::{EventScanner, UsageEventRemover};
+use crate::credentials::CredentialRedactor;
 use crate::names::DeploymentName;
 use crate::record::exchange::{CapturePolicy, CapturedResponse};
 
@@ -36,6 +38,8 @@ static X_MS_SPILLOVER_FROM_DEPLOYMENT: HeaderName = HeaderName::from_static("x-m
 /// A response that is being relayed to the client.
 pub(in crate::proxy) struct RelayedResponse {
     capture: Capture,
+    /// Removes the attempt's credential; `None` unless the response may quote it.
+    credential_redactor: Option<Box<CredentialRedactor>>,
     /// Removes the usage event; `None` if the stream stays unchanged.
     usage_event_remover: Option<UsageEventRemover>,
     details: ResponseDetails,
@@ -90,17 +94,20 @@ pub(in crate::proxy) struct ResponseDetails {
 
 impl RelayedResponse {
     /// A response with this head. `operation` is `None` for a request that was not admitted.
-    /// `removes_usage` says that only the balancer asked for the usage event.
+    /// `removes_usage` says that only the balancer asked for the usage event, and `credential_redactor` is
+    /// set if the response may quote the attempt's credential.
     pub(super) fn new(
         header: &ResponseHeader,
         operation: Option<Operation>,
         policy: CapturePolicy,
         removes_usage: bool,
+        credential_redactor: Option<Box<CredentialRedactor>>,
     ) -> Self {
         let removes_usage = removes_usage && is_event_stream(header);
         Self {
             capture: operation
                 .map_or(Capture::Nothing, |operation| Capture::for_response(header, operation, policy)),
+            credential_redactor,
             usage_event_remover: removes_usage.then(|| UsageEventRemover::new(MAX_USAGE_EVENT_BYTES)),
             details: ResponseDetails::from_headers(&header.headers),
             // A tunnel has no end of its own: however it is closed, it is not incomplete.
@@ -118,6 +125,7 @@ impl RelayedResponse {
     pub(super) fn for_held_response(header: &ResponseHeader) -> Self {
         Self {
             capture: Capture::Nothing,
+            credential_redactor: None,
             usage_event_remover: None,
             details: ResponseDetails::from_headers(&header.headers),
             has_ended: true,
@@ -153,6 +161,17 @@ impl RelayedResponse {
         if self.drops_rest {
             return;
         }
+        let Some(redactor) = &mut self.credential_redactor else {
+            return self.relay_redacted_task(task, output);
+        };
+        let mut redacted = Vec::new();
+        redact_task(redactor, task, &mut redacted);
+        for task in redacted {
+            self.relay_redacted_task(task, output);
+        }
+    }
+
+    fn relay_redacted_task(&mut self, task: HttpTask, output: &mut Vec<HttpTask>) {
         // Pingora counts a failure as an end as well.
         let is_end = task.is_end() && !matches!(task, HttpTask::Failed(_));
         if let HttpTask::Body(Some(data), _) = &task {

@@ -16,9 +16,11 @@ use super::final_response::{
 use super::held_response::HeldResponse;
 use super::held_stream::{HeldStream, HeldStreamState};
 use super::outcome::AfterResponse;
+use super::redaction::{may_quote_credential, redact_header};
 use super::relayed_response::{RelayedResponse, is_event_stream};
 use super::response_state::ResponseState;
 use crate::azure::Operation;
+use crate::credentials::CredentialRedactor;
 use crate::proxy::client::body_memory::{BodyMemory, MemoryHolder};
 use crate::proxy::context::RequestContext;
 use crate::proxy::error_types::{RETRY_ELSEWHERE, UNSOLICITED_UPGRADE};
@@ -68,7 +70,7 @@ impl<'c> ResponseHandler<'c> {
     pub(super) fn end_hold(mut self) -> Result<Vec<HttpTask>> {
         match self.context.response_state {
             ResponseState::HeldResponse(_) => self.act_on_incomplete_response()?,
-            _ => self.release_stream()?,
+            _ => self.release_stream(None)?,
         }
         Ok(self.output)
     }
@@ -100,6 +102,9 @@ impl<'c> ResponseHandler<'c> {
             // The first-byte timeout ends; `tunnel.rs` has a deadline of its own.
             self.context.attempt_deadline = None;
         }
+        if let Some(redactor) = self.redactor_for_status(header.status) {
+            redact_header(&redactor, &mut header)?;
+        }
         if !self.context.gateway().relays_without_reading_body(header.status.as_u16()) {
             return self.hold_response(header, is_end);
         }
@@ -107,7 +112,8 @@ impl<'c> ResponseHandler<'c> {
             self.hold_stream(header);
             return Ok(());
         }
-        self.begin_relay(&mut header)?;
+        let redactor = self.redactor_for_status(header.status);
+        self.begin_relay(&mut header, redactor)?;
         if !is_upgrade {
             self.context.restart_idle_deadline(self.now);
         }
@@ -157,7 +163,12 @@ impl<'c> ResponseHandler<'c> {
 
     /// Acts on a held response that is complete.
     fn act_on_complete_response(&mut self) -> Result<()> {
-        let ResponseState::HeldResponse(held) = self.context.response_state.take() else { return Ok(()) };
+        let ResponseState::HeldResponse(mut held) = self.context.response_state.take() else {
+            return Ok(());
+        };
+        if let Some(redactor) = self.redactor_for_status(held.header.status) {
+            held.redact_body(&redactor);
+        }
         let is_body_consumed = self.context.body.is_no_longer_replayable;
         let Some(retry) = &mut self.context.retry_state else { return self.send_held_response(*held) };
         match retry.on_complete_response(*held, is_body_consumed, self.now) {
@@ -181,7 +192,8 @@ impl<'c> ResponseHandler<'c> {
         match after {
             AfterResponse::Relay(_) => {
                 correct_retry_hints(self.context, &mut header, self.now)?;
-                self.begin_relay(&mut header)?;
+                let redactor = self.redactor_for_status(header.status);
+                self.begin_relay(&mut header, redactor)?;
                 self.context.restart_idle_deadline(self.now);
                 self.output.push(HttpTask::Header(header, false));
                 for piece in pieces {
@@ -233,7 +245,7 @@ impl<'c> ResponseHandler<'c> {
         let ResponseState::HeldStream(held) = &mut self.context.response_state else { return Ok(()) };
         match held.push(task, operation)? {
             HeldStreamState::Undecided => Ok(()),
-            HeldStreamState::MustRelease => self.release_stream(),
+            HeldStreamState::MustRelease => self.release_stream(None),
             HeldStreamState::ErrorBeforeContent(event) => self.act_on_error_event(&event),
         }
     }
@@ -249,7 +261,11 @@ impl<'c> ResponseHandler<'c> {
             .as_mut()
             .and_then(|retry| retry.on_error_event(&held.header, event, is_body_consumed, self.now));
         match after {
-            None => self.release_stream(),
+            // Its error event may quote the credential.
+            None => {
+                let redactor = self.redactor();
+                self.release_stream(redactor)
+            }
             Some(AfterResponse::Retry) => Err(Error::new(RETRY_ELSEWHERE)),
             Some(AfterResponse::Exhausted | AfterResponse::Relay(_)) => {
                 // Releases the memory of the held stream.
@@ -260,11 +276,11 @@ impl<'c> ResponseHandler<'c> {
     }
 
     /// Sends the held part of a stream to the client, and the rest as it arrives.
-    fn release_stream(&mut self) -> Result<()> {
+    fn release_stream(&mut self, redactor: Option<Box<CredentialRedactor>>) -> Result<()> {
         let ResponseState::HeldStream(held) = self.context.response_state.take() else { return Ok(()) };
         let HeldStream { mut header, tasks, .. } = *held;
         self.context.restart_idle_deadline(self.now);
-        self.begin_relay(&mut header)?;
+        self.begin_relay(&mut header, redactor)?;
         self.output.push(HttpTask::Header(header, false));
         for task in tasks {
             self.relay_task(task);
@@ -273,7 +289,12 @@ impl<'c> ResponseHandler<'c> {
     }
 
     /// Begins to relay a response: from here on no other attempt can follow.
-    fn begin_relay(&mut self, header: &mut ResponseHeader) -> Result<()> {
+    /// `redactor` removes the attempt's credential from the body.
+    fn begin_relay(
+        &mut self,
+        header: &mut ResponseHeader,
+        redactor: Option<Box<CredentialRedactor>>,
+    ) -> Result<()> {
         if let Some(retry) = &mut self.context.retry_state {
             retry.on_relay_start(header, self.now);
         }
@@ -282,7 +303,7 @@ impl<'c> ResponseHandler<'c> {
         let removes_usage =
             self.context.retry_state.as_ref().is_some_and(|retry| retry.balancer_asks_for_usage());
         let policy = self.context.gateway().capture_policy(self.context.request.client.as_deref());
-        let relayed = RelayedResponse::new(header, self.operation(), policy, removes_usage);
+        let relayed = RelayedResponse::new(header, self.operation(), policy, removes_usage, redactor);
         // Without the usage event the body is shorter than its length says.
         if relayed.removes_usage_event() && header.remove_header(&http::header::CONTENT_LENGTH).is_some() {
             header.insert_header(http::header::TRANSFER_ENCODING, "chunked")?;
@@ -320,6 +341,17 @@ impl<'c> ResponseHandler<'c> {
         let tasks = prepare_best_response_or_refusal(self.context, self.now)?;
         self.output.extend(tasks);
         Ok(())
+    }
+
+    /// Removes the attempt's credential from a response of this status; `None` if such responses do not
+    /// quote it.
+    fn redactor_for_status(&self, status: StatusCode) -> Option<Box<CredentialRedactor>> {
+        if may_quote_credential(status) { self.redactor() } else { None }
+    }
+
+    fn redactor(&self) -> Option<Box<CredentialRedactor>> {
+        let secret = self.context.attempt_secret.as_ref()?;
+        CredentialRedactor::new(&secret.secret).map(Box::new)
     }
 
     fn set_hold_deadline(&mut self, time: Duration) {

@@ -19,11 +19,7 @@ use crate::gateway::Backend;
 fn is_stripped(name: &str) -> bool {
     let is_listed = matches!(
         name,
-        "api-key"
-            | "ocp-apim-subscription-key"
-            | "subscription-key"
-            | "authorization"
-            | "cookie"
+        "cookie"
             | "forwarded"
             | "x-real-ip"
             | "via"
@@ -42,6 +38,7 @@ fn is_stripped(name: &str) -> bool {
             | "http2-settings"
     );
     is_listed
+        || is_credential_name(name)
         || match name.as_bytes().first() {
             Some(b'c') => name.starts_with("cf-"),
             Some(b'p') => name.starts_with("proxy-"),
@@ -54,11 +51,38 @@ fn is_stripped(name: &str) -> bool {
                     "x-arr-",
                     "x-stainless-",
                     "x-aoai-lb-",
+                    // App Service adds the tokens of a signed-in user.
+                    "x-ms-token-",
+                    "x-ms-client-principal",
                 ];
                 prefixes.iter().any(|prefix| name.starts_with(prefix))
             }
             _ => false,
         }
+}
+
+/// Whether this is the name of a header field with a credential, in any spelling: `api-key`, `x-api-key`,
+/// `APIKEY`, `Ocp-Apim-Subscription-Key`, `x-functions-key`, `Authorization`, `x-auth-token`. Each
+/// of them is the client's, for the balancer or for a proxy before it.
+fn is_credential_name(name: &str) -> bool {
+    const ENDINGS: [&str; 9] = [
+        "apikey",
+        "subscriptionkey",
+        "functionskey",
+        "accesskey",
+        "authorization",
+        "authtoken",
+        "accesstoken",
+        "securitytoken",
+        "idtoken",
+    ];
+    // All of them end like this, and few other names do.
+    let name = name.strip_suffix('s').unwrap_or(name);
+    if !name.ends_with("key") && !name.ends_with("token") && !name.ends_with("authorization") {
+        return false;
+    }
+    let letters: SmallVec<[u8; 64]> = name.bytes().filter(|byte| *byte != b'-' && *byte != b'_').collect();
+    ENDINGS.iter().any(|ending| letters.ends_with(ending.as_bytes()))
 }
 
 /// How the request's body is framed towards the backend.
@@ -226,7 +250,7 @@ fn strip_subprotocol_key(header: &mut RequestHeader) -> pingora::Result<()> {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .map(|item| item.trim().to_owned())
-        .filter(|item| !item.is_empty() && !item.to_ascii_lowercase().contains("api-key"))
+        .filter(|item| !item.is_empty() && !names_api_key(item))
         .collect();
     if header.headers.contains_key(&name) {
         header.remove_header(&name);
@@ -235,6 +259,12 @@ fn strip_subprotocol_key(header: &mut RequestHeader) -> pingora::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether this subprotocol contains a key, such as `openai-insecure-api-key.KEY`.
+fn names_api_key(item: &str) -> bool {
+    let letters: String = item.chars().filter(char::is_ascii_alphanumeric).collect();
+    letters.to_ascii_lowercase().contains("apikey")
 }
 
 #[cfg(test)]
@@ -255,6 +285,21 @@ mod tests {
             "traceparent",
             "x-aoai-lb-admin",
             "x-original-url",
+            "x-api-key",
+            "apikey",
+            "x-apikey",
+            "api_key",
+            "openai-api-key",
+            "x-goog-api-key",
+            "ocp-apim-subscription-key",
+            "subscription-key",
+            "x-functions-key",
+            "x-auth-token",
+            "x-access-token",
+            "x-amz-security-token",
+            "x-authorization",
+            "x-ms-token-aad-access-token",
+            "x-ms-client-principal-id",
         ];
         for name in stripped {
             assert!(is_stripped(name), "{name}");
@@ -267,7 +312,11 @@ mod tests {
             "user-agent",
             "x-ms-spillover-deployment",
             "accept",
-            "api-keys",
+            "idempotency-key",
+            "x-prompt-cache-key",
+            "sec-websocket-key",
+            "x-max-tokens",
+            "openai-organization",
         ];
         for name in forwarded {
             assert!(!is_stripped(name), "{name}");

@@ -25,7 +25,7 @@ use super::peer::load_ca_certificates;
 use crate::azure::response::verdict;
 use crate::azure::response::verdict::Verdict;
 use crate::config::{self, CertifiedKey};
-use crate::credentials::SecretValue;
+use crate::credentials::{CredentialRedactor, SecretValue};
 use crate::gateway::Backend;
 use crate::names::{BackendName, DeploymentName};
 use crate::proxy::ActiveConfig;
@@ -181,7 +181,12 @@ impl BackendRequestSender<'_> {
         let auth_header = self.auth_header.clone();
         let response = send_balancer_request(self.backend, auth_header, &self.peer, &self.connector, request);
         match timeout(BALANCER_REQUEST_TIMEOUT, response).await {
-            Ok(Ok(response)) => Ok(response),
+            Ok(Ok((status, body))) => {
+                // An error may quote the credential.
+                let redactor = CredentialRedactor::new(&self.auth_header.1.secret);
+                let redacted = redactor.and_then(|redactor| redactor.redact_if_found(&body));
+                Ok((status, redacted.unwrap_or(body)))
+            }
             Ok(Err(error)) => Err(format!("no response: {}", error.etype().as_str())),
             Err(_) => Err(format!("no response within {BALANCER_REQUEST_TIMEOUT:?}")),
         }
