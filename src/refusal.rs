@@ -28,6 +28,8 @@ pub enum RefusalReason {
     BodyTooLarge,
     /// The body of a v1 request is compressed, so the deployment in it cannot be read.
     UnsupportedEncoding,
+    /// The handshake asks for another version of the WebSocket protocol than 13.
+    UnsupportedWebSocketVersion,
     /// The head of the request is larger than the balancer's limit.
     HeadersTooLarge,
     /// Every backend of the deployment is throttled.
@@ -59,6 +61,9 @@ impl RefusalReason {
             Self::RequestTimeout => (408, "request_timeout", INVALID_REQUEST_ERROR),
             Self::BodyTooLarge => (413, "body_too_large", INVALID_REQUEST_ERROR),
             Self::UnsupportedEncoding => (415, "unsupported_encoding", INVALID_REQUEST_ERROR),
+            Self::UnsupportedWebSocketVersion => {
+                (426, "unsupported_websocket_version", INVALID_REQUEST_ERROR)
+            }
             Self::HeadersTooLarge => (431, "headers_too_large", INVALID_REQUEST_ERROR),
             Self::AllThrottled => (429, "all_throttled", "rate_limit_error"),
             Self::UpstreamFailed => (502, "upstream_failed", SERVER_ERROR),

@@ -274,3 +274,58 @@ async fn an_upgrade_to_another_protocol_than_websocket_is_ignored() {
     assert_eq!(response.status, 502, "{}", response.text());
     assert!(!balancer.log().contains("panicked"), "{}", balancer.log());
 }
+
+#[tokio::test]
+async fn only_a_valid_websocket_handshake_becomes_a_tunnel() {
+    let upstream = ScriptedUpstream::start(|request| {
+        // It switches protocols whenever it is asked to.
+        if request.head.to_lowercase().contains("upgrade") {
+            return vec![b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\nraw".to_vec()];
+        }
+        vec![WHOLE_RESPONSE.to_vec()]
+    })
+    .await;
+    let balancer = Balancer::start(&upstream.backend_yaml("a"), "").await;
+    let target = "/openai/v1/realtime?model=gpt-4o";
+    let key = ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
+    let version = ("Sec-WebSocket-Version", "13");
+    let upgrade = ("Upgrade", "websocket");
+    let connection = ("Connection", "Upgrade");
+    // Ordinary requests, of which the offer is ignored.
+    for (method, fields) in [
+        ("GET", &[upgrade, key, version][..]),
+        ("GET", &[("Connection", "keep-alive"), upgrade, key, version]),
+        ("POST", &[connection, upgrade]),
+    ] {
+        let headers = [KEY_HEADER, fields].concat();
+        let body = (method == "POST").then_some(CHAT_BODY.as_bytes());
+        let target = if method == "POST" { CHAT_TARGET } else { "/openai/v1/models" };
+        let response = balancer.connect().await.request(method, target, &headers, body).await;
+        assert_eq!((response.status, response.text().as_str()), (200, "{}"), "{fields:?}");
+    }
+    for request in upstream.requests() {
+        let head = request.head.to_lowercase();
+        assert!(!head.contains("upgrade") && !head.contains("sec-websocket"), "{head}");
+    }
+    upstream.forget_requests();
+    // Malformed handshakes.
+    for (method, fields, status) in [
+        ("POST", &[key, version][..], 400),
+        ("GET", &[key, key, version], 400),
+        ("GET", &[version], 400),
+        ("GET", &[("Sec-WebSocket-Key", "short"), version], 400),
+        ("GET", &[key], 400),
+        ("GET", &[key, ("Sec-WebSocket-Version", "8")], 426),
+    ] {
+        let headers = [KEY_HEADER, &[connection, upgrade], fields].concat();
+        let body = (method == "POST").then_some(CHAT_BODY.as_bytes());
+        let response = balancer.connect().await.request(method, target, &headers, body).await;
+        assert_eq!(response.status, status, "{fields:?}: {}", response.text());
+        let code = if status == 426 { "unsupported_websocket_version" } else { "bad_request" };
+        assert_eq!(response.error_code(), code);
+        let supported = (status == 426).then_some("13");
+        assert_eq!(response.header("sec-websocket-version"), supported, "{:?}", response.headers);
+    }
+    assert!(upstream.requests().is_empty());
+    assert!(!balancer.log().contains("panicked"), "{}", balancer.log());
+}

@@ -14,6 +14,7 @@ use super::body_memory::MemoryHolder;
 use super::head;
 use super::request_body::{BodyLimits, BodyReadError, RequestBody, read_body};
 use super::timeouts::UPLOAD_DRAIN_TIMEOUT;
+use super::websocket_handshake::UpgradeOffer;
 use crate::admission::client::Client;
 use crate::admission::client_registry::{AuthError, UNKNOWN_SIGNING_KEY_MESSAGE};
 use crate::azure::RequestTarget;
@@ -123,8 +124,9 @@ fn parse_and_check_target(
     let header = session.req_header();
     let gateway = Arc::clone(&context.config.gateway);
     // Only WebSockets are upgraded to. Another offer, such as the `h2c` of Java's HTTP client, is ignored and
-    // not forwarded (RFC 9110, section 7.8); a 101 to it would have no request that it belongs to.
-    context.request.is_websocket_upgrade = session.is_upgrade_req() && offers_websocket(header);
+    // not forwarded; a 101 to it would have no request that it belongs to.
+    let upgrade = UpgradeOffer::of_request(header);
+    context.request.is_websocket_upgrade = upgrade != UpgradeOffer::None;
     context.request.accepts_chunked_response = header.version != Version::HTTP_10;
     let raw = header.raw_path();
     let target = gateway
@@ -134,7 +136,10 @@ fn parse_and_check_target(
         })?;
     context.request.target = Some(Arc::clone(&target));
     gateway.check_method_and_path_allowed(&header.method, &target)?;
-    Ok(target)
+    match upgrade {
+        UpgradeOffer::Malformed(refusal) => Err(refusal),
+        UpgradeOffer::None | UpgradeOffer::WebSocket => Ok(target),
+    }
 }
 
 /// Sets timeouts and keep-alive of the client's session.
@@ -162,12 +167,6 @@ fn header_text<'s>(session: &'s ServerSession, name: &header::HeaderName) -> &'s
 fn client_declared_read_timeout(session: &ServerSession) -> Option<Duration> {
     let value = session.get_header(&X_STAINLESS_READ_TIMEOUT)?.to_str().ok()?;
     Duration::try_from_secs_f64(value.trim().parse().ok()?).ok()
-}
-
-/// Whether `Upgrade` names the WebSocket protocol.
-fn offers_websocket(header: &RequestHeader) -> bool {
-    let is_websocket = |value: &header::HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
-    header.headers.get(header::UPGRADE).is_some_and(is_websocket)
 }
 
 /// Whether a request declares a body.

@@ -17,3 +17,4 @@ pub(super) mod reset;
 pub(super) mod response_writer;
 pub mod timeouts;
 pub mod tls;
+mod websocket_handshake;

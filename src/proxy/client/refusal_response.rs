@@ -4,7 +4,7 @@ use bytes::Bytes;
 use pingora::http::ResponseHeader;
 use serde::Serialize;
 
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, RefusalReason};
 
 /// Longest wait in `retry-after` and `retry-after-ms`. Azure may send 86400 s; depending on its version,
 /// OpenAI's SDK then sleeps for a day or does not retry at all.
@@ -44,6 +44,11 @@ pub(in crate::proxy) fn refusal_response(
     header.insert_header("content-type", "application/json")?;
     header.insert_header("content-length", body.len())?;
     header.insert_header("x-request-id", request_id)?;
+    if refusal.reason == RefusalReason::UnsupportedWebSocketVersion {
+        // RFC 6455, section 4.4, and RFC 9110, section 15.5.22.
+        header.insert_header("sec-websocket-version", "13")?;
+        header.insert_header("upgrade", "websocket")?;
+    }
     if let Some(wait) = refusal.retry_after {
         set_retry_after(&mut header, wait.as_millis())?;
     }
