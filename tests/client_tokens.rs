@@ -301,3 +301,37 @@ async fn tokens_are_rejected_until_signing_keys_have_been_fetched() {
     let response = balancer.post(CHAT_TARGET, &[("authorization", &bearer)], CHAT_BODY.as_bytes()).await;
     assert_eq!(response.status, 200, "{}", response.text());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claims_of_another_type_and_contradicting_ones_are_refused() {
+    let fixture = start_fixture().await;
+    let issuer = format!("https://login.microsoftonline.com/{TENANT_ID}/v2.0");
+    for claims in [
+        json!({ "azp": APP_A, "iss": [issuer] }),
+        json!({ "azp": APP_A, "iss": [issuer, "https://other.example"] }),
+        json!({ "azp": APP_A, "aud": [AUDIENCE, 1] }),
+        json!({ "azp": APP_A, "exp": (unix_now() + 60).to_string() }),
+        json!({ "azp": APP_A, "nbf": [unix_now() - 60] }),
+        json!({ "azp": [APP_A] }),
+        json!({ "roles": "Chat.A" }),
+        json!({ "azp": APP_A, "appid": APP_B }),
+    ] {
+        let token = sign_token("k1", &fixture.key, claims.clone());
+        let response = fixture.post_chat_with_token(&token).await;
+        assert_eq!((response.status, response.error_code().as_str()), (401, "invalid_api_key"), "{claims}");
+    }
+    for claims in [json!({ "azp": APP_A, "aud": ["x", AUDIENCE] }), json!({ "azp": APP_A, "appid": APP_A })] {
+        let token = sign_token("k1", &fixture.key, claims.clone());
+        assert_eq!(fixture.post_chat_with_token(&token).await.status, 200, "{claims}");
+    }
+    for header in [
+        json!({ "typ": "JWT", "alg": "RS256", "kid": "k1", "crit": [] }),
+        json!({ "typ": "JWT", "alg": "RS256", "kid": "k1", "crit": ["b64"], "b64": false }),
+        json!({ "typ": "JWT", "alg": ["RS256"], "kid": "k1" }),
+        json!({ "typ": "JWT", "alg": "rs256", "kid": "k1" }),
+        json!({ "typ": "JWT", "alg": "RS256", "kid": ["k1"] }),
+    ] {
+        let token = sign(&header, &claims_with(json!({ "azp": APP_A })), &fixture.key);
+        assert_eq!(fixture.post_chat_with_token(&token).await.status, 401, "{header}");
+    }
+}

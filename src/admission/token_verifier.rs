@@ -55,13 +55,36 @@ struct VerifiedToken {
 
 /// The claims that are read. Tokens of version 1 name the application in `appid`, those of version 2 in
 /// `azp`. <https://learn.microsoft.com/entra/identity-platform/access-token-claims-reference>
+///
+/// Some are here only for their types, and because serde refuses a claim that occurs twice: the
+/// `jsonwebtoken` crate accepts a list of issuers, one of which is trusted, and times that are no whole numbers.
 #[derive(Deserialize)]
 struct TokenClaims {
     exp: u64,
+    #[serde(rename = "nbf")]
+    _nbf: u64,
+    #[serde(rename = "iat", default)]
+    _iat: Option<u64>,
+    #[serde(rename = "iss")]
+    _iss: String,
+    #[serde(rename = "aud")]
+    _aud: OneOrMoreStrings,
+    #[serde(rename = "sub", default)]
+    _sub: Option<String>,
+    #[serde(rename = "tid", default)]
+    _tid: Option<String>,
     azp: Option<String>,
     appid: Option<String>,
     #[serde(default)]
     roles: Vec<String>,
+}
+
+/// RFC 7519, section 4.1.3: an audience is a string or a list of strings.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMoreStrings {
+    One(#[expect(dead_code, reason = "only the type matters")] String),
+    More(#[expect(dead_code, reason = "only the type matters")] Vec<String>),
 }
 
 impl TokenVerifier {
@@ -180,7 +203,12 @@ impl TokenVerifier {
 
     /// Looks up the application first, because its id is more specific than its roles.
     fn client_for_claims(&self, claims: &TokenClaims) -> Result<Arc<Client>, TokenError> {
-        let app_id = claims.azp.as_ref().or(claims.appid.as_ref());
+        let app_id = match (&claims.azp, &claims.appid) {
+            (Some(azp), Some(appid)) if azp != appid => {
+                return Err(TokenError::Refused("the bearer token names two different applications"));
+            }
+            (azp, appid) => azp.as_ref().or(appid.as_ref()),
+        };
         if let Some(client) = app_id.and_then(|app_id| self.clients_by_app_id.get(app_id)) {
             return Ok(Arc::clone(client));
         }
@@ -213,6 +241,58 @@ mod tests {
             leeway: Duration::ZERO,
         };
         TokenVerifier::new(&config, Arc::new(SigningKeys::for_test(&config)), &[])
+    }
+
+    #[test]
+    fn claims_of_another_type_or_twice_are_malformed() {
+        let claims_with = |claim: &str| {
+            let (name, _) = claim.split_once(':').unwrap();
+            let others = [r#""exp":2"#, r#""nbf":1"#, r#""iss":"i""#, r#""aud":"a""#];
+            let others = others.iter().filter(|other| !other.starts_with(name)).copied();
+            let text = others.chain([claim]).collect::<Vec<_>>().join(",");
+            serde_json::from_str::<TokenClaims>(&format!("{{{text}}}"))
+        };
+        for claim in [
+            r#""exp":2"#,
+            r#""aud":["a","b"]"#,
+            r#""azp":"x","unknown":{"y":[1,2]}"#,
+            r#""appid":null,"roles":[]"#,
+            r#""roles":["a"]"#,
+        ] {
+            assert!(claims_with(claim).is_ok(), "{claim}");
+        }
+        for claim in [
+            r#""iss":["i"]"#,
+            r#""iss":["i","other"]"#,
+            r#""iss":{"i":1}"#,
+            r#""iss":null"#,
+            r#""aud":["a",1]"#,
+            r#""aud":[["a"]]"#,
+            r#""aud":{"a":1}"#,
+            r#""exp":"2""#,
+            r#""exp":2.5"#,
+            r#""exp":-2"#,
+            r#""exp":1e99"#,
+            r#""exp":null"#,
+            r#""nbf":"1""#,
+            r#""nbf":1.5"#,
+            r#""iat":"1""#,
+            r#""sub":["s"]"#,
+            r#""tid":["t"]"#,
+            r#""azp":["x"]"#,
+            r#""appid":1"#,
+            r#""roles":"a""#,
+            r#""roles":null"#,
+            r#""roles":["a",1]"#,
+            r#""roles":{"a":true}"#,
+            r#""exp":2,"exp":3"#,
+            r#""iss":"i","iss":"other""#,
+            r#""aud":"a","aud":"b""#,
+            r#""azp":"x","azp":"y""#,
+            r#""roles":["a"],"roles":["b"]"#,
+        ] {
+            assert!(claims_with(claim).is_err(), "{claim}");
+        }
     }
 
     proptest! {
