@@ -471,3 +471,27 @@ async fn resources_on_one_address_do_not_share_connections() {
     }
     assert_eq!(connections.load(Ordering::Relaxed), 2, "expected one connection for each resource");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_requests_of_many_connections_are_one_log_line() {
+    let azure = start_simulator(&["a"]).await;
+    let authority = generate_authority();
+    let balancer = Balancer::start_with_tls(&authority, &all_backends_yaml(&azure), "").await;
+    for _ in 0..3 {
+        let connection = Http2Connection::connect(balancer.address, &authority).await;
+        // The engine closes a connection after 32 of them.
+        for _ in 0..40 {
+            let Ok(mut requests) = connection.requests.clone().ready().await else { break };
+            let request = http::Request::post(format!("https://balancer.test{CHAT_TARGET}"));
+            let request = request.header("host", "another.test").body(()).unwrap();
+            let Ok((response, _)) = requests.send_request(request, true) else { break };
+            // The last one is not answered any more.
+            assert!(!response.await.is_ok_and(|response| response.status() != 400));
+        }
+    }
+    balancer.wait_for_log("malformed requests").await;
+    let good = Http2Connection::connect(balancer.address, &authority).await;
+    assert_eq!(good.post(CHAT_TARGET, CHAT_BODY.as_bytes()).await.status, 200);
+    let lines = balancer.log().lines().filter(|line| line.contains("malformed requests")).count();
+    assert_eq!(lines, 1, "{}", balancer.log());
+}

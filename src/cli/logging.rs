@@ -2,8 +2,12 @@
 
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use log::{Level, Log, Metadata, Record};
+
+use super::log_limiter::{LogLimiter, place_of};
 
 /// The filter if `RUST_LOG` is not set: Pingora logs warnings and errors only.
 const DEFAULT_FILTER: &str = "warn,aoai_lb=info";
@@ -35,7 +39,8 @@ pub(super) fn init_logging() {
     let logger = builder.build();
     log::set_max_level(logger.filter());
     // Fails only if there is a logger already, which is kept.
-    let _ = log::set_boxed_logger(Box::new(FilteredLogger(logger)));
+    let limiter = Mutex::default();
+    let _ = log::set_boxed_logger(Box::new(FilteredLogger { logger, limiter }));
 }
 
 /// The priorities of syslog(3).
@@ -56,23 +61,59 @@ fn is_stderr_journal() -> bool {
 }
 
 /// Drops debug and trace messages of libraries, even if `RUST_LOG` asks for them: those of Pingora contain
-/// whole requests, with keys and prompts. Also drops [`SUPPRESSED_MESSAGES`].
-struct FilteredLogger(env_logger::Logger);
+/// whole requests, with keys and prompts. Also drops [`SUPPRESSED_MESSAGES`], and limits lines that clients
+/// can cause.
+struct FilteredLogger {
+    logger: env_logger::Logger,
+    limiter: Mutex<LogLimiter>,
+}
+
+impl FilteredLogger {
+    /// Writes a line unless its place has written one within the last minute.
+    fn log_limited(&self, record: &Record<'_>) {
+        let permit = {
+            let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+            limiter.permit(place_of(record, is_own(record.target())), Instant::now())
+        };
+        match permit {
+            None => {}
+            Some(0) => self.logger.log(record),
+            Some(left_out) => self.logger.log(
+                &Record::builder()
+                    .metadata(record.metadata().clone())
+                    .module_path(record.module_path())
+                    .args(format_args!("{} ({left_out} more lines like this were left out)", record.args()))
+                    .build(),
+            ),
+        }
+    }
+}
+
+fn is_own(target: &str) -> bool {
+    target.starts_with(env!("CARGO_CRATE_NAME"))
+}
+
+/// Whether clients can cause such lines as often as they like: warnings and errors of libraries, and of our
+/// own code that handles the connections of clients.
+fn is_caused_by_clients(record: &Record<'_>) -> bool {
+    let handles_clients = record.target().starts_with(concat!(env!("CARGO_CRATE_NAME"), "::proxy::client"));
+    record.level() <= Level::Warn && (!is_own(record.target()) || handles_clients)
+}
 
 impl Log for FilteredLogger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        let is_own_target = metadata.target().starts_with(env!("CARGO_CRATE_NAME"));
-        (is_own_target || metadata.level() <= Level::Info) && self.0.enabled(metadata)
+        (is_own(metadata.target()) || metadata.level() <= Level::Info) && self.logger.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) && !is_suppressed(record) {
-            self.0.log(record);
+        if !self.enabled(record.metadata()) || is_suppressed(record) {
+            return;
         }
+        if is_caused_by_clients(record) { self.log_limited(record) } else { self.logger.log(record) }
     }
 
     fn flush(&self) {
-        self.0.flush();
+        self.logger.flush();
     }
 }
 

@@ -7,6 +7,7 @@ mod demo;
 mod explain;
 mod hidden_commands;
 mod keys;
+mod log_limiter;
 mod logging;
 pub mod record_lines;
 mod run;
