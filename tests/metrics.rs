@@ -12,10 +12,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aoai_lb::demo::{DeploymentKind, Mood, Simulator};
 use serde_json::Value;
+use support::h2::{Http2Connection, connect_tls};
+use support::tls::generate_authority;
 use support::{
     Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, STREAM_BODY, all_backends_yaml, instant_resource,
     listed_backends_yaml, simulated_backend_yaml, start_simulator,
 };
+use tokio::io::AsyncWriteExt;
 
 /// All documented metrics.
 const METRIC_NAMES: [&str; 17] = [
@@ -227,4 +230,51 @@ async fn without_a_record_block_metrics_are_counted_and_no_file_is_written() {
     files.sort_unstable();
     // The symlink to the binary, the configuration, and the directory of the sockets.
     assert_eq!(files, ["aoai-lb", "aoai-lb.yaml", "run"], "expected no other file");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_malformed_request_is_counted() {
+    let azure = start_simulator(&["a"]).await;
+    let authority = generate_authority();
+    let balancer = Balancer::start_with_tls(&authority, &all_backends_yaml(&azure), "").await;
+    let mut expected = 0.0;
+    // The first is refused by Pingora, with a bare 400, the others by h2: with a reset and a bare 431.
+    for (name, values) in [
+        ("host", vec!["another.test".to_owned()]),
+        ("content-length", vec!["1".to_owned(), "2".to_owned()]),
+        ("x", vec!["y".repeat(60_000), "y".repeat(60_000)]),
+    ] {
+        let connection = Http2Connection::connect(balancer.address, &authority).await;
+        let mut requests = connection.requests.clone().ready().await.unwrap();
+        let mut request = http::Request::post(format!("https://balancer.test{CHAT_TARGET}"));
+        for value in values {
+            request = request.header(name, value);
+        }
+        let (response, _) = requests.send_request(request.body(()).unwrap(), true).unwrap();
+        assert!(!response.await.is_ok_and(|response| response.status().is_success()), "{name}");
+        expected += 1.0;
+        wait_for_sample(&balancer, "aoai_lb_malformed_total", expected).await;
+    }
+    // No HTTP/2 at all.
+    let mut stream = connect_tls(balancer.address, &authority, b"\x02h2", None).await.unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x01\0\0\0\0\0\0x").await.unwrap();
+    expected += 1.0;
+    wait_for_sample(&balancer, "aoai_lb_malformed_total", expected).await;
+    // The framing of a body.
+    let mut stream = connect_tls(balancer.address, &authority, b"", None).await.unwrap();
+    let head = "Host: x\r\nTransfer-Encoding: chunked";
+    let request = format!("POST {CHAT_TARGET} HTTP/1.1\r\napi-key: {CLIENT_KEY}\r\n{head}\r\n\r\n;x\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    expected += 1.0;
+    wait_for_sample(&balancer, "aoai_lb_malformed_total", expected).await;
+    // What is well-formed is not counted, whatever becomes of it.
+    let connection = Http2Connection::connect(balancer.address, &authority).await;
+    assert_eq!(connection.post(CHAT_TARGET, CHAT_BODY.as_bytes()).await.status, 200);
+    assert_eq!(connection.post(CHAT_TARGET, b"{").await.status, 400);
+    assert_eq!(connection.post("/elsewhere", b"{}").await.status, 404);
+    let mut abandoned = connection.send_post(CHAT_TARGET, STREAM_BODY.as_bytes()).await;
+    abandoned.body.send_reset(h2::Reason::CANCEL);
+    balancer.wait_for_records(5).await;
+    let samples = scrape_metrics(&balancer).await;
+    assert_eq!(samples["aoai_lb_malformed_total"], expected);
 }

@@ -336,6 +336,11 @@ impl Gateway {
         self.process_state.recorder.wake_writer();
     }
 
+    /// Counts a request whose framing or header fields are malformed.
+    pub fn count_malformed_request(&self) {
+        self.process_state.recorder.metrics().malformed_requests.inc();
+    }
+
     /// Counts a response whose last bytes were sent before its record was written.
     pub fn count_late_record(&self) {
         self.process_state.recorder.metrics().count_records("spool", "late", 1);

@@ -55,6 +55,7 @@ use crate::admission::client_ip::client_ip;
 use crate::azure::apply_edits;
 use crate::config::ListenerConfig;
 use crate::names::BackendName;
+use crate::refusal::RefusalReason;
 
 pub use self::active_config::ActiveConfig;
 
@@ -111,6 +112,9 @@ impl ProxyHttp for Balancer {
                 return Ok(true);
             }
             Err(BodyReadError::RefusedWithClose(refusal)) => {
+                if refusal.reason == RefusalReason::BadRequest {
+                    context.gateway().count_malformed_request();
+                }
                 session.set_keepalive(None);
                 refuse_request(session, context, &refusal).await?;
                 return Ok(true);
@@ -345,7 +349,11 @@ impl ProxyHttp for Balancer {
             }
             () if context.ending.is_client_gone => return no_response,
             () if is_upload_error(error) => {
-                final_response::prepare_refusal(context, &upload_error_refusal(error))
+                let refusal = upload_error_refusal(error);
+                if refusal.reason == RefusalReason::BadRequest {
+                    context.gateway().count_malformed_request();
+                }
+                final_response::prepare_refusal(context, &refusal)
             }
             () => final_response::prepare_best_response_or_refusal(context, Instant::now()),
         };

@@ -46,7 +46,7 @@ pub struct Metrics {
     records: IntCounterVec,
     spool_bytes: IntGauge,
     config_reloads: IntCounterVec,
-    /// Connections that were closed because of a malformed request head.
+    /// Requests whose head or framing is malformed, including what the engine refuses of HTTP/2 by itself.
     pub malformed_requests: IntCounter,
     /// The statistics of the last minutes, for the status page.
     pub statistics: Statistics,
@@ -126,7 +126,7 @@ impl Metrics {
                 &registry,
                 IntCounter::new(
                     "aoai_lb_malformed_total",
-                    "Connections closed because of a malformed request head.",
+                    "Requests whose head or framing is malformed, HTTP/2 frames included.",
                 ),
             ),
             statistics: Statistics::default(),

@@ -48,7 +48,7 @@ pub(in crate::proxy) async fn admit_request(
     }
     // The heads of HTTP/1.1 have been checked in `connection.rs`.
     if is_http2 {
-        head::check_http2_fields(session.req_header())?;
+        head::check_http2_fields(session.req_header()).inspect_err(|_| gateway.count_malformed_request())?;
     }
     let target = parse_and_check_target(session, context)?;
     let subject = context.request.certificate_subject.take();

@@ -22,6 +22,7 @@ use pingora::apps::ServerApp;
 use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::Session;
 use pingora::server::ShutdownWatch;
+use prometheus::IntCounter;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
@@ -31,6 +32,7 @@ use super::chunked_stream::ChunkedStream;
 use super::client_request::new_request_id;
 use super::connection_limit::{AddressConnectionLimiter, ConnectionPermit, TotalConnectionLimiter};
 use super::http2_deadline::Http2HeadDeadline;
+use super::http2_errors::Http2ErrorCounter;
 use super::timeouts::{CLIENT_IDLE_TIMEOUT, HANDOVER_LINGER, REFUSE_AND_CLOSE_TIMEOUT, SHUTDOWN_LINGER};
 use super::tls::ServerTls;
 use super::{head, refusal_response};
@@ -133,6 +135,11 @@ impl ConnectionHandler {
                 format!("this address has {max_connections} connections already, the most that it may have");
             Refusal::new(RefusalReason::Overloaded, message)
         })
+    }
+
+    /// Counts malformed requests.
+    fn malformed_requests(&self) -> IntCounter {
+        self.active_config.load().gateway.process_state.recorder.metrics().malformed_requests.clone()
     }
 
     /// Waits until this process accepts no further requests on open connections: after the listeners have
@@ -239,6 +246,7 @@ impl ServerApp for ConnectionHandler {
             if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
                 // Pingora limits its frames and header lists, and `runner.rs` sets its idle timeout.
                 let stream = Http2HeadDeadline::new(stream, first_deadline, self.head_limit());
+                let stream = Http2ErrorCounter::new(Box::new(stream), self.malformed_requests());
                 return self.runner.process_new(Box::new(stream), shutdown).await;
             }
         }
@@ -256,14 +264,7 @@ impl ServerApp for ConnectionHandler {
                 Ok(head) => head,
                 Err(HeadReadError::Closed) => return None,
                 Err(HeadReadError::Refused(refusal)) => {
-                    self.active_config
-                        .load()
-                        .gateway
-                        .process_state
-                        .recorder
-                        .metrics()
-                        .malformed_requests
-                        .inc();
+                    self.malformed_requests().inc();
                     refuse_and_close(&mut stream, &refusal).await;
                     return None;
                 }

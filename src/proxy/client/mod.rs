@@ -10,6 +10,7 @@ pub mod connection_limit;
 pub mod head;
 pub(super) mod health;
 mod http2_deadline;
+mod http2_errors;
 pub(super) mod presence;
 pub(crate) mod refusal_response;
 pub(super) mod request_body;
