@@ -152,7 +152,7 @@ pub fn steps() -> Vec<Step> {
                 captures_prompt: true,
                 captures_completion: true,
                 max_text_bytes: 64 * 1024,
-                max_buffered_completion_bytes: 64 * 1024,
+                max_buffered_text_bytes: 64 * 1024,
                 estimates_broken_stream_tokens: true,
             };
             written.clear();
@@ -278,6 +278,7 @@ fn sample_exchange(admitted: &AdmittedRequest, body: &Bytes, response: &Bytes) -
             prompt_parts: admitted.prompt_parts().cloned(),
         }),
         extracted_prompt: None,
+        prompt_sample: None,
         captured_response: CapturedResponse::Buffered { body: collected, is_json: true },
         is_content_dropped: false,
     }

@@ -59,6 +59,13 @@ pub(super) fn replace_binary_data(raw: &str) -> String {
     out
 }
 
+/// Whether [`replace_binary_data`] might replace something in this part of JSON.
+pub(super) fn may_contain_binary_data(raw: &str) -> bool {
+    ["\"data:", "\"file_data\"", "\"b64_json\"", "\"input_audio\"", "\"result\""]
+        .iter()
+        .any(|marker| memchr::memmem::find(raw.as_bytes(), marker.as_bytes()).is_some())
+}
+
 /// The object that replaces a string, if the string contains binary data.
 fn summary_if_binary(key: &str, container_key: &str, string: &str) -> Option<String> {
     let is_binary_key = matches!(key, "\"file_data\"" | "\"b64_json\"")

@@ -315,7 +315,7 @@ impl Gateway {
             captures_prompt: content != RecordedContent::None,
             captures_completion: content == RecordedContent::Full,
             max_text_bytes: max_bytes,
-            max_buffered_completion_bytes: max_bytes.saturating_add(overlap),
+            max_buffered_text_bytes: max_bytes.saturating_add(overlap),
             estimates_broken_stream_tokens: true,
         }
     }

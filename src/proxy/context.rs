@@ -242,6 +242,7 @@ impl RequestContext {
             response_bytes: self.ending.response_bytes,
             captured_request: self.capture_request(policy, outcome),
             extracted_prompt: None,
+            prompt_sample: None,
             captured_response: details.captured_response,
             is_content_dropped: false,
         }

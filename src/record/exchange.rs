@@ -10,13 +10,15 @@ use bytes::Bytes;
 
 use crate::admission::client::Client;
 use crate::azure::PromptPartRanges;
+use crate::azure::request::prompt_sample::PromptSample;
 use crate::azure::response::capture::ResponseCapture;
 use crate::azure::response::collected_body::CollectedBody;
+use crate::azure::response::usage::TokenUsage;
 use crate::azure::{Operation, RequestTarget};
 use crate::names::{BackendName, DeploymentName};
 
-/// Approximate memory of the capture of a stream, without its text.
-const STREAM_CAPTURE_OVERHEAD_BYTES: usize = 4 * 1024;
+/// How much of a prompt, and of a completion, is kept to estimate their tokens once the content is dropped.
+const MAX_LIGHT_SAMPLE_BYTES: usize = 1024;
 /// Extracting text from a body larger than this takes noticeable time.
 pub(super) const SLOW_TO_PARSE_BODY_BYTES: usize = 128 * 1024;
 
@@ -118,6 +120,16 @@ pub struct RecordedText {
     pub is_truncated: bool,
 }
 
+/// The text of the prompt.
+pub struct ExtractedPrompt {
+    /// The text: once redacted, within the limit for records, otherwise within that for buffered text.
+    pub text: String,
+    /// Whether text beyond the limit was left out.
+    pub is_truncated: bool,
+    /// Whether the text is as the record shows it.
+    pub is_redacted: bool,
+}
+
 /// How much of an exchange is captured for its record.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CapturePolicy {
@@ -127,9 +139,9 @@ pub struct CapturePolicy {
     pub captures_completion: bool,
     /// The most bytes of either text; longer text is truncated and marked so.
     pub max_text_bytes: usize,
-    /// The most bytes of completion text that are buffered: more than `max_text_bytes` if text is redacted
-    /// before it is truncated.
-    pub max_buffered_completion_bytes: usize,
+    /// The most bytes of either text that are buffered: more than `max_text_bytes` if text is redacted before
+    /// it is truncated.
+    pub max_buffered_text_bytes: usize,
     /// Whether the tokens of a stream that breaks off are estimated.
     pub estimates_broken_stream_tokens: bool,
 }
@@ -188,8 +200,11 @@ pub struct FinishedExchange {
     pub response_bytes: u64,
     /// The request body, if it was captured.
     pub captured_request: Option<CapturedRequest>,
-    /// The prompt, once [`FinishedExchange::prepare_content`] has extracted it.
-    pub extracted_prompt: Option<RecordedText>,
+    /// The prompt, once [`FinishedExchange::shorten_content`] or [`FinishedExchange::prepare_content`] has
+    /// extracted it.
+    pub extracted_prompt: Option<ExtractedPrompt>,
+    /// Text of the prompt from which its tokens are estimated; set by [`FinishedExchange::shorten_content`].
+    pub prompt_sample: Option<PromptSample>,
     /// The response body.
     pub captured_response: CapturedResponse,
     /// Whether prompt and completion were dropped because records could not be written fast enough.
@@ -197,17 +212,31 @@ pub struct FinishedExchange {
 }
 
 impl FinishedExchange {
-    /// Approximate memory use, in bytes, until the record is written.
+    /// The memory that it holds, in bytes.
     pub fn memory_bytes(&self) -> usize {
+        let optional = |text: &Option<String>| text.as_ref().map_or(0, String::capacity);
+        size_of::<Self>()
+            + self.method.capacity()
+            + self.target.as_ref().map_or(0, |target| target.path.len())
+            + optional(&self.unparsed_path)
+            + optional(&self.api_version)
+            + optional(&self.region)
+            + optional(&self.apim_request_id)
+            + self.attempts.capacity() * size_of::<AttemptRecord>()
+            + self.content_bytes()
+    }
+
+    /// The part of [`FinishedExchange::memory_bytes`] that prompt and response take.
+    pub fn content_bytes(&self) -> usize {
         let request = self.captured_request.as_ref().map_or(0, |request| request.body.len());
+        let prompt = self.extracted_prompt.as_ref().map_or(0, |prompt| prompt.text.capacity());
+        let sample = self.prompt_sample.as_ref().map_or(0, |sample| sample.text.capacity());
         let response = match &self.captured_response {
             CapturedResponse::NotCaptured | CapturedResponse::Binary { .. } => 0,
-            CapturedResponse::Buffered { body, .. } => body.kept_byte_count(),
-            CapturedResponse::Parsed(capture) => {
-                STREAM_CAPTURE_OVERHEAD_BYTES + capture.captured_text_byte_count()
-            }
+            CapturedResponse::Buffered { body, .. } => body.memory_bytes(),
+            CapturedResponse::Parsed(capture) => size_of::<ResponseCapture>() + capture.memory_bytes(),
         };
-        size_of::<Self>() + request + response
+        request + prompt + sample + response
     }
 
     /// The operation; [`Operation::Other`] if the target could not be parsed.
@@ -215,15 +244,31 @@ impl FinishedExchange {
         self.target.as_ref().map_or(Operation::Other, |target| target.operation)
     }
 
+    /// The tokens that the response has reported, as far as they are known before its body is parsed.
+    pub(super) fn reported_usage(&self) -> Option<&TokenUsage> {
+        match &self.captured_response {
+            CapturedResponse::Parsed(capture) => capture.usage.as_ref(),
+            _ => None,
+        }
+    }
+
     /// Drops prompt and completion to save memory. The record is marked as truncated. Token counts are kept,
-    /// except those of a large buffered body.
+    /// except those of a large buffered body, and as much text as their estimate needs.
     pub fn drop_content(&mut self) {
         self.captured_request = None;
         self.extracted_prompt = None;
+        if let Some(sample) = &mut self.prompt_sample {
+            sample.shorten(MAX_LIGHT_SAMPLE_BYTES);
+        }
+        let needs_estimate = self.needs_token_estimate();
         match &mut self.captured_response {
+            CapturedResponse::Parsed(capture) if needs_estimate => {
+                capture.shorten_text(MAX_LIGHT_SAMPLE_BYTES);
+            }
             CapturedResponse::Parsed(capture) => capture.discard_text(),
             // The token counts are still to be read from this body.
             CapturedResponse::Buffered { body, .. } if body.kept_byte_count() <= SLOW_TO_PARSE_BODY_BYTES => {
+                body.reduce_to_outline();
             }
             response => *response = CapturedResponse::NotCaptured,
         }

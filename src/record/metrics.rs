@@ -111,7 +111,7 @@ impl Metrics {
             ),
             records: counters(
                 "aoai_lb_records_total",
-                "Records by sink: spool written, dropped, late; others delivered, retried, dead, lost.",
+                "Records by sink: spool written, without_content, dropped, late; others delivered, retried, dead, lost.",
                 &["sink", "result"],
             ),
             spool_bytes: register_metric(

@@ -8,6 +8,7 @@ pub mod exchange;
 pub mod latency_histogram;
 pub mod line;
 pub mod metrics;
+mod queue;
 pub mod redact;
 pub mod render;
 pub mod sinks;

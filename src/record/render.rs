@@ -8,14 +8,16 @@ use std::time::{Duration, SystemTime};
 use log::{Level, info, log_enabled};
 
 use super::exchange::{
-    CapturePolicy, CapturedRequest, CapturedResponse, ExchangeOutcome, FinishedExchange, RecordedText,
-    SLOW_TO_PARSE_BODY_BYTES,
+    CapturePolicy, CapturedRequest, CapturedResponse, ExchangeOutcome, ExtractedPrompt, FinishedExchange,
+    RecordedText, SLOW_TO_PARSE_BODY_BYTES,
 };
 use super::line::RecordLine;
 use super::metrics::Metrics;
 use super::redact::Redactor;
-use super::token_estimate;
+use super::token_estimate::TokenEstimator;
 use crate::azure::Operation;
+use crate::azure::request::prompt::PromptBeginning;
+use crate::azure::request::prompt_sample::PromptSample;
 use crate::azure::request::{multipart, prompt};
 use crate::azure::response::capture::ResponseCapture;
 use crate::azure::response::captured_text::CompletionText;
@@ -24,6 +26,11 @@ use crate::names::{BackendName, DeploymentName};
 
 /// The log target of the access log. The default filter leaves it out; `RUST_LOG=access=info` enables it.
 const ACCESS_LOG_TARGET: &str = "access";
+
+/// The most text of a prompt, and of a completion, from which tokens are estimated.
+const MAX_TOKEN_SAMPLE_BYTES: usize = 64 * 1024;
+/// A request body that is longer than the limit by no more than this is kept as it is.
+const MAX_UNCUT_BODY_EXCESS_BYTES: usize = 4 * 1024;
 
 /// How far beyond the limit a text is redacted before it is truncated. A match that crosses the limit is then
 /// found as a whole.
@@ -42,10 +49,8 @@ impl FinishedExchange {
         metrics: &Metrics,
     ) -> RecordLine<'_> {
         let operation = self.operation();
-        if self.captured_request.is_some() {
-            self.prepare_content(policy, redactor);
-        }
-        let prompt = self.extracted_prompt.take();
+        self.prepare_prompt(policy, redactor);
+        let prompt = self.extracted_prompt.take().filter(|_| policy.captures_prompt);
         let is_prompt_truncated = prompt.as_ref().is_some_and(|prompt| prompt.is_truncated);
         let capture = std::mem::take(&mut self.captured_response).into_capture(operation, policy);
         let completion = capture
@@ -117,22 +122,61 @@ impl FinishedExchange {
                     .is_some_and(|request| request.body.len() > SLOW_TO_PARSE_BODY_BYTES))
     }
 
-    /// Does the slow part of [`FinishedExchange::count_and_render_record`] ahead of it: estimates tokens, extracts the
-    /// prompt, parses the response.
-    pub fn prepare_content(&mut self, policy: CapturePolicy, redactor: &Redactor) {
-        // Before the prompt is extracted, which consumes the request body.
-        if self.needs_token_estimate() {
-            self.estimate_tokens();
+    /// Shortens prompt and completion to what the record needs, so that the exchange can be queued. Called by
+    /// the thread that serves the request, so it takes time in proportion to the limits. The digest of binary
+    /// data takes longer: a body with such data stays for [`FinishedExchange::prepare_content`].
+    pub fn shorten_content(&mut self, policy: CapturePolicy) {
+        let needs_token_estimate = self.needs_token_estimate();
+        if needs_token_estimate {
+            let body = self.captured_request.as_ref().map(|request| &request.body[..]);
+            self.prompt_sample = body.and_then(|body| PromptSample::from_body(body, MAX_TOKEN_SAMPLE_BYTES));
+        } else if let CapturedResponse::Parsed(capture) = &mut self.captured_response {
+            capture.shorten_text(if policy.captures_completion { policy.max_buffered_text_bytes } else { 0 });
         }
-        self.extracted_prompt = self
-            .captured_request
-            .take()
-            .filter(|_| policy.captures_prompt)
-            .and_then(|request| request.extract_prompt(policy, redactor));
+        let Some(request) = self.captured_request.take().filter(|_| policy.captures_prompt) else { return };
+        let limit = policy.max_buffered_text_bytes;
+        let beginning = (request.body.len() > limit.saturating_add(MAX_UNCUT_BODY_EXCESS_BYTES))
+            .then(|| prompt::prompt_beginning(&request.body, request.prompt_parts.as_ref()?, limit))
+            .flatten();
+        match beginning {
+            Some(PromptBeginning { text, is_truncated }) => {
+                self.extracted_prompt = Some(ExtractedPrompt { text, is_truncated, is_redacted: false });
+            }
+            None => self.captured_request = Some(request),
+        }
+    }
+
+    /// Does the slow part of [`FinishedExchange::count_and_render_record`] ahead of it: estimates tokens from
+    /// at most `max_tokenized_bytes` of each text, extracts the prompt, parses the response.
+    pub fn prepare_content(
+        &mut self,
+        policy: CapturePolicy,
+        redactor: &Redactor,
+        estimator: &mut TokenEstimator,
+        max_tokenized_bytes: usize,
+    ) {
+        if self.needs_token_estimate() {
+            self.estimate_tokens(estimator, max_tokenized_bytes);
+        }
+        self.prepare_prompt(policy, redactor);
         if matches!(self.captured_response, CapturedResponse::Buffered { .. }) {
             let operation = self.operation();
             let capture = std::mem::take(&mut self.captured_response).into_capture(operation, policy);
             self.captured_response = CapturedResponse::Parsed(Box::new(capture));
+        }
+        if let CapturedResponse::Parsed(capture) = &mut self.captured_response {
+            capture.shorten_text(if policy.captures_completion { policy.max_buffered_text_bytes } else { 0 });
+        }
+    }
+
+    /// Extracts the prompt from the request body, and redacts it.
+    fn prepare_prompt(&mut self, policy: CapturePolicy, redactor: &Redactor) {
+        let request = self.captured_request.take().filter(|_| policy.captures_prompt);
+        if let Some(prompt) = request.and_then(|request| request.extract_prompt()) {
+            self.extracted_prompt = Some(prompt);
+        }
+        if let Some(prompt) = &mut self.extracted_prompt {
+            prompt.redact(policy, redactor);
         }
     }
 
@@ -148,13 +192,14 @@ impl FinishedExchange {
     }
 
     /// Estimates the token counts of a stream.
-    fn estimate_tokens(&mut self) {
+    fn estimate_tokens(&mut self, estimator: &mut TokenEstimator, max_tokenized_bytes: usize) {
+        let sample = self.prompt_sample.take();
         let CapturedResponse::Parsed(capture) = &mut self.captured_response else { return };
         let deployment = self.requested_deployment.as_ref().map(DeploymentName::to_lowercase);
         let model = capture.model.as_deref().or(deployment.as_deref());
-        let body = self.captured_request.as_ref().map(|request| &request.body[..]);
         let completion = capture.completion_text();
-        let usage = token_estimate::estimate_usage(model, body, completion.as_deref());
+        let completion = completion.as_deref().map(|text| (text, capture.total_text_byte_count()));
+        let usage = estimator.estimate_usage(model, sample.as_ref(), completion, max_tokenized_bytes);
         capture.usage = Some(usage).filter(|usage| *usage != TokenUsage::default());
         capture.is_usage_estimated = true;
     }
@@ -182,8 +227,8 @@ impl FinishedExchange {
 }
 
 impl CapturedRequest {
-    /// The prompt as the record shows it: redacted first, then truncated.
-    fn extract_prompt(&self, policy: CapturePolicy, redactor: &Redactor) -> Option<RecordedText> {
+    /// The text of the prompt.
+    fn extract_prompt(&self) -> Option<ExtractedPrompt> {
         let text = match multipart::boundary_parameter(&self.content_type) {
             None => prompt::prompt_text(&self.body, self.prompt_parts.as_ref())?,
             Some(boundary) => {
@@ -191,7 +236,22 @@ impl CapturedRequest {
                 prompt::form_text_as_json(&self.body, &form)?
             }
         };
-        Some(redact_and_truncate(text, &[], false, policy, redactor))
+        Some(ExtractedPrompt { text, is_truncated: false, is_redacted: false })
+    }
+}
+
+impl ExtractedPrompt {
+    /// Redacts the text first and then truncates it, unless that has been done.
+    fn redact(&mut self, policy: CapturePolicy, redactor: &Redactor) {
+        if std::mem::replace(&mut self.is_redacted, true) {
+            return;
+        }
+        let text = std::mem::take(&mut self.text);
+        let RecordedText { text, is_truncated } =
+            redact_and_truncate(text, &[], self.is_truncated, policy, redactor);
+        self.text = text;
+        self.text.shrink_to_fit();
+        self.is_truncated |= is_truncated;
     }
 }
 
@@ -200,7 +260,7 @@ impl CapturedResponse {
     fn into_capture(self, operation: Operation, policy: CapturePolicy) -> ResponseCapture {
         let mut capture = ResponseCapture::new(
             operation,
-            if policy.captures_completion { policy.max_buffered_completion_bytes } else { 0 },
+            if policy.captures_completion { policy.max_buffered_text_bytes } else { 0 },
         );
         match self {
             Self::NotCaptured => {}

@@ -3,50 +3,103 @@
 //!
 //! A large text takes long: this runs on the threads of the writer only.
 
-use serde_json::Value;
-use tiktoken_rs::{CoreBPE, cl100k_base_singleton, o200k_base_singleton};
+use std::time::{Duration, Instant};
 
-use crate::azure::json_text::{replace_surrogate_halves, text_from_bytes};
+use tiktoken_rs::{CoreBPE, cl100k_base, o200k_base};
+
+use crate::azure::request::prompt_sample::PromptSample;
 use crate::azure::response::usage::TokenUsage;
 
-/// The most bytes of a text that are tokenized. The count is extrapolated to the rest.
-const MAX_TOKENIZED_BYTES: usize = 1024 * 1024;
 /// How much text is tokenized at a time.
 const TOKENIZER_CHUNK_BYTES: usize = 16 * 1024;
-/// The tokens of a longer request body are not estimated.
-const MAX_PARSED_BODY_BYTES: usize = 4 * 1024 * 1024;
 /// Tokens of a message besides its text (OpenAI Cookbook, "How to count tokens with tiktoken").
 const TOKENS_PER_MESSAGE: u64 = 3;
 /// Tokens that start the reply; they count as input (same source).
 const REPLY_PRIMING_TOKENS: u64 = 3;
-/// The tokens of a request body that is nested deeper are not estimated.
-const MAX_JSON_DEPTH: usize = 32;
+/// A tokenizer takes some 20 MiB. It is given back when it was not used for this long.
+const MAX_IDLE_TIME: Duration = Duration::from_secs(20);
 
-/// Estimates the tokens of a request and of the part of its response that arrived. The input is unknown
-/// without the request body, or if it contains images or audio. The output is unknown without completion
-/// text: the model may have reasoned for long.
-pub fn estimate_usage(model: Option<&str>, body: Option<&[u8]>, completion: Option<&str>) -> TokenUsage {
-    let tokenizer = tokenizer_for_model(model.unwrap_or_default());
-    let output = completion.map(|completion| count_tokens(tokenizer, completion));
-    let input = body.and_then(|body| estimate_prompt_tokens(tokenizer, body));
-    let total = input.zip(output).map(|(input, output)| input + output);
-    TokenUsage { input, output, cached: None, reasoning: None, total }
+/// Tokenizers, which are loaded when they are needed.
+#[derive(Default)]
+pub struct TokenEstimator {
+    /// That of the newer models.
+    o200k: Option<CoreBPE>,
+    /// That of GPT-4, GPT-3.5 and the embeddings.
+    cl100k: Option<CoreBPE>,
+    last_used: Option<Instant>,
 }
 
-/// The tokenizer of a model; for an unknown model, that of the newer ones.
-fn tokenizer_for_model(model: &str) -> &'static CoreBPE {
-    let older = ["gpt-4-", "gpt-35", "gpt-3.5", "text-embedding"];
-    if model == "gpt-4" || older.iter().any(|name| model.starts_with(name)) {
-        cl100k_base_singleton()
-    } else {
-        o200k_base_singleton()
+impl TokenEstimator {
+    /// Estimates the tokens of a request and of the part of its response that arrived: `completion` is its
+    /// text, or the beginning of it, and the length of all of it. Of each text at most `max_tokenized_bytes`
+    /// are tokenized; the count is extrapolated to the rest. The input is unknown without a sample. The
+    /// output is unknown without completion text: the model may have reasoned for long.
+    pub fn estimate_usage(
+        &mut self,
+        model: Option<&str>,
+        prompt: Option<&PromptSample>,
+        completion: Option<(&str, u64)>,
+        max_tokenized_bytes: usize,
+    ) -> TokenUsage {
+        self.last_used = Some(Instant::now());
+        let Some(tokenizer) = self.tokenizer_for_model(model.unwrap_or_default()) else {
+            return TokenUsage::default();
+        };
+        let output = completion.map(|(text, total_bytes)| {
+            extrapolated_count(tokenizer, text, text.len() as u64, total_bytes, max_tokenized_bytes)
+        });
+        let input = prompt.map(|sample| {
+            let (sampled, total) = (sample.sampled_bytes, sample.total_bytes);
+            let text = extrapolated_count(tokenizer, &sample.text, sampled, total, max_tokenized_bytes);
+            text + sample.message_count * TOKENS_PER_MESSAGE + REPLY_PRIMING_TOKENS
+        });
+        let total = input.zip(output).map(|(input, output)| input + output);
+        TokenUsage { input, output, cached: None, reasoning: None, total }
+    }
+
+    /// The tokenizer of a model; for an unknown model, that of the newer ones.
+    fn tokenizer_for_model(&mut self, model: &str) -> Option<&CoreBPE> {
+        let older = ["gpt-4-", "gpt-35", "gpt-3.5", "text-embedding"];
+        let (tokenizer, load): (_, fn() -> _) =
+            if model == "gpt-4" || older.iter().any(|name| model.starts_with(name)) {
+                (&mut self.cl100k, cl100k_base)
+            } else {
+                (&mut self.o200k, o200k_base)
+            };
+        if tokenizer.is_none() {
+            *tokenizer = load().ok();
+        }
+        tokenizer.as_ref()
+    }
+
+    /// Gives the memory of the tokenizers back if they were not used lately.
+    pub fn unload_if_idle(&mut self, now: Instant) {
+        if self.last_used.is_some_and(|last_used| now.saturating_duration_since(last_used) >= MAX_IDLE_TIME) {
+            *self = Self::default();
+        }
     }
 }
 
-/// The number of tokens in a text, extrapolated for a very long one.
+/// The number of tokens of a text of `total_bytes`, of which `text` is a sample made from `sampled_bytes`.
+fn extrapolated_count(
+    tokenizer: &CoreBPE,
+    text: &str,
+    sampled_bytes: u64,
+    total_bytes: u64,
+    max_tokenized_bytes: usize,
+) -> u64 {
+    let tokenized = text.get(..text.floor_char_boundary(max_tokenized_bytes.min(text.len()))).unwrap_or(text);
+    let tokens = count_tokens(tokenizer, tokenized);
+    let sampled_bytes = sampled_bytes as f64 * tokenized.len() as f64 / text.len().max(1) as f64;
+    if sampled_bytes < 1.0 || total_bytes as f64 <= sampled_bytes {
+        return tokens;
+    }
+    (tokens as f64 * total_bytes as f64 / sampled_bytes).round() as u64
+}
+
+/// The number of tokens in a text.
 fn count_tokens(tokenizer: &CoreBPE, text: &str) -> u64 {
-    let tokenized = text.get(..text.floor_char_boundary(MAX_TOKENIZED_BYTES.min(text.len()))).unwrap_or(text);
-    let (mut tokens, mut rest) = (0, tokenized);
+    let (mut tokens, mut rest) = (0, text);
     while !rest.is_empty() {
         // In chunks: the regular expressions of the tokenizer need memory in proportion to their match.
         let end = rest.ceil_char_boundary(TOKENIZER_CHUNK_BYTES.min(rest.len()));
@@ -54,91 +107,71 @@ fn count_tokens(tokenizer: &CoreBPE, text: &str) -> u64 {
         tokens += tokenizer.count_ordinary(chunk) as u64;
         rest = after;
     }
-    if tokenized.len() == text.len() || tokenized.is_empty() {
-        return tokens;
-    }
-    tokens.saturating_mul(text.len() as u64) / tokenized.len() as u64
-}
-
-/// The number of tokens in the prompt of a request body; `None` if it cannot be estimated.
-fn estimate_prompt_tokens(tokenizer: &CoreBPE, body: &[u8]) -> Option<u64> {
-    let body = text_from_bytes(Some(body).filter(|body| body.len() <= MAX_PARSED_BODY_BYTES)?);
-    let body: Value = serde_json::from_str(&replace_surrogate_halves(&body)).ok()?;
-    let parts = ["messages", "input", "instructions", "prompt", "tools", "functions"];
-    let mut texts = String::new();
-    let mut messages = 0;
-    for part in parts.iter().filter_map(|key| body.get(key)) {
-        if let Value::Array(items) = part {
-            messages += items.iter().filter(|item| item.get("role").is_some()).count() as u64;
-        }
-        collect_text(part, MAX_JSON_DEPTH, &mut texts)?;
-    }
-    Some(count_tokens(tokenizer, &texts) + messages * TOKENS_PER_MESSAGE + REPLY_PRIMING_TOKENS)
-}
-
-/// Collects all text in a value. `None` if it contains something whose tokens do not depend on text, such as
-/// an image.
-fn collect_text(value: &Value, depth: usize, texts: &mut String) -> Option<()> {
-    let depth = depth.checked_sub(1)?;
-    match value {
-        Value::String(text) if text.starts_with("data:") => return None,
-        Value::String(text) => {
-            texts.push_str(text);
-            texts.push('\n');
-        }
-        Value::Array(items) => items.iter().try_for_each(|item| collect_text(item, depth, texts))?,
-        Value::Object(fields) => {
-            let binary = ["image_url", "input_audio", "file", "file_id"];
-            if fields.keys().any(|key| binary.contains(&key.as_str())) {
-                return None;
-            }
-            let is_text_field = |key: &str| !matches!(key, "type" | "id" | "role" | "detail");
-            fields
-                .iter()
-                .filter(|(key, _)| is_text_field(key))
-                .try_for_each(|(_, value)| collect_text(value, depth, texts))?;
-        }
-        _ => {}
-    }
-    Some(())
+    tokens
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn estimate(model: Option<&str>, body: Option<&[u8]>, completion: Option<&str>) -> TokenUsage {
+        let sample = body.and_then(|body| PromptSample::from_body(body, 64 * 1024));
+        let completion = completion.map(|text| (text, text.len() as u64));
+        TokenEstimator::default().estimate_usage(model, sample.as_ref(), completion, 64 * 1024)
+    }
+
     #[test]
     fn text_is_counted_and_images_make_the_input_unknown() {
         let hello = br#"{"messages":[{"role":"user","content":"Hello world, how are you?"}]}"#;
-        let usage = estimate_usage(Some("gpt-4o-2024-11-20"), Some(hello), Some("I am fine, thank you."));
+        let usage = estimate(Some("gpt-4o-2024-11-20"), Some(hello), Some("I am fine, thank you."));
         assert_eq!(usage.output, Some(7));
         let input = usage.input.unwrap();
         assert!((12..=16).contains(&input), "{input}");
         assert_eq!(usage.total, Some(input + 7));
         let parts = br#"{"messages":[{"role":"user","content":[{"type":"text","text":"Hello world, how are you?"}]}]}"#;
-        assert_eq!(estimate_usage(Some("gpt-4o"), Some(parts), None).input, Some(input));
+        assert_eq!(estimate(Some("gpt-4o"), Some(parts), None).input, Some(input));
         let broken = br#"{"messages":[{"role":"user","content":"Hello world, how are you? \ud83d"}]}"#;
-        assert!(estimate_usage(Some("gpt-4o"), Some(broken), None).input > Some(input));
+        assert!(estimate(Some("gpt-4o"), Some(broken), None).input > Some(input));
         let picture = br#"{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"https://x"}}]}]}"#;
-        let usage = estimate_usage(None, Some(picture), Some("a cat"));
+        let usage = estimate(None, Some(picture), Some("a cat"));
         assert_eq!((usage.input, usage.total, usage.output), (None, None, Some(2)));
         for body in [&b"no json"[..], br#"{"input":"data:image/png;base64,AAAA"}"#] {
-            assert_eq!(estimate_usage(None, Some(body), None).input, None);
+            assert_eq!(estimate(None, Some(body), None).input, None);
         }
-        assert_eq!(estimate_usage(Some("gpt-4"), None, Some("Hello world")).output, Some(2));
+        assert_eq!(estimate(Some("gpt-4"), None, Some("Hello world")).output, Some(2));
     }
 
     #[test]
     fn hostile_text_does_not_exhaust_the_tokenizer() {
+        let tokenizer = o200k_base().unwrap();
         for text in [" ".repeat(1_100_000), "a".repeat(1_100_000), "\n\t ".repeat(300_000)] {
-            assert!(count_tokens(o200k_base_singleton(), &text) > 0);
+            assert!(count_tokens(&tokenizer, &text) > 0);
         }
     }
 
     #[test]
-    fn long_texts_are_extrapolated_from_their_beginning() {
+    fn long_texts_are_extrapolated_from_a_sample() {
         let long = "word ".repeat(400_000);
-        let counted = count_tokens(o200k_base_singleton(), &long);
-        assert!((390_000..=410_000).contains(&counted), "{counted}");
+        let body = format!(r#"{{"messages":[{{"role":"user","content":"{long}"}}]}}"#);
+        let sample = PromptSample::from_body(body.as_bytes(), 64 * 1024).unwrap();
+        let beginning = &long[..64 * 1024];
+        let mut estimator = TokenEstimator::default();
+        for max_tokenized_bytes in [64 * 1024, 8 * 1024, 1024] {
+            let completion = Some((beginning, long.len() as u64));
+            let usage = estimator.estimate_usage(None, Some(&sample), completion, max_tokenized_bytes);
+            for counted in [usage.input.unwrap(), usage.output.unwrap()] {
+                assert!((380_000..=420_000).contains(&counted), "{counted} of {max_tokenized_bytes} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn tokenizers_are_unloaded_when_they_are_idle() {
+        let mut estimator = TokenEstimator::default();
+        estimator.estimate_usage(None, None, Some(("text", 4)), 1024);
+        estimator.unload_if_idle(Instant::now());
+        assert!(estimator.o200k.is_some());
+        estimator.unload_if_idle(Instant::now() + MAX_IDLE_TIME);
+        assert!(estimator.o200k.is_none());
     }
 }

@@ -1,15 +1,12 @@
 //! The thread that makes records from finished exchanges and writes them to the spool.
 //!
-//! Exchanges reach it through a queue, so that a slow disk delays no request. All records that are queued are
-//! written at once. The queue is limited in memory: beyond the first limit, prompts and completions are left
-//! out; beyond the second, records are dropped and counted.
+//! Exchanges reach it through the queue in `queue.rs`, so that a slow disk delays no request. All records that
+//! are queued are written at once.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{JoinHandle, Thread, park_timeout, sleep};
 use std::time::{Duration, Instant};
 
@@ -19,8 +16,10 @@ use tokio::sync::oneshot;
 
 use super::exchange::{CapturePolicy, FinishedExchange};
 use super::metrics::Metrics;
+use super::queue::{Charge, Dropped, ExchangeQueue, QueuedExchange};
 use super::redact::Redactor;
 use super::spool::{FrameBuffer, Spool};
+use super::token_estimate::TokenEstimator;
 
 /// About how many bytes are written to the spool at once.
 const MAX_BATCH_BYTES: usize = 256 * 1024;
@@ -28,64 +27,32 @@ const MAX_BATCH_BYTES: usize = 256 * 1024;
 const ORPHAN_SCAN_INTERVAL: Duration = Duration::from_secs(5);
 /// How long exchanges are collected that are only counted, to wake the thread less often.
 const METRICS_ONLY_BATCH_DELAY: Duration = Duration::from_millis(10);
-/// The memory of queued exchanges beyond which prompts and completions are left out.
-const MAX_QUEUED_BYTES_WITH_CONTENT: usize = 128 * 1024 * 1024;
-/// The memory of queued exchanges beyond which records are dropped.
-const MAX_QUEUED_BYTES: usize = 192 * 1024 * 1024;
-
-enum WriterMessage {
-    Exchange {
-        exchange: Box<FinishedExchange>,
-        policy: CapturePolicy,
-        memory_bytes: usize,
-        written_sender: Option<oneshot::Sender<()>>,
-    },
-    Stop,
-}
+/// How often it is checked whether the tokenizers are idle.
+const TOKENIZER_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// How much of a text is tokenized while at most so many exchanges wait. The more wait, the rougher are the
+/// estimates, so that the records of streams that break off together are not late.
+const TOKENIZED_BYTES_BY_BACKLOG: [(usize, usize); 2] = [(16, 64 * 1024), (256, 8 * 1024)];
+/// How much of a text is tokenized while more exchanges wait.
+const MIN_TOKENIZED_BYTES: usize = 1024;
 
 /// Resolves when the record is in the kernel's page cache, so that it survives the process, or is lost.
 pub type WriteReceipt = oneshot::Receiver<()>;
 
-/// The messages that wait for the writer.
-#[derive(Default)]
-struct Inbox(Mutex<Vec<WriterMessage>>);
-
-impl Inbox {
-    fn lock(&self) -> MutexGuard<'_, Vec<WriterMessage>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Adds a message. Returns whether it is the only one.
-    fn push(&self, message: WriterMessage) -> bool {
-        let mut messages = self.lock();
-        messages.push(message);
-        messages.len() == 1
-    }
-}
-
-impl std::fmt::Debug for Inbox {
-    /// Only the number of messages: they contain prompts.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Inbox").field(&self.lock().len()).finish()
-    }
-}
-
 /// The queue of the writer, as the rest of the program sees it.
 #[derive(Debug)]
 pub struct RecordQueue {
-    inbox: Arc<Inbox>,
+    shared: Arc<SharedWriterState>,
     writer_thread: Thread,
-    /// Leads to the thread that prepares slow exchanges before the writer gets them.
-    slow_exchange_sender: Sender<WriterMessage>,
-    state: Arc<QueueState>,
-    metrics: Arc<Metrics>,
     writes_records: bool,
 }
 
-#[derive(Debug, Default)]
-struct QueueState {
-    queued_bytes: AtomicUsize,
+/// What the threads of the writer share with the queue's other side.
+#[derive(Debug)]
+struct SharedWriterState {
+    queue: ExchangeQueue,
+    metrics: Arc<Metrics>,
     dropped_records: AtomicU64,
+    lightened_records: AtomicU64,
     is_overflowing: AtomicBool,
 }
 
@@ -98,32 +65,21 @@ pub fn start_writer(
     redactor: &Arc<ArcSwap<Redactor>>,
     metrics: &Arc<Metrics>,
 ) -> io::Result<(RecordQueue, JoinHandle<()>)> {
-    let inbox = Arc::<Inbox>::default();
-    let (slow_exchange_sender, slow_exchange_receiver) = channel();
-    let (state, writes_records) = (Arc::<QueueState>::default(), spool.is_some());
-    let (slow_redactor, redactor) = (Arc::clone(redactor), Arc::clone(redactor));
-    let mut writer =
-        RecordWriter { spool, redactor, state: Arc::clone(&state), metrics: Arc::clone(metrics) };
-    let writer_inbox = Arc::clone(&inbox);
-    let thread =
-        std::thread::Builder::new().name("records".into()).spawn(move || writer.run(&writer_inbox))?;
-    let (prepared_inbox, writer_thread) = (Arc::clone(&inbox), thread.thread().clone());
-    let run_slow = move || {
-        prepare_slow_records(&slow_exchange_receiver, &prepared_inbox, &writer_thread, &slow_redactor);
-    };
+    let shared = Arc::new(SharedWriterState {
+        queue: ExchangeQueue::default(),
+        metrics: Arc::clone(metrics),
+        dropped_records: AtomicU64::new(0),
+        lightened_records: AtomicU64::new(0),
+        is_overflowing: AtomicBool::new(false),
+    });
+    let writes_records = spool.is_some();
+    let mut writer = RecordWriter { spool, redactor: Arc::clone(redactor), shared: Arc::clone(&shared) };
+    let thread = std::thread::Builder::new().name("records".into()).spawn(move || writer.run())?;
+    let (slow_shared, slow_redactor) = (Arc::clone(&shared), Arc::clone(redactor));
+    let writer_thread = thread.thread().clone();
+    let run_slow = move || prepare_slow_records(&slow_shared, &writer_thread, &slow_redactor);
     std::thread::Builder::new().name("slow records".into()).spawn(run_slow)?;
-    let writer = thread.thread().clone();
-    Ok((
-        RecordQueue {
-            inbox,
-            writer_thread: writer,
-            slow_exchange_sender,
-            state,
-            metrics: Arc::clone(metrics),
-            writes_records,
-        },
-        thread,
-    ))
+    Ok((RecordQueue { shared, writer_thread: thread.thread().clone(), writes_records }, thread))
 }
 
 impl RecordQueue {
@@ -134,38 +90,19 @@ impl RecordQueue {
         mut exchange: Box<FinishedExchange>,
         policy: CapturePolicy,
     ) -> Option<WriteReceipt> {
-        let queued_bytes = self.state.queued_bytes.load(Ordering::Relaxed);
-        // An empty queue takes an exchange of any size: it would never be written otherwise.
-        if queued_bytes > 0 && queued_bytes + exchange.memory_bytes() > MAX_QUEUED_BYTES_WITH_CONTENT {
-            exchange.drop_content();
-            if !self.state.is_overflowing.swap(true, Ordering::Relaxed) {
-                error!(
-                    "records are not written fast enough, prompts and completions are left out for now: \
-                     is the disk of the spool slow?"
-                );
-            }
-        }
-        let memory_bytes = exchange.memory_bytes();
-        if queued_bytes > 0 && queued_bytes + memory_bytes > MAX_QUEUED_BYTES {
-            self.state.dropped_records.fetch_add(1, Ordering::Relaxed);
-            self.metrics.count_records("spool", "dropped", 1);
-            self.metrics.record_exchange(&exchange, None);
-            return None;
-        }
-        self.state.queued_bytes.fetch_add(memory_bytes, Ordering::Relaxed);
+        exchange.shorten_content(policy);
         let (written_sender, receipt) = if self.writes_records {
             let (written_sender, receipt) = oneshot::channel();
             (Some(written_sender), Some(receipt))
         } else {
             (None, None)
         };
-        // The send fails only if the thread has ended, which happens after `stop`: nothing is in flight then.
         let is_slow = exchange.is_slow_to_render(policy);
-        let message = WriterMessage::Exchange { exchange, policy, memory_bytes, written_sender };
-        if is_slow {
-            self.slow_exchange_sender.send(message).ok()?;
-            // With records, the caller wakes the writer, once for several exchanges.
-        } else if self.inbox.push(message) && !self.writes_records {
+        let exchange = QueuedExchange::new(exchange, policy, written_sender);
+        let (is_only_ready, dropped) = self.shared.queue.push(exchange, is_slow);
+        self.shared.count_dropped(dropped);
+        // With records, the caller wakes the writer, once for several exchanges.
+        if is_only_ready && !self.writes_records {
             self.writer_thread.unpark();
         }
         receipt
@@ -173,62 +110,113 @@ impl RecordQueue {
 
     /// Wakes the writer if exchanges are queued.
     pub fn wake_writer(&self) {
-        if !self.inbox.lock().is_empty() {
+        if self.shared.queue.has_ready() {
             self.writer_thread.unpark();
         }
     }
 
     /// Whether the writer has taken everything out of the queue.
     pub fn is_idle(&self) -> bool {
-        self.state.queued_bytes.load(Ordering::Relaxed) == 0
+        self.shared.queue.is_idle()
     }
 
     /// Ends the threads once they have written what is queued.
     pub fn stop(&self) {
-        // Through the slow thread: the message arrives behind all slow exchanges.
-        let _ = self.slow_exchange_sender.send(WriterMessage::Stop);
+        self.shared.queue.stop();
+    }
+}
+
+impl SharedWriterState {
+    /// Counts and logs what a full queue has dropped.
+    fn count_dropped(&self, dropped: Dropped) {
+        let Dropped { lightened_count, largest_client, records } = dropped;
+        if lightened_count == 0 && records.is_empty() {
+            return;
+        }
+        let dropped_count = records.len() as u64;
+        self.metrics.count_records("spool", "without_content", lightened_count);
+        self.metrics.count_records("spool", "dropped", dropped_count);
+        self.lightened_records.fetch_add(lightened_count, Ordering::Relaxed);
+        self.dropped_records.fetch_add(dropped_count, Ordering::Relaxed);
+        for record in records {
+            let (exchange, ..) = record.into_parts();
+            self.metrics.record_exchange(&exchange, exchange.reported_usage());
+        }
+        if !self.is_overflowing.swap(true, Ordering::Relaxed) {
+            let client = largest_client.map_or_else(String::new, |name| format!(", first those of {name}"));
+            error!(
+                "records are not written fast enough: prompts and completions are left out for now{client}. \
+                 Is the disk of the spool slow?"
+            );
+        }
+    }
+
+    /// Logs once that the queue is short again after it was too long.
+    fn log_queue_recovery(&self) {
+        if self.is_overflowing.load(Ordering::Relaxed)
+            && self.queue.is_relaxed()
+            && self.is_overflowing.swap(false, Ordering::Relaxed)
+        {
+            let lightened = self.lightened_records.swap(0, Ordering::Relaxed);
+            let dropped = self.dropped_records.swap(0, Ordering::Relaxed);
+            info!(
+                "records are written fast enough again; meanwhile {lightened} were written without prompt and \
+                 completion, and {dropped} were dropped"
+            );
+        }
     }
 }
 
 /// Runs on a thread of its own: does the slow part of rendering, so that other records do not wait for it.
-fn prepare_slow_records(
-    slow_exchange_receiver: &Receiver<WriterMessage>,
-    inbox: &Inbox,
-    writer: &Thread,
-    redactor: &ArcSwap<Redactor>,
-) {
-    for mut message in slow_exchange_receiver {
-        if let WriterMessage::Exchange { exchange, policy, .. } = &mut message {
-            // A panic of a parser over a client's text must not end all recording.
-            let outcome =
-                catch_unwind(AssertUnwindSafe(|| exchange.prepare_content(*policy, &redactor.load())));
-            if outcome.is_err() {
-                exchange.drop_content();
+fn prepare_slow_records(shared: &SharedWriterState, writer: &Thread, redactor: &ArcSwap<Redactor>) {
+    let mut estimator = TokenEstimator::default();
+    loop {
+        let mut queued = match shared.queue.take_slow(TOKENIZER_CHECK_INTERVAL) {
+            Ok(Some(queued)) => queued,
+            Ok(None) => break,
+            Err(_) => {
+                estimator.unload_if_idle(Instant::now());
+                continue;
             }
+        };
+        let max_tokenized_bytes = max_tokenized_bytes(shared.queue.slow_count());
+        let (policy, redactor) = (queued.policy, redactor.load());
+        // A panic of a parser over a client's text must not end all recording.
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            queued.exchange.prepare_content(policy, &redactor, &mut estimator, max_tokenized_bytes);
+        }));
+        if outcome.is_err() {
+            queued.exchange.drop_content();
         }
-        let is_last = matches!(message, WriterMessage::Stop);
-        inbox.push(message);
+        shared.count_dropped(shared.queue.push_prepared(queued));
         writer.unpark();
-        if is_last {
-            return;
-        }
     }
+    shared.queue.note_slow_thread_done();
+    writer.unpark();
+}
+
+/// How much of a text is tokenized while this many exchanges wait.
+fn max_tokenized_bytes(backlog: usize) -> usize {
+    TOKENIZED_BYTES_BY_BACKLOG
+        .iter()
+        .find(|(max_backlog, _)| backlog <= *max_backlog)
+        .map_or(MIN_TOKENIZED_BYTES, |(_, bytes)| *bytes)
 }
 
 struct RecordWriter {
     spool: Option<Spool>,
     redactor: Arc<ArcSwap<Redactor>>,
-    state: Arc<QueueState>,
-    metrics: Arc<Metrics>,
+    shared: Arc<SharedWriterState>,
 }
 
 impl RecordWriter {
-    fn run(&mut self, inbox: &Inbox) {
+    fn run(&mut self) {
+        let shared = Arc::clone(&self.shared);
         let mut frames = FrameBuffer::default();
         let mut written_senders = Vec::new();
+        let mut charges: Vec<Charge> = Vec::new();
+        let mut taken = Vec::new();
         let mut last_orphan_scan = Instant::now();
-        let mut messages = Vec::new().into_iter();
-        let mut is_stopping = false;
         loop {
             if last_orphan_scan.elapsed() >= ORPHAN_SCAN_INTERVAL {
                 last_orphan_scan = Instant::now();
@@ -237,59 +225,52 @@ impl RecordWriter {
                 }
                 self.publish_spool_metrics();
             }
-            if messages.len() == 0 {
-                messages = std::mem::take(&mut *inbox.lock()).into_iter();
-                if messages.len() == 0 {
-                    park_timeout(ORPHAN_SCAN_INTERVAL);
-                    if self.spool.is_none() {
-                        sleep(METRICS_ONLY_BATCH_DELAY);
+            shared.queue.take_ready(MAX_BATCH_BYTES, &mut taken);
+            if taken.is_empty() {
+                if shared.queue.is_finished() {
+                    if let Some(spool) = &self.spool {
+                        spool.close();
                     }
-                    continue;
+                    return;
                 }
+                park_timeout(ORPHAN_SCAN_INTERVAL);
+                if self.spool.is_none() {
+                    sleep(METRICS_ONLY_BATCH_DELAY);
+                }
+                continue;
             }
-            while frames.byte_len() < MAX_BATCH_BYTES
-                && let Some(message) = messages.next()
-            {
-                match message {
-                    WriterMessage::Exchange { exchange, policy, memory_bytes, written_sender } => {
-                        let outcome = catch_unwind(AssertUnwindSafe(|| {
-                            self.append_record(&mut frames, *exchange, policy);
-                        }));
-                        if outcome.is_err() {
-                            error!("a record could not be made and is dropped: this is a bug in aoai-lb");
-                            self.metrics.count_records("spool", "dropped", 1);
-                        }
-                        self.state.queued_bytes.fetch_sub(memory_bytes, Ordering::Relaxed);
-                        written_senders.extend(written_sender);
-                    }
-                    WriterMessage::Stop => is_stopping = true,
+            for queued in taken.drain(..) {
+                let (exchange, policy, written_sender, charge) = queued.into_parts();
+                let outcome = catch_unwind(AssertUnwindSafe(|| {
+                    self.append_record(&mut frames, *exchange, policy);
+                }));
+                if outcome.is_err() {
+                    error!("a record could not be made and is dropped: this is a bug in aoai-lb");
+                    shared.metrics.count_records("spool", "dropped", 1);
                 }
+                charges.push(charge);
+                written_senders.extend(written_sender);
             }
             if let Some(spool) = &mut self.spool {
                 let lost = spool.append(&frames);
-                self.metrics.count_records("spool", "dropped", lost);
-                self.metrics.count_records("spool", "written", frames.record_count() - lost);
+                shared.metrics.count_records("spool", "dropped", lost);
+                shared.metrics.count_records("spool", "written", frames.record_count() - lost);
             }
             frames.clear();
             // The receipts of lost records resolve too: nobody should wait for them. A receiver may be gone.
-            written_senders.drain(..).for_each(|sender| {
+            written_senders.drain(..).for_each(|sender: oneshot::Sender<()>| {
                 let _ = sender.send(());
             });
+            shared.queue.release(&mut charges);
             self.publish_spool_metrics();
-            self.log_queue_recovery();
-            if is_stopping {
-                if let Some(spool) = &self.spool {
-                    spool.close();
-                }
-                return;
-            }
+            shared.log_queue_recovery();
         }
     }
 
     /// Makes the record of an exchange, which also counts it, and adds it to the next write.
     fn append_record(&self, frames: &mut FrameBuffer, mut exchange: FinishedExchange, policy: CapturePolicy) {
         let redactor = self.redactor.load();
-        let record = exchange.count_and_render_record(policy, &redactor, &self.metrics);
+        let record = exchange.count_and_render_record(policy, &redactor, &self.shared.metrics);
         if self.spool.is_some() {
             frames.push_record(|buffer| record.write_json(buffer));
         }
@@ -298,19 +279,9 @@ impl RecordWriter {
     /// Updates the metrics of the spool.
     fn publish_spool_metrics(&self) {
         let Some(spool) = &self.spool else { return };
-        self.metrics.set_spool_bytes(spool.undelivered_bytes());
+        self.shared.metrics.set_spool_bytes(spool.undelivered_bytes());
         for (sink, lost) in spool.take_lost_record_counts() {
-            self.metrics.count_records(sink, "lost", lost);
-        }
-    }
-
-    /// Logs once that the queue is short again after it was too long.
-    fn log_queue_recovery(&self) {
-        let has_recovered =
-            self.state.queued_bytes.load(Ordering::Relaxed) < MAX_QUEUED_BYTES_WITH_CONTENT / 2;
-        if has_recovered && self.state.is_overflowing.swap(false, Ordering::Relaxed) {
-            let dropped = self.state.dropped_records.swap(0, Ordering::Relaxed);
-            info!("records are written fast enough again; {dropped} records were dropped meanwhile");
+            self.shared.metrics.count_records(sink, "lost", lost);
         }
     }
 }

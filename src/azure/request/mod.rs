@@ -11,6 +11,7 @@ pub(super) mod operation;
 mod percent;
 pub mod prompt;
 pub(super) mod prompt_parts;
+pub mod prompt_sample;
 pub(super) mod query;
 pub(super) mod target;
 pub(super) mod target_cache;

@@ -6,9 +6,9 @@ use std::ops::Range;
 
 use super::multipart::{FormFacts, FormTextField};
 use super::prompt_parts::{PROMPT_KEYS, PromptPartRanges};
-use crate::azure::binary_data::{parse_data_url, replace_binary_data};
+use crate::azure::binary_data::{may_contain_binary_data, parse_data_url, replace_binary_data};
 use crate::azure::json;
-use crate::azure::json_text::{replace_surrogate_halves, text_from_bytes};
+use crate::azure::json_text::{decode_content, replace_surrogate_halves, text_from_bytes};
 
 /// The prompt of a JSON body: `messages`, else `input` (with `instructions`: an object of both), else
 /// `prompt`. A string is returned without its quotes. `parts` saves a search, if it is known from
@@ -48,6 +48,83 @@ fn find_prompt_parts(body: &str) -> [Option<String>; PROMPT_KEYS.len()] {
         Err(_) => json::find_fields(body, &PROMPT_KEYS),
     };
     values.map(|raw| raw.map(str::to_owned))
+}
+
+/// The longest escape of a character in JSON: `\\ud83d\\ude00`.
+const MAX_ESCAPE_BYTES: usize = 12;
+
+/// The beginning of a prompt.
+#[derive(Debug, PartialEq, Eq)]
+pub struct PromptBeginning {
+    /// The text.
+    pub text: String,
+    /// Whether the prompt is longer.
+    pub is_truncated: bool,
+}
+
+/// At most `limit` bytes of what [`prompt_text`] returns, in time and memory in proportion to `limit`. `None`
+/// if that is not possible, because the prompt begins with long binary data.
+pub fn prompt_beginning(body: &[u8], parts: &PromptPartRanges, limit: usize) -> Option<PromptBeginning> {
+    let mut values = [None; PROMPT_KEYS.len()];
+    for (value, range) in values.iter_mut().zip(parts) {
+        // What is not UTF-8 is left to `prompt_text`.
+        let raw = range.clone().map(|range| body.get(range).and_then(|raw| std::str::from_utf8(raw).ok()));
+        *value = if let Some(raw) = raw { Some(raw?).filter(|raw| *raw != "null") } else { None };
+    }
+    let [messages, input, instructions, prompt] = values;
+    let mut beginning = PromptBeginning { text: String::new(), is_truncated: false };
+    match (messages, input, instructions, prompt) {
+        (Some(messages), ..) => beginning.push_json(messages, limit)?,
+        (_, input, Some(instructions), _) => {
+            beginning.push_json("{\"instructions\":", limit)?;
+            beginning.push_json(instructions, limit)?;
+            if let Some(input) = input {
+                beginning.push_json(",\"input\":", limit)?;
+                beginning.push_json(input, limit)?;
+            }
+            beginning.push_json("}", limit)?;
+        }
+        (_, Some(only), ..) | (.., Some(only)) if only.len() > limit && only.starts_with('"') => {
+            beginning.push_string(only, limit)?;
+        }
+        (_, Some(only), ..) | (.., Some(only)) if only.len() > limit => beginning.push_json(only, limit)?,
+        (_, Some(only), ..) | (.., Some(only)) => {
+            beginning.text = text_or_json(&replace_surrogate_halves(only));
+        }
+        _ => return None,
+    }
+    Some(beginning)
+}
+
+impl PromptBeginning {
+    /// Appends as much of `raw`, a JSON value or a part between two, as fits.
+    fn push_json(&mut self, raw: &str, limit: usize) -> Option<()> {
+        let room = limit.saturating_sub(self.text.len());
+        if self.is_truncated {
+            return Some(());
+        }
+        if raw.len() <= room {
+            self.text.push_str(&replace_binary_data(&replace_surrogate_halves(raw)));
+            return Some(());
+        }
+        let beginning =
+            raw.get(..raw.floor_char_boundary(room)).filter(|raw| !may_contain_binary_data(raw))?;
+        self.text.push_str(&replace_surrogate_halves(beginning));
+        self.is_truncated = true;
+        Some(())
+    }
+
+    /// Appends as much of a decoded JSON string as fits.
+    fn push_string(&mut self, raw: &str, limit: usize) -> Option<()> {
+        let content = json::string_content(raw).filter(|content| !content.starts_with("data:"))?;
+        // Enough for the limit if everything is escaped. A cut inside of an escape is then beyond the limit.
+        let end = limit.saturating_mul(MAX_ESCAPE_BYTES / 2).saturating_add(MAX_ESCAPE_BYTES);
+        let beginning = content.get(..content.floor_char_boundary(end.min(content.len())))?;
+        let decoded = decode_content(beginning);
+        self.is_truncated = decoded.len() > limit || beginning.len() < content.len();
+        self.text.push_str(decoded.get(..decoded.floor_char_boundary(limit))?);
+        Some(())
+    }
 }
 
 /// The text fields of a form as a JSON object. A repeated name has an array. `None` without fields.
@@ -137,6 +214,36 @@ mod tests {
             (b"{\"model\":\"\xff\",\"input\":\"a\"}", "a"),
         ] {
             assert_eq!(prompt_of(body).as_deref(), Some(expected), "{}", body.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn the_beginning_of_a_prompt_is_the_beginning_of_its_text() {
+        let escapes = r"\ud83d\ude00\u00e9\n".repeat(40);
+        for body in [
+            r#"{"messages":[ {"role":"user","content":"hi, there: é"} ],"n":1}"#.to_owned(),
+            r#"{"input":"a longer text","instructions":"b\u0041"}"#.to_owned(),
+            format!(r#"{{"input":"{escapes}"}}"#),
+            r#"{"prompt":["one","two","three"]}"#.to_owned(),
+            r#"{"input":"h\u00e9llo\n"}"#.to_owned(),
+        ] {
+            let facts = BodyFacts::parse(body.as_bytes()).unwrap();
+            let text = prompt_text(body.as_bytes(), None).unwrap();
+            for limit in 0..200 {
+                let beginning = prompt_beginning(body.as_bytes(), &facts.prompt_part_ranges, limit).unwrap();
+                assert!(text.starts_with(&beginning.text), "{limit} of {body}: {}", beginning.text);
+                assert!(beginning.text.len() <= limit, "{limit} of {body}");
+                assert!(beginning.text.len() + 4 > limit.min(text.len()), "{limit} of {body}: {beginning:?}");
+                assert_eq!(beginning.is_truncated, beginning.text.len() < text.len(), "{limit} of {body}");
+            }
+        }
+        // The digest of binary data needs all of it.
+        for body in [
+            r#"{"input":"data:image/png;base64,aGVsbG8="}"#,
+            r#"{"messages":[{"image_url":{"url":"data:image/png;base64,aGVsbG8="}}]}"#,
+        ] {
+            let facts = BodyFacts::parse(body.as_bytes()).unwrap();
+            assert_eq!(prompt_beginning(body.as_bytes(), &facts.prompt_part_ranges, 30), None, "{body}");
         }
     }
 

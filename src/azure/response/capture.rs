@@ -1,7 +1,7 @@
 //! Captures for the record what a response contains: model, finish reason, usage, text, and whether it
 //! ended normally. Takes a JSON body at once or a stream event by event.
 
-use super::captured_text::{CapturedChoices, CompletionText, TextBudget, truncate_label};
+use super::captured_text::{CapturedChoices, CompletionText, TextBudget, truncate_label, truncate_text};
 use super::error_body::ErrorBody;
 use super::sse::SseEvent;
 use super::usage::TokenUsage;
@@ -30,6 +30,8 @@ pub struct ResponseCapture {
     operation: Operation,
     text_budget: TextBudget,
     choices: CapturedChoices,
+    /// The text of the choices, once it was shortened.
+    shortened_text: Option<CompletionText>,
 }
 
 impl ResponseCapture {
@@ -45,6 +47,7 @@ impl ResponseCapture {
             operation,
             text_budget: TextBudget::new(limit),
             choices: CapturedChoices::default(),
+            shortened_text: None,
         }
     }
 
@@ -106,7 +109,7 @@ impl ResponseCapture {
 
     /// The same, and where in it text is missing.
     pub fn completion_text_with_cuts(&self) -> Option<CompletionText> {
-        self.choices.to_text(self.text_budget.limit_bytes())
+        self.shortened_text.clone().or_else(|| self.choices.to_text(self.text_budget.limit_bytes()))
     }
 
     /// Whether text is missing because of the limit.
@@ -119,20 +122,51 @@ impl ResponseCapture {
         self.text_budget.mark_truncated();
     }
 
-    /// The number of bytes of captured text.
-    pub fn captured_text_byte_count(&self) -> usize {
-        self.text_budget.used_bytes()
+    /// The number of bytes of text in the response, also of text that is missing because of the limit.
+    pub fn total_text_byte_count(&self) -> u64 {
+        self.text_budget.total_bytes()
+    }
+
+    /// The memory that it holds besides itself, in bytes.
+    pub fn memory_bytes(&self) -> usize {
+        let labels = [&self.model, &self.finish_reason, &self.error_code];
+        self.choices.memory_bytes()
+            + self.shortened_text.as_ref().map_or(0, CompletionText::memory_bytes)
+            + labels.iter().map(|label| label.as_ref().map_or(0, String::capacity)).sum::<usize>()
+    }
+
+    /// Shortens the text to at most `limit` bytes and frees the memory of the rest. Nothing can be captured
+    /// afterwards.
+    pub fn shorten_text(&mut self, limit: usize) {
+        let shortened_bytes = self.shortened_text.as_ref().map_or(0, CompletionText::memory_bytes);
+        if self.choices.memory_bytes() + shortened_bytes <= limit {
+            return;
+        }
+        let Some(mut completion) = self.completion_text_with_cuts() else { return self.discard_choices() };
+        if self.is_text_truncated() || completion.text.len() > limit {
+            self.text_budget.mark_truncated();
+        }
+        completion.text.truncate(truncate_text(&completion.text, limit).len());
+        completion.cut_ends.retain(|end| *end <= completion.text.len());
+        completion.shrink_to_fit();
+        self.discard_choices();
+        self.shortened_text = Some(completion).filter(|completion| !completion.text.is_empty());
+    }
+
+    fn discard_choices(&mut self) {
+        self.choices = CapturedChoices::default();
+        self.shortened_text = None;
     }
 
     /// Frees the text. Everything else stays.
     pub fn discard_text(&mut self) {
-        self.choices = CapturedChoices::default();
+        self.discard_choices();
         self.text_budget.mark_truncated();
     }
 
     /// Whether any text was captured.
     pub fn has_text(&self) -> bool {
-        !self.choices.is_empty()
+        !self.choices.is_empty() || self.shortened_text.is_some()
     }
 
     /// Reads a chunk or body of any API but Responses. Returns whether it is a complete object.

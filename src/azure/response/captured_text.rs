@@ -41,20 +41,22 @@ impl CapturedText {
 pub(in crate::azure) struct TextBudget {
     limit_bytes: usize,
     used_bytes: usize,
+    /// All text that there was, also what did not fit.
+    total_bytes: u64,
     is_truncated: bool,
 }
 
 impl TextBudget {
     pub(in crate::azure) fn new(limit_bytes: usize) -> Self {
-        Self { limit_bytes, used_bytes: 0, is_truncated: false }
+        Self { limit_bytes, used_bytes: 0, total_bytes: 0, is_truncated: false }
     }
 
     pub(in crate::azure) fn limit_bytes(&self) -> usize {
         self.limit_bytes
     }
 
-    pub(in crate::azure) fn used_bytes(&self) -> usize {
-        self.used_bytes
+    pub(in crate::azure) fn total_bytes(&self) -> u64 {
+        self.total_bytes
     }
 
     /// Whether text is missing.
@@ -73,6 +75,7 @@ impl TextBudget {
         if self.used_bytes == self.limit_bytes && !content.is_empty() {
             self.is_truncated = self.limit_bytes > 0;
             target.is_cut = true;
+            self.total_bytes += content.len() as u64;
             return;
         }
         let text = target.joiner.decode_next(content);
@@ -88,6 +91,7 @@ impl TextBudget {
     }
 
     fn append_within_limit(&mut self, target: &mut CapturedText, text: &str) {
+        self.total_bytes += text.len() as u64;
         let fitting = truncate_text(text, self.limit_bytes - self.used_bytes);
         target.text.push_str(fitting);
         self.used_bytes += fitting.len();
@@ -101,7 +105,7 @@ impl TextBudget {
 }
 
 /// The text of a response for its record.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CompletionText {
     /// The text.
     pub text: String,
@@ -110,6 +114,16 @@ pub struct CompletionText {
 }
 
 impl CompletionText {
+    /// The memory that it holds besides itself, in bytes.
+    pub(in crate::azure) fn memory_bytes(&self) -> usize {
+        self.text.capacity() + self.cut_ends.capacity() * size_of::<usize>()
+    }
+
+    pub(in crate::azure) fn shrink_to_fit(&mut self) {
+        self.text.shrink_to_fit();
+        self.cut_ends.shrink_to_fit();
+    }
+
     fn push_text(&mut self, captured: &CapturedText) {
         self.text.push_str(&captured.as_text());
         self.cut_ends.extend(captured.is_cut.then_some(self.text.len()));
@@ -176,6 +190,20 @@ impl CapturedChoices {
             |choice| choice.index == index,
             || CapturedChoice { index, ..CapturedChoice::default() },
         )
+    }
+
+    /// The memory that the choices hold, in bytes.
+    pub(in crate::azure) fn memory_bytes(&self) -> usize {
+        let captured = |text: &CapturedText| text.text.capacity();
+        let tool_call =
+            |call: &CapturedToolCall| captured(&call.id) + captured(&call.name) + captured(&call.arguments);
+        let choice = |choice: &CapturedChoice| {
+            captured(&choice.content)
+                + captured(&choice.refusal)
+                + choice.tool_calls.capacity() * size_of::<CapturedToolCall>()
+                + choice.tool_calls.iter().map(tool_call).sum::<usize>()
+        };
+        self.0.capacity() * size_of::<CapturedChoice>() + self.0.iter().map(choice).sum::<usize>()
     }
 
     pub(in crate::azure) fn is_empty(&self) -> bool {

@@ -38,6 +38,20 @@ impl CollectedBody {
         self.bytes.len() + self.outline.as_ref().map_or(0, |outline| outline.kept_byte_count())
     }
 
+    /// The memory that it holds besides itself, in bytes.
+    pub fn memory_bytes(&self) -> usize {
+        self.bytes.capacity() + self.outline.as_ref().map_or(0, |outline| outline.kept_byte_count())
+    }
+
+    /// Frees all but model and usage.
+    pub fn reduce_to_outline(&mut self) {
+        if self.outline.is_none() {
+            let mut outline = Box::<JsonOutline>::default();
+            outline.feed(&std::mem::take(&mut self.bytes));
+            self.outline = Some(outline);
+        }
+    }
+
     /// The body, if it was kept whole.
     pub fn whole_body(&self) -> Option<&[u8]> {
         self.outline.is_none().then_some(&self.bytes)

@@ -26,7 +26,7 @@ const MAX_CAPTURED_IMAGES_BYTES: usize = 16 * 1024 * 1024;
 /// Largest event that is captured completely, likewise; `response.created` repeats the whole request.
 const MAX_PARSED_EVENT_BYTES: usize = 1024 * 1024;
 /// Maximum text of a stream that is kept in order to estimate its tokens, should the usage be missing.
-const MAX_TEXT_FOR_ESTIMATE_BYTES: usize = 1024 * 1024;
+const MAX_TEXT_FOR_ESTIMATE_BYTES: usize = 64 * 1024;
 /// Largest event that is held to see whether it is the usage event, which has a few hundred bytes.
 const MAX_USAGE_EVENT_BYTES: usize = 64 * 1024;
 
@@ -242,7 +242,7 @@ impl Capture {
     fn for_response(header: &ResponseHeader, operation: Operation, policy: CapturePolicy) -> Self {
         // The tokens of an incomplete stream are estimated from its text, whether or not text is recorded.
         let max_text = if policy.estimates_broken_stream_tokens {
-            policy.max_buffered_completion_bytes.max(MAX_TEXT_FOR_ESTIMATE_BYTES)
+            policy.max_buffered_text_bytes.max(MAX_TEXT_FOR_ESTIMATE_BYTES)
         } else {
             0
         };

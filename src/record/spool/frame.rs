@@ -5,6 +5,8 @@
 pub(super) const SEGMENT_MAGIC: &[u8; 8] = b"aoailb\x001";
 /// The length and the CRC-32 of the record, both as little-endian `u32`.
 const FRAME_HEADER_BYTES: usize = 8;
+/// The memory that an empty buffer keeps.
+const MAX_IDLE_BUFFER_BYTES: usize = 1024 * 1024;
 /// No record is longer: a greater length is corrupt.
 const MAX_RECORD_BYTES: usize = 256 * 1024 * 1024;
 
@@ -46,9 +48,10 @@ impl FrameBuffer {
         self.record_count == 0
     }
 
-    /// Removes all records and keeps the memory.
+    /// Removes all records. Keeps the memory unless there is much more than usual.
     pub fn clear(&mut self) {
         self.bytes.clear();
+        self.bytes.shrink_to(MAX_IDLE_BUFFER_BYTES);
         self.complete_length = 0;
         self.record_count = 0;
     }
