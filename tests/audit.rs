@@ -5,12 +5,16 @@
 mod support;
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use serde_json::Value;
 use support::upstream::{PAUSE_100_MS, RawRequest, ScriptedUpstream};
-use support::{Balancer, CHAT_BODY, CHAT_TARGET, Client, sha256_hex};
+use support::{
+    Balancer, CHAT_BODY, CHAT_TARGET, Client, all_backends_yaml, sha256_hex, start_simulator, wait_until,
+    wait_until_async,
+};
 
 const HEAVY_KEY: &str = "key-of-heavy";
 const CALM_KEY: &str = "key-of-calm";
@@ -112,4 +116,121 @@ async fn large_streams_that_break_off_together_cost_no_record_and_no_prompt() {
         assert!(record["prompt"].as_str().unwrap().contains("hello"), "{record}");
         assert_eq!((&record["completion"], &record["content_cut"]), (&"hi".into(), &false.into()));
     }
+}
+
+/// A `record` block whose file and spool are in directories of their own.
+fn separate_directories_yaml(directory: &Path) -> String {
+    let directory = directory.display();
+    format!(
+        "record: {{ jsonl: {{ path: {directory}/logs/records.jsonl }}, spool: {{ path: {directory}/disk/spool }} }}"
+    )
+}
+
+fn count_lines(path: &Path) -> usize {
+    std::fs::read_to_string(path).unwrap_or_default().lines().count()
+}
+
+/// The value of `aoai_lb_records_total` for the spool.
+async fn spool_count(balancer: &Balancer, result: &str) -> u64 {
+    let mut client = Client::connect(balancer.admin_address).await;
+    let text = client.get("/metrics", &[("Host", "localhost")]).await.text();
+    let prefix = format!("aoai_lb_records_total{{result=\"{result}\",sink=\"spool\"}} ");
+    text.lines().find_map(|line| line.strip_prefix(&prefix)?.parse().ok()).unwrap_or(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_without_usable_directories_serves_and_records_as_soon_as_it_can() {
+    let azure = start_simulator(&["a"]).await;
+    let directory = tempfile::tempdir().unwrap();
+    // Nobody can create a directory below a file, not even root.
+    std::fs::write(directory.path().join("disk"), "a file").unwrap();
+    let record_block = separate_directories_yaml(directory.path());
+    let mut balancer = Balancer::start(&all_backends_yaml(&azure), &record_block).await;
+    for _ in 0..10 {
+        assert_eq!(balancer.post_chat().await.status, 200);
+    }
+    wait_until_async("the lost records are counted", async || spool_count(&balancer, "dropped").await == 10)
+        .await;
+    let incidents = balancer.log().matches("cannot write records to").count();
+    assert_eq!(incidents, 1, "{}", balancer.log());
+    balancer.wait_for_log("records stay in the spool: cannot write to").await;
+    let check = std::process::Command::new(env!("CARGO_BIN_EXE_aoai-lb"))
+        .args(["check", "-c"])
+        .arg(balancer.path("aoai-lb.yaml"))
+        .output()
+        .unwrap();
+    let problems = String::from_utf8(check.stderr).unwrap();
+    assert!(!check.status.success());
+    for expected in ["record.jsonl.path: the directory of", "record.spool.path: "] {
+        assert!(problems.contains(expected), "{problems}");
+    }
+    // The spool first: records wait in it for the file.
+    std::fs::remove_file(directory.path().join("disk")).unwrap();
+    wait_until("the spool's directory is made", || directory.path().join("disk/spool").is_dir()).await;
+    wait_until_async("a record is written", async || {
+        assert_eq!(balancer.post_chat().await.status, 200);
+        spool_count(&balancer, "written").await > 0
+    })
+    .await;
+    std::fs::create_dir(directory.path().join("logs")).unwrap();
+    let records = directory.path().join("logs/records.jsonl");
+    wait_until("the records are in the file", || count_lines(&records) > 0).await;
+    balancer.wait_for_log("records were lost").await;
+    assert_eq!(balancer.stop().await, 0);
+    let lost = spool_losses_in_log(&balancer.log());
+    assert!(lost >= 10, "{lost}");
+}
+
+/// How many records were lost, as the log says.
+fn spool_losses_in_log(log: &str) -> u64 {
+    let line = log.lines().find(|line| line.contains("records were lost")).unwrap();
+    line.split("meanwhile ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn directories_that_go_while_running_cost_no_request_and_recording_goes_on() {
+    let azure = start_simulator(&["a"]).await;
+    let directory = tempfile::tempdir().unwrap();
+    for name in ["disk", "logs"] {
+        std::fs::create_dir(directory.path().join(name)).unwrap();
+    }
+    let record_block = separate_directories_yaml(directory.path());
+    let mut balancer = Balancer::start(&all_backends_yaml(&azure), &record_block).await;
+    let records = directory.path().join("logs/records.jsonl");
+    assert_eq!(balancer.post_chat().await.status, 200);
+    wait_until("the first record is in the file", || count_lines(&records) == 1).await;
+    for name in ["disk", "logs"] {
+        std::fs::rename(directory.path().join(name), directory.path().join(format!("{name}-away"))).unwrap();
+        std::fs::write(directory.path().join(name), "a file").unwrap();
+    }
+    balancer.wait_for_log("cannot write records to").await;
+    for _ in 0..10 {
+        assert_eq!(balancer.post_chat().await.status, 200);
+    }
+    balancer.wait_for_log("records stay in the spool: cannot write to").await;
+    for name in ["disk", "logs"] {
+        std::fs::remove_file(directory.path().join(name)).unwrap();
+    }
+    std::fs::create_dir(directory.path().join("logs")).unwrap();
+    // The file that was open could still be written to: nothing is lost.
+    wait_until("the records are in the new file", || count_lines(&records) == 10).await;
+    wait_until("the spool's directory is made again", || directory.path().join("disk/spool").is_dir()).await;
+    assert_eq!(balancer.post_chat().await.status, 200);
+    wait_until("the last record is in the file", || count_lines(&records) == 11).await;
+    assert_eq!(spool_count(&balancer, "dropped").await, 0);
+    assert_eq!(balancer.stop().await, 0);
+    assert_eq!(balancer.log().matches("cannot write records to").count(), 1, "{}", balancer.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_with_an_unusable_directory_is_accepted_with_a_warning() {
+    let azure = start_simulator(&["a"]).await;
+    let balancer = Balancer::start(&all_backends_yaml(&azure), "").await;
+    balancer.replace_in_config("path: records.jsonl", "path: no-such-directory/records.jsonl, keep: 3");
+    let response = balancer.post_admin("/api/reload").await;
+    assert_eq!(response.status, 200, "{}", response.text());
+    balancer.wait_for_log("WARN").await;
+    balancer.wait_for_log("record.jsonl.path: the directory of").await;
+    assert_eq!(balancer.post_chat().await.status, 200);
+    balancer.wait_for_records(1).await;
 }

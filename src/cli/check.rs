@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::cli_error::CliError;
 use super::config_file::load_config_and_print_warnings;
 use super::runtime::start_background_runtime;
-use crate::config::{CheckedConfig, Config};
+use crate::config::{CheckedConfig, Config, ConfigError};
 use crate::credentials::Keyring;
 use crate::gateway::ProcessState;
 use crate::proxy::upstream::dns::AddressBook;
@@ -19,6 +19,9 @@ use crate::server::build_config::build_active_config;
 
 pub(super) fn run(path: &Path, live: bool) -> Result<(), CliError> {
     let checked = load_config_and_print_warnings(path)?;
+    if !checked.unusable_paths.is_empty() {
+        return Err(ConfigError { errors: checked.unusable_paths, warnings: Vec::new() }.into());
+    }
     if live && !check_backends_live(checked)? {
         return Err(CliError(format!("{}: some checks failed", path.display())));
     }

@@ -16,6 +16,9 @@ pub struct CheckedConfig {
     pub config: Config,
     /// What is allowed but probably a mistake.
     pub warnings: Vec<ConfigProblem>,
+    /// Paths for records that cannot be used now. A check refuses them; the balancer serves all the same, and
+    /// records as soon as it can.
+    pub unusable_paths: Vec<ConfigProblem>,
     /// The SHA-256 of the file, in hexadecimal.
     pub file_sha256: String,
 }
@@ -82,16 +85,21 @@ pub fn parse_and_check_yaml(
     let problems = ProblemCollector::new(base, env);
     let root = parse_document(text, &problems);
     let config = root.and_then(|root| check::read_config(&YamlNode::root(&root, &problems)));
-    let (errors, warnings) = problems.into_problems();
+    let unusable_paths = problems.take_unusable_paths();
+    let (mut errors, warnings) = problems.into_problems();
     match config {
         Some(config) if errors.is_empty() => {
             let file_sha256 = openssl::sha::sha256(text.as_bytes());
             Ok(CheckedConfig {
                 config,
                 warnings,
+                unusable_paths,
                 file_sha256: file_sha256.iter().map(|byte| format!("{byte:02x}")).collect(),
             })
         }
-        _ => Err(ConfigError { errors, warnings }),
+        _ => {
+            errors.extend(unusable_paths);
+            Err(ConfigError { errors, warnings })
+        }
     }
 }

@@ -62,34 +62,19 @@ pub struct Recorder {
 /// Why the recorder cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum RecorderError {
-    /// The file for JSON lines cannot be opened.
-    #[error("record.jsonl.path: cannot open {path}: {io_error}")]
-    JsonlFile {
-        /// The path in the configuration.
-        path: String,
-        /// The error of the operating system.
-        io_error: io::Error,
-    },
     /// A thread cannot be started.
     #[error("cannot start a thread for records: {0}")]
     ThreadStart(#[from] io::Error),
-    /// The directory of the spool cannot be created or written to.
-    #[error("record.spool.path: cannot use {path}: {io_error}")]
-    SpoolDirectory {
-        /// The path in the configuration.
-        path: String,
-        /// The error of the operating system.
-        io_error: io::Error,
-    },
 }
 
 impl Recorder {
     /// Opens the spool and starts the threads of the writer and the sinks. Records that a previous process
     /// left in the spool are delivered too. Without a `record` block, exchanges are only counted. The Log
-    /// Analytics sink makes its calls on `runtime`, with a token from `keyring`.
+    /// Analytics sink makes its calls on `runtime`, with a token from `keyring`. A file or directory that
+    /// cannot be used is logged, and tried again until it can.
     ///
     /// # Errors
-    /// [`RecorderError`] if a file or directory cannot be opened or a thread cannot be started.
+    /// [`RecorderError`] if a thread cannot be started.
     pub fn start(config: &Config, keyring: &Keyring, runtime: &Handle) -> Result<Self, RecorderError> {
         let metrics = Arc::<Metrics>::default();
         let vaults = &config.key_vault;
@@ -105,22 +90,16 @@ impl Recorder {
                 threads: Mutex::new(vec![writer]),
             });
         };
-        let spool_error = |io_error| RecorderError::SpoolDirectory {
-            path: config.spool.directory.display().to_string(),
-            io_error,
-        };
         let mut sink_names = Vec::new();
         sink_names.extend(config.jsonl.as_ref().map(|_| JSONL_SINK));
         sink_names.extend(config.log_analytics.as_ref().map(|_| LOG_ANALYTICS_SINK));
-        let opened = Spool::open(&config.spool.directory, config.spool.max_bytes, &sink_names);
-        let (spool, readers) = opened.map_err(spool_error)?;
+        let (spool, readers) =
+            Spool::open(&config.spool.directory, config.spool.max_bytes, &sink_names, Instant::now());
         let mut threads = Vec::new();
         let (mut jsonl, mut log_analytics) = (None, None);
         for reader in readers {
             if let (JSONL_SINK, Some(file)) = (reader.sink_name(), &config.jsonl) {
-                let jsonl_error =
-                    |io_error| RecorderError::JsonlFile { path: file.path.display().to_string(), io_error };
-                let (control, thread) = jsonl::start_sink(file, reader, &metrics).map_err(jsonl_error)?;
+                let (control, thread) = jsonl::start_sink(file, reader, &metrics)?;
                 jsonl = Some(control);
                 threads.push(thread);
             } else if let Some(table) = &config.log_analytics {

@@ -25,6 +25,8 @@ use super::token_estimate::TokenEstimator;
 const MAX_BATCH_BYTES: usize = 256 * 1024;
 /// How often the spool is searched for segments of processes that have ended.
 const ORPHAN_SCAN_INTERVAL: Duration = Duration::from_secs(5);
+/// How often it is checked whether the spool's directory is there.
+const SPOOL_MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long exchanges are collected that are only counted, to wake the thread less often.
 const METRICS_ONLY_BATCH_DELAY: Duration = Duration::from_millis(10);
 /// How often it is checked whether the tokenizers are idle.
@@ -217,6 +219,7 @@ impl RecordWriter {
         let mut charges: Vec<Charge> = Vec::new();
         let mut taken = Vec::new();
         let mut last_orphan_scan = Instant::now();
+        let mut last_maintenance = Instant::now();
         loop {
             if last_orphan_scan.elapsed() >= ORPHAN_SCAN_INTERVAL {
                 last_orphan_scan = Instant::now();
@@ -224,6 +227,12 @@ impl RecordWriter {
                     spool.adopt_orphans();
                 }
                 self.publish_spool_metrics();
+            }
+            if let Some(spool) = &mut self.spool
+                && last_maintenance.elapsed() >= SPOOL_MAINTENANCE_INTERVAL
+            {
+                last_maintenance = Instant::now();
+                spool.maintain(last_maintenance);
             }
             shared.queue.take_ready(MAX_BATCH_BYTES, &mut taken);
             if taken.is_empty() {
@@ -233,7 +242,8 @@ impl RecordWriter {
                     }
                     return;
                 }
-                park_timeout(ORPHAN_SCAN_INTERVAL);
+                let is_failing = self.spool.as_ref().is_some_and(Spool::is_failing);
+                park_timeout(if is_failing { SPOOL_MAINTENANCE_INTERVAL } else { ORPHAN_SCAN_INTERVAL });
                 if self.spool.is_none() {
                     sleep(METRICS_ONLY_BATCH_DELAY);
                 }
@@ -252,7 +262,7 @@ impl RecordWriter {
                 written_senders.extend(written_sender);
             }
             if let Some(spool) = &mut self.spool {
-                let lost = spool.append(&frames);
+                let lost = spool.append(&frames, Instant::now());
                 shared.metrics.count_records("spool", "dropped", lost);
                 shared.metrics.count_records("spool", "written", frames.record_count() - lost);
             }

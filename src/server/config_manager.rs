@@ -176,8 +176,10 @@ impl ConfigManager {
         let file = previous.file.clone().ok_or(ReloadError::NotReadFromFile)?;
         let loaded =
             spawn_blocking(move || config::load_and_check_file(&file, &config::environment_variable)).await;
-        let CheckedConfig { mut config, file_sha256: sha256, warnings } =
+        let CheckedConfig { mut config, file_sha256: sha256, mut warnings, unusable_paths } =
             loaded.map_err(|_| ReloadError::Internal)??;
+        // The balancer serves without records; it does not refuse a reload because of them either.
+        warnings.extend(unusable_paths);
         let keys_needing_upgrade = config_keys_needing_upgrade(&self.startup_config, &config);
         restore_startup_sinks(&self.startup_config, &mut config);
         let (active_config, address_book) =

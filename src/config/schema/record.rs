@@ -48,7 +48,7 @@ pub enum StreamUsageMode {
 /// A file with one JSON object per line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JsonlConfig {
-    /// The file. Its directory existed when the configuration was checked.
+    /// The file. Its directory may be missing.
     pub path: PathBuf,
     /// The file is rotated when it reaches this size.
     pub rotate_at_bytes: u64,

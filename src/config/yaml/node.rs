@@ -53,6 +53,11 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         self.problems.report_error(&self.key_path, message)
     }
 
+    /// Reports that this path cannot be used now, but may be later.
+    pub(crate) fn report_unusable_path(&self, message: impl Into<String>) {
+        self.problems.report_unusable_path(&self.key_path, message);
+    }
+
     /// Reports a warning about this value.
     pub(crate) fn report_warning(&self, message: impl Into<String>) {
         self.problems.report_warning(&self.key_path, message);

@@ -16,6 +16,7 @@ pub(crate) struct ProblemCollector<'e> {
     environment: &'e EnvironmentLookup<'e>,
     errors: RefCell<ProblemList>,
     warnings: RefCell<ProblemList>,
+    unusable_paths: RefCell<Vec<ConfigProblem>>,
 }
 
 /// The first problems, and how many more there are.
@@ -45,7 +46,13 @@ impl ProblemList {
 
 impl<'e> ProblemCollector<'e> {
     pub(crate) fn new(base_directory: &'e Path, environment: &'e EnvironmentLookup<'e>) -> Self {
-        Self { base_directory, environment, errors: RefCell::default(), warnings: RefCell::default() }
+        Self {
+            base_directory,
+            environment,
+            errors: RefCell::default(),
+            warnings: RefCell::default(),
+            unusable_paths: RefCell::default(),
+        }
     }
 
     /// Adds an error. Returns `None`, so that a reader can return it.
@@ -62,6 +69,18 @@ impl<'e> ProblemCollector<'e> {
     /// Whether further errors are only counted.
     pub(crate) fn is_full(&self) -> bool {
         self.errors.borrow().problems.len() >= MAX_PROBLEMS
+    }
+
+    /// Adds a problem of a path that may be usable later.
+    pub(crate) fn report_unusable_path(&self, key_path: &str, message: impl Into<String>) {
+        self.unusable_paths
+            .borrow_mut()
+            .push(ConfigProblem { key_path: key_path.to_owned(), message: message.into() });
+    }
+
+    /// Takes the problems of paths that may be usable later.
+    pub(crate) fn take_unusable_paths(&self) -> Vec<ConfigProblem> {
+        self.unusable_paths.take()
     }
 
     /// The value of an environment variable.

@@ -31,6 +31,9 @@ const MIN_SEGMENTS_WHEN_FULL: u64 = 16;
 const MAX_SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
 /// How long nothing is written after an error, such as a full disk.
 const WRITE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// An incident is over when nothing has failed for this long. A disk that is nearly full would otherwise be
+/// logged again and again.
+const RECOVERY_INTERVAL: Duration = Duration::from_secs(3);
 
 /// The spool, as its writer sees it.
 #[derive(Debug)]
@@ -43,23 +46,28 @@ pub struct Spool {
     created_segment_count: u64,
     /// Segments that cannot be adopted; each is logged once.
     unreadable_paths: Vec<PathBuf>,
-    writes_paused_until: Option<Instant>,
+    incident: Option<WriteIncident>,
+}
+
+/// A time in which records cannot be written. It is logged when it begins and when it is over.
+#[derive(Debug)]
+struct WriteIncident {
+    last_failure: Instant,
+    /// Nothing is appended for a while. An open file can be written to even if its directory is gone.
+    pauses_appends: bool,
+    lost_records: u64,
 }
 
 impl Spool {
     /// Opens the directory, adopts the segments of processes that have ended, and returns a reader for each
-    /// sink. A missing directory is created with mode 0750.
-    ///
-    /// # Errors
-    /// If the directory cannot be created or written to.
+    /// sink. A missing directory is created with mode 0750. If that is not possible, this is logged, and
+    /// [`Spool::maintain`] tries again.
     pub fn open(
         directory: &Path,
         max_bytes: u64,
         sink_names: &[&'static str],
-    ) -> io::Result<(Self, Vec<SpoolReader>)> {
-        if !directory.is_dir() {
-            DirBuilder::new().recursive(true).mode(0o750).create(directory)?;
-        }
+        now: Instant,
+    ) -> (Self, Vec<SpoolReader>) {
         let state = SpoolState { lost_records_by_sink: vec![0; sink_names.len()], ..SpoolState::default() };
         let shared = Arc::new(SharedSpool {
             directory: directory.to_owned(),
@@ -75,50 +83,90 @@ impl Spool {
             active_segment: None,
             created_segment_count: 0,
             unreadable_paths: Vec::new(),
-            writes_paused_until: None,
+            incident: None,
         };
         spool.adopt_orphans();
         segment::remove_stray_files(directory);
-        // Now, so that a directory that cannot be written to is an error at the start.
-        spool.start_segment()?;
+        // Now, so that a directory that cannot be written to is logged at the start.
+        if let Err(problem) = spool.start_segment() {
+            spool.on_write_failed(&problem, 0, now);
+        }
         let readers = (0..sink_names.len())
             .map(|sink_index| SpoolReader { shared: Arc::clone(&spool.shared), sink_index });
         let readers = readers.collect();
-        Ok((spool, readers))
+        (spool, readers)
     }
 
     /// Appends the records in one write. Returns how many are lost because they could not be written: all or
     /// none.
-    pub fn append(&mut self, frames: &FrameBuffer) -> u64 {
-        let now = Instant::now();
+    pub fn append(&mut self, frames: &FrameBuffer, now: Instant) -> u64 {
+        let record_count = frames.record_count();
         if frames.is_empty() {
             return 0;
         }
         // A full disk is not tried again for every batch.
-        if self.writes_paused_until.is_some_and(|until| now < until) {
-            return frames.record_count();
+        if let Some(incident) =
+            self.incident.as_mut().filter(|incident| incident.pauses_appends && !incident.is_retry_due(now))
+        {
+            incident.lost_records += record_count;
+            return record_count;
         }
         loop {
             match self.try_append(frames) {
                 Ok(()) => {
-                    if self.writes_paused_until.take().is_some() {
-                        info!("records are written to {} again", self.shared.directory.display());
-                    }
                     self.enforce_size_limit();
                     return 0;
                 }
                 // Newer records are worth more than older ones: make room and try again.
                 Err(problem) if is_disk_full(&problem) && self.drop_oldest_segment() => {}
                 Err(problem) => {
-                    if self.writes_paused_until.is_none() {
-                        let directory = self.shared.directory.display();
-                        error!("records are lost: cannot write to {directory}: {problem}");
-                    }
-                    self.writes_paused_until = Some(now + WRITE_RETRY_INTERVAL);
-                    return frames.record_count();
+                    self.on_write_failed(&problem, record_count, now);
+                    return record_count;
                 }
             }
         }
+    }
+
+    /// To be called every now and then: looks whether the directory is still there, or can be used again.
+    pub fn maintain(&mut self, now: Instant) {
+        let active = self.active_segment.as_ref();
+        let is_active_segment_gone = active.is_none_or(|name| {
+            let state = self.shared.lock();
+            state.segments.get(name).is_none_or(|segment| !segment.file_exists(&self.shared.directory))
+        });
+        if is_active_segment_gone
+            && self.incident.as_ref().is_none_or(|incident| incident.is_retry_due(now))
+            && let Err(problem) = self.start_segment()
+        {
+            self.on_write_failed(&problem, 0, now);
+        }
+        if let Some(incident) = self.incident.take_if(|incident| incident.is_over(now)) {
+            info!(
+                "records are written to {} again; meanwhile {} records were lost",
+                self.shared.directory.display(),
+                incident.lost_records
+            );
+        }
+    }
+
+    /// Whether records cannot be written at the moment.
+    pub fn is_failing(&self) -> bool {
+        self.incident.is_some()
+    }
+
+    /// Logs the first of several failures.
+    fn on_write_failed(&mut self, problem: &io::Error, lost_records: u64, now: Instant) {
+        let incident = self.incident.get_or_insert_with(|| {
+            let directory = self.shared.directory.display();
+            error!(
+                "cannot write records to {directory}: {problem}. This is tried again every second; until then \
+                 records are lost and counted"
+            );
+            WriteIncident { last_failure: now, pauses_appends: false, lost_records: 0 }
+        });
+        incident.pauses_appends = lost_records > 0 || self.active_segment.is_none();
+        incident.last_failure = now;
+        incident.lost_records += lost_records;
     }
 
     fn try_append(&mut self, frames: &FrameBuffer) -> io::Result<()> {
@@ -147,6 +195,10 @@ impl Spool {
 
     /// Seals the active segment and starts a new one.
     fn start_segment(&mut self) -> io::Result<()> {
+        let directory = &self.shared.directory;
+        if !directory.is_dir() {
+            DirBuilder::new().recursive(true).mode(0o750).create(directory)?;
+        }
         let segment = segment::create_segment(
             &self.shared.directory,
             self.created_segment_count,
@@ -251,6 +303,16 @@ impl Spool {
     pub fn close(&self) {
         self.shared.lock().is_closed = true;
         self.shared.state_changed.notify_all();
+    }
+}
+
+impl WriteIncident {
+    fn is_retry_due(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last_failure) >= WRITE_RETRY_INTERVAL
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last_failure) >= RECOVERY_INTERVAL
     }
 }
 

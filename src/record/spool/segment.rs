@@ -253,15 +253,22 @@ impl Segment {
         self.length += bytes;
     }
 
+    /// Whether its file is still in the directory.
+    pub(super) fn file_exists(&self, directory: &Path) -> bool {
+        segment_path(directory, &self.name, self.extension).exists()
+    }
+
     /// Gives the file the name of a segment that is no longer written.
     pub(super) fn seal(&mut self, directory: &Path) {
-        if self.extension == OPEN_EXTENSION
-            && fs::rename(
-                segment_path(directory, &self.name, OPEN_EXTENSION),
-                segment_path(directory, &self.name, SEALED_EXTENSION),
-            )
-            .is_ok()
-        {
+        if self.extension != OPEN_EXTENSION {
+            return;
+        }
+        let renamed = fs::rename(
+            segment_path(directory, &self.name, OPEN_EXTENSION),
+            segment_path(directory, &self.name, SEALED_EXTENSION),
+        );
+        // A file that somebody has deleted needs no new name. What is in it is still read.
+        if renamed.is_ok() || renamed.is_err_and(|problem| problem.kind() == io::ErrorKind::NotFound) {
             self.extension = SEALED_EXTENSION;
         }
     }

@@ -9,7 +9,7 @@ const SINK_NAMES: &[&str] = &["one", "two"];
 const READ_TIMEOUT: Duration = Duration::from_millis(50);
 
 fn open_spool(directory: &Path, maximum: u64) -> (Spool, Vec<SpoolReader>) {
-    Spool::open(directory, maximum, SINK_NAMES).unwrap()
+    Spool::open(directory, maximum, SINK_NAMES, Instant::now())
 }
 
 fn append_records(spool: &mut Spool, records: impl IntoIterator<Item = String>) -> u64 {
@@ -17,7 +17,7 @@ fn append_records(spool: &mut Spool, records: impl IntoIterator<Item = String>) 
     records
         .into_iter()
         .for_each(|record| frames.push_record(|buffer| buffer.extend_from_slice(record.as_bytes())));
-    spool.append(&frames)
+    spool.append(&frames, Instant::now())
 }
 
 fn numbered_records(range: std::ops::Range<usize>) -> impl Iterator<Item = String> {
@@ -174,8 +174,40 @@ fn records_are_lost_while_the_disk_cannot_be_written() {
         "the disk is not tried again at once"
     );
     spool.shared.lock().segments.get_mut(&active).unwrap().replace_file(good);
-    spool.writes_paused_until = spool.writes_paused_until.map(|until| until - WRITE_RETRY_INTERVAL);
+    spool.incident.as_mut().unwrap().last_failure -= WRITE_RETRY_INTERVAL;
     assert_eq!(append_records(&mut spool, numbered_records(20..30)), 0);
     let expected: Vec<String> = numbered_records(0..10).chain(numbered_records(20..30)).collect();
+    assert_eq!(read_records(&readers[0], 1 << 20, usize::MAX), expected);
+}
+
+#[test]
+fn a_directory_that_cannot_be_used_is_tried_again() {
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("spool");
+    // Even root cannot create a directory below a file.
+    fs::write(&directory, "a file").unwrap();
+    let (mut spool, readers) = open_spool(&directory, 1 << 20);
+    let started = Instant::now();
+    assert!(spool.is_failing());
+    let frames = |range| {
+        let mut frames = FrameBuffer::default();
+        numbered_records(range).for_each(|record| frames.push_record(|buffer| buffer.extend(record.bytes())));
+        frames
+    };
+    assert_eq!(spool.append(&frames(0..10), started), 10);
+    spool.maintain(started + WRITE_RETRY_INTERVAL);
+    assert!(spool.is_failing());
+    fs::remove_file(&directory).unwrap();
+    spool.maintain(started + 2 * WRITE_RETRY_INTERVAL);
+    assert_eq!(spool.append(&frames(10..20), started + 2 * WRITE_RETRY_INTERVAL), 0);
+    spool.maintain(started + 2 * WRITE_RETRY_INTERVAL + RECOVERY_INTERVAL);
+    assert!(!spool.is_failing());
+    // Nor are records lost when somebody deletes the directory.
+    fs::remove_dir_all(&directory).unwrap();
+    spool.maintain(started + Duration::from_secs(60));
+    assert!(!spool.is_failing());
+    assert_eq!(spool.append(&frames(20..30), started + Duration::from_secs(60)), 0);
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+    let expected: Vec<String> = numbered_records(10..30).collect();
     assert_eq!(read_records(&readers[0], 1 << 20, usize::MAX), expected);
 }

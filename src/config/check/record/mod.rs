@@ -2,7 +2,10 @@
 
 mod log_analytics;
 
+use std::path::Path;
+
 use regex::{Regex, RegexBuilder};
+use rustix::fs::Access;
 
 use super::shared::RECORDED_CONTENT_WORDS;
 use crate::config::schema::{JsonlConfig, RecordConfig, RecordedContent, SpoolConfig, StreamUsageMode};
@@ -80,8 +83,13 @@ fn read_spool(record: &YamlMapping<'_, '_>, jsonl: Option<&JsonlConfig>) -> Opti
     });
     let path = map.read_optional("path", |node| {
         let path = node.read_file_path()?;
-        if path.exists() && !path.is_dir() {
-            return node.report_error("must be a directory, and is a file");
+        let nearest = path.ancestors().find(|ancestor| ancestor.exists());
+        if nearest.is_some_and(|nearest| nearest != path && !nearest.is_dir()) {
+            node.report_unusable_path("cannot be created below a file");
+        } else if path.exists() && !path.is_dir() {
+            node.report_unusable_path("must be a directory, and is a file");
+        } else if path.is_dir() && !is_writable(&path) {
+            node.report_warning("is not writable for this user");
         }
         Some(path)
     });
@@ -108,19 +116,23 @@ fn read_jsonl(node: &YamlNode<'_, '_>) -> Option<JsonlConfig> {
     let keep = map.read_or("keep", 10, |node| Some(node.read_integer(0..=100_000)? as usize));
     let node = map.require("path", "write the file that records go to")?;
     let path = node.read_file_path()?;
-    let has_directory = match path.parent() {
-        Some(parent) if parent.as_os_str().is_empty() => true,
-        Some(parent) => parent.is_dir(),
-        None => false,
-    };
+    let directory =
+        path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
     if path.is_dir() {
-        return node.report_error("must be a file, and is a directory");
-    }
-    if !has_directory {
-        return node
-            .report_error("is in a directory that does not exist; create it, writable for the service");
+        node.report_unusable_path("must be a file, and is a directory");
+    } else if !directory.is_some_and(Path::is_dir) {
+        node.report_unusable_path(
+            "is in a directory that does not exist; create it, writable for the service",
+        );
+    } else if !is_writable(if path.exists() { &path } else { directory.unwrap_or(&path) }) {
+        node.report_warning("is not writable for this user");
     }
     Some(JsonlConfig { path, rotate_at_bytes: rotate?, max_rotated_files: keep? })
+}
+
+/// Whether the user of this process may write to a file, or to a directory.
+fn is_writable(path: &Path) -> bool {
+    rustix::fs::access(path, Access::WRITE_OK).is_ok()
 }
 
 #[cfg(test)]
@@ -161,13 +173,36 @@ mod tests {
             ),
             (&record_with("spool: { maximum: 1KiB }"), &["record.spool.maximum: must be at least 1MiB"]),
             (
-                &record_with("spool: { path: /proc/version }"),
-                &["record.spool.path: must be a directory, and is a file"],
-            ),
-            (
                 "record: { jsonl: { path: x, rotate: 1KiB } }",
                 &["record.jsonl.rotate: must be at least 64KiB"],
             ),
         ]);
+    }
+    #[test]
+    fn paths_that_cannot_be_used_now_are_told_apart_from_errors() {
+        for (record, expected) in [
+            (
+                "jsonl: { path: /no/such/x }",
+                "record.jsonl.path: is in a directory that does not exist; create it, writable for the service",
+            ),
+            ("jsonl: { path: / }", "record.jsonl.path: must be a file, and is a directory"),
+            (
+                "jsonl: { path: x }, spool: { path: Cargo.toml }",
+                "record.spool.path: must be a directory, and is a file",
+            ),
+            (
+                "jsonl: { path: x }, spool: { path: Cargo.toml/spool }",
+                "record.spool.path: cannot be created below a file",
+            ),
+        ] {
+            let checked = parse_valid(&format!("record: {{ {record} }}"));
+            assert_eq!(
+                checked.unusable_paths.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                [expected]
+            );
+            // Together with an error, a check reports both.
+            let with_error = format!("record: {{ {record}, usage: maybe }}");
+            assert!(crate::config::testing::errors_in(&with_error).contains(&expected.to_owned()));
+        }
     }
 }

@@ -14,7 +14,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::{error, info, warn};
 use rustix::fs::{FlockOperation, flock};
@@ -34,6 +34,8 @@ const BATCH_DELAY: Duration = Duration::from_millis(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How long to wait after a failed write.
 const WRITE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// The memory that an empty buffer of lines keeps.
+const MAX_IDLE_BUFFER_BYTES: usize = 1024 * 1024;
 /// How often the file is opened again because another process has rotated it meanwhile.
 const MAX_REOPEN_ATTEMPTS: usize = 10;
 
@@ -46,19 +48,18 @@ pub struct JsonlControl {
     pub is_shutting_down: AtomicBool,
 }
 
-/// Starts the thread of the sink.
+/// Starts the thread of the sink. A file that cannot be opened is logged, and tried again until it can.
 ///
 /// # Errors
-/// If the file cannot be opened or the thread cannot be started.
+/// If the thread cannot be started.
 pub fn start_sink(
     config: &config::JsonlConfig,
     reader: SpoolReader,
     metrics: &Arc<Metrics>,
 ) -> io::Result<(Arc<JsonlControl>, JoinHandle<()>)> {
     let control = Arc::<JsonlControl>::default();
-    let file = open_and_repair(&config.path)?;
     let mut sink = JsonlSink {
-        file,
+        file: None,
         config: config.clone(),
         control: Arc::clone(&control),
         metrics: Arc::clone(metrics),
@@ -66,14 +67,17 @@ pub fn start_sink(
         cleanup_lock: Arc::default(),
         pending_lines: Vec::new(),
         is_write_failing: false,
+        last_open_attempt: None,
     };
+    sink.open_if_due();
     sink.schedule_rotation_cleanup(COMPRESSION_DELAY);
     let thread = std::thread::Builder::new().name("jsonl".into()).spawn(move || sink.run(&reader))?;
     Ok((control, thread))
 }
 
 struct JsonlSink {
-    file: File,
+    /// `None` until it could be opened.
+    file: Option<File>,
     config: config::JsonlConfig,
     control: Arc<JsonlControl>,
     metrics: Arc<Metrics>,
@@ -82,7 +86,9 @@ struct JsonlSink {
     /// Only one thread at a time compresses and deletes rotated files.
     cleanup_lock: Arc<Mutex<()>>,
     pending_lines: Vec<u8>,
+    /// Whether the file cannot be opened or written to, which is logged once.
     is_write_failing: bool,
+    last_open_attempt: Option<Instant>,
 }
 
 impl JsonlSink {
@@ -97,21 +103,56 @@ impl JsonlSink {
                         return;
                     }
                     reader.mark_delivered(&batch);
+                    self.pending_lines.shrink_to(MAX_IDLE_BUFFER_BYTES);
                     if self.pending_lines.len() < MAX_BATCH_BYTES / 2
                         && !self.control.is_shutting_down.load(Ordering::Relaxed)
                     {
                         std::thread::sleep(BATCH_DELAY);
                     }
                 }
-                SpoolRead::TimedOut => {}
+                SpoolRead::TimedOut => self.open_if_due(),
                 SpoolRead::Closed => return,
             }
+        }
+    }
+
+    /// Opens the file if it is not open. After a failure it is tried again, but not at once.
+    fn open_if_due(&mut self) {
+        if self.file.is_some()
+            || self.last_open_attempt.is_some_and(|attempt| attempt.elapsed() < WRITE_RETRY_INTERVAL)
+        {
+            return;
+        }
+        self.last_open_attempt = Some(Instant::now());
+        match open_and_repair(&self.config.path) {
+            Ok(file) => {
+                self.file = Some(file);
+                self.on_write_succeeded();
+            }
+            Err(problem) => self.on_write_failed(&problem),
+        }
+    }
+
+    /// Logs the first of several failures.
+    fn on_write_failed(&mut self, problem: &io::Error) {
+        if !std::mem::replace(&mut self.is_write_failing, true) {
+            let path = self.config.path.display();
+            error!("records stay in the spool: cannot write to {path}: {problem}");
+        }
+    }
+
+    fn on_write_succeeded(&mut self) {
+        if std::mem::take(&mut self.is_write_failing) {
+            info!("records are written to {} again", self.config.path.display());
         }
     }
 
     /// Writes a batch, and tries again until it succeeds; `false` if the process ends first.
     fn deliver_batch(&mut self, batch: &RecordBatch) -> bool {
         self.pending_lines.clear();
+        if !batch.may_contain_duplicates {
+            self.recent_ids_for_segment = None;
+        }
         if batch.may_contain_duplicates
             && self
                 .recent_ids_for_segment
@@ -137,10 +178,7 @@ impl JsonlSink {
                 Ok(()) => break,
                 Err(problem) => {
                     self.metrics.count_records("jsonl", "retried", count);
-                    let path = self.config.path.display();
-                    if !std::mem::replace(&mut self.is_write_failing, true) {
-                        error!("records stay in the spool: cannot write to {path}: {problem}");
-                    }
+                    self.on_write_failed(&problem);
                     if self.control.is_shutting_down.load(Ordering::Relaxed) {
                         return false;
                     }
@@ -148,9 +186,7 @@ impl JsonlSink {
                 }
             }
         }
-        if std::mem::take(&mut self.is_write_failing) {
-            info!("records are written to {} again", self.config.path.display());
-        }
+        self.on_write_succeeded();
         self.metrics.count_records("jsonl", "delivered", count);
         true
     }
@@ -158,32 +194,37 @@ impl JsonlSink {
     /// Writes the pending lines, all or none of them. The lock keeps another process from writing at the same
     /// time.
     fn write_lines(&mut self) -> io::Result<()> {
-        self.lock_current_file()?;
-        let written = self.write_locked_and_rotate_if_full();
-        let _ = flock(&self.file, FlockOperation::Unlock);
+        let file = self.take_current_file_locked()?;
+        let written = self.write_locked_and_rotate_if_full(&file);
+        let _ = flock(&file, FlockOperation::Unlock);
+        self.file = Some(file);
         written
     }
 
-    /// Locks the file of the configured name. Opens it again first if another process has rotated it.
-    fn lock_current_file(&mut self) -> io::Result<()> {
+    /// Takes the file of the configured name out of `file` and locks it. Opens it first if it is not open, or
+    /// again if another process has rotated it.
+    fn take_current_file_locked(&mut self) -> io::Result<File> {
         for _ in 0..MAX_REOPEN_ATTEMPTS {
-            flock(&self.file, FlockOperation::LockExclusive)?;
-            let opened = self.file.metadata()?;
+            let file = match self.file.take() {
+                Some(file) => file,
+                None => open_and_repair(&self.config.path)?,
+            };
+            flock(&file, FlockOperation::LockExclusive)?;
+            let opened = file.metadata()?;
             let named = fs::metadata(&self.config.path);
             if named.is_ok_and(|named| opened.ino() == named.ino() && opened.dev() == named.dev()) {
-                return Ok(());
+                return Ok(file);
             }
             // Closing the old file releases its lock.
-            self.file = open_and_repair(&self.config.path)?;
         }
         Err(io::Error::other("another process keeps renaming the file"))
     }
 
     /// Writes the pending lines to the locked file, and rotates it if it is then full.
-    fn write_locked_and_rotate_if_full(&mut self) -> io::Result<()> {
-        let length_before = self.file.metadata()?.len();
-        self.file.write_all(&self.pending_lines).inspect_err(|_| {
-            let _ = self.file.set_len(length_before);
+    fn write_locked_and_rotate_if_full(&self, mut file: &File) -> io::Result<()> {
+        let length_before = file.metadata()?.len();
+        file.write_all(&self.pending_lines).inspect_err(|_| {
+            let _ = file.set_len(length_before);
         })?;
         if length_before + self.pending_lines.len() as u64 >= self.config.rotate_at_bytes {
             self.rotate_locked();
@@ -193,16 +234,20 @@ impl JsonlSink {
 
     /// Rotates the file unless it is empty.
     fn rotate_on_request(&mut self) {
-        match self.lock_current_file() {
-            Ok(()) if self.file.metadata().is_ok_and(|metadata| metadata.len() > 0) => self.rotate_locked(),
-            Ok(()) => {}
+        match self.take_current_file_locked() {
+            Ok(file) => {
+                if file.metadata().is_ok_and(|metadata| metadata.len() > 0) {
+                    self.rotate_locked();
+                }
+                let _ = flock(&file, FlockOperation::Unlock);
+                self.file = Some(file);
+            }
             Err(problem) => warn!("cannot rotate {}: {problem}", self.config.path.display()),
         }
-        let _ = flock(&self.file, FlockOperation::Unlock);
     }
 
     /// Rotates the locked file.
-    fn rotate_locked(&mut self) {
+    fn rotate_locked(&self) {
         let path = &self.config.path;
         match fs::rename(path, new_rotated_path(path, SystemTime::now())) {
             // The next write finds no file of that name and creates it.
