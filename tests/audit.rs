@@ -12,8 +12,8 @@ use futures::future::join_all;
 use serde_json::Value;
 use support::upstream::{PAUSE_100_MS, RawRequest, ScriptedUpstream};
 use support::{
-    Balancer, CHAT_BODY, CHAT_TARGET, Client, all_backends_yaml, sha256_hex, start_simulator, wait_until,
-    wait_until_async,
+    Balancer, CHAT_BODY, CHAT_TARGET, Client, STREAM_BODY, all_backends_yaml, sha256_hex, start_simulator,
+    wait_until, wait_until_async,
 };
 
 const HEAVY_KEY: &str = "key-of-heavy";
@@ -30,15 +30,16 @@ fn two_clients_yaml() -> String {
     format!("clients:\n{}{}", client("heavy", HEAVY_KEY), client("calm", CALM_KEY))
 }
 
-/// An upstream whose streams say a word and then nothing for half a minute.
-async fn start_upstream_with_open_streams() -> ScriptedUpstream {
-    ScriptedUpstream::start(|request: &RawRequest| {
+/// An upstream whose streams say a word, with this usage, and then nothing for half a minute.
+async fn start_upstream_with_open_streams(usage: &'static str) -> ScriptedUpstream {
+    ScriptedUpstream::start(move |request: &RawRequest| {
         let body_start = String::from_utf8_lossy(&request.body[..request.body.len().min(200)]).into_owned();
         if !body_start.contains("\"stream\":true") {
             let body = r#"{"choices":[{"message":{"content":"hi"}}],"usage":{"prompt_tokens":1,"completion_tokens":1}}"#;
             return support::upstream::complete_response(200, "Content-Type: application/json", body);
         }
-        let event = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a word\"}}]}\n\n";
+        let choice = r#"{"index":0,"delta":{"content":"a word"}}"#;
+        let event = format!("data: {{\"choices\":[{choice}],\"usage\":{usage}}}\n\n");
         let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
         let mut pieces = vec![format!("{head}{:x}\r\n{event}\r\n", event.len()).into_bytes()];
         pieces.extend(vec![PAUSE_100_MS.to_vec(); 300]);
@@ -87,7 +88,7 @@ fn records_of<'r>(records: &'r [Value], client: &str) -> Vec<&'r Value> {
 async fn large_streams_that_break_off_together_cost_no_record_and_no_prompt() {
     const STREAMS: usize = 150;
     const REQUESTS: usize = 60;
-    let upstream = start_upstream_with_open_streams().await;
+    let upstream = start_upstream_with_open_streams("null").await;
     let balancer = Balancer::start_with_clients(&upstream.backend_yaml("a"), &two_clients_yaml(), "").await;
     let content = "some words ".repeat(100_000);
     let body = format!(r#"{{"stream":true,"messages":[{{"role":"user","content":"{content}"}}]}}"#);
@@ -233,4 +234,33 @@ async fn a_reload_with_an_unusable_directory_is_accepted_with_a_warning() {
     balancer.wait_for_log("record.jsonl.path: the directory of").await;
     assert_eq!(balancer.post_chat().await.status, 200);
     balancer.wait_for_records(1).await;
+}
+
+/// The resident memory of a process, in KiB.
+fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_is_given_back_when_many_streams_have_ended() {
+    const STREAMS: usize = 1_000;
+    // With usage, so that no tokenizer is loaded.
+    let usage = r#"{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}"#;
+    let upstream = start_upstream_with_open_streams(usage).await;
+    let balancer = Balancer::start_with_clients(&upstream.backend_yaml("a"), &two_clients_yaml(), "").await;
+    // What is made once is not counted.
+    drop(open_streams(&balancer, 20, HEAVY_KEY, STREAM_BODY).await);
+    wait_for_large_records(&balancer, 20).await;
+    let before = resident_kib(balancer.pid());
+    let streams = open_streams(&balancer, STREAMS, HEAVY_KEY, STREAM_BODY).await;
+    let open = resident_kib(balancer.pid());
+    assert!(open > before + 20 * 1024, "{before} KiB before, {open} KiB with open streams");
+    drop(streams);
+    wait_for_large_records(&balancer, STREAMS + 20).await;
+    wait_until("a third of the growth is left at most", || {
+        resident_kib(balancer.pid()) < before + (open - before) / 3
+    })
+    .await;
 }
