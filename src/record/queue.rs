@@ -18,6 +18,8 @@ const MAX_QUEUED_BYTES: usize = 192 * 1024 * 1024;
 /// The memory of queued exchanges after something was dropped. Less than the limit, so that the queue is not
 /// searched for each exchange.
 const QUEUED_BYTES_AFTER_DROP: usize = MAX_QUEUED_BYTES / 8 * 7;
+/// Long samples of prompts are kept while the queue holds less.
+const MAX_QUEUED_BYTES_FOR_LONG_SAMPLES: usize = 16 * 1024 * 1024;
 /// A queue that was longer than this gives its memory back when it is empty.
 const MAX_IDLE_QUEUE_CAPACITY: usize = 1024;
 
@@ -182,6 +184,12 @@ impl ExchangeQueue {
     /// Whether everything is written.
     pub(super) fn is_idle(&self) -> bool {
         self.lock().charged_bytes == 0
+    }
+
+    /// How much text of a prompt may be kept to estimate its tokens: the fuller the queue, the less, so that
+    /// samples take no room from prompts and completions.
+    pub(super) fn max_sample_bytes(&self) -> usize {
+        if self.lock().charged_bytes < MAX_QUEUED_BYTES_FOR_LONG_SAMPLES { 64 * 1024 } else { 2 * 1024 }
     }
 
     /// Whether less than half of the limit is in use.

@@ -27,8 +27,6 @@ use crate::names::{BackendName, DeploymentName};
 /// The log target of the access log. The default filter leaves it out; `RUST_LOG=access=info` enables it.
 const ACCESS_LOG_TARGET: &str = "access";
 
-/// The most text of a prompt, and of a completion, from which tokens are estimated.
-const MAX_TOKEN_SAMPLE_BYTES: usize = 64 * 1024;
 /// A request body that is longer than the limit by no more than this is kept as it is.
 const MAX_UNCUT_BODY_EXCESS_BYTES: usize = 4 * 1024;
 
@@ -124,12 +122,13 @@ impl FinishedExchange {
 
     /// Shortens prompt and completion to what the record needs, so that the exchange can be queued. Called by
     /// the thread that serves the request, so it takes time in proportion to the limits. The digest of binary
-    /// data takes longer: a body with such data stays for [`FinishedExchange::prepare_content`].
-    pub fn shorten_content(&mut self, policy: CapturePolicy) {
+    /// data takes longer: a body with such data stays for [`FinishedExchange::prepare_content`]. If tokens have to
+    /// be estimated, a sample of the prompt is kept for that, of at most `max_sample_bytes`.
+    pub fn shorten_content(&mut self, policy: CapturePolicy, max_sample_bytes: impl Fn() -> usize) {
         let needs_token_estimate = self.needs_token_estimate();
         if needs_token_estimate {
             let body = self.captured_request.as_ref().map(|request| &request.body[..]);
-            self.prompt_sample = body.and_then(|body| PromptSample::from_body(body, MAX_TOKEN_SAMPLE_BYTES));
+            self.prompt_sample = body.and_then(|body| PromptSample::from_body(body, max_sample_bytes()));
         } else if let CapturedResponse::Parsed(capture) = &mut self.captured_response {
             capture.shorten_text(if policy.captures_completion { policy.max_buffered_text_bytes } else { 0 });
         }

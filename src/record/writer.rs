@@ -92,7 +92,7 @@ impl RecordQueue {
         mut exchange: Box<FinishedExchange>,
         policy: CapturePolicy,
     ) -> Option<WriteReceipt> {
-        exchange.shorten_content(policy);
+        exchange.shorten_content(policy, || self.shared.queue.max_sample_bytes());
         let (written_sender, receipt) = if self.writes_records {
             let (written_sender, receipt) = oneshot::channel();
             (Some(written_sender), Some(receipt))
