@@ -162,7 +162,7 @@ async fn a_start_without_usable_directories_serves_and_records_as_soon_as_it_can
         .unwrap();
     let problems = String::from_utf8(check.stderr).unwrap();
     assert!(!check.status.success());
-    for expected in ["record.jsonl.path: the directory of", "record.spool.path: "] {
+    for expected in ["record.jsonl.path: is in a directory that does not exist", "record.spool.path: "] {
         assert!(problems.contains(expected), "{problems}");
     }
     // The spool first: records wait in it for the file.
@@ -231,7 +231,7 @@ async fn a_reload_with_an_unusable_directory_is_accepted_with_a_warning() {
     let response = balancer.post_admin("/api/reload").await;
     assert_eq!(response.status, 200, "{}", response.text());
     balancer.wait_for_log("WARN").await;
-    balancer.wait_for_log("record.jsonl.path: the directory of").await;
+    balancer.wait_for_log("record.jsonl.path: is in a directory that does not exist").await;
     assert_eq!(balancer.post_chat().await.status, 200);
     balancer.wait_for_records(1).await;
 }

@@ -16,7 +16,7 @@ pub(crate) struct ProblemCollector<'e> {
     environment: &'e EnvironmentLookup<'e>,
     errors: RefCell<ProblemList>,
     warnings: RefCell<ProblemList>,
-    unusable_paths: RefCell<Vec<ConfigProblem>>,
+    unusable_paths: RefCell<ProblemList>,
 }
 
 /// The first problems, and how many more there are.
@@ -73,14 +73,12 @@ impl<'e> ProblemCollector<'e> {
 
     /// Adds a problem of a path that may be usable later.
     pub(crate) fn report_unusable_path(&self, key_path: &str, message: impl Into<String>) {
-        self.unusable_paths
-            .borrow_mut()
-            .push(ConfigProblem { key_path: key_path.to_owned(), message: message.into() });
+        self.unusable_paths.borrow_mut().add(key_path, message.into());
     }
 
     /// Takes the problems of paths that may be usable later.
     pub(crate) fn take_unusable_paths(&self) -> Vec<ConfigProblem> {
-        self.unusable_paths.take()
+        self.unusable_paths.take().into_problems("paths")
     }
 
     /// The value of an environment variable.

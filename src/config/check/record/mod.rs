@@ -85,11 +85,11 @@ fn read_spool(record: &YamlMapping<'_, '_>, jsonl: Option<&JsonlConfig>) -> Opti
         let path = node.read_file_path()?;
         let nearest = path.ancestors().find(|ancestor| ancestor.exists());
         if nearest.is_some_and(|nearest| nearest != path && !nearest.is_dir()) {
-            node.report_unusable_path("cannot be created below a file");
+            node.report_unusable_path("cannot be created: it is below a file");
         } else if path.exists() && !path.is_dir() {
             node.report_unusable_path("must be a directory, and is a file");
         } else if path.is_dir() && !is_writable(&path) {
-            node.report_warning("is not writable for this user");
+            node.report_warning("cannot be written to by this user");
         }
         Some(path)
     });
@@ -125,7 +125,7 @@ fn read_jsonl(node: &YamlNode<'_, '_>) -> Option<JsonlConfig> {
             "is in a directory that does not exist; create it, writable for the service",
         );
     } else if !is_writable(if path.exists() { &path } else { directory.unwrap_or(&path) }) {
-        node.report_warning("is not writable for this user");
+        node.report_warning("cannot be written to by this user");
     }
     Some(JsonlConfig { path, rotate_at_bytes: rotate?, max_rotated_files: keep? })
 }
@@ -178,6 +178,7 @@ mod tests {
             ),
         ]);
     }
+
     #[test]
     fn paths_that_cannot_be_used_now_are_told_apart_from_errors() {
         for (record, expected) in [
@@ -187,12 +188,12 @@ mod tests {
             ),
             ("jsonl: { path: / }", "record.jsonl.path: must be a file, and is a directory"),
             (
-                "jsonl: { path: x }, spool: { path: Cargo.toml }",
+                "jsonl: { path: x }, spool: { path: /proc/version }",
                 "record.spool.path: must be a directory, and is a file",
             ),
             (
-                "jsonl: { path: x }, spool: { path: Cargo.toml/spool }",
-                "record.spool.path: cannot be created below a file",
+                "jsonl: { path: x }, spool: { path: /proc/version/spool }",
+                "record.spool.path: cannot be created: it is below a file",
             ),
         ] {
             let checked = parse_valid(&format!("record: {{ {record} }}"));
