@@ -398,3 +398,66 @@ async fn two_hundred_concurrent_streams_are_captured_completely() {
         assert_eq!(record["response_bytes"], response.body.len());
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_of_a_stored_response_are_counted_once_however_often_it_is_fetched() {
+    const DONE: &str =
+        r#""status":"completed","usage":{"input_tokens":100,"output_tokens":50,"total_tokens":150}"#;
+    let polls = std::sync::atomic::AtomicUsize::new(0);
+    let upstream = support::upstream::ScriptedUpstream::start(move |request| {
+        let is_background = String::from_utf8_lossy(&request.body).contains("background");
+        let is_stored = request.head.contains("/resp_made");
+        let state = match () {
+            () if is_background => r#""status":"queued","usage":null"#,
+            // The background response has ended at the third look.
+            () if request.head.starts_with("GET") && !is_stored => {
+                match polls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+                    ..2 => r#""status":"in_progress","usage":null"#,
+                    _ => DONE,
+                }
+            }
+            () => DONE,
+        };
+        let id =
+            if is_stored || !is_background && request.head.starts_with("POST") { "made" } else { "later" };
+        let body = format!(r#"{{"id":"resp_{id}","object":"response","model":"m","output":[],{state}}}"#);
+        support::upstream::complete_response(200, "Content-Type: application/json", &body)
+    })
+    .await;
+    let mut balancer = Balancer::start(&upstream.backend_yaml("a"), "").await;
+    let key = [("api-key", CLIENT_KEY)];
+    let create = r#"{"model":"m","input":"x"}"#;
+    let create_in_background = r#"{"model":"m","input":"x","background":true}"#;
+    for body in [create, create_in_background] {
+        let response = balancer.post("/openai/v1/responses", &key, body.as_bytes()).await;
+        assert_eq!(response.status, 200, "{}", response.text());
+    }
+    let get = async |balancer: &Balancer, id: &str| {
+        let target = format!("/openai/v1/responses/resp_{id}");
+        assert_eq!(balancer.connect().await.get(&target, &key).await.status, 200);
+    };
+    get(&balancer, "made").await;
+    get(&balancer, "later").await;
+    // What has not been counted is handed over.
+    let output = balancer.run_upgrade_command().await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    balancer.wait_until_single_process().await;
+    for id in ["later", "later", "later", "made"] {
+        get(&balancer, id).await;
+    }
+    let records = balancer.wait_for_records(8).await;
+    let counted: Vec<_> = records
+        .iter()
+        .map(|record| (record["method"].as_str().unwrap(), record["input_tokens"].as_u64()))
+        .collect();
+    let none = ("GET", None);
+    assert_eq!(
+        counted,
+        [("POST", Some(100)), ("POST", None), none, none, none, ("GET", Some(100)), none, none]
+    );
+    assert!(
+        records
+            .iter()
+            .all(|record| (record["usage_source"] == "reported") == record["total_tokens"].is_u64())
+    );
+}

@@ -161,6 +161,7 @@ pub fn steps() -> Vec<Step> {
                     capture_policy,
                     &redaction,
                     step_fixture.gateway.process_state.recorder.metrics(),
+                    step_fixture.gateway.process_state.recorder.stored_usage(),
                 )
                 .write_json(&mut written);
             black_box(&written);

@@ -247,6 +247,7 @@ impl FinishedExchange {
     /// The tokens that the response has reported, as far as they are known before its body is parsed.
     pub(super) fn reported_usage(&self) -> Option<&TokenUsage> {
         match &self.captured_response {
+            _ if self.fetches_stored_object() => None,
             CapturedResponse::Parsed(capture) => capture.usage.as_ref(),
             _ => None,
         }

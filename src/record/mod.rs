@@ -14,6 +14,7 @@ pub mod render;
 pub mod sinks;
 pub mod spool;
 pub mod statistics;
+pub mod stored_usage;
 mod text_ranges;
 pub mod token_estimate;
 pub mod writer;
@@ -33,6 +34,7 @@ use self::metrics::Metrics;
 use self::redact::Redactor;
 use self::sinks::{jsonl, log_analytics};
 use self::spool::Spool;
+use self::stored_usage::StoredUsage;
 use self::writer::{RecordQueue, WriteReceipt};
 use crate::config::Config;
 use crate::credentials::Keyring;
@@ -139,6 +141,11 @@ impl Recorder {
     /// Wakes the writer if exchanges are queued. One call is enough for several exchanges.
     pub fn wake_writer(&self) {
         self.queue.wake_writer();
+    }
+
+    /// The stored objects whose tokens have not been counted.
+    pub fn stored_usage(&self) -> &StoredUsage {
+        self.queue.stored_usage()
     }
 
     /// The metrics of this process.

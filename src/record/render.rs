@@ -14,6 +14,7 @@ use super::exchange::{
 use super::line::RecordLine;
 use super::metrics::Metrics;
 use super::redact::Redactor;
+use super::stored_usage::StoredUsage;
 use super::token_estimate::TokenEstimator;
 use crate::azure::Operation;
 use crate::azure::request::prompt::PromptBeginning;
@@ -45,12 +46,14 @@ impl FinishedExchange {
         policy: CapturePolicy,
         redactor: &Redactor,
         metrics: &Metrics,
+        stored_usage: &StoredUsage,
     ) -> RecordLine<'_> {
         let operation = self.operation();
         self.prepare_prompt(policy, redactor);
         let prompt = self.extracted_prompt.take().filter(|_| policy.captures_prompt);
         let is_prompt_truncated = prompt.as_ref().is_some_and(|prompt| prompt.is_truncated);
-        let capture = std::mem::take(&mut self.captured_response).into_capture(operation, policy);
+        let mut capture = std::mem::take(&mut self.captured_response).into_capture(operation, policy);
+        stored_usage.keep_first_count(self, &mut capture);
         let completion = capture
             .completion_text_with_cuts()
             .filter(|_| policy.captures_completion && !self.is_content_dropped);
@@ -187,7 +190,7 @@ impl FinishedExchange {
             CapturedResponse::Parsed(capture) => capture.usage.is_none() && !capture.is_usage_estimated,
             _ => false,
         };
-        broke_off && lacks_usage(&self.captured_response)
+        broke_off && lacks_usage(&self.captured_response) && !self.fetches_stored_object()
     }
 
     /// Estimates the token counts of a stream.

@@ -19,6 +19,7 @@ use super::metrics::Metrics;
 use super::queue::{Charge, Dropped, ExchangeQueue, QueuedExchange};
 use super::redact::Redactor;
 use super::spool::{FrameBuffer, Spool};
+use super::stored_usage::StoredUsage;
 use super::token_estimate::TokenEstimator;
 
 /// About how many bytes are written to the spool at once.
@@ -53,6 +54,7 @@ pub struct RecordQueue {
 struct SharedWriterState {
     queue: ExchangeQueue,
     metrics: Arc<Metrics>,
+    stored_usage: StoredUsage,
     dropped_records: AtomicU64,
     lightened_records: AtomicU64,
     is_overflowing: AtomicBool,
@@ -70,6 +72,7 @@ pub fn start_writer(
     let shared = Arc::new(SharedWriterState {
         queue: ExchangeQueue::default(),
         metrics: Arc::clone(metrics),
+        stored_usage: StoredUsage::default(),
         dropped_records: AtomicU64::new(0),
         lightened_records: AtomicU64::new(0),
         is_overflowing: AtomicBool::new(false),
@@ -115,6 +118,11 @@ impl RecordQueue {
         if self.shared.queue.has_ready() {
             self.writer_thread.unpark();
         }
+    }
+
+    /// The stored objects whose tokens have not been counted.
+    pub fn stored_usage(&self) -> &StoredUsage {
+        &self.shared.stored_usage
     }
 
     /// Whether the writer has taken everything out of the queue.
@@ -280,7 +288,8 @@ impl RecordWriter {
     /// Makes the record of an exchange, which also counts it, and adds it to the next write.
     fn append_record(&self, frames: &mut FrameBuffer, mut exchange: FinishedExchange, policy: CapturePolicy) {
         let redactor = self.redactor.load();
-        let record = exchange.count_and_render_record(policy, &redactor, &self.shared.metrics);
+        let SharedWriterState { metrics, stored_usage, .. } = &*self.shared;
+        let record = exchange.count_and_render_record(policy, &redactor, metrics, stored_usage);
         if self.spool.is_some() {
             frames.push_record(|buffer| record.write_json(buffer));
         }

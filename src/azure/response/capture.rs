@@ -4,6 +4,7 @@
 use super::captured_text::{CapturedChoices, CompletionText, TextBudget, truncate_label, truncate_text};
 use super::error_body::ErrorBody;
 use super::sse::SseEvent;
+use super::stored_object::StoredObject;
 use super::usage::TokenUsage;
 use crate::azure::binary_data::replace_binary_data;
 use crate::azure::json;
@@ -25,6 +26,8 @@ pub struct ResponseCapture {
     pub is_usage_estimated: bool,
     /// Whether the response has its end: `[DONE]`, a final event, or complete JSON.
     pub is_response_complete: bool,
+    /// The object that Azure keeps, if the response is one.
+    pub stored_object: Option<StoredObject>,
     /// The code of the error that the response ended with.
     pub error_code: Option<String>,
     operation: Operation,
@@ -43,6 +46,7 @@ impl ResponseCapture {
             usage: None,
             is_usage_estimated: false,
             is_response_complete: false,
+            stored_object: None,
             error_code: None,
             operation,
             text_budget: TextBudget::new(limit),
@@ -80,6 +84,10 @@ impl ResponseCapture {
         } else {
             self.read_completion_or_chunk(body)
         };
+        if may_be_stored_object(self.operation) {
+            let [id, status] = json::find_fields(body, &["id", "status"]);
+            self.stored_object = StoredObject::from_raw(id, status);
+        }
         if self.operation == Operation::Images {
             self.capture_image_summaries(body);
         }
@@ -304,7 +312,10 @@ impl ResponseCapture {
                 self.note_error_code(data);
             }
             "response.created" if self.model.is_none() => {
-                self.note_model(response.and_then(|raw| json::find_fields(raw, &["model"])[0]));
+                let [id, status, model] =
+                    response.map_or([None; 3], |raw| json::find_fields(raw, &["id", "status", "model"]));
+                self.stored_object = StoredObject::from_raw(id, status);
+                self.note_model(model);
             }
             _ if self.text_budget.limit_bytes() == 0 => {}
             "response.output_text.delta" | "response.refusal.delta" => {
@@ -341,10 +352,11 @@ impl ResponseCapture {
 
     /// Reads a complete response object, from a body or from the final event of a stream.
     fn read_responses_api_object(&mut self, response: &str) {
-        let [model, usage, status, details, error, output] = json::find_fields(
+        let [id, model, usage, status, details, error, output] = json::find_fields(
             response,
-            &["model", "usage", "status", "incomplete_details", "error", "output"],
+            &["id", "model", "usage", "status", "incomplete_details", "error", "output"],
         );
+        self.stored_object = StoredObject::from_raw(id, status);
         self.note_model(model);
         self.note_usage(usage);
         let reason = details.and_then(|raw| json::find_fields(raw, &["reason"])[0]);
@@ -457,6 +469,12 @@ impl ResponseCapture {
             self.usage = Some(usage);
         }
     }
+}
+
+/// Whether the response to an operation other than Responses can be an object that runs for a while.
+fn may_be_stored_object(operation: Operation) -> bool {
+    use Operation::{Batches, Evals, FineTuning, Threads, Videos};
+    matches!(operation, Threads | Batches | Evals | FineTuning | Videos)
 }
 
 #[cfg(test)]

@@ -11,5 +11,6 @@ mod json_outline;
 mod known_errors;
 mod oversized_event;
 pub mod sse;
+pub mod stored_object;
 pub mod usage;
 pub mod verdict;

@@ -123,7 +123,8 @@ impl PredecessorRole {
         let health = HealthSnapshot::capture(&self.config_manager.process_state().health_registry, now);
         let deployments = self.config_manager.active_config().load().gateway.learned_deployments();
         let deployments = deployments.iter().map(ToString::to_string).collect();
-        let state = ControlMessage::LearnedState { health, deployments };
+        let uncounted = self.config_manager.process_state().recorder.stored_usage().uncounted_hashes();
+        let state = ControlMessage::LearnedState { health, deployments, uncounted };
         successor.send(&state).await.map_err(HandoverError::NotReady)?;
         expect_message(&mut successor, REPLY_TIMEOUT, |message| {
             matches!(message, ControlMessage::ReadyForSockets)

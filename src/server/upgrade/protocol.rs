@@ -36,6 +36,9 @@ pub(super) enum ControlMessage {
         health: HealthSnapshot,
         #[serde(rename = "learned")]
         deployments: Vec<String>,
+        /// Hashes of stored objects whose tokens have not been counted. Earlier versions do not send it.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        uncounted: Vec<u64>,
     },
     /// From the successor: it now waits for the sockets.
     #[serde(rename = "ready")]
@@ -65,6 +68,7 @@ mod tests {
         let state = ControlMessage::LearnedState {
             health: HealthSnapshot::default(),
             deployments: vec!["x".to_owned()],
+            uncounted: Vec::new(),
         };
         let welcome = ControlMessage::Welcome { addresses: vec!["a".to_owned()], earlier_pids: vec![1] };
         let table = [
