@@ -275,11 +275,11 @@ mod tests {
             while state.is_blocked() {
                 tokio::task::yield_now().await;
             }
-            peer.write_all(b"response").await.unwrap();
+            peer.write_all(b"HTTP/1.1").await.unwrap();
         };
         let (read, ()) = tokio::join!(stream.read_exact(&mut response), exchange);
         read.unwrap();
-        assert!(bytes == [b"the head, ", &*body].concat() && response == *b"response");
+        assert!(bytes == [b"the head, ", &*body].concat() && response == *b"HTTP/1.1");
         assert!(state.take_error().is_none());
         // The peer is gone: reads report why the rest cannot be written.
         send(&mut stream, &body).now_or_never().unwrap();
