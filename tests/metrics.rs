@@ -178,7 +178,7 @@ async fn metric_labels_are_limited_to_known_clients_and_deployments() {
         let response = balancer
             .post(&path(&format!("invented-{number}")), &[("api-key", CLIENT_KEY)], CHAT_BODY.as_bytes())
             .await;
-        assert_eq!(response.status, 503);
+        assert_eq!(response.status, 404);
     }
     let post_chat_status = async |name: &str, key: &str| {
         balancer.post(&path(name), &[("api-key", key)], CHAT_BODY.as_bytes()).await.status
@@ -199,7 +199,7 @@ async fn metric_labels_are_limited_to_known_clients_and_deployments() {
         [
             r#"aoai_lb_requests_total{client="none",deployment="gpt-4o",operation="chat",status="401"}"#,
             team_a_sample,
-            r#"aoai_lb_requests_total{client="team-a",deployment="other",operation="chat",status="503"}"#,
+            r#"aoai_lb_requests_total{client="team-a",deployment="other",operation="chat",status="404"}"#,
         ]
     );
 }
