@@ -1,5 +1,46 @@
 //! What a stream that wraps another one delegates to it.
 
+/// Implements writing for a type, by delegation to the stream in this field.
+macro_rules! delegate_async_write {
+    ($wrapper:ty, $inner:ident) => {
+        impl tokio::io::AsyncWrite for $wrapper {
+            fn poll_write(
+                mut self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+                buf: &[u8],
+            ) -> std::task::Poll<std::io::Result<usize>> {
+                std::pin::Pin::new(&mut self.$inner).poll_write(cx, buf)
+            }
+
+            fn poll_flush(
+                mut self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<std::io::Result<()>> {
+                std::pin::Pin::new(&mut self.$inner).poll_flush(cx)
+            }
+
+            fn poll_shutdown(
+                mut self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<std::io::Result<()>> {
+                std::pin::Pin::new(&mut self.$inner).poll_shutdown(cx)
+            }
+
+            fn poll_write_vectored(
+                mut self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+                bufs: &[std::io::IoSlice<'_>],
+            ) -> std::task::Poll<std::io::Result<usize>> {
+                std::pin::Pin::new(&mut self.$inner).poll_write_vectored(cx, bufs)
+            }
+
+            fn is_write_vectored(&self) -> bool {
+                self.$inner.is_write_vectored()
+            }
+        }
+    };
+}
+
 /// Implements the traits of Pingora's streams for a type, except for reading and writing, by delegation to
 /// the stream in this field.
 macro_rules! delegate_stream_traits {
@@ -59,4 +100,4 @@ macro_rules! delegate_stream_traits {
     };
 }
 
-pub(super) use delegate_stream_traits;
+pub(super) use {delegate_async_write, delegate_stream_traits};

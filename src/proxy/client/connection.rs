@@ -28,11 +28,11 @@ use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
-use super::chunked_stream::ChunkedStream;
 use super::client_request::new_request_id;
 use super::connection_limit::{AddressConnectionLimiter, ConnectionPermit, TotalConnectionLimiter};
-use super::http2_deadline::Http2HeadDeadline;
-use super::http2_errors::Http2ErrorCounter;
+use super::stream::chunked::ChunkedStream;
+use super::stream::http2_deadline::Http2HeadDeadline;
+use super::stream::http2_errors::Http2ErrorCounter;
 use super::timeouts::{CLIENT_IDLE_TIMEOUT, HANDOVER_LINGER, REFUSE_AND_CLOSE_TIMEOUT, SHUTDOWN_LINGER};
 use super::tls::ServerTls;
 use super::{head, refusal_response};

@@ -3,19 +3,17 @@
 
 pub(super) mod admit;
 pub(super) mod body_memory;
-mod chunked_stream;
 pub(super) mod client_request;
 pub mod connection;
 pub mod connection_limit;
 pub mod head;
 pub(super) mod health;
-mod http2_deadline;
-mod http2_errors;
 pub(super) mod presence;
 pub(crate) mod refusal_response;
 pub(super) mod request_body;
 pub(super) mod reset;
 pub(super) mod response_writer;
+mod stream;
 pub mod timeouts;
 pub mod tls;
 mod websocket_handshake;

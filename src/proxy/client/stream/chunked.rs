@@ -7,16 +7,15 @@ use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use pingora::protocols::Stream;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::proxy::framing::chunked::{CheckedBytes, ChunkedBody};
-
 use crate::proxy::framing::error::FramingError;
-use crate::proxy::stream_wrapper::delegate_stream_traits;
+use crate::proxy::stream_wrapper::{delegate_async_write, delegate_stream_traits};
 
 /// A connection from which a chunked body is read. What follows the body is not checked.
 #[derive(Debug)]
-pub(super) struct ChunkedStream {
+pub(in crate::proxy::client) struct ChunkedStream {
     inner: Stream,
     body: ChunkedBody,
     /// Every further read fails.
@@ -26,7 +25,7 @@ pub(super) struct ChunkedStream {
 impl ChunkedStream {
     /// Wraps a connection of which `bytes` have already been read, the first `head_length` of them the
     /// request's head. If the body in them is malformed, the rest is removed from them.
-    pub(super) fn wrap(inner: Stream, bytes: &mut BytesMut, head_length: usize) -> Stream {
+    pub(in crate::proxy::client) fn wrap(inner: Stream, bytes: &mut BytesMut, head_length: usize) -> Stream {
         let mut body = ChunkedBody::new();
         let checked = body.check(bytes.get(head_length..).unwrap_or_default());
         let mut is_malformed = false;
@@ -38,7 +37,7 @@ impl ChunkedStream {
     }
 
     /// The connection without this wrapper, or as it is if it has none.
-    pub(super) fn unwrap_if_wrapped(stream: Stream) -> Option<Stream> {
+    pub(in crate::proxy::client) fn unwrap_if_wrapped(stream: Stream) -> Option<Stream> {
         if !(*stream).as_any().is::<Self>() {
             return Some(stream);
         }
@@ -70,30 +69,5 @@ impl AsyncRead for ChunkedStream {
     }
 }
 
-impl AsyncWrite for ChunkedStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-}
-
+delegate_async_write!(ChunkedStream, inner);
 delegate_stream_traits!(ChunkedStream, inner);

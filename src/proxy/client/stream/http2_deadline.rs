@@ -10,23 +10,18 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use pingora::protocols::Stream;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Sleep, sleep, sleep_until};
 
-use crate::proxy::stream_wrapper::delegate_stream_traits;
+use super::http2_frames::{CONTINUATION, END_HEADERS, FrameEvent, FrameReader, HEADERS};
+use crate::proxy::stream_wrapper::{delegate_async_write, delegate_stream_traits};
 
 /// RFC 9113, section 3.4: what a client sends before its first frame.
 const PREFACE_BYTES: usize = 24;
-/// RFC 9113, section 4.1: length (3 bytes), type, flags, stream (4 bytes).
-const FRAME_HEADER_BYTES: usize = 9;
-/// RFC 9113, sections 6.2 and 6.10: the frames that a head consists of, and the flag that ends it.
-const HEADERS: u8 = 1;
-const CONTINUATION: u8 = 9;
-const END_HEADERS: u8 = 4;
 
 /// A client's connection, the reads of which fail when a request head is too slow.
 #[derive(Debug)]
-pub(super) struct Http2HeadDeadline {
+pub(in crate::proxy::client) struct Http2HeadDeadline {
     inner: Stream,
     frames: FrameTracker,
     head_limit: Duration,
@@ -36,7 +31,11 @@ pub(super) struct Http2HeadDeadline {
 
 impl Http2HeadDeadline {
     /// The first head has to be complete at `first_deadline`, a later one within `head_limit`.
-    pub(super) fn new(inner: Stream, first_deadline: Instant, head_limit: Duration) -> Self {
+    pub(in crate::proxy::client) fn new(
+        inner: Stream,
+        first_deadline: Instant,
+        head_limit: Duration,
+    ) -> Self {
         let timer = Some(Box::pin(sleep_until(first_deadline.into())));
         Self { inner, frames: FrameTracker::default(), head_limit, timer }
     }
@@ -75,32 +74,7 @@ impl AsyncRead for Http2HeadDeadline {
     }
 }
 
-impl AsyncWrite for Http2HeadDeadline {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-}
-
+delegate_async_write!(Http2HeadDeadline, inner);
 delegate_stream_traits!(Http2HeadDeadline, inner);
 
 /// Follows the frames of a client far enough to know whether a request head has begun and not ended. What is
@@ -109,13 +83,7 @@ delegate_stream_traits!(Http2HeadDeadline, inner);
 struct FrameTracker {
     /// Bytes of the preface that have passed.
     preface_bytes: usize,
-    frame_header: [u8; FRAME_HEADER_BYTES],
-    /// Bytes of the current frame's header that have passed.
-    frame_header_bytes: usize,
-    /// Bytes of the current frame that are still to come after its header.
-    remaining_payload: usize,
-    /// The current frame ends a head.
-    frame_ends_head: bool,
+    frames: FrameReader,
     is_in_head: bool,
     complete_heads: u64,
 }
@@ -125,52 +93,20 @@ impl FrameTracker {
         self.is_in_head || self.complete_heads == 0
     }
 
-    fn feed(&mut self, mut bytes: &[u8]) {
+    fn feed(&mut self, bytes: &[u8]) {
         let preface = bytes.len().min(PREFACE_BYTES - self.preface_bytes);
         self.preface_bytes += preface;
-        bytes = bytes.get(preface..).unwrap_or_default();
-        while !bytes.is_empty() {
-            let payload = bytes.len().min(self.remaining_payload);
-            self.remaining_payload -= payload;
-            bytes = bytes.get(payload..).unwrap_or_default();
-            if self.remaining_payload > 0 {
-                return;
+        let (is_in_head, complete_heads) = (&mut self.is_in_head, &mut self.complete_heads);
+        self.frames.feed(bytes.get(preface..).unwrap_or_default(), &mut |event| match event {
+            // RFC 9113, sections 6.2 and 6.10: a head consists of these frames.
+            FrameEvent::Begins(frame) => *is_in_head |= matches!(frame.frame_type, HEADERS | CONTINUATION),
+            FrameEvent::Ends(frame, _) => {
+                if matches!(frame.frame_type, HEADERS | CONTINUATION) && frame.flags & END_HEADERS != 0 {
+                    *is_in_head = false;
+                    *complete_heads += 1;
+                }
             }
-            self.note_end_of_frame();
-            let header = bytes.len().min(FRAME_HEADER_BYTES - self.frame_header_bytes);
-            let end = self.frame_header_bytes + header;
-            if let (Some(target), Some(source)) =
-                (self.frame_header.get_mut(self.frame_header_bytes..end), bytes.get(..header))
-            {
-                target.copy_from_slice(source);
-            }
-            self.frame_header_bytes = end;
-            bytes = bytes.get(header..).unwrap_or_default();
-            if end == FRAME_HEADER_BYTES {
-                self.note_frame_header();
-            }
-        }
-    }
-
-    fn note_frame_header(&mut self) {
-        self.frame_header_bytes = 0;
-        let [length_high, length_middle, length_low, frame_type, flags, ..] = self.frame_header;
-        self.remaining_payload =
-            u32::from_be_bytes([0, length_high, length_middle, length_low]).try_into().unwrap_or(usize::MAX);
-        if matches!(frame_type, HEADERS | CONTINUATION) {
-            self.is_in_head = true;
-            self.frame_ends_head = flags & END_HEADERS != 0;
-        }
-        if self.remaining_payload == 0 {
-            self.note_end_of_frame();
-        }
-    }
-
-    fn note_end_of_frame(&mut self) {
-        if std::mem::take(&mut self.frame_ends_head) {
-            self.is_in_head = false;
-            self.complete_heads += 1;
-        }
+        });
     }
 }
 
@@ -180,7 +116,7 @@ mod tests {
 
     fn frame(frame_type: u8, flags: u8, length: u8) -> Vec<u8> {
         let mut frame = vec![0, 0, length, frame_type, flags, 0, 0, 0, 1];
-        frame.resize(FRAME_HEADER_BYTES + usize::from(length), 0xff);
+        frame.resize(9 + usize::from(length), 0xff);
         frame
     }
 
