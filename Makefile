@@ -43,6 +43,8 @@ format:
 	cargo fmt --check
 
 lint:
+	@cargo metadata --locked --manifest-path fuzz/Cargo.toml --format-version 1 > /dev/null || \
+		{ echo "fuzz/Cargo.lock is out of date: cargo metadata --manifest-path fuzz/Cargo.toml > /dev/null" >&2; exit 1; }
 	cargo clippy --locked --all-targets -- -D warnings
 
 # Unit tests, integration tests of the running binary against simulated Azure, and checks of the dependencies.
