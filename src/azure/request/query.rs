@@ -70,14 +70,14 @@ impl QueryString {
                 }
                 continue;
             }
-            if is_secret_key(&decoded_key) {
-                query.has_dropped_secret = true;
-                continue;
-            }
             let key_kind = match () {
                 () if key_is("api-version") => QueryKeyKind::ApiVersion,
                 () if key_is("deployment") => QueryKeyKind::Deployment,
                 () if key_is("model") => QueryKeyKind::Model,
+                () if is_secret_key(&decoded_key) => {
+                    query.has_dropped_secret = true;
+                    continue;
+                }
                 () => QueryKeyKind::Other,
             };
             // Of two values, another server could use the other one.
@@ -164,8 +164,8 @@ fn is_secret_key(key: &str) -> bool {
     const ENDINGS: [&str; 7] =
         ["apikey", "subscriptionkey", "functionskey", "accesskey", "accesstoken", "authtoken", "idtoken"];
     // `api_key`, `x-api-key`, `API.Key` and `key[]` are the same.
-    let letters: String = key.chars().filter(char::is_ascii_alphanumeric).collect();
-    let letters = letters.to_ascii_lowercase();
+    let letters = key.chars().filter(char::is_ascii_alphanumeric);
+    let letters: String = letters.map(|letter| letter.to_ascii_lowercase()).collect();
     NAMES.contains(&letters.as_str()) || ENDINGS.iter().any(|ending| letters.ends_with(ending))
 }
 
