@@ -1,6 +1,6 @@
 # Most important: `make demo` and `make test`. Both install missing packages first.
 
-.PHONY: demo test build release deb install uninstall bench install-packages install-test-packages install-bench-packages
+.PHONY: demo test build release deb install uninstall bench install-packages install-test-packages install-fuzz-packages install-bench-packages
 .PHONY: format lint unit sdk page systemd instructions fuzz fuzz-briefly audit
 
 demo: build
@@ -72,10 +72,10 @@ instructions: install-test-packages
 
 # The parsers of outside bytes against random input, two at a time. For all of them it takes close to an hour;
 # FUZZ_SECONDS is the time of one, and FUZZ names some: make fuzz FUZZ="sse body" FUZZ_SECONDS=60.
-fuzz: install-packages
+fuzz: install-fuzz-packages
 	sh .ci/fuzz $(FUZZ)
 
-fuzz-briefly: install-packages
+fuzz-briefly: install-fuzz-packages
 	FUZZ_SECONDS=30 sh .ci/fuzz
 
 # Known vulnerabilities, licences and sources of the dependencies; says what cannot be checked on this machine.
@@ -94,6 +94,9 @@ install-packages:
 
 install-test-packages:
 	@sh .ci/packages test
+
+install-fuzz-packages:
+	@sh .ci/packages fuzz
 
 install-bench-packages:
 	@sh .ci/packages bench
