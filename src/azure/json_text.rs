@@ -172,7 +172,7 @@ fn read_escape(content: &str) -> Piece<'_> {
     }
 }
 
-/// The code unit of the `\uXXXX` at the start of `bytes`.
+/// The code unit of the `\u` escape with four digits at the start of `bytes`.
 fn read_unicode_escape(bytes: &[u8]) -> Option<u16> {
     let digits = bytes.strip_prefix(b"\\u")?.get(..4)?;
     digits.iter().try_fold(0_u16, |unit, digit| {

@@ -16,8 +16,8 @@ pub struct CheckedConfig {
     pub config: Config,
     /// What is allowed but probably a mistake.
     pub warnings: Vec<ConfigProblem>,
-    /// Paths for records that cannot be used now. A check refuses them; the balancer serves all the same, and
-    /// records as soon as it can.
+    /// Paths for records that cannot be used now. `aoai-lb check` reports them as errors. The balancer starts
+    /// without them and records as soon as they can be used.
     pub unusable_paths: Vec<ConfigProblem>,
     /// The SHA-256 of the file, in hexadecimal.
     pub file_sha256: String,

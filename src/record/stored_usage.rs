@@ -1,6 +1,6 @@
 //! The tokens of objects that Azure keeps: a background response, a run. They are told whenever the object
-//! is fetched, and are counted once: by the response to the request that made it, or else by the first one
-//! that shows its end.
+//! is fetched, and are counted once, for the client that made it: by the response to that request, or else by
+//! the first one to the same client that shows its end.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,6 +9,7 @@ use http::Method;
 
 use super::exchange::FinishedExchange;
 use crate::azure::response::capture::ResponseCapture;
+use crate::names::ClientName;
 
 /// The most objects that are remembered; beyond it the oldest is forgotten, and its tokens are not counted.
 const MAX_UNCOUNTED_OBJECTS: usize = 16 * 1024;
@@ -17,7 +18,7 @@ const MAX_UNCOUNTED_OBJECTS: usize = 16 * 1024;
 #[derive(Debug, Default)]
 pub struct StoredUsage(Mutex<UncountedObjects>);
 
-/// Hashes of the ids of objects that were made through this balancer and had not ended then.
+/// Hashes of the clients and ids of objects that were made through this balancer and had not ended then.
 #[derive(Debug, Default)]
 struct UncountedObjects {
     hashes: HashSet<u64>,
@@ -34,12 +35,13 @@ impl StoredUsage {
                 && !object.has_ended
                 && capture.usage.is_none()
             {
-                self.lock().insert(hash_of(&object.id));
+                self.lock().insert(hash_of(exchange, &object.id));
             }
             return;
         }
         let is_first = capture.usage.is_some()
-            && object.is_some_and(|object| object.has_ended && self.lock().remove(hash_of(&object.id)));
+            && object
+                .is_some_and(|object| object.has_ended && self.lock().remove(hash_of(exchange, &object.id)));
         if !is_first {
             capture.usage = None;
         }
@@ -90,9 +92,11 @@ impl FinishedExchange {
     }
 }
 
-/// The same in every process.
-fn hash_of(id: &str) -> u64 {
-    let digest = openssl::sha::sha256(id.as_bytes());
+/// The hash of an object's id and of the client that made it. It is the same in every process.
+fn hash_of(exchange: &FinishedExchange, id: &str) -> u64 {
+    let client = exchange.client.as_ref().and_then(|client| client.name.as_ref());
+    let client = client.map_or("", ClientName::as_str);
+    let digest = openssl::sha::sha256(format!("{client}\0{id}").as_bytes());
     digest.first_chunk().map_or(0, |first| u64::from_be_bytes(*first))
 }
 
