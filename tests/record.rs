@@ -424,7 +424,10 @@ async fn tokens_of_a_stored_response_are_counted_once_however_often_it_is_fetche
         support::upstream::complete_response(200, "Content-Type: application/json", &body)
     })
     .await;
-    let mut balancer = Balancer::start(&upstream.backend_yaml("a"), "").await;
+    let other_client =
+        format!("  - name: other\n    keys: [ {{ sha256: {} }} ]\n", support::sha256_hex("key-of-other"));
+    let clients = support::clients_yaml() + &other_client;
+    let mut balancer = Balancer::start_with_clients(&upstream.backend_yaml("a"), &clients, "").await;
     let key = [("api-key", CLIENT_KEY)];
     let create = r#"{"model":"m","input":"x"}"#;
     let create_in_background = r#"{"model":"m","input":"x","background":true}"#;
@@ -432,20 +435,24 @@ async fn tokens_of_a_stored_response_are_counted_once_however_often_it_is_fetche
         let response = balancer.post("/openai/v1/responses", &key, body.as_bytes()).await;
         assert_eq!(response.status, 200, "{}", response.text());
     }
-    let get = async |balancer: &Balancer, id: &str| {
+    let get_with = async |balancer: &Balancer, id: &str, key: &str| {
         let target = format!("/openai/v1/responses/resp_{id}");
-        assert_eq!(balancer.connect().await.get(&target, &key).await.status, 200);
+        assert_eq!(balancer.connect().await.get(&target, &[("api-key", key)]).await.status, 200);
     };
+    let get = async |balancer: &Balancer, id: &str| get_with(balancer, id, CLIENT_KEY).await;
     get(&balancer, "made").await;
     get(&balancer, "later").await;
     // What has not been counted is handed over.
     let output = balancer.run_upgrade_command().await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     balancer.wait_until_single_process().await;
-    for id in ["later", "later", "later", "made"] {
+    get(&balancer, "later").await;
+    // Its end, seen by another client first: the tokens are not that one's.
+    get_with(&balancer, "later", "key-of-other").await;
+    for id in ["later", "later", "made"] {
         get(&balancer, id).await;
     }
-    let records = balancer.wait_for_records(8).await;
+    let records = balancer.wait_for_records(9).await;
     let counted: Vec<_> = records
         .iter()
         .map(|record| (record["method"].as_str().unwrap(), record["input_tokens"].as_u64()))
@@ -453,7 +460,7 @@ async fn tokens_of_a_stored_response_are_counted_once_however_often_it_is_fetche
     let none = ("GET", None);
     assert_eq!(
         counted,
-        [("POST", Some(100)), ("POST", None), none, none, none, ("GET", Some(100)), none, none]
+        [("POST", Some(100)), ("POST", None), none, none, none, none, ("GET", Some(100)), none, none]
     );
     assert!(
         records
