@@ -215,3 +215,26 @@ async fn a_client_that_does_not_read_is_disconnected_after_the_idle_timeout() {
     balancer.wait_for_status("nothing is in flight", |status| status["in_flight"] == 0).await;
     drop(connections);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unread_responses_count_as_held_memory_and_one_client_gets_only_a_share() {
+    let backend = EndlessBackend::start().await;
+    let backends = backend_yaml("a", &format!("http://{}", backend.address), "");
+    let limits = "requests: { max_body: 1MiB, max_streamed_body: 1MiB, body_memory: 6MiB }";
+    let balancer = Balancer::start(&backends, &format!("{limits}\n{NO_CONTENT}")).await;
+    let clients = send_http1_requests(&balancer, 40).await;
+    // Two thirds of 6 MiB have room for 21 responses of 192 KiB.
+    let records = balancer.wait_for_records(19).await;
+    for record in records {
+        assert_eq!(record["outcome"], "client_gone", "{record:#}");
+    }
+    balancer.wait_for_status("the others go on", |status| status["in_flight"] == 21).await;
+    let log = balancer.log();
+    assert_eq!(log.matches("does not read its responses").count(), 1, "{log}");
+    assert_eq!(balancer.backend_states().await, [("a".to_owned(), "ok".to_owned())]);
+    drop(clients);
+    balancer.wait_for_status("their memory is free again", |status| status["in_flight"] == 0).await;
+    let clients = send_http1_requests(&balancer, 15).await;
+    balancer.wait_for_status("as many begin as have room", |status| status["in_flight"] == 15).await;
+    drop(clients);
+}

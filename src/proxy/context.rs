@@ -14,7 +14,7 @@ use super::attempt::relayed_response::{ResponseDetails, ResponseEnd};
 use super::attempt::response_state::ResponseState;
 use super::attempt::retry_state::RetryState;
 use super::attempt::upstream_error::UpstreamError;
-use super::client::body_memory::BodyMemory;
+use super::client::body_memory::{BodyMemory, MemoryHolder, MemoryReservation};
 use super::client::client_request::ClientRequest;
 use super::client::request_body::RequestBody;
 use super::ending::RequestEnding;
@@ -88,6 +88,18 @@ impl RequestContext {
 
     pub(super) fn gateway(&self) -> &Gateway {
         &self.config.gateway
+    }
+
+    /// A reservation of memory for what is held of this request's response.
+    pub(super) fn empty_memory_reservation(&self) -> MemoryReservation {
+        let max_total_bytes = self.gateway().request_config.max_total_buffered_bytes;
+        let holder = MemoryHolder::of(self.request.client.as_deref(), self.request.client_ip);
+        BodyMemory::empty_reservation(&self.body_memory, holder, max_total_bytes)
+    }
+
+    /// The memory of a response that waits for its client; `None` if there is none left for this client.
+    pub(super) fn hold_unread_response(&self) -> Option<MemoryReservation> {
+        self.empty_memory_reservation().grow_for_unread_response()
     }
 
     /// Records that the response to the client is a refusal by the balancer.

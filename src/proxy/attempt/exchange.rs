@@ -402,7 +402,8 @@ impl<'e> AttemptExchange<'e> {
             return Ok(false);
         }
         flush_and_wait_for_record(self.context, receipt).await;
-        write_to_client(self.session, tasks, self.context.gateway().timeouts.response_idle).await
+        let limit = self.context.gateway().timeouts.response_idle;
+        write_to_client(self.session, tasks, limit, || self.context.hold_unread_response()).await
     }
 
     /// Acts on the deadline that has passed; returns whether the client has all that it gets.

@@ -21,7 +21,6 @@ use super::relayed_response::{RelayedResponse, is_event_stream};
 use super::response_state::ResponseState;
 use crate::azure::Operation;
 use crate::credentials::CredentialRedactor;
-use crate::proxy::client::body_memory::{BodyMemory, MemoryHolder};
 use crate::proxy::context::RequestContext;
 use crate::proxy::error_types::{RETRY_ELSEWHERE, UNSOLICITED_UPGRADE};
 
@@ -231,11 +230,7 @@ impl<'c> ResponseHandler<'c> {
         } else {
             limits.max_time
         });
-        let max_total_bytes = self.context.gateway().request_config.max_total_buffered_bytes;
-        let request = &self.context.request;
-        let holder = MemoryHolder::of(request.client.as_deref(), request.client_ip);
-        let reservation = BodyMemory::empty_reservation(&self.context.body_memory, holder, max_total_bytes);
-        let held = HeldStream::new(header, limits.max_bytes, reservation);
+        let held = HeldStream::new(header, limits.max_bytes, self.context.empty_memory_reservation());
         self.context.response_state = ResponseState::HeldStream(Box::new(held));
     }
 

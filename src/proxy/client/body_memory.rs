@@ -1,11 +1,13 @@
-//! The memory limit that all held request bodies and held streams share (`requests.body_memory`). One
-//! client's bodies cannot use up what others need.
+//! The memory limit that all held request bodies, held streams and unread responses share
+//! (`requests.body_memory`). One client cannot use up what others need.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use log::warn;
 
 use crate::admission::client::Client;
 use crate::names::ClientName;
@@ -15,6 +17,10 @@ use crate::refusal::{Refusal, RefusalReason};
 /// take all they can leave something to one more (a dynamic threshold, as switches use it for their shared
 /// buffers: Choudhury and Hahne, 1998).
 const MAX_MULTIPLE_OF_FREE_BYTES: u64 = 2;
+
+/// What a response counts as that waits for its client: what one takes with HTTP/2 on both sides. Each side has
+/// up to 64 KiB, and there is the part that is being written.
+const UNREAD_RESPONSE_BYTES: u64 = 192 * 1024;
 
 /// Counts the memory of all held bodies and streams.
 #[derive(Debug, Default)]
@@ -121,6 +127,23 @@ impl MemoryReservation {
         let message = "the balancer holds too many request bodies at the moment, all together or of this client; \
                        try again shortly";
         Err(Refusal::new(RefusalReason::Overloaded, message).with_retry_after(Duration::from_secs(1)))
+    }
+
+    /// Grows by what a response takes that the client does not read; `None` if the limit would be exceeded.
+    pub(in crate::proxy) fn grow_for_unread_response(mut self) -> Option<Self> {
+        if self.grow_to(self.reserved_bytes + UNREAD_RESPONSE_BYTES).is_ok() {
+            return Some(self);
+        }
+        // Without the address, so that the line is limited for all addresses together.
+        let client = match &self.holder {
+            MemoryHolder::Client(name) => format!("client {name}"),
+            MemoryHolder::Address(_) => "an address".to_owned(),
+        };
+        warn!(
+            "{client} does not read its responses, which take too much memory (requests.body_memory): those that \
+             have waited for more than a second are broken off"
+        );
+        None
     }
 
     /// Its size.

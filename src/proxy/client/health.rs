@@ -47,6 +47,6 @@ pub(in crate::proxy) async fn respond_to_health_check(
     if !is_head {
         tasks.push(HttpTask::Body(Some(Bytes::from_static(body)), true));
     }
-    write_to_client(session, tasks, LAST_BYTES_TIMEOUT).await?;
+    write_to_client(session, tasks, LAST_BYTES_TIMEOUT, || None).await?;
     Ok(true)
 }

@@ -1,5 +1,6 @@
 //! Writes responses to the client, complete ones after their record has been written.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use http::header;
@@ -8,6 +9,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
+use super::body_memory::MemoryReservation;
 use super::reset;
 use super::timeouts::UPLOAD_DRAIN_TIMEOUT;
 use crate::proxy::attempt::final_response;
@@ -20,6 +22,9 @@ const MAX_RECORD_WAIT: Duration = Duration::from_millis(20);
 
 /// Maximum bytes that are written together, except for a part that is larger itself.
 const MAX_WRITE_BYTES: usize = 64 * 1024;
+
+/// A response that the client has not taken for this long counts as held memory.
+const UNREAD_GRACE: Duration = Duration::from_secs(1);
 
 /// Refuses a request before any attempt. The connection stays open if possible.
 ///
@@ -49,22 +54,25 @@ pub(in crate::proxy) async fn record_and_write_response(
 ) -> pingora::Result<()> {
     let receipt = context.submit_record();
     flush_and_wait_for_record(context, receipt).await;
-    write_to_client(session, tasks, context.gateway().timeouts.response_idle).await.map(|_| ())
+    let limit = context.gateway().timeouts.response_idle;
+    write_to_client(session, tasks, limit, || context.hold_unread_response()).await.map(|_| ())
 }
 
 /// Writes parts of a response; returns whether the client has all that it gets. `limit` is how long the client
-/// may take to read [`MAX_WRITE_BYTES`], or as much as there is.
+/// may take to read [`MAX_WRITE_BYTES`], or as much as there is. After [`UNREAD_GRACE`] of that, `hold_memory` says
+/// whether there is memory for what waits.
 ///
 /// # Errors
-/// If the client has disconnected or does not read.
+/// If the client has disconnected or does not read, or there is no memory for what it does not read.
 pub(in crate::proxy) async fn write_to_client(
     session: &mut ServerSession,
     mut tasks: Vec<HttpTask>,
     limit: Duration,
+    hold_memory: impl Fn() -> Option<MemoryReservation>,
 ) -> pingora::Result<bool> {
     loop {
         let rest = split_off_after(&mut tasks, MAX_WRITE_BYTES);
-        match timeout(limit, session.response_duplex_vec(tasks)).await {
+        match write_within(session, tasks, limit, &hold_memory).await {
             Ok(Ok(is_over)) if is_over || rest.is_empty() => return Ok(is_over),
             Ok(Ok(_)) => tasks = rest,
             Ok(Err(mut error)) => {
@@ -75,7 +83,7 @@ pub(in crate::proxy) async fn write_to_client(
                 }
                 return Err(error);
             }
-            Err(_) => {
+            Err(ClientDoesNotRead) => {
                 // Otherwise the kernel keeps what the client has not read for some more minutes.
                 if let Some(stream) = session.stream() {
                     let _ = reset::enable_reset_on_close(stream);
@@ -84,6 +92,25 @@ pub(in crate::proxy) async fn write_to_client(
             }
         }
     }
+}
+
+/// The client has not read for too long, or no memory is left for what it does not read.
+struct ClientDoesNotRead;
+
+/// Writes parts of a response within this time.
+async fn write_within(
+    session: &mut ServerSession,
+    tasks: Vec<HttpTask>,
+    limit: Duration,
+    hold_memory: impl Fn() -> Option<MemoryReservation>,
+) -> Result<pingora::Result<bool>, ClientDoesNotRead> {
+    let mut write = pin!(session.response_duplex_vec(tasks));
+    let grace = limit.min(UNREAD_GRACE);
+    if let Ok(written) = timeout(grace, &mut write).await {
+        return Ok(written);
+    }
+    let _memory = hold_memory().ok_or(ClientDoesNotRead)?;
+    timeout(limit - grace, write).await.map_err(|_| ClientDoesNotRead)
 }
 
 /// Splits the parts of a response after those that together have at least this many bytes.
