@@ -231,6 +231,7 @@ fn describe_reason(reason: UnavailableReason) -> &'static str {
         UnavailableReason::NoUsableCredential => "refuses its credential or our network (401, 403)",
         UnavailableReason::PermissionDenied => "its credential may not do this operation (403)",
         UnavailableReason::BreakerOpen => "failed too often",
+        UnavailableReason::Stalled => "does not answer any more",
         UnavailableReason::Drained => "drained by the operator",
     }
 }

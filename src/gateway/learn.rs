@@ -2,7 +2,6 @@
 //! breaker, headroom, and deployments that are found to exist. What a response means by itself is decided
 //! in `azure/response/verdict.rs`.
 
-use std::fmt::Display;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::HeaderMap;
@@ -12,18 +11,25 @@ use super::Gateway;
 use super::admitted_request::AdmittedRequest;
 use super::backend::Backend;
 use crate::azure::Operation;
+use crate::azure::response::error_body::error_code_and_message;
 use crate::azure::response::hints;
 use crate::azure::response::verdict;
 use crate::azure::response::verdict::Verdict;
 use crate::config;
+use crate::credentials::CredentialRedactor;
 use crate::routing::attempt_outcome::AttemptOutcome;
 use crate::routing::availability::{Availability, Unavailable, UnavailableReason};
-use crate::routing::breaker::FailureFlags;
+use crate::routing::backend_health::BackendHealth;
+use crate::routing::breaker::{FailureFlags, OpenedCircuit};
 use crate::routing::headroom::SendTicket;
 use crate::routing::pool::Candidate;
+use crate::routing::stall::{STALL_QUESTION_INTERVAL, Unanswered};
 
 /// The longest cooldown after a hint of 0 seconds.
 const MAX_COOLDOWN_FOR_ZERO_HINT: Duration = Duration::from_secs(1);
+
+/// How long a stalled backend is unavailable after an unanswered question. The next one follows earlier.
+const STALL_OUTAGE_DURATION: Duration = STALL_QUESTION_INTERVAL.saturating_mul(3);
 
 /// The longest text of an error from outside in a log line.
 const MAX_LOGGED_MESSAGE_CHARS: usize = 256;
@@ -41,6 +47,8 @@ pub struct ResponseFacts<'a> {
     pub status: u16,
     /// The id of the secret that was sent; 0: none.
     pub secret_id: u64,
+    /// What has arrived of the body of an error.
+    pub body: &'a [u8],
     /// What it counts as, if the verdict is a failure.
     pub failure_flags: FailureFlags,
     /// When it came.
@@ -63,6 +71,10 @@ impl Gateway {
         // Any other response, even a 401 or a 429, shows that the backend answers.
         if verdict != Verdict::BackendFailure {
             candidate.backend_health.breaker.record_success(&self.breaker_config, now);
+            candidate.backend_health.recent_attempts.record_answer(now);
+        }
+        if is_about_backend(verdict) {
+            keep_error(&response);
         }
         // Azure checks the credential before it answers like this.
         if matches!(
@@ -98,8 +110,7 @@ impl Gateway {
                 if hints::has_retry_after(headers) {
                     self.begin_cooldown(candidate, headers, now);
                 }
-                let error = format_args!("status {}", response.status);
-                self.record_attempt_failure(candidate, response.failure_flags, error, now);
+                self.record_attempt_failure(candidate, response.failure_flags, now);
                 Some(AttemptOutcome::Failed)
             }
             Verdict::CredentialRejected => {
@@ -117,19 +128,73 @@ impl Gateway {
         }
     }
 
-    /// Counts a failed attempt for the circuit breaker; `error` is for the log.
-    pub fn record_attempt_failure(
+    /// Counts an attempt that failed without a response, for this reason.
+    pub fn record_connection_failure(
         &self,
         candidate: &Candidate,
         failure: FailureFlags,
-        error: impl Display,
+        error_code: &str,
         now: Instant,
     ) {
-        let breaker = &candidate.backend_health.breaker;
-        if let Some(opened) = breaker.record_failure(&self.breaker_config, failure, now) {
+        let recent = &candidate.backend_health.recent_attempts;
+        recent.record_error(None, now, || (Some(error_code.to_owned()), None));
+        self.record_attempt_failure(candidate, failure, now);
+    }
+
+    /// Counts a failed attempt. Its error has been kept.
+    fn record_attempt_failure(&self, candidate: &Candidate, failure: FailureFlags, now: Instant) {
+        let health = &candidate.backend_health;
+        if let Some(opened) = self.count_failure(health, failure, now) {
             let name = self.backend_name(candidate);
-            error!("backend {name}: {opened}, last: {error}");
+            let error = health.recent_attempts.last_error().unwrap_or_default().describe();
+            error!("backend {name}: {opened}, last: {}", for_log(&error));
         }
+    }
+
+    /// Counts a failure of a backend, for its circuit breaker as well.
+    fn count_failure(
+        &self,
+        health: &BackendHealth,
+        failure: FailureFlags,
+        now: Instant,
+    ) -> Option<OpenedCircuit> {
+        let in_a_row = if failure.is_first_of_request_on_backend {
+            health.recent_attempts.record_failure(failure.was_counted_as_success, now)
+        } else {
+            0
+        };
+        health.breaker.record_failure(&self.breaker_config, failure, in_a_row, now)
+    }
+
+    /// Records the answer to the question whether a backend answers at all, which is asked while attempts wait
+    /// for longer than usual. `has_answered` says that there was one, whatever it was.
+    pub fn record_stall_answer(&self, backend: &Backend, has_answered: bool, now: Instant) {
+        let (name, health) = (&backend.config.name, &backend.health);
+        if has_answered {
+            if health.stall_watch.on_answer() {
+                health.breaker.close_circuit();
+                info!("backend {name}: answers again");
+            }
+            return;
+        }
+        let failure = FailureFlags { is_first_of_request_on_backend: true, ..FailureFlags::default() };
+        health.recent_attempts.record_error(None, now, || (Some("no_answer".to_owned()), None));
+        match health.stall_watch.on_no_answer(now) {
+            Unanswered::Undecided => {
+                if let Some(opened) = self.count_failure(health, failure, now) {
+                    error!("backend {name}: {opened}, last: no answer to a free question");
+                }
+                return;
+            }
+            Unanswered::Stalled { waiting, longest } => error!(
+                "backend {name}: stalled: {waiting} attempts wait for a response, the longest for {}s, and two \
+                 free questions in a row got no answer; new requests go elsewhere",
+                longest.as_secs()
+            ),
+            Unanswered::StillStalled => {}
+        }
+        health.recent_attempts.record_failure(false, now);
+        health.breaker.open_for_stall(now + STALL_OUTAGE_DURATION, now);
     }
 
     /// Records the result of a health check of a backend without traffic: the status and body of the
@@ -159,7 +224,9 @@ impl Gateway {
                     opens_circuit_alone,
                     was_counted_as_success: false,
                 };
-                if let Some(opened) = health.breaker.record_failure(&self.breaker_config, failure, now) {
+                let code = || (response.is_none().then(|| "no_answer".to_owned()), None);
+                health.recent_attempts.record_error(response.map(|(status, _)| status), now, code);
+                if let Some(opened) = self.count_failure(health, failure, now) {
                     let result = match response {
                         Some((status, _)) => format!("status {status}"),
                         None => "no response".to_owned(),
@@ -177,10 +244,14 @@ impl Gateway {
             }
             Some(Verdict::Success) => {
                 health.breaker.close_circuit();
+                health.recent_attempts.record_probe_answer(now);
                 health.refresh_credential_availability(&backend.credential).mark_available();
             }
             // The backend answers, which is enough for its circuit; about the credential it says nothing.
-            Some(_) => health.breaker.close_circuit(),
+            Some(_) => {
+                health.breaker.close_circuit();
+                health.recent_attempts.record_probe_answer(now);
+            }
         }
         true
     }
@@ -193,10 +264,10 @@ impl Gateway {
             let config::BackendConfig { name, endpoint, tls, .. } = &backend.config;
             let host = tls.server_name_override.as_ref().unwrap_or(&endpoint.host);
             let authorities = if tls.ca_file.is_some() { "in tls.ca" } else { "that the system trusts" };
-            let error: String = error.escape_default().take(MAX_LOGGED_MESSAGE_CHARS).collect();
             error!(
                 "backend {name}: TLS handshake failed; expected an unexpired certificate for {host} from an \
-                 authority {authorities}: {error}"
+                 authority {authorities}: {}",
+                for_log(error)
             );
         }
     }
@@ -252,4 +323,38 @@ fn note_no_rejection(candidate: &Candidate, operation: Operation) {
     if let Some(deployment) = &candidate.deployment_health {
         deployment.review.on_success();
     }
+}
+
+/// Whether a response of this verdict tells the operator something about the backend. Others are about the
+/// request, and may quote it.
+fn is_about_backend(verdict: Verdict) -> bool {
+    match verdict {
+        Verdict::BackendFailure
+        | Verdict::Throttled
+        | Verdict::CredentialRejected
+        | Verdict::PermissionDenied
+        | Verdict::DeploymentNotFound => true,
+        Verdict::Success
+        | Verdict::ClientError
+        | Verdict::RetryElsewhere
+        | Verdict::TooLargeForBackend
+        | Verdict::UnsupportedByBackend
+        | Verdict::PromptTooLong => false,
+    }
+}
+
+/// Keeps an error as the last one of its backend, without the credential, which it may quote.
+fn keep_error(response: &ResponseFacts<'_>) {
+    let ResponseFacts { candidate, body, status, now, .. } = *response;
+    candidate.backend_health.recent_attempts.record_error(Some(status), now, || {
+        let secret = candidate.credential.secret().current_value();
+        let redactor = secret.and_then(|secret| CredentialRedactor::new(&secret.secret));
+        let redacted = redactor.and_then(|redactor| redactor.redact_if_found(body));
+        error_code_and_message(redacted.as_deref().unwrap_or(body))
+    });
+}
+
+/// A text from outside for a log line: control characters and non-ASCII escaped, and cut.
+fn for_log(text: &str) -> String {
+    text.escape_default().take(MAX_LOGGED_MESSAGE_CHARS).collect()
 }

@@ -25,6 +25,7 @@ use crate::credentials::SecretValue;
 use crate::gateway::Gateway;
 use crate::record::exchange::{CapturePolicy, CapturedRequest, ExchangeOutcome, FinishedExchange};
 use crate::record::writer::WriteReceipt;
+use crate::routing::stall::WatchedAttempt;
 use crate::refusal::{Refusal, RefusalReason};
 
 /// The context that Pingora's `ProxyHttp` passes to each phase.
@@ -125,6 +126,17 @@ impl RequestContext {
             let action = DeadlineAction::GiveUp(UpstreamError::FirstByteTimeout);
             self.attempt_deadline = Some(AttemptDeadline { at: now + timeout, action });
         }
+    }
+
+    /// Watches the current attempt, which was sent then and has no response yet.
+    pub(super) fn watch_current_attempt(&self, sent_at: Instant) -> Option<WatchedAttempt> {
+        self.retry_state.as_ref().and_then(|retry| retry.watch_current_attempt(sent_at))
+    }
+
+    /// Whether the request leaves its stalled backend now. If so, the caller ends the attempt.
+    pub(super) fn try_leave_stalled_backend(&mut self, now: Instant) -> bool {
+        let can_replay = !self.body.is_no_longer_replayable && !self.is_response_committed();
+        can_replay && self.retry_state.as_mut().is_some_and(|retry| retry.try_leave_stalled_backend(now))
     }
 
     /// Gives the backend `timeouts.idle` from now on to send the next part of its response.

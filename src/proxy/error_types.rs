@@ -15,5 +15,7 @@ pub(super) const RETRY_ELSEWHERE: ErrorType = ErrorType::Custom("RetryElsewhere"
 pub(super) const FIRST_BYTE_TIMEOUT: ErrorType = ErrorType::Custom("FirstByteTimeout");
 /// The backend sent the beginning of a response and then nothing for too long.
 pub(super) const RESPONSE_IDLE_TIMEOUT: ErrorType = ErrorType::Custom("IdleTimeout");
+/// The backend does not answer any more; the request waits elsewhere.
+pub(super) const BACKEND_STALLED: ErrorType = ErrorType::Custom("BackendStalled");
 /// The backend answered 101 to a request that asked for no upgrade.
 pub(super) const UNSOLICITED_UPGRADE: ErrorType = ErrorType::Custom("UnsolicitedUpgrade");

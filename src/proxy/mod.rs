@@ -47,7 +47,7 @@ use self::client::response_writer::{drain_upload, record_and_write_response, ref
 use self::client::{health, reset, tls};
 use self::context::{PingoraContext, RequestContext};
 use self::error_types::{
-    ATTEMPTS_EXHAUSTED, CLIENT_GONE, FIRST_BYTE_TIMEOUT, NO_CREDENTIAL, RESPONSE_IDLE_TIMEOUT,
+    ATTEMPTS_EXHAUSTED, BACKEND_STALLED, CLIENT_GONE, FIRST_BYTE_TIMEOUT, NO_CREDENTIAL, RESPONSE_IDLE_TIMEOUT,
     RETRY_ELSEWHERE,
 };
 use self::upstream::headers::{self, BodyFraming};
@@ -277,6 +277,7 @@ impl ProxyHttp for Balancer {
         let timeout = match *error.etype() {
             FIRST_BYTE_TIMEOUT => Some(UpstreamError::FirstByteTimeout),
             RESPONSE_IDLE_TIMEOUT => Some(UpstreamError::IdleTimeout),
+            BACKEND_STALLED => Some(UpstreamError::Stalled),
             _ => None,
         };
         let retries = match () {
@@ -326,7 +327,12 @@ impl ProxyHttp for Balancer {
         let Some(context) = &mut ctx.request_context else { return no_response };
         let is_own_error = matches!(
             *error.etype(),
-            ATTEMPTS_EXHAUSTED | NO_CREDENTIAL | FIRST_BYTE_TIMEOUT | RESPONSE_IDLE_TIMEOUT | RETRY_ELSEWHERE
+            ATTEMPTS_EXHAUSTED
+                | NO_CREDENTIAL
+                | FIRST_BYTE_TIMEOUT
+                | RESPONSE_IDLE_TIMEOUT
+                | BACKEND_STALLED
+                | RETRY_ELSEWHERE
         );
         if !is_own_error && *error.esource() == ErrorSource::Downstream && !is_upload_error(error) {
             context.ending.is_client_gone = true;

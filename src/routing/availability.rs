@@ -31,17 +31,20 @@ pub enum UnavailableReason {
     PermissionDenied,
     /// The circuit breaker is open: too many attempts failed.
     BreakerOpen,
+    /// The backend does not answer any more.
+    Stalled,
     /// The operator drains the backend.
     Drained,
 }
 
 impl UnavailableReason {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::CoolingDown,
         Self::DeploymentNotFound,
         Self::NoUsableCredential,
         Self::PermissionDenied,
         Self::BreakerOpen,
+        Self::Stalled,
         Self::Drained,
     ];
 
@@ -49,7 +52,7 @@ impl UnavailableReason {
     pub fn is_misconfiguration(self) -> bool {
         match self {
             Self::DeploymentNotFound | Self::NoUsableCredential | Self::PermissionDenied => true,
-            Self::CoolingDown | Self::BreakerOpen | Self::Drained => false,
+            Self::CoolingDown | Self::BreakerOpen | Self::Stalled | Self::Drained => false,
         }
     }
 
@@ -61,6 +64,7 @@ impl UnavailableReason {
             Self::NoUsableCredential => "credential",
             Self::PermissionDenied => "permission",
             Self::BreakerOpen => "breaker_open",
+            Self::Stalled => "stalled",
             Self::Drained => "drained",
         }
     }

@@ -8,10 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::answer_times::AnswerTimes;
 use super::availability::{Availability, AvailabilityCell, Outage, Unavailable, UnavailableReason};
 use super::breaker::CircuitBreaker;
 use super::headroom::Headroom;
+use super::recent_attempts::RecentAttempts;
 use super::rejection_review::RejectionReview;
+use super::stall::StallWatch;
 use crate::azure::Operation;
 use crate::credentials::BackendCredential;
 use crate::names::{BackendName, DeploymentName};
@@ -71,6 +74,10 @@ pub struct BackendHealth {
     pub(super) drain_state: Arc<AvailabilityCell>,
     /// Its circuit breaker.
     pub breaker: CircuitBreaker,
+    /// How its recent attempts ended.
+    pub recent_attempts: RecentAttempts,
+    /// Its attempts that wait for a response.
+    pub stall_watch: Arc<StallWatch>,
     availability_by_operation: [Arc<AvailabilityCell>; Operation::ALL.len()],
     /// Reviews rejections of the credential.
     pub credential_review: RejectionReview,
@@ -92,6 +99,8 @@ impl BackendHealth {
             tls_error_logged_at: Mutex::default(),
             drain_state: Arc::default(),
             breaker: CircuitBreaker::new(now),
+            recent_attempts: RecentAttempts::new(now),
+            stall_watch: Arc::default(),
             availability_by_operation: std::array::from_fn(|_| Arc::default()),
             credential_review: RejectionReview::default(),
             reviews_by_operation: std::array::from_fn(|_| RejectionReview::default()),
@@ -250,6 +259,8 @@ pub struct DeploymentHealth {
     pub review: RejectionReview,
     /// How much of its quota is left.
     pub headroom: Headroom,
+    /// How long it takes to answer.
+    pub answer_times: Arc<AnswerTimes>,
     /// It rejected `stream_options`, so no more streams are asked for their usage.
     pub rejects_stream_options: AtomicBool,
 }

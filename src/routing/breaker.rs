@@ -51,6 +51,7 @@ pub struct OpenedCircuit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum OpeningCause {
     TooManyFailures { failures: u64, attempts: u64 },
+    FailuresInARow(u32),
     ProbeFailed,
 }
 
@@ -61,6 +62,7 @@ impl fmt::Display for OpenedCircuit {
             OpeningCause::TooManyFailures { failures, attempts } => {
                 write!(f, "{failures} of {attempts} attempts failed")
             }
+            OpeningCause::FailuresInARow(failures) => write!(f, "{failures} attempts in a row failed"),
             OpeningCause::ProbeFailed => f.write_str("the probe failed"),
         }
     }
@@ -80,11 +82,13 @@ impl CircuitBreaker {
         self.attempt_window.record(EventCounts { total: 1, marked: 0 }, policy.window, now);
     }
 
-    /// Counts an attempt that failed, and opens the circuit if that was one too many.
+    /// Counts an attempt that failed, and opens the circuit if that was one too many. `failures_in_a_row`
+    /// includes it; how long they took does not matter.
     pub fn record_failure(
         &self,
         policy: &config::BreakerConfig,
         failure: FailureFlags,
+        failures_in_a_row: u32,
         now: Instant,
     ) -> Option<OpenedCircuit> {
         let FailureFlags { is_first_of_request_on_backend, opens_circuit_alone, was_counted_as_success } =
@@ -102,12 +106,14 @@ impl CircuitBreaker {
             OpeningCause::ProbeFailed
         } else {
             let EventCounts { total, marked } = self.attempt_window.counts(policy.window, now);
-            if marked < u64::from(policy.min_failures)
-                || marked * 100 < total * u64::from(policy.min_failure_percentage.percent())
-            {
+            let is_large_share = marked * 100 >= total * u64::from(policy.min_failure_percentage.percent());
+            if marked >= u64::from(policy.min_failures) && is_large_share {
+                OpeningCause::TooManyFailures { failures: marked, attempts: total }
+            } else if failures_in_a_row >= policy.min_failures {
+                OpeningCause::FailuresInARow(failures_in_a_row)
+            } else {
                 return None;
             }
-            OpeningCause::TooManyFailures { failures: marked, attempts: total }
         };
         let mut history = self.opening_history.lock().unwrap_or_else(PoisonError::into_inner);
         if !opens_circuit_alone && is_open() {
@@ -127,6 +133,11 @@ impl CircuitBreaker {
         self.availability
             .mark_unavailable(Unavailable { reason: UnavailableReason::BreakerOpen, until }, now);
         Some(OpenedCircuit { duration, cause })
+    }
+
+    /// Keeps requests away from a backend that does not answer any more, until this moment.
+    pub fn open_for_stall(&self, until: Instant, now: Instant) {
+        self.availability.mark_unavailable(Unavailable { reason: UnavailableReason::Stalled, until }, now);
     }
 
     /// Closes the circuit, since the backend is known to answer.
@@ -182,10 +193,21 @@ mod tests {
             let breaker = CircuitBreaker::new(now);
             (0..successes).for_each(|_| breaker.record_success(&policy(), now));
             let opened =
-                (0..failures).filter_map(|_| breaker.record_failure(&policy(), FAILURE, now)).count() > 0;
+                (0..failures).filter_map(|_| breaker.record_failure(&policy(), FAILURE, 1, now)).count() > 0;
             assert_eq!(opened, opens, "{successes} successes, {failures} failures");
             assert_eq!(breaker.availability.availability(now) == Availability::Available, !opens);
         }
+    }
+
+    #[test]
+    fn the_circuit_opens_after_enough_failures_in_a_row_however_long_they_took() {
+        let now = Instant::now();
+        let breaker = CircuitBreaker::new(now);
+        let opened: Vec<_> = (1..=5)
+            .filter_map(|n| breaker.record_failure(&policy(), FAILURE, n, now + n * 600 * S))
+            .map(|opened| opened.to_string())
+            .collect();
+        assert_eq!(opened, ["circuit open for 10s: 5 attempts in a row failed"]);
     }
 
     #[test]
@@ -194,9 +216,9 @@ mod tests {
         let breaker = CircuitBreaker::new(now);
         for n in 0..20 {
             let failure = FailureFlags { is_first_of_request_on_backend: n == 0, ..FAILURE };
-            assert_eq!(breaker.record_failure(&policy(), failure, now), None);
+            assert_eq!(breaker.record_failure(&policy(), failure, 1, now), None);
         }
-        assert!((1..5).all(|n| breaker.record_failure(&policy(), FAILURE, now + n * 4 * S).is_none()));
+        assert!((1..5).all(|n| breaker.record_failure(&policy(), FAILURE, 1, now + n * 4 * S).is_none()));
     }
 
     #[test]
@@ -209,7 +231,7 @@ mod tests {
             let failures = if n == 0 { 5 } else { 1 };
             let failure = FailureFlags { opens_circuit_alone: n > 0, ..FAILURE };
             let opened =
-                (0..failures).filter_map(|_| breaker.record_failure(&policy(), failure, now)).next_back();
+                (0..failures).filter_map(|_| breaker.record_failure(&policy(), failure, 1, now)).next_back();
             let duration = opened.unwrap().duration;
             seconds.push(duration.as_secs());
             now += duration;
@@ -217,7 +239,7 @@ mod tests {
         assert_eq!(seconds, [10, 20, 40, 60, 60, 60]);
         // After it has been closed for the maximum duration, it starts again with the shortest.
         now += 61 * S;
-        let opened = (0..5).filter_map(|_| breaker.record_failure(&policy(), FAILURE, now)).next().unwrap();
+        let opened = (0..5).filter_map(|_| breaker.record_failure(&policy(), FAILURE, 1, now)).next().unwrap();
         assert_eq!(opened.duration, 10 * S);
     }
 
@@ -226,7 +248,7 @@ mod tests {
         let now = Instant::now();
         let breaker = CircuitBreaker::new(now);
         let opened =
-            (0..100).filter_map(|_| breaker.record_failure(&policy(), FAILURE, now)).collect::<Vec<_>>();
+            (0..100).filter_map(|_| breaker.record_failure(&policy(), FAILURE, 1, now)).collect::<Vec<_>>();
         assert_eq!(opened.len(), 1);
         assert_eq!(opened[0].to_string(), "circuit open for 10s: 5 of 5 attempts failed");
         assert_eq!(
@@ -243,7 +265,7 @@ mod tests {
         let opened = (0..5).filter_map(|_| {
             breaker.record_success(&policy(), now);
             let failure = FailureFlags { was_counted_as_success: true, ..FAILURE };
-            breaker.record_failure(&policy(), failure, now)
+            breaker.record_failure(&policy(), failure, 1, now)
         });
         let opened: Vec<_> = opened.map(|opened| opened.to_string()).collect();
         assert_eq!(opened, ["circuit open for 10s: 5 of 5 attempts failed"]);

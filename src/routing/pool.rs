@@ -49,7 +49,7 @@ impl Candidate {
     pub fn unavailability(&self, operation: Operation, now: Instant) -> Option<Unavailable> {
         let rank = |reason: UnavailableReason| match reason {
             UnavailableReason::CoolingDown => 0,
-            UnavailableReason::BreakerOpen => 1,
+            UnavailableReason::BreakerOpen | UnavailableReason::Stalled => 1,
             UnavailableReason::Drained => 3,
             _ => 2,
         };
@@ -64,7 +64,10 @@ impl Candidate {
         for cell in self.availability_cells(operation) {
             match cell.availability(now) {
                 Availability::Unavailable(unavailable)
-                    if unavailable.reason == UnavailableReason::BreakerOpen =>
+                    if matches!(
+                        unavailable.reason,
+                        UnavailableReason::BreakerOpen | UnavailableReason::Stalled
+                    ) =>
                 {
                     until = Some(unavailable.until);
                 }

@@ -32,6 +32,15 @@ impl RetryBudget {
         self.window.record(EventCounts { total: 0, marked: 1 }, BUDGET_WINDOW, now);
     }
 
+    /// Counts a retry if one more is allowed; returns whether it is.
+    pub fn try_retry(&self, ratio: Percentage, now: Instant) -> bool {
+        let is_allowed = self.allows_retry(ratio, now);
+        if is_allowed {
+            self.record_retry(now);
+        }
+        is_allowed
+    }
+
     /// Whether one more retry is allowed: `ratio` of the requests, and the free ones.
     pub(super) fn allows_retry(&self, ratio: Percentage, now: Instant) -> bool {
         let EventCounts { total, marked } = self.window.counts(BUDGET_WINDOW, now);

@@ -23,7 +23,7 @@ use crate::names::DeploymentName;
 use crate::proxy::ActiveConfig;
 use crate::proxy::upstream::dns::AddressBook;
 use crate::proxy::upstream::peer::CertificateFileError;
-use crate::proxy::upstream::{probe, question};
+use crate::proxy::upstream::{probe, question, stall_questions};
 
 /// Holds the active configuration and replaces it on reload.
 pub struct ConfigManager {
@@ -47,6 +47,7 @@ impl AddressesAndTasks {
     fn new(address_book: AddressBook, active_config: &Arc<ActiveConfig>) -> Self {
         let mut requests = probe::spawn_probes(active_config);
         question::spawn_questions(active_config, &mut requests);
+        stall_questions::spawn_stall_questions(active_config, &mut requests);
         Self { address_book, _balancer_requests: requests }
     }
 }

@@ -18,6 +18,11 @@ pub(in crate::azure) struct ErrorBody<'a> {
     is_known_shape: bool,
 }
 
+/// The code, or type, and the message of an error response or event, for people.
+pub fn error_code_and_message(body: &[u8]) -> (Option<String>, Option<String>) {
+    ErrorBody::parse(body).into_code_and_message()
+}
+
 impl<'a> ErrorBody<'a> {
     /// Reads any of Azure's shapes: an `error` object, an `error` object in `response`, an `error` string,
     /// or code and message at the top level. A body that is not JSON is taken as the message.
@@ -78,6 +83,12 @@ impl<'a> ErrorBody<'a> {
             inner_code: json::decode_non_empty_string(inner_code),
             is_known_shape: true,
         }
+    }
+
+    /// Its code, or type, and its message, for people.
+    fn into_code_and_message(self) -> (Option<String>, Option<String>) {
+        let code = self.code.or(self.inner_code).or(self.error_type);
+        (code.map(Cow::into_owned), self.message.map(Cow::into_owned))
     }
 
     /// Whether it says nothing at all.

@@ -4,7 +4,7 @@
 pub mod capture;
 pub mod captured_text;
 pub mod collected_body;
-mod error_body;
+pub mod error_body;
 pub(super) mod first_event;
 pub mod hints;
 mod json_outline;

@@ -20,4 +20,6 @@ pub(in crate::proxy) enum DeadlineAction {
     RefuseUpload,
     /// The response is no longer held: the client gets it, or another attempt is made.
     EndHold,
+    /// The attempt is watched, or leaves a backend that is stalled (`silence.rs`).
+    CheckSilence,
 }

@@ -16,13 +16,14 @@ use pingora::{Error, ErrorType, Result};
 use super::deadline::{AttemptDeadline, DeadlineAction};
 use super::response_handler::ResponseHandler;
 use super::response_state::ResponseState;
+use super::silence::Silence;
 use super::tunnel::{Tunnel, TunnelEnd};
 use super::upstream_error::UpstreamError;
 use crate::proxy::client::presence::wait_for_disconnect;
 use crate::proxy::client::request_body::{BodyReadError, classify_body_read_error};
 use crate::proxy::client::response_writer::{body_length, flush_and_wait_for_record, write_to_client};
 use crate::proxy::context::RequestContext;
-use crate::proxy::error_types::{FIRST_BYTE_TIMEOUT, RESPONSE_IDLE_TIMEOUT};
+use crate::proxy::error_types::{BACKEND_STALLED, FIRST_BYTE_TIMEOUT, RESPONSE_IDLE_TIMEOUT};
 use crate::proxy::timer::Timer;
 use crate::proxy::upstream::connection::{UpstreamConnection, UpstreamEvent};
 
@@ -98,6 +99,7 @@ pub(in crate::proxy) struct AttemptExchange<'e> {
     context: &'e mut RequestContext,
     upstream: &'e mut UpstreamConnection,
     progress: SendProgress,
+    silence: Silence,
 }
 
 impl<'e> AttemptExchange<'e> {
@@ -117,7 +119,7 @@ impl<'e> AttemptExchange<'e> {
             upload_deadline: None,
             send_error: None,
         };
-        Self { session, context, upstream, progress }
+        Self { session, context, upstream, progress, silence: Silence::default() }
     }
 
     /// Sends the body and relays the response until the client has all that it gets.
@@ -126,8 +128,7 @@ impl<'e> AttemptExchange<'e> {
     /// If one side failed, a deadline passed, or the response is dropped in favour of another attempt.
     pub(in crate::proxy) async fn run(mut self, timer: &mut Timer) -> Result<()> {
         if !self.progress.has_unsent_body() {
-            self.progress.has_sending_ended = true;
-            self.context.on_request_sent(Instant::now());
+            self.on_request_sent();
         } else if !self.progress.unsent_pieces.is_empty() {
             self.send_next_piece().await;
         }
@@ -192,7 +193,8 @@ impl<'e> AttemptExchange<'e> {
         let of_piece = self.progress.piece_deadline.map(|at| AttemptDeadline { at, action });
         let action = DeadlineAction::RefuseUpload;
         let of_upload = self.progress.upload_deadline.map(|at| AttemptDeadline { at, action });
-        of_response.into_iter().chain(of_piece).chain(of_upload).min_by_key(|deadline| deadline.at)
+        let all = of_response.into_iter().chain(of_piece).chain(of_upload).chain(self.silence.deadline());
+        all.min_by_key(|deadline| deadline.at)
     }
 
     fn client_read_mode(&self, can_send: bool, can_send_piece: bool) -> ClientReadMode {
@@ -283,9 +285,18 @@ impl<'e> AttemptExchange<'e> {
             Ok(()) => {}
             Err(error) => self.progress.send_error = Some(error.into_up()),
         }
-        self.progress.has_sending_ended = true;
         // After a failure as well: the deadline limits how long a response is then waited for.
-        self.context.on_request_sent(Instant::now());
+        self.on_request_sent();
+    }
+
+    /// Records that the request has been sent, or that no more of it can be.
+    fn on_request_sent(&mut self) {
+        let now = Instant::now();
+        self.progress.has_sending_ended = true;
+        self.context.on_request_sent(now);
+        if matches!(self.context.response_state, ResponseState::Awaited) {
+            self.silence.begin(now);
+        }
     }
 
     /// Handles what was read from the client: a piece of its upload, the end of it, or an error. Without
@@ -328,6 +339,7 @@ impl<'e> AttemptExchange<'e> {
 
     /// Handles what was read of the response; returns whether the client has all that it gets.
     async fn on_response_read(&mut self, read: Result<HttpTask>) -> Result<bool> {
+        self.silence.end();
         let mut tasks = Vec::with_capacity(MAX_COALESCED_TASKS);
         tasks.push(self.frame_task(read)?);
         // Parts that have already arrived go to the client in one write.
@@ -420,6 +432,15 @@ impl<'e> AttemptExchange<'e> {
             Some(DeadlineAction::EndHold) => {
                 let tasks = ResponseHandler::new(self.context, Instant::now()).end_hold()?;
                 self.record_and_write_to_client(tasks).await
+            }
+            Some(DeadlineAction::CheckSilence) => {
+                let now = Instant::now();
+                let context = &mut *self.context;
+                let is_stalled = self.silence.check(now, |sent_at| context.watch_current_attempt(sent_at));
+                if is_stalled && context.try_leave_stalled_backend(now) {
+                    return Error::e_explain(BACKEND_STALLED, "the backend does not answer any more");
+                }
+                Ok(false)
             }
             None => Ok(false),
         }

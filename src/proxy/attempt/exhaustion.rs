@@ -60,7 +60,10 @@ fn unavailable_refusal(retry: &RetryState, now: Instant) -> Refusal {
     let is_misconfigured = |reason| {
         !matches!(
             reason,
-            UnavailableReason::CoolingDown | UnavailableReason::BreakerOpen | UnavailableReason::Drained
+            UnavailableReason::CoolingDown
+                | UnavailableReason::BreakerOpen
+                | UnavailableReason::Stalled
+                | UnavailableReason::Drained
         )
     };
     // Attempts that neither failed nor were throttled ended with an error that only the operator can

@@ -17,5 +17,6 @@ pub(super) mod relayed_response;
 mod response_handler;
 pub(super) mod response_state;
 pub(super) mod retry_state;
+mod silence;
 mod tunnel;
 pub(super) mod upstream_error;

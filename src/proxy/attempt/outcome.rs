@@ -44,6 +44,11 @@ impl RetryState {
         {
             deployment.rejects_stream_options.store(true, Ordering::Relaxed);
         }
+        if header.status.is_success()
+            && let Some(deployment) = &candidate.deployment_health
+        {
+            deployment.answer_times.record(now.saturating_duration_since(current.started_at));
+        }
         let verdict = if status < 400 { Verdict::Success } else { Verdict::ClientError };
         self.gateway.learn_and_decide_outcome(
             &self.admitted,
@@ -54,6 +59,7 @@ impl RetryState {
                 headers: &header.headers,
                 status,
                 secret_id: current.secret_id,
+                body: &[],
                 failure_flags: NO_FAILURE,
                 now,
             },
@@ -129,7 +135,7 @@ impl RetryState {
             self.stream_options_refused_by = Some(finished.candidate_index);
             Some(AttemptOutcome::Uncounted)
         } else {
-            self.learn_from_response(&finished, verdict, status, &held.header, failure, now)
+            self.learn_from_response(&finished, verdict, status, &held.header, &body, failure, now)
         };
         let Some(outcome) = outcome else { return AfterResponse::Relay(held) };
         let was_throttled = matches!(outcome, AttemptOutcome::Throttled(_));
@@ -196,7 +202,7 @@ impl RetryState {
         }
         let failure = self.record_failure_for_verdict(verdict);
         let finished = self.finish_with_status(status, verdict, header, now)?;
-        let outcome = self.learn_from_response(&finished, verdict, status, header, failure, now)?;
+        let outcome = self.learn_from_response(&finished, verdict, status, header, event, failure, now)?;
         if verdict == Verdict::DeploymentNotFound {
             self.note_missing_deployment(finished.candidate_index);
         }
@@ -234,7 +240,7 @@ impl RetryState {
         if let Some(candidate) = self.admitted.pool.candidate(finished.candidate_index)
             && !is_stale
         {
-            self.gateway.record_attempt_failure(candidate, failure, error.as_str(), now);
+            self.gateway.record_connection_failure(candidate, failure, error.as_str(), now);
         }
         let outcome = if is_stale { AttemptOutcome::Uncounted } else { AttemptOutcome::Failed };
         self.note_outcome(finished.candidate_index, outcome);
@@ -293,6 +299,7 @@ impl RetryState {
         verdict: Verdict,
         status: u16,
         header: &ResponseHeader,
+        body: &[u8],
         failure: FailureFlags,
         now: Instant,
     ) -> Option<AttemptOutcome> {
@@ -302,6 +309,7 @@ impl RetryState {
             headers: &header.headers,
             status,
             secret_id: finished.secret_id,
+            body,
             failure_flags: failure,
             now,
         };

@@ -17,6 +17,7 @@ use crate::routing::availability::{ProbePermit, Unavailable, UnavailableReason};
 use crate::routing::headroom::SendTicket;
 use crate::routing::pool::{BackendPool, Candidate};
 use crate::routing::retry_plan::{NextAttempt, NextStep, RetryLimits, RetryPlan, Wait};
+use crate::routing::stall::WatchedAttempt;
 
 /// For responses and errors that are no failure of the backend.
 pub(super) const NO_FAILURE: FailureFlags = FailureFlags {
@@ -49,6 +50,8 @@ pub(in crate::proxy) struct RetryState {
     /// The index of the candidate that refused the `stream_options` added by the balancer. From then on
     /// they are not added for any candidate.
     pub(super) stream_options_refused_by: Option<usize>,
+    /// It has left a stalled backend, which it does at most once.
+    has_left_stalled_backend: bool,
 }
 
 /// The current attempt.
@@ -114,6 +117,7 @@ impl RetryState {
             searches_non_default_resources: false,
             candidates_without_deployment: SmallVec::new(),
             stream_options_refused_by: None,
+            has_left_stalled_backend: false,
         }
     }
 
@@ -229,6 +233,24 @@ impl RetryState {
     pub(super) fn can_repeat_request(&self) -> bool {
         self.admitted.is_repeatable
             || !self.current_attempt.as_ref().is_some_and(|current| current.may_have_been_sent)
+    }
+
+    /// Watches the current attempt, which was sent then and has no response yet.
+    pub(in crate::proxy) fn watch_current_attempt(&self, sent_at: Instant) -> Option<WatchedAttempt> {
+        let candidate = self.admitted.pool.candidate(self.current_attempt.as_ref()?.candidate_index)?;
+        let usual = candidate.deployment_health.as_ref().map(|health| Arc::clone(&health.answer_times));
+        Some(candidate.backend_health.stall_watch.watch(sent_at, usual))
+    }
+
+    /// Whether the request leaves its stalled backend: another one is available, it may be repeated, the budget
+    /// allows it, and it is the first time.
+    pub(in crate::proxy) fn try_leave_stalled_backend(&mut self, now: Instant) -> bool {
+        let leaves = !self.has_left_stalled_backend
+            && self.can_repeat_request()
+            && self.has_untried_backend(now)
+            && self.admitted.pool.retry_budget.try_retry(self.limits.retry_budget_percentage, now);
+        self.has_left_stalled_backend |= leaves;
+        leaves
     }
 
     /// Whether another attempt is possible, at once or after a wait.

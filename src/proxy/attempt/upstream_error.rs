@@ -25,6 +25,8 @@ pub(in crate::proxy) enum UpstreamError {
     FirstByteTimeout,
     /// Nothing more of the response, or no byte of the request taken, within `timeouts.idle`.
     IdleTimeout,
+    /// No response head for half a minute, from a backend that does not answer free questions either.
+    Stalled,
 }
 
 impl UpstreamError {
@@ -63,12 +65,13 @@ impl UpstreamError {
             Self::Protocol => "protocol",
             Self::FirstByteTimeout => "first_byte_timeout",
             Self::IdleTimeout => "idle_timeout",
+            Self::Stalled => "stalled",
         }
     }
 
     /// Whether this `attempts[].error` is a timeout, for which the client gets 504 instead of 502.
     pub(super) fn is_timeout_code(word: &str) -> bool {
-        [Self::ConnectTimeout, Self::FirstByteTimeout, Self::IdleTimeout]
+        [Self::ConnectTimeout, Self::FirstByteTimeout, Self::IdleTimeout, Self::Stalled]
             .iter()
             .any(|timeout| timeout.as_str() == word)
     }

@@ -11,3 +11,4 @@ pub mod live_check;
 pub mod peer;
 pub mod probe;
 pub mod question;
+pub mod stall_questions;
