@@ -165,7 +165,7 @@ async fn the_status_reports_attempts_cooldowns_and_client_usage() {
         (b["counters"]["answered"].as_u64(), b["last_minute"]["share"].as_f64()),
         (Some(3), Some(0.6))
     );
-    assert!(b["last_minute"]["p50_ms"].is_u64() && a["state"] == "ok");
+    assert!(b["last_minute"]["p50_ms"].is_u64() && a["state"] == "healthy");
     let cooldown = &a["resting"][0];
     assert_eq!(
         (cooldown["deployment"].as_str(), cooldown["reason"].as_str()),
@@ -198,7 +198,7 @@ async fn the_status_reports_attempts_cooldowns_and_client_usage() {
     let pool = &status["pools"][0];
     assert_eq!((pool["kind"].as_str(), pool["deployment"].as_str()), (Some("deployment"), Some("gpt-4o")));
     assert_eq!(pool["tiers"][0]["members"][0]["state"], "cooling");
-    assert_eq!(pool["tiers"][1]["members"][0]["state"], "ok");
+    assert_eq!(pool["tiers"][1]["members"][0]["state"], "healthy");
 }
 
 #[tokio::test]

@@ -202,7 +202,7 @@ async fn any_response_closes_the_breaker_of_the_only_backend() {
         let retry_after_ms: u64 = response.header("retry-after-ms").unwrap().parse().unwrap();
         assert!((1..=1_000).contains(&retry_after_ms), "{retry_after_ms}");
     }
-    assert_eq!(balancer.status().await["backends"][0]["state"], "ok");
+    assert_eq!(balancer.status().await["backends"][0]["state"], "healthy");
 }
 
 #[tokio::test(flavor = "multi_thread")]

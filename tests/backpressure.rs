@@ -211,7 +211,7 @@ async fn a_client_that_does_not_read_is_disconnected_after_the_idle_timeout() {
         assert_eq!(record["outcome"], "client_gone", "{record:#}");
     }
     // It is no failure of the backend, which has been disconnected as well.
-    assert_eq!(balancer.backend_states().await, [("a".to_owned(), "ok".to_owned())]);
+    assert_eq!(balancer.backend_states().await, [("a".to_owned(), "healthy".to_owned())]);
     balancer.wait_for_status("nothing is in flight", |status| status["in_flight"] == 0).await;
     drop(connections);
 }
@@ -231,7 +231,7 @@ async fn unread_responses_count_as_held_memory_and_one_client_gets_only_a_share(
     balancer.wait_for_status("the others go on", |status| status["in_flight"] == 21).await;
     let log = balancer.log();
     assert_eq!(log.matches("does not read its responses").count(), 1, "{log}");
-    assert_eq!(balancer.backend_states().await, [("a".to_owned(), "ok".to_owned())]);
+    assert_eq!(balancer.backend_states().await, [("a".to_owned(), "healthy".to_owned())]);
     drop(clients);
     balancer.wait_for_status("their memory is free again", |status| status["in_flight"] == 0).await;
     let clients = send_http1_requests(&balancer, 15).await;

@@ -282,7 +282,7 @@ async fn rotating_a_key_in_the_vault_fails_no_request() {
     let records = balancer.wait_for_records(request_count).await;
     assert!(records.iter().all(|record| record["status"] == 200));
     let status = balancer.status().await;
-    assert_eq!(status["backends"][0]["state"], "ok", "{status}");
+    assert_eq!(status["backends"][0]["state"], "healthy", "{status}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -385,7 +385,9 @@ async fn the_balancer_starts_without_a_missing_secret_and_logs_why() {
         );
         platform.set_vault_behaviour(ServiceBehaviour::Normal);
         alone
-            .wait_for_status("backend west is available", |status| status["backends"][0]["state"] == "ok")
+            .wait_for_status("backend west is available", |status| {
+                status["backends"][0]["state"] == "healthy"
+            })
             .await;
         assert_eq!(alone.post_chat().await.status, 200);
         west.upstream.forget_requests();

@@ -21,7 +21,7 @@ use support::{
 use tokio::io::AsyncWriteExt;
 
 /// All documented metrics.
-const METRIC_NAMES: [&str; 17] = [
+const METRIC_NAMES: [&str; 18] = [
     "aoai_lb_attempts_total",
     "aoai_lb_backend_remaining_requests",
     "aoai_lb_backend_remaining_tokens",
@@ -33,6 +33,7 @@ const METRIC_NAMES: [&str; 17] = [
     "aoai_lb_first_byte_seconds",
     "aoai_lb_in_flight",
     "aoai_lb_malformed_total",
+    "aoai_lb_oldest_attempt_seconds",
     "aoai_lb_overhead_seconds",
     "aoai_lb_records_total",
     "aoai_lb_request_duration_seconds",
@@ -113,8 +114,8 @@ async fn all_documented_metrics_and_those_of_the_dashboard_exist() {
         (r#"aoai_lb_attempts_total{backend="b",outcome="answered"}"#, 3.0),
         (r#"aoai_lb_failovers_total{reason="429"}"#, 1.0),
         (r#"aoai_lb_backend_state{backend="a",deployment="gpt-4o",state="cooling"}"#, 1.0),
-        (r#"aoai_lb_backend_state{backend="a",deployment="",state="ok"}"#, 1.0),
-        (r#"aoai_lb_backend_state{backend="b",deployment="gpt-4o",state="ok"}"#, 1.0),
+        (r#"aoai_lb_backend_state{backend="a",deployment="",state="cooling"}"#, 1.0),
+        (r#"aoai_lb_backend_state{backend="b",deployment="gpt-4o",state="healthy"}"#, 1.0),
         (r#"aoai_lb_request_duration_seconds_count{operation="chat"}"#, 4.0),
         (r#"aoai_lb_first_byte_seconds_count{operation="chat"}"#, 4.0),
         ("aoai_lb_overhead_seconds_count", 4.0),

@@ -93,7 +93,7 @@ async fn odd_requests_of_one_client_take_nothing_away_from_others() {
             }
         }
         for backend in 0..2 {
-            assert_eq!(state_of(&balancer, backend).await, serde_json::json!(["ok", 0]), "{status}");
+            assert_eq!(state_of(&balancer, backend).await, serde_json::json!(["healthy", 0]), "{status}");
         }
         // The balancer's own question has its answer for a while.
         let questions = first.requests().iter().filter(|request| is_question(request)).count();
@@ -105,8 +105,8 @@ async fn odd_requests_of_one_client_take_nothing_away_from_others() {
 async fn a_rejection_of_everybody_is_found_by_the_balancers_own_question() {
     for (status, body, state) in [
         (401, INVALID_KEY, ["credential", "0"]),
-        (404, NO_DEPLOYMENT, ["ok", "1"]),
-        (403, DENIED, ["ok", "1"]),
+        (404, NO_DEPLOYMENT, ["absent", "1"]),
+        (403, DENIED, ["permission", "1"]),
     ] {
         let rejecting = ScriptedUpstream::start(move |_: &RawRequest| answer(status, body)).await;
         let serving = ScriptedUpstream::start(|_: &RawRequest| answer(200, ANSWER)).await;
@@ -146,7 +146,7 @@ async fn without_an_answer_to_the_question_three_clients_that_meet_a_rejection_d
     };
     for client in ["a", "b", "a", "b", "a"] {
         meet(client).await;
-        assert_eq!(state_of(&balancer, 0).await[0], "ok");
+        assert_eq!(state_of(&balancer, 0).await[0], "healthy");
     }
     meet("c").await;
     assert_eq!(state_of(&balancer, 0).await[0], "credential");

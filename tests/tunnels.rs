@@ -79,7 +79,7 @@ async fn a_tunnel_lives_while_bytes_pass_in_one_direction_and_ends_when_none_do(
     assert_eq!((&record["outcome"], &record["response_bytes"]), (&"failed".into(), &20.into()), "{record:#}");
     // A silent tunnel is nobody's fault.
     let states = ends.balancer.backend_states().await;
-    assert_eq!(states, [("a".to_owned(), "ok".to_owned())]);
+    assert_eq!(states, [("a".to_owned(), "healthy".to_owned())]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -70,7 +70,7 @@ async fn status_after_six_chats(first: &str, second: &Simulator, body: &str, bre
         }
     }
     let status = balancer.status().await;
-    assert_eq!(backend_state(&status, 1), "ok");
+    assert_eq!(backend_state(&status, 1), "healthy");
     status
 }
 
@@ -117,12 +117,12 @@ async fn unreachable_backends_fail_over_and_open_the_breaker() {
     let azure = start_simulator(&["a", "b"]).await;
     let silent_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoints = [
-        ("refused", format!("http://127.0.0.1:{}", free_port())),
-        ("no TLS there", format!("https://{}", azure.address("a"))),
-        ("TLS stalls", format!("https://{}", silent_listener.local_addr().unwrap())),
-        ("no such name", "http://no-such-host.invalid".to_owned()),
+        ("refused", format!("http://127.0.0.1:{}", free_port()), "breaker_open"),
+        ("no TLS there", format!("https://{}", azure.address("a")), "breaker_open"),
+        ("TLS stalls", format!("https://{}", silent_listener.local_addr().unwrap()), "breaker_open"),
+        ("no such name", "http://no-such-host.invalid".to_owned(), "unresolvable"),
     ];
-    let check_case = async |(what, endpoint): (&str, String)| {
+    let check_case = async |(what, endpoint, state): (&str, String, &str)| {
         let status = status_after_six_chats(
             &backend_yaml("a", &endpoint, LISTED_DEPLOYMENTS),
             &azure,
@@ -130,7 +130,7 @@ async fn unreachable_backends_fail_over_and_open_the_breaker() {
             false,
         )
         .await;
-        assert_eq!(backend_state(&status, 0), "breaker_open", "{what}: {status}");
+        assert_eq!(backend_state(&status, 0), state, "{what}: {status}");
     };
     join_all(endpoints.map(check_case)).await;
 }
@@ -156,15 +156,15 @@ async fn each_refusal_makes_the_matching_part_unavailable() {
     let refusal = Mood::Refuses;
     let error_in_stream = |event_order| Mood::ErrorFirst { event_order, retry_after: Some("20".to_owned()) };
     let table = [
-        (throttled, CHAT_BODY, "ok", cooling),
-        (error_in_stream(ErrorEventOrder::CreatedErrorFailed), STREAM_BODY, "ok", cooling),
-        (error_in_stream(ErrorEventOrder::ErrorAlone), STREAM_BODY, "ok", cooling),
+        (throttled, CHAT_BODY, "healthy", cooling),
+        (error_in_stream(ErrorEventOrder::CreatedErrorFailed), STREAM_BODY, "healthy", cooling),
+        (error_in_stream(ErrorEventOrder::ErrorAlone), STREAM_BODY, "healthy", cooling),
         (refusal(SimulatedError::InvalidKey), CHAT_BODY, "credential", &[]),
         (refusal(SimulatedError::InvalidToken), CHAT_BODY, "credential", &[]),
         (refusal(SimulatedError::AuthenticationTypeDisabled), CHAT_BODY, "credential", &[]),
         (refusal(SimulatedError::Firewall), CHAT_BODY, "credential", &[]),
-        (refusal(SimulatedError::PermissionDenied), CHAT_BODY, "ok", &[("chat", "permission")]),
-        (refusal(SimulatedError::DeploymentNotFound), CHAT_BODY, "ok", absent),
+        (refusal(SimulatedError::PermissionDenied), CHAT_BODY, "permission", &[("chat", "permission")]),
+        (refusal(SimulatedError::DeploymentNotFound), CHAT_BODY, "absent", absent),
     ];
     let check_case = async |(mood, body, expected, parts): (Mood, &str, &str, &[(&str, &str)])| {
         let (status, azure) = status_after_six_chats_in(&mood, body, false).await;
@@ -208,7 +208,7 @@ async fn errors_about_the_request_are_relayed_and_do_not_affect_health() {
         let status = balancer.status().await;
         assert_eq!(
             (backend_state(&status, 0), unavailable_parts(&status).len()),
-            ("ok", 0),
+            ("healthy", 0),
             "{refusal:?}: {status}"
         );
     };
@@ -426,7 +426,7 @@ async fn errors_of_a_kind_that_nobody_knows_are_the_clients_and_asked_nowhere_el
             assert!(response.text().contains(error), "{}", response.text());
         }
         assert_eq!(azure.request_count("b"), 0, "{error}");
-        assert_eq!(backend_state(&balancer.status().await, 0), "ok", "{error}");
+        assert_eq!(backend_state(&balancer.status().await, 0), "healthy", "{error}");
     }
     // A listed status sends other errors on, but not the refusal of a prompt.
     let script = |_: &RawRequest| {
@@ -539,7 +539,7 @@ async fn a_failure_inside_a_stored_stream_is_not_a_refusal() {
     assert_eq!((response.status, response.text().as_str()), (200, STORED_STREAM));
     assert_eq!(replaying.requests().len(), 1);
     let status = balancer.status().await;
-    assert_eq!((backend_state(&status, 0), unavailable_parts(&status)), ("ok", vec![]));
+    assert_eq!((backend_state(&status, 0), unavailable_parts(&status)), ("healthy", vec![]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,12 +5,15 @@ use std::time::Instant;
 
 use prometheus::{GaugeVec, IntGauge, IntGaugeVec, Opts, Registry};
 
-use crate::gateway::Gateway;
+use super::conditions::BackendReport;
+use crate::proxy::ActiveConfig;
 use crate::record::metrics::register_metric;
 use crate::routing::backend_health::BackendPart;
+use crate::routing::backend_state::BackendState;
 
 /// All metrics in the text format of Prometheus.
-pub fn prometheus_text(gateway: &Gateway, now: Instant) -> String {
+pub fn prometheus_text(config: &ActiveConfig, now: Instant) -> String {
+    let gateway = &config.gateway;
     let registry = Registry::new();
     let gauge = |name, help, labels: &[&str]| {
         register_metric(&registry, IntGaugeVec::new(Opts::new(name, help), labels))
@@ -24,8 +27,8 @@ pub fn prometheus_text(gateway: &Gateway, now: Instant) -> String {
     build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     let state_gauge = gauge(
         "aoai_lb_backend_state",
-        "1 for each state that holds: ok, cooling, absent, credential, permission, breaker_open, drained; of a \
-         deployment, or of the backend where that is empty.",
+        "1 for each state that holds: healthy, cooling, breaker_open, failing, stalled, unresolvable, credential, \
+         permission, absent, drained, disabled; of a deployment, or of the backend where that is empty.",
         &["backend", "deployment", "state"],
     );
     let remaining_tokens = gauge(
@@ -46,25 +49,43 @@ pub fn prometheus_text(gateway: &Gateway, now: Instant) -> String {
         &["backend", "deployment"],
     );
     let utilization_gauge = register_metric(&registry, utilization_gauge);
-    for backend in &gateway.backends {
+    let oldest_attempt = register_metric(
+        &registry,
+        GaugeVec::new(
+            Opts::new(
+                "aoai_lb_oldest_attempt_seconds",
+                "How long the attempt has waited for a response that has waited longest; 0 if none has for a second.",
+            ),
+            &["backend"],
+        ),
+    );
+    for (index, backend) in gateway.backends.iter().enumerate() {
         let (name, health) = (backend.config.name.as_str(), &backend.health);
-        let backend_state =
-            backend.current_outage(now).map_or("ok", |outage| outage.unavailable.reason.as_str());
-        state_gauge.with_label_values(&[name, "", backend_state]).set(1);
-        let unavailable_parts = health.unavailable_parts(now);
+        let BackendReport { condition, unavailable_parts, .. } =
+            BackendReport::new(config, index, backend, now);
+        state_gauge.with_label_values(&[name, "", condition.state.as_str()]).set(1);
+        let waits = health.stall_watch.oldest_attempt();
+        let waits = waits.map_or(0.0, |sent_at| now.saturating_duration_since(sent_at).as_secs_f64());
+        oldest_attempt.with_label_values(&[name]).set(waits);
         for (part, outage) in &unavailable_parts {
             let deployment = match part {
                 BackendPart::Deployment(deployment) => deployment,
                 BackendPart::Operation(_) => "",
             };
-            state_gauge.with_label_values(&[name, deployment, outage.unavailable.reason.as_str()]).set(1);
+            state_gauge
+                .with_label_values(&[
+                    name,
+                    deployment,
+                    BackendState::from(outage.unavailable.reason).as_str(),
+                ])
+                .set(1);
         }
         for (deployment, deployment_health) in health.deployments() {
             let is_unavailable = unavailable_parts
                 .iter()
                 .any(|(part, _)| *part == BackendPart::Deployment(deployment.clone()));
             if !is_unavailable && !deployment.is_empty() {
-                state_gauge.with_label_values(&[name, &deployment, "ok"]).set(1);
+                state_gauge.with_label_values(&[name, &deployment, BackendState::Healthy.as_str()]).set(1);
             }
             let capacity = deployment_health.headroom.last_reported_capacity();
             let labels = [name, deployment.as_str()];

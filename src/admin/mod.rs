@@ -4,6 +4,7 @@
 //! Outside of loopback the configuration requires TLS and a token. No response contains a secret.
 
 mod access;
+mod conditions;
 pub mod config_status;
 pub mod connections;
 mod drain;
@@ -148,7 +149,7 @@ impl AdminApi {
                 }
             },
             "/metrics" => {
-                let text = metrics::prometheus_text(&active_config.gateway, Instant::now());
+                let text = metrics::prometheus_text(&active_config, Instant::now());
                 response::with_body(200, "text/plain; version=0.0.4; charset=utf-8", text.into_bytes())
             }
             _ => response::not_found(),

@@ -8,20 +8,22 @@ use std::time::{Instant, SystemTime};
 use arc_swap::ArcSwap;
 use chrono::{DateTime, SecondsFormat, Utc};
 
+use super::conditions::{BackendReport, member_condition};
 use super::config_status::ConfigStatus;
 use super::status::{
-    AttemptsByOutcome, BackendStatus, BuildInfo, ClientStatus, ConfigurationSummary, DeploymentStatus,
-    LastMinuteStats, PoolMemberStatus, PoolStatus, ProcessStatus, StatusReport, TierStatus, Timeline,
-    UnavailablePart, UsageCounts,
+    AttemptsByOutcome, BackendError, BackendStatus, BuildInfo, ClientStatus, ConfigurationSummary,
+    DeploymentStatus, LastMinuteStats, PoolMemberStatus, PoolStatus, ProcessStatus, StatusReport, TierStatus,
+    Timeline, UnavailablePart, UsageCounts,
 };
 use crate::azure::response::hints::RateLimit;
-use crate::gateway::{Backend, Gateway, PoolKey};
+use crate::gateway::{Backend, PoolKey};
 use crate::proxy::ActiveConfig;
 use crate::record::statistics::{
     AttemptCounts, ClientUsage, StatisticsSnapshot, TIMELINE_STEP_DURATION, TimelineStep,
 };
-use crate::routing::availability::{Outage, UnavailableReason};
+use crate::routing::availability::Outage;
 use crate::routing::backend_health::BackendPart;
+use crate::routing::backend_state::BackendCondition;
 use crate::routing::pool::{BackendPool, Candidate};
 
 /// How many clients are listed at most; those with the most tokens come first.
@@ -79,8 +81,12 @@ impl StatusSource {
             },
             requests_in_flight: process.requests_in_flight.load(Ordering::Relaxed) as u64,
             finished_requests: process.requests_finished.load(Ordering::Relaxed) as u64,
-            pools: gateway.pools().iter().map(|(key, pool)| pool_status(gateway, key, pool, clock)).collect(),
-            backends: backend_statuses(gateway, &statistics, clock),
+            pools: gateway
+                .pools()
+                .iter()
+                .map(|(key, pool)| pool_status(&active_config, key, pool, clock))
+                .collect(),
+            backends: backend_statuses(&active_config, &statistics, clock),
             clients: client_statuses(&statistics),
             timeline: timeline(&statistics, clock),
         }
@@ -88,7 +94,7 @@ impl StatusSource {
 }
 
 fn pool_status(
-    gateway: &Gateway,
+    config: &ActiveConfig,
     key: &PoolKey,
     pool: &BackendPool,
     clock: WallClockConverter,
@@ -100,8 +106,8 @@ fn pool_status(
     };
     let mut tiers: Vec<TierStatus> = Vec::new();
     for candidate in pool.candidates() {
-        let Some(backend) = gateway.backends.get(candidate.backend_index) else { continue };
-        let member = member_status(backend, candidate, clock);
+        let Some(backend) = config.gateway.backends.get(candidate.backend_index) else { continue };
+        let member = member_status(config, backend, candidate, clock);
         match tiers.last_mut().filter(|last| last.tier == candidate.tier.get()) {
             Some(last) => last.members.push(member),
             None => tiers.push(TierStatus { tier: candidate.tier.get(), members: vec![member] }),
@@ -110,16 +116,14 @@ fn pool_status(
     PoolStatus { kind: kind.to_owned(), deployment, tiers }
 }
 
-fn member_status(backend: &Backend, candidate: &Candidate, clock: WallClockConverter) -> PoolMemberStatus {
-    let deployment_outage = || {
-        candidate
-            .deployment_health
-            .as_ref()
-            .and_then(|deployment| deployment.availability.current_outage(clock.monotonic_now))
-    };
-    let outage = backend.current_outage(clock.monotonic_now).or_else(deployment_outage);
-    let availability =
-        AvailabilityFields::new(outage.as_ref(), backend.credential.secret().current_value_id() != 0, clock);
+fn member_status(
+    config: &ActiveConfig,
+    backend: &Backend,
+    candidate: &Candidate,
+    clock: WallClockConverter,
+) -> PoolMemberStatus {
+    let condition = member_condition(config, backend, candidate, clock.monotonic_now);
+    let availability = AvailabilityFields::new(condition, clock);
     PoolMemberStatus {
         backend: backend.config.name.to_string(),
         upstream_deployment: candidate.upstream_deployment_override.as_ref().map(ToString::to_string),
@@ -130,44 +134,43 @@ fn member_status(backend: &Backend, candidate: &Candidate, clock: WallClockConve
 }
 
 fn backend_statuses(
-    gateway: &Gateway,
+    config: &ActiveConfig,
     statistics: &StatisticsSnapshot,
     clock: WallClockConverter,
 ) -> Vec<BackendStatus> {
     let all_attempts: u64 = statistics.backends.values().map(|activity| activity.last_minute.total()).sum();
-    gateway.backends.iter().map(|backend| backend_status(backend, statistics, all_attempts, clock)).collect()
+    let backends = config.gateway.backends.iter().enumerate();
+    backends
+        .map(|(index, backend)| {
+            let report = BackendReport::new(config, index, backend, clock.monotonic_now);
+            backend_status(backend, report, statistics, all_attempts, clock)
+        })
+        .collect()
 }
 
 fn backend_status(
     backend: &Backend,
+    report: BackendReport,
     statistics: &StatisticsSnapshot,
     all_attempts: u64,
     clock: WallClockConverter,
 ) -> BackendStatus {
-    let has_credential = backend.credential.secret().current_value_id() != 0;
-    let outage = backend.current_outage(clock.monotonic_now);
-    // Without a credential it is unavailable until one is fetched, not until a certain time.
-    let availability = AvailabilityFields::new(outage.as_ref(), has_credential, clock);
-    let unavailable_parts = backend.health.unavailable_parts(clock.monotonic_now);
+    let BackendReport { condition, reason, unavailable_parts } = report;
+    let availability = AvailabilityFields::new(condition, clock);
     let activity = statistics.backends.get(&backend.config.name).cloned().unwrap_or_default();
     let recent = activity.last_minute;
-    let reason = outage.map(|outage| match outage.unavailable.reason {
-        UnavailableReason::NoUsableCredential if !has_credential => {
-            format!("has no credential yet: {}", backend.credential.secret().last_fetch_error())
-        }
-        reason => describe_reason(reason).to_owned(),
-    });
     let deployments = backend.health.deployments().into_iter().filter(|(name, _)| !name.is_empty());
     let deployments = deployments.map(|(name, deployment)| {
         let outage = deployment.availability.current_outage(clock.monotonic_now);
-        let availability = AvailabilityFields::new(outage.as_ref(), true, clock);
+        let condition = BackendCondition::from_outage(outage, clock.monotonic_now);
+        let availability = AvailabilityFields::new(condition, clock);
         let capacity = deployment.headroom.last_reported_capacity();
         let remaining = |limit: Option<RateLimit>| limit.map(|limit| limit.remaining);
         let limit = |limit: Option<RateLimit>| limit.map(|limit| limit.limit_per_minute.get());
         DeploymentStatus {
             name,
             state: availability.state.to_owned(),
-            reason: outage.map(|outage| describe_reason(outage.unavailable.reason).to_owned()),
+            reason: outage.is_some().then(|| condition.state.description().to_owned()),
             since: availability.since,
             until: availability.until,
             remaining_ms: availability.remaining_ms,
@@ -190,6 +193,17 @@ fn backend_status(
         remaining_ms: availability.remaining_ms,
         attempts_in_flight: backend.health.attempts_in_flight.load(Ordering::Relaxed) as u64,
         attempts_started: backend.health.attempts_started.load(Ordering::Relaxed),
+        oldest_attempt_seconds: backend
+            .health
+            .stall_watch
+            .oldest_attempt()
+            .map(|sent_at| clock.monotonic_now.saturating_duration_since(sent_at).as_secs_f64()),
+        last_error: backend.health.recent_attempts.last_error().map(|error| BackendError {
+            at: error.at.map(|at| clock.to_rfc3339(at)),
+            status: error.status,
+            code: error.code,
+            message: error.message,
+        }),
         counters: attempts_by_outcome(&activity.since_start),
         last_minute: LastMinuteStats {
             attempts: recent.total(),
@@ -212,7 +226,8 @@ fn unavailable_part(part: BackendPart, outage: &Outage, clock: WallClockConverte
         BackendPart::Deployment(name) => (Some(name), None),
         BackendPart::Operation(operation) => (None, Some(operation.name().to_owned())),
     };
-    let availability = AvailabilityFields::new(Some(outage), true, clock);
+    let condition = BackendCondition::from_outage(Some(*outage), clock.monotonic_now);
+    let availability = AvailabilityFields::new(condition, clock);
     UnavailablePart {
         deployment,
         operation,
@@ -220,19 +235,6 @@ fn unavailable_part(part: BackendPart, outage: &Outage, clock: WallClockConverte
         since: clock.to_rfc3339(outage.since),
         until: availability.until,
         remaining_ms: availability.remaining_ms,
-    }
-}
-
-/// A reason as text for people.
-fn describe_reason(reason: UnavailableReason) -> &'static str {
-    match reason {
-        UnavailableReason::CoolingDown => "asked to wait (429, or retry-after)",
-        UnavailableReason::DeploymentNotFound => "the resource does not have this deployment",
-        UnavailableReason::NoUsableCredential => "refuses its credential or our network (401, 403)",
-        UnavailableReason::PermissionDenied => "its credential may not do this operation (403)",
-        UnavailableReason::BreakerOpen => "failed too often",
-        UnavailableReason::Stalled => "does not answer any more",
-        UnavailableReason::Drained => "drained by the operator",
     }
 }
 
@@ -282,7 +284,6 @@ fn timeline(statistics: &StatisticsSnapshot, clock: WallClockConverter) -> Timel
 
 /// The availability of a backend or of a part of it, in the form of the status.
 struct AvailabilityFields {
-    /// `ok`, or why it is unavailable.
     state: &'static str,
     since: Option<String>,
     until: Option<String>,
@@ -290,17 +291,12 @@ struct AvailabilityFields {
 }
 
 impl AvailabilityFields {
-    /// With `is_temporary`, the outage ends at a known time.
-    fn new(outage: Option<&Outage>, is_temporary: bool, clock: WallClockConverter) -> Self {
-        let is_drained = |outage: &Outage| outage.unavailable.reason == UnavailableReason::Drained;
-        let until = outage
-            .filter(|outage| is_temporary && !is_drained(outage))
-            .map(|outage| outage.unavailable.until);
+    fn new(condition: BackendCondition, clock: WallClockConverter) -> Self {
         Self {
-            state: outage.map_or("ok", |outage| outage.unavailable.reason.as_str()),
-            since: outage.map(|outage| clock.to_rfc3339(outage.since)),
-            until: until.map(|until| clock.to_rfc3339(until)),
-            remaining_ms: until.map(|until| clock.millis_until(until)),
+            state: condition.state.as_str(),
+            since: condition.since.map(|since| clock.to_rfc3339(since)),
+            until: condition.until.map(|until| clock.to_rfc3339(until)),
+            remaining_ms: condition.until.map(|until| clock.millis_until(until)),
         }
     }
 }

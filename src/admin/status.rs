@@ -88,7 +88,7 @@ pub struct BackendStatus {
     pub endpoint: String,
     pub tier: u16,
     pub weight: u16,
-    /// `ok`, or why the whole backend is unavailable.
+    /// `healthy`, or the most important reason why it is not.
     pub state: String,
     pub reason: Option<String>,
     pub since: Option<String>,
@@ -100,11 +100,26 @@ pub struct BackendStatus {
     /// Attempts started since the start of the process.
     #[serde(rename = "attempts")]
     pub attempts_started: u64,
+    /// How long the attempt has waited for a response that has waited longest; `null` if none has for a second.
+    pub oldest_attempt_seconds: Option<f64>,
+    /// The last error, whether the backend works again or not.
+    pub last_error: Option<BackendError>,
     pub counters: AttemptsByOutcome,
     pub last_minute: LastMinuteStats,
     #[serde(rename = "resting")]
     pub unavailable_parts: Vec<UnavailablePart>,
     pub deployments: Vec<DeploymentStatus>,
+}
+
+/// An error in the backend's own words.
+#[derive(Debug, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "as above")]
+pub struct BackendError {
+    pub at: Option<String>,
+    pub status: Option<u16>,
+    /// The code in the response, or why there was none.
+    pub code: Option<String>,
+    pub message: Option<String>,
 }
 
 /// Finished attempts since the start of the process.

@@ -25,8 +25,8 @@ use crate::credentials::SecretValue;
 use crate::gateway::Gateway;
 use crate::record::exchange::{CapturePolicy, CapturedRequest, ExchangeOutcome, FinishedExchange};
 use crate::record::writer::WriteReceipt;
-use crate::routing::stall::WatchedAttempt;
 use crate::refusal::{Refusal, RefusalReason};
+use crate::routing::stall::WatchedAttempt;
 
 /// The context that Pingora's `ProxyHttp` passes to each phase.
 #[derive(Default)]

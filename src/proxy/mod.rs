@@ -47,8 +47,8 @@ use self::client::response_writer::{drain_upload, record_and_write_response, ref
 use self::client::{health, reset, tls};
 use self::context::{PingoraContext, RequestContext};
 use self::error_types::{
-    ATTEMPTS_EXHAUSTED, BACKEND_STALLED, CLIENT_GONE, FIRST_BYTE_TIMEOUT, NO_CREDENTIAL, RESPONSE_IDLE_TIMEOUT,
-    RETRY_ELSEWHERE,
+    ATTEMPTS_EXHAUSTED, BACKEND_STALLED, CLIENT_GONE, FIRST_BYTE_TIMEOUT, NO_CREDENTIAL,
+    RESPONSE_IDLE_TIMEOUT, RETRY_ELSEWHERE,
 };
 use self::upstream::headers::{self, BodyFraming};
 use crate::admission::client_ip::client_ip;

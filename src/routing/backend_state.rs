@@ -174,7 +174,8 @@ mod tests {
     #[test]
     fn the_state_says_what_an_operator_has_to_know_first() {
         use UnavailableReason::{
-            BreakerOpen, CoolingDown, DeploymentNotFound, Drained, NoUsableCredential, PermissionDenied, Stalled,
+            BreakerOpen, CoolingDown, DeploymentNotFound, Drained, NoUsableCredential, PermissionDenied,
+            Stalled,
         };
         let now = Instant::now();
         let outage = |reason| Outage {

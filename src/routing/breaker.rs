@@ -239,7 +239,8 @@ mod tests {
         assert_eq!(seconds, [10, 20, 40, 60, 60, 60]);
         // After it has been closed for the maximum duration, it starts again with the shortest.
         now += 61 * S;
-        let opened = (0..5).filter_map(|_| breaker.record_failure(&policy(), FAILURE, 1, now)).next().unwrap();
+        let opened =
+            (0..5).filter_map(|_| breaker.record_failure(&policy(), FAILURE, 1, now)).next().unwrap();
         assert_eq!(opened.duration, 10 * S);
     }
 

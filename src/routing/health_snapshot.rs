@@ -203,8 +203,9 @@ mod tests {
             opens_circuit_alone: true,
             was_counted_as_success: false,
         };
-        let fail =
-            |breaker: &CircuitBreaker, now| breaker.record_failure(&policy, failure, 1, now).unwrap().duration;
+        let fail = |breaker: &CircuitBreaker, now| {
+            breaker.record_failure(&policy, failure, 1, now).unwrap().duration
+        };
         assert_eq!([fail(&old.breaker, old_now), fail(&old.breaker, old_now)], [10 * S, 20 * S]);
         old.drain(old_now);
 

@@ -86,8 +86,8 @@ impl StallWatch {
     pub fn begin_question(&self, now: Instant) -> bool {
         let mut state = self.lock();
         let is_due = state.next_question_at.is_none_or(|at| now >= at);
-        let begins = is_due
-            && (state.unanswered > 0 || state.waiting.values().any(|waiting| waiting.is_overdue(now)));
+        let begins =
+            is_due && (state.unanswered > 0 || state.waiting.values().any(|waiting| waiting.is_overdue(now)));
         if begins {
             state.next_question_at = Some(now + STALL_QUESTION_INTERVAL);
         }
@@ -107,11 +107,9 @@ impl StallWatch {
         match state.unanswered {
             ..UNANSWERED_QUESTIONS_OF_STALLED => Unanswered::Undecided,
             UNANSWERED_QUESTIONS_OF_STALLED => {
-                let waits = state.waiting.values().map(|waiting| now.saturating_duration_since(waiting.sent_at));
-                Unanswered::Stalled {
-                    waiting: state.waiting.len(),
-                    longest: waits.max().unwrap_or_default(),
-                }
+                let waits =
+                    state.waiting.values().map(|waiting| now.saturating_duration_since(waiting.sent_at));
+                Unanswered::Stalled { waiting: state.waiting.len(), longest: waits.max().unwrap_or_default() }
             }
             _ => Unanswered::StillStalled,
         }

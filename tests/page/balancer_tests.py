@@ -96,7 +96,7 @@ class RunningBalancerTests:
         self.page.click(button)
         self.page.click("#confirm-yes")
         self.page.wait_until(lambda: self.page.text(button) == "Drain …", "expected the backend to be undrained")
-        assert state() == "ok"
+        assert state() == "healthy"
 
     def reloading_applies_the_changed_file(self):
         version = self.balancer.status()["configuration"]["version"]

@@ -187,7 +187,7 @@ def backend(name, tick=0, share=0.2, tier=1, **more):
         "endpoint": f"contoso-{name}.openai.azure.com",
         "tier": tier,
         "weight": 1,
-        "state": "ok",
+        "state": "healthy",
         "reason": None,
         "since": None,
         "until": None,
@@ -210,7 +210,7 @@ def backend(name, tick=0, share=0.2, tier=1, **more):
 
 
 def deployment(name, remaining=0.7, **more):
-    document = {"name": name, "state": "ok", "reason": None, "since": None, "until": None, "until_ms": None}
+    document = {"name": name, "state": "healthy", "reason": None, "since": None, "until": None, "until_ms": None}
     document |= {"remaining_tokens": round(240000 * remaining), "limit_tokens": 240000}
     document |= {"remaining_requests": round(1440 * remaining), "limit_requests": 1440, "utilization": None}
     return document | more
@@ -292,9 +292,9 @@ def healthy(tick=0):
         backend("sweden", tick, 0.26, tier=2),
     ]
     pools = [
-        pool("gpt-4o", [("eastus-ptu", "gpt-4o-ptu", 2, "ok", None)], [(name, "gpt-4o", 1, "ok", None) for name in ("westus", "sweden")]),
-        pool("gpt-4o-mini", [("westus", "gpt-4o-mini", 1, "ok", None)]),
-        pool(None, [("westus", None, 1, "ok", None)], kind="home"),
+        pool("gpt-4o", [("eastus-ptu", "gpt-4o-ptu", 2, "healthy", None)], [(name, "gpt-4o", 1, "healthy", None) for name in ("westus", "sweden")]),
+        pool("gpt-4o-mini", [("westus", "gpt-4o-mini", 1, "healthy", None)]),
+        pool(None, [("westus", None, 1, "healthy", None)], kind="home"),
     ]
     return status_document(tick, backends, pools, [client(name, index + 1) for index, name in enumerate(["team-a", "team-b", "batch-jobs"])])
 
@@ -312,9 +312,9 @@ def problems(tick=0):
         backend("japan", tick, 0.0, tier=3, **unavailability("drained", 7200, None, "drained by the operator")),
     ]
     pools = [
-        pool("gpt-4o", [("eastus-ptu", "gpt-4o-ptu", 2, "breaker_open", 18000)], [("westus", "gpt-4o", 1, "cooling", 47000), ("sweden", "gpt-4o", 1, "ok", None)]),
+        pool("gpt-4o", [("eastus-ptu", "gpt-4o-ptu", 2, "breaker_open", 18000)], [("westus", "gpt-4o", 1, "cooling", 47000), ("sweden", "gpt-4o", 1, "healthy", None)]),
         pool("o3", [("eastus-ptu", "o3", 1, "breaker_open", 18000)], [("france", "o3", 1, "credential", None)]),
-        pool("gpt-4o-mini", [("westus", "gpt-4o-mini", 1, "ok", None)]),
+        pool("gpt-4o-mini", [("westus", "gpt-4o-mini", 1, "healthy", None)]),
     ]
     problem = "backends[2].weight: must be at least 1"
     configuration = {"problem": problem, "needs_upgrade": ["listeners[0].address", "server.threads"]}

@@ -8,9 +8,9 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use async_trait::async_trait;
 use log::{info, warn};
 use tokio::time::{sleep, timeout};
@@ -22,6 +22,8 @@ use crate::config::{Config, Endpoint};
 const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
 /// How soon a failed lookup is repeated.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// How often a failure that lasts is logged.
+const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(3600);
 /// Longest duration of one lookup.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -54,6 +56,18 @@ pub struct EndpointAddresses {
     addresses: ArcSwap<Vec<SocketAddr>>,
     /// How often an address was picked; the remainder is the index of the next one.
     pick_count: AtomicUsize,
+    /// Why the last lookup failed; `None` if it did not.
+    failure: ArcSwapOption<LookupFailure>,
+}
+
+/// Lookups of a name that have failed in a row.
+#[derive(Clone, Debug)]
+pub struct LookupFailure {
+    /// When the first of them failed.
+    pub since: Instant,
+    /// Why the last of them failed.
+    pub error: String,
+    logged_at: Instant,
 }
 
 impl EndpointAddresses {
@@ -64,6 +78,7 @@ impl EndpointAddresses {
             port: endpoint.port,
             addresses: ArcSwap::from_pointee(literal.into_iter().collect()),
             pick_count: AtomicUsize::new(0),
+            failure: ArcSwapOption::empty(),
         }
     }
 
@@ -75,6 +90,16 @@ impl EndpointAddresses {
             [only] => Some(*only),
             many => many.get(self.pick_count.fetch_add(1, Ordering::Relaxed) % many.len()).copied(),
         }
+    }
+
+    /// Why the name does not resolve at the moment; `None` if it does.
+    pub fn lookup_failure(&self) -> Option<Arc<LookupFailure>> {
+        self.failure.load_full()
+    }
+
+    /// Whether there is an address to connect to, be it of an earlier lookup.
+    pub fn has_address(&self) -> bool {
+        !self.addresses.load().is_empty()
     }
 
     fn has_host_name(&self) -> bool {
@@ -97,19 +122,40 @@ impl EndpointAddresses {
                 if **self.addresses.load() != addresses {
                     info!("{} resolves to {addresses:?}", self.host);
                     self.addresses.store(Arc::new(addresses));
+                } else if self.failure.load().is_some() {
+                    info!("{} resolves again", self.host);
                 }
+                self.failure.store(None);
                 return true;
             }
             Ok(_) => "the name has no address".to_owned(),
             Err(error) => error.to_string(),
         };
-        match self.addresses.load().len() {
-            0 => warn!("{} does not resolve, its backends cannot be reached: {error}", self.host),
-            count => {
-                warn!("{} does not resolve, its last addresses ({count}) stay in use: {error}", self.host);
+        self.record_failure(error, Instant::now());
+        false
+    }
+
+    /// Keeps the failure, and logs it if it is new or was logged an hour ago.
+    fn record_failure(&self, error: String, now: Instant) {
+        let previous = self.failure.load_full();
+        let logged_at = previous.as_ref().map(|previous| previous.logged_at);
+        let is_logged = logged_at.is_none_or(|at| now.saturating_duration_since(at) >= FAILURE_LOG_INTERVAL);
+        if is_logged {
+            match self.addresses.load().len() {
+                0 => warn!("{} does not resolve, its backends cannot be reached: {error}", self.host),
+                count => {
+                    warn!(
+                        "{} does not resolve, its last addresses ({count}) stay in use: {error}",
+                        self.host
+                    );
+                }
             }
         }
-        false
+        self.failure.store(Some(Arc::new(LookupFailure {
+            since: previous.map_or(now, |previous| previous.since),
+            error,
+            logged_at: if is_logged { now } else { logged_at.unwrap_or(now) },
+        })));
     }
 }
 
@@ -226,14 +272,18 @@ mod tests {
         let addresses = EndpointAddresses::new(&endpoint);
         assert_eq!(addresses.next_address(), None);
         assert!(!addresses.refresh(&resolver).await);
+        assert!(addresses.lookup_failure().unwrap().error.contains("not yet") && !addresses.has_address());
         assert_eq!(addresses.next_address(), None);
         assert!(addresses.refresh(&resolver).await);
         assert_eq!(
             [addresses.next_address(), addresses.next_address(), addresses.next_address()],
             [Some(a), Some(b), Some(a)]
         );
+        assert!(addresses.lookup_failure().is_none());
         assert!(!addresses.refresh(&resolver).await, "an error");
+        let since = addresses.lookup_failure().unwrap().since;
         assert!(!addresses.refresh(&resolver).await, "no address");
+        assert_eq!(addresses.lookup_failure().unwrap().since, since);
         assert!([Some(a), Some(b)].contains(&addresses.next_address()));
         assert!(addresses.refresh(&resolver).await);
         assert_eq!(addresses.next_address(), Some(c));

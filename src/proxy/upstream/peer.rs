@@ -138,6 +138,11 @@ impl Peers {
         Some(peer)
     }
 
+    /// The addresses of the endpoint of the backend with this index.
+    pub fn endpoint_addresses(&self, backend_index: usize) -> Option<&EndpointAddresses> {
+        self.peers.get(backend_index).map(|template| &*template.addresses)
+    }
+
     /// Waits for the turn to find or make a connection to this backend; `None` if it needs none, or the
     /// wait took too long.
     pub(in crate::proxy) async fn acquire_connect_turn(&self, backend_index: usize) -> Option<ConnectTurn> {
