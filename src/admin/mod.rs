@@ -15,6 +15,7 @@ mod response;
 pub mod snapshot;
 pub mod status;
 pub mod status_feed;
+mod wall_clock;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

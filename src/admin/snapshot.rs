@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use chrono::{DateTime, SecondsFormat, Utc};
 
 use super::conditions::{BackendReport, member_condition};
 use super::config_status::ConfigStatus;
@@ -15,6 +14,7 @@ use super::status::{
     DeploymentStatus, LastMinuteStats, PoolMemberStatus, PoolStatus, ProcessStatus, StatusReport, TierStatus,
     Timeline, UnavailablePart, UsageCounts,
 };
+use super::wall_clock::{WallClockConverter, format_rfc3339};
 use crate::azure::response::hints::RateLimit;
 use crate::gateway::{Backend, PoolKey};
 use crate::proxy::ActiveConfig;
@@ -299,29 +299,4 @@ impl AvailabilityFields {
             remaining_ms: condition.until.map(|until| clock.millis_until(until)),
         }
     }
-}
-
-/// Converts moments of the monotonic clock to wall-clock time.
-#[derive(Clone, Copy)]
-struct WallClockConverter {
-    monotonic_now: Instant,
-    wall_now: SystemTime,
-}
-
-impl WallClockConverter {
-    fn millis_until(self, until: Instant) -> u64 {
-        u64::try_from(until.saturating_duration_since(self.monotonic_now).as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn to_rfc3339(self, moment: Instant) -> String {
-        format_rfc3339(match moment.checked_duration_since(self.monotonic_now) {
-            Some(ahead) => self.wall_now + ahead,
-            None => self.wall_now - self.monotonic_now.saturating_duration_since(moment),
-        })
-    }
-}
-
-/// Formats a time as RFC 3339 in UTC with milliseconds.
-fn format_rfc3339(time: SystemTime) -> String {
-    DateTime::<Utc>::from(time).to_rfc3339_opts(SecondsFormat::Millis, true)
 }
