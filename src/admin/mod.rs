@@ -11,6 +11,7 @@ mod drain;
 pub mod metrics;
 mod page;
 pub mod reload;
+pub mod requests;
 mod response;
 pub mod snapshot;
 pub mod status;
@@ -115,7 +116,7 @@ impl AdminApi {
             return AdminResponse::Full(response);
         }
         match request.method {
-            Method::GET | Method::HEAD => self.respond_to_get(path),
+            Method::GET | Method::HEAD => self.respond_to_get(path, request.uri.query()),
             Method::POST => AdminResponse::Full(self.respond_to_post(session, path).await),
             _ => {
                 let message = "the admin API serves GET, HEAD and POST";
@@ -129,7 +130,7 @@ impl AdminApi {
         has_token_if_required(session, self.status_source.load_active_config().admin_token.as_ref())
     }
 
-    fn respond_to_get(&self, path: &str) -> AdminResponse {
+    fn respond_to_get(&self, path: &str, query: Option<&str>) -> AdminResponse {
         let active_config = self.status_source.load_active_config();
         let stopping = active_config.gateway.process_state.is_stopping.load(Ordering::Acquire);
         AdminResponse::Full(match path {
@@ -141,6 +142,7 @@ impl AdminApi {
                 let status = self.status_source.collect_status(Instant::now());
                 response::with_json(200, serde_json::to_vec(&status).unwrap_or_default())
             }
+            "/api/requests" => requests::respond(&active_config.gateway, query.unwrap_or_default()),
             "/api/events" => match Arc::clone(&self.event_stream_permits).try_acquire_owned() {
                 Ok(permit) => return AdminResponse::EventStream(permit),
                 Err(_) => {

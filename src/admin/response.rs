@@ -40,8 +40,8 @@ pub(super) fn with_refusal(status: u16, refusal: &Refusal) -> FullResponse {
 
 /// 404 for a path that does not exist.
 pub(super) fn not_found() -> FullResponse {
-    let message = "the admin API has GET /, /healthz, /readyz, /metrics, /api/status, /api/events, and \
-                   POST /api/reload, /api/backends/NAME/drain, /api/backends/NAME/undrain";
+    let message = "the admin API has GET /, /healthz, /readyz, /metrics, /api/status, /api/events, \
+                   /api/requests, and POST /api/reload, /api/backends/NAME/drain, /api/backends/NAME/undrain";
     with_refusal(404, &Refusal::new(RefusalReason::PathNotAllowed, message))
 }
 

@@ -10,6 +10,7 @@ use prometheus::{
 };
 
 use super::exchange::FinishedExchange;
+use super::recent_trouble::RecentTrouble;
 use super::statistics::Statistics;
 use crate::azure::response::usage::TokenUsage;
 use crate::names::DeploymentName;
@@ -50,6 +51,8 @@ pub struct Metrics {
     pub malformed_requests: IntCounter,
     /// The statistics of the last minutes, for the status page.
     pub statistics: Statistics,
+    /// The last requests that did not go well, for the status page.
+    pub recent_trouble: RecentTrouble,
 }
 
 impl Metrics {
@@ -130,6 +133,7 @@ impl Metrics {
                 ),
             ),
             statistics: Statistics::default(),
+            recent_trouble: RecentTrouble::default(),
             registry,
         }
     }
@@ -163,6 +167,7 @@ impl Metrics {
             }
         }
         self.statistics.record_exchange(exchange, usage, Instant::now());
+        self.recent_trouble.note(exchange);
         let Some(usage) = usage else { return };
         let token_counts = [
             ("input", usage.input),

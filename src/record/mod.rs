@@ -1,14 +1,15 @@
 //! Records: what happens to an exchange after it has finished.
 //!
-//! The `writer` counts a finished exchange in `metrics` and `statistics`, makes its record (`render`, `line`)
-//! and appends it to the `spool`, from which each of the `sinks` reads. Requests in flight are not known
-//! here.
+//! The `writer` counts a finished exchange in `metrics` and `statistics`, keeps it in `recent_trouble` if it did
+//! not go well, makes its record (`render`, `line`) and appends it to the `spool`, from which each of the `sinks`
+//! reads. Requests in flight are not known here.
 
 pub mod exchange;
 pub mod latency_histogram;
 pub mod line;
 pub mod metrics;
 mod queue;
+pub mod recent_trouble;
 pub mod redact;
 pub mod render;
 pub mod sinks;

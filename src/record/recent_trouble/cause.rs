@@ -1,0 +1,197 @@
+//! The cause of trouble in plain words: why the balancer refused a request, or the last error of each backend.
+
+use super::super::exchange::AttemptRecord;
+use super::{TroubleKind, TroubledRequest};
+use crate::names::BackendName;
+
+/// A cause is cut at this many bytes.
+const MAX_CAUSE_BYTES: usize = 300;
+
+impl TroubledRequest {
+    /// The cause in plain words, such as `no backend answered: a: connection refused, b: 503`.
+    pub fn cause(&self) -> String {
+        let errors = self.last_error_by_backend();
+        let mut cause = match (self.refusal_code.map(refusal_in_words), self.kind) {
+            (Some(words), _) if errors.is_empty() => words.to_owned(),
+            (Some(words), _) => format!("{words}: {errors}"),
+            (None, TroubleKind::Slow) => self.first_byte_in_words(),
+            (None, TroubleKind::Failed) if self.status.is_none() => match errors.is_empty() {
+                true => "the client got no response".to_owned(),
+                false => format!("the client got no response: {errors}"),
+            },
+            (None, TroubleKind::Failed) if self.status.is_some_and(|status| status < 400) => {
+                match errors.is_empty() {
+                    true => "the response ended with an error, or before its end".to_owned(),
+                    false => format!("the response broke off: {errors}"),
+                }
+            }
+            (None, _) => errors,
+        };
+        cause.truncate(cause.floor_char_boundary(MAX_CAUSE_BYTES));
+        cause
+    }
+
+    fn first_byte_in_words(&self) -> String {
+        match self.time_to_first_body_byte {
+            Some(first) => format!("the first byte came after {:.1} s", first.as_secs_f64()),
+            None => format!("no first byte within {:.1} s", self.duration.as_secs_f64()),
+        }
+    }
+
+    /// The last error of each backend, in the order of their first attempts.
+    fn last_error_by_backend(&self) -> String {
+        let mut backends: Vec<&BackendName> = Vec::new();
+        for attempt in &self.attempts {
+            if !backends.contains(&&attempt.backend) {
+                backends.push(&attempt.backend);
+            }
+        }
+        let errors = backends.into_iter().filter_map(|backend| {
+            let attempts = self.attempts.iter().rev().filter(|attempt| attempt.backend == *backend);
+            Some(format!("{backend}: {}", attempts.filter_map(attempt_error_in_words).next()?))
+        });
+        errors.collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// What went wrong in an attempt; `None` if nothing did.
+fn attempt_error_in_words(attempt: &AttemptRecord) -> Option<String> {
+    let words = match attempt.error_code {
+        None => return attempt.status.filter(|status| *status >= 400).map(|status| status.to_string()),
+        Some("dns") => "its name does not resolve",
+        Some("connect_timeout") => "no connection in time",
+        Some("connect_refused") => "connection refused",
+        Some("connect") => "no connection",
+        Some("tls") => "TLS handshake failed, or its certificate is not trusted",
+        Some("reset") => "connection reset",
+        Some("protocol") => "invalid HTTP",
+        Some("first_byte_timeout") => "no first byte in time",
+        Some("idle_timeout") => "nothing more in time",
+        Some("credential") => "no usable credential",
+        Some("client_gone") => "the client disconnected",
+        Some(code) => code,
+    };
+    Some(words.to_owned())
+}
+
+/// A refusal of the balancer's own; a code that is not known here stands for itself.
+fn refusal_in_words(code: &'static str) -> &'static str {
+    match code {
+        "bad_request" => "the request is malformed",
+        "invalid_api_key" => "no valid key, token or certificate, or those of two clients",
+        "deployment_not_allowed" => "the client may not use this deployment, or make calls without one",
+        "DeploymentNotFound" => "no backend has this deployment",
+        "path_not_allowed" => "requests.allow does not list this method and path",
+        "method_not_allowed" => "this method is never served",
+        "request_timeout" => "the client sent its request too slowly",
+        "body_too_large" => "the body is larger than requests.max_body or max_streamed_body",
+        "unsupported_encoding" => "the body is compressed",
+        "unsupported_websocket_version" => "the WebSocket handshake asks for another version than 13",
+        "headers_too_large" => "the request head is too large",
+        "all_throttled" => "every backend is throttled",
+        "upstream_failed" => "no backend answered",
+        "upstream_timeout" => "no backend answered in time",
+        "no_backend" => "no backend is available",
+        "overloaded" => "a limit of the balancer is reached: connections, or memory for bodies",
+        "backend_misconfigured" => "backends refuse the balancer's credential or lack the deployment",
+        code => code,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::record::exchange::ExchangeOutcome;
+
+    type Attempt<'a> = (&'a str, Option<u16>, Option<&'static str>);
+
+    fn request(kind: TroubleKind, status: Option<u16>, attempts: &[Attempt<'_>]) -> TroubledRequest {
+        let attempts = attempts.iter().map(|(backend, status, error_code)| AttemptRecord {
+            backend: BackendName::new(backend),
+            status: *status,
+            error_code: *error_code,
+            duration_ms: 1,
+            retry_after_ms: None,
+        });
+        TroubledRequest {
+            request_id: "019".into(),
+            received_at: SystemTime::UNIX_EPOCH,
+            client: None,
+            client_ip: None,
+            deployment: None,
+            operation: None,
+            status,
+            outcome: ExchangeOutcome::Failed,
+            kind,
+            refusal_code: None,
+            answering_backend: None,
+            attempts: attempts.collect(),
+            omitted_attempts: 0,
+            duration: Duration::from_millis(40_210),
+            time_to_first_body_byte: None,
+        }
+    }
+
+    #[test]
+    fn causes_are_plain_words_and_the_last_error_of_each_backend() {
+        use TroubleKind::{Failed, Refused, Retried, Slow};
+        let refused = ("a", None, Some("connect_refused"));
+        let table: [(TroubleKind, Option<u16>, Option<&'static str>, &[Attempt<'_>], &str); 11] = [
+            (
+                Refused,
+                Some(401),
+                Some("invalid_api_key"),
+                &[],
+                "no valid key, token or certificate, or those of two clients",
+            ),
+            (Refused, Some(418), Some("of_another_day"), &[], "of_another_day"),
+            (
+                Failed,
+                Some(502),
+                Some("upstream_failed"),
+                &[("a", Some(503), None), ("b", Some(500), None), refused],
+                "no backend answered: a: connection refused, b: 500",
+            ),
+            (
+                Refused,
+                Some(429),
+                Some("all_throttled"),
+                &[("a", Some(429), None)],
+                "every backend is throttled: a: 429",
+            ),
+            (Refused, Some(400), None, &[("a", Some(400), None)], "a: 400"),
+            (Retried, Some(200), None, &[refused, ("b", Some(200), None)], "a: connection refused"),
+            (Retried, Some(200), None, &[("a", Some(429), None), ("a", Some(200), None)], "a: 429"),
+            (
+                Failed,
+                Some(200),
+                None,
+                &[("a", Some(200), Some("reset"))],
+                "the response broke off: a: connection reset",
+            ),
+            (
+                Failed,
+                Some(200),
+                None,
+                &[("a", Some(200), None)],
+                "the response ended with an error, or before its end",
+            ),
+            (Failed, None, None, &[], "the client got no response"),
+            (Slow, None, None, &[], "no first byte within 40.2 s"),
+        ];
+        for (kind, status, refusal_code, attempts, expected) in table {
+            let request = TroubledRequest { refusal_code, ..request(kind, status, attempts) };
+            assert_eq!(request.cause(), expected);
+        }
+    }
+
+    #[test]
+    fn a_cause_is_cut() {
+        let names: Vec<String> =
+            (0..40).map(|number| format!("backend-{number}-{}", "x".repeat(40))).collect();
+        let attempts: Vec<Attempt<'_>> = names.iter().map(|name| (name.as_str(), Some(503), None)).collect();
+        assert_eq!(request(TroubleKind::Failed, Some(503), &attempts).cause().len(), MAX_CAUSE_BYTES);
+    }
+}

@@ -1,0 +1,95 @@
+//! Which requests are trouble.
+
+use std::time::Duration;
+
+use crate::record::exchange::{ExchangeOutcome, FinishedExchange};
+
+/// A request that had no first byte for longer than this was slow.
+const SLOW_FIRST_BYTE: Duration = Duration::from_secs(30);
+
+/// Why a request is kept. The first that applies counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TroubleKind {
+    /// The client got a status 4xx, or the balancer's own refusal.
+    Refused,
+    /// The client got a status 5xx, a response that broke off, or none.
+    Failed,
+    /// The first attempt did not lead to the response.
+    Retried,
+    /// The first byte of the response came late.
+    Slow,
+}
+
+impl TroubleKind {
+    /// How many kinds there are.
+    pub(super) const COUNT: usize = 4;
+
+    /// The word for it in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Retried => "retried",
+            Self::Slow => "slow",
+        }
+    }
+
+    /// The kind of an exchange; `None` if it went well.
+    pub(super) fn of(exchange: &FinishedExchange) -> Option<Self> {
+        let (outcome, status) = (exchange.outcome, exchange.client_status);
+        Self::from_facts(outcome, status, exchange.attempts.len(), time_without_first_byte(exchange))
+    }
+
+    fn from_facts(
+        outcome: ExchangeOutcome,
+        status: Option<u16>,
+        attempt_count: usize,
+        time_without_first_byte: Duration,
+    ) -> Option<Self> {
+        match (outcome, status) {
+            (ExchangeOutcome::Refused, _) | (_, Some(400..=499)) => Some(Self::Refused),
+            (ExchangeOutcome::Failed, _) | (_, Some(500..)) => Some(Self::Failed),
+            _ if attempt_count > 1 => Some(Self::Retried),
+            _ => (time_without_first_byte > SLOW_FIRST_BYTE).then_some(Self::Slow),
+        }
+    }
+}
+
+/// How long the client had no byte of a response body.
+fn time_without_first_byte(exchange: &FinishedExchange) -> Duration {
+    // The bytes of a WebSocket are no response body, and its client may be silent for as long as it likes.
+    let is_tunnel = exchange.client_status == Some(101);
+    exchange.time_to_first_body_byte.unwrap_or(if is_tunnel { Duration::ZERO } else { exchange.duration })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_kind_that_applies_counts() {
+        use ExchangeOutcome::{Answered, ClientGone, Failed, Refused};
+        let table = [
+            (Answered, Some(200), 1, 1, None),
+            (Answered, Some(200), 1, 30, None),
+            (Answered, Some(200), 1, 31, Some(TroubleKind::Slow)),
+            (Answered, Some(200), 2, 31, Some(TroubleKind::Retried)),
+            (Answered, Some(429), 2, 31, Some(TroubleKind::Refused)),
+            (Answered, Some(400), 1, 1, Some(TroubleKind::Refused)),
+            (Answered, Some(503), 1, 1, Some(TroubleKind::Failed)),
+            (Refused, Some(503), 0, 1, Some(TroubleKind::Refused)),
+            (Refused, Some(401), 0, 1, Some(TroubleKind::Refused)),
+            (Failed, Some(502), 3, 1, Some(TroubleKind::Failed)),
+            (Failed, Some(200), 1, 1, Some(TroubleKind::Failed)),
+            (Failed, None, 1, 1, Some(TroubleKind::Failed)),
+            (ClientGone, None, 1, 1, None),
+            (ClientGone, None, 1, 31, Some(TroubleKind::Slow)),
+            (ClientGone, Some(200), 2, 1, Some(TroubleKind::Retried)),
+        ];
+        for (outcome, status, attempts, seconds, expected) in table {
+            let time = Duration::from_secs(seconds);
+            let found = TroubleKind::from_facts(outcome, status, attempts, time);
+            assert_eq!(found, expected, "{outcome:?} {status:?} {attempts} {seconds}");
+        }
+    }
+}
