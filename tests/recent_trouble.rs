@@ -233,3 +233,71 @@ async fn a_flood_of_unknown_clients_does_not_push_out_the_trouble_of_others() {
     assert_eq!(ids, refused);
     assert_eq!(list(&balancer, "?client=&status=401").await["matching"], 497);
 }
+
+#[tokio::test]
+async fn refusals_are_counted_by_client_and_status() {
+    let azure = start_simulator(&["a"]).await;
+    let clients = format!(
+        "clients:\n  - name: team-a\n    keys: [ {{ sha256: {} }} ]\n    deployments: [gpt-4o]\n  \
+         - name: team-b\n    keys: [ {{ sha256: {} }} ]\n",
+        sha256_hex(CLIENT_KEY),
+        sha256_hex("key-of-team-b")
+    );
+    let entries = simulated_backend_yaml(&azure, "a", LISTED_DEPLOYMENTS);
+    let balancer = Balancer::start_with_clients(&entries, &clients, "").await;
+    let other = "/openai/deployments/other/chat/completions?api-version=2024-10-21";
+    let missing = "/openai/deployments/missing/chat/completions?api-version=2024-10-21";
+    for (key, target, status) in [
+        ("guess", CHAT_TARGET, 401),
+        ("", CHAT_TARGET, 401),
+        (CLIENT_KEY, other, 403),
+        (CLIENT_KEY, CHAT_TARGET, 200),
+        ("key-of-team-b", missing, 404),
+        ("key-of-team-b", missing, 404),
+        ("key-of-team-b", other, 200),
+    ] {
+        assert_eq!(post_as(&balancer, key, target).await.status, status, "{key} {target}");
+    }
+    azure.set_mood("a", Mood::Refuses(SimulatedError::ContentFilter));
+    assert_eq!(balancer.post_chat().await.status, 400);
+    // The last backend's own 429 counts, too: the client is refused whoever says it.
+    azure.set_mood("a", Mood::Throttled { retry_after_ms: Some(60_000), retry_after: None });
+    for _ in 0..3 {
+        assert_eq!(balancer.post_chat().await.status, 429);
+    }
+    let counts = |values: [u64; 5]| {
+        let [unauthorized, forbidden, not_found, throttled, other] = values;
+        let refused = json!(
+            {"401": unauthorized, "403": forbidden, "404": not_found, "429": throttled, "other": other}
+        );
+        json!({"refused": refused, "failed": 0})
+    };
+    let expected = [
+        (json!("team-a"), counts([0, 1, 0, 3, 1])),
+        (Value::Null, counts([2, 0, 0, 0, 0])),
+        (json!("team-b"), counts([0, 0, 2, 0, 0])),
+    ];
+    let expected: Vec<Value> = expected
+        .into_iter()
+        .map(|(client, counts)| {
+            json!({"client": client, "refused": counts["refused"], "failed": 0, "last_minute": counts})
+        })
+        .collect();
+    balancer
+        .wait_for_status("all refusals are counted", |status| status["refusals"] == json!(expected))
+        .await;
+    let status = balancer.status().await;
+    let team_a =
+        status["clients"].as_array().unwrap().iter().find(|client| client["name"] == "team-a").unwrap();
+    assert_eq!((&team_a["requests"], &team_a["refused"]["429"]), (&json!(6), &json!(3)));
+    assert_eq!(team_a["last_minute"]["refused"]["403"], 1);
+    assert_eq!(status["clients"].as_array().unwrap().len(), 2, "unknown clients are no client");
+    let url = format!("http://{}", balancer.admin_address);
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_aoai-lb"));
+    let output = command.args(["status", "--admin", &url]).output().await.unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    for row in ["team-a 0 1 0 3 1 0 5 0", "(unknown) 2 0 0 0 0 0 2 0", "team-b 0 0 2 0 0 0 2 0"] {
+        assert!(rows.contains(&row.split(' ').collect()), "{row}: {table}");
+    }
+}

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 
 use super::conditions::{BackendReport, member_condition};
 use super::config_status::ConfigStatus;
+use super::status::refusals::refused_clients;
 use super::status::{
     AttemptsByOutcome, BackendError, BackendStatus, BuildInfo, ClientStatus, ConfigurationSummary,
     DeploymentStatus, LastMinuteStats, PoolMemberStatus, PoolStatus, ProcessStatus, StatusReport, TierStatus,
@@ -88,6 +89,7 @@ impl StatusSource {
                 .collect(),
             backends: backend_statuses(&active_config, &statistics, clock),
             clients: client_statuses(&statistics),
+            refusals: refused_clients(&statistics),
             timeline: timeline(&statistics, clock),
         }
     }
@@ -248,14 +250,16 @@ fn client_statuses(statistics: &StatisticsSnapshot) -> Vec<ClientStatus> {
         requests: usage.requests,
         input_tokens: usage.input_tokens,
         output_tokens: usage.output_tokens,
+        refusals: (&usage.refusals).into(),
     };
-    let mut clients: Vec<_> = statistics.clients.iter().collect();
-    clients.sort_by_key(|client| {
+    let named = statistics.clients.iter().filter_map(|client| Some((client.name.as_ref()?, client)));
+    let mut clients: Vec<_> = named.collect();
+    clients.sort_by_key(|(name, client)| {
         let total = &client.since_start;
-        (Reverse(total.input_tokens + total.output_tokens), client.name.as_str())
+        (Reverse(total.input_tokens + total.output_tokens), name.as_str())
     });
-    let listed = clients.into_iter().take(MAX_LISTED_CLIENTS).map(|client| ClientStatus {
-        name: client.name.to_string(),
+    let listed = clients.into_iter().take(MAX_LISTED_CLIENTS).map(|(name, client)| ClientStatus {
+        name: name.to_string(),
         total: usage_counts(&client.since_start),
         last_minute: usage_counts(&client.last_minute),
     });

@@ -12,6 +12,7 @@ use http::Method;
 use super::cli_error::CliError;
 use super::runtime::start_background_runtime;
 use super::table::write_table;
+use crate::admin::status::refusals::RefusedClient;
 use crate::admin::status::{BackendStatus, StatusReport};
 use crate::config::Endpoint;
 use crate::outbound::{OutboundClient, OutboundError, OutboundRequest, OutboundResponse};
@@ -233,7 +234,33 @@ fn format_tables(status: &StatusReport) -> Result<Vec<u8>, StatusError> {
         writeln!(out)?;
         write_table(&rows, 1, &mut out)?;
     }
+    if !status.refusals.is_empty() {
+        writeln!(out)?;
+        write_table(&refusal_rows(&status.refusals), 1, &mut out)?;
+    }
     Ok(out)
+}
+
+/// The clients whose requests were refused or failed, since the start of the process.
+fn refusal_rows(clients: &[RefusedClient]) -> Vec<Vec<String>> {
+    let head = ["REFUSED CLIENT", "401", "403", "404", "429", "OTHER", "FAILED", "REFUSED/MIN", "FAILED/MIN"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for client in clients {
+        let (total, recent) = (&client.total, &client.last_minute);
+        let name = client.client.clone().unwrap_or_else(|| "(unknown)".to_owned());
+        let counts = [
+            total.refused.unauthorized,
+            total.refused.forbidden,
+            total.refused.not_found,
+            total.refused.throttled,
+            total.refused.other,
+            total.failed,
+            recent.refused.total(),
+            recent.failed,
+        ];
+        rows.push([name].into_iter().chain(counts.map(|count| count.to_string())).collect());
+    }
+    rows
 }
 
 fn backend_rows(backends: &[BackendStatus]) -> Vec<Vec<String>> {

@@ -11,6 +11,7 @@ pub mod metrics;
 mod queue;
 pub mod recent_trouble;
 pub mod redact;
+pub mod refusal_counts;
 pub mod render;
 pub mod sinks;
 pub mod spool;

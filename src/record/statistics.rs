@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::exchange::{ExchangeOutcome, FinishedExchange};
 use super::latency_histogram::LatencyHistogram;
+use super::recent_trouble::TroubleKind;
+use super::refusal_counts::RefusalCounts;
 use crate::azure::response::usage::TokenUsage;
 use crate::names::{BackendName, ClientName};
 
@@ -32,6 +34,8 @@ struct StatisticsState {
     steps: Vec<TimelineStep>,
     backends: HashMap<BackendName, BackendStatistics>,
     clients: HashMap<ClientName, ClientStatistics>,
+    /// Of clients that are unknown or have no names.
+    nameless_clients: ClientStatistics,
 }
 
 /// Counts of one step of the timeline.
@@ -120,6 +124,26 @@ struct ClientStatistics {
     recent_steps: [ClientStep; STEPS_PER_MINUTE as usize],
 }
 
+impl ClientStatistics {
+    fn count(&mut self, usage: &ClientUsage, step_number: u64) {
+        self.since_start.add(usage);
+        if let Some(recent) = self.recent_steps.get_mut((step_number % STEPS_PER_MINUTE) as usize) {
+            if recent.step_number != step_number {
+                *recent = ClientStep { step_number, ..ClientStep::default() };
+            }
+            recent.usage.add(usage);
+        }
+    }
+
+    fn activity(&self, name: Option<&ClientName>, is_recent: impl Fn(u64) -> bool) -> ClientActivity {
+        let mut last_minute = ClientUsage::default();
+        for step in self.recent_steps.iter().filter(|step| is_recent(step.step_number)) {
+            last_minute.add(&step.usage);
+        }
+        ClientActivity { name: name.cloned(), since_start: self.since_start, last_minute }
+    }
+}
+
 /// Counts of one client in one step.
 #[derive(Clone, Copy, Debug, Default)]
 struct ClientStep {
@@ -136,6 +160,8 @@ pub struct ClientUsage {
     pub input_tokens: u64,
     /// Output tokens.
     pub output_tokens: u64,
+    /// Requests that were refused or failed.
+    pub refusals: RefusalCounts,
 }
 
 impl ClientUsage {
@@ -143,6 +169,7 @@ impl ClientUsage {
         self.requests += other.requests;
         self.input_tokens += other.input_tokens;
         self.output_tokens += other.output_tokens;
+        self.refusals.add(&other.refusals);
     }
 }
 
@@ -171,8 +198,8 @@ pub struct BackendActivity {
 /// The usage of one client.
 #[derive(Debug)]
 pub struct ClientActivity {
-    /// The client's name.
-    pub name: ClientName,
+    /// The client's name; `None` stands for all clients that are unknown or have no names.
+    pub name: Option<ClientName>,
     /// Usage since the start of the process.
     pub since_start: ClientUsage,
     /// Usage in the last minute.
@@ -199,9 +226,11 @@ impl Statistics {
         let step_number = self.step_number(now);
         let input_tokens = usage.and_then(|usage| usage.input).unwrap_or_default();
         let output_tokens = usage.and_then(|usage| usage.output).unwrap_or_default();
-        let usage = ClientUsage { requests: 1, input_tokens, output_tokens };
+        let mut usage =
+            ClientUsage { requests: 1, input_tokens, output_tokens, refusals: RefusalCounts::default() };
+        usage.refusals.count(TroubleKind::of(exchange), exchange.client_status);
         let mut state = self.lock();
-        let StatisticsState { steps, backends, clients } = &mut *state;
+        let StatisticsState { steps, backends, clients, nameless_clients } = &mut *state;
         let mut step = get_or_replace_step(steps, step_number);
         for (index, attempt) in exchange.attempts.iter().enumerate() {
             let outcome = attempt.outcome_label();
@@ -235,18 +264,17 @@ impl Statistics {
                 step.time_to_first_byte.record(first);
             }
         }
-        let Some(name) = exchange.client.as_ref().and_then(|client| client.name.as_ref()) else { return };
-        if !clients.contains_key(name) {
-            clients.insert(name.clone(), ClientStatistics::default());
-        }
-        let Some(client) = clients.get_mut(name) else { return };
-        client.since_start.add(&usage);
-        if let Some(recent) = client.recent_steps.get_mut((step_number % STEPS_PER_MINUTE) as usize) {
-            if recent.step_number != step_number {
-                *recent = ClientStep { step_number, ..ClientStep::default() };
+        let client = match exchange.client.as_ref().and_then(|client| client.name.as_ref()) {
+            None => nameless_clients,
+            Some(name) => {
+                if !clients.contains_key(name) {
+                    clients.insert(name.clone(), ClientStatistics::default());
+                }
+                let Some(client) = clients.get_mut(name) else { return };
+                client
             }
-            recent.usage.add(&usage);
-        }
+        };
+        client.count(&usage, step_number);
     }
 
     /// Records the number of requests in flight at this moment.
@@ -278,13 +306,8 @@ impl Statistics {
             }
             (name.clone(), activity)
         });
-        let clients = state.clients.iter().map(|(name, client)| {
-            let mut last_minute = ClientUsage::default();
-            for step in client.recent_steps.iter().filter(|step| is_recent(step.step_number)) {
-                last_minute.add(&step.usage);
-            }
-            ClientActivity { name: name.clone(), since_start: client.since_start, last_minute }
-        });
+        let named_clients = state.clients.iter().map(|(name, client)| client.activity(Some(name), is_recent));
+        let clients = named_clients.chain([state.nameless_clients.activity(None, is_recent)]);
         StatisticsSnapshot {
             steps: steps.collect(),
             backends: backends.collect(),

@@ -2,7 +2,11 @@
 //!
 //! What is unknown is `null`. Times are RFC 3339 in UTC; `until_ms` is the time left in milliseconds.
 
+pub mod refusals;
+
 use serde::{Deserialize, Serialize};
+
+use self::refusals::{RefusalsByStatus, RefusedClient};
 
 /// The response of `GET /api/status`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -18,6 +22,8 @@ pub struct StatusReport {
     pub pools: Vec<PoolStatus>,
     pub backends: Vec<BackendStatus>,
     pub clients: Vec<ClientStatus>,
+    /// The clients whose requests were refused or failed.
+    pub refusals: Vec<RefusedClient>,
     pub timeline: Timeline,
 }
 
@@ -194,6 +200,8 @@ pub struct UsageCounts {
     pub requests: u64,
     pub input_tokens: u64,
     pub output_tokens: u64,
+    #[serde(flatten)]
+    pub refusals: RefusalsByStatus,
 }
 
 /// What happened in each step of the last 15 minutes, oldest first; `null` before the start.

@@ -35,7 +35,7 @@ impl TroubleKind {
     }
 
     /// The kind of an exchange; `None` if it went well.
-    pub(super) fn of(exchange: &FinishedExchange) -> Option<Self> {
+    pub(in crate::record) fn of(exchange: &FinishedExchange) -> Option<Self> {
         let (outcome, status) = (exchange.outcome, exchange.client_status);
         Self::from_facts(outcome, status, exchange.attempts.len(), time_without_first_byte(exchange))
     }
