@@ -110,7 +110,7 @@ async fn refusals_are_checked_in_order_and_look_like_azure_errors() {
             400,
             "bad_request",
         ),
-        ("GET", "/openai/v1/models", vec![("api-key", b)], "", 403, "deployment_not_allowed"),
+        ("GET", "/openai/v1/files", vec![("api-key", b)], "", 403, "deployment_not_allowed"),
         ("POST", v1_target, vec![("api-key", b)], r#"{"model":"gpt-4o"}"#, 403, "deployment_not_allowed"),
         ("POST", v1_target, vec![("api-key", CLIENT_KEY)], r#"{"model":"none"}"#, 404, "DeploymentNotFound"),
         ("POST", v1_target, vec![("api-key", CLIENT_KEY)], r#"{"messages":[]}"#, 400, "bad_request"),
@@ -195,13 +195,12 @@ async fn refusals_are_checked_in_order_and_look_like_azure_errors() {
 #[tokio::test]
 async fn no_path_spelling_bypasses_the_allow_list() {
     let azure = start_simulator(&["a"]).await;
-    let extra_yaml =
-        "requests: { allow: [ \"POST /openai/deployments/*/chat/completions\", \"GET /openai/v1/models\" ] }";
+    let extra_yaml = "requests: { allow: [ \"POST /openai/deployments/*/chat/completions\", \"GET /openai/v1/batches\" ] }";
     let balancer = Balancer::start(&all_backends_yaml(&azure), extra_yaml).await;
     let mut client = balancer.connect().await;
     assert_eq!(client.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], CHAT_BODY.as_bytes()).await.status, 200);
-    assert_eq!(client.get("/openai/v1/models/", &[("api-key", CLIENT_KEY)]).await.status, 200);
-    let head = client.request("HEAD", "/openai/v1/models", &[("api-key", CLIENT_KEY)], None).await;
+    assert_eq!(client.get("/openai/v1/batches/", &[("api-key", CLIENT_KEY)]).await.status, 200);
+    let head = client.request("HEAD", "/openai/v1/batches", &[("api-key", CLIENT_KEY)], None).await;
     assert_eq!(head.header("x-aoai-lb-backend"), Some("a"), "expected an allowed GET to allow HEAD, too");
     let hits = azure.request_count("a");
     for target in [

@@ -23,7 +23,7 @@ fn run_command(command: &str, file: &Path, environment: &[(&str, &str)]) -> (Opt
     let mut child = Command::new(env!("CARGO_BIN_EXE_aoai-lb"))
         .args([command, "-c"])
         .arg(file)
-        .args(if command == "explain" { &["GET", "/openai/v1/models"][..] } else { &[] })
+        .args(if command == "explain" { &["GET", "/openai/v1/files"][..] } else { &[] })
         .envs(environment.iter().copied())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

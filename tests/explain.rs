@@ -87,6 +87,18 @@ fn explain_shows_how_a_request_would_be_routed() {
     );
     let (_, text) = run_with_config(&["explain", "POST", "/openai/v1/files"], &file);
     assert!(text.contains("not retried once a byte was sent"), "{text}");
+    for (path, client, expected) in [
+        ("/v1/models", "team-a", "response    200: the deployments that the client may use: gpt-4o\n"),
+        ("/v1/models/GPT-4O", "all", "response    200: the deployments that the client may use: gpt-4o\n"),
+        ("/v1/models/gpt-5", "all", "response    404 DeploymentNotFound: "),
+    ] {
+        let (code, text) = run_with_config(&["explain", "GET", path, "--client", client], &file);
+        assert!(code == Some(0) && text.contains(expected), "{text}");
+        assert!(
+            text.contains("path        /openai/v1/models")
+                && text.contains("no request is sent to a backend")
+        );
+    }
     let refusals: [(&[&str], &str); 7] = [
         (&["POST", "/openai/v1/responses"], "400 bad_request: the body must have `model`"),
         (

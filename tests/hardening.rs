@@ -104,7 +104,7 @@ async fn an_unknown_model_in_a_call_to_the_default_backend_affects_only_that_cal
     .await;
     let balancer = Balancer::start(&upstream.backend_yaml("a"), "").await;
     let mut client = balancer.connect().await;
-    let not_found = client.get("/openai/v1/models/nope", &[("api-key", CLIENT_KEY)]).await;
+    let not_found = client.get("/openai/models/nope", &[("api-key", CLIENT_KEY)]).await;
     assert_eq!((not_found.status, not_found.error_code().as_str()), (404, "model_not_found"));
     let not_found =
         client.post("/openai/v1/fine_tuning/jobs", &[("api-key", CLIENT_KEY)], br#"{"model":"nope"}"#).await;
@@ -400,15 +400,16 @@ async fn a_wait_between_attempts_breaks_neither_uploads_nor_timeouts() {
     azure.set_mood("a", Mood::Sequence(vec![throttled, Mood::Calm]));
     let mut client = balancer.connect().await;
     assert_eq!(
-        client.get("/openai/v1/models", &[("api-key", CLIENT_KEY)]).await.status,
+        client.get("/openai/v1/files", &[("api-key", CLIENT_KEY)]).await.status,
         200,
         "expected the cooldown to be waited out"
     );
     azure.set_mood("a", Mood::Throttled { retry_after_ms: Some(600), retry_after: None });
     let mut other_client = balancer.connect().await;
-    let refused = tokio::spawn(async move {
-        other_client.get("/openai/v1/models", &[("api-key", CLIENT_KEY)]).await.status
-    });
+    let refused =
+        tokio::spawn(
+            async move { other_client.get("/openai/v1/files", &[("api-key", CLIENT_KEY)]).await.status },
+        );
     wait_until("the third request reaches the backend", || azure.request_count("a") >= 3).await;
     azure.set_mood("a", Mood::Calm);
     let form = format!(

@@ -99,7 +99,7 @@ async fn a_304_has_no_body_and_keeps_the_connection_in_step() {
     .await;
     let mut client = balancer.connect().await;
     for _ in 0..2 {
-        let response = client.get("/openai/v1/models", KEY_HEADER).await;
+        let response = client.get("/openai/v1/files", KEY_HEADER).await;
         assert_eq!((response.status, response.header("etag")), (304, Some("\"x\"")));
         assert_eq!(response.header("transfer-encoding"), None);
     }
@@ -299,7 +299,7 @@ async fn only_a_valid_websocket_handshake_becomes_a_tunnel() {
     ] {
         let headers = [KEY_HEADER, fields].concat();
         let body = (method == "POST").then_some(CHAT_BODY.as_bytes());
-        let target = if method == "POST" { CHAT_TARGET } else { "/openai/v1/models" };
+        let target = if method == "POST" { CHAT_TARGET } else { "/openai/v1/files" };
         let response = balancer.connect().await.request(method, target, &headers, body).await;
         assert_eq!((response.status, response.text().as_str()), (200, "{}"), "{fields:?}");
     }

@@ -266,21 +266,21 @@ async fn set_cookie_is_removed_and_bodyless_responses_stay_bodyless() {
     .await;
     let balancer = Balancer::start(&upstream.backend_yaml("a"), "").await;
     let mut client = balancer.connect().await;
-    let response = client.get("/openai/v1/models", &[("api-key", CLIENT_KEY)]).await;
+    let response = client.get("/openai/v1/files", &[("api-key", CLIENT_KEY)]).await;
     assert_eq!(
         (response.status, response.text().as_str(), response.header("set-cookie")),
         (200, "[1,2,3]", None)
     );
     assert_eq!(response.header("x-ms-region"), Some("R"));
-    let response = client.request("HEAD", "/openai/v1/models", &[("api-key", CLIENT_KEY)], None).await;
+    let response = client.request("HEAD", "/openai/v1/files", &[("api-key", CLIENT_KEY)], None).await;
     assert_eq!((response.status, response.header("content-length")), (200, Some("7")));
     let response =
         client.request("DELETE", "/openai/v1/files/file-1", &[("api-key", CLIENT_KEY)], None).await;
     assert_eq!(response.status, 204);
-    let response = client.request("HEAD", "/openai/v1/models", &[], None).await;
+    let response = client.request("HEAD", "/openai/v1/files", &[], None).await;
     assert_eq!(response.status, 401);
     assert_eq!(
-        client.get("/openai/v1/models", &[("api-key", CLIENT_KEY)]).await.status,
+        client.get("/openai/v1/files", &[("api-key", CLIENT_KEY)]).await.status,
         200,
         "expected the connection to stay in sync"
     );

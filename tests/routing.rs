@@ -180,7 +180,7 @@ async fn calls_without_a_deployment_use_the_default_backend_and_ids_are_searched
     let balancer = Balancer::start(&all_backends_yaml(&azure), "requests: { home: b }").await;
     let mut client = balancer.connect().await;
     for _ in 0..2 {
-        let response = client.get("/openai/v1/models", &[("api-key", CLIENT_KEY)]).await;
+        let response = client.get("/openai/v1/files", &[("api-key", CLIENT_KEY)]).await;
         assert_eq!((response.status, answering_backend(&response).as_str()), (200, "b"));
     }
     // Any backend may create a stored response, which is found again by its id.

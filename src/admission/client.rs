@@ -19,7 +19,8 @@ pub struct Client {
 }
 
 impl Client {
-    pub(super) fn new(config: &config::ClientConfig) -> Self {
+    /// A client of this configuration.
+    pub fn new(config: &config::ClientConfig) -> Self {
         Self {
             name: Some(config.name.clone()),
             allowed_deployments: config
@@ -41,6 +42,11 @@ impl Client {
         }
     }
 
+    /// The deployments that the client may use; `None`: all.
+    pub fn allowed_deployments(&self) -> Option<&HashSet<DeploymentName>> {
+        self.allowed_deployments.as_ref()
+    }
+
     /// Checks that the client may use this deployment.
     ///
     /// # Errors
@@ -53,7 +59,7 @@ impl Client {
         Err(Refusal::new(RefusalReason::DeploymentNotAllowed, message))
     }
 
-    /// Checks that the client may make calls that name no deployment: files, stored responses, models, …
+    /// Checks that the client may make calls that name no deployment: files, batches, stored responses, …
     ///
     /// # Errors
     /// A refusal with the code `deployment_not_allowed`.
@@ -64,7 +70,7 @@ impl Client {
         Err(Refusal::new(
             RefusalReason::DeploymentNotAllowed,
             "this client may only make calls that name a deployment; \
-             files, models, stored responses and the like need `stateful: true` for the client",
+             files, batches, stored responses and the like need `stateful: true` for the client",
         ))
     }
 }

@@ -19,7 +19,8 @@ use crate::admission::client::Client;
 use crate::azure::response::verdict::Verdict;
 use crate::config::{BalancePolicy, Config};
 use crate::credentials::Keyring;
-use crate::gateway::{AdmittedRequest, BodyView, Gateway, ProcessState};
+use crate::gateway::{AdmittedRequest, BodyView, Gateway, ModelsAnswer, ProcessState};
+use crate::names::DeploymentName;
 use crate::proxy::upstream::headers;
 use crate::record::{Recorder, RecorderError};
 use crate::refusal::Refusal;
@@ -117,7 +118,8 @@ fn explain_request(
     let mut text = format!("{} {}\n", request.method, request.path_and_query);
     let client = select_and_write_client(&gateway, request, &mut text)?;
     match admit_and_write_request(&gateway, request, &client, &mut text) {
-        Ok(admitted) => write_routing(&gateway, config, request, &admitted, now, &mut text),
+        Ok(Some(admitted)) => write_routing(&gateway, config, request, &admitted, now, &mut text),
+        Ok(None) => write_line(&mut text, "", "no request is sent to a backend"),
         Err(refusal) => {
             let reason = refusal.reason;
             write_line(
@@ -162,13 +164,13 @@ fn select_and_write_client(
     Ok(Arc::clone(client))
 }
 
-/// Admits the request with the same steps as `proxy/client/admit.rs`.
+/// Admits the request with the same steps as `proxy/client/admit.rs`; `None` if the balancer answers it itself.
 fn admit_and_write_request(
     gateway: &Gateway,
     request: &ExplainedRequest,
     client: &Client,
     text: &mut String,
-) -> Result<AdmittedRequest, Refusal> {
+) -> Result<Option<AdmittedRequest>, Refusal> {
     let target =
         gateway.check_method_and_parse_target(&request.method, request.path_and_query.as_bytes(), false)?;
     write_line(
@@ -177,6 +179,16 @@ fn admit_and_write_request(
         &format!("{} ({}, {})", target.path, target.api_style.name(), target.operation.name()),
     );
     gateway.check_method_and_path_allowed(&request.method, &target)?;
+    if let Some(answer) = gateway.answer_models_request(&request.method, &target, client)? {
+        let names = match &answer {
+            ModelsAnswer::List(names) => names.as_slice(),
+            ModelsAnswer::Model(name) => std::slice::from_ref(name),
+        };
+        let names: Vec<&str> = names.iter().map(DeploymentName::as_str).collect();
+        let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        write_line(text, "response", &format!("200: the deployments that the client may use: {names}"));
+        return Ok(None);
+    }
     gateway.check_permissions_from_head(&request.method, &target, client)?;
     let body = match &request.model {
         Some(model) => serde_json::json!({ "model": model }).to_string(),
@@ -193,7 +205,7 @@ fn admit_and_write_request(
             "none: the call goes to the default backend (requests.home) and is not balanced",
         ),
     }
-    gateway.admit(&request.method, target, client, call)
+    gateway.admit(&request.method, target, client, call).map(Some)
 }
 
 /// Writes the attempts in their order, and what each response would lead to.

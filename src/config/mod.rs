@@ -24,8 +24,8 @@ pub use schema::{
     AdminAddress, AdminConfig, AppCredential, AppRegistration, BackendConfig, BackendTlsConfig,
     BalancePolicy, BreakerConfig, ClientConfig, ClientTokenConfig, ClientsConfig, Config, CooldownConfig,
     CredentialConfig, EntraCredential, EntraIdentity, JsonlConfig, KeyVaultConfig, ListenerConfig,
-    LogAnalyticsConfig, ManagedIdentitySelector, RecordConfig, RecordedContent, RequestsConfig, RetryConfig,
-    SecretSource, ServerConfig, ServerTlsConfig, SpoolConfig, StreamHoldLimits, StreamUsageMode,
+    LogAnalyticsConfig, ManagedIdentitySelector, ModelsSource, RecordConfig, RecordedContent, RequestsConfig,
+    RetryConfig, SecretSource, ServerConfig, ServerTlsConfig, SpoolConfig, StreamHoldLimits, StreamUsageMode,
     TimeoutsConfig, TlsVersion, VaultSecretRef,
 };
 pub use values::{

@@ -8,6 +8,7 @@ mod admitted_request;
 mod backend;
 mod backend_question;
 mod learn;
+mod model_list;
 mod pool_set;
 mod process_state;
 mod rejections;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
+use self::model_list::ModelList;
 use self::pool_set::PoolSet;
 use self::upstream_request::ApiVersions;
 use crate::admission::client::Client;
@@ -39,6 +41,7 @@ pub use self::admitted_request::AdmittedRequest;
 pub use self::backend::Backend;
 pub use self::backend_question::{BackendQuestion, QuestionSubject};
 pub use self::learn::ResponseFacts;
+pub use self::model_list::ModelsAnswer;
 pub use self::pool_set::PoolKey;
 pub use self::process_state::ProcessState;
 pub use self::requested_call::{BodyView, RequestedCall};
@@ -64,6 +67,7 @@ pub struct Gateway {
     pub process_state: Arc<ProcessState>,
     clients: ClientRegistry,
     pools: PoolSet,
+    model_list: ModelList,
     retry_config: config::RetryConfig,
     cooldown_config: config::CooldownConfig,
     breaker_config: config::BreakerConfig,
@@ -86,6 +90,7 @@ impl Gateway {
         Self {
             clients: ClientRegistry::new(&config.clients, config.client_tokens.as_ref(), signing_keys),
             pools: PoolSet::new(config, &backends, now),
+            model_list: ModelList::new(config),
             backends,
             request_config: config.requests.clone(),
             timeouts: config.timeouts,
@@ -127,7 +132,7 @@ impl Gateway {
         if self.request_config.allow_rules.iter().any(|rule| rule.permits(method, &target.path)) {
             return Ok(());
         }
-        let message = "this method and path are not served here; Azure OpenAI's begin with /openai/";
+        let message = "this method and path are not served here; Azure OpenAI's begin with /openai/, OpenAI's with /v1/";
         Err(Refusal::new(RefusalReason::PathNotAllowed, message))
     }
 
@@ -143,6 +148,20 @@ impl Gateway {
     ) -> Result<Arc<Client>, AuthError> {
         let query_keys = target.query.credentials().iter().map(|credential| credential.expose().as_bytes());
         self.clients.authenticate(header_keys_and_tokens(headers).chain(query_keys), subject)
+    }
+
+    /// The balancer's own answer to a request for the models that the client may use; `None` for every other
+    /// request, which goes to a backend.
+    ///
+    /// # Errors
+    /// `DeploymentNotFound`.
+    pub fn answer_models_request(
+        &self,
+        method: &Method,
+        target: &RequestTarget,
+        client: &Client,
+    ) -> Result<Option<ModelsAnswer>, Refusal> {
+        self.model_list.answer(method, target, client)
     }
 
     /// Checks that the client may make this call, as far as the head of the request tells.

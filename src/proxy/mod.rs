@@ -38,12 +38,14 @@ use self::attempt::final_response;
 use self::attempt::response_state::ResponseState;
 use self::attempt::retry_state::RetryStep;
 use self::attempt::upstream_error::{UpstreamError, is_upload_error, upload_error_refusal};
-use self::client::admit;
+use self::client::admit::{self, Admission};
 use self::client::body_memory::BodyMemory;
 use self::client::client_request::ClientRequest;
 use self::client::presence::{ensure_client_connected, wait_while_client_connected};
 use self::client::request_body::BodyReadError;
-use self::client::response_writer::{drain_upload, record_and_write_response, refuse_request};
+use self::client::response_writer::{
+    answer_models_request, drain_upload, record_and_write_response, refuse_request,
+};
 use self::client::{health, reset, tls};
 use self::context::{PingoraContext, RequestContext};
 use self::error_types::{
@@ -106,7 +108,11 @@ impl ProxyHttp for Balancer {
         // still writes the record.
         let context = ctx.request_context.insert(context);
         match admit::admit_request(session, context).await {
-            Ok(()) => {}
+            Ok(Admission::ForBackend) => {}
+            Ok(Admission::Answered(answer)) => {
+                answer_models_request(session, context, &answer).await?;
+                return Ok(true);
+            }
             Err(BodyReadError::Refused(refusal)) => {
                 refuse_request(session, context, &refusal).await?;
                 return Ok(true);

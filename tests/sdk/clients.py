@@ -21,11 +21,17 @@ def v1_client(kind=OpenAI, **options):
     return kind(**{"base_url": f"{URL}/openai/v1/", "api_key": KEY, "max_retries": 0} | options)
 
 
+def openai_client(kind=OpenAI, **options):
+    """As it is configured for OpenAI itself, with another host."""
+    return v1_client(kind, **{"base_url": f"{URL}/v1"} | options)
+
+
 FLAVOURS = {
     "azure": ("classic", azure_client),
     "azure async": ("classic", lambda: azure_client(AsyncAzureOpenAI)),
     "v1": ("v1", v1_client),
     "v1 async": ("v1", lambda: v1_client(AsyncOpenAI)),
+    "base URL of OpenAI": ("v1", openai_client),
 }
 
 

@@ -12,7 +12,10 @@ const azureClient = (options = {}) =>
   new AzureOpenAI({ endpoint: `${BALANCER_URL}/`, apiKey: KEY, apiVersion: VERSION, maxRetries: 0, ...options });
 const v1Client = (options = {}) => new OpenAI({ baseURL: `${BALANCER_URL}/openai/v1/`, apiKey: KEY, maxRetries: 0, ...options });
 
-const FLAVOURS = { azure: ['classic', azureClient], v1: ['v1', v1Client] };
+// As it is configured for OpenAI itself, with another host.
+const openaiClient = (options = {}) => v1Client({ baseURL: `${BALANCER_URL}/v1`, ...options });
+
+const FLAVOURS = { azure: ['classic', azureClient], v1: ['v1', v1Client], 'base URL of OpenAI': ['v1', openaiClient] };
 
 /** Registers a test once per flavour of the client. */
 const forEachFlavour = (name, run) => {
@@ -145,10 +148,23 @@ forEachFlavour('files', async (client, api) => {
   expect({ operation: 'files', method: 'GET', status: 404 });
 });
 
-forEachFlavour('models', async (client) => {
+forEachFlavour('models', async (client, api) => {
   const models = await collectItems(client.models.list());
   assert.ok(models.some((model) => model.id.startsWith('gpt-4o')));
-  expect({ operation: 'models', method: 'GET', status: 200 });
+  // Of the classic API those of the resource that such calls go to.
+  expect({ operation: 'models', method: 'GET', status: 200, backend: api === 'classic' ? 'westus' : null });
+  if (api === 'classic') return;
+  assert.ok(models.some((model) => model.id === 'dictation'));
+  assert.deepEqual(await client.models.retrieve('GPT-4o'), { id: 'gpt-4o', object: 'model', created: 0, owned_by: 'aoai-lb' });
+  expect({ operation: 'models', path: '/openai/v1/models/GPT-4o', status: 200, backend: null, outcome: 'answered' });
+});
+
+test('models of a client with a list, v1', async () => {
+  const client = openaiClient({ apiKey: LIMITED_KEY });
+  assert.deepEqual((await collectItems(client.models.list())).map((model) => model.id), ['gpt-4o-mini']);
+  expect({ client: 'limited', operation: 'models', status: 200 });
+  const error = await raises(OpenAI.NotFoundError, () => client.models.retrieve('gpt-4o'));
+  check(error, 404, 'DeploymentNotFound', { client: 'limited', refusal: 'DeploymentNotFound' });
 });
 
 test('one backend throttled', async () => {

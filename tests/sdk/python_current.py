@@ -10,8 +10,8 @@ import openai
 from openai import AsyncOpenAI
 
 import suite
-from clients import AUDIO, VERSION, answer_to, azure_client, create_chat, check_stream, resolve, for_each_flavour, collect_items, user_message, v1_client
-from suite import KEY, contains, expect, at_least, test
+from clients import AUDIO, VERSION, answer_to, azure_client, create_chat, check_stream, resolve, for_each_flavour, collect_items, openai_client, user_message, v1_client
+from suite import KEY, LIMITED_KEY, contains, expect, at_least, raises, test
 
 
 # Chat
@@ -319,9 +319,30 @@ async def _(client, api):
 
 @for_each_flavour("models")
 async def _(client, api):
-    models = await resolve(client.models.list())
-    assert any(model.id.startswith("gpt-4o") for model in models.data)
-    expect(operation="models", method="GET", api=api, status=200, deployment=None)
+    models = (await resolve(client.models.list())).data
+    if api == "classic":
+        # The models of the resource that such calls go to.
+        assert any(model.id.startswith("gpt-4o") for model in models)
+        expect(operation="models", method="GET", api=api, status=200, deployment=None, backend="westus")
+        return
+    names = [model.id for model in models]
+    assert names == sorted(names) and {"gpt-4o", "dictation", "miskeyed"} <= set(names), names
+    assert all((model.object, model.created, model.owned_by) == ("model", 0, "aoai-lb") for model in models)
+    expect(operation="models", method="GET", api=api, path="/openai/v1/models", status=200, backend=None, outcome="answered")
+    model = await resolve(client.models.retrieve("GPT-4o"))
+    assert (model.id, model.owned_by) == ("gpt-4o", "aoai-lb")
+    expect(operation="models", method="GET", path="/openai/v1/models/GPT-4o", status=200, statuses=[])
+
+
+@test("models of a client with a list, v1")
+def _():
+    for make_client in (v1_client, openai_client):
+        client = make_client(api_key=LIMITED_KEY)
+        assert [model.id for model in client.models.list()] == ["gpt-4o-mini"]
+        expect(client="limited", operation="models", status=200)
+        error = raises(openai.NotFoundError, client.models.retrieve, "gpt-4o")
+        assert error.code == "DeploymentNotFound" and error.request_id
+        expect(client="limited", operation="models", status=404, refusal="DeploymentNotFound")
 
 
 @test("a batch, v1")

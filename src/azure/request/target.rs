@@ -43,6 +43,15 @@ pub enum DeploymentSource {
     Unspecified,
 }
 
+/// A path of v1 that tells models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelsPath<'a> {
+    /// `/openai/v1/models`.
+    List,
+    /// `/openai/v1/models/{name}`, with the name as it is in the normalised path.
+    Model(&'a str),
+}
+
 /// A parsed request target.
 #[derive(Clone, Debug)]
 pub struct RequestTarget {
@@ -50,8 +59,8 @@ pub struct RequestTarget {
     pub api_style: ApiStyle,
     /// The operation that the path belongs to.
     pub operation: Operation,
-    /// The normalised path without the query. Rules are matched against it, and it is recorded and
-    /// forwarded.
+    /// The normalised path without the query, with `/openai/v1` in place of `/v1`. Rules are matched
+    /// against it, and it is recorded and forwarded.
     pub path: String,
     /// The deployment in a classic path, or in the query of a WebSocket upgrade.
     pub deployment: Option<DeploymentName>,
@@ -99,6 +108,17 @@ impl RequestTarget {
                 DeploymentSource::Body
             }
             () => DeploymentSource::Unspecified,
+        }
+    }
+
+    /// What the target asks for, if it is the list of models on v1 or one model in it.
+    pub fn v1_models_path(&self) -> Option<ModelsPath<'_>> {
+        if self.operation != Operation::Models || self.api_style != ApiStyle::V1 {
+            return None;
+        }
+        match self.path.strip_prefix("/openai/v1/models")? {
+            "" => Some(ModelsPath::List),
+            rest => rest.strip_prefix('/').filter(|name| !name.contains('/')).map(ModelsPath::Model),
         }
     }
 
@@ -241,7 +261,8 @@ fn to_origin_form(text: &str) -> Result<&str, TargetError> {
     Ok(rest.get(authority_end..).unwrap_or_default())
 }
 
-/// Normalises a path and classifies its segments. Empty segments are dropped: `//` counts as `/`.
+/// Normalises a path and classifies its segments. Empty segments are dropped: `//` counts as `/`. A path
+/// that begins with `/v1` counts as one under `/openai/v1`.
 fn parse_path(raw: &str) -> Result<RequestTarget, TargetError> {
     let mut target = RequestTarget {
         api_style: ApiStyle::Classic,
@@ -265,6 +286,12 @@ fn parse_path(raw: &str) -> Result<RequestTarget, TargetError> {
         }
         let is_word = |word: &str| normalised.eq_ignore_ascii_case(word);
         let keyword = match position {
+            // The OpenAI SDKs' own paths, for clients whose base URL ends with the host.
+            PathPosition::Start if is_word("v1") => {
+                (target.is_under_openai, target.api_style) = (true, ApiStyle::V1);
+                position = PathPosition::InOperation;
+                Some("openai/v1")
+            }
             PathPosition::Start => {
                 target.is_under_openai = is_word("openai");
                 position = if target.is_under_openai {

@@ -23,6 +23,13 @@ fn paths_are_normalised() {
         ("/openai/%76%31/chat/completions", "/openai/v1/chat/completions"),
         ("//openai///v1//Responses//Resp_A/Input_Items/", "/openai/v1/responses/Resp_A/input_items"),
         ("/openai/v1/files/File-1%3a%3Ax/CONTENT", "/openai/v1/files/File-1%3A%3Ax/content"),
+        ("/v1/chat/completions", "/openai/v1/chat/completions"),
+        ("https://host//V1//Models/GPT-4o/?x=1", "/openai/v1/models/GPT-4o"),
+        ("/%76%31/responses/Resp_A/CANCEL", "/openai/v1/responses/Resp_A/cancel"),
+        ("/v1", "/openai/v1"),
+        ("/v1/v1", "/openai/v1/v1"),
+        ("/v1beta/models", "/v1beta/models"),
+        ("/Other/V1/Models", "/Other/V1/Models"),
         ("/Other/OPENAI", "/Other/OPENAI"),
         ("/openai/Unknown/Thing", "/openai/Unknown/Thing"),
         ("/openai/v1/models/...", "/openai/v1/models/..."),
@@ -49,6 +56,8 @@ fn ambiguous_targets_are_rejected() {
         ("/openai/%2", TargetError::InvalidPercentEncoding),
         ("/openai/%+1", TargetError::InvalidPercentEncoding),
         ("/openai?x=%zz", TargetError::InvalidPercentEncoding),
+        ("/v1/../openai/models", TargetError::DotSegment),
+        ("/v1%2Fmodels", TargetError::AmbiguousEncoding),
         ("/openai%2Fmodels", TargetError::AmbiguousEncoding),
         ("/openai%2fmodels", TargetError::AmbiguousEncoding),
         ("/openai/%5cmodels", TargetError::AmbiguousEncoding),
@@ -124,6 +133,9 @@ fn method_and_path_determine_operation_and_deployment_source() {
         ("DELETE", "/openai/files/file-1", ApiStyle::Classic, Operation::Files, Unspecified, true),
         ("GET", "/openai/v1/models/gpt-4o", ApiStyle::V1, Operation::Models, Unspecified, true),
         ("GET", "/openai/realtime?deployment=d", ApiStyle::Classic, Operation::Realtime, Unspecified, false),
+        ("POST", "/v1/chat/completions", ApiStyle::V1, Operation::Chat, Body, false),
+        ("POST", "/V1/files", ApiStyle::V1, Operation::Files, Unspecified, false),
+        ("GET", "/v1/responses/resp_1", ApiStyle::V1, Operation::Responses, Unspecified, true),
         ("GET", "/elsewhere", ApiStyle::Classic, Operation::Other, Unspecified, false),
     ];
     for (method, target, api, operation, naming, item) in rows {
@@ -232,6 +244,13 @@ fn api_version_and_deployment_are_rewritten_for_the_backend() {
             "/openai/v1/models?a=b".into(),
         ),
         (
+            "/v1/files?api-version=2024-10-21&a=b".into(),
+            up.clone(),
+            Some("2025-01-01"),
+            None,
+            "/openai/v1/files?a=b".into(),
+        ),
+        (
             "/openai/files?deployment=x&model=y".into(),
             up,
             None,
@@ -249,6 +268,23 @@ fn api_version_and_deployment_are_rewritten_for_the_backend() {
 }
 
 #[test]
+fn only_the_list_of_models_and_a_single_model_of_v1_are_models_paths() {
+    for (path, expected) in [
+        ("/v1/models", Some(ModelsPath::List)),
+        ("/openai/v1/Models/", Some(ModelsPath::List)),
+        ("/openai/v1/models/GPT-4o", Some(ModelsPath::Model("GPT-4o"))),
+        ("/openai/v1/models/a%20b", Some(ModelsPath::Model("a%20b"))),
+        ("/openai/v1/models/a/b", None),
+        ("/openai/models", None),
+        ("/openai/v1/model", None),
+        ("/openai/v1/files", None),
+        ("/openai/v1/responses/models", None),
+    ] {
+        assert_eq!(parsed(path).unwrap().v1_models_path(), expected, "{path}");
+    }
+}
+
+#[test]
 fn websocket_upgrades_take_their_deployment_from_the_query() {
     let upgrade = |target: &str| parse_target(target.as_bytes(), true);
     let rows = [
@@ -257,6 +293,7 @@ fn websocket_upgrades_take_their_deployment_from_the_query() {
             "/openai/realtime?api-version=2025-04-01-preview&deployment=up",
         ),
         ("/openai/v1/realtime?model=r%74", "/openai/v1/realtime?model=up"),
+        ("/V1/realtime?model=rt", "/openai/v1/realtime?model=up"),
         ("/openai/v1/responses?x=1&model=rt", "/openai/v1/responses?x=1&model=up"),
         ("/openai/v1/realtime?model=rt&deployment=RT", "/openai/v1/realtime?model=up&deployment=up"),
     ];

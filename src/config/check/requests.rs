@@ -7,14 +7,15 @@ use http::{HeaderName, HeaderValue};
 
 use super::backends::{NameLookup, PartialBackends};
 use super::shared::read_api_version;
-use crate::config::schema::RequestsConfig;
+use crate::config::schema::{ModelsSource, RequestsConfig};
 use crate::config::values::AllowRule;
 use crate::config::yaml::{YamlMapping, YamlNode};
 
-const REQUESTS_KEYS: [&str; 8] = [
+const REQUESTS_KEYS: [&str; 9] = [
     "allow",
     "api_version",
     "home",
+    "models",
     "max_body",
     "max_streamed_body",
     "body_memory",
@@ -39,6 +40,12 @@ pub(super) fn read_requests(
         Some(node) => read_default_backend_index(&node, backends),
         None => backends.and_then(PartialBackends::first_index_of_lowest_tier),
     };
+    let models_source = map.read_or("models", ModelsSource::Deployments, |node| {
+        node.read_choice(&[
+            ("deployments", ModelsSource::Deployments),
+            ("home", ModelsSource::DefaultBackend),
+        ])
+    });
     let max_body = map.read_or("max_body", 100 << 20, YamlNode::read_byte_size);
     // The defaults of the other limits follow a larger max_body, so that it can be raised alone.
     let at_least = |default: u64| max_body.map_or(default, |max_body| default.max(max_body));
@@ -58,6 +65,7 @@ pub(super) fn read_requests(
         allow_rules: allow_rules?,
         default_api_version: default_api_version?,
         default_backend_index: default_backend_index?,
+        models_source: models_source?,
         max_buffered_body_bytes: max_body?,
         max_streamed_body_bytes: max_streamed_body?,
         max_total_buffered_bytes: body_memory?,
@@ -176,6 +184,7 @@ fn reserved_header_reason(name: &str) -> Option<&'static str> {
 mod tests {
     use http::Method;
 
+    use super::ModelsSource;
     use crate::config::testing::{assert_errors, parse_valid};
 
     #[test]
@@ -185,6 +194,7 @@ mod tests {
         assert_eq!(allow, [Method::GET, Method::POST, Method::DELETE]);
         assert!(requests.allow_rules.iter().all(|allow| allow.path_pattern.matches("/openai/v1/models")));
         assert_eq!((requests.default_api_version, requests.default_backend_index), (None, 0));
+        assert_eq!(requests.models_source, ModelsSource::Deployments);
         let limits = (
             requests.max_buffered_body_bytes,
             requests.max_streamed_body_bytes,
@@ -240,6 +250,7 @@ mod tests {
                     "requests.home: must be the name of a backend, and there is none with this one (the value is from ${KEY})",
                 ],
             ),
+            ("requests: { models: all }", &["requests.models: must be deployments or home"]),
             (
                 "requests: { allow: [] }",
                 &[

@@ -22,7 +22,7 @@ pub use listener::{ListenerConfig, ServerTlsConfig, TlsVersion};
 pub use record::{
     JsonlConfig, LogAnalyticsConfig, RecordConfig, RecordedContent, SpoolConfig, StreamUsageMode,
 };
-pub use requests::RequestsConfig;
+pub use requests::{ModelsSource, RequestsConfig};
 pub use retry::{BalancePolicy, BreakerConfig, CooldownConfig, RetryConfig, StreamHoldLimits};
 pub use server::{AdminAddress, AdminConfig, ServerConfig, TimeoutsConfig};
 

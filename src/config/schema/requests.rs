@@ -2,6 +2,15 @@
 
 use crate::config::values::AllowRule;
 
+/// Who answers `GET /v1/models`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelsSource {
+    /// The balancer: with the deployments that the client may use.
+    Deployments,
+    /// The default backend.
+    DefaultBackend,
+}
+
 /// Which requests are allowed, how large they may be, and what is changed in them.
 #[derive(Clone, Debug)]
 pub struct RequestsConfig {
@@ -12,6 +21,8 @@ pub struct RequestsConfig {
     /// The backend for calls that name no deployment, as an index into
     /// [`Config::backends`](super::Config::backends).
     pub default_backend_index: usize,
+    /// Who answers `GET /v1/models`.
+    pub models_source: ModelsSource,
     /// The largest request body, in bytes, that is held in memory so that it can be sent again.
     pub max_buffered_body_bytes: u64,
     /// The largest file upload, in bytes. One above `max_buffered_body_bytes` is streamed and cannot be

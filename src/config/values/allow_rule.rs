@@ -14,7 +14,8 @@ pub struct AllowRule {
 }
 
 impl AllowRule {
-    /// Whether the rule permits a request. `path` is decoded and normalized, without the query.
+    /// Whether the rule permits a request. `path` is decoded and normalized, with `/openai/v1` in place of
+    /// `/v1`, without the query.
     pub fn permits(&self, method: &Method, path: &str) -> bool {
         (self.method == *method || (self.method == Method::GET && *method == Method::HEAD))
             && self.path_pattern.matches(path)
@@ -101,6 +102,11 @@ impl PathPattern {
             );
         }
         let text = text.to_ascii_lowercase();
+        if text.strip_prefix("/v1").is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '*'])) {
+            return error(
+                "`/v1` is read as `/openai/v1` before paths are compared; write `/openai/v1` in its place",
+            );
+        }
         let mut pieces = text.split('*').map(str::to_owned);
         let prefix = pieces.next().unwrap_or_default();
         Ok(Self { prefix, pieces_after_stars: pieces.collect() })
@@ -164,6 +170,9 @@ mod tests {
             ("GET /a?b=*", "without a query"),
             ("GET /a/", "would never match"),
             ("GET //a", "would never match"),
+            ("GET /v1", "write `/openai/v1`"),
+            ("POST /V1/chat/*", "write `/openai/v1`"),
+            ("GET /v1*", "write `/openai/v1`"),
         ] {
             let message = AllowRule::parse(text).unwrap_err();
             assert!(message.contains(problem), "{text}: {message}");

@@ -1,5 +1,5 @@
 //! The responses that the client gets as a whole: a held response of a backend, with corrected retry hints,
-//! or a refusal by the balancer. Also the header fields that every response gets.
+//! or an answer or refusal by the balancer. Also the header fields that every response gets.
 
 use std::time::{Instant, SystemTime};
 
@@ -13,7 +13,8 @@ use super::held_response::HeldResponse;
 use super::relayed_response::RelayedResponse;
 use super::response_state::ResponseState;
 use crate::azure::response::hints;
-use crate::proxy::client::refusal_response;
+use crate::gateway::ModelsAnswer;
+use crate::proxy::client::{models_response, refusal_response};
 use crate::proxy::context::RequestContext;
 use crate::refusal::{Refusal, RefusalReason};
 
@@ -53,6 +54,21 @@ pub(in crate::proxy) fn prepare_refusal(
     let (mut header, body) = refusal_response::refusal_response(refusal, &context.request.id)?;
     // First, because a refusal gets no field that names a backend.
     context.note_refusal(refusal);
+    adjust_common_headers(context, &mut header)?;
+    Ok(into_tasks(context, Box::new(header), body))
+}
+
+/// The balancer's answer to a request for models.
+///
+/// # Errors
+/// If a header field cannot be set.
+pub(in crate::proxy) fn prepare_models_answer(
+    context: &mut RequestContext,
+    answer: &ModelsAnswer,
+) -> pingora::Result<Vec<HttpTask>> {
+    let (mut header, body) = models_response::models_response(answer, &context.request.id)?;
+    context.overhead_clock.pause(Instant::now());
+    context.ending.client_status = Some(header.status.as_u16());
     adjust_common_headers(context, &mut header)?;
     Ok(into_tasks(context, Box::new(header), body))
 }
@@ -126,7 +142,9 @@ pub(super) fn adjust_common_headers(
         }
     }
     header.insert_header(REQUEST_ID_HEADER, &*context.request.id)?;
-    let Some(retry) = &context.retry_state else { return Ok(()) };
+    let Some(retry) = &context.retry_state else {
+        return header.insert_header(ATTEMPTS_HEADER, HeaderValue::from(0));
+    };
     if context.ending.refusal_reason.is_none()
         && let Some(backend) = retry
             .current_or_last_target()

@@ -18,7 +18,7 @@ use super::websocket_handshake::UpgradeOffer;
 use crate::admission::client::Client;
 use crate::admission::client_registry::{AuthError, UNKNOWN_SIGNING_KEY_MESSAGE};
 use crate::azure::RequestTarget;
-use crate::gateway::{BodyView, Gateway};
+use crate::gateway::{BodyView, Gateway, ModelsAnswer};
 use crate::names::CertificateSubject;
 use crate::proxy::attempt::retry_state::RetryState;
 use crate::proxy::context::RequestContext;
@@ -30,14 +30,22 @@ static X_STAINLESS_READ_TIMEOUT: header::HeaderName =
 /// Longest time that a request waits for the keys that access tokens are signed with.
 const SIGNING_KEYS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Reads and checks a request, and fills in its context. Afterwards `context.retry` is set.
+/// What happens to a request that is not refused.
+pub(in crate::proxy) enum Admission {
+    /// It goes to a backend: `context.retry_state` is set.
+    ForBackend,
+    /// The balancer answers it itself.
+    Answered(ModelsAnswer),
+}
+
+/// Reads and checks a request, and fills in its context.
 ///
 /// # Errors
 /// [`BodyReadError`] if the request is refused or the client disconnects.
 pub(in crate::proxy) async fn admit_request(
     session: &mut ServerSession,
     context: &mut RequestContext,
-) -> Result<(), BodyReadError> {
+) -> Result<Admission, BodyReadError> {
     let gateway = Arc::clone(&context.config.gateway);
     configure_session(session, &gateway);
     let is_http2 = session.req_header().version == Version::HTTP_2;
@@ -55,6 +63,9 @@ pub(in crate::proxy) async fn admit_request(
     let client = authenticate(session, &gateway, &target, subject.as_ref()).await?;
     context.request.client = Some(Arc::clone(&client));
     let method = session.req_header().method.clone();
+    if let Some(answer) = gateway.answer_models_request(&method, &target, &client)? {
+        return Ok(Admission::Answered(answer));
+    }
     // All checks that need no body come before it is read: a refused client cannot use up memory.
     gateway.check_permissions_from_head(&method, &target, &client)?;
     let limits = BodyLimits {
@@ -90,7 +101,7 @@ pub(in crate::proxy) async fn admit_request(
         client_declared_read_timeout(session),
     );
     context.retry_state = Some(RetryState::new(gateway, admitted, limits));
-    Ok(())
+    Ok(Admission::ForBackend)
 }
 
 /// The client that sent the request. This waits only if an access token is signed with an unknown key, for

@@ -8,6 +8,7 @@ pub mod connection;
 pub mod connection_limit;
 pub mod head;
 pub(super) mod health;
+pub(super) mod models_response;
 pub(super) mod presence;
 pub(crate) mod refusal_response;
 pub(super) mod request_body;

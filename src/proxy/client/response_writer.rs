@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use super::body_memory::MemoryReservation;
 use super::reset;
 use super::timeouts::UPLOAD_DRAIN_TIMEOUT;
+use crate::gateway::ModelsAnswer;
 use crate::proxy::attempt::final_response;
 use crate::proxy::context::RequestContext;
 use crate::record::writer::WriteReceipt;
@@ -35,12 +36,31 @@ pub(in crate::proxy) async fn refuse_request(
     context: &mut RequestContext,
     refusal: &Refusal,
 ) -> pingora::Result<()> {
-    if session.get_header(header::EXPECT).is_some() && !session.is_body_done() {
-        // The client may or may not send its body now, so it is not known where its next request begins.
-        session.set_keepalive(None);
-    }
+    close_if_body_may_follow(session);
     let tasks = final_response::prepare_refusal(context, refusal)?;
     record_and_write_response(session, context, tasks).await
+}
+
+/// Answers a request for models. The connection stays open if possible.
+///
+/// # Errors
+/// If the client has disconnected.
+pub(in crate::proxy) async fn answer_models_request(
+    session: &mut ServerSession,
+    context: &mut RequestContext,
+    answer: &ModelsAnswer,
+) -> pingora::Result<()> {
+    close_if_body_may_follow(session);
+    let tasks = final_response::prepare_models_answer(context, answer)?;
+    record_and_write_response(session, context, tasks).await
+}
+
+/// Has the connection closed after the response if the client waits for a 100 before it sends its body: it
+/// may or may not send it now, so it is not known where its next request begins.
+fn close_if_body_may_follow(session: &mut ServerSession) {
+    if session.get_header(header::EXPECT).is_some() && !session.is_body_done() {
+        session.set_keepalive(None);
+    }
 }
 
 /// Writes a complete response, after its record.
