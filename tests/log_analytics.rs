@@ -234,6 +234,9 @@ async fn the_columns_in_the_bicep_file_match_the_record_fields() {
     let record = balancer.wait_for_records(1).await.pop().unwrap();
     let text = balancer.path("records.jsonl");
     let line = std::fs::read_to_string(text).unwrap();
+    // Fields of attempts have names of their own, or the same.
+    let (before, attempts) = line.split_once("\"attempts\":[").unwrap();
+    let line = format!("{before}\"attempts\":{}", attempts.split_once(']').unwrap().1);
     // In the order of the file, since the parsed map does not keep it.
     let mut fields: Vec<&str> = record.as_object().unwrap().keys().map(String::as_str).collect();
     fields.sort_by_key(|name| line.find(&format!("\"{name}\":")).unwrap());

@@ -18,11 +18,12 @@ use aoai_lb::config;
 use aoai_lb::credentials::Keyring;
 use aoai_lb::gateway::{AdmittedRequest, BodyView, FailureFlags, Gateway, ProcessState, ResponseFacts};
 use aoai_lb::record::Recorder;
+use aoai_lb::record::client_headers::ClientHeaders;
 use aoai_lb::record::exchange::{CapturedRequest, CapturedResponse, ExchangeOutcome, FinishedExchange};
 use aoai_lb::record::redact::Redactor;
 use aoai_lb::routing::retry_plan::{NextStep, RetryPlan};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 const KEY: &str = "key-of-team-a";
 const CLASSIC: &[u8] = b"/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21";
@@ -244,12 +245,24 @@ fn response_headers() -> HeaderMap {
         .collect()
 }
 
+/// What an SDK behind a tracing library sends.
+fn client_headers() -> HeaderMap {
+    let pairs = [
+        ("user-agent", "AzureOpenAI/Python 1.99.0"),
+        ("x-ms-client-request-id", "0b6f4c6e-9f0f-4f6c-8a44-9d7a4f0c8f11"),
+        ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+    ];
+    let pairs = pairs.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+    pairs.into_iter().collect()
+}
+
 fn sample_exchange(admitted: &AdmittedRequest, body: &Bytes, response: &Bytes) -> FinishedExchange {
     let mut collected = CollectedBody::new(1 << 20);
     collected.append(response);
     FinishedExchange {
         received_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_764_000_000),
         request_id: Arc::from("019ab0d0-0000-7000-8000-000000000000"),
+        client_headers: ClientHeaders::read(&client_headers()),
         client: None,
         client_ip: Some([127, 0, 0, 1].into()),
         peer_ip: Some([127, 0, 0, 1].into()),
@@ -270,6 +283,7 @@ fn sample_exchange(admitted: &AdmittedRequest, body: &Bytes, response: &Bytes) -
         apim_request_id: Some("0f1a9f8c-2f3b-4c59-a0d0-2a0b7a7f6f11".to_owned()),
         attempts: Vec::new(),
         duration: Duration::from_millis(900),
+        waited: Duration::ZERO,
         time_to_first_body_byte: Some(Duration::from_millis(890)),
         request_bytes: Some(body.len() as u64),
         response_bytes: response.len() as u64,

@@ -41,9 +41,12 @@ var streamName = 'Custom-AoaiExchanges'
 var fields = [
   { name: 'time', type: 'datetime' }
   { name: 'request_id', type: 'string' }
+  { name: 'client_request_id', type: 'string' }
+  { name: 'trace_id', type: 'string' }
   { name: 'client', type: 'string' }
   { name: 'client_ip', type: 'string' }
   { name: 'peer_ip', type: 'string' }
+  { name: 'user_agent', type: 'string' }
   { name: 'method', type: 'string' }
   { name: 'path', type: 'string' }
   { name: 'operation', type: 'string' }
@@ -60,6 +63,7 @@ var fields = [
   { name: 'model', type: 'string' }
   { name: 'attempts', type: 'dynamic' }
   { name: 'duration_ms', type: 'long' }
+  { name: 'waited_ms', type: 'long' }
   { name: 'first_byte_ms', type: 'long' }
   { name: 'request_bytes', type: 'long' }
   { name: 'response_bytes', type: 'long' }

@@ -339,6 +339,11 @@ impl Gateway {
         }
     }
 
+    /// Whether a record is kept of each request.
+    pub fn keeps_records(&self) -> bool {
+        self.record_config.is_some()
+    }
+
     /// Counts a finished request and, if records are kept, queues its record. Call it once for each
     /// request, and [`Gateway::wake_record_writer`] after it. The receipt tells when the record is written.
     pub fn count_and_queue_record(

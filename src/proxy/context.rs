@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::Method;
 
@@ -237,6 +237,7 @@ impl RequestContext {
         FinishedExchange {
             received_at: self.request.received_at,
             request_id: Arc::clone(&self.request.id),
+            client_headers: std::mem::take(&mut self.request.headers_for_record),
             client: self.request.client.clone(),
             client_ip: self.request.client_ip,
             peer_ip: self.request.peer_ip,
@@ -261,6 +262,7 @@ impl RequestContext {
             apim_request_id: details.apim_request_id,
             attempts: attempts.unwrap_or_default(),
             duration: now.saturating_duration_since(self.request.received_instant),
+            waited: self.retry_state.as_ref().map_or(Duration::ZERO, |retry| retry.total_wait(now)),
             time_to_first_body_byte: self.ending.time_to_first_body_byte,
             request_bytes: self.body.is_fully_read().then_some(self.body.bytes_read),
             response_bytes: self.ending.response_bytes,

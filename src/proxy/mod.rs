@@ -57,6 +57,7 @@ use crate::admission::client_ip::client_ip;
 use crate::azure::apply_edits;
 use crate::config::ListenerConfig;
 use crate::names::BackendName;
+use crate::record::client_headers::ClientHeaders;
 use crate::refusal::RefusalReason;
 
 pub use self::active_config::ActiveConfig;
@@ -157,16 +158,18 @@ impl ProxyHttp for Balancer {
             match step {
                 RetryStep::Exhausted => return Err(Error::new(ATTEMPTS_EXHAUSTED)),
                 RetryStep::Wait(wait) => {
+                    retry.begin_wait(now);
                     wait_while_client_connected(session, context, sleep(wait.duration)).await?;
                     if let Some(retry) = &mut context.retry_state {
-                        retry.on_wait_over(wait);
+                        retry.on_wait_over(wait, Instant::now());
                     }
                 }
                 RetryStep::AwaitCredential(credential) => {
+                    retry.begin_wait(now);
                     let renewed = credential.wait_for_pending_fetch(MAX_CREDENTIAL_RENEWAL_WAIT);
                     wait_while_client_connected(session, context, renewed).await?;
                     if let Some(retry) = &mut context.retry_state {
-                        retry.on_credential_wait_over();
+                        retry.on_credential_wait_over(Instant::now());
                     }
                 }
                 RetryStep::Attempt(backend_index) => {
@@ -392,7 +395,8 @@ fn require_request_context(ctx: &mut PingoraContext) -> Result<&mut RequestConte
     ctx.request_context.as_deref_mut().ok_or_else(|| Error::new(ATTEMPTS_EXHAUSTED))
 }
 
-/// Fills in the addresses and the certificate that a request came with.
+/// Fills in the addresses and the certificate that a request came with, and what its header fields tell the
+/// record.
 fn fill_in_sender_details(
     session: &Session,
     listener: Option<Arc<ListenerConfig>>,
@@ -405,6 +409,9 @@ fn fill_in_sender_details(
     let tls_info = tls::tls_connection_info(session.digest());
     let listener = listener.or_else(|| tls_info.and_then(|info| info.listener.clone()));
     request.certificate_subject = tls_info.and_then(|info| info.certificate_subject.clone());
+    if config.gateway.keeps_records() {
+        request.headers_for_record = ClientHeaders::read(&session.req_header().headers);
+    }
     request.client_ip = request.peer_ip.map(|peer| {
         let trusted = listener.as_ref().map_or(&[][..], |listener| config.trusted_proxies(listener));
         client_ip(peer, &session.req_header().headers, trusted)

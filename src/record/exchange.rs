@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
+use super::client_headers::ClientHeaders;
 use crate::admission::client::Client;
 use crate::azure::PromptPartRanges;
 use crate::azure::request::prompt_sample::PromptSample;
@@ -56,6 +57,10 @@ pub struct AttemptRecord {
     pub status: Option<u16>,
     /// The code of the error that ended the attempt, such as `client_gone`.
     pub error_code: Option<&'static str>,
+    /// From the arrival of the request to the choice of the backend.
+    pub start: Duration,
+    /// From the choice of the backend to the head of its response; `None` if none came.
+    pub time_to_response_head: Option<Duration>,
     /// Milliseconds from the choice of the backend to the verdict on its response, or to the end of a response
     /// that was relayed.
     pub duration_ms: u64,
@@ -152,6 +157,8 @@ pub struct FinishedExchange {
     pub received_at: SystemTime,
     /// The load balancer's own id for the request, a UUIDv7.
     pub request_id: Arc<str>,
+    /// What the request's header fields tell the record; empty without a `record` block.
+    pub client_headers: ClientHeaders,
     /// The client; `None` if the request was refused before the client was authenticated.
     pub client: Option<Arc<Client>>,
     /// The client's address, from a trusted proxy's header or else from the connection.
@@ -192,6 +199,9 @@ pub struct FinishedExchange {
     pub attempts: Vec<AttemptRecord>,
     /// The time from the complete request head to the end of the exchange.
     pub duration: Duration,
+    /// How long the request waited before attempts: for the end of a cooldown, for another round over backends
+    /// that had failed, or for a credential.
+    pub waited: Duration,
     /// The time from the complete request head to the first byte of the response body.
     pub time_to_first_body_byte: Option<Duration>,
     /// The length of the request body; `None` if it was not read to its end.
@@ -217,6 +227,7 @@ impl FinishedExchange {
         let optional = |text: &Option<String>| text.as_ref().map_or(0, String::capacity);
         size_of::<Self>()
             + self.method.capacity()
+            + self.client_headers.memory_bytes()
             + self.target.as_ref().map_or(0, |target| target.path.len())
             + optional(&self.unparsed_path)
             + optional(&self.api_version)

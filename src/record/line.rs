@@ -6,6 +6,7 @@
 
 use std::io::Write as _;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use json_escape_simd::escape_into;
 
@@ -16,9 +17,12 @@ use crate::azure::response::usage::TokenUsage;
 pub struct RecordLine<'a> {
     pub(super) time: String,
     pub(super) request_id: &'a str,
+    pub(super) client_request_id: Option<&'a str>,
+    pub(super) trace_id: Option<&'a str>,
     pub(super) client: Option<&'a str>,
     pub(super) client_ip: Option<IpAddr>,
     pub(super) peer_ip: Option<IpAddr>,
+    pub(super) user_agent: Option<&'a str>,
     pub(super) method: &'a str,
     pub(super) path: Option<&'a str>,
     pub(super) operation: Option<&'static str>,
@@ -35,6 +39,7 @@ pub struct RecordLine<'a> {
     pub(super) model: Option<String>,
     pub(super) attempts: &'a [AttemptRecord],
     pub(super) duration_ms: u64,
+    pub(super) waited_ms: u64,
     pub(super) first_byte_ms: Option<u64>,
     pub(super) request_bytes: Option<u64>,
     pub(super) response_bytes: u64,
@@ -53,9 +58,12 @@ impl RecordLine<'_> {
         let mut object = ObjectWriter::begin(buffer);
         object.write_field("time", self.time.as_str());
         object.write_field("request_id", self.request_id);
+        object.write_field("client_request_id", self.client_request_id);
+        object.write_field("trace_id", self.trace_id);
         object.write_field("client", self.client);
         object.write_field("client_ip", self.client_ip);
         object.write_field("peer_ip", self.peer_ip);
+        object.write_field("user_agent", self.user_agent);
         object.write_field("method", self.method);
         object.write_field("path", self.path);
         object.write_field("operation", self.operation);
@@ -72,6 +80,7 @@ impl RecordLine<'_> {
         object.write_field("model", self.model.as_deref());
         object.write_field("attempts", self.attempts);
         object.write_field("duration_ms", self.duration_ms);
+        object.write_field("waited_ms", self.waited_ms);
         object.write_field("first_byte_ms", self.first_byte_ms);
         object.write_field("request_bytes", self.request_bytes);
         object.write_field("response_bytes", self.response_bytes);
@@ -88,6 +97,11 @@ impl RecordLine<'_> {
         object.write_field("content_cut", self.content_cut);
         object.finish();
     }
+}
+
+/// A duration in whole milliseconds.
+pub(super) fn to_millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Writes a JSON object, field by field.
@@ -178,6 +192,8 @@ impl JsonValue for &[AttemptRecord] {
             object.write_field("backend", attempt.backend.as_str());
             object.write_field("status", attempt.status.map(u64::from));
             object.write_field("error", attempt.error_code);
+            object.write_field("start_ms", to_millis(attempt.start));
+            object.write_field("first_byte_ms", attempt.time_to_response_head.map(to_millis));
             object.write_field("ms", attempt.duration_ms);
             object.write_field("retry_after_ms", attempt.retry_after_ms);
             object.finish();
@@ -198,6 +214,8 @@ mod tests {
             backend: BackendName::new("east"),
             status,
             error_code: error,
+            start: Duration::from_micros(5_900),
+            time_to_response_head: status.map(|_| Duration::from_millis(6)),
             duration_ms: 7,
             retry_after_ms: None,
         }
@@ -207,9 +225,12 @@ mod tests {
         RecordLine {
             time: "2026-01-02T03:04:05.000006Z".to_owned(),
             request_id: "019",
+            client_request_id: Some("mine"),
+            trace_id: None,
             client: Some("team-a"),
             client_ip: Some([10, 0, 0, 255].into()),
             peer_ip: "::ffff:127.0.0.1".parse().ok(),
+            user_agent: Some(text),
             method: "POST",
             path: Some(text),
             operation: Some("chat"),
@@ -226,6 +247,7 @@ mod tests {
             model: None,
             attempts,
             duration_ms: 0,
+            waited_ms: 250,
             first_byte_ms: None,
             request_bytes: Some(u64::MAX),
             response_bytes: 12,
@@ -249,14 +271,18 @@ mod tests {
     fn record_fields_keep_their_names_and_order() {
         let attempts = [attempt_record(None, Some("reset")), attempt_record(Some(200), None)];
         let expected = concat!(
-            r#"{"time":"2026-01-02T03:04:05.000006Z","request_id":"019","client":"team-a","#,
-            r#""client_ip":"10.0.0.255","peer_ip":"127.0.0.1","method":"POST","path":"/a\"b","#,
+            r#"{"time":"2026-01-02T03:04:05.000006Z","request_id":"019","client_request_id":"mine","#,
+            r#""trace_id":null,"client":"team-a","#,
+            r#""client_ip":"10.0.0.255","peer_ip":"127.0.0.1","user_agent":"/a\"b","method":"POST","#,
+            r#""path":"/a\"b","#,
             r#""operation":"chat","api":"classic","api_version":null,"deployment":"gpt-4o","stream":true,"#,
             r#""status":200,"outcome":"client_gone","refusal":null,"backend":"east","#,
             r#""upstream_deployment":null,"region":"East US","model":null,"attempts":["#,
-            r#"{"backend":"east","status":null,"error":"reset","ms":7,"retry_after_ms":null},"#,
-            r#"{"backend":"east","status":200,"error":null,"ms":7,"retry_after_ms":null}],"#,
-            r#""duration_ms":0,"first_byte_ms":null,"request_bytes":18446744073709551615,"#,
+            r#"{"backend":"east","status":null,"error":"reset","start_ms":5,"first_byte_ms":null,"#,
+            r#""ms":7,"retry_after_ms":null},"#,
+            r#"{"backend":"east","status":200,"error":null,"start_ms":5,"first_byte_ms":6,"#,
+            r#""ms":7,"retry_after_ms":null}],"#,
+            r#""duration_ms":0,"waited_ms":250,"first_byte_ms":null,"request_bytes":18446744073709551615,"#,
             r#""response_bytes":12,"input_tokens":3,"output_tokens":null,"cached_tokens":null,"#,
             r#""reasoning_tokens":null,"total_tokens":null,"usage_source":"reported","#,
             r#""finish_reason":"stop","apim_request_id":null,"prompt":"/a\"b","completion":null,"#,

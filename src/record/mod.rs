@@ -4,6 +4,7 @@
 //! not go well, makes its record (`render`, `line`) and appends it to the `spool`, from which each of the `sinks`
 //! reads. Requests in flight are not known here.
 
+pub mod client_headers;
 pub mod exchange;
 pub mod latency_histogram;
 pub mod line;

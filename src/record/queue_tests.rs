@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::admission::client::Client;
+use crate::record::client_headers::ClientHeaders;
 use crate::record::exchange::{CapturedRequest, CapturedResponse, ExchangeOutcome};
 
 const MIB: usize = 1024 * 1024;
@@ -16,6 +17,7 @@ fn queued_exchange(client: &Arc<Client>, prompt_bytes: usize) -> QueuedExchange 
     let exchange = FinishedExchange {
         received_at: SystemTime::UNIX_EPOCH,
         request_id: Arc::from("019"),
+        client_headers: ClientHeaders::default(),
         client: Some(Arc::clone(client)),
         client_ip: None,
         peer_ip: None,
@@ -36,6 +38,7 @@ fn queued_exchange(client: &Arc<Client>, prompt_bytes: usize) -> QueuedExchange 
         apim_request_id: None,
         attempts: Vec::new(),
         duration: Duration::ZERO,
+        waited: Duration::ZERO,
         time_to_first_body_byte: None,
         request_bytes: None,
         response_bytes: 0,

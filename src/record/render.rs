@@ -3,7 +3,7 @@
 //!
 //! All of this runs on the threads of the writer, not on those that serve requests.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use log::{Level, info, log_enabled};
 
@@ -11,7 +11,7 @@ use super::exchange::{
     CapturePolicy, CapturedRequest, CapturedResponse, ExchangeOutcome, ExtractedPrompt, FinishedExchange,
     RecordedText, SLOW_TO_PARSE_BODY_BYTES,
 };
-use super::line::RecordLine;
+use super::line::{RecordLine, to_millis};
 use super::metrics::Metrics;
 use super::redact::Redactor;
 use super::stored_usage::StoredUsage;
@@ -72,9 +72,12 @@ impl FinishedExchange {
         RecordLine {
             time: rfc3339_micros(self.received_at),
             request_id: &self.request_id,
+            client_request_id: self.client_headers.request_id.as_deref(),
+            trace_id: self.client_headers.trace_id.as_deref(),
             client: self.client.as_ref().and_then(|client| client.name.as_ref()).map(|name| name.as_str()),
             client_ip: self.client_ip,
             peer_ip: self.peer_ip,
+            user_agent: self.client_headers.user_agent.as_deref(),
             method: &self.method,
             path: self.target.as_ref().map(|target| target.path.as_str()).or(self.unparsed_path.as_deref()),
             operation: self.target.as_ref().map(|target| target.operation.name()),
@@ -91,6 +94,7 @@ impl FinishedExchange {
             model: capture.model,
             attempts: &self.attempts,
             duration_ms: to_millis(self.duration),
+            waited_ms: to_millis(self.waited),
             first_byte_ms: self.time_to_first_body_byte.map(to_millis),
             request_bytes: self.request_bytes,
             response_bytes: self.response_bytes,
@@ -320,8 +324,4 @@ fn truncate_text(text: &mut String, limit: usize) -> bool {
 
 fn rfc3339_micros(time: SystemTime) -> String {
     chrono::DateTime::<chrono::Utc>::from(time).to_rfc3339_opts(chrono::SecondsFormat::Micros, true)
-}
-
-fn to_millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -27,6 +27,7 @@ async def _(client, api):
     assert answer._request_id, "expected a request id"
     expect(
         request_id=raw.headers["x-aoai-lb-request-id"],
+        user_agent=contains("OpenAI/Python"),
         method="POST",
         path=f"/openai{'/v1' if api == 'v1' else '/deployments/gpt-4o'}/chat/completions",
         operation="chat",

@@ -90,6 +90,9 @@ impl<'c> ResponseHandler<'c> {
         if header.status.is_informational() && !is_upgrade {
             return Ok(());
         }
+        if let Some(retry) = &mut self.context.retry_state {
+            retry.on_response_head(self.now);
+        }
         if is_upgrade {
             // Pingora's sessions do not check this. Without this test the runner would relay the 101 as a
             // final response, whose body ends with the connection.

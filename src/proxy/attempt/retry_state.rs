@@ -34,6 +34,11 @@ pub(in crate::proxy) struct RetryState {
     pub(super) attempt_records: Vec<AttemptRecord>,
     pub(super) plan: RetryPlan,
     limits: RetryLimits,
+    request_received_at: Instant,
+    /// How long the request has waited between attempts, without the wait that goes on.
+    finished_waits: Duration,
+    /// When the wait that goes on has begun.
+    waiting_since: Option<Instant>,
     /// The next step, if it has been chosen. Whether there is one decides what becomes of a response, and
     /// the same step has to be taken afterwards.
     chosen_step: Option<NextStep>,
@@ -103,6 +108,7 @@ impl RetryState {
         gateway: Arc<Gateway>,
         admitted: AdmittedRequest,
         limits: RetryLimits,
+        request_received_at: Instant,
     ) -> Self {
         Self {
             gateway,
@@ -110,6 +116,9 @@ impl RetryState {
             admitted,
             attempt_records: Vec::new(),
             limits,
+            request_received_at,
+            finished_waits: Duration::ZERO,
+            waiting_since: None,
             chosen_step: None,
             current_attempt: None,
             current_or_last_target: None,
@@ -145,14 +154,31 @@ impl RetryState {
         }
     }
 
-    pub(in crate::proxy) fn on_wait_over(&mut self, wait: Wait) {
-        self.chosen_step = None;
+    /// Begins the wait that [`Self::next_step`] returned.
+    pub(in crate::proxy) fn begin_wait(&mut self, now: Instant) {
+        self.waiting_since = Some(now);
+    }
+
+    pub(in crate::proxy) fn on_wait_over(&mut self, wait: Wait, now: Instant) {
+        self.end_wait(now);
         self.plan.on_wait_over(wait);
     }
 
-    pub(in crate::proxy) fn on_credential_wait_over(&mut self) {
-        self.chosen_step = None;
+    pub(in crate::proxy) fn on_credential_wait_over(&mut self, now: Instant) {
+        self.end_wait(now);
         self.plan.on_credential_wait_over();
+    }
+
+    fn end_wait(&mut self, now: Instant) {
+        self.finished_waits = self.total_wait(now);
+        self.waiting_since = None;
+        self.chosen_step = None;
+    }
+
+    /// How long the request has waited between attempts, until now if a wait goes on.
+    pub(in crate::proxy) fn total_wait(&self, now: Instant) -> Duration {
+        let current = self.waiting_since.map(|since| now.saturating_duration_since(since));
+        self.finished_waits + current.unwrap_or_default()
     }
 
     /// Begins the attempt that [`Self::next_step`] returned.
@@ -182,6 +208,8 @@ impl RetryState {
             backend: backend_name.clone(),
             status: None,
             error_code: None,
+            start: now.saturating_duration_since(self.request_received_at),
+            time_to_response_head: None,
             duration_ms: 0,
             retry_after_ms: None,
         });
@@ -262,6 +290,13 @@ impl RetryState {
     pub(in crate::proxy) fn on_request_sent(&self, now: Instant) {
         if let Some(current) = &self.current_attempt {
             current.probe_permit.on_request_sent(now);
+        }
+    }
+
+    /// Records that the head of the current attempt's response has arrived.
+    pub(super) fn on_response_head(&mut self, now: Instant) {
+        if let (Some(current), Some(attempt)) = (&self.current_attempt, self.attempt_records.last_mut()) {
+            attempt.time_to_response_head = Some(now.saturating_duration_since(current.started_at));
         }
     }
 

@@ -100,7 +100,7 @@ pub(in crate::proxy) async fn admit_request(
         context.request.received_instant,
         client_declared_read_timeout(session),
     );
-    context.retry_state = Some(RetryState::new(gateway, admitted, limits));
+    context.retry_state = Some(RetryState::new(gateway, admitted, limits, context.request.received_instant));
     Ok(Admission::ForBackend)
 }
 

@@ -9,6 +9,7 @@ use http::Method;
 use crate::admission::client::Client;
 use crate::azure::RequestTarget;
 use crate::names::{CertificateSubject, DeploymentName};
+use crate::record::client_headers::ClientHeaders;
 
 /// Who sent a request and what it asks for. It is filled in while head and body are read, and fixed
 /// once the request is admitted.
@@ -24,6 +25,8 @@ pub(in crate::proxy) struct ClientRequest {
     pub(in crate::proxy) peer_ip: Option<IpAddr>,
     /// The address of the client, which is another one if the peer is a trusted proxy.
     pub(in crate::proxy) client_ip: Option<IpAddr>,
+    /// What the header fields tell the record; empty without a `record` block.
+    pub(in crate::proxy) headers_for_record: ClientHeaders,
     /// The subject of the client certificate, until it is used to authenticate.
     pub(in crate::proxy) certificate_subject: Option<CertificateSubject>,
     /// `None` if it could not be parsed.
@@ -53,6 +56,7 @@ impl ClientRequest {
             method,
             peer_ip: None,
             client_ip: None,
+            headers_for_record: ClientHeaders::default(),
             certificate_subject: None,
             target: None,
             unparsable_path: None,
