@@ -21,7 +21,8 @@ use support::{
 use tokio::io::AsyncWriteExt;
 
 /// All documented metrics.
-const METRIC_NAMES: [&str; 18] = [
+const METRIC_NAMES: [&str; 20] = [
+    "aoai_lb_attempt_seconds",
     "aoai_lb_attempts_total",
     "aoai_lb_backend_remaining_requests",
     "aoai_lb_backend_remaining_tokens",
@@ -36,6 +37,7 @@ const METRIC_NAMES: [&str; 18] = [
     "aoai_lb_oldest_attempt_seconds",
     "aoai_lb_overhead_seconds",
     "aoai_lb_records_total",
+    "aoai_lb_refusals_total",
     "aoai_lb_request_duration_seconds",
     "aoai_lb_requests_total",
     "aoai_lb_spool_bytes",
@@ -101,32 +103,38 @@ async fn all_documented_metrics_and_those_of_the_dashboard_exist() {
     for _ in 0..2 {
         assert_eq!(balancer.post_chat().await.status, 200);
     }
+    assert_eq!(balancer.post(CHAT_TARGET, &[("api-key", "wrong")], b"{}").await.status, 401);
     let mut client = balancer.connect().await;
     client.send(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n").await;
     assert_eq!(client.read_response().await.status, 400);
     let chat_sample =
         r#"aoai_lb_requests_total{client="team-a",deployment="gpt-4o",operation="chat",status="200"}"#;
-    let samples = wait_for_sample(&balancer, chat_sample, 4.0).await;
+    wait_for_sample(&balancer, chat_sample, 4.0).await;
+    let refusal_sample = r#"aoai_lb_refusals_total{client="none",code="invalid_api_key"}"#;
+    let samples = wait_for_sample(&balancer, refusal_sample, 1.0).await;
     assert_eq!(metric_families(&samples), METRIC_NAMES.map(str::to_owned).into());
     for (name, expected) in [
         (r#"aoai_lb_attempts_total{backend="a",outcome="answered"}"#, 1.0),
         (r#"aoai_lb_attempts_total{backend="a",outcome="throttled"}"#, 1.0),
         (r#"aoai_lb_attempts_total{backend="b",outcome="answered"}"#, 3.0),
+        (r#"aoai_lb_attempt_seconds_count{backend="a",deployment="gpt-4o"}"#, 2.0),
+        (r#"aoai_lb_attempt_seconds_count{backend="b",deployment="gpt-4o"}"#, 3.0),
+        (r#"aoai_lb_attempt_seconds_bucket{backend="b",deployment="gpt-4o",le="+Inf"}"#, 3.0),
         (r#"aoai_lb_failovers_total{reason="429"}"#, 1.0),
         (r#"aoai_lb_backend_state{backend="a",deployment="gpt-4o",state="cooling"}"#, 1.0),
         (r#"aoai_lb_backend_state{backend="a",deployment="",state="cooling"}"#, 1.0),
         (r#"aoai_lb_backend_state{backend="b",deployment="gpt-4o",state="healthy"}"#, 1.0),
-        (r#"aoai_lb_request_duration_seconds_count{operation="chat"}"#, 4.0),
-        (r#"aoai_lb_first_byte_seconds_count{operation="chat"}"#, 4.0),
-        ("aoai_lb_overhead_seconds_count", 4.0),
+        (r#"aoai_lb_request_duration_seconds_count{operation="chat"}"#, 5.0),
+        (r#"aoai_lb_first_byte_seconds_count{operation="chat"}"#, 5.0),
+        ("aoai_lb_overhead_seconds_count", 5.0),
         ("aoai_lb_malformed_total", 1.0),
         ("aoai_lb_in_flight", 0.0),
-        (r#"aoai_lb_records_total{result="written",sink="spool"}"#, 4.0),
+        (r#"aoai_lb_records_total{result="written",sink="spool"}"#, 5.0),
     ] {
         assert_eq!(samples.get(name), Some(&expected), "{name}: {samples:#?}");
     }
-    let records = balancer.wait_for_records(4).await;
-    let sum = |field: &str| records.iter().map(|record| record[field].as_f64().unwrap()).sum::<f64>();
+    let records = balancer.wait_for_records(5).await;
+    let sum = |field: &str| records.iter().filter_map(|record| record[field].as_f64()).sum::<f64>();
     for kind in ["input", "output"] {
         let name = format!(r#"aoai_lb_tokens_total{{client="team-a",deployment="gpt-4o",type="{kind}"}}"#);
         assert_eq!(samples[&name], sum(&format!("{kind}_tokens")));
@@ -201,6 +209,61 @@ async fn metric_labels_are_limited_to_known_clients_and_deployments() {
             r#"aoai_lb_requests_total{client="none",deployment="gpt-4o",operation="chat",status="401"}"#,
             team_a_sample,
             r#"aoai_lb_requests_total{client="team-a",deployment="other",operation="chat",status="404"}"#,
+        ]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_are_counted_by_client_and_code_and_attempts_to_their_first_byte() {
+    let azure = start_simulator(&["a"]).await;
+    let closed = format!("http://127.0.0.1:{}", support::free_port());
+    let backends = simulated_backend_yaml(&azure, "a", "deployments: { gpt-4o: gpt-4o, Mapped: gpt-4o }")
+        + &support::backend_yaml("closed", &closed, "deployments: { gone: gpt-4o }")
+        + &simulated_backend_yaml(&azure, "a", "tier: 2").replace("name: a", "name: all");
+    let balancer = Balancer::start(&backends, "retry: { attempts: 0 }").await;
+    let path = |name: &str| format!("/openai/deployments/{name}/chat/completions?api-version=2024-10-21");
+    let post = async |target: &str, key: &str| {
+        balancer.post(target, &[("api-key", key)], CHAT_BODY.as_bytes()).await.status
+    };
+    for (target, key, status) in [
+        (path("gpt-4o"), CLIENT_KEY, 200),
+        (path("MAPPED"), CLIENT_KEY, 200),
+        (path("gpt-4o"), "wrong", 401),
+        (path("gpt-4o"), "wrong too", 401),
+        ("/elsewhere".to_owned(), CLIENT_KEY, 404),
+        ("/openai/..".to_owned(), CLIENT_KEY, 400),
+        (path("gone"), CLIENT_KEY, 502),
+        (path("misspelt"), CLIENT_KEY, 404),
+    ] {
+        assert_eq!(post(&target, key).await, status, "{target}");
+    }
+    // What is relayed is no refusal of ours.
+    azure.set_mood("a", Mood::Refuses(aoai_lb::demo::SimulatedError::ContentFilter));
+    assert_eq!(post(&path("gpt-4o"), CLIENT_KEY).await, 400);
+    let relayed =
+        r#"aoai_lb_requests_total{client="team-a",deployment="gpt-4o",operation="chat",status="400"}"#;
+    let samples = wait_for_sample(&balancer, relayed, 1.0).await;
+    let of_family = |family: &str| -> Vec<(&str, f64)> {
+        let own = samples.iter().filter(|(name, _)| name.starts_with(family));
+        own.map(|(name, value)| (&name[family.len()..], *value)).collect()
+    };
+    assert_eq!(
+        of_family("aoai_lb_refusals_total"),
+        [
+            (r#"{client="none",code="bad_request"}"#, 1.0),
+            (r#"{client="none",code="invalid_api_key"}"#, 2.0),
+            (r#"{client="none",code="path_not_allowed"}"#, 1.0),
+            (r#"{client="team-a",code="DeploymentNotFound"}"#, 1.0),
+            (r#"{client="team-a",code="upstream_failed"}"#, 1.0),
+        ]
+    );
+    // An attempt without a response has no first byte.
+    assert_eq!(
+        of_family("aoai_lb_attempt_seconds_count"),
+        [
+            (r#"{backend="a",deployment="gpt-4o"}"#, 2.0),
+            (r#"{backend="a",deployment="mapped"}"#, 1.0),
+            (r#"{backend="all",deployment="other"}"#, 1.0),
         ]
     );
 }

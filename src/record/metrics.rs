@@ -28,6 +28,9 @@ const RELOAD_FAILURE: &str = "failure";
 /// Buckets for responses of models: from cached embeddings to half an hour of reasoning.
 const DURATION_BUCKETS_SECONDS: &[f64] =
     &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0, 600.0, 1800.0];
+/// Buckets for the first byte of an attempt: fewer, since each backend has a series for each deployment.
+const ATTEMPT_BUCKETS_SECONDS: &[f64] =
+    &[0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 60.0, 120.0, 600.0];
 /// Buckets for the time that is spent in the load balancer itself.
 const OVERHEAD_BUCKETS_SECONDS: &[f64] =
     &[0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5];
@@ -41,7 +44,9 @@ pub struct Metrics {
     request_duration: HistogramVec,
     time_to_first_byte: HistogramVec,
     balancer_overhead: Histogram,
+    refusals: IntCounterVec,
     attempts: IntCounterVec,
+    attempt_first_byte: HistogramVec,
     failovers: IntCounterVec,
     tokens: IntCounterVec,
     records: IntCounterVec,
@@ -66,6 +71,11 @@ impl Metrics {
             let options = HistogramOpts::new(name, help).buckets(DURATION_BUCKETS_SECONDS.to_vec());
             register_metric(&registry, HistogramVec::new(options, &["operation"]))
         };
+        let attempt_options = HistogramOpts::new(
+            "aoai_lb_attempt_seconds",
+            "Time from the choice of a backend to the head of its response, by the deployment that the client named.",
+        );
+        let attempt_options = attempt_options.buckets(ATTEMPT_BUCKETS_SECONDS.to_vec());
         let overhead_options = HistogramOpts::new(
             "aoai_lb_overhead_seconds",
             "Time a request spent in the load balancer itself: admission, routing, verdicts, no waiting.",
@@ -96,6 +106,15 @@ impl Metrics {
             balancer_overhead: register_metric(
                 &registry,
                 Histogram::with_opts(overhead_options.buckets(OVERHEAD_BUCKETS_SECONDS.to_vec())),
+            ),
+            refusals: counters(
+                "aoai_lb_refusals_total",
+                "Responses that the load balancer made itself in place of an answer, by `error.code`.",
+                &["client", "code"],
+            ),
+            attempt_first_byte: register_metric(
+                &registry,
+                HistogramVec::new(attempt_options, &["backend", "deployment"]),
             ),
             attempts: counters(
                 "aoai_lb_attempts_total",
@@ -158,8 +177,15 @@ impl Metrics {
             self.time_to_first_byte.with_label_values(&[operation]).observe(first.as_secs_f64());
         }
         self.balancer_overhead.observe(exchange.balancer_overhead.as_secs_f64());
+        if let Some(code) = exchange.refusal_code {
+            self.refusals.with_label_values(&[client, code]).inc();
+        }
         for (index, attempt) in exchange.attempts.iter().enumerate() {
             self.attempts.with_label_values(&[attempt.backend.as_str(), attempt.outcome_label()]).inc();
+            if let Some(first) = attempt.time_to_response_head {
+                let labels = [attempt.backend.as_str(), deployment];
+                self.attempt_first_byte.with_label_values(&labels).observe(first.as_secs_f64());
+            }
             if index + 1 < exchange.attempts.len() {
                 let status = attempt.status.map(|status| status.to_string());
                 let reason = attempt.error_code.or(status.as_deref()).unwrap_or(UNKNOWN_LABEL);

@@ -112,6 +112,8 @@ mod tests {
             backend: BackendName::new(backend),
             status: *status,
             error_code: *error_code,
+            start: Duration::ZERO,
+            time_to_response_head: None,
             duration_ms: 1,
             retry_after_ms: None,
         });
