@@ -18,9 +18,11 @@ use std::time::Duration;
 use aoai_lb::demo::{DeploymentKind, Mood, ResponseTiming, SimulatedResource, Simulator};
 use futures::future::join_all;
 use serde_json::Value;
+use support::traffic::BackgroundTraffic;
 use support::upstream::{self, RawRequest, ScriptedUpstream};
 use support::{
-    Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, STREAM_BODY, all_backends_yaml, start_simulator, wait_until,
+    Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, STREAM_BODY, all_backends_yaml, listed_backends_yaml,
+    send_signal_to, start_simulator, wait_until,
 };
 
 const STREAM_END: &str = "data: [DONE]\n\n";
@@ -169,6 +171,43 @@ async fn record_files_rotate_by_size_and_on_sighup_and_old_ones_are_compressed()
     client.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], CHAT_BODY.as_bytes()).await;
     wait_until("the file exists again", || directory.path().join("records.jsonl").exists()).await;
     assert!(before.len() > 50);
+}
+
+/// Renames the record file as logrotate does, and returns once the process writes to a new one.
+async fn rename_and_reopen(balancer: &Balancer, round: usize) {
+    let path = balancer.path("records.jsonl");
+    std::fs::rename(&path, balancer.path(&format!("records.jsonl.{round}"))).unwrap();
+    assert!(send_signal_to("USR1", balancer.serving_pid().await));
+    wait_until("the record file is there again", || path.exists()).await;
+}
+
+#[tokio::test]
+async fn renamed_record_files_are_reopened_on_sigusr1_and_no_record_is_lost_or_doubled() {
+    let azure = start_simulator(&["a", "b"]).await;
+    let mut balancer = Balancer::start(&listed_backends_yaml(&azure), "").await;
+    // Without traffic as well: nothing but the signal makes it open the file.
+    rename_and_reopen(&balancer, 0).await;
+    let traffic = BackgroundTraffic::start(balancer.address);
+    for round in 1..=6 {
+        let started_before = traffic.started_requests();
+        wait_until("30 more requests have started", || traffic.started_requests() > started_before + 30)
+            .await;
+        if round == 4 {
+            // The old process writes records, too, and gets no signal.
+            assert!(balancer.run_upgrade_command().await.status.success());
+        }
+        rename_and_reopen(&balancer, round).await;
+    }
+    let counts = traffic.stop().await;
+    assert_eq!(counts.failures, Vec::<String>::new());
+    balancer.wait_until_single_process().await;
+    let directory = balancer.path("records.jsonl").parent().unwrap().to_owned();
+    let expected = counts.requests + counts.streams + counts.websockets;
+    wait_until("all records are written", || read_all_records(&directory).len() >= expected).await;
+    let ids = request_ids(&read_all_records(&directory));
+    assert_eq!((ids.len(), ids.iter().collect::<HashSet<_>>().len()), (expected, expected));
+    let file_count = record_files(&directory).len();
+    assert_eq!(file_count, 8, "expected a file for each rename, and the newest");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -223,6 +223,23 @@ async fn the_old_process_exits_after_its_last_stream_and_a_shutdown_waits_for_bo
 }
 
 #[tokio::test]
+async fn a_stop_that_reaches_the_old_process_just_after_the_handover_stops_both() {
+    let azure = start_simulator(&["a"]).await;
+    azure.set_mood("a", Mood::Drip(Duration::from_millis(300)));
+    let mut balancer = Balancer::start(&simulated_backend_yaml(&azure, "a", LISTED_DEPLOYMENTS), "").await;
+    let old_pid = balancer.serving_pid().await;
+    assert!(balancer.run_upgrade_command().await.status.success());
+    // As a service manager does that has not yet learned of the new main process: it waits for the old one.
+    assert!(send_signal_to("TERM", old_pid));
+    balancer.wait_for_log("forwarding the stop to process").await;
+    balancer.wait_for_log("stopping: readiness probes fail").await;
+    assert_eq!(balancer.wait_for_exit().await, 0);
+    let stopped = || balancer.log().matches("stopped with 0 requests in flight").count();
+    wait_until("both processes report their end", || stopped() == 2).await;
+    assert!(!balancer.log().contains("does not accept the stop"), "{}", balancer.log());
+}
+
+#[tokio::test]
 async fn the_old_process_exits_after_the_grace_period() {
     let azure = start_simulator(&["a"]).await;
     azure.set_mood("a", Mood::Drip(Duration::from_secs(5)));

@@ -168,6 +168,13 @@ impl Recorder {
         }
     }
 
+    /// Asks the JSON lines sink to open its file again, because another program has renamed it.
+    pub fn request_jsonl_reopening(&self) {
+        if let Some(jsonl) = &self.jsonl_control {
+            jsonl.is_reopening_requested.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// Writes the queued records and ends the threads, within `SHUTDOWN_TIMEOUT`. Records that a sink has
     /// not delivered by then stay in the spool for the next process.
     pub fn shut_down(&self) {

@@ -17,9 +17,11 @@ pub mod upgrade;
 use std::sync::Arc;
 use std::time::Instant;
 
+use log::warn;
 use pingora::server::configuration::{Opt, ServerConf};
 use pingora::server::{RunArgs, Server};
 use tokio::runtime::{Handle, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 
 use self::config_manager::{ConfigManager, ReloadError};
@@ -27,7 +29,7 @@ use self::listen_addresses::listen_addresses;
 use self::listeners::{ListenerRuntimeHandle, admin_service, listener_services};
 use self::open_files::raise_open_file_limit;
 use self::shutdown::{RelatedProcesses, close_recorder, exit_when_drained};
-use self::signals::{SignalHandler, reload_on_sighup};
+use self::signals::{SignalHandler, reload_on_sighup, reopen_record_file_on_sigusr1};
 use self::startup::StartupTask;
 use self::upgrade::{ControlSocket, PredecessorRole, Program, SuccessorRole};
 use crate::admin::AdminApi;
@@ -103,6 +105,16 @@ impl PreparedServer {
         let keyring = Keyring::new(background.handle());
         let recorder = Recorder::start(&config, &keyring, background.handle())?;
         let process = Arc::new(ProcessState::new(started, recorder, keyring));
+        {
+            // Before the steps that take long: until it is handled, this signal would end the process.
+            let _context = background.enter();
+            match signal(SignalKind::user_defined1()) {
+                Ok(reopen) => {
+                    drop(background.spawn(reopen_record_file_on_sigusr1(reopen, Arc::clone(&process))));
+                }
+                Err(error) => warn!("cannot handle SIGUSR1: {error}"),
+            }
+        }
         let file = program.map(|program| program.config_file.clone());
         let config_manager = Arc::new(background.block_on(ConfigManager::new(checked, file, process))?);
         let options = Opt { upgrade: successor.is_some(), ..Opt::default() };

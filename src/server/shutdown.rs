@@ -23,7 +23,7 @@ pub(super) struct RelatedProcesses {
     /// Predecessors that still finish their requests. A stop waits for them, because systemd kills
     /// all processes of a service when its main process exits.
     earlier_processes: Arc<ProcessSet>,
-    /// Set by SIGUSR1: a predecessor waits for this process, so this one must not wait for it.
+    /// Set if a predecessor passed a stop on and waits for this process, so this one must not wait for it.
     pub(super) exits_before_earlier_processes: AtomicBool,
     /// The successor to which this process has forwarded a stop. It is waited for.
     pub(super) successor_told_to_stop: OnceLock<ProcessSet>,

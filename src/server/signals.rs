@@ -5,9 +5,12 @@
 //! - SIGINT exits at once.
 //! - SIGUSR2 upgrades: a new process takes over, and this one finishes its requests.
 //! - SIGHUP reloads the configuration and rotates the record file.
-//! - SIGUSR1 stops as SIGTERM does. A predecessor sends it, and waits for this process; with SIGTERM
-//!   this process would wait for its predecessors.
+//! - SIGUSR1 opens the record file again, after logrotate has renamed it.
+//!
+//! A predecessor passes a late stop on through the control socket and waits for this process; with SIGTERM this
+//! process would wait for its predecessors.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -25,7 +28,8 @@ use super::config_manager::ConfigManager;
 use super::notify;
 use super::shutdown::RelatedProcesses;
 use super::upgrade::{
-    ControlChannel, ControlCommand, HandoverError, PredecessorRole, ProcessSet, wait_for_serving_and_report,
+    ControlChannel, ControlCommand, HandoverError, PredecessorRole, ProcessSet, accept_stop,
+    tell_successor_to_stop, wait_for_serving_and_report,
 };
 use crate::gateway::ProcessState;
 
@@ -44,36 +48,48 @@ pub(super) struct SignalHandler {
     pub(super) related_processes: Arc<RelatedProcesses>,
 }
 
+/// What asks for an upgrade.
+enum UpgradeTrigger {
+    Signal,
+    /// `aoai-lb upgrade`; progress and result go to the channel.
+    Requester(ControlChannel),
+    /// A process that introduces itself as the successor.
+    Successor(ControlChannel),
+}
+
 #[async_trait]
 impl ShutdownSignalWatch for SignalHandler {
     async fn recv(&self) -> ShutdownSignal {
-        let (Ok(mut terminate), Ok(mut interrupt), Ok(mut quit), Ok(mut upgrade), Ok(mut stop_first)) = (
+        let (Ok(mut terminate), Ok(mut interrupt), Ok(mut quit), Ok(mut upgrade)) = (
             signal(SignalKind::terminate()),
             signal(SignalKind::interrupt()),
             signal(SignalKind::quit()),
             signal(SignalKind::user_defined2()),
-            signal(SignalKind::user_defined1()),
         ) else {
             warn!("cannot install the signal handlers");
             return std::future::pending().await;
         };
         let mut control_commands = self.command_receiver.lock().await;
         loop {
-            let command = tokio::select! {
+            let trigger = tokio::select! {
                 _ = terminate.recv() => return self.announce_stop_and_wait(&mut interrupt).await,
                 _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
-                _ = stop_first.recv() => {
-                    self.related_processes.exits_before_earlier_processes.store(true, Ordering::Release);
-                    return self.announce_stop_and_wait(&mut interrupt).await;
-                }
-                _ = upgrade.recv() => None,
+                _ = upgrade.recv() => UpgradeTrigger::Signal,
                 _ = quit.recv() => {
                     // Pingora's own upgrade signal. It would end this process although no successor
                     // waits for the sockets.
                     warn!("SIGQUIT is ignored; `aoai-lb upgrade` or SIGUSR2 upgrades this process");
                     continue;
                 }
-                Some(command) = control_commands.recv() => Some(command),
+                Some(command) = control_commands.recv() => match command {
+                    ControlCommand::Stop(channel) => {
+                        self.related_processes.exits_before_earlier_processes.store(true, Ordering::Release);
+                        self.background_runtime.spawn(accept_stop(channel));
+                        return self.announce_stop_and_wait(&mut interrupt).await;
+                    }
+                    ControlCommand::Upgrade(channel) => UpgradeTrigger::Requester(channel),
+                    ControlCommand::HandOver { channel, .. } => UpgradeTrigger::Successor(channel),
+                },
             };
             let Some(predecessor) = &self.predecessor_role else {
                 warn!("SIGUSR2 is ignored: this process was started without a configuration file");
@@ -81,7 +97,7 @@ impl ShutdownSignalWatch for SignalHandler {
             };
             let mut requester = None;
             let outcome = tokio::select! {
-                outcome = prepare_handover(predecessor, command, &mut requester, &mut control_commands) => outcome,
+                outcome = prepare_handover(predecessor, trigger, &mut requester, &mut control_commands) => outcome,
                 _ = terminate.recv() => return self.announce_stop_and_wait(&mut interrupt).await,
                 _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
             };
@@ -95,6 +111,7 @@ impl ShutdownSignalWatch for SignalHandler {
                     requester,
                     outcome,
                     terminate,
+                    predecessor.upgrade_socket_path.clone(),
                     process,
                     related_processes,
                 ));
@@ -128,6 +145,7 @@ async fn report_and_forward_late_stop(
     requester: Option<ControlChannel>,
     outcome: Result<ControlChannel, HandoverError>,
     mut terminate: Signal,
+    upgrade_socket_path: PathBuf,
     process: Arc<ProcessState>,
     related_processes: Arc<RelatedProcesses>,
 ) {
@@ -137,27 +155,34 @@ async fn report_and_forward_late_stop(
     }
     info!("forwarding the stop to process {pid}, which has just taken over");
     let successor = ProcessSet::from_pids(&[pid]);
-    let raw_pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    if raw_pid.is_some_and(|pid| kill_process(pid, ProcessSignal::USR1).is_ok())
-        && related_processes.successor_told_to_stop.set(successor).is_ok()
-    {
-        process.is_stopping.store(true, Ordering::Release);
+    match tell_successor_to_stop(&upgrade_socket_path).await {
+        Ok(()) if related_processes.successor_told_to_stop.set(successor).is_ok() => {
+            process.is_stopping.store(true, Ordering::Release);
+        }
+        Ok(()) => {}
+        Err(error) => {
+            // It waits for this process then, which must not wait for it.
+            warn!("process {pid} does not accept the stop ({error}): it is sent SIGTERM");
+            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+                let _ = kill_process(pid, ProcessSignal::TERM);
+            }
+        }
     }
 }
 
 /// Hands over to a process that introduced itself, or starts one.
 async fn prepare_handover(
     predecessor: &PredecessorRole,
-    command: Option<ControlCommand>,
+    trigger: UpgradeTrigger,
     requester: &mut Option<ControlChannel>,
     control_commands: &mut mpsc::Receiver<ControlCommand>,
 ) -> Result<ControlChannel, HandoverError> {
-    match command {
-        Some(ControlCommand::HandOver { channel, .. }) => {
+    match trigger {
+        UpgradeTrigger::Successor(channel) => {
             return predecessor.prepare_socket_handover(channel, requester).await;
         }
-        Some(ControlCommand::Upgrade(channel)) => *requester = Some(channel),
-        None => {}
+        UpgradeTrigger::Requester(channel) => *requester = Some(channel),
+        UpgradeTrigger::Signal => {}
     }
     predecessor.start_and_prepare_successor(requester, control_commands).await
 }
@@ -179,5 +204,13 @@ pub(super) async fn reload_on_sighup(config_manager: Arc<ConfigManager>) {
         // `reload` logs its result.
         let _ = config_manager.reload().await;
         notify::notify_ready(&config_manager);
+    }
+}
+
+/// Handles SIGUSR1: opens the record file again, which logrotate has renamed.
+pub(super) async fn reopen_record_file_on_sigusr1(mut reopen: Signal, process: Arc<ProcessState>) {
+    while reopen.recv().await.is_some() {
+        info!("SIGUSR1: the record file is opened again");
+        process.recorder.request_jsonl_reopening();
     }
 }

@@ -32,6 +32,8 @@ pub enum ControlCommand {
         /// Its process id.
         pid: u32,
     },
+    /// Stop, without waiting for the sender, which waits for this process.
+    Stop(ControlChannel),
 }
 
 /// The control socket of this process.
@@ -81,6 +83,7 @@ impl ControlSocket {
                 let command = match channel.receive(FIRST_MESSAGE_TIMEOUT).await {
                     Ok(ControlMessage::Upgrade) => ControlCommand::Upgrade(channel),
                     Ok(ControlMessage::Introduction { pid }) => ControlCommand::HandOver { channel, pid },
+                    Ok(ControlMessage::Stop) => ControlCommand::Stop(channel),
                     other => return debug!("control socket: no command: {other:?}"),
                 };
                 // If the queue is full, the connection is closed, and the client sees that.

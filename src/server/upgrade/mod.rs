@@ -12,6 +12,7 @@ mod predecessor;
 mod process_set;
 mod protocol;
 mod request;
+mod stop;
 mod successor;
 
 pub use self::channel::ControlChannel;
@@ -19,4 +20,5 @@ pub use self::control_socket::{ControlCommand, ControlSocket};
 pub use self::predecessor::{HandoverError, PredecessorRole, Program, wait_for_serving_and_report};
 pub use self::process_set::ProcessSet;
 pub use self::request::{UpgradeRequestError, request_upgrade};
+pub use self::stop::{accept_stop, tell_successor_to_stop};
 pub use self::successor::{SuccessorRole, TakeoverError};

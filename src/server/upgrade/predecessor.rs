@@ -201,7 +201,11 @@ impl PredecessorRole {
             tokio::select! {
                 command = commands.recv() => match command {
                     Some(ControlCommand::HandOver { channel, pid: sender }) if sender == pid => return Ok(channel),
-                    Some(ControlCommand::HandOver { mut channel, .. } | ControlCommand::Upgrade(mut channel)) => {
+                    Some(
+                        ControlCommand::HandOver { mut channel, .. }
+                        | ControlCommand::Upgrade(mut channel)
+                        | ControlCommand::Stop(mut channel),
+                    ) => {
                         let reason = "an upgrade is already in progress".to_owned();
                         let _ = channel.send(&ControlMessage::Failed { reason }).await;
                     }

@@ -45,6 +45,10 @@ pub(super) enum ControlMessage {
     ReadyForSockets,
     /// From the successor: it is serving.
     Serving { pid: u32 },
+    /// To the process that is now running: its predecessor was told to stop in its place, and waits for it.
+    Stop,
+    /// From the process that was told to stop: it stops.
+    Stopping,
     /// To the requester of the upgrade: the current step.
     Progress {
         #[serde(rename = "what")]
@@ -79,6 +83,8 @@ mod tests {
             (state, r#"{"inheritance":{"remembered":{"backends":[]},"learned":["x"]}}"#),
             (ControlMessage::ReadyForSockets, r#""ready""#),
             (ControlMessage::Serving { pid: 1 }, r#"{"serving":{"pid":1}}"#),
+            (ControlMessage::Stop, r#""stop""#),
+            (ControlMessage::Stopping, r#""stopping""#),
             (ControlMessage::Progress { step: "s".to_owned() }, r#"{"progress":{"what":"s"}}"#),
             (ControlMessage::Done { pid: 1 }, r#"{"done":{"pid":1}}"#),
             (ControlMessage::Failed { reason: "r".to_owned() }, r#"{"failed":{"why":"r"}}"#),

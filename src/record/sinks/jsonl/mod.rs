@@ -44,6 +44,8 @@ const MAX_REOPEN_ATTEMPTS: usize = 10;
 pub struct JsonlControl {
     /// The file is to be rotated, though it is not full.
     pub is_rotation_requested: AtomicBool,
+    /// The file is to be opened again: another program has renamed it.
+    pub is_reopening_requested: AtomicBool,
     /// The process ends: records that cannot be written at once stay in the spool.
     pub is_shutting_down: AtomicBool,
 }
@@ -96,6 +98,11 @@ impl JsonlSink {
         loop {
             if self.control.is_rotation_requested.swap(false, Ordering::Relaxed) {
                 self.rotate_on_request();
+            }
+            if self.control.is_reopening_requested.swap(false, Ordering::Relaxed) {
+                self.file = None;
+                self.last_open_attempt = None;
+                self.open_if_due();
             }
             match reader.wait_for_batch(MAX_BATCH_BYTES, POLL_INTERVAL) {
                 SpoolRead::Batch(batch) => {
