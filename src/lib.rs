@@ -18,4 +18,5 @@ pub mod record;
 pub mod refusal;
 pub mod routing;
 pub mod server;
+pub mod state;
 pub mod yaml;

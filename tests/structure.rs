@@ -23,7 +23,7 @@ const LAYERS: [&[&str]; 11] = [
     &["routing", "admission"],
     &["credentials"],
     &["outbound"],
-    &["azure", "config", "demo", "files", "names", "refusal", "yaml"],
+    &["azure", "config", "demo", "files", "names", "refusal", "state", "yaml"],
 ];
 
 /// What the lowest rooms import nevertheless: words that all rooms share, and how files are read.

@@ -131,6 +131,7 @@ impl RunningGateway {
             .args(command)
             .current_dir(&directory)
             .env("RUNTIME_DIRECTORY", directory.join("run"))
+            .env("STATE_DIRECTORY", directory.join("state"))
             .stdout(File::create(&log)?)
             .stderr(File::options().append(true).open(&log)?)
             .spawn()?;

@@ -1,42 +1,70 @@
 //! Drains and undrains a backend.
 
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::{info, warn};
 use serde_json::json;
 
 use super::response::{self, FullResponse};
-use crate::gateway::Gateway;
+use crate::config::closest_match;
+use crate::gateway::{Gateway, HandingOver};
+use crate::names::BackendName;
 use crate::refusal::{Refusal, RefusalReason};
 use crate::routing::availability::UnavailableReason;
 
-/// Drains or undrains the backend of this name.
+/// Drains or undrains the backend of this name. Blocks while the change is saved.
 pub(super) fn set_drained(gateway: &Gateway, name: &str, drained: bool) -> FullResponse {
-    let Some(backend) = gateway.backends.iter().find(|backend| backend.config.name.as_str() == name) else {
-        let names: Vec<&str> = gateway.backends.iter().map(|backend| backend.config.name.as_str()).collect();
-        let message = format!("no backend has this name; the backends are {}", names.join(", "));
-        return response::with_refusal(404, &Refusal::new(RefusalReason::PathNotAllowed, message));
-    };
     let now = Instant::now();
-    let changed = if drained { backend.health.drain(now) } else { backend.health.undrain(now) };
-    if changed {
+    let process = &gateway.process_state;
+    let backend_name = BackendName::new(name);
+    let is_configured = gateway.backends.iter().any(|backend| backend.config.name == backend_name);
+    // A drain outlives its backend in the file, and has to end some time.
+    let is_left_over =
+        || process.health_registry.drained_backends(now).iter().any(|(drained, _)| *drained == backend_name);
+    if !is_configured && (drained || !is_left_over()) {
+        return unknown_name(gateway, name);
+    }
+    let change = match process.drains.set_drained(&process.health_registry, &backend_name, drained, now) {
+        Ok(change) => change,
+        Err(HandingOver) => return handing_over(),
+    };
+    if change.changed {
         let state = if drained { "drained" } else { "undrained" };
         info!("backend {name}: {state} by the operator");
     }
     let stranded = if drained { fully_drained_pools(gateway, now) } else { Vec::new() };
-    if changed && !stranded.is_empty() {
+    if change.changed && !stranded.is_empty() {
         warn!("all backends of {} are drained", stranded.join(", "));
     }
-    let in_flight = backend.health.attempts_in_flight.load(Ordering::Relaxed);
+    let health = process.health_registry.get_or_create_backend(&backend_name);
     let body = json!({
         "backend": name,
         "drained": drained,
-        "changed": changed,
-        "in_flight": in_flight,
+        "changed": change.changed,
+        "in_flight": health.attempts_in_flight.load(Ordering::Relaxed),
         "left_without_backend": stranded,
+        "save_problem": change.save_problem,
     });
     response::with_json(200, body.to_string().into_bytes())
+}
+
+fn unknown_name(gateway: &Gateway, name: &str) -> FullResponse {
+    let names: Vec<&str> = gateway.backends.iter().map(|backend| backend.config.name.as_str()).collect();
+    let all = names.join(", ");
+    let message = match closest_match(name, names.iter().copied()) {
+        Some(closest) => {
+            format!("no backend has this name; did you mean {closest}? The backends are {all}")
+        }
+        None => format!("no backend has this name; the backends are {all}"),
+    };
+    response::with_refusal(404, &Refusal::new(RefusalReason::PathNotAllowed, message))
+}
+
+fn handing_over() -> FullResponse {
+    let message = "an upgrade is in progress: retry in a moment";
+    let refusal = Refusal::new(RefusalReason::Overloaded, message);
+    response::with_refusal(503, &refusal.with_retry_after(Duration::from_secs(1)))
 }
 
 /// The pools whose backends are all drained.

@@ -32,6 +32,7 @@ use pingora::server::ShutdownWatch;
 use pingora::{Error, ErrorType};
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use self::access::{AllowedHosts, has_token_if_required, is_allowed_host_and_origin};
@@ -186,11 +187,18 @@ impl AdminApi {
             return self.reload_and_respond().await;
         }
         let active_config = self.status_source.load_active_config();
-        match path.strip_prefix("/api/backends/").and_then(|rest| rest.split_once('/')) {
-            Some((name, "drain")) => set_drained(&active_config.gateway, name, true),
-            Some((name, "undrain")) => set_drained(&active_config.gateway, name, false),
-            _ => response::not_found(),
-        }
+        let (name, drained) = match path.strip_prefix("/api/backends/").and_then(|rest| rest.split_once('/'))
+        {
+            Some((name, "drain")) => (name.to_owned(), true),
+            Some((name, "undrain")) => (name.to_owned(), false),
+            _ => return response::not_found(),
+        };
+        // It writes a file.
+        let set = spawn_blocking(move || set_drained(&active_config.gateway, &name, drained)).await;
+        set.unwrap_or_else(|_| {
+            let refusal = Refusal::new(RefusalReason::Overloaded, "the process stops");
+            response::with_refusal(503, &refusal)
+        })
     }
 
     async fn reload_and_respond(&self) -> FullResponse {

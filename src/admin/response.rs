@@ -35,7 +35,13 @@ pub(super) fn with_text(status: u16, body: &str) -> FullResponse {
 
 /// An error in the format of Azure OpenAI.
 pub(super) fn with_refusal(status: u16, refusal: &Refusal) -> FullResponse {
-    with_json(status, refusal_response::refusal_body(refusal).to_vec())
+    let mut response = with_json(status, refusal_response::refusal_body(refusal).to_vec());
+    if let Some(wait) = refusal.retry_after {
+        let seconds = wait.as_millis().div_ceil(1000);
+        let value = HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX));
+        response.headers_mut().insert(header::RETRY_AFTER, value);
+    }
+    response
 }
 
 /// 404 for a path that does not exist.

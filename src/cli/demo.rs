@@ -74,7 +74,8 @@ fn run_demo(arguments: DemoArguments, background: &Runtime) -> Result<(), DemoEr
     let records = std::env::temp_dir().join(format!("aoai-lb-demo-{}.jsonl", std::process::id()));
     let yaml =
         demo_config_yaml(arguments, &simulator, &[("demo", &user_key), ("traffic", &traffic_key)], &records);
-    let checked = config::parse_and_check_yaml(&yaml, Path::new(""), &|_| None)?;
+    let mut checked = config::parse_and_check_yaml(&yaml, Path::new(""), &|_| None)?;
+    checked.config.server.state_directory = None;
     server::check_addresses_are_free(&checked.config, &[])?;
     print_banner(arguments, &simulator, &user_key, &records)?;
     background.spawn(generate_traffic(arguments.listen, traffic_key));

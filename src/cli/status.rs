@@ -210,6 +210,9 @@ fn format_tables(status: &StatusReport) -> Result<Vec<u8>, StatusError> {
     if !configuration.needs_upgrade.is_empty() {
         writeln!(out, "needs an upgrade: {}", configuration.needs_upgrade.join(", "))?;
     }
+    if let Some(problem) = &process.drains_not_saved {
+        writeln!(out, "drains end with this process: {problem}")?;
+    }
     writeln!(out, "in flight {}, finished {}\n", status.requests_in_flight, status.finished_requests)?;
     write_table(&backend_rows(&status.backends), 3, &mut out)?;
     let deployments = deployment_rows(&status.backends);

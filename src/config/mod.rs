@@ -32,3 +32,4 @@ pub use values::{
     AllowRule, CertifiedKey, CertifiedKeyError, CertifiedKeyFiles, DeploymentMap, Endpoint, PathPattern,
     Percentage, Secret, StatusSet,
 };
+pub(crate) use yaml::closest_match;

@@ -7,6 +7,7 @@
 mod admitted_request;
 mod backend;
 mod backend_question;
+mod drains;
 mod learn;
 mod model_list;
 mod pool_set;
@@ -40,6 +41,7 @@ use crate::routing::retry_plan::RetryLimits;
 pub use self::admitted_request::AdmittedRequest;
 pub use self::backend::Backend;
 pub use self::backend_question::{BackendQuestion, QuestionSubject};
+pub use self::drains::{DrainChange, Drains, HandingOver};
 pub use self::learn::ResponseFacts;
 pub use self::model_list::ModelsAnswer;
 pub use self::pool_set::PoolKey;

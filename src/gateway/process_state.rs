@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Instant;
 
 use super::backend_question::QuestionQueue;
+use super::drains::Drains;
 use crate::credentials::Keyring;
 use crate::record::Recorder;
 use crate::routing::backend_health::HealthRegistry;
@@ -13,6 +14,8 @@ use crate::routing::backend_health::HealthRegistry;
 pub struct ProcessState {
     /// What is known of each backend.
     pub health_registry: HealthRegistry,
+    /// The drains of backends, in memory until they get a directory.
+    pub drains: Drains,
     /// Requests in progress: from the parsed head until both the record and the response are finished.
     pub requests_in_flight: AtomicUsize,
     /// Requests whose record is finished.
@@ -35,6 +38,7 @@ impl ProcessState {
     pub fn new(now: Instant, recorder: Recorder, keyring: Keyring) -> Self {
         Self {
             health_registry: HealthRegistry::new(now),
+            drains: Drains::default(),
             requests_in_flight: AtomicUsize::new(0),
             requests_finished: AtomicUsize::new(0),
             is_stopping: AtomicBool::new(false),

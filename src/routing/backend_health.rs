@@ -46,6 +46,14 @@ impl HealthRegistry {
         Arc::clone(health.or_insert_with(|| Arc::new(BackendHealth::new(self.created_at))))
     }
 
+    /// The drained backends and since when, sorted by name.
+    pub fn drained_backends(&self, now: Instant) -> Vec<(BackendName, Instant)> {
+        let backends = self.backends_by_name().into_iter();
+        backends
+            .filter_map(|(name, health)| Some((name, health.drain_state.current_outage(now)?.since)))
+            .collect()
+    }
+
     /// All backends, sorted by name.
     pub(super) fn backends_by_name(&self) -> Vec<(BackendName, Arc<BackendHealth>)> {
         let backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
@@ -177,6 +185,12 @@ impl BackendHealth {
     pub fn drain(&self, now: Instant) -> bool {
         let until = now + DRAIN_DURATION;
         self.drain_state.mark_unavailable(Unavailable { reason: UnavailableReason::Drained, until }, now)
+    }
+
+    /// Continues a drain that began earlier.
+    pub fn restore_drain(&self, since: Instant, now: Instant) {
+        let unavailable = Unavailable { reason: UnavailableReason::Drained, until: now + DRAIN_DURATION };
+        self.drain_state.restore_outage(Outage { unavailable, since });
     }
 
     /// Ends a drain. Returns false if it was not drained.

@@ -148,6 +148,9 @@ impl ConfigManager {
         let mut state = self.addresses_and_tasks.lock().await;
         let result = self.load_and_activate(&mut state).await;
         self.process_state.recorder.metrics().record_config_reload(result.is_ok());
+        let process = Arc::clone(&self.process_state);
+        let save = move || process.drains.save_pending(&process.health_registry, Instant::now());
+        let _ = spawn_blocking(save).await;
         match &result {
             Ok(ReloadReport { status, warnings }) => {
                 warnings.iter().for_each(|warning| warn!("configuration: {warning}"));

@@ -3,6 +3,7 @@
 
 pub mod build_config;
 mod config_manager;
+mod drained_backends;
 mod listen_addresses;
 mod listeners;
 mod notify;
@@ -115,6 +116,9 @@ impl PreparedServer {
                 Err(error) => warn!("cannot handle SIGUSR1: {error}"),
             }
         }
+        if let (None, Some(directory)) = (successor, &config.server.state_directory) {
+            process.drains.restore(directory, &process.health_registry, started);
+        }
         let file = program.map(|program| program.config_file.clone());
         let config_manager = Arc::new(background.block_on(ConfigManager::new(checked, file, process))?);
         let options = Opt { upgrade: successor.is_some(), ..Opt::default() };
@@ -145,6 +149,10 @@ impl PreparedServer {
         // With `Opt::upgrade` this blocks until the predecessor has sent its sockets, and exits the
         // process if they do not come: everything that can fail has to be done before.
         server.bootstrap();
+        // Given up by the predecessor before it sent its sockets.
+        if let (Some(_), Some(directory)) = (&successor, &config.server.state_directory) {
+            process.drains.take_over(directory, &process.health_registry, Instant::now());
+        }
         let (command_sender, command_receiver) = ControlSocket::command_queue();
         let earlier_processes =
             Arc::new(successor.as_ref().map(SuccessorRole::earlier_processes).unwrap_or_default());

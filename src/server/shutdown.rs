@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::info;
 use pingora::server::ExecutionPhase;
@@ -98,6 +98,7 @@ pub(super) fn close_recorder_and_exit(process: &ProcessState, code: i32) -> ! {
 
 /// Writes the remaining records and stops the recorder.
 pub(super) fn close_recorder(process: &ProcessState) {
+    process.drains.save_pending(&process.health_registry, Instant::now());
     process.recorder.shut_down();
     info!("stopped with {} requests in flight", process.requests_in_flight.load(Ordering::Acquire));
 }

@@ -105,6 +105,7 @@ impl ShutdownSignalWatch for SignalHandler {
             // Before the sockets are sent: clients on open connections move to the successor.
             self.process_state.is_draining_connections.fetch_or(has_handed_over, Ordering::AcqRel);
             if has_handed_over {
+                self.process_state.drains.release_directory();
                 let (process, related_processes) =
                     (Arc::clone(&self.process_state), Arc::clone(&self.related_processes));
                 self.background_runtime.spawn(report_and_forward_late_stop(
@@ -117,6 +118,7 @@ impl ShutdownSignalWatch for SignalHandler {
                 ));
                 return ShutdownSignal::GracefulUpgrade;
             }
+            self.process_state.drains.cancel_handover();
             self.background_runtime.spawn(wait_for_serving_and_report(requester, outcome));
         }
     }

@@ -8,6 +8,7 @@ use pingora::server::ExecutionPhase;
 use tokio::sync::{broadcast, mpsc};
 
 use super::config_manager::ConfigManager;
+use super::drained_backends::log_drained_backends;
 use super::listen_addresses::{listen_addresses, wait_until_listening};
 use super::listeners::ListenerRuntimeHandle;
 use super::notify;
@@ -53,6 +54,7 @@ impl StartupTask {
             listen_addresses(&config).join(", "),
             config.backends.len()
         );
+        log_drained_backends(&config_manager.active_config().load().gateway);
         // After `notify_ready`: the predecessor forwards a stop only for a short time from now on, so
         // the service manager has to know its new main process.
         if let Some(successor) = successor_role {

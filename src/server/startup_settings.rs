@@ -43,6 +43,7 @@ pub(super) fn config_keys_needing_upgrade(startup: &Config, reloaded: &Config) -
         (before.drain_delay != after.drain_delay, "drain_delay"),
         (before.tcp_keepalive_idle != after.tcp_keepalive_idle, "tcp_keepalive"),
         (before.upgrade_socket_path != after.upgrade_socket_path, "upgrade_socket"),
+        (before.state_directory != after.state_directory, "state_directory"),
     ] {
         add_if(has_changed, format!("server.{key}"));
     }
@@ -101,8 +102,8 @@ mod tests {
             ),
             (
                 "listeners: [ { address: '127.0.0.1:80' }, { address: '127.0.0.1:81' } ]\n\
-                 admin: { address: '127.0.0.1:9' }\nserver: { upgrade_socket: /x/y }",
-                &["server.upgrade_socket", "record"],
+                 admin: { address: '127.0.0.1:9' }\nserver: { upgrade_socket: /x/y, state_directory: z }",
+                &["server.upgrade_socket", "server.state_directory", "record"],
             ),
         ];
         for (yaml, expected) in table {

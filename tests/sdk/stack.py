@@ -145,8 +145,9 @@ class Stack:
         raise StackError(f"aoai-lb simulate ended:\n{self.log('simulator.log')}")
 
     def spawn(self, command, config, log, **options):
-        # Its own directory for sockets: a real balancer may run on this machine.
-        environment = options.pop("env", os.environ) | {"RUNTIME_DIRECTORY": str(self.directory / f"run-{log}")}
+        # Its own directories for sockets and state: a real balancer may run on this machine.
+        own = {"RUNTIME_DIRECTORY": str(self.directory / f"run-{log}"), "STATE_DIRECTORY": str(self.directory / f"state-{log}")}
+        environment = options.pop("env", os.environ) | own
         with (self.directory / log).open("w") as errors:
             return subprocess.Popen(
                 [self.binary, command, "-c", config],

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::{CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, Response, TEST_TIMEOUT, clients_yaml, tls};
+
+/// In the log when a process has completed its start.
+const SERVES: &str = " serves on ";
 
 /// A running balancer. Its processes are killed when it is dropped.
 pub struct Balancer {
@@ -21,6 +24,9 @@ pub struct Balancer {
     speaks_tls: bool,
     has_admin: bool,
     log: Arc<Mutex<String>>,
+    environment: Vec<(String, String)>,
+    /// How many processes had completed their start before the one that is awaited.
+    earlier_starts: usize,
 }
 
 impl Balancer {
@@ -145,29 +151,39 @@ impl Balancer {
         // A symlink, so that a test of upgrades can replace the binary.
         let binary = directory.path().join("aoai-lb");
         std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_aoai-lb"), &binary).unwrap();
-        let mut child = Command::new(binary)
-            .args(["run", "-c"])
-            .arg(&path)
-            .env("RUNTIME_DIRECTORY", directory.path().join("run"))
-            .envs(variables.iter().map(|(name, value)| (name, value)))
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let in_directory = |name: &str| directory.path().join(name).display().to_string();
+        let mut environment = vec![
+            ("RUNTIME_DIRECTORY".to_owned(), in_directory("run")),
+            ("STATE_DIRECTORY".to_owned(), in_directory("state")),
+        ];
+        environment.extend(variables.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
         let log = Arc::new(Mutex::new(String::new()));
-        let (lines, log_writer) = (BufReader::new(child.stderr.take().unwrap()), Arc::clone(&log));
-        std::thread::spawn(move || {
-            for line in lines.lines().map_while(Result::ok) {
-                let mut log = log_writer.lock().unwrap();
-                log.push_str(&line);
-                log.push('\n');
-            }
-        });
+        let child = spawn_process(directory.path(), &environment, &log);
         let listeners = text.split("\nadmin:").next().unwrap();
         let speaks_tls = listeners.contains(" tls: { certificate");
         let has_admin = text.contains(&format!("address: {admin_address}"));
-        let mut balancer = Self { child, address, admin_address, directory, speaks_tls, has_admin, log };
+        let mut balancer = Self {
+            child,
+            address,
+            admin_address,
+            directory,
+            speaks_tls,
+            has_admin,
+            log,
+            environment,
+            earlier_starts: 0,
+        };
         balancer.wait_until_ready().await;
         balancer
+    }
+
+    /// Starts another process with the file as it is now. The first one must have exited, and there must be no
+    /// successor.
+    pub async fn start_again(&mut self) {
+        self.child.wait().unwrap();
+        self.earlier_starts = self.log().matches(SERVES).count();
+        self.child = spawn_process(self.directory.path(), &self.environment, &self.log);
+        self.wait_until_ready().await;
     }
 
     async fn wait_until_ready(&mut self) {
@@ -191,7 +207,7 @@ impl Balancer {
     /// Whether the balancer answers and has completed its start: the control socket is opened after the
     /// listeners. A TLS listener only has to accept connections.
     async fn is_ready(&self) -> bool {
-        if !self.log.lock().unwrap().contains(" serves on ") {
+        if self.log.lock().unwrap().matches(SERVES).count() <= self.earlier_starts {
             return false;
         }
         let Ok(mut client) = Client::try_connect(self.address).await else { return false };
@@ -417,6 +433,22 @@ impl Drop for Balancer {
             eprintln!("--- log of the balancer\n{}---", self.log());
         }
     }
+}
+
+fn spawn_process(directory: &Path, environment: &[(String, String)], log: &Arc<Mutex<String>>) -> Child {
+    let mut command = Command::new(directory.join("aoai-lb"));
+    command.args(["run", "-c"]).arg(directory.join("aoai-lb.yaml"));
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let (lines, log) = (BufReader::new(child.stderr.take().unwrap()), Arc::clone(log));
+    std::thread::spawn(move || {
+        for line in lines.lines().map_while(Result::ok) {
+            let mut log = log.lock().unwrap();
+            log.push_str(&line);
+            log.push('\n');
+        }
+    });
+    child
 }
 
 /// Sends a signal; returns whether the process exists.

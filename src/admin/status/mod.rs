@@ -43,6 +43,9 @@ pub struct ProcessStatus {
     pub stopping: bool,
     /// A successor has taken over; this process finishes its requests.
     pub replaced: bool,
+    /// Why drains do not outlive this process, if they do not. Earlier versions do not send it.
+    #[serde(default)]
+    pub drains_not_saved: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -130,6 +130,7 @@ mod tests {
             drain_delay: seconds(10),
             tcp_keepalive_idle: seconds(60),
             upgrade_socket_path: "/run/aoai-lb/upgrade.sock".into(),
+            state_directory: Some("/var/lib/aoai-lb".into()),
         };
         assert_eq!(config.server, server);
         let record = parse_valid("record: { jsonl: { path: x.jsonl } }").config.record.unwrap();

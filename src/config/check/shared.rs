@@ -1,5 +1,9 @@
 //! Readers that several blocks share.
 
+use std::path::Path;
+
+use rustix::fs::Access;
+
 use crate::config::schema::RecordedContent;
 use crate::config::values::Endpoint;
 use crate::config::yaml::YamlNode;
@@ -45,4 +49,9 @@ pub(super) fn read_service_endpoint(node: &YamlNode<'_, '_>) -> Option<Endpoint>
         return node.report_error("must begin with https://: secrets and prompts are sent there");
     }
     Some(endpoint)
+}
+
+/// Whether the user of this process may write to a file, or to a directory.
+pub(super) fn is_writable(path: &Path) -> bool {
+    rustix::fs::access(path, Access::WRITE_OK).is_ok()
 }

@@ -61,4 +61,7 @@ pub struct ServerConfig {
     /// The Unix socket through which an upgrade hands over the listening sockets. Only the balancer uses
     /// its directory.
     pub upgrade_socket_path: PathBuf,
+    /// The directory for what survives a restart; only the balancer uses it. It may be missing or not be
+    /// writable. `None` for nothing.
+    pub state_directory: Option<PathBuf>,
 }

@@ -12,3 +12,4 @@ pub(crate) use node::{YamlMapping, YamlNode, parse_document};
 pub(crate) use problem_collector::ProblemCollector;
 #[cfg(test)]
 pub(crate) use units::{parse_byte_size, parse_duration};
+pub(crate) use wording::closest_match;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use log::{error, info};
 use tokio::process::Command;
 use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use super::channel::ControlChannel;
@@ -119,6 +120,9 @@ impl PredecessorRole {
             matches!(message, ControlMessage::Prepared)
         })
         .await?;
+        let process = Arc::clone(self.config_manager.process_state());
+        // It may wait for a file that is being written.
+        let _ = spawn_blocking(move || process.drains.begin_handover()).await;
         let now = Instant::now();
         let health = HealthSnapshot::capture(&self.config_manager.process_state().health_registry, now);
         let deployments = self.config_manager.active_config().load().gateway.learned_deployments();

@@ -5,9 +5,8 @@ mod log_analytics;
 use std::path::Path;
 
 use regex::{Regex, RegexBuilder};
-use rustix::fs::Access;
 
-use super::shared::RECORDED_CONTENT_WORDS;
+use super::shared::{RECORDED_CONTENT_WORDS, is_writable};
 use crate::config::schema::{JsonlConfig, RecordConfig, RecordedContent, SpoolConfig, StreamUsageMode};
 use crate::config::yaml::{YamlMapping, YamlNode};
 
@@ -128,11 +127,6 @@ fn read_jsonl(node: &YamlNode<'_, '_>) -> Option<JsonlConfig> {
         node.report_warning("cannot be written to by this user");
     }
     Some(JsonlConfig { path, rotate_at_bytes: rotate?, max_rotated_files: keep? })
-}
-
-/// Whether the user of this process may write to a file, or to a directory.
-fn is_writable(path: &Path) -> bool {
-    rustix::fs::access(path, Access::WRITE_OK).is_ok()
 }
 
 #[cfg(test)]
