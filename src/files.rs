@@ -8,6 +8,8 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
+use crate::system_error;
+
 /// The largest file of certificate authorities: several times the bundle of a distribution.
 pub const MAX_CA_FILE_BYTES: u64 = 4 << 20;
 
@@ -15,7 +17,7 @@ pub const MAX_CA_FILE_BYTES: u64 = 4 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// The error of the system.
-    #[error("{0}")]
+    #[error("{}", system_error::describe(.0))]
     Io(#[from] io::Error),
     /// It is a directory, a FIFO, a socket or a device.
     #[error("it is {0}, not a regular file")]

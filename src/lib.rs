@@ -19,4 +19,5 @@ pub mod refusal;
 pub mod routing;
 pub mod server;
 pub mod state;
+pub mod system_error;
 pub mod yaml;

@@ -86,8 +86,8 @@ fn check_reports_all_problems_at_once() {
     for expected in [
         "listeners[0].adress",
         "address",
-        "backends[0].endpoint",
-        "backends[0].weight",
+        "backends[0] (a).endpoint",
+        "backends[0] (a).weight",
         "NOT_SET_ANYWHERE",
         "timeouts.connect",
         "clients",
@@ -107,7 +107,7 @@ fn exit_codes_are_0_for_success_1_for_failure_and_2_for_usage_errors() {
     assert!(to_text(&version.stdout).contains("\nOpenSSL 3."), "{}", to_text(&version.stdout));
     assert_eq!(run_aoai_lb(&[]).status.code(), Some(2));
     assert_eq!(run_aoai_lb(&["serve"]).status.code(), Some(2));
-    assert_eq!(run_aoai_lb(&["check"]).status.code(), Some(2));
+    assert_eq!(run_aoai_lb(&["simulate"]).status.code(), Some(2));
     let output = run_aoai_lb(&["check", "-c", "/does/not/exist.yaml"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(to_text(&output.stderr).contains("/does/not/exist.yaml"));

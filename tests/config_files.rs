@@ -94,8 +94,69 @@ fn many_problems_are_counted_rather_than_listed() {
     }
     fs::write(&file, text).unwrap();
     let (code, output) = run_command("check", &file, &[]);
-    assert_eq!((code, output.lines().count()), (Some(1), 101), "{output}");
-    assert!(output.contains("key0: unknown key") && output.ends_with("and 99900 more errors\n"), "{output}");
+    assert_eq!((code, output.lines().count()), (Some(1), 102), "{output}");
+    let end = "aoai-lb.yaml: error: and 99900 more errors\n100000 errors\n";
+    assert!(output.contains("key0: unknown key") && output.ends_with(end), "{output}");
+}
+
+#[test]
+fn each_problem_has_its_file_and_line_and_the_name_of_the_entry() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("aoai-lb.yaml");
+    let text = "# comment
+listeners:
+  - address: 0.0.0.0:80
+backends:
+  - name: east
+    endpoint: https://east.example
+    credential: { api_key: k }
+  - endpoint: https://west.example
+    credential: { api_key: k }
+    deployments:
+      gpt-4.1: x
+      Gpt-4.1: y
+    weight: 0
+    name: west
+clients:
+  - name: team-a
+    keys: [ { sha256: hunter2 } ]
+  - { name: team-b,
+      keys: [] }
+retry:
+  wait: 1
+  wait: 2
+";
+    fs::write(&file, text).unwrap();
+    let (code, output) = run_command("check", &file, &[]);
+    assert_eq!(code, Some(1), "{output}");
+    let beginnings = [
+        "3: warning: listeners[0].address: is not a loopback address",
+        "12: error: backends[1] (west).deployments[\"Gpt-4.1\"]: ",
+        "13: error: backends[1] (west).weight: must be ",
+        "17: error: clients[0] (team-a).keys[0].sha256: ",
+        "19: error: clients[1] (team-b).keys: ",
+        "21: error: retry.wait: has no unit",
+        "22: error: retry.wait: is written a second time",
+    ];
+    let prefix = format!("{}:", file.display());
+    let lines: Vec<&str> = output.lines().filter_map(|line| line.strip_prefix(&prefix)).collect();
+    assert_eq!(lines.len(), beginnings.len(), "{output}");
+    for (line, beginning) in lines.iter().zip(beginnings) {
+        assert!(line.starts_with(beginning), "{beginning}\n{output}");
+    }
+    assert!(output.ends_with("\n6 errors, 1 warning\n"), "{output}");
+    assert!(!output.contains("hunter2"), "{output}");
+    // Where the parser stops there is only one.
+    fs::write(&file, "a: 1\nb: [\nc: 2\n").unwrap();
+    let (_, output) = run_command("check", &file, &[]);
+    assert!(output.starts_with(&format!("{prefix}3: error: not valid YAML: ")), "{output}");
+    assert!(output.ends_with("\n1 error\n"), "{output}");
+    // Warnings alone leave it good.
+    let public = config_with_credential("k").replace("127.0.0.1:1", "192.0.2.1:1");
+    fs::write(&file, public).unwrap();
+    let (code, output) = run_command("check", &file, &[]);
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.contains("\n2 warnings\n") && output.ends_with("aoai-lb.yaml: good\n"), "{output}");
 }
 
 #[test]
@@ -173,12 +234,12 @@ fn only_regular_files_are_read_and_no_command_waits_for_another_kind() {
     for name in irregular {
         let quoted = format!("'${{file:{name}}}'");
         for (text, key_path) in [
-            (config_with_credential(&quoted), "backends[0].credential.api_key"),
+            (config_with_credential(&quoted), "backends[0] (east).credential.api_key"),
             (tls(name, "key", ""), "listeners[0].tls.certificate"),
             (tls("key", "key", &format!(", client_ca: {name}")), "listeners[0].tls.client_ca"),
             (
                 base.replace("    credential", &format!("    tls: {{ ca: {name} }}\n    credential")),
-                "backends[0].tls.ca",
+                "backends[0] (east).tls.ca",
             ),
         ] {
             fs::write(&file, text).unwrap();
@@ -228,6 +289,10 @@ async fn a_reload_with_a_fifo_fails_and_keeps_serving() {
             error.as_str().is_some_and(|error| error.contains("not a regular file"))
         })
         .await;
+    // The same text as that of `check`.
+    let problem =
+        "aoai-lb.yaml:9: error: backends[0] (a).credential.api_key: cannot read ${file:fifo}: it is a FIFO";
+    balancer.wait_for_log(problem).await;
     assert_eq!(balancer.post_chat().await.status, 200);
     balancer.write_config(&text);
     balancer.send_signal("HUP");

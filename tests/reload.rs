@@ -80,7 +80,7 @@ async fn an_invalid_file_changes_nothing_and_its_problem_is_reported() {
     let message = response.json()["error"]["message"].as_str().unwrap().to_owned();
     for part in [
         "the previous configuration stays active",
-        "backends[0].credental: unknown key; did you mean `credential`?",
+        "backends[0] (a).credental: unknown key; did you mean `credential`?",
     ] {
         assert!(message.contains(part), "expected {part:?} in: {message}");
     }
@@ -95,7 +95,7 @@ async fn an_invalid_file_changes_nothing_and_its_problem_is_reported() {
     assert_eq!(balancer.post_chat().await.status, 200);
     balancer.write_config(&good.replace("a-key", "\"${NO_SUCH_VARIABLE}\""));
     let message = balancer.post_admin("/api/reload").await.text();
-    assert!(message.contains("environment variables are read when the process starts"), "{message}");
+    assert!(message.contains("variables are read when the process starts"), "{message}");
     // A missing file is a problem, too.
     std::fs::remove_file(balancer.path("aoai-lb.yaml")).unwrap();
     let response = balancer.post_admin("/api/reload").await;

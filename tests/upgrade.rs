@@ -149,7 +149,8 @@ async fn the_old_process_keeps_serving_when_an_upgrade_fails() {
         assert_eq!(balancer.post_chat().await.status, 200);
     };
     balancer.write_config(&valid_yaml.replace("credential:", "credental:"));
-    expect_refused_upgrade(&balancer, "backends[0].credental: unknown key; did you mean `credential`?").await;
+    expect_refused_upgrade(&balancer, "backends[0] (a).credental: unknown key; did you mean `credential`?")
+        .await;
     // The file is valid, but one of its addresses is in use.
     let occupied = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = occupied.local_addr().unwrap();

@@ -135,6 +135,7 @@ pub fn steps() -> Vec<Step> {
                 headers: &headers,
                 status: 200,
                 secret_id: 0,
+                body: &[],
                 failure_flags: FailureFlags::default(),
                 now,
             };

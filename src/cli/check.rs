@@ -2,14 +2,13 @@
 //! backends.
 
 use std::io::{self, Write};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::cli_error::CliError;
-use super::config_file::load_config_and_print_warnings;
+use super::config_file::{ConfigArguments, print_warnings};
 use super::runtime::start_background_runtime;
-use crate::config::{CheckedConfig, Config, ConfigError};
+use crate::config::{CheckedConfig, Config, problem_report};
 use crate::credentials::Keyring;
 use crate::gateway::ProcessState;
 use crate::proxy::upstream::dns::AddressBook;
@@ -17,11 +16,13 @@ use crate::proxy::upstream::live_check;
 use crate::record::Recorder;
 use crate::server::build_config::build_active_config;
 
-pub(super) fn run(path: &Path, live: bool) -> Result<(), CliError> {
-    let checked = load_config_and_print_warnings(path)?;
+pub(super) fn run(arguments: &ConfigArguments, live: bool) -> Result<(), CliError> {
+    let path = arguments.file();
+    let checked = arguments.load()?.checked;
     if !checked.unusable_paths.is_empty() {
-        return Err(ConfigError { errors: checked.unusable_paths, warnings: Vec::new() }.into());
+        return Err(CliError(problem_report(&checked.unusable_paths, &checked.warnings)));
     }
+    print_warnings(&checked)?;
     if live && !check_backends_live(checked)? {
         return Err(CliError(format!("{}: some checks failed", path.display())));
     }

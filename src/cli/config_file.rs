@@ -1,20 +1,87 @@
-//! Reads the configuration file for a command.
+//! The configuration file of a command, and the environment that it is expanded with.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
 
 use super::cli_error::CliError;
-use crate::config::{self, CheckedConfig};
+use crate::config::{self, CheckedConfig, ConfigError, ConfigProblem, Environment, problem_report};
 
-/// Reads and checks the file. Warnings go to standard error.
-pub(super) fn load_config_and_print_warnings(path: &Path) -> Result<CheckedConfig, CliError> {
-    let checked = config::load_and_check_file(path, &config::environment_variable);
-    let warnings = match &checked {
-        Ok(CheckedConfig { warnings, .. }) => warnings,
-        Err(problems) => &problems.warnings,
-    };
-    for warning in warnings {
-        writeln!(io::stderr(), "warning: {warning}")?;
+/// The configuration file of the installed service.
+const DEFAULT_CONFIG_FILE: &str = "/etc/aoai-lb/aoai-lb.yaml";
+
+/// The arguments of every command that reads the configuration.
+#[derive(Args)]
+pub(super) struct ConfigArguments {
+    /// The configuration file.
+    #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG_FILE)]
+    config: PathBuf,
+    /// A file of variables for `${NAME}`, in the syntax of systemd's EnvironmentFile=. A variable of the process
+    /// wins over one of the file. [default: the file `environment` beside the configuration, if it may be read]
+    #[arg(long, value_name = "FILE")]
+    environment: Option<PathBuf>,
+}
+
+/// A configuration that has no errors, and what it was read from.
+pub(super) struct LoadedConfig {
+    pub(super) checked: CheckedConfig,
+    pub(super) environment: Environment,
+}
+
+impl ConfigArguments {
+    /// The configuration file, as it was given.
+    pub(super) fn file(&self) -> &Path {
+        &self.config
     }
-    Ok(checked?)
+
+    /// These arguments with absolute paths, for a process that reads the files again later.
+    ///
+    /// # Errors
+    /// If the working directory is not known.
+    pub(super) fn with_absolute_paths(&self) -> io::Result<Self> {
+        let environment = self.environment.as_deref().map(std::path::absolute).transpose()?;
+        Ok(Self { config: std::path::absolute(&self.config)?, environment })
+    }
+
+    /// Reads the environment file. Warnings about it are returned.
+    ///
+    /// # Errors
+    /// If the file was given and cannot be read.
+    pub(super) fn load_environment(&self) -> Result<(Environment, Vec<ConfigProblem>), ConfigError> {
+        Environment::load(self.environment.as_deref(), &self.config)
+    }
+
+    /// Reads and checks the file. Its warnings include those about the environment file.
+    ///
+    /// # Errors
+    /// All problems of the file, warnings included, with their count.
+    pub(super) fn load(&self) -> Result<LoadedConfig, CliError> {
+        let (environment, mut warnings) = self.load_environment()?;
+        match config::load_and_check_file(&self.config, &|name| environment.variable(name)) {
+            Ok(mut checked) => {
+                checked.warnings.splice(0..0, warnings);
+                Ok(LoadedConfig { checked, environment })
+            }
+            Err(problems) => {
+                warnings.extend(problems.warnings);
+                Err(CliError(problem_report(&problems.errors, &warnings)))
+            }
+        }
+    }
+
+    /// Like [`ConfigArguments::load`]. Warnings, and how many there are, go to standard error.
+    pub(super) fn load_and_print_warnings(&self) -> Result<LoadedConfig, CliError> {
+        let loaded = self.load()?;
+        print_warnings(&loaded.checked)?;
+        Ok(loaded)
+    }
+}
+
+/// Prints the warnings about a configuration, and how many there are.
+pub(super) fn print_warnings(checked: &CheckedConfig) -> io::Result<()> {
+    match problem_report(&[], &checked.warnings) {
+        report if report.is_empty() => Ok(()),
+        report => writeln!(io::stderr(), "{report}"),
+    }
 }

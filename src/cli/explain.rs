@@ -5,7 +5,6 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,7 @@ use bytes::Bytes;
 use http::Method;
 
 use super::cli_error::CliError;
-use super::config_file::load_config_and_print_warnings;
+use super::config_file::ConfigArguments;
 use super::runtime::start_background_runtime;
 use crate::admission::client::Client;
 use crate::azure::response::verdict::Verdict;
@@ -85,13 +84,13 @@ const SAMPLE_RESPONSES: [(u16, &str, &str); 16] = [
 
 /// Prints the explanation of a request.
 pub(super) fn run(
-    path: &Path,
+    arguments: &ConfigArguments,
     method: &str,
     path_and_query: String,
     model: Option<String>,
     client: Option<String>,
 ) -> Result<(), CliError> {
-    let checked = load_config_and_print_warnings(path)?;
+    let checked = arguments.load_and_print_warnings()?.checked;
     let invalid_method = |_| CliError(format!("{method} is not an HTTP method; use GET, POST or DELETE"));
     let method = Method::from_bytes(method.to_ascii_uppercase().as_bytes()).map_err(invalid_method)?;
     let request = ExplainedRequest { method, path_and_query, model, client_name: client };

@@ -43,6 +43,16 @@ pub(super) fn init_logging() {
     let _ = log::set_boxed_logger(Box::new(FilteredLogger { logger, limiter }));
 }
 
+/// Prints why a command failed, in the journal with the priority of an error.
+pub(super) fn print_failure(text: &str) {
+    let prefix =
+        if is_stderr_journal() { format!("<{}>", syslog_priority(Level::Error)) } else { String::new() };
+    for line in text.lines() {
+        // Nobody can be told if this fails.
+        let _ = writeln!(std::io::stderr(), "{prefix}{line}");
+    }
+}
+
 /// The priorities of syslog(3).
 fn syslog_priority(level: Level) -> u8 {
     match level {

@@ -19,17 +19,14 @@ mod upgrade;
 mod usage;
 
 use std::ffi::OsString;
-use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+use self::config_file::ConfigArguments;
 use self::status::StatusArguments;
 use self::usage::ReportFormat;
-
-/// The configuration file of the installed service.
-const DEFAULT_CONFIG_FILE: &str = "/etc/aoai-lb/aoai-lb.yaml";
 
 /// The command succeeded.
 const EXIT_SUCCESS: u8 = 0;
@@ -53,27 +50,24 @@ struct Arguments {
 enum Command {
     /// Run the load balancer.
     Run {
-        /// The configuration file.
-        #[arg(short, long, value_name = "FILE")]
-        config: PathBuf,
+        #[command(flatten)]
+        config: ConfigArguments,
         /// Take the listening sockets over from the running process.
         #[arg(long)]
         upgrade: bool,
     },
     /// Check a configuration file and report all its problems.
     Check {
-        /// The configuration file.
-        #[arg(short, long, value_name = "FILE")]
-        config: PathBuf,
+        #[command(flatten)]
+        config: ConfigArguments,
         /// Also connect and authenticate to each backend, and check that its deployments exist.
         #[arg(long)]
         live: bool,
     },
     /// Explain what would happen to a request, without sending it.
     Explain {
-        /// The configuration file.
-        #[arg(short, long, value_name = "FILE")]
-        config: PathBuf,
+        #[command(flatten)]
+        config: ConfigArguments,
         /// GET, POST or DELETE.
         method: String,
         /// The path and query, such as /openai/v1/responses.
@@ -100,9 +94,8 @@ enum Command {
     Status(StatusArguments),
     /// Replace the running process with the installed binary and configuration, without downtime.
     Upgrade {
-        /// The configuration file of the running process.
-        #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG_FILE)]
-        config: PathBuf,
+        #[command(flatten)]
+        config: ConfigArguments,
     },
     /// Print the manual page.
     #[command(hide = true)]
@@ -168,7 +161,7 @@ pub fn main() -> u8 {
     match result {
         Ok(()) => EXIT_SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "{error}");
+            logging::print_failure(&error.to_string());
             EXIT_FAILURE
         }
     }

@@ -1,20 +1,24 @@
 //! `aoai-lb run`: runs the load balancer.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use log::warn;
 
 use super::cli_error::CliError;
-use super::config_file::load_config_and_print_warnings;
+use super::config_file::{ConfigArguments, LoadedConfig};
 use super::logging::init_logging;
 use super::runtime::start_background_runtime;
 use crate::server;
 use crate::server::upgrade::Program;
 
-pub(super) fn run(path: &Path, takes_over: bool) -> Result<(), CliError> {
+pub(super) fn run(arguments: &ConfigArguments, takes_over: bool) -> Result<(), CliError> {
     init_logging();
-    let file = std::path::absolute(path)?;
-    let checked = load_config_and_print_warnings(&file)?;
-    let program = Program { binary: invoked_binary_path()?, config_file: file };
+    let arguments = arguments.with_absolute_paths()?;
+    let LoadedConfig { checked, environment } = arguments.load()?;
+    checked.warnings.iter().for_each(|warning| warn!("{warning}"));
+    let binary = invoked_binary_path()?;
+    let program = Program { binary, config_file: arguments.file().to_owned(), environment };
     server::run(checked, Some(program), takes_over, &start_background_runtime()?)?;
     Ok(())
 }

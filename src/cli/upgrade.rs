@@ -2,16 +2,18 @@
 //! the new one is serving.
 
 use std::io::{self, Write};
-use std::path::Path;
 
 use super::cli_error::CliError;
+use super::config_file::ConfigArguments;
 use super::runtime::start_background_runtime;
 use crate::config;
 use crate::server::upgrade::request_upgrade;
 
-pub(super) fn run(path: &Path) -> Result<(), CliError> {
-    let socket =
-        config::load_upgrade_socket_path(&std::path::absolute(path)?, &config::environment_variable)?;
+pub(super) fn run(arguments: &ConfigArguments) -> Result<(), CliError> {
+    let arguments = arguments.with_absolute_paths()?;
+    let (environment, _) = arguments.load_environment()?;
+    let variable = |name: &str| environment.variable(name);
+    let socket = config::load_upgrade_socket_path(arguments.file(), &variable)?;
     let print = |step: &str| {
         let _ = writeln!(io::stdout(), "{step}");
     };

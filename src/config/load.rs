@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::check;
 use super::error::{ConfigError, ConfigProblem};
 use super::schema::Config;
-use super::yaml::{ProblemCollector, YamlNode, parse_document};
+use super::yaml::{AllProblems, ProblemCollector, YamlNode, parse_document};
 use crate::files::read_text_file;
 use crate::yaml::MAX_BYTES;
 
@@ -23,11 +23,6 @@ pub struct CheckedConfig {
     pub file_sha256: String,
 }
 
-/// An environment variable of this process.
-pub fn environment_variable(name: &str) -> Option<String> {
-    std::env::var(name).ok()
-}
-
 /// Loads and checks the file at `path`. Relative paths in it start at its directory. `env` looks up the
 /// variables for `${NAME}`.
 ///
@@ -37,18 +32,12 @@ pub fn load_and_check_file(
     path: &Path,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<CheckedConfig, ConfigError> {
-    parse_and_check_yaml(&read_file(path)?, base_directory(path), env)
+    check_text(&read_file(path)?, Some(path), base_directory(path), env)
 }
 
 fn read_file(path: &Path) -> Result<String, ConfigError> {
-    let refused = |reason: String| ConfigError {
-        errors: vec![ConfigProblem {
-            key_path: String::new(),
-            message: format!("cannot read {}: {reason}", path.display()),
-        }],
-        warnings: Vec::new(),
-    };
-    read_text_file(path, MAX_BYTES).map_err(|e| refused(e.to_string()))
+    read_text_file(path, MAX_BYTES)
+        .map_err(|error| ConfigError::of_file(path, format!("cannot read the file: {error}")))
 }
 
 /// The directory that relative paths in a file start at.
@@ -68,8 +57,9 @@ pub fn load_upgrade_socket_path(
     let text = read_file(path)?;
     let problems = ProblemCollector::new(base_directory(path), env);
     let root = parse_document(&text, &problems);
-    let socket = root.and_then(|root| check::read_upgrade_socket_path(&YamlNode::root(&root, &problems)));
-    let (errors, warnings) = problems.into_problems();
+    let socket =
+        root.as_ref().and_then(|root| check::read_upgrade_socket_path(&YamlNode::root(root, &problems)));
+    let AllProblems { errors, warnings, .. } = problems.into_problems(Some(path), root.as_ref());
     socket.ok_or(ConfigError { errors, warnings })
 }
 
@@ -82,11 +72,20 @@ pub fn parse_and_check_yaml(
     base: &Path,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<CheckedConfig, ConfigError> {
+    check_text(text, None, base, env)
+}
+
+/// Checks the text of this file, or one that is not from a file.
+pub(super) fn check_text(
+    text: &str,
+    file: Option<&Path>,
+    base: &Path,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<CheckedConfig, ConfigError> {
     let problems = ProblemCollector::new(base, env);
     let root = parse_document(text, &problems);
-    let config = root.and_then(|root| check::read_config(&YamlNode::root(&root, &problems)));
-    let unusable_paths = problems.take_unusable_paths();
-    let (mut errors, warnings) = problems.into_problems();
+    let config = root.as_ref().and_then(|root| check::read_config(&YamlNode::root(root, &problems)));
+    let AllProblems { mut errors, warnings, unusable_paths } = problems.into_problems(file, root.as_ref());
     match config {
         Some(config) if errors.is_empty() => {
             let file_sha256 = openssl::sha::sha256(text.as_bytes());

@@ -1,11 +1,12 @@
 //! The configuration: loaded from YAML, expanded and checked as a whole, so that no other module has to
 //! check it again.
 //!
-//! `yaml` reads single values, `check` reads and checks the blocks of a file, and `schema` and `values` are
+//! `environment` has the variables for `${NAME}`, `yaml` reads single values, `check` reads and checks the blocks of a file, and `schema` and `values` are
 //! the types of the result. How the values are used is left to the other modules, which build themselves
 //! from [`Config`].
 
 mod check;
+mod environment;
 mod error;
 mod load;
 mod schema;
@@ -16,10 +17,9 @@ mod tests;
 mod values;
 mod yaml;
 
-pub use error::{ConfigError, ConfigProblem};
-pub use load::{
-    CheckedConfig, environment_variable, load_and_check_file, load_upgrade_socket_path, parse_and_check_yaml,
-};
+pub use environment::{Environment, VariableChange};
+pub use error::{ConfigError, ConfigProblem, Severity, problem_report};
+pub use load::{CheckedConfig, load_and_check_file, load_upgrade_socket_path, parse_and_check_yaml};
 pub use schema::{
     AdminAddress, AdminConfig, AppCredential, AppRegistration, BackendConfig, BackendTlsConfig,
     BalancePolicy, BreakerConfig, ClientConfig, ClientTokenConfig, ClientsConfig, Config, CooldownConfig,

@@ -9,13 +9,14 @@ use proptest::prelude::*;
 use serde_yaml::Value;
 
 use super::error::one_per_line;
+use super::load::check_text;
 use super::testing::{check_with_default_blocks, literal_api_key, parse_valid, test_environment};
 use super::yaml;
 use super::*;
 
 /// Everything that loading `text` may print: errors, warnings, and their debug output.
 fn all_messages(text: &str, env: &dyn Fn(&str) -> Option<String>) -> String {
-    match parse_and_check_yaml(text, Path::new(""), env) {
+    match check_text(text, Some(Path::new("aoai-lb.yaml")), Path::new(""), env) {
         Ok(checked) => format!("{:?} {}", checked.warnings, one_per_line(&checked.warnings)),
         Err(problems) => {
             assert!(!problems.errors.is_empty(), "refused without a reason: {text}");

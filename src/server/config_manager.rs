@@ -17,13 +17,22 @@ use super::build_config::build_active_config;
 use super::startup_settings::{config_keys_needing_upgrade, restore_startup_sinks};
 use crate::admin::config_status::ConfigStatus;
 use crate::admin::reload::ReloadReport;
-use crate::config::{self, CheckedConfig, Config, ConfigError};
+use crate::config::{self, CheckedConfig, Config, ConfigError, ConfigProblem, Environment, Severity};
 use crate::gateway::ProcessState;
 use crate::names::DeploymentName;
 use crate::proxy::ActiveConfig;
 use crate::proxy::upstream::dns::AddressBook;
 use crate::proxy::upstream::peer::CertificateFileError;
 use crate::proxy::upstream::{probe, question, stall_questions};
+
+/// What a configuration was read from.
+#[derive(Clone, Debug)]
+pub struct ConfigSource {
+    /// The file, which a reload reads again.
+    pub file: PathBuf,
+    /// The environment of the start, which stays as it is.
+    pub environment: Environment,
+}
 
 /// Holds the active configuration and replaces it on reload.
 pub struct ConfigManager {
@@ -32,6 +41,8 @@ pub struct ConfigManager {
     process_state: Arc<ProcessState>,
     /// The configuration at startup, whose listeners and sinks are in use.
     startup_config: Config,
+    /// `None` for the demo.
+    source: Option<ConfigSource>,
     addresses_and_tasks: Mutex<AddressesAndTasks>,
     config_status: Arc<ArcSwap<ConfigStatus>>,
 }
@@ -71,21 +82,34 @@ pub enum ReloadError {
 
 /// Explains why a variable that was just set is still unknown.
 fn environment_hint(problems: &ConfigError) -> &'static str {
-    if problems.errors.iter().any(|problem| problem.message.contains("${")) {
-        "\nenvironment variables are read when the process starts: a new value needs a restart"
+    if problems.errors.iter().any(|problem| problem.message.contains("} is not set")) {
+        "\nvariables are read when the process starts: those of the environment file get new values by an upgrade \
+         (aoai-lb upgrade), others by a restart"
     } else {
         ""
     }
 }
 
+/// Reports that a reload leaves out what has changed in the environment file.
+fn environment_file_warning(environment: &Environment) -> Option<ConfigProblem> {
+    let path = environment.file_path().filter(|_| environment.has_file_changed())?;
+    let message = "has changed since the start; its new values take effect with an upgrade (aoai-lb upgrade)";
+    Some(ConfigProblem::of_file(Severity::Warning, path, None, message))
+}
+
+/// A problem that a reload does not fail for.
+fn as_warning(problem: ConfigProblem) -> ConfigProblem {
+    ConfigProblem { severity: Severity::Warning, ..problem }
+}
+
 impl ConfigManager {
-    /// Activates the configuration of the start, which was read from `file`.
+    /// Activates the configuration of the start, which was read from `source`.
     ///
     /// # Errors
     /// If a TLS file of a backend cannot be read.
     pub async fn new(
         checked: CheckedConfig,
-        file: Option<PathBuf>,
+        source: Option<ConfigSource>,
         process: Arc<ProcessState>,
     ) -> Result<Self, CertificateFileError> {
         let CheckedConfig { config, file_sha256: sha256, .. } = checked;
@@ -99,7 +123,7 @@ impl ConfigManager {
         }
         let state = AddressesAndTasks::new(address_book, &active_config);
         let status = ConfigStatus {
-            file,
+            file: source.as_ref().map(|source| source.file.clone()),
             activation_number: 1,
             sha256,
             loaded_at: SystemTime::now(),
@@ -110,6 +134,7 @@ impl ConfigManager {
             active_config: Arc::new(ArcSwap::new(active_config)),
             process_state: process,
             startup_config: config,
+            source,
             addresses_and_tasks: Mutex::new(state),
             config_status: Arc::new(ArcSwap::from_pointee(status)),
         })
@@ -153,7 +178,7 @@ impl ConfigManager {
         let _ = spawn_blocking(save).await;
         match &result {
             Ok(ReloadReport { status, warnings }) => {
-                warnings.iter().for_each(|warning| warn!("configuration: {warning}"));
+                warnings.iter().for_each(|warning| warn!("{warning}"));
                 let count = self.active_config.load().gateway.backends.len();
                 info!("configuration {} is active; backends: {count}", status.activation_number);
                 for key in &status.config_keys_needing_upgrade {
@@ -177,13 +202,16 @@ impl ConfigManager {
 
     async fn load_and_activate(&self, state: &mut AddressesAndTasks) -> Result<ReloadReport, ReloadError> {
         let previous = self.config_status.load_full();
-        let file = previous.file.clone().ok_or(ReloadError::NotReadFromFile)?;
-        let loaded =
-            spawn_blocking(move || config::load_and_check_file(&file, &config::environment_variable)).await;
-        let CheckedConfig { mut config, file_sha256: sha256, mut warnings, unusable_paths } =
-            loaded.map_err(|_| ReloadError::Internal)??;
+        let source = self.source.clone().ok_or(ReloadError::NotReadFromFile)?;
+        let loaded = spawn_blocking(move || {
+            let loaded = config::load_and_check_file(&source.file, &|name| source.environment.variable(name));
+            (loaded, environment_file_warning(&source.environment))
+        });
+        let (loaded, environment_warning) = loaded.await.map_err(|_| ReloadError::Internal)?;
+        let CheckedConfig { mut config, file_sha256: sha256, mut warnings, unusable_paths } = loaded?;
         // The balancer serves without records; it does not refuse a reload because of them either.
-        warnings.extend(unusable_paths);
+        warnings.extend(unusable_paths.into_iter().map(as_warning));
+        warnings.extend(environment_warning);
         let keys_needing_upgrade = config_keys_needing_upgrade(&self.startup_config, &config);
         restore_startup_sinks(&self.startup_config, &mut config);
         let (active_config, address_book) =

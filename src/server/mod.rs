@@ -25,7 +25,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 
-use self::config_manager::{ConfigManager, ReloadError};
+use self::config_manager::{ConfigManager, ConfigSource, ReloadError};
 use self::listen_addresses::listen_addresses;
 use self::listeners::{ListenerRuntimeHandle, admin_service, listener_services};
 use self::open_files::raise_open_file_limit;
@@ -119,8 +119,11 @@ impl PreparedServer {
         if let (None, Some(directory)) = (successor, &config.server.state_directory) {
             process.drains.restore(directory, &process.health_registry, started);
         }
-        let file = program.map(|program| program.config_file.clone());
-        let config_manager = Arc::new(background.block_on(ConfigManager::new(checked, file, process))?);
+        let source = program.map(|program| ConfigSource {
+            file: program.config_file.clone(),
+            environment: program.environment.clone(),
+        });
+        let config_manager = Arc::new(background.block_on(ConfigManager::new(checked, source, process))?);
         let options = Opt { upgrade: successor.is_some(), ..Opt::default() };
         let mut server = Server::new_with_opt_and_conf(options, pingora_config(&config));
         let mut watched_runtime_handles = Vec::new();

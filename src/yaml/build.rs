@@ -6,13 +6,13 @@ use std::collections::{HashMap, HashSet};
 use saphyr_parser::{Event, ScalarStyle, Tag};
 
 use super::limits::{MAX_DEPTH, MAX_TEXT_BYTES, MAX_VALUES, too_deep, too_many_values, too_much_text};
-use super::value::{Entries, Scalar, ScalarKind, Value, child_key_path};
+use super::value::{Entries, Entry, Item, Scalar, ScalarKind, Value, child_key_path};
 
 /// The key whose value is merged into its mapping. <https://yaml.org/type/merge.html>
 const MERGE_KEY: &str = "<<";
 
-/// Called with where something is wrong, as `backends[2].weight`, and with what is.
-pub(super) type ReportProblem<'r> = dyn FnMut(&str, String) + 'r;
+/// Called with where something is wrong, as `backends[2].weight` and its line if it has one, and with what is.
+pub(super) type ReportProblem<'r> = dyn FnMut(&str, Option<usize>, String) + 'r;
 
 /// Why parsing stopped. It has been reported.
 pub(super) struct Stopped;
@@ -48,12 +48,14 @@ struct OpenCollection {
     is_tagged: bool,
     size: Size,
     content: OpenContent,
+    /// Where it begins.
+    line: usize,
 }
 
 enum OpenContent {
-    List(Vec<Value>),
+    List(Vec<Item>),
     Mapping {
-        entries: Vec<(String, Value)>,
+        entries: Vec<Entry>,
         keys: HashSet<String>,
         merged: Vec<Value>,
         /// The key whose value is read.
@@ -64,7 +66,8 @@ enum OpenContent {
 enum OpenKey {
     /// The next value is a key.
     None,
-    Text(String),
+    /// A key, and its line.
+    Text(String, usize),
     Merge,
     /// A key that has been reported; its value is skipped.
     Invalid,
@@ -90,8 +93,8 @@ impl<'b, 'r> TreeBuilder<'b, 'r> {
         self.root.unwrap_or(Value::Scalar(Scalar { text: String::new(), is_plain: true }))
     }
 
-    pub(super) fn report_at_root(&mut self, problem: String) {
-        (self.report)("", problem);
+    pub(super) fn report_at_root(&mut self, line: usize, problem: String) {
+        (self.report)("", Some(line), problem);
     }
 
     /// Adds what an event says. `line` is where it begins.
@@ -113,7 +116,7 @@ impl<'b, 'r> TreeBuilder<'b, 'r> {
                 };
                 self.open_collection(anchor, tag, "map", content, line)
             }
-            Event::SequenceEnd | Event::MappingEnd => self.close_collection(line),
+            Event::SequenceEnd | Event::MappingEnd => self.close_collection(),
             Event::Alias(anchor) => self.add_alias(anchor, line),
             _ => Ok(()),
         }
@@ -146,7 +149,7 @@ impl<'b, 'r> TreeBuilder<'b, 'r> {
         if fits {
             return Value::Scalar(scalar);
         }
-        self.report_here(format!("has a YAML tag that its value does not fit (line {line})"));
+        self.report_here(line, "has a YAML tag that its value does not fit".to_owned());
         Value::Tagged
     }
 
@@ -159,17 +162,17 @@ impl<'b, 'r> TreeBuilder<'b, 'r> {
         line: usize,
     ) -> Result<(), Stopped> {
         if self.open.len() >= MAX_DEPTH {
-            return self.stop(too_deep(line));
+            return self.stop(line, too_deep());
         }
         let is_tagged = tag.is_some_and(|tag| !(tag.is_yaml_core_schema() && tag.suffix == own_tag));
-        self.charge(Size { values: 1, ..Size::default() })?;
+        self.charge(Size { values: 1, ..Size::default() }, line)?;
         let size = Size { values: 1, text_bytes: 0, depth: 0 };
-        self.open.push(OpenCollection { anchor, is_tagged, size, content });
+        self.open.push(OpenCollection { anchor, is_tagged, size, content, line });
         Ok(())
     }
 
-    fn close_collection(&mut self, line: usize) -> Result<(), Stopped> {
-        let Some(OpenCollection { anchor, is_tagged, mut size, content }) = self.open.pop() else {
+    fn close_collection(&mut self) -> Result<(), Stopped> {
+        let Some(OpenCollection { anchor, is_tagged, mut size, content, line }) = self.open.pop() else {
             return Ok(());
         };
         size.depth += 1;
@@ -189,27 +192,26 @@ impl<'b, 'r> TreeBuilder<'b, 'r> {
     fn merge(
         &mut self,
         merged: Vec<Value>,
-        entries: &mut Vec<(String, Value)>,
+        entries: &mut Vec<Entry>,
         keys: &mut HashSet<String>,
         line: usize,
     ) {
         let mut sources = Vec::new();
         for value in merged {
             match value {
-                Value::List(items) => sources.extend(items),
+                Value::List(items) => sources.extend(items.into_iter().map(|item| item.value)),
                 other => sources.push(other),
             }
         }
         for source in sources {
             let Value::Mapping(Entries(source)) = source else {
-                self.report_here(format!(
-                    "merges with `<<` what is not a mapping or a list of mappings (up to line {line})"
-                ));
+                let problem = "merges with `<<` what is not a mapping or a list of mappings";
+                self.report_here(line, problem.to_owned());
                 continue;
             };
-            for (key, value) in source {
-                if keys.insert(key.clone()) {
-                    entries.push((key, value));
+            for entry in source {
+                if keys.insert(entry.key.clone()) {
+                    entries.push(entry);
                 }
             }
         }
@@ -217,29 +219,29 @@ impl<'b, 'r> TreeBuilder<'b, 'r> {
 
     fn add_alias(&mut self, anchor: usize, line: usize) -> Result<(), Stopped> {
         let Some((value, size)) = self.anchored.get(&anchor) else {
-            return self.stop(format!("has an alias to the value that contains it (line {line})"));
+            return self.stop(line, "has an alias to the value that contains it".to_owned());
         };
         // Before the clone: a few lines of aliases can stand for more than any memory.
         let size = *size;
         if self.open.len() + size.depth > MAX_DEPTH {
-            return self.stop(too_deep(line));
+            return self.stop(line, too_deep());
         }
         if let Err(problem) = self.held.check_sum_with(size) {
-            return self.stop(problem);
+            return self.stop(line, problem);
         }
         let value = value.clone();
         self.add_value(value, size, 0, line)
     }
 
     fn add_value(&mut self, value: Value, size: Size, anchor: usize, line: usize) -> Result<(), Stopped> {
-        self.charge(size)?;
+        self.charge(size, line)?;
         self.put(value, size, anchor, line)
     }
 
     /// Puts a complete value, which has been charged, where it belongs.
     fn put(&mut self, value: Value, size: Size, anchor: usize, line: usize) -> Result<(), Stopped> {
         if anchor > 0 {
-            self.charge(size)?;
+            self.charge(size, line)?;
             self.anchored.insert(anchor, (value.clone(), size));
         }
         let Some(parent) = self.open.last_mut() else {
@@ -248,7 +250,7 @@ impl<'b, 'r> TreeBuilder<'b, 'r> {
         };
         parent.size.add(size);
         match &mut parent.content {
-            OpenContent::List(items) => items.push(value),
+            OpenContent::List(items) => items.push(Item { value, line }),
             OpenContent::Mapping { entries, keys, merged, key } => {
                 match std::mem::replace(key, OpenKey::None) {
                     OpenKey::None => match value {
@@ -256,12 +258,12 @@ impl<'b, 'r> TreeBuilder<'b, 'r> {
                         other => {
                             *key = OpenKey::Invalid;
                             let kind = other.kind_name();
-                            self.report_here(format!("has a key that is {kind} (line {line})"));
+                            self.report_here(line, format!("has a key that is {kind}"));
                         }
                     },
-                    OpenKey::Text(text) => {
+                    OpenKey::Text(text, line) => {
                         keys.insert(text.clone());
-                        entries.push((text, value));
+                        entries.push(Entry { key: text, value, line });
                     }
                     OpenKey::Merge => merged.push(value),
                     OpenKey::Invalid => {}
@@ -279,39 +281,39 @@ impl<'b, 'r> TreeBuilder<'b, 'r> {
         };
         let is_merge = scalar.is_plain && scalar.text == MERGE_KEY;
         if keys.contains(&scalar.text) || is_merge && !merged.is_empty() {
-            *key = OpenKey::Text(scalar.text);
-            self.report_here(format!("is written twice, the second time at line {line}; remove one of them"));
+            *key = OpenKey::Text(scalar.text, line);
+            self.report_here(line, "is written a second time; remove one of them".to_owned());
             if let Some(OpenContent::Mapping { key, .. }) = self.open.last_mut().map(|open| &mut open.content)
             {
                 *key = OpenKey::Invalid;
             }
         } else {
-            *key = if is_merge { OpenKey::Merge } else { OpenKey::Text(scalar.text) };
+            *key = if is_merge { OpenKey::Merge } else { OpenKey::Text(scalar.text, line) };
         }
         Ok(())
     }
 
-    fn charge(&mut self, size: Size) -> Result<(), Stopped> {
+    fn charge(&mut self, size: Size, line: usize) -> Result<(), Stopped> {
         if let Err(problem) = self.held.check_sum_with(size) {
-            return self.stop(problem);
+            return self.stop(line, problem);
         }
         self.held.add(size);
         Ok(())
     }
 
-    fn stop(&mut self, problem: String) -> Result<(), Stopped> {
-        self.report_here(problem);
+    fn stop(&mut self, line: usize, problem: String) -> Result<(), Stopped> {
+        self.report_here(line, problem);
         Err(Stopped)
     }
 
     /// Reports a problem of what is being read.
-    fn report_here(&mut self, problem: String) {
+    fn report_here(&mut self, line: usize, problem: String) {
         let path = self.open.iter().fold(String::new(), |path, open| match &open.content {
             OpenContent::List(items) => format!("{path}[{}]", items.len()),
-            OpenContent::Mapping { key: OpenKey::Text(key), .. } => child_key_path(&path, key),
+            OpenContent::Mapping { key: OpenKey::Text(key, _), .. } => child_key_path(&path, key),
             OpenContent::Mapping { key: OpenKey::Merge, .. } => format!("{path}[\"<<\"]"),
             OpenContent::Mapping { .. } => path,
         });
-        (self.report)(&path, problem);
+        (self.report)(&path, Some(line), problem);
     }
 }

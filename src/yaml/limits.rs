@@ -17,6 +17,6 @@ pub(super) fn too_much_text() -> String {
     format!("the file has more than {}MiB of text, with what aliases repeat", MAX_TEXT_BYTES >> 20)
 }
 
-pub(super) fn too_deep(line: usize) -> String {
-    format!("lists and mappings are nested deeper than {MAX_DEPTH} levels (line {line})")
+pub(super) fn too_deep() -> String {
+    format!("lists and mappings are nested deeper than {MAX_DEPTH} levels")
 }

@@ -12,4 +12,4 @@ mod value;
 
 pub use limits::{MAX_BYTES, MAX_DEPTH};
 pub use parse::parse;
-pub use value::{Entries, Scalar, ScalarKind, Value, child_key_path};
+pub use value::{Entries, Item, Scalar, ScalarKind, Value, child_key_path};

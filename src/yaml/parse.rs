@@ -12,7 +12,7 @@ pub fn parse(text: &str, report: &mut ReportProblem<'_>) -> Option<Value> {
     // Some editors on Windows begin a file with a byte order mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if let Err(problem) = check_size(text) {
-        report("", problem);
+        report("", None, problem);
         return None;
     }
     let mut builder = TreeBuilder::new(report);
@@ -22,7 +22,7 @@ pub fn parse(text: &str, report: &mut ReportProblem<'_>) -> Option<Value> {
         let (event, span) = match event {
             Ok(event) => event,
             Err(error) => {
-                builder.report_at_root(describe_syntax_error(&error));
+                builder.report_at_root(error.marker().line(), describe_syntax_error(&error));
                 return None;
             }
         };
@@ -30,6 +30,7 @@ pub fn parse(text: &str, report: &mut ReportProblem<'_>) -> Option<Value> {
             documents += 1;
             if documents > 1 {
                 builder.report_at_root(
+                    span.start.line(),
                     "the file holds more than one YAML document; remove the `---` between them".to_owned(),
                 );
                 return None;
@@ -57,9 +58,9 @@ fn check_size(text: &str) -> Result<(), String> {
 
 /// The error of the parser, with a hint where its wording does not lead to the fix.
 fn describe_syntax_error(error: &ScanError) -> String {
-    let (info, mark) = (error.info(), error.marker());
+    let info = error.info();
     if info.contains("recursion limit") {
-        return too_deep(mark.line());
+        return too_deep();
     }
     let hint = if info.contains("alias") || info.contains("unknown anchor") {
         "; write a `*` in quotes"
@@ -74,5 +75,5 @@ fn describe_syntax_error(error: &ScanError) -> String {
     } else {
         ""
     };
-    format!("not valid YAML: {info} at line {} column {}{hint}", mark.line(), mark.col() + 1)
+    format!("not valid YAML: {info} at column {}{hint}", error.marker().col() + 1)
 }

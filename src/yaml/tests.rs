@@ -5,13 +5,16 @@ use super::*;
 
 fn problems_in(text: &str) -> Vec<String> {
     let mut problems = Vec::new();
-    parse(text, &mut |path, problem| problems.push(format!("{path}: {problem}")));
+    parse(text, &mut |path, line, problem| {
+        let line = line.map(|line| format!("{line} ")).unwrap_or_default();
+        problems.push(format!("{line}{path}: {problem}"));
+    });
     problems
 }
 
 fn parse_valid(text: &str) -> Value {
     let mut problems = Vec::new();
-    let value = parse(text, &mut |path, problem| problems.push(format!("{path}: {problem}")));
+    let value = parse(text, &mut |path, _, problem| problems.push(format!("{path}: {problem}")));
     assert_eq!(problems, Vec::<String>::new(), "{text}");
     value.unwrap()
 }
@@ -20,7 +23,9 @@ fn text_at<'v>(value: &'v Value, path: &[&str]) -> &'v str {
     match (value, path) {
         (Value::Scalar(scalar), []) => &scalar.text,
         (Value::Mapping(entries), [key, rest @ ..]) => text_at(entries.get(key).unwrap(), rest),
-        (Value::List(items), [index, rest @ ..]) => text_at(&items[index.parse::<usize>().unwrap()], rest),
+        (Value::List(items), [index, rest @ ..]) => {
+            text_at(&items[index.parse::<usize>().unwrap()].value, rest)
+        }
         _ => panic!("{value:?} has no {path:?}"),
     }
 }
@@ -66,35 +71,57 @@ fn merge_keys_and_aliases_are_resolved() {
 #[test]
 fn each_problem_has_its_path_and_shows_no_value() {
     for (text, expected) in [
-        ("a: 1\na: hunter2", "a: is written twice, the second time at line 2; remove one of them"),
-        (
-            "x:\n  - { b: 1,\n    b: hunter2 }",
-            "x[0].b: is written twice, the second time at line 3; remove one of them",
-        ),
-        ("a: &a [*a]", "a[0]: has an alias to the value that contains it (line 1)"),
-        (
-            "a: { <<: hunter2 }",
-            "a: merges with `<<` what is not a mapping or a list of mappings (up to line 1)",
-        ),
-        ("a: !!int hunter2", "a: has a YAML tag that its value does not fit (line 1)"),
-        ("a: { [hunter2]: 1 }", "a: has a key that is a list (line 1)"),
+        ("a: 1\na: hunter2", "2 a: is written a second time; remove one of them"),
+        ("x:\n  - { b: 1,\n    b: hunter2 }", "3 x[0].b: is written a second time; remove one of them"),
+        ("a: &a [*a]", "1 a[0]: has an alias to the value that contains it"),
+        ("a: { <<: hunter2 }", "1 a: merges with `<<` what is not a mapping or a list of mappings"),
+        ("a: !!int hunter2", "1 a: has a YAML tag that its value does not fit"),
+        ("a: { [hunter2]: 1 }", "1 a: has a key that is a list"),
         (
             "a: hunter2\n---\nb: 2",
-            ": the file holds more than one YAML document; remove the `---` between them",
+            "2 : the file holds more than one YAML document; remove the `---` between them",
         ),
-        ("a: hunter2\nb\n", ": not valid YAML: simple key expect ':' at line 3 column 1"),
+        ("a: hunter2\nb\n", "3 : not valid YAML: simple key expect ':' at column 1"),
         (
             "a: \"hunter2",
-            ": not valid YAML: while scanning a quoted scalar, found unexpected end of stream at line 1 column 4",
+            "1 : not valid YAML: while scanning a quoted scalar, found unexpected end of stream at column 4",
         ),
         (
             "a: *hunter2",
-            ": not valid YAML: while parsing node, found unknown anchor at line 1 column 4; write a `*` in quotes",
+            "1 : not valid YAML: while parsing node, found unknown anchor at column 4; write a `*` in quotes",
         ),
         ("a: hunter2\0", ": not valid YAML: the file contains a NUL character"),
     ] {
         assert_eq!(problems_in(text), [expected], "{text}");
     }
+}
+
+#[test]
+fn each_key_and_item_has_the_line_where_it_begins() {
+    let text = "\u{feff}# comment\na:\n  - x\n  -\n    b: 1\n    c: { d: 1,\n      e: two\n        words\n    , f: 1 }\n  - &n { g: 1 }\nh:\n  <<: *n\n  i: *n\n";
+    let value = parse_valid(text);
+    let Value::Mapping(root) = &value else { panic!("{value:?}") };
+    let (Some(Value::List(a)), Some(Value::Mapping(h))) = (root.get("a"), root.get("h")) else {
+        panic!("{value:?}")
+    };
+    let Value::Mapping(second) = &a[1].value else { panic!("{value:?}") };
+    let Some(Value::Mapping(c)) = second.get("c") else { panic!("{value:?}") };
+    assert_eq!(a.iter().map(|item| item.line).collect::<Vec<_>>(), [3, 5, 10]);
+    for (entries, key, line) in [
+        (root, "a", 2),
+        (second, "b", 5),
+        (second, "c", 6),
+        (c, "d", 6),
+        (c, "e", 7),
+        (c, "f", 9),
+        (root, "h", 11),
+        // Where it is written, not where it is merged.
+        (h, "g", 10),
+        (h, "i", 13),
+    ] {
+        assert_eq!(entries.line_of(key), Some(line), "{key}");
+    }
+    assert_eq!(root.line_of("none"), None);
 }
 
 #[test]

@@ -6,11 +6,20 @@ pub enum Value {
     /// Text, a number, true, false or nothing.
     Scalar(Scalar),
     /// A list.
-    List(Vec<Value>),
+    List(Vec<Item>),
     /// A mapping.
     Mapping(Entries),
     /// A value with a tag that is not one of YAML's own, or does not fit.
     Tagged,
+}
+
+/// An item of a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// Its value.
+    pub value: Value,
+    /// The line where it begins, from 1.
+    pub line: usize,
 }
 
 /// A scalar as it was written.
@@ -37,7 +46,16 @@ pub enum ScalarKind {
 
 /// The entries of a mapping, in the order of the file. Keys are unique.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Entries(pub(super) Vec<(String, Value)>);
+pub struct Entries(pub(super) Vec<Entry>);
+
+/// A key and its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) key: String,
+    pub(super) value: Value,
+    /// The line of the key, from 1.
+    pub(super) line: usize,
+}
 
 impl Entries {
     /// The value of a key.
@@ -45,9 +63,14 @@ impl Entries {
         self.iter().find(|(name, _)| *name == key).map(|(_, value)| value)
     }
 
+    /// The line of a key, from 1.
+    pub fn line_of(&self, key: &str) -> Option<usize> {
+        self.0.iter().find(|entry| entry.key == key).map(|entry| entry.line)
+    }
+
     /// All keys and values.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Value)> {
-        self.0.iter().map(|(key, value)| (key.as_str(), value))
+        self.0.iter().map(|entry| (entry.key.as_str(), &entry.value))
     }
 }
 

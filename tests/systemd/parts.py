@@ -53,7 +53,7 @@ def start(service, report):
     machine.write_file(f"# keys\nUPSTREAM_KEY={service.upstream_key}\n", "/etc/aoai-lb/environment", 0o600)
     shutil.copy(machine.host_path(INSTALLED_BINARY), machine.host_path(GOOD_COPY))
     service.write_config(service.config_yaml())
-    checked = machine.run("sh", "-ac", f". /etc/aoai-lb/environment; aoai-lb check -c {CONFIG}", check=False)
+    checked = machine.run("aoai-lb", "check", check=False)
     report.expect("check accepts the edited configuration", checked.returncode == 0, checked.stderr)
     service.write_drop_in()
     service.systemctl("start", UNIT)

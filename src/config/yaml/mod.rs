@@ -3,13 +3,14 @@
 //! Which keys there are, and what their values mean, is left to `check`.
 
 mod expansion;
+mod locate;
 mod node;
 mod problem_collector;
 mod units;
 mod wording;
 
 pub(crate) use node::{YamlMapping, YamlNode, parse_document};
-pub(crate) use problem_collector::ProblemCollector;
+pub(crate) use problem_collector::{AllProblems, ProblemCollector};
 #[cfg(test)]
 pub(crate) use units::{parse_byte_size, parse_duration};
 pub(crate) use wording::closest_match;

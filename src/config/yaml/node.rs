@@ -22,8 +22,8 @@ const MAX_SHOWN_KEY_BYTES: usize = 40;
 
 /// Parses the one document in `text`. `None` if it is not a mapping of keys, which has been reported.
 pub(crate) fn parse_document(text: &str, problems: &ProblemCollector<'_>) -> Option<Value> {
-    let value = yaml::parse(text, &mut |path, problem| {
-        let _: Option<()> = problems.report_error(path, problem);
+    let value = yaml::parse(text, &mut |path, line, problem| {
+        problems.report_error_in_line(path, line, problem);
     })?;
     match value {
         value if value.is_null() => {
@@ -149,7 +149,11 @@ impl<'p, 'v> YamlNode<'p, 'v> {
             items
                 .iter()
                 .enumerate()
-                .map(|(index, value)| YamlNode { key_path: item_path(index), value, problems: self.problems })
+                .map(|(index, item)| YamlNode {
+                    key_path: item_path(index),
+                    value: &item.value,
+                    problems: self.problems,
+                })
                 .collect(),
         )
     }

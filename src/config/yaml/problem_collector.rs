@@ -2,9 +2,12 @@
 
 use std::cell::RefCell;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::expansion::EnvironmentLookup;
-use crate::config::error::ConfigProblem;
+use super::locate::locate;
+use crate::config::error::{ConfigProblem, Severity};
+use crate::yaml::Value;
 
 /// The most errors, and the most warnings, that are listed. The others are counted.
 const MAX_PROBLEMS: usize = 100;
@@ -27,18 +30,20 @@ struct ProblemList {
 }
 
 impl ProblemList {
-    fn add(&mut self, key_path: &str, message: String) {
+    fn add(&mut self, problem: ConfigProblem) {
         if self.problems.len() < MAX_PROBLEMS {
-            self.problems.push(ConfigProblem { key_path: key_path.to_owned(), message });
+            self.problems.push(problem);
         } else {
             self.omitted += 1;
         }
     }
 
-    fn into_problems(mut self, kind: &str) -> Vec<ConfigProblem> {
+    /// The problems, and one for those that are left out.
+    fn into_problems(mut self, severity: Severity, kind: &str) -> Vec<ConfigProblem> {
         if self.omitted > 0 {
             let message = format!("and {} more {kind}", self.omitted);
-            self.problems.push(ConfigProblem { key_path: String::new(), message });
+            self.problems
+                .push(ConfigProblem { count: self.omitted, ..ConfigProblem::new(severity, "", message) });
         }
         self.problems
     }
@@ -57,13 +62,19 @@ impl<'e> ProblemCollector<'e> {
 
     /// Adds an error. Returns `None`, so that a reader can return it.
     pub(crate) fn report_error<T>(&self, key_path: &str, message: impl Into<String>) -> Option<T> {
-        self.errors.borrow_mut().add(key_path, message.into());
+        self.errors.borrow_mut().add(ConfigProblem::new(Severity::Error, key_path, message));
         None
+    }
+
+    /// Adds an error of this line, which no value of the document may have.
+    pub(crate) fn report_error_in_line(&self, key_path: &str, line: Option<usize>, message: String) {
+        let problem = ConfigProblem { line, ..ConfigProblem::new(Severity::Error, key_path, message) };
+        self.errors.borrow_mut().add(problem);
     }
 
     /// Adds a warning.
     pub(crate) fn report_warning(&self, key_path: &str, message: impl Into<String>) {
-        self.warnings.borrow_mut().add(key_path, message.into());
+        self.warnings.borrow_mut().add(ConfigProblem::new(Severity::Warning, key_path, message));
     }
 
     /// Whether further errors are only counted.
@@ -73,12 +84,7 @@ impl<'e> ProblemCollector<'e> {
 
     /// Adds a problem of a path that may be usable later.
     pub(crate) fn report_unusable_path(&self, key_path: &str, message: impl Into<String>) {
-        self.unusable_paths.borrow_mut().add(key_path, message.into());
-    }
-
-    /// Takes the problems of paths that may be usable later.
-    pub(crate) fn take_unusable_paths(&self) -> Vec<ConfigProblem> {
-        self.unusable_paths.take().into_problems("paths")
+        self.unusable_paths.borrow_mut().add(ConfigProblem::new(Severity::Error, key_path, message));
     }
 
     /// The value of an environment variable.
@@ -96,11 +102,35 @@ impl<'e> ProblemCollector<'e> {
         self.environment
     }
 
-    /// The errors, and the warnings.
-    pub(crate) fn into_problems(self) -> (Vec<ConfigProblem>, Vec<ConfigProblem>) {
-        (
-            self.errors.into_inner().into_problems("errors"),
-            self.warnings.into_inner().into_problems("warnings"),
-        )
+    /// All problems. With a file, each has its place in it.
+    pub(crate) fn into_problems(self, file: Option<&Path>, root: Option<&Value>) -> AllProblems {
+        let file: Option<Arc<Path>> = file.map(Into::into);
+        let with_place = |mut problem: ConfigProblem| {
+            problem.file.clone_from(&file);
+            if let (Some(_), Some(root)) = (&file, root) {
+                let location = locate(root, &problem.key_path);
+                problem.line = problem.line.or(location.line);
+                problem.key_path = location.named_path;
+            }
+            problem
+        };
+        let finish = |list: RefCell<ProblemList>, severity, kind| {
+            list.into_inner().into_problems(severity, kind).into_iter().map(with_place).collect()
+        };
+        AllProblems {
+            errors: finish(self.errors, Severity::Error, "errors"),
+            warnings: finish(self.warnings, Severity::Warning, "warnings"),
+            unusable_paths: finish(self.unusable_paths, Severity::Error, "paths"),
+        }
     }
+}
+
+/// All problems of a configuration.
+pub(crate) struct AllProblems {
+    /// What must be corrected.
+    pub(crate) errors: Vec<ConfigProblem>,
+    /// What is probably a mistake.
+    pub(crate) warnings: Vec<ConfigProblem>,
+    /// Paths that cannot be used now, but may be later.
+    pub(crate) unusable_paths: Vec<ConfigProblem>,
 }

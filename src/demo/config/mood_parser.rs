@@ -18,7 +18,7 @@ use crate::yaml;
 /// What is wrong, and what would be right.
 pub(in crate::demo) fn parse_mood(text: &str) -> Result<Mood, String> {
     let mut problem = None;
-    yaml::parse(text, &mut |_, reason| _ = problem.get_or_insert(reason));
+    yaml::parse(text, &mut |_, _, reason| _ = problem.get_or_insert(reason));
     if let Some(problem) = problem {
         return Err(problem);
     }

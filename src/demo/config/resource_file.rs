@@ -56,7 +56,10 @@ pub fn parse_resources(text: &str) -> Result<Vec<SimulatedResource>, SimulatorCo
 /// Checks size, nesting and aliases before values are built from the text.
 fn check_limits(text: &str) -> Result<(), SimulatorConfigError> {
     let mut first_problem = None;
-    yaml::parse(text, &mut |location, reason| {
+    yaml::parse(text, &mut |location, line, reason| {
+        let line = line.map(|line| format!("line {line}: ")).unwrap_or_default();
+        let location = format!("{line}{location}");
+        let location = location.trim_end_matches(": ");
         first_problem.get_or_insert_with(|| SimulatorConfigError::invalid_value(location, reason));
     });
     first_problem.map_or(Ok(()), Err)

@@ -18,6 +18,7 @@ use super::channel::ControlChannel;
 use super::control_socket::ControlCommand;
 use super::process_set::ProcessSet;
 use super::protocol::{ControlMessage, PREPARATION_TIMEOUT, REPLY_TIMEOUT};
+use crate::config::{Environment, VariableChange};
 use crate::routing::health_snapshot::HealthSnapshot;
 use crate::server::config_manager::ConfigManager;
 
@@ -31,6 +32,28 @@ pub struct Program {
     pub binary: PathBuf,
     /// The configuration file.
     pub config_file: PathBuf,
+    /// The environment that the file is expanded with.
+    pub environment: Environment,
+}
+
+impl Program {
+    /// Adds what the program needs to find its files, and the variables of the environment file as they are now.
+    fn add_config_arguments(&self, command: &mut Command) {
+        command.arg("-c").arg(&self.config_file);
+        if let Some(file) = self.environment.explicit_file_path() {
+            command.arg("--environment").arg(file);
+        }
+    }
+
+    /// Lets new values in the environment file replace those that this process has from it.
+    fn update_environment(&self, command: &mut Command) {
+        for VariableChange { name, value } in self.environment.changes_for_successor() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+    }
 }
 
 /// This process as the one that hands over.
@@ -90,7 +113,7 @@ impl PredecessorRole {
         requester: &mut Option<ControlChannel>,
         commands: &mut mpsc::Receiver<ControlCommand>,
     ) -> Result<ControlChannel, HandoverError> {
-        let Program { binary, config_file } = &self.program;
+        let Program { binary, config_file, .. } = &self.program;
         report_progress(requester, format!("checking {} with {}", config_file.display(), binary.display()))
             .await;
         self.check_config().await?;
@@ -150,9 +173,11 @@ impl PredecessorRole {
 
     /// Has the installed binary check the file.
     async fn check_config(&self) -> Result<(), HandoverError> {
-        let Program { binary, config_file } = &self.program;
+        let Program { binary, config_file, .. } = &self.program;
         let mut command = Command::new(binary);
-        command.arg("check").arg("-c").arg(config_file).stdin(Stdio::null()).kill_on_drop(true);
+        command.arg("check").stdin(Stdio::null()).kill_on_drop(true);
+        self.program.add_config_arguments(&mut command);
+        self.program.update_environment(&mut command);
         let cannot_start = |problem| HandoverError::CannotStart { binary: binary.clone(), problem };
         let checked = timeout(PREPARATION_TIMEOUT, command.output()).await;
         let checked =
@@ -175,9 +200,11 @@ impl PredecessorRole {
     /// the successor is systemd. If the main process is not its child, systemd kills the service at once
     /// on a later stop. Returns the process id of the successor.
     async fn launch_successor(&self) -> Result<u32, HandoverError> {
-        let Program { binary, config_file } = &self.program;
+        let binary = &self.program.binary;
         let mut command = Command::new("/proc/self/exe");
-        command.arg("launch").arg(binary).arg("run").arg("--upgrade").arg("-c").arg(config_file);
+        command.arg("launch").arg(binary).arg("run").arg("--upgrade");
+        self.program.add_config_arguments(&mut command);
+        self.program.update_environment(&mut command);
         // It names this process; with it, the successor would not ping the watchdog.
         command.env_remove("WATCHDOG_PID").stdin(Stdio::null()).stdout(Stdio::piped());
         let cannot_start = |problem| HandoverError::CannotStart { binary: binary.clone(), problem };
