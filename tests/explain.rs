@@ -55,7 +55,8 @@ fn explain_shows_how_a_request_would_be_routed() {
     );
     let file = format!("{CONFIG_YAML}{clients_block}");
     let classic = "/openai/deployments/GPT-4o/chat/completions?api-version=2024-10-21";
-    let (code, text) = run_with_config(&["explain", "post", classic, "--client", "team-a"], &file);
+    let (code, text) =
+        run_with_config(&["explain", "post", classic, "--client", "team-a", "--verbose"], &file);
     assert_eq!(code, Some(0), "{text}");
     for part in [
         "client      team-a",
@@ -64,7 +65,7 @@ fn explain_shows_how_a_request_would_be_routed() {
         "POST ptu.openai.azure.com/openai/deployments/gpt-4o-ptu/chat/completions?api-version=2024-10-21",
         "2.        west: tier 2, weight 2",
         "POST west.openai.azure.com/openai/deployments/gpt-4o/chat/completions?api-version=2024-06-01",
-        "x-tenant: contoso",
+        "x-tenant: (from requests.set_headers)",
         "api-key: (the backend's own)",
         "authorization: (the backend's own)",
         "408       timeout: relayed",
@@ -74,7 +75,9 @@ fn explain_shows_how_a_request_would_be_routed() {
     ] {
         assert!(text.contains(part), "expected {part:?} in:\n{text}");
     }
-    assert!(!text.contains("hush-1"), "{text}");
+    assert!(!text.contains("hush-1") && !text.contains("contoso"), "{text}");
+    let (_, text) = run_with_config(&["explain", "post", classic, "--client", "team-a"], &file);
+    assert!(text.contains("1.        ptu") && !text.contains("content filter"), "{text}");
     let (_, text) = run_with_config(&["explain", "POST", "/openai/v1/responses", "--model", "gpt-4o"], &file);
     assert!(
         text.contains("in the body: \"gpt-4o-ptu\"") && text.contains("assumed to have access to everything"),
@@ -125,6 +128,47 @@ fn explain_shows_how_a_request_would_be_routed() {
         code == Some(1) && text.contains("there is no client nobody; the clients are team-a, all"),
         "{text}"
     );
+}
+
+#[test]
+fn explain_needs_no_secret_and_shows_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("aoai-lb.yaml");
+    let text = "
+listeners: [ { address: 127.0.0.1:8080, tls: { certificate: none.pem, private_key: none.key, client_ca: none.pem } } ]
+backends:
+  - name: ptu
+    endpoint: https://ptu.openai.azure.com
+    credential: { api_key: '${NOT_SET_PTU}' }
+    tls: { ca: none.pem }
+  - name: west
+    endpoint: https://west.openai.azure.com
+    credential: { entra: { client_secret: { tenant: t, client_id: c, secret: '${file:none}' } } }
+requests: { set_headers: { x-tenant: '${NOT_SET_TENANT}' } }
+admin: { address: 127.0.0.1:1, token: '${NOT_SET_TOKEN}' }
+clients:
+  - { name: team-a, keys: [ { sha256: '${NOT_SET_A}' }, { sha256: '${NOT_SET_B}' } ] }
+  - { name: team-b, keys: [ { sha256: '${NOT_SET_B}' } ] }
+";
+    std::fs::write(&path, text).unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_aoai-lb"));
+        let output = command.arg(arguments[0]).arg("-c").arg(&path).args(&arguments[1..]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        (output.status.code(), text.into_owned())
+    };
+    assert_eq!(run(&["check"]).0, Some(1));
+    let target =
+        "/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21&api-key=hunter2&code=hunter2";
+    let (code, output) = run(&["explain", "POST", target, "--client", "team-b"]);
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.contains("1.        ptu") && output.contains("2.        west"), "{output}");
+    assert!(!output.contains("hunter2") && !output.contains("secret-not-read"), "{output}");
+    // What is not a secret has to be there.
+    std::fs::write(&path, text.replace("https://west", "https://${NOT_SET_HOST}")).unwrap();
+    let (code, output) = run(&["explain", "POST", target]);
+    assert!(code == Some(1) && output.contains("${NOT_SET_HOST} is not set"), "{output}");
+    assert_eq!(output.lines().count(), 2, "{output}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,7 +13,7 @@ pub use self::request::edit::{BodyEdit, apply_edits};
 pub use self::request::model_field::{ModelField, ModelFieldError};
 pub use self::request::operation::{Operation, is_non_idempotent_create};
 pub use self::request::prompt_parts::PromptPartRanges;
-pub use self::request::query::{QueryCredential, QueryString};
+pub use self::request::query::{QueryCredential, QueryString, hide_secrets_in_target};
 pub use self::request::target::{ApiStyle, DeploymentSource, ModelsPath, RequestTarget, parse_target};
 pub use self::request::target_cache::parse_target_cached;
 pub use self::request::target_error::TargetError;

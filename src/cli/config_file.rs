@@ -23,6 +23,9 @@ pub(super) struct ConfigArguments {
     environment: Option<PathBuf>,
 }
 
+/// Reads and checks a file with these variables.
+type LoadFunction = fn(&Path, &dyn Fn(&str) -> Option<String>) -> Result<CheckedConfig, ConfigError>;
+
 /// A configuration that has no errors, and what it was read from.
 pub(super) struct LoadedConfig {
     pub(super) checked: CheckedConfig,
@@ -57,8 +60,17 @@ impl ConfigArguments {
     /// # Errors
     /// All problems of the file, warnings included, with their count.
     pub(super) fn load(&self) -> Result<LoadedConfig, CliError> {
+        self.load_with(config::load_and_check_file)
+    }
+
+    /// Like [`ConfigArguments::load`], but secrets may be missing.
+    pub(super) fn load_without_secrets(&self) -> Result<LoadedConfig, CliError> {
+        self.load_with(config::load_and_check_without_secrets)
+    }
+
+    fn load_with(&self, load: LoadFunction) -> Result<LoadedConfig, CliError> {
         let (environment, mut warnings) = self.load_environment()?;
-        match config::load_and_check_file(&self.config, &|name| environment.variable(name)) {
+        match load(&self.config, &|name| environment.variable(name)) {
             Ok(mut checked) => {
                 checked.warnings.splice(0..0, warnings);
                 Ok(LoadedConfig { checked, environment })
@@ -68,13 +80,6 @@ impl ConfigArguments {
                 Err(CliError(problem_report(&problems.errors, &warnings)))
             }
         }
-    }
-
-    /// Like [`ConfigArguments::load`]. Warnings, and how many there are, go to standard error.
-    pub(super) fn load_and_print_warnings(&self) -> Result<LoadedConfig, CliError> {
-        let loaded = self.load()?;
-        print_warnings(&loaded.checked)?;
-        Ok(loaded)
     }
 }
 

@@ -9,12 +9,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use clap::Args;
 use http::Method;
 
 use super::cli_error::CliError;
-use super::config_file::ConfigArguments;
+use super::config_file::{ConfigArguments, print_warnings};
 use super::runtime::start_background_runtime;
 use crate::admission::client::Client;
+use crate::azure::hide_secrets_in_target;
 use crate::azure::response::verdict::Verdict;
 use crate::config::{BalancePolicy, Config};
 use crate::credentials::Keyring;
@@ -26,6 +28,26 @@ use crate::refusal::Refusal;
 use crate::routing::attempt_outcome::AttemptOutcome;
 use crate::routing::retry_plan::{NextStep, RetryPlan};
 
+/// The arguments of `aoai-lb explain`.
+#[derive(Args)]
+pub(super) struct ExplainArguments {
+    #[command(flatten)]
+    config: ConfigArguments,
+    /// GET, POST or DELETE.
+    method: String,
+    /// The path and query, such as /openai/v1/responses.
+    path: String,
+    /// The `model` in the request body.
+    #[arg(long)]
+    model: Option<String>,
+    /// The name of the client that sends it.
+    #[arg(long)]
+    client: Option<String>,
+    /// Also show what each response would lead to.
+    #[arg(short, long)]
+    verbose: bool,
+}
+
 /// The request to explain.
 struct ExplainedRequest {
     /// The method.
@@ -36,6 +58,8 @@ struct ExplainedRequest {
     model: Option<String>,
     /// The name of the client.
     client_name: Option<String>,
+    /// Whether the responses of a backend are explained as well.
+    shows_responses: bool,
 }
 
 /// Why the request cannot be explained.
@@ -83,17 +107,19 @@ const SAMPLE_RESPONSES: [(u16, &str, &str); 16] = [
 ];
 
 /// Prints the explanation of a request.
-pub(super) fn run(
-    arguments: &ConfigArguments,
-    method: &str,
-    path_and_query: String,
-    model: Option<String>,
-    client: Option<String>,
-) -> Result<(), CliError> {
-    let checked = arguments.load_and_print_warnings()?.checked;
+pub(super) fn run(arguments: ExplainArguments) -> Result<(), CliError> {
+    let ExplainArguments { config, method, path, model, client, verbose } = arguments;
+    let checked = config.load_without_secrets()?.checked;
+    print_warnings(&checked)?;
     let invalid_method = |_| CliError(format!("{method} is not an HTTP method; use GET, POST or DELETE"));
     let method = Method::from_bytes(method.to_ascii_uppercase().as_bytes()).map_err(invalid_method)?;
-    let request = ExplainedRequest { method, path_and_query, model, client_name: client };
+    let request = ExplainedRequest {
+        method,
+        path_and_query: path,
+        model,
+        client_name: client,
+        shows_responses: verbose,
+    };
     let text = explain_request(&checked.config, &request, start_background_runtime()?.handle())?;
     write!(io::stdout(), "{text}")?;
     Ok(())
@@ -114,7 +140,7 @@ fn explain_request(
     let recorder = Recorder::start(&Config { record: None, ..config.clone() }, &keyring, runtime)?;
     let process = Arc::new(ProcessState::new(now, recorder, keyring));
     let gateway = Gateway::new(config, process, now);
-    let mut text = format!("{} {}\n", request.method, request.path_and_query);
+    let mut text = format!("{} {}\n", request.method, hide_secrets_in_target(&request.path_and_query));
     let client = select_and_write_client(&gateway, request, &mut text)?;
     match admit_and_write_request(&gateway, request, &client, &mut text) {
         Ok(Some(admitted)) => write_routing(&gateway, config, request, &admitted, now, &mut text),
@@ -230,7 +256,9 @@ fn write_routing(
         BalancePolicy::RoundRobin => "within a tier by weight (balance: round_robin)",
     };
     write_line(text, "", balance_policy);
-    write_responses(gateway, config, admitted, text);
+    if request.shows_responses {
+        write_responses(gateway, config, admitted, text);
+    }
     write_limits(config, admitted, text);
 }
 

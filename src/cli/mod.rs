@@ -25,6 +25,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use self::config_file::ConfigArguments;
+use self::explain::ExplainArguments;
 use self::status::StatusArguments;
 use self::usage::ReportFormat;
 
@@ -64,21 +65,8 @@ enum Command {
         #[arg(long)]
         live: bool,
     },
-    /// Explain what would happen to a request, without sending it.
-    Explain {
-        #[command(flatten)]
-        config: ConfigArguments,
-        /// GET, POST or DELETE.
-        method: String,
-        /// The path and query, such as /openai/v1/responses.
-        path: String,
-        /// The `model` in the request body.
-        #[arg(long)]
-        model: Option<String>,
-        /// The name of the client that sends it.
-        #[arg(long)]
-        client: Option<String>,
-    },
+    /// Explain what would happen to a request, without sending it. Secrets may be missing.
+    Explain(ExplainArguments),
     /// Try it without Azure or a configuration: simulated resources with the load balancer in front.
     Demo(demo::DemoArguments),
     /// Run simulated Azure OpenAI resources without the load balancer.
@@ -145,9 +133,7 @@ pub fn main() -> u8 {
     let result = match arguments.command {
         Command::Run { config, upgrade } => run::run(&config, upgrade),
         Command::Check { config, live } => check::run(&config, live),
-        Command::Explain { config, method, path, model, client } => {
-            explain::run(&config, &method, path, model, client)
-        }
+        Command::Explain(arguments) => explain::run(arguments),
         Command::Demo(arguments) => demo::run(arguments),
         Command::Simulate { config } => simulate::run(&config),
         Command::Keys(KeysCommand::New { client }) => keys::run(&client),

@@ -32,7 +32,20 @@ pub fn load_and_check_file(
     path: &Path,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<CheckedConfig, ConfigError> {
-    check_text(&read_file(path)?, Some(path), base_directory(path), env)
+    check_text(&read_file(path)?, Some(path), ProblemCollector::new(base_directory(path), env))
+}
+
+/// Like [`load_and_check_file`], for a command that only needs to know how requests are routed: secrets may be
+/// missing, and the files of certificates are not read.
+///
+/// # Errors
+/// As [`load_and_check_file`].
+pub fn load_and_check_without_secrets(
+    path: &Path,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<CheckedConfig, ConfigError> {
+    let problems = ProblemCollector::new(base_directory(path), env).without_secrets();
+    check_text(&read_file(path)?, Some(path), problems)
 }
 
 fn read_file(path: &Path) -> Result<String, ConfigError> {
@@ -72,17 +85,15 @@ pub fn parse_and_check_yaml(
     base: &Path,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<CheckedConfig, ConfigError> {
-    check_text(text, None, base, env)
+    check_text(text, None, ProblemCollector::new(base, env))
 }
 
 /// Checks the text of this file, or one that is not from a file.
 pub(super) fn check_text(
     text: &str,
     file: Option<&Path>,
-    base: &Path,
-    env: &dyn Fn(&str) -> Option<String>,
+    problems: ProblemCollector<'_>,
 ) -> Result<CheckedConfig, ConfigError> {
-    let problems = ProblemCollector::new(base, env);
     let root = parse_document(text, &problems);
     let config = root.as_ref().and_then(|root| check::read_config(&YamlNode::root(root, &problems)));
     let AllProblems { mut errors, warnings, unusable_paths } = problems.into_problems(file, root.as_ref());

@@ -19,7 +19,10 @@ mod yaml;
 
 pub use environment::{Environment, VariableChange};
 pub use error::{ConfigError, ConfigProblem, Severity, problem_report};
-pub use load::{CheckedConfig, load_and_check_file, load_upgrade_socket_path, parse_and_check_yaml};
+pub use load::{
+    CheckedConfig, load_and_check_file, load_and_check_without_secrets, load_upgrade_socket_path,
+    parse_and_check_yaml,
+};
 pub use schema::{
     AdminAddress, AdminConfig, AppCredential, AppRegistration, BackendConfig, BackendTlsConfig,
     BalancePolicy, BreakerConfig, ClientConfig, ClientTokenConfig, ClientsConfig, Config, CooldownConfig,

@@ -16,7 +16,7 @@ use super::*;
 
 /// Everything that loading `text` may print: errors, warnings, and their debug output.
 fn all_messages(text: &str, env: &dyn Fn(&str) -> Option<String>) -> String {
-    match check_text(text, Some(Path::new("aoai-lb.yaml")), Path::new(""), env) {
+    match check_text(text, Some(Path::new("aoai-lb.yaml")), yaml::ProblemCollector::new(Path::new(""), env)) {
         Ok(checked) => format!("{:?} {}", checked.warnings, one_per_line(&checked.warnings)),
         Err(problems) => {
             assert!(!problems.errors.is_empty(), "refused without a reason: {text}");

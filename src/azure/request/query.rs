@@ -169,6 +169,18 @@ fn is_secret_key(key: &str) -> bool {
     NAMES.contains(&letters.as_str()) || ENDINGS.iter().any(|ending| letters.ends_with(ending))
 }
 
+/// A request target for a person to read: values of keys that name secrets are not shown.
+pub fn hide_secrets_in_target(target: &str) -> String {
+    let Some((path, query)) = target.split_once('?') else { return target.to_owned() };
+    let show = |pair: &str| match pair.split_once('=') {
+        Some((key, _)) if percent_decode(key).map_or(true, |key| is_secret_key(&key)) => {
+            format!("{key}=(not shown)")
+        }
+        _ => pair.to_owned(),
+    };
+    format!("{path}?{}", query.split('&').map(show).collect::<Vec<_>>().join("&"))
+}
+
 /// Percent-decodes a key or a value. A plus sign is not read as a space, because API keys can contain
 /// plus signs.
 ///
@@ -199,4 +211,24 @@ fn percent_decode(text: &str) -> Result<Cow<'_, str>, TargetError> {
         Ok(text) => Cow::Owned(text),
         Err(other) => Cow::Owned(String::from_utf8_lossy(other.as_bytes()).into_owned()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_shown_without_secrets() {
+        for (target, shown) in [
+            ("/openai/v1/responses", "/openai/v1/responses"),
+            ("/a?api-version=1&b", "/a?api-version=1&b"),
+            (
+                "/a?api-key=s&x=1&%61pi-key=s&Code=s",
+                "/a?api-key=(not shown)&x=1&%61pi-key=(not shown)&Code=(not shown)",
+            ),
+            ("/a?subscription-key=s=t&%zz=s", "/a?subscription-key=(not shown)&%zz=(not shown)"),
+        ] {
+            assert_eq!(hide_secrets_in_target(target), shown, "{target}");
+        }
+    }
 }

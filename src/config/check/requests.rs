@@ -117,7 +117,7 @@ fn read_set_headers(node: &YamlNode<'_, '_>) -> Option<Vec<(HeaderName, HeaderVa
 }
 
 fn read_header_value(node: &YamlNode<'_, '_>) -> Option<HeaderValue> {
-    let text = node.read_text()?;
+    let text = if node.problems.ignores_secrets() { node.read_secret_text()? } else { node.read_text()? };
     let Ok(mut value) = HeaderValue::from_str(&text.value) else {
         return node.report_error("must be a header value: printable ASCII without line breaks");
     };

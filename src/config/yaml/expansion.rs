@@ -25,6 +25,11 @@ pub(crate) struct ExpandedText {
 }
 
 impl ExpandedText {
+    /// What stands for a secret that is not there, where only its place matters.
+    pub(crate) fn missing_secret(key_path: &str) -> Self {
+        Self { value: "secret-not-read".to_owned(), expansion_sources: vec![key_path.to_owned()] }
+    }
+
     /// Whether any of the text came from an expansion.
     pub(crate) fn is_expanded(&self) -> bool {
         !self.expansion_sources.is_empty()

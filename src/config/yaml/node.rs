@@ -199,6 +199,20 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         }
     }
 
+    /// Reads a secret, which must not be empty. A missing one is replaced where secrets may be missing.
+    pub(crate) fn read_secret_text(&self) -> Option<ExpandedText> {
+        let (base, environment) = (self.problems.base_directory(), self.problems.environment());
+        match self.scalar() {
+            Some(scalar)
+                if self.problems.ignores_secrets()
+                    && expand_text(&scalar.text, base, environment).is_err() =>
+            {
+                Some(ExpandedText::missing_secret(&self.key_path))
+            }
+            _ => self.read_nonempty_text(),
+        }
+    }
+
     /// Reads a string with `parse`. Its error says what is wrong, without the text.
     pub(crate) fn read_parsed<T, E: Display>(&self, parse: impl FnOnce(&str) -> Result<T, E>) -> Option<T> {
         let text = self.read_nonempty_text()?;

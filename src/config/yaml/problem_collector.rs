@@ -17,6 +17,8 @@ const MAX_PROBLEMS: usize = 100;
 pub(crate) struct ProblemCollector<'e> {
     base_directory: &'e Path,
     environment: &'e EnvironmentLookup<'e>,
+    /// Whether secrets, and the files of certificates, may be missing.
+    ignores_secrets: bool,
     errors: RefCell<ProblemList>,
     warnings: RefCell<ProblemList>,
     unusable_paths: RefCell<ProblemList>,
@@ -54,10 +56,21 @@ impl<'e> ProblemCollector<'e> {
         Self {
             base_directory,
             environment,
+            ignores_secrets: false,
             errors: RefCell::default(),
             warnings: RefCell::default(),
             unusable_paths: RefCell::default(),
         }
+    }
+
+    /// Lets secrets, and the files of certificates, be missing.
+    pub(crate) fn without_secrets(self) -> Self {
+        Self { ignores_secrets: true, ..self }
+    }
+
+    /// Whether secrets, and the files of certificates, may be missing.
+    pub(crate) fn ignores_secrets(&self) -> bool {
+        self.ignores_secrets
     }
 
     /// Adds an error. Returns `None`, so that a reader can return it.

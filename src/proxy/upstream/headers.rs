@@ -3,7 +3,7 @@
 //! ten custom ones.
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE};
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, UPGRADE};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Uri, Version};
 use pingora::http::RequestHeader;
@@ -181,11 +181,13 @@ pub fn preview_header_lines(
     let head = preview_head(method, backend, requests, path);
     let Ok(mut head) = head else { return Vec::new() };
     head.remove_header(&credential_field);
-    let shown = |value: &HeaderValue| match value.to_str() {
-        Ok(text) if !value.is_sensitive() => text.to_owned(),
-        _ => "(not shown)".to_owned(),
+    // A value of `requests.set_headers` may be a secret, also if it is written in the file.
+    let is_configured = |name: &HeaderName| requests.set_headers.iter().any(|(set, _)| set == name);
+    let shown = |name: &HeaderName, value: &HeaderValue| match value.to_str() {
+        Ok(text) if name == CONTENT_TYPE || !is_configured(name) => text.to_owned(),
+        _ => "(from requests.set_headers)".to_owned(),
     };
-    let lines = head.headers.iter().map(|(name, value)| format!("{name}: {}", shown(value)));
+    let lines = head.headers.iter().map(|(name, value)| format!("{name}: {}", shown(name, value)));
     lines.chain([format!("{credential_field}: (the backend's own)")]).collect()
 }
 

@@ -12,7 +12,7 @@ pub(in crate::config::check) fn read_header_secret(node: &YamlNode<'_, '_>) -> O
     if node.is_mapping() {
         return read_secret(node, true);
     }
-    let text = node.read_nonempty_text()?;
+    let text = node.read_secret_text()?;
     if !text.value.bytes().all(|b| b.is_ascii_graphic()) {
         return node.report_error(format!(
             "must be a key without spaces, line breaks or non-ASCII characters{}",
@@ -25,7 +25,7 @@ pub(in crate::config::check) fn read_header_secret(node: &YamlNode<'_, '_>) -> O
 /// Reads a secret: its text, or the URL of a secret in a key vault.
 pub(super) fn read_secret(node: &YamlNode<'_, '_>, allows_key_vault: bool) -> Option<SecretSource> {
     if !node.is_mapping() {
-        return Some(SecretSource::Literal(Secret::new(&node.read_nonempty_text()?.value)));
+        return Some(SecretSource::Literal(Secret::new(&node.read_secret_text()?.value)));
     }
     let map = node.read_secret_mapping(&["key_vault"])?;
     let node = map.require("key_vault", "write the secret's URL")?;
