@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::AdminApi;
 use crate::proxy::client::connection::{HeadReadError, read_head, refuse_and_close};
 use crate::proxy::client::connection_limit::{AddressConnectionLimiter, ConnectionPermit};
-use crate::proxy::client::tls::ServerTls;
+use crate::proxy::client::tls::{AcceptError, ServerTls, plain_http_refusal};
 use crate::proxy::timer::Timer;
 use crate::refusal::{Refusal, RefusalReason};
 
@@ -66,7 +66,14 @@ impl ServerApp for AdminConnections {
         let head_limit = || self.api.timeouts().request_head;
         let mut first_deadline = Some(Instant::now() + head_limit());
         if let (Some(tls), Some(deadline)) = (&self.tls, first_deadline) {
-            stream = Box::pin(tls.accept(stream, deadline)).await?;
+            stream = match Box::pin(tls.accept(stream, deadline)).await {
+                Ok(stream) => stream,
+                Err(AcceptError::PlainHttp(mut stream)) => {
+                    refuse_and_close(&mut stream, &plain_http_refusal()).await;
+                    return None;
+                }
+                Err(AcceptError::Failed) => return None,
+            };
         }
         let mut timer = Timer::default();
         loop {

@@ -65,6 +65,11 @@ pub(crate) fn assert_warnings(cases: &[(&str, &[&str])]) {
 
 /// Writes `NAME.pem` and `NAME.key`: a certificate for these hosts, valid for this many days.
 pub(crate) fn write_test_certificate(directory: &Path, name: &str, days: u32, hosts: &[&str]) {
+    write_certificate_valid_in(directory, name, (0.0, f64::from(days)), hosts);
+}
+
+/// Like [`write_test_certificate`], with the first and the last day that it is valid, counted from now.
+pub(crate) fn write_certificate_valid_in(directory: &Path, name: &str, days: (f64, f64), hosts: &[&str]) {
     use openssl::asn1::Asn1Time;
     use openssl::hash::MessageDigest;
     use openssl::pkey::PKey;
@@ -76,8 +81,10 @@ pub(crate) fn write_test_certificate(directory: &Path, name: &str, days: u32, ho
     let mut builder = X509::builder().unwrap();
     builder.set_version(2).unwrap();
     builder.set_pubkey(&key).unwrap();
-    builder.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
-    builder.set_not_after(&Asn1Time::days_from_now(days).unwrap()).unwrap();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
+    let day = |days: f64| Asn1Time::from_unix(now + (days * 86_400.0) as i64).unwrap();
+    builder.set_not_before(&day(days.0)).unwrap();
+    builder.set_not_after(&day(days.1)).unwrap();
     if !hosts.is_empty() {
         let mut names = SubjectAlternativeName::new();
         for host in hosts {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use openssl::ssl::{SslContext, SslMethod};
 
-use super::credentials::{read_ca_file, read_certified_key_files};
+use super::credentials::{read_ca_file, read_server_key_files};
 use crate::config::schema::{ListenerConfig, ServerTlsConfig, TlsVersion};
 use crate::config::values::{CertifiedKey, CertifiedKeyFiles};
 use crate::config::yaml::{YamlMapping, YamlNode};
@@ -93,9 +93,9 @@ pub(super) fn read_server_tls(node: &YamlNode<'_, '_>) -> Option<ServerTlsConfig
         "client_ca",
     ];
     let map = node.read_mapping(&keys)?;
-    let default_key = read_certified_key_files(&map);
+    let default_key = read_server_key_files(&map);
     let additional_keys = map.read_or("additional_certificates", Vec::new(), |node| {
-        node.read_each(|node| read_certified_key_files(&node.read_mapping(&["certificate", "private_key"])?))
+        node.read_each(|node| read_server_key_files(&node.read_mapping(&["certificate", "private_key"])?))
     });
     let minimum_version =
         map.read_or("minimum_version", TlsVersion::Tls12, |node| node.read_choice(&TLS_VERSION_WORDS));
@@ -186,7 +186,9 @@ mod tests {
     use openssl::pkey::PKey;
 
     use super::*;
-    use crate::config::testing::{assert_errors, assert_warnings, parse_valid, write_test_certificate};
+    use crate::config::testing::{
+        assert_errors, assert_warnings, parse_valid, write_certificate_valid_in, write_test_certificate,
+    };
 
     #[test]
     fn a_trusted_proxy_may_be_a_single_address() {
@@ -220,6 +222,8 @@ mod tests {
         write_test_certificate(directory.path(), "good", 90, &["a.test", "*.b.test"]);
         write_test_certificate(directory.path(), "soon", 3, &["A.TEST"]);
         write_test_certificate(directory.path(), "nameless", 90, &[]);
+        write_certificate_valid_in(directory.path(), "expired", (-30.0, -2.5), &[]);
+        write_certificate_valid_in(directory.path(), "future", (2.5, 30.0), &[]);
         let private_key = PKey::private_key_from_pem(&std::fs::read(path("good.key")).unwrap()).unwrap();
         let cipher = openssl::symm::Cipher::aes_256_cbc();
         let locked = private_key.private_key_to_pem_pkcs8_passphrase(cipher, b"secret").unwrap();
@@ -235,7 +239,9 @@ mod tests {
             "clients: is open and a listener is not on loopback: anyone who can connect uses your keys";
         assert_warnings(&[(&listener("good.pem", "good.key", all), &[open])]);
         let warnings = &parse_valid(&listener("soon.pem", "soon.key", "")).warnings;
-        assert!(warnings[0].to_string().starts_with("listeners[0].tls.certificate: expires or expired on "));
+        assert!(
+            warnings[0].to_string().starts_with("listeners[0].tls.certificate: expires in 2 days, on 20")
+        );
         for (certificate, key, more, expected) in [
             ("good.pem", "soon.key", "", "tls.private_key: must be the private key of the certificate"),
             (
@@ -261,6 +267,8 @@ mod tests {
                 ", ciphersuites: nonsense",
                 "tls.ciphersuites: must be a list of cipher names",
             ),
+            ("expired.pem", "expired.key", "", "tls.certificate: expired 2 days ago, on 20"),
+            ("future.pem", "future.key", "", "tls.certificate: is not valid before 20"),
             ("good.pem", "good.key", ", client_ca: none", "tls.client_ca: cannot read"),
             (
                 "good.pem",

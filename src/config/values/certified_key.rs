@@ -1,11 +1,12 @@
 //! A certificate with its chain and its private key, read from PEM files.
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
-use openssl::asn1::Asn1Time;
 use openssl::pkey::{PKey, Private};
 use openssl::x509::X509;
 
+use super::validity::ValidityPeriod;
 use crate::files::read_file;
 
 /// The largest file of a certificate with its chain, or of a key.
@@ -77,11 +78,14 @@ impl CertifiedKey {
         names.map(str::to_ascii_lowercase).collect()
     }
 
-    /// When the certificate expires, if that is less than `days` from now or in the past.
-    pub fn expiry_if_within_days(&self, days: u32) -> Option<String> {
-        let soon = Asn1Time::days_from_now(days).ok()?;
-        let end = self.leaf.not_after();
-        (end < &*soon).then(|| end.to_string())
+    /// Why the certificate is not valid now, with days and date.
+    pub fn validity_problem(&self, now: SystemTime) -> Option<String> {
+        ValidityPeriod::of(&self.leaf)?.problem(now)
+    }
+
+    /// When the certificate expires, if that is soon.
+    pub fn expiry_warning(&self, now: SystemTime) -> Option<String> {
+        ValidityPeriod::of(&self.leaf)?.expiry_warning(now)
     }
 }
 

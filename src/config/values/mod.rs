@@ -7,6 +7,7 @@ mod endpoint;
 mod percentage;
 mod secret;
 mod status_set;
+mod validity;
 
 pub use allow_rule::{AllowRule, PathPattern};
 pub use certified_key::{CertifiedKey, CertifiedKeyError, CertifiedKeyFiles};

@@ -34,7 +34,7 @@ use super::stream::chunked::ChunkedStream;
 use super::stream::http2_deadline::Http2HeadDeadline;
 use super::stream::http2_errors::Http2ErrorCounter;
 use super::timeouts::{CLIENT_IDLE_TIMEOUT, HANDOVER_LINGER, REFUSE_AND_CLOSE_TIMEOUT, SHUTDOWN_LINGER};
-use super::tls::ServerTls;
+use super::tls::{AcceptError, ServerTls, plain_http_refusal};
 use super::{head, refusal_response};
 use crate::admission::client_ip::is_trusted_proxy;
 use crate::config::ListenerConfig;
@@ -242,7 +242,15 @@ impl ServerApp for ConnectionHandler {
         let first_deadline = Instant::now() + self.head_limit();
         if let Some(tls) = &self.tls {
             // Boxed, as below: a handshake's future is large and soon over.
-            stream = Box::pin(tls.accept(stream, first_deadline)).await?;
+            stream = match Box::pin(tls.accept(stream, first_deadline)).await {
+                Ok(stream) => stream,
+                Err(AcceptError::PlainHttp(mut stream)) => {
+                    self.malformed_requests().inc();
+                    refuse_and_close(&mut stream, &plain_http_refusal()).await;
+                    return None;
+                }
+                Err(AcceptError::Failed) => return None,
+            };
             if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
                 // Pingora limits its frames and header lists, and `runner.rs` sets its idle timeout.
                 let stream = Http2HeadDeadline::new(stream, first_deadline, self.head_limit());

@@ -17,7 +17,7 @@ use openssl::x509::X509;
 use openssl::x509::store::X509StoreBuilder;
 use pingora::listeners::TlsAccept;
 use pingora::protocols::tls::server::handshake_with_callback;
-use pingora::protocols::{Digest, Stream, l4};
+use pingora::protocols::{Digest, Peek, Stream, l4};
 use pingora::tls::ext;
 use tokio::time::timeout_at;
 
@@ -25,6 +25,7 @@ use crate::admission::certificate_subject::certificate_subject;
 use crate::config::{CertifiedKey, CertifiedKeyError, ListenerConfig, ServerTlsConfig, TlsVersion};
 use crate::names::CertificateSubject;
 use crate::proxy::upstream::peer::{CertificateFileError, load_ca_certificates};
+use crate::refusal::Refusal;
 
 /// The protocols of a listener with HTTP/2, in its order of preference: each with its length (RFC 7301, section
 /// 3.1).
@@ -44,6 +45,19 @@ pub enum TlsError {
     /// OpenSSL refuses the versions or ciphers.
     #[error("{0}")]
     Settings(String),
+}
+
+/// Why there is no TLS connection with a client.
+pub(crate) enum AcceptError {
+    /// The client sends HTTP without TLS. Nothing has been read of it yet.
+    PlainHttp(Stream),
+    /// The handshake failed, or was not complete in time.
+    Failed,
+}
+
+/// What a client is told that sends HTTP without TLS.
+pub(crate) fn plain_http_refusal() -> Refusal {
+    Refusal::bad_request("this port speaks HTTPS, and the request came without TLS: use https:// in the URL")
 }
 
 impl From<ErrorStack> for TlsError {
@@ -85,6 +99,9 @@ impl CertificateSet {
     fn read(tls: &ServerTlsConfig) -> Result<Self, TlsError> {
         let read_key_pair = |files| {
             let pair = CertifiedKey::from_files(files)?;
+            if let Some(problem) = pair.validity_problem(SystemTime::now()) {
+                return Err(CertifiedKeyError::Certificate(problem));
+            }
             let names = pair.dns_names();
             Ok((pair, names))
         };
@@ -141,36 +158,57 @@ impl ServerTls {
         Ok(Arc::new(Self { log_name: name, tls_config: tls.clone(), listener, certificates, acceptor }))
     }
 
-    /// Makes the TLS handshake on a connection that has just been accepted; `None` if it fails or is not
-    /// complete at the deadline.
-    pub(crate) async fn accept(self: &Arc<Self>, stream: Stream, deadline: Instant) -> Option<Stream> {
+    /// Makes the TLS handshake on a connection that has just been accepted.
+    ///
+    /// # Errors
+    /// [`AcceptError`], also if it is not complete at the deadline.
+    pub(crate) async fn accept(
+        self: &Arc<Self>,
+        stream: Stream,
+        deadline: Instant,
+    ) -> Result<Stream, AcceptError> {
         let address = stream.get_socket_digest().and_then(|digest| digest.peer_addr().cloned());
         let address = address.map_or_else(|| "a client".to_owned(), |address| address.to_string());
         // Pingora's listeners without TLS pass their sockets as this type.
-        let socket = stream.into_any().downcast::<l4::stream::Stream>().ok()?;
+        let mut socket =
+            stream.into_any().downcast::<l4::stream::Stream>().map_err(|_| AcceptError::Failed)?;
         let callbacks = HandshakeCallbacks(Arc::clone(self));
-        let handshake = handshake_with_callback(&self.acceptor, *socket, &callbacks);
+        let handshake = async {
+            let mut first_byte = [0];
+            let is_http =
+                socket.try_peek(&mut first_byte).await.is_ok() && first_byte[0].is_ascii_alphabetic();
+            if is_http {
+                Ok(Err(socket))
+            } else {
+                handshake_with_callback(&self.acceptor, *socket, &callbacks).await.map(Ok)
+            }
+        };
         match timeout_at(deadline.into(), handshake).await {
-            Ok(Ok(stream)) => return Some(Box::new(stream)),
+            Ok(Ok(Ok(stream))) => return Ok(Box::new(stream)),
+            Ok(Ok(Err(socket))) => return Err(AcceptError::PlainHttp(socket)),
             Ok(Err(error)) => debug!("{}: TLS handshake with {address} failed: {error}", self.log_name),
             Err(_) => debug!("{}: TLS handshake with {address} was not complete in time", self.log_name),
         }
-        None
+        Err(AcceptError::Failed)
     }
 
-    /// Starts a task that reloads the files when they change.
+    /// Starts a task that reloads the files when they change. As long as they are invalid, it tries again: a
+    /// certificate may become valid later.
     pub fn watch_files(self: &Arc<Self>) {
         let server_tls = Arc::clone(self);
         tokio::spawn(async move {
             let mut last_stamps = server_tls.file_stamps().await;
+            let mut are_invalid = false;
             loop {
                 tokio::time::sleep(FILE_POLL_INTERVAL).await;
                 let stamps = server_tls.file_stamps().await;
-                if stamps != last_stamps {
+                let have_changed = stamps != last_stamps;
+                if have_changed || are_invalid {
                     last_stamps = stamps;
                     let server_tls = Arc::clone(&server_tls);
                     // Reads files; a panic in it has been logged.
-                    let _ = tokio::task::spawn_blocking(move || server_tls.reload_files()).await;
+                    let reload = move || server_tls.reload_files(have_changed);
+                    are_invalid = !tokio::task::spawn_blocking(reload).await.unwrap_or(false);
                 }
             }
         });
@@ -191,19 +229,22 @@ impl ServerTls {
         stamps
     }
 
-    fn reload_files(&self) {
+    /// Puts the files into use if they are valid. Returns whether they are.
+    fn reload_files(&self, logs_problem: bool) -> bool {
         let name = &self.log_name;
         match CertificateSet::read(&self.tls_config) {
             Ok(certificates) => {
-                let key_pairs = certificates.certified_keys.iter();
-                for expiry in key_pairs.filter_map(|(pair, _)| pair.expiry_if_within_days(0)) {
-                    warn!("{name}: its new certificate expired on {expiry}");
-                }
                 self.certificates.store(Arc::new(certificates));
                 info!("{name}: new certificates are in use");
+                true
             }
             // Certificate and key are often replaced one after the other. The second change leads here again.
-            Err(error) => warn!("{name}: the old certificates stay in use: tls.{error}"),
+            Err(error) => {
+                if logs_problem {
+                    warn!("{name}: the old certificates stay in use: tls.{error}");
+                }
+                false
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Reads and checks the files of certificates, private keys and certificate authorities.
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use openssl::x509::X509;
 
@@ -8,12 +9,28 @@ use crate::config::values::{CertifiedKey, CertifiedKeyError, CertifiedKeyFiles};
 use crate::config::yaml::{YamlMapping, YamlNode};
 use crate::files::{MAX_CA_FILE_BYTES, read_file};
 
-/// A certificate that expires within this many days gets a warning.
-const EXPIRY_WARNING_DAYS: u32 = 14;
-
-/// Reads the keys `certificate` and `private_key`, and checks that their files belong together.
+/// Reads the keys `certificate` and `private_key`, and checks that their files belong together. That the
+/// certificate is not valid now is a warning: it is presented to others, which may accept it nevertheless.
 pub(in crate::config::check) fn read_certified_key_files(
     map: &YamlMapping<'_, '_>,
+) -> Option<CertifiedKeyFiles> {
+    read_and_check_key_files(map, |problem| {
+        map.report_warning_at("certificate", problem);
+        Some(())
+    })
+}
+
+/// Like [`read_certified_key_files`], for the certificate of a listener or of the admin API: no client accepts one
+/// that is not valid now.
+pub(in crate::config::check) fn read_server_key_files(
+    map: &YamlMapping<'_, '_>,
+) -> Option<CertifiedKeyFiles> {
+    read_and_check_key_files(map, |problem| map.report_error_at("certificate", problem))
+}
+
+fn read_and_check_key_files(
+    map: &YamlMapping<'_, '_>,
+    report_not_valid_now: impl FnOnce(String) -> Option<()>,
 ) -> Option<CertifiedKeyFiles> {
     let read_path = |key, how| map.require(key, how).and_then(|node| node.read_file_path());
     let certificate_path = read_path("certificate", "write the PEM file of the certificate and its chain");
@@ -25,8 +42,12 @@ pub(in crate::config::check) fn read_certified_key_files(
     }
     match CertifiedKey::from_files(&files) {
         Ok(certified_key) => {
-            if let Some(expiry) = certified_key.expiry_if_within_days(EXPIRY_WARNING_DAYS) {
-                map.report_warning_at("certificate", format!("expires or expired on {expiry}"));
+            let now = SystemTime::now();
+            if let Some(problem) = certified_key.validity_problem(now) {
+                report_not_valid_now(problem)?;
+            }
+            if let Some(warning) = certified_key.expiry_warning(now) {
+                map.report_warning_at("certificate", warning);
             }
             Some(files)
         }

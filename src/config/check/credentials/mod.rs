@@ -6,7 +6,7 @@ mod secrets;
 
 use std::time::Duration;
 
-pub(super) use self::certificates::{read_ca_file, read_certified_key_files};
+pub(super) use self::certificates::{read_ca_file, read_certified_key_files, read_server_key_files};
 pub(super) use self::identity::{PUBLIC_AUTHORITY_URL, read_entra_credential};
 pub(super) use self::secrets::read_header_secret;
 
