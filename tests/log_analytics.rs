@@ -246,3 +246,113 @@ async fn the_columns_in_the_bicep_file_match_the_record_fields() {
         list.split("name: '").skip(1).map(|rest| rest.split('\'').next().unwrap()).collect();
     assert_eq!(columns, fields);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_tells_for_each_sink_what_waits_and_why() {
+    let (azure, ingestion) = (start_simulator(&["a"]).await, LogIngestionService::start().await);
+    let directory = tempfile::tempdir().unwrap();
+    ingestion.set_behaviour(IngestionBehaviour::RespondsWith(403, None));
+    let record_block = record_yaml(&ingestion, directory.path());
+    let mut balancer = Balancer::start(&all_backends_yaml(&azure), &record_block).await;
+    post_chats(&balancer, 3).await;
+    let sink = |status: &Value, name: &str| {
+        let sinks = status["sinks"].as_array().unwrap();
+        sinks.iter().find(|sink| sink["sink"] == name).unwrap_or_else(|| panic!("{name}: {sinks:?}")).clone()
+    };
+    let is_failing = |status: &Value| {
+        let (file, table) = (sink(status, "jsonl"), sink(status, "log_analytics"));
+        file["backlog_records"] == 0
+            && table["backlog_records"] == 3
+            && table["failing_since"].is_string()
+            && table["backlog_seconds"].as_u64() >= Some(1)
+    };
+    balancer.wait_for_status("records wait for Log Analytics", is_failing).await;
+    let status = balancer.status().await;
+    let names: Vec<&Value> = status["sinks"].as_array().unwrap().iter().map(|sink| &sink["sink"]).collect();
+    assert_eq!(names, ["spool", "jsonl", "log_analytics"]);
+    let table = sink(&status, "log_analytics");
+    assert!(table["last_error"].as_str().unwrap().starts_with("403: its identity needs the role"), "{table}");
+    assert!(table["last_delivery"].is_null() && table["backlog_bytes"].as_u64() > Some(500), "{table}");
+    for name in ["spool", "jsonl"] {
+        let working = sink(&status, name);
+        assert!(working["last_delivery"].is_string(), "{working}");
+        for key in ["failing_since", "last_error", "last_error_at", "backlog_seconds"] {
+            assert!(working[key].is_null(), "{name}: {key}: {working}");
+        }
+    }
+    let metrics = async |balancer: &Balancer| {
+        let mut admin = support::Client::connect(balancer.admin_address).await;
+        admin.get("/metrics", &[("Host", "localhost")]).await.text()
+    };
+    let text = metrics(&balancer).await;
+    for (name, is_waiting) in [("spool", false), ("jsonl", false), ("log_analytics", true)] {
+        let sample = format!("aoai_lb_record_backlog_seconds{{sink=\"{name}\"}} ");
+        let value = text.lines().find_map(|line| line.strip_prefix(&sample)).unwrap();
+        assert_eq!(value.parse::<f64>().unwrap() > 0.5, is_waiting, "{name}: {value}");
+    }
+    let url = format!("http://{}", balancer.admin_address);
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_aoai-lb"));
+    let output = command.args(["status", "--admin", &url]).output().await.unwrap();
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(shown.contains("records do not reach log_analytics since 20"), "{shown}");
+
+    // The next process knows what its predecessor has left, and delivers it.
+    assert_eq!(balancer.stop().await, 0);
+    let balancer = Balancer::start(&all_backends_yaml(&azure), &record_block).await;
+    balancer
+        .wait_for_status("the records of the earlier process are counted", |status| {
+            let table = sink(status, "log_analytics");
+            table["backlog_records"] == 3 && table["failing_since"].is_string()
+        })
+        .await;
+    ingestion.set_behaviour(IngestionBehaviour::Normal);
+    balancer
+        .wait_for_status("the records are delivered", |status| {
+            let table = sink(status, "log_analytics");
+            table["backlog_records"] == 0 && table["failing_since"].is_null()
+        })
+        .await;
+    let table = sink(&balancer.status().await, "log_analytics");
+    assert!(table["last_delivery"].is_string() && table["last_error"].is_string(), "{table}");
+    assert_eq!(
+        (&table["backlog_bytes"], &table["dropped"], &table["dead_letters"]),
+        (&0.into(), &0.into(), &0.into())
+    );
+    // Records that the service rejects for good.
+    ingestion.set_behaviour(IngestionBehaviour::RejectsRowsContaining("poison"));
+    let body = CHAT_BODY.replace("hello", "poison");
+    balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], body.as_bytes()).await;
+    balancer
+        .wait_for_status("the record is a dead letter", |status| {
+            sink(status, "log_analytics")["dead_letters"] == 1
+        })
+        .await;
+    let text = balancer.status().await["sinks"].to_string();
+    assert!(!text.contains(CLIENT_SECRET) && !text.contains("token-") && !text.contains("poison"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_tells_that_files_of_records_cannot_be_written() {
+    let azure = start_simulator(&["a"]).await;
+    let directory = tempfile::tempdir().unwrap();
+    // Where a directory would have to be, there is a file.
+    let file = directory.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let file = file.display();
+    let record =
+        format!("record: {{ jsonl: {{ path: {file}/records.jsonl }}, spool: {{ path: {file}/spool }} }}");
+    let balancer = Balancer::start(&all_backends_yaml(&azure), &record).await;
+    post_chats(&balancer, 2).await;
+    balancer
+        .wait_for_status("both fail", |status| {
+            let sinks = status["sinks"].as_array().unwrap();
+            sinks.iter().all(|sink| sink["failing_since"].is_string()) && sinks[0]["dropped"] == 2
+        })
+        .await;
+    let status = balancer.status().await;
+    let (spool, jsonl) = (&status["sinks"][0], &status["sinks"][1]);
+    assert_eq!((&spool["sink"], &jsonl["sink"]), (&"spool".into(), &"jsonl".into()));
+    assert_eq!(spool["dropped_last_15_minutes"], 2);
+    assert!(spool["last_error"].as_str().unwrap().starts_with("cannot write to its directory: "), "{spool}");
+    assert!(jsonl["last_error"].as_str().unwrap().starts_with("cannot write to its file: "), "{jsonl}");
+}

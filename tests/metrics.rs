@@ -21,7 +21,7 @@ use support::{
 use tokio::io::AsyncWriteExt;
 
 /// All documented metrics.
-const METRIC_NAMES: [&str; 20] = [
+const METRIC_NAMES: &[&str] = &[
     "aoai_lb_attempt_seconds",
     "aoai_lb_attempts_total",
     "aoai_lb_backend_remaining_requests",
@@ -36,6 +36,7 @@ const METRIC_NAMES: [&str; 20] = [
     "aoai_lb_malformed_total",
     "aoai_lb_oldest_attempt_seconds",
     "aoai_lb_overhead_seconds",
+    "aoai_lb_record_backlog_seconds",
     "aoai_lb_records_total",
     "aoai_lb_refusals_total",
     "aoai_lb_request_duration_seconds",
@@ -112,7 +113,7 @@ async fn all_documented_metrics_and_those_of_the_dashboard_exist() {
     wait_for_sample(&balancer, chat_sample, 4.0).await;
     let refusal_sample = r#"aoai_lb_refusals_total{client="none",code="invalid_api_key"}"#;
     let samples = wait_for_sample(&balancer, refusal_sample, 1.0).await;
-    assert_eq!(metric_families(&samples), METRIC_NAMES.map(str::to_owned).into());
+    assert_eq!(metric_families(&samples), METRIC_NAMES.iter().map(|name| (*name).to_owned()).collect());
     for (name, expected) in [
         (r#"aoai_lb_attempts_total{backend="a",outcome="answered"}"#, 1.0),
         (r#"aoai_lb_attempts_total{backend="a",outcome="throttled"}"#, 1.0),

@@ -189,6 +189,7 @@ async fn refused_failed_and_retried_requests_are_kept_without_a_record_block() {
     let message = get(&balancer, "?backend=a").await.text();
     assert!(message.contains("the keys of the query are client, status, id and limit"), "{message}");
 
+    assert_eq!(balancer.status().await["sinks"], json!([]), "no records are kept");
     // A reload changes nothing.
     assert_eq!(balancer.post_admin("/api/reload").await.status, 200);
     assert_eq!(list(&balancer, "").await["kept"], 7);

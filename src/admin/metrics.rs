@@ -1,11 +1,12 @@
 //! `GET /metrics`: adds the current state of backends to the counters of `record/metrics.rs`.
 
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use prometheus::{GaugeVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use super::conditions::BackendReport;
+use super::status::sinks::backlog_age_seconds;
 use crate::proxy::ActiveConfig;
 use crate::record::metrics::register_metric;
 use crate::routing::backend_health::BackendPart;
@@ -59,6 +60,19 @@ pub fn prometheus_text(config: &ActiveConfig, now: Instant) -> String {
             &["backend"],
         ),
     );
+    let backlog_seconds = GaugeVec::new(
+        Opts::new(
+            "aoai_lb_record_backlog_seconds",
+            "Age of the oldest record that is not written to the spool, or not delivered by a sink.",
+        ),
+        &["sink"],
+    );
+    let backlog_seconds = register_metric(&registry, backlog_seconds);
+    for sink in gateway.process_state.recorder.sinks() {
+        if let Some(seconds) = backlog_age_seconds(&sink, SystemTime::now()) {
+            backlog_seconds.with_label_values(&[sink.name]).set(seconds);
+        }
+    }
     for (index, backend) in gateway.backends.iter().enumerate() {
         let (name, health) = (backend.config.name.as_str(), &backend.health);
         let BackendReport { condition, unavailable_parts, .. } =

@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use super::conditions::{BackendReport, member_condition};
 use super::config_status::ConfigStatus;
 use super::status::refusals::refused_clients;
+use super::status::sinks::sink_statuses;
 use super::status::{
     AttemptsByOutcome, BackendError, BackendStatus, BuildInfo, ClientStatus, ConfigurationSummary,
     DeploymentStatus, LastMinuteStats, PoolMemberStatus, PoolStatus, ProcessStatus, StatusReport, TierStatus,
@@ -91,6 +92,7 @@ impl StatusSource {
             backends: backend_statuses(&active_config, &statistics, clock),
             clients: client_statuses(&statistics),
             refusals: refused_clients(&statistics),
+            sinks: sink_statuses(&process.recorder.sinks(), clock.wall_now),
             timeline: timeline(&statistics, clock),
         }
     }

@@ -13,6 +13,7 @@ use super::cli_error::CliError;
 use super::runtime::start_background_runtime;
 use super::table::write_table;
 use crate::admin::status::refusals::RefusedClient;
+use crate::admin::status::sinks::SinkStatus;
 use crate::admin::status::{BackendStatus, StatusReport};
 use crate::config::Endpoint;
 use crate::outbound::{OutboundClient, OutboundError, OutboundRequest, OutboundResponse};
@@ -241,7 +242,44 @@ fn format_tables(status: &StatusReport) -> Result<Vec<u8>, StatusError> {
         writeln!(out)?;
         write_table(&refusal_rows(&status.refusals), 1, &mut out)?;
     }
+    if !status.sinks.is_empty() {
+        writeln!(out)?;
+        write_table(&sink_rows(&status.sinks), 1, &mut out)?;
+        for sink in &status.sinks {
+            if let (Some(since), Some(error)) = (&sink.failing_since, &sink.last_error) {
+                writeln!(out, "records do not reach {} since {since}: {error}", sink.sink)?;
+            }
+        }
+    }
     Ok(out)
+}
+
+/// Where records go.
+fn sink_rows(sinks: &[SinkStatus]) -> Vec<Vec<String>> {
+    let head = [
+        "RECORDS TO",
+        "BACKLOG",
+        "BYTES",
+        "OLDEST",
+        "LAST DELIVERY",
+        "DROPPED",
+        "DROPPED/15 MIN",
+        "REJECTED",
+    ];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for sink in sinks {
+        rows.push(vec![
+            sink.sink.clone(),
+            sink.backlog_records.map_or_else(unknown_placeholder, |count| count.to_string()),
+            sink.backlog_bytes.to_string(),
+            format_remaining(sink.backlog_seconds.map(|seconds| seconds.saturating_mul(1000))),
+            sink.last_delivery.clone().unwrap_or_else(unknown_placeholder),
+            sink.dropped.to_string(),
+            sink.dropped_last_15_minutes.to_string(),
+            sink.dead_letters.to_string(),
+        ]);
+    }
+    rows
 }
 
 /// The clients whose requests were refused or failed, since the start of the process.

@@ -2,13 +2,14 @@
 //!
 //! The writer's thread counts them, so that no request pays for looking up labels.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use prometheus::core::Collector;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
 
+use super::delivery::Deliveries;
 use super::exchange::FinishedExchange;
 use super::recent_trouble::RecentTrouble;
 use super::statistics::Statistics;
@@ -58,6 +59,8 @@ pub struct Metrics {
     pub statistics: Statistics,
     /// The last requests that did not go well, for the status page.
     pub recent_trouble: RecentTrouble,
+    /// How the delivery of records goes, for the status page.
+    pub deliveries: Deliveries,
 }
 
 impl Metrics {
@@ -153,6 +156,7 @@ impl Metrics {
             ),
             statistics: Statistics::default(),
             recent_trouble: RecentTrouble::default(),
+            deliveries: Deliveries::default(),
             registry,
         }
     }
@@ -212,6 +216,7 @@ impl Metrics {
     pub fn count_records(&self, sink: &str, result: &str, count: u64) {
         if count > 0 {
             self.records.with_label_values(&[sink, result]).inc_by(count);
+            self.deliveries.count_records(sink, result, count, SystemTime::now());
         }
     }
 

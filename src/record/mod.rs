@@ -5,6 +5,7 @@
 //! reads. Requests in flight are not known here.
 
 pub mod client_headers;
+pub mod delivery;
 pub mod exchange;
 pub mod latency_histogram;
 pub mod line;
@@ -32,11 +33,12 @@ use arc_swap::ArcSwap;
 use log::{error, warn};
 use tokio::runtime::Handle;
 
+use self::delivery::{Backlog, DeliveryState};
 use self::exchange::{CapturePolicy, FinishedExchange};
 use self::metrics::Metrics;
 use self::redact::Redactor;
 use self::sinks::{jsonl, log_analytics};
-use self::spool::Spool;
+use self::spool::{Spool, SpoolView};
 use self::stored_usage::StoredUsage;
 use self::writer::{RecordQueue, WriteReceipt};
 use crate::config::Config;
@@ -44,9 +46,6 @@ use crate::credentials::Keyring;
 
 /// How long [`Recorder::shut_down`] waits for its threads: a disk may hang.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
-/// The names of the sinks in the spool's file names and in metric labels.
-const JSONL_SINK: &str = "jsonl";
-const LOG_ANALYTICS_SINK: &str = "log_analytics";
 /// The file in the spool's directory for records that Log Analytics rejects permanently.
 const DEAD_LETTER_FILE_NAME: &str = "dead-letters.jsonl";
 /// How often [`Recorder::shut_down`] checks whether the threads have ended.
@@ -57,11 +56,24 @@ const SHUTDOWN_POLL_INTERVAL: Duration = Duration::from_millis(5);
 pub struct Recorder {
     queue: RecordQueue,
     metrics: Arc<Metrics>,
+    /// `None` without a `record` block.
+    spool_view: Option<SpoolView>,
     redactor: Arc<ArcSwap<Redactor>>,
     /// The sinks that are configured: none without a `record` block.
     jsonl_control: Option<Arc<jsonl::JsonlControl>>,
     log_analytics_control: Option<Arc<log_analytics::LogAnalyticsControl>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// The spool or a sink.
+#[derive(Debug)]
+pub struct SinkState {
+    /// Its name in metrics.
+    pub name: &'static str,
+    /// What it has not written or delivered.
+    pub backlog: Backlog,
+    /// How its delivery goes.
+    pub delivery: DeliveryState,
 }
 
 /// Why the recorder cannot start.
@@ -89,6 +101,7 @@ impl Recorder {
             return Ok(Self {
                 queue,
                 metrics,
+                spool_view: None,
                 redactor,
                 jsonl_control: None,
                 log_analytics_control: None,
@@ -96,14 +109,14 @@ impl Recorder {
             });
         };
         let mut sink_names = Vec::new();
-        sink_names.extend(config.jsonl.as_ref().map(|_| JSONL_SINK));
-        sink_names.extend(config.log_analytics.as_ref().map(|_| LOG_ANALYTICS_SINK));
+        sink_names.extend(config.jsonl.as_ref().map(|_| delivery::JSONL));
+        sink_names.extend(config.log_analytics.as_ref().map(|_| delivery::LOG_ANALYTICS));
         let (spool, readers) =
             Spool::open(&config.spool.directory, config.spool.max_bytes, &sink_names, Instant::now());
         let mut threads = Vec::new();
         let (mut jsonl, mut log_analytics) = (None, None);
         for reader in readers {
-            if let (JSONL_SINK, Some(file)) = (reader.sink_name(), &config.jsonl) {
+            if let (delivery::JSONL, Some(file)) = (reader.sink_name(), &config.jsonl) {
                 let (control, thread) = jsonl::start_sink(file, reader, &metrics)?;
                 jsonl = Some(control);
                 threads.push(thread);
@@ -123,11 +136,13 @@ impl Recorder {
             }
         }
         let redactor = Arc::new(ArcSwap::from_pointee(Redactor::new(config.redaction_patterns.clone())));
+        let spool_view = Some(spool.view());
         let (queue, writer) = writer::start_writer(Some(spool), &redactor, &metrics)?;
         threads.push(writer);
         Ok(Self {
             queue,
             metrics,
+            spool_view,
             redactor,
             jsonl_control: jsonl,
             log_analytics_control: log_analytics,
@@ -154,6 +169,16 @@ impl Recorder {
     /// The metrics of this process.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// The spool and each sink, with its backlog and how its delivery goes; none without a `record` block.
+    pub fn sinks(&self) -> Vec<SinkState> {
+        let Some(spool_view) = &self.spool_view else { return Vec::new() };
+        let backlogs = [(delivery::SPOOL, self.queue.backlog())].into_iter().chain(spool_view.backlogs());
+        let sinks = backlogs.filter_map(|(name, backlog)| {
+            Some(SinkState { name, backlog, delivery: self.metrics.deliveries.get(name)?.state() })
+        });
+        sinks.collect()
     }
 
     /// Replaces the patterns that are redacted from prompts and completions, from the next record on.

@@ -6,10 +6,11 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 
+use super::delivery::Backlog;
 use super::exchange::{CapturePolicy, FinishedExchange};
 use crate::names::ClientName;
 
@@ -64,6 +65,9 @@ struct QueueState {
     ready: VecDeque<QueuedExchange>,
     /// What is charged and not yet released, also of exchanges that a thread has taken.
     charged_bytes: usize,
+    charged_count: u64,
+    /// When the oldest exchange ended that the writer has taken and not released.
+    oldest_taken: Option<SystemTime>,
     shares: HashMap<Option<ClientName>, ClientShare>,
     is_stopping: bool,
     is_slow_thread_done: bool,
@@ -87,6 +91,10 @@ impl QueuedExchange {
         let charge =
             Charge { client, bytes: exchange.memory_bytes(), content_bytes: exchange.content_bytes() };
         Self { exchange, policy, written_sender, charge }
+    }
+
+    fn ended_at(&self) -> SystemTime {
+        self.exchange.received_at + self.exchange.duration
     }
 
     /// Takes it apart. The charge is to be released when the record is written.
@@ -165,6 +173,7 @@ impl ExchangeQueue {
         {
             bytes += exchange.charge.bytes;
             state.take_content(&exchange.charge);
+            state.oldest_taken = state.oldest_taken.or(Some(exchange.ended_at()));
             taken.push(exchange);
         }
         shrink_if_idle(&mut state.ready);
@@ -174,6 +183,18 @@ impl ExchangeQueue {
     pub(super) fn release(&self, charges: &mut Vec<Charge>) {
         let mut state = self.lock();
         charges.drain(..).for_each(|charge| state.release(&charge));
+        state.oldest_taken = None;
+    }
+
+    /// What is not written yet.
+    pub(super) fn backlog(&self) -> Backlog {
+        let state = self.lock();
+        let queued = [&state.slow, &state.ready].into_iter().filter_map(VecDeque::front);
+        Backlog {
+            records: Some(state.charged_count),
+            bytes: state.charged_bytes as u64,
+            oldest: queued.map(QueuedExchange::ended_at).chain(state.oldest_taken).min(),
+        }
     }
 
     /// Whether any exchange is ready.
@@ -226,6 +247,7 @@ impl QueueState {
     /// Charges an exchange that enters the queue.
     fn charge(&mut self, charge: &Charge) {
         self.charged_bytes += charge.bytes;
+        self.charged_count += 1;
         let share = self.shares.entry(charge.client.clone()).or_default();
         share.bytes += charge.bytes;
         share.content_bytes += charge.content_bytes;
@@ -241,6 +263,7 @@ impl QueueState {
     /// Releases the charge of an exchange that has left the queue.
     fn release(&mut self, charge: &Charge) {
         self.charged_bytes = self.charged_bytes.saturating_sub(charge.bytes);
+        self.charged_count = self.charged_count.saturating_sub(1);
         if let Some(share) = self.shares.get_mut(&charge.client) {
             share.bytes = share.bytes.saturating_sub(charge.bytes);
             if share.bytes == 0 {

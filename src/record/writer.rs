@@ -8,12 +8,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{JoinHandle, Thread, park_timeout, sleep};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use log::{error, info};
 use tokio::sync::oneshot;
 
+use super::delivery::{self, Backlog};
 use super::exchange::{CapturePolicy, FinishedExchange};
 use super::metrics::Metrics;
 use super::queue::{Charge, Dropped, ExchangeQueue, QueuedExchange};
@@ -125,6 +126,11 @@ impl RecordQueue {
         &self.shared.stored_usage
     }
 
+    /// The exchanges whose records are not written yet.
+    pub fn backlog(&self) -> Backlog {
+        self.shared.queue.backlog()
+    }
+
     /// Whether the writer has taken everything out of the queue.
     pub fn is_idle(&self) -> bool {
         self.shared.queue.is_idle()
@@ -144,8 +150,8 @@ impl SharedWriterState {
             return;
         }
         let dropped_count = records.len() as u64;
-        self.metrics.count_records("spool", "without_content", lightened_count);
-        self.metrics.count_records("spool", "dropped", dropped_count);
+        self.metrics.count_records(delivery::SPOOL, "without_content", lightened_count);
+        self.metrics.count_records(delivery::SPOOL, "dropped", dropped_count);
         self.lightened_records.fetch_add(lightened_count, Ordering::Relaxed);
         self.dropped_records.fetch_add(dropped_count, Ordering::Relaxed);
         for record in records {
@@ -228,6 +234,7 @@ impl RecordWriter {
         let mut taken = Vec::new();
         let mut last_orphan_scan = Instant::now();
         let mut last_maintenance = Instant::now();
+        self.report_spool_failure();
         loop {
             if last_orphan_scan.elapsed() >= ORPHAN_SCAN_INTERVAL {
                 last_orphan_scan = Instant::now();
@@ -241,6 +248,7 @@ impl RecordWriter {
             {
                 last_maintenance = Instant::now();
                 spool.maintain(last_maintenance);
+                self.report_spool_failure();
             }
             shared.queue.take_ready(MAX_BATCH_BYTES, &mut taken);
             if taken.is_empty() {
@@ -264,15 +272,15 @@ impl RecordWriter {
                 }));
                 if outcome.is_err() {
                     error!("a record could not be made and is dropped: this is a bug in aoai-lb");
-                    shared.metrics.count_records("spool", "dropped", 1);
+                    shared.metrics.count_records(delivery::SPOOL, "dropped", 1);
                 }
                 charges.push(charge);
                 written_senders.extend(written_sender);
             }
             if let Some(spool) = &mut self.spool {
                 let lost = spool.append(&frames, Instant::now());
-                shared.metrics.count_records("spool", "dropped", lost);
-                shared.metrics.count_records("spool", "written", frames.record_count() - lost);
+                shared.metrics.count_records(delivery::SPOOL, "dropped", lost);
+                shared.metrics.count_records(delivery::SPOOL, "written", frames.record_count() - lost);
             }
             frames.clear();
             // The receipts of lost records resolve too: nobody should wait for them. A receiver may be gone.
@@ -295,9 +303,20 @@ impl RecordWriter {
         }
     }
 
+    /// Reports whether records can be written.
+    fn report_spool_failure(&self) {
+        let Some(spool) = &self.spool else { return };
+        let deliveries = &self.shared.metrics.deliveries;
+        match spool.failure() {
+            Some(problem) => deliveries.on_failed(delivery::SPOOL, problem, SystemTime::now()),
+            None => deliveries.on_working(delivery::SPOOL),
+        }
+    }
+
     /// Updates the metrics of the spool.
     fn publish_spool_metrics(&self) {
         let Some(spool) = &self.spool else { return };
+        self.report_spool_failure();
         self.shared.metrics.set_spool_bytes(spool.undelivered_bytes());
         for (sink, lost) in spool.take_lost_record_counts() {
             self.shared.metrics.count_records(sink, "lost", lost);

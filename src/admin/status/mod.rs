@@ -3,10 +3,12 @@
 //! What is unknown is `null`. Times are RFC 3339 in UTC; `until_ms` is the time left in milliseconds.
 
 pub mod refusals;
+pub mod sinks;
 
 use serde::{Deserialize, Serialize};
 
 use self::refusals::{RefusalsByStatus, RefusedClient};
+use self::sinks::SinkStatus;
 
 /// The response of `GET /api/status`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -24,6 +26,8 @@ pub struct StatusReport {
     pub clients: Vec<ClientStatus>,
     /// The clients whose requests were refused or failed.
     pub refusals: Vec<RefusedClient>,
+    /// Where records go; empty without a `record` block.
+    pub sinks: Vec<SinkStatus>,
     pub timeline: Timeline,
 }
 

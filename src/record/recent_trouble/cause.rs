@@ -105,7 +105,10 @@ mod tests {
     use super::*;
     use crate::record::exchange::ExchangeOutcome;
 
+    /// Backend, status, error.
     type Attempt<'a> = (&'a str, Option<u16>, Option<&'static str>);
+    /// Kind, status, refusal code, attempts, and the cause.
+    type Case<'a> = (TroubleKind, Option<u16>, Option<&'static str>, &'a [Attempt<'a>], &'a str);
 
     fn request(kind: TroubleKind, status: Option<u16>, attempts: &[Attempt<'_>]) -> TroubledRequest {
         let attempts = attempts.iter().map(|(backend, status, error_code)| AttemptRecord {
@@ -140,7 +143,7 @@ mod tests {
     fn causes_are_plain_words_and_the_last_error_of_each_backend() {
         use TroubleKind::{Failed, Refused, Retried, Slow};
         let refused = ("a", None, Some("connect_refused"));
-        let table: [(TroubleKind, Option<u16>, Option<&'static str>, &[Attempt<'_>], &str); 11] = [
+        let table: [Case<'_>; 11] = [
             (
                 Refused,
                 Some(401),

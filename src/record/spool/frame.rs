@@ -4,7 +4,7 @@
 /// The first bytes of every segment; the last of them is the version of the format.
 pub(super) const SEGMENT_MAGIC: &[u8; 8] = b"aoailb\x001";
 /// The length and the CRC-32 of the record, both as little-endian `u32`.
-const FRAME_HEADER_BYTES: usize = 8;
+pub(super) const FRAME_HEADER_BYTES: usize = 8;
 /// The memory that an empty buffer keeps.
 const MAX_IDLE_BUFFER_BYTES: usize = 1024 * 1024;
 /// No record is longer: a greater length is corrupt.
@@ -102,6 +102,18 @@ pub fn parse_frame(bytes: &[u8]) -> ParsedFrame<'_> {
         }
         Some(_) => ParsedFrame::Corrupt,
     }
+}
+
+/// The records in these frames, up to the first that is not whole.
+pub(super) fn records(frames: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = frames;
+    std::iter::from_fn(move || match parse_frame(rest) {
+        ParsedFrame::Record(record, length) => {
+            rest = rest.get(length..).unwrap_or_default();
+            Some(record)
+        }
+        ParsedFrame::Incomplete(_) | ParsedFrame::Corrupt => None,
+    })
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@
 //! process that looks adopts its segments and cuts off a torn last record. Beyond the size limit the oldest
 //! segment is deleted, delivered or not.
 
+mod append_times;
+mod backlog;
 pub mod frame;
 mod reader;
 mod segment;
@@ -16,10 +18,11 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::{error, info, warn};
 
+pub use self::backlog::SpoolView;
 pub use self::frame::FrameBuffer;
 pub use self::reader::{RecordBatch, SpoolRead, SpoolReader};
 use self::segment::{AdoptedSegment, Segment};
@@ -53,6 +56,7 @@ pub struct Spool {
 #[derive(Debug)]
 struct WriteIncident {
     last_failure: Instant,
+    last_error: String,
     /// Nothing is appended for a while. An open file can be written to even if its directory is gone.
     pauses_appends: bool,
     lost_records: u64,
@@ -154,6 +158,16 @@ impl Spool {
         self.incident.is_some()
     }
 
+    /// Why records cannot be written at the moment; `None` if they can.
+    pub fn failure(&self) -> Option<&str> {
+        self.incident.as_ref().map(|incident| incident.last_error.as_str())
+    }
+
+    /// Shows the backlog of each sink.
+    pub fn view(&self) -> SpoolView {
+        SpoolView { shared: Arc::downgrade(&self.shared) }
+    }
+
     /// Logs the first of several failures.
     fn on_write_failed(&mut self, problem: &io::Error, lost_records: u64, now: Instant) {
         let incident = self.incident.get_or_insert_with(|| {
@@ -162,10 +176,16 @@ impl Spool {
                 "cannot write records to {directory}: {problem}. This is tried again every second; until then \
                  records are lost and counted"
             );
-            WriteIncident { last_failure: now, pauses_appends: false, lost_records: 0 }
+            WriteIncident {
+                last_failure: now,
+                last_error: String::new(),
+                pauses_appends: false,
+                lost_records: 0,
+            }
         });
         incident.pauses_appends = lost_records > 0 || self.active_segment.is_none();
         incident.last_failure = now;
+        incident.last_error = format!("cannot write to its directory: {problem}");
         incident.lost_records += lost_records;
     }
 
@@ -186,7 +206,7 @@ impl Spool {
         segment::write_all_or_truncate(&file, frames.complete_frames(), length)?;
         state = self.shared.lock();
         if let Some(segment) = self.active_segment.as_ref().and_then(|name| state.segments.get_mut(name)) {
-            segment.on_appended(frames.byte_len() as u64);
+            segment.on_appended(frames.byte_len() as u64, frames.record_count(), SystemTime::now());
         }
         drop(state);
         self.shared.state_changed.notify_all();
@@ -262,8 +282,12 @@ impl Spool {
         let Some(segment) = oldest.and_then(|name| state.segments.remove(&name)) else { return false };
         let is_first_drop = !std::mem::replace(&mut state.is_dropping_segments, true);
         drop(state);
-        let lost: Vec<u64> =
-            (0..self.shared.sink_names.len()).map(|sink| segment.count_undelivered_records(sink)).collect();
+        let count_lost = |sink| {
+            let count =
+                || segment::count_records(&segment.file(), segment.delivered_offset(sink), segment.length());
+            segment.undelivered_records(sink).unwrap_or_else(count)
+        };
+        let lost: Vec<u64> = (0..self.shared.sink_names.len()).map(count_lost).collect();
         segment.delete_files(&self.shared.directory);
         if is_first_drop && lost.iter().any(|lost| *lost > 0) {
             let sinks: Vec<&str> = self

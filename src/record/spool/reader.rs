@@ -1,13 +1,13 @@
 //! A sink's side of the spool: it reads records in batches and marks what it has delivered.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::error;
 
-use super::frame::{self, ParsedFrame};
-use super::segment;
-use super::shared::SharedSpool;
+use super::frame;
+use super::segment::{self, Segment};
+use super::shared::{SharedSpool, SpoolState};
 
 /// The spool, as one sink sees it.
 #[derive(Debug)]
@@ -34,6 +34,7 @@ pub struct RecordBatch {
     /// position.
     pub may_contain_duplicates: bool,
     bytes: Vec<u8>,
+    record_count: u64,
 }
 
 impl RecordBatch {
@@ -44,14 +45,7 @@ impl RecordBatch {
 
     /// The records, oldest first.
     pub fn records(&self) -> impl Iterator<Item = &[u8]> {
-        let mut rest = &self.bytes[..];
-        std::iter::from_fn(move || match frame::parse_frame(rest) {
-            ParsedFrame::Record(record, length) => {
-                rest = rest.get(length..).unwrap_or_default();
-                Some(record)
-            }
-            ParsedFrame::Incomplete(_) | ParsedFrame::Corrupt => None,
-        })
+        frame::records(&self.bytes)
     }
 }
 
@@ -64,7 +58,7 @@ impl SpoolReader {
     /// Waits for the next records: at most about `max_bytes` of them, but at least one record.
     pub fn wait_for_batch(&self, max_bytes: usize, timeout: Duration) -> SpoolRead {
         let deadline = Instant::now() + timeout;
-        let mut state = self.shared.lock();
+        let mut state = self.count_records_of_earlier_processes(self.shared.lock());
         loop {
             let next_segment =
                 state.segments.values().find(|segment| segment.undelivered_bytes(self.sink_index) > 0);
@@ -81,6 +75,7 @@ impl SpoolReader {
                             segment_name: name,
                             end_offset,
                             may_contain_duplicates,
+                            record_count: frame::records(&bytes).count() as u64,
                             bytes,
                         });
                     }
@@ -88,7 +83,7 @@ impl SpoolReader {
                         let problem =
                             problem.err().map_or_else(|| "the file is damaged".to_owned(), |e| e.to_string());
                         error!("spool: cannot read the rest of segment {name}, which is skipped: {problem}");
-                        self.save_position_and_delete_delivered(&name, length);
+                        self.save_position_and_delete_delivered(&name, length, 0);
                     }
                 }
                 state = self.shared.lock();
@@ -105,7 +100,7 @@ impl SpoolReader {
 
     /// Marks these records as delivered by this sink.
     pub fn mark_delivered(&self, batch: &RecordBatch) {
-        self.save_position_and_delete_delivered(&batch.segment_name, batch.end_offset);
+        self.save_position_and_delete_delivered(&batch.segment_name, batch.end_offset, batch.record_count);
     }
 
     /// Bytes that this sink has not delivered yet.
@@ -113,12 +108,32 @@ impl SpoolReader {
         self.shared.lock().segments.values().map(|segment| segment.undelivered_bytes(self.sink_index)).sum()
     }
 
+    /// Counts the records that this sink has to deliver of segments that another process wrote.
+    fn count_records_of_earlier_processes<'s>(
+        &'s self,
+        mut state: MutexGuard<'s, SpoolState>,
+    ) -> MutexGuard<'s, SpoolState> {
+        let is_uncounted = |segment: &&Segment| segment.undelivered_records(self.sink_index).is_none();
+        while let Some(segment) = state.segments.values().find(is_uncounted) {
+            let (name, file) = (segment.name().to_owned(), segment.file());
+            let (start, length) = (segment.delivered_offset(self.sink_index), segment.length());
+            // Not under the lock: a slow disk must not block the writer. Only this thread changes the position.
+            drop(state);
+            let count = segment::count_records(&file, start, length);
+            state = self.shared.lock();
+            if let Some(segment) = state.segments.get_mut(&name) {
+                segment.set_undelivered_records(self.sink_index, count);
+            }
+        }
+        state
+    }
+
     /// Saves the position of this sink in a segment and deletes segments that are now delivered to every
     /// sink.
-    fn save_position_and_delete_delivered(&self, segment_name: &str, offset: u64) {
+    fn save_position_and_delete_delivered(&self, segment_name: &str, offset: u64, records: u64) {
         let mut state = self.shared.lock();
         if let Some(segment) = state.segments.get_mut(segment_name) {
-            segment.save_position(self.sink_index, &self.shared.directory, offset);
+            segment.save_position(self.sink_index, &self.shared.directory, offset, records);
         }
         drop(state);
         self.shared.remove_delivered_segments();

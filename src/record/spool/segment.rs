@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::append_times::AppendTimes;
 use super::frame::{self, ParsedFrame, SEGMENT_MAGIC};
 
 const OPEN_EXTENSION: &str = "open";
@@ -31,6 +32,8 @@ pub(super) struct Segment {
     length: u64,
     /// Whether another process wrote the segment.
     is_adopted: bool,
+    /// When this process appended records; empty if another process did.
+    append_times: AppendTimes,
     positions: Vec<SinkPosition>,
 }
 
@@ -39,6 +42,8 @@ pub(super) struct Segment {
 struct SinkPosition {
     sink_name: &'static str,
     delivered_offset: u64,
+    /// The records beyond it; `None` if they are not counted.
+    undelivered_records: Option<u64>,
     position_file: Option<File>,
 }
 
@@ -68,7 +73,12 @@ pub(super) fn create_segment(directory: &Path, number: u64, sinks: &[&'static st
     let length = SEGMENT_MAGIC.len() as u64;
     let positions = sinks
         .iter()
-        .map(|sink| SinkPosition { sink_name: sink, delivered_offset: length, position_file: None })
+        .map(|sink| SinkPosition {
+            sink_name: sink,
+            delivered_offset: length,
+            undelivered_records: Some(0),
+            position_file: None,
+        })
         .collect();
     Ok(Segment {
         name,
@@ -76,6 +86,7 @@ pub(super) fn create_segment(directory: &Path, number: u64, sinks: &[&'static st
         file: Arc::new(file),
         length,
         is_adopted: false,
+        append_times: AppendTimes::default(),
         positions,
     })
 }
@@ -109,6 +120,19 @@ pub(super) fn read_frames(file: &File, start: u64, end: u64, max_bytes: usize) -
     }
     bytes.truncate(complete_bytes);
     Ok(bytes)
+}
+
+/// Counts the whole records between two offsets. Reads the file.
+pub(super) fn count_records(file: &File, start: u64, end: u64) -> u64 {
+    let (mut offset, mut count) = (start, 0);
+    while let Ok(bytes) = read_frames(file, offset, end, SCAN_CHUNK_BYTES) {
+        if bytes.is_empty() {
+            break;
+        }
+        count += frame::records(&bytes).count() as u64;
+        offset += bytes.len() as u64;
+    }
+    count
 }
 
 /// Adopts all segments in the directory that no process has locked.
@@ -185,6 +209,7 @@ fn adopt_segment(
         SinkPosition {
             sink_name: sink,
             delivered_offset: u64::clamp(saved, start, length.max(start)),
+            undelivered_records: None,
             position_file: None,
         }
     };
@@ -195,6 +220,7 @@ fn adopt_segment(
         file: Arc::new(file),
         length,
         is_adopted: true,
+        append_times: AppendTimes::default(),
         positions,
     };
     segment.seal(directory);
@@ -248,9 +274,18 @@ impl Segment {
         self.is_adopted
     }
 
-    /// Records that bytes were appended to the file.
-    pub(super) fn on_appended(&mut self, bytes: u64) {
+    /// Notes that records were appended to the file.
+    pub(super) fn on_appended(&mut self, bytes: u64, records: u64, now: SystemTime) {
+        self.append_times.note(self.length, now);
         self.length += bytes;
+        for position in &mut self.positions {
+            position.undelivered_records = position.undelivered_records.map(|count| count + records);
+        }
+    }
+
+    /// When the record at this offset was appended; `None` if another process did that.
+    pub(super) fn append_time_at(&self, offset: u64) -> Option<SystemTime> {
+        self.append_times.time_at(offset)
     }
 
     /// Whether its file is still in the directory.
@@ -283,27 +318,26 @@ impl Segment {
         self.length.saturating_sub(self.delivered_offset(sink_index))
     }
 
-    /// Records that a sink has not delivered. Reads the file.
-    pub(super) fn count_undelivered_records(&self, sink_index: usize) -> u64 {
-        let (mut offset, mut count) = (self.delivered_offset(sink_index), 0);
-        while let Ok(bytes) = read_frames(&self.file, offset, self.length, SCAN_CHUNK_BYTES) {
-            let mut rest = &bytes[..];
-            while let ParsedFrame::Record(_, length) = frame::parse_frame(rest) {
-                count += 1;
-                rest = rest.get(length..).unwrap_or_default();
-            }
-            if bytes.is_empty() {
-                break;
-            }
-            offset += bytes.len() as u64;
-        }
-        count
+    /// Records that a sink has not delivered; `None` if they are not counted.
+    pub(super) fn undelivered_records(&self, sink_index: usize) -> Option<u64> {
+        self.positions.get(sink_index).and_then(|position| position.undelivered_records)
     }
 
-    /// Saves how far a sink has delivered, for the next process.
-    pub(super) fn save_position(&mut self, sink_index: usize, directory: &Path, offset: u64) {
+    /// Sets the number of records that a sink has not delivered, which [`count_records`] has counted.
+    pub(super) fn set_undelivered_records(&mut self, sink_index: usize, count: u64) {
+        if let Some(position) = self.positions.get_mut(sink_index) {
+            position.undelivered_records = Some(count);
+        }
+    }
+
+    /// Saves how far a sink has delivered, for the next process. `records` are those that are delivered now.
+    pub(super) fn save_position(&mut self, sink_index: usize, directory: &Path, offset: u64, records: u64) {
         let Some(position) = self.positions.get_mut(sink_index) else { return };
         position.delivered_offset = offset;
+        position.undelivered_records = match position.undelivered_records {
+            _ if offset >= self.length => Some(0),
+            count => count.map(|count| count.saturating_sub(records)),
+        };
         if position.position_file.is_none() {
             let path = position_path(directory, &self.name, position.sink_name);
             position.position_file =
@@ -314,6 +348,8 @@ impl Segment {
             // number has a fixed width, so that it overwrites the previous one completely.
             let _ = file.write_all_at(format!("{offset:020}\n").as_bytes(), 0);
         }
+        let all_delivered = self.positions.iter().map(|position| position.delivered_offset).min();
+        self.append_times.forget_before(all_delivered.unwrap_or(offset));
     }
 
     /// Whether the segment is sealed and every sink has delivered all of it.

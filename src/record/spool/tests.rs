@@ -4,6 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 
 use super::*;
+use crate::record::delivery::Backlog;
 
 const SINK_NAMES: &[&str] = &["one", "two"];
 const READ_TIMEOUT: Duration = Duration::from_millis(50);
@@ -210,4 +211,45 @@ fn a_directory_that_cannot_be_used_is_tried_again() {
     assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
     let expected: Vec<String> = numbered_records(10..30).collect();
     assert_eq!(read_records(&readers[0], 1 << 20, usize::MAX), expected);
+}
+
+#[test]
+fn the_backlog_of_each_sink_is_counted_and_survives_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let recorded_at = "2026-01-02T03:04:05.000006Z";
+    let records = || (0..10).map(|n| format!(r#"{{"time":"{recorded_at}","request_id":"{n}","path":null}}"#));
+    let frame_bytes = records().next().unwrap().len() as u64 + 8;
+    let started = SystemTime::now();
+    let (mut spool, readers) = open_spool(directory.path(), 1 << 20);
+    let view = spool.view();
+    let empty = Backlog { records: Some(0), bytes: 0, oldest: None };
+    assert_eq!(view.backlogs(), [("one", empty), ("two", empty)]);
+    append_records(&mut spool, records());
+    let backlog = |name: &str| view.backlogs().into_iter().find(|(sink, _)| *sink == name).unwrap().1;
+    let all = backlog("one");
+    assert_eq!((all.records, all.bytes), (Some(10), 10 * frame_bytes));
+    assert!(all.oldest.unwrap() >= started && all.oldest.unwrap() <= SystemTime::now());
+    // Four batches of two records.
+    read_records(&readers[0], 2 * frame_bytes as usize, 4);
+    assert_eq!((backlog("one").records, backlog("one").bytes), (Some(2), 2 * frame_bytes));
+    assert_eq!(backlog("two"), all);
+    read_records(&readers[0], 1 << 20, usize::MAX);
+    assert_eq!(backlog("one"), empty);
+    drop((spool, readers));
+    assert!(view.backlogs().is_empty(), "the view does not keep the spool open");
+
+    // The next process counts the records when it reads them, and knows their time from themselves.
+    let (mut spool, readers) = open_spool(directory.path(), 1 << 20);
+    let view = spool.view();
+    let oldest = chrono::DateTime::parse_from_rfc3339(recorded_at).unwrap().into();
+    let adopted = Backlog { records: None, bytes: 10 * frame_bytes, oldest: Some(oldest) };
+    assert_eq!(view.backlogs()[1], ("two", adopted));
+    append_records(&mut spool, records());
+    let _ = readers[1].wait_for_batch(1, Duration::ZERO);
+    let more = Backlog { records: Some(20), bytes: 20 * frame_bytes, oldest: Some(oldest) };
+    assert_eq!(view.backlogs()[1], ("two", more));
+    read_records(&readers[1], 1 << 20, 1);
+    let left = view.backlogs()[1].1;
+    assert_eq!((left.records, left.bytes), (Some(10), 10 * frame_bytes));
+    assert!(left.oldest.unwrap() >= started);
 }

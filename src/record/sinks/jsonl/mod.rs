@@ -22,6 +22,7 @@ use rustix::fs::{FlockOperation, flock};
 use self::recovery::{open_and_repair, read_recent_request_ids, request_id};
 use self::rotation::{COMPRESSION_DELAY, delete_and_compress_rotated_files, new_rotated_path};
 use crate::config;
+use crate::record::delivery;
 use crate::record::metrics::Metrics;
 use crate::record::spool::{RecordBatch, SpoolRead, SpoolReader};
 
@@ -142,6 +143,8 @@ impl JsonlSink {
 
     /// Logs the first of several failures.
     fn on_write_failed(&mut self, problem: &io::Error) {
+        let message = format!("cannot write to its file: {problem}");
+        self.metrics.deliveries.on_failed(delivery::JSONL, &message, SystemTime::now());
         if !std::mem::replace(&mut self.is_write_failing, true) {
             let path = self.config.path.display();
             error!("records stay in the spool: cannot write to {path}: {problem}");
@@ -150,6 +153,7 @@ impl JsonlSink {
 
     fn on_write_succeeded(&mut self) {
         if std::mem::take(&mut self.is_write_failing) {
+            self.metrics.deliveries.on_working(delivery::JSONL);
             info!("records are written to {} again", self.config.path.display());
         }
     }
@@ -184,7 +188,7 @@ impl JsonlSink {
             match self.write_lines() {
                 Ok(()) => break,
                 Err(problem) => {
-                    self.metrics.count_records("jsonl", "retried", count);
+                    self.metrics.count_records(delivery::JSONL, "retried", count);
                     self.on_write_failed(&problem);
                     if self.control.is_shutting_down.load(Ordering::Relaxed) {
                         return false;
@@ -194,7 +198,7 @@ impl JsonlSink {
             }
         }
         self.on_write_succeeded();
-        self.metrics.count_records("jsonl", "delivered", count);
+        self.metrics.count_records(delivery::JSONL, "delivered", count);
         true
     }
 

@@ -27,6 +27,7 @@ use crate::azure::response::hints;
 use crate::config;
 use crate::credentials::RefreshedSecret;
 use crate::outbound::{OutboundClient, OutboundRequest, OutboundResponse};
+use crate::record::delivery;
 use crate::record::metrics::Metrics;
 use crate::record::spool::{RecordBatch, SpoolRead, SpoolReader};
 
@@ -173,9 +174,10 @@ impl LogAnalyticsSink {
             match self.upload_or_abort(rows).await {
                 UploadOutcome::Delivered => {
                     if self.current_failure.take().is_some() {
+                        self.metrics.deliveries.on_working(delivery::LOG_ANALYTICS);
                         info!("records are delivered to Log Analytics again");
                     }
-                    self.metrics.count_records("log_analytics", "delivered", count);
+                    self.metrics.count_records(delivery::LOG_ANALYTICS, "delivered", count);
                     self.has_delivered_any_row = true;
                     if !pending.is_empty() && self.must_stop_delivery() {
                         return Err(DeliveryAborted);
@@ -239,7 +241,8 @@ impl LogAnalyticsSink {
         reason: String,
         count: u64,
     ) -> Result<(), DeliveryAborted> {
-        self.metrics.count_records("log_analytics", "retried", count);
+        self.metrics.count_records(delivery::LOG_ANALYTICS, "retried", count);
+        self.metrics.deliveries.on_failed(delivery::LOG_ANALYTICS, &reason, SystemTime::now());
         if self.current_failure.as_ref() != Some(&reason) {
             error!("records stay in the spool: Log Analytics does not accept them: {reason}");
             self.current_failure = Some(reason);
@@ -331,16 +334,16 @@ impl LogAnalyticsSink {
         }
         let count = rows.len() as u64;
         if fs::metadata(path).is_ok_and(|metadata| metadata.len() > MAX_DEAD_LETTER_FILE_BYTES) {
-            self.metrics.count_records("log_analytics", "lost", count);
+            self.metrics.count_records(delivery::LOG_ANALYTICS, "lost", count);
             return;
         }
         let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path);
         let written = file
             .and_then(|mut file| rows.iter().try_for_each(|row| file.write_all(&[row, &b"\n"[..]].concat())));
         match written {
-            Ok(()) => self.metrics.count_records("log_analytics", "dead", count),
+            Ok(()) => self.metrics.count_records(delivery::LOG_ANALYTICS, "dead", count),
             Err(problem) => {
-                self.metrics.count_records("log_analytics", "lost", count);
+                self.metrics.count_records(delivery::LOG_ANALYTICS, "lost", count);
                 error!(
                     "cannot write to {}: {problem}. Records that Log Analytics rejects are lost",
                     path.display()
