@@ -41,6 +41,7 @@ const METRIC_NAMES: &[&str] = &[
     "aoai_lb_refusals_total",
     "aoai_lb_request_duration_seconds",
     "aoai_lb_requests_total",
+    "aoai_lb_service_state",
     "aoai_lb_spool_bytes",
     "aoai_lb_tokens_total",
 ];

@@ -123,3 +123,51 @@ async fn a_backend_that_fails_all_it_is_asked_is_failing_even_at_little_traffic(
     assert!(backend["reason"].as_str().unwrap().starts_with("failed too often; last: 500"), "{backend}");
     balancer.wait_for_log("circuit open for 60s: 5 attempts in a row failed, last: 500").await;
 }
+
+/// The lines of the log that an operator sees who asks for warnings and errors only.
+fn warnings(balancer: &Balancer) -> Vec<String> {
+    let log = balancer.log();
+    let is_warning = |line: &&str| line.contains(" WARN ") || line.contains(" ERROR ");
+    log.lines().filter(is_warning).map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_whole_is_failing_while_clients_are_refused_and_degraded_while_others_serve() {
+    let azure = start_simulator(&["a", "b"]).await;
+    let balancer = Balancer::start(&listed_backends_yaml(&azure), "retry: { outage: 0s }").await;
+    let state = async |expected: &'static str| {
+        let what = format!("the whole is {expected}");
+        balancer.wait_for_status(&what, |status| status["service"]["state"] == expected).await;
+        balancer.status().await
+    };
+    state("healthy").await;
+    azure.set_mood("a", Mood::ResetBeforeHead);
+    for _ in 0..8 {
+        assert_eq!(balancer.post_chat().await.status, 200);
+    }
+    let status = state("degraded").await;
+    let problem = &status["service"]["problems"][0];
+    assert_eq!(problem["subject"], "a", "{problem}");
+    assert!(problem["text"].as_str().unwrap().starts_with("failing: "), "{problem}");
+    azure.set_mood("b", Mood::ResetBeforeHead);
+    let response = balancer.post_chat().await;
+    assert_eq!((response.status, response.error_code().as_str()), (502, "upstream_failed"));
+    let message = response.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert_eq!(message, "no backend answered (a: connection reset, b: connection reset)");
+    let status = state("failing").await;
+    let problem = &status["service"]["problems"][0];
+    assert_eq!(
+        (&problem["state"], &problem["subject"]),
+        (&serde_json::json!("failing"), &serde_json::json!("requests")),
+        "{status}"
+    );
+    let warnings = warnings(&balancer);
+    for expected in [
+        "backend a: failing: ",
+        "the service is degraded, after ",
+        "requests fail because of backends: gpt-4o: 502, no backend answered: a: connection reset, b: connection reset",
+        "the service is failing, after ",
+    ] {
+        assert_eq!(warnings.iter().filter(|line| line.contains(expected)).count(), 1, "{warnings:#?}");
+    }
+}

@@ -43,31 +43,39 @@ pub(super) fn member_condition(
     candidate: &Candidate,
     now: Instant,
 ) -> BackendCondition {
-    let mut facts = backend_facts(config, candidate.backend_index, backend, now);
+    let whole = facts_of_whole(config, candidate.backend_index, backend, now);
     // What another deployment or operation lacks is no matter here.
-    facts.deployments =
-        vec![candidate.deployment_health.as_ref().and_then(|health| health.availability.current_outage(now))];
-    facts.operations.clear();
-    facts.condition(now)
+    let outage = candidate.deployment_health.as_ref().map(|health| health.availability.current_outage(now));
+    BackendFacts { deployments: Vec::from_iter(outage), ..whole }.condition(now)
 }
 
+/// The facts about a backend and its parts.
 fn backend_facts(config: &ActiveConfig, index: usize, backend: &Backend, now: Instant) -> BackendFacts {
     let health = &backend.health;
-    let addresses = config.peers.endpoint_addresses(index).filter(|addresses| !addresses.has_address());
     let deployments = health.deployments().into_iter().filter(|(name, _)| !name.is_empty());
     let operations = health.unavailable_parts(now).into_iter().filter_map(|(part, outage)| match part {
         BackendPart::Operation(_) => Some(outage),
         BackendPart::Deployment(_) => None,
     });
     BackendFacts {
+        deployments: deployments.map(|(_, health)| health.availability.current_outage(now)).collect(),
+        operations: operations.collect(),
+        ..facts_of_whole(config, index, backend, now)
+    }
+}
+
+/// The facts about a backend, but not about its parts.
+fn facts_of_whole(config: &ActiveConfig, index: usize, backend: &Backend, now: Instant) -> BackendFacts {
+    let addresses = config.peers.endpoint_addresses(index).filter(|addresses| !addresses.has_address());
+    BackendFacts {
         is_enabled: true,
         outage: backend.current_outage(now),
         unresolvable_since: addresses
             .and_then(|addresses| addresses.lookup_failure())
             .map(|failure| failure.since),
-        failing_since: health.recent_attempts.failing_since(now),
-        deployments: deployments.map(|(_, health)| health.availability.current_outage(now)).collect(),
-        operations: operations.collect(),
+        failing_since: backend.health.recent_attempts.failing_since(now),
+        deployments: Vec::new(),
+        operations: Vec::new(),
     }
 }
 

@@ -11,6 +11,7 @@ use crate::proxy::ActiveConfig;
 use crate::record::metrics::register_metric;
 use crate::routing::backend_health::BackendPart;
 use crate::routing::backend_state::BackendState;
+use crate::routing::service_state::ServiceState;
 
 /// All metrics in the text format of Prometheus.
 pub fn prometheus_text(config: &ActiveConfig, now: Instant) -> String {
@@ -26,6 +27,15 @@ pub fn prometheus_text(config: &ActiveConfig, now: Instant) -> String {
     );
     let build_info = gauge("aoai_lb_build_info", "1; the version is a label.", &["version"]);
     build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    let service_gauge = gauge(
+        "aoai_lb_service_state",
+        "1 for the state of the whole: healthy, spilling, degraded or failing; 0 for the others.",
+        &["state"],
+    );
+    let service_state = gateway.process_state.service_report.load().state;
+    for state in ServiceState::ALL {
+        service_gauge.with_label_values(&[state.as_str()]).set(i64::from(state == service_state));
+    }
     let state_gauge = gauge(
         "aoai_lb_backend_state",
         "1 for each state that holds: healthy, cooling, breaker_open, failing, stalled, unresolvable, credential, \

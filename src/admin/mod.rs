@@ -9,6 +9,7 @@ pub mod config_status;
 pub mod connections;
 mod drain;
 pub mod metrics;
+pub mod monitor;
 mod page;
 pub mod reload;
 pub mod requests;

@@ -161,7 +161,7 @@ pub(super) fn respond(gateway: &Gateway, query: &str) -> FullResponse {
     let trouble = &gateway.process_state.recorder.metrics().recent_trouble;
     let found = trouble.find(query.limit, |request| query.matches(request));
     let list = RequestList {
-        requests: found.requests.iter().map(request_entry).collect(),
+        requests: found.requests.iter().map(|request| request_entry(request)).collect(),
         matching: found.match_count,
         kept: found.kept_count,
         limit: query.limit,

@@ -13,8 +13,8 @@ use super::status::refusals::refused_clients;
 use super::status::sinks::sink_statuses;
 use super::status::{
     AttemptsByOutcome, BackendError, BackendStatus, BuildInfo, ClientStatus, ConfigurationSummary,
-    DeploymentStatus, LastMinuteStats, PoolMemberStatus, PoolStatus, ProcessStatus, StatusReport, TierStatus,
-    Timeline, UnavailablePart, UsageCounts,
+    DeploymentStatus, LastMinuteStats, PoolMemberStatus, PoolStatus, ProcessStatus, ServiceProblemStatus,
+    ServiceStatus, StatusReport, TierStatus, Timeline, UnavailablePart, UsageCounts,
 };
 use super::wall_clock::{WallClockConverter, format_rfc3339};
 use crate::azure::response::hints::RateLimit;
@@ -27,6 +27,7 @@ use crate::routing::availability::Outage;
 use crate::routing::backend_health::BackendPart;
 use crate::routing::backend_state::BackendCondition;
 use crate::routing::pool::{BackendPool, Candidate};
+use crate::routing::service_state::ServiceReport;
 
 /// How many clients are listed at most; those with the most tokens come first.
 const MAX_LISTED_CLIENTS: usize = 500;
@@ -64,6 +65,7 @@ impl StatusSource {
         let statistics = process.recorder.metrics().statistics.snapshot(now);
         let stopping = process.is_stopping.load(Ordering::Acquire);
         StatusReport {
+            service: service_status(&process.service_report.load(), clock),
             build: BuildInfo { version: env!("CARGO_PKG_VERSION").to_owned() },
             process: ProcessStatus {
                 pid: std::process::id(),
@@ -95,6 +97,19 @@ impl StatusSource {
             sinks: sink_statuses(&process.recorder.sinks(), clock.wall_now),
             timeline: timeline(&statistics, clock),
         }
+    }
+}
+
+fn service_status(report: &ServiceReport, clock: WallClockConverter) -> ServiceStatus {
+    let problems = report.problems.iter().map(|problem| ServiceProblemStatus {
+        state: problem.state.as_str().to_owned(),
+        subject: problem.subject.clone(),
+        text: problem.text.clone(),
+    });
+    ServiceStatus {
+        state: report.state.as_str().to_owned(),
+        since: report.since.map(|since| clock.to_rfc3339(since)),
+        problems: problems.collect(),
     }
 }
 

@@ -2,6 +2,7 @@
 //! breaker, headroom, and deployments that are found to exist. What a response means by itself is decided
 //! in `azure/response/verdict.rs`.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::HeaderMap;
@@ -147,7 +148,7 @@ impl Gateway {
         if let Some(opened) = self.count_failure(health, failure, now) {
             let name = self.backend_name(candidate);
             let error = health.recent_attempts.last_error().unwrap_or_default().describe();
-            error!("backend {name}: {opened}, last: {}", for_log(&error));
+            info!("backend {name}: {opened}, last: {}", for_log(&error));
         }
     }
 
@@ -182,11 +183,11 @@ impl Gateway {
         match health.stall_watch.on_no_answer(now) {
             Unanswered::Undecided => {
                 if let Some(opened) = self.count_failure(health, failure, now) {
-                    error!("backend {name}: {opened}, last: no answer to a free question");
+                    info!("backend {name}: {opened}, last: no answer to a free question");
                 }
                 return;
             }
-            Unanswered::Stalled { waiting, longest } => error!(
+            Unanswered::Stalled { waiting, longest } => info!(
                 "backend {name}: stalled: {waiting} attempts wait for a response, the longest for {}s, and two \
                  free questions in a row got no answer; new requests go elsewhere",
                 longest.as_secs()
@@ -232,7 +233,7 @@ impl Gateway {
                         None => "no response".to_owned(),
                     };
                     let duration = opened.duration;
-                    error!("backend {name}: circuit open for {duration:?}: health check failed: {result}");
+                    info!("backend {name}: circuit open for {duration:?}: health check failed: {result}");
                 }
                 return false;
             }
@@ -256,7 +257,7 @@ impl Gateway {
         true
     }
 
-    /// Logs why no TLS connection to a backend could be made, at most once a minute. The records have only
+    /// Logs why no TLS connection to a backend could be made, at most once an hour. The records have only
     /// the word `tls`.
     pub fn log_tls_failure(&self, backend_index: usize, error: &str, now: Instant) {
         let Some(backend) = self.backends.get(backend_index) else { return };
@@ -298,16 +299,9 @@ impl Gateway {
         let until = now + duration;
         let Some(deployment) = &candidate.deployment_health else { return until };
         let cooldown = Unavailable { reason: UnavailableReason::CoolingDown, until };
-        // It was available until now, so each outage is logged once.
-        if deployment.availability.mark_unavailable(cooldown, now) {
-            let backend = self.backend_name(candidate);
-            let deployment = match &candidate.upstream_deployment_override {
-                Some(deployment) => format!(", deployment '{deployment}'"),
-                // It is the client's name, or there is none: made-up names must not fill the log.
-                None => String::new(),
-            };
-            info!("backend {backend}{deployment}: cooling down for {duration:?} (429 or retry-after)");
-        }
+        deployment.throttled_responses.fetch_add(1, Ordering::Relaxed);
+        // Told in episodes by the monitor: a full deployment begins hundreds of cooldowns a minute.
+        deployment.availability.mark_unavailable(cooldown, now);
         until
     }
 

@@ -3,11 +3,14 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
+
 use super::backend_question::QuestionQueue;
 use super::drains::Drains;
 use crate::credentials::Keyring;
 use crate::record::Recorder;
 use crate::routing::backend_health::HealthRegistry;
+use crate::routing::service_state::ServiceReport;
 
 /// What a process keeps when it loads another configuration.
 #[derive(Debug)]
@@ -27,6 +30,8 @@ pub struct ProcessState {
     pub is_draining_connections: AtomicBool,
     /// The balancer's own questions to backends that have not been sent.
     pub questions: QuestionQueue,
+    /// The state of the whole, as of the last second.
+    pub service_report: ArcSwap<ServiceReport>,
     /// Where records go.
     pub recorder: Recorder,
     /// The secrets and tokens of the backends.
@@ -44,6 +49,7 @@ impl ProcessState {
             is_stopping: AtomicBool::new(false),
             is_draining_connections: AtomicBool::new(false),
             questions: QuestionQueue::default(),
+            service_report: ArcSwap::default(),
             recorder,
             keyring,
         }

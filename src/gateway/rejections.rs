@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{error, info, warn};
+use log::info;
 
 use super::Gateway;
 use super::admitted_request::AdmittedRequest;
@@ -173,7 +173,7 @@ impl Gateway {
         let unavailable = unavailable_until_recheck(UnavailableReason::NoUsableCredential, now);
         if backend.health.record_credential_rejection(&backend.credential, secret_id, unavailable, now) {
             let name = &backend.config.name;
-            error!(
+            info!(
                 "backend {name}: credential rejected or network blocked (status {status}): unavailable for \
                  {MISCONFIGURATION_RECHECK_INTERVAL:?} or until there is a new secret. Check its key or role, \
                  and the network rules of the resource"
@@ -229,7 +229,7 @@ fn mark_deployment_missing(
 ) {
     let missing = unavailable_until_recheck(UnavailableReason::DeploymentNotFound, now);
     if health.availability.mark_unavailable(missing, now) {
-        warn!(
+        info!(
             "backend {}, deployment '{deployment}': unavailable for {MISCONFIGURATION_RECHECK_INTERVAL:?}: the \
              resource does not have this deployment. Check its name, or wait if it was created a few minutes ago",
             backend.config.name
@@ -240,7 +240,7 @@ fn mark_deployment_missing(
 fn mark_permission_denied(backend: &Backend, operation: Operation, now: Instant) {
     let denied = unavailable_until_recheck(UnavailableReason::PermissionDenied, now);
     if backend.health.operation_availability(operation).mark_unavailable(denied, now) {
-        error!(
+        info!(
             "backend {}: {} unavailable for {MISCONFIGURATION_RECHECK_INTERVAL:?}: its credential has no \
              permission for this operation. Check the role that it is assigned on the resource",
             backend.config.name,

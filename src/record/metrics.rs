@@ -11,7 +11,7 @@ use prometheus::{
 
 use super::delivery::Deliveries;
 use super::exchange::FinishedExchange;
-use super::recent_trouble::RecentTrouble;
+use super::recent_trouble::{BackendFailures, RecentTrouble};
 use super::statistics::Statistics;
 use crate::azure::response::usage::TokenUsage;
 use crate::names::DeploymentName;
@@ -59,6 +59,8 @@ pub struct Metrics {
     pub statistics: Statistics,
     /// The last requests that did not go well, for the status page.
     pub recent_trouble: RecentTrouble,
+    /// Requests that were refused or failed because of backends.
+    pub backend_failures: BackendFailures,
     /// How the delivery of records goes, for the status page.
     pub deliveries: Deliveries,
 }
@@ -156,6 +158,7 @@ impl Metrics {
             ),
             statistics: Statistics::default(),
             recent_trouble: RecentTrouble::default(),
+            backend_failures: BackendFailures::default(),
             deliveries: Deliveries::default(),
             registry,
         }
@@ -197,7 +200,9 @@ impl Metrics {
             }
         }
         self.statistics.record_exchange(exchange, usage, Instant::now());
-        self.recent_trouble.note(exchange);
+        if let Some(request) = self.recent_trouble.note(exchange) {
+            self.backend_failures.note(&request);
+        }
         let Some(usage) = usage else { return };
         let token_counts = [
             ("input", usage.input),

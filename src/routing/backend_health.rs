@@ -22,7 +22,7 @@ use crate::names::{BackendName, DeploymentName};
 /// A backend that rejects each new secret has its secret renewed at most this often.
 const MIN_SECRET_RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
 /// A backend's TLS errors are logged at most this often.
-const TLS_ERROR_LOG_INTERVAL: Duration = Duration::from_secs(60);
+const TLS_ERROR_LOG_INTERVAL: Duration = Duration::from_secs(3600);
 /// The duration of a drain: longer than any process runs.
 const DRAIN_DURATION: Duration = Duration::from_secs(10 * 365 * 86_400);
 
@@ -163,7 +163,7 @@ impl BackendHealth {
     }
 
     /// Returns whether to log a TLS error that has happened now, and if so records it as logged: at most one
-    /// is logged a minute.
+    /// is logged an hour.
     pub fn claim_tls_error_log(&self, now: Instant) -> bool {
         let mut logged_at = self.tls_error_logged_at.lock().unwrap_or_else(PoisonError::into_inner);
         let is_due = logged_at.is_none_or(|at| now >= at + TLS_ERROR_LOG_INTERVAL);
@@ -271,6 +271,8 @@ pub struct DeploymentHealth {
     pub availability: Arc<AvailabilityCell>,
     /// Reviews responses which say that it does not exist.
     pub review: RejectionReview,
+    /// Responses that asked to wait, since the process started.
+    pub throttled_responses: AtomicU64,
     /// How much of its quota is left.
     pub headroom: Headroom,
     /// How long it takes to answer.

@@ -58,13 +58,19 @@ impl BackendState {
             Self::Disabled => "enabled: false in the configuration",
             Self::Drained => "drained by the operator",
             Self::Cooling => "asked to wait (429, or retry-after)",
-            Self::Permission => "its credential may not do this operation (403)",
-            Self::Absent => "the resource does not have this deployment",
+            Self::Permission => {
+                "its credential may not do an operation (403); check the role that it has on the resource"
+            }
+            Self::Absent => {
+                "the resource does not have a deployment; check its name, or wait if it was created a few minutes ago"
+            }
             Self::Failing => "fails most of what it is asked",
             Self::BreakerOpen => "failed too often",
             Self::Stalled => "does not answer any more, not even a free question",
             Self::Unresolvable => "its name does not resolve",
-            Self::Credential => "rejects its credential or our network (401, 403)",
+            Self::Credential => {
+                "rejects its credential or our network (401, 403); check its key or role, and the network rules of the resource"
+            }
         }
     }
 

@@ -135,7 +135,8 @@ impl StateEpisode {
         }
         current.good_since = None;
         // What gets worse is told at once.
-        let is_due = state > current.told || now.saturating_duration_since(current.told_at) >= REPORT_INTERVAL;
+        let is_due =
+            state > current.told || now.saturating_duration_since(current.told_at) >= REPORT_INTERVAL;
         if state == current.told || !is_due {
             return None;
         }

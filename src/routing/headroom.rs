@@ -78,6 +78,11 @@ impl Headroom {
         SendTicket { number: self.attempts_sent.fetch_add(1, Ordering::Relaxed) + 1, sent_at: now }
     }
 
+    /// Attempts since the process started.
+    pub fn attempts_sent(&self) -> u64 {
+        self.attempts_sent.load(Ordering::Relaxed)
+    }
+
     /// Records what the response to an attempt reports.
     pub fn record_response(&self, attempt: SendTicket, capacity: &ReportedCapacity) {
         if *capacity == ReportedCapacity::default() {

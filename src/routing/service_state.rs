@@ -57,6 +57,17 @@ pub struct ServiceProblem {
     pub text: String,
 }
 
+/// The state of the whole at one moment, and why.
+#[derive(Clone, Debug, Default)]
+pub struct ServiceReport {
+    /// The state.
+    pub state: ServiceState,
+    /// When it began; `None` before the first look.
+    pub since: Option<Instant>,
+    /// What is not as it should be, the worst first.
+    pub problems: Vec<ServiceProblem>,
+}
+
 /// The requests of the last half minute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RecentRequests {
@@ -164,7 +175,8 @@ impl ServiceStateTracker {
             let last_seen = self.last_seen.get(state as usize).copied().flatten();
             last_seen.is_some_and(|at| now.saturating_duration_since(at) < BETTER_AFTER)
         };
-        let wanted = ServiceState::ALL.into_iter().rev().find(|state| was_seen_lately(*state)).unwrap_or(seen);
+        let wanted =
+            ServiceState::ALL.into_iter().rev().find(|state| was_seen_lately(*state)).unwrap_or(seen);
         let may_change = self
             .changed_at
             .is_none_or(|changed_at| now.saturating_duration_since(changed_at) >= MIN_CHANGE_INTERVAL);
@@ -264,8 +276,7 @@ mod tests {
                 changes.push((second, change.to, change.lasted.as_secs()));
             }
         }
-        let expected =
-            [(10, Spilling, 10), (60, Degraded, 50), (70, Failing, 10), (95, Healthy, 25)];
+        let expected = [(10, Spilling, 10), (60, Degraded, 50), (70, Failing, 10), (95, Healthy, 25)];
         assert_eq!(changes, expected);
         assert_eq!((tracker.current(), tracker.since()), (Healthy, start + 95 * S));
     }

@@ -34,6 +34,7 @@ use self::signals::{SignalHandler, reload_on_sighup, reopen_record_file_on_sigus
 use self::startup::StartupTask;
 use self::upgrade::{ControlSocket, PredecessorRole, Program, SuccessorRole};
 use crate::admin::AdminApi;
+use crate::admin::monitor::ServiceMonitor;
 use crate::admin::reload::ReloadFunction;
 use crate::admin::snapshot::StatusSource;
 use crate::admin::status_feed::StatusFeed;
@@ -132,6 +133,12 @@ impl PreparedServer {
             server.add_service(listener.service);
             watched_runtime_handles.push(listener.runtime_handle);
         }
+        let monitor = ServiceMonitor::new(
+            Arc::clone(active_config),
+            Arc::clone(config_manager.config_status()),
+            started,
+        );
+        background.spawn(monitor.run());
         if let Some(admin) = &config.admin {
             let (active_config, status) =
                 (Arc::clone(active_config), Arc::clone(config_manager.config_status()));

@@ -15,6 +15,7 @@ use self::sinks::SinkStatus;
 #[expect(missing_docs, reason = "the names say it; the README has them")]
 pub struct StatusReport {
     pub build: BuildInfo,
+    pub service: ServiceStatus,
     pub process: ProcessStatus,
     pub configuration: ConfigurationSummary,
     #[serde(rename = "in_flight")]
@@ -29,6 +30,28 @@ pub struct StatusReport {
     /// Where records go; empty without a `record` block.
     pub sinks: Vec<SinkStatus>,
     pub timeline: Timeline,
+}
+
+/// The whole, as of the last second.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "as above")]
+pub struct ServiceStatus {
+    /// `healthy`, `spilling` (a provisioned deployment is full and others serve), `degraded` (something is not
+    /// healthy, nobody is refused) or `failing` (clients are refused or failed because of backends).
+    pub state: String,
+    pub since: Option<String>,
+    /// What is not as it should be, the worst first.
+    pub problems: Vec<ServiceProblemStatus>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "as above")]
+pub struct ServiceProblemStatus {
+    /// What it means for the whole.
+    pub state: String,
+    /// What it is about: a backend, a deployment, a sink, a certificate.
+    pub subject: String,
+    pub text: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

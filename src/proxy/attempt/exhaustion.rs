@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::retry_state::RetryState;
 use super::upstream_error::UpstreamError;
 use crate::proxy::client::refusal_response::MAX_RETRY_AFTER_MS;
+use crate::record::attempt_errors::last_error_by_backend;
 use crate::record::exchange::AttemptRecord;
 use crate::refusal::{Refusal, RefusalReason};
 use crate::routing::availability::UnavailableReason;
@@ -25,7 +26,7 @@ pub(super) fn exhaustion_refusal(retry: &RetryState, default_cooldown: Duration,
         attempt.error_code.is_some() || attempt.status.is_some_and(|status| matches!(status, 408 | 500..))
     };
     if let Some(last) = retry.attempt_records.iter().rfind(has_failed) {
-        return failed_refusal(last, retry.attempt_records.len());
+        return failed_refusal(last, &retry.attempt_records);
     }
     unavailable_refusal(retry, now)
 }
@@ -46,12 +47,15 @@ fn throttled_refusal(wait: Duration) -> Refusal {
     Refusal::new(RefusalReason::AllThrottled, message).with_retry_after(wait)
 }
 
-fn failed_refusal(last: &AttemptRecord, attempts: usize) -> Refusal {
+fn failed_refusal(last: &AttemptRecord, attempts: &[AttemptRecord]) -> Refusal {
+    let causes = last_error_by_backend(attempts);
     if last.error_code.is_some_and(UpstreamError::is_timeout_code) {
-        let message = format!("no backend responded in time (attempts: {attempts})");
-        return Refusal::new(RefusalReason::UpstreamTimeout, message);
+        return Refusal::new(
+            RefusalReason::UpstreamTimeout,
+            format!("no backend answered in time ({causes})"),
+        );
     }
-    Refusal::new(RefusalReason::UpstreamFailed, format!("no backend responded (attempts: {attempts})"))
+    Refusal::new(RefusalReason::UpstreamFailed, format!("no backend answered ({causes})"))
 }
 
 /// The refusal if no attempt failed: the backends were unavailable from the start, or turned out to be

@@ -1,8 +1,7 @@
 //! The cause of trouble in plain words: why the balancer refused a request, or the last error of each backend.
 
-use super::super::exchange::AttemptRecord;
+use super::super::attempt_errors::last_error_by_backend;
 use super::{TroubleKind, TroubledRequest};
-use crate::names::BackendName;
 
 /// A cause is cut at this many bytes.
 const MAX_CAUSE_BYTES: usize = 300;
@@ -10,7 +9,7 @@ const MAX_CAUSE_BYTES: usize = 300;
 impl TroubledRequest {
     /// The cause in plain words, such as `no backend answered: a: connection refused, b: 503`.
     pub fn cause(&self) -> String {
-        let errors = self.last_error_by_backend();
+        let errors = last_error_by_backend(&self.attempts);
         let mut cause = match (self.refusal_code.map(refusal_in_words), self.kind) {
             (Some(words), _) if errors.is_empty() => words.to_owned(),
             (Some(words), _) => format!("{words}: {errors}"),
@@ -37,41 +36,6 @@ impl TroubledRequest {
             None => format!("no first byte within {:.1} s", self.duration.as_secs_f64()),
         }
     }
-
-    /// The last error of each backend, in the order of their first attempts.
-    fn last_error_by_backend(&self) -> String {
-        let mut backends: Vec<&BackendName> = Vec::new();
-        for attempt in &self.attempts {
-            if !backends.contains(&&attempt.backend) {
-                backends.push(&attempt.backend);
-            }
-        }
-        let errors = backends.into_iter().filter_map(|backend| {
-            let attempts = self.attempts.iter().rev().filter(|attempt| attempt.backend == *backend);
-            Some(format!("{backend}: {}", attempts.filter_map(attempt_error_in_words).next()?))
-        });
-        errors.collect::<Vec<_>>().join(", ")
-    }
-}
-
-/// What went wrong in an attempt; `None` if nothing did.
-fn attempt_error_in_words(attempt: &AttemptRecord) -> Option<String> {
-    let words = match attempt.error_code {
-        None => return attempt.status.filter(|status| *status >= 400).map(|status| status.to_string()),
-        Some("dns") => "its name does not resolve",
-        Some("connect_timeout") => "no connection in time",
-        Some("connect_refused") => "connection refused",
-        Some("connect") => "no connection",
-        Some("tls") => "TLS handshake failed, or its certificate is not trusted",
-        Some("reset") => "connection reset",
-        Some("protocol") => "invalid HTTP",
-        Some("first_byte_timeout") => "no first byte in time",
-        Some("idle_timeout") => "nothing more in time",
-        Some("credential") => "no usable credential",
-        Some("client_gone") => "the client disconnected",
-        Some(code) => code,
-    };
-    Some(words.to_owned())
 }
 
 /// A refusal of the balancer's own; a code that is not known here stands for itself.
@@ -103,7 +67,8 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::*;
-    use crate::record::exchange::ExchangeOutcome;
+    use crate::names::BackendName;
+    use crate::record::exchange::{AttemptRecord, ExchangeOutcome};
 
     /// Backend, status, error.
     type Attempt<'a> = (&'a str, Option<u16>, Option<&'static str>);

@@ -4,6 +4,7 @@
 //! them, so no request waits for it; the admin API reads them. Neither prompts nor completions are kept, and no
 //! text of a client but the name of a deployment.
 
+mod backend_failures;
 mod cause;
 mod fair_ring;
 mod trouble_kind;
@@ -13,6 +14,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+pub use self::backend_failures::BackendFailures;
 use self::fair_ring::{FairRing, Holder, RingLimits};
 pub use self::trouble_kind::TroubleKind;
 use super::exchange::{AttemptRecord, ExchangeOutcome, FinishedExchange};
@@ -98,21 +100,27 @@ impl TroubledRequest {
 /// The requests that are kept.
 #[derive(Debug)]
 pub struct RecentTrouble {
-    ring: Mutex<FairRing<TroubledRequest>>,
+    ring: Mutex<FairRing<Arc<TroubledRequest>>>,
 }
 
 impl RecentTrouble {
-    /// Keeps a finished exchange if it is trouble.
-    pub(super) fn note(&self, exchange: &FinishedExchange) {
-        let Some(kind) = TroubleKind::of(exchange) else { return };
-        let request = TroubledRequest::new(exchange, kind);
+    /// Keeps a finished exchange if it is trouble, and returns what it keeps.
+    pub(super) fn note(&self, exchange: &FinishedExchange) -> Option<Arc<TroubledRequest>> {
+        let kind = TroubleKind::of(exchange)?;
+        let request = Arc::new(TroubledRequest::new(exchange, kind));
         let holder = match (&exchange.client, &request.client) {
             (None, _) => Holder::UnknownClient,
             (_, Some(name)) => Holder::Client(name.clone()),
             (Some(_), None) => Holder::Address(request.client_ip.map(|ip| ip.to_canonical())),
         };
         let bytes = request.memory_bytes();
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner).push(holder, kind, bytes, request);
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner).push(
+            holder,
+            kind,
+            bytes,
+            Arc::clone(&request),
+        );
+        Some(request)
     }
 
     /// The requests that match, at most `limit`, and how many match and are kept. The one that ended last comes
@@ -141,7 +149,7 @@ impl Default for RecentTrouble {
 #[derive(Debug)]
 pub struct FoundRequests {
     /// The last of the requests that match, newest first.
-    pub requests: Vec<TroubledRequest>,
+    pub requests: Vec<Arc<TroubledRequest>>,
     /// How many match.
     pub match_count: usize,
     /// How many are kept.
