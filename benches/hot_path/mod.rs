@@ -198,6 +198,9 @@ pub fn steps() -> Vec<Step> {
     let long_body = chat_body(100_000);
     steps.push(("parse_body_100k", Box::new(move || drop(black_box(BodyFacts::parse(&long_body))))));
 
+    let headers = client_headers();
+    steps.push(("read_client_headers", Box::new(move || drop(black_box(ClientHeaders::read(&headers))))));
+
     let headers = response_headers();
     steps.push((
         "read_rate_limit_headers",
@@ -246,9 +249,14 @@ fn response_headers() -> HeaderMap {
         .collect()
 }
 
-/// What an SDK behind a tracing library sends.
+/// What an SDK in a traced application sends.
 fn client_headers() -> HeaderMap {
     let pairs = [
+        ("host", "balancer.test"),
+        ("accept", "application/json"),
+        ("content-type", "application/json"),
+        ("content-length", "1000"),
+        ("api-key", KEY),
         ("user-agent", "AzureOpenAI/Python 1.99.0"),
         ("x-ms-client-request-id", "0b6f4c6e-9f0f-4f6c-8a44-9d7a4f0c8f11"),
         ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
@@ -263,7 +271,11 @@ fn sample_exchange(admitted: &AdmittedRequest, body: &Bytes, response: &Bytes) -
     FinishedExchange {
         received_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_764_000_000),
         request_id: Arc::from("019ab0d0-0000-7000-8000-000000000000"),
-        client_headers: ClientHeaders::read(&client_headers()),
+        client_headers: ClientHeaders {
+            request_id: Some("0b6f4c6e-9f0f-4f6c-8a44-9d7a4f0c8f11".into()),
+            user_agent: Some("AzureOpenAI/Python 1.99.0".into()),
+            trace_id: None,
+        },
         client: None,
         client_ip: Some([127, 0, 0, 1].into()),
         peer_ip: Some([127, 0, 0, 1].into()),

@@ -52,8 +52,8 @@ fn printable_field(headers: &HeaderMap, name: &HeaderName) -> Option<Box<str>> {
         return None;
     }
     let is_printable = |byte: &u8| matches!(byte, b' '..=b'~');
-    if let Some(text) = std::str::from_utf8(value).ok().filter(|_| value.iter().all(is_printable)) {
-        return Some(text.into());
+    if holds_for_all(value, is_printable) {
+        return std::str::from_utf8(value).ok().map(Box::from);
     }
     let escaped = value.iter().map(|byte| match is_printable(byte) {
         true => char::from(*byte).to_string(),
@@ -67,17 +67,25 @@ fn printable_field(headers: &HeaderMap, name: &HeaderName) -> Option<Box<str>> {
 fn trace_id(headers: &HeaderMap) -> Option<&str> {
     let mut fields = headers.get_all(&TRACEPARENT).iter();
     let (Some(field), None) = (fields.next(), fields.next()) else { return None };
-    let mut parts = field.to_str().ok()?.split('-');
-    let mut next_hex = |length: usize| {
-        let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-        parts.next().filter(|part| part.len() == length && part.bytes().all(is_hex))
-    };
-    let (version, trace_id, parent_id, _flags) = (next_hex(2)?, next_hex(32)?, next_hex(16)?, next_hex(2)?);
-    let has_more = parts.next().is_some();
-    let is_zero = |id: &str| id.bytes().all(|byte| byte == b'0');
-    let is_invalid =
-        version == "ff" || (version == "00" && has_more) || is_zero(trace_id) || is_zero(parent_id);
-    (!is_invalid).then_some(trace_id)
+    let (field, more) = field.as_bytes().split_at_checked(55)?;
+    let has_dashes = [2, 35, 52].iter().all(|at| field.get(*at) == Some(&b'-'));
+    let (version, trace_id) = (field.get(..2)?, field.get(3..35)?);
+    let (parent_id, flags) = (field.get(36..52)?, field.get(53..)?);
+    let is_hex = |part: &[u8]| holds_for_all(part, |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let is_zero = |id: &[u8]| holds_for_all(id, |byte| *byte == b'0');
+    let may_have_more = version != b"00" && more.starts_with(b"-");
+    let is_valid = has_dashes
+        && [version, trace_id, parent_id, flags].into_iter().all(is_hex)
+        && (more.is_empty() || may_have_more)
+        && version != b"ff"
+        && !is_zero(trace_id)
+        && !is_zero(parent_id);
+    std::str::from_utf8(trace_id).ok().filter(|_| is_valid)
+}
+
+/// Like `all`, without a branch for each byte: every request pays for it.
+fn holds_for_all(bytes: &[u8], condition: impl Fn(&u8) -> bool) -> bool {
+    bytes.iter().fold(true, |all, byte| all & condition(byte))
 }
 
 #[cfg(test)]
