@@ -294,8 +294,8 @@ async fn without_a_record_block_metrics_are_counted_and_no_file_is_written() {
     let files = std::fs::read_dir(balancer.path("")).unwrap();
     let mut files: Vec<_> = files.map(|file| file.unwrap().file_name()).collect();
     files.sort_unstable();
-    // The symlink to the binary, the configuration, and the directory of the sockets.
-    assert_eq!(files, ["aoai-lb", "aoai-lb.yaml", "run"], "expected no other file");
+    // The symlink to the binary, the configuration, and the directories of the sockets and the state.
+    assert_eq!(files, ["aoai-lb", "aoai-lb.yaml", "run", "state"], "expected no other file");
 }
 
 #[tokio::test(flavor = "multi_thread")]

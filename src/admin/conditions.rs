@@ -68,7 +68,6 @@ fn backend_facts(config: &ActiveConfig, index: usize, backend: &Backend, now: In
 fn facts_of_whole(config: &ActiveConfig, index: usize, backend: &Backend, now: Instant) -> BackendFacts {
     let addresses = config.peers.endpoint_addresses(index).filter(|addresses| !addresses.has_address());
     BackendFacts {
-        is_enabled: true,
         outage: backend.current_outage(now),
         unresolvable_since: addresses
             .and_then(|addresses| addresses.lookup_failure())

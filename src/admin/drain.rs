@@ -18,7 +18,7 @@ pub(super) fn set_drained(gateway: &Gateway, name: &str, drained: bool) -> FullR
     let now = Instant::now();
     let process = &gateway.process_state;
     let backend_name = BackendName::new(name);
-    let is_configured = gateway.backends.iter().any(|backend| backend.config.name == backend_name);
+    let is_configured = gateway.backend_names().any(|name| *name == backend_name);
     // A drain outlives its backend in the file, and has to end some time.
     let is_left_over =
         || process.health_registry.drained_backends(now).iter().any(|(drained, _)| *drained == backend_name);
@@ -50,7 +50,7 @@ pub(super) fn set_drained(gateway: &Gateway, name: &str, drained: bool) -> FullR
 }
 
 fn unknown_name(gateway: &Gateway, name: &str) -> FullResponse {
-    let names: Vec<&str> = gateway.backends.iter().map(|backend| backend.config.name.as_str()).collect();
+    let names: Vec<&str> = gateway.backend_names().map(BackendName::as_str).collect();
     let all = names.join(", ");
     let message = match closest_match(name, names.iter().copied()) {
         Some(closest) => {

@@ -124,5 +124,10 @@ pub fn prometheus_text(config: &ActiveConfig, now: Instant) -> String {
             }
         }
     }
+    for backend in &gateway.disabled_backends {
+        state_gauge
+            .with_label_values(&[backend.config.name.as_str(), "", BackendState::Disabled.as_str()])
+            .set(1);
+    }
     gateway.process_state.recorder.metrics().to_prometheus_text(&registry)
 }

@@ -18,14 +18,14 @@ use super::status::{
 };
 use super::wall_clock::{WallClockConverter, format_rfc3339};
 use crate::azure::response::hints::RateLimit;
-use crate::gateway::{Backend, PoolKey};
+use crate::gateway::{Backend, DisabledBackend, PoolKey};
 use crate::proxy::ActiveConfig;
 use crate::record::statistics::{
-    AttemptCounts, ClientUsage, StatisticsSnapshot, TIMELINE_STEP_DURATION, TimelineStep,
+    AttemptCounts, BackendActivity, ClientUsage, StatisticsSnapshot, TIMELINE_STEP_DURATION, TimelineStep,
 };
 use crate::routing::availability::Outage;
 use crate::routing::backend_health::BackendPart;
-use crate::routing::backend_state::BackendCondition;
+use crate::routing::backend_state::{BackendCondition, BackendState};
 use crate::routing::pool::{BackendPool, Candidate};
 use crate::routing::service_state::ServiceReport;
 
@@ -91,7 +91,7 @@ impl StatusSource {
                 .iter()
                 .map(|(key, pool)| pool_status(&active_config, key, pool, clock))
                 .collect(),
-            backends: backend_statuses(&active_config, &statistics, clock),
+            backends: all_backend_statuses(&active_config, &statistics, clock),
             clients: client_statuses(&statistics),
             refusals: refused_clients(&statistics),
             sinks: sink_statuses(&process.recorder.sinks(), clock.wall_now),
@@ -153,19 +153,53 @@ fn member_status(
     }
 }
 
-fn backend_statuses(
+/// Every backend of the file, in its order.
+fn all_backend_statuses(
     config: &ActiveConfig,
     statistics: &StatisticsSnapshot,
     clock: WallClockConverter,
 ) -> Vec<BackendStatus> {
     let all_attempts: u64 = statistics.backends.values().map(|activity| activity.last_minute.total()).sum();
     let backends = config.gateway.backends.iter().enumerate();
-    backends
+    let mut all: Vec<BackendStatus> = backends
         .map(|(index, backend)| {
             let report = BackendReport::new(config, index, backend, clock.monotonic_now);
             backend_status(backend, report, statistics, all_attempts, clock)
         })
-        .collect()
+        .collect();
+    for backend in &config.gateway.disabled_backends {
+        let place = backend.config.position.min(all.len());
+        all.insert(place, disabled_backend_status(backend, statistics, all_attempts));
+    }
+    all
+}
+
+fn disabled_backend_status(
+    backend: &DisabledBackend,
+    statistics: &StatisticsSnapshot,
+    all_attempts: u64,
+) -> BackendStatus {
+    let DisabledBackend { config, health } = backend;
+    let activity = statistics.backends.get(&config.name).cloned().unwrap_or_default();
+    BackendStatus {
+        name: config.name.to_string(),
+        endpoint: config.endpoint.authority(),
+        tier: config.tier.get(),
+        weight: config.weight.get(),
+        state: BackendState::Disabled.as_str().to_owned(),
+        reason: Some(BackendState::Disabled.description().to_owned()),
+        since: None,
+        until: None,
+        remaining_ms: None,
+        attempts_in_flight: health.attempts_in_flight.load(Ordering::Relaxed) as u64,
+        attempts_started: health.attempts_started.load(Ordering::Relaxed),
+        oldest_attempt_seconds: None,
+        last_error: None,
+        counters: attempts_by_outcome(&activity.since_start),
+        last_minute: last_minute_stats(&activity, all_attempts),
+        unavailable_parts: Vec::new(),
+        deployments: Vec::new(),
+    }
 }
 
 fn backend_status(
@@ -178,7 +212,6 @@ fn backend_status(
     let BackendReport { condition, reason, unavailable_parts } = report;
     let availability = AvailabilityFields::new(condition, clock);
     let activity = statistics.backends.get(&backend.config.name).cloned().unwrap_or_default();
-    let recent = activity.last_minute;
     let deployments = backend.health.deployments().into_iter().filter(|(name, _)| !name.is_empty());
     let deployments = deployments.map(|(name, deployment)| {
         let outage = deployment.availability.current_outage(clock.monotonic_now);
@@ -225,19 +258,24 @@ fn backend_status(
             message: error.message,
         }),
         counters: attempts_by_outcome(&activity.since_start),
-        last_minute: LastMinuteStats {
-            attempts: recent.total(),
-            throttled: recent.throttled,
-            failed: recent.failed,
-            attempt_share: (all_attempts > 0).then(|| recent.total() as f64 / all_attempts as f64),
-            attempt_p50_ms: activity.last_minute_latency.quantile_ms(0.5),
-            attempt_p95_ms: activity.last_minute_latency.quantile_ms(0.95),
-        },
+        last_minute: last_minute_stats(&activity, all_attempts),
         unavailable_parts: unavailable_parts
             .into_iter()
             .map(|(part, outage)| unavailable_part(part, &outage, clock))
             .collect(),
         deployments: deployments.collect(),
+    }
+}
+
+fn last_minute_stats(activity: &BackendActivity, all_attempts: u64) -> LastMinuteStats {
+    let recent = activity.last_minute;
+    LastMinuteStats {
+        attempts: recent.total(),
+        throttled: recent.throttled,
+        failed: recent.failed,
+        attempt_share: (all_attempts > 0).then(|| recent.total() as f64 / all_attempts as f64),
+        attempt_p50_ms: activity.last_minute_latency.quantile_ms(0.5),
+        attempt_p95_ms: activity.last_minute_latency.quantile_ms(0.95),
     }
 }
 

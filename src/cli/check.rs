@@ -46,6 +46,9 @@ fn check_backends_live(checked: CheckedConfig) -> Result<bool, CliError> {
     for finding in &findings {
         writeln!(out, "{finding}")?;
     }
+    for backend in &checked.config.disabled_backends {
+        writeln!(out, "----  {}: disabled, not checked", backend.name)?;
+    }
     process.recorder.shut_down();
     Ok(findings.iter().all(|finding| finding.result.is_ok()))
 }

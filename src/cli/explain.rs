@@ -249,6 +249,15 @@ fn write_routing(
         let names: Vec<_> = names.map(|backend| backend.config.name.to_string()).collect();
         write_line(text, "", &format!("on 404 then each of: {}", names.join(", ")));
     }
+    for backend in &config.disabled_backends {
+        let serves = |deployment| backend.deployments.upstream_name(deployment).is_some();
+        if admitted.deployment.as_ref().is_some_and(serves) {
+            write_line(text, "", &format!("{}: disabled (enabled: false)", backend.name));
+        }
+    }
+    if admitted.pool.candidates().is_empty() {
+        write_line(text, "response", "503 no_backend: the default backend (requests.home) is disabled");
+    }
     let balance_policy = match config.balance_policy {
         BalancePolicy::Headroom => {
             "within a tier by weight, less often to backends whose quota runs low (balance: headroom)"

@@ -26,10 +26,10 @@ pub use load::{
 pub use schema::{
     AdminAddress, AdminConfig, AppCredential, AppRegistration, BackendConfig, BackendTlsConfig,
     BalancePolicy, BreakerConfig, ClientConfig, ClientTokenConfig, ClientsConfig, Config, CooldownConfig,
-    CredentialConfig, EntraCredential, EntraIdentity, JsonlConfig, KeyVaultConfig, ListenerConfig,
-    LogAnalyticsConfig, ManagedIdentitySelector, ModelsSource, RecordConfig, RecordedContent, RequestsConfig,
-    RetryConfig, SecretSource, ServerConfig, ServerTlsConfig, SpoolConfig, StreamHoldLimits, StreamUsageMode,
-    TimeoutsConfig, TlsVersion, VaultSecretRef,
+    CredentialConfig, DisabledBackend, EntraCredential, EntraIdentity, JsonlConfig, KeyVaultConfig,
+    ListenerConfig, LogAnalyticsConfig, ManagedIdentitySelector, ModelsSource, ProvisionedThroughput,
+    RecordConfig, RecordedContent, RequestsConfig, RetryConfig, SecretSource, ServerConfig, ServerTlsConfig,
+    SpoolConfig, StreamHoldLimits, StreamUsageMode, TimeoutsConfig, TlsVersion, VaultSecretRef,
 };
 pub use values::{
     AllowRule, CertifiedKey, CertifiedKeyError, CertifiedKeyFiles, DeploymentMap, Endpoint, PathPattern,

@@ -62,6 +62,22 @@ impl Backend {
     }
 }
 
+/// A backend that this configuration disables. Requests that it got before may still be in flight.
+#[derive(Debug)]
+pub struct DisabledBackend {
+    /// As configured.
+    pub config: config::DisabledBackend,
+    /// What is known of it; outlives the configuration.
+    pub health: Arc<BackendHealth>,
+}
+
+impl DisabledBackend {
+    pub(super) fn new(config: &config::DisabledBackend, process: &ProcessState) -> Self {
+        let health = process.health_registry.get_or_create_backend(&config.name);
+        Self { config: config.clone(), health }
+    }
+}
+
 /// The configuration is checked for values that a header cannot hold, so the fallback is not used.
 fn to_header_value(text: String) -> HeaderValue {
     HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("unknown"))

@@ -31,7 +31,7 @@ use crate::azure::response::verdict;
 use crate::azure::response::verdict::Verdict;
 use crate::azure::{DeploymentSource, Operation, RequestTarget, is_non_idempotent_create};
 use crate::config::{self, Config, RecordedContent, StreamUsageMode};
-use crate::names::{CertificateSubject, DeploymentName};
+use crate::names::{BackendName, CertificateSubject, DeploymentName};
 use crate::record::exchange::{CapturePolicy, FinishedExchange};
 use crate::record::writer::WriteReceipt;
 use crate::refusal::{Refusal, RefusalReason};
@@ -39,7 +39,7 @@ use crate::routing::pool::{BackendPool, Candidate};
 use crate::routing::retry_plan::RetryLimits;
 
 pub use self::admitted_request::AdmittedRequest;
-pub use self::backend::Backend;
+pub use self::backend::{Backend, DisabledBackend};
 pub use self::backend_question::{BackendQuestion, QuestionSubject};
 pub use self::drains::{DrainChange, Drains, HandingOver};
 pub use self::learn::ResponseFacts;
@@ -59,8 +59,10 @@ static SUBSCRIPTION_KEY_HEADER: HeaderName = HeaderName::from_static("ocp-apim-s
 
 /// Decides about requests, according to one configuration.
 pub struct Gateway {
-    /// In the order of the configuration.
+    /// Those that are enabled, in the order of the configuration.
     pub backends: Vec<Backend>,
+    /// Those that the configuration disables.
+    pub disabled_backends: Vec<DisabledBackend>,
     /// The limits for requests, and how they are changed.
     pub request_config: config::RequestsConfig,
     /// How long each step may take.
@@ -93,6 +95,11 @@ impl Gateway {
             clients: ClientRegistry::new(&config.clients, config.client_tokens.as_ref(), signing_keys),
             pools: PoolSet::new(config, &backends, now),
             model_list: ModelList::new(config),
+            disabled_backends: config
+                .disabled_backends
+                .iter()
+                .map(|backend| DisabledBackend::new(backend, &process_state))
+                .collect(),
             backends,
             request_config: config.requests.clone(),
             timeouts: config.timeouts,
@@ -398,6 +405,12 @@ impl Gateway {
         if !self.pools.has_own_pool(deployment) && self.pools.accepts_unlisted() {
             self.pools.add_learned_deployment(&self.backends, deployment, now);
         }
+    }
+
+    /// The names of all backends of the configuration, also of disabled ones.
+    pub fn backend_names(&self) -> impl Iterator<Item = &BackendName> {
+        let enabled = self.backends.iter().map(|backend| &backend.config.name);
+        enabled.chain(self.disabled_backends.iter().map(|backend| &backend.config.name))
     }
 
     /// All pools, for the status API.

@@ -46,7 +46,7 @@ pub(super) struct PoolSet {
     unlisted_pool: Option<Arc<BackendPool>>,
     /// For those of them that a backend has answered for.
     pools_by_learned_deployment: ArcSwap<HashMap<DeploymentName, Arc<BackendPool>>>,
-    /// For calls that name no deployment.
+    /// For calls that name no deployment; empty if the default backend is disabled.
     pub(super) default_backend_pool: Arc<BackendPool>,
     /// For ids that the default backend does not know: one backend of each other resource.
     pub(super) non_default_resources_pool: Arc<BackendPool>,
@@ -118,7 +118,9 @@ impl PoolSet {
         let mut all: Vec<_> =
             named.into_iter().map(|(name, pool)| (PoolKey::Deployment(name), pool)).collect();
         all.extend(self.unlisted_pool.iter().map(|pool| (PoolKey::Unlisted, Arc::clone(pool))));
-        all.push((PoolKey::DefaultBackend, Arc::clone(&self.default_backend_pool)));
+        if !self.default_backend_pool.candidates().is_empty() {
+            all.push((PoolKey::DefaultBackend, Arc::clone(&self.default_backend_pool)));
+        }
         all
     }
 
@@ -177,16 +179,17 @@ fn candidates_serving(backends: &[Backend], deployment: &DeploymentName) -> Vec<
     candidates.collect()
 }
 
-/// The default backend alone.
-fn default_backend_candidates(backends: &[Backend], default_index: usize) -> Vec<Candidate> {
-    let backend = backends.get(default_index);
-    backend.map(|backend| candidate_without_deployment(default_index, backend)).into_iter().collect()
+/// The default backend alone; nothing if it is disabled.
+fn default_backend_candidates(backends: &[Backend], default_index: Option<usize>) -> Vec<Candidate> {
+    let backend = default_index.and_then(|index| Some((index, backends.get(index)?)));
+    backend.map(|(index, backend)| candidate_without_deployment(index, backend)).into_iter().collect()
 }
 
 /// One backend of each endpoint other than the default backend's: two backends with one endpoint are one
 /// resource, and to ask it twice finds nothing more.
-fn other_resource_candidates(backends: &[Backend], default_index: usize) -> Vec<Candidate> {
-    let default_endpoint = backends.get(default_index).map(|backend| &backend.config.endpoint);
+fn other_resource_candidates(backends: &[Backend], default_index: Option<usize>) -> Vec<Candidate> {
+    let default_endpoint =
+        default_index.and_then(|index| backends.get(index)).map(|backend| &backend.config.endpoint);
     let mut known_endpoints: Vec<_> = default_endpoint.into_iter().collect();
     let mut candidates = Vec::new();
     for (index, backend) in backends.iter().enumerate() {

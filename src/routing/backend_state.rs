@@ -124,8 +124,6 @@ impl BackendCondition {
 /// What the state of a backend is derived from.
 #[derive(Clone, Debug, Default)]
 pub struct BackendFacts {
-    /// `backends[].enabled`.
-    pub is_enabled: bool,
     /// The outage of the whole backend.
     pub outage: Option<Outage>,
     /// Since when its name has not resolved, if it has no address.
@@ -142,9 +140,6 @@ impl BackendFacts {
     /// The condition of the backend now. What its deployments lack is its own condition if no deployment can be
     /// used, or if only the operator can repair it.
     pub fn condition(&self, now: Instant) -> BackendCondition {
-        if !self.is_enabled {
-            return BackendCondition { state: BackendState::Disabled, since: None, until: None };
-        }
         let since = |state, since: Option<Instant>| {
             since.map(|since| BackendCondition { state, since: Some(since), until: None })
         };
@@ -193,7 +188,6 @@ mod tests {
                      is_failing: bool,
                      deployments: &[Option<UnavailableReason>],
                      operations: &[UnavailableReason]| BackendFacts {
-            is_enabled: true,
             outage: whole.map(outage),
             unresolvable_since: is_unresolvable.then_some(now),
             failing_since: is_failing.then_some(now),
@@ -214,7 +208,6 @@ mod tests {
             (facts(Some(BreakerOpen), true, true, &[], &[]), "unresolvable"),
             (facts(Some(NoUsableCredential), false, true, &[], &[]), "credential"),
             (facts(Some(Drained), true, true, &[absent], &[]), "drained"),
-            (BackendFacts { is_enabled: false, ..facts(Some(Drained), true, true, &[], &[]) }, "disabled"),
         ];
         for (facts, expected) in table {
             assert_eq!(facts.condition(now).state.as_str(), expected, "{facts:?}");

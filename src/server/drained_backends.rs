@@ -15,7 +15,7 @@ pub(super) fn log_drained_backends(gateway: &Gateway) {
         let since =
             since.map(|since| DateTime::<Utc>::from(since).to_rfc3339_opts(SecondsFormat::Secs, true));
         let since = since.as_deref().unwrap_or("an unknown time");
-        if gateway.backends.iter().any(|backend| backend.config.name == name) {
+        if gateway.backend_names().any(|configured| *configured == name) {
             warn!("backend {name}: drained since {since}; `aoai-lb undrain {name}` ends that");
         } else {
             warn!(

@@ -105,6 +105,10 @@ fn status_line(config_manager: &ConfigManager) -> String {
     if !unavailable.is_empty() {
         text += &format!(", unavailable: {}", unavailable.join(", "));
     }
+    let disabled = active_config.gateway.disabled_backends.len();
+    if disabled > 0 {
+        text += &format!(", disabled: {disabled}");
+    }
     if config_status.last_reload_error.is_some() {
         text += "; the last reload failed";
     }

@@ -1,15 +1,18 @@
 //! Reads and checks `backends`: each by itself, then the weights of each tier.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use super::credentials::{read_backend_credential, read_ca_file, read_certified_key_files};
-use super::shared::{read_api_version, read_entry_name};
-use crate::config::schema::{BackendConfig, BackendTlsConfig};
+use super::disabled_backends::{check_disabled_backends, check_keys_of_disabled_backend};
+use super::partial_backends::{ListedBackend, PartialBackends};
+use super::provisioned::read_provisioned;
+use super::shared::{BACKEND_TLS_KEYS, read_api_version, read_entry_name};
+use crate::config::schema::{BackendConfig, BackendTlsConfig, DisabledBackend};
 use crate::config::values::{DeploymentMap, Endpoint, parse_host_name};
 use crate::config::yaml::{YamlMapping, YamlNode};
 use crate::names::{BackendName, DeploymentName, Tier, Weight};
 
-const BACKEND_KEYS: [&str; 10] = [
+const BACKEND_KEYS: [&str; 12] = [
     "name",
     "endpoint",
     "tier",
@@ -20,66 +23,13 @@ const BACKEND_KEYS: [&str; 10] = [
     "tls",
     "http2",
     "probe",
+    "enabled",
+    "provisioned",
 ];
 const HOW_TO_WRITE_INTERVAL: &str = "write how long a backend may be without traffic, such as interval: 30s";
 /// The most slots of the round-robin wheel of one tier. A wheel has one slot for each unit of weight, after
 /// division by the greatest common divisor.
 const MAX_WHEEL_SLOTS: u64 = 10_000;
-
-/// The result of looking for a backend by its name.
-pub(super) enum NameLookup {
-    /// Its index in the list.
-    Found(usize),
-    /// No backend has this name.
-    NotFound,
-    /// Unknown, since a name that could not be read may be this one.
-    Undetermined,
-}
-
-/// The backends as far as they are valid, for the blocks that refer to them.
-pub(super) struct PartialBackends {
-    backends: Vec<Option<BackendConfig>>,
-    /// Includes the names of backends that have errors in other keys.
-    index_by_name: HashMap<String, usize>,
-    are_all_names_known: bool,
-}
-
-impl PartialBackends {
-    /// The backends, if all are valid.
-    pub(super) fn into_backends(self) -> Option<Vec<BackendConfig>> {
-        self.backends.into_iter().collect()
-    }
-
-    /// Looks for the backend with this name.
-    pub(super) fn look_up_name(&self, name: &str) -> NameLookup {
-        match self.index_by_name.get(name) {
-            Some(index) => NameLookup::Found(*index),
-            None if self.are_all_names_known => NameLookup::NotFound,
-            None => NameLookup::Undetermined,
-        }
-    }
-
-    /// The index of the first backend of the lowest tier; `None` if a backend has errors, since that might be
-    /// the one.
-    pub(super) fn first_index_of_lowest_tier(&self) -> Option<usize> {
-        let tiers: Option<Vec<Tier>> = self.backends.iter().map(|b| b.as_ref().map(|b| b.tier)).collect();
-        tiers?.into_iter().enumerate().min_by_key(|(_, tier)| *tier).map(|(index, _)| index)
-    }
-
-    /// The deployments that clients may ask for; `None` if that is unknown, because a backend has errors or
-    /// serves every name.
-    pub(super) fn served_deployments(&self) -> Option<HashSet<&DeploymentName>> {
-        let mut served = HashSet::new();
-        for backend in &self.backends {
-            let deployments = &backend.as_ref()?.deployments;
-            if deployments.passes_unlisted() {
-                return None;
-            }
-            served.extend(deployments.listed_entries().map(|(client, _)| client));
-        }
-        Some(served)
-    }
-}
 
 /// Reads all backends.
 pub(super) fn read_backends(root: &YamlMapping<'_, '_>) -> Option<PartialBackends> {
@@ -88,13 +38,19 @@ pub(super) fn read_backends(root: &YamlMapping<'_, '_>) -> Option<PartialBackend
     if items.is_empty() {
         return node.report_error("must have at least one backend");
     }
-    let mut backends =
-        PartialBackends { backends: Vec::new(), index_by_name: HashMap::new(), are_all_names_known: true };
+    let mut backends = PartialBackends::default();
     for (index, item) in items.iter().enumerate() {
         let backend = read_backend(item, index, &mut backends);
         backends.backends.push(backend);
     }
     check_wheel_sizes(&items, &backends.backends);
+    // With errors in a backend it is not known which deployments are left without one.
+    if let Some(all) = backends.backends.iter().map(Option::as_ref).collect::<Option<Vec<_>>>() {
+        let enabled: Vec<_> = all.iter().filter_map(|b| Some(&b.enabled()?.deployments)).collect();
+        let disabled: Vec<_> =
+            all.iter().filter(|b| b.enabled().is_none()).map(|b| b.deployments()).collect();
+        check_disabled_backends(&node, &enabled, &disabled);
+    }
     Some(backends)
 }
 
@@ -102,15 +58,15 @@ fn read_backend(
     node: &YamlNode<'_, '_>,
     index: usize,
     backends: &mut PartialBackends,
-) -> Option<BackendConfig> {
+) -> Option<ListedBackend> {
     let Some(map) = node.read_mapping(&BACKEND_KEYS) else {
-        backends.are_all_names_known = false;
+        backends.has_unknown_names = true;
         return None;
     };
     let name = map
         .require("name", "give it a unique name")
         .and_then(|node| read_unique_name(&node, index, backends));
-    backends.are_all_names_known &= name.is_some();
+    backends.has_unknown_names |= name.is_none();
     let endpoint = map
         .require("endpoint", "write the resource's URL, such as https://NAME.openai.azure.com")
         .and_then(|node| read_backend_endpoint(&node));
@@ -122,17 +78,22 @@ fn read_backend(
         let weight = node.read_integer(1..=u64::from(Weight::MAX))?;
         Weight::new(u16::try_from(weight).ok()?)
     });
-    let credential = map
-        .require("credential", "write credential: { api_key: \"${NAME}\" }")
-        .and_then(|node| read_backend_credential(&node));
+    let enabled = map.read_or("enabled", true, YamlNode::read_bool);
+    let is_disabled = enabled == Some(false);
+    let credential = (!is_disabled).then(|| {
+        let node = map.require("credential", "write credential: { api_key: \"${NAME}\" }");
+        node.and_then(|node| read_backend_credential(&node))
+    });
     let all_deployments = DeploymentMap::new(Vec::new(), true);
     let deployments = map.read_or("deployments", all_deployments, read_deployments);
     let api_version_override = map.read_optional("api_version", read_api_version);
     let health_probe_interval = map.read_optional("probe", |node| {
         node.read_mapping(&["interval"])?.require("interval", HOW_TO_WRITE_INTERVAL)?.read_interval()
     });
-    let tls =
-        map.read_or("tls", BackendTlsConfig::default(), |node| read_backend_tls(node, endpoint.as_ref()));
+    let tls = (!is_disabled).then(|| {
+        map.read_or("tls", BackendTlsConfig::default(), |node| read_backend_tls(node, endpoint.as_ref()))
+    });
+    let provisioned = map.read_optional("provisioned", read_provisioned);
     let http2_enabled = map.read_or("http2", false, |node| {
         let enabled = node.read_bool()?;
         if enabled && endpoint.as_ref().is_some_and(|endpoint| !endpoint.uses_tls) {
@@ -140,18 +101,33 @@ fn read_backend(
         }
         Some(enabled)
     });
-    Some(BackendConfig {
+    if is_disabled {
+        check_keys_of_disabled_backend(&map);
+        // Each of them has been read, so that its errors are reported.
+        let _checked = (api_version_override?, health_probe_interval?, http2_enabled?, provisioned?);
+        return Some(ListedBackend::Disabled(DisabledBackend {
+            position: index,
+            name: name?,
+            endpoint: endpoint?,
+            tier: tier?,
+            weight: weight?,
+            deployments: deployments?,
+        }));
+    }
+    enabled?;
+    Some(ListedBackend::Enabled(Box::new(BackendConfig {
         name: name?,
         endpoint: endpoint?,
         tier: tier?,
         weight: weight?,
-        credential: credential?,
+        credential: credential??,
         deployments: deployments?,
         api_version_override: api_version_override?,
-        tls: tls?,
+        tls: tls??,
         http2_enabled: http2_enabled?,
         health_probe_after_idle: health_probe_interval?,
-    })
+        provisioned: provisioned?,
+    })))
 }
 
 fn read_unique_name(
@@ -226,7 +202,7 @@ fn read_deployments(node: &YamlNode<'_, '_>) -> Option<DeploymentMap> {
 }
 
 fn read_backend_tls(node: &YamlNode<'_, '_>, endpoint: Option<&Endpoint>) -> Option<BackendTlsConfig> {
-    let map = node.read_mapping(&["ca", "server_name", "certificate", "private_key"])?;
+    let map = node.read_mapping(&BACKEND_TLS_KEYS)?;
     if endpoint.is_some_and(|endpoint| !endpoint.uses_tls) {
         return node.report_error("cannot be used with an http endpoint; remove it or use https");
     }
@@ -245,10 +221,10 @@ fn read_backend_tls(node: &YamlNode<'_, '_>, endpoint: Option<&Endpoint>) -> Opt
 }
 
 /// Checks that the round-robin wheel of each tier does not get too large.
-fn check_wheel_sizes(items: &[YamlNode<'_, '_>], backends: &[Option<BackendConfig>]) {
+fn check_wheel_sizes(items: &[YamlNode<'_, '_>], backends: &[Option<ListedBackend>]) {
     let mut tiers: BTreeMap<Tier, (usize, u64, u64)> = BTreeMap::new();
     for (index, backend) in backends.iter().enumerate() {
-        let Some(backend) = backend else { continue };
+        let Some(backend) = backend.as_ref().and_then(ListedBackend::enabled) else { continue };
         let weight = u64::from(backend.weight.get());
         let (_, sum, factor) = tiers.entry(backend.tier).or_insert((index, 0, 0));
         *sum += weight;
@@ -378,7 +354,7 @@ mod tests {
             (
                 "backends: [ x, {} ]",
                 &[
-                    "backends[0]: must be a mapping with name, endpoint, tier, weight, credential, deployments, api_version, tls, http2 or probe, not a string",
+                    "backends[0]: must be a mapping with name, endpoint, tier, weight, credential, deployments, api_version, tls, http2, probe, enabled or provisioned, not a string",
                     "backends[1].name: is missing; give it a unique name",
                     "backends[1].endpoint: is missing; write the resource's URL, such as https://NAME.openai.azure.com",
                     "backends[1].credential: is missing; write credential: { api_key: \"${NAME}\" }",

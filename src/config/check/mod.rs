@@ -7,7 +7,10 @@ mod admin;
 mod backends;
 mod clients;
 mod credentials;
+mod disabled_backends;
 mod listeners;
+mod partial_backends;
+mod provisioned;
 mod record;
 mod requests;
 mod retry;
@@ -65,9 +68,11 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
         clients::check_client_authentication(&root, &clients, root.get("entra").is_some(), listeners);
         clients::warn_if_open_beyond_loopback(&root, &clients, listeners);
     }
+    let (backends, disabled_backends) = backends?.into_backends()?;
     Some(Config {
         listeners: listeners?,
-        backends: backends?.into_backends()?,
+        backends,
+        disabled_backends,
         clients,
         client_tokens: client_tokens?,
         requests: requests?,

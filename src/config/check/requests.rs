@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use http::{HeaderName, HeaderValue};
 
-use super::backends::{NameLookup, PartialBackends};
+use super::partial_backends::{NameLookup, PartialBackends};
 use super::shared::read_api_version;
 use crate::config::schema::{ModelsSource, RequestsConfig};
 use crate::config::values::AllowRule;
@@ -38,7 +38,7 @@ pub(super) fn read_requests(
     let default_api_version = map.read_optional("api_version", read_api_version);
     let default_backend_index = match map.get("home") {
         Some(node) => read_default_backend_index(&node, backends),
-        None => backends.and_then(PartialBackends::first_index_of_lowest_tier),
+        None => backends.and_then(PartialBackends::first_index_of_lowest_tier).map(Some),
     };
     let models_source = map.read_or("models", ModelsSource::Deployments, |node| {
         node.read_choice(&[
@@ -87,10 +87,21 @@ fn read_allow_rule(node: &YamlNode<'_, '_>) -> Option<AllowRule> {
     }
 }
 
-fn read_default_backend_index(node: &YamlNode<'_, '_>, backends: Option<&PartialBackends>) -> Option<usize> {
+/// The inner `None` is a disabled backend.
+fn read_default_backend_index(
+    node: &YamlNode<'_, '_>,
+    backends: Option<&PartialBackends>,
+) -> Option<Option<usize>> {
     let text = node.read_nonempty_text()?;
     match backends?.look_up_name(&text.value) {
-        NameLookup::Found(index) => Some(index),
+        NameLookup::Enabled(index) => Some(Some(index)),
+        NameLookup::Disabled => {
+            node.report_warning(
+                "is disabled (enabled: false): calls that name no deployment, such as files and batches, are refused \
+                 with 503 until it is enabled or another backend is named here",
+            );
+            Some(None)
+        }
         NameLookup::Undetermined => None,
         NameLookup::NotFound => node.report_error(format!(
             "must be the name of a backend, and there is none with this one{}",
@@ -193,7 +204,7 @@ mod tests {
         let allow: Vec<&Method> = requests.allow_rules.iter().map(|allow| &allow.method).collect();
         assert_eq!(allow, [Method::GET, Method::POST, Method::DELETE]);
         assert!(requests.allow_rules.iter().all(|allow| allow.path_pattern.matches("/openai/v1/models")));
-        assert_eq!((requests.default_api_version, requests.default_backend_index), (None, 0));
+        assert_eq!((requests.default_api_version, requests.default_backend_index), (None, Some(0)));
         assert_eq!(requests.models_source, ModelsSource::Deployments);
         let limits = (
             requests.max_buffered_body_bytes,
@@ -230,10 +241,10 @@ mod tests {
             )
         };
         let backends = format!("backends:\n{}{}{}", backend("a", 2), backend("b", 1), backend("c", 1));
-        assert_eq!(parse_valid(&backends).config.requests.default_backend_index, 1);
+        assert_eq!(parse_valid(&backends).config.requests.default_backend_index, Some(1));
         assert_eq!(
             parse_valid(&format!("{backends}requests: {{ home: c }}")).config.requests.default_backend_index,
-            2
+            Some(2)
         );
     }
 

@@ -8,6 +8,9 @@ use crate::config::schema::RecordedContent;
 use crate::config::values::Endpoint;
 use crate::config::yaml::YamlNode;
 
+/// The keys of `backends[].tls`.
+pub(super) const BACKEND_TLS_KEYS: [&str; 4] = ["ca", "server_name", "certificate", "private_key"];
+
 pub(super) const RECORDED_CONTENT_WORDS: [(&str, RecordedContent); 3] = [
     ("full", RecordedContent::Full),
     ("prompt", RecordedContent::PromptOnly),

@@ -1,5 +1,6 @@
 //! `backends`: the entries that requests can be routed to.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -30,6 +31,34 @@ pub struct BackendConfig {
     pub http2_enabled: bool,
     /// A health probe is sent after this long without traffic; `None` for never. At least 1 s.
     pub health_probe_after_idle: Option<Duration>,
+    /// Its deployments have provisioned throughput, which is paid for by the hour; `None` if they have not.
+    pub provisioned: Option<ProvisionedThroughput>,
+}
+
+/// Provisioned throughput, as far as the file tells.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ProvisionedThroughput {
+    /// The number of provisioned throughput units (PTU).
+    pub units: Option<NonZeroU32>,
+    /// What all of them cost in an hour, in the currency of the prices. Finite and not below zero.
+    pub cost_per_hour: Option<f64>,
+}
+
+/// A backend with `enabled: false`. It takes part in nothing, and no secret or file of it is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DisabledBackend {
+    /// Its index among all backends of the file.
+    pub position: usize,
+    /// Unique in the file.
+    pub name: BackendName,
+    /// The host of the Azure resource.
+    pub endpoint: Endpoint,
+    /// Its tier if it were enabled.
+    pub tier: Tier,
+    /// Its weight if it were enabled.
+    pub weight: Weight,
+    /// The deployments that it would serve.
+    pub deployments: DeploymentMap,
 }
 
 /// TLS settings of a backend, where they differ from the defaults.

@@ -12,7 +12,7 @@ mod requests;
 mod retry;
 mod server;
 
-pub use backend::{BackendConfig, BackendTlsConfig};
+pub use backend::{BackendConfig, BackendTlsConfig, DisabledBackend, ProvisionedThroughput};
 pub use clients::{ClientConfig, ClientTokenConfig, ClientsConfig};
 pub use credentials::{
     AppCredential, AppRegistration, CredentialConfig, EntraCredential, EntraIdentity, KeyVaultConfig,
@@ -31,8 +31,10 @@ pub use server::{AdminAddress, AdminConfig, ServerConfig, TimeoutsConfig};
 pub struct Config {
     /// The addresses that clients connect to; at least one.
     pub listeners: Vec<ListenerConfig>,
-    /// In the order of the file; at least one. Names are unique.
+    /// Those that are enabled, in the order of the file; at least one. Names are unique, also among disabled ones.
     pub backends: Vec<BackendConfig>,
+    /// Those with `enabled: false`, in the order of the file.
+    pub disabled_backends: Vec<DisabledBackend>,
     /// Who may send requests.
     pub clients: ClientsConfig,
     /// Which Entra ID tokens are accepted from clients; `None` for none.

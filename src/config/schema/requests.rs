@@ -19,8 +19,8 @@ pub struct RequestsConfig {
     /// The `api-version` that is added to a request on a classic path without one.
     pub default_api_version: Option<String>,
     /// The backend for calls that name no deployment, as an index into
-    /// [`Config::backends`](super::Config::backends).
-    pub default_backend_index: usize,
+    /// [`Config::backends`](super::Config::backends); `None` if it is disabled: such calls are refused.
+    pub default_backend_index: Option<usize>,
     /// Who answers `GET /v1/models`.
     pub models_source: ModelsSource,
     /// The largest request body, in bytes, that is held in memory so that it can be sent again.

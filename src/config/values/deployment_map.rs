@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::names::DeploymentName;
 
 /// The deployments of a backend. Names are compared without case.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeploymentMap {
     listed_entries: Vec<(DeploymentName, DeploymentName)>,
     upstream_by_requested_name: HashMap<DeploymentName, DeploymentName>,

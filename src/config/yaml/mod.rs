@@ -13,4 +13,4 @@ pub(crate) use node::{YamlMapping, YamlNode, parse_document};
 pub(crate) use problem_collector::{AllProblems, ProblemCollector};
 #[cfg(test)]
 pub(crate) use units::{parse_byte_size, parse_duration};
-pub(crate) use wording::closest_match;
+pub(crate) use wording::{closest_match, join_with_and};

@@ -261,6 +261,19 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         }
     }
 
+    /// Reads a number with or without decimals, from 0 to `max`.
+    pub(crate) fn read_decimal(&self, max: f64) -> Option<f64> {
+        let Some(scalar) = self.scalar() else { return self.report_wrong_kind("a number") };
+        let text = self.expand_text(&scalar.text)?;
+        match parse_decimal(text.value.trim()).filter(|number| *number <= max) {
+            Some(number) => Some(number),
+            None => self.report_error(format!(
+                "must be a number from 0 to {max}, such as 12.50{}",
+                text.source_note()
+            )),
+        }
+    }
+
     /// Reads true or false, also written as a string.
     pub(crate) fn read_bool(&self) -> Option<bool> {
         match self.scalar() {
@@ -434,6 +447,13 @@ impl<'p, 'v> YamlMapping<'p, 'v> {
         let absent = YamlMapping { key_path: self.key_path_of(key), entries: None, problems: self.problems };
         self.read_or(key, absent, |node| node.read_mapping(keys))
     }
+}
+
+/// A number of digits, with or without decimals. Only such a text has one reading for everybody.
+fn parse_decimal(text: &str) -> Option<f64> {
+    let is_digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
+    if is_digits(whole) && is_digits(decimals) { text.parse().ok() } else { None }
 }
 
 /// A whole number as YAML 1.2 writes it: decimal, `0x` or `0o`.

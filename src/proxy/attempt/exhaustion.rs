@@ -92,6 +92,11 @@ fn unavailable_refusal(retry: &RetryState, now: Instant) -> Refusal {
             Refusal::new(RefusalReason::NoBackend, message)
                 .with_retry_after(until.saturating_duration_since(now))
         }
+        None if retry.has_no_candidates() => {
+            let message = "calls that name no deployment go to the default backend, which is disabled in the \
+                           balancer's configuration (requests.home)";
+            Refusal::new(RefusalReason::NoBackend, message)
+        }
         None => {
             let message = "every backend of this deployment is drained by the balancer's operator";
             Refusal::new(RefusalReason::NoBackend, message)

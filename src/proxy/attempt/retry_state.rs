@@ -430,6 +430,11 @@ impl RetryState {
         self.plan.earliest_cooldown_end(&self.admitted.pool, self.operation(), now)
     }
 
+    /// Whether the pool is empty: only the one of a disabled default backend is.
+    pub(super) fn has_no_candidates(&self) -> bool {
+        self.admitted.pool.candidates().is_empty()
+    }
+
     /// The backends of the pool that are unavailable: for each, why and until when.
     pub(super) fn backend_unavailabilities(&self, now: Instant) -> impl Iterator<Item = Unavailable> {
         let operation = self.operation();

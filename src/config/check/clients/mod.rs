@@ -10,7 +10,7 @@ pub(super) use self::cross_checks::{
 };
 pub(super) use self::tokens::read_client_tokens;
 
-use super::backends::PartialBackends;
+use super::partial_backends::PartialBackends;
 use super::shared::{RECORDED_CONTENT_WORDS, read_entry_name};
 use crate::config::schema::{ClientConfig, ClientsConfig};
 use crate::config::yaml::{YamlMapping, YamlNode};

@@ -21,9 +21,12 @@ pub(super) const OPENAI_TOKEN_SCOPE: &str = "https://cognitiveservices.azure.com
 /// The default of `key_vault.refresh`.
 const DEFAULT_VAULT_REFRESH_INTERVAL: Duration = Duration::from_secs(600);
 
+/// The keys of `backends[].credential`.
+pub(super) const BACKEND_CREDENTIAL_KEYS: [&str; 3] = ["api_key", "key_vault", "entra"];
+
 /// Reads the credential of a backend.
 pub(super) fn read_backend_credential(node: &YamlNode<'_, '_>) -> Option<CredentialConfig> {
-    let keys = ["api_key", "key_vault", "entra"];
+    let keys = BACKEND_CREDENTIAL_KEYS;
     let map = node.read_secret_mapping(&keys)?;
     let how = "write api_key: \"${NAME}\", key_vault: URL of the secret, or entra: { managed_identity: {} }";
     match map.require_exactly_one(&keys, how)?.0 {
