@@ -116,7 +116,7 @@ async fn no_drain_is_lost_or_revived_by_upgrades_that_go_on_meanwhile() {
     let (drained, confirmed_count, retries) = operator.await.unwrap();
     println!("{confirmed_count} changes, {retries} retries");
     assert!(confirmed_count > 10);
-    let expected = if drained { "drained" } else { "ok" };
+    let expected = if drained { "drained" } else { "healthy" };
     assert_eq!(states(&balancer).await[1], expected);
     let pid = balancer.wait_until_single_process().await;
     assert!(send_signal_to("KILL", pid));

@@ -11,6 +11,7 @@ mod support;
 use std::time::Duration;
 
 use aoai_lb::demo::Mood;
+use serde_json::json;
 use support::traffic::BackgroundTraffic;
 use support::{
     Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, LISTED_DEPLOYMENTS, STREAM_BODY, answering_backend,
@@ -112,6 +113,53 @@ async fn an_invalid_file_changes_nothing_and_its_problem_is_reported() {
         Client::connect(balancer.admin_address).await.get("/metrics", &[("Host", "localhost")]).await.text();
     assert!(metrics.contains("aoai_lb_config_reloads_total{result=\"success\"} 1"), "{metrics}");
     assert!(metrics.contains("aoai_lb_config_reloads_total{result=\"failure\"} 4"));
+}
+
+#[tokio::test]
+async fn a_reload_says_what_changed_by_name_and_key() {
+    let azure = start_simulator(&["a", "b", "c"]).await;
+    let (a, b, c) = (
+        simulated_backend_yaml(&azure, "a", LISTED_DEPLOYMENTS),
+        simulated_backend_yaml(&azure, "b", LISTED_DEPLOYMENTS),
+        simulated_backend_yaml(&azure, "c", LISTED_DEPLOYMENTS),
+    );
+    let balancer = Balancer::start(&format!("{a}{b}"), "retry: { attempts: 3 }").await;
+    let response = balancer.post_admin("/api/reload").await.json();
+    assert_eq!(response["summary"], json!(["nothing changed"]));
+    let unchanged = json!({ "added": [], "removed": [], "changed": [] });
+    assert_eq!(
+        response["changes"],
+        json!({ "backends": unchanged, "clients": unchanged, "listeners": unchanged, "settings": [] })
+    );
+    balancer.wait_for_log("configuration 2 is active (SHA-256 ").await;
+    balancer.wait_for_log("): nothing changed").await;
+
+    balancer.replace_in_config(&b, &c);
+    balancer.replace_in_config("a-key", "another-key-of-a");
+    balancer.replace_in_config("attempts: 3", "attempts: 4");
+    let listener = format!("address: {}\n", balancer.address);
+    balancer.replace_in_config(&listener, &format!("{listener}    trusted_proxies: [127.0.0.1]\n"));
+    let new_client = format!("clients:\n  - name: team-b\n    keys: [ {{ sha256: {} }} ]\n", sha256_hex("b"));
+    balancer.replace_in_config("clients:\n", &new_client);
+    let response = balancer.post_admin("/api/reload").await.json();
+    let lines = [
+        "backends: added c, removed b, changed a (credential)",
+        "clients: added team-b",
+        &format!("listeners: changed {} (trusted_proxies)", balancer.address),
+        "settings: retry.attempts",
+    ];
+    assert_eq!(response["summary"], json!(lines));
+    assert_eq!(
+        response["changes"]["backends"],
+        json!({ "added": ["c"], "removed": ["b"], "changed": [{ "name": "a", "keys": ["credential"] }] })
+    );
+    balancer.wait_for_log(&format!("): {}", lines.join("; "))).await;
+
+    // The same by a signal, against the file of the last reload.
+    balancer.replace_in_config("attempts: 4", "attempts: 5");
+    balancer.send_signal("HUP");
+    balancer.wait_for_log("): settings: retry.attempts\n").await;
+    assert!(!balancer.log().contains("another-key-of-a"), "{}", balancer.log());
 }
 
 #[tokio::test]

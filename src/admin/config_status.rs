@@ -20,3 +20,10 @@ pub struct ConfigStatus {
     /// The changed keys whose values take effect only with an upgrade.
     pub config_keys_needing_upgrade: Vec<String>,
 }
+
+impl ConfigStatus {
+    /// The beginning of the hash: enough to tell two files apart.
+    pub fn short_sha256(&self) -> &str {
+        self.sha256.get(..12).unwrap_or(&self.sha256)
+    }
+}

@@ -210,6 +210,8 @@ impl AdminApi {
                     "result": "success",
                     "version": report.status.activation_number,
                     "sha256": report.status.sha256,
+                    "changes": report.changes,
+                    "summary": report.changes.to_lines(),
                     "needs_upgrade": report.status.config_keys_needing_upgrade,
                     "warnings": warnings,
                 });

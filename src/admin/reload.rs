@@ -5,13 +5,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use super::config_status::ConfigStatus;
-use crate::config::ConfigProblem;
+use crate::config::{ConfigChanges, ConfigProblem};
 
 /// The result of a successful reload.
 #[derive(Debug)]
 pub struct ReloadReport {
     /// The status of the new configuration.
     pub status: Arc<ConfigStatus>,
+    /// What differs from the configuration before.
+    pub changes: ConfigChanges,
     /// Warnings about the new configuration.
     pub warnings: Vec<ConfigProblem>,
 }

@@ -5,7 +5,9 @@
 //! the types of the result. How the values are used is left to the other modules, which build themselves
 //! from [`Config`].
 
+mod changes;
 mod check;
+mod compare;
 mod environment;
 mod error;
 mod load;
@@ -17,6 +19,8 @@ mod tests;
 mod values;
 mod yaml;
 
+pub use changes::{ChangedEntry, ConfigChanges, ListChanges};
+pub use compare::compare_configs;
 pub use environment::{Environment, VariableChange};
 pub use error::{ConfigError, ConfigProblem, Severity, problem_report};
 pub use load::{

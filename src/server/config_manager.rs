@@ -14,12 +14,15 @@ use tokio::sync::Mutex;
 use tokio::task::{JoinSet, spawn_blocking};
 
 use super::build_config::build_active_config;
+use super::drained_backends::log_drained_backends;
 use super::startup_settings::{config_keys_needing_upgrade, restore_startup_sinks};
 use crate::admin::config_status::ConfigStatus;
 use crate::admin::reload::ReloadReport;
-use crate::config::{self, CheckedConfig, Config, ConfigError, ConfigProblem, Environment, Severity};
+use crate::config::{
+    self, CheckedConfig, Config, ConfigError, ConfigProblem, Environment, Severity, compare_configs,
+};
 use crate::gateway::ProcessState;
-use crate::names::DeploymentName;
+use crate::names::{BackendName, DeploymentName};
 use crate::proxy::ActiveConfig;
 use crate::proxy::upstream::dns::AddressBook;
 use crate::proxy::upstream::peer::CertificateFileError;
@@ -47,19 +50,21 @@ pub struct ConfigManager {
     config_status: Arc<ArcSwap<ConfigStatus>>,
 }
 
-/// What a reload replaces along with the active configuration. Its lock is held during a reload.
+/// What a reload compares, and replaces along with the active configuration. Its lock is held during a reload.
 struct AddressesAndTasks {
+    /// The active configuration as its file has it; settings that need an upgrade may not be in use.
+    config: Config,
     address_book: AddressBook,
     /// The balancer's own requests to the backends of the active configuration; dropping them stops them.
     _balancer_requests: JoinSet<()>,
 }
 
 impl AddressesAndTasks {
-    fn new(address_book: AddressBook, active_config: &Arc<ActiveConfig>) -> Self {
+    fn new(config: Config, address_book: AddressBook, active_config: &Arc<ActiveConfig>) -> Self {
         let mut requests = probe::spawn_probes(active_config);
         question::spawn_questions(active_config, &mut requests);
         stall_questions::spawn_stall_questions(active_config, &mut requests);
-        Self { address_book, _balancer_requests: requests }
+        Self { config, address_book, _balancer_requests: requests }
     }
 }
 
@@ -121,7 +126,7 @@ impl ConfigManager {
                 error!("backend {name} is unavailable until its credential is fetched: {error}");
             }
         }
-        let state = AddressesAndTasks::new(address_book, &active_config);
+        let state = AddressesAndTasks::new(config.clone(), address_book, &active_config);
         let status = ConfigStatus {
             file: source.as_ref().map(|source| source.file.clone()),
             activation_number: 1,
@@ -177,10 +182,13 @@ impl ConfigManager {
         let save = move || process.drains.save_pending(&process.health_registry, Instant::now());
         let _ = spawn_blocking(save).await;
         match &result {
-            Ok(ReloadReport { status, warnings }) => {
+            Ok(ReloadReport { status, changes, warnings }) => {
                 warnings.iter().for_each(|warning| warn!("{warning}"));
-                let count = self.active_config.load().gateway.backends.len();
-                info!("configuration {} is active; backends: {count}", status.activation_number);
+                let sha256 = status.short_sha256();
+                info!("configuration {} is active (SHA-256 {sha256}): {changes}", status.activation_number);
+                let added =
+                    |name: &BackendName| changes.backends.added.iter().any(|added| added == name.as_str());
+                log_drained_backends(&self.active_config.load().gateway, added);
                 for key in &status.config_keys_needing_upgrade {
                     warn!("configuration: {key}: the change takes effect with an upgrade (aoai-lb upgrade)");
                 }
@@ -212,6 +220,8 @@ impl ConfigManager {
         // The balancer serves without records; it does not refuse a reload because of them either.
         warnings.extend(unusable_paths.into_iter().map(as_warning));
         warnings.extend(environment_warning);
+        let changes = compare_configs(&state.config, &config);
+        let config_of_file = config.clone();
         let keys_needing_upgrade = config_keys_needing_upgrade(&self.startup_config, &config);
         restore_startup_sinks(&self.startup_config, &mut config);
         let (active_config, address_book) =
@@ -222,7 +232,7 @@ impl ConfigManager {
         }
         let redact = config.record.map(|record| record.redaction_patterns).unwrap_or_default();
         self.process_state.recorder.set_redaction_patterns(redact);
-        *state = AddressesAndTasks::new(address_book, &active_config);
+        *state = AddressesAndTasks::new(config_of_file, address_book, &active_config);
         self.active_config.store(active_config);
         let status = Arc::new(ConfigStatus {
             file: previous.file.clone(),
@@ -233,6 +243,6 @@ impl ConfigManager {
             config_keys_needing_upgrade: keys_needing_upgrade,
         });
         self.config_status.store(Arc::clone(&status));
-        Ok(ReloadReport { status, warnings })
+        Ok(ReloadReport { status, changes, warnings })
     }
 }

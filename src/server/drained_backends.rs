@@ -6,11 +6,15 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use log::warn;
 
 use crate::gateway::Gateway;
+use crate::names::BackendName;
 
-/// Logs the drained backends, those that the configuration does not have as well.
-pub(super) fn log_drained_backends(gateway: &Gateway) {
+/// Logs the drained backends among those that are `of_interest`, also if the configuration does not have them.
+pub(super) fn log_drained_backends(gateway: &Gateway, of_interest: impl Fn(&BackendName) -> bool) {
     let now = Instant::now();
     for (name, since) in gateway.process_state.health_registry.drained_backends(now) {
+        if !of_interest(&name) {
+            continue;
+        }
         let since = SystemTime::now().checked_sub(now.saturating_duration_since(since));
         let since =
             since.map(|since| DateTime::<Utc>::from(since).to_rfc3339_opts(SecondsFormat::Secs, true));

@@ -54,7 +54,7 @@ impl StartupTask {
             listen_addresses(&config).join(", "),
             config.backends.len()
         );
-        log_drained_backends(&config_manager.active_config().load().gateway);
+        log_drained_backends(&config_manager.active_config().load().gateway, |_| true);
         // After `notify_ready`: the predecessor forwards a stop only for a short time from now on, so
         // the service manager has to know its new main process.
         if let Some(successor) = successor_role {

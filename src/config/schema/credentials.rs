@@ -11,7 +11,7 @@ use crate::config::values::{CertifiedKeyFiles, Endpoint, Secret};
 const AZURE_VAULT_DOMAINS: [&str; 3] = ["vault.azure.net", "vault.azure.cn", "vault.usgovcloudapi.net"];
 
 /// The credential that a backend is called with.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CredentialConfig {
     /// A key of the Azure resource, sent in the `api-key` header.
     ApiKey(SecretSource),

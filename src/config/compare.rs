@@ -1,0 +1,467 @@
+//! Compares two configurations.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+
+use super::changes::{ChangedEntry, ConfigChanges, ListChanges};
+use super::schema::{
+    AdminConfig, BackendConfig, BreakerConfig, ClientConfig, ClientsConfig, Config, CooldownConfig,
+    DisabledBackend, KeyVaultConfig, ListenerConfig, RecordConfig, RequestsConfig, RetryConfig, ServerConfig,
+    TimeoutsConfig,
+};
+
+/// The keys whose fields differ between two values of a type.
+macro_rules! changed_keys {
+    ($type:ident, $before:expr, $after:expr, { $($field:ident => $key:literal),* $(,)? }) => {{
+        // Without `..`, so that a new field is not forgotten here.
+        let $type { $($field),* } = $before;
+        let mut keys: Vec<&'static str> = Vec::new();
+        $(if *$field != $after.$field {
+            keys.push($key);
+        })*
+        keys
+    }};
+}
+
+/// What differs between two configurations.
+pub fn compare_configs(before: &Config, after: &Config) -> ConfigChanges {
+    ConfigChanges {
+        backends: compare_backends(before, after),
+        clients: compare_lists(
+            listed_clients(before),
+            listed_clients(after),
+            |client| client.name.to_string(),
+            changed_client_keys,
+        ),
+        listeners: compare_lists(
+            &before.listeners,
+            &after.listeners,
+            |listener| listener.address.to_string(),
+            changed_listener_keys,
+        ),
+        settings: changed_settings(before, after),
+    }
+}
+
+/// A backend of the file.
+#[derive(Clone, Copy)]
+enum AnyBackend<'c> {
+    Enabled(&'c BackendConfig),
+    Disabled(&'c DisabledBackend),
+}
+
+impl AnyBackend<'_> {
+    fn name(&self) -> String {
+        match self {
+            Self::Enabled(backend) => backend.name.to_string(),
+            Self::Disabled(backend) => backend.name.to_string(),
+        }
+    }
+}
+
+/// All backends, in the order of the file.
+fn all_backends(config: &Config) -> Vec<AnyBackend<'_>> {
+    let mut all: Vec<_> = config.backends.iter().map(AnyBackend::Enabled).collect();
+    for backend in &config.disabled_backends {
+        all.insert(backend.position.min(all.len()), AnyBackend::Disabled(backend));
+    }
+    all
+}
+
+fn compare_backends(before: &Config, after: &Config) -> ListChanges {
+    compare_lists(&all_backends(before), &all_backends(after), AnyBackend::name, |before, after| {
+        match (before, after) {
+            (AnyBackend::Enabled(before), AnyBackend::Enabled(after)) => changed_backend_keys(before, after),
+            (AnyBackend::Disabled(before), AnyBackend::Disabled(after)) => {
+                let keys = changed_keys!(DisabledBackend, before, after, {
+                    position => "position",
+                    name => "name",
+                    endpoint => "endpoint",
+                    tier => "tier",
+                    weight => "weight",
+                    deployments => "deployments",
+                });
+                // Its place among the others is no key of its own.
+                keys.into_iter().filter(|key| *key != "position").collect()
+            }
+            _ => vec!["enabled"],
+        }
+    })
+}
+
+fn changed_backend_keys(before: &BackendConfig, after: &BackendConfig) -> Vec<&'static str> {
+    changed_keys!(BackendConfig, before, after, {
+        name => "name",
+        endpoint => "endpoint",
+        tier => "tier",
+        weight => "weight",
+        credential => "credential",
+        deployments => "deployments",
+        api_version_override => "api_version",
+        tls => "tls",
+        http2_enabled => "http2",
+        health_probe_after_idle => "probe",
+        provisioned => "provisioned",
+    })
+}
+
+fn listed_clients(config: &Config) -> &[ClientConfig] {
+    match &config.clients {
+        ClientsConfig::Anyone => &[],
+        ClientsConfig::Listed(clients) => clients,
+    }
+}
+
+fn changed_client_keys(before: &ClientConfig, after: &ClientConfig) -> Vec<&'static str> {
+    deduplicated(changed_keys!(ClientConfig, before, after, {
+        name => "name",
+        key_hashes => "keys",
+        token_app_ids => "entra",
+        token_app_roles => "entra",
+        certificate_subjects => "certificates",
+        allowed_deployments => "deployments",
+        allows_stateful_calls => "stateful",
+        recorded_content_override => "record",
+    }))
+}
+
+fn changed_listener_keys(before: &ListenerConfig, after: &ListenerConfig) -> Vec<&'static str> {
+    changed_keys!(ListenerConfig, before, after, {
+        address => "address",
+        tls => "tls",
+        http2_enabled => "http2",
+        trusted_proxies => "trusted_proxies",
+        max_connections_per_client_address => "connections_per_client",
+    })
+}
+
+/// Compares entries that have the same name.
+fn compare_lists<T>(
+    before: &[T],
+    after: &[T],
+    name: impl Fn(&T) -> String,
+    changed_keys: impl Fn(&T, &T) -> Vec<&'static str>,
+) -> ListChanges {
+    let earlier: HashMap<String, &T> = before.iter().map(|entry| (name(entry), entry)).collect();
+    let later: HashSet<String> = after.iter().map(&name).collect();
+    let mut changes = ListChanges::default();
+    for entry in after {
+        let name = name(entry);
+        match earlier.get(&name) {
+            None => changes.added.push(name),
+            Some(before) => {
+                let keys = changed_keys(before, entry);
+                if !keys.is_empty() {
+                    changes.changed.push(ChangedEntry { name, keys });
+                }
+            }
+        }
+    }
+    changes.removed = before.iter().map(&name).filter(|name| !later.contains(name)).collect();
+    changes
+}
+
+/// Whether the names that both lists have are in another order.
+fn is_reordered<T: Eq + Hash>(before: &[T], after: &[T]) -> bool {
+    let (earlier, later): (HashSet<_>, HashSet<_>) = (before.iter().collect(), after.iter().collect());
+    let common_before = before.iter().filter(|name| later.contains(name));
+    let common_after = after.iter().filter(|name| earlier.contains(name));
+    !common_before.eq(common_after)
+}
+
+/// The changed keys of the blocks that are no lists.
+fn changed_settings(before: &Config, after: &Config) -> Vec<String> {
+    let mut settings = Vec::new();
+    let mut add = |block: &str, keys: Vec<&'static str>| {
+        settings.extend(keys.into_iter().map(|key| match (block, key) {
+            ("", key) => key.to_owned(),
+            (block, "") => block.to_owned(),
+            (block, key) => format!("{block}.{key}"),
+        }));
+    };
+    let Config {
+        listeners: _,
+        backends: _,
+        disabled_backends: _,
+        clients,
+        client_tokens,
+        requests,
+        balance_policy,
+        retry,
+        cooldown,
+        breaker,
+        timeouts,
+        record,
+        key_vault,
+        admin,
+        server,
+    } = before;
+    let names = |config| all_backends(config).iter().map(AnyBackend::name).collect::<Vec<_>>();
+    if is_reordered(&names(before), &names(after)) {
+        add("", vec!["the order of backends"]);
+    }
+    match (clients, &after.clients) {
+        (ClientsConfig::Anyone, ClientsConfig::Listed(_)) => add("", vec!["clients (no longer open)"]),
+        (ClientsConfig::Listed(_), ClientsConfig::Anyone) => add("", vec!["clients (open now)"]),
+        _ => {}
+    }
+    if *client_tokens != after.client_tokens {
+        add("", vec!["entra"]);
+    }
+    add("requests", changed_requests_keys(before, after, requests));
+    if *balance_policy != after.balance_policy {
+        add("", vec!["balance"]);
+    }
+    add("retry", changed_retry_keys(retry, &after.retry));
+    let cooldown = changed_keys!(CooldownConfig, cooldown, after.cooldown, {
+        default_duration => "default",
+        max_duration => "maximum",
+    });
+    add("cooldown", cooldown);
+    let breaker = changed_keys!(BreakerConfig, breaker, after.breaker, {
+        min_failures => "failures",
+        min_failure_percentage => "ratio",
+        window => "window",
+        open_duration => "open",
+        max_open_duration => "maximum",
+    });
+    add("breaker", breaker);
+    add("timeouts", changed_timeout_keys(timeouts, &after.timeouts));
+    add("record", changed_block_keys(record.as_ref(), after.record.as_ref(), changed_record_keys));
+    let key_vault = changed_keys!(KeyVaultConfig, key_vault, after.key_vault, {
+        identity => "credential",
+        token_scope => "credential",
+        refresh_interval => "refresh",
+    });
+    add("key_vault", deduplicated(key_vault));
+    let changed_admin_keys = |before: &AdminConfig, after: &AdminConfig| {
+        changed_keys!(AdminConfig, before, after, {
+            address => "address",
+            token => "token",
+            tls => "tls",
+        })
+    };
+    add("admin", changed_block_keys(admin.as_ref(), after.admin.as_ref(), changed_admin_keys));
+    let server = changed_keys!(ServerConfig, server, after.server, {
+        worker_threads => "threads",
+        grace_period => "grace_period",
+        drain_delay => "drain_delay",
+        tcp_keepalive_idle => "tcp_keepalive",
+        upgrade_socket_path => "upgrade_socket",
+        state_directory => "state_directory",
+    });
+    add("server", server);
+    settings
+}
+
+/// The changed keys of a block that may be absent; the block itself if it came or went.
+fn changed_block_keys<T>(
+    before: Option<&T>,
+    after: Option<&T>,
+    changed_keys: impl Fn(&T, &T) -> Vec<&'static str>,
+) -> Vec<&'static str> {
+    match (before, after) {
+        (None, None) => Vec::new(),
+        (Some(before), Some(after)) => changed_keys(before, after),
+        _ => vec![""],
+    }
+}
+
+fn changed_requests_keys(before: &Config, after: &Config, requests: &RequestsConfig) -> Vec<&'static str> {
+    let mut keys = changed_keys!(RequestsConfig, requests, after.requests, {
+        allow_rules => "allow",
+        default_api_version => "api_version",
+        models_source => "models",
+        default_backend_index => "index of home",
+        max_buffered_body_bytes => "max_body",
+        max_streamed_body_bytes => "max_streamed_body",
+        max_total_buffered_bytes => "body_memory",
+        set_headers => "set_headers",
+        remove_headers => "remove_headers",
+    });
+    // The index also changes when backends come and go before it.
+    keys.retain(|key| *key != "index of home");
+    let home = |config: &Config| {
+        let index = config.requests.default_backend_index?;
+        Some(config.backends.get(index)?.name.clone())
+    };
+    if home(before) != home(after) {
+        keys.push("home");
+    }
+    keys
+}
+
+fn changed_retry_keys(before: &RetryConfig, after: &RetryConfig) -> Vec<&'static str> {
+    changed_keys!(RetryConfig, before, after, {
+        max_retries => "attempts",
+        retryable_statuses => "statuses",
+        retry_start_time_limit => "deadline",
+        max_outage => "outage",
+        max_cooldown_wait => "wait",
+        budget_percentage => "budget",
+        stream_hold => "hold",
+    })
+}
+
+fn changed_timeout_keys(before: &TimeoutsConfig, after: &TimeoutsConfig) -> Vec<&'static str> {
+    changed_keys!(TimeoutsConfig, before, after, {
+        connect => "connect",
+        first_byte => "first_byte",
+        first_byte_of_stream => "first_byte_stream",
+        response_idle => "idle",
+        request_head => "request_header",
+        request_body => "request_body",
+        pooled_connection_idle => "pool_idle",
+    })
+}
+
+fn changed_record_keys(before: &RecordConfig, after: &RecordConfig) -> Vec<&'static str> {
+    let RecordConfig {
+        recorded_content,
+        max_content_bytes,
+        stream_usage_mode,
+        redaction_patterns,
+        jsonl,
+        log_analytics,
+        spool,
+    } = before;
+    let is_same_pattern = |a: &regex::Regex, b: &regex::Regex| a.as_str() == b.as_str();
+    let redacts_the_same = redaction_patterns.len() == after.redaction_patterns.len()
+        && redaction_patterns.iter().zip(&after.redaction_patterns).all(|(a, b)| is_same_pattern(a, b));
+    [
+        (*recorded_content != after.recorded_content, "content"),
+        (*max_content_bytes != after.max_content_bytes, "content_limit"),
+        (*stream_usage_mode != after.stream_usage_mode, "usage"),
+        (!redacts_the_same, "redact"),
+        (*jsonl != after.jsonl, "jsonl"),
+        (*log_analytics != after.log_analytics, "log_analytics"),
+        (*spool != after.spool, "spool"),
+    ]
+    .into_iter()
+    .filter_map(|(is_changed, key)| is_changed.then_some(key))
+    .collect()
+}
+
+fn deduplicated(mut keys: Vec<&'static str>) -> Vec<&'static str> {
+    keys.dedup();
+    keys
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::testing::parse_valid;
+
+    const HASH: &str = "0000000000000000000000000000000000000000000000000000000000000001";
+
+    fn backends(entries: &[&str]) -> String {
+        let entry = |entry: &&str| {
+            format!("  - {{ endpoint: 'https://a.b', credential: {{ api_key: k }}, {entry} }}\n")
+        };
+        format!("backends:\n{}", entries.iter().map(entry).collect::<String>())
+    }
+
+    fn clients(entries: &[&str]) -> String {
+        let entry = |entry: &&str| format!("  - {{ {entry} }}\n");
+        format!("clients:\n{}", entries.iter().map(entry).collect::<String>())
+    }
+
+    #[test]
+    fn each_change_is_told_by_name_and_key_and_nothing_else() {
+        let key = |name: &str| format!("name: {name}, keys: [ {{ sha256: '{HASH}' }} ]");
+        let listener = |more: &str| format!("listeners: [ {{ address: '127.0.0.1:80'{more} }} ]");
+        let other_hash = HASH.replace('1', "2");
+        for (before, after, expected) in [
+            (String::new(), String::new(), "nothing changed"),
+            (String::new(), "# a comment\nbalance: headroom".to_owned(), "nothing changed"),
+            (
+                backends(&["name: a", "name: b"]),
+                backends(&["name: c", "name: b"]),
+                "backends: added c, removed a; settings: requests.home",
+            ),
+            (
+                backends(&["name: a", "name: b"]),
+                backends(&["name: b", "name: a"]),
+                "settings: the order of backends, requests.home",
+            ),
+            // The default backend stays the same.
+            (backends(&["name: a"]), backends(&["name: x, tier: 2", "name: a"]), "backends: added x"),
+            (
+                backends(&["name: a", "name: b"]),
+                backends(&[
+                    "name: a, weight: 2, tier: 1, http2: true, api_version: 2024-10-21, probe: { interval: 9s }",
+                    "name: b, deployments: { x: y }, tls: { server_name: c.d }, provisioned: {}",
+                ]),
+                "backends: changed a (weight, api_version, http2, probe) and b (deployments, tls, provisioned)",
+            ),
+            (
+                backends(&["name: a", "name: b"]),
+                backends(&["name: a", "name: b"]).replacen("api_key: k", "api_key: other-secret", 1),
+                "backends: changed a (credential)",
+            ),
+            (
+                backends(&["name: a", "name: b"]).replacen("https://a.b", "https://a.c", 1),
+                backends(&["name: a", "name: b"]),
+                "backends: changed a (endpoint)",
+            ),
+            (
+                backends(&["name: a", "name: b"]),
+                backends(&["name: a", "name: b, enabled: false, weight: 3"]),
+                "backends: changed b (enabled)",
+            ),
+            (
+                backends(&["name: a", "name: b, enabled: false", "name: c"]),
+                backends(&["name: a", "name: b, enabled: false, weight: 3", "name: c, enabled: false"]),
+                "backends: changed b (weight) and c (enabled)",
+            ),
+            (
+                backends(&["name: a, enabled: false", "name: b"]),
+                backends(&["name: b"]),
+                "backends: removed a",
+            ),
+            (
+                clients(&[&key("x"), &key("y").replace(HASH, &other_hash)]),
+                clients(&[&(key("x").replace('1', "3") + ", stateful: false"), &key("z")]),
+                "clients: added z, removed y, changed x (keys, stateful)",
+            ),
+            ("clients: open".to_owned(), clients(&[&key("x")]), "clients: added x; settings: clients (no longer open)"),
+            (clients(&[&key("x")]), "clients: open".to_owned(), "clients: removed x; settings: clients (open now)"),
+            (
+                listener(""),
+                listener(", trusted_proxies: [10.0.0.0/8], connections_per_client: 9"),
+                "listeners: changed 127.0.0.1:80 (trusted_proxies, connections_per_client)",
+            ),
+            (
+                listener(""),
+                listener("").replace(":80", ":81"),
+                "listeners: added 127.0.0.1:81, removed 127.0.0.1:80",
+            ),
+            (
+                String::new(),
+                "retry: { attempts: 1, hold: { time: 1s } }\nbreaker: { failures: 9 }\ncooldown: { default: 9s }\n\
+                 timeouts: { idle: 9s }\nserver: { drain_delay: 9s, state_directory: x }\nbalance: round_robin\n\
+                 requests: { max_body: 1MiB }\nkey_vault: { refresh: 9s }"
+                    .to_owned(),
+                "settings: requests.max_body, balance, retry.attempts, retry.hold, cooldown.default, breaker.failures, \
+                 timeouts.idle, key_vault.refresh, server.drain_delay and server.state_directory",
+            ),
+            (
+                "record: { jsonl: { path: /x }, redact: [a] }\nadmin: { address: '127.0.0.1:9', token: one-token }".to_owned(),
+                "record: { jsonl: { path: /x, keep: 1 }, redact: [b] }\nadmin: { address: '127.0.0.1:9', token: two-token }"
+                    .to_owned(),
+                "settings: record.redact, record.jsonl and admin.token",
+            ),
+            (
+                "record: { jsonl: { path: /x } }".to_owned(),
+                "admin: { address: '127.0.0.1:9' }".to_owned(),
+                "settings: record and admin",
+            ),
+        ] {
+            let (earlier, later) = (parse_valid(&before).config, parse_valid(&after).config);
+            let expected = expected.replace("backends, requests.home", "backends and requests.home");
+            let text = compare_configs(&earlier, &later).to_string();
+            assert_eq!(text, expected, "{before}\n{after}");
+            assert_eq!(compare_configs(&later, &later).to_string(), "nothing changed", "{after}");
+        }
+    }
+}
