@@ -382,6 +382,9 @@ async fn a_client_certificate_is_sent_to_a_backend_that_requires_one() {
             balancer.log()
         );
     }
+    let certificates = balancer.status().await["certificates"].clone();
+    assert_eq!(certificates[0]["certificate"], path("own.pem"), "{certificates}");
+    assert_eq!(certificates[0]["used_by"], serde_json::json!(["backend shows"]), "{certificates}");
     let attempts = balancer.wait_for_records(6).await;
     let attempts = attempts.iter().flat_map(|record| record["attempts"].as_array().unwrap());
     assert!(

@@ -7,6 +7,8 @@ use prometheus::{GaugeVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use super::conditions::BackendReport;
 use super::status::sinks::backlog_age_seconds;
+use crate::credentials::seconds_until;
+use crate::gateway::Gateway;
 use crate::proxy::ActiveConfig;
 use crate::record::metrics::register_metric;
 use crate::routing::backend_health::BackendPart;
@@ -17,6 +19,7 @@ use crate::routing::service_state::ServiceState;
 pub fn prometheus_text(config: &ActiveConfig, now: Instant) -> String {
     let gateway = &config.gateway;
     let registry = Registry::new();
+    let wall_now = SystemTime::now();
     let gauge = |name, help, labels: &[&str]| {
         register_metric(&registry, IntGaugeVec::new(Opts::new(name, help), labels))
     };
@@ -70,6 +73,7 @@ pub fn prometheus_text(config: &ActiveConfig, now: Instant) -> String {
             &["backend"],
         ),
     );
+    set_expiry_gauges(&registry, gateway, now, wall_now);
     let backlog_seconds = GaugeVec::new(
         Opts::new(
             "aoai_lb_record_backlog_seconds",
@@ -79,7 +83,7 @@ pub fn prometheus_text(config: &ActiveConfig, now: Instant) -> String {
     );
     let backlog_seconds = register_metric(&registry, backlog_seconds);
     for sink in gateway.process_state.recorder.sinks() {
-        if let Some(seconds) = backlog_age_seconds(&sink, SystemTime::now()) {
+        if let Some(seconds) = backlog_age_seconds(&sink, wall_now) {
             backlog_seconds.with_label_values(&[sink.name]).set(seconds);
         }
     }
@@ -130,4 +134,30 @@ pub fn prometheus_text(config: &ActiveConfig, now: Instant) -> String {
             .set(1);
     }
     gateway.process_state.recorder.metrics().to_prometheus_text(&registry)
+}
+
+/// Adds when certificates and credentials expire, in seconds since 1970.
+fn set_expiry_gauges(registry: &Registry, gateway: &Gateway, now: Instant, wall_now: SystemTime) {
+    let gauge = |name, help, label: &str| {
+        register_metric(registry, IntGaugeVec::new(Opts::new(name, help), &[label]))
+    };
+    let seconds = |time| seconds_until(time, SystemTime::UNIX_EPOCH);
+    let certificate_gauge = gauge(
+        "aoai_lb_certificate_expiry_timestamp_seconds",
+        "When a certificate expires: of a listener, of the admin API, or for a backend that requires one.",
+        "certificate",
+    );
+    for (file, expiry) in gateway.process_state.certificate_expiries.list() {
+        certificate_gauge.with_label_values(&[&*file.to_string_lossy()]).set(seconds(expiry.expires_at));
+    }
+    let credential_gauge = gauge(
+        "aoai_lb_credential_expiry_timestamp_seconds",
+        "When the credential of a backend ends, as far as that is known; a token counts if it cannot be renewed.",
+        "backend",
+    );
+    for backend in &gateway.backends {
+        if let Some(expiry) = backend.credential.secret().expiry(now, wall_now) {
+            credential_gauge.with_label_values(&[backend.config.name.as_str()]).set(seconds(expiry.at));
+        }
+    }
 }

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 
 use super::conditions::{BackendReport, member_condition};
 use super::config_status::ConfigStatus;
+use super::status::expiry::{certificate_statuses, credential_statuses};
 use super::status::refusals::refused_clients;
 use super::status::sinks::sink_statuses;
 use super::status::{
@@ -95,6 +96,8 @@ impl StatusSource {
             clients: client_statuses(&statistics),
             refusals: refused_clients(&statistics),
             sinks: sink_statuses(&process.recorder.sinks(), clock.wall_now),
+            certificates: certificate_statuses(&process.certificate_expiries, clock.wall_now),
+            credentials: credential_statuses(gateway, clock.monotonic_now, clock.wall_now),
             timeline: timeline(&statistics, clock),
         }
     }

@@ -14,6 +14,7 @@ mod run;
 mod runtime;
 mod simulate;
 mod status;
+mod status_sections;
 mod table;
 mod upgrade;
 mod usage;

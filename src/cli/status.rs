@@ -11,9 +11,8 @@ use http::Method;
 
 use super::cli_error::CliError;
 use super::runtime::start_background_runtime;
-use super::table::write_table;
-use crate::admin::status::refusals::RefusedClient;
-use crate::admin::status::sinks::SinkStatus;
+use super::status_sections::{write_expiry, write_refusals, write_sinks};
+use super::table::{format_remaining, unknown_placeholder, write_table};
 use crate::admin::status::{BackendStatus, StatusReport};
 use crate::config::Endpoint;
 use crate::outbound::{OutboundClient, OutboundError, OutboundRequest, OutboundResponse};
@@ -238,70 +237,10 @@ fn format_tables(status: &StatusReport) -> Result<Vec<u8>, StatusError> {
         writeln!(out)?;
         write_table(&rows, 1, &mut out)?;
     }
-    if !status.refusals.is_empty() {
-        writeln!(out)?;
-        write_table(&refusal_rows(&status.refusals), 1, &mut out)?;
-    }
-    if !status.sinks.is_empty() {
-        writeln!(out)?;
-        write_table(&sink_rows(&status.sinks), 1, &mut out)?;
-        for sink in &status.sinks {
-            if let (Some(since), Some(error)) = (&sink.failing_since, &sink.last_error) {
-                writeln!(out, "records do not reach {} since {since}: {error}", sink.sink)?;
-            }
-        }
-    }
+    write_refusals(&status.refusals, &mut out)?;
+    write_sinks(&status.sinks, &mut out)?;
+    write_expiry(&status.certificates, &status.credentials, &mut out)?;
     Ok(out)
-}
-
-/// Where records go.
-fn sink_rows(sinks: &[SinkStatus]) -> Vec<Vec<String>> {
-    let head = [
-        "RECORDS TO",
-        "BACKLOG",
-        "BYTES",
-        "OLDEST",
-        "LAST DELIVERY",
-        "DROPPED",
-        "DROPPED/15 MIN",
-        "REJECTED",
-    ];
-    let mut rows = vec![head.map(str::to_owned).to_vec()];
-    for sink in sinks {
-        rows.push(vec![
-            sink.sink.clone(),
-            sink.backlog_records.map_or_else(unknown_placeholder, |count| count.to_string()),
-            sink.backlog_bytes.to_string(),
-            format_remaining(sink.backlog_seconds.map(|seconds| seconds.saturating_mul(1000))),
-            sink.last_delivery.clone().unwrap_or_else(unknown_placeholder),
-            sink.dropped.to_string(),
-            sink.dropped_last_15_minutes.to_string(),
-            sink.dead_letters.to_string(),
-        ]);
-    }
-    rows
-}
-
-/// The clients whose requests were refused or failed, since the start of the process.
-fn refusal_rows(clients: &[RefusedClient]) -> Vec<Vec<String>> {
-    let head = ["REFUSED CLIENT", "401", "403", "404", "429", "OTHER", "FAILED", "REFUSED/MIN", "FAILED/MIN"];
-    let mut rows = vec![head.map(str::to_owned).to_vec()];
-    for client in clients {
-        let (total, recent) = (&client.total, &client.last_minute);
-        let name = client.client.clone().unwrap_or_else(|| "(unknown)".to_owned());
-        let counts = [
-            total.refused.unauthorized,
-            total.refused.forbidden,
-            total.refused.not_found,
-            total.refused.throttled,
-            total.refused.other,
-            total.failed,
-            recent.refused.total(),
-            recent.failed,
-        ];
-        rows.push([name].into_iter().chain(counts.map(|count| count.to_string())).collect());
-    }
-    rows
 }
 
 fn backend_rows(backends: &[BackendStatus]) -> Vec<Vec<String>> {
@@ -375,16 +314,6 @@ fn deployment_rows(backends: &[BackendStatus]) -> Vec<Vec<String>> {
         }
     }
     rows
-}
-
-fn unknown_placeholder() -> String {
-    "-".to_owned()
-}
-
-fn format_remaining(ms: Option<u64>) -> String {
-    ms.map_or_else(unknown_placeholder, |ms| {
-        humantime::format_duration(Duration::from_secs(ms.div_ceil(1000))).to_string()
-    })
 }
 
 fn format_milliseconds(ms: Option<u64>) -> String {

@@ -37,6 +37,6 @@ pub use schema::{
 };
 pub use values::{
     AllowRule, CertifiedKey, CertifiedKeyError, CertifiedKeyFiles, DeploymentMap, Endpoint, PathPattern,
-    Percentage, Secret, StatusSet,
+    Percentage, Secret, StatusSet, certificate_expires_at,
 };
 pub(crate) use yaml::closest_match;

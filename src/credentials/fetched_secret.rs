@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 
+use super::expiry::Expiry;
 use crate::config::Secret;
 
 /// A secret as its source returned it.
@@ -15,6 +16,8 @@ pub(super) struct FetchedSecret {
     pub(super) renew_after: Duration,
     /// Time from the fetch to the end of its validity; `None`: it does not expire.
     pub(super) expires_in: Option<Duration>,
+    /// When it ends according to its source, which then has to have another one; `None`: not known.
+    pub(super) source_expiry: Option<Expiry>,
 }
 
 /// Why a fetch failed.

@@ -6,6 +6,7 @@
 //! it they bring 80 crates, and they would replace only the few calls in `fetchers/`.
 
 mod credential;
+mod expiry;
 mod fetched_secret;
 mod fetchers;
 pub mod jwt;
@@ -18,6 +19,7 @@ mod secret_state;
 pub mod signing_keys;
 
 pub use self::credential::BackendCredential;
+pub use self::expiry::{ExpiringPart, Expiry, seconds_until};
 pub use self::keyring::Keyring;
 pub use self::redactor::CredentialRedactor;
 pub use self::refreshed_secret::RefreshedSecret;

@@ -32,7 +32,9 @@ pub(super) async fn refresh_forever(
     loop {
         // Read before the fetch: a rejection that arrives meanwhile asks for another fetch.
         let requested = state.requested_fetch_count();
-        let delay = match fetcher.fetch(&client).await {
+        let result = fetcher.fetch(&client).await;
+        state.set_proof_expiry(fetcher.proof_expiry().await);
+        let delay = match result {
             Ok(fetched) => {
                 let is_renewal = state.current_value().is_some();
                 let is_changed = state.store_fetched(&fetched);

@@ -1,14 +1,15 @@
 //! The current value of one secret, whether it was rejected, and whether a fetch is pending. The
 //! background task in `refresh.rs` writes it; requests read it without waiting.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use tokio::sync::{Notify, watch};
 
+use super::expiry::{Expiry, earlier, earliest_expiry};
 use super::fetched_secret::{FetchedSecret, sensitive_header_value};
 use crate::config::Secret;
 
@@ -62,6 +63,18 @@ pub struct SecretState {
     refresh_notify: Notify,
     fetch_progress: watch::Sender<FetchProgress>,
     last_fetch_error: Mutex<SecretError>,
+    /// The last fetch failed.
+    is_renewal_failing: AtomicBool,
+    source_expiry: Mutex<SourceExpiry>,
+}
+
+/// When what a secret comes from ends.
+#[derive(Clone, Copy, Debug, Default)]
+struct SourceExpiry {
+    /// The secret itself, according to its source.
+    own: Option<Expiry>,
+    /// What it is fetched with.
+    proof: Option<Expiry>,
 }
 
 impl SecretState {
@@ -77,6 +90,8 @@ impl SecretState {
             refresh_notify: Notify::new(),
             fetch_progress: watch::Sender::new(FetchProgress { requested_count: 1, ended_count: 0 }),
             last_fetch_error: Mutex::new(last_error),
+            is_renewal_failing: AtomicBool::new(false),
+            source_expiry: Mutex::default(),
         }
     }
 
@@ -162,7 +177,13 @@ impl SecretState {
         let header_value = sensitive_header_value(text).unwrap_or(HeaderValue::from_static(""));
         let secret = Secret::new(text);
         let renew_after = std::time::Duration::MAX;
-        self.store_fetched(&FetchedSecret { secret, header_value, renew_after, expires_in: None });
+        self.store_fetched(&FetchedSecret {
+            secret,
+            header_value,
+            renew_after,
+            expires_in: None,
+            source_expiry: None,
+        });
         self.mark_fetches_ended_up_to(self.requested_fetch_count());
     }
 
@@ -177,6 +198,8 @@ impl SecretState {
         };
         let (secret, header_value) = (fetched.secret.clone(), fetched.header_value.clone());
         self.current_value.store(Some(Arc::new(SecretValue { secret, header_value, id, expires_at })));
+        self.lock_source_expiry().own = fetched.source_expiry;
+        self.is_renewal_failing.store(false, Ordering::Release);
         unchanged.is_none()
     }
 
@@ -185,7 +208,36 @@ impl SecretState {
         let mut last_error = self.last_fetch_error.lock().unwrap_or_else(PoisonError::into_inner);
         let is_new = &*last_error.0 != message;
         *last_error = SecretError(message.into());
+        self.is_renewal_failing.store(true, Ordering::Release);
         is_new
+    }
+
+    /// Records when the credential ends that it is fetched with.
+    pub(super) fn set_proof_expiry(&self, expiry: Option<Expiry>) {
+        self.lock_source_expiry().proof = expiry;
+    }
+
+    /// When the secret ends according to its source, or what it is fetched with, whichever comes first.
+    pub(super) fn source_expiry(&self) -> Option<Expiry> {
+        let SourceExpiry { own, proof } = *self.lock_source_expiry();
+        earlier(own, proof)
+    }
+
+    /// When it ends, as far as that is known; a token counts only if it cannot be renewed. `now` and `wall_now`
+    /// are the same moment.
+    pub fn expiry(&self, now: Instant, wall_now: SystemTime) -> Option<Expiry> {
+        let token_expires_at = self.current_value.load().as_ref().and_then(|value| value.expires_at);
+        let is_failing = self.is_renewal_failing.load(Ordering::Acquire);
+        earliest_expiry(self.source_expiry(), token_expires_at, is_failing, now, wall_now)
+    }
+
+    /// Why it cannot be renewed at the moment; `None` if it can.
+    pub fn renewal_error(&self) -> Option<SecretError> {
+        self.is_renewal_failing.load(Ordering::Acquire).then(|| self.last_fetch_error())
+    }
+
+    fn lock_source_expiry(&self) -> MutexGuard<'_, SourceExpiry> {
+        self.source_expiry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the secret is, for the log.
@@ -218,7 +270,13 @@ mod tests {
     fn fetched(text: &str) -> FetchedSecret {
         let secret = Secret::new(text);
         let header_value = sensitive_header_value(text).unwrap();
-        FetchedSecret { secret, header_value, renew_after: Duration::from_secs(60), expires_in: None }
+        FetchedSecret {
+            secret,
+            header_value,
+            renew_after: Duration::from_secs(60),
+            expires_in: None,
+            source_expiry: None,
+        }
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@
 mod admitted_request;
 mod backend;
 mod backend_question;
+mod certificate_expiries;
 mod drains;
 mod learn;
 mod model_list;
@@ -41,6 +42,7 @@ use crate::routing::retry_plan::RetryLimits;
 pub use self::admitted_request::AdmittedRequest;
 pub use self::backend::{Backend, DisabledBackend};
 pub use self::backend_question::{BackendQuestion, QuestionSubject};
+pub use self::certificate_expiries::{CertificateExpiries, LoadedCertificate};
 pub use self::drains::{DrainChange, Drains, HandingOver};
 pub use self::learn::ResponseFacts;
 pub use self::model_list::ModelsAnswer;

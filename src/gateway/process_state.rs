@@ -1,11 +1,13 @@
 //! What outlives a configuration.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
 use super::backend_question::QuestionQueue;
+use super::certificate_expiries::CertificateExpiries;
 use super::drains::Drains;
 use crate::credentials::Keyring;
 use crate::record::Recorder;
@@ -36,6 +38,8 @@ pub struct ProcessState {
     pub recorder: Recorder,
     /// The secrets and tokens of the backends.
     pub keyring: Keyring,
+    /// The balancer's own certificates.
+    pub certificate_expiries: Arc<CertificateExpiries>,
 }
 
 impl ProcessState {
@@ -52,6 +56,7 @@ impl ProcessState {
             service_report: ArcSwap::default(),
             recorder,
             keyring,
+            certificate_expiries: Arc::default(),
         }
     }
 }

@@ -40,6 +40,7 @@ pub async fn build_active_config(
         // The runtime shuts down.
         Err(_) => Peers::new(config, address_book.by_backend())?,
     };
+    process.certificate_expiries.set_backend_certificates(peers.client_certificates(config));
     let gateway = Gateway::new(config, Arc::clone(process), Instant::now());
     let token = config.admin.as_ref().and_then(|admin| admin.token.as_ref());
     let admin_token = token.map(|token| process.keyring.find_or_start_secret(token, &config.key_vault));

@@ -15,6 +15,7 @@ use super::start_error::StartError;
 use crate::admin::AdminApi;
 use crate::admin::connections::AdminConnections;
 use crate::config::{self, AdminAddress, Config};
+use crate::gateway::CertificateExpiries;
 use crate::proxy::client::connection::ConnectionHandler;
 use crate::proxy::client::connection_limit::TotalConnectionLimiter;
 use crate::proxy::client::tls::ServerTls;
@@ -44,10 +45,12 @@ pub(super) fn listener_services(
     let balancer = Balancer::new(Arc::clone(active_config));
     let runner = Arc::new(Runner::new(balancer, pingora_config));
     let total_limiter = Arc::new(TotalConnectionLimiter::new(max_client_connections()));
+    let certificate_expiries = Arc::clone(&active_config.load().gateway.process_state.certificate_expiries);
     let mut services = Vec::new();
     for (index, listener) in config.listeners.iter().enumerate() {
         let runtime_handle = ListenerRuntimeHandle::default();
-        let tls = listener.tls.as_ref().map(|tls| ServerTls::for_listener(listener, tls)).transpose();
+        let new_tls = |tls| ServerTls::for_listener(listener, tls, Arc::clone(&certificate_expiries));
+        let tls = listener.tls.as_ref().map(new_tls).transpose();
         let tls =
             tls.map_err(|problem| StartError::ListenerTls { key: format!("listeners[{index}]"), problem })?;
         reload_changed_files(tls.as_ref(), background);
@@ -77,9 +80,11 @@ pub(super) fn listener_services(
 pub(super) fn admin_service(
     config: &config::AdminConfig,
     api: AdminApi,
+    certificate_expiries: &Arc<CertificateExpiries>,
     background: &Runtime,
 ) -> Result<Service<AdminConnections>, StartError> {
-    let tls = config.tls.as_ref().map(ServerTls::for_admin).transpose();
+    let new_tls = |tls| ServerTls::for_admin(tls, Arc::clone(certificate_expiries));
+    let tls = config.tls.as_ref().map(new_tls).transpose();
     let tls = tls.map_err(|problem| StartError::ListenerTls { key: "admin".to_owned(), problem })?;
     reload_changed_files(tls.as_ref(), background);
     let buffers = buffer_settings(tls.is_some());

@@ -147,7 +147,8 @@ impl PreparedServer {
             background.spawn(Arc::clone(&status_feed).publish_and_sample_in_flight(status_source.clone()));
             let reload = reload_function(Arc::clone(&config_manager), background.handle().clone());
             let api = AdminApi::new(admin, status_source, status_feed, reload);
-            server.add_service(admin_service(admin, api, background)?);
+            let certificate_expiries = &config_manager.process_state().certificate_expiries;
+            server.add_service(admin_service(admin, api, certificate_expiries, background)?);
         }
         Ok(Self { config, config_manager, server, watched_runtime_handles })
     }

@@ -39,6 +39,8 @@ struct PlatformState {
     /// For each token request: the kind of identity or proof, and the resource or scope.
     token_requests: Vec<(String, String)>,
     secrets: HashMap<String, String>,
+    /// The expiry dates of secrets, in seconds since 1970.
+    secret_expiry_dates: HashMap<String, u64>,
     secret_reads: usize,
     /// The JSON Web Key Set that Entra ID publishes.
     signing_keys: Value,
@@ -90,6 +92,11 @@ impl IdentityPlatform {
 
     pub fn set_secret(&self, name: &str, secret: &str) {
         self.lock().secrets.insert(name.to_owned(), secret.to_owned());
+    }
+
+    /// Gives a secret an expiry date, in seconds since 1970.
+    pub fn set_secret_expiry_date(&self, name: &str, seconds: u64) {
+        self.lock().secret_expiry_dates.insert(name.to_owned(), seconds);
     }
 
     pub fn publish_signing_keys(&self, keys: &[Value]) {
@@ -256,8 +263,15 @@ fn vault_secret(state: &PlatformState, path: &str, token: &str) -> (u16, Value) 
             json!({ "error": { "code": "Unauthorized", "message": "AKV10000: Request is missing a token." } }),
         );
     }
-    match path.strip_prefix("/secrets/").and_then(|name| state.secrets.get(name)) {
-        Some(secret) => (200, json!({ "value": secret, "id": path, "attributes": { "enabled": true } })),
+    let name = path.strip_prefix("/secrets/").unwrap_or_default();
+    match state.secrets.get(name) {
+        Some(secret) => {
+            let mut attributes = json!({ "enabled": true });
+            if let Some(seconds) = state.secret_expiry_dates.get(name) {
+                attributes["exp"] = json!(seconds);
+            }
+            (200, json!({ "value": secret, "id": path, "attributes": attributes }))
+        }
         None => (404, json!({ "error": { "code": "SecretNotFound", "message": "hunter2 was not found." } })),
     }
 }

@@ -2,11 +2,13 @@
 //!
 //! What is unknown is `null`. Times are RFC 3339 in UTC; `until_ms` is the time left in milliseconds.
 
+pub mod expiry;
 pub mod refusals;
 pub mod sinks;
 
 use serde::{Deserialize, Serialize};
 
+use self::expiry::{CertificateStatus, CredentialStatus};
 use self::refusals::{RefusalsByStatus, RefusedClient};
 use self::sinks::SinkStatus;
 
@@ -29,6 +31,10 @@ pub struct StatusReport {
     pub refusals: Vec<RefusedClient>,
     /// Where records go; empty without a `record` block.
     pub sinks: Vec<SinkStatus>,
+    /// The certificates of listeners and the admin API, and those for backends that require one.
+    pub certificates: Vec<CertificateStatus>,
+    /// The credentials of backends whose end is known.
+    pub credentials: Vec<CredentialStatus>,
     pub timeline: Timeline,
 }
 

@@ -89,6 +89,11 @@ impl CertifiedKey {
     }
 }
 
+/// The end of a certificate's validity; `None` if it cannot be read or is before 1970.
+pub fn certificate_expires_at(certificate: &X509) -> Option<SystemTime> {
+    ValidityPeriod::of(certificate)?.end()
+}
+
 impl std::fmt::Debug for CertifiedKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CertifiedKey").field("leaf", &self.leaf.subject_name()).finish_non_exhaustive()

@@ -10,7 +10,7 @@ mod status_set;
 mod validity;
 
 pub use allow_rule::{AllowRule, PathPattern};
-pub use certified_key::{CertifiedKey, CertifiedKeyError, CertifiedKeyFiles};
+pub use certified_key::{CertifiedKey, CertifiedKeyError, CertifiedKeyFiles, certificate_expires_at};
 pub use deployment_map::DeploymentMap;
 pub use endpoint::Endpoint;
 pub(crate) use endpoint::parse_host_name;

@@ -1,6 +1,6 @@
 //! When a certificate is valid, in words.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chrono::DateTime;
 use openssl::asn1::{Asn1Time, Asn1TimeRef};
@@ -24,6 +24,11 @@ impl ValidityPeriod {
             not_before: unix_seconds(certificate.not_before())?,
             not_after: unix_seconds(certificate.not_after())?,
         })
+    }
+
+    /// Its end; `None` if that is before 1970.
+    pub(super) fn end(self) -> Option<SystemTime> {
+        UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(self.not_after).ok()?))
     }
 
     /// Why it is not valid now, such as "expired 12 days ago, on 2026-11-14".

@@ -13,11 +13,12 @@ use http::Method;
 use jsonwebtoken::{Algorithm, Header};
 use serde::Serialize;
 
+use super::super::expiry::{ExpiringPart, Expiry};
 use super::super::fetched_secret::{FetchError, FetchedSecret};
 use super::super::jwt;
 use super::super::refreshed_secret::RefreshedSecret;
 use super::token_response::{parse_token_response, percent_encode};
-use crate::config::{AppRegistration, CertifiedKey, CertifiedKeyFiles, Endpoint};
+use crate::config::{AppRegistration, CertifiedKey, CertifiedKeyFiles, Endpoint, certificate_expires_at};
 use crate::files::read_text_file;
 use crate::outbound::{OutboundClient, OutboundRequest};
 
@@ -98,6 +99,23 @@ impl ApplicationTokenFetcher {
             secret.on_value_rejected(secret_id);
         }
         parse_token_response(&self.authority_host.host, &response, hint)
+    }
+
+    /// When the secret or certificate of the application ends.
+    pub(in crate::credentials) async fn proof_expiry(&self) -> Option<Expiry> {
+        match &self.proof {
+            ApplicationProof::ClientSecret(secret) => secret.source_expiry(),
+            ApplicationProof::ClientCertificate(files) => {
+                let files = files.clone();
+                let pair = read_blocking(move || CertifiedKey::from_files(&files)).await.ok()?;
+                Some(Expiry {
+                    part: ExpiringPart::ClientCertificate,
+                    at: certificate_expires_at(&pair.ok()?.leaf)?,
+                })
+            }
+            // The platform replaces the file.
+            ApplicationProof::FederatedTokenFile(_) => None,
+        }
     }
 
     /// The form fields that authenticate the application, and the id of the secret in them; 0 if they

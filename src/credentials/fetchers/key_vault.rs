@@ -2,13 +2,14 @@
 //!
 //! <https://learn.microsoft.com/rest/api/keyvault/secrets/get-secret/get-secret>
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::Method;
 use serde::Deserialize;
 use serde_json::Value as Json;
 
+use super::super::expiry::{ExpiringPart, Expiry};
 use super::super::fetched_secret::{FetchError, FetchedSecret, sensitive_header_value};
 use super::super::loggable::loggable_word;
 use super::super::refreshed_secret::RefreshedSecret;
@@ -49,6 +50,13 @@ impl KeyVaultFetcher {
         #[derive(Deserialize)]
         struct SecretBundle {
             value: String,
+            #[serde(default)]
+            attributes: SecretAttributes,
+        }
+        #[derive(Default, Deserialize)]
+        struct SecretAttributes {
+            /// The expiry date, if the secret has one, in seconds since 1970.
+            exp: Option<u64>,
         }
         let (mut response, token_id) = self.request_secret(client).await?;
         if response.status == 401 {
@@ -77,7 +85,20 @@ impl KeyVaultFetcher {
         let renew_after = self.refresh_interval.mul_f64(0.8 + fastrand::f64() * 0.4);
         let header_value =
             sensitive_header_value(value).ok_or_else(|| unusable("a secret that cannot be a key"))?;
-        Ok(FetchedSecret { secret: Secret::new(value), header_value, renew_after, expires_in: None })
+        let expires_at =
+            bundle.attributes.exp.and_then(|exp| UNIX_EPOCH.checked_add(Duration::from_secs(exp)));
+        Ok(FetchedSecret {
+            secret: Secret::new(value),
+            header_value,
+            renew_after,
+            expires_in: None,
+            source_expiry: expires_at.map(|at| Expiry { part: ExpiringPart::VaultSecret, at }),
+        })
+    }
+
+    /// When the identity ends that reads the vault.
+    pub(in crate::credentials) fn proof_expiry(&self) -> Option<Expiry> {
+        self.access_token.source_expiry()
     }
 
     /// Requests the secret; returns the response and the id of the token that the request carried.

@@ -9,6 +9,7 @@ mod token_response;
 use self::application::ApplicationTokenFetcher;
 use self::key_vault::KeyVaultFetcher;
 use self::managed_identity::ManagedIdentityFetcher;
+use super::expiry::Expiry;
 use super::fetched_secret::{FetchError, FetchedSecret};
 use crate::outbound::OutboundClient;
 
@@ -26,6 +27,15 @@ impl SecretFetcher {
             Self::ApplicationToken(fetcher) => fetcher.description(),
             Self::ManagedIdentityToken(fetcher) => fetcher.description(),
             Self::VaultSecret(fetcher) => fetcher.description(),
+        }
+    }
+
+    /// When the credential ends that the secret or token is fetched with; `None`: not known.
+    pub(super) async fn proof_expiry(&self) -> Option<Expiry> {
+        match self {
+            Self::ApplicationToken(fetcher) => fetcher.proof_expiry().await,
+            Self::ManagedIdentityToken(_) => None,
+            Self::VaultSecret(fetcher) => fetcher.proof_expiry(),
         }
     }
 

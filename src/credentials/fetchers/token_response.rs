@@ -65,6 +65,7 @@ pub(super) fn parse_token_response(
         header_value,
         renew_after: renewal_delay(lifetime, refresh_in),
         expires_in: Some(lifetime),
+        source_expiry: None,
     })
 }
 

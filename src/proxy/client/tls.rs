@@ -22,7 +22,10 @@ use pingora::tls::ext;
 use tokio::time::timeout_at;
 
 use crate::admission::certificate_subject::certificate_subject;
-use crate::config::{CertifiedKey, CertifiedKeyError, ListenerConfig, ServerTlsConfig, TlsVersion};
+use crate::config::{
+    CertifiedKey, CertifiedKeyError, ListenerConfig, ServerTlsConfig, TlsVersion, certificate_expires_at,
+};
+use crate::gateway::CertificateExpiries;
 use crate::names::CertificateSubject;
 use crate::proxy::upstream::peer::{CertificateFileError, load_ca_certificates};
 use crate::refusal::Refusal;
@@ -84,6 +87,7 @@ pub struct ServerTls {
     listener: Option<Arc<ListenerConfig>>,
     /// Replaced when the files change.
     certificates: ArcSwap<CertificateSet>,
+    certificate_expiries: Arc<CertificateExpiries>,
     acceptor: SslAcceptor,
 }
 
@@ -130,21 +134,28 @@ impl CertificateSet {
 }
 
 impl ServerTls {
-    /// The TLS of a listener. Reads its files.
+    /// The TLS of a listener. Reads its files, and tells `certificate_expiries` when they expire.
     ///
     /// # Errors
     /// [`TlsError`] if a file is missing or a key does not belong to its certificate.
-    pub fn for_listener(listener: &ListenerConfig, tls: &ServerTlsConfig) -> Result<Arc<Self>, TlsError> {
+    pub fn for_listener(
+        listener: &ListenerConfig,
+        tls: &ServerTlsConfig,
+        certificate_expiries: Arc<CertificateExpiries>,
+    ) -> Result<Arc<Self>, TlsError> {
         let name = format!("listener {}", listener.address);
-        Self::new(name, tls, listener.http2_enabled, Some(Arc::new(listener.clone())))
+        Self::new(name, tls, listener.http2_enabled, Some(Arc::new(listener.clone())), certificate_expiries)
     }
 
     /// The TLS of the admin API.
     ///
     /// # Errors
     /// As [`ServerTls::for_listener`].
-    pub fn for_admin(tls: &ServerTlsConfig) -> Result<Arc<Self>, TlsError> {
-        Self::new("admin".to_owned(), tls, false, None)
+    pub fn for_admin(
+        tls: &ServerTlsConfig,
+        certificate_expiries: Arc<CertificateExpiries>,
+    ) -> Result<Arc<Self>, TlsError> {
+        Self::new("admin".to_owned(), tls, false, None, certificate_expiries)
     }
 
     fn new(
@@ -152,10 +163,35 @@ impl ServerTls {
         tls: &ServerTlsConfig,
         http2: bool,
         listener: Option<Arc<ListenerConfig>>,
+        certificate_expiries: Arc<CertificateExpiries>,
     ) -> Result<Arc<Self>, TlsError> {
-        let certificates = ArcSwap::from_pointee(CertificateSet::read(tls)?);
+        let certificates = CertificateSet::read(tls)?;
         let acceptor = build_acceptor(tls, http2)?;
-        Ok(Arc::new(Self { log_name: name, tls_config: tls.clone(), listener, certificates, acceptor }))
+        let server_tls = Self {
+            log_name: name,
+            tls_config: tls.clone(),
+            listener,
+            certificates: ArcSwap::from_pointee(certificates),
+            certificate_expiries,
+            acceptor,
+        };
+        server_tls.report_expiries();
+        Ok(Arc::new(server_tls))
+    }
+
+    /// Reports when the certificates in use expire.
+    fn report_expiries(&self) {
+        let certificates = self.certificates.load();
+        for (files, (pair, _)) in self.tls_config.certified_key_files.iter().zip(&certificates.certified_keys)
+        {
+            if let Some(expires_at) = certificate_expires_at(&pair.leaf) {
+                self.certificate_expiries.on_listener_loaded(
+                    &files.certificate_path,
+                    &self.log_name,
+                    expires_at,
+                );
+            }
+        }
     }
 
     /// Makes the TLS handshake on a connection that has just been accepted.
@@ -235,6 +271,7 @@ impl ServerTls {
         match CertificateSet::read(&self.tls_config) {
             Ok(certificates) => {
                 self.certificates.store(Arc::new(certificates));
+                self.report_expiries();
                 info!("{name}: new certificates are in use");
                 true
             }

@@ -19,8 +19,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::dns::EndpointAddresses;
-use crate::config::{self, BackendConfig, CertifiedKey, CertifiedKeyError, Config};
+use crate::config::{self, BackendConfig, CertifiedKey, CertifiedKeyError, Config, certificate_expires_at};
 use crate::files::{MAX_CA_FILE_BYTES, read_file};
+use crate::gateway::LoadedCertificate;
 
 /// Maximum HTTP/2 streams per connection, unless the backend allows fewer. 100 is what Azure and most servers
 /// allow.
@@ -118,6 +119,20 @@ impl Peers {
             Ok(PeerTemplate { peer, addresses: Arc::clone(addresses), http2_gate })
         });
         Ok(Self { peers: peers.collect::<Result<_, _>>()? })
+    }
+
+    /// The certificates that backends of this configuration require.
+    pub fn client_certificates(&self, config: &Config) -> Vec<LoadedCertificate> {
+        let backends = config.backends.iter().zip(&self.peers);
+        let certificates = backends.filter_map(|(backend, template)| {
+            let certificate = template.peer.client_cert_key.as_ref()?.leaf();
+            Some(LoadedCertificate {
+                file: backend.tls.client_certificate.as_ref()?.certificate_path.clone(),
+                user: format!("backend {}", backend.name),
+                expires_at: certificate_expires_at(certificate)?,
+            })
+        });
+        certificates.collect()
     }
 
     /// The peer for one attempt on the backend with this index; `None` if its name has never resolved. An
