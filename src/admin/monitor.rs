@@ -12,6 +12,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::conditions::{BackendReport, member_condition};
 use super::config_status::ConfigStatus;
+use super::status::expiry::certificate_statuses;
 use crate::gateway::{Backend, PoolKey};
 use crate::names::BackendName;
 use crate::proxy::ActiveConfig;
@@ -219,7 +220,8 @@ impl ServiceMonitor {
         };
         let mut problems = Vec::new();
         let now = SystemTime::now();
-        for sink in config.gateway.process_state.recorder.sinks() {
+        let process = &config.gateway.process_state;
+        for sink in process.recorder.sinks() {
             let delivery = &sink.delivery;
             if delivery.failing_since.is_some() {
                 let error = delivery.last_error.as_ref().map_or("unknown", |error| &error.message);
@@ -231,6 +233,19 @@ impl ServiceMonitor {
                     sink.name,
                     format!("{dropped} records were dropped within the last quarter of an hour"),
                 )),
+            }
+        }
+        let certificates = certificate_statuses(&process.certificate_expiries, now);
+        problems.extend(certificates.iter().filter(|certificate| certificate.expires_in_seconds < 0).map(
+            |certificate| {
+                let used_by = certificate.used_by.join(", ");
+                degraded(&certificate.certificate, format!("the certificate has expired; used by {used_by}"))
+            },
+        ));
+        for backend in &config.gateway.backends {
+            if let Some(error) = backend.credential.secret().renewal_error() {
+                let text = format!("its credential cannot be renewed: {error}");
+                problems.push(degraded(backend.config.name.as_str(), text));
             }
         }
         if let Some(error) = &self.config_status.load().last_reload_error {
@@ -279,13 +294,13 @@ fn is_configured(config: &ActiveConfig, name: &BackendName) -> bool {
     config.gateway.backends.iter().any(|backend| backend.config.name == *name)
 }
 
-/// Whether a backend has provisioned capacity: one of its deployments reports how much of it is used.
+/// Whether a backend has provisioned capacity: it is configured, or one of its deployments reports how much of it
+/// is used.
 fn is_provisioned(backend: &Backend) -> bool {
-    backend
-        .health
-        .deployments()
-        .iter()
-        .any(|(_, deployment)| deployment.headroom.last_reported_capacity().provisioned_utilization.is_some())
+    backend.config.provisioned.is_some()
+        || backend.health.deployments().iter().any(|(_, deployment)| {
+            deployment.headroom.last_reported_capacity().provisioned_utilization.is_some()
+        })
 }
 
 /// Whether a pool has another backend that serves, if this one is a member. The only backend of a pool has none to
