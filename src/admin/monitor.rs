@@ -75,15 +75,16 @@ impl ServiceMonitor {
         }
     }
 
-    /// Looks at the whole until this is dropped, or another process has taken over.
+    /// Looks at the whole until this is dropped.
     pub async fn run(mut self) {
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             let config = self.active_config.load_full();
+            // The successor looks at the whole, unless it gives up.
             if config.gateway.process_state.is_draining_connections.load(Ordering::Acquire) {
-                return;
+                continue;
             }
             let report = self.look(&config, Instant::now());
             config.gateway.process_state.service_report.store(Arc::new(report));

@@ -6,54 +6,21 @@ use std::fmt::Write as _;
 use openssl::{base64, sha::Sha256};
 
 use crate::azure::json;
-
-/// Up to this depth the key of each open container is remembered. Deeper, a string is recognised by its
-/// own key or content only.
-const MAX_TRACKED_DEPTH: usize = 32;
+use crate::azure::json_strings::{JsonString, JsonStrings};
 
 /// Copies JSON and replaces every string that contains binary data by an object such as
 /// `{"bytes":5,"sha256":"2cf2…"}`.
 pub(super) fn replace_binary_data(raw: &str) -> String {
-    let bytes = raw.as_bytes();
     let mut out = String::with_capacity(raw.len().min(64 * 1024));
-    let (mut position, mut copied_to, mut depth) = (0, 0, 0_usize);
-    let mut key = "";
-    let mut container_keys = [""; MAX_TRACKED_DEPTH];
-    while let Some(&byte) = bytes.get(position) {
-        match byte {
-            b'{' | b'[' => {
-                if let Some(container_key) = container_keys.get_mut(depth) {
-                    *container_key = key;
-                }
-                depth += 1;
-                // The items of an array belong to the array's key.
-                key = if byte == b'[' { key } else { "" };
-            }
-            b'}' | b']' => {
-                depth = depth.saturating_sub(1);
-                key = "";
-            }
-            b'"' => {
-                let end = json::end_of_string(bytes, position).unwrap_or(bytes.len());
-                let string = raw.get(position..end).unwrap_or_default();
-                let after = bytes.get(end..).unwrap_or_default().trim_ascii_start();
-                // A string before a colon is a key.
-                if after.starts_with(b":") {
-                    key = string;
-                } else {
-                    let container_key = depth.checked_sub(1).and_then(|d| container_keys.get(d)).copied();
-                    if let Some(summary) = summary_if_binary(key, container_key.unwrap_or_default(), string) {
-                        out.push_str(raw.get(copied_to..position).unwrap_or_default());
-                        out.push_str(&summary);
-                        copied_to = end;
-                    }
-                }
-                position = end;
-                continue;
-            }
-            _ => {}
+    let mut copied_to = 0;
+    for JsonString { range, raw: string, key, container_key, .. } in
+        JsonStrings::new(raw).filter(|string| !string.is_key)
+    {
+        if let Some(summary) = summary_if_binary(key, container_key, string) {
+            out.push_str(raw.get(copied_to..range.start).unwrap_or_default());
+            out.push_str(&summary);
+            copied_to = range.end;
         }
-        position += 1;
     }
     out.push_str(raw.get(copied_to..).unwrap_or_default());
     out

@@ -4,6 +4,7 @@
 
 mod binary_data;
 mod json;
+mod json_strings;
 pub mod json_text;
 mod json_validator;
 pub mod request;

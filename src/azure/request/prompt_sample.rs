@@ -1,6 +1,7 @@
 //! A bounded sample of a prompt's text, from which its tokens can be estimated without the request body.
 
 use crate::azure::json;
+use crate::azure::json_strings::{JsonString, JsonStrings};
 use crate::azure::json_text::{decode_content, text_from_bytes};
 
 /// How much of a long string is taken at a time.
@@ -67,43 +68,20 @@ struct Sampler {
 impl Sampler {
     /// Reads one of the parts. `None` if it contains binary data.
     fn read_part(&mut self, part: &str) -> Option<()> {
-        let bytes = part.as_bytes();
-        let (mut position, mut depth, mut key) = (0, 0_usize, "");
-        while let Some(&byte) = bytes.get(position) {
-            match byte {
-                b'{' | b'[' => {
-                    depth += 1;
-                    if depth > MAX_JSON_DEPTH {
-                        return None;
-                    }
-                    // The items of an array belong to the array's key.
-                    key = if byte == b'[' { key } else { "" };
-                }
-                b'}' | b']' => {
-                    depth = depth.saturating_sub(1);
-                    key = "";
-                }
-                b'"' => {
-                    let end = json::end_of_string(bytes, position).unwrap_or(bytes.len());
-                    let string = part.get(position..end).unwrap_or_default();
-                    // A string before a colon is a key.
-                    if bytes.get(end..).unwrap_or_default().trim_ascii_start().starts_with(b":") {
-                        key = string;
-                        if BINARY_KEYS.contains(&key) {
-                            return None;
-                        }
-                        self.sample.message_count += u64::from(depth == 2 && key == "\"role\"");
-                    } else if string.starts_with("\"data:") {
-                        return None;
-                    } else if !LABEL_KEYS.contains(&key) {
-                        self.read_string(self.offset + position, string);
-                    }
-                    position = end;
-                    continue;
-                }
-                _ => {}
+        for JsonString { range, raw, is_key, key, depth, .. } in JsonStrings::new(part) {
+            if depth > MAX_JSON_DEPTH {
+                return None;
             }
-            position += 1;
+            if is_key {
+                if BINARY_KEYS.contains(&key) {
+                    return None;
+                }
+                self.sample.message_count += u64::from(depth == 2 && key == "\"role\"");
+            } else if raw.starts_with("\"data:") {
+                return None;
+            } else if !LABEL_KEYS.contains(&key) {
+                self.read_string(self.offset + range.start, raw);
+            }
         }
         Some(())
     }
