@@ -14,6 +14,7 @@ use pingora::upstreams::peer::HttpPeer;
 use tokio::time;
 
 use crate::config::Endpoint;
+use crate::system_error;
 
 /// Longest duration of the DNS lookup, and of connecting including TLS.
 const LOOKUP_OR_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,10 +59,12 @@ pub struct OutboundRequest<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum OutboundError {
     /// The DNS lookup found no address in time.
-    #[error("{host} does not resolve")]
+    #[error("{host} does not resolve: {reason}")]
     Dns {
         /// The host.
         host: String,
+        /// The likely reason.
+        reason: String,
     },
     /// The connection failed, or the response was incomplete or not HTTP.
     #[error("{destination}: {reason}")]
@@ -105,9 +108,14 @@ impl OutboundClient {
         let destination = endpoint.authority();
         let exchange = async {
             let lookup = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port));
-            let addresses = time::timeout(LOOKUP_OR_CONNECT_TIMEOUT, lookup).await.ok().and_then(Result::ok);
-            let first_address = addresses.and_then(|mut addresses| addresses.next());
-            let address = first_address.ok_or_else(|| OutboundError::Dns { host: endpoint.host.clone() })?;
+            let addresses = time::timeout(LOOKUP_OR_CONNECT_TIMEOUT, lookup).await;
+            let first_address = match addresses {
+                Ok(Ok(mut addresses)) => addresses.next().ok_or_else(|| "the name has no address".to_owned()),
+                Ok(Err(error)) => Err(system_error::describe_lookup(&error)),
+                Err(_) => Err("the DNS server did not answer in time".to_owned()),
+            };
+            let address =
+                first_address.map_err(|reason| OutboundError::Dns { host: endpoint.host.clone(), reason })?;
             let peer = HttpPeer::new(address, endpoint.uses_tls, endpoint.host.clone());
             self.exchange_with_peer(peer, &destination, &destination, &request).await
         };
@@ -211,19 +219,37 @@ async fn send_and_read_head(
     session.read_response_header().await
 }
 
-/// The error of a failed connection or exchange, in plain words for the kinds that an operator meets most.
+/// The error of a failed connection or exchange.
 fn to_transport_error(destination: &str, error: &pingora::Error) -> OutboundError {
-    let reason = match error.etype() {
-        ErrorType::ConnectRefused => "connection refused".to_owned(),
+    OutboundError::Transport { destination: destination.to_owned(), reason: describe_engine_error(error) }
+}
+
+/// An error of the engine's connectors and sessions in plain words: what failed, and the likely reason. It quotes
+/// nothing of the response, which may contain a secret.
+pub fn describe_engine_error(error: &pingora::Error) -> String {
+    let system_error = || error.root_cause().downcast_ref::<io::Error>().map(system_error::describe);
+    let context = || error.context.as_ref().map(|context| context.as_str().to_owned()).unwrap_or_default();
+    match error.etype() {
+        ErrorType::ConnectRefused => "connection refused (nothing listens there)".to_owned(),
         ErrorType::ConnectNoRoute => "no route to the host".to_owned(),
-        ErrorType::ConnectTimedout => "the connection was not established in time".to_owned(),
-        // Pingora quotes the bytes that it cannot parse, and they may contain a secret.
+        ErrorType::ConnectTimedout => {
+            "the connection was not established in time (a firewall, or a wrong address?)".to_owned()
+        }
+        ErrorType::TLSHandshakeTimedout => "the TLS handshake was not complete in time".to_owned(),
+        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => {
+            format!("the TLS handshake failed: {}", system_error::describe_tls(&context()))
+        }
+        ErrorType::ReadTimedout => "no response in time".to_owned(),
+        ErrorType::WriteTimedout => "the request was not taken in time".to_owned(),
         ErrorType::InvalidHTTPHeader => "the response is not HTTP".to_owned(),
-        // The cause from the system says what happened; around it are Pingora's terms.
-        _ => match error.root_cause().downcast_ref::<io::Error>() {
-            Some(cause) => cause.to_string(),
-            None => error.to_string().trim().to_owned(),
-        },
-    };
-    OutboundError::Transport { destination: destination.to_owned(), reason }
+        ErrorType::ConnectionClosed => "the other side closed the connection".to_owned(),
+        ErrorType::H2Error | ErrorType::InvalidH2 | ErrorType::H2Downgrade => {
+            "the other side broke the rules of HTTP/2, or does not speak it".to_owned()
+        }
+        ErrorType::ConnectError | ErrorType::SocketError | ErrorType::BindError => {
+            system_error().unwrap_or_else(|| "the connection failed".to_owned())
+        }
+        _ => system_error()
+            .unwrap_or_else(|| "the connection was lost before the response was complete".to_owned()),
+    }
 }

@@ -1,4 +1,5 @@
-//! The errors of the operating system in plain words.
+//! The errors of the operating system and of OpenSSL in plain words: what has happened, and the likely reason where
+//! their own words do not lead to it.
 
 use std::io;
 
@@ -16,17 +17,96 @@ pub fn describe(error: &io::Error) -> String {
         io::ErrorKind::StorageFull => return "the disk is full".to_owned(),
         _ => {}
     }
-    let text = error.to_string();
-    // The standard library appends the number of the error.
-    match (error.raw_os_error(), text.rsplit_once(" (os error ")) {
-        (Some(_), Some((text, _))) => text.to_owned(),
-        _ => text,
+    without_error_number(&error.to_string()).to_owned()
+}
+
+/// A message without the number of the error that the standard library appends.
+pub fn without_error_number(message: &str) -> &str {
+    match message.rsplit_once(" (os error ") {
+        Some((text, number)) if number.ends_with(')') => text,
+        _ => message,
     }
+}
+
+/// Why a host name was not resolved.
+pub fn describe_lookup(error: &io::Error) -> String {
+    let text = error.to_string();
+    // The words of getaddrinfo(3), to which the standard library adds its own.
+    let reason = text.strip_prefix("failed to lookup address information: ").unwrap_or(&text);
+    match reason {
+        "Name or service not known" | "No such host is known" => {
+            "there is no such name; is it spelled right, and does this network's DNS know it?".to_owned()
+        }
+        "Temporary failure in name resolution" | "Try again" => {
+            "the DNS server did not answer; is it reachable from this machine?".to_owned()
+        }
+        "No address associated with hostname" => "the name has no address".to_owned(),
+        _ => describe(error),
+    }
+}
+
+/// Why a TLS handshake failed, from the text of OpenSSL's error.
+pub fn describe_tls(openssl_text: &str) -> String {
+    const REASONS: [(&str, &str); 12] = [
+        ("certificate verify failed", "the certificate is not trusted, has expired, or is for another name"),
+        ("wrong version number", "the other side does not speak TLS on this port"),
+        ("http request", "the other side does not speak TLS on this port"),
+        ("packet length too long", "the other side does not speak TLS on this port"),
+        ("certificate required", "the other side asks for a client certificate"),
+        ("unknown ca", "the other side does not trust the client certificate"),
+        ("bad certificate", "the other side does not accept the client certificate"),
+        ("certificate expired", "the other side says that the client certificate has expired"),
+        ("handshake failure", "there is no common cipher, or the other side asks for a client certificate"),
+        ("protocol version", "there is no common TLS version"),
+        ("unsupported protocol", "there is no common TLS version"),
+        ("unexpected eof", "the other side closed the connection during the handshake"),
+    ];
+    let text = openssl_text.to_ascii_lowercase();
+    let known =
+        REASONS.iter().find(|(words, _)| text.contains(words)).map(|(_, reason)| (*reason).to_owned());
+    known.unwrap_or_else(|| {
+        // `error:0A000126:SSL routines:function:reason:file:line:data`: only the reason is for a reader.
+        let field = openssl_text.strip_prefix("error:").and_then(|rest| rest.split(':').nth(3));
+        field.unwrap_or("the connection was lost during the handshake").to_owned()
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failed_lookup_has_a_likely_reason() {
+        let lookup = |words: &str| {
+            describe_lookup(&io::Error::other(format!("failed to lookup address information: {words}")))
+        };
+        assert!(lookup("Name or service not known").starts_with("there is no such name"));
+        assert!(lookup("Temporary failure in name resolution").starts_with("the DNS server did not answer"));
+        assert_eq!(describe_lookup(&io::Error::from(io::ErrorKind::TimedOut)), "no answer in time");
+    }
+
+    #[test]
+    fn a_failed_handshake_has_no_codes_of_openssl() {
+        for (text, expected) in [
+            (
+                "error:0A00010B:SSL routines:ssl3_get_record:wrong version number:ssl/record/ssl3_record.c:354:",
+                "the other side does not speak TLS on this port",
+            ),
+            (
+                "TLS connect() failed: error:0A000086:SSL routines::certificate verify failed:x.c:1889:, SNI: a.b",
+                "the certificate is not trusted, has expired, or is for another name",
+            ),
+            (
+                "error:0A000410:SSL routines::sslv3 alert handshake failure:x.c:1605:SSL alert number 40",
+                "there is no common cipher, or the other side asks for a client certificate",
+            ),
+            ("error:0A000999:SSL routines:f:something new:x.c:1:", "something new"),
+            ("unexpected EOF", "the other side closed the connection during the handshake"),
+            ("Broken pipe (os error 32)", "the connection was lost during the handshake"),
+        ] {
+            assert_eq!(describe_tls(text), expected, "{text}");
+        }
+    }
 
     #[test]
     fn an_error_of_the_system_has_no_number() {

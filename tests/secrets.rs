@@ -293,6 +293,8 @@ async fn an_admin_api_beyond_loopback_uses_tls_and_checks_the_host_header() {
     }
     let mut plain_client = Client::connect(admin_address).await;
     plain_client.send(b"GET /api/status HTTP/1.1\r\nHost: admin.test\r\n\r\n").await;
+    let response = plain_client.read_response().await;
+    assert_eq!((response.status, response.error_code().as_str()), (400, "bad_request"));
     assert!(plain_client.is_closed().await, "expected plain HTTP to be refused");
     drop(balancer);
 }

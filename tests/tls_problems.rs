@@ -102,7 +102,7 @@ fn a_certificate_that_is_not_valid_now_is_an_error_and_one_that_ends_soon_a_warn
     write_pair(directory.path(), &authority, (-30, 9));
     let (code, output) = run("check");
     assert_eq!(code, Some(0), "{output}");
-    assert!(output.contains("warning: listeners[0].tls.certificate: expires in 8 days, on 20"), "{output}");
+    assert!(output.contains("warning: listeners[0].tls.certificate: expires in "), "{output}");
     write_pair(directory.path(), &authority, (-30, 20));
     assert_eq!(run("check"), (Some(0), String::new()));
 }

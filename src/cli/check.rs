@@ -1,5 +1,5 @@
-//! `aoai-lb check`: reports the problems of a configuration file, and with `--live` those of its
-//! backends.
+//! `aoai-lb check`: reports the problems of a configuration file, and with `--live` those of what it names: its
+//! addresses, the sinks of records, and the backends.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -12,9 +12,11 @@ use crate::config::{CheckedConfig, Config, problem_report};
 use crate::credentials::Keyring;
 use crate::gateway::ProcessState;
 use crate::proxy::upstream::dns::AddressBook;
-use crate::proxy::upstream::live_check;
+use crate::proxy::upstream::live_check::{CheckFinding, check_backends};
 use crate::record::Recorder;
+use crate::record::sink_check::{SinkFinding, check_sinks};
 use crate::server::build_config::build_active_config;
+use crate::server::check_addresses;
 
 pub(super) fn run(arguments: &ConfigArguments, live: bool) -> Result<(), CliError> {
     let path = arguments.file();
@@ -23,25 +25,34 @@ pub(super) fn run(arguments: &ConfigArguments, live: bool) -> Result<(), CliErro
         return Err(CliError(problem_report(&checked.unusable_paths, &checked.warnings)));
     }
     print_warnings(&checked)?;
-    if live && !check_backends_live(checked)? {
+    if live && !run_live_checks(checked)? {
         return Err(CliError(format!("{}: some checks failed", path.display())));
     }
     writeln!(io::stdout(), "{}: good", path.display())?;
     Ok(())
 }
 
-/// Checks every backend and prints the findings. Returns whether all checks passed.
-fn check_backends_live(checked: CheckedConfig) -> Result<bool, CliError> {
+/// Checks addresses, sinks and backends, and prints the findings. Returns whether all checks passed.
+fn run_live_checks(checked: CheckedConfig) -> Result<bool, CliError> {
     let background = start_background_runtime()?;
     let keyring = Keyring::new(background.handle());
-    // These requests are not recorded.
+    let mut findings = background.block_on(check_addresses(&checked.config));
+    if let Some(record) = &checked.config.record {
+        let sinks = background.block_on(check_sinks(record, &checked.config.key_vault, &keyring));
+        findings.extend(sinks.into_iter().map(|SinkFinding { key, checked_item, result }| CheckFinding {
+            subject: key.to_owned(),
+            checked_item: checked_item.to_owned(),
+            result,
+        }));
+    }
+    // The requests to backends are not recorded.
     let checked = CheckedConfig { config: Config { record: None, ..checked.config }, ..checked };
     let recorder = Recorder::start(&checked.config, &keyring, background.handle())?;
     let process = Arc::new(ProcessState::new(Instant::now(), recorder, keyring));
-    let findings = background.block_on(async {
+    findings.extend(background.block_on(async {
         let active_config = build_active_config(&checked.config, &AddressBook::default(), &process).await?.0;
-        Ok::<_, CliError>(live_check::check_backends(&active_config).await)
-    })?;
+        Ok::<_, CliError>(check_backends(&active_config).await)
+    })?);
     let mut out = io::stdout().lock();
     for finding in &findings {
         writeln!(out, "{finding}")?;

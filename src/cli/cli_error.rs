@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::fmt;
 
+use crate::system_error::without_error_number;
+
 /// The message of a failed command: the error and its causes.
 pub(super) struct CliError(pub(super) String);
 
@@ -14,10 +16,10 @@ impl fmt::Display for CliError {
 
 impl<E: Error> From<E> for CliError {
     fn from(error: E) -> Self {
-        let mut text = error.to_string();
+        let mut text = without_error_number(&error.to_string()).to_owned();
         let mut cause = error.source();
         while let Some(inner) = cause {
-            let inner_text = inner.to_string();
+            let inner_text = without_error_number(&inner.to_string()).to_owned();
             // Many messages already contain that of their cause.
             if !text.contains(&inner_text) {
                 text.push_str(": ");

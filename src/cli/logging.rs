@@ -7,20 +7,11 @@ use std::time::Instant;
 
 use log::{Level, Log, Metadata, Record};
 
+use super::engine_messages::in_plain_words;
 use super::log_limiter::{LogLimiter, place_of};
 
 /// The filter if `RUST_LOG` is not set: Pingora logs warnings and errors only.
 const DEFAULT_FILTER: &str = "warn,aoai_lb=info";
-
-/// Messages that Pingora logs as errors although the client caused them, or nothing is wrong: the target
-/// and the beginning of the message. They occur per connection, and records, refusals or log lines of
-/// our own report the cause.
-const SUPPRESSED_MESSAGES: [(&str, &str); 4] = [
-    ("pingora_core::services::listening", "Downstream handshake"),
-    ("pingora_core::apps", "H2 handshake error"),
-    ("pingora_core::connectors", "failed to acquire reusable stream"),
-    ("pingora_core::server::transfer_fd", "No incoming socket transfer"),
-];
 
 /// Starts logging with the filter of `RUST_LOG`.
 pub(super) fn init_logging() {
@@ -71,14 +62,18 @@ fn is_stderr_journal() -> bool {
 }
 
 /// Drops debug and trace messages of libraries, even if `RUST_LOG` asks for them: those of Pingora contain
-/// whole requests, with keys and prompts. Also drops [`SUPPRESSED_MESSAGES`], and limits lines that clients
-/// can cause.
+/// whole requests, with keys and prompts. Puts the other lines of libraries in plain words, and limits lines that
+/// clients can cause.
 struct FilteredLogger {
     logger: env_logger::Logger,
     limiter: Mutex<LogLimiter>,
 }
 
 impl FilteredLogger {
+    fn log_within_limit(&self, record: &Record<'_>) {
+        if is_caused_by_clients(record) { self.log_limited(record) } else { self.logger.log(record) }
+    }
+
     /// Writes a line unless its place has written one within the last minute.
     fn log_limited(&self, record: &Record<'_>) {
         let permit = {
@@ -116,23 +111,27 @@ impl Log for FilteredLogger {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if !self.enabled(record.metadata()) || is_suppressed(record) {
+        if !self.enabled(record.metadata()) {
             return;
         }
-        if is_caused_by_clients(record) { self.log_limited(record) } else { self.logger.log(record) }
+        if is_own(record.target()) {
+            return self.log_within_limit(record);
+        }
+        if let Some(text) = in_plain_words(record.target(), &record.args().to_string()) {
+            let place = (record.module_path(), record.file(), record.line());
+            self.log_within_limit(
+                &Record::builder()
+                    .metadata(record.metadata().clone())
+                    .module_path(place.0)
+                    .file(place.1)
+                    .line(place.2)
+                    .args(format_args!("{text}"))
+                    .build(),
+            );
+        }
     }
 
     fn flush(&self) {
         self.logger.flush();
     }
-}
-
-fn is_suppressed(record: &Record<'_>) -> bool {
-    let mut candidates =
-        SUPPRESSED_MESSAGES.iter().filter(|(target, _)| record.target().starts_with(target)).peekable();
-    if candidates.peek().is_none() {
-        return false;
-    }
-    let text = record.args().to_string();
-    candidates.any(|(_, beginning)| text.starts_with(beginning))
 }

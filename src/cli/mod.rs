@@ -4,6 +4,7 @@ mod check;
 mod cli_error;
 mod config_file;
 mod demo;
+mod engine_messages;
 mod explain;
 mod hidden_commands;
 mod keys;
@@ -62,7 +63,8 @@ enum Command {
     Check {
         #[command(flatten)]
         config: ConfigArguments,
-        /// Also connect and authenticate to each backend, and check that its deployments exist.
+        /// Also check the ports, deliver an empty batch of records, connect and authenticate to each backend, and
+        /// check that its deployments exist.
         #[arg(long)]
         live: bool,
     },

@@ -16,6 +16,7 @@ use super::table::{format_remaining, unknown_placeholder, write_table};
 use crate::admin::status::{BackendStatus, StatusReport};
 use crate::config::Endpoint;
 use crate::outbound::{OutboundClient, OutboundError, OutboundRequest, OutboundResponse};
+use crate::system_error::describe;
 
 /// How often `--watch` updates.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -54,7 +55,7 @@ enum StatusError {
     #[error("--admin: {0}")]
     InvalidAddress(String),
     /// The file of the token cannot be read.
-    #[error("--token-file: {}: {problem}", path.display())]
+    #[error("--token-file: {}: {}", path.display(), describe(problem))]
     TokenFile { path: PathBuf, problem: io::Error },
     /// The request failed.
     #[error("cannot reach the admin API at {address}: {reason}. Is aoai-lb running with an admin block?")]

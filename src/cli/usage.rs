@@ -14,6 +14,8 @@ use super::cli_error::CliError;
 use super::record_lines::{LineRead, read_record_line};
 use super::table::write_table;
 
+use crate::system_error::describe;
+
 /// Shown in a table for a field that is null.
 const NULL_PLACEHOLDER: &str = "-";
 /// How many record ids are kept to find duplicates. A record that is delivered twice follows soon after
@@ -35,7 +37,7 @@ pub(super) enum ReportFormat {
 #[derive(Debug, thiserror::Error)]
 enum UsageError {
     /// A file cannot be read.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {}", path.display(), describe(problem))]
     Read {
         /// The file.
         path: PathBuf,
@@ -43,7 +45,7 @@ enum UsageError {
         problem: io::Error,
     },
     /// The report cannot be written.
-    #[error("cannot write the report: {0}")]
+    #[error("cannot write the report: {}", describe(.0))]
     Write(#[from] io::Error),
 }
 

@@ -16,6 +16,7 @@ pub mod recent_trouble;
 pub mod redact;
 pub mod refusal_counts;
 pub mod render;
+pub mod sink_check;
 pub mod sinks;
 pub mod spool;
 pub mod statistics;
@@ -44,6 +45,7 @@ use self::stored_usage::StoredUsage;
 use self::writer::{RecordQueue, WriteReceipt};
 use crate::config::Config;
 use crate::credentials::Keyring;
+use crate::system_error::describe;
 
 /// How long [`Recorder::shut_down`] waits for its threads: a disk may hang.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -81,7 +83,7 @@ pub struct SinkState {
 #[derive(Debug, thiserror::Error)]
 pub enum RecorderError {
     /// A thread cannot be started.
-    #[error("cannot start a thread for records: {0}")]
+    #[error("cannot start a thread for records: {}", describe(.0))]
     ThreadStart(#[from] io::Error),
 }
 

@@ -1,5 +1,5 @@
-//! The addresses that the process listens on: checks that they are free before Pingora binds them, and
-//! waits until it has.
+//! The addresses that the process listens on: checks that they are free before Pingora binds them, waits until it
+//! has, and says who holds one that is taken.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,9 +8,15 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpSocket;
 use tokio::time::sleep;
 
+use super::port_holder::PortHolder;
 use super::start_error::StartError;
+use super::upgrade::running_process_id;
 use crate::config::{AdminAddress, Config};
+use crate::proxy::upstream::live_check::CheckFinding;
+use crate::system_error::describe;
 
+/// The name of a process of this program.
+const OWN_NAME: &str = "aoai-lb";
 /// How long the listeners may take to listen.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often [`wait_until_listening`] looks.
@@ -26,8 +32,11 @@ pub fn check_addresses_are_free(config: &Config, inherited: &[String]) -> Result
         if inherited.contains(&address.to_string()) {
             continue;
         }
-        let listen_error = |problem| StartError::Listen { key, address: address.to_string(), problem };
-        bind_and_release(address).map_err(listen_error)?;
+        bind_and_release(address).map_err(|error| StartError::Listen {
+            key,
+            address: address.to_string(),
+            reason: describe_bind_error(address, &error),
+        })?;
     }
     Ok(())
 }
@@ -42,13 +51,71 @@ pub(super) async fn wait_until_listening(config: &Config) -> Result<(), StartErr
         // An address in use cannot be bound again. Port 0 always can, so it is not waited for.
         while address.port() != 0 && bind_and_release(address).is_ok() {
             if Instant::now() >= deadline {
-                let problem = io::Error::from(io::ErrorKind::TimedOut);
-                return Err(StartError::Listen { key, address: address.to_string(), problem });
+                let reason = format!("it did not begin to listen within {LISTEN_TIMEOUT:?}");
+                return Err(StartError::Listen { key, address: address.to_string(), reason });
             }
             sleep(LISTEN_POLL_INTERVAL).await;
         }
     }
     Ok(())
+}
+
+/// Checks whether this process could listen on each address. One that the running process of the same configuration
+/// holds is no problem.
+pub async fn check_addresses(config: &Config) -> Vec<CheckFinding> {
+    let running_process = running_process_id(&config.server.upgrade_socket_path).await;
+    let tcp = tcp_addresses_by_config_key(config).map(|(key, address)| {
+        let result = match bind_and_release(address) {
+            Ok(()) => Ok(format!("{address} is free")),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                let holder = PortHolder::find(address);
+                if is_running_process(&holder, &running_process) {
+                    Ok(format!("{address} is in use by the running aoai-lb, {holder}"))
+                } else {
+                    Err(format!("cannot listen on {address}: {}", describe_taken_address(&holder)))
+                }
+            }
+            Err(error) => {
+                Err(format!("cannot listen on {address}: {}", describe_bind_error(address, &error)))
+            }
+        };
+        let subject = key.strip_suffix(".address").unwrap_or(&key).to_owned();
+        CheckFinding { subject, checked_item: "address".to_owned(), result }
+    });
+    tcp.collect()
+}
+
+/// Whether the holder is the process that runs with this configuration. If this user may not ask that process, its
+/// name decides.
+fn is_running_process(holder: &PortHolder, running_process: &io::Result<u32>) -> bool {
+    match running_process {
+        // As the same user, this process sees the owner of the socket, but not into the other process.
+        Ok(pid) => holder.has_pid(*pid) || matches!(holder, PortHolder::ProcessOfUser(_)),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => holder.is_named(OWN_NAME),
+        Err(_) => false,
+    }
+}
+
+/// Why an address cannot be bound, and who holds it if it is taken.
+fn describe_bind_error(address: SocketAddr, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => describe_taken_address(&PortHolder::find(address)),
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 are for root and for processes with the capability \
+                                            CAP_NET_BIND_SERVICE, which the unit of the package has"
+                .to_owned()
+        }
+        _ => describe(error),
+    }
+}
+
+fn describe_taken_address(holder: &PortHolder) -> String {
+    let hint = if holder.is_named(OWN_NAME) {
+        "; `aoai-lb upgrade` replaces a running process, another one needs other addresses"
+    } else {
+        "; stop it, or use another address"
+    };
+    format!("it is taken by {holder}{hint}")
 }
 
 /// All addresses in the spelling of Pingora, which matches inherited sockets by it.

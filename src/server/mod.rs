@@ -8,6 +8,7 @@ mod listen_addresses;
 mod listeners;
 mod notify;
 mod open_files;
+mod port_holder;
 mod shutdown;
 mod signals;
 mod start_error;
@@ -43,7 +44,7 @@ use crate::credentials::Keyring;
 use crate::gateway::ProcessState;
 use crate::record::Recorder;
 
-pub use self::listen_addresses::check_addresses_are_free;
+pub use self::listen_addresses::{check_addresses, check_addresses_are_free};
 pub use self::start_error::StartError;
 
 /// Serves until a signal stops the process or a successor takes over. `program` is what an upgrade

@@ -3,11 +3,13 @@
 use log::warn;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::system_error::describe;
+
 /// Raises the limit of open files to its maximum.
 pub(super) fn raise_open_file_limit() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
-        warn!("cannot raise the limit of open files: {error}");
+        warn!("cannot raise the limit of open files: {}", describe(&error.into()));
     }
 }
 

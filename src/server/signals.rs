@@ -32,6 +32,7 @@ use super::upgrade::{
     tell_successor_to_stop, wait_for_serving_and_report,
 };
 use crate::gateway::ProcessState;
+use crate::system_error::describe;
 
 /// How long after a handover the service manager may still send a stop to this process, because it has
 /// not yet processed the `MAINPID` of the successor.
@@ -193,7 +194,7 @@ async fn prepare_handover(
 pub(super) async fn reload_on_sighup(config_manager: Arc<ConfigManager>) {
     let mut hangup = match signal(SignalKind::hangup()) {
         Ok(hangup) => hangup,
-        Err(error) => return warn!("cannot handle SIGHUP: {error}"),
+        Err(error) => return warn!("cannot handle SIGHUP: {}", describe(&error)),
     };
     while hangup.recv().await.is_some() {
         let process = config_manager.process_state();

@@ -6,19 +6,20 @@ use super::upgrade::TakeoverError;
 use crate::proxy::client::tls::TlsError;
 use crate::proxy::upstream::peer::CertificateFileError;
 use crate::record::RecorderError;
+use crate::system_error::describe;
 
 /// Why the process cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address cannot be bound.
-    #[error("{key}: cannot listen on {address}: {problem}")]
+    #[error("{key}: cannot listen on {address}: {reason}")]
     Listen {
         /// Its key in the file.
         key: String,
         /// The address.
         address: String,
-        /// The error of the system.
-        problem: io::Error,
+        /// Why not, and who holds it if it is taken.
+        reason: String,
     },
     /// The recorder cannot start.
     #[error(transparent)]
@@ -38,6 +39,6 @@ pub enum StartError {
     #[error(transparent)]
     Takeover(#[from] TakeoverError),
     /// The background runtime cannot be started.
-    #[error("cannot start the background runtime: {0}")]
+    #[error("cannot start the background runtime: {}", describe(.0))]
     BackgroundRuntime(io::Error),
 }

@@ -15,6 +15,7 @@ use super::notify;
 use super::shutdown::close_recorder_and_exit;
 use super::upgrade::{ControlCommand, ControlSocket, SuccessorRole};
 use crate::config::Config;
+use crate::system_error::describe;
 
 /// The task that completes the start.
 pub(super) struct StartupTask {
@@ -43,6 +44,7 @@ impl StartupTask {
             match bound {
                 Ok(socket) => drop(tokio::spawn(socket.run(commands))),
                 Err(error) => {
+                    let error = describe(&error);
                     warn!("server.upgrade_socket: {error}; `aoai-lb upgrade` will not work, only a restart");
                 }
             }

@@ -239,9 +239,7 @@ mod tests {
             "clients: is open and a listener is not on loopback: anyone who can connect uses your keys";
         assert_warnings(&[(&listener("good.pem", "good.key", all), &[open])]);
         let warnings = &parse_valid(&listener("soon.pem", "soon.key", "")).warnings;
-        assert!(
-            warnings[0].to_string().starts_with("listeners[0].tls.certificate: expires in 2 days, on 20")
-        );
+        assert!(warnings[0].to_string().starts_with("listeners[0].tls.certificate: expires in "));
         for (certificate, key, more, expected) in [
             ("good.pem", "soon.key", "", "tls.private_key: must be the private key of the certificate"),
             (

@@ -16,6 +16,7 @@ use log::{info, warn};
 use tokio::time::{sleep, timeout};
 
 use crate::config::{Config, Endpoint};
+use crate::system_error;
 
 /// How often a name is resolved again. Private endpoints and traffic managers change the addresses of names
 /// whose TTL is a minute or less; the system's resolver does not report the TTL.
@@ -111,7 +112,7 @@ impl EndpointAddresses {
         let resolved = match timeout(LOOKUP_TIMEOUT, resolver.resolve(&self.host, self.port)).await {
             Ok(resolved) => resolved,
             Err(_) => {
-                Err(io::Error::new(io::ErrorKind::TimedOut, format!("no response within {LOOKUP_TIMEOUT:?}")))
+                Err(io::Error::other(format!("the DNS server did not answer within {LOOKUP_TIMEOUT:?}")))
             }
         };
         let error = match resolved {
@@ -129,7 +130,7 @@ impl EndpointAddresses {
                 return true;
             }
             Ok(_) => "the name has no address".to_owned(),
-            Err(error) => error.to_string(),
+            Err(error) => system_error::describe_lookup(&error),
         };
         self.record_failure(error, Instant::now());
         false

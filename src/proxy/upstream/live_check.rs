@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use http::Method;
+use openssl::error::ErrorStack;
 use openssl::ssl::{HandshakeError, SslConnector, SslMethod};
 use openssl::x509::X509VerifyResult;
 use openssl::x509::store::X509StoreBuilder;
@@ -28,14 +29,16 @@ use crate::config::{self, CertifiedKey};
 use crate::credentials::{CredentialRedactor, SecretValue};
 use crate::gateway::Backend;
 use crate::names::{BackendName, DeploymentName};
+use crate::outbound::describe_engine_error;
 use crate::proxy::ActiveConfig;
+use crate::system_error;
 
-/// The result of one check of a backend.
+/// The result of one check.
 #[derive(Debug)]
 pub struct CheckFinding {
-    /// The backend.
-    pub backend: BackendName,
-    /// What was checked: `name`, `connection`, `credential` or a deployment.
+    /// What it is about: the name of a backend, or a key of the configuration.
+    pub subject: String,
+    /// What was checked: `name`, `connection`, `credential` or a deployment of a backend.
     pub checked_item: String,
     /// What was found, or what is wrong.
     pub result: Result<String, String>,
@@ -47,7 +50,7 @@ impl fmt::Display for CheckFinding {
             Ok(text) => ("good", text),
             Err(text) => ("BAD ", text),
         };
-        write!(f, "{mark}  {}  {}: {text}", self.backend, self.checked_item)
+        write!(f, "{mark}  {}  {}: {text}", self.subject, self.checked_item)
     }
 }
 
@@ -82,8 +85,8 @@ impl BackendFindings<'_> {
     /// Adds a finding; returns whether the check succeeded.
     fn add(&mut self, checked_item: &str, result: Result<String, String>) -> bool {
         let succeeded = result.is_ok();
-        let (backend, checked_item) = (self.backend.clone(), checked_item.to_owned());
-        self.list.push(CheckFinding { backend, checked_item, result });
+        let (subject, checked_item) = (self.backend.to_string(), checked_item.to_owned());
+        self.list.push(CheckFinding { subject, checked_item, result });
         succeeded
     }
 }
@@ -187,7 +190,7 @@ impl BackendRequestSender<'_> {
                 let redacted = redactor.and_then(|redactor| redactor.redact_if_found(&body));
                 Ok((status, redacted.unwrap_or(body)))
             }
-            Ok(Err(error)) => Err(format!("no response: {}", error.etype().as_str())),
+            Ok(Err(error)) => Err(format!("no response: {}", describe_engine_error(&error))),
             Err(_) => Err(format!("no response within {BALANCER_REQUEST_TIMEOUT:?}")),
         }
     }
@@ -227,7 +230,9 @@ async fn resolve(
     let (host, port) = (backend.endpoint.host.as_str(), backend.endpoint.port);
     let addresses = match timeout(time_limit, tokio::net::lookup_host((host, port))).await {
         Ok(Ok(addresses)) => addresses.collect::<Vec<_>>(),
-        Ok(Err(error)) => return Err(format!("{host} does not resolve: {error}")),
+        Ok(Err(error)) => {
+            return Err(format!("{host} does not resolve: {}", system_error::describe_lookup(&error)));
+        }
         Err(_) => return Err(format!("{host} does not resolve within {time_limit:?}")),
     };
     let all: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
@@ -243,12 +248,12 @@ fn check_tcp_and_tls(
     time_limit: Duration,
 ) -> Result<String, String> {
     let stream = TcpStream::connect_timeout(&address, time_limit)
-        .map_err(|error| format!("cannot connect to {address}: {error}"))?;
+        .map_err(|error| format!("cannot connect to {address}: {}", system_error::describe(&error)))?;
     if !backend.endpoint.uses_tls {
         return Ok(format!("{address}, without TLS"));
     }
-    stream.set_read_timeout(Some(time_limit)).map_err(|error| error.to_string())?;
-    stream.set_write_timeout(Some(time_limit)).map_err(|error| error.to_string())?;
+    stream.set_read_timeout(Some(time_limit)).map_err(|error| system_error::describe(&error))?;
+    stream.set_write_timeout(Some(time_limit)).map_err(|error| system_error::describe(&error))?;
     let name = backend.tls.server_name_override.as_ref().unwrap_or(&backend.endpoint.host);
     let connector = tls_connector(backend)?;
     match connector.connect(name, stream) {
@@ -264,16 +269,26 @@ fn check_tcp_and_tls(
                 if backend.tls.ca_file.is_some() { "tls.ca" } else { "the system's certificate authorities" };
             Err(format!("the certificate for {name} is not trusted by {authorities}: {reason}"))
         }
-        Err(HandshakeError::Failure(failed)) => Err(format!("the TLS handshake failed: {}", failed.error())),
-        Err(HandshakeError::SetupFailure(error)) => Err(format!("TLS: {error}")),
+        Err(HandshakeError::Failure(failed)) => Err(format!(
+            "the TLS handshake with {address} failed: {}",
+            failed.error().io_error().map_or_else(
+                || system_error::describe_tls(&failed.error().to_string()),
+                system_error::describe
+            )
+        )),
+        Err(HandshakeError::SetupFailure(error)) => Err(tls_setup_problem(&error)),
         Err(HandshakeError::WouldBlock(_)) => {
             Err(format!("the TLS handshake was not complete within {time_limit:?}"))
         }
     }
 }
 
+fn tls_setup_problem(error: &ErrorStack) -> String {
+    format!("TLS cannot be set up for this backend: {}", system_error::describe_tls(&error.to_string()))
+}
+
 fn tls_connector(backend: &config::BackendConfig) -> Result<SslConnector, String> {
-    let to_text = |error: openssl::error::ErrorStack| format!("TLS: {error}");
+    let to_text = |error: ErrorStack| tls_setup_problem(&error);
     // The vendored OpenSSL finds the system's authorities only through environment variables. Pingora sets
     // them when the first connector is made, and the keyring has made one by now.
     let mut connector = SslConnector::builder(SslMethod::tls()).map_err(to_text)?;

@@ -254,7 +254,8 @@ pub(crate) fn tcp_keepalive(server: &config::ServerConfig) -> TcpKeepalive {
 pub(in crate::proxy) fn load_ca_certificates(path: &Path) -> Result<Box<[X509]>, CertificateFileError> {
     let to_ca_error = |problem: String| CertificateFileError { path: path.to_owned(), problem };
     let pem = read_file(path, MAX_CA_FILE_BYTES).map_err(|error| to_ca_error(error.to_string()))?;
-    let authorities = X509::stack_from_pem(&pem).map_err(|error| to_ca_error(error.to_string()))?;
+    let not_pem = |_| to_ca_error("must be a PEM file of certificates".to_owned());
+    let authorities = X509::stack_from_pem(&pem).map_err(not_pem)?;
     if authorities.is_empty() {
         return Err(to_ca_error("has no PEM certificate".to_owned()));
     }

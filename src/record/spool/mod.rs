@@ -28,6 +28,8 @@ pub use self::reader::{RecordBatch, SpoolRead, SpoolReader};
 use self::segment::{AdoptedSegment, Segment};
 use self::shared::{SharedSpool, SpoolState};
 
+use crate::system_error::describe;
+
 /// A full spool has at least this many segments, so that deleting the oldest loses few records.
 const MIN_SEGMENTS_WHEN_FULL: u64 = 16;
 /// A segment is sealed at this size at the latest.
@@ -171,7 +173,7 @@ impl Spool {
     /// Logs the first of several failures.
     fn on_write_failed(&mut self, problem: &io::Error, lost_records: u64, now: Instant) {
         let incident = self.incident.get_or_insert_with(|| {
-            let directory = self.shared.directory.display();
+            let (directory, problem) = (self.shared.directory.display(), describe(problem));
             error!(
                 "cannot write records to {directory}: {problem}. This is tried again every second; until then \
                  records are lost and counted"
@@ -248,6 +250,7 @@ impl Spool {
                     self.shared.state_changed.notify_all();
                 }
                 Err((path, problem)) if !self.unreadable_paths.contains(&path) => {
+                    let problem = describe(&problem);
                     error!("spool: cannot read {}: {problem}. Its records are not delivered", path.display());
                     self.unreadable_paths.push(path);
                 }

@@ -9,6 +9,8 @@ use super::frame;
 use super::segment::{self, Segment};
 use super::shared::{SharedSpool, SpoolState};
 
+use crate::system_error::describe;
+
 /// The spool, as one sink sees it.
 #[derive(Debug)]
 pub struct SpoolReader {
@@ -81,7 +83,7 @@ impl SpoolReader {
                     }
                     problem => {
                         let problem =
-                            problem.err().map_or_else(|| "the file is damaged".to_owned(), |e| e.to_string());
+                            problem.err().map_or_else(|| "the file is damaged".to_owned(), |e| describe(&e));
                         error!("spool: cannot read the rest of segment {name}, which is skipped: {problem}");
                         self.save_position_and_delete_delivered(&name, length, 0);
                     }

@@ -22,3 +22,5 @@ pub use self::process_set::ProcessSet;
 pub use self::request::{UpgradeRequestError, request_upgrade};
 pub use self::stop::{accept_stop, tell_successor_to_stop};
 pub use self::successor::{SuccessorRole, TakeoverError};
+
+pub(super) use self::request::running_process_id;

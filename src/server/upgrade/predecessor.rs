@@ -21,6 +21,7 @@ use super::protocol::{ControlMessage, PREPARATION_TIMEOUT, REPLY_TIMEOUT};
 use crate::config::{Environment, VariableChange};
 use crate::routing::health_snapshot::HealthSnapshot;
 use crate::server::config_manager::ConfigManager;
+use crate::system_error::describe;
 
 /// How often the successor and its socket are polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
@@ -74,7 +75,7 @@ pub struct PredecessorRole {
 #[derive(Debug, thiserror::Error)]
 pub enum HandoverError {
     /// The binary cannot be started.
-    #[error("cannot start {binary}: {problem}")]
+    #[error("cannot start {}: {}", binary.display(), describe(problem))]
     CannotStart {
         /// Its path.
         binary: PathBuf,
@@ -98,7 +99,7 @@ pub enum HandoverError {
     #[error("the new process cannot serve: {0}")]
     CannotServe(String),
     /// The new process did not respond as expected, or not in time.
-    #[error("the new process did not become ready: {0}")]
+    #[error("the new process did not become ready: {}", describe(.0))]
     NotReady(io::Error),
 }
 

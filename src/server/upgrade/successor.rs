@@ -10,13 +10,15 @@ use super::process_set::ProcessSet;
 use super::protocol::{ControlMessage, REPLY_TIMEOUT};
 use crate::names::DeploymentName;
 use crate::server::config_manager::ConfigManager;
+use crate::system_error::describe;
 
 /// Why this process cannot take over.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeoverError {
     /// No process listens on the control socket.
     #[error(
-        "--upgrade: cannot reach a running process at {path}: {problem}. If none is running, start without --upgrade"
+        "--upgrade: cannot reach a running process at {}: {}. If none is running, start without --upgrade",
+        path.display(), describe(problem)
     )]
     Unreachable {
         /// The path of the control socket.
@@ -25,7 +27,7 @@ pub enum TakeoverError {
         problem: io::Error,
     },
     /// The connection was lost.
-    #[error("--upgrade: lost the connection to the running process: {0}")]
+    #[error("--upgrade: lost the connection to the running process: {}", describe(.0))]
     Disconnected(io::Error),
     /// The running process does not hand over.
     #[error("--upgrade: the running process refused to hand over: {0}")]

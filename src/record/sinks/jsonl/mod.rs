@@ -25,6 +25,7 @@ use crate::config;
 use crate::record::delivery;
 use crate::record::metrics::Metrics;
 use crate::record::spool::{RecordBatch, SpoolRead, SpoolReader};
+use crate::system_error::describe;
 
 /// About how many bytes are written at once.
 const MAX_BATCH_BYTES: usize = 256 * 1024;
@@ -147,7 +148,7 @@ impl JsonlSink {
         self.metrics.deliveries.on_failed(delivery::JSONL, &message, SystemTime::now());
         if !std::mem::replace(&mut self.is_write_failing, true) {
             let path = self.config.path.display();
-            error!("records stay in the spool: cannot write to {path}: {problem}");
+            error!("records stay in the spool: cannot write to {path}: {}", describe(problem));
         }
     }
 
@@ -253,7 +254,7 @@ impl JsonlSink {
                 let _ = flock(&file, FlockOperation::Unlock);
                 self.file = Some(file);
             }
-            Err(problem) => warn!("cannot rotate {}: {problem}", self.config.path.display()),
+            Err(problem) => warn!("cannot rotate {}: {}", self.config.path.display(), describe(&problem)),
         }
     }
 
@@ -263,7 +264,7 @@ impl JsonlSink {
         match fs::rename(path, new_rotated_path(path, SystemTime::now())) {
             // The next write finds no file of that name and creates it.
             Ok(()) => self.schedule_rotation_cleanup(COMPRESSION_DELAY),
-            Err(problem) => warn!("cannot rotate {}: {problem}", path.display()),
+            Err(problem) => warn!("cannot rotate {}: {}", path.display(), describe(&problem)),
         }
     }
 
@@ -275,6 +276,7 @@ impl JsonlSink {
             std::thread::sleep(delay);
             let _guard = cleanup_lock.lock().unwrap_or_else(PoisonError::into_inner);
             if let Err(problem) = delete_and_compress_rotated_files(&path, max_files) {
+                let problem = describe(&problem);
                 warn!("cannot compress or delete rotated files of {}: {problem}", path.display());
             }
         };

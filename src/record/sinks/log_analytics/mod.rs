@@ -25,16 +25,19 @@ use tokio::time::timeout;
 use self::rows::{MAX_UPLOAD_BYTES, gzip_json_array, record_to_row, split_into_uploads};
 use crate::azure::response::hints;
 use crate::config;
-use crate::credentials::RefreshedSecret;
-use crate::outbound::{OutboundClient, OutboundRequest, OutboundResponse};
+use crate::credentials::{RefreshedSecret, SecretValue};
+use crate::outbound::{OutboundClient, OutboundError, OutboundRequest, OutboundResponse};
 use crate::record::delivery;
 use crate::record::metrics::Metrics;
 use crate::record::spool::{RecordBatch, SpoolRead, SpoolReader};
+use crate::system_error::describe;
 
 /// How long rows are collected before an upload that is not full.
 const BATCH_DELAY: Duration = Duration::from_secs(1);
 /// How long to wait for records before looking again whether the spool is closed.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// The time limit of [`deliver_empty_batch`].
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 /// The time limit of one upload.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// The delay after the first failure. It doubles with each further failure, up to [`MAX_BACKOFF`].
@@ -81,10 +84,7 @@ pub fn start_sink(
 ) -> io::Result<(Arc<LogAnalyticsControl>, JoinHandle<()>)> {
     let (shutdown_sender, shutdown) = watch::channel(false);
     let mut sink = LogAnalyticsSink {
-        request_target: format!(
-            "/dataCollectionRules/{}/streams/{}?api-version=2023-01-01",
-            config.rule_immutable_id, config.stream_name
-        ),
+        request_target: request_target(config),
         config: config.clone(),
         access_token,
         client: OutboundClient::new(UPLOAD_TIMEOUT),
@@ -298,20 +298,7 @@ impl LogAnalyticsSink {
             Ok(body) => body,
             Err(problem) => return UploadOutcome::RetryLater(None, problem.to_string()),
         };
-        let authorization = format!("Bearer {}", token.secret.expose_secret());
-        let client_request_id = uuid::Uuid::from_u128(fastrand::u128(..)).to_string();
-        let request = OutboundRequest {
-            method: Method::POST,
-            path_and_query: &self.request_target,
-            headers: &[
-                ("authorization", &authorization),
-                ("content-type", "application/json"),
-                ("content-encoding", "gzip"),
-                ("x-ms-client-request-id", &client_request_id),
-            ],
-            body,
-        };
-        match self.client.send(&self.config.endpoint, request).await {
+        match send_rows(&self.client, &self.config, &self.request_target, &token, body).await {
             Ok(response) if response.status == 401 => UploadOutcome::Unauthorized { secret_id: token.id },
             Ok(response) => classify_response(&response),
             Err(problem) => UploadOutcome::RetryLater(None, problem.to_string()),
@@ -345,10 +332,65 @@ impl LogAnalyticsSink {
             Err(problem) => {
                 self.metrics.count_records(delivery::LOG_ANALYTICS, "lost", count);
                 error!(
-                    "cannot write to {}: {problem}. Records that Log Analytics rejects are lost",
-                    path.display()
+                    "cannot write to {}: {}. Records that Log Analytics rejects are lost",
+                    path.display(),
+                    describe(&problem)
                 );
             }
+        }
+    }
+}
+
+fn request_target(config: &config::LogAnalyticsConfig) -> String {
+    let (rule, stream) = (&config.rule_immutable_id, &config.stream_name);
+    format!("/dataCollectionRules/{rule}/streams/{stream}?api-version=2023-01-01")
+}
+
+/// Sends a compressed JSON array of rows.
+async fn send_rows(
+    client: &OutboundClient,
+    config: &config::LogAnalyticsConfig,
+    request_target: &str,
+    token: &SecretValue,
+    body: Bytes,
+) -> Result<OutboundResponse, OutboundError> {
+    let authorization = format!("Bearer {}", token.secret.expose_secret());
+    let client_request_id = uuid::Uuid::from_u128(fastrand::u128(..)).to_string();
+    let request = OutboundRequest {
+        method: Method::POST,
+        path_and_query: request_target,
+        headers: &[
+            ("authorization", &authorization),
+            ("content-type", "application/json"),
+            ("content-encoding", "gzip"),
+            ("x-ms-client-request-id", &client_request_id),
+        ],
+        body,
+    };
+    client.send(&config.endpoint, request).await
+}
+
+/// Delivers no rows, which shows whether the service, the identity, the rule and the stream are as they should be.
+///
+/// # Errors
+/// What is wrong.
+pub async fn deliver_empty_batch(
+    config: &config::LogAnalyticsConfig,
+    token: &SecretValue,
+) -> Result<u16, String> {
+    let client = OutboundClient::new(CHECK_TIMEOUT);
+    let body = gzip_json_array(&[]).map_err(|error| describe(&error))?;
+    let sent = send_rows(&client, config, &request_target(config), token, body).await;
+    let response = sent.map_err(|problem| problem.to_string())?;
+    match classify_response(&response) {
+        _ if response.status == 401 => Err("401: the token of its identity is rejected".to_owned()),
+        UploadOutcome::Delivered => Ok(response.status),
+        UploadOutcome::BadRequest(reason) => {
+            Err(format!("{reason}: the data collection rule has no such stream, or another schema"))
+        }
+        UploadOutcome::RetryLater(_, reason) => Err(reason),
+        UploadOutcome::TooLarge | UploadOutcome::Unauthorized { .. } | UploadOutcome::ShutdownTimedOut => {
+            Err(format!("the service answers {}", response.status))
         }
     }
 }
@@ -360,7 +402,7 @@ fn classify_response(response: &OutboundResponse) -> UploadOutcome {
         let body: Value = serde_json::from_slice(&response.body).unwrap_or_default();
         let code = body.pointer("/error/code").and_then(Value::as_str).unwrap_or_default();
         let code: String = code.chars().filter(char::is_ascii_graphic).take(64).collect();
-        format!("{} {code}", response.status)
+        format!("{} {code}", response.status).trim_end().to_owned()
     };
     match response.status {
         200..300 => UploadOutcome::Delivered,

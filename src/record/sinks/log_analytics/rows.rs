@@ -56,8 +56,9 @@ pub(super) fn record_to_row(record: &[u8]) -> Bytes {
 /// A JSON array of the rows, compressed with gzip: the API accepts only an array.
 pub(super) fn gzip_json_array(rows: &[Bytes]) -> io::Result<Bytes> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(b"[")?;
     for (index, row) in rows.iter().enumerate() {
-        encoder.write_all(if index == 0 { b"[" } else { b"," })?;
+        encoder.write_all(if index == 0 { b"" } else { b"," })?;
         encoder.write_all(row)?;
     }
     encoder.write_all(b"]")?;
