@@ -278,8 +278,38 @@ fn usage_sums_up_record_files_and_reports_invalid_lines() {
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(stdout.ends_with("2026-11-23,team-a,gpt-4o,east,1,3,4,0,0,7\n"), "{stdout}");
     assert!(output.status.success() && stderr.contains("skipped lines that are not records: 1"), "{stderr}");
-    assert_eq!(run_aoai_lb(&["usage"]).status.code(), Some(2));
     let missing = run_aoai_lb(&["usage", "/no/such/file"]);
     assert_eq!(missing.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&missing.stderr).contains("/no/such/file: No such file"));
+}
+
+#[test]
+fn usage_without_files_sums_up_those_of_the_configuration() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+    let config = directory.path().join("aoai-lb.yaml");
+    let usage = || run_aoai_lb(&["usage", "--format", "csv", "-c", config.to_str().unwrap()]);
+    let text = "listeners: [ { address: 127.0.0.1:1 } ]\nclients: open\nbackends: [ { name: a, endpoint: \
+                'https://a.example', credential: { api_key: '${NOT_SET}' } } ]\n";
+    write("aoai-lb.yaml", text);
+    let output = usage();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(to_text(&output.stderr).contains("has no record.jsonl"), "{}", to_text(&output.stderr));
+    write("aoai-lb.yaml", &format!("{text}record: {{ jsonl: {{ path: exchanges.jsonl }} }}\n"));
+    let output = usage();
+    assert!(to_text(&output.stderr).contains("there are no records in "), "{}", to_text(&output.stderr));
+    for (day, id, name) in [
+        (21, "1", "exchanges-20261122T080000.123Z.jsonl"),
+        (22, "2", "exchanges.jsonl"),
+        (23, "3", "exchanges-of-somebody-else.jsonl"),
+    ] {
+        let id = format!("01a20776-cbd3-7efe-9689-f3f27b33c88{id}");
+        let record = format!(r#"{{"time":"2026-11-{day}T08:00:00Z","request_id":"{id}","client":"team-a"}}"#);
+        write(name, &(record + "\n"));
+    }
+    let output = usage();
+    let days = ["2026-11-21,team-a", "2026-11-22,team-a"];
+    let stdout = to_text(&output.stdout);
+    assert!(output.status.success() && days.iter().all(|day| stdout.contains(day)), "{stdout}");
+    assert!(!stdout.contains("2026-11-23"), "{stdout}");
 }

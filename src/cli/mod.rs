@@ -105,9 +105,12 @@ enum Command {
     },
     /// Sum up requests and tokens of record files by day, client, deployment and backend.
     Usage {
-        /// Record files (JSON Lines), including rotated and compressed (.gz) ones.
-        #[arg(required = true, value_name = "FILE")]
+        /// Record files (JSON Lines), including rotated and compressed (.gz) ones. Without any, those that the
+        /// configuration names in `record.jsonl`.
+        #[arg(value_name = "FILE")]
         files: Vec<PathBuf>,
+        #[command(flatten)]
+        config: ConfigArguments,
         /// The output format.
         #[arg(long, value_enum, default_value_t = ReportFormat::Table)]
         format: ReportFormat,
@@ -145,7 +148,7 @@ pub fn main() -> u8 {
         Command::Launch { program } => hidden_commands::launch_detached(&program),
         Command::Man => hidden_commands::print_man_page(&Arguments::command()),
         Command::Completions { shell } => hidden_commands::print_completions(Arguments::command(), shell),
-        Command::Usage { files, format } => usage::run(&files, format),
+        Command::Usage { files, config, format } => usage::run(files, &config, format),
     };
     match result {
         Ok(()) => EXIT_SUCCESS,

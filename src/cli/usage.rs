@@ -11,9 +11,10 @@ use flate2::bufread::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 
 use super::cli_error::CliError;
+use super::config_file::ConfigArguments;
 use super::record_lines::{LineRead, read_record_line};
 use super::table::write_table;
-
+use crate::record::list_record_files;
 use crate::system_error::describe;
 
 /// Shown in a table for a field that is null.
@@ -49,10 +50,15 @@ enum UsageError {
     Write(#[from] io::Error),
 }
 
-/// Prints the report of these files.
-pub(super) fn run(files: &[PathBuf], format: ReportFormat) -> Result<(), CliError> {
+/// Prints the report of these files, or without any, of those that the configuration names.
+pub(super) fn run(
+    files: Vec<PathBuf>,
+    config: &ConfigArguments,
+    format: ReportFormat,
+) -> Result<(), CliError> {
+    let files = if files.is_empty() { configured_files(config)? } else { files };
     let mut report = UsageReport::default();
-    for file in files {
+    for file in &files {
         report.add_file(file)?;
     }
     let mut out = io::BufWriter::new(io::stdout().lock());
@@ -68,6 +74,22 @@ pub(super) fn run(files: &[PathBuf], format: ReportFormat) -> Result<(), CliErro
         }
     }
     Ok(())
+}
+
+/// The files of `record.jsonl`.
+fn configured_files(config: &ConfigArguments) -> Result<Vec<PathBuf>, CliError> {
+    let checked = config.load_without_secrets()?.checked;
+    let Some(jsonl) = checked.config.record.and_then(|record| record.jsonl) else {
+        let file = config.file().display();
+        return Err(CliError(format!("{file} has no record.jsonl; name the files of records")));
+    };
+    let files = list_record_files(&jsonl);
+    let files =
+        files.map_err(|problem| CliError(format!("{}: {}", jsonl.path.display(), describe(&problem))))?;
+    if files.is_empty() {
+        return Err(CliError(format!("there are no records in {} yet", jsonl.path.display())));
+    }
+    Ok(files)
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

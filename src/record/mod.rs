@@ -26,6 +26,7 @@ pub mod token_estimate;
 pub mod writer;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -43,7 +44,7 @@ use self::sinks::{jsonl, log_analytics};
 use self::spool::{Spool, SpoolView};
 use self::stored_usage::StoredUsage;
 use self::writer::{RecordQueue, WriteReceipt};
-use crate::config::Config;
+use crate::config::{Config, JsonlConfig};
 use crate::credentials::Keyring;
 use crate::system_error::describe;
 
@@ -53,6 +54,16 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 const DEAD_LETTER_FILE_NAME: &str = "dead-letters.jsonl";
 /// How often [`Recorder::shut_down`] checks whether the threads have ended.
 const SHUTDOWN_POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// The files that records are in now: rotated ones, oldest first, then the current one if it is there.
+///
+/// # Errors
+/// If the directory cannot be read.
+pub fn list_record_files(config: &JsonlConfig) -> io::Result<Vec<PathBuf>> {
+    let mut files = jsonl::list_rotated_files(&config.path)?;
+    files.extend(config.path.exists().then(|| config.path.clone()));
+    Ok(files)
+}
 
 /// Counts finished exchanges and, with a `record` block in the configuration, writes their records.
 #[derive(Debug)]

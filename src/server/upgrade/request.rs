@@ -8,7 +8,6 @@ use tokio::net::UnixStream;
 use super::channel::ControlChannel;
 use super::control_socket::control_socket_path;
 use super::protocol::{ControlMessage, PREPARATION_TIMEOUT, REPLY_TIMEOUT};
-
 use crate::system_error::describe;
 
 /// Why the upgrade failed.

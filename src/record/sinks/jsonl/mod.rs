@@ -21,6 +21,8 @@ use rustix::fs::{FlockOperation, flock};
 
 use self::recovery::{open_and_repair, read_recent_request_ids, request_id};
 use self::rotation::{COMPRESSION_DELAY, delete_and_compress_rotated_files, new_rotated_path};
+
+pub use self::rotation::list_rotated_files;
 use crate::config;
 use crate::record::delivery;
 use crate::record::metrics::Metrics;

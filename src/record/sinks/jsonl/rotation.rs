@@ -35,7 +35,7 @@ fn gz_path(path: &Path) -> PathBuf {
 }
 
 /// The rotated files of the file at `path`, oldest first.
-pub(super) fn list_rotated_files(path: &Path) -> io::Result<Vec<PathBuf>> {
+pub fn list_rotated_files(path: &Path) -> io::Result<Vec<PathBuf>> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let prefix = format!("{}-", path.file_stem().unwrap_or_default().to_string_lossy());
     let extension =
