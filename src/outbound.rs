@@ -2,6 +2,7 @@
 //! the admin API. It uses Pingora's connector, hence the same TLS as the calls to backends.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -119,6 +120,23 @@ impl OutboundClient {
             let peer = HttpPeer::new(address, endpoint.uses_tls, endpoint.host.clone());
             self.exchange_with_peer(peer, &destination, &destination, &request).await
         };
+        self.run_with_timeout(&destination, exchange).await
+    }
+
+    /// Sends a request to an address, under the name of this endpoint, for which its certificate is verified.
+    ///
+    /// # Errors
+    /// As [`OutboundClient::send`].
+    pub async fn send_to_address(
+        &self,
+        endpoint: &Endpoint,
+        address: SocketAddr,
+        request: OutboundRequest<'_>,
+    ) -> Result<OutboundResponse, OutboundError> {
+        let destination = address.to_string();
+        let peer = HttpPeer::new(address, endpoint.uses_tls, endpoint.host.clone());
+        let authority = endpoint.authority();
+        let exchange = self.exchange_with_peer(peer, &destination, &authority, &request);
         self.run_with_timeout(&destination, exchange).await
     }
 

@@ -9,7 +9,7 @@ use super::cli_error::CliError;
 use crate::config::{self, CheckedConfig, ConfigError, ConfigProblem, Environment, problem_report};
 
 /// The configuration file of the installed service.
-const DEFAULT_CONFIG_FILE: &str = "/etc/aoai-lb/aoai-lb.yaml";
+pub(super) const DEFAULT_CONFIG_FILE: &str = "/etc/aoai-lb/aoai-lb.yaml";
 
 /// The arguments of every command that reads the configuration.
 #[derive(Args)]

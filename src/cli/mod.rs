@@ -1,9 +1,11 @@
 //! The command line: arguments and exit codes. Each command has a file of its own.
 
+mod admin_client;
 mod check;
 mod cli_error;
 mod config_file;
 mod demo;
+mod drain;
 mod engine_messages;
 mod explain;
 mod hidden_commands;
@@ -11,6 +13,7 @@ mod keys;
 mod log_limiter;
 mod logging;
 pub mod record_lines;
+mod reload;
 mod run;
 mod runtime;
 mod simulate;
@@ -27,7 +30,9 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use self::config_file::ConfigArguments;
+use self::drain::DrainArguments;
 use self::explain::ExplainArguments;
+use self::reload::ReloadArguments;
 use self::status::StatusArguments;
 use self::usage::ReportFormat;
 
@@ -81,6 +86,12 @@ enum Command {
     /// Manage client keys.
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Keep new requests away from a backend, over restarts too, until `undrain`. Requests in flight go on.
+    Drain(DrainArguments),
+    /// Send new requests to a drained backend again.
+    Undrain(DrainArguments),
+    /// Have the running process read its configuration again, and print what changed.
+    Reload(ReloadArguments),
     /// Show the status of the running process.
     Status(StatusArguments),
     /// Replace the running process with the installed binary and configuration, without downtime.
@@ -143,6 +154,9 @@ pub fn main() -> u8 {
         Command::Demo(arguments) => demo::run(arguments),
         Command::Simulate { config } => simulate::run(&config),
         Command::Keys(KeysCommand::New { client }) => keys::run(&client),
+        Command::Drain(arguments) => drain::drain(&arguments),
+        Command::Undrain(arguments) => drain::undrain(&arguments),
+        Command::Reload(arguments) => reload::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Upgrade { config } => upgrade::run(&config),
         Command::Launch { program } => hidden_commands::launch_detached(&program),

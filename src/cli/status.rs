@@ -1,22 +1,17 @@
 //! `aoai-lb status`: shows the status of the running process as tables.
 
-use std::fs::File;
-use std::io::{self, IsTerminal, Read, Write};
-use std::path::PathBuf;
+use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use clap::Args;
-use http::Method;
 
+use super::admin_client::{AdminArguments, AdminClient, AdminError};
 use super::cli_error::CliError;
 use super::runtime::start_background_runtime;
 use super::status_sections::{write_expiry, write_refusals, write_sinks};
 use super::table::{format_remaining, unknown_placeholder, write_table};
 use crate::admin::status::{BackendStatus, StatusReport};
-use crate::config::Endpoint;
-use crate::outbound::{OutboundClient, OutboundError, OutboundRequest, OutboundResponse};
-use crate::system_error::describe;
+use crate::outbound::OutboundResponse;
 
 /// How often `--watch` updates.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -24,10 +19,6 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a response may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// The largest file of an admin token.
-const MAX_TOKEN_FILE_BYTES: u64 = 64 * 1024;
-/// The maximum size of a response: enough for hundreds of backends and clients.
-const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
 /// Clears a terminal and its scrollback (ECMA-48, CUP and ED).
 const CLEAR_TERMINAL: &str = "\x1b[H\x1b[2J\x1b[3J";
 
@@ -40,29 +31,16 @@ pub(super) struct StatusArguments {
     /// Print the JSON of GET /api/status.
     #[arg(long)]
     json: bool,
-    /// The address of the admin API: http://…, https://…, or unix:/path.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9901")]
-    admin: String,
-    /// A file with the token of the admin API.
-    #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
+    #[command(flatten)]
+    admin: AdminArguments,
 }
 
 /// Why the status cannot be shown.
 #[derive(Debug, thiserror::Error)]
 enum StatusError {
-    /// The address is invalid.
-    #[error("--admin: {0}")]
-    InvalidAddress(String),
-    /// The file of the token cannot be read.
-    #[error("--token-file: {}: {}", path.display(), describe(problem))]
-    TokenFile { path: PathBuf, problem: io::Error },
-    /// The request failed.
-    #[error("cannot reach the admin API at {address}: {reason}. Is aoai-lb running with an admin block?")]
-    Unreachable { address: String, reason: String },
-    /// The response is an error.
-    #[error("the admin API responded with {status}: {message}")]
-    Refused { status: u16, message: String },
+    /// There is no status.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// The response is not a status, or that of another version.
     #[error("the response of the admin API is not a status: {0}")]
     NotAStatus(#[from] serde_json::Error),
@@ -81,9 +59,9 @@ pub(super) fn run(arguments: &StatusArguments) -> Result<(), CliError> {
 /// # Errors
 /// [`StatusError`]; with `--watch`, a failed request is shown and repeated.
 async fn show_status(arguments: &StatusArguments) -> Result<(), StatusError> {
-    let client = AdminClient::from_arguments(arguments)?;
+    let client = AdminClient::new(&arguments.admin, REQUEST_TIMEOUT)?;
     loop {
-        let output = match client.get_status_of_serving_process().await {
+        let output = match get_status_of_serving_process(&client).await {
             Ok(response) if arguments.json => {
                 let mut text = response.body.to_vec();
                 text.push(b'\n');
@@ -91,7 +69,7 @@ async fn show_status(arguments: &StatusArguments) -> Result<(), StatusError> {
             }
             Ok(response) => format_tables(&serde_json::from_slice(&response.body)?),
             Err(error) if arguments.watch => Ok(format!("{error}\n").into_bytes()),
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         }?;
         let mut out = io::stdout().lock();
         if arguments.watch && out.is_terminal() {
@@ -108,87 +86,17 @@ async fn show_status(arguments: &StatusArguments) -> Result<(), StatusError> {
     }
 }
 
-/// Sends requests to the admin API.
-struct AdminClient {
-    outbound_client: OutboundClient,
-    /// The address as it was given.
-    address: String,
-    target: AdminTarget,
-    authorization: Option<String>,
-}
-
-/// Where the admin API listens.
-enum AdminTarget {
-    Endpoint(Endpoint),
-    UnixSocket(String),
-}
-
-impl AdminClient {
-    fn from_arguments(arguments: &StatusArguments) -> Result<Self, StatusError> {
-        let target = match arguments.admin.strip_prefix("unix:") {
-            Some(path) => AdminTarget::UnixSocket(path.to_owned()),
-            None => AdminTarget::Endpoint(
-                Endpoint::parse(&arguments.admin)
-                    .map_err(|reason| StatusError::InvalidAddress(reason.to_owned()))?,
-            ),
-        };
-        let authorization = match &arguments.token_file {
-            Some(path) => {
-                // A FIFO is welcome here, such as that of a shell's `<(command)`.
-                let mut contents = String::new();
-                let file = File::open(path).map(|file| file.take(MAX_TOKEN_FILE_BYTES));
-                let contents = file.and_then(|mut file| file.read_to_string(&mut contents)).map(|_| contents);
-                let token =
-                    contents.map_err(|problem| StatusError::TokenFile { path: path.clone(), problem })?;
-                Some(format!("Bearer {}", token.trim()))
-            }
-            None => None,
-        };
-        let outbound = OutboundClient::new(REQUEST_TIMEOUT).with_read_limit_bytes(MAX_RESPONSE_BYTES);
-        Ok(Self { outbound_client: outbound, address: arguments.admin.clone(), target, authorization })
-    }
-
-    /// Gets the status of the process that is serving. For a few seconds after an upgrade its predecessor
-    /// may respond as well.
-    async fn get_status_of_serving_process(&self) -> Result<OutboundResponse, StatusError> {
-        let deadline = Instant::now() + REQUEST_TIMEOUT;
-        loop {
-            let response = self.get_status().await?;
-            let is_replaced = |status: StatusReport| status.process.replaced;
-            if Instant::now() >= deadline || !serde_json::from_slice(&response.body).is_ok_and(is_replaced) {
-                return Ok(response);
-            }
-            tokio::time::sleep(RETRY_INTERVAL).await;
+/// Gets the status of the process that is serving. For a few seconds after an upgrade its predecessor may
+/// respond as well.
+async fn get_status_of_serving_process(client: &AdminClient) -> Result<OutboundResponse, AdminError> {
+    let deadline = Instant::now() + REQUEST_TIMEOUT;
+    loop {
+        let response = client.get("/api/status").await?;
+        let is_replaced = |status: StatusReport| status.process.replaced;
+        if Instant::now() >= deadline || !serde_json::from_slice(&response.body).is_ok_and(is_replaced) {
+            return Ok(response);
         }
-    }
-
-    async fn get_status(&self) -> Result<OutboundResponse, StatusError> {
-        let headers: Vec<_> =
-            self.authorization.iter().map(|value| ("authorization", value.as_str())).collect();
-        let request = OutboundRequest {
-            method: Method::GET,
-            path_and_query: "/api/status",
-            headers: &headers,
-            body: Bytes::new(),
-        };
-        let result = match &self.target {
-            AdminTarget::Endpoint(endpoint) => self.outbound_client.send(endpoint, request).await,
-            AdminTarget::UnixSocket(path) => self.outbound_client.send_to_unix_socket(path, request).await,
-        };
-        let response = result.map_err(|error| {
-            let reason = match error {
-                // Without its destination, which `address` names already.
-                OutboundError::Transport { reason, .. } => reason,
-                error => error.to_string(),
-            };
-            StatusError::Unreachable { address: self.address.clone(), reason }
-        })?;
-        if response.status != 200 {
-            let value: serde_json::Value = serde_json::from_slice(&response.body).unwrap_or_default();
-            let message = value["error"]["message"].as_str().unwrap_or("no message").to_owned();
-            return Err(StatusError::Refused { status: response.status, message });
-        }
-        Ok(response)
+        tokio::time::sleep(RETRY_INTERVAL).await;
     }
 }
 

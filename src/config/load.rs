@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::check;
 use super::error::{ConfigError, ConfigProblem};
-use super::schema::Config;
+use super::schema::{AdminConfig, Config};
 use super::yaml::{AllProblems, ProblemCollector, YamlNode, parse_document};
 use crate::files::read_text_file;
 use crate::yaml::MAX_BYTES;
@@ -74,6 +74,25 @@ pub fn load_upgrade_socket_path(
         root.as_ref().and_then(|root| check::read_upgrade_socket_path(&YamlNode::root(root, &problems)));
     let AllProblems { errors, warnings, .. } = problems.into_problems(Some(path), root.as_ref());
     socket.ok_or(ConfigError { errors, warnings })
+}
+
+/// The block `admin`, even if the rest of the file has errors, so that the running process can still be asked.
+/// `None` if there is no such block. Its token is only read if it is needed.
+///
+/// # Errors
+/// If the file cannot be read, is not YAML, or the block is invalid.
+pub fn load_admin(
+    path: &Path,
+    needs_token: bool,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Option<AdminConfig>, ConfigError> {
+    let text = read_file(path)?;
+    let problems = ProblemCollector::new(base_directory(path), env);
+    let root = parse_document(&text, &problems);
+    let admin =
+        root.as_ref().and_then(|root| check::read_admin_alone(&YamlNode::root(root, &problems), needs_token));
+    let AllProblems { errors, warnings, .. } = problems.into_problems(Some(path), root.as_ref());
+    admin.ok_or(ConfigError { errors, warnings })
 }
 
 /// Checks a configuration given as text. Relative paths in it start at `base`.

@@ -24,7 +24,7 @@ pub use compare::compare_configs;
 pub use environment::{Environment, VariableChange};
 pub use error::{ConfigError, ConfigProblem, Severity, problem_report};
 pub use load::{
-    CheckedConfig, load_and_check_file, load_and_check_without_secrets, load_upgrade_socket_path,
+    CheckedConfig, load_admin, load_and_check_file, load_and_check_without_secrets, load_upgrade_socket_path,
     parse_and_check_yaml,
 };
 pub use schema::{

@@ -8,12 +8,24 @@ use super::server::MAX_SOCKET_PATH_BYTES;
 use crate::config::schema::{AdminAddress, AdminConfig, ListenerConfig};
 use crate::config::yaml::YamlNode;
 
+const HOW_TO_WRITE_ADDRESS: &str = "write 127.0.0.1:9901 or unix:/run/aoai-lb/admin.sock";
+const ADMIN_KEYS: [&str; 3] = ["address", "token", "tls"];
+
+/// Reads the block as far as a client of the admin API needs it.
+pub(super) fn read_admin_for_client(node: &YamlNode<'_, '_>, needs_token: bool) -> Option<AdminConfig> {
+    let map = node.read_mapping(&ADMIN_KEYS)?;
+    let address =
+        map.require("address", HOW_TO_WRITE_ADDRESS).and_then(|node| read_admin_address(&node, &[]));
+    let token = if needs_token { map.read_optional("token", read_header_secret) } else { Some(None) };
+    let tls = map.read_optional("tls", read_server_tls);
+    Some(AdminConfig { address: address?, token: token?, tls: tls? })
+}
+
 /// Reads the block. Its address must not overlap with one of `listeners`.
 pub(super) fn read_admin(node: &YamlNode<'_, '_>, listeners: &[ListenerConfig]) -> Option<AdminConfig> {
-    let map = node.read_mapping(&["address", "token", "tls"])?;
-    let address = map
-        .require("address", "write 127.0.0.1:9901 or unix:/run/aoai-lb/admin.sock")
-        .and_then(|node| read_admin_address(&node, listeners));
+    let map = node.read_mapping(&ADMIN_KEYS)?;
+    let address =
+        map.require("address", HOW_TO_WRITE_ADDRESS).and_then(|node| read_admin_address(&node, listeners));
     let token = map.read_optional("token", read_header_secret);
     let (has_token, has_tls) = (map.get("token").is_some(), map.get("tls").is_some());
     let tls = map.read_optional("tls", read_server_tls);

@@ -20,7 +20,7 @@ mod timeouts;
 
 use std::path::PathBuf;
 
-use super::schema::Config;
+use super::schema::{AdminConfig, Config};
 use super::yaml::YamlNode;
 
 const TOP_LEVEL_KEYS: [&str; 14] = [
@@ -92,6 +92,12 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
 pub(super) fn read_upgrade_socket_path(root: &YamlNode<'_, '_>) -> Option<PathBuf> {
     let root = root.read_mapping(&TOP_LEVEL_KEYS)?;
     server::read_upgrade_socket_path(&root.read_block("server", &server::SERVER_KEYS)?)
+}
+
+/// Reads only `admin`; the values of other keys may be invalid. The inner `None` means that there is no such block.
+pub(super) fn read_admin_alone(root: &YamlNode<'_, '_>, needs_token: bool) -> Option<Option<AdminConfig>> {
+    let root = root.read_mapping(&TOP_LEVEL_KEYS)?;
+    root.read_optional("admin", |node| admin::read_admin_for_client(node, needs_token))
 }
 
 #[cfg(test)]
