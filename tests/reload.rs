@@ -322,3 +322,25 @@ async fn ten_reloads_under_load_fail_no_request() {
         .await;
     assert!(records.iter().all(|record| record["outcome"] != "failed"));
 }
+
+#[tokio::test]
+async fn a_start_says_its_version_configuration_and_what_it_serves() {
+    let azure = start_simulator(&["a", "b"]).await;
+    let balancer = Balancer::start(&listed_backends_yaml(&azure), "").await;
+    let file = balancer.path("aoai-lb.yaml");
+    let hash = sha256_hex(&std::fs::read_to_string(&file).unwrap());
+    let version = env!("CARGO_PKG_VERSION");
+    for line in [
+        format!("aoai-lb {version} with configuration {} (SHA-256 {})", file.display(), &hash[..12]),
+        format!("listeners: {}; admin API: {} without a token", balancer.address, balancer.admin_address),
+        "backends: a (tier 1) and b (tier 1); deployments: gpt-4o and other".to_owned(),
+        "clients: team-a".to_owned(),
+        format!("records: {}; spool: ", balancer.path("records.jsonl").display()),
+    ] {
+        let logged = balancer.log();
+        assert!(
+            logged.contains(&format!("INFO  aoai_lb::server::startup] {line}")),
+            "expected {line:?} in:\n{logged}"
+        );
+    }
+}

@@ -19,6 +19,7 @@ mod tests;
 mod values;
 mod yaml;
 
+pub(crate) use changes::join_shortened;
 pub use changes::{ChangedEntry, ConfigChanges, ListChanges};
 pub use compare::compare_configs;
 pub use environment::{Environment, VariableChange};

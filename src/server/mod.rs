@@ -14,6 +14,7 @@ mod signals;
 mod start_error;
 mod startup;
 mod startup_settings;
+mod startup_summary;
 pub mod upgrade;
 
 use std::sync::Arc;

@@ -13,6 +13,7 @@ use super::listen_addresses::{listen_addresses, wait_until_listening};
 use super::listeners::ListenerRuntimeHandle;
 use super::notify;
 use super::shutdown::close_recorder_and_exit;
+use super::startup_summary::describe_start;
 use super::upgrade::{ControlCommand, ControlSocket, SuccessorRole};
 use crate::config::Config;
 use crate::system_error::describe;
@@ -50,6 +51,9 @@ impl StartupTask {
             }
         }
         notify::notify_ready(&config_manager);
+        for line in describe_start(&config, &config_manager.config_status().load()) {
+            info!("{line}");
+        }
         info!(
             "process {} serves on {}; backends: {}",
             std::process::id(),

@@ -5,11 +5,9 @@ use std::collections::BTreeMap;
 
 use super::credentials::BACKEND_CREDENTIAL_KEYS;
 use super::shared::BACKEND_TLS_KEYS;
+use crate::config::changes::join_shortened;
 use crate::config::values::DeploymentMap;
-use crate::config::yaml::{YamlMapping, YamlNode, join_with_and};
-
-/// The most deployments that a warning names.
-const MAX_NAMED_DEPLOYMENTS: usize = 10;
+use crate::config::yaml::{YamlMapping, YamlNode};
 
 /// Reports unknown keys of `credential` and `tls`, whose values are not read.
 pub(super) fn check_keys_of_disabled_backend(backend: &YamlMapping<'_, '_>) {
@@ -42,15 +40,10 @@ pub(super) fn check_disabled_backends(
     if names.is_empty() {
         return;
     }
-    let mut shown = names.iter().take(MAX_NAMED_DEPLOYMENTS).copied().collect::<Vec<_>>();
-    let more = format!("{} more", names.len() - shown.len());
-    if names.len() > shown.len() {
-        shown.push(&more);
-    }
     let (noun, verb) = if names.len() == 1 { ("deployment", "is") } else { ("deployments", "are") };
     backends.report_warning(format!(
         "{noun} {} {verb} served by disabled backends only (enabled: false); every request for {} is answered 404",
-        join_with_and(&shown),
+        join_shortened(&names),
         if names.len() == 1 { "it" } else { "them" },
     ));
 }
@@ -128,14 +121,14 @@ mod tests {
         };
         let only = "backends: deployment o3 is served by disabled backends only (enabled: false); every request for it is \
                     answered 404";
-        let many: String = (10..25).map(|i| format!("d{i}: x, ")).collect();
+        let many: String = (10..35).map(|i| format!("d{i}: x, ")).collect();
         assert_warnings(&[
             (&backends(&[EAST, &off("{ GPT-4O: y }")]), &[]),
             (&backends(&[EAST, &off("{ gpt-4o: y, o3: z }")]), &[only]),
             (
                 &backends(&[EAST, &off(&format!("{{ {many} }}"))]),
                 &[
-                    "backends: deployments d10, d11, d12, d13, d14, d15, d16, d17, d18, d19 and 5 more are served by disabled \
+                    "backends: deployments d10, d11, d12, d13, d14, d15, d16, d17, d18, d19, d20, d21, d22, d23, d24, d25, d26, d27, d28, d29 and 5 more are served by disabled \
                    backends only (enabled: false); every request for them is answered 404",
                 ],
             ),
