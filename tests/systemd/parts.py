@@ -1,5 +1,6 @@
 """The parts of the tests, in the order in which they run."""
 
+import json
 import os
 import resource
 import shutil
@@ -103,6 +104,10 @@ RUNTIME_FILES = [
     ("/var/lib/aoai-lb", 0o750, "aoai-lb", "aoai-lb"),
     ("/var/lib/aoai-lb/spool", 0o750, "aoai-lb", "aoai-lb"),
 ]
+STATE_FILES = [
+    ("/var/lib/aoai-lb/drains.json", 0o640, "aoai-lb", "aoai-lb"),
+    ("/var/lib/aoai-lb/lock", 0o640, "aoai-lb", "aoai-lb"),
+]
 
 
 def mode_problems(service, files):
@@ -181,6 +186,51 @@ def upgrade(service, report):
     service.systemctl("stop", UNIT)
     result = service.unit_properties("Result")
     report.expect("a stop is quick and successful", time.monotonic() - start < 8 and result == "success", result)
+
+
+def drains(service, report):
+    service.start_fresh()
+    completed = service.machine.run(INSTALLED_BINARY, "drain", "west", check=False)
+    report.expect("aoai-lb drain finds the service by its installed configuration", completed.stdout.startswith("west is drained; "), completed.stderr)
+    report.expect("the state directory is accessible to the service only", not (problems := mode_problems(service, STATE_FILES)), problems)
+    service.systemctl("restart", UNIT)
+    service.wait_until_ready()
+    report.expect("a drain outlives systemctl restart", backend_states(service) == ["ok", "drained"], str(backend_states(service)))
+    service.upgrade()
+    service.wait_for_single_process()
+    report.expect("and an upgrade", backend_states(service) == ["ok", "drained"], str(backend_states(service)))
+    before = service.main_pid()
+    service.signal_main("KILL")
+    wait_for_condition(lambda: service.main_pid() not in (0, before), RESTART_TIMEOUT, "systemd does not restart the service")
+    service.wait_until_ready()
+    report.expect("and a kill", backend_states(service) == ["ok", "drained"], str(backend_states(service)))
+    service.machine.run(INSTALLED_BINARY, "undrain", "west")
+    service.systemctl("restart", UNIT)
+    service.wait_until_ready()
+    report.expect("what was undrained stays so", backend_states(service) == ["ok", "ok"], str(backend_states(service)))
+    completed = service.machine.run(INSTALLED_BINARY, "reload", check=False)
+    report.expect("aoai-lb reload says what changed", completed.stdout.startswith("nothing changed\n"), completed.stdout + completed.stderr)
+
+
+def backend_states(service):
+    status = json.loads(service.machine.run(INSTALLED_BINARY, "status", "--json").stdout)
+    return [backend["state"] for backend in status["backends"]]
+
+
+def logrotate(service, report):
+    service.start_fresh()
+    ids, path = [], service.machine.host_path("/var/log/aoai-lb/exchanges.jsonl")
+    with service.load_generator() as load:
+        load.wait_for_each_kind()
+        before = service.main_pid()
+        for n in range(5):
+            path.rename(path.with_name(f"exchanges.jsonl.{n}"))
+            service.signal_main("USR1")
+            wait_for_condition(path.exists, OPERATION_TIMEOUT, "SIGUSR1 does not open the record file again")
+            time.sleep(0.3)
+        report.expect("SIGUSR1 does not stop the service", service.main_pid() == before)
+    report.expect("no request fails", not load.failures, str(load.failures[:3]))
+    report.pass_check("each request has exactly one record", str(service.check_records("load", load.ids)))
 
 
 def upgrades_and_reloads_under_load(service, report):
@@ -453,6 +503,8 @@ ALL_PARTS = [
     start,
     reload,
     upgrade,
+    drains,
+    logrotate,
     upgrades_and_reloads_under_load,
     crash,
     crash_after_upgrade,
