@@ -121,3 +121,30 @@ fn expiry_rows(certificates: &[CertificateStatus], credentials: &[CredentialStat
     }
     rows
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_left_is_in_days_unless_it_is_short() {
+        let table = [
+            (40 * 86_400 + 5, "40 days"),
+            (172_800, "2 days"),
+            (172_799, "1day 23h 59m 59s"),
+            (0, "0s"),
+            (-1, "expired"),
+        ];
+        for (seconds, expected) in table {
+            let certificate = CertificateStatus {
+                certificate: "cert.pem".to_owned(),
+                expires: "2026-12-01T00:00:00.000Z".to_owned(),
+                expires_in_seconds: seconds,
+                used_by: vec!["admin".to_owned(), "listener [::]:443".to_owned()],
+            };
+            let rows = expiry_rows(&[certificate], &[]);
+            let expected = ["2026-12-01T00:00:00.000Z", expected, "cert.pem of admin, listener [::]:443"];
+            assert_eq!(rows.last().unwrap()[..], expected, "{seconds}");
+        }
+    }
+}
