@@ -302,3 +302,35 @@ async fn refusals_are_counted_by_client_and_status() {
         assert!(rows.contains(&row.split(' ').collect()), "{row}: {table}");
     }
 }
+
+#[tokio::test]
+async fn a_request_that_waits_for_a_backend_is_slow() {
+    let azure = start_simulator(&["a"]).await;
+    let throttled = Mood::Throttled { retry_after_ms: Some(2_500), retry_after: None };
+    azure.set_mood("a", Mood::Sequence(vec![throttled, Mood::Calm]));
+    let entry = simulated_backend_yaml(&azure, "a", LISTED_DEPLOYMENTS);
+    let balancer = Balancer::start(&entry, "retry: { wait: 3s }").await;
+    let first = async { balancer.post_chat().await };
+    let second = async {
+        balancer.wait_for_request_between_attempts().await;
+        balancer.post_chat().await
+    };
+    let (first, second) = futures::join!(first, second);
+    assert_eq!((first.status, second.status), (200, 200));
+    wait_for_requests(&balancer, 2, "").await;
+    let entry = async |response: &Response| {
+        let found = list(&balancer, &format!("?id={}", request_id(response))).await;
+        found["requests"][0].clone()
+    };
+    let (retried, slow) = (entry(&first).await, entry(&second).await);
+    assert_eq!(pick(&retried, &["trouble", "cause"]), json!(["retried", "a: 429"]));
+    assert_eq!((&slow["trouble"], slow["attempts"].as_array().unwrap().len()), (&json!("slow"), 1), "{slow}");
+    let cause = slow["cause"].as_str().unwrap();
+    assert!(cause.starts_with("waited ") && cause.ends_with(" s for a backend"), "{cause}");
+    for request in [&retried, &slow] {
+        let waited = request["waited_ms"].as_u64().unwrap();
+        assert!((1_000..=2_700).contains(&waited), "{request}");
+        let last = request["attempts"].as_array().unwrap().last().unwrap();
+        assert!(last["start_ms"].as_u64().unwrap() >= waited && last["first_byte_ms"].is_u64(), "{request}");
+    }
+}

@@ -59,6 +59,8 @@ pub struct RequestEntry {
     pub attempts_left_out: usize,
     pub duration_ms: u64,
     pub first_byte_ms: Option<u64>,
+    /// How long it waited between attempts.
+    pub waited_ms: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -67,6 +69,9 @@ pub struct AttemptEntry {
     pub backend: String,
     pub status: Option<u16>,
     pub error: Option<String>,
+    /// From the complete request head to the start of the attempt.
+    pub start_ms: u64,
+    pub first_byte_ms: Option<u64>,
     pub ms: u64,
 }
 
@@ -170,7 +175,6 @@ pub(super) fn respond(gateway: &Gateway, query: &str) -> FullResponse {
 }
 
 fn request_entry(request: &TroubledRequest) -> RequestEntry {
-    let to_millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     RequestEntry {
         id: request.request_id.to_string(),
         time: format_rfc3339(request.received_at),
@@ -188,7 +192,12 @@ fn request_entry(request: &TroubledRequest) -> RequestEntry {
         attempts_left_out: request.omitted_attempts,
         duration_ms: to_millis(request.duration),
         first_byte_ms: request.time_to_first_body_byte.map(to_millis),
+        waited_ms: to_millis(request.waited),
     }
+}
+
+fn to_millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn attempt_entry(attempt: &AttemptRecord) -> AttemptEntry {
@@ -196,6 +205,8 @@ fn attempt_entry(attempt: &AttemptRecord) -> AttemptEntry {
         backend: attempt.backend.to_string(),
         status: attempt.status,
         error: attempt.error_code.map(str::to_owned),
+        start_ms: to_millis(attempt.start),
+        first_byte_ms: attempt.time_to_response_head.map(to_millis),
         ms: attempt.duration_ms,
     }
 }

@@ -1,7 +1,8 @@
 //! The cause of trouble in plain words: why the balancer refused a request, or the last error of each backend.
 
 use super::super::attempt_errors::last_error_by_backend;
-use super::{TroubleKind, TroubledRequest};
+use super::TroubledRequest;
+use super::trouble_kind::{SLOW_WAIT, TroubleKind};
 
 /// A cause is cut at this many bytes.
 const MAX_CAUSE_BYTES: usize = 300;
@@ -13,6 +14,9 @@ impl TroubledRequest {
         let mut cause = match (self.refusal_code.map(refusal_in_words), self.kind) {
             (Some(words), _) if errors.is_empty() => words.to_owned(),
             (Some(words), _) => format!("{words}: {errors}"),
+            (None, TroubleKind::Slow) if self.waited > SLOW_WAIT => {
+                format!("waited {:.1} s for a backend", self.waited.as_secs_f64())
+            }
             (None, TroubleKind::Slow) => self.first_byte_in_words(),
             (None, TroubleKind::Failed) if self.status.is_none() => match errors.is_empty() {
                 true => "the client got no response".to_owned(),
@@ -101,6 +105,7 @@ mod tests {
             omitted_attempts: 0,
             duration: Duration::from_millis(40_210),
             time_to_first_body_byte: None,
+            waited: Duration::ZERO,
         }
     }
 
@@ -155,6 +160,15 @@ mod tests {
             let request = TroubledRequest { refusal_code, ..request(kind, status, attempts) };
             assert_eq!(request.cause(), expected);
         }
+    }
+
+    #[test]
+    fn a_slow_request_tells_what_it_waited_for() {
+        let mut slow = request(TroubleKind::Slow, Some(200), &[("a", Some(200), None)]);
+        slow.time_to_first_body_byte = Some(Duration::from_millis(31_250));
+        assert_eq!(slow.cause(), "the first byte came after 31.2 s");
+        slow.waited = Duration::from_millis(1_840);
+        assert_eq!(slow.cause(), "waited 1.8 s for a backend");
     }
 
     #[test]

@@ -60,6 +60,8 @@ pub struct TroubledRequest {
     pub duration: Duration,
     /// From the complete request head to the first byte of the response body.
     pub time_to_first_body_byte: Option<Duration>,
+    /// How long it waited between attempts.
+    pub waited: Duration,
 }
 
 impl TroubledRequest {
@@ -81,6 +83,7 @@ impl TroubledRequest {
             omitted_attempts,
             duration: exchange.duration,
             time_to_first_body_byte: exchange.time_to_first_body_byte,
+            waited: exchange.waited,
         }
     }
 

@@ -6,6 +6,8 @@ use crate::record::exchange::{ExchangeOutcome, FinishedExchange};
 
 /// A request that had no first byte for longer than this was slow.
 const SLOW_FIRST_BYTE: Duration = Duration::from_secs(30);
+/// A request that waited longer than this between attempts was slow.
+pub(super) const SLOW_WAIT: Duration = Duration::from_secs(1);
 
 /// Why a request is kept. The first that applies counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +18,7 @@ pub enum TroubleKind {
     Failed,
     /// The first attempt did not lead to the response.
     Retried,
-    /// The first byte of the response came late.
+    /// The first byte of the response came late, or the request waited for a backend.
     Slow,
 }
 
@@ -37,20 +39,21 @@ impl TroubleKind {
     /// The kind of an exchange; `None` if it went well.
     pub(in crate::record) fn of(exchange: &FinishedExchange) -> Option<Self> {
         let (outcome, status) = (exchange.outcome, exchange.client_status);
-        Self::from_facts(outcome, status, exchange.attempts.len(), time_without_first_byte(exchange))
+        let is_slow = time_without_first_byte(exchange) > SLOW_FIRST_BYTE || exchange.waited > SLOW_WAIT;
+        Self::from_facts(outcome, status, exchange.attempts.len(), is_slow)
     }
 
     fn from_facts(
         outcome: ExchangeOutcome,
         status: Option<u16>,
         attempt_count: usize,
-        time_without_first_byte: Duration,
+        is_slow: bool,
     ) -> Option<Self> {
         match (outcome, status) {
             (ExchangeOutcome::Refused, _) | (_, Some(400..=499)) => Some(Self::Refused),
             (ExchangeOutcome::Failed, _) | (_, Some(500..)) => Some(Self::Failed),
             _ if attempt_count > 1 => Some(Self::Retried),
-            _ => (time_without_first_byte > SLOW_FIRST_BYTE).then_some(Self::Slow),
+            _ => is_slow.then_some(Self::Slow),
         }
     }
 }
@@ -70,26 +73,24 @@ mod tests {
     fn the_first_kind_that_applies_counts() {
         use ExchangeOutcome::{Answered, ClientGone, Failed, Refused};
         let table = [
-            (Answered, Some(200), 1, 1, None),
-            (Answered, Some(200), 1, 30, None),
-            (Answered, Some(200), 1, 31, Some(TroubleKind::Slow)),
-            (Answered, Some(200), 2, 31, Some(TroubleKind::Retried)),
-            (Answered, Some(429), 2, 31, Some(TroubleKind::Refused)),
-            (Answered, Some(400), 1, 1, Some(TroubleKind::Refused)),
-            (Answered, Some(503), 1, 1, Some(TroubleKind::Failed)),
-            (Refused, Some(503), 0, 1, Some(TroubleKind::Refused)),
-            (Refused, Some(401), 0, 1, Some(TroubleKind::Refused)),
-            (Failed, Some(502), 3, 1, Some(TroubleKind::Failed)),
-            (Failed, Some(200), 1, 1, Some(TroubleKind::Failed)),
-            (Failed, None, 1, 1, Some(TroubleKind::Failed)),
-            (ClientGone, None, 1, 1, None),
-            (ClientGone, None, 1, 31, Some(TroubleKind::Slow)),
-            (ClientGone, Some(200), 2, 1, Some(TroubleKind::Retried)),
+            (Answered, Some(200), 1, false, None),
+            (Answered, Some(200), 1, true, Some(TroubleKind::Slow)),
+            (Answered, Some(200), 2, true, Some(TroubleKind::Retried)),
+            (Answered, Some(429), 2, true, Some(TroubleKind::Refused)),
+            (Answered, Some(400), 1, false, Some(TroubleKind::Refused)),
+            (Answered, Some(503), 1, false, Some(TroubleKind::Failed)),
+            (Refused, Some(503), 0, false, Some(TroubleKind::Refused)),
+            (Refused, Some(401), 0, false, Some(TroubleKind::Refused)),
+            (Failed, Some(502), 3, false, Some(TroubleKind::Failed)),
+            (Failed, Some(200), 1, false, Some(TroubleKind::Failed)),
+            (Failed, None, 1, false, Some(TroubleKind::Failed)),
+            (ClientGone, None, 1, false, None),
+            (ClientGone, None, 1, true, Some(TroubleKind::Slow)),
+            (ClientGone, Some(200), 2, false, Some(TroubleKind::Retried)),
         ];
-        for (outcome, status, attempts, seconds, expected) in table {
-            let time = Duration::from_secs(seconds);
-            let found = TroubleKind::from_facts(outcome, status, attempts, time);
-            assert_eq!(found, expected, "{outcome:?} {status:?} {attempts} {seconds}");
+        for (outcome, status, attempts, is_slow, expected) in table {
+            let found = TroubleKind::from_facts(outcome, status, attempts, is_slow);
+            assert_eq!(found, expected, "{outcome:?} {status:?} {attempts} {is_slow}");
         }
     }
 }
