@@ -58,7 +58,11 @@ async fn a_disabled_backend_gets_nothing_and_needs_no_secret() {
     let states = balancer.backend_states().await;
     let names_and_states: Vec<_> =
         states.iter().map(|(name, state)| (name.as_str(), state.as_str())).collect();
-    assert_eq!(names_and_states, [("a", "ok"), ("b", "disabled"), ("c", "ok")], "in the order of the file");
+    assert_eq!(
+        names_and_states,
+        [("a", "healthy"), ("b", "disabled"), ("c", "healthy")],
+        "in the order of the file"
+    );
     let status = balancer.status().await;
     let b = &status["backends"][1];
     assert_eq!(

@@ -75,7 +75,7 @@ async fn a_drain_outlives_a_stop_a_kill_and_an_upgrade_until_it_is_lifted() {
     assert!(send_signal_to("KILL", pid));
     wait_until("the successor is gone", || !is_process_alive(pid)).await;
     balancer.start_again().await;
-    assert_eq!(states(&balancer).await, ["drained", "ok"]);
+    assert_eq!(states(&balancer).await, ["drained", "healthy"]);
     assert!(!balancer.log().contains("kept in memory only"), "{}", balancer.log());
 }
 
@@ -179,7 +179,7 @@ async fn a_state_directory_that_cannot_be_used_is_reported_once_and_drains_live_
     assert_eq!(balancer.status().await["process"]["drains_not_saved"], problem);
     // In memory it outlives an upgrade all the same.
     assert!(balancer.run_upgrade_command().await.status.success());
-    assert_eq!(states(&balancer).await, ["ok", "drained"]);
+    assert_eq!(states(&balancer).await, ["healthy", "drained"]);
     let told = "server.state_directory: drains are kept in memory only and end with this process: cannot use";
     assert_eq!(balancer.log().matches(told).count(), 2, "once for each process: {}", balancer.log());
 }
@@ -193,7 +193,7 @@ async fn a_write_that_fails_is_reported_and_made_up_for_by_a_reload() {
     std::fs::create_dir(balancer.path("state/drains.json")).unwrap();
     let problem = balancer.post_admin("/api/backends/b/drain").await.json()["save_problem"].clone();
     assert!(problem.as_str().unwrap().starts_with("cannot write drains.json: "), "{problem}");
-    assert_eq!(states(&balancer).await, ["ok", "drained"]);
+    assert_eq!(states(&balancer).await, ["healthy", "drained"]);
     std::fs::remove_dir(balancer.path("state/drains.json")).unwrap();
     assert_eq!(balancer.post_admin("/api/reload").await.status, 200);
     assert_eq!(drained_in_file(&balancer), ["b"]);
@@ -210,7 +210,11 @@ async fn a_second_instance_says_who_has_the_directory_and_writes_nothing_there()
     let server = format!("server: {{ drain_delay: 0s, state_directory: {directory} }}");
     let second = Balancer::start(&listed_backends_yaml(&azure), &server).await;
     second.wait_for_log(&format!("end with this process: process {} uses {directory}", first.pid())).await;
-    assert_eq!(states(&second).await, ["ok", "ok"], "the drains of the first are not those of the second");
+    assert_eq!(
+        states(&second).await,
+        ["healthy", "healthy"],
+        "the drains of the first are not those of the second"
+    );
     let response = second.post_admin("/api/backends/b/drain").await.json();
     assert!(response["save_problem"].as_str().unwrap().contains("a directory of its own"), "{response}");
     assert_eq!(drained_in_file(&first), ["a"]);
@@ -231,7 +235,7 @@ async fn a_file_that_cannot_be_read_is_reported_renamed_and_replaced() {
         balancer
             .wait_for_log(&format!("drains.json cannot be used, and no backend is drained by it: {reason}"))
             .await;
-        assert_eq!(states(&balancer).await, ["ok", "ok"]);
+        assert_eq!(states(&balancer).await, ["healthy", "healthy"]);
         assert_eq!(balancer.post_chat().await.status, 200);
         let files = std::fs::read_dir(balancer.path("state")).unwrap().map(|entry| entry.unwrap().path());
         let aside: Vec<_> =
@@ -256,7 +260,7 @@ async fn the_drain_of_a_backend_that_has_left_the_file_is_kept_and_can_be_lifted
     let text = std::fs::read_to_string(balancer.path("aoai-lb.yaml")).unwrap();
     balancer.write_config(&text.replace("clients:\n", &format!("{entry}clients:\n")));
     assert_eq!(balancer.post_admin("/api/reload").await.status, 200);
-    assert_eq!(states(&balancer).await, ["ok", "drained"]);
+    assert_eq!(states(&balancer).await, ["healthy", "drained"]);
     // And leaves again.
     balancer.write_config(&text);
     assert_eq!(balancer.post_admin("/api/reload").await.status, 200);

@@ -77,7 +77,9 @@ async fn drain_tells_how_many_requests_are_in_flight_and_undrain_ends_it() {
         result.stderr.starts_with("warning: left without a backend: deployment 'gpt-4o', "),
         "{result:?}"
     );
-    for (expected, state) in [("east is no longer drained\n", "ok"), ("east was not drained\n", "ok")] {
+    for (expected, state) in
+        [("east is no longer drained\n", "healthy"), ("east was not drained\n", "healthy")]
+    {
         let result = run_with_file(&balancer, &["undrain", "east"]).await;
         assert_eq!((result.code, result.stdout.as_str(), result.stderr.as_str()), (Some(0), expected, ""));
         assert_eq!(states(&balancer).await[0], state);
@@ -106,7 +108,7 @@ async fn an_unknown_name_is_answered_with_the_names_and_the_closest() {
             assert_eq!(result.stdout, "");
         }
     }
-    assert_eq!(states(&balancer).await, ["ok", "ok"]);
+    assert_eq!(states(&balancer).await, ["healthy", "healthy"]);
     for arguments in
         [["drain"].as_slice(), &["undrain", "a", "b"], &["reload", "west-1"], &["drain", "a", "--force"]]
     {
@@ -190,7 +192,7 @@ async fn commands_reach_the_successor_while_an_upgrade_goes_on() {
         assert!(result.code == Some(0) && result.stdout.starts_with(expected), "{round}: {result:?}");
     }
     balancer.wait_until_single_process().await;
-    assert_eq!(states(&balancer).await, ["ok", "ok"]);
+    assert_eq!(states(&balancer).await, ["healthy", "healthy"]);
 }
 
 /// Starts a balancer with this `admin` block, in which `@` stands for an address.

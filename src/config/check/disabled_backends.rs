@@ -82,7 +82,7 @@ mod tests {
             &yaml.replace("enabled: false, ", ""),
             &[
                 "backends[0].credential.api_key: ${NONE} is not set; set NONE or write ${NONE:-default}",
-                "backends[0].tls.ca: cannot read the file: No such file or directory (os error 2)",
+                "backends[0].tls.ca: cannot read the file: No such file or directory",
             ],
         )]);
     }
