@@ -1,6 +1,7 @@
 //! Looks at the whole once a second: derives its state (`routing/service_state.rs`), and logs what begins, goes on
 //! and is over, so that an operator who reads only warnings understands an incident.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -120,7 +121,7 @@ impl ServiceMonitor {
             problems.extend(judge_pool(name, &states));
         }
         problems.extend(self.look_at_process(config));
-        problems.sort_by(|a, b| b.state.cmp(&a.state));
+        problems.sort_by_key(|problem| Reverse(problem.state));
         let seen = problems.first().map_or(ServiceState::Healthy, |problem| problem.state);
         if let Some(change) = self.tracker.observe(seen, now) {
             tell_change(change, &problems);

@@ -66,7 +66,8 @@ mod tests {
 
     #[test]
     fn the_p99_is_the_end_of_the_bucket_that_it_is_in() {
-        let table: [(&[(u32, u64)], Option<u64>); 6] = [
+        type Answers = &'static [(u32, u64)];
+        let table: [(Answers, Option<u64>); 6] = [
             (&[(19, 100)], None),
             (&[(20, 100)], Some(128)),
             (&[(100, 10), (1, 5000)], Some(12)),

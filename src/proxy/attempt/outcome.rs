@@ -24,6 +24,17 @@ pub(super) enum AfterResponse {
     Exhausted,
 }
 
+/// A response that ends an attempt, or the error event that a stream begins with.
+#[derive(Clone, Copy)]
+struct JudgedResponse<'r> {
+    verdict: Verdict,
+    /// That of the response, or of the error in the event.
+    status: u16,
+    header: &'r ResponseHeader,
+    /// What has arrived of the body, or the event.
+    body: &'r [u8],
+}
+
 impl RetryState {
     /// Records the head of a response that is relayed as it arrives, which ends the choice of backends.
     pub(super) fn on_relay_start(&mut self, header: &ResponseHeader, now: Instant) {
@@ -135,7 +146,8 @@ impl RetryState {
             self.stream_options_refused_by = Some(finished.candidate_index);
             Some(AttemptOutcome::Uncounted)
         } else {
-            self.learn_from_response(&finished, verdict, status, &held.header, &body, failure, now)
+            let response = JudgedResponse { verdict, status, header: &held.header, body: &body };
+            self.learn_from_response(&finished, response, failure, now)
         };
         let Some(outcome) = outcome else { return AfterResponse::Relay(held) };
         let was_throttled = matches!(outcome, AttemptOutcome::Throttled(_));
@@ -202,7 +214,8 @@ impl RetryState {
         }
         let failure = self.record_failure_for_verdict(verdict);
         let finished = self.finish_with_status(status, verdict, header, now)?;
-        let outcome = self.learn_from_response(&finished, verdict, status, header, event, failure, now)?;
+        let response = JudgedResponse { verdict, status, header, body: event };
+        let outcome = self.learn_from_response(&finished, response, failure, now)?;
         if verdict == Verdict::DeploymentNotFound {
             self.note_missing_deployment(finished.candidate_index);
         }
@@ -296,24 +309,21 @@ impl RetryState {
     fn learn_from_response(
         &self,
         finished: &FinishedAttempt,
-        verdict: Verdict,
-        status: u16,
-        header: &ResponseHeader,
-        body: &[u8],
+        response: JudgedResponse<'_>,
         failure: FailureFlags,
         now: Instant,
     ) -> Option<AttemptOutcome> {
         let facts = ResponseFacts {
             candidate: self.admitted.pool.candidate(finished.candidate_index)?,
             send_ticket: finished.send_ticket,
-            headers: &header.headers,
-            status,
+            headers: &response.header.headers,
+            status: response.status,
             secret_id: finished.secret_id,
-            body,
+            body: response.body,
             failure_flags: failure,
             now,
         };
-        self.gateway.learn_and_decide_outcome(&self.admitted, verdict, facts)
+        self.gateway.learn_and_decide_outcome(&self.admitted, response.verdict, facts)
     }
 }
 
