@@ -207,11 +207,12 @@ impl Recorder {
         }
     }
 
-    /// Asks the JSON lines sink to open its file again, because another program has renamed it.
-    pub fn request_jsonl_reopening(&self) {
-        if let Some(jsonl) = &self.jsonl_control {
-            jsonl.is_reopening_requested.store(true, Ordering::Relaxed);
-        }
+    /// Asks the JSON lines sink to open its file again, because another program has renamed it. Returns false if
+    /// there is no such sink.
+    pub fn request_jsonl_reopening(&self) -> bool {
+        let Some(jsonl) = &self.jsonl_control else { return false };
+        jsonl.is_reopening_requested.store(true, Ordering::Relaxed);
+        true
     }
 
     /// Writes the queued records and ends the threads, within `SHUTDOWN_TIMEOUT`. Records that a sink has

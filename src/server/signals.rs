@@ -213,7 +213,10 @@ pub(super) async fn reload_on_sighup(config_manager: Arc<ConfigManager>) {
 /// Handles SIGUSR1: opens the record file again, which logrotate has renamed.
 pub(super) async fn reopen_record_file_on_sigusr1(mut reopen: Signal, process: Arc<ProcessState>) {
     while reopen.recv().await.is_some() {
-        info!("SIGUSR1: the record file is opened again");
-        process.recorder.request_jsonl_reopening();
+        if process.recorder.request_jsonl_reopening() {
+            info!("SIGUSR1: the record file is opened again");
+        } else {
+            info!("SIGUSR1 is ignored: there is no record file");
+        }
     }
 }
