@@ -74,6 +74,7 @@ pub fn prometheus_text(config: &ActiveConfig, now: Instant) -> String {
         ),
     );
     set_expiry_gauges(&registry, gateway, now, wall_now);
+    set_memory_gauge(&registry);
     let backlog_seconds = GaugeVec::new(
         Opts::new(
             "aoai_lb_record_backlog_seconds",
@@ -160,4 +161,21 @@ fn set_expiry_gauges(registry: &Registry, gateway: &Gateway, now: Instant, wall_
             credential_gauge.with_label_values(&[backend.config.name.as_str()]).set(seconds(expiry.at));
         }
     }
+}
+
+/// Adds the memory of the process.
+fn set_memory_gauge(registry: &Registry) {
+    let gauge = IntGauge::new("process_resident_memory_bytes", "Resident memory of the process, in bytes.");
+    // Without /proc it is not known, and there is no such metric.
+    if let Some(bytes) = resident_memory_bytes() {
+        register_metric(registry, gauge).set(bytes);
+    }
+}
+
+/// The resident memory of this process: proc(5), `VmRSS`.
+fn resident_memory_bytes() -> Option<i64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: i64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1024)
 }

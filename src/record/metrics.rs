@@ -6,10 +6,11 @@ use std::time::{Instant, SystemTime};
 
 use prometheus::core::Collector;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder,
 };
 
-use super::delivery::Deliveries;
+use super::delivery::{self, Deliveries};
 use super::exchange::FinishedExchange;
 use super::recent_trouble::{BackendFailures, RecentTrouble};
 use super::statistics::Statistics;
@@ -94,6 +95,10 @@ impl Metrics {
         for result in [RELOAD_SUCCESS, RELOAD_FAILURE] {
             config_reloads.with_label_values(&[result]).inc_by(0);
         }
+        let started_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let start_gauge =
+            Gauge::new("process_start_time_seconds", "When the process started, in seconds since 1970.");
+        register_metric(&registry, start_gauge).set(started_at.as_secs_f64());
         Self {
             finished_requests: counters(
                 "aoai_lb_requests_total",
@@ -225,6 +230,16 @@ impl Metrics {
         }
     }
 
+    /// Begins to count the records of the spool and of these sinks: what has not happened yet is 0, so that
+    /// `increase()` sees the first record that is dropped.
+    pub fn expect_records(&self, sinks: &[&str]) {
+        for sink in [delivery::SPOOL].iter().chain(sinks) {
+            for result in record_results(sink) {
+                self.records.with_label_values(&[*sink, *result]).inc_by(0);
+            }
+        }
+    }
+
     /// Counts a configuration reload.
     pub fn record_config_reload(&self, is_success: bool) {
         self.config_reloads
@@ -248,6 +263,15 @@ impl Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// What can become of a record in the spool or in a sink.
+fn record_results(sink: &str) -> &'static [&'static str] {
+    match sink {
+        delivery::SPOOL => &["written", "without_content", "dropped", "late"],
+        delivery::LOG_ANALYTICS => &["delivered", "retried", "dead", "lost"],
+        _ => &["delivered", "retried", "lost"],
     }
 }
 

@@ -125,6 +125,7 @@ impl Recorder {
         let mut sink_names = Vec::new();
         sink_names.extend(config.jsonl.as_ref().map(|_| delivery::JSONL));
         sink_names.extend(config.log_analytics.as_ref().map(|_| delivery::LOG_ANALYTICS));
+        metrics.expect_records(&sink_names);
         let (spool, readers) =
             Spool::open(&config.spool.directory, config.spool.max_bytes, &sink_names, Instant::now());
         let mut threads = Vec::new();
