@@ -164,9 +164,9 @@ async fn the_whole_is_failing_while_clients_are_refused_and_degraded_while_other
     let warnings = warnings(&balancer);
     for expected in [
         "backend a: failing: ",
-        "the service is degraded, after ",
+        "the service is degraded: a: failing: the last ",
         "requests fail because of backends: gpt-4o: 502, no backend answered: a: connection reset, b: connection reset",
-        "the service is failing, after ",
+        "the service is failing: requests: ",
     ] {
         assert_eq!(warnings.iter().filter(|line| line.contains(expected)).count(), 1, "{warnings:#?}");
     }

@@ -9,6 +9,7 @@ use crate::routing::availability::Outage;
 use crate::routing::backend_health::BackendPart;
 use crate::routing::backend_state::{BackendCondition, BackendFacts, BackendState};
 use crate::routing::pool::Candidate;
+use crate::routing::recent_attempts::FAILING_IN_A_ROW;
 
 /// The condition of a backend, and why it is not healthy.
 pub(super) struct BackendReport {
@@ -99,8 +100,10 @@ fn describe(
         BackendState::Failing => {
             let (attempts, failures) = recent.last_minute(now);
             let in_a_row = recent.failures_in_a_row();
-            let text = if failures > 0 && u64::from(in_a_row) <= failures {
+            let text = if in_a_row < FAILING_IN_A_ROW {
                 format!("{failures} of {attempts} attempts of the last minute failed")
+            } else if attempts > u64::from(in_a_row) {
+                format!("the last {in_a_row} attempts failed, of the last minute {failures} of {attempts}")
             } else {
                 format!("the last {in_a_row} attempts failed")
             };

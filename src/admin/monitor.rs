@@ -2,24 +2,25 @@
 //! and is over, so that an operator who reads only warnings understands an incident.
 
 use std::cmp::Reverse;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use log::{error, info, warn};
+use log::{Level, error, info, log, warn};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::conditions::{BackendReport, member_condition};
 use super::config_status::ConfigStatus;
 use super::status::expiry::certificate_statuses;
+use crate::gateway::log_text::escape_for_log;
 use crate::gateway::{Backend, PoolKey};
 use crate::names::BackendName;
 use crate::proxy::ActiveConfig;
 use crate::routing::backend_health::DeploymentHealth;
 use crate::routing::backend_state::BackendState;
-use crate::routing::episodes::{EventEpisode, EventNews, StateEpisode, StateNews};
+use crate::routing::episodes::{EventEpisode, EventNews, StateEpisode, StateNews, duration_in_words};
 use crate::routing::pool::BackendPool;
 use crate::routing::service_state::{
     RecentRequests, ServiceProblem, ServiceReport, ServiceState, ServiceStateTracker, StateChange,
@@ -31,12 +32,16 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// The requests of so long ago still count.
 const RECENT_REQUESTS: Duration = Duration::from_secs(30);
 
+/// So many further subjects are named in a line about the whole.
+const MAX_LISTED_SUBJECTS: usize = 8;
+
 /// What is remembered from one look to the next.
 pub struct ServiceMonitor {
     active_config: Arc<ArcSwap<ActiveConfig>>,
     config_status: Arc<ArcSwap<ConfigStatus>>,
     tracker: ServiceStateTracker,
-    state_episodes: HashMap<BackendName, StateEpisode>,
+    service_episode: StateEpisode<ServiceState>,
+    state_episodes: HashMap<BackendName, StateEpisode<BackendState>>,
     throttling_episodes: HashMap<(BackendName, String), ThrottlingEpisode>,
     failure_episode: EventEpisode,
     /// The counters of the last half minute, oldest first.
@@ -69,6 +74,7 @@ impl ServiceMonitor {
             active_config,
             config_status,
             tracker: ServiceStateTracker::new(now),
+            service_episode: StateEpisode::default(),
             state_episodes: HashMap::new(),
             throttling_episodes: HashMap::new(),
             failure_episode: EventEpisode::default(),
@@ -123,9 +129,8 @@ impl ServiceMonitor {
         problems.extend(self.look_at_process(config));
         problems.sort_by_key(|problem| Reverse(problem.state));
         let seen = problems.first().map_or(ServiceState::Healthy, |problem| problem.state);
-        if let Some(change) = self.tracker.observe(seen, now) {
-            tell_change(change, &problems);
-        }
+        let change = self.tracker.observe(seen, now);
+        self.tell_service_state(change, &problems, now);
         ServiceReport { state: self.tracker.current(), since: Some(self.tracker.since()), problems }
     }
 
@@ -146,8 +151,8 @@ impl ServiceMonitor {
                     deployment => format!("backend {name}, deployment '{deployment}'"),
                 };
                 let episode = self.throttling_episodes.entry(key).or_default();
-                episode.tell(&what, &health, count, now);
-                if episode.episode.is_current() && !throttled.contains(name) {
+                episode.tell(&what, is_provisioned(backend), &health, count, now);
+                if episode.episode.has_recent_event(now) && !throttled.contains(name) {
                     throttled.push(name.clone());
                 }
             }
@@ -173,7 +178,8 @@ impl ServiceMonitor {
                 error!("{count} more requests failed because of backends, the last: {cause}");
             }
             Some(EventNews::Over { count, lasted }) => {
-                warn!("no request has failed for a minute; {count} had within {}", in_words(lasted));
+                let lasted = duration_in_words(lasted);
+                warn!("requests do not fail because of backends any more; {count} did within {lasted}");
             }
             None => {}
         }
@@ -200,16 +206,47 @@ impl ServiceMonitor {
         match episode.observe(report.condition.state, now) {
             Some(StateNews::Is(state)) => {
                 let reason = report.reason.as_deref().unwrap_or_default();
-                error!("backend {name}: {}: {}", state.as_str(), reason.escape_default());
+                error!("backend {name}: {}: {}", state.as_str(), escape_for_log(reason));
             }
             Some(StateNews::Over { lasted }) => {
                 warn!(
                     "backend {name} is {} again, after {}",
                     report.condition.state.as_str(),
-                    in_words(lasted)
+                    duration_in_words(lasted)
                 );
             }
             None => {}
+        }
+    }
+
+    /// Tells of the state of the whole. Between good ones it may change all day.
+    fn tell_service_state(&mut self, change: Option<StateChange>, problems: &[ServiceProblem], now: Instant) {
+        let current = self.tracker.current();
+        match self.service_episode.observe(current, now) {
+            Some(StateNews::Is(state)) => {
+                let level = if state == ServiceState::Failing { Level::Error } else { Level::Warn };
+                log!(level, "the service is {}{}", state.as_str(), list_problems(state, problems));
+            }
+            Some(StateNews::Over { lasted }) => {
+                warn!(
+                    "the service has recovered after {}, and is {}",
+                    duration_in_words(lasted),
+                    current.as_str()
+                );
+            }
+            None => {
+                if let Some(StateChange { from, to, lasted }) = change
+                    && from.is_good()
+                    && to.is_good()
+                {
+                    info!(
+                        "the service is {}, after {} {}",
+                        to.as_str(),
+                        duration_in_words(lasted),
+                        from.as_str()
+                    );
+                }
+            }
         }
     }
 
@@ -259,17 +296,28 @@ impl ServiceMonitor {
 
 impl ThrottlingEpisode {
     /// Tells of the 429s of a deployment.
-    fn tell(&mut self, what: &str, health: &DeploymentHealth, count: u64, now: Instant) {
+    fn tell(
+        &mut self,
+        what: &str,
+        is_provisioned: bool,
+        health: &DeploymentHealth,
+        count: u64,
+        now: Instant,
+    ) {
         let attempts = health.headroom.attempts_sent();
         let sent = attempts.saturating_sub(self.attempts_at_report);
         let news = self.episode.observe(count, now);
         match news {
+            Some(EventNews::Began) if is_provisioned => {
+                warn!("{what}: throttled (429): its provisioned capacity is full");
+            }
             Some(EventNews::Began) => warn!("{what}: throttled (429 or retry-after)"),
             Some(EventNews::GoesOn { count }) => {
                 info!("{what}: throttled: {count} of {sent} attempts of the last minute");
             }
             Some(EventNews::Over { count, lasted }) => {
-                warn!("{what}: no longer throttled: {count} responses within {}", in_words(lasted));
+                let lasted = duration_in_words(lasted);
+                warn!("{what}: no longer throttled; {count} attempts were within {lasted}");
             }
             None => {}
         }
@@ -279,16 +327,23 @@ impl ThrottlingEpisode {
     }
 }
 
-/// Tells of the state of the whole.
-fn tell_change(change: StateChange, problems: &[ServiceProblem]) {
-    let StateChange { from, to, lasted } = change;
-    let (to_word, from_word, lasted) = (to.as_str(), from.as_str(), in_words(lasted));
-    match problems.iter().find(|problem| problem.state == to) {
-        Some(problem) => {
-            let text = problem.text.escape_default();
-            warn!("the service is {to_word}, after {lasted} {from_word}: {}: {text}", problem.subject);
-        }
-        None => warn!("the service is {to_word}, after {lasted} {from_word}"),
+/// The first problem that amounts to this state, and what else is not as it should be.
+fn list_problems(state: ServiceState, problems: &[ServiceProblem]) -> String {
+    let Some(first) = problems.iter().find(|problem| problem.state == state) else { return String::new() };
+    // The last error has been told with its backend, or with the requests.
+    let text = first.text.split("; last: ").next().unwrap_or_default();
+    let mut list = format!(": {}: {}", first.subject, escape_for_log(text));
+    // What spills over is as it should be.
+    let others = problems.iter().filter(|problem| !problem.state.is_good());
+    let others: BTreeSet<&str> = others.map(|problem| problem.subject.as_str()).collect();
+    let mut others = others.into_iter().filter(|subject| *subject != first.subject);
+    let named: Vec<&str> = others.by_ref().take(MAX_LISTED_SUBJECTS).collect();
+    if !named.is_empty() {
+        list += &format!("; also: {}", named.join(", "));
+    }
+    match others.count() {
+        0 => list,
+        count => format!("{list} and {count} more"),
     }
 }
 
@@ -330,27 +385,35 @@ fn pool_name(key: &PoolKey) -> String {
     }
 }
 
-/// A duration as people write it: `45s`, `12m`, `3h 20m`.
-fn in_words(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    match (seconds / 3600, seconds / 60 % 60, seconds) {
-        (0, 0, seconds) => format!("{seconds}s"),
-        (0, minutes, seconds) if minutes < 10 => format!("{minutes}m {}s", seconds % 60),
-        (0, minutes, _) => format!("{minutes}m"),
-        (hours, minutes, _) => format!("{hours}h {minutes}m"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_as_exact_as_people_need_them() {
-        let table =
-            [(0, "0s"), (59, "59s"), (60, "1m 0s"), (754, "12m"), (3600, "1h 0m"), (12_000, "3h 20m")];
-        for (seconds, expected) in table {
-            assert_eq!(in_words(Duration::from_secs(seconds)), expected);
+    fn a_line_about_the_whole_names_its_first_problem_and_what_else_is_wrong() {
+        use ServiceState::{Degraded, Failing, Spilling};
+        let problem = |state, subject: &str, text: &str| ServiceProblem {
+            state,
+            subject: subject.to_owned(),
+            text: text.to_owned(),
+        };
+        let mut problems = vec![
+            problem(Failing, "requests", "4 of 9 in the last 30 s were refused or failed; last: a\nb"),
+            problem(Degraded, "b", "failing: the last 3 attempts failed; last: 500"),
+            problem(Degraded, "b", "its credential cannot be renewed"),
+            problem(Spilling, "a", "its provisioned capacity is full"),
+        ];
+        let table = [
+            (Failing, ": requests: 4 of 9 in the last 30 s were refused or failed; also: b"),
+            (Degraded, ": b: failing: the last 3 attempts failed; also: requests"),
+            (ServiceState::Healthy, ""),
+        ];
+        for (state, expected) in table {
+            assert_eq!(list_problems(state, &problems), expected);
         }
+        problems.extend((10..30).map(|number| problem(Degraded, &format!("c{number}"), "failing")));
+        let list = list_problems(Failing, &problems);
+        assert!(list.ends_with("; also: b, c10, c11, c12, c13, c14, c15, c16 and 13 more"), "{list}");
+        assert_eq!(list_problems(Degraded, &problems[1..2]), ": b: failing: the last 3 attempts failed");
     }
 }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{debug, error, info, warn};
+use log::{debug, error, warn};
 use tokio::time::sleep;
 
 use super::fetched_secret::FetchError;
@@ -40,7 +40,7 @@ pub(super) async fn refresh_forever(
                 let is_changed = state.store_fetched(&fetched);
                 match () {
                     () if failures > 0 => {
-                        info!("fetched the {} again", state.description());
+                        warn!("fetched the {} again", state.description());
                     }
                     () if is_renewal && is_changed => {
                         debug!("the {} has a new value", state.description());

@@ -4,6 +4,7 @@
 //! <https://learn.microsoft.com/entra/identity-platform/signing-key-rollover>
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use bytes::Bytes;
 use http::Method;
 use jsonwebtoken::DecodingKey;
 use jsonwebtoken::jwk::{AlgorithmParameters, Jwk, JwkSet, PublicKeyUse};
-use log::{error, info, warn};
+use log::{error, warn};
 use tokio::sync::Mutex;
 use tokio::time::sleep;
 
@@ -35,6 +36,8 @@ pub struct SigningKeys {
     current_snapshot: ArcSwap<SigningKeySnapshot>,
     /// When the last fetch began. The lock is held during a fetch, so that only one runs at a time.
     last_fetch_start: Mutex<Option<Instant>>,
+    /// Whether the last fetch failed, which is logged once.
+    is_failing: AtomicBool,
 }
 
 /// The keys as one fetch returned them, by their id (`kid`).
@@ -64,6 +67,7 @@ impl SigningKeys {
             outbound_client,
             current_snapshot: ArcSwap::default(),
             last_fetch_start: Mutex::const_new(None),
+            is_failing: AtomicBool::new(false),
         }
     }
 
@@ -84,13 +88,27 @@ impl SigningKeys {
         let mut last_start = self.last_fetch_start.lock().await;
         if last_start.is_none_or(|start| start.elapsed() >= MIN_ON_DEMAND_FETCH_INTERVAL) {
             *last_start = Some(Instant::now());
-            if let Err(error) = self.fetch_and_store().await {
-                warn!("cannot fetch the signing keys of Entra ID: {error}");
-            }
+            let _ = self.fetch_and_store().await;
         }
     }
 
+    /// Fetches the keys. The first of several failures is logged, and their end.
     async fn fetch_and_store(&self) -> Result<(), String> {
+        let result = self.try_fetch_and_store().await;
+        let has_failed = self.is_failing.swap(result.is_err(), Ordering::Relaxed);
+        match &result {
+            Err(error) if !has_failed => {
+                let has_keys = !self.current_snapshot().keys_by_id.is_empty();
+                let until_then = if has_keys { "the old ones stay in use" } else { "tokens are refused" };
+                error!("cannot fetch the signing keys of Entra ID; {until_then}: {error}");
+            }
+            Ok(()) if has_failed => warn!("fetched the signing keys of Entra ID again"),
+            _ => {}
+        }
+        result
+    }
+
+    async fn try_fetch_and_store(&self) -> Result<(), String> {
         let request = OutboundRequest {
             method: Method::GET,
             path_and_query: &self.keys_url_path,
@@ -119,26 +137,15 @@ impl SigningKeys {
 
 /// Fetches the keys at an interval until the last user drops them.
 pub(super) async fn refresh_until_dropped(signing_keys: Weak<SigningKeys>) {
-    let mut has_failed = false;
     loop {
         let Some(keys) = signing_keys.upgrade() else { return };
         let mut last_start = keys.last_fetch_start.lock().await;
         *last_start = Some(Instant::now());
         let result = keys.fetch_and_store().await;
-        let has_keys = !keys.current_snapshot().keys_by_id.is_empty();
         // Not held while sleeping: the task ends once all others have dropped the keys.
         drop(last_start);
         drop(keys);
-        match &result {
-            Err(error) if !has_failed => {
-                let until_then = if has_keys { "the old ones stay in use" } else { "tokens are refused" };
-                error!("cannot fetch the signing keys of Entra ID; {until_then}: {error}");
-            }
-            Ok(()) if has_failed => info!("fetched the signing keys of Entra ID again"),
-            _ => {}
-        }
-        has_failed = result.is_err();
-        let interval = if has_failed { RETRY_INTERVAL } else { REFRESH_INTERVAL };
+        let interval = if result.is_err() { RETRY_INTERVAL } else { REFRESH_INTERVAL };
         // Jitter, so that many balancers do not fetch at the same time.
         sleep(interval.mul_f64(0.9 + fastrand::f64() / 5.0)).await;
     }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use log::{error, info, warn};
+use log::{error, warn};
 
 use crate::names::BackendName;
 use crate::routing::backend_health::HealthRegistry;
@@ -154,7 +154,7 @@ impl Drains {
             Ok(()) => {
                 storage.saved_text = Some(text);
                 if self.problem.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
-                    info!("server.state_directory: drains are saved again");
+                    warn!("server.state_directory: drains are saved again");
                 }
             }
             Err(problem) => {

@@ -11,6 +11,7 @@ use log::{error, info};
 use super::Gateway;
 use super::admitted_request::AdmittedRequest;
 use super::backend::Backend;
+use super::log_text::escape_for_log;
 use crate::azure::Operation;
 use crate::azure::response::error_body::error_code_and_message;
 use crate::azure::response::hints;
@@ -350,5 +351,5 @@ fn keep_error(response: &ResponseFacts<'_>) {
 
 /// A text from outside for a log line: control characters and non-ASCII escaped, and cut.
 fn for_log(text: &str) -> String {
-    text.escape_default().take(MAX_LOGGED_MESSAGE_CHARS).collect()
+    escape_for_log(text).chars().take(MAX_LOGGED_MESSAGE_CHARS).collect()
 }

@@ -10,6 +10,7 @@ mod backend_question;
 mod certificate_expiries;
 mod drains;
 mod learn;
+pub mod log_text;
 mod model_list;
 mod pool_set;
 mod process_state;

@@ -11,7 +11,7 @@ use std::thread::{JoinHandle, Thread, park_timeout, sleep};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use log::{error, info};
+use log::{error, warn};
 use tokio::sync::oneshot;
 
 use super::delivery::{self, Backlog};
@@ -175,7 +175,7 @@ impl SharedWriterState {
         {
             let lightened = self.lightened_records.swap(0, Ordering::Relaxed);
             let dropped = self.dropped_records.swap(0, Ordering::Relaxed);
-            info!(
+            warn!(
                 "records are written fast enough again; meanwhile {lightened} were written without prompt and \
                  completion, and {dropped} were dropped"
             );

@@ -4,6 +4,7 @@
 //! nor the clock.
 
 pub mod answer_times;
+pub mod attempt_errors;
 pub mod attempt_outcome;
 pub mod availability;
 pub mod backend_health;

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::attempt_errors::attempt_error_in_words;
 use super::window::{EventCounts, SlidingWindow};
 
 /// A backend is failing if this many attempts in a row failed.
-const FAILING_IN_A_ROW: u32 = 3;
+pub const FAILING_IN_A_ROW: u32 = 3;
 /// Attempts that failed outside of this window do not count.
 const WINDOW: Duration = Duration::from_secs(60);
 /// A backend is failing if half of the attempts in the window failed, if there are at least this many.
@@ -52,7 +53,9 @@ impl LastError {
     /// For a log line or a person: status, code and message as far as they are known.
     pub fn describe(&self) -> String {
         let status = self.status.map(|status| status.to_string());
-        let code = self.code.as_deref();
+        // Azure repeats the status as a code in some errors. Without a response the code is our own.
+        let code = self.code.as_deref().filter(|code| Some(*code) != status.as_deref());
+        let code = code.map(|code| if status.is_none() { attempt_error_in_words(code) } else { code });
         let head = [status.as_deref(), code].into_iter().flatten().collect::<Vec<_>>().join(" ");
         match &self.message {
             Some(message) => format!("{head}: {message}"),
@@ -227,7 +230,10 @@ mod tests {
         recent.record_error(Some(429), now + S / 2, || unreachable!("the same error"));
         assert_eq!(recent.last_error().unwrap().describe(), format!("429 a: {}", "é".repeat(200)));
         recent.record_error(None, now + S / 2, || (Some("reset".to_owned()), None));
-        assert_eq!(recent.last_error().unwrap().describe(), "reset");
+        assert_eq!(recent.last_error().unwrap().describe(), "connection reset");
+        recent
+            .record_error(Some(401), now + S, || (Some("401".to_owned()), Some("Access denied".to_owned())));
+        assert_eq!(recent.last_error().unwrap().describe(), "401: Access denied");
         recent.record_error(Some(500), now + S, || (None, None));
         assert_eq!(recent.last_error().unwrap().describe(), "500");
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use log::{error, info, warn};
+use log::{Level, error, info, log, warn};
 use tokio::sync::Mutex;
 use tokio::task::{JoinSet, spawn_blocking};
 
@@ -123,7 +123,8 @@ impl ConfigManager {
         for backend in &active_config.gateway.backends {
             if backend.credential.secret().current_value_id() == 0 {
                 let (name, error) = (&backend.config.name, backend.credential.secret().last_fetch_error());
-                error!("backend {name} is unavailable until its credential is fetched: {error}");
+                // The monitor tells it as an error, if it lasts.
+                info!("backend {name} is unavailable until its credential is fetched: {error}");
             }
         }
         let state = AddressesAndTasks::new(config.clone(), address_book, &active_config);
@@ -176,6 +177,7 @@ impl ConfigManager {
     pub async fn reload(&self) -> Result<ReloadReport, ReloadError> {
         // Concurrent reloads run one after the other, and each reads the file anew.
         let mut state = self.addresses_and_tasks.lock().await;
+        let has_failed_before = self.config_status.load().last_reload_error.is_some();
         let result = self.load_and_activate(&mut state).await;
         self.process_state.recorder.metrics().record_config_reload(result.is_ok());
         let process = Arc::clone(&self.process_state);
@@ -185,7 +187,13 @@ impl ConfigManager {
             Ok(ReloadReport { status, changes, warnings }) => {
                 warnings.iter().for_each(|warning| warn!("{warning}"));
                 let sha256 = status.short_sha256();
-                info!("configuration {} is active (SHA-256 {sha256}): {changes}", status.activation_number);
+                // Who has read of the failure reads of its end.
+                let level = if has_failed_before { Level::Warn } else { Level::Info };
+                log!(
+                    level,
+                    "configuration {} is active (SHA-256 {sha256}): {changes}",
+                    status.activation_number
+                );
                 let added =
                     |name: &BackendName| changes.backends.added.iter().any(|added| added == name.as_str());
                 log_drained_backends(&self.active_config.load().gateway, added);

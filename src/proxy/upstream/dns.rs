@@ -124,7 +124,7 @@ impl EndpointAddresses {
                     info!("{} resolves to {addresses:?}", self.host);
                     self.addresses.store(Arc::new(addresses));
                 } else if self.failure.load().is_some() {
-                    info!("{} resolves again", self.host);
+                    warn!("{} resolves again", self.host);
                 }
                 self.failure.store(None);
                 return true;
@@ -143,7 +143,9 @@ impl EndpointAddresses {
         let is_logged = logged_at.is_none_or(|at| now.saturating_duration_since(at) >= FAILURE_LOG_INTERVAL);
         if is_logged {
             match self.addresses.load().len() {
-                0 => warn!("{} does not resolve, its backends cannot be reached: {error}", self.host),
+                // The monitor has told that its backends are unresolvable.
+                0 if logged_at.is_none() => info!("{} does not resolve: {error}", self.host),
+                0 => warn!("{} still does not resolve, its backends cannot be reached: {error}", self.host),
                 count => {
                     warn!(
                         "{} does not resolve, its last addresses ({count}) stay in use: {error}",

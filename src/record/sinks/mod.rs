@@ -1,4 +1,5 @@
 //! The sinks that deliver records from the spool: a file of JSON lines, and Log Analytics.
 
+mod incident;
 pub mod jsonl;
 pub mod log_analytics;

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use log::{error, info, warn};
+use log::{error, warn};
 
 pub use self::backlog::SpoolView;
 pub use self::frame::FrameBuffer;
@@ -147,7 +147,7 @@ impl Spool {
             self.on_write_failed(&problem, 0, now);
         }
         if let Some(incident) = self.incident.take_if(|incident| incident.is_over(now)) {
-            info!(
+            warn!(
                 "records are written to {} again; meanwhile {} records were lost",
                 self.shared.directory.display(),
                 incident.lost_records
@@ -283,7 +283,6 @@ impl Spool {
         let mut state = self.shared.lock();
         let oldest = state.segments.keys().find(|name| Some(*name) != self.active_segment.as_ref()).cloned();
         let Some(segment) = oldest.and_then(|name| state.segments.remove(&name)) else { return false };
-        let is_first_drop = !std::mem::replace(&mut state.is_dropping_segments, true);
         drop(state);
         let count_lost = |sink| {
             let count =
@@ -292,7 +291,11 @@ impl Spool {
         };
         let lost: Vec<u64> = (0..self.shared.sink_names.len()).map(count_lost).collect();
         segment.delete_files(&self.shared.directory);
-        if is_first_drop && lost.iter().any(|lost| *lost > 0) {
+        let mut state = self.shared.lock();
+        let lost_before = state.lost_while_full.unwrap_or(0);
+        state.lost_while_full = Some(lost_before + lost.iter().max().copied().unwrap_or(0));
+        drop(state);
+        if lost_before == 0 && lost.iter().any(|lost| *lost > 0) {
             let sinks: Vec<&str> = self
                 .shared
                 .sink_names
@@ -318,10 +321,11 @@ impl Spool {
         let mut state = self.shared.lock();
         let lost = std::mem::replace(&mut state.lost_records_by_sink, vec![0; self.shared.sink_names.len()]);
         // The next deletion is logged again only after the spool was half empty, not for every segment.
-        if state.is_dropping_segments
-            && state.segments.values().map(Segment::length).sum::<u64>() < self.max_bytes / 2
+        let is_half_empty = state.segments.values().map(Segment::length).sum::<u64>() < self.max_bytes / 2;
+        if let Some(lost) = state.lost_while_full.take_if(|_| is_half_empty)
+            && lost > 0
         {
-            state.is_dropping_segments = false;
+            warn!("spool: no longer full; {lost} records were deleted before they were delivered");
         }
         self.shared.sink_names.iter().copied().zip(lost).filter(|(_, lost)| *lost > 0).collect()
     }

@@ -22,8 +22,8 @@ pub(super) struct SpoolState {
     pub(super) segments: BTreeMap<String, Segment>,
     /// Records that were deleted before they were delivered, by sink, until they are reported.
     pub(super) lost_records_by_sink: Vec<u64>,
-    /// Whether the spool is over its limit, which is logged once.
-    pub(super) is_dropping_segments: bool,
+    /// Records that were deleted before they were delivered since the spool is full; `None` if it is not.
+    pub(super) lost_while_full: Option<u64>,
     pub(super) is_closed: bool,
 }
 

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use log::{error, info, warn};
+use log::{error, warn};
 use rustix::fs::{FlockOperation, flock};
 
 use self::recovery::{open_and_repair, read_recent_request_ids, request_id};
@@ -26,7 +26,9 @@ pub use self::rotation::list_rotated_files;
 use crate::config;
 use crate::record::delivery;
 use crate::record::metrics::Metrics;
+use crate::record::sinks::incident::DeliveryIncident;
 use crate::record::spool::{RecordBatch, SpoolRead, SpoolReader};
+use crate::routing::episodes::duration_in_words;
 use crate::system_error::describe;
 
 /// About how many bytes are written at once.
@@ -72,7 +74,7 @@ pub fn start_sink(
         recent_ids_for_segment: None,
         cleanup_lock: Arc::default(),
         pending_lines: Vec::new(),
-        is_write_failing: false,
+        incident: None,
         last_open_attempt: None,
     };
     sink.open_if_due();
@@ -92,8 +94,8 @@ struct JsonlSink {
     /// Only one thread at a time compresses and deletes rotated files.
     cleanup_lock: Arc<Mutex<()>>,
     pending_lines: Vec<u8>,
-    /// Whether the file cannot be opened or written to, which is logged once.
-    is_write_failing: bool,
+    /// Since when and why the file cannot be opened or written to. Each reason is logged once.
+    incident: Option<DeliveryIncident>,
     last_open_attempt: Option<Instant>,
 }
 
@@ -144,20 +146,22 @@ impl JsonlSink {
         }
     }
 
-    /// Logs the first of several failures.
+    /// Logs each reason once.
     fn on_write_failed(&mut self, problem: &io::Error) {
+        let problem = describe(problem);
         let message = format!("cannot write to its file: {problem}");
         self.metrics.deliveries.on_failed(delivery::JSONL, &message, SystemTime::now());
-        if !std::mem::replace(&mut self.is_write_failing, true) {
+        if self.incident.get_or_insert_with(|| DeliveryIncident::new(Instant::now())).is_news(&message) {
             let path = self.config.path.display();
-            error!("records stay in the spool: cannot write to {path}: {}", describe(problem));
+            error!("records stay in the spool: cannot write to {path}: {problem}");
         }
     }
 
     fn on_write_succeeded(&mut self) {
-        if std::mem::take(&mut self.is_write_failing) {
+        if let Some(incident) = self.incident.take() {
             self.metrics.deliveries.on_working(delivery::JSONL);
-            info!("records are written to {} again", self.config.path.display());
+            let lasted = duration_in_words(incident.lasted(Instant::now()));
+            warn!("records are written to {} again, after {lasted}", self.config.path.display());
         }
     }
 

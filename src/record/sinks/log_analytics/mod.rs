@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::Method;
-use log::{error, info, warn};
+use log::{error, warn};
 use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -29,7 +29,9 @@ use crate::credentials::{RefreshedSecret, SecretValue};
 use crate::outbound::{OutboundClient, OutboundError, OutboundRequest, OutboundResponse};
 use crate::record::delivery;
 use crate::record::metrics::Metrics;
+use crate::record::sinks::incident::DeliveryIncident;
 use crate::record::spool::{RecordBatch, SpoolRead, SpoolReader};
+use crate::routing::episodes::duration_in_words;
 use crate::system_error::describe;
 
 /// How long rows are collected before an upload that is not full.
@@ -91,7 +93,7 @@ pub fn start_sink(
         dead_letter_path,
         shutdown_receiver: shutdown,
         metrics: Arc::clone(metrics),
-        current_failure: None,
+        incident: None,
         shutdown_deadline: None,
         has_delivered_any_row: false,
         dead_letter_warned_at: None,
@@ -110,8 +112,8 @@ struct LogAnalyticsSink {
     /// Whether the process shuts down.
     shutdown_receiver: watch::Receiver<bool>,
     metrics: Arc<Metrics>,
-    /// Why delivery fails at the moment. Each reason is logged once.
-    current_failure: Option<String>,
+    /// Since when and why delivery fails. Each reason is logged once.
+    incident: Option<DeliveryIncident>,
     /// When delivery stops; set when the shutdown is first noticed.
     shutdown_deadline: Option<Instant>,
     /// Whether the service ever accepted a row: then rule and stream are configured correctly.
@@ -173,9 +175,10 @@ impl LogAnalyticsSink {
             let count = rows.len() as u64;
             match self.upload_or_abort(rows).await {
                 UploadOutcome::Delivered => {
-                    if self.current_failure.take().is_some() {
+                    if let Some(incident) = self.incident.take() {
                         self.metrics.deliveries.on_working(delivery::LOG_ANALYTICS);
-                        info!("records are delivered to Log Analytics again");
+                        let lasted = duration_in_words(incident.lasted(Instant::now()));
+                        warn!("records are delivered to Log Analytics again, after {lasted}");
                     }
                     self.metrics.count_records(delivery::LOG_ANALYTICS, "delivered", count);
                     self.has_delivered_any_row = true;
@@ -243,9 +246,8 @@ impl LogAnalyticsSink {
     ) -> Result<(), DeliveryAborted> {
         self.metrics.count_records(delivery::LOG_ANALYTICS, "retried", count);
         self.metrics.deliveries.on_failed(delivery::LOG_ANALYTICS, &reason, SystemTime::now());
-        if self.current_failure.as_ref() != Some(&reason) {
+        if self.incident.get_or_insert_with(|| DeliveryIncident::new(Instant::now())).is_news(&reason) {
             error!("records stay in the spool: Log Analytics does not accept them: {reason}");
-            self.current_failure = Some(reason);
         }
         let backoff = (INITIAL_BACKOFF * 2_u32.saturating_pow(*failures)).min(MAX_BACKOFF);
         *failures = (*failures + 1).min(16);
@@ -269,7 +271,7 @@ impl LogAnalyticsSink {
         *self.shutdown_receiver.borrow() && {
             let deadline = *self.shutdown_deadline.get_or_insert_with(|| Instant::now() + SHUTDOWN_TIMEOUT);
             // After a failure there is no time for another attempt: the next process delivers the records.
-            self.current_failure.is_some() || Instant::now() >= deadline
+            self.incident.is_some() || Instant::now() >= deadline
         }
     }
 
