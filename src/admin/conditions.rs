@@ -1,15 +1,15 @@
 //! The conditions of backends and of what they serve, for the status and the metrics: gathers what
-//! `routing/backend_state.rs` derives them from.
+//! `routing/health/backend_state.rs` derives them from.
 
 use std::time::Instant;
 
 use crate::gateway::Backend;
 use crate::proxy::ActiveConfig;
-use crate::routing::availability::Outage;
-use crate::routing::backend_health::BackendPart;
-use crate::routing::backend_state::{BackendCondition, BackendFacts, BackendState};
+use crate::routing::health::availability::Outage;
+use crate::routing::health::backend_health::BackendPart;
+use crate::routing::health::backend_state::{BackendCondition, BackendFacts, BackendState};
+use crate::routing::health::recent_attempts::FAILING_IN_A_ROW;
 use crate::routing::pool::Candidate;
-use crate::routing::recent_attempts::FAILING_IN_A_ROW;
 
 /// The condition of a backend, and why it is not healthy.
 pub(super) struct BackendReport {

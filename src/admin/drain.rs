@@ -11,7 +11,7 @@ use crate::config::closest_match;
 use crate::gateway::{Gateway, HandingOver};
 use crate::names::BackendName;
 use crate::refusal::{Refusal, RefusalReason};
-use crate::routing::availability::UnavailableReason;
+use crate::routing::health::availability::UnavailableReason;
 
 /// Drains or undrains the backend of this name. Blocks while the change is saved.
 pub(super) fn set_drained(gateway: &Gateway, name: &str, drained: bool) -> FullResponse {

@@ -11,8 +11,8 @@ use crate::credentials::seconds_until;
 use crate::gateway::Gateway;
 use crate::proxy::ActiveConfig;
 use crate::record::metrics::register_metric;
-use crate::routing::backend_health::BackendPart;
-use crate::routing::backend_state::BackendState;
+use crate::routing::health::backend_health::BackendPart;
+use crate::routing::health::backend_state::BackendState;
 use crate::routing::service_state::ServiceState;
 
 /// All metrics in the text format of Prometheus.

@@ -18,9 +18,9 @@ use crate::gateway::log_text::escape_for_log;
 use crate::gateway::{Backend, PoolKey};
 use crate::names::BackendName;
 use crate::proxy::ActiveConfig;
-use crate::routing::backend_health::DeploymentHealth;
-use crate::routing::backend_state::BackendState;
 use crate::routing::episodes::{EventEpisode, EventNews, StateEpisode, StateNews, duration_in_words};
+use crate::routing::health::backend_health::DeploymentHealth;
+use crate::routing::health::backend_state::BackendState;
 use crate::routing::pool::BackendPool;
 use crate::routing::service_state::{
     RecentRequests, ServiceProblem, ServiceReport, ServiceState, ServiceStateTracker, StateChange,

@@ -24,9 +24,9 @@ use crate::proxy::ActiveConfig;
 use crate::record::statistics::{
     AttemptCounts, BackendActivity, ClientUsage, StatisticsSnapshot, TIMELINE_STEP_DURATION, TimelineStep,
 };
-use crate::routing::availability::Outage;
-use crate::routing::backend_health::BackendPart;
-use crate::routing::backend_state::{BackendCondition, BackendState};
+use crate::routing::health::availability::Outage;
+use crate::routing::health::backend_health::BackendPart;
+use crate::routing::health::backend_state::{BackendCondition, BackendState};
 use crate::routing::pool::{BackendPool, Candidate};
 use crate::routing::service_state::ServiceReport;
 

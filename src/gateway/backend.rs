@@ -8,8 +8,8 @@ use http::HeaderValue;
 use super::process_state::ProcessState;
 use crate::config;
 use crate::credentials::BackendCredential;
-use crate::routing::availability::{Outage, Unavailable, UnavailableReason};
-use crate::routing::backend_health::BackendHealth;
+use crate::routing::health::availability::{Outage, Unavailable, UnavailableReason};
+use crate::routing::health::backend_health::BackendHealth;
 
 /// How long a backend without a secret is unavailable at most; the first secret ends it.
 const MISSING_SECRET_OUTAGE_DURATION: Duration = Duration::from_secs(86_400);

@@ -12,7 +12,7 @@ use std::time::{Instant, SystemTime};
 use log::{error, warn};
 
 use crate::names::BackendName;
-use crate::routing::backend_health::HealthRegistry;
+use crate::routing::health::backend_health::HealthRegistry;
 use crate::state::drains::{self, DrainRecord};
 use crate::state::{StateDirectory, StateError};
 

@@ -20,12 +20,12 @@ use crate::azure::response::verdict::Verdict;
 use crate::config;
 use crate::credentials::CredentialRedactor;
 use crate::routing::attempt_outcome::AttemptOutcome;
-use crate::routing::availability::{Availability, Unavailable, UnavailableReason};
-use crate::routing::backend_health::BackendHealth;
-use crate::routing::breaker::{FailureFlags, OpenedCircuit};
 use crate::routing::headroom::SendTicket;
+use crate::routing::health::availability::{Availability, Unavailable, UnavailableReason};
+use crate::routing::health::backend_health::BackendHealth;
+use crate::routing::health::breaker::{FailureFlags, OpenedCircuit};
+use crate::routing::health::stall::{STALL_QUESTION_INTERVAL, Unanswered};
 use crate::routing::pool::Candidate;
-use crate::routing::stall::{STALL_QUESTION_INTERVAL, Unanswered};
 
 /// The longest cooldown after a hint of 0 seconds.
 const MAX_COOLDOWN_FOR_ZERO_HINT: Duration = Duration::from_secs(1);

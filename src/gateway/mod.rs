@@ -51,7 +51,7 @@ pub use self::pool_set::PoolKey;
 pub use self::process_state::ProcessState;
 pub use self::requested_call::{BodyView, RequestedCall};
 pub use self::upstream_request::UpstreamRequest;
-pub use crate::routing::breaker::FailureFlags;
+pub use crate::routing::health::breaker::FailureFlags;
 
 /// How much text is captured beyond the limit of a record, so that a pattern to redact is found whole if
 /// it crosses the limit.

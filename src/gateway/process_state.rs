@@ -11,7 +11,7 @@ use super::certificate_expiries::CertificateExpiries;
 use super::drains::Drains;
 use crate::credentials::Keyring;
 use crate::record::Recorder;
-use crate::routing::backend_health::HealthRegistry;
+use crate::routing::health::backend_health::HealthRegistry;
 use crate::routing::service_state::ServiceReport;
 
 /// What a process keeps when it loads another configuration.

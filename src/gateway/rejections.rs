@@ -1,5 +1,5 @@
 //! Rejections: responses that would make a backend, a deployment or an operation unavailable to every
-//! client. Whether one holds for all is decided in `routing/rejection_review.rs`; here is what follows.
+//! client. Whether one holds for all is decided in `routing/health/rejection_review.rs`; here is what follows.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,9 +15,9 @@ use crate::azure::Operation;
 use crate::azure::response::verdict;
 use crate::azure::response::verdict::Verdict;
 use crate::names::DeploymentName;
-use crate::routing::availability::{AvailabilityCell, Unavailable, UnavailableReason};
-use crate::routing::backend_health::DeploymentHealth;
-use crate::routing::rejection_review::{RejectionReview, ReviewAnswer};
+use crate::routing::health::availability::{AvailabilityCell, Unavailable, UnavailableReason};
+use crate::routing::health::backend_health::DeploymentHealth;
+use crate::routing::health::rejection_review::{RejectionReview, ReviewAnswer};
 
 /// How long something is unavailable that only the operator can repair (deployment missing, credential
 /// rejected, permission denied) before one request probes it.

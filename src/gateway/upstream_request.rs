@@ -9,7 +9,7 @@ use super::admitted_request::AdmittedRequest;
 use super::requested_call::ParsedBody;
 use crate::azure::request::json_body::{BodyFacts, may_add_include_usage};
 use crate::azure::{BodyEdit, DeploymentSource};
-use crate::routing::backend_health::DeploymentHealth;
+use crate::routing::health::backend_health::DeploymentHealth;
 use crate::routing::pool::Candidate;
 
 /// What is sent to one backend for an admitted request.

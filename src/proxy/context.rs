@@ -26,7 +26,7 @@ use crate::gateway::Gateway;
 use crate::record::exchange::{CapturePolicy, CapturedRequest, ExchangeOutcome, FinishedExchange};
 use crate::record::writer::WriteReceipt;
 use crate::refusal::{Refusal, RefusalReason};
-use crate::routing::stall::WatchedAttempt;
+use crate::routing::health::stall::WatchedAttempt;
 
 /// The context that Pingora's `ProxyHttp` passes to each phase.
 #[derive(Default)]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::backend_state::BackendState;
+use super::health::backend_state::BackendState;
 use super::service_state::ServiceState;
 
 /// Events with less than this between them belong to one episode.

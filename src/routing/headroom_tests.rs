@@ -11,8 +11,8 @@ use crate::config::{BalancePolicy, Percentage};
 use crate::credentials::BackendCredential;
 use crate::names::{BackendName, Tier, Weight};
 use crate::routing::attempt_outcome::AttemptOutcome;
-use crate::routing::availability::{Unavailable, UnavailableReason};
-use crate::routing::backend_health::HealthRegistry;
+use crate::routing::health::availability::{Unavailable, UnavailableReason};
+use crate::routing::health::backend_health::HealthRegistry;
 use crate::routing::pool::{BackendPool, Candidate};
 use crate::routing::retry_plan::{NextStep, RetryLimits, RetryPlan};
 

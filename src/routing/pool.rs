@@ -9,9 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use super::availability::{Availability, AvailabilityCell, ProbePermit, Unavailable, UnavailableReason};
-use super::backend_health::{BackendHealth, DeploymentHealth};
 use super::headroom::SendTicket;
+use super::health::availability::{
+    Availability, AvailabilityCell, ProbePermit, Unavailable, UnavailableReason,
+};
+use super::health::backend_health::{BackendHealth, DeploymentHealth};
 use super::retry_budget::RetryBudget;
 use super::weighted_round_robin::WeightedRoundRobin;
 use crate::azure::Operation;

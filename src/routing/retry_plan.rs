@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 
 use super::attempt_outcome::AttemptOutcome;
-use super::availability::{ProbePermit, UnavailableReason};
+use super::health::availability::{ProbePermit, UnavailableReason};
 use super::pool::{BackendPool, PoolTier};
 use crate::azure::Operation;
 use crate::config::Percentage;

@@ -6,8 +6,8 @@ use super::*;
 use crate::config::BalancePolicy;
 use crate::credentials::BackendCredential;
 use crate::names::{BackendName, Tier, Weight};
-use crate::routing::availability::Unavailable;
-use crate::routing::backend_health::HealthRegistry;
+use crate::routing::health::availability::Unavailable;
+use crate::routing::health::backend_health::HealthRegistry;
 use crate::routing::pool::Candidate;
 
 const MS: Duration = Duration::from_millis(1);

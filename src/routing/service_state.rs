@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::backend_state::{BackendCondition, BackendState};
+use super::health::backend_state::{BackendCondition, BackendState};
 
 /// The state changes at most once in this time.
 const MIN_CHANGE_INTERVAL: Duration = Duration::from_secs(10);

@@ -8,7 +8,7 @@ use crate::proxy::client::refusal_response::MAX_RETRY_AFTER_MS;
 use crate::record::attempt_errors::last_error_by_backend;
 use crate::record::exchange::AttemptRecord;
 use crate::refusal::{Refusal, RefusalReason};
-use crate::routing::availability::UnavailableReason;
+use crate::routing::health::availability::UnavailableReason;
 
 /// The refusal of a request for which no further attempt is possible. `default_cooldown` is its
 /// `retry-after` if no better time is known.

@@ -13,11 +13,11 @@ use crate::gateway::{AdmittedRequest, FailureFlags, Gateway, UpstreamRequest};
 use crate::names::{BackendName, DeploymentName};
 use crate::record::exchange::AttemptRecord;
 use crate::routing::attempt_outcome::AttemptOutcome;
-use crate::routing::availability::{ProbePermit, Unavailable, UnavailableReason};
 use crate::routing::headroom::SendTicket;
+use crate::routing::health::availability::{ProbePermit, Unavailable, UnavailableReason};
+use crate::routing::health::stall::WatchedAttempt;
 use crate::routing::pool::{BackendPool, Candidate};
 use crate::routing::retry_plan::{NextAttempt, NextStep, RetryLimits, RetryPlan, Wait};
-use crate::routing::stall::WatchedAttempt;
 
 /// For responses and errors that are no failure of the backend.
 pub(super) const NO_FAILURE: FailureFlags = FailureFlags {

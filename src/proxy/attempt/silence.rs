@@ -1,10 +1,10 @@
 //! An attempt that waits for its response: after a second it is watched, and after half a minute it leaves a backend
-//! that is stalled (`routing/stall.rs`).
+//! that is stalled (`routing/health/stall.rs`).
 
 use std::time::{Duration, Instant};
 
 use super::deadline::{AttemptDeadline, DeadlineAction};
-use crate::routing::stall::{STALL_QUESTION_INTERVAL, WATCHED_AFTER, WatchedAttempt};
+use crate::routing::health::stall::{STALL_QUESTION_INTERVAL, WATCHED_AFTER, WatchedAttempt};
 
 /// How long an attempt waits at least before it leaves a stalled backend: a model may only be thinking.
 const MIN_SILENCE: Duration = Duration::from_secs(30);

@@ -16,7 +16,7 @@ use super::balancer_request::{
 use crate::azure::Operation;
 use crate::gateway::{Backend, BackendQuestion, QuestionSubject};
 use crate::proxy::ActiveConfig;
-use crate::routing::rejection_review::QUESTION_TIMEOUT;
+use crate::routing::health::rejection_review::QUESTION_TIMEOUT;
 
 /// The most questions that are under way at a time.
 const MAX_CONCURRENT_QUESTIONS: usize = 16;

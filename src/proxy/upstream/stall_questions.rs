@@ -1,4 +1,4 @@
-//! Asks backends whether they answer at all while attempts wait for longer than usual (`routing/stall.rs`): the
+//! Asks backends whether they answer at all while attempts wait for longer than usual (`routing/health/stall.rs`): the
 //! list of models, with the backend's credential, on a fresh connection. It is not billed.
 
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use super::balancer_request::{BalancerRequest, MODELS_TARGET, send_balancer_request};
 use crate::gateway::Backend;
 use crate::proxy::ActiveConfig;
-use crate::routing::stall::STALL_QUESTION_INTERVAL;
+use crate::routing::health::stall::STALL_QUESTION_INTERVAL;
 
 /// How often each backend is looked at.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);

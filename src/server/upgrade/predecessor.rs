@@ -19,7 +19,7 @@ use super::control_socket::ControlCommand;
 use super::process_set::ProcessSet;
 use super::protocol::{ControlMessage, PREPARATION_TIMEOUT, REPLY_TIMEOUT};
 use crate::config::{Environment, VariableChange};
-use crate::routing::health_snapshot::HealthSnapshot;
+use crate::routing::health::snapshot::HealthSnapshot;
 use crate::server::config_manager::ConfigManager;
 use crate::system_error::describe;
 

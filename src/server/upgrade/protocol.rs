@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::routing::health_snapshot::HealthSnapshot;
+use crate::routing::health::snapshot::HealthSnapshot;
 
 /// How long a successor may take to prepare. It waits for host names, tokens and secrets.
 pub(super) const PREPARATION_TIMEOUT: Duration = Duration::from_secs(60);

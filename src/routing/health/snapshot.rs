@@ -166,8 +166,8 @@ mod tests {
     use super::*;
     use crate::config;
     use crate::names::DeploymentName;
-    use crate::routing::availability::Availability;
-    use crate::routing::breaker::{CircuitBreaker, FailureFlags};
+    use crate::routing::health::availability::Availability;
+    use crate::routing::health::breaker::{CircuitBreaker, FailureFlags};
 
     const S: Duration = Duration::from_secs(1);
 

@@ -286,7 +286,7 @@ pub struct ProbePermit {
 impl ProbePermit {
     /// The permit to use all of these, and to probe those for which a probe is due. `None` if one is
     /// unavailable, perhaps because another request started to probe it first.
-    pub(super) fn acquire<'c>(
+    pub(in crate::routing) fn acquire<'c>(
         cells: impl Iterator<Item = &'c Arc<AvailabilityCell>>,
         now: Instant,
     ) -> Option<Self> {
@@ -310,7 +310,7 @@ impl ProbePermit {
 
     /// The permit to use all of these though some are unavailable for a reason that only the operator can
     /// end. `None` if one is unavailable for another reason, or was tried like this a short time ago.
-    pub(super) fn acquire_last_resort<'c>(
+    pub(in crate::routing) fn acquire_last_resort<'c>(
         cells: impl Iterator<Item = &'c Arc<AvailabilityCell>>,
         now: Instant,
     ) -> Option<Self> {

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::availability::{Availability, AvailabilityCell, Unavailable, UnavailableReason};
-use super::window::{EventCounts, SlidingWindow};
 use crate::config;
+use crate::routing::window::{EventCounts, SlidingWindow};
 
 /// The circuit breaker of one backend: closed while the backend is available, open while it is unavailable,
 /// half-open when a probe is due.

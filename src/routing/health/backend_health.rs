@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use super::answer_times::AnswerTimes;
 use super::availability::{Availability, AvailabilityCell, Outage, Unavailable, UnavailableReason};
 use super::breaker::CircuitBreaker;
-use super::headroom::Headroom;
 use super::recent_attempts::RecentAttempts;
 use super::rejection_review::RejectionReview;
 use super::stall::StallWatch;
 use crate::azure::Operation;
 use crate::credentials::BackendCredential;
 use crate::names::{BackendName, DeploymentName};
+use crate::routing::headroom::Headroom;
 
 /// A backend that rejects each new secret has its secret renewed at most this often.
 const MIN_SECRET_RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
@@ -79,7 +79,7 @@ pub struct BackendHealth {
     /// When a TLS error was last logged.
     tls_error_logged_at: Mutex<Option<Instant>>,
     /// Unavailable while the operator drains the backend.
-    pub(super) drain_state: Arc<AvailabilityCell>,
+    pub(in crate::routing) drain_state: Arc<AvailabilityCell>,
     /// Its circuit breaker.
     pub breaker: CircuitBreaker,
     /// How its recent attempts ended.

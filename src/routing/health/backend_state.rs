@@ -170,7 +170,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::routing::availability::Unavailable;
+    use crate::routing::health::availability::Unavailable;
 
     #[test]
     fn the_state_says_what_an_operator_has_to_know_first() {

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::attempt_errors::attempt_error_in_words;
-use super::window::{EventCounts, SlidingWindow};
+use crate::routing::attempt_errors::attempt_error_in_words;
+use crate::routing::window::{EventCounts, SlidingWindow};
 
 /// A backend is failing if this many attempts in a row failed.
 pub const FAILING_IN_A_ROW: u32 = 3;

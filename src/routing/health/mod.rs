@@ -1,0 +1,12 @@
+//! What is known of backends and their deployments: whether they can be used, how their attempts ended, and the word
+//! for their state. It outlives a configuration.
+
+pub mod answer_times;
+pub mod availability;
+pub mod backend_health;
+pub mod backend_state;
+pub mod breaker;
+pub mod recent_attempts;
+pub mod rejection_review;
+pub mod snapshot;
+pub mod stall;
