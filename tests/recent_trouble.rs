@@ -147,8 +147,15 @@ async fn refused_failed_and_retried_requests_are_kept_without_a_record_block() {
     assert_eq!(pick(&retried["attempts"][0], &["backend", "status", "error"]), json!(["a", 429, null]));
     assert_eq!(pick(&retried["attempts"][1], &["backend", "status", "error"]), json!(["b", 200, null]));
     assert!(retried["first_byte_ms"].is_u64() && retried["operation"] == "chat");
+    let [first, second] = [0, 1].map(|index| &retried["attempts"][index]);
+    let end_of_first = first["start_ms"].as_u64().unwrap() + first["ms"].as_u64().unwrap();
+    assert!(second["start_ms"].as_u64().unwrap() >= end_of_first, "{retried}");
+    assert!(second["first_byte_ms"].as_u64().unwrap() <= second["ms"].as_u64().unwrap(), "{retried}");
     let refused_connection = &requests[3]["attempts"][0];
-    assert_eq!(pick(refused_connection, &["status", "error"]), json!([null, "connect_refused"]));
+    assert_eq!(
+        pick(refused_connection, &["status", "error", "first_byte_ms"]),
+        json!([null, "connect_refused", null])
+    );
     let text = get(&balancer, "").await.text();
     for secret in ["hello", CLIENT_KEY, "not-a-key-of-anybody", "query-secret", "a-key"] {
         assert!(!text.contains(secret), "{secret} is in {text}");

@@ -69,9 +69,11 @@ pub struct AttemptEntry {
     pub backend: String,
     pub status: Option<u16>,
     pub error: Option<String>,
-    /// From the complete request head to the start of the attempt.
+    /// From the arrival of the request to the choice of the backend.
     pub start_ms: u64,
+    /// From there to the head of the response; `null` if none came.
     pub first_byte_ms: Option<u64>,
+    /// From the choice of the backend to the end of the attempt.
     pub ms: u64,
 }
 
