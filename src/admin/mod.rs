@@ -38,6 +38,7 @@ use tokio::time::timeout;
 
 use self::access::{AllowedHosts, has_token_if_required, is_allowed_host_and_origin};
 use self::drain::set_drained;
+use self::page::StatusPage;
 use self::reload::ReloadFunction;
 use self::response::FullResponse;
 use self::snapshot::StatusSource;
@@ -63,7 +64,7 @@ pub struct AdminApi {
     status_source: StatusSource,
     status_feed: Arc<StatusFeed>,
     reload_function: ReloadFunction,
-    content_security_policy: HeaderValue,
+    page: StatusPage,
     /// The hosts in whose name it responds; `None` on a Unix socket.
     allowed_hosts: Option<AllowedHosts>,
     event_stream_permits: Arc<Semaphore>,
@@ -85,12 +86,11 @@ impl AdminApi {
         reload_function: ReloadFunction,
     ) -> Self {
         let allowed_hosts = AllowedHosts::from_config(config);
-        let content_security_policy = page::content_security_policy();
         Self {
             status_source,
             status_feed,
             reload_function,
-            content_security_policy,
+            page: StatusPage::assemble(),
             allowed_hosts,
             event_stream_permits: Arc::new(Semaphore::new(MAX_EVENT_STREAMS)),
         }
@@ -162,10 +162,10 @@ impl AdminApi {
     }
 
     fn page(&self) -> FullResponse {
-        let html = page::PAGE_HTML.as_bytes().to_vec();
+        let html = self.page.html.as_bytes().to_vec();
         let mut response = response::with_body(200, "text/html; charset=utf-8", html);
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_SECURITY_POLICY, self.content_security_policy.clone());
+        headers.insert(header::CONTENT_SECURITY_POLICY, self.page.content_security_policy.clone());
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
         response

@@ -24,7 +24,10 @@ class AdminStack(Stack):
         pass
 
     def status(self):
-        return json.loads(self.ask("GET", "/api/status", self.admin)[2])
+        return self.get_json("/api/status")
+
+    def get_json(self, path):
+        return json.loads(self.ask("GET", path, self.admin)[2])
 
     def ask(self, method, path, url, body=None, **headers):
         connection = http.client.HTTPConnection(url.removeprefix("http://").rstrip("/"), timeout=10)
@@ -57,15 +60,17 @@ class RunningBalancerTests:
         self.page.set_viewport()
         self.page.open(self.balancer.admin)
         status = self.balancer.status()
-        names = self.page.texts("#backend-rows > tr [data-field=name]:first-child")
-        assert [name for name in names if name] and {expected_text["name"] for expected_text in status["backends"]} <= set(names), names
+        names = self.page.texts("#backend-table [data-field=name]")
+        assert sorted(names) == sorted(backend["name"] for backend in status["backends"]), names
         assert len(self.page.texts("#pool-rows > li")) == len(status["pools"])
-        assert "healthy" in self.page.text("#headline-text"), self.page.text("#headline-text")
+        assert self.page.text("#headline-text").lower() == status["service"]["state"] == "healthy", status["service"]
+        sinks = [" ".join(row.split()) for row in self.page.texts("#sink-table > tbody")]
+        assert len(sinks) == len(status["sinks"]) and all(sink.startswith("✓ delivers") for sink in sinks), sinks
         self.page.assert_no_errors()
 
     def request_counts_increase(self):
         figure = lambda: self.page.evaluate(
-            "[...document.querySelectorAll('#figures > div')].find(n => /^Requests since/.test(n.textContent)).querySelector('dd').textContent"
+            "[...document.querySelectorAll('#figures > div')].find(n => /^Since the start/.test(n.textContent)).querySelector('dd').textContent"
         )
         before = int(figure().replace(",", ""))
         for _ in range(10):
@@ -78,19 +83,32 @@ class RunningBalancerTests:
     def a_cooldown_is_shown(self):
         """A deployment of the backend `troubled` is throttled."""
         assert self.balancer.chat("throttled-python")[0] == 429
-        self.page.wait_until(lambda: "throttled-python cooling" in self.page.text("#issues"), "expected the cooldown to be shown")
-        assert re.search(r"throttled-python\s*:\s*all backends are unavailable", self.page.text("#issues")), self.page.text("#issues")
-        row = next(row for row in self.page.texts("#backend-rows > tr") if row.startswith("troubled"))
-        assert re.search(r"\d+ s left", row), row
+        row = lambda: " ".join(self.page.evaluate("document.querySelector(\"[aria-label='troubled, details']\").closest('tr').innerText").split())
+        self.page.wait_until(lambda: "throttled-python: cooling" in row(), "expected the cooldown to be shown")
+        pool = next(" ".join(pool.split()) for pool in self.page.texts("#pool-rows > li") if pool.startswith("throttled-python"))
+        assert re.fullmatch(r"throttled-python ▲ none of 1 healthy Tier \d troubled ◑ cooling \d+ s left", pool), pool
+
+    def the_request_is_in_the_recent_trouble_and_its_client_is_counted(self):
+        self.page.evaluate("void document.getElementById('trouble').scrollIntoView()")
+        rows = lambda: [" ".join(row.split()) for row in self.page.texts("#trouble-table > tbody")]
+        self.page.wait_until(lambda: rows() and re.search(r"refused 429 python throttled-python 1 .+ troubled: 429", rows()[0]), f"expected the request, not {rows()}")
+        self.page.find("#trouble-table .expand").send_keys(" ")
+        request = self.balancer.get_json("/api/requests?status=429&client=python")["requests"][0]
+        details = " ".join(self.page.text("#trouble-table .details").split())
+        assert request["id"] in details and re.search(r"1 attempt troubled 429 began at \d+ ms, first byte after \d+ ms, took \d+ ms", details), details
+        refused = [" ".join(row.split()) for row in self.page.texts("#refusal-table > tbody")]
+        assert refused == ["python 0 0 0 1 0 0 1 Show requests"], refused
 
     def draining_stops_new_requests_to_the_backend(self):
         state = lambda: next(expected_text["state"] for expected_text in self.balancer.status()["backends"] if expected_text["name"] == "sweden")
         button = "[data-field=drain][aria-label$='rain sweden']"
+        self.page.find("[aria-label='sweden, details']").send_keys(" ")
         self.page.click(button)
         self.page.click("#confirm-yes")
         self.page.wait_until(lambda: self.page.text("#result-text").startswith("sweden is drained."), "expected the result")
         assert state() == "drained"
         self.page.wait_until(lambda: self.page.text(button) == "Undrain …", "expected the button to change to undrain")
+        self.page.click("#result-close")
         status, headers, _ = self.balancer.chat("gpt-4o-mini")
         assert (status, headers["x-aoai-lb-backend"]) == (200, "westus")
         self.page.click(button)
@@ -102,17 +120,19 @@ class RunningBalancerTests:
         version = self.balancer.status()["configuration"]["version"]
         config = self.balancer.directory / "aoai-lb.yaml"
         good = config.read_text()
-        config.write_text(good + "# changed\n")
+        config.write_text(good.replace("retry: { attempts: 3 }", "retry: { attempts: 2 }"))
         self.page.click("#reload")
         self.page.click("#confirm-yes")
         self.page.wait_until(lambda: "was reloaded" in self.page.text("#result-text"), f"expected the result of the reload, not: {self.page.text('#confirm-error')}")
+        assert self.page.texts("#result-lines li")[0] == "settings: retry.attempts", self.page.texts("#result-lines li")
         assert self.balancer.status()["configuration"]["version"] > version
+        self.page.click("#result-close")
         config.write_text(good + "no_such_key: 1\n")
         self.page.click("#reload")
         self.page.click("#confirm-yes")
         self.page.wait_until(lambda: "no_such_key" in self.page.text("#confirm-error"), "expected the error in the dialog")
         self.page.click("#confirm-no")
-        self.page.wait_until(lambda: "last reload failed" in self.page.text("#issues"), "expected the error among the issues")
+        self.page.wait_until(lambda: "configuration the last reload failed" in " ".join(self.page.text("#problems").split()), "expected the error among the problems")
         config.write_text(good)
         self.page.assert_no_errors()
 
@@ -120,7 +140,7 @@ class RunningBalancerTests:
         self.balancer.send_sigterm()
         assert self.balancer.wait_for_exit() == 0
         self.page.wait_until(lambda: self.page.find("#stale").is_displayed(), "expected the data to be marked as stale")
-        assert self.page.text("#headline-text").startswith("Unknown since")
+        assert self.page.driver.title.startswith("? unknown since")
 
 
 class TokenTests:
@@ -133,7 +153,8 @@ class TokenTests:
         self.page.set_viewport()
         self.page.open(self.balancer.admin, "#token:not([hidden])")
         self.page.find("#token-input").send_keys(f"{self.balancer.token}\n")
-        self.page.wait_until(lambda: "healthy" in self.page.text("#headline-text"), "expected the status after the token")
+        self.page.wait_until(lambda: "healthy" in self.page.driver.title, "expected the status after the token")
+        self.page.find("[aria-label='westus, details']").send_keys(" ")
         self.page.click("[data-field=drain][aria-label='Drain westus']")
         self.page.click("#confirm-yes")
         self.page.wait_until(lambda: self.page.text("#result-text").startswith("westus is drained."), "expected the result")

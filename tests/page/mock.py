@@ -2,24 +2,29 @@
 
     python3 tests/page/mock.py [STATE [PORT]]
 
-STATE is one of healthy, problems, stopping, hundred_backends, hostile_names, null_values, missing_values.
+STATE is one of those in states.py: healthy, problems, forty_backends, forty_in_trouble and others.
 """
 
 import base64
 import hashlib
 import json
-import math
+import re
 import sys
 import threading
 import time
-from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote, urlsplit
 
-PAGE_FILE = Path(__file__).resolve().parents[2] / "src/admin/page.html"
-TIMELINE_STEPS = 180
-HOSTILE_MARKUP = "<img src=x onerror=alert(1)>"
+from states import HOSTILE_MARKUP, STATES, seconds_ago
+
+PAGE_DIRECTORY = Path(__file__).resolve().parents[2] / "src/admin/page"
+
+
+def assemble_page():
+    """The page, put together from its files as the balancer does."""
+    markup = (PAGE_DIRECTORY / "page.html").read_text()
+    return re.sub(r"@@([\w.]+)@@\n", lambda match: (PAGE_DIRECTORY / match[1]).read_text(), markup)
 
 
 def content_security_policy(page):
@@ -41,6 +46,10 @@ class MockAdminApi:
     def __init__(self, state, token=None, interval=2.0, port=0):
         self.state, self.token, self.interval = state, token, interval
         self.posts, self.streams, self.ticks = [], 0, 0
+        # The queries of `GET /api/requests`, and when they came.
+        self.queries = []
+        # A status and a message with which `GET /api/requests` is refused, or None.
+        self.requests_refusal = None
         # When each request for events arrived.
         self.event_request_times = []
         # The behaviour for requests for events: live, silent (keeps the connection open without events),
@@ -73,8 +82,11 @@ class MockAdminApi:
             self.ticks += 1
             self.changed.notify_all()
 
+    def current_document(self):
+        return self.state(self.ticks) if callable(self.state) else self.state
+
     def current_status(self):
-        document = self.state(self.ticks) if callable(self.state) else self.state
+        document = {name: value for name, value in self.current_document().items() if name != "trouble"}
         for backend in document.get("backends") or []:
             if backend.get("name") in self.drained:
                 backend |= {"state": "drained", "reason": "drained by the operator", "since": seconds_ago(0), "until_ms": None}
@@ -114,7 +126,7 @@ class AdminApiHandler(BaseHTTPRequestHandler):
         if self.path == "/api/events":
             self.mock.event_request_times.append(time.monotonic())
         if self.path == "/":
-            page = PAGE_FILE.read_text()
+            page = assemble_page()
             self.reply(200, "text/html; charset=utf-8", page.encode(), content_security_policy=content_security_policy(page))
         elif not self.has_valid_token():
             self.refuse(401, "the admin API requires its token: Authorization: Bearer TOKEN")
@@ -124,8 +136,33 @@ class AdminApiHandler(BaseHTTPRequestHandler):
             self.send_events()
         elif self.path == "/api/events":
             self.close_connection = True
+        elif urlsplit(self.path).path == "/api/requests":
+            self.list_requests()
         else:
             self.refuse(404, "there is no such path")
+
+    def list_requests(self):
+        """The recent trouble of the state, filtered as the balancer does."""
+        mock, query = self.mock, {name: values[0] for name, values in parse_qs(urlsplit(self.path).query, keep_blank_values=True).items()}
+        mock.queries.append((time.monotonic(), query))
+        if mock.requests_refusal:
+            return self.refuse(*mock.requests_refusal)
+        trouble = mock.current_document().get("trouble")
+        if not isinstance(trouble, list):
+            return self.json(200, trouble)
+        status = query.get("status", "")
+        if status and not re.fullmatch(r"[1-5](xx|\d\d)", status, re.IGNORECASE):
+            return self.refuse(400, "status must be a status such as 429, or a class such as 4xx or 5xx")
+        has_status = lambda request: str(request["status"]).startswith(status[0] if status.lower().endswith("xx") else status)
+        matching = [
+            request
+            for request in trouble
+            if query.get("client", request["client"] or "") == (request["client"] or "")
+            and (not status or has_status(request))
+            and query.get("id", request["id"] or "").lower() == (request["id"] or "").lower()
+        ]
+        limit = int(query.get("limit", 100))
+        self.json(200, {"requests": matching[:limit], "matching": len(matching), "kept": len(trouble), "limit": limit})
 
     def do_POST(self):
         mock, name = self.mock, unquote(self.path.removeprefix("/api/backends/").rpartition("/")[0])
@@ -135,7 +172,8 @@ class AdminApiHandler(BaseHTTPRequestHandler):
         elif mock.refusal:
             self.refuse(*mock.refusal)
         elif self.path == "/api/reload":
-            self.json(200, {"result": "success", "version": 4, "needs_upgrade": [], "warnings": ["a made-up warning"]})
+            summary = ["backends: added france, changed westus (weight)", f"settings: {HOSTILE_MARKUP}"]
+            self.json(200, {"result": "success", "version": 4, "summary": summary, "needs_upgrade": ["server.threads"], "warnings": ["a made-up warning"]})
         else:
             is_drain = self.path.endswith("/drain")
             (mock.drained.add if is_drain else mock.drained.discard)(name)
@@ -172,212 +210,6 @@ class AdminApiHandler(BaseHTTPRequestHandler):
                 mock.streams -= 1
                 mock.changed.notify_all()
 
-
-# States
-
-
-def seconds_ago(seconds):
-    return (datetime.now(timezone.utc) - timedelta(seconds=seconds)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def backend(name, tick=0, share=0.2, tier=1, **more):
-    oscillation = math.sin(tick / 7 + len(name))
-    document = {
-        "name": name,
-        "endpoint": f"contoso-{name}.openai.azure.com",
-        "tier": tier,
-        "weight": 1,
-        "state": "healthy",
-        "reason": None,
-        "since": None,
-        "until": None,
-        "until_ms": None,
-        "in_flight": 3 + round(2 * oscillation),
-        "attempts": 12034 + 7 * tick,
-        "counters": {"answered": 11890 + 7 * tick, "throttled": 120, "failed": 4, "refused": 18, "client_gone": 2},
-        "last_minute": {
-            "attempts": round(600 * share),
-            "throttled": 2,
-            "failed": 0,
-            "share": share,
-            "p50_ms": 830 + round(90 * oscillation),
-            "p95_ms": 2400 + round(300 * oscillation),
-        },
-        "resting": [],
-        "deployments": [deployment("gpt-4o", 0.5 + 0.3 * oscillation)],
-    }
-    return document | more
-
-
-def deployment(name, remaining=0.7, **more):
-    document = {"name": name, "state": "healthy", "reason": None, "since": None, "until": None, "until_ms": None}
-    document |= {"remaining_tokens": round(240000 * remaining), "limit_tokens": 240000}
-    document |= {"remaining_requests": round(1440 * remaining), "limit_requests": 1440, "utilization": None}
-    return document | more
-
-
-def unavailability(state, seconds, remaining=None, reason=None):
-    until = None if remaining is None else seconds_ago(-remaining)
-    document = {"state": state, "since": seconds_ago(seconds), "until": until, "until_ms": None if remaining is None else remaining * 1000}
-    return document | {"reason": reason}
-
-
-def pool(name, *tiers, kind="deployment"):
-    def member(fields):
-        return {"backend": fields[0], "upstream": fields[1], "weight": fields[2], "state": fields[3], "until_ms": fields[4]}
-
-    listed = [{"tier": index + 1, "members": [member(fields) for fields in members]} for index, members in enumerate(tiers)]
-    return {"kind": kind, "deployment": name, "tiers": listed}
-
-
-def client(name, divisor):
-    recent = {"requests": 88 // divisor, "input_tokens": 91000 // divisor, "output_tokens": 40200 // divisor}
-    return {"name": name, "requests": 9182 // divisor, "input_tokens": 12000000 // divisor, "output_tokens": 3100000 // divisor} | {
-        "last_minute": recent
-    }
-
-
-def timeline(tick, has_problems=False, first_known_step=TIMELINE_STEPS):
-    """The last 15 minutes. The process was started `first_known_step` steps ago; before that, values are unknown."""
-
-    def samples(value):
-        return [value(index + tick / 3) if index >= TIMELINE_STEPS - first_known_step else None for index in range(TIMELINE_STEPS)]
-
-    load_factor = lambda index: 1 + 0.5 * math.sin(index / 23) + 0.16 * math.sin(index * 2.1) + 0.1 * math.sin(index * 5.3)
-    has_problem = lambda index: has_problems and index % TIMELINE_STEPS > 130
-    series = {
-        "requests": samples(lambda index: round(110 * load_factor(index))),
-        "throttled": samples(lambda index: round(18 * load_factor(index)) if has_problem(index) else 0),
-        "failed": samples(lambda index: round(9 * load_factor(index)) if has_problem(index) else int(int(index) % 61 == 7)),
-        "failovers": samples(lambda index: round(30 * load_factor(index)) if has_problem(index) else int(int(index) % 17 == 3)),
-        "retries_429": samples(lambda index: round(24 * load_factor(index)) if has_problem(index) else int(int(index) % 23 == 5)),
-        "input_tokens": samples(lambda index: round(52000 * load_factor(index))),
-        "output_tokens": samples(lambda index: round(14000 * load_factor(index + 4))),
-        "p50_ms": samples(lambda index: round(640 * load_factor(index)) if int(index) % 50 > 3 else None),
-        "p95_ms": samples(lambda index: round((4100 if has_problem(index) else 1900) * load_factor(index + 2)) if int(index) % 50 > 3 else None),
-        "in_flight": samples(lambda index: round(14 * load_factor(index))),
-    }
-    return {"step_seconds": 5, "until": seconds_ago(0), **series}
-
-
-def status_document(tick, backends, pools, clients, configuration=None, process=None, has_problems=False, first_known_step=TIMELINE_STEPS):
-    return {
-        "build": {"version": "0.1.0"},
-        "process": {"pid": 4711, "started": seconds_ago(4211), "uptime_seconds": 4211 + tick, "ready": True, "stopping": False}
-        | (process or {}),
-        "configuration": {
-            "file": "/etc/aoai-lb/aoai-lb.yaml",
-            "version": 3,
-            "sha256": hashlib.sha256(b"a configuration").hexdigest(),
-            "loaded": seconds_ago(4000),
-            "problem": None,
-            "needs_upgrade": [],
-        }
-        | (configuration or {}),
-        "in_flight": 12,
-        "settled": 123456 + 31 * tick,
-        "pools": pools,
-        "backends": backends,
-        "clients": clients,
-        "timeline": timeline(tick, has_problems, first_known_step),
-        "something_new": {"that": "the page does not know"},
-    }
-
-
-def healthy(tick=0):
-    provisioned = deployment("gpt-4o-ptu", remaining_tokens=None, remaining_requests=None, utilization=0.83)
-    backends = [
-        backend("eastus-ptu", tick, 0.41, weight=2, deployments=[provisioned]),
-        backend("westus", tick, 0.33, tier=2, deployments=[deployment("gpt-4o"), deployment("gpt-4o-mini", 0.2)]),
-        backend("sweden", tick, 0.26, tier=2),
-    ]
-    pools = [
-        pool("gpt-4o", [("eastus-ptu", "gpt-4o-ptu", 2, "healthy", None)], [(name, "gpt-4o", 1, "healthy", None) for name in ("westus", "sweden")]),
-        pool("gpt-4o-mini", [("westus", "gpt-4o-mini", 1, "healthy", None)]),
-        pool(None, [("westus", None, 1, "healthy", None)], kind="home"),
-    ]
-    return status_document(tick, backends, pools, [client(name, index + 1) for index, name in enumerate(["team-a", "team-b", "batch-jobs"])])
-
-
-def problems(tick=0):
-    cooldown_reason = "asked to wait (429, or retry-after)"
-    cooling = deployment("gpt-4o", 0.0, **unavailability("cooling", 4, 47, cooldown_reason))
-    cooldown = {"deployment": "gpt-4o", "operation": None, "until": None, "until_ms": 47000, "reason": "cooling", "since": seconds_ago(4)}
-    images = {"deployment": None, "operation": "images", "until": None, "until_ms": 3000, "reason": "permission", "since": seconds_ago(9)}
-    backends = [
-        backend("eastus-ptu", tick, 0.0, **unavailability("breaker_open", 12, 18, "failed too often"), weight=2),
-        backend("westus", tick, 0.62, tier=2, resting=[cooldown], deployments=[deployment(f"gpt-{index}", index / 9) for index in range(1, 8)] + [cooling]),
-        backend("sweden", tick, 0.38, tier=2, resting=[images]),
-        backend("france", tick, 0.0, tier=2, **unavailability("credential", 900, None, "has no credential yet: the vault refuses")),
-        backend("japan", tick, 0.0, tier=3, **unavailability("drained", 7200, None, "drained by the operator")),
-    ]
-    pools = [
-        pool("gpt-4o", [("eastus-ptu", "gpt-4o-ptu", 2, "breaker_open", 18000)], [("westus", "gpt-4o", 1, "cooling", 47000), ("sweden", "gpt-4o", 1, "healthy", None)]),
-        pool("o3", [("eastus-ptu", "o3", 1, "breaker_open", 18000)], [("france", "o3", 1, "credential", None)]),
-        pool("gpt-4o-mini", [("westus", "gpt-4o-mini", 1, "healthy", None)]),
-    ]
-    problem = "backends[2].weight: must be at least 1"
-    configuration = {"problem": problem, "needs_upgrade": ["listeners[0].address", "server.threads"]}
-    return status_document(tick, backends, pools, [client("team-a", 1), client("team-b", 3)], configuration, has_problems=True)
-
-
-def stopping(tick=0):
-    document = healthy(tick)
-    document["process"] |= {"ready": False, "stopping": True}
-    return document
-
-
-def hundred_backends(tick=0):
-    names = [f"region-{index:03}" for index in range(100)]
-    kinds = {7: ("cooling", 3, 12), 40: ("breaker_open", 5, 25), 77: ("absent", 50, 30), 90: ("drained", 500, None)}
-    backends = [
-        backend(name, tick, 0.01, tier=1 + index % 3, deployments=[deployment(f"gpt-4o-{deployment_index}", (index + deployment_index + tick) % 10 / 10) for deployment_index in range(3)])
-        | (unavailability(*kinds[index]) if index in kinds else {})
-        for index, name in enumerate(names)
-    ]
-    states = {document["name"]: (document["state"], document["until_ms"]) for document in backends}
-    pools = [
-        pool(f"deployment-{index:02}", *[[(name, None, 1, *states[name]) for name in names[(2 * index + 4 * tier_index) % 96 :][:4]] for tier_index in range(3)])
-        for index in range(50)
-    ]
-    return status_document(tick, backends, pools, [client(f"client-{index:03}", index + 1) for index in range(60)])
-
-
-def hostile_names(tick=0):
-    """The state `problems` with markup in every text, and with names that are special in JavaScript or URLs."""
-
-    def add_markup(value, key=None):
-        if isinstance(value, dict):
-            return {name: add_markup(value_inside, name) for name, value_inside in value.items()}
-        if isinstance(value, list):
-            return [add_markup(value_inside, key) for value_inside in value]
-        unchanged_keys = ("since", "until", "started", "loaded", "kind")
-        return f"{HOSTILE_MARKUP}{value}" if isinstance(value, str) and key not in unchanged_keys else value
-
-    document = add_markup(problems(tick))
-    document["clients"] += [client(name, 5) for name in ("__proto__", "constructor", HOSTILE_MARKUP, HOSTILE_MARKUP, "‮evil", "x" * 200)]
-    document["backends"].append(backend("</script><script>alert(2)</script>", tick, state="__proto__", since="not a date"))
-    document["backends"].append(backend("a/../b?c#d", tick, endpoint="'\"><b>", reason="javascript:alert(3)"))
-    return document
-
-
-def null_values(tick=0):
-    """All fields exist, and every value is null."""
-
-    def nullify(value):
-        if isinstance(value, dict):
-            return {name: nullify(value_inside) for name, value_inside in value.items()}
-        return [nullify(value_inside) for value_inside in value] if isinstance(value, list) else None
-
-    return nullify(healthy(tick))
-
-
-def missing_values(_=0):
-    """Almost all fields are missing or have the wrong type."""
-    return {"backends": None, "pools": [None, 7, {}], "clients": [{}], "timeline": None, "process": None, "build": None}
-
-
-STATES = {make_state.__name__: make_state for make_state in (healthy, problems, stopping, hundred_backends, hostile_names, null_values, missing_values)}
 
 if __name__ == "__main__":
     name, port = [*sys.argv[1:], *["healthy", "0"][len(sys.argv) - 1 :]]

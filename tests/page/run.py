@@ -24,6 +24,7 @@ import environments
 from balancer_tests import AdminStack, RunningBalancerTests, TokenTests
 from browser import StatusPage, find_program, load_axe_core
 from mocked_tests import MockedStateTests
+from table_tests import TableTests
 from stack import StackError
 
 
@@ -74,7 +75,8 @@ def main():
         directory = Path(directory)
         page = StatusPage(directory / "browser")
         try:
-            runner.run(MockedStateTests(page, axe)) if not os.environ.get("ONLY_REAL") else None
+            for suite in (MockedStateTests, TableTests) if not os.environ.get("ONLY_REAL") else ():
+                runner.run(suite(page, axe))
             if binary:
                 run_with_balancer(runner, page, binary, directory)
         finally:

@@ -1,0 +1,56 @@
+// Pools: of each only what is not healthy. Clients: how much they use.
+
+function showPools(pools) {
+  let shown = 0;
+  const looks = new Map(pools.map(pool => [pool, poolLookOf(pool)])), order = ['bad', 'warn', 'unknown', 'note', 'ok'];
+  const sorted = [...pools].sort((a, b) => order.indexOf(looks.get(a)[2]) - order.indexOf(looks.get(b)[2]));
+  updateList($('pool-rows'), sorted, 'pool-row', pool => `${pool.kind} ${pool.deployment}`, (f, pool) => {
+    const look = looks.get(pool), members = membersOf(pool), isException = look[2] !== 'ok';
+    const visible = matchesFilters(isException, poolName(pool), ...members.map(member => member.backend));
+    setVisible(f.root, visible);
+    if (!visible) return;
+    shown += 1;
+    f.root.toggleAttribute('data-exception', isException);
+    setText(f.name, poolName(pool));
+    setBadge(f.state, look);
+    const exceptions = members.filter(member => member.state !== 'healthy');
+    setVisible(f.members, exceptions.length > 0);
+    updateList(f.members, exceptions, 'member-item', member => `${member.tier} ${member.backend} ${member.upstream}`, (g, member) => {
+      const more = [];
+      if (nonEmptyText(member.upstream) && member.upstream !== pool.deployment) more.push(`as ${member.upstream}`);
+      if (isKnown(member.weight) && member.weight !== 1) more.push(`×${formatCount(member.weight)}`);
+      setText(g.tier, `Tier ${formatCount(member.tier)}`);
+      setBadge(g.state, lookOf(nonEmptyText(member.state)));
+      setText(g.name, nonEmptyText(member.backend) ?? 'unnamed');
+      setText(g.more, more.join(' '));
+      setCountdown(g.left, look[2] === 'bad' ? member.until_ms : null);
+    });
+  });
+  showEmpty($('no-pools'), shown, pools.length, 'pool');
+}
+
+const MOST_CLIENTS = 8;
+
+function showClients(clients) {
+  const tokens = usage => isKnown(usage?.input_tokens) || isKnown(usage?.output_tokens) ? (usage.input_tokens ?? 0) + (usage.output_tokens ?? 0) : -1;
+  const by = {
+    tokens: (a, b) => tokens(b) - tokens(a),
+    recent: (a, b) => tokens(b.last_minute) - tokens(a.last_minute),
+    requests: (a, b) => (b.last_minute?.requests ?? -1) - (a.last_minute?.requests ?? -1),
+    name: () => 0,
+  }[$('sort').value];
+  const matching = clients.filter(client => matchesFilters(true, client.name));
+  matching.sort((a, b) => by(a, b) || nameOf(a).localeCompare(nameOf(b)));
+  const shown = firstOf(matching, MOST_CLIENTS, $('more-clients'), renderAgain);
+  updateList($('client-rows'), shown, 'client-row', nameOf, (f, client) => {
+    const minute = client.last_minute ?? {};
+    setText(f.name, nameOf(client));
+    setNumber(f.r1, minute.requests);
+    setNumber(f.i1, minute.input_tokens);
+    setNumber(f.o1, minute.output_tokens);
+    setNumber(f.r, client.requests);
+    setNumber(f.i, client.input_tokens);
+    setNumber(f.o, client.output_tokens);
+  });
+  showEmpty($('no-clients'), shown.length, clients.length, 'client');
+}
