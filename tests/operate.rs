@@ -159,8 +159,8 @@ async fn reload_prints_the_problems_of_a_file_that_is_refused_and_fails() {
     assert_eq!((result.code, result.stdout.as_str()), (Some(1), ""), "{result:?}");
     for part in [
         "reload failed, the previous configuration stays active: ",
-        "backends[0].credental: unknown key; did you mean `credential`?\n",
-        "must be a whole number from 1 to 1000\n",
+        "aoai-lb.yaml:10: error: backends[0] (a).credental: unknown key; did you mean `credential`?\n",
+        "aoai-lb.yaml:9: error: backends[0] (a).weight: must be a whole number from 1 to 1000\n",
     ] {
         assert!(result.stderr.contains(part), "expected {part:?} in: {}", result.stderr);
     }
@@ -276,7 +276,7 @@ async fn what_keeps_a_command_from_the_admin_api_is_said() {
     let text = std::fs::read_to_string(&file).unwrap();
     let admin_line = format!("admin: {{ address: {} }}\n", balancer.admin_address);
     let unreachable = format!(
-        "cannot reach the admin API at http://{}: connection refused. Is aoai-lb running",
+        "cannot reach the admin API at http://{}: connection refused (nothing listens there). Is aoai-lb running",
         balancer.admin_address
     );
     assert_eq!(balancer.stop().await, 0);
@@ -311,7 +311,7 @@ async fn what_keeps_a_command_from_the_admin_api_is_said() {
     }
     let result = run(&["reload", "-c", "/does/not/exist.yaml"], &[]).await;
     assert!(
-        result.code == Some(1) && result.stderr.contains("cannot read /does/not/exist.yaml"),
+        result.code == Some(1) && result.stderr.contains("/does/not/exist.yaml: error: cannot read the file"),
         "{result:?}"
     );
     let result = run(&["drain", "a", "--admin", "localhost"], &[]).await;
