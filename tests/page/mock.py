@@ -14,7 +14,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from states import HOSTILE_MARKUP, STATES, seconds_ago
 
@@ -143,7 +143,9 @@ class AdminApiHandler(BaseHTTPRequestHandler):
 
     def list_requests(self):
         """The recent trouble of the state, filtered as the balancer does."""
-        mock, query = self.mock, {name: values[0] for name, values in parse_qs(urlsplit(self.path).query, keep_blank_values=True).items()}
+        # The balancer takes a plus sign for a plus sign.
+        mock, pairs = self.mock, [pair.partition("=") for pair in urlsplit(self.path).query.split("&") if pair]
+        query = {name: unquote(value) for name, _, value in pairs}
         mock.queries.append((time.monotonic(), query))
         if mock.requests_refusal:
             return self.refuse(*mock.requests_refusal)

@@ -313,6 +313,7 @@ def spilling(tick=0):
     document = healthy(tick)
     document["service"] = service("spilling", ("spilling", "eastus-ptu", "its provisioned capacity is full, and others serve"))
     document["backends"][0] |= unavailability("cooling", 2, 1, "asked to wait (429, or retry-after)") | {"oldest_attempt_seconds": 1.4}
+    document["pools"][0]["tiers"][0]["members"][0] |= {"state": "cooling", "until_ms": 1000}
     return document
 
 

@@ -39,8 +39,7 @@ function showEmpty(node, rows, all, what) {
 }
 
 function showBackends(status) {
-  const backends = objectsIn(status.backends);
-  const spilling = new Set(objectsIn(status.service?.problems).filter(problem => problem.state === 'spilling').map(problem => problem.subject));
+  const backends = objectsIn(status.backends), spilling = spillingIn(status);
   let shown = 0;
   updateList($('backend-table'), inOrder(backends), 'backend-row', nameOf, (f, backend) => {
     const visible = matchesFilters(!isHealthy(backend), backend.name, backend.endpoint, ...objectsIn(backend.deployments).map(deployment => deployment.name));
@@ -55,9 +54,9 @@ function showBackends(status) {
 
 function showBackend(f, backend, isSpilling) {
   const minute = backend.last_minute ?? {}, total = backend.counters ?? {}, state = nonEmptyText(backend.state);
-  const look = lookOf(state), parts = unavailablePartsOf(backend), level = isSpilling && look[2] === 'warn' ? 'note' : look[2];
+  const look = lookOf(state, isSpilling), parts = unavailablePartsOf(backend);
   f.root.toggleAttribute('data-calm', isHealthy(backend));
-  setBadge(f.state, state === 'healthy' && parts.length ? ['◑', look[1], 'warn'] : [look[0], look[1], level]);
+  setBadge(f.state, state === 'healthy' && parts.length ? ['◑', look[1], isSpilling ? 'note' : 'warn'] : look);
   setText(f.name, nameOf(backend));
   setText(f.tier, `${formatCount(backend.tier)}${isKnown(backend.weight) && backend.weight !== 1 ? ` ×${formatCount(backend.weight)}` : ''}`);
   f.tier.tip = `Tier ${formatCount(backend.tier)}, weight ${formatCount(backend.weight)}.`;
@@ -107,7 +106,7 @@ function showBackendDetails(sheet, backend) {
 
 /** An error in the backend's own words. */
 function describeError(error) {
-  const what = [isKnown(error.status) ? String(error.status) : null, nonEmptyText(error.code)].filter(Boolean).join(' ');
+  const what = [...new Set([isKnown(error.status) ? String(error.status) : null, nonEmptyText(error.code)])].filter(Boolean).join(' ');
   const text = [what, nonEmptyText(error.message)].filter(Boolean).join(': ') || 'unknown';
   return nonEmptyText(error.at) ? `${text} (${formatTime(error.at)})` : text;
 }

@@ -13,7 +13,7 @@ function render(status) {
   showPlots(steps);
   showBackends(status);
   showTrouble(status);
-  showPools(objectsIn(status.pools));
+  showPools(objectsIn(status.pools), spillingIn(status));
   showClients(objectsIn(status.clients));
   showOperations(status);
   updateTip();

@@ -1,8 +1,8 @@
 // Pools: of each only what is not healthy. Clients: how much they use.
 
-function showPools(pools) {
+function showPools(pools, spilling) {
   let shown = 0;
-  const looks = new Map(pools.map(pool => [pool, poolLookOf(pool)])), order = ['bad', 'warn', 'unknown', 'note', 'ok'];
+  const looks = new Map(pools.map(pool => [pool, poolLookOf(pool, spilling)])), order = ['bad', 'warn', 'unknown', 'note', 'ok'];
   const sorted = [...pools].sort((a, b) => order.indexOf(looks.get(a)[2]) - order.indexOf(looks.get(b)[2]));
   updateList($('pool-rows'), sorted, 'pool-row', pool => `${pool.kind} ${pool.deployment}`, (f, pool) => {
     const look = looks.get(pool), members = membersOf(pool), isException = look[2] !== 'ok';
@@ -20,7 +20,7 @@ function showPools(pools) {
       if (nonEmptyText(member.upstream) && member.upstream !== pool.deployment) more.push(`as ${member.upstream}`);
       if (isKnown(member.weight) && member.weight !== 1) more.push(`×${formatCount(member.weight)}`);
       setText(g.tier, `Tier ${formatCount(member.tier)}`);
-      setBadge(g.state, lookOf(nonEmptyText(member.state)));
+      setBadge(g.state, lookOf(nonEmptyText(member.state), spilling.has(member.backend)));
       setText(g.name, nonEmptyText(member.backend) ?? 'unnamed');
       setText(g.more, more.join(' '));
       setCountdown(g.left, look[2] === 'bad' ? member.until_ms : null);

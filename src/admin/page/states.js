@@ -23,11 +23,14 @@ const STATE_LOOKS = new Map([
 ]);
 const LEVEL_SIGNS = { ok: '✓', note: '■', warn: '◑', bad: '▲', unknown: '?' };
 
-/** Sign, word and level of a state. */
-function lookOf(state) {
+/** Sign, word and level of a state. That a provisioned backend is full while others serve is nothing to warn of. */
+function lookOf(state, isSpilling = false) {
   const [sign, level] = STATE_LOOKS.get(state) ?? ['?', nonEmptyText(state) ? 'warn' : 'unknown'];
-  return [sign, nonEmptyText(state) ?? 'unknown', level];
+  return [sign, nonEmptyText(state) ?? 'unknown', isSpilling && level === 'warn' ? 'note' : level];
 }
+
+/** The names of the backends that are full while others serve, as the server judges it. */
+const spillingIn = status => new Set(objectsIn(status.service?.problems).filter(problem => problem.state === 'spilling').map(problem => problem.subject));
 
 const serviceLookOf = state => SERVICE_LOOKS.get(state) ?? ['?', 'unknown', ''];
 
@@ -63,7 +66,7 @@ function poolName(pool) {
 const membersOf = pool => objectsIn(pool.tiers).flatMap(tier => objectsIn(tier.members).map(member => ({ ...member, tier: tier.tier })));
 
 /** How many members of a pool are healthy, and the tier that is in use: sign, text and level. */
-function poolLookOf(pool) {
+function poolLookOf(pool, spilling) {
   const tiers = objectsIn(pool.tiers), members = membersOf(pool);
   const healthy = members.filter(member => member.state === 'healthy').length;
   const look = (level, text) => [LEVEL_SIGNS[level], text, level];
@@ -72,5 +75,6 @@ function poolLookOf(pool) {
   if (healthy === members.length) return look('ok', `${healthy} healthy`);
   const first = tiers.findIndex(tier => objectsIn(tier.members).some(member => member.state === 'healthy'));
   const text = `${healthy} of ${members.length} healthy`;
-  return first > 0 ? look('warn', `${text}, tier ${formatCount(tiers[first].tier)}`) : look('note', text);
+  const isNormal = members.every(member => member.state === 'healthy' || spilling.has(member.backend));
+  return first > 0 ? look(isNormal ? 'note' : 'warn', `${text}, tier ${formatCount(tiers[first].tier)}`) : look('note', text);
 }

@@ -42,11 +42,11 @@ async function loadTrouble() {
   showRequests();
 }
 
-/** With each status: asks again if it is time and somebody looks. */
+/** With each status that is shown, so never while the page is hidden: asks again if it is time and somebody looks. */
 function showTrouble(status) {
   showRefusals(objectsIn(status.refusals), status);
   showClientChoice(status);
-  if ((isTroubleNear || !troubleRequestedAt) && !document.hidden && !staleReason && Date.now() - troubleRequestedAt >= TROUBLE_INTERVAL - 100) loadTrouble();
+  if ((isTroubleNear || !troubleRequestedAt) && !staleReason && Date.now() - troubleRequestedAt >= TROUBLE_INTERVAL - 100) loadTrouble();
 }
 
 /** The clients that can be chosen. The value of each begins with `=`, since a client may have any name. */
