@@ -208,7 +208,11 @@ async fn see_all_states(seen: &mut SeenSamples) {
     let names = azure.resource_names();
     let mut entries: String = names
         .iter()
-        .map(|name| simulated_backend_yaml(&azure, name, &format!("deployments: {{ {name}: gpt-4o }}")))
+        .map(|name| {
+            let both = if ["breaking", "standard"].contains(name) { ", both: gpt-4o" } else { "" };
+            let deployments = format!("deployments: {{ {name}: gpt-4o{both} }}");
+            simulated_backend_yaml(&azure, name, &deployments)
+        })
         .collect();
     let nowhere = "http://no-such-host.invalid";
     entries += &backend_yaml("unresolvable", nowhere, "deployments: { nowhere: gpt-4o }");
@@ -224,7 +228,7 @@ async fn see_all_states(seen: &mut SeenSamples) {
     let extra = format!("retry: {{ outage: 0s }}\n{record}\n");
     let balancer = Arc::new(Balancer::start_with_clients(&entries, &clients, &extra).await);
     assert_eq!(balancer.post_admin("/api/backends/drained/drain").await.status, 200);
-    for deployment in ["standard", "provisioned"] {
+    for deployment in ["standard", "provisioned", "both", "both"] {
         assert_eq!(post(&balancer, deployment, CLIENT_KEY).await, 200);
     }
     for (deployment, key, status) in [

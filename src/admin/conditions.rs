@@ -103,7 +103,7 @@ fn describe(
             let text = if in_a_row < FAILING_IN_A_ROW {
                 format!("{failures} of {attempts} attempts of the last minute failed")
             } else if attempts > u64::from(in_a_row) {
-                format!("the last {in_a_row} attempts failed, of the last minute {failures} of {attempts}")
+                format!("the last {in_a_row} attempts failed, {failures} of {attempts} in the last minute")
             } else {
                 format!("the last {in_a_row} attempts failed")
             };

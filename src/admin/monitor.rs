@@ -2,7 +2,7 @@
 //! and is over, so that an operator who reads only warnings understands an incident.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
@@ -41,6 +41,9 @@ pub struct ServiceMonitor {
     config_status: Arc<ArcSwap<ConfigStatus>>,
     tracker: ServiceStateTracker,
     service_episode: StateEpisode<ServiceState>,
+    /// The problems when each state of the whole was last seen: it is told a few seconds later at times.
+    problems_by_state: BTreeMap<ServiceState, Vec<ServiceProblem>>,
+    told_service_state: ServiceState,
     state_episodes: HashMap<BackendName, StateEpisode<BackendState>>,
     throttling_episodes: HashMap<(BackendName, String), ThrottlingEpisode>,
     failure_episode: EventEpisode,
@@ -75,6 +78,8 @@ impl ServiceMonitor {
             config_status,
             tracker: ServiceStateTracker::new(now),
             service_episode: StateEpisode::default(),
+            problems_by_state: BTreeMap::new(),
+            told_service_state: ServiceState::Healthy,
             state_episodes: HashMap::new(),
             throttling_episodes: HashMap::new(),
             failure_episode: EventEpisode::default(),
@@ -130,7 +135,10 @@ impl ServiceMonitor {
         problems.sort_by_key(|problem| Reverse(problem.state));
         let seen = problems.first().map_or(ServiceState::Healthy, |problem| problem.state);
         let change = self.tracker.observe(seen, now);
-        self.tell_service_state(change, &problems, now);
+        if seen != ServiceState::Healthy {
+            self.problems_by_state.insert(seen, problems.clone());
+        }
+        self.tell_service_state(change, seen, now);
         ServiceReport { state: self.tracker.current(), since: Some(self.tracker.since()), problems }
     }
 
@@ -179,7 +187,7 @@ impl ServiceMonitor {
             }
             Some(EventNews::Over { count, lasted }) => {
                 let lasted = duration_in_words(lasted);
-                warn!("requests do not fail because of backends any more; {count} did within {lasted}");
+                warn!("requests do not fail because of backends any more ({count} did, within {lasted})");
             }
             None => {}
         }
@@ -220,14 +228,20 @@ impl ServiceMonitor {
     }
 
     /// Tells of the state of the whole. Between good ones it may change all day.
-    fn tell_service_state(&mut self, change: Option<StateChange>, problems: &[ServiceProblem], now: Instant) {
+    fn tell_service_state(&mut self, change: Option<StateChange>, seen: ServiceState, now: Instant) {
         let current = self.tracker.current();
         match self.service_episode.observe(current, now) {
             Some(StateNews::Is(state)) => {
-                let level = if state == ServiceState::Failing { Level::Error } else { Level::Warn };
-                log!(level, "the service is {}{}", state.as_str(), list_problems(state, problems));
+                // What is better, and over already, is told when the whole has recovered.
+                if state > self.told_service_state || state <= seen {
+                    let level = if state == ServiceState::Failing { Level::Error } else { Level::Warn };
+                    let problems = self.problems_by_state.get(&state).map_or(&[][..], Vec::as_slice);
+                    log!(level, "the service is {}{}", state.as_str(), list_problems(state, problems));
+                }
+                self.told_service_state = state;
             }
             Some(StateNews::Over { lasted }) => {
+                self.told_service_state = current;
                 warn!(
                     "the service has recovered after {}, and is {}",
                     duration_in_words(lasted),
@@ -317,7 +331,7 @@ impl ThrottlingEpisode {
             }
             Some(EventNews::Over { count, lasted }) => {
                 let lasted = duration_in_words(lasted);
-                warn!("{what}: no longer throttled; {count} attempts were within {lasted}");
+                warn!("{what}: no longer throttled ({count} attempts were, within {lasted})");
             }
             None => {}
         }

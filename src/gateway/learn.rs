@@ -189,8 +189,8 @@ impl Gateway {
                 return;
             }
             Unanswered::Stalled { waiting, longest } => info!(
-                "backend {name}: stalled: {waiting} attempts wait for a response, the longest for {}s, and two \
-                 free questions in a row got no answer; new requests go elsewhere",
+                "backend {name}: new requests go elsewhere: attempts wait for a response ({waiting}, the longest for \
+                 {}s), and two free questions in a row got no answer",
                 longest.as_secs()
             ),
             Unanswered::StillStalled => {}
