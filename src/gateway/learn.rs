@@ -24,6 +24,7 @@ use crate::routing::headroom::SendTicket;
 use crate::routing::health::availability::{Availability, Unavailable, UnavailableReason};
 use crate::routing::health::backend_health::BackendHealth;
 use crate::routing::health::breaker::{FailureFlags, OpenedCircuit};
+use crate::routing::health::recent_attempts::FailureRun;
 use crate::routing::health::stall::{STALL_QUESTION_INTERVAL, Unanswered};
 use crate::routing::pool::Candidate;
 
@@ -160,12 +161,12 @@ impl Gateway {
         failure: FailureFlags,
         now: Instant,
     ) -> Option<OpenedCircuit> {
-        let in_a_row = if failure.is_first_of_request_on_backend {
+        let run = if failure.is_first_of_request_on_backend {
             health.recent_attempts.record_failure(failure.was_counted_as_success, now)
         } else {
-            0
+            FailureRun::default()
         };
-        health.breaker.record_failure(&self.breaker_config, failure, in_a_row, now)
+        health.breaker.record_failure(&self.breaker_config, failure, run, now)
     }
 
     /// Records the answer to the question whether a backend answers at all, which is asked while attempts wait

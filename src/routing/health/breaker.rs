@@ -6,8 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::availability::{Availability, AvailabilityCell, Unavailable, UnavailableReason};
+use super::recent_attempts::FailureRun;
 use crate::config;
 use crate::routing::window::{EventCounts, SlidingWindow};
+
+/// Failures in a row within less than this open the circuit only as a share of all attempts.
+const MIN_RUN_DURATION: Duration = Duration::from_secs(1);
 
 /// The circuit breaker of one backend: closed while the backend is available, open while it is unavailable,
 /// half-open when a probe is due.
@@ -82,13 +86,14 @@ impl CircuitBreaker {
         self.attempt_window.record(EventCounts { total: 1, marked: 0 }, policy.window, now);
     }
 
-    /// Counts an attempt that failed, and opens the circuit if that was one too many. `failures_in_a_row`
-    /// includes it; how long they took does not matter.
+    /// Counts an attempt that failed, and opens the circuit if that was one too many. `run` includes it. However
+    /// long it lasted, enough failures in a row open the circuit, but a moment is not enough: with much traffic a
+    /// short disturbance fails several attempts at once.
     pub fn record_failure(
         &self,
         policy: &config::BreakerConfig,
         failure: FailureFlags,
-        failures_in_a_row: u32,
+        run: FailureRun,
         now: Instant,
     ) -> Option<OpenedCircuit> {
         let FailureFlags { is_first_of_request_on_backend, opens_circuit_alone, was_counted_as_success } =
@@ -109,8 +114,8 @@ impl CircuitBreaker {
             let is_large_share = marked * 100 >= total * u64::from(policy.min_failure_percentage.percent());
             if marked >= u64::from(policy.min_failures) && is_large_share {
                 OpeningCause::TooManyFailures { failures: marked, attempts: total }
-            } else if failures_in_a_row >= policy.min_failures {
-                OpeningCause::FailuresInARow(failures_in_a_row)
+            } else if run.count >= policy.min_failures && run.lasted >= MIN_RUN_DURATION {
+                OpeningCause::FailuresInARow(run.count)
             } else {
                 return None;
             }
@@ -169,6 +174,8 @@ mod tests {
         was_counted_as_success: false,
     };
 
+    const FIRST: FailureRun = FailureRun { count: 1, lasted: Duration::ZERO };
+
     fn policy() -> config::BreakerConfig {
         config::BreakerConfig {
             min_failures: 5,
@@ -193,7 +200,8 @@ mod tests {
             let breaker = CircuitBreaker::new(now);
             (0..successes).for_each(|_| breaker.record_success(&policy(), now));
             let opened =
-                (0..failures).filter_map(|_| breaker.record_failure(&policy(), FAILURE, 1, now)).count() > 0;
+                (0..failures).filter_map(|_| breaker.record_failure(&policy(), FAILURE, FIRST, now)).count()
+                    > 0;
             assert_eq!(opened, opens, "{successes} successes, {failures} failures");
             assert_eq!(breaker.availability.availability(now) == Availability::Available, !opens);
         }
@@ -204,10 +212,18 @@ mod tests {
         let now = Instant::now();
         let breaker = CircuitBreaker::new(now);
         let opened: Vec<_> = (1..=5)
-            .filter_map(|n| breaker.record_failure(&policy(), FAILURE, n, now + n * 600 * S))
+            .filter_map(|n| {
+                let run = FailureRun { count: n, lasted: (n - 1) * 600 * S };
+                breaker.record_failure(&policy(), FAILURE, run, now + n * 600 * S)
+            })
             .map(|opened| opened.to_string())
             .collect();
         assert_eq!(opened, ["circuit open for 10s: 5 attempts in a row failed"]);
+        // With much traffic, five failures in a row may be one short disturbance.
+        let busy = CircuitBreaker::new(now);
+        (0..100).for_each(|_| busy.record_success(&policy(), now));
+        let run = FailureRun { count: 5, lasted: S / 2 };
+        assert_eq!((0..5).find_map(|_| busy.record_failure(&policy(), FAILURE, run, now)), None);
     }
 
     #[test]
@@ -216,9 +232,9 @@ mod tests {
         let breaker = CircuitBreaker::new(now);
         for n in 0..20 {
             let failure = FailureFlags { is_first_of_request_on_backend: n == 0, ..FAILURE };
-            assert_eq!(breaker.record_failure(&policy(), failure, 1, now), None);
+            assert_eq!(breaker.record_failure(&policy(), failure, FIRST, now), None);
         }
-        assert!((1..5).all(|n| breaker.record_failure(&policy(), FAILURE, 1, now + n * 4 * S).is_none()));
+        assert!((1..5).all(|n| breaker.record_failure(&policy(), FAILURE, FIRST, now + n * 4 * S).is_none()));
     }
 
     #[test]
@@ -230,8 +246,9 @@ mod tests {
             // Later the failure of one probe is enough.
             let failures = if n == 0 { 5 } else { 1 };
             let failure = FailureFlags { opens_circuit_alone: n > 0, ..FAILURE };
-            let opened =
-                (0..failures).filter_map(|_| breaker.record_failure(&policy(), failure, 1, now)).next_back();
+            let opened = (0..failures)
+                .filter_map(|_| breaker.record_failure(&policy(), failure, FIRST, now))
+                .next_back();
             let duration = opened.unwrap().duration;
             seconds.push(duration.as_secs());
             now += duration;
@@ -240,7 +257,7 @@ mod tests {
         // After it has been closed for the maximum duration, it starts again with the shortest.
         now += 61 * S;
         let opened =
-            (0..5).filter_map(|_| breaker.record_failure(&policy(), FAILURE, 1, now)).next().unwrap();
+            (0..5).filter_map(|_| breaker.record_failure(&policy(), FAILURE, FIRST, now)).next().unwrap();
         assert_eq!(opened.duration, 10 * S);
     }
 
@@ -248,8 +265,9 @@ mod tests {
     fn failures_of_attempts_that_began_before_the_circuit_opened_do_not_prolong_it() {
         let now = Instant::now();
         let breaker = CircuitBreaker::new(now);
-        let opened =
-            (0..100).filter_map(|_| breaker.record_failure(&policy(), FAILURE, 1, now)).collect::<Vec<_>>();
+        let opened = (0..100)
+            .filter_map(|_| breaker.record_failure(&policy(), FAILURE, FIRST, now))
+            .collect::<Vec<_>>();
         assert_eq!(opened.len(), 1);
         assert_eq!(opened[0].to_string(), "circuit open for 10s: 5 of 5 attempts failed");
         assert_eq!(
@@ -266,7 +284,7 @@ mod tests {
         let opened = (0..5).filter_map(|_| {
             breaker.record_success(&policy(), now);
             let failure = FailureFlags { was_counted_as_success: true, ..FAILURE };
-            breaker.record_failure(&policy(), failure, 1, now)
+            breaker.record_failure(&policy(), failure, FIRST, now)
         });
         let opened: Vec<_> = opened.map(|opened| opened.to_string()).collect();
         assert_eq!(opened, ["circuit open for 10s: 5 of 5 attempts failed"]);

@@ -33,7 +33,18 @@ pub struct RecentAttempts {
 struct Trouble {
     failing_since: Option<Instant>,
     last_failure_at: Option<Instant>,
+    /// When the first of the failures in a row was.
+    run_began_at: Option<Instant>,
     last_error: Option<LastError>,
+}
+
+/// Failures in a row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FailureRun {
+    /// How many.
+    pub count: u32,
+    /// From the first to the last.
+    pub lasted: Duration,
 }
 
 /// The last error of a backend.
@@ -82,16 +93,20 @@ impl RecentAttempts {
         }
     }
 
-    /// Counts an attempt that failed; returns how many have now failed in a row. `was_counted_as_answer` says
+    /// Counts an attempt that failed; returns those that have now failed in a row. `was_counted_as_answer` says
     /// that it broke off after its response had begun.
-    pub fn record_failure(&self, was_counted_as_answer: bool, now: Instant) -> u32 {
+    pub fn record_failure(&self, was_counted_as_answer: bool, now: Instant) -> FailureRun {
         let total = u64::from(!was_counted_as_answer);
         self.window.record(EventCounts { total, marked: 1 }, WINDOW, now);
-        let in_a_row = self.failures_in_a_row.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        let count = self.failures_in_a_row.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         let mut trouble = self.lock_trouble();
         trouble.last_failure_at = Some(now);
+        if count == 1 {
+            trouble.run_began_at = Some(now);
+        }
         self.refresh(&mut trouble, now);
-        in_a_row
+        let began_at = trouble.run_began_at.unwrap_or(now);
+        FailureRun { count, lasted: now.saturating_duration_since(began_at) }
     }
 
     /// Records that the backend has answered a health probe. Real requests say more, so their failures within
@@ -205,7 +220,7 @@ mod tests {
     fn a_probes_answer_ends_failures_of_requests_only_if_they_are_old() {
         let now = Instant::now();
         let recent = RecentAttempts::new(now);
-        (0..3).for_each(|_| assert!(recent.record_failure(false, now) > 0));
+        (0..3).for_each(|_| assert!(recent.record_failure(false, now).count > 0));
         recent.record_probe_answer(now + 59 * S);
         assert_eq!(recent.failing_since(now + 59 * S), Some(now));
         recent.record_probe_answer(now + 60 * S);
@@ -217,7 +232,7 @@ mod tests {
         let now = Instant::now();
         let recent = RecentAttempts::new(now);
         recent.record_answer(now);
-        assert_eq!(recent.record_failure(true, now), 1);
+        assert_eq!(recent.record_failure(true, now).count, 1);
         assert_eq!(recent.last_minute(now), (1, 1));
     }
 

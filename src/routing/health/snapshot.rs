@@ -168,6 +168,7 @@ mod tests {
     use crate::names::DeploymentName;
     use crate::routing::health::availability::Availability;
     use crate::routing::health::breaker::{CircuitBreaker, FailureFlags};
+    use crate::routing::health::recent_attempts::FailureRun;
 
     const S: Duration = Duration::from_secs(1);
 
@@ -204,7 +205,7 @@ mod tests {
             was_counted_as_success: false,
         };
         let fail = |breaker: &CircuitBreaker, now| {
-            breaker.record_failure(&policy, failure, 1, now).unwrap().duration
+            breaker.record_failure(&policy, failure, FailureRun::default(), now).unwrap().duration
         };
         assert_eq!([fail(&old.breaker, old_now), fail(&old.breaker, old_now)], [10 * S, 20 * S]);
         old.drain(old_now);
