@@ -85,10 +85,12 @@ impl<'a> ErrorBody<'a> {
         }
     }
 
-    /// Its code, or type, and its message, for people.
+    /// Its code, or type, and its message, for people. Text in another shape than Azure's is no message: it may be
+    /// an echo of the request, with header fields and prompt.
     fn into_code_and_message(self) -> (Option<String>, Option<String>) {
         let code = self.code.or(self.inner_code).or(self.error_type);
-        (code.map(Cow::into_owned), self.message.map(Cow::into_owned))
+        let message = self.message.filter(|_| self.is_known_shape);
+        (code.map(Cow::into_owned), message.map(Cow::into_owned))
     }
 
     /// Whether it says nothing at all.
@@ -138,5 +140,24 @@ impl<'a> ErrorBody<'a> {
         const GENERAL_CODES: &[&str] =
             &["400", "403", "404", "BadRequest", "Forbidden", "NotFound", "invalid_request_error"];
         self.code.is_none() || GENERAL_CODES.iter().any(|code| self.has_code(code))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_messages_in_azures_shapes_are_shown_to_people() {
+        let table = [
+            (r#"{"error":{"code":"429","message":"slow down"}}"#, (Some("429"), Some("slow down"))),
+            (r#"{"error":{"type":"server_error","message":"oops"}}"#, (Some("server_error"), Some("oops"))),
+            ("POST /openai HTTP/1.1\r\nx-own: secret\r\n\r\n{}", (None, None)),
+            ("", (None, None)),
+        ];
+        for (body, (code, message)) in table {
+            let expected = (code.map(str::to_owned), message.map(str::to_owned));
+            assert_eq!(error_code_and_message(body.as_bytes()), expected, "{body}");
+        }
     }
 }
