@@ -253,7 +253,7 @@ async fn the_status_command_prints_a_table_or_json() {
         )
     };
     let url = format!("http://{}", balancer.admin_address);
-    let (code, table, _) = run_status_command(&["--admin", &url]).await;
+    let (code, table, _) = run_status_command(&["--verbose", "--admin", &url]).await;
     assert_eq!(code, Some(0));
     for part in ["ready", "BACKEND", "drained", "gpt-4o", "CLIENT", "team-a"] {
         assert!(table.contains(part), "expected {part:?} in:\n{table}");

@@ -54,17 +54,25 @@ async fn the_certificate_of_a_listener_has_an_expiry_that_follows_its_file() {
     assert!((timestamp - seconds_now() - left).abs() <= 2, "{timestamp}");
     assert_eq!((&status["certificates"].as_array().unwrap().len(), &status["credentials"]), (&1, &json!([])));
 
+    let table = status_table(&balancer).await;
+    assert!(table.contains("EXPIRES ") && table.contains(&file.display().to_string()), "{table}");
+
     write_certificate_and_key(balancer.path("").as_path(), &authority, 40);
     let days_left = |status: &Value| status["certificates"][0]["expires_in_seconds"].as_i64().unwrap() / DAY;
     balancer.wait_for_status("the new certificate is known", |status| days_left(status) == 39).await;
     assert!(sample(&balancer, &name).await.unwrap() > timestamp + 38 * DAY);
     let table = status_table(&balancer).await;
-    assert!(table.contains("39 days") && table.contains("cert.pem of listener 127.0.0.1:"), "{table}");
+    assert!(!table.contains("EXPIRES"), "more than 30 days are no worry: {table}");
+
+    write_certificate_and_key(balancer.path("").as_path(), &authority, 20);
+    balancer.wait_for_status("the next certificate is known", |status| days_left(status) == 19).await;
+    let table = status_table(&balancer).await;
+    assert!(table.contains("19 days") && table.contains("cert.pem of listener 127.0.0.1:"), "{table}");
 
     // An expired certificate is not taken into use: what is told is the one that clients get.
     write_certificate_and_key(balancer.path("").as_path(), &authority, -1);
     balancer.wait_for_log("the old certificates stay in use").await;
-    assert_eq!(days_left(&balancer.status().await), 39);
+    assert_eq!(days_left(&balancer.status().await), 19);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,6 +7,7 @@ mod config_file;
 mod demo;
 mod drain;
 mod engine_messages;
+mod exit_code;
 mod explain;
 mod hidden_commands;
 mod keys;
@@ -18,7 +19,6 @@ mod run;
 mod runtime;
 mod simulate;
 mod status;
-mod status_sections;
 mod table;
 mod upgrade;
 mod usage;
@@ -29,17 +29,14 @@ use std::path::PathBuf;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+use self::cli_error::CliError;
 use self::config_file::ConfigArguments;
 use self::drain::DrainArguments;
+use self::exit_code::{EXIT_FAILURE, EXIT_SUCCESS};
 use self::explain::ExplainArguments;
 use self::reload::ReloadArguments;
 use self::status::StatusArguments;
 use self::usage::ReportFormat;
-
-/// The command succeeded.
-const EXIT_SUCCESS: u8 = 0;
-/// The command failed. Usage errors have the exit code 2, which clap chooses.
-const EXIT_FAILURE: u8 = 1;
 
 /// The version of this binary, and of the TLS library in it: fixes of OpenSSL come with a new binary.
 fn long_version() -> String {
@@ -137,7 +134,8 @@ enum KeysCommand {
     },
 }
 
-/// Runs the command and returns the exit code: 0 for success, 1 for failure, 2 for a usage error.
+/// Runs the command and returns the exit code: 0 for success, 1 for failure, 2 for a usage error; for `status --check`
+/// also 3.
 pub fn main() -> u8 {
     forbid_core_dumps();
     let arguments = match Arguments::try_parse() {
@@ -157,20 +155,22 @@ pub fn main() -> u8 {
         Command::Drain(arguments) => drain::drain(&arguments),
         Command::Undrain(arguments) => drain::undrain(&arguments),
         Command::Reload(arguments) => reload::run(&arguments),
-        Command::Status(arguments) => status::run(&arguments),
+        Command::Status(arguments) => return to_exit_code(status::run(&arguments)),
         Command::Upgrade { config } => upgrade::run(&config),
         Command::Launch { program } => hidden_commands::launch_detached(&program),
         Command::Man => hidden_commands::print_man_page(&Arguments::command()),
         Command::Completions { shell } => hidden_commands::print_completions(Arguments::command(), shell),
         Command::Usage { files, config, format } => usage::run(files, &config, format),
     };
-    match result {
-        Ok(()) => EXIT_SUCCESS,
-        Err(error) => {
-            logging::print_failure(&error.to_string());
-            EXIT_FAILURE
-        }
-    }
+    to_exit_code(result.map(|()| EXIT_SUCCESS))
+}
+
+/// The exit code of a command. If it failed, its message is printed.
+fn to_exit_code(result: Result<u8, CliError>) -> u8 {
+    result.unwrap_or_else(|error| {
+        logging::print_failure(&error.to_string());
+        EXIT_FAILURE
+    })
 }
 
 /// Prevents core dumps, and other processes of the same user from reading the memory (ptrace): it

@@ -1,7 +1,6 @@
 //! Formats tables for terminals.
 
 use std::io::{self, Write};
-use std::time::Duration;
 
 /// Writes rows as columns; the first row is the head. The first `text_columns` columns are aligned to
 /// the left, the others to the right.
@@ -26,16 +25,4 @@ pub(super) fn write_table(rows: &[Vec<String>], text_columns: usize, to: &mut im
         writeln!(to, "{}", line.trim_end())?;
     }
     Ok(())
-}
-
-/// What stands for an unknown value.
-pub(super) fn unknown_placeholder() -> String {
-    "-".to_owned()
-}
-
-/// A time left, in whole seconds.
-pub(super) fn format_remaining(ms: Option<u64>) -> String {
-    ms.map_or_else(unknown_placeholder, |ms| {
-        humantime::format_duration(Duration::from_secs(ms.div_ceil(1000))).to_string()
-    })
 }

@@ -34,6 +34,21 @@ pub enum BackendState {
 }
 
 impl BackendState {
+    /// All states, from good to bad.
+    pub const ALL: [Self; 11] = [
+        Self::Healthy,
+        Self::Disabled,
+        Self::Drained,
+        Self::Cooling,
+        Self::Permission,
+        Self::Absent,
+        Self::Failing,
+        Self::BreakerOpen,
+        Self::Stalled,
+        Self::Unresolvable,
+        Self::Credential,
+    ];
+
     /// Its name in the status API, in metrics and for people.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -171,6 +186,12 @@ mod tests {
 
     use super::*;
     use crate::routing::health::availability::Unavailable;
+
+    #[test]
+    fn all_states_are_listed_from_good_to_bad() {
+        assert!(BackendState::ALL.is_sorted_by(|a, b| a < b));
+        assert_eq!(BackendState::ALL.last().map(|last| *last as usize), Some(BackendState::ALL.len() - 1));
+    }
 
     #[test]
     fn the_state_says_what_an_operator_has_to_know_first() {
