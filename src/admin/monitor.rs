@@ -114,8 +114,13 @@ impl ServiceMonitor {
             .iter()
             .map(|(key, pool)| (pool_name(key), member_states(config, pool, now)))
             .collect();
-        for (index, backend) in config.gateway.backends.iter().enumerate() {
-            let report = BackendReport::new(config, index, backend, now);
+        let reports = config.gateway.backends.iter().enumerate().map(|(index, backend)| {
+            (index, backend, BackendReport::new(config, index, backend, now))
+        });
+        let mut reports: Vec<_> = reports.collect();
+        // Of problems that mean the same for the whole, the worst backend comes first.
+        reports.sort_by_key(|(_, _, report)| Reverse(report.condition.state));
+        for (index, backend, report) in reports {
             self.tell_state(backend, &report, now);
             let is_full = throttled.contains(&backend.config.name) && is_provisioned(backend);
             problems.extend(judge_backend(
