@@ -13,6 +13,9 @@ pub const WATCHED_AFTER: Duration = Duration::from_secs(1);
 const UNKNOWN_USUAL_TIME: Duration = Duration::from_secs(10);
 /// An attempt that waits for this many times the p99 of its deployment waits for too long.
 const MAX_MULTIPLE_OF_P99: u32 = 3;
+/// But no attempt waits for longer than this before the backend is asked, however slow its deployment is: with two
+/// unanswered questions, a stalled backend is left within half a minute.
+const MAX_UNASKED_WAIT: Duration = Duration::from_secs(18);
 /// The time between two questions, and the longest time to an answer.
 pub const STALL_QUESTION_INTERVAL: Duration = Duration::from_secs(5);
 /// A backend that leaves this many questions in a row unanswered is stalled.
@@ -43,8 +46,8 @@ struct WaitingSince {
 impl WaitingSince {
     fn is_overdue(&self, now: Instant) -> bool {
         let p99 = self.usual.as_ref().and_then(|usual| usual.p99());
-        let limit = p99.map_or(UNKNOWN_USUAL_TIME, |p99| p99 * MAX_MULTIPLE_OF_P99);
-        now.saturating_duration_since(self.sent_at) > limit
+        let limit = p99.map_or(UNKNOWN_USUAL_TIME, |p99| p99.saturating_mul(MAX_MULTIPLE_OF_P99));
+        now.saturating_duration_since(self.sent_at) > limit.min(MAX_UNASKED_WAIT)
     }
 }
 
@@ -159,7 +162,7 @@ mod tests {
             Some(Arc::new(times))
         };
         // The p99 is rounded up to the end of its bucket.
-        let table = [(None, 10), (usual(1000), 3), (usual(10_000), 36), (usual(5), 0)];
+        let table = [(None, 10), (usual(1000), 3), (usual(10_000), 18), (usual(5), 0)];
         for (usual, seconds) in table {
             let sent_at = Instant::now();
             let watch = Arc::new(StallWatch::default());
