@@ -114,9 +114,12 @@ impl ServiceMonitor {
             .iter()
             .map(|(key, pool)| (pool_name(key), member_states(config, pool, now)))
             .collect();
-        let reports = config.gateway.backends.iter().enumerate().map(|(index, backend)| {
-            (index, backend, BackendReport::new(config, index, backend, now))
-        });
+        let reports = config
+            .gateway
+            .backends
+            .iter()
+            .enumerate()
+            .map(|(index, backend)| (index, backend, BackendReport::new(config, index, backend, now)));
         let mut reports: Vec<_> = reports.collect();
         // Of problems that mean the same for the whole, the worst backend comes first.
         reports.sort_by_key(|(_, _, report)| Reverse(report.condition.state));
