@@ -107,7 +107,6 @@ impl ServiceMonitor {
     fn look(&mut self, config: &ActiveConfig, now: Instant) -> ServiceReport {
         let mut problems = Vec::new();
         let throttled = self.look_at_throttling(config, now);
-        problems.extend(self.look_at_requests(config, now));
         let pools: Vec<_> = config
             .gateway
             .pools()
@@ -135,6 +134,8 @@ impl ServiceMonitor {
             ));
         }
         self.state_episodes.retain(|name, _| is_configured(config, name));
+        // After the backends, which are the cause.
+        problems.extend(self.look_at_requests(config, now));
         for (name, members) in &pools {
             let states: Vec<_> = members.iter().map(|(_, state)| *state).collect();
             problems.extend(judge_pool(name, &states));
