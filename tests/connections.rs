@@ -67,6 +67,8 @@ async fn a_connection_is_reused_after_a_503_and_each_request_arrives_in_one_read
     for _ in 0..3 {
         let response = balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], CHAT_BODY.as_bytes()).await;
         assert_eq!((response.status, response.text().as_str()), (200, "{}"));
+        // The client has its response before the connection is in the pool again.
+        balancer.wait_for_status("nothing is in flight", |status| status["in_flight"] == 0).await;
     }
     for backend in [failing, working] {
         let reads_by_connection = backend.reads_by_connection();
