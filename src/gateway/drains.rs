@@ -158,7 +158,7 @@ impl Drains {
                 }
             }
             Err(problem) => {
-                // The old content may have been replaced all the same.
+                // The write may have replaced the file before it failed.
                 storage.saved_text = None;
                 self.on_not_saved(format!("cannot write {}: {problem}", drains::FILE_NAME));
             }

@@ -9,7 +9,7 @@ const MIN_CHANGE_INTERVAL: Duration = Duration::from_secs(10);
 /// It gets better only after it has been better for this long.
 const BETTER_AFTER: Duration = Duration::from_secs(30);
 /// Of the requests of the last half minute, so many percent have to fail because of backends for the whole to be
-/// failing. Fewer are a trouble all the same.
+/// failing. With fewer it is degraded.
 const MIN_FAILED_PERCENTAGE: u64 = 1;
 
 /// The state of the whole; the later of two is the worse.

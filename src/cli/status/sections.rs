@@ -51,7 +51,7 @@ pub(super) fn overview_sections(status: &StatusReport, time: ReportTime) -> Vec<
     sections.into_iter().filter(|section| !section.is_empty()).collect()
 }
 
-/// The sections for who wants to know it all.
+/// The sections that only `--verbose` shows.
 pub(super) fn detail_sections(status: &StatusReport) -> Vec<Section> {
     let sections = [quotas(&status.backends), clients(&status.clients)];
     sections.into_iter().filter(|section| !section.is_empty()).collect()
