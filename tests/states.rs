@@ -112,6 +112,7 @@ async fn a_backend_that_fails_all_it_is_asked_is_failing_even_at_little_traffic(
         let response = balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], CHAT_BODY.as_bytes()).await;
         assert_eq!(response.status, 200);
         states.push(state_of(&balancer, 0).await);
+        // Little traffic is what is tested: the failures in a row are further apart than the breaker's window allows.
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     // The window of the breaker is shorter than the time between the failures: they count in a row.

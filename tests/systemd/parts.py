@@ -226,8 +226,8 @@ def logrotate(service, report):
         for n in range(5):
             path.rename(path.with_name(f"exchanges.jsonl.{n}"))
             service.signal_main("USR1")
-            wait_for_condition(path.exists, OPERATION_TIMEOUT, "SIGUSR1 does not open the record file again")
-            time.sleep(0.3)
+            has_records = lambda: path.exists() and path.stat().st_size > 0
+            wait_for_condition(has_records, OPERATION_TIMEOUT, "SIGUSR1 does not open the record file again")
         report.expect("SIGUSR1 does not stop the service", service.main_pid() == before)
     report.expect("no request fails", not load.failures, str(load.failures[:3]))
     report.pass_check("each request has exactly one record", str(service.check_records("load", load.ids)))
