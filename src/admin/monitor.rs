@@ -334,7 +334,7 @@ impl ThrottlingEpisode {
             Some(EventNews::Began) if is_provisioned => {
                 warn!("{what}: throttled (429): its provisioned capacity is full");
             }
-            Some(EventNews::Began) => warn!("{what}: throttled (429 or retry-after)"),
+            Some(EventNews::Began) => warn!("{what}: throttled (429)"),
             Some(EventNews::GoesOn { count }) => {
                 info!("{what}: throttled: {count} of {sent} attempts of the last minute");
             }

@@ -107,6 +107,10 @@ impl Gateway {
             }
             Verdict::PromptTooLong => Some(AttemptOutcome::TierCannotServe),
             Verdict::Throttled => {
+                // A failure with `retry-after` is a cooldown too, but does not show that the capacity is used up.
+                if let Some(deployment) = &candidate.deployment_health {
+                    deployment.throttled_responses.fetch_add(1, Ordering::Relaxed);
+                }
                 Some(AttemptOutcome::Throttled(self.begin_cooldown(candidate, headers, now)))
             }
             Verdict::BackendFailure => {
@@ -301,7 +305,6 @@ impl Gateway {
         let until = now + duration;
         let Some(deployment) = &candidate.deployment_health else { return until };
         let cooldown = Unavailable { reason: UnavailableReason::CoolingDown, until };
-        deployment.throttled_responses.fetch_add(1, Ordering::Relaxed);
         // Told in episodes by the monitor: a full deployment begins hundreds of cooldowns a minute.
         deployment.availability.mark_unavailable(cooldown, now);
         until

@@ -271,7 +271,7 @@ pub struct DeploymentHealth {
     pub availability: Arc<AvailabilityCell>,
     /// Reviews responses which say that it does not exist.
     pub review: RejectionReview,
-    /// Responses that asked to wait, since the process started.
+    /// Responses with status 429, since the process started.
     pub throttled_responses: AtomicU64,
     /// How much of its quota is left.
     pub headroom: Headroom,
