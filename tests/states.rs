@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use aoai_lb::demo::{Mood, SimulatedError};
 use support::upstream::{PAUSE_100_MS, RawRequest, ScriptedUpstream, complete_response};
 use support::{
-    Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Response, answering_backend, listed_backends_yaml,
-    start_simulator,
+    Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Response, answering_backend, backend_yaml,
+    listed_backends_yaml, start_simulator,
 };
 
 async fn state_of(balancer: &Balancer, backend: usize) -> String {
@@ -170,5 +170,29 @@ async fn the_whole_is_failing_while_clients_are_refused_and_degraded_while_other
         "the service is failing: requests: ",
     ] {
         assert_eq!(warnings.iter().filter(|line| line.contains(expected)).count(), 1, "{warnings:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provisioned_backend_that_fails_with_retry_after_is_not_told_as_full() {
+    for (status, expected) in [(429, "spilling"), (503, "degraded")] {
+        let refusing = ScriptedUpstream::start(move |_: &RawRequest| {
+            complete_response(status, "Retry-After: 30", r#"{"error":{"code":"x","message":"later"}}"#)
+        })
+        .await;
+        let spare =
+            ScriptedUpstream::start(|_: &RawRequest| complete_response(200, "", r#"{"choices":[]}"#)).await;
+        let deployments = "deployments: { gpt-4o: gpt-4o }";
+        let backends =
+            backend_yaml(
+                "a",
+                &format!("http://{}", refusing.address),
+                &format!("{deployments}\nprovisioned: {{ units: 100 }}"),
+            ) + &backend_yaml("b", &format!("http://{}", spare.address), &format!("{deployments}\ntier: 2"));
+        let balancer = Balancer::start(&backends, "").await;
+        assert_eq!(balancer.post_chat().await.status, 200);
+        balancer
+            .wait_for_status("the whole is judged", |status| status["service"]["state"] == expected)
+            .await;
     }
 }
