@@ -58,7 +58,8 @@ pub(super) struct AdoptedSegment {
 pub(super) fn create_segment(directory: &Path, number: u64, sinks: &[&'static str]) -> io::Result<Segment> {
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let random = fastrand::u32(..);
-    let name = format!("{:013}-{number:06}-{}-{random:08x}", since_epoch.as_millis(), std::process::id());
+    // Names sort by age, those of earlier versions in milliseconds included: `-` sorts before a digit.
+    let name = format!("{:016}-{number:06}-{}-{random:08x}", since_epoch.as_micros(), std::process::id());
     // Under a name that no process adopts: between creation and lock the file looks like an orphan.
     let unlocked_path = segment_path(directory, &name, UNLOCKED_EXTENSION);
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o640).open(&unlocked_path)?;
