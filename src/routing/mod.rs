@@ -8,6 +8,7 @@ pub mod attempt_outcome;
 pub mod episodes;
 pub mod headroom;
 pub mod health;
+pub mod homes;
 pub mod pool;
 pub mod retry_budget;
 pub mod retry_plan;
