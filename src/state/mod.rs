@@ -1,8 +1,9 @@
 //! The state directory: what has to survive a restart and a kill, in files that one process at a time writes.
 //!
-//! What the files mean is left to its users; `drains.rs` has the format of one of them.
+//! What the files mean is left to its users; `drains.rs` and `homes_log.rs` have their formats.
 
 pub mod drains;
+pub mod homes_log;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -96,14 +97,28 @@ impl StateDirectory {
     /// # Errors
     /// If it cannot be written; the old content is kept then.
     pub fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        let mut replacement = self.begin_replacement(name)?;
+        replacement.file().write_all(content)?;
+        replacement.commit().map(drop)
+    }
+
+    /// Begins to replace a file whose content is written step by step.
+    ///
+    /// # Errors
+    /// If the new file cannot be created.
+    pub fn begin_replacement(&self, name: &str) -> io::Result<Replacement> {
         let temporary = self.path.join(format!("{name}.new"));
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&temporary)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&temporary, self.path.join(name))?;
-        // The rename is durable once the directory is.
-        File::open(&self.path)?.sync_all()
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&temporary)?;
+        let (directory, target) = (self.path.clone(), self.path.join(name));
+        Ok(Replacement { file, temporary, target, directory, is_in_place: false })
+    }
+
+    /// Opens a file to read it and to write at its end; `None` if there is no such file.
+    ///
+    /// # Errors
+    /// If it is not a regular file or cannot be opened.
+    pub fn open_to_append(&self, name: &str) -> io::Result<Option<File>> {
+        open_regular(OpenOptions::new().read(true).append(true), &self.path.join(name))
     }
 
     /// Renames a file that cannot be used, for a person to look at. Returns its new path.
@@ -115,6 +130,65 @@ impl StateDirectory {
         let target = self.path.join(format!("{name}.unusable-{time}"));
         fs::rename(self.path.join(name), &target)?;
         Ok(target)
+    }
+}
+
+/// A file that will replace another one as a whole. Until [`Replacement::commit`] the other one stays as it is.
+#[derive(Debug)]
+pub struct Replacement {
+    file: File,
+    temporary: PathBuf,
+    target: PathBuf,
+    directory: PathBuf,
+    is_in_place: bool,
+}
+
+impl Replacement {
+    /// The new file.
+    pub fn file(&mut self) -> &mut File {
+        &mut self.file
+    }
+
+    /// Puts the new file in place of the other one, durably. Returns the file, for more at its end.
+    ///
+    /// # Errors
+    /// If the system does not confirm it; the old content is kept, or the new one is in place.
+    pub fn commit(mut self) -> io::Result<File> {
+        self.file.sync_all()?;
+        let file = self.file.try_clone()?;
+        fs::rename(&self.temporary, &self.target)?;
+        self.is_in_place = true;
+        // The rename is durable once the directory is.
+        File::open(&self.directory)?.sync_all()?;
+        Ok(file)
+    }
+}
+
+impl Drop for Replacement {
+    fn drop(&mut self) {
+        if !self.is_in_place {
+            // It may be what fills the disk.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// Opens a file of a state directory that another process may own, to read it; `None` if there is none.
+///
+/// # Errors
+/// If it is not a regular file or cannot be opened.
+pub fn open_to_read(directory: &Path, name: &str) -> io::Result<Option<File>> {
+    open_regular(OpenOptions::new().read(true), &directory.join(name))
+}
+
+fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<Option<File>> {
+    // Non-blocking: opening a FIFO would wait.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    match options.custom_flags(flags.bits().cast_signed()).open(path) {
+        Ok(file) if file.metadata()?.is_file() => Ok(Some(file)),
+        Ok(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")),
+        Err(problem) if problem.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(problem) => Err(problem),
     }
 }
 
@@ -181,5 +255,31 @@ mod tests {
         );
         std::fs::create_dir(directory.path().join("x.json")).unwrap();
         assert!(state.read("x.json").is_err() && state.replace("x.json", b"three").is_err());
+        assert!(!directory.path().join("x.json.new").exists(), "a failed attempt leaves nothing behind");
+    }
+
+    #[test]
+    fn a_replacement_is_seen_when_it_is_committed_and_can_be_appended_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        assert!(state.open_to_append("x.log").unwrap().is_none());
+        state.replace("x.log", b"old").unwrap();
+        let mut abandoned = state.begin_replacement("x.log").unwrap();
+        abandoned.file().write_all(b"half").unwrap();
+        drop(abandoned);
+        let mut replacement = state.begin_replacement("x.log").unwrap();
+        replacement.file().write_all(b"new").unwrap();
+        assert_eq!(state.read("x.log").unwrap().as_deref(), Some("old"));
+        replacement.commit().unwrap().write_all(b", longer").unwrap();
+        state.open_to_append("x.log").unwrap().unwrap().write_all(b", longest").unwrap();
+        assert_eq!(state.read("x.log").unwrap().as_deref(), Some("new, longer, longest"));
+        for kind in ["directory", "link"] {
+            let path = directory.path().join(kind);
+            match kind {
+                "directory" => std::fs::create_dir(&path).unwrap(),
+                _ => std::os::unix::fs::symlink("x.log", &path).unwrap(),
+            }
+            assert!(state.open_to_append(kind).is_err() && open_to_read(directory.path(), kind).is_err());
+        }
     }
 }
