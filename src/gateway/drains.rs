@@ -5,8 +5,7 @@
 //! hands its drains over, accepts no changes from then on, and gives the directory up before its successor
 //! takes it.
 
-use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use log::{error, warn};
@@ -27,7 +26,7 @@ pub struct Drains {
 #[derive(Debug, Default)]
 struct Storage {
     /// `None` if drains are kept in memory only.
-    directory: Option<StateDirectory>,
+    directory: Option<Arc<StateDirectory>>,
     /// What the file contains, as far as it is known.
     saved_text: Option<String>,
     is_handing_over: bool,
@@ -47,11 +46,16 @@ pub struct DrainChange {
 pub struct HandingOver;
 
 impl Drains {
-    /// Takes the directory at a start and restores the drains that it has. A directory that cannot be used and a
-    /// file that cannot be read are logged; the process serves without them.
-    pub fn restore(&self, path: &Path, registry: &HealthRegistry, now: Instant) {
+    /// Restores the drains that the directory has, at a start. A directory that cannot be used and a file that
+    /// cannot be read are logged; the process serves without them.
+    pub fn restore(
+        &self,
+        opened: &Result<Arc<StateDirectory>, StateError>,
+        registry: &HealthRegistry,
+        now: Instant,
+    ) {
         let mut storage = self.lock_storage();
-        let Some(directory) = self.open_directory(path) else { return };
+        let Some(directory) = self.directory_of(opened) else { return };
         match directory.read(drains::FILE_NAME) {
             Ok(None) => {}
             Ok(Some(text)) => match drains::parse(&text) {
@@ -69,11 +73,16 @@ impl Drains {
         self.save(&mut storage, registry, now);
     }
 
-    /// Takes the directory after the predecessor has given it up. The drains that it handed over hold; its file
-    /// may be older.
-    pub fn take_over(&self, path: &Path, registry: &HealthRegistry, now: Instant) {
+    /// Goes on with the directory that the predecessor has given up. The drains that it handed over hold; its
+    /// file may be older.
+    pub fn take_over(
+        &self,
+        opened: &Result<Arc<StateDirectory>, StateError>,
+        registry: &HealthRegistry,
+        now: Instant,
+    ) {
         let mut storage = self.lock_storage();
-        storage.directory = self.open_directory(path);
+        storage.directory = self.directory_of(opened);
         self.save(&mut storage, registry, now);
     }
 
@@ -127,8 +136,8 @@ impl Drains {
         self.storage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open_directory(&self, path: &Path) -> Option<StateDirectory> {
-        StateDirectory::open(path).map_err(|problem: StateError| self.on_not_saved(problem.to_string())).ok()
+    fn directory_of(&self, opened: &Result<Arc<StateDirectory>, StateError>) -> Option<Arc<StateDirectory>> {
+        opened.as_ref().map(Arc::clone).map_err(|problem| self.on_not_saved(problem.to_string())).ok()
     }
 
     /// Writes the drains if the file does not have them.

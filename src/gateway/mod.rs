@@ -9,6 +9,7 @@ mod backend;
 mod backend_question;
 mod certificate_expiries;
 mod drains;
+pub mod homes_keeper;
 mod learn;
 pub mod log_text;
 mod model_list;

@@ -1,5 +1,6 @@
 //! What outlives a configuration.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Instant;
@@ -9,10 +10,13 @@ use arc_swap::ArcSwap;
 use super::backend_question::QuestionQueue;
 use super::certificate_expiries::CertificateExpiries;
 use super::drains::Drains;
+use super::homes_keeper::{HomesKeeper, ReportFunction};
 use crate::credentials::Keyring;
 use crate::record::Recorder;
 use crate::routing::health::backend_health::HealthRegistry;
+use crate::routing::homes::{DEFAULT_MEMORY_BYTES, Homes};
 use crate::routing::service_state::ServiceReport;
+use crate::state::StateDirectory;
 
 /// What a process keeps when it loads another configuration.
 #[derive(Debug)]
@@ -21,6 +25,10 @@ pub struct ProcessState {
     pub health_registry: HealthRegistry,
     /// The drains of backends, in memory until they get a directory.
     pub drains: Drains,
+    /// Which resource made which object.
+    pub homes: Arc<Homes>,
+    /// What sees to it that `homes` outlives this process.
+    pub homes_keeper: HomesKeeper,
     /// Requests in progress: from the parsed head until both the record and the response are finished.
     pub requests_in_flight: AtomicUsize,
     /// Requests whose record is finished.
@@ -45,9 +53,12 @@ pub struct ProcessState {
 impl ProcessState {
     /// The state of a process that starts now.
     pub fn new(now: Instant, recorder: Recorder, keyring: Keyring) -> Self {
+        let homes = Arc::new(Homes::new(DEFAULT_MEMORY_BYTES));
         Self {
             health_registry: HealthRegistry::new(now),
             drains: Drains::default(),
+            homes_keeper: HomesKeeper::new(Arc::clone(&homes)),
+            homes,
             requests_in_flight: AtomicUsize::new(0),
             requests_finished: AtomicUsize::new(0),
             is_stopping: AtomicBool::new(false),
@@ -58,5 +69,34 @@ impl ProcessState {
             keyring,
             certificate_expiries: Arc::default(),
         }
+    }
+    /// With this memory of homes instead of an empty one of the usual size.
+    #[must_use]
+    pub fn with_homes(mut self, homes: Arc<Homes>) -> Self {
+        self.homes_keeper = HomesKeeper::new(Arc::clone(&homes));
+        self.homes = homes;
+        self
+    }
+
+    /// Takes the state directory at a start, and restores what it has.
+    pub fn restore_state(&self, directory: &Path, now: Instant) {
+        let opened = StateDirectory::open(directory).map(Arc::new);
+        self.drains.restore(&opened, &self.health_registry, now);
+        self.homes_keeper.restore(&opened);
+    }
+
+    /// Takes the state directory after the predecessor has given it up. `are_homes_told` if the predecessor has
+    /// told the homes that it remembers.
+    pub fn take_over_state(&self, directory: &Path, are_homes_told: bool, now: Instant) {
+        let opened = StateDirectory::open(directory).map(Arc::new);
+        self.drains.take_over(&opened, &self.health_registry, now);
+        self.homes_keeper.take_over(&opened, are_homes_told);
+    }
+
+    /// Gives the state directory up for the successor. With `report_homes` this process sends what the successor
+    /// can no longer be told to whoever serves in its place. It may wait for a file that is being written.
+    pub fn release_state(&self, report_homes: ReportFunction) {
+        self.drains.release_directory();
+        self.homes_keeper.release_directory(report_homes);
     }
 }

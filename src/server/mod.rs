@@ -43,7 +43,9 @@ use crate::admin::status_feed::StatusFeed;
 use crate::config::{CheckedConfig, Config};
 use crate::credentials::Keyring;
 use crate::gateway::ProcessState;
+use crate::gateway::homes_keeper::read_hash_key;
 use crate::record::Recorder;
+use crate::routing::homes::{DEFAULT_MEMORY_BYTES, HashKey, Homes};
 
 pub use self::listen_addresses::{check_addresses, check_addresses_are_free};
 pub use self::start_error::StartError;
@@ -62,10 +64,10 @@ pub fn run(
 ) -> Result<(), StartError> {
     raise_open_file_limit();
     let upgrade_socket_path = checked.config.server.upgrade_socket_path.clone();
-    let successor = takes_over
+    let mut successor = takes_over
         .then(|| background.block_on(SuccessorRole::introduce(&upgrade_socket_path)))
         .transpose()?;
-    let prepared = PreparedServer::new(checked, successor.as_ref(), program.as_ref(), background);
+    let prepared = PreparedServer::new(checked, successor.as_mut(), program.as_ref(), background);
     match (prepared, successor) {
         (Ok(prepared), Some(mut successor)) => {
             // From here on the predecessor may hand over its sockets, which cannot be undone.
@@ -96,7 +98,7 @@ struct PreparedServer {
 impl PreparedServer {
     fn new(
         checked: CheckedConfig,
-        successor: Option<&SuccessorRole>,
+        successor: Option<&mut SuccessorRole>,
         program: Option<&Program>,
         background: &Runtime,
     ) -> Result<Self, StartError> {
@@ -104,11 +106,16 @@ impl PreparedServer {
         let config = checked.config.clone();
         // Pingora panics if it cannot bind; this check reports the key of the file instead.
         let inherited =
-            successor.map(|successor| successor.inherited_addresses.as_slice()).unwrap_or_default();
+            successor.as_ref().map(|successor| successor.inherited_addresses.as_slice()).unwrap_or_default();
         check_addresses_are_free(&config, inherited)?;
         let keyring = Keyring::new(background.handle());
         let recorder = Recorder::start(&config, &keyring, background.handle())?;
-        let process = Arc::new(ProcessState::new(started, recorder, keyring));
+        let is_successor = successor.is_some();
+        let homes = empty_homes(&config, successor.as_deref());
+        if let Some(successor) = successor {
+            successor.copy_homes_into(&homes);
+        }
+        let process = Arc::new(ProcessState::new(started, recorder, keyring).with_homes(homes));
         {
             // Before the steps that take long: until it is handled, this signal would end the process.
             let _context = background.enter();
@@ -119,15 +126,15 @@ impl PreparedServer {
                 Err(error) => warn!("cannot handle SIGUSR1: {error}"),
             }
         }
-        if let (None, Some(directory)) = (successor, &config.server.state_directory) {
-            process.drains.restore(directory, &process.health_registry, started);
+        if let (false, Some(directory)) = (is_successor, &config.server.state_directory) {
+            process.restore_state(directory, started);
         }
         let source = program.map(|program| ConfigSource {
             file: program.config_file.clone(),
             environment: program.environment.clone(),
         });
         let config_manager = Arc::new(background.block_on(ConfigManager::new(checked, source, process))?);
-        let options = Opt { upgrade: successor.is_some(), ..Opt::default() };
+        let options = Opt { upgrade: is_successor, ..Opt::default() };
         let mut server = Server::new_with_opt_and_conf(options, pingora_config(&config));
         let mut watched_runtime_handles = Vec::new();
         let active_config = config_manager.active_config();
@@ -163,8 +170,8 @@ impl PreparedServer {
         // process if they do not come: everything that can fail has to be done before.
         server.bootstrap();
         // Given up by the predecessor before it sent its sockets.
-        if let (Some(_), Some(directory)) = (&successor, &config.server.state_directory) {
-            process.drains.take_over(directory, &process.health_registry, Instant::now());
+        if let (Some(successor), Some(directory)) = (&successor, &config.server.state_directory) {
+            process.take_over_state(directory, successor.are_homes_complete(), Instant::now());
         }
         let (command_sender, command_receiver) = ControlSocket::command_queue();
         let earlier_processes =
@@ -200,6 +207,14 @@ impl PreparedServer {
         server.run(RunArgs { shutdown_signal: Box::new(signal_handler) });
         close_recorder(&process);
     }
+}
+
+/// A memory of homes for the ids as the predecessor or an earlier process has hashed them.
+fn empty_homes(config: &Config, successor: Option<&SuccessorRole>) -> Arc<Homes> {
+    let from_predecessor = successor.and_then(SuccessorRole::homes_hash_key);
+    let from_log = || config.server.state_directory.as_deref().and_then(read_hash_key);
+    let hash_key = from_predecessor.or_else(from_log).unwrap_or_else(HashKey::random);
+    Arc::new(Homes::with_hash_key(DEFAULT_MEMORY_BYTES, hash_key))
 }
 
 /// The function with which the admin API reloads the configuration.

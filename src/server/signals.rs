@@ -10,7 +10,7 @@
 //! A predecessor passes a late stop on through the control socket and waits for this process; with SIGTERM this
 //! process would wait for its predecessors.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -22,13 +22,14 @@ use rustix::process::{Pid, Signal as ProcessSignal, kill_process};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, mpsc};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::config_manager::ConfigManager;
 use super::notify;
 use super::shutdown::RelatedProcesses;
 use super::upgrade::{
-    ControlChannel, ControlCommand, HandoverError, PredecessorRole, ProcessSet, accept_stop,
+    ControlChannel, ControlCommand, HandoverError, PredecessorRole, ProcessSet, accept_stop, report_homes,
     tell_successor_to_stop, wait_for_serving_and_report,
 };
 use crate::gateway::ProcessState;
@@ -106,7 +107,7 @@ impl ShutdownSignalWatch for SignalHandler {
             // Before the sockets are sent: clients on open connections move to the successor.
             self.process_state.is_draining_connections.fetch_or(has_handed_over, Ordering::AcqRel);
             if has_handed_over {
-                self.process_state.drains.release_directory();
+                self.release_state(&predecessor.upgrade_socket_path).await;
                 let (process, related_processes) =
                     (Arc::clone(&self.process_state), Arc::clone(&self.related_processes));
                 self.background_runtime.spawn(report_and_forward_late_stop(
@@ -126,6 +127,15 @@ impl ShutdownSignalWatch for SignalHandler {
 }
 
 impl SignalHandler {
+    /// Gives the state directory up for the successor.
+    async fn release_state(&self, upgrade_socket_path: &Path) {
+        let process = Arc::clone(&self.process_state);
+        let path = upgrade_socket_path.to_owned();
+        // It may wait for a file that is being written.
+        let release = move || process.release_state(Box::new(move |homes| report_homes(&path, homes)));
+        let _ = spawn_blocking(release).await;
+    }
+
     /// Makes readiness probes fail, and waits for the drain delay.
     async fn announce_stop_and_wait(&self, interrupt: &mut Signal) -> ShutdownSignal {
         self.process_state.is_stopping.store(true, Ordering::Release);

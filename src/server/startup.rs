@@ -43,7 +43,10 @@ impl StartupTask {
             let bound =
                 ControlSocket::bind(&config.server.upgrade_socket_path, successor_role.is_some()).await;
             match bound {
-                Ok(socket) => drop(tokio::spawn(socket.run(commands))),
+                Ok(socket) => {
+                    let process = Arc::clone(config_manager.process_state());
+                    drop(tokio::spawn(socket.run(commands, process)));
+                }
                 Err(error) => {
                     let error = describe(&error);
                     warn!("server.upgrade_socket: {error}; `aoai-lb upgrade` will not work, only a restart");

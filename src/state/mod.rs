@@ -81,6 +81,11 @@ impl StateDirectory {
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The text of a file in it; `None` if there is no such file.
     ///
     /// # Errors

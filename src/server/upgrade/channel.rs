@@ -1,6 +1,7 @@
 //! Sends and receives the messages of the control socket, one line each.
 
 use std::io;
+use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -26,6 +27,16 @@ impl ControlChannel {
 
     pub(super) async fn connect(path: &Path) -> io::Result<Self> {
         Ok(Self::new(UnixStream::connect(path).await?))
+    }
+
+    /// The connection, for what is no message. The other side must have sent nothing after its last message.
+    ///
+    /// # Errors
+    /// If it cannot be taken from the runtime.
+    pub(super) fn into_blocking(self) -> io::Result<BlockingStream> {
+        let stream = self.stream.into_inner().into_std()?;
+        stream.set_nonblocking(false)?;
+        Ok(stream)
     }
 
     /// Sends a message.

@@ -4,6 +4,7 @@ use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use log::{debug, info};
@@ -11,7 +12,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
 use super::channel::ControlChannel;
+use super::control_socket_path::control_socket_path;
+use super::homes::{accept_homes, tell_homes};
 use super::protocol::ControlMessage;
+use crate::gateway::ProcessState;
 
 /// How long a client of the socket may take to send its first message.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -63,8 +67,9 @@ impl ControlSocket {
         Ok(Self { listener })
     }
 
-    /// Sends the commands to `commands` until its receiver is dropped.
-    pub async fn run(self, commands: mpsc::Sender<ControlCommand>) {
+    /// Sends the commands to `commands` until its receiver is dropped. What concerns the memory of homes is
+    /// answered at once, since a command may be waiting for it.
+    pub async fn run(self, commands: mpsc::Sender<ControlCommand>, process: Arc<ProcessState>) {
         loop {
             let stream = tokio::select! {
                 accepted = self.listener.accept() => match accepted {
@@ -77,13 +82,15 @@ impl ControlSocket {
                 },
                 () = commands.closed() => return,
             };
-            let commands = commands.clone();
+            let (commands, process) = (commands.clone(), Arc::clone(&process));
             tokio::spawn(async move {
                 let mut channel = ControlChannel::new(stream);
                 let command = match channel.receive(FIRST_MESSAGE_TIMEOUT).await {
                     Ok(ControlMessage::Upgrade) => ControlCommand::Upgrade(channel),
                     Ok(ControlMessage::Introduction { pid }) => ControlCommand::HandOver { channel, pid },
                     Ok(ControlMessage::Stop) => ControlCommand::Stop(channel),
+                    Ok(ControlMessage::FollowHomes) => return tell_homes(channel, &process),
+                    Ok(ControlMessage::ReportHomes) => return accept_homes(channel, process).await,
                     other => return debug!("control socket: no command: {other:?}"),
                 };
                 // If the queue is full, the connection is closed, and the client sees that.
@@ -96,13 +103,6 @@ impl ControlSocket {
     pub fn command_queue() -> (mpsc::Sender<ControlCommand>, mpsc::Receiver<ControlCommand>) {
         mpsc::channel(MAX_QUEUED_COMMANDS)
     }
-}
-
-/// The path of the control socket.
-pub(super) fn control_socket_path(upgrade_socket_path: &Path) -> PathBuf {
-    let mut path = upgrade_socket_path.as_os_str().to_owned();
-    path.push(".control");
-    PathBuf::from(path)
 }
 
 /// Creates the directory of the socket, or checks that only this user can write there. Any other user

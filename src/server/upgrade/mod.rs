@@ -5,9 +5,12 @@
 //! (`control_socket.rs`). `aoai-lb upgrade` connects to it (`request.rs`); the running process then
 //! starts its successor (`predecessor.rs`), which connects to it as well, receives the health of the
 //! backends and reports when it is ready for the sockets (`successor.rs`). Pingora sends the sockets.
+//! Over a second connection it is told where objects live (`homes.rs`).
 
 mod channel;
 mod control_socket;
+mod control_socket_path;
+mod homes;
 mod predecessor;
 mod process_set;
 mod protocol;
@@ -17,6 +20,7 @@ mod successor;
 
 pub use self::channel::ControlChannel;
 pub use self::control_socket::{ControlCommand, ControlSocket};
+pub use self::homes::report_homes;
 pub use self::predecessor::{HandoverError, PredecessorRole, Program, wait_for_serving_and_report};
 pub use self::process_set::ProcessSet;
 pub use self::request::{UpgradeRequestError, request_upgrade};

@@ -137,7 +137,8 @@ impl PredecessorRole {
     ) -> Result<ControlChannel, HandoverError> {
         let mut earlier_pids = self.earlier_processes.running_pids();
         earlier_pids.push(std::process::id());
-        let welcome = ControlMessage::Welcome { addresses: self.listen_addresses.clone(), earlier_pids };
+        let addresses = self.listen_addresses.clone();
+        let welcome = ControlMessage::Welcome { addresses, earlier_pids, tells_homes: true };
         successor.send(&welcome).await.map_err(HandoverError::NotReady)?;
         report_progress(requester, "the new process is preparing".to_owned()).await;
         expect_message(&mut successor, PREPARATION_TIMEOUT, |message| {

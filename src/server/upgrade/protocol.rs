@@ -26,7 +26,16 @@ pub(super) enum ControlMessage {
         addresses: Vec<String>,
         #[serde(rename = "predecessors")]
         earlier_pids: Vec<u32>,
+        /// Whether the sender answers [`ControlMessage::FollowHomes`]. Earlier versions do not.
+        #[serde(default, skip_serializing_if = "is_false")]
+        tells_homes: bool,
     },
+    /// To the running process: it is to tell the homes that it remembers and learns, in the format of their log.
+    FollowHomes,
+    /// To the process that serves now: a predecessor has learned homes after its own successor was gone.
+    ReportHomes,
+    /// In answer to it: they can be sent, in the format of their log.
+    ReadyForHomes,
     /// From the successor: every step that can fail is done.
     Prepared,
     /// To the successor: what the running process has learned.
@@ -63,6 +72,11 @@ pub(super) enum ControlMessage {
     },
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,11 +88,19 @@ mod tests {
             deployments: vec!["x".to_owned()],
             uncounted: Vec::new(),
         };
-        let welcome = ControlMessage::Welcome { addresses: vec!["a".to_owned()], earlier_pids: vec![1] };
+        let welcome = |tells_homes| ControlMessage::Welcome {
+            addresses: vec!["a".to_owned()],
+            earlier_pids: vec![1],
+            tells_homes,
+        };
         let table = [
             (ControlMessage::Upgrade, r#""upgrade""#),
             (ControlMessage::Introduction { pid: 1 }, r#"{"succeed":{"pid":1}}"#),
-            (welcome, r#"{"welcome":{"addresses":["a"],"predecessors":[1]}}"#),
+            (welcome(false), r#"{"welcome":{"addresses":["a"],"predecessors":[1]}}"#),
+            (welcome(true), r#"{"welcome":{"addresses":["a"],"predecessors":[1],"tells_homes":true}}"#),
+            (ControlMessage::FollowHomes, r#""follow_homes""#),
+            (ControlMessage::ReportHomes, r#""report_homes""#),
+            (ControlMessage::ReadyForHomes, r#""ready_for_homes""#),
             (ControlMessage::Prepared, r#""prepared""#),
             (state, r#"{"inheritance":{"remembered":{"backends":[]},"learned":["x"]}}"#),
             (ControlMessage::ReadyForSockets, r#""ready""#),
@@ -92,5 +114,11 @@ mod tests {
         for (message, expected) in table {
             assert_eq!(serde_json::to_string(&message).unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn messages_of_earlier_versions_are_understood() {
+        let welcome = serde_json::from_str(r#"{"welcome":{"addresses":["a"],"predecessors":[1]}}"#).unwrap();
+        assert!(matches!(welcome, ControlMessage::Welcome { tells_homes: false, .. }), "{welcome:?}");
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use tokio::net::UnixStream;
 
 use super::channel::ControlChannel;
-use super::control_socket::control_socket_path;
+use super::control_socket_path::control_socket_path;
 use super::protocol::{ControlMessage, PREPARATION_TIMEOUT, REPLY_TIMEOUT};
 use crate::system_error::describe;
 

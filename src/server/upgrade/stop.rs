@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use super::channel::ControlChannel;
-use super::control_socket::control_socket_path;
+use super::control_socket_path::control_socket_path;
 use super::protocol::{ControlMessage, REPLY_TIMEOUT};
 
 /// Tells the successor, which listens on the control socket by now, to stop. When it has agreed, it does not

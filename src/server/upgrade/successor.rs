@@ -2,15 +2,27 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use log::warn;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::channel::ControlChannel;
-use super::control_socket::control_socket_path;
+use super::control_socket_path::control_socket_path;
+use super::homes::follow_homes;
 use super::process_set::ProcessSet;
 use super::protocol::{ControlMessage, REPLY_TIMEOUT};
+use crate::gateway::homes_keeper::HomesSource;
 use crate::names::DeploymentName;
+use crate::routing::homes::{HashKey, Homes};
 use crate::server::config_manager::ConfigManager;
 use crate::system_error::describe;
+
+/// How long the takeover waits for the homes that the predecessor remembers. Those that come later are learned
+/// all the same, and until then found by asking.
+const HOMES_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Why this process cannot take over.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +53,20 @@ pub struct SuccessorRole {
     /// The addresses whose sockets it will get.
     pub inherited_addresses: Vec<String>,
     earlier_pids: Vec<u32>,
+    homes: HandedOverHomes,
+}
+
+/// How far the homes that the predecessor remembers have come.
+#[derive(Debug)]
+enum HandedOverHomes {
+    /// The predecessor does not tell them.
+    None,
+    /// They can be read from here.
+    Offered(HomesSource),
+    /// They are being read. The receiver is told when all of them are there.
+    Coming(oneshot::Receiver<()>),
+    /// All of them are there.
+    Complete,
 }
 
 impl SuccessorRole {
@@ -56,14 +82,41 @@ impl SuccessorRole {
         let pid = std::process::id();
         channel.send(&ControlMessage::Introduction { pid }).await.map_err(TakeoverError::Disconnected)?;
         match channel.receive(REPLY_TIMEOUT).await.map_err(TakeoverError::Disconnected)? {
-            ControlMessage::Welcome { addresses, earlier_pids } => {
-                Ok(Self { channel, inherited_addresses: addresses, earlier_pids })
+            ControlMessage::Welcome { addresses, earlier_pids, tells_homes } => {
+                let source = if tells_homes { follow_homes(upgrade_socket_path).await } else { None };
+                let homes = source.map_or(HandedOverHomes::None, HandedOverHomes::Offered);
+                Ok(Self { channel, inherited_addresses: addresses, earlier_pids, homes })
             }
             ControlMessage::Failed { reason } => Err(TakeoverError::Declined(reason)),
             other => {
                 Err(TakeoverError::Disconnected(io::Error::other(format!("unexpected message {other:?}"))))
             }
         }
+    }
+
+    /// The secret that the predecessor hashes ids with, if it tells the homes that it remembers.
+    pub fn homes_hash_key(&self) -> Option<HashKey> {
+        match &self.homes {
+            HandedOverHomes::Offered(source) => Some(source.hash_key()),
+            _ => None,
+        }
+    }
+
+    /// Begins to add the homes that the predecessor remembers and learns to this memory.
+    pub fn copy_homes_into(&mut self, homes: &Arc<Homes>) {
+        let HandedOverHomes::Offered(source) = std::mem::replace(&mut self.homes, HandedOverHomes::None)
+        else {
+            return;
+        };
+        match source.copy_into(Arc::clone(homes)) {
+            Ok(complete) => self.homes = HandedOverHomes::Coming(complete),
+            Err(problem) => warn!("upgrade: cannot read where objects live: {problem}"),
+        }
+    }
+
+    /// Whether all homes that the predecessor remembered are there.
+    pub fn are_homes_complete(&self) -> bool {
+        matches!(self.homes, HandedOverHomes::Complete)
     }
 
     /// Reports that this process cannot serve.
@@ -96,6 +149,11 @@ impl SuccessorRole {
                     "unexpected message {other:?}"
                 ))));
             }
+        }
+        if let HandedOverHomes::Coming(complete) = &mut self.homes
+            && let Ok(Ok(())) = timeout(HOMES_TIMEOUT, complete).await
+        {
+            self.homes = HandedOverHomes::Complete;
         }
         self.channel.send(&ControlMessage::ReadyForSockets).await.map_err(TakeoverError::Disconnected)
     }
