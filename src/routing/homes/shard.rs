@@ -1,8 +1,8 @@
 //! A part of the memory that has a lock of its own.
 //!
-//! An entry is in one of two buckets, which its key chooses; a new one goes to the emptier of them, and never
-//! moves. So a look-up reads at most 18 keys, and both buckets are full only when the memory nearly is. Then
-//! the least used of the 18 makes room.
+//! An entry is in one of two buckets, which its key chooses, so a look-up reads at most 18 keys. A new one goes to
+//! the emptier of them. If both are full, an entry that has a place in its other bucket moves there (cuckoo
+//! hashing, with one step); if none has, as in a memory that is nearly full, the least used of the 18 makes room.
 
 use std::collections::BTreeMap;
 
@@ -119,26 +119,34 @@ impl Shard {
         let free_count = |index: usize| self.buckets.get(index).map_or(0, bucket::free_count);
         let emptier = if free_count(second) > free_count(first) { second } else { first };
         let free = self.buckets.get(emptier).and_then(bucket::free_position);
-        let place = match free {
-            Some(position) => Place { bucket: emptier, position },
-            None => match self.evict(&new, [first, second], policy) {
-                Some(place) => place,
-                None => return,
-            },
-        };
+        let place = free.map(|position| Place { bucket: emptier, position });
+        let place = place.or_else(|| self.move_one([first, second], policy));
+        let Some(place) = place.or_else(|| self.evict(&new, [first, second], policy)) else { return };
         self.put(place, Some(new));
         self.count(new.home.resource);
         self.record(Change::Stored(new), policy);
     }
 
+    /// Moves an entry of two full buckets to its other bucket. Returns the place that it leaves; `None` if there is
+    /// no such entry.
+    fn move_one(&mut self, indexes: [usize; 2], policy: Policy) -> Option<Place> {
+        let (from, entry, to) = self.entries_of(indexes).find_map(|(from, entry)| {
+            let [first, second] = self.bucket_indexes(entry.key);
+            let other = if first == from.bucket { second } else { first };
+            let position = bucket::free_position(self.buckets.get(other)?)?;
+            Some((from, entry, Place { bucket: other, position }))
+        })?;
+        self.put(to, Some(entry));
+        self.put(from, None);
+        // Whoever copies the memory may have passed the new place already.
+        self.record(Change::Stored(entry), policy);
+        Some(from)
+    }
+
     /// Frees the place of the least valuable entry of two buckets; `None` if that is the new one itself.
     fn evict(&mut self, new: &StoredHome, indexes: [usize; 2], policy: Policy) -> Option<Place> {
         let value = |entry: &StoredHome| (policy.prefers_makers && entry.home.maker.is_some(), entry.used_at);
-        let candidates = indexes.into_iter().flat_map(|index| {
-            let entries = self.buckets.get(index).into_iter().flat_map(bucket::entries);
-            entries.map(move |(position, entry)| (Place { bucket: index, position }, entry))
-        });
-        let (place, victim) = candidates.min_by_key(|(_, entry)| value(entry))?;
+        let (place, victim) = self.entries_of(indexes).min_by_key(|(_, entry)| value(entry))?;
         let is_new_one = value(new) < value(&victim);
         let evicted = if is_new_one { new } else { &victim };
         self.statistics.evicted += 1;
@@ -149,6 +157,13 @@ impl Shard {
         self.put(place, None);
         self.uncount(victim.home.resource);
         Some(place)
+    }
+
+    fn entries_of(&self, indexes: [usize; 2]) -> impl Iterator<Item = (Place, StoredHome)> + '_ {
+        indexes.into_iter().flat_map(|index| {
+            let entries = self.buckets.get(index).into_iter().flat_map(bucket::entries);
+            entries.map(move |(position, entry)| (Place { bucket: index, position }, entry))
+        })
     }
 
     fn locate(&self, key: ObjectKey) -> Option<(Place, StoredHome)> {
