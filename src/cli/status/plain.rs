@@ -62,5 +62,8 @@ fn process_lines(status: &StatusReport) -> Vec<String> {
     if let Some(problem) = &process.drains_not_saved {
         lines.push(format!("drains end with this process: {}", printable(problem)));
     }
+    if let Some(problem) = &process.homes_not_saved {
+        lines.push(format!("where objects live is forgotten with this process: {}", printable(problem)));
+    }
     lines
 }
