@@ -51,9 +51,13 @@ pub struct ProcessState {
 }
 
 impl ProcessState {
-    /// The state of a process that starts now.
+    /// The state of a process that starts now and remembers no homes.
     pub fn new(now: Instant, recorder: Recorder, keyring: Keyring) -> Self {
-        let homes = Arc::new(Homes::new(DEFAULT_MEMORY_BYTES));
+        Self::with_homes(now, recorder, keyring, Arc::new(Homes::new(DEFAULT_MEMORY_BYTES)))
+    }
+
+    /// The state of a process that starts now, with this memory of homes.
+    pub fn with_homes(now: Instant, recorder: Recorder, keyring: Keyring, homes: Arc<Homes>) -> Self {
         Self {
             health_registry: HealthRegistry::new(now),
             drains: Drains::default(),
@@ -70,14 +74,6 @@ impl ProcessState {
             certificate_expiries: Arc::default(),
         }
     }
-    /// With this memory of homes instead of an empty one of the usual size.
-    #[must_use]
-    pub fn with_homes(mut self, homes: Arc<Homes>) -> Self {
-        self.homes_keeper = HomesKeeper::new(Arc::clone(&homes));
-        self.homes = homes;
-        self
-    }
-
     /// Takes the state directory at a start, and restores what it has.
     pub fn restore_state(&self, directory: &Path, now: Instant) {
         let opened = StateDirectory::open(directory).map(Arc::new);

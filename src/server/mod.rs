@@ -115,7 +115,7 @@ impl PreparedServer {
         if let Some(successor) = successor {
             successor.copy_homes_into(&homes);
         }
-        let process = Arc::new(ProcessState::new(started, recorder, keyring).with_homes(homes));
+        let process = Arc::new(ProcessState::with_homes(started, recorder, keyring, homes));
         {
             // Before the steps that take long: until it is handled, this signal would end the process.
             let _context = background.enter();

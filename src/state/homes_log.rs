@@ -172,8 +172,8 @@ fn decode(bytes: &[u8]) -> Option<HomeRecord> {
         return None;
     }
     let key = u64::from_le_bytes(take(bytes, 4));
-    match bytes.first()? {
-        &STORED => Some(HomeRecord::Stored(HomeEntry {
+    match *bytes.first()? {
+        STORED => Some(HomeRecord::Stored(HomeEntry {
             key,
             resource: u32::from_le_bytes(take(bytes, 12)),
             maker: u32::from_le_bytes(take(bytes, 16)),
@@ -181,8 +181,8 @@ fn decode(bytes: &[u8]) -> Option<HomeRecord> {
             used_at: u32::from_le_bytes(take(bytes, 24)),
             lags: bytes.get(1)? & LAGS != 0,
         })),
-        &FORGOTTEN => Some(HomeRecord::Forgotten(key)),
-        &SNAPSHOT_END => Some(HomeRecord::SnapshotEnd),
+        FORGOTTEN => Some(HomeRecord::Forgotten(key)),
+        SNAPSHOT_END => Some(HomeRecord::SnapshotEnd),
         _ => None,
     }
 }

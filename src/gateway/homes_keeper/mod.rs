@@ -16,7 +16,7 @@ mod tests;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, channel, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -102,7 +102,7 @@ impl HomesKeeper {
         let (done, is_done) = sync_channel(1);
         self.shared.is_awaited.store(true, Ordering::Release);
         if self.send_if_started(Command::Release { report, done })
-            && is_done.recv_timeout(RELEASE_TIMEOUT).is_err()
+            && is_done.recv_timeout(RELEASE_TIMEOUT) == Err(RecvTimeoutError::Timeout)
         {
             warn!("{} is still being written by this process", crate::state::homes_log::FILE_NAME);
         }
@@ -112,7 +112,9 @@ impl HomesKeeper {
     pub fn close(&self) {
         let (done, is_done) = sync_channel(1);
         self.shared.is_awaited.store(true, Ordering::Release);
-        if self.send_if_started(Command::Close { done }) && is_done.recv_timeout(CLOSE_TIMEOUT).is_err() {
+        if self.send_if_started(Command::Close { done })
+            && is_done.recv_timeout(CLOSE_TIMEOUT) == Err(RecvTimeoutError::Timeout)
+        {
             warn!(
                 "the last changes of where objects live may be lost: the disk or the successor is too slow"
             );
