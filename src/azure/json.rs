@@ -9,8 +9,10 @@ use std::ops::Range;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::json_keys::KeySet;
+use super::json_scan::{end_of_container, end_of_string};
 use super::json_text::decode_content;
-use super::json_validator::{JsonValidator, unescaped_prefix_len};
+use super::json_validator::{JsonValidator, KeyPath, ObjectVisitor};
 
 /// The values that an object has under the requested keys.
 pub(super) struct ObjectFields<'a, const N: usize> {
@@ -30,47 +32,113 @@ pub(super) struct ObjectFields<'a, const N: usize> {
 /// Invalid JSON. The category is `Data` if `json` is valid but not an object.
 pub(super) fn parse_fields<'a, const N: usize>(
     json: &'a [u8],
-    keys: &[&str; N],
+    keys: &KeySet<N>,
 ) -> serde_json::Result<ObjectFields<'a, N>> {
-    parse_and_locate_fields(json, keys, &[]).map(|(fields, [])| fields)
+    parse_and_locate_fields(json, keys, &const { KeySet::new([]) }, &mut NoKeys).map(|(fields, [])| fields)
 }
 
-/// Like [`parse_fields`], and also returns where the values of `located_keys` are. These are missing
-/// when [`JsonValidator`] does not accept the object, for example because a key has an escape.
+/// Is told the keys of a body while its fields are read.
+pub(super) trait KeyVisitor: Default {
+    /// A top-level key, decoded, and where its value begins. Returns whether the keys inside of it are wanted.
+    fn on_key(&mut self, key: &[u8], value_offset: usize) -> bool;
+
+    /// Whether a key inside of the value of the last key is wanted. It may have escapes.
+    fn wants_inner_key(&self, key: &[u8]) -> bool;
+
+    /// A key inside of the value of the last key. It is wanted, or it is written with escapes.
+    fn on_inner_key(&mut self, path: &KeyPath<'_>);
+}
+
+/// Wants no keys.
+#[derive(Default)]
+struct NoKeys;
+
+impl KeyVisitor for NoKeys {
+    fn on_key(&mut self, _: &[u8], _: usize) -> bool {
+        false
+    }
+
+    fn wants_inner_key(&self, _: &[u8]) -> bool {
+        false
+    }
+
+    fn on_inner_key(&mut self, _: &KeyPath<'_>) {}
+}
+
+/// Like [`parse_fields`], and also returns where the values of `located_keys` are and tells `visitor` the keys.
 ///
 /// # Errors
 /// As [`parse_fields`].
 pub(super) fn parse_and_locate_fields<'a, const N: usize, const M: usize>(
     json: &'a [u8],
-    keys: &[&str; N],
-    located_keys: &[&str; M],
+    keys: &KeySet<N>,
+    located_keys: &KeySet<M>,
+    visitor: &mut impl KeyVisitor,
 ) -> serde_json::Result<(ObjectFields<'a, N>, [Option<Range<usize>>; M])> {
-    let mut fields = ObjectFields::new();
-    let mut ranges = [const { None }; M];
-    let mut is_utf8 = true;
-    let index_of = |keys: &[&str], key: &[u8]| {
-        keys.iter().position(|wanted| wanted.as_bytes().eq_ignore_ascii_case(key))
-    };
-    let valid = JsonValidator::validate_and_visit_pairs(json, |key, value| {
-        fields.is_empty_object = false;
-        if let Some(index) = index_of(keys, key) {
-            match std::str::from_utf8(value) {
-                Ok(value) => fields.record_found_value(index, value),
-                Err(_) => is_utf8 = false,
-            }
-        } else if let Some(range) = index_of(located_keys, key).and_then(|index| ranges.get_mut(index)) {
-            *range = Some(subslice_range(json, value));
-        }
-    });
-    if valid.is_some() && is_utf8 {
-        return Ok((fields, ranges));
+    let mut collector = FieldCollector::new(json, keys, located_keys, visitor);
+    let valid = JsonValidator::validate(json, &mut collector);
+    if valid.is_some() && collector.is_utf8 {
+        return Ok((collector.fields, collector.ranges));
     }
     // The validator rejects some valid JSON as well. serde_json decides, and its error names the
     // position.
     let mut parser = serde_json::Deserializer::from_slice(json);
     let fields = parser.deserialize_map(FieldsVisitor(keys))?;
     parser.end()?;
-    Ok((fields, [const { None }; M]))
+    *visitor = Default::default();
+    let mut collector = FieldCollector::new(json, keys, located_keys, visitor);
+    // It cannot fail, since serde_json has accepted the object.
+    let _ = JsonValidator::visit_known_valid(json, &mut collector);
+    Ok((fields, collector.ranges))
+}
+
+/// Collects what [`parse_and_locate_fields`] returns.
+struct FieldCollector<'a, 'k, V, const N: usize, const M: usize> {
+    json: &'a [u8],
+    keys: &'k KeySet<N>,
+    located_keys: &'k KeySet<M>,
+    visitor: &'k mut V,
+    fields: ObjectFields<'a, N>,
+    ranges: [Option<Range<usize>>; M],
+    /// Whether the values of all `keys` are UTF-8.
+    is_utf8: bool,
+}
+
+impl<'a, 'k, V, const N: usize, const M: usize> FieldCollector<'a, 'k, V, N, M> {
+    fn new(json: &'a [u8], keys: &'k KeySet<N>, located_keys: &'k KeySet<M>, visitor: &'k mut V) -> Self {
+        let (fields, ranges) = (ObjectFields::new(), [const { None }; M]);
+        Self { json, keys, located_keys, visitor, fields, ranges, is_utf8: true }
+    }
+}
+
+impl<'a, V: KeyVisitor, const N: usize, const M: usize> ObjectVisitor<'a>
+    for FieldCollector<'a, '_, V, N, M>
+{
+    fn on_key(&mut self, key: &[u8], value_offset: usize) -> bool {
+        self.visitor.on_key(key, value_offset)
+    }
+
+    fn wants_inner_key(&self, key: &[u8]) -> bool {
+        self.visitor.wants_inner_key(key)
+    }
+
+    fn on_inner_key(&mut self, path: &KeyPath<'_>) {
+        self.visitor.on_inner_key(path);
+    }
+
+    fn on_pair(&mut self, key: &[u8], value: &'a [u8]) {
+        self.fields.is_empty_object = false;
+        if let Some(index) = self.keys.index_of(key) {
+            match std::str::from_utf8(value) {
+                Ok(value) => self.fields.record_found_value(index, value),
+                Err(_) => self.is_utf8 = false,
+            }
+        } else if let Some(range) =
+            self.located_keys.index_of(key).and_then(|index| self.ranges.get_mut(index))
+        {
+            *range = Some(subslice_range(self.json, value));
+        }
+    }
 }
 
 /// Where `part`, which must be a slice of `whole`, is in `whole`.
@@ -202,39 +270,6 @@ impl<'a> JsonCursor<'a> {
     }
 }
 
-/// The offset after the closing quote of the string that begins at `start`.
-pub(super) fn end_of_string(bytes: &[u8], start: usize) -> Option<usize> {
-    let mut position = start + 1;
-    loop {
-        position += unescaped_prefix_len(bytes.get(position..)?);
-        match bytes.get(position)? {
-            b'"' => return Some(position + 1),
-            b'\\' => position += 2,
-            _ => position += 1,
-        }
-    }
-}
-
-fn end_of_container(bytes: &[u8], start: usize) -> Option<usize> {
-    let (mut position, mut depth) = (start, 0_usize);
-    loop {
-        let is_structural = |byte: &u8| matches!(byte, b'"' | b'{' | b'[' | b'}' | b']');
-        position += bytes.get(position..)?.iter().position(is_structural)?;
-        match bytes.get(position)? {
-            b'"' => {
-                position = end_of_string(bytes, position)?;
-                continue;
-            }
-            b'{' | b'[' => depth += 1,
-            _ => depth -= 1,
-        }
-        position += 1;
-        if depth == 0 {
-            return Some(position);
-        }
-    }
-}
-
 /// Decodes a JSON string, leniently. `None` for any other value.
 pub(super) fn decode_string(raw: &str) -> Option<Cow<'_, str>> {
     string_content(raw).map(decode_content)
@@ -287,7 +322,7 @@ pub(super) fn push_json_string(out: &mut String, text: &str) {
     out.push('"');
 }
 
-struct FieldsVisitor<'k, const N: usize>(&'k [&'k str; N]);
+struct FieldsVisitor<'k, const N: usize>(&'k KeySet<N>);
 
 impl<'de, const N: usize> Visitor<'de> for FieldsVisitor<'_, N> {
     type Value = ObjectFields<'de, N>;
@@ -309,9 +344,9 @@ impl<'de, const N: usize> Visitor<'de> for FieldsVisitor<'_, N> {
     }
 }
 
-struct KeyIndexSeed<'k>(&'k [&'k str]);
+struct KeyIndexSeed<'k, const N: usize>(&'k KeySet<N>);
 
-impl<'de> DeserializeSeed<'de> for KeyIndexSeed<'_> {
+impl<'de, const N: usize> DeserializeSeed<'de> for KeyIndexSeed<'_, N> {
     type Value = Option<usize>;
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
@@ -319,7 +354,7 @@ impl<'de> DeserializeSeed<'de> for KeyIndexSeed<'_> {
     }
 }
 
-impl Visitor<'_> for KeyIndexSeed<'_> {
+impl<const N: usize> Visitor<'_> for KeyIndexSeed<'_, N> {
     type Value = Option<usize>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -327,7 +362,7 @@ impl Visitor<'_> for KeyIndexSeed<'_> {
     }
 
     fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
-        Ok(self.0.iter().position(|name| name.eq_ignore_ascii_case(key)))
+        Ok(self.0.index_of(key.as_bytes()))
     }
 }
 
@@ -338,12 +373,14 @@ mod tests {
 
     #[test]
     fn keys_are_compared_unescaped_and_without_case() {
-        let fields = parse_fields(br#" {"a":[1,{"b":2}],"\u0062" : "x", "B":null} "#, &["b", "c"]).unwrap();
+        let fields =
+            parse_fields(br#" {"a":[1,{"b":2}],"\u0062" : "x", "B":null} "#, &KeySet::new(["b", "c"]))
+                .unwrap();
         assert_eq!(fields.values, [Some("null"), None]);
         assert_eq!((fields.is_repeated, fields.is_empty_object), ([true, false], false));
-        assert!(parse_fields(b"{}", &["a"]).unwrap().is_empty_object);
-        assert!(parse_fields(b"[]", &["a"]).is_err());
-        assert!(parse_fields(b"{} x", &["a"]).is_err());
+        assert!(parse_fields(b"{}", &KeySet::new(["a"])).unwrap().is_empty_object);
+        assert!(parse_fields(b"[]", &KeySet::new(["a"])).is_err());
+        assert!(parse_fields(b"{} x", &KeySet::new(["a"])).is_err());
     }
 
     #[test]
@@ -427,7 +464,7 @@ mod tests {
 
         #[test]
         fn arbitrary_bytes_never_panic(json in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = parse_fields(&json, &["model"]);
+            let _ = parse_fields(&json, &KeySet::new(["model"]));
             let lossy = String::from_utf8_lossy(&json);
             let _ = (decode_string(&lossy), decode_string_or_number(&lossy));
             for_each_array_item(&lossy, |_| {});

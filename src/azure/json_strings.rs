@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::json;
+use super::json_scan::end_of_string;
 
 /// Up to this depth the key of each open container is remembered.
 const MAX_TRACKED_DEPTH: usize = 32;
@@ -53,7 +53,7 @@ impl<'a> JsonStrings<'a> {
 
     fn read_string(&mut self) -> JsonString<'a> {
         let bytes = self.text.as_bytes();
-        let end = json::end_of_string(bytes, self.position).unwrap_or(bytes.len());
+        let end = end_of_string(bytes, self.position).unwrap_or(bytes.len());
         let range = self.position..end;
         let raw = self.text.get(range.clone()).unwrap_or_default();
         // A string before a colon is a key.

@@ -2,10 +2,69 @@
 //! JSON (RFC 8259). It also rejects some unusual valid JSON, so the caller parses a rejected body again,
 //! which also gives the error message.
 
+use std::borrow::Cow;
+
+use super::json_scan::{end_of_container, end_of_string, unescaped_prefix_len};
+use super::json_text::{decode_content, text_from_bytes};
+
+/// How deep the keys inside of a value are shown to the visitor.
+const MAX_VISITED_DEPTH: usize = 5;
+
+/// Is told what an object contains while it is validated.
+pub(super) trait ObjectVisitor<'a> {
+    /// A key of the object, and where its value begins. Returns whether the keys inside of the value are wanted.
+    fn on_key(&mut self, key: &[u8], value_offset: usize) -> bool;
+
+    /// Whether a key inside of the value of the last key is wanted. It may have escapes.
+    fn wants_inner_key(&self, key: &[u8]) -> bool;
+
+    /// A key inside of the value of the last key. It is wanted, or it is written with escapes.
+    fn on_inner_key(&mut self, path: &KeyPath<'_>);
+
+    /// A pair of the object. Keys are decoded, values are as they are written.
+    fn on_pair(&mut self, key: &[u8], value: &'a [u8]);
+}
+
+/// The place of a key inside of a value.
+pub(super) struct KeyPath<'v> {
+    bytes: &'v [u8],
+    key_starts: &'v [usize; MAX_VISITED_DEPTH],
+    is_object_bits: u128,
+    depth: u32,
+    /// Where the value of the key begins.
+    pub(super) value_offset: usize,
+}
+
+impl<'v> KeyPath<'v> {
+    /// The containers from the outermost to the one of the key: `None` for an array, the decoded key for an object.
+    pub(super) fn steps(&self) -> impl Iterator<Item = Option<Cow<'v, [u8]>>> {
+        self.key_starts.iter().zip((0..self.depth).rev()).map(|(start, level)| {
+            let is_object = self.is_object_bits >> level & 1 == 1;
+            is_object.then(|| self.decode_key(*start))
+        })
+    }
+
+    fn decode_key(&self, start: usize) -> Cow<'v, [u8]> {
+        let end = end_of_string(self.bytes, start.saturating_sub(1)).unwrap_or_default();
+        let key = self.bytes.get(start..end.saturating_sub(1)).unwrap_or_default();
+        if key.contains(&b'\\') { Cow::Owned(decode_bytes(key)) } else { Cow::Borrowed(key) }
+    }
+}
+
+fn decode_bytes(content: &[u8]) -> Vec<u8> {
+    decode_content(&text_from_bytes(content)).into_owned().into_bytes()
+}
+
 /// The input and the position up to which it is valid.
 pub(super) struct JsonValidator<'a> {
     bytes: &'a [u8],
     position: usize,
+    /// Whether another parser has accepted the input: then the unusual JSON is read as well.
+    is_known_valid: bool,
+    /// Whether the visitor wants the keys inside of the current value.
+    wants_keys: bool,
+    /// Where the last key of each open object in the current value begins, by depth.
+    key_starts: [usize; MAX_VISITED_DEPTH],
 }
 
 /// The stack of open containers: one bit each in a `u128`. Deeper nesting is not accepted.
@@ -17,10 +76,13 @@ struct OpenContainers {
 }
 
 impl OpenContainers {
-    fn push(&mut self, is_object: bool) -> Option<()> {
+    fn is_full(&self) -> bool {
+        self.depth == u128::BITS
+    }
+
+    fn push(&mut self, is_object: bool) {
         self.depth += 1;
         self.is_object_bits = self.is_object_bits << 1 | u128::from(is_object);
-        (self.depth <= u128::BITS).then_some(())
     }
 
     fn pop(&mut self) {
@@ -34,39 +96,52 @@ impl OpenContainers {
 }
 
 impl<'a> JsonValidator<'a> {
-    /// Validates that `bytes` is one object and calls `on_pair` with each key, without its quotes, and
-    /// raw value. `None` at the first byte that is not accepted. Keys with escapes or with characters
-    /// outside ASCII are not accepted.
-    pub(super) fn validate_and_visit_pairs(
-        bytes: &'a [u8],
-        mut on_pair: impl FnMut(&'a [u8], &'a [u8]),
-    ) -> Option<()> {
-        let mut validator = Self { bytes, position: 0 };
-        validator.skip_whitespace();
-        validator.expect_byte(b'{')?;
-        validator.skip_whitespace();
-        if validator.peek_byte()? == b'}' {
-            validator.position += 1;
+    /// Validates that `bytes` is one object and tells the visitor what it contains. `None` at the first byte that
+    /// is not accepted. Keys of the object with escapes or with characters outside ASCII are not accepted.
+    pub(super) fn validate(bytes: &'a [u8], visitor: &mut impl ObjectVisitor<'a>) -> Option<()> {
+        Self::new(bytes, false).visit_object(visitor)
+    }
+
+    /// Like [`Self::validate`] for an object that another parser has accepted. Keys may have any characters. What
+    /// is nested too deep is not shown.
+    pub(super) fn visit_known_valid(bytes: &'a [u8], visitor: &mut impl ObjectVisitor<'a>) -> Option<()> {
+        Self::new(bytes, true).visit_object(visitor)
+    }
+
+    fn new(bytes: &'a [u8], is_known_valid: bool) -> Self {
+        Self { bytes, position: 0, is_known_valid, wants_keys: false, key_starts: [0; MAX_VISITED_DEPTH] }
+    }
+
+    fn visit_object(&mut self, visitor: &mut impl ObjectVisitor<'a>) -> Option<()> {
+        self.skip_whitespace();
+        self.expect_byte(b'{')?;
+        self.skip_whitespace();
+        if self.peek_byte()? == b'}' {
+            self.position += 1;
         } else {
             loop {
-                let start = validator.position + 1;
-                validator.skip_string()?;
-                let key = bytes.get(start..validator.position - 1)?;
-                let is_plain = key.iter().all(|byte| byte.is_ascii() && *byte != b'\\');
-                validator.expect_colon()?;
-                let start = validator.position;
-                validator.skip_value()?;
-                on_pair(is_plain.then_some(key)?, bytes.get(start..validator.position)?);
-                validator.skip_whitespace();
-                match validator.next_byte()? {
-                    b',' => validator.skip_whitespace(),
+                let start = self.position + 1;
+                let has_escape = self.skip_string()?;
+                let mut key = Cow::Borrowed(self.bytes.get(start..self.position - 1)?);
+                if has_escape || !key.is_ascii() {
+                    self.is_known_valid.then_some(())?;
+                    key = Cow::Owned(decode_bytes(&key));
+                }
+                self.expect_colon()?;
+                let start = self.position;
+                self.wants_keys = visitor.on_key(&key, start);
+                self.skip_value(visitor)?;
+                visitor.on_pair(&key, self.bytes.get(start..self.position)?);
+                self.skip_whitespace();
+                match self.next_byte()? {
+                    b',' => self.skip_whitespace(),
                     b'}' => break,
                     _ => return None,
                 }
             }
         }
-        validator.skip_whitespace();
-        (validator.position == bytes.len()).then_some(())
+        self.skip_whitespace();
+        (self.position == self.bytes.len()).then_some(())
     }
 
     fn peek_byte(&self) -> Option<u8> {
@@ -97,7 +172,7 @@ impl<'a> JsonValidator<'a> {
     }
 
     /// Skips a value of any kind.
-    fn skip_value(&mut self) -> Option<()> {
+    fn skip_value(&mut self, visitor: &mut impl ObjectVisitor<'a>) -> Option<()> {
         let mut containers = OpenContainers::default();
         loop {
             let value_follows = match self.peek_byte()? {
@@ -105,13 +180,13 @@ impl<'a> JsonValidator<'a> {
                     self.skip_string()?;
                     false
                 }
-                b'{' | b'[' => self.enter_container(&mut containers)?,
+                b'{' | b'[' => self.enter_container(&mut containers, visitor)?,
                 b't' => self.expect_literal(b"true")?,
                 b'f' => self.expect_literal(b"false")?,
                 b'n' => self.expect_literal(b"null")?,
                 _ => self.skip_number()?,
             };
-            if !value_follows && !self.advance_to_next_value(&mut containers)? {
+            if !value_follows && !self.advance_to_next_value(&mut containers, visitor)? {
                 return Some(());
             }
         }
@@ -119,9 +194,18 @@ impl<'a> JsonValidator<'a> {
 
     /// Skips an opening bracket and, in an object, the first key. Returns whether a value follows; if not,
     /// the container was empty and is skipped as well.
-    fn enter_container(&mut self, containers: &mut OpenContainers) -> Option<bool> {
+    fn enter_container(
+        &mut self,
+        containers: &mut OpenContainers,
+        visitor: &mut impl ObjectVisitor<'a>,
+    ) -> Option<bool> {
+        if containers.is_full() {
+            self.is_known_valid.then_some(())?;
+            self.position = end_of_container(self.bytes, self.position)?;
+            return Some(false);
+        }
         let is_object = self.next_byte()? == b'{';
-        containers.push(is_object)?;
+        containers.push(is_object);
         self.skip_whitespace();
         match (is_object, self.peek_byte()?) {
             (true, b'}') | (false, b']') => {
@@ -130,8 +214,7 @@ impl<'a> JsonValidator<'a> {
                 Some(false)
             }
             (true, _) => {
-                self.skip_string()?;
-                self.expect_colon()?;
+                self.skip_inner_key(containers, visitor)?;
                 Some(true)
             }
             (false, _) => Some(true),
@@ -140,7 +223,11 @@ impl<'a> JsonValidator<'a> {
 
     /// After a value, closes finished containers and skips to the next value. `false` if the outermost
     /// value is complete.
-    fn advance_to_next_value(&mut self, containers: &mut OpenContainers) -> Option<bool> {
+    fn advance_to_next_value(
+        &mut self,
+        containers: &mut OpenContainers,
+        visitor: &mut impl ObjectVisitor<'a>,
+    ) -> Option<bool> {
         while containers.depth > 0 {
             self.skip_whitespace();
             match (containers.innermost_is_object(), self.next_byte()?) {
@@ -148,8 +235,7 @@ impl<'a> JsonValidator<'a> {
                 (is_object, b',') => {
                     self.skip_whitespace();
                     if is_object {
-                        self.skip_string()?;
-                        self.expect_colon()?;
+                        self.skip_inner_key(containers, visitor)?;
                     }
                     return Some(true);
                 }
@@ -157,6 +243,34 @@ impl<'a> JsonValidator<'a> {
             }
         }
         Some(false)
+    }
+
+    /// Skips a key inside of a value, and its colon.
+    fn skip_inner_key(
+        &mut self,
+        containers: &OpenContainers,
+        visitor: &mut impl ObjectVisitor<'a>,
+    ) -> Option<()> {
+        let start = self.position + 1;
+        let is_escaped = self.skip_string()?;
+        let end = self.position - 1;
+        self.expect_colon()?;
+        if self.wants_keys
+            && let Some(key_start) = self.key_starts.get_mut((containers.depth as usize).wrapping_sub(1))
+        {
+            *key_start = start;
+            if is_escaped || visitor.wants_inner_key(self.bytes.get(start..end)?) {
+                self.visit_inner_key(containers, visitor);
+            }
+        }
+        Some(())
+    }
+
+    #[cold]
+    fn visit_inner_key(&self, containers: &OpenContainers, visitor: &mut impl ObjectVisitor<'a>) {
+        let (bytes, key_starts, value_offset) = (self.bytes, &self.key_starts, self.position);
+        let OpenContainers { is_object_bits, depth } = *containers;
+        visitor.on_inner_key(&KeyPath { bytes, key_starts, is_object_bits, depth, value_offset });
     }
 
     /// Skips a literal. Like [`Self::skip_number`] it returns `false`, because no value follows in it.
@@ -198,70 +312,31 @@ impl<'a> JsonValidator<'a> {
         (self.position > start).then_some(())
     }
 
-    fn skip_string(&mut self) -> Option<()> {
+    /// Skips a string and returns whether it has an escape.
+    fn skip_string(&mut self) -> Option<bool> {
         self.expect_byte(b'"')?;
+        let mut has_escape = false;
         loop {
             self.position += unescaped_prefix_len(self.bytes.get(self.position..)?);
             match self.next_byte()? {
-                b'"' => return Some(()),
-                b'\\' => match self.next_byte()? {
-                    b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => {}
-                    b'u' => {
-                        let digits = self.bytes.get(self.position..self.position + 4)?;
-                        digits.iter().all(u8::is_ascii_hexdigit).then_some(())?;
-                        self.position += 4;
+                b'"' => return Some(has_escape),
+                b'\\' => {
+                    has_escape = true;
+                    match self.next_byte()? {
+                        b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => {}
+                        b'u' => {
+                            let digits = self.bytes.get(self.position..self.position + 4)?;
+                            digits.iter().all(u8::is_ascii_hexdigit).then_some(())?;
+                            self.position += 4;
+                        }
+                        _ => return None,
                     }
-                    _ => return None,
-                },
+                }
                 // A control character must be escaped (RFC 8259, section 7).
                 _ => return None,
             }
         }
     }
-}
-
-/// The number of bytes before the first quote, backslash or control character; the length if there is
-/// none.
-pub(super) fn unescaped_prefix_len(bytes: &[u8]) -> usize {
-    const SHORT_BYTES: usize = 32;
-    const BLOCK_BYTES: usize = 128;
-    // Most strings are short. Searching eight bytes at a time gives the exact position.
-    let (first, rest) = bytes.split_at_checked(SHORT_BYTES).unwrap_or((bytes, &[]));
-    let length = unescaped_prefix_len_by_words(first);
-    if length < first.len() {
-        return length;
-    }
-    // For long strings, the compiler vectorises this test of a whole block. It does not give the
-    // position, so the last block is searched again below.
-    let (blocks, _) = rest.as_chunks::<BLOCK_BYTES>();
-    let is_plain = |block: &&[u8; BLOCK_BYTES]| {
-        let has = |byte: u8| u8::from(byte == b'"') | u8::from(byte == b'\\') | u8::from(byte < b' ');
-        block.iter().fold(0, |found, byte| found | has(*byte)) == 0
-    };
-    let plain_bytes = first.len() + BLOCK_BYTES * blocks.iter().take_while(is_plain).count();
-    plain_bytes + bytes.get(plain_bytes..).map_or(0, unescaped_prefix_len_by_words)
-}
-
-/// Like [`unescaped_prefix_len`], eight bytes at a time.
-fn unescaped_prefix_len_by_words(bytes: &[u8]) -> usize {
-    const ONES: u64 = u64::from_ne_bytes([1; 8]);
-    const HIGH_BITS: u64 = ONES << 7;
-    let ends_prefix = |byte: &u8| matches!(byte, b'"' | b'\\' | 0..b' ');
-    let (words, rest) = bytes.as_chunks::<8>();
-    for (n, word) in words.iter().enumerate() {
-        let word = u64::from_le_bytes(*word);
-        // The classic test for a zero byte in a word. A borrow can only set a wrong bit above the first
-        // match, and only the lowest set bit is used.
-        let zero_bytes = |word: u64| word.wrapping_sub(ONES) & !word;
-        let quote = zero_bytes(word ^ (ONES * u64::from(b'"')));
-        let backslash = zero_bytes(word ^ (ONES * u64::from(b'\\')));
-        let control = word.wrapping_sub(ONES * u64::from(b' ')) & !word;
-        let matches = (quote | backslash | control) & HIGH_BITS;
-        if matches != 0 {
-            return 8 * n + matches.trailing_zeros() as usize / 8;
-        }
-    }
-    8 * words.len() + rest.iter().position(ends_prefix).unwrap_or(rest.len())
 }
 
 #[cfg(test)]
@@ -271,11 +346,33 @@ mod tests {
     use serde::de::IgnoredAny;
     use std::collections::HashMap;
 
+    /// The pairs of an object.
+    #[derive(Default)]
+    struct Pairs<'a>(Vec<(Vec<u8>, &'a [u8])>);
+
+    impl<'a> ObjectVisitor<'a> for Pairs<'a> {
+        fn on_key(&mut self, _: &[u8], _: usize) -> bool {
+            true
+        }
+
+        fn wants_inner_key(&self, _: &[u8]) -> bool {
+            true
+        }
+
+        fn on_inner_key(&mut self, path: &KeyPath<'_>) {
+            assert!(path.steps().count() <= MAX_VISITED_DEPTH);
+        }
+
+        fn on_pair(&mut self, key: &[u8], value: &'a [u8]) {
+            self.0.push((key.to_vec(), value));
+        }
+    }
+
     /// Whether the validator accepts `json`. Fails if serde_json rejects it or finds other pairs.
     fn is_accepted_as_by_serde(json: &[u8]) -> Result<bool, TestCaseError> {
-        let mut pairs = Vec::new();
-        let is_accepted =
-            JsonValidator::validate_and_visit_pairs(json, |key, value| pairs.push((key, value))).is_some();
+        let mut visitor = Pairs::default();
+        let is_accepted = JsonValidator::validate(json, &mut visitor).is_some();
+        let pairs = visitor.0;
         if is_accepted {
             let parsed = serde_json::from_slice::<HashMap<String, IgnoredAny>>(json);
             prop_assert!(parsed.is_ok(), "{}", json.escape_ascii());
@@ -340,25 +437,16 @@ mod tests {
     }
 
     #[test]
-    fn the_first_special_byte_is_found_at_any_position() {
-        for length in (0..70).chain(150..180).chain([300]) {
-            let mut bytes = vec![b'a'; length];
-            assert_eq!(unescaped_prefix_len(&bytes), length);
-            for at in 0..length {
-                for byte in [b'"', b'\\', 0x1f] {
-                    bytes[at] = byte;
-                    assert_eq!(unescaped_prefix_len(&bytes), at);
-                }
-                bytes[at] = 0xe9;
-            }
-        }
-    }
-
-    #[test]
     fn nesting_is_accepted_up_to_128_containers() {
         let deep = |depth| format!(r#"{{"a":{}{}}}"#, "[".repeat(depth), "]".repeat(depth));
-        assert!(JsonValidator::validate_and_visit_pairs(deep(128).as_bytes(), |_, _| {}).is_some());
-        assert!(JsonValidator::validate_and_visit_pairs(deep(129).as_bytes(), |_, _| {}).is_none());
+        let validate =
+            |json: String| JsonValidator::validate(json.as_bytes(), &mut Pairs::default()).is_some();
+        assert!(validate(deep(128)));
+        assert!(!validate(deep(129)));
+        let json = deep(100_000).replace('a', "\\u0061");
+        let mut visitor = Pairs::default();
+        JsonValidator::visit_known_valid(json.as_bytes(), &mut visitor).unwrap();
+        assert_eq!(visitor.0[0].0, b"a");
     }
 
     proptest! {

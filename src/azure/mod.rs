@@ -4,6 +4,8 @@
 
 mod binary_data;
 mod json;
+mod json_keys;
+mod json_scan;
 mod json_strings;
 pub mod json_text;
 mod json_validator;
@@ -15,6 +17,7 @@ pub use self::request::model_field::{ModelField, ModelFieldError};
 pub use self::request::operation::{Operation, is_non_idempotent_create};
 pub use self::request::prompt_parts::PromptPartRanges;
 pub use self::request::query::{QueryCredential, QueryString, hide_secrets_in_target};
+pub use self::request::reference_kind::{ENCRYPTED_CONTENT_ID_CHARS, ReferenceKind};
 pub use self::request::target::{ApiStyle, DeploymentSource, ModelsPath, RequestTarget, parse_target};
 pub use self::request::target_cache::parse_target_cached;
 pub use self::request::target_error::TargetError;

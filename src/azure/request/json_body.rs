@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use super::body_references::{BodyReference, MAX_BODY_REFERENCES, ReferenceCollector};
 use super::edit::BodyEdit;
 use super::model_field::ModelField;
 use super::operation::Operation;
@@ -12,6 +13,7 @@ use super::prompt_parts::{PROMPT_KEYS, PromptPartRanges};
 use super::target::ApiStyle;
 use crate::azure::json;
 use crate::azure::json::subslice_range;
+use crate::azure::json_keys::KeySet;
 use crate::names::DeploymentName;
 
 /// Why a JSON body is rejected.
@@ -29,6 +31,9 @@ pub enum BodyError {
     /// A key that may appear only once is repeated.
     #[error("the body has more than one `{0}`")]
     DuplicateKey(&'static str),
+    /// More ids than are remembered.
+    #[error("the body refers to more than {MAX_BODY_REFERENCES} objects")]
+    TooManyReferences,
 }
 
 /// The value of `stream_options`.
@@ -70,19 +75,23 @@ pub struct BodyFacts {
     pub is_empty_object: bool,
     /// Where the prompt is in the body.
     pub prompt_part_ranges: PromptPartRanges,
+    /// Where the ids of other objects are in the body.
+    pub(in crate::azure) references: Vec<BodyReference>,
 }
 
-const INSPECTED_KEYS: [&str; 6] =
-    ["model", "stream", "stream_options", "data_sources", "dataSources", "background"];
+const INSPECTED_KEYS: KeySet<6> =
+    KeySet::new(["model", "stream", "stream_options", "data_sources", "dataSources", "background"]);
+const STREAM_OPTIONS_KEYS: KeySet<1> = KeySet::new(["include_usage"]);
 
 impl BodyFacts {
     /// Reads the top-level keys that matter, in one pass over the body. A bad `model` is not an error
     /// here; [`ModelField::deployment`] reports it.
     ///
     /// # Errors
-    /// The body is not a JSON object, or `model` or `stream` is repeated.
+    /// The body is not a JSON object, `model` or `stream` is repeated, or it has too many references.
     pub fn parse(body: &[u8]) -> Result<Self, BodyError> {
-        let parsed = json::parse_and_locate_fields(body, &INSPECTED_KEYS, &PROMPT_KEYS);
+        let mut references = ReferenceCollector::default();
+        let parsed = json::parse_and_locate_fields(body, &INSPECTED_KEYS, &PROMPT_KEYS, &mut references);
         let (fields, prompt) = parsed.map_err(|error| match error.classify() {
             serde_json::error::Category::Data => BodyError::NotObject,
             _ => BodyError::NotJson { message: error.to_string() },
@@ -107,6 +116,7 @@ impl BodyFacts {
             key_insertion_offset: open_brace + 1,
             is_empty_object: fields.is_empty_object,
             prompt_part_ranges: prompt,
+            references: references.into_references().ok_or(BodyError::TooManyReferences)?,
         })
     }
 
@@ -193,7 +203,7 @@ fn parse_model_value(body: &[u8], raw: Option<&str>) -> ModelField {
 fn parse_stream_options(body: &[u8], raw: Option<&str>) -> (StreamOptionsField, Option<bool>) {
     let Some(raw) = raw else { return (StreamOptionsField::Absent, None) };
     let range = subslice_range(body, raw.as_bytes());
-    match json::parse_fields(raw.as_bytes(), &["include_usage"]) {
+    match json::parse_fields(raw.as_bytes(), &STREAM_OPTIONS_KEYS) {
         _ if raw == "null" => (StreamOptionsField::Null(range), None),
         Ok(fields) => {
             let [include_usage] = fields.values;

@@ -1,6 +1,7 @@
-//! Requests: the target, its operation and query, JSON and multipart bodies, and the prompt text for
-//! the record.
+//! Requests: the target, its operation and query, JSON and multipart bodies, and the ids of other
+//! objects, and the prompt text for the record.
 
+pub(super) mod body_references;
 mod content_disposition;
 pub(super) mod edit;
 mod header_parameters;
@@ -13,6 +14,8 @@ pub mod prompt;
 pub(super) mod prompt_parts;
 pub mod prompt_sample;
 pub(super) mod query;
+pub(super) mod reference_kind;
+pub mod references;
 pub(super) mod target;
 pub(super) mod target_cache;
 pub(super) mod target_error;

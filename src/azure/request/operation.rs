@@ -3,6 +3,8 @@
 
 use http::Method;
 
+use super::reference_kind::ReferenceKind;
+
 /// The group of API operations that a request belongs to: `operation` in records and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "each variant is the name of an API")]
@@ -104,8 +106,28 @@ pub fn is_non_idempotent_create(method: &Method, operation: Operation) -> bool {
         )
 }
 
-/// In a path shape: any one segment, which is an object's id and keeps its spelling.
-const ANY_ID: &str = "{}";
+/// Begins a segment of a path shape that is the id of an object and keeps its spelling.
+const ID_START: char = '{';
+
+/// What the id of a path shape names. `{}` is no object that is remembered.
+fn id_kind(placeholder: &str) -> Option<ReferenceKind> {
+    Some(match placeholder {
+        "{response}" => ReferenceKind::Response,
+        "{item}" => ReferenceKind::Item,
+        "{conversation}" => ReferenceKind::Conversation,
+        "{file}" => ReferenceKind::File,
+        "{vector_store}" => ReferenceKind::VectorStore,
+        "{container}" => ReferenceKind::Container,
+        "{upload}" => ReferenceKind::Upload,
+        "{batch}" => ReferenceKind::Batch,
+        "{job}" => ReferenceKind::Job,
+        "{eval}" => ReferenceKind::Eval,
+        "{video}" => ReferenceKind::Video,
+        "{completion}" => ReferenceKind::ChatCompletion,
+        "{call}" => ReferenceKind::Call,
+        _ => return None,
+    })
+}
 
 /// What can follow the first keyword: each shape is a sequence of keywords and ids. A path may end
 /// anywhere within a shape.
@@ -117,11 +139,16 @@ type PathRow = (&'static str, Operation, PathShapes);
 /// The paths of Azure OpenAI after `/openai`, `/openai/v1` or `/openai/deployments/{d}`
 /// (<https://learn.microsoft.com/azure/ai-foundry/openai/reference> and the OpenAPI document of v1).
 const PATH_TABLE: &[PathRow] = &[
-    ("chat", Operation::Chat, &[&["completions", ANY_ID, "messages"]]),
+    ("chat", Operation::Chat, &[&["completions", "{completion}", "messages"]]),
     (
         "responses",
         Operation::Responses,
-        &[&["compact"], &["input_tokens"], &[ANY_ID, "cancel"], &[ANY_ID, "input_items"]],
+        &[
+            &["compact"],
+            &["input_tokens"],
+            &["{response}", "cancel"],
+            &["{response}", "input_items", "{item}"],
+        ],
     ),
     ("embeddings", Operation::Embeddings, &[]),
     ("completions", Operation::Completions, &[]),
@@ -131,66 +158,80 @@ const PATH_TABLE: &[PathRow] = &[
     (
         "realtime",
         Operation::Realtime,
-        &[&["client_secrets"], &["sessions"], &["transcription_sessions"], &["calls", ANY_ID]],
+        &[&["client_secrets"], &["sessions"], &["transcription_sessions"], &["calls", "{call}"]],
     ),
     ("realtimeapi", Operation::Realtime, &[&["sessions"]]),
-    ("files", Operation::Files, &[&["import"], &[ANY_ID, "content"]]),
-    ("uploads", Operation::Uploads, &[&[ANY_ID, "parts"], &[ANY_ID, "complete"], &[ANY_ID, "cancel"]]),
-    ("batches", Operation::Batches, &[&[ANY_ID, "cancel"]]),
+    ("files", Operation::Files, &[&["import"], &["{file}", "content"]]),
+    (
+        "uploads",
+        Operation::Uploads,
+        &[&["{upload}", "parts"], &["{upload}", "complete"], &["{upload}", "cancel"]],
+    ),
+    ("batches", Operation::Batches, &[&["{batch}", "cancel"]]),
     (
         "fine_tuning",
         Operation::FineTuning,
         &[
-            &["jobs", ANY_ID, "events"],
-            &["jobs", ANY_ID, "checkpoints", ANY_ID],
-            &["jobs", ANY_ID, "cancel"],
-            &["jobs", ANY_ID, "pause"],
-            &["jobs", ANY_ID, "resume"],
-            &["checkpoints", ANY_ID, "permissions", ANY_ID],
+            &["jobs", "{job}", "events", "{job}"],
+            &["jobs", "{job}", "checkpoints", "{job}"],
+            &["jobs", "{job}", "cancel"],
+            &["jobs", "{job}", "pause"],
+            &["jobs", "{job}", "resume"],
+            &["checkpoints", "{job}", "permissions", "{job}"],
             &["alpha", "graders", "run"],
             &["alpha", "graders", "validate"],
         ],
     ),
-    ("assistants", Operation::Assistants, &[&[ANY_ID]]),
+    ("assistants", Operation::Assistants, &[&["{}"]]),
     (
         "threads",
         Operation::Threads,
         &[
             &["runs"],
-            &[ANY_ID, "messages", ANY_ID, "files", ANY_ID],
-            &[ANY_ID, "runs", ANY_ID, "steps", ANY_ID],
-            &[ANY_ID, "runs", ANY_ID, "submit_tool_outputs"],
-            &[ANY_ID, "runs", ANY_ID, "cancel"],
+            &["{}", "messages", "{}", "files", "{}"],
+            &["{}", "runs", "{}", "steps", "{}"],
+            &["{}", "runs", "{}", "submit_tool_outputs"],
+            &["{}", "runs", "{}", "cancel"],
         ],
     ),
     (
         "vector_stores",
         Operation::VectorStores,
         &[
-            &[ANY_ID, "files", ANY_ID, "content"],
-            &[ANY_ID, "file_batches", ANY_ID, "files"],
-            &[ANY_ID, "file_batches", ANY_ID, "cancel"],
-            &[ANY_ID, "search"],
+            &["{vector_store}", "files", "{file}", "content"],
+            &["{vector_store}", "file_batches", "{vector_store}", "files", "{file}"],
+            &["{vector_store}", "file_batches", "{vector_store}", "cancel"],
+            &["{vector_store}", "search"],
         ],
     ),
-    ("models", Operation::Models, &[&[ANY_ID]]),
-    ("containers", Operation::Containers, &[&[ANY_ID, "files", ANY_ID, "content"]]),
+    ("models", Operation::Models, &[&["{}"]]),
+    ("containers", Operation::Containers, &[&["{container}", "files", "{file}", "content"]]),
     (
         "evals",
         Operation::Evals,
-        &[&[ANY_ID, "runs", ANY_ID, "output_items", ANY_ID], &[ANY_ID, "runs", ANY_ID, "cancel"]],
+        &[&["{eval}", "runs", "{eval}", "output_items", "{eval}"], &["{eval}", "runs", "{eval}", "cancel"]],
     ),
-    ("videos", Operation::Videos, &[&[ANY_ID, "content"], &[ANY_ID, "remix"]]),
+    (
+        "videos",
+        Operation::Videos,
+        &[
+            &["edits"],
+            &["extensions"],
+            &["characters", "{video}"],
+            &["{video}", "content"],
+            &["{video}", "remix"],
+        ],
+    ),
     (
         "video",
         Operation::Videos,
         &[
-            &["generations", "jobs", ANY_ID],
-            &["generations", ANY_ID, "content", "video"],
-            &["generations", ANY_ID, "content", "thumbnail"],
+            &["generations", "jobs", "{video}"],
+            &["generations", "{video}", "content", "video"],
+            &["generations", "{video}", "content", "thumbnail"],
         ],
     ),
-    ("conversations", Operation::Conversations, &[&[ANY_ID, "items", ANY_ID]]),
+    ("conversations", Operation::Conversations, &[&["{conversation}", "items", "{item}"]]),
 ];
 
 /// What a segment of a path is.
@@ -198,8 +239,8 @@ const PATH_TABLE: &[PathRow] = &[
 pub(in crate::azure) enum SegmentKind {
     /// A keyword of the API, in lower case.
     Keyword(&'static str),
-    /// An object's id.
-    Id,
+    /// An object's id, and what it names if that is remembered.
+    Id(Option<ReferenceKind>),
     /// Not in [`PATH_TABLE`].
     Unknown,
 }
@@ -226,12 +267,17 @@ impl PathMatcher {
             return self.row.map_or(SegmentKind::Unknown, |row| SegmentKind::Keyword(row.0));
         }
         let Some((_, _, shapes)) = self.row else { return SegmentKind::Unknown };
-        let (mut keyword_bits, mut id_bits, mut kind) = (0_u32, 0_u32, SegmentKind::Unknown);
+        let (mut keyword_bits, mut id_bits, mut kind, mut id) = (0_u32, 0_u32, SegmentKind::Unknown, "");
         for (bit, shape) in
             shapes.iter().enumerate().filter(|(n, _)| self.matching_shape_bits & (1 << n) != 0)
         {
             match shape.get(index - 1) {
-                Some(&ANY_ID) => id_bits |= 1 << bit,
+                Some(placeholder) if placeholder.starts_with(ID_START) => {
+                    if id_bits == 0 {
+                        id = placeholder;
+                    }
+                    id_bits |= 1 << bit;
+                }
                 Some(word) if word.eq_ignore_ascii_case(segment) => {
                     keyword_bits |= 1 << bit;
                     kind = SegmentKind::Keyword(word);
@@ -241,7 +287,14 @@ impl PathMatcher {
         }
         // A keyword wins over an id: `/responses/compact` is not the response with the id `compact`.
         self.matching_shape_bits = if keyword_bits == 0 { id_bits } else { keyword_bits };
-        if keyword_bits == 0 && id_bits != 0 { SegmentKind::Id } else { kind }
+        if keyword_bits == 0 && id_bits != 0 { SegmentKind::Id(id_kind(id)) } else { kind }
+    }
+
+    /// What the id after the segments so far would name. It is what a list at this path contains.
+    pub(in crate::azure) fn next_id_kind(&self) -> Option<ReferenceKind> {
+        let index = self.segments_seen.checked_sub(1)?;
+        let shapes = self.row?.2.iter().enumerate().filter(|(n, _)| self.matching_shape_bits & (1 << n) != 0);
+        shapes.filter_map(|(_, shape)| shape.get(index).copied()).find_map(id_kind)
     }
 
     /// The operation, after all segments were classified.
@@ -272,19 +325,31 @@ mod tests {
         use SegmentKind::{Id, Keyword, Unknown};
         let rows: &[(&str, Operation, &[SegmentKind])] = &[
             ("CHAT/Completions", Operation::Chat, &[Keyword("chat"), Keyword("completions")]),
-            ("chat/completions/X", Operation::Chat, &[Keyword("chat"), Keyword("completions"), Id]),
+            (
+                "chat/completions/X",
+                Operation::Chat,
+                &[Keyword("chat"), Keyword("completions"), Id(Some(ReferenceKind::ChatCompletion))],
+            ),
             ("chat", Operation::Other, &[Keyword("chat")]),
             ("chat/Foo", Operation::Other, &[Keyword("chat"), Unknown]),
             ("responses/COMPACT", Operation::Responses, &[Keyword("responses"), Keyword("compact")]),
-            ("responses/Resp_1/Cancel", Operation::Responses, &[Keyword("responses"), Id, Keyword("cancel")]),
-            ("files/Compact", Operation::Files, &[Keyword("files"), Id]),
+            (
+                "responses/Resp_1/Cancel",
+                Operation::Responses,
+                &[Keyword("responses"), Id(Some(ReferenceKind::Response)), Keyword("cancel")],
+            ),
+            ("files/Compact", Operation::Files, &[Keyword("files"), Id(Some(ReferenceKind::File))]),
             ("threads/RUNS", Operation::Threads, &[Keyword("threads"), Keyword("runs")]),
             (
                 "threads/T/Runs/R/Steps/S",
                 Operation::Threads,
-                &[Keyword("threads"), Id, Keyword("runs"), Id, Keyword("steps"), Id],
+                &[Keyword("threads"), Id(None), Keyword("runs"), Id(None), Keyword("steps"), Id(None)],
             ),
-            ("Fine_Tuning/Jobs/Ft-1", Operation::FineTuning, &[Keyword("fine_tuning"), Keyword("jobs"), Id]),
+            (
+                "Fine_Tuning/Jobs/Ft-1",
+                Operation::FineTuning,
+                &[Keyword("fine_tuning"), Keyword("jobs"), Id(Some(ReferenceKind::Job))],
+            ),
             ("Nothing/Here", Operation::Other, &[Unknown, Unknown]),
             ("embeddings/What", Operation::Embeddings, &[Keyword("embeddings"), Unknown]),
         ];
@@ -292,6 +357,10 @@ mod tests {
             assert_eq!(match_path(path), (*operation, segments.to_vec()), "{path}");
         }
         assert!(PATH_TABLE.iter().all(|row| row.2.len() < 32));
+        let segments = PATH_TABLE.iter().flat_map(|row| row.2.iter().copied().flatten());
+        for placeholder in segments.filter(|segment| segment.starts_with(ID_START) && **segment != "{}") {
+            assert!(id_kind(placeholder).is_some(), "{placeholder}");
+        }
     }
 
     #[test]

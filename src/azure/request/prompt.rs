@@ -41,11 +41,11 @@ pub fn prompt_text(body: &[u8], parts: Option<&PromptPartRanges>) -> Option<Stri
 }
 
 /// The values of [`PROMPT_KEYS`] in a body.
-fn find_prompt_parts(body: &str) -> [Option<String>; PROMPT_KEYS.len()] {
+fn find_prompt_parts(body: &str) -> [Option<String>; PROMPT_KEYS.names().len()] {
     let values = match json::parse_fields(body.as_bytes(), &PROMPT_KEYS) {
         Ok(fields) => fields.values,
         // Not valid, or with a key of broken characters: what stands before the error is found.
-        Err(_) => json::find_fields(body, &PROMPT_KEYS),
+        Err(_) => json::find_fields(body, PROMPT_KEYS.names()),
     };
     values.map(|raw| raw.map(str::to_owned))
 }
@@ -65,7 +65,7 @@ pub struct PromptBeginning {
 /// At most `limit` bytes of what [`prompt_text`] returns, in time and memory in proportion to `limit`. `None`
 /// if that is not possible, because the prompt begins with long binary data.
 pub fn prompt_beginning(body: &[u8], parts: &PromptPartRanges, limit: usize) -> Option<PromptBeginning> {
-    let mut values = [None; PROMPT_KEYS.len()];
+    let mut values = [None; PROMPT_KEYS.names().len()];
     for (value, range) in values.iter_mut().zip(parts) {
         // What is not UTF-8 is left to `prompt_text`.
         let raw = range.clone().map(|range| body.get(range).and_then(|raw| std::str::from_utf8(raw).ok()));

@@ -1,4 +1,5 @@
-//! Parses the query string: removes credentials and finds `api-version`, `deployment` and `model`.
+//! Parses the query string: removes credentials and finds `api-version`, `deployment`, `model` and the cursors of
+//! lists.
 //! Everything else keeps its spelling and order.
 
 use std::borrow::Cow;
@@ -31,6 +32,8 @@ pub(in crate::azure) enum QueryKeyKind {
     ApiVersion,
     Deployment,
     Model,
+    /// `after` or `before`: the object at which a page of a list begins or ends.
+    Cursor,
     Other,
 }
 
@@ -74,6 +77,7 @@ impl QueryString {
                 () if key_is("api-version") => QueryKeyKind::ApiVersion,
                 () if key_is("deployment") => QueryKeyKind::Deployment,
                 () if key_is("model") => QueryKeyKind::Model,
+                () if key_is("after") || key_is("before") => QueryKeyKind::Cursor,
                 () if is_secret_key(&decoded_key) => {
                     query.has_dropped_secret = true;
                     continue;
@@ -117,6 +121,13 @@ impl QueryString {
         percent_decode(self.forwarded_pairs_text.get(pair.value_range.clone())?).ok()
     }
 
+    /// The percent-decoded values of `after` and `before`.
+    pub(in crate::azure) fn cursors(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        let cursors = self.pairs.iter().filter(|pair| pair.key == QueryKeyKind::Cursor);
+        cursors
+            .filter_map(|pair| percent_decode(self.forwarded_pairs_text.get(pair.value_range.clone())?).ok())
+    }
+
     /// The pairs to forward: the key and the raw `key=value` text.
     pub(in crate::azure) fn forwarded_pairs(&self) -> impl Iterator<Item = (QueryKeyKind, &str)> {
         self.pairs
@@ -137,7 +148,7 @@ impl QueryKeyKind {
             Self::ApiVersion => Some("api-version"),
             Self::Deployment => Some("deployment"),
             Self::Model => Some("model"),
-            Self::Other => None,
+            Self::Cursor | Self::Other => None,
         }
     }
 }
@@ -186,7 +197,7 @@ pub fn hide_secrets_in_target(target: &str) -> String {
 ///
 /// # Errors
 /// A percent sign without two hex digits, or an encoded NUL.
-fn percent_decode(text: &str) -> Result<Cow<'_, str>, TargetError> {
+pub(in crate::azure) fn percent_decode(text: &str) -> Result<Cow<'_, str>, TargetError> {
     if memchr::memchr(b'%', text.as_bytes()).is_none() {
         return Ok(Cow::Borrowed(text));
     }

@@ -9,7 +9,8 @@ use http::Method;
 
 use super::operation::{Operation, PathMatcher, SegmentKind};
 use super::percent::{decode_hex_pair, is_unreserved, push_percent_encoded};
-use super::query::{QueryKeyKind, QueryString};
+use super::query::{QueryKeyKind, QueryString, percent_decode};
+use super::reference_kind::ReferenceKind;
 use super::target_error::TargetError;
 use crate::names::DeploymentName;
 
@@ -68,6 +69,10 @@ pub struct RequestTarget {
     pub query: QueryString,
     /// Whether the path contains the id of an object, such as a file or a response.
     pub has_object_id: bool,
+    /// The kind of the ids that `after` and `before` of the query name, if the path is that of a list.
+    pub(in crate::azure) cursor_kind: Option<ReferenceKind>,
+    /// Where the ids of objects are in `path`.
+    references_in_path: Vec<(ReferenceKind, Range<usize>)>,
     /// Where the deployment is in `path`; `None` if it came from the query.
     deployment_range_in_path: Option<Range<usize>>,
     /// Whether the path begins with `/openai`.
@@ -109,6 +114,13 @@ impl RequestTarget {
             }
             () => DeploymentSource::Unspecified,
         }
+    }
+
+    /// The kinds and the percent-decoded ids of the objects that the path names, in their order.
+    pub(in crate::azure) fn path_references(&self) -> impl Iterator<Item = (ReferenceKind, Cow<'_, str>)> {
+        self.references_in_path
+            .iter()
+            .filter_map(|(kind, range)| Some((*kind, percent_decode(self.path.get(range.clone())?).ok()?)))
     }
 
     /// What the target asks for, if it is the list of models on v1 or one model in it.
@@ -271,6 +283,8 @@ fn parse_path(raw: &str) -> Result<RequestTarget, TargetError> {
         deployment: None,
         query: QueryString::default(),
         has_object_id: false,
+        cursor_kind: None,
+        references_in_path: Vec::new(),
         deployment_range_in_path: None,
         is_under_openai: false,
     };
@@ -321,8 +335,9 @@ fn parse_path(raw: &str) -> Result<RequestTarget, TargetError> {
                 position = PathPosition::InOperation;
                 match matcher.classify_next_segment(normalised) {
                     SegmentKind::Keyword(keyword) => Some(keyword),
-                    SegmentKind::Id => {
+                    SegmentKind::Id(kind) => {
                         target.has_object_id = true;
+                        target.references_in_path.extend(kind.map(|kind| (kind, start..target.path.len())));
                         None
                     }
                     SegmentKind::Unknown => None,
@@ -339,6 +354,7 @@ fn parse_path(raw: &str) -> Result<RequestTarget, TargetError> {
         target.path.push('/');
     }
     target.operation = matcher.operation();
+    target.cursor_kind = matcher.next_id_kind();
     Ok(target)
 }
 

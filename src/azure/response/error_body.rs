@@ -5,6 +5,7 @@ use std::borrow::Cow;
 
 use super::known_errors::{KNOWN_ERRORS, Meaning, Words};
 use crate::azure::json;
+use crate::azure::json_keys::KeySet;
 use crate::azure::json_text::text_from_bytes;
 
 /// The fields of an error that verdicts and records use.
@@ -27,9 +28,10 @@ impl<'a> ErrorBody<'a> {
     /// Reads any of Azure's shapes: an `error` object, an `error` object in `response`, an `error` string,
     /// or code and message at the top level. A body that is not JSON is taken as the message.
     pub(in crate::azure) fn parse(body: &'a [u8]) -> Self {
-        let Ok(fields) =
-            json::parse_fields(body, &["error", "response", "code", "statusCode", "message", "type"])
-        else {
+        let Ok(fields) = json::parse_fields(
+            body,
+            &const { KeySet::new(["error", "response", "code", "statusCode", "message", "type"]) },
+        ) else {
             // Bytes that are not UTF-8, in a message for example, hide no code.
             if let Cow::Owned(text) = text_from_bytes(body) {
                 return ErrorBody::parse(text.as_bytes()).into_owned();

@@ -4,6 +4,7 @@
 
 use super::sse::SseEvent;
 use crate::azure::json;
+use crate::azure::json_keys::KeySet;
 use crate::azure::json_text::text_from_bytes;
 use crate::azure::request::operation::Operation;
 
@@ -26,7 +27,7 @@ pub fn classify_first_event(operation: Operation, event: &SseEvent<'_>) -> First
     }
     let data = text_from_bytes(event.data);
     let [event_type, error, choices, usage] =
-        json::parse_fields(data.as_bytes(), &["type", "error", "choices", "usage"])
+        json::parse_fields(data.as_bytes(), &const { KeySet::new(["type", "error", "choices", "usage"]) })
             .map_or([None; 4], |fields| fields.values);
     let name = Some(event.name).filter(|name| !name.is_empty());
     let event_type = event_type.and_then(json::decode_string).or_else(|| name.map(text_from_bytes));

@@ -8,6 +8,7 @@ use memchr::{memchr2, memmem};
 
 use super::oversized_event::OversizedEvent;
 use crate::azure::json;
+use crate::azure::json_keys::KeySet;
 
 /// After each event, buffers are shrunk to this capacity, so that an idle stream needs little memory.
 const MAX_IDLE_BUFFER_BYTES: usize = 4096;
@@ -218,7 +219,9 @@ fn is_usage_event(event: &[u8], choices_finder: &memmem::Finder<'_>) -> bool {
     let mut joined_data = Vec::new();
     let event = event.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(event);
     let (_, data) = parse_event(event, &mut joined_data);
-    let Ok(fields) = json::parse_fields(data, &["choices", "usage"]) else { return false };
+    let Ok(fields) = json::parse_fields(data, &const { KeySet::new(["choices", "usage"]) }) else {
+        return false;
+    };
     let [choices, usage] = fields.values;
     let is_empty = |raw: &str| raw.strip_prefix('[').is_some_and(|r| r.trim_start().starts_with(']'));
     choices.is_some_and(is_empty) && usage.is_some_and(|raw| raw.starts_with('{'))

@@ -1,6 +1,7 @@
 //! Token counts as Azure reports them. Nothing is estimated here: a missing count stays unknown.
 
 use crate::azure::json;
+use crate::azure::json_keys::KeySet;
 
 /// The tokens of one request. Cached tokens are part of the input, reasoning tokens of the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,7 +71,8 @@ impl TokenUsage {
 
     /// Reads the usage of a response body or an event, where it is at the top level or in `response`.
     pub fn from_json(body: &[u8]) -> Option<Self> {
-        let [usage, response] = json::parse_fields(body, &["usage", "response"]).ok()?.values;
+        let [usage, response] =
+            json::parse_fields(body, &const { KeySet::new(["usage", "response"]) }).ok()?.values;
         let nested = || json::find_fields(response?, &["usage"])[0];
         Self::from_usage_object(usage.filter(|raw| *raw != "null").or_else(nested)?)
     }

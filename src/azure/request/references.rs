@@ -1,0 +1,94 @@
+//! The ids of other objects that a request refers to: in its path, its query and its body. What they mean for
+//! where the request goes is decided elsewhere.
+
+use super::body_references::BodyReference;
+use super::json_body::BodyFacts;
+use super::reference_kind::{ReferenceKind, encrypted_content_id};
+use super::target::RequestTarget;
+use crate::azure::json_scan::{end_of_container, end_of_string};
+use crate::azure::json_text::{decode_content, text_from_bytes};
+
+/// Calls `on_reference` with the kind and the id of every object that a request refers to: those of the path, of
+/// the query and of the body, each in their order. `body` has the bytes that the facts were parsed from. Ids are
+/// decoded. One may be given more than once.
+pub fn visit_references(
+    target: &RequestTarget,
+    body: Option<(&BodyFacts, &[u8])>,
+    on_reference: &mut impl FnMut(ReferenceKind, &str),
+) {
+    visit_target_references(target, on_reference);
+    if let Some((facts, bytes)) = body {
+        visit_body_references(facts, bytes, on_reference);
+    }
+}
+
+/// Like [`visit_references`], for the path and the query only.
+pub fn visit_target_references(target: &RequestTarget, on_reference: &mut impl FnMut(ReferenceKind, &str)) {
+    for (kind, id) in target.path_references() {
+        on_reference(kind, &id);
+    }
+    if let Some(kind) = target.cursor_kind {
+        target.query.cursors().filter(|id| !id.is_empty()).for_each(|id| on_reference(kind, &id));
+    }
+}
+
+/// Like [`visit_references`], for a body only, or for a frame of a WebSocket. `bytes` are what the facts were
+/// parsed from.
+pub fn visit_body_references(
+    facts: &BodyFacts,
+    bytes: &[u8],
+    on_reference: &mut impl FnMut(ReferenceKind, &str),
+) {
+    for BodyReference { kind, value_offset } in &facts.references {
+        let value = bytes.get(*value_offset..).unwrap_or_default();
+        visit_strings(value, &mut |content| visit_id(*kind, content, on_reference));
+    }
+}
+
+/// Calls `on_content` with the content of the string at the start of `value`, or of each string in the array there.
+fn visit_strings<'a>(value: &'a [u8], on_content: &mut impl FnMut(&'a [u8])) {
+    let content = |start: usize, end: usize| value.get(start + 1..end - 1).unwrap_or_default();
+    match value.first() {
+        Some(b'"') => {
+            if let Some(end) = end_of_string(value, 0) {
+                on_content(content(0, end));
+            }
+        }
+        Some(b'[') => {
+            let mut position = 1;
+            while let Some(byte) = value.get(position) {
+                position = match byte {
+                    b'"' => {
+                        let Some(end) = end_of_string(value, position) else { return };
+                        on_content(content(position, end));
+                        end
+                    }
+                    b'{' | b'[' => {
+                        let Some(end) = end_of_container(value, position) else { return };
+                        end
+                    }
+                    b']' => return,
+                    _ => position + 1,
+                };
+            }
+        }
+        _ => {}
+    }
+}
+
+fn visit_id(kind: ReferenceKind, content: &[u8], on_reference: &mut impl FnMut(ReferenceKind, &str)) {
+    let text;
+    let id = if kind == ReferenceKind::EncryptedContent {
+        encrypted_content_id(content)
+    } else {
+        text = text_from_bytes(content);
+        decode_content(&text)
+    };
+    if !id.is_empty() {
+        on_reference(kind, &id);
+    }
+}
+
+#[cfg(test)]
+#[path = "references_tests.rs"]
+mod tests;
