@@ -288,7 +288,14 @@ fn bytes_that_are_not_utf8_cost_no_other_text() {
         ),
     ] {
         let mut capture = ResponseCapture::new(operation, 100);
-        let event = SseEvent { start_offset: 0, end_offset: 0, name: b"", data, is_oversized: false };
+        let event = SseEvent {
+            start_offset: 0,
+            end_offset: 0,
+            name: b"",
+            data,
+            is_oversized: false,
+            oversized_ids: None,
+        };
         capture.capture_event(&event);
         assert_eq!(capture.completion_text().as_deref(), Some(expected));
     }

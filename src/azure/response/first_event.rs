@@ -144,6 +144,7 @@ mod tests {
                 name: name.as_bytes(),
                 data: data.as_bytes(),
                 is_oversized: *oversized,
+                oversized_ids: None,
             };
             assert_eq!(classify_first_event(*operation, &event), *expected, "{data}");
         }

@@ -1,9 +1,10 @@
-//! An event that is too long to be kept, such as one with a picture: its name and an outline of its data are
-//! read while it passes.
+//! An event that is too long to be kept, such as one with a picture: its name, an outline of its data and
+//! the ids in it are read while it passes.
 
 use memchr::memchr2;
 
 use super::json_outline::JsonOutline;
+use super::oversized_ids::{OversizedEventIds, OversizedEventScanner};
 
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 /// Longest field name that is compared, with a byte order mark before it.
@@ -22,6 +23,7 @@ pub(super) struct OversizedEvent {
     name: Vec<u8>,
     has_data: bool,
     outline: JsonOutline,
+    ids: OversizedEventScanner,
 }
 
 /// Where in a line the event is.
@@ -49,6 +51,7 @@ impl OversizedEvent {
             name: Vec::new(),
             has_data: false,
             outline: JsonOutline::default(),
+            ids: OversizedEventScanner::default(),
         }
     }
 
@@ -94,6 +97,11 @@ impl OversizedEvent {
         (&self.name, self.outline.to_json())
     }
 
+    /// The ids in its data.
+    pub(super) fn ids(&self) -> &OversizedEventIds {
+        self.ids.ids()
+    }
+
     /// Ends the name of a field.
     fn begin_value(&mut self) -> Field {
         let field = if self.is_first {
@@ -112,7 +120,10 @@ impl OversizedEvent {
             // The last one counts.
             Field::Event => self.name.clear(),
             // The lines of data are joined with LF.
-            Field::Data if std::mem::replace(&mut self.has_data, true) => self.outline.feed(b"\n"),
+            Field::Data if std::mem::replace(&mut self.has_data, true) => {
+                self.outline.feed(b"\n");
+                self.ids.feed(b"\n");
+            }
             _ => {}
         }
         field
@@ -124,7 +135,10 @@ impl OversizedEvent {
                 let room = MAX_NAME_BYTES - self.name.len();
                 self.name.extend_from_slice(value.get(..room).unwrap_or(value));
             }
-            Field::Data => self.outline.feed(value),
+            Field::Data => {
+                self.outline.feed(value);
+                self.ids.feed(value);
+            }
             Field::Other => {}
         }
     }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use memchr::{memchr2, memmem};
 
 use super::oversized_event::OversizedEvent;
+use super::oversized_ids::OversizedEventIds;
 use crate::azure::json;
 use crate::azure::json_keys::KeySet;
 
@@ -27,6 +28,8 @@ pub struct SseEvent<'a> {
     /// Whether it is longer than the scanner's limit. Then `data` is JSON with nothing but the model, status,
     /// error and usage, or empty if it was not an object.
     pub is_oversized: bool,
+    /// The ids in the data if it is longer than the limit.
+    pub oversized_ids: Option<&'a OversizedEventIds>,
 }
 
 /// Finds the events of a stream that arrives in chunks. Only events that are split over chunks are
@@ -101,7 +104,8 @@ impl EventScanner {
         let is_oversized = self.feed_if_oversized(last_bytes, end_offset);
         if let Some(event) = self.oversized_event.take() {
             let (name, data) = event.name_and_data();
-            on_event(SseEvent { start_offset, end_offset, name, data: &data, is_oversized });
+            let oversized_ids = Some(event.ids());
+            on_event(SseEvent { start_offset, end_offset, name, data: &data, is_oversized, oversized_ids });
         } else {
             let bytes = if self.partial_event.is_empty() {
                 last_bytes
@@ -112,7 +116,8 @@ impl EventScanner {
             let bytes =
                 if start_offset == 0 { bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes) } else { bytes };
             let (name, data) = parse_event(bytes, &mut self.joined_data);
-            on_event(SseEvent { start_offset, end_offset, name, data, is_oversized });
+            let oversized_ids = None;
+            on_event(SseEvent { start_offset, end_offset, name, data, is_oversized, oversized_ids });
         }
         self.event_start_offset = end_offset;
         for buffer in [&mut self.partial_event, &mut self.joined_data] {
