@@ -347,7 +347,7 @@ fn write_limits(config: &Config, admitted: &AdmittedRequest, text: &mut String) 
 fn describe_verdict(verdict: Verdict, config: &Config) -> String {
     let duration = |length: Duration| humantime::format_duration(length).to_string();
     match verdict {
-        Verdict::Success | Verdict::ClientError => "relayed".to_owned(),
+        Verdict::Success | Verdict::ClientError | Verdict::NotOnThisResource => "relayed".to_owned(),
         Verdict::Throttled => format!(
             "the next backend; the deployment is unavailable as long as the response says (by default {}, at most {})",
             duration(config.cooldown.default_duration),

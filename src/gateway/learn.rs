@@ -82,7 +82,11 @@ impl Gateway {
         // Azure checks the credential before it answers like this.
         if matches!(
             verdict,
-            Verdict::Success | Verdict::ClientError | Verdict::Throttled | Verdict::TooLargeForBackend
+            Verdict::Success
+                | Verdict::ClientError
+                | Verdict::NotOnThisResource
+                | Verdict::Throttled
+                | Verdict::TooLargeForBackend
         ) {
             candidate.backend_health.on_credential_accepted();
         }
@@ -101,7 +105,7 @@ impl Gateway {
                 }
                 None
             }
-            Verdict::ClientError => None,
+            Verdict::ClientError | Verdict::NotOnThisResource => None,
             Verdict::RetryElsewhere | Verdict::TooLargeForBackend | Verdict::UnsupportedByBackend => {
                 Some(AttemptOutcome::CannotServe)
             }
@@ -335,6 +339,7 @@ fn is_about_backend(verdict: Verdict) -> bool {
         | Verdict::DeploymentNotFound => true,
         Verdict::Success
         | Verdict::ClientError
+        | Verdict::NotOnThisResource
         | Verdict::RetryElsewhere
         | Verdict::TooLargeForBackend
         | Verdict::UnsupportedByBackend

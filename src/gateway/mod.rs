@@ -312,11 +312,15 @@ impl Gateway {
             self.retry_config.retryable_statuses.contains(status)
         }) {
             // The id may be known to another resource.
-            Verdict::ClientError | Verdict::DeploymentNotFound | Verdict::UnsupportedByBackend
+            Verdict::ClientError
+            | Verdict::NotOnThisResource
+            | Verdict::DeploymentNotFound
+            | Verdict::UnsupportedByBackend
                 if admitted.tries_other_resources_on_404 && status == 404 =>
             {
                 Verdict::RetryElsewhere
             }
+            Verdict::NotOnThisResource => Verdict::ClientError,
             // The call names no deployment: what is missing is something that the client named.
             Verdict::DeploymentNotFound | Verdict::UnsupportedByBackend if admitted.deployment.is_none() => {
                 Verdict::ClientError

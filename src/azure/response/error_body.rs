@@ -113,6 +113,10 @@ impl<'a> ErrorBody<'a> {
                 && message_in_lower_case
                     .is_some_and(|message| phrases.iter().all(|phrase| message.contains(phrase)))
         };
+        let message_starts = |start: &str, rest: &str| {
+            let after = message_in_lower_case.and_then(|message| message.strip_prefix(start));
+            self.is_known_shape && after.is_some_and(|after| after.contains(rest))
+        };
         match words {
             Words::Code(code) => self.has_code(code),
             Words::CodeOrType(word) => self.has_code(word) || self.has_type(word),
@@ -120,10 +124,9 @@ impl<'a> ErrorBody<'a> {
             Words::TypeEnd(end) => self.error_type.as_deref().is_some_and(|kind| kind.ends_with(end)),
             Words::Message(phrases) => self.has_no_specific_code() && message_contains(phrases),
             Words::MessageWithAnyCode(phrases) => message_contains(phrases),
-            Words::MessageStart(start) => {
-                self.is_known_shape
-                    && self.has_no_specific_code()
-                    && message_in_lower_case.is_some_and(|message| message.starts_with(start))
+            Words::MessageStart(start) => self.has_no_specific_code() && message_starts(start, ""),
+            Words::MessageStartAndRest(start, rest) => {
+                self.has_no_specific_code() && message_starts(start, rest)
             }
         }
     }

@@ -31,6 +31,10 @@ pub enum Verdict {
     /// The prompt is longer than the context window. The next tier is tried, where the window may be larger
     /// (provisioned deployments of a model can have a smaller one than standard deployments).
     PromptTooLong,
+    /// The resource does not have what the request refers to, such as a response, a file, or the key of
+    /// encrypted content. Another resource may have it, if the request does refer to something. It is no
+    /// verdict on what is not stored anywhere, because the client asked for that.
+    NotOnThisResource,
     /// Another 4xx that `retry.statuses` lists. Another backend is tried, and nothing is remembered.
     RetryElsewhere,
     /// An error of the request itself, or a status that `retry.statuses` does not list. It is relayed.
@@ -57,8 +61,11 @@ pub fn judge_response(status: u16, body: &[u8], is_listed: &dyn Fn(u16) -> bool)
     if status == 429 {
         return if_listed(throttling_verdict(&error));
     }
-    if is_about_request(&error) {
+    if error.means(Meaning::RequestRefused) {
         return Verdict::ClientError;
+    }
+    if error.means(Meaning::NotOnThisResource) {
+        return if matches!(status, 400 | 404) { Verdict::NotOnThisResource } else { Verdict::ClientError };
     }
     match status {
         401 | 403 if error.means(Meaning::PermissionMissing) => Verdict::PermissionDenied,
@@ -84,7 +91,8 @@ pub fn judge_response(status: u16, body: &[u8], is_listed: &dyn Fn(u16) -> bool)
 pub fn judge_error_event(data: &[u8]) -> Verdict {
     let error = ErrorBody::parse(data);
     match () {
-        () if is_about_request(&error) => Verdict::ClientError,
+        () if error.means(Meaning::RequestRefused) => Verdict::ClientError,
+        () if error.means(Meaning::NotOnThisResource) => Verdict::NotOnThisResource,
         () if error.means(Meaning::RateLimited) || error.is_empty() => throttling_verdict(&error),
         () if error.means(Meaning::DeploymentMissing) => Verdict::DeploymentNotFound,
         () if error.means(Meaning::NotServedHere) || error.means(Meaning::ApiVersionUnsupported) => {
@@ -104,10 +112,6 @@ pub fn judge_error_event(data: &[u8]) -> Verdict {
 pub fn mentions_stream_options(body: &[u8]) -> bool {
     memchr::memmem::find(body, b"stream_options").is_some()
         || memchr::memmem::find(body, b"include_usage").is_some()
-}
-
-fn is_about_request(error: &ErrorBody<'_>) -> bool {
-    error.means(Meaning::RequestRefused) || error.means(Meaning::StateOfOneResource)
 }
 
 fn throttling_verdict(error: &ErrorBody<'_>) -> Verdict {

@@ -16,8 +16,8 @@ fn bytes_that_are_not_utf8_hide_no_code() {
 #[test]
 fn responses_are_judged_by_status_and_error_body() {
     use Verdict::{
-        BackendFailure, ClientError, CredentialRejected, DeploymentNotFound, PermissionDenied, PromptTooLong,
-        Success, Throttled, TooLargeForBackend, UnsupportedByBackend,
+        BackendFailure, ClientError, CredentialRejected, DeploymentNotFound, NotOnThisResource,
+        PermissionDenied, PromptTooLong, Success, Throttled, TooLargeForBackend, UnsupportedByBackend,
     };
     let rows: &[(u16, &str, Verdict)] = &[
         (200, "", Success),
@@ -81,13 +81,13 @@ fn responses_are_judged_by_status_and_error_body() {
         (
             404,
             r#"{"error":{"message":"File file-1 not found","type":"invalid_request_error","code":null}}"#,
-            ClientError,
+            NotOnThisResource,
         ),
         (404, "deployment does not exist", ClientError),
         (
             404,
             r#"{"error":{"code":"previous_response_not_found","message":"deployment does not exist"}}"#,
-            ClientError,
+            NotOnThisResource,
         ),
         (
             400,
@@ -250,5 +250,65 @@ proptest! {
     #[test]
     fn arbitrary_bodies_never_panic(status: u16, body in proptest::collection::vec(any::<u8>(), 0..200)) {
         let _ = (judge_response(status, &body, &is_listed_by_default), judge_error_event(&body), needs_body_to_judge(status));
+    }
+}
+
+#[test]
+fn what_a_resource_does_not_have_is_told_from_other_errors() {
+    let messages = [
+        "Item with id 'rs_0ed5' not found.",
+        "Item with id 'msg_1' not found",
+        "Previous response with id 'resp_1' not found.",
+        "Response with id 'resp_1' not found.",
+        "The encrypted content gAAA...Rg== could not be verified.",
+        "The encrypted content for item cmp_34 could not be verified. Reason: Encrypted content could not be decrypted or parsed.",
+        "File file-1 not found",
+        "Files [file-IEh] were not found",
+        "No such File object: file-1",
+        "Vector store with id 'vs_1' not found.",
+        "Container with id 'cntr_1' not found.",
+        "Conversation with id 'conv_1' not found.",
+        "Batch batch_1 not found",
+        "No batch found with id 'batch_1'.",
+        "No such Upload object: upload_1",
+    ];
+    for message in messages {
+        for code in ["null", r#""invalid_request_error""#, r#""404""#] {
+            let body = format!(
+                r#"{{"error":{{"message":"{message}","type":"invalid_request_error","code":{code}}}}}"#
+            );
+            for status in [400, 404] {
+                let verdict = judge_response(status, body.as_bytes(), &|_| false);
+                assert_eq!(verdict, Verdict::NotOnThisResource, "{status} {body}");
+            }
+            for status in [401, 403, 409, 422] {
+                let verdict = judge_response(status, body.as_bytes(), &|_| false);
+                assert_eq!(verdict, Verdict::ClientError, "{status} {body}");
+            }
+            let event = format!(r#"{{"type":"response.failed","response":{body}}}"#);
+            assert_eq!(judge_error_event(event.as_bytes()), Verdict::NotOnThisResource, "{event}");
+            assert_eq!(judge_error_event(body.as_bytes()), Verdict::NotOnThisResource, "{body}");
+        }
+    }
+    let others = [
+        // Stored nowhere: the client asked for that.
+        r#"{"error":{"message":"Item with id 'rs_1' not found. Items are not persisted when `store` is set to false. Try again with `store` set to true.","code":null}}"#,
+        r#"{"error":{"message":"Item with id 'rs_1' not found. Items are not persisted when `store` is set to false.","code":"previous_response_not_found"}}"#,
+        // Quoted, or beside a code that says something else.
+        r#"{"error":{"message":"Invalid value: 'Item with id rs_1 not found'","code":null}}"#,
+        r#"{"error":{"message":"File file-1 not found","code":"invalid_value"}}"#,
+        r#"{"error":{"message":"Item 'rs_1' of type 'reasoning' was provided without its required following item.","code":null}}"#,
+        r#"{"error":{"message":"No tool output found for function call call_1.","code":null}}"#,
+        r#"{"error":{"code":"404","message":"Resource not found"}}"#,
+        "File file-1 not found",
+    ];
+    for body in others {
+        for status in [400, 404] {
+            assert_eq!(
+                judge_response(status, body.as_bytes(), &|_| false),
+                Verdict::ClientError,
+                "{status} {body}"
+            );
+        }
     }
 }

@@ -134,7 +134,7 @@ impl RetryState {
         // Before the attempt ends and with it its probe permit. A client error shows that the backend serves
         // requests. Any other response but a failure shows only that it can be reached.
         match verdict {
-            Verdict::ClientError => self.mark_probed_available(),
+            Verdict::ClientError | Verdict::NotOnThisResource => self.mark_probed_available(),
             Verdict::BackendFailure => {}
             _ => self.close_probed_circuit(),
         }
@@ -198,7 +198,7 @@ impl RetryState {
     ) -> Option<AfterResponse> {
         let verdict = verdict::judge_error_event(event);
         let status = match verdict {
-            Verdict::Success | Verdict::ClientError => return None,
+            Verdict::Success | Verdict::ClientError | Verdict::NotOnThisResource => return None,
             Verdict::Throttled | Verdict::TooLargeForBackend => 429,
             // The backend may have created something, such as a background response, before it failed. The
             // client sees its events.
