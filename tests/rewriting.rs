@@ -9,10 +9,10 @@
 mod support;
 
 use aoai_lb::demo::{LoggedRequest, Mood, SimulatedError};
-use support::upstream::ScriptedUpstream;
+use support::upstream::{ScriptedUpstream, complete_response};
 use support::websocket::{UPGRADE_HEADERS, client_text_frame, read_frame};
 use support::{
-    Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, all_backends_yaml, answering_backend,
+    Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, all_backends_yaml, answering_backend, sha256_hex,
     simulated_backend_yaml, start_simulator,
 };
 
@@ -183,6 +183,163 @@ async fn multipart_forms_get_the_upstream_model_and_keep_their_boundary() {
         .await;
     let request = azure.received_requests(&answering_backend(&response)).pop().unwrap();
     assert_eq!(header(&request, "content-type").as_deref(), Some("application/json"));
+}
+
+#[tokio::test]
+async fn models_in_other_places_name_the_deployment_and_are_replaced() {
+    let upstream = |name: &'static str| async move {
+        ScriptedUpstream::start(move |_| complete_response(200, &format!("x-resource: {name}"), "{}")).await
+    };
+    let (a, b) = (upstream("a").await, upstream("b").await);
+    let entries = a.backend_yaml("a")
+        + "    deployments: { other: up-other }\n"
+        + &b.backend_yaml("b")
+        + "    deployments: { voice: up-voice, film: up-film }\n";
+    let balancer = Balancer::start(&entries, "").await;
+    let form = |session: &str| {
+        format!(
+            "--B\r\nContent-Disposition: form-data; name=\"sdp\"\r\nContent-Type: application/sdp\r\n\r\nv=0 \"model\":\"voice\"\r\n\
+             --B\r\nContent-Disposition: form-data; name=\"session\"\r\nContent-Type: application/json\r\n\r\n{session}\r\n--B--\r\n"
+        )
+    };
+    let video = |model: &str| {
+        format!(
+            "--B\r\nContent-Disposition: form-data; name=\"prompt\"\r\n\r\nfilm\r\n\
+             --B\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\n{model}\r\n--B--\r\n"
+        )
+    };
+    const JSON: &str = "application/json";
+    const FORM: &str = "multipart/form-data; boundary=B";
+    let secrets = "/openai/v1/realtime/client_secrets";
+    let calls = "/openai/v1/realtime/calls";
+    // Target, content type and body; the resource, and the target and body that it gets.
+    let table = [
+        (
+            secrets,
+            JSON,
+            r#"{"session":{"type":"realtime","model":"voice"},"model":"other"}"#.to_owned(),
+            "b",
+            secrets,
+            r#"{"session":{"type":"realtime","model":"up-voice"},"model":"other"}"#.to_owned(),
+        ),
+        // Without a model it goes to the default backend, as before.
+        (
+            secrets,
+            JSON,
+            r#"{"session":{"type":"transcription"}}"#.to_owned(),
+            "a",
+            secrets,
+            r#"{"session":{"type":"transcription"}}"#.to_owned(),
+        ),
+        (
+            "/openai/v1/realtime/calls?model=voice&x=1",
+            "application/sdp",
+            "v=0".to_owned(),
+            "b",
+            "/openai/v1/realtime/calls?model=up-voice&x=1",
+            "v=0".to_owned(),
+        ),
+        (calls, FORM, form(r#"{"model": "voice"}"#), "b", calls, form(r#"{"model": "up-voice"}"#)),
+        (
+            "/openai/v1/realtime/calls?model=Voice",
+            FORM,
+            form(r#"{"model":"voice"}"#),
+            "b",
+            "/openai/v1/realtime/calls?model=up-voice",
+            form(r#"{"model":"up-voice"}"#),
+        ),
+        (
+            "/openai/realtimeapi/sessions?api-version=2025-04-01-preview",
+            JSON,
+            r#"{"voice":"v","model":"voice"}"#.to_owned(),
+            "b",
+            "/openai/realtimeapi/sessions?api-version=2025-04-01-preview",
+            r#"{"voice":"v","model":"up-voice"}"#.to_owned(),
+        ),
+        (
+            "/openai/v1/realtime/sessions",
+            JSON,
+            r#"{"model":"voice"}"#.to_owned(),
+            "b",
+            "/openai/v1/realtime/sessions",
+            r#"{"model":"up-voice"}"#.to_owned(),
+        ),
+        (
+            "/openai/v1/videos",
+            JSON,
+            r#"{"model":"film"}"#.to_owned(),
+            "b",
+            "/openai/v1/videos",
+            r#"{"model":"up-film"}"#.to_owned(),
+        ),
+        ("/openai/v1/videos", FORM, video("film"), "b", "/openai/v1/videos", video("up-film")),
+        (
+            "/openai/v1/video/generations/jobs?api-version=preview",
+            JSON,
+            r#"{"model":"film"}"#.to_owned(),
+            "b",
+            "/openai/v1/video/generations/jobs?api-version=preview",
+            r#"{"model":"up-film"}"#.to_owned(),
+        ),
+    ];
+    for (target, content_type, body, resource, upstream_target, upstream_body) in &table {
+        let headers = [("api-key", CLIENT_KEY), ("Content-Type", content_type)];
+        let response = balancer.post(target, &headers, body.as_bytes()).await;
+        assert_eq!(
+            (response.status, response.header("x-resource")),
+            (200, Some(*resource)),
+            "{target} {body}: {}",
+            response.text()
+        );
+        let upstream = if *resource == "a" { &a } else { &b };
+        let request = upstream.requests().pop().unwrap();
+        assert_eq!(request.head.split(' ').nth(1), Some(*upstream_target), "{body}");
+        assert_eq!(String::from_utf8(request.body).unwrap(), *upstream_body, "{target}");
+    }
+    let record = balancer.wait_for_records(table.len()).await.pop().unwrap();
+    assert_eq!(
+        (record["deployment"].as_str(), record["upstream_deployment"].as_str()),
+        (Some("film"), Some("up-film"))
+    );
+    let refused = [
+        ("/openai/v1/realtime/calls?model=voice", FORM, form(r#"{"model":"other"}"#)),
+        (secrets, JSON, r#"{"session":{"model":"voice"},"session":{"model":"other"}}"#.to_owned()),
+        (secrets, JSON, r#"{"session":{"model":7}}"#.to_owned()),
+        ("/openai/v1/videos", JSON, r#"{"model":"film","MODEL":"other"}"#.to_owned()),
+    ];
+    for (target, content_type, body) in refused {
+        let headers = [("api-key", CLIENT_KEY), ("Content-Type", content_type)];
+        let response = balancer.post(target, &headers, body.as_bytes()).await;
+        assert_eq!(response.status, 400, "{target} {body}: {}", response.text());
+    }
+    let headers = [("api-key", CLIENT_KEY), ("Content-Type", JSON)];
+    let response = balancer.post("/openai/v1/videos", &headers, br#"{"model":"nobody-has-it"}"#).await;
+    assert_eq!(response.status, 404, "{}", response.text());
+}
+
+#[tokio::test]
+async fn models_in_other_places_are_checked_against_the_list_of_the_client() {
+    let azure =
+        ScriptedUpstream::start(|_| complete_response(200, "content-type: application/json", "{}")).await;
+    let entry = azure.backend_yaml("a") + "    deployments: { voice: voice, secret: secret }\n";
+    let clients = format!(
+        "clients:\n  - name: team\n    keys: [ {{ sha256: {} }} ]\n    deployments: [ voice ]\n",
+        sha256_hex(CLIENT_KEY)
+    );
+    let balancer = Balancer::start_with_clients(&entry, &clients, "").await;
+    let table = [
+        ("/openai/v1/realtime/client_secrets", r#"{"session":{"model":"voice"}}"#, 200),
+        ("/openai/v1/realtime/client_secrets", r#"{"session":{"model":"secret"}}"#, 403),
+        // Without a model it is a call without a deployment.
+        ("/openai/v1/realtime/client_secrets", "{}", 403),
+        ("/openai/v1/realtime/calls?model=secret", "v=0", 403),
+        ("/openai/v1/videos", r#"{"model":"voice"}"#, 200),
+        ("/openai/v1/videos", r#"{"model":"secret"}"#, 403),
+    ];
+    for (target, body, status) in table {
+        let response = balancer.post(target, &[("api-key", CLIENT_KEY)], body.as_bytes()).await;
+        assert_eq!(response.status, status, "{target} {body}: {}", response.text());
+    }
 }
 
 #[tokio::test]

@@ -197,7 +197,7 @@ impl Gateway {
                 None => Ok(()),
             },
             // Checked by `admit`, when the body has been read.
-            DeploymentSource::Body => Ok(()),
+            DeploymentSource::Body | DeploymentSource::OptionalBody => Ok(()),
             DeploymentSource::Unspecified => client.authorize_call_without_deployment(),
         }
     }
@@ -232,7 +232,12 @@ impl Gateway {
                 client.authorize_deployment(deployment)?;
                 self.pools.own_or_unlisted_pool(deployment)?
             }
-            None => (Arc::clone(&self.pools.default_backend_pool), false),
+            None => {
+                if target.deployment_source(method) == DeploymentSource::OptionalBody {
+                    client.authorize_call_without_deployment()?;
+                }
+                (Arc::clone(&self.pools.default_backend_pool), false)
+            }
         };
         let reads_or_deletes = matches!(*method, Method::GET | Method::HEAD | Method::DELETE);
         let tries_other_resources_on_404 = target.deployment_source(method) == DeploymentSource::Unspecified

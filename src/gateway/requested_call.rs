@@ -6,6 +6,7 @@ use http::Method;
 use crate::azure::request::json_body::{BodyError, BodyFacts};
 use crate::azure::request::multipart;
 use crate::azure::request::multipart::{FormError, FormFacts};
+use crate::azure::request::session_model::{session_model_of_form, session_model_of_json};
 use crate::azure::{DeploymentSource, Operation, RequestTarget};
 use crate::names::DeploymentName;
 use crate::refusal::{Refusal, RefusalReason};
@@ -49,13 +50,26 @@ impl RequestedCall {
             ParsedBody::Multipart(form) => (Some(form.wants_stream), false, Some(&form.model)),
         };
         let deployment = match (source, model) {
+            (DeploymentSource::Target, Some(model)) if target.has_session_in_body() => {
+                let in_target = target.deployment.clone();
+                let in_body = model.deployment().map_err(|error| Refusal::bad_request(error.to_string()))?;
+                if in_body.is_some_and(|in_body| Some(in_body) != in_target.as_ref()) {
+                    return Err(Refusal::bad_request(
+                        "`model` in the query and in `session` must be the same",
+                    ));
+                }
+                in_target
+            }
             (DeploymentSource::Target, _) => target.deployment.clone(),
             (DeploymentSource::Body, Some(model)) => {
                 let model = model.deployment().map_err(|error| Refusal::bad_request(error.to_string()))?;
                 Some(model.ok_or_else(missing_model_refusal)?.clone())
             }
             (DeploymentSource::Body, None) => return Err(missing_model_refusal()),
-            (DeploymentSource::Unspecified, _) => None,
+            (DeploymentSource::OptionalBody, Some(model)) => {
+                model.deployment().map_err(|error| Refusal::bad_request(error.to_string()))?.cloned()
+            }
+            (DeploymentSource::OptionalBody, None) | (DeploymentSource::Unspecified, _) => None,
         };
         Ok(Self { deployment, wants_stream, wants_background_response, parsed_body })
     }
@@ -81,31 +95,38 @@ fn parse_body(
     body: &BodyView<'_>,
 ) -> Result<ParsedBody, Refusal> {
     let names_deployment = source == DeploymentSource::Body;
+    let may_name_deployment = names_deployment || source == DeploymentSource::OptionalBody;
     if source == DeploymentSource::Unspecified || (body.bytes.is_empty() && !names_deployment) {
         return Ok(ParsedBody::Opaque);
     }
     if body.is_compressed {
-        if names_deployment {
-            let message = "the body must not be compressed: on /openai/v1 its `model` names the deployment";
+        if may_name_deployment {
+            let message = "the body must not be compressed: its `model` names the deployment";
             return Err(Refusal::new(RefusalReason::UnsupportedEncoding, message));
         }
         return Ok(ParsedBody::Opaque);
     }
-    if multipart::is_multipart_form(body.content_type) && accepts_multipart(target.operation) {
+    if multipart::is_multipart_form(body.content_type) && accepts_multipart(target) {
         let Some(boundary) = multipart::boundary_parameter(body.content_type) else {
             return match names_deployment {
                 true => Err(Refusal::bad_request("content-type: multipart/form-data needs a `boundary`")),
                 false => Ok(ParsedBody::Opaque),
             };
         };
-        if names_deployment
+        if may_name_deployment
             && !body.bytes.strip_prefix(b"--").is_some_and(|line| line.starts_with(boundary.as_bytes()))
         {
             // Text before the first boundary is to be ignored (RFC 2046, 5.1.1). Azure's parser might read
             // another `model` from it than ours.
             return Err(Refusal::bad_request("the form must begin with its boundary"));
         }
-        return match FormFacts::parse(body.bytes, &boundary) {
+        let form = FormFacts::parse(body.bytes, &boundary).and_then(|mut form| {
+            if target.has_session_in_body() {
+                form.model = session_model_of_form(body.bytes, &form)?;
+            }
+            Ok(form)
+        });
+        return match form {
             Ok(form) => Ok(ParsedBody::Multipart(form)),
             // Refused on every path: which of the two Azure reads is not known.
             Err(error @ (FormError::DuplicateField(_) | FormError::AmbiguousName)) => {
@@ -115,10 +136,16 @@ fn parse_body(
             Err(_) => Ok(ParsedBody::Opaque),
         };
     }
-    if !names_deployment && !may_have_json_body(target.operation) {
+    if !may_name_deployment && !may_have_json_body(target.operation) {
         return Ok(ParsedBody::Opaque);
     }
-    match BodyFacts::parse(body.bytes) {
+    let facts = BodyFacts::parse(body.bytes).and_then(|mut facts| {
+        if target.has_session_in_body() {
+            facts.model = session_model_of_json(body.bytes)?;
+        }
+        Ok(facts)
+    });
+    match facts {
         Ok(facts) => Ok(ParsedBody::Json(facts)),
         // As above.
         Err(error @ BodyError::DuplicateKey(_)) => Err(Refusal::bad_request(error.to_string())),
@@ -128,8 +155,9 @@ fn parse_body(
     }
 }
 
-fn accepts_multipart(operation: Operation) -> bool {
-    matches!(operation, Operation::Audio | Operation::Images)
+fn accepts_multipart(target: &RequestTarget) -> bool {
+    matches!(target.operation, Operation::Audio | Operation::Images | Operation::Videos)
+        || target.has_session_in_body()
 }
 
 fn may_have_json_body(operation: Operation) -> bool {

@@ -44,7 +44,12 @@ impl UpstreamRequest {
         let deployment = candidate.upstream_deployment_override.as_ref();
         let ApiVersions { backend_override, default } = api_versions;
         let path_and_query = target.upstream_target(deployment, backend_override, default);
-        let model_is_deployment = target.deployment_source(&Method::POST) == DeploymentSource::Body;
+        let model_is_deployment = match target.deployment_source(&Method::POST) {
+            DeploymentSource::Body | DeploymentSource::OptionalBody => true,
+            // A call over WebRTC can name it in its query and in its body.
+            DeploymentSource::Target => target.has_session_in_body(),
+            DeploymentSource::Unspecified => false,
+        };
         let new_model = deployment.filter(|_| model_is_deployment);
         let mut body_edits = Vec::new();
         let mut asks_for_unrequested_usage = false;

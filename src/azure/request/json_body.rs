@@ -184,7 +184,8 @@ fn api_version_date(version: &str) -> Option<&str> {
     (is_date && matches!(rest, "" | "-preview")).then_some(date)
 }
 
-fn parse_model_value(body: &[u8], raw: Option<&str>) -> ModelField {
+/// The field with this raw value, which must be a slice of `body`.
+pub(super) fn parse_model_value(body: &[u8], raw: Option<&str>) -> ModelField {
     let Some(raw) = raw.filter(|raw| *raw != "null") else { return ModelField::Absent };
     if !raw.starts_with('"') {
         return ModelField::NotString;

@@ -16,6 +16,7 @@ pub mod prompt_sample;
 pub(super) mod query;
 pub(super) mod reference_kind;
 pub mod references;
+pub mod session_model;
 pub(super) mod target;
 pub(super) mod target_cache;
 pub(super) mod target_error;

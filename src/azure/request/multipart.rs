@@ -34,7 +34,7 @@ pub enum FormError {
     /// A part's headers cannot be parsed, are too long, or repeat a header or parameter.
     #[error("a part of the form has malformed or too long headers")]
     MalformedPartHead,
-    /// A field that only some parsers would read as `model` or `stream`.
+    /// A field that only some parsers would read as `model`, `stream` or `session`.
     #[error("a part of the form has a name that can be read in two ways")]
     AmbiguousName,
     /// A boundary that only some parsers would recognise.
@@ -100,11 +100,12 @@ impl FormFacts {
             let (head, content_start) = split_part_head(body, part_start)?;
             let next = delimiters.next_delimiter(content_start, false)?.ok_or(FormError::Truncated)?;
             let content_range = content_start..next.preceding_content_end;
-            let disposition =
-                parse_content_disposition(head, &["model", "stream"]).map_err(|error| match error {
+            let disposition = parse_content_disposition(head, &["model", "stream", "session"]).map_err(
+                |error| match error {
                     PartHeadError::Malformed => FormError::MalformedPartHead,
                     PartHeadError::AmbiguousName => FormError::AmbiguousName,
-                })?;
+                },
+            )?;
             if let Some(PartDisposition { name, filename }) = disposition {
                 let value = body.get(content_range.clone()).unwrap_or_default();
                 if name.eq_ignore_ascii_case("model") {

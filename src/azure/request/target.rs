@@ -40,6 +40,8 @@ pub enum DeploymentSource {
     Target,
     /// In the body's `model`: a JSON key or a form field.
     Body,
+    /// In the body, if at all: its `model`, or that of its `session`. Without one the service decides.
+    OptionalBody,
     /// Nowhere. Such a request is not balanced over a deployment's backends.
     Unspecified,
 }
@@ -81,7 +83,7 @@ pub struct RequestTarget {
 
 /// Parses a request target in origin form or absolute form (RFC 9112, section 3.2). `is_websocket` means
 /// that the request asks for an upgrade to WebSocket. Its deployment is in the query: `deployment` in the
-/// preview of Azure's realtime API, `model` on v1.
+/// preview of Azure's realtime API, `model` on v1. So is that of a call over WebRTC.
 ///
 /// # Errors
 /// Every [`TargetError`] is answered with 400.
@@ -91,8 +93,13 @@ pub fn parse_target(raw_target: &[u8], is_websocket: bool) -> Result<RequestTarg
     let (raw_path, raw_query) = text.split_once('?').unwrap_or((text, ""));
     let mut target = parse_path(raw_path)?;
     target.query = QueryString::parse(raw_query)?;
-    let may_name_deployment_in_query = matches!(target.operation, Operation::Realtime | Operation::Responses);
-    if is_websocket && may_name_deployment_in_query && target.deployment.is_none() {
+    let may_name_deployment_in_query = match target.operation {
+        // A call over WebRTC is made by a POST of its SDP.
+        Operation::Realtime => is_websocket || target.path.ends_with("/realtime/calls"),
+        Operation::Responses => is_websocket,
+        _ => false,
+    };
+    if may_name_deployment_in_query && target.deployment.is_none() {
         target.deployment = deployment_from_query(&target.query)?;
     }
     Ok(target)
@@ -107,12 +114,29 @@ impl RequestTarget {
             Chat | Completions | Embeddings | Images | Audio => self.api_style == ApiStyle::V1,
             _ => false,
         };
+        let creates = !self.has_object_id && method == Method::POST;
         match () {
             () if self.deployment.is_some() => DeploymentSource::Target,
-            () if names_deployment_in_body && !self.has_object_id && method == Method::POST => {
-                DeploymentSource::Body
-            }
+            () if names_deployment_in_body && creates => DeploymentSource::Body,
+            () if self.may_name_deployment_in_body() && creates => DeploymentSource::OptionalBody,
             () => DeploymentSource::Unspecified,
+        }
+    }
+
+    /// Whether the body names the deployment in the `model` of its `session`.
+    pub fn has_session_in_body(&self) -> bool {
+        self.operation == Operation::Realtime
+            && ["/realtime/client_secrets", "/realtime/calls"].iter().any(|end| self.path.ends_with(end))
+    }
+
+    fn may_name_deployment_in_body(&self) -> bool {
+        let is_at = |ends: &[&str]| ends.iter().any(|end| self.path.ends_with(end));
+        match self.operation {
+            Operation::Realtime => {
+                self.has_session_in_body() || is_at(&["/realtime/sessions", "/realtimeapi/sessions"])
+            }
+            Operation::Videos => is_at(&["/videos", "/video/generations/jobs"]),
+            _ => false,
         }
     }
 

@@ -85,7 +85,7 @@ fn ambiguous_targets_are_rejected() {
 
 #[test]
 fn method_and_path_determine_operation_and_deployment_source() {
-    use DeploymentSource::{Body, Unspecified};
+    use DeploymentSource::{Body, OptionalBody, Unspecified};
     let rows = [
         (
             "POST",
@@ -132,6 +132,36 @@ fn method_and_path_determine_operation_and_deployment_source() {
         ("POST", "/openai/v1/files", ApiStyle::V1, Operation::Files, Unspecified, false),
         ("DELETE", "/openai/files/file-1", ApiStyle::Classic, Operation::Files, Unspecified, true),
         ("GET", "/openai/v1/models/gpt-4o", ApiStyle::V1, Operation::Models, Unspecified, true),
+        (
+            "POST",
+            "/openai/v1/realtime/client_secrets",
+            ApiStyle::V1,
+            Operation::Realtime,
+            OptionalBody,
+            false,
+        ),
+        ("POST", "/openai/v1/realtime/calls", ApiStyle::V1, Operation::Realtime, OptionalBody, false),
+        (
+            "POST",
+            "/openai/v1/realtime/calls?model=d",
+            ApiStyle::V1,
+            Operation::Realtime,
+            DeploymentSource::Target,
+            false,
+        ),
+        (
+            "POST",
+            "/openai/v1/realtime/calls/rtc_1?model=d",
+            ApiStyle::V1,
+            Operation::Realtime,
+            Unspecified,
+            true,
+        ),
+        ("POST", "/openai/realtimeapi/sessions", ApiStyle::Classic, Operation::Realtime, OptionalBody, false),
+        ("POST", "/openai/v1/videos", ApiStyle::V1, Operation::Videos, OptionalBody, false),
+        ("POST", "/openai/v1/videos?model=d", ApiStyle::V1, Operation::Videos, OptionalBody, false),
+        ("GET", "/openai/v1/videos", ApiStyle::V1, Operation::Videos, Unspecified, false),
+        ("POST", "/openai/v1/videos/video_1/remix", ApiStyle::V1, Operation::Videos, Unspecified, true),
         ("GET", "/openai/realtime?deployment=d", ApiStyle::Classic, Operation::Realtime, Unspecified, false),
         ("POST", "/v1/chat/completions", ApiStyle::V1, Operation::Chat, Body, false),
         ("POST", "/V1/files", ApiStyle::V1, Operation::Files, Unspecified, false),
