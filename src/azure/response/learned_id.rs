@@ -25,7 +25,7 @@ pub(super) fn scan_event(
     let mut says_not_stored = false;
     scanner.feed(bytes, &mut |found| match found {
         Found::Id(Some(kind), content) => {
-            decode_id(kind, content, |id| Some(on_id(LearnedId { kind, id })));
+            decode_id(kind, content, |id| on_id(LearnedId { kind, id }));
         }
         Found::Store(is_stored) => says_not_stored |= !is_stored,
         // An event has no id of its own and is no list.
@@ -34,12 +34,8 @@ pub(super) fn scan_event(
     says_not_stored
 }
 
-/// Decodes the content of a JSON string, unless it is too long to be an id.
-pub(super) fn decode_id<T>(
-    kind: ReferenceKind,
-    content: &[u8],
-    use_id: impl FnOnce(&str) -> Option<T>,
-) -> Option<T> {
+/// Calls `use_id` with the decoded content of a JSON string, unless it is empty or too long to be an id.
+pub(super) fn decode_id(kind: ReferenceKind, content: &[u8], use_id: impl FnOnce(&str)) {
     let text;
     let id = if kind == ReferenceKind::EncryptedContent {
         encrypted_content_id(content)
@@ -47,5 +43,7 @@ pub(super) fn decode_id<T>(
         text = text_from_bytes(content);
         decode_content(&text)
     };
-    if id.is_empty() || id.len() > MAX_ID_BYTES { None } else { use_id(&id) }
+    if !id.is_empty() && id.len() <= MAX_ID_BYTES {
+        use_id(&id);
+    }
 }

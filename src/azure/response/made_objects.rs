@@ -58,10 +58,13 @@ impl MadeObjectReader {
     pub fn on_body_bytes(&mut self, bytes: &[u8], on_id: &mut impl FnMut(LearnedId<'_>)) {
         let Self { own_kind, body, own_id, is_deleted, says_not_stored } = self;
         body.feed(bytes, &mut |found| match found {
-            Found::OwnId(content) => *own_id = decode_id(*own_kind, content, |id| Some(id.to_owned())),
+            Found::OwnId(content) => {
+                *own_id = None;
+                decode_id(*own_kind, content, |id| *own_id = Some(id.to_owned()));
+            }
             Found::Id(kind, content) => {
                 let kind = kind.unwrap_or(*own_kind);
-                decode_id(kind, content, |id| Some(on_id(LearnedId { kind, id })));
+                decode_id(kind, content, |id| on_id(LearnedId { kind, id }));
             }
             Found::Store(is_stored) => *says_not_stored = !is_stored,
             Found::Deleted => *is_deleted = true,

@@ -12,6 +12,8 @@ use super::*;
 use crate::azure::parse_target;
 
 type Ids = Vec<(ReferenceKind, String)>;
+/// A target, a body, and the ids in it.
+type Row<'a> = (&'a str, &'a str, &'a [(ReferenceKind, &'a str)]);
 
 fn owned(ids: &[(ReferenceKind, &str)]) -> Ids {
     ids.iter().map(|(kind, id)| (*kind, (*id).to_owned())).collect()
@@ -78,7 +80,7 @@ const IDS_OF_OUTPUT: [(ReferenceKind, &str); 16] = [
 fn ids_are_found_in_json_bodies() {
     let response_ids: Vec<_> =
         [(Conversation, "conv_1")].into_iter().chain(IDS_OF_OUTPUT).chain([(Response, "resp_1")]).collect();
-    let rows: &[(&str, &str, &[(ReferenceKind, &str)])] = &[
+    let rows: &[Row] = &[
         ("/openai/v1/responses", RESPONSE, &response_ids),
         ("/openai/v1/responses/resp_1", RESPONSE, &response_ids),
         ("/openai/responses/resp_1/cancel", RESPONSE, &response_ids),
