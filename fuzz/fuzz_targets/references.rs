@@ -21,13 +21,13 @@ fn references_in_body(body: &[u8]) -> Option<Vec<(ReferenceKind, String)>> {
 fuzz_target!(|input: (&str, &[u8])| {
     let (target, body) = input;
     if let Ok(target) = azure::parse_target(target.as_bytes(), false) {
-        visit_references(&target, None, &mut |_, id| assert!(!id.contains('/')));
+        visit_references(&target, None, &mut |_, id| assert!(!id.is_empty()));
     }
     let Some(mut found) = references_in_body(body) else { return };
     // Written in another way, a body without repeated keys has the same references.
     let Ok(document) = serde_json::from_slice::<Value>(body) else { return };
     let compact = serde_json::to_vec(&document).expect("a value can be written");
-    if key_count(body) != key_count(&compact) {
+    if body.contains(&b'\\') || colon_count(body) != colon_count(&compact) {
         return;
     }
     let mut found_compact = references_in_body(&compact).expect("a value is valid JSON");
@@ -36,7 +36,7 @@ fuzz_target!(|input: (&str, &[u8])| {
     assert_eq!(found, found_compact);
 });
 
-/// How many colons there are: fewer if a key was repeated.
-fn key_count(json: &[u8]) -> usize {
+/// Without escapes in the input, there are fewer if a key was repeated.
+fn colon_count(json: &[u8]) -> usize {
     json.iter().filter(|byte| **byte == b':').count()
 }
