@@ -2,7 +2,8 @@
 //! lists or names. Takes a JSON body as its bytes pass, the events of a stream, or the frames of a WebSocket.
 
 use super::id_scanner::{Found, IdScanner};
-use super::learned_id::{LearnedId, decode_id, scan_event};
+pub use super::learned_id::LearnedId;
+use super::learned_id::{decode_id, scan_event};
 use super::sse::SseEvent;
 use crate::azure::json;
 use crate::azure::json_text::text_from_bytes;
