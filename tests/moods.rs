@@ -55,7 +55,9 @@ fn next_mood_and_outcomes(mood: &Mood) -> (Option<Mood>, ExpectedOutcome, Expect
             AnsweredByOther,
         ),
         Mood::After(..) => (Mood::Drip(Duration::from_millis(5)), AnsweredByOther, AnsweredByOther),
-        Mood::Drip(_) => (Mood::ResetOnAccept, Answered, Answered),
+        Mood::Drip(_) => (Mood::ReadLag(LONGER_THAN_TIMEOUTS), Answered, Answered),
+        Mood::ReadLag(_) => (Mood::LateEncryptedContent, Answered, Answered),
+        Mood::LateEncryptedContent => (Mood::ResetOnAccept, Answered, Answered),
         Mood::ResetOnAccept => (Mood::ResetBeforeHead, AnsweredByOther, AnsweredByOther),
         Mood::ResetBeforeHead => (Mood::CloseBeforeHead, AnsweredByOther, AnsweredByOther),
         Mood::CloseBeforeHead => {

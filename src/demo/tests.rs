@@ -1,14 +1,20 @@
 //! The simulator over real sockets, with a client that checks the framing of each response.
 
 mod basics;
+mod batches;
+mod conversations;
 mod faults;
+mod files;
+mod read_lag;
+mod references;
 mod state;
+mod structured_output;
 mod websockets;
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -185,6 +191,79 @@ impl TestClient {
 
 fn find_bytes(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|window| window == needle)
+}
+
+/// Two resources with the same keys and deployments: `east` and `west`.
+async fn start_two_resources() -> Simulator {
+    let west = SimulatedResource { name: "west".to_owned(), ..east_resource() };
+    Simulator::start(vec![east_resource(), west]).await.unwrap()
+}
+
+/// Sends one request to a resource on a new connection.
+async fn send_to(simulator: &Simulator, name: &str, request: impl AsRef<[u8]>) -> TestResponse {
+    TestClient::connect(simulator.address(name)).await.round_trip(request).await
+}
+
+async fn get(simulator: &Simulator, name: &str, path: &str) -> TestResponse {
+    send_to(simulator, name, bodiless_request("GET", &format!("/openai/v1{path}"))).await
+}
+
+async fn delete(simulator: &Simulator, name: &str, path: &str) -> TestResponse {
+    send_to(simulator, name, bodiless_request("DELETE", &format!("/openai/v1{path}"))).await
+}
+
+async fn post(simulator: &Simulator, name: &str, path: &str, body: &Value) -> TestResponse {
+    send_to(simulator, name, post_request(&format!("/openai/v1{path}"), &body.to_string())).await
+}
+
+/// A response of `gpt-4o` with these parameters.
+async fn respond(simulator: &Simulator, name: &str, parameters: Value) -> TestResponse {
+    let mut body = json!({"model": "gpt-4o"});
+    body.as_object_mut().unwrap().extend(parameters.as_object().unwrap().clone());
+    post(simulator, name, "/responses", &body).await
+}
+
+/// Uploads a file, and returns its id.
+async fn upload(simulator: &Simulator, name: &str, purpose: &str, filename: &str, content: &str) -> String {
+    let uploaded = send_to(simulator, name, upload_request(purpose, filename, content)).await;
+    assert_eq!(uploaded.status, 201, "{uploaded:?}");
+    uploaded.json()["id"].as_str().unwrap().to_owned()
+}
+
+fn upload_request(purpose: &str, filename: &str, content: &str) -> String {
+    let form = format!(
+        "--b\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\n{purpose}\r\n--b\r\nContent-Disposition: form-data; \
+         name=\"file\"; filename=\"{filename}\"\r\nContent-Type: application/octet-stream\r\n\r\n{content}\r\n--b--\r\n"
+    );
+    multipart_request("/openai/v1/files", &form)
+}
+
+/// A POST of a form with the boundary `b`.
+fn multipart_request(target: &str, form: &str) -> String {
+    post_request(target, form).replacen(
+        "api-key",
+        "Content-Type: multipart/form-data; boundary=b\r\napi-key",
+        1,
+    )
+}
+
+/// The text of the message that a response ends with.
+fn message_text(response: &Value) -> &str {
+    let item = response["output"].as_array().unwrap().last().unwrap();
+    item["content"][0]["text"].as_str().unwrap_or_else(|| panic!("no message: {response}"))
+}
+
+/// Asks until the object at this path has one of these statuses. Returns the object.
+async fn wait_for_status(simulator: &Simulator, path: &str, statuses: &[&str]) -> Value {
+    let deadline = Instant::now() + RESPONSE_TIMEOUT;
+    loop {
+        let object = get(simulator, "east", path).await.json();
+        if statuses.contains(&object["status"].as_str().unwrap_or_default()) {
+            return object;
+        }
+        assert!(Instant::now() < deadline, "still not {statuses:?}: {object}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// Sends one request to `east` on a new connection.

@@ -1,6 +1,6 @@
 //! A request with everything that an operation needs, and its way through the rate limits.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -27,6 +27,10 @@ pub(in crate::demo) struct SimulatedRequest<'a> {
     pub(in crate::demo) route: &'a RequestRoute,
     /// How the mood changes the rate limits.
     pub(in crate::demo) limit_override: LimitOverride,
+    /// Whether what the request creates is kept: not if the mood makes it fail after all.
+    pub(in crate::demo) keeps_responses: bool,
+    /// How long a response that is streamed for this request is not found after its stream has ended.
+    pub(in crate::demo) read_lag: Duration,
     /// The time by which limits, caches and background responses are judged.
     pub(in crate::demo) received_at: Instant,
 }

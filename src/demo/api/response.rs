@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use crate::demo::resource::rate_limiter::ChargeSettlement;
+use crate::demo::resource::stream_end::StreamedResponse;
 
 /// A response of the simulated API that is not yet sent.
 #[derive(Debug, Clone)]
@@ -15,6 +16,8 @@ pub(in crate::demo) struct SimulatedResponse {
     pub(in crate::demo) body: ResponseBody,
     /// What the rate limiter of the deployment is to be corrected by once the response is sent.
     pub(in crate::demo) charge_to_settle: Option<Box<ChargeSettlement>>,
+    /// The stored response whose stream this is, if its read lag counts from the end of the stream.
+    pub(in crate::demo) streamed_response: Option<Box<StreamedResponse>>,
 }
 
 /// A response with an error status. It is boxed to keep [`OperationResult`] small.
@@ -73,7 +76,7 @@ impl SimulatedResponse {
 
     pub(in crate::demo) fn from_body(status: u16, content_type: &str, body: impl Into<Bytes>) -> Self {
         let headers = vec![("content-type", content_type.to_owned())];
-        Self { status, headers, body: ResponseBody::Complete(body.into()), charge_to_settle: None }
+        Self::new(status, headers, ResponseBody::Complete(body.into()))
     }
 
     pub(in crate::demo) fn from_events(
@@ -82,11 +85,15 @@ impl SimulatedResponse {
         events: Vec<StreamEvent>,
     ) -> Self {
         let headers = vec![("content-type", content_type.to_owned())];
-        Self { status: 200, headers, body: ResponseBody::Stream(format, events), charge_to_settle: None }
+        Self::new(200, headers, ResponseBody::Stream(format, events))
     }
 
     pub(in crate::demo) fn websocket_upgrade(api: WebSocketApi) -> Self {
-        Self { status: 101, headers: Vec::new(), body: ResponseBody::WebSocket(api), charge_to_settle: None }
+        Self::new(101, Vec::new(), ResponseBody::WebSocket(api))
+    }
+
+    fn new(status: u16, headers: Vec<(&'static str, String)>, body: ResponseBody) -> Self {
+        Self { status, headers, body, charge_to_settle: None, streamed_response: None }
     }
 
     #[must_use]
@@ -98,6 +105,12 @@ impl SimulatedResponse {
     #[must_use]
     pub(in crate::demo) fn with_charge(mut self, charge: ChargeSettlement) -> Self {
         self.charge_to_settle = Some(Box::new(charge));
+        self
+    }
+
+    #[must_use]
+    pub(in crate::demo) fn with_streamed_response(mut self, streamed: Option<StreamedResponse>) -> Self {
+        self.streamed_response = streamed.map(Box::new);
         self
     }
 

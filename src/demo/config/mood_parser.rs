@@ -62,6 +62,7 @@ fn mood_by_name(name: &str, arguments: &MoodArguments) -> Result<Mood, String> {
         "refuses" => Mood::Refuses(error_from_yaml(arguments.value)?),
         "slow_first_byte" => Mood::SlowFirstByte(arguments.sole_duration()?),
         "drip" => Mood::Drip(arguments.sole_duration()?),
+        "read_lag" => Mood::ReadLag(arguments.sole_duration()?),
         "info_flood" => Mood::InfoFlood(arguments.sole_number_or(5)?),
         "truncated_length" => Mood::TruncatedLength { missing_bytes: arguments.sole_number_or(100)? },
         "mid_stream_error" => Mood::MidStreamError { after_events: arguments.sole_number_or(3)? },
@@ -126,6 +127,7 @@ fn mood_without_arguments(name: &str) -> Option<Mood> {
     Some(match name {
         "calm" => Mood::Calm,
         "high_demand" => Mood::HighDemand,
+        "late_encrypted_content" => Mood::LateEncryptedContent,
         "mute" => Mood::Mute,
         "reset_on_accept" => Mood::ResetOnAccept,
         "reset_before_head" => Mood::ResetBeforeHead,
@@ -244,8 +246,10 @@ impl MoodArguments<'_> {
 
 /// A mood with a similar name, or the list of all moods.
 fn mood_name_suggestion(name: &str) -> String {
-    const MOOD_NAMES: [&str; 29] = [
+    const MOOD_NAMES: [&str; 31] = [
         "calm",
+        "read_lag",
+        "late_encrypted_content",
         "throttled",
         "high_demand",
         "refuses",

@@ -97,6 +97,7 @@ struct ResourceEntry {
     idle_limit: Option<String>,
     websocket_limit: Option<String>,
     background_time: Option<String>,
+    read_lag: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -157,6 +158,7 @@ fn resource_from_entry(
             .unwrap_or(defaults.max_websocket_lifetime),
         background_response_duration: duration("background_time", entry.background_time)?
             .unwrap_or(defaults.background_response_duration),
+        read_lag: duration("read_lag", entry.read_lag)?.unwrap_or(defaults.read_lag),
         name: defaults.name,
         records_request_bodies: false,
     })
@@ -215,6 +217,8 @@ mod tests {
             ),
             ("colour: red", "unknown field `colour`"),
             ("idle_limit: soon", "resources[0].idle_limit"),
+            ("read_lag: 5", "resources[0].read_lag"),
+            ("mood: read_lag", "expected a duration, such as `read_lag: 250ms`"),
         ];
         for (line, expected) in cases {
             let message = parse_resources(&file(line)).unwrap_err().to_string();

@@ -50,6 +50,11 @@ pub(in crate::demo) fn apply_mood_to_response(
             end_in_error(events, format, *after_events);
         }
         Mood::CleanEndWithoutTerminal => events.retain(|event| event.role != EventRole::Terminal),
+        Mood::LateEncryptedContent if format == StreamFormat::Responses => {
+            for event in events.iter_mut().filter(|event| event.role != EventRole::Terminal) {
+                remove_encrypted_content(event);
+            }
+        }
         Mood::BigCreated { padding_bytes } => {
             // A chat begins with the results of the prompt filter; its first chunk is the second event.
             for event in events.iter_mut().take(2).filter(|event| event.role == EventRole::Preamble) {
@@ -135,6 +140,15 @@ fn failed_event(created: Option<&StreamEvent>, error: &Value, sequence_number: u
     }
     let event = json!({"type": "response.failed", "response": response, "sequence_number": sequence_number});
     sse::named_event(EventRole::Content, &event)
+}
+
+/// Removes the encrypted content of the item that an event carries.
+fn remove_encrypted_content(event: &mut StreamEvent) {
+    let Some(mut value) = sse::event_json(&event.bytes) else { return };
+    let item = value.get_mut("item").and_then(Value::as_object_mut);
+    if item.is_some_and(|item| item.remove("encrypted_content").is_some()) {
+        *event = sse::named_event(event.role, &value);
+    }
 }
 
 /// Makes an early event as large as one that repeats a long request.

@@ -33,6 +33,11 @@ pub enum Mood {
     After(Duration, Box<Mood>),
     /// Responds correctly, but waits for this long before each piece of the body.
     Drip(Duration),
+    /// A response that is streamed now is not found, nor are its items, until this long after its stream has
+    /// ended. Otherwise the `read_lag` of the resource applies.
+    ReadLag(Duration),
+    /// Streams of the Responses API have `encrypted_content` only in their last event.
+    LateEncryptedContent,
     /// Resets every new connection at once; requests on open connections get a response.
     ///
     /// Within [`Mood::Sequence`] or [`Mood::PerDeployment`] it acts as [`Mood::Calm`], because those need a

@@ -1,7 +1,8 @@
 //! Finds the operation that a request is for.
 
 use super::{
-    audio, batches, chat, completions, embeddings, files, images, models, objects, responses, uploads,
+    audio, batches, chat, completions, containers, conversations, embeddings, files, images, models, objects,
+    responses, uploads, vector_stores,
 };
 use crate::demo::api::error_response::error_with_code;
 use crate::demo::api::request::SimulatedRequest;
@@ -46,6 +47,9 @@ pub(in crate::demo) fn dispatch_operation(request: &SimulatedRequest) -> Operati
         (method, ["files", path @ ..]) => files::handle_files(request, method, path),
         (method, ["uploads", path @ ..]) => uploads::handle_uploads(request, method, path),
         (method, ["batches", path @ ..]) => batches::handle_batches(request, method, path),
+        (method, ["vector_stores", path @ ..]) => vector_stores::handle_vector_stores(request, method, path),
+        (method, ["containers", path @ ..]) => containers::handle_containers(request, method, path),
+        (method, ["conversations", path @ ..]) => conversations::handle_conversations(request, method, path),
         (method, path) => objects::handle_other_collections(request, method, path),
     }
 }

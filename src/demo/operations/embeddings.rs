@@ -7,6 +7,7 @@ use super::shared::text_model::count_tokens;
 use crate::demo::api::error_response::invalid_parameter;
 use crate::demo::api::request::SimulatedRequest;
 use crate::demo::api::response::{ErrorResponse, OperationResult, SimulatedResponse};
+use crate::demo::resource::definition::SimulatedDeployment;
 use crate::demo::resource::rate_limiter::RequestCost;
 use crate::demo::util::encoding::base64_encode;
 use crate::demo::util::hash::{fnv1a_hash, splitmix64};
@@ -22,40 +23,66 @@ const DEFAULT_DIMENSIONS: usize = 1536;
 pub(super) fn create_embeddings(request: &SimulatedRequest) -> OperationResult {
     let body = request.json_body()?;
     let deployment = request.requested_deployment(body.get("model").and_then(Value::as_str))?;
-    if !deployment.model.contains("embedding") {
-        return Err(Box::new(unsupported_operation_response("embeddings", &deployment.model)));
-    }
-    let inputs = parse_inputs(&body)?;
-    let default =
-        if deployment.model.contains("3-large") { DEFAULT_LARGE_DIMENSIONS } else { DEFAULT_DIMENSIONS };
-    let dimensions = positive_integer(&body, "dimensions")?
-        .and_then(|count| usize::try_from(count).ok())
-        .unwrap_or(default);
-    if dimensions > MAX_DIMENSIONS {
-        return Err(invalid_parameter("dimensions", "Invalid 'dimensions': too large for this model."));
-    }
-    let prompt_characters = inputs.iter().map(|input| input.text.len() as u64).sum();
+    let embeddings = EmbeddingsRequest::from_body(deployment, &body)?;
+    let prompt_characters = embeddings.inputs.iter().map(|input| input.text.len() as u64).sum();
     let cost = RequestCost { prompt_characters, cached_prompt_tokens: 0, max_output_tokens: 0 };
     let admission = request.admit_to_deployment(deployment, cost)?;
-    let is_base64 = body.get("encoding_format").and_then(Value::as_str) == Some("base64");
-    let data: Vec<Value> = inputs
-        .iter()
-        .enumerate()
-        .map(|(index, input)| {
-            let vector = unit_vector_from_text(&input.text, dimensions);
-            let embedding = if is_base64 {
+    let response = SimulatedResponse::from_json(200, &embeddings.to_json(deployment));
+    Ok(admission.add_headers_and_charge(response, embeddings.total_tokens(), 0))
+}
+
+/// The response body for one line of a batch.
+pub(super) fn embeddings_for_batch_line(
+    deployment: &SimulatedDeployment,
+    body: &Value,
+) -> Result<Value, ErrorResponse> {
+    Ok(EmbeddingsRequest::from_body(deployment, body)?.to_json(deployment))
+}
+
+/// A checked request for embeddings.
+struct EmbeddingsRequest {
+    inputs: Vec<EmbeddingInput>,
+    dimensions: usize,
+    is_base64: bool,
+}
+
+impl EmbeddingsRequest {
+    fn from_body(deployment: &SimulatedDeployment, body: &Value) -> Result<Self, ErrorResponse> {
+        if !deployment.model.contains("embedding") {
+            return Err(Box::new(unsupported_operation_response("embeddings", &deployment.model)));
+        }
+        let inputs = parse_inputs(body)?;
+        let is_large = deployment.model.contains("3-large");
+        let default = if is_large { DEFAULT_LARGE_DIMENSIONS } else { DEFAULT_DIMENSIONS };
+        let dimensions = positive_integer(body, "dimensions")?
+            .and_then(|count| usize::try_from(count).ok())
+            .unwrap_or(default);
+        if dimensions > MAX_DIMENSIONS {
+            return Err(invalid_parameter("dimensions", "Invalid 'dimensions': too large for this model."));
+        }
+        let is_base64 = body.get("encoding_format").and_then(Value::as_str) == Some("base64");
+        Ok(Self { inputs, dimensions, is_base64 })
+    }
+
+    fn total_tokens(&self) -> u64 {
+        self.inputs.iter().map(|input| input.token_count).sum()
+    }
+
+    fn to_json(&self, deployment: &SimulatedDeployment) -> Value {
+        let embedding = |(index, input): (usize, &EmbeddingInput)| {
+            let vector = unit_vector_from_text(&input.text, self.dimensions);
+            let embedding = if self.is_base64 {
                 let bytes: Vec<u8> = vector.iter().flat_map(|number| number.to_le_bytes()).collect();
                 json!(base64_encode(&bytes))
             } else {
                 json!(vector)
             };
             json!({"object": "embedding", "index": index, "embedding": embedding})
-        })
-        .collect();
-    let total_tokens: u64 = inputs.iter().map(|input| input.token_count).sum();
-    let usage = json!({"prompt_tokens": total_tokens, "total_tokens": total_tokens});
-    let object = json!({"object": "list", "data": data, "model": deployment.model, "usage": usage});
-    Ok(admission.add_headers_and_charge(SimulatedResponse::from_json(200, &object), total_tokens, 0))
+        };
+        let data: Vec<Value> = self.inputs.iter().enumerate().map(embedding).collect();
+        let usage = json!({"prompt_tokens": self.total_tokens(), "total_tokens": self.total_tokens()});
+        json!({"object": "list", "data": data, "model": deployment.model, "usage": usage})
+    }
 }
 
 struct EmbeddingInput {

@@ -3,19 +3,23 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+use super::shared::listing::{MAX_LISTED_FILES, list_page};
 use crate::demo::api::error_response::{invalid_parameter, not_found};
 use crate::demo::api::request::SimulatedRequest;
 use crate::demo::api::response::{ErrorResponse, OperationResult, SimulatedResponse};
 use crate::demo::moods::simulated_error::SimulatedError;
 use crate::demo::resource::file_store::StoredFile;
 use crate::demo::util::clock::unix_seconds_now;
+use crate::demo::util::json::text_member;
 use crate::demo::util::locking::lock_ignoring_poison;
+
+const PURPOSES: [&str; 6] = ["assistants", "batch", "evals", "fine-tune", "user_data", "vision"];
 
 /// All operations under `/files`; `path` is what follows it.
 pub(super) fn handle_files(request: &SimulatedRequest, method: &str, path: &[&str]) -> OperationResult {
     match (method, path) {
         ("POST", []) => upload_file(request),
-        ("GET", []) => Ok(list_files(request)),
+        ("GET", []) => list_files(request),
         ("GET", [id]) => Ok(SimulatedResponse::from_json(200, &find_file(request, id)?.metadata)),
         ("GET", [id, "content"]) => {
             let content = find_file(request, id)?.content;
@@ -32,7 +36,12 @@ pub(super) fn handle_files(request: &SimulatedRequest, method: &str, path: &[&st
 
 /// Stores a file, and returns its file object.
 pub(super) fn store_file(request: &SimulatedRequest, name: &str, purpose: &str, content: Bytes) -> Value {
-    let id = request.resource.id_generator.new_hex_id("file-", 32);
+    let ids = &request.resource.id_generator;
+    let id = if purpose == "assistants" {
+        ids.new_alphanumeric_id("assistant-", 22)
+    } else {
+        ids.new_hex_id("file-", 32)
+    };
     let metadata = json!({
         "id": id, "object": "file", "bytes": content.len(), "created_at": unix_seconds_now(), "filename": name,
         "purpose": purpose, "status": "processed", "status_details": null,
@@ -45,6 +54,16 @@ pub(super) fn store_file(request: &SimulatedRequest, name: &str, purpose: &str, 
     metadata
 }
 
+/// # Errors
+/// 400 if it is none of the purposes of files.
+pub(super) fn check_purpose(purpose: &str) -> Result<(), ErrorResponse> {
+    if PURPOSES.contains(&purpose) {
+        return Ok(());
+    }
+    let message = format!("'{purpose}' is not one of ['{}'] - 'purpose'", PURPOSES.join("', '"));
+    Err(invalid_parameter("purpose", &message))
+}
+
 fn upload_file(request: &SimulatedRequest) -> OperationResult {
     let form = request.multipart_body()?;
     let Some(file) = form.part("file") else {
@@ -53,28 +72,26 @@ fn upload_file(request: &SimulatedRequest) -> OperationResult {
     let Some(purpose) = form.text("purpose") else {
         return Err(invalid_parameter("purpose", "Missing required parameter: 'purpose'."));
     };
+    check_purpose(&purpose)?;
     let name = file.filename.as_deref().unwrap_or("file");
     let metadata = store_file(request, name, &purpose, Bytes::copy_from_slice(file.content));
     Ok(SimulatedResponse::from_json(201, &metadata))
 }
 
 /// The newest file comes first.
-fn list_files(request: &SimulatedRequest) -> SimulatedResponse {
+fn list_files(request: &SimulatedRequest) -> OperationResult {
     let purpose = request.head.query_parameter("purpose");
-    let store = lock_ignoring_poison(&request.resource.files);
     let has_purpose = |file: &&StoredFile| {
-        purpose.is_none() || file.metadata.get("purpose").and_then(Value::as_str) == purpose.as_deref()
+        purpose.is_none() || text_member(&file.metadata, "purpose") == purpose.as_deref()
     };
-    let data: Vec<&Value> =
-        store.files().iter().rev().filter(has_purpose).map(|file| &file.metadata).collect();
-    let id = |file: Option<&&Value>| file.and_then(|file| file.get("id")).cloned();
-    let list = json!({
-        "object": "list", "data": data, "has_more": false,
-        "first_id": id(data.first()), "last_id": id(data.last()),
-    });
-    SimulatedResponse::from_json(200, &list)
+    let store = lock_ignoring_poison(&request.resource.files);
+    let files = store.files().filter(has_purpose).map(|file| file.metadata.clone()).collect();
+    drop(store);
+    list_page(request, "File", files, MAX_LISTED_FILES, MAX_LISTED_FILES)
 }
 
-fn find_file(request: &SimulatedRequest, id: &str) -> Result<StoredFile, ErrorResponse> {
+/// # Errors
+/// 404 if this resource has no such file.
+pub(super) fn find_file(request: &SimulatedRequest, id: &str) -> Result<StoredFile, ErrorResponse> {
     lock_ignoring_poison(&request.resource.files).file(id).cloned().ok_or_else(|| not_found("File", id))
 }

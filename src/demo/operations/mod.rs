@@ -4,14 +4,17 @@ mod audio;
 mod batches;
 mod chat;
 mod completions;
+mod containers;
+mod conversations;
 mod embeddings;
 mod files;
 mod images;
 mod models;
 mod objects;
 mod responses;
-mod shared;
+pub(in crate::demo) mod shared;
 mod uploads;
+mod vector_stores;
 
 pub(in crate::demo) mod dispatch;
 pub(in crate::demo) mod websocket;

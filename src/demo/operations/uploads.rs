@@ -3,13 +3,14 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::files::store_file;
-use crate::demo::api::error_response::{invalid_parameter, not_found};
+use super::files::{check_purpose, store_file};
+use crate::demo::api::error_response::{invalid_parameter, invalid_request_error, not_found};
 use crate::demo::api::request::SimulatedRequest;
-use crate::demo::api::response::{OperationResult, SimulatedResponse};
+use crate::demo::api::response::{ErrorResponse, OperationResult, SimulatedResponse};
 use crate::demo::moods::simulated_error::SimulatedError;
-use crate::demo::resource::file_store::MultipartUpload;
+use crate::demo::resource::file_store::{FileStore, MultipartUpload};
 use crate::demo::util::clock::unix_seconds_now;
+use crate::demo::util::json::text_member;
 use crate::demo::util::locking::lock_ignoring_poison;
 
 /// Seconds after which an upload is said to expire. Nothing is deleted then.
@@ -20,7 +21,11 @@ pub(super) fn handle_uploads(request: &SimulatedRequest, method: &str, path: &[&
     match (method, path) {
         ("POST", []) => create_upload(request),
         ("POST", [id, "parts"]) => add_part(request, id),
-        ("POST", [id, "cancel"]) => update_upload(request, id, |upload| upload.set_status("cancelled")),
+        ("POST", [id, "cancel"]) => {
+            let mut store = lock_ignoring_poison(&request.resource.files);
+            let cancelled = pending_upload(&mut store, id)?.set_status("cancelled");
+            Ok(SimulatedResponse::from_json(200, &cancelled))
+        }
         ("POST", [id, "complete"]) => complete_upload(request, id),
         _ => Err(SimulatedError::ResourceNotFound.into()),
     }
@@ -28,6 +33,7 @@ pub(super) fn handle_uploads(request: &SimulatedRequest, method: &str, path: &[&
 
 fn create_upload(request: &SimulatedRequest) -> OperationResult {
     let body = request.json_body()?;
+    check_purpose(text_member(&body, "purpose").unwrap_or_default())?;
     let id = request.resource.id_generator.new_hex_id("upload_", 24);
     let metadata = json!({
         "id": id, "object": "upload", "status": "pending", "bytes": body.get("bytes"), "created_at": unix_seconds_now(),
@@ -44,12 +50,13 @@ fn add_part(request: &SimulatedRequest, id: &str) -> OperationResult {
     let Some(data) = form.part("data") else {
         return Err(invalid_parameter("data", "Missing required parameter: 'data'."));
     };
-    let content = Bytes::copy_from_slice(data.content);
-    update_upload(request, id, |upload| {
-        let part_id = request.resource.id_generator.new_hex_id("part_", 24);
-        upload.parts.push((part_id.clone(), content));
-        json!({"id": part_id, "object": "upload.part", "created_at": unix_seconds_now(), "upload_id": id})
-    })
+    let part_id = request.resource.id_generator.new_hex_id("part_", 24);
+    let mut store = lock_ignoring_poison(&request.resource.files);
+    pending_upload(&mut store, id)?;
+    store.add_part(id, &part_id, Bytes::copy_from_slice(data.content));
+    let part =
+        json!({"id": part_id, "object": "upload.part", "created_at": unix_seconds_now(), "upload_id": id});
+    Ok(SimulatedResponse::from_json(200, &part))
 }
 
 fn complete_upload(request: &SimulatedRequest, id: &str) -> OperationResult {
@@ -59,7 +66,7 @@ fn complete_upload(request: &SimulatedRequest, id: &str) -> OperationResult {
     // The lock is released before `store_file` takes it again.
     let (mut metadata, content) = {
         let mut store = lock_ignoring_poison(&request.resource.files);
-        let upload = store.upload_mut(id).ok_or_else(|| not_found("Upload", id))?;
+        let upload = pending_upload(&mut store, id)?;
         let mut content = Vec::new();
         for part_id in part_ids {
             let part = upload.parts.iter().find(|(known, _)| known == part_id);
@@ -76,13 +83,14 @@ fn complete_upload(request: &SimulatedRequest, id: &str) -> OperationResult {
     Ok(SimulatedResponse::from_json(200, &metadata))
 }
 
-/// Changes an upload, and responds with what `update` returns.
-fn update_upload(
-    request: &SimulatedRequest,
-    id: &str,
-    update: impl FnOnce(&mut MultipartUpload) -> Value,
-) -> OperationResult {
-    let mut store = lock_ignoring_poison(&request.resource.files);
+/// # Errors
+/// 404 if this resource has no such upload, 400 if it has ended.
+fn pending_upload<'s>(store: &'s mut FileStore, id: &str) -> Result<&'s mut MultipartUpload, ErrorResponse> {
     let upload = store.upload_mut(id).ok_or_else(|| not_found("Upload", id))?;
-    Ok(SimulatedResponse::from_json(200, &update(upload)))
+    if upload.is_pending() {
+        return Ok(upload);
+    }
+    let status = text_member(&upload.metadata, "status").unwrap_or_default();
+    let message = format!("Upload with id '{id}' is {status} already.");
+    Err(Box::new(invalid_request_error(400, &message, None, None)))
 }

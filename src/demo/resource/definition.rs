@@ -42,8 +42,11 @@ pub struct SimulatedResource {
     pub idle_timeout: Option<Duration>,
     /// How long a WebSocket may stay open (60 minutes on Azure).
     pub max_websocket_lifetime: Duration,
-    /// How long a background response stays `in_progress`.
+    /// How long a background response and a batch take.
     pub background_response_duration: Duration,
+    /// How long a streamed response and its items are not found after the stream has ended (5 to 33 s were
+    /// measured on Azure). [`Simulator::set_read_lag`](crate::demo::Simulator::set_read_lag) changes it.
+    pub read_lag: Duration,
 }
 
 impl SimulatedResource {
@@ -66,6 +69,7 @@ impl SimulatedResource {
             idle_timeout: None,
             max_websocket_lifetime: Duration::from_secs(3600),
             background_response_duration: Duration::from_millis(300),
+            read_lag: Duration::ZERO,
         }
     }
 

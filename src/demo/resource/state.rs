@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::batch_store::BatchStore;
 use super::definition::{SimulatedDeployment, SimulatedResource};
 use super::file_store::FileStore;
 use super::object_store::ObjectStore;
@@ -13,6 +14,7 @@ use super::rate_limiter::{AdmissionDecision, ChargeSettlement, LimitOverride, Ra
 use super::request_log::RequestLog;
 use super::response_store::ResponseStore;
 use crate::demo::moods::mood_selector::MoodSelector;
+use crate::demo::util::fernet::FernetKey;
 use crate::demo::util::ids::IdGenerator;
 use crate::demo::util::locking::lock_ignoring_poison;
 
@@ -26,8 +28,10 @@ pub(in crate::demo) struct ResourceState {
     pub(in crate::demo) responses: Mutex<ResponseStore>,
     pub(in crate::demo) files: Mutex<FileStore>,
     pub(in crate::demo) objects: Mutex<ObjectStore>,
-    /// Stands for the key by which this resource encrypts reasoning.
-    pub(in crate::demo) reasoning_key_id: String,
+    pub(in crate::demo) batches: Mutex<BatchStore>,
+    /// Encrypts reasoning and compacted conversations.
+    pub(in crate::demo) encryption_key: FernetKey,
+    read_lag: Mutex<Duration>,
     rate_limiters: Mutex<HashMap<String, RateLimiter>>,
     prompt_cache: Mutex<PromptCache>,
     accepted_connections: AtomicU64,
@@ -44,16 +48,27 @@ impl ResourceState {
         Self {
             mood_selector: Mutex::new(MoodSelector::new(definition.initial_mood.clone())),
             request_log: RequestLog::default(),
-            responses: Mutex::default(),
+            responses: Mutex::new(ResponseStore::of_resource()),
             files: Mutex::default(),
             objects: Mutex::default(),
-            reasoning_key_id: id_generator.new_hex_id("", 16),
+            batches: Mutex::default(),
+            encryption_key: FernetKey::new(&id_generator),
+            read_lag: Mutex::new(definition.read_lag),
             rate_limiters: Mutex::new(rate_limiters),
             prompt_cache: Mutex::default(),
             accepted_connections: AtomicU64::new(0),
             definition,
             id_generator,
         }
+    }
+
+    /// How long a streamed response is not found after its stream has ended.
+    pub(in crate::demo) fn read_lag(&self) -> Duration {
+        *lock_ignoring_poison(&self.read_lag)
+    }
+
+    pub(in crate::demo) fn set_read_lag(&self, read_lag: Duration) {
+        *lock_ignoring_poison(&self.read_lag) = read_lag;
     }
 
     /// Counts a new connection, and returns its number.

@@ -142,7 +142,9 @@ impl<S: ResettableStream> RequestHandler<'_, S> {
         if let (ResponseBody::WebSocket(api), Some(route)) = (&response.body, route) {
             return self.upgrade_to_websocket(body, api, route).await;
         }
+        let stream_end = response.streamed_response.clone().map(|streamed| streamed.begin(self.resource));
         let next_action = self.deliver_response(&response, mood, self.head.keeps_alive()).await;
+        drop(stream_end);
         // What was generated is charged even if the client has disconnected.
         if let Some(charge) = &response.charge_to_settle {
             self.resource.settle_charge(charge);
@@ -196,6 +198,8 @@ impl<S: ResettableStream> RequestHandler<'_, S> {
             body,
             route,
             limit_override: LimitOverride::None,
+            keeps_responses: true,
+            read_lag: self.resource.read_lag(),
             received_at: Instant::now(),
         };
         run_websocket_session(&request, api, self.connection).await?;

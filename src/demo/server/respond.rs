@@ -40,7 +40,20 @@ pub(super) fn build_response(
         Mood::ReducedLimits { limit_percent } => LimitOverride::PercentOfLimits(*limit_percent),
         _ => LimitOverride::None,
     };
-    let request = SimulatedRequest { resource, head, body, route: &route, limit_override, received_at: now };
+    let read_lag = match mood {
+        Mood::ReadLag(read_lag) => *read_lag,
+        _ => resource.read_lag(),
+    };
+    let request = SimulatedRequest {
+        resource,
+        head,
+        body,
+        route: &route,
+        limit_override,
+        keeps_responses: !matches!(mood, Mood::ErrorFirst { .. } | Mood::MidStreamError { .. }),
+        read_lag,
+        received_at: now,
+    };
     let response = check_request_and_mood(&request, mood)
         .and_then(|()| dispatch_operation(&request))
         .unwrap_or_else(|error| *error);

@@ -114,6 +114,15 @@ impl Simulator {
         *lock_ignoring_poison(&self.running_resource(name).state.mood_selector) = MoodSelector::new(mood);
     }
 
+    /// Changes for how long a streamed response is not found after its stream has ended, for the responses
+    /// whose streams begin from now on.
+    ///
+    /// # Panics
+    /// When there is no such resource.
+    pub fn set_read_lag(&self, name: &str, read_lag: Duration) {
+        self.running_resource(name).state.set_read_lag(read_lag);
+    }
+
     /// Closes the listening socket of a resource: new connections are refused, open connections go on.
     ///
     /// # Panics

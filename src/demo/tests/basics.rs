@@ -1,7 +1,5 @@
 //! Normal behaviour: dialects, credentials, chat, embeddings, limits, framing.
 
-use serde_json::json;
-
 use super::*;
 use crate::demo::{DeploymentKind, LoggedRequest};
 

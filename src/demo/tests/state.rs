@@ -1,19 +1,8 @@
 //! State: what a resource remembers, and that another resource does not know it.
 
-use serde_json::json;
-
 use super::*;
 
 const RESPONSES_TARGET: &str = "/openai/v1/responses";
-
-async fn start_two_resources() -> Simulator {
-    let west = SimulatedResource { name: "west".to_owned(), ..east_resource() };
-    Simulator::start(vec![east_resource(), west]).await.unwrap()
-}
-
-async fn send_to(simulator: &Simulator, name: &str, request: impl AsRef<[u8]>) -> TestResponse {
-    TestClient::connect(simulator.address(name)).await.round_trip(request).await
-}
 
 /// A request for a response, with additional parameters.
 fn responses_request(parameters: &Value) -> String {
@@ -27,7 +16,7 @@ async fn only_the_resource_that_created_a_response_knows_it() {
     let simulator = start_two_resources().await;
     let created = send_to(&simulator, "east", responses_request(&json!({}))).await.json();
     let id = created["id"].as_str().unwrap().to_owned();
-    assert_eq!((id.len(), created["model"].clone()), ("resp_".len() + 48, json!("gpt-4o")));
+    assert_eq!((id.len(), created["model"].clone()), ("resp_".len() + 50, json!("gpt-4o")));
     assert_eq!(created["usage"]["total_tokens"], 22);
     let continuation = responses_request(&json!({"previous_response_id": id}));
     assert_eq!(
@@ -78,7 +67,7 @@ async fn only_the_resource_that_encrypted_reasoning_accepts_it() {
 }
 
 #[tokio::test]
-async fn responses_can_be_streamed_resumed_cancelled_and_cut_off() {
+async fn responses_can_be_streamed_and_cut_off() {
     let simulator = start_two_resources().await;
     let response = send_to(&simulator, "east", responses_request(&json!({"stream": true}))).await;
     let events = response.events();
@@ -97,82 +86,47 @@ async fn responses_can_be_streamed_resumed_cancelled_and_cut_off() {
     );
     assert_eq!(events[0]["response"]["usage"], Value::Null);
 
-    let created = send_to(&simulator, "east", responses_request(&json!({"background": true}))).await.json();
-    let target = format!("{RESPONSES_TARGET}/{}", created["id"].as_str().unwrap());
-    assert_eq!(created["status"], "queued");
-    assert_eq!(
-        send_to(&simulator, "east", bodiless_request("GET", &target)).await.json()["status"],
-        "in_progress"
-    );
-    let resumed = send_to(
-        &simulator,
-        "east",
-        bodiless_request("GET", &format!("{target}?stream=true&starting_after=4")),
-    )
-    .await;
-    assert_eq!(resumed.events()[0]["sequence_number"], 5);
-    let cancelled =
-        send_to(&simulator, "east", bodiless_request("POST", &format!("{target}/cancel"))).await.json();
-    assert_eq!(cancelled["status"], "cancelled");
     let truncated =
         send_to(&simulator, "east", responses_request(&json!({"max_output_tokens": 4}))).await.json();
     assert_eq!(truncated["incomplete_details"]["reason"], "max_output_tokens");
 }
 
 #[tokio::test]
-async fn only_one_resource_knows_a_file_a_batch_or_another_object() {
-    let simulator = start_two_resources().await;
-    let line = json!({"custom_id": "1", "body": {"model": "gpt-4o", "messages": [{"role": "user", "content": "hi"}]}});
-    let form = format!(
-        "--b\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nbatch\r\n--b\r\nContent-Disposition: form-data; \
-         name=\"file\"; filename=\"in.jsonl\"\r\nContent-Type: application/octet-stream\r\n\r\n{line}\r\n--b--\r\n"
-    );
-    let upload = post_request("/openai/v1/files", &form)
-        .replace("api-key", "Content-Type: multipart/form-data; boundary=b\r\napi-key");
-    let file = send_to(&simulator, "east", upload).await.json();
-    let id = file["id"].as_str().unwrap();
-    assert_eq!(id.len(), "file-".len() + 32);
-    let content = bodiless_request("GET", &format!("/openai/files/{id}/content?api-version=2024-10-21"));
-    assert_eq!(send_to(&simulator, "east", content.clone()).await.text(), line.to_string());
-    assert_eq!(send_to(&simulator, "west", content).await.status, 404);
-    let batch = post_request(
-        "/openai/v1/batches",
-        &json!({"input_file_id": id, "endpoint": "/chat/completions"}).to_string(),
-    );
-    assert_eq!(send_to(&simulator, "west", batch.clone()).await.status, 404);
-    let created = send_to(&simulator, "east", batch).await.json();
-    let done = send_to(
-        &simulator,
-        "east",
-        bodiless_request("GET", &format!("/openai/v1/batches/{}", created["id"].as_str().unwrap())),
-    )
-    .await
-    .json();
-    assert_eq!(
-        (created["status"].clone(), done["status"].clone()),
-        (json!("validating"), json!("completed"))
-    );
-    let output = format!("/openai/v1/files/{}/content", done["output_file_id"].as_str().unwrap());
-    assert_eq!(
-        send_to(&simulator, "east", bodiless_request("GET", &output)).await.json()["response"]["status_code"],
-        200
-    );
-    let deleted = send_to(&simulator, "east", bodiless_request("DELETE", &format!("/openai/v1/files/{id}")))
-        .await
-        .json();
-    assert_eq!(deleted["deleted"], true);
+async fn background_responses_take_their_time_and_can_be_resumed_and_cancelled() {
+    let duration = Duration::from_millis(400);
+    let resource = SimulatedResource { background_response_duration: duration, ..east_resource() };
+    let simulator = start_simulator(resource).await;
+    let start = || async {
+        let created = respond(&simulator, "east", json!({"input": "hello", "background": true})).await.json();
+        assert_eq!((created["status"].clone(), created["output"].clone()), (json!("queued"), json!([])));
+        format!("/responses/{}", created["id"].as_str().unwrap())
+    };
+    let path = start().await;
+    wait_for_status(&simulator, &path, &["in_progress"]).await;
+    let done = wait_for_status(&simulator, &path, &["completed"]).await;
+    assert!(message_text(&done).starts_with("You said: hello"));
 
-    let store =
-        send_to(&simulator, "east", post_request("/openai/v1/vector_stores", r#"{"name":"n"}"#)).await.json();
-    let target = format!("/openai/v1/vector_stores/{}", store["id"].as_str().unwrap());
-    assert_eq!(send_to(&simulator, "east", bodiless_request("GET", &target)).await.json()["name"], "n");
-    assert_eq!(
-        send_to(&simulator, "east", post_request(&format!("{target}/files"), r#"{"file_id":"f"}"#))
-            .await
-            .status,
-        200
-    );
-    assert_eq!(send_to(&simulator, "west", bodiless_request("GET", &target)).await.status, 404);
+    let path = start().await;
+    let resumed = get(&simulator, "east", &format!("{path}?stream=true&starting_after=4")).await;
+    assert_eq!(resumed.events()[0]["sequence_number"], 5);
+    assert_eq!(resumed.event_types().last().map(String::as_str), Some("response.completed"));
+    assert_eq!(get(&simulator, "east", &path).await.json()["status"], "completed", "its stream has ended");
+    assert_eq!(get(&simulator, "east", &format!("{path}?stream=true&starting_after=x")).await.status, 400);
+
+    let path = start().await;
+    let cancelled = post(&simulator, "east", &format!("{path}/cancel"), &json!({})).await.json();
+    assert_eq!((cancelled["status"].clone(), cancelled["output"].clone()), (json!("cancelled"), json!([])));
+    assert_eq!(get(&simulator, "east", &path).await.json()["status"], "cancelled");
+    let events = get(&simulator, "east", &format!("{path}?stream=true")).await.event_types();
+    assert_eq!(events, ["response.created", "response.queued", "response.in_progress"]);
+
+    let synchronous = respond(&simulator, "east", json!({"input": "hello"})).await.json();
+    let path = format!("/responses/{}/cancel", synchronous["id"].as_str().unwrap());
+    let refused = post(&simulator, "east", &path, &json!({})).await;
+    assert_eq!(refused.status, 400);
+    assert_eq!(refused.json()["error"]["message"], "Cannot cancel a synchronous response.");
+    let unstored = json!({"input": "hello", "background": true, "store": false});
+    assert_eq!(respond(&simulator, "east", unstored).await.status, 400);
 }
 
 #[tokio::test]

@@ -1,7 +1,5 @@
 //! The Realtime API and the Responses API over a WebSocket.
 
-use serde_json::json;
-
 use super::*;
 use crate::demo::util::encoding::base64_encode;
 

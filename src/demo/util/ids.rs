@@ -4,6 +4,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::clock::unix_seconds_now;
 use super::hash::splitmix64;
 
 /// What SplitMix64 adds to its counter for each number: 2^64 divided by the golden ratio.
@@ -12,6 +13,10 @@ const ALPHANUMERIC_DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopq
 const HEX_DIGITS: &[u8] = b"0123456789abcdef";
 /// Digits taken from one random number; 62^10 still fits into a `u64`.
 const DIGITS_PER_RANDOM_NUMBER: u32 = 10;
+
+/// What the ids of a response and of its items have in common: their first 16 digits.
+#[derive(Debug, Clone)]
+pub(in crate::demo) struct ChainKey(String);
 
 /// Generates identifiers that do not repeat.
 #[derive(Debug)]
@@ -31,6 +36,27 @@ impl IdGenerator {
     /// `prefix` followed by `length` lower-case hexadecimal digits.
     pub(in crate::demo) fn new_hex_id(&self, prefix: &str, length: usize) -> String {
         self.generate_id(prefix, length, HEX_DIGITS)
+    }
+
+    pub(in crate::demo) fn new_chain_key(&self) -> ChainKey {
+        ChainKey(self.new_hex_id("", 16))
+    }
+
+    /// The id of a response or an item, in the form of late 2025: `prefix`, the chain key, `00`, the time in
+    /// 8 digits, 24 more digits.
+    pub(in crate::demo) fn new_chained_id(&self, prefix: &str, chain_key: &ChainKey) -> String {
+        format!("{prefix}{}00{:08x}{}", chain_key.0, unix_seconds_now(), self.new_hex_id("", 24))
+    }
+
+    /// `prefix` followed by the time in 8 digits and by more digits, `length` in all.
+    pub(in crate::demo) fn new_timed_id(&self, prefix: &str, length: usize) -> String {
+        format!("{prefix}{:08x}{}", unix_seconds_now(), self.new_hex_id("", length.saturating_sub(8)))
+    }
+
+    /// Bytes for keys and initialization vectors.
+    pub(in crate::demo) fn new_bytes(&self) -> [u8; 16] {
+        let (high, low) = (self.next_random(), self.next_random());
+        ((u128::from(high) << 64) | u128::from(low)).to_be_bytes()
     }
 
     /// A UUID of version 4.
@@ -76,5 +102,18 @@ mod tests {
         let (first, second) = (ids.new_hex_id("resp_", 48), ids.new_hex_id("resp_", 48));
         assert_eq!(first.len(), 53);
         assert_ne!(first, second);
+        assert_eq!(ids.new_timed_id("cntr_", 48).len(), 53);
+    }
+
+    #[test]
+    fn a_response_and_its_items_share_a_chain_key_and_tell_their_time() {
+        let ids = IdGenerator::new();
+        let key = ids.new_chain_key();
+        let (response, item) = (ids.new_chained_id("resp_", &key), ids.new_chained_id("msg_", &key));
+        assert_eq!((response.len(), item.len()), (55, 54));
+        assert_eq!(response[5..23], item[4..22]);
+        let seconds = u64::from_str_radix(&response[23..31], 16).unwrap();
+        assert!(unix_seconds_now().abs_diff(seconds) < 60, "{response}");
+        assert_ne!(response[31..], item[30..]);
     }
 }

@@ -1,4 +1,4 @@
-//! JSON objects.
+//! JSON objects, and texts in them.
 
 use serde_json::Value;
 
@@ -8,4 +8,35 @@ pub(in crate::demo) fn merge_objects(mut value: Value, more: &Value) -> Value {
         map.extend(more.clone());
     }
     value
+}
+
+/// The text of the `content` of a message, which is a string or a list of parts.
+pub(in crate::demo) fn content_text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(parts) => {
+            let texts: Vec<&str> =
+                parts.iter().filter_map(|part| part.get("text").and_then(Value::as_str)).collect();
+            texts.join(" ")
+        }
+        _ => String::new(),
+    }
+}
+
+/// A member of an object that is a text.
+pub(in crate::demo) fn text_member<'v>(value: &'v Value, name: &str) -> Option<&'v str> {
+    value.get(name).and_then(Value::as_str)
+}
+
+/// The texts of a member that is a list.
+pub(in crate::demo) fn text_list<'v>(value: &'v Value, name: &str) -> Vec<&'v str> {
+    let list = value.get(name).and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+/// Sets a member of an object.
+pub(in crate::demo) fn set_member(value: &mut Value, name: &str, member: Value) {
+    if let Some(map) = value.as_object_mut() {
+        map.insert(name.to_owned(), member);
+    }
 }

@@ -2,6 +2,7 @@
 
 pub(in crate::demo) mod clock;
 pub(in crate::demo) mod encoding;
+pub(in crate::demo) mod fernet;
 pub(in crate::demo) mod hash;
 pub(in crate::demo) mod ids;
 pub(in crate::demo) mod json;

@@ -137,8 +137,10 @@ impl ChatChoice {
                 let output = chat_request.output.clone();
                 (Self { output, tool_call_id, finish_reason: "tool_calls" }, tokens)
             }
-            ChatOutput::Text(text) => {
-                let text = if index == 0 { text.clone() } else { format!("{text} (choice {index})") };
+            ChatOutput::Text(text) | ChatOutput::Json(text) => {
+                let is_json = matches!(chat_request.output, ChatOutput::Json(_));
+                let text =
+                    if index == 0 || is_json { text.clone() } else { format!("{text} (choice {index})") };
                 let (text, is_truncated) = truncate_to_tokens(&text, chat_request.max_tokens_per_choice);
                 let tokens = count_tokens_up_to(&text, chat_request.max_tokens_per_choice);
                 let finish_reason = if is_truncated { "length" } else { "stop" };
@@ -149,7 +151,7 @@ impl ChatChoice {
 
     fn to_json(&self, index: usize) -> Value {
         let message = match &self.output {
-            ChatOutput::Text(text) => {
+            ChatOutput::Text(text) | ChatOutput::Json(text) => {
                 json!({"role": "assistant", "content": text, "refusal": null, "annotations": []})
             }
             ChatOutput::ToolCall { name, arguments } => json!({
@@ -159,8 +161,8 @@ impl ChatChoice {
                 }],
             }),
         };
-        let filter_results =
-            if matches!(self.output, ChatOutput::Text(_)) { passed_filter_results(false) } else { json!({}) };
+        let is_tool_call = matches!(self.output, ChatOutput::ToolCall { .. });
+        let filter_results = if is_tool_call { json!({}) } else { passed_filter_results(false) };
         json!({
             "index": index, "finish_reason": self.finish_reason, "logprobs": null,
             "content_filter_results": filter_results, "message": message,
@@ -188,7 +190,7 @@ impl ChatChoice {
 
     fn output_deltas(&self) -> Vec<Value> {
         match &self.output {
-            ChatOutput::Text(text) => {
+            ChatOutput::Text(text) | ChatOutput::Json(text) => {
                 split_into_deltas(text).into_iter().map(|delta| json!({"content": delta})).collect()
             }
             ChatOutput::ToolCall { name, arguments } => {

@@ -1,16 +1,19 @@
 //! The body of a chat request, and the output that the model gives to it.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::demo::api::error_response::invalid_parameter;
 use crate::demo::api::request::SimulatedRequest;
 use crate::demo::api::response::ErrorResponse;
+use crate::demo::operations::files::find_file;
+use crate::demo::operations::shared::json_output::chat_json_output;
 use crate::demo::operations::shared::parameters::{positive_integer, unsupported_operation_response};
 use crate::demo::operations::shared::stream_options::check_stream_options;
 use crate::demo::operations::shared::text_model::{
-    REASONING_TOKENS, content_text, echo_text, name_of_tool_to_call,
+    REASONING_TOKENS, echo_text, function_arguments, tool_to_call,
 };
 use crate::demo::resource::definition::SimulatedDeployment;
+use crate::demo::util::json::{content_text, text_member};
 
 const MAX_CHOICES: u64 = 128;
 
@@ -30,12 +33,17 @@ pub(super) struct ChatRequest {
 #[derive(Clone)]
 pub(super) enum ChatOutput {
     Text(String),
-    ToolCall { name: String, arguments: String },
+    /// A JSON document, the same for every choice.
+    Json(String),
+    ToolCall {
+        name: String,
+        arguments: String,
+    },
 }
 
 impl ChatRequest {
     /// # Errors
-    /// 400 if the model does not support chat, or if a parameter is missing or invalid.
+    /// 400 if the model does not support chat, or if a parameter is missing or invalid; 404 for an unknown file.
     pub(super) fn from_body(
         request: &SimulatedRequest,
         deployment: &SimulatedDeployment,
@@ -48,13 +56,15 @@ impl ChatRequest {
         let Some(messages) = messages else {
             return Err(invalid_parameter("messages", "Missing required parameter: 'messages'."));
         };
+        check_files(request, messages)?;
         let is_streaming = body.get("stream").and_then(Value::as_bool).unwrap_or(false);
         check_stream_options(request, body, is_streaming)?;
         let is_reasoning =
             body.get("reasoning_effort").and_then(Value::as_str).is_some_and(|effort| effort != "none");
+        let prompt = prompt_text(messages, body);
         Ok(Self {
-            prompt: prompt_text(messages, body),
-            output: generate_output(messages, body),
+            output: generate_output(messages, body, &prompt)?,
+            prompt,
             choice_count: positive_integer(body, "n")?.unwrap_or(1).min(MAX_CHOICES),
             max_tokens_per_choice: positive_integer(body, "max_completion_tokens")?
                 .or(positive_integer(body, "max_tokens")?),
@@ -92,7 +102,10 @@ fn prompt_text(messages: &[Value], body: &Value) -> String {
 }
 
 /// A tool call if one is called for, or else a text about the last message.
-fn generate_output(messages: &[Value], body: &Value) -> ChatOutput {
+///
+/// # Errors
+/// 400 for an invalid JSON schema.
+fn generate_output(messages: &[Value], body: &Value, prompt: &str) -> Result<ChatOutput, ErrorResponse> {
     let role = |message: &Value| message.get("role").and_then(Value::as_str).map(str::to_owned);
     let last_content_of = |wanted: &str| {
         let message = messages.iter().rev().find(|message| role(message).as_deref() == Some(wanted));
@@ -100,21 +113,23 @@ fn generate_output(messages: &[Value], body: &Value) -> ChatOutput {
     };
     let user_text = last_content_of("user");
     let is_tool_result = messages.last().and_then(role).as_deref() == Some("tool");
-    match name_of_tool_to_call(body, &user_text) {
-        Some(name) if !is_tool_result => {
-            ChatOutput::ToolCall { name, arguments: json!({"input": user_text}).to_string() }
+    let text = match tool_to_call(body, &user_text) {
+        Some(function) if !is_tool_result => {
+            let name = text_member(function, "name").unwrap_or_default().to_owned();
+            return Ok(ChatOutput::ToolCall { name, arguments: function_arguments(function, &user_text) });
         }
-        _ if is_tool_result => ChatOutput::Text(format!("The tool said: {}", last_content_of("tool"))),
-        _ if wants_json_output(body) => {
-            ChatOutput::Text(json!({"answer": echo_text(&user_text)}).to_string())
-        }
-        _ => ChatOutput::Text(echo_text(&user_text)),
-    }
+        _ if is_tool_result => format!("The tool said: {}", last_content_of("tool")),
+        _ => echo_text(&user_text),
+    };
+    let document = chat_json_output(body, prompt, &text)?;
+    Ok(document.map_or(ChatOutput::Text(text), ChatOutput::Json))
 }
 
-fn wants_json_output(body: &Value) -> bool {
-    matches!(
-        body.pointer("/response_format/type").and_then(Value::as_str),
-        Some("json_object" | "json_schema")
-    )
+/// Checks that this resource has the files that messages refer to.
+fn check_files(request: &SimulatedRequest, messages: &[Value]) -> Result<(), ErrorResponse> {
+    let parts = messages.iter().filter_map(|message| message.get("content")?.as_array()).flatten();
+    for id in parts.filter_map(|part| text_member(part.get("file")?, "file_id")) {
+        find_file(request, id)?;
+    }
+    Ok(())
 }

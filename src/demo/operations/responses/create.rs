@@ -1,124 +1,208 @@
 //! Creates a response: complete, streamed or in the background, over HTTP or on a WebSocket.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
-use super::output::generate_output;
-use super::references::{check_references, previous_conversation};
+use super::output::{GeneratedOutput, generate_output};
+use super::output_context::OutputContext;
+use super::references::{check_tools, conversation_id, resolve_history};
 use super::response_object::ResponseObject;
 use crate::demo::api::error_response::invalid_parameter;
 use crate::demo::api::request::{DeploymentAdmission, SimulatedRequest};
 use crate::demo::api::response::ErrorResponse;
+use crate::demo::operations::conversations::append_items;
 use crate::demo::operations::shared::parameters::{positive_integer, unsupported_operation_response};
 use crate::demo::operations::shared::stream_options::{obfuscation_padding, stream_option_flag};
-use crate::demo::operations::shared::text_model::{content_text, count_tokens, count_tokens_up_to};
+use crate::demo::operations::shared::text_model::{count_tokens, count_tokens_up_to};
+use crate::demo::resource::conversation_history::ConversationHistory;
+use crate::demo::resource::definition::SimulatedDeployment;
 use crate::demo::resource::rate_limiter::RequestCost;
-use crate::demo::resource::response_store::{ResponseStore, StoredResponse};
+use crate::demo::resource::response_store::{Readability, ResponseStore, StoredResponse};
+use crate::demo::resource::stream_end::StreamedResponse;
 use crate::demo::util::clock::unix_seconds_now;
-use crate::demo::util::ids::IdGenerator;
+use crate::demo::util::ids::{ChainKey, IdGenerator};
+use crate::demo::util::json::{content_text, text_member};
 use crate::demo::util::locking::lock_ignoring_poison;
 
 /// A response that was created.
 pub(in crate::demo::operations) struct CreatedResponse<'a> {
     pub(in crate::demo::operations) stream_events: Vec<Value>,
-    pub(super) response_json: Value,
+    /// Set if the response is streamed, and found only some time after that.
+    pub(in crate::demo::operations) streamed: Option<StreamedResponse>,
+    pub(in crate::demo::operations) response_json: Value,
     pub(super) admission: DeploymentAdmission<'a>,
-    /// Input tokens that were not cached.
     pub(super) billed_input_tokens: u64,
     pub(super) output_tokens: u64,
 }
 
+/// A request that was admitted, with its whole conversation.
+pub(super) struct PreparedRequest<'a> {
+    pub(super) deployment: &'a SimulatedDeployment,
+    pub(super) admission: DeploymentAdmission<'a>,
+    pub(super) chain_key: ChainKey,
+    pub(super) items: Vec<Value>,
+    pub(super) history: ConversationHistory,
+    pub(super) input_tokens: u64,
+    pub(super) cached_tokens: u64,
+    max_output_tokens: Option<u64>,
+}
+
 /// Creates a response.
 ///
-/// `connection_store` is that of a WebSocket: it keeps the responses that are not to be stored, as long as
-/// the WebSocket is open.
+/// `websocket_store` is that of a WebSocket: it knows the responses that were created on it, also those that
+/// are not stored, as long as the WebSocket is open.
 ///
 /// # Errors
 /// 400, 404 or 429.
 pub(in crate::demo::operations) fn create_response<'a>(
     request: &SimulatedRequest<'a>,
     body: &Value,
-    connection_store: Option<&mut ResponseStore>,
+    websocket_store: Option<&mut ResponseStore>,
 ) -> Result<CreatedResponse<'a>, ErrorResponse> {
-    let deployment = request.requested_deployment(body.get("model").and_then(Value::as_str))?;
+    let flag = |name: &str, default: bool| body.get(name).and_then(Value::as_bool).unwrap_or(default);
+    let is_background = flag("background", false);
+    if is_background && !flag("store", true) {
+        return Err(invalid_parameter("background", "Background mode requires 'store' to be true."));
+    }
+    let mut prepared = prepare_request(request, body, websocket_store.as_deref())?;
+    let output = generate_output(&OutputContext {
+        request,
+        body,
+        deployment: prepared.deployment,
+        chain_key: &prepared.chain_key,
+        items: &prepared.items,
+        history: &prepared.history,
+        max_output_tokens: prepared.max_output_tokens,
+    })?;
+    let output_tokens =
+        count_tokens_up_to(&output.text_or_arguments, prepared.max_output_tokens) + output.reasoning_tokens;
+    let ids = &request.resource.id_generator;
+    let object = ResponseObject {
+        id: ids.new_chained_id("resp_", &prepared.chain_key),
+        created_at: unix_seconds_now(),
+        deployment_name: prepared.deployment.name.clone(),
+        output_items: output.items.clone(),
+        is_truncated: output.is_truncated,
+        usage: prepared.usage(output_tokens, output.reasoning_tokens),
+    };
+    let obfuscates = stream_option_flag(body, "include_obfuscation", true);
+    let stream_events = object.to_stream_events(body, || obfuscates.then(|| obfuscation_padding(ids)));
+    let finished_json = object.to_finished_json(body);
+    let response_json =
+        if is_background { object.to_pending_json(body, "queued") } else { finished_json.clone() };
+    let is_streamed = (flag("stream", false) || websocket_store.is_some()) && !is_background;
+    let streamed = (is_streamed && !request.read_lag.is_zero())
+        .then(|| StreamedResponse { id: object.id.clone(), read_lag: request.read_lag });
+    remember_output(&mut prepared.history, &output);
+    let background_duration = request.resource.definition.background_response_duration;
+    let stored = StoredResponse {
+        id: object.id.clone(),
+        finished_json,
+        pending_json: object.to_pending_json(body, "in_progress"),
+        history: prepared.history,
+        input_items: prepared.items.clone(),
+        stream_events: stream_events.clone(),
+        created_at: request.received_at,
+        finishes_at: request.received_at + if is_background { background_duration } else { Duration::ZERO },
+        is_cancelled: false,
+        readability: if streamed.is_some() { Readability::WhileStreamed } else { Readability::Immediate },
+    };
+    if request.keeps_responses {
+        if let Some(id) = conversation_id(body) {
+            append_items(request, id, prepared.items.iter().chain(&output.items));
+        }
+        if let Some(store) = websocket_store {
+            store.insert(StoredResponse { readability: Readability::Immediate, ..stored.clone() });
+        }
+        let mut store = lock_ignoring_poison(&request.resource.responses);
+        if flag("store", true) {
+            store.insert(stored);
+        } else {
+            store.note_unstored_items(&output.items);
+        }
+    }
+    Ok(CreatedResponse {
+        stream_events,
+        streamed,
+        response_json,
+        admission: prepared.admission,
+        billed_input_tokens: prepared.input_tokens - prepared.cached_tokens,
+        output_tokens,
+    })
+}
+
+/// Checks a request, finds all that it refers to, and asks the rate limiter.
+///
+/// # Errors
+/// 400, 404 or 429.
+pub(super) fn prepare_request<'a>(
+    request: &SimulatedRequest<'a>,
+    body: &Value,
+    websocket_store: Option<&ResponseStore>,
+) -> Result<PreparedRequest<'a>, ErrorResponse> {
+    let deployment = request.requested_deployment(text_member(body, "model"))?;
     if deployment.model.contains("embedding") {
         return Err(Box::new(unsupported_operation_response("responses", &deployment.model)));
     }
-    let flag = |name: &str, default: bool| body.get(name).and_then(Value::as_bool).unwrap_or(default);
-    let (is_stored, is_background) = (flag("store", true), flag("background", false));
-    if is_background && !is_stored {
-        return Err(invalid_parameter("background", "Background mode requires 'store' to be true."));
-    }
     let max_output_tokens = positive_integer(body, "max_output_tokens")?;
-    let items = parse_input_items(&request.resource.id_generator, body)?;
-    check_references(request, &items)?;
-    let previous = previous_conversation(request, body, connection_store.as_deref())?;
-    let mut conversation = conversation_text(previous, body, &items);
-    let cache_key = body.get("prompt_cache_key").and_then(Value::as_str).unwrap_or_default();
-    let input_tokens = count_tokens(&conversation);
+    let ids = &request.resource.id_generator;
+    let chain_key = ids.new_chain_key();
+    let items = parse_input_items(ids, &chain_key, body)?;
+    check_tools(request, body)?;
+    let history = resolve_history(request, body, &items, websocket_store)?;
+    let prompt = prompt_text(body, &history);
+    let cache_key = text_member(body, "prompt_cache_key").unwrap_or_default();
+    let input_tokens = count_tokens(&prompt);
     let cached_tokens = request
         .resource
-        .count_cached_tokens_and_insert_prompt(
-            &deployment.name,
-            cache_key,
-            &conversation,
-            request.received_at,
-        )
+        .count_cached_tokens_and_insert_prompt(&deployment.name, cache_key, &prompt, request.received_at)
         .min(input_tokens);
     let cost = RequestCost {
-        prompt_characters: conversation.len() as u64,
+        prompt_characters: prompt.len() as u64,
         cached_prompt_tokens: cached_tokens,
         max_output_tokens: max_output_tokens.unwrap_or(0),
     };
     let admission = request.admit_to_deployment(deployment, cost)?;
+    Ok(PreparedRequest {
+        deployment,
+        admission,
+        chain_key,
+        items,
+        history,
+        input_tokens,
+        cached_tokens,
+        max_output_tokens,
+    })
+}
 
-    let output = generate_output(request.resource, body, &items, max_output_tokens);
-    let output_tokens =
-        count_tokens_up_to(&output.text_or_arguments, max_output_tokens) + output.reasoning_tokens;
-    let object = ResponseObject {
-        id: request.resource.id_generator.new_hex_id("resp_", 48),
-        created_at: unix_seconds_now(),
-        deployment_name: deployment.name.clone(),
-        output_items: output.items,
-        is_truncated: output.is_truncated,
-        usage: json!({
-            "input_tokens": input_tokens, "input_tokens_details": {"cached_tokens": cached_tokens},
-            "output_tokens": output_tokens, "output_tokens_details": {"reasoning_tokens": output.reasoning_tokens},
-            "total_tokens": input_tokens + output_tokens,
-        }),
-    };
-    let obfuscates = stream_option_flag(body, "include_obfuscation", true);
-    let padding = || obfuscates.then(|| obfuscation_padding(&request.resource.id_generator));
-    let stream_events = object.to_stream_events(body, padding);
-    let finished_json = object.to_finished_json(body);
-    let response_json =
-        if is_background { object.to_pending_json(body, "queued") } else { finished_json.clone() };
-    conversation.push_str(&format!("assistant {}\n", output.text_or_arguments));
-    if is_stored || connection_store.is_some() {
-        let background_duration = request.resource.definition.background_response_duration;
-        let stored = StoredResponse {
-            finished_json,
-            pending_json: object.to_pending_json(body, "in_progress"),
-            conversation_text: conversation,
-            input_items: items,
-            stream_events: stream_events.clone(),
-            finishes_at: if is_background {
-                request.received_at + background_duration
-            } else {
-                request.received_at
-            },
-            is_cancelled: false,
-        };
-        match connection_store {
-            Some(store) if !is_stored => store.insert(&object.id, stored),
-            _ => lock_ignoring_poison(&request.resource.responses).insert(&object.id, stored),
+impl PreparedRequest<'_> {
+    pub(super) fn usage(&self, output_tokens: u64, reasoning_tokens: u64) -> Value {
+        json!({
+            "input_tokens": self.input_tokens, "input_tokens_details": {"cached_tokens": self.cached_tokens},
+            "output_tokens": output_tokens, "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
+            "total_tokens": self.input_tokens + output_tokens,
+        })
+    }
+}
+
+/// The output becomes part of the conversation. Its items answer no calls, so that none can be unknown.
+fn remember_output(history: &mut ConversationHistory, output: &GeneratedOutput) {
+    for item in &output.items {
+        if history.add_item(item).is_err() {
+            log::warn!("simulate: the output of a response answers a call that nobody made");
         }
     }
-    let billed_input_tokens = input_tokens - cached_tokens;
-    Ok(CreatedResponse { stream_events, response_json, admission, billed_input_tokens, output_tokens })
 }
 
 /// The input as a list of items, each with a type and an id.
-fn parse_input_items(ids: &IdGenerator, body: &Value) -> Result<Vec<Value>, ErrorResponse> {
+fn parse_input_items(
+    ids: &IdGenerator,
+    chain_key: &ChainKey,
+    body: &Value,
+) -> Result<Vec<Value>, ErrorResponse> {
+    let refers_to_earlier =
+        body.get("previous_response_id").is_some_and(Value::is_string) || conversation_id(body).is_some();
     let items = match body.get("input") {
         Some(Value::String(text)) => {
             vec![
@@ -126,31 +210,31 @@ fn parse_input_items(ids: &IdGenerator, body: &Value) -> Result<Vec<Value>, Erro
             ]
         }
         Some(Value::Array(items)) if items.iter().all(Value::is_object) => items.clone(),
-        None if body.get("previous_response_id").is_some_and(Value::is_string) => Vec::new(),
+        None | Some(Value::Null) if refers_to_earlier => Vec::new(),
         _ => return Err(invalid_parameter("input", "Missing required parameter: 'input'.")),
     };
     let with_id = |mut item: Value| {
         if let Some(map) = item.as_object_mut() {
-            map.entry("type").or_insert(json!("message"));
-            map.entry("id").or_insert_with(|| json!(ids.new_hex_id("msg_", 48)));
+            // An item with an id and nothing else is a reference, too.
+            let is_reference = !map.contains_key("role") && !map.contains_key("content");
+            let kind =
+                map.entry("type").or_insert(json!(if is_reference { "item_reference" } else { "message" }));
+            if *kind != "item_reference" && *kind != "reasoning" {
+                map.entry("id").or_insert_with(|| json!(ids.new_chained_id("msg_", chain_key)));
+            }
         }
         item
     };
     Ok(items.into_iter().map(with_id).collect())
 }
 
-/// All that the model would read as one text: instructions, tools, the previous conversation, the input.
-fn conversation_text(previous: String, body: &Value, items: &[Value]) -> String {
-    let mut conversation = previous;
+/// All that the model would read as one text: instructions, tools, the conversation.
+fn prompt_text(body: &Value, history: &ConversationHistory) -> String {
+    let mut prompt = history.text.clone();
     let tools = body.get("tools").map(Value::to_string);
     let instructions = body.get("instructions").map(content_text);
     for part in [tools, instructions].into_iter().flatten() {
-        conversation.insert_str(0, &format!("{part}\n"));
+        prompt.insert_str(0, &format!("{part}\n"));
     }
-    for item in items {
-        let text = item.get("content").or_else(|| item.get("output")).map(content_text).unwrap_or_default();
-        let role = item.get("role").and_then(Value::as_str).unwrap_or("item");
-        conversation.push_str(&format!("{role} {text}\n"));
-    }
-    conversation
+    prompt
 }

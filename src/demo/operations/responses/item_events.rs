@@ -16,7 +16,7 @@ pub(super) fn push_item_events(
     let mut added_item = item.clone();
     if let Some(map) = added_item.as_object_mut() {
         map.insert("status".to_owned(), json!("in_progress"));
-        for (name, empty) in [("content", json!([])), ("arguments", json!(""))] {
+        for (name, empty) in [("content", json!([])), ("arguments", json!("")), ("code", json!(""))] {
             map.entry(name).and_modify(|value| *value = empty);
         }
     }
@@ -35,11 +35,11 @@ pub(super) fn push_item_events(
     match item.get("type").and_then(Value::as_str) {
         Some("message") => {
             let text = item.pointer("/content/0/text").and_then(Value::as_str).unwrap_or_default();
-            let part =
-                |text: &str| json!({"type": "output_text", "text": text, "annotations": [], "logprobs": []});
+            let annotations = item.pointer("/content/0/annotations").cloned().unwrap_or(json!([]));
+            let part = |text: &str, annotations: &Value| json!({"type": "output_text", "text": text, "annotations": annotations, "logprobs": []});
             let position = json!({"item_id": id, "output_index": output_index, "content_index": 0});
             events.push(merge_objects(
-                json!({"type": "response.content_part.added", "part": part("")}),
+                json!({"type": "response.content_part.added", "part": part("", &json!([]))}),
                 &position,
             ));
             for word in split_into_deltas(text) {
@@ -49,10 +49,16 @@ pub(super) fn push_item_events(
                     json!({"content_index": 0, "logprobs": []}),
                 ));
             }
+            for (index, annotation) in annotations.as_array().into_iter().flatten().enumerate() {
+                let added = json!({
+                    "type": "response.output_text.annotation.added", "annotation_index": index, "annotation": annotation,
+                });
+                events.push(merge_objects(added, &position));
+            }
             let done = json!({"type": "response.output_text.done", "text": text, "logprobs": []});
             events.push(merge_objects(done, &position));
             events.push(merge_objects(
-                json!({"type": "response.content_part.done", "part": part(text)}),
+                json!({"type": "response.content_part.done", "part": part(text, &annotations)}),
                 &position,
             ));
         }
@@ -64,6 +70,21 @@ pub(super) fn push_item_events(
             let name = item.get("name");
             let done = json!({"type": "response.function_call_arguments.done", "arguments": arguments, "name": name});
             events.push(merge_objects(done, &json!({"item_id": id, "output_index": output_index})));
+        }
+        Some("file_search_call") => {
+            for step in ["in_progress", "searching", "completed"] {
+                events.push(json!({
+                    "type": format!("response.file_search_call.{step}"), "item_id": id, "output_index": output_index,
+                }));
+            }
+        }
+        Some("code_interpreter_call") => {
+            let code = item.get("code").and_then(Value::as_str).unwrap_or_default();
+            let event = |step: &str| json!({"type": format!("response.code_interpreter_call{step}"), "item_id": id, "output_index": output_index});
+            events.push(event(".in_progress"));
+            events.push(delta("response.code_interpreter_call_code.delta", code, Value::Null));
+            events.push(merge_objects(event("_code.done"), &json!({"code": code})));
+            events.extend([event(".interpreting"), event(".completed")]);
         }
         _ => {}
     }

@@ -4,11 +4,13 @@
 //! why a load balancer needs affinity.
 
 mod create;
+mod hosted_tools;
 mod item_events;
 mod operations;
 mod output;
+mod output_context;
 mod references;
 mod response_object;
 
 pub(super) use create::create_response;
-pub(super) use operations::handle_responses;
+pub(super) use operations::{handle_responses, response_for_batch_line};

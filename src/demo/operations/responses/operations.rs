@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::create::create_response;
-use super::references::encrypted_content_prefix;
-use crate::demo::api::error_response::{error_with_code, invalid_request_error, not_found};
+use super::create::{create_response, prepare_request};
+use super::references::{encrypt_content, response_not_found};
+use crate::demo::api::error_response::{error_with_code, invalid_parameter, invalid_request_error};
 use crate::demo::api::request::SimulatedRequest;
 use crate::demo::api::response::{
     ErrorResponse, EventRole, OperationResult, SimulatedResponse, StreamEvent, StreamFormat,
@@ -12,8 +12,11 @@ use crate::demo::api::response::{
 use crate::demo::api::route::ApiDialect;
 use crate::demo::api::sse::{self, EVENT_STREAM_CONTENT_TYPE};
 use crate::demo::moods::simulated_error::SimulatedError;
-use crate::demo::resource::response_store::{ResponseStore, StoredResponse};
+use crate::demo::operations::shared::listing::list_response;
+use crate::demo::operations::shared::text_model::count_tokens;
+use crate::demo::resource::response_store::{BackgroundStatus, StoredResponse, is_reference};
 use crate::demo::util::clock::unix_seconds_now;
+use crate::demo::util::json::{set_member, text_member};
 use crate::demo::util::locking::lock_ignoring_poison;
 
 /// The first `api-version` of the classic dialect with this API.
@@ -52,50 +55,88 @@ fn handle_create(request: &SimulatedRequest) -> OperationResult {
     let body = request.json_body()?;
     let created = create_response(request, &body, None)?;
     let response = if body.get("stream").and_then(Value::as_bool).unwrap_or(false) {
-        build_stream_response(&created.stream_events)
+        build_stream_response(&created.stream_events).with_streamed_response(created.streamed.clone())
     } else {
         SimulatedResponse::from_json(200, &created.response_json)
     };
     Ok(created.admission.add_headers_and_charge(response, created.billed_input_tokens, created.output_tokens))
 }
 
-/// The response object, or the rest of its stream.
-fn get_or_resume_response(request: &SimulatedRequest, id: &str) -> OperationResult {
-    let stored = find_response(request, id)?;
-    if request.head.query_parameter("stream").as_deref() == Some("true") {
-        let starting_after = request.head.query_parameter("starting_after");
-        let last_seen = starting_after.and_then(|text| text.parse::<usize>().ok());
-        let start = last_seen.map_or(0, |number| number.saturating_add(1));
-        return Ok(build_stream_response(stored.stream_events.get(start..).unwrap_or_default()));
-    }
-    let is_done = stored.is_cancelled || request.received_at >= stored.finishes_at;
-    Ok(SimulatedResponse::from_json(200, if is_done { &stored.finished_json } else { &stored.pending_json }))
+/// The response object for one line of a batch.
+pub(in crate::demo::operations) fn response_for_batch_line(
+    request: &SimulatedRequest,
+    body: &Value,
+) -> Result<Value, ErrorResponse> {
+    Ok(create_response(request, body, None)?.response_json)
 }
 
-/// The newest item comes first.
+/// The response object, or the rest of its stream.
+fn get_or_resume_response(request: &SimulatedRequest, id: &str) -> OperationResult {
+    if request.head.query_parameter("stream").as_deref() == Some("true") {
+        return resume_stream(request, id);
+    }
+    let stored = find_response(request, id)?;
+    Ok(SimulatedResponse::from_json(200, &current_json(&stored, request)))
+}
+
+/// The events after the last one that the client has seen. They are sent without a pause, so that a background
+/// response is complete from then on.
+fn resume_stream(request: &SimulatedRequest, id: &str) -> OperationResult {
+    let start = match request.head.query_parameter("starting_after").map(|text| text.parse::<usize>()) {
+        None => 0,
+        Some(Ok(last_seen)) => last_seen.saturating_add(1),
+        Some(Err(_)) => {
+            let message = "Invalid 'starting_after': expected the sequence number of an event.";
+            return Err(invalid_parameter("starting_after", message));
+        }
+    };
+    let mut store = lock_ignoring_poison(&request.resource.responses);
+    let stored = store.get_mut(id, request.received_at).ok_or_else(|| response_not_found(id))?;
+    if !stored.is_cancelled {
+        stored.finishes_at = stored.finishes_at.min(request.received_at);
+    }
+    Ok(build_stream_response(stored.stream_events.get(start..).unwrap_or_default()))
+}
+
+/// The response object as it is now.
+fn current_json(stored: &StoredResponse, request: &SimulatedRequest) -> Value {
+    match stored.background_status(request.received_at) {
+        BackgroundStatus::Done => stored.finished_json.clone(),
+        BackgroundStatus::InProgress => stored.pending_json.clone(),
+        BackgroundStatus::Queued => {
+            let mut queued = stored.pending_json.clone();
+            set_member(&mut queued, "status", json!("queued"));
+            queued
+        }
+    }
+}
+
 fn list_input_items(request: &SimulatedRequest, id: &str) -> OperationResult {
-    let data: Vec<Value> = find_response(request, id)?.input_items.into_iter().rev().collect();
-    let id = |item: Option<&Value>| item.and_then(|item| item.get("id")).cloned();
-    let list = json!({
-        "object": "list", "data": data, "has_more": false,
-        "first_id": id(data.first()), "last_id": id(data.last()),
-    });
-    Ok(SimulatedResponse::from_json(200, &list))
+    let items = find_response(request, id)?.input_items;
+    let store = lock_ignoring_poison(&request.resource.responses);
+    let resolved = |item: Value| match text_member(&item, "id").filter(|_| is_reference(&item)) {
+        Some(id) => store.item(id, request.received_at).cloned().unwrap_or(item),
+        None => item,
+    };
+    let items = items.into_iter().map(resolved).collect();
+    drop(store);
+    list_response(request, "Item", items)
 }
 
 fn cancel_response(request: &SimulatedRequest, id: &str) -> OperationResult {
+    let now = request.received_at;
     let mut store = lock_ignoring_poison(&request.resource.responses);
-    let Some(stored) = store.get_mut(id) else { return Err(not_found("Response", id)) };
+    let stored = store.get_mut(id, now).ok_or_else(|| response_not_found(id))?;
     if stored.finished_json.get("background").and_then(Value::as_bool) != Some(true) {
         let message = "Cannot cancel a synchronous response.";
         return Err(Box::new(invalid_request_error(400, message, None, None)));
     }
-    if !stored.is_cancelled && request.received_at < stored.finishes_at {
+    if stored.background_status(now) != BackgroundStatus::Done {
         stored.is_cancelled = true;
         stored.finished_json = stored.pending_json.clone();
-        if let Some(map) = stored.finished_json.as_object_mut() {
-            map.insert("status".to_owned(), json!("cancelled"));
-        }
+        set_member(&mut stored.finished_json, "status", json!("cancelled"));
+        // Nothing was generated.
+        stored.stream_events.retain(|event| is_before_output(text_member(event, "type").unwrap_or_default()));
     }
     Ok(SimulatedResponse::from_json(200, &stored.finished_json))
 }
@@ -103,30 +144,37 @@ fn cancel_response(request: &SimulatedRequest, id: &str) -> OperationResult {
 /// Replaces a conversation by one encrypted item.
 fn compact_conversation(request: &SimulatedRequest) -> OperationResult {
     let body = request.json_body()?;
-    let created = create_response(request, &body, Some(&mut ResponseStore::default()))?;
+    let prepared = prepare_request(request, &body, None)?;
     let ids = &request.resource.id_generator;
+    let text = prepared.history.to_compact_text();
+    let output_tokens = count_tokens(&text);
     let item = json!({
-        "id": ids.new_hex_id("cmp_", 48), "type": "compaction",
-        "encrypted_content": format!("{}{}", encrypted_content_prefix(request.resource), ids.new_alphanumeric_id("", 64)),
+        "id": ids.new_chained_id("cmp_", &prepared.chain_key), "type": "compaction",
+        "encrypted_content": encrypt_content(request, &text)?,
     });
     let compacted = json!({
-        "id": ids.new_hex_id("resp_", 48), "object": "response.compaction", "created_at": unix_seconds_now(),
-        "output": [item], "usage": created.response_json.get("usage"),
+        "id": ids.new_chained_id("resp_", &prepared.chain_key), "object": "response.compaction",
+        "created_at": unix_seconds_now(), "output": [item], "usage": prepared.usage(output_tokens, 0),
     });
     let response = SimulatedResponse::from_json(200, &compacted);
-    Ok(created.admission.add_headers_and_charge(response, created.billed_input_tokens, created.output_tokens))
+    let billed_input_tokens = prepared.input_tokens - prepared.cached_tokens;
+    Ok(prepared.admission.add_headers_and_charge(response, billed_input_tokens, output_tokens))
 }
 
 fn find_response(request: &SimulatedRequest, id: &str) -> Result<StoredResponse, ErrorResponse> {
     lock_ignoring_poison(&request.resource.responses)
-        .get(id)
+        .get(id, request.received_at)
         .cloned()
-        .ok_or_else(|| not_found("Response", id))
+        .ok_or_else(|| response_not_found(id))
+}
+
+fn is_before_output(event_type: &str) -> bool {
+    matches!(event_type, "response.created" | "response.queued" | "response.in_progress")
 }
 
 fn build_stream_response(events: &[Value]) -> SimulatedResponse {
     let role = |event: &Value| match event.get("type").and_then(Value::as_str).unwrap_or_default() {
-        "response.created" | "response.queued" | "response.in_progress" => EventRole::Preamble,
+        event_type if is_before_output(event_type) => EventRole::Preamble,
         "response.output_item.added" | "response.content_part.added" => EventRole::Preamble,
         "response.completed" | "response.incomplete" | "response.failed" => EventRole::Terminal,
         _ => EventRole::Content,

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::item_events::push_item_events;
+use super::references::conversation_id;
 use crate::demo::api::content_filter::passed_filter_results;
 
 /// A response of the Responses API.
@@ -59,6 +60,9 @@ impl ResponseObject {
         response.insert("error".to_owned(), Value::Null);
         response.insert("incomplete_details".to_owned(), Value::Null);
         response.insert("service_tier".to_owned(), json!("default"));
+        if let Some(id) = conversation_id(request) {
+            response.insert("conversation".to_owned(), json!({"id": id}));
+        }
         response.insert("user".to_owned(), request.get("user").cloned().unwrap_or_default());
         for (name, default) in echoed_parameter_defaults() {
             let given = request.get(name).filter(|value| !value.is_null()).cloned();

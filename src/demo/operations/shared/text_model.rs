@@ -2,7 +2,10 @@
 //!
 //! The same prompt gets the same text on every resource.
 
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use super::schema_document::document_for_schema;
+use crate::demo::util::json::text_member;
 
 /// What reasoning costs if a request asks for it.
 pub(in crate::demo) const REASONING_TOKENS: u64 = 64;
@@ -68,34 +71,55 @@ pub(in crate::demo) fn split_into_deltas(text: &str) -> Vec<&str> {
         .collect()
 }
 
-/// The text of the `content` of a message, which is a string or a list of parts.
-pub(in crate::demo) fn content_text(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Array(parts) => {
-            let texts: Vec<&str> =
-                parts.iter().filter_map(|part| part.get("text").and_then(Value::as_str)).collect();
-            texts.join(" ")
+/// A text with the proof that the model knows the earlier turns, if there are any: which turn this is, and how
+/// the conversation began.
+pub(in crate::demo) fn continued_text(text: String, user_texts: &[String]) -> String {
+    match user_texts {
+        [first, _, ..] => {
+            let words: Vec<&str> = first.split_whitespace().take(MAX_ECHOED_WORDS).collect();
+            format!("{text} (Turn {}; you began with: {})", user_texts.len(), words.join(" "))
         }
-        _ => String::new(),
+        _ => text,
     }
 }
 
-/// The name of the tool that the model calls: the one that `tool_choice` demands, or the first if the prompt
-/// says "use the tool".
-pub(in crate::demo) fn name_of_tool_to_call(body: &Value, prompt: &str) -> Option<String> {
-    let first = body.get("tools")?.as_array()?.first()?;
-    // Chat completions nest the name under `function`; the Responses API does not.
-    let name = |tool: &Value| {
-        let name = tool.get("function").unwrap_or(tool).get("name")?;
-        name.as_str().map(str::to_owned)
+/// The function that the model calls: the one that `tool_choice` demands, or the first if the prompt says
+/// "use the tool". The result has a `name`.
+pub(in crate::demo) fn tool_to_call<'b>(body: &'b Value, prompt: &str) -> Option<&'b Value> {
+    // Chat completions nest a function under `function`; the Responses API does not.
+    let functions: Vec<&Value> = body
+        .get("tools")?
+        .as_array()?
+        .iter()
+        .map(|tool| tool.get("function").unwrap_or(tool))
+        .filter(|function| text_member(function, "name").is_some())
+        .collect();
+    let named = |choice: &Value| {
+        let name = text_member(choice.get("function").unwrap_or(choice), "name")?;
+        functions.iter().copied().find(|function| text_member(function, "name") == Some(name))
     };
     match body.get("tool_choice") {
         Some(Value::String(choice)) if choice == "none" => None,
-        Some(Value::String(choice)) if choice == "required" => name(first),
-        Some(choice @ Value::Object(_)) => name(choice).or_else(|| name(first)),
-        _ => prompt.to_ascii_lowercase().contains("use the tool").then(|| name(first)).flatten(),
+        Some(Value::String(choice)) if choice == "required" => functions.first().copied(),
+        Some(choice @ Value::Object(_)) => named(choice).or_else(|| functions.first().copied()),
+        _ => {
+            prompt.to_ascii_lowercase().contains("use the tool").then(|| functions.first().copied()).flatten()
+        }
     }
+}
+
+/// The arguments for a function: as its schema demands, or else `{"input": …}`.
+pub(in crate::demo) fn function_arguments(function: &Value, prompt: &str) -> String {
+    let schema = function.get("parameters");
+    let has_properties = |schema: &&Value| schema.pointer("/properties").is_some_and(Value::is_object);
+    let document = schema.filter(has_properties).and_then(|schema| document_for_schema(schema, prompt));
+    document.unwrap_or_else(|| json!({"input": prompt})).to_string()
+}
+
+/// Whether a model thinks before it answers.
+pub(in crate::demo) fn is_reasoning_model(model: &str) -> bool {
+    let is_of_family = |family: &str| model.starts_with(family);
+    ["o1", "o3", "o4", "gpt-5", "gpt-6", "codex"].into_iter().any(is_of_family) && !model.contains("chat")
 }
 
 /// The dated name that a model has in responses.

@@ -4,8 +4,9 @@ use serde_json::{Value, json};
 
 use crate::demo::api::request::SimulatedRequest;
 use crate::demo::operations::shared::text_model::{
-    content_text, count_tokens, dated_model_name, echo_text, split_into_deltas,
+    count_tokens, dated_model_name, echo_text, split_into_deltas,
 };
+use crate::demo::util::json::content_text;
 
 pub(super) struct RealtimeSession<'a> {
     upgrade_request: SimulatedRequest<'a>,

@@ -42,14 +42,15 @@ pub(in crate::demo) async fn run_websocket_session<S: ResettableStream>(
         let remaining_lifetime = max_lifetime.saturating_sub(opened_at.elapsed());
         let Some(message) = receive_message(connection, remaining_lifetime).await? else { break };
         let message: Value = serde_json::from_slice(&message).unwrap_or_default();
-        let events = match &mut session {
-            WebSocketSession::Realtime(realtime) => realtime.handle_client_event(&message),
+        let (events, stream_end) = match &mut session {
+            WebSocketSession::Realtime(realtime) => (realtime.handle_client_event(&message), None),
             WebSocketSession::Responses(responses) => responses.handle_message(&message, Instant::now()),
         };
         for event in events {
             connection.sleep_while_connected(request.resource.definition.timing.event_interval).await?;
             send_text(connection, &event.to_string()).await?;
         }
+        drop(stream_end);
     }
     if opened_at.elapsed() >= max_lifetime {
         let message = "Your session hit the maximum duration of 60 minutes.";
