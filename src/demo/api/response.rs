@@ -16,7 +16,7 @@ pub(in crate::demo) struct SimulatedResponse {
     pub(in crate::demo) body: ResponseBody,
     /// What the rate limiter of the deployment is to be corrected by once the response is sent.
     pub(in crate::demo) charge_to_settle: Option<Box<ChargeSettlement>>,
-    /// The stored response whose stream this is, if its read lag counts from the end of the stream.
+    /// The stored response whose stream this is.
     pub(in crate::demo) streamed_response: Option<Box<StreamedResponse>>,
 }
 

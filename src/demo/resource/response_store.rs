@@ -111,10 +111,21 @@ impl ResponseStore {
         response.items().find(|item| id_of(item) == Some(item_id) && !is_reference(item))
     }
 
-    /// The stream of a response has ended: it can be read after the read lag.
-    pub(in crate::demo) fn on_stream_end(&mut self, id: &str, now: Instant, read_lag: Duration) {
-        if let Some(response) = self.responses_by_id.get_mut(id) {
+    /// The stream of a response has ended: it can be read after the read lag, if it could not be read before.
+    /// If the whole stream was sent, a background response is complete.
+    pub(in crate::demo) fn on_stream_end(
+        &mut self,
+        id: &str,
+        now: Instant,
+        read_lag: Duration,
+        is_complete: bool,
+    ) {
+        let Some(response) = self.responses_by_id.get_mut(id) else { return };
+        if response.readability == Readability::WhileStreamed {
             response.readability = Readability::From(now + read_lag);
+        }
+        if is_complete {
+            response.finishes_at = response.finishes_at.min(now);
         }
     }
 
@@ -220,7 +231,7 @@ mod tests {
         };
         let lag = Duration::from_secs(5);
         assert!(!is_found(&store, now + lag * 10), "while it is streamed");
-        store.on_stream_end("r", now, lag);
+        store.on_stream_end("r", now, lag, true);
         assert!(!is_found(&store, now + lag - Duration::from_millis(1)));
         assert!(is_found(&store, now + lag));
         store.remove("r");

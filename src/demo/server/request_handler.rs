@@ -40,6 +40,13 @@ pub(super) enum NextConnectionAction {
     Reset,
 }
 
+/// How the delivery of a response ended.
+struct Delivery {
+    next_action: NextConnectionAction,
+    /// Whether the whole response was sent.
+    is_complete: bool,
+}
+
 impl<S: ResettableStream> RequestHandler<'_, S> {
     pub(super) async fn handle_request(&mut self) -> Result<NextConnectionAction, ConnectionError> {
         let framing = self.head.body_framing()?;
@@ -119,7 +126,7 @@ impl<S: ResettableStream> RequestHandler<'_, S> {
     ) -> Result<NextConnectionAction, ConnectionError> {
         let response = with_common_headers(self.resource, self.head, to_response(error));
         let mood = Mood::EarlyAnswer { error, closes_connection };
-        let next_action = self.deliver_response(&response, &mood, !closes_connection).await?;
+        let delivery = self.deliver_response(&response, &mood, !closes_connection).await?;
         if closes_connection {
             return Ok(NextConnectionAction::Close);
         }
@@ -129,7 +136,7 @@ impl<S: ResettableStream> RequestHandler<'_, S> {
         self.resource.request_log.update_request(self.log_entry_number, |logged| {
             (logged.body_len, logged.is_body_complete) = (body.len() as u64, true);
         });
-        Ok(next_action)
+        Ok(delivery.next_action)
     }
 
     async fn respond_after_body(
@@ -142,14 +149,19 @@ impl<S: ResettableStream> RequestHandler<'_, S> {
         if let (ResponseBody::WebSocket(api), Some(route)) = (&response.body, route) {
             return self.upgrade_to_websocket(body, api, route).await;
         }
-        let stream_end = response.streamed_response.clone().map(|streamed| streamed.begin(self.resource));
-        let next_action = self.deliver_response(&response, mood, self.head.keeps_alive()).await;
+        let mut stream_end = response.streamed_response.clone().map(|streamed| streamed.begin(self.resource));
+        let delivery = self.deliver_response(&response, mood, self.head.keeps_alive()).await;
+        if let (Ok(delivery), Some(stream_end)) = (&delivery, &mut stream_end)
+            && delivery.is_complete
+        {
+            stream_end.set_complete();
+        }
         drop(stream_end);
         // What was generated is charged even if the client has disconnected.
         if let Some(charge) = &response.charge_to_settle {
             self.resource.settle_charge(charge);
         }
-        next_action
+        delivery.map(|delivery| delivery.next_action)
     }
 
     async fn deliver_response(
@@ -157,7 +169,7 @@ impl<S: ResettableStream> RequestHandler<'_, S> {
         response: &SimulatedResponse,
         mood: &Mood,
         keeps_alive: bool,
-    ) -> Result<NextConnectionAction, ConnectionError> {
+    ) -> Result<Delivery, ConnectionError> {
         let plan = DeliveryPlan::from_mood(mood, self.resource.definition.timing);
         self.connection.sleep_while_connected(plan.first_byte_delay).await?;
         plan.send_head(self.connection, self.head, response, keeps_alive).await?;
@@ -167,13 +179,14 @@ impl<S: ResettableStream> RequestHandler<'_, S> {
         self.resource
             .request_log
             .update_request(self.log_entry_number, |logged| logged.is_response_complete = is_complete);
-        Ok(match outcome {
+        let next_action = match outcome {
             DeliveryOutcome::CompleteReusable if keeps_alive => NextConnectionAction::ReadNextRequest,
             DeliveryOutcome::CompleteReusable
             | DeliveryOutcome::CompleteMustClose
             | DeliveryOutcome::CutOff(CutoffMethod::Close) => NextConnectionAction::Close,
             DeliveryOutcome::CutOff(CutoffMethod::Reset) => NextConnectionAction::Reset,
-        })
+        };
+        Ok(Delivery { next_action, is_complete })
     }
 
     async fn upgrade_to_websocket(

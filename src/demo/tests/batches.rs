@@ -2,6 +2,16 @@
 
 use super::*;
 
+/// `east` and `west`, whose batches take long enough to be seen at work.
+async fn start_slow_resources() -> Simulator {
+    let resource = |name: &str| SimulatedResource {
+        name: name.to_owned(),
+        background_response_duration: Duration::from_secs(1),
+        ..east_resource()
+    };
+    Simulator::start(vec![resource("east"), resource("west")]).await.unwrap()
+}
+
 async fn start_batch(simulator: &Simulator, lines: &str, endpoint: &str) -> String {
     let file = upload(simulator, "east", "batch", "in.jsonl", lines).await;
     let body = json!({"input_file_id": file, "endpoint": endpoint, "completion_window": "24h"});
@@ -23,7 +33,7 @@ async fn file_lines(simulator: &Simulator, id: &Value) -> Vec<Value> {
 
 #[tokio::test]
 async fn a_batch_answers_each_line_and_reports_bad_ones() {
-    let simulator = start_two_resources().await;
+    let simulator = start_slow_resources().await;
     let line = |id: &str, url: &str, body: Value| json!({"custom_id": id, "method": "POST", "url": url, "body": body});
     let messages = json!([{"role": "user", "content": "hi"}]);
     let lines = [
@@ -60,10 +70,7 @@ async fn a_batch_answers_each_line_and_reports_bad_ones() {
 
 #[tokio::test]
 async fn a_batch_that_is_cancelled_has_no_output() {
-    let resource =
-        SimulatedResource { background_response_duration: Duration::from_millis(400), ..east_resource() };
-    let west = SimulatedResource { name: "west".to_owned(), ..east_resource() };
-    let simulator = Simulator::start(vec![resource, west]).await.unwrap();
+    let simulator = start_slow_resources().await;
     let path = start_batch(&simulator, "{}", "/v1/responses").await;
     let cancelling = post(&simulator, "east", &format!("{path}/cancel"), &json!({})).await.json();
     assert_eq!(cancelling["status"], "cancelling");

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const LAG: Duration = Duration::from_millis(400);
+const LAG: Duration = Duration::from_millis(1500);
 
 /// Streams a response, and returns its last event's response object.
 async fn stream(simulator: &Simulator, parameters: Value) -> Value {

@@ -1,6 +1,7 @@
 //! State: what a resource remembers, and that another resource does not know it.
 
 use super::*;
+use crate::demo::BodyPosition;
 
 const RESPONSES_TARGET: &str = "/openai/v1/responses";
 
@@ -93,7 +94,7 @@ async fn responses_can_be_streamed_and_cut_off() {
 
 #[tokio::test]
 async fn background_responses_take_their_time_and_can_be_resumed_and_cancelled() {
-    let duration = Duration::from_millis(400);
+    let duration = Duration::from_secs(1);
     let resource = SimulatedResource { background_response_duration: duration, ..east_resource() };
     let simulator = start_simulator(resource).await;
     let start = || async {
@@ -119,6 +120,21 @@ async fn background_responses_take_their_time_and_can_be_resumed_and_cancelled()
     assert_eq!(get(&simulator, "east", &path).await.json()["status"], "cancelled");
     let events = get(&simulator, "east", &format!("{path}?stream=true")).await.event_types();
     assert_eq!(events, ["response.created", "response.queued", "response.in_progress"]);
+
+    // A stream that is cut off goes on in the background; one that was sent is complete.
+    let body = json!({"input": "hello", "background": true, "stream": true});
+    simulator.set_mood("east", Mood::CloseMidStream { after: BodyPosition::Events(3) });
+    let cut = respond(&simulator, "east", body.clone()).await;
+    simulator.set_mood("east", Mood::Calm);
+    let path = format!("/responses/{}", cut.events()[0]["response"]["id"].as_str().unwrap());
+    assert!(!cut.is_complete);
+    assert_ne!(get(&simulator, "east", &path).await.json()["status"], "completed");
+    let rest = get(&simulator, "east", &format!("{path}?stream=true&starting_after=2")).await.events();
+    let numbers: Vec<u64> = rest.iter().map(|event| event["sequence_number"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, (3..3 + numbers.len() as u64).collect::<Vec<_>>());
+    let sent = respond(&simulator, "east", body).await.events();
+    let path = format!("/responses/{}", sent[0]["response"]["id"].as_str().unwrap());
+    wait_for_status(&simulator, &path, &["completed"]).await;
 
     let synchronous = respond(&simulator, "east", json!({"input": "hello"})).await.json();
     let path = format!("/responses/{}/cancel", synchronous["id"].as_str().unwrap());

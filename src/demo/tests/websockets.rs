@@ -90,8 +90,34 @@ async fn a_responses_websocket_remembers_responses_that_are_not_stored() {
     let done = next_event_of_type(&mut client, "response.completed").await;
     let previous = format!(r#","previous_response_id":{}"#, done["response"]["id"]);
     client.send(client_frame(1, create_message(&previous).as_bytes())).await;
-    assert_eq!(next_event_of_type(&mut client, "response.completed").await["type"], "response.completed");
+    let done = next_event_of_type(&mut client, "response.completed").await;
+    assert!(message_text(&done["response"]).contains("Turn 2; you began with: hi"), "{done}");
+    let message =
+        r#"{"type":"response.create","model":"gpt-4o","input":"hi","previous_response_id":"resp_x"}"#;
+    client.send(client_frame(1, message.as_bytes())).await;
+    let refused = next_event_of_type(&mut client, "error").await;
+    assert_eq!(
+        (refused["status"].clone(), refused["error"]["code"].clone()),
+        (json!(400), json!("previous_response_not_found"))
+    );
     client.send(client_frame(8, &1000u16.to_be_bytes())).await;
     assert_eq!(next_event(&mut client).await, json!({"closed": true}));
     assert!(!client.read_more().await);
+}
+
+#[tokio::test]
+async fn a_responses_websocket_knows_its_own_responses_without_a_lag() {
+    let read_lag = Duration::from_secs(1);
+    let simulator = start_simulator(SimulatedResource { read_lag, ..east_resource() }).await;
+    let mut client = TestClient::connect(simulator.address("east")).await;
+    client.round_trip(upgrade_request("/openai/v1/responses", "api-key: k\r\n")).await;
+    client.send(client_frame(1, br#"{"type":"response.create","model":"gpt-4o","input":"hi"}"#)).await;
+    let created = next_event_of_type(&mut client, "response.completed").await["response"].clone();
+    let follow_up = json!({"type": "response.create", "model": "gpt-4o", "input": "on", "previous_response_id": created["id"]});
+    let path = format!("/responses/{}", created["id"].as_str().unwrap());
+    assert_eq!(get(&simulator, "east", &path).await.status, 404, "elsewhere it lags");
+    client.send(client_frame(1, follow_up.to_string().as_bytes())).await;
+    let done = next_event_of_type(&mut client, "response.completed").await;
+    assert!(message_text(&done["response"]).contains("Turn 2"), "{done}");
+    wait_for_status(&simulator, &path, &["completed"]).await;
 }

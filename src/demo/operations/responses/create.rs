@@ -28,7 +28,7 @@ use crate::demo::util::locking::lock_ignoring_poison;
 /// A response that was created.
 pub(in crate::demo::operations) struct CreatedResponse<'a> {
     pub(in crate::demo::operations) stream_events: Vec<Value>,
-    /// Set if the response is streamed, and found only some time after that.
+    /// Set if the response is streamed.
     pub(in crate::demo::operations) streamed: Option<StreamedResponse>,
     pub(in crate::demo::operations) response_json: Value,
     pub(super) admission: DeploymentAdmission<'a>,
@@ -91,9 +91,11 @@ pub(in crate::demo::operations) fn create_response<'a>(
     let finished_json = object.to_finished_json(body);
     let response_json =
         if is_background { object.to_pending_json(body, "queued") } else { finished_json.clone() };
-    let is_streamed = (flag("stream", false) || websocket_store.is_some()) && !is_background;
-    let streamed = (is_streamed && !request.read_lag.is_zero())
-        .then(|| StreamedResponse { id: object.id.clone(), read_lag: request.read_lag });
+    let is_streamed = flag("stream", false) || websocket_store.is_some();
+    let streamed =
+        is_streamed.then(|| StreamedResponse { id: object.id.clone(), read_lag: request.read_lag });
+    // Clients read a background response while it is streamed, to go on with its stream.
+    let is_lagging = is_streamed && !is_background && !request.read_lag.is_zero();
     remember_output(&mut prepared.history, &output);
     let background_duration = request.resource.definition.background_response_duration;
     let stored = StoredResponse {
@@ -106,7 +108,7 @@ pub(in crate::demo::operations) fn create_response<'a>(
         created_at: request.received_at,
         finishes_at: request.received_at + if is_background { background_duration } else { Duration::ZERO },
         is_cancelled: false,
-        readability: if streamed.is_some() { Readability::WhileStreamed } else { Readability::Immediate },
+        readability: if is_lagging { Readability::WhileStreamed } else { Readability::Immediate },
     };
     if request.keeps_responses {
         if let Some(id) = conversation_id(body) {

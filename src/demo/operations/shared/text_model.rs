@@ -101,7 +101,11 @@ pub(in crate::demo) fn tool_to_call<'b>(body: &'b Value, prompt: &str) -> Option
     match body.get("tool_choice") {
         Some(Value::String(choice)) if choice == "none" => None,
         Some(Value::String(choice)) if choice == "required" => functions.first().copied(),
-        Some(choice @ Value::Object(_)) => named(choice).or_else(|| functions.first().copied()),
+        // It may also demand a hosted tool.
+        Some(choice @ Value::Object(_)) => match text_member(choice, "type") {
+            None | Some("function") => named(choice).or_else(|| functions.first().copied()),
+            Some(_) => None,
+        },
         _ => {
             prompt.to_ascii_lowercase().contains("use the tool").then(|| functions.first().copied()).flatten()
         }

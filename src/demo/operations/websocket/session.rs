@@ -50,7 +50,9 @@ pub(in crate::demo) async fn run_websocket_session<S: ResettableStream>(
             connection.sleep_while_connected(request.resource.definition.timing.event_interval).await?;
             send_text(connection, &event.to_string()).await?;
         }
-        drop(stream_end);
+        if let Some(mut stream_end) = stream_end {
+            stream_end.set_complete();
+        }
     }
     if opened_at.elapsed() >= max_lifetime {
         let message = "Your session hit the maximum duration of 60 minutes.";
