@@ -47,6 +47,11 @@ name_type!(
     BackendName
 );
 name_type!(
+    /// The name of an Azure resource, which owns what was made on it: its host and port, or what the configuration
+    /// calls it.
+    ResourceName
+);
+name_type!(
     /// The name of a client in the configuration.
     ClientName
 );

@@ -5,9 +5,9 @@ use std::hash::Hash;
 
 use super::changes::{ChangedEntry, ConfigChanges, ListChanges};
 use super::schema::{
-    AdminConfig, BackendConfig, BreakerConfig, ClientConfig, ClientsConfig, Config, CooldownConfig,
-    DisabledBackend, KeyVaultConfig, ListenerConfig, RecordConfig, RequestsConfig, RetryConfig, ServerConfig,
-    TimeoutsConfig,
+    AdminConfig, AffinityConfig, BackendConfig, BreakerConfig, ClientConfig, ClientsConfig, Config,
+    CooldownConfig, DisabledBackend, KeyVaultConfig, ListenerConfig, RecordConfig, RequestsConfig,
+    RetryConfig, ServerConfig, TimeoutsConfig,
 };
 
 /// The keys whose fields differ between two values of a type.
@@ -74,15 +74,16 @@ fn compare_backends(before: &Config, after: &Config) -> ListChanges {
             (AnyBackend::Enabled(before), AnyBackend::Enabled(after)) => changed_backend_keys(before, after),
             (AnyBackend::Disabled(before), AnyBackend::Disabled(after)) => {
                 let keys = changed_keys!(DisabledBackend, before, after, {
-                    position => "position",
-                    name => "name",
-                    endpoint => "endpoint",
-                    tier => "tier",
-                    weight => "weight",
-                    deployments => "deployments",
-                });
+                                    position => "position",
+                                    name => "name",
+                                    endpoint => "endpoint",
+                resource => "resource",
+                                    tier => "tier",
+                                    weight => "weight",
+                                    deployments => "deployments",
+                                });
                 // Its place among the others is no key of its own.
-                keys.into_iter().filter(|key| *key != "position").collect()
+                without_implied_resource(keys.into_iter().filter(|key| *key != "position").collect())
             }
             _ => vec!["enabled"],
         }
@@ -90,19 +91,27 @@ fn compare_backends(before: &Config, after: &Config) -> ListChanges {
 }
 
 fn changed_backend_keys(before: &BackendConfig, after: &BackendConfig) -> Vec<&'static str> {
-    changed_keys!(BackendConfig, before, after, {
-        name => "name",
-        endpoint => "endpoint",
-        tier => "tier",
-        weight => "weight",
-        credential => "credential",
-        deployments => "deployments",
-        api_version_override => "api_version",
-        tls => "tls",
-        http2_enabled => "http2",
-        health_probe_after_idle => "probe",
-        provisioned => "provisioned",
-    })
+    without_implied_resource(changed_keys!(BackendConfig, before, after, {
+            name => "name",
+            endpoint => "endpoint",
+    resource => "resource",
+            tier => "tier",
+            weight => "weight",
+            credential => "credential",
+            deployments => "deployments",
+            api_version_override => "api_version",
+            tls => "tls",
+            http2_enabled => "http2",
+            health_probe_after_idle => "probe",
+            provisioned => "provisioned",
+    }))
+}
+
+/// A resource is named after its endpoint unless the file names it.
+fn without_implied_resource(mut keys: Vec<&'static str>) -> Vec<&'static str> {
+    let implies = keys.contains(&"endpoint");
+    keys.retain(|key| *key != "resource" || !implies);
+    keys
 }
 
 fn listed_clients(config: &Config) -> &[ClientConfig] {
@@ -186,6 +195,7 @@ fn changed_settings(before: &Config, after: &Config) -> Vec<String> {
         clients,
         client_tokens,
         requests,
+        affinity,
         balance_policy,
         retry,
         cooldown,
@@ -209,6 +219,14 @@ fn changed_settings(before: &Config, after: &Config) -> Vec<String> {
         add("", vec!["entra"]);
     }
     add("requests", changed_requests_keys(before, after, requests));
+    let affinity = changed_keys!(AffinityConfig, affinity, after.affinity, {
+        ask_limit => "ask",
+        memory_bytes => "memory",
+        read_lag => "read_lag",
+        unavailable_policy => "unavailable",
+        owner_policy => "owner",
+    });
+    add("affinity", affinity);
     if *balance_policy != after.balance_policy {
         add("", vec!["balance"]);
     }
@@ -440,9 +458,9 @@ mod tests {
                 String::new(),
                 "retry: { attempts: 1, hold: { time: 1s } }\nbreaker: { failures: 9 }\ncooldown: { default: 9s }\n\
                  timeouts: { idle: 9s }\nserver: { drain_delay: 9s, state_directory: x }\nbalance: round_robin\n\
-                 requests: { max_body: 1MiB }\nkey_vault: { refresh: 9s }"
+                 requests: { max_body: 1MiB }\naffinity: { ask: 0 }\nkey_vault: { refresh: 9s }"
                     .to_owned(),
-                "settings: requests.max_body, balance, retry.attempts, retry.hold, cooldown.default, breaker.failures, \
+                "settings: requests.max_body, affinity.ask, balance, retry.attempts, retry.hold, cooldown.default, breaker.failures, \
                  timeouts.idle, key_vault.refresh, server.drain_delay and server.state_directory",
             ),
             (

@@ -29,12 +29,13 @@ pub use load::{
     parse_and_check_yaml,
 };
 pub use schema::{
-    AdminAddress, AdminConfig, AppCredential, AppRegistration, BackendConfig, BackendTlsConfig,
-    BalancePolicy, BreakerConfig, ClientConfig, ClientTokenConfig, ClientsConfig, Config, CooldownConfig,
-    CredentialConfig, DisabledBackend, EntraCredential, EntraIdentity, JsonlConfig, KeyVaultConfig,
-    ListenerConfig, LogAnalyticsConfig, ManagedIdentitySelector, ModelsSource, ProvisionedThroughput,
-    RecordConfig, RecordedContent, RequestsConfig, RetryConfig, SecretSource, ServerConfig, ServerTlsConfig,
-    SpoolConfig, StreamHoldLimits, StreamUsageMode, TimeoutsConfig, TlsVersion, VaultSecretRef,
+    AdminAddress, AdminConfig, AffinityConfig, AppCredential, AppRegistration, AskLimit, BackendConfig,
+    BackendTlsConfig, BalancePolicy, BreakerConfig, ClientConfig, ClientTokenConfig, ClientsConfig, Config,
+    CooldownConfig, CredentialConfig, DisabledBackend, EntraCredential, EntraIdentity, JsonlConfig,
+    KeyVaultConfig, ListenerConfig, LogAnalyticsConfig, ManagedIdentitySelector, ModelsSource, OwnerPolicy,
+    ProvisionedThroughput, RecordConfig, RecordedContent, RequestsConfig, RetryConfig, SecretSource,
+    ServerConfig, ServerTlsConfig, SpoolConfig, StreamHoldLimits, StreamUsageMode, TimeoutsConfig,
+    TlsVersion, UnavailableHomePolicy, VaultSecretRef,
 };
 pub use values::{
     AllowRule, CertifiedKey, CertifiedKeyError, CertifiedKeyFiles, DeploymentMap, Endpoint, PathPattern,

@@ -10,11 +10,12 @@ use super::shared::{BACKEND_TLS_KEYS, read_api_version, read_entry_name};
 use crate::config::schema::{BackendConfig, BackendTlsConfig, DisabledBackend};
 use crate::config::values::{DeploymentMap, Endpoint, parse_host_name};
 use crate::config::yaml::{YamlMapping, YamlNode};
-use crate::names::{BackendName, DeploymentName, Tier, Weight};
+use crate::names::{BackendName, DeploymentName, ResourceName, Tier, Weight};
 
-const BACKEND_KEYS: [&str; 12] = [
+const BACKEND_KEYS: [&str; 13] = [
     "name",
     "endpoint",
+    "resource",
     "tier",
     "weight",
     "credential",
@@ -70,6 +71,14 @@ fn read_backend(
     let endpoint = map
         .require("endpoint", "write the resource's URL, such as https://NAME.openai.azure.com")
         .and_then(|node| read_backend_endpoint(&node));
+    let resource = map.read_optional("resource", read_entry_name);
+    // Always with its port: `resource: NAME` has no colon, so that the two cannot be the same by accident.
+    let resource = resource.and_then(|name| match name {
+        Some(name) => Some(ResourceName::new(&name)),
+        None => endpoint
+            .as_ref()
+            .map(|endpoint| ResourceName::new(&format!("{}:{}", endpoint.host, endpoint.port))),
+    });
     let tier = map.read_or("tier", Tier::FIRST, |node| {
         let tier = node.read_integer(1..=u64::from(u16::MAX))?;
         Tier::new(u16::try_from(tier).ok()?)
@@ -109,6 +118,7 @@ fn read_backend(
             position: index,
             name: name?,
             endpoint: endpoint?,
+            resource: resource?,
             tier: tier?,
             weight: weight?,
             deployments: deployments?,
@@ -118,6 +128,7 @@ fn read_backend(
     Some(ListedBackend::Enabled(Box::new(BackendConfig {
         name: name?,
         endpoint: endpoint?,
+        resource: resource?,
         tier: tier?,
         weight: weight?,
         credential: credential??,
@@ -354,7 +365,7 @@ mod tests {
             (
                 "backends: [ x, {} ]",
                 &[
-                    "backends[0]: must be a mapping with name, endpoint, tier, weight, credential, deployments, api_version, tls, http2, probe, enabled or provisioned, not a string",
+                    "backends[0]: must be a mapping with name, endpoint, resource, tier, weight, credential, deployments, api_version, tls, http2, probe, enabled or provisioned, not a string",
                     "backends[1].name: is missing; give it a unique name",
                     "backends[1].endpoint: is missing; write the resource's URL, such as https://NAME.openai.azure.com",
                     "backends[1].credential: is missing; write credential: { api_key: \"${NAME}\" }",

@@ -4,6 +4,7 @@
 //! All blocks are read even if some have errors, so that every problem is reported at once.
 
 mod admin;
+mod affinity;
 mod backends;
 mod clients;
 mod credentials;
@@ -23,12 +24,13 @@ use std::path::PathBuf;
 use super::schema::{AdminConfig, Config};
 use super::yaml::YamlNode;
 
-const TOP_LEVEL_KEYS: [&str; 14] = [
+const TOP_LEVEL_KEYS: [&str; 15] = [
     "listeners",
     "backends",
     "clients",
     "entra",
     "requests",
+    "affinity",
     "balance",
     "retry",
     "breaker",
@@ -49,6 +51,7 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
     let clients = clients::read_clients(&root, backends.as_ref());
     let client_tokens = root.read_optional("entra", clients::read_client_tokens);
     let requests = requests::read_requests(&root, backends.as_ref());
+    let affinity = affinity::read_affinity(&root, backends.as_ref());
     let balance_policy = retry::read_balance_policy(&root);
     let retry = retry::read_retry(&root);
     let breaker = retry::read_breaker(&root);
@@ -76,6 +79,7 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
         clients,
         client_tokens: client_tokens?,
         requests: requests?,
+        affinity: affinity?,
         balance_policy: balance_policy?,
         retry: retry?,
         breaker: breaker?,

@@ -89,6 +89,13 @@ impl PartialBackends {
         tiers.enumerate().min_by_key(|(_, tier)| *tier).map(|(index, _)| index)
     }
 
+    /// The number of resources of the enabled backends; `None` if a backend has errors.
+    pub(super) fn resource_count(&self) -> Option<usize> {
+        let all: Option<Vec<&ListedBackend>> = self.backends.iter().map(Option::as_ref).collect();
+        let enabled = all?.into_iter().filter_map(ListedBackend::enabled);
+        Some(enabled.map(|backend| &backend.resource).collect::<HashSet<_>>().len())
+    }
+
     /// The deployments that clients may ask for, also those of disabled backends; `None` if that is unknown,
     /// because a backend has errors or serves every name.
     pub(super) fn served_deployments(&self) -> Option<HashSet<&DeploymentName>> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::credentials::CredentialConfig;
 use crate::config::values::{CertifiedKeyFiles, DeploymentMap, Endpoint};
-use crate::names::{BackendName, Tier, Weight};
+use crate::names::{BackendName, ResourceName, Tier, Weight};
 
 /// One routable entry: an endpoint with its credential, tier and weight.
 #[derive(Clone, Debug)]
@@ -15,6 +15,8 @@ pub struct BackendConfig {
     pub name: BackendName,
     /// The host of the Azure resource; several backends may share one.
     pub endpoint: Endpoint,
+    /// The Azure resource; several backends may share one.
+    pub resource: ResourceName,
     /// Lower tiers are tried first.
     pub tier: Tier,
     /// Its share of the requests of its tier.
@@ -53,6 +55,8 @@ pub struct DisabledBackend {
     pub name: BackendName,
     /// The host of the Azure resource.
     pub endpoint: Endpoint,
+    /// The Azure resource.
+    pub resource: ResourceName,
     /// Its tier if it were enabled.
     pub tier: Tier,
     /// Its weight if it were enabled.

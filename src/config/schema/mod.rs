@@ -3,6 +3,7 @@
 //!
 //! Reading and checking the YAML is left to `check`.
 
+mod affinity;
 mod backend;
 mod clients;
 mod credentials;
@@ -12,6 +13,7 @@ mod requests;
 mod retry;
 mod server;
 
+pub use affinity::{AffinityConfig, AskLimit, OwnerPolicy, UnavailableHomePolicy};
 pub use backend::{BackendConfig, BackendTlsConfig, DisabledBackend, ProvisionedThroughput};
 pub use clients::{ClientConfig, ClientTokenConfig, ClientsConfig};
 pub use credentials::{
@@ -41,6 +43,8 @@ pub struct Config {
     pub client_tokens: Option<ClientTokenConfig>,
     /// Which requests are allowed, and what is changed in them.
     pub requests: RequestsConfig,
+    /// How requests find the resource that has what they refer to.
+    pub affinity: AffinityConfig,
     /// How requests are distributed among the backends of a tier.
     pub balance_policy: BalancePolicy,
     /// When a request is sent again after a failed attempt.
