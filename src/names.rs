@@ -155,6 +155,12 @@ impl Tier {
     /// The default tier of a backend.
     pub const FIRST: Self = Self(NonZeroU16::MIN);
 
+    /// The tier that takes over from this one.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
     /// A tier of 1 or above; `None` for 0.
     pub fn new(tier: u16) -> Option<Self> {
         NonZeroU16::new(tier).map(Self)

@@ -20,8 +20,20 @@ pub enum RefusalReason {
     DeploymentNotFound,
     /// `requests.allow` does not list this method and path.
     PathNotAllowed,
+    /// The list has objects of all clients, and `affinity.owner` is `enforce`.
+    ListNotAllowed,
     /// A method that is never served: OPTIONS, TRACE, CONNECT.
     MethodNotAllowed,
+    /// The request refers to objects of different Azure resources.
+    MixedResources,
+    /// Another client made the object, and `affinity.owner` is `enforce`.
+    ObjectNotFound,
+    /// The same for the response that the request continues. The code is Azure's.
+    PreviousResponseNotFound,
+    /// The same for encrypted reasoning. The code is Azure's.
+    EncryptedContentNotVerified,
+    /// The resource that has what the request refers to is unavailable.
+    HomeUnavailable,
     /// The head or the body of the request did not arrive in time.
     RequestTimeout,
     /// The body exceeds `requests.max_body` or `requests.max_streamed_body`.
@@ -56,7 +68,13 @@ impl RefusalReason {
             Self::InvalidApiKey => (401, "invalid_api_key", "authentication_error"),
             Self::DeploymentNotAllowed => (403, "deployment_not_allowed", "permission_error"),
             Self::DeploymentNotFound => (404, "DeploymentNotFound", INVALID_REQUEST_ERROR),
+            Self::MixedResources => (400, "mixed_resources", INVALID_REQUEST_ERROR),
+            Self::ObjectNotFound => (404, "object_not_found", INVALID_REQUEST_ERROR),
+            Self::PreviousResponseNotFound => (400, "previous_response_not_found", INVALID_REQUEST_ERROR),
+            Self::EncryptedContentNotVerified => (400, "invalid_encrypted_content", INVALID_REQUEST_ERROR),
+            Self::HomeUnavailable => (503, "home_unavailable", SERVER_ERROR),
             Self::PathNotAllowed => (404, "path_not_allowed", INVALID_REQUEST_ERROR),
+            Self::ListNotAllowed => (403, "path_not_allowed", "permission_error"),
             Self::MethodNotAllowed => (405, "method_not_allowed", INVALID_REQUEST_ERROR),
             Self::RequestTimeout => (408, "request_timeout", INVALID_REQUEST_ERROR),
             Self::BodyTooLarge => (413, "body_too_large", INVALID_REQUEST_ERROR),
@@ -84,9 +102,19 @@ impl RefusalReason {
         self.status_code_and_type().0
     }
 
-    /// `error.code` for clients, `refusal` in records.
+    /// `refusal` in records.
     pub fn code(self) -> &'static str {
         self.status_code_and_type().1
+    }
+
+    /// `error.code` for clients. Azure has none for an object that does not exist.
+    pub fn client_code(self) -> Option<&'static str> {
+        (self != Self::ObjectNotFound).then(|| self.code())
+    }
+
+    /// `error.param` for clients.
+    pub fn param(self) -> Option<&'static str> {
+        (self == Self::PreviousResponseNotFound).then_some("previous_response_id")
     }
 
     /// `error.type`, which the SDKs show.

@@ -113,7 +113,7 @@ async fn refusals_are_checked_in_order_and_look_like_azure_errors() {
         ("GET", "/openai/v1/files", vec![("api-key", b)], "", 403, "deployment_not_allowed"),
         ("POST", v1_target, vec![("api-key", b)], r#"{"model":"gpt-4o"}"#, 403, "deployment_not_allowed"),
         ("POST", v1_target, vec![("api-key", CLIENT_KEY)], r#"{"model":"none"}"#, 404, "DeploymentNotFound"),
-        ("POST", v1_target, vec![("api-key", CLIENT_KEY)], r#"{"messages":[]}"#, 400, "bad_request"),
+        ("POST", v1_target, vec![("api-key", CLIENT_KEY)], r#"{"model":7}"#, 400, "bad_request"),
         ("POST", v1_target, vec![("api-key", CLIENT_KEY)], r#"{"model":5}"#, 400, "bad_request"),
         ("POST", v1_target, vec![("api-key", CLIENT_KEY)], r#"{"model":"a/b"}"#, 400, "bad_request"),
         (

@@ -77,7 +77,7 @@ impl GatewayFixture {
         gateway.check_permissions_from_head(method, &target, &client).expect(expectation);
         let body = BodyView { bytes: body, content_type: "application/json", is_compressed: false };
         let call = gateway.parse_requested_call(method, &target, &body).expect(expectation);
-        gateway.admit(method, target, &client, call).expect(expectation)
+        gateway.admit(method, target, &client, call, body.bytes, Moment::now()).expect(expectation)
     }
 }
 
@@ -99,7 +99,7 @@ pub fn steps() -> Vec<Step> {
         "choose_backend",
         Box::new(move || {
             let mut plan = RetryPlan::new(&admitted.pool);
-            let limits = step_fixture.gateway.retry_limits_for_request(now, now, None);
+            let limits = step_fixture.gateway.retry_limits_for_request(&admitted, now, now, None);
             let next_step = plan.next_step(&admitted.pool, Operation::Chat, &limits, now, 0.5);
             if let NextStep::Attempt(chosen) = next_step {
                 plan.on_attempt_start(&admitted.pool, &chosen, now);
@@ -294,6 +294,7 @@ fn sample_exchange(admitted: &AdmittedRequest, body: &Bytes, response: &Bytes) -
         upstream_deployment: admitted.deployment.clone(),
         region: Some("East US".to_owned()),
         apim_request_id: Some("0f1a9f8c-2f3b-4c59-a0d0-2a0b7a7f6f11".to_owned()),
+        affinity: None,
         attempts: Vec::new(),
         duration: Duration::from_millis(900),
         waited: Duration::ZERO,

@@ -61,6 +61,7 @@ var fields = [
   { name: 'upstream_deployment', type: 'string' }
   { name: 'region', type: 'string' }
   { name: 'model', type: 'string' }
+  { name: 'affinity', type: 'dynamic' }
   { name: 'attempts', type: 'dynamic' }
   { name: 'duration_ms', type: 'long' }
   { name: 'waited_ms', type: 'long' }

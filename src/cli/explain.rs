@@ -20,13 +20,15 @@ use crate::azure::hide_secrets_in_target;
 use crate::azure::response::verdict::Verdict;
 use crate::config::{BalancePolicy, Config};
 use crate::credentials::Keyring;
-use crate::gateway::{AdmittedRequest, BodyView, Gateway, ModelsAnswer, ProcessState};
+use crate::gateway::{
+    AdmittedRequest, BodyView, Gateway, ModelsAnswer, Moment, ProcessState, RequestAffinity,
+};
 use crate::names::DeploymentName;
 use crate::proxy::upstream::headers;
 use crate::record::{Recorder, RecorderError};
 use crate::refusal::Refusal;
 use crate::routing::attempt_outcome::AttemptOutcome;
-use crate::routing::retry_plan::{NextStep, RetryPlan};
+use crate::routing::retry_plan::NextStep;
 
 /// The arguments of `aoai-lb explain`.
 #[derive(Args)]
@@ -224,13 +226,23 @@ fn admit_and_write_request(
     let call = gateway.parse_requested_call(&request.method, &target, &body)?;
     match &call.deployment {
         Some(deployment) => write_line(text, "deployment", deployment.as_str()),
-        None => write_line(
-            text,
-            "deployment",
-            "none: the call goes to the default backend (requests.home) and is not balanced",
-        ),
+        None => write_line(text, "deployment", "none: the call is not balanced"),
     }
-    gateway.admit(&request.method, target, client, call).map(Some)
+    let admitted = gateway.admit(&request.method, target, client, call, body.bytes, Moment::now())?;
+    if let Some(affinity) = &admitted.affinity {
+        write_line(text, "affinity", describe_affinity(affinity));
+    }
+    Ok(Some(admitted))
+}
+
+/// Where a request goes that refers to an object, or names no deployment.
+fn describe_affinity(affinity: &RequestAffinity) -> &'static str {
+    if affinity.asks() {
+        "it refers to an object. If the balancer remembers the resource that has it, only that one gets the request; \
+         otherwise the resources are asked in the order below until one has it"
+    } else {
+        "none: the call goes to the default backend (requests.home)"
+    }
 }
 
 /// Writes the attempts in their order, and what each response would lead to.
@@ -243,12 +255,6 @@ fn write_routing(
     text: &mut String,
 ) {
     write_attempts(gateway, request, admitted, now, text);
-    if admitted.tries_other_resources_on_404 {
-        let others = gateway.non_default_resources_pool();
-        let names = others.candidates().iter().filter_map(|other| gateway.backends.get(other.backend_index));
-        let names: Vec<_> = names.map(|backend| backend.config.name.to_string()).collect();
-        write_line(text, "", &format!("on 404 then each of: {}", names.join(", ")));
-    }
     for backend in &config.disabled_backends {
         let serves = |deployment| backend.deployments.upstream_name(deployment).is_some();
         if admitted.deployment.as_ref().is_some_and(serves) {
@@ -279,10 +285,21 @@ fn write_attempts(
     now: Instant,
     text: &mut String,
 ) {
-    let retry_limits = gateway.retry_limits_for_request(now, now, None);
-    let mut retry_plan = RetryPlan::new(&admitted.pool);
+    let retry_limits = gateway.retry_limits_for_request(admitted, now, now, None);
+    let mut retry_plan = admitted.retry_plan();
     let operation = admitted.target.operation;
-    write_line(text, "order", "while all are available, this one first; then the next if it fails");
+    let asks = admitted.affinity.as_ref().is_some_and(|affinity| affinity.asks());
+    let (order, outcome) = match asks {
+        true => (
+            "while all are available, this one first; then the next resource if this one does not have the object",
+            AttemptOutcome::NotOnThisResource,
+        ),
+        false => (
+            "while all are available, this one first; then the next if it fails",
+            AttemptOutcome::CannotServe,
+        ),
+    };
+    write_line(text, "order", order);
     let mut rank = 0;
     while let NextStep::Attempt(chosen) =
         retry_plan.next_step(&admitted.pool, operation, &retry_limits, now, 0.0)
@@ -315,7 +332,7 @@ fn write_attempts(
             }
         }
         retry_plan.on_attempt_start(&admitted.pool, &chosen, now);
-        retry_plan.on_attempt_end(&admitted.pool, chosen.candidate_index, AttemptOutcome::CannotServe);
+        retry_plan.on_attempt_end(&admitted.pool, chosen.candidate_index, outcome);
     }
 }
 
@@ -347,7 +364,7 @@ fn write_limits(config: &Config, admitted: &AdmittedRequest, text: &mut String) 
 fn describe_verdict(verdict: Verdict, config: &Config) -> String {
     let duration = |length: Duration| humantime::format_duration(length).to_string();
     match verdict {
-        Verdict::Success | Verdict::ClientError | Verdict::NotOnThisResource => "relayed".to_owned(),
+        Verdict::Success | Verdict::ClientError => "relayed".to_owned(),
         Verdict::Throttled => format!(
             "the next backend; the deployment is unavailable as long as the response says (by default {}, at most {})",
             duration(config.cooldown.default_duration),
@@ -376,6 +393,7 @@ fn describe_verdict(verdict: Verdict, config: &Config) -> String {
         }
         Verdict::UnsupportedByBackend => "the next backend; this one stays available".to_owned(),
         Verdict::TooLargeForBackend => "the next backend, each once; no cooldown".to_owned(),
+        Verdict::NotOnThisResource => "the next resource; this one stays available".to_owned(),
         Verdict::PromptTooLong => "the next tier; this one stays available".to_owned(),
         Verdict::RetryElsewhere => "the next backend, each once; this one stays available".to_owned(),
     }

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use super::request_affinity::RequestAffinity;
 use super::requested_call::ParsedBody;
 use crate::azure::{PromptPartRanges, RequestTarget};
 use crate::names::{ClientName, DeploymentName};
 use crate::routing::pool::BackendPool;
+use crate::routing::retry_plan::{ResourceSearch, RetryPlan};
 
 /// A request that is allowed and has a pool of backends.
 pub struct AdmittedRequest {
@@ -22,15 +24,29 @@ pub struct AdmittedRequest {
     /// Whether it may be sent again after an attempt that the backend may have received: not if it creates
     /// an object each time.
     pub is_repeatable: bool,
-    /// Whether it reads or deletes an object by its id, which any resource may have: the default backend is
-    /// tried first, and the other resources if that answers 404.
-    pub tries_other_resources_on_404: bool,
+    /// What it refers to; `None` for a request that refers to nothing and names a deployment.
+    pub affinity: Option<Box<RequestAffinity>>,
+    /// Whether its path names an object and no deployment, so that a 404 is about the object.
+    pub names_object_in_path: bool,
     pub(super) parsed_body: ParsedBody,
     /// Whether no backend lists the deployment and none has answered for it yet.
     pub(super) uses_unlisted_pool: bool,
 }
 
 impl AdmittedRequest {
+    /// Where it may be answered, if it refers to objects.
+    pub fn search(&self) -> Option<&ResourceSearch> {
+        self.affinity.as_ref()?.search.as_ref()
+    }
+
+    /// The plan for its attempts.
+    pub fn retry_plan(&self) -> RetryPlan {
+        match self.search() {
+            Some(search) => RetryPlan::for_search(&self.pool, search.clone()),
+            None => RetryPlan::new(&self.pool),
+        }
+    }
+
     /// Where the prompt is in the body, if that is known.
     pub fn prompt_parts(&self) -> Option<&PromptPartRanges> {
         match &self.parsed_body {

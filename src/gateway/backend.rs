@@ -19,6 +19,8 @@ const MISSING_SECRET_OUTAGE_DURATION: Duration = Duration::from_secs(86_400);
 pub struct Backend {
     /// As configured.
     pub config: config::BackendConfig,
+    /// The index of its resource in [`Gateway::resources`](super::Gateway::resources).
+    pub resource_index: usize,
     /// The value of `Host`: `tls.server_name_override` if it is set, since a resource answers only to its own name
     /// and the endpoint may be a private address.
     pub host_header_value: HeaderValue,
@@ -34,12 +36,14 @@ impl Backend {
     /// A backend of this configuration, with its health in the process so far.
     pub(super) fn new(
         config: &config::BackendConfig,
+        resource_index: usize,
         key_vault: &config::KeyVaultConfig,
         process: &ProcessState,
     ) -> Self {
         let server_name = config.tls.server_name_override.clone();
         Self {
             config: config.clone(),
+            resource_index,
             host_header_value: to_header_value(server_name.unwrap_or_else(|| config.endpoint.authority())),
             name_header_value: to_header_value(config.name.as_str().to_owned()),
             credential: Arc::new(process.keyring.build_backend_credential(&config.credential, key_vault)),

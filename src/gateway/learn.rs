@@ -105,10 +105,11 @@ impl Gateway {
                 }
                 None
             }
-            Verdict::ClientError | Verdict::NotOnThisResource => None,
+            Verdict::ClientError => None,
             Verdict::RetryElsewhere | Verdict::TooLargeForBackend | Verdict::UnsupportedByBackend => {
                 Some(AttemptOutcome::CannotServe)
             }
+            Verdict::NotOnThisResource => Some(AttemptOutcome::NotOnThisResource),
             Verdict::PromptTooLong => Some(AttemptOutcome::TierCannotServe),
             Verdict::Throttled => {
                 // A failure with `retry-after` is a cooldown too, but does not show that the capacity is used up.
@@ -339,10 +340,10 @@ fn is_about_backend(verdict: Verdict) -> bool {
         | Verdict::DeploymentNotFound => true,
         Verdict::Success
         | Verdict::ClientError
-        | Verdict::NotOnThisResource
         | Verdict::RetryElsewhere
         | Verdict::TooLargeForBackend
         | Verdict::UnsupportedByBackend
+        | Verdict::NotOnThisResource
         | Verdict::PromptTooLong => false,
     }
 }

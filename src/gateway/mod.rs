@@ -5,6 +5,7 @@
 //! of backends, is in [`ProcessState`] and outlives it. It knows neither Pingora nor how bytes move.
 
 mod admitted_request;
+mod affinity;
 mod backend;
 mod backend_question;
 mod certificate_expiries;
@@ -13,10 +14,13 @@ pub mod homes_keeper;
 mod learn;
 pub mod log_text;
 mod model_list;
+mod object_learner;
 mod pool_set;
 mod process_state;
 mod rejections;
+mod request_affinity;
 mod requested_call;
+mod resources;
 mod upstream_request;
 
 use std::sync::Arc;
@@ -27,19 +31,21 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use self::model_list::ModelList;
 use self::pool_set::PoolSet;
+use self::resources::{list_resources, resources_by_tag};
 use self::upstream_request::ApiVersions;
 use crate::admission::client::Client;
 use crate::admission::client_registry::{AuthError, ClientRegistry};
 use crate::azure::response::verdict;
 use crate::azure::response::verdict::Verdict;
 use crate::azure::{DeploymentSource, Operation, RequestTarget, is_non_idempotent_create};
-use crate::config::{self, Config, RecordedContent, StreamUsageMode};
+use crate::config::{self, Config, OwnerPolicy, RecordedContent, StreamUsageMode};
 use crate::names::{BackendName, CertificateSubject, DeploymentName};
 use crate::record::exchange::{CapturePolicy, FinishedExchange};
 use crate::record::writer::WriteReceipt;
 use crate::refusal::{Refusal, RefusalReason};
+use crate::routing::homes::KnownResources;
 use crate::routing::pool::{BackendPool, Candidate};
-use crate::routing::retry_plan::RetryLimits;
+use crate::routing::retry_plan::{ResourceSearch, RetryLimits};
 
 pub use self::admitted_request::AdmittedRequest;
 pub use self::backend::{Backend, DisabledBackend};
@@ -48,9 +54,12 @@ pub use self::certificate_expiries::{CertificateExpiries, LoadedCertificate};
 pub use self::drains::{DrainChange, Drains, HandingOver};
 pub use self::learn::ResponseFacts;
 pub use self::model_list::ModelsAnswer;
+pub use self::object_learner::ObjectLearner;
 pub use self::pool_set::PoolKey;
 pub use self::process_state::ProcessState;
+pub use self::request_affinity::{Moment, RequestAffinity};
 pub use self::requested_call::{BodyView, RequestedCall};
+pub use self::resources::Resource;
 pub use self::upstream_request::UpstreamRequest;
 pub use crate::routing::health::breaker::FailureFlags;
 
@@ -67,6 +76,8 @@ pub struct Gateway {
     pub backends: Vec<Backend>,
     /// Those that the configuration disables.
     pub disabled_backends: Vec<DisabledBackend>,
+    /// The Azure resources of all backends.
+    pub resources: Vec<Resource>,
     /// The limits for requests, and how they are changed.
     pub request_config: config::RequestsConfig,
     /// How long each step may take.
@@ -76,6 +87,8 @@ pub struct Gateway {
     clients: ClientRegistry,
     pools: PoolSet,
     model_list: ModelList,
+    affinity_config: config::AffinityConfig,
+    resources_by_tag: KnownResources<usize>,
     retry_config: config::RetryConfig,
     cooldown_config: config::CooldownConfig,
     breaker_config: config::BreakerConfig,
@@ -85,12 +98,18 @@ pub struct Gateway {
 impl Gateway {
     /// The gateway of this configuration. It adopts the health of backends that the process knows already.
     pub fn new(config: &Config, process_state: Arc<ProcessState>, now: Instant) -> Self {
-        let new_backend = |backend| Backend::new(backend, &config.key_vault, &process_state);
-        let backends: Vec<Backend> = config.backends.iter().map(new_backend).collect();
+        let resources = list_resources(config, &process_state.homes);
+        let new_backend = |(index, backend)| {
+            let resource_index =
+                resources.iter().position(|resource| resource.backend_indexes.contains(&index));
+            Backend::new(backend, resource_index.unwrap_or_default(), &config.key_vault, &process_state)
+        };
+        let backends: Vec<Backend> = config.backends.iter().enumerate().map(new_backend).collect();
         let signing_keys = config
             .client_tokens
             .as_ref()
             .map(|tokens| process_state.keyring.find_or_start_signing_keys(tokens));
+        process_state.homes.set_prefers_makers(config.affinity.owner_policy == OwnerPolicy::Enforce);
         // No request is sent to a backend before its first secret has been fetched.
         for backend in &backends {
             backend.mark_unavailable_if_no_secret(now);
@@ -105,6 +124,9 @@ impl Gateway {
                 .map(|backend| DisabledBackend::new(backend, &process_state))
                 .collect(),
             backends,
+            resources_by_tag: resources_by_tag(&resources, &process_state.homes),
+            resources,
+            affinity_config: config.affinity,
             request_config: config.requests.clone(),
             timeouts: config.timeouts,
             retry_config: config.retry.clone(),
@@ -215,34 +237,39 @@ impl Gateway {
         RequestedCall::parse(method, target, body)
     }
 
-    /// Admits a request whose body has been read, and finds its pool.
+    /// Admits a request whose body has been read, and finds its pool. `body` has the bytes that `call` was parsed
+    /// from.
     ///
     /// # Errors
-    /// `deployment_not_allowed`, `DeploymentNotFound`.
+    /// `deployment_not_allowed`, `DeploymentNotFound`, and those of affinity: `mixed_resources`, `home_unavailable`,
+    /// and with `affinity.owner: enforce` what Azure answers if there is no such object.
     pub fn admit(
         &self,
         method: &Method,
         target: Arc<RequestTarget>,
         client: &Client,
         call: RequestedCall,
+        body: &[u8],
+        received: Moment,
     ) -> Result<AdmittedRequest, Refusal> {
-        let RequestedCall { deployment, wants_stream, wants_background_response, parsed_body } = call;
-        let (pool, uses_unlisted_pool) = match &deployment {
-            Some(deployment) => {
-                client.authorize_deployment(deployment)?;
-                self.pools.own_or_unlisted_pool(deployment)?
-            }
+        match &call.deployment {
+            Some(deployment) => client.authorize_deployment(deployment)?,
+            None => client.authorize_call_without_deployment()?,
+        }
+        let affinity = self.resolve_affinity(method, &target, client, &call, body, received)?;
+        let search = affinity.as_deref().and_then(|affinity| affinity.search.as_ref());
+        let (pool, uses_unlisted_pool) = match &call.deployment {
+            Some(deployment) => self.pools.own_or_unlisted_pool(deployment)?,
+            None if search.is_some() => (Arc::clone(&self.pools.all_resources_pool), false),
             None => {
-                if target.deployment_source(method) == DeploymentSource::OptionalBody {
-                    client.authorize_call_without_deployment()?;
-                }
+                self.check_list_allowed(method, target.operation)?;
                 (Arc::clone(&self.pools.default_backend_pool), false)
             }
         };
-        let reads_or_deletes = matches!(*method, Method::GET | Method::HEAD | Method::DELETE);
-        let tries_other_resources_on_404 = target.deployment_source(method) == DeploymentSource::Unspecified
-            && target.has_object_id
-            && reads_or_deletes;
+        self.check_home_serves(affinity.as_deref(), call.deployment.as_ref(), &pool)?;
+        let names_object_in_path =
+            target.deployment_source(method) == DeploymentSource::Unspecified && target.has_object_id;
+        let RequestedCall { deployment, wants_stream, wants_background_response, parsed_body } = call;
         // A second attempt could create a second object, or run a background response twice.
         let creates_background_response =
             wants_background_response && target.operation == Operation::Responses;
@@ -255,7 +282,8 @@ impl Gateway {
             pool,
             wants_stream,
             is_repeatable,
-            tries_other_resources_on_404,
+            affinity,
+            names_object_in_path,
             parsed_body,
             uses_unlisted_pool,
         })
@@ -265,6 +293,7 @@ impl Gateway {
     /// client, counted from `arrival`.
     pub fn retry_limits_for_request(
         &self,
+        admitted: &AdmittedRequest,
         now: Instant,
         arrival: Instant,
         read_timeout: Option<Duration>,
@@ -274,7 +303,14 @@ impl Gateway {
         RetryLimits {
             max_retries: self.retry_config.max_retries,
             max_outage: self.retry_config.max_outage,
-            max_cooldown_wait: self.retry_config.max_cooldown_wait,
+            max_cooldown_wait: match admitted.search() {
+                // No other resource will do. Waits end at the deadline.
+                Some(ResourceSearch::Home { .. }) if self.waits_for_home() => {
+                    self.retry_config.retry_start_time_limit
+                }
+                Some(ResourceSearch::Home { .. }) => Duration::ZERO,
+                _ => self.retry_config.max_cooldown_wait,
+            },
             retry_budget_percentage: self.retry_config.budget_percentage,
             latest_retry_start: client_deadline.map_or(deadline, |client| client.min(deadline)),
         }
@@ -316,27 +352,20 @@ impl Gateway {
         match verdict::judge_response(status, body, &|status| {
             self.retry_config.retryable_statuses.contains(status)
         }) {
-            // The id may be known to another resource.
-            Verdict::ClientError
-            | Verdict::NotOnThisResource
-            | Verdict::DeploymentNotFound
-            | Verdict::UnsupportedByBackend
-                if admitted.tries_other_resources_on_404 && status == 404 =>
+            // Another resource may have the object in the path.
+            Verdict::ClientError | Verdict::DeploymentNotFound | Verdict::UnsupportedByBackend
+                if admitted.names_object_in_path && status == 404 =>
             {
-                Verdict::RetryElsewhere
+                Verdict::NotOnThisResource
             }
-            Verdict::NotOnThisResource => Verdict::ClientError,
+            // It refers to nothing that the balancer knows as a reference.
+            Verdict::NotOnThisResource if admitted.search().is_none() => Verdict::ClientError,
             // The call names no deployment: what is missing is something that the client named.
             Verdict::DeploymentNotFound | Verdict::UnsupportedByBackend if admitted.deployment.is_none() => {
                 Verdict::ClientError
             }
             verdict => verdict,
         }
-    }
-
-    /// The resources to ask for an id that the default backend does not know.
-    pub fn non_default_resources_pool(&self) -> Arc<BackendPool> {
-        Arc::clone(&self.pools.non_default_resources_pool)
     }
 
     /// How long a client is told to wait if no backend has said.

@@ -46,10 +46,12 @@ pub(super) struct PoolSet {
     unlisted_pool: Option<Arc<BackendPool>>,
     /// For those of them that a backend has answered for.
     pools_by_learned_deployment: ArcSwap<HashMap<DeploymentName, Arc<BackendPool>>>,
-    /// For calls that name no deployment; empty if the default backend is disabled.
+    /// For calls that name neither a deployment nor an object: the default backend, and then the others of its
+    /// resource; empty if the default backend is disabled.
     pub(super) default_backend_pool: Arc<BackendPool>,
-    /// For ids that the default backend does not know: one backend of each other resource.
-    pub(super) non_default_resources_pool: Arc<BackendPool>,
+    /// For calls that name an object and no deployment: all backends, those of the default backend's resource
+    /// first.
+    pub(super) all_resources_pool: Arc<BackendPool>,
 }
 
 impl PoolSet {
@@ -71,8 +73,8 @@ impl PoolSet {
                 .collect(),
             unlisted_pool: (!unlisted.is_empty()).then(|| new_pool(unlisted)),
             pools_by_learned_deployment: ArcSwap::default(),
-            default_backend_pool: new_pool(default_backend_candidates(backends, default_index)),
-            non_default_resources_pool: new_pool(other_resource_candidates(backends, default_index)),
+            default_backend_pool: new_pool(default_resource_candidates(backends, default_index)),
+            all_resources_pool: new_pool(all_resource_candidates(backends, default_index)),
         }
     }
 
@@ -179,29 +181,29 @@ fn candidates_serving(backends: &[Backend], deployment: &DeploymentName) -> Vec<
     candidates.collect()
 }
 
-/// The default backend alone; nothing if it is disabled.
-fn default_backend_candidates(backends: &[Backend], default_index: Option<usize>) -> Vec<Candidate> {
-    let backend = default_index.and_then(|index| Some((index, backends.get(index)?)));
-    backend.map(|(index, backend)| candidate_without_deployment(index, backend)).into_iter().collect()
+/// The default backend, and in the next tier the others of its resource; nothing if it is disabled.
+fn default_resource_candidates(backends: &[Backend], default_index: Option<usize>) -> Vec<Candidate> {
+    let Some(default) = default_index.and_then(|index| backends.get(index)) else { return Vec::new() };
+    all_resource_candidates(backends, default_index)
+        .into_iter()
+        .filter(|candidate| candidate.resource_index == default.resource_index)
+        .collect()
 }
 
-/// One backend of each endpoint other than the default backend's: two backends with one endpoint are one
-/// resource, and to ask it twice finds nothing more.
-fn other_resource_candidates(backends: &[Backend], default_index: Option<usize>) -> Vec<Candidate> {
-    let default_endpoint =
-        default_index.and_then(|index| backends.get(index)).map(|backend| &backend.config.endpoint);
-    let mut known_endpoints: Vec<_> = default_endpoint.into_iter().collect();
-    let mut candidates = Vec::new();
-    for (index, backend) in backends.iter().enumerate() {
-        let endpoint = &backend.config.endpoint;
-        if known_endpoints.contains(&endpoint) {
-            continue;
-        }
-        known_endpoints.push(endpoint);
+/// The default backend, then the others of its resource, then those of all other resources.
+fn all_resource_candidates(backends: &[Backend], default_index: Option<usize>) -> Vec<Candidate> {
+    let default_resource =
+        default_index.and_then(|index| backends.get(index)).map(|backend| backend.resource_index);
+    let candidate = |(index, backend)| {
         let candidate = candidate_without_deployment(index, backend);
-        candidates.push(Candidate { tier: Tier::FIRST, weight: Weight::ONE, ..candidate });
-    }
-    candidates
+        let tier = match () {
+            () if default_index == Some(index) => Tier::FIRST,
+            () if default_resource == Some(candidate.resource_index) => Tier::FIRST.next(),
+            () => Tier::FIRST.next().next(),
+        };
+        Candidate { tier, weight: Weight::ONE, ..candidate }
+    };
+    backends.iter().enumerate().map(candidate).collect()
 }
 
 /// A candidate for calls that name no deployment.
@@ -215,6 +217,7 @@ fn candidate_without_deployment(index: usize, backend: &Backend) -> Candidate {
 fn new_candidate(index: usize, backend: &Backend) -> Candidate {
     Candidate {
         backend_index: index,
+        resource_index: backend.resource_index,
         tier: backend.config.tier,
         weight: backend.config.weight,
         upstream_deployment_override: None,

@@ -13,6 +13,7 @@ use super::drains::Drains;
 use super::homes_keeper::{HomesKeeper, ReportFunction};
 use crate::credentials::Keyring;
 use crate::record::Recorder;
+use crate::routing::asking::Asking;
 use crate::routing::health::backend_health::HealthRegistry;
 use crate::routing::homes::{DEFAULT_MEMORY_BYTES, Homes};
 use crate::routing::service_state::ServiceReport;
@@ -25,6 +26,8 @@ pub struct ProcessState {
     pub health_registry: HealthRegistry,
     /// The drains of backends, in memory until they get a directory.
     pub drains: Drains,
+    /// Limits for asking resources for objects.
+    pub asking: Asking,
     /// Which resource made which object.
     pub homes: Arc<Homes>,
     /// What sees to it that `homes` outlives this process.
@@ -61,6 +64,7 @@ impl ProcessState {
         Self {
             health_registry: HealthRegistry::new(now),
             drains: Drains::default(),
+            asking: Asking::default(),
             homes_keeper: HomesKeeper::new(Arc::clone(&homes)),
             homes,
             requests_in_flight: AtomicUsize::new(0),

@@ -61,17 +61,24 @@ impl RequestedCall {
                 in_target
             }
             (DeploymentSource::Target, _) => target.deployment.clone(),
-            (DeploymentSource::Body, Some(model)) => {
-                let model = model.deployment().map_err(|error| Refusal::bad_request(error.to_string()))?;
-                Some(model.ok_or_else(missing_model_refusal)?.clone())
-            }
-            (DeploymentSource::Body, None) => return Err(missing_model_refusal()),
-            (DeploymentSource::OptionalBody, Some(model)) => {
+            // Without one, Azure decides: a follow-up or a prompt template may know the model.
+            (DeploymentSource::Body | DeploymentSource::OptionalBody, Some(model)) => {
                 model.deployment().map_err(|error| Refusal::bad_request(error.to_string()))?.cloned()
             }
+            (DeploymentSource::Body, None) => return Err(missing_model_refusal()),
             (DeploymentSource::OptionalBody, None) | (DeploymentSource::Unspecified, _) => None,
         };
         Ok(Self { deployment, wants_stream, wants_background_response, parsed_body })
+    }
+}
+
+impl RequestedCall {
+    /// What has been read from its body, if that is JSON.
+    pub(super) fn json_facts(&self) -> Option<&BodyFacts> {
+        match &self.parsed_body {
+            ParsedBody::Json(facts) => Some(facts),
+            ParsedBody::Multipart(_) | ParsedBody::Opaque => None,
+        }
     }
 }
 
@@ -96,7 +103,7 @@ fn parse_body(
 ) -> Result<ParsedBody, Refusal> {
     let names_deployment = source == DeploymentSource::Body;
     let may_name_deployment = names_deployment || source == DeploymentSource::OptionalBody;
-    if source == DeploymentSource::Unspecified || (body.bytes.is_empty() && !names_deployment) {
+    if body.bytes.is_empty() && !names_deployment {
         return Ok(ParsedBody::Opaque);
     }
     if body.is_compressed {
@@ -147,8 +154,10 @@ fn parse_body(
     });
     match facts {
         Ok(facts) => Ok(ParsedBody::Json(facts)),
-        // As above.
-        Err(error @ BodyError::DuplicateKey(_)) => Err(Refusal::bad_request(error.to_string())),
+        // As above. And references that are not looked at could be those of another client.
+        Err(error @ (BodyError::DuplicateKey(_) | BodyError::TooManyReferences)) => {
+            Err(Refusal::bad_request(error.to_string()))
+        }
         Err(error) if names_deployment => Err(Refusal::bad_request(error.to_string())),
         // The path names the deployment: Azure itself explains what is wrong with the body.
         Err(_) => Ok(ParsedBody::Opaque),

@@ -176,7 +176,7 @@ impl RequestContext {
         }
         let now = Instant::now();
         // Before the outcome, which the end of the response changes.
-        let details = self.conclude_response();
+        let details = self.conclude_response(now);
         let outcome = self.ending.outcome();
         if let Some(retry) = &mut self.retry_state {
             retry.finish_attempt_at_request_end(self.ending.is_client_gone, now);
@@ -197,11 +197,11 @@ impl RequestContext {
     }
 
     /// Takes what the record needs from the response, and updates how the request ended.
-    fn conclude_response(&mut self) -> ResponseDetails {
+    fn conclude_response(&mut self, now: Instant) -> ResponseDetails {
         let ResponseState::Relayed(relayed) = &mut self.response_state else {
             return ResponseDetails::default();
         };
-        let (details, end) = relayed.take_details_and_end();
+        let (details, end) = relayed.take_details_and_end(now);
         // SDKs disconnect at the terminal event and do not wait for the end of the body. The response was
         // complete for them.
         self.ending.is_client_gone &= end != ResponseEnd::TerminalEvent;
@@ -233,6 +233,7 @@ impl RequestContext {
             version.map(Cow::into_owned)
         });
         let deployment = self.request.take_deployment();
+        let affinity = self.retry_state.as_mut().and_then(RetryState::take_affinity_record);
         let attempts = self.retry_state.as_mut().map(RetryState::take_attempt_records);
         FinishedExchange {
             received_at: self.request.received_at,
@@ -260,6 +261,7 @@ impl RequestContext {
             answering_backend: backend.map(|backend| backend.config.name.clone()),
             region: details.region,
             apim_request_id: details.apim_request_id,
+            affinity,
             attempts: attempts.unwrap_or_default(),
             duration: now.saturating_duration_since(self.request.received_instant),
             waited: self.retry_state.as_ref().map_or(Duration::ZERO, |retry| retry.total_wait(now)),

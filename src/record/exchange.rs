@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
+use super::affinity::AffinityRecord;
 use super::client_headers::ClientHeaders;
 use crate::admission::client::Client;
 use crate::azure::PromptPartRanges;
@@ -195,6 +196,8 @@ pub struct FinishedExchange {
     pub region: Option<String>,
     /// The response header `apim-request-id`.
     pub apim_request_id: Option<String>,
+    /// How it found the resource that has what it refers to; `None` if it refers to nothing and names a deployment.
+    pub affinity: Option<Box<AffinityRecord>>,
     /// All attempts, in order.
     pub attempts: Vec<AttemptRecord>,
     /// The time from the complete request head to the end of the exchange.
@@ -233,6 +236,10 @@ impl FinishedExchange {
             + optional(&self.api_version)
             + optional(&self.region)
             + optional(&self.apim_request_id)
+            + self
+                .affinity
+                .as_ref()
+                .map_or(0, |affinity| size_of::<AffinityRecord>() + affinity.memory_bytes())
             + self.attempts.capacity() * size_of::<AttemptRecord>()
             + self.content_bytes()
     }

@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use json_escape_simd::escape_into;
 
+use super::affinity::AffinityRecord;
 use super::exchange::{AttemptRecord, ExchangeOutcome};
 use crate::azure::response::usage::TokenUsage;
+use crate::names::ResourceName;
 
 /// The values of a record, in the order in which they are written. An unknown value is `None`.
 pub struct RecordLine<'a> {
@@ -37,6 +39,7 @@ pub struct RecordLine<'a> {
     pub(super) upstream_deployment: Option<&'a str>,
     pub(super) region: Option<&'a str>,
     pub(super) model: Option<String>,
+    pub(super) affinity: Option<&'a AffinityRecord>,
     pub(super) attempts: &'a [AttemptRecord],
     pub(super) duration_ms: u64,
     pub(super) waited_ms: u64,
@@ -78,6 +81,7 @@ impl RecordLine<'_> {
         object.write_field("upstream_deployment", self.upstream_deployment);
         object.write_field("region", self.region);
         object.write_field("model", self.model.as_deref());
+        object.write_field("affinity", self.affinity);
         object.write_field("attempts", self.attempts);
         object.write_field("duration_ms", self.duration_ms);
         object.write_field("waited_ms", self.waited_ms);
@@ -181,6 +185,18 @@ impl<V: JsonValue> JsonValue for Option<V> {
     }
 }
 
+impl JsonValue for &AffinityRecord {
+    fn write_json(self, buffer: &mut Vec<u8>) {
+        let mut object = ObjectWriter::begin(buffer);
+        object.write_field("by", self.by);
+        object.write_field("how", self.how);
+        object.write_field("resource", self.resource.as_ref().map(ResourceName::as_str));
+        object.write_field("asked", self.denial_count() as u64);
+        object.write_field("waited_ms", to_millis(self.waited));
+        object.finish();
+    }
+}
+
 impl JsonValue for &[AttemptRecord] {
     fn write_json(self, buffer: &mut Vec<u8>) {
         buffer.push(b'[');
@@ -206,6 +222,7 @@ impl JsonValue for &[AttemptRecord] {
 mod tests {
     use super::*;
     use crate::names::BackendName;
+    use crate::record::affinity::{AskAnswer, AskedResource};
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -245,6 +262,7 @@ mod tests {
             upstream_deployment: None,
             region: Some("East US"),
             model: None,
+            affinity: None,
             attempts,
             duration_ms: 0,
             waited_ms: 250,
@@ -277,7 +295,7 @@ mod tests {
             r#""path":"/a\"b","#,
             r#""operation":"chat","api":"classic","api_version":null,"deployment":"gpt-4o","stream":true,"#,
             r#""status":200,"outcome":"client_gone","refusal":null,"backend":"east","#,
-            r#""upstream_deployment":null,"region":"East US","model":null,"attempts":["#,
+            r#""upstream_deployment":null,"region":"East US","model":null,"affinity":null,"attempts":["#,
             r#"{"backend":"east","status":null,"error":"reset","start_ms":5,"first_byte_ms":null,"#,
             r#""ms":7,"retry_after_ms":null},"#,
             r#"{"backend":"east","status":200,"error":null,"start_ms":5,"first_byte_ms":6,"#,
@@ -293,6 +311,20 @@ mod tests {
         minimal.client_ip = "2001:db8::1".parse().ok();
         let parsed: serde_json::Value = serde_json::from_str(&to_json(&minimal)).unwrap();
         assert_eq!((&parsed["attempts"], &parsed["client_ip"]), (&json!([]), &json!("2001:db8::1")));
+        let asked = |name, answer| AskedResource { resource: ResourceName::new(name), answer };
+        let affinity = AffinityRecord {
+            by: Some("file"),
+            how: "asked",
+            resource: Some(ResourceName::new("b:443")),
+            asked: vec![asked("a:443", AskAnswer::Denied), asked("b:443", AskAnswer::Accepted)],
+            waited: Duration::from_millis(20),
+            read_lag: None,
+        };
+        minimal.affinity = Some(&affinity);
+        let parsed: serde_json::Value = serde_json::from_str(&to_json(&minimal)).unwrap();
+        let expected =
+            json!({"by": "file", "how": "asked", "resource": "b:443", "asked": 1, "waited_ms": 20});
+        assert_eq!(parsed["affinity"], expected);
     }
 
     proptest! {

@@ -33,6 +33,9 @@ const DURATION_BUCKETS_SECONDS: &[f64] =
 /// Buckets for the first byte of an attempt: fewer, since each backend has a series for each deployment.
 const ATTEMPT_BUCKETS_SECONDS: &[f64] =
     &[0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 60.0, 120.0, 600.0];
+/// Buckets for the time until a resource can read what it has made: the shortest wait before it is asked again, to
+/// somewhat more than the longest lag that was seen.
+const READ_LAG_BUCKETS_SECONDS: &[f64] = &[0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 20.0, 30.0, 40.0, 60.0];
 /// Buckets for the time that is spent in the load balancer itself.
 const OVERHEAD_BUCKETS_SECONDS: &[f64] =
     &[0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5];
@@ -51,6 +54,9 @@ pub struct Metrics {
     attempt_first_byte: HistogramVec,
     failovers: IntCounterVec,
     tokens: IntCounterVec,
+    affinity_requests: IntCounterVec,
+    affinity_asked: IntCounterVec,
+    read_lag: HistogramVec,
     records: IntCounterVec,
     spool_bytes: IntGauge,
     config_reloads: IntCounterVec,
@@ -86,6 +92,11 @@ impl Metrics {
             "aoai_lb_overhead_seconds",
             "Time a request spent in the load balancer itself: admission, routing, verdicts, no waiting.",
         );
+        let read_lag_options = HistogramOpts::new(
+            "aoai_lb_read_lag_seconds",
+            "Time until a resource could read a response that it had made, if it could not at first.",
+        );
+        let read_lag_options = read_lag_options.buckets(READ_LAG_BUCKETS_SECONDS.to_vec());
         let config_reloads = counters(
             "aoai_lb_config_reloads_total",
             "Configuration reloads that succeeded or failed.",
@@ -141,6 +152,17 @@ impl Metrics {
                 "Tokens by type: input and output; cached is part of input, reasoning part of output.",
                 &["client", "deployment", "type"],
             ),
+            affinity_requests: counters(
+                "aoai_lb_affinity_requests_total",
+                "Requests about objects of one resource, by how it was found (learned, asked, default) and their outcome.",
+                &["how", "outcome"],
+            ),
+            affinity_asked: counters(
+                "aoai_lb_affinity_asked_total",
+                "Resources that were asked for an object, by answer: accepted, denied.",
+                &["resource", "outcome"],
+            ),
+            read_lag: register_metric(&registry, HistogramVec::new(read_lag_options, &["resource"])),
             records: counters(
                 "aoai_lb_records_total",
                 "Records by sink: spool written, without_content, dropped, late; others delivered, retried, dead, lost.",
@@ -202,6 +224,17 @@ impl Metrics {
                 let status = attempt.status.map(|status| status.to_string());
                 let reason = attempt.error_code.or(status.as_deref()).unwrap_or(UNKNOWN_LABEL);
                 self.failovers.with_label_values(&[reason]).inc();
+            }
+        }
+        if let Some(affinity) = &exchange.affinity {
+            self.affinity_requests.with_label_values(&[affinity.how, exchange.outcome.as_str()]).inc();
+            for asked in &affinity.asked {
+                self.affinity_asked
+                    .with_label_values(&[asked.resource.as_str(), asked.answer.as_str()])
+                    .inc();
+            }
+            if let (Some(resource), Some(lag)) = (&affinity.resource, affinity.read_lag) {
+                self.read_lag.with_label_values(&[resource.as_str()]).observe(lag.as_secs_f64());
             }
         }
         self.statistics.record_exchange(exchange, usage, Instant::now());

@@ -4,6 +4,7 @@
 //! not go well, makes its record (`render`, `line`) and appends it to the `spool`, from which each of the `sinks`
 //! reads. Requests in flight are not known here.
 
+pub mod affinity;
 pub mod attempt_errors;
 pub mod client_headers;
 pub mod delivery;

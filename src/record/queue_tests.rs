@@ -36,6 +36,7 @@ fn queued_exchange(client: &Arc<Client>, prompt_bytes: usize) -> QueuedExchange 
         upstream_deployment: None,
         region: None,
         apim_request_id: None,
+        affinity: None,
         attempts: Vec::new(),
         duration: Duration::ZERO,
         waited: Duration::ZERO,

@@ -15,6 +15,9 @@ pub enum AttemptOutcome {
     /// The backend cannot serve this request: permission, missing deployment, unknown id, or a refusal
     /// that the operator wants to be retried elsewhere. A second attempt would end the same way.
     CannotServe,
+    /// Its resource does not have what the request refers to. Other backends of the resource do not have it
+    /// either; other resources may.
+    NotOnThisResource,
     /// No backend of this tier can serve this request. Those of another tier may.
     TierCannotServe,
     /// The backend has not decided about the request: a pooled connection was closed before the request

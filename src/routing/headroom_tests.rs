@@ -168,6 +168,7 @@ fn simulate_hour(
             health_registry.get_or_create_backend(&BackendName::new(&backend_index.to_string()));
         Candidate {
             backend_index,
+            resource_index: backend_index,
             tier: Tier::FIRST,
             weight: Weight::ONE,
             upstream_deployment_override: None,

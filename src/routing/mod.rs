@@ -3,6 +3,7 @@
 //! These are rules over names, limits, health and the time that they are given; they know neither sockets
 //! nor the clock.
 
+pub mod asking;
 pub mod attempt_errors;
 pub mod attempt_outcome;
 pub mod episodes;

@@ -15,7 +15,7 @@ use super::health::availability::{
 };
 use super::health::backend_health::{BackendHealth, DeploymentHealth};
 use super::retry_budget::RetryBudget;
-use super::weighted_round_robin::WeightedRoundRobin;
+use super::weighted_round_robin::{WeightedRoundRobin, turns_per_round};
 use crate::azure::Operation;
 use crate::config::BalancePolicy;
 use crate::credentials::BackendCredential;
@@ -25,11 +25,18 @@ use crate::names::{DeploymentName, Tier, Weight};
 /// nearly the same headroom stays exact.
 const MIN_SHARE_FOR_EVERY_TURN: f64 = 0.9;
 
+/// The most turns that a member owes: more would keep it without new conversations for long after a time in which
+/// most requests had to go to it.
+const MAX_OWED_TURNS: u32 = 256;
+
 /// One backend as a member of one pool.
 #[derive(Debug)]
 pub struct Candidate {
     /// The index of the backend in the configuration.
     pub backend_index: usize,
+    /// The index of its resource among those of the configuration. What is made on a resource is known to all
+    /// backends of it, and to no other.
+    pub resource_index: usize,
     /// The tier of the backend; 1 is tried first.
     pub tier: Tier,
     /// Its share of the requests of its tier.
@@ -85,6 +92,16 @@ impl Candidate {
         ProbePermit::acquire(self.availability_cells(operation), now)
     }
 
+    /// The permit to use it although it is drained; `None` if it is unavailable for another reason.
+    pub(super) fn acquire_permit_despite_drain(
+        &self,
+        operation: Operation,
+        now: Instant,
+    ) -> Option<ProbePermit> {
+        let drain = &self.backend_health.drain_state;
+        ProbePermit::acquire(self.availability_cells(operation).filter(|cell| !Arc::ptr_eq(cell, drain)), now)
+    }
+
     /// The permit to try it although something about it is misconfigured; `None` if it is unavailable for
     /// another reason, was tried a short time ago, or has no secret to be sent.
     pub(super) fn acquire_last_resort_permit(
@@ -130,6 +147,11 @@ pub(super) struct PoolTier {
     /// For each member, the sum of the shares of its turns since the last turn that it took, in units of
     /// 2^-32.
     turn_credits: Box<[AtomicU32]>,
+    /// For each member, the turns that it owes: those that it took out of turn, because only its resource could
+    /// serve the request.
+    owed_turns: Box<[AtomicU32]>,
+    /// For each member, its turns in the shortest sequence that has the proportions of the weights.
+    turns_per_round: Box<[u32]>,
 }
 
 impl PoolTier {
@@ -143,6 +165,30 @@ impl PoolTier {
         // `share` is below 1 here. The sum reaches 1 when it overflows.
         let gain = (share * f64::from(u32::MAX)) as u32;
         credit.fetch_add(gain, Ordering::Relaxed).checked_add(gain).is_none()
+    }
+
+    /// Counts a turn that a member took out of turn.
+    fn owe_turn(&self, member: usize) {
+        if let Some(owed) = self.owed_turns.get(member) {
+            let add = |owed: u32| (owed < MAX_OWED_TURNS).then_some(owed + 1);
+            let _ = owed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        }
+        // What every member owes in proportion to its weight is owed to nobody.
+        let owes_round = |(owed, share): (&AtomicU32, &u32)| owed.load(Ordering::Relaxed) >= *share;
+        if self.owed_turns.iter().zip(&self.turns_per_round).all(owes_round) {
+            for (owed, share) in self.owed_turns.iter().zip(&self.turns_per_round) {
+                let _ =
+                    owed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |owed| owed.checked_sub(*share));
+            }
+        }
+    }
+
+    /// Pays a turn that the member owes; false if it owes none.
+    fn pay_owed_turn(&self, member: usize) -> bool {
+        self.owed_turns.get(member).is_some_and(|owed| {
+            owed.load(Ordering::Relaxed) > 0
+                && owed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |owed| owed.checked_sub(1)).is_ok()
+        })
     }
 }
 
@@ -169,6 +215,8 @@ impl BackendPool {
                 member_indexes,
                 round_robin: WeightedRoundRobin::new(&weights),
                 turn_credits: weights.iter().map(|_| AtomicU32::new(0)).collect(),
+                owed_turns: weights.iter().map(|_| AtomicU32::new(0)).collect(),
+                turns_per_round: turns_per_round(&weights),
             });
         }
         Self { candidates, balance_policy, tiers, retry_budget: RetryBudget::new(now) }
@@ -196,6 +244,26 @@ impl BackendPool {
         &self.tiers
     }
 
+    /// The index of the eligible candidate of a tier that owes the fewest turns for its weight. It owes one more
+    /// from then on, so that the shares of all requests stay those of the weights.
+    pub(super) fn pick_out_of_turn(
+        &self,
+        tier: &PoolTier,
+        is_eligible: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
+        let eligible = tier.member_indexes.clone().enumerate().filter(|(_, index)| is_eligible(*index));
+        let owed_for_weight = |member: usize, index: usize| {
+            let owed = tier.owed_turns.get(member).map_or(0, |owed| owed.load(Ordering::Relaxed));
+            let weight = self.candidates.get(index).map_or(1, |candidate| candidate.weight.get());
+            f64::from(owed + 1) / f64::from(weight)
+        };
+        let (member, index) = eligible.min_by(|(member, index), (other_member, other_index)| {
+            owed_for_weight(*member, *index).total_cmp(&owed_for_weight(*other_member, *other_index))
+        })?;
+        tier.owe_turn(member);
+        Some(index)
+    }
+
     /// The index of the candidate whose turn it is among the eligible ones of a tier.
     pub(super) fn pick_in_tier(
         &self,
@@ -206,7 +274,9 @@ impl BackendPool {
         let index_of = |member: usize| tier.member_indexes.start + member;
         let is_eligible_member = |member| is_eligible(index_of(member));
         let member = match self.balance_policy {
-            BalancePolicy::RoundRobin => tier.round_robin.pick(is_eligible_member, |_| true),
+            BalancePolicy::RoundRobin => {
+                tier.round_robin.pick(is_eligible_member, |member| !tier.pay_owed_turn(member))
+            }
             BalancePolicy::Headroom => {
                 let share_of = |index: usize| {
                     self.candidates.get(index).map_or(0.0, |candidate| candidate.turn_share(now))
@@ -220,9 +290,10 @@ impl BackendPool {
                 let takes_turn = |member| {
                     let share = share_of(index_of(member));
                     // Shares are relative: the member with the largest takes every turn.
-                    share >= MIN_SHARE_FOR_EVERY_TURN
+                    let takes_turn = share >= MIN_SHARE_FOR_EVERY_TURN
                         || largest_share() <= 0.0
-                        || tier.try_take_turn(member, share / largest_share())
+                        || tier.try_take_turn(member, share / largest_share());
+                    takes_turn && !tier.pay_owed_turn(member)
                 };
                 tier.round_robin.pick(is_eligible_member, takes_turn)
             }

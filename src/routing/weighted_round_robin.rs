@@ -84,12 +84,17 @@ fn slot_member(slot: &pingora::lb::Backend) -> Option<usize> {
     slot.addr.as_inet().map(|address| usize::from(address.port()))
 }
 
+/// How many turns each member has in the shortest sequence that has the proportions of the weights.
+pub(super) fn turns_per_round(weights: &[Weight]) -> Box<[u32]> {
+    let divisor = weights.iter().fold(0, |divisor, weight| gcd(divisor, weight.get())).max(1);
+    weights.iter().map(|weight| u32::from(weight.get() / divisor)).collect()
+}
+
 /// The order of one round of smooth weighted round robin: at each step the credit of every member grows
 /// by its weight; the member with the most is next and pays the total. Weights are divided by their
 /// greatest common divisor first.
 fn smooth_order(weights: &[Weight]) -> Vec<u16> {
-    let divisor = weights.iter().fold(0, |divisor, weight| gcd(divisor, weight.get())).max(1);
-    let weights: Vec<i64> = weights.iter().map(|weight| i64::from(weight.get() / divisor)).collect();
+    let weights: Vec<i64> = turns_per_round(weights).iter().map(|turns| i64::from(*turns)).collect();
     let total: i64 = weights.iter().sum();
     let mut credit = vec![0_i64; weights.len()];
     let mut order = Vec::new();

@@ -45,7 +45,7 @@ use crate::credentials::Keyring;
 use crate::gateway::ProcessState;
 use crate::gateway::homes_keeper::read_hash_key;
 use crate::record::Recorder;
-use crate::routing::homes::{DEFAULT_MEMORY_BYTES, HashKey, Homes};
+use crate::routing::homes::{HashKey, Homes};
 
 pub use self::listen_addresses::{check_addresses, check_addresses_are_free};
 pub use self::start_error::StartError;
@@ -214,7 +214,7 @@ fn empty_homes(config: &Config, successor: Option<&SuccessorRole>) -> Arc<Homes>
     let from_predecessor = successor.and_then(SuccessorRole::homes_hash_key);
     let from_log = || config.server.state_directory.as_deref().and_then(read_hash_key);
     let hash_key = from_predecessor.or_else(from_log).unwrap_or_else(HashKey::random);
-    Arc::new(Homes::with_hash_key(DEFAULT_MEMORY_BYTES, hash_key))
+    Arc::new(Homes::with_hash_key(config.affinity.memory_bytes, hash_key))
 }
 
 /// The function with which the admin API reloads the configuration.

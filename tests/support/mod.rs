@@ -13,6 +13,7 @@ pub mod client;
 pub mod h2;
 pub mod identity;
 pub mod ingestion;
+pub mod stateful_upstream;
 pub mod terminal;
 pub mod tls;
 pub mod traffic;

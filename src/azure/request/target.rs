@@ -141,7 +141,7 @@ impl RequestTarget {
     }
 
     /// The kinds and the percent-decoded ids of the objects that the path names, in their order.
-    pub(in crate::azure) fn path_references(&self) -> impl Iterator<Item = (ReferenceKind, Cow<'_, str>)> {
+    pub fn path_references(&self) -> impl Iterator<Item = (ReferenceKind, Cow<'_, str>)> {
         self.references_in_path
             .iter()
             .filter_map(|(kind, range)| Some((*kind, percent_decode(self.path.get(range.clone())?).ok()?)))

@@ -16,6 +16,9 @@ pub(super) fn exhaustion_refusal(retry: &RetryState, default_cooldown: Duration,
     if let Some(deployment) = retry.unknown_deployment(now) {
         return Refusal::deployment_not_found(deployment);
     }
+    if let Some(refusal) = retry.home_refusal(default_cooldown, now) {
+        return refusal;
+    }
     let was_throttled = |attempt: &AttemptRecord| attempt.status == Some(429);
     if retry.earliest_cooldown_end(now).is_some() || retry.attempt_records.iter().any(was_throttled) {
         return throttled_refusal(time_until_available(retry, now).unwrap_or(default_cooldown));

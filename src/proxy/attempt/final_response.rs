@@ -31,8 +31,11 @@ pub(in crate::proxy) fn prepare_best_response_or_refusal(
     context: &mut RequestContext,
     now: Instant,
 ) -> pingora::Result<Vec<HttpTask>> {
-    if let Some(held) = context.retry_state.as_mut().and_then(|retry| retry.take_best_response()) {
-        return prepare_held_response(context, held, now);
+    if let Some(retry) = &mut context.retry_state {
+        retry.on_exhausted(now);
+        if let Some(held) = retry.take_best_response().filter(|_| !retry.must_not_deny()) {
+            return prepare_held_response(context, held, now);
+        }
     }
     let refusal = match &context.retry_state {
         Some(retry) => {

@@ -5,6 +5,7 @@
 //! decides which part of a response is held and which is relayed, `outcome.rs` what a complete response
 //! leads to, and `final_response.rs` makes the response that follows the last attempt.
 
+mod affinity;
 pub(super) mod deadline;
 pub(super) mod exchange;
 mod exhaustion;

@@ -75,6 +75,10 @@ impl RetryState {
                 now,
             },
         );
+        let candidate_index = current.candidate_index;
+        if header.status.is_success() {
+            self.on_accepted(candidate_index, now);
+        }
     }
 
     /// Decides about a held response that is complete. `is_body_consumed` says that the request cannot be
@@ -154,22 +158,18 @@ impl RetryState {
         if verdict == Verdict::DeploymentNotFound {
             self.note_missing_deployment(finished.candidate_index);
         }
+        if verdict == Verdict::NotOnThisResource {
+            self.on_denied(finished.candidate_index, now);
+        }
         self.note_outcome(finished.candidate_index, outcome);
         held.sent_by = self.current_or_last_target().cloned();
         // The client must not see an error that it did not cause. (`Uncounted` is a refusal of the
         // `stream_options` that the balancer added.)
         let is_ours = is_operators_fault(verdict, status) || outcome == AttemptOutcome::Uncounted;
-        if !is_ours && is_complete {
+        if !is_ours && is_complete && !(was_throttled && self.needs_known_home()) {
             held.says_request_is_unsupported =
                 matches!(verdict, Verdict::UnsupportedByBackend | Verdict::DeploymentNotFound);
             self.keep_best_response(held);
-        }
-        if verdict == Verdict::RetryElsewhere
-            && status == 404
-            && self.admitted.tries_other_resources_on_404
-            && !self.searches_non_default_resources
-        {
-            self.search_non_default_resources(gateway.non_default_resources_pool());
         }
         // A request that must not be executed twice is sent again only if this response shows that it was
         // not executed.
@@ -178,7 +178,10 @@ impl RetryState {
             || is_ours
             || matches!(
                 verdict,
-                Verdict::UnsupportedByBackend | Verdict::DeploymentNotFound | Verdict::TooLargeForBackend
+                Verdict::UnsupportedByBackend
+                    | Verdict::DeploymentNotFound
+                    | Verdict::TooLargeForBackend
+                    | Verdict::NotOnThisResource
             );
         if is_safe_to_repeat && !is_body_consumed && self.can_make_another_attempt(now) {
             AfterResponse::Retry
@@ -196,10 +199,15 @@ impl RetryState {
         is_body_consumed: bool,
         now: Instant,
     ) -> Option<AfterResponse> {
-        let verdict = verdict::judge_error_event(event);
+        let verdict = match verdict::judge_error_event(event) {
+            Verdict::NotOnThisResource if self.admitted.search().is_none() => Verdict::ClientError,
+            verdict => verdict,
+        };
         let status = match verdict {
-            Verdict::Success | Verdict::ClientError | Verdict::NotOnThisResource => return None,
+            Verdict::Success | Verdict::ClientError => return None,
             Verdict::Throttled | Verdict::TooLargeForBackend => 429,
+            // The resource has made nothing.
+            Verdict::NotOnThisResource => 400,
             // The backend may have created something, such as a background response, before it failed. The
             // client sees its events.
             _ if !self.admitted.is_repeatable => return None,
@@ -219,11 +227,16 @@ impl RetryState {
         if verdict == Verdict::DeploymentNotFound {
             self.note_missing_deployment(finished.candidate_index);
         }
+        if verdict == Verdict::NotOnThisResource {
+            self.on_denied(finished.candidate_index, now);
+        }
         self.note_outcome(finished.candidate_index, outcome);
         match self.can_make_another_attempt(now) && !is_body_consumed {
             true => Some(AfterResponse::Retry),
             // The client gets the error that its own prompt has caused.
             false if verdict == Verdict::PromptTooLong => None,
+            // Every resource that may have the object has denied it. The events of this one say so.
+            false if verdict == Verdict::NotOnThisResource && !self.must_not_deny() => None,
             false => Some(AfterResponse::Exhausted),
         }
     }

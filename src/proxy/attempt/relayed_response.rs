@@ -3,6 +3,8 @@
 //! Its bytes stay unchanged, except that the usage event of a stream is removed if only the balancer asked
 //! for it, and the backend's credential if an error response quotes it.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
 use openssl::sha::Sha256;
@@ -13,8 +15,9 @@ use super::redaction::redact_task;
 use crate::azure::Operation;
 use crate::azure::response::capture::ResponseCapture;
 use crate::azure::response::collected_body::CollectedBody;
-use crate::azure::response::sse::{EventScanner, UsageEventRemover};
+use crate::azure::response::sse::{EventScanner, SseEvent, UsageEventRemover};
 use crate::credentials::CredentialRedactor;
+use crate::gateway::ObjectLearner;
 use crate::names::DeploymentName;
 use crate::record::exchange::{CapturePolicy, CapturedResponse};
 
@@ -38,6 +41,8 @@ static X_MS_SPILLOVER_FROM_DEPLOYMENT: HeaderName = HeaderName::from_static("x-m
 /// A response that is being relayed to the client.
 pub(in crate::proxy) struct RelayedResponse {
     capture: Capture,
+    /// Learns which objects the resource has; `None` if the response tells of none.
+    learner: Option<Box<ObjectLearner>>,
     /// Removes the attempt's credential; `None` unless the response may quote it.
     credential_redactor: Option<Box<CredentialRedactor>>,
     /// Removes the usage event; `None` if the stream stays unchanged.
@@ -102,11 +107,13 @@ impl RelayedResponse {
         policy: CapturePolicy,
         removes_usage: bool,
         credential_redactor: Option<Box<CredentialRedactor>>,
+        learner: Option<Box<ObjectLearner>>,
     ) -> Self {
         let removes_usage = removes_usage && is_event_stream(header);
         Self {
             capture: operation
                 .map_or(Capture::Nothing, |operation| Capture::for_response(header, operation, policy)),
+            learner,
             credential_redactor,
             usage_event_remover: removes_usage.then(|| UsageEventRemover::new(MAX_USAGE_EVENT_BYTES)),
             details: ResponseDetails::from_headers(&header.headers),
@@ -125,6 +132,7 @@ impl RelayedResponse {
     pub(super) fn for_held_response(header: &ResponseHeader) -> Self {
         Self {
             capture: Capture::Nothing,
+            learner: None,
             credential_redactor: None,
             usage_event_remover: None,
             details: ResponseDetails::from_headers(&header.headers),
@@ -157,25 +165,26 @@ impl RelayedResponse {
     }
 
     /// Captures a part of the response and appends to `output` what goes to the client.
-    pub(super) fn relay_task(&mut self, task: HttpTask, output: &mut Vec<HttpTask>) {
+    pub(super) fn relay_task(&mut self, task: HttpTask, output: &mut Vec<HttpTask>, now: Instant) {
         if self.drops_rest {
             return;
         }
         let Some(redactor) = &mut self.credential_redactor else {
-            return self.relay_redacted_task(task, output);
+            return self.relay_redacted_task(task, output, now);
         };
         let mut redacted = Vec::new();
         redact_task(redactor, task, &mut redacted);
         for task in redacted {
-            self.relay_redacted_task(task, output);
+            self.relay_redacted_task(task, output, now);
         }
     }
 
-    fn relay_redacted_task(&mut self, task: HttpTask, output: &mut Vec<HttpTask>) {
+    fn relay_redacted_task(&mut self, task: HttpTask, output: &mut Vec<HttpTask>, now: Instant) {
         // Pingora counts a failure as an end as well.
         let is_end = task.is_end() && !matches!(task, HttpTask::Failed(_));
         if let HttpTask::Body(Some(data), _) = &task {
-            self.capture.feed(data);
+            // Before the client has it, and may refer to what it tells of.
+            self.capture.feed(data, self.learner.as_deref_mut(), now);
         }
         self.has_ended |= is_end;
         match (&mut self.usage_event_remover, task) {
@@ -198,7 +207,7 @@ impl RelayedResponse {
     }
 
     /// Takes what the record needs, and says how the response ended. Nothing is captured any more.
-    pub(in crate::proxy) fn take_details_and_end(&mut self) -> (ResponseDetails, ResponseEnd) {
+    pub(in crate::proxy) fn take_details_and_end(&mut self, now: Instant) -> (ResponseDetails, ResponseEnd) {
         let mut details = std::mem::take(&mut self.details);
         let mut end = if self.has_ended { ResponseEnd::EndOfBody } else { ResponseEnd::Broken };
         details.captured_response = match std::mem::replace(&mut self.capture, Capture::Nothing) {
@@ -208,7 +217,9 @@ impl RelayedResponse {
             }
             Capture::Body { body, is_json } => CapturedResponse::Buffered { body, is_json },
             Capture::Stream { mut scanner, response: mut answer } => {
-                scanner.finish(&mut |event| answer.capture_event(&event));
+                let mut learner = self.learner.take();
+                scanner
+                    .finish(&mut |event| capture_and_learn(&event, &mut answer, learner.as_deref_mut(), now));
                 if answer.is_response_complete && answer.error_code.is_none() {
                     end = ResponseEnd::TerminalEvent;
                 } else if self.expects_terminal_event || answer.is_response_complete {
@@ -269,19 +280,38 @@ impl Capture {
         }
     }
 
-    fn feed(&mut self, data: &Bytes) {
+    fn feed(&mut self, data: &Bytes, mut learner: Option<&mut ObjectLearner>, now: Instant) {
         match self {
             Self::Nothing => {}
             Self::Binary { sha256, byte_count } => {
                 sha256.update(data);
                 *byte_count += data.len() as u64;
             }
-            Self::Body { body, .. } => body.append(data),
+            Self::Body { body, is_json } => {
+                if let Some(learner) = learner.filter(|_| *is_json) {
+                    learner.on_body_bytes(data, now);
+                }
+                body.append(data);
+            }
             Self::Stream { scanner, response: answer } => {
-                scanner.feed(data, &mut |event| answer.capture_event(&event));
+                scanner.feed(data, &mut |event| {
+                    capture_and_learn(&event, answer, learner.as_deref_mut(), now);
+                });
             }
         }
     }
+}
+
+fn capture_and_learn(
+    event: &SseEvent<'_>,
+    capture: &mut ResponseCapture,
+    learner: Option<&mut ObjectLearner>,
+    now: Instant,
+) {
+    if let Some(learner) = learner {
+        learner.on_event(event, now);
+    }
+    capture.capture_event(event);
 }
 
 /// Whether a response is a stream of server-sent events.

@@ -301,7 +301,14 @@ impl<'c> ResponseHandler<'c> {
         let removes_usage =
             self.context.retry_state.as_ref().is_some_and(|retry| retry.balancer_asks_for_usage());
         let policy = self.context.gateway().capture_policy(self.context.request.client.as_deref());
-        let relayed = RelayedResponse::new(header, self.operation(), policy, removes_usage, redactor);
+        let learner = self
+            .context
+            .retry_state
+            .as_ref()
+            .filter(|_| header.status.is_success())
+            .and_then(|retry| retry.object_learner(&self.context.request));
+        let relayed =
+            RelayedResponse::new(header, self.operation(), policy, removes_usage, redactor, learner);
         // Without the usage event the body is shorter than its length says.
         if relayed.removes_usage_event() && header.remove_header(&http::header::CONTENT_LENGTH).is_some() {
             header.insert_header(http::header::TRANSFER_ENCODING, "chunked")?;
@@ -318,7 +325,7 @@ impl<'c> ResponseHandler<'c> {
     fn relay_task(&mut self, task: HttpTask) {
         let ResponseState::Relayed(relayed) = &mut self.context.response_state else { return };
         let already_counted = self.output.len();
-        relayed.relay_task(task, &mut self.output);
+        relayed.relay_task(task, &mut self.output, self.now);
         for task in self.output.iter().skip(already_counted) {
             if let HttpTask::Body(Some(data), _) | HttpTask::UpgradedBody(Some(data), _) = task {
                 self.context

@@ -9,14 +9,15 @@ use smallvec::SmallVec;
 use super::held_response::{AttemptTarget, HeldResponse};
 use crate::azure::Operation;
 use crate::credentials::BackendCredential;
-use crate::gateway::{AdmittedRequest, FailureFlags, Gateway, UpstreamRequest};
+use crate::gateway::{AdmittedRequest, FailureFlags, Gateway, Moment, UpstreamRequest};
 use crate::names::{BackendName, DeploymentName};
+use crate::record::affinity::AskAnswer;
 use crate::record::exchange::AttemptRecord;
 use crate::routing::attempt_outcome::AttemptOutcome;
 use crate::routing::headroom::SendTicket;
 use crate::routing::health::availability::{ProbePermit, Unavailable, UnavailableReason};
 use crate::routing::health::stall::WatchedAttempt;
-use crate::routing::pool::{BackendPool, Candidate};
+use crate::routing::pool::Candidate;
 use crate::routing::retry_plan::{NextAttempt, NextStep, RetryLimits, RetryPlan, Wait};
 
 /// For responses and errors that are no failure of the backend.
@@ -34,7 +35,7 @@ pub(in crate::proxy) struct RetryState {
     pub(super) attempt_records: Vec<AttemptRecord>,
     pub(super) plan: RetryPlan,
     limits: RetryLimits,
-    request_received_at: Instant,
+    pub(super) received: Moment,
     /// How long the request has waited between attempts, without the wait that goes on.
     finished_waits: Duration,
     /// When the wait that goes on has begun.
@@ -48,8 +49,12 @@ pub(in crate::proxy) struct RetryState {
     current_or_last_target: Option<AttemptTarget>,
     /// The most useful held response so far, which the client gets if no attempt succeeds.
     best_response: Option<HeldResponse>,
-    /// The default backend does not know the id in the request, so the other resources are tried.
-    pub(super) searches_non_default_resources: bool,
+    /// How long the request has waited for the resource that has what it refers to.
+    pub(super) home_wait: Duration,
+    /// The indexes of the resources that were asked for it, with their answers.
+    pub(super) asked_resources: Vec<(usize, AskAnswer)>,
+    /// How long after it was made the object could be read, if it could not at first.
+    pub(super) read_lag: Option<Duration>,
     /// The indexes of the candidates that have said that they do not have the deployment.
     candidates_without_deployment: SmallVec<[usize; 2]>,
     /// The index of the candidate that refused the `stream_options` added by the balancer. From then on
@@ -108,22 +113,24 @@ impl RetryState {
         gateway: Arc<Gateway>,
         admitted: AdmittedRequest,
         limits: RetryLimits,
-        request_received_at: Instant,
+        received: Moment,
     ) -> Self {
         Self {
             gateway,
-            plan: RetryPlan::new(&admitted.pool),
+            plan: admitted.retry_plan(),
             admitted,
             attempt_records: Vec::new(),
             limits,
-            request_received_at,
+            received,
             finished_waits: Duration::ZERO,
             waiting_since: None,
             chosen_step: None,
             current_attempt: None,
             current_or_last_target: None,
             best_response: None,
-            searches_non_default_resources: false,
+            home_wait: Duration::ZERO,
+            asked_resources: Vec::new(),
+            read_lag: None,
             candidates_without_deployment: SmallVec::new(),
             stream_options_refused_by: None,
             has_left_stalled_backend: false,
@@ -160,6 +167,10 @@ impl RetryState {
     }
 
     pub(in crate::proxy) fn on_wait_over(&mut self, wait: Wait, now: Instant) {
+        if self.plan.is_wait_for_home(wait) {
+            self.home_wait +=
+                self.waiting_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        }
         self.end_wait(now);
         self.plan.on_wait_over(wait);
     }
@@ -208,7 +219,7 @@ impl RetryState {
             backend: backend_name.clone(),
             status: None,
             error_code: None,
-            start: now.saturating_duration_since(self.request_received_at),
+            start: now.saturating_duration_since(self.received.instant),
             time_to_response_head: None,
             duration_ms: 0,
             retry_after_ms: None,
@@ -358,13 +369,6 @@ impl RetryState {
 
     /// Records the outcome of the attempt on this candidate, for the choice of the next step.
     pub(super) fn note_outcome(&mut self, candidate_index: usize, outcome: AttemptOutcome) {
-        // In the search for an id each resource is tried once. A failure there must not lead to further
-        // rounds, which `CannotServe` prevents.
-        let outcome = if self.searches_non_default_resources && outcome == AttemptOutcome::Failed {
-            AttemptOutcome::CannotServe
-        } else {
-            outcome
-        };
         self.plan.on_attempt_end(&self.admitted.pool, candidate_index, outcome);
         // Chosen before this outcome was known.
         self.chosen_step = None;
@@ -389,21 +393,14 @@ impl RetryState {
         (!self.gateway.is_listed_deployment(deployment) && candidates.all(is_missing)).then_some(deployment)
     }
 
-    /// Continues the plan with this pool, whose resources may know the id in the request.
-    pub(super) fn search_non_default_resources(&mut self, pool: Arc<BackendPool>) {
-        self.searches_non_default_resources = true;
-        self.plan = self.plan.continue_in_pool(&pool);
-        self.admitted.pool = pool;
-    }
-
     /// Keeps this response if it is more useful to the client than the best one so far. Of two that are
-    /// equally useful it keeps the later, except in a search for an id: there the 404 of the default
-    /// backend, which is tried first, is the best one.
+    /// equally useful it keeps the later, except while resources are asked for an object: what the first one says is
+    /// as good as what the others say.
     pub(super) fn keep_best_response(&mut self, held: HeldResponse) {
         let is_better = match &self.best_response {
             None => true,
             Some(best) if best.usefulness_rank() == held.usefulness_rank() => {
-                !self.admitted.tries_other_resources_on_404
+                self.admitted.search().is_none()
             }
             Some(best) => held.usefulness_rank() < best.usefulness_rank(),
         };
@@ -435,14 +432,17 @@ impl RetryState {
         self.admitted.pool.candidates().is_empty()
     }
 
-    /// The backends of the pool that are unavailable: for each, why and until when.
+    /// The backends of the pool that the request may be sent to and that are unavailable: for each, why and until
+    /// when.
     pub(super) fn backend_unavailabilities(&self, now: Instant) -> impl Iterator<Item = Unavailable> {
         let operation = self.operation();
         self.admitted
             .pool
             .candidates()
             .iter()
-            .filter_map(move |candidate| candidate.unavailability(operation, now))
+            .enumerate()
+            .filter(|(index, _)| !self.plan.is_excluded(*index))
+            .filter_map(move |(_, candidate)| candidate.unavailability(operation, now))
     }
 
     /// Ends the current attempt, if there is one, at the end of the request.

@@ -18,7 +18,7 @@ use super::websocket_handshake::UpgradeOffer;
 use crate::admission::client::Client;
 use crate::admission::client_registry::{AuthError, UNKNOWN_SIGNING_KEY_MESSAGE};
 use crate::azure::RequestTarget;
-use crate::gateway::{BodyView, Gateway, ModelsAnswer};
+use crate::gateway::{BodyView, Gateway, ModelsAnswer, Moment};
 use crate::names::CertificateSubject;
 use crate::proxy::attempt::retry_state::RetryState;
 use crate::proxy::context::RequestContext;
@@ -94,13 +94,15 @@ pub(in crate::proxy) async fn admit_request(
     let call = call?;
     context.request.deployment.clone_from(&call.deployment);
     context.request.wants_stream = call.wants_stream;
-    let admitted = gateway.admit(&method, target, &client, call)?;
+    let received = Moment { instant: context.request.received_instant, time: context.request.received_at };
+    let admitted = gateway.admit(&method, target, &client, call, &context.body.held_bytes, received)?;
     let limits = gateway.retry_limits_for_request(
+        &admitted,
         Instant::now(),
         context.request.received_instant,
         client_declared_read_timeout(session),
     );
-    context.retry_state = Some(RetryState::new(gateway, admitted, limits, context.request.received_instant));
+    context.retry_state = Some(RetryState::new(gateway, admitted, limits, received));
     Ok(Admission::ForBackend)
 }
 

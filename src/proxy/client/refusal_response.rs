@@ -19,8 +19,8 @@ struct ErrorEnvelope<'a> {
 struct ErrorDetail<'a> {
     message: &'a str,
     r#type: &'static str,
-    param: Option<()>,
-    code: &'static str,
+    param: Option<&'static str>,
+    code: Option<&'static str>,
 }
 
 /// The body of a refusal: `{"error":{"message","type","param":null,"code"}}`.
@@ -28,8 +28,8 @@ pub(crate) fn refusal_body(refusal: &Refusal) -> Bytes {
     let error = ErrorDetail {
         message: &refusal.message,
         r#type: refusal.reason.error_type(),
-        param: None,
-        code: refusal.reason.code(),
+        param: refusal.reason.param(),
+        code: refusal.reason.client_code(),
     };
     Bytes::from(serde_json::to_vec(&ErrorEnvelope { error }).unwrap_or_default())
 }

@@ -215,9 +215,9 @@ impl BackendRequestSender<'_> {
             // A 400 for the empty request is what an existing deployment answers.
             Verdict::Success
             | Verdict::ClientError
-            | Verdict::NotOnThisResource
             | Verdict::RetryElsewhere
             | Verdict::TooLargeForBackend
+            | Verdict::NotOnThisResource
             | Verdict::PromptTooLong => Ok(format!("exists ({status})")),
         }
     }

@@ -6,26 +6,35 @@ use super::*;
 use crate::config::BalancePolicy;
 use crate::credentials::BackendCredential;
 use crate::names::{BackendName, Tier, Weight};
-use crate::routing::health::availability::Unavailable;
+use crate::routing::health::availability::{Unavailable, UnavailableReason};
 use crate::routing::health::backend_health::HealthRegistry;
 use crate::routing::pool::Candidate;
 
-const MS: Duration = Duration::from_millis(1);
-const CHAT: Operation = Operation::Chat;
+pub(super) const MS: Duration = Duration::from_millis(1);
+pub(super) const CHAT: Operation = Operation::Chat;
 
-struct Fixture {
-    now: Instant,
+pub(super) struct Fixture {
+    pub(super) now: Instant,
     health_registry: HealthRegistry,
-    pool: BackendPool,
-    limits: RetryLimits,
+    pub(super) pool: BackendPool,
+    pub(super) limits: RetryLimits,
 }
 
 /// One pool of the backends `0, 1, …`, each in the given tier.
-fn fixture(tiers: &[u16]) -> Fixture {
-    fixture_with_credentials(tiers, || BackendCredential::fixed_for_test("key"))
+pub(super) fn fixture(tiers: &[u16]) -> Fixture {
+    fixture_of_resources(tiers, &Vec::from_iter(0..tiers.len()))
+}
+
+/// The same, each backend on the resource of the given index.
+pub(super) fn fixture_of_resources(tiers: &[u16], resources: &[usize]) -> Fixture {
+    build_fixture(tiers, resources, || BackendCredential::fixed_for_test("key"))
 }
 
 fn fixture_with_credentials(tiers: &[u16], credential: fn() -> BackendCredential) -> Fixture {
+    build_fixture(tiers, &Vec::from_iter(0..tiers.len()), credential)
+}
+
+fn build_fixture(tiers: &[u16], resources: &[usize], credential: fn() -> BackendCredential) -> Fixture {
     let now = Instant::now();
     let health_registry = HealthRegistry::new(now);
     let candidate = |(backend_index, tier): (usize, &u16)| {
@@ -33,6 +42,7 @@ fn fixture_with_credentials(tiers: &[u16], credential: fn() -> BackendCredential
             health_registry.get_or_create_backend(&BackendName::new(&backend_index.to_string()));
         Candidate {
             backend_index,
+            resource_index: resources[backend_index],
             tier: Tier::new(*tier).unwrap(),
             weight: Weight::ONE,
             upstream_deployment_override: None,
@@ -54,12 +64,12 @@ fn fixture_with_credentials(tiers: &[u16], credential: fn() -> BackendCredential
 }
 
 impl Fixture {
-    fn next_step(&self, plan: &RetryPlan) -> NextStep {
+    pub(super) fn next_step(&self, plan: &RetryPlan) -> NextStep {
         plan.next_step(&self.pool, CHAT, &self.limits, self.now, 0.0)
     }
 
     /// Starts the next attempt, which has to be due; returns the index of its candidate.
-    fn start_attempt(&self, plan: &mut RetryPlan) -> usize {
+    pub(super) fn start_attempt(&self, plan: &mut RetryPlan) -> usize {
         match self.next_step(plan) {
             NextStep::Attempt(attempt) => {
                 plan.on_attempt_start(&self.pool, &attempt, self.now);
@@ -72,7 +82,7 @@ impl Fixture {
     }
 
     /// The next step, which has to be a wait.
-    fn next_wait(&self, plan: &RetryPlan) -> Wait {
+    pub(super) fn next_wait(&self, plan: &RetryPlan) -> Wait {
         match self.next_step(plan) {
             NextStep::Wait(wait) => wait,
             other => panic!("expected a wait, got {other:?}"),
@@ -84,11 +94,19 @@ impl Fixture {
     }
 
     /// Makes the deployment on a backend unavailable for this many milliseconds.
-    fn mark_unavailable(&self, backend: usize, reason: UnavailableReason, ms: u32) {
+    pub(super) fn mark_unavailable(&self, backend: usize, reason: UnavailableReason, ms: u32) {
         let unavailable = Unavailable { reason, until: self.now + ms * MS };
         let name = BackendName::new(&backend.to_string());
         let deployment = self.health_registry.get_or_create_backend(&name).get_or_create_deployment(None);
         deployment.availability.mark_unavailable(unavailable, self.now);
+    }
+
+    /// Drains a backend.
+    pub(super) fn drain(&self, backend: usize) {
+        let unavailable =
+            Unavailable { reason: UnavailableReason::Drained, until: self.now + 3_600_000 * MS };
+        let name = BackendName::new(&backend.to_string());
+        self.health_registry.get_or_create_backend(&name).drain_state.mark_unavailable(unavailable, self.now);
     }
 }
 
