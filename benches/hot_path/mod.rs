@@ -16,7 +16,9 @@ use aoai_lb::azure::response::sse::{EventScanner, UsageEventRemover};
 use aoai_lb::azure::response::verdict::Verdict;
 use aoai_lb::config;
 use aoai_lb::credentials::Keyring;
-use aoai_lb::gateway::{AdmittedRequest, BodyView, FailureFlags, Gateway, ProcessState, ResponseFacts};
+use aoai_lb::gateway::{
+    AdmittedRequest, BodyView, FailureFlags, Gateway, Moment, ProcessState, ResponseFacts,
+};
 use aoai_lb::record::Recorder;
 use aoai_lb::record::client_headers::ClientHeaders;
 use aoai_lb::record::exchange::{CapturedRequest, CapturedResponse, ExchangeOutcome, FinishedExchange};
@@ -28,6 +30,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 const KEY: &str = "key-of-team-a";
 const CLASSIC: &[u8] = b"/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21";
 const V1: &[u8] = b"/openai/v1/chat/completions";
+/// A target of Responses.
+const RESPONSES: &[u8] = b"/openai/v1/responses";
 
 /// A step with its name.
 pub type Step = (&'static str, Box<dyn FnMut()>);
@@ -90,6 +94,11 @@ pub fn steps() -> Vec<Step> {
 
     let (step_fixture, body) = (Arc::clone(&fixture), short_body.clone());
     steps.push(("admit_request", Box::new(move || drop(black_box(step_fixture.admit(CLASSIC, &body))))));
+
+    for (name, items) in [("admit_request_with_a_reference", 1), ("admit_request_with_200_references", 200)] {
+        let (step_fixture, body) = (Arc::clone(&fixture), follow_up_body(items));
+        steps.push((name, Box::new(move || drop(black_box(step_fixture.admit(RESPONSES, &body))))));
+    }
 
     // The step above finds its target in the cache of parsed targets.
     steps.push(("parse_target", Box::new(|| drop(black_box(azure::parse_target(CLASSIC, false))))));
@@ -217,6 +226,18 @@ fn chat_body(length: usize) -> Bytes {
         r#"{{"model":"gpt-4o","max_tokens":100,"messages":[{{"role":"system","content":"You are a helpful assistant."}},{{"role":"user","content":"{prompt}"}}]}}"#
     )
     .into()
+}
+
+/// A request of Responses that refers to this many items of earlier turns.
+fn follow_up_body(items: usize) -> Bytes {
+    let item = |n: usize| {
+        format!(
+            r#"{{"id":"msg_{n:048x}","type":"message","role":"assistant","content":[{{"type":"output_text","text":"{}"}}]}}"#,
+            "and so on ".repeat(20)
+        )
+    };
+    let input: Vec<String> = (0..items).map(item).collect();
+    format!(r#"{{"model":"gpt-4o","input":[{}]}}"#, input.join(",")).into()
 }
 
 fn completion_body() -> Bytes {

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use super::json_keys::KeySet;
 use super::json_scan::{end_of_container, end_of_string};
 use super::json_text::decode_content;
-use super::json_validator::{JsonValidator, KeyPath, ObjectVisitor};
+use super::json_validator::{JsonValidator, KeyPath, ObjectVisitor, WantedDepths};
 
 /// The values that an object has under the requested keys.
 pub(super) struct ObjectFields<'a, const N: usize> {
@@ -39,13 +39,14 @@ pub(super) fn parse_fields<'a, const N: usize>(
 
 /// Is told the keys of a body while its fields are read.
 pub(super) trait KeyVisitor: Default {
-    /// A top-level key, decoded, and where its value begins. Returns whether the keys inside of it are wanted.
-    fn on_key(&mut self, key: &[u8], value_offset: usize) -> bool;
+    /// A top-level key that is not one of the fields', decoded, and where its value begins. Returns at which depths
+    /// inside of it keys are wanted.
+    fn on_key(&mut self, key: &[u8], value_offset: usize) -> WantedDepths;
 
     /// Whether a key inside of the value of the last key is wanted. It may have escapes.
     fn wants_inner_key(&self, key: &[u8]) -> bool;
 
-    /// A key inside of the value of the last key. It is wanted, or it is written with escapes.
+    /// A key at a wanted depth. It is wanted, or it is written with escapes.
     fn on_inner_key(&mut self, path: &KeyPath<'_>);
 }
 
@@ -54,8 +55,8 @@ pub(super) trait KeyVisitor: Default {
 struct NoKeys;
 
 impl KeyVisitor for NoKeys {
-    fn on_key(&mut self, _: &[u8], _: usize) -> bool {
-        false
+    fn on_key(&mut self, _: &[u8], _: usize) -> WantedDepths {
+        WantedDepths::NONE
     }
 
     fn wants_inner_key(&self, _: &[u8]) -> bool {
@@ -102,22 +103,38 @@ struct FieldCollector<'a, 'k, V, const N: usize, const M: usize> {
     ranges: [Option<Range<usize>>; M],
     /// Whether the values of all `keys` are UTF-8.
     is_utf8: bool,
+    /// The key whose value passes, if it is wanted.
+    current: Option<CurrentKey>,
+}
+
+/// A wanted key by its index.
+#[derive(Clone, Copy)]
+enum CurrentKey {
+    Field(usize),
+    Located(usize),
 }
 
 impl<'a, 'k, V, const N: usize, const M: usize> FieldCollector<'a, 'k, V, N, M> {
     fn new(json: &'a [u8], keys: &'k KeySet<N>, located_keys: &'k KeySet<M>, visitor: &'k mut V) -> Self {
         let (fields, ranges) = (ObjectFields::new(), [const { None }; M]);
-        Self { json, keys, located_keys, visitor, fields, ranges, is_utf8: true }
+        Self { json, keys, located_keys, visitor, fields, ranges, is_utf8: true, current: None }
     }
 }
 
 impl<'a, V: KeyVisitor, const N: usize, const M: usize> ObjectVisitor<'a>
     for FieldCollector<'a, '_, V, N, M>
 {
-    fn on_key(&mut self, key: &[u8], value_offset: usize) -> bool {
+    fn on_key(&mut self, key: &[u8], value_offset: usize) -> WantedDepths {
+        self.fields.is_empty_object = false;
+        if let Some(index) = self.keys.index_of(key) {
+            self.current = Some(CurrentKey::Field(index));
+            return WantedDepths::NONE;
+        }
+        self.current = self.located_keys.index_of(key).map(CurrentKey::Located);
         self.visitor.on_key(key, value_offset)
     }
 
+    #[inline]
     fn wants_inner_key(&self, key: &[u8]) -> bool {
         self.visitor.wants_inner_key(key)
     }
@@ -126,17 +143,18 @@ impl<'a, V: KeyVisitor, const N: usize, const M: usize> ObjectVisitor<'a>
         self.visitor.on_inner_key(path);
     }
 
-    fn on_pair(&mut self, key: &[u8], value: &'a [u8]) {
-        self.fields.is_empty_object = false;
-        if let Some(index) = self.keys.index_of(key) {
-            match std::str::from_utf8(value) {
+    fn on_value(&mut self, value: &'a [u8]) {
+        match self.current {
+            None => {}
+            Some(CurrentKey::Field(index)) => match std::str::from_utf8(value) {
                 Ok(value) => self.fields.record_found_value(index, value),
                 Err(_) => self.is_utf8 = false,
+            },
+            Some(CurrentKey::Located(index)) => {
+                if let Some(range) = self.ranges.get_mut(index) {
+                    *range = Some(subslice_range(self.json, value));
+                }
             }
-        } else if let Some(range) =
-            self.located_keys.index_of(key).and_then(|index| self.ranges.get_mut(index))
-        {
-            *range = Some(subslice_range(self.json, value));
         }
     }
 }

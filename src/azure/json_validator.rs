@@ -12,17 +12,36 @@ const MAX_VISITED_DEPTH: usize = 5;
 
 /// Is told what an object contains while it is validated.
 pub(super) trait ObjectVisitor<'a> {
-    /// A key of the object, and where its value begins. Returns whether the keys inside of the value are wanted.
-    fn on_key(&mut self, key: &[u8], value_offset: usize) -> bool;
+    /// A key of the object, and where its value begins. Returns at which depths inside of the value keys are wanted.
+    fn on_key(&mut self, key: &[u8], value_offset: usize) -> WantedDepths;
 
     /// Whether a key inside of the value of the last key is wanted. It may have escapes.
     fn wants_inner_key(&self, key: &[u8]) -> bool;
 
-    /// A key inside of the value of the last key. It is wanted, or it is written with escapes.
+    /// A key at a wanted depth. It is wanted, or it is written with escapes.
     fn on_inner_key(&mut self, path: &KeyPath<'_>);
 
-    /// A pair of the object. Keys are decoded, values are as they are written.
-    fn on_pair(&mut self, key: &[u8], value: &'a [u8]);
+    /// The value of the last key of the object, as it is written.
+    fn on_value(&mut self, value: &'a [u8]);
+}
+
+/// At which depths keys inside of a value are wanted: a bit for each number of containers around the key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct WantedDepths(u8);
+
+impl WantedDepths {
+    /// At no depth.
+    pub(super) const NONE: Self = Self(0);
+
+    /// At this depth as well; at most [`MAX_VISITED_DEPTH`].
+    pub(super) const fn with(self, depth: usize) -> Self {
+        assert!(depth <= MAX_VISITED_DEPTH);
+        Self(self.0 | 1 << depth)
+    }
+
+    fn include(self, depth: usize) -> bool {
+        self.0 >> depth & 1 == 1
+    }
 }
 
 /// The place of a key inside of a value.
@@ -61,8 +80,8 @@ pub(super) struct JsonValidator<'a> {
     position: usize,
     /// Whether another parser has accepted the input: then the unusual JSON is read as well.
     is_known_valid: bool,
-    /// Whether the visitor wants the keys inside of the current value.
-    wants_keys: bool,
+    /// Where the visitor wants keys inside of the current value.
+    wanted_depths: WantedDepths,
     /// Where the last key of each open object in the current value begins, by depth.
     key_starts: [usize; MAX_VISITED_DEPTH],
 }
@@ -109,7 +128,13 @@ impl<'a> JsonValidator<'a> {
     }
 
     fn new(bytes: &'a [u8], is_known_valid: bool) -> Self {
-        Self { bytes, position: 0, is_known_valid, wants_keys: false, key_starts: [0; MAX_VISITED_DEPTH] }
+        Self {
+            bytes,
+            position: 0,
+            is_known_valid,
+            wanted_depths: WantedDepths::NONE,
+            key_starts: [0; MAX_VISITED_DEPTH],
+        }
     }
 
     fn visit_object(&mut self, visitor: &mut impl ObjectVisitor<'a>) -> Option<()> {
@@ -129,9 +154,9 @@ impl<'a> JsonValidator<'a> {
                 }
                 self.expect_colon()?;
                 let start = self.position;
-                self.wants_keys = visitor.on_key(&key, start);
+                self.wanted_depths = visitor.on_key(&key, start);
                 self.skip_value(visitor)?;
-                visitor.on_pair(&key, self.bytes.get(start..self.position)?);
+                visitor.on_value(self.bytes.get(start..self.position)?);
                 self.skip_whitespace();
                 match self.next_byte()? {
                     b',' => self.skip_whitespace(),
@@ -255,11 +280,14 @@ impl<'a> JsonValidator<'a> {
         let is_escaped = self.skip_string()?;
         let end = self.position - 1;
         self.expect_colon()?;
-        if self.wants_keys
-            && let Some(key_start) = self.key_starts.get_mut((containers.depth as usize).wrapping_sub(1))
+        let depth = containers.depth as usize;
+        if self.wanted_depths != WantedDepths::NONE
+            && let Some(key_start) = self.key_starts.get_mut(depth.wrapping_sub(1))
         {
             *key_start = start;
-            if is_escaped || visitor.wants_inner_key(self.bytes.get(start..end)?) {
+            if self.wanted_depths.include(depth)
+                && (is_escaped || visitor.wants_inner_key(self.bytes.get(start..end)?))
+            {
                 self.visit_inner_key(containers, visitor);
             }
         }
@@ -351,8 +379,9 @@ mod tests {
     struct Pairs<'a>(Vec<(Vec<u8>, &'a [u8])>);
 
     impl<'a> ObjectVisitor<'a> for Pairs<'a> {
-        fn on_key(&mut self, _: &[u8], _: usize) -> bool {
-            true
+        fn on_key(&mut self, key: &[u8], _: usize) -> WantedDepths {
+            self.0.push((key.to_vec(), b""));
+            WantedDepths(u8::MAX)
         }
 
         fn wants_inner_key(&self, _: &[u8]) -> bool {
@@ -363,8 +392,8 @@ mod tests {
             assert!(path.steps().count() <= MAX_VISITED_DEPTH);
         }
 
-        fn on_pair(&mut self, key: &[u8], value: &'a [u8]) {
-            self.0.push((key.to_vec(), value));
+        fn on_value(&mut self, value: &'a [u8]) {
+            self.0.last_mut().unwrap().1 = value;
         }
     }
 

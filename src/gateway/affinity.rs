@@ -64,6 +64,10 @@ impl Gateway {
         body: &[u8],
         received: Moment,
     ) -> Result<Option<Box<RequestAffinity>>, Refusal> {
+        if !target.has_references() && call.json_facts().is_none_or(|facts| !facts.has_references()) {
+            let is_default = call.deployment.is_none();
+            return Ok(is_default.then(|| Box::new(RequestAffinity::default_backend())));
+        }
         let mut objects = ReferencedObjects::default();
         visit_references(target, call.json_facts().map(|facts| (facts, body)), &mut |kind, id| {
             self.look_up_object(kind, id, client, received, &mut objects);

@@ -8,7 +8,7 @@ use super::reference_kind::ReferenceKind::{
 };
 use crate::azure::json::KeyVisitor;
 use crate::azure::json_keys::{KeyFilter, KeySet};
-use crate::azure::json_validator::KeyPath;
+use crate::azure::json_validator::{KeyPath, WantedDepths};
 
 /// How many places of one body are remembered. It bounds the memory; Azure accepts far fewer.
 pub(in crate::azure) const MAX_BODY_REFERENCES: usize = 65_536;
@@ -30,6 +30,8 @@ pub(in crate::azure) struct Places {
     inner: &'static [(&'static str, ReferenceKind)],
     /// Accepts the keys at these places.
     filter: KeyFilter,
+    /// The depths of these places.
+    depths: WantedDepths,
 }
 
 impl Places {
@@ -47,9 +49,10 @@ impl Places {
     }
 
     const fn inner(inner: &'static [(&'static str, ReferenceKind)]) -> Self {
-        let (mut filter, mut index) = (KeyFilter::NOTHING, 0);
+        let (mut filter, mut depths, mut index) = (KeyFilter::NOTHING, WantedDepths::NONE, 0);
         while index < inner.len() {
             let pattern = inner[index].0.as_bytes();
+            depths = depths.with(depth_of(pattern));
             let mut start = pattern.len();
             while start > 0 && !matches!(pattern[start - 1], b'.' | b']') {
                 start -= 1;
@@ -57,8 +60,18 @@ impl Places {
             filter = filter.with_key(pattern, start);
             index += 1;
         }
-        Self { own: None, inner, filter }
+        Self { own: None, inner, filter, depths }
     }
+}
+
+/// How many containers are around the key of a pattern.
+const fn depth_of(pattern: &[u8]) -> usize {
+    let (mut depth, mut index) = (0, 0);
+    while index < pattern.len() {
+        depth += matches!(pattern[index], b'.' | b'[') as usize;
+        index += 1;
+    }
+    depth
 }
 
 /// The places by top-level key (<https://learn.microsoft.com/azure/ai-foundry/openai/latest>). Keys such as
@@ -151,14 +164,14 @@ impl ReferenceCollector {
 }
 
 impl KeyVisitor for ReferenceCollector {
-    fn on_key(&mut self, key: &[u8], value_offset: usize) -> bool {
+    fn on_key(&mut self, key: &[u8], value_offset: usize) -> WantedDepths {
         self.places =
             TOP_LEVEL_KEYS.index_of(key).and_then(|index| PLACES.get(index)).map(|(_, places)| *places);
-        let Some(places) = self.places else { return false };
+        let Some(places) = self.places else { return WantedDepths::NONE };
         if let Some(kind) = places.own {
             self.push(kind, value_offset);
         }
-        !places.inner.is_empty()
+        places.depths
     }
 
     #[inline]

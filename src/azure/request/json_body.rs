@@ -120,6 +120,11 @@ impl BodyFacts {
         })
     }
 
+    /// Whether it may refer to other objects.
+    pub fn has_references(&self) -> bool {
+        !self.references.is_empty()
+    }
+
     /// The edit that replaces `model` by the upstream deployment's name; `None` if they are equal.
     pub fn rename_model_edit(&self, upstream: &DeploymentName) -> Option<BodyEdit> {
         let range = self.model.range_to_replace(upstream)?;

@@ -140,6 +140,11 @@ impl RequestTarget {
         }
     }
 
+    /// Whether its path or its query names an object.
+    pub fn has_references(&self) -> bool {
+        !self.references_in_path.is_empty() || self.cursor_kind.is_some()
+    }
+
     /// The kinds and the percent-decoded ids of the objects that the path names, in their order.
     pub fn path_references(&self) -> impl Iterator<Item = (ReferenceKind, Cow<'_, str>)> {
         self.references_in_path
