@@ -4,11 +4,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::response::{self, FullResponse};
 use crate::config::closest_match;
-use crate::gateway::{Gateway, HandingOver};
+use crate::gateway::{Gateway, HandingOver, Resource};
 use crate::names::BackendName;
 use crate::refusal::{Refusal, RefusalReason};
 use crate::routing::health::availability::UnavailableReason;
@@ -38,6 +38,7 @@ pub(super) fn set_drained(gateway: &Gateway, name: &str, drained: bool) -> FullR
         warn!("all backends of {} are drained", stranded.join(", "));
     }
     let health = process.health_registry.get_or_create_backend(&backend_name);
+    let homed = gateway.resource_of(&backend_name).filter(|_| drained);
     let body = json!({
         "backend": name,
         "drained": drained,
@@ -45,8 +46,26 @@ pub(super) fn set_drained(gateway: &Gateway, name: &str, drained: bool) -> FullR
         "in_flight": health.attempts_in_flight.load(Ordering::Relaxed),
         "left_without_backend": stranded,
         "save_problem": change.save_problem,
+        "resource": homed.map(|resource| homed_requests(gateway, resource, now)),
     });
     response::with_json(200, body.to_string().into_bytes())
+}
+
+/// What still refers to the objects of the resource of a drained backend. Such requests go to another backend of the
+/// resource; if none can take one, to the drained one.
+fn homed_requests(gateway: &Gateway, resource: &Resource, now: Instant) -> Value {
+    let process = &gateway.process_state;
+    let drained = process.health_registry.drained_backends(now);
+    let is_drained = |name: &BackendName| drained.iter().any(|(drained, _)| drained == name);
+    let others = resource.backend_indexes.iter().filter_map(|index| gateway.backends.get(*index));
+    let others = others.map(|backend| &backend.config.name).filter(|name| !is_drained(name));
+    let activity = process.recorder.metrics().affinity_statistics.activity(&resource.name, now);
+    json!({
+        "name": resource.name.as_str(),
+        "entries": process.homes.entries_of(resource.tag),
+        "last_minute_requests": activity.last_minute_requests,
+        "other_backends": others.map(BackendName::as_str).collect::<Vec<_>>(),
+    })
 }
 
 fn unknown_name(gateway: &Gateway, name: &str) -> FullResponse {

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
-use prometheus::{GaugeVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use super::conditions::BackendReport;
 use super::status::sinks::backlog_age_seconds;
@@ -74,6 +74,7 @@ pub fn prometheus_text(config: &ActiveConfig, now: Instant) -> String {
         ),
     );
     set_expiry_gauges(&registry, gateway, now, wall_now);
+    set_affinity_gauges(&registry, gateway);
     set_memory_gauge(&registry);
     let backlog_seconds = GaugeVec::new(
         Opts::new(
@@ -161,6 +162,33 @@ fn set_expiry_gauges(registry: &Registry, gateway: &Gateway, now: Instant, wall_
             credential_gauge.with_label_values(&[backend.config.name.as_str()]).set(seconds(expiry.at));
         }
     }
+}
+
+/// Adds how many ids are remembered, and how many were forgotten.
+fn set_affinity_gauges(registry: &Registry, gateway: &Gateway) {
+    let memory = gateway.process_state.homes.statistics();
+    let integer = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    let entries = IntGaugeVec::new(
+        Opts::new("aoai_lb_affinity_entries", "Ids of objects that are remembered, by the resource that has them."),
+        &["resource"],
+    );
+    let entries = register_metric(registry, entries);
+    for resource in &gateway.resources {
+        let count = memory.entries_by_resource.get(&resource.tag).copied().unwrap_or_default();
+        entries.with_label_values(&[resource.name.as_str()]).set(integer(count));
+    }
+    let capacity = IntGauge::new("aoai_lb_affinity_capacity", "Ids that fit into affinity.memory.");
+    register_metric(registry, capacity).set(integer(memory.capacity));
+    let evicted = IntCounterVec::new(
+        Opts::new(
+            "aoai_lb_affinity_evicted_total",
+            "Ids that were forgotten because affinity.memory was full, by whether their maker was known: yes, no.",
+        ),
+        &["maker"],
+    );
+    let evicted = register_metric(registry, evicted);
+    evicted.with_label_values(&["yes"]).inc_by(memory.evicted_with_maker);
+    evicted.with_label_values(&["no"]).inc_by(memory.evicted.saturating_sub(memory.evicted_with_maker));
 }
 
 /// Adds the memory of the process.

@@ -4,6 +4,7 @@
 //! Outside of loopback the configuration requires TLS and a token. No response contains a secret.
 
 mod access;
+mod affinity_watch;
 mod conditions;
 pub mod config_status;
 pub mod connections;

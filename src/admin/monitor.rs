@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use log::{Level, error, info, log, warn};
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::affinity_watch::AffinityWatch;
 use super::conditions::{BackendReport, member_condition};
 use super::config_status::ConfigStatus;
 use super::status::expiry::certificate_statuses;
@@ -47,6 +48,7 @@ pub struct ServiceMonitor {
     state_episodes: HashMap<BackendName, StateEpisode<BackendState>>,
     throttling_episodes: HashMap<(BackendName, String), ThrottlingEpisode>,
     failure_episode: EventEpisode,
+    affinity_watch: AffinityWatch,
     /// The counters of the last half minute, oldest first.
     samples: VecDeque<RequestCounters>,
 }
@@ -83,6 +85,7 @@ impl ServiceMonitor {
             state_episodes: HashMap::new(),
             throttling_episodes: HashMap::new(),
             failure_episode: EventEpisode::default(),
+            affinity_watch: AffinityWatch::default(),
             samples: VecDeque::new(),
         }
     }
@@ -141,6 +144,7 @@ impl ServiceMonitor {
             problems.extend(judge_pool(name, &states));
         }
         problems.extend(self.look_at_process(config));
+        problems.extend(self.affinity_watch.look(&config.gateway, now));
         problems.sort_by_key(|problem| Reverse(problem.state));
         let seen = problems.first().map_or(ServiceState::Healthy, |problem| problem.state);
         let change = self.tracker.observe(seen, now);

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 
 use super::conditions::{BackendReport, member_condition};
 use super::config_status::ConfigStatus;
+use super::status::affinity::affinity_status;
 use super::status::expiry::{certificate_statuses, credential_statuses};
 use super::status::refusals::refused_clients;
 use super::status::sinks::sink_statuses;
@@ -99,6 +100,7 @@ impl StatusSource {
             sinks: sink_statuses(&process.recorder.sinks(), clock.wall_now),
             certificates: certificate_statuses(&process.certificate_expiries, clock.wall_now),
             credentials: credential_statuses(gateway, clock.monotonic_now, clock.wall_now),
+            affinity: Some(affinity_status(gateway, clock.monotonic_now)),
             timeline: timeline(&statistics, clock),
         }
     }

@@ -51,6 +51,29 @@ impl AskAnswer {
 }
 
 impl AffinityRecord {
+    /// The resource that is known to have what the request refers to: it was remembered, or said so.
+    pub fn home(&self) -> Option<&ResourceName> {
+        match self.how {
+            "learned" => self.resource.as_ref(),
+            _ => self
+                .asked
+                .iter()
+                .rfind(|asked| asked.answer == AskAnswer::Accepted)
+                .map(|asked| &asked.resource),
+        }
+    }
+
+    /// The resources that said that they do not have it, each once.
+    pub fn denying_resources(&self) -> Vec<&ResourceName> {
+        let mut resources = Vec::new();
+        for asked in self.asked.iter().filter(|asked| asked.answer == AskAnswer::Denied) {
+            if !resources.contains(&&asked.resource) {
+                resources.push(&asked.resource);
+            }
+        }
+        resources
+    }
+
     /// How many resources said that they do not have it, counting one that was asked again as often.
     pub fn denial_count(&self) -> usize {
         self.asked.iter().filter(|asked| asked.answer == AskAnswer::Denied).count()

@@ -10,6 +10,7 @@ use prometheus::{
     TextEncoder,
 };
 
+use super::affinity_statistics::AffinityStatistics;
 use super::delivery::{self, Deliveries};
 use super::exchange::FinishedExchange;
 use super::recent_trouble::{BackendFailures, RecentTrouble};
@@ -64,6 +65,8 @@ pub struct Metrics {
     pub malformed_requests: IntCounter,
     /// The statistics of the last minutes, for the status page.
     pub statistics: Statistics,
+    /// What is counted of the resources that have what requests refer to, for the status page.
+    pub affinity_statistics: AffinityStatistics,
     /// The last requests that did not go well, for the status page.
     pub recent_trouble: RecentTrouble,
     /// Requests that were refused or failed because of backends.
@@ -184,6 +187,7 @@ impl Metrics {
                 ),
             ),
             statistics: Statistics::default(),
+            affinity_statistics: AffinityStatistics::new(Instant::now()),
             recent_trouble: RecentTrouble::default(),
             backend_failures: BackendFailures::default(),
             deliveries: Deliveries::default(),
@@ -237,7 +241,11 @@ impl Metrics {
                 self.read_lag.with_label_values(&[resource.as_str()]).observe(lag.as_secs_f64());
             }
         }
-        self.statistics.record_exchange(exchange, usage, Instant::now());
+        let now = Instant::now();
+        if let Some(affinity) = &exchange.affinity {
+            self.affinity_statistics.record(affinity, now);
+        }
+        self.statistics.record_exchange(exchange, usage, now);
         if let Some(request) = self.recent_trouble.note(exchange) {
             self.backend_failures.note(&request);
         }

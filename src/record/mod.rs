@@ -5,6 +5,7 @@
 //! reads. Requests in flight are not known here.
 
 pub mod affinity;
+pub mod affinity_statistics;
 pub mod attempt_errors;
 pub mod client_headers;
 pub mod delivery;

@@ -2,12 +2,14 @@
 //!
 //! What is unknown is `null`. Times are RFC 3339 in UTC; `until_ms` is the time left in milliseconds.
 
+pub mod affinity;
 pub mod expiry;
 pub mod refusals;
 pub mod sinks;
 
 use serde::{Deserialize, Serialize};
 
+use self::affinity::AffinityStatus;
 use self::expiry::{CertificateStatus, CredentialStatus};
 use self::refusals::{RefusalsByStatus, RefusedClient};
 use self::sinks::SinkStatus;
@@ -35,6 +37,9 @@ pub struct StatusReport {
     pub certificates: Vec<CertificateStatus>,
     /// The credentials of backends whose end is known.
     pub credentials: Vec<CredentialStatus>,
+    /// Which resource has what. Earlier versions do not send it.
+    #[serde(default)]
+    pub affinity: Option<AffinityStatus>,
     pub timeline: Timeline,
 }
 

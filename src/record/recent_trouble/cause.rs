@@ -11,9 +11,16 @@ impl TroubledRequest {
     /// The cause in plain words, such as `no backend answered: a: connection refused, b: 503`.
     pub fn cause(&self) -> String {
         let errors = last_error_by_backend(&self.attempts);
-        let mut cause = match (self.refusal_code.map(refusal_in_words), self.kind) {
-            (Some(words), _) if errors.is_empty() => words.to_owned(),
+        let refusal = self.refusal_code.map(|code| {
+            self.affinity_refusal(code).unwrap_or_else(|| refusal_in_words(code).to_owned())
+        });
+        let affinity = if refusal.is_none() { self.affinity_cause() } else { None };
+        let mut cause = match (refusal, self.kind) {
+            (Some(words), _) if errors.is_empty() => words,
             (Some(words), _) => format!("{words}: {errors}"),
+            (None, TroubleKind::Refused | TroubleKind::Retried | TroubleKind::Slow) if affinity.is_some() => {
+                affinity.unwrap_or_default()
+            }
             (None, TroubleKind::Slow) if self.waited > SLOW_WAIT => {
                 format!("waited {:.1} s for a backend", self.waited.as_secs_f64())
             }
@@ -49,7 +56,12 @@ fn refusal_in_words(code: &'static str) -> &'static str {
         "invalid_api_key" => "no valid key, token or certificate, or those of two clients",
         "deployment_not_allowed" => "the client may not use this deployment, or make calls without one",
         "DeploymentNotFound" => "no backend has this deployment",
-        "path_not_allowed" => "requests.allow does not list this method and path",
+        "path_not_allowed" => "requests.allow does not list this method and path, or affinity.owner forbids the list",
+        "mixed_resources" => "the request refers to objects of different resources; no resource has all of them",
+        "home_unavailable" => "the resource that has what the request refers to is unavailable",
+        "object_not_found" | "previous_response_not_found" | "invalid_encrypted_content" => {
+            "another client made what the request refers to (affinity.owner: enforce)"
+        }
         "method_not_allowed" => "this method is never served",
         "request_timeout" => "the client sent its request too slowly",
         "body_too_large" => "the body is larger than requests.max_body or max_streamed_body",
@@ -71,7 +83,8 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::*;
-    use crate::names::BackendName;
+    use crate::names::{BackendName, ResourceName};
+    use crate::record::affinity::{AffinityRecord, AskAnswer, AskedResource};
     use crate::record::exchange::{AttemptRecord, ExchangeOutcome};
 
     /// Backend, status, error.
@@ -106,6 +119,7 @@ mod tests {
             duration: Duration::from_millis(40_210),
             time_to_first_body_byte: None,
             waited: Duration::ZERO,
+            affinity: None,
         }
     }
 
@@ -169,6 +183,101 @@ mod tests {
         assert_eq!(slow.cause(), "the first byte came after 31.2 s");
         slow.waited = Duration::from_millis(1_840);
         assert_eq!(slow.cause(), "waited 1.8 s for a backend");
+    }
+
+    #[test]
+    fn a_request_about_an_object_tells_of_its_resource() {
+        use AskAnswer::{Accepted, Denied};
+        use TroubleKind::{Refused, Retried, Slow};
+        let (a, b) = (("a", Some(404), None), ("b", Some(404), None));
+        let found = ("b", Some(200), None);
+        // Kind, status, refusal code, how, answers, lag in seconds, attempts, and the cause.
+        type AffinityCase<'a> = (
+            (TroubleKind, Option<u16>, Option<&'static str>),
+            (&'static str, &'a [(&'a str, AskAnswer)], Option<u64>),
+            &'a [Attempt<'a>],
+            &'a str,
+        );
+        let table: [AffinityCase<'_>; 9] = [
+            (
+                (Retried, Some(200), None),
+                ("asked", &[("east", Denied), ("west", Accepted)], None),
+                &[a, found],
+                "what the request refers to was found on west; not on east",
+            ),
+            (
+                (Refused, Some(404), None),
+                ("asked", &[("east", Denied), ("west", Denied), ("east", Denied)], None),
+                &[a, b, a],
+                "no resource that was asked has what the request refers to: east, west",
+            ),
+            (
+                (Retried, Some(200), None),
+                ("asked", &[("east", Denied), ("west", Accepted)], None),
+                &[a, ("b", Some(503), None), found],
+                "what the request refers to was found on west; not on east; b: 503",
+            ),
+            (
+                (Refused, Some(503), Some("home_unavailable")),
+                ("asked", &[("east", Denied)], None),
+                &[a],
+                "east: not there; other resources, which may have what the request refers to, are unavailable: a: 404",
+            ),
+            (
+                (Refused, Some(503), Some("home_unavailable")),
+                ("learned", &[], None),
+                &[],
+                "west, which has what the request refers to, is unavailable",
+            ),
+            (
+                (Refused, Some(429), Some("all_throttled")),
+                ("learned", &[], None),
+                &[("b", Some(429), None)],
+                "west, which has what the request refers to, is throttled: b: 429",
+            ),
+            (
+                (Retried, Some(200), None),
+                ("learned", &[("west", Denied)], Some(7)),
+                &[b, found],
+                "west could read what it had made after 7.0 s",
+            ),
+            (
+                (Refused, Some(404), None),
+                ("learned", &[("west", Denied)], None),
+                &[b],
+                "west does not have any more what the request refers to",
+            ),
+            (
+                (Slow, Some(200), None),
+                ("learned", &[], None),
+                &[found],
+                "waited 2.5 s for west, which has what the request refers to",
+            ),
+        ];
+        for ((kind, status, refusal_code), (how, asked, lag), attempts, expected) in table {
+            let asked = asked
+                .iter()
+                .map(|(name, answer)| AskedResource { resource: ResourceName::new(name), answer: *answer });
+            let affinity = AffinityRecord {
+                by: Some("response"),
+                how,
+                resource: Some(ResourceName::new("west")),
+                asked: asked.collect(),
+                waited: if kind == Slow { Duration::from_millis(2500) } else { Duration::ZERO },
+                read_lag: lag.map(Duration::from_secs),
+            };
+            let request = TroubledRequest {
+                refusal_code,
+                affinity: Some(Box::new(affinity)),
+                ..request(kind, status, attempts)
+            };
+            assert_eq!(request.cause(), expected);
+        }
+        let mixed = TroubledRequest {
+            refusal_code: Some("mixed_resources"),
+            ..request(Refused, Some(400), &[])
+        };
+        assert!(mixed.cause().starts_with("the request refers to objects of different resources"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! them, so no request waits for it; the admin API reads them. Neither prompts nor completions are kept, and no
 //! text of a client but the name of a deployment.
 
+mod affinity_words;
 mod backend_failures;
 mod cause;
 mod fair_ring;
@@ -17,6 +18,7 @@ use std::time::{Duration, SystemTime};
 pub use self::backend_failures::BackendFailures;
 use self::fair_ring::{FairRing, Holder, RingLimits};
 pub use self::trouble_kind::TroubleKind;
+use super::affinity::AffinityRecord;
 use super::exchange::{AttemptRecord, ExchangeOutcome, FinishedExchange};
 use crate::names::{BackendName, ClientName, DeploymentName};
 
@@ -62,6 +64,8 @@ pub struct TroubledRequest {
     pub time_to_first_body_byte: Option<Duration>,
     /// How long it waited between attempts.
     pub waited: Duration,
+    /// How the resource was found that has what it refers to; `None` if it refers to nothing.
+    pub affinity: Option<Box<AffinityRecord>>,
 }
 
 impl TroubledRequest {
@@ -84,6 +88,7 @@ impl TroubledRequest {
             duration: exchange.duration,
             time_to_first_body_byte: exchange.time_to_first_body_byte,
             waited: exchange.waited,
+            affinity: exchange.affinity.clone(),
         }
     }
 
@@ -97,6 +102,10 @@ impl TroubledRequest {
             + self.request_id.len()
             + self.deployment.as_ref().map_or(0, |deployment| deployment.as_str().len())
             + self.attempts.capacity() * size_of::<AttemptRecord>()
+            + self
+                .affinity
+                .as_ref()
+                .map_or(0, |affinity| size_of::<AffinityRecord>() + affinity.memory_bytes())
     }
 }
 
