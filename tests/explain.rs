@@ -12,6 +12,8 @@ mod support;
 use std::process::{Command, Output};
 
 use aoai_lb::demo::Mood;
+use aoai_lb::routing::homes::{HashKey, Homes};
+use aoai_lb::state::homes_log::{HomeEntry, HomeRecord, encode, header};
 use support::tls::{generate_authority, generate_key, issue_certificate, start_tls_proxy};
 use support::{CLIENT_KEY, backend_yaml, clients_yaml, free_port, sha256_hex, simulated_backend_yaml};
 
@@ -85,7 +87,7 @@ fn explain_shows_how_a_request_would_be_routed() {
     );
     let (_, text) = run_with_config(&["explain", "GET", "/openai/v1/responses/resp_1"], &file);
     assert!(
-        text.contains("it refers to an object")
+        text.contains("affinity    the resources are asked in the order below until one has it")
             && text.contains("1.        west")
             && text.contains("2.        ptu"),
         "{text}"
@@ -104,6 +106,13 @@ fn explain_shows_how_a_request_would_be_routed() {
                 && text.contains("no request is sent to a backend")
         );
     }
+    let (_, text) = run_with_config(&["explain", "POST", "/openai/v1/responses"], &file);
+    assert!(
+        text.contains("affinity    none: the call goes to the default backend (requests.home)")
+            && text.contains("1.        west")
+            && !text.contains("2.        "),
+        "{text}"
+    );
     let refusals: [(&[&str], &str); 6] = [
         (
             &["POST", "/openai/v1/responses", "--model", "gpt-5", "--client", "team-a"],
@@ -129,6 +138,118 @@ fn explain_shows_how_a_request_would_be_routed() {
         code == Some(1) && text.contains("there is no client nobody; the clients are team-a, all"),
         "{text}"
     );
+}
+
+#[test]
+fn explain_says_where_a_request_about_an_object_would_go() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("aoai-lb.yaml");
+    let file = format!("{CONFIG_YAML}server: {{ state_directory: state }}\n");
+    std::fs::write(&path, file).unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_aoai-lb"));
+        let output = command.arg("explain").arg("-c").arg(&path).args(arguments).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), text)
+    };
+    let log = directory.path().join("state/homes.log");
+    let no_log = format!("not remembered in {}, which does not exist", log.display());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as u32;
+    let id_of_age = |age: u32| format!("resp_0992cccae6a7c96700{:08x}b6b0", now - age);
+    let post = ["POST", "/openai/v1/responses", "--model", "gpt-4o", "--refers-to"];
+    for (arguments, id, expected) in [
+        (
+            &post[..],
+            "resp_1",
+            "its id does not tell when it was made: if all say no, they are asked again after 2s (",
+        ),
+        (
+            &post,
+            &id_of_age(5),
+            "by its id it was made 5s ago: if all say no, they are asked again after 2s and then after 8s (",
+        ),
+        (
+            &post,
+            &id_of_age(300),
+            "by its id it was made 5m 0s ago: if all say no, the client gets the first answer",
+        ),
+        (
+            &post,
+            "file-1",
+            "such an object can be read as soon as it is made: if all say no, the client gets the first answer",
+        ),
+        (&["GET", "/openai/v1/files/{id}", "--refers-to"], "file-1", "GET /openai/v1/files/file-1\n"),
+        (&["GET", "/openai/v1/files/file-1", "--refers-to"], "file-1", "refers to   file-1 (file): "),
+    ] {
+        let (code, text) = run(&[arguments, &[id]].concat());
+        // The age is that of the moment of the command.
+        let text = text.replace("made 6s ago", "made 5s ago").replace("made 5m 1s ago", "made 5m 0s ago");
+        assert_eq!(code, Some(0), "{text}");
+        assert!(text.contains(&no_log) && text.contains(expected), "expected {expected:?} in:\n{text}");
+        assert_eq!(text.matches("refers to ").count(), 1, "{text}");
+        assert!(text.contains("  1.  ") && text.contains("  2.  "), "{text}");
+    }
+    for (arguments, expected) in [
+        (
+            ["GET", "/openai/v1/files", "--refers-to", "file-1"],
+            "--refers-to: GET has no body: write {id} where",
+        ),
+        (
+            ["POST", "/openai/v1/responses", "--refers-to", "batch_1"],
+            "--refers-to: an object like batch_1 is named by the path",
+        ),
+    ] {
+        let (code, text) = run(&arguments);
+        assert!(code == Some(1) && text.contains(expected), "{text}");
+    }
+
+    // What a process has written there, with two objects of different resources.
+    std::fs::create_dir(directory.path().join("state")).unwrap();
+    let homes = Homes::with_hash_key(1 << 20, HashKey::from_bytes([7; 16]));
+    let mut bytes = header([7; 16]).to_vec();
+    for (id, resource, made_at) in [
+        ("resp_west", "west.openai.azure.com:443", now - 10),
+        ("file-ptu", "ptu.openai.azure.com:443", 0),
+        ("file-gone", "gone.openai.azure.com:443", 0),
+    ] {
+        encode(
+            HomeRecord::Stored(HomeEntry {
+                key: homes.key_of(id.as_bytes()).hash(),
+                resource: homes.resource_tag(resource).hash(),
+                maker: 0,
+                made_at,
+                used_at: now,
+                lags: made_at != 0,
+            }),
+            &mut bytes,
+        );
+    }
+    std::fs::write(&log, bytes).unwrap();
+    let (_, text) = run(&[&post[..], &["resp_west"]].concat());
+    for part in [
+        "refers to   resp_west (previous response): on the resource west.openai.azure.com:443 (backends: west), made 1",
+        &format!("s ago, as {} tells", log.display()),
+        "affinity    only backends of west.openai.azure.com:443 get the request",
+        "if the resource does not have it yet, it is asked again for ",
+        "  1.        west: tier 2",
+    ] {
+        assert!(text.contains(part), "expected {part:?} in:\n{text}");
+    }
+    assert!(!text.contains("  2.  "), "{text}");
+    let (_, text) = run(&["GET", "/openai/v1/files/{id}", "--refers-to", "file-ptu"]);
+    assert!(
+        text.contains("(backends: ptu), as ") && text.contains("  1.        ptu") && !text.contains("  2.  "),
+        "{text}"
+    );
+    let (_, text) = run(&["GET", "/openai/v1/files/{id}", "--refers-to", "file-gone"]);
+    assert!(
+        text.contains("on a resource that is not in this configuration") && text.contains("  2.  "),
+        "{text}"
+    );
+    std::fs::write(&log, "not a log").unwrap();
+    let (code, text) = run(&[&post[..], &["resp_west"]].concat());
+    let unreadable = "homes.log, which cannot be read: it does not begin as a log of homes does";
+    assert!(code == Some(0) && text.contains(unreadable) && text.contains("  2.  "), "{text}");
 }
 
 #[test]

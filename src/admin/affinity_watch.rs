@@ -58,7 +58,8 @@ fn problems(not_saved: Option<&str>, evicts_makers: bool) -> Vec<ServiceProblem>
     });
     let evicted = evicts_makers.then(|| {
         problem(
-            "affinity.memory is full, and ids are forgotten whose maker was known: any client may use these".to_owned(),
+            "affinity.memory is full, and ids are forgotten whose maker was known: any client may use these"
+                .to_owned(),
         )
     });
     not_saved.into_iter().chain(evicted).collect()

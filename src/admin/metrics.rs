@@ -169,7 +169,10 @@ fn set_affinity_gauges(registry: &Registry, gateway: &Gateway) {
     let memory = gateway.process_state.homes.statistics();
     let integer = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
     let entries = IntGaugeVec::new(
-        Opts::new("aoai_lb_affinity_entries", "Ids of objects that are remembered, by the resource that has them."),
+        Opts::new(
+            "aoai_lb_affinity_entries",
+            "Ids of objects that are remembered, by the resource that has them.",
+        ),
         &["resource"],
     );
     let entries = register_metric(registry, entries);

@@ -74,7 +74,7 @@ impl RequestedCall {
 
 impl RequestedCall {
     /// What has been read from its body, if that is JSON.
-    pub(super) fn json_facts(&self) -> Option<&BodyFacts> {
+    pub fn json_facts(&self) -> Option<&BodyFacts> {
         match &self.parsed_body {
             ParsedBody::Json(facts) => Some(facts),
             ParsedBody::Multipart(_) | ParsedBody::Opaque => None,

@@ -62,8 +62,11 @@ fn process_lines(status: &StatusReport) -> Vec<String> {
     if let Some(problem) = &process.drains_not_saved {
         lines.push(format!("drains end with this process: {}", printable(problem)));
     }
-    if let Some(problem) = &process.homes_not_saved {
-        lines.push(format!("where objects live is forgotten with this process: {}", printable(problem)));
+    if let Some(problem) = status.affinity.as_ref().and_then(|affinity| affinity.not_saved.as_deref()) {
+        lines.push(format!(
+            "which resource has what is forgotten when this process ends: {}",
+            printable(problem)
+        ));
     }
     lines
 }

@@ -1,12 +1,14 @@
 //! The sections below the backends. Each is shown only if it has something to tell: pools that are an exception, who is
 //! refused, where records go, what ends soon, the last failed reload; in detail also quotas and clients.
 
+use super::affinity::{memory_lines, resource_table};
 use super::backends::state_style;
 use super::fitted_table::{Cell, Column, Table};
 use super::pools::pool_exceptions;
 use super::report_time::{ReportTime, in_whole_seconds};
 use super::summary::spilling_backends;
 use super::text::{Line, Style, in_words, in_words_ms, or_unknown, printable};
+use crate::admin::status::affinity::AffinityStatus;
 use crate::admin::status::expiry::{CertificateStatus, CredentialStatus};
 use crate::admin::status::refusals::RefusedClient;
 use crate::admin::status::sinks::SinkStatus;
@@ -53,7 +55,7 @@ pub(super) fn overview_sections(status: &StatusReport, time: ReportTime) -> Vec<
 
 /// The sections that only `--verbose` shows.
 pub(super) fn detail_sections(status: &StatusReport) -> Vec<Section> {
-    let sections = [quotas(&status.backends), clients(&status.clients)];
+    let sections = [quotas(&status.backends), clients(&status.clients), affinity(status.affinity.as_ref())];
     sections.into_iter().filter(|section| !section.is_empty()).collect()
 }
 
@@ -211,6 +213,14 @@ fn quotas(backends: &[BackendStatus]) -> Section {
         }
     }
     Section::new(table)
+}
+
+/// Which resource has what; nothing from a process of an earlier version.
+fn affinity(affinity: Option<&AffinityStatus>) -> Section {
+    match affinity {
+        Some(affinity) => Section { table: resource_table(affinity), notes: memory_lines(affinity) },
+        None => Section::new(Table::new(&[])),
+    }
 }
 
 /// The requests and tokens of clients.

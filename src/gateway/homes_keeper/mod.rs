@@ -6,6 +6,7 @@
 
 mod follower;
 mod log;
+mod reader;
 mod records;
 mod source;
 mod worker;
@@ -30,6 +31,7 @@ use crate::state::homes_log::HeaderError;
 use crate::state::{StateDirectory, StateError};
 
 pub use self::log::read_hash_key;
+pub use self::reader::read_homes;
 pub use self::source::HomesSource;
 pub use self::worker::ReportFunction;
 

@@ -11,9 +11,9 @@ impl TroubledRequest {
     /// The cause in plain words, such as `no backend answered: a: connection refused, b: 503`.
     pub fn cause(&self) -> String {
         let errors = last_error_by_backend(&self.attempts);
-        let refusal = self.refusal_code.map(|code| {
-            self.affinity_refusal(code).unwrap_or_else(|| refusal_in_words(code).to_owned())
-        });
+        let refusal = self
+            .refusal_code
+            .map(|code| self.affinity_refusal(code).unwrap_or_else(|| refusal_in_words(code).to_owned()));
         let affinity = if refusal.is_none() { self.affinity_cause() } else { None };
         let mut cause = match (refusal, self.kind) {
             (Some(words), _) if errors.is_empty() => words,
@@ -56,8 +56,12 @@ fn refusal_in_words(code: &'static str) -> &'static str {
         "invalid_api_key" => "no valid key, token or certificate, or those of two clients",
         "deployment_not_allowed" => "the client may not use this deployment, or make calls without one",
         "DeploymentNotFound" => "no backend has this deployment",
-        "path_not_allowed" => "requests.allow does not list this method and path, or affinity.owner forbids the list",
-        "mixed_resources" => "the request refers to objects of different resources; no resource has all of them",
+        "path_not_allowed" => {
+            "requests.allow does not list this method and path, or affinity.owner forbids the list"
+        }
+        "mixed_resources" => {
+            "the request refers to objects of different resources; no resource has all of them"
+        }
         "home_unavailable" => "the resource that has what the request refers to is unavailable",
         "object_not_found" | "previous_response_not_found" | "invalid_encrypted_content" => {
             "another client made what the request refers to (affinity.owner: enforce)"
@@ -273,10 +277,8 @@ mod tests {
             };
             assert_eq!(request.cause(), expected);
         }
-        let mixed = TroubledRequest {
-            refusal_code: Some("mixed_resources"),
-            ..request(Refused, Some(400), &[])
-        };
+        let mixed =
+            TroubledRequest { refusal_code: Some("mixed_resources"), ..request(Refused, Some(400), &[]) };
         assert!(mixed.cause().starts_with("the request refers to objects of different resources"));
     }
 

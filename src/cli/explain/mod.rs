@@ -3,6 +3,9 @@
 //! It builds a gateway from the file, admits the request and follows its retry plan, with the same code
 //! that routes requests. Nothing is sent.
 
+mod affinity;
+mod reference;
+
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::sync::Arc;
@@ -11,24 +14,31 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use clap::Args;
 use http::Method;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::{Map, Value};
 
+use self::affinity::{References, RememberedHomes, describe_search};
+use self::reference::{PLACEHOLDER, refer_in_body};
 use super::cli_error::CliError;
 use super::config_file::{ConfigArguments, print_warnings};
 use super::runtime::start_background_runtime;
 use crate::admission::client::Client;
-use crate::azure::hide_secrets_in_target;
+use crate::azure::request::references::visit_references;
 use crate::azure::response::verdict::Verdict;
+use crate::azure::{Operation, hide_secrets_in_target, parse_target};
 use crate::config::{BalancePolicy, Config};
 use crate::credentials::Keyring;
-use crate::gateway::{
-    AdmittedRequest, BodyView, Gateway, ModelsAnswer, Moment, ProcessState, RequestAffinity,
-};
+use crate::gateway::{AdmittedRequest, BodyView, Gateway, ModelsAnswer, Moment, ProcessState};
 use crate::names::DeploymentName;
 use crate::proxy::upstream::headers;
 use crate::record::{Recorder, RecorderError};
 use crate::refusal::Refusal;
 use crate::routing::attempt_outcome::AttemptOutcome;
 use crate::routing::retry_plan::NextStep;
+
+/// What the ids of objects do not have, escaped.
+const ESCAPED_IN_PATHS: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'=').remove(b'~');
 
 /// The arguments of `aoai-lb explain`.
 #[derive(Args)]
@@ -45,6 +55,10 @@ pub(super) struct ExplainArguments {
     /// The name of the client that sends it.
     #[arg(long)]
     client: Option<String>,
+    /// The id of an object that it refers to, such as resp_…, file-… or conv_…. It takes the place of {id} in the path;
+    /// without that it is put into the body. Its resource is looked up in the state directory.
+    #[arg(long, value_name = "ID")]
+    refers_to: Option<String>,
     /// Also show what each response would lead to.
     #[arg(short, long)]
     verbose: bool,
@@ -58,6 +72,8 @@ struct ExplainedRequest {
     path_and_query: String,
     /// `model` in the body.
     model: Option<String>,
+    /// The id of an object that the body refers to.
+    referenced_id: Option<String>,
     /// The name of the client.
     client_name: Option<String>,
     /// Whether the responses of a backend are explained as well.
@@ -78,6 +94,9 @@ enum ExplainError {
         /// The names of all clients.
         known: String,
     },
+    /// The id cannot be put into the request.
+    #[error("--refers-to: {0}")]
+    MisplacedReference(String),
 }
 
 /// Sample responses: status, description, and as much of the body as the verdict depends on.
@@ -110,15 +129,17 @@ const SAMPLE_RESPONSES: [(u16, &str, &str); 16] = [
 
 /// Prints the explanation of a request.
 pub(super) fn run(arguments: ExplainArguments) -> Result<(), CliError> {
-    let ExplainArguments { config, method, path, model, client, verbose } = arguments;
+    let ExplainArguments { config, method, path, model, client, refers_to, verbose } = arguments;
     let checked = config.load_without_secrets()?.checked;
     print_warnings(&checked)?;
     let invalid_method = |_| CliError(format!("{method} is not an HTTP method; use GET, POST or DELETE"));
     let method = Method::from_bytes(method.to_ascii_uppercase().as_bytes()).map_err(invalid_method)?;
+    let in_path = refers_to.as_ref().filter(|_| path.contains(PLACEHOLDER));
     let request = ExplainedRequest {
         method,
-        path_and_query: path,
+        path_and_query: in_path.map_or(path.clone(), |id| path.replace(PLACEHOLDER, &escape_in_path(id))),
         model,
+        referenced_id: refers_to.filter(|id| !path.contains(PLACEHOLDER) && !path.contains(id.as_str())),
         client_name: client,
         shows_responses: verbose,
     };
@@ -140,11 +161,16 @@ fn explain_request(
     let keyring = Keyring::offline(runtime);
     // The explained request is not recorded.
     let recorder = Recorder::start(&Config { record: None, ..config.clone() }, &keyring, runtime)?;
-    let process = Arc::new(ProcessState::new(now, recorder, keyring));
-    let gateway = Gateway::new(config, process, now);
+    let remembered = RememberedHomes::read(config);
+    let mut process = ProcessState::new(now, recorder, keyring);
+    if let Some(homes) = &remembered.homes {
+        process = process.with_homes(Arc::clone(homes));
+    }
+    let gateway = Gateway::new(config, Arc::new(process), now);
     let mut text = format!("{} {}\n", request.method, hide_secrets_in_target(&request.path_and_query));
     let client = select_and_write_client(&gateway, request, &mut text)?;
-    match admit_and_write_request(&gateway, request, &client, &mut text) {
+    let body = request.body()?;
+    match admit_and_write_request(&gateway, request, &body, &client, &remembered, &mut text) {
         Ok(Some(admitted)) => write_routing(&gateway, config, request, &admitted, now, &mut text),
         Ok(None) => write_line(&mut text, "", "no request is sent to a backend"),
         Err(refusal) => {
@@ -159,6 +185,38 @@ fn explain_request(
     }
     gateway.process_state.recorder.shut_down();
     Ok(text)
+}
+
+impl ExplainedRequest {
+    /// The body, with what is known of it.
+    ///
+    /// # Errors
+    /// If it cannot have the id.
+    fn body(&self) -> Result<Bytes, ExplainError> {
+        let mut body = Map::new();
+        if let Some(model) = &self.model {
+            body.insert("model".to_owned(), model.as_str().into());
+        }
+        if let Some(id) = &self.referenced_id {
+            if self.method != Method::POST {
+                let message =
+                    format!("{} has no body: write {PLACEHOLDER} where the path has the id", self.method);
+                return Err(ExplainError::MisplacedReference(message));
+            }
+            let target = parse_target(self.path_and_query.as_bytes(), false);
+            let operation = target.map_or(Operation::Other, |target| target.operation);
+            refer_in_body(&mut body, id, operation).map_err(ExplainError::MisplacedReference)?;
+        }
+        Ok(match body.is_empty() && self.method != Method::POST {
+            true => Bytes::new(),
+            false => Bytes::from(Value::Object(body).to_string()),
+        })
+    }
+}
+
+/// An id as a path has it.
+fn escape_in_path(id: &str) -> String {
+    utf8_percent_encode(id, ESCAPED_IN_PATHS).to_string()
 }
 
 fn write_line(text: &mut String, label: &str, value: &str) {
@@ -195,7 +253,9 @@ fn select_and_write_client(
 fn admit_and_write_request(
     gateway: &Gateway,
     request: &ExplainedRequest,
+    body: &Bytes,
     client: &Client,
+    remembered: &RememberedHomes,
     text: &mut String,
 ) -> Result<Option<AdmittedRequest>, Refusal> {
     let target =
@@ -217,32 +277,35 @@ fn admit_and_write_request(
         return Ok(None);
     }
     gateway.check_permissions_from_head(&request.method, &target, client)?;
-    let body = match &request.model {
-        Some(model) => serde_json::json!({ "model": model }).to_string(),
-        None if request.method == Method::POST => "{}".to_owned(),
-        None => String::new(),
-    };
-    let body = BodyView { bytes: &Bytes::from(body), content_type: "application/json", is_compressed: false };
-    let call = gateway.parse_requested_call(&request.method, &target, &body)?;
+    let view = BodyView { bytes: body, content_type: "application/json", is_compressed: false };
+    let call = gateway.parse_requested_call(&request.method, &target, &view)?;
     match &call.deployment {
         Some(deployment) => write_line(text, "deployment", deployment.as_str()),
         None => write_line(text, "deployment", "none: the call is not balanced"),
     }
-    let admitted = gateway.admit(&request.method, target, client, call, body.bytes, Moment::now())?;
+    let now = Moment::now();
+    let mut references = References::new();
+    visit_references(&target, call.json_facts().map(|facts| (facts, body.as_ref())), &mut |kind, id| {
+        references.push((kind, id.to_owned()));
+    });
+    if let (Some(id), true) = (&request.referenced_id, references.is_empty()) {
+        write_line(
+            text,
+            "refers to",
+            &format!("{id} in the body, in which such a call is not searched for ids"),
+        );
+    }
+    for line in remembered.describe_objects(gateway, &references, now) {
+        write_line(text, "refers to", &line);
+    }
+    let admitted = gateway.admit(&request.method, target, client, call, body, now)?;
     if let Some(affinity) = &admitted.affinity {
-        write_line(text, "affinity", describe_affinity(affinity));
+        let lines = describe_search(affinity, gateway, &references, now);
+        for (index, line) in lines.iter().enumerate() {
+            write_line(text, if index == 0 { "affinity" } else { "" }, line);
+        }
     }
     Ok(Some(admitted))
-}
-
-/// Where a request goes that refers to an object, or names no deployment.
-fn describe_affinity(affinity: &RequestAffinity) -> &'static str {
-    if affinity.asks() {
-        "it refers to an object. If the balancer remembers the resource that has it, only that one gets the request; \
-         otherwise the resources are asked in the order below until one has it"
-    } else {
-        "none: the call goes to the default backend (requests.home)"
-    }
 }
 
 /// Writes the attempts in their order, and what each response would lead to.
