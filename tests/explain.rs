@@ -144,7 +144,7 @@ fn explain_shows_how_a_request_would_be_routed() {
 fn explain_says_where_a_request_about_an_object_would_go() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("aoai-lb.yaml");
-    let file = format!("{CONFIG_YAML}server: {{ state_directory: state }}\n");
+    let file = format!("{CONFIG_YAML}clients: open\nserver: {{ state_directory: state }}\n");
     std::fs::write(&path, file).unwrap();
     let run = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_aoai-lb"));

@@ -57,6 +57,8 @@ class MockAdminApi:
         self.mode = "live"
         # A status and a message with which every POST is refused, or None.
         self.refusal = None
+        # `resource` in the response to a drain, or None.
+        self.homed = None
         self.drained = set()
         self.changed = threading.Condition()
         self.server = ThreadingHTTPServer(("127.0.0.1", port), AdminApiHandler)
@@ -179,7 +181,7 @@ class AdminApiHandler(BaseHTTPRequestHandler):
         else:
             is_drain = self.path.endswith("/drain")
             (mock.drained.add if is_drain else mock.drained.discard)(name)
-            self.json(200, {"backend": name, "drained": is_drain, "changed": True, "in_flight": 3})
+            self.json(200, {"backend": name, "drained": is_drain, "changed": True, "in_flight": 3, "resource": self.mock.homed if is_drain else None})
             mock.update()
 
     def send_events(self):

@@ -106,7 +106,7 @@ class MockedStateTests(Suite):
             assert "Calls that name no deployment" in pools[2], pools
             clients = self.page.texts("#client-rows > tr")
             assert "team-a" in clients[0] and "12,000,000" in clients[0] and "91,000" in clients[0], clients
-            assert self.page.evaluate("document.querySelectorAll('main h2').length") == 8
+            assert self.page.evaluate("document.querySelectorAll('main h2').length") == 9
             assert self.page.evaluate("[...document.querySelectorAll('table')].every(n => n.caption || n.hasAttribute('aria-labelledby'))")
             assert self.page.announcement() == "The service is healthy", self.page.announcement()
 
@@ -119,14 +119,54 @@ class MockedStateTests(Suite):
             assert pools[1].startswith("gpt-4o ◑ 1 of 3 healthy, tier 2") and "sweden" not in pools[1] and "as gpt-4o-ptu ×2" in pools[1], pools
             assert pools[2] == "gpt-4o-mini ✓ 1 healthy", pools
 
+    def stored_objects_are_shown_by_resource(self):
+        with MockAdminApi(healthy) as mock:
+            self.page.set_viewport()
+            self.page.open(mock.url)
+            assert self.page.text("#objects-note") == "123,456 of 1.89M ids remembered (64.0 MiB), kept in the state directory.", self.page.text("#objects-note")
+            rows = [" ".join(row.split()) for row in self.page.texts("#resource-table > tbody")]
+            assert rows == [
+                "contoso-eastus.openai.azure.com:443 123,456 240 12 3 7.2 s eastus-ptu, westus",
+                "contoso-sweden.openai.azure.com:443 0 0 0 0 – sweden",
+            ], rows
+            self.assert_tip("#resource-table tbody [data-field=denied]", "did not have an object")
+            self.page.click("[aria-label='westus, details']")
+            details = " ".join(self.page.text("#backend-table .details:not([hidden])").split())
+            assert "Objects 123,456 on contoso-eastus.openai.azure.com:443; 240 requests about them in the last minute" in details, details
+            # What is lost with the process, and what was forgotten.
+            mock.update(state=STATES["problems"])
+            self.page.wait_until(lambda: "not kept beyond this process" in self.page.text("#objects-note"), "expected the problem")
+            assert "1,234 forgotten since it was full (5 with a maker)" in self.page.text("#objects-note")
+            assert "is forgotten when this process ends: cannot use /var/lib/aoai-lb: Permission denied" in self.page.text("#notices")
+            for width in (320, 390, 700):
+                self.page.set_viewport(width, 800)
+                self.assert_no_horizontal_scroll(f"stored objects at {width} px")
+            self.assert_accessible("stored objects on a phone")
+            # A version that does not tell.
+            mock.update(state=lambda tick: {name: part for name, part in healthy(tick).items() if name != "affinity"})
+            self.page.wait_until(lambda: not self.page.find("#objects").is_displayed(), "expected no section")
+            self.page.assert_no_errors()
+
+    def a_drain_says_what_still_refers_to_the_resource(self):
+        with MockAdminApi(healthy) as mock:
+            self.page.set_viewport()
+            self.page.open(mock.url)
+            mock.homed = {"name": HOSTILE_MARKUP, "entries": 12, "last_minute_requests": 3, "other_backends": []}
+            self.page.click("[aria-label='sweden, details']")
+            self.page.click("[data-field=drain][aria-label='Drain sweden']")
+            self.page.click("#confirm-yes")
+            self.page.wait_until(lambda: self.page.texts("#result-lines li"), "expected the result")
+            line = f"12 objects on its resource {HOSTILE_MARKUP}. Requests that refer to them (3 in the last minute) still go there: the resource has no other backend that is not drained."
+            assert self.page.texts("#result-lines li") == [line], self.page.texts("#result-lines li")
+
     def unknown_values_are_never_shown_as_zero(self):
         for name in ("null_values", "missing_values"):
             with MockAdminApi(STATES[name]) as mock:
                 self.page.set_viewport()
                 self.page.open(mock.url, "#backends:not([hidden])")
                 self.page.wait_until(lambda: self.page.text("#no-trouble") != "Loading …", "expected the recent trouble")
-                values = self.page.texts("#figures dd") + self.page.texts("#backend-table .number") + self.page.texts("#client-rows td") + self.page.texts("#sink-table tbody .number")
-                heads = ("In flight", "Attempts", "429", "Failed", "p50", "p95", "Waiting", "Oldest", "Dropped", "Dead letters")
+                values = self.page.texts("#figures dd") + self.page.texts("#backend-table .number") + self.page.texts("#client-rows td") + self.page.texts("#sink-table tbody .number") + self.page.texts("#resource-table tbody .number")
+                heads = ("In flight", "Attempts", "429", "Failed", "p50", "p95", "Waiting", "Oldest", "Dropped", "Dead letters", "Objects", "Requests", "Found there", "Not there", "Read lag")
                 values = [value for value in values if value not in heads]
                 assert values and set(values) == {"–"}, values
                 page_text = " ".join(self.page.texts("main > section:not(#timeline)"))
@@ -144,7 +184,7 @@ class MockedStateTests(Suite):
             self.page.click("#more-problems")
             self.page.evaluate("void document.querySelectorAll('.expand').forEach(button => button.click())")
             # Markup of every part of the status is on the page, as text.
-            everywhere = ["#problems", "#notices", "#backend-table", "#backend-table .details", "#trouble-table", "#trouble-table .details", "#refusal-table", "#pools", "#clients", "#sink-table", "#expiries", "#facts"]
+            everywhere = ["#problems", "#notices", "#backend-table", "#backend-table .details", "#trouble-table", "#trouble-table .details", "#refusal-table", "#pools", "#clients", "#resource-table", "#sink-table", "#expiries", "#facts"]
             for part in everywhere:
                 assert HOSTILE_MARKUP in self.page.text(part), part
             assert any(HOSTILE_MARKUP in text for text in self.page.evaluate("[...document.querySelectorAll('#trouble-client option')].map(n => n.textContent)"))

@@ -128,7 +128,21 @@ def trouble_list(count):
     return [request(number) for number in range(count)]
 
 
+def resource(name, *backends, entries=0, accepted=0, denied=0, requests=0, lag_ms=None):
+    document = {"name": name, "backends": list(backends), "entries": entries, "asked": {"accepted": accepted, "denied": denied}}
+    return document | {"last_minute_requests": requests, "last_read_lag_ms": lag_ms}
+
+
+def affinity(*resources, **more):
+    document = {"entries": sum(resource["entries"] for resource in resources), "capacity": 1_887_436, "bytes": 64 << 20, "evicted": 0, "evicted_with_maker": 0}
+    return document | {"owner": "off", "not_saved": None, "resources": list(resources)} | more
+
+
 CALM = {
+    "affinity": lambda: affinity(
+        resource("contoso-eastus.openai.azure.com:443", "eastus-ptu", "westus", entries=123_456, accepted=12, denied=3, requests=240, lag_ms=7200),
+        resource("contoso-sweden.openai.azure.com:443", "sweden"),
+    ),
     "service": lambda: service("healthy"),
     "refusals": lambda: [],
     "sinks": lambda: [sink("spool"), sink("jsonl"), sink("log_analytics", backlog_records=12, backlog_bytes=34_567, backlog_seconds=4)],
@@ -261,6 +275,13 @@ def problems(tick=0):
         "certificates": [certificate("/etc/aoai-lb/tls/listener.pem", -1.5), certificate("/etc/aoai-lb/tls/backend.pem", 12, "backend westus"), certificate("/etc/aoai-lb/tls/admin.pem", 200, "admin")],
         "credentials": [credential("france", 2, "token", "the vault refuses: 403"), credential("westus", 90)],
         "trouble": trouble_list(120),
+        "affinity": affinity(
+            resource("contoso-eastus.openai.azure.com:443", "eastus-ptu", "westus", entries=1_887_000, accepted=12, denied=3_456, requests=240, lag_ms=480),
+            resource("a resource with quite a long name of its own", "sweden", "france", "japan", entries=1),
+            evicted=1234,
+            evicted_with_maker=5,
+            not_saved="cannot use /var/lib/aoai-lb: Permission denied (os error 13)",
+        ),
     }
     return status_document(tick, backends, pools, [client("team-a", 1), client("team-b", 3)], configuration, has_problems=True, **parts)
 
@@ -358,7 +379,7 @@ def null_values(tick=0):
 
 def missing_values(_=0):
     """Almost all fields are missing or have the wrong type."""
-    return {"service": 7, "sinks": [{}], "certificates": [{}], "credentials": [None, {}], "refusals": [{}], "trouble": {"requests": [{}, 3]}, "backends": [{}], "pools": [None, 7, {}], "clients": [{}], "timeline": None, "process": None, "build": None}
+    return {"service": 7, "sinks": [{}], "certificates": [{}], "credentials": [None, {}], "refusals": [{}], "affinity": {"resources": [{}, 7]}, "trouble": {"requests": [{}, 3]}, "backends": [{}], "pools": [None, 7, {}], "clients": [{}], "timeline": None, "process": None, "build": None}
 
 
 STATES = {make_state.__name__: make_state for make_state in (healthy, problems, spilling, stopping, forty_backends, forty_in_trouble, hundred_backends, hostile_names, null_values, missing_values)}

@@ -47,7 +47,8 @@ function confirmDrain(name, drains) {
   confirmAction(`Drain ${name}?`, 'It receives no new requests until it is undrained. Requests in flight finish.', warning, 'Drain', path, done => {
     const stranded = textsIn(done.left_without_backend), flight = isKnown(done.in_flight) ? ` ${pluralize(done.in_flight, 'request')} in flight.` : '';
     const lines = [stranded.length && `Left without a backend: ${stranded.join(', ')}.`, nonEmptyText(done.save_problem) && `The drain ends with this process: ${done.save_problem}`].filter(Boolean);
-    return [lines.length ? 'warn' : 'ok', `${name} is drained.${flight}`, lines];
+    const homed = describeHomedRequests(done.resource);
+    return [lines.length ? 'warn' : 'ok', `${name} is drained.${flight}`, homed ? [...lines, homed] : lines];
   });
 }
 

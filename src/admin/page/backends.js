@@ -90,6 +90,7 @@ function showBackendDetails(sheet, backend) {
     nonEmptyText(backend.until) && ['Until', formatTime(backend.until)],
     ['Last error', error && typeof error === 'object' ? describeError(error) : error === null ? 'none' : '–'],
     ['Endpoint', nonEmptyText(backend.endpoint) ?? '–'],
+    ['Objects', describeObjectsOf(backend.name)],
     ['Tier, weight', `${formatCount(backend.tier)}, ${formatCount(backend.weight)}`],
     ['In flight', `${formatCount(backend.in_flight)}${isKnown(backend.oldest_attempt_seconds) ? `; the oldest has waited for ${formatDuration(backend.oldest_attempt_seconds)}` : ''}`],
     ['Last minute', `${formatCount(minute.attempts)} attempts (${formatPercent(minute.share)} of all): ${formatCount(minute.throttled)} throttled, ${formatCount(minute.failed)} failed; p50 ${formatMillis(minute.p50_ms)}, p95 ${formatMillis(minute.p95_ms)}`],

@@ -15,6 +15,7 @@ function render(status) {
   showTrouble(status);
   showPools(objectsIn(status.pools), spillingIn(status));
   showClients(objectsIn(status.clients));
+  showObjects(status);
   showOperations(status);
   updateTip();
 }
@@ -48,7 +49,7 @@ function showNotices(status) {
   else if (process.ready === false) notices.push(['bad', 'This process is not ready']);
   if (process.replaced === true) notices.push(['note', 'Another process has taken over; this one finishes its requests']);
   if (nonEmptyText(process.drains_not_saved)) notices.push(['note', `Drains end with this process: ${process.drains_not_saved}`]);
-  if (nonEmptyText(process.homes_not_saved)) notices.push(['note', `Where objects live is forgotten with this process: ${process.homes_not_saved}`]);
+  if (nonEmptyText(status.affinity?.not_saved)) notices.push(['note', `Which resource has what is forgotten when this process ends: ${status.affinity.not_saved}`]);
   if (upgrade.length) notices.push(['note', `Takes effect with an upgrade: ${upgrade.join(', ')}`]);
   updateList($('notices'), notices, 'notice-item', notice => notice[1], (f, [level, text]) => {
     updateAttribute(f.root, 'data-level', level);
