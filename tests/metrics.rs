@@ -11,6 +11,7 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use aoai_lb::demo::{DeploymentKind, Mood, Simulator};
+use support::affinity_traffic::AffinityTraffic;
 use support::h2::{Http2Connection, connect_tls};
 use support::tls::generate_authority;
 use support::{
@@ -21,6 +22,11 @@ use tokio::io::AsyncWriteExt;
 
 /// All documented metrics.
 const METRIC_NAMES: &[&str] = &[
+    "aoai_lb_affinity_asked_total",
+    "aoai_lb_affinity_capacity",
+    "aoai_lb_affinity_entries",
+    "aoai_lb_affinity_evicted_total",
+    "aoai_lb_affinity_requests_total",
     "aoai_lb_attempt_seconds",
     "aoai_lb_attempts_total",
     "aoai_lb_backend_remaining_requests",
@@ -35,6 +41,7 @@ const METRIC_NAMES: &[&str] = &[
     "aoai_lb_malformed_total",
     "aoai_lb_oldest_attempt_seconds",
     "aoai_lb_overhead_seconds",
+    "aoai_lb_read_lag_seconds",
     "aoai_lb_record_backlog_seconds",
     "aoai_lb_records_total",
     "aoai_lb_refusals_total",
@@ -115,7 +122,19 @@ async fn all_documented_metrics_exist() {
     wait_for_sample(&balancer, chat_sample, 4.0).await;
     let refusal_sample = r#"aoai_lb_refusals_total{client="none",code="invalid_api_key"}"#;
     let samples = wait_for_sample(&balancer, refusal_sample, 1.0).await;
-    assert_eq!(metric_families(&samples), METRIC_NAMES.iter().map(|name| (*name).to_owned()).collect());
+    let mut families = metric_families(&samples);
+    let affinity = AffinityTraffic::start().await;
+    let failed = r#"aoai_lb_refusals_total{client="team-a",code="home_unavailable"}"#;
+    let affinity_samples = wait_for_sample(&affinity.balancer, failed, 1.0).await;
+    families.extend(metric_families(&affinity_samples));
+    assert_eq!(families, METRIC_NAMES.iter().map(|name| (*name).to_owned()).collect());
+    for (name, expected) in [
+        (r#"aoai_lb_affinity_requests_total{how="learned",outcome="answered"}"#, 1.0),
+        (r#"aoai_lb_affinity_requests_total{how="asked",outcome="answered"}"#, 1.0),
+        (r#"aoai_lb_affinity_evicted_total{maker="yes"}"#, 0.0),
+    ] {
+        assert_eq!(affinity_samples.get(name), Some(&expected), "{name}: {affinity_samples:#?}");
+    }
     for (name, expected) in [
         (r#"aoai_lb_attempts_total{backend="a",outcome="answered"}"#, 1.0),
         (r#"aoai_lb_attempts_total{backend="a",outcome="throttled"}"#, 1.0),

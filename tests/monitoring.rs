@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use aoai_lb::demo::{DeploymentKind, Mood, SimulatedError, Simulator};
 use regex::Regex;
 use serde_json::Value;
+use support::affinity_traffic::AffinityTraffic;
 use support::identity::{AuthenticatedResource, IdentityPlatform};
 use support::ingestion::LogIngestionService;
 use support::tls::generate_authority;
@@ -277,11 +278,25 @@ async fn see_expiries(seen: &mut SeenSamples) {
     seen.scrape(&balancer).await;
 }
 
+/// What a balancer tells of requests about objects.
+async fn see_affinity(seen: &mut SeenSamples) {
+    let traffic = AffinityTraffic::start().await;
+    let deadline = Instant::now() + support::TEST_TIMEOUT;
+    while !seen.has_value("aoai_lb_refusals_total", "code", "home_unavailable")
+        || !seen.has_label("aoai_lb_read_lag_seconds_bucket", "resource")
+        || !seen.has_value("aoai_lb_affinity_requests_total", "how", "asked")
+    {
+        assert!(Instant::now() < deadline, "requests are not counted\n{}", traffic.balancer.log());
+        seen.scrape(&traffic.balancer).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_query_of_the_dashboard_and_the_alerts_finds_what_it_asks_for() {
     let mut seen = SeenSamples::default();
     see_all_states(&mut seen).await;
     see_expiries(&mut seen).await;
+    see_affinity(&mut seen).await;
     let rules = rules();
     let of_rules = rules.iter().map(|rule| text_of(rule, "expr").to_owned());
     let queries: Vec<String> = all_dashboard_queries().into_iter().chain(of_rules).collect();

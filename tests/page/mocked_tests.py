@@ -5,7 +5,7 @@ import re
 
 from browser import LONG_TIMEOUT
 from mock import MockAdminApi
-from states import HOSTILE_MARKUP, STATES, healthy, seconds_ago, service, unavailability
+from states import HOSTILE_MARKUP, STATES, affinity, healthy, resource, seconds_ago, service, unavailability
 from suite import Suite
 
 
@@ -83,7 +83,8 @@ class MockedStateTests(Suite):
             levels = self.page.evaluate("[...document.querySelectorAll('#problems li')].map(n => n.dataset.level)")
             assert levels == ["bad", *["warn"] * 5, "note"], levels
             notices = self.page.texts("#notices li")
-            assert len(notices) == 1 and "listeners[0].address, server.threads" in notices[0], notices
+            assert len(notices) == 2 and "is forgotten when this process ends" in notices[0], notices
+            assert "listeners[0].address, server.threads" in notices[1], notices
             # A backend leads to its details.
             self.page.click("#problems li:nth-child(2) [data-field=link]")
             assert "ServiceUnavailable: The service is temporarily unable" in self.page.text("#backend-table .details:not([hidden])")
@@ -142,6 +143,13 @@ class MockedStateTests(Suite):
                 self.page.set_viewport(width, 800)
                 self.assert_no_horizontal_scroll(f"stored objects at {width} px")
             self.assert_accessible("stored objects on a phone")
+            # Of many the fullest.
+            many = [resource(f"resource-{index}", "a", entries=index) for index in range(25)]
+            mock.update(state=lambda tick: healthy(tick) | {"affinity": affinity(*many)})
+            self.page.wait_until(lambda: len(self.page.texts("#resource-table > tbody")) == 10, "expected ten resources")
+            assert self.page.texts("#resource-table > tbody")[0].startswith("resource-24")
+            self.page.click("#more-resources")
+            assert len(self.page.texts("#resource-table > tbody")) == 25
             # A version that does not tell.
             mock.update(state=lambda tick: {name: part for name, part in healthy(tick).items() if name != "affinity"})
             self.page.wait_until(lambda: not self.page.find("#objects").is_displayed(), "expected no section")

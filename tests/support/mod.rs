@@ -8,6 +8,7 @@
     reason = "each test file uses its own part of the harness"
 )]
 
+pub mod affinity_traffic;
 pub mod balancer;
 pub mod client;
 pub mod h2;

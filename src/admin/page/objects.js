@@ -1,12 +1,15 @@
 // Stored objects: which resource has how many, and how it answers to questions for them.
 
+const MOST_RESOURCES = 10;
+
 function showObjects(status) {
   const affinity = status.affinity && typeof status.affinity === 'object' ? status.affinity : null;
   // Earlier versions do not tell.
   setVisible($('objects'), affinity !== null);
   if (!affinity) return;
-  const resources = objectsIn(affinity.resources);
-  updateList($('resource-table'), resources, 'resource-row', nameOf, (f, resource) => {
+  const known = resource => isKnown(resource.entries) ? resource.entries : -1;
+  const resources = objectsIn(affinity.resources).sort((a, b) => known(b) - known(a));
+  updateList($('resource-table'), firstOf(resources, MOST_RESOURCES, $('more-resources'), renderAgain), 'resource-row', nameOf, (f, resource) => {
     const asked = resource.asked ?? {};
     setText(f.name, nameOf(resource));
     setNumber(f.entries, resource.entries);
