@@ -20,6 +20,7 @@ mod process_state;
 mod rejections;
 mod request_affinity;
 mod requested_call;
+mod resource_lookup;
 mod resources;
 mod upstream_request;
 

@@ -1,8 +1,7 @@
 //! The Azure resources of a configuration. What is made on a resource is known to all of its backends, and to no
 //! other.
 
-use super::Gateway;
-use crate::config::{Config, OwnerPolicy};
+use crate::config::Config;
 use crate::names::{BackendName, ResourceName};
 use crate::routing::homes::{Homes, KnownResources, ResourceTag};
 
@@ -17,24 +16,6 @@ pub struct Resource {
     pub backend_indexes: Vec<usize>,
     /// Its backends that are disabled.
     pub disabled_backends: Vec<BackendName>,
-}
-
-impl Gateway {
-    /// The resource of a backend, enabled or not; `None` if the configuration does not have the backend.
-    pub fn resource_of(&self, backend: &BackendName) -> Option<&Resource> {
-        self.resources.iter().find(|resource| self.backends_of(resource).any(|name| name == backend))
-    }
-
-    /// The backends of a resource: those that are enabled, then the others.
-    pub fn backends_of<'a>(&'a self, resource: &'a Resource) -> impl Iterator<Item = &'a BackendName> {
-        let enabled = resource.backend_indexes.iter().filter_map(|index| self.backends.get(*index));
-        enabled.map(|backend| &backend.config.name).chain(&resource.disabled_backends)
-    }
-
-    /// Whether a client may refer only to what it has made itself (`affinity.owner: enforce`).
-    pub fn enforces_owner(&self) -> bool {
-        self.affinity_config.owner_policy == OwnerPolicy::Enforce
-    }
 }
 
 /// The resources of this configuration: those of enabled backends in their order, then those that have only
