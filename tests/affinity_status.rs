@@ -94,7 +94,7 @@ async fn an_operator_sees_where_objects_live_and_what_is_asked() {
     for sample in [
         format!(r#"aoai_lb_affinity_entries{{resource="{west}"}} {entries}"#),
         r#"aoai_lb_affinity_evicted_total{maker="yes"} 0"#.to_owned(),
-        format!(r#"aoai_lb_affinity_asked_total{{outcome="denied",resource="east"}} 2"#),
+        r#"aoai_lb_affinity_asked_total{outcome="denied",resource="east"} 2"#.to_owned(),
     ] {
         assert!(metrics.contains(&sample), "{sample}: {metrics}");
     }
