@@ -6,6 +6,7 @@ mod support;
 
 use aoai_lb::state::homes_log::{HomeEntry, HomeRecord, encode, header};
 use serde_json::{Value, json};
+use support::affinity_traffic::AffinityTraffic;
 use support::stateful_upstream::StatefulUpstream;
 use support::{Balancer, CLIENT_KEY, Client, Response, answering_backend};
 use tokio::process::Command;
@@ -170,6 +171,50 @@ async fn an_operator_sees_where_objects_live_and_what_is_asked() {
     assert_eq!(answering_backend(&respond(&balancer, json!({"previous_response_id": id})).await), "b");
     let (_, text) = run(&balancer, &["undrain", "b", "-c", &file]).await;
     assert_eq!(text, "b is no longer drained\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recent_trouble_says_which_resource_was_late_or_unavailable() {
+    let traffic = AffinityTraffic::start().await;
+    let status = traffic.balancer.status().await;
+    let names = ["a", "b"].map(|backend| resource(&status, backend)["name"].as_str().unwrap().to_owned());
+    let start = std::time::Instant::now();
+    let requests = loop {
+        let list = get_admin(&traffic.balancer, "/api/requests").await.json();
+        if list["kept"] == 3 {
+            break list["requests"].clone();
+        }
+        assert!(start.elapsed() < support::TEST_TIMEOUT, "{list}");
+    };
+    let [a, b] = &names;
+    for (request, trouble, refusal, cause) in [
+        (
+            &requests[0],
+            "refused",
+            json!("home_unavailable"),
+            format!(
+                "{a}: not there; other resources, which may have what the request refers to, are unavailable: "
+            ),
+        ),
+        (
+            &requests[1],
+            "retried",
+            Value::Null,
+            format!("what the request refers to was found on {b}; not on {a}"),
+        ),
+        (&requests[2], "retried", Value::Null, format!("{a} could read what it had made after ")),
+    ] {
+        assert_eq!((&request["trouble"], &request["refusal"]), (&json!(trouble), &refusal), "{request}");
+        assert!(request["cause"].as_str().unwrap().starts_with(&cause), "{cause}: {request}");
+    }
+    assert!(requests[2]["waited_ms"].as_u64() >= Some(250), "{}", requests[2]);
+    traffic
+        .balancer
+        .wait_for_status("the lag is known", |status| {
+            resource(status, "a")["last_read_lag_ms"].is_u64()
+                && resource(status, "b")["last_read_lag_ms"].is_null()
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

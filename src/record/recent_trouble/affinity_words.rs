@@ -25,6 +25,9 @@ impl TroubledRequest {
                 ),
                 None => "the resource that has what the request refers to is unavailable".to_owned(),
             },
+            ("path_not_allowed", _) if self.status == Some(403) => {
+                "the list has the objects of all clients (affinity.owner: enforce)".to_owned()
+            }
             ("all_throttled", Some(home)) => {
                 format!("{home}, which has what the request refers to, is throttled")
             }

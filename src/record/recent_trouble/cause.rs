@@ -56,9 +56,7 @@ fn refusal_in_words(code: &'static str) -> &'static str {
         "invalid_api_key" => "no valid key, token or certificate, or those of two clients",
         "deployment_not_allowed" => "the client may not use this deployment, or make calls without one",
         "DeploymentNotFound" => "no backend has this deployment",
-        "path_not_allowed" => {
-            "requests.allow does not list this method and path, or affinity.owner forbids the list"
-        }
+        "path_not_allowed" => "requests.allow does not list this method and path",
         "mixed_resources" => {
             "the request refers to objects of different resources; no resource has all of them"
         }
