@@ -94,7 +94,7 @@ async fn homes_outlive_an_upgrade_even_if_the_log_is_lost_and_then_a_kill() {
     wait_until("it is gone", || !support::is_process_alive(pid)).await;
     balancer.start_again().await;
     assert_eq!(told_to_a_successor(&balancer), all);
-    assert_eq!(balancer.status().await["process"]["homes_not_saved"], Value::Null);
+    assert_eq!(balancer.status().await["affinity"]["not_saved"], Value::Null);
     assert!(!balancer.log().contains("in memory only"), "{}", balancer.log());
 }
 
@@ -106,7 +106,7 @@ async fn homes_outlive_an_upgrade_without_a_state_directory() {
     std::fs::write(balancer.path("state"), "").unwrap();
     assert!(balancer.run_upgrade_command().await.status.success());
     assert_eq!(told_to_a_successor(&balancer), (1..=10).collect());
-    let problem = balancer.status().await["process"]["homes_not_saved"].clone();
+    let problem = balancer.status().await["affinity"]["not_saved"].clone();
     assert!(problem.as_str().unwrap().starts_with("cannot use "), "{problem}");
     let told =
         "what is learned of where objects live is kept in memory only and ends with this process: cannot use";

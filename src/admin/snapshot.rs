@@ -77,7 +77,6 @@ impl StatusSource {
                 stopping,
                 replaced: process.is_draining_connections.load(Ordering::Acquire) && !stopping,
                 drains_not_saved: process.drains.save_problem(),
-                homes_not_saved: process.homes_keeper.save_problem(),
             },
             configuration: ConfigurationSummary {
                 file: config_status.file.as_ref().map(|file| file.display().to_string()),

@@ -78,6 +78,7 @@ impl ProcessState {
             certificate_expiries: Arc::default(),
         }
     }
+
     /// Takes the state directory at a start, and restores what it has.
     pub fn restore_state(&self, directory: &Path, now: Instant) {
         let opened = StateDirectory::open(directory).map(Arc::new);

@@ -84,9 +84,6 @@ pub struct ProcessStatus {
     /// Why drains do not outlive this process, if they do not. Earlier versions do not send it.
     #[serde(default)]
     pub drains_not_saved: Option<String>,
-    /// Why what is learned of where objects live does not outlive this process. Earlier versions do not send it.
-    #[serde(default)]
-    pub homes_not_saved: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

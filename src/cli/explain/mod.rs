@@ -162,10 +162,10 @@ fn explain_request(
     // The explained request is not recorded.
     let recorder = Recorder::start(&Config { record: None, ..config.clone() }, &keyring, runtime)?;
     let remembered = RememberedHomes::read(config);
-    let mut process = ProcessState::new(now, recorder, keyring);
-    if let Some(homes) = &remembered.homes {
-        process = process.with_homes(Arc::clone(homes));
-    }
+    let process = match &remembered.homes {
+        Some(homes) => ProcessState::with_homes(now, recorder, keyring, Arc::clone(homes)),
+        None => ProcessState::new(now, recorder, keyring),
+    };
     let gateway = Gateway::new(config, Arc::new(process), now);
     let mut text = format!("{} {}\n", request.method, hide_secrets_in_target(&request.path_and_query));
     let client = select_and_write_client(&gateway, request, &mut text)?;

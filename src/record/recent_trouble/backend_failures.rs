@@ -47,6 +47,7 @@ fn is_caused_by_backends(kind: TroubleKind, status: Option<u16>, refusal_code: O
                 | "upstream_failed"
                 | "upstream_timeout"
                 | "no_backend"
+                | "home_unavailable"
                 | "backend_misconfigured",
             ),
             _,
@@ -67,6 +68,7 @@ mod tests {
         use TroubleKind::{Failed, Refused, Retried};
         let table = [
             (Refused, Some(429), Some("all_throttled"), true),
+            (Refused, Some(503), Some("home_unavailable"), true),
             (Refused, Some(429), None, true),
             (Failed, Some(502), Some("upstream_failed"), true),
             (Refused, Some(503), Some("backend_misconfigured"), true),
