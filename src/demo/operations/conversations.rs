@@ -9,7 +9,7 @@ use crate::demo::api::request::SimulatedRequest;
 use crate::demo::api::response::{ErrorResponse, OperationResult, SimulatedResponse};
 use crate::demo::moods::simulated_error::SimulatedError;
 use crate::demo::util::clock::unix_seconds_now;
-use crate::demo::util::json::{set_member, text_member};
+use crate::demo::util::json::{expand_content, set_member, text_member};
 use crate::demo::util::locking::lock_ignoring_poison;
 
 const KIND: &str = "conversation";
@@ -134,6 +134,7 @@ fn items_of_body(request: &SimulatedRequest, body: &Value) -> Result<Vec<Value>,
             map.entry("id").or_insert_with(|| json!(ids.new_chained_id("msg_", &chain_key)));
             map.entry("status").or_insert(json!("completed"));
         }
+        expand_content(&mut item);
         item
     };
     Ok(items.iter().map(with_id).collect())

@@ -60,7 +60,8 @@ async fn a_conversation_object_collects_the_turns() {
     let added = json!({"items": [{"role": "user", "content": "by hand"}]});
     let added = post(&simulator, "east", &format!("{path}/items"), &added).await.json();
     let item_path = format!("{path}/items/{}", added["first_id"].as_str().unwrap());
-    assert_eq!(get(&simulator, "east", &item_path).await.json()["content"], "by hand");
+    let parts = json!([{"type": "input_text", "text": "by hand"}]);
+    assert_eq!(get(&simulator, "east", &item_path).await.json()["content"], parts);
     assert_eq!(get(&simulator, "west", &item_path).await.status, 404);
     let asked = json!({"input": "what did I say", "conversation": id});
     let answer = respond(&simulator, "east", asked.clone()).await.json();

@@ -1,6 +1,6 @@
 //! JSON objects, and texts in them.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Adds the members of `more` to the object `value`; a member that both have is taken from `more`.
 pub(in crate::demo) fn merge_objects(mut value: Value, more: &Value) -> Value {
@@ -21,6 +21,14 @@ pub(in crate::demo) fn content_text(value: &Value) -> String {
         }
         _ => String::new(),
     }
+}
+
+/// Makes the `content` of a message a list with one part if it is a string, as it is given out.
+pub(in crate::demo) fn expand_content(message: &mut Value) {
+    let Some(text) = text_member(message, "content").map(str::to_owned) else { return };
+    let is_of_model = text_member(message, "role") == Some("assistant");
+    let part_type = if is_of_model { "output_text" } else { "input_text" };
+    set_member(message, "content", json!([{"type": part_type, "text": text}]));
 }
 
 /// A member of an object that is a text.

@@ -22,7 +22,7 @@ use crate::demo::resource::response_store::{Readability, ResponseStore, StoredRe
 use crate::demo::resource::stream_end::StreamedResponse;
 use crate::demo::util::clock::unix_seconds_now;
 use crate::demo::util::ids::{ChainKey, IdGenerator};
-use crate::demo::util::json::{content_text, text_member};
+use crate::demo::util::json::{content_text, expand_content, text_member};
 use crate::demo::util::locking::lock_ignoring_poison;
 
 /// A response that was created.
@@ -225,6 +225,7 @@ fn parse_input_items(
                 map.entry("id").or_insert_with(|| json!(ids.new_chained_id("msg_", chain_key)));
             }
         }
+        expand_content(&mut item);
         item
     };
     Ok(items.into_iter().map(with_id).collect())
