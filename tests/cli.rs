@@ -224,7 +224,7 @@ async fn the_demo_prints_a_request_that_works() {
     assert_eq!(response.status, 200, "{}", response.text());
     let mut admin = Client::connect(admin.parse().unwrap()).await;
     let status = admin.get("/api/status", &[("Host", "127.0.0.1")]).await.json();
-    assert_eq!(status["backends"].as_array().unwrap().len(), 3);
+    assert_eq!(status["backends"].as_array().unwrap().len(), 4, "one is the provisioned part of a resource");
     let pid = child.id().to_string();
     assert!(Command::new("kill").args(["-s", "INT", &pid]).status().unwrap().success());
     assert_eq!(child.wait().unwrap().code(), Some(0));

@@ -4,12 +4,13 @@
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
 use http::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::time::sleep;
 
@@ -18,7 +19,7 @@ use super::keys::{KeyGenerationError, generate_key, sha256_hex};
 use super::logging::init_logging;
 use super::runtime::start_background_runtime;
 use crate::config::{self, ConfigError, Endpoint};
-use crate::demo::{self, Simulator};
+use crate::demo::{self, DeploymentKind, Simulator};
 use crate::outbound::{OutboundClient, OutboundRequest};
 use crate::server::{self, StartError};
 
@@ -42,6 +43,8 @@ const SAMPLE_PROMPTS: [&str; 6] = [
     "List five names for a cat.",
     "Explain round robin to a child.",
 ];
+/// What is asked after the first prompt of a conversation.
+const FOLLOW_UPS: [&str; 4] = ["Go on.", "And in one sentence?", "Why?", "What did I say?"];
 /// How long a response to the generated traffic may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -84,29 +87,64 @@ fn run_demo(arguments: DemoArguments, background: &Runtime) -> Result<(), DemoEr
 }
 
 /// Sends a request now and then, some of them streams, and sometimes several at once: enough to see
-/// requests distributed, quotas run low, and a cooldown.
+/// requests distributed, quotas run low, and a cooldown. Some begin conversations.
 async fn generate_traffic(listener: SocketAddr, key: String) {
     let Ok(endpoint) = Endpoint::parse(&format!("http://{listener}")) else { return };
-    let outbound = std::sync::Arc::new(OutboundClient::new(REQUEST_TIMEOUT));
+    let traffic = Arc::new(Traffic { outbound: OutboundClient::new(REQUEST_TIMEOUT), endpoint, key });
     loop {
+        if fastrand::u8(..4) == 0 {
+            tokio::spawn(hold_conversation(Arc::clone(&traffic)));
+        }
         let concurrent_requests = if fastrand::u8(..10) == 0 { 6 } else { 1 };
         for _ in 0..concurrent_requests {
-            let (outbound, endpoint, key) = (std::sync::Arc::clone(&outbound), endpoint.clone(), key.clone());
+            let traffic = Arc::clone(&traffic);
             tokio::spawn(async move {
-                let prompt = fastrand::choice(SAMPLE_PROMPTS).unwrap_or_default();
-                let messages = json!([{"role": "user", "content": prompt}]);
-                let body = json!({"messages": messages, "stream": fastrand::u8(..3) == 0}).to_string();
-                let request = OutboundRequest {
-                    method: Method::POST,
-                    path_and_query: "/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21",
-                    headers: &[("api-key", &key), ("content-type", "application/json")],
-                    body: Bytes::from(body),
-                };
+                let messages = json!([{"role": "user", "content": sample_prompt()}]);
+                let body = json!({"messages": messages, "stream": fastrand::u8(..3) == 0});
+                let path = "/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21";
                 // The status page shows the outcome.
-                let _ = outbound.send(&endpoint, request).await;
+                let _ = traffic.post(path, &body).await;
             });
         }
         sleep(Duration::from_millis(fastrand::u64(400..2_000))).await;
+    }
+}
+
+/// Asks something and comes back to the response a few times.
+async fn hold_conversation(traffic: Arc<Traffic>) {
+    let (mut prompt, mut previous_id) = (sample_prompt(), None);
+    for _ in 0..fastrand::u8(2..6) {
+        let body = json!({"model": "gpt-4o", "input": prompt, "previous_response_id": previous_id});
+        let Some(response) = traffic.post("/openai/v1/responses", &body).await else { return };
+        let Some(id) = response.get("id").and_then(Value::as_str) else { return };
+        previous_id = Some(id.to_owned());
+        prompt = fastrand::choice(FOLLOW_UPS).unwrap_or_default();
+        sleep(Duration::from_millis(fastrand::u64(500..3_000))).await;
+    }
+}
+
+fn sample_prompt() -> &'static str {
+    fastrand::choice(SAMPLE_PROMPTS).unwrap_or_default()
+}
+
+/// Sends the generated traffic.
+struct Traffic {
+    outbound: OutboundClient,
+    endpoint: Endpoint,
+    key: String,
+}
+
+impl Traffic {
+    /// The body of the response if that is JSON.
+    async fn post(&self, path_and_query: &str, body: &Value) -> Option<Value> {
+        let request = OutboundRequest {
+            method: Method::POST,
+            path_and_query,
+            headers: &[("api-key", &self.key), ("content-type", "application/json")],
+            body: Bytes::from(body.to_string()),
+        };
+        let response = self.outbound.send(&self.endpoint, request).await.ok()?;
+        serde_json::from_slice(&response.body).ok()
     }
 }
 
@@ -120,22 +158,23 @@ fn demo_config_yaml(
     let mut text = format!("listeners:\n  - address: \"{listen}\"\nbackends:\n");
     for name in simulator.resource_names() {
         let resource = simulator.resource_definition(name);
-        let is_provisioned = resource
+        let (provisioned, standard): (Vec<_>, Vec<_>) = resource
             .deployments
             .iter()
-            .any(|deployment| matches!(deployment.kind, demo::DeploymentKind::Provisioned { .. }));
+            .partition(|deployment| matches!(deployment.kind, DeploymentKind::Provisioned { .. }));
         let api_key = resource.api_keys.first().map_or("", String::as_str);
         let address = simulator.address(name);
-        text += &format!("  - name: {name}\n    endpoint: http://{address}\n");
-        text += &format!(
-            "    tier: {}\n    credential: {{ api_key: {api_key} }}\n",
-            if is_provisioned { 1 } else { 2 }
-        );
-        text += "    deployments:\n";
-        for deployment in &resource.deployments {
-            let name = &deployment.name;
-            let client_name = name.strip_suffix("-ptu").unwrap_or(name);
-            text += &format!("      {client_name}: {name}\n");
+        for (backend, tier, deployments) in [(format!("{name}-ptu"), 1, provisioned), (name.to_owned(), 2, standard)] {
+            if deployments.is_empty() {
+                continue;
+            }
+            text += &format!("  - name: {backend}\n    endpoint: http://{address}\n    tier: {tier}\n");
+            text += &format!("    credential: {{ api_key: {api_key} }}\n    deployments:\n");
+            for deployment in deployments {
+                let name = &deployment.name;
+                let client_name = name.strip_suffix("-ptu").unwrap_or(name);
+                text += &format!("      {client_name}: {name}\n");
+            }
         }
     }
     text += "clients:\n";
@@ -168,11 +207,14 @@ curl "http://{listen}/openai/deployments/gpt-4o/chat/completions?api-version=202
   -H "api-key: {key}" -H "content-type: application/json" \
   -d '{{"messages":[{{"role":"user","content":"Hello"}}]}}'
 
-python3 - <<'PYTHON'      # pip install openai
-from openai import AzureOpenAI
-client = AzureOpenAI(azure_endpoint="http://{listen}", api_key="{key}", api_version="2024-10-21")
-response = client.chat.completions.create(model="gpt-4o", messages=[{{"role": "user", "content": "Hello"}}])
-print(response.choices[0].message.content)
+python3 - <<'PYTHON'      # pip install openai; a conversation stays on the resource that it began on
+from openai import OpenAI
+client, previous = OpenAI(base_url="http://{listen}/openai/v1/", api_key="{key}"), None
+for text in ["My name is Ada", "What does a load balancer do?", "What did I say?"]:
+    raw = client.responses.with_raw_response.create(model="gpt-4o", input=text, previous_response_id=previous)
+    response = raw.parse()
+    previous = response.id
+    print(raw.headers["x-aoai-lb-backend"] + ":", response.output_text)
 PYTHON
 
 Stop it with Ctrl-C."#,

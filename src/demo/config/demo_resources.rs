@@ -9,8 +9,8 @@ use crate::demo::util::ids::IdGenerator;
 const CHAT_MODEL: &str = "gpt-4o";
 const EMBEDDING_MODEL: &str = "text-embedding-3-small";
 
-/// The resources of `aoai-lb demo`: a small provisioned one and two standard ones, on free ports, each with
-/// an API key that is generated for this run.
+/// The resources of `aoai-lb demo`, on free ports, each with an API key that is generated for this run. The first
+/// has a small provisioned deployment besides a standard one, so that its conversations go on when that is busy.
 pub fn demo_resources() -> Vec<SimulatedResource> {
     let ids = IdGenerator::new();
     let standard =
@@ -26,7 +26,9 @@ pub fn demo_resources() -> Vec<SimulatedResource> {
     };
     let provisioned = DeploymentKind::Provisioned { tokens_per_minute: 2_000, output_weight: 4 };
     vec![
-        resource("eastus-ptu", "East US", 80, 15).with_deployment("gpt-4o-ptu", CHAT_MODEL, provisioned),
+        resource("eastus", "East US", 80, 15)
+            .with_deployment("gpt-4o-ptu", CHAT_MODEL, provisioned)
+            .with_deployment(CHAT_MODEL, CHAT_MODEL, standard(30_000)),
         resource("westus", "West US", 180, 25)
             .with_deployment(CHAT_MODEL, CHAT_MODEL, standard(30_000))
             .with_deployment(EMBEDDING_MODEL, EMBEDDING_MODEL, standard(120_000)),
