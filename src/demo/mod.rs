@@ -40,3 +40,4 @@ pub use resource::definition::{ResponseTiming, SimulatedDeployment, SimulatedRes
 pub use resource::rate_limiter::DeploymentKind;
 pub use resource::request_log::LoggedRequest;
 pub use server::simulator::Simulator;
+pub use util::ids::IdForm;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::demo::resource::definition::{ResponseTiming, SimulatedResource};
 use crate::demo::resource::rate_limiter::DeploymentKind;
-use crate::demo::util::ids::IdGenerator;
+use crate::demo::util::ids::{IdForm, IdGenerator};
 
 const CHAT_MODEL: &str = "gpt-4o";
 const EMBEDDING_MODEL: &str = "text-embedding-3-small";
@@ -12,7 +12,7 @@ const EMBEDDING_MODEL: &str = "text-embedding-3-small";
 /// The resources of `aoai-lb demo`, on free ports, each with an API key that is generated for this run. The first
 /// has a small provisioned deployment besides a standard one, so that its conversations go on when that is busy.
 pub fn demo_resources() -> Vec<SimulatedResource> {
-    let ids = IdGenerator::new();
+    let ids = IdGenerator::new(IdForm::Chained);
     let standard =
         |tokens_per_minute| DeploymentKind::Standard { tokens_per_minute, requests_per_minute: None };
     let resource = |name: &str, region: &str, first_byte_millis, event_interval_millis| SimulatedResource {

@@ -13,6 +13,7 @@ use super::mood_parser::mood_from_yaml;
 use crate::demo::moods::mood::Mood;
 use crate::demo::resource::definition::{ResponseTiming, SimulatedDeployment, SimulatedResource};
 use crate::demo::resource::rate_limiter::DeploymentKind;
+use crate::demo::util::ids::IdForm;
 use crate::files::read_text_file;
 use crate::yaml::{self, MAX_BYTES};
 
@@ -98,6 +99,19 @@ struct ResourceEntry {
     websocket_limit: Option<String>,
     background_time: Option<String>,
     read_lag: Option<String>,
+    #[serde(default)]
+    ids: IdFormName,
+}
+
+/// The names of [`IdForm`].
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum IdFormName {
+    #[default]
+    Chained,
+    KeyAtEnd,
+    Plain,
+    Mixed,
 }
 
 #[derive(Deserialize)]
@@ -159,6 +173,12 @@ fn resource_from_entry(
         background_response_duration: duration("background_time", entry.background_time)?
             .unwrap_or(defaults.background_response_duration),
         read_lag: duration("read_lag", entry.read_lag)?.unwrap_or(defaults.read_lag),
+        id_form: match entry.ids {
+            IdFormName::Chained => IdForm::Chained,
+            IdFormName::KeyAtEnd => IdForm::KeyAtEnd,
+            IdFormName::Plain => IdForm::Plain,
+            IdFormName::Mixed => IdForm::Mixed,
+        },
         name: defaults.name,
         records_request_bodies: false,
     })
@@ -217,6 +237,7 @@ mod tests {
             ),
             ("colour: red", "unknown field `colour`"),
             ("idle_limit: soon", "resources[0].idle_limit"),
+            ("ids: none", "unknown variant `none`"),
             ("read_lag: 5", "resources[0].read_lag"),
             ("mood: read_lag", "expected a duration, such as `read_lag: 250ms`"),
         ];

@@ -40,7 +40,7 @@ pub(super) fn store_file(request: &SimulatedRequest, name: &str, purpose: &str, 
     let id = if purpose == "assistants" {
         ids.new_alphanumeric_id("assistant-", 22)
     } else {
-        ids.new_hex_id("file-", 32)
+        ids.new_untimed_id("file-", 32)
     };
     let metadata = json!({
         "id": id, "object": "file", "bytes": content.len(), "created_at": unix_seconds_now(), "filename": name,

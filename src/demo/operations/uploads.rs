@@ -34,7 +34,7 @@ pub(super) fn handle_uploads(request: &SimulatedRequest, method: &str, path: &[&
 fn create_upload(request: &SimulatedRequest) -> OperationResult {
     let body = request.json_body()?;
     check_purpose(text_member(&body, "purpose").unwrap_or_default())?;
-    let id = request.resource.id_generator.new_hex_id("upload_", 24);
+    let id = request.resource.id_generator.new_untimed_id("upload_", 24);
     let metadata = json!({
         "id": id, "object": "upload", "status": "pending", "bytes": body.get("bytes"), "created_at": unix_seconds_now(),
         "filename": body.get("filename"), "purpose": body.get("purpose"),
@@ -50,7 +50,7 @@ fn add_part(request: &SimulatedRequest, id: &str) -> OperationResult {
     let Some(data) = form.part("data") else {
         return Err(invalid_parameter("data", "Missing required parameter: 'data'."));
     };
-    let part_id = request.resource.id_generator.new_hex_id("part_", 24);
+    let part_id = request.resource.id_generator.new_untimed_id("part_", 24);
     let mut store = lock_ignoring_poison(&request.resource.files);
     pending_upload(&mut store, id)?;
     store.add_part(id, &part_id, Bytes::copy_from_slice(data.content));

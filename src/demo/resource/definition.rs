@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::rate_limiter::DeploymentKind;
 use crate::demo::moods::mood::Mood;
+use crate::demo::util::ids::IdForm;
 
 /// One simulated Azure OpenAI resource: its address, credentials, deployments and mood.
 ///
@@ -47,6 +48,8 @@ pub struct SimulatedResource {
     /// How long a streamed response and its items are not found after the stream has ended (5 to 33 s were
     /// measured on Azure). [`Simulator::set_read_lag`](crate::demo::Simulator::set_read_lag) changes it.
     pub read_lag: Duration,
+    /// What the ids of its objects look like.
+    pub id_form: IdForm,
 }
 
 impl SimulatedResource {
@@ -70,6 +73,7 @@ impl SimulatedResource {
             max_websocket_lifetime: Duration::from_secs(3600),
             background_response_duration: Duration::from_millis(300),
             read_lag: Duration::ZERO,
+            id_form: IdForm::default(),
         }
     }
 

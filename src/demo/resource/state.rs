@@ -39,7 +39,7 @@ pub(in crate::demo) struct ResourceState {
 
 impl ResourceState {
     pub(in crate::demo) fn new(definition: SimulatedResource, now: Instant) -> Self {
-        let id_generator = IdGenerator::new();
+        let id_generator = IdGenerator::new(definition.id_form);
         let rate_limiters = definition
             .deployments
             .iter()

@@ -164,8 +164,12 @@ async fn input_items_come_in_pages() {
     ];
     for (query, expected, has_more) in cases {
         let list = get(&simulator, "east", &format!("{path}{query}")).await.json();
-        let found: String =
-            list["data"].as_array().unwrap().iter().map(|item| item["content"].as_str().unwrap()).collect();
+        let found: String = list["data"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|item| item["content"][0]["text"].as_str().unwrap())
+            .collect();
         assert_eq!((found.as_str(), list["has_more"].clone()), (expected, json!(has_more)), "{query}");
         assert_eq!(list["last_id"], list["data"].as_array().unwrap().last().unwrap()["id"]);
     }
