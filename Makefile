@@ -51,7 +51,7 @@ lint:
 unit:
 	cargo test --locked --no-fail-fast
 
-# The official SDKs, unmodified, against the running binary.
+# The official SDKs, the Agents SDK, LangChain and the Codex CLI, unmodified, against the running binary.
 sdk: install-test-packages
 	cargo test --locked --no-run --quiet
 	python3 tests/sdk/run.py target/debug/aoai-lb

@@ -164,7 +164,9 @@ fn demo_config_yaml(
             .partition(|deployment| matches!(deployment.kind, DeploymentKind::Provisioned { .. }));
         let api_key = resource.api_keys.first().map_or("", String::as_str);
         let address = simulator.address(name);
-        for (backend, tier, deployments) in [(format!("{name}-ptu"), 1, provisioned), (name.to_owned(), 2, standard)] {
+        for (backend, tier, deployments) in
+            [(format!("{name}-ptu"), 1, provisioned), (name.to_owned(), 2, standard)]
+        {
             if deployments.is_empty() {
                 continue;
             }

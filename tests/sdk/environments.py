@@ -42,8 +42,22 @@ def find_node_and_npm():
 
 def node_environment():
     """A directory with node_modules and copies of the scripts, so that they import the SDK as users do."""
-    directory = ENVIRONMENTS_DIRECTORY / "node"
-    sources = [HERE / "package.json", HERE / "package-lock.json", HERE / ".npmrc"]
+    directory = npm_project("node", HERE)
+    for script in HERE.glob("*.mjs"):
+        shutil.copy(script, directory)
+    return directory
+
+
+def codex_program():
+    """The program of the Codex CLI itself, which its script for Node starts."""
+    modules = npm_project("codex", HERE / "codex") / "node_modules"
+    return modules / ".bin" / "codex"
+
+
+def npm_project(name, source_directory):
+    """A directory with the node_modules of the package.json and the lock file of another."""
+    directory = ENVIRONMENTS_DIRECTORY / name
+    sources = [source_directory / "package.json", source_directory / "package-lock.json", HERE / ".npmrc"]
 
     def make():
         shutil.rmtree(directory, ignore_errors=True)
@@ -55,8 +69,6 @@ def node_environment():
         run_install([*npm, "ci", "--no-audit", "--no-fund"], cwd=directory, path=path)
 
     make_if_changed(directory, sources, make)
-    for script in HERE.glob("*.mjs"):
-        shutil.copy(script, directory)
     return directory
 
 

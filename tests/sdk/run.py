@@ -1,41 +1,27 @@
-"""Runs the official SDKs, unmodified, against the running balancer in front of simulated resources.
+"""Runs the official SDKs and what is built on them, unmodified, against the running balancer in front of simulated resources.
 
     python3 tests/sdk/run.py [target/debug/aoai-lb]
 
 Needs Python 3.11 or later and Node 20 or later. Prints one line per test, and the counts in the last line.
 """
 
-import json
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 
 sys.dont_write_bytecode = True
 
 import environments
+from affinity_run import run_affinity_suites
 from record import RecordFile
 from stack import FAILING_MOODS, STOP_TIMEOUT, SUITES, StackError, Stack, wait_for_condition
+from suite_process import TestReport, run_suite_process
 
 HERE = Path(__file__).resolve().parent
 SUITE_TIMEOUT = 60.0
 CURRENT_PYTHON_SUITES = ["python_current", "python_websockets", "python_failures", "python_http2"]
-
-
-class TestReport:
-    def __init__(self):
-        self.passed = self.failed = self.requests = 0
-        self.unsettled_periods = []
-
-    def add(self, name, problem=None, seconds=None):
-        if problem is None:
-            self.passed += 1
-            print(f"ok      {name}" + (f" ({seconds:.2f} s)" if seconds is not None else ""), flush=True)
-        else:
-            self.failed += 1
-            print(f"FAILED  {name}\n        " + problem.strip().replace("\n", "\n        "), flush=True)
 
 
 def main():
@@ -68,6 +54,7 @@ def main():
             report.add("the processes under test", str(failure))
         if report.failed:
             print(f"\nthe end of the balancer's log:\n{stack.log('balancer.log')}")
+    run_affinity_suites(binary, report)
     print(f"{report.passed} passed, {report.failed} failed", flush=True)
     return 1 if report.failed else 0
 
@@ -81,36 +68,9 @@ def run_suite(stack, report, name, command, on_marker=lambda: None):
         "COLLEAGUE_KEY": stack.keys["colleague"],
         "FAILING": ",".join(FAILING_MOODS),
     }
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=environments.clean_variables() | suite_variables | shared_variables,
-            text=True,
-        )
-        kill_timer = threading.Timer(SUITE_TIMEOUT, process.kill)
-        kill_timer.start()
-        tests = 0
-        try:
-            for line in process.stdout:
-                result = json.loads(line)
-                if "test" in result:
-                    tests += 1
-                    check_result(stack, report, name, result)
-                else:
-                    on_marker()
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            process.wait()
-            kill_timer.cancel()
-        if process.returncode != 0 or tests == 0:
-            errors.seek(0)
-            ended = f"exit code {process.returncode} after {tests} tests\n{errors.read()}"
-            report.add(f"{name}: the suite as a whole", ended)
+    on_result = lambda result: check_result(stack, report, name, result)
+    variables = suite_variables | shared_variables
+    run_suite_process(report, name, command, variables, SUITE_TIMEOUT, on_result, lambda _: on_marker())
 
 
 def check_result(stack, report, suite, result):

@@ -12,12 +12,18 @@ export const FAILING_MOODS = process.env.FAILING.split(',');
 
 const tests = [];
 let expected = [];
+let expectedTurns = {};
 
 /** Registers a function as a test. */
 export const test = (name, run) => tests.push({ name, run });
 
 /** Expects one record with these fields, see record.py. */
 export const expect = (fields) => expected.push({ client: CLIENT, ...fields });
+
+/** Expects so many requests of each kind, see affinity_check.py; adds to what was expected before. */
+export function expectTurns(counts) {
+  for (const [kind, count] of Object.entries(counts)) expectedTurns[kind] = (expectedTurns[kind] ?? 0) + count;
+}
 
 export const contains = (text) => ({ contains: text });
 export const atLeast = (number) => ({ at_least: number });
@@ -39,6 +45,7 @@ export async function raises(errorType, call) {
 export async function runTests() {
   for (const { name, run } of tests) {
     expected = [];
+    expectedTurns = {};
     let error = null;
     const start = Date.now();
     try {
@@ -48,7 +55,7 @@ export async function runTests() {
     }
     // Record times are truncated to milliseconds, so a request of the last one still belongs to this test.
     const end = Date.now() + 1;
-    const line = { test: name, start: start / 1000, end: end / 1000, error, records: expected };
+    const line = { test: name, start: start / 1000, end: end / 1000, error, records: expected, turns: expectedTurns };
     process.stdout.write(`${JSON.stringify(line)}\n`);
     // The next test must start in a later millisecond.
     while (Date.now() <= end) await new Promise((resume) => setTimeout(resume, 1));

@@ -7,6 +7,7 @@ import asyncio
 import inspect
 import json
 import os
+import sys
 import time
 import traceback
 
@@ -22,6 +23,7 @@ NOT_NULL = {"not_null": True}
 
 _tests = []
 _expected = []
+_expected_turns = {}
 
 
 def test(name):
@@ -38,6 +40,18 @@ def expect(**fields):
     """Expects one record with these fields, see record.py."""
     fields.setdefault("client", CLIENT)
     _expected.append(fields)
+
+
+def expect_turns(**counts):
+    """Expects so many requests of each kind, see affinity_check.py; adds to what was expected before."""
+    for kind, count in counts.items():
+        _expected_turns[kind] = _expected_turns.get(kind, 0) + count
+
+
+def ask_runner(action, **arguments):
+    """Has the runner do something to the processes under test, and returns its reply."""
+    report(action=action, **arguments)
+    return json.loads(sys.stdin.readline())
 
 
 def contains(text):
@@ -69,6 +83,7 @@ def report(**line):
 def run_tests():
     for name, function in _tests:
         _expected.clear()
+        _expected_turns.clear()
         start, error = time.time(), None
         try:
             if inspect.iscoroutinefunction(function):
@@ -77,4 +92,4 @@ def run_tests():
                 function()
         except Exception:
             error = traceback.format_exc(limit=-2)
-        report(test=name, start=start, end=time.time(), error=error, records=_expected)
+        report(test=name, start=start, end=time.time(), error=error, records=_expected, turns=_expected_turns)

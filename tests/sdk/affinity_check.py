@@ -1,0 +1,101 @@
+"""Checks after a test of affinity: how each request found its resource, and that no byte was changed.
+
+A test expects so many requests of each kind:
+    new        refers to nothing
+    learned    its resource was known: one attempt, nobody was asked
+    waited     its resource was known and asked again until the object could be read
+    found      its resource was not known
+    learned_or_found   one of these two
+    default    names neither a deployment nor an object
+    refused    was answered with an error, by the balancer or by the resources
+and `asked` is how many resources may have denied an object, over all requests.
+"""
+
+import time
+from collections import Counter
+
+from record import RECORD_TIMEOUT, RecordFile, is_stale
+
+KINDS = ["new", "learned", "waited", "found", "default", "refused"]
+
+
+def check_turns(stack, start, end, expected):
+    """A description of the first difference; None if there is none."""
+    if not expected:
+        return "the test expects nothing"
+    expected_counts = Counter({kind: expected.get(kind, 0) for kind in KINDS})
+    deadline = time.monotonic() + RECORD_TIMEOUT
+    while True:
+        lines = [line for instance in stack.instances.values() for line in RecordFile(instance.record).between(start, end)]
+        if len(lines) >= expected_counts.total() + expected.get("learned_or_found", 0) or time.monotonic() > deadline:
+            break
+        # The line of a client that has left is written a moment later.
+        time.sleep(0.02)
+    counts = Counter({kind: 0 for kind in KINDS} | Counter(map(kind_of, lines)))
+    if "learned_or_found" in expected:
+        expected_counts |= Counter({"learned": expected["learned_or_found"] - counts["found"], "found": counts["found"]})
+    if counts != expected_counts:
+        seen = "\n".join(map(summary, lines))
+        return f"expected {dict(expected_counts)}, seen {dict(counts)}:\n{seen}"
+    asked = sum((line["affinity"] or {}).get("asked", 0) for line in lines if kind_of(line) != "waited")
+    if asked > expected.get("asked", 0):
+        return f"{asked} resources were asked in vain:\n" + "\n".join(summary(line) for line in lines if line["affinity"])
+    return check_attempts(stack, start, end, lines)
+
+
+def kind_of(line):
+    affinity = line["affinity"]
+    if line["status"] is None or line["status"] >= 400:
+        return "refused"
+    if affinity is None:
+        return "new"
+    if affinity["how"] == "learned":
+        return "learned" if affinity["asked"] == 0 and len(own_attempts(line)) == 1 else "waited"
+    return {"asked": "found", "default": "default"}[affinity["how"]]
+
+
+def own_attempts(line):
+    """The attempts, without those that failed on a stale connection and were repeated at once."""
+    attempts = line["attempts"]
+    return [attempt for attempt, following in zip(attempts, [*attempts[1:], None]) if not is_stale(attempt, following)]
+
+
+def summary(line):
+    attempts = ", ".join(f"{attempt['backend']} {attempt['status'] or attempt['error']}" for attempt in line["attempts"])
+    return f"  {line['method']} {line['path']}: {line['status']}, {line['affinity']}, attempts: {attempts}"
+
+
+def check_attempts(stack, start, end, lines):
+    """The resources have seen as many requests as the records tell of, and no others."""
+    recorded = Counter(attempt["backend"] for line in lines for attempt in line["attempts"])
+    seen = Counter({name: len(tap.exchanges_between(start, end)) for name, tap in stack.resource_taps.items()})
+    stale = sum(len(line["attempts"]) - len(own_attempts(line)) for line in lines)
+    if sum((recorded - seen).values()) > stale or seen - recorded:
+        return f"recorded attempts: {dict(recorded)}; requests at the resources: {dict(seen)}"
+    return None
+
+
+def check_bytes(stack, start, end):
+    """Bodies are the same on both sides of the balancers: how many were compared, and a difference if there is one."""
+    at_resources = {}
+    for tap in stack.resource_taps.values():
+        for exchange in tap.exchanges_between(start, end):
+            at_resources[exchange.response_headers.get("apim-request-id")] = exchange
+    compared, compared_bytes = 0, 0
+    for tap in stack.client_taps.values():
+        for exchange in tap.exchanges_between(start, end):
+            at_resource = at_resources.get(exchange.response_headers.get("apim-request-id"))
+            # An answer of the balancer itself, or a client that left in the middle.
+            if at_resource is None or exchange.status is None or at_resource.status is None:
+                continue
+            for name in ["target", "request_sha256", "status", "response_sha256"]:
+                here, there = getattr(exchange, name), getattr(at_resource, name)
+                if here != there and not (name == "target" and is_mapped(here)):
+                    return compared, compared_bytes, f"{exchange.method} {exchange.target}: {name} is {here} for the client, {there} for the resource"
+            compared, compared_bytes = compared + 1, compared_bytes + exchange.response_bytes
+    return compared, compared_bytes, None
+
+
+def is_mapped(target):
+    """Paths of OpenAI itself become those of Azure."""
+    return target.startswith("/v1/")
