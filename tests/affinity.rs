@@ -351,6 +351,33 @@ async fn a_drained_resource_still_answers_for_what_it_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_disabled_resource_is_named_and_never_a_not_found() {
+    let fixture = Fixture::start("").await;
+    let first = fixture.respond(json!({})).await;
+    let (home, previous) = (answering_backend(&first), id_of(&first));
+    let not_remembered = fixture.resource(&home).make("file-");
+    let before = format!("    credential: {{ api_key: {home}-key }}\n");
+    fixture.balancer.replace_in_config(&before, &format!("{before}    enabled: false\n"));
+    assert_eq!(fixture.balancer.post_admin("/api/reload").await.status, 200);
+    let refused = fixture.respond(json!({"previous_response_id": previous})).await;
+    assert_eq!(
+        (refused.status, refused.error_code().as_str()),
+        (503, "home_unavailable"),
+        "{}",
+        refused.text()
+    );
+    assert!(refused.text().contains(&format!("whose backend {home} is disabled")), "{}", refused.text());
+    let refused = fixture.request("GET", &format!("/openai/v1/files/{not_remembered}")).await;
+    assert_eq!(
+        (refused.status, refused.error_code().as_str()),
+        (503, "home_unavailable"),
+        "{}",
+        refused.text()
+    );
+    assert!(refused.text().contains("is disabled in the balancer's configuration"), "{}", refused.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_conversation_does_not_change_to_a_resource_that_has_the_deployment() {
     let fixture = Fixture::start_with_backends(
         ["deployments: { one: one, two: two }", "deployments: { one: one }", "deployments: { one: one }"],

@@ -29,6 +29,9 @@ const ROUNDS_FOR_RECENT_OBJECT: &[Duration] = &[Duration::from_secs(2), Duration
 /// The same for an object whose age is not known.
 const ROUNDS_FOR_OBJECT_OF_UNKNOWN_AGE: &[Duration] = &[Duration::from_secs(2)];
 
+/// How many objects of one request whose resource is not known are remembered once one has accepted it. Agents send
+/// some hundred items; a client that sends thousands of invented ones must not displace what others have made.
+const MAX_UNKNOWN_OBJECTS: usize = 512;
 /// The longest id that is repeated in a message.
 const MAX_SHOWN_ID_CHARS: usize = 64;
 
@@ -124,7 +127,7 @@ impl Gateway {
         let Some((home, resource_index)) =
             found.and_then(|home| Some((home, self.resource_index(home.resource, objects)?)))
         else {
-            if !objects.unknown.contains(&key) {
+            if objects.unknown.len() < MAX_UNKNOWN_OBJECTS {
                 objects.unknown.push(key);
             }
             if kind.may_lag() {
