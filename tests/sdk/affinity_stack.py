@@ -35,6 +35,8 @@ class Instance:
         self.config, self.record = self.directory / "aoai-lb.yaml", self.directory / "exchanges.jsonl"
         self.log_path, self.yaml = self.directory / "balancer.log", yaml
         self.process = self.pid = None
+        # Those that were replaced, which end a while later.
+        self.replaced_pids = []
 
     def start_on_free_ports(self):
         for attempts_left in (2, 1, 0):
@@ -108,13 +110,17 @@ class Instance:
     def upgrade(self):
         """Replaces the process; the old one may still have requests to finish."""
         printed = self.run_command("upgrade")
+        self.replaced_pids.append(self.pid)
         self.pid = int(re.search(r"process (\d+) is serving", printed)[1])
         is_serving = lambda: self.status()["process"]["pid"] == self.pid
         wait_for_condition(is_serving, START_TIMEOUT, f"{self.name}: process {self.pid} does not answer")
 
     def is_replaced(self):
-        """Whether the first process of an upgraded balancer has ended."""
-        return self.process.poll() is not None
+        """Whether the processes that were replaced have ended."""
+        # The first of them is a child.
+        self.process.poll()
+        self.replaced_pids = list(filter(is_running, self.replaced_pids))
+        return not self.replaced_pids
 
     def status(self):
         return json.loads(get(self.admin_port, "/api/status")[1])
@@ -151,10 +157,10 @@ class AffinityStack:
 
     def __exit__(self, *_):
         for instance in self.instances.values():
-            if instance.pid and is_running(instance.pid):
-                os.kill(instance.pid, signal.SIGKILL)
-            if instance.process and instance.process.poll() is None:
-                instance.process.kill()
+            for pid in filter(None, [instance.pid, *instance.replaced_pids]):
+                if is_running(pid):
+                    os.kill(pid, signal.SIGKILL)
+            if instance.process:
                 instance.process.wait()
         if self.simulator and self.simulator.poll() is None:
             self.simulator.kill()
