@@ -209,6 +209,31 @@ async fn objects_of_two_resources_in_one_request_are_refused_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn items_that_bring_their_own_content_follow_what_else_the_request_refers_to() {
+    let fixture = Fixture::start("").await;
+    let (first, second) = (fixture.respond(json!({})).await, fixture.respond(json!({})).await);
+    let message = |id: &Value| json!({"type": "message", "id": id, "role": "user", "content": "x"});
+    let of_second = &second.json()["output"][1]["id"];
+    // The first response decides; the message can be read anywhere.
+    let follow_up = json!({"previous_response_id": id_of(&first), "input": [message(of_second)]});
+    let response = fixture.respond(follow_up).await;
+    assert_eq!((response.status, answering_backend(&response)), (200, answering_backend(&first)));
+    // Of messages alone the last one counts.
+    let of_first = &first.json()["output"][1]["id"];
+    let response = fixture.respond(json!({"input": [message(of_second), message(of_first)]})).await;
+    assert_eq!((response.status, answering_backend(&response)), (200, answering_backend(&first)));
+    // An id of the client's own is looked for nowhere.
+    fixture.take_request_counts();
+    let own = json!("msg_1");
+    for turn in 0..3 {
+        let response = fixture.respond(json!({"input": [message(&own)], "store": false})).await;
+        assert_eq!(response.header("x-aoai-lb-attempts"), Some("1"), "{turn}");
+    }
+    assert_eq!(fixture.take_request_counts(), [1, 1, 1], "they take turns");
+    assert_eq!(fixture.last_record(7).await["affinity"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_no_resource_has_is_not_found_and_not_asked_for_everywhere_again() {
     let fixture = Fixture::start("").await;
     let missing = format!("/openai/v1/files/file-{:032x}", 7);

@@ -13,7 +13,7 @@ use super::admitted_request::AdmittedRequest;
 use super::request_affinity::{Moment, RequestAffinity};
 use super::requested_call::RequestedCall;
 use crate::admission::client::Client;
-use crate::azure::request::references::visit_references;
+use crate::azure::request::references::{visit_items_without_content, visit_references};
 use crate::azure::response::id_time::time_of_id;
 use crate::azure::{Operation, ReferenceKind, RequestTarget};
 use crate::config::{self, AskLimit, OwnerPolicy, UnavailableHomePolicy};
@@ -39,9 +39,11 @@ const MAX_SHOWN_ID_CHARS: usize = 64;
 #[derive(Default)]
 struct ReferencedObjects {
     first_kind: Option<ReferenceKind>,
-    /// The resource of those that are known. The tag spares a look for the next object of the same one.
-    known_resource: Option<(ResourceTag, usize)>,
-    has_different_resources: bool,
+    /// The resource of those that are known, apart from items.
+    known: KnownResource,
+    /// The same of items, of which the last one counts. Items may bring their own content, with any id.
+    known_items: KnownResource,
+    has_unknown_items: bool,
     /// The latest time at which one of them was made that may lag.
     made_at: Option<u32>,
     unknown: SmallVec<[ObjectKey; 2]>,
@@ -50,6 +52,38 @@ struct ReferencedObjects {
     latest_id_time: Option<u32>,
     /// The first that another client made.
     foreign: Option<(ReferenceKind, String)>,
+}
+
+impl ReferencedObjects {
+    /// Whether it matters which items bring their own content: they are not all where everything else is, or nothing
+    /// else says where that is.
+    fn needs_look_at_items(&self) -> bool {
+        match (self.known.index(), self.known_items.index()) {
+            _ if self.known_items.has_several => true,
+            (Some(known), Some(of_items)) => known != of_items,
+            (None, None) => self.has_unknown_items,
+            (None, Some(_)) | (Some(_), None) => false,
+        }
+    }
+}
+
+/// The resource of several objects.
+#[derive(Clone, Copy, Default)]
+struct KnownResource {
+    /// Of the last one. The tag spares a look for the next object of the same one.
+    last: Option<(ResourceTag, usize)>,
+    has_several: bool,
+}
+
+impl KnownResource {
+    fn add(&mut self, tag: ResourceTag, index: usize) {
+        self.has_several |= self.last.is_some_and(|(_, other)| other != index);
+        self.last = Some((tag, index));
+    }
+
+    fn index(&self) -> Option<usize> {
+        self.last.map(|(_, index)| index)
+    }
 }
 
 impl Gateway {
@@ -75,19 +109,27 @@ impl Gateway {
         visit_references(target, call.json_facts().map(|facts| (facts, body)), &mut |kind, id| {
             self.look_up_object(kind, id, client, received, &mut objects);
         });
-        if objects.first_kind.is_none() {
+        if let Some((kind, id)) = &objects.foreign {
+            return Err(foreign_object_refusal(*kind, id));
+        }
+        if objects.needs_look_at_items() {
+            // Those that the resource has to look up count like other objects.
+            visit_items_without_content(body, &mut |id| {
+                self.note_object(ReferenceKind::Item, id, false, received, &mut objects);
+            });
+        }
+        if objects.known.has_several {
+            return Err(self.mixed_resources_refusal(target, call, body, received));
+        }
+        let home = objects.known.index().or(objects.known_items.index());
+        if home.is_none() && objects.unknown.is_empty() {
+            // Nothing that one resource has: items with content and ids of the client's own.
             let is_default = call.deployment.is_none();
             return Ok(is_default.then(|| Box::new(RequestAffinity::default_backend())));
         }
-        if let Some((kind, id)) = objects.foreign {
-            return Err(foreign_object_refusal(kind, &id));
-        }
-        if objects.has_different_resources {
-            return Err(self.mixed_resources_refusal(target, call, body, received));
-        }
         let deleted_object = if *method == Method::DELETE { self.deleted_object(target) } else { None };
-        let search = match objects.known_resource {
-            Some((_, resource_index)) => ResourceSearch::Home {
+        let search = match home {
+            Some(resource_index) => ResourceSearch::Home {
                 resource_index,
                 lags_until: objects.made_at.and_then(|made_at| self.lag_end(made_at, received)),
             },
@@ -121,39 +163,54 @@ impl Gateway {
         objects: &mut ReferencedObjects,
     ) {
         objects.first_kind.get_or_insert(kind);
-        let homes = self.homes();
-        let key = homes.key_of(id.as_bytes());
-        let found = homes.find(key, received.unix_seconds());
-        let Some((home, resource_index)) =
-            found.and_then(|home| Some((home, self.resource_index(home.resource, objects)?)))
-        else {
-            if objects.unknown.len() < MAX_UNKNOWN_OBJECTS {
-                objects.unknown.push(key);
-            }
-            if kind.may_lag() {
-                objects.may_lag = true;
-                objects.latest_id_time = objects.latest_id_time.max(time_of_id(id, received.unix_seconds()));
-            }
-            return;
-        };
+        let found = self.note_object(kind, id, kind == ReferenceKind::Item, received, objects);
         if self.affinity_config.owner_policy == OwnerPolicy::Enforce
             && objects.foreign.is_none()
-            && home.maker.is_some_and(|maker| Some(maker) != self.owner_tag(client))
+            && found.and_then(|home| home.maker).is_some_and(|maker| Some(maker) != self.owner_tag(client))
         {
             objects.foreign = Some((kind, id.to_owned()));
         }
-        if home.lags {
-            objects.made_at = objects.made_at.max(home.made_at);
+    }
+
+    /// Notes what is known of an object. Returns where it lives, if that is known.
+    fn note_object(
+        &self,
+        kind: ReferenceKind,
+        id: &str,
+        has_content: bool,
+        received: Moment,
+        objects: &mut ReferencedObjects,
+    ) -> Option<Home> {
+        let homes = self.homes();
+        let key = homes.key_of(id.as_bytes());
+        let found = homes.find(key, received.unix_seconds());
+        let located = found.and_then(|home| Some((home, self.resource_index(home.resource, objects)?)));
+        match located {
+            Some((home, resource_index)) => {
+                if home.lags {
+                    objects.made_at = objects.made_at.max(home.made_at);
+                }
+                let known = if has_content { &mut objects.known_items } else { &mut objects.known };
+                known.add(home.resource, resource_index);
+            }
+            None if has_content => objects.has_unknown_items = true,
+            None => {
+                if objects.unknown.len() < MAX_UNKNOWN_OBJECTS {
+                    objects.unknown.push(key);
+                }
+                if kind.may_lag() {
+                    objects.may_lag = true;
+                    objects.latest_id_time =
+                        objects.latest_id_time.max(time_of_id(id, received.unix_seconds()));
+                }
+            }
         }
-        match objects.known_resource {
-            None => objects.known_resource = Some((home.resource, resource_index)),
-            Some((_, other)) => objects.has_different_resources |= other != resource_index,
-        }
+        located.map(|(home, _)| home)
     }
 
     /// The index of the resource with this tag; `None` if this configuration does not have it.
     fn resource_index(&self, tag: ResourceTag, objects: &ReferencedObjects) -> Option<usize> {
-        match objects.known_resource {
+        match objects.known.last.or(objects.known_items.last) {
             Some((known, index)) if known == tag => Some(index),
             _ => self.resources_by_tag.get(tag).copied(),
         }

@@ -285,6 +285,18 @@ def ask_for_all(call, ids):
     return asyncio.run(run_all())
 
 
+@test("two conversations whose messages have the same ids of the client's own")
+def _():
+    message = lambda text: {"type": "message", "id": "msg_1", "role": "user", "content": text}
+    options = {"model": "gpt-5", "store": False, "include": ["reasoning.encrypted_content"]}
+    for number in range(3):
+        create([message("One")], **options)
+        first = create(f"Thought {number}", **options)
+        items = [*(item.to_dict() for item in first.output), message("What did you think?")]
+        assert f"I thought: Thought {number}" in create(items, **options).output_text
+    # Whatever the records say of the first ones; the last ones have to reach their resource.
+
+
 @test("ids that nobody has, of every length and alphabet, in paths")
 def _():
     errors = ask_for_all(lambda by, each: by.responses.retrieve(each), STRANGE_IDS)

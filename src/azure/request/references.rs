@@ -5,6 +5,7 @@ use super::body_references::BodyReference;
 use super::json_body::BodyFacts;
 use super::reference_kind::{ReferenceKind, encrypted_content_id};
 use super::target::RequestTarget;
+use crate::azure::json;
 use crate::azure::json_scan::{end_of_container, end_of_string};
 use crate::azure::json_text::{decode_content, text_from_bytes};
 
@@ -43,6 +44,36 @@ pub fn visit_body_references(
         let value = bytes.get(*value_offset..).unwrap_or_default();
         visit_strings(value, &mut |content| visit_id(*kind, content, on_reference));
     }
+}
+
+/// Calls `on_item` with the id of each item in a body of Responses or of conversations that the resource has to look
+/// up: an `item_reference`, reasoning without its encrypted content, and an approval request. Every other item brings
+/// its own content; its id may be the client's own, and any resource can read it.
+pub fn visit_items_without_content(body: &[u8], on_item: &mut impl FnMut(&str)) {
+    let body = text_from_bytes(body);
+    for items in json::find_fields(&body, &["input", "items"]).into_iter().flatten() {
+        json::for_each_array_item(items, |item| {
+            let keys = ["type", "id", "approval_request_id", "encrypted_content"];
+            let [item_type, id, approval_request_id, encrypted_content] = json::find_fields(item, &keys);
+            let has_no_content = match item_type.and_then(json::string_content) {
+                Some("item_reference") | None => !has_content(item),
+                Some("reasoning") => encrypted_content.is_none_or(|raw| raw == "null"),
+                Some(_) => false,
+            };
+            let id = id.filter(|_| has_no_content);
+            for id in [id, approval_request_id].into_iter().flatten() {
+                if let Some(id) = json::decode_non_empty_string(Some(id)) {
+                    on_item(&id);
+                }
+            }
+        });
+    }
+}
+
+/// Whether an item without a type of its own is a message.
+fn has_content(item: &str) -> bool {
+    let [content] = json::find_fields(item, &["content"]);
+    content.is_some()
 }
 
 /// Calls `on_content` with the content of the string at the start of `value`, or of each string in the array there.

@@ -214,6 +214,33 @@ fn ids_are_found_at_their_places_in_bodies() {
 }
 
 #[test]
+fn items_without_content_are_told_apart() {
+    let body = json!({
+        "items": [{"id": "msg_0"}],
+        "input": [
+            {"type": "message", "id": "msg_1", "content": "x"},
+            {"id": "msg_2", "role": "user", "content": "x"},
+            {"type": "item_reference", "id": "msg_3"},
+            {"id": "rs_4"},
+            {"type": "reasoning", "id": "rs_5", "summary": []},
+            {"type": "reasoning", "id": "rs_6", "encrypted_content": null},
+            {"type": "reasoning", "id": "rs_7", "encrypted_content": "gAAA"},
+            {"type": "function_call", "id": "fc_8", "call_id": "call_1", "name": "f", "arguments": "{}"},
+            {"type": "mcp_approval_response", "id": "mcpr_9", "approval_request_id": "mcpr_\u{e9}"},
+            "text", 7, {},
+        ],
+    });
+    for body in [body.to_string(), serde_json::to_string_pretty(&body).unwrap()] {
+        let mut found = Vec::new();
+        visit_items_without_content(body.as_bytes(), &mut |id| found.push(id.to_owned()));
+        assert_eq!(found, ["msg_3", "rs_4", "rs_5", "rs_6", "mcpr_\u{e9}", "msg_0"]);
+    }
+    for body in [&b"{\"input\":\"text\"}"[..], b"{\"input\":[{\"id\":", b"\xff", b""] {
+        visit_items_without_content(body, &mut |id| panic!("{id}"));
+    }
+}
+
+#[test]
 fn the_beginning_of_encrypted_content_is_its_id() {
     let long = "gAAAAABé".repeat(40);
     let id: String = long.chars().take(64).collect();
