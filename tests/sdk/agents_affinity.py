@@ -114,19 +114,6 @@ async def _():
     expect_turns(default=3, new=3, learned=3 * 9)
 
 
-@test("a session that is a conversation of the service, with a model that reasons")
-async def _():
-    async with connect() as client:
-        for include in [[], ["reasoning.encrypted_content"]]:
-            settings = ModelSettings(response_include=include, reasoning=Reasoning(effort="low"))
-            agent = make_agent(client, model="gpt-5", model_settings=settings)
-            for number in range(3):
-                session = OpenAIConversationsSession(openai_client=client)
-                await run(agent, f"Talk {number}", session=session)
-                result = await run(agent, "Go on", session=session)
-                assert f"(Turn 2; you began with: Talk {number})" in result.final_output, result.final_output
-
-
 @test("runs in a conversation")
 async def _():
     async with connect() as client:

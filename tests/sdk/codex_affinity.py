@@ -86,7 +86,7 @@ def _():
         for number, fork in enumerate(forks):
             _, _, said = codex.run("resume", fork, "What did I say?")
             assert f"echo use the tool | Branch {number} (" in said, said
-    expect_turns(found=1, learned=1 + 2 * 2)
+    expect_turns(new=1, learned=1 + 2 * 2)
 
 
 @test("three sessions in turn, over an upgrade")
@@ -105,7 +105,7 @@ def _():
             _, _, said = codex.run("resume", session, "What did I say?")
             assert said.index(f"Thought 0 of {number}") < said.index(f"Thought 2 of {number}"), said
     # Codex gives each message an id of its own, so that even the first turn refers to something.
-    expect_turns(found=3, learned=3 * 4)
+    expect_turns(new=3, learned=3 * 4)
 
 
 run_tests()

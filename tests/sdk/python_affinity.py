@@ -271,7 +271,8 @@ def _():
         assert f"Own {number}" in create([message]).output_text
         assert f"Own {number}" in create([message]).output_text
     count = len(STRANGE_IDS + STRANGE_PATH_IDS)
-    expect_turns(found=count, learned=count)
+    # They bring their own content, which any resource can read.
+    expect_turns(new=2 * count)
 
 
 def ask_for_all(call, ids):
@@ -294,7 +295,7 @@ def _():
         first = create(f"Thought {number}", **options)
         items = [*(item.to_dict() for item in first.output), message("What did you think?")]
         assert f"I thought: Thought {number}" in create(items, **options).output_text
-    # Whatever the records say of the first ones; the last ones have to reach their resource.
+    expect_turns(new=2 * 3, learned=3)
 
 
 @test("ids that nobody has, of every length and alphabet, in paths")
