@@ -24,7 +24,7 @@ pub(super) fn list_resources(config: &Config, homes: &Homes) -> Vec<Resource> {
     let mut resources = Vec::new();
     for (index, backend) in config.backends.iter().enumerate() {
         find_or_add(&mut resources, homes, &backend.resource, |resource| {
-            resource.backend_indexes.push(index)
+            resource.backend_indexes.push(index);
         });
     }
     for backend in &config.disabled_backends {
