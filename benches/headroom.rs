@@ -12,6 +12,7 @@
     reason = "a benchmark that prints its results"
 )]
 
+#[allow(dead_code, unused_imports, reason = "a benchmark uses a part of the harness")]
 #[path = "../tests/support/mod.rs"]
 mod support;
 

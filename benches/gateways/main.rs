@@ -19,6 +19,7 @@ mod load;
 mod report;
 mod running_gateway;
 mod scale;
+#[allow(dead_code, unused_imports, reason = "a benchmark uses a part of the harness")]
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod upstream;

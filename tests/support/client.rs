@@ -239,12 +239,7 @@ impl Client {
         }
     }
 
-    /// Reads exactly this many bytes.
-    pub async fn read_exactly(&mut self, length: usize) -> Vec<u8> {
-        self.try_read_exactly(length).await.expect("the connection ended")
-    }
-
-    /// Like [`Self::read_exactly`]; `None` if the connection ended first.
+    /// Reads exactly this many bytes; `None` if the connection ended first.
     pub async fn try_read_exactly(&mut self, length: usize) -> Option<Vec<u8>> {
         while self.buffer.len() < length {
             if !self.read_more().await {

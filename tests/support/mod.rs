@@ -1,12 +1,7 @@
 //! The test harness: it starts the real binary in front of simulated Azure resources and provides
 //! clients that send and read exact bytes.
 
-#![allow(
-    dead_code,
-    unreachable_pub,
-    unused_imports,
-    reason = "each test file uses its own part of the harness"
-)]
+#![allow(unreachable_pub, reason = "the benchmarks use it as well, each as a module of its own")]
 
 pub mod affinity_traffic;
 pub mod balancer;
@@ -27,7 +22,7 @@ use std::time::{Duration, Instant};
 pub use balancer::{Balancer, free_port, is_process_alive, send_signal_to};
 pub use client::{Client, Response};
 pub use yaml::{
-    LISTED_DEPLOYMENTS, all_backends_yaml, backend_yaml, clients_yaml, instant_resource, instant_timing,
+    LISTED_DEPLOYMENTS, all_backends_yaml, backend_yaml, clients_yaml, instant_resource,
     listed_backends_yaml, sha256_hex, simulated_backend_yaml, start_simulator,
 };
 

@@ -37,7 +37,7 @@ pub async fn start_simulator(names: &[&str]) -> Simulator {
 }
 
 /// Responses without the delays of a model.
-pub fn instant_timing() -> ResponseTiming {
+fn instant_timing() -> ResponseTiming {
     ResponseTiming { first_byte_delay: Duration::ZERO, event_interval: Duration::ZERO }
 }
 

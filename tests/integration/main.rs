@@ -1,0 +1,69 @@
+//! The running binary in front of simulated Azure resources: one module for each topic.
+//!
+//! They are one binary, so that tests of different topics wait at the same time. `cargo test --test integration
+//! affinity::` runs one topic.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "tests fail by panicking, and print for the reader of a failure"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod admin;
+mod admission;
+mod affinity;
+mod audit;
+mod backend_selection;
+mod backpressure;
+mod cli;
+mod client_tokens;
+mod config_files;
+mod connections;
+mod credential_leaks;
+mod credentials;
+mod disabled_backends;
+mod drains;
+mod environment;
+mod expiry;
+mod explain;
+mod failover;
+mod framing;
+mod hardening;
+mod headroom;
+mod held_streams;
+mod homes;
+mod http1_semantics;
+mod http2;
+mod journal;
+mod live_check;
+mod log_analytics;
+mod metrics;
+mod models;
+mod monitoring;
+mod moods;
+mod operate;
+mod recent_trouble;
+mod record;
+mod record_fields;
+mod rejections;
+mod reload;
+mod request_bodies;
+mod retry;
+mod rewriting;
+mod routing;
+mod secrets;
+mod slow_clients;
+mod states;
+mod status_command;
+mod storms;
+mod streaming;
+mod text;
+mod timeouts;
+mod tls;
+mod tls_problems;
+mod tunnels;
+mod upgrade;
+mod verdicts;
