@@ -1,16 +1,18 @@
 //! The balancer under test: the real binary with its own directory and ports.
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 
-use super::{CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, Response, TEST_TIMEOUT, clients_yaml, tls};
+use super::{
+    CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, Response, TEST_TIMEOUT, clients_yaml, free_port, tls,
+};
 
 /// In the log when a process has completed its start.
 const SERVES: &str = " serves on ";
@@ -113,6 +115,7 @@ impl Balancer {
         extra_yaml: &str,
         variables: &[(&str, String)],
     ) -> Self {
+        raise_open_file_limit();
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let admin_address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let listener: String = listener.lines().map(|line| format!("    {line}\n")).collect();
@@ -435,6 +438,12 @@ impl Drop for Balancer {
     }
 }
 
+/// Clients and resources of all tests are in this process; some have a thousand connections.
+fn raise_open_file_limit() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+}
+
 fn spawn_process(directory: &Path, environment: &[(String, String)], log: &Arc<Mutex<String>>) -> Child {
     let mut command = Command::new(directory.join("aoai-lb"));
     command.args(["run", "-c"]).arg(directory.join("aoai-lb.yaml"));
@@ -464,18 +473,4 @@ pub fn send_signal_to(name: &str, pid: u32) -> bool {
 /// Whether a process with this id exists. Signal 0 only checks that.
 pub fn is_process_alive(pid: u32) -> bool {
     send_signal_to("0", pid)
-}
-
-/// A port that is not in use. It is outside the range of ephemeral ports, so that no connection
-/// takes it before the test does.
-pub fn free_port() -> u16 {
-    static NEXT_OFFSET: AtomicU16 = AtomicU16::new(0);
-    let offset = u16::try_from(std::process::id() % 9_000).unwrap();
-    loop {
-        let step = NEXT_OFFSET.fetch_add(1, Ordering::Relaxed);
-        let port = 20_000 + (offset + step * 7) % 12_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
 }

@@ -9,6 +9,7 @@ pub mod client;
 pub mod h2;
 pub mod identity;
 pub mod ingestion;
+pub mod ports;
 pub mod stateful_upstream;
 pub mod terminal;
 pub mod tls;
@@ -19,8 +20,9 @@ pub mod yaml;
 
 use std::time::{Duration, Instant};
 
-pub use balancer::{Balancer, free_port, is_process_alive, send_signal_to};
+pub use balancer::{Balancer, is_process_alive, send_signal_to};
 pub use client::{Client, Response};
+pub use ports::free_port;
 pub use yaml::{
     LISTED_DEPLOYMENTS, all_backends_yaml, backend_yaml, clients_yaml, instant_resource,
     listed_backends_yaml, sha256_hex, simulated_backend_yaml, start_simulator,
