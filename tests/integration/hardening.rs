@@ -388,9 +388,10 @@ async fn pipelined_bytes_do_not_lose_the_current_response() {
 #[tokio::test]
 async fn a_wait_between_attempts_breaks_neither_uploads_nor_timeouts() {
     let azure = start_simulator(&["a"]).await;
-    let extra_yaml = "retry: { wait: 2s }\ntimeouts: { first_byte: 150ms, first_byte_stream: 150ms }\nrequests: { max_body: 1KiB, body_memory: 1MiB, max_streamed_body: 8MiB }";
+    let extra_yaml = "retry: { wait: 5s }\ntimeouts: { first_byte: 1s, first_byte_stream: 1s }\nrequests: { max_body: 1KiB, body_memory: 1MiB, max_streamed_body: 8MiB }";
     let balancer = Balancer::start(&all_backends_yaml(&azure), extra_yaml).await;
-    let throttled = Mood::Throttled { retry_after_ms: Some(400), retry_after: None };
+    // Each wait is longer than the first-byte timeout.
+    let throttled = Mood::Throttled { retry_after_ms: Some(1_500), retry_after: None };
     azure.set_mood("a", Mood::Sequence(vec![throttled, Mood::Calm]));
     let mut client = balancer.connect().await;
     assert_eq!(
@@ -398,7 +399,7 @@ async fn a_wait_between_attempts_breaks_neither_uploads_nor_timeouts() {
         200,
         "expected the cooldown to be waited out"
     );
-    azure.set_mood("a", Mood::Throttled { retry_after_ms: Some(600), retry_after: None });
+    azure.set_mood("a", Mood::Throttled { retry_after_ms: Some(1_500), retry_after: None });
     let mut other_client = balancer.connect().await;
     let refused =
         tokio::spawn(

@@ -184,34 +184,36 @@ async fn a_streamed_upload_that_stalls_is_refused() {
     assert_eq!(balancer.wait_for_records(1).await[0]["outcome"], "refused");
 }
 
-/// Three times on one connection: sends a request, waits until it is ready, and resets its stream.
-/// Expects the record within [`MAX_RECORD_DELAY`] at least once.
-async fn reset_three_streams(
+/// On one connection, sends a request, waits until it is ready, and resets its stream, until a record is written
+/// within [`MAX_RECORD_DELAY`]: a busy machine delays some. Returns the number of requests.
+async fn reset_until_prompt_record(
     balancer: &Balancer,
     connection: &Http2Connection,
     body: &str,
     wait_until_ready: impl AsyncFn(usize, &mut PendingRequest),
-) {
+) -> usize {
     let before = balancer.records().len();
-    let mut shortest = Duration::MAX;
-    for number in 1..=3 {
+    let mut number = 0;
+    wait_until_async("a record is written at once", async || {
+        number += 1;
         let mut exchange = connection.send_post(CHAT_TARGET, body.as_bytes()).await;
         wait_until_ready(number, &mut exchange).await;
         let mut stream = exchange.body;
         stream.send_reset(h2::Reason::CANCEL);
         let reset_time = Instant::now();
         wait_until("the record is written", || balancer.records().len() == before + number).await;
-        shortest = shortest.min(reset_time.elapsed());
-    }
+        number >= 3 && reset_time.elapsed() < MAX_RECORD_DELAY
+    })
+    .await;
     let records = balancer.records();
     assert!(records[before..].iter().all(|record| record["outcome"] == "client_gone"), "{records:#?}");
-    assert!(shortest < MAX_RECORD_DELAY, "{shortest:?}");
     balancer.wait_for_status("nothing is in flight", |status| status["in_flight"] == 0).await;
+    number
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_reset_by_the_client_cancels_the_request() {
-    let (azure, balancer, connection) = start_and_connect("retry: { wait: 10s, hold: { time: 20s } }").await;
+    let (azure, balancer, connection) = start_and_connect("retry: { wait: 60s, hold: { time: 20s } }").await;
     let wait_for_arrivals = |number: usize| {
         let azure = &azure;
         async move {
@@ -226,37 +228,50 @@ async fn a_stream_reset_by_the_client_cancels_the_request() {
         || azure.received_requests("a").iter().filter(|request| request.client_disconnected).count();
     // A reset before the first byte.
     azure.set_mood("a", Mood::Mute);
-    reset_three_streams(&balancer, &connection, CHAT_BODY, async |number, _: &mut PendingRequest| {
-        wait_for_arrivals(number).await;
-    })
+    let mute = reset_until_prompt_record(
+        &balancer,
+        &connection,
+        CHAT_BODY,
+        async |number, _: &mut PendingRequest| {
+            wait_for_arrivals(number).await;
+        },
+    )
     .await;
-    wait_until("the upstream requests are cancelled", || cancelled_requests() == 3).await;
+    wait_until("the upstream requests are cancelled", || cancelled_requests() == mute).await;
     // A reset in mid-stream.
     azure.set_mood("a", Mood::Drip(50 * MILLISECOND));
-    reset_three_streams(&balancer, &connection, STREAM_BODY, async |_, exchange: &mut PendingRequest| {
-        let mut answer = (&mut exchange.response).await.unwrap().into_body();
-        assert!(answer.data().await.unwrap().is_ok());
-    })
+    let streams = reset_until_prompt_record(
+        &balancer,
+        &connection,
+        STREAM_BODY,
+        async |_, exchange: &mut PendingRequest| {
+            let mut answer = (&mut exchange.response).await.unwrap().into_body();
+            assert!(answer.data().await.unwrap().is_ok());
+        },
+    )
     .await;
-    wait_until("the upstream requests are cancelled", || cancelled_requests() == 6).await;
-    assert!(balancer.records()[3..].iter().all(|record| record["status"] == 200));
+    wait_until("the upstream requests are cancelled", || cancelled_requests() == mute + streams).await;
+    assert!(balancer.records()[mute..].iter().all(|record| record["status"] == 200));
     // A reset during the wait for a cooldown.
-    azure.set_mood("a", Mood::Throttled { retry_after_ms: Some(9_000), retry_after: None });
-    reset_three_streams(&balancer, &connection, CHAT_BODY, async |_, _: &mut PendingRequest| {
-        // Only the first request is sent and refused; the others wait at once.
-        wait_for_arrivals(7).await;
-        balancer.wait_for_request_between_attempts().await;
-    })
-    .await;
+    azure.set_mood("a", Mood::Throttled { retry_after_ms: Some(50_000), retry_after: None });
+    let waiting =
+        reset_until_prompt_record(&balancer, &connection, CHAT_BODY, async |_, _: &mut PendingRequest| {
+            // Only the first request is sent and refused; the others wait at once.
+            wait_for_arrivals(mute + streams + 1).await;
+            balancer.wait_for_request_between_attempts().await;
+        })
+        .await;
     // A reset between attempts, with another deployment, which has no cooldown.
     azure.set_mood("a", Mood::Refuses(SimulatedError::Unavailable));
     let other_target = "/openai/deployments/other/chat/completions?api-version=2024-10-21";
     let exchange = connection.send_post(other_target, CHAT_BODY.as_bytes()).await;
-    wait_until("the backend has been tried three times", || azure.request_count("a") >= 10).await;
+    let tried_three_times = mute + streams + 4;
+    wait_until("the backend has been tried three times", || azure.request_count("a") >= tried_three_times)
+        .await;
     let mut stream = exchange.body;
     stream.send_reset(h2::Reason::CANCEL);
-    wait_until("the record is written", || balancer.records().len() == 10).await;
-    assert_eq!(balancer.records()[9]["outcome"], "client_gone");
+    wait_until("the record is written", || balancer.records().len() == mute + streams + waiting + 1).await;
+    assert_eq!(balancer.records().pop().unwrap()["outcome"], "client_gone");
     // The connection is still usable.
     azure.set_mood("a", Mood::Calm);
     let response = connection.post(other_target, CHAT_BODY.as_bytes()).await;
@@ -279,16 +294,22 @@ async fn a_client_reset_or_disconnect_while_streams_are_held_is_recorded() {
     )
     .await;
     let connection = Http2Connection::connect(balancer.address, &authority).await;
-    reset_three_streams(&balancer, &connection, STREAM_BODY, async |number, _: &mut PendingRequest| {
-        wait_until("the request reaches the backend", || silent_upstream.requests().len() == number).await;
-        tokio::time::sleep(30 * MILLISECOND).await;
-    })
+    let count = reset_until_prompt_record(
+        &balancer,
+        &connection,
+        STREAM_BODY,
+        async |number, _: &mut PendingRequest| {
+            wait_until("the request reaches the backend", || silent_upstream.requests().len() == number)
+                .await;
+            tokio::time::sleep(30 * MILLISECOND).await;
+        },
+    )
     .await;
     let pending_requests =
         join_all((0..5).map(|_| connection.send_post(CHAT_TARGET, STREAM_BODY.as_bytes()))).await;
-    wait_until("all requests reach the backend", || silent_upstream.requests().len() == 8).await;
+    wait_until("all requests reach the backend", || silent_upstream.requests().len() == count + 5).await;
     connection.abort();
-    let records = balancer.wait_for_records(8).await;
+    let records = balancer.wait_for_records(count + 5).await;
     assert!(records.iter().all(|record| record["outcome"] == "client_gone"), "{records:#?}");
     drop(pending_requests);
 }
@@ -390,7 +411,9 @@ async fn a_thousand_streams_share_ten_connections() {
     assert_eq!(complete_streams.count(), 1_000, "{}", chain.front.log());
     let connections_used = chain.connections.load(Ordering::Relaxed);
     assert!((10..=12).contains(&connections_used), "{connections_used} connections");
-    assert_eq!(chain.azure.request_count("a"), 1_000);
+    // Apart from the balancer's own question whether a backend that is silent for so long still answers.
+    let chats = chain.azure.received_requests("a").into_iter().filter(|request| request.method == "POST");
+    assert_eq!(chats.count(), 1_000);
     chain.azure.set_mood("a", Mood::Calm);
     // Further requests reuse the connections.
     for client in &clients {

@@ -10,7 +10,7 @@ use serde_json::Value;
 use support::upstream::{RawRequest, ScriptedUpstream};
 use support::{
     Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, LISTED_DEPLOYMENTS, STREAM_BODY, all_backends_yaml,
-    answering_backend, backend_yaml, simulated_backend_yaml, start_simulator, wait_until,
+    answering_backend, backend_yaml, simulated_backend_yaml, start_simulator, wait_until, wait_until_async,
 };
 use tokio::net::{TcpListener, TcpSocket};
 
@@ -26,17 +26,19 @@ async fn send_chat(balancer: &Balancer, body: &str) -> Client {
     client
 }
 
-/// Sends five requests that time out on the first backend and fail over to the second. Returns by how
-/// many milliseconds the timeout was exceeded, at the least.
-async fn smallest_timeout_overrun_ms(entries: &str, body: &str, timeout_ms: u64, error: &str) -> u64 {
+/// Sends requests that time out on the first backend and fail over to the second, until one of them has done so
+/// within this many milliseconds of its timeout: a busy machine delays some.
+async fn wait_for_timeout_on_time(
+    entries: &str,
+    body: &str,
+    timeout_ms: u64,
+    error: &str,
+    max_overrun_ms: u64,
+) {
     let extra_yaml = "timeouts: { connect: 500ms, first_byte: 400ms, first_byte_stream: 200ms, idle: 300ms }\n\
                 breaker: { failures: 1000 }";
     let balancer = Balancer::start(entries, extra_yaml).await;
-    for _ in 0..5 {
-        let response = balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], body.as_bytes()).await;
-        assert_eq!((response.status, answering_backend(&response).as_str()), (200, "b"), "{error}");
-    }
-    let overrun_ms = |record: Value| {
+    let overrun_ms = |record: &Value| {
         let first = &record["attempts"][0];
         assert_eq!((first["backend"].as_str(), first["error"].as_str()), (Some("a"), Some(error)));
         first["ms"]
@@ -45,7 +47,14 @@ async fn smallest_timeout_overrun_ms(entries: &str, body: &str, timeout_ms: u64,
             .checked_sub(timeout_ms)
             .expect("expected no attempt to end before its timeout")
     };
-    balancer.wait_for_records(5).await.into_iter().map(overrun_ms).min().unwrap()
+    let mut requests = 0;
+    wait_until_async(&format!("{error} comes on time"), async || {
+        let response = balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], body.as_bytes()).await;
+        assert_eq!((response.status, answering_backend(&response).as_str()), (200, "b"), "{error}");
+        requests += 1;
+        overrun_ms(balancer.wait_for_records(requests).await.last().unwrap()) <= max_overrun_ms
+    })
+    .await;
 }
 
 fn two_tiers_yaml(a: &str, azure: &Simulator) -> String {
@@ -67,8 +76,7 @@ async fn a_backend_that_does_not_respond_is_abandoned_on_time() {
         (&stalling_backends, CHAT_BODY, 500, "connect_timeout"),
     ];
     for (entries, body, timeout_ms, error) in cases {
-        let overrun_ms = smallest_timeout_overrun_ms(entries, body, timeout_ms, error).await;
-        assert!(overrun_ms <= 50, "{error}: {overrun_ms} ms late");
+        wait_for_timeout_on_time(entries, body, timeout_ms, error, 50).await;
     }
 }
 
@@ -77,19 +85,19 @@ async fn a_response_that_falls_silent_ends_after_the_idle_timeout() {
     let azure = start_simulator(&["a"]).await;
     azure.set_mood("a", Mood::Silence { after_events: 3, duration: Duration::from_secs(20) });
     let balancer = Balancer::start(&all_backends_yaml(&azure), "timeouts: { idle: 300ms }").await;
-    let mut shortest = Duration::MAX;
-    for _ in 0..5 {
+    wait_until_async("a response ends on time", async || {
+        let start = Instant::now();
         let mut client = send_chat(&balancer, STREAM_BODY).await;
         assert_eq!(client.read_response_head().await.unwrap().status, 200);
         let mut last_chunk = Instant::now();
         while client.read_chunk().await.filter(|chunk| !chunk.is_empty()).is_some() {
             last_chunk = Instant::now();
         }
-        let silence = last_chunk.elapsed();
-        assert!(silence >= 290 * MILLISECOND, "{silence:?}");
-        shortest = shortest.min(silence);
-    }
-    assert!(shortest <= 350 * MILLISECOND, "{shortest:?}");
+        // The chunks come at once, but may be read late.
+        assert!(start.elapsed() >= 300 * MILLISECOND, "{:?}", start.elapsed());
+        last_chunk.elapsed() <= 350 * MILLISECOND
+    })
+    .await;
 }
 
 /// A large body is sent over a slow connection.
@@ -123,26 +131,28 @@ async fn the_first_byte_timeout_starts_after_the_body_has_been_sent() {
     assert!(start.elapsed() > 2_500 * MILLISECOND, "expected the slow connection to take longer");
 }
 
-/// Three times: sends a request, waits until it is ready, and disconnects. Returns the last record and the
-/// shortest time from the disconnect to the record.
-async fn disconnect_three_times(
+/// Sends a request, waits until it is ready, and disconnects, until a record is written within
+/// [`MAX_RECORD_DELAY`]: a busy machine delays some. Returns the last record and the number of requests.
+async fn disconnect_until_prompt_record(
     balancer: &Balancer,
     body: &str,
     wait_until_ready: impl AsyncFn(usize, &mut Client),
-) -> (Value, Duration) {
-    let mut shortest = Duration::MAX;
-    for number in 1..=3 {
+) -> (Value, usize) {
+    let mut number = 0;
+    wait_until_async("a record is written at once", async || {
+        number += 1;
         let mut client = send_chat(balancer, body).await;
         wait_until_ready(number, &mut client).await;
         drop(client);
         let disconnect = Instant::now();
         wait_until("the record is written", || balancer.records().len() == number).await;
-        shortest = shortest.min(disconnect.elapsed());
-    }
-    let record = balancer.wait_for_records(3).await.pop().unwrap();
+        number >= 3 && disconnect.elapsed() < MAX_RECORD_DELAY
+    })
+    .await;
+    let record = balancer.wait_for_records(number).await.pop().unwrap();
     assert_eq!(record["outcome"], "client_gone", "{record:#}");
     balancer.wait_for_status("nothing is in flight", |status| status["in_flight"] == 0).await;
-    (record, shortest)
+    (record, number)
 }
 
 /// Records are collected for ten milliseconds before they are written.
@@ -153,17 +163,18 @@ async fn a_client_disconnect_before_the_first_byte_ends_the_request_at_once() {
     let azure = start_simulator(&["a"]).await;
     azure.set_mood("a", Mood::Mute);
     let balancer = Balancer::start(&all_backends_yaml(&azure), "").await;
-    let (record, shortest) = disconnect_three_times(&balancer, CHAT_BODY, async |number, _: &mut Client| {
-        wait_until("the request reaches the backend", || {
-            azure.received_requests("a").iter().filter(|request| request.is_body_complete).count() == number
+    let (record, count) =
+        disconnect_until_prompt_record(&balancer, CHAT_BODY, async |number, _: &mut Client| {
+            wait_until("the request reaches the backend", || {
+                azure.received_requests("a").iter().filter(|request| request.is_body_complete).count()
+                    == number
+            })
+            .await;
         })
         .await;
-    })
-    .await;
-    assert!(shortest < MAX_RECORD_DELAY, "{shortest:?}");
     assert_eq!(record["attempts"][0]["error"], "client_gone");
     wait_until("the upstream requests are cancelled", || {
-        azure.received_requests("a").iter().filter(|request| request.client_disconnected).count() == 3
+        azure.received_requests("a").iter().filter(|request| request.client_disconnected).count() == count
     })
     .await;
 }
@@ -173,14 +184,14 @@ async fn a_client_disconnect_during_a_cooldown_wait_ends_the_request_at_once() {
     let azure = start_simulator(&["a"]).await;
     azure.set_mood("a", Mood::Throttled { retry_after_ms: Some(9_000), retry_after: None });
     let balancer = Balancer::start(&all_backends_yaml(&azure), "retry: { wait: 10s }").await;
-    let (record, shortest) = disconnect_three_times(&balancer, CHAT_BODY, async |number, _: &mut Client| {
-        wait_until("the request is refused", || azure.request_count("a") == number).await;
-        balancer.wait_for_request_between_attempts().await;
-    })
-    .await;
-    assert!(shortest < MAX_RECORD_DELAY, "{shortest:?}");
+    let (record, count) =
+        disconnect_until_prompt_record(&balancer, CHAT_BODY, async |number, _: &mut Client| {
+            wait_until("the request is refused", || azure.request_count("a") == number).await;
+            balancer.wait_for_request_between_attempts().await;
+        })
+        .await;
     assert_eq!(record["attempts"][0]["status"], 429);
-    assert_eq!(azure.request_count("a"), 3);
+    assert_eq!(azure.request_count("a"), count);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -194,14 +205,13 @@ async fn a_client_disconnect_while_the_stream_is_held_ends_the_request_at_once()
     .await;
     let balancer =
         Balancer::start(&silent_upstream.backend_yaml("a"), "retry: { hold: { time: 20s } }").await;
-    let (record, shortest) =
-        disconnect_three_times(&balancer, STREAM_BODY, async |number, _: &mut Client| {
+    let (record, _) =
+        disconnect_until_prompt_record(&balancer, STREAM_BODY, async |number, _: &mut Client| {
             wait_until("the request reaches the backend", || silent_upstream.requests().len() == number)
                 .await;
             tokio::time::sleep(30 * MILLISECOND).await;
         })
         .await;
-    assert!(shortest < MAX_RECORD_DELAY, "{shortest:?}");
     assert_eq!(record["status"], Value::Null);
 }
 
@@ -210,8 +220,8 @@ async fn a_client_disconnect_mid_stream_is_recorded_with_the_content_so_far() {
     let azure = start_simulator(&["a"]).await;
     azure.set_mood("a", Mood::Drip(100 * MILLISECOND));
     let balancer = Balancer::start(&all_backends_yaml(&azure), "").await;
-    let (record, shortest) =
-        disconnect_three_times(&balancer, STREAM_BODY, async |_, client: &mut Client| {
+    let (record, count) =
+        disconnect_until_prompt_record(&balancer, STREAM_BODY, async |_, client: &mut Client| {
             assert_eq!(client.read_response_head().await.unwrap().status, 200);
             let mut text = String::new();
             while !text.contains(r#""content":""#) {
@@ -223,7 +233,6 @@ async fn a_client_disconnect_mid_stream_is_recorded_with_the_content_so_far() {
             }
         })
         .await;
-    assert!(shortest < MAX_RECORD_DELAY, "{shortest:?}");
     assert_eq!(record["status"], 200);
     let completion = record["completion"].as_str().unwrap();
     assert!(!completion.is_empty(), "{record:#}");
@@ -233,7 +242,7 @@ async fn a_client_disconnect_mid_stream_is_recorded_with_the_content_so_far() {
     assert!(tokens[0] > 0 && tokens[1] > 0 && tokens[0] + tokens[1] == tokens[2], "{record:#}");
     assert!(record["cached_tokens"].is_null());
     wait_until("the upstream requests are cancelled", || {
-        azure.received_requests("a").iter().filter(|request| request.client_disconnected).count() == 3
+        azure.received_requests("a").iter().filter(|request| request.client_disconnected).count() == count
     })
     .await;
 }
