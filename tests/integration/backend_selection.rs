@@ -229,6 +229,34 @@ async fn a_refusal_inside_a_200_closes_a_half_open_breaker() {
     assert_eq!(responses.iter().filter(|response| answering_backend(response) == "a").count(), 5);
 }
 
+/// One request probes the backend after a minute.
+#[tokio::test(flavor = "multi_thread")]
+async fn credential_permission_and_deployment_errors_are_probed_again_after_a_minute() {
+    let table = [
+        (SimulatedError::InvalidKey, "credential"),
+        (SimulatedError::PermissionDenied, "permission"),
+        (SimulatedError::DeploymentNotFound, "absent"),
+    ];
+    let check_case = async |(refusal, reason): (SimulatedError, &str)| {
+        let azure = start_simulator(&["a", "b"]).await;
+        azure.set_mood("a", Mood::Refuses(refusal));
+        let balancer = Balancer::start(&listed_backends_yaml(&azure), "").await;
+        for _ in 0..8 {
+            assert_eq!(answering_backend(&balancer.post_chat().await), "b");
+        }
+        let status = balancer.status().await.to_string();
+        assert!(status.contains(reason), "expected {reason:?} in: {status}");
+        let requests_before = azure.request_count("a");
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let chats = join_all((0..20).map(|_| balancer.post_chat())).await;
+        assert!(chats.iter().all(|response| response.status == 200));
+        // One chat, and the balancer's own question about its rejection.
+        let further_requests = azure.request_count("a") - requests_before;
+        assert!((1..=2).contains(&further_requests), "{refusal:?}: {further_requests}");
+    };
+    join_all(table.map(check_case)).await;
+}
+
 const NO_BREAKER: &str = "breaker: { failures: 10000 }";
 
 #[tokio::test(flavor = "multi_thread")]

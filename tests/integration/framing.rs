@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 const WHOLE_RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}";
 const CHUNKED_HEAD: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
 const CHUNKED_FIELDS: &[(&str, &str)] = &[("api-key", CLIENT_KEY), ("Transfer-Encoding", "chunked")];
+const NO_BREAKER: &str = "breaker: { failures: 10000 }";
 const STREAMED_UPLOADS: &str = "requests: { max_body: 1KiB, body_memory: 1MiB, max_streamed_body: 64MiB }";
 
 /// A request body in chunked encoding that is malformed after a first chunk, or at once.
@@ -162,13 +163,16 @@ async fn a_backend_with_a_malformed_head_has_failed() {
         format!("HTTP/1.1 200 OK\r\n{}\r\n{{}}", "X: 1\r\n".repeat(300)),
         format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n{{}}", "x".repeat(2_000_000)),
     ]);
-    for response in responses {
+    let working = ScriptedUpstream::start(|_| vec![WHOLE_RESPONSE.to_vec()]).await;
+    // It keeps the connection open: what is malformed is seen at once, and not when the connection ends.
+    let (address, next_response) = start_responding_once().await;
+    let malformed = backend_yaml("malformed", &format!("http://{address}"), "");
+    let alone = Balancer::start(&malformed, &format!("retry: {{ attempts: 0 }}\n{NO_BREAKER}")).await;
+    for (number, response) in responses.into_iter().enumerate() {
         let shown = response.get(..60).unwrap_or(&response).to_owned();
-        // It keeps the connection open: what is malformed is seen at once, and not when the connection ends.
-        let address = start_responding_once(response.into_bytes()).await;
-        let working = ScriptedUpstream::start(|_| vec![WHOLE_RESPONSE.to_vec()]).await;
+        *next_response.lock().unwrap() = response.into_bytes();
         let malformed = backend_yaml("malformed", &format!("http://{address}"), "weight: 100");
-        let balancer = Balancer::start(&(malformed.clone() + &working.backend_yaml("working")), "").await;
+        let balancer = Balancer::start(&(malformed + &working.backend_yaml("working")), "").await;
         for _ in 0..2 {
             let response = balancer.post_chat().await;
             assert_eq!(
@@ -177,29 +181,31 @@ async fn a_backend_with_a_malformed_head_has_failed() {
                 "{shown:?}"
             );
         }
-        let balancer = Balancer::start(&malformed, "retry: { attempts: 0 }").await;
         for body in [CHAT_BODY, STREAM_BODY] {
-            let response = balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], body.as_bytes()).await;
+            let response = alone.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], body.as_bytes()).await;
             assert_eq!(
                 (response.status, response.error_code().as_str(), response.is_complete),
                 (502, "upstream_failed", true),
                 "{shown:?}"
             );
         }
-        for record in balancer.wait_for_records(2).await {
+        for record in &alone.wait_for_records(2 * (number + 1)).await[2 * number..] {
             assert_eq!(record["attempts"][0]["error"], "protocol", "{shown:?}: {record}");
         }
         assert!(!balancer.log().contains("panicked"), "{}", balancer.log());
     }
+    assert!(!alone.log().contains("panicked"), "{}", alone.log());
 }
 
-/// A backend that answers each connection with these bytes and keeps it open.
-async fn start_responding_once(response: Vec<u8>) -> SocketAddr {
+/// A backend that answers each connection with the bytes that it is given, and keeps it open.
+async fn start_responding_once() -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
+    let next_response = Arc::<Mutex<Vec<u8>>>::default();
+    let response = Arc::clone(&next_response);
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
-            let response = response.clone();
+            let response = Arc::clone(&response);
             tokio::spawn(async move {
                 let mut bytes = Vec::new();
                 while find_bytes(&bytes, b"\r\n\r\n").is_none() {
@@ -207,17 +213,22 @@ async fn start_responding_once(response: Vec<u8>) -> SocketAddr {
                         return;
                     }
                 }
+                let response = response.lock().unwrap().clone();
                 // The balancer may close the connection in the middle of it.
                 let _ = stream.write_all(&response).await;
                 while stream.read_buf(&mut bytes).await.unwrap_or(0) > 0 {}
             });
         }
     });
-    address
+    (address, next_response)
 }
 
 #[tokio::test]
 async fn a_response_with_malformed_chunks_does_not_look_whole() {
+    let (address, next_response) = start_responding_once().await;
+    let backends = backend_yaml("a", &format!("http://{address}"), "");
+    let balancer = Balancer::start(&backends, &format!("retry: {{ attempts: 0 }}\n{NO_BREAKER}")).await;
+    let mut count = 0;
     for wrong in [
         "\r\n\r\n",
         ";ext\r\n\r\n",
@@ -234,12 +245,11 @@ async fn a_response_with_malformed_chunks_does_not_look_whole() {
         let stream = format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n{:x}\r\n{event}\r\n{wrong}", event.len());
         let error = json.replace("200 OK", "404 Not Found");
         for (response, body) in [(json, CHAT_BODY), (stream, STREAM_BODY), (error, CHAT_BODY)] {
-            let address = start_responding_once(response.clone().into_bytes()).await;
-            let backends = backend_yaml("a", &format!("http://{address}"), "");
-            let balancer = Balancer::start(&backends, "retry: { attempts: 0 }").await;
+            *next_response.lock().unwrap() = response.clone().into_bytes();
             let received = balancer.post(CHAT_TARGET, &[("api-key", CLIENT_KEY)], body.as_bytes()).await;
             assert!(!received.is_complete || received.status == 502, "{response:?}: {received:?}");
-            let record = balancer.wait_for_records(1).await.remove(0);
+            count += 1;
+            let record = balancer.wait_for_records(count).await.remove(count - 1);
             assert_eq!(record["outcome"], "failed", "{response:?}: {record}");
         }
     }

@@ -51,11 +51,12 @@ async fn sixteen_hundred_requests_into_a_full_provisioned_tier_write_a_handful_o
     let entries = simulated_backend_yaml(&azure, "ptu", LISTED)
         + &simulated_backend_yaml(&azure, "spare", &format!("tier: 2\n{LISTED}"));
     let balancer = Arc::new(Balancer::start(&entries, "").await);
-    // The first response tells that it is provisioned. From then on it is full all the time, and each cooldown is short.
+    // The first response tells that it is provisioned. From then on it is full all the time, for longer than the minute
+    // after which a line may come again, and each cooldown is short.
     assert_eq!(balancer.post_chat().await.status, 200);
     azure.set_mood("ptu", Mood::Throttled { retry_after_ms: Some(50), retry_after: None });
     let lines_of_start = lines(&balancer, &["INFO", "WARN", "ERROR"]).len();
-    let mut ticks = interval(Duration::from_millis(75));
+    let mut ticks = interval(Duration::from_millis(45));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let (mut requests, mut states) = (JoinSet::new(), Vec::new());
     for number in 0..1600 {
