@@ -70,6 +70,12 @@ async fn undelivered_records_survive_restarts_and_kills_in_the_spool() {
         post_chats(&balancer, 20).await;
         expected += 20;
         balancer.wait_for_log("records stay in the spool").await;
+        // A response waits for its record for 20 ms only; what is in the file is in the spool.
+        wait_until("all records are written", || {
+            let file = std::fs::read_to_string(directory.path().join("records.jsonl"));
+            file.is_ok_and(|text| text.lines().count() == expected)
+        })
+        .await;
         if index % 2 == 0 {
             balancer.send_signal("KILL");
         } else {
