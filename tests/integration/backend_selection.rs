@@ -65,7 +65,7 @@ async fn a_long_429_spills_over_to_the_next_tier_at_once() {
         let elapsed = start.elapsed();
         assert_eq!((response.status, answering_backend(&response).as_str()), (200, "east"));
         assert_eq!(azure.request_count("ptu"), 2);
-        elapsed < Duration::from_millis(10)
+        elapsed < Duration::from_millis(50)
     })
     .await;
 }

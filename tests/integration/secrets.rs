@@ -299,7 +299,10 @@ fn process_memory_is_not_readable_by_others() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let binary = directory.path().join("aoai-lb");
-    std::fs::copy(env!("CARGO_BIN_EXE_aoai-lb"), &binary).unwrap();
+    // By another process: what other tests start at this moment would inherit the open file, and a file that is open
+    // for writing cannot be executed.
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_aoai-lb")).arg(&binary).status().unwrap();
+    assert!(copied.success());
     let resources = directory.path().join("simulate.yaml");
     let text = "resources: [ { name: a, address: '127.0.0.1:0', keys: [k], deployments: [ { name: d, model: gpt-4o } ] } ]";
     std::fs::write(&resources, text).unwrap();

@@ -4,20 +4,21 @@
 use crate::support;
 
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::os::unix::net::UnixDatagram;
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use aoai_lb::demo::{Mood, SimulatedError};
 use support::h2::Http2Connection;
 use support::tls::{CertificateAuthority, generate_authority};
 use support::traffic::BackgroundTraffic;
 use support::{
-    Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, LISTED_DEPLOYMENTS, STREAM_BODY, TEST_TIMEOUT,
-    answering_backend, free_port, is_process_alive, listed_backends_yaml, send_signal_to,
-    simulated_backend_yaml, start_simulator, wait_until,
+    Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, LISTED_DEPLOYMENTS, STREAM_BODY, answering_backend,
+    free_port, is_process_alive, listed_backends_yaml, send_signal_to, simulated_backend_yaml,
+    start_simulator, wait_until,
 };
+use tokio::net::UnixDatagram;
 
 fn command_output(output: &std::process::Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
@@ -311,31 +312,35 @@ async fn concurrent_upgrades_exclude_each_other_and_a_takeover_needs_a_running_p
 
 /// Receives the notifications that systemd would get (sd_notify).
 struct FakeServiceManager {
-    socket: UnixDatagram,
-    messages: Vec<String>,
+    messages: Arc<Mutex<Vec<String>>>,
 }
 
 impl FakeServiceManager {
-    async fn wait_for(&mut self, what: &str) {
-        let deadline = Instant::now() + TEST_TIMEOUT;
-        while !self.messages.iter().any(|message| message.lines().any(|line| line.starts_with(what))) {
+    /// It reads all the time: the kernel keeps ten messages, and a process waits to send the next one.
+    fn start(path: &Path) -> Self {
+        let socket = UnixDatagram::bind(path).unwrap();
+        let messages = Arc::<Mutex<Vec<String>>>::default();
+        let received = Arc::clone(&messages);
+        tokio::spawn(async move {
             let mut bytes = [0; 4096];
-            match self.socket.recv(&mut bytes) {
-                Ok(length) => self.messages.push(String::from_utf8_lossy(&bytes[..length]).into_owned()),
-                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            while let Ok(length) = socket.recv(&mut bytes).await {
+                received.lock().unwrap().push(String::from_utf8_lossy(&bytes[..length]).into_owned());
             }
-            assert!(
-                Instant::now() < deadline,
-                "timed out waiting for the notification {what}: {:?}",
-                self.messages
-            );
-        }
+        });
+        Self { messages }
     }
 
-    fn clear_messages(&mut self) {
-        let mut bytes = [0; 4096];
-        while self.socket.recv(&mut bytes).is_ok() {}
-        self.messages.clear();
+    fn has(&self, what: &str) -> bool {
+        let messages = self.messages.lock().unwrap();
+        messages.iter().any(|message| message.lines().any(|line| line.starts_with(what)))
+    }
+
+    async fn wait_for(&self, what: &str) {
+        wait_until(&format!("systemd is notified of {what}"), || self.has(what)).await;
+    }
+
+    fn clear_messages(&self) {
+        self.messages.lock().unwrap().clear();
     }
 }
 
@@ -343,9 +348,7 @@ impl FakeServiceManager {
 async fn systemd_is_notified_of_start_reload_upgrade_and_stop() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("notify");
-    let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_nonblocking(true).unwrap();
-    let mut manager = FakeServiceManager { socket, messages: Vec::new() };
+    let manager = FakeServiceManager::start(&path);
     let azure = start_simulator(&["a"]).await;
     let variables = [("NOTIFY_SOCKET", path.display().to_string()), ("WATCHDOG_USEC", "300000".to_owned())];
     let mut balancer = Balancer::start_with_environment(
@@ -373,7 +376,7 @@ async fn systemd_is_notified_of_start_reload_upgrade_and_stop() {
     let new_pid = balancer.serving_pid().await;
     manager.wait_for(&format!("MAINPID={new_pid}")).await;
     manager.wait_for("WATCHDOG=1").await;
-    assert!(!manager.messages.iter().any(|message| message.contains("STOPPING=1")), "{:?}", manager.messages);
+    assert!(!manager.has("STOPPING=1"), "{:?}", manager.messages.lock().unwrap());
     assert_eq!(balancer.wait_until_single_process().await, new_pid);
     manager.clear_messages();
     balancer.post_admin("/api/backends/a/drain").await;

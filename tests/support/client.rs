@@ -226,8 +226,7 @@ impl Client {
     /// Reads some bytes; returns false at the end or after a reset.
     pub async fn read_more(&mut self) -> bool {
         let mut chunk = vec![0; 64 * 1024];
-        // A request that leaves a stalled backend has waited there for half a minute.
-        match timeout(TEST_TIMEOUT * 2, self.stream.read(&mut chunk))
+        match timeout(TEST_TIMEOUT, self.stream.read(&mut chunk))
             .await
             .expect("timed out waiting for bytes from the balancer")
         {

@@ -28,8 +28,9 @@ pub use yaml::{
     listed_backends_yaml, sha256_hex, simulated_backend_yaml, start_simulator,
 };
 
-/// How long a test waits for anything before it fails.
-pub const TEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a test waits for anything before it fails: for other tests and processes on a busy machine, and beyond the
+/// half minute after which a request leaves a stalled backend.
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The key of the client `team-a` in the configurations of the harness.
 pub const CLIENT_KEY: &str = "key-of-team-a";
 pub const CHAT_TARGET: &str = "/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21";
