@@ -6,7 +6,7 @@
 //! (`make bench`), and requests of any size can fail over.
 //!
 //! This runner has to do for HTTP whatever `HttpProxy` does. The list was checked against pingora-proxy
-//! 0.9.1 (`lib.rs`, `proxy_h1.rs`, `proxy_h2.rs`); the tests are in `tests/`:
+//! 0.9.1 (`lib.rs`, `proxy_h1.rs`, `proxy_h2.rs`); the tests are in `tests/integration/`:
 //!
 //! | obligation | implemented in | tested by |
 //! | --- | --- | --- |
