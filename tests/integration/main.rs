@@ -15,6 +15,7 @@ mod support;
 mod admin;
 mod admission;
 mod affinity;
+mod affinity_status;
 mod audit;
 mod backend_selection;
 mod backpressure;

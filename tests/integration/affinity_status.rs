@@ -1,8 +1,6 @@
 //! What an operator sees of where objects live: status, metrics, drains, recent trouble, explain.
 
-#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
-
-mod support;
+use crate::support;
 
 use aoai_lb::state::homes_log::{HomeEntry, HomeRecord, encode, header};
 use serde_json::{Value, json};
