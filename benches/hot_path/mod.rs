@@ -40,6 +40,7 @@ pub type Step = (&'static str, Box<dyn FnMut()>);
 struct GatewayFixture {
     gateway: Gateway,
     headers: HeaderMap,
+    received: Moment,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -69,7 +70,7 @@ impl GatewayFixture {
         let gateway = Gateway::new(&checked.config, Arc::new(ProcessState::new(now, recorder, keyring)), now);
         let mut headers = HeaderMap::new();
         headers.insert("api-key", HeaderValue::from_static(KEY));
-        Arc::new(Self { gateway, headers, _runtime: runtime })
+        Arc::new(Self { gateway, headers, received: Moment::now(), _runtime: runtime })
     }
 
     fn admit(&self, target: &[u8], body: &Bytes) -> AdmittedRequest {
@@ -81,7 +82,7 @@ impl GatewayFixture {
         gateway.check_permissions_from_head(method, &target, &client).expect(expectation);
         let body = BodyView { bytes: body, content_type: "application/json", is_compressed: false };
         let call = gateway.parse_requested_call(method, &target, &body).expect(expectation);
-        gateway.admit(method, target, &client, call, body.bytes, Moment::now()).expect(expectation)
+        gateway.admit(method, target, &client, call, body.bytes, self.received).expect(expectation)
     }
 }
 
