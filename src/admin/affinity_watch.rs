@@ -32,14 +32,14 @@ impl AffinityWatch {
 fn tell_evictions(news: Option<EventNews>) {
     match news {
         Some(EventNews::Began) => warn!(
-            "affinity.owner: enforce: affinity.memory is full, and ids are forgotten whose maker was known: any client \
-             may use these"
+            "affinity.owner: enforce: affinity.memory is full: ids of known makers were forgotten, and any client may use \
+             them"
         ),
         Some(EventNews::GoesOn { count }) => {
-            info!("affinity.owner: enforce: {count} more ids were forgotten whose maker was known");
+            info!("affinity.owner: enforce: {count} more ids of known makers were forgotten");
         }
         Some(EventNews::Over { count, lasted }) => warn!(
-            "affinity.owner: enforce: no more ids are forgotten whose maker is known ({count} were, within {})",
+            "affinity.owner: enforce: ids of known makers are no longer forgotten ({count} were, within {})",
             duration_in_words(lasted)
         ),
         None => {}
@@ -54,11 +54,11 @@ fn problems(not_saved: Option<&str>, evicts_makers: bool) -> Vec<ServiceProblem>
         text,
     };
     let not_saved = not_saved.map(|reason| {
-        problem(format!("which client made what is forgotten when this process ends: {reason}"))
+        problem(format!("the makers of objects are forgotten when this process ends: {reason}"))
     });
     let evicted = evicts_makers.then(|| {
         problem(
-            "affinity.memory is full, and ids are forgotten whose maker was known: any client may use these"
+            "affinity.memory is full: ids of known makers were forgotten, and any client may use them"
                 .to_owned(),
         )
     });

@@ -113,7 +113,7 @@ impl Gateway {
             return Err(foreign_object_refusal(*kind, id));
         }
         // A path says where the request belongs; what an agent adds to a conversation may come from elsewhere.
-        if objects.needs_look_at_items() && !target.has_references() {
+        if objects.needs_look_at_items() && !target.path_names_object() {
             // Those that the resource has to look up count like other objects.
             visit_items_without_content(body, &mut |id| {
                 self.note_object(ReferenceKind::Item, id, false, received, &mut objects);

@@ -1,4 +1,4 @@
-//! What an operator sees of where objects live: status, metrics, drains, recent trouble, explain.
+//! What an operator sees of stored objects: status, metrics, drains, recent trouble, explain.
 
 use crate::support;
 
@@ -237,7 +237,7 @@ async fn makers_that_would_be_forgotten_degrade_the_whole_only_if_owners_are_enf
         let (_, text) = run(&balancer, &["status", "-c", &file]).await;
         assert!(
             text.contains(
-                "which resource has what is forgotten when this process ends: cannot use /dev/null/state"
+                "ids of stored objects are forgotten when this process ends: cannot use /dev/null/state"
             ),
             "{text}"
         );
@@ -266,7 +266,7 @@ async fn makers_that_are_forgotten_for_lack_of_memory_are_told() {
         "affinity: { owner: enforce, memory: 1MiB }",
     )
     .await;
-    balancer.wait_for_log("affinity.memory is full, and ids are forgotten whose maker was known").await;
+    balancer.wait_for_log("affinity.memory is full: ids of known makers were forgotten").await;
     balancer
         .wait_for_status("the whole is degraded", |status| {
             let problems = status["service"]["problems"].as_array().unwrap();

@@ -106,8 +106,7 @@ async fn homes_outlive_an_upgrade_without_a_state_directory() {
     assert_eq!(told_to_a_successor(&balancer), (1..=10).collect());
     let problem = balancer.status().await["affinity"]["not_saved"].clone();
     assert!(problem.as_str().unwrap().starts_with("cannot use "), "{problem}");
-    let told =
-        "what is learned of where objects live is kept in memory only and ends with this process: cannot use";
+    let told = "ids of stored objects are remembered in memory only, until this process ends: cannot use";
     assert_eq!(balancer.log().matches(told).count(), 1, "{}", balancer.log());
 }
 
@@ -117,7 +116,9 @@ async fn a_report_of_an_earlier_process_is_added_and_a_broken_log_is_renamed() {
     broken[..64].fill(0);
     let balancer = start_with_log(&broken).await;
     balancer
-        .wait_for_log("homes.log cannot be used, where objects live is found by asking: it does not begin")
+        .wait_for_log(
+            "homes.log cannot be used, so resources are asked for the objects in it: it does not begin",
+        )
         .await;
     drop(balancer);
 
@@ -139,7 +140,7 @@ async fn a_second_instance_reads_the_log_of_the_first_for_its_hash_key_only() {
     let directory = first.path("state").display().to_string();
     let server = format!("server: {{ drain_delay: 0s, state_directory: {directory} }}");
     let second = Balancer::start(&listed_backends_yaml(&azure), &server).await;
-    second.wait_for_log(&format!("ends with this process: process {} uses {directory}", first.pid())).await;
+    second.wait_for_log(&format!("until this process ends: process {} uses {directory}", first.pid())).await;
     assert_eq!(told_to_a_successor(&second), BTreeSet::new());
     assert_eq!(keys_in_file(&first), (1..=3).collect());
 }

@@ -49,7 +49,7 @@ function showNotices(status) {
   else if (process.ready === false) notices.push(['bad', 'This process is not ready']);
   if (process.replaced === true) notices.push(['note', 'Another process has taken over; this one finishes its requests']);
   if (nonEmptyText(process.drains_not_saved)) notices.push(['note', `Drains end with this process: ${process.drains_not_saved}`]);
-  if (nonEmptyText(status.affinity?.not_saved)) notices.push(['note', `Which resource has what is forgotten when this process ends: ${status.affinity.not_saved}`]);
+  if (nonEmptyText(status.affinity?.not_saved)) notices.push(['note', `Ids of stored objects are forgotten when this process ends: ${status.affinity.not_saved}`]);
   if (upgrade.length) notices.push(['note', `Takes effect with an upgrade: ${upgrade.join(', ')}`]);
   updateList($('notices'), notices, 'notice-item', notice => notice[1], (f, [level, text]) => {
     updateAttribute(f.root, 'data-level', level);

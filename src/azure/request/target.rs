@@ -140,9 +140,15 @@ impl RequestTarget {
         }
     }
 
+    /// Whether its path names an object.
+    pub fn path_names_object(&self) -> bool {
+        !self.references_in_path.is_empty()
+    }
+
     /// Whether its path or its query names an object.
     pub fn has_references(&self) -> bool {
-        !self.references_in_path.is_empty() || self.cursor_kind.is_some()
+        self.path_names_object()
+            || (self.cursor_kind.is_some() && self.query.cursors().any(|id| !id.is_empty()))
     }
 
     /// The kinds and the percent-decoded ids of the objects that the path names, in their order.

@@ -64,7 +64,7 @@ fn process_lines(status: &StatusReport) -> Vec<String> {
     }
     if let Some(problem) = status.affinity.as_ref().and_then(|affinity| affinity.not_saved.as_deref()) {
         lines.push(format!(
-            "which resource has what is forgotten when this process ends: {}",
+            "ids of stored objects are forgotten when this process ends: {}",
             printable(problem)
         ));
     }

@@ -175,7 +175,7 @@ impl HomesLog {
 
     /// Keeps a file that cannot be used for a person to look at.
     fn set_aside(&self, problem: &HeaderError) {
-        let consequence = "where objects live is found by asking";
+        let consequence = "so resources are asked for the objects in it";
         match self.directory.set_aside(FILE_NAME) {
             Ok(target) => error!(
                 "server.state_directory: {FILE_NAME} cannot be used, {consequence}: {problem}. It was renamed to {}",
@@ -192,7 +192,7 @@ impl HomesLog {
 fn report_damage(damage: Damage) {
     if damage.records > 0 {
         warn!(
-            "server.state_directory: {} records of {FILE_NAME} are damaged; where their objects live is found by asking",
+            "server.state_directory: {} records of {FILE_NAME} are damaged; resources are asked for these objects",
             damage.records
         );
     } else if damage.torn_bytes > 0 {

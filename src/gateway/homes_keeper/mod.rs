@@ -1,4 +1,4 @@
-//! Keeps what is known of where objects live: in a log in the state directory, and beyond an upgrade.
+//! Keeps the homes of objects: in a log in the state directory, and over an upgrade.
 //!
 //! One thread takes what the memory has recorded and passes it on (`worker.rs`), so that no request waits for a
 //! disk or for another process. In an upgrade the successor connects and is told everything, then each change
@@ -118,7 +118,7 @@ impl HomesKeeper {
             && is_done.recv_timeout(CLOSE_TIMEOUT) == Err(RecvTimeoutError::Timeout)
         {
             warn!(
-                "the last changes of where objects live may be lost: the disk or the successor is too slow"
+                "the ids of stored objects that were learned last may be lost: the disk or the successor is too slow"
             );
         }
     }

@@ -50,8 +50,8 @@ impl Shared {
         let mut current = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
         if current.is_none() {
             warn!(
-                "server.state_directory: what is learned of where objects live is kept in memory only and ends with \
-                 this process: {problem}"
+                "server.state_directory: ids of stored objects are remembered in memory only, until this process ends: \
+                 {problem}"
             );
         }
         *current = Some(problem);
@@ -59,7 +59,7 @@ impl Shared {
 
     fn on_saved(&self) {
         if self.problem.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
-            warn!("server.state_directory: where objects live is saved again");
+            warn!("server.state_directory: ids of stored objects are saved again");
         }
     }
 }

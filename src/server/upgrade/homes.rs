@@ -30,14 +30,16 @@ pub(super) async fn follow_homes(upgrade_socket_path: &Path) -> Option<HomesSour
     };
     opened
         .await
-        .inspect_err(|problem| warn!("upgrade: the predecessor does not tell where objects live: {problem}"))
+        .inspect_err(|problem| {
+            warn!("upgrade: the predecessor does not hand over the ids of stored objects: {problem}")
+        })
         .ok()
 }
 
 /// Tells a successor the homes that this process remembers, and then what it learns.
 pub(super) fn tell_homes(channel: ControlChannel, process: &ProcessState) {
     if let Err(problem) = channel.into_blocking().and_then(|stream| process.homes_keeper.tell(stream)) {
-        warn!("upgrade: cannot tell the new process where objects live: {problem}");
+        warn!("upgrade: cannot hand over the ids of stored objects: {problem}");
     }
 }
 

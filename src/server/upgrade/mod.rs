@@ -5,7 +5,7 @@
 //! (`control_socket.rs`). `aoai-lb upgrade` connects to it (`request.rs`); the running process then
 //! starts its successor (`predecessor.rs`), which connects to it as well, receives the health of the
 //! backends and reports when it is ready for the sockets (`successor.rs`). Pingora sends the sockets.
-//! Over a second connection it is told where objects live (`homes.rs`).
+//! The homes of objects go over a second connection (`homes.rs`).
 
 mod channel;
 mod control_socket;

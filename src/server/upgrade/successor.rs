@@ -110,7 +110,9 @@ impl SuccessorRole {
         };
         match source.copy_into(Arc::clone(homes)) {
             Ok(complete) => self.homes = HandedOverHomes::Coming(complete),
-            Err(problem) => warn!("upgrade: cannot read where objects live: {problem}"),
+            Err(problem) => {
+                warn!("upgrade: cannot read the ids of stored objects from the predecessor: {problem}")
+            }
         }
     }
 
