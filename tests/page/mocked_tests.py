@@ -83,7 +83,7 @@ class MockedStateTests(Suite):
             levels = self.page.evaluate("[...document.querySelectorAll('#problems li')].map(n => n.dataset.level)")
             assert levels == ["bad", *["warn"] * 5, "note"], levels
             notices = self.page.texts("#notices li")
-            assert len(notices) == 2 and "is forgotten when this process ends" in notices[0], notices
+            assert len(notices) == 2 and "are forgotten when this process ends" in notices[0], notices
             assert "listeners[0].address, server.threads" in notices[1], notices
             # A backend leads to its details.
             self.page.click("#problems li:nth-child(2) [data-field=link]")
@@ -138,7 +138,7 @@ class MockedStateTests(Suite):
             mock.update(state=STATES["problems"])
             self.page.wait_until(lambda: "not kept beyond this process" in self.page.text("#objects-note"), "expected the problem")
             assert "1,234 forgotten since it was full (5 with a maker)" in self.page.text("#objects-note")
-            assert "is forgotten when this process ends: cannot use /var/lib/aoai-lb: Permission denied" in self.page.text("#notices")
+            assert "are forgotten when this process ends: cannot use /var/lib/aoai-lb: Permission denied" in self.page.text("#notices")
             for width in (320, 390, 700):
                 self.page.set_viewport(width, 800)
                 self.assert_no_horizontal_scroll(f"stored objects at {width} px")
