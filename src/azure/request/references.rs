@@ -6,6 +6,7 @@ use super::json_body::BodyFacts;
 use super::reference_kind::{ReferenceKind, encrypted_content_id};
 use super::target::RequestTarget;
 use crate::azure::json;
+use crate::azure::json::JsonCursor;
 use crate::azure::json_scan::{end_of_container, end_of_string};
 use crate::azure::json_text::{decode_content, text_from_bytes};
 
@@ -51,29 +52,35 @@ pub fn visit_body_references(
 /// its own content; its id may be the client's own, and any resource can read it.
 pub fn visit_items_without_content(body: &[u8], on_item: &mut impl FnMut(&str)) {
     let body = text_from_bytes(body);
-    for items in json::find_fields(&body, &["input", "items"]).into_iter().flatten() {
-        json::for_each_array_item(items, |item| {
-            let keys = ["type", "id", "approval_request_id", "encrypted_content"];
-            let [item_type, id, approval_request_id, encrypted_content] = json::find_fields(item, &keys);
-            let has_no_content = match item_type.and_then(json::string_content) {
-                Some("item_reference") | None => !has_content(item),
-                Some("reasoning") => encrypted_content.is_none_or(|raw| raw == "null"),
-                Some(_) => false,
-            };
-            let id = id.filter(|_| has_no_content);
-            for id in [id, approval_request_id].into_iter().flatten() {
-                if let Some(id) = json::decode_non_empty_string(Some(id)) {
-                    on_item(&id);
-                }
-            }
-        });
-    }
+    JsonCursor::new(&body).walk_object(|key, cursor| {
+        if matches!(key, "input" | "items") {
+            cursor.walk_array(|cursor| visit_item_without_content(cursor, on_item));
+        }
+    });
 }
 
-/// Whether an item without a type of its own is a message.
-fn has_content(item: &str) -> bool {
-    let [content] = json::find_fields(item, &["content"]);
-    content.is_some()
+fn visit_item_without_content(cursor: &mut JsonCursor<'_>, on_item: &mut impl FnMut(&str)) {
+    let (mut item_type, mut id, mut approval_request_id) = (None, None, None);
+    let (mut has_content, mut has_encrypted_content) = (false, false);
+    cursor.walk_object(|key, cursor| match key {
+        "type" => item_type = cursor.next_value(),
+        "id" => id = cursor.next_value(),
+        "approval_request_id" => approval_request_id = cursor.next_value(),
+        "content" => has_content = true,
+        "encrypted_content" => has_encrypted_content = cursor.next_value().is_some_and(|raw| raw != "null"),
+        _ => {}
+    });
+    let needs_look_up = match item_type.and_then(json::string_content) {
+        Some("reasoning") => !has_encrypted_content,
+        // An item without a type of its own is a message.
+        Some("item_reference") | None => !has_content,
+        Some(_) => false,
+    };
+    for id in [id.filter(|_| needs_look_up), approval_request_id].into_iter().flatten() {
+        if let Some(id) = json::decode_non_empty_string(Some(id)) {
+            on_item(&id);
+        }
+    }
 }
 
 /// Calls `on_content` with the content of the string at the start of `value`, or of each string in the array there.
