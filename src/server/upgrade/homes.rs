@@ -31,7 +31,7 @@ pub(super) async fn follow_homes(upgrade_socket_path: &Path) -> Option<HomesSour
     opened
         .await
         .inspect_err(|problem| {
-            warn!("upgrade: the predecessor does not hand over the ids of stored objects: {problem}")
+            warn!("upgrade: the predecessor does not hand over the ids of stored objects: {problem}");
         })
         .ok()
 }

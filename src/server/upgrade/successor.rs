@@ -111,7 +111,7 @@ impl SuccessorRole {
         match source.copy_into(Arc::clone(homes)) {
             Ok(complete) => self.homes = HandedOverHomes::Coming(complete),
             Err(problem) => {
-                warn!("upgrade: cannot read the ids of stored objects from the predecessor: {problem}")
+                warn!("upgrade: cannot read the ids of stored objects from the predecessor: {problem}");
             }
         }
     }
