@@ -388,7 +388,7 @@ impl Gateway {
         Err(Refusal::new(RefusalReason::ListNotAllowed, message))
     }
 
-    /// Whether a request waits while the resource that it needs asks to wait.
+    /// Whether a request waits while the resource that it needs is throttled.
     pub(super) fn waits_for_home(&self) -> bool {
         self.affinity_config.unavailable_policy == UnavailableHomePolicy::Wait
     }

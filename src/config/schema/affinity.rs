@@ -11,7 +11,7 @@ pub struct AffinityConfig {
     pub memory_bytes: u64,
     /// How long Azure may take until a response that it has streamed can be read.
     pub read_lag: Duration,
-    /// What a request does whose resource asks to wait.
+    /// What happens to a request whose resource is throttled.
     pub unavailable_policy: UnavailableHomePolicy,
     /// Whether a client may refer to what another client made.
     pub owner_policy: OwnerPolicy,
@@ -26,10 +26,10 @@ pub enum AskLimit {
     AtMost(u32),
 }
 
-/// What a request does whose resource asks to wait.
+/// What happens to a request whose resource is throttled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnavailableHomePolicy {
-    /// It waits if that ends before its deadline.
+    /// It waits for the end of the cooldown, if that is before its deadline.
     Wait,
     /// It is refused.
     Refuse,

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use super::*;
-use crate::routing::homes::{DEFAULT_MEMORY_BYTES, HashKey, Home, ObjectKey};
+use crate::routing::homes::{HashKey, Home, ObjectKey};
 use crate::state::homes_log::{
     FILE_NAME, HEADER_BYTES, HomeEntry, HomeRecord, RECORD_BYTES, encode, header, read_header, read_records,
 };
@@ -356,31 +356,4 @@ fn what_nobody_takes_is_appended_to_the_log_unless_somebody_else_owns_it() {
         assert_eq!(entries_in_log(directory.path()), if is_owned { 1 } else { 2 });
         assert!(owner.is_some() || open(directory.path()).is_ok(), "the directory is free again");
     }
-}
-
-/// `cargo test --release --lib homes_keeper::tests::times -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement"]
-fn times_with_two_million_entries() {
-    let directory = tempfile::tempdir().unwrap();
-    let predecessor = Process::with_memory(DEFAULT_MEMORY_BYTES);
-    predecessor.keeper.restore(&open(directory.path()));
-    (0..2_000_000).for_each(|id| predecessor.learn(id));
-    let (near, far) = UnixStream::pair().unwrap();
-    let begin = Instant::now();
-    predecessor.keeper.tell(far).unwrap();
-    let successor = Process::with_memory(DEFAULT_MEMORY_BYTES);
-    let source = HomesSource::open(near).unwrap();
-    source.copy_into(Arc::clone(&successor.homes)).unwrap().blocking_recv().unwrap();
-    println!("handover: {:?}, {} entries", begin.elapsed(), successor.homes.statistics().entries);
-    let begin = Instant::now();
-    predecessor.keeper.close();
-    println!("the log is complete: {:?}", begin.elapsed());
-    wait_until("the log is written", || logged(directory.path()).len() > 1_900_000);
-    let next = Process::with_memory(DEFAULT_MEMORY_BYTES);
-    let copy = tempfile::tempdir().unwrap();
-    fs::copy(directory.path().join(FILE_NAME), copy.path().join(FILE_NAME)).unwrap();
-    let begin = Instant::now();
-    next.keeper.restore(&open(copy.path()));
-    println!("restart: {:?}, {} entries", begin.elapsed(), next.homes.statistics().entries);
 }

@@ -108,7 +108,7 @@ impl RetryState {
             let disabled = self.gateway.disabled_resource(&self.admitted);
             let others = match disabled.filter(|_| !self.plan.has_unasked_resource()) {
                 Some(disabled) => format!("{disabled} is disabled in the balancer's configuration"),
-                None => "others are unavailable".to_owned(),
+                None => "others could not be asked".to_owned(),
             };
             let message = format!(
                 "the object that the request refers to was not found on the Azure resources that could be asked, and \

@@ -3,7 +3,6 @@
 #![allow(clippy::print_stdout, reason = "measurements are printed")]
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use proptest::prelude::*;
 
@@ -365,34 +364,4 @@ proptest! {
 
 fn homes_of(other: &Homes) -> Homes {
     Homes::with_hash_key(1 << 20, other.hash_key())
-}
-
-/// `cargo test --release --lib homes::tests::speed -- --ignored --nocapture` prints the times of one thread.
-#[test]
-#[ignore = "a measurement"]
-fn speed_with_two_million_entries() {
-    let homes = Homes::new(DEFAULT_MEMORY_BYTES);
-    homes.start_recording_changes();
-    let (count, further) = (2_000_000, 200_000);
-    let ids: Vec<String> = (0..count + further).map(|id| format!("resp_{id:056}")).collect();
-    let begin = Instant::now();
-    let keys: Vec<ObjectKey> = ids.iter().map(|id| homes.key_of(id.as_bytes())).collect();
-    println!("hash: {:.0} ns", begin.elapsed().as_nanos() as f64 / keys.len() as f64);
-    let home = found_on(&homes, "east");
-    let measure = |what: &str, keys: &[ObjectKey], step: &dyn Fn(ObjectKey)| {
-        let begin = Instant::now();
-        keys.iter().for_each(|key| step(*key));
-        println!("{what}: {:.0} ns", begin.elapsed().as_nanos() as f64 / keys.len() as f64);
-        let _ = homes.take_changes(&mut Vec::new());
-    };
-    let (known, unknown) = keys.split_at(count);
-    measure("learn new", known, &|key| homes.learn(key, home, NOW));
-    let mut order = known.to_vec();
-    order.sort_by_key(|key| key.hash().reverse_bits());
-    measure("find", &order, &|key| assert!(homes.find(key, NOW + 1).is_some()));
-    measure("find, unknown", unknown, &|key| assert_eq!(homes.find(key, NOW), None));
-    measure("learn again", &order, &|key| homes.learn(key, home, NOW + 2));
-    println!("{:?}", homes.statistics());
-    measure("learn new, 85 to 93 % full", unknown, &|key| homes.learn(key, home, NOW + 3));
-    println!("{:?}", homes.statistics());
 }

@@ -49,7 +49,7 @@ pub(in crate::demo::operations) fn responses_json_output(
     json_output(&names, format, format, prompt, text)
 }
 
-/// By which names the two APIs call the same things in errors.
+/// The names that an API uses in error messages for the parts of a format.
 struct FormatNames {
     format: &'static str,
     /// What `name`, `schema` and `strict` are members of.
