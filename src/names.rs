@@ -4,6 +4,7 @@
 //! compare, and the range of a weight or tier.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
@@ -61,6 +62,22 @@ name_type!(
     /// RFC2253,-esc_msb,utf8` prints it: the most specific attribute first.
     CertificateSubject
 );
+
+/// Whose share of something is used, so that no other has to do without.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Caller {
+    /// A client of the configuration.
+    Client(ClientName),
+    /// An address, if clients have no names.
+    Address(Option<IpAddr>),
+}
+
+impl Caller {
+    /// The client of this name, or else the address.
+    pub fn of(client: Option<&ClientName>, address: Option<IpAddr>) -> Self {
+        client.cloned().map_or(Self::Address(address), Self::Client)
+    }
+}
 
 /// The name of a deployment in the spelling of a client or operator. Names that differ only in ASCII
 /// case are equal, as they are for Azure.

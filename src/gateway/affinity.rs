@@ -17,7 +17,7 @@ use crate::azure::request::references::{visit_items_without_content, visit_refer
 use crate::azure::response::id_time::time_of_id;
 use crate::azure::{Operation, ReferenceKind, RequestTarget};
 use crate::config::{self, AskLimit, OwnerPolicy, UnavailableHomePolicy};
-use crate::names::{ClientName, DeploymentName, ResourceName};
+use crate::names::{Caller, DeploymentName, ResourceName};
 use crate::refusal::{Refusal, RefusalReason};
 use crate::routing::asking::Missing;
 use crate::routing::homes::{Home, Homes, ObjectKey, OwnerTag, ResourceTag};
@@ -297,8 +297,8 @@ impl Gateway {
     }
 
     /// Takes a turn to ask a further resource for this client: when it may be asked, `None` for now.
-    pub fn take_turn_to_ask(&self, client: Option<&ClientName>, now: Instant) -> Option<Instant> {
-        self.process_state.asking.take_turn(client, now)
+    pub fn take_turn_to_ask(&self, caller: &Caller, now: Instant) -> Option<Instant> {
+        self.process_state.asking.take_turn(caller, now)
     }
 
     /// Records that all resources that were asked have denied what a request refers to.

@@ -14,7 +14,7 @@ use super::attempt::relayed_response::{ResponseDetails, ResponseEnd};
 use super::attempt::response_state::ResponseState;
 use super::attempt::retry_state::RetryState;
 use super::attempt::upstream_error::UpstreamError;
-use super::client::body_memory::{BodyMemory, MemoryHolder, MemoryReservation};
+use super::client::body_memory::{BodyMemory, MemoryReservation};
 use super::client::client_request::ClientRequest;
 use super::client::request_body::RequestBody;
 use super::ending::RequestEnding;
@@ -23,6 +23,7 @@ use super::upstream::peer::ConnectTurn;
 use crate::config::ListenerConfig;
 use crate::credentials::SecretValue;
 use crate::gateway::Gateway;
+use crate::names::Caller;
 use crate::record::exchange::{CapturePolicy, CapturedRequest, ExchangeOutcome, FinishedExchange};
 use crate::record::writer::WriteReceipt;
 use crate::refusal::{Refusal, RefusalReason};
@@ -94,7 +95,10 @@ impl RequestContext {
     /// A reservation of memory for what is held of this request's response.
     pub(super) fn empty_memory_reservation(&self) -> MemoryReservation {
         let max_total_bytes = self.gateway().request_config.max_total_buffered_bytes;
-        let holder = MemoryHolder::of(self.request.client.as_deref(), self.request.client_ip);
+        let holder = Caller::of(
+            self.request.client.as_ref().and_then(|client| client.name.as_ref()),
+            self.request.client_ip,
+        );
         BodyMemory::empty_reservation(&self.body_memory, holder, max_total_bytes)
     }
 

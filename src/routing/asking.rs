@@ -6,12 +6,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::homes::ObjectKey;
-use crate::names::ClientName;
+use crate::names::Caller;
 
 /// How long an id that all resources have denied is asked of one resource only.
 const MISSING_DURATION: Duration = Duration::from_secs(60);
 /// The most ids that are known not to exist.
 const MAX_MISSING: usize = 16 * 1024;
+/// From this number of callers on, those that have not asked lately are forgotten.
+const MAX_CALLERS: usize = 1024;
 /// How many further resources are asked for one client in a second; more wait their turn.
 const ASKS_PER_SECOND: u32 = 50;
 
@@ -20,8 +22,8 @@ const ASKS_PER_SECOND: u32 = 50;
 pub struct Asking {
     /// The objects that are known not to exist, each until when.
     missing: Mutex<HashMap<ObjectKey, (Missing, Instant)>>,
-    /// For each client, when the asks so far would have ended at the permitted rate.
-    paid_until: Mutex<HashMap<Option<ClientName>, Instant>>,
+    /// For each caller, when the asks so far would have ended at the permitted rate.
+    paid_until: Mutex<HashMap<Caller, Instant>>,
 }
 
 /// Why an object is known not to exist.
@@ -51,10 +53,13 @@ impl Asking {
         }
     }
 
-    /// Takes a turn to ask a further resource for this client: when it may be asked, `None` for now.
-    pub fn take_turn(&self, client: Option<&ClientName>, now: Instant) -> Option<Instant> {
+    /// Takes a turn to ask a further resource for this caller: when it may be asked, `None` for now.
+    pub fn take_turn(&self, caller: &Caller, now: Instant) -> Option<Instant> {
         let mut paid_until = lock(&self.paid_until);
-        let paid = paid_until.entry(client.cloned()).or_insert(now);
+        if paid_until.len() >= MAX_CALLERS {
+            paid_until.retain(|_, paid| *paid > now);
+        }
+        let paid = paid_until.entry(caller.clone()).or_insert(now);
         *paid = (*paid).max(now) + Duration::from_secs(1) / ASKS_PER_SECOND;
         // A second's worth may be asked at once.
         paid.checked_sub(Duration::from_secs(1)).filter(|turn| *turn > now)
@@ -68,6 +73,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::ClientName;
 
     #[test]
     fn what_does_not_exist_is_remembered_for_a_minute() {
@@ -97,17 +103,18 @@ mod tests {
     #[test]
     fn beyond_fifty_asks_a_second_a_client_waits_its_turn() {
         let (asking, now) = (Asking::default(), Instant::now());
-        let (one, other) = (ClientName::new("one"), ClientName::new("other"));
+        let (one, other) =
+            (Caller::Client(ClientName::new("one")), Caller::Address("192.0.2.1".parse().ok()));
         for _ in 0..50 {
-            assert_eq!(asking.take_turn(Some(&one), now), None);
+            assert_eq!(asking.take_turn(&one, now), None);
         }
-        assert_eq!(asking.take_turn(Some(&one), now), Some(now + Duration::from_millis(20)));
-        assert_eq!(asking.take_turn(Some(&one), now), Some(now + Duration::from_millis(40)));
-        assert_eq!(asking.take_turn(Some(&other), now), None);
-        assert_eq!(asking.take_turn(None, now), None);
+        assert_eq!(asking.take_turn(&one, now), Some(now + Duration::from_millis(20)));
+        assert_eq!(asking.take_turn(&one, now), Some(now + Duration::from_millis(40)));
+        assert_eq!(asking.take_turn(&other, now), None);
+        assert_eq!(asking.take_turn(&Caller::Address(None), now), None);
         // After a pause of a second it may ask as often as before.
         let later = now + Duration::from_millis(1_040);
-        assert_eq!((0..50).filter_map(|_| asking.take_turn(Some(&one), later)).count(), 0);
-        assert!(asking.take_turn(Some(&one), later).is_some());
+        assert_eq!((0..50).filter_map(|_| asking.take_turn(&one, later)).count(), 0);
+        assert!(asking.take_turn(&one, later).is_some());
     }
 }

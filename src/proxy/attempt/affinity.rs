@@ -7,6 +7,7 @@ use super::exhaustion::time_until_available;
 use super::retry_state::RetryState;
 use crate::azure::ReferenceKind;
 use crate::gateway::ObjectLearner;
+use crate::names::Caller;
 use crate::proxy::client::client_request::ClientRequest;
 use crate::record::affinity::{AffinityRecord, AskAnswer, AskedResource};
 use crate::refusal::{Refusal, RefusalReason};
@@ -22,7 +23,9 @@ impl RetryState {
     pub(super) fn on_denied(&mut self, candidate_index: usize, now: Instant) {
         let Some(affinity) = self.admitted.affinity.as_deref() else { return };
         if affinity.asks()
-            && let Some(turn) = self.gateway.take_turn_to_ask(self.admitted.client_name.as_ref(), now)
+            && let Some(turn) = self
+                .gateway
+                .take_turn_to_ask(&Caller::of(self.admitted.client_name.as_ref(), self.client_ip), now)
         {
             self.plan.delay_next_ask(turn);
         }

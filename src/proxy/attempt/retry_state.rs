@@ -1,6 +1,7 @@
 //! The state of a request's attempts: the next step, the current attempt and the records of all attempts.
 //! The backend is chosen by `routing`; what a response leads to is decided in `outcome.rs`.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,8 @@ pub(in crate::proxy) struct RetryState {
     pub(super) plan: RetryPlan,
     limits: RetryLimits,
     pub(super) received: Moment,
+    /// The address of the client.
+    pub(super) client_ip: Option<IpAddr>,
     /// How long the request has waited between attempts, without the wait that goes on.
     finished_waits: Duration,
     /// When the wait that goes on has begun.
@@ -114,6 +117,7 @@ impl RetryState {
         admitted: AdmittedRequest,
         limits: RetryLimits,
         received: Moment,
+        client_ip: Option<IpAddr>,
     ) -> Self {
         Self {
             gateway,
@@ -122,6 +126,7 @@ impl RetryState {
             attempt_records: Vec::new(),
             limits,
             received,
+            client_ip,
             finished_waits: Duration::ZERO,
             waiting_since: None,
             chosen_step: None,

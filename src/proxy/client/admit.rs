@@ -10,7 +10,6 @@ use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 use tokio::time::timeout;
 
-use super::body_memory::MemoryHolder;
 use super::head;
 use super::request_body::{BodyLimits, BodyReadError, RequestBody, read_body};
 use super::timeouts::UPLOAD_DRAIN_TIMEOUT;
@@ -19,7 +18,7 @@ use crate::admission::client::Client;
 use crate::admission::client_registry::{AuthError, UNKNOWN_SIGNING_KEY_MESSAGE};
 use crate::azure::RequestTarget;
 use crate::gateway::{BodyView, Gateway, ModelsAnswer, Moment};
-use crate::names::CertificateSubject;
+use crate::names::{Caller, CertificateSubject};
 use crate::proxy::attempt::retry_state::RetryState;
 use crate::proxy::context::RequestContext;
 use crate::refusal::Refusal;
@@ -75,7 +74,7 @@ pub(in crate::proxy) async fn admit_request(
             .then_some(gateway.request_config.max_streamed_body_bytes),
         timeout: gateway.timeouts.request_body,
         body_memory: Arc::clone(&context.body_memory),
-        memory_holder: MemoryHolder::of(Some(&client), context.request.client_ip),
+        memory_holder: Caller::of(client.name.as_ref(), context.request.client_ip),
         max_total_held_bytes: gateway.request_config.max_total_buffered_bytes,
     };
     context.overhead_clock.pause(Instant::now());
@@ -102,7 +101,8 @@ pub(in crate::proxy) async fn admit_request(
         context.request.received_instant,
         client_declared_read_timeout(session),
     );
-    context.retry_state = Some(RetryState::new(gateway, admitted, limits, received));
+    context.retry_state =
+        Some(RetryState::new(gateway, admitted, limits, received, context.request.client_ip));
     Ok(Admission::ForBackend)
 }
 

@@ -3,14 +3,12 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use log::warn;
 
-use crate::admission::client::Client;
-use crate::names::ClientName;
+use crate::names::Caller;
 use crate::refusal::{Refusal, RefusalReason};
 
 /// A client may hold this many times as much as is free then: alone two thirds of the limit, and several that
@@ -31,23 +29,7 @@ pub(in crate::proxy) struct BodyMemory(Mutex<UsedMemory>);
 struct UsedMemory {
     total: u64,
     /// Of each holder that has any.
-    by_holder: HashMap<MemoryHolder, u64>,
-}
-
-/// Whose bodies are held.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(in crate::proxy) enum MemoryHolder {
-    /// A client of the configuration.
-    Client(ClientName),
-    /// An address, if clients have no names.
-    Address(Option<IpAddr>),
-}
-
-impl MemoryHolder {
-    /// The holder of the bodies of a client's requests.
-    pub(in crate::proxy) fn of(client: Option<&Client>, address: Option<IpAddr>) -> Self {
-        client.and_then(|client| client.name.clone()).map_or(Self::Address(address), Self::Client)
-    }
+    by_holder: HashMap<Caller, u64>,
 }
 
 impl BodyMemory {
@@ -55,7 +37,7 @@ impl BodyMemory {
     /// configuration of this request: after a reload it may differ from that of others.
     pub(in crate::proxy) fn empty_reservation(
         memory: &Arc<Self>,
-        holder: MemoryHolder,
+        holder: Caller,
         max_total_bytes: u64,
     ) -> MemoryReservation {
         MemoryReservation { memory: Arc::clone(memory), holder, max_total_bytes, reserved_bytes: 0 }
@@ -68,13 +50,7 @@ impl BodyMemory {
 
 impl UsedMemory {
     /// Adds bytes to a holder whose reservation has `reserved` bytes so far.
-    fn try_reserve(
-        &mut self,
-        holder: &MemoryHolder,
-        reserved: u64,
-        bytes: u64,
-        max_total_bytes: u64,
-    ) -> bool {
+    fn try_reserve(&mut self, holder: &Caller, reserved: u64, bytes: u64, max_total_bytes: u64) -> bool {
         let held = self.by_holder.get(holder).copied().unwrap_or(0);
         let Some(free) = self.total.checked_add(bytes).and_then(|total| max_total_bytes.checked_sub(total))
         else {
@@ -90,7 +66,7 @@ impl UsedMemory {
         true
     }
 
-    fn release(&mut self, holder: &MemoryHolder, bytes: u64) {
+    fn release(&mut self, holder: &Caller, bytes: u64) {
         self.total -= bytes;
         if let Entry::Occupied(mut held) = self.by_holder.entry(holder.clone()) {
             *held.get_mut() -= bytes;
@@ -106,7 +82,7 @@ impl UsedMemory {
 #[derive(Debug)]
 pub(in crate::proxy) struct MemoryReservation {
     memory: Arc<BodyMemory>,
-    holder: MemoryHolder,
+    holder: Caller,
     max_total_bytes: u64,
     reserved_bytes: u64,
 }
@@ -136,8 +112,8 @@ impl MemoryReservation {
         }
         // Without the address, so that the line is limited for all addresses together.
         let client = match &self.holder {
-            MemoryHolder::Client(name) => format!("client {name}"),
-            MemoryHolder::Address(_) => "an address".to_owned(),
+            Caller::Client(name) => format!("client {name}"),
+            Caller::Address(_) => "an address".to_owned(),
         };
         warn!(
             "{client} does not read its responses, which take too much memory (requests.body_memory): those that \
@@ -163,9 +139,10 @@ impl Drop for MemoryReservation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::ClientName;
 
-    fn client(name: &str) -> MemoryHolder {
-        MemoryHolder::Client(ClientName::new(name))
+    fn client(name: &str) -> Caller {
+        Caller::Client(ClientName::new(name))
     }
 
     #[test]
@@ -185,7 +162,7 @@ mod tests {
     fn clients_that_take_all_they_can_leave_something_to_one_more() {
         let memory = Arc::<BodyMemory>::default();
         let mut reservations = Vec::new();
-        let mut take_all = |holder: MemoryHolder| {
+        let mut take_all = |holder: Caller| {
             let mut held = 0;
             loop {
                 let mut reservation = BodyMemory::empty_reservation(&memory, holder.clone(), 1200);
@@ -199,7 +176,7 @@ mod tests {
         assert_eq!(take_all(client("a")), 800);
         // Twice the 140 that are free afterwards would be 280.
         assert_eq!(take_all(client("b")), 260);
-        assert!(take_all(MemoryHolder::Address(None)) >= 90);
+        assert!(take_all(Caller::Address(None)) >= 90);
         assert!(take_all(client("c")) >= 20);
         assert_eq!(take_all(client("a")), 0);
     }

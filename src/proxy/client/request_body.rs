@@ -10,7 +10,8 @@ use bytes::{Bytes, BytesMut};
 use pingora::protocols::http::ServerSession;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::body_memory::{BodyMemory, MemoryHolder, MemoryReservation};
+use super::body_memory::{BodyMemory, MemoryReservation};
+use crate::names::Caller;
 use crate::proxy::framing::error::is_framing_error;
 use crate::refusal::{Refusal, RefusalReason};
 
@@ -115,7 +116,7 @@ pub(super) struct BodyLimits {
     pub(super) timeout: Duration,
     pub(super) body_memory: Arc<BodyMemory>,
     /// Whose body it is.
-    pub(super) memory_holder: MemoryHolder,
+    pub(super) memory_holder: Caller,
     /// Maximum memory of all held bodies together.
     pub(super) max_total_held_bytes: u64,
 }
