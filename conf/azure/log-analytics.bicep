@@ -43,6 +43,7 @@ var fields = [
   { name: 'request_id', type: 'string' }
   { name: 'client_request_id', type: 'string' }
   { name: 'trace_id', type: 'string' }
+  { name: 'socket_id', type: 'string' }
   { name: 'client', type: 'string' }
   { name: 'client_ip', type: 'string' }
   { name: 'peer_ip', type: 'string' }

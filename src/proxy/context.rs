@@ -24,7 +24,9 @@ use crate::config::ListenerConfig;
 use crate::credentials::SecretValue;
 use crate::gateway::Gateway;
 use crate::names::Caller;
-use crate::record::exchange::{CapturePolicy, CapturedRequest, ExchangeOutcome, FinishedExchange};
+use crate::record::exchange::{
+    CapturePolicy, CapturedRequest, ExchangeOutcome, FinishedExchange, WEBSOCKET_METHOD,
+};
 use crate::record::writer::WriteReceipt;
 use crate::refusal::{Refusal, RefusalReason};
 use crate::routing::health::stall::WatchedAttempt;
@@ -242,11 +244,16 @@ impl RequestContext {
         FinishedExchange {
             received_at: self.request.received_at,
             request_id: Arc::clone(&self.request.id),
+            socket_id: self.request.socket_id.clone(),
             client_headers: std::mem::take(&mut self.request.headers_for_record),
             client: self.request.client.clone(),
             client_ip: self.request.client_ip,
             peer_ip: self.request.peer_ip,
-            method: self.request.method.to_string(),
+            method: if self.request.socket_id.is_some() {
+                WEBSOCKET_METHOD.to_owned()
+            } else {
+                self.request.method.to_string()
+            },
             target: self.request.target.clone(),
             unparsed_path: self.request.unparsable_path.take(),
             api_version,

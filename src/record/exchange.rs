@@ -152,12 +152,17 @@ pub struct CapturePolicy {
     pub estimates_broken_stream_tokens: bool,
 }
 
+/// In place of an HTTP method for what came over an open WebSocket.
+pub const WEBSOCKET_METHOD: &str = "WEBSOCKET";
+
 /// Everything known of a request once it is over.
 pub struct FinishedExchange {
     /// When the request head was complete.
     pub received_at: SystemTime,
     /// The load balancer's own id for the request, a UUIDv7.
     pub request_id: Arc<str>,
+    /// The id of the record of the WebSocket that it came over; `None` for an HTTP request, which may have opened one.
+    pub socket_id: Option<Arc<str>>,
     /// What the request's header fields tell the record; empty without a `record` block.
     pub client_headers: ClientHeaders,
     /// The client; `None` if the request was refused before the client was authenticated.
@@ -166,7 +171,7 @@ pub struct FinishedExchange {
     pub client_ip: Option<IpAddr>,
     /// The address at the other end of the connection.
     pub peer_ip: Option<IpAddr>,
-    /// The HTTP method.
+    /// The HTTP method, or [`WEBSOCKET_METHOD`].
     pub method: String,
     /// The request target; `None` if it could not be parsed.
     pub target: Option<Arc<RequestTarget>>,

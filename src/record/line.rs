@@ -21,6 +21,7 @@ pub struct RecordLine<'a> {
     pub(super) request_id: &'a str,
     pub(super) client_request_id: Option<&'a str>,
     pub(super) trace_id: Option<&'a str>,
+    pub(super) socket_id: Option<&'a str>,
     pub(super) client: Option<&'a str>,
     pub(super) client_ip: Option<IpAddr>,
     pub(super) peer_ip: Option<IpAddr>,
@@ -63,6 +64,7 @@ impl RecordLine<'_> {
         object.write_field("request_id", self.request_id);
         object.write_field("client_request_id", self.client_request_id);
         object.write_field("trace_id", self.trace_id);
+        object.write_field("socket_id", self.socket_id);
         object.write_field("client", self.client);
         object.write_field("client_ip", self.client_ip);
         object.write_field("peer_ip", self.peer_ip);
@@ -244,6 +246,7 @@ mod tests {
             request_id: "019",
             client_request_id: Some("mine"),
             trace_id: None,
+            socket_id: Some("018"),
             client: Some("team-a"),
             client_ip: Some([10, 0, 0, 255].into()),
             peer_ip: "::ffff:127.0.0.1".parse().ok(),
@@ -290,7 +293,7 @@ mod tests {
         let attempts = [attempt_record(None, Some("reset")), attempt_record(Some(200), None)];
         let expected = concat!(
             r#"{"time":"2026-01-02T03:04:05.000006Z","request_id":"019","client_request_id":"mine","#,
-            r#""trace_id":null,"client":"team-a","#,
+            r#""trace_id":null,"socket_id":"018","client":"team-a","#,
             r#""client_ip":"10.0.0.255","peer_ip":"127.0.0.1","user_agent":"/a\"b","method":"POST","#,
             r#""path":"/a\"b","#,
             r#""operation":"chat","api":"classic","api_version":null,"deployment":"gpt-4o","stream":true,"#,

@@ -17,6 +17,7 @@ fn queued_exchange(client: &Arc<Client>, prompt_bytes: usize) -> QueuedExchange 
     let exchange = FinishedExchange {
         received_at: SystemTime::UNIX_EPOCH,
         request_id: Arc::from("019"),
+        socket_id: None,
         client_headers: ClientHeaders::default(),
         client: Some(Arc::clone(client)),
         client_ip: None,

@@ -74,6 +74,7 @@ impl FinishedExchange {
             request_id: &self.request_id,
             client_request_id: self.client_headers.request_id.as_deref(),
             trace_id: self.client_headers.trace_id.as_deref(),
+            socket_id: self.socket_id.as_deref(),
             client: self.client.as_ref().and_then(|client| client.name.as_ref()).map(|name| name.as_str()),
             client_ip: self.client_ip,
             peer_ip: self.peer_ip,

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use http::Method;
 
-use super::exchange::FinishedExchange;
+use super::exchange::{FinishedExchange, WEBSOCKET_METHOD};
 use crate::azure::response::capture::ResponseCapture;
 use crate::names::ClientName;
 
@@ -88,7 +88,8 @@ impl FinishedExchange {
     /// cancelled.
     pub(super) fn fetches_stored_object(&self) -> bool {
         let is_cancellation = self.target.as_ref().is_some_and(|target| target.path.ends_with("/cancel"));
-        self.method != Method::POST.as_str() || is_cancellation
+        let is_create = [Method::POST.as_str(), WEBSOCKET_METHOD].contains(&&*self.method);
+        !is_create || is_cancellation
     }
 }
 

@@ -16,6 +16,8 @@ use crate::record::client_headers::ClientHeaders;
 pub(in crate::proxy) struct ClientRequest {
     /// A UUIDv7.
     pub(in crate::proxy) id: Arc<str>,
+    /// The id of the record of the WebSocket that it came over; `None` for an HTTP request.
+    pub(in crate::proxy) socket_id: Option<Arc<str>>,
     /// When the head was complete, for the record.
     pub(in crate::proxy) received_at: SystemTime,
     /// The same moment, to measure durations.
@@ -51,6 +53,7 @@ impl ClientRequest {
         let received_at = SystemTime::now();
         Self {
             id: new_request_id(received_at),
+            socket_id: None,
             received_at,
             received_instant: Instant::now(),
             method,
