@@ -332,5 +332,6 @@ fn sample_exchange(admitted: &AdmittedRequest, body: &Bytes, response: &Bytes) -
         prompt_sample: None,
         captured_response: CapturedResponse::Buffered { body: collected, is_json: true },
         is_content_dropped: false,
+        socket_id: None,
     }
 }
