@@ -2,7 +2,8 @@
 //! the decisions.
 //!
 //! `client/` is the downstream side, `attempt/` makes one attempt and handles its response, `upstream/`
-//! is the backends' side. `framing/` checks HTTP/1.1 framing on both sides. `runner.rs` calls the phases.
+//! is the backends' side. `framing/` checks HTTP/1.1 framing on both sides, `websocket/` reads frames.
+//! `runner.rs` calls the phases.
 
 mod active_config;
 mod attempt;
@@ -16,6 +17,7 @@ pub mod runner;
 mod stream_wrapper;
 pub(crate) mod timer;
 pub mod upstream;
+pub mod websocket;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

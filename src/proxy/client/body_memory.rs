@@ -105,6 +105,14 @@ impl MemoryReservation {
         Err(Refusal::new(RefusalReason::Overloaded, message).with_retry_after(Duration::from_secs(1)))
     }
 
+    /// Moves what it has beyond so many bytes into a reservation of its own.
+    pub(in crate::proxy) fn split_off(&mut self, kept_bytes: u64) -> Self {
+        let moved_bytes = self.reserved_bytes.saturating_sub(kept_bytes);
+        self.reserved_bytes -= moved_bytes;
+        let (memory, holder) = (Arc::clone(&self.memory), self.holder.clone());
+        Self { memory, holder, max_total_bytes: self.max_total_bytes, reserved_bytes: moved_bytes }
+    }
+
     /// Grows by what a response takes that the client does not read; `None` if the limit would be exceeded.
     pub(in crate::proxy) fn grow_for_unread_response(mut self) -> Option<Self> {
         if self.grow_to(self.reserved_bytes + UNREAD_RESPONSE_BYTES).is_ok() {
@@ -155,6 +163,19 @@ mod tests {
         drop(first);
         assert!(second.grow_to(100).is_ok(), "the only body of a client may take all that is free");
         drop(second);
+        assert!(memory.lock().total == 0 && memory.lock().by_holder.is_empty());
+    }
+
+    #[test]
+    fn a_part_of_a_reservation_is_released_apart() {
+        let memory = Arc::<BodyMemory>::default();
+        let mut whole = BodyMemory::empty_reservation(&memory, client("a"), 100);
+        assert!(whole.grow_to(60).is_ok());
+        let part = whole.split_off(20);
+        assert_eq!((whole.reserved_bytes(), part.reserved_bytes(), memory.lock().total), (20, 40, 60));
+        drop(whole);
+        assert_eq!(memory.lock().total, 40);
+        drop(part);
         assert!(memory.lock().total == 0 && memory.lock().by_holder.is_empty());
     }
 
