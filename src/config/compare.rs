@@ -7,7 +7,7 @@ use super::changes::{ChangedEntry, ConfigChanges, ListChanges};
 use super::schema::{
     AdminConfig, AffinityConfig, BackendConfig, BreakerConfig, ClientConfig, ClientsConfig, Config,
     CooldownConfig, DisabledBackend, KeyVaultConfig, ListenerConfig, RecordConfig, RequestsConfig,
-    RetryConfig, ServerConfig, TimeoutsConfig,
+    RetryConfig, ServerConfig, TimeoutsConfig, WebSocketConfig,
 };
 
 /// The keys whose fields differ between two values of a type.
@@ -201,6 +201,7 @@ fn changed_settings(before: &Config, after: &Config) -> Vec<String> {
         cooldown,
         breaker,
         timeouts,
+        websocket,
         record,
         key_vault,
         admin,
@@ -245,6 +246,12 @@ fn changed_settings(before: &Config, after: &Config) -> Vec<String> {
     });
     add("breaker", breaker);
     add("timeouts", changed_timeout_keys(timeouts, &after.timeouts));
+    let websocket = changed_keys!(WebSocketConfig, websocket, after.websocket, {
+        first_frame_timeout => "first_frame",
+        max_frame_bytes => "max_frame",
+        rotate_after => "rotate",
+    });
+    add("websocket", websocket);
     add("record", changed_block_keys(record.as_ref(), after.record.as_ref(), changed_record_keys));
     let key_vault = changed_keys!(KeyVaultConfig, key_vault, after.key_vault, {
         identity => "credential",
@@ -457,11 +464,11 @@ mod tests {
             (
                 String::new(),
                 "retry: { attempts: 1, hold: { time: 1s } }\nbreaker: { failures: 9 }\ncooldown: { default: 9s }\n\
-                 timeouts: { idle: 9s }\nserver: { drain_delay: 9s, state_directory: x }\nbalance: round_robin\n\
+                 timeouts: { idle: 9s }\nwebsocket: { first_frame: 9s, max_frame: 1MiB, rotate: 9s }\nserver: { drain_delay: 9s, state_directory: x }\nbalance: round_robin\n\
                  requests: { max_body: 1MiB }\naffinity: { ask: 0 }\nkey_vault: { refresh: 9s }"
                     .to_owned(),
                 "settings: requests.max_body, affinity.ask, balance, retry.attempts, retry.hold, cooldown.default, breaker.failures, \
-                 timeouts.idle, key_vault.refresh, server.drain_delay and server.state_directory",
+                 timeouts.idle, websocket.first_frame, websocket.max_frame, websocket.rotate, key_vault.refresh, server.drain_delay and server.state_directory",
             ),
             (
                 "record: { jsonl: { path: /x }, redact: [a] }\nadmin: { address: '127.0.0.1:9', token: one-token }".to_owned(),

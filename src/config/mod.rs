@@ -35,7 +35,7 @@ pub use schema::{
     KeyVaultConfig, ListenerConfig, LogAnalyticsConfig, ManagedIdentitySelector, ModelsSource, OwnerPolicy,
     ProvisionedThroughput, RecordConfig, RecordedContent, RequestsConfig, RetryConfig, SecretSource,
     ServerConfig, ServerTlsConfig, SpoolConfig, StreamHoldLimits, StreamUsageMode, TimeoutsConfig,
-    TlsVersion, UnavailableHomePolicy, VaultSecretRef,
+    TlsVersion, UnavailableHomePolicy, VaultSecretRef, WebSocketConfig,
 };
 pub use values::{
     AllowRule, CertifiedKey, CertifiedKeyError, CertifiedKeyFiles, DeploymentMap, Endpoint, PathPattern,

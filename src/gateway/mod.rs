@@ -83,6 +83,8 @@ pub struct Gateway {
     pub request_config: config::RequestsConfig,
     /// How long each step may take.
     pub timeouts: config::TimeoutsConfig,
+    /// The limits of Responses WebSockets.
+    pub websocket: config::WebSocketConfig,
     /// What outlives this configuration.
     pub process_state: Arc<ProcessState>,
     clients: ClientRegistry,
@@ -130,6 +132,7 @@ impl Gateway {
             affinity_config: config.affinity,
             request_config: config.requests.clone(),
             timeouts: config.timeouts,
+            websocket: config.websocket,
             retry_config: config.retry.clone(),
             cooldown_config: config.cooldown,
             breaker_config: config.breaker,

@@ -18,13 +18,14 @@ mod retry;
 mod server;
 mod shared;
 mod timeouts;
+mod websocket;
 
 use std::path::PathBuf;
 
 use super::schema::{AdminConfig, Config};
 use super::yaml::YamlNode;
 
-const TOP_LEVEL_KEYS: [&str; 15] = [
+const TOP_LEVEL_KEYS: [&str; 16] = [
     "listeners",
     "backends",
     "clients",
@@ -36,6 +37,7 @@ const TOP_LEVEL_KEYS: [&str; 15] = [
     "breaker",
     "cooldown",
     "timeouts",
+    "websocket",
     "record",
     "key_vault",
     "admin",
@@ -57,6 +59,7 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
     let breaker = retry::read_breaker(&root);
     let cooldown = retry::read_cooldown(&root);
     let timeouts = timeouts::read_timeouts(&root);
+    let websocket = websocket::read_websocket(&root, requests.as_ref());
     let record = root.read_optional("record", record::read_record);
     let key_vault = credentials::read_key_vault(&root);
     let admin =
@@ -85,6 +88,7 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
         breaker: breaker?,
         cooldown: cooldown?,
         timeouts: timeouts?,
+        websocket: websocket?,
         record: record?,
         key_vault: key_vault?,
         admin: admin?,

@@ -12,6 +12,7 @@ mod record;
 mod requests;
 mod retry;
 mod server;
+mod websocket;
 
 pub use affinity::{AffinityConfig, AskLimit, OwnerPolicy, UnavailableHomePolicy};
 pub use backend::{BackendConfig, BackendTlsConfig, DisabledBackend, ProvisionedThroughput};
@@ -27,6 +28,7 @@ pub use record::{
 pub use requests::{ModelsSource, RequestsConfig};
 pub use retry::{BalancePolicy, BreakerConfig, CooldownConfig, RetryConfig, StreamHoldLimits};
 pub use server::{AdminAddress, AdminConfig, ServerConfig, TimeoutsConfig};
+pub use websocket::WebSocketConfig;
 
 /// A complete, valid configuration.
 #[derive(Clone, Debug)]
@@ -55,6 +57,8 @@ pub struct Config {
     pub breaker: BreakerConfig,
     /// How long each step may take.
     pub timeouts: TimeoutsConfig,
+    /// The limits of Responses WebSockets.
+    pub websocket: WebSocketConfig,
     /// What is recorded of each request; `None` for nothing.
     pub record: Option<RecordConfig>,
     /// How secrets are read from key vaults.
