@@ -11,6 +11,7 @@ use super::backend_question::QuestionQueue;
 use super::certificate_expiries::CertificateExpiries;
 use super::drains::Drains;
 use super::homes_keeper::{HomesKeeper, ReportFunction};
+use super::open_sockets::OpenSockets;
 use crate::credentials::Keyring;
 use crate::record::Recorder;
 use crate::routing::asking::Asking;
@@ -36,6 +37,8 @@ pub struct ProcessState {
     pub requests_in_flight: AtomicUsize,
     /// Requests whose record is finished.
     pub requests_finished: AtomicUsize,
+    /// The WebSockets that are open.
+    pub open_sockets: OpenSockets,
     /// The process is about to stop: its readiness check fails.
     pub is_stopping: AtomicBool,
     /// The process stops, or another has taken over: each connection of a client is closed after its next
@@ -69,6 +72,7 @@ impl ProcessState {
             homes,
             requests_in_flight: AtomicUsize::new(0),
             requests_finished: AtomicUsize::new(0),
+            open_sockets: OpenSockets::default(),
             is_stopping: AtomicBool::new(false),
             is_draining_connections: AtomicBool::new(false),
             questions: QuestionQueue::default(),
