@@ -42,6 +42,8 @@ pub enum RefusalReason {
     UnsupportedEncoding,
     /// The handshake asks for another version of the WebSocket protocol than 13.
     UnsupportedWebSocketVersion,
+    /// A Responses socket is closed between two turns. The code is Azure's, which clients know.
+    SocketLimitReached,
     /// The head of the request is larger than the balancer's limit.
     HeadersTooLarge,
     /// Every backend of the deployment is throttled.
@@ -82,6 +84,7 @@ impl RefusalReason {
             Self::UnsupportedWebSocketVersion => {
                 (426, "unsupported_websocket_version", INVALID_REQUEST_ERROR)
             }
+            Self::SocketLimitReached => (400, "websocket_connection_limit_reached", INVALID_REQUEST_ERROR),
             Self::HeadersTooLarge => (431, "headers_too_large", INVALID_REQUEST_ERROR),
             Self::AllThrottled => (429, "all_throttled", "rate_limit_error"),
             Self::UpstreamFailed => (502, "upstream_failed", SERVER_ERROR),

@@ -43,6 +43,11 @@ pub struct PingoraContext {
 }
 
 impl PingoraContext {
+    /// Whether the request opens a Responses socket.
+    pub(super) fn opens_responses_socket(&self) -> bool {
+        self.request_context.as_ref().is_some_and(|context| context.request.is_responses_socket)
+    }
+
     /// Whether the request became a tunnel, whose client's session is empty then.
     pub(super) fn is_tunnel(&self) -> bool {
         self.request_context.as_ref().is_some_and(|context| context.ending.client_status == Some(101))
@@ -193,12 +198,20 @@ impl RequestContext {
         gateway.count_and_queue_record(Box::new(exchange), policy)
     }
 
+    /// Ends the request's count as in flight before its record is written: a Responses socket counts during its
+    /// turns only.
+    pub(super) fn leave_in_flight(&mut self) {
+        if !std::mem::replace(&mut self.ending.has_left_in_flight, true) {
+            self.config.gateway.on_request_finished();
+        }
+    }
+
     /// Submits the record if that has not been done, and ends the request's count as in flight. Later
     /// calls do nothing.
     pub(super) fn finish(&mut self) {
         if !std::mem::replace(&mut self.ending.is_finished, true) {
             drop(self.submit_record());
-            self.config.gateway.on_request_finished();
+            self.leave_in_flight();
         }
     }
 

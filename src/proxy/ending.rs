@@ -21,8 +21,10 @@ pub(super) struct RequestEnding {
     /// Length of the response body so far.
     pub(super) response_bytes: u64,
     pub(super) is_record_submitted: bool,
-    /// The request no longer counts as in flight.
+    /// The record is written, and the request does not count as in flight.
     pub(super) is_finished: bool,
+    /// The request does not count as in flight, whether or not its record is written.
+    pub(super) has_left_in_flight: bool,
 }
 
 impl RequestEnding {

@@ -25,7 +25,6 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use bytes::Bytes;
 use http::Method;
 use log::debug;
 use pingora::http::RequestHeader;
@@ -33,13 +32,13 @@ use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora::{Error, ErrorSource, Result};
 use tokio::time::sleep;
 
 use self::attempt::final_response;
-use self::attempt::response_state::ResponseState;
 use self::attempt::retry_state::RetryStep;
 use self::attempt::upstream_error::{UpstreamError, is_upload_error, upload_error_refusal};
+use self::attempt::upstream_target::UpstreamTarget;
 use self::client::admit::{self, Admission};
 use self::client::body_memory::BodyMemory;
 use self::client::client_request::ClientRequest;
@@ -56,7 +55,6 @@ use self::error_types::{
 };
 use self::upstream::headers::{self, BodyFraming};
 use crate::admission::client_ip::client_ip;
-use crate::azure::apply_edits;
 use crate::config::ListenerConfig;
 use crate::names::BackendName;
 use crate::record::client_headers::ClientHeaders;
@@ -66,7 +64,7 @@ pub use self::active_config::ActiveConfig;
 
 /// Longest time that a request waits for a backend's credential to be fetched again, after the backend
 /// rejected the one in use.
-const MAX_CREDENTIAL_RENEWAL_WAIT: Duration = Duration::from_secs(5);
+pub(crate) const MAX_CREDENTIAL_RENEWAL_WAIT: Duration = Duration::from_secs(5);
 
 /// The phases of a request. `runner.rs` calls them in the order of Pingora's own `HttpProxy`.
 pub struct Balancer {
@@ -112,6 +110,10 @@ impl ProxyHttp for Balancer {
         let context = ctx.request_context.insert(context);
         match admit::admit_request(session, context).await {
             Ok(Admission::ForBackend) => {}
+            Ok(Admission::ResponsesSocket) => {
+                context.request.is_responses_socket = true;
+                return Ok(false);
+            }
             Ok(Admission::Answered(answer)) => {
                 answer_models_request(session, context, &answer).await?;
                 return Ok(true);
@@ -219,34 +221,19 @@ impl ProxyHttp for Balancer {
     ) -> Result<()> {
         let context = require_request_context(ctx)?;
         let config = Arc::clone(&context.config);
-        let Some(retry) = &mut context.retry_state else { return Err(Error::new(ATTEMPTS_EXHAUSTED)) };
-        let backend_index = retry.current_or_last_target().map(|target| target.backend_index);
-        let target = backend_index.and_then(|index| Some((index, config.gateway.backends.get(index)?)));
-        let Some((index, backend)) = target else { return Err(Error::new(ATTEMPTS_EXHAUSTED)) };
+        let UpstreamTarget { backend_index, path_and_query, secret } = context.begin_upstream_request()?;
+        let Some(backend) = config.gateway.backends.get(backend_index) else {
+            return Err(Error::new(ATTEMPTS_EXHAUSTED));
+        };
         // An upgrade is always sent over HTTP/1.1, so its connection does not show whether the backend
         // chooses HTTP/2.
         if !context.request.is_websocket_upgrade {
-            config.peers.note_protocol(index, head.version);
+            config.peers.note_protocol(backend_index, head.version);
         }
-        let Some((name, secret)) = backend.credential.current_auth_header() else {
-            return Err(Error::new(NO_CREDENTIAL));
-        };
-        let Some(upstream_request) = retry.prepare_request(secret.id) else {
-            return Err(Error::new(ATTEMPTS_EXHAUSTED));
-        };
-        // `RequestContext::on_request_sent` sets the first-byte deadline, and only if it finds these two.
-        context.attempt_deadline = None;
-        context.response_state = ResponseState::Awaited;
-        let held_bytes = &context.body.held_bytes;
-        let pieces = if upstream_request.body_edits.is_empty() {
-            vec![held_bytes.clone()]
-        } else {
-            apply_edits(held_bytes, &upstream_request.body_edits)
-        };
-        let framing = upstream_body_framing(context, pieces.iter().map(Bytes::len).sum());
-        context.body.replace_unsent_pieces(pieces);
+        let framing = upstream_body_framing(context, context.body.unsent_bytes());
         let requests = &config.gateway.request_config;
-        headers::rewrite_for_backend(head, backend, requests, upstream_request.path_and_query, &framing)?;
+        headers::rewrite_for_backend(head, backend, requests, path_and_query, &framing)?;
+        let (name, secret) = secret;
         head.insert_header(name, secret.header_value.clone())?;
         context.attempt_secret = Some(secret);
         Ok(())
@@ -261,16 +248,8 @@ impl ProxyHttp for Balancer {
     ) -> Box<Error> {
         ctx.connect_turn = None;
         if let Some(context) = &mut ctx.request_context {
-            // An HTTP/2 connection may turn out to have ended when a stream is opened on it. Pingora's error
-            // for that has this type.
-            let is_stale = *error.etype() == ErrorType::H2Error;
-            let (now, reason) = (Instant::now(), UpstreamError::from_connect_error(&error));
-            if reason == UpstreamError::Tls
-                && let Some(retry) = &context.retry_state
-            {
-                retry.log_tls_error(&error.to_string(), now);
-            }
-            error.set_retry(context.on_attempt_failed(reason, is_stale, now));
+            let retries = context.on_connect_failed(&error, Instant::now());
+            error.set_retry(retries);
         }
         error
     }
@@ -283,48 +262,10 @@ impl ProxyHttp for Balancer {
         ctx: &mut PingoraContext,
         is_reused: bool,
     ) -> Box<Error> {
-        let Some(context) = &mut ctx.request_context else { return error };
-        let now = Instant::now();
-        let timeout = match *error.etype() {
-            FIRST_BYTE_TIMEOUT => Some(UpstreamError::FirstByteTimeout),
-            RESPONSE_IDLE_TIMEOUT => Some(UpstreamError::IdleTimeout),
-            BACKEND_STALLED => Some(UpstreamError::Stalled),
-            _ => None,
-        };
-        let retries = match () {
-            () if *error.etype() == RETRY_ELSEWHERE => true,
-            () if *error.etype() == NO_CREDENTIAL => {
-                context.retry_state.as_mut().is_some_and(|retry| retry.on_missing_credential(now))
-            }
-            // Before the next arm: the source is `Downstream` here as well, but the client is still
-            // connected and gets a refusal.
-            () if is_upload_error(&error) => false,
-            () if timeout.is_none() && *error.esource() == ErrorSource::Downstream => {
-                context.ending.is_client_gone = true;
-                false
-            }
-            () if context.is_response_committed() => {
-                context.ending.has_response_failed = true;
-                let reason = timeout.unwrap_or_else(|| UpstreamError::from_exchange_error(&error));
-                context.on_attempt_failed(reason, false, now);
-                false
-            }
-            () => {
-                let reason = timeout.unwrap_or_else(|| UpstreamError::from_exchange_error(&error));
-                // A pooled connection that ends before any byte of a response was closed by the backend
-                // while the request was on its way. That is not counted as a failure of the backend.
-                let is_stale = may_not_have_arrived(&mut error, is_reused)
-                    && reason == UpstreamError::Reset
-                    && matches!(context.response_state, ResponseState::Awaited);
-                context.on_attempt_failed(reason, is_stale, now)
-            }
-        };
-        if retries {
-            context.response_state = ResponseState::Awaited;
-            context.overhead_clock.resume(now);
+        if let Some(context) = &mut ctx.request_context {
+            let retries = context.on_exchange_failed(&mut error, is_reused, Instant::now());
+            error.set_retry(retries);
         }
-        context.attempt_deadline = None;
-        error.set_retry(retries);
         error
     }
 
@@ -418,20 +359,6 @@ fn fill_in_sender_details(
         let trusted = listener.as_ref().map_or(&[][..], |listener| config.trusted_proxies(listener));
         client_ip(peer, &session.req_header().headers, trusted)
     });
-}
-
-/// Whether a request that failed with this error may not have reached the backend: HTTP/2 says so, or the
-/// connection came from the pool and may have ended before the request arrived.
-fn may_not_have_arrived(error: &mut Error, is_reused: bool) -> bool {
-    match *error.etype() {
-        // Pingora allows a retry after REFUSED_STREAM and after a GOAWAY without an error. `retry()` panics
-        // while it depends on whether the connection was reused, so that is decided first.
-        ErrorType::H2Error => {
-            error.retry.decide_reuse(is_reused);
-            error.retry()
-        }
-        _ => is_reused,
-    }
 }
 
 /// How the request's body is framed towards the backend. `held_length` is the length in bytes of what is

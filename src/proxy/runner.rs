@@ -55,6 +55,7 @@ use super::upstream::connection::{
     RequestBodyAvailability, UpstreamConnection, UpstreamConnector, move_host_to_http2_authority,
 };
 use super::upstream::headers;
+use super::websocket::responses::{SocketServices, open_responses_socket};
 use super::{Balancer, require_request_context};
 use crate::config::ListenerConfig;
 
@@ -65,7 +66,7 @@ const MAX_HTTP2_SEND_BUFFER_BYTES: usize = 32 * 1024;
 /// connections to backends.
 pub struct Runner {
     balancer: Balancer,
-    connector: UpstreamConnector,
+    connector: Arc<UpstreamConnector>,
     /// Read by Pingora for HTTP/2 connections.
     http2_options: HttpServerOptions,
 }
@@ -75,7 +76,7 @@ impl Runner {
     pub fn new(balancer: Balancer, server: &ServerConf) -> Self {
         let mut http2_options = HttpServerOptions::default();
         http2_options.h2_idle_timeout = Some(CLIENT_IDLE_TIMEOUT);
-        Self { balancer, connector: UpstreamConnector::new(server), http2_options }
+        Self { balancer, connector: Arc::new(UpstreamConnector::new(server)), http2_options }
     }
 
     /// Serves one request; returns its connection if it is HTTP/1.1 and another request can follow.
@@ -128,6 +129,9 @@ impl Runner {
     ) -> Result<()> {
         let error = match self.balancer.request_filter(session, ctx).await {
             Ok(true) => return Ok(()),
+            Ok(false) if ctx.opens_responses_socket() => {
+                return self.run_responses_socket(session, ctx, timer).await;
+            }
             Ok(false) => loop {
                 match self.run_attempt(session, ctx, timer).await {
                     Ok(()) if ctx.is_tunnel() => return Ok(()),
@@ -143,6 +147,26 @@ impl Runner {
         };
         self.balancer.fail_to_proxy(session, &error, ctx).await;
         Err(error)
+    }
+
+    /// Runs a Responses socket to its end.
+    ///
+    /// # Errors
+    /// If the client is lost before it has the answer to its handshake.
+    async fn run_responses_socket(
+        &self,
+        session: &mut Session,
+        ctx: &mut PingoraContext,
+        timer: &mut Timer,
+    ) -> Result<()> {
+        let services = SocketServices {
+            connector: Arc::clone(&self.connector),
+            active_config: Arc::clone(&self.balancer.active_config),
+            body_memory: Arc::clone(&self.balancer.body_memory),
+        };
+        let context = require_request_context(ctx)?;
+        // Boxed, so that the future of an ordinary request does not have room for it.
+        Box::pin(open_responses_socket(services, session.as_downstream_mut(), context, timer)).await
     }
 
     /// Makes one attempt: chooses a backend, connects to it and exchanges request and response.

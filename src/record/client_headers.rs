@@ -17,7 +17,7 @@ static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// What the header fields of a request tell its record. Texts are cut, and what is not printable ASCII is
 /// escaped.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ClientHeaders {
     /// The client's own id for the request.
     pub request_id: Option<Box<str>>,

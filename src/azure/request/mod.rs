@@ -17,6 +17,7 @@ pub(super) mod query;
 pub(super) mod reference_kind;
 pub mod references;
 pub mod session_model;
+pub mod socket_message;
 pub(super) mod target;
 pub(super) mod target_cache;
 pub(super) mod target_error;

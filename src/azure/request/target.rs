@@ -123,6 +123,11 @@ impl RequestTarget {
         }
     }
 
+    /// Whether a WebSocket to this target speaks the Responses API, whose messages name the models.
+    pub fn is_responses_socket(&self) -> bool {
+        self.operation == Operation::Responses && self.api_style == ApiStyle::V1 && !self.has_object_id
+    }
+
     /// Whether the body names the deployment in the `model` of its `session`.
     pub fn has_session_in_body(&self) -> bool {
         self.operation == Operation::Realtime

@@ -32,6 +32,13 @@ pub struct SseEvent<'a> {
     pub oversized_ids: Option<&'a OversizedEventIds>,
 }
 
+impl<'a> SseEvent<'a> {
+    /// The event in a message of a WebSocket, whose data is the whole message.
+    pub fn from_message(data: &'a [u8]) -> Self {
+        Self { start_offset: 0, end_offset: 0, name: &[], data, is_oversized: false, oversized_ids: None }
+    }
+}
+
 /// Finds the events of a stream that arrives in chunks. Only events that are split over chunks are
 /// copied, at most `max_event_bytes` of each.
 #[derive(Debug)]

@@ -134,7 +134,7 @@ pub(super) fn correct_retry_hints(
 ///
 /// # Errors
 /// If a header field cannot be set.
-pub(super) fn adjust_common_headers(
+pub(in crate::proxy) fn adjust_common_headers(
     context: &RequestContext,
     header: &mut ResponseHeader,
 ) -> pingora::Result<()> {

@@ -1,11 +1,11 @@
 //! The beginning of a stream, which is held until its first content. Azure may refuse a streamed request
-//! with an error event after the status 200. As long as the client has got nothing of the stream, another
+//! with an error event after the status 200. On a WebSocket each event is a message (`HttpTask::UpgradedBody`). As long as the client has got nothing of the stream, another
 //! backend can be tried.
 
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
 
-use crate::azure::response::sse::EventScanner;
+use crate::azure::response::sse::{EventScanner, SseEvent};
 use crate::azure::{FirstEventKind, Operation, classify_first_event};
 use crate::proxy::client::body_memory::MemoryReservation;
 
@@ -53,16 +53,21 @@ impl HeldStream {
         let mut error_event = None;
         let mut is_ready = task.is_end();
         match &task {
-            HttpTask::Body(Some(data), _) => {
+            HttpTask::Body(Some(data), _) | HttpTask::UpgradedBody(Some(data), _) => {
                 let mut has_content = false;
                 // An error after content, even in the same read, does not count: the client gets both.
-                self.scanner.feed(data, &mut |event| match classify_first_event(operation, &event) {
+                let mut on_event = |event: SseEvent<'_>| match classify_first_event(operation, &event) {
                     FirstEventKind::Content => has_content |= error_event.is_none(),
                     FirstEventKind::Error if !has_content && error_event.is_none() => {
                         error_event = Some(event.data.to_vec());
                     }
                     FirstEventKind::Error | FirstEventKind::Preamble => {}
-                });
+                };
+                if matches!(task, HttpTask::UpgradedBody(..)) {
+                    on_event(SseEvent::from_message(data));
+                } else {
+                    self.scanner.feed(data, &mut on_event);
+                }
                 self.body_size += data.len() as u64;
                 is_ready |= has_content
                     || self.body_size > self.max_body_size

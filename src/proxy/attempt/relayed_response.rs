@@ -186,6 +186,9 @@ impl RelayedResponse {
             // Before the client has it, and may refer to what it tells of.
             self.capture.feed(data, self.learner.as_deref_mut(), now);
         }
+        if let HttpTask::UpgradedBody(Some(message), _) = &task {
+            self.capture.feed_message(message, self.learner.as_deref_mut(), now);
+        }
         self.has_ended |= is_end;
         match (&mut self.usage_event_remover, task) {
             (Some(filter), HttpTask::Body(data, _)) => {
@@ -277,6 +280,13 @@ impl Capture {
                 Self::Body { body: CollectedBody::new(MAX_CAPTURED_BODY_BYTES), is_json: false }
             }
             () => Self::Nothing,
+        }
+    }
+
+    /// Takes a message of a WebSocket, which is an event.
+    fn feed_message(&mut self, message: &Bytes, learner: Option<&mut ObjectLearner>, now: Instant) {
+        if let Self::Stream { response, .. } = self {
+            capture_and_learn(&SseEvent::from_message(message), response, learner, now);
         }
     }
 

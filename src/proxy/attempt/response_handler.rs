@@ -32,7 +32,7 @@ const HELD_RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 const MIN_HOLD_WITH_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// Handles the parts of a response that have arrived together. A new one is made for each arrival.
-pub(super) struct ResponseHandler<'c> {
+pub(in crate::proxy) struct ResponseHandler<'c> {
     context: &'c mut RequestContext,
     now: Instant,
     /// What is written to the client now.
@@ -40,7 +40,7 @@ pub(super) struct ResponseHandler<'c> {
 }
 
 impl<'c> ResponseHandler<'c> {
-    pub(super) fn new(context: &'c mut RequestContext, now: Instant) -> Self {
+    pub(in crate::proxy) fn new(context: &'c mut RequestContext, now: Instant) -> Self {
         Self { context, now, output: Vec::new() }
     }
 
@@ -49,7 +49,7 @@ impl<'c> ResponseHandler<'c> {
     /// # Errors
     /// [`RETRY_ELSEWHERE`] if another attempt is to be made, and the error of a response that failed
     /// before the client got any of it.
-    pub(super) fn handle_tasks(mut self, tasks: Vec<HttpTask>) -> Result<Vec<HttpTask>> {
+    pub(in crate::proxy) fn handle_tasks(mut self, tasks: Vec<HttpTask>) -> Result<Vec<HttpTask>> {
         self.output.reserve_exact(tasks.len());
         for task in tasks {
             match &mut self.context.response_state {
@@ -66,7 +66,7 @@ impl<'c> ResponseHandler<'c> {
     ///
     /// # Errors
     /// [`RETRY_ELSEWHERE`] if another attempt is to be made.
-    pub(super) fn end_hold(mut self) -> Result<Vec<HttpTask>> {
+    pub(in crate::proxy) fn end_hold(mut self) -> Result<Vec<HttpTask>> {
         match self.context.response_state {
             ResponseState::HeldResponse(_) => self.act_on_incomplete_response()?,
             _ => self.release_stream(None)?,

@@ -166,6 +166,14 @@ impl RetryState {
         }
     }
 
+    /// Has the next attempt go to this backend, whatever its state; returns whether it is in the pool.
+    pub(in crate::proxy) fn pin_to_backend(&mut self, backend_index: usize) -> bool {
+        let candidates = self.admitted.pool.candidates();
+        let index = candidates.iter().position(|candidate| candidate.backend_index == backend_index);
+        self.chosen_step = index.map(|index| NextStep::Attempt(NextAttempt::pinned(index)));
+        index.is_some()
+    }
+
     /// Begins the wait that [`Self::next_step`] returned.
     pub(in crate::proxy) fn begin_wait(&mut self, now: Instant) {
         self.waiting_since = Some(now);

@@ -11,7 +11,7 @@ const MIN_SILENCE: Duration = Duration::from_secs(30);
 
 /// What is known of the silence of the current attempt's backend.
 #[derive(Default)]
-pub(super) struct Silence {
+pub(in crate::proxy) struct Silence {
     sent_at: Option<Instant>,
     next_check: Option<Instant>,
     watched: Option<WatchedAttempt>,
@@ -19,23 +19,23 @@ pub(super) struct Silence {
 
 impl Silence {
     /// The request has been sent completely, and no response has begun.
-    pub(super) fn begin(&mut self, now: Instant) {
+    pub(in crate::proxy) fn begin(&mut self, now: Instant) {
         self.sent_at = Some(now);
         self.next_check = Some(now + WATCHED_AFTER);
     }
 
     /// The response has begun, or the attempt has ended.
-    pub(super) fn end(&mut self) {
+    pub(in crate::proxy) fn end(&mut self) {
         *self = Self::default();
     }
 
     /// When to call [`Silence::check`].
-    pub(super) fn deadline(&self) -> Option<AttemptDeadline> {
+    pub(in crate::proxy) fn deadline(&self) -> Option<AttemptDeadline> {
         self.next_check.map(|at| AttemptDeadline { at, action: DeadlineAction::CheckSilence })
     }
 
     /// Begins to watch the attempt with `watch`, and says whether to leave the backend.
-    pub(super) fn check(
+    pub(in crate::proxy) fn check(
         &mut self,
         now: Instant,
         watch: impl FnOnce(Instant) -> Option<WatchedAttempt>,

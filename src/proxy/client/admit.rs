@@ -35,6 +35,8 @@ pub(in crate::proxy) enum Admission {
     ForBackend,
     /// The balancer answers it itself.
     Answered(ModelsAnswer),
+    /// It opens a Responses socket, whose turns are admitted one by one.
+    ResponsesSocket,
 }
 
 /// Reads and checks a request, and fills in its context.
@@ -58,12 +60,15 @@ pub(in crate::proxy) async fn admit_request(
         head::check_http2_fields(session.req_header()).inspect_err(|_| gateway.count_malformed_request())?;
     }
     let target = parse_and_check_target(session, context)?;
-    let subject = context.request.certificate_subject.take();
-    let client = authenticate(session, &gateway, &target, subject.as_ref()).await?;
+    let subject = context.request.certificate_subject.as_ref();
+    let client = authenticate(session, &gateway, &target, subject).await?;
     context.request.client = Some(Arc::clone(&client));
     let method = session.req_header().method.clone();
     if let Some(answer) = gateway.answer_models_request(&method, &target, &client)? {
         return Ok(Admission::Answered(answer));
+    }
+    if context.request.is_websocket_upgrade && target.is_responses_socket() {
+        return Ok(Admission::ResponsesSocket);
     }
     // All checks that need no body come before it is read: a refused client cannot use up memory.
     gateway.check_permissions_from_head(&method, &target, &client)?;

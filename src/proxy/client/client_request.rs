@@ -39,11 +39,13 @@ pub(in crate::proxy) struct ClientRequest {
     pub(in crate::proxy) client: Option<Arc<Client>>,
     pub(in crate::proxy) content_type: String,
     /// The deployment that the request names; `None` before the body has been read.
-    pub(super) deployment: Option<DeploymentName>,
+    pub(in crate::proxy) deployment: Option<DeploymentName>,
     /// `None` if the body was not read, or does not say.
     pub(in crate::proxy) wants_stream: Option<bool>,
     /// The client understands chunked encoding: true except for HTTP/1.0.
     pub(in crate::proxy) accepts_chunked_response: bool,
+    /// It opens a Responses socket, which is answered here.
+    pub(in crate::proxy) is_responses_socket: bool,
     /// The client asks to switch to the WebSocket protocol.
     pub(in crate::proxy) is_websocket_upgrade: bool,
 }
@@ -68,6 +70,7 @@ impl ClientRequest {
             deployment: None,
             wants_stream: None,
             accepts_chunked_response: true,
+            is_responses_socket: false,
             is_websocket_upgrade: false,
         }
     }

@@ -17,4 +17,4 @@ pub(super) mod response_writer;
 mod stream;
 pub mod timeouts;
 pub mod tls;
-mod websocket_handshake;
+pub(super) mod websocket_handshake;

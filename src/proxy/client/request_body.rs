@@ -50,6 +50,12 @@ impl RequestBody {
         Self { has_unread_rest: true, ..Self::default() }
     }
 
+    /// A body that came in one message, with its memory.
+    pub(in crate::proxy) fn held(bytes: Bytes, memory: MemoryReservation) -> Self {
+        let (bytes_read, memory_reservation) = (bytes.len() as u64, Some(memory));
+        Self { bytes_read, held_bytes: bytes, memory_reservation, ..Self::default() }
+    }
+
     /// Whether the whole body has been read.
     pub(in crate::proxy) fn is_fully_read(&self) -> bool {
         !self.has_unread_rest
@@ -58,6 +64,11 @@ impl RequestBody {
     /// Queues the held bytes, after edits, to be sent by the next attempt.
     pub(in crate::proxy) fn replace_unsent_pieces(&mut self, pieces: impl IntoIterator<Item = Bytes>) {
         self.unsent_pieces = even_out_pieces(pieces);
+    }
+
+    /// Length in bytes of what the current attempt still has to send of the held bytes.
+    pub(in crate::proxy) fn unsent_bytes(&self) -> usize {
+        self.unsent_pieces.iter().map(Bytes::len).sum()
     }
 
     /// Takes the held bytes and releases their reservation. They no longer count towards the memory limit;

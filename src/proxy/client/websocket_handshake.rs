@@ -74,6 +74,13 @@ impl UpgradeOffer {
     }
 }
 
+/// The subprotocol that the client offers first.
+pub(in crate::proxy) fn offered_subprotocol(headers: &HeaderMap) -> Option<&str> {
+    let offers = headers.get_all(http::header::SEC_WEBSOCKET_PROTOCOL).iter();
+    let items = offers.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    items.map(str::trim).find(|item| !item.is_empty() && !item.starts_with("openai-insecure-api-key."))
+}
+
 /// Whether a field that is a list has this item.
 fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     headers

@@ -95,6 +95,8 @@ pub struct BackendHealth {
     pub attempts_in_flight: AtomicUsize,
     /// Attempts since the process started.
     pub attempts_started: AtomicU64,
+    /// It does not know lanes (`stream_id`) on Responses sockets.
+    pub rejects_socket_lanes: AtomicBool,
 }
 
 impl BackendHealth {
@@ -115,6 +117,7 @@ impl BackendHealth {
             deployments: Mutex::default(),
             attempts_in_flight: AtomicUsize::new(0),
             attempts_started: AtomicU64::new(0),
+            rejects_socket_lanes: AtomicBool::new(false),
         }
     }
 
@@ -185,6 +188,11 @@ impl BackendHealth {
     pub fn drain(&self, now: Instant) -> bool {
         let until = now + DRAIN_DURATION;
         self.drain_state.mark_unavailable(Unavailable { reason: UnavailableReason::Drained, until }, now)
+    }
+
+    /// Whether new requests are kept away.
+    pub fn is_drained(&self, now: Instant) -> bool {
+        matches!(self.drain_state.availability(now), Availability::Unavailable(_))
     }
 
     /// Continues a drain that began earlier.

@@ -275,6 +275,11 @@ impl RetryPlan {
 }
 
 impl NextAttempt {
+    /// The attempt on a candidate that alone can serve the request.
+    pub fn pinned(candidate_index: usize) -> Self {
+        Self::for_candidate(candidate_index, ProbePermit::default())
+    }
+
     fn for_candidate(candidate_index: usize, probe_permit: ProbePermit) -> Self {
         Self { candidate_index, probe_permit, is_last_resort: false, uses_retry_budget: false }
     }

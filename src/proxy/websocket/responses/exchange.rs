@@ -1,0 +1,420 @@
+//! The exchange of a turn on an upstream socket: its `response.create` goes there, the events of its response come
+//! back. What they mean is decided where that is decided for HTTP (`attempt/response_handler.rs`): an event is a part
+//! of a stream, and an error event with a status is an error response.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::HttpTask;
+use pingora::{Error, ErrorType, Result};
+
+use super::error_event::response_event;
+use super::shared::HeldMessage;
+use super::turn::Turn;
+use super::upstream_socket::UpstreamSocket;
+use crate::azure::request::socket_message::{mentions_lane, with_lane, without_lane};
+use crate::azure::response::socket_event::{error_event_status, is_socket_limit, made_response_id};
+use crate::proxy::attempt::deadline::{AttemptDeadline, DeadlineAction};
+use crate::proxy::attempt::response_handler::ResponseHandler;
+use crate::proxy::attempt::response_state::ResponseState;
+use crate::proxy::attempt::upstream_error::UpstreamError;
+use crate::proxy::client::response_writer::flush_and_wait_for_record;
+use crate::proxy::error_types::{BACKEND_STALLED, CLIENT_GONE, FIRST_BYTE_TIMEOUT, RESPONSE_IDLE_TIMEOUT};
+use crate::proxy::upstream::connection::{UpstreamConnection, UpstreamEvent};
+use crate::proxy::websocket::frames::{Message, ReadError};
+
+/// The most events that are written to the client together, if they have already arrived.
+const MAX_COALESCED_EVENTS: usize = 16;
+/// No further event is added to this many bytes.
+const MAX_COALESCED_BYTES: usize = 16 * 1024;
+
+/// What the exchange reacts to.
+enum TurnEvent {
+    Backend(std::result::Result<Message, ReadError>),
+    /// What the client says about the turn; `None` if it is lost.
+    Client(Option<HeldMessage>),
+    /// All that was to be sent has been sent, or sending failed.
+    Sent(io::Result<()>),
+    Deadline,
+}
+
+/// What is being sent to the backend.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sending {
+    Nothing,
+    /// The turn's message: no answer is expected before all of it is sent.
+    Create,
+    /// Something about the turn.
+    More,
+}
+
+impl Turn {
+    /// Sends the turn's message on this socket and relays the events that follow, until the response has ended.
+    ///
+    /// # Errors
+    /// If the socket or the client is lost, a deadline passed, or the response is dropped in favour of another attempt.
+    pub(super) async fn exchange(&mut self, socket: &mut UpstreamSocket) -> Result<()> {
+        let pieces = std::mem::take(&mut self.context.body.unsent_pieces);
+        let create = match <[Bytes; 1]>::try_from(Vec::from(pieces)) {
+            Ok([create]) => create,
+            Err(pieces) => Bytes::from(pieces.concat()),
+        };
+        let mut strips_lane = self.message.lane.is_some() && self.backend_refuses_lanes(socket);
+        let mut sending = self.begin_create(socket, &create, strips_lane);
+        loop {
+            if let Some(error) = socket.end.take() {
+                return Err(error);
+            }
+            let deadline = self.next_deadline();
+            // Events come first: a backend may answer before it has read all, and then read no more.
+            let event = tokio::select! {
+                biased;
+                message = socket.reader.next() => TurnEvent::Backend(message),
+                sent = socket.writer.flush(), if sending != Sending::Nothing => TurnEvent::Sent(sent),
+                message = self.client_messages.recv() => TurnEvent::Client(message),
+                () = self.timer.wait_until(deadline.map(|deadline| deadline.at)) => TurnEvent::Deadline,
+            };
+            match event {
+                TurnEvent::Client(None) => return Err(Error::new(CLIENT_GONE).into_down()),
+                TurnEvent::Client(Some(HeldMessage { bytes, memory: _memory })) => {
+                    socket.writer.push_text(&if strips_lane { without_lane(&bytes) } else { bytes });
+                    sending = self.begin_sending(socket, sending);
+                }
+                TurnEvent::Sent(Ok(())) => {
+                    if sending == Sending::Create {
+                        self.begin_waiting(Instant::now());
+                    }
+                    sending = Sending::Nothing;
+                    (socket.has_unsent, self.send_deadline) = (false, None);
+                }
+                TurnEvent::Sent(Err(error)) => return Err(socket_failed(error)),
+                TurnEvent::Deadline => self.on_deadline(deadline.map(|deadline| deadline.action)).await?,
+                TurnEvent::Backend(message) => {
+                    self.silence.end();
+                    let (events, has_ping) = take_events(socket, message)?;
+                    if has_ping {
+                        sending = self.begin_sending(socket, sending);
+                    }
+                    if !strips_lane
+                        && let [first] = events.as_slice()
+                        && self.is_refusal_of_lane(first)
+                    {
+                        self.note_lanes_refused(socket);
+                        strips_lane = true;
+                        sending = self.begin_create(socket, &create, true);
+                    } else if !events.is_empty() && self.relay_events(socket, events, strips_lane).await? {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    fn begin_create(&mut self, socket: &mut UpstreamSocket, create: &Bytes, strips_lane: bool) -> Sending {
+        socket.writer.push_text(&if strips_lane { without_lane(create) } else { create.clone() });
+        self.begin_sending(socket, Sending::Create)
+    }
+
+    /// Gives the backend `timeouts.idle` to take what was pushed.
+    fn begin_sending(&mut self, socket: &mut UpstreamSocket, sending: Sending) -> Sending {
+        socket.has_unsent = true;
+        let limit = self.context.gateway().timeouts.response_idle;
+        self.send_deadline.get_or_insert_with(|| Instant::now() + limit);
+        if sending == Sending::Nothing { Sending::More } else { sending }
+    }
+
+    /// Records that the backend has what it is to answer now.
+    pub(super) fn begin_waiting(&mut self, now: Instant) {
+        self.context.attempt_deadline = None;
+        self.context.on_request_sent(now);
+        self.silence.begin(now);
+    }
+
+    /// Relays events, or holds them; returns whether the response has ended.
+    ///
+    /// # Errors
+    /// As [`Turn::exchange`].
+    async fn relay_events(
+        &mut self,
+        socket: &mut UpstreamSocket,
+        events: Vec<Bytes>,
+        puts_lane_back: bool,
+    ) -> Result<bool> {
+        let mut tasks = Vec::with_capacity(events.len() + 1);
+        let mut is_awaited = matches!(self.context.response_state, ResponseState::Awaited);
+        for event in events {
+            self.note_response_id(socket, &event);
+            if is_awaited && is_socket_limit(&event) {
+                return Err(socket_lost("the backend's WebSocket is at its limit of time"));
+            }
+            match error_event_status(&event).filter(|_| is_awaited) {
+                Some(status) => {
+                    tasks.push(HttpTask::Header(Box::new(error_head(socket, status, &event)?), false));
+                    tasks.push(HttpTask::Body(Some(event), true));
+                    break;
+                }
+                None => {
+                    if is_awaited {
+                        tasks.push(HttpTask::Header(Box::new(stream_head(socket)?), false));
+                    }
+                    let lane = self.message.lane.as_deref().filter(|_| puts_lane_back);
+                    let event = lane.map_or_else(|| event.clone(), |lane| with_lane(&event, lane));
+                    tasks.push(HttpTask::UpgradedBody(Some(event), false));
+                }
+            }
+            is_awaited = false;
+        }
+        let output = ResponseHandler::new(&mut self.context, Instant::now()).handle_tasks(tasks)?;
+        let is_over = self.write(output).await?;
+        // While the client was slow to take this, the backend could not send more.
+        if matches!(self.context.response_state, ResponseState::Relayed(_)) {
+            self.context.restart_idle_deadline(Instant::now());
+        }
+        Ok(is_over)
+    }
+
+    /// Relays the response to a handshake that was refused, of which this part has been read.
+    ///
+    /// # Errors
+    /// If it is dropped in favour of another attempt, or failed.
+    pub(super) async fn relay_http_response(
+        &mut self,
+        first: HttpTask,
+        upstream: &mut UpstreamConnection,
+    ) -> Result<()> {
+        let mut task = first;
+        loop {
+            self.silence.end();
+            let is_end = task.is_end();
+            let output = ResponseHandler::new(&mut self.context, Instant::now()).handle_tasks(vec![task])?;
+            if self.write(output).await? || is_end {
+                return Ok(());
+            }
+            let next = self.wait_for_backend(upstream.next_event()).await?;
+            task = match next {
+                UpstreamEvent::Read(read) => read.unwrap_or_else(|error| HttpTask::Failed(error.into_up())),
+                UpstreamEvent::BodyPieceSent(_) => HttpTask::Body(None, false),
+            };
+        }
+    }
+
+    /// Waits for this answer of the backend, at most until the deadline of the attempt.
+    ///
+    /// # Errors
+    /// If a deadline passes or the client is lost.
+    pub(super) async fn wait_for_backend<T>(&mut self, answer: impl Future<Output = T>) -> Result<T> {
+        let mut answer = std::pin::pin!(answer);
+        loop {
+            let deadline = self.next_deadline();
+            tokio::select! {
+                biased;
+                answer = &mut answer => return Ok(answer),
+                () = self.shared.client.lost() => return Err(Error::new(CLIENT_GONE).into_down()),
+                () = self.timer.wait_until(deadline.map(|deadline| deadline.at)) => {}
+            }
+            self.on_deadline(deadline.map(|deadline| deadline.action)).await?;
+        }
+    }
+
+    /// Writes to the client what these parts of a response are on a socket; returns whether the response has ended.
+    /// The record is written before the last of them.
+    ///
+    /// # Errors
+    /// [`CLIENT_GONE`]; the backend's error if the response failed.
+    pub(super) async fn write(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        let mut messages = Vec::with_capacity(tasks.len());
+        let mut error_response: Option<(Box<ResponseHeader>, Vec<Bytes>)> = None;
+        for task in tasks {
+            match task {
+                HttpTask::Header(header, _) if header.status.as_u16() >= 400 => {
+                    error_response = Some((header, Vec::new()));
+                }
+                HttpTask::Body(Some(data), _) => {
+                    if let Some((_, pieces)) = &mut error_response {
+                        pieces.push(data);
+                    }
+                }
+                HttpTask::UpgradedBody(Some(event), _) => messages.push(event),
+                HttpTask::Failed(error) => return Err(error),
+                _ => {}
+            }
+        }
+        let is_error = error_response.is_some();
+        if let Some((header, pieces)) = error_response {
+            let body = Bytes::from(pieces.concat());
+            messages.push(response_event(&header, &body, self.message.lane.as_deref()));
+        }
+        let receipt =
+            if self.context.is_record_ready_to_submit() { self.context.submit_record() } else { None };
+        if messages.is_empty() {
+            return Ok(false);
+        }
+        flush_and_wait_for_record(&self.context, receipt).await;
+        self.send_to_client(&messages).await?;
+        Ok(is_error || self.context.ending.is_record_submitted)
+    }
+
+    fn next_deadline(&self) -> Option<AttemptDeadline> {
+        let action = DeadlineAction::GiveUp(UpstreamError::IdleTimeout);
+        let of_sending = self.send_deadline.map(|at| AttemptDeadline { at, action });
+        let of_response = self.context.attempt_deadline;
+        let all = of_response.into_iter().chain(of_sending).chain(self.silence.deadline());
+        all.min_by_key(|deadline| deadline.at)
+    }
+
+    /// Acts on the deadline that has passed.
+    ///
+    /// # Errors
+    /// If the attempt ends with it.
+    async fn on_deadline(&mut self, action: Option<DeadlineAction>) -> Result<()> {
+        match action {
+            Some(DeadlineAction::GiveUp(UpstreamError::FirstByteTimeout)) => {
+                Error::e_explain(FIRST_BYTE_TIMEOUT, "no event in time")
+            }
+            Some(DeadlineAction::GiveUp(_)) => {
+                Error::e_explain(RESPONSE_IDLE_TIMEOUT, "the next event did not arrive in time")
+            }
+            Some(DeadlineAction::EndHold) => {
+                let tasks = ResponseHandler::new(&mut self.context, Instant::now()).end_hold()?;
+                self.write(tasks).await.map(|_| ())
+            }
+            Some(DeadlineAction::CheckSilence) => {
+                let now = Instant::now();
+                let context = &mut *self.context;
+                let is_stalled = self.silence.check(now, |sent_at| context.watch_current_attempt(sent_at));
+                if is_stalled && context.try_leave_stalled_backend(now) {
+                    return Error::e_explain(BACKEND_STALLED, "the backend does not answer any more");
+                }
+                Ok(())
+            }
+            Some(DeadlineAction::RefuseUpload) | None => Ok(()),
+        }
+    }
+
+    /// Remembers the response that this event begins, if it does.
+    fn note_response_id(&self, socket: &mut UpstreamSocket, event: &[u8]) {
+        let Some(id) = made_response_id(event) else { return };
+        socket.note_response(&id, self.message.is_unstored);
+        if self.message.is_unstored {
+            self.shared.note_unstored_response(&id);
+        }
+        let _ = self.response_id.set(id.into_owned());
+    }
+
+    fn is_refusal_of_lane(&self, event: &[u8]) -> bool {
+        self.message.lane.is_some()
+            && matches!(self.context.response_state, ResponseState::Awaited)
+            && error_event_status(event) == Some(400)
+            && mentions_lane(event)
+    }
+
+    fn backend_refuses_lanes(&self, socket: &UpstreamSocket) -> bool {
+        let mut backends = self.context.gateway().backends.iter();
+        let backend = backends.find(|backend| backend.config.name == socket.route.backend);
+        backend.is_some_and(|backend| backend.health.rejects_socket_lanes.load(Ordering::Relaxed))
+    }
+
+    fn note_lanes_refused(&self, socket: &UpstreamSocket) {
+        let mut backends = self.context.gateway().backends.iter();
+        if let Some(backend) = backends.find(|backend| backend.config.name == socket.route.backend) {
+            backend.health.rejects_socket_lanes.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Takes a message of the backend, and those that have arrived with it: returns the events, and whether a ping has
+/// to be answered.
+///
+/// # Errors
+/// If the backend closes the socket, or breaks the protocol.
+fn take_events(
+    socket: &mut UpstreamSocket,
+    message: std::result::Result<Message, ReadError>,
+) -> Result<(Vec<Bytes>, bool)> {
+    let (mut events, mut bytes, mut has_ping) = (Vec::new(), 0, false);
+    let mut next = message;
+    loop {
+        match next {
+            Ok(Message::Text(event)) => {
+                bytes += event.len();
+                events.push(event);
+            }
+            Ok(Message::Ping(payload)) => {
+                socket.writer.push_pong(&payload);
+                has_ping = true;
+            }
+            Ok(Message::Pong) => {}
+            end => {
+                let error = socket_end(end);
+                if events.is_empty() {
+                    return Err(error);
+                }
+                // What came before goes to the client first.
+                socket.end = Some(error);
+                break;
+            }
+        }
+        if events.len() >= MAX_COALESCED_EVENTS || bytes >= MAX_COALESCED_BYTES {
+            break;
+        }
+        match socket.reader.next().now_or_never() {
+            Some(message) => next = message,
+            None => break,
+        }
+    }
+    Ok((events, has_ping))
+}
+
+/// The error of a socket that ends with this.
+fn socket_end(end: std::result::Result<Message, ReadError>) -> Box<Error> {
+    match end {
+        Ok(Message::Close(_)) => socket_lost("the backend closed its WebSocket"),
+        Err(ReadError::Lost(error)) => socket_failed(error),
+        Ok(_) | Err(_) => {
+            let context = "a message on a backend's Responses socket is malformed, binary or too large";
+            Error::explain(ErrorType::InvalidHTTPHeader, context).into_up()
+        }
+    }
+}
+
+/// The head of the response that the events of a turn are.
+fn stream_head(socket: &UpstreamSocket) -> Result<ResponseHeader> {
+    let mut head = ResponseHeader::build(200, Some(4))?;
+    head.insert_header("content-type", "text/event-stream")?;
+    copy_service_fields(socket, &mut head)?;
+    Ok(head)
+}
+
+/// The head of the response that an error event is.
+fn error_head(socket: &UpstreamSocket, status: u16, event: &[u8]) -> Result<ResponseHeader> {
+    let mut head = ResponseHeader::build(status, Some(8))?;
+    head.insert_header("content-type", "application/json")?;
+    copy_service_fields(socket, &mut head)?;
+    for (name, value) in crate::azure::response::socket_event::error_event_headers(event) {
+        // What is no header field tells nothing.
+        let _ = head.insert_header(name, value);
+    }
+    Ok(head)
+}
+
+/// Copies what the handshake's response tells of the service that answers.
+fn copy_service_fields(socket: &UpstreamSocket, head: &mut ResponseHeader) -> Result<()> {
+    for name in ["x-ms-region", "apim-request-id"] {
+        if let Some(value) = socket.handshake_head.headers.get(name) {
+            head.insert_header(name, value.clone())?;
+        }
+    }
+    Ok(())
+}
+
+fn socket_failed(cause: io::Error) -> Box<Error> {
+    Error::because(ErrorType::ConnectionClosed, "on a backend's WebSocket", cause).into_up()
+}
+
+fn socket_lost(context: &'static str) -> Box<Error> {
+    Error::explain(ErrorType::ConnectionClosed, context).into_up()
+}

@@ -1,0 +1,20 @@
+//! Responses sockets: the Responses API over a WebSocket, `/openai/v1/responses`. Its URL names no model, so the
+//! handshake is answered here and each turn is routed by its own message.
+//!
+//! `handshake.rs` answers the client, `session.rs` runs the socket: it reads what the client says, begins turns and
+//! closes the socket between two of them. `turn.rs` admits and routes one turn, `exchange.rs` moves its bytes.
+//! `upstream_socket.rs` is a socket to a backend, `idle_upstreams.rs` keeps those without a turn, `shared.rs` is what
+//! the tasks of one socket share, `client_link.rs` their way to the client. `error_event.rs` makes events of errors.
+
+mod client_link;
+mod error_event;
+mod exchange;
+mod handshake;
+mod idle_upstreams;
+mod session;
+mod shared;
+mod turn;
+mod upstream_socket;
+
+pub(in crate::proxy) use self::handshake::open_responses_socket;
+pub(in crate::proxy) use self::shared::SocketServices;

@@ -1,0 +1,155 @@
+//! What the tasks of one Responses socket share: who opened it and how, the way to its client, and its idle upstream
+//! sockets.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::Method;
+use pingora::http::RequestHeader;
+
+use super::client_link::ClientLink;
+use super::idle_upstreams::IdleUpstreams;
+use crate::admission::client::Client;
+use crate::admission::client_registry::{AuthError, UNKNOWN_SIGNING_KEY_MESSAGE};
+use crate::azure::RequestTarget;
+use crate::names::{Caller, CertificateSubject};
+use crate::proxy::ActiveConfig;
+use crate::proxy::client::body_memory::{BodyMemory, MemoryReservation};
+use crate::proxy::client::client_request::ClientRequest;
+use crate::proxy::context::RequestContext;
+use crate::proxy::upstream::connection::UpstreamConnector;
+use crate::refusal::Refusal;
+
+/// How many responses that are not stored are remembered in all.
+const MAX_UNSTORED_RESPONSES: usize = 1024;
+
+/// What the tasks of one Responses socket share.
+pub(super) struct SocketShared {
+    pub(super) services: SocketServices,
+    /// The head of the client's handshake.
+    pub(super) handshake_head: RequestHeader,
+    pub(super) certificate_subject: Option<CertificateSubject>,
+    /// The subprotocol that the client was told.
+    pub(super) subprotocol: Option<String>,
+    /// Who opened the socket, as its own record says.
+    pub(super) opener: SocketOpener,
+    pub(super) client: ClientLink,
+    pub(super) idle_upstreams: IdleUpstreams,
+    /// The ids of responses that only one of the upstream sockets has or had, latest last.
+    unstored_responses: Mutex<VecDeque<Box<str>>>,
+}
+
+/// What a socket needs of the process.
+#[derive(Clone)]
+pub(in crate::proxy) struct SocketServices {
+    pub(in crate::proxy) connector: Arc<UpstreamConnector>,
+    pub(in crate::proxy) active_config: Arc<ArcSwap<ActiveConfig>>,
+    pub(in crate::proxy) body_memory: Arc<BodyMemory>,
+}
+
+/// A message of the client, with its memory.
+pub(super) struct HeldMessage {
+    pub(super) bytes: Bytes,
+    pub(super) memory: MemoryReservation,
+}
+
+/// Who opened a socket.
+pub(super) struct SocketOpener {
+    /// The request of the handshake, of which the turns get what the record tells of a client.
+    pub(super) request: ClientRequest,
+    /// The target of a POST to the same path.
+    pub(super) turn_target: Arc<RequestTarget>,
+    /// The configuration by which the client was authenticated.
+    pub(super) config: Arc<ActiveConfig>,
+    pub(super) client: Arc<Client>,
+}
+
+impl SocketShared {
+    pub(super) fn new(
+        services: SocketServices,
+        handshake_head: RequestHeader,
+        certificate_subject: Option<CertificateSubject>,
+        subprotocol: Option<String>,
+        opener: SocketOpener,
+        client: ClientLink,
+    ) -> Self {
+        Self {
+            services,
+            handshake_head,
+            certificate_subject,
+            subprotocol,
+            opener,
+            client,
+            idle_upstreams: IdleUpstreams::default(),
+            unstored_responses: Mutex::default(),
+        }
+    }
+
+    /// The context of a turn that begins now, by the configuration of this moment.
+    pub(super) fn new_turn_context(&self) -> Box<RequestContext> {
+        let config = self.services.active_config.load_full();
+        let body_memory = Arc::clone(&self.services.body_memory);
+        let mut context = Box::new(RequestContext::new(config, body_memory, Method::POST));
+        let (turn, opened) = (&mut context.request, &self.opener.request);
+        turn.socket_id = Some(Arc::clone(&opened.id));
+        turn.peer_ip = opened.peer_ip;
+        turn.client_ip = opened.client_ip;
+        turn.headers_for_record = opened.headers_for_record.clone();
+        turn.target = Some(Arc::clone(&self.opener.turn_target));
+        turn.client = Some(Arc::clone(&self.opener.client));
+        "application/json".clone_into(&mut turn.content_type);
+        context
+    }
+
+    /// The client, authenticated anew if the configuration has changed since it opened the socket.
+    ///
+    /// # Errors
+    /// `invalid_api_key`.
+    pub(super) fn authenticate(&self, config: &Arc<ActiveConfig>) -> Result<Arc<Client>, Refusal> {
+        if Arc::ptr_eq(config, &self.opener.config) {
+            return Ok(Arc::clone(&self.opener.client));
+        }
+        let gateway = &config.gateway;
+        let target = self.opener.request.target.as_ref().unwrap_or(&self.opener.turn_target);
+        gateway.check_method_and_path_allowed(&Method::GET, target)?;
+        gateway.authenticate(&self.handshake_head.headers, target, self.certificate_subject.as_ref()).map_err(
+            |error| match error {
+                AuthError::Refused(refusal) => refusal,
+                AuthError::UnknownSigningKey(_) => Refusal::invalid_api_key(UNKNOWN_SIGNING_KEY_MESSAGE),
+            },
+        )
+    }
+
+    /// Holds a message of the client until its turn has it.
+    ///
+    /// # Errors
+    /// `overloaded` if there is no memory for it.
+    pub(super) fn hold(&self, bytes: Bytes) -> Result<HeldMessage, Refusal> {
+        let config = self.services.active_config.load();
+        let max_total_bytes = config.gateway.request_config.max_total_buffered_bytes;
+        let holder = Caller::of(self.opener.client.name.as_ref(), self.opener.request.client_ip);
+        let mut memory = BodyMemory::empty_reservation(&self.services.body_memory, holder, max_total_bytes);
+        memory.grow_to(bytes.len() as u64)?;
+        Ok(HeldMessage { bytes, memory })
+    }
+
+    /// Remembers a response that is not stored.
+    pub(super) fn note_unstored_response(&self, id: &str) {
+        let mut responses = self.lock_unstored();
+        if responses.len() == MAX_UNSTORED_RESPONSES {
+            responses.pop_front();
+        }
+        responses.push_back(Box::from(id));
+    }
+
+    /// Whether only an upstream socket of this socket has or had this response.
+    pub(super) fn is_unstored_response(&self, id: &str) -> bool {
+        self.lock_unstored().iter().any(|own| **own == *id)
+    }
+
+    fn lock_unstored(&self) -> MutexGuard<'_, VecDeque<Box<str>>> {
+        self.unstored_responses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

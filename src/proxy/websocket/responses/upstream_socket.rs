@@ -1,0 +1,221 @@
+//! A socket to a backend: its handshake, and what its responses leave behind.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use futures::FutureExt;
+use http::StatusCode;
+use http::header::{
+    SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Stream;
+use pingora::protocols::http::HttpTask;
+use pingora::{Error, ErrorType, Result};
+use tokio::io::{ReadHalf, WriteHalf};
+
+use crate::names::BackendName;
+use crate::proxy::client::body_memory::MemoryReservation;
+use crate::proxy::upstream::connection::{UpstreamConnection, UpstreamEvent};
+use crate::proxy::websocket::frames::{FrameSender, MessageReader, MessageWriter};
+
+/// What a server appends to the key of a handshake (RFC 6455, section 1.3).
+const HANDSHAKE_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+/// How many responses that are not stored are remembered: those of agents that continue several.
+const MAX_UNSTORED_RESPONSES: usize = 64;
+
+/// An open socket to a backend. It serves one turn at a time.
+pub(super) struct UpstreamSocket {
+    pub(super) route: UpstreamRoute,
+    pub(super) reader: MessageReader<ReadHalf<Stream>>,
+    pub(super) writer: MessageWriter<WriteHalf<Stream>>,
+    pub(super) opened_at: Instant,
+    /// When its last turn ended.
+    pub(super) idle_since: Instant,
+    /// A turn before this one has used it, so that the backend may have closed it meanwhile.
+    pub(super) is_reused: bool,
+    /// The head of the 101, whose fields tell of the region.
+    pub(super) handshake_head: Box<ResponseHeader>,
+    /// The ids of responses that only this socket has, latest last.
+    unstored_responses: VecDeque<Box<str>>,
+    latest_response: Option<Box<str>>,
+    /// A part of what was pushed has not been sent, so that nothing else can follow.
+    pub(super) has_unsent: bool,
+    /// It has ended with this, after events that have been read.
+    pub(super) end: Option<Box<Error>>,
+}
+
+/// Which backend a socket goes to, and as whom. A turn may use it only if its own attempt would go there too.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct UpstreamRoute {
+    pub(super) backend: BackendName,
+    /// Tells endpoints apart if a reload has changed that of a backend.
+    pub(super) group_key: u64,
+    /// The id of the secret that it was opened with.
+    pub(super) secret_id: u64,
+    /// Path and query.
+    pub(super) path_and_query: Arc<str>,
+}
+
+/// What a backend answered to a handshake.
+pub(super) enum Handshake {
+    Opened(UpstreamSocket),
+    /// Another response. What has been read of it comes first.
+    Refused(HttpTask),
+}
+
+/// The key of a new handshake, and what the server has to answer to it.
+pub(super) struct HandshakeKey {
+    pub(super) key: String,
+    accept: String,
+}
+
+impl HandshakeKey {
+    pub(super) fn new() -> Self {
+        let mut nonce = [0; 16];
+        fastrand::fill(&mut nonce);
+        let key = STANDARD.encode(nonce);
+        let accept = accept_value(key.as_bytes());
+        Self { key, accept }
+    }
+}
+
+/// The value of `Sec-WebSocket-Accept` for the key of a handshake (RFC 6455, section 4.2.2).
+pub(super) fn accept_value(key: &[u8]) -> String {
+    STANDARD.encode(openssl::sha::sha1(&[key, HANDSHAKE_GUID.as_bytes()].concat()))
+}
+
+/// Makes the head of a client's handshake that of a new one. No extension is offered: a compressed message could not
+/// be read.
+///
+/// # Errors
+/// If a field cannot be set.
+pub(super) fn set_handshake_fields(
+    head: &mut RequestHeader,
+    key: &HandshakeKey,
+    subprotocol: Option<&str>,
+) -> Result<()> {
+    head.insert_header(SEC_WEBSOCKET_KEY, key.key.as_str())?;
+    head.remove_header(&SEC_WEBSOCKET_EXTENSIONS);
+    head.remove_header(&SEC_WEBSOCKET_PROTOCOL);
+    match subprotocol {
+        Some(subprotocol) => head.insert_header(SEC_WEBSOCKET_PROTOCOL, subprotocol),
+        None => Ok(()),
+    }
+}
+
+/// Reads the answer to a handshake that was sent on this connection. The memory is that of messages that are being
+/// read, of at most this many bytes each.
+///
+/// # Errors
+/// If the connection ends, or the backend answers with a handshake that is none.
+pub(super) async fn finish_handshake(
+    upstream: &mut UpstreamConnection,
+    key: &HandshakeKey,
+    route: UpstreamRoute,
+    max_message_bytes: usize,
+    memory: MemoryReservation,
+) -> Result<Handshake> {
+    let header = loop {
+        match upstream.next_event().await {
+            UpstreamEvent::Read(Ok(HttpTask::Header(header, _)))
+                if header.status == StatusCode::SWITCHING_PROTOCOLS =>
+            {
+                break header;
+            }
+            UpstreamEvent::Read(Ok(HttpTask::Header(header, _))) if header.status.is_informational() => {}
+            // A success without a switch of protocols is no answer to a handshake.
+            UpstreamEvent::Read(Ok(HttpTask::Header(header, _))) if header.status.as_u16() < 400 => {
+                return Err(protocol_error("a backend answered a WebSocket handshake without a 101"));
+            }
+            UpstreamEvent::Read(Ok(task)) => return Ok(Handshake::Refused(task)),
+            UpstreamEvent::Read(Err(error)) => return Err(error.into_up()),
+            UpstreamEvent::BodyPieceSent(_) => {}
+        }
+    };
+    let is_accepted = header.headers.get(SEC_WEBSOCKET_ACCEPT).is_some_and(|value| *value == key.accept);
+    if !is_accepted || header.headers.contains_key(SEC_WEBSOCKET_EXTENSIONS) {
+        return Err(protocol_error("a backend's 101 does not belong to the WebSocket handshake"));
+    }
+    // What came together with the head.
+    let first_bytes = match upstream.next_event().now_or_never() {
+        Some(UpstreamEvent::Read(Ok(
+            HttpTask::UpgradedBody(Some(bytes), _) | HttpTask::Body(Some(bytes), _),
+        ))) => bytes,
+        Some(UpstreamEvent::Read(Err(error))) => return Err(error.into_up()),
+        _ => Bytes::new(),
+    };
+    let Some(stream) = upstream.take_tunnel_stream() else {
+        return Err(protocol_error("a WebSocket needs HTTP/1.1"));
+    };
+    let (read_half, write_half) = tokio::io::split(stream);
+    let now = Instant::now();
+    Ok(Handshake::Opened(UpstreamSocket {
+        route,
+        reader: MessageReader::new(read_half, FrameSender::Backend, first_bytes, max_message_bytes, memory),
+        writer: MessageWriter::new(write_half, FrameSender::Client),
+        opened_at: now,
+        idle_since: now,
+        is_reused: false,
+        handshake_head: header,
+        unstored_responses: VecDeque::new(),
+        latest_response: None,
+        has_unsent: false,
+        end: None,
+    }))
+}
+
+impl UpstreamSocket {
+    /// Remembers a response that it makes.
+    pub(super) fn note_response(&mut self, id: &str, is_unstored: bool) {
+        let id: Box<str> = Box::from(id);
+        if is_unstored {
+            if self.unstored_responses.len() == MAX_UNSTORED_RESPONSES {
+                self.unstored_responses.pop_front();
+            }
+            self.unstored_responses.push_back(Box::clone(&id));
+        }
+        self.latest_response = Some(id);
+    }
+
+    /// Whether only this socket has this response.
+    pub(super) fn has_unstored_response(&self, id: &str) -> bool {
+        self.unstored_responses.iter().any(|own| **own == *id)
+    }
+
+    /// Whether its latest response is this one, which the backend then has at hand.
+    pub(super) fn made_latest(&self, id: &str) -> bool {
+        self.latest_response.as_deref() == Some(id)
+    }
+
+    /// Sends a message.
+    ///
+    /// # Errors
+    /// If the backend is lost, or does not take it in time.
+    pub(super) async fn send(&mut self, message: &[u8], limit: Duration) -> Result<()> {
+        self.writer.push_text(message);
+        self.flush(limit).await
+    }
+
+    /// Sends what was pushed.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub(super) async fn flush(&mut self, limit: Duration) -> Result<()> {
+        match tokio::time::timeout(limit, self.writer.flush()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                Err(Error::because(ErrorType::ConnectionClosed, "on a backend's WebSocket", error).into_up())
+            }
+            Err(_) => Err(Error::explain(ErrorType::WriteTimedout, "a backend does not read").into_up()),
+        }
+    }
+}
+
+fn protocol_error(context: &'static str) -> Box<Error> {
+    Error::explain(ErrorType::InvalidHTTPHeader, context).into_up()
+}
