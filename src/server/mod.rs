@@ -195,7 +195,8 @@ impl PreparedServer {
         let related_processes = Arc::new(RelatedProcesses::new(earlier_processes));
         let (phases, draining_process, related) =
             (server.watch_execution_phase(), Arc::clone(&process), Arc::clone(&related_processes));
-        std::thread::spawn(move || exit_when_drained(phases, &draining_process, &related));
+        let grace_period = config.server.grace_period;
+        std::thread::spawn(move || exit_when_drained(phases, &draining_process, &related, grace_period));
         let signal_handler = SignalHandler {
             process_state: Arc::clone(&process),
             drain_delay: config.server.drain_delay,
