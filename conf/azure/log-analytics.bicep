@@ -74,6 +74,10 @@ var fields = [
   { name: 'cached_tokens', type: 'long' }
   { name: 'reasoning_tokens', type: 'long' }
   { name: 'total_tokens', type: 'long' }
+  { name: 'input_audio_tokens', type: 'long' }
+  { name: 'output_audio_tokens', type: 'long' }
+  { name: 'cached_audio_tokens', type: 'long' }
+  { name: 'audio_seconds', type: 'real' }
   { name: 'usage_source', type: 'string' }
   { name: 'finish_reason', type: 'string' }
   { name: 'apim_request_id', type: 'string' }

@@ -95,6 +95,10 @@ impl RecordLine<'_> {
         object.write_field("cached_tokens", self.usage.cached);
         object.write_field("reasoning_tokens", self.usage.reasoning);
         object.write_field("total_tokens", self.usage.total);
+        object.write_field("input_audio_tokens", self.usage.input_audio);
+        object.write_field("output_audio_tokens", self.usage.output_audio);
+        object.write_field("cached_audio_tokens", self.usage.cached_audio);
+        object.write_field("audio_seconds", self.usage.audio_millis.map(Thousandths));
         object.write_field("usage_source", self.usage_source);
         object.write_field("finish_reason", self.finish_reason.as_deref());
         object.write_field("apim_request_id", self.apim_request_id);
@@ -150,6 +154,20 @@ impl JsonValue for &str {
 impl JsonValue for u64 {
     fn write_json(self, buffer: &mut Vec<u8>) {
         buffer.extend_from_slice(itoa::Buffer::new().format(self).as_bytes());
+    }
+}
+
+/// A decimal, in thousandths.
+struct Thousandths(u64);
+
+impl JsonValue for Thousandths {
+    fn write_json(self, buffer: &mut Vec<u8>) {
+        (self.0 / 1000).write_json(buffer);
+        let fraction = self.0 % 1000;
+        if fraction > 0 {
+            // Writing to a `Vec` cannot fail.
+            drop(write!(buffer, ".{fraction:03}"));
+        }
     }
 }
 
@@ -272,7 +290,12 @@ mod tests {
             first_byte_ms: None,
             request_bytes: Some(u64::MAX),
             response_bytes: 12,
-            usage: TokenUsage { input: Some(3), ..TokenUsage::default() },
+            usage: TokenUsage {
+                input: Some(3),
+                input_audio: Some(2),
+                audio_millis: Some(12_034),
+                ..TokenUsage::default()
+            },
             usage_source: "reported",
             finish_reason: Some("stop".to_owned()),
             apim_request_id: None,
@@ -305,7 +328,9 @@ mod tests {
             r#""ms":7,"retry_after_ms":null}],"#,
             r#""duration_ms":0,"waited_ms":250,"first_byte_ms":null,"request_bytes":18446744073709551615,"#,
             r#""response_bytes":12,"input_tokens":3,"output_tokens":null,"cached_tokens":null,"#,
-            r#""reasoning_tokens":null,"total_tokens":null,"usage_source":"reported","#,
+            r#""reasoning_tokens":null,"total_tokens":null,"input_audio_tokens":2,"#,
+            r#""output_audio_tokens":null,"cached_audio_tokens":null,"audio_seconds":12.034,"#,
+            r#""usage_source":"reported","#,
             r#""finish_reason":"stop","apim_request_id":null,"prompt":"/a\"b","completion":null,"#,
             r#""content_cut":false}"#
         );
@@ -314,6 +339,8 @@ mod tests {
         minimal.client_ip = "2001:db8::1".parse().ok();
         let parsed: serde_json::Value = serde_json::from_str(&to_json(&minimal)).unwrap();
         assert_eq!((&parsed["attempts"], &parsed["client_ip"]), (&json!([]), &json!("2001:db8::1")));
+        minimal.usage.audio_millis = Some(9_000);
+        assert!(to_json(&minimal).contains(r#""audio_seconds":9,"#));
         let asked = |name, answer| AskedResource { resource: ResourceName::new(name), answer };
         let affinity = AffinityRecord {
             by: Some("file"),

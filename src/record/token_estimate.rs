@@ -54,7 +54,7 @@ impl TokenEstimator {
             text + sample.message_count * TOKENS_PER_MESSAGE + REPLY_PRIMING_TOKENS
         });
         let total = input.zip(output).map(|(input, output)| input + output);
-        TokenUsage { input, output, cached: None, reasoning: None, total }
+        TokenUsage { input, output, total, ..TokenUsage::default() }
     }
 
     /// The tokenizer of a model; for an unknown model, that of the newer ones.

@@ -394,7 +394,8 @@ async def _(client, api):
             upstream_deployment="whisper",
             status=200,
             request_bytes=at_least(len(AUDIO)),
-            usage_source="none",
+            usage_source="reported",
+            audio_seconds=-(-len(AUDIO) // 32_000),
             completion=answer.text,
         )
 
@@ -404,7 +405,12 @@ def _():
     create = v1_client().audio.transcriptions.create
     answer = create(model="gpt-4o-transcribe", file=("speech.wav", AUDIO))
     usage = answer.usage
-    expect(operation="audio", input_tokens=usage.input_tokens, output_tokens=usage.output_tokens)
+    expect(
+        operation="audio",
+        input_tokens=usage.input_tokens,
+        input_audio_tokens=usage.input_token_details.audio_tokens,
+        output_tokens=usage.output_tokens,
+    )
     events = list(create(model="gpt-4o-transcribe", file=("speech.wav", AUDIO), stream=True))
     assert events[-1].type == "transcript.text.done"
     expect(operation="audio", stream=True, completion=events[-1].text, total_tokens=usage.total_tokens)

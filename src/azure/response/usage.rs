@@ -1,9 +1,10 @@
-//! Token counts as Azure reports them. Nothing is estimated here: a missing count stays unknown.
+//! Token counts and the seconds of audio as Azure reports them. Nothing is estimated here: a missing count stays unknown.
 
 use crate::azure::json;
 use crate::azure::json_keys::KeySet;
 
-/// The tokens of one request. Cached tokens are part of the input, reasoning tokens of the output.
+/// The tokens of one request. Cached tokens are part of the input, reasoning tokens of the output, and audio
+/// tokens of what they are named after.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TokenUsage {
     /// `prompt_tokens` or `input_tokens`.
@@ -16,13 +17,23 @@ pub struct TokenUsage {
     pub reasoning: Option<u64>,
     /// `total_tokens`.
     pub total: Option<u64>,
+    /// `audio_tokens` of the input details.
+    pub input_audio: Option<u64>,
+    /// `audio_tokens` of the output details.
+    pub output_audio: Option<u64>,
+    /// `audio_tokens` of the details of the cached tokens.
+    pub cached_audio: Option<u64>,
+    /// `seconds`, in milliseconds: the audio that a request is metered by, in place of tokens.
+    pub audio_millis: Option<u64>,
 }
+
+/// More than any audio lasts, and a whole number in an `f64`.
+const MAX_AUDIO_MILLIS: f64 = 1e15;
 
 impl TokenUsage {
     /// Reads a `usage` object of any API. Chat, completions and embeddings have `prompt_tokens`, the others
     /// `input_tokens`. The details are `input_tokens_details` in Responses and images, but
-    /// `input_token_details` in audio and realtime. `None` if it counts no tokens, as for audio models that
-    /// are metered by duration.
+    /// `input_token_details` in audio and realtime. `None` if it counts neither tokens nor seconds.
     pub fn from_usage_object(object: &str) -> Option<Self> {
         let [
             prompt,
@@ -36,6 +47,7 @@ impl TokenUsage {
             completion_details,
             output_details,
             singular_output_details,
+            seconds,
         ] = json::find_fields(
             object,
             &[
@@ -50,21 +62,27 @@ impl TokenUsage {
                 "completion_tokens_details",
                 "output_tokens_details",
                 "output_token_details",
+                "seconds",
             ],
         );
         let number = |raw: Option<&str>| raw.and_then(parse_token_count);
-        let detail = |objects: [Option<&str>; 3], key| {
-            objects.into_iter().flatten().find_map(|raw| number(json::find_fields(raw, &[key])[0]))
-        };
+        let input_details = prompt_details.or(input_details).or(singular_input_details);
+        let [cached, input_audio, cached_details] = input_details.map_or([None; 3], |raw| {
+            json::find_fields(raw, &["cached_tokens", "audio_tokens", "cached_tokens_details"])
+        });
+        let output_details = completion_details.or(output_details).or(singular_output_details);
+        let [reasoning, output_audio] = output_details
+            .map_or([None; 2], |raw| json::find_fields(raw, &["reasoning_tokens", "audio_tokens"]));
         let usage = Self {
             input: number(prompt).or_else(|| number(input)),
             output: number(completion).or_else(|| number(output)),
-            cached: detail([prompt_details, input_details, singular_input_details], "cached_tokens"),
-            reasoning: detail(
-                [completion_details, output_details, singular_output_details],
-                "reasoning_tokens",
-            ),
+            cached: number(cached),
+            reasoning: number(reasoning),
             total: number(total),
+            input_audio: number(input_audio),
+            output_audio: number(output_audio),
+            cached_audio: cached_details.and_then(|raw| number(json::find_fields(raw, &["audio_tokens"])[0])),
+            audio_millis: seconds.and_then(parse_seconds),
         };
         (usage != Self::default()).then_some(usage)
     }
@@ -84,6 +102,12 @@ fn parse_token_count(raw: &str) -> Option<u64> {
         .split_once('.')
         .map_or(raw, |(whole, rest)| if rest.bytes().all(|b| b == b'0') { whole } else { "" });
     whole.parse().ok()
+}
+
+/// Reads seconds as milliseconds. A negative or malformed number is ignored.
+fn parse_seconds(raw: &str) -> Option<u64> {
+    let millis = (raw.parse::<f64>().ok()? * 1000.0).round();
+    (0.0..MAX_AUDIO_MILLIS).contains(&millis).then_some(millis as u64)
 }
 
 #[cfg(test)]
@@ -117,7 +141,7 @@ mod tests {
                 r#"{"usage":{"prompt_tokens":-1,"completion_tokens":null,"total_tokens":"9","prompt_tokens_details":null}}"#,
                 None,
             ),
-            (r#"{"usage":{"type":"duration","seconds":9.0}}"#, None),
+            (r#"{"usage":{"type":"duration","seconds":9.0}}"#, Some([None; 5])),
             (r#"{"usage":null}"#, None),
             (r#"{"usage":[]}"#, None),
             ("{}", None),
@@ -128,10 +152,42 @@ mod tests {
         }
     }
 
+    #[test]
+    fn audio_is_told_apart() {
+        let audio_counts = |usage: &str| {
+            TokenUsage::from_usage_object(usage)
+                .map(|u| [u.input_audio, u.output_audio, u.cached_audio, u.audio_millis])
+        };
+        let rows = [
+            (
+                r#"{"prompt_tokens":8,"prompt_tokens_details":{"cached_tokens":3,"audio_tokens":5},"completion_tokens_details":{"reasoning_tokens":1,"audio_tokens":6}}"#,
+                Some([Some(5), Some(6), None, None]),
+            ),
+            (
+                r#"{"input_tokens":9,"input_token_details":{"text_tokens":1,"audio_tokens":8,"cached_tokens":7,"cached_tokens_details":{"text_tokens":3,"audio_tokens":4}},"output_tokens":2,"output_token_details":{"text_tokens":0,"audio_tokens":2}}"#,
+                Some([Some(8), Some(2), Some(4), None]),
+            ),
+            (
+                r#"{"type":"tokens","input_tokens":14,"input_token_details":{"text_tokens":0,"audio_tokens":14},"output_tokens":45,"total_tokens":59}"#,
+                Some([Some(14), None, None, None]),
+            ),
+            (r#"{"input_tokens":9,"input_tokens_details":{"cached_tokens":7}}"#, Some([None; 4])),
+            (r#"{"type":"duration","seconds":12.3456}"#, Some([None, None, None, Some(12_346)])),
+            (r#"{"type":"duration","seconds":0}"#, Some([None, None, None, Some(0)])),
+            (r#"{"type":"duration","seconds":-1}"#, None),
+            (r#"{"type":"duration","seconds":1e300}"#, None),
+            (r#"{"type":"duration","seconds":"NaN"}"#, None),
+            (r#"{"type":"duration","seconds":inf}"#, None),
+        ];
+        for (usage, expected) in rows {
+            assert_eq!(audio_counts(usage), expected, "{usage}");
+        }
+    }
+
     proptest! {
         #[test]
         fn arbitrary_usage_never_panics(body in "[\\[\\]{}\":,0-9.-]{0,40}", count_text in "[0-9.-]{0,30}") {
-            let _ = (TokenUsage::from_json(body.as_bytes()), TokenUsage::from_usage_object(&body), parse_token_count(&count_text));
+            let _ = (TokenUsage::from_json(body.as_bytes()), TokenUsage::from_usage_object(&body), parse_token_count(&count_text), parse_seconds(&count_text));
         }
     }
 }
