@@ -8,7 +8,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::cli_error::CliError;
 use super::config_file::ConfigArguments;
@@ -22,6 +22,9 @@ const NULL_PLACEHOLDER: &str = "-";
 /// How many record ids are kept to find duplicates. A record that is delivered twice follows soon after
 /// the first.
 const MAX_REMEMBERED_IDS: usize = 100_000;
+
+/// The status of a WebSocket's own record.
+const WEBSOCKET_STATUS: u16 = 101;
 
 /// The format of the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -108,6 +111,18 @@ struct UsageTotals {
     cached_tokens: u64,
     reasoning_tokens: u64,
     total_tokens: u64,
+    #[serde(skip)]
+    audio: AudioTotals,
+}
+
+/// Shown only if there is any audio.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+struct AudioTotals {
+    input_audio_tokens: u64,
+    output_audio_tokens: u64,
+    cached_audio_tokens: u64,
+    #[serde(rename = "audio_seconds", serialize_with = "serialize_millis_as_seconds")]
+    audio_millis: u64,
 }
 
 /// The fields of a record that the report uses.
@@ -124,6 +139,8 @@ struct RecordFields<'a> {
     #[serde(borrow, default)]
     backend: Option<Cow<'a, str>>,
     #[serde(default)]
+    status: Option<u16>,
+    #[serde(default)]
     input_tokens: Option<u64>,
     #[serde(default)]
     output_tokens: Option<u64>,
@@ -133,6 +150,35 @@ struct RecordFields<'a> {
     reasoning_tokens: Option<u64>,
     #[serde(default)]
     total_tokens: Option<u64>,
+    #[serde(default)]
+    input_audio_tokens: Option<u64>,
+    #[serde(default)]
+    output_audio_tokens: Option<u64>,
+    #[serde(default)]
+    cached_audio_tokens: Option<u64>,
+    #[serde(default)]
+    audio_seconds: Option<f64>,
+}
+
+impl RecordFields<'_> {
+    /// A WebSocket's own record does not count as a request: what came over it has records of its own.
+    fn totals(&self) -> UsageTotals {
+        UsageTotals {
+            requests: u64::from(self.status != Some(WEBSOCKET_STATUS)),
+            input_tokens: self.input_tokens.unwrap_or(0),
+            output_tokens: self.output_tokens.unwrap_or(0),
+            cached_tokens: self.cached_tokens.unwrap_or(0),
+            reasoning_tokens: self.reasoning_tokens.unwrap_or(0),
+            total_tokens: self.total_tokens.unwrap_or(0),
+            audio: AudioTotals {
+                input_audio_tokens: self.input_audio_tokens.unwrap_or(0),
+                output_audio_tokens: self.output_audio_tokens.unwrap_or(0),
+                cached_audio_tokens: self.cached_audio_tokens.unwrap_or(0),
+                // A cast of a float saturates.
+                audio_millis: (self.audio_seconds.unwrap_or(0.0) * 1000.0).round() as u64,
+            },
+        }
+    }
 }
 
 /// The totals of some files.
@@ -192,6 +238,10 @@ impl UsageReport {
             self.duplicate_records += 1;
             return;
         }
+        let totals = record.totals();
+        if totals == UsageTotals::default() {
+            return;
+        }
         let to_owned = |text: &Option<Cow<'_, str>>| text.as_ref().map(|text| text.clone().into_owned());
         let deployment = record.deployment.as_ref().map(|name| name.to_ascii_lowercase());
         let key = UsageKey {
@@ -200,15 +250,7 @@ impl UsageReport {
             deployment,
             backend: to_owned(&record.backend),
         };
-        let totals = self.totals.entry(key).or_default();
-        totals.add(&UsageTotals {
-            requests: 1,
-            input_tokens: record.input_tokens.unwrap_or(0),
-            output_tokens: record.output_tokens.unwrap_or(0),
-            cached_tokens: record.cached_tokens.unwrap_or(0),
-            reasoning_tokens: record.reasoning_tokens.unwrap_or(0),
-            total_tokens: record.total_tokens.unwrap_or(0),
-        });
+        self.totals.entry(key).or_default().add(&totals);
     }
 
     /// Whether this id is new; `false` for a record that was delivered twice.
@@ -230,14 +272,15 @@ impl UsageReport {
     /// # Errors
     /// If it cannot be written.
     fn write(&self, format: ReportFormat, to: &mut impl Write) -> Result<(), UsageError> {
+        let has_audio = self.totals.values().any(|totals| totals.audio != AudioTotals::default());
         match format {
-            ReportFormat::Table => self.write_as_table(to)?,
+            ReportFormat::Table => self.write_as_table(has_audio, to)?,
             ReportFormat::Csv => {
-                writeln!(to, "{}", COLUMN_NAMES.join(","))?;
+                writeln!(to, "{}", column_names(has_audio).join(","))?;
                 for (key, totals) in &self.totals {
-                    let fields: Vec<String> = key.columns("").into_iter().map(quote_csv_field).collect();
-                    let counts: Vec<String> = totals.counts().iter().map(u64::to_string).collect();
-                    writeln!(to, "{},{}", fields.join(","), counts.join(","))?;
+                    let fields = key.columns("").into_iter().map(quote_csv_field);
+                    let fields: Vec<String> = fields.chain(totals.columns(has_audio)).collect();
+                    writeln!(to, "{}", fields.join(","))?;
                 }
             }
             ReportFormat::Json => {
@@ -247,9 +290,12 @@ impl UsageReport {
                     key: &'a UsageKey,
                     #[serde(flatten)]
                     totals: &'a UsageTotals,
+                    #[serde(flatten)]
+                    audio: Option<&'a AudioTotals>,
                 }
-                let rows: Vec<UsageRow<'_>> =
-                    self.totals.iter().map(|(key, totals)| UsageRow { key, totals }).collect();
+                let to_row =
+                    |(key, totals)| UsageRow { key, totals, audio: has_audio.then_some(&totals.audio) };
+                let rows: Vec<UsageRow<'_>> = self.totals.iter().map(to_row).collect();
                 serde_json::to_writer_pretty(&mut *to, &rows).map_err(io::Error::from)?;
                 writeln!(to)?;
             }
@@ -257,22 +303,29 @@ impl UsageReport {
         Ok(())
     }
 
-    fn write_as_table(&self, to: &mut impl Write) -> io::Result<()> {
+    fn write_as_table(&self, has_audio: bool, to: &mut impl Write) -> io::Result<()> {
         let mut total = UsageTotals::default();
-        let mut rows: Vec<Vec<String>> = vec![COLUMN_NAMES.map(str::to_owned).to_vec()];
+        let mut rows: Vec<Vec<String>> =
+            vec![column_names(has_audio).into_iter().map(str::to_owned).collect()];
         for (key, totals) in &self.totals {
             total.add(totals);
             let fields = key.columns(NULL_PLACEHOLDER).into_iter().map(str::to_owned);
-            rows.push(fields.chain(totals.counts().iter().map(u64::to_string)).collect());
+            rows.push(fields.chain(totals.columns(has_audio)).collect());
         }
         let fields = ["total", "", "", ""].map(str::to_owned);
-        rows.push(fields.into_iter().chain(total.counts().iter().map(u64::to_string)).collect());
+        rows.push(fields.into_iter().chain(total.columns(has_audio)).collect());
         write_table(&rows, 4, to)
     }
 }
 
 const COLUMN_NAMES: [&str; 10] =
     ["day", "client", "deployment", "backend", "requests", "input", "output", "cached", "reasoning", "total"];
+const AUDIO_COLUMN_NAMES: [&str; 4] = ["input_audio", "output_audio", "cached_audio", "audio_seconds"];
+
+fn column_names(has_audio: bool) -> Vec<&'static str> {
+    let audio: &[&str] = if has_audio { &AUDIO_COLUMN_NAMES } else { &[] };
+    [&COLUMN_NAMES, audio].concat()
+}
 
 impl UsageKey {
     fn columns<'s>(&'s self, null_text: &'s str) -> [&'s str; 4] {
@@ -283,27 +336,48 @@ impl UsageKey {
 
 impl UsageTotals {
     fn add(&mut self, other: &Self) {
-        let Self { requests, input_tokens, output_tokens, cached_tokens, reasoning_tokens, total_tokens } =
-            self;
-        for (total, addend) in
-            [requests, input_tokens, output_tokens, cached_tokens, reasoning_tokens, total_tokens]
-                .into_iter()
-                .zip(other.counts())
-        {
-            *total = total.saturating_add(addend);
+        let counts = self.counts_mut();
+        for (total, addend) in counts.into_iter().zip({ *other }.counts_mut()) {
+            *total = total.saturating_add(*addend);
         }
     }
 
-    fn counts(&self) -> [u64; 6] {
+    fn counts_mut(&mut self) -> [&mut u64; 10] {
+        let Self {
+            requests,
+            input_tokens,
+            output_tokens,
+            cached_tokens,
+            reasoning_tokens,
+            total_tokens,
+            audio,
+        } = self;
+        let AudioTotals { input_audio_tokens, output_audio_tokens, cached_audio_tokens, audio_millis } =
+            audio;
         [
-            self.requests,
-            self.input_tokens,
-            self.output_tokens,
-            self.cached_tokens,
-            self.reasoning_tokens,
-            self.total_tokens,
+            requests,
+            input_tokens,
+            output_tokens,
+            cached_tokens,
+            reasoning_tokens,
+            total_tokens,
+            input_audio_tokens,
+            output_audio_tokens,
+            cached_audio_tokens,
+            audio_millis,
         ]
     }
+
+    fn columns(mut self, has_audio: bool) -> impl Iterator<Item = String> {
+        let seconds = (self.audio.audio_millis as f64 / 1000.0).to_string();
+        let [counts @ .., _millis] = self.counts_mut().map(|count| count.to_string());
+        let shown = if has_audio { counts.len() } else { 6 };
+        counts.into_iter().take(shown).chain(has_audio.then_some(seconds))
+    }
+}
+
+fn serialize_millis_as_seconds<S: Serializer>(millis: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(*millis as f64 / 1000.0)
 }
 
 /// Quotes a field of comma-separated values if it needs to be (RFC 4180).
@@ -314,72 +388,5 @@ fn quote_csv_field(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use flate2::Compression;
-    use flate2::write::GzEncoder;
-
-    fn record_line(n: u128, day: u32, client: Option<&str>, deployment: &str, tokens: Option<u64>) -> String {
-        let id = uuid::Uuid::from_u128(n);
-        serde_json::json!({
-            "time": format!("2026-11-{day:02}T08:00:00.000000Z"), "request_id": id.to_string(), "client": client,
-            "deployment": deployment, "backend": "east", "input_tokens": tokens, "output_tokens": tokens,
-            "cached_tokens": null, "reasoning_tokens": null, "total_tokens": tokens.map(|t| 2 * t),
-            "prompt": "a \"quoted\" prompt with \\u0000 and a } in it",
-        })
-        .to_string()
-            + "\n"
-    }
-
-    #[test]
-    fn a_record_counts_once_whether_its_file_is_plain_or_compressed() {
-        let directory = tempfile::tempdir().unwrap();
-        let plain = directory.path().join("exchanges.jsonl");
-        let compressed = directory.path().join("exchanges-1.jsonl.gz");
-        let text = record_line(1, 23, Some("team-a"), "gpt-4o", Some(10))
-            + &record_line(2, 23, Some("team-a"), "GPT-4o", Some(5))
-            + "not a record\n\n"
-            + &record_line(3, 24, None, "gpt-4o", None)
-            + "{\"time\":\"2026-11-24T";
-        std::fs::write(&plain, text).unwrap();
-        let mut gz = GzEncoder::new(File::create(&compressed).unwrap(), Compression::fast());
-        gz.write_all(
-            (record_line(4, 22, Some("team-b"), "gpt-4o", Some(1))
-                + &record_line(1, 23, Some("team-a"), "gpt-4o", Some(10)))
-                .as_bytes(),
-        )
-        .unwrap();
-        gz.finish().unwrap();
-        let mut report = UsageReport::default();
-        report.add_file(&plain).unwrap();
-        report.add_file(&compressed).unwrap();
-        assert_eq!((report.unreadable_lines, report.duplicate_records), (1, 1));
-        let formatted = |format| {
-            let mut out = Vec::new();
-            report.write(format, &mut out).unwrap();
-            String::from_utf8(out).unwrap()
-        };
-        assert_eq!(
-            formatted(ReportFormat::Csv),
-            "day,client,deployment,backend,requests,input,output,cached,reasoning,total\n\
-             2026-11-22,team-b,gpt-4o,east,1,1,1,0,0,2\n\
-             2026-11-23,team-a,gpt-4o,east,2,15,15,0,0,30\n\
-             2026-11-24,,gpt-4o,east,1,0,0,0,0,0\n"
-        );
-        let json: serde_json::Value = serde_json::from_str(&formatted(ReportFormat::Json)).unwrap();
-        assert_eq!((&json[1]["total_tokens"], &json[2]["client"]), (&30.into(), &serde_json::Value::Null));
-        let table = formatted(ReportFormat::Table);
-        assert!(table.lines().last().unwrap().starts_with("total"), "{table}");
-        assert!(table.contains("2026-11-24  -       gpt-4o      east"), "{table}");
-        assert!(report.add_file(Path::new("/no/such/file")).is_err());
-    }
-
-    #[test]
-    fn a_csv_field_is_quoted_if_it_needs_to_be() {
-        for (text, expected) in
-            [("team-a", "team-a"), ("", ""), ("a,b", "\"a,b\""), ("=1+1", "\"=1+1\""), ("a\"b", "\"a\"\"b\"")]
-        {
-            assert_eq!(quote_csv_field(text), expected);
-        }
-    }
-}
+#[path = "usage_tests.rs"]
+mod tests;
