@@ -276,7 +276,10 @@ impl FrameDecoder {
         if capacity > self.allowed_message_bytes {
             return Some(Decoded::NeedsMemory(capacity));
         }
-        self.message.reserve(capacity - length);
+        // `reserve` would take up to twice as much.
+        let mut grown = BytesMut::with_capacity(capacity);
+        grown.extend_from_slice(&self.message);
+        self.message = grown;
         None
     }
 

@@ -35,7 +35,7 @@ fn decode_pieces(
                 Err(error) => return (messages, Err(error)),
             }
         }
-        assert!(decoder.message.capacity() <= decoder.allowed_message_bytes().max(2 * FREE_MESSAGE_BYTES));
+        assert!(decoder.message.capacity() <= decoder.allowed_message_bytes());
     }
     if !decoder.is_within_message() {
         assert_eq!((decoder.input.capacity(), decoder.message.capacity()), (0, 0), "idle");
