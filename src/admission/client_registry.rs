@@ -185,7 +185,8 @@ const INVALID_KEY_MESSAGE: &str =
     "Access denied due to an invalid key. Make sure to use a key that was issued for this endpoint.";
 const MISSING_KEY_MESSAGE: &str = "Access denied due to a missing key. Send it as the header 'api-key', \
                        'Ocp-Apim-Subscription-Key' or 'Authorization: Bearer', \
-                       or as the query parameter 'api-key' or 'subscription-key'.";
+                       as the query parameter 'api-key' or 'subscription-key', \
+                       or for a WebSocket as the subprotocol 'openai-insecure-api-key.KEY'.";
 /// The message for a token whose signing key is unknown even after the keys were fetched again.
 pub const UNKNOWN_SIGNING_KEY_MESSAGE: &str =
     "the key that the bearer token is signed with is not one of Entra ID's";

@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use http::header::UPGRADE;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use self::model_list::ModelList;
@@ -37,6 +38,7 @@ use self::resources::{list_resources, resources_by_tag};
 use self::upstream_request::ApiVersions;
 use crate::admission::client::Client;
 use crate::admission::client_registry::{AuthError, ClientRegistry};
+use crate::azure::request::subprotocol::subprotocol_keys;
 use crate::azure::response::verdict;
 use crate::azure::response::verdict::Verdict;
 use crate::azure::{DeploymentSource, Operation, RequestTarget, is_non_idempotent_create};
@@ -188,7 +190,10 @@ impl Gateway {
         subject: Option<&CertificateSubject>,
     ) -> Result<Arc<Client>, AuthError> {
         let query_keys = target.query.credentials().iter().map(|credential| credential.expose().as_bytes());
-        self.clients.authenticate(header_keys_and_tokens(headers).chain(query_keys), subject)
+        // Without an upgrade, the fields of a handshake mean nothing.
+        let offered_keys = subprotocol_keys(headers).filter(|_| headers.contains_key(UPGRADE));
+        let keys = header_keys_and_tokens(headers).chain(offered_keys).chain(query_keys);
+        self.clients.authenticate(keys, subject)
     }
 
     /// The balancer's own answer to a request for the models that the client may use; `None` for every other

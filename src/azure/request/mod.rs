@@ -18,6 +18,7 @@ pub(super) mod reference_kind;
 pub mod references;
 pub mod session_model;
 pub mod socket_message;
+pub mod subprotocol;
 pub(super) mod target;
 pub(super) mod target_cache;
 pub(super) mod target_error;

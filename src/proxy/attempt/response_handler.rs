@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use http::header::SEC_WEBSOCKET_PROTOCOL;
 use http::{Method, StatusCode};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
@@ -100,6 +101,12 @@ impl<'c> ResponseHandler<'c> {
                 let error =
                     Error::explain(UNSOLICITED_UPGRADE, "101 in response to a request that is no upgrade");
                 return Err(error.into_up());
+            }
+            // Browsers fail a connection for which none of the subprotocols that they offered is selected.
+            if let Some(offered) = &self.context.request.offered_subprotocol
+                && !header.headers.contains_key(SEC_WEBSOCKET_PROTOCOL)
+            {
+                header.insert_header(SEC_WEBSOCKET_PROTOCOL, offered.as_str())?;
             }
             // The first-byte timeout ends; `tunnel.rs` has a deadline of its own.
             self.context.attempt_deadline = None;

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::head;
 use super::request_body::{BodyLimits, BodyReadError, RequestBody, read_body};
 use super::timeouts::UPLOAD_DRAIN_TIMEOUT;
-use super::websocket_handshake::UpgradeOffer;
+use super::websocket_handshake::{UpgradeOffer, offered_subprotocol};
 use crate::admission::client::Client;
 use crate::admission::client_registry::{AuthError, UNKNOWN_SIGNING_KEY_MESSAGE};
 use crate::azure::RequestTarget;
@@ -145,6 +145,9 @@ fn parse_and_check_target(
     // not forwarded; a 101 to it would have no request that it belongs to.
     let upgrade = UpgradeOffer::of_request(header);
     context.request.is_websocket_upgrade = upgrade != UpgradeOffer::None;
+    if context.request.is_websocket_upgrade {
+        context.request.offered_subprotocol = offered_subprotocol(&header.headers).map(str::to_owned);
+    }
     context.request.accepts_chunked_response = header.version != Version::HTTP_10;
     let raw = header.raw_path();
     let target = gateway

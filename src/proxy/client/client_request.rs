@@ -48,6 +48,8 @@ pub(in crate::proxy) struct ClientRequest {
     pub(in crate::proxy) is_responses_socket: bool,
     /// The client asks to switch to the WebSocket protocol.
     pub(in crate::proxy) is_websocket_upgrade: bool,
+    /// The subprotocol that is selected for it if the backend selects none.
+    pub(in crate::proxy) offered_subprotocol: Option<String>,
 }
 
 impl ClientRequest {
@@ -72,6 +74,7 @@ impl ClientRequest {
             accepts_chunked_response: true,
             is_responses_socket: false,
             is_websocket_upgrade: false,
+            offered_subprotocol: None,
         }
     }
 

@@ -13,6 +13,7 @@ use http::header::{
 use http::{HeaderMap, Method, Version};
 use pingora::http::RequestHeader;
 
+use crate::azure::request::subprotocol::offered_subprotocols;
 use crate::refusal::{Refusal, RefusalReason};
 
 /// Bytes of a decoded `Sec-WebSocket-Key`.
@@ -74,11 +75,9 @@ impl UpgradeOffer {
     }
 }
 
-/// The subprotocol that the client offers first.
+/// The subprotocol that is selected for a client: the first that it offers and that is no key.
 pub(in crate::proxy) fn offered_subprotocol(headers: &HeaderMap) -> Option<&str> {
-    let offers = headers.get_all(http::header::SEC_WEBSOCKET_PROTOCOL).iter();
-    let items = offers.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
-    items.map(str::trim).find(|item| !item.is_empty() && !item.starts_with("openai-insecure-api-key."))
+    offered_subprotocols(headers).next()
 }
 
 /// Whether a field that is a list has this item.

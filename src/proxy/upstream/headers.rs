@@ -3,7 +3,10 @@
 //! ten custom ones.
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, UPGRADE};
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, SEC_WEBSOCKET_EXTENSIONS,
+    SEC_WEBSOCKET_PROTOCOL, UPGRADE,
+};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Uri, Version};
 use pingora::http::RequestHeader;
@@ -11,6 +14,7 @@ use pingora::{ErrorType, OrErr};
 use smallvec::SmallVec;
 
 use crate::azure::request::multipart;
+use crate::azure::request::subprotocol::offered_subprotocols;
 use crate::config::RequestsConfig;
 use crate::gateway::Backend;
 
@@ -132,6 +136,8 @@ pub(in crate::proxy) fn forwardable_head(
     let mut forwarded = RequestHeader::from(parts);
     if is_upgrade {
         strip_subprotocol_key(&mut forwarded)?;
+        // Usage is read from the frames as they pass, which is not possible if they are compressed.
+        forwarded.remove_header(&SEC_WEBSOCKET_EXTENSIONS);
         forwarded.insert_header("Connection", "Upgrade")?;
         forwarded.insert_header("Upgrade", "websocket")?;
     }
@@ -241,32 +247,14 @@ fn is_multipart(header: &RequestHeader) -> bool {
         || value.is_some_and(|value| value.starts_with("multipart/"))
 }
 
-/// Removes the client's key from the offered WebSocket subprotocols. Browsers cannot set header fields on
-/// a WebSocket request, so OpenAI's clients offer the key as a subprotocol (`openai-insecure-api-key.KEY`).
+/// Removes the client's key from the offered WebSocket subprotocols.
 fn strip_subprotocol_key(header: &mut RequestHeader) -> pingora::Result<()> {
-    let name = http::header::SEC_WEBSOCKET_PROTOCOL;
-    let offered: Vec<String> = header
-        .headers
-        .get_all(&name)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|item| item.trim().to_owned())
-        .filter(|item| !item.is_empty() && !names_api_key(item))
-        .collect();
-    if header.headers.contains_key(&name) {
-        header.remove_header(&name);
-        if !offered.is_empty() {
-            header.insert_header(name, offered.join(", "))?;
-        }
+    let offered = offered_subprotocols(&header.headers).collect::<Vec<_>>().join(", ");
+    header.remove_header(&SEC_WEBSOCKET_PROTOCOL);
+    if !offered.is_empty() {
+        header.insert_header(SEC_WEBSOCKET_PROTOCOL, offered)?;
     }
     Ok(())
-}
-
-/// Whether this subprotocol contains a key, such as `openai-insecure-api-key.KEY`.
-fn names_api_key(item: &str) -> bool {
-    let letters: String = item.chars().filter(char::is_ascii_alphanumeric).collect();
-    letters.to_ascii_lowercase().contains("apikey")
 }
 
 #[cfg(test)]
