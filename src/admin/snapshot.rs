@@ -15,8 +15,8 @@ use super::status::refusals::refused_clients;
 use super::status::sinks::sink_statuses;
 use super::status::{
     AttemptsByOutcome, BackendError, BackendStatus, BuildInfo, ClientStatus, ConfigurationSummary,
-    DeploymentStatus, LastMinuteStats, PoolMemberStatus, PoolStatus, ProcessStatus, ServiceProblemStatus,
-    ServiceStatus, StatusReport, TierStatus, Timeline, UnavailablePart, UsageCounts,
+    DeploymentStatus, LastMinuteStats, OpenWebSockets, PoolMemberStatus, PoolStatus, ProcessStatus,
+    ServiceProblemStatus, ServiceStatus, StatusReport, TierStatus, Timeline, UnavailablePart, UsageCounts,
 };
 use super::wall_clock::{WallClockConverter, format_rfc3339};
 use crate::azure::response::hints::RateLimit;
@@ -87,6 +87,10 @@ impl StatusSource {
                 needs_upgrade: config_status.config_keys_needing_upgrade.clone(),
             },
             requests_in_flight: process.requests_in_flight.load(Ordering::Relaxed) as u64,
+            websockets: OpenWebSockets {
+                responses: process.open_sockets.count() as u64,
+                realtime: process.open_sockets.realtime_count() as u64,
+            },
             finished_requests: process.requests_finished.load(Ordering::Relaxed) as u64,
             pools: gateway
                 .pools()

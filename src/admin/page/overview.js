@@ -94,6 +94,8 @@ function showFigures(status, { step, row, minute, latest }) {
     ['Tokens in 1 min', formatCompact(tokens), `Tokens of the requests that ended in the last minute; ${exact('input tokens', 'output tokens')}.`],
     ['Since the start', formatCount(status.settled), 'Requests that ended since the start of this process.'],
   ];
+  const { responses, realtime } = status.websockets ?? {};
+  if (responses > 0 || realtime > 0) figures.splice(1, 0, ['WebSockets', formatCount((responses ?? 0) + (realtime ?? 0)), `Open WebSockets: ${formatCount(responses)} of /responses, which are in flight during their turns only, and ${formatCount(realtime)} realtime.`]);
   updateList($('figures'), figures, 'figure-item', figure => figure[0], (f, [name, value, meaning]) => {
     updateAttribute(f.name, 'data-tip', 'figure');
     updateAttribute(f.value, 'data-tip', 'figure');

@@ -24,6 +24,9 @@ pub struct StatusReport {
     pub configuration: ConfigurationSummary,
     #[serde(rename = "in_flight")]
     pub requests_in_flight: u64,
+    /// Earlier versions do not send it.
+    #[serde(default)]
+    pub websockets: OpenWebSockets,
     #[serde(rename = "settled")]
     pub finished_requests: u64,
     pub pools: Vec<PoolStatus>,
@@ -98,6 +101,14 @@ pub struct ConfigurationSummary {
     pub last_reload_error: Option<String>,
     /// The changed keys whose values take effect only with an upgrade.
     pub needs_upgrade: Vec<String>,
+}
+
+/// The WebSockets that are open. Those of `responses` are requests in flight during their turns only.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "as above")]
+pub struct OpenWebSockets {
+    pub responses: u64,
+    pub realtime: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -38,6 +38,14 @@ pub(super) fn headline(status: &StatusReport, time: ReportTime) -> Line {
     line
 }
 
+/// `, WebSockets 3`, or nothing if there are none.
+pub(super) fn open_websockets(status: &StatusReport) -> String {
+    match status.websockets.responses + status.websockets.realtime {
+        0 => String::new(),
+        count => format!(", WebSockets {count}"),
+    }
+}
+
 /// The provisioned backends that are full while others serve, which is normal. The process knows; their states alone do
 /// not tell.
 pub(super) fn spilling_backends(service: &ServiceStatus) -> HashSet<&str> {
@@ -67,4 +75,21 @@ fn problem_line(problem: &ServiceProblemStatus) -> Line {
 /// `westus: breaker_open: failed too often`
 pub(super) fn problem_text(problem: &ServiceProblemStatus) -> String {
     format!("{}: {}", printable(&problem.subject), printable(&problem.text))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::cli::status::testing;
+
+    #[test]
+    fn open_websockets_are_counted_if_there_are_any() {
+        let mut status = testing::status(&json!({ "state": "healthy", "problems": [] }), Vec::new());
+        assert_eq!(open_websockets(&status), "");
+        status.websockets.realtime = 1;
+        status.websockets.responses = 2;
+        assert_eq!(open_websockets(&status), ", WebSockets 3");
+    }
 }

@@ -8,7 +8,7 @@ use crate::admin::status::{BackendStatus, StatusReport};
 use crate::cli::status::backends::{backend_counts, backend_table, is_selected};
 use crate::cli::status::report_time::ReportTime;
 use crate::cli::status::sections::{detail_sections, overview_sections};
-use crate::cli::status::summary::{headline, problem_lines, spilling_backends};
+use crate::cli::status::summary::{headline, open_websockets, problem_lines, spilling_backends};
 use crate::cli::status::text::{Line, Style, in_words, printable};
 use crate::routing::health::backend_state::BackendState;
 
@@ -56,7 +56,8 @@ fn head_lines(known: &Known<'_>, view: &View, size: ScreenSize) -> Vec<Line> {
         None => {}
         Some((status, _)) => {
             let mut line = headline(status, ReportTime::new(&status.process));
-            line.push(format!("  in flight {}", status.requests_in_flight), Style::Dim);
+            let in_flight = format!("  in flight {}{}", status.requests_in_flight, open_websockets(status));
+            line.push(in_flight, Style::Dim);
             if view.is_paused {
                 line.push("  paused", Style::Bold);
             }
