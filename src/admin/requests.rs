@@ -35,6 +35,9 @@ pub struct RequestList {
 #[expect(missing_docs, reason = "as above")]
 pub struct RequestEntry {
     pub id: String,
+    /// The id of the WebSocket that it came over; `null` for an HTTP request. Earlier versions do not send it.
+    #[serde(default)]
+    pub socket_id: Option<String>,
     /// When the request head was complete. The list is in the order in which requests ended.
     pub time: String,
     /// `refused`, `failed`, `retried` or `slow`: the first that applies.
@@ -154,7 +157,11 @@ impl RequestQuery {
     fn matches(&self, request: &TroubledRequest) -> bool {
         let name = || request.client.as_ref().map_or("", ClientName::as_str);
         self.client.as_ref().is_none_or(|client| client == name())
-            && self.id.as_ref().is_none_or(|id| request.request_id.eq_ignore_ascii_case(id))
+            && self.id.as_ref().is_none_or(|id| {
+                // A client knows the id of its WebSocket alone.
+                let ids = [Some(&request.request_id), request.socket_id.as_ref()];
+                ids.into_iter().flatten().any(|known| known.eq_ignore_ascii_case(id))
+            })
             && self.status.is_none_or(|filter| request.status.is_some_and(|status| filter.matches(status)))
     }
 }
@@ -179,6 +186,7 @@ pub(super) fn respond(gateway: &Gateway, query: &str) -> FullResponse {
 fn request_entry(request: &TroubledRequest) -> RequestEntry {
     RequestEntry {
         id: request.request_id.to_string(),
+        socket_id: request.socket_id.as_deref().map(str::to_owned),
         time: format_rfc3339(request.received_at),
         trouble: request.kind.as_str().to_owned(),
         client: request.client.as_ref().map(ClientName::to_string),
@@ -215,7 +223,41 @@ fn attempt_entry(attempt: &AttemptRecord) -> AttemptEntry {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
+    use crate::record::exchange::ExchangeOutcome;
+    use crate::record::recent_trouble::TroubleKind;
+
+    #[test]
+    fn the_id_of_a_websocket_finds_what_came_over_it() {
+        let turn = TroubledRequest {
+            request_id: "019a".into(),
+            socket_id: Some("018b".into()),
+            received_at: SystemTime::UNIX_EPOCH,
+            client: None,
+            client_ip: None,
+            deployment: None,
+            operation: Some("responses"),
+            status: Some(429),
+            outcome: ExchangeOutcome::Refused,
+            kind: TroubleKind::Refused,
+            refusal_code: None,
+            answering_backend: None,
+            attempts: Vec::new(),
+            omitted_attempts: 0,
+            duration: Duration::ZERO,
+            time_to_first_body_byte: None,
+            waited: Duration::ZERO,
+            affinity: None,
+        };
+        let http = TroubledRequest { request_id: "018b".into(), socket_id: None, ..turn.clone() };
+        for (id, expected) in [("019A", [true, false]), ("018b", [true, true]), ("01", [false, false])] {
+            let query = RequestQuery::parse(&format!("id={id}")).unwrap();
+            assert_eq!([query.matches(&turn), query.matches(&http)], expected, "{id}");
+        }
+        assert_eq!(request_entry(&turn).socket_id.as_deref(), Some("018b"));
+    }
 
     #[test]
     fn queries_are_parsed_or_refused_with_what_would_be_right() {

@@ -95,6 +95,7 @@ function showRequestDetails(sheet, request) {
     ['Client', [request.client, request.client_ip].filter(nonEmptyText).join(', ') || 'unknown'],
     ['Deployment', [request.deployment, request.operation].filter(nonEmptyText).join(', ') || '–'],
     ['Answered by', nonEmptyText(request.backend) ?? 'no backend'],
+    ...(nonEmptyText(request.socket_id) ? [['WebSocket', request.socket_id]] : []),
     ['Began', formatTime(request.time)],
     ['First byte', isKnown(request.first_byte_ms) ? `after ${formatMillis(request.first_byte_ms)}` : 'none'],
     ['Ended', `after ${formatMillis(request.duration_ms)}`],

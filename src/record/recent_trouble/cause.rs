@@ -29,6 +29,10 @@ impl TroubledRequest {
                 true => "the client got no response".to_owned(),
                 false => format!("the client got no response: {errors}"),
             },
+            (None, TroubleKind::Failed) if self.status == Some(101) => match errors.is_empty() {
+                true => "the WebSocket ended with an error".to_owned(),
+                false => format!("the WebSocket broke off: {errors}"),
+            },
             (None, TroubleKind::Failed) if self.status.is_some_and(|status| status < 400) => {
                 match errors.is_empty() {
                     true => "the response ended with an error, or before its end".to_owned(),
@@ -106,6 +110,7 @@ mod tests {
         });
         TroubledRequest {
             request_id: "019".into(),
+            socket_id: None,
             received_at: SystemTime::UNIX_EPOCH,
             client: None,
             client_ip: None,
@@ -129,7 +134,7 @@ mod tests {
     fn causes_are_plain_words_and_the_last_error_of_each_backend() {
         use TroubleKind::{Failed, Refused, Retried, Slow};
         let refused = ("a", None, Some("connect_refused"));
-        let table: [Case<'_>; 11] = [
+        let table: [Case<'_>; 13] = [
             (
                 Refused,
                 Some(401),
@@ -169,6 +174,14 @@ mod tests {
                 &[("a", Some(200), None)],
                 "the response ended with an error, or before its end",
             ),
+            (
+                Failed,
+                Some(101),
+                None,
+                &[("a", Some(101), Some("reset"))],
+                "the WebSocket broke off: a: connection reset",
+            ),
+            (Failed, Some(101), None, &[("a", Some(101), None)], "the WebSocket ended with an error"),
             (Failed, None, None, &[], "the client got no response"),
             (Slow, None, None, &[], "no first byte within 40.2 s"),
         ];

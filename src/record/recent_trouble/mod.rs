@@ -34,6 +34,8 @@ const MAX_KEPT_ATTEMPTS: usize = 16;
 pub struct TroubledRequest {
     /// The balancer's id for the request.
     pub request_id: Arc<str>,
+    /// The id of the WebSocket that it came over; `None` for an HTTP request.
+    pub socket_id: Option<Arc<str>>,
     /// When the request head was complete.
     pub received_at: SystemTime,
     /// The client; `None` if it is unknown, or if clients have no names.
@@ -73,6 +75,7 @@ impl TroubledRequest {
         let omitted_attempts = exchange.attempts.len().saturating_sub(MAX_KEPT_ATTEMPTS);
         Self {
             request_id: Arc::clone(&exchange.request_id),
+            socket_id: exchange.socket_id.clone(),
             received_at: exchange.received_at,
             client: exchange.client.as_ref().and_then(|client| client.name.clone()),
             client_ip: exchange.client_ip,
@@ -100,6 +103,7 @@ impl TroubledRequest {
     fn memory_bytes(&self) -> usize {
         size_of::<Self>()
             + self.request_id.len()
+            + self.socket_id.as_ref().map_or(0, |id| id.len())
             + self.deployment.as_ref().map_or(0, |deployment| deployment.as_str().len())
             + self.attempts.capacity() * size_of::<AttemptRecord>()
             + self
