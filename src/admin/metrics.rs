@@ -7,6 +7,7 @@ use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry}
 
 use super::conditions::BackendReport;
 use super::status::sinks::backlog_age_seconds;
+use crate::azure::Operation;
 use crate::credentials::seconds_until;
 use crate::gateway::Gateway;
 use crate::proxy::ActiveConfig;
@@ -28,6 +29,13 @@ pub fn prometheus_text(config: &ActiveConfig, now: Instant) -> String {
     in_flight.set(
         i64::try_from(gateway.process_state.requests_in_flight.load(Ordering::Relaxed)).unwrap_or(i64::MAX),
     );
+    let open_sockets = &gateway.process_state.open_sockets;
+    let websockets = gauge("aoai_lb_websockets_open", "Open WebSockets.", &["operation"]);
+    for (operation, count) in
+        [(Operation::Responses, open_sockets.count()), (Operation::Realtime, open_sockets.realtime_count())]
+    {
+        websockets.with_label_values(&[operation.name()]).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
     let build_info = gauge("aoai_lb_build_info", "1; the version is a label.", &["version"]);
     build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     let service_gauge = gauge(

@@ -38,6 +38,9 @@ pub enum ExchangeOutcome {
 }
 
 impl ExchangeOutcome {
+    /// All outcomes.
+    pub(super) const ALL: [Self; 4] = [Self::Answered, Self::Refused, Self::Failed, Self::ClientGone];
+
     /// The value of the record's field `outcome`.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -265,6 +268,11 @@ impl FinishedExchange {
     /// The operation; [`Operation::Other`] if the target could not be parsed.
     pub(super) fn operation(&self) -> Operation {
         self.target.as_ref().map_or(Operation::Other, |target| target.operation)
+    }
+
+    /// Whether it is a WebSocket that was opened. What came over it has exchanges of its own.
+    pub(super) fn is_opened_websocket(&self) -> bool {
+        self.client_status == Some(101) && self.socket_id.is_none()
     }
 
     /// The tokens that the response has reported, as far as they are known before its body is parsed.

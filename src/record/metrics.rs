@@ -12,9 +12,10 @@ use prometheus::{
 
 use super::affinity_statistics::AffinityStatistics;
 use super::delivery::{self, Deliveries};
-use super::exchange::FinishedExchange;
+use super::exchange::{ExchangeOutcome, FinishedExchange};
 use super::recent_trouble::{BackendFailures, RecentTrouble};
 use super::statistics::Statistics;
+use crate::azure::Operation;
 use crate::azure::response::usage::TokenUsage;
 use crate::names::DeploymentName;
 
@@ -27,6 +28,9 @@ const UNKNOWN_LABEL: &str = "other";
 /// The values of the label `result` of configuration reloads.
 const RELOAD_SUCCESS: &str = "success";
 const RELOAD_FAILURE: &str = "failure";
+
+/// The operations that WebSockets are opened for.
+const WEBSOCKET_OPERATIONS: [Operation; 2] = [Operation::Responses, Operation::Realtime];
 
 /// Buckets for responses of models: from cached embeddings to half an hour of reasoning.
 const DURATION_BUCKETS_SECONDS: &[f64] =
@@ -55,6 +59,7 @@ pub struct Metrics {
     attempt_first_byte: HistogramVec,
     failovers: IntCounterVec,
     tokens: IntCounterVec,
+    websocket_turns: IntCounterVec,
     affinity_requests: IntCounterVec,
     affinity_asked: IntCounterVec,
     read_lag: HistogramVec,
@@ -109,6 +114,16 @@ impl Metrics {
         for result in [RELOAD_SUCCESS, RELOAD_FAILURE] {
             config_reloads.with_label_values(&[result]).inc_by(0);
         }
+        let websocket_turns = counters(
+            "aoai_lb_websocket_turns_total",
+            "Turns of WebSockets by outcome: answered, refused, failed, client_gone.",
+            &["operation", "outcome"],
+        );
+        for operation in WEBSOCKET_OPERATIONS {
+            for outcome in ExchangeOutcome::ALL {
+                websocket_turns.with_label_values(&[operation.name(), outcome.as_str()]).inc_by(0);
+            }
+        }
         let started_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let start_gauge =
             Gauge::new("process_start_time_seconds", "When the process started, in seconds since 1970.");
@@ -155,6 +170,7 @@ impl Metrics {
                 "Tokens by type: input and output; cached is part of input, reasoning part of output.",
                 &["client", "deployment", "type"],
             ),
+            websocket_turns,
             affinity_requests: counters(
                 "aoai_lb_affinity_requests_total",
                 "Requests about objects of one resource, by how it was found (learned, asked, default) and their outcome.",
@@ -210,7 +226,13 @@ impl Metrics {
         let status =
             exchange.client_status.map_or_else(|| ABSENT_LABEL.to_owned(), |status| status.to_string());
         self.finished_requests.with_label_values(&[client, deployment, operation, &status]).inc();
-        self.request_duration.with_label_values(&[operation]).observe(exchange.duration.as_secs_f64());
+        if exchange.socket_id.is_some() {
+            self.websocket_turns.with_label_values(&[operation, exchange.outcome.as_str()]).inc();
+        }
+        // A WebSocket lasts for as long as its client likes.
+        if !exchange.is_opened_websocket() {
+            self.request_duration.with_label_values(&[operation]).observe(exchange.duration.as_secs_f64());
+        }
         if let Some(first) = exchange.time_to_first_body_byte {
             self.time_to_first_byte.with_label_values(&[operation]).observe(first.as_secs_f64());
         }
@@ -328,4 +350,48 @@ pub fn register_metric<M: Collector + Clone + 'static>(
     let metric = created.expect("names and labels are valid constants");
     registry.register(Box::new(metric.clone())).expect("every name is registered once");
     metric
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::azure::parse_target;
+    use crate::record::testing::answered_exchange;
+
+    #[test]
+    fn turns_are_requests_and_their_websocket_has_no_duration() {
+        let metrics = Metrics::new();
+        let target = parse_target(b"/openai/v1/responses", false).unwrap();
+        let target = Some(Arc::new(target));
+        let socket = FinishedExchange {
+            client_status: Some(101),
+            duration: Duration::from_hours(1),
+            target: target.clone(),
+            ..answered_exchange()
+        };
+        let turn = || FinishedExchange {
+            socket_id: Some("018".into()),
+            target: target.clone(),
+            ..answered_exchange()
+        };
+        let failed = FinishedExchange { outcome: ExchangeOutcome::Failed, ..turn() };
+        for exchange in [socket, turn(), turn(), failed] {
+            metrics.record_exchange(&exchange, None);
+        }
+        let text = metrics.to_prometheus_text(&Registry::new());
+        for sample in [
+            r#"aoai_lb_websocket_turns_total{operation="responses",outcome="answered"} 2"#,
+            r#"aoai_lb_websocket_turns_total{operation="responses",outcome="failed"} 1"#,
+            r#"aoai_lb_websocket_turns_total{operation="realtime",outcome="answered"} 0"#,
+            r#"aoai_lb_request_duration_seconds_count{operation="responses"} 3"#,
+        ] {
+            assert!(text.lines().any(|line| line == sample), "{sample}\n{text}");
+        }
+        let steps = metrics.statistics.snapshot(Instant::now()).steps;
+        let counts = steps.into_iter().flatten().map(|step| (step.finished_requests, step.failed_requests));
+        assert_eq!(counts.fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1)), (3, 1));
+    }
 }

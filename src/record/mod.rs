@@ -23,6 +23,8 @@ pub mod sinks;
 pub mod spool;
 pub mod statistics;
 pub mod stored_usage;
+#[cfg(test)]
+mod testing;
 mod text_ranges;
 pub mod token_estimate;
 pub mod writer;

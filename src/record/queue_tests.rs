@@ -1,58 +1,26 @@
 //! Tests of the queue's limits.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use bytes::Bytes;
 
 use super::*;
 use crate::admission::client::Client;
-use crate::record::client_headers::ClientHeaders;
-use crate::record::exchange::{CapturedRequest, CapturedResponse, ExchangeOutcome};
+use crate::record::exchange::CapturedRequest;
+use crate::record::testing::answered_exchange;
 
 const MIB: usize = 1024 * 1024;
 
 /// An exchange of this client whose prompt takes so much memory.
 fn queued_exchange(client: &Arc<Client>, prompt_bytes: usize) -> QueuedExchange {
     let exchange = FinishedExchange {
-        received_at: SystemTime::UNIX_EPOCH,
-        request_id: Arc::from("019"),
-        socket_id: None,
-        client_headers: ClientHeaders::default(),
         client: Some(Arc::clone(client)),
-        client_ip: None,
-        peer_ip: None,
-        method: "POST".to_owned(),
-        target: None,
-        unparsed_path: None,
-        api_version: None,
-        requested_deployment: None,
-        is_deployment_known: true,
-        balancer_overhead: Duration::ZERO,
-        is_stream_requested: Some(true),
-        client_status: Some(200),
-        outcome: ExchangeOutcome::Answered,
-        refusal_code: None,
-        answering_backend: None,
-        upstream_deployment: None,
-        region: None,
-        apim_request_id: None,
-        affinity: None,
-        attempts: Vec::new(),
-        duration: Duration::ZERO,
-        waited: Duration::ZERO,
-        time_to_first_body_byte: None,
-        request_bytes: None,
-        response_bytes: 0,
         captured_request: Some(CapturedRequest {
             body: Bytes::from(vec![b'x'; prompt_bytes]),
             content_type: "application/json".to_owned(),
             prompt_parts: None,
         }),
-        extracted_prompt: None,
-        prompt_sample: None,
-        captured_response: CapturedResponse::NotCaptured,
-        is_content_dropped: false,
+        ..answered_exchange()
     };
     QueuedExchange::new(Box::new(exchange), CapturePolicy::default(), None)
 }

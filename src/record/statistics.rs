@@ -226,8 +226,10 @@ impl Statistics {
         let step_number = self.step_number(now);
         let input_tokens = usage.and_then(|usage| usage.input).unwrap_or_default();
         let output_tokens = usage.and_then(|usage| usage.output).unwrap_or_default();
+        // Its turns are requests.
+        let requests = u64::from(!exchange.is_opened_websocket());
         let mut usage =
-            ClientUsage { requests: 1, input_tokens, output_tokens, refusals: RefusalCounts::default() };
+            ClientUsage { requests, input_tokens, output_tokens, refusals: RefusalCounts::default() };
         usage.refusals.count(TroubleKind::of(exchange), exchange.client_status);
         let mut state = self.lock();
         let StatisticsState { steps, backends, clients, nameless_clients } = &mut *state;
@@ -255,7 +257,7 @@ impl Statistics {
             }
         }
         if let Some(step) = step {
-            step.finished_requests += 1;
+            step.finished_requests += requests;
             step.throttled_requests += u64::from(exchange.client_status == Some(429));
             step.failed_requests += u64::from(exchange.outcome == ExchangeOutcome::Failed);
             step.input_tokens += input_tokens;

@@ -44,6 +44,8 @@ const METRIC_NAMES: &[&str] = &[
     "aoai_lb_service_state",
     "aoai_lb_spool_bytes",
     "aoai_lb_tokens_total",
+    "aoai_lb_websocket_turns_total",
+    "aoai_lb_websockets_open",
     "process_resident_memory_bytes",
     "process_start_time_seconds",
 ];
