@@ -41,6 +41,11 @@ pub(super) fn redact_task(redactor: &mut CredentialRedactor, task: HttpTask, out
                 output.push(HttpTask::Body(data, is_end));
             }
         }
+        // A message is whole.
+        HttpTask::UpgradedBody(Some(message), is_end) => {
+            let redacted = redactor.redact_if_found(&message);
+            output.push(HttpTask::UpgradedBody(Some(redacted.map_or(message, Into::into)), is_end));
+        }
         task => {
             let data = redactor.redact_part(b"", true);
             if !data.is_empty() {
@@ -72,6 +77,21 @@ mod tests {
         redact_header(&redactor(), &mut header).unwrap();
         assert_eq!(header.headers.get("www-authenticate").unwrap(), "Bearer token=\"[redacted]******\"");
         assert_eq!(header.headers.get("x-other").unwrap(), "other");
+    }
+
+    #[test]
+    fn messages_lose_the_credential() {
+        let message =
+            |text: &'static str| HttpTask::UpgradedBody(Some(Bytes::from_static(text.as_bytes())), false);
+        let (mut redactor, mut output) = (redactor(), Vec::new());
+        for task in [message(r#"{"message":"key 0123456789abcdef"}"#), message("0123")] {
+            redact_task(&mut redactor, task, &mut output);
+        }
+        let texts = output.iter().filter_map(|task| match task {
+            HttpTask::UpgradedBody(Some(text), _) => Some(&text[..]),
+            _ => None,
+        });
+        assert_eq!(texts.collect::<Vec<_>>(), [&br#"{"message":"key [redacted]******"}"#[..], b"0123"]);
     }
 
     #[test]
