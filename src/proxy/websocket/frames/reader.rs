@@ -206,15 +206,19 @@ mod tests {
         let (near, far) = tokio::io::duplex(5_000);
         let mut writer = MessageWriter::new(near, FrameSender::Client);
         let text = vec![b'x'; MIB];
-        writer.push_text(&text);
-        writer.push_text(&text);
-        writer.push_text(&text);
+        for text in [&text[..], &text, b"short", &text, &text] {
+            writer.push_text(text);
+        }
         let writing = tokio::spawn(async move { writer.flush().await });
         let mut reader =
             MessageReader::new(far, FrameSender::Client, Bytes::new(), MIB, reservation(&memory, 2 * MIB));
         assert!(reader.next().await.is_ok());
         let whole = reservation(&memory, 2 * MIB).grow_to((MIB + 2 * FREE_MESSAGE_BYTES) as u64);
         assert!(whole.is_err(), "the message is charged until the next one is asked for");
+        assert!(reader.next().await.is_ok());
+        // A short message, which needs no memory, releases what the one before it had.
+        assert!(reader.next().await.is_ok());
+        assert!(reservation(&memory, 2 * MIB).grow_to(2 * MIB as u64).is_ok());
         assert!(reader.next().await.is_ok());
         // Taken with the message: the next one finds no memory.
         let taken = reader.take_memory();
