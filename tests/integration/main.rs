@@ -46,6 +46,7 @@ mod models;
 mod monitoring;
 mod moods;
 mod operate;
+mod realtime;
 mod recent_trouble;
 mod record;
 mod record_fields;

@@ -1,6 +1,8 @@
 //! Captures for the record what a response contains: model, finish reason, usage, text, and whether it
 //! ended normally. Takes a JSON body at once or a stream event by event.
 
+mod realtime;
+
 use super::captured_text::{CapturedChoices, CompletionText, TextBudget, truncate_label, truncate_text};
 use super::error_body::ErrorBody;
 use super::sse::SseEvent;
@@ -11,6 +13,8 @@ use crate::azure::json;
 use crate::azure::json::JsonCursor;
 use crate::azure::json_text::text_from_bytes;
 use crate::azure::request::operation::Operation;
+
+pub use self::realtime::RealtimeResponseEnd;
 
 /// What was captured from a response so far.
 #[derive(Debug)]

@@ -15,6 +15,7 @@ mod learned_id;
 pub mod made_objects;
 mod oversized_event;
 pub mod oversized_ids;
+pub mod realtime_events;
 pub mod socket_event;
 pub mod sse;
 pub mod stored_object;

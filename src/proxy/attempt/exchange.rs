@@ -26,6 +26,7 @@ use crate::proxy::context::RequestContext;
 use crate::proxy::error_types::{BACKEND_STALLED, FIRST_BYTE_TIMEOUT, RESPONSE_IDLE_TIMEOUT};
 use crate::proxy::timer::Timer;
 use crate::proxy::upstream::connection::{UpstreamConnection, UpstreamEvent};
+use crate::proxy::websocket::realtime::RealtimeObserver;
 
 /// Maximum number of parts of a response that are written to the client together, if they have already
 /// arrived.
@@ -212,6 +213,7 @@ impl<'e> AttemptExchange<'e> {
     /// # Errors
     /// If one side failed.
     async fn run_tunnel(&mut self, timer: &mut Timer) -> Result<()> {
+        let mut observer = RealtimeObserver::of_request(self.context);
         // What the sessions have already read comes first.
         let from_client = self.session.read_body_or_idle(false).now_or_never();
         let from_client = from_client.transpose().map_err(Error::into_down)?;
@@ -221,6 +223,11 @@ impl<'e> AttemptExchange<'e> {
         };
         if let Some(task) = from_backend {
             let is_end = task.is_end();
+            if let (Some(observer), HttpTask::Body(Some(bytes), _) | HttpTask::UpgradedBody(Some(bytes), _)) =
+                (&mut observer, &task)
+            {
+                observer.observe(bytes);
+            }
             let tasks = self.handle(vec![task])?;
             if self.record_and_write_to_client(tasks).await? || is_end {
                 return Ok(());
@@ -237,8 +244,11 @@ impl<'e> AttemptExchange<'e> {
         let tunnel = Tunnel::new(client.into_inner(), backend, client_bytes, has_client_ended);
         let idle_limit = self.context.gateway().timeouts.response_idle;
         let RequestContext { ending, request, .. } = &mut *self.context;
-        let end = tunnel.run(idle_limit, timer, |byte_count| {
-            ending.note_response_body_bytes(byte_count, request.received_instant);
+        let end = tunnel.run(idle_limit, timer, |bytes| {
+            ending.note_response_body_bytes(bytes.len(), request.received_instant);
+            if let Some(observer) = &mut observer {
+                observer.observe(bytes);
+            }
         });
         match end.await {
             TunnelEnd::Closed => Ok(()),

@@ -209,6 +209,11 @@ impl RelayedResponse {
         }
     }
 
+    /// What the record needs, as far as the head tells it.
+    pub(in crate::proxy) fn details(&self) -> &ResponseDetails {
+        &self.details
+    }
+
     /// Takes what the record needs, and says how the response ended. Nothing is captured any more.
     pub(in crate::proxy) fn take_details_and_end(&mut self, now: Instant) -> (ResponseDetails, ResponseEnd) {
         let mut details = std::mem::take(&mut self.details);

@@ -67,13 +67,13 @@ impl Tunnel {
     }
 
     /// Relays bytes until the tunnel ends. It ends as well if no byte passes, or one side takes nothing of
-    /// what is to be written to it, for `idle_limit`. `on_bytes_to_client` is told how many
-    /// bytes the backend sent.
+    /// what is to be written to it, for `idle_limit`. `on_bytes_to_client` is told what
+    /// the backend sends.
     pub(super) async fn run(
         mut self,
         idle_limit: Duration,
         timer: &mut Timer,
-        mut on_bytes_to_client: impl FnMut(usize),
+        mut on_bytes_to_client: impl FnMut(&[u8]),
     ) -> TunnelEnd {
         let mut last_progress = Instant::now();
         loop {
@@ -110,13 +110,13 @@ impl Tunnel {
         &mut self,
         cx: &mut Context<'_>,
         passed_bytes: &mut usize,
-        on_bytes_to_client: &mut impl FnMut(usize),
+        on_bytes_to_client: &mut impl FnMut(&[u8]),
     ) -> Poll<TunnelEnd> {
         let Self { client, backend, to_backend, to_client } = self;
-        let upwards = to_backend.poll(cx, client, backend, &mut |count| *passed_bytes += count);
-        let downwards = to_client.poll(cx, backend, client, &mut |count| {
-            *passed_bytes += count;
-            on_bytes_to_client(count);
+        let upwards = to_backend.poll(cx, client, backend, &mut |bytes| *passed_bytes += bytes.len());
+        let downwards = to_client.poll(cx, backend, client, &mut |bytes| {
+            *passed_bytes += bytes.len();
+            on_bytes_to_client(bytes);
         });
         let has_client_closed = to_backend.has_read_end;
         match (upwards, downwards) {
@@ -163,7 +163,7 @@ impl Direction {
         cx: &mut Context<'_>,
         source: &mut Stream,
         target: &mut Stream,
-        on_bytes: &mut impl FnMut(usize),
+        on_bytes: &mut impl FnMut(&[u8]),
     ) -> Poll<Result<(), DirectionError>> {
         let mut buffer = [0; READ_BYTES];
         loop {
@@ -186,7 +186,7 @@ impl Direction {
             }
             let bytes = read_buffer.filled();
             self.has_read_end = bytes.is_empty();
-            on_bytes(bytes.len());
+            on_bytes(bytes);
             let written = match Pin::new(&mut *target).poll_write(cx, bytes) {
                 Poll::Ready(written) => written.map_err(DirectionError::Target)?,
                 Poll::Pending => 0,

@@ -86,7 +86,7 @@ impl ClientRequest {
 }
 
 /// A UUIDv7, which sorts by time and is unique without coordination (RFC 9562, section 5.7).
-pub(super) fn new_request_id(time: SystemTime) -> Arc<str> {
+pub(in crate::proxy) fn new_request_id(time: SystemTime) -> Arc<str> {
     let millis = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
     let mut random = [0_u8; 10];
     fastrand::fill(&mut random);

@@ -1,4 +1,5 @@
-//! WebSockets whose frames the balancer reads.
+//! WebSockets: their frames, Responses sockets, and what passes in realtime sessions.
 
 pub mod frames;
+pub mod realtime;
 pub(super) mod responses;
