@@ -135,6 +135,39 @@ fn explain_shows_how_a_request_would_be_routed() {
 }
 
 #[test]
+fn explain_shows_where_the_turns_of_a_websocket_and_a_realtime_session_go() {
+    let file = format!("{CONFIG_YAML}clients: open\n");
+    let explain = |arguments: &[&str]| run_with_config(&[&["explain", "get"], arguments].concat(), &file);
+    let routed = "websocket   answered by the balancer (101); each of its turns is routed like POST /openai/v1/responses";
+    let (code, text) = explain(&["/v1/responses", "--model", "gpt-4o", "--refers-to", "resp_1"]);
+    assert_eq!(code, Some(0), "{text}");
+    for part in [
+        routed,
+        "deployment  gpt-4o",
+        "resp_1 (previous response)",
+        "1.        ptu: tier 1, weight 1",
+        "GET ptu.openai.azure.com/openai/v1/responses\n",
+        "in the message: \"gpt-4o-ptu\"",
+        "2.        west: tier 2, weight 2",
+    ] {
+        assert!(text.contains(part), "{part} in\n{text}");
+    }
+    let (code, text) = explain(&["/v1/responses"]);
+    assert_eq!(code, Some(0), "{text}");
+    for part in [routed, "--model NAME shows where it goes", "no request is sent to a backend"] {
+        assert!(text.contains(part), "{part} in\n{text}");
+    }
+    // A stored response is read by an ordinary GET.
+    let (_, text) = explain(&["/v1/responses/{id}", "--refers-to", "resp_1"]);
+    assert!(!text.contains("websocket"), "{text}");
+    let (code, text) = explain(&["/openai/v1/realtime?model=gpt-4o"]);
+    assert_eq!(code, Some(0), "{text}");
+    for part in ["deployment  gpt-4o\n", "GET ptu.openai.azure.com/openai/v1/realtime?model=gpt-4o-ptu\n"] {
+        assert!(text.contains(part), "{part} in\n{text}");
+    }
+}
+
+#[test]
 fn explain_says_where_a_request_about_an_object_would_go() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("aoai-lb.yaml");

@@ -25,7 +25,7 @@ use super::runtime::start_background_runtime;
 use crate::admission::client::Client;
 use crate::azure::request::references::visit_references;
 use crate::azure::response::verdict::Verdict;
-use crate::azure::{Operation, hide_secrets_in_target, parse_target};
+use crate::azure::{Operation, RequestTarget, hide_secrets_in_target, parse_target};
 use crate::config::{BalancePolicy, Config};
 use crate::credentials::Keyring;
 use crate::gateway::{AdmittedRequest, BodyView, Gateway, ModelsAnswer, Moment, ProcessState};
@@ -45,11 +45,11 @@ const ESCAPED_IN_PATHS: &AsciiSet =
 pub(super) struct ExplainArguments {
     #[command(flatten)]
     config: ConfigArguments,
-    /// GET, POST or DELETE.
+    /// GET, POST or DELETE. A GET of /openai/v1/responses or a realtime path is the handshake of a WebSocket.
     method: String,
     /// The path and query, such as /openai/v1/responses.
     path: String,
-    /// The `model` in the request body.
+    /// The `model` in the request body, or in a turn of a WebSocket.
     #[arg(long)]
     model: Option<String>,
     /// The name of the client that sends it.
@@ -188,6 +188,23 @@ fn explain_request(
 }
 
 impl ExplainedRequest {
+    /// The target, if the request is the handshake of a WebSocket: a GET of these paths is nothing else.
+    fn websocket_target(&self) -> Option<RequestTarget> {
+        let target = parse_target(self.path_and_query.as_bytes(), true).ok()?;
+        let is_websocket = target.is_responses_socket() || target.operation == Operation::Realtime;
+        (self.method == Method::GET && is_websocket).then_some(target)
+    }
+
+    /// Whether it opens a WebSocket whose turns are routed like requests.
+    fn opens_responses_socket(&self) -> bool {
+        self.websocket_target().is_some_and(|target| target.is_responses_socket())
+    }
+
+    /// The method of what is routed.
+    fn routed_method(&self) -> Method {
+        if self.opens_responses_socket() { Method::POST } else { self.method.clone() }
+    }
+
     /// The body, with what is known of it.
     ///
     /// # Errors
@@ -198,7 +215,7 @@ impl ExplainedRequest {
             body.insert("model".to_owned(), model.as_str().into());
         }
         if let Some(id) = &self.referenced_id {
-            if self.method != Method::POST {
+            if self.routed_method() != Method::POST {
                 let message =
                     format!("{} has no body: write {PLACEHOLDER} where the path has the id", self.method);
                 return Err(ExplainError::MisplacedReference(message));
@@ -258,8 +275,9 @@ fn admit_and_write_request(
     remembered: &RememberedHomes,
     text: &mut String,
 ) -> Result<Option<AdmittedRequest>, Refusal> {
-    let target =
-        gateway.check_method_and_parse_target(&request.method, request.path_and_query.as_bytes(), false)?;
+    let raw_target = request.path_and_query.as_bytes();
+    let is_websocket = request.websocket_target().is_some();
+    let mut target = gateway.check_method_and_parse_target(&request.method, raw_target, is_websocket)?;
     write_line(
         text,
         "path",
@@ -276,9 +294,25 @@ fn admit_and_write_request(
         write_line(text, "response", &format!("200: the deployments that the client may use: {names}"));
         return Ok(None);
     }
-    gateway.check_permissions_from_head(&request.method, &target, client)?;
+    let method = request.routed_method();
+    if request.opens_responses_socket() {
+        let path = &target.path;
+        write_line(
+            text,
+            "websocket",
+            &format!("answered by the balancer (101); each of its turns is routed like POST {path}"),
+        );
+        if request.model.is_none() {
+            write_line(text, "", "a turn names its model: --model NAME shows where it goes");
+            return Ok(None);
+        }
+        target = gateway.check_method_and_parse_target(&method, raw_target, false)?;
+    } else if is_websocket {
+        write_line(text, "websocket", "tunnelled to the backend that answers its handshake");
+    }
+    gateway.check_permissions_from_head(&method, &target, client)?;
     let view = BodyView { bytes: body, content_type: "application/json", is_compressed: false };
-    let call = gateway.parse_requested_call(&request.method, &target, &view)?;
+    let call = gateway.parse_requested_call(&method, &target, &view)?;
     match &call.deployment {
         Some(deployment) => write_line(text, "deployment", deployment.as_str()),
         None => write_line(text, "deployment", "none: the call is not balanced"),
@@ -298,7 +332,7 @@ fn admit_and_write_request(
     for line in remembered.describe_objects(gateway, &references, now) {
         write_line(text, "refers to", &line);
     }
-    let admitted = gateway.admit(&request.method, target, client, call, body, now)?;
+    let admitted = gateway.admit(&method, target, client, call, body, now)?;
     if let Some(affinity) = &admitted.affinity {
         let lines = describe_search(affinity, gateway, &references, now);
         for (index, line) in lines.iter().enumerate() {
@@ -391,7 +425,8 @@ fn write_attempts(
             }
             for edit in &upstream_request.body_edits {
                 let replacement = String::from_utf8_lossy(&edit.replacement);
-                write_line(text, "", &format!("    in the body: {replacement}"));
+                let place = if request.opens_responses_socket() { "message" } else { "body" };
+                write_line(text, "", &format!("    in the {place}: {replacement}"));
             }
         }
         retry_plan.on_attempt_start(&admitted.pool, &chosen, now);
