@@ -5,11 +5,12 @@
 
 mod affinity;
 mod reference;
+mod responses;
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use clap::Args;
@@ -19,12 +20,12 @@ use serde_json::{Map, Value};
 
 use self::affinity::{References, RememberedHomes, describe_search};
 use self::reference::{PLACEHOLDER, refer_in_body};
+use self::responses::response_lines;
 use super::cli_error::CliError;
 use super::config_file::{ConfigArguments, print_warnings};
 use super::runtime::start_background_runtime;
 use crate::admission::client::Client;
 use crate::azure::request::references::visit_references;
-use crate::azure::response::verdict::Verdict;
 use crate::azure::{Operation, RequestTarget, hide_secrets_in_target, parse_target};
 use crate::config::{BalancePolicy, Config};
 use crate::credentials::Keyring;
@@ -98,34 +99,6 @@ enum ExplainError {
     #[error("--refers-to: {0}")]
     MisplacedReference(String),
 }
-
-/// Sample responses: status, description, and as much of the body as the verdict depends on.
-const SAMPLE_RESPONSES: [(u16, &str, &str); 16] = [
-    (200, "success", ""),
-    (400, "invalid request", r#"{"error":{"code":"BadRequest","message":"…"}}"#),
-    (400, "content filter", r#"{"error":{"code":"content_filter","message":"…"}}"#),
-    (400, "prompt too long", r#"{"error":{"code":"context_length_exceeded","message":"…"}}"#),
-    (
-        401,
-        "credential rejected",
-        r#"{"error":{"code":"401","message":"Access denied due to invalid subscription key"}}"#,
-    ),
-    (403, "permission denied", r#"{"error":{"code":"PermissionDenied","message":"…"}}"#),
-    (
-        403,
-        "network access denied",
-        r#"{"error":{"code":"403","message":"Access denied due to Virtual Network/Firewall rules."}}"#,
-    ),
-    (404, "deployment not found", r#"{"error":{"code":"DeploymentNotFound","message":"…"}}"#),
-    (404, "something else not found", r#"{"error":{"code":"404","message":"Resource not found"}}"#),
-    (408, "timeout", ""),
-    (409, "conflict", "{}"),
-    (424, "failed dependency", "{}"),
-    (429, "too many requests", ""),
-    (429, "request too large now", r#"{"error":{"message":"Your request exceeds the maximum usage size"}}"#),
-    (500, "server error", ""),
-    (503, "unavailable", ""),
-];
 
 /// Prints the explanation of a request.
 pub(super) fn run(arguments: ExplainArguments) -> Result<(), CliError> {
@@ -369,7 +342,10 @@ fn write_routing(
     };
     write_line(text, "", balance_policy);
     if request.shows_responses {
-        write_responses(gateway, config, admitted, text);
+        write_line(text, "responses", "");
+        for (label, consequence) in response_lines(gateway, config, admitted) {
+            write_line(text, &label, &consequence);
+        }
     }
     write_limits(config, admitted, text);
 }
@@ -434,17 +410,6 @@ fn write_attempts(
     }
 }
 
-fn write_responses(gateway: &Gateway, config: &Config, admitted: &AdmittedRequest, text: &mut String) {
-    write_line(text, "responses", "");
-    for (status, description, body) in SAMPLE_RESPONSES {
-        let verdict = gateway.judge_complete_response(admitted, status, body.as_bytes());
-        let consequence = describe_verdict(verdict, config);
-        write_line(text, &format!("  {status}"), &format!("{description}: {consequence}"));
-    }
-    let consequence = describe_verdict(Verdict::BackendFailure, config);
-    write_line(text, "  none", &format!("no connection, reset, no first byte in time: {consequence}"));
-}
-
 fn write_limits(config: &Config, admitted: &AdmittedRequest, text: &mut String) {
     let retry = &config.retry;
     let mut limits = format!(
@@ -456,43 +421,4 @@ fn write_limits(config: &Config, admitted: &AdmittedRequest, text: &mut String) 
         limits += "; not retried once a byte was sent, except after 429 (it could be carried out twice)";
     }
     write_line(text, "limits", &limits);
-}
-
-/// What a verdict means for the request and for the backend.
-fn describe_verdict(verdict: Verdict, config: &Config) -> String {
-    let duration = |length: Duration| humantime::format_duration(length).to_string();
-    match verdict {
-        Verdict::Success | Verdict::ClientError => "relayed".to_owned(),
-        Verdict::Throttled => format!(
-            "the next backend; the deployment is unavailable as long as the response says (by default {}, at most {})",
-            duration(config.cooldown.default_duration),
-            duration(config.cooldown.max_duration)
-        ),
-        Verdict::BackendFailure => format!(
-            "the next backend; counts for its circuit breaker, which opens for {} after {} failures within {} if they \
-             are at least {}% of its attempts",
-            duration(config.breaker.open_duration),
-            config.breaker.min_failures,
-            duration(config.breaker.window),
-            config.breaker.min_failure_percentage.percent(),
-        ),
-        Verdict::CredentialRejected => {
-            "the next backend; if the balancer's own request confirms it, this one is unavailable for 60s or until its \
-             credential is renewed"
-                .to_owned()
-        }
-        Verdict::PermissionDenied => {
-            "the next backend; if the balancer's own request confirms it, this operation is unavailable there for 60s"
-                .to_owned()
-        }
-        Verdict::DeploymentNotFound => {
-            "the next backend; if the balancer's own request confirms it, the deployment is unavailable there for 60s"
-                .to_owned()
-        }
-        Verdict::UnsupportedByBackend => "the next backend; this one stays available".to_owned(),
-        Verdict::TooLargeForBackend => "the next backend, each once; no cooldown".to_owned(),
-        Verdict::NotOnThisResource => "the next resource; this one stays available".to_owned(),
-        Verdict::PromptTooLong => "the next tier; this one stays available".to_owned(),
-        Verdict::RetryElsewhere => "the next backend, each once; this one stays available".to_owned(),
-    }
 }
