@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 use std::future::{pending, ready};
-use std::io::Cursor;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -17,7 +16,6 @@ use super::deadline::{AttemptDeadline, DeadlineAction};
 use super::response_handler::ResponseHandler;
 use super::response_state::ResponseState;
 use super::silence::Silence;
-use super::tunnel::{Tunnel, TunnelEnd};
 use super::upstream_error::UpstreamError;
 use crate::proxy::client::presence::wait_for_disconnect;
 use crate::proxy::client::request_body::{BodyReadError, classify_body_read_error};
@@ -26,7 +24,6 @@ use crate::proxy::context::RequestContext;
 use crate::proxy::error_types::{BACKEND_STALLED, FIRST_BYTE_TIMEOUT, RESPONSE_IDLE_TIMEOUT};
 use crate::proxy::timer::Timer;
 use crate::proxy::upstream::connection::{UpstreamConnection, UpstreamEvent};
-use crate::proxy::websocket::realtime::RealtimeObserver;
 
 /// Maximum number of parts of a response that are written to the client together, if they have already
 /// arrived.
@@ -96,9 +93,9 @@ impl SendProgress {
 
 /// The exchange of request and response on one upstream connection.
 pub(in crate::proxy) struct AttemptExchange<'e> {
-    session: &'e mut ServerSession,
-    context: &'e mut RequestContext,
-    upstream: &'e mut UpstreamConnection,
+    pub(super) session: &'e mut ServerSession,
+    pub(super) context: &'e mut RequestContext,
+    pub(super) upstream: &'e mut UpstreamConnection,
     progress: SendProgress,
     silence: Silence,
 }
@@ -205,70 +202,6 @@ impl<'e> AttemptExchange<'e> {
             // Not even a disconnect: to notice it a byte has to be read, which would belong to the upload.
             () if is_upload => ClientReadMode::Nothing,
             () => ClientReadMode::Disconnect,
-        }
-    }
-
-    /// Relays bytes both ways after a 101, until the tunnel ends. The sessions are empty then.
-    ///
-    /// # Errors
-    /// If one side failed.
-    async fn run_tunnel(&mut self, timer: &mut Timer) -> Result<()> {
-        let mut observer = RealtimeObserver::of_request(self.context);
-        // What the sessions have already read comes first.
-        let from_client = self.session.read_body_or_idle(false).now_or_never();
-        let from_client = from_client.transpose().map_err(Error::into_down)?;
-        let from_backend = match self.upstream.next_event().now_or_never() {
-            Some(UpstreamEvent::Read(read)) => Some(read.map_err(Error::into_up)?),
-            _ => None,
-        };
-        if let Some(task) = from_backend {
-            let is_end = task.is_end();
-            if let (Some(observer), HttpTask::Body(Some(bytes), _) | HttpTask::UpgradedBody(Some(bytes), _)) =
-                (&mut observer, &task)
-            {
-                observer.observe(bytes);
-            }
-            let tasks = self.handle(vec![task])?;
-            if self.record_and_write_to_client(tasks).await? || is_end {
-                return Ok(());
-            }
-        }
-        let unused = ServerSession::new_http1(Box::new(Cursor::new(Vec::new())));
-        let (ServerSession::H1(client), Some(backend)) =
-            (std::mem::replace(self.session, unused), self.upstream.take_tunnel_stream())
-        else {
-            return Error::e_explain(ErrorType::InternalError, "a tunnel needs HTTP/1.1 on both sides");
-        };
-        let has_client_ended = matches!(from_client, Some(None));
-        let client_bytes = from_client.flatten().unwrap_or_default();
-        let tunnel = Tunnel::new(client.into_inner(), backend, client_bytes, has_client_ended);
-        let idle_limit = self.context.gateway().timeouts.response_idle;
-        let RequestContext { ending, request, .. } = &mut *self.context;
-        let end = tunnel.run(idle_limit, timer, |bytes| {
-            ending.note_response_body_bytes(bytes.len(), request.received_instant);
-            if let Some(observer) = &mut observer {
-                observer.observe(bytes);
-            }
-        });
-        match end.await {
-            TunnelEnd::Closed => Ok(()),
-            TunnelEnd::Silent => {
-                // Neither side is at fault: this is no failure of the backend.
-                self.context.ending.has_response_failed = true;
-                Ok(())
-            }
-            TunnelEnd::ClientLost(cause) => {
-                Err(Error::because(ErrorType::ConnectionClosed, "in a tunnel", cause).into_down())
-            }
-            TunnelEnd::ClientDoesNotRead => {
-                Err(Error::explain(ErrorType::WriteTimedout, "a tunnel's client does not read").into_down())
-            }
-            TunnelEnd::BackendLost(cause) => {
-                Err(Error::because(ErrorType::ConnectionClosed, "in a tunnel", cause).into_up())
-            }
-            TunnelEnd::BackendDoesNotRead => {
-                Err(Error::explain(ErrorType::WriteTimedout, "a tunnel's backend does not read").into_up())
-            }
         }
     }
 
@@ -380,7 +313,7 @@ impl<'e> AttemptExchange<'e> {
     }
 
     /// Decides what the client gets of these parts of the response.
-    fn handle(&mut self, tasks: Vec<HttpTask>) -> Result<Vec<HttpTask>> {
+    pub(super) fn handle(&mut self, tasks: Vec<HttpTask>) -> Result<Vec<HttpTask>> {
         ResponseHandler::new(self.context, Instant::now()).handle_tasks(tasks)
     }
 
@@ -417,7 +350,7 @@ impl<'e> AttemptExchange<'e> {
 
     /// Writes these parts of the response to the client; returns whether it has all that it gets. The record
     /// is written before the last of them.
-    async fn record_and_write_to_client(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+    pub(super) async fn record_and_write_to_client(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         let receipt =
             if self.context.is_record_ready_to_submit() { self.context.submit_record() } else { None };
         if tasks.is_empty() {

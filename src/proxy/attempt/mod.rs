@@ -21,5 +21,6 @@ pub(super) mod response_state;
 pub(super) mod retry_state;
 pub(super) mod silence;
 mod tunnel;
+mod tunnel_exchange;
 pub(super) mod upstream_error;
 pub(super) mod upstream_target;

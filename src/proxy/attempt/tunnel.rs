@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use pingora::protocols::Stream;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use crate::proxy::timer::Timer;
 
@@ -21,8 +21,6 @@ const READ_BYTES: usize = 8 * 1024;
 pub(super) enum TunnelEnd {
     /// Both directions were closed, or the client was lost after it had closed its own.
     Closed,
-    /// No byte passed in either direction for as long as that is allowed.
-    Silent,
     ClientLost(io::Error),
     /// The client did not take what the backend sent.
     ClientDoesNotRead,
@@ -66,11 +64,11 @@ impl Tunnel {
         Self { client, backend, to_backend, to_client: Direction::default() }
     }
 
-    /// Relays bytes until the tunnel ends. It ends as well if no byte passes, or one side takes nothing of
-    /// what is to be written to it, for `idle_limit`. `on_bytes_to_client` is told what
-    /// the backend sends.
+    /// Relays bytes until the tunnel ends. It ends as well if one side takes nothing of what is to be written to it
+    /// for `idle_limit`, or no byte passes after one side has closed its direction. While both are open it may be
+    /// silent: TCP keep-alive finds a side that is lost. `on_bytes_to_client` is told what the backend sends.
     pub(super) async fn run(
-        mut self,
+        &mut self,
         idle_limit: Duration,
         timer: &mut Timer,
         mut on_bytes_to_client: impl FnMut(&[u8]),
@@ -94,8 +92,12 @@ impl Tunnel {
                 return end;
             }
             let quiet_since = self.quiet_since(last_progress);
-            if Instant::now() >= quiet_since + idle_limit {
-                return self.end_by_timeout(quiet_since);
+            let now = Instant::now();
+            if now >= quiet_since + idle_limit {
+                match self.end_by_timeout(quiet_since) {
+                    Some(end) => return end,
+                    None => last_progress = now,
+                }
             }
         }
     }
@@ -143,15 +145,24 @@ impl Tunnel {
         }
     }
 
-    /// How the tunnel ends that is quiet since then.
-    fn end_by_timeout(&self, since: Instant) -> TunnelEnd {
+    /// Writes a last frame to the client, which has read all frames before it.
+    pub(super) async fn send_last_frame(&mut self, frame: &[u8]) -> io::Result<()> {
+        if self.to_client.pending.is_empty() {
+            self.client.write_all(frame).await?;
+        }
+        self.client.flush().await?;
+        self.client.shutdown().await
+    }
+
+    /// How the tunnel ends that is quiet since then; `None` if it goes on.
+    fn end_by_timeout(&self, since: Instant) -> Option<TunnelEnd> {
         let is_blocked = |direction: &Direction| direction.blocked_since.is_some_and(|at| at <= since);
         match () {
-            () if is_blocked(&self.to_backend) => TunnelEnd::BackendDoesNotRead,
-            () if is_blocked(&self.to_client) => TunnelEnd::ClientDoesNotRead,
+            () if is_blocked(&self.to_backend) => Some(TunnelEnd::BackendDoesNotRead),
+            () if is_blocked(&self.to_client) => Some(TunnelEnd::ClientDoesNotRead),
             // One side has closed its direction, and the other has nothing more to say.
-            () if self.to_backend.is_closed || self.to_client.is_closed => TunnelEnd::Closed,
-            () => TunnelEnd::Silent,
+            () if self.to_backend.is_closed || self.to_client.is_closed => Some(TunnelEnd::Closed),
+            () => None,
         }
     }
 }

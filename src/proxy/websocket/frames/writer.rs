@@ -18,21 +18,13 @@ pub(in crate::proxy) struct MessageWriter<W> {
     pending: Vec<u8>,
     /// Bytes of `pending` that have been written.
     written_of_pending: usize,
-    written_bytes: u64,
     needs_flush: bool,
 }
 
 impl<W: AsyncWrite + Unpin> MessageWriter<W> {
     /// A writer of what this side sends: as a client it masks each frame with a random key.
     pub(in crate::proxy) fn new(target: W, sender: FrameSender) -> Self {
-        Self {
-            target,
-            sender,
-            pending: Vec::new(),
-            written_of_pending: 0,
-            written_bytes: 0,
-            needs_flush: false,
-        }
+        Self { target, sender, pending: Vec::new(), written_of_pending: 0, needs_flush: false }
     }
 
     /// Appends a text message to what is written next.
@@ -55,16 +47,6 @@ impl<W: AsyncWrite + Unpin> MessageWriter<W> {
         push_frame(&mut self.pending, self.sender, FrameKind::Close, &close_payload(code, reason));
     }
 
-    /// Bytes that have been pushed and not yet written.
-    pub(in crate::proxy) fn pending_bytes(&self) -> usize {
-        self.pending.len() - self.written_of_pending
-    }
-
-    /// Bytes of frames that have been written, their heads included.
-    pub(in crate::proxy) fn written_bytes(&self) -> u64 {
-        self.written_bytes
-    }
-
     /// Writes all that was pushed. After a call that is cancelled the next one goes on where it stopped.
     ///
     /// # Errors
@@ -76,7 +58,6 @@ impl<W: AsyncWrite + Unpin> MessageWriter<W> {
                 return Err(io::ErrorKind::WriteZero.into());
             }
             self.written_of_pending += written;
-            self.written_bytes += written as u64;
             self.needs_flush = true;
         }
         self.written_of_pending = 0;
@@ -120,8 +101,7 @@ mod tests {
             let length = far.read(&mut part).await.unwrap();
             received.extend_from_slice(part.get(..length).unwrap());
         }
-        assert!(writer.pending_bytes() == 0 && writer.pending.capacity() == 0, "no buffer is kept");
-        assert_eq!(writer.written_bytes(), 10_004);
+        assert!(writer.pending.capacity() == 0, "no buffer is kept");
         drop(writer);
         far.read_to_end(&mut received).await.unwrap();
         assert_eq!(received.len(), 10_004);

@@ -48,6 +48,11 @@ impl FrameFollower {
         self.is_broken
     }
 
+    /// Whether the bytes so far end with a frame.
+    pub fn is_between_frames(&self) -> bool {
+        !self.is_broken && self.frame.is_none() && self.head.is_empty()
+    }
+
     /// Takes the next bytes.
     pub fn feed(&mut self, mut bytes: &[u8], on_part: &mut impl FnMut(MessagePart<'_>)) {
         while !self.is_broken {

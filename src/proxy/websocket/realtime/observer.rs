@@ -24,6 +24,11 @@ impl RealtimeObserver {
         Some(Box::new(Self { frames: FrameFollower::default(), events, turns: Turns::new(session) }))
     }
 
+    /// Whether the bytes so far end with a frame.
+    pub(in crate::proxy) fn is_between_frames(&self) -> bool {
+        self.frames.is_between_frames()
+    }
+
     /// Takes the next bytes of the backend.
     pub(in crate::proxy) fn observe(&mut self, bytes: &[u8]) {
         let Self { frames, events, turns } = self;

@@ -259,7 +259,7 @@ impl SocketSession {
             self.reader.set_max_message_bytes(self.shared.opener.config.gateway.websocket.max_frame_bytes);
         }
         if message.is_create {
-            return match self.shared.hold(text) {
+            return match HeldMessage::new(text, self.reader.take_memory()) {
                 Ok(create) => {
                     self.waiting.push_back((message, create));
                     self.begin_turns();
@@ -327,7 +327,8 @@ impl SocketSession {
         };
         let only_turn = if let [only] = self.active_turns.as_slice() { Some(only) } else { None };
         if let Some(turn) = self.active_turns.iter().find(is_meant).or(only_turn) {
-            let sent = self.shared.hold(text).map(|held| turn.messages.try_send(held));
+            let sent =
+                HeldMessage::new(text, self.reader.take_memory()).map(|held| turn.messages.try_send(held));
             return match sent {
                 // One that has just ended needs no message any more.
                 Ok(Ok(()) | Err(TrySendError::Closed(_))) => Flow::Continue,

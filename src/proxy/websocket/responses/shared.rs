@@ -14,7 +14,7 @@ use super::idle_upstreams::IdleUpstreams;
 use crate::admission::client::Client;
 use crate::admission::client_registry::{AuthError, UNKNOWN_SIGNING_KEY_MESSAGE};
 use crate::azure::RequestTarget;
-use crate::names::{Caller, CertificateSubject};
+use crate::names::CertificateSubject;
 use crate::proxy::ActiveConfig;
 use crate::proxy::client::body_memory::{BodyMemory, MemoryReservation};
 use crate::proxy::client::client_request::ClientRequest;
@@ -53,6 +53,17 @@ pub(in crate::proxy) struct SocketServices {
 pub(super) struct HeldMessage {
     pub(super) bytes: Bytes,
     pub(super) memory: MemoryReservation,
+}
+
+impl HeldMessage {
+    /// Holds a message until its turn has it. `memory` is what has been charged for it so far.
+    ///
+    /// # Errors
+    /// `overloaded` if there is no memory for it.
+    pub(super) fn new(bytes: Bytes, mut memory: MemoryReservation) -> Result<Self, Refusal> {
+        memory.grow_to(bytes.len() as u64)?;
+        Ok(Self { bytes, memory })
+    }
 }
 
 /// Who opened a socket.
@@ -120,19 +131,6 @@ impl SocketShared {
                 AuthError::UnknownSigningKey(_) => Refusal::invalid_api_key(UNKNOWN_SIGNING_KEY_MESSAGE),
             },
         )
-    }
-
-    /// Holds a message of the client until its turn has it.
-    ///
-    /// # Errors
-    /// `overloaded` if there is no memory for it.
-    pub(super) fn hold(&self, bytes: Bytes) -> Result<HeldMessage, Refusal> {
-        let config = self.services.active_config.load();
-        let max_total_bytes = config.gateway.request_config.max_total_buffered_bytes;
-        let holder = Caller::of(self.opener.client.name.as_ref(), self.opener.request.client_ip);
-        let mut memory = BodyMemory::empty_reservation(&self.services.body_memory, holder, max_total_bytes);
-        memory.grow_to(bytes.len() as u64)?;
-        Ok(HeldMessage { bytes, memory })
     }
 
     /// Remembers a response that is not stored.

@@ -344,7 +344,7 @@ impl Turn {
         let max_message_bytes = config.gateway.websocket.max_frame_bytes;
         let handshake = finish_handshake(&mut upstream, &key, route, max_message_bytes, memory);
         match self.wait_for_backend(handshake).await.and_then(|handshake| handshake).map_err(failed)? {
-            Handshake::Opened(socket) => Ok(Some(Box::new(socket))),
+            Handshake::Opened(socket) => Ok(Some(socket)),
             Handshake::Refused(first) => {
                 let relayed = self.relay_http_response(first, &mut upstream).await;
                 connector.release(upstream, peer).await;

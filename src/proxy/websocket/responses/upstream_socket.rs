@@ -63,7 +63,7 @@ pub(super) struct UpstreamRoute {
 
 /// What a backend answered to a handshake.
 pub(super) enum Handshake {
-    Opened(UpstreamSocket),
+    Opened(Box<UpstreamSocket>),
     /// Another response. What has been read of it comes first.
     Refused(HttpTask),
 }
@@ -154,7 +154,7 @@ pub(super) async fn finish_handshake(
     };
     let (read_half, write_half) = tokio::io::split(stream);
     let now = Instant::now();
-    Ok(Handshake::Opened(UpstreamSocket {
+    Ok(Handshake::Opened(Box::new(UpstreamSocket {
         route,
         reader: MessageReader::new(read_half, FrameSender::Backend, first_bytes, max_message_bytes, memory),
         writer: MessageWriter::new(write_half, FrameSender::Client),
@@ -166,7 +166,7 @@ pub(super) async fn finish_handshake(
         latest_response: None,
         has_unsent: false,
         end: None,
-    }))
+    })))
 }
 
 impl UpstreamSocket {
