@@ -9,6 +9,7 @@
 //!
 //! ```text
 //! server/      listens; per request: mood, body, response
+//! websocket/   the sessions of WebSockets: their turns and their events
 //! operations/  chat, responses, embeddings, files, ...   faults/  what a mood does to a response
 //! api/         what all operations share: routes, credentials, errors, headers, SSE
 //! config/      the file of `aoai-lb simulate`
@@ -27,6 +28,7 @@ mod operations;
 mod resource;
 mod server;
 mod util;
+mod websocket;
 
 #[cfg(test)]
 mod tests;

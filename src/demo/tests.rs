@@ -6,9 +6,12 @@ mod conversations;
 mod faults;
 mod files;
 mod read_lag;
+mod realtime;
 mod references;
 mod state;
 mod structured_output;
+mod websocket_client;
+mod websocket_turns;
 mod websockets;
 
 use std::net::SocketAddr;
@@ -18,7 +21,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{DeploymentKind, Mood, SimulatedResource, Simulator};
+use super::{DeploymentKind, Mood, ResponseTiming, SimulatedResource, Simulator};
 
 const CHAT_TARGET: &str = "/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21";
 const CHAT_BODY: &str = r#"{"messages":[{"role":"user","content":"hello there"}]}"#;

@@ -97,10 +97,21 @@ struct ResourceEntry {
     between_events: Option<String>,
     idle_limit: Option<String>,
     websocket_limit: Option<String>,
+    #[serde(default)]
+    stream_ids: StreamIds,
     background_time: Option<String>,
     read_lag: Option<String>,
     #[serde(default)]
     ids: IdFormName,
+}
+
+/// What a Responses WebSocket does with `stream_id`.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum StreamIds {
+    Accept,
+    #[default]
+    Refuse,
 }
 
 /// The names of [`IdForm`].
@@ -170,6 +181,7 @@ fn resource_from_entry(
         idle_timeout: duration("idle_limit", entry.idle_limit)?,
         max_websocket_lifetime: duration("websocket_limit", entry.websocket_limit)?
             .unwrap_or(defaults.max_websocket_lifetime),
+        accepts_stream_ids: entry.stream_ids == StreamIds::Accept,
         background_response_duration: duration("background_time", entry.background_time)?
             .unwrap_or(defaults.background_response_duration),
         read_lag: duration("read_lag", entry.read_lag)?.unwrap_or(defaults.read_lag),
@@ -238,6 +250,7 @@ mod tests {
             ("colour: red", "unknown field `colour`"),
             ("idle_limit: soon", "resources[0].idle_limit"),
             ("ids: none", "unknown variant `none`"),
+            ("stream_ids: maybe", "unknown variant `maybe`"),
             ("read_lag: 5", "resources[0].read_lag"),
             ("mood: read_lag", "expected a duration, such as `read_lag: 250ms`"),
         ];

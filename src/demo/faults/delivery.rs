@@ -22,10 +22,10 @@ pub(in crate::demo) struct DeliveryPlan {
     delay_before_each_piece: Duration,
     silence: Option<SilencePlan>,
     /// Where the body is cut off, and how.
-    cutoff: Option<(BodyPosition, CutoffMethod)>,
+    pub(in crate::demo) cutoff: Option<(BodyPosition, CutoffMethod)>,
     framing: ResponseFraming,
     splits_into_tiny_writes: bool,
-    interim_response_count: usize,
+    pub(in crate::demo) interim_response_count: usize,
 }
 
 /// A pause within the body.
@@ -92,6 +92,17 @@ impl DeliveryPlan {
         plan
     }
 
+    /// The pause before the piece of this index.
+    pub(in crate::demo) fn delay_before_piece(&self, index: usize) -> Duration {
+        let silence = self.silence.as_ref().filter(|silence| silence.after_events == index);
+        self.delay_before_each_piece + silence.map_or(Duration::ZERO, |silence| silence.duration)
+    }
+
+    /// Whether a longer body is announced than is sent.
+    pub(in crate::demo) fn announces_too_much(&self) -> bool {
+        matches!(self.framing, ResponseFraming::UnderfilledLength(_))
+    }
+
     /// Sends interim responses, the status line and the headers.
     pub(in crate::demo) async fn send_head<S: ResettableStream>(
         &self,
@@ -151,12 +162,7 @@ impl DeliveryPlan {
             !self.delay_before_each_piece.is_zero() || self.silence.is_some() || self.cutoff.is_some();
         let mut bytes_sent = 0;
         for (index, piece) in body_pieces(body, is_divided).iter().enumerate() {
-            if let Some(silence) = &self.silence
-                && silence.after_events == index
-            {
-                connection.sleep_while_connected(silence.duration).await?;
-            }
-            connection.sleep_while_connected(self.delay_before_each_piece).await?;
+            connection.sleep_while_connected(self.delay_before_piece(index)).await?;
             let allowed_bytes = match self.cutoff {
                 Some((BodyPosition::Events(count), method)) if index >= count => {
                     return Ok(DeliveryOutcome::CutOff(method));
@@ -192,7 +198,7 @@ impl DeliveryPlan {
         Ok(outcome)
     }
 
-    async fn write_body<S: ResettableStream>(
+    pub(in crate::demo) async fn write_body<S: ResettableStream>(
         &self,
         connection: &mut HttpConnection<S>,
         bytes: &[u8],

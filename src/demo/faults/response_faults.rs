@@ -1,17 +1,54 @@
-//! Moods that change the content of a response: errors inside streams, missing or oversized events, late
+//! Moods that change a request or the content of a response: refusals, errors inside streams, missing or oversized events, late
 //! annotations.
 
 use serde_json::{Value, json};
 
 use crate::demo::api::content_filter::passed_filter_results;
+use crate::demo::api::error_response::to_response;
 use crate::demo::api::request::SimulatedRequest;
 use crate::demo::api::response::{EventRole, ResponseBody, SimulatedResponse, StreamEvent, StreamFormat};
 use crate::demo::api::sse;
-use crate::demo::api::throttling::throttled_by_mood_response;
+use crate::demo::api::throttling::{high_demand_response, throttled_by_mood_response};
 use crate::demo::moods::mood::{ErrorEventOrder, Mood};
+use crate::demo::resource::rate_limiter::LimitOverride;
 
 /// `retry-after` of the 429 that [`Mood::ErrorFirst`] gives to requests without a stream.
 const ERROR_FIRST_RETRY_AFTER_SECONDS: &str = "4";
+
+/// The request as the mood lets the operation see it.
+pub(in crate::demo) fn apply_mood_to_request<'a>(
+    request: &SimulatedRequest<'a>,
+    mood: &Mood,
+) -> SimulatedRequest<'a> {
+    SimulatedRequest {
+        limit_override: match mood {
+            Mood::CountersMinusOne => LimitOverride::MinusOneCounters,
+            Mood::ReducedLimits { limit_percent } => LimitOverride::PercentOfLimits(*limit_percent),
+            _ => LimitOverride::None,
+        },
+        keeps_responses: !matches!(mood, Mood::ErrorFirst { .. } | Mood::MidStreamError { .. }),
+        read_lag: match mood {
+            Mood::ReadLag(read_lag) => *read_lag,
+            _ => request.read_lag,
+        },
+        ..*request
+    }
+}
+
+/// The response of a mood that refuses every request.
+pub(in crate::demo) fn refusal_by_mood(request: &SimulatedRequest, mood: &Mood) -> Option<SimulatedResponse> {
+    match mood {
+        Mood::Throttled { retry_after_ms, retry_after } => Some(throttled_by_mood_response(
+            request.resource,
+            request.route,
+            *retry_after_ms,
+            retry_after.as_deref(),
+        )),
+        Mood::HighDemand => Some(high_demand_response()),
+        Mood::Refuses(error) | Mood::EarlyAnswer { error, .. } => Some(to_response(*error)),
+        _ => None,
+    }
+}
 
 /// Changes the events of a stream as the mood demands. Of other responses, only [`Mood::ErrorFirst`] changes
 /// any.

@@ -1,5 +1,6 @@
 //! One HTTP/1.1 connection: reads request heads and bodies, and writes raw bytes.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -128,6 +129,18 @@ impl<S: ResettableStream> HttpConnection<S> {
             }
             self.read_more_into_buffer().await?;
         }
+    }
+
+    /// The bytes of this range, once they have arrived. They stay in the buffer, so that cancelling it loses
+    /// nothing.
+    pub(in crate::demo) async fn peek(&mut self, range: Range<usize>) -> Result<&[u8], ConnectionError> {
+        if self.read_buffer.capacity() < range.end {
+            self.read_buffer.reserve(range.end - self.read_buffer.len());
+        }
+        while self.read_buffer.len() < range.end {
+            self.read_more_into_buffer().await?;
+        }
+        Ok(self.read_buffer.get(range).unwrap_or_default())
     }
 
     /// Reads exactly `count` bytes, for WebSocket frames.

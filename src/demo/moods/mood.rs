@@ -128,6 +128,22 @@ pub enum Mood {
     },
 }
 
+impl Mood {
+    /// Whether the mood is for the handshake of a WebSocket that names no deployment, rather than for its turns.
+    pub(in crate::demo) fn is_about_connections(&self) -> bool {
+        match self {
+            Self::Mute
+            | Self::ResetBeforeHead
+            | Self::CloseBeforeHead
+            | Self::EarlyAnswer { .. }
+            | Self::Unsolicited101 => true,
+            Self::Refuses(error) => error.is_about_connections(),
+            Self::After(_, mood) => mood.is_about_connections(),
+            _ => false,
+        }
+    }
+}
+
 /// A position in a response body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyPosition {

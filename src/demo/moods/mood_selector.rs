@@ -44,6 +44,25 @@ impl MoodSelector {
         }
     }
 
+    /// The mood of a handshake that names no deployment. A mood that is not about connections is left for the
+    /// first turn on the WebSocket.
+    pub(in crate::demo) fn next_handshake_mood(&mut self) -> Mood {
+        let is_about_connections = self.current_mood().is_about_connections();
+        if is_about_connections { self.next_mood(None) } else { Mood::Calm }
+    }
+
+    /// The mood of the next request that names no deployment.
+    fn current_mood(&self) -> &Mood {
+        match self {
+            Self::Fixed(mood) => mood,
+            Self::Sequence { steps, next_step } => {
+                let current = (*next_step).min(steps.len().saturating_sub(1));
+                steps.get(current).map_or(&Mood::Calm, Self::current_mood)
+            }
+            Self::PerDeployment { default_selector, .. } => default_selector.current_mood(),
+        }
+    }
+
     /// The mood of the next request; advances sequences.
     pub(in crate::demo) fn next_mood(&mut self, deployment: Option<&str>) -> Mood {
         match self {

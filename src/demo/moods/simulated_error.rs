@@ -94,6 +94,20 @@ impl SimulatedError {
         })
     }
 
+    /// Whether the error is about the client, its network or the path, and not about what it asks for.
+    pub(super) fn is_about_connections(self) -> bool {
+        match self {
+            Self::InvalidKey
+            | Self::InvalidToken
+            | Self::PermissionDenied
+            | Self::AuthenticationTypeDisabled
+            | Self::Firewall
+            | Self::ResourceNotFound => true,
+            Self::Status(status) => matches!(status, 401 | 403 | 407),
+            _ => false,
+        }
+    }
+
     /// The usual error for a status; [`Self::ServerError`] for any that has none.
     pub(in crate::demo) fn for_status(status: u16) -> Self {
         match status {

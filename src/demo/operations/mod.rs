@@ -11,10 +11,9 @@ mod files;
 mod images;
 mod models;
 mod objects;
-mod responses;
+pub(in crate::demo) mod responses;
 pub(in crate::demo) mod shared;
 mod uploads;
 mod vector_stores;
 
 pub(in crate::demo) mod dispatch;
-pub(in crate::demo) mod websocket;

@@ -43,6 +43,9 @@ pub struct SimulatedResource {
     pub idle_timeout: Option<Duration>,
     /// How long a WebSocket may stay open (60 minutes on Azure).
     pub max_websocket_lifetime: Duration,
+    /// Runs the turns of different lanes (`stream_id`) of a Responses WebSocket at the same time, and accepts
+    /// `response.steer`, as OpenAI does. Otherwise both are refused.
+    pub accepts_stream_ids: bool,
     /// How long a background response and a batch take.
     pub background_response_duration: Duration,
     /// How long a streamed response and its items are not found after the stream has ended (5 to 33 s were
@@ -71,6 +74,7 @@ impl SimulatedResource {
             timing: ResponseTiming::default(),
             idle_timeout: None,
             max_websocket_lifetime: Duration::from_secs(3600),
+            accepts_stream_ids: false,
             background_response_duration: Duration::from_millis(300),
             read_lag: Duration::ZERO,
             id_form: IdForm::default(),

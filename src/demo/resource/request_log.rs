@@ -39,6 +39,9 @@ pub struct LoggedRequest {
     pub client_disconnected: bool,
     /// The number of the connection, counted from 1 for each resource.
     pub connection_number: u64,
+    /// Whether it is a turn on a Responses WebSocket. Its method is `WEBSOCKET`, its body the `response.create`,
+    /// target and headers are those of the handshake, which is a request of its own.
+    pub is_websocket_turn: bool,
 }
 
 impl LoggedRequest {
@@ -64,8 +67,7 @@ impl RequestLog {
         connection_number: u64,
         now: Instant,
     ) -> usize {
-        let number = self.request_count.fetch_add(1, Ordering::SeqCst);
-        let request = LoggedRequest {
+        self.add(LoggedRequest {
             method: head.method.clone(),
             target: head.target.clone(),
             headers: head.headers.clone(),
@@ -77,7 +79,34 @@ impl RequestLog {
             is_response_complete: false,
             client_disconnected: false,
             connection_number,
-        };
+            is_websocket_turn: false,
+        })
+    }
+
+    /// Adds a turn on the WebSocket of this handshake. Returns its number.
+    pub(in crate::demo) fn record_turn(
+        &self,
+        handshake: &LoggedRequest,
+        message: &str,
+        records_body: bool,
+        now: Instant,
+    ) -> usize {
+        self.add(LoggedRequest {
+            method: "WEBSOCKET".to_owned(),
+            body_len: message.len() as u64,
+            body: records_body.then(|| Bytes::copy_from_slice(message.as_bytes())),
+            received_at: now,
+            is_body_complete: true,
+            response_status: None,
+            is_response_complete: false,
+            client_disconnected: false,
+            is_websocket_turn: true,
+            ..handshake.clone()
+        })
+    }
+
+    fn add(&self, request: LoggedRequest) -> usize {
+        let number = self.request_count.fetch_add(1, Ordering::SeqCst);
         let mut requests = lock_ignoring_poison(&self.numbered_requests);
         if requests.len() == MAX_LOGGED_REQUESTS {
             requests.pop_front();
@@ -93,6 +122,12 @@ impl RequestLog {
         if let Some((_, request)) = requests.iter_mut().rev().find(|(known, _)| *known == number) {
             update(request);
         }
+    }
+
+    /// The request of this number, unless it has already been dropped.
+    pub(in crate::demo) fn request(&self, number: usize) -> Option<LoggedRequest> {
+        let requests = lock_ignoring_poison(&self.numbered_requests);
+        requests.iter().rev().find(|(known, _)| *known == number).map(|(_, request)| request.clone())
     }
 
     /// How many requests were received, including those that were dropped from the log.

@@ -19,10 +19,10 @@ use crate::demo::http::resettable_stream::ResettableStream;
 use crate::demo::http::websocket::handshake_accept_value;
 use crate::demo::moods::mood::Mood;
 use crate::demo::moods::simulated_error::SimulatedError;
-use crate::demo::operations::websocket::session::run_websocket_session;
 use crate::demo::resource::rate_limiter::LimitOverride;
 use crate::demo::resource::state::ResourceState;
 use crate::demo::util::locking::lock_ignoring_poison;
+use crate::demo::websocket::session::run_websocket_session;
 
 /// A request whose head was read.
 pub(super) struct RequestHandler<'a, S> {
@@ -83,18 +83,25 @@ impl<S: ResettableStream> RequestHandler<'_, S> {
     }
 
     /// The mood, if the head suffices to choose it. `None` if it depends on a deployment that only the body
-    /// names.
+    /// names. The handshake of a Responses WebSocket names none: it has only moods that are about connections, and
+    /// leaves the others to the turns.
     fn choose_mood_from_head(&self, route: Option<&RequestRoute>) -> Option<Mood> {
+        let is_responses_upgrade = self.head.is_websocket_upgrade()
+            && route.is_some_and(|route| route.operation_path_segments() == ["responses"]);
         if self.resource.definition.allows_mood_header
             && let Some(text) = self.head.header("x-simulate")
         {
             match parse_mood(text) {
+                Ok(mood) if is_responses_upgrade && !mood.is_about_connections() => return Some(Mood::Calm),
                 Ok(mood) => return Some(mood),
                 Err(reason) => log::warn!("simulate: header x-simulate ignored: {reason}"),
             }
         }
         let deployment = route.and_then(|route| route.deployment.as_deref());
         let mut selector = lock_ignoring_poison(&self.resource.mood_selector);
+        if is_responses_upgrade {
+            return Some(selector.next_handshake_mood());
+        }
         (deployment.is_some() || !selector.depends_on_deployment()).then(|| selector.next_mood(deployment))
     }
 
@@ -200,8 +207,11 @@ impl<S: ResettableStream> RequestHandler<'_, S> {
         let request_id = self.resource.id_generator.new_uuid_v4();
         let text = format!(
             "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\
-             sec-websocket-accept: {accept_value}\r\napim-request-id: {request_id}\r\nx-ms-region: {}\r\n\r\n",
-            self.resource.definition.region
+             sec-websocket-accept: {accept_value}\r\napim-request-id: {request_id}\r\nx-ms-region: {}\r\n{}\r\n",
+            self.resource.definition.region,
+            selected_subprotocol(self.head, api)
+                .map(|name| format!("sec-websocket-protocol: {name}\r\n"))
+                .unwrap_or_default(),
         );
         self.connection.write_all(text.as_bytes()).await?;
         self.record_response_status(101);
@@ -215,11 +225,14 @@ impl<S: ResettableStream> RequestHandler<'_, S> {
             read_lag: self.resource.read_lag(),
             received_at: Instant::now(),
         };
-        run_websocket_session(&request, api, self.connection).await?;
-        self.resource
-            .request_log
-            .update_request(self.log_entry_number, |logged| logged.is_response_complete = true);
-        Ok(NextConnectionAction::Close)
+        let log = &self.resource.request_log;
+        let handshake = log.request(self.log_entry_number).ok_or(ConnectionError::Disconnected)?;
+        let end = run_websocket_session(&request, &handshake, api, self.connection).await?;
+        log.update_request(self.log_entry_number, |logged| logged.is_response_complete = true);
+        Ok(match end {
+            CutoffMethod::Close => NextConnectionAction::Close,
+            CutoffMethod::Reset => NextConnectionAction::Reset,
+        })
     }
 
     fn record_response_status(&self, status: u16) {
@@ -227,4 +240,15 @@ impl<S: ResettableStream> RequestHandler<'_, S> {
             .request_log
             .update_request(self.log_entry_number, |logged| logged.response_status = Some(status));
     }
+}
+
+/// The first subprotocol that the client offers and the API has. Others, among them those that carry a key, are passed
+/// over.
+fn selected_subprotocol<'h>(head: &'h RequestHead, api: &WebSocketApi) -> Option<&'h str> {
+    let prefix = match api {
+        WebSocketApi::Realtime(_) => "realtime",
+        WebSocketApi::Responses => "openai-beta.responses.",
+    };
+    let offered = head.header("sec-websocket-protocol")?.split(',').map(str::trim);
+    offered.into_iter().find(|name| name.starts_with(prefix))
 }

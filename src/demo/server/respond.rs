@@ -12,8 +12,7 @@ use crate::demo::api::error_response::{error_with_code, to_response};
 use crate::demo::api::request::SimulatedRequest;
 use crate::demo::api::response::{ErrorResponse, SimulatedResponse};
 use crate::demo::api::route::{ApiDialect, RequestRoute};
-use crate::demo::api::throttling::{high_demand_response, throttled_by_mood_response};
-use crate::demo::faults::response_faults::apply_mood_to_response;
+use crate::demo::faults::response_faults::{apply_mood_to_request, apply_mood_to_response, refusal_by_mood};
 use crate::demo::http::request_head::RequestHead;
 use crate::demo::moods::mood::Mood;
 use crate::demo::moods::simulated_error::SimulatedError;
@@ -35,25 +34,17 @@ pub(super) fn build_response(
     let Some(route) = RequestRoute::from_head(head) else {
         return with_common_headers(resource, head, to_response(SimulatedError::ResourceNotFound));
     };
-    let limit_override = match mood {
-        Mood::CountersMinusOne => LimitOverride::MinusOneCounters,
-        Mood::ReducedLimits { limit_percent } => LimitOverride::PercentOfLimits(*limit_percent),
-        _ => LimitOverride::None,
-    };
-    let read_lag = match mood {
-        Mood::ReadLag(read_lag) => *read_lag,
-        _ => resource.read_lag(),
-    };
     let request = SimulatedRequest {
         resource,
         head,
         body,
         route: &route,
-        limit_override,
-        keeps_responses: !matches!(mood, Mood::ErrorFirst { .. } | Mood::MidStreamError { .. }),
-        read_lag,
+        limit_override: LimitOverride::None,
+        keeps_responses: true,
+        read_lag: resource.read_lag(),
         received_at: now,
     };
+    let request = apply_mood_to_request(&request, mood);
     let response = check_request_and_mood(&request, mood)
         .and_then(|()| dispatch_operation(&request))
         .unwrap_or_else(|error| *error);
@@ -68,16 +59,9 @@ fn check_request_and_mood(request: &SimulatedRequest, mood: &Mood) -> Result<(),
         return Err(Box::new(SimulatedResponse::from_body(431, "text/plain", body)));
     }
     check_credential(&request.resource.definition, request.head, request.route)?;
-    match mood {
-        Mood::Throttled { retry_after_ms, retry_after } => Err(Box::new(throttled_by_mood_response(
-            request.resource,
-            request.route,
-            *retry_after_ms,
-            retry_after.as_deref(),
-        ))),
-        Mood::HighDemand => Err(Box::new(high_demand_response())),
-        Mood::Refuses(error) | Mood::EarlyAnswer { error, .. } => Err((*error).into()),
-        _ => check_api_version(request),
+    match refusal_by_mood(request, mood) {
+        Some(refusal) => Err(Box::new(refusal)),
+        None => check_api_version(request),
     }
 }
 

@@ -82,7 +82,8 @@ impl Simulator {
         &self.running_resource(name).state.definition
     }
 
-    /// How many requests a resource has received, counted when their head was read.
+    /// How many requests a resource has received, counted when their head was read. The turns of a Responses
+    /// WebSocket count as requests, as does its handshake.
     ///
     /// # Panics
     /// When there is no such resource.

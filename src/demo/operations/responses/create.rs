@@ -26,11 +26,11 @@ use crate::demo::util::json::{content_text, expand_content, text_member};
 use crate::demo::util::locking::lock_ignoring_poison;
 
 /// A response that was created.
-pub(in crate::demo::operations) struct CreatedResponse<'a> {
-    pub(in crate::demo::operations) stream_events: Vec<Value>,
+pub(super) struct CreatedResponse<'a> {
+    pub(super) stream_events: Vec<Value>,
     /// Set if the response is streamed.
-    pub(in crate::demo::operations) streamed: Option<StreamedResponse>,
-    pub(in crate::demo::operations) response_json: Value,
+    pub(super) streamed: Option<StreamedResponse>,
+    pub(super) response_json: Value,
     pub(super) admission: DeploymentAdmission<'a>,
     pub(super) billed_input_tokens: u64,
     pub(super) output_tokens: u64,
@@ -51,11 +51,12 @@ pub(super) struct PreparedRequest<'a> {
 /// Creates a response.
 ///
 /// `websocket_store` is that of a WebSocket: it knows the responses that were created on it, also those that
-/// are not stored, as long as the WebSocket is open.
+/// are not stored, as long as the WebSocket is open. With `generate: false`, a response that is created there has no
+/// output: it only warms up what the next turn needs.
 ///
 /// # Errors
 /// 400, 404 or 429.
-pub(in crate::demo::operations) fn create_response<'a>(
+pub(super) fn create_response<'a>(
     request: &SimulatedRequest<'a>,
     body: &Value,
     websocket_store: Option<&mut ResponseStore>,
@@ -65,16 +66,24 @@ pub(in crate::demo::operations) fn create_response<'a>(
     if is_background && !flag("store", true) {
         return Err(invalid_parameter("background", "Background mode requires 'store' to be true."));
     }
+    if is_background && websocket_store.is_some() {
+        return Err(invalid_parameter("background", "Background mode is not supported over WebSocket."));
+    }
+    let is_warm_up = websocket_store.is_some() && !flag("generate", true);
     let mut prepared = prepare_request(request, body, websocket_store.as_deref())?;
-    let output = generate_output(&OutputContext {
-        request,
-        body,
-        deployment: prepared.deployment,
-        chain_key: &prepared.chain_key,
-        items: &prepared.items,
-        history: &prepared.history,
-        max_output_tokens: prepared.max_output_tokens,
-    })?;
+    let output = if is_warm_up {
+        GeneratedOutput::default()
+    } else {
+        generate_output(&OutputContext {
+            request,
+            body,
+            deployment: prepared.deployment,
+            chain_key: &prepared.chain_key,
+            items: &prepared.items,
+            history: &prepared.history,
+            max_output_tokens: prepared.max_output_tokens,
+        })?
+    };
     let output_tokens =
         count_tokens_up_to(&output.text_or_arguments, prepared.max_output_tokens) + output.reasoning_tokens;
     let ids = &request.resource.id_generator;

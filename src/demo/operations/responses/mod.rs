@@ -12,5 +12,5 @@ mod output_context;
 mod references;
 mod response_object;
 
-pub(super) use create::create_response;
+pub(in crate::demo) use operations::create_on_websocket;
 pub(super) use operations::{handle_responses, response_for_batch_line};

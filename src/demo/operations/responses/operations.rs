@@ -14,7 +14,7 @@ use crate::demo::api::sse::{self, EVENT_STREAM_CONTENT_TYPE};
 use crate::demo::moods::simulated_error::SimulatedError;
 use crate::demo::operations::shared::listing::list_response;
 use crate::demo::operations::shared::text_model::count_tokens;
-use crate::demo::resource::response_store::{BackgroundStatus, StoredResponse, is_reference};
+use crate::demo::resource::response_store::{BackgroundStatus, ResponseStore, StoredResponse, is_reference};
 use crate::demo::util::clock::unix_seconds_now;
 use crate::demo::util::json::{set_member, text_member};
 use crate::demo::util::locking::lock_ignoring_poison;
@@ -59,6 +59,21 @@ fn handle_create(request: &SimulatedRequest) -> OperationResult {
     } else {
         SimulatedResponse::from_json(200, &created.response_json)
     };
+    Ok(created.admission.add_headers_and_charge(response, created.billed_input_tokens, created.output_tokens))
+}
+
+/// Creates a response on a WebSocket, whose store is given. The response is always a stream.
+///
+/// # Errors
+/// 400, 404 or 429.
+pub(in crate::demo) fn create_on_websocket(
+    request: &SimulatedRequest,
+    message: &Value,
+    store: &mut ResponseStore,
+) -> OperationResult {
+    let created = create_response(request, message, Some(store))?;
+    let response =
+        build_stream_response(&created.stream_events).with_streamed_response(created.streamed.clone());
     Ok(created.admission.add_headers_and_charge(response, created.billed_input_tokens, created.output_tokens))
 }
 

@@ -15,6 +15,7 @@ use crate::demo::operations::shared::text_model::{
 use crate::demo::util::json::{content_text, text_member};
 
 /// What the model generates for a request.
+#[derive(Default)]
 pub(super) struct GeneratedOutput {
     pub(super) items: Vec<Value>,
     /// The text of the message, or the arguments of the tool call.
