@@ -53,6 +53,7 @@ mod record_fields;
 mod rejections;
 mod reload;
 mod request_bodies;
+mod responses_sockets;
 mod retry;
 mod rewriting;
 mod routing;

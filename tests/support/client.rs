@@ -2,6 +2,7 @@
 //! responses, chunks and truncated bodies as they arrive.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -246,6 +247,25 @@ impl Client {
             }
         }
         Some(self.buffer.drain(..length).collect())
+    }
+
+    /// Reads until this finds what it returns, with its length, at the start of the bytes; `None` if the connection
+    /// ended first. Nothing is lost if this is cancelled.
+    pub async fn try_read_parsed<T>(&mut self, parse: impl Fn(&[u8]) -> Option<(T, usize)>) -> Option<T> {
+        loop {
+            if let Some((parsed, length)) = parse(&self.buffer) {
+                self.buffer.drain(..length);
+                return Some(parsed);
+            }
+            if !self.read_more().await {
+                return None;
+            }
+        }
+    }
+
+    /// Resets the connection.
+    pub fn reset(self) {
+        rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO)).unwrap();
     }
 
     /// Reads on; returns true if the other side has closed the connection.

@@ -78,7 +78,8 @@ impl ScriptedUpstream {
     }
 }
 
-async fn read_request(stream: &mut tokio::net::TcpStream) -> Option<RawRequest> {
+/// Reads a request; `None` if the connection ended first.
+pub async fn read_request(stream: &mut tokio::net::TcpStream) -> Option<RawRequest> {
     let mut bytes = Vec::new();
     loop {
         let mut chunk = vec![0; 16 * 1024];
