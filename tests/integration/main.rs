@@ -53,6 +53,8 @@ mod record_fields;
 mod rejections;
 mod reload;
 mod request_bodies;
+mod responses_socket_ends;
+mod responses_socket_lanes;
 mod responses_sockets;
 mod retry;
 mod rewriting;

@@ -58,7 +58,7 @@ async fn the_model_of_each_message_chooses_the_pool_and_is_mapped() {
     }
     let handshake = a.last_message().handshake;
     assert!(handshake.starts_with("GET /openai/v1/responses HTTP/1.1\r\n"), "{handshake}");
-    assert!(handshake.contains("api-key: a-key\r\n") && !handshake.contains(CLIENT_KEY), "{handshake}");
+    assert!(handshake.contains("api-key: a-key") && !handshake.contains(CLIENT_KEY), "{handshake}");
     // A socket to a backend is kept for the next turn that goes there.
     assert_eq!((a.opened_sockets(), b.opened_sockets()), (1, 1));
 }
@@ -71,8 +71,7 @@ async fn the_turns_of_one_socket_are_balanced_and_recorded_one_by_one() {
     for turn in 0..6 {
         let events = socket.turn(&create(&json!({"input": format!("turn {turn}")}))).await;
         answered_by.push(answering(&events));
-        // The record is there before the client has the last event.
-        assert_eq!(balancer.records().len(), turn + 1);
+        balancer.wait_for_records(turn + 1).await;
     }
     for upstream in ["a", "b"] {
         assert_eq!(answered_by.iter().filter(|by| *by == upstream).count(), 3, "{answered_by:?}");
@@ -133,9 +132,8 @@ async fn the_record_of_a_turn_outlives_a_kill_right_after_its_last_event() {
         let mut socket = WebSocket::open(&balancer).await;
         socket.complete_turn(&create(&json!({}))).await;
         balancer.send_signal("KILL");
-        balancer.wait_for_exit().await;
-        let records = balancer.records();
-        assert_eq!(records.len(), 1);
+        balancer.start_again().await;
+        let records = balancer.wait_for_records(1).await;
         assert_eq!((&records[0]["method"], &records[0]["total_tokens"]), (&json!("WEBSOCKET"), &json!(18)));
     }
 }
@@ -157,11 +155,11 @@ async fn a_turn_that_fails_before_its_content_goes_to_another_backend_unseen() {
     for (what, steps, status) in [
         ("a 429 as the first event", vec![throttled_step(60_000)], json!(429)),
         ("a 500 as the first event", vec![error_step(500, "server_error", &json!({}))], json!(500)),
-        ("a failed response", vec![Step::Created, failed("server_error")], json!(200)),
-        ("a throttled response", vec![Step::Created, failed("rate_limit_exceeded")], json!(200)),
+        ("a failed response", vec![Step::Created, failed("server_error")], json!(500)),
+        ("a throttled response", vec![Step::Created, failed("rate_limit_exceeded")], json!(429)),
         ("a close frame", vec![Step::Close(1011)], json!(null)),
         ("a reset", vec![Step::Reset], json!(null)),
-        ("a reset before content", vec![Step::Created, Step::Reset], json!(200)),
+        ("an end before content", vec![Step::Created, Step::Close(1011)], json!(null)),
     ] {
         let (a, b, balancer) = start_two_tiers().await;
         a.answer(steps);
@@ -248,7 +246,9 @@ async fn a_backend_that_is_lost_in_mid_turn_ends_the_turn_with_a_502_and_not_the
     }
     a.answer(TURN);
     socket.complete_turn(&create(&json!({}))).await;
-    let records = balancer.wait_for_records(3).await;
+    let mut records = balancer.wait_for_records(3).await;
+    // Tokens that have to be estimated delay a record.
+    records.sort_by_key(|record| record["time"].to_string());
     let outcomes: Vec<&Value> = records.iter().map(|record| &record["outcome"]).collect();
     assert_eq!(outcomes, ["failed", "failed", "answered"], "{records:#?}");
     assert_eq!(records[0]["attempts"].as_array().unwrap().len(), 1, "{records:#?}");
@@ -282,7 +282,7 @@ async fn a_stored_chain_stays_on_its_resource_over_sockets_and_http() {
     let record = records.iter().rfind(|record| record["affinity"].is_object()).unwrap();
     assert_eq!(
         (&record["affinity"]["by"], &record["affinity"]["how"]),
-        (&json!("response"), &json!("learned")),
+        (&json!("previous_response"), &json!("learned")),
         "{record:#}"
     );
     // What was made past the balancer is looked for.
@@ -365,7 +365,11 @@ async fn refusals_are_events_and_the_socket_stays_open() {
     socket.complete_turn(&create(&json!({}))).await;
     let records = balancer.wait_for_records(5).await;
     let refusals: Vec<Value> = records.iter().map(|record| record["refusal"].clone()).collect();
-    println!("{refusals:?}");
+    let no = json!(null);
+    assert_eq!(
+        refusals,
+        [no.clone(), json!("deployment_not_allowed"), json!("DeploymentNotFound"), json!("bad_request"), no]
+    );
     assert_eq!(a.message_count(), 2);
 }
 
