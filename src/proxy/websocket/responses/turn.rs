@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::FutureExt;
 use http::Method;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, Result};
@@ -202,6 +203,10 @@ impl Turn {
                     Ok(()) => true,
                     Err(error) => *error.etype() == RETRY_ELSEWHERE,
                 };
+                // A pong to a ping that came with the last event goes out at once, unless the backend does not read.
+                if has_ended && socket.has_unsent {
+                    socket.has_unsent = !matches!(socket.writer.flush().now_or_never(), Some(Ok(())));
+                }
                 if has_ended && !socket.has_unsent && socket.end.is_none() {
                     socket.is_reused = true;
                     socket.idle_since = Instant::now();
