@@ -44,6 +44,8 @@ pub struct ProcessState {
     /// The process stops, or another has taken over: each connection of a client is closed after its next
     /// response.
     pub is_draining_connections: AtomicBool,
+    /// This process has been replaced, and its successor serves, or has failed to.
+    pub is_handover_over: AtomicBool,
     /// The balancer's own questions to backends that have not been sent.
     pub questions: QuestionQueue,
     /// The state of the whole, as of the last second.
@@ -75,6 +77,7 @@ impl ProcessState {
             open_sockets: OpenSockets::default(),
             is_stopping: AtomicBool::new(false),
             is_draining_connections: AtomicBool::new(false),
+            is_handover_over: AtomicBool::new(false),
             questions: QuestionQueue::default(),
             service_report: ArcSwap::default(),
             recorder,

@@ -98,9 +98,6 @@ pub(super) fn exit_when_drained(
     }
     let listeners_closed_at = Instant::now();
     let is_stopping = process.is_stopping.load(Ordering::Acquire);
-    if is_stopping {
-        process.open_sockets.begin_closing();
-    }
     // Idle connections are kept for a moment, because a client may have sent a request before it saw that its
     // connection ends.
     let linger = if is_stopping { SHUTDOWN_LINGER } else { HANDOVER_LINGER };
@@ -111,6 +108,11 @@ pub(super) fn exit_when_drained(
         std::thread::sleep(DRAIN_POLL_INTERVAL);
         let now = Instant::now();
         let elapsed = now.saturating_duration_since(listeners_closed_at);
+        // Not while this process accepts connections, and not before the successor serves: their clients connect
+        // again at once.
+        if is_stopping || process.is_handover_over.load(Ordering::Acquire) {
+            process.open_sockets.begin_closing();
+        }
         if elapsed >= socket_end_delay(grace_period) {
             process.open_sockets.begin_ending();
         }

@@ -163,9 +163,8 @@ async fn report_and_forward_late_stop(
     related_processes: Arc<RelatedProcesses>,
 ) {
     let serving_pid = wait_for_serving_and_report(requester, outcome).await;
-    // Not before: their clients connect again at once, to the successor. Without one that serves they have to
-    // close as well, because the listening sockets are gone and this process ends.
-    process.open_sockets.begin_closing();
+    // Without a successor that serves they have to close as well, because this process ends.
+    process.is_handover_over.store(true, Ordering::Release);
     let Some(pid) = serving_pid else { return };
     if timeout(STOP_FORWARDING_WINDOW, terminate.recv()).await.is_err() {
         return;
