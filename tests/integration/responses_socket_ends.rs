@@ -216,16 +216,23 @@ async fn an_upgrade_closes_idle_sockets_and_lets_turns_end() {
     let mut busy = WebSocket::open(&balancer).await;
     busy.send(&create(&json!({}))).await;
     busy.next_event_of("response.output_text.delta").await;
+    a.answer(TURN);
     assert!(balancer.run_upgrade_command().await.status.success());
     expect_socket_limit(&mut idle).await;
-    let mut new = WebSocket::open(&balancer).await;
+    // Its client connects again at once, and not to the process that has closed its socket.
+    let mut new_sockets = Vec::new();
+    for _ in 0..8 {
+        let mut socket = WebSocket::open(&balancer).await;
+        socket.complete_turn(&create(&json!({}))).await;
+        new_sockets.push(socket);
+    }
     a.release();
     busy.next_event_of("response.completed").await;
     expect_socket_limit(&mut busy).await;
     balancer.wait_until_single_process().await;
-    new.send(&create(&json!({}))).await;
-    a.release();
-    new.next_event_of("response.completed").await;
+    for socket in &mut new_sockets {
+        socket.complete_turn(&create(&json!({}))).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
