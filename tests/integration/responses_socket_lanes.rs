@@ -112,8 +112,9 @@ async fn a_message_about_a_turn_reaches_its_upstream_socket() {
             json!({"type": "response.cancel", "response_id": id}),
             json!({"type": "response.inject", "stream_id": lanes[index], "items": [ {"n": 1} ]}),
         ] {
-            socket.send(&message).await;
-            wait_until("the message arrives", || last_text(upstream) == message.to_string()).await;
+            let text = message.to_string();
+            socket.send_text(&text).await;
+            wait_until("the message arrives", || last_text(upstream) == text).await;
         }
     }
     assert_eq!((a.message_count(), b.message_count()), (3, 3));
@@ -124,10 +125,10 @@ async fn a_message_about_a_turn_reaches_its_upstream_socket() {
     }
     // Between two turns it goes where the response was made, or to the socket of the latest turn.
     for id in &ids {
-        let message = json!({"type": "response.cancel", "response_id": id, "n": 2});
-        socket.send(&message).await;
+        let text = json!({"type": "response.cancel", "response_id": id, "n": 2}).to_string();
+        socket.send_text(&text).await;
         let upstream = upstream_of(id);
-        wait_until("the message arrives", || last_text(upstream) == message.to_string()).await;
+        wait_until("the message arrives", || last_text(upstream) == text).await;
     }
     assert_eq!((a.open_sockets(), b.open_sockets()), (1, 1));
 

@@ -239,16 +239,6 @@ impl Client {
         }
     }
 
-    /// Reads exactly this many bytes; `None` if the connection ended first.
-    pub async fn try_read_exactly(&mut self, length: usize) -> Option<Vec<u8>> {
-        while self.buffer.len() < length {
-            if !self.read_more().await {
-                return None;
-            }
-        }
-        Some(self.buffer.drain(..length).collect())
-    }
-
     /// Reads until this finds what it returns, with its length, at the start of the bytes; `None` if the connection
     /// ended first. Nothing is lost if this is cancelled.
     pub async fn try_read_parsed<T>(&mut self, parse: impl Fn(&[u8]) -> Option<(T, usize)>) -> Option<T> {

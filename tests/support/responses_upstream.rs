@@ -89,7 +89,6 @@ struct State {
     /// The ids of stored responses.
     stored: Mutex<BTreeSet<String>>,
     messages: Mutex<Vec<ReceivedMessage>>,
-    http_requests: Mutex<Vec<RawRequest>>,
     close_codes: Mutex<Vec<Option<u16>>>,
     made_responses: AtomicUsize,
     opened_sockets: AtomicUsize,
@@ -116,7 +115,6 @@ impl ResponsesUpstream {
             refuses_lanes: Mutex::default(),
             stored: Mutex::default(),
             messages: Mutex::default(),
-            http_requests: Mutex::default(),
             close_codes: Mutex::default(),
             made_responses: AtomicUsize::default(),
             opened_sockets: AtomicUsize::default(),
@@ -202,11 +200,6 @@ impl ResponsesUpstream {
         self.messages().pop().unwrap()
     }
 
-    /// The requests that were no handshakes.
-    pub fn http_requests(&self) -> Vec<RawRequest> {
-        self.state.http_requests.lock().unwrap().clone()
-    }
-
     /// How many sockets are open.
     pub fn open_sockets(&self) -> usize {
         self.state.open_sockets.load(Ordering::SeqCst)
@@ -279,7 +272,6 @@ fn handshake_response(key: &str) -> Vec<u8> {
 fn http_response(request: &RawRequest, state: &State) -> Vec<u8> {
     let is_post = request.head.starts_with("POST ") && request.body != b"{}";
     let (status, body) = if is_post {
-        state.http_requests.lock().unwrap().push(request.clone());
         let body: Value = serde_json::from_slice(&request.body).unwrap();
         let previous = body["previous_response_id"].as_str();
         if previous.is_some_and(|id| !state.stored.lock().unwrap().contains(id)) {
