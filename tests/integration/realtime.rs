@@ -196,6 +196,7 @@ async fn each_response_of_a_session_has_a_record_with_its_usage() {
         "deployment": "gpt-realtime", "upstream_deployment": "up-realtime", "backend": "a",
         "region": "Sweden Central", "model": "gpt-realtime-2025-08-28", "finish_reason": "completed",
         "input_tokens": 100, "output_tokens": 50, "total_tokens": 150, "cached_tokens": 64,
+        "input_audio_tokens": 70, "output_audio_tokens": 40, "cached_audio_tokens": 60,
         "completion": "spoken in resp_1", "client_ip": own["client_ip"], "peer_ip": own["peer_ip"],
     });
     for (field, value) in expected.as_object().unwrap() {
@@ -223,19 +224,25 @@ async fn each_response_of_a_session_has_a_record_with_its_usage() {
 async fn a_transcript_that_is_metered_has_a_record_and_is_part_of_the_next_prompt() {
     let stage = Stage::start("").await;
     let mut session = stage.open().await;
-    let transcript = |usage: &Value| json!({"type": "conversation.item.input_audio_transcription.completed", "event_id": "e", "item_id": "item_u", "content_index": 0, "transcript": "what was said", "usage": usage});
+    let transcript = |item: &str, usage: &Value| json!({"type": "conversation.item.input_audio_transcription.completed", "event_id": "e", "item_id": item, "content_index": 0, "transcript": "what was said", "usage": usage});
+    let tokens = json!({"type": "tokens", "total_tokens": 22, "input_tokens": 13, "input_token_details": {"text_tokens": 0, "audio_tokens": 13}, "output_tokens": 9});
     session
         .pass_events(&[
             session_created(),
             json!({"type": "input_audio_buffer.committed", "event_id": "e", "item_id": "item_u"}),
-            transcript(&json!({"type": "tokens", "total_tokens": 22, "input_tokens": 13, "input_token_details": {"text_tokens": 0, "audio_tokens": 13}, "output_tokens": 9})),
+            transcript("item_u", &tokens),
+            // One that is told twice is one transcript.
+            transcript("item_u", &tokens),
+            transcript("item_v", &json!({"type": "duration", "seconds": 9})),
             response_created("resp_1"),
             done("resp_1"),
-            transcript(&Value::Null),
+            transcript("item_w", &Value::Null),
         ])
         .await;
-    let (_, turns) = end_and_split_records(session, &stage, 2).await;
-    let [transcript, response] = &turns[..] else { panic!("two records are expected: {turns:#?}") };
+    let (_, turns) = end_and_split_records(session, &stage, 3).await;
+    let [transcript, by_duration, response] = &turns[..] else { panic!("three records: {turns:#?}") };
+    assert_eq!(transcript["input_audio_tokens"], 13, "{transcript:#}");
+    assert_eq!((&by_duration["audio_seconds"], &by_duration["total_tokens"]), (&json!(9), &Value::Null));
     assert_eq!(
         (&transcript["input_tokens"], &transcript["output_tokens"]),
         (&json!(13), &json!(9)),

@@ -172,7 +172,9 @@ impl RealtimeEventReader {
 pub struct Transcription<'e> {
     /// The JSON of the item's id.
     pub item_id: Option<&'e str>,
-    /// The text, as it is in the JSON.
+    /// Which part of the item it is of.
+    pub content_index: Option<&'e str>,
+    /// The text.
     pub transcript: String,
     /// Whether it was metered apart.
     pub has_usage: bool,
@@ -217,10 +219,12 @@ impl<'e> RealtimeEvent<'e> {
 
     /// What it tells, if it is a transcript.
     pub fn transcription(&self) -> Transcription<'e> {
-        let [item_id, transcript, usage] = json::find_fields(self.data, &["item_id", "transcript", "usage"]);
+        let [item_id, content_index, transcript, usage] =
+            json::find_fields(self.data, &["item_id", "content_index", "transcript", "usage"]);
         let usage = usage.filter(|usage| usage.starts_with('{'));
         Transcription {
             item_id,
+            content_index,
             transcript: json::decode_non_empty_string(transcript).unwrap_or_default().into_owned(),
             has_usage: usage.is_some(),
             usage: usage.and_then(TokenUsage::from_usage_object),

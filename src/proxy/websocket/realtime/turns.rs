@@ -22,8 +22,8 @@ pub(super) struct Turns {
     model: Option<String>,
     transcription_model: Option<String>,
     open_responses: VecDeque<OpenResponse>,
-    /// Ids of the responses that ended last, so that none gets two records.
-    ended_responses: VecDeque<Box<str>>,
+    /// Ids of the responses and transcripts that ended last, so that none gets two records.
+    ended: VecDeque<Box<str>>,
     /// When the client's audio became an item, by the item's id.
     audio_items: VecDeque<(Box<str>, Instant)>,
     prompt: Prompt,
@@ -54,7 +54,7 @@ impl Turns {
             model: None,
             transcription_model: None,
             open_responses: VecDeque::new(),
-            ended_responses: VecDeque::new(),
+            ended: VecDeque::new(),
             audio_items: VecDeque::new(),
             prompt: Prompt::default(),
             message_bytes: 0,
@@ -110,11 +110,8 @@ impl Turns {
 
     fn on_response_done(&mut self, event: &RealtimeEvent<'_>, now: Instant) {
         let id = event.response_id();
-        if let Some(id) = id {
-            if self.ended_responses.iter().any(|ended| **ended == *id) {
-                return;
-            }
-            push_bounded(&mut self.ended_responses, id.into());
+        if id.is_some_and(|id| !self.note_end(id.into())) {
+            return;
         }
         // An outline has no ids.
         let position = match id {
@@ -143,7 +140,11 @@ impl Turns {
     }
 
     fn on_transcription(&mut self, transcription: Transcription<'_>, now: Instant) {
-        let Transcription { item_id, transcript, has_usage, usage } = transcription;
+        let Transcription { item_id, content_index, transcript, has_usage, usage } = transcription;
+        let id = item_id.map(|id| format!("{id} {}", content_index.unwrap_or_default()));
+        if id.is_some_and(|id| !self.note_end(id.into())) {
+            return;
+        }
         let position = item_id.and_then(|id| self.audio_items.iter().position(|(item, _)| **item == *id));
         let committed = position.and_then(|position| self.audio_items.remove(position));
         if self.session.policy.captures_prompt && !transcript.is_empty() {
@@ -160,6 +161,15 @@ impl Turns {
         capture.model.clone_from(&self.transcription_model);
         let exchange = self.new_exchange(committed.map_or(now, |(_, at)| at), now);
         self.submit(exchange, capture);
+    }
+
+    /// Notes what has ended; returns whether it is the first time.
+    fn note_end(&mut self, id: Box<str>) -> bool {
+        let is_first = !self.ended.contains(&id);
+        if is_first {
+            push_bounded(&mut self.ended, id);
+        }
+        is_first
     }
 
     /// An exchange between these moments, which was answered.
