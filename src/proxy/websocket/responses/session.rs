@@ -70,6 +70,7 @@ pub(super) struct SocketSession {
     idle_check_at: Instant,
     /// No further turn begins; the socket is closed after those that run.
     is_closing: bool,
+    has_client_closed: bool,
 }
 
 /// A turn that runs.
@@ -142,6 +143,7 @@ impl SocketSession {
             received_bytes: 0,
             idle_check_at: now + IDLE_CHECK_INTERVAL,
             is_closing: false,
+            has_client_closed: false,
         }
     }
 
@@ -228,6 +230,7 @@ impl SocketSession {
             }
             Message::Pong => Flow::Continue,
             Message::Close(code) => {
+                self.has_client_closed = true;
                 Flow::Close(Closing::with_code(code.map_or(CLOSE_NORMAL, |(code, _)| code), ""))
             }
         }
@@ -472,7 +475,8 @@ impl SocketSession {
             }
             writer.push_close(code, reason);
         });
-        if closed.await.is_ok() {
+        // A client that closed the socket waits for the end of the connection (RFC 6455, section 7.1.1).
+        if closed.await.is_ok() && !self.has_client_closed {
             // If the connection were closed while the client sends, it might lose the last bytes.
             let drained = async {
                 while matches!(self.reader.next().await, Ok(message) if !matches!(message, Message::Close(_)))
