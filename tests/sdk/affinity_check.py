@@ -8,15 +8,18 @@ A test expects so many requests of each kind:
     learned_or_found   one of these two
     default    names neither a deployment nor an object
     refused    was answered with an error, by the balancer or by the resources
-and `asked` is how many resources may have denied an object, over all requests.
+    socket     is a WebSocket itself
+and `asked` is how many resources may have denied an object, over all requests, and `over_sockets` how many of them
+are turns of a WebSocket.
 """
 
 import time
 from collections import Counter
 
 from record import RECORD_TIMEOUT, RecordFile, is_stale
+from stack import wait_for_condition
 
-KINDS = ["new", "learned", "waited", "found", "default", "refused"]
+KINDS = ["new", "learned", "waited", "found", "default", "refused", "socket"]
 
 
 def check_turns(stack, start, end, expected):
@@ -40,11 +43,44 @@ def check_turns(stack, start, end, expected):
     asked = sum((line["affinity"] or {}).get("asked", 0) for line in lines if kind_of(line) != "waited")
     if asked > expected.get("asked", 0):
         return f"{asked} resources were asked in vain:\n" + "\n".join(summary(line) for line in lines if line["affinity"])
-    return check_attempts(stack, start, end, lines)
+    return check_socket_turns(lines, expected.get("over_sockets", 0)) or check_attempts(stack, start, end, lines)
+
+
+def check_socket_turns(lines, expected):
+    """Each turn of a WebSocket has a record of its own, with its tokens, and so has each WebSocket."""
+    sockets = {line["request_id"] for line in lines if line["status"] == 101}
+    turns = [line for line in lines if line["method"] == "WEBSOCKET"]
+    if len(turns) != expected:
+        return f"expected {expected} turns over WebSockets, seen {len(turns)}"
+    for line in turns:
+        if line["socket_id"] not in sockets:
+            return f"no record of the WebSocket of {line}"
+        if line["status"] == 200 and not line["total_tokens"]:
+            return f"no tokens in {line}"
+    return None
+
+
+def socket_backends(stack, start, end):
+    """How many turns over WebSockets each resource has answered."""
+    return Counter(line["backend"] for line in socket_turns(stack, start, end) if line["status"] == 200)
+
+
+def count_statuses(stack, start, end, turns):
+    """How often each resource has answered an attempt of these turns over WebSockets with which status."""
+    wait_for_condition(lambda: len(socket_turns(stack, start, end)) >= turns, RECORD_TIMEOUT, "there are no records of all turns")
+    attempts = [attempt for line in socket_turns(stack, start, end) for attempt in line["attempts"]]
+    return Counter(f"{attempt['backend']} {attempt['status']}" for attempt in attempts)
+
+
+def socket_turns(stack, start, end):
+    lines = [line for instance in stack.instances.values() for line in RecordFile(instance.record).between(start, end)]
+    return [line for line in lines if line["method"] == "WEBSOCKET"]
 
 
 def kind_of(line):
     affinity = line["affinity"]
+    if line["status"] == 101:
+        return "socket"
     if line["status"] is None or line["status"] >= 400:
         return "refused"
     if affinity is None:
@@ -80,7 +116,8 @@ def check_bytes(stack, start, end):
     at_resources = {}
     for tap in stack.resource_taps.values():
         for exchange in tap.exchanges_between(start, end):
-            at_resources[exchange.response_headers.get("apim-request-id")] = exchange
+            if request_id := exchange.response_headers.get("apim-request-id"):
+                at_resources[request_id] = exchange
     compared, compared_bytes = 0, 0
     for tap in stack.client_taps.values():
         for exchange in tap.exchanges_between(start, end):

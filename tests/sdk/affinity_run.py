@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import environments
-from affinity_check import check_bytes, check_turns
+from affinity_check import check_bytes, check_turns, count_statuses, socket_backends
 from affinity_stack import AffinityStack
 from stack import START_TIMEOUT, STOP_TIMEOUT, StackError, free_port, is_open, wait_for_condition
 from suite_process import run_suite_process
@@ -32,6 +32,7 @@ def suites():
     return {
         "affinity-python": [python, HERE / "python_affinity.py"],
         "affinity-objects": [python, HERE / "python_objects.py"],
+        "sockets": [python, HERE / "python_sockets.py"],
         "affinity-restarts": [python, HERE / "python_restarts.py"],
         "affinity-node": [environments.find_node_and_npm()[0], node_directory / "affinity.mjs"],
         "agents": [agents, HERE / "agents_affinity.py"],
@@ -104,7 +105,9 @@ def run_suite(stack, report, name, command, totals):
         exchanges, size, difference = check_bytes(stack, *period)
         problem = problem or check_turns(stack, *period, result["turns"]) or difference
         totals.update(exchanges=exchanges, bytes=size)
-        report.add(f"{name}: {result['test']}", problem, result["end"] - result["start"])
+        backends = socket_backends(stack, *period)
+        over_sockets = ", over sockets to " + ", ".join(f"{name} {count}" for name, count in sorted(backends.items())) if backends else ""
+        report.add(f"{name}: {result['test']}{over_sockets}", problem, result["end"] - result["start"])
 
     run_suite_process(report, name, command, variables, SUITE_TIMEOUT, on_result, lambda line: do_action(stack, line))
 
@@ -137,6 +140,10 @@ def do_action(stack, line):
         case "move home":
             instance.replace_in_file("home: east", "home: west")
             instance.reload()
+        case "exhaust":
+            stack.exhaust(line["resource"])
+        case "count statuses":
+            return count_statuses(stack, line["start"], line["end"], line["turns"])
         case "count requests":
             taps = stack.resource_taps
             return {name: len(tap.exchanges_between(line["start"], line["end"])) for name, tap in taps.items()}

@@ -17,9 +17,10 @@ from traffic_tap import TapThread
 
 # Each with the form of its ids: with and without a time in them, of every length.
 RESOURCES = {"east": "chained", "west": "key_at_end", "north": "mixed"}
-# `lagging` cannot be read for a while after a stream, `late` sends encrypted reasoning in the last event only, and
-# the streams of `slow` take a while.
-DEPLOYMENTS = {"gpt-4o": "gpt-4o", "gpt-5": "gpt-5", "lagging": "gpt-4o", "late": "gpt-5", "slow": "gpt-4o"}
+# `lagging` cannot be read for a while after a stream, `late` sends encrypted reasoning in the last event only, the
+# streams of `slow` take a while, and `limited` has a rate limit.
+DEPLOYMENTS = {"gpt-4o": "gpt-4o", "gpt-5": "gpt-5", "lagging": "gpt-4o", "late": "gpt-5", "slow": "gpt-4o", "limited": "gpt-4o"}
+TOKENS_PER_MINUTE = {"limited": 50_000}
 MOODS = {"lagging": "{read_lag: 900ms}", "late": "late_encrypted_content", "slow": "{drip: 100ms}"}
 BACKGROUND_TIME = "400ms"
 # `alone` is stopped and killed; `first` and `second` are behind one address; `owned` enforces owners.
@@ -168,8 +169,8 @@ class AffinityStack:
         self.taps.close()
 
     def start(self):
-        ports = self.start_simulator()
-        self.resource_taps = {name: self.taps.open([port]) for name, port in ports.items()}
+        self.resource_ports = self.start_simulator()
+        self.resource_taps = {name: self.taps.open([port]) for name, port in self.resource_ports.items()}
         for name, extra_yaml in INSTANCES.items():
             yaml = lambda instance, extra_yaml=extra_yaml: self.balancer_yaml(instance, extra_yaml)
             self.instances[name] = Instance(name, self.binary, self.directory, yaml)
@@ -195,12 +196,29 @@ class AffinityStack:
             ports[name] = int(rest.split()[0].rpartition(":")[2])
         raise StackError(f"aoai-lb simulate ended:\n{(self.directory / 'simulator.log').read_text()}")
 
+    def exhaust(self, resource):
+        """Uses up the rate limit of the deployment `limited` of a resource, without a balancer."""
+        body = json.dumps({"model": "limited", "input": "All of it", "max_output_tokens": TOKENS_PER_MINUTE["limited"] - 100})
+        headers = {"api-key": self.resource_keys[resource], "content-type": "application/json"}
+        connection = http.client.HTTPConnection("127.0.0.1", self.resource_ports[resource], timeout=5)
+        statuses = []
+        while 429 not in statuses:
+            connection.request("POST", "/openai/v1/responses", body, headers)
+            response = connection.getresponse()
+            content = response.read()
+            statuses.append(response.status)
+            if statuses[-1] not in (200, 429) or len(statuses) > 3:
+                raise StackError(f"{resource} answers {statuses}: {content}")
+        connection.close()
+
     def simulator_yaml(self):
         lines = ["resources:"]
         for name in RESOURCES:
             lines += [f"  - name: {name}", "    address: 127.0.0.1:0", f"    keys: [{self.resource_keys[name]}]"]
             lines += [f"    background_time: {BACKGROUND_TIME}", f"    ids: {RESOURCES[name]}", "    deployments:"]
-            lines += [f"      - {{name: {deployment}, model: {model}}}" for deployment, model in DEPLOYMENTS.items()]
+            for deployment, model in DEPLOYMENTS.items():
+                limit = f", tokens_per_minute: {TOKENS_PER_MINUTE[deployment]}" if deployment in TOKENS_PER_MINUTE else ""
+                lines.append(f"      - {{name: {deployment}, model: {model}{limit}}}")
             lines += ["    mood:", "      per_deployment:"]
             lines += [f"        {deployment}: {mood}" for deployment, mood in MOODS.items()]
         return "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ from agents import (
     Runner,
     SQLiteSession,
     function_tool,
+    responses_websocket_session,
     set_tracing_disabled,
 )
 from openai import AsyncOpenAI
@@ -124,6 +125,23 @@ async def _():
             result = await run(agent, "Go on", conversation_id=conversation.id)
             assert f"(Turn 2; you began with: Talk {number})" in result.final_output, result.final_output
     expect_turns(default=3, learned=2 * 3)
+
+
+@test("runs over a WebSocket: loops of tools, and chains")
+async def _():
+    async with responses_websocket_session(api_key=KEY, base_url=f"{URL}/openai/v1/") as session:
+        agent = Agent(name="Assistant", instructions="Answer briefly.", model="gpt-4o", tools=[look_up])
+        for number in range(3):
+            result = await session.run(agent, "Please use the tool")
+            assert "The tool said: found" in result.final_output, result.final_output
+            items = result.to_input_list() + [{"role": "user", "content": "Use the tool again"}]
+            again = await session.run(agent, items)
+            assert "The tool said: found" in again.final_output, again.final_output
+            more = {"previous_response_id": again.last_response_id, "auto_previous_response_id": True}
+            streamed = session.run_streamed(agent, "Use the tool once more", **more)
+            kinds = {event.type async for event in streamed.stream_events()}
+            assert "raw_response_event" in kinds and "The tool said: found" in streamed.final_output, streamed.final_output
+    expect_turns(new=3, learned=3 * 5, socket=1, over_sockets=3 * 6)
 
 
 run_tests()

@@ -26,7 +26,7 @@ env_key = "BALANCER_KEY"
 wire_api = "responses"
 request_max_retries = 0
 stream_max_retries = 0
-supports_websockets = false
+supports_websockets = {websockets}
 
 # They are fetched from GitHub.
 [features]
@@ -48,11 +48,11 @@ metrics_exporter = "none"
 class Codex:
     """Codex with a directory of its own."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, websockets=False):
         self.home, self.work = Path(directory, "home"), Path(directory, "work")
         self.home.mkdir()
         self.work.mkdir()
-        (self.home / "config.toml").write_text(CONFIG.format(url=URL))
+        (self.home / "config.toml").write_text(CONFIG.format(url=URL, websockets=str(websockets).lower()))
         # No proxy and no account of whoever runs the tests.
         kept = {name: os.environ[name] for name in ["PATH", "LANG", "TZ"] if name in os.environ}
         self.environment = kept | {"HOME": directory, "CODEX_HOME": str(self.home), "BALANCER_KEY": KEY}
@@ -106,6 +106,24 @@ def _():
             assert said.index(f"Thought 0 of {number}") < said.index(f"Thought 2 of {number}"), said
     # Codex gives each message an id of its own, so that even the first turn refers to something.
     expect_turns(new=3, learned=3 * 4)
+
+
+@test("three sessions over sockets, with a command that the model runs")
+def _():
+    with tempfile.TemporaryDirectory() as directory:
+        codex = Codex(directory, websockets=True)
+        sessions = [codex.run(f"Thought 0 of {number}")[0] for number in range(3)]
+        for turn in range(1, 3):
+            for number, session in enumerate(sessions):
+                codex.run("resume", session, f"Thought {turn} of {number}")
+        for number, session in enumerate(sessions):
+            _, _, text = codex.run("resume", session, "What did you think?")
+            thoughts = " | ".join(f"Thought {turn} of {number}" for turn in range(3))
+            assert f"I thought: {thoughts} (Turn" in text, text
+        _, items, text = codex.run("echo use the tool")
+        commands = [item["command"] for item in items if item["type"] == "command_execution"]
+        assert commands and "echo use the tool" in commands[0] and "The tool said:" in text, items
+    expect_turns(new=4, learned=3 * 3 + 1, socket=13, over_sockets=14)
 
 
 run_tests()

@@ -11,12 +11,15 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from websocket_turns import TurnReader
+
 CHUNK_BYTES = 64 * 1024
 
 
 @dataclass
 class Exchange:
-    """A request and its response, as they passed. `response` is None until its head has passed."""
+    """A request and its response, as they passed, or a turn of a Responses WebSocket. `status` is None until its
+    response has passed."""
 
     time: float
     method: str
@@ -152,16 +155,21 @@ class TappedConnection:
     def __init__(self):
         self.client_bytes, self.server_bytes = KeptBytes(), KeptBytes()
         self.exchanges, self.answered = [], 0
+        self.turns = None
         self.lock = threading.Lock()
 
     def parse(self):
+        """All of them; in place of an upgrade, the turns on its WebSocket."""
         with self.lock:
-            self.parse_requests()
-            self.parse_responses()
-            return list(self.exchanges)
+            if self.turns is None:
+                self.parse_requests()
+                self.parse_responses()
+            turns = self.turns.parse(Exchange) if self.turns else []
+            return [exchange for exchange in self.exchanges if exchange.status != 101] + turns
 
     def parse_requests(self):
-        while True:
+        # A client waits for the answer to an upgrade before it sends anything else.
+        while not self.exchanges or "upgrade" not in self.exchanges[-1].request_headers:
             start = self.client_bytes.position
             message = self.client_bytes.read_message()
             if message is None:
@@ -178,6 +186,10 @@ class TappedConnection:
             if message is None:
                 return
             status = int(message[0].split(" ")[1])
+            if status == 101:
+                exchange.status = status
+                self.turns = TurnReader(exchange, self.client_bytes, self.server_bytes)
+                return
             if status < 200:
                 continue
             exchange.status, exchange.response_headers = status, message[1]
