@@ -196,7 +196,7 @@ async fn renamed_record_files_are_reopened_on_sigusr1_and_no_record_is_lost_or_d
     assert_eq!(counts.failures, Vec::<String>::new());
     balancer.wait_until_single_process().await;
     let directory = balancer.path("records.jsonl").parent().unwrap().to_owned();
-    let expected = counts.requests + counts.streams + counts.websockets;
+    let expected = counts.records();
     wait_until("all records are written", || read_all_records(&directory).len() >= expected).await;
     let ids = request_ids(&read_all_records(&directory));
     assert_eq!((ids.len(), ids.iter().collect::<HashSet<_>>().len()), (expected, expected));

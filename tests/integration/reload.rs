@@ -311,9 +311,7 @@ async fn ten_reloads_under_load_fail_no_request() {
     }
     let traffic_counts = traffic.stop().await;
     assert_eq!(traffic_counts.failures, Vec::<String>::new());
-    let records = balancer
-        .wait_for_records(traffic_counts.requests + traffic_counts.streams + traffic_counts.websockets)
-        .await;
+    let records = balancer.wait_for_records(traffic_counts.records()).await;
     assert!(records.iter().all(|record| record["outcome"] != "failed"));
 }
 

@@ -67,9 +67,7 @@ async fn upgrades_under_load_fail_no_request() {
     let traffic_counts = traffic.stop().await;
     assert_eq!(traffic_counts.failures, Vec::<String>::new());
     assert_eq!(balancer.wait_until_single_process().await, pids[3]);
-    let records = balancer
-        .wait_for_records(traffic_counts.requests + traffic_counts.streams + traffic_counts.websockets)
-        .await;
+    let records = balancer.wait_for_records(traffic_counts.records()).await;
     let mut ids: Vec<_> = records.iter().map(|record| record["request_id"].as_str().unwrap()).collect();
     ids.sort_unstable();
     ids.dedup();

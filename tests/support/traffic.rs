@@ -17,7 +17,16 @@ pub struct TrafficCounts {
     pub requests: usize,
     pub streams: usize,
     pub websockets: usize,
+    /// Responses that came over the WebSockets.
+    pub turns: usize,
     pub failures: Vec<String>,
+}
+
+impl TrafficCounts {
+    /// How many records it has left.
+    pub fn records(&self) -> usize {
+        self.requests + self.streams + self.websockets + self.turns
+    }
 }
 
 /// Load that runs until it is stopped.
@@ -63,6 +72,7 @@ impl BackgroundTraffic {
             total.requests += counts.requests;
             total.streams += counts.streams;
             total.websockets += counts.websockets;
+            total.turns += counts.turns;
             total.failures.extend(counts.failures);
         }
         total
@@ -158,7 +168,10 @@ async fn hold_conversations(
         client.try_send(&client_text_frame(r#"{"type":"response.create"}"#)).await;
         loop {
             match try_read_frame(&mut client).await {
-                Some(text) if text.contains("response.done") => break,
+                Some(text) if text.contains("response.done") => {
+                    counts.turns += 1;
+                    break;
+                }
                 Some(_) => {}
                 None => {
                     counts.failures.push("websocket: the connection ended".to_owned());
