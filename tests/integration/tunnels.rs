@@ -77,7 +77,7 @@ async fn a_tunnel_may_be_silent_until_one_side_has_closed_its_direction() {
     let record = record(&ends.balancer).await;
     assert_eq!(
         (&record["outcome"], &record["response_bytes"]),
-        (&"answered".into(), &1.into()),
+        (&"answered".into(), &17.into()),
         "{record:#}"
     );
     let states = ends.balancer.backend_states().await;
