@@ -4,9 +4,11 @@
 //! `handshake.rs` answers the client, `session.rs` runs the socket: it reads what the client says, begins turns and
 //! closes the socket between two of them. `turn.rs` admits and routes one turn, `exchange.rs` moves its bytes.
 //! `upstream_socket.rs` is a socket to a backend, `idle_upstreams.rs` keeps those without a turn, `shared.rs` is what
-//! the tasks of one socket share, `client_link.rs` their way to the client. `error_event.rs` makes events of errors.
+//! the tasks of one socket share, `client_link.rs` their way to the client. `error_event.rs` makes events of errors,
+//! `closing.rs` says how a socket is closed.
 
 mod client_link;
+mod closing;
 mod error_event;
 mod exchange;
 mod handshake;

@@ -17,6 +17,9 @@ use tokio::sync::mpsc::{Sender, channel};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::timeout;
 
+use super::closing::{
+    CLOSE_GOING_AWAY, CLOSE_NORMAL, CLOSE_POLICY_VIOLATION, CLOSE_UNSUPPORTED_DATA, Closing,
+};
 use super::error_event::{connection_limit_refusal, refusal_event};
 use super::idle_upstreams;
 use super::shared::{HeldMessage, SocketShared};
@@ -48,12 +51,6 @@ const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the turns of a lost client have to end.
 const TURN_END_TIMEOUT: Duration = Duration::from_secs(5);
-
-// Close codes (RFC 6455, section 7.4.1).
-const CLOSE_NORMAL: u16 = 1000;
-const CLOSE_GOING_AWAY: u16 = 1001;
-const CLOSE_UNSUPPORTED_DATA: u16 = 1003;
-const CLOSE_POLICY_VIOLATION: u16 = 1008;
 
 /// A Responses socket.
 pub(super) struct SocketSession {
@@ -90,33 +87,6 @@ enum SessionEvent {
     ProcessCloses,
     ClientLost,
     Deadline,
-}
-
-/// How a socket ends.
-struct Closing {
-    /// What the client is told before.
-    event: Option<Bytes>,
-    code: u16,
-    reason: &'static str,
-    /// Why the balancer ended it, if that was the client's fault.
-    refusal: Option<RefusalReason>,
-}
-
-impl Closing {
-    fn with_code(code: u16, reason: &'static str) -> Self {
-        Self { event: None, code, reason, refusal: None }
-    }
-
-    fn refused(code: u16, refusal: &Refusal) -> Self {
-        let reason = refusal.reason;
-        Self { event: Some(refusal_event(refusal, None)), code, reason: reason.code(), refusal: Some(reason) }
-    }
-
-    /// Between two turns, as Azure does it.
-    fn between_turns() -> Self {
-        let refusal = connection_limit_refusal();
-        Self { refusal: None, ..Self::refused(CLOSE_GOING_AWAY, &refusal) }
-    }
 }
 
 /// Whether a socket goes on.
@@ -197,10 +167,7 @@ impl SocketSession {
         match event {
             SessionEvent::Client(Ok(message)) => self.on_client_message(message).await,
             SessionEvent::Client(Err(error)) => match error.close_code() {
-                Some(code) => Flow::Close(Closing {
-                    refusal: Some(refusal_of_read_error(&error)),
-                    ..Closing::with_code(code, "")
-                }),
+                Some(code) => Flow::Close(Closing::after_fault(code, &error)),
                 None => Flow::End,
             },
             SessionEvent::TurnEnded(ended) => self.on_turn_ended(&ended),
@@ -486,13 +453,5 @@ impl SocketSession {
             let _ = timeout(CLOSE_TIMEOUT, drained).await;
         }
         self.shared.client.shut_down(CONTROL_TIMEOUT).await;
-    }
-}
-
-fn refusal_of_read_error(error: &ReadError) -> RefusalReason {
-    match error {
-        ReadError::TooLarge => RefusalReason::BodyTooLarge,
-        ReadError::OutOfMemory => RefusalReason::Overloaded,
-        ReadError::Lost(_) | ReadError::Protocol(_) | ReadError::InvalidUtf8 => RefusalReason::BadRequest,
     }
 }

@@ -1,0 +1,53 @@
+//! How a Responses socket is closed: what its client is told.
+
+use bytes::Bytes;
+
+use super::error_event::{connection_limit_refusal, refusal_event};
+use crate::proxy::websocket::frames::ReadError;
+use crate::refusal::{Refusal, RefusalReason};
+
+// Close codes (RFC 6455, section 7.4.1).
+pub(super) const CLOSE_NORMAL: u16 = 1000;
+pub(super) const CLOSE_GOING_AWAY: u16 = 1001;
+pub(super) const CLOSE_UNSUPPORTED_DATA: u16 = 1003;
+pub(super) const CLOSE_POLICY_VIOLATION: u16 = 1008;
+
+/// How a socket ends.
+pub(super) struct Closing {
+    /// What the client is told before.
+    pub(super) event: Option<Bytes>,
+    pub(super) code: u16,
+    pub(super) reason: &'static str,
+    /// Why the balancer ended it, if that was the client's fault.
+    pub(super) refusal: Option<RefusalReason>,
+}
+
+impl Closing {
+    pub(super) fn with_code(code: u16, reason: &'static str) -> Self {
+        Self { event: None, code, reason, refusal: None }
+    }
+
+    pub(super) fn refused(code: u16, refusal: &Refusal) -> Self {
+        let reason = refusal.reason;
+        Self { event: Some(refusal_event(refusal, None)), code, reason: reason.code(), refusal: Some(reason) }
+    }
+
+    /// Between two turns, as Azure does it.
+    pub(super) fn between_turns() -> Self {
+        let refusal = connection_limit_refusal();
+        Self { refusal: None, ..Self::refused(CLOSE_GOING_AWAY, &refusal) }
+    }
+
+    /// After a fault of the client's frames.
+    pub(super) fn after_fault(code: u16, error: &ReadError) -> Self {
+        Self { refusal: Some(refusal_of_read_error(error)), ..Self::with_code(code, "") }
+    }
+}
+
+fn refusal_of_read_error(error: &ReadError) -> RefusalReason {
+    match error {
+        ReadError::TooLarge => RefusalReason::BodyTooLarge,
+        ReadError::OutOfMemory => RefusalReason::Overloaded,
+        ReadError::Lost(_) | ReadError::Protocol(_) | ReadError::InvalidUtf8 => RefusalReason::BadRequest,
+    }
+}
