@@ -2,10 +2,12 @@
 conversations over HTTP."""
 
 import time
+from contextlib import ExitStack
 
 from openai import AsyncOpenAI, OpenAI
+from websockets.exceptions import ConnectionClosed
 
-from suite import KEY, URL, ask_runner, expect_turns, run_tests, test
+from suite import KEY, URL, ask_runner, expect_turns, raises, run_tests, test
 
 CHAIN = 10
 
@@ -153,6 +155,31 @@ def _():
         assert 0 < error.to_dict()["retry_after_ms"] <= 60_000, error
         assert socket.ask("Another model").output_text.startswith("You said: Another model")
     expect_turns(refused=1, new=1, socket=1, over_sockets=2)
+
+
+@test("a turn that needs two resources, because what it continues is not stored")
+def _():
+    options = {"model": "gpt-5", "store": False, "include": ["reasoning.encrypted_content"], "reasoning": {"effort": "low"}}
+    question = {"role": "user", "content": "What did you think?"}
+    closed = 0
+    with connect() as client, ExitStack() as open_sockets:
+        thought = client.responses.create(input="Thought of before", **options)
+        items = [{"role": "user", "content": "Thought of before"}, *(item.to_dict() for item in thought.output), question]
+        # One of these is begun on the resource of that thought.
+        connections = [open_sockets.enter_context(client.responses.connect()) for _ in range(3)]
+        begun = [Conversation(connection).ask("Begun", **options) for connection in connections]
+        for connection, response in zip(connections, begun):
+            last = Conversation(connection).events(items, previous_response_id=response.id, **options)[-1]
+            if last.type == "error":
+                assert (last.status, last.error.code) == (400, "websocket_connection_limit_reached"), last
+                error = raises(ConnectionClosed, connection.recv)
+                assert error.rcvd.code == 1001, error
+                with client.responses.connect() as another:
+                    last = Conversation(another).events(items, **options)[-1]
+                closed += 1
+            assert "I thought: Thought of before" in last.response.output_text, last
+    assert closed == 2, closed
+    expect_turns(new=4, learned=3, refused=2, socket=5, over_sockets=8)
 
 
 run_tests()

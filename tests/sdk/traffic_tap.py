@@ -53,6 +53,8 @@ class Tap:
             return writer.transport.abort()
         connection = TappedConnection()
         self.connections.append(connection)
+        # The loop itself does not keep a task alive.
+        connection.task = asyncio.current_task()
         relays = [relay(reader, target_writer, connection.client_bytes), relay(target_reader, writer, connection.server_bytes)]
         try:
             await asyncio.gather(*relays)
@@ -155,7 +157,7 @@ class TappedConnection:
     def __init__(self):
         self.client_bytes, self.server_bytes = KeptBytes(), KeptBytes()
         self.exchanges, self.answered = [], 0
-        self.turns = None
+        self.turns = self.task = None
         self.lock = threading.Lock()
 
     def parse(self):
