@@ -103,6 +103,10 @@ impl Turn {
             (Ok(()), TurnStart::Anywhere) => Ok(()),
             (Ok(()), TurnStart::On(socket)) => self.pin_to(socket),
             (Ok(()), TurnStart::Refused(refusal)) => Err(refusal),
+            // Over a new socket, the client sends its whole input, and only one resource is needed for that.
+            (Err(refusal), TurnStart::On(_)) if refusal.reason == RefusalReason::MixedResources => {
+                Err(connection_limit_refusal())
+            }
             (Err(refusal), start) => {
                 if let TurnStart::On(socket) = start {
                     self.shared.idle_upstreams.put(*socket);
