@@ -115,13 +115,13 @@ impl SocketClient {
 
     /// Sends a `response.create` with these parameters. Returns the last event of the turn.
     pub(super) async fn turn(&mut self, parameters: Value) -> Value {
-        self.send(&create(parameters)).await;
+        self.send(&create(&parameters)).await;
         self.events_of_turn().await.pop().unwrap()
     }
 }
 
 /// A `response.create` for `gpt-4o`.
-pub(super) fn create(parameters: Value) -> Value {
+pub(super) fn create(parameters: &Value) -> Value {
     let mut message = json!({"type": "response.create", "model": "gpt-4o", "input": "hi"});
     message.as_object_mut().unwrap().extend(parameters.as_object().unwrap().clone());
     message

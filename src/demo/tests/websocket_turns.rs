@@ -50,7 +50,7 @@ async fn moods_end_turns_as_they_end_streams() {
     for (mood, expected) in cases {
         let simulator = start_simulator_with_mood(mood.clone()).await;
         let mut client = SocketClient::open_responses(&simulator, "").await;
-        client.send(&create(json!({}))).await;
+        client.send(&create(&json!({}))).await;
         let events = client.events_of_turn().await;
         assert_eq!(types(&events), expected, "{mood:?}");
         let error = &events.last().unwrap()["error"];
@@ -73,7 +73,7 @@ async fn moods_cut_a_websocket_off_within_a_turn() {
     for (mood, count) in cases {
         let simulator = start_simulator_with_mood(mood.clone()).await;
         let mut client = SocketClient::open_responses(&simulator, "").await;
-        client.send(&create(json!({}))).await;
+        client.send(&create(&json!({}))).await;
         for _ in 0..count {
             client.event().await;
         }
@@ -81,7 +81,7 @@ async fn moods_cut_a_websocket_off_within_a_turn() {
     }
     let simulator = start_simulator_with_mood(Mood::TruncatedLength { missing_bytes: 9 }).await;
     let mut client = SocketClient::open_responses(&simulator, "").await;
-    client.send(&create(json!({}))).await;
+    client.send(&create(&json!({}))).await;
     let mut last = Value::Null;
     while let Received::Event(event) = client.receive().await {
         last = event;
@@ -106,14 +106,14 @@ async fn moods_change_the_pace_and_the_frames_of_a_turn() {
     }
     let simulator = start_simulator_with_mood(Mood::InfoFlood(2)).await;
     let mut client = SocketClient::open_responses(&simulator, "").await;
-    client.send(&create(json!({}))).await;
+    client.send(&create(&json!({}))).await;
     assert_eq!([client.receive().await, client.receive().await], [Received::Ping, Received::Ping]);
     let simulator = start_simulator_with_mood(Mood::TinyWrites).await;
     let mut client = SocketClient::open_responses(&simulator, "").await;
     assert_eq!(client.turn(json!({})).await["type"], "response.completed");
     let simulator = start_simulator_with_mood(Mood::CleanEndWithoutTerminal).await;
     let mut client = SocketClient::open_responses(&simulator, "").await;
-    client.send(&create(json!({}))).await;
+    client.send(&create(&json!({}))).await;
     client.event_of_type("response.output_item.done").await;
     client.send(&json!({"type": "response.cancel"})).await;
     assert_eq!(client.event().await["error"]["code"], "response_cancel_not_active", "the turn has ended");
@@ -125,9 +125,9 @@ async fn turns_of_different_lanes_run_at_the_same_time() {
     let mood = Mood::Sequence(vec![stalled, Mood::Calm]);
     let simulator = start_with_lanes(mood).await;
     let mut client = SocketClient::open_responses(&simulator, "").await;
-    client.send(&create(json!({"stream_id": "a", "store": false}))).await;
+    client.send(&create(&json!({"stream_id": "a", "store": false}))).await;
     assert_eq!(client.event().await["stream_id"], "a");
-    client.send(&create(json!({"stream_id": "a", "input": "waits"}))).await;
+    client.send(&create(&json!({"stream_id": "a", "input": "waits"}))).await;
     let done = client.turn(json!({"stream_id": "b", "store": false, "input": "bee"})).await;
     assert_eq!((&done["type"], &done["stream_id"]), (&json!("response.completed"), &json!("b")));
     let unnamed = client.turn(json!({})).await;
@@ -163,7 +163,7 @@ async fn a_websocket_has_a_limited_number_of_lanes_and_of_turns_at_a_time() {
     let simulator = start_with_lanes(stalled).await;
     let mut client = SocketClient::open_responses(&simulator, "").await;
     for number in 0..17 {
-        client.send(&create(json!({"stream_id": format!("lane-{number}")}))).await;
+        client.send(&create(&json!({"stream_id": format!("lane-{number}")}))).await;
     }
     let mut first = Value::Null;
     for _ in 0..16 {
@@ -182,7 +182,7 @@ async fn a_response_is_steered_by_a_successor() {
     let resource = SimulatedResource { timing, accepts_stream_ids: true, ..east_resource() };
     let simulator = start_simulator(resource).await;
     let mut client = SocketClient::open_responses(&simulator, "").await;
-    client.send(&create(json!({"stream_id": "a", "store": false}))).await;
+    client.send(&create(&json!({"stream_id": "a", "store": false}))).await;
     let id = client.event().await["response"]["id"].clone();
     let steer = json!({"type": "response.steer", "previous_response_id": id, "input": "rather this"});
     client.send(&steer).await;
@@ -215,7 +215,7 @@ async fn turns_are_logged_as_requests_that_came_over_a_websocket() {
     let mut client = SocketClient::open_responses(&simulator, "X-Trace: t\r\n").await;
     client.turn(json!({})).await;
     client.turn(json!({})).await;
-    client.send(&create(json!({"input": "last"}))).await;
+    client.send(&create(&json!({"input": "last"}))).await;
     client.event().await;
     drop(client);
     let has_ended = |requests: &[super::super::LoggedRequest]| {
@@ -235,5 +235,5 @@ async fn turns_are_logged_as_requests_that_came_over_a_websocket() {
     assert_eq!(requests[3].header("x-trace"), Some("t"));
     assert!(requests.iter().all(|request| request.connection_number == 1));
     let body: Value = serde_json::from_slice(requests[3].body.as_ref().unwrap()).unwrap();
-    assert_eq!(body, create(json!({"input": "last"})));
+    assert_eq!(body, create(&json!({"input": "last"})));
 }

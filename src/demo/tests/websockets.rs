@@ -110,7 +110,7 @@ async fn turns_run_one_after_the_other_while_messages_are_read() {
     let simulator = start_simulator(SimulatedResource { timing, ..east_resource() }).await;
     let mut client = SocketClient::open_responses(&simulator, "").await;
     for input in ["one", "two"] {
-        client.send(&create(json!({"input": input}))).await;
+        client.send(&create(&json!({"input": input}))).await;
     }
     let id = client.event().await["response"]["id"].clone();
     client.send_bytes(&client_frame(PING, b"now")).await;
@@ -153,7 +153,7 @@ async fn a_turn_can_be_cancelled() {
     ]);
     let simulator = start_simulator_with_mood(mood).await;
     let mut client = SocketClient::open_responses(&simulator, "").await;
-    client.send(&create(json!({}))).await;
+    client.send(&create(&json!({}))).await;
     let id = client.event_of_type("response.in_progress").await["response"]["id"].clone();
     client.send(&json!({"type": "response.cancel", "response_id": "resp_x"})).await;
     assert_eq!(client.event_of_type("error").await["error"]["code"], "response_cancel_not_active");
@@ -224,7 +224,7 @@ async fn frames_that_no_client_may_send_close_the_websocket() {
 async fn messages_may_be_long_and_come_in_parts() {
     let simulator = start_simulator(east_resource()).await;
     let mut client = SocketClient::open_responses(&simulator, "").await;
-    let message = create(json!({"input": "x".repeat(200_000)})).to_string();
+    let message = create(&json!({"input": "x".repeat(200_000)})).to_string();
     let (first, second) = message.as_bytes().split_at(70_000);
     client.send_bytes(&client_frame(0x01, first)).await;
     client.send_bytes(&client_frame(PING, b"between")).await;
@@ -241,9 +241,9 @@ async fn a_websocket_expires_between_two_turns() {
     let simulator = start_simulator(resource).await;
     let mut client = SocketClient::open_responses(&simulator, "").await;
     client
-        .send(&create(json!({"input": "as many words as it takes to stream for longer than it may stay"})))
+        .send(&create(&json!({"input": "as many words as it takes to stream for longer than it may stay"})))
         .await;
-    client.send(&create(json!({}))).await;
+    client.send(&create(&json!({}))).await;
     let events = client.events_of_turn().await;
     assert_eq!(events.last().unwrap()["type"], "response.completed", "the turn under way ends");
     let expired = client.event().await;

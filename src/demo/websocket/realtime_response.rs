@@ -80,7 +80,7 @@ impl RealtimeResponse {
         };
         let done_item = item("completed", json!([part]));
         let mut events = vec![
-            json!({"type": "response.created", "response": response_object(&id, "in_progress", json!([]), Value::Null)}),
+            json!({"type": "response.created", "response": response_object(&id, "in_progress", &json!([]), &Value::Null)}),
             json!({"type": "rate_limits.updated", "rate_limits": [
                 {"name": "requests", "limit": 1000, "remaining": 999, "reset_seconds": 0.06},
                 {"name": "tokens", "limit": 100_000, "remaining": 99_000, "reset_seconds": 0.6},
@@ -118,7 +118,7 @@ impl RealtimeResponse {
             "type": "response.output_item.done", "response_id": id, "output_index": 0, "item": done_item,
         }));
         let usage = usage_object(input, cached, output_tokens);
-        let done = response_object(&id, "completed", json!([done_item]), usage);
+        let done = response_object(&id, "completed", &json!([done_item]), &usage);
         events.push(json!({"type": "response.done", "response": done}));
         Self { id, events, output_tokens }
     }
@@ -126,7 +126,7 @@ impl RealtimeResponse {
     /// The last event of a response that the client has cancelled. It is assumed that only the input is counted.
     pub(super) fn cancelled_event(id: &str, input: RealtimeTokens, cached: RealtimeTokens) -> Value {
         let usage = usage_object(input, cached, RealtimeTokens::default());
-        let mut response = response_object(id, "cancelled", json!([]), usage);
+        let mut response = response_object(id, "cancelled", &json!([]), &usage);
         if let Some(map) = response.as_object_mut() {
             let details = json!({"type": "cancelled", "reason": "client_cancelled"});
             map.insert("status_details".to_owned(), details);
@@ -150,7 +150,7 @@ pub(super) fn transcription_usage(model: &str, duration_ms: u64, transcript: &st
     })
 }
 
-fn response_object(id: &str, status: &str, output: Value, usage: Value) -> Value {
+fn response_object(id: &str, status: &str, output: &Value, usage: &Value) -> Value {
     json!({"id": id, "object": "realtime.response", "status": status, "output": output, "usage": usage})
 }
 
