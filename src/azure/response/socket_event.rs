@@ -32,15 +32,16 @@ pub fn error_event_status(event: &[u8]) -> Option<u16> {
     status.filter(|_| is_error)?.parse().ok().filter(|status| (400..600).contains(status))
 }
 
-/// The header fields of the response that an error event stands for, by names and values: `headers` of the event, and
-/// its hints when to try again.
+/// The header fields of the response that an error event stands for, by names and values: `headers` of the event or of
+/// its error (as in the types of openai-python), and its hints when to try again.
 pub fn error_event_headers(event: &[u8]) -> Vec<(String, String)> {
     let Ok(fields) = json::parse_fields(event, &const { KeySet::new(["headers", "error"]) }) else {
         return Vec::new();
     };
     let [headers, error] = fields.values;
+    let [headers_of_error] = error.map_or([None], |error| json::find_fields(error, &["headers"]));
     let mut result = Vec::new();
-    if let Some(headers) = headers {
+    for headers in [headers, headers_of_error].into_iter().flatten() {
         json::JsonCursor::new(headers).walk_object(|name, cursor| {
             if let Some(value) = cursor.next_value().and_then(json::decode_string_or_number)
                 && result.len() < MAX_HEADERS
@@ -111,6 +112,9 @@ mod tests {
         let headers =
             [("retry-after", "3"), ("retry-after-ms", "1500")].map(|(n, v)| (n.to_owned(), v.to_owned()));
         assert_eq!(error_event_headers(event), headers);
+        let event =
+            br#"{"type":"error","status":429,"error":{"code":"x","headers":{"retry-after-ms":"250"}}}"#;
+        assert_eq!(error_event_headers(event), [("retry-after-ms".to_owned(), "250".to_owned())]);
         assert!(is_socket_limit(
             br#"{"type":"error","error":{"code":"websocket_connection_limit_reached"}}"#
         ));
