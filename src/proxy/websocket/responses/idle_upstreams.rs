@@ -30,17 +30,19 @@ impl IdleUpstreams {
         }
     }
 
-    /// Takes a socket of this route: the one that made this response last, or else the latest used.
+    /// Takes a socket of this route for a turn of this lane: the one that made this response last, or else the latest
+    /// used.
     pub(super) fn take_for(
         &self,
         route: &UpstreamRoute,
+        lane: Option<&str>,
         previous_response: Option<&str>,
     ) -> Option<UpstreamSocket> {
         let mut sockets = self.lock();
-        let is_of_route = |socket: &UpstreamSocket| socket.route == *route;
+        let is_usable = |socket: &UpstreamSocket| socket.route == *route && socket.is_free_for(lane);
         let made_previous = previous_response
-            .and_then(|id| sockets.iter().position(|socket| is_of_route(socket) && socket.made_latest(id)));
-        let index = made_previous.or_else(|| sockets.iter().rposition(is_of_route))?;
+            .and_then(|id| sockets.iter().position(|socket| is_usable(socket) && socket.made_latest(id)));
+        let index = made_previous.or_else(|| sockets.iter().rposition(is_usable))?;
         Some(sockets.remove(index))
     }
 

@@ -213,6 +213,7 @@ impl Turn {
                 }
                 if has_ended && !socket.has_unsent && socket.end.is_none() {
                     socket.is_reused = true;
+                    socket.latest_lane.clone_from(&self.message.lane);
                     socket.idle_since = Instant::now();
                     self.shared.idle_upstreams.put(*socket);
                 }
@@ -310,7 +311,9 @@ impl Turn {
             path_and_query: Arc::from(target.path_and_query.as_str()),
         };
         let previous_response = self.message.previous_response_id.as_deref();
-        if let Some(socket) = self.shared.idle_upstreams.take_for(&route, previous_response) {
+        if let Some(socket) =
+            self.shared.idle_upstreams.take_for(&route, self.message.lane.as_deref(), previous_response)
+        {
             return Ok(Some(Box::new(socket)));
         }
         let limit = peer.options.total_connection_timeout.unwrap_or(LAST_BYTES_TIMEOUT);

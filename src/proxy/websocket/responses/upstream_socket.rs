@@ -43,6 +43,8 @@ pub(super) struct UpstreamSocket {
     /// The ids of responses that only this socket has, latest last.
     unstored_responses: VecDeque<Box<str>>,
     latest_response: Option<Box<str>>,
+    /// The lane of its latest turn.
+    pub(super) latest_lane: Option<String>,
     /// A part of what was pushed has not been sent, so that nothing else can follow.
     pub(super) has_unsent: bool,
     /// It has ended with this, after events that have been read.
@@ -164,6 +166,7 @@ pub(super) async fn finish_handshake(
         handshake_head: header,
         unstored_responses: VecDeque::new(),
         latest_response: None,
+        latest_lane: None,
         has_unsent: false,
         end: None,
     })))
@@ -185,6 +188,14 @@ impl UpstreamSocket {
     /// Whether only this socket has this response.
     pub(super) fn has_unstored_response(&self, id: &str) -> bool {
         self.unstored_responses.iter().any(|own| **own == *id)
+    }
+
+    /// Whether a turn of this lane that continues no unstored response may use it. A backend keeps only the latest
+    /// response that is not stored, and that of another lane must not be lost.
+    pub(super) fn is_free_for(&self, lane: Option<&str>) -> bool {
+        let latest_is_unstored =
+            self.latest_response.as_deref().is_some_and(|latest| self.has_unstored_response(latest));
+        self.latest_lane.as_deref() == lane || !latest_is_unstored
     }
 
     /// Whether its latest response is this one, which the backend then has at hand.
