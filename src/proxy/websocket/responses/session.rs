@@ -23,7 +23,7 @@ use super::closing::{
 use super::error_event::{connection_limit_refusal, refusal_event};
 use super::idle_upstreams;
 use super::shared::{HeldMessage, SocketShared};
-use super::turn::{Turn, TurnEnd, TurnStart};
+use super::turn::{Turn, TurnEnd, TurnOutcome, TurnStart};
 use super::upstream_socket::UpstreamSocket;
 use crate::azure::request::socket_message::SocketMessage;
 use crate::azure::response::socket_event::is_socket_limit;
@@ -56,9 +56,11 @@ const TURN_END_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct SocketSession {
     shared: Arc<SocketShared>,
     reader: MessageReader<ReadHalf<Stream>>,
-    turns: JoinSet<TurnEnd>,
+    turns: JoinSet<TurnOutcome>,
     active_turns: Vec<ActiveTurn>,
     waiting: VecDeque<(SocketMessage, HeldMessage)>,
+    /// Messages about a turn that has ended, though its task is not joined yet.
+    late_messages: Vec<HeldMessage>,
     has_begun: bool,
     opened_at: Instant,
     last_heard_at: Instant,
@@ -81,7 +83,7 @@ struct ActiveTurn {
 /// What a socket reacts to.
 enum SessionEvent {
     Client(Result<Message, ReadError>),
-    TurnEnded(Result<(Id, TurnEnd), JoinError>),
+    TurnEnded(Result<(Id, TurnOutcome), JoinError>),
     IdleUpstream(Box<UpstreamSocket>, Result<Message, ReadError>),
     /// The process stops, or another one has taken over.
     ProcessCloses,
@@ -106,6 +108,7 @@ impl SocketSession {
             turns: JoinSet::new(),
             active_turns: Vec::new(),
             waiting: VecDeque::new(),
+            late_messages: Vec::new(),
             has_begun: false,
             opened_at: now,
             last_heard_at: now,
@@ -170,7 +173,7 @@ impl SocketSession {
                 Some(code) => Flow::Close(Closing::after_fault(code, &error)),
                 None => Flow::End,
             },
-            SessionEvent::TurnEnded(ended) => self.on_turn_ended(&ended),
+            SessionEvent::TurnEnded(ended) => self.on_turn_ended(ended).await,
             SessionEvent::IdleUpstream(socket, message) => self.on_idle_upstream(*socket, message).await,
             SessionEvent::ClientLost => Flow::End,
             SessionEvent::ProcessCloses => {
@@ -300,8 +303,11 @@ impl SocketSession {
             let sent =
                 HeldMessage::new(text, self.reader.take_memory()).map(|held| turn.messages.try_send(held));
             return match sent {
-                // One that has just ended needs no message any more.
-                Ok(Ok(()) | Err(TrySendError::Closed(_))) => Flow::Continue,
+                Ok(Ok(())) => Flow::Continue,
+                Ok(Err(TrySendError::Closed(held))) => {
+                    self.late_messages.push(held);
+                    Flow::Continue
+                }
                 Ok(Err(TrySendError::Full(_))) => {
                     let message = "too many messages wait for the backend; try again shortly";
                     let refusal = Refusal::new(RefusalReason::Overloaded, message);
@@ -327,19 +333,26 @@ impl SocketSession {
         if sent.await.is_ok() { Flow::Continue } else { Flow::End }
     }
 
-    fn on_turn_ended(&mut self, ended: &Result<(Id, TurnEnd), JoinError>) -> Flow {
+    async fn on_turn_ended(&mut self, ended: Result<(Id, TurnOutcome), JoinError>) -> Flow {
         let id = ended.as_ref().map_or_else(|error| error.id(), |(id, _)| *id);
         self.active_turns.retain(|turn| turn.id != id);
-        match ended {
-            Ok((_, TurnEnd::Over)) => {}
-            Ok((_, TurnEnd::ClosesSocket)) => {
+        let mut unsent_messages = match ended {
+            Ok((_, TurnOutcome { end: TurnEnd::Over, unsent_messages })) => unsent_messages,
+            Ok((_, TurnOutcome { end: TurnEnd::ClosesSocket, .. })) => {
                 return Flow::Close(Closing { event: None, ..Closing::between_turns() });
             }
-            Ok((_, TurnEnd::Unauthorized)) => {
+            Ok((_, TurnOutcome { end: TurnEnd::Unauthorized, .. })) => {
                 return Flow::Close(Closing::with_code(CLOSE_POLICY_VIOLATION, "invalid_api_key"));
             }
             // It has panicked: its record is written, but nobody knows what the client got.
             Err(_) => return Flow::Close(Closing::with_code(CLOSE_GOING_AWAY, "")),
+        };
+        unsent_messages.append(&mut self.late_messages);
+        for HeldMessage { bytes, memory: _memory } in unsent_messages {
+            let Ok(message) = SocketMessage::parse(&bytes) else { continue };
+            if let Flow::End = self.pass_on(&message, bytes).await {
+                return Flow::End;
+            }
         }
         self.begin_turns();
         Flow::Continue

@@ -56,6 +56,13 @@ pub(super) enum TurnEnd {
     Unauthorized,
 }
 
+/// What a turn leaves behind.
+pub(super) struct TurnOutcome {
+    pub(super) end: TurnEnd,
+    /// What the client has said about it, and its backend has not got.
+    pub(super) unsent_messages: Vec<HeldMessage>,
+}
+
 /// A turn.
 pub(super) struct Turn {
     pub(super) shared: Arc<SocketShared>,
@@ -98,7 +105,7 @@ impl Turn {
     }
 
     /// Runs the turn that this `response.create` begins.
-    pub(super) async fn run(mut self, create: HeldMessage, start: TurnStart) -> TurnEnd {
+    pub(super) async fn run(mut self, create: HeldMessage, start: TurnStart) -> TurnOutcome {
         let admitted = match (self.admit(create), start) {
             (Ok(()), TurnStart::Anywhere) => Ok(()),
             (Ok(()), TurnStart::On(socket)) => self.pin_to(socket),
@@ -122,7 +129,12 @@ impl Turn {
             self.context.ending.is_client_gone |= !self.context.ending.is_record_submitted;
         }
         self.context.finish();
-        end
+        self.client_messages.close();
+        let mut unsent_messages = Vec::new();
+        while let Ok(message) = self.client_messages.try_recv() {
+            unsent_messages.push(message);
+        }
+        TurnOutcome { end, unsent_messages }
     }
 
     /// Admits the turn, as a POST of the same content.
