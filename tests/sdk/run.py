@@ -16,6 +16,7 @@ sys.dont_write_bytecode = True
 import environments
 from affinity_run import run_affinity_suites
 from record import RecordFile
+from sockets_run import run_socket_suite
 from stack import FAILING_MOODS, STOP_TIMEOUT, SUITES, StackError, Stack, wait_for_condition
 from suite_process import TestReport, run_suite_process
 
@@ -34,7 +35,7 @@ def main():
     commands = {
         "python": [[current_python, HERE / f"{name}.py"] for name in CURRENT_PYTHON_SUITES],
         "python-028": [[old_python, HERE / "python_028.py"]],
-        "node": [[environments.find_node_and_npm()[0], node_directory / "node.mjs"]],
+        "node": [[environments.find_node_and_npm()[0], node_directory / f"{name}.mjs"] for name in ["node", "websockets"]],
     }
     # On SIGTERM, exit through the context managers, which stop the started processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -55,6 +56,7 @@ def main():
         if report.failed:
             print(f"\nthe end of the balancer's log:\n{stack.log('balancer.log')}")
     run_affinity_suites(binary, report)
+    run_socket_suite(binary, report)
     print(f"{report.passed} passed, {report.failed} failed", flush=True)
     return 1 if report.failed else 0
 
@@ -62,7 +64,7 @@ def main():
 def run_suite(stack, report, name, command, on_marker=lambda: None):
     """Runs a suite in its own process; calls `on_marker` when the suite reports a marker."""
     suite_variables = {"CLIENT_NAME": name, "CLIENT_KEY": stack.keys[name], "BALANCER_URL": stack.url}
-    suite_variables |= {"EDGE_URL": stack.edge_url, "EDGE_CA": str(stack.certificate)}
+    suite_variables |= {"TLS_URL": stack.tls_url, "EDGE_URL": stack.edge_url, "EDGE_CA": str(stack.certificate)}
     shared_variables = {
         "LIMITED_KEY": stack.keys["limited"],
         "COLLEAGUE_KEY": stack.keys["colleague"],

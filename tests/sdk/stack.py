@@ -71,7 +71,7 @@ class Stack:
         self.record = directory / "exchanges.jsonl"
         self.keys = {name: secrets.token_hex(16) for name in [*SUITES, "limited", "colleague"]}
         self.resource_keys = {name: secrets.token_hex(16) for name in ["eastus-ptu", *STANDARD_RESOURCES, "troubled"]}
-        self.simulator = self.balancer = self.edge = self.url = self.edge_url = None
+        self.simulator = self.balancer = self.edge = self.url = self.tls_url = self.edge_url = None
         self.certificate = directory / "localhost.pem"
 
     def __enter__(self):
@@ -94,7 +94,7 @@ class Stack:
         self.make_certificate()
         for attempts_left in (2, 1, 0):
             port, tls_port = free_port(), free_port()
-            self.url = f"http://127.0.0.1:{port}"
+            self.url, self.tls_url = f"http://127.0.0.1:{port}", f"https://localhost:{tls_port}"
             config = self.directory / "aoai-lb.yaml"
             config.write_text(self.balancer_yaml(port, tls_port, endpoints))
             self.balancer = self.spawn("run", config, "balancer.log")
