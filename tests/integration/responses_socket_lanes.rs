@@ -5,7 +5,9 @@ use crate::support;
 use serde_json::{Value, json};
 use support::responses_upstream::{HELD_TURN, ResponsesUpstream, Step, TURN, create};
 use support::websocket::WebSocket;
-use support::{Balancer, LISTED_DEPLOYMENTS, wait_until, wait_until_async};
+use support::{
+    Balancer, LISTED_DEPLOYMENTS, simulated_backend_yaml, start_simulator, wait_until, wait_until_async,
+};
 
 /// Sends a turn of this lane that is held by its upstream, and reads what comes before.
 async fn begin_held_turn(socket: &mut WebSocket, lane: &str) {
@@ -180,4 +182,26 @@ async fn a_client_that_does_not_read_stops_its_upstream_and_nobody_else() {
     }
     drop(deaf);
     wait_until("the upstream sockets of lost clients are closed", || a.open_sockets() == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unstored_conversations_in_lanes_do_not_displace_each_other() {
+    // A backend keeps only the latest unstored response of a socket.
+    let azure = start_simulator(&["a"]).await;
+    let balancer = Balancer::start(&simulated_backend_yaml(&azure, "a", LISTED_DEPLOYMENTS), "").await;
+    let mut socket = WebSocket::open(&balancer).await;
+    let mut latest = json!({"one": null, "two": null});
+    for _ in 0..3 {
+        for lane in ["one", "two"] {
+            let continued = json!({"stream_id": lane, "store": false, "previous_response_id": latest[lane]});
+            let events = socket.turn(&create(&continued)).await;
+            let last = events.last().unwrap();
+            assert_eq!(
+                (&last["type"], &last["stream_id"]),
+                (&json!("response.completed"), &json!(lane)),
+                "{last}"
+            );
+            latest[lane] = last["response"]["id"].clone();
+        }
+    }
 }
