@@ -186,7 +186,7 @@ async fn a_turn_that_fails_before_its_content_goes_to_another_backend_unseen() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_handshake_fails_over_and_the_last_one_reaches_the_client_as_an_event() {
-    for (status, headers) in [(429, "retry-after: 60"), (503, "")] {
+    for (status, headers) in [(429, "retry-after: 60"), (503, ""), (404, ""), (426, "")] {
         let (a, b, balancer) = start_two_tiers().await;
         a.refuse_handshakes(Some((status, headers)));
         let mut socket = WebSocket::open(&balancer).await;

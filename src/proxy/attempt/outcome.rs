@@ -101,8 +101,7 @@ impl RetryState {
         now: Instant,
     ) -> AfterResponse {
         let status = held.header.status.as_u16();
-        let verdict =
-            self.gateway.judge_complete_response(&self.admitted, status, &held.body_received_so_far());
+        let verdict = self.judge(status, &held.body_received_so_far());
         // Without ending the attempt: `on_relay_start` records it.
         if verdict == Verdict::ClientError {
             return AfterResponse::Relay(held);
@@ -118,6 +117,20 @@ impl RetryState {
         }
     }
 
+    /// The verdict on a complete response.
+    fn judge(&self, status: u16, body: &[u8]) -> Verdict {
+        let verdict = self.gateway.judge_complete_response(&self.admitted, status, body);
+        let is_of_handshake =
+            self.current_attempt.as_ref().is_some_and(|current| current.is_handshake_refused);
+        // Whatever is wrong with a handshake, it is not the turn, which the backend has not got: it may have no
+        // Responses sockets.
+        if is_of_handshake && verdict == Verdict::ClientError {
+            Verdict::UnsupportedByBackend
+        } else {
+            verdict
+        }
+    }
+
     /// Ends the current attempt with this response: tells the gateway what the response means, keeps it if
     /// it may be the best to relay in the end, and decides whether another attempt is made.
     fn end_attempt_with_response(
@@ -127,10 +140,9 @@ impl RetryState {
         is_body_consumed: bool,
         now: Instant,
     ) -> AfterResponse {
-        let gateway = Arc::clone(&self.gateway);
         let status = held.header.status.as_u16();
         let body = held.body_received_so_far();
-        let verdict = gateway.judge_complete_response(&self.admitted, status, &body);
+        let verdict = self.judge(status, &body);
         // The client did not ask for usage. The balancer did, so it sends the request again without that.
         let refuses_stream_options = is_about_body(status)
             && self.balancer_asks_for_usage()

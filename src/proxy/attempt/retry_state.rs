@@ -80,6 +80,8 @@ pub(super) struct CurrentAttempt {
     balancer_asks_for_usage: bool,
     /// The id of the secret that the request is sent with; 0 if none has been chosen yet.
     pub(super) secret_id: u64,
+    /// The response is that to the handshake of a WebSocket, over which the request would have been sent.
+    pub(super) is_handshake_refused: bool,
     /// The response is relayed, and was counted as a success of the backend.
     pub(super) is_response_relayed: bool,
     /// What this attempt probes, such as a half-open circuit breaker.
@@ -218,6 +220,7 @@ impl RetryState {
             may_have_been_sent: false,
             balancer_asks_for_usage: false,
             secret_id: 0,
+            is_handshake_refused: false,
             is_response_relayed: false,
             probe_permit,
             is_last_resort,
@@ -254,6 +257,13 @@ impl RetryState {
     /// Whether the balancer added `stream_options` to the current attempt's request to get the usage.
     pub(super) fn balancer_asks_for_usage(&self) -> bool {
         self.current_attempt.as_ref().is_some_and(|current| current.balancer_asks_for_usage)
+    }
+
+    /// Records that the response to the current attempt is that to the handshake of a WebSocket.
+    pub(in crate::proxy) fn note_refused_handshake(&mut self) {
+        if let Some(current) = &mut self.current_attempt {
+            current.is_handshake_refused = true;
+        }
     }
 
     pub(in crate::proxy) fn has_current_attempt(&self) -> bool {

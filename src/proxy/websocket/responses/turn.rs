@@ -370,6 +370,9 @@ impl Turn {
         match self.wait_for_backend(handshake).await.and_then(|handshake| handshake).map_err(failed)? {
             Handshake::Opened(socket) => Ok(Some(socket)),
             Handshake::Refused(first) => {
+                if let Some(retry) = &mut self.context.retry_state {
+                    retry.note_refused_handshake();
+                }
                 let relayed = self.relay_http_response(first, &mut upstream).await;
                 connector.release(upstream, peer).await;
                 relayed.map(|()| None).map_err(failed)
