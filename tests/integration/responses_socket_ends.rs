@@ -153,14 +153,15 @@ async fn an_old_socket_is_closed_between_two_turns() {
     let ([a], balancer) = ResponsesUpstream::start_behind_balancer(["a"], "websocket: { rotate: 1s }").await;
     a.script(|create| if create["input"] == "long" { HELD_TURN.to_vec() } else { TURN.to_vec() });
     let opened_at = Instant::now();
-    let mut idle = WebSocket::open(&balancer).await;
+    // The busy one is the older of the two.
     let mut busy = WebSocket::open(&balancer).await;
+    let mut idle = WebSocket::open(&balancer).await;
     idle.complete_turn(&create(&json!({}))).await;
     busy.send(&create(&json!({"input": "long"}))).await;
     busy.next_event_of("response.output_text.delta").await;
     expect_socket_limit(&mut idle).await;
     assert!(opened_at.elapsed() >= Duration::from_secs(1));
-    // The other socket is as old. What it sends now has to wait, and is not begun.
+    // What the other one sends now has to wait, and is not begun.
     busy.send(&create(&json!({"input": "too late"}))).await;
     busy.send_frame(PING, b"").await;
     assert_eq!(busy.next().await, Incoming::Pong(Vec::new()));
@@ -236,22 +237,26 @@ async fn an_upgrade_closes_idle_sockets_and_lets_turns_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drained_backend_gets_no_further_turn_unless_one_needs_its_socket() {
+async fn a_drained_backend_loses_its_sockets_and_a_client_its_own_only_if_it_needs_one_of_them() {
     let ([a, b], balancer) = ResponsesUpstream::start_behind_balancer(["a", "b"], "").await;
     let mut socket = WebSocket::open(&balancer).await;
     for _ in 0..2 {
         socket.complete_turn(&create(&json!({}))).await;
     }
-    assert_eq!((a.message_count(), b.message_count()), (1, 1));
+    let mut unstored = WebSocket::open(&balancer).await;
+    let last = unstored.complete_turn(&create(&json!({"store": false}))).await;
+    let previous = &last["response"]["id"];
+    assert_eq!((a.message_count(), b.message_count()), (2, 1));
     balancer.post_admin("/api/backends/a/drain").await;
     for _ in 0..4 {
         socket.complete_turn(&create(&json!({}))).await;
     }
-    assert_eq!((a.message_count(), b.message_count()), (1, 5));
-    // Its socket is closed soon, and the client's is not.
-    wait_until("the socket to the drained backend is closed", || a.open_sockets() == 0).await;
+    assert_eq!((a.message_count(), b.message_count()), (2, 5));
+    wait_until("the sockets to the drained backend are closed", || a.open_sockets() == 0).await;
+    assert_eq!(a.close_codes(), [Some(1000), Some(1000)]);
     socket.complete_turn(&create(&json!({}))).await;
-    assert_eq!(a.close_codes(), [Some(1000)]);
+    unstored.send(&create(&json!({"store": false, "previous_response_id": previous}))).await;
+    expect_socket_limit(&mut unstored).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 use support::responses_upstream::{
     HELD_TURN, ResponsesUpstream, Step, TURN, create, error_step, throttled_step,
 };
-use support::websocket::{CLOSE, Incoming, RESPONSES_TARGET, UPGRADE_HEADERS, WebSocket};
+use support::websocket::{CLOSE, Incoming, RESPONSES_TARGET, TEXT, UPGRADE_HEADERS, WebSocket};
 use support::{Balancer, CLIENT_KEY, LISTED_DEPLOYMENTS, answering_backend, sha256_hex, wait_until};
+use tokio::task::JoinSet;
 
 /// The name of the upstream that sent the events of a turn.
 fn answering(events: &[Value]) -> String {
@@ -126,16 +127,38 @@ async fn the_turns_of_one_socket_are_balanced_and_recorded_one_by_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_record_of_a_turn_outlives_a_kill_right_after_its_last_event() {
-    for _ in 0..3 {
-        let ([_a], mut balancer) = ResponsesUpstream::start_behind_balancer(["a"], "").await;
+async fn each_turn_that_a_client_got_completely_has_a_record_after_a_kill() {
+    let ([a], mut balancer) = ResponsesUpstream::start_behind_balancer(["a"], "").await;
+    let mut clients = JoinSet::new();
+    for client in 0..8 {
         let mut socket = WebSocket::open(&balancer).await;
-        socket.complete_turn(&create(&json!({}))).await;
-        balancer.send_signal("KILL");
-        balancer.start_again().await;
-        let records = balancer.wait_for_records(1).await;
-        assert_eq!((&records[0]["method"], &records[0]["total_tokens"]), (&json!("WEBSOCKET"), &json!(18)));
+        clients.spawn(async move {
+            let mut completed = Vec::new();
+            for turn in 0.. {
+                let input = format!("turn {turn} of client {client}.");
+                socket.try_send_frame(TEXT, create(&json!({"input": input})).to_string().as_bytes()).await;
+                loop {
+                    match socket.next().await {
+                        Incoming::Text(text) if text.contains("response.completed") => break,
+                        Incoming::Text(_) => {}
+                        _ => return completed,
+                    }
+                }
+                completed.push(input);
+            }
+            completed
+        });
     }
+    wait_until("many turns have begun", || a.message_count() > 300).await;
+    balancer.send_signal("KILL");
+    let completed = clients.join_all().await.concat();
+    assert!(completed.len() > 200, "{}", completed.len());
+    balancer.start_again().await;
+    wait_until("the records are written", || {
+        let prompts: Vec<Value> = balancer.records().iter().map(|record| record["prompt"].clone()).collect();
+        completed.iter().all(|input| prompts.iter().any(|prompt| prompt == input))
+    })
+    .await;
 }
 
 /// Starts `a`, and `b` in the tier behind it.
@@ -233,9 +256,11 @@ async fn a_turn_that_all_backends_throttle_is_one_429_event_and_the_next_turn_wo
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backend_that_is_lost_in_mid_turn_ends_the_turn_with_a_502_and_not_the_socket() {
-    let ([a], balancer) = ResponsesUpstream::start_behind_balancer(["a"], "").await;
+    let extra_yaml = "websocket: { max_frame: 64KiB }\ntimeouts: { idle: 300ms }";
+    let ([a], balancer) = ResponsesUpstream::start_behind_balancer(["a"], extra_yaml).await;
     let mut socket = WebSocket::open(&balancer).await;
-    for end in [Step::Reset, Step::Close(1011)] {
+    let oversized = Step::Event(json!({"type": "x", "x": "x".repeat(64 * 1024)}));
+    for end in [Step::Reset, Step::Close(1011), oversized, Step::Hold] {
         a.answer([Step::Created, Step::Delta, end]);
         let events = socket.turn(&create(&json!({}))).await;
         assert_eq!(event_types(&events), ["response.created", "response.output_text.delta", "error"]);
@@ -246,12 +271,38 @@ async fn a_backend_that_is_lost_in_mid_turn_ends_the_turn_with_a_502_and_not_the
     }
     a.answer(TURN);
     socket.complete_turn(&create(&json!({}))).await;
-    let mut records = balancer.wait_for_records(3).await;
+    let mut records = balancer.wait_for_records(5).await;
     // Tokens that have to be estimated delay a record.
     records.sort_by_key(|record| record["time"].to_string());
     let outcomes: Vec<&Value> = records.iter().map(|record| &record["outcome"]).collect();
-    assert_eq!(outcomes, ["failed", "failed", "answered"], "{records:#?}");
+    assert_eq!(outcomes, ["failed", "failed", "failed", "failed", "answered"], "{records:#?}");
     assert_eq!(records[0]["attempts"].as_array().unwrap().len(), 1, "{records:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_backend_is_left_for_another_one() {
+    let (a, b) = (ResponsesUpstream::start("a").await, ResponsesUpstream::start("b").await);
+    let backends = a.backend_yaml("tier: 1") + &b.backend_yaml("tier: 2");
+    let balancer = Balancer::start(&backends, "timeouts: { first_byte_stream: 300ms }").await;
+    a.answer([Step::Hold]);
+    let mut socket = WebSocket::open(&balancer).await;
+    assert_eq!(answering(&socket.turn(&create(&json!({}))).await), "b");
+    wait_until("the silent socket is closed", || a.open_sockets() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_events_arrive_unchanged_and_in_their_order() {
+    let ([a], balancer) = ResponsesUpstream::start_behind_balancer(["a"], "").await;
+    let events: Vec<Value> =
+        (0..3000).map(|n| json!({"type": "x", "n": n, "x": "x".repeat(n * 7 % 1500)})).collect();
+    let mut steps = vec![Step::Created];
+    steps.extend(events.iter().cloned().map(Step::Event));
+    steps.push(Step::Completed);
+    a.answer(steps);
+    let mut socket = WebSocket::open(&balancer).await;
+    let received = socket.turn(&create(&json!({}))).await;
+    assert_eq!(received.len(), events.len() + 2);
+    assert!(received[1..=events.len()] == events, "events differ");
 }
 
 #[tokio::test(flavor = "multi_thread")]
