@@ -32,6 +32,8 @@ class FrameReader:
         length, position = data[start + 1] & 0x7F, start + 2
         if length >= 126:
             size = 2 if length == 126 else 8
+            if len(data) < position + size:
+                return None
             length, position = int.from_bytes(data[position : position + size], "big"), position + size
         is_masked = data[start + 1] & 0x80
         mask, position = (bytes(data[position : position + 4]), position + 4) if is_masked else (None, position)
