@@ -1,7 +1,6 @@
 //! The outcome of an attempt: tells the gateway what the response, or the lack of one, means, and decides
 //! what happens next.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -122,12 +121,12 @@ impl RetryState {
         let verdict = self.gateway.judge_complete_response(&self.admitted, status, body);
         let is_of_handshake =
             self.current_attempt.as_ref().is_some_and(|current| current.is_handshake_refused);
-        // Whatever is wrong with a handshake, it is not the turn, which the backend has not got: it may have no
-        // Responses sockets.
-        if is_of_handshake && verdict == Verdict::ClientError {
-            Verdict::UnsupportedByBackend
-        } else {
-            verdict
+        // A handshake says nothing of the turn. A backend that does not understand it has no Responses sockets.
+        match verdict {
+            Verdict::ClientError if is_of_handshake && matches!(status, 400 | 404 | 405 | 426) => {
+                Verdict::UnsupportedByBackend
+            }
+            verdict => verdict,
         }
     }
 
