@@ -2,7 +2,7 @@
 conversations over HTTP."""
 
 import time
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 
 from openai import AsyncOpenAI, OpenAI
 from websockets.exceptions import ConnectionClosed
@@ -65,18 +65,18 @@ def _():
     expect_turns(new=3 + CHAIN - 1, learned=3 * (CHAIN - 1), socket=1, over_sockets=turns)
 
 
-@test("three chains of 10 turns that are not stored")
+@test("three chains of 10 turns that are not stored, each on its socket")
 async def _():
-    async with connect(AsyncOpenAI) as client, client.responses.connect() as connection:
-        latest = [await ask_async(connection, f"Unstored {number}", store=False) for number in range(3)]
+    async with connect(AsyncOpenAI) as client, AsyncExitStack() as open_sockets:
+        # A socket keeps its latest response only.
+        connections = [await open_sockets.enter_async_context(client.responses.connect()) for _ in range(3)]
+        latest = [await ask_async(connection, f"Unstored {number}", store=False) for number, connection in enumerate(connections)]
         for turn in range(2, CHAIN + 1):
-            for number in range(3):
+            for number, connection in enumerate(connections):
                 previous = latest[number].id
                 latest[number] = await ask_async(connection, "Go on", previous_response_id=previous, store=False)
                 assert_turn(latest[number], turn, f"Unstored {number}")
-            await ask_async(connection, "Something else")
-    turns = 3 * CHAIN + CHAIN - 1
-    expect_turns(new=3 + CHAIN - 1, learned=3 * (CHAIN - 1), socket=1, over_sockets=turns)
+    expect_turns(new=3, learned=3 * (CHAIN - 1), socket=3, over_sockets=3 * CHAIN)
 
 
 @test("a chain that goes on over other sockets and over HTTP")
