@@ -156,16 +156,17 @@ impl SocketSession {
         let deadline = self.next_deadline();
         let has_room = self.waiting.len() < MAX_WAITING_TURNS;
         let (shared, has_turns) = (Arc::clone(&self.shared), !self.turns.is_empty());
+        // First what says that no further turn begins.
         let event = tokio::select! {
             biased;
+            () = open_socket.closing(), if !self.is_closing => SessionEvent::ProcessCloses,
+            () = timer.wait_until(Some(deadline)) => SessionEvent::Deadline,
             Some(ended) = self.turns.join_next_with_id(), if has_turns => SessionEvent::TurnEnded(ended),
             message = self.reader.next(), if has_room => SessionEvent::Client(message),
             (socket, message) = shared.idle_upstreams.next_message() => {
                 SessionEvent::IdleUpstream(Box::new(socket), message)
             }
             () = shared.client.lost() => SessionEvent::ClientLost,
-            () = open_socket.closing(), if !self.is_closing => SessionEvent::ProcessCloses,
-            () = timer.wait_until(Some(deadline)) => SessionEvent::Deadline,
         };
         match event {
             SessionEvent::Client(Ok(message)) => self.on_client_message(message).await,
