@@ -233,6 +233,10 @@ impl FrameDecoder {
     fn take_payload(&mut self, frame: Frame) -> Option<Decoded> {
         let is_whole = self.input.len() >= frame.missing_bytes();
         if is_whole && self.message.is_empty() {
+            // A part of a message is kept until the others come.
+            if frame.missing_bytes() > self.allowed_message_bytes {
+                return Some(Decoded::NeedsMemory(frame.missing_bytes()));
+            }
             self.message = self.take_input(frame.missing_bytes())?;
         } else if !is_whole && !frame.reads_directly() && frame.moved_bytes == 0 {
             self.input.reserve(frame.payload_bytes - self.input.len());

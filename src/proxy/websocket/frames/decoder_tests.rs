@@ -172,6 +172,16 @@ proptest! {
 }
 
 #[test]
+fn a_part_that_comes_at_once_is_charged() {
+    for sender in [FrameSender::Client, FrameSender::Backend] {
+        let part = vec![b'x'; 2 * FREE_MESSAGE_BYTES];
+        let bytes = frame(sender, 0x01, &part);
+        // The capacity of the decoder is compared with what it may have.
+        assert_eq!(decode_pieces(sender, [bytes]), (Vec::new(), Ok(true)));
+    }
+}
+
+#[test]
 fn malformed_frames_are_refused() {
     use FrameError::{InvalidUtf8, Protocol, TooLarge};
     use FrameSender::{Backend, Client};

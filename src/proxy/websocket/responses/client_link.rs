@@ -63,19 +63,14 @@ impl ClientLink {
         sent.inspect_err(|_| self.mark_lost())
     }
 
-    /// Writes what this pushes, without a limit.
+    /// Writes what this pushes, until the client is lost.
     async fn write(
         &self,
         push: impl FnOnce(&mut MessageWriter<WriteHalf<Stream>>),
     ) -> Result<(), ClientLost> {
-        let write = async {
-            let mut writer = self.writer.lock().await;
-            push(&mut writer);
-            writer.flush().await.map_err(|_| ClientLost)
-        };
         tokio::select! {
             biased;
-            sent = write => sent,
+            sent = self.push_and_flush(push) => sent,
             () = self.lost() => Err(ClientLost),
         }
     }
@@ -102,12 +97,16 @@ impl ClientLink {
         limit: Duration,
         push: impl FnOnce(&mut MessageWriter<WriteHalf<Stream>>),
     ) -> Result<(), ClientLost> {
-        let write = async {
-            let mut writer = self.writer.lock().await;
-            push(&mut writer);
-            writer.flush().await.map_err(|_| ClientLost)
-        };
-        timeout(limit, write).await.unwrap_or(Err(ClientLost))
+        timeout(limit, self.push_and_flush(push)).await.unwrap_or(Err(ClientLost))
+    }
+
+    async fn push_and_flush(
+        &self,
+        push: impl FnOnce(&mut MessageWriter<WriteHalf<Stream>>),
+    ) -> Result<(), ClientLost> {
+        let mut writer = self.writer.lock().await;
+        push(&mut writer);
+        writer.flush().await.map_err(|_| ClientLost)
     }
 
     /// Ends the writing direction of the connection.
