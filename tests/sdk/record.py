@@ -12,7 +12,7 @@ import json
 import time
 from datetime import datetime
 
-RECORD_TIMEOUT = 5.0
+RECORD_TIMEOUT = 15
 
 
 class RecordFile:

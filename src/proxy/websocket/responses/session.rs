@@ -50,7 +50,7 @@ const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client has to answer a close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the turns of a lost client have to end.
-const TURN_END_TIMEOUT: Duration = Duration::from_secs(5);
+const TURN_END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A Responses socket.
 pub(super) struct SocketSession {
