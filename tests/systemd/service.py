@@ -246,7 +246,7 @@ class Service:
                 record = json.loads(line)
                 if record["client"] == client:
                     # The responses of a WebSocket have ids that no client is told.
-                    if record["socket_id"] is None:
+                    if record.get("socket_id") is None:
                         counts[record["request_id"]] += 1
         return counts
 
