@@ -21,7 +21,7 @@ pub mod websocket;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -33,11 +33,11 @@ use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, Result};
-use tokio::time::sleep;
 
 use self::attempt::final_response;
+use self::attempt::next_backend::BackendStep;
 use self::attempt::retry_state::RetryStep;
-use self::attempt::upstream_error::{UpstreamError, is_upload_error, upload_error_refusal};
+use self::attempt::upstream_error::{is_upload_error, upload_error_refusal};
 use self::attempt::upstream_target::UpstreamTarget;
 use self::client::admit::{self, Admission};
 use self::client::body_memory::BodyMemory;
@@ -56,15 +56,10 @@ use self::error_types::{
 use self::upstream::headers::{self, BodyFraming};
 use crate::admission::client_ip::client_ip;
 use crate::config::ListenerConfig;
-use crate::names::BackendName;
 use crate::record::client_headers::ClientHeaders;
 use crate::refusal::RefusalReason;
 
 pub use self::active_config::ActiveConfig;
-
-/// Longest time that a request waits for a backend's credential to be fetched again, after the backend
-/// rejected the one in use.
-pub(crate) const MAX_CREDENTIAL_RENEWAL_WAIT: Duration = Duration::from_secs(5);
 
 /// The phases of a request. `runner.rs` calls them in the order of Pingora's own `HttpProxy`.
 pub struct Balancer {
@@ -148,51 +143,23 @@ impl ProxyHttp for Balancer {
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut PingoraContext) -> Result<Box<HttpPeer>> {
         let PingoraContext { connect_turn, request_context, .. } = ctx;
         let context = request_context.as_deref_mut().ok_or_else(|| Error::new(ATTEMPTS_EXHAUSTED))?;
-        // The last attempt's deadline does not apply to this one.
-        context.attempt_deadline = None;
         if context.retry_state.as_ref().is_some_and(|retry| retry.attempt_count() > 0) {
             ensure_client_connected(session, context).await?;
         }
-        let config = Arc::clone(&context.config);
+        let is_upgrade = context.request.is_websocket_upgrade;
         loop {
-            let now = Instant::now();
-            let Some(retry) = &mut context.retry_state else { return Err(Error::new(ATTEMPTS_EXHAUSTED)) };
-            let step = retry.next_step(now);
-            context.overhead_clock.pause(now);
-            match step {
-                RetryStep::Exhausted => return Err(Error::new(ATTEMPTS_EXHAUSTED)),
-                RetryStep::Wait(wait) => {
-                    retry.begin_wait(now);
-                    wait_while_client_connected(session, context, sleep(wait.duration)).await?;
-                    if let Some(retry) = &mut context.retry_state {
-                        retry.on_wait_over(wait, Instant::now());
-                    }
+            match context.next_backend(is_upgrade, Instant::now())? {
+                BackendStep::Wait(wait) => {
+                    wait_while_client_connected(session, context, wait.wait()).await?;
+                    context.on_backend_wait_over(&wait, Instant::now());
                 }
-                RetryStep::AwaitCredential(credential) => {
-                    retry.begin_wait(now);
-                    let renewed = credential.wait_for_pending_fetch(MAX_CREDENTIAL_RENEWAL_WAIT);
-                    wait_while_client_connected(session, context, renewed).await?;
-                    if let Some(retry) = &mut context.retry_state {
-                        retry.on_credential_wait_over(Instant::now());
+                BackendStep::Connect(backend_index, peer) => {
+                    // A connection that becomes a tunnel cannot be shared, so there is no reason to wait for one
+                    // that another request is opening.
+                    if !is_upgrade {
+                        *connect_turn = context.config.peers.acquire_connect_turn(backend_index).await;
                     }
-                }
-                RetryStep::Attempt(backend_index) => {
-                    let name = config.gateway.backends.get(backend_index).map(|backend| &backend.config.name);
-                    retry.begin_attempt(name.unwrap_or(&BackendName::new("?")), now);
-                    let is_upgrade = context.request.is_websocket_upgrade;
-                    match config.peers.peer_for_attempt(backend_index, is_upgrade) {
-                        Some(peer) => {
-                            // A connection that becomes a tunnel cannot be shared, so there is no reason
-                            // to wait for one that another request is opening.
-                            if !is_upgrade {
-                                *connect_turn = config.peers.acquire_connect_turn(backend_index).await;
-                            }
-                            return Ok(peer);
-                        }
-                        // Its name has never resolved: the next step is another backend.
-                        None if context.on_attempt_failed(UpstreamError::NameNeverResolved, false, now) => {}
-                        None => return Err(Error::new(ATTEMPTS_EXHAUSTED)),
-                    }
+                    return Ok(peer);
                 }
             }
         }

@@ -21,7 +21,6 @@ use crate::proxy::client::presence::wait_for_disconnect;
 use crate::proxy::client::request_body::{BodyReadError, classify_body_read_error};
 use crate::proxy::client::response_writer::{body_length, flush_and_wait_for_record, write_to_client};
 use crate::proxy::context::RequestContext;
-use crate::proxy::error_types::{BACKEND_STALLED, FIRST_BYTE_TIMEOUT, RESPONSE_IDLE_TIMEOUT};
 use crate::proxy::timer::Timer;
 use crate::proxy::upstream::connection::{UpstreamConnection, UpstreamEvent};
 
@@ -170,8 +169,11 @@ impl<'e> AttemptExchange<'e> {
                     }
                 }
                 ExchangeEvent::Deadline => {
-                    if self.on_deadline(deadline.map(|deadline| deadline.action)).await? {
-                        return Ok(());
+                    if let Some(AttemptDeadline { action, .. }) = deadline {
+                        let tasks = self.context.on_deadline_passed(action, &mut self.silence)?;
+                        if self.record_and_write_to_client(tasks).await? {
+                            return Ok(());
+                        }
                     }
                 }
             }
@@ -359,34 +361,6 @@ impl<'e> AttemptExchange<'e> {
         flush_and_wait_for_record(self.context, receipt).await;
         let limit = self.context.gateway().timeouts.response_idle;
         write_to_client(self.session, tasks, limit, || self.context.hold_unread_response()).await
-    }
-
-    /// Acts on the deadline that has passed; returns whether the client has all that it gets.
-    async fn on_deadline(&mut self, action: Option<DeadlineAction>) -> Result<bool> {
-        match action {
-            Some(DeadlineAction::GiveUp(UpstreamError::FirstByteTimeout)) => {
-                Error::e_explain(FIRST_BYTE_TIMEOUT, "no response head in time")
-            }
-            Some(DeadlineAction::GiveUp(_)) => Error::e_explain(
-                RESPONSE_IDLE_TIMEOUT,
-                "the next part of the response did not arrive, or of the request was not taken, in time",
-            ),
-            Some(DeadlineAction::RefuseUpload) => Err(Error::new(ErrorType::HTTPStatus(408)).into_down()),
-            Some(DeadlineAction::EndHold) => {
-                let tasks = ResponseHandler::new(self.context, Instant::now()).end_hold()?;
-                self.record_and_write_to_client(tasks).await
-            }
-            Some(DeadlineAction::CheckSilence) => {
-                let now = Instant::now();
-                let context = &mut *self.context;
-                let is_stalled = self.silence.check(now, |sent_at| context.watch_current_attempt(sent_at));
-                if is_stalled && context.try_leave_stalled_backend(now) {
-                    return Error::e_explain(BACKEND_STALLED, "the backend does not answer any more");
-                }
-                Ok(false)
-            }
-            None => Ok(false),
-        }
     }
 }
 

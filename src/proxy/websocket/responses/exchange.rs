@@ -23,7 +23,7 @@ use crate::proxy::attempt::response_handler::ResponseHandler;
 use crate::proxy::attempt::response_state::ResponseState;
 use crate::proxy::attempt::upstream_error::UpstreamError;
 use crate::proxy::client::response_writer::flush_and_wait_for_record;
-use crate::proxy::error_types::{BACKEND_STALLED, CLIENT_GONE, FIRST_BYTE_TIMEOUT, RESPONSE_IDLE_TIMEOUT};
+use crate::proxy::error_types::CLIENT_GONE;
 use crate::proxy::upstream::connection::{UpstreamConnection, UpstreamEvent};
 use crate::proxy::websocket::frames::{Message, ReadError};
 
@@ -92,7 +92,7 @@ impl Turn {
                     (socket.has_unsent, self.send_deadline) = (false, None);
                 }
                 TurnEvent::Sent(Err(error)) => return Err(socket_failed(error)),
-                TurnEvent::Deadline => self.on_deadline(deadline.map(|deadline| deadline.action)).await?,
+                TurnEvent::Deadline => self.on_deadline(deadline).await?,
                 TurnEvent::Backend(message) => {
                     self.silence.end();
                     let (events, has_ping) = take_events(socket, message)?;
@@ -216,7 +216,7 @@ impl Turn {
                 () = self.shared.client.lost() => return Err(Error::new(CLIENT_GONE).into_down()),
                 () = self.timer.wait_until(deadline.map(|deadline| deadline.at)) => {}
             }
-            self.on_deadline(deadline.map(|deadline| deadline.action)).await?;
+            self.on_deadline(deadline).await?;
         }
     }
 
@@ -270,29 +270,12 @@ impl Turn {
     ///
     /// # Errors
     /// If the attempt ends with it.
-    async fn on_deadline(&mut self, action: Option<DeadlineAction>) -> Result<()> {
-        match action {
-            Some(DeadlineAction::GiveUp(UpstreamError::FirstByteTimeout)) => {
-                Error::e_explain(FIRST_BYTE_TIMEOUT, "no event in time")
-            }
-            Some(DeadlineAction::GiveUp(_)) => {
-                Error::e_explain(RESPONSE_IDLE_TIMEOUT, "the next event did not arrive in time")
-            }
-            Some(DeadlineAction::EndHold) => {
-                let tasks = ResponseHandler::new(&mut self.context, Instant::now()).end_hold()?;
-                self.write(tasks).await.map(|_| ())
-            }
-            Some(DeadlineAction::CheckSilence) => {
-                let now = Instant::now();
-                let context = &mut *self.context;
-                let is_stalled = self.silence.check(now, |sent_at| context.watch_current_attempt(sent_at));
-                if is_stalled && context.try_leave_stalled_backend(now) {
-                    return Error::e_explain(BACKEND_STALLED, "the backend does not answer any more");
-                }
-                Ok(())
-            }
-            Some(DeadlineAction::RefuseUpload) | None => Ok(()),
+    async fn on_deadline(&mut self, deadline: Option<AttemptDeadline>) -> Result<()> {
+        if let Some(AttemptDeadline { action, .. }) = deadline {
+            let tasks = self.context.on_deadline_passed(action, &mut self.silence)?;
+            self.write(tasks).await?;
         }
+        Ok(())
     }
 
     /// Remembers the response that this event begins, if it does.

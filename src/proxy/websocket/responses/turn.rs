@@ -10,7 +10,7 @@ use http::Method;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, Result};
 use tokio::sync::mpsc::Receiver;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::error_event::{connection_limit_refusal, refusal_event};
 use super::shared::{HeldMessage, SocketShared};
@@ -19,12 +19,10 @@ use super::upstream_socket::{
 };
 use crate::azure::request::socket_message::SocketMessage;
 use crate::gateway::{BodyView, Moment};
-use crate::names::BackendName;
-use crate::proxy::MAX_CREDENTIAL_RENEWAL_WAIT;
 use crate::proxy::attempt::final_response::{prepare_best_response_or_refusal, prepare_refusal};
-use crate::proxy::attempt::retry_state::{RetryState, RetryStep};
+use crate::proxy::attempt::next_backend::BackendStep;
+use crate::proxy::attempt::retry_state::RetryState;
 use crate::proxy::attempt::silence::Silence;
-use crate::proxy::attempt::upstream_error::UpstreamError;
 use crate::proxy::client::request_body::RequestBody;
 use crate::proxy::client::response_writer::flush_and_wait_for_record;
 use crate::proxy::client::timeouts::LAST_BYTES_TIMEOUT;
@@ -253,48 +251,17 @@ impl Turn {
     /// # Errors
     /// If no further attempt is made, or the client is lost.
     async fn next_backend(&mut self) -> Result<(usize, Box<HttpPeer>)> {
-        self.context.attempt_deadline = None;
-        let config = Arc::clone(&self.context.config);
         loop {
-            let context = &mut *self.context;
-            let now = Instant::now();
-            let Some(retry) = &mut context.retry_state else { return Err(Error::new(ATTEMPTS_EXHAUSTED)) };
-            let step = retry.next_step(now);
-            context.overhead_clock.pause(now);
-            match step {
-                RetryStep::Exhausted => return Err(Error::new(ATTEMPTS_EXHAUSTED)),
-                RetryStep::Wait(wait) => {
-                    retry.begin_wait(now);
-                    self.wait_while_client_connected(sleep(wait.duration)).await?;
-                    if let Some(retry) = &mut self.context.retry_state {
-                        retry.on_wait_over(wait, Instant::now());
+            match self.context.next_backend(true, Instant::now())? {
+                BackendStep::Connect(backend_index, peer) => return Ok((backend_index, peer)),
+                BackendStep::Wait(wait) => {
+                    tokio::select! {
+                        () = wait.wait() => {}
+                        () = self.shared.client.lost() => return Err(Error::new(CLIENT_GONE).into_down()),
                     }
-                }
-                RetryStep::AwaitCredential(credential) => {
-                    retry.begin_wait(now);
-                    let renewed = credential.wait_for_pending_fetch(MAX_CREDENTIAL_RENEWAL_WAIT);
-                    self.wait_while_client_connected(renewed).await?;
-                    if let Some(retry) = &mut self.context.retry_state {
-                        retry.on_credential_wait_over(Instant::now());
-                    }
-                }
-                RetryStep::Attempt(backend_index) => {
-                    let name = config.gateway.backends.get(backend_index).map(|backend| &backend.config.name);
-                    retry.begin_attempt(name.unwrap_or(&BackendName::new("?")), now);
-                    match config.peers.peer_for_attempt(backend_index, true) {
-                        Some(peer) => return Ok((backend_index, peer)),
-                        None if context.on_attempt_failed(UpstreamError::NameNeverResolved, false, now) => {}
-                        None => return Err(Error::new(ATTEMPTS_EXHAUSTED)),
-                    }
+                    self.context.on_backend_wait_over(&wait, Instant::now());
                 }
             }
-        }
-    }
-
-    async fn wait_while_client_connected(&self, wait: impl Future<Output = ()>) -> Result<()> {
-        tokio::select! {
-            () = wait => Ok(()),
-            () = self.shared.client.lost() => Err(Error::new(CLIENT_GONE).into_down()),
         }
     }
 
