@@ -233,6 +233,46 @@ pub struct FinishedExchange {
 }
 
 impl FinishedExchange {
+    /// An exchange that was answered with 200, and of which nothing else is known.
+    pub fn answered(request_id: Arc<str>, received_at: SystemTime, method: &str) -> Self {
+        Self {
+            received_at,
+            request_id,
+            socket_id: None,
+            client_headers: ClientHeaders::default(),
+            client: None,
+            client_ip: None,
+            peer_ip: None,
+            method: method.to_owned(),
+            target: None,
+            unparsed_path: None,
+            api_version: None,
+            requested_deployment: None,
+            is_deployment_known: false,
+            balancer_overhead: Duration::ZERO,
+            is_stream_requested: None,
+            client_status: Some(200),
+            outcome: ExchangeOutcome::Answered,
+            refusal_code: None,
+            answering_backend: None,
+            upstream_deployment: None,
+            region: None,
+            apim_request_id: None,
+            affinity: None,
+            attempts: Vec::new(),
+            duration: Duration::ZERO,
+            waited: Duration::ZERO,
+            time_to_first_body_byte: None,
+            request_bytes: None,
+            response_bytes: 0,
+            captured_request: None,
+            extracted_prompt: None,
+            prompt_sample: None,
+            captured_response: CapturedResponse::NotCaptured,
+            is_content_dropped: false,
+        }
+    }
+
     /// The memory that it holds, in bytes.
     pub fn memory_bytes(&self) -> usize {
         let optional = |text: &Option<String>| text.as_ref().map_or(0, String::capacity);

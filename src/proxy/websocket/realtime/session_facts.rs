@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::azure::Operation;
 use crate::gateway::Gateway;
@@ -10,9 +9,7 @@ use crate::names::{BackendName, DeploymentName};
 use crate::proxy::attempt::response_state::ResponseState;
 use crate::proxy::client::client_request::ClientRequest;
 use crate::proxy::context::RequestContext;
-use crate::record::exchange::{
-    CapturePolicy, CapturedResponse, ExchangeOutcome, FinishedExchange, WEBSOCKET_METHOD,
-};
+use crate::record::exchange::{CapturePolicy, FinishedExchange, WEBSOCKET_METHOD};
 
 /// Client, target and backend of a session.
 pub(super) struct SessionFacts {
@@ -69,44 +66,24 @@ impl SessionFacts {
     pub(super) fn new_exchange(&self, request_id: Arc<str>) -> FinishedExchange {
         let request = &self.request;
         FinishedExchange {
-            received_at: request.received_at,
-            request_id,
             socket_id: request.socket_id.clone(),
             client_headers: request.headers_for_record.clone(),
             client: request.client.clone(),
             client_ip: request.client_ip,
             peer_ip: request.peer_ip,
-            method: WEBSOCKET_METHOD.to_owned(),
             target: request.target.clone(),
-            unparsed_path: None,
             api_version: self.api_version.clone(),
             is_deployment_known: self
                 .deployment
                 .as_ref()
                 .is_some_and(|deployment| self.gateway.is_listed_or_learned_deployment(deployment)),
             requested_deployment: self.deployment.clone(),
-            balancer_overhead: Duration::ZERO,
-            is_stream_requested: None,
-            client_status: Some(200),
-            outcome: ExchangeOutcome::Answered,
-            refusal_code: None,
             answering_backend: self.backend.clone(),
             upstream_deployment: self.upstream_deployment.clone(),
             region: self.region.clone(),
             apim_request_id: self.apim_request_id.clone(),
-            affinity: None,
-            // The only one is that of the session.
-            attempts: Vec::new(),
-            duration: Duration::ZERO,
-            waited: Duration::ZERO,
-            time_to_first_body_byte: None,
-            request_bytes: None,
-            response_bytes: 0,
-            captured_request: None,
-            extracted_prompt: None,
-            prompt_sample: None,
-            captured_response: CapturedResponse::NotCaptured,
-            is_content_dropped: false,
+            // Without attempts: the only one is that of the session.
+            ..FinishedExchange::answered(request_id, request.received_at, WEBSOCKET_METHOD)
         }
     }
 }
