@@ -22,15 +22,9 @@ pub(in crate::proxy) enum ReadError {
     /// The connection failed, or ended without a close frame.
     #[error("the connection was lost: {0}")]
     Lost(#[source] io::Error),
-    /// A rule of RFC 6455 was broken.
-    #[error("{0}")]
-    Protocol(&'static str),
-    /// Text that is not UTF-8.
-    #[error("text that is not UTF-8")]
-    InvalidUtf8,
-    /// The message is longer than is allowed; its payload has not been read.
-    #[error("a message that is too long")]
-    TooLarge,
+    /// The frames are malformed, or the message is longer than is allowed.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
     /// The client's share of `requests.body_memory` is used up.
     #[error("no memory is left for the message (requests.body_memory)")]
     OutOfMemory,
@@ -41,20 +35,10 @@ impl ReadError {
     pub(in crate::proxy) fn close_code(&self) -> Option<u16> {
         match self {
             Self::Lost(_) => None,
-            Self::Protocol(_) => Some(1002),
-            Self::InvalidUtf8 => Some(1007),
-            Self::TooLarge => Some(1009),
+            Self::Frame(FrameError::Protocol(_)) => Some(1002),
+            Self::Frame(FrameError::InvalidUtf8) => Some(1007),
+            Self::Frame(FrameError::TooLarge) => Some(1009),
             Self::OutOfMemory => Some(1013),
-        }
-    }
-}
-
-impl From<FrameError> for ReadError {
-    fn from(error: FrameError) -> Self {
-        match error {
-            FrameError::Protocol(rule) => Self::Protocol(rule),
-            FrameError::InvalidUtf8 => Self::InvalidUtf8,
-            FrameError::TooLarge => Self::TooLarge,
         }
     }
 }

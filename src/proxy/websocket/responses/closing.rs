@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::error_event::{connection_limit_refusal, refusal_event};
 use crate::proxy::websocket::frames::ReadError;
+use crate::proxy::websocket::frames::decoder::FrameError;
 use crate::refusal::{Refusal, RefusalReason};
 
 // Close codes (RFC 6455, section 7.4.1).
@@ -46,8 +47,8 @@ impl Closing {
 
 fn refusal_of_read_error(error: &ReadError) -> RefusalReason {
     match error {
-        ReadError::TooLarge => RefusalReason::BodyTooLarge,
+        ReadError::Frame(FrameError::TooLarge) => RefusalReason::BodyTooLarge,
         ReadError::OutOfMemory => RefusalReason::Overloaded,
-        ReadError::Lost(_) | ReadError::Protocol(_) | ReadError::InvalidUtf8 => RefusalReason::BadRequest,
+        ReadError::Lost(_) | ReadError::Frame(_) => RefusalReason::BadRequest,
     }
 }
