@@ -143,6 +143,35 @@ async fn a_message_about_a_turn_reaches_its_upstream_socket() {
     fresh.complete_turn(&create(&json!({}))).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_about_a_turn_follows_it_to_another_backend() {
+    let (a, b) = (ResponsesUpstream::start("a").await, ResponsesUpstream::start("b").await);
+    let backends = a.backend_yaml("tier: 1") + &b.backend_yaml("tier: 2");
+    let balancer = Balancer::start(&backends, "retry: { hold: { time: 20s } }").await;
+    // The first one is lost after it has begun a response, of which the client has seen nothing.
+    a.answer([Step::Created, Step::Hold, Step::Close(1011)]);
+    b.answer(HELD_TURN);
+    let mut socket = WebSocket::open(&balancer).await;
+    socket.send(&create(&json!({}))).await;
+    wait_until("the turn has begun", || a.message_count() == 1).await;
+    let early = json!({"type": "response.inject", "n": 1}).to_string();
+    socket.send_text(&early).await;
+    wait_until("the message arrives", || a.last_message().text == early).await;
+    a.release();
+    let created = socket.next_event_of("response.created").await;
+    assert!(created["response"]["id"].as_str().unwrap().starts_with("resp_b"), "{created}");
+    socket.next_event_of("response.output_text.delta").await;
+    wait_until("the message follows", || b.last_message().text == early).await;
+    // A second turn runs in a lane, so that the id decides.
+    a.answer([Step::Close(1011)]);
+    begin_held_turn(&mut socket, "beside").await;
+    let late = json!({"type": "response.cancel", "response_id": created["response"]["id"]}).to_string();
+    socket.send_text(&late).await;
+    wait_until("the message arrives", || b.last_message().text == late).await;
+    let messages = b.messages();
+    assert_eq!(messages.last().unwrap().socket, messages[0].socket);
+}
+
 fn resident_kib(balancer: &Balancer) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", balancer.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();

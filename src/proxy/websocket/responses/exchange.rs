@@ -3,6 +3,7 @@
 //! of a stream, and an error event with a status is an error response.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -16,7 +17,7 @@ use super::error_event::response_event;
 use super::shared::HeldMessage;
 use super::turn::Turn;
 use super::upstream_socket::UpstreamSocket;
-use crate::azure::request::socket_message::{mentions_lane, with_lane, without_lane};
+use crate::azure::request::socket_message::mentions_lane;
 use crate::azure::response::socket_event::{error_event_status, is_socket_limit, made_response_id};
 use crate::proxy::attempt::deadline::{AttemptDeadline, DeadlineAction};
 use crate::proxy::attempt::response_handler::ResponseHandler;
@@ -63,8 +64,11 @@ impl Turn {
             Ok([create]) => create,
             Err(pieces) => Bytes::from(pieces.concat()),
         };
-        let mut strips_lane = self.message.lane.is_some() && self.backend_refuses_lanes(socket);
-        let mut sending = self.begin_create(socket, &create, strips_lane);
+        self.response_id.store(None);
+        let has_lane = self.message.lane.is_some();
+        socket.push(&create, has_lane);
+        self.passed_messages.iter().for_each(|message| socket.push(&message.bytes, has_lane));
+        let mut sending = self.begin_sending(socket, Sending::Create);
         loop {
             if let Some(error) = socket.end.take() {
                 return Err(error);
@@ -80,9 +84,12 @@ impl Turn {
             };
             match event {
                 TurnEvent::Client(None) => return Err(Error::new(CLIENT_GONE).into_down()),
-                TurnEvent::Client(Some(HeldMessage { bytes, memory: _memory })) => {
-                    socket.writer.push_text(&if strips_lane { without_lane(&bytes) } else { bytes });
+                TurnEvent::Client(Some(message)) => {
+                    socket.push(&message.bytes, has_lane);
                     sending = self.begin_sending(socket, sending);
+                    if !self.context.is_response_committed() {
+                        self.passed_messages.push(message);
+                    }
                 }
                 TurnEvent::Sent(Ok(())) => {
                     if sending == Sending::Create {
@@ -99,24 +106,22 @@ impl Turn {
                     if has_ping {
                         sending = self.begin_sending(socket, sending);
                     }
-                    if !strips_lane
+                    if !socket.refuses_lanes
                         && let [first] = events.as_slice()
                         && self.is_refusal_of_lane(first)
                     {
                         self.note_lanes_refused(socket);
-                        strips_lane = true;
-                        sending = self.begin_create(socket, &create, true);
-                    } else if !events.is_empty() && self.relay_events(socket, events, strips_lane).await? {
+                        socket.push(&create, has_lane);
+                        sending = self.begin_sending(socket, Sending::Create);
+                    } else if !events.is_empty() && self.relay_events(socket, events).await? {
                         return Ok(());
+                    }
+                    if self.context.is_response_committed() {
+                        self.passed_messages = Vec::new();
                     }
                 }
             }
         }
-    }
-
-    fn begin_create(&mut self, socket: &mut UpstreamSocket, create: &Bytes, strips_lane: bool) -> Sending {
-        socket.writer.push_text(&if strips_lane { without_lane(create) } else { create.clone() });
-        self.begin_sending(socket, Sending::Create)
     }
 
     /// Gives the backend `timeouts.idle` to take what was pushed.
@@ -138,12 +143,7 @@ impl Turn {
     ///
     /// # Errors
     /// As [`Turn::exchange`].
-    async fn relay_events(
-        &mut self,
-        socket: &mut UpstreamSocket,
-        events: Vec<Bytes>,
-        puts_lane_back: bool,
-    ) -> Result<bool> {
+    async fn relay_events(&mut self, socket: &mut UpstreamSocket, events: Vec<Bytes>) -> Result<bool> {
         let mut tasks = Vec::with_capacity(events.len() + 1);
         let mut is_awaited = matches!(self.context.response_state, ResponseState::Awaited);
         for event in events {
@@ -151,7 +151,9 @@ impl Turn {
             if is_awaited && is_socket_limit(&event) {
                 return Err(socket_lost("the backend's WebSocket is at its limit of time"));
             }
-            match error_event_status(&event).filter(|_| is_awaited) {
+            // Later ones are parts of the stream that has begun.
+            let error_status = if is_awaited { error_event_status(&event) } else { None };
+            match error_status {
                 Some(status) => {
                     tasks.push(HttpTask::Header(Box::new(error_head(socket, status, &event)?), false));
                     tasks.push(HttpTask::Body(Some(event), true));
@@ -161,8 +163,7 @@ impl Turn {
                     if is_awaited {
                         tasks.push(HttpTask::Header(Box::new(stream_head(socket)?), false));
                     }
-                    let lane = self.message.lane.as_deref().filter(|_| puts_lane_back);
-                    let event = lane.map_or_else(|| event.clone(), |lane| with_lane(&event, lane));
+                    let event = socket.event_for_client(event, self.message.lane.as_deref());
                     tasks.push(HttpTask::UpgradedBody(Some(event), false));
                 }
             }
@@ -280,12 +281,15 @@ impl Turn {
 
     /// Remembers the response that this event begins, if it does.
     fn note_response_id(&self, socket: &mut UpstreamSocket, event: &[u8]) {
+        if self.response_id.load().is_some() {
+            return;
+        }
         let Some(id) = made_response_id(event) else { return };
         socket.note_response(&id, self.message.is_unstored);
         if self.message.is_unstored {
             self.shared.note_unstored_response(&id);
         }
-        let _ = self.response_id.set(id.into_owned());
+        self.response_id.store(Some(Arc::new(id.into_owned())));
     }
 
     fn is_refusal_of_lane(&self, event: &[u8]) -> bool {
@@ -295,15 +299,13 @@ impl Turn {
             && mentions_lane(event)
     }
 
-    fn backend_refuses_lanes(&self, socket: &UpstreamSocket) -> bool {
-        let mut backends = self.context.gateway().backends.iter();
-        let backend = backends.find(|backend| backend.config.name == socket.route.backend);
-        backend.is_some_and(|backend| backend.health.rejects_socket_lanes.load(Ordering::Relaxed))
-    }
-
-    fn note_lanes_refused(&self, socket: &UpstreamSocket) {
-        let mut backends = self.context.gateway().backends.iter();
-        if let Some(backend) = backends.find(|backend| backend.config.name == socket.route.backend) {
+    /// Remembers for all sockets to the backend of the current attempt that it does not know lanes.
+    fn note_lanes_refused(&self, socket: &mut UpstreamSocket) {
+        socket.refuses_lanes = true;
+        let target = self.context.retry_state.as_ref().and_then(|retry| retry.current_or_last_target());
+        if let Some(backend) =
+            target.and_then(|target| self.context.gateway().backends.get(target.backend_index))
+        {
             backend.health.rejects_socket_lanes.store(true, Ordering::Relaxed);
         }
     }

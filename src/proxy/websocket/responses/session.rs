@@ -5,10 +5,11 @@
 //! client that does not read its events, and no event waits for what is read here.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use pingora::protocols::Stream;
 use tokio::io::ReadHalf;
@@ -76,7 +77,7 @@ pub(super) struct SocketSession {
 struct ActiveTurn {
     id: Id,
     lane: Option<String>,
-    response_id: Arc<OnceLock<String>>,
+    response_id: Arc<ArcSwapOption<String>>,
     messages: Sender<HeldMessage>,
 }
 
@@ -296,7 +297,7 @@ impl SocketSession {
         let (response_id, message_lane) = (message.response_id.as_deref(), message.lane.as_deref());
         let is_meant = |turn: &&ActiveTurn| match (&message.lane, response_id) {
             (Some(lane), _) => turn.lane.as_ref() == Some(lane),
-            (None, Some(id)) => turn.response_id.get().is_some_and(|own| own == id),
+            (None, Some(id)) => turn.response_id.load().as_ref().is_some_and(|own| **own == id),
             (None, None) => turn.lane.is_none(),
         };
         let only_turn = if let [only] = self.active_turns.as_slice() { Some(only) } else { None };
@@ -321,9 +322,13 @@ impl SocketSession {
             let refusal = Refusal::bad_request("there is no response that this message could be about");
             return self.tell_client(&refusal, message_lane).await;
         };
-        if socket.send(&text, CONTROL_TIMEOUT).await.is_ok() {
-            self.shared.idle_upstreams.put(socket);
+        if socket.send(&text, message_lane.is_some(), CONTROL_TIMEOUT).await.is_err() {
+            let message = "the backend's connection ended before it had the message";
+            return self
+                .tell_client(&Refusal::new(RefusalReason::UpstreamFailed, message), message_lane)
+                .await;
         }
+        self.shared.idle_upstreams.put(socket);
         Flow::Continue
     }
 
@@ -379,6 +384,7 @@ impl SocketSession {
                 return Flow::Continue;
             }
             Ok(Message::Text(event)) => {
+                let event = socket.event_for_client(event, socket.latest_lane.as_deref());
                 let limit = self.shared.opener.config.gateway.timeouts.response_idle;
                 let sent = self.shared.client.send_control(limit, |writer| writer.push_text(&event));
                 if sent.await.is_err() {
@@ -426,7 +432,12 @@ impl SocketSession {
             if self.unanswered_pings == MAX_UNANSWERED_PINGS {
                 return Flow::End;
             }
-            self.unanswered_pings += 1;
+            if self.active_turns.is_empty() {
+                self.unanswered_pings += 1;
+            } else {
+                // A client that is lost in a turn does not take its events, which is noticed there.
+                (self.last_heard_at, self.unanswered_pings) = (now, 0);
+            }
             let sent = self.shared.client.send_control(CONTROL_TIMEOUT, |writer| writer.push_ping(b""));
             if sent.await.is_err() {
                 return Flow::End;

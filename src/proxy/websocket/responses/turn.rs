@@ -1,9 +1,11 @@
 //! A turn of a Responses socket: from a `response.create` to the end of its response. It is admitted, routed, repeated
 //! and recorded like a POST of the same content; only its bytes go another way (`exchange.rs`).
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures::FutureExt;
 use http::Method;
@@ -68,8 +70,10 @@ pub(super) struct Turn {
     pub(super) message: SocketMessage,
     /// What the client says about this turn while it goes on; closed when the client is lost.
     pub(super) client_messages: Receiver<HeldMessage>,
-    /// The id of the response, once it is known.
-    pub(super) response_id: Arc<OnceLock<String>>,
+    /// Those that the current attempt has got, as long as another attempt may follow.
+    pub(super) passed_messages: Vec<HeldMessage>,
+    /// The id of the response, once the current attempt has told it.
+    pub(super) response_id: Arc<ArcSwapOption<String>>,
     /// The socket that has what the turn continues, until it is used.
     pinned_socket: Option<Box<UpstreamSocket>>,
     /// No other socket will do.
@@ -85,7 +89,7 @@ impl Turn {
         shared: Arc<SocketShared>,
         message: SocketMessage,
         client_messages: Receiver<HeldMessage>,
-        response_id: Arc<OnceLock<String>>,
+        response_id: Arc<ArcSwapOption<String>>,
     ) -> Self {
         let context = shared.new_turn_context();
         Self {
@@ -93,6 +97,7 @@ impl Turn {
             context,
             message,
             client_messages,
+            passed_messages: Vec::new(),
             response_id,
             pinned_socket: None,
             is_pinned: false,
@@ -335,7 +340,10 @@ impl Turn {
         let max_message_bytes = config.gateway.websocket.max_frame_bytes;
         let handshake = finish_handshake(&mut upstream, &key, route, max_message_bytes, memory);
         match self.wait_for_backend(handshake).await.and_then(|handshake| handshake).map_err(failed)? {
-            Handshake::Opened(socket) => Ok(Some(socket)),
+            Handshake::Opened(mut socket) => {
+                socket.refuses_lanes = backend.health.rejects_socket_lanes.load(Ordering::Relaxed);
+                Ok(Some(socket))
+            }
             Handshake::Refused(first) => {
                 if let Some(retry) = &mut self.context.retry_state {
                     retry.note_refused_handshake();

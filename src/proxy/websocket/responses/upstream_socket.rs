@@ -18,6 +18,7 @@ use pingora::protocols::http::HttpTask;
 use pingora::{Error, ErrorType, Result};
 use tokio::io::{ReadHalf, WriteHalf};
 
+use crate::azure::request::socket_message::{with_lane, without_lane};
 use crate::names::BackendName;
 use crate::proxy::client::body_memory::MemoryReservation;
 use crate::proxy::upstream::connection::{UpstreamConnection, UpstreamEvent};
@@ -45,6 +46,8 @@ pub(super) struct UpstreamSocket {
     latest_response: Option<Box<str>>,
     /// The lane of its latest turn.
     pub(super) latest_lane: Option<String>,
+    /// The backend does not know lanes: they are taken out of what it gets, and put into its events.
+    pub(super) refuses_lanes: bool,
     /// A part of what was pushed has not been sent, so that nothing else can follow.
     pub(super) has_unsent: bool,
     /// It has ended with this, after events that have been read.
@@ -167,6 +170,7 @@ pub(super) async fn finish_handshake(
         unstored_responses: VecDeque::new(),
         latest_response: None,
         latest_lane: None,
+        refuses_lanes: false,
         has_unsent: false,
         end: None,
     })))
@@ -203,12 +207,29 @@ impl UpstreamSocket {
         self.latest_response.as_deref() == Some(id)
     }
 
+    /// Adds a message to what is sent next.
+    pub(super) fn push(&mut self, message: &Bytes, has_lane: bool) {
+        if has_lane && self.refuses_lanes {
+            self.writer.push_text(&without_lane(message));
+        } else {
+            self.writer.push_text(message);
+        }
+    }
+
+    /// An event as its client gets it. `lane` is that of its turn.
+    pub(super) fn event_for_client(&self, event: Bytes, lane: Option<&str>) -> Bytes {
+        match lane {
+            Some(lane) if self.refuses_lanes => with_lane(&event, lane),
+            _ => event,
+        }
+    }
+
     /// Sends a message.
     ///
     /// # Errors
     /// If the backend is lost, or does not take it in time.
-    pub(super) async fn send(&mut self, message: &[u8], limit: Duration) -> Result<()> {
-        self.writer.push_text(message);
+    pub(super) async fn send(&mut self, message: &Bytes, has_lane: bool, limit: Duration) -> Result<()> {
+        self.push(message, has_lane);
         self.flush(limit).await
     }
 
