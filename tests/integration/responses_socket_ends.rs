@@ -98,6 +98,22 @@ async fn a_client_that_sends_no_first_message_in_time_is_told_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_message_whose_rest_does_not_arrive_ends_its_socket() {
+    let ([_a], balancer) =
+        ResponsesUpstream::start_behind_balancer(["a"], "timeouts: { request_body: 300ms }").await;
+    let mut socket = WebSocket::open(&balancer).await;
+    socket.complete_turn(&create(&json!({}))).await;
+    let began_at = Instant::now();
+    socket.send_frame(FIRST_PART_OF_TEXT, b"{").await;
+    let event = socket.next_event().await;
+    assert_eq!((&event["status"], &event["error"]["code"]), (&json!(408), &json!("request_timeout")));
+    assert_eq!(socket.expect_close().await.0, 1008);
+    assert!(began_at.elapsed() >= Duration::from_millis(300));
+    wait_until("the socket has its record", || socket_records(&balancer).len() == 1).await;
+    assert_eq!(socket_records(&balancer)[0]["refusal"], "request_timeout");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_later_message_may_be_as_large_as_the_configuration_says() {
     let ([a], balancer) =
         ResponsesUpstream::start_behind_balancer(["a"], "websocket: { max_frame: 2MiB }").await;

@@ -13,7 +13,7 @@ use super::mask::apply_mask;
 use super::{FrameSender, Message};
 
 /// A message may take this many bytes of memory without asking.
-pub const FREE_MESSAGE_BYTES: usize = 64 * 1024;
+pub const FREE_MESSAGE_BYTES: usize = 16 * 1024;
 /// A payload of which more than this is missing is read to its place. What is shorter waits until it is whole,
 /// so that many short frames take one read.
 const MIN_DIRECT_BYTES: usize = 16 * 1024;

@@ -4,10 +4,12 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio::time::{Instant, timeout_at};
 
 use super::decoder::{Decoded, FREE_MESSAGE_BYTES, FrameDecoder, FrameError};
 use super::{FrameSender, Message};
@@ -25,6 +27,9 @@ pub(in crate::proxy) enum ReadError {
     /// The frames are malformed, or the message is longer than is allowed.
     #[error(transparent)]
     Frame(#[from] FrameError),
+    /// The rest of a message did not arrive in time.
+    #[error("a message whose rest does not arrive")]
+    TooSlow,
     /// The client's share of `requests.body_memory` is used up.
     #[error("no memory is left for the message (requests.body_memory)")]
     OutOfMemory,
@@ -38,6 +43,7 @@ impl ReadError {
             Self::Frame(FrameError::Protocol(_)) => Some(1002),
             Self::Frame(FrameError::InvalidUtf8) => Some(1007),
             Self::Frame(FrameError::TooLarge) => Some(1009),
+            Self::TooSlow => Some(1008),
             Self::OutOfMemory => Some(1013),
         }
     }
@@ -49,6 +55,10 @@ pub(in crate::proxy) struct MessageReader<R> {
     decoder: FrameDecoder,
     /// What the message under way, or the one returned last, takes beyond what is free.
     memory: MemoryReservation,
+    /// How long a message may take from its first byte; `None` if it may take any time.
+    message_limit: Option<Duration>,
+    /// When the message under way began.
+    message_began_at: Option<Instant>,
 }
 
 impl<R: AsyncRead + Unpin> MessageReader<R> {
@@ -62,7 +72,17 @@ impl<R: AsyncRead + Unpin> MessageReader<R> {
     ) -> Self {
         let mut decoder = FrameDecoder::new(sender, max_message_bytes);
         decoder.push_first(first_bytes);
-        Self { source, decoder, memory }
+        Self { source, decoder, memory, message_limit: None, message_began_at: None }
+    }
+
+    /// Limits the time that a message may take from its first byte.
+    pub(in crate::proxy) fn limit_message_time(&mut self, limit: Duration) {
+        self.message_limit = Some(limit);
+    }
+
+    /// The time for the message under way begins anew, because nothing is read for a while.
+    pub(in crate::proxy) fn restart_message_time(&mut self) {
+        self.message_began_at = None;
     }
 
     /// Changes the limit for frames of which nothing has been decoded.
@@ -87,14 +107,19 @@ impl<R: AsyncRead + Unpin> MessageReader<R> {
         drop(self.take_memory());
         loop {
             match self.decoder.decode()? {
-                Decoded::Message(message) => return Ok(message),
+                Decoded::Message(message) => {
+                    if matches!(message, Message::Text(_) | Message::Binary(_)) {
+                        self.message_began_at = None;
+                    }
+                    return Ok(message);
+                }
                 Decoded::NeedsMemory(bytes) => {
                     let charged = bytes.saturating_sub(FREE_MESSAGE_BYTES) as u64;
                     self.memory.grow_to(charged).map_err(|_| ReadError::OutOfMemory)?;
                     self.decoder.allow_memory(bytes);
                 }
                 Decoded::NeedsBytes => {
-                    if self.read().await.map_err(ReadError::Lost)? == 0 {
+                    if self.read_in_time().await?.map_err(ReadError::Lost)? == 0 {
                         return Err(ReadError::Lost(io::ErrorKind::UnexpectedEof.into()));
                     }
                 }
@@ -105,6 +130,15 @@ impl<R: AsyncRead + Unpin> MessageReader<R> {
     /// What the message under way is charged.
     fn charged_bytes(&self) -> u64 {
         self.decoder.allowed_message_bytes().saturating_sub(FREE_MESSAGE_BYTES) as u64
+    }
+
+    /// Reads more bytes, within the time that the message under way has left.
+    async fn read_in_time(&mut self) -> Result<io::Result<usize>, ReadError> {
+        let Some(limit) = self.message_limit.filter(|_| self.decoder.is_within_message()) else {
+            return Ok(self.read().await);
+        };
+        let began_at = *self.message_began_at.get_or_insert_with(Instant::now);
+        timeout_at(began_at + limit, self.read()).await.map_err(|_| ReadError::TooSlow)
     }
 
     async fn read(&mut self) -> io::Result<usize> {
@@ -247,10 +281,32 @@ mod tests {
             (FrameError::Protocol("").into(), Some(1002)),
             (FrameError::InvalidUtf8.into(), Some(1007)),
             (FrameError::TooLarge.into(), Some(1009)),
+            (ReadError::TooSlow, Some(1008)),
             (ReadError::OutOfMemory, Some(1013)),
         ];
         for (error, code) in codes {
             assert_eq!(error.close_code(), code, "{error:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_may_take_its_time_and_a_pause_any() {
+        let memory = Arc::<BodyMemory>::default();
+        let (mut near, far) = tokio::io::duplex(100);
+        let mut reader =
+            MessageReader::new(far, FrameSender::Backend, Bytes::new(), MIB, reservation(&memory, MIB));
+        reader.limit_message_time(Duration::from_secs(1));
+        let pause = Duration::from_secs(60);
+        assert!(tokio::time::timeout(pause, reader.next()).await.is_err());
+        // A ping does not give more time to the message that it interrupts.
+        near.write_all(&[0x01, 1, b'a']).await.unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(600), reader.next()).await.is_err());
+        near.write_all(&[0x89, 0]).await.unwrap();
+        assert!(matches!(reader.next().await, Ok(Message::Ping(_))));
+        assert!(tokio::time::timeout(Duration::from_millis(300), reader.next()).await.is_err());
+        near.write_all(&[0x80, 1, b'b', 0x81]).await.unwrap();
+        assert!(matches!(reader.next().await, Ok(Message::Text(text)) if text == "ab"));
+        assert!(tokio::time::timeout(Duration::from_millis(900), reader.next()).await.is_err());
+        assert!(matches!(tokio::time::timeout(pause, reader.next()).await, Ok(Err(ReadError::TooSlow))));
     }
 }

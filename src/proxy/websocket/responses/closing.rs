@@ -48,6 +48,7 @@ impl Closing {
 fn refusal_of_read_error(error: &ReadError) -> RefusalReason {
     match error {
         ReadError::Frame(FrameError::TooLarge) => RefusalReason::BodyTooLarge,
+        ReadError::TooSlow => RefusalReason::RequestTimeout,
         ReadError::OutOfMemory => RefusalReason::Overloaded,
         ReadError::Lost(_) | ReadError::Frame(_) => RefusalReason::BadRequest,
     }

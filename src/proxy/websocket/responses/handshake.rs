@@ -62,13 +62,14 @@ pub(in crate::proxy) async fn open_responses_socket(
     };
     let Some(opener) = socket_opener(context, &handshake_head)? else { return Ok(()) };
     let (read_half, write_half) = tokio::io::split(client.into_inner());
-    let reader = MessageReader::new(
+    let mut reader = MessageReader::new(
         read_half,
         FrameSender::Client,
         first_bytes,
         MAX_FIRST_MESSAGE_BYTES,
         context.empty_memory_reservation(),
     );
+    reader.limit_message_time(context.gateway().timeouts.request_body);
     let link = ClientLink::new(MessageWriter::new(write_half, FrameSender::Backend));
     let subject = context.request.certificate_subject.take();
     let shared = SocketShared::new(services, handshake_head, subject, subprotocol, opener, link);

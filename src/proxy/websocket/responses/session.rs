@@ -156,6 +156,9 @@ impl SocketSession {
     async fn step(&mut self, open_socket: &mut OpenSocket, timer: &mut Timer) -> Flow {
         let deadline = self.next_deadline();
         let has_room = self.waiting.len() < MAX_WAITING_TURNS;
+        if !has_room {
+            self.reader.restart_message_time();
+        }
         let (shared, has_turns) = (Arc::clone(&self.shared), !self.turns.is_empty());
         // First what says that no further turn begins.
         let event = tokio::select! {
@@ -171,6 +174,13 @@ impl SocketSession {
         };
         match event {
             SessionEvent::Client(Ok(message)) => self.on_client_message(message).await,
+            SessionEvent::Client(Err(ReadError::TooSlow)) => {
+                let refusal = Refusal::new(
+                    RefusalReason::RequestTimeout,
+                    "the rest of a message did not arrive in time",
+                );
+                Flow::Close(Closing::refused(CLOSE_POLICY_VIOLATION, &refusal))
+            }
             SessionEvent::Client(Err(error)) => match error.close_code() {
                 Some(code) => Flow::Close(Closing::after_fault(code, &error)),
                 None => Flow::End,
