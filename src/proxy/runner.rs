@@ -55,7 +55,7 @@ use super::upstream::connection::{
     RequestBodyAvailability, UpstreamConnection, UpstreamConnector, move_host_to_http2_authority,
 };
 use super::upstream::headers;
-use super::websocket::responses::{SocketServices, open_responses_socket};
+use super::websocket::responses::{IdleSocketLimit, SocketServices, open_responses_socket};
 use super::{Balancer, require_request_context};
 use crate::config::ListenerConfig;
 
@@ -67,16 +67,20 @@ const MAX_HTTP2_SEND_BUFFER_BYTES: usize = 32 * 1024;
 pub struct Runner {
     balancer: Balancer,
     connector: Arc<UpstreamConnector>,
+    idle_socket_limit: Arc<IdleSocketLimit>,
     /// Read by Pingora for HTTP/2 connections.
     http2_options: HttpServerOptions,
 }
 
 impl Runner {
-    /// A runner for this balancer. `server` has the settings of the pool of backend connections.
-    pub fn new(balancer: Balancer, server: &ServerConf) -> Self {
+    /// A runner for this balancer. `server` has the settings of the pool of backend connections; so many WebSockets to
+    /// backends are kept while they serve no turn.
+    pub fn new(balancer: Balancer, server: &ServerConf, max_idle_sockets: usize) -> Self {
         let mut http2_options = HttpServerOptions::default();
         http2_options.h2_idle_timeout = Some(CLIENT_IDLE_TIMEOUT);
-        Self { balancer, connector: Arc::new(UpstreamConnector::new(server)), http2_options }
+        let idle_socket_limit = Arc::new(IdleSocketLimit::new(max_idle_sockets));
+        let connector = Arc::new(UpstreamConnector::new(server));
+        Self { balancer, connector, idle_socket_limit, http2_options }
     }
 
     /// Serves one request; returns its connection if it is HTTP/1.1 and another request can follow.
@@ -163,6 +167,7 @@ impl Runner {
             connector: Arc::clone(&self.connector),
             active_config: Arc::clone(&self.balancer.active_config),
             body_memory: Arc::clone(&self.balancer.body_memory),
+            idle_socket_limit: Arc::clone(&self.idle_socket_limit),
         };
         let context = require_request_context(ctx)?;
         // Boxed, so that the future of an ordinary request does not have room for it.

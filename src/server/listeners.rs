@@ -10,7 +10,7 @@ use pingora::server::configuration::ServerConf;
 use pingora::services::listening::Service;
 use tokio::runtime::{Handle, Runtime};
 
-use super::open_files::max_client_connections;
+use super::open_files::{max_client_connections, max_idle_upstream_sockets};
 use super::start_error::StartError;
 use crate::admin::AdminApi;
 use crate::admin::connections::AdminConnections;
@@ -43,7 +43,7 @@ pub(super) fn listener_services(
     background: &Runtime,
 ) -> Result<Vec<ListenerService>, StartError> {
     let balancer = Balancer::new(Arc::clone(active_config));
-    let runner = Arc::new(Runner::new(balancer, pingora_config));
+    let runner = Arc::new(Runner::new(balancer, pingora_config, max_idle_upstream_sockets()));
     let total_limiter = Arc::new(TotalConnectionLimiter::new(max_client_connections()));
     let certificate_expiries = Arc::clone(&active_config.load().gateway.process_state.certificate_expiries);
     let mut services = Vec::new();

@@ -16,6 +16,14 @@ pub(super) fn raise_open_file_limit() {
 /// How many connections clients may have together: three quarters of the limit. The rest is for connections to
 /// backends, and for files.
 pub(super) fn max_client_connections() -> usize {
-    let limit = getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok());
-    limit.map_or(usize::MAX, |limit| limit - limit / 4)
+    open_file_limit().map_or(usize::MAX, |limit| limit - limit / 4)
+}
+
+/// How many WebSockets to backends may be kept without a turn: half of what is left to backends.
+pub(super) fn max_idle_upstream_sockets() -> usize {
+    open_file_limit().map_or(usize::MAX, |limit| limit / 8)
+}
+
+fn open_file_limit() -> Option<usize> {
+    getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok())
 }

@@ -1,36 +1,22 @@
 //! The memory limit that all held request bodies, held streams and unread responses share
 //! (`requests.body_memory`). One client cannot use up what others need.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use log::warn;
 
+use super::fair_share::FairShare;
 use crate::names::Caller;
 use crate::refusal::{Refusal, RefusalReason};
-
-/// A client may hold this many times as much as is free then: alone two thirds of the limit, and several that
-/// take all they can leave something to one more (a dynamic threshold, as switches use it for their shared
-/// buffers: Choudhury and Hahne, 1998).
-const MAX_MULTIPLE_OF_FREE_BYTES: u64 = 2;
 
 /// What a response counts as that waits for its client: what one takes with HTTP/2 on both sides. Each side has
 /// up to 64 KiB, and there is the part that is being written.
 const UNREAD_RESPONSE_BYTES: u64 = 192 * 1024;
 
-/// Counts the memory of all held bodies and streams.
+/// Counts the memory of all held bodies and streams, in bytes.
 #[derive(Debug, Default)]
-pub(in crate::proxy) struct BodyMemory(Mutex<UsedMemory>);
-
-/// Bytes in use.
-#[derive(Debug, Default)]
-struct UsedMemory {
-    total: u64,
-    /// Of each holder that has any.
-    by_holder: HashMap<Caller, u64>,
-}
+pub(in crate::proxy) struct BodyMemory(FairShare);
 
 impl BodyMemory {
     /// An empty reservation. `max_total_bytes` is the limit for all reservations together, from the
@@ -41,40 +27,6 @@ impl BodyMemory {
         max_total_bytes: u64,
     ) -> MemoryReservation {
         MemoryReservation { memory: Arc::clone(memory), holder, max_total_bytes, reserved_bytes: 0 }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, UsedMemory> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl UsedMemory {
-    /// Adds bytes to a holder whose reservation has `reserved` bytes so far.
-    fn try_reserve(&mut self, holder: &Caller, reserved: u64, bytes: u64, max_total_bytes: u64) -> bool {
-        let held = self.by_holder.get(holder).copied().unwrap_or(0);
-        let Some(free) = self.total.checked_add(bytes).and_then(|total| max_total_bytes.checked_sub(total))
-        else {
-            return false;
-        };
-        // A body that is the only one of its client may take all that is free.
-        let is_only_body = held == reserved;
-        if !is_only_body && held + bytes > free.saturating_mul(MAX_MULTIPLE_OF_FREE_BYTES) {
-            return false;
-        }
-        self.total += bytes;
-        *self.by_holder.entry(holder.clone()).or_default() += bytes;
-        true
-    }
-
-    fn release(&mut self, holder: &Caller, bytes: u64) {
-        self.total -= bytes;
-        if let Entry::Occupied(mut held) = self.by_holder.entry(holder.clone()) {
-            *held.get_mut() -= bytes;
-            // Removed, so that the map does not grow with every address.
-            if *held.get() == 0 {
-                held.remove();
-            }
-        }
     }
 }
 
@@ -94,8 +46,7 @@ impl MemoryReservation {
     /// `overloaded` if the limit would be exceeded.
     pub(in crate::proxy) fn grow_to(&mut self, bytes: u64) -> Result<(), Refusal> {
         let more = bytes.saturating_sub(self.reserved_bytes);
-        if more == 0
-            || self.memory.lock().try_reserve(&self.holder, self.reserved_bytes, more, self.max_total_bytes)
+        if more == 0 || self.memory.0.try_take(&self.holder, self.reserved_bytes, more, self.max_total_bytes)
         {
             self.reserved_bytes += more;
             return Ok(());
@@ -139,7 +90,7 @@ impl MemoryReservation {
 impl Drop for MemoryReservation {
     fn drop(&mut self) {
         if self.reserved_bytes > 0 {
-            self.memory.lock().release(&self.holder, self.reserved_bytes);
+            self.memory.0.give_back(&self.holder, self.reserved_bytes);
         }
     }
 }
@@ -163,7 +114,7 @@ mod tests {
         drop(first);
         assert!(second.grow_to(100).is_ok(), "the only body of a client may take all that is free");
         drop(second);
-        assert!(memory.lock().total == 0 && memory.lock().by_holder.is_empty());
+        assert!(memory.0.is_unused());
     }
 
     #[test]
@@ -172,11 +123,11 @@ mod tests {
         let mut whole = BodyMemory::empty_reservation(&memory, client("a"), 100);
         assert!(whole.grow_to(60).is_ok());
         let part = whole.split_off(20);
-        assert_eq!((whole.reserved_bytes(), part.reserved_bytes(), memory.lock().total), (20, 40, 60));
+        assert_eq!((whole.reserved_bytes(), part.reserved_bytes(), memory.0.total()), (20, 40, 60));
         drop(whole);
-        assert_eq!(memory.lock().total, 40);
+        assert_eq!(memory.0.total(), 40);
         drop(part);
-        assert!(memory.lock().total == 0 && memory.lock().by_holder.is_empty());
+        assert!(memory.0.is_unused());
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub(super) mod body_memory;
 pub(super) mod client_request;
 pub mod connection;
 pub mod connection_limit;
+pub(super) mod fair_share;
 pub mod head;
 pub(super) mod health;
 pub(super) mod models_response;

@@ -2,11 +2,13 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use super::idle_limit::{IdlePermit, IdleSocketLimit};
 use super::upstream_socket::{UpstreamRoute, UpstreamSocket};
+use crate::names::Caller;
 use crate::proxy::websocket::frames::{Message, ReadError};
 
 /// The most upstream sockets that are kept: as many as there can be lanes.
@@ -16,17 +18,42 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The close code of a socket that is no longer needed (RFC 6455, section 7.4.1).
 const CLOSE_NORMAL: u16 = 1000;
 
-/// Upstream sockets without a turn, the latest used last.
-#[derive(Default)]
-pub(super) struct IdleUpstreams(Mutex<Vec<UpstreamSocket>>);
+/// The upstream sockets of one client's socket without a turn.
+pub(super) struct IdleUpstreams {
+    limit: Arc<IdleSocketLimit>,
+    /// Whose sockets they are.
+    holder: Caller,
+    /// The latest used last.
+    sockets: Mutex<Vec<IdleUpstream>>,
+}
+
+struct IdleUpstream {
+    socket: UpstreamSocket,
+    _permit: IdlePermit,
+}
 
 impl IdleUpstreams {
-    /// Keeps a socket for a later turn.
+    pub(super) fn new(limit: Arc<IdleSocketLimit>, holder: Caller) -> Self {
+        Self { limit, holder, sockets: Mutex::default() }
+    }
+
+    /// Keeps a socket for a later turn, if need be in place of older ones.
     pub(super) fn put(&self, socket: UpstreamSocket) {
         let mut sockets = self.lock();
-        sockets.push(socket);
-        if sockets.len() > MAX_IDLE_UPSTREAMS {
-            close(sockets.remove(0));
+        loop {
+            let permit = if sockets.len() < MAX_IDLE_UPSTREAMS {
+                IdleSocketLimit::try_acquire(&self.limit, &self.holder)
+            } else {
+                None
+            };
+            if let Some(permit) = permit {
+                sockets.push(IdleUpstream { socket, _permit: permit });
+                return;
+            }
+            if sockets.is_empty() {
+                return close(socket);
+            }
+            close(sockets.remove(0).socket);
         }
     }
 
@@ -39,36 +66,35 @@ impl IdleUpstreams {
         previous_response: Option<&str>,
     ) -> Option<UpstreamSocket> {
         let mut sockets = self.lock();
-        let is_usable = |socket: &UpstreamSocket| socket.route == *route && socket.is_free_for(lane);
+        let is_usable = |idle: &IdleUpstream| idle.socket.route == *route && idle.socket.is_free_for(lane);
         let made_previous = previous_response
-            .and_then(|id| sockets.iter().position(|socket| is_usable(socket) && socket.made_latest(id)));
+            .and_then(|id| sockets.iter().position(|idle| is_usable(idle) && idle.socket.made_latest(id)));
         let index = made_previous.or_else(|| sockets.iter().rposition(is_usable))?;
-        Some(sockets.remove(index))
+        Some(sockets.remove(index).socket)
     }
 
     /// Takes the only socket that has this response, which is not stored.
     pub(super) fn take_owner_of(&self, unstored_response: &str) -> Option<UpstreamSocket> {
         let mut sockets = self.lock();
-        let index = sockets.iter().position(|socket| socket.has_unstored_response(unstored_response))?;
-        Some(sockets.remove(index))
+        let index = sockets.iter().position(|idle| idle.socket.has_unstored_response(unstored_response))?;
+        Some(sockets.remove(index).socket)
     }
 
     /// Takes the socket that made this response, or else the latest used.
     pub(super) fn take_for_message(&self, response: Option<&str>) -> Option<UpstreamSocket> {
         let mut sockets = self.lock();
-        let made = response.and_then(|id| sockets.iter().position(|socket| socket.made_latest(id)));
+        let made = response.and_then(|id| sockets.iter().position(|idle| idle.socket.made_latest(id)));
         match made {
-            Some(index) => Some(sockets.remove(index)),
-            None => sockets.pop(),
+            Some(index) => Some(sockets.remove(index).socket),
+            None => sockets.pop().map(|idle| idle.socket),
         }
     }
 
     /// Closes those that this does not keep.
     pub(super) fn retain(&self, keeps: impl Fn(&UpstreamSocket) -> bool) {
         let mut sockets = self.lock();
-        let (kept, closed): (Vec<_>, Vec<_>) = std::mem::take(&mut *sockets).into_iter().partition(keeps);
-        *sockets = kept;
-        closed.into_iter().for_each(close);
+        let closed = sockets.extract_if(.., |idle| !keeps(&idle.socket));
+        closed.for_each(|idle| close(idle.socket));
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -83,23 +109,23 @@ impl IdleUpstreams {
     fn poll_next_message(&self, cx: &mut Context<'_>) -> Poll<(UpstreamSocket, Result<Message, ReadError>)> {
         let mut sockets = self.lock();
         for index in 0..sockets.len() {
-            let Some(socket) = sockets.get_mut(index) else { break };
-            let read = pin!(socket.reader.next()).poll(cx);
+            let Some(idle) = sockets.get_mut(index) else { break };
+            let read = pin!(idle.socket.reader.next()).poll(cx);
             if let Poll::Ready(message) = read {
-                return Poll::Ready((sockets.remove(index), message));
+                return Poll::Ready((sockets.remove(index).socket, message));
             }
         }
         Poll::Pending
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<UpstreamSocket>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<IdleUpstream>> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for IdleUpstreams {
     fn drop(&mut self) {
-        std::mem::take(&mut *self.lock()).into_iter().for_each(close);
+        self.retain(|_| false);
     }
 }
 

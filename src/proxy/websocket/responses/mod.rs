@@ -3,7 +3,8 @@
 //!
 //! `handshake.rs` answers the client, `session.rs` runs the socket: it reads what the client says, begins turns and
 //! closes the socket between two of them. `turn.rs` admits and routes one turn, `exchange.rs` moves its bytes.
-//! `upstream_socket.rs` is a socket to a backend, `idle_upstreams.rs` keeps those without a turn, `shared.rs` is what
+//! `upstream_socket.rs` is a socket to a backend, `idle_upstreams.rs` keeps those without a turn, within
+//! the limit of `idle_limit.rs`, `shared.rs` is what
 //! the tasks of one socket share, `client_link.rs` their way to the client. `error_event.rs` makes events of errors,
 //! `closing.rs` says how a socket is closed.
 
@@ -12,6 +13,7 @@ mod closing;
 mod error_event;
 mod exchange;
 mod handshake;
+mod idle_limit;
 mod idle_upstreams;
 mod session;
 mod shared;
@@ -19,4 +21,5 @@ mod turn;
 mod upstream_socket;
 
 pub(in crate::proxy) use self::handshake::open_responses_socket;
+pub(in crate::proxy) use self::idle_limit::IdleSocketLimit;
 pub(in crate::proxy) use self::shared::SocketServices;

@@ -10,11 +10,12 @@ use http::Method;
 use pingora::http::RequestHeader;
 
 use super::client_link::ClientLink;
+use super::idle_limit::IdleSocketLimit;
 use super::idle_upstreams::IdleUpstreams;
 use crate::admission::client::Client;
 use crate::admission::client_registry::{AuthError, UNKNOWN_SIGNING_KEY_MESSAGE};
 use crate::azure::RequestTarget;
-use crate::names::CertificateSubject;
+use crate::names::{Caller, CertificateSubject};
 use crate::proxy::ActiveConfig;
 use crate::proxy::client::body_memory::{BodyMemory, MemoryReservation};
 use crate::proxy::client::client_request::ClientRequest;
@@ -47,6 +48,7 @@ pub(in crate::proxy) struct SocketServices {
     pub(in crate::proxy) connector: Arc<UpstreamConnector>,
     pub(in crate::proxy) active_config: Arc<ArcSwap<ActiveConfig>>,
     pub(in crate::proxy) body_memory: Arc<BodyMemory>,
+    pub(in crate::proxy) idle_socket_limit: Arc<IdleSocketLimit>,
 }
 
 /// A message of the client, with its memory.
@@ -86,6 +88,8 @@ impl SocketShared {
         opener: SocketOpener,
         client: ClientLink,
     ) -> Self {
+        let holder = Caller::of(opener.client.name.as_ref(), opener.request.client_ip);
+        let idle_upstreams = IdleUpstreams::new(Arc::clone(&services.idle_socket_limit), holder);
         Self {
             services,
             handshake_head,
@@ -93,7 +97,7 @@ impl SocketShared {
             subprotocol,
             opener,
             client,
-            idle_upstreams: IdleUpstreams::default(),
+            idle_upstreams,
             unstored_responses: Mutex::default(),
         }
     }
