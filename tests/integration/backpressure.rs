@@ -14,7 +14,7 @@ use support::h2::connect_tls;
 use support::tls::{CertificateAuthority, generate_authority};
 use support::{
     Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, TEST_TIMEOUT, backend_yaml, wait_until,
-    wait_until_async,
+    wait_until_steady,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -65,13 +65,8 @@ impl EndlessBackend {
     /// Waits until all responses have begun and none of them goes on.
     async fn wait_until_blocked(&self) {
         wait_until("all responses have begun", || self.responses.load(Ordering::Relaxed) == STREAMS).await;
-        let mut before = 0;
-        wait_until_async("the backend has to wait", async || {
-            tokio::time::sleep(Duration::from_millis(700)).await;
-            let now = self.written_bytes.load(Ordering::Relaxed);
-            std::mem::replace(&mut before, now) == now
-        })
-        .await;
+        let written_bytes = || self.written_bytes.load(Ordering::Relaxed);
+        wait_until_steady("the backend has to wait", Duration::from_millis(700), written_bytes).await;
     }
 }
 

@@ -5,7 +5,7 @@ use crate::support;
 
 use serde_json::{Value, json};
 use support::websocket::UPGRADE_HEADERS;
-use support::{Balancer, CLIENT_KEY, Client, TEST_TIMEOUT, backend_yaml, sha256_hex};
+use support::{Balancer, CLIENT_KEY, Client, TEST_TIMEOUT, backend_yaml, sha256_hex, wait_until_async};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -341,16 +341,12 @@ async fn responses_count_in_the_metrics_without_records() {
         r#"aoai_lb_requests_total{client="team-a",deployment="gpt-realtime",operation="realtime",status="200"} 1"#,
         r#"aoai_lb_tokens_total{client="team-a",deployment="gpt-realtime",type="output"} 50"#,
     ];
-    let deadline = std::time::Instant::now() + TEST_TIMEOUT;
-    loop {
+    wait_until_async("the metrics count the response", async || {
         let mut admin = Client::connect(stage.balancer.admin_address).await;
         let text = admin.get("/metrics", &[("Host", "localhost")]).await.text();
-        if wanted.iter().all(|sample| text.lines().any(|line| line == *sample)) {
-            break;
-        }
-        assert!(std::time::Instant::now() < deadline, "{text}");
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+        wanted.iter().all(|sample| text.lines().any(|line| line == *sample))
+    })
+    .await;
 }
 
 /// The fields of a handshake whose key is offered as subprotocol.

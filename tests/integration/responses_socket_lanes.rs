@@ -2,11 +2,13 @@
 
 use crate::support;
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use support::responses_upstream::{HELD_TURN, ResponsesUpstream, Step, TURN, create};
 use support::websocket::WebSocket;
 use support::{
-    Balancer, LISTED_DEPLOYMENTS, simulated_backend_yaml, start_simulator, wait_until, wait_until_async,
+    Balancer, LISTED_DEPLOYMENTS, simulated_backend_yaml, start_simulator, wait_until, wait_until_steady,
 };
 
 /// Sends a turn of this lane that is held by its upstream, and reads what comes before.
@@ -196,13 +198,8 @@ async fn a_client_that_does_not_read_stops_its_upstream_and_nobody_else() {
         socket.send(&create(&json!({"input": "flood"}))).await;
         deaf.push(socket);
     }
-    let mut before = 0;
-    wait_until_async("the upstream has to wait", async || {
-        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-        let now = a.flood_bytes();
-        now > 0 && std::mem::replace(&mut before, now) == now
-    })
-    .await;
+    let steady = Duration::from_millis(500);
+    wait_until_steady("the upstream has to wait", steady, || a.flood_bytes()).await;
     let kib_per_socket = resident_kib(&balancer).saturating_sub(kib_before) / SOCKETS;
     println!("{kib_per_socket} KiB per socket, {} KiB sent", a.flood_bytes() / 1024);
     assert!(kib_per_socket <= 512, "{kib_per_socket} KiB per socket");

@@ -56,6 +56,19 @@ pub async fn wait_until_async(what: &str, mut condition: impl AsyncFnMut() -> bo
     }
 }
 
+/// Waits until a number that grows has stayed the same for this time.
+pub async fn wait_until_steady(what: &str, time: Duration, mut read: impl FnMut() -> usize) {
+    let (mut last, mut since) = (0, Instant::now());
+    wait_until(what, || {
+        let now = read();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        last > 0 && since.elapsed() >= time
+    })
+    .await;
+}
+
 /// The name of the backend that answered, empty if no backend did.
 pub fn answering_backend(response: &Response) -> String {
     response.header("x-aoai-lb-backend").unwrap_or_default().to_owned()

@@ -60,20 +60,23 @@ fn retry_after_ms(headers: &HeaderMap) -> Option<u64> {
 
 /// The event for an error with this body: that of an error response, or an event.
 fn error_event(status: u16, body: &[u8], retry_after_ms: Option<u64>, lane: Option<&str>) -> Bytes {
-    let parsed = serde_json::from_slice::<ErrorBody<'_>>(body).ok().and_then(|body| body.error);
     // A body in another shape, such as the page of a proxy, says nothing that a client could read.
-    let replacement = || {
-        let refusal =
-            Refusal::new(RefusalReason::UpstreamFailed, format!("the backend answered with status {status}"));
-        serde_json::from_slice::<serde_json::Value>(&refusal_body(&refusal))
-            .ok()
-            .and_then(|body| serde_json::value::to_raw_value(body.get("error")?).ok())
+    let message = format!("the backend answered with status {status}");
+    let replacement = refusal_body(&Refusal::new(RefusalReason::UpstreamFailed, message));
+    let Some(error) = error_object(body).or_else(|| error_object(&replacement)) else {
+        return replacement;
     };
-    let replaced = if parsed.is_none() { replacement() } else { None };
-    let Some(error) = parsed.or(replaced.as_deref()) else { return Bytes::new() };
     let event = ErrorEvent { r#type: "error", status, error, retry_after_ms };
     let event = Bytes::from(serde_json::to_vec(&event).unwrap_or_default());
-    lane.map_or_else(|| event.clone(), |lane| with_lane(&event, lane))
+    match lane {
+        Some(lane) => with_lane(&event, lane),
+        None => event,
+    }
+}
+
+/// The `error` of a body.
+fn error_object(body: &[u8]) -> Option<&RawValue> {
+    serde_json::from_slice::<ErrorBody<'_>>(body).ok()?.error
 }
 
 #[cfg(test)]
