@@ -13,7 +13,7 @@ use crate::azure::json_keys::KeySet;
 /// The name of the field that names a lane.
 const LANE_FIELD: &str = "stream_id";
 
-/// What a message says about itself.
+/// The fields of a message that decide how it is handled.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct SocketMessage {
     /// Whether it is a `response.create`.

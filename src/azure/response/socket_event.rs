@@ -1,5 +1,5 @@
-//! What the events of a Responses socket say that their place in a stream does not: which response one begins, and
-//! that the socket has come to its end.
+//! Reads from the events of a Responses socket which response begins, which HTTP status an error event stands for, and
+//! whether the socket has reached its time limit.
 
 use std::borrow::Cow;
 
@@ -69,7 +69,7 @@ fn event_text(event: &[u8]) -> &str {
     std::str::from_utf8(event).unwrap_or_default()
 }
 
-/// Whether an error event says that the socket is at the end of its hour. Its work goes on on another one.
+/// Whether an error event says that the socket has reached its time limit of 60 minutes.
 pub fn is_socket_limit(event: &[u8]) -> bool {
     ErrorBody::parse(event).code.as_deref() == Some("websocket_connection_limit_reached")
 }

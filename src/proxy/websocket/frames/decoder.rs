@@ -12,16 +12,16 @@ use super::encoder::MAX_CONTROL_PAYLOAD_BYTES;
 use super::mask::apply_mask;
 use super::{FrameSender, Message};
 
-/// A message may take this many bytes of memory without asking.
+/// Memory that a message may take without being charged, in bytes.
 pub const FREE_MESSAGE_BYTES: usize = 16 * 1024;
-/// A payload of which more than this is missing is read to its place. What is shorter waits until it is whole,
-/// so that many short frames take one read.
+/// A payload of which more than this is missing is read directly into the message's buffer. Shorter ones are collected
+/// first, so that one read can return many short frames.
 const MIN_DIRECT_BYTES: usize = 16 * 1024;
 /// The buffer of a message grows by this factor, up to the length of the frame: what is charged is in
 /// proportion to what has come, and at most a third of a message is copied once more.
 const GROWTH_FACTOR: usize = 4;
 
-/// Why the bytes of a side are not a valid message, or none that may be read.
+/// Why a message is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum FrameError {
     /// They break a rule of RFC 6455.
@@ -35,7 +35,7 @@ pub enum FrameError {
     TooLarge,
 }
 
-/// What the bytes so far have come to.
+/// The result of decoding the bytes so far.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Decoded {
     /// A whole message.
@@ -129,7 +129,7 @@ impl FrameDecoder {
         self.allowed_message_bytes = bytes;
     }
 
-    /// Where the payload that comes next may be read to directly: long payloads only.
+    /// The buffer that a long payload is read into directly.
     pub fn payload_buffer(&mut self) -> Option<Limit<&mut BytesMut>> {
         let frame = self.frame.as_ref().filter(|frame| frame.reads_directly() && self.input.is_empty())?;
         let spare = self.message.capacity() - self.message.len();

@@ -15,7 +15,7 @@ use super::decoder::{Decoded, FREE_MESSAGE_BYTES, FrameDecoder, FrameError};
 use super::{FrameSender, Message};
 use crate::proxy::client::body_memory::MemoryReservation;
 
-/// Read at once, but for long payloads, which are read to their place.
+/// Bytes that are read at once. Long payloads are read directly into the message's buffer.
 const READ_BYTES: usize = 16 * 1024;
 
 /// Why no message was read.

@@ -1,5 +1,5 @@
-//! Follows the frames of a backend as their bytes pass, and tells the payloads of text messages. Nothing is held but
-//! the head of a frame that has come in part.
+//! Finds the payloads of text messages in the bytes that a backend sends, as they pass. Only an incomplete frame head
+//! is buffered.
 
 use std::io::Cursor;
 
@@ -19,7 +19,7 @@ pub enum MessagePart<'b> {
     End,
 }
 
-/// What is followed.
+/// The state between two reads.
 #[derive(Debug, Default)]
 pub struct FrameFollower {
     /// The beginning of a head.
@@ -39,11 +39,11 @@ struct Frame {
     missing_bytes: u64,
 }
 
-/// What no backend sends that was offered no extension.
+/// A malformed frame, or one of an extension, although none was offered.
 struct Malformed;
 
 impl FrameFollower {
-    /// Whether the bytes are not those of a WebSocket, so that nothing is told any more.
+    /// Whether a malformed frame was found. Nothing is reported after it.
     pub fn is_broken(&self) -> bool {
         self.is_broken
     }

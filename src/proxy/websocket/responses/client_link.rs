@@ -1,4 +1,4 @@
-//! What the tasks of a socket share of its client: the writing half of the connection, and whether it is lost.
+//! The connection to the client of a socket as its tasks share it: the writing half, and whether the client is lost.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::proxy::websocket::frames::MessageWriter;
 /// Messages that the client has not taken for this long count as held memory.
 const UNREAD_GRACE: Duration = Duration::from_secs(1);
 
-/// The way to the client of a socket.
+/// The writing half of a client's connection.
 pub(super) struct ClientLink {
     /// Held while messages are written, so that those of several turns do not mix.
     writer: Mutex<MessageWriter<WriteHalf<Stream>>>,
@@ -59,11 +59,11 @@ impl ClientLink {
             }
         };
         self.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        // Nothing may follow a message of which a part was written.
+        // A message may have been written in part, so nothing can follow.
         sent.inspect_err(|_| self.mark_lost())
     }
 
-    /// Writes what this pushes, until the client is lost.
+    /// Writes what `push` adds, unless the client is lost.
     async fn write(
         &self,
         push: impl FnOnce(&mut MessageWriter<WriteHalf<Stream>>),
@@ -75,7 +75,7 @@ impl ClientLink {
         }
     }
 
-    /// Writes what this pushes within this time.
+    /// Writes what `push` adds within `limit`.
     ///
     /// # Errors
     /// If the client is lost.
@@ -88,10 +88,10 @@ impl ClientLink {
         sent.inspect_err(|_| self.mark_lost())
     }
 
-    /// Writes what this pushes within this time, though the client counts as lost. Nothing else writes any more.
+    /// Writes what `push` adds within `limit`, even if the client is marked as lost, so that turns no longer write.
     ///
     /// # Errors
-    /// If it does not take that.
+    /// If the client does not read it in time.
     pub(super) async fn send_last(
         &self,
         limit: Duration,
@@ -115,7 +115,7 @@ impl ClientLink {
         let _ = timeout(limit, shutdown).await;
     }
 
-    /// Ends everything that is still written to the client, or waits for it.
+    /// Cancels all writes to the client and wakes whatever waits in [`Self::lost`].
     pub(super) fn mark_lost(&self) {
         self.is_lost.send_replace(true);
     }

@@ -15,11 +15,11 @@ pub(super) const CLOSE_POLICY_VIOLATION: u16 = 1008;
 
 /// How a socket ends.
 pub(super) struct Closing {
-    /// What the client is told before.
+    /// The event that is sent before the close frame.
     pub(super) event: Option<Bytes>,
     pub(super) code: u16,
     pub(super) reason: &'static str,
-    /// Why the balancer ended it, if that was the client's fault.
+    /// For the socket's record, if the client caused the close.
     pub(super) refusal: Option<RefusalReason>,
 }
 
@@ -33,13 +33,13 @@ impl Closing {
         Self { event: Some(refusal_event(refusal, None)), code, reason: reason.code(), refusal: Some(reason) }
     }
 
-    /// Between two turns, as Azure does it.
+    /// Between two turns: the event and code that Azure uses after an hour.
     pub(super) fn between_turns() -> Self {
         let refusal = connection_limit_refusal();
         Self { refusal: None, ..Self::refused(CLOSE_GOING_AWAY, &refusal) }
     }
 
-    /// After a fault of the client's frames.
+    /// After an error in the client's frames.
     pub(super) fn after_fault(code: u16, error: &ReadError) -> Self {
         Self { refusal: Some(refusal_of_read_error(error)), ..Self::with_code(code, "") }
     }

@@ -19,7 +19,7 @@ struct ErrorEvent<'a> {
     retry_after_ms: Option<u64>,
 }
 
-/// The parts of an error in JSON that decide how it becomes an event.
+/// The fields of a JSON error that are needed to make an event of it.
 #[derive(serde::Deserialize)]
 struct ErrorBody<'a> {
     r#type: Option<&'a str>,
@@ -34,8 +34,7 @@ pub(super) fn refusal_event(refusal: &Refusal, lane: Option<&str>) -> Bytes {
     error_event(refusal.reason.status(), &refusal_body(refusal), retry_after_ms, lane)
 }
 
-/// The event for an error response. A backend's own event stays as it is, unless the client has to be told another
-/// time to wait.
+/// The event for an error response. A backend's own event is unchanged unless its retry hint was replaced.
 pub(super) fn response_event(header: &ResponseHeader, body: &Bytes, lane: Option<&str>) -> Bytes {
     let retry_after_ms = retry_after_ms(&header.headers);
     let is_event =
@@ -46,8 +45,8 @@ pub(super) fn response_event(header: &ResponseHeader, body: &Bytes, lane: Option
     error_event(header.status.as_u16(), body, retry_after_ms, lane)
 }
 
-/// What the client is told before its socket is closed between two turns. Azure closes one like this after an hour,
-/// so that clients know it and connect again.
+/// The refusal that precedes the close of a socket between two turns. Azure sends it after an hour, so clients know it
+/// and reconnect.
 pub(super) fn connection_limit_refusal() -> Refusal {
     let message = "This WebSocket is about to be closed. Create a new one to continue, with the whole input if \
                    its last response is not stored.";
@@ -60,7 +59,7 @@ fn retry_after_ms(headers: &HeaderMap) -> Option<u64> {
 
 /// The event for an error with this body: that of an error response, or an event.
 fn error_event(status: u16, body: &[u8], retry_after_ms: Option<u64>, lane: Option<&str>) -> Bytes {
-    // A body in another shape, such as the page of a proxy, says nothing that a client could read.
+    // Clients cannot parse other bodies, such as the HTML page of a proxy.
     let message = format!("the backend answered with status {status}");
     let replacement = refusal_body(&Refusal::new(RefusalReason::UpstreamFailed, message));
     let Some(error) = error_object(body).or_else(|| error_object(&replacement)) else {

@@ -36,9 +36,9 @@ const MAX_COALESCED_BYTES: usize = 16 * 1024;
 /// What the exchange reacts to.
 enum TurnEvent {
     Backend(std::result::Result<Message, ReadError>),
-    /// What the client says about the turn; `None` if it is lost.
+    /// A message of the client about the turn; `None` if the client is lost.
     Client(Option<HeldMessage>),
-    /// All that was to be sent has been sent, or sending failed.
+    /// Everything that was queued has been sent, or sending failed.
     Sent(io::Result<()>),
     Deadline,
 }
@@ -47,9 +47,9 @@ enum TurnEvent {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Sending {
     Nothing,
-    /// The turn's message: no answer is expected before all of it is sent.
+    /// The `response.create`. The deadline for the first event starts once it has been sent.
     Create,
-    /// Something about the turn.
+    /// Other messages.
     More,
 }
 
@@ -74,7 +74,7 @@ impl Turn {
                 return Err(error);
             }
             let deadline = self.next_deadline();
-            // Events come first: a backend may answer before it has read all, and then read no more.
+            // Events come first: a backend may respond before it has read everything, and then stop reading.
             let event = tokio::select! {
                 biased;
                 message = socket.reader.next() => TurnEvent::Backend(message),
@@ -124,7 +124,7 @@ impl Turn {
         }
     }
 
-    /// Gives the backend `timeouts.idle` to take what was pushed.
+    /// Starts to send what was queued, which the backend has to read within `timeouts.idle`.
     fn begin_sending(&mut self, socket: &mut UpstreamSocket, sending: Sending) -> Sending {
         socket.has_unsent = true;
         let limit = self.context.gateway().timeouts.response_idle;
@@ -132,7 +132,7 @@ impl Turn {
         if sending == Sending::Nothing { Sending::More } else { sending }
     }
 
-    /// Records that the backend has what it is to answer now.
+    /// Records that the backend has the request, and starts the deadline for its response.
     pub(super) fn begin_waiting(&mut self, now: Instant) {
         self.context.attempt_deadline = None;
         self.context.on_request_sent(now);
@@ -151,7 +151,7 @@ impl Turn {
             if is_awaited && is_socket_limit(&event) {
                 return Err(socket_lost("the backend's WebSocket is at its limit of time"));
             }
-            // Later ones are parts of the stream that has begun.
+            // Once the stream has begun, an error event is part of it.
             let error_status = if is_awaited { error_event_status(&event) } else { None };
             match error_status {
                 Some(status) => {
@@ -178,7 +178,7 @@ impl Turn {
         Ok(is_over)
     }
 
-    /// Relays the response to a handshake that was refused, of which this part has been read.
+    /// Relays an HTTP response to a handshake; `first` is the part that has been read.
     ///
     /// # Errors
     /// If it is dropped in favour of another attempt, or failed.
@@ -203,7 +203,7 @@ impl Turn {
         }
     }
 
-    /// Waits for this answer of the backend, at most until the deadline of the attempt.
+    /// Waits for a backend until the deadline of the attempt.
     ///
     /// # Errors
     /// If a deadline passes or the client is lost.
@@ -221,8 +221,8 @@ impl Turn {
         }
     }
 
-    /// Writes to the client what these parts of a response are on a socket; returns whether the response has ended.
-    /// The record is written before the last of them.
+    /// Writes these parts of a response to the client as messages; returns whether the response has ended. The record
+    /// is written before the last message.
     ///
     /// # Errors
     /// [`CLIENT_GONE`]; the backend's error if the response failed.
@@ -279,7 +279,7 @@ impl Turn {
         Ok(())
     }
 
-    /// Remembers the response that this event begins, if it does.
+    /// Records the id of the response if this event begins one.
     fn note_response_id(&self, socket: &mut UpstreamSocket, event: &[u8]) {
         if self.response_id.load().is_some() {
             return;
@@ -299,7 +299,7 @@ impl Turn {
             && mentions_lane(event)
     }
 
-    /// Remembers for all sockets to the backend of the current attempt that it does not know lanes.
+    /// Records that the backend rejects `stream_id`, for this socket and all that are opened later.
     fn note_lanes_refused(&self, socket: &mut UpstreamSocket) {
         socket.refuses_lanes = true;
         let target = self.context.retry_state.as_ref().and_then(|retry| retry.current_or_last_target());
@@ -311,8 +311,8 @@ impl Turn {
     }
 }
 
-/// Takes a message of the backend, and those that have arrived with it: returns the events, and whether a ping has
-/// to be answered.
+/// Takes a message of the backend and those that have arrived with it. Returns the events, and whether a pong was
+/// queued.
 ///
 /// # Errors
 /// If the backend closes the socket, or breaks the protocol.
@@ -338,7 +338,7 @@ fn take_events(
                 if events.is_empty() {
                     return Err(error);
                 }
-                // What came before goes to the client first.
+                // The events before it are relayed first.
                 socket.end = Some(error);
                 break;
             }
@@ -354,7 +354,7 @@ fn take_events(
     Ok((events, has_ping))
 }
 
-/// The error of a socket that ends with this.
+/// The error for the end of a socket.
 fn socket_end(end: std::result::Result<Message, ReadError>) -> Box<Error> {
     match end {
         Ok(Message::Close(_)) => socket_lost("the backend closed its WebSocket"),
@@ -366,7 +366,7 @@ fn socket_end(end: std::result::Result<Message, ReadError>) -> Box<Error> {
     }
 }
 
-/// The head of the response that the events of a turn are.
+/// The response head that stands for the events of a turn.
 fn stream_head(socket: &UpstreamSocket) -> Result<ResponseHeader> {
     let mut head = ResponseHeader::build(200, Some(4))?;
     head.insert_header("content-type", "text/event-stream")?;
@@ -374,19 +374,19 @@ fn stream_head(socket: &UpstreamSocket) -> Result<ResponseHeader> {
     Ok(head)
 }
 
-/// The head of the response that an error event is.
+/// The response head that stands for an error event.
 fn error_head(socket: &UpstreamSocket, status: u16, event: &[u8]) -> Result<ResponseHeader> {
     let mut head = ResponseHeader::build(status, Some(8))?;
     head.insert_header("content-type", "application/json")?;
     copy_service_fields(socket, &mut head)?;
     for (name, value) in crate::azure::response::socket_event::error_event_headers(event) {
-        // What is no header field tells nothing.
+        // Ignored if it is no valid header field.
         let _ = head.insert_header(name, value);
     }
     Ok(head)
 }
 
-/// Copies what the handshake's response tells of the service that answers.
+/// Copies the fields of the handshake's response that the record needs.
 fn copy_service_fields(socket: &UpstreamSocket, head: &mut ResponseHeader) -> Result<()> {
     for name in ["x-ms-region", "apim-request-id"] {
         if let Some(value) = socket.handshake_head.headers.get(name) {

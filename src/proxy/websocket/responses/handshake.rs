@@ -1,4 +1,4 @@
-//! The handshake of a client's Responses socket, after which the connection belongs to the socket's session.
+//! Answers the handshake of a Responses socket and hands the connection over to its session.
 
 use std::io::Cursor;
 use std::sync::Arc;
@@ -52,7 +52,7 @@ pub(in crate::proxy) async fn open_responses_socket(
     let limit = context.gateway().timeouts.response_idle;
     let tasks = vec![HttpTask::Header(Box::new(header), false)];
     write_to_client(session, tasks, limit, || context.hold_unread_response()).await?;
-    // From here on only its turns are in flight.
+    // From now on only the turns count as in flight.
     context.leave_in_flight();
     let first_bytes = session.read_body_or_idle(false).now_or_never();
     let first_bytes = first_bytes.transpose().map_err(Error::into_down)?.flatten().unwrap_or_default();
@@ -77,7 +77,7 @@ pub(in crate::proxy) async fn open_responses_socket(
     Ok(())
 }
 
-/// What the turns need to know of the handshake's request.
+/// The details of the handshake that its turns need.
 fn socket_opener(
     context: &RequestContext,
     handshake_head: &pingora::http::RequestHeader,
@@ -90,7 +90,7 @@ fn socket_opener(
     request.client_ip = opened.client_ip;
     request.headers_for_record = opened.headers_for_record.clone();
     request.target.clone_from(&opened.target);
-    // A POST has no deployment in its query, as a handshake may have.
+    // Parsed as a POST: a deployment in the query, which a handshake may have, does not apply to turns.
     let turn_target = context
         .gateway()
         .check_method_and_parse_target(&Method::POST, handshake_head.raw_path(), false)

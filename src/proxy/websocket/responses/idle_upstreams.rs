@@ -37,7 +37,7 @@ impl IdleUpstreams {
         Self { limit, holder, sockets: Mutex::default() }
     }
 
-    /// Keeps a socket for a later turn, if need be in place of older ones.
+    /// Keeps a socket for a later turn; closes older ones if there are too many.
     pub(super) fn put(&self, socket: UpstreamSocket) {
         let mut sockets = self.lock();
         loop {
@@ -73,7 +73,7 @@ impl IdleUpstreams {
         Some(sockets.remove(index).socket)
     }
 
-    /// Takes the only socket that has this response, which is not stored.
+    /// Takes the socket that keeps this unstored response.
     pub(super) fn take_owner_of(&self, unstored_response: &str) -> Option<UpstreamSocket> {
         let mut sockets = self.lock();
         let index = sockets.iter().position(|idle| idle.socket.has_unstored_response(unstored_response))?;
@@ -90,7 +90,7 @@ impl IdleUpstreams {
         }
     }
 
-    /// Closes those that this does not keep.
+    /// Closes the sockets for which `keeps` returns false.
     pub(super) fn retain(&self, keeps: impl Fn(&UpstreamSocket) -> bool) {
         let mut sockets = self.lock();
         let closed = sockets.extract_if(.., |idle| !keeps(&idle.socket));
@@ -101,7 +101,7 @@ impl IdleUpstreams {
         self.lock().is_empty()
     }
 
-    /// Waits until one of them says something, and takes it. Cancel-safe.
+    /// Waits for a message on one of the sockets, and takes that socket. Cancel-safe.
     pub(super) async fn next_message(&self) -> (UpstreamSocket, Result<Message, ReadError>) {
         poll_fn(|cx| self.poll_next_message(cx)).await
     }
@@ -129,9 +129,9 @@ impl Drop for IdleUpstreams {
     }
 }
 
-/// Closes a socket in a task of its own: nobody waits for that.
+/// Closes a socket in the background.
 pub(super) fn close(mut socket: UpstreamSocket) {
-    // Without a runtime the process ends.
+    // There is no runtime only when the process ends.
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         runtime.spawn(async move {
             socket.writer.push_close(CLOSE_NORMAL, "");

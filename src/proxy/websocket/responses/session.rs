@@ -1,8 +1,8 @@
-//! A Responses socket from its handshake to its end: reads what the client says, begins turns, and closes the socket
-//! between two of them.
+//! The session of a Responses socket: reads the client's messages, starts turns, and closes the socket between two
+//! turns.
 //!
-//! A turn runs in a task of its own, which moves its events without this one. So what is read here may wait for a
-//! client that does not read its events, and no event waits for what is read here.
+//! Each turn runs in its own task and writes its events to the client directly. If the client does not read, the
+//! session may wait to write, but turns never wait for the session.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -34,21 +34,21 @@ use crate::proxy::timer::Timer;
 use crate::proxy::websocket::frames::{Message, MessageReader, ReadError};
 use crate::refusal::{Refusal, RefusalReason};
 
-/// The most turns at a time, each in its own lane.
+/// Maximum number of concurrent turns, each in its own lane.
 const MAX_TURNS: usize = 16;
-/// The most turns that wait for one before them.
+/// Maximum number of turns that wait for their lane or socket. Beyond it the client is not read.
 const MAX_WAITING_TURNS: usize = 16;
-/// The most messages about a turn that have not reached its backend.
+/// Maximum number of messages about a turn that wait to be sent to its backend.
 const MAX_PENDING_MESSAGES: usize = 64;
-/// A client that has said nothing for this long is asked for a pong.
+/// A client that has sent nothing for this long gets a ping.
 const PING_INTERVAL: Duration = Duration::from_secs(60);
-/// A client that has not answered this many pings is lost.
+/// Between two turns, a client that has not answered this many pings is considered lost.
 const MAX_UNANSWERED_PINGS: u32 = 3;
-/// How often idle upstream sockets are looked at.
+/// How often idle upstream sockets are checked.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// How long a client or a backend has to take a few bytes.
+/// Timeout for writing a control frame or a short message.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a client has to answer a close.
+/// How long a client has to answer a close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the turns of a lost client have to end.
 const TURN_END_TIMEOUT: Duration = Duration::from_secs(2);
@@ -60,7 +60,7 @@ pub(super) struct SocketSession {
     turns: JoinSet<TurnOutcome>,
     active_turns: Vec<ActiveTurn>,
     waiting: VecDeque<(SocketMessage, HeldMessage)>,
-    /// Messages about a turn that has ended, though its task is not joined yet.
+    /// Messages about a turn that has ended but whose task has not been joined.
     late_messages: Vec<HeldMessage>,
     has_begun: bool,
     opened_at: Instant,
@@ -86,7 +86,7 @@ enum SessionEvent {
     Client(Result<Message, ReadError>),
     TurnEnded(Result<(Id, TurnOutcome), JoinError>),
     IdleUpstream(Box<UpstreamSocket>, Result<Message, ReadError>),
-    /// The process stops, or another one has taken over.
+    /// The process is stopping or has been replaced.
     ProcessCloses,
     ClientLost,
     Deadline,
@@ -121,7 +121,7 @@ impl SocketSession {
         }
     }
 
-    /// Runs the socket to its end, and tells its record how it ended.
+    /// Runs the session to its end, and records how it ended in `context`.
     pub(super) async fn run(mut self, context: &mut RequestContext, timer: &mut Timer) {
         let open_sockets = &self.shared.opener.config.gateway.process_state.open_sockets;
         let mut open_socket = open_sockets.register();
@@ -136,12 +136,12 @@ impl SocketSession {
             }
         };
         let had_turns = !self.active_turns.is_empty();
-        // Turns that are still running, after a fault of the client, end with their client.
+        // Ends the turns that still run.
         self.shared.client.mark_lost();
         self.active_turns.clear();
         let _ = timeout(TURN_END_TIMEOUT, async { while self.turns.join_next().await.is_some() {} }).await;
         self.shared.idle_upstreams.retain(|_| false);
-        // A connection that just ends between two turns is no failure.
+        // A client that disconnects between two turns is no failure.
         let was_lost = closing.is_none() && had_turns;
         if let Some(Closing { event, code, reason, refusal }) = closing {
             context.ending.refusal_reason = refusal;
@@ -160,7 +160,7 @@ impl SocketSession {
             self.reader.restart_message_time();
         }
         let (shared, has_turns) = (Arc::clone(&self.shared), !self.turns.is_empty());
-        // First what says that no further turn begins.
+        // Closing and deadlines come first: after them no further turn may start.
         let event = tokio::select! {
             biased;
             () = open_socket.closing(), if !self.is_closing => SessionEvent::ProcessCloses,
@@ -256,7 +256,7 @@ impl SocketSession {
         self.pass_on(&message, text).await
     }
 
-    /// Begins the turns that need not wait.
+    /// Starts the turns that do not have to wait.
     fn begin_turns(&mut self) {
         let mut index = 0;
         while !self.is_closing
@@ -277,7 +277,7 @@ impl SocketSession {
         }
     }
 
-    /// How a turn begins; `None` if the socket that it needs serves another one.
+    /// Where a turn runs; `None` if it needs an upstream socket that serves another turn.
     fn find_start(&self, message: &SocketMessage) -> Option<TurnStart> {
         let Some(previous) = message.previous_response_id.as_deref() else {
             return Some(TurnStart::Anywhere);
@@ -288,7 +288,7 @@ impl SocketSession {
         if let Some(socket) = self.shared.idle_upstreams.take_owner_of(previous) {
             return Some(TurnStart::On(Box::new(socket)));
         }
-        // One of those may bring it back.
+        // One of the active turns may be using the socket.
         let may_come_back = !self.active_turns.is_empty();
         (!may_come_back).then(|| TurnStart::Refused(connection_limit_refusal()))
     }
@@ -302,7 +302,7 @@ impl SocketSession {
         self.active_turns.push(ActiveTurn { id, lane, response_id, messages: sender });
     }
 
-    /// Passes a message about a turn on: to the backend that it runs on, or to the one that the last turn ran on.
+    /// Forwards a message about a turn to the upstream socket of that turn or, between two turns, of the last one.
     async fn pass_on(&mut self, message: &SocketMessage, text: Bytes) -> Flow {
         let (response_id, message_lane) = (message.response_id.as_deref(), message.lane.as_deref());
         let is_meant = |turn: &&ActiveTurn| match (&message.lane, response_id) {
@@ -360,7 +360,7 @@ impl SocketSession {
             Ok((_, TurnOutcome { end: TurnEnd::Unauthorized, .. })) => {
                 return Flow::Close(Closing::with_code(CLOSE_POLICY_VIOLATION, "invalid_api_key"));
             }
-            // It has panicked: its record is written, but nobody knows what the client got.
+            // The task panicked. Its record is written, but it is unknown how much the client got.
             Err(_) => return Flow::Close(Closing::with_code(CLOSE_GOING_AWAY, "")),
         };
         unsent_messages.append(&mut self.late_messages);
@@ -374,7 +374,7 @@ impl SocketSession {
         Flow::Continue
     }
 
-    /// Handles what a backend says between two turns.
+    /// Handles a message that a backend sends between two turns.
     async fn on_idle_upstream(
         &mut self,
         mut socket: UpstreamSocket,
@@ -388,7 +388,7 @@ impl SocketSession {
                 }
             }
             Ok(Message::Pong) => {}
-            // Its work goes on on another one.
+            // The next turn opens another socket.
             Ok(Message::Text(event)) if is_socket_limit(&event) => {
                 idle_upstreams::close(socket);
                 return Flow::Continue;
@@ -404,7 +404,7 @@ impl SocketSession {
             Ok(Message::Binary(_) | Message::Close(_)) | Err(_) => return Flow::Continue,
         }
         self.shared.idle_upstreams.put(socket);
-        // A turn may have waited for it.
+        // A turn may be waiting for this socket.
         self.begin_turns();
         Flow::Continue
     }
@@ -445,7 +445,7 @@ impl SocketSession {
             if self.active_turns.is_empty() {
                 self.unanswered_pings += 1;
             } else {
-                // A client that is lost in a turn does not take its events, which is noticed there.
+                // During a turn the client is known to be alive if it reads the events.
                 (self.last_heard_at, self.unanswered_pings) = (now, 0);
             }
             let sent = self.shared.client.send_control(CONTROL_TIMEOUT, |writer| writer.push_ping(b""));
@@ -456,7 +456,7 @@ impl SocketSession {
         Flow::Continue
     }
 
-    /// Closes upstream sockets that have been idle or open for long enough, or whose backend gets no new requests.
+    /// Closes upstream sockets that have been idle or open for too long, or whose backend is drained or removed.
     fn close_unneeded_upstreams(&self, now: Instant) {
         let config = self.shared.services.active_config.load();
         let gateway = &config.gateway;
@@ -469,7 +469,7 @@ impl SocketSession {
         });
     }
 
-    /// Closes the socket, and waits for a moment for the client to close it too.
+    /// Sends the close frame and waits briefly for the client's.
     async fn close(&mut self, event: Option<Bytes>, code: u16, reason: &str) {
         let closed = self.shared.client.send_last(CONTROL_TIMEOUT, |writer| {
             if let Some(event) = &event {
@@ -477,9 +477,9 @@ impl SocketSession {
             }
             writer.push_close(code, reason);
         });
-        // A client that closed the socket waits for the end of the connection (RFC 6455, section 7.1.1).
+        // After the client's close frame it waits for the server to close the connection (RFC 6455, section 7.1.1).
         if closed.await.is_ok() && !self.has_client_closed {
-            // If the connection were closed while the client sends, it might lose the last bytes.
+            // If the connection were closed while the client sends, a reset could discard the last bytes.
             let drained = async {
                 while matches!(self.reader.next().await, Ok(message) if !matches!(message, Message::Close(_)))
                 {

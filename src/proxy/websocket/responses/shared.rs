@@ -1,5 +1,5 @@
-//! What the tasks of one Responses socket share: who opened it and how, the way to its client, and its idle upstream
-//! sockets.
+//! The state that the tasks of one Responses socket share: its handshake and client, the connection to the client, and
+//! its idle upstream sockets.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,16 +23,16 @@ use crate::proxy::context::RequestContext;
 use crate::proxy::upstream::connection::UpstreamConnector;
 use crate::refusal::Refusal;
 
-/// How many responses that are not stored are remembered in all.
+/// Maximum number of unstored responses whose ids are remembered for one client socket.
 const MAX_UNSTORED_RESPONSES: usize = 1024;
 
-/// What the tasks of one Responses socket share.
+/// The state that the tasks of one Responses socket share.
 pub(super) struct SocketShared {
     pub(super) services: SocketServices,
     /// The head of the client's handshake.
     pub(super) handshake_head: RequestHeader,
     pub(super) certificate_subject: Option<CertificateSubject>,
-    /// The subprotocol that the client was told.
+    /// The subprotocol that was selected for the client.
     pub(super) subprotocol: Option<String>,
     /// Who opened the socket, as its own record says.
     pub(super) opener: SocketOpener,
@@ -70,11 +70,11 @@ impl HeldMessage {
 
 /// Who opened a socket.
 pub(super) struct SocketOpener {
-    /// The request of the handshake, of which the turns get what the record tells of a client.
+    /// The handshake's request. Each turn's record takes the client's details from it.
     pub(super) request: ClientRequest,
     /// The target of a POST to the same path.
     pub(super) turn_target: Arc<RequestTarget>,
-    /// The configuration by which the client was authenticated.
+    /// The configuration that the client was authenticated with.
     pub(super) config: Arc<ActiveConfig>,
     pub(super) client: Arc<Client>,
 }
@@ -102,7 +102,7 @@ impl SocketShared {
         }
     }
 
-    /// The context of a turn that begins now, by the configuration of this moment.
+    /// The context of a turn that begins now, with the active configuration.
     pub(super) fn new_turn_context(&self) -> Box<RequestContext> {
         let config = self.services.active_config.load_full();
         let body_memory = Arc::clone(&self.services.body_memory);
@@ -118,7 +118,7 @@ impl SocketShared {
         context
     }
 
-    /// The client, authenticated anew if the configuration has changed since it opened the socket.
+    /// The client, authenticated again if the configuration has changed since the socket was opened.
     ///
     /// # Errors
     /// `invalid_api_key`.
@@ -146,7 +146,7 @@ impl SocketShared {
         responses.push_back(Box::from(id));
     }
 
-    /// Whether only an upstream socket of this socket has or had this response.
+    /// Whether this response was made on this client socket with `"store": false`.
     pub(super) fn is_unstored_response(&self, id: &str) -> bool {
         self.lock_unstored().iter().any(|own| **own == *id)
     }

@@ -35,31 +35,31 @@ use crate::proxy::upstream::connection::RequestBodyAvailability;
 use crate::proxy::upstream::headers::{self, BodyFraming};
 use crate::refusal::{Refusal, RefusalReason};
 
-/// How a turn begins.
+/// Which upstream socket a turn runs on.
 pub(super) enum TurnStart {
-    /// On any upstream socket.
+    /// Any.
     Anywhere,
-    /// On this one, which has what the turn continues.
+    /// This one, which keeps the unstored response that the turn continues.
     On(Box<UpstreamSocket>),
-    /// It does not: the client gets this.
+    /// None: the turn is refused.
     Refused(Refusal),
 }
 
-/// How a turn ended, as far as it matters to its socket.
+/// What the end of a turn means for the client's socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TurnEnd {
     /// Another turn can follow.
     Over,
     /// The client has been told that the socket is closed.
     ClosesSocket,
-    /// The client is no longer one.
+    /// The client's credentials are no longer valid.
     Unauthorized,
 }
 
 /// What a turn leaves behind.
 pub(super) struct TurnOutcome {
     pub(super) end: TurnEnd,
-    /// What the client has said about it, and its backend has not got.
+    /// Messages about the turn that were not sent to its backend.
     pub(super) unsent_messages: Vec<HeldMessage>,
 }
 
@@ -68,19 +68,19 @@ pub(super) struct Turn {
     pub(super) shared: Arc<SocketShared>,
     pub(super) context: Box<RequestContext>,
     pub(super) message: SocketMessage,
-    /// What the client says about this turn while it goes on; closed when the client is lost.
+    /// The client's messages about this turn; closed when the client is lost.
     pub(super) client_messages: Receiver<HeldMessage>,
-    /// Those that the current attempt has got, as long as another attempt may follow.
+    /// Messages that the current attempt has sent, kept as long as another attempt may follow.
     pub(super) passed_messages: Vec<HeldMessage>,
-    /// The id of the response, once the current attempt has told it.
+    /// The id of the response, once known from the current attempt.
     pub(super) response_id: Arc<ArcSwapOption<String>>,
-    /// The socket that has what the turn continues, until it is used.
+    /// The socket of [`TurnStart::On`], until it is used.
     pinned_socket: Option<Box<UpstreamSocket>>,
     /// No other socket will do.
     is_pinned: bool,
     pub(super) timer: Timer,
     pub(super) silence: Silence,
-    /// When the backend has to have taken what is being sent to it.
+    /// When the backend has to have read what is being sent to it.
     pub(super) send_deadline: Option<Instant>,
 }
 
@@ -107,13 +107,13 @@ impl Turn {
         }
     }
 
-    /// Runs the turn that this `response.create` begins.
+    /// Runs the turn of this `response.create`.
     pub(super) async fn run(mut self, create: HeldMessage, start: TurnStart) -> TurnOutcome {
         let admitted = match (self.admit(create), start) {
             (Ok(()), TurnStart::Anywhere) => Ok(()),
             (Ok(()), TurnStart::On(socket)) => self.pin_to(socket),
             (Ok(()), TurnStart::Refused(refusal)) => Err(refusal),
-            // Over a new socket, the client sends its whole input, and only one resource is needed for that.
+            // After it has reconnected, the client sends its whole input, which one resource can answer.
             (Err(refusal), TurnStart::On(_)) if refusal.reason == RefusalReason::MixedResources => {
                 Err(connection_limit_refusal())
             }
@@ -145,7 +145,7 @@ impl Turn {
         let context = &mut *self.context;
         let config = Arc::clone(&context.config);
         let gateway = &config.gateway;
-        // Before a possible refusal, because the record needs it.
+        // Set before a possible refusal, because the record needs it.
         context.body = RequestBody::held(create.bytes, create.memory);
         let client = self.shared.authenticate(&config)?;
         context.request.client = Some(Arc::clone(&client));
@@ -176,20 +176,20 @@ impl Turn {
         Ok(())
     }
 
-    /// Has the turn use this socket and no other.
+    /// Restricts the turn to this socket.
     fn pin_to(&mut self, socket: Box<UpstreamSocket>) -> std::result::Result<(), Refusal> {
         let backends = &self.context.config.gateway.backends;
         let index = backends.iter().position(|backend| backend.config.name == socket.route.backend);
         let is_in_pool = index
             .zip(self.context.retry_state.as_mut())
             .is_some_and(|(index, retry)| retry.pin_to_backend(index));
-        // A reload has removed its backend, or the other model is not served there.
+        // A reload has removed the backend, or it does not serve the turn's model.
         if !is_in_pool {
             return Err(connection_limit_refusal());
         }
         self.pinned_socket = Some(socket);
         self.is_pinned = true;
-        // Another socket does not have what the turn continues, so it is not sent again.
+        // No other socket has the response that the turn continues, so it is not retried.
         self.context.body.is_no_longer_replayable = true;
         Ok(())
     }
@@ -222,7 +222,7 @@ impl Turn {
                     Ok(()) => true,
                     Err(error) => *error.etype() == RETRY_ELSEWHERE,
                 };
-                // A pong to a ping that came with the last event goes out at once, unless the backend does not read.
+                // A pong may still be queued if a ping came with the last event.
                 if has_ended && socket.has_unsent {
                     socket.has_unsent = !matches!(socket.writer.flush().now_or_never(), Some(Ok(())));
                 }
@@ -234,7 +234,7 @@ impl Turn {
                 }
                 exchanged
             }
-            // The handshake was refused, and the client has the response.
+            // The backend refused the handshake, and the client got its response.
             Ok(None) => return Ok(()),
             Err(OpenError::NotConnected(error)) => return Err(error),
             Err(OpenError::Failed { error, is_reused: reused }) => {
@@ -378,7 +378,7 @@ impl Turn {
             self.send_last_event(&Refusal::new(RefusalReason::UpstreamFailed, message)).await;
             return TurnEnd::Over;
         }
-        // The client gets the backend's response if there was one. Without one, what the turn continues is lost.
+        // If the backend sent no response, the response that the turn continues is lost with the socket.
         let is_state_lost =
             self.is_pinned && *error.etype() != RETRY_ELSEWHERE && *error.etype() != ATTEMPTS_EXHAUSTED;
         if is_state_lost {
@@ -390,7 +390,7 @@ impl Turn {
         TurnEnd::Over
     }
 
-    /// Sends an event after which nothing of the response follows, though the response is not complete.
+    /// Ends an incomplete response with an error event.
     async fn send_last_event(&mut self, refusal: &Refusal) {
         let receipt = self.context.submit_record();
         flush_and_wait_for_record(&self.context, receipt).await;
@@ -413,6 +413,6 @@ impl Turn {
 enum OpenError {
     /// No connection was made, which has been recorded.
     NotConnected(Box<Error>),
-    /// What followed failed. `is_reused` says that the connection came from a pool.
+    /// The handshake failed. `is_reused` says that the connection came from a pool.
     Failed { error: Box<Error>, is_reused: bool },
 }

@@ -1,4 +1,4 @@
-//! A socket to a backend: its handshake, and what its responses leave behind.
+//! A socket to a backend: its handshake, and the responses that only this socket keeps.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::proxy::websocket::frames::{FrameSender, MessageReader, MessageWriter}
 
 /// What a server appends to the key of a handshake (RFC 6455, section 1.3).
 const HANDSHAKE_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
-/// How many responses that are not stored are remembered: those of agents that continue several.
+/// Maximum number of unstored responses whose ids are remembered for one socket.
 const MAX_UNSTORED_RESPONSES: usize = 64;
 
 /// An open socket to a backend. It serves one turn at a time.
@@ -37,28 +37,29 @@ pub(super) struct UpstreamSocket {
     pub(super) opened_at: Instant,
     /// When its last turn ended.
     pub(super) idle_since: Instant,
-    /// A turn before this one has used it, so that the backend may have closed it meanwhile.
+    /// An earlier turn has used it, so the backend may have closed it meanwhile.
     pub(super) is_reused: bool,
-    /// The head of the 101, whose fields tell of the region.
+    /// The head of the 101. Its `x-ms-region` and `apim-request-id` hold for every turn on the socket.
     pub(super) handshake_head: Box<ResponseHeader>,
     /// The ids of responses that only this socket has, latest last.
     unstored_responses: VecDeque<Box<str>>,
     latest_response: Option<Box<str>>,
     /// The lane of its latest turn.
     pub(super) latest_lane: Option<String>,
-    /// The backend does not know lanes: they are taken out of what it gets, and put into its events.
+    /// The backend rejects `stream_id`: the field is removed from what is sent to it and added to its events.
     pub(super) refuses_lanes: bool,
-    /// A part of what was pushed has not been sent, so that nothing else can follow.
+    /// Not everything that was pushed has been sent, so the socket cannot be reused.
     pub(super) has_unsent: bool,
-    /// It has ended with this, after events that have been read.
+    /// The error that ended the socket, if events that arrived before it are still being relayed.
     pub(super) end: Option<Box<Error>>,
 }
 
-/// Which backend a socket goes to, and as whom. A turn may use it only if its own attempt would go there too.
+/// Where a socket leads and which secret opened it. A turn reuses an idle socket only if its own attempt would open
+/// one with the same route.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct UpstreamRoute {
     pub(super) backend: BackendName,
-    /// Tells endpoints apart if a reload has changed that of a backend.
+    /// Identifies the endpoint, which a reload may change for the same backend.
     pub(super) group_key: u64,
     /// The id of the secret that it was opened with.
     pub(super) secret_id: u64,
@@ -69,11 +70,11 @@ pub(super) struct UpstreamRoute {
 /// What a backend answered to a handshake.
 pub(super) enum Handshake {
     Opened(Box<UpstreamSocket>),
-    /// Another response. What has been read of it comes first.
+    /// A response other than 101, of which this part has been read.
     Refused(HttpTask),
 }
 
-/// The key of a new handshake, and what the server has to answer to it.
+/// The `Sec-WebSocket-Key` of a handshake, and the `Sec-WebSocket-Accept` that it requires.
 pub(super) struct HandshakeKey {
     pub(super) key: String,
     accept: String,
@@ -94,8 +95,8 @@ pub(super) fn accept_value(key: &[u8]) -> String {
     STANDARD.encode(openssl::sha::sha1(&[key, HANDSHAKE_GUID.as_bytes()].concat()))
 }
 
-/// Makes the head of a client's handshake that of a new one. No extension is offered: a compressed message could not
-/// be read.
+/// Replaces the WebSocket fields of the client's handshake with those of a new one. No extension is offered, because
+/// compressed messages could not be read.
 ///
 /// # Errors
 /// If a field cannot be set.
@@ -113,11 +114,11 @@ pub(super) fn set_handshake_fields(
     }
 }
 
-/// Reads the answer to a handshake that was sent on this connection. The memory is that of messages that are being
-/// read, of at most this many bytes each.
+/// Reads the response to a handshake that was sent on this connection. Messages of the new socket may have up to
+/// `max_message_bytes` and are charged to `memory`.
 ///
 /// # Errors
-/// If the connection ends, or the backend answers with a handshake that is none.
+/// If the connection ends, or the response is not a valid WebSocket handshake.
 pub(super) async fn finish_handshake(
     upstream: &mut UpstreamConnection,
     key: &HandshakeKey,
@@ -133,7 +134,7 @@ pub(super) async fn finish_handshake(
                 break header;
             }
             UpstreamEvent::Read(Ok(HttpTask::Header(header, _))) if header.status.is_informational() => {}
-            // A success without a switch of protocols is no answer to a handshake.
+            // A 2xx or 3xx is not a valid response to a handshake.
             UpstreamEvent::Read(Ok(HttpTask::Header(header, _))) if header.status.as_u16() < 400 => {
                 return Err(protocol_error("a backend answered a WebSocket handshake without a 101"));
             }
@@ -146,7 +147,7 @@ pub(super) async fn finish_handshake(
     if !is_accepted || header.headers.contains_key(SEC_WEBSOCKET_EXTENSIONS) {
         return Err(protocol_error("a backend's 101 does not belong to the WebSocket handshake"));
     }
-    // What came together with the head.
+    // Bytes that arrived together with the head.
     let first_bytes = match upstream.next_event().now_or_never() {
         Some(UpstreamEvent::Read(Ok(
             HttpTask::UpgradedBody(Some(bytes), _) | HttpTask::Body(Some(bytes), _),
@@ -177,7 +178,7 @@ pub(super) async fn finish_handshake(
 }
 
 impl UpstreamSocket {
-    /// Remembers a response that it makes.
+    /// Records that a response was made on this socket.
     pub(super) fn note_response(&mut self, id: &str, is_unstored: bool) {
         let id: Box<str> = Box::from(id);
         if is_unstored {
@@ -194,20 +195,20 @@ impl UpstreamSocket {
         self.unstored_responses.iter().any(|own| **own == *id)
     }
 
-    /// Whether a turn of this lane that continues no unstored response may use it. A backend keeps only the latest
-    /// response that is not stored, and that of another lane must not be lost.
+    /// Whether a turn of this lane may reuse the socket. A backend keeps only the latest unstored response of a socket,
+    /// and a turn of another lane would replace it.
     pub(super) fn is_free_for(&self, lane: Option<&str>) -> bool {
         let latest_is_unstored =
             self.latest_response.as_deref().is_some_and(|latest| self.has_unstored_response(latest));
         self.latest_lane.as_deref() == lane || !latest_is_unstored
     }
 
-    /// Whether its latest response is this one, which the backend then has at hand.
+    /// Whether this is the latest response that was made on it.
     pub(super) fn made_latest(&self, id: &str) -> bool {
         self.latest_response.as_deref() == Some(id)
     }
 
-    /// Adds a message to what is sent next.
+    /// Queues a message; [`Self::flush`] sends it.
     pub(super) fn push(&mut self, message: &Bytes, has_lane: bool) {
         if has_lane && self.refuses_lanes {
             self.writer.push_text(&without_lane(message));
