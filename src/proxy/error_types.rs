@@ -11,6 +11,8 @@ pub(super) const NO_CREDENTIAL: ErrorType = ErrorType::Custom("NoCredential");
 pub(super) const CLIENT_GONE: ErrorType = ErrorType::Custom("ClientGone");
 /// The client does not get this response; another attempt follows.
 pub(super) const RETRY_ELSEWHERE: ErrorType = ErrorType::Custom("RetryElsewhere");
+/// The turn needs this backend for what its socket keeps, and refers to something of another resource.
+pub(super) const NOT_ON_PINNED_RESOURCE: ErrorType = ErrorType::Custom("NotOnPinnedResource");
 /// The backend sent no response head in time.
 pub(super) const FIRST_BYTE_TIMEOUT: ErrorType = ErrorType::Custom("FirstByteTimeout");
 /// The backend sent the beginning of a response and then nothing for too long.

@@ -391,6 +391,34 @@ async fn an_unstored_turn_whose_upstream_socket_dies_under_it_is_not_sent_elsewh
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_turn_that_also_refers_to_another_resource_comes_again_on_a_new_socket() {
+    let ([a, b], balancer) = ResponsesUpstream::start_behind_balancer(["a", "b"], "").await;
+    let denial = json!({"type": "error", "status": 400, "error": {
+        "code": "invalid_encrypted_content", "type": "invalid_request_error", "param": null,
+        "message": "The encrypted content gAAA...0g== could not be verified.",
+    }});
+    // The balancer does not know whose reasoning it is.
+    let reasoning =
+        json!([{"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAAAABo0g=="}]);
+    let mut socket = WebSocket::open(&balancer).await;
+    let warmed_up = socket.turn(&create(&json!({"store": false}))).await;
+    let (first, other) = if answering(&warmed_up) == "a" { (&a, "b") } else { (&b, "a") };
+    first.script(move |create| match create["input"].is_array() {
+        true => vec![Step::Event(denial.clone())],
+        false => TURN.to_vec(),
+    });
+    let turn = json!({"store": false, "previous_response_id": id_of(&warmed_up[2]), "input": reasoning});
+    let event = socket.failing_turn(&create(&turn)).await;
+    assert_eq!(event["error"]["code"], "websocket_connection_limit_reached", "{event}");
+    assert_eq!(socket.expect_close().await.0, 1001);
+    for _ in 0..2 {
+        let mut socket = WebSocket::open(&balancer).await;
+        let events = socket.turn(&create(&json!({"store": false, "input": reasoning}))).await;
+        assert_eq!(answering(&events), other);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn refusals_are_events_and_the_socket_stays_open() {
     let a = ResponsesUpstream::start("a").await;
     let key = sha256_hex(CLIENT_KEY);

@@ -137,6 +137,8 @@ def do_action(stack, line):
         case "upgrade and wait":
             instance.upgrade()
             wait_for_condition(instance.is_replaced, REPLACED_TIMEOUT, "the old process does not exit")
+        case "wait for old process":
+            wait_for_condition(instance.is_replaced, REPLACED_TIMEOUT, "the old process does not exit")
         case "move home":
             instance.replace_in_file("home: east", "home: west")
             instance.reload()

@@ -117,6 +117,8 @@ def create_over_http(text):
 
 @test("three sessions over sockets, and a command that the model runs")
 def _():
+    # As long as it accepts connections as well, it asks for what it has not learned itself.
+    ask_runner("wait for old process")
     with tempfile.TemporaryDirectory() as directory:
         codex = Codex(directory, websockets=True)
         sessions = [codex.run(f"Thought 0 of {number}")[0] for number in range(3)]

@@ -8,7 +8,8 @@ use super::response_state::ResponseState;
 use super::upstream_error::{UpstreamError, is_upload_error};
 use crate::proxy::context::RequestContext;
 use crate::proxy::error_types::{
-    BACKEND_STALLED, FIRST_BYTE_TIMEOUT, NO_CREDENTIAL, RESPONSE_IDLE_TIMEOUT, RETRY_ELSEWHERE,
+    BACKEND_STALLED, FIRST_BYTE_TIMEOUT, NO_CREDENTIAL, NOT_ON_PINNED_RESOURCE, RESPONSE_IDLE_TIMEOUT,
+    RETRY_ELSEWHERE,
 };
 
 impl RequestContext {
@@ -42,6 +43,7 @@ impl RequestContext {
         };
         let retries = match () {
             () if *error.etype() == RETRY_ELSEWHERE => true,
+            () if *error.etype() == NOT_ON_PINNED_RESOURCE => false,
             () if *error.etype() == NO_CREDENTIAL => {
                 self.retry_state.as_mut().is_some_and(|retry| retry.on_missing_credential(now))
             }

@@ -65,6 +65,10 @@ pub(in crate::proxy) struct RetryState {
     pub(super) stream_options_refused_by: Option<usize>,
     /// It has left a stalled backend, which it does at most once.
     has_left_stalled_backend: bool,
+    /// Only one backend can answer it, whatever else it refers to.
+    is_pinned: bool,
+    /// That backend does not have all that it refers to.
+    is_denied_by_pinned_backend: bool,
 }
 
 /// The current attempt.
@@ -141,6 +145,8 @@ impl RetryState {
             candidates_without_deployment: SmallVec::new(),
             stream_options_refused_by: None,
             has_left_stalled_backend: false,
+            is_pinned: false,
+            is_denied_by_pinned_backend: false,
         }
     }
 
@@ -173,7 +179,18 @@ impl RetryState {
         let candidates = self.admitted.pool.candidates();
         let index = candidates.iter().position(|candidate| candidate.backend_index == backend_index);
         self.chosen_step = index.map(|index| NextStep::Attempt(NextAttempt::pinned(index)));
-        index.is_some()
+        self.is_pinned = index.is_some();
+        self.is_pinned
+    }
+
+    /// Whether the only backend that can answer it does not have all that it refers to.
+    pub(super) fn is_denied_by_pinned_backend(&self) -> bool {
+        self.is_denied_by_pinned_backend
+    }
+
+    /// Records that the backend of the current attempt does not have all that it refers to.
+    pub(super) fn note_denial_if_pinned(&mut self) {
+        self.is_denied_by_pinned_backend = self.is_pinned;
     }
 
     /// Begins the wait that [`Self::next_step`] returned.
