@@ -3,6 +3,7 @@
 //! The only rules here are those that no value can break: the form of a deployment name, how names
 //! compare, and the range of a weight or tier.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
@@ -125,6 +126,19 @@ impl PartialEq for DeploymentName {
 
 impl Eq for DeploymentName {}
 
+impl PartialOrd for DeploymentName {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for DeploymentName {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let lowercase = |byte: u8| byte.to_ascii_lowercase();
+        self.0.bytes().map(lowercase).cmp(other.0.bytes().map(lowercase))
+    }
+}
+
 impl std::hash::Hash for DeploymentName {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         // In one call: a hasher takes as long for one byte as for eight.
@@ -202,6 +216,19 @@ mod tests {
             assert_eq!(DeploymentName::parse(bad), Err(DeploymentNameError), "{bad}");
         }
         assert_eq!(DeploymentName::parse("GPT-4o"), DeploymentName::parse("gpt-4O"));
+    }
+
+    #[test]
+    fn deployment_names_are_sorted_without_case() {
+        let name = |name: &str| DeploymentName::parse(name).unwrap();
+        for (one, other, expected) in [
+            ("GPT-4o", "gpt-4O", Ordering::Equal),
+            ("a", "B", Ordering::Less),
+            ("B", "a", Ordering::Greater),
+            ("a", "Ab", Ordering::Less),
+        ] {
+            assert_eq!(name(one).cmp(&name(other)), expected, "{one} {other}");
+        }
     }
 
     #[test]

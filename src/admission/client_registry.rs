@@ -208,6 +208,8 @@ mod tests {
                 .map(|names| names.iter().map(|name| DeploymentName::parse(name).unwrap()).collect()),
             allows_stateful_calls: deployments.is_none(),
             recorded_content_override: None,
+            class: config::RequestClass::default(),
+            limits: None,
         }
     }
 

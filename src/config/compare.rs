@@ -6,8 +6,8 @@ use std::hash::Hash;
 use super::changes::{ChangedEntry, ConfigChanges, ListChanges};
 use super::schema::{
     AdminConfig, AffinityConfig, BackendConfig, BreakerConfig, ClientConfig, ClientsConfig, Config,
-    CooldownConfig, DisabledBackend, KeyVaultConfig, ListenerConfig, RecordConfig, RequestsConfig,
-    RetryConfig, ServerConfig, TimeoutsConfig, WebSocketConfig,
+    CooldownConfig, DisabledBackend, KeyVaultConfig, LimitsConfig, ListenerConfig, RecordConfig,
+    RequestsConfig, RetryConfig, ServerConfig, TimeoutsConfig, WebSocketConfig,
 };
 
 /// The keys whose fields differ between two values of a type.
@@ -131,6 +131,8 @@ fn changed_client_keys(before: &ClientConfig, after: &ClientConfig) -> Vec<&'sta
         allowed_deployments => "deployments",
         allows_stateful_calls => "stateful",
         recorded_content_override => "record",
+        class => "class",
+        limits => "limits",
     }))
 }
 
@@ -194,6 +196,7 @@ fn changed_settings(before: &Config, after: &Config) -> Vec<String> {
         disabled_backends: _,
         clients,
         client_tokens,
+        limits,
         requests,
         affinity,
         balance_policy,
@@ -219,6 +222,12 @@ fn changed_settings(before: &Config, after: &Config) -> Vec<String> {
     if *client_tokens != after.client_tokens {
         add("", vec!["entra"]);
     }
+    let limits = changed_keys!(LimitsConfig, limits, after.limits, {
+        mode => "mode",
+        default => "default",
+        cached_weight_permille => "cached_weight",
+    });
+    add("limits", limits);
     add("requests", changed_requests_keys(before, after, requests));
     let affinity = changed_keys!(AffinityConfig, affinity, after.affinity, {
         ask_limit => "ask",

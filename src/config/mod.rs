@@ -30,12 +30,13 @@ pub use load::{
 };
 pub use schema::{
     AdminAddress, AdminConfig, AffinityConfig, AppCredential, AppRegistration, AskLimit, BackendConfig,
-    BackendTlsConfig, BalancePolicy, BreakerConfig, ClientConfig, ClientTokenConfig, ClientsConfig, Config,
-    CooldownConfig, CredentialConfig, DisabledBackend, EntraCredential, EntraIdentity, JsonlConfig,
-    KeyVaultConfig, ListenerConfig, LogAnalyticsConfig, ManagedIdentitySelector, ModelsSource, OwnerPolicy,
-    ProvisionedThroughput, RecordConfig, RecordedContent, RequestsConfig, RetryConfig, SecretSource,
-    ServerConfig, ServerTlsConfig, SpoolConfig, StreamHoldLimits, StreamUsageMode, TimeoutsConfig,
-    TlsVersion, UnavailableHomePolicy, VaultSecretRef, WebSocketConfig,
+    BackendTlsConfig, BalancePolicy, BreakerConfig, ClientConfig, ClientLimits, ClientTokenConfig,
+    ClientsConfig, Config, CooldownConfig, CredentialConfig, DisabledBackend, EntraCredential, EntraIdentity,
+    JsonlConfig, KeyVaultConfig, LimitMode, LimitSet, LimitsConfig, ListenerConfig, LogAnalyticsConfig,
+    ManagedIdentitySelector, ModelsSource, OwnerPolicy, ProvisionedThroughput, RecordConfig, RecordedContent,
+    RequestClass, RequestsConfig, RetryConfig, SecretSource, ServerConfig, ServerTlsConfig, SpoolConfig,
+    StreamHoldLimits, StreamUsageMode, TimeoutsConfig, TlsVersion, UnavailableHomePolicy, VaultSecretRef,
+    WebSocketConfig,
 };
 pub use values::{
     AllowRule, CertifiedKey, CertifiedKeyError, CertifiedKeyFiles, DeploymentMap, Endpoint, PathPattern,

@@ -22,7 +22,7 @@ mod websocket;
 
 use std::path::PathBuf;
 
-use super::schema::{AdminConfig, Config};
+use super::schema::{AdminConfig, Config, LimitsConfig};
 use super::yaml::YamlNode;
 
 const TOP_LEVEL_KEYS: [&str; 16] = [
@@ -81,6 +81,7 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
         disabled_backends,
         clients,
         client_tokens: client_tokens?,
+        limits: LimitsConfig::default(),
         requests: requests?,
         affinity: affinity?,
         balance_policy: balance_policy?,

@@ -1,7 +1,9 @@
 //! `clients` and `entra`: who may send requests, and how a client proves who it is.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::limits::{ClientLimits, RequestClass};
 use super::record::RecordedContent;
 use crate::config::values::Endpoint;
 use crate::names::{CertificateSubject, ClientName, DeploymentName};
@@ -36,6 +38,10 @@ pub struct ClientConfig {
     /// How much of its prompts and completions is recorded, if other than
     /// [`RecordConfig::recorded_content`](super::RecordConfig::recorded_content).
     pub recorded_content_override: Option<RecordedContent>,
+    /// How urgent its requests are.
+    pub class: RequestClass,
+    /// Its own limits; `None` if [`LimitsConfig::default`](super::LimitsConfig::default) applies.
+    pub limits: Option<Arc<ClientLimits>>,
 }
 
 /// Which Entra ID tokens are accepted from clients.

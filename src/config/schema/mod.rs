@@ -7,6 +7,7 @@ mod affinity;
 mod backend;
 mod clients;
 mod credentials;
+mod limits;
 mod listener;
 mod record;
 mod requests;
@@ -21,6 +22,7 @@ pub use credentials::{
     AppCredential, AppRegistration, CredentialConfig, EntraCredential, EntraIdentity, KeyVaultConfig,
     ManagedIdentitySelector, SecretSource, VaultSecretRef,
 };
+pub use limits::{ClientLimits, LimitMode, LimitSet, LimitsConfig, RequestClass};
 pub use listener::{ListenerConfig, ServerTlsConfig, TlsVersion};
 pub use record::{
     JsonlConfig, LogAnalyticsConfig, RecordConfig, RecordedContent, SpoolConfig, StreamUsageMode,
@@ -43,6 +45,8 @@ pub struct Config {
     pub clients: ClientsConfig,
     /// Which Entra ID tokens are accepted from clients; `None` for none.
     pub client_tokens: Option<ClientTokenConfig>,
+    /// What applies to the limits of all clients.
+    pub limits: LimitsConfig,
     /// Which requests are allowed, and what is changed in them.
     pub requests: RequestsConfig,
     /// How requests find the resource that has what they refer to.

@@ -12,7 +12,7 @@ pub(super) use self::tokens::read_client_tokens;
 
 use super::partial_backends::PartialBackends;
 use super::shared::{RECORDED_CONTENT_WORDS, read_entry_name};
-use crate::config::schema::{ClientConfig, ClientsConfig};
+use crate::config::schema::{ClientConfig, ClientsConfig, RequestClass};
 use crate::config::yaml::{YamlMapping, YamlNode};
 use crate::names::{CertificateSubject, ClientName, DeploymentName};
 
@@ -109,6 +109,8 @@ fn read_client(
         allowed_deployments: allowed_deployments?,
         allows_stateful_calls: allows_stateful_calls?,
         recorded_content_override: recorded_content?,
+        class: RequestClass::default(),
+        limits: None,
     })
 }
 

@@ -1,0 +1,104 @@
+//! `limits`, and the limits and the class of a client: how much a client may use, and which clients come first.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::names::DeploymentName;
+
+/// `limits`: what applies to the limits of all clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// What happens to a request that exceeds a limit.
+    pub mode: LimitMode,
+    /// The limits of each client that has none of its own; `None` for no limits.
+    pub default: Option<Arc<ClientLimits>>,
+    /// How much of a cached input token counts, in thousandths; at most 1000, which counts it in full.
+    pub cached_weight_permille: u32,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self { mode: LimitMode::Enforce, default: None, cached_weight_permille: 1000 }
+    }
+}
+
+/// What happens to a request that exceeds a limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LimitMode {
+    /// It is refused.
+    #[default]
+    Enforce,
+    /// It is counted and recorded, but not refused.
+    Observe,
+}
+
+/// How urgent the requests of a client are. The smaller one comes first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RequestClass {
+    /// Somebody waits for the response.
+    Interactive,
+    /// Neither of the others.
+    #[default]
+    Standard,
+    /// Nobody waits for the response.
+    Batch,
+}
+
+impl RequestClass {
+    /// All classes, the one that comes first before the others.
+    pub const ALL: [Self; 3] = [Self::Interactive, Self::Standard, Self::Batch];
+
+    /// The class of this name; `None` for any other text.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.as_str() == name)
+    }
+
+    /// Its name in the file, in headers, records and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Interactive => "interactive",
+            Self::Standard => "standard",
+            Self::Batch => "batch",
+        }
+    }
+}
+
+/// Limits that apply at the same time. Each is at least 1; `None` for no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LimitSet {
+    /// Requests within the last 60 seconds.
+    pub requests_per_minute: Option<u64>,
+    /// Input and output tokens within the last 60 seconds.
+    pub tokens_per_minute: Option<u64>,
+    /// Input and output tokens within a day, in UTC.
+    pub tokens_per_day: Option<u64>,
+    /// Input and output tokens within a calendar month, in UTC.
+    pub tokens_per_month: Option<u64>,
+    /// Requests at the same time.
+    pub in_flight: Option<u64>,
+}
+
+/// All limits of one client; at least one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientLimits {
+    /// For all its requests together.
+    pub total: LimitSet,
+    /// In addition, for its requests to each of these deployments; each set has at least one limit.
+    pub deployments: BTreeMap<DeploymentName, LimitSet>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_are_known_by_their_names_and_sorted_by_urgency() {
+        let names = ["interactive", "standard", "batch"];
+        assert_eq!(RequestClass::ALL.map(RequestClass::as_str), names);
+        assert_eq!(names.map(RequestClass::parse), RequestClass::ALL.map(Some));
+        for unknown in ["", "Batch", "urgent"] {
+            assert_eq!(RequestClass::parse(unknown), None, "{unknown}");
+        }
+        assert!(RequestClass::ALL.is_sorted() && RequestClass::default() == RequestClass::Standard);
+    }
+}
