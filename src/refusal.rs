@@ -46,6 +46,10 @@ pub enum RefusalReason {
     SocketLimitReached,
     /// The head of the request is larger than the balancer's limit.
     HeadersTooLarge,
+    /// A limit of the client is reached: a rate, or its requests in flight. The code is Azure's.
+    RateLimitExceeded,
+    /// A budget of the client is used up. The code is OpenAI's.
+    InsufficientQuota,
     /// Every backend of the deployment is throttled.
     AllThrottled,
     /// Attempts were made, and none got a response.
@@ -86,6 +90,8 @@ impl RefusalReason {
             }
             Self::SocketLimitReached => (400, "websocket_connection_limit_reached", INVALID_REQUEST_ERROR),
             Self::HeadersTooLarge => (431, "headers_too_large", INVALID_REQUEST_ERROR),
+            Self::RateLimitExceeded => (429, "rate_limit_exceeded", "rate_limit_error"),
+            Self::InsufficientQuota => (429, "insufficient_quota", "insufficient_quota"),
             Self::AllThrottled => (429, "all_throttled", "rate_limit_error"),
             Self::UpstreamFailed => (502, "upstream_failed", SERVER_ERROR),
             Self::NoBackend => (503, "no_backend", SERVER_ERROR),
@@ -120,6 +126,11 @@ impl RefusalReason {
         (self == Self::PreviousResponseNotFound).then_some("previous_response_id")
     }
 
+    /// Whether the balancer applies a limit of the client.
+    pub fn is_client_limit(self) -> bool {
+        matches!(self, Self::RateLimitExceeded | Self::InsufficientQuota)
+    }
+
     /// `error.type`, which the SDKs show.
     pub fn error_type(self) -> &'static str {
         self.status_code_and_type().2
@@ -148,6 +159,15 @@ impl Refusal {
     pub fn with_retry_after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);
         self
+    }
+
+    /// Whether the SDKs must not send the request again: it would be refused again.
+    pub fn forbids_retry(&self) -> bool {
+        match self.reason {
+            RefusalReason::InsufficientQuota => true,
+            RefusalReason::RateLimitExceeded => self.retry_after.is_none(),
+            _ => false,
+        }
     }
 
     /// Refuses a request that is not authenticated.

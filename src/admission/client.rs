@@ -1,8 +1,11 @@
 //! What one client may use, and how it is recorded.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
+use super::limits::{ClientAccounts, ClientLimiter};
 use crate::config;
+use crate::config::{LimitsConfig, RequestClass};
 use crate::names::{ClientName, DeploymentName};
 use crate::refusal::{Refusal, RefusalReason};
 
@@ -16,6 +19,10 @@ pub struct Client {
     allows_calls_without_deployment: bool,
     /// How much of its prompts and responses is recorded; `None`: as `record.content` says.
     pub recorded_content_override: Option<config::RecordedContent>,
+    /// How urgent its requests are.
+    pub class: RequestClass,
+    /// `None` if it has no limits.
+    pub limiter: Option<Arc<ClientLimiter>>,
 }
 
 impl Client {
@@ -29,6 +36,8 @@ impl Client {
                 .map(|names| names.iter().cloned().collect()),
             allows_calls_without_deployment: config.allows_stateful_calls,
             recorded_content_override: config.recorded_content_override,
+            class: config.class,
+            limiter: None,
         }
     }
 
@@ -39,7 +48,29 @@ impl Client {
             allowed_deployments: None,
             allows_calls_without_deployment: true,
             recorded_content_override: None,
+            class: RequestClass::default(),
+            limiter: None,
         }
+    }
+
+    /// Applies its own limits, or else those that this configuration has for all clients.
+    #[must_use]
+    pub fn with_limits(
+        mut self,
+        own: Option<&Arc<config::ClientLimits>>,
+        config: &LimitsConfig,
+        accounts: &ClientAccounts,
+    ) -> Self {
+        self.limiter = own.or(config.default.as_ref()).map(|limits| {
+            let account = accounts.find_or_create(self.name.as_ref());
+            Arc::new(ClientLimiter::new(
+                Arc::clone(limits),
+                config.mode,
+                config.cached_weight_permille,
+                account,
+            ))
+        });
+        self
     }
 
     /// The deployments that the client may use; `None`: all.

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::client::Client;
+use super::limits::ClientAccounts;
 use super::token_verifier::{TokenError, TokenVerifier};
 use crate::config;
 use crate::credentials::signing_keys::SigningKeys;
@@ -41,21 +42,24 @@ pub enum AuthError {
 }
 
 impl ClientRegistry {
-    /// The clients of a configuration. `signing_keys` are the keys of the directory whose tokens are
-    /// accepted.
+    /// The clients of a configuration, with their accounts. `signing_keys` are the keys of the directory whose tokens
+    /// are accepted.
     pub fn new(
         config: &config::ClientsConfig,
+        limits: &config::LimitsConfig,
+        accounts: &ClientAccounts,
         tokens: Option<&config::ClientTokenConfig>,
         signing_keys: Option<Arc<SigningKeys>>,
     ) -> Self {
         let listed = match config {
             config::ClientsConfig::Anyone => {
-                return Self::Anyone(Arc::new(Client::unrestricted()));
+                return Self::Anyone(Arc::new(Client::unrestricted().with_limits(None, limits, accounts)));
             }
             config::ClientsConfig::Listed(listed) => listed,
         };
+        let new_client = |client| Client::new(client).with_limits(client.limits.as_ref(), limits, accounts);
         let clients: Vec<(&config::ClientConfig, Arc<Client>)> =
-            listed.iter().map(|client| (client, Arc::new(Client::new(client)))).collect();
+            listed.iter().map(|client| (client, Arc::new(new_client(client)))).collect();
         let mut clients_by_key_hash = HashMap::new();
         let mut clients_by_certificate_subject = HashMap::new();
         for (config, client) in &clients {
@@ -193,6 +197,8 @@ pub const UNKNOWN_SIGNING_KEY_MESSAGE: &str =
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
     use crate::names::{ClientName, DeploymentName};
     use crate::refusal::RefusalReason;
@@ -214,7 +220,8 @@ mod tests {
     }
 
     fn registry(clients: Vec<config::ClientConfig>) -> ClientRegistry {
-        ClientRegistry::new(&config::ClientsConfig::Listed(clients), None, None)
+        let (limits, accounts) = (config::LimitsConfig::default(), ClientAccounts::new(Instant::now()));
+        ClientRegistry::new(&config::ClientsConfig::Listed(clients), &limits, &accounts, None, None)
     }
 
     #[test]

@@ -5,4 +5,5 @@ pub mod certificate_subject;
 pub mod client;
 pub mod client_ip;
 pub mod client_registry;
+pub mod limits;
 pub mod token_verifier;

@@ -12,6 +12,7 @@ mod certificate_expiries;
 mod drains;
 pub mod homes_keeper;
 mod learn;
+mod limits;
 pub mod log_text;
 mod model_list;
 mod object_learner;
@@ -57,6 +58,7 @@ pub use self::backend_question::{BackendQuestion, QuestionSubject};
 pub use self::certificate_expiries::{CertificateExpiries, LoadedCertificate};
 pub use self::drains::{DrainChange, Drains, HandingOver};
 pub use self::learn::ResponseFacts;
+pub use self::limits::LimitRefusal;
 pub use self::model_list::ModelsAnswer;
 pub use self::object_learner::ObjectLearner;
 pub use self::open_sockets::{OpenSocket, OpenSockets};
@@ -122,7 +124,13 @@ impl Gateway {
             backend.mark_unavailable_if_no_secret(now);
         }
         Self {
-            clients: ClientRegistry::new(&config.clients, config.client_tokens.as_ref(), signing_keys),
+            clients: ClientRegistry::new(
+                &config.clients,
+                &config.limits,
+                &process_state.client_accounts,
+                config.client_tokens.as_ref(),
+                signing_keys,
+            ),
             pools: PoolSet::new(config, &backends, now),
             model_list: ModelList::new(config),
             disabled_backends: config

@@ -12,6 +12,7 @@ use super::certificate_expiries::CertificateExpiries;
 use super::drains::Drains;
 use super::homes_keeper::{HomesKeeper, ReportFunction};
 use super::open_sockets::OpenSockets;
+use crate::admission::limits::ClientAccounts;
 use crate::credentials::Keyring;
 use crate::record::Recorder;
 use crate::routing::asking::Asking;
@@ -29,6 +30,8 @@ pub struct ProcessState {
     pub drains: Drains,
     /// Limits for asking resources for objects.
     pub asking: Asking,
+    /// What the clients use, for their limits.
+    pub client_accounts: ClientAccounts,
     /// Which resource made which object.
     pub homes: Arc<Homes>,
     /// What sees to it that `homes` outlives this process.
@@ -70,6 +73,7 @@ impl ProcessState {
             health_registry: HealthRegistry::new(now),
             drains: Drains::default(),
             asking: Asking::default(),
+            client_accounts: ClientAccounts::new(now),
             homes_keeper: HomesKeeper::new(Arc::clone(&homes)),
             homes,
             requests_in_flight: AtomicUsize::new(0),

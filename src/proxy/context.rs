@@ -20,9 +20,10 @@ use super::client::request_body::RequestBody;
 use super::ending::RequestEnding;
 use super::overhead::OverheadClock;
 use super::upstream::peer::ConnectTurn;
+use crate::admission::limits::Reservation;
 use crate::config::ListenerConfig;
 use crate::credentials::SecretValue;
-use crate::gateway::Gateway;
+use crate::gateway::{AdmittedRequest, Gateway};
 use crate::names::Caller;
 use crate::record::exchange::{
     CapturePolicy, CapturedRequest, ExchangeOutcome, FinishedExchange, WEBSOCKET_METHOD,
@@ -62,6 +63,8 @@ pub(super) struct RequestContext {
     pub(super) body: RequestBody,
     /// Memory for held bodies and held streams, shared by all requests.
     pub(super) body_memory: Arc<BodyMemory>,
+    /// What it may use of its client's limits; `None` until it is admitted, and for a client without limits.
+    pub(super) reservation: Option<Box<Reservation>>,
     /// `None` until the request is admitted.
     pub(super) retry_state: Option<RetryState>,
     /// The state of the current attempt's response.
@@ -85,6 +88,7 @@ impl RequestContext {
             request: ClientRequest::new(method),
             body: RequestBody::default(),
             body_memory,
+            reservation: None,
             retry_state: None,
             response_state: ResponseState::Awaited,
             attempt_secret: None,
@@ -93,6 +97,21 @@ impl RequestContext {
             overhead_clock: OverheadClock::start_at(Instant::now()),
             ending: RequestEnding::default(),
         }
+    }
+
+    /// Reserves what the admitted request may use of its client's limits. Its body is held.
+    ///
+    /// # Errors
+    /// `rate_limit_exceeded`, `insufficient_quota`.
+    pub(super) fn reserve_limits(&mut self, admitted: &AdmittedRequest, now: Instant) -> Result<(), Refusal> {
+        let Some(client) = &self.request.client else { return Ok(()) };
+        let (method, body) = (&self.request.method, &self.body.held_bytes);
+        let reserved = self.config.gateway.reserve_limits(client, admitted, method, body, now);
+        self.reservation = reserved.map_err(|reached| {
+            self.ending.limited_by = Some(reached.limit);
+            reached.refusal
+        })?;
+        Ok(())
     }
 
     pub(super) fn gateway(&self) -> &Gateway {
@@ -254,12 +273,23 @@ impl RequestContext {
         let deployment = self.request.take_deployment();
         let affinity = self.retry_state.as_mut().and_then(RetryState::take_affinity_record);
         let attempts = self.retry_state.as_mut().map(RetryState::take_attempt_records);
+        let mut reservation = self.reservation.take();
+        if let Some(reservation) = &mut reservation {
+            reservation.leave_in_flight(now);
+        }
+        let exceeded = reservation.as_ref().and_then(|reservation| reservation.exceeded());
+        let limited_by =
+            self.ending.limited_by.take().or_else(|| exceeded.map(|reached| reached.key.clone()));
         FinishedExchange {
             received_at: self.request.received_at,
             request_id: Arc::clone(&self.request.id),
             socket_id: self.request.socket_id.clone(),
             client_headers: std::mem::take(&mut self.request.headers_for_record),
             client: self.request.client.clone(),
+            class: self.request.class,
+            limited_by,
+            reserved_tokens: reservation.as_ref().map(|reservation| reservation.tokens()),
+            reservation,
             client_ip: self.request.client_ip,
             peer_ip: self.request.peer_ip,
             method: if self.request.socket_id.is_some() {

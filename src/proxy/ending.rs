@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::admission::limits::LimitKey;
 use crate::record::exchange::ExchangeOutcome;
 use crate::refusal::RefusalReason;
 
@@ -12,6 +13,8 @@ pub(super) struct RequestEnding {
     pub(super) client_status: Option<u16>,
     /// The reason, if the balancer refused the request itself.
     pub(super) refusal_reason: Option<RefusalReason>,
+    /// The limit of the client that refused it.
+    pub(super) limited_by: Option<LimitKey>,
     /// The client disconnected before its response was complete.
     pub(super) is_client_gone: bool,
     /// The response was incomplete or ended with an error.

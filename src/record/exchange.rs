@@ -11,12 +11,14 @@ use bytes::Bytes;
 use super::affinity::AffinityRecord;
 use super::client_headers::ClientHeaders;
 use crate::admission::client::Client;
+use crate::admission::limits::{LimitKey, Reservation};
 use crate::azure::PromptPartRanges;
 use crate::azure::request::prompt_sample::PromptSample;
 use crate::azure::response::capture::ResponseCapture;
 use crate::azure::response::collected_body::CollectedBody;
 use crate::azure::response::usage::TokenUsage;
 use crate::azure::{Operation, RequestTarget};
+use crate::config::RequestClass;
 use crate::names::{BackendName, DeploymentName};
 
 /// How much of a prompt, and of a completion, is kept to estimate their tokens once the content is dropped.
@@ -170,6 +172,14 @@ pub struct FinishedExchange {
     pub client_headers: ClientHeaders,
     /// The client; `None` if the request was refused before the client was authenticated.
     pub client: Option<Arc<Client>>,
+    /// How urgent it was; `None` if the client was not authenticated.
+    pub class: Option<RequestClass>,
+    /// The limit of the client that the request exceeded: it was refused, or would have been if limits were enforced.
+    pub limited_by: Option<LimitKey>,
+    /// The tokens that it reserved of its client's limits; `None` for a client without limits.
+    pub reserved_tokens: Option<u64>,
+    /// What it has reserved, until its tokens are known.
+    pub reservation: Option<Box<Reservation>>,
     /// The client's address, from a trusted proxy's header or else from the connection.
     pub client_ip: Option<IpAddr>,
     /// The address at the other end of the connection.
@@ -241,6 +251,10 @@ impl FinishedExchange {
             socket_id: None,
             client_headers: ClientHeaders::default(),
             client: None,
+            class: None,
+            limited_by: None,
+            reserved_tokens: None,
+            reservation: None,
             client_ip: None,
             peer_ip: None,
             method: method.to_owned(),

@@ -12,6 +12,7 @@ use json_escape_simd::escape_into;
 
 use super::affinity::AffinityRecord;
 use super::exchange::{AttemptRecord, ExchangeOutcome};
+use crate::admission::limits::LimitKey;
 use crate::azure::response::usage::TokenUsage;
 use crate::names::ResourceName;
 
@@ -23,6 +24,7 @@ pub struct RecordLine<'a> {
     pub(super) trace_id: Option<&'a str>,
     pub(super) socket_id: Option<&'a str>,
     pub(super) client: Option<&'a str>,
+    pub(super) class: Option<&'static str>,
     pub(super) client_ip: Option<IpAddr>,
     pub(super) peer_ip: Option<IpAddr>,
     pub(super) user_agent: Option<&'a str>,
@@ -36,6 +38,8 @@ pub struct RecordLine<'a> {
     pub(super) status: Option<u16>,
     pub(super) outcome: ExchangeOutcome,
     pub(super) refusal: Option<&'static str>,
+    pub(super) limited_by: Option<&'a LimitKey>,
+    pub(super) reserved_tokens: Option<u64>,
     pub(super) backend: Option<&'a str>,
     pub(super) upstream_deployment: Option<&'a str>,
     pub(super) region: Option<&'a str>,
@@ -66,6 +70,7 @@ impl RecordLine<'_> {
         object.write_field("trace_id", self.trace_id);
         object.write_field("socket_id", self.socket_id);
         object.write_field("client", self.client);
+        object.write_field("class", self.class);
         object.write_field("client_ip", self.client_ip);
         object.write_field("peer_ip", self.peer_ip);
         object.write_field("user_agent", self.user_agent);
@@ -79,6 +84,8 @@ impl RecordLine<'_> {
         object.write_field("status", self.status.map(u64::from));
         object.write_field("outcome", self.outcome.as_str());
         object.write_field("refusal", self.refusal);
+        object.write_field("limited_by", self.limited_by.map(ToString::to_string).as_deref());
+        object.write_field("reserved_tokens", self.reserved_tokens);
         object.write_field("backend", self.backend);
         object.write_field("upstream_deployment", self.upstream_deployment);
         object.write_field("region", self.region);
@@ -266,6 +273,7 @@ mod tests {
             trace_id: None,
             socket_id: Some("018"),
             client: Some("team-a"),
+            class: Some("batch"),
             client_ip: Some([10, 0, 0, 255].into()),
             peer_ip: "::ffff:127.0.0.1".parse().ok(),
             user_agent: Some(text),
@@ -279,6 +287,8 @@ mod tests {
             status: Some(200),
             outcome: ExchangeOutcome::ClientGone,
             refusal: None,
+            limited_by: None,
+            reserved_tokens: Some(40),
             backend: Some("east"),
             upstream_deployment: None,
             region: Some("East US"),
@@ -316,11 +326,11 @@ mod tests {
         let attempts = [attempt_record(None, Some("reset")), attempt_record(Some(200), None)];
         let expected = concat!(
             r#"{"time":"2026-01-02T03:04:05.000006Z","request_id":"019","client_request_id":"mine","#,
-            r#""trace_id":null,"socket_id":"018","client":"team-a","#,
+            r#""trace_id":null,"socket_id":"018","client":"team-a","class":"batch","#,
             r#""client_ip":"10.0.0.255","peer_ip":"127.0.0.1","user_agent":"/a\"b","method":"POST","#,
             r#""path":"/a\"b","#,
             r#""operation":"chat","api":"classic","api_version":null,"deployment":"gpt-4o","stream":true,"#,
-            r#""status":200,"outcome":"client_gone","refusal":null,"backend":"east","#,
+            r#""status":200,"outcome":"client_gone","refusal":null,"limited_by":null,"reserved_tokens":40,"backend":"east","#,
             r#""upstream_deployment":null,"region":"East US","model":null,"affinity":null,"attempts":["#,
             r#"{"backend":"east","status":null,"error":"reset","start_ms":5,"first_byte_ms":null,"#,
             r#""ms":7,"retry_after_ms":null},"#,

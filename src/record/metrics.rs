@@ -55,6 +55,7 @@ pub struct Metrics {
     time_to_first_byte: HistogramVec,
     balancer_overhead: Histogram,
     refusals: IntCounterVec,
+    limit_refusals: IntCounterVec,
     attempts: IntCounterVec,
     attempt_first_byte: HistogramVec,
     failovers: IntCounterVec,
@@ -151,6 +152,11 @@ impl Metrics {
                 "Responses that the load balancer made itself in place of an answer, by `error.code`.",
                 &["client", "code"],
             ),
+            limit_refusals: counters(
+                "aoai_lb_limit_refused_total",
+                "Requests that exceeded a limit of their client; with `limits.mode: observe` they were served.",
+                &["client", "limit"],
+            ),
             attempt_first_byte: register_metric(
                 &registry,
                 HistogramVec::new(attempt_options, &["backend", "deployment"]),
@@ -239,6 +245,9 @@ impl Metrics {
         self.balancer_overhead.observe(exchange.balancer_overhead.as_secs_f64());
         if let Some(code) = exchange.refusal_code {
             self.refusals.with_label_values(&[client, code]).inc();
+        }
+        if let Some(limit) = &exchange.limited_by {
+            self.limit_refusals.with_label_values(&[client, &limit.to_string()]).inc();
         }
         for (index, attempt) in exchange.attempts.iter().enumerate() {
             self.attempts.with_label_values(&[attempt.backend.as_str(), attempt.outcome_label()]).inc();

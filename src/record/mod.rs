@@ -18,6 +18,7 @@ pub mod recent_trouble;
 pub mod redact;
 pub mod refusal_counts;
 pub mod render;
+mod settlement;
 pub mod sink_check;
 pub mod sinks;
 pub mod spool;

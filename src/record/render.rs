@@ -23,6 +23,7 @@ use crate::azure::request::{multipart, prompt};
 use crate::azure::response::capture::ResponseCapture;
 use crate::azure::response::captured_text::CompletionText;
 use crate::azure::response::usage::TokenUsage;
+use crate::config::RequestClass;
 use crate::names::{BackendName, DeploymentName};
 
 /// The log target of the access log. The default filter leaves it out; `RUST_LOG=access=info` enables it.
@@ -64,6 +65,7 @@ impl FinishedExchange {
         let is_completion_truncated =
             exceeds_limit || (policy.captures_completion && capture.is_text_truncated());
         let content_cut = self.is_content_dropped || is_prompt_truncated || is_completion_truncated;
+        self.settle_limits(capture.usage.as_ref());
         metrics.record_exchange(self, capture.usage.as_ref());
         if log_enabled!(target: ACCESS_LOG_TARGET, Level::Info) {
             info!(target: ACCESS_LOG_TARGET, "{}", self.access_log_line(capture.usage.as_ref()));
@@ -76,6 +78,7 @@ impl FinishedExchange {
             trace_id: self.client_headers.trace_id.as_deref(),
             socket_id: self.socket_id.as_deref(),
             client: self.client.as_ref().and_then(|client| client.name.as_ref()).map(|name| name.as_str()),
+            class: self.class.map(RequestClass::as_str),
             client_ip: self.client_ip,
             peer_ip: self.peer_ip,
             user_agent: self.client_headers.user_agent.as_deref(),
@@ -89,6 +92,8 @@ impl FinishedExchange {
             status: self.client_status,
             outcome: self.outcome,
             refusal: self.refusal_code,
+            limited_by: self.limited_by.as_ref(),
+            reserved_tokens: self.reserved_tokens,
             backend: self.answering_backend.as_ref().map(BackendName::as_str),
             upstream_deployment: self.upstream_deployment.as_ref().map(DeploymentName::as_str),
             region: self.region.as_deref(),

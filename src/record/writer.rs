@@ -155,8 +155,10 @@ impl SharedWriterState {
         self.lightened_records.fetch_add(lightened_count, Ordering::Relaxed);
         self.dropped_records.fetch_add(dropped_count, Ordering::Relaxed);
         for record in records {
-            let (exchange, ..) = record.into_parts();
-            self.metrics.record_exchange(&exchange, exchange.reported_usage());
+            let (mut exchange, ..) = record.into_parts();
+            let usage = exchange.reported_usage().copied();
+            exchange.settle_limits(usage.as_ref());
+            self.metrics.record_exchange(&exchange, usage.as_ref());
         }
         if !self.is_overflowing.swap(true, Ordering::Relaxed) {
             let client = largest_client.map_or_else(String::new, |name| format!(", first those of {name}"));

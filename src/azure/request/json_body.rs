@@ -69,6 +69,10 @@ pub struct BodyFacts {
     pub has_data_sources: bool,
     /// Whether `background` is `true`.
     pub is_background: bool,
+    /// The largest of `max_completion_tokens`, `max_output_tokens` and `max_tokens`.
+    pub max_output_tokens: Option<u64>,
+    /// `n`.
+    pub choices: Option<u64>,
     /// The offset just after the opening brace, where a key can be inserted.
     pub key_insertion_offset: usize,
     /// Whether the object has no keys.
@@ -79,8 +83,18 @@ pub struct BodyFacts {
     pub(in crate::azure) references: Vec<BodyReference>,
 }
 
-const INSPECTED_KEYS: KeySet<6> =
-    KeySet::new(["model", "stream", "stream_options", "data_sources", "dataSources", "background"]);
+const INSPECTED_KEYS: KeySet<10> = KeySet::new([
+    "model",
+    "stream",
+    "stream_options",
+    "data_sources",
+    "dataSources",
+    "background",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "max_tokens",
+    "n",
+]);
 const STREAM_OPTIONS_KEYS: KeySet<1> = KeySet::new(["include_usage"]);
 
 impl BodyFacts {
@@ -96,7 +110,8 @@ impl BodyFacts {
             serde_json::error::Category::Data => BodyError::NotObject,
             _ => BodyError::NotJson { message: error.to_string() },
         })?;
-        let [model, stream, options, sources, camel_case_sources, background] = fields.values;
+        let [model, stream, options, sources, camel_case_sources, background, output_limits @ .., choices] =
+            fields.values;
         let [is_model_repeated, is_stream_repeated, is_options_repeated, ..] = fields.is_repeated;
         if is_model_repeated || is_stream_repeated {
             return Err(BodyError::DuplicateKey(if is_model_repeated { "model" } else { "stream" }));
@@ -113,6 +128,8 @@ impl BodyFacts {
             stream_options,
             has_data_sources: [sources, camel_case_sources].into_iter().flatten().any(|raw| raw != "null"),
             is_background: background == Some("true"),
+            max_output_tokens: output_limits.into_iter().flatten().filter_map(|raw| raw.parse().ok()).max(),
+            choices: choices.and_then(|raw| raw.parse().ok()),
             key_insertion_offset: open_brace + 1,
             is_empty_object: fields.is_empty_object,
             prompt_part_ranges: prompt,
@@ -285,6 +302,22 @@ mod tests {
         assert!(facts(r#"{"background":true,"data_sources":[]}"#).has_data_sources);
         assert!(!facts(r#"{"background":false,"data_sources":null}"#).is_background);
         assert_eq!(facts(r#"{"stream_options":{"include_usage":false}}"#).include_usage, Some(false));
+    }
+
+    #[test]
+    fn limits_of_the_output_are_read() {
+        for (body, expected) in [
+            (r#"{}"#, (None, None)),
+            (r#"{"max_tokens":5}"#, (Some(5), None)),
+            (r#"{"max_tokens":5,"max_completion_tokens":7,"n":3}"#, (Some(7), Some(3))),
+            (r#"{"max_output_tokens": 100 , "n": 1}"#, (Some(100), Some(1))),
+            (r#"{"max_output_tokens":null,"n":"2"}"#, (None, None)),
+            (r#"{"max_tokens":-5,"n":2.5}"#, (None, None)),
+            (r#"{"max_tokens":99999999999999999999,"n":0}"#, (None, Some(0))),
+        ] {
+            let facts = BodyFacts::parse(body.as_bytes()).unwrap();
+            assert_eq!((facts.max_output_tokens, facts.choices), expected, "{body}");
+        }
     }
 
     #[test]

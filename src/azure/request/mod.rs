@@ -4,6 +4,7 @@
 pub(super) mod body_references;
 mod content_disposition;
 pub(super) mod edit;
+pub mod embedded_data;
 mod header_parameters;
 pub mod json_body;
 pub(super) mod model_field;

@@ -21,6 +21,7 @@ impl RetryState {
 
     /// Records that the resource of this candidate does not have what the request refers to.
     pub(super) fn on_denied(&mut self, candidate_index: usize, now: Instant) {
+        self.is_denied_by_pinned_backend = self.is_pinned;
         let Some(affinity) = self.admitted.affinity.as_deref() else { return };
         if affinity.asks()
             && let Some(turn) = self

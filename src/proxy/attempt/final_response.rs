@@ -10,6 +10,7 @@ use pingora::protocols::http::HttpTask;
 
 use super::exhaustion;
 use super::held_response::HeldResponse;
+use super::rate_headers::replace_rate_headers;
 use super::relayed_response::RelayedResponse;
 use super::response_state::ResponseState;
 use crate::azure::response::hints;
@@ -145,6 +146,7 @@ pub(in crate::proxy) fn adjust_common_headers(
         }
     }
     header.insert_header(REQUEST_ID_HEADER, &*context.request.id)?;
+    replace_rate_headers(context, header)?;
     let Some(retry) = &context.retry_state else {
         return header.insert_header(ATTEMPTS_HEADER, HeaderValue::from(0));
     };

@@ -16,6 +16,7 @@ pub(super) mod held_stream;
 pub(super) mod next_backend;
 pub(super) mod outcome;
 mod passed_deadline;
+mod rate_headers;
 mod redaction;
 pub(super) mod relayed_response;
 pub(super) mod response_handler;

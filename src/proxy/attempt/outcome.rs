@@ -171,7 +171,6 @@ impl RetryState {
         }
         if verdict == Verdict::NotOnThisResource {
             self.on_denied(finished.candidate_index, now);
-            self.note_denial_if_pinned();
         }
         self.note_outcome(finished.candidate_index, outcome);
         held.sent_by = self.current_or_last_target().cloned();

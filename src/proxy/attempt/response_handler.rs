@@ -20,7 +20,6 @@ use super::outcome::AfterResponse;
 use super::redaction::{may_quote_credential, redact_header};
 use super::relayed_response::{RelayedResponse, is_event_stream};
 use super::response_state::ResponseState;
-use super::retry_state::RetryState;
 use crate::azure::Operation;
 use crate::credentials::CredentialRedactor;
 use crate::proxy::context::RequestContext;
@@ -352,7 +351,7 @@ impl<'c> ResponseHandler<'c> {
     /// Sends the response that follows the last attempt.
     fn send_final_response(&mut self) -> Result<()> {
         let retry = self.context.retry_state.as_ref();
-        if retry.is_some_and(RetryState::is_denied_by_pinned_backend) {
+        if retry.is_some_and(|retry| retry.is_denied_by_pinned_backend) {
             return Err(Error::new(NOT_ON_PINNED_RESOURCE));
         }
         let tasks = prepare_best_response_or_refusal(self.context, self.now)?;

@@ -66,9 +66,9 @@ pub(in crate::proxy) struct RetryState {
     /// It has left a stalled backend, which it does at most once.
     has_left_stalled_backend: bool,
     /// Only one backend can answer it, whatever else it refers to.
-    is_pinned: bool,
+    pub(super) is_pinned: bool,
     /// That backend does not have all that it refers to.
-    is_denied_by_pinned_backend: bool,
+    pub(super) is_denied_by_pinned_backend: bool,
 }
 
 /// The current attempt.
@@ -181,16 +181,6 @@ impl RetryState {
         self.chosen_step = index.map(|index| NextStep::Attempt(NextAttempt::pinned(index)));
         self.is_pinned = index.is_some();
         self.is_pinned
-    }
-
-    /// Whether the only backend that can answer it does not have all that it refers to.
-    pub(super) fn is_denied_by_pinned_backend(&self) -> bool {
-        self.is_denied_by_pinned_backend
-    }
-
-    /// Records that the backend of the current attempt does not have all that it refers to.
-    pub(super) fn note_denial_if_pinned(&mut self) {
-        self.is_denied_by_pinned_backend = self.is_pinned;
     }
 
     /// Begins the wait that [`Self::next_step`] returned.

@@ -17,6 +17,7 @@ use super::websocket_handshake::{UpgradeOffer, offered_subprotocol};
 use crate::admission::client::Client;
 use crate::admission::client_registry::{AuthError, UNKNOWN_SIGNING_KEY_MESSAGE};
 use crate::azure::RequestTarget;
+use crate::config::RequestClass;
 use crate::gateway::{BodyView, Gateway, ModelsAnswer, Moment};
 use crate::names::{Caller, CertificateSubject};
 use crate::proxy::attempt::retry_state::RetryState;
@@ -25,6 +26,8 @@ use crate::refusal::Refusal;
 
 static X_STAINLESS_READ_TIMEOUT: header::HeaderName =
     header::HeaderName::from_static("x-stainless-read-timeout");
+
+static CLASS_HEADER: header::HeaderName = header::HeaderName::from_static("x-aoai-lb-class");
 
 /// Longest time that a request waits for the keys that access tokens are signed with.
 const SIGNING_KEYS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -63,6 +66,7 @@ pub(in crate::proxy) async fn admit_request(
     let subject = context.request.certificate_subject.as_ref();
     let client = authenticate(session, &gateway, &target, subject).await?;
     context.request.client = Some(Arc::clone(&client));
+    context.request.class = Some(request_class(session, &client));
     let method = session.req_header().method.clone();
     if let Some(answer) = gateway.answer_models_request(&method, &target, &client)? {
         return Ok(Admission::Answered(answer));
@@ -100,6 +104,7 @@ pub(in crate::proxy) async fn admit_request(
     context.request.wants_stream = call.wants_stream;
     let received = Moment { instant: context.request.received_instant, time: context.request.received_at };
     let admitted = gateway.admit(&method, target, &client, call, &context.body.held_bytes, received)?;
+    context.reserve_limits(&admitted, Instant::now())?;
     let limits = gateway.retry_limits_for_request(
         &admitted,
         Instant::now(),
@@ -182,6 +187,12 @@ fn configure_session(session: &mut ServerSession, gateway: &Gateway) {
 /// A header field as text; empty if it is missing or not text.
 fn header_text<'s>(session: &'s ServerSession, name: &header::HeaderName) -> &'s str {
     session.get_header(name).and_then(|value| value.to_str().ok()).unwrap_or("")
+}
+
+/// The class of a request: that of its client, unless the request itself asks for a less urgent one.
+fn request_class(session: &ServerSession, client: &Client) -> RequestClass {
+    let lowered = RequestClass::parse(header_text(session, &CLASS_HEADER).trim());
+    lowered.map_or(client.class, |lowered| lowered.max(client.class))
 }
 
 /// The read timeout of the client, which OpenAI's SDKs send in seconds.

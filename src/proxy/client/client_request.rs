@@ -8,6 +8,7 @@ use http::Method;
 
 use crate::admission::client::Client;
 use crate::azure::RequestTarget;
+use crate::config::RequestClass;
 use crate::names::{CertificateSubject, DeploymentName};
 use crate::record::client_headers::ClientHeaders;
 
@@ -37,6 +38,8 @@ pub(in crate::proxy) struct ClientRequest {
     pub(in crate::proxy) unparsable_path: Option<String>,
     /// `None` until the client is authenticated.
     pub(in crate::proxy) client: Option<Arc<Client>>,
+    /// How urgent it is; `None` until the client is authenticated.
+    pub(in crate::proxy) class: Option<RequestClass>,
     pub(in crate::proxy) content_type: String,
     /// The deployment that the request names; `None` before the body has been read.
     pub(in crate::proxy) deployment: Option<DeploymentName>,
@@ -68,6 +71,7 @@ impl ClientRequest {
             target: None,
             unparsable_path: None,
             client: None,
+            class: None,
             content_type: String::new(),
             deployment: None,
             wants_stream: None,

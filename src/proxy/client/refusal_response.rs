@@ -49,8 +49,17 @@ pub(in crate::proxy) fn refusal_response(
         header.insert_header("sec-websocket-version", "13")?;
         header.insert_header("upgrade", "websocket")?;
     }
-    if let Some(wait) = refusal.retry_after {
-        set_retry_after(&mut header, wait.as_millis())?;
+    match refusal.retry_after {
+        // To the end of the day or month.
+        Some(wait) if refusal.reason == RefusalReason::InsufficientQuota => {
+            header.insert_header("retry-after", (wait.as_secs() + 1).to_string())?;
+        }
+        Some(wait) => set_retry_after(&mut header, wait.as_millis())?,
+        None => {}
+    }
+    if refusal.forbids_retry() {
+        // OpenAI's SDKs obey it.
+        header.insert_header("x-should-retry", "false")?;
     }
     Ok((header, body))
 }

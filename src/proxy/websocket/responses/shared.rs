@@ -114,6 +114,7 @@ impl SocketShared {
         turn.headers_for_record = opened.headers_for_record.clone();
         turn.target = Some(Arc::clone(&self.opener.turn_target));
         turn.client = Some(Arc::clone(&self.opener.client));
+        turn.class = opened.class;
         "application/json".clone_into(&mut turn.content_type);
         context
     }

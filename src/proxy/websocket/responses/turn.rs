@@ -169,6 +169,8 @@ impl Turn {
         let body = &context.body.held_bytes;
         let admitted = gateway.admit(&Method::POST, target, &client, call, body, received)?;
         let now = Instant::now();
+        context.reserve_limits(&admitted, now)?;
+        let gateway = &config.gateway;
         let limits = gateway.retry_limits_for_request(&admitted, now, received.instant, None);
         let gateway = Arc::clone(gateway);
         context.retry_state =

@@ -1,0 +1,191 @@
+//! What one client uses: the same for all configurations, so that a reload changes limits and forgets nothing.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::limit_key::LimitKind;
+use super::sliding_minute::SlidingMinute;
+use super::token_estimate::TokenEstimate;
+use crate::names::{ClientName, DeploymentName};
+
+/// For how many deployments of a client estimates are learned. Any name may be one where a backend serves all names.
+const MAX_DEPLOYMENTS: usize = 256;
+/// How many of a client's latest ends tell when the next one comes.
+const REMEMBERED_ENDS: usize = 16;
+/// What a client is told to wait for the end of one of its requests.
+const MIN_END_WAIT: Duration = Duration::from_millis(100);
+const MAX_END_WAIT: Duration = Duration::from_secs(5);
+
+/// The accounts of all clients that have limits.
+#[derive(Debug)]
+pub struct ClientAccounts {
+    accounts: Mutex<HashMap<Option<ClientName>, Arc<ClientAccount>>>,
+    /// The instant that windows count from.
+    start: Instant,
+}
+
+impl ClientAccounts {
+    /// Those of a process that starts now.
+    pub fn new(now: Instant) -> Self {
+        Self { accounts: Mutex::default(), start: now }
+    }
+
+    /// The account of this client; `None` is the one of all clients that need not authenticate.
+    pub fn find_or_create(&self, client: Option<&ClientName>) -> Arc<ClientAccount> {
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Arc::new(ClientAccount { state: Mutex::default(), start: self.start });
+        Arc::clone(accounts.entry(client.cloned()).or_insert_with(new))
+    }
+}
+
+/// What one client uses.
+#[derive(Debug)]
+pub struct ClientAccount {
+    state: Mutex<AccountState>,
+    start: Instant,
+}
+
+/// The state of an account, behind its lock.
+#[derive(Debug, Default)]
+pub(super) struct AccountState {
+    /// Of all requests.
+    pub(super) total: ScopeUse,
+    /// Of the requests for each deployment.
+    pub(super) deployments: HashMap<DeploymentName, ScopeUse>,
+    ends: RecentEnds,
+}
+
+/// What requests of one scope use: all of a client's, or those for one deployment.
+#[derive(Debug, Default)]
+pub(super) struct ScopeUse {
+    /// Only where a limit needs them.
+    pub(super) requests: Option<Box<SlidingMinute>>,
+    pub(super) tokens: Option<Box<SlidingMinute>>,
+    pub(super) in_flight: u64,
+    /// The tokens that requests in progress have reserved.
+    pub(super) reserved_tokens: u64,
+    pub(super) estimate: TokenEstimate,
+}
+
+impl ScopeUse {
+    /// What counts against a rate or `in_flight`.
+    pub(super) fn used(&mut self, kind: LimitKind, now: Duration) -> u64 {
+        match kind {
+            LimitKind::InFlight => self.in_flight,
+            _ => self.window(kind).map_or(0, |window| window.total(now)),
+        }
+    }
+
+    /// The window of a rate.
+    pub(super) fn window(&mut self, kind: LimitKind) -> Option<&mut SlidingMinute> {
+        match kind {
+            LimitKind::RequestsPerMinute => self.requests.as_deref_mut(),
+            LimitKind::TokensPerMinute => self.tokens.as_deref_mut(),
+            LimitKind::TokensPerDay | LimitKind::TokensPerMonth | LimitKind::InFlight => None,
+        }
+    }
+}
+
+impl ClientAccount {
+    pub(super) fn lock(&self) -> MutexGuard<'_, AccountState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The time that windows count in.
+    pub(super) fn time_of(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.start)
+    }
+}
+
+impl AccountState {
+    /// The use of all requests, and that of a deployment: none for a call that names none, and for one of too many
+    /// deployments without limits of their own.
+    pub(super) fn scopes(
+        &mut self,
+        deployment: Option<&DeploymentName>,
+        has_own_limits: bool,
+    ) -> (&mut ScopeUse, Option<&mut ScopeUse>) {
+        let Self { total, deployments, .. } = self;
+        let own = deployment.and_then(|deployment| {
+            let has_room = has_own_limits || deployments.len() < MAX_DEPLOYMENTS;
+            if has_room && !deployments.contains_key(deployment) {
+                deployments.insert(deployment.clone(), ScopeUse::default());
+            }
+            deployments.get_mut(deployment)
+        });
+        (total, own)
+    }
+
+    pub(super) fn note_end(&mut self, now: Duration) {
+        self.ends.note(now);
+    }
+
+    /// How long it may take until the next request of the client ends.
+    pub(super) fn time_until_next_end(&self, now: Duration) -> Duration {
+        self.ends.time_until_next(now)
+    }
+}
+
+/// The times between the latest ends of a client's requests.
+#[derive(Debug, Default)]
+struct RecentEnds {
+    last: Option<Duration>,
+    gaps: [Duration; REMEMBERED_ENDS],
+    count: usize,
+}
+
+impl RecentEnds {
+    fn note(&mut self, now: Duration) {
+        if let Some(last) = self.last.replace(now) {
+            if let Some(gap) = self.gaps.get_mut(self.count % REMEMBERED_ENDS) {
+                *gap = now.saturating_sub(last);
+            }
+            self.count = self.count.wrapping_add(1);
+        }
+    }
+
+    fn time_until_next(&self, now: Duration) -> Duration {
+        let mut gaps = self.gaps;
+        let known = gaps.get_mut(..self.count.min(REMEMBERED_ENDS)).unwrap_or_default();
+        known.sort_unstable();
+        let median = known.get(known.len() / 2).copied().unwrap_or(Duration::from_secs(1));
+        let since_last = self.last.map_or(Duration::ZERO, |last| now.saturating_sub(last));
+        median.saturating_sub(since_last).clamp(MIN_END_WAIT, MAX_END_WAIT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_end_is_expected_after_the_median_of_the_latest() {
+        let second = Duration::from_secs(1);
+        let mut ends = RecentEnds::default();
+        assert_eq!(ends.time_until_next(second), second, "nothing is known");
+        for end in [10, 11, 13, 20, 22] {
+            ends.note(end * second);
+        }
+        // The gaps are 1, 2, 2 and 7 s.
+        assert_eq!(ends.time_until_next(22 * second), 2 * second);
+        assert_eq!(ends.time_until_next(23 * second), second);
+        assert_eq!(ends.time_until_next(60 * second), MIN_END_WAIT);
+        for end in 0..40 {
+            ends.note((100 + 60 * end) * second);
+        }
+        assert_eq!(ends.time_until_next(100 * second), MAX_END_WAIT);
+    }
+
+    #[test]
+    fn an_account_has_a_bounded_number_of_deployments() {
+        let mut state = AccountState::default();
+        for number in 0..2 * MAX_DEPLOYMENTS {
+            let name = DeploymentName::parse(&format!("d{number}")).unwrap();
+            assert_eq!(state.scopes(Some(&name), false).1.is_some(), number < MAX_DEPLOYMENTS);
+        }
+        let name = DeploymentName::parse("limited").unwrap();
+        assert!(state.scopes(Some(&name), true).1.is_some());
+        assert!(state.scopes(None, false).1.is_none());
+    }
+}

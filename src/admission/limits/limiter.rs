@@ -1,0 +1,246 @@
+//! Decides whether a request stays within its client's limits, and reserves what it may use.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::account::{ClientAccount, ScopeUse};
+use super::limit_key::{LimitKey, LimitKind};
+use super::reservation::Reservation;
+use super::sliding_minute::ReservedAt;
+use super::token_estimate::{Demand, UsedTokens};
+use crate::config::{ClientLimits, LimitMode, LimitSet};
+use crate::names::DeploymentName;
+
+/// The limits of one client according to one configuration, and its account.
+#[derive(Debug)]
+pub struct ClientLimiter {
+    limits: Arc<ClientLimits>,
+    mode: LimitMode,
+    pub(super) cached_weight_permille: u32,
+    pub(super) account: Arc<ClientAccount>,
+}
+
+/// A limit that a request would exceed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitReached {
+    /// The limit.
+    pub key: LimitKey,
+    /// Its value.
+    pub limit: u64,
+    /// What the request would add to it: an estimate where tokens are limited.
+    pub demand: u64,
+    /// How long the client should wait; `None` if a wait does not help, because the request alone is too much.
+    pub wait: Option<Duration>,
+}
+
+/// What is left of a rate, as `x-ratelimit-*` tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateState {
+    /// The limit.
+    pub limit: u64,
+    /// What is left of it.
+    pub remaining: u64,
+    /// How long it takes until all of it is left, if nothing else is used.
+    pub reset: Duration,
+}
+
+/// How far a limit is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitUse {
+    /// The limit.
+    pub key: LimitKey,
+    /// Its value.
+    pub limit: u64,
+    /// What counts against it now.
+    pub used: u64,
+}
+
+/// A scope of limits that a request counts in.
+struct Scope<'s> {
+    deployment: Option<&'s DeploymentName>,
+    limits: &'s LimitSet,
+    used: &'s mut ScopeUse,
+}
+
+/// What a request adds to the limits.
+#[derive(Clone, Copy)]
+struct Addition {
+    tokens: u64,
+    now: Duration,
+    next_end: Duration,
+}
+
+impl ClientLimiter {
+    /// The limiter of a client with these limits. Cached tokens count for so many thousandths.
+    pub fn new(
+        limits: Arc<ClientLimits>,
+        mode: LimitMode,
+        cached_weight_permille: u32,
+        account: Arc<ClientAccount>,
+    ) -> Self {
+        Self { limits, mode, cached_weight_permille, account }
+    }
+
+    /// Reserves what a request may use. Under `mode: observe` nothing is refused, and the reservation tells what
+    /// would have been.
+    ///
+    /// # Errors
+    /// The limit that the request would exceed: the one that takes longest.
+    pub fn reserve(
+        self: &Arc<Self>,
+        deployment: Option<&DeploymentName>,
+        demand: Demand,
+        now: Instant,
+    ) -> Result<Reservation, LimitReached> {
+        let own_limits = deployment.and_then(|deployment| self.own_limits(deployment));
+        let now = self.account.time_of(now);
+        let mut state = self.account.lock();
+        let next_end = state.time_until_next_end(now);
+        let (total, own) = state.scopes(deployment, own_limits.is_some());
+        let estimate = own.as_deref().map_or(total.estimate, |own| own.estimate);
+        let addition = Addition { tokens: estimate.tokens(&demand), now, next_end };
+        let no_limits = LimitSet::default();
+        let mut total = Scope { deployment: None, limits: &self.limits.total, used: total };
+        let mut own = own.map(|used| Scope { deployment, limits: own_limits.unwrap_or(&no_limits), used });
+        let scopes = [Some(&mut total), own.as_mut()].into_iter().flatten();
+        let reached = longest_of(scopes.filter_map(|scope| scope.reached(addition)));
+        if let Some(reached) = reached.as_ref().filter(|_| self.mode == LimitMode::Enforce) {
+            return Err(reached.clone());
+        }
+        let total_reserved_at = total.book(addition);
+        let own_reserved_at = own.as_mut().and_then(|own| own.book(addition));
+        drop(state);
+        Ok(Reservation::new(
+            Arc::clone(self),
+            deployment.cloned(),
+            demand,
+            addition.tokens,
+            [total_reserved_at, own_reserved_at],
+            reached,
+        ))
+    }
+
+    /// Adds tokens that were used without a reservation.
+    pub fn add_used(&self, deployment: Option<&DeploymentName>, used: &UsedTokens, now: Instant) {
+        let used = used.counted(self.cached_weight_permille);
+        let own_limits = deployment.and_then(|deployment| self.own_limits(deployment));
+        let now = self.account.time_of(now);
+        let mut state = self.account.lock();
+        let (total, own) = state.scopes(deployment, own_limits.is_some());
+        let limits = [Some(&self.limits.total), own_limits];
+        for (scope, limits) in [Some(total), own].into_iter().zip(limits) {
+            if let (Some(scope), Some(_)) = (scope, limits.and_then(|limits| limits.tokens_per_minute)) {
+                scope.tokens.get_or_insert_default().add(used, now);
+            }
+        }
+    }
+
+    /// Whether a client with these limits is told what is left of them, instead of what Azure says.
+    pub fn tells_rates(&self) -> bool {
+        let has_rate =
+            |limits: &LimitSet| limits.requests_per_minute.is_some() || limits.tokens_per_minute.is_some();
+        self.mode == LimitMode::Enforce
+            && (has_rate(&self.limits.total) || self.limits.deployments.values().any(has_rate))
+    }
+
+    /// What is left of this rate for requests for this deployment: the tighter of the total and the deployment's
+    /// own. `None` if there is no such limit.
+    pub fn rate_state(
+        &self,
+        kind: LimitKind,
+        deployment: Option<&DeploymentName>,
+        now: Instant,
+    ) -> Option<RateState> {
+        let own_limits = deployment.and_then(|deployment| self.own_limits(deployment));
+        let now = self.account.time_of(now);
+        let mut state = self.account.lock();
+        let (total, own) = state.scopes(deployment, own_limits.is_some());
+        let total = rate_of(kind, &self.limits.total, total, now);
+        let own = own_limits.zip(own).and_then(|(limits, own)| rate_of(kind, limits, own, now));
+        [total, own].into_iter().flatten().min_by_key(|rate| rate.remaining)
+    }
+
+    /// How far each limit is used.
+    pub fn uses(&self, now: Instant) -> Vec<LimitUse> {
+        let now = self.account.time_of(now);
+        let mut state = self.account.lock();
+        let mut uses = Vec::new();
+        add_uses(None, &self.limits.total, &mut state.total, now, &mut uses);
+        for (deployment, limits) in &self.limits.deployments {
+            if let (_, Some(own)) = state.scopes(Some(deployment), true) {
+                add_uses(Some(deployment), limits, own, now, &mut uses);
+            }
+        }
+        uses
+    }
+
+    fn own_limits(&self, deployment: &DeploymentName) -> Option<&LimitSet> {
+        self.limits.deployments.get(deployment)
+    }
+}
+
+/// The limit whose wait is the longest; a request that is too much for a limit waits in vain.
+fn longest_of(reached: impl Iterator<Item = LimitReached>) -> Option<LimitReached> {
+    reached.max_by_key(|reached| reached.wait.unwrap_or(Duration::MAX))
+}
+
+impl Scope<'_> {
+    /// The limit of this scope that an addition would exceed.
+    fn reached(&mut self, addition: Addition) -> Option<LimitReached> {
+        let reached = LimitKind::ALL.into_iter().filter_map(|kind| {
+            let limit = kind.value_in(self.limits)?;
+            let demand = if kind.counts_tokens() { addition.tokens } else { 1 };
+            let used = self.used.used(kind, addition.now);
+            if used.saturating_add(demand) <= limit {
+                return None;
+            }
+            let wait = (demand <= limit).then(|| match kind {
+                LimitKind::InFlight => addition.next_end,
+                LimitKind::RequestsPerMinute | LimitKind::TokensPerMinute => {
+                    let window = self.used.window(kind);
+                    window
+                        .map_or(Duration::ZERO, |window| window.time_until_fits(demand, limit, addition.now))
+                }
+                LimitKind::TokensPerDay | LimitKind::TokensPerMonth => Duration::ZERO,
+            });
+            let key = LimitKey { deployment: self.deployment.cloned(), kind };
+            Some(LimitReached { key, limit, demand, wait })
+        });
+        longest_of(reached)
+    }
+
+    /// Adds it. Returns when the tokens were reserved, if they are limited.
+    fn book(&mut self, addition: Addition) -> Option<ReservedAt> {
+        self.used.in_flight += 1;
+        self.used.reserved_tokens = self.used.reserved_tokens.saturating_add(addition.tokens);
+        if self.limits.requests_per_minute.is_some() {
+            self.used.requests.get_or_insert_default().add(1, addition.now);
+        }
+        self.limits
+            .tokens_per_minute
+            .map(|_| self.used.tokens.get_or_insert_default().reserve(addition.tokens, addition.now))
+    }
+}
+
+/// What is left of a rate of one scope; `None` if it has no such limit.
+fn rate_of(kind: LimitKind, limits: &LimitSet, used: &mut ScopeUse, now: Duration) -> Option<RateState> {
+    let limit = kind.value_in(limits)?;
+    let remaining = limit.saturating_sub(used.used(kind, now));
+    let reset = used.window(kind).map_or(Duration::ZERO, |window| window.time_until_empty(now));
+    Some(RateState { limit, remaining, reset })
+}
+
+/// Adds how far the limits of one scope are used.
+fn add_uses(
+    deployment: Option<&DeploymentName>,
+    limits: &LimitSet,
+    used: &mut ScopeUse,
+    now: Duration,
+    uses: &mut Vec<LimitUse>,
+) {
+    uses.extend(LimitKind::ALL.into_iter().filter_map(|kind| {
+        let limit = kind.value_in(limits)?;
+        let key = LimitKey { deployment: deployment.cloned(), kind };
+        Some(LimitUse { key, limit, used: used.used(kind, now) })
+    }));
+}

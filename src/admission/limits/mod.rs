@@ -1,0 +1,18 @@
+//! The limits of clients: rates over the last 60 seconds, budgets of a UTC day or month, and requests in flight.
+//!
+//! What a request may use is reserved when it is admitted ([`ClientLimiter::reserve`]) and replaced by what it has
+//! used when its record is made ([`Reservation::settle`]). What is reserved and used together never exceeds a limit,
+//! at any concurrency. Each client has an account and a lock of its own.
+
+mod account;
+mod limit_key;
+mod limiter;
+mod reservation;
+mod sliding_minute;
+mod token_estimate;
+
+pub use self::account::{ClientAccount, ClientAccounts};
+pub use self::limit_key::{LimitKey, LimitKind};
+pub use self::limiter::{ClientLimiter, LimitReached, LimitUse, RateState};
+pub use self::reservation::{Reservation, Settlement};
+pub use self::token_estimate::{Demand, UsedTokens};

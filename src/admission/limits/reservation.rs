@@ -1,0 +1,117 @@
+//! What a request has reserved, until it is known what it has used.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::limiter::{ClientLimiter, LimitReached};
+use super::sliding_minute::ReservedAt;
+use super::token_estimate::{Demand, UsedTokens};
+use crate::names::DeploymentName;
+
+/// What a request has reserved. It is given back exactly once: when it is settled, else when it is dropped.
+#[derive(Debug)]
+pub struct Reservation {
+    limiter: Arc<ClientLimiter>,
+    deployment: Option<DeploymentName>,
+    demand: Demand,
+    tokens: u64,
+    /// When the tokens were reserved, of all requests and of those for the deployment; `None` where they are not
+    /// limited.
+    reserved_at: [Option<ReservedAt>; 2],
+    /// The limit that the request exceeds, if that is only observed.
+    exceeded: Option<LimitReached>,
+    is_in_flight: bool,
+    is_settled: bool,
+}
+
+/// What a request turned out to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// These tokens.
+    Used(UsedTokens),
+    /// What is not known: it counts as estimated.
+    Unknown,
+    /// Nothing: it failed before a backend has billed it.
+    Nothing,
+}
+
+impl Reservation {
+    pub(super) fn new(
+        limiter: Arc<ClientLimiter>,
+        deployment: Option<DeploymentName>,
+        demand: Demand,
+        tokens: u64,
+        reserved_at: [Option<ReservedAt>; 2],
+        exceeded: Option<LimitReached>,
+    ) -> Self {
+        Self {
+            limiter,
+            deployment,
+            demand,
+            tokens,
+            reserved_at,
+            exceeded,
+            is_in_flight: true,
+            is_settled: false,
+        }
+    }
+
+    /// The tokens that are reserved.
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// The limit that the request exceeds, if that is only observed.
+    pub fn exceeded(&self) -> Option<&LimitReached> {
+        self.exceeded.as_ref()
+    }
+
+    /// The request no longer counts as in flight. Later calls do nothing.
+    pub fn leave_in_flight(&mut self, now: Instant) {
+        if !std::mem::replace(&mut self.is_in_flight, false) {
+            return;
+        }
+        let now = self.limiter.account.time_of(now);
+        let mut state = self.limiter.account.lock();
+        state.note_end(now);
+        let (total, own) = state.scopes(self.deployment.as_ref(), false);
+        for scope in [Some(total), own].into_iter().flatten() {
+            scope.in_flight = scope.in_flight.saturating_sub(1);
+        }
+    }
+
+    /// Replaces what is reserved by what was used. Later calls do nothing.
+    pub fn settle(&mut self, settlement: Settlement, now: Instant) {
+        self.leave_in_flight(now);
+        if std::mem::replace(&mut self.is_settled, true) {
+            return;
+        }
+        let used = match settlement {
+            Settlement::Used(used) => used.counted(self.limiter.cached_weight_permille),
+            Settlement::Unknown => self.tokens,
+            Settlement::Nothing => 0,
+        };
+        let now = self.limiter.account.time_of(now);
+        let mut state = self.limiter.account.lock();
+        let (total, own) = state.scopes(self.deployment.as_ref(), false);
+        for (scope, reserved_at) in [Some(total), own].into_iter().zip(self.reserved_at) {
+            let Some(scope) = scope else { continue };
+            scope.reserved_tokens = scope.reserved_tokens.saturating_sub(self.tokens);
+            match (&mut scope.tokens, reserved_at) {
+                (Some(tokens), Some(reserved_at)) => tokens.settle(self.tokens, reserved_at, used, now),
+                // Limited since a reload.
+                (Some(tokens), None) => tokens.add(used, now),
+                (None, _) => {}
+            }
+            if let Settlement::Used(used) = settlement {
+                scope.estimate.learn(&self.demand, &used);
+            }
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.settle(Settlement::Nothing, Instant::now());
+    }
+}

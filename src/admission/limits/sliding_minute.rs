@@ -1,0 +1,146 @@
+//! What was used in the last 60 seconds, in slots of one second.
+//!
+//! A slot counts until 60 seconds after its end, so that nothing is forgotten early: a fixed minute or a bucket
+//! would let twice the limit through around a boundary.
+
+use std::time::Duration;
+
+/// The minute and the second that has begun.
+const SLOTS: usize = 61;
+
+/// A sliding window. Times are durations since an instant that its owner chooses, and never go back: an earlier one
+/// counts as the latest.
+#[derive(Clone, Debug)]
+pub(super) struct SlidingMinute {
+    slots: [Slot; SLOTS],
+    /// The second of the latest call.
+    newest: u64,
+    /// What has ended, in all slots.
+    settled: u64,
+    /// What is reserved by requests in progress, whatever their age.
+    running: u64,
+    /// The part of it that was reserved before the oldest slot.
+    running_for_long: u64,
+}
+
+/// One second.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    settled: u64,
+    running: u64,
+}
+
+/// The second in which something was reserved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ReservedAt(u64);
+
+impl Default for SlidingMinute {
+    fn default() -> Self {
+        let slots = [Slot::default(); SLOTS];
+        Self { slots, newest: 0, settled: 0, running: 0, running_for_long: 0 }
+    }
+}
+
+impl SlidingMinute {
+    /// What counts now: what was used or reserved in the last minute, and what is still reserved.
+    pub(super) fn total(&mut self, now: Duration) -> u64 {
+        self.advance(now);
+        self.settled.saturating_add(self.running)
+    }
+
+    /// Adds what a request is expected to use. Whether that exceeds a limit is the caller's question.
+    pub(super) fn reserve(&mut self, amount: u64, now: Duration) -> ReservedAt {
+        self.advance(now);
+        let newest = self.newest;
+        let slot = self.slot(newest);
+        slot.running = slot.running.saturating_add(amount);
+        self.running = self.running.saturating_add(amount);
+        ReservedAt(newest)
+    }
+
+    /// Replaces a reservation by what was used. What exceeds it counts from now on, the rest since the reservation.
+    pub(super) fn settle(&mut self, reserved: u64, reserved_at: ReservedAt, used: u64, now: Duration) {
+        self.advance(now);
+        self.running = self.running.saturating_sub(reserved);
+        let within = used.min(reserved);
+        if self.newest - reserved_at.0 < SLOTS as u64 {
+            let slot = self.slot(reserved_at.0);
+            slot.running = slot.running.saturating_sub(reserved);
+            slot.settled = slot.settled.saturating_add(within);
+            self.settled = self.settled.saturating_add(within);
+        } else {
+            self.running_for_long = self.running_for_long.saturating_sub(reserved);
+        }
+        self.add(used - within, now);
+    }
+
+    /// Adds what was used without a reservation.
+    pub(super) fn add(&mut self, used: u64, now: Duration) {
+        self.advance(now);
+        let newest = self.newest;
+        let slot = self.slot(newest);
+        slot.settled = slot.settled.saturating_add(used);
+        self.settled = self.settled.saturating_add(used);
+    }
+
+    /// How long it takes until `amount` fits into the limit, if requests in progress end by then and nothing else is
+    /// used; zero if it fits now.
+    pub(super) fn time_until_fits(&mut self, amount: u64, limit: u64, now: Duration) -> Duration {
+        let excess = self.total(now).saturating_add(amount).saturating_sub(limit);
+        if excess == 0 {
+            return Duration::ZERO;
+        }
+        let mut freed = self.running_for_long;
+        let oldest = self.newest.saturating_sub(SLOTS as u64 - 1);
+        for second in oldest..=self.newest {
+            if freed >= excess {
+                break;
+            }
+            let Slot { settled, running } = *self.slot(second);
+            freed = freed.saturating_add(settled).saturating_add(running);
+            if freed >= excess {
+                return Duration::from_secs(second + SLOTS as u64).saturating_sub(now);
+            }
+        }
+        // It depends on requests that have been in progress for more than a minute.
+        Duration::from_secs(1)
+    }
+
+    /// How long it takes until everything that counts is forgotten.
+    pub(super) fn time_until_empty(&mut self, now: Duration) -> Duration {
+        if self.total(now) == 0 {
+            return Duration::ZERO;
+        }
+        let oldest = self.newest.saturating_sub(SLOTS as u64 - 1);
+        let newest_used = (oldest..=self.newest).rev().find(|second| {
+            let Slot { settled, running } = *self.slot(*second);
+            settled > 0 || running > 0
+        });
+        let last = newest_used.unwrap_or(self.newest);
+        Duration::from_secs(last + SLOTS as u64).saturating_sub(now)
+    }
+
+    /// Forgets what is older than a minute.
+    fn advance(&mut self, now: Duration) {
+        let now = now.as_secs();
+        if now <= self.newest {
+            return;
+        }
+        let first_new = (self.newest + 1).max(now.saturating_sub(SLOTS as u64 - 1));
+        for second in first_new..=now {
+            let slot = std::mem::take(self.slot(second));
+            self.settled = self.settled.saturating_sub(slot.settled);
+            self.running_for_long = self.running_for_long.saturating_add(slot.running);
+        }
+        self.newest = now;
+    }
+
+    fn slot(&mut self, second: u64) -> &mut Slot {
+        // The remainder is less than the number of slots.
+        &mut self.slots[usize::try_from(second % SLOTS as u64).unwrap_or_default()]
+    }
+}
+
+#[cfg(test)]
+#[path = "sliding_minute_tests.rs"]
+mod tests;

@@ -1,0 +1,142 @@
+//! How many tokens a request of a client will use, from what its earlier ones have used. No text is tokenized while
+//! a request waits.
+
+/// Of English text in JSON, until a client's own requests tell.
+const FIRST_TOKENS_PER_BYTE: f32 = 0.25;
+/// Of a response whose length the request does not limit.
+const FIRST_OUTPUT_TOKENS: f32 = 256.0;
+/// How much one request changes the estimate.
+const WEIGHT: f32 = 1.0 / 8.0;
+/// What text of any language can be. Images and files in a body have few tokens for their bytes, and say nothing of
+/// text.
+const PLAUSIBLE_TOKENS_PER_BYTE: std::ops::RangeInclusive<f32> = 0.05..=2.0;
+/// A body shorter than this is mostly keys.
+const MIN_LEARNED_BYTES: u64 = 64;
+
+/// What is learned of one client's requests for one deployment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TokenEstimate {
+    tokens_per_byte: f32,
+    output_tokens: f32,
+}
+
+/// What is known of a request before it is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Demand {
+    /// The length of a body with a prompt; 0 if it has none.
+    pub prompt_bytes: u64,
+    /// The largest output that the client allows.
+    pub max_output_tokens: Option<u64>,
+    /// How many answers the client asks for.
+    pub choices: u64,
+    /// Whether an answer with tokens is expected: not for embeddings.
+    pub has_output: bool,
+}
+
+/// Token counts as a backend has told them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UsedTokens {
+    /// All of the input, also what was read from a cache.
+    pub input: u64,
+    /// The part of the input that was read from a cache.
+    pub cached: u64,
+    /// All of the output, also reasoning.
+    pub output: u64,
+}
+
+impl UsedTokens {
+    /// How many tokens count, if cached ones count for this many thousandths.
+    pub(super) fn counted(&self, cached_weight_permille: u32) -> u64 {
+        let cached = self.cached.min(self.input);
+        let weighted = cached.saturating_mul(u64::from(cached_weight_permille)).div_ceil(1000);
+        (self.input - cached).saturating_add(weighted).saturating_add(self.output)
+    }
+}
+
+impl Default for TokenEstimate {
+    fn default() -> Self {
+        Self { tokens_per_byte: FIRST_TOKENS_PER_BYTE, output_tokens: FIRST_OUTPUT_TOKENS }
+    }
+}
+
+impl TokenEstimate {
+    /// The tokens that such a request is expected to use.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "an estimate; a conversion of a large or negative number saturates"
+    )]
+    pub(super) fn tokens(&self, demand: &Demand) -> u64 {
+        let input = (demand.prompt_bytes as f32 * self.tokens_per_byte).ceil() as u64;
+        let output = match demand.max_output_tokens {
+            _ if !demand.has_output => 0,
+            Some(limit) => limit,
+            None => self.output_tokens.ceil() as u64,
+        };
+        input.saturating_add(output.saturating_mul(demand.choices.max(1)))
+    }
+
+    /// Learns what such a request has used.
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    pub(super) fn learn(&mut self, demand: &Demand, used: &UsedTokens) {
+        if demand.prompt_bytes >= MIN_LEARNED_BYTES {
+            let observed = used.input as f32 / demand.prompt_bytes as f32;
+            if PLAUSIBLE_TOKENS_PER_BYTE.contains(&observed) {
+                self.tokens_per_byte += WEIGHT * (observed - self.tokens_per_byte);
+            }
+        }
+        if demand.has_output && used.output > 0 {
+            let observed = used.output as f32 / demand.choices.max(1) as f32;
+            self.output_tokens += WEIGHT * (observed - self.output_tokens);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn demand(prompt_bytes: u64, max_output_tokens: Option<u64>, choices: u64) -> Demand {
+        Demand { prompt_bytes, max_output_tokens, choices, has_output: true }
+    }
+
+    #[test]
+    fn the_first_estimate_is_that_of_english_text() {
+        let estimate = TokenEstimate::default();
+        for (demand, expected) in [
+            (demand(1000, None, 1), 250 + 256),
+            (demand(1000, Some(10), 1), 260),
+            (demand(1000, Some(10), 3), 280),
+            (demand(0, Some(0), 1), 0),
+            (Demand { has_output: false, ..demand(400, Some(10), 1) }, 100),
+            (demand(0, Some(u64::MAX), 9), u64::MAX),
+            (Demand::default(), 0),
+        ] {
+            assert_eq!(estimate.tokens(&demand), expected, "{demand:?}");
+        }
+    }
+
+    #[test]
+    fn estimates_approach_what_requests_use() {
+        let mut estimate = TokenEstimate::default();
+        for _ in 0..100 {
+            let used = UsedTokens { input: 500, cached: 0, output: 40 };
+            estimate.learn(&demand(1000, None, 2), &used);
+        }
+        assert!((540..=544).contains(&estimate.tokens(&demand(1000, None, 2))), "{estimate:?}");
+        // An image of 1 MB with a question.
+        estimate.learn(&demand(1 << 20, None, 2), &UsedTokens { input: 1100, cached: 0, output: 40 });
+        assert!((540..=544).contains(&estimate.tokens(&demand(1000, None, 2))), "{estimate:?}");
+    }
+
+    #[test]
+    fn cached_tokens_count_for_as_much_as_configured() {
+        let used = UsedTokens { input: 1000, cached: 601, output: 50 };
+        for (permille, expected) in [(1000, 1050), (500, 399 + 301 + 50), (0, 449)] {
+            assert_eq!(used.counted(permille), expected);
+        }
+        // More than all makes no sense.
+        assert_eq!(UsedTokens { input: 10, cached: 20, output: 0 }.counted(0), 0);
+    }
+}

@@ -1,0 +1,101 @@
+//! The limits of clients, applied to requests.
+
+use std::time::Instant;
+
+use http::Method;
+
+use super::Gateway;
+use super::admitted_request::AdmittedRequest;
+use super::requested_call::ParsedBody;
+use crate::admission::client::Client;
+use crate::admission::limits::{Demand, LimitKey, LimitKind, LimitReached, Reservation};
+use crate::azure::Operation;
+use crate::azure::request::embedded_data::bytes_without_embedded_data;
+use crate::refusal::{Refusal, RefusalReason};
+
+/// A request that a limit refuses.
+pub struct LimitRefusal {
+    /// The limit.
+    pub limit: LimitKey,
+    /// What the client is told.
+    pub refusal: Refusal,
+}
+
+impl Gateway {
+    /// Reserves what an admitted request may use of its client's limits; `None` if the client has none. `body` is
+    /// that of the request.
+    ///
+    /// # Errors
+    /// `rate_limit_exceeded`, `insufficient_quota`.
+    pub fn reserve_limits(
+        &self,
+        client: &Client,
+        admitted: &AdmittedRequest,
+        method: &Method,
+        body: &[u8],
+        now: Instant,
+    ) -> Result<Option<Box<Reservation>>, Box<LimitRefusal>> {
+        let Some(limiter) = &client.limiter else { return Ok(None) };
+        let mut demand = demand_of(admitted, method, body.len() as u64);
+        let deployment = admitted.deployment.as_ref();
+        let reserved = limiter.reserve(deployment, demand, now).or_else(|reached| {
+            // Images and files have fewer tokens than text of that length.
+            let without_data = bytes_without_embedded_data(body);
+            if demand.prompt_bytes == 0 || without_data == demand.prompt_bytes {
+                return Err(reached);
+            }
+            demand.prompt_bytes = without_data;
+            limiter.reserve(deployment, demand, now)
+        });
+        match reserved {
+            Ok(reservation) => Ok(Some(Box::new(reservation))),
+            Err(reached) => Err(Box::new(limit_refusal(client, reached))),
+        }
+    }
+}
+
+/// What a request may use, as far as it tells.
+fn demand_of(admitted: &AdmittedRequest, method: &Method, body_bytes: u64) -> Demand {
+    let operation = admitted.target.operation;
+    match &admitted.parsed_body {
+        ParsedBody::Json(facts) if *method == Method::POST => Demand {
+            prompt_bytes: body_bytes,
+            max_output_tokens: facts.max_output_tokens,
+            choices: facts.choices.unwrap_or(1),
+            has_output: matches!(operation, Operation::Chat | Operation::Completions | Operation::Responses),
+        },
+        // Audio and images are not limited by a count of tokens that is known before.
+        _ => Demand::default(),
+    }
+}
+
+/// What a client is told that has reached a limit.
+fn limit_refusal(client: &Client, reached: LimitReached) -> LimitRefusal {
+    let LimitReached { key, limit, demand, wait } = reached;
+    let name = client.name.as_ref().map_or("all clients", |name| name.as_str());
+    let (unit, demand_text) = match key.kind {
+        LimitKind::RequestsPerMinute => ("requests in 60 seconds", String::new()),
+        LimitKind::InFlight => ("requests at the same time", String::new()),
+        LimitKind::TokensPerMinute => ("tokens in 60 seconds", format!(" about {demand} tokens")),
+        LimitKind::TokensPerDay => ("tokens a day (UTC)", format!(" about {demand} tokens")),
+        LimitKind::TokensPerMonth => ("tokens a month (UTC)", format!(" about {demand} tokens")),
+    };
+    let reason = if key.kind.is_budget() && wait.is_some() {
+        RefusalReason::InsufficientQuota
+    } else {
+        RefusalReason::RateLimitExceeded
+    };
+    let message = match wait {
+        Some(_) if key.kind.counts_tokens() => format!(
+            "the limit {key} of {name} is reached: {limit} {unit}, and this request needs{demand_text}"
+        ),
+        Some(_) => format!("the limit {key} of {name} is reached: {limit} {unit}"),
+        None => format!(
+            "this request needs{demand_text}, and the limit {key} of {name} is {limit} {unit}: send a shorter prompt or a \
+             smaller max_tokens"
+        ),
+    };
+    let mut refusal = Refusal::new(reason, message);
+    refusal.retry_after = wait;
+    LimitRefusal { limit: key, refusal }
+}
