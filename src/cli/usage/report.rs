@@ -1,5 +1,4 @@
-//! `aoai-lb usage`: sums up requests and tokens of record files by day, client, deployment and backend.
-//! Reads line by line, within a bound, and keeps only the totals.
+//! The report of `aoai-lb usage`. Reads line by line, within a bound, and keeps only the totals.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet, VecDeque};
@@ -8,13 +7,12 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::Serialize;
 
-use super::cli_error::CliError;
-use super::config_file::ConfigArguments;
-use super::record_lines::{LineRead, read_record_line};
-use super::table::write_table;
-use crate::record::list_record_files;
+use super::record_fields::RecordFields;
+use super::totals::{AudioTotals, UsageTotals};
+use crate::cli::record_lines::{LineRead, read_record_line};
+use crate::cli::table::write_table;
 use crate::system_error::describe;
 
 /// Shown in a table for a field that is null.
@@ -23,12 +21,9 @@ const NULL_PLACEHOLDER: &str = "-";
 /// the first.
 const MAX_REMEMBERED_IDS: usize = 100_000;
 
-/// The status of a WebSocket's own record.
-const WEBSOCKET_STATUS: u16 = 101;
-
 /// The format of the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum ReportFormat {
+pub(in crate::cli) enum ReportFormat {
     /// Columns for a terminal, with a line of totals.
     Table,
     /// Comma-separated values with a header line.
@@ -39,7 +34,7 @@ pub(super) enum ReportFormat {
 
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
-enum UsageError {
+pub(super) enum UsageError {
     /// A file cannot be read.
     #[error("{}: {}", path.display(), describe(problem))]
     Read {
@@ -53,48 +48,6 @@ enum UsageError {
     Write(#[from] io::Error),
 }
 
-/// Prints the report of these files, or without any, of those that the configuration names.
-pub(super) fn run(
-    files: Vec<PathBuf>,
-    config: &ConfigArguments,
-    format: ReportFormat,
-) -> Result<(), CliError> {
-    let files = if files.is_empty() { configured_files(config)? } else { files };
-    let mut report = UsageReport::default();
-    for file in &files {
-        report.add_file(file)?;
-    }
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    report.write(format, &mut out)?;
-    out.flush()?;
-    for (count, description) in [
-        (report.unreadable_lines, "lines that are not records"),
-        (report.too_long_lines, "lines that are longer than a record"),
-        (report.duplicate_records, "duplicate records"),
-    ] {
-        if count > 0 {
-            writeln!(io::stderr(), "skipped {description}: {count}")?;
-        }
-    }
-    Ok(())
-}
-
-/// The files of `record.jsonl`.
-fn configured_files(config: &ConfigArguments) -> Result<Vec<PathBuf>, CliError> {
-    let checked = config.load_without_secrets()?.checked;
-    let Some(jsonl) = checked.config.record.and_then(|record| record.jsonl) else {
-        let file = config.file().display();
-        return Err(CliError(format!("{file} has no record.jsonl; name the files of records")));
-    };
-    let files = list_record_files(&jsonl);
-    let files =
-        files.map_err(|problem| CliError(format!("{}: {}", jsonl.path.display(), describe(&problem))))?;
-    if files.is_empty() {
-        return Err(CliError(format!("there are no records in {} yet", jsonl.path.display())));
-    }
-    Ok(files)
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 struct UsageKey {
     day: String,
@@ -103,96 +56,18 @@ struct UsageKey {
     backend: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-struct UsageTotals {
-    requests: u64,
-    input_tokens: u64,
-    output_tokens: u64,
-    cached_tokens: u64,
-    reasoning_tokens: u64,
-    total_tokens: u64,
-    #[serde(skip)]
-    audio: AudioTotals,
-}
-
-/// Shown only if there is any audio.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-struct AudioTotals {
-    input_audio_tokens: u64,
-    output_audio_tokens: u64,
-    cached_audio_tokens: u64,
-    #[serde(rename = "audio_seconds", serialize_with = "serialize_millis_as_seconds")]
-    audio_millis: u64,
-}
-
-/// The fields of a record that the report uses.
-#[derive(Deserialize)]
-struct RecordFields<'a> {
-    #[serde(borrow)]
-    time: Cow<'a, str>,
-    #[serde(borrow)]
-    request_id: Cow<'a, str>,
-    #[serde(borrow, default)]
-    client: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    deployment: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    backend: Option<Cow<'a, str>>,
-    #[serde(default)]
-    status: Option<u16>,
-    #[serde(default)]
-    input_tokens: Option<u64>,
-    #[serde(default)]
-    output_tokens: Option<u64>,
-    #[serde(default)]
-    cached_tokens: Option<u64>,
-    #[serde(default)]
-    reasoning_tokens: Option<u64>,
-    #[serde(default)]
-    total_tokens: Option<u64>,
-    #[serde(default)]
-    input_audio_tokens: Option<u64>,
-    #[serde(default)]
-    output_audio_tokens: Option<u64>,
-    #[serde(default)]
-    cached_audio_tokens: Option<u64>,
-    #[serde(default)]
-    audio_seconds: Option<f64>,
-}
-
-impl RecordFields<'_> {
-    /// A WebSocket's own record does not count as a request: what came over it has records of its own.
-    fn totals(&self) -> UsageTotals {
-        UsageTotals {
-            requests: u64::from(self.status != Some(WEBSOCKET_STATUS)),
-            input_tokens: self.input_tokens.unwrap_or(0),
-            output_tokens: self.output_tokens.unwrap_or(0),
-            cached_tokens: self.cached_tokens.unwrap_or(0),
-            reasoning_tokens: self.reasoning_tokens.unwrap_or(0),
-            total_tokens: self.total_tokens.unwrap_or(0),
-            audio: AudioTotals {
-                input_audio_tokens: self.input_audio_tokens.unwrap_or(0),
-                output_audio_tokens: self.output_audio_tokens.unwrap_or(0),
-                cached_audio_tokens: self.cached_audio_tokens.unwrap_or(0),
-                // A cast of a float saturates.
-                audio_millis: (self.audio_seconds.unwrap_or(0.0) * 1000.0).round() as u64,
-            },
-        }
-    }
-}
-
 /// The totals of some files.
 #[derive(Debug, Default)]
-struct UsageReport {
+pub(super) struct UsageReport {
     totals: BTreeMap<UsageKey, UsageTotals>,
     seen_ids: HashSet<u128>,
     ids_by_age: VecDeque<u128>,
     /// Lines that are not records.
-    unreadable_lines: u64,
+    pub(super) unreadable_lines: u64,
     /// Lines that are longer than a record can be.
-    too_long_lines: u64,
+    pub(super) too_long_lines: u64,
     /// Records that were delivered twice.
-    duplicate_records: u64,
+    pub(super) duplicate_records: u64,
 }
 
 impl UsageReport {
@@ -200,7 +75,7 @@ impl UsageReport {
     ///
     /// # Errors
     /// If it cannot be read.
-    fn add_file(&mut self, path: &Path) -> Result<(), UsageError> {
+    pub(super) fn add_file(&mut self, path: &Path) -> Result<(), UsageError> {
         let read_error = |problem| UsageError::Read { path: path.to_owned(), problem };
         let file = BufReader::with_capacity(256 * 1024, File::open(path).map_err(read_error)?);
         if path.extension().is_some_and(|ending| ending == "gz") {
@@ -271,7 +146,7 @@ impl UsageReport {
     ///
     /// # Errors
     /// If it cannot be written.
-    fn write(&self, format: ReportFormat, to: &mut impl Write) -> Result<(), UsageError> {
+    pub(super) fn write(&self, format: ReportFormat, to: &mut impl Write) -> Result<(), UsageError> {
         let has_audio = self.totals.values().any(|totals| totals.audio != AudioTotals::default());
         match format {
             ReportFormat::Table => self.write_as_table(has_audio, to)?,
@@ -334,52 +209,6 @@ impl UsageKey {
     }
 }
 
-impl UsageTotals {
-    fn add(&mut self, other: &Self) {
-        let counts = self.counts_mut();
-        for (total, addend) in counts.into_iter().zip({ *other }.counts_mut()) {
-            *total = total.saturating_add(*addend);
-        }
-    }
-
-    fn counts_mut(&mut self) -> [&mut u64; 10] {
-        let Self {
-            requests,
-            input_tokens,
-            output_tokens,
-            cached_tokens,
-            reasoning_tokens,
-            total_tokens,
-            audio,
-        } = self;
-        let AudioTotals { input_audio_tokens, output_audio_tokens, cached_audio_tokens, audio_millis } =
-            audio;
-        [
-            requests,
-            input_tokens,
-            output_tokens,
-            cached_tokens,
-            reasoning_tokens,
-            total_tokens,
-            input_audio_tokens,
-            output_audio_tokens,
-            cached_audio_tokens,
-            audio_millis,
-        ]
-    }
-
-    fn columns(mut self, has_audio: bool) -> impl Iterator<Item = String> {
-        let seconds = (self.audio.audio_millis as f64 / 1000.0).to_string();
-        let [counts @ .., _millis] = self.counts_mut().map(|count| count.to_string());
-        let shown = if has_audio { counts.len() } else { 6 };
-        counts.into_iter().take(shown).chain(has_audio.then_some(seconds))
-    }
-}
-
-fn serialize_millis_as_seconds<S: Serializer>(millis: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64(*millis as f64 / 1000.0)
-}
-
 /// Quotes a field of comma-separated values if it needs to be (RFC 4180).
 fn quote_csv_field(text: &str) -> String {
     let needs_no_quotes =
@@ -388,5 +217,5 @@ fn quote_csv_field(text: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "usage_tests.rs"]
+#[path = "report_tests.rs"]
 mod tests;
