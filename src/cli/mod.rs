@@ -36,7 +36,7 @@ use self::exit_code::{EXIT_FAILURE, EXIT_SUCCESS};
 use self::explain::ExplainArguments;
 use self::reload::ReloadArguments;
 use self::status::StatusArguments;
-use self::usage::ReportFormat;
+use self::usage::UsageArguments;
 
 /// The version of this binary, and of the TLS library in it: fixes of OpenSSL come with a new binary.
 fn long_version() -> String {
@@ -111,18 +111,8 @@ enum Command {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         program: Vec<OsString>,
     },
-    /// Sum up requests and tokens of record files by day, client, deployment and backend.
-    Usage {
-        /// Record files (JSON Lines), including rotated and compressed (.gz) ones. Without any, those that the
-        /// configuration names in `record.jsonl`.
-        #[arg(value_name = "FILE")]
-        files: Vec<PathBuf>,
-        #[command(flatten)]
-        config: ConfigArguments,
-        /// The output format.
-        #[arg(long, value_enum, default_value_t = ReportFormat::Table)]
-        format: ReportFormat,
-    },
+    /// Sum up requests and tokens of record files, by day, client, deployment and backend, or by other keys.
+    Usage(UsageArguments),
 }
 
 #[derive(Subcommand)]
@@ -160,7 +150,7 @@ pub fn main() -> u8 {
         Command::Launch { program } => hidden_commands::launch_detached(&program),
         Command::Man => hidden_commands::print_man_page(&Arguments::command()),
         Command::Completions { shell } => hidden_commands::print_completions(Arguments::command(), shell),
-        Command::Usage { files, config, format } => usage::run(files, &config, format),
+        Command::Usage(arguments) => usage::run(arguments),
     };
     to_exit_code(result.map(|()| EXIT_SUCCESS))
 }

@@ -278,6 +278,73 @@ fn usage_sums_up_record_files_and_reports_invalid_lines() {
 }
 
 #[test]
+fn usage_groups_the_records_of_a_time_by_the_keys_that_are_asked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("exchanges.jsonl");
+    let now = chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now());
+    let hours_ago = |hours| (now - chrono::TimeDelta::hours(hours)).to_rfc3339();
+    let mut text = String::new();
+    for (n, (hours, client, class, tokens)) in [
+        (1, r#""team-a""#, r#""batch""#, 10),
+        (25, r#""team-a""#, r#""interactive""#, 20),
+        (7 * 24 - 1, r#""team-b""#, r#""batch""#, 40),
+        (7 * 24 + 1, r#""team-b""#, r#""interactive""#, 80),
+        (2, "null", "null", 0),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        text += &format!(
+            "{{\"time\":\"{}\",\"request_id\":\"01a20776-cbd3-7efe-9689-f3f27b33c88{n}\",\"client\":{client},\
+             \"class\":{class},\"deployment\":\"gpt-4o\",\"total_tokens\":{tokens}}}\n",
+            hours_ago(hours)
+        );
+    }
+    std::fs::write(&path, text).unwrap();
+    let usage = |options: &[&str]| {
+        run_aoai_lb(&[&["usage", "--format", "csv", path.to_str().unwrap()], options].concat())
+    };
+    let header = |keys: &str| format!("{keys},requests,input,output,cached,reasoning,total\n");
+    let (a, b) = (hours_ago(26), hours_ago(2));
+    for (options, keys, rows) in [
+        (
+            ["--by", "client,class", "--since", "7d"].as_slice(),
+            "client,class",
+            "team-b,batch,1,0,0,0,0,40\nteam-a,interactive,1,0,0,0,0,20\nteam-a,batch,1,0,0,0,0,10\n,,1,0,0,0,0,0\n",
+        ),
+        (&["--by=class"], "class", "interactive,2,0,0,0,0,100\nbatch,2,0,0,0,0,50\n,1,0,0,0,0,0\n"),
+        (&["--by", "client", "--since", "90m"], "client", "team-a,1,0,0,0,0,10\n"),
+        (&["--by", "client", "--until", "3d"], "client", "team-b,2,0,0,0,0,120\n"),
+        (&["--by", "client", "--since", &a, "--until", &b], "client", "team-a,1,0,0,0,0,20\n"),
+        (&["--since", "9999-01-01"], "day,client,deployment,backend", ""),
+    ] {
+        let output = usage(options);
+        assert!(output.status.success(), "{}", to_text(&output.stderr));
+        assert_eq!(to_text(&output.stdout), header(keys) + rows, "{options:?}");
+    }
+    let names = "[possible values: day, client, deployment, backend, class]";
+    for (options, exit_code, problem) in [
+        (["--by", "client,model"].as_slice(), 2, "invalid value 'model' for '--by <KEYS>'"),
+        (&["--by", "model"], 2, names),
+        (&["--by", "class,client,class"], 2, "'class' is given twice for '--by <KEYS>'"),
+        (&["--by", "class", "--by", "client"], 2, "'--by <KEYS>' cannot be used multiple times"),
+        (&["--since", "7"], 2, "invalid value '7' for '--since <TIME>': expected a duration back from now"),
+        (&["--until", "yesterday"], 2, "invalid value 'yesterday' for '--until <TIME>': expected"),
+        (&["--since", "1d", "--until", "2d"], 1, "must be before --until ("),
+    ] {
+        let output = usage(options);
+        let stderr = to_text(&output.stderr);
+        assert!(output.status.code() == Some(exit_code) && stderr.contains(problem), "{stderr}");
+        assert!(output.stdout.is_empty(), "{options:?}");
+    }
+    let completions = to_text(&run_aoai_lb(&["completions", "bash"]).stdout);
+    assert!(completions.contains(r#"compgen -W "day client deployment backend class""#));
+    let page = to_text(&run_aoai_lb(&["man"]).stdout);
+    let options = ["<KEYS>", "\\-\\-since\\fR \\fI<TIME>", "\\-\\-until\\fR \\fI<TIME>"];
+    assert!(options.iter().all(|option| page.contains(option)), "{page}");
+}
+
+#[test]
 fn usage_without_files_sums_up_those_of_the_configuration() {
     let directory = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();

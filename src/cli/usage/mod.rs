@@ -1,27 +1,57 @@
-//! `aoai-lb usage`: sums up requests and tokens of record files by day, client, deployment and backend.
+//! `aoai-lb usage`: sums up requests and tokens of record files, by default by day, client, deployment and backend.
 
+mod grouping;
 mod record_fields;
 mod report;
+mod time_range;
 mod totals;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::time::SystemTime;
 
-pub(super) use self::report::ReportFormat;
-use self::report::UsageReport;
+use clap::Args;
+
+use self::grouping::{Grouping, GroupingParser};
+use self::report::{ReportFormat, UsageReport};
+use self::time_range::{TimePoint, TimeRange};
 use super::cli_error::CliError;
 use super::config_file::ConfigArguments;
 use crate::record::list_record_files;
 use crate::system_error::describe;
 
-/// Prints the report of these files, or without any, of those that the configuration names.
-pub(super) fn run(
+/// The arguments of `aoai-lb usage`.
+#[derive(Args)]
+pub(super) struct UsageArguments {
+    /// Record files (JSON Lines), including rotated and compressed (.gz) ones. Without any, those that the
+    /// configuration names in `record.jsonl`.
+    #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
-    config: &ConfigArguments,
+    #[command(flatten)]
+    config: ConfigArguments,
+    /// The output format.
+    #[arg(long, value_enum, default_value_t = ReportFormat::Table)]
     format: ReportFormat,
-) -> Result<(), CliError> {
-    let files = if files.is_empty() { configured_files(config)? } else { files };
-    let mut report = UsageReport::default();
+    /// Sum up by these keys only, a comma-separated list such as client,class: the columns, from left to right. The
+    /// rows are sorted by tokens, the largest first. Without it the keys are day,client,deployment,backend, and the
+    /// rows are sorted by them.
+    #[arg(long, value_name = "KEYS", value_parser = GroupingParser)]
+    by: Option<Grouping>,
+    /// Count only what arrived at this time or later: a duration back from now (30m, 24h, 7d), a date (2026-11-01, from
+    /// midnight UTC) or a time in the format of RFC 3339 (2026-11-01T08:00:00Z).
+    #[arg(long, value_name = "TIME", value_parser = TimePoint::parse)]
+    since: Option<TimePoint>,
+    /// Count only what arrived before this time, which is given as for --since.
+    #[arg(long, value_name = "TIME", value_parser = TimePoint::parse)]
+    until: Option<TimePoint>,
+}
+
+/// Prints the report of the files, or without any, of those that the configuration names.
+pub(super) fn run(arguments: UsageArguments) -> Result<(), CliError> {
+    let UsageArguments { files, config, format, by, since, until } = arguments;
+    let range = TimeRange::new(since, until, SystemTime::now().into())?;
+    let files = if files.is_empty() { configured_files(&config)? } else { files };
+    let mut report = UsageReport::new(by.unwrap_or_default(), range);
     for file in &files {
         report.add_file(file)?;
     }

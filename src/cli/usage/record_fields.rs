@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use serde::Deserialize;
 
+use super::grouping::GroupingKey;
 use super::totals::{AudioTotals, UsageTotals};
 
 /// The status of a WebSocket's own record.
@@ -17,11 +18,14 @@ pub(super) struct RecordFields<'a> {
     #[serde(borrow)]
     pub(super) request_id: Cow<'a, str>,
     #[serde(borrow, default)]
-    pub(super) client: Option<Cow<'a, str>>,
+    client: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
-    pub(super) deployment: Option<Cow<'a, str>>,
+    deployment: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
-    pub(super) backend: Option<Cow<'a, str>>,
+    backend: Option<Cow<'a, str>>,
+    /// Records of earlier versions have none.
+    #[serde(borrow, default)]
+    class: Option<Cow<'a, str>>,
     #[serde(default)]
     status: Option<u16>,
     #[serde(default)]
@@ -45,6 +49,22 @@ pub(super) struct RecordFields<'a> {
 }
 
 impl RecordFields<'_> {
+    /// The UTC day, if the record has one.
+    pub(super) fn day(&self) -> Option<&str> {
+        self.time.get(..10)
+    }
+
+    /// What the record has for this key.
+    pub(super) fn key_text(&self, key: GroupingKey) -> Option<String> {
+        match key {
+            GroupingKey::Day => self.day().map(str::to_owned),
+            GroupingKey::Client => self.client.as_deref().map(str::to_owned),
+            GroupingKey::Deployment => self.deployment.as_deref().map(str::to_ascii_lowercase),
+            GroupingKey::Backend => self.backend.as_deref().map(str::to_owned),
+            GroupingKey::Class => self.class.as_deref().map(str::to_owned),
+        }
+    }
+
     /// What the record adds to its row. A WebSocket's own record does not count as a request: what came
     /// over it has records of its own.
     pub(super) fn totals(&self) -> UsageTotals {

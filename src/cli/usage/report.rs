@@ -1,15 +1,17 @@
 //! The report of `aoai-lb usage`. Reads line by line, within a bound, and keeps only the totals.
 
-use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
+use super::grouping::{Grouping, GroupingKey, RowOrder};
 use super::record_fields::RecordFields;
+use super::time_range::TimeRange;
 use super::totals::{AudioTotals, UsageTotals};
 use crate::cli::record_lines::{LineRead, read_record_line};
 use crate::cli::table::write_table;
@@ -48,18 +50,15 @@ pub(super) enum UsageError {
     Write(#[from] io::Error),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-struct UsageKey {
-    day: String,
-    client: Option<String>,
-    deployment: Option<String>,
-    backend: Option<String>,
-}
+/// The texts of the keys of a row, in the order of the columns.
+type RowKey = Vec<Option<String>>;
 
 /// The totals of some files.
 #[derive(Debug, Default)]
 pub(super) struct UsageReport {
-    totals: BTreeMap<UsageKey, UsageTotals>,
+    grouping: Grouping,
+    range: TimeRange,
+    totals: BTreeMap<RowKey, UsageTotals>,
     seen_ids: HashSet<u128>,
     ids_by_age: VecDeque<u128>,
     /// Lines that are not records.
@@ -71,6 +70,11 @@ pub(super) struct UsageReport {
 }
 
 impl UsageReport {
+    /// A report without any records yet; those out of the range will not count.
+    pub(super) fn new(grouping: Grouping, range: TimeRange) -> Self {
+        Self { grouping, range, ..Self::default() }
+    }
+
     /// Adds a file, which is compressed if its name ends in `.gz`.
     ///
     /// # Errors
@@ -103,10 +107,15 @@ impl UsageReport {
             self.unreadable_lines += 1;
             return;
         };
-        let Some(day) = record.time.get(..10) else {
-            self.unreadable_lines += 1;
-            return;
-        };
+        let is_in_range = record.day().and_then(|_| self.range.contains(&record.time));
+        match is_in_range {
+            Some(true) => {}
+            Some(false) => return,
+            None => {
+                self.unreadable_lines += 1;
+                return;
+            }
+        }
         if let Ok(id) = uuid::Uuid::try_parse(&record.request_id)
             && !self.insert_id(id.as_u128())
         {
@@ -117,14 +126,7 @@ impl UsageReport {
         if totals == UsageTotals::default() {
             return;
         }
-        let to_owned = |text: &Option<Cow<'_, str>>| text.as_ref().map(|text| text.clone().into_owned());
-        let deployment = record.deployment.as_ref().map(|name| name.to_ascii_lowercase());
-        let key = UsageKey {
-            day: day.to_owned(),
-            client: to_owned(&record.client),
-            deployment,
-            backend: to_owned(&record.backend),
-        };
+        let key = self.grouping.keys.iter().map(|key| record.key_text(*key)).collect();
         self.totals.entry(key).or_default().add(&totals);
     }
 
@@ -148,29 +150,24 @@ impl UsageReport {
     /// If it cannot be written.
     pub(super) fn write(&self, format: ReportFormat, to: &mut impl Write) -> Result<(), UsageError> {
         let has_audio = self.totals.values().any(|totals| totals.audio != AudioTotals::default());
+        let rows = self.sorted_rows();
         match format {
-            ReportFormat::Table => self.write_as_table(has_audio, to)?,
+            ReportFormat::Table => self.write_as_table(&rows, has_audio, to)?,
             ReportFormat::Csv => {
-                writeln!(to, "{}", column_names(has_audio).join(","))?;
-                for (key, totals) in &self.totals {
-                    let fields = key.columns("").into_iter().map(quote_csv_field);
+                writeln!(to, "{}", self.column_names(has_audio).join(","))?;
+                for (key, totals) in rows {
+                    let fields = shown_texts(key, "").map(quote_csv_field);
                     let fields: Vec<String> = fields.chain(totals.columns(has_audio)).collect();
                     writeln!(to, "{}", fields.join(","))?;
                 }
             }
             ReportFormat::Json => {
-                #[derive(Serialize)]
-                struct UsageRow<'a> {
-                    #[serde(flatten)]
-                    key: &'a UsageKey,
-                    #[serde(flatten)]
-                    totals: &'a UsageTotals,
-                    #[serde(flatten)]
-                    audio: Option<&'a AudioTotals>,
-                }
-                let to_row =
-                    |(key, totals)| UsageRow { key, totals, audio: has_audio.then_some(&totals.audio) };
-                let rows: Vec<UsageRow<'_>> = self.totals.iter().map(to_row).collect();
+                let rows = rows.into_iter().map(|(key, totals)| UsageRow {
+                    key: NamedKey { names: &self.grouping.keys, texts: key },
+                    totals: *totals,
+                    audio: has_audio.then_some(totals.audio),
+                });
+                let rows: Vec<UsageRow<'_>> = rows.collect();
                 serde_json::to_writer_pretty(&mut *to, &rows).map_err(io::Error::from)?;
                 writeln!(to)?;
             }
@@ -178,34 +175,72 @@ impl UsageReport {
         Ok(())
     }
 
-    fn write_as_table(&self, has_audio: bool, to: &mut impl Write) -> io::Result<()> {
-        let mut total = UsageTotals::default();
-        let mut rows: Vec<Vec<String>> =
-            vec![column_names(has_audio).into_iter().map(str::to_owned).collect()];
-        for (key, totals) in &self.totals {
-            total.add(totals);
-            let fields = key.columns(NULL_PLACEHOLDER).into_iter().map(str::to_owned);
-            rows.push(fields.chain(totals.columns(has_audio)).collect());
+    fn sorted_rows(&self) -> Vec<(&RowKey, &UsageTotals)> {
+        let mut rows: Vec<_> = self.totals.iter().collect();
+        match self.grouping.order {
+            RowOrder::Keys => {}
+            // Rows with equal totals keep the order of their keys.
+            RowOrder::Tokens => rows.sort_by_key(|(_, totals)| Reverse(totals.total_tokens)),
         }
-        let fields = ["total", "", "", ""].map(str::to_owned);
-        rows.push(fields.into_iter().chain(total.columns(has_audio)).collect());
-        write_table(&rows, 4, to)
+        rows
+    }
+
+    fn write_as_table(
+        &self,
+        rows: &[(&RowKey, &UsageTotals)],
+        has_audio: bool,
+        to: &mut impl Write,
+    ) -> io::Result<()> {
+        let mut total = UsageTotals::default();
+        let mut lines: Vec<Vec<String>> =
+            vec![self.column_names(has_audio).into_iter().map(str::to_owned).collect()];
+        for (key, totals) in rows {
+            total.add(totals);
+            let fields = shown_texts(key, NULL_PLACEHOLDER).map(str::to_owned);
+            lines.push(fields.chain(totals.columns(has_audio)).collect());
+        }
+        let text_columns = self.grouping.keys.len();
+        let mut last_line = vec![String::new(); text_columns];
+        last_line[0] = "total".to_owned();
+        last_line.extend(total.columns(has_audio));
+        lines.push(last_line);
+        write_table(&lines, text_columns, to)
+    }
+
+    fn column_names(&self, has_audio: bool) -> Vec<&'static str> {
+        let keys = self.grouping.keys.iter().map(|key| key.name());
+        let audio: &[&str] = if has_audio { &AUDIO_COLUMN_NAMES } else { &[] };
+        keys.chain(COUNT_COLUMN_NAMES).chain(audio.iter().copied()).collect()
     }
 }
 
-const COLUMN_NAMES: [&str; 10] =
-    ["day", "client", "deployment", "backend", "requests", "input", "output", "cached", "reasoning", "total"];
+const COUNT_COLUMN_NAMES: [&str; 6] = ["requests", "input", "output", "cached", "reasoning", "total"];
 const AUDIO_COLUMN_NAMES: [&str; 4] = ["input_audio", "output_audio", "cached_audio", "audio_seconds"];
 
-fn column_names(has_audio: bool) -> Vec<&'static str> {
-    let audio: &[&str] = if has_audio { &AUDIO_COLUMN_NAMES } else { &[] };
-    [&COLUMN_NAMES, audio].concat()
+fn shown_texts<'s>(key: &'s RowKey, null_text: &'s str) -> impl Iterator<Item = &'s str> {
+    key.iter().map(move |text| text.as_deref().unwrap_or(null_text))
 }
 
-impl UsageKey {
-    fn columns<'s>(&'s self, null_text: &'s str) -> [&'s str; 4] {
-        let or_null = |text: &'s Option<String>| text.as_deref().unwrap_or(null_text);
-        [&self.day, or_null(&self.client), or_null(&self.deployment), or_null(&self.backend)]
+/// An object of the report in JSON.
+#[derive(Serialize)]
+struct UsageRow<'a> {
+    #[serde(flatten)]
+    key: NamedKey<'a>,
+    #[serde(flatten)]
+    totals: UsageTotals,
+    #[serde(flatten)]
+    audio: Option<AudioTotals>,
+}
+
+/// The keys of a row with their names.
+struct NamedKey<'a> {
+    names: &'a [GroupingKey],
+    texts: &'a RowKey,
+}
+
+impl Serialize for NamedKey<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.names.iter().map(|name| name.name()).zip(self.texts))
     }
 }
 

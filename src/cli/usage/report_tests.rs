@@ -1,6 +1,7 @@
 //! Tests of the totals and of each format of the report.
 
 use super::*;
+use crate::cli::usage::time_range::TimePoint;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::json;
@@ -62,13 +63,20 @@ fn a_record_counts_once_whether_its_file_is_plain_or_compressed() {
 
 fn report_of(records: &[serde_json::Value]) -> UsageReport {
     let mut report = UsageReport::default();
+    add_records(&mut report, records);
+    report
+}
+
+/// Adds records with ids of their own, of 2026-11-23 if they have no time.
+fn add_records(report: &mut UsageReport, records: &[serde_json::Value]) {
     for (n, record) in records.iter().enumerate() {
         let mut record = record.clone();
-        record["time"] = "2026-11-23T08:00:00.000000Z".into();
+        if record["time"].is_null() {
+            record["time"] = "2026-11-23T08:00:00.000000Z".into();
+        }
         record["request_id"] = uuid::Uuid::from_u128(n as u128).to_string().into();
         report.add_record(record.to_string().as_bytes());
     }
-    report
 }
 
 fn format_report(report: &UsageReport, format: ReportFormat) -> String {
@@ -112,6 +120,127 @@ fn turns_count_as_requests_and_their_websocket_does_not() {
         format_report(&report, ReportFormat::Csv).lines().skip(1).collect::<Vec<_>>(),
         ["2026-11-23,a,,,2,18,0,0,0,0", "2026-11-23,b,,,1,0,0,0,0,0"]
     );
+}
+
+fn grouped(keys: &[GroupingKey]) -> UsageReport {
+    let grouping = Grouping { keys: keys.to_vec(), order: RowOrder::Tokens };
+    UsageReport::new(grouping, TimeRange::default())
+}
+
+/// Records of two days, three clients and two deployments; some without class, as those of refused requests
+/// and of earlier versions.
+fn mixed_records() -> [serde_json::Value; 7] {
+    let (first, second) = ("2026-11-22T23:59:59.999999Z", "2026-11-23T00:00:00.000000Z");
+    [
+        json!({"time": first, "client": "b", "deployment": "gpt-4o", "backend": "east", "class": "batch", "total_tokens": 5}),
+        json!({"time": first, "client": "a", "deployment": "GPT-4o", "backend": "east", "class": "standard", "total_tokens": 2}),
+        json!({"time": second, "client": "a", "deployment": "gpt-4o", "backend": "west", "class": "batch", "total_tokens": 3}),
+        json!({"time": second, "client": "c", "deployment": "o3", "backend": "west", "class": "interactive", "total_tokens": 100}),
+        json!({"time": second, "client": "b", "deployment": "o3", "backend": "west", "total_tokens": 7}),
+        json!({"time": second, "client": null, "class": null, "status": 401}),
+        json!({"time": second, "client": "c", "class": "interactive", "status": 101}),
+    ]
+}
+
+#[test]
+fn rows_are_sums_by_the_keys_in_their_order_the_largest_first() {
+    use GroupingKey::{Backend, Class, Client, Day, Deployment};
+    let cases: [(&[GroupingKey], &str, &[&str]); 8] = [
+        (&[Client], "client", &["c,1,100", "b,2,12", "a,2,5", ",1,0"]),
+        (&[Deployment], "deployment", &["o3,2,107", "gpt-4o,3,10", ",1,0"]),
+        (&[Class], "class", &["interactive,1,100", "batch,2,8", ",2,7", "standard,1,2"]),
+        (&[Backend], "backend", &["west,3,110", "east,2,7", ",1,0"]),
+        (&[Day], "day", &["2026-11-23,4,110", "2026-11-22,2,7"]),
+        (
+            &[Client, Class],
+            "client,class",
+            &["c,interactive,1,100", "b,,1,7", "b,batch,1,5", "a,batch,1,3", "a,standard,1,2", ",,1,0"],
+        ),
+        (
+            &[Class, Client],
+            "class,client",
+            &["interactive,c,1,100", ",b,1,7", "batch,b,1,5", "batch,a,1,3", "standard,a,1,2", ",,1,0"],
+        ),
+        (
+            &[Deployment, Backend, Day],
+            "deployment,backend,day",
+            &[
+                "o3,west,2026-11-23,2,107",
+                "gpt-4o,east,2026-11-22,2,7",
+                "gpt-4o,west,2026-11-23,1,3",
+                ",,2026-11-23,1,0",
+            ],
+        ),
+    ];
+    for (keys, names, expected) in cases {
+        let mut report = grouped(keys);
+        add_records(&mut report, &mixed_records());
+        let expected = expected.iter().map(|row| {
+            let (start, total) = row.rsplit_once(',').unwrap();
+            format!("{start},0,0,0,0,{total}")
+        });
+        let header = format!("{names},requests,input,output,cached,reasoning,total");
+        let expected: Vec<String> = std::iter::once(header).chain(expected).collect();
+        assert_eq!(format_report(&report, ReportFormat::Csv).lines().collect::<Vec<_>>(), expected);
+    }
+}
+
+#[test]
+fn rows_with_equal_totals_are_sorted_by_name() {
+    let records = [("b", "x", 4), ("a", "y", 4), ("c", "x", 9), ("a", "x", 4), ("d", "x", 0)];
+    let records = records
+        .map(|(client, class, tokens)| json!({"client": client, "class": class, "total_tokens": tokens}));
+    let mut report = grouped(&[GroupingKey::Client, GroupingKey::Class]);
+    add_records(&mut report, &records);
+    let rows = format_report(&report, ReportFormat::Csv);
+    let rows: Vec<&str> = rows.lines().skip(1).map(|row| row.split(",1,").next().unwrap()).collect();
+    assert_eq!(rows, ["c,x", "a,x", "a,y", "b,x", "d,x"]);
+}
+
+#[test]
+fn each_format_has_only_the_columns_of_the_keys() {
+    let mut report = grouped(&[GroupingKey::Class, GroupingKey::Client]);
+    add_records(&mut report, &mixed_records());
+    let table = format_report(&report, ReportFormat::Table);
+    let expected = "\
+class        client  requests  input  output  cached  reasoning  total
+interactive  c              1      0       0       0          0    100
+-            b              1      0       0       0          0      7
+batch        b              1      0       0       0          0      5
+batch        a              1      0       0       0          0      3
+standard     a              1      0       0       0          0      2
+-            -              1      0       0       0          0      0
+total                       6      0       0       0          0    117
+";
+    assert_eq!(table, expected);
+    let rows: serde_json::Value = serde_json::from_str(&format_report(&report, ReportFormat::Json)).unwrap();
+    let expected = json!({
+        "class": null, "client": "b", "requests": 1, "input_tokens": 0, "output_tokens": 0, "cached_tokens": 0,
+        "reasoning_tokens": 0, "total_tokens": 7,
+    });
+    assert_eq!((&rows[1], rows.as_array().unwrap().len()), (&expected, 6));
+}
+
+#[test]
+fn records_out_of_the_range_do_not_count() {
+    let point = |text| Some(TimePoint::parse(text).unwrap());
+    let now = std::time::SystemTime::UNIX_EPOCH.into();
+    for (since, until, expected, unreadable) in [
+        (None, None, ["2026-11-22,2", "2026-11-23,4", "2026-11-2x,1"].as_slice(), 0),
+        (point("2026-11-23"), None, &["2026-11-23,4"], 1),
+        (None, point("2026-11-23"), &["2026-11-22,2"], 1),
+        (point("2026-11-22"), point("2026-11-24"), &["2026-11-22,2", "2026-11-23,4"], 1),
+        (point("2026-11-24"), None, &[], 1),
+    ] {
+        let range = TimeRange::new(since, until, now).unwrap();
+        let grouping = Grouping { keys: vec![GroupingKey::Day], order: RowOrder::Keys };
+        let mut report = UsageReport::new(grouping, range);
+        add_records(&mut report, &mixed_records());
+        report.add_record(br#"{"time":"2026-11-2x at night","request_id":""}"#);
+        let csv = format_report(&report, ReportFormat::Csv);
+        let rows: Vec<&str> = csv.lines().skip(1).map(|row| row.split(",0,").next().unwrap()).collect();
+        assert_eq!((rows.as_slice(), report.unreadable_lines), (expected, unreadable), "{range:?}");
+    }
 }
 
 #[test]
