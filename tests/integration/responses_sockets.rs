@@ -129,36 +129,42 @@ async fn the_turns_of_one_socket_are_balanced_and_recorded_one_by_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_turn_that_a_client_got_completely_has_a_record_after_a_kill() {
     let ([a], mut balancer) = ResponsesUpstream::start_behind_balancer(["a"], "").await;
-    let mut clients = JoinSet::new();
-    for client in 0..8 {
-        let mut socket = WebSocket::open(&balancer).await;
-        clients.spawn(async move {
-            let mut completed = Vec::new();
-            for turn in 0.. {
-                let input = format!("turn {turn} of client {client}.");
-                socket.try_send_frame(TEXT, create(&json!({"input": input})).to_string().as_bytes()).await;
-                loop {
-                    match socket.next().await {
-                        Incoming::Text(text) if text.contains("response.completed") => break,
-                        Incoming::Text(_) => {}
-                        _ => return completed,
+    for round in 0..3 {
+        let before = a.message_count();
+        let mut clients = JoinSet::new();
+        for client in 0..8 {
+            let mut socket = WebSocket::open(&balancer).await;
+            clients.spawn(async move {
+                let mut completed = Vec::new();
+                for turn in 0.. {
+                    let input = format!("turn {turn} of client {client} in round {round}.");
+                    socket
+                        .try_send_frame(TEXT, create(&json!({"input": input})).to_string().as_bytes())
+                        .await;
+                    loop {
+                        match socket.next().await {
+                            Incoming::Text(text) if text.contains("response.completed") => break,
+                            Incoming::Text(_) => {}
+                            _ => return completed,
+                        }
                     }
+                    completed.push(input);
                 }
-                completed.push(input);
-            }
-            completed
-        });
+                completed
+            });
+        }
+        wait_until("many turns have begun", || a.message_count() > before + 300).await;
+        balancer.send_signal("KILL");
+        let completed = clients.join_all().await.concat();
+        assert!(completed.len() > 200, "{}", completed.len());
+        balancer.start_again().await;
+        wait_until("the records are written", || {
+            let prompts: Vec<Value> =
+                balancer.records().iter().map(|record| record["prompt"].clone()).collect();
+            completed.iter().all(|input| prompts.iter().any(|prompt| prompt == input))
+        })
+        .await;
     }
-    wait_until("many turns have begun", || a.message_count() > 300).await;
-    balancer.send_signal("KILL");
-    let completed = clients.join_all().await.concat();
-    assert!(completed.len() > 200, "{}", completed.len());
-    balancer.start_again().await;
-    wait_until("the records are written", || {
-        let prompts: Vec<Value> = balancer.records().iter().map(|record| record["prompt"].clone()).collect();
-        completed.iter().all(|input| prompts.iter().any(|prompt| prompt == input))
-    })
-    .await;
 }
 
 /// Starts `a`, and `b` in the tier behind it.
