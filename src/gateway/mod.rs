@@ -8,6 +8,7 @@ mod admitted_request;
 mod affinity;
 mod backend;
 mod backend_question;
+pub mod budget_books;
 mod certificate_expiries;
 mod drains;
 pub mod homes_keeper;

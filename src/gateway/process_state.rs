@@ -8,6 +8,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 
 use super::backend_question::QuestionQueue;
+use super::budget_books::{BudgetBooks, BudgetReport};
 use super::certificate_expiries::CertificateExpiries;
 use super::drains::Drains;
 use super::homes_keeper::{HomesKeeper, ReportFunction};
@@ -36,6 +37,8 @@ pub struct ProcessState {
     pub homes: Arc<Homes>,
     /// What sees to it that `homes` outlives this process.
     pub homes_keeper: HomesKeeper,
+    /// What clients have used of their budgets, in memory until they get a directory.
+    pub budgets: BudgetBooks,
     /// Requests in progress: from the parsed head until both the record and the response are finished.
     pub requests_in_flight: AtomicUsize,
     /// Requests whose record is finished.
@@ -76,6 +79,7 @@ impl ProcessState {
             client_accounts: ClientAccounts::new(now),
             homes_keeper: HomesKeeper::new(Arc::clone(&homes)),
             homes,
+            budgets: BudgetBooks::default(),
             requests_in_flight: AtomicUsize::new(0),
             requests_finished: AtomicUsize::new(0),
             open_sockets: OpenSockets::default(),
@@ -95,6 +99,7 @@ impl ProcessState {
         let opened = StateDirectory::open(directory).map(Arc::new);
         self.drains.restore(&opened, &self.health_registry, now);
         self.homes_keeper.restore(&opened);
+        self.budgets.restore(&opened);
     }
 
     /// Takes the state directory after the predecessor has given it up. `are_homes_told` if the predecessor has
@@ -103,12 +108,15 @@ impl ProcessState {
         let opened = StateDirectory::open(directory).map(Arc::new);
         self.drains.take_over(&opened, &self.health_registry, now);
         self.homes_keeper.take_over(&opened, are_homes_told);
+        self.budgets.restore(&opened);
     }
 
     /// Gives the state directory up for the successor. With `report_homes` this process sends what the successor
-    /// can no longer be told to whoever serves in its place. It may wait for a file that is being written.
-    pub fn release_state(&self, report_homes: ReportFunction) {
+    /// can no longer be told to whoever serves in its place, and with `report_budgets` what clients use from now
+    /// on. It may wait for a file that is being written.
+    pub fn release_state(&self, report_homes: ReportFunction, report_budgets: BudgetReport) {
         self.drains.release_directory();
         self.homes_keeper.release_directory(report_homes);
+        self.budgets.release_directory(report_budgets);
     }
 }

@@ -143,6 +143,7 @@ pub(super) fn close_recorder_and_exit(process: &ProcessState, code: i32) -> ! {
 pub(super) fn close_recorder(process: &ProcessState) {
     process.drains.save_pending(&process.health_registry, Instant::now());
     process.homes_keeper.close();
+    process.budgets.close();
     process.recorder.shut_down();
     info!("stopped with {} requests in flight", process.requests_in_flight.load(Ordering::Acquire));
 }

@@ -29,10 +29,11 @@ use super::config_manager::ConfigManager;
 use super::notify;
 use super::shutdown::RelatedProcesses;
 use super::upgrade::{
-    ControlChannel, ControlCommand, HandoverError, PredecessorRole, ProcessSet, accept_stop, report_homes,
-    tell_successor_to_stop, wait_for_serving_and_report,
+    ControlChannel, ControlCommand, HandoverError, PredecessorRole, ProcessSet, accept_stop, report_budgets,
+    report_homes, tell_successor_to_stop, wait_for_serving_and_report,
 };
 use crate::gateway::ProcessState;
+use crate::state::budget_log::BudgetEntry;
 use crate::system_error::describe;
 
 /// How long after a handover the service manager may still send a stop to this process, because it has
@@ -130,9 +131,13 @@ impl SignalHandler {
     /// Gives the state directory up for the successor.
     async fn release_state(&self, upgrade_socket_path: &Path) {
         let process = Arc::clone(&self.process_state);
-        let path = upgrade_socket_path.to_owned();
+        let homes_path = upgrade_socket_path.to_owned();
+        let budgets_path = homes_path.clone();
+        let report_homes = Box::new(move |homes: &[u8]| report_homes(&homes_path, homes));
+        let report_budgets =
+            Box::new(move |additions: &[BudgetEntry]| report_budgets(&budgets_path, additions));
         // It may wait for a file that is being written.
-        let release = move || process.release_state(Box::new(move |homes| report_homes(&path, homes)));
+        let release = move || process.release_state(report_homes, report_budgets);
         let _ = spawn_blocking(release).await;
     }
 

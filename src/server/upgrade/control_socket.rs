@@ -11,6 +11,7 @@ use log::{debug, info};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
+use super::budgets::accept_budgets;
 use super::channel::ControlChannel;
 use super::control_socket_path::control_socket_path;
 use super::homes::{accept_homes, tell_homes};
@@ -67,8 +68,8 @@ impl ControlSocket {
         Ok(Self { listener })
     }
 
-    /// Sends the commands to `commands` until its receiver is dropped. What concerns the memory of homes is
-    /// answered at once, since a command may be waiting for it.
+    /// Sends the commands to `commands` until its receiver is dropped. What concerns the memory of homes or
+    /// budgets is answered at once, since a command may be waiting for it.
     pub async fn run(self, commands: mpsc::Sender<ControlCommand>, process: Arc<ProcessState>) {
         loop {
             let stream = tokio::select! {
@@ -90,6 +91,9 @@ impl ControlSocket {
                     Ok(ControlMessage::Introduction { pid }) => ControlCommand::HandOver { channel, pid },
                     Ok(ControlMessage::Stop) => ControlCommand::Stop(channel),
                     Ok(ControlMessage::FollowHomes) => return tell_homes(channel, &process),
+                    Ok(ControlMessage::ReportBudgets { additions }) => {
+                        return accept_budgets(channel, &process, &additions).await;
+                    }
                     Ok(ControlMessage::ReportHomes) => return accept_homes(channel, process).await,
                     other => return debug!("control socket: no command: {other:?}"),
                 };

@@ -1,24 +1,19 @@
 //! The memory of homes goes over connections of its own to the control socket, in the format of its log: it is
 //! large, and the predecessor goes on to learn until its last stream ends.
 
-use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use log::{debug, warn};
-use rustix::net::sockopt::socket_peercred;
 use tokio::task::spawn_blocking;
 
 use super::channel::ControlChannel;
 use super::control_socket_path::control_socket_path;
 use super::protocol::ControlMessage;
+use super::report::begin_report;
 use crate::gateway::ProcessState;
 use crate::gateway::homes_keeper::HomesSource;
-
-/// How long each step of a report may take.
-const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Asks the predecessor for the homes that it remembers; `None`, with a line in the log, if they do not come.
 pub(super) async fn follow_homes(upgrade_socket_path: &Path) -> Option<HomesSource> {
@@ -60,17 +55,8 @@ pub(super) async fn accept_homes(mut channel: ControlChannel, process: Arc<Proce
 /// # Errors
 /// If there is none, or it has another version that does not know them.
 pub fn report_homes(upgrade_socket_path: &Path, homes: &[u8]) -> io::Result<()> {
-    let mut stream = UnixStream::connect(control_socket_path(upgrade_socket_path))?;
-    if socket_peercred(&stream)?.pid == rustix::process::getpid() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "no other process has taken the socket"));
-    }
-    stream.set_read_timeout(Some(REPORT_TIMEOUT))?;
-    stream.set_write_timeout(Some(REPORT_TIMEOUT))?;
-    writeln!(stream, "{}", serde_json::to_string(&ControlMessage::ReportHomes)?)?;
-    let mut reply = String::new();
-    BufReader::new(&stream).read_line(&mut reply)?;
-    match serde_json::from_str(&reply)? {
-        ControlMessage::ReadyForHomes => stream.write_all(homes),
-        other => Err(io::Error::other(format!("unexpected message {other:?}"))),
+    match begin_report(upgrade_socket_path, &ControlMessage::ReportHomes)? {
+        (ControlMessage::ReadyForHomes, mut stream) => stream.write_all(homes),
+        (other, _) => Err(io::Error::other(format!("unexpected message {other:?}"))),
     }
 }

@@ -5,8 +5,10 @@
 //! (`control_socket.rs`). `aoai-lb upgrade` connects to it (`request.rs`); the running process then
 //! starts its successor (`predecessor.rs`), which connects to it as well, receives the health of the
 //! backends and reports when it is ready for the sockets (`successor.rs`). Pingora sends the sockets.
-//! The homes of objects go over a second connection (`homes.rs`).
+//! The homes of objects go over a second connection (`homes.rs`). What clients use of their budgets in requests
+//! that the old process finishes is reported to the new one (`budgets.rs`).
 
+mod budgets;
 mod channel;
 mod control_socket;
 mod control_socket_path;
@@ -14,10 +16,12 @@ mod homes;
 mod predecessor;
 mod process_set;
 mod protocol;
+mod report;
 mod request;
 mod stop;
 mod successor;
 
+pub use self::budgets::report_budgets;
 pub use self::channel::ControlChannel;
 pub use self::control_socket::{ControlCommand, ControlSocket};
 pub use self::homes::report_homes;

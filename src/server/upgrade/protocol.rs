@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::routing::health::snapshot::HealthSnapshot;
+use crate::state::budget_log::BudgetEntry;
 
 /// How long a successor may take to prepare. It waits for host names, tokens and secrets.
 pub(super) const PREPARATION_TIMEOUT: Duration = Duration::from_secs(60);
@@ -36,6 +37,11 @@ pub(super) enum ControlMessage {
     ReportHomes,
     /// In answer to it: they can be sent, in the format of their log.
     ReadyForHomes,
+    /// To the process that serves now: what clients have used in a predecessor since it gave the state directory
+    /// up, in addition to what was reported before.
+    ReportBudgets { additions: Vec<BudgetEntry> },
+    /// In answer to it: it is counted.
+    BudgetsCounted,
     /// From the successor: every step that can fail is done.
     Prepared,
     /// To the successor: what the running process has learned.
@@ -80,6 +86,7 @@ fn is_false(value: &bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::ClientName;
 
     #[test]
     fn messages_keep_the_serialized_form_of_earlier_versions() {
@@ -93,6 +100,14 @@ mod tests {
             earlier_pids: vec![1],
             tells_homes,
         };
+        let addition = BudgetEntry {
+            client: Some(ClientName::new("c")),
+            deployment: None,
+            day: 1,
+            day_tokens: 2,
+            month: 3,
+            month_tokens: 4,
+        };
         let table = [
             (ControlMessage::Upgrade, r#""upgrade""#),
             (ControlMessage::Introduction { pid: 1 }, r#"{"succeed":{"pid":1}}"#),
@@ -101,6 +116,11 @@ mod tests {
             (ControlMessage::FollowHomes, r#""follow_homes""#),
             (ControlMessage::ReportHomes, r#""report_homes""#),
             (ControlMessage::ReadyForHomes, r#""ready_for_homes""#),
+            (
+                ControlMessage::ReportBudgets { additions: vec![addition] },
+                r#"{"report_budgets":{"additions":[{"client":"c","deployment":null,"day":1,"day_tokens":2,"month":3,"month_tokens":4}]}}"#,
+            ),
+            (ControlMessage::BudgetsCounted, r#""budgets_counted""#),
             (ControlMessage::Prepared, r#""prepared""#),
             (state, r#"{"inheritance":{"remembered":{"backends":[]},"learned":["x"]}}"#),
             (ControlMessage::ReadyForSockets, r#""ready""#),
