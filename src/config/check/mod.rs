@@ -9,6 +9,7 @@ mod backends;
 mod clients;
 mod credentials;
 mod disabled_backends;
+mod limits;
 mod listeners;
 mod partial_backends;
 mod provisioned;
@@ -22,14 +23,15 @@ mod websocket;
 
 use std::path::PathBuf;
 
-use super::schema::{AdminConfig, Config, LimitsConfig};
+use super::schema::{AdminConfig, Config};
 use super::yaml::YamlNode;
 
-const TOP_LEVEL_KEYS: [&str; 16] = [
+const TOP_LEVEL_KEYS: [&str; 17] = [
     "listeners",
     "backends",
     "clients",
     "entra",
+    "limits",
     "requests",
     "affinity",
     "balance",
@@ -52,6 +54,7 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
     let backends = backends::read_backends(&root);
     let clients = clients::read_clients(&root, backends.as_ref());
     let client_tokens = root.read_optional("entra", clients::read_client_tokens);
+    let limits = limits::read_limits(&root, backends.as_ref());
     let requests = requests::read_requests(&root, backends.as_ref());
     let affinity = affinity::read_affinity(&root, backends.as_ref());
     let balance_policy = retry::read_balance_policy(&root);
@@ -70,6 +73,9 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
     if record.as_ref().is_some_and(Option::is_none) {
         clients::warn_if_client_record_is_unused(&root, &clients);
     }
+    if let Some(limits) = &limits {
+        clients::warn_if_limits_are_unused(&root, &clients, limits);
+    }
     if let Some(listeners) = &listeners {
         clients::check_client_authentication(&root, &clients, root.get("entra").is_some(), listeners);
         clients::warn_if_open_beyond_loopback(&root, &clients, listeners);
@@ -81,7 +87,7 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
         disabled_backends,
         clients,
         client_tokens: client_tokens?,
-        limits: LimitsConfig::default(),
+        limits: limits?,
         requests: requests?,
         affinity: affinity?,
         balance_policy: balance_policy?,

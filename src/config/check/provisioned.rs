@@ -17,7 +17,8 @@ pub(super) fn read_provisioned(node: &YamlNode<'_, '_>) -> Option<ProvisionedThr
         let units = node.read_integer(1..=MAX_UNITS)?;
         NonZeroU32::new(u32::try_from(units).ok()?)
     });
-    let cost_per_hour = map.read_optional("cost_per_hour", |node| node.read_decimal(MAX_COST_PER_HOUR));
+    let cost_per_hour =
+        map.read_optional("cost_per_hour", |node| node.read_decimal(MAX_COST_PER_HOUR, "12.50"));
     Some(ProvisionedThroughput { units: units?, cost_per_hour: cost_per_hour? })
 }
 

@@ -264,6 +264,17 @@ mod tests {
                 clients(&[&(key("x").replace('1', "3") + ", stateful: false"), &key("z")]),
                 "clients: added z, removed y, changed x (keys, stateful)",
             ),
+            (
+                clients(&[
+                    &(key("x") + ", limits: { deployments: { a: { in_flight: 1 } } }"),
+                    &(key("y").replace(HASH, &other_hash) + ", limits: { in_flight: 1 }"),
+                ]),
+                clients(&[
+                    &(key("x") + ", class: batch, limits: { deployments: { a: { in_flight: 2 } } }"),
+                    &(key("y").replace(HASH, &other_hash) + ", limits: { deployments: { a: { in_flight: 1 } }, in_flight: 1 }"),
+                ]),
+                "clients: changed x (class, limits) and y (limits)",
+            ),
             ("clients: open".to_owned(), clients(&[&key("x")]), "clients: added x; settings: clients (no longer open)"),
             (clients(&[&key("x")]), "clients: open".to_owned(), "clients: removed x; settings: clients (open now)"),
             (
@@ -279,10 +290,10 @@ mod tests {
             (
                 String::new(),
                 "retry: { attempts: 1, hold: { time: 1s } }\nbreaker: { failures: 9 }\ncooldown: { default: 9s }\n\
-                 timeouts: { idle: 9s }\nwebsocket: { first_frame: 9s, max_frame: 1MiB, rotate: 9s }\nserver: { drain_delay: 9s, state_directory: x }\nbalance: round_robin\n\
+                 limits: { mode: observe, default: { in_flight: 1 }, cached_weight: 0.5 }\ntimeouts: { idle: 9s }\nwebsocket: { first_frame: 9s, max_frame: 1MiB, rotate: 9s }\nserver: { drain_delay: 9s, state_directory: x }\nbalance: round_robin\n\
                  requests: { max_body: 1MiB }\naffinity: { ask: 0 }\nkey_vault: { refresh: 9s }"
                     .to_owned(),
-                "settings: requests.max_body, affinity.ask, balance, retry.attempts, retry.hold, cooldown.default, breaker.failures, \
+                "settings: limits.mode, limits.default, limits.cached_weight, requests.max_body, affinity.ask, balance, retry.attempts, retry.hold, cooldown.default, breaker.failures, \
                  timeouts.idle, websocket.first_frame, websocket.max_frame, websocket.rotate, key_vault.refresh, server.drain_delay and server.state_directory",
             ),
             (

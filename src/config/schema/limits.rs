@@ -63,7 +63,7 @@ impl RequestClass {
     }
 }
 
-/// Limits that apply at the same time. Each is at least 1; `None` for no limit.
+/// Limits that apply at the same time. Each is from 1 to 10^15; `None` for no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LimitSet {
     /// Requests within the last 60 seconds.
@@ -76,6 +76,19 @@ pub struct LimitSet {
     pub tokens_per_month: Option<u64>,
     /// Requests at the same time.
     pub in_flight: Option<u64>,
+}
+
+impl LimitSet {
+    /// Each limit with its key in the file.
+    pub fn named(&self) -> [(&'static str, Option<u64>); 5] {
+        [
+            ("requests_per_minute", self.requests_per_minute),
+            ("tokens_per_minute", self.tokens_per_minute),
+            ("tokens_per_day", self.tokens_per_day),
+            ("tokens_per_month", self.tokens_per_month),
+            ("in_flight", self.in_flight),
+        ]
+    }
 }
 
 /// All limits of one client; at least one.

@@ -89,20 +89,38 @@ impl<'p, 'v> YamlNode<'p, 'v> {
 
     /// Reads a mapping. Keys other than `keys` are reported.
     pub(crate) fn read_mapping(&self, keys: &[&str]) -> Option<YamlMapping<'p, 'v>> {
-        self.read_mapping_with_keys(keys, true)
+        self.read_mapping_with_keys(keys, &[], true)
     }
 
     /// Reads a mapping with secrets: messages do not show an unknown key, which may be a misplaced secret.
     pub(crate) fn read_secret_mapping(&self, keys: &[&str]) -> Option<YamlMapping<'p, 'v>> {
-        self.read_mapping_with_keys(keys, false)
+        self.read_mapping_with_keys(keys, &[], false)
     }
 
-    fn read_mapping_with_keys(&self, keys: &[&str], shows_keys: bool) -> Option<YamlMapping<'p, 'v>> {
+    /// Like [`Self::read_mapping`]. A key of `refused` is reported with the problem that stands beside it.
+    pub(crate) fn read_mapping_with_refused_keys(
+        &self,
+        keys: &[&str],
+        refused: &[(&str, &str)],
+    ) -> Option<YamlMapping<'p, 'v>> {
+        self.read_mapping_with_keys(keys, refused, true)
+    }
+
+    fn read_mapping_with_keys(
+        &self,
+        keys: &[&str],
+        refused: &[(&str, &str)],
+        shows_keys: bool,
+    ) -> Option<YamlMapping<'p, 'v>> {
         let Value::Mapping(entries) = self.value else {
             return self.report_wrong_kind(&format!("a mapping with {}", join_with_or(keys)));
         };
         for (key, _) in entries.iter() {
             if keys.contains(&key) {
+                continue;
+            }
+            if let Some((_, problem)) = refused.iter().find(|(name, _)| *name == key) {
+                self.problems.report_error::<()>(&child_key_path(&self.key_path, key), *problem);
                 continue;
             }
             if self.problems.is_full() {
@@ -261,14 +279,14 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         }
     }
 
-    /// Reads a number with or without decimals, from 0 to `max`.
-    pub(crate) fn read_decimal(&self, max: f64) -> Option<f64> {
+    /// Reads a number with or without decimals, from 0 to `max`. Messages show `example`.
+    pub(crate) fn read_decimal(&self, max: f64, example: &str) -> Option<f64> {
         let Some(scalar) = self.scalar() else { return self.report_wrong_kind("a number") };
         let text = self.expand_text(&scalar.text)?;
         match parse_decimal(text.value.trim()).filter(|number| *number <= max) {
             Some(number) => Some(number),
             None => self.report_error(format!(
-                "must be a number from 0 to {max}, such as 12.50{}",
+                "must be a number from 0 to {max}, such as {example}{}",
                 text.source_note()
             )),
         }
@@ -364,6 +382,11 @@ pub(crate) struct YamlMapping<'p, 'v> {
 }
 
 impl<'p, 'v> YamlMapping<'p, 'v> {
+    /// Whether it has no key at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_none_or(|entries| entries.iter().len() == 0)
+    }
+
     /// The full path of one of its keys.
     pub(crate) fn key_path_of(&self, key: &str) -> String {
         child_key_path(&self.key_path, key)

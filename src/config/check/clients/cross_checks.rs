@@ -1,6 +1,6 @@
-//! Checks of `clients` against `entra`, `listeners` and `record`.
+//! Checks of `clients` against `entra`, `limits`, `listeners` and `record`.
 
-use crate::config::schema::{ClientsConfig, ListenerConfig};
+use crate::config::schema::{ClientsConfig, LimitsConfig, ListenerConfig};
 use crate::config::yaml::YamlMapping;
 
 /// Warns about clients that say what to record although nothing is recorded.
@@ -14,6 +14,26 @@ pub(in crate::config::check) fn warn_if_client_record_is_unused(
             &format!("clients[{index}].record"),
             "has no effect: there is no record block, so nothing is recorded",
         );
+    }
+}
+
+/// Warns about limits that apply to no client, and about a block `limits` without any limit to apply to.
+pub(in crate::config::check) fn warn_if_limits_are_unused(
+    root: &YamlMapping<'_, '_>,
+    clients: &ClientsConfig,
+    limits: &LimitsConfig,
+) {
+    let clients = match clients {
+        ClientsConfig::Anyone => &[],
+        ClientsConfig::Listed(clients) => &clients[..],
+    };
+    let mut limited = clients.iter().filter(|client| client.limits.is_some());
+    if limits.default.is_none() && limited.next().is_none() && root.get("limits").is_some() {
+        root.report_warning_at("limits", "has no effect: it has no default, and no client has limits");
+    }
+    if limits.default.is_some() && !clients.is_empty() && clients.iter().all(|client| client.limits.is_some())
+    {
+        root.problems.report_warning("limits.default", "has no effect: every client has limits of its own");
     }
 }
 

@@ -6,17 +6,20 @@ mod tokens;
 use std::collections::{HashMap, HashSet};
 
 pub(super) use self::cross_checks::{
-    check_client_authentication, warn_if_client_record_is_unused, warn_if_open_beyond_loopback,
+    check_client_authentication, warn_if_client_record_is_unused, warn_if_limits_are_unused,
+    warn_if_open_beyond_loopback,
 };
 pub(super) use self::tokens::read_client_tokens;
 
+use super::limits::read_client_limits;
 use super::partial_backends::PartialBackends;
 use super::shared::{RECORDED_CONTENT_WORDS, read_entry_name};
 use crate::config::schema::{ClientConfig, ClientsConfig, RequestClass};
 use crate::config::yaml::{YamlMapping, YamlNode};
 use crate::names::{CertificateSubject, ClientName, DeploymentName};
 
-const CLIENT_KEYS: [&str; 7] = ["name", "keys", "entra", "certificates", "deployments", "stateful", "record"];
+const CLIENT_KEYS: [&str; 9] =
+    ["name", "keys", "entra", "certificates", "deployments", "stateful", "class", "limits", "record"];
 const HOW_TO_WRITE_CLIENTS: &str = "write `clients: open` to serve anyone who can connect, or list who may call: \
                    clients: [ { name: team-a, keys: [ { sha256: … } ] } ] with the output of aoai-lb keys new team-a";
 /// The SHA-256 of the empty text: what a script computes if the variable with the key is not set.
@@ -96,6 +99,12 @@ fn read_client(
     let record = map.read_block("record", &["content"]);
     let recorded_content = record
         .and_then(|record| record.read_optional("content", |node| node.read_choice(&RECORDED_CONTENT_WORDS)));
+    let class_words = RequestClass::ALL.map(|class| (class.as_str(), class));
+    let class = map.read_or("class", RequestClass::default(), |node| node.read_choice(&class_words));
+    let limits = map.read_optional("limits", |node| {
+        let allowed = allowed_deployments.as_ref().and_then(Option::as_deref);
+        read_client_limits(node, "without the key, limits.default applies", allowed, served_deployments)
+    });
     let (app_ids, app_roles) = token_claims?;
     Some(ClientConfig {
         name: name?,
@@ -109,8 +118,8 @@ fn read_client(
         allowed_deployments: allowed_deployments?,
         allows_stateful_calls: allows_stateful_calls?,
         recorded_content_override: recorded_content?,
-        class: RequestClass::default(),
-        limits: None,
+        class: class?,
+        limits: limits?,
     })
 }
 
