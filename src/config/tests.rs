@@ -84,6 +84,7 @@ fn values_marked_default_in_the_full_example_are_the_defaults() {
             .config;
     let defaults = parse_valid("").config;
     assert_eq!((config.timeouts, config.cooldown), (defaults.timeouts, defaults.cooldown));
+    assert_eq!(config.limits, defaults.limits);
     assert_eq!(format!("{:?}", config.retry), format!("{:?}", defaults.retry));
     assert_eq!(config.requests.allow_rules, defaults.requests.allow_rules);
     let limits = |r: &RequestsConfig| {

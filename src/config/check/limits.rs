@@ -145,10 +145,11 @@ fn read_deployment_limits(node: &YamlNode<'_, '_>, total: Option<&LimitSet>) -> 
 /// Reads a number from 0 to 1 as thousandths.
 fn read_permille(node: &YamlNode<'_, '_>) -> Option<u32> {
     let thousandths = node.read_decimal(1.0, "0.5")? * 1000.0;
-    if (thousandths - thousandths.round()).abs() > 1e-6 {
+    // Exact for each number of up to three decimals.
+    if thousandths.fract() != 0.0 {
         return node.report_error("must have at most three decimals, such as 0.5 or 0.125");
     }
-    Some(thousandths.round() as u32)
+    Some(thousandths as u32)
 }
 
 #[cfg(test)]
@@ -231,7 +232,8 @@ mod tests {
             ("0.5", Ok(500)),
             ("0.001", Ok(1)),
             ("0.999", Ok(999)),
-            ("0.29", Ok(290)),
+            ("0.57", Ok(570)),
+            ("0.285", Ok(285)),
             ("'0.5'", Ok(500)),
             ("0.0005", Err("must have at most three decimals, such as 0.5 or 0.125")),
             ("1.001", Err("must be a number from 0 to 1, such as 0.5")),
@@ -334,6 +336,9 @@ mod tests {
         let with_backends = |more: &str| format!("{BACKENDS}{}", one_client(more));
         let above = "has no effect: it is above tokens_per_minute for all deployments together, which is reached first";
         let default = "limits: { default: { in_flight: 1 } }\n";
+        let other = format!("{{ name: b, keys: [ {{ sha256: '{}' }} ] }}, {{ name: a", "b".repeat(64));
+        let two_clients = one_client("limits: { in_flight: 1 }").replace("{ name: a", &other);
+        let two_clients = format!("{default}{two_clients}");
         assert_warnings(&[
             (
                 &with_backends(
@@ -365,6 +370,7 @@ mod tests {
                 &["limits.default: has no effect: every client has limits of its own"],
             ),
             (&format!("{default}{}", one_client("")), &[]),
+            (&two_clients, &[]),
             (default, &[]),
         ]);
     }
