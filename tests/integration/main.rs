@@ -19,6 +19,7 @@ mod affinity_status;
 mod audit;
 mod backend_selection;
 mod backpressure;
+mod budget_books;
 mod cli;
 mod client_tokens;
 mod config_files;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{LazyLock, Mutex};
 use std::time::{Instant, SystemTime};
 
 use proptest::prelude::*;
@@ -11,6 +11,12 @@ use super::*;
 use crate::admission::budgets::{BudgetUse, UtcWindows, end_of_day, end_of_month};
 use crate::names::{ClientName, DeploymentName};
 use crate::state::budget_log::{encode_entry, encode_header, read};
+
+/// When the tests began: a midnight while they run does not matter.
+fn now() -> SystemTime {
+    static NOW: LazyLock<SystemTime> = LazyLock::new(SystemTime::now);
+    *NOW
+}
 
 fn scope(client: &str, deployment: Option<&str>) -> BudgetScope {
     BudgetScope {
@@ -30,11 +36,11 @@ fn start(directory: &Path) -> BudgetBooks {
 }
 
 fn used(books: &BudgetBooks, scope: &BudgetScope) -> (u64, u64) {
-    books.account(scope).used(SystemTime::now())
+    books.account(scope).used(now())
 }
 
 fn entry(client: &str, tokens: u64) -> BudgetEntry {
-    let windows = UtcWindows::at(SystemTime::now());
+    let windows = UtcWindows::at(now());
     scope(client, None).to_entry(BudgetUse { windows, day_tokens: tokens, month_tokens: tokens })
 }
 
@@ -88,11 +94,10 @@ fn to(successor: &Arc<Mutex<Option<BudgetBooks>>>) -> BudgetReport {
 fn what_is_used_is_in_the_file_soon_and_known_after_a_kill() {
     let directory = tempfile::tempdir().unwrap();
     let books = start(directory.path());
-    let now = SystemTime::now();
     let nameless = BudgetScope { client: None, deployment: None };
     let scopes = [scope("a", None), scope("a", Some("gpt-4o")), nameless];
     for tokens in 1..=3 {
-        scopes.iter().for_each(|scope| books.account(scope).add(tokens, now));
+        scopes.iter().for_each(|scope| books.account(scope).add(tokens, now()));
         let sum: u64 = (1..=tokens).sum();
         // Once the file has it, the thread sleeps until the next change.
         wait_until("it is in the file", || logged_tokens(directory.path(), "a") == Some(sum));
@@ -118,18 +123,17 @@ fn what_is_used_last_is_in_the_file_when_the_process_has_ended() {
     for round in 0..4 {
         let books = start(directory.path());
         assert_eq!(used(&books, &a), (round, round));
-        books.account(&a).add(1, SystemTime::now());
+        books.account(&a).add(1, now());
         books.close();
         // Nobody counts this any longer, and it does no harm.
-        books.account(&a).add(1, SystemTime::now());
+        books.account(&a).add(1, now());
     }
     assert_eq!(logged_tokens(directory.path(), "a"), Some(4));
 }
 
 #[test]
 fn a_day_and_a_month_that_have_passed_are_not_restored() {
-    let now = SystemTime::now();
-    let (tomorrow, next_month) = (end_of_day(now), end_of_month(now));
+    let (now, tomorrow, next_month) = (now(), end_of_day(now()), end_of_month(now()));
     let books = BudgetBooks::default();
     let account = books.account(&scope("a", None));
     account.add(5, now);
@@ -145,7 +149,8 @@ fn a_day_and_a_month_that_have_passed_are_not_restored() {
     fs::write(directory.path().join(FILE_NAME), written(&entries)).unwrap();
     let books = start(directory.path());
     assert_eq!(used(&books, &scope("yesterday", None)), (0, 9));
-    assert_eq!(used(&books, &scope("last month", None)), (0, 0));
+    let last_month = books.account(&scope("last month", None));
+    assert_eq!(last_month.used(now), (0, 0));
     books.close();
     // What no longer counts is not written again.
     assert_eq!(logged(directory.path()), entries[..1]);
@@ -165,7 +170,7 @@ fn a_file_that_was_cut_or_damaged_keeps_its_other_lines_and_is_continued() {
         let expected = [(0, 0), (1, 0), (1, 2), (3, 2)][lines];
         let found = (used(&books, &scope("a", None)).0, used(&books, &scope("b", None)).0);
         assert_eq!(found, expected, "cut at {cut}");
-        books.account(&scope("c", None)).add(9, SystemTime::now());
+        books.account(&scope("c", None)).add(9, now());
         books.close();
         let next = start(directory.path());
         let found = ["a", "b", "c"].map(|client| used(&next, &scope(client, None)).0);
@@ -234,15 +239,15 @@ fn while_the_disk_fails_requests_go_on_and_all_of_it_is_saved_later() {
     // What a new file is made in is taken by a directory.
     let obstacle = directory.path().join("budgets.log.new");
     fs::create_dir(&obstacle).unwrap();
-    account.add(1, SystemTime::now());
+    account.add(1, now());
     wait_until("the problem is known", || books.save_problem().is_some());
     assert!(books.save_problem().unwrap().starts_with("cannot write budgets.log: "));
-    account.add(2, SystemTime::now());
-    assert_eq!(account.used(SystemTime::now()), (3, 3));
+    account.add(2, now());
+    assert_eq!(account.used(now()), (3, 3));
     fs::remove_dir(&obstacle).unwrap();
     wait_until("it is saved", || logged_tokens(directory.path(), "a") == Some(3));
     wait_until("the problem is over", || books.save_problem().is_none());
-    account.add(3, SystemTime::now());
+    account.add(3, now());
     wait_until("it is appended", || logged_tokens(directory.path(), "a") == Some(6));
 }
 
@@ -252,7 +257,7 @@ fn without_a_directory_budgets_are_counted_in_memory() {
     let owner = open(directory.path()).unwrap();
     let books = start(directory.path());
     assert!(books.save_problem().unwrap().contains("each instance needs a directory of its own"));
-    books.account(&scope("a", None)).add(1, SystemTime::now());
+    books.account(&scope("a", None)).add(1, now());
     assert_eq!(used(&books, &scope("a", None)), (1, 1));
     books.close();
     assert!(!directory.path().join(FILE_NAME).exists());
@@ -267,25 +272,25 @@ fn a_successor_reads_all_that_was_used_and_is_told_what_its_predecessor_finishes
     let directory = tempfile::tempdir().unwrap();
     let (a, b) = (scope("a", None), scope("b", Some("gpt-4o")));
     let predecessor = start(directory.path());
-    predecessor.account(&a).add(10, SystemTime::now());
+    predecessor.account(&a).add(10, now());
     wait_until("it is in the file", || logged_tokens(directory.path(), "a") == Some(10));
     // Not in the file yet.
-    predecessor.account(&a).add(5, SystemTime::now());
+    predecessor.account(&a).add(5, now());
     let successor = Arc::default();
     predecessor.release_directory(to(&successor));
     assert_eq!(logged_tokens(directory.path(), "a"), Some(15));
     // Before the successor serves.
-    predecessor.account(&a).add(100, SystemTime::now());
-    predecessor.account(&b).add(200, SystemTime::now());
+    predecessor.account(&a).add(100, now());
+    predecessor.account(&b).add(200, now());
     let books = start(directory.path());
     assert_eq!((books.save_problem(), used(&books, &a), used(&books, &b)), (None, (15, 15), (0, 0)));
-    books.account(&a).add(1, SystemTime::now());
+    books.account(&a).add(1, now());
     *successor.lock().unwrap() = Some(books);
     let found = |scope| used(successor.lock().unwrap().as_ref().unwrap(), scope);
     wait_until("all of it is told", || (found(&a), found(&b)) == ((116, 116), (200, 200)));
-    predecessor.account(&b).add(1000, SystemTime::now());
+    predecessor.account(&b).add(1000, now());
     wait_until("more of it is told", || found(&b) == (1200, 1200));
-    predecessor.account(&b).add(5000, SystemTime::now());
+    predecessor.account(&b).add(5000, now());
     predecessor.close();
     assert_eq!((found(&a), found(&b)), ((116, 116), (6200, 6200)));
     successor.lock().unwrap().take().unwrap().close();
@@ -296,12 +301,28 @@ fn a_successor_reads_all_that_was_used_and_is_told_what_its_predecessor_finishes
 #[test]
 fn a_predecessor_without_a_directory_tells_its_successor_all_that_was_used() {
     let (a, predecessor) = (scope("a", None), BudgetBooks::default());
-    predecessor.account(&a).add(7, SystemTime::now());
+    predecessor.account(&a).add(7, now());
     let successor = Arc::new(Mutex::new(Some(BudgetBooks::default())));
     predecessor.release_directory(to(&successor));
-    predecessor.account(&a).add(1, SystemTime::now());
+    predecessor.account(&a).add(1, now());
     predecessor.close();
     assert_eq!(used(successor.lock().unwrap().as_ref().unwrap(), &a), (8, 8));
+}
+
+#[test]
+fn what_a_disk_that_fails_does_not_take_is_told_to_the_successor() {
+    let directory = tempfile::tempdir().unwrap();
+    let a = scope("a", None);
+    let predecessor = start(directory.path());
+    fs::create_dir(directory.path().join("budgets.log.new")).unwrap();
+    predecessor.account(&a).add(3, now());
+    let successor = Arc::new(Mutex::new(Some(BudgetBooks::default())));
+    predecessor.release_directory(to(&successor));
+    let found = || used(successor.lock().unwrap().as_ref().unwrap(), &a);
+    wait_until("it is told", || found() == (3, 3));
+    predecessor.account(&a).add(1, now());
+    predecessor.close();
+    assert_eq!(found(), (4, 4));
 }
 
 #[test]
@@ -311,13 +332,13 @@ fn what_a_successor_that_is_gone_was_not_told_is_added_to_its_file() {
     for is_owned in [false, true] {
         let predecessor = start(directory.path());
         let before = used(&predecessor, &a).0;
-        predecessor.account(&a).add(1, SystemTime::now());
+        predecessor.account(&a).add(1, now());
         predecessor.release_directory(nobody());
         let successor = start(directory.path());
-        successor.account(&a).add(10, SystemTime::now());
+        successor.account(&a).add(10, now());
         successor.close();
         let owner = is_owned.then(|| open(directory.path()).unwrap());
-        predecessor.account(&a).add(100, SystemTime::now());
+        predecessor.account(&a).add(100, now());
         predecessor.close();
         // The file of another process is left alone.
         let expected = before + if is_owned { 11 } else { 111 };
@@ -334,7 +355,7 @@ proptest! {
         rounds in proptest::collection::vec((0_u64..1000, 0_u64..1000, 0_u64..1000), 1..6),
     ) {
         let directory = tempfile::tempdir().unwrap();
-        let (a, now) = (scope("a", None), SystemTime::now());
+        let (a, now) = (scope("a", None), now());
         let mut sum = 0;
         let mut current = start(directory.path());
         for (before, while_released, afterwards) in rounds {
