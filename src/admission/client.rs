@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::limits::{ClientAccounts, ClientLimiter};
+use super::limits::{ClientLimiter, LimitBooks};
 use crate::config;
 use crate::config::{LimitsConfig, RequestClass};
 use crate::names::{ClientName, DeploymentName};
@@ -59,16 +59,13 @@ impl Client {
         mut self,
         own: Option<&Arc<config::ClientLimits>>,
         config: &LimitsConfig,
-        accounts: &ClientAccounts,
+        books: LimitBooks<'_>,
     ) -> Self {
         self.limiter = own.or(config.default.as_ref()).map(|limits| {
-            let account = accounts.find_or_create(self.name.as_ref());
-            Arc::new(ClientLimiter::new(
-                Arc::clone(limits),
-                config.mode,
-                config.cached_weight_permille,
-                account,
-            ))
+            let name = self.name.as_ref();
+            let account = books.accounts.find_or_create(name);
+            let open_budget = |deployment: Option<&DeploymentName>| (books.open_budget)(name, deployment);
+            Arc::new(ClientLimiter::new(Arc::clone(limits), config, account, &open_budget))
         });
         self
     }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::client::Client;
-use super::limits::ClientAccounts;
+use super::limits::LimitBooks;
 use super::token_verifier::{TokenError, TokenVerifier};
 use crate::config;
 use crate::credentials::signing_keys::SigningKeys;
@@ -47,17 +47,17 @@ impl ClientRegistry {
     pub fn new(
         config: &config::ClientsConfig,
         limits: &config::LimitsConfig,
-        accounts: &ClientAccounts,
+        books: LimitBooks<'_>,
         tokens: Option<&config::ClientTokenConfig>,
         signing_keys: Option<Arc<SigningKeys>>,
     ) -> Self {
         let listed = match config {
             config::ClientsConfig::Anyone => {
-                return Self::Anyone(Arc::new(Client::unrestricted().with_limits(None, limits, accounts)));
+                return Self::Anyone(Arc::new(Client::unrestricted().with_limits(None, limits, books)));
             }
             config::ClientsConfig::Listed(listed) => listed,
         };
-        let new_client = |client| Client::new(client).with_limits(client.limits.as_ref(), limits, accounts);
+        let new_client = |client| Client::new(client).with_limits(client.limits.as_ref(), limits, books);
         let clients: Vec<(&config::ClientConfig, Arc<Client>)> =
             listed.iter().map(|client| (client, Arc::new(new_client(client)))).collect();
         let mut clients_by_key_hash = HashMap::new();
@@ -200,6 +200,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::admission::limits::ClientAccounts;
     use crate::names::{ClientName, DeploymentName};
     use crate::refusal::RefusalReason;
 
@@ -221,7 +222,9 @@ mod tests {
 
     fn registry(clients: Vec<config::ClientConfig>) -> ClientRegistry {
         let (limits, accounts) = (config::LimitsConfig::default(), ClientAccounts::new(Instant::now()));
-        ClientRegistry::new(&config::ClientsConfig::Listed(clients), &limits, &accounts, None, None)
+        let books =
+            LimitBooks { accounts: &accounts, open_budget: &|_, _| unreachable!("nobody has limits") };
+        ClientRegistry::new(&config::ClientsConfig::Listed(clients), &limits, books, None, None)
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The limits of clients, applied to requests.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use http::Method;
 
@@ -37,15 +37,15 @@ impl Gateway {
     ) -> Result<Option<Box<Reservation>>, Box<LimitRefusal>> {
         let Some(limiter) = &client.limiter else { return Ok(None) };
         let mut demand = demand_of(admitted, method, body.len() as u64);
-        let deployment = admitted.deployment.as_ref();
-        let reserved = limiter.reserve(deployment, demand, now).or_else(|reached| {
+        let (deployment, time) = (admitted.deployment.as_ref(), SystemTime::now());
+        let reserved = limiter.reserve(deployment, demand, now, time).or_else(|reached| {
             // Images and files have fewer tokens than text of that length.
             let without_data = bytes_without_embedded_data(body);
             if demand.prompt_bytes == 0 || without_data == demand.prompt_bytes {
                 return Err(reached);
             }
             demand.prompt_bytes = without_data;
-            limiter.reserve(deployment, demand, now)
+            limiter.reserve(deployment, demand, now, time)
         });
         match reserved {
             Ok(reservation) => Ok(Some(Box::new(reservation))),

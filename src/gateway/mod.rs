@@ -40,6 +40,7 @@ use self::resources::{list_resources, resources_by_tag};
 use self::upstream_request::ApiVersions;
 use crate::admission::client::Client;
 use crate::admission::client_registry::{AuthError, ClientRegistry};
+use crate::admission::limits::LimitBooks;
 use crate::azure::request::subprotocol::subprotocol_keys;
 use crate::azure::response::verdict;
 use crate::azure::response::verdict::Verdict;
@@ -128,7 +129,10 @@ impl Gateway {
             clients: ClientRegistry::new(
                 &config.clients,
                 &config.limits,
-                &process_state.client_accounts,
+                LimitBooks {
+                    accounts: &process_state.client_accounts,
+                    open_budget: &|client, deployment| process_state.budgets.open(client, deployment),
+                },
                 config.client_tokens.as_ref(),
                 signing_keys,
             ),

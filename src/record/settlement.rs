@@ -1,6 +1,6 @@
 //! The end of a request for its client's limits: what it has reserved is replaced by what it has used.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::exchange::{ExchangeOutcome, FinishedExchange};
 use crate::admission::limits::{Settlement, UsedTokens};
@@ -14,13 +14,14 @@ impl FinishedExchange {
             reservation.settle(
                 used.map_or_else(|| self.settlement_without_usage(), Settlement::Used),
                 Instant::now(),
+                SystemTime::now(),
             );
             return;
         }
         // A response of a realtime session, which has reserved nothing.
         let limiter = self.client.as_ref().and_then(|client| client.limiter.as_ref());
         if let (Some(limiter), Some(used)) = (limiter, used) {
-            limiter.add_used(self.requested_deployment.as_ref(), &used, Instant::now());
+            limiter.add_used(self.requested_deployment.as_ref(), &used, Instant::now(), SystemTime::now());
         }
     }
 

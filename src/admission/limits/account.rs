@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use super::budget::{Budget, used_in_window};
 use super::limit_key::LimitKind;
 use super::sliding_minute::SlidingMinute;
 use super::token_estimate::TokenEstimate;
@@ -39,6 +40,18 @@ impl ClientAccounts {
     }
 }
 
+/// Where the use of limits is kept.
+#[derive(Clone, Copy)]
+pub struct LimitBooks<'b> {
+    /// The accounts of all clients.
+    pub accounts: &'b ClientAccounts,
+    /// Finds what is used of the budget of a client for a deployment, or for all.
+    pub open_budget: &'b OpenBudget<'b>,
+}
+
+/// A function that finds a budget.
+pub type OpenBudget<'b> = dyn Fn(Option<&ClientName>, Option<&DeploymentName>) -> Arc<dyn Budget> + 'b;
+
 /// What one client uses.
 #[derive(Debug)]
 pub struct ClientAccount {
@@ -69,11 +82,23 @@ pub(super) struct ScopeUse {
 }
 
 impl ScopeUse {
-    /// What counts against a rate or `in_flight`.
-    pub(super) fn used(&mut self, kind: LimitKind, now: Duration) -> u64 {
+    /// What counts against a limit, with what is reserved.
+    pub(super) fn counted(
+        &mut self,
+        kind: LimitKind,
+        budget: Option<&dyn Budget>,
+        now: Duration,
+        time: SystemTime,
+    ) -> u64 {
         match kind {
             LimitKind::InFlight => self.in_flight,
-            _ => self.window(kind).map_or(0, |window| window.total(now)),
+            LimitKind::RequestsPerMinute | LimitKind::TokensPerMinute => {
+                self.window(kind).map_or(0, |window| window.total(now))
+            }
+            LimitKind::TokensPerDay | LimitKind::TokensPerMonth => {
+                let used = budget.map_or(0, |budget| used_in_window(budget, kind, time));
+                used.saturating_add(self.reserved_tokens)
+            }
         }
     }
 

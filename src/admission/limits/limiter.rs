@@ -1,14 +1,15 @@
 //! Decides whether a request stays within its client's limits, and reserves what it may use.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::account::{ClientAccount, ScopeUse};
+use super::budget::{Budget, ClientBudgets, time_until_window_ends};
 use super::limit_key::{LimitKey, LimitKind};
 use super::reservation::Reservation;
 use super::sliding_minute::ReservedAt;
 use super::token_estimate::{Demand, UsedTokens};
-use crate::config::{ClientLimits, LimitMode, LimitSet};
+use crate::config::{ClientLimits, LimitMode, LimitSet, LimitsConfig};
 use crate::names::DeploymentName;
 
 /// The limits of one client according to one configuration, and its account.
@@ -18,6 +19,7 @@ pub struct ClientLimiter {
     mode: LimitMode,
     pub(super) cached_weight_permille: u32,
     pub(super) account: Arc<ClientAccount>,
+    pub(super) budgets: ClientBudgets,
 }
 
 /// A limit that a request would exceed.
@@ -60,6 +62,7 @@ struct Scope<'s> {
     deployment: Option<&'s DeploymentName>,
     limits: &'s LimitSet,
     used: &'s mut ScopeUse,
+    budget: Option<&'s dyn Budget>,
 }
 
 /// What a request adds to the limits.
@@ -67,18 +70,22 @@ struct Scope<'s> {
 struct Addition {
     tokens: u64,
     now: Duration,
+    time: SystemTime,
     next_end: Duration,
 }
 
 impl ClientLimiter {
-    /// The limiter of a client with these limits. Cached tokens count for so many thousandths.
+    /// The limiter of a client with these limits. `open_budget` finds what is used of its budget for a deployment, or
+    /// for all.
     pub fn new(
         limits: Arc<ClientLimits>,
-        mode: LimitMode,
-        cached_weight_permille: u32,
+        config: &LimitsConfig,
         account: Arc<ClientAccount>,
+        open_budget: &dyn Fn(Option<&DeploymentName>) -> Arc<dyn Budget>,
     ) -> Self {
-        Self { limits, mode, cached_weight_permille, account }
+        let budgets = ClientBudgets::new(&limits, open_budget);
+        let LimitsConfig { mode, cached_weight_permille, .. } = *config;
+        Self { limits, mode, cached_weight_permille, account, budgets }
     }
 
     /// Reserves what a request may use. Under `mode: observe` nothing is refused, and the reservation tells what
@@ -91,6 +98,7 @@ impl ClientLimiter {
         deployment: Option<&DeploymentName>,
         demand: Demand,
         now: Instant,
+        time: SystemTime,
     ) -> Result<Reservation, LimitReached> {
         let own_limits = deployment.and_then(|deployment| self.own_limits(deployment));
         let now = self.account.time_of(now);
@@ -98,10 +106,16 @@ impl ClientLimiter {
         let next_end = state.time_until_next_end(now);
         let (total, own) = state.scopes(deployment, own_limits.is_some());
         let estimate = own.as_deref().map_or(total.estimate, |own| own.estimate);
-        let addition = Addition { tokens: estimate.tokens(&demand), now, next_end };
+        let addition = Addition { tokens: estimate.tokens(&demand), now, time, next_end };
+        let [budget, own_budget] = self.budgets.of(deployment);
         let no_limits = LimitSet::default();
-        let mut total = Scope { deployment: None, limits: &self.limits.total, used: total };
-        let mut own = own.map(|used| Scope { deployment, limits: own_limits.unwrap_or(&no_limits), used });
+        let mut total = Scope { deployment: None, limits: &self.limits.total, used: total, budget };
+        let mut own = own.map(|used| Scope {
+            deployment,
+            limits: own_limits.unwrap_or(&no_limits),
+            used,
+            budget: own_budget,
+        });
         let scopes = [Some(&mut total), own.as_mut()].into_iter().flatten();
         let reached = longest_of(scopes.filter_map(|scope| scope.reached(addition)));
         if let Some(reached) = reached.as_ref().filter(|_| self.mode == LimitMode::Enforce) {
@@ -121,7 +135,13 @@ impl ClientLimiter {
     }
 
     /// Adds tokens that were used without a reservation.
-    pub fn add_used(&self, deployment: Option<&DeploymentName>, used: &UsedTokens, now: Instant) {
+    pub fn add_used(
+        &self,
+        deployment: Option<&DeploymentName>,
+        used: &UsedTokens,
+        now: Instant,
+        time: SystemTime,
+    ) {
         let used = used.counted(self.cached_weight_permille);
         let own_limits = deployment.and_then(|deployment| self.own_limits(deployment));
         let now = self.account.time_of(now);
@@ -133,6 +153,7 @@ impl ClientLimiter {
                 scope.tokens.get_or_insert_default().add(used, now);
             }
         }
+        self.budgets.of(deployment).into_iter().flatten().for_each(|budget| budget.add(used, time));
     }
 
     /// Whether a client with these limits is told what is left of them, instead of what Azure says.
@@ -161,15 +182,23 @@ impl ClientLimiter {
     }
 
     /// How far each limit is used.
-    pub fn uses(&self, now: Instant) -> Vec<LimitUse> {
+    pub fn uses(&self, now: Instant, time: SystemTime) -> Vec<LimitUse> {
         let now = self.account.time_of(now);
         let mut state = self.account.lock();
         let mut uses = Vec::new();
-        add_uses(None, &self.limits.total, &mut state.total, now, &mut uses);
-        for (deployment, limits) in &self.limits.deployments {
-            if let (_, Some(own)) = state.scopes(Some(deployment), true) {
-                add_uses(Some(deployment), limits, own, now, &mut uses);
-            }
+        let own = self.limits.deployments.iter().map(|(deployment, limits)| (Some(deployment), limits));
+        for (deployment, limits) in std::iter::once((None, &self.limits.total)).chain(own) {
+            let [total_budget, own_budget] = self.budgets.of(deployment);
+            let (total, own) = state.scopes(deployment, true);
+            let (used, budget) = match own {
+                Some(own) => (own, own_budget),
+                None => (total, total_budget),
+            };
+            uses.extend(LimitKind::ALL.into_iter().filter_map(|kind| {
+                let limit = kind.value_in(limits)?;
+                let key = LimitKey { deployment: deployment.cloned(), kind };
+                Some(LimitUse { key, limit, used: used.counted(kind, budget, now, time) })
+            }));
         }
         uses
     }
@@ -190,7 +219,7 @@ impl Scope<'_> {
         let reached = LimitKind::ALL.into_iter().filter_map(|kind| {
             let limit = kind.value_in(self.limits)?;
             let demand = if kind.counts_tokens() { addition.tokens } else { 1 };
-            let used = self.used.used(kind, addition.now);
+            let used = self.used.counted(kind, self.budget, addition.now, addition.time);
             if used.saturating_add(demand) <= limit {
                 return None;
             }
@@ -201,7 +230,9 @@ impl Scope<'_> {
                     window
                         .map_or(Duration::ZERO, |window| window.time_until_fits(demand, limit, addition.now))
                 }
-                LimitKind::TokensPerDay | LimitKind::TokensPerMonth => Duration::ZERO,
+                LimitKind::TokensPerDay | LimitKind::TokensPerMonth => {
+                    time_until_window_ends(kind, addition.time)
+                }
             });
             let key = LimitKey { deployment: self.deployment.cloned(), kind };
             Some(LimitReached { key, limit, demand, wait })
@@ -225,22 +256,7 @@ impl Scope<'_> {
 /// What is left of a rate of one scope; `None` if it has no such limit.
 fn rate_of(kind: LimitKind, limits: &LimitSet, used: &mut ScopeUse, now: Duration) -> Option<RateState> {
     let limit = kind.value_in(limits)?;
-    let remaining = limit.saturating_sub(used.used(kind, now));
+    let remaining = limit.saturating_sub(used.window(kind).map_or(0, |window| window.total(now)));
     let reset = used.window(kind).map_or(Duration::ZERO, |window| window.time_until_empty(now));
     Some(RateState { limit, remaining, reset })
-}
-
-/// Adds how far the limits of one scope are used.
-fn add_uses(
-    deployment: Option<&DeploymentName>,
-    limits: &LimitSet,
-    used: &mut ScopeUse,
-    now: Duration,
-    uses: &mut Vec<LimitUse>,
-) {
-    uses.extend(LimitKind::ALL.into_iter().filter_map(|kind| {
-        let limit = kind.value_in(limits)?;
-        let key = LimitKey { deployment: deployment.cloned(), kind };
-        Some(LimitUse { key, limit, used: used.used(kind, now) })
-    }));
 }

@@ -5,13 +5,15 @@
 //! at any concurrency. Each client has an account and a lock of its own.
 
 mod account;
+mod budget;
 mod limit_key;
 mod limiter;
 mod reservation;
 mod sliding_minute;
 mod token_estimate;
 
-pub use self::account::{ClientAccount, ClientAccounts};
+pub use self::account::{ClientAccount, ClientAccounts, LimitBooks, OpenBudget};
+pub use self::budget::Budget;
 pub use self::limit_key::{LimitKey, LimitKind};
 pub use self::limiter::{ClientLimiter, LimitReached, LimitUse, RateState};
 pub use self::reservation::{Reservation, Settlement};

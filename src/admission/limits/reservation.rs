@@ -1,7 +1,7 @@
 //! What a request has reserved, until it is known what it has used.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::limiter::{ClientLimiter, LimitReached};
 use super::sliding_minute::ReservedAt;
@@ -81,7 +81,7 @@ impl Reservation {
     }
 
     /// Replaces what is reserved by what was used. Later calls do nothing.
-    pub fn settle(&mut self, settlement: Settlement, now: Instant) {
+    pub fn settle(&mut self, settlement: Settlement, now: Instant, time: SystemTime) {
         self.leave_in_flight(now);
         if std::mem::replace(&mut self.is_settled, true) {
             return;
@@ -94,8 +94,15 @@ impl Reservation {
         let now = self.limiter.account.time_of(now);
         let mut state = self.limiter.account.lock();
         let (total, own) = state.scopes(self.deployment.as_ref(), false);
-        for (scope, reserved_at) in [Some(total), own].into_iter().zip(self.reserved_at) {
+        let budgets = self.limiter.budgets.of(self.deployment.as_ref());
+        for ((scope, reserved_at), budget) in
+            [Some(total), own].into_iter().zip(self.reserved_at).zip(budgets)
+        {
             let Some(scope) = scope else { continue };
+            // Under the lock, so that it is either reserved or used at any time.
+            if let Some(budget) = budget {
+                budget.add(used, time);
+            }
             scope.reserved_tokens = scope.reserved_tokens.saturating_sub(self.tokens);
             match (&mut scope.tokens, reserved_at) {
                 (Some(tokens), Some(reserved_at)) => tokens.settle(self.tokens, reserved_at, used, now),
@@ -112,6 +119,6 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.settle(Settlement::Nothing, Instant::now());
+        self.settle(Settlement::Nothing, Instant::now(), SystemTime::now());
     }
 }

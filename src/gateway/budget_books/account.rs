@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use super::mailbox::Mailbox;
 use crate::admission::budgets::{BudgetUse, UtcWindows};
+use crate::admission::limits::Budget;
 use crate::names::{ClientName, DeploymentName};
 use crate::state::budget_log::BudgetEntry;
 
@@ -66,27 +67,6 @@ impl BudgetAccount {
         Self { scope, state: Mutex::default(), mailbox }
     }
 
-    /// Adds tokens that were used.
-    pub fn add(&self, tokens: u64, now: SystemTime) {
-        if tokens == 0 {
-            return;
-        }
-        let windows = UtcWindows::at(now);
-        let mut state = self.lock();
-        state.used.add(tokens, windows);
-        // As it was counted: the clock may have been set back.
-        let counted = BudgetUse { windows: state.used.windows, day_tokens: tokens, month_tokens: tokens };
-        state.unsaved.merge(counted);
-        drop(state);
-        self.mailbox.on_change();
-    }
-
-    /// The tokens of the day and of the month that it is now.
-    pub fn used(&self, now: SystemTime) -> (u64, u64) {
-        let (windows, state) = (UtcWindows::at(now), self.lock());
-        (state.used.used_in_day(windows), state.used.used_in_month(windows))
-    }
-
     /// Adds what the file tells.
     pub(super) fn restore(&self, used: BudgetUse) {
         self.lock().used.merge(used);
@@ -125,6 +105,27 @@ impl BudgetAccount {
 
     fn lock(&self) -> MutexGuard<'_, AccountState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Budget for BudgetAccount {
+    fn add(&self, tokens: u64, now: SystemTime) {
+        if tokens == 0 {
+            return;
+        }
+        let windows = UtcWindows::at(now);
+        let mut state = self.lock();
+        state.used.add(tokens, windows);
+        // As it was counted: the clock may have been set back.
+        let counted = BudgetUse { windows: state.used.windows, day_tokens: tokens, month_tokens: tokens };
+        state.unsaved.merge(counted);
+        drop(state);
+        self.mailbox.on_change();
+    }
+
+    fn used(&self, now: SystemTime) -> (u64, u64) {
+        let (windows, state) = (UtcWindows::at(now), self.lock());
+        (state.used.used_in_day(windows), state.used.used_in_month(windows))
     }
 }
 

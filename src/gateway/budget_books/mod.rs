@@ -25,6 +25,8 @@ use self::accounts::Accounts;
 use self::file::BudgetFile;
 use self::mailbox::Command;
 use self::worker::Worker;
+use crate::admission::limits::Budget;
+use crate::names::{ClientName, DeploymentName};
 use crate::state::budget_log::{BudgetEntry, FILE_NAME};
 use crate::state::{StateDirectory, StateError};
 
@@ -43,6 +45,11 @@ pub struct BudgetBooks {
 }
 
 impl BudgetBooks {
+    /// What is used of a client's budget for a deployment, or for all.
+    pub fn open(&self, client: Option<&ClientName>, deployment: Option<&DeploymentName>) -> Arc<dyn Budget> {
+        self.account(&BudgetScope { client: client.cloned(), deployment: deployment.cloned() })
+    }
+
     /// The account that all requests of a scope share. It begins at 0, or as it was saved.
     pub fn account(&self, scope: &BudgetScope) -> Arc<BudgetAccount> {
         self.accounts.get_or_create(scope)
