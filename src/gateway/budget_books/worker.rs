@@ -1,7 +1,7 @@
 //! The thread that passes on what is used: to the file, or to the process that serves in place of this one.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
@@ -123,7 +123,7 @@ impl Worker {
                 if report_changes(report, &self.accounts).is_err()
                     && let Some(directory) = directory.take()
                 {
-                    save_after_successor(directory, &self.accounts);
+                    save_after_successor(&directory, &self.accounts);
                 }
             }
         }
@@ -167,8 +167,8 @@ fn pass_taken(
 }
 
 /// Adds to the file of a successor that is gone, if nobody else has come.
-fn save_after_successor(directory: PathBuf, accounts: &Accounts) {
-    let Ok(directory) = StateDirectory::open(&directory) else { return };
+fn save_after_successor(directory: &Path, accounts: &Accounts) {
+    let Ok(directory) = StateDirectory::open(directory) else { return };
     let (mut file, entries) = BudgetFile::open(Arc::new(directory));
     let merged = Accounts::default();
     merged.restore(&entries);
