@@ -40,6 +40,7 @@ mod homes;
 mod http1_semantics;
 mod http2;
 mod journal;
+mod limits;
 mod live_check;
 mod log_analytics;
 mod metrics;

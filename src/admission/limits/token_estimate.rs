@@ -5,8 +5,8 @@
 const FIRST_TOKENS_PER_BYTE: f32 = 0.25;
 /// Of a response whose length the request does not limit.
 const FIRST_OUTPUT_TOKENS: f32 = 256.0;
-/// How much one request changes the estimate.
-const WEIGHT: f32 = 1.0 / 8.0;
+/// The average is one over this many requests: the first ones decide alone, and no single later one changes much.
+const AVERAGED_REQUESTS: u8 = 8;
 /// What text of any language can be. Images and files in a body have few tokens for their bytes, and say nothing of
 /// text.
 const PLAUSIBLE_TOKENS_PER_BYTE: std::ops::RangeInclusive<f32> = 0.05..=2.0;
@@ -16,8 +16,16 @@ const MIN_LEARNED_BYTES: u64 = 64;
 /// What is learned of one client's requests for one deployment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TokenEstimate {
-    tokens_per_byte: f32,
-    output_tokens: f32,
+    tokens_per_byte: Average,
+    output_tokens: Average,
+}
+
+/// An average in which later values count for more.
+#[derive(Clone, Copy, Debug)]
+struct Average {
+    value: f32,
+    /// How many values it is made of.
+    count: u8,
 }
 
 /// What is known of a request before it is sent.
@@ -55,7 +63,17 @@ impl UsedTokens {
 
 impl Default for TokenEstimate {
     fn default() -> Self {
-        Self { tokens_per_byte: FIRST_TOKENS_PER_BYTE, output_tokens: FIRST_OUTPUT_TOKENS }
+        Self {
+            tokens_per_byte: Average { value: FIRST_TOKENS_PER_BYTE, count: 0 },
+            output_tokens: Average { value: FIRST_OUTPUT_TOKENS, count: 0 },
+        }
+    }
+}
+
+impl Average {
+    fn add(&mut self, value: f32) {
+        self.count = (self.count + 1).min(AVERAGED_REQUESTS);
+        self.value += (value - self.value) / f32::from(self.count);
     }
 }
 
@@ -68,11 +86,11 @@ impl TokenEstimate {
         reason = "an estimate; a conversion of a large or negative number saturates"
     )]
     pub(super) fn tokens(&self, demand: &Demand) -> u64 {
-        let input = (demand.prompt_bytes as f32 * self.tokens_per_byte).ceil() as u64;
+        let input = (demand.prompt_bytes as f32 * self.tokens_per_byte.value).ceil() as u64;
         let output = match demand.max_output_tokens {
             _ if !demand.has_output => 0,
             Some(limit) => limit,
-            None => self.output_tokens.ceil() as u64,
+            None => self.output_tokens.value.ceil() as u64,
         };
         input.saturating_add(output.saturating_mul(demand.choices.max(1)))
     }
@@ -83,12 +101,11 @@ impl TokenEstimate {
         if demand.prompt_bytes >= MIN_LEARNED_BYTES {
             let observed = used.input as f32 / demand.prompt_bytes as f32;
             if PLAUSIBLE_TOKENS_PER_BYTE.contains(&observed) {
-                self.tokens_per_byte += WEIGHT * (observed - self.tokens_per_byte);
+                self.tokens_per_byte.add(observed);
             }
         }
         if demand.has_output && used.output > 0 {
-            let observed = used.output as f32 / demand.choices.max(1) as f32;
-            self.output_tokens += WEIGHT * (observed - self.output_tokens);
+            self.output_tokens.add(used.output as f32 / demand.choices.max(1) as f32);
         }
     }
 }
@@ -120,6 +137,8 @@ mod tests {
     #[test]
     fn estimates_approach_what_requests_use() {
         let mut estimate = TokenEstimate::default();
+        estimate.learn(&demand(1000, None, 1), &UsedTokens { input: 250, cached: 0, output: 100 });
+        assert_eq!(estimate.tokens(&demand(1000, None, 1)), 350, "the first one decides alone");
         for _ in 0..100 {
             let used = UsedTokens { input: 500, cached: 0, output: 40 };
             estimate.learn(&demand(1000, None, 2), &used);
