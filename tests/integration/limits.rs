@@ -242,6 +242,18 @@ async fn a_budget_outlives_a_kill_an_upgrade_and_a_reload() {
 }
 
 #[tokio::test]
+async fn an_upgrade_in_the_middle_of_a_minute_gives_no_second_limit() {
+    let (_upstream, mut balancer) = start("requests_per_minute: 3", "").await;
+    for _ in 0..2 {
+        assert_eq!(post(&balancer, &json!({})).await.status, 200);
+    }
+    assert!(balancer.run_upgrade_command().await.status.success());
+    balancer.wait_until_single_process().await;
+    assert_eq!(post(&balancer, &json!({})).await.status, 200);
+    expect_rate_refusal(&post(&balancer, &json!({})).await, "requests_per_minute");
+}
+
+#[tokio::test]
 async fn observed_limits_are_counted_and_refuse_nothing() {
     let (_upstream, balancer) = start("requests_per_minute: 1", "limits: { mode: observe }\n").await;
     for _ in 0..3 {

@@ -14,6 +14,8 @@ use crate::names::{ClientName, DeploymentName};
 const MAX_DEPLOYMENTS: usize = 256;
 /// How many of a client's latest ends tell when the next one comes.
 const REMEMBERED_ENDS: usize = 16;
+/// How long what was used counts against a rate, at most.
+const WINDOW: Duration = Duration::from_secs(61);
 /// What a client is told to wait for the end of one of its requests.
 const MIN_END_WAIT: Duration = Duration::from_millis(100);
 const MAX_END_WAIT: Duration = Duration::from_secs(5);
@@ -29,7 +31,15 @@ pub struct ClientAccounts {
 impl ClientAccounts {
     /// Those of a process that starts now.
     pub fn new(now: Instant) -> Self {
-        Self { accounts: Mutex::default(), start: now }
+        // What was used before, in another process, has its place as well.
+        let start = now.checked_sub(2 * WINDOW).unwrap_or(now);
+        Self { accounts: Mutex::default(), start }
+    }
+
+    /// All accounts, with their clients.
+    pub(super) fn all(&self) -> Vec<(Option<ClientName>, Arc<ClientAccount>)> {
+        let accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        accounts.iter().map(|(client, account)| (client.clone(), Arc::clone(account))).collect()
     }
 
     /// The account of this client; `None` is the one of all clients that need not authenticate.
@@ -124,6 +134,12 @@ impl ClientAccount {
 }
 
 impl AccountState {
+    /// The use of all requests, and that of each deployment.
+    pub(super) fn all_scopes(&mut self) -> impl Iterator<Item = (Option<&DeploymentName>, &mut ScopeUse)> {
+        let own = self.deployments.iter_mut().map(|(name, own)| (Some(name), own));
+        std::iter::once((None, &mut self.total)).chain(own)
+    }
+
     /// The use of all requests, and that of a deployment: none for a call that names none, and for one of too many
     /// deployments without limits of their own.
     pub(super) fn scopes(

@@ -10,6 +10,7 @@ mod limit_key;
 mod limiter;
 mod reservation;
 mod sliding_minute;
+mod snapshot;
 mod token_estimate;
 
 pub use self::account::{ClientAccount, ClientAccounts, LimitBooks, OpenBudget};
@@ -17,4 +18,5 @@ pub use self::budget::Budget;
 pub use self::limit_key::{LimitKey, LimitKind};
 pub use self::limiter::{ClientLimiter, LimitReached, LimitUse, RateState};
 pub use self::reservation::{Reservation, Settlement};
+pub use self::snapshot::RateSnapshot;
 pub use self::token_estimate::{Demand, UsedTokens};

@@ -120,6 +120,29 @@ impl SlidingMinute {
         Duration::from_secs(last + SLOTS as u64).saturating_sub(now)
     }
 
+    /// What counts, second by second: pairs of an age in seconds and an amount.
+    pub(super) fn amounts_by_age(&mut self, now: Duration) -> Vec<(u64, u64)> {
+        self.advance(now);
+        let newest = self.newest;
+        let ages = (0..SLOTS as u64).filter(|age| *age <= newest);
+        let amounts = ages.map(|age| {
+            let Slot { settled, running } = *self.slot(newest - age);
+            (age, settled.saturating_add(running))
+        });
+        amounts.filter(|(_, amount)| *amount > 0).collect()
+    }
+
+    /// Adds what was used so many seconds ago.
+    pub(super) fn add_amounts_by_age(&mut self, amounts: &[(u64, u64)], now: Duration) {
+        self.advance(now);
+        for (age, amount) in amounts.iter().filter(|(age, _)| *age < SLOTS as u64) {
+            let Some(second) = self.newest.checked_sub(*age) else { continue };
+            let slot = self.slot(second);
+            slot.settled = slot.settled.saturating_add(*amount);
+            self.settled = self.settled.saturating_add(*amount);
+        }
+    }
+
     /// Forgets what is older than a minute.
     fn advance(&mut self, now: Duration) {
         let now = now.as_secs();

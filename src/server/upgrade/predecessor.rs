@@ -153,7 +153,8 @@ impl PredecessorRole {
         let deployments = self.config_manager.active_config().load().gateway.learned_deployments();
         let deployments = deployments.iter().map(ToString::to_string).collect();
         let uncounted = self.config_manager.process_state().recorder.stored_usage().uncounted_hashes();
-        let state = ControlMessage::LearnedState { health, deployments, uncounted };
+        let rates = self.config_manager.process_state().client_accounts.capture(now);
+        let state = ControlMessage::LearnedState { health, deployments, uncounted, rates };
         successor.send(&state).await.map_err(HandoverError::NotReady)?;
         expect_message(&mut successor, REPLY_TIMEOUT, |message| {
             matches!(message, ControlMessage::ReadyForSockets)

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::admission::limits::RateSnapshot;
 use crate::routing::health::snapshot::HealthSnapshot;
 use crate::state::budget_log::BudgetEntry;
 
@@ -54,6 +55,9 @@ pub(super) enum ControlMessage {
         /// Hashes of stored objects whose tokens have not been counted. Earlier versions do not send it.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         uncounted: Vec<u64>,
+        /// What clients have used of their rates in the last minute. Earlier versions do not send it.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        rates: Vec<RateSnapshot>,
     },
     /// From the successor: it now waits for the sockets.
     #[serde(rename = "ready")]
@@ -94,6 +98,7 @@ mod tests {
             health: HealthSnapshot::default(),
             deployments: vec!["x".to_owned()],
             uncounted: Vec::new(),
+            rates: Vec::new(),
         };
         let welcome = |tells_homes| ControlMessage::Welcome {
             addresses: vec!["a".to_owned()],
