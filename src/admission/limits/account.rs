@@ -88,25 +88,21 @@ pub(super) struct ScopeUse {
     pub(super) in_flight: u64,
     /// The tokens that requests in progress have reserved.
     pub(super) reserved_tokens: u64,
+    /// Kept where a configuration limits it, so that it also counts what was admitted before, or after.
+    pub(super) budget: Option<Arc<dyn Budget>>,
     pub(super) estimate: TokenEstimate,
 }
 
 impl ScopeUse {
     /// What counts against a limit, with what is reserved.
-    pub(super) fn counted(
-        &mut self,
-        kind: LimitKind,
-        budget: Option<&dyn Budget>,
-        now: Duration,
-        time: SystemTime,
-    ) -> u64 {
+    pub(super) fn counted(&mut self, kind: LimitKind, now: Duration, time: SystemTime) -> u64 {
         match kind {
             LimitKind::InFlight => self.in_flight,
             LimitKind::RequestsPerMinute | LimitKind::TokensPerMinute => {
                 self.window(kind).map_or(0, |window| window.total(now))
             }
             LimitKind::TokensPerDay | LimitKind::TokensPerMonth => {
-                let used = budget.map_or(0, |budget| used_in_window(budget, kind, time));
+                let used = self.budget.as_deref().map_or(0, |budget| used_in_window(budget, kind, time));
                 used.saturating_add(self.reserved_tokens)
             }
         }

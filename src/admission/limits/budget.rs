@@ -1,8 +1,6 @@
 //! Where budgets are kept. They outlive the process, which is not the business of limits.
 
-use std::collections::HashMap;
 use std::fmt::Debug;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::limit_key::LimitKind;
@@ -18,34 +16,14 @@ pub trait Budget: Debug + Send + Sync {
     fn used(&self, now: SystemTime) -> (u64, u64);
 }
 
-/// The budgets of one client that have limits.
-#[derive(Debug)]
-pub(super) struct ClientBudgets {
-    total: Option<Arc<dyn Budget>>,
-    deployments: HashMap<DeploymentName, Arc<dyn Budget>>,
-}
-
-impl ClientBudgets {
-    /// Those that these limits need. `open` finds the budget of a deployment, or that of all together.
-    pub(super) fn new(
-        limits: &ClientLimits,
-        open: &dyn Fn(Option<&DeploymentName>) -> Arc<dyn Budget>,
-    ) -> Self {
-        let needs_budget = |limits: &LimitSet| {
-            LimitKind::ALL.into_iter().any(|kind| kind.is_budget() && kind.value_in(limits).is_some())
-        };
-        let own = limits.deployments.iter().filter(|(_, own)| needs_budget(own));
-        Self {
-            total: needs_budget(&limits.total).then(|| open(None)),
-            deployments: own.map(|(name, _)| (name.clone(), open(Some(name)))).collect(),
-        }
-    }
-
-    /// The budget of all requests, and that of those for this deployment.
-    pub(super) fn of(&self, deployment: Option<&DeploymentName>) -> [Option<&dyn Budget>; 2] {
-        let own = deployment.and_then(|deployment| self.deployments.get(deployment));
-        [self.total.as_deref(), own.map(|own| &**own)]
-    }
+/// The scopes of a client whose budget these limits limit: `None` for all requests, or a deployment.
+pub(super) fn scopes_with_budget(limits: &ClientLimits) -> impl Iterator<Item = Option<&DeploymentName>> {
+    let is_limited = |limits: &LimitSet| {
+        LimitKind::ALL.into_iter().any(|kind| kind.is_budget() && kind.value_in(limits).is_some())
+    };
+    let own = limits.deployments.iter().map(|(name, own)| (Some(name), own));
+    let scopes = std::iter::once((None, &limits.total)).chain(own);
+    scopes.filter(move |(_, limits)| is_limited(limits)).map(|(scope, _)| scope)
 }
 
 /// What was used in the window of a budget's limit.

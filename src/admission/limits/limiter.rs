@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::account::{ClientAccount, ScopeUse};
-use super::budget::{Budget, ClientBudgets, time_until_window_ends};
+use super::budget::{Budget, scopes_with_budget, time_until_window_ends};
 use super::limit_key::{LimitKey, LimitKind};
 use super::reservation::Reservation;
 use super::sliding_minute::ReservedAt;
@@ -19,7 +19,6 @@ pub struct ClientLimiter {
     mode: LimitMode,
     pub(super) cached_weight_permille: u32,
     pub(super) account: Arc<ClientAccount>,
-    pub(super) budgets: ClientBudgets,
 }
 
 /// A limit that a request would exceed.
@@ -62,7 +61,6 @@ struct Scope<'s> {
     deployment: Option<&'s DeploymentName>,
     limits: &'s LimitSet,
     used: &'s mut ScopeUse,
-    budget: Option<&'s dyn Budget>,
 }
 
 /// What a request adds to the limits.
@@ -83,9 +81,15 @@ impl ClientLimiter {
         account: Arc<ClientAccount>,
         open_budget: &dyn Fn(Option<&DeploymentName>) -> Arc<dyn Budget>,
     ) -> Self {
-        let budgets = ClientBudgets::new(&limits, open_budget);
+        {
+            let mut state = account.lock();
+            for deployment in scopes_with_budget(&limits) {
+                let (total, own) = state.scopes(deployment, true);
+                own.unwrap_or(total).budget = Some(open_budget(deployment));
+            }
+        }
         let LimitsConfig { mode, cached_weight_permille, .. } = *config;
-        Self { limits, mode, cached_weight_permille, account, budgets }
+        Self { limits, mode, cached_weight_permille, account }
     }
 
     /// Reserves what a request may use. Under `mode: observe` nothing is refused, and the reservation tells what
@@ -107,15 +111,10 @@ impl ClientLimiter {
         let (total, own) = state.scopes(deployment, own_limits.is_some());
         let estimate = own.as_deref().map_or(total.estimate, |own| own.estimate);
         let addition = Addition { tokens: estimate.tokens(&demand), now, time, next_end };
-        let [budget, own_budget] = self.budgets.of(deployment);
         let no_limits = LimitSet::default();
-        let mut total = Scope { deployment: None, limits: &self.limits.total, used: total, budget };
-        let mut own = own.map(|used| Scope {
-            deployment,
-            limits: own_limits.unwrap_or(&no_limits),
-            used,
-            budget: own_budget,
-        });
+        let mut total = Scope { deployment: None, limits: &self.limits.total, used: total };
+        let mut own =
+            own.map(|used| Scope { deployment, limits: own_limits.unwrap_or(&no_limits), used });
         let scopes = [Some(&mut total), own.as_mut()].into_iter().flatten();
         let reached = longest_of(scopes.filter_map(|scope| scope.reached(addition)));
         if let Some(reached) = reached.as_ref().filter(|_| self.mode == LimitMode::Enforce) {
@@ -123,10 +122,12 @@ impl ClientLimiter {
         }
         let total_reserved_at = total.book(addition);
         let own_reserved_at = own.as_mut().and_then(|own| own.book(addition));
+        // One that is not counted for its deployment must not end there: limits may be added to it meanwhile.
+        let counted_deployment = deployment.filter(|_| own.is_some()).cloned();
         drop(state);
         Ok(Reservation::new(
             Arc::clone(self),
-            deployment.cloned(),
+            counted_deployment,
             demand,
             addition.tokens,
             [total_reserved_at, own_reserved_at],
@@ -149,11 +150,14 @@ impl ClientLimiter {
         let (total, own) = state.scopes(deployment, own_limits.is_some());
         let limits = [Some(&self.limits.total), own_limits];
         for (scope, limits) in [Some(total), own].into_iter().zip(limits) {
-            if let (Some(scope), Some(_)) = (scope, limits.and_then(|limits| limits.tokens_per_minute)) {
+            let Some(scope) = scope else { continue };
+            if limits.and_then(|limits| limits.tokens_per_minute).is_some() {
                 scope.tokens.get_or_insert_default().add(used, now);
             }
+            if let Some(budget) = &scope.budget {
+                budget.add(used, time);
+            }
         }
-        self.budgets.of(deployment).into_iter().flatten().for_each(|budget| budget.add(used, time));
     }
 
     /// Whether a client with these limits is told what is left of them, instead of what Azure says.
@@ -188,16 +192,12 @@ impl ClientLimiter {
         let mut uses = Vec::new();
         let own = self.limits.deployments.iter().map(|(deployment, limits)| (Some(deployment), limits));
         for (deployment, limits) in std::iter::once((None, &self.limits.total)).chain(own) {
-            let [total_budget, own_budget] = self.budgets.of(deployment);
             let (total, own) = state.scopes(deployment, true);
-            let (used, budget) = match own {
-                Some(own) => (own, own_budget),
-                None => (total, total_budget),
-            };
+            let used = own.unwrap_or(total);
             uses.extend(LimitKind::ALL.into_iter().filter_map(|kind| {
                 let limit = kind.value_in(limits)?;
                 let key = LimitKey { deployment: deployment.cloned(), kind };
-                Some(LimitUse { key, limit, used: used.counted(kind, budget, now, time) })
+                Some(LimitUse { key, limit, used: used.counted(kind, now, time) })
             }));
         }
         uses
@@ -219,7 +219,7 @@ impl Scope<'_> {
         let reached = LimitKind::ALL.into_iter().filter_map(|kind| {
             let limit = kind.value_in(self.limits)?;
             let demand = if kind.counts_tokens() { addition.tokens } else { 1 };
-            let used = self.used.counted(kind, self.budget, addition.now, addition.time);
+            let used = self.used.counted(kind, addition.now, addition.time);
             if used.saturating_add(demand) <= limit {
                 return None;
             }
@@ -260,3 +260,7 @@ fn rate_of(kind: LimitKind, limits: &LimitSet, used: &mut ScopeUse, now: Duratio
     let reset = used.window(kind).map_or(Duration::ZERO, |window| window.time_until_empty(now));
     Some(RateState { limit, remaining, reset })
 }
+
+#[cfg(test)]
+#[path = "limiter_tests.rs"]
+mod tests;

@@ -11,6 +11,8 @@ mod limiter;
 mod reservation;
 mod sliding_minute;
 mod snapshot;
+#[cfg(test)]
+mod testing;
 mod token_estimate;
 
 pub use self::account::{ClientAccount, ClientAccounts, LimitBooks, OpenBudget};

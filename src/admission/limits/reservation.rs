@@ -12,6 +12,7 @@ use crate::names::DeploymentName;
 #[derive(Debug)]
 pub struct Reservation {
     limiter: Arc<ClientLimiter>,
+    /// `None` also if the request is not counted for its deployment.
     deployment: Option<DeploymentName>,
     demand: Demand,
     tokens: u64,
@@ -94,13 +95,10 @@ impl Reservation {
         let now = self.limiter.account.time_of(now);
         let mut state = self.limiter.account.lock();
         let (total, own) = state.scopes(self.deployment.as_ref(), false);
-        let budgets = self.limiter.budgets.of(self.deployment.as_ref());
-        for ((scope, reserved_at), budget) in
-            [Some(total), own].into_iter().zip(self.reserved_at).zip(budgets)
-        {
+        for (scope, reserved_at) in [Some(total), own].into_iter().zip(self.reserved_at) {
             let Some(scope) = scope else { continue };
             // Under the lock, so that it is either reserved or used at any time.
-            if let Some(budget) = budget {
+            if let Some(budget) = &scope.budget {
                 budget.add(used, time);
             }
             scope.reserved_tokens = scope.reserved_tokens.saturating_sub(self.tokens);
@@ -122,3 +120,7 @@ impl Drop for Reservation {
         self.settle(Settlement::Nothing, Instant::now(), SystemTime::now());
     }
 }
+
+#[cfg(test)]
+#[path = "reservation_tests.rs"]
+mod tests;

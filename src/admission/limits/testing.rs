@@ -1,0 +1,154 @@
+//! Limits, clients and budgets for the tests of this module.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::account::ClientAccounts;
+use super::budget::Budget;
+use super::limiter::{ClientLimiter, LimitReached};
+use super::reservation::{Reservation, Settlement};
+use super::token_estimate::{Demand, UsedTokens};
+use crate::config::{ClientLimits, LimitMode, LimitSet, LimitsConfig};
+use crate::names::DeploymentName;
+
+/// 2024-02-28, 18:00 UTC: six hours before the end of the day, thirty before that of the month.
+const START_SECONDS: u64 = 1_709_143_200;
+
+/// A budget that no day or month ends.
+#[derive(Debug, Default)]
+pub(super) struct MemoryBudget(Mutex<(u64, u64)>);
+
+impl Budget for MemoryBudget {
+    fn add(&self, tokens: u64, _now: SystemTime) {
+        let mut used = self.0.lock().unwrap();
+        *used = (used.0 + tokens, used.1 + tokens);
+    }
+
+    fn used(&self, _now: SystemTime) -> (u64, u64) {
+        *self.0.lock().unwrap()
+    }
+}
+
+/// One client, with an account and budgets that all its limiters share.
+pub(super) struct TestClient {
+    accounts: ClientAccounts,
+    start: Instant,
+    budgets: Mutex<HashMap<Option<DeploymentName>, Arc<MemoryBudget>>>,
+}
+
+impl TestClient {
+    pub(super) fn new() -> Self {
+        let start = Instant::now();
+        Self { accounts: ClientAccounts::new(start), start, budgets: Mutex::default() }
+    }
+
+    /// The limiter of a configuration with these limits; see [`limits`].
+    pub(super) fn limiter(&self, keys: &[(&str, u64)]) -> TestLimiter {
+        self.limiter_with(keys, LimitMode::Enforce, 1000)
+    }
+
+    pub(super) fn limiter_with(
+        &self,
+        keys: &[(&str, u64)],
+        mode: LimitMode,
+        cached_weight_permille: u32,
+    ) -> TestLimiter {
+        let config = LimitsConfig { mode, default: None, cached_weight_permille };
+        let open_budget = |deployment: Option<&DeploymentName>| -> Arc<dyn Budget> {
+            Arc::clone(self.budgets.lock().unwrap().entry(deployment.cloned()).or_default()) as Arc<dyn Budget>
+        };
+        let account = self.accounts.find_or_create(None);
+        let limiter = ClientLimiter::new(Arc::new(limits(keys)), &config, account, &open_budget);
+        TestLimiter { limiter: Arc::new(limiter), start: self.start }
+    }
+}
+
+/// A limiter that takes times in milliseconds since the client's account was made.
+#[derive(Clone)]
+pub(super) struct TestLimiter {
+    pub(super) limiter: Arc<ClientLimiter>,
+    start: Instant,
+}
+
+impl TestLimiter {
+    pub(super) fn reserve(
+        &self,
+        deployment: Option<&str>,
+        tokens: u64,
+        millis: u64,
+    ) -> Result<TestReservation, LimitReached> {
+        let deployment = deployment.map(name);
+        let reservation =
+            self.limiter.reserve(deployment.as_ref(), demand(tokens), self.at(millis), time(millis))?;
+        Ok(TestReservation { reservation, start: self.start })
+    }
+
+    /// The key of each limit, with what counts against it.
+    pub(super) fn uses(&self, millis: u64) -> Vec<(String, u64)> {
+        let uses = self.limiter.uses(self.at(millis), time(millis));
+        uses.into_iter().map(|limit| (limit.key.to_string(), limit.used)).collect()
+    }
+
+    pub(super) fn at(&self, millis: u64) -> Instant {
+        self.start + Duration::from_millis(millis)
+    }
+}
+
+/// A reservation that takes times as [`TestLimiter`] does.
+#[derive(Debug)]
+pub(super) struct TestReservation {
+    pub(super) reservation: Reservation,
+    start: Instant,
+}
+
+impl TestReservation {
+    pub(super) fn settle(&mut self, settlement: Settlement, millis: u64) {
+        self.reservation.settle(settlement, self.start + Duration::from_millis(millis), time(millis));
+    }
+
+    pub(super) fn leave_in_flight(&mut self, millis: u64) {
+        self.reservation.leave_in_flight(self.start + Duration::from_millis(millis));
+    }
+}
+
+pub(super) fn time(millis: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(START_SECONDS) + Duration::from_millis(millis)
+}
+
+pub(super) fn name(name: &str) -> DeploymentName {
+    DeploymentName::parse(name).unwrap()
+}
+
+/// A request that is estimated at exactly so many tokens.
+pub(super) fn demand(tokens: u64) -> Demand {
+    Demand { prompt_bytes: 0, max_output_tokens: Some(tokens), choices: 1, has_output: true }
+}
+
+pub(super) fn used(tokens: u64) -> Settlement {
+    Settlement::Used(UsedTokens { input: tokens, cached: 0, output: 0 })
+}
+
+/// Limits by their keys, such as `deployments.gpt-4o.tokens_per_minute`.
+pub(super) fn limits(keys: &[(&str, u64)]) -> ClientLimits {
+    let mut limits = ClientLimits::default();
+    for (key, value) in keys {
+        let (set, kind) = match key.strip_prefix("deployments.").and_then(|rest| rest.rsplit_once('.')) {
+            Some((deployment, kind)) => (limits.deployments.entry(name(deployment)).or_default(), kind),
+            None => (&mut limits.total, *key),
+        };
+        *value_of(set, kind) = Some(*value);
+    }
+    limits
+}
+
+fn value_of<'s>(set: &'s mut LimitSet, kind: &str) -> &'s mut Option<u64> {
+    match kind {
+        "requests_per_minute" => &mut set.requests_per_minute,
+        "tokens_per_minute" => &mut set.tokens_per_minute,
+        "tokens_per_day" => &mut set.tokens_per_day,
+        "tokens_per_month" => &mut set.tokens_per_month,
+        "in_flight" => &mut set.in_flight,
+        other => panic!("{other} is no limit"),
+    }
+}
