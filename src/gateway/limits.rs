@@ -1,16 +1,21 @@
 //! The limits of clients, applied to requests.
 
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use http::Method;
 
 use super::Gateway;
+use super::ProcessState;
 use super::admitted_request::AdmittedRequest;
 use super::requested_call::ParsedBody;
 use crate::admission::client::Client;
-use crate::admission::limits::{Demand, LimitKey, LimitKind, LimitReached, Reservation};
+use crate::admission::client_registry::ClientRegistry;
+use crate::admission::limits::{Demand, LimitBooks, LimitKey, LimitKind, LimitReached, Reservation};
 use crate::azure::Operation;
 use crate::azure::request::embedded_data::bytes_without_embedded_data;
+use crate::config::Config;
+use crate::credentials::signing_keys::SigningKeys;
 use crate::refusal::{Refusal, RefusalReason};
 
 /// A request that a limit refuses.
@@ -52,6 +57,19 @@ impl Gateway {
             Err(reached) => Err(Box::new(limit_refusal(client, reached))),
         }
     }
+}
+
+/// The clients of this configuration. What they use is kept with the process.
+pub(super) fn clients_with_limits(
+    config: &Config,
+    process_state: &ProcessState,
+    signing_keys: Option<Arc<SigningKeys>>,
+) -> ClientRegistry {
+    let books = LimitBooks {
+        accounts: &process_state.client_accounts,
+        open_budget: &|client, deployment| process_state.budgets.open(client, deployment),
+    };
+    ClientRegistry::new(&config.clients, &config.limits, books, config.client_tokens.as_ref(), signing_keys)
 }
 
 /// What a request may use, as far as it tells.

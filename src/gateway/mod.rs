@@ -40,7 +40,6 @@ use self::resources::{list_resources, resources_by_tag};
 use self::upstream_request::ApiVersions;
 use crate::admission::client::Client;
 use crate::admission::client_registry::{AuthError, ClientRegistry};
-use crate::admission::limits::LimitBooks;
 use crate::azure::request::subprotocol::subprotocol_keys;
 use crate::azure::response::verdict;
 use crate::azure::response::verdict::Verdict;
@@ -126,16 +125,7 @@ impl Gateway {
             backend.mark_unavailable_if_no_secret(now);
         }
         Self {
-            clients: ClientRegistry::new(
-                &config.clients,
-                &config.limits,
-                LimitBooks {
-                    accounts: &process_state.client_accounts,
-                    open_budget: &|client, deployment| process_state.budgets.open(client, deployment),
-                },
-                config.client_tokens.as_ref(),
-                signing_keys,
-            ),
+            clients: limits::clients_with_limits(config, &process_state, signing_keys),
             pools: PoolSet::new(config, &backends, now),
             model_list: ModelList::new(config),
             disabled_backends: config

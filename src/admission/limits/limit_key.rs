@@ -1,6 +1,7 @@
-//! The names of limits, as the configuration spells them.
+//! The names of limits, as the configuration spells them, and what is told of one that is reached.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::config::LimitSet;
 use crate::names::DeploymentName;
@@ -79,4 +80,17 @@ impl fmt::Display for LimitKey {
         }
         f.write_str(self.kind.key())
     }
+}
+
+/// A limit that a request would exceed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitReached {
+    /// The limit.
+    pub key: LimitKey,
+    /// Its value.
+    pub limit: u64,
+    /// What the request would add to it: an estimate where tokens are limited.
+    pub demand: u64,
+    /// How long the client should wait; `None` if a wait does not help, because the request alone is too much.
+    pub wait: Option<Duration>,
 }

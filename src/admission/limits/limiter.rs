@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::account::{ClientAccount, ScopeUse};
 use super::budget::{Budget, scopes_with_budget, time_until_window_ends};
-use super::limit_key::{LimitKey, LimitKind};
+use super::limit_key::{LimitKey, LimitKind, LimitReached};
 use super::reservation::Reservation;
 use super::sliding_minute::ReservedAt;
 use super::token_estimate::{Demand, UsedTokens};
@@ -17,21 +17,8 @@ use crate::names::DeploymentName;
 pub struct ClientLimiter {
     limits: Arc<ClientLimits>,
     mode: LimitMode,
-    pub(super) cached_weight_permille: u32,
-    pub(super) account: Arc<ClientAccount>,
-}
-
-/// A limit that a request would exceed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LimitReached {
-    /// The limit.
-    pub key: LimitKey,
-    /// Its value.
-    pub limit: u64,
-    /// What the request would add to it: an estimate where tokens are limited.
-    pub demand: u64,
-    /// How long the client should wait; `None` if a wait does not help, because the request alone is too much.
-    pub wait: Option<Duration>,
+    cached_weight_permille: u32,
+    account: Arc<ClientAccount>,
 }
 
 /// What is left of a rate, as `x-ratelimit-*` tells it.
@@ -98,7 +85,7 @@ impl ClientLimiter {
     /// # Errors
     /// The limit that the request would exceed: the one that takes longest.
     pub fn reserve(
-        self: &Arc<Self>,
+        &self,
         deployment: Option<&DeploymentName>,
         demand: Demand,
         now: Instant,
@@ -113,8 +100,7 @@ impl ClientLimiter {
         let addition = Addition { tokens: estimate.tokens(&demand), now, time, next_end };
         let no_limits = LimitSet::default();
         let mut total = Scope { deployment: None, limits: &self.limits.total, used: total };
-        let mut own =
-            own.map(|used| Scope { deployment, limits: own_limits.unwrap_or(&no_limits), used });
+        let mut own = own.map(|used| Scope { deployment, limits: own_limits.unwrap_or(&no_limits), used });
         let scopes = [Some(&mut total), own.as_mut()].into_iter().flatten();
         let reached = longest_of(scopes.filter_map(|scope| scope.reached(addition)));
         if let Some(reached) = reached.as_ref().filter(|_| self.mode == LimitMode::Enforce) {
@@ -126,7 +112,8 @@ impl ClientLimiter {
         let counted_deployment = deployment.filter(|_| own.is_some()).cloned();
         drop(state);
         Ok(Reservation::new(
-            Arc::clone(self),
+            Arc::clone(&self.account),
+            self.cached_weight_permille,
             counted_deployment,
             demand,
             addition.tokens,

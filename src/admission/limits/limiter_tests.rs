@@ -112,12 +112,7 @@ const CASES: &[Case] = &[
     (&[("tokens_per_minute", 100)], &[], (GPT, 101, 0), Some(("tokens_per_minute", 100, 101, None))),
     (&[("tokens_per_day", 100)], &[(GPT, 9, 0)], (GPT, 101, 0), Some(("tokens_per_day", 100, 101, None))),
     (&[("tokens_per_month", 100)], &[], (None, 101, 0), Some(("tokens_per_month", 100, 101, None))),
-    (
-        &[("tokens_per_month", 100)],
-        &[],
-        (None, u64::MAX, 0),
-        Some(("tokens_per_month", 100, u64::MAX, None)),
-    ),
+    (&[("tokens_per_month", 100)], &[], (None, u64::MAX, 0), Some(("tokens_per_month", 100, u64::MAX, None))),
     (
         &[("deployments.gpt-4o.tokens_per_minute", 5)],
         &[],

@@ -17,8 +17,8 @@ mod token_estimate;
 
 pub use self::account::{ClientAccount, ClientAccounts, LimitBooks, OpenBudget};
 pub use self::budget::Budget;
-pub use self::limit_key::{LimitKey, LimitKind};
-pub use self::limiter::{ClientLimiter, LimitReached, LimitUse, RateState};
+pub use self::limit_key::{LimitKey, LimitKind, LimitReached};
+pub use self::limiter::{ClientLimiter, LimitUse, RateState};
 pub use self::reservation::{Reservation, Settlement};
 pub use self::snapshot::RateSnapshot;
 pub use self::token_estimate::{Demand, UsedTokens};

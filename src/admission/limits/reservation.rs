@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use super::limiter::{ClientLimiter, LimitReached};
+use super::account::ClientAccount;
+use super::limit_key::LimitReached;
 use super::sliding_minute::ReservedAt;
 use super::token_estimate::{Demand, UsedTokens};
 use crate::names::DeploymentName;
@@ -11,7 +12,8 @@ use crate::names::DeploymentName;
 /// What a request has reserved. It is given back exactly once: when it is settled, else when it is dropped.
 #[derive(Debug)]
 pub struct Reservation {
-    limiter: Arc<ClientLimiter>,
+    account: Arc<ClientAccount>,
+    cached_weight_permille: u32,
     /// `None` also if the request is not counted for its deployment.
     deployment: Option<DeploymentName>,
     demand: Demand,
@@ -38,7 +40,8 @@ pub enum Settlement {
 
 impl Reservation {
     pub(super) fn new(
-        limiter: Arc<ClientLimiter>,
+        account: Arc<ClientAccount>,
+        cached_weight_permille: u32,
         deployment: Option<DeploymentName>,
         demand: Demand,
         tokens: u64,
@@ -46,7 +49,8 @@ impl Reservation {
         exceeded: Option<LimitReached>,
     ) -> Self {
         Self {
-            limiter,
+            account,
+            cached_weight_permille,
             deployment,
             demand,
             tokens,
@@ -72,8 +76,8 @@ impl Reservation {
         if !std::mem::replace(&mut self.is_in_flight, false) {
             return;
         }
-        let now = self.limiter.account.time_of(now);
-        let mut state = self.limiter.account.lock();
+        let now = self.account.time_of(now);
+        let mut state = self.account.lock();
         state.note_end(now);
         let (total, own) = state.scopes(self.deployment.as_ref(), false);
         for scope in [Some(total), own].into_iter().flatten() {
@@ -88,12 +92,12 @@ impl Reservation {
             return;
         }
         let used = match settlement {
-            Settlement::Used(used) => used.counted(self.limiter.cached_weight_permille),
+            Settlement::Used(used) => used.counted(self.cached_weight_permille),
             Settlement::Unknown => self.tokens,
             Settlement::Nothing => 0,
         };
-        let now = self.limiter.account.time_of(now);
-        let mut state = self.limiter.account.lock();
+        let now = self.account.time_of(now);
+        let mut state = self.account.lock();
         let (total, own) = state.scopes(self.deployment.as_ref(), false);
         for (scope, reserved_at) in [Some(total), own].into_iter().zip(self.reserved_at) {
             let Some(scope) = scope else { continue };

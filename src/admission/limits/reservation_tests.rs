@@ -79,7 +79,8 @@ fn a_dropped_reservation_is_given_back() {
 #[test]
 fn a_request_leaves_those_in_flight_once_and_keeps_its_tokens() {
     let limiter = TestClient::new().limiter(ALL_KINDS);
-    let (mut first, mut second) = (limiter.reserve(GPT, 10, 0).unwrap(), limiter.reserve(GPT, 10, 0).unwrap());
+    let (mut first, mut second) =
+        (limiter.reserve(GPT, 10, 0).unwrap(), limiter.reserve(GPT, 10, 0).unwrap());
     first.leave_in_flight(1000);
     first.leave_in_flight(1000);
     assert_eq!(counted(&limiter, 1000), both([2, 20, 20, 1]));
@@ -112,13 +113,8 @@ fn only_told_tokens_are_learned_and_for_the_deployment_they_are_of() {
     let estimated = Demand { max_output_tokens: None, prompt_bytes: 100, ..demand(0) };
     let reserve = |deployment: Option<&str>, settlement| {
         let deployment = deployment.map(name);
-        let reserved = ClientLimiter::reserve(
-            &limiter.limiter,
-            deployment.as_ref(),
-            estimated,
-            limiter.at(0),
-            time(0),
-        );
+        let reserved =
+            ClientLimiter::reserve(&limiter.limiter, deployment.as_ref(), estimated, limiter.at(0), time(0));
         let mut reservation = reserved.unwrap();
         reservation.settle(settlement, limiter.at(0), time(0));
         reservation.tokens()
@@ -196,12 +192,24 @@ const TARGETS: [Option<&str>; 4] = [Some("a"), Some("b"), Some("c"), None];
 
 #[derive(Clone, Debug)]
 enum Step {
-    Reserve { target: usize, tokens: u64 },
+    Reserve {
+        target: usize,
+        tokens: u64,
+    },
     /// `used_percent`: `None` if it is not known.
-    Settle { index: usize, used_percent: Option<u64> },
-    LeaveInFlight { index: usize },
-    Drop { index: usize },
-    Wait { millis: u64 },
+    Settle {
+        index: usize,
+        used_percent: Option<u64>,
+    },
+    LeaveInFlight {
+        index: usize,
+    },
+    Drop {
+        index: usize,
+    },
+    Wait {
+        millis: u64,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -218,9 +226,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn limit_values() -> impl Strategy<Value = Vec<Option<u64>>> {
-    let set = || {
-        (1u64..8, 1u64..300, 1u64..900, 1u64..1200, 1u64..6).prop_map(|(a, b, c, d, e)| [a, b, c, d, e])
-    };
+    let set =
+        || (1u64..8, 1u64..300, 1u64..900, 1u64..1200, 1u64..6).prop_map(|(a, b, c, d, e)| [a, b, c, d, e]);
     let one = || (set(), prop::array::uniform5(prop::bool::weighted(0.6)));
     prop::collection::vec(one(), SCOPES.len()).prop_map(|sets| {
         sets.into_iter()
@@ -249,7 +256,9 @@ fn exact(events: &[Event], scope: Option<&str>, kind: &str, now: u64, window: u6
             let is_recent = now - event.start < window;
             match kind {
                 "requests_per_minute" => u64::from(is_recent),
-                "tokens_per_minute" => event.used.map_or(event.tokens, |used| if is_recent { used } else { 0 }),
+                "tokens_per_minute" => {
+                    event.used.map_or(event.tokens, |used| if is_recent { used } else { 0 })
+                }
                 "in_flight" => u64::from(event.is_in_flight),
                 _ => event.used.unwrap_or(event.tokens),
             }

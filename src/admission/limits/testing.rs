@@ -6,7 +6,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::account::ClientAccounts;
 use super::budget::Budget;
-use super::limiter::{ClientLimiter, LimitReached};
+use super::limit_key::LimitReached;
+use super::limiter::ClientLimiter;
 use super::reservation::{Reservation, Settlement};
 use super::token_estimate::{Demand, UsedTokens};
 use crate::config::{ClientLimits, LimitMode, LimitSet, LimitsConfig};
@@ -56,7 +57,8 @@ impl TestClient {
     ) -> TestLimiter {
         let config = LimitsConfig { mode, default: None, cached_weight_permille };
         let open_budget = |deployment: Option<&DeploymentName>| -> Arc<dyn Budget> {
-            Arc::clone(self.budgets.lock().unwrap().entry(deployment.cloned()).or_default()) as Arc<dyn Budget>
+            Arc::clone(self.budgets.lock().unwrap().entry(deployment.cloned()).or_default())
+                as Arc<dyn Budget>
         };
         let account = self.accounts.find_or_create(None);
         let limiter = ClientLimiter::new(Arc::new(limits(keys)), &config, account, &open_budget);

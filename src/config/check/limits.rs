@@ -249,7 +249,7 @@ mod tests {
                     assert_eq!(parse_valid(&yaml).config.limits.cached_weight_permille, permille, "{yaml}");
                 }
                 Err(problem) => {
-                    assert_eq!(errors_in(&yaml), [format!("limits.cached_weight: {problem}")], "{yaml}")
+                    assert_eq!(errors_in(&yaml), [format!("limits.cached_weight: {problem}")], "{yaml}");
                 }
             }
         }
