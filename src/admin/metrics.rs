@@ -7,11 +7,12 @@ use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry}
 
 use super::conditions::BackendReport;
 use super::status::sinks::backlog_age_seconds;
+use crate::admission::client_registry::ClientRegistry;
 use crate::azure::Operation;
 use crate::credentials::seconds_until;
 use crate::gateway::Gateway;
 use crate::proxy::ActiveConfig;
-use crate::record::metrics::register_metric;
+use crate::record::metrics::{ABSENT_LABEL, register_metric};
 use crate::routing::health::backend_health::BackendPart;
 use crate::routing::health::backend_state::BackendState;
 use crate::routing::service_state::ServiceState;
@@ -83,6 +84,7 @@ pub fn prometheus_text(config: &ActiveConfig, now: Instant) -> String {
     );
     set_expiry_gauges(&registry, gateway, now, wall_now);
     set_affinity_gauges(&registry, gateway);
+    set_limit_gauge(&registry, gateway.clients(), now, wall_now);
     set_memory_gauge(&registry);
     let backlog_seconds = GaugeVec::new(
         Opts::new(
@@ -202,6 +204,27 @@ fn set_affinity_gauges(registry: &Registry, gateway: &Gateway) {
     evicted.with_label_values(&["no"]).inc_by(memory.evicted.saturating_sub(memory.evicted_with_maker));
 }
 
+/// Adds what is left of the limits of clients.
+fn set_limit_gauge(registry: &Registry, clients: &ClientRegistry, now: Instant, wall_now: SystemTime) {
+    let remaining = IntGaugeVec::new(
+        Opts::new(
+            "aoai_lb_limit_remaining",
+            "What is left of a limit of a client now: of the last 60 seconds, of the UTC day or month, or of its requests \
+             in flight. 0 if all is used, or more.",
+        ),
+        &["client", "limit"],
+    );
+    let remaining = register_metric(registry, remaining);
+    for client in clients.all_clients() {
+        let Some(limiter) = &client.limiter else { continue };
+        let name = client.name.as_ref().map_or(ABSENT_LABEL, |name| name.as_str());
+        for limit in limiter.uses(now, wall_now) {
+            let value = i64::try_from(limit.remaining()).unwrap_or(i64::MAX);
+            remaining.with_label_values(&[name, &limit.key.to_string()]).set(value);
+        }
+    }
+}
+
 /// Adds the memory of the process.
 fn set_memory_gauge(registry: &Registry) {
     let gauge = IntGauge::new("process_resident_memory_bytes", "Resident memory of the process, in bytes.");
@@ -217,4 +240,46 @@ fn resident_memory_bytes() -> Option<i64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kibibytes: i64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
     kibibytes.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::status::limits::testing::{TestClients, tokens};
+
+    #[test]
+    fn what_is_left_of_each_limit_has_a_series_and_ends_with_the_limit() {
+        let gauge = |clients: &TestClients| {
+            let registry = Registry::new();
+            set_limit_gauge(&registry, &clients.registry, clients.now, clients.wall_now);
+            let mut lines: Vec<String> = prometheus::TextEncoder::new()
+                .encode_to_string(&registry.gather())
+                .unwrap()
+                .lines()
+                .filter_map(|line| line.strip_prefix("aoai_lb_limit_remaining").map(str::to_owned))
+                .collect();
+            lines.sort();
+            lines
+        };
+        let mut clients = TestClients::new(
+            "
+limits: { mode: observe }
+clients:
+  - { name: a, keys: [ { sha256: 0000000000000000000000000000000000000000000000000000000000000001 } ],
+      limits: { tokens_per_minute: 100, tokens_per_day: 1000, deployments: { gpt-4o: { tokens_per_minute: 10 } } } }
+  - { name: b, keys: [ { sha256: 0000000000000000000000000000000000000000000000000000000000000002 } ] }
+",
+        );
+        clients.add_used("a", Some("gpt-4o"), &tokens(30));
+        assert_eq!(
+            gauge(&clients),
+            [
+                r#"{client="a",limit="deployments.gpt-4o.tokens_per_minute"} 0"#,
+                r#"{client="a",limit="tokens_per_day"} 970"#,
+                r#"{client="a",limit="tokens_per_minute"} 70"#,
+            ]
+        );
+        clients.reload("limits: { default: { tokens_per_minute: 50 } }\nclients: open");
+        assert_eq!(gauge(&clients), [r#"{client="none",limit="tokens_per_minute"} 50"#]);
+    }
 }

@@ -11,6 +11,7 @@ use super::conditions::{BackendReport, member_condition};
 use super::config_status::ConfigStatus;
 use super::status::affinity::affinity_status;
 use super::status::expiry::{certificate_statuses, credential_statuses};
+use super::status::limits::limits_status;
 use super::status::refusals::refused_clients;
 use super::status::sinks::sink_statuses;
 use super::status::{
@@ -99,6 +100,12 @@ impl StatusSource {
                 .collect(),
             backends: all_backend_statuses(&active_config, &statistics, clock),
             clients: client_statuses(&statistics),
+            limits: limits_status(
+                gateway.clients(),
+                || process.budgets.save_problem(),
+                clock.monotonic_now,
+                clock.wall_now,
+            ),
             refusals: refused_clients(&statistics),
             sinks: sink_statuses(&process.recorder.sinks(), clock.wall_now),
             certificates: certificate_statuses(&process.certificate_expiries, clock.wall_now),

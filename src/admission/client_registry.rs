@@ -100,6 +100,14 @@ impl ClientRegistry {
         }
     }
 
+    /// The listed clients, or the one that stands for all if anyone may call.
+    pub fn all_clients(&self) -> &[Arc<Client>] {
+        match self {
+            Self::Anyone(client) => std::slice::from_ref(client),
+            Self::Listed(listed) => &listed.clients,
+        }
+    }
+
     /// The client that the presented keys, tokens and certificate subject belong to. One valid credential
     /// is enough; invalid ones beside it are ignored.
     ///

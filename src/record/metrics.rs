@@ -20,7 +20,7 @@ use crate::azure::response::usage::TokenUsage;
 use crate::names::DeploymentName;
 
 /// The label of a request without client, deployment or status.
-const ABSENT_LABEL: &str = "none";
+pub const ABSENT_LABEL: &str = "none";
 /// The label of all deployments that are neither configured nor known to a backend, so that clients cannot
 /// add time series at will. Also used for an unknown operation or reason.
 const UNKNOWN_LABEL: &str = "other";

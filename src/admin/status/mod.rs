@@ -4,6 +4,7 @@
 
 pub mod affinity;
 pub mod expiry;
+pub mod limits;
 pub mod refusals;
 pub mod sinks;
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use self::affinity::AffinityStatus;
 use self::expiry::{CertificateStatus, CredentialStatus};
+use self::limits::LimitsStatus;
 use self::refusals::{RefusalsByStatus, RefusedClient};
 use self::sinks::SinkStatus;
 
@@ -32,6 +34,9 @@ pub struct StatusReport {
     pub pools: Vec<PoolStatus>,
     pub backends: Vec<BackendStatus>,
     pub clients: Vec<ClientStatus>,
+    /// How far clients use their limits; `null` if no client has limits. Earlier versions do not send it.
+    #[serde(default)]
+    pub limits: Option<LimitsStatus>,
     /// The clients whose requests were refused or failed.
     pub refusals: Vec<RefusedClient>,
     /// Where records go; empty without a `record` block.

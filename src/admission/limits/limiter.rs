@@ -43,6 +43,13 @@ pub struct LimitUse {
     pub used: u64,
 }
 
+impl LimitUse {
+    /// What is left of it; 0 if more is used than the limit, as a budget may be, or any limit that is only observed.
+    pub fn remaining(&self) -> u64 {
+        self.limit.saturating_sub(self.used)
+    }
+}
+
 /// A scope of limits that a request counts in.
 struct Scope<'s> {
     deployment: Option<&'s DeploymentName>,
@@ -145,6 +152,16 @@ impl ClientLimiter {
                 budget.add(used, time);
             }
         }
+    }
+
+    /// What happens to a request that exceeds a limit.
+    pub fn mode(&self) -> LimitMode {
+        self.mode
+    }
+
+    /// Whether a limit is a budget.
+    pub fn has_budgets(&self) -> bool {
+        scopes_with_budget(&self.limits).next().is_some()
     }
 
     /// Whether a client with these limits is told what is left of them, instead of what Azure says.

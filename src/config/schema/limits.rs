@@ -32,6 +32,16 @@ pub enum LimitMode {
     Observe,
 }
 
+impl LimitMode {
+    /// Its name in the file and in the status.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Observe => "observe",
+        }
+    }
+}
+
 /// How urgent the requests of a client are. The smaller one comes first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RequestClass {
