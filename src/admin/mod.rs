@@ -5,6 +5,7 @@
 
 mod access;
 mod affinity_watch;
+mod budget_watch;
 mod conditions;
 pub mod config_status;
 pub mod connections;

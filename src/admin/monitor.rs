@@ -12,6 +12,7 @@ use log::{Level, error, info, log, warn};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::affinity_watch::AffinityWatch;
+use super::budget_watch::budget_problem;
 use super::conditions::{BackendReport, member_condition};
 use super::config_status::ConfigStatus;
 use super::status::expiry::certificate_statuses;
@@ -145,6 +146,8 @@ impl ServiceMonitor {
         }
         problems.extend(self.look_at_process(config));
         problems.extend(self.affinity_watch.look(&config.gateway, now));
+        let budgets = &config.gateway.process_state.budgets;
+        problems.extend(budget_problem(config.gateway.clients(), budgets.save_problem()));
         problems.sort_by_key(|problem| Reverse(problem.state));
         let seen = problems.first().map_or(ServiceState::Healthy, |problem| problem.state);
         let change = self.tracker.observe(seen, now);

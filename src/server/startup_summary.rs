@@ -3,21 +3,23 @@
 use std::collections::BTreeMap;
 
 use crate::admin::config_status::ConfigStatus;
-use crate::config::{AdminAddress, ClientsConfig, Config, ListenerConfig, join_shortened};
+use crate::config::{AdminAddress, ClientsConfig, Config, LimitMode, ListenerConfig, join_shortened};
 
-/// Version, configuration, listeners, backends, deployments, clients and sinks, one line for each or two of them.
+/// Version, configuration, listeners, backends, deployments, clients, limits if there are any, and sinks, one line for each or two of them.
 pub(super) fn describe_start(config: &Config, status: &ConfigStatus) -> Vec<String> {
     let file = match &status.file {
         Some(file) => format!("configuration {} (SHA-256 {})", file.display(), status.short_sha256()),
         None => "a configuration of its own, without a file".to_owned(),
     };
-    vec![
+    let mut lines = vec![
         format!("aoai-lb {} with {file}", env!("CARGO_PKG_VERSION")),
         format!("{}; {}", describe_listeners(config), describe_admin(config)),
         format!("{}; {}", describe_backends(config), describe_deployments(config)),
         describe_clients(config),
-        describe_sinks(config),
-    ]
+    ];
+    lines.extend(describe_limits(config));
+    lines.push(describe_sinks(config));
+    lines
 }
 
 fn describe_listeners(config: &Config) -> String {
@@ -78,6 +80,27 @@ fn describe_clients(config: &Config) -> String {
             format!("clients: {}", join_shortened(&names))
         }
     }
+}
+
+/// How many clients have limits; `None` if none has.
+fn describe_limits(config: &Config) -> Option<String> {
+    let has_default = config.limits.default.is_some();
+    let who = match &config.clients {
+        ClientsConfig::Anyone if has_default => "all clients together have limits".to_owned(),
+        ClientsConfig::Anyone => return None,
+        ClientsConfig::Listed(clients) => {
+            let limited = clients.iter().filter(|client| has_default || client.limits.is_some()).count();
+            if limited == 0 {
+                return None;
+            }
+            format!("{limited} of {} clients have limits", clients.len())
+        }
+    };
+    let mode = match config.limits.mode {
+        LimitMode::Enforce => "enforced",
+        LimitMode::Observe => "observed only, nothing is refused",
+    };
+    Some(format!("limits: {who}; {mode}"))
 }
 
 fn describe_sinks(config: &Config) -> String {
@@ -158,5 +181,39 @@ record:
         let many =
             format!("listeners: [ {{ address: '127.0.0.1:8080' }} ]\nclients: open\nbackends:\n{many}");
         assert!(lines(&many, None)[2].contains("b20 (tier 1) and 40 more; deployments"));
+    }
+
+    #[test]
+    fn a_start_says_how_many_clients_have_limits() {
+        let listed = |limits: &str| {
+            let key = |digit| format!("keys: [ {{ sha256: {digit:064} }} ]");
+            format!(
+                "{limits}\nclients:\n  - {{ name: a, {}, limits: {{ in_flight: 2 }} }}\n  - {{ name: b, {} }}",
+                key(1),
+                key(2)
+            )
+        };
+        let default = "limits: { mode: observe, default: { in_flight: 1 } }";
+        for (yaml, expected) in [
+            (listed(""), Some("limits: 1 of 2 clients have limits; enforced")),
+            (listed(default), Some("limits: 2 of 2 clients have limits; observed only, nothing is refused")),
+            (
+                format!("{default}\nclients: open"),
+                Some("limits: all clients together have limits; observed only, nothing is refused"),
+            ),
+            (listed("").replace(", limits: { in_flight: 2 }", ""), None),
+            ("limits: { mode: observe }\nclients: open".to_owned(), None),
+        ] {
+            let yaml = format!(
+                "listeners: [ {{ address: '127.0.0.1:8080' }} ]\n\
+                 backends: [ {{ name: w, endpoint: 'https://a.b', credential: {{ api_key: k }} }} ]\n{yaml}"
+            );
+            let lines = lines(&yaml, None);
+            assert_eq!(
+                lines.iter().find(|line| line.starts_with("limits: ")).map(String::as_str),
+                expected,
+                "{yaml}"
+            );
+        }
     }
 }

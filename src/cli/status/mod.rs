@@ -5,6 +5,7 @@ mod affinity;
 mod backends;
 mod check;
 mod fitted_table;
+mod limits;
 mod output;
 mod plain;
 mod pools;
@@ -43,7 +44,7 @@ pub(super) struct StatusArguments {
     /// Print one line. The exit code is 0 if the state is healthy or spilling, 3 if it is not, and 1 if it is unknown.
     #[arg(long, conflicts_with_all = ["watch", "json", "verbose"])]
     check: bool,
-    /// Also show the quotas of deployments, the requests and tokens of clients, and which resource has how many objects.
+    /// Also show the quotas of deployments, the requests, tokens and limits of clients, and which resource has how many objects.
     #[arg(short, long, conflicts_with = "json")]
     verbose: bool,
     /// Print the JSON of GET /api/status.

@@ -26,7 +26,9 @@ pub(super) fn format(
     SortOrder::WorstFirst.sort(&mut backends);
     lines.extend(backend_table(&backends, &spilling_backends(&status.service), time).lines(columns));
     let details = is_verbose.then(|| detail_sections(status));
-    for section in overview_sections(status, time).into_iter().chain(details.into_iter().flatten()) {
+    for section in
+        overview_sections(status, time, is_verbose).into_iter().chain(details.into_iter().flatten())
+    {
         lines.push(Line::default());
         lines.extend(section.lines(columns));
     }

@@ -1,15 +1,17 @@
 //! The sections below the backends. Each is shown only if it has something to tell: pools that are an exception, who is
-//! refused, where records go, what ends soon, the last failed reload; in detail also quotas and clients.
+//! refused or close to a limit, where records go, what ends soon, the last failed reload; in detail also quotas and clients.
 
 use super::affinity::{memory_lines, resource_table};
 use super::backends::state_style;
 use super::fitted_table::{Cell, Column, Table};
+use super::limits::{limit_notes, limit_table};
 use super::pools::pool_exceptions;
 use super::report_time::{ReportTime, in_whole_seconds};
 use super::summary::spilling_backends;
 use super::text::{Line, Style, in_words, in_words_ms, or_unknown, printable};
 use crate::admin::status::affinity::AffinityStatus;
 use crate::admin::status::expiry::{CertificateStatus, CredentialStatus};
+use crate::admin::status::limits::LimitsStatus;
 use crate::admin::status::refusals::RefusedClient;
 use crate::admin::status::sinks::SinkStatus;
 use crate::admin::status::{BackendStatus, ClientStatus, StatusReport};
@@ -42,10 +44,11 @@ impl Section {
 }
 
 /// The sections of an overview.
-pub(super) fn overview_sections(status: &StatusReport, time: ReportTime) -> Vec<Section> {
+pub(super) fn overview_sections(status: &StatusReport, time: ReportTime, is_verbose: bool) -> Vec<Section> {
     let sections = [
         pool_exceptions(&status.pools, &status.backends, &spilling_backends(&status.service)).into(),
         refused_clients(&status.refusals),
+        limits(status.limits.as_ref(), is_verbose),
         sinks(&status.sinks, time),
         expiry(&status.certificates, &status.credentials),
         failed_reload(status.configuration.last_reload_error.as_deref()),
@@ -221,6 +224,14 @@ fn affinity(affinity: Option<&AffinityStatus>) -> Section {
         Some(affinity) => Section { table: resource_table(affinity), notes: memory_lines(affinity) },
         None => Section::new(Table::new(&[])),
     }
+}
+
+/// How far clients use their limits; nothing from a process of an earlier version.
+fn limits(limits: Option<&LimitsStatus>, shows_all: bool) -> Section {
+    let Some(limits) = limits else { return Section::new(Table::new(&[])) };
+    let table = limit_table(limits, shows_all);
+    let notes = if table.is_empty() { Vec::new() } else { limit_notes(limits) };
+    Section { table, notes }
 }
 
 /// The requests and tokens of clients.

@@ -82,7 +82,7 @@ fn body_lines(
         status.backends.iter().filter(|backend| is_selected(backend, &filter)).collect();
     view.sort.sort(&mut backends);
     let table = backend_table(&backends, &spilling_backends(&status.service), time).lines(Some(columns));
-    let mut sections = overview_sections(status, time);
+    let mut sections = overview_sections(status, time, is_verbose);
     if is_verbose {
         sections.extend(detail_sections(status));
     }
