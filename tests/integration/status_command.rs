@@ -6,10 +6,11 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use aoai_lb::demo::{Mood, SimulatedError};
+use serde_json::{Value, json};
 use support::terminal::Terminal;
 use support::upstream::{RawRequest, ScriptedUpstream, complete_response};
 use support::{
-    Balancer, CHAT_BODY, CHAT_TARGET, answering_backend, free_port, listed_backends_yaml,
+    Balancer, CHAT_BODY, CHAT_TARGET, Client, answering_backend, free_port, listed_backends_yaml,
     simulated_backend_yaml, start_simulator,
 };
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -74,6 +75,58 @@ async fn a_calm_status_has_the_backends_and_nothing_to_worry_about() {
     assert!(lines[quotas + 1].starts_with("a        gpt-4o      healthy "), "{text}");
     let clients = position(&lines, "CLIENT ").unwrap();
     assert!(lines[clients + 1].starts_with("team-a "), "{text}");
+}
+
+#[tokio::test]
+async fn how_far_a_client_uses_its_limits_is_told_everywhere_and_ends_with_a_reload() {
+    let azure = start_simulator(&["a"]).await;
+    let limits = "limits: { default: { requests_per_minute: 5, deployments: { gpt-4o: { in_flight: 7 } } } }";
+    let balancer = Balancer::start(&listed_backends_yaml(&azure), limits).await;
+    assert!(balancer.log().contains("limits: 1 of 1 clients have limits; enforced"), "{}", balancer.log());
+    let used = |used: u64| {
+        let rate = json!({ "limit": "requests_per_minute", "value": 5, "used": used, "remaining": 5 - used });
+        let own = json!({ "limit": "deployments.gpt-4o.in_flight", "value": 7, "used": 0, "remaining": 7 });
+        let client = json!({ "client": "team-a", "class": "standard", "limits": [rate, own] });
+        json!({ "mode": "enforce", "budgets_not_saved": null, "clients": [client] })
+    };
+    assert_eq!(balancer.status().await["limits"], used(0));
+    for _ in 0..4 {
+        assert_eq!(balancer.post_chat().await.status, 200);
+    }
+    balancer.wait_for_status("the limits are used", |status| status["limits"] == used(4)).await;
+    let metrics = || async {
+        let mut admin = Client::connect(balancer.admin_address).await;
+        admin.get("/metrics", &[("Host", "localhost")]).await.text()
+    };
+    let text = metrics().await;
+    for sample in [
+        r#"aoai_lb_limit_remaining{client="team-a",limit="requests_per_minute"} 1"#,
+        r#"aoai_lb_limit_remaining{client="team-a",limit="deployments.gpt-4o.in_flight"} 7"#,
+    ] {
+        assert!(text.lines().any(|line| line == sample), "{sample} is not in:\n{text}");
+    }
+    for (arguments, expected) in [
+        (&[][..], &["team-a requests_per_minute standard 4 5 1 80%"][..]),
+        (
+            &["--verbose"],
+            &[
+                "team-a requests_per_minute standard 4 5 1 80%",
+                "team-a deployments.gpt-4o.in_flight standard 0 7 7 0%",
+            ],
+        ),
+    ] {
+        let (_, text, _) = run(&[&["--admin", &admin_url(&balancer)], arguments].concat()).await;
+        let lines: Vec<&str> = text.lines().collect();
+        let table = position(&lines, "LIMITED CLIENT ").unwrap();
+        let rows = lines[table + 1..].iter().take_while(|line| !line.is_empty());
+        let rows: Vec<String> =
+            rows.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        assert_eq!(rows, expected, "{text}");
+    }
+    balancer.replace_in_config(limits, "");
+    assert_eq!(balancer.post_admin("/api/reload").await.status, 200);
+    assert_eq!(balancer.status().await["limits"], Value::Null);
+    assert!(!metrics().await.contains("aoai_lb_limit_remaining{"));
 }
 
 #[tokio::test]

@@ -138,7 +138,18 @@ def affinity(*resources, **more):
     return document | {"owner": "off", "not_saved": None, "resources": list(resources)} | more
 
 
+def limit(name, value, used):
+    return {"limit": name, "value": value, "used": used, "remaining": max(0, value - used)}
+
+
+def limits():
+    team_a = [limit("requests_per_minute", 600, 12), limit("deployments.gpt-4o.tokens_per_minute", 200_000, 199_999)]
+    clients = [("team-b", "batch", [limit("tokens_per_day", 1000, 1200)]), ("team-a", "interactive", team_a)]
+    return {"mode": "enforce", "budgets_not_saved": None, "clients": [{"client": name, "class": class_name, "limits": own} for name, class_name, own in clients]}
+
+
 CALM = {
+    "limits": limits,
     "affinity": lambda: affinity(
         resource("contoso-eastus.openai.azure.com:443", "eastus-ptu", "westus", entries=123_456, accepted=12, denied=3, requests=240, lag_ms=7200),
         resource("contoso-sweden.openai.azure.com:443", "sweden"),

@@ -296,3 +296,24 @@ class TableTests(Suite):
             self.page.find("#refusal-table > tbody:nth-of-type(2) [data-field=show]").send_keys("\n")
             self.page.wait_until(lambda: mock.queries and mock.queries[-1][1].get("client") == f"{HOSTILE_MARKUP}team-b", "expected the name of the client as it is")
             self.page.assert_no_errors()
+
+    def limits_of_clients_are_shown_the_most_used_first(self):
+        document = healthy()
+        with MockAdminApi(lambda tick=0: document) as mock:
+            self.page.set_viewport()
+            self.page.open(mock.url)
+            rows = [" ".join(row.split()) for row in self.page.texts("#limit-table > tbody")]
+            assert rows == [
+                "team-b tokens_per_day batch 1,200 1,000 0 ◑ 120 %",
+                "team-a deployments.gpt-4o.tokens_per_minute interactive 199,999 200,000 1 ■ 99 %",
+                "team-a requests_per_minute interactive 12 600 588 2 %",
+            ], rows
+            assert self.page.text("#limits-note") == "Requests beyond these limits are refused."
+            document["limits"] |= {"mode": "observe", "budgets_not_saved": "disk full"}
+            mock.update()
+            self.page.wait_until(lambda: "only observed" in self.page.text("#limits-note"), "expected the other mode")
+            assert self.page.text("#limits-note").endswith("forgotten when this process ends: disk full")
+            document["limits"] = None
+            mock.update()
+            self.page.wait_until(lambda: not self.page.text("#limits-note"), "expected no limits")
+            assert self.page.texts("#limit-table > tbody") == []

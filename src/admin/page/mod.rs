@@ -8,7 +8,7 @@ use http::HeaderValue;
 /// The markup; `@@name@@` stands for a file.
 const MARKUP: &str = include_str!("page.html");
 /// The styles and scripts that the markup names.
-const FILES: [(&str, &str); 16] = [
+const FILES: [(&str, &str); 17] = [
     ("base.css", include_str!("base.css")),
     ("sections.css", include_str!("sections.css")),
     ("format.js", include_str!("format.js")),
@@ -20,6 +20,7 @@ const FILES: [(&str, &str); 16] = [
     ("backends.js", include_str!("backends.js")),
     ("trouble.js", include_str!("trouble.js")),
     ("pools.js", include_str!("pools.js")),
+    ("limits.js", include_str!("limits.js")),
     ("objects.js", include_str!("objects.js")),
     ("operations.js", include_str!("operations.js")),
     ("connection.js", include_str!("connection.js")),

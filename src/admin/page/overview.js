@@ -15,6 +15,7 @@ function render(status) {
   showTrouble(status);
   showPools(objectsIn(status.pools), spillingIn(status));
   showClients(objectsIn(status.clients));
+  showLimits(status);
   showObjects(status);
   showOperations(status);
   updateTip();

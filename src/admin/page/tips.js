@@ -23,6 +23,7 @@ const MEANINGS = {
   other: 'Refused in the last minute: any other 4xx, and refusals of the load balancer with 503.',
   'request-failed': 'Requests of the last minute that failed: a 5xx, a response that broke off, or none.',
   'refused-total': 'All that were refused or failed since the start of the process.',
+  'limit-used': 'What counts against the limit now, with what requests in progress have reserved: of the last 60 s, of the UTC day or month, or of the requests in flight.',
   resource: 'What owns objects: an endpoint, or what the configuration calls it. Its backends share its objects.',
   objects: 'Responses, files, conversations and the like that are remembered to be there.',
   'object-requests': 'Requests about its objects that ended in the last minute.',
