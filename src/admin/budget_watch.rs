@@ -20,7 +20,7 @@ pub(super) fn budget_problem(clients: &ClientRegistry, not_saved: Option<String>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::status::limits::testing::TestClients;
+    use crate::admin::testing::TestClients;
 
     #[test]
     fn budgets_that_are_enforced_and_not_saved_are_a_problem() {

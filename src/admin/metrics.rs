@@ -245,7 +245,7 @@ fn resident_memory_bytes() -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::status::limits::testing::{TestClients, tokens};
+    use crate::admin::testing::{TestClients, tokens};
 
     #[test]
     fn what_is_left_of_each_limit_has_a_series_and_ends_with_the_limit() {

@@ -19,6 +19,8 @@ mod response;
 pub mod snapshot;
 pub mod status;
 pub mod status_feed;
+#[cfg(test)]
+mod testing;
 mod wall_clock;
 
 use std::sync::Arc;
