@@ -2,9 +2,13 @@
 
 use std::time::{Instant, SystemTime};
 
-use super::exchange::{ExchangeOutcome, FinishedExchange};
+use super::exchange::{AttemptRecord, ExchangeOutcome, FinishedExchange};
 use crate::admission::limits::{Settlement, UsedTokens};
 use crate::azure::response::usage::TokenUsage;
+
+/// The errors of attempts for which nothing was sent to a backend.
+const ERRORS_BEFORE_SENDING: [&str; 6] =
+    ["dns", "connect_timeout", "connect_refused", "connect", "tls", "credential"];
 
 impl FinishedExchange {
     /// Settles what the exchange has reserved, now that its tokens are known or never will be.
@@ -27,9 +31,8 @@ impl FinishedExchange {
 
     /// What counts if no usage is told.
     fn settlement_without_usage(&self) -> Settlement {
-        let reached_backend =
-            self.attempts.iter().any(|attempt| attempt.status.is_none_or(|status| status < 400));
-        let may_be_billed = match self.outcome {
+        let reached_backend = self.attempts.iter().any(may_be_billed);
+        let counts = match self.outcome {
             ExchangeOutcome::Answered => self.client_status.is_some_and(|status| status < 400),
             // The backend may go on without the client.
             ExchangeOutcome::ClientGone => reached_backend,
@@ -37,15 +40,30 @@ impl FinishedExchange {
             ExchangeOutcome::Failed => self.client_status.is_some_and(|status| status < 400),
             ExchangeOutcome::Refused => false,
         };
-        if may_be_billed && !self.fetches_stored_object() { Settlement::Unknown } else { Settlement::Nothing }
+        if counts && !self.fetches_stored_object() { Settlement::Unknown } else { Settlement::Nothing }
     }
 }
 
-fn used_tokens(usage: &TokenUsage) -> UsedTokens {
-    let input = usage.input.or(usage.total.filter(|_| usage.output.is_none()));
-    UsedTokens {
-        input: input.unwrap_or_default(),
-        cached: usage.cached.unwrap_or_default(),
-        output: usage.output.unwrap_or_default(),
+/// Whether the backend may have answered the attempt without anybody who reads it.
+fn may_be_billed(attempt: &AttemptRecord) -> bool {
+    match attempt.status {
+        Some(status) => status < 400,
+        None => !attempt.error_code.is_some_and(|code| ERRORS_BEFORE_SENDING.contains(&code)),
     }
 }
+
+/// One of two counts that is not told is what the other leaves of the total.
+fn used_tokens(usage: &TokenUsage) -> UsedTokens {
+    let TokenUsage { input, output, total, .. } = *usage;
+    let rest = |other: Option<u64>| total.unwrap_or_default().saturating_sub(other.unwrap_or_default());
+    let input = input.unwrap_or_else(|| rest(output));
+    UsedTokens {
+        input,
+        cached: usage.cached.unwrap_or_default(),
+        output: output.unwrap_or_else(|| rest(Some(input))),
+    }
+}
+
+#[cfg(test)]
+#[path = "settlement_tests.rs"]
+mod tests;
