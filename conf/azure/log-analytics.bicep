@@ -45,6 +45,7 @@ var fields = [
   { name: 'trace_id', type: 'string' }
   { name: 'socket_id', type: 'string' }
   { name: 'client', type: 'string' }
+  { name: 'class', type: 'string' }
   { name: 'client_ip', type: 'string' }
   { name: 'peer_ip', type: 'string' }
   { name: 'user_agent', type: 'string' }
@@ -58,6 +59,8 @@ var fields = [
   { name: 'status', type: 'int' }
   { name: 'outcome', type: 'string' }
   { name: 'refusal', type: 'string' }
+  { name: 'limited_by', type: 'string' }
+  { name: 'reserved_tokens', type: 'long' }
   { name: 'backend', type: 'string' }
   { name: 'upstream_deployment', type: 'string' }
   { name: 'region', type: 'string' }

@@ -13,7 +13,7 @@ use crate::admission::client::Client;
 use crate::admission::client_registry::ClientRegistry;
 use crate::admission::limits::{Demand, LimitBooks, LimitKey, LimitKind, LimitReached, Reservation};
 use crate::azure::Operation;
-use crate::azure::request::embedded_data::bytes_without_embedded_data;
+use crate::azure::request::embedded_data::{MIN_DATA_BYTES, bytes_without_embedded_data};
 use crate::config::Config;
 use crate::credentials::signing_keys::SigningKeys;
 use crate::refusal::{Refusal, RefusalReason};
@@ -43,16 +43,14 @@ impl Gateway {
         let Some(limiter) = &client.limiter else { return Ok(None) };
         let mut demand = demand_of(admitted, method, body.len() as u64);
         let (deployment, time) = (admitted.deployment.as_ref(), SystemTime::now());
-        let reserved = limiter.reserve(deployment, demand, now, time).or_else(|reached| {
-            // Images and files have fewer tokens than text of that length.
-            let without_data = bytes_without_embedded_data(body);
-            if demand.prompt_bytes == 0 || without_data == demand.prompt_bytes {
-                return Err(reached);
-            }
-            demand.prompt_bytes = without_data;
-            limiter.reserve(deployment, demand, now, time)
-        });
-        match reserved {
+        // Images and files have fewer tokens than text of that length.
+        if body.len() >= MIN_DATA_BYTES
+            && demand.prompt_bytes > 0
+            && limiter.is_exceeded_by(deployment, &demand, now, time)
+        {
+            demand.prompt_bytes = bytes_without_embedded_data(body);
+        }
+        match limiter.reserve(deployment, &demand, now, time) {
             Ok(reservation) => Ok(Some(Box::new(reservation))),
             Err(reached) => Err(Box::new(limit_refusal(client, reached))),
         }

@@ -69,7 +69,7 @@ fn usage(input: u64, output: u64) -> Option<TokenUsage> {
 fn reserved_exchange(limiter: &Arc<ClientLimiter>) -> FinishedExchange {
     let demand =
         Demand { max_output_tokens: Some(ESTIMATE), choices: 1, has_output: true, ..Demand::default() };
-    let reserved = limiter.reserve(Some(&deployment()), demand, Instant::now(), SystemTime::now());
+    let reserved = limiter.reserve(Some(&deployment()), &demand, Instant::now(), SystemTime::now());
     FinishedExchange {
         requested_deployment: Some(deployment()),
         reservation: Some(Box::new(reserved.unwrap())),

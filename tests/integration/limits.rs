@@ -168,6 +168,10 @@ async fn a_request_that_is_too_much_for_a_limit_is_refused_for_good() {
     let content = json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": image}}]}]);
     let (_upstream, balancer) = start("tokens_per_minute: 2000", "").await;
     assert_eq!(post(&balancer, &json!({"messages": content})).await.status, 200);
+    let observed = "limits: { mode: observe }\n";
+    let (_upstream, balancer) = start("tokens_per_minute: 2000", observed).await;
+    assert_eq!(post(&balancer, &json!({"messages": content})).await.status, 200);
+    assert_eq!(balancer.wait_for_records(1).await[0]["limited_by"], Value::Null);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::account::{ClientAccount, ScopeUse};
+use super::account::{AccountState, ClientAccount, ScopeUse};
 use super::budget::{Budget, scopes_with_budget, time_until_window_ends};
 use super::limit_key::{LimitKey, LimitKind, LimitReached};
 use super::reservation::Reservation;
@@ -57,6 +57,22 @@ struct Scope<'s> {
     used: &'s mut ScopeUse,
 }
 
+static NO_LIMITS: LimitSet = LimitSet {
+    requests_per_minute: None,
+    tokens_per_minute: None,
+    tokens_per_day: None,
+    tokens_per_month: None,
+    in_flight: None,
+};
+
+/// A request against the limits.
+struct Check<'s> {
+    total: Scope<'s>,
+    own: Option<Scope<'s>>,
+    addition: Addition,
+    reached: Option<LimitReached>,
+}
+
 /// What a request adds to the limits.
 #[derive(Clone, Copy)]
 struct Addition {
@@ -86,6 +102,17 @@ impl ClientLimiter {
         Self { limits, mode, cached_weight_permille, account }
     }
 
+    /// Whether a request would exceed a limit.
+    pub fn is_exceeded_by(
+        &self,
+        deployment: Option<&DeploymentName>,
+        demand: &Demand,
+        now: Instant,
+        time: SystemTime,
+    ) -> bool {
+        self.check(&mut self.account.lock(), deployment, demand, now, time).reached.is_some()
+    }
+
     /// Reserves what a request may use. Under `mode: observe` nothing is refused, and the reservation tells what
     /// would have been.
     ///
@@ -94,22 +121,13 @@ impl ClientLimiter {
     pub fn reserve(
         &self,
         deployment: Option<&DeploymentName>,
-        demand: Demand,
+        demand: &Demand,
         now: Instant,
         time: SystemTime,
     ) -> Result<Reservation, LimitReached> {
-        let own_limits = deployment.and_then(|deployment| self.own_limits(deployment));
-        let now = self.account.time_of(now);
         let mut state = self.account.lock();
-        let next_end = state.time_until_next_end(now);
-        let (total, own) = state.scopes(deployment, own_limits.is_some());
-        let estimate = own.as_deref().map_or(total.estimate, |own| own.estimate);
-        let addition = Addition { tokens: estimate.tokens(&demand), now, time, next_end };
-        let no_limits = LimitSet::default();
-        let mut total = Scope { deployment: None, limits: &self.limits.total, used: total };
-        let mut own = own.map(|used| Scope { deployment, limits: own_limits.unwrap_or(&no_limits), used });
-        let scopes = [Some(&mut total), own.as_mut()].into_iter().flatten();
-        let reached = longest_of(scopes.filter_map(|scope| scope.reached(addition)));
+        let Check { mut total, mut own, addition, reached } =
+            self.check(&mut state, deployment, demand, now, time);
         if let Some(reached) = reached.as_ref().filter(|_| self.mode == LimitMode::Enforce) {
             return Err(reached.clone());
         }
@@ -122,7 +140,7 @@ impl ClientLimiter {
             Arc::clone(&self.account),
             self.cached_weight_permille,
             counted_deployment,
-            demand,
+            *demand,
             addition.tokens,
             [total_reserved_at, own_reserved_at],
             reached,
@@ -205,6 +223,28 @@ impl ClientLimiter {
             }));
         }
         uses
+    }
+
+    /// What a request adds to which limits, and which of them it would exceed.
+    fn check<'s>(
+        &'s self,
+        state: &'s mut AccountState,
+        deployment: Option<&'s DeploymentName>,
+        demand: &Demand,
+        now: Instant,
+        time: SystemTime,
+    ) -> Check<'s> {
+        let own_limits = deployment.and_then(|deployment| self.own_limits(deployment));
+        let now = self.account.time_of(now);
+        let next_end = state.time_until_next_end(now);
+        let (total, own) = state.scopes(deployment, own_limits.is_some());
+        let estimate = own.as_deref().map_or(total.estimate, |own| own.estimate);
+        let addition = Addition { tokens: estimate.tokens(demand), now, time, next_end };
+        let mut total = Scope { deployment: None, limits: &self.limits.total, used: total };
+        let mut own = own.map(|used| Scope { deployment, limits: own_limits.unwrap_or(&NO_LIMITS), used });
+        let scopes = [Some(&mut total), own.as_mut()].into_iter().flatten();
+        let reached = longest_of(scopes.filter_map(|scope| scope.reached(addition)));
+        Check { total, own, addition, reached }
     }
 
     fn own_limits(&self, deployment: &DeploymentName) -> Option<&LimitSet> {

@@ -114,7 +114,7 @@ fn only_told_tokens_are_learned_and_for_the_deployment_they_are_of() {
     let reserve = |deployment: Option<&str>, settlement| {
         let deployment = deployment.map(name);
         let reserved =
-            ClientLimiter::reserve(&limiter.limiter, deployment.as_ref(), estimated, limiter.at(0), time(0));
+            ClientLimiter::reserve(&limiter.limiter, deployment.as_ref(), &estimated, limiter.at(0), time(0));
         let mut reservation = reserved.unwrap();
         reservation.settle(settlement, limiter.at(0), time(0));
         reservation.tokens()

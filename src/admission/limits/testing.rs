@@ -82,7 +82,7 @@ impl TestLimiter {
     ) -> Result<TestReservation, LimitReached> {
         let deployment = deployment.map(name);
         let reservation =
-            self.limiter.reserve(deployment.as_ref(), demand(tokens), self.at(millis), time(millis))?;
+            self.limiter.reserve(deployment.as_ref(), &demand(tokens), self.at(millis), time(millis))?;
         Ok(TestReservation { reservation, start: self.start })
     }
 

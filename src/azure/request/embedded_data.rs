@@ -6,7 +6,7 @@ use memchr::memmem::Finder;
 /// What a piece of embedded data counts as, in bytes of text: some thousand tokens, as a large image has.
 const COUNTED_BYTES: u64 = 4096;
 /// Shorter strings are text.
-const MIN_DATA_BYTES: usize = 8 * 1024;
+pub const MIN_DATA_BYTES: usize = 8 * 1024;
 
 /// The length of a body with every long base64 string in it counted as a few thousand bytes.
 pub fn bytes_without_embedded_data(body: &[u8]) -> u64 {
