@@ -302,3 +302,22 @@ async fn a_request_can_lower_its_class() {
     // Nobody raises its class, and an unknown one counts for nothing.
     assert_eq!(classes, ["batch", "standard", "standard", "interactive"]);
 }
+
+#[tokio::test]
+async fn explain_tells_the_class_and_the_limits_of_a_client() {
+    let limits = "tokens_per_minute: 1000, deployments: { gpt-4o: { in_flight: 5 } }";
+    let (_upstream, balancer) = start(limits, "limits: { mode: observe }\n").await;
+    let explain = |client: &str| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_aoai-lb"))
+            .args(["explain", "POST", CHAT_TARGET, "--client", client, "-c"])
+            .arg(balancer.path("aoai-lb.yaml"))
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let text = explain("team-a");
+    let expected = "tokens_per_minute 1000, deployments.gpt-4o.in_flight 5 (observed only)";
+    assert!(text.contains("interactive") && text.contains(expected), "{text}");
+    let text = explain("free");
+    assert!(!text.contains("\nclass ") && !text.contains("\nlimits "), "{text}");
+}

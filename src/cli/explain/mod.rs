@@ -10,7 +10,7 @@ mod responses;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use clap::Args;
@@ -27,7 +27,7 @@ use super::runtime::start_background_runtime;
 use crate::admission::client::Client;
 use crate::azure::request::references::visit_references;
 use crate::azure::{Operation, RequestTarget, hide_secrets_in_target, parse_target};
-use crate::config::{BalancePolicy, Config};
+use crate::config::{BalancePolicy, Config, LimitMode, RequestClass};
 use crate::credentials::Keyring;
 use crate::gateway::{AdmittedRequest, BodyView, Gateway, ModelsAnswer, Moment, ProcessState};
 use crate::names::DeploymentName;
@@ -236,7 +236,20 @@ fn select_and_write_client(
         known: if all.is_empty() { "not listed (clients: open)".to_owned() } else { known().join(", ") },
     })?;
     write_line(text, "client", name);
+    write_class_and_limits(client, text);
     Ok(Arc::clone(client))
+}
+
+fn write_class_and_limits(client: &Client, text: &mut String) {
+    if client.class != RequestClass::default() {
+        write_line(text, "class", client.class.as_str());
+    }
+    let Some(limiter) = &client.limiter else { return };
+    let limits = limiter.uses(Instant::now(), SystemTime::now());
+    let limits: Vec<String> = limits.iter().map(|used| format!("{} {}", used.key, used.limit)).collect();
+    let mode = if limiter.mode() == LimitMode::Observe { " (observed only)" } else { "" };
+    write_line(text, "limits", &format!("{}{mode}", limits.join(", ")));
+    write_line(text, "", "what is left of them: aoai-lb status --verbose");
 }
 
 /// Admits the request with the same steps as `proxy/client/admit.rs`; `None` if the balancer answers it itself.
