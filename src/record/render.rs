@@ -65,7 +65,7 @@ impl FinishedExchange {
         let is_completion_truncated =
             exceeds_limit || (policy.captures_completion && capture.is_text_truncated());
         let content_cut = self.is_content_dropped || is_prompt_truncated || is_completion_truncated;
-        self.settle_limits(capture.usage.as_ref());
+        self.settle_limits(capture.usage.as_ref(), capture.is_usage_estimated);
         metrics.record_exchange(self, capture.usage.as_ref());
         if log_enabled!(target: ACCESS_LOG_TARGET, Level::Info) {
             info!(target: ACCESS_LOG_TARGET, "{}", self.access_log_line(capture.usage.as_ref()));

@@ -12,14 +12,16 @@ const ERRORS_BEFORE_SENDING: [&str; 6] =
 
 impl FinishedExchange {
     /// Settles what the exchange has reserved, now that its tokens are known or never will be.
-    pub(super) fn settle_limits(&mut self, usage: Option<&TokenUsage>) {
+    /// `is_estimated` says that no backend has told the usage.
+    pub(super) fn settle_limits(&mut self, usage: Option<&TokenUsage>, is_estimated: bool) {
         let used = usage.filter(|_| !self.fetches_stored_object()).map(used_tokens);
         if let Some(mut reservation) = self.reservation.take() {
-            reservation.settle(
-                used.map_or_else(|| self.settlement_without_usage(), Settlement::Used),
-                Instant::now(),
-                SystemTime::now(),
-            );
+            let settlement = match used {
+                Some(used) if is_estimated => Settlement::Estimated(used),
+                Some(used) => Settlement::Used(used),
+                None => self.settlement_without_usage(),
+            };
+            reservation.settle(settlement, Instant::now(), SystemTime::now());
             return;
         }
         // A response of a realtime session, which has reserved nothing.

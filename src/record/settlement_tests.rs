@@ -139,7 +139,7 @@ fn what_counts_is_what_is_told_or_else_what_may_have_been_billed() {
             ..reserved_exchange(&limiter)
         };
         assert_eq!(counted(&limiter), ESTIMATE, "{case}");
-        exchange.settle_limits(told.as_ref());
+        exchange.settle_limits(told.as_ref(), false);
         assert_eq!(counted(&limiter), expected, "{case}");
         assert!(exchange.reservation.is_none(), "{case}");
         drop(exchange);
@@ -161,7 +161,7 @@ fn what_fetches_a_stored_object_uses_nothing() {
     ] {
         let limiter = limiter();
         let mut exchange = FinishedExchange { method: method.to_owned(), ..reserved_exchange(&limiter) };
-        exchange.settle_limits(told.as_ref());
+        exchange.settle_limits(told.as_ref(), false);
         assert_eq!(counted(&limiter), expected, "{method} {told:?}");
     }
 }
@@ -198,12 +198,12 @@ fn a_response_of_a_session_counts_without_a_reservation() {
         method: WEBSOCKET_METHOD.to_owned(),
         ..answered_exchange()
     };
-    exchange().settle_limits(usage(30, 12).as_ref());
+    exchange().settle_limits(usage(30, 12).as_ref(), false);
     assert_eq!(counted(&limiter), 42);
-    exchange().settle_limits(None);
-    FinishedExchange { method: "GET".to_owned(), ..exchange() }.settle_limits(usage(30, 12).as_ref());
-    FinishedExchange { client: None, ..exchange() }.settle_limits(usage(30, 12).as_ref());
+    exchange().settle_limits(None, false);
+    FinishedExchange { method: "GET".to_owned(), ..exchange() }.settle_limits(usage(30, 12).as_ref(), false);
+    FinishedExchange { client: None, ..exchange() }.settle_limits(usage(30, 12).as_ref(), false);
     let without_limits = Some(Arc::new(Client::unrestricted()));
-    FinishedExchange { client: without_limits, ..exchange() }.settle_limits(usage(30, 12).as_ref());
+    FinishedExchange { client: without_limits, ..exchange() }.settle_limits(usage(30, 12).as_ref(), false);
     assert_eq!(counted(&limiter), 42);
 }

@@ -157,7 +157,7 @@ impl SharedWriterState {
         for record in records {
             let (mut exchange, ..) = record.into_parts();
             let usage = exchange.reported_usage().copied();
-            exchange.settle_limits(usage.as_ref());
+            exchange.settle_limits(usage.as_ref(), false);
             self.metrics.record_exchange(&exchange, usage.as_ref());
         }
         if !self.is_overflowing.swap(true, Ordering::Relaxed) {

@@ -30,8 +30,10 @@ pub struct Reservation {
 /// What a request turned out to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settlement {
-    /// These tokens.
+    /// These tokens, as the backend has told them.
     Used(UsedTokens),
+    /// About these tokens: a stream has broken off. They say nothing of other requests.
+    Estimated(UsedTokens),
     /// What is not known: it counts as estimated.
     Unknown,
     /// Nothing: it failed before a backend has billed it.
@@ -92,7 +94,7 @@ impl Reservation {
             return;
         }
         let used = match settlement {
-            Settlement::Used(used) => used.counted(self.cached_weight_permille),
+            Settlement::Used(used) | Settlement::Estimated(used) => used.counted(self.cached_weight_permille),
             Settlement::Unknown => self.tokens,
             Settlement::Nothing => 0,
         };

@@ -122,9 +122,12 @@ fn only_told_tokens_are_learned_and_for_the_deployment_they_are_of() {
     assert_eq!(reserve(GPT, Settlement::Nothing), 25 + 256);
     assert_eq!(reserve(GPT, Settlement::Unknown), 25 + 256);
     assert_eq!(reserve(GPT, Settlement::Used(UsedTokens { input: 25, cached: 0, output: 8 })), 25 + 256);
-    // One eighth nearer.
-    assert_eq!(reserve(GPT, Settlement::Nothing), 25 + 225);
-    assert_eq!(reserve(None, Settlement::Nothing), 25 + 225, "all requests together");
+    // The first one decides alone.
+    assert_eq!(reserve(GPT, Settlement::Nothing), 25 + 8);
+    let cut_off = UsedTokens { input: 25, cached: 0, output: 1 };
+    assert_eq!(reserve(GPT, Settlement::Estimated(cut_off)), 25 + 8);
+    assert_eq!(reserve(GPT, Settlement::Nothing), 25 + 8);
+    assert_eq!(reserve(None, Settlement::Nothing), 25 + 8, "all requests together");
     assert_eq!(reserve(Some("other"), Settlement::Nothing), 25 + 256);
 }
 
