@@ -5,7 +5,9 @@ use crate::support;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use support::responses_upstream::{ResponsesUpstream, create};
 use support::upstream::{PAUSE_100_MS, RawRequest, ScriptedUpstream, complete_response};
+use support::websocket::WebSocket;
 use support::{
     Balancer, CHAT_TARGET, CLIENT_KEY, Client, LISTED_DEPLOYMENTS, Response, sha256_hex, wait_until,
     wait_until_async,
@@ -301,6 +303,45 @@ async fn a_request_can_lower_its_class() {
     let classes: Vec<&str> = records.iter().map(|record| record["class"].as_str().unwrap()).collect();
     // Nobody raises its class, and an unknown one counts for nothing.
     assert_eq!(classes, ["batch", "standard", "standard", "interactive"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_turn_of_a_socket_counts_and_the_socket_itself_does_not() {
+    let upstream = ResponsesUpstream::start("a").await;
+    let backend = upstream.backend_yaml(LISTED_DEPLOYMENTS);
+    let limits = "requests_per_minute: 2, in_flight: 1, tokens_per_day: 100000";
+    let balancer = Balancer::start_with_clients(&backend, &clients(limits), "").await;
+    let (mut socket, mut other) = (WebSocket::open(&balancer).await, WebSocket::open(&balancer).await);
+    for _ in 0..2 {
+        socket.complete_turn(&create(&json!({}))).await;
+    }
+    let event = other.failing_turn(&create(&json!({}))).await;
+    assert_eq!(
+        (&event["status"], &event["error"]["code"]),
+        (&json!(429), &json!("rate_limit_exceeded")),
+        "{event}"
+    );
+    assert!((1..=60_000).contains(&event["retry_after_ms"].as_u64().unwrap()), "{event}");
+    assert_eq!(upstream.message_count(), 2);
+    // The next one gets the same answer: the socket is still open.
+    other.failing_turn(&create(&json!({}))).await;
+    drop((socket, other));
+    let records = balancer.wait_for_records(6).await;
+    let turns = records.iter().filter(|record| record["method"] == "WEBSOCKET");
+    let limited_by: Vec<&Value> = turns.map(|record| &record["limited_by"]).collect();
+    let name = json!("requests_per_minute");
+    assert_eq!(limited_by, [&Value::Null, &Value::Null, &name, &name]);
+    wait_until("the tokens of both turns count", || {
+        let text = std::fs::read_to_string(balancer.path("state/budgets.log")).unwrap_or_default();
+        let last = text.lines().last().unwrap_or_default();
+        serde_json::from_str::<Value>(last).is_ok_and(|entry| entry["day_tokens"] == 2 * total_of(&records))
+    })
+    .await;
+}
+
+/// The tokens of the first answered turn.
+fn total_of(records: &[Value]) -> u64 {
+    records.iter().find_map(|record| record["total_tokens"].as_u64()).unwrap()
 }
 
 #[tokio::test]
