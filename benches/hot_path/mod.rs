@@ -6,6 +6,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use aoai_lb::admission::limits::{ClientLimiter, Demand, LimitKind, Settlement, UsedTokens};
 use aoai_lb::azure;
 use aoai_lb::azure::Operation;
 use aoai_lb::azure::request::json_body::BodyFacts;
@@ -19,6 +20,7 @@ use aoai_lb::credentials::Keyring;
 use aoai_lb::gateway::{
     AdmittedRequest, BodyView, FailureFlags, Gateway, Moment, ProcessState, ResponseFacts,
 };
+use aoai_lb::names::DeploymentName;
 use aoai_lb::record::Recorder;
 use aoai_lb::record::client_headers::ClientHeaders;
 use aoai_lb::record::exchange::{CapturedRequest, CapturedResponse, ExchangeOutcome, FinishedExchange};
@@ -45,6 +47,24 @@ struct GatewayFixture {
 }
 
 impl GatewayFixture {
+    /// All limits there are, in total and for the deployment.
+    fn limiter(&self) -> Arc<ClientLimiter> {
+        let limit = Some(1 << 40);
+        let all = config::LimitSet {
+            requests_per_minute: limit,
+            tokens_per_minute: limit,
+            tokens_per_day: limit,
+            tokens_per_month: limit,
+            in_flight: limit,
+        };
+        let own = (DeploymentName::parse("gpt-4o").expect("it is a name"), all);
+        let limits = Arc::new(config::ClientLimits { total: all, deployments: [own].into() });
+        let process = &self.gateway.process_state;
+        let account = process.client_accounts.find_or_create(None);
+        let open_budget = |deployment: Option<&DeploymentName>| process.budgets.open(None, deployment);
+        Arc::new(ClientLimiter::new(limits, &config::LimitsConfig::default(), account, &open_budget))
+    }
+
     fn new() -> Arc<Self> {
         let digest: String =
             openssl::sha::sha256(KEY.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
@@ -150,6 +170,22 @@ pub fn steps() -> Vec<Step> {
                 now,
             };
             black_box(step_fixture.gateway.learn_and_decide_outcome(&admitted, Verdict::Success, facts));
+        }),
+    ));
+
+    let (admitted, limiter) = (fixture.admit(CLASSIC, &short_body), fixture.limiter());
+    steps.push((
+        "apply_limits",
+        Box::new(move || {
+            let (deployment, time) = (admitted.deployment.as_ref(), SystemTime::UNIX_EPOCH);
+            let demand =
+                Demand { prompt_bytes: 1000, max_output_tokens: Some(50), choices: 1, has_output: true };
+            let mut reservation = limiter.reserve(deployment, &demand, now, time).expect("it has room");
+            for kind in [LimitKind::RequestsPerMinute, LimitKind::TokensPerMinute] {
+                black_box(limiter.rate_state(kind, deployment, now));
+            }
+            reservation.leave_in_flight(now);
+            reservation.settle(Settlement::Used(UsedTokens { input: 230, cached: 0, output: 40 }), now, time);
         }),
     ));
 
