@@ -169,6 +169,8 @@ class AffinityStack:
         self.taps.close()
 
     def start(self):
+        # The balancer brings its log to the disk each second, and would wait there for what was installed just now.
+        os.sync()
         self.resource_ports = self.start_simulator()
         self.resource_taps = {name: self.taps.open([port]) for name, port in self.resource_ports.items()}
         for name, extra_yaml in INSTANCES.items():
