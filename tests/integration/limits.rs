@@ -358,7 +358,7 @@ async fn explain_tells_the_class_and_the_limits_of_a_client() {
     };
     let text = explain("team-a");
     let expected = "tokens_per_minute 1000, deployments.gpt-4o.in_flight 5 (observed only)";
-    assert!(text.contains("interactive") && text.contains(expected), "{text}");
+    assert!(text.contains("class       interactive\n") && text.contains(expected), "{text}");
     let text = explain("free");
-    assert!(!text.contains("\nclass ") && !text.contains("\nlimits "), "{text}");
+    assert!(!text.contains("\nclass ") && !text.contains("\nmay use "), "{text}");
 }

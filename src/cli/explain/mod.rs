@@ -248,7 +248,7 @@ fn write_class_and_limits(client: &Client, text: &mut String) {
     let limits = limiter.uses(Instant::now(), SystemTime::now());
     let limits: Vec<String> = limits.iter().map(|used| format!("{} {}", used.key, used.limit)).collect();
     let mode = if limiter.mode() == LimitMode::Observe { " (observed only)" } else { "" };
-    write_line(text, "limits", &format!("{}{mode}", limits.join(", ")));
+    write_line(text, "may use", &format!("{}{mode}", limits.join(", ")));
     write_line(text, "", "what is left of them: aoai-lb status --verbose");
 }
 
