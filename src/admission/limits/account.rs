@@ -143,7 +143,17 @@ impl AccountState {
         deployment: Option<&DeploymentName>,
         has_own_limits: bool,
     ) -> (&mut ScopeUse, Option<&mut ScopeUse>) {
-        let Self { total, deployments, .. } = self;
+        let (total, own, _) = self.scopes_and_ends(deployment, has_own_limits);
+        (total, own)
+    }
+
+    /// The same, with the ends of the client's latest requests.
+    pub(super) fn scopes_and_ends(
+        &mut self,
+        deployment: Option<&DeploymentName>,
+        has_own_limits: bool,
+    ) -> (&mut ScopeUse, Option<&mut ScopeUse>, &RecentEnds) {
+        let Self { total, deployments, ends } = self;
         let own = deployment.and_then(|deployment| {
             let has_room = has_own_limits || deployments.len() < MAX_DEPLOYMENTS;
             if has_room && !deployments.contains_key(deployment) {
@@ -151,22 +161,17 @@ impl AccountState {
             }
             deployments.get_mut(deployment)
         });
-        (total, own)
+        (total, own, ends)
     }
 
     pub(super) fn note_end(&mut self, now: Duration) {
         self.ends.note(now);
     }
-
-    /// How long it may take until the next request of the client ends.
-    pub(super) fn time_until_next_end(&self, now: Duration) -> Duration {
-        self.ends.time_until_next(now)
-    }
 }
 
 /// The times between the latest ends of a client's requests.
 #[derive(Debug, Default)]
-struct RecentEnds {
+pub(super) struct RecentEnds {
     last: Option<Duration>,
     gaps: [Duration; REMEMBERED_ENDS],
     count: usize,
@@ -182,7 +187,8 @@ impl RecentEnds {
         }
     }
 
-    fn time_until_next(&self, now: Duration) -> Duration {
+    /// How long it may take until the next request ends.
+    pub(super) fn time_until_next(&self, now: Duration) -> Duration {
         let mut gaps = self.gaps;
         let known = gaps.get_mut(..self.count.min(REMEMBERED_ENDS)).unwrap_or_default();
         known.sort_unstable();

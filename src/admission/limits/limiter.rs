@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::account::{AccountState, ClientAccount, ScopeUse};
+use super::account::{AccountState, ClientAccount, RecentEnds, ScopeUse};
 use super::budget::{Budget, scopes_with_budget, time_until_window_ends};
 use super::limit_key::{LimitKey, LimitKind, LimitReached};
 use super::reservation::Reservation;
@@ -69,17 +69,17 @@ static NO_LIMITS: LimitSet = LimitSet {
 struct Check<'s> {
     total: Scope<'s>,
     own: Option<Scope<'s>>,
-    addition: Addition,
+    addition: Addition<'s>,
     reached: Option<LimitReached>,
 }
 
 /// What a request adds to the limits.
 #[derive(Clone, Copy)]
-struct Addition {
+struct Addition<'s> {
     tokens: u64,
     now: Duration,
     time: SystemTime,
-    next_end: Duration,
+    ends: &'s RecentEnds,
 }
 
 impl ClientLimiter {
@@ -135,7 +135,6 @@ impl ClientLimiter {
         let own_reserved_at = own.as_mut().and_then(|own| own.book(addition));
         // One that is not counted for its deployment must not end there: limits may be added to it meanwhile.
         let counted_deployment = deployment.filter(|_| own.is_some()).cloned();
-        drop(state);
         Ok(Reservation::new(
             Arc::clone(&self.account),
             self.cached_weight_permille,
@@ -236,10 +235,9 @@ impl ClientLimiter {
     ) -> Check<'s> {
         let own_limits = deployment.and_then(|deployment| self.own_limits(deployment));
         let now = self.account.time_of(now);
-        let next_end = state.time_until_next_end(now);
-        let (total, own) = state.scopes(deployment, own_limits.is_some());
+        let (total, own, ends) = state.scopes_and_ends(deployment, own_limits.is_some());
         let estimate = own.as_deref().map_or(total.estimate, |own| own.estimate);
-        let addition = Addition { tokens: estimate.tokens(demand), now, time, next_end };
+        let addition = Addition { tokens: estimate.tokens(demand), now, time, ends };
         let mut total = Scope { deployment: None, limits: &self.limits.total, used: total };
         let mut own = own.map(|used| Scope { deployment, limits: own_limits.unwrap_or(&NO_LIMITS), used });
         let scopes = [Some(&mut total), own.as_mut()].into_iter().flatten();
@@ -259,7 +257,7 @@ fn longest_of(reached: impl Iterator<Item = LimitReached>) -> Option<LimitReache
 
 impl Scope<'_> {
     /// The limit of this scope that an addition would exceed.
-    fn reached(&mut self, addition: Addition) -> Option<LimitReached> {
+    fn reached(&mut self, addition: Addition<'_>) -> Option<LimitReached> {
         let reached = LimitKind::ALL.into_iter().filter_map(|kind| {
             let limit = kind.value_in(self.limits)?;
             let demand = if kind.counts_tokens() { addition.tokens } else { 1 };
@@ -268,7 +266,7 @@ impl Scope<'_> {
                 return None;
             }
             let wait = (demand <= limit).then(|| match kind {
-                LimitKind::InFlight => addition.next_end,
+                LimitKind::InFlight => addition.ends.time_until_next(addition.now),
                 LimitKind::RequestsPerMinute | LimitKind::TokensPerMinute => {
                     let window = self.used.window(kind);
                     window
@@ -285,7 +283,7 @@ impl Scope<'_> {
     }
 
     /// Adds it. Returns when the tokens were reserved, if they are limited.
-    fn book(&mut self, addition: Addition) -> Option<ReservedAt> {
+    fn book(&mut self, addition: Addition<'_>) -> Option<ReservedAt> {
         self.used.in_flight += 1;
         self.used.reserved_tokens = self.used.reserved_tokens.saturating_add(addition.tokens);
         if self.limits.requests_per_minute.is_some() {

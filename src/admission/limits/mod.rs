@@ -1,8 +1,8 @@
 //! The limits of clients: rates over the last 60 seconds, budgets of a UTC day or month, and requests in flight.
 //!
 //! What a request may use is reserved when it is admitted ([`ClientLimiter::reserve`]) and replaced by what it has
-//! used when its record is made ([`Reservation::settle`]). What is reserved and used together never exceeds a limit,
-//! at any concurrency. Each client has an account and a lock of its own.
+//! used when its record is made ([`Reservation::settle`]). A request is admitted only if
+//! what is reserved and used stays within the limit, at any concurrency. Each client has an account and a lock of its own.
 
 mod account;
 mod budget;
