@@ -8,12 +8,15 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use log::{error, warn};
+use log::warn;
 
 use crate::names::BackendName;
 use crate::routing::health::backend_health::HealthRegistry;
 use crate::state::drains::{self, DrainRecord};
 use crate::state::{StateDirectory, StateError};
+
+/// What follows from a file that cannot be used.
+const SET_ASIDE: &str = "and no backend is drained by it";
 
 /// The drains of one process.
 #[derive(Debug, Default)]
@@ -65,9 +68,9 @@ impl Drains {
                     }
                     storage.saved_text = Some(text);
                 }
-                Err(problem) => set_file_aside(&directory, &problem.to_string()),
+                Err(problem) => directory.set_aside_and_log(drains::FILE_NAME, SET_ASIDE, &problem),
             },
-            Err(problem) => set_file_aside(&directory, &problem.to_string()),
+            Err(problem) => directory.set_aside_and_log(drains::FILE_NAME, SET_ASIDE, &problem),
         }
         storage.directory = Some(directory);
         self.save(&mut storage, registry, now);
@@ -190,20 +193,4 @@ fn restore_drain(record: &DrainRecord, registry: &HealthRegistry, now: Instant) 
     let elapsed = SystemTime::now().duration_since(record.since).unwrap_or_default();
     let since = now.checked_sub(elapsed).unwrap_or(now);
     registry.get_or_create_backend(&BackendName::new(&record.backend)).restore_drain(since, now);
-}
-
-/// Keeps a file that cannot be used for a person to look at.
-fn set_file_aside(directory: &StateDirectory, problem: &str) {
-    let name = drains::FILE_NAME;
-    match directory.set_aside(name) {
-        Ok(target) => error!(
-            "server.state_directory: {name} cannot be used, and no backend is drained by it: {problem}. It was \
-             renamed to {}",
-            target.display()
-        ),
-        Err(error) => error!(
-            "server.state_directory: {name} cannot be used, and no backend is drained by it: {problem}. It cannot be \
-             renamed either: {error}"
-        ),
-    }
 }

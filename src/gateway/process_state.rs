@@ -111,9 +111,9 @@ impl ProcessState {
         self.budgets.restore(&opened);
     }
 
-    /// Gives the state directory up for the successor. With `report_homes` this process sends what the successor
-    /// can no longer be told to whoever serves in its place, and with `report_budgets` what clients use from now
-    /// on. It may wait for a file that is being written.
+    /// Releases the state directory for the successor. Afterwards this process reports learned homes with
+    /// `report_homes`, once the successor no longer follows them, and used budgets with `report_budgets`. It may wait
+    /// for a file that is being written.
     pub fn release_state(&self, report_homes: ReportFunction, report_budgets: BudgetReport) {
         self.drains.release_directory();
         self.homes_keeper.release_directory(report_homes);

@@ -6,6 +6,7 @@ pub mod budget_log;
 pub mod drains;
 pub mod homes_log;
 
+use std::fmt::Display;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use chrono::{DateTime, Utc};
+use log::error;
 use rustix::fs::{FlockOperation, OFlags, flock};
 
 use crate::files::{FileError, read_text_file};
@@ -127,11 +129,22 @@ impl StateDirectory {
         open_regular(OpenOptions::new().read(true).append(true), &self.path.join(name))
     }
 
-    /// Renames a file that cannot be used, for a person to look at. Returns its new path.
-    ///
-    /// # Errors
-    /// If it cannot be renamed.
-    pub fn set_aside(&self, name: &str) -> io::Result<PathBuf> {
+    /// Keeps a file that cannot be used under another name, for a person to look at, and logs that with what follows
+    /// from it.
+    pub fn set_aside_and_log(&self, name: &str, consequence: &str, problem: &dyn Display) {
+        match self.set_aside(name) {
+            Ok(target) => error!(
+                "server.state_directory: {name} cannot be used, {consequence}: {problem}. It was renamed to {}",
+                target.display()
+            ),
+            Err(error) => error!(
+                "server.state_directory: {name} cannot be used, {consequence}: {problem}. It cannot be renamed either: \
+                 {error}"
+            ),
+        }
+    }
+
+    fn set_aside(&self, name: &str) -> io::Result<PathBuf> {
         let time = DateTime::<Utc>::from(SystemTime::now()).format("%Y%m%dT%H%M%S%.3fZ");
         let target = self.path.join(format!("{name}.unusable-{time}"));
         fs::rename(self.path.join(name), &target)?;

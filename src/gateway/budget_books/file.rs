@@ -8,7 +8,7 @@ use std::io::{self, BufReader, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use log::{error, info, warn};
+use log::{info, warn};
 
 use crate::state::StateDirectory;
 use crate::state::budget_log::{
@@ -42,7 +42,7 @@ impl BudgetFile {
                 damage.is_some()
             }
             Err(problem) => {
-                set_aside(&directory, &problem);
+                directory.set_aside_and_log(FILE_NAME, "so the budgets of the clients begin anew", &problem);
                 !entries.is_empty()
             }
         };
@@ -120,20 +120,5 @@ fn report_damage(damage: Damage) {
         );
     } else if damage.torn_bytes > 0 {
         info!("server.state_directory: the last line of {FILE_NAME} is incomplete, as a kill leaves it");
-    }
-}
-
-/// Keeps a file that cannot be used for a person to look at.
-fn set_aside(directory: &StateDirectory, problem: &BudgetLogError) {
-    let consequence = "so the budgets of the clients begin anew";
-    match directory.set_aside(FILE_NAME) {
-        Ok(target) => error!(
-            "server.state_directory: {FILE_NAME} cannot be used, {consequence}: {problem}. It was renamed to {}",
-            target.display()
-        ),
-        Err(error) => error!(
-            "server.state_directory: {FILE_NAME} cannot be used, {consequence}: {problem}. It cannot be renamed \
-             either: {error}"
-        ),
     }
 }

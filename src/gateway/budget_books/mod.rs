@@ -69,8 +69,8 @@ impl BudgetBooks {
         }
     }
 
-    /// Writes everything, and gives the directory up for the successor. What is used from then on is sent with
-    /// `report` to whoever serves in place of this process.
+    /// Writes everything, and releases the directory for the successor. What is used from then on is sent to the
+    /// successor with `report`.
     pub fn release_directory(&self, report: BudgetReport) {
         self.start_worker();
         if !self.command_and_wait(RELEASE_TIMEOUT, |done| Command::Release { report, done }) {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{error, info, warn};
+use log::{info, warn};
 
 use super::records::apply;
 use crate::routing::homes::{HashKey, Homes};
@@ -81,7 +81,10 @@ impl HomesLog {
                 report_damage(damage);
                 self.append_to(file, damage != Damage::default());
             }
-            Err(problem) => self.set_aside(&problem),
+            Err(problem) => {
+                let consequence = "so resources are asked for the objects in it";
+                self.directory.set_aside_and_log(FILE_NAME, consequence, &problem);
+            }
         }
     }
 
@@ -171,21 +174,6 @@ impl HomesLog {
         (self.file, self.records, self.unsynced_since) = (Some(file), records, None);
         self.needs_rewrite = self.has_lost_changes;
         Ok(())
-    }
-
-    /// Keeps a file that cannot be used for a person to look at.
-    fn set_aside(&self, problem: &HeaderError) {
-        let consequence = "so resources are asked for the objects in it";
-        match self.directory.set_aside(FILE_NAME) {
-            Ok(target) => error!(
-                "server.state_directory: {FILE_NAME} cannot be used, {consequence}: {problem}. It was renamed to {}",
-                target.display()
-            ),
-            Err(error) => error!(
-                "server.state_directory: {FILE_NAME} cannot be used, {consequence}: {problem}. It cannot be renamed \
-                 either: {error}"
-            ),
-        }
     }
 }
 
