@@ -33,6 +33,7 @@ pub(super) fn set_drained(gateway: &Gateway, name: &str, drained: bool) -> FullR
         let state = if drained { "drained" } else { "undrained" };
         info!("backend {name}: {state} by the operator");
     }
+    gateway.wake_queue();
     let stranded = if drained { fully_drained_pools(gateway, now) } else { Vec::new() };
     if change.changed && !stranded.is_empty() {
         warn!("all backends of {} are drained", stranded.join(", "));

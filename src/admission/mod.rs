@@ -7,4 +7,5 @@ pub mod client;
 pub mod client_ip;
 pub mod client_registry;
 pub mod limits;
+pub mod queue;
 pub mod token_verifier;

@@ -33,10 +33,10 @@ pub use schema::{
     BackendTlsConfig, BalancePolicy, BreakerConfig, ClientConfig, ClientLimits, ClientTokenConfig,
     ClientsConfig, Config, CooldownConfig, CredentialConfig, DisabledBackend, EntraCredential, EntraIdentity,
     JsonlConfig, KeyVaultConfig, LimitMode, LimitSet, LimitsConfig, ListenerConfig, LogAnalyticsConfig,
-    ManagedIdentitySelector, ModelsSource, OwnerPolicy, ProvisionedThroughput, RecordConfig, RecordedContent,
-    RequestClass, RequestsConfig, RetryConfig, SecretSource, ServerConfig, ServerTlsConfig, SpoolConfig,
-    StreamHoldLimits, StreamUsageMode, TimeoutsConfig, TlsVersion, UnavailableHomePolicy, VaultSecretRef,
-    WebSocketConfig,
+    ManagedIdentitySelector, ModelsSource, OwnerPolicy, ProvisionedThroughput, QueueConfig, RecordConfig,
+    RecordedContent, RequestClass, RequestsConfig, RetryConfig, SecretSource, ServerConfig, ServerTlsConfig,
+    SpoolConfig, StreamHoldLimits, StreamUsageMode, TimeoutsConfig, TlsVersion, UnavailableHomePolicy,
+    VaultSecretRef, WebSocketConfig,
 };
 pub use values::{
     AllowRule, CertifiedKey, CertifiedKeyError, CertifiedKeyFiles, DeploymentMap, Endpoint, PathPattern,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::request_affinity::RequestAffinity;
 use super::requested_call::ParsedBody;
+use crate::admission::queue::QueueLine;
 use crate::azure::{PromptPartRanges, RequestTarget};
 use crate::names::{ClientName, DeploymentName};
 use crate::routing::pool::BackendPool;
@@ -19,6 +20,8 @@ pub struct AdmittedRequest {
     pub client_name: Option<ClientName>,
     /// The backends that can serve it.
     pub pool: Arc<BackendPool>,
+    /// Where it waits if no backend is free; `None` if it is refused.
+    pub queue_line: Option<Arc<QueueLine>>,
     /// Whether it asks for a stream, if its body could be read.
     pub wants_stream: Option<bool>,
     /// Whether it may be sent again after an attempt that the backend may have received: not if it creates

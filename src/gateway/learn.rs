@@ -186,6 +186,7 @@ impl Gateway {
             if health.stall_watch.on_answer() {
                 health.breaker.close_circuit();
                 info!("backend {name}: answers again");
+                self.wake_queue();
             }
             return;
         }
@@ -258,11 +259,13 @@ impl Gateway {
                 health.breaker.close_circuit();
                 health.recent_attempts.record_probe_answer(now);
                 health.refresh_credential_availability(&backend.credential).mark_available();
+                self.wake_queue();
             }
             // The backend answers, which is enough for its circuit; about the credential it says nothing.
             Some(_) => {
                 health.breaker.close_circuit();
                 health.recent_attempts.record_probe_answer(now);
+                self.wake_queue();
             }
         }
         true
@@ -309,6 +312,7 @@ impl Gateway {
         let duration = self.cooldown_duration(headers);
         let until = now + duration;
         let Some(deployment) = &candidate.deployment_health else { return until };
+        deployment.slow_start.on_refusal(now);
         let cooldown = Unavailable { reason: UnavailableReason::CoolingDown, until };
         // Told in episodes by the monitor: a full deployment begins hundreds of cooldowns a minute.
         deployment.availability.mark_unavailable(cooldown, now);

@@ -71,7 +71,7 @@ pub(super) fn clients_with_limits(
 }
 
 /// What a request may use, as far as it tells.
-fn demand_of(admitted: &AdmittedRequest, method: &Method, body_bytes: u64) -> Demand {
+pub(super) fn demand_of(admitted: &AdmittedRequest, method: &Method, body_bytes: u64) -> Demand {
     let operation = admitted.target.operation;
     match &admitted.parsed_body {
         ParsedBody::Json(facts) if *method == Method::POST => Demand {

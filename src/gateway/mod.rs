@@ -8,6 +8,7 @@ mod admitted_request;
 mod affinity;
 mod backend;
 mod backend_question;
+mod backend_queue;
 pub mod budget_books;
 mod certificate_expiries;
 mod drains;
@@ -20,6 +21,7 @@ mod object_learner;
 mod open_sockets;
 mod pool_set;
 mod process_state;
+mod queue;
 mod rejections;
 mod request_affinity;
 mod requested_call;
@@ -35,7 +37,7 @@ use http::header::UPGRADE;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use self::model_list::ModelList;
-use self::pool_set::PoolSet;
+use self::pool_set::{PoolSet, PoolWithQueue};
 use self::resources::{list_resources, resources_by_tag};
 use self::upstream_request::ApiVersions;
 use crate::admission::client::Client;
@@ -56,6 +58,7 @@ use crate::routing::retry_plan::{ResourceSearch, RetryLimits};
 pub use self::admitted_request::AdmittedRequest;
 pub use self::backend::{Backend, DisabledBackend};
 pub use self::backend_question::{BackendQuestion, QuestionSubject};
+pub use self::backend_queue::{BackendQueue, BackendQueuePlace};
 pub use self::certificate_expiries::{CertificateExpiries, LoadedCertificate};
 pub use self::drains::{DrainChange, Drains, HandingOver};
 pub use self::learn::ResponseFacts;
@@ -65,6 +68,7 @@ pub use self::object_learner::ObjectLearner;
 pub use self::open_sockets::{OpenSocket, OpenSockets};
 pub use self::pool_set::PoolKey;
 pub use self::process_state::ProcessState;
+pub use self::queue::WaitingRequest;
 pub use self::request_affinity::{Moment, RequestAffinity};
 pub use self::requested_call::{BodyView, RequestedCall};
 pub use self::resources::Resource;
@@ -101,6 +105,7 @@ pub struct Gateway {
     resources_by_tag: KnownResources<usize>,
     retry_config: config::RetryConfig,
     cooldown_config: config::CooldownConfig,
+    queue_config: Option<config::QueueConfig>,
     breaker_config: config::BreakerConfig,
     record_config: Option<config::RecordConfig>,
 }
@@ -126,7 +131,12 @@ impl Gateway {
         }
         Self {
             clients: limits::clients_with_limits(config, &process_state, signing_keys),
-            pools: PoolSet::new(config, &backends, now),
+            pools: PoolSet::new(
+                config,
+                &backends,
+                config.queue.map(|_| Arc::clone(&process_state.queue)),
+                now,
+            ),
             model_list: ModelList::new(config),
             disabled_backends: config
                 .disabled_backends
@@ -142,6 +152,7 @@ impl Gateway {
             websocket: config.websocket,
             retry_config: config.retry.clone(),
             cooldown_config: config.cooldown,
+            queue_config: config.queue,
             breaker_config: config.breaker,
             record_config: config.record.clone(),
             process_state,
@@ -272,12 +283,12 @@ impl Gateway {
         }
         let affinity = self.resolve_affinity(method, &target, client, &call, body, received)?;
         let search = affinity.as_deref().and_then(|affinity| affinity.search.as_ref());
-        let (pool, uses_unlisted_pool) = match &call.deployment {
+        let (PoolWithQueue { pool, line: queue_line }, uses_unlisted_pool) = match &call.deployment {
             Some(deployment) => self.pools.own_or_unlisted_pool(deployment)?,
-            None if search.is_some() => (Arc::clone(&self.pools.all_resources_pool), false),
+            None if search.is_some() => (self.pools.all_resources_pool.clone(), false),
             None => {
                 self.check_list_allowed(method, target.operation)?;
-                (Arc::clone(&self.pools.default_backend_pool), false)
+                (self.pools.default_backend_pool.clone(), false)
             }
         };
         self.check_home_serves(affinity.as_deref(), call.deployment.as_ref(), &pool)?;
@@ -294,6 +305,7 @@ impl Gateway {
             deployment,
             client_name: client.name.clone(),
             pool,
+            queue_line,
             wants_stream,
             is_repeatable,
             affinity,
@@ -319,12 +331,18 @@ impl Gateway {
             max_outage: self.retry_config.max_outage,
             max_cooldown_wait: match admitted.search() {
                 // No other resource will do. Waits end at the deadline.
-                Some(ResourceSearch::Home { .. }) if self.waits_for_home() => {
+                Some(ResourceSearch::Home { .. }) if self.waits_for_home() && self.queue_config.is_none() => {
                     self.retry_config.retry_start_time_limit
                 }
+                // In the queue it waits behind those that came before.
                 Some(ResourceSearch::Home { .. }) => Duration::ZERO,
                 _ => self.retry_config.max_cooldown_wait,
             },
+            max_queue_wait: self.queue_config.and_then(|queue| match admitted.search() {
+                Some(ResourceSearch::Home { .. }) if !self.waits_for_home() => None,
+                Some(ResourceSearch::Home { .. }) => Some(self.retry_config.retry_start_time_limit),
+                _ => Some(queue.max_wait),
+            }),
             retry_budget_percentage: self.retry_config.budget_percentage,
             latest_retry_start: client_deadline.map_or(deadline, |client| client.min(deadline)),
         }

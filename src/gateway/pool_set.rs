@@ -8,6 +8,8 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 
 use super::backend::Backend;
+use super::backend_queue::BackendQueue;
+use crate::admission::queue::QueueLine;
 use crate::config::{BalancePolicy, Config};
 use crate::names::{DeploymentName, Tier, Weight};
 use crate::refusal::Refusal;
@@ -37,27 +39,45 @@ impl std::fmt::Display for PoolKey {
     }
 }
 
+/// A pool, and where requests wait for it.
+#[derive(Clone)]
+pub(super) struct PoolWithQueue {
+    pub(super) pool: Arc<BackendPool>,
+    /// `None` if requests do not wait.
+    pub(super) line: Option<Arc<QueueLine>>,
+}
+
 /// All pools of a configuration.
 pub(super) struct PoolSet {
     balance_policy: BalancePolicy,
+    /// `None` if requests do not wait.
+    queue: Option<Arc<BackendQueue>>,
     /// For deployments that some backend lists.
-    pools_by_listed_deployment: HashMap<DeploymentName, Arc<BackendPool>>,
+    pools_by_listed_deployment: HashMap<DeploymentName, PoolWithQueue>,
     /// For all other deployments, if some backend passes them on.
     unlisted_pool: Option<Arc<BackendPool>>,
     /// For those of them that a backend has answered for.
-    pools_by_learned_deployment: ArcSwap<HashMap<DeploymentName, Arc<BackendPool>>>,
+    pools_by_learned_deployment: ArcSwap<HashMap<DeploymentName, PoolWithQueue>>,
     /// For calls that name neither a deployment nor an object: the default backend, and then the others of its
     /// resource; empty if the default backend is disabled.
-    pub(super) default_backend_pool: Arc<BackendPool>,
+    pub(super) default_backend_pool: PoolWithQueue,
     /// For calls that name an object and no deployment: all backends, those of the default backend's resource
     /// first.
-    pub(super) all_resources_pool: Arc<BackendPool>,
+    pub(super) all_resources_pool: PoolWithQueue,
 }
 
 impl PoolSet {
-    pub(super) fn new(config: &Config, backends: &[Backend], now: Instant) -> Self {
+    pub(super) fn new(
+        config: &Config,
+        backends: &[Backend],
+        queue: Option<Arc<BackendQueue>>,
+        now: Instant,
+    ) -> Self {
         let balance_policy = config.balance_policy;
         let new_pool = |candidates| Arc::new(BackendPool::new(candidates, balance_policy, now));
+        let no_deployment_line = queue.as_ref().map(|queue| queue.line(&PoolKey::DefaultBackend.to_string()));
+        let without_deployment =
+            |candidates| PoolWithQueue { pool: new_pool(candidates), line: no_deployment_line.clone() };
         let listed_names = config.backends.iter().flat_map(|backend| backend.deployments.listed_entries());
         let unlisted: Vec<Candidate> = backends
             .iter()
@@ -68,13 +88,17 @@ impl PoolSet {
         let default_index = config.requests.default_backend_index;
         Self {
             balance_policy,
+            queue: queue.clone(),
             pools_by_listed_deployment: listed_names
-                .map(|(name, _)| (name.clone(), new_pool(candidates_serving(backends, name))))
+                .map(|(name, _)| {
+                    let pool = new_pool(candidates_serving(backends, name));
+                    (name.clone(), PoolWithQueue { pool, line: line_of(queue.as_deref(), name) })
+                })
                 .collect(),
             unlisted_pool: (!unlisted.is_empty()).then(|| new_pool(unlisted)),
             pools_by_learned_deployment: ArcSwap::default(),
-            default_backend_pool: new_pool(default_resource_candidates(backends, default_index)),
-            all_resources_pool: new_pool(all_resource_candidates(backends, default_index)),
+            default_backend_pool: without_deployment(default_resource_candidates(backends, default_index)),
+            all_resources_pool: without_deployment(all_resource_candidates(backends, default_index)),
         }
     }
 
@@ -85,16 +109,16 @@ impl PoolSet {
     pub(super) fn own_or_unlisted_pool(
         &self,
         deployment: &DeploymentName,
-    ) -> Result<(Arc<BackendPool>, bool), Refusal> {
+    ) -> Result<(PoolWithQueue, bool), Refusal> {
         if let Some(pool) = self
             .pools_by_listed_deployment
             .get(deployment)
             .or(self.pools_by_learned_deployment.load().get(deployment))
         {
-            return Ok((Arc::clone(pool), false));
+            return Ok((pool.clone(), false));
         }
         if let Some(pool) = &self.unlisted_pool {
-            return Ok((Arc::clone(pool), true));
+            return Ok((PoolWithQueue { pool: Arc::clone(pool), line: None }, true));
         }
         Err(Refusal::deployment_not_found(deployment))
     }
@@ -115,13 +139,13 @@ impl PoolSet {
     pub(super) fn pools_by_key(&self) -> Vec<(PoolKey, Arc<BackendPool>)> {
         let learned = self.pools_by_learned_deployment.load();
         let named = self.pools_by_listed_deployment.iter().chain(learned.iter());
-        let mut named: Vec<_> = named.map(|(name, pool)| (name.clone(), Arc::clone(pool))).collect();
+        let mut named: Vec<_> = named.map(|(name, pool)| (name.clone(), Arc::clone(&pool.pool))).collect();
         named.sort_by_key(|(name, _)| name.to_lowercase());
         let mut all: Vec<_> =
             named.into_iter().map(|(name, pool)| (PoolKey::Deployment(name), pool)).collect();
         all.extend(self.unlisted_pool.iter().map(|pool| (PoolKey::Unlisted, Arc::clone(pool))));
-        if !self.default_backend_pool.candidates().is_empty() {
-            all.push((PoolKey::DefaultBackend, Arc::clone(&self.default_backend_pool)));
+        if !self.default_backend_pool.pool.candidates().is_empty() {
+            all.push((PoolKey::DefaultBackend, Arc::clone(&self.default_backend_pool.pool)));
         }
         all
     }
@@ -155,15 +179,21 @@ impl PoolSet {
             pool.continue_rotation_of(unlisted);
         }
         let pool = Arc::new(pool);
+        let pool = PoolWithQueue { pool, line: line_of(self.queue.as_deref(), deployment) };
         self.pools_by_learned_deployment.rcu(|learned| {
             let mut learned = HashMap::clone(learned);
             if learned.len() < MAX_LEARNED_DEPLOYMENTS {
-                learned.entry(deployment.clone()).or_insert_with(|| Arc::clone(&pool));
+                learned.entry(deployment.clone()).or_insert_with(|| pool.clone());
             }
             learned
         });
         true
     }
+}
+
+/// Where requests for a deployment wait. Its name is that of the deployment.
+fn line_of(queue: Option<&BackendQueue>, deployment: &DeploymentName) -> Option<Arc<QueueLine>> {
+    queue.map(|queue| queue.line(&deployment.to_lowercase()))
 }
 
 /// The backends that serve a deployment, each with its health.

@@ -8,6 +8,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 
 use super::backend_question::QuestionQueue;
+use super::backend_queue::BackendQueue;
 use super::budget_books::{BudgetBooks, BudgetReport};
 use super::certificate_expiries::CertificateExpiries;
 use super::drains::Drains;
@@ -31,6 +32,8 @@ pub struct ProcessState {
     pub drains: Drains,
     /// Limits for asking resources for objects.
     pub asking: Asking,
+    /// The requests for which no backend is free.
+    pub queue: Arc<BackendQueue>,
     /// What the clients use, for their limits.
     pub client_accounts: ClientAccounts,
     /// Which resource made which object.
@@ -76,6 +79,7 @@ impl ProcessState {
             health_registry: HealthRegistry::new(now),
             drains: Drains::default(),
             asking: Asking::default(),
+            queue: Arc::default(),
             client_accounts: ClientAccounts::new(now),
             homes_keeper: HomesKeeper::new(Arc::clone(&homes)),
             homes,

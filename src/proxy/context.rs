@@ -231,6 +231,7 @@ impl RequestContext {
         if !std::mem::replace(&mut self.ending.is_finished, true) {
             drop(self.submit_record());
             self.leave_in_flight();
+            self.config.gateway.wake_queue();
         }
     }
 
@@ -318,6 +319,8 @@ impl RequestContext {
             affinity,
             attempts: attempts.unwrap_or_default(),
             duration: now.saturating_duration_since(self.request.received_instant),
+            queued: self.retry_state.as_ref().map_or(Duration::ZERO, |retry| retry.queued(now)),
+            queue_charge: self.retry_state.as_mut().and_then(RetryState::take_queue_charge),
             waited: self.retry_state.as_ref().map_or(Duration::ZERO, |retry| retry.total_wait(now)),
             time_to_first_body_byte: self.ending.time_to_first_body_byte,
             request_bytes: self.body.is_fully_read().then_some(self.body.bytes_read),

@@ -149,9 +149,9 @@ impl ProxyHttp for Balancer {
         let is_upgrade = context.request.is_websocket_upgrade;
         loop {
             match context.next_backend(is_upgrade, Instant::now())? {
-                BackendStep::Wait(wait) => {
+                BackendStep::Wait(mut wait) => {
                     wait_while_client_connected(session, context, wait.wait()).await?;
-                    context.on_backend_wait_over(&wait, Instant::now());
+                    context.on_backend_wait_over(wait, Instant::now());
                 }
                 BackendStep::Connect(backend_index, peer) => {
                     // A connection that becomes a tunnel cannot be shared, so there is no reason to wait for one

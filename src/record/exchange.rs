@@ -12,6 +12,7 @@ use super::affinity::AffinityRecord;
 use super::client_headers::ClientHeaders;
 use crate::admission::client::Client;
 use crate::admission::limits::{LimitKey, Reservation};
+use crate::admission::queue::QueueCharge;
 use crate::azure::PromptPartRanges;
 use crate::azure::request::prompt_sample::PromptSample;
 use crate::azure::response::capture::ResponseCapture;
@@ -223,6 +224,10 @@ pub struct FinishedExchange {
     /// How long the request waited before attempts: for the end of a cooldown, for another round over backends
     /// that had failed, or for a credential.
     pub waited: Duration,
+    /// How long it waited in the queue.
+    pub queued: Duration,
+    /// What its turn in the queue counts for, until its tokens are known.
+    pub queue_charge: Option<QueueCharge>,
     /// The time from the complete request head to the first byte of the response body.
     pub time_to_first_body_byte: Option<Duration>,
     /// The length of the request body; `None` if it was not read to its end.
@@ -275,6 +280,8 @@ impl FinishedExchange {
             affinity: None,
             attempts: Vec::new(),
             duration: Duration::ZERO,
+            queued: Duration::ZERO,
+            queue_charge: None,
             waited: Duration::ZERO,
             time_to_first_body_byte: None,
             request_bytes: None,

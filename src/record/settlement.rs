@@ -15,6 +15,14 @@ impl FinishedExchange {
     /// `is_estimated` says that no backend has told the usage.
     pub(super) fn settle_limits(&mut self, usage: Option<&TokenUsage>, is_estimated: bool) {
         let used = usage.filter(|_| !self.fetches_stored_object()).map(used_tokens);
+        if let Some(charge) = self.queue_charge.take() {
+            match (&used, self.settlement_without_usage()) {
+                (Some(used), _) => charge.settle(used.counted(1000)),
+                (None, Settlement::Nothing) => charge.settle(0),
+                // It counts as estimated.
+                (None, _) => drop(charge),
+            }
+        }
         if let Some(mut reservation) = self.reservation.take() {
             let settlement = match used {
                 Some(used) if is_estimated => Settlement::Estimated(used),

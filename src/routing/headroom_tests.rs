@@ -208,6 +208,7 @@ fn simulate_hour(
             latest_retry_start: now,
             max_outage: Duration::ZERO,
             retry_budget_percentage: Percentage::new(20).unwrap(),
+            max_queue_wait: None,
         };
         loop {
             let NextStep::Attempt(attempt) = plan.next_step(&pool, Operation::Chat, &limits, now, 0.0) else {

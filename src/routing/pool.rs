@@ -116,6 +116,11 @@ impl Candidate {
         ProbePermit::acquire_last_resort(self.availability_cells(operation), now)
     }
 
+    /// Whether the health of its deployment is tracked.
+    pub(super) fn has_deployment_health(&self) -> bool {
+        self.deployment_health.is_some()
+    }
+
     /// Counts an attempt that begins.
     pub fn record_send(&self, now: Instant) -> Option<SendTicket> {
         self.deployment_health.as_ref().map(|deployment| deployment.headroom.record_send(now))

@@ -148,6 +148,8 @@ impl PreparedServer {
             started,
         );
         background.spawn(monitor.run());
+        let queue = Arc::clone(&config_manager.process_state().queue);
+        background.spawn(async move { queue.run_clock().await });
         if let Some(admin) = &config.admin {
             let (active_config, status) =
                 (Arc::clone(active_config), Arc::clone(config_manager.config_status()));

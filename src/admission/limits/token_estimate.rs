@@ -41,6 +41,13 @@ pub struct Demand {
     pub has_output: bool,
 }
 
+impl Demand {
+    /// The tokens that such a request of a client is expected to use of whose requests nothing is known.
+    pub fn tokens_of_unknown_client(&self) -> u64 {
+        TokenEstimate::default().tokens(self)
+    }
+}
+
 /// Token counts as a backend has told them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UsedTokens {
@@ -54,7 +61,7 @@ pub struct UsedTokens {
 
 impl UsedTokens {
     /// How many tokens count, if cached ones count for this many thousandths.
-    pub(super) fn counted(&self, cached_weight_permille: u32) -> u64 {
+    pub fn counted(&self, cached_weight_permille: u32) -> u64 {
         let cached = self.cached.min(self.input);
         let weighted = cached.saturating_mul(u64::from(cached_weight_permille)).div_ceil(1000);
         (self.input - cached).saturating_add(weighted).saturating_add(self.output)

@@ -13,6 +13,7 @@ mod limits;
 mod listeners;
 mod partial_backends;
 mod provisioned;
+mod queue;
 mod record;
 mod requests;
 mod retry;
@@ -26,12 +27,13 @@ use std::path::PathBuf;
 use super::schema::{AdminConfig, Config};
 use super::yaml::YamlNode;
 
-const TOP_LEVEL_KEYS: [&str; 17] = [
+const TOP_LEVEL_KEYS: [&str; 18] = [
     "listeners",
     "backends",
     "clients",
     "entra",
     "limits",
+    "queue",
     "requests",
     "affinity",
     "balance",
@@ -59,6 +61,7 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
     let affinity = affinity::read_affinity(&root, backends.as_ref());
     let balance_policy = retry::read_balance_policy(&root);
     let retry = retry::read_retry(&root);
+    let queue = queue::read_queue(&root, requests.as_ref(), retry.as_ref());
     let breaker = retry::read_breaker(&root);
     let cooldown = retry::read_cooldown(&root);
     let timeouts = timeouts::read_timeouts(&root);
@@ -88,6 +91,7 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
         clients,
         client_tokens: client_tokens?,
         limits: limits?,
+        queue: queue?,
         requests: requests?,
         affinity: affinity?,
         balance_policy: balance_policy?,

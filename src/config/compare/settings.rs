@@ -2,7 +2,8 @@
 
 use crate::config::schema::{
     AdminConfig, AffinityConfig, BreakerConfig, ClientsConfig, Config, CooldownConfig, KeyVaultConfig,
-    LimitsConfig, RecordConfig, RequestsConfig, RetryConfig, ServerConfig, TimeoutsConfig, WebSocketConfig,
+    LimitsConfig, QueueConfig, RecordConfig, RequestsConfig, RetryConfig, ServerConfig, TimeoutsConfig,
+    WebSocketConfig,
 };
 
 /// The changed keys of the blocks that are no lists.
@@ -22,6 +23,7 @@ pub(super) fn changed_settings(before: &Config, after: &Config) -> Vec<String> {
         clients,
         client_tokens,
         limits,
+        queue,
         requests,
         affinity,
         balance_policy,
@@ -49,6 +51,18 @@ pub(super) fn changed_settings(before: &Config, after: &Config) -> Vec<String> {
         cached_weight_permille => "cached_weight",
     });
     add("limits", limits);
+    match (queue, &after.queue) {
+        (Some(queue), Some(after)) => {
+            let queue = changed_keys!(QueueConfig, queue, after, {
+                max_wait => "wait",
+                max_requests => "requests",
+                max_body_bytes => "body_memory",
+            });
+            add("queue", queue);
+        }
+        (before, after) if before != after => add("", vec!["queue"]),
+        _ => {}
+    }
     add("requests", changed_requests_keys(before, after, requests));
     let affinity = changed_keys!(AffinityConfig, affinity, after.affinity, {
         ask_limit => "ask",

@@ -9,6 +9,7 @@ mod clients;
 mod credentials;
 mod limits;
 mod listener;
+mod queue;
 mod record;
 mod requests;
 mod retry;
@@ -24,6 +25,7 @@ pub use credentials::{
 };
 pub use limits::{ClientLimits, LimitMode, LimitSet, LimitsConfig, RequestClass};
 pub use listener::{ListenerConfig, ServerTlsConfig, TlsVersion};
+pub use queue::QueueConfig;
 pub use record::{
     JsonlConfig, LogAnalyticsConfig, RecordConfig, RecordedContent, SpoolConfig, StreamUsageMode,
 };
@@ -47,6 +49,8 @@ pub struct Config {
     pub client_tokens: Option<ClientTokenConfig>,
     /// What applies to the limits of all clients.
     pub limits: LimitsConfig,
+    /// How requests wait for which no backend is free; `None` if they are refused at once.
+    pub queue: Option<QueueConfig>,
     /// Which requests are allowed, and what is changed in them.
     pub requests: RequestsConfig,
     /// How requests find the resource that has what they refer to.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::queue_wait::GivenUp;
 use super::retry_state::RetryState;
 use super::upstream_error::UpstreamError;
 use crate::proxy::client::refusal_response::MAX_RETRY_AFTER_MS;
@@ -9,6 +10,9 @@ use crate::record::attempt_errors::last_error_by_backend;
 use crate::record::exchange::AttemptRecord;
 use crate::refusal::{Refusal, RefusalReason};
 use crate::routing::health::availability::UnavailableReason;
+
+/// The shortest `retry-after` of a request that has waited in vain.
+const MIN_WAIT_AFTER_QUEUE: Duration = Duration::from_secs(1);
 
 /// The refusal of a request for which no further attempt is possible. `default_cooldown` is its
 /// `retry-after` if no better time is known.
@@ -21,7 +25,11 @@ pub(super) fn exhaustion_refusal(retry: &RetryState, default_cooldown: Duration,
     }
     let was_throttled = |attempt: &AttemptRecord| attempt.status == Some(429);
     if retry.earliest_cooldown_end(now).is_some() || retry.attempt_records.iter().any(was_throttled) {
-        return throttled_refusal(time_until_available(retry, now).unwrap_or(default_cooldown));
+        let wait = time_until_available(retry, now).unwrap_or(default_cooldown);
+        return match retry.gave_up_queueing() {
+            None => throttled_refusal(wait),
+            Some(reason) => queue_refusal(reason, retry.queued(now), wait),
+        };
     }
     // A complete response with such a status is relayed and not replaced by a refusal. But the status also
     // stands for an error event in a stream, or for an incomplete response.
@@ -45,6 +53,27 @@ fn throttled_refusal(wait: Duration) -> Refusal {
     let seconds = wait.as_millis().clamp(1, MAX_RETRY_AFTER_MS).div_ceil(1000);
     let message = format!(
         "The backends of this deployment are at their rate limit or cannot be reached. \
+         Please retry after {seconds} seconds."
+    );
+    Refusal::new(RefusalReason::AllThrottled, message).with_retry_after(wait)
+}
+
+/// The refusal of a request that has waited in the queue in vain, or was not let in.
+fn queue_refusal(reason: GivenUp, queued: Duration, wait: Duration) -> Refusal {
+    // Although something may be free at this moment, others wait for it.
+    let wait = wait.max(MIN_WAIT_AFTER_QUEUE);
+    let seconds = wait.as_millis().clamp(1, MAX_RETRY_AFTER_MS).div_ceil(1000);
+    let what_happened = match reason {
+        GivenUp::QueueIsFull => "and too many requests wait for them".to_owned(),
+        GivenUp::WaitedTooLong => {
+            format!(
+                "and none was free within the {:.1} seconds that the request has waited",
+                queued.as_secs_f64()
+            )
+        }
+    };
+    let message = format!(
+        "The backends of this deployment are at their rate limit or cannot be reached, {what_happened}. \
          Please retry after {seconds} seconds."
     );
     Refusal::new(RefusalReason::AllThrottled, message).with_retry_after(wait)

@@ -34,7 +34,11 @@ pub(in crate::proxy) fn prepare_best_response_or_refusal(
 ) -> pingora::Result<Vec<HttpTask>> {
     if let Some(retry) = &mut context.retry_state {
         retry.on_exhausted(now);
-        if let Some(held) = retry.take_best_response().filter(|_| !retry.must_not_deny()) {
+        // After a wait in the queue, an earlier 429 of a backend says nothing any more.
+        let best = retry.take_best_response();
+        let is_outdated =
+            |held: &HeldResponse| held.header.status.as_u16() == 429 && retry.gave_up_queueing().is_some();
+        if let Some(held) = best.filter(|held| !retry.must_not_deny() && !is_outdated(held)) {
             return prepare_held_response(context, held, now);
         }
     }

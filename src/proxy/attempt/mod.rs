@@ -16,6 +16,8 @@ pub(super) mod held_stream;
 pub(super) mod next_backend;
 pub(super) mod outcome;
 mod passed_deadline;
+mod queue_wait;
+mod queueing;
 mod rate_headers;
 mod redaction;
 pub(super) mod relayed_response;

@@ -10,6 +10,7 @@ use tokio::time::sleep;
 use super::retry_state::RetryStep;
 use super::upstream_error::UpstreamError;
 use crate::credentials::BackendCredential;
+use crate::gateway::BackendQueuePlace;
 use crate::names::BackendName;
 use crate::proxy::context::RequestContext;
 use crate::proxy::error_types::ATTEMPTS_EXHAUSTED;
@@ -31,15 +32,17 @@ pub(in crate::proxy) enum BackendStep {
 pub(in crate::proxy) enum BackendWait {
     Time(Wait),
     Credential(Arc<BackendCredential>),
+    Queue(BackendQueuePlace),
 }
 
 impl BackendWait {
-    pub(in crate::proxy) async fn wait(&self) {
+    pub(in crate::proxy) async fn wait(&mut self) {
         match self {
             Self::Time(wait) => sleep(wait.duration).await,
             Self::Credential(credential) => {
                 credential.wait_for_pending_fetch(MAX_CREDENTIAL_RENEWAL_WAIT).await;
             }
+            Self::Queue(place) => place.wait().await,
         }
     }
 }
@@ -54,11 +57,18 @@ impl RequestContext {
         self.attempt_deadline = None;
         self.overhead_clock.pause(now);
         let config = Arc::clone(&self.config);
+        if self.retry_state.as_ref().is_some_and(|retry| retry.attempt_count() > 0) {
+            config.gateway.wake_queue();
+        }
         loop {
             let Some(retry) = &mut self.retry_state else { return Err(Error::new(ATTEMPTS_EXHAUSTED)) };
             let wait = match retry.next_step(now) {
                 RetryStep::Exhausted => return Err(Error::new(ATTEMPTS_EXHAUSTED)),
                 RetryStep::Wait(wait) => BackendWait::Time(wait),
+                RetryStep::Queue => match self.begin_queue_wait(now) {
+                    Some(place) => return Ok(BackendStep::Wait(BackendWait::Queue(place))),
+                    None => continue,
+                },
                 RetryStep::AwaitCredential(credential) => BackendWait::Credential(credential),
                 RetryStep::Attempt(backend_index) => {
                     let name = config.gateway.backends.get(backend_index).map(|backend| &backend.config.name);
@@ -79,11 +89,12 @@ impl RequestContext {
     }
 
     /// Records that a wait is over.
-    pub(in crate::proxy) fn on_backend_wait_over(&mut self, wait: &BackendWait, now: Instant) {
+    pub(in crate::proxy) fn on_backend_wait_over(&mut self, wait: BackendWait, now: Instant) {
         let Some(retry) = &mut self.retry_state else { return };
         match wait {
-            BackendWait::Time(wait) => retry.on_wait_over(*wait, now),
+            BackendWait::Time(wait) => retry.on_wait_over(wait, now),
             BackendWait::Credential(_) => retry.on_credential_wait_over(now),
+            BackendWait::Queue(mut place) => retry.on_queue_wait_over(place.take_end(), now),
         }
     }
 }

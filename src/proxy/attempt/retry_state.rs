@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 
 use super::held_response::{AttemptTarget, HeldResponse};
+use super::queue_wait::QueueWait;
 use crate::azure::Operation;
 use crate::credentials::BackendCredential;
 use crate::gateway::{AdmittedRequest, FailureFlags, Gateway, Moment, UpstreamRequest};
@@ -17,6 +18,7 @@ use crate::record::exchange::AttemptRecord;
 use crate::routing::attempt_outcome::AttemptOutcome;
 use crate::routing::headroom::SendTicket;
 use crate::routing::health::availability::{ProbePermit, Unavailable, UnavailableReason};
+use crate::routing::health::slow_start::UndecidedRequest;
 use crate::routing::health::stall::WatchedAttempt;
 use crate::routing::pool::Candidate;
 use crate::routing::retry_plan::{NextAttempt, NextStep, RetryLimits, RetryPlan, Wait};
@@ -43,6 +45,7 @@ pub(in crate::proxy) struct RetryState {
     finished_waits: Duration,
     /// When the wait that goes on has begun.
     waiting_since: Option<Instant>,
+    pub(super) queue_wait: QueueWait,
     /// The next step, if it has been chosen. Whether there is one decides what becomes of a response, and
     /// the same step has to be taken afterwards.
     chosen_step: Option<NextStep>,
@@ -92,6 +95,8 @@ pub(super) struct CurrentAttempt {
     probe_permit: ProbePermit,
     /// The backend is tried although it is unavailable, because no other is left.
     is_last_resort: bool,
+    /// Its place among the requests that have waited in the queue, until it is known whether the backend takes it.
+    undecided: Option<UndecidedRequest>,
 }
 
 /// An attempt that has ended. What its probe permit has not decided may be probed by another request once
@@ -111,6 +116,8 @@ pub(in crate::proxy) enum RetryStep {
     Attempt(usize),
     /// Wait, then call [`RetryState::on_wait_over`].
     Wait(Wait),
+    /// Wait in the queue.
+    Queue,
     /// Wait for this credential's renewal, then call [`RetryState::on_credential_wait_over`].
     AwaitCredential(Arc<BackendCredential>),
     /// No further attempt is possible.
@@ -135,6 +142,7 @@ impl RetryState {
             client_ip,
             finished_waits: Duration::ZERO,
             waiting_since: None,
+            queue_wait: QueueWait::default(),
             chosen_step: None,
             current_attempt: None,
             current_or_last_target: None,
@@ -157,8 +165,14 @@ impl RetryState {
     /// The next step. It is chosen once and stays the same until it is taken.
     pub(in crate::proxy) fn next_step(&mut self, now: Instant) -> RetryStep {
         let (plan, admitted, limits) = (&self.plan, &self.admitted, &self.limits);
+        let (pool, operation) = (&admitted.pool, admitted.target.operation);
         let next = self.chosen_step.get_or_insert_with(|| {
-            plan.next_step(&admitted.pool, admitted.target.operation, limits, now, fastrand::f64())
+            if self.gateway.is_queue_before(admitted, plan.has_home())
+                && plan.waits_behind_others(pool, operation, limits, now)
+            {
+                return NextStep::Queue;
+            }
+            plan.next_step(pool, operation, limits, now, fastrand::f64())
         });
         match next {
             NextStep::Attempt(attempt) => match admitted.pool.candidate(attempt.candidate_index) {
@@ -166,6 +180,7 @@ impl RetryState {
                 None => RetryStep::Exhausted,
             },
             NextStep::Wait(wait) => RetryStep::Wait(*wait),
+            NextStep::Queue => RetryStep::Queue,
             NextStep::AwaitCredential(candidate) => match admitted.pool.candidate(*candidate) {
                 Some(candidate) => RetryStep::AwaitCredential(Arc::clone(&candidate.credential)),
                 None => RetryStep::Exhausted,
@@ -181,6 +196,17 @@ impl RetryState {
         self.chosen_step = index.map(|index| NextStep::Attempt(NextAttempt::pinned(index)));
         self.is_pinned = index.is_some();
         self.is_pinned
+    }
+
+    /// Chooses the next step; `None` leaves the choice to the plan.
+    pub(super) fn choose_step(&mut self, step: Option<NextStep>) {
+        self.chosen_step = step;
+    }
+
+    /// When a request gives up that has waited in the queue since then.
+    pub(super) fn queue_deadline(&self, since: Instant) -> Instant {
+        let wait = self.limits.max_queue_wait.unwrap_or_default();
+        (since + wait).min(self.limits.latest_retry_start)
     }
 
     /// Begins the wait that [`Self::next_step`] returned.
@@ -218,7 +244,7 @@ impl RetryState {
     pub(in crate::proxy) fn begin_attempt(&mut self, backend_name: &BackendName, now: Instant) {
         let Some(NextStep::Attempt(attempt)) = self.chosen_step.take() else { return };
         self.plan.on_attempt_start(&self.admitted.pool, &attempt, now);
-        let NextAttempt { candidate_index, probe_permit, is_last_resort, .. } = attempt;
+        let NextAttempt { candidate_index, probe_permit, is_last_resort, undecided, .. } = attempt;
         let candidate = self.admitted.pool.candidate(candidate_index);
         self.current_attempt = Some(CurrentAttempt {
             candidate_index,
@@ -231,6 +257,7 @@ impl RetryState {
             is_response_relayed: false,
             probe_permit,
             is_last_resort,
+            undecided,
         });
         if let Some(candidate) = candidate {
             candidate.backend_health.on_attempt_start();
@@ -331,6 +358,10 @@ impl RetryState {
     pub(in crate::proxy) fn on_request_sent(&self, now: Instant) {
         if let Some(current) = &self.current_attempt {
             current.probe_permit.on_request_sent(now);
+            if let Some(undecided) = &current.undecided {
+                undecided.on_sent(now);
+                self.gateway.wake_queue();
+            }
         }
     }
 
@@ -345,6 +376,10 @@ impl RetryState {
     pub(super) fn mark_probed_available(&mut self) {
         let Some(current) = &mut self.current_attempt else { return };
         std::mem::take(&mut current.probe_permit).mark_all_available();
+        if let Some(undecided) = current.undecided.take() {
+            undecided.on_accepted();
+        }
+        self.gateway.wake_queue();
         if current.is_last_resort
             && let Some(candidate) = self.admitted.pool.candidate(current.candidate_index)
         {
@@ -393,12 +428,16 @@ impl RetryState {
         if let Some(candidate) = self.admitted.pool.candidate(current.candidate_index) {
             candidate.backend_health.on_attempt_end();
         }
+        drop(current.undecided);
         let CurrentAttempt { candidate_index, send_ticket, secret_id, probe_permit, .. } = current;
         Some(FinishedAttempt { candidate_index, send_ticket, secret_id, _probe_permit: probe_permit })
     }
 
     /// Records the outcome of the attempt on this candidate, for the choice of the next step.
     pub(super) fn note_outcome(&mut self, candidate_index: usize, outcome: AttemptOutcome) {
+        if matches!(outcome, AttemptOutcome::Throttled(_)) {
+            self.queue_wait.on_refused_turn();
+        }
         self.plan.on_attempt_end(&self.admitted.pool, candidate_index, outcome);
         // Chosen before this outcome was known.
         self.chosen_step = None;

@@ -13,6 +13,7 @@ use super::availability::{Availability, AvailabilityCell, Outage, Unavailable, U
 use super::breaker::CircuitBreaker;
 use super::recent_attempts::RecentAttempts;
 use super::rejection_review::RejectionReview;
+use super::slow_start::SlowStart;
 use super::stall::StallWatch;
 use crate::azure::Operation;
 use crate::credentials::BackendCredential;
@@ -283,6 +284,8 @@ pub struct DeploymentHealth {
     pub throttled_responses: AtomicU64,
     /// How much of its quota is left.
     pub headroom: Headroom,
+    /// How many requests that have waited are sent to it at once.
+    pub slow_start: Arc<SlowStart>,
     /// How long it takes to answer.
     pub answer_times: Arc<AnswerTimes>,
     /// It rejected `stream_options`, so no more streams are asked for their usage.

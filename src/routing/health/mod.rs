@@ -8,5 +8,6 @@ pub mod backend_state;
 pub mod breaker;
 pub mod recent_attempts;
 pub mod rejection_review;
+pub mod slow_start;
 pub mod snapshot;
 pub mod stall;

@@ -5,6 +5,7 @@
 //! next step is in `next_step.rs`, the search for the resource that has an object in `resource_search.rs`.
 
 mod next_step;
+mod queue_lane;
 mod resource_search;
 mod search_steps;
 
@@ -12,10 +13,12 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
+pub use self::queue_lane::QueueLane;
 pub use self::resource_search::ResourceSearch;
 use self::resource_search::SearchProgress;
 use super::attempt_outcome::AttemptOutcome;
 use super::health::availability::ProbePermit;
+use super::health::slow_start::UndecidedRequest;
 use super::pool::BackendPool;
 use crate::azure::Operation;
 use crate::config::Percentage;
@@ -33,6 +36,8 @@ pub struct RetryLimits {
     pub max_outage: Duration,
     /// The share of a pool's requests that may be retried after a failure.
     pub retry_budget_percentage: Percentage,
+    /// How long it may wait in the queue; `None` if it does not.
+    pub max_queue_wait: Option<Duration>,
 }
 
 /// What to do next.
@@ -45,6 +50,9 @@ pub enum NextStep {
     /// Wait until the secret of the candidate at this index has been renewed or that has failed, call
     /// [`RetryPlan::on_credential_wait_over`], and ask for the next step again.
     AwaitCredential(usize),
+    /// Wait in the queue for the lane of [`RetryPlan::queue_lane`]. Call [`RetryPlan::on_queue_given_up`] if that ends
+    /// without an attempt.
+    Queue,
     /// No further attempt is possible.
     Exhausted,
 }
@@ -58,6 +66,8 @@ pub struct NextAttempt {
     pub probe_permit: ProbePermit,
     /// The circuit of the backend is open; it is tried because no other one is left.
     pub is_last_resort: bool,
+    /// Its place among the requests that have waited in the queue; `None` for one that has not.
+    pub undecided: Option<UndecidedRequest>,
     /// It is taken from the retry budget of the pool.
     uses_retry_budget: bool,
 }
@@ -104,6 +114,11 @@ pub struct RetryPlan {
     candidates_tried_as_last_resort: SmallVec<[usize; 2]>,
     candidates_retried_with_new_secret: SmallVec<[usize; 2]>,
     has_waited_for_credential: bool,
+    /// The attempt comes from the queue.
+    is_queued_attempt: bool,
+    /// Attempts from the queue that were throttled: the request goes back to its place.
+    queue_refusals: u32,
+    has_left_queue: bool,
     /// `None` if any backend of the pool will do.
     search: Option<Box<SearchProgress>>,
 }
@@ -126,6 +141,9 @@ impl RetryPlan {
             candidates_tried_as_last_resort: SmallVec::new(),
             candidates_retried_with_new_secret: SmallVec::new(),
             has_waited_for_credential: false,
+            is_queued_attempt: false,
+            queue_refusals: 0,
+            has_left_queue: false,
             search: None,
         }
     }
@@ -150,6 +168,7 @@ impl RetryPlan {
             NextStep::Exhausted if self.has_eligible_candidate(pool, operation, now) => {
                 self.find_next_step(pool, operation, limits, now, jitter)
             }
+            NextStep::Exhausted if self.may_begin_to_queue(pool, operation, limits, now) => NextStep::Queue,
             step => step,
         }
     }
@@ -201,6 +220,7 @@ impl RetryPlan {
             self.candidates_retried_with_new_secret.push(index);
         }
         self.attempts_started += 1;
+        self.is_queued_attempt = attempt.undecided.is_some();
     }
 
     /// Records what became of the attempt on the candidate at this index.
@@ -232,6 +252,8 @@ impl RetryPlan {
             }
         };
         self.failed_attempts += u32::from(outcome == AttemptOutcome::Failed);
+        let was_throttled = matches!(outcome, AttemptOutcome::Throttled(_));
+        self.queue_refusals += u32::from(was_throttled && self.is_queued_attempt);
         self.last_outcome = Some(outcome);
         self.set_candidate_state(index, state);
     }
@@ -281,7 +303,13 @@ impl NextAttempt {
     }
 
     fn for_candidate(candidate_index: usize, probe_permit: ProbePermit) -> Self {
-        Self { candidate_index, probe_permit, is_last_resort: false, uses_retry_budget: false }
+        Self {
+            candidate_index,
+            probe_permit,
+            is_last_resort: false,
+            undecided: None,
+            uses_retry_budget: false,
+        }
     }
 }
 

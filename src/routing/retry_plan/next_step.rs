@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use super::resource_search::ResourceSearch;
 use super::{CandidateState, NextAttempt, NextStep, RetryLimits, RetryPlan, Wait, WaitPurpose};
 use crate::azure::Operation;
 use crate::routing::attempt_outcome::AttemptOutcome;
@@ -15,6 +14,35 @@ const INITIAL_ROUND_BACKOFF: Duration = Duration::from_millis(100);
 /// millisecond must not use up all attempts at once.
 const MIN_COOLDOWN_WAIT: Duration = Duration::from_millis(10);
 
+impl NextAttempt {
+    /// An attempt on the candidate of a tier whose turn it is among the eligible ones; `has_home` if only one resource
+    /// can serve the request.
+    pub(super) fn in_tier(
+        pool: &BackendPool,
+        tier: &PoolTier,
+        operation: Operation,
+        has_home: bool,
+        is_eligible: impl Fn(usize) -> bool,
+        now: Instant,
+    ) -> Option<Self> {
+        // Between the pick and the permit another request may begin to probe the candidate, which then
+        // is no longer eligible.
+        for _ in 0..=tier.member_indexes.len() {
+            let index = if has_home {
+                pool.pick_out_of_turn(tier, &is_eligible)
+            } else {
+                pool.pick_in_tier(tier, &is_eligible, now)
+            }?;
+            let permit =
+                pool.candidate(index).and_then(|candidate| candidate.acquire_probe_permit(operation, now));
+            if let Some(permit) = permit {
+                return Some(Self::for_candidate(index, permit));
+            }
+        }
+        None
+    }
+}
+
 impl RetryPlan {
     pub(super) fn find_next_step(
         &self,
@@ -25,7 +53,8 @@ impl RetryPlan {
         jitter: f64,
     ) -> NextStep {
         // Resources that are asked for an object have a limit of their own.
-        let counted_attempts = self.attempts_started - self.uncounted_attempts - self.denial_count();
+        let uncounted = self.uncounted_attempts + self.denial_count() + self.queue_refusals;
+        let counted_attempts = self.attempts_started - uncounted;
         let is_first = match &self.search {
             None => counted_attempts == 0 || self.last_outcome == Some(AttemptOutcome::Uncounted),
             Some(_) => self.attempts_started == 0,
@@ -110,21 +139,8 @@ impl RetryPlan {
         operation: Operation,
         now: Instant,
     ) -> Option<NextAttempt> {
-        // Between the pick and the permit another request may begin to probe the candidate, which then
-        // is no longer eligible.
-        for _ in 0..=tier.member_indexes.len() {
-            let is_eligible = |index| self.is_eligible(pool, index, operation, now);
-            let index = match self.search.as_ref().map(|progress| &progress.search) {
-                Some(ResourceSearch::Home { .. }) => pool.pick_out_of_turn(tier, is_eligible),
-                _ => pool.pick_in_tier(tier, is_eligible, now),
-            }?;
-            let permit =
-                pool.candidate(index).and_then(|candidate| candidate.acquire_probe_permit(operation, now));
-            if let Some(permit) = permit {
-                return Some(NextAttempt::for_candidate(index, permit));
-            }
-        }
-        None
+        let is_eligible = |index| self.is_eligible(pool, index, operation, now);
+        NextAttempt::in_tier(pool, tier, operation, self.has_home(), is_eligible, now)
     }
 
     /// An attempt on a drained candidate, whose resource may be the only one that has what the request refers to.

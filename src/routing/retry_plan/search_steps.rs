@@ -62,10 +62,7 @@ impl RetryPlan {
     pub fn is_wait_for_home(&self, wait: Wait) -> bool {
         match wait.purpose {
             WaitPurpose::NextAskRound | WaitPurpose::AskTurn => true,
-            WaitPurpose::Cooldown(_) => {
-                let search = self.search.as_ref().map(|progress| &progress.search);
-                matches!(search, Some(ResourceSearch::Home { .. }))
-            }
+            WaitPurpose::Cooldown(_) => self.has_home(),
             WaitPurpose::NextRound { .. } => false,
         }
     }

@@ -59,6 +59,7 @@ fn build_fixture(tiers: &[u16], resources: &[usize], credential: fn() -> Backend
         latest_retry_start: now + 120_000 * MS,
         max_outage: 5_000 * MS,
         retry_budget_percentage: Percentage::new(20).unwrap(),
+        max_queue_wait: None,
     };
     Fixture { now, health_registry, pool, limits }
 }

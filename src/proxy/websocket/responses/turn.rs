@@ -261,12 +261,12 @@ impl Turn {
         loop {
             match self.context.next_backend(true, Instant::now())? {
                 BackendStep::Connect(backend_index, peer) => return Ok((backend_index, peer)),
-                BackendStep::Wait(wait) => {
+                BackendStep::Wait(mut wait) => {
                     tokio::select! {
                         () = wait.wait() => {}
                         () = self.shared.client.lost() => return Err(Error::new(CLIENT_GONE).into_down()),
                     }
-                    self.context.on_backend_wait_over(&wait, Instant::now());
+                    self.context.on_backend_wait_over(wait, Instant::now());
                 }
             }
         }

@@ -1,0 +1,164 @@
+//! The requests of one class that wait for one deployment: fair between clients by tokens, and first come, first
+//! served for each client.
+//!
+//! Each client has a counter of the tokens that it got while requests waited. The client with the smallest counter is
+//! served next. A client that begins to wait starts at the smallest counter of those that wait: what it left unused
+//! before is not saved up.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use super::ticket::{Ticket, TicketOrder};
+use crate::names::Caller;
+
+/// From this number of remembered clients on, those are forgotten that neither wait nor have requests in progress.
+const MAX_REMEMBERED_CLIENTS: usize = 4096;
+
+/// The requests of one class that wait for one deployment.
+#[derive(Debug)]
+pub(super) struct ClassLine<T> {
+    clients: HashMap<Caller, ClientLine<T>>,
+    /// The clients with requests that wait, in the order in which they are served.
+    order: BTreeMap<Turn, Caller>,
+    /// The smallest counter of those that waited last: where others start.
+    start: u64,
+    turns: u64,
+    next_client: u64,
+}
+
+/// The place of a client in the order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    /// The tokens that it got.
+    served_tokens: u64,
+    /// The number of its last turn; 0 if it had none. Of two that got as much, the one whose turn is longer ago is
+    /// served first.
+    last_turn: u64,
+    /// Its own number, so that no two places are equal.
+    client: u64,
+}
+
+#[derive(Debug)]
+struct ClientLine<T> {
+    turn: Turn,
+    /// In the order in which they came.
+    waiting: VecDeque<Ticket<T>>,
+    /// Requests that were served and whose tokens are not known yet.
+    unsettled: usize,
+}
+
+impl<T> Default for ClassLine<T> {
+    fn default() -> Self {
+        Self { clients: HashMap::new(), order: BTreeMap::new(), start: 0, turns: 0, next_client: 0 }
+    }
+}
+
+impl<T> ClassLine<T> {
+    /// Adds a request at its place: behind those of the same client that came before.
+    pub(super) fn push(&mut self, caller: &Caller, ticket: Ticket<T>) {
+        if self.clients.len() >= MAX_REMEMBERED_CLIENTS {
+            self.clients.retain(|_, client| !client.waiting.is_empty() || client.unsettled > 0);
+        }
+        if let Some((first, _)) = self.order.first_key_value() {
+            self.start = self.start.max(first.served_tokens);
+        }
+        let client = self.clients.entry(caller.clone()).or_insert_with(|| {
+            self.next_client += 1;
+            let turn = Turn { client: self.next_client, ..Turn::default() };
+            ClientLine { turn, waiting: VecDeque::new(), unsettled: 0 }
+        });
+        if client.waiting.is_empty() {
+            client.turn.served_tokens = client.turn.served_tokens.max(self.start);
+            self.order.insert(client.turn, caller.clone());
+        }
+        let at = client.waiting.partition_point(|other| other.order < ticket.order);
+        client.waiting.insert(at, ticket);
+    }
+
+    /// Removes a request that no longer waits.
+    pub(super) fn remove(&mut self, caller: &Caller, order: TicketOrder) -> Option<Ticket<T>> {
+        let client = self.clients.get_mut(caller)?;
+        let at = client.waiting.binary_search_by(|ticket| ticket.order.cmp(&order)).ok()?;
+        let ticket = client.waiting.remove(at)?;
+        if client.waiting.is_empty() {
+            self.order.remove(&client.turn);
+            self.forget_if_idle(caller);
+        }
+        Some(ticket)
+    }
+
+    /// The newest request of this client.
+    pub(super) fn newest(&self, caller: &Caller) -> Option<TicketOrder> {
+        self.clients.get(caller)?.waiting.back().map(|ticket| ticket.order)
+    }
+
+    /// Serves the first request that `try_serve` has something for. Its tokens count as got.
+    pub(super) fn serve_first<G>(
+        &mut self,
+        mut try_serve: impl FnMut(&T) -> Option<G>,
+    ) -> Option<(Caller, Ticket<T>, G)> {
+        let (caller, at, served) = self.order.values().find_map(|caller| {
+            let waiting = self.clients.get(caller)?.waiting.iter().enumerate();
+            let (at, served) =
+                waiting.filter_map(|(at, ticket)| Some((at, try_serve(&ticket.payload)?))).next()?;
+            Some((caller.clone(), at, served))
+        })?;
+        let client = self.clients.get_mut(&caller)?;
+        let ticket = client.waiting.remove(at)?;
+        self.order.remove(&client.turn);
+        self.start = self.start.max(client.turn.served_tokens);
+        self.turns += 1;
+        client.turn = Turn {
+            served_tokens: client.turn.served_tokens.saturating_add(ticket.tokens.max(1)),
+            last_turn: self.turns,
+            ..client.turn
+        };
+        client.unsettled += 1;
+        if !client.waiting.is_empty() {
+            self.order.insert(client.turn, caller.clone());
+        }
+        Some((caller, ticket, served))
+    }
+
+    /// Corrects what a client got: a request that counted for `counted` tokens has used so many.
+    pub(super) fn settle(&mut self, caller: &Caller, counted: u64, used: u64) {
+        let Some(client) = self.clients.get_mut(caller) else { return };
+        let is_waiting = self.order.remove(&client.turn).is_some();
+        client.unsettled = client.unsettled.saturating_sub(1);
+        client.turn.served_tokens =
+            client.turn.served_tokens.saturating_sub(counted.max(1)).saturating_add(used);
+        if is_waiting {
+            self.order.insert(client.turn, caller.clone());
+        } else {
+            self.forget_if_idle(caller);
+        }
+    }
+
+    /// Whether no request waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    /// Whether it can be dropped: nothing of it matters any more.
+    pub(super) fn is_forgotten(&self) -> bool {
+        self.clients.is_empty()
+    }
+
+    /// Forgets a client that neither waits nor has requests in progress, if its counter says nothing: it would start
+    /// where all others do.
+    fn forget_if_idle(&mut self, caller: &Caller) {
+        if self.order.is_empty() {
+            self.clients.retain(|_, client| client.unsettled > 0);
+            return;
+        }
+        let is_idle = self.clients.get(caller).is_some_and(|client| {
+            client.waiting.is_empty() && client.unsettled == 0 && client.turn.served_tokens <= self.start
+        });
+        if is_idle {
+            self.clients.remove(caller);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "class_line_tests.rs"]
+mod tests;

@@ -1,0 +1,162 @@
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::names::ClientName;
+
+fn caller(name: &str) -> Caller {
+    Caller::Client(ClientName::new(name))
+}
+
+/// A line with what was asked for in it.
+struct Fixture {
+    line: ClassLine<u64>,
+    start: Instant,
+    number: u64,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Self { line: ClassLine::default(), start: Instant::now(), number: 0 }
+    }
+
+    fn push(&mut self, client: &str, tokens: u64) -> TicketOrder {
+        self.number += 1;
+        self.push_since(client, tokens, self.number)
+    }
+
+    fn push_since(&mut self, client: &str, tokens: u64, since_ms: u64) -> TicketOrder {
+        self.number += 1;
+        let order = TicketOrder { since: self.start + Duration::from_millis(since_ms), number: self.number };
+        self.line.push(&caller(client), Ticket { order, tokens, bytes: 0, payload: since_ms });
+        order
+    }
+
+    /// The client that is served next.
+    fn serve(&mut self) -> Option<String> {
+        self.line.serve_first(|_| Some(())).map(|(caller, ..)| match caller {
+            Caller::Client(name) => name.to_string(),
+            Caller::Address(_) => unreachable!(),
+        })
+    }
+
+    fn serve_all(&mut self) -> String {
+        std::iter::from_fn(|| self.serve()).collect::<Vec<_>>().join(" ")
+    }
+}
+
+#[test]
+fn clients_get_the_same_number_of_tokens() {
+    let mut fixture = Fixture::new();
+    for _ in 0..6 {
+        fixture.push("large", 300);
+    }
+    for _ in 0..6 {
+        fixture.push("small", 100);
+    }
+    assert_eq!(
+        fixture.serve_all(),
+        "large small small small large small small small large large large large"
+    );
+    assert!(fixture.line.is_empty());
+}
+
+#[test]
+fn a_client_that_comes_later_waits_for_one_turn_at_most_and_saves_nothing_up() {
+    let mut fixture = Fixture::new();
+    for _ in 0..20 {
+        fixture.push("busy", 100);
+    }
+    for _ in 0..9 {
+        assert_eq!(fixture.serve().unwrap(), "busy");
+    }
+    for _ in 0..5 {
+        fixture.push("idle", 100);
+    }
+    // It does not get the 900 tokens first that the other one got before.
+    let next: Vec<_> = (0..6).filter_map(|_| fixture.serve()).collect();
+    assert_eq!(next.join(" "), "idle busy idle busy idle busy");
+}
+
+#[test]
+fn a_client_that_waits_again_and_again_is_not_preferred() {
+    let mut fixture = Fixture::new();
+    for _ in 0..10 {
+        fixture.push("busy", 100);
+    }
+    let mut served = Vec::new();
+    for _ in 0..10 {
+        // It has one request at a time.
+        if fixture.line.newest(&caller("single")).is_none() {
+            fixture.push("single", 100);
+        }
+        served.extend(fixture.serve());
+    }
+    assert_eq!(served.iter().filter(|name| *name == "single").count(), 5, "{served:?}");
+}
+
+#[test]
+fn requests_of_one_client_are_served_in_the_order_in_which_they_came() {
+    let mut fixture = Fixture::new();
+    for since in [5, 3, 9, 1] {
+        fixture.push_since("a", 1, since);
+    }
+    let order: Vec<u64> =
+        std::iter::from_fn(|| fixture.line.serve_first(|_| Some(())).map(|(_, ticket, ())| ticket.payload))
+            .collect();
+    assert_eq!(order, [1, 3, 5, 9]);
+}
+
+#[test]
+fn who_cannot_be_served_is_passed_over_and_keeps_its_place() {
+    let mut fixture = Fixture::new();
+    fixture.push_since("a", 100, 1);
+    fixture.push_since("a", 100, 2);
+    fixture.push_since("b", 100, 3);
+    let even = |payload: &u64| (payload % 2 == 0).then_some(());
+    assert_eq!(fixture.line.serve_first(even).unwrap().1.payload, 2);
+    assert!(fixture.line.serve_first(even).is_none());
+    assert_eq!(fixture.serve_all(), "b a", "what a got counts");
+}
+
+#[test]
+fn what_a_request_turned_out_to_use_counts() {
+    let mut fixture = Fixture::new();
+    for client in ["a", "b", "a", "b", "a", "b"] {
+        fixture.push(client, 100);
+    }
+    assert_eq!((fixture.serve().unwrap(), fixture.serve().unwrap()), ("a".to_owned(), "b".to_owned()));
+    fixture.line.settle(&caller("a"), 100, 250);
+    assert_eq!(fixture.serve_all(), "b b a a");
+    // A turn that was refused counts nothing.
+    let mut fixture = Fixture::new();
+    for client in ["a", "b", "a", "b"] {
+        fixture.push(client, 100);
+    }
+    assert_eq!(fixture.serve().unwrap(), "a");
+    fixture.line.settle(&caller("a"), 100, 0);
+    assert_eq!(fixture.serve_all(), "b a b");
+}
+
+#[test]
+fn idle_clients_are_forgotten() {
+    let mut fixture = Fixture::new();
+    let order = fixture.push("a", 100);
+    assert!(fixture.line.remove(&caller("a"), order).is_some());
+    assert!(fixture.line.remove(&caller("a"), order).is_none());
+    assert!(fixture.line.is_forgotten());
+    fixture.push("a", 100);
+    fixture.push("b", 100);
+    assert_eq!(fixture.serve_all(), "a b");
+    assert!(!fixture.line.is_forgotten(), "their tokens are not known yet");
+    fixture.line.settle(&caller("a"), 100, 100);
+    fixture.line.settle(&caller("b"), 100, 100);
+    assert!(fixture.line.is_forgotten());
+    for number in 0..3 * MAX_REMEMBERED_CLIENTS {
+        fixture.push("other", 1);
+        fixture.push(&format!("client {number}"), 1_000_000);
+        while let Some(name) = fixture.serve() {
+            fixture.line.settle(&caller(&name), 1, 1);
+        }
+        assert!(fixture.line.clients.len() <= MAX_REMEMBERED_CLIENTS + 1);
+    }
+}

@@ -1,0 +1,135 @@
+//! The requests that wait for one deployment: the more urgent classes first.
+
+use std::time::Instant;
+
+use super::class_line::ClassLine;
+use super::lanes::{LaneIndex, Lanes};
+use super::ticket::{QueuedRequest, Ticket, TicketOrder};
+use crate::config::RequestClass;
+use crate::names::Caller;
+
+/// What requests of one kind wait for: the backends that they may be sent to.
+pub trait Lane: PartialEq + Send + 'static {
+    /// What a request gets that is served.
+    type Turn: Send;
+
+    /// What a request of this lane gets now; `None` if nothing is free.
+    fn try_take(&self, now: Instant) -> Option<Self::Turn>;
+
+    /// When something may be free, if nothing happens before; `None` if that is not known.
+    fn next_chance(&self, now: Instant) -> Option<Instant>;
+}
+
+/// The requests that wait for one deployment, each with its `W`.
+#[derive(Debug)]
+pub(super) struct Line<L, W> {
+    /// One for each class, the most urgent first.
+    classes: [ClassLine<Waiting<W>>; RequestClass::ALL.len()],
+    lanes: Lanes<L>,
+}
+
+#[derive(Debug)]
+struct Waiting<W> {
+    lane: LaneIndex,
+    waiter: W,
+}
+
+/// A request that is served or no longer waits.
+#[derive(Debug)]
+pub(super) struct LeftLine<W> {
+    pub(super) caller: Caller,
+    pub(super) bytes: u64,
+    pub(super) waiter: W,
+}
+
+impl<L, W> Default for Line<L, W> {
+    fn default() -> Self {
+        Self { classes: Default::default(), lanes: Lanes::default() }
+    }
+}
+
+impl<L: Lane, W> Line<L, W> {
+    /// Adds a request at its place.
+    pub(super) fn push(&mut self, request: &QueuedRequest, number: u64, lane: L, waiter: W) -> TicketOrder {
+        let lane = self.lanes.enter(lane);
+        let order = TicketOrder { since: request.since, number };
+        let payload = Waiting { lane, waiter };
+        let ticket = Ticket { order, tokens: request.tokens, bytes: request.bytes, payload };
+        self.class_mut(request.class).push(&request.caller, ticket);
+        order
+    }
+
+    /// Removes a request that no longer waits.
+    pub(super) fn remove(
+        &mut self,
+        class: RequestClass,
+        caller: &Caller,
+        order: TicketOrder,
+    ) -> Option<LeftLine<W>> {
+        let ticket = self.class_mut(class).remove(caller, order)?;
+        Some(self.leave(caller.clone(), ticket))
+    }
+
+    /// The newest request of this client and class.
+    pub(super) fn newest(&self, class: RequestClass, caller: &Caller) -> Option<TicketOrder> {
+        self.classes.get(class as usize)?.newest(caller)
+    }
+
+    /// Serves the first request for which something is free.
+    pub(super) fn serve_first(&mut self, now: Instant) -> Option<(LeftLine<W>, L::Turn)> {
+        // A lane that has nothing for one request has nothing for the others.
+        let mut empty_lanes: Vec<LaneIndex> = Vec::new();
+        for class in RequestClass::ALL {
+            let lanes = &self.lanes;
+            let try_serve = |waiting: &Waiting<W>| {
+                if empty_lanes.contains(&waiting.lane) {
+                    return None;
+                }
+                let turn = lanes.get(waiting.lane)?.try_take(now);
+                if turn.is_none() {
+                    empty_lanes.push(waiting.lane);
+                }
+                turn
+            };
+            let served = self.classes.get_mut(class as usize)?.serve_first(try_serve);
+            if let Some((caller, ticket, turn)) = served {
+                return Some((self.leave(caller, ticket), turn));
+            }
+            if empty_lanes.len() == self.lanes.iter().count() {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// When something may be free for a request that waits.
+    pub(super) fn next_chance(&self, now: Instant) -> Option<Instant> {
+        self.lanes.iter().filter_map(|(_, lane)| lane.next_chance(now)).min()
+    }
+
+    /// Corrects what a client got.
+    pub(super) fn settle(&mut self, class: RequestClass, caller: &Caller, counted: u64, used: u64) {
+        self.class_mut(class).settle(caller, counted, used);
+    }
+
+    /// Whether no request waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.classes.iter().all(ClassLine::is_empty)
+    }
+
+    /// Whether nothing of it matters any more.
+    pub(super) fn is_forgotten(&self) -> bool {
+        self.classes.iter().all(ClassLine::is_forgotten)
+    }
+
+    fn leave(&mut self, caller: Caller, ticket: Ticket<Waiting<W>>) -> LeftLine<W> {
+        let Ticket { bytes, payload: Waiting { lane, waiter }, .. } = ticket;
+        self.lanes.leave(lane);
+        LeftLine { caller, bytes, waiter }
+    }
+
+    fn class_mut(&mut self, class: RequestClass) -> &mut ClassLine<Waiting<W>> {
+        // In bounds: there are as many as classes.
+        &mut self.classes[class as usize]
+    }
+}

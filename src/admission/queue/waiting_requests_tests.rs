@@ -1,0 +1,226 @@
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::names::ClientName;
+
+/// A lane with a number of free places that all its requests share.
+#[derive(Clone, Debug)]
+struct Places {
+    name: &'static str,
+    free: std::sync::Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl Places {
+    fn new(name: &'static str, free: usize) -> Self {
+        Self { name, free: std::sync::Arc::new(free.into()) }
+    }
+
+    fn set(&self, free: usize) {
+        self.free.store(free, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+impl PartialEq for Places {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Lane for Places {
+    type Turn = &'static str;
+
+    fn try_take(&self, _now: Instant) -> Option<&'static str> {
+        let free = self.free.load(std::sync::atomic::Ordering::Relaxed);
+        self.set(free.checked_sub(1)?);
+        Some(self.name)
+    }
+
+    fn next_chance(&self, now: Instant) -> Option<Instant> {
+        Some(now + Duration::from_secs(self.name.len() as u64))
+    }
+}
+
+const NO_BOUNDS: QueueBounds = QueueBounds { max_requests: usize::MAX, max_bytes: u64::MAX };
+
+struct Fixture {
+    waiting: WaitingRequests<Places, String>,
+    start: Instant,
+    bounds: QueueBounds,
+    joined: u64,
+}
+
+impl Fixture {
+    fn new(bounds: QueueBounds) -> Self {
+        Self { waiting: WaitingRequests::default(), start: Instant::now(), bounds, joined: 0 }
+    }
+
+    /// Has a request wait; returns those that are displaced.
+    fn join(
+        &mut self,
+        line: u64,
+        class: RequestClass,
+        client: &str,
+        bytes: u64,
+        lane: &Places,
+    ) -> Vec<String> {
+        self.joined += 1;
+        let request = QueuedRequest {
+            class,
+            caller: Caller::Client(ClientName::new(client)),
+            since: self.start + Duration::from_millis(self.joined),
+            tokens: 1,
+            bytes,
+            holds_up_others: true,
+        };
+        let name = format!("{client}{}", self.joined);
+        self.waiting.join(line, &request, lane.clone(), name, self.bounds).1
+    }
+
+    fn serve_all(&mut self, line: u64) -> String {
+        let served = std::iter::from_fn(|| self.waiting.serve_first(line, self.start));
+        served.map(|(name, _)| name).collect::<Vec<_>>().join(" ")
+    }
+}
+
+use RequestClass::{Batch, Interactive, Standard};
+
+#[test]
+fn the_more_urgent_class_goes_first_in_its_line() {
+    let mut fixture = Fixture::new(NO_BOUNDS);
+    let lane = Places::new("any", 0);
+    for class in [Batch, Standard, Interactive, Batch, Interactive] {
+        fixture.join(0, class, class.as_str(), 1, &lane);
+    }
+    fixture.join(1, Interactive, "elsewhere", 1, &Places::new("other", 1));
+    lane.set(3);
+    assert_eq!(fixture.serve_all(0), "interactive3 interactive5 standard2");
+    assert_eq!(fixture.serve_all(1), "elsewhere6");
+    lane.set(9);
+    assert_eq!(fixture.serve_all(0), "batch1 batch4");
+    assert!(!fixture.waiting.lines.is_empty(), "what they got is remembered until their tokens are known");
+}
+
+#[test]
+fn nothing_is_idle_while_somebody_waits_who_can_use_it() {
+    let mut fixture = Fixture::new(NO_BOUNDS);
+    let (home, any) = (Places::new("home", 0), Places::new("any", 0));
+    fixture.join(0, Interactive, "a", 1, &home);
+    fixture.join(0, Batch, "b", 1, &any);
+    assert_eq!(fixture.serve_all(0), "");
+    any.set(5);
+    assert_eq!(fixture.serve_all(0), "b2", "the more urgent one cannot use it");
+    assert_eq!(fixture.waiting.next_chance(fixture.start), Some(fixture.start + Duration::from_secs(4)));
+    home.set(1);
+    assert_eq!(fixture.serve_all(0), "a1");
+    assert_eq!(fixture.waiting.next_chance(fixture.start), None);
+    assert_eq!(fixture.waiting.lines(), [0; 0]);
+}
+
+#[test]
+fn a_full_queue_displaces_the_newest_of_the_client_with_the_most() {
+    let mut fixture = Fixture::new(QueueBounds { max_requests: 4, max_bytes: 1000 });
+    let lane = Places::new("any", 0);
+    for class in [Standard, Batch, Standard] {
+        assert_eq!(fixture.join(0, class, "many", 10, &lane), [""; 0]);
+    }
+    assert_eq!(fixture.join(0, Batch, "few", 10, &lane), [""; 0]);
+    assert_eq!(fixture.join(1, Batch, "few", 10, &lane), ["many2"], "of its least urgent class");
+    assert_eq!(fixture.join(0, Interactive, "one", 10, &lane), ["few5"], "two have two each");
+    assert_eq!(fixture.join(0, Interactive, "many", 10, &lane), ["many3"]);
+    assert_eq!(fixture.join(0, Batch, "many", 10, &lane), ["many8"], "that is itself");
+    // Bytes count in the same way.
+    assert_eq!(fixture.join(0, Batch, "large", 980, &lane), ["many1", "large9"]);
+    assert_eq!(fixture.join(0, Batch, "huge", 1001, &lane), ["huge10"]);
+}
+
+#[test]
+fn what_leaves_makes_room() {
+    let mut fixture = Fixture::new(QueueBounds { max_requests: 1, max_bytes: 10 });
+    let lane = Places::new("any", 0);
+    let request = QueuedRequest {
+        class: Batch,
+        caller: Caller::Address(None),
+        since: fixture.start,
+        tokens: 1,
+        bytes: 10,
+        holds_up_others: true,
+    };
+    for _ in 0..3 {
+        let (place, displaced) =
+            fixture.waiting.join(0, &request, lane.clone(), "x".to_owned(), fixture.bounds);
+        assert_eq!(displaced, [""; 0]);
+        assert_eq!(fixture.waiting.leave(&place).as_deref(), Some("x"));
+        assert_eq!(fixture.waiting.leave(&place), None);
+    }
+    assert!(fixture.waiting.lines.is_empty() && fixture.waiting.held.is_empty());
+}
+
+proptest! {
+    /// Whatever happens: no request is lost or served twice, and the bounds hold.
+    #[test]
+    fn every_request_has_one_end(steps in prop::collection::vec((0..4_u8, 0..4_u64, 0..3_usize, 0..3_u8, 1..60_u64), 1..200)) {
+        let bounds = QueueBounds { max_requests: 12, max_bytes: 300 };
+        let mut fixture = Fixture::new(bounds);
+        let lanes = [Places::new("a", 0), Places::new("bb", 0)];
+        let mut ends: BTreeMap<String, usize> = BTreeMap::new();
+        let places: Rc<Cell<Vec<Place>>> = Rc::default();
+        for (number, (step, client, class, lane, bytes)) in steps.into_iter().enumerate() {
+            let lane = &lanes[usize::from(lane) % 2];
+            match step {
+                0 | 1 => {
+                    let request = QueuedRequest {
+                        class: RequestClass::ALL[class],
+                        caller: Caller::Client(ClientName::new(&client.to_string())),
+                        since: fixture.start + Duration::from_millis(number as u64),
+                        tokens: bytes,
+                        bytes,
+                        holds_up_others: true,
+                    };
+                    let name = number.to_string();
+                    ends.insert(name.clone(), 0);
+                    let (place, displaced) =
+                        fixture.waiting.join(client % 2, &request, lane.clone(), name, bounds);
+                    for name in displaced {
+                        *ends.get_mut(&name).unwrap() += 1;
+                    }
+                    let mut all = places.take();
+                    all.push(place);
+                    places.set(all);
+                }
+                2 => {
+                    lane.set(class);
+                    for (name, _) in std::iter::from_fn(|| fixture.waiting.serve_first(client % 2, fixture.start)) {
+                        *ends.get_mut(&name).unwrap() += 1;
+                    }
+                }
+                _ => {
+                    let mut all = places.take();
+                    if !all.is_empty() {
+                        let place = all.swap_remove(number % all.len());
+                        if let Some(name) = fixture.waiting.leave(&place) {
+                            *ends.get_mut(&name).unwrap() += 1;
+                        }
+                    }
+                    places.set(all);
+                }
+            }
+            let waiting = ends.values().filter(|count| **count == 0).count();
+            prop_assert_eq!(fixture.waiting.total.requests, waiting);
+            prop_assert!(waiting <= bounds.max_requests && fixture.waiting.total.bytes <= bounds.max_bytes);
+            prop_assert!(ends.values().all(|count| *count <= 1));
+        }
+        for place in places.take() {
+            if let Some(name) = fixture.waiting.leave(&place) {
+                *ends.get_mut(&name).unwrap() += 1;
+            }
+        }
+        prop_assert!(ends.values().all(|count| *count == 1));
+        prop_assert_eq!(fixture.waiting.total.bytes, 0);
+        prop_assert!(fixture.waiting.held.is_empty());
+    }
+}

@@ -1,0 +1,24 @@
+//! The queue of requests for which no backend is free.
+
+use std::time::Instant;
+
+use crate::admission::queue::{Lane, QueuePlace, RequestQueue};
+use crate::routing::retry_plan::{NextAttempt, QueueLane};
+
+/// The requests of a process that wait for backends.
+pub type BackendQueue = RequestQueue<QueueLane>;
+
+/// The place of a request that waits for a backend.
+pub type BackendQueuePlace = QueuePlace<QueueLane>;
+
+impl Lane for QueueLane {
+    type Turn = NextAttempt;
+
+    fn try_take(&self, now: Instant) -> Option<NextAttempt> {
+        self.next_attempt(now)
+    }
+
+    fn next_chance(&self, now: Instant) -> Option<Instant> {
+        self.next_chance(now)
+    }
+}

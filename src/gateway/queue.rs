@@ -1,0 +1,68 @@
+//! Has requests wait for which no backend is free.
+
+use std::time::Instant;
+
+use http::Method;
+
+use super::Gateway;
+use super::admitted_request::AdmittedRequest;
+use super::backend_queue::BackendQueuePlace;
+use super::limits::demand_of;
+use crate::admission::queue::{QueueBounds, QueuedRequest};
+use crate::config::RequestClass;
+use crate::names::Caller;
+use crate::routing::retry_plan::QueueLane;
+
+/// A request that is to wait, as its connection knows it.
+#[derive(Clone, Debug)]
+pub struct WaitingRequest {
+    /// How urgent it is.
+    pub class: RequestClass,
+    /// Whose request it is.
+    pub caller: Caller,
+    /// When it began to wait for the first time.
+    pub since: Instant,
+    /// When it gives up.
+    pub deadline: Instant,
+    /// The tokens that it has reserved of its client's limits, if it has any.
+    pub reserved_tokens: Option<u64>,
+    /// The length of its body in memory.
+    pub body_bytes: u64,
+}
+
+impl Gateway {
+    /// Has a request wait for a backend of this lane; `None` if requests do not wait.
+    pub fn join_queue(
+        &self,
+        admitted: &AdmittedRequest,
+        method: &Method,
+        lane: QueueLane,
+        request: WaitingRequest,
+        now: Instant,
+    ) -> Option<BackendQueuePlace> {
+        let (config, line) = (self.queue_config.as_ref()?, admitted.queue_line.as_ref()?);
+        let WaitingRequest { class, caller, since, deadline, reserved_tokens, body_bytes } = request;
+        let tokens = reserved_tokens
+            .unwrap_or_else(|| demand_of(admitted, method, body_bytes).tokens_of_unknown_client());
+        let holds_up_others = !lane.has_home();
+        let request = QueuedRequest { class, caller, since, tokens, bytes: body_bytes, holds_up_others };
+        let bounds = QueueBounds { max_requests: config.max_requests, max_bytes: config.max_body_bytes };
+        Some(self.process_state.queue.join(line, &request, lane, bounds, deadline, now))
+    }
+
+    /// Whether a request that could be sent now has to wait, because others wait for the same backends.
+    /// `has_home` if only one resource can serve it.
+    pub fn is_queue_before(&self, admitted: &AdmittedRequest, has_home: bool) -> bool {
+        admitted
+            .queue_line
+            .as_ref()
+            .is_some_and(|line| if has_home { line.waiting() > 0 } else { line.holds_up_others() })
+    }
+
+    /// A backend may have become free for a request that waits.
+    pub fn wake_queue(&self) {
+        if self.queue_config.is_some() {
+            self.process_state.queue.wake();
+        }
+    }
+}

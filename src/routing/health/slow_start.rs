@@ -1,0 +1,212 @@
+//! How many requests that have waited are sent to a deployment at once after it has refused one.
+//!
+//! All of those that wait would come at once when its cooldown ends, and most would be refused again. So one request
+//! goes first. As many again follow as were accepted, until one is refused. A request counts as accepted when its
+//! response has begun, or a short time after it was sent whole: refusals come at once, answers may take minutes.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use smallvec::SmallVec;
+
+/// A request counts as accepted when this much time has passed since it was sent whole.
+const ACCEPTED_AFTER: Duration = Duration::from_millis(100);
+/// The shortest rest after refusals, whatever their `retry-after` says. It doubles with each refusal that follows
+/// another one.
+const FIRST_REST: Duration = Duration::from_millis(10);
+const LONGEST_REST: Duration = Duration::from_secs(1);
+
+/// The slow start of one deployment.
+#[derive(Debug, Default)]
+pub struct SlowStart {
+    state: Mutex<SlowStartState>,
+}
+
+#[derive(Debug)]
+struct SlowStartState {
+    /// How many requests may be undecided at the same time.
+    allowed: usize,
+    /// Those that are neither accepted nor refused.
+    undecided: SmallVec<[Undecided; 4]>,
+    next_id: u64,
+    /// Refusals since the last acceptance.
+    refusals_in_a_row: u32,
+    rests_until: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Undecided {
+    id: u64,
+    /// When it was sent whole.
+    sent_at: Option<Instant>,
+}
+
+/// A request that is neither accepted nor refused. If it is dropped, it is neither, and makes room for another one.
+#[derive(Debug)]
+pub struct UndecidedRequest {
+    deployment: Arc<SlowStart>,
+    id: u64,
+}
+
+impl Default for SlowStartState {
+    fn default() -> Self {
+        Self { allowed: 1, undecided: SmallVec::new(), next_id: 0, refusals_in_a_row: 0, rests_until: None }
+    }
+}
+
+impl SlowStart {
+    /// Whether another request may be sent.
+    pub(in crate::routing) fn has_room(&self, now: Instant) -> bool {
+        self.lock().has_room(now)
+    }
+
+    /// Counts a request that is to be sent; `None` if there is no room.
+    pub(in crate::routing) fn enter(self: &Arc<Self>, now: Instant) -> Option<UndecidedRequest> {
+        let mut state = self.lock();
+        if !state.has_room(now) {
+            return None;
+        }
+        state.next_id += 1;
+        let id = state.next_id;
+        state.undecided.push(Undecided { id, sent_at: None });
+        Some(UndecidedRequest { deployment: Arc::clone(self), id })
+    }
+
+    /// When there will be room, if nothing happens before; `None` if there is room, or that is not known.
+    pub(in crate::routing) fn next_room(&self, now: Instant) -> Option<Instant> {
+        let mut state = self.lock();
+        if state.has_room(now) {
+            return None;
+        }
+        if let Some(until) = state.rests_until {
+            return Some(until);
+        }
+        state.undecided.iter().filter_map(|request| Some(request.sent_at? + ACCEPTED_AFTER)).min()
+    }
+
+    /// The deployment has refused a request for its rate limit.
+    pub fn on_refusal(&self, now: Instant) {
+        let mut state = self.lock();
+        state.accept_silent(now);
+        let rest = (FIRST_REST * 2_u32.saturating_pow(state.refusals_in_a_row.min(16))).min(LONGEST_REST);
+        state.allowed = 1;
+        state.refusals_in_a_row = state.refusals_in_a_row.saturating_add(1);
+        state.rests_until = Some(now + rest);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SlowStartState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SlowStartState {
+    fn has_room(&mut self, now: Instant) -> bool {
+        self.accept_silent(now);
+        self.rests_until = self.rests_until.filter(|until| *until > now);
+        self.rests_until.is_none() && self.undecided.len() < self.allowed
+    }
+
+    /// Accepts the requests that have not been refused for long enough.
+    fn accept_silent(&mut self, now: Instant) {
+        let before = self.undecided.len();
+        let is_silent = |request: &Undecided| {
+            request.sent_at.is_some_and(|sent_at| now.saturating_duration_since(sent_at) >= ACCEPTED_AFTER)
+        };
+        self.undecided.retain(|request| !is_silent(request));
+        self.on_accepted(before - self.undecided.len());
+    }
+
+    fn on_accepted(&mut self, count: usize) {
+        if count > 0 {
+            self.allowed = self.allowed.saturating_add(count);
+            self.refusals_in_a_row = 0;
+        }
+    }
+}
+
+impl UndecidedRequest {
+    /// It has been sent whole.
+    pub fn on_sent(&self, now: Instant) {
+        let mut state = self.deployment.lock();
+        if let Some(request) = state.undecided.iter_mut().find(|request| request.id == self.id) {
+            request.sent_at.get_or_insert(now);
+        }
+    }
+
+    /// Its response has begun, and is no refusal.
+    pub fn on_accepted(self) {
+        let mut state = self.deployment.lock();
+        if state.remove(self.id) {
+            state.on_accepted(1);
+        }
+    }
+}
+
+impl SlowStartState {
+    /// Returns whether it was undecided.
+    fn remove(&mut self, id: u64) -> bool {
+        let at = self.undecided.iter().position(|request| request.id == id);
+        at.map(|at| self.undecided.swap_remove(at)).is_some()
+    }
+}
+
+impl Drop for UndecidedRequest {
+    fn drop(&mut self) {
+        self.deployment.lock().remove(self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn enter_all(deployment: &Arc<SlowStart>, now: Instant) -> Vec<UndecidedRequest> {
+        std::iter::from_fn(|| deployment.enter(now)).collect()
+    }
+
+    #[test]
+    fn as_many_again_follow_as_were_accepted() {
+        let (deployment, start) = (Arc::new(SlowStart::default()), Instant::now());
+        let mut now = start;
+        for expected in [1, 2, 4, 8] {
+            let requests = enter_all(&deployment, now);
+            assert_eq!(requests.len(), expected);
+            assert_eq!(deployment.next_room(now), None, "not sent yet");
+            requests.iter().for_each(|request| request.on_sent(now));
+            assert_eq!(deployment.next_room(now), Some(now + 100 * MS));
+            now += 100 * MS;
+        }
+        deployment.on_refusal(now);
+        assert!(!deployment.has_room(now));
+        assert_eq!(deployment.next_room(now), Some(now + 10 * MS));
+        assert_eq!(enter_all(&deployment, now + 10 * MS).len(), 1);
+    }
+
+    #[test]
+    fn a_response_decides_at_once_and_a_lost_request_makes_room() {
+        let (deployment, now) = (Arc::new(SlowStart::default()), Instant::now());
+        let first = deployment.enter(now).unwrap();
+        assert!(deployment.enter(now).is_none());
+        drop(first);
+        deployment.enter(now).unwrap().on_accepted();
+        let two = enter_all(&deployment, now);
+        assert_eq!(two.len(), 2);
+        two.into_iter().for_each(UndecidedRequest::on_accepted);
+        assert_eq!(enter_all(&deployment, now).len(), 4);
+    }
+
+    #[test]
+    fn a_deployment_that_goes_on_to_refuse_is_left_alone_for_longer_each_time() {
+        let (deployment, mut now) = (Arc::new(SlowStart::default()), Instant::now());
+        for rest in [10, 20, 40, 80, 160, 320, 640, 1000, 1000] {
+            deployment.on_refusal(now);
+            assert_eq!(deployment.next_room(now), Some(now + rest * MS));
+            now += rest * MS;
+        }
+        deployment.enter(now).unwrap().on_accepted();
+        deployment.on_refusal(now);
+        assert_eq!(deployment.next_room(now), Some(now + 10 * MS));
+    }
+}

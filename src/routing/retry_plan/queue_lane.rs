@@ -1,0 +1,146 @@
+//! When a request waits in the queue, and which backends it waits for.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use smallvec::SmallVec;
+
+use super::resource_search::ResourceSearch;
+use super::{CandidateState, NextAttempt, RetryLimits, RetryPlan};
+use crate::azure::Operation;
+use crate::routing::attempt_outcome::AttemptOutcome;
+use crate::routing::pool::{BackendPool, Candidate};
+
+/// What a request in the queue waits for: that one of these candidates can take it.
+#[derive(Clone)]
+pub struct QueueLane {
+    pool: Arc<BackendPool>,
+    operation: Operation,
+    /// Only one resource can serve it.
+    has_home: bool,
+    /// For each candidate of the pool, whether it is one of them.
+    usable: SmallVec<[bool; 16]>,
+}
+
+impl PartialEq for QueueLane {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.pool, &other.pool)
+            && self.operation == other.operation
+            && self.has_home == other.has_home
+            && self.usable == other.usable
+    }
+}
+
+impl QueueLane {
+    /// Whether only one resource can serve the requests of this lane.
+    pub fn has_home(&self) -> bool {
+        self.has_home
+    }
+
+    /// An attempt on the candidate whose turn it is among those that are free.
+    pub fn next_attempt(&self, now: Instant) -> Option<NextAttempt> {
+        for tier in self.pool.tiers() {
+            let is_free = |index| self.is_free(index, now);
+            let attempt = NextAttempt::in_tier(&self.pool, tier, self.operation, self.has_home, is_free, now);
+            let Some(attempt) = attempt else { continue };
+            let deployment = self.pool.candidate(attempt.candidate_index)?.deployment_health.as_ref()?;
+            if let Some(undecided) = deployment.slow_start.enter(now) {
+                return Some(NextAttempt { undecided: Some(undecided), ..attempt });
+            }
+        }
+        None
+    }
+
+    /// When one of the candidates may be free, if nothing happens before.
+    pub fn next_chance(&self, now: Instant) -> Option<Instant> {
+        let usable = self.pool.candidates().iter().zip(&self.usable).filter(|(_, is_usable)| **is_usable);
+        let chances = usable.filter_map(|(candidate, _)| {
+            let unavailable_until =
+                candidate.unavailability(self.operation, now).map(|unavailable| unavailable.until);
+            unavailable_until.or_else(|| candidate.deployment_health.as_ref()?.slow_start.next_room(now))
+        });
+        chances.min()
+    }
+
+    fn is_free(&self, index: usize, now: Instant) -> bool {
+        self.usable.get(index) == Some(&true)
+            && self.pool.candidate(index).is_some_and(|candidate| {
+                candidate.unavailability(self.operation, now).is_none()
+                    && candidate
+                        .deployment_health
+                        .as_ref()
+                        .is_some_and(|health| health.slow_start.has_room(now))
+            })
+    }
+}
+
+impl RetryPlan {
+    /// What the request waits for in the queue.
+    pub fn queue_lane(&self, pool: &Arc<BackendPool>, operation: Operation) -> QueueLane {
+        let usable =
+            (0..pool.candidates().len()).map(|index| self.is_usable_from_queue(pool, index)).collect();
+        QueueLane { pool: Arc::clone(pool), operation, has_home: self.has_home(), usable }
+    }
+
+    /// Records that a wait in the queue has ended without an attempt.
+    pub fn on_queue_given_up(&mut self) {
+        self.has_left_queue = true;
+    }
+
+    /// Whether a wait in the queue has ended without an attempt.
+    pub fn has_left_queue(&self) -> bool {
+        self.has_left_queue
+    }
+
+    /// Whether a request that could be sent now has to wait behind others that wait already: not after a failure,
+    /// when it has had its turn.
+    pub fn waits_behind_others(
+        &self,
+        pool: &BackendPool,
+        operation: Operation,
+        limits: &RetryLimits,
+        now: Instant,
+    ) -> bool {
+        let is_new_or_throttled = matches!(self.last_outcome, None | Some(AttemptOutcome::Throttled(_)));
+        let is_possible = |index| {
+            self.is_usable_from_queue(pool, index)
+                && (self.is_eligible(pool, index, operation, now)
+                    || self.cooldown_end(pool, index, operation, now).is_some())
+        };
+        is_new_or_throttled && self.may_queue(limits, now) && (0..pool.candidates().len()).any(is_possible)
+    }
+
+    /// Whether a request for which no further attempt is possible waits in the queue: a backend is only cooling down.
+    pub(super) fn may_begin_to_queue(
+        &self,
+        pool: &BackendPool,
+        operation: Operation,
+        limits: &RetryLimits,
+        now: Instant,
+    ) -> bool {
+        let cools_down = |index| {
+            self.is_usable_from_queue(pool, index) && self.cooldown_end(pool, index, operation, now).is_some()
+        };
+        self.may_queue(limits, now) && (0..pool.candidates().len()).any(cools_down)
+    }
+
+    /// Whether the request waits for the one resource that can serve it.
+    pub fn has_home(&self) -> bool {
+        let search = self.search.as_ref().map(|progress| &progress.search);
+        matches!(search, Some(ResourceSearch::Home { .. }))
+    }
+
+    fn may_queue(&self, limits: &RetryLimits, now: Instant) -> bool {
+        limits.max_queue_wait.is_some()
+            && !self.has_left_queue
+            && (self.search.is_none() || self.has_home())
+            && now < limits.latest_retry_start
+    }
+
+    fn is_usable_from_queue(&self, pool: &BackendPool, index: usize) -> bool {
+        let state = self.candidate_states.get(index);
+        matches!(state, Some(CandidateState::Untried | CandidateState::Throttled(_)))
+            // Without its health it is not known whether it cools down.
+            && pool.candidate(index).is_some_and(Candidate::has_deployment_health)
+    }
+}
