@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+from types import SimpleNamespace
 
 from stack import START_TIMEOUT, STOP_TIMEOUT, StackError, free_port, is_open, wait_for_condition
 from traffic_tap import TapThread
@@ -141,12 +142,13 @@ class Instance:
 class AffinityStack:
     def __init__(self, binary, directory):
         self.binary, self.directory = binary, directory
-        self.keys = {}
+        # `client_fields` is what a client has next to its name and its keys.
+        self.keys, self.client_fields = {}, {}
         self.resource_keys = {name: secrets.token_hex(16) for name in RESOURCES}
         self.simulator, self.instances, self.taps = None, {}, TapThread()
 
-    def add_client(self, name):
-        self.keys[name] = secrets.token_hex(16)
+    def add_client(self, name, fields=""):
+        self.keys[name], self.client_fields[name] = secrets.token_hex(16), fields
 
     def __enter__(self):
         try:
@@ -232,7 +234,8 @@ class AffinityStack:
             lines.append(f"  - {{ name: {name}, endpoint: 'http://127.0.0.1:{tap.port}', {credential} }}")
         lines.append("clients:")
         for name, key in self.keys.items():
-            lines.append(f"  - {{ name: {name}, keys: [ {{ sha256: {hashlib.sha256(key.encode()).hexdigest()} }} ] }}")
+            digest = hashlib.sha256(key.encode()).hexdigest()
+            lines.append(f"  - {{ name: {name}, keys: [ {{ sha256: {digest} }} ]{self.client_fields.get(name, '')} }}")
         lines.append("requests: { home: east }")
         lines.append(f"record: {{ jsonl: {{ path: {instance.record} }} }}")
         lines.append(f"admin: {{ address: '127.0.0.1:{instance.admin_port}' }}")
@@ -242,6 +245,23 @@ class AffinityStack:
     def log(self):
         """The ends of the logs that are not empty."""
         return "\n".join(f"{name}:\n{instance.log()}" for name, instance in self.instances.items())
+
+
+class SingleStack(AffinityStack):
+    """One balancer in front of the resources. What passes is not kept."""
+
+    # A further line for each resource, and a further block of the balancer's file.
+    resource_yaml, extra_yaml = "", ""
+
+    def start(self):
+        ports = self.start_simulator()
+        self.resource_taps = {name: SimpleNamespace(port=port) for name, port in ports.items()}
+        yaml = lambda instance: self.balancer_yaml(instance, self.extra_yaml)
+        self.instance = self.instances["single"] = Instance("single", self.binary, self.directory, yaml)
+        self.instance.start_on_free_ports()
+
+    def simulator_yaml(self):
+        return super().simulator_yaml().replace("    deployments:\n", f"    {self.resource_yaml}\n    deployments:\n")
 
 
 def get(port, path):

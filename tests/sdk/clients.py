@@ -79,3 +79,13 @@ def check_stream(chunks, question):
 
 def create_chat(client, model="gpt-4o", **options):
     return client.chat.completions.create(**{"model": model, "messages": user_message("Hello")} | options)
+
+
+def ask(connection, text, model="gpt-4o-mini"):
+    """A turn of the Responses WebSocket of a sync client: its text and its last event."""
+    connection.response.create(model=model, input=text)
+    said = ""
+    for event in connection:
+        said += event.delta if event.type == "response.output_text.delta" else ""
+        if event.type in ("response.completed", "error"):
+            return said, event

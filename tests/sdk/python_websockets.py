@@ -5,7 +5,7 @@ import time
 from openai import AsyncAzureOpenAI, AsyncOpenAI, OpenAI
 
 import suite
-from clients import answer_to, azure_client, v1_client
+from clients import answer_to, ask, azure_client, v1_client
 from suite import LIMITED_KEY, NOT_NULL, URL, at_least, contains, expect, raises, test
 
 
@@ -46,16 +46,6 @@ async def _():
                 expect_turn("realtime", api=api, deployment="gpt-realtime", backend="westus", **tokens)
         expect_socket("realtime", api=api, deployment="gpt-realtime", backend="westus")
         await client.close()
-
-
-def ask(connection, text, model="gpt-4o-mini"):
-    """A turn of a sync connection: its text and its last event."""
-    connection.response.create(model=model, input=text)
-    said = ""
-    for event in connection:
-        said += event.delta if event.type == "response.output_text.delta" else ""
-        if event.type in ("response.completed", "error"):
-            return said, event
 
 
 @test("responses over a WebSocket")

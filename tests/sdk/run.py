@@ -15,6 +15,7 @@ sys.dont_write_bytecode = True
 
 import environments
 from affinity_run import run_affinity_suites
+from limits_run import run_limit_suites
 from record import RecordFile
 from sockets_run import run_socket_suite
 from stack import FAILING_MOODS, STOP_TIMEOUT, SUITES, StackError, Stack, wait_for_condition
@@ -57,6 +58,7 @@ def main():
             print(f"\nthe end of the balancer's log:\n{stack.log('balancer.log')}")
     run_affinity_suites(binary, report)
     run_socket_suite(binary, report)
+    run_limit_suites(binary, report)
     print(f"{report.passed} passed, {report.failed} failed", flush=True)
     return 1 if report.failed else 0
 

@@ -5,10 +5,9 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import environments
-from affinity_stack import AffinityStack, Instance
+from affinity_stack import SingleStack
 from record import RECORD_TIMEOUT, RecordFile
 from stack import STOP_TIMEOUT, StackError, wait_for_condition
 from suite_process import TestReport, run_suite_process
@@ -19,18 +18,10 @@ EVENT_INTERVAL = "150ms"
 CLIENT = "sockets"
 
 
-class SocketStack(AffinityStack):
+class SocketStack(SingleStack):
     """One balancer in front of three resources whose responses take a while."""
 
-    def start(self):
-        ports = self.start_simulator()
-        self.resource_taps = {name: SimpleNamespace(port=port) for name, port in ports.items()}
-        yaml = lambda instance: self.balancer_yaml(instance, "")
-        self.instance = self.instances[CLIENT] = Instance(CLIENT, self.binary, self.directory, yaml)
-        self.instance.start_on_free_ports()
-
-    def simulator_yaml(self):
-        return super().simulator_yaml().replace("    deployments:\n", f"    between_events: {EVENT_INTERVAL}\n    deployments:\n")
+    resource_yaml = f"between_events: {EVENT_INTERVAL}"
 
 
 def run_socket_suite(binary, report):
