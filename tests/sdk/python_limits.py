@@ -14,7 +14,7 @@ from suite import NOT_NULL, ask_runner, expect, test
 
 KEYS = json.loads(os.environ["LIMIT_KEYS"])
 SLOW = {"x-simulate": "slow_first_byte: 400ms"}
-# A clock of the SDK, and rounding to milliseconds.
+# Timers may fire a little early.
 TOLERANCE = 0.01
 REFUSED = {"status": 429, "outcome": "refused", "statuses": []}
 # Azure tells counters of this deployment.
@@ -22,7 +22,7 @@ COUNTED_DEPLOYMENT = "limited"
 
 
 class Caller:
-    """A client with a limit, and what its SDK has sent: the status of each request, and the time before it."""
+    """A client with a limit, and what its SDK has sent: of each request its times, its status and the hint when to repeat it."""
 
     def __init__(self, limit, kind, **options):
         self.name, self.sent = f"{limit}-{kind}", []
@@ -110,7 +110,7 @@ async def _(make):
             assert refused["status"] == 429 and waited > refused["hint"] - TOLERANCE, caller.sent
             caller.expect(limited_by="in_flight", refusal="rate_limit_exceeded", **REFUSED)
         caller.expect(status=200, limited_by=None)
-    assert sum(len(caller.sent) for caller in callers) >= 5, "two were not refused"
+    assert sum(len(caller.sent) for caller in callers) >= 5, "two of them were not refused at first"
 
 
 @for_each_kind("a rate of requests")
@@ -210,7 +210,7 @@ def _():
         for _ in range(2):
             _, event = ask(connection, "Beyond the rate", "gpt-4o")
             assert (event.type, event.status, event.error.code) == ("error", 429, "rate_limit_exceeded"), event
-            assert "requests_per_minute" in event.error.message, event
+            assert "requests_per_minute" in event.error.message and 50_000 <= event.retry_after_ms <= 61_000, event
             expect(limited_by="requests_per_minute", refusal="rate_limit_exceeded", **REFUSED, **turn)
     expect(client=name, method="GET", operation="responses", status=101, limited_by=None)
 
