@@ -282,15 +282,21 @@ impl ProxyHttp for Balancer {
             }
             () => final_response::prepare_best_response_or_refusal(context, Instant::now()),
         };
-        // Before the head is written, because this decides about its `connection` field.
-        session.set_keepalive(None);
+        // While it waited in vain, nothing has happened to the client's connection.
+        let can_reuse_downstream =
+            *error.etype() == ATTEMPTS_EXHAUSTED && session.is_body_done() && !context.has_pipelined_bytes;
+        if !can_reuse_downstream {
+            // Before the head is written, because this decides about its `connection` field.
+            session.set_keepalive(None);
+        }
         if let Ok(tasks) = tasks
             && record_and_write_response(session, context, tasks).await.is_err()
         {
             context.ending.is_client_gone = true;
+            return no_response;
         }
         drain_upload(session).await;
-        FailToProxy { error_code: context.ending.client_status.unwrap_or(0), can_reuse_downstream: false }
+        FailToProxy { error_code: context.ending.client_status.unwrap_or(0), can_reuse_downstream }
     }
 
     async fn logging(&self, _session: &mut Session, _error: Option<&Error>, ctx: &mut PingoraContext) {

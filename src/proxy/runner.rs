@@ -39,7 +39,7 @@ use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
-use pingora::proxy::{ProxyHttp, Session};
+use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::server::ShutdownWatch;
 use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
@@ -149,8 +149,10 @@ impl Runner {
             },
             Err(error) => error,
         };
-        self.balancer.fail_to_proxy(session, &error, ctx).await;
-        Err(error)
+        match self.balancer.fail_to_proxy(session, &error, ctx).await {
+            FailToProxy { can_reuse_downstream: true, .. } => Ok(()),
+            _ => Err(error),
+        }
     }
 
     /// Runs a Responses socket to its end.

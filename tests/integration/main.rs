@@ -48,6 +48,7 @@ mod models;
 mod monitoring;
 mod moods;
 mod operate;
+mod queue;
 mod realtime;
 mod recent_trouble;
 mod record;

@@ -20,16 +20,16 @@ pub(super) fn exhaustion_refusal(retry: &RetryState, default_cooldown: Duration,
     if let Some(deployment) = retry.unknown_deployment(now) {
         return Refusal::deployment_not_found(deployment);
     }
+    if let Some(reason) = retry.gave_up_queueing() {
+        let wait = time_until_available(retry, now).unwrap_or(default_cooldown);
+        return queue_refusal(reason, retry.queued(now), wait);
+    }
     if let Some(refusal) = retry.home_refusal(default_cooldown, now) {
         return refusal;
     }
     let was_throttled = |attempt: &AttemptRecord| attempt.status == Some(429);
     if retry.earliest_cooldown_end(now).is_some() || retry.attempt_records.iter().any(was_throttled) {
-        let wait = time_until_available(retry, now).unwrap_or(default_cooldown);
-        return match retry.gave_up_queueing() {
-            None => throttled_refusal(wait),
-            Some(reason) => queue_refusal(reason, retry.queued(now), wait),
-        };
+        return throttled_refusal(time_until_available(retry, now).unwrap_or(default_cooldown));
     }
     // A complete response with such a status is relayed and not replaced by a refusal. But the status also
     // stands for an error event in a stream, or for an incomplete response.
