@@ -35,8 +35,8 @@ pub use schema::{
     JsonlConfig, KeyVaultConfig, LimitMode, LimitSet, LimitsConfig, ListenerConfig, LogAnalyticsConfig,
     ManagedIdentitySelector, ModelsSource, OwnerPolicy, ProvisionedThroughput, QueueConfig, RecordConfig,
     RecordedContent, RequestClass, RequestsConfig, RetryConfig, SecretSource, ServerConfig, ServerTlsConfig,
-    SpoolConfig, StreamHoldLimits, StreamUsageMode, TimeoutsConfig, TlsVersion, UnavailableHomePolicy,
-    VaultSecretRef, WebSocketConfig,
+    ShedConfig, SpoolConfig, StreamHoldLimits, StreamUsageMode, TimeoutsConfig, TlsVersion,
+    UnavailableHomePolicy, VaultSecretRef, WebSocketConfig,
 };
 pub use values::{
     AllowRule, CertifiedKey, CertifiedKeyError, CertifiedKeyFiles, DeploymentMap, Endpoint, PathPattern,

@@ -8,7 +8,7 @@ use crate::admission::queue::QueueLine;
 use crate::azure::{PromptPartRanges, RequestTarget};
 use crate::names::{ClientName, DeploymentName};
 use crate::routing::pool::BackendPool;
-use crate::routing::retry_plan::{ResourceSearch, RetryPlan};
+use crate::routing::retry_plan::{ResourceSearch, RetryPlan, ShedRule};
 
 /// A request that is allowed and has a pool of backends.
 pub struct AdmittedRequest {
@@ -34,6 +34,8 @@ pub struct AdmittedRequest {
     pub(super) parsed_body: ParsedBody,
     /// Whether no backend lists the deployment and none has answered for it yet.
     pub(super) uses_unlisted_pool: bool,
+    /// Which of its backends it leaves to more urgent requests; `None` for none.
+    pub shed_rule: Option<ShedRule>,
 }
 
 impl AdmittedRequest {
@@ -42,12 +44,19 @@ impl AdmittedRequest {
         self.affinity.as_ref()?.search.as_ref()
     }
 
+    /// The same request, which leaves backends to more urgent ones by this rule.
+    #[must_use]
+    pub fn with_shed_rule(self, rule: Option<ShedRule>) -> Self {
+        Self { shed_rule: rule, ..self }
+    }
+
     /// The plan for its attempts.
     pub fn retry_plan(&self) -> RetryPlan {
-        match self.search() {
+        let plan = match self.search() {
             Some(search) => RetryPlan::for_search(&self.pool, search.clone()),
             None => RetryPlan::new(&self.pool),
-        }
+        };
+        plan.with_shed_rule(self.shed_rule)
     }
 
     /// Where the prompt is in the body, if that is known.

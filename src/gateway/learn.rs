@@ -69,7 +69,13 @@ impl Gateway {
     ) -> Option<AttemptOutcome> {
         let ResponseFacts { candidate, headers, now, .. } = response;
         if let (Some(ticket), Some(deployment)) = (response.send_ticket, &candidate.deployment_health) {
-            deployment.headroom.record_response(ticket, &hints::reported_capacity(headers));
+            let capacity = hints::reported_capacity(headers);
+            deployment.headroom.record_response(ticket, &capacity);
+            if let Some(ratio) = capacity.provisioned_utilization
+                && self.shed_config.sheds()
+            {
+                deployment.utilization.record_reading(ticket, ratio, now);
+            }
         }
         // Any other response, even a 401 or a 429, shows that the backend answers.
         if verdict != Verdict::BackendFailure {
@@ -112,11 +118,16 @@ impl Gateway {
             Verdict::NotOnThisResource => Some(AttemptOutcome::NotOnThisResource),
             Verdict::PromptTooLong => Some(AttemptOutcome::TierCannotServe),
             Verdict::Throttled => {
+                let until = self.begin_cooldown(candidate, headers, now);
                 // A failure with `retry-after` is a cooldown too, but does not show that the capacity is used up.
                 if let Some(deployment) = &candidate.deployment_health {
                     deployment.throttled_responses.fetch_add(1, Ordering::Relaxed);
+                    if self.shed_config.sheds() {
+                        let is_provisioned = candidate.is_configured_as_provisioned;
+                        deployment.utilization.record_throttling(is_provisioned, until);
+                    }
                 }
-                Some(AttemptOutcome::Throttled(self.begin_cooldown(candidate, headers, now)))
+                Some(AttemptOutcome::Throttled(until))
             }
             Verdict::BackendFailure => {
                 if hints::has_retry_after(headers) {

@@ -1,4 +1,4 @@
-//! The limits of clients, applied to requests.
+//! The limits of clients and the thresholds of classes, applied to requests.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -14,9 +14,10 @@ use crate::admission::client_registry::ClientRegistry;
 use crate::admission::limits::{Demand, LimitBooks, LimitKey, LimitKind, LimitReached, Reservation};
 use crate::azure::Operation;
 use crate::azure::request::embedded_data::{MIN_DATA_BYTES, bytes_without_embedded_data};
-use crate::config::Config;
+use crate::config::{Config, RequestClass};
 use crate::credentials::signing_keys::SigningKeys;
 use crate::refusal::{Refusal, RefusalReason};
+use crate::routing::retry_plan::ShedRule;
 
 /// A request that a limit refuses.
 pub struct LimitRefusal {
@@ -54,6 +55,11 @@ impl Gateway {
             Ok(reservation) => Ok(Some(Box::new(reservation))),
             Err(reached) => Err(Box::new(limit_refusal(client, reached))),
         }
+    }
+
+    /// Which backends the requests of a class leave to more urgent ones; `None` for none.
+    pub fn shed_rule(&self, class: RequestClass) -> Option<ShedRule> {
+        self.shed_config.threshold(class).map(|threshold| ShedRule { class, threshold })
     }
 }
 

@@ -27,6 +27,7 @@ mod request_affinity;
 mod requested_call;
 mod resource_lookup;
 mod resources;
+mod retry_limits;
 mod upstream_request;
 
 use std::sync::Arc;
@@ -53,7 +54,6 @@ use crate::record::writer::WriteReceipt;
 use crate::refusal::{Refusal, RefusalReason};
 use crate::routing::homes::KnownResources;
 use crate::routing::pool::{BackendPool, Candidate};
-use crate::routing::retry_plan::{ResourceSearch, RetryLimits};
 
 pub use self::admitted_request::AdmittedRequest;
 pub use self::backend::{Backend, DisabledBackend};
@@ -104,6 +104,7 @@ pub struct Gateway {
     affinity_config: config::AffinityConfig,
     resources_by_tag: KnownResources<usize>,
     retry_config: config::RetryConfig,
+    shed_config: config::ShedConfig,
     cooldown_config: config::CooldownConfig,
     queue_config: Option<config::QueueConfig>,
     breaker_config: config::BreakerConfig,
@@ -151,6 +152,7 @@ impl Gateway {
             timeouts: config.timeouts,
             websocket: config.websocket,
             retry_config: config.retry.clone(),
+            shed_config: config.shed,
             cooldown_config: config.cooldown,
             queue_config: config.queue,
             breaker_config: config.breaker,
@@ -312,40 +314,8 @@ impl Gateway {
             names_object_in_path,
             parsed_body,
             uses_unlisted_pool,
+            shed_rule: None,
         })
-    }
-
-    /// What a request whose body is complete now may spend on retries. `read_timeout` is that of the
-    /// client, counted from `arrival`.
-    pub fn retry_limits_for_request(
-        &self,
-        admitted: &AdmittedRequest,
-        now: Instant,
-        arrival: Instant,
-        read_timeout: Option<Duration>,
-    ) -> RetryLimits {
-        let deadline = now + self.retry_config.retry_start_time_limit;
-        let client_deadline = read_timeout.and_then(|timeout| arrival.checked_add(timeout));
-        RetryLimits {
-            max_retries: self.retry_config.max_retries,
-            max_outage: self.retry_config.max_outage,
-            max_cooldown_wait: match admitted.search() {
-                // No other resource will do. Waits end at the deadline.
-                Some(ResourceSearch::Home { .. }) if self.waits_for_home() && self.queue_config.is_none() => {
-                    self.retry_config.retry_start_time_limit
-                }
-                // In the queue it waits behind those that came before.
-                Some(ResourceSearch::Home { .. }) => Duration::ZERO,
-                _ => self.retry_config.max_cooldown_wait,
-            },
-            max_queue_wait: self.queue_config.and_then(|queue| match admitted.search() {
-                Some(ResourceSearch::Home { .. }) if !self.waits_for_home() => None,
-                Some(ResourceSearch::Home { .. }) => Some(self.retry_config.retry_start_time_limit),
-                _ => Some(queue.max_wait),
-            }),
-            retry_budget_percentage: self.retry_config.budget_percentage,
-            latest_retry_start: client_deadline.map_or(deadline, |client| client.min(deadline)),
-        }
     }
 
     /// What is sent to a candidate of its pool for an admitted request. `may_add_usage` allows to ask a

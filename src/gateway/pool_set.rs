@@ -88,7 +88,6 @@ impl PoolSet {
         let default_index = config.requests.default_backend_index;
         Self {
             balance_policy,
-            queue: queue.clone(),
             pools_by_listed_deployment: listed_names
                 .map(|(name, _)| {
                     let pool = new_pool(candidates_serving(backends, name));
@@ -99,6 +98,7 @@ impl PoolSet {
             pools_by_learned_deployment: ArcSwap::default(),
             default_backend_pool: without_deployment(default_resource_candidates(backends, default_index)),
             all_resources_pool: without_deployment(all_resource_candidates(backends, default_index)),
+            queue,
         }
     }
 
@@ -239,6 +239,7 @@ fn all_resource_candidates(backends: &[Backend], default_index: Option<usize>) -
 /// A candidate for calls that name no deployment.
 fn candidate_without_deployment(index: usize, backend: &Backend) -> Candidate {
     Candidate {
+        is_configured_as_provisioned: false,
         deployment_health: Some(backend.health.get_or_create_deployment(None)),
         ..new_candidate(index, backend)
     }
@@ -250,6 +251,7 @@ fn new_candidate(index: usize, backend: &Backend) -> Candidate {
         resource_index: backend.resource_index,
         tier: backend.config.tier,
         weight: backend.config.weight,
+        is_configured_as_provisioned: backend.config.provisioned.is_some(),
         upstream_deployment_override: None,
         credential: Arc::clone(&backend.credential),
         backend_health: Arc::clone(&backend.health),

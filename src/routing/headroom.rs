@@ -43,6 +43,13 @@ pub struct SendTicket {
     sent_at: Instant,
 }
 
+impl SendTicket {
+    /// Whether its attempt was sent before the other one, to the same deployment.
+    pub(super) fn was_sent_before(self, other: Self) -> bool {
+        self.number < other.number
+    }
+}
+
 #[derive(Debug, Default)]
 struct CapacityEstimates {
     requests: Option<CapacityEstimate>,

@@ -171,6 +171,7 @@ fn simulate_hour(
             resource_index: backend_index,
             tier: Tier::FIRST,
             weight: Weight::ONE,
+            is_configured_as_provisioned: false,
             upstream_deployment_override: None,
             credential: Arc::new(BackendCredential::fixed_for_test("key")),
             deployment_health: Some(backend_health.get_or_create_deployment(None)),

@@ -41,6 +41,8 @@ pub struct Candidate {
     pub tier: Tier,
     /// Its share of the requests of its tier.
     pub weight: Weight,
+    /// Whether its deployment has provisioned throughput according to the configuration. Others may have it as well.
+    pub is_configured_as_provisioned: bool,
     /// The resource's name for the deployment; `None` if it is the client's name, or if there is none.
     pub upstream_deployment_override: Option<DeploymentName>,
     /// The credential that is sent to the backend.
@@ -243,6 +245,11 @@ impl BackendPool {
     /// All candidates, lowest tier first.
     pub fn candidates(&self) -> &[Candidate] {
         &self.candidates
+    }
+
+    /// Whether no lower tier serves the deployment as well: whether the candidate is in the tier that is tried last.
+    pub fn is_in_last_tier(&self, index: usize) -> bool {
+        self.tiers.last().is_none_or(|last| index >= last.member_indexes.start)
     }
 
     pub(super) fn tiers(&self) -> &[PoolTier] {

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use crate::admin::config_status::ConfigStatus;
-use crate::config::{AdminAddress, ClientsConfig, Config, LimitMode, ListenerConfig, join_shortened};
+use crate::config::{
+    AdminAddress, ClientsConfig, Config, LimitMode, ListenerConfig, RequestClass, join_shortened,
+};
 
-/// Version, configuration, listeners, backends, deployments, clients, limits if there are any, and sinks, one line for each or two of them.
+/// Version, configuration, listeners, backends, deployments, clients, limits and `shed` if there are any, and sinks, one line for each or two of them.
 pub(super) fn describe_start(config: &Config, status: &ConfigStatus) -> Vec<String> {
     let file = match &status.file {
         Some(file) => format!("configuration {} (SHA-256 {})", file.display(), status.short_sha256()),
@@ -18,6 +20,7 @@ pub(super) fn describe_start(config: &Config, status: &ConfigStatus) -> Vec<Stri
         describe_clients(config),
     ];
     lines.extend(describe_limits(config));
+    lines.extend(describe_shed(config));
     lines.push(describe_sinks(config));
     lines
 }
@@ -103,6 +106,18 @@ fn describe_limits(config: &Config) -> Option<String> {
     Some(format!("limits: {who}; {mode}"))
 }
 
+/// Which classes leave provisioned deployments; `None` if none does.
+fn describe_shed(config: &Config) -> Option<String> {
+    let thresholds = RequestClass::ALL.into_iter().filter_map(|class| {
+        let threshold = config.shed.threshold(class)?;
+        Some(format!("{} above {}%", class.as_str(), threshold.percent()))
+    });
+    let thresholds: Vec<String> = thresholds.collect();
+    (!thresholds.is_empty()).then(|| {
+        format!("shed: provisioned deployments are left for the next tier by {}", join_shortened(&thresholds))
+    })
+}
+
 fn describe_sinks(config: &Config) -> String {
     let Some(record) = &config.record else { return "records: none, there is no block `record`".to_owned() };
     let mut sinks = Vec::new();
@@ -181,6 +196,27 @@ record:
         let many =
             format!("listeners: [ {{ address: '127.0.0.1:8080' }} ]\nclients: open\nbackends:\n{many}");
         assert!(lines(&many, None)[2].contains("b20 (tier 1) and 40 more; deployments"));
+    }
+
+    #[test]
+    fn a_start_says_which_classes_leave_provisioned_deployments() {
+        for (shed, expected) in [
+            ("", None),
+            (
+                "shed: { batch: 80%, standard: 95% }",
+                Some(
+                    "shed: provisioned deployments are left for the next tier by standard above 95% and batch above 80%",
+                ),
+            ),
+        ] {
+            let yaml = format!(
+                "listeners: [ {{ address: '127.0.0.1:8080' }} ]\nclients: open\n\
+                 backends: [ {{ name: w, endpoint: 'https://a.b', credential: {{ api_key: k }} }} ]\n{shed}"
+            );
+            let lines = lines(&yaml, None);
+            let line = lines.iter().find(|line| line.starts_with("shed: "));
+            assert_eq!(line.map(String::as_str), expected, "{yaml}");
+        }
     }
 
     #[test]

@@ -63,6 +63,7 @@ mod retry;
 mod rewriting;
 mod routing;
 mod secrets;
+mod shed;
 mod slow_clients;
 mod states;
 mod status_command;

@@ -185,7 +185,7 @@ async fn a_wait_ends_in_time() {
         expect_refusal(&response, "none was free within the 0.");
     }
     assert!(start.elapsed() >= Duration::from_millis(600), "{:?}", start.elapsed());
-    let record = &fixture.balancer.wait_for_records(1).await[0];
+    let record = &fixture.balancer.wait_for_records(2).await[0];
     assert_eq!((&record["refusal"], &record["limited_by"]), (&json!("all_throttled"), &Value::Null));
 }
 

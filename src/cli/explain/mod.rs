@@ -6,6 +6,7 @@
 mod affinity;
 mod reference;
 mod responses;
+mod shed;
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -21,6 +22,7 @@ use serde_json::{Map, Value};
 use self::affinity::{References, RememberedHomes, describe_search};
 use self::reference::{PLACEHOLDER, refer_in_body};
 use self::responses::response_lines;
+use self::shed::shed_lines;
 use super::cli_error::CliError;
 use super::config_file::{ConfigArguments, print_warnings};
 use super::runtime::start_background_runtime;
@@ -319,6 +321,7 @@ fn admit_and_write_request(
         write_line(text, "refers to", &line);
     }
     let admitted = gateway.admit(&method, target, client, call, body, now)?;
+    let admitted = admitted.with_shed_rule(gateway.shed_rule(client.class));
     if let Some(affinity) = &admitted.affinity {
         let lines = describe_search(affinity, gateway, &references, now);
         for (index, line) in lines.iter().enumerate() {
@@ -354,6 +357,9 @@ fn write_routing(
         BalancePolicy::RoundRobin => "within a tier by weight (balance: round_robin)",
     };
     write_line(text, "", balance_policy);
+    for (index, line) in shed_lines(gateway, admitted).iter().enumerate() {
+        write_line(text, if index == 0 { "shed" } else { "" }, line);
+    }
     if request.shows_responses {
         write_line(text, "responses", "");
         for (label, consequence) in response_lines(gateway, config, admitted) {

@@ -19,6 +19,7 @@ mod requests;
 mod retry;
 mod server;
 mod shared;
+mod shed;
 mod timeouts;
 mod websocket;
 
@@ -27,13 +28,14 @@ use std::path::PathBuf;
 use super::schema::{AdminConfig, Config};
 use super::yaml::YamlNode;
 
-const TOP_LEVEL_KEYS: [&str; 18] = [
+const TOP_LEVEL_KEYS: [&str; 19] = [
     "listeners",
     "backends",
     "clients",
     "entra",
     "limits",
     "queue",
+    "shed",
     "requests",
     "affinity",
     "balance",
@@ -57,6 +59,7 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
     let clients = clients::read_clients(&root, backends.as_ref());
     let client_tokens = root.read_optional("entra", clients::read_client_tokens);
     let limits = limits::read_limits(&root, backends.as_ref());
+    let shed = shed::read_shed(&root, backends.as_ref());
     let requests = requests::read_requests(&root, backends.as_ref());
     let affinity = affinity::read_affinity(&root, backends.as_ref());
     let balance_policy = retry::read_balance_policy(&root);
@@ -92,6 +95,7 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
         client_tokens: client_tokens?,
         limits: limits?,
         queue: queue?,
+        shed: shed?,
         requests: requests?,
         affinity: affinity?,
         balance_policy: balance_policy?,

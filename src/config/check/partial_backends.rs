@@ -96,6 +96,23 @@ impl PartialBackends {
         Some(enabled.map(|backend| &backend.resource).collect::<HashSet<_>>().len())
     }
 
+    /// Whether enabled backends of different tiers serve the same deployment; `None` if a backend has errors.
+    pub(super) fn has_deployment_in_two_tiers(&self) -> Option<bool> {
+        let all: Option<Vec<&ListedBackend>> = self.backends.iter().map(Option::as_ref).collect();
+        let enabled: Vec<&BackendConfig> = all?.into_iter().filter_map(ListedBackend::enabled).collect();
+        // Of two backends, either both pass every name on, or one of them lists what they have in common.
+        let serves_any_of = |server: &DeploymentMap, other: &DeploymentMap| {
+            (server.passes_unlisted() && other.passes_unlisted())
+                || other.listed_entries().any(|(name, _)| server.upstream_name(name).is_some())
+        };
+        Some(enabled.iter().enumerate().any(|(index, one)| {
+            enabled.iter().skip(index + 1).any(|other| {
+                let (a, b) = (&one.deployments, &other.deployments);
+                one.tier != other.tier && (serves_any_of(a, b) || serves_any_of(b, a))
+            })
+        }))
+    }
+
     /// The deployments that clients may ask for, also those of disabled backends; `None` if that is unknown,
     /// because a backend has errors or serves every name.
     pub(super) fn served_deployments(&self) -> Option<HashSet<&DeploymentName>> {

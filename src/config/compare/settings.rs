@@ -2,8 +2,8 @@
 
 use crate::config::schema::{
     AdminConfig, AffinityConfig, BreakerConfig, ClientsConfig, Config, CooldownConfig, KeyVaultConfig,
-    LimitsConfig, QueueConfig, RecordConfig, RequestsConfig, RetryConfig, ServerConfig, TimeoutsConfig,
-    WebSocketConfig,
+    LimitsConfig, QueueConfig, RecordConfig, RequestsConfig, RetryConfig, ServerConfig, ShedConfig,
+    TimeoutsConfig, WebSocketConfig,
 };
 
 /// The changed keys of the blocks that are no lists.
@@ -24,6 +24,7 @@ pub(super) fn changed_settings(before: &Config, after: &Config) -> Vec<String> {
         client_tokens,
         limits,
         queue,
+        shed,
         requests,
         affinity,
         balance_policy,
@@ -63,6 +64,12 @@ pub(super) fn changed_settings(before: &Config, after: &Config) -> Vec<String> {
         (before, after) if before != after => add("", vec!["queue"]),
         _ => {}
     }
+    let shed = changed_keys!(ShedConfig, shed, after.shed, {
+        interactive => "interactive",
+        standard => "standard",
+        batch => "batch",
+    });
+    add("shed", shed);
     add("requests", changed_requests_keys(before, after, requests));
     let affinity = changed_keys!(AffinityConfig, affinity, after.affinity, {
         ask_limit => "ask",

@@ -1,8 +1,9 @@
-//! `limits`, and the limits and the class of a client: how much a client may use, and which clients come first.
+//! `limits`, `shed`, and the limits and the class of a client: how much a client may use, and which clients come first.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::config::values::Percentage;
 use crate::names::DeploymentName;
 
 /// `limits`: what applies to the limits of all clients.
@@ -69,6 +70,34 @@ impl RequestClass {
             Self::Interactive => "interactive",
             Self::Standard => "standard",
             Self::Batch => "batch",
+        }
+    }
+}
+
+/// `shed`: for each class, the utilization of a provisioned deployment above which its requests go to the next tier. From
+/// 1 % to 100 %; `None` if they stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShedConfig {
+    /// That of interactive requests.
+    pub interactive: Option<Percentage>,
+    /// That of standard requests.
+    pub standard: Option<Percentage>,
+    /// That of batch requests.
+    pub batch: Option<Percentage>,
+}
+
+impl ShedConfig {
+    /// Whether the requests of some class leave.
+    pub fn sheds(&self) -> bool {
+        RequestClass::ALL.into_iter().any(|class| self.threshold(class).is_some())
+    }
+
+    /// That of a class.
+    pub fn threshold(&self, class: RequestClass) -> Option<Percentage> {
+        match class {
+            RequestClass::Interactive => self.interactive,
+            RequestClass::Standard => self.standard,
+            RequestClass::Batch => self.batch,
         }
     }
 }

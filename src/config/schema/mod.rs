@@ -23,7 +23,7 @@ pub use credentials::{
     AppCredential, AppRegistration, CredentialConfig, EntraCredential, EntraIdentity, KeyVaultConfig,
     ManagedIdentitySelector, SecretSource, VaultSecretRef,
 };
-pub use limits::{ClientLimits, LimitMode, LimitSet, LimitsConfig, RequestClass};
+pub use limits::{ClientLimits, LimitMode, LimitSet, LimitsConfig, RequestClass, ShedConfig};
 pub use listener::{ListenerConfig, ServerTlsConfig, TlsVersion};
 pub use queue::QueueConfig;
 pub use record::{
@@ -51,6 +51,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// How requests wait for which no backend is free; `None` if they are refused at once.
     pub queue: Option<QueueConfig>,
+    /// Which classes leave provisioned deployments to more urgent ones.
+    pub shed: ShedConfig,
     /// Which requests are allowed, and what is changed in them.
     pub requests: RequestsConfig,
     /// How requests find the resource that has what they refer to.

@@ -14,6 +14,7 @@ pub(super) mod final_response;
 pub(super) mod held_response;
 pub(super) mod held_stream;
 pub(super) mod next_backend;
+mod other_backends;
 pub(super) mod outcome;
 mod passed_deadline;
 mod queue_wait;

@@ -32,7 +32,7 @@ pub(in crate::proxy) enum BackendStep {
 pub(in crate::proxy) enum BackendWait {
     Time(Wait),
     Credential(Arc<BackendCredential>),
-    Queue(BackendQueuePlace),
+    Queue(Box<BackendQueuePlace>),
 }
 
 impl BackendWait {
@@ -66,7 +66,7 @@ impl RequestContext {
                 RetryStep::Exhausted => return Err(Error::new(ATTEMPTS_EXHAUSTED)),
                 RetryStep::Wait(wait) => BackendWait::Time(wait),
                 RetryStep::Queue => match self.begin_queue_wait(now) {
-                    Some(place) => return Ok(BackendStep::Wait(BackendWait::Queue(place))),
+                    Some(place) => return Ok(BackendStep::Wait(BackendWait::Queue(Box::new(place)))),
                     None => continue,
                 },
                 RetryStep::AwaitCredential(credential) => BackendWait::Credential(credential),

@@ -12,15 +12,14 @@ use super::queue_wait::QueueWait;
 use crate::azure::Operation;
 use crate::credentials::BackendCredential;
 use crate::gateway::{AdmittedRequest, FailureFlags, Gateway, Moment, UpstreamRequest};
-use crate::names::{BackendName, DeploymentName};
+use crate::names::BackendName;
 use crate::record::affinity::AskAnswer;
 use crate::record::exchange::AttemptRecord;
 use crate::routing::attempt_outcome::AttemptOutcome;
 use crate::routing::headroom::SendTicket;
-use crate::routing::health::availability::{ProbePermit, Unavailable, UnavailableReason};
+use crate::routing::health::availability::ProbePermit;
 use crate::routing::health::slow_start::UndecidedRequest;
 use crate::routing::health::stall::WatchedAttempt;
-use crate::routing::pool::Candidate;
 use crate::routing::retry_plan::{NextAttempt, NextStep, RetryLimits, RetryPlan, Wait};
 
 /// For responses and errors that are no failure of the backend.
@@ -62,7 +61,7 @@ pub(in crate::proxy) struct RetryState {
     /// How long after it was made the object could be read, if it could not at first.
     pub(super) read_lag: Option<Duration>,
     /// The indexes of the candidates that have said that they do not have the deployment.
-    candidates_without_deployment: SmallVec<[usize; 2]>,
+    pub(super) candidates_without_deployment: SmallVec<[usize; 2]>,
     /// The index of the candidate that refused the `stream_options` added by the balancer. From then on
     /// they are not added for any candidate.
     pub(super) stream_options_refused_by: Option<usize>,
@@ -158,7 +157,7 @@ impl RetryState {
         }
     }
 
-    fn operation(&self) -> Operation {
+    pub(super) fn operation(&self) -> Operation {
         self.admitted.target.operation
     }
 
@@ -448,20 +447,6 @@ impl RetryState {
         self.candidates_without_deployment.push(candidate_index);
     }
 
-    /// The deployment of the request, if the configuration does not list it and every candidate has said
-    /// that it does not have it, to this request or to one before: then the client has misspelt it.
-    pub(super) fn unknown_deployment(&self, now: Instant) -> Option<&DeploymentName> {
-        let deployment = self.admitted.deployment.as_ref()?;
-        let mut candidates = self.admitted.pool.candidates().iter().enumerate();
-        let is_missing = |(index, candidate): (usize, &Candidate)| {
-            self.candidates_without_deployment.contains(&index)
-                || candidate.deployment_health.as_ref().is_some_and(|health| {
-                    health.availability.is_in_outage(UnavailableReason::DeploymentNotFound, now)
-                })
-        };
-        (!self.gateway.is_listed_deployment(deployment) && candidates.all(is_missing)).then_some(deployment)
-    }
-
     /// Keeps this response if it is more useful to the client than the best one so far. Of two that are
     /// equally useful it keeps the later, except while resources are asked for an object: what the first one says is
     /// as good as what the others say.
@@ -484,34 +469,6 @@ impl RetryState {
 
     pub(super) fn take_best_response(&mut self) -> Option<HeldResponse> {
         self.best_response.take()
-    }
-
-    /// Whether a backend is available that this request has not tried.
-    pub(super) fn has_untried_backend(&self, now: Instant) -> bool {
-        self.plan.has_eligible_candidate(&self.admitted.pool, self.operation(), now)
-    }
-
-    /// When the first cooldown of a backend in the pool ends; `None` if none is cooling down.
-    pub(super) fn earliest_cooldown_end(&self, now: Instant) -> Option<Instant> {
-        self.plan.earliest_cooldown_end(&self.admitted.pool, self.operation(), now)
-    }
-
-    /// Whether the pool is empty: only the one of a disabled default backend is.
-    pub(super) fn has_no_candidates(&self) -> bool {
-        self.admitted.pool.candidates().is_empty()
-    }
-
-    /// The backends of the pool that the request may be sent to and that are unavailable: for each, why and until
-    /// when.
-    pub(super) fn backend_unavailabilities(&self, now: Instant) -> impl Iterator<Item = Unavailable> {
-        let operation = self.operation();
-        self.admitted
-            .pool
-            .candidates()
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| !self.plan.is_excluded(*index))
-            .filter_map(move |(_, candidate)| candidate.unavailability(operation, now))
     }
 
     /// Ends the current attempt, if there is one, at the end of the request.

@@ -15,6 +15,7 @@ use super::recent_attempts::RecentAttempts;
 use super::rejection_review::RejectionReview;
 use super::slow_start::SlowStart;
 use super::stall::StallWatch;
+use super::utilization::Utilization;
 use crate::azure::Operation;
 use crate::credentials::BackendCredential;
 use crate::names::{BackendName, DeploymentName};
@@ -286,6 +287,8 @@ pub struct DeploymentHealth {
     pub headroom: Headroom,
     /// How many requests that have waited are sent to it at once.
     pub slow_start: Arc<SlowStart>,
+    /// How much of its provisioned capacity is used.
+    pub utilization: Utilization,
     /// How long it takes to answer.
     pub answer_times: Arc<AnswerTimes>,
     /// It rejected `stream_options`, so no more streams are asked for their usage.

@@ -11,3 +11,4 @@ pub mod rejection_review;
 pub mod slow_start;
 pub mod snapshot;
 pub mod stall;
+pub mod utilization;

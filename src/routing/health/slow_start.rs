@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn as_many_again_follow_as_were_accepted() {
         let (deployment, start) = (Arc::new(SlowStart::default()), Instant::now());
-        let mut now = start;
+        let (mut now, mut sent) = (start, Vec::new());
         for expected in [1, 2, 4, 8] {
             let requests = enter_all(&deployment, now);
             assert_eq!(requests.len(), expected);
@@ -177,6 +177,7 @@ mod tests {
             requests.iter().for_each(|request| request.on_sent(now));
             assert_eq!(deployment.next_room(now), Some(now + 100 * MS));
             now += 100 * MS;
+            sent.extend(requests);
         }
         deployment.on_refusal(now);
         assert!(!deployment.has_room(now));

@@ -2,12 +2,14 @@
 //! attempts so far.
 //!
 //! Waiting itself, and what a response means, are decided elsewhere; time is an argument. The choice of the
-//! next step is in `next_step.rs`, the search for the resource that has an object in `resource_search.rs`.
+//! next step is in `next_step.rs`, the search for the resource that has an object in `resource_search.rs`, and which
+//! candidates it leaves to more urgent requests in `shedding.rs`.
 
 mod next_step;
 mod queue_lane;
 mod resource_search;
 mod search_steps;
+mod shedding;
 
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,7 @@ use smallvec::SmallVec;
 pub use self::queue_lane::QueueLane;
 pub use self::resource_search::ResourceSearch;
 use self::resource_search::SearchProgress;
+pub use self::shedding::ShedRule;
 use super::attempt_outcome::AttemptOutcome;
 use super::health::availability::ProbePermit;
 use super::health::slow_start::UndecidedRequest;
@@ -121,6 +124,8 @@ pub struct RetryPlan {
     has_left_queue: bool,
     /// `None` if any backend of the pool will do.
     search: Option<Box<SearchProgress>>,
+    /// `None` if it leaves no candidate to more urgent requests.
+    shed_rule: Option<ShedRule>,
 }
 
 impl RetryPlan {
@@ -145,6 +150,7 @@ impl RetryPlan {
             queue_refusals: 0,
             has_left_queue: false,
             search: None,
+            shed_rule: None,
         }
     }
 
@@ -331,5 +337,7 @@ enum CandidateState {
 
 #[cfg(test)]
 mod search_tests;
+#[cfg(test)]
+mod shedding_tests;
 #[cfg(test)]
 mod tests;

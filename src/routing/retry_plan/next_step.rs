@@ -15,14 +15,15 @@ const INITIAL_ROUND_BACKOFF: Duration = Duration::from_millis(100);
 const MIN_COOLDOWN_WAIT: Duration = Duration::from_millis(10);
 
 impl NextAttempt {
-    /// An attempt on the candidate of a tier whose turn it is among the eligible ones; `has_home` if only one resource
-    /// can serve the request.
+    /// An attempt on the candidate of a tier whose turn it is among the eligible ones that `try_enter` lets it enter;
+    /// `has_home` if only one resource can serve the request.
     pub(super) fn in_tier(
         pool: &BackendPool,
         tier: &PoolTier,
         operation: Operation,
         has_home: bool,
         is_eligible: impl Fn(usize) -> bool,
+        try_enter: impl Fn(usize) -> bool,
         now: Instant,
     ) -> Option<Self> {
         // Between the pick and the permit another request may begin to probe the candidate, which then
@@ -35,7 +36,9 @@ impl NextAttempt {
             }?;
             let permit =
                 pool.candidate(index).and_then(|candidate| candidate.acquire_probe_permit(operation, now));
-            if let Some(permit) = permit {
+            if let Some(permit) = permit
+                && try_enter(index)
+            {
                 return Some(Self::for_candidate(index, permit));
             }
         }
@@ -140,7 +143,8 @@ impl RetryPlan {
         now: Instant,
     ) -> Option<NextAttempt> {
         let is_eligible = |index| self.is_eligible(pool, index, operation, now);
-        NextAttempt::in_tier(pool, tier, operation, self.has_home(), is_eligible, now)
+        let try_enter = |index| self.try_enter(pool, index, operation, now);
+        NextAttempt::in_tier(pool, tier, operation, self.has_home(), is_eligible, try_enter, now)
     }
 
     /// An attempt on a drained candidate, whose resource may be the only one that has what the request refers to.
@@ -212,8 +216,19 @@ impl RetryPlan {
             || pool.retry_budget.allows_retry(limits.retry_budget_percentage, now)
     }
 
-    /// Whether this request may be sent to the candidate now.
+    /// Whether this request may be sent to the candidate now, and does not leave it to more urgent ones.
     pub(super) fn is_eligible(
+        &self,
+        pool: &BackendPool,
+        index: usize,
+        operation: Operation,
+        now: Instant,
+    ) -> bool {
+        self.is_available(pool, index, operation, now) && !self.is_shed(pool, index, operation, now)
+    }
+
+    /// Whether this request may be sent to the candidate now.
+    pub(super) fn is_available(
         &self,
         pool: &BackendPool,
         index: usize,
@@ -266,8 +281,21 @@ impl RetryPlan {
         (0..pool.candidates().len()).find(awaits_credential)
     }
 
-    /// When the cooldown of the candidate ends, if this request may be sent to it after that.
+    /// When the cooldown of the candidate ends, if this request waits for that: it may be sent to it afterwards, and
+    /// does not leave it to more urgent ones.
     pub(super) fn cooldown_end(
+        &self,
+        pool: &BackendPool,
+        index: usize,
+        operation: Operation,
+        now: Instant,
+    ) -> Option<Instant> {
+        self.cooldown_end_of_candidate(pool, index, operation, now)
+            .filter(|_| !self.is_shed(pool, index, operation, now))
+    }
+
+    /// When the cooldown of the candidate ends, if this request may be sent to it after that.
+    pub(super) fn cooldown_end_of_candidate(
         &self,
         pool: &BackendPool,
         index: usize,

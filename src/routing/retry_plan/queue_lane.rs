@@ -6,9 +6,10 @@ use std::time::Instant;
 use smallvec::SmallVec;
 
 use super::resource_search::ResourceSearch;
-use super::{CandidateState, NextAttempt, RetryLimits, RetryPlan};
+use super::{CandidateState, NextAttempt, RetryLimits, RetryPlan, ShedRule};
 use crate::azure::Operation;
 use crate::routing::attempt_outcome::AttemptOutcome;
+use crate::routing::health::availability::UnavailableReason;
 use crate::routing::pool::{BackendPool, Candidate};
 
 /// What a request in the queue waits for: that one of these candidates can take it.
@@ -20,6 +21,8 @@ pub struct QueueLane {
     has_home: bool,
     /// For each candidate of the pool, whether it is one of them.
     usable: SmallVec<[bool; 16]>,
+    /// Which of them are left to more urgent requests.
+    shed_rule: Option<ShedRule>,
 }
 
 impl PartialEq for QueueLane {
@@ -28,6 +31,7 @@ impl PartialEq for QueueLane {
             && self.operation == other.operation
             && self.has_home == other.has_home
             && self.usable == other.usable
+            && self.shed_rule == other.shed_rule
     }
 }
 
@@ -41,7 +45,12 @@ impl QueueLane {
     pub fn next_attempt(&self, now: Instant) -> Option<NextAttempt> {
         for tier in self.pool.tiers() {
             let is_free = |index| self.is_free(index, now);
-            let attempt = NextAttempt::in_tier(&self.pool, tier, self.operation, self.has_home, is_free, now);
+            let try_enter = |index| {
+                let entered = self.shed_rule.as_ref().map(|rule| rule.try_enter(&self.pool, index, now));
+                entered.unwrap_or(true) || !self.is_shed(index, now)
+            };
+            let (pool, operation) = (&self.pool, self.operation);
+            let attempt = NextAttempt::in_tier(pool, tier, operation, self.has_home, is_free, try_enter, now);
             let Some(attempt) = attempt else { continue };
             let deployment = self.pool.candidate(attempt.candidate_index)?.deployment_health.as_ref()?;
             if let Some(undecided) = deployment.slow_start.enter(now) {
@@ -53,17 +62,22 @@ impl QueueLane {
 
     /// When one of the candidates may be free, if nothing happens before.
     pub fn next_chance(&self, now: Instant) -> Option<Instant> {
-        let usable = self.pool.candidates().iter().zip(&self.usable).filter(|(_, is_usable)| **is_usable);
-        let chances = usable.filter_map(|(candidate, _)| {
-            let unavailable_until =
-                candidate.unavailability(self.operation, now).map(|unavailable| unavailable.until);
-            unavailable_until.or_else(|| candidate.deployment_health.as_ref()?.slow_start.next_room(now))
-        });
+        let candidates = self.pool.candidates().iter().enumerate();
+        let chances =
+            candidates.filter(|(index, _)| self.is_usable(*index)).filter_map(|(index, candidate)| {
+                if let Some(rule) = self.shed_rule.as_ref().filter(|_| self.is_shed(index, now)) {
+                    return candidate.deployment_health.as_ref()?.utilization.next_change(rule.class, now);
+                }
+                let unavailable_until =
+                    candidate.unavailability(self.operation, now).map(|unavailable| unavailable.until);
+                unavailable_until.or_else(|| candidate.deployment_health.as_ref()?.slow_start.next_room(now))
+            });
         chances.min()
     }
 
     fn is_free(&self, index: usize, now: Instant) -> bool {
-        self.usable.get(index) == Some(&true)
+        self.is_usable(index)
+            && !self.is_shed(index, now)
             && self.pool.candidate(index).is_some_and(|candidate| {
                 candidate.unavailability(self.operation, now).is_none()
                     && candidate
@@ -74,12 +88,34 @@ impl QueueLane {
     }
 }
 
+impl QueueLane {
+    fn is_usable(&self, index: usize) -> bool {
+        self.usable.get(index) == Some(&true)
+    }
+
+    /// Whether this candidate is left to more urgent requests: not if no other one can be used, even after a cooldown.
+    fn is_shed(&self, index: usize, now: Instant) -> bool {
+        let Some(rule) = &self.shed_rule else { return false };
+        let is_possible = |other: usize| {
+            let unavailable = self.pool.candidate(other)?.unavailability(self.operation, now);
+            Some(unavailable.is_none_or(|unavailable| unavailable.reason == UnavailableReason::CoolingDown))
+        };
+        rule.leaves(&self.pool, index, now)
+            && (0..self.usable.len()).rev().any(|other| {
+                self.is_usable(other)
+                    && !rule.leaves(&self.pool, other, now)
+                    && is_possible(other) == Some(true)
+            })
+    }
+}
+
 impl RetryPlan {
     /// What the request waits for in the queue.
     pub fn queue_lane(&self, pool: &Arc<BackendPool>, operation: Operation) -> QueueLane {
         let usable =
             (0..pool.candidates().len()).map(|index| self.is_usable_from_queue(pool, index)).collect();
-        QueueLane { pool: Arc::clone(pool), operation, has_home: self.has_home(), usable }
+        let shed_rule = self.applicable_shed_rule().copied();
+        QueueLane { pool: Arc::clone(pool), operation, has_home: self.has_home(), usable, shed_rule }
     }
 
     /// Records that a wait in the queue has ended without an attempt.

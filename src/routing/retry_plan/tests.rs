@@ -15,7 +15,7 @@ pub(super) const CHAT: Operation = Operation::Chat;
 
 pub(super) struct Fixture {
     pub(super) now: Instant,
-    health_registry: HealthRegistry,
+    pub(super) health_registry: HealthRegistry,
     pub(super) pool: BackendPool,
     pub(super) limits: RetryLimits,
 }
@@ -45,6 +45,7 @@ fn build_fixture(tiers: &[u16], resources: &[usize], credential: fn() -> Backend
             resource_index: resources[backend_index],
             tier: Tier::new(*tier).unwrap(),
             weight: Weight::ONE,
+            is_configured_as_provisioned: false,
             upstream_deployment_override: None,
             credential: Arc::new(credential()),
             deployment_health: Some(backend_health.get_or_create_deployment(None)),

@@ -90,6 +90,7 @@ fn socket_opener(
     request.client_ip = opened.client_ip;
     request.headers_for_record = opened.headers_for_record.clone();
     request.target.clone_from(&opened.target);
+    request.class = opened.class;
     // Parsed as a POST: a deployment in the query, which a handshake may have, does not apply to turns.
     let turn_target = context
         .gateway()

@@ -171,6 +171,8 @@ impl Turn {
         let now = Instant::now();
         context.reserve_limits(&admitted, now)?;
         let gateway = &config.gateway;
+        let shed_rule = context.request.class.and_then(|class| gateway.shed_rule(class));
+        let admitted = admitted.with_shed_rule(shed_rule);
         let limits = gateway.retry_limits_for_request(&admitted, now, received.instant, None);
         let gateway = Arc::clone(gateway);
         context.retry_state =

@@ -1,0 +1,91 @@
+//! Which candidates a request leaves to more urgent ones: those whose provisioned capacity is used up to the threshold
+//! of its class, if a lower tier serves the deployment as well.
+
+use std::time::Instant;
+
+use super::RetryPlan;
+use crate::azure::Operation;
+use crate::config::{Percentage, RequestClass};
+use crate::routing::pool::BackendPool;
+
+/// The utilization above which requests of one class leave a provisioned deployment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShedRule {
+    /// The class.
+    pub class: RequestClass,
+    /// The utilization.
+    pub threshold: Percentage,
+}
+
+impl ShedRule {
+    /// Whether requests of the class leave this candidate, if there is another one for them.
+    pub(super) fn leaves(&self, pool: &BackendPool, index: usize, now: Instant) -> bool {
+        !pool.is_in_last_tier(index)
+            && pool.candidate(index).is_some_and(|candidate| {
+                candidate.deployment_health.as_ref().is_some_and(|deployment| {
+                    let is_provisioned = candidate.is_configured_as_provisioned;
+                    deployment.utilization.is_left_by(self.class, self.ratio(), is_provisioned, now)
+                })
+            })
+    }
+
+    /// Sends a request of the class to this candidate, unless such requests leave it now. If it is not known how much
+    /// of its capacity is used, this request finds out.
+    pub(super) fn try_enter(&self, pool: &BackendPool, index: usize, now: Instant) -> bool {
+        if pool.is_in_last_tier(index) {
+            return true;
+        }
+        let Some(candidate) = pool.candidate(index) else { return true };
+        let Some(deployment) = &candidate.deployment_health else { return true };
+        let is_provisioned = candidate.is_configured_as_provisioned;
+        deployment.utilization.try_enter(self.class, self.ratio(), is_provisioned, now)
+    }
+
+    fn ratio(&self) -> f64 {
+        f64::from(self.threshold.percent()) / 100.0
+    }
+}
+
+impl RetryPlan {
+    /// The same plan, which leaves candidates to more urgent requests by this rule.
+    #[must_use]
+    pub fn with_shed_rule(self, rule: Option<ShedRule>) -> Self {
+        Self { shed_rule: rule, ..self }
+    }
+
+    /// Whether the request leaves this candidate to more urgent ones. It does not if no other candidate is available
+    /// to it, or will be after a cooldown.
+    pub(super) fn is_shed(
+        &self,
+        pool: &BackendPool,
+        index: usize,
+        operation: Operation,
+        now: Instant,
+    ) -> bool {
+        let Some(rule) = self.applicable_shed_rule() else { return false };
+        rule.leaves(pool, index, now)
+            && (0..pool.candidates().len()).rev().any(|other| {
+                !rule.leaves(pool, other, now)
+                    && (self.is_available(pool, other, operation, now)
+                        || self.cooldown_end_of_candidate(pool, other, operation, now).is_some())
+            })
+    }
+
+    /// Sends the request to this candidate, unless it leaves it to more urgent ones: perhaps because another request
+    /// has begun to find out how much of its capacity is used.
+    pub(super) fn try_enter(
+        &self,
+        pool: &BackendPool,
+        index: usize,
+        operation: Operation,
+        now: Instant,
+    ) -> bool {
+        let Some(rule) = self.applicable_shed_rule() else { return true };
+        rule.try_enter(pool, index, now) || !self.is_shed(pool, index, operation, now)
+    }
+
+    /// The rule, if this request may leave candidates: not if its resource is known, for no other one will do.
+    pub(super) fn applicable_shed_rule(&self) -> Option<&ShedRule> {
+        self.shed_rule.as_ref().filter(|_| !self.has_home())
+    }
+}
