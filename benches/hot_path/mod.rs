@@ -359,6 +359,8 @@ fn sample_exchange(admitted: &AdmittedRequest, body: &Bytes, response: &Bytes) -
         affinity: None,
         attempts: Vec::new(),
         duration: Duration::from_millis(900),
+        queued: Duration::ZERO,
+        queue_charge: None,
         waited: Duration::ZERO,
         time_to_first_body_byte: Some(Duration::from_millis(890)),
         request_bytes: Some(body.len() as u64),

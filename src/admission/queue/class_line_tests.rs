@@ -112,7 +112,7 @@ fn who_cannot_be_served_is_passed_over_and_keeps_its_place() {
     fixture.push_since("a", 100, 1);
     fixture.push_since("a", 100, 2);
     fixture.push_since("b", 100, 3);
-    let even = |payload: &u64| (payload % 2 == 0).then_some(());
+    let even = |payload: &u64| payload.is_multiple_of(2).then_some(());
     assert_eq!(fixture.line.serve_first(even).unwrap().1.payload, 2);
     assert!(fixture.line.serve_first(even).is_none());
     assert_eq!(fixture.serve_all(), "b a", "what a got counts");
