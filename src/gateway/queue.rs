@@ -8,13 +8,13 @@ use super::Gateway;
 use super::admitted_request::AdmittedRequest;
 use super::backend_queue::BackendQueuePlace;
 use super::limits::demand_of;
-use crate::admission::queue::{QueueBounds, QueuedRequest};
+use crate::admission::queue::{QueueBounds, QueueCharge, QueueLimits, QueuedRequest};
 use crate::config::RequestClass;
 use crate::names::Caller;
 use crate::routing::retry_plan::QueueLane;
 
 /// A request that is to wait, as its connection knows it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct WaitingRequest {
     /// How urgent it is.
     pub class: RequestClass,
@@ -28,6 +28,8 @@ pub struct WaitingRequest {
     pub reserved_tokens: Option<u64>,
     /// The length of its body in memory.
     pub body_bytes: u64,
+    /// What its last turn counted for, if the backend has refused it.
+    pub refused_turn: Option<QueueCharge>,
 }
 
 impl Gateway {
@@ -41,13 +43,15 @@ impl Gateway {
         now: Instant,
     ) -> Option<BackendQueuePlace> {
         let (config, line) = (self.queue_config.as_ref()?, admitted.queue_line.as_ref()?);
-        let WaitingRequest { class, caller, since, deadline, reserved_tokens, body_bytes } = request;
+        let WaitingRequest { class, caller, since, deadline, reserved_tokens, body_bytes, refused_turn } =
+            request;
         let tokens = reserved_tokens
             .unwrap_or_else(|| demand_of(admitted, method, body_bytes).tokens_of_unknown_client());
         let holds_up_others = !lane.has_home();
         let request = QueuedRequest { class, caller, since, tokens, bytes: body_bytes, holds_up_others };
         let bounds = QueueBounds { max_requests: config.max_requests, max_bytes: config.max_body_bytes };
-        Some(self.process_state.queue.join(line, &request, lane, bounds, deadline, now))
+        let limits = QueueLimits { bounds, deadline };
+        Some(self.process_state.queue.join(line, &request, lane, refused_turn, limits, now))
     }
 
     /// Whether a request that could be sent now has to wait, because others wait for the same backends.

@@ -53,8 +53,25 @@ impl<T> Default for ClassLine<T> {
 }
 
 impl<T> ClassLine<T> {
-    /// Adds a request at its place: behind those of the same client that came before.
-    pub(super) fn push(&mut self, caller: &Caller, ticket: Ticket<T>) {
+    /// Takes a turn back that the backend has refused: the request has got nothing. It is pushed again afterwards.
+    pub(super) fn take_turn_back(&mut self, caller: &Caller, counted: u64) {
+        let Some(client) = self.clients.get_mut(caller) else { return };
+        let is_waiting = self.order.remove(&client.turn).is_some();
+        client.unsettled = client.unsettled.saturating_sub(1);
+        // Of clients that got as much, it is the first.
+        client.turn = Turn {
+            served_tokens: client.turn.served_tokens.saturating_sub(counted.max(1)),
+            last_turn: 0,
+            ..client.turn
+        };
+        if is_waiting {
+            self.order.insert(client.turn, caller.clone());
+        }
+    }
+
+    /// Adds a request at its place: behind those of the same client that came before. `returns` if its turn was taken
+    /// back: its client has not been idle.
+    pub(super) fn push(&mut self, caller: &Caller, ticket: Ticket<T>, returns: bool) {
         if self.clients.len() >= MAX_REMEMBERED_CLIENTS {
             self.clients.retain(|_, client| !client.waiting.is_empty() || client.unsettled > 0);
         }
@@ -67,7 +84,9 @@ impl<T> ClassLine<T> {
             ClientLine { turn, waiting: VecDeque::new(), unsettled: 0 }
         });
         if client.waiting.is_empty() {
-            client.turn.served_tokens = client.turn.served_tokens.max(self.start);
+            if !returns {
+                client.turn.served_tokens = client.turn.served_tokens.max(self.start);
+            }
             self.order.insert(client.turn, caller.clone());
         }
         let at = client.waiting.partition_point(|other| other.order < ticket.order);

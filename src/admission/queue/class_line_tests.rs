@@ -27,7 +27,7 @@ impl Fixture {
     fn push_since(&mut self, client: &str, tokens: u64, since_ms: u64) -> TicketOrder {
         self.number += 1;
         let order = TicketOrder { since: self.start + Duration::from_millis(since_ms), number: self.number };
-        self.line.push(&caller(client), Ticket { order, tokens, bytes: 0, payload: since_ms });
+        self.line.push(&caller(client), Ticket { order, tokens, bytes: 0, payload: since_ms }, false);
         order
     }
 
@@ -37,6 +37,12 @@ impl Fixture {
             Caller::Client(name) => name.to_string(),
             Caller::Address(_) => unreachable!(),
         })
+    }
+
+    /// Serves all requests but so many.
+    fn serve_all_but(&mut self, rest: usize) -> String {
+        let waiting = self.line.clients.values().map(|client| client.waiting.len()).sum::<usize>();
+        (rest..waiting).filter_map(|_| self.serve()).collect::<Vec<_>>().join(" ")
     }
 
     fn serve_all(&mut self) -> String {
@@ -127,14 +133,27 @@ fn what_a_request_turned_out_to_use_counts() {
     assert_eq!((fixture.serve().unwrap(), fixture.serve().unwrap()), ("a".to_owned(), "b".to_owned()));
     fixture.line.settle(&caller("a"), 100, 250);
     assert_eq!(fixture.serve_all(), "b b a a");
-    // A turn that was refused counts nothing.
+}
+
+#[test]
+fn a_request_whose_turn_was_refused_goes_back_to_its_place() {
     let mut fixture = Fixture::new();
-    for client in ["a", "b", "a", "b"] {
-        fixture.push(client, 100);
+    for _ in 0..9 {
+        fixture.push("busy", 100);
     }
-    assert_eq!(fixture.serve().unwrap(), "a");
-    fixture.line.settle(&caller("a"), 100, 0);
-    assert_eq!(fixture.serve_all(), "b a b");
+    assert_eq!(fixture.serve_all_but(5), "busy busy busy busy");
+    fixture.push("unlucky", 100);
+    for _ in 0..5 {
+        // Nobody else of its client waits, and it is not treated as if it had been idle.
+        assert_eq!(fixture.serve().unwrap(), "unlucky");
+        fixture.push("other", 1);
+        fixture.line.take_turn_back(&caller("unlucky"), 100);
+        fixture.number += 1;
+        let order = TicketOrder { since: fixture.start, number: fixture.number };
+        let ticket = Ticket { order, tokens: 100, bytes: 0, payload: 0 };
+        fixture.line.push(&caller("unlucky"), ticket, true);
+    }
+    assert_eq!(fixture.serve().unwrap(), "unlucky");
 }
 
 #[test]

@@ -49,13 +49,24 @@ impl<L, W> Default for Line<L, W> {
 }
 
 impl<L: Lane, W> Line<L, W> {
-    /// Adds a request at its place.
-    pub(super) fn push(&mut self, request: &QueuedRequest, number: u64, lane: L, waiter: W) -> TicketOrder {
+    /// Adds a request at its place. `refused_turn` is what its last turn counted for, if that was refused.
+    pub(super) fn push(
+        &mut self,
+        request: &QueuedRequest,
+        number: u64,
+        lane: L,
+        waiter: W,
+        refused_turn: Option<u64>,
+    ) -> TicketOrder {
         let lane = self.lanes.enter(lane);
         let order = TicketOrder { since: request.since, number };
         let payload = Waiting { lane, waiter };
         let ticket = Ticket { order, tokens: request.tokens, bytes: request.bytes, payload };
-        self.class_mut(request.class).push(&request.caller, ticket);
+        let class = self.class_mut(request.class);
+        if let Some(counted) = refused_turn {
+            class.take_turn_back(&request.caller, counted);
+        }
+        class.push(&request.caller, ticket, refused_turn.is_some());
         order
     }
 

@@ -13,6 +13,6 @@ mod ticket;
 mod waiting_requests;
 
 pub use self::line::Lane;
-pub use self::request_queue::{QueueCharge, QueueEnd, QueueLine, QueuePlace, RequestQueue};
+pub use self::request_queue::{QueueCharge, QueueEnd, QueueLimits, QueueLine, QueuePlace, RequestQueue};
 pub use self::ticket::QueuedRequest;
 pub use self::waiting_requests::QueueBounds;

@@ -45,6 +45,15 @@ struct Waiter<L: Lane> {
     turn: oneshot::Sender<L::Turn>,
 }
 
+/// How much and how long requests may wait.
+#[derive(Clone, Copy, Debug)]
+pub struct QueueLimits {
+    /// How much may wait.
+    pub bounds: QueueBounds,
+    /// When this request gives up.
+    pub deadline: Instant,
+}
+
 /// How a wait ends.
 pub enum QueueEnd<T> {
     /// It is the request's turn.
@@ -130,14 +139,15 @@ impl<L: Lane> RequestQueue<L> {
     }
 
     /// Has a request wait in this line until the deadline at the latest. If something is free for it, its wait has
-    /// ended already.
+    /// ended already. `refused_turn` is that of its last turn, if the backend has refused it: the request goes back to
+    /// its place.
     pub fn join(
         self: &Arc<Self>,
         line: &Arc<QueueLine>,
         request: &QueuedRequest,
         lane: L,
-        bounds: QueueBounds,
-        deadline: Instant,
+        refused_turn: Option<QueueCharge>,
+        limits: QueueLimits,
         now: Instant,
     ) -> QueuePlace<L> {
         let (sender, turn) = oneshot::channel();
@@ -146,14 +156,17 @@ impl<L: Lane> RequestQueue<L> {
         self.count(&waiter, |counter| counter.fetch_add(1, Ordering::AcqRel));
         let place = {
             let mut requests = self.lock();
-            let (place, displaced) = requests.join(line.number, request, lane, waiter, bounds);
+            let refused_turn = refused_turn.map(QueueCharge::into_counted);
+            let (place, displaced) =
+                requests.join(line.number, request, lane, waiter, refused_turn, limits.bounds);
             for waiter in displaced {
                 self.on_left(&waiter);
             }
             self.serve_line(&mut requests, line.number, now);
             place
         };
-        let mut place = QueuePlace { queue: Arc::clone(self), place, tokens, deadline, turn, end: None };
+        let mut place =
+            QueuePlace { queue: Arc::clone(self), place, tokens, deadline: limits.deadline, turn, end: None };
         if !place.try_end() {
             // What comes next may come sooner than what the clock waits for.
             self.changed.notify_one();
@@ -295,6 +308,12 @@ impl QueueCharge {
     /// Corrects what the client got to the tokens that its request has used.
     pub fn settle(mut self, used: u64) {
         self.correct_to(used);
+    }
+
+    /// What it counts for. Whoever takes it corrects what the client got.
+    fn into_counted(mut self) -> u64 {
+        self.is_settled = true;
+        self.counted
     }
 
     fn correct_to(&mut self, used: u64) {

@@ -52,7 +52,7 @@ impl<L, W> Default for WaitingRequests<L, W> {
 }
 
 impl<L: Lane, W> WaitingRequests<L, W> {
-    /// Has a request wait in this line. If there are too many then, the newest of the client with the most is
+    /// Has a request wait in this line. `refused_turn` is what its last turn counted for, if that was refused. If there are too many then, the newest of the client with the most is
     /// displaced, which may be this one.
     pub(super) fn join(
         &mut self,
@@ -60,10 +60,12 @@ impl<L: Lane, W> WaitingRequests<L, W> {
         request: &QueuedRequest,
         lane: L,
         waiter: W,
+        refused_turn: Option<u64>,
         bounds: QueueBounds,
     ) -> (Place, Vec<W>) {
         self.next_number += 1;
-        let order = self.lines.entry(line).or_default().push(request, self.next_number, lane, waiter);
+        let entry = self.lines.entry(line).or_default();
+        let order = entry.push(request, self.next_number, lane, waiter, refused_turn);
         for held in [&mut self.total, self.held.entry(request.caller.clone()).or_default()] {
             held.requests += 1;
             held.bytes = held.bytes.saturating_add(request.bytes);

@@ -78,7 +78,7 @@ impl Fixture {
             holds_up_others: true,
         };
         let name = format!("{client}{}", self.joined);
-        self.waiting.join(line, &request, lane.clone(), name, self.bounds).1
+        self.waiting.join(line, &request, lane.clone(), name, None, self.bounds).1
     }
 
     fn serve_all(&mut self, line: u64) -> String {
@@ -152,7 +152,7 @@ fn what_leaves_makes_room() {
     };
     for _ in 0..3 {
         let (place, displaced) =
-            fixture.waiting.join(0, &request, lane.clone(), "x".to_owned(), fixture.bounds);
+            fixture.waiting.join(0, &request, lane.clone(), "x".to_owned(), None, fixture.bounds);
         assert_eq!(displaced, [""; 0]);
         assert_eq!(fixture.waiting.leave(&place).as_deref(), Some("x"));
         assert_eq!(fixture.waiting.leave(&place), None);
@@ -184,7 +184,7 @@ proptest! {
                     let name = number.to_string();
                     ends.insert(name.clone(), 0);
                     let (place, displaced) =
-                        fixture.waiting.join(client % 2, &request, lane.clone(), name, bounds);
+                        fixture.waiting.join(client % 2, &request, lane.clone(), name, None, bounds);
                     for name in displaced {
                         *ends.get_mut(&name).unwrap() += 1;
                     }

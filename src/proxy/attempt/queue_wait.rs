@@ -15,6 +15,8 @@ pub(super) struct QueueWait {
     finished: Duration,
     /// What its turn counts for.
     charge: Option<QueueCharge>,
+    /// The backend has refused the request in that turn.
+    is_turn_refused: bool,
     given_up: Option<GivenUp>,
 }
 
@@ -38,23 +40,34 @@ impl QueueWait {
     pub(super) fn end(&mut self, end: Result<QueueCharge, GivenUp>, now: Instant) {
         self.finished = self.total(now);
         self.waiting_since = None;
-        self.on_refused_turn();
+        self.is_turn_refused = false;
         match end {
-            Ok(charge) => self.charge = Some(charge),
+            Ok(charge) => {
+                // Its last turn has failed for another reason.
+                if let Some(last) = self.charge.replace(charge) {
+                    last.settle(0);
+                }
+            }
             Err(reason) => self.given_up = Some(reason),
         }
     }
 
-    /// Takes what its turn counts for.
+    /// Takes what its turn counts for: nothing if it was refused.
     pub(super) fn take_charge(&mut self) -> Option<QueueCharge> {
+        if let Some(refused) = self.take_refused_turn() {
+            refused.settle(0);
+        }
         self.charge.take()
     }
 
     /// The backend has refused the request in its turn: it has got nothing.
     pub(super) fn on_refused_turn(&mut self) {
-        if let Some(charge) = self.charge.take() {
-            charge.settle(0);
-        }
+        self.is_turn_refused = true;
+    }
+
+    /// Takes what a turn counted for that was refused.
+    pub(super) fn take_refused_turn(&mut self) -> Option<QueueCharge> {
+        self.charge.take_if(|_| self.is_turn_refused)
     }
 
     /// Why the request no longer waits; `None` if it has not given up.

@@ -26,6 +26,7 @@ impl RequestContext {
             deadline: retry.queue_deadline(since),
             reserved_tokens: self.reservation.as_ref().map(|reservation| reservation.tokens()),
             body_bytes: self.body.held_bytes.len() as u64,
+            refused_turn: retry.queue_wait.take_refused_turn(),
         };
         let lane = retry.plan.queue_lane(&retry.admitted.pool, retry.admitted.target.operation);
         let place = self.config.gateway.join_queue(&retry.admitted, &self.request.method, lane, request, now);
