@@ -69,6 +69,7 @@ var fields = [
   { name: 'attempts', type: 'dynamic' }
   { name: 'duration_ms', type: 'long' }
   { name: 'waited_ms', type: 'long' }
+  { name: 'queued_ms', type: 'long' }
   { name: 'first_byte_ms', type: 'long' }
   { name: 'request_bytes', type: 'long' }
   { name: 'response_bytes', type: 'long' }

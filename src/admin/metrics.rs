@@ -8,7 +8,9 @@ use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry}
 use super::conditions::BackendReport;
 use super::status::sinks::backlog_age_seconds;
 use crate::admission::client_registry::ClientRegistry;
+use crate::admission::queue::{Lane, RequestQueue};
 use crate::azure::Operation;
+use crate::config::RequestClass;
 use crate::credentials::seconds_until;
 use crate::gateway::Gateway;
 use crate::proxy::ActiveConfig;
@@ -85,6 +87,9 @@ pub fn prometheus_text(config: &ActiveConfig, now: Instant) -> String {
     set_expiry_gauges(&registry, gateway, now, wall_now);
     set_affinity_gauges(&registry, gateway);
     set_limit_gauge(&registry, gateway.clients(), now, wall_now);
+    if gateway.queue_config().is_some() {
+        set_queue_gauge(&registry, &gateway.process_state.queue);
+    }
     set_memory_gauge(&registry);
     let backlog_seconds = GaugeVec::new(
         Opts::new(
@@ -225,6 +230,22 @@ fn set_limit_gauge(registry: &Registry, clients: &ClientRegistry, now: Instant, 
     }
 }
 
+/// Adds how many requests wait in the queue.
+fn set_queue_gauge<L: Lane>(registry: &Registry, queue: &RequestQueue<L>) {
+    let depth = IntGaugeVec::new(
+        Opts::new(
+            "aoai_lb_queue_depth",
+            "Requests that wait in the queue, by class: interactive, standard, batch.",
+        ),
+        &["class"],
+    );
+    let depth = register_metric(registry, depth);
+    for class in RequestClass::ALL {
+        let waiting = i64::try_from(queue.waiting(class)).unwrap_or(i64::MAX);
+        depth.with_label_values(&[class.as_str()]).set(waiting);
+    }
+}
+
 /// Adds the memory of the process.
 fn set_memory_gauge(registry: &Registry) {
     let gauge = IntGauge::new("process_resident_memory_bytes", "Resident memory of the process, in bytes.");
@@ -245,21 +266,46 @@ fn resident_memory_bytes() -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::testing::{TestClients, tokens};
+    use crate::admin::testing::{TestClients, TestQueue, tokens};
+
+    /// The samples of a metric, sorted.
+    fn samples(registry: &Registry, name: &str) -> Vec<String> {
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        let mut samples: Vec<String> =
+            text.lines().filter_map(|line| line.strip_prefix(name).map(str::to_owned)).collect();
+        samples.sort();
+        samples
+    }
+
+    #[test]
+    fn each_class_has_the_number_of_its_requests_that_wait() {
+        let mut queue = TestQueue::new();
+        let depths = |queue: &TestQueue| {
+            let registry = Registry::new();
+            set_queue_gauge(&registry, &queue.queue);
+            samples(&registry, "aoai_lb_queue_depth")
+        };
+        let expected = |batch, interactive, standard| {
+            [("batch", batch), ("interactive", interactive), ("standard", standard)]
+                .map(|(class, count)| format!(r#"{{class="{class}"}} {count}"#))
+        };
+        assert_eq!(depths(&queue), expected(0, 0, 0));
+        for (line, class) in
+            [("a", RequestClass::Batch), ("b", RequestClass::Batch), ("b", RequestClass::Interactive)]
+        {
+            queue.join(line, class);
+        }
+        assert_eq!(depths(&queue), expected(2, 1, 0));
+        queue.leave_all();
+        assert_eq!(depths(&queue), expected(0, 0, 0));
+    }
 
     #[test]
     fn what_is_left_of_each_limit_has_a_series_and_ends_with_the_limit() {
         let gauge = |clients: &TestClients| {
             let registry = Registry::new();
             set_limit_gauge(&registry, &clients.registry, clients.now, clients.wall_now);
-            let mut lines: Vec<String> = prometheus::TextEncoder::new()
-                .encode_to_string(&registry.gather())
-                .unwrap()
-                .lines()
-                .filter_map(|line| line.strip_prefix("aoai_lb_limit_remaining").map(str::to_owned))
-                .collect();
-            lines.sort();
-            lines
+            samples(&registry, "aoai_lb_limit_remaining")
         };
         let mut clients = TestClients::new(
             "

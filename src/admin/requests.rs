@@ -64,6 +64,9 @@ pub struct RequestEntry {
     pub first_byte_ms: Option<u64>,
     /// How long it waited between attempts.
     pub waited_ms: u64,
+    /// How long it waited in the queue, which `waited_ms` does not contain. Earlier versions do not send it.
+    #[serde(default)]
+    pub queued_ms: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -203,6 +206,7 @@ fn request_entry(request: &TroubledRequest) -> RequestEntry {
         duration_ms: to_millis(request.duration),
         first_byte_ms: request.time_to_first_body_byte.map(to_millis),
         waited_ms: to_millis(request.waited),
+        queued_ms: to_millis(request.queued),
     }
 }
 
@@ -249,6 +253,7 @@ mod tests {
             duration: Duration::ZERO,
             time_to_first_body_byte: None,
             waited: Duration::ZERO,
+            queued: Duration::ZERO,
             affinity: None,
         };
         let http = TroubledRequest { request_id: "018b".into(), socket_id: None, ..turn.clone() };

@@ -12,6 +12,7 @@ use super::config_status::ConfigStatus;
 use super::status::affinity::affinity_status;
 use super::status::expiry::{certificate_statuses, credential_statuses};
 use super::status::limits::limits_status;
+use super::status::queue::queue_status;
 use super::status::refusals::refused_clients;
 use super::status::sinks::sink_statuses;
 use super::status::{
@@ -106,6 +107,7 @@ impl StatusSource {
                 clock.monotonic_now,
                 clock.wall_now,
             ),
+            queue: queue_status(gateway.queue_config(), &process.queue),
             refusals: refused_clients(&statistics),
             sinks: sink_statuses(&process.recorder.sinks(), clock.wall_now),
             certificates: certificate_statuses(&process.certificate_expiries, clock.wall_now),

@@ -1,13 +1,15 @@
-//! Clients with limits, for tests.
+//! Clients with limits, and a queue, for tests.
 
 use std::path::Path;
-use std::time::{Instant, SystemTime};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::admission::client_registry::ClientRegistry;
 use crate::admission::limits::{ClientAccounts, LimitBooks, UsedTokens};
-use crate::config::parse_and_check_yaml;
+use crate::admission::queue::{Lane, QueueBounds, QueueLimits, QueuePlace, QueuedRequest, RequestQueue};
+use crate::config::{RequestClass, parse_and_check_yaml};
 use crate::gateway::budget_books::BudgetBooks;
-use crate::names::DeploymentName;
+use crate::names::{Caller, DeploymentName};
 
 /// The clients of a configuration, and the moment at which they are looked at.
 pub(super) struct TestClients {
@@ -54,4 +56,54 @@ fn registry(yaml: &str, accounts: &ClientAccounts, budgets: &BudgetBooks) -> Cli
     let open_budget = |client: Option<&_>, deployment: Option<&_>| -> _ { budgets.open(client, deployment) };
     let books = LimitBooks { accounts, open_budget: &open_budget };
     ClientRegistry::new(&config.clients, &config.limits, books, None, None)
+}
+
+/// Nothing is ever free.
+#[derive(PartialEq)]
+pub(super) struct NothingFree;
+
+impl Lane for NothingFree {
+    type Turn = ();
+
+    fn try_take(&self, _now: Instant) -> Option<()> {
+        None
+    }
+
+    fn next_chance(&self, _now: Instant) -> Option<Instant> {
+        None
+    }
+}
+
+/// A queue in which requests wait until they leave.
+pub(super) struct TestQueue {
+    pub(super) queue: Arc<RequestQueue<NothingFree>>,
+    places: Vec<QueuePlace<NothingFree>>,
+}
+
+impl TestQueue {
+    pub(super) fn new() -> Self {
+        Self { queue: Arc::default(), places: Vec::new() }
+    }
+
+    /// Has a request of this class wait in the line of this name.
+    pub(super) fn join(&mut self, line: &str, class: RequestClass) {
+        let (now, line) = (Instant::now(), self.queue.line(line));
+        let caller = Caller::of(None, None);
+        let request = QueuedRequest { class, caller, since: now, tokens: 1, bytes: 1, holds_up_others: true };
+        let bounds = QueueBounds { max_requests: 100, max_bytes: 100 };
+        let deadline = now + Duration::from_secs(60);
+        self.places.push(self.queue.join(
+            &line,
+            &request,
+            NothingFree,
+            None,
+            QueueLimits { bounds, deadline },
+            now,
+        ));
+    }
+
+    /// All requests give up.
+    pub(super) fn leave_all(&mut self) {
+        self.places.clear();
+    }
 }

@@ -9,7 +9,7 @@ use super::admitted_request::AdmittedRequest;
 use super::backend_queue::BackendQueuePlace;
 use super::limits::demand_of;
 use crate::admission::queue::{QueueBounds, QueueCharge, QueueLimits, QueuedRequest};
-use crate::config::RequestClass;
+use crate::config::{QueueConfig, RequestClass};
 use crate::names::Caller;
 use crate::routing::retry_plan::QueueLane;
 
@@ -33,6 +33,11 @@ pub struct WaitingRequest {
 }
 
 impl Gateway {
+    /// How long and how much may wait; `None` if requests do not wait.
+    pub fn queue_config(&self) -> Option<QueueConfig> {
+        self.queue_config
+    }
+
     /// Has a request wait for a backend of this lane; `None` if requests do not wait.
     pub fn join_queue(
         &self,

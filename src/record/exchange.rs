@@ -224,7 +224,7 @@ pub struct FinishedExchange {
     /// How long the request waited before attempts: for the end of a cooldown, for another round over backends
     /// that had failed, or for a credential.
     pub waited: Duration,
-    /// How long it waited in the queue.
+    /// How long it waited in the queue, which `waited` does not contain; zero if it did not.
     pub queued: Duration,
     /// What its turn in the queue counts for, until its tokens are known.
     pub queue_charge: Option<QueueCharge>,

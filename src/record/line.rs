@@ -48,6 +48,7 @@ pub struct RecordLine<'a> {
     pub(super) attempts: &'a [AttemptRecord],
     pub(super) duration_ms: u64,
     pub(super) waited_ms: u64,
+    pub(super) queued_ms: u64,
     pub(super) first_byte_ms: Option<u64>,
     pub(super) request_bytes: Option<u64>,
     pub(super) response_bytes: u64,
@@ -94,6 +95,7 @@ impl RecordLine<'_> {
         object.write_field("attempts", self.attempts);
         object.write_field("duration_ms", self.duration_ms);
         object.write_field("waited_ms", self.waited_ms);
+        object.write_field("queued_ms", self.queued_ms);
         object.write_field("first_byte_ms", self.first_byte_ms);
         object.write_field("request_bytes", self.request_bytes);
         object.write_field("response_bytes", self.response_bytes);
@@ -297,6 +299,7 @@ mod tests {
             attempts,
             duration_ms: 0,
             waited_ms: 250,
+            queued_ms: 1_500,
             first_byte_ms: None,
             request_bytes: Some(u64::MAX),
             response_bytes: 12,
@@ -336,7 +339,7 @@ mod tests {
             r#""ms":7,"retry_after_ms":null},"#,
             r#"{"backend":"east","status":200,"error":null,"start_ms":5,"first_byte_ms":6,"#,
             r#""ms":7,"retry_after_ms":null}],"#,
-            r#""duration_ms":0,"waited_ms":250,"first_byte_ms":null,"request_bytes":18446744073709551615,"#,
+            r#""duration_ms":0,"waited_ms":250,"queued_ms":1500,"first_byte_ms":null,"request_bytes":18446744073709551615,"#,
             r#""response_bytes":12,"input_tokens":3,"output_tokens":null,"cached_tokens":null,"#,
             r#""reasoning_tokens":null,"total_tokens":null,"input_audio_tokens":2,"#,
             r#""output_audio_tokens":null,"cached_audio_tokens":null,"audio_seconds":12.034,"#,

@@ -45,6 +45,10 @@ const READ_LAG_BUCKETS_SECONDS: &[f64] = &[0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 2
 const OVERHEAD_BUCKETS_SECONDS: &[f64] =
     &[0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5];
 
+/// Buckets for waits in the queue: from the rest after a refusal to the longest wait that is sensible.
+const QUEUE_WAIT_BUCKETS_SECONDS: &[f64] =
+    &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0];
+
 /// The metrics of this process that are counted; those that are read at the moment of a scrape are in
 /// `admin::metrics`.
 #[derive(Debug)]
@@ -64,6 +68,7 @@ pub struct Metrics {
     affinity_requests: IntCounterVec,
     affinity_asked: IntCounterVec,
     read_lag: HistogramVec,
+    queue_wait: HistogramVec,
     records: IntCounterVec,
     spool_bytes: IntGauge,
     config_reloads: IntCounterVec,
@@ -106,6 +111,11 @@ impl Metrics {
             "Time until a resource could read a response that it had made, if it could not at first.",
         );
         let read_lag_options = read_lag_options.buckets(READ_LAG_BUCKETS_SECONDS.to_vec());
+        let queue_wait_options = HistogramOpts::new(
+            "aoai_lb_queue_wait_seconds",
+            "Time that requests waited in the queue, of those that waited, by class: interactive, standard, batch.",
+        );
+        let queue_wait_options = queue_wait_options.buckets(QUEUE_WAIT_BUCKETS_SECONDS.to_vec());
         let config_reloads = counters(
             "aoai_lb_config_reloads_total",
             "Configuration reloads that succeeded or failed.",
@@ -188,6 +198,7 @@ impl Metrics {
                 &["resource", "outcome"],
             ),
             read_lag: register_metric(&registry, HistogramVec::new(read_lag_options, &["resource"])),
+            queue_wait: register_metric(&registry, HistogramVec::new(queue_wait_options, &["class"])),
             records: counters(
                 "aoai_lb_records_total",
                 "Records by sink: spool written, without_content, dropped, late; others delivered, retried, dead, lost.",
@@ -243,6 +254,10 @@ impl Metrics {
             self.time_to_first_byte.with_label_values(&[operation]).observe(first.as_secs_f64());
         }
         self.balancer_overhead.observe(exchange.balancer_overhead.as_secs_f64());
+        if !exchange.queued.is_zero() {
+            let class = exchange.class.unwrap_or_default().as_str();
+            self.queue_wait.with_label_values(&[class]).observe(exchange.queued.as_secs_f64());
+        }
         if let Some(code) = exchange.refusal_code {
             self.refusals.with_label_values(&[client, code]).inc();
         }
@@ -368,7 +383,37 @@ mod tests {
 
     use super::*;
     use crate::azure::parse_target;
+    use crate::config::RequestClass;
     use crate::record::testing::answered_exchange;
+
+    #[test]
+    fn only_requests_that_waited_in_the_queue_are_counted_by_their_class() {
+        let metrics = Metrics::new();
+        let queued =
+            |class, ms| FinishedExchange { class, queued: Duration::from_millis(ms), ..answered_exchange() };
+        for exchange in [
+            queued(Some(RequestClass::Batch), 7),
+            queued(Some(RequestClass::Batch), 400),
+            queued(Some(RequestClass::Interactive), 0),
+            queued(None, 60_001),
+        ] {
+            metrics.record_exchange(&exchange, None);
+        }
+        let text = metrics.to_prometheus_text(&Registry::new());
+        let samples: Vec<&str> =
+            text.lines().filter_map(|line| line.strip_prefix("aoai_lb_queue_wait_seconds")).collect();
+        for sample in [
+            r#"_bucket{class="batch",le="0.005"} 0"#,
+            r#"_bucket{class="batch",le="0.01"} 1"#,
+            r#"_bucket{class="batch",le="0.5"} 2"#,
+            r#"_count{class="batch"} 2"#,
+            r#"_bucket{class="standard",le="60"} 0"#,
+            r#"_count{class="standard"} 1"#,
+        ] {
+            assert!(samples.contains(&sample), "{sample}\n{samples:#?}");
+        }
+        assert!(!samples.iter().any(|sample| sample.contains("interactive")), "{samples:#?}");
+    }
 
     #[test]
     fn turns_are_requests_and_their_websocket_has_no_duration() {

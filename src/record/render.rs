@@ -102,6 +102,7 @@ impl FinishedExchange {
             attempts: &self.attempts,
             duration_ms: to_millis(self.duration),
             waited_ms: to_millis(self.waited),
+            queued_ms: to_millis(self.queued),
             first_byte_ms: self.time_to_first_body_byte.map(to_millis),
             request_bytes: self.request_bytes,
             response_bytes: self.response_bytes,

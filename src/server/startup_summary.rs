@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use crate::admin::config_status::ConfigStatus;
 use crate::config::{
-    AdminAddress, ClientsConfig, Config, LimitMode, ListenerConfig, RequestClass, join_shortened,
+    AdminAddress, ClientsConfig, Config, LimitMode, ListenerConfig, QueueConfig, RequestClass, join_shortened,
 };
 
-/// Version, configuration, listeners, backends, deployments, clients, limits and `shed` if there are any, and sinks, one line for each or two of them.
+/// Version, configuration, listeners, backends, deployments, clients, limits, `shed` and the queue if there are any, and
+/// sinks, one line for each or two of them.
 pub(super) fn describe_start(config: &Config, status: &ConfigStatus) -> Vec<String> {
     let file = match &status.file {
         Some(file) => format!("configuration {} (SHA-256 {})", file.display(), status.short_sha256()),
@@ -21,6 +22,7 @@ pub(super) fn describe_start(config: &Config, status: &ConfigStatus) -> Vec<Stri
     ];
     lines.extend(describe_limits(config));
     lines.extend(describe_shed(config));
+    lines.extend(describe_queue(config));
     lines.push(describe_sinks(config));
     lines
 }
@@ -116,6 +118,13 @@ fn describe_shed(config: &Config) -> Option<String> {
     (!thresholds.is_empty()).then(|| {
         format!("shed: provisioned deployments are left for the next tier by {}", join_shortened(&thresholds))
     })
+}
+
+/// How long and how many requests wait; `None` if they do not.
+fn describe_queue(config: &Config) -> Option<String> {
+    let QueueConfig { max_wait, max_requests, max_body_bytes: _ } = config.queue.as_ref()?;
+    let wait = humantime::format_duration(*max_wait);
+    Some(format!("queue: at most {max_requests} requests wait for a free backend, each for at most {wait}"))
 }
 
 fn describe_sinks(config: &Config) -> String {
@@ -216,6 +225,26 @@ record:
             let lines = lines(&yaml, None);
             let line = lines.iter().find(|line| line.starts_with("shed: "));
             assert_eq!(line.map(String::as_str), expected, "{yaml}");
+        }
+    }
+
+    #[test]
+    fn a_start_says_how_long_requests_wait_in_the_queue() {
+        for (queue, expected) in [
+            ("", None),
+            ("queue: {}", Some("queue: at most 1000 requests wait for a free backend, each for at most 5s")),
+            (
+                "queue: { wait: 1500ms, requests: 7 }",
+                Some("queue: at most 7 requests wait for a free backend, each for at most 1s 500ms"),
+            ),
+        ] {
+            let yaml = format!(
+                "listeners: [ {{ address: '127.0.0.1:8080' }} ]\nclients: open\n{queue}\n\
+                 backends: [ {{ name: w, endpoint: 'https://a.b', credential: {{ api_key: k }} }} ]"
+            );
+            let lines = lines(&yaml, None);
+            let found = lines.iter().find(|line| line.starts_with("queue: "));
+            assert_eq!(found.map(String::as_str), expected, "{queue}");
         }
     }
 

@@ -49,6 +49,7 @@ mod monitoring;
 mod moods;
 mod operate;
 mod queue;
+mod queue_view;
 mod realtime;
 mod recent_trouble;
 mod record;

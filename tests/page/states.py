@@ -106,7 +106,7 @@ def troubled_request(number, trouble, status, cause, attempts=(), client="team-a
     answering = next((attempt["backend"] for attempt in attempts if attempt["status"] == status), None)
     document |= {"refusal": None, "cause": cause, "backend": answering, "attempts": list(attempts), "attempts_left_out": 0}
     ends = [attempt["start_ms"] + attempt["ms"] for attempt in attempts]
-    return document | {"duration_ms": max(ends, default=3), "first_byte_ms": 1840 if status == 200 else None} | more
+    return document | {"duration_ms": max(ends, default=3), "first_byte_ms": 1840 if status == 200 else None, "waited_ms": 300, "queued_ms": 1500} | more
 
 
 def trouble_list(count):
@@ -146,6 +146,12 @@ def limits():
     team_a = [limit("requests_per_minute", 600, 12), limit("deployments.gpt-4o.tokens_per_minute", 200_000, 199_999)]
     clients = [("team-b", "batch", [limit("tokens_per_day", 1000, 1200)]), ("team-a", "interactive", team_a)]
     return {"mode": "enforce", "budgets_not_saved": None, "clients": [{"client": name, "class": class_name, "limits": own} for name, class_name, own in clients]}
+
+
+def queue(interactive=0, standard=0, batch=0, **lines):
+    waiting = {"interactive": interactive, "standard": standard, "batch": batch}
+    lines = [{"deployment": None if name == "none" else name, "waiting": count} for name, count in lines.items()]
+    return {"wait_ms": 5000, "requests": 1000, "body_memory": 256 << 20, "waiting": waiting, "lines": lines}
 
 
 CALM = {

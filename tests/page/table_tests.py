@@ -4,7 +4,7 @@ import math
 import re
 
 from mock import MockAdminApi
-from states import HOSTILE_MARKUP, STATES, backend, healthy, problems, seconds_ago, trouble_list, unavailability
+from states import HOSTILE_MARKUP, STATES, backend, healthy, problems, queue, seconds_ago, trouble_list, unavailability
 from suite import Suite
 
 STATE_WORDS = ["credential", "unresolvable", "stalled", "breaker_open", "failing", "absent", "permission", "cooling", "drained", "disabled", "healthy"]
@@ -144,7 +144,7 @@ class TableTests(Suite):
             self.page.find("#trouble-table > tbody:nth-of-type(2) .expand").send_keys("\n")
             details = " ".join(self.page.text("#trouble-table .details:not([hidden])").split())
             request = trouble_list(2)[1]
-            for expected in (request["id"], "Client team-b, 10.1.2.3", "Answered by no backend", "2 attempts", "westus 503", "began at 5 ms, first byte after 811 ms, took 812 ms", "eastus-ptu connect_refused"):
+            for expected in (request["id"], "Client team-b, 10.1.2.3", "Answered by no backend", "2 attempts", "Waited 300 ms between attempts", "Queued 1.5 s in the queue", "westus 503", "began at 5 ms, first byte after 811 ms, took 812 ms", "eastus-ptu connect_refused"):
                 assert expected in details, (expected, details)
             # The id can be copied, or is at least selected.
             self.page.click("#trouble-table .details:not([hidden]) [data-field=copy]")
@@ -295,6 +295,35 @@ class TableTests(Suite):
             assert HOSTILE_MARKUP in self.page.text("#trouble-table > tbody")
             self.page.find("#refusal-table > tbody:nth-of-type(2) [data-field=show]").send_keys("\n")
             self.page.wait_until(lambda: mock.queries and mock.queries[-1][1].get("client") == f"{HOSTILE_MARKUP}team-b", "expected the name of the client as it is")
+            self.page.assert_no_errors()
+
+    def the_queue_is_shown_while_there_is_one(self):
+        document = healthy()
+        with MockAdminApi(lambda tick=0: document) as mock:
+            self.page.set_viewport()
+            self.page.open(mock.url)
+            figure = lambda: [text for text in self.page.texts("#figures > div") if "queue" in text]
+            shown = lambda: self.page.find("#queue-note").is_displayed()
+            assert not shown() and figure() == [], figure()
+            bounds = "At most 1,000 requests may wait, each for at most 5.0 s."
+            hostile = {HOSTILE_MARKUP: 1}
+            for state, count, text in [
+                (queue(), "0", f"Queue: no request waits. {bounds}"),
+                (queue(batch=1, none=1), "1", f"Queue: 1 request waits for a free backend (1 batch): calls without a deployment 1. {bounds}"),
+                (queue(2, 1, 1200, a=1195, b=3, c=2, d=1, e=1, f=1), "1,203", f"Queue: 1,203 requests wait for a free backend (2 interactive, 1 standard, 1,200 batch): a 1,195, b 3, c 2, d 1, e 1, and 1 more deployment. {bounds}"),
+                (queue(standard=1, **hostile), "1", f"Queue: 1 request waits for a free backend (1 standard): {HOSTILE_MARKUP} 1. {bounds}"),
+                ({"waiting": None, "lines": "x"}, "–", "Queue: –. At most – requests may wait, each for at most –."),
+            ]:
+                document["queue"] = state
+                mock.update()
+                self.page.wait_until(lambda: self.page.text("#queue-note") == text, f"expected {text!r}")
+                assert figure()[0].split() == ["In", "the", "queue", count], figure()
+                assert len(self.page.texts("#figures > div")) == 10
+            self.assert_accessible("with a queue")
+            self.assert_no_horizontal_scroll("with a queue")
+            document["queue"] = None
+            mock.update()
+            self.page.wait_until(lambda: not shown() and figure() == [], "expected no queue")
             self.page.assert_no_errors()
 
     def limits_of_clients_are_shown_the_most_used_first(self):

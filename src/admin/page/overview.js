@@ -14,6 +14,7 @@ function render(status) {
   showBackends(status);
   showTrouble(status);
   showPools(objectsIn(status.pools), spillingIn(status));
+  showQueue(queueOf(status));
   showClients(objectsIn(status.clients));
   showLimits(status);
   showObjects(status);
@@ -97,6 +98,7 @@ function showFigures(status, { step, row, minute, latest }) {
   ];
   const { responses, realtime } = status.websockets ?? {};
   if (responses > 0 || realtime > 0) figures.splice(1, 0, ['WebSockets', formatCount((responses ?? 0) + (realtime ?? 0)), `Open WebSockets: ${formatCount(responses)} of /responses, which are in flight during their turns only, and ${formatCount(realtime)} realtime.`]);
+  if (queueOf(status)) figures.splice(1, 0, ['In the queue', formatCount(waitingIn(queueOf(status))), 'Requests that wait because no backend is free. They are in flight, too.']);
   updateList($('figures'), figures, 'figure-item', figure => figure[0], (f, [name, value, meaning]) => {
     updateAttribute(f.name, 'data-tip', 'figure');
     updateAttribute(f.value, 'data-tip', 'figure');

@@ -1,4 +1,4 @@
-// Pools: of each only what is not healthy. Clients: how much they use.
+// Pools: of each only what is not healthy. The queue, if there is one: who waits for what. Clients: how much they use.
 
 function showPools(pools, spilling) {
   let shown = 0;
@@ -27,6 +27,28 @@ function showPools(pools, spilling) {
     });
   });
   showEmpty($('no-pools'), shown, pools.length, 'pool');
+}
+
+const MOST_QUEUE_LINES = 5;
+const CLASSES = ['interactive', 'standard', 'batch'];
+
+/** The queue; null if requests do not wait. */
+const queueOf = status => status.queue && typeof status.queue === 'object' ? status.queue : null;
+
+/** How many requests wait in the queue; null if that is not known. */
+const waitingIn = queue => sum(CLASSES.map(name => queue.waiting?.[name]), 0, undefined);
+
+function showQueue(queue) {
+  setVisible($('queue-note'), queue !== null);
+  if (queue === null) return setText($('queue-note'), '');
+  const bounds = `At most ${pluralize(queue.requests, 'request')} may wait, each for at most ${formatMillis(queue.wait_ms)}.`;
+  const waiting = waitingIn(queue);
+  if (!(waiting > 0)) return setText($('queue-note'), `Queue: ${isKnown(waiting) ? 'no request waits' : '–'}. ${bounds}`);
+  const classes = CLASSES.filter(name => queue.waiting[name] > 0).map(name => `${formatCount(queue.waiting[name])} ${name}`);
+  const lines = objectsIn(queue.lines), more = lines.length - MOST_QUEUE_LINES;
+  const shown = lines.slice(0, MOST_QUEUE_LINES).map(line => `${nonEmptyText(line.deployment) ?? 'calls without a deployment'} ${formatCount(line.waiting)}`);
+  if (more > 0) shown.push(`and ${pluralize(more, 'more deployment')}`);
+  setText($('queue-note'), `Queue: ${pluralize(waiting, 'request')} ${waiting === 1 ? 'waits' : 'wait'} for a free backend (${classes.join(', ')}): ${shown.join(', ') || '–'}. ${bounds}`);
 }
 
 const MOST_CLIENTS = 8;

@@ -12,7 +12,7 @@ const MEANINGS = {
   p50: 'Half of the attempts that ended well in the last minute took at most this, to the end of the response.',
   p95: '95 % of the attempts that ended well in the last minute took at most this, to the end of the response.',
   reason: 'Why it is not healthy, and for how long.',
-  trouble: 'The first that applies. failed: a 5xx, a response that broke off, or none. refused: the client got a 4xx, or a refusal of the load balancer. retried: it took more than one attempt. slow: no first byte for more than 30 s.',
+  trouble: 'The first that applies. failed: a 5xx, a response that broke off, or none. refused: the client got a 4xx, or a refusal of the load balancer. retried: it took more than one attempt. slow: no first byte for more than 30 s, or more than 1 s in the queue and between attempts.',
   'client-status': 'The status that the client got; “–” if it got none.',
   'request-attempts': 'How often a backend was asked.',
   duration: 'From the request head to the end of the response.',

@@ -97,6 +97,8 @@ function showRequestDetails(sheet, request) {
     ['Answered by', nonEmptyText(request.backend) ?? 'no backend'],
     ...(nonEmptyText(request.socket_id) ? [['WebSocket', request.socket_id]] : []),
     ['Began', formatTime(request.time)],
+    ...(request.waited_ms > 0 ? [['Waited', `${formatMillis(request.waited_ms)} between attempts`]] : []),
+    ...(request.queued_ms > 0 ? [['Queued', `${formatMillis(request.queued_ms)} in the queue`]] : []),
     ['First byte', isKnown(request.first_byte_ms) ? `after ${formatMillis(request.first_byte_ms)}` : 'none'],
     ['Ended', `after ${formatMillis(request.duration_ms)}`],
   ]);

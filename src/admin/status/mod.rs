@@ -5,6 +5,7 @@
 pub mod affinity;
 pub mod expiry;
 pub mod limits;
+pub mod queue;
 pub mod refusals;
 pub mod sinks;
 
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use self::affinity::AffinityStatus;
 use self::expiry::{CertificateStatus, CredentialStatus};
 use self::limits::LimitsStatus;
+use self::queue::QueueStatus;
 use self::refusals::{RefusalsByStatus, RefusedClient};
 use self::sinks::SinkStatus;
 
@@ -37,6 +39,9 @@ pub struct StatusReport {
     /// How far clients use their limits; `null` if no client has limits. Earlier versions do not send it.
     #[serde(default)]
     pub limits: Option<LimitsStatus>,
+    /// What waits because no backend is free; `null` if requests do not wait. Earlier versions do not send it.
+    #[serde(default)]
+    pub queue: Option<QueueStatus>,
     /// The clients whose requests were refused or failed.
     pub refusals: Vec<RefusedClient>,
     /// Where records go; empty without a `record` block.

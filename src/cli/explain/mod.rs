@@ -4,6 +4,7 @@
 //! that routes requests. Nothing is sent.
 
 mod affinity;
+mod queue;
 mod reference;
 mod responses;
 mod shed;
@@ -20,6 +21,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value};
 
 use self::affinity::{References, RememberedHomes, describe_search};
+use self::queue::queue_lines;
 use self::reference::{PLACEHOLDER, refer_in_body};
 use self::responses::response_lines;
 use self::shed::shed_lines;
@@ -365,6 +367,9 @@ fn write_routing(
         for (label, consequence) in response_lines(gateway, config, admitted) {
             write_line(text, &label, &consequence);
         }
+    }
+    for (index, line) in queue_lines(gateway, &config.retry, admitted, now).iter().enumerate() {
+        write_line(text, if index == 0 { "queue" } else { "" }, line);
     }
     write_limits(config, admitted, text);
 }

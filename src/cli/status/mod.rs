@@ -9,6 +9,7 @@ mod limits;
 mod output;
 mod plain;
 mod pools;
+mod queue;
 mod report_time;
 mod sections;
 mod status_client;

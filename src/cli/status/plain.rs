@@ -3,7 +3,7 @@
 use super::backends::{SortOrder, backend_table};
 use super::report_time::{ReportTime, in_whole_seconds};
 use super::sections::{detail_sections, overview_sections};
-use super::summary::{headline, open_websockets, problem_lines, spilling_backends};
+use super::summary::{headline, open_websockets, problem_lines, queued_requests, spilling_backends};
 use super::text::{Line, Palette, in_words, printable};
 use crate::admin::status::{BackendStatus, StatusReport};
 
@@ -44,12 +44,13 @@ fn process_lines(status: &StatusReport) -> Vec<String> {
     };
     let mut lines = vec![
         format!(
-            "aoai-lb {}, process {}, up {}, {readiness}; in flight {}{}, finished {}",
+            "aoai-lb {}, process {}, up {}, {readiness}; in flight {}{}{}, finished {}",
             printable(&status.build.version),
             process.pid,
             in_words(process.uptime_seconds),
             status.requests_in_flight,
             open_websockets(status),
+            queued_requests(status),
             status.finished_requests,
         ),
         format!(

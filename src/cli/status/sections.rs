@@ -6,12 +6,14 @@ use super::backends::state_style;
 use super::fitted_table::{Cell, Column, Table};
 use super::limits::{limit_notes, limit_table};
 use super::pools::pool_exceptions;
+use super::queue::{queue_note, queue_table};
 use super::report_time::{ReportTime, in_whole_seconds};
 use super::summary::spilling_backends;
 use super::text::{Line, Style, in_words, in_words_ms, or_unknown, printable};
 use crate::admin::status::affinity::AffinityStatus;
 use crate::admin::status::expiry::{CertificateStatus, CredentialStatus};
 use crate::admin::status::limits::LimitsStatus;
+use crate::admin::status::queue::QueueStatus;
 use crate::admin::status::refusals::RefusedClient;
 use crate::admin::status::sinks::SinkStatus;
 use crate::admin::status::{BackendStatus, ClientStatus, StatusReport};
@@ -47,6 +49,7 @@ impl Section {
 pub(super) fn overview_sections(status: &StatusReport, time: ReportTime, is_verbose: bool) -> Vec<Section> {
     let sections = [
         pool_exceptions(&status.pools, &status.backends, &spilling_backends(&status.service)).into(),
+        queue(status.queue.as_ref(), is_verbose),
         refused_clients(&status.refusals),
         limits(status.limits.as_ref(), is_verbose),
         sinks(&status.sinks, time),
@@ -232,6 +235,13 @@ fn limits(limits: Option<&LimitsStatus>, shows_all: bool) -> Section {
     let table = limit_table(limits, shows_all);
     let notes = if table.is_empty() { Vec::new() } else { limit_notes(limits) };
     Section { table, notes }
+}
+
+/// What waits in the queue, if anything does, and always in detail; nothing if requests do not wait.
+fn queue(queue: Option<&QueueStatus>, shows_always: bool) -> Section {
+    let queue = queue.filter(|queue| shows_always || queue.waiting.total() > 0);
+    let Some(queue) = queue else { return Section::new(Table::new(&[])) };
+    Section { table: queue_table(queue), notes: vec![queue_note(queue)] }
 }
 
 /// The requests and tokens of clients.

@@ -46,6 +46,14 @@ pub(super) fn open_websockets(status: &StatusReport) -> String {
     }
 }
 
+/// `, in the queue 3`, or nothing if no request waits.
+pub(super) fn queued_requests(status: &StatusReport) -> String {
+    match status.queue.as_ref().map_or(0, |queue| queue.waiting.total()) {
+        0 => String::new(),
+        count => format!(", in the queue {count}"),
+    }
+}
+
 /// The provisioned backends that are full while others serve, which is normal. The process knows; their states alone do
 /// not tell.
 pub(super) fn spilling_backends(service: &ServiceStatus) -> HashSet<&str> {
@@ -91,5 +99,16 @@ mod tests {
         status.websockets.realtime = 1;
         status.websockets.responses = 2;
         assert_eq!(open_websockets(&status), ", WebSockets 3");
+    }
+
+    #[test]
+    fn requests_in_the_queue_are_counted_if_there_are_any() {
+        let mut status = testing::status(&json!({ "state": "healthy", "problems": [] }), Vec::new());
+        assert_eq!(queued_requests(&status), "");
+        let waiting = json!({ "interactive": 1, "standard": 0, "batch": 4 });
+        status.queue = testing::queue(&waiting, &json!([]));
+        assert_eq!(queued_requests(&status), ", in the queue 5");
+        status.queue = testing::queue(&json!({ "interactive": 0, "standard": 0, "batch": 0 }), &json!([]));
+        assert_eq!(queued_requests(&status), "");
     }
 }

@@ -58,7 +58,8 @@ impl TroubledRequest {
                 _ => format!("no resource that was asked has what the request refers to: {names}"),
             }));
         }
-        let waited = affinity.waited;
+        // In the queue it waits for its resource, too.
+        let waited = affinity.waited + self.queued;
         let home = affinity.home().filter(|_| waited > SLOW_WAIT)?;
         Some(with_others(format!(
             "waited {} for {home}, which has what the request refers to",

@@ -21,9 +21,7 @@ impl TroubledRequest {
             (None, TroubleKind::Refused | TroubleKind::Retried | TroubleKind::Slow) if affinity.is_some() => {
                 affinity.unwrap_or_default()
             }
-            (None, TroubleKind::Slow) if self.waited > SLOW_WAIT => {
-                format!("waited {:.1} s for a backend", self.waited.as_secs_f64())
-            }
+            (None, TroubleKind::Slow) if self.waited + self.queued > SLOW_WAIT => self.waits_in_words(),
             (None, TroubleKind::Slow) => self.first_byte_in_words(),
             (None, TroubleKind::Failed) if self.status.is_none() => match errors.is_empty() {
                 true => "the client got no response".to_owned(),
@@ -43,6 +41,16 @@ impl TroubledRequest {
         };
         cause.truncate(cause.floor_char_boundary(MAX_CAUSE_BYTES));
         cause
+    }
+
+    /// What it waited for: in the queue, between attempts, or both.
+    fn waits_in_words(&self) -> String {
+        let [waited, queued] = [self.waited, self.queued].map(|wait| format!("{:.1} s", wait.as_secs_f64()));
+        match (self.waited.is_zero(), self.queued.is_zero()) {
+            (_, true) => format!("waited {waited} for a backend"),
+            (true, false) => format!("waited {queued} in the queue"),
+            (false, false) => format!("waited {queued} in the queue and {waited} for a backend"),
+        }
     }
 
     fn first_byte_in_words(&self) -> String {
@@ -126,6 +134,7 @@ mod tests {
             duration: Duration::from_millis(40_210),
             time_to_first_body_byte: None,
             waited: Duration::ZERO,
+            queued: Duration::ZERO,
             affinity: None,
         }
     }
@@ -198,6 +207,10 @@ mod tests {
         assert_eq!(slow.cause(), "the first byte came after 31.2 s");
         slow.waited = Duration::from_millis(1_840);
         assert_eq!(slow.cause(), "waited 1.8 s for a backend");
+        slow.queued = Duration::from_millis(2_500);
+        assert_eq!(slow.cause(), "waited 2.5 s in the queue and 1.8 s for a backend");
+        slow.waited = Duration::ZERO;
+        assert_eq!(slow.cause(), "waited 2.5 s in the queue");
     }
 
     #[test]
@@ -278,12 +291,13 @@ mod tests {
                 how,
                 resource: Some(ResourceName::new("west")),
                 asked: asked.collect(),
-                waited: if kind == Slow { Duration::from_millis(2500) } else { Duration::ZERO },
+                waited: if kind == Slow { Duration::from_millis(600) } else { Duration::ZERO },
                 read_lag: lag.map(Duration::from_secs),
             };
             let request = TroubledRequest {
                 refusal_code,
                 affinity: Some(Box::new(affinity)),
+                queued: if kind == Slow { Duration::from_millis(1900) } else { Duration::ZERO },
                 ..request(kind, status, attempts)
             };
             assert_eq!(request.cause(), expected);

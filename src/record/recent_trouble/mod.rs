@@ -66,6 +66,8 @@ pub struct TroubledRequest {
     pub time_to_first_body_byte: Option<Duration>,
     /// How long it waited between attempts.
     pub waited: Duration,
+    /// How long it waited in the queue, which `waited` does not contain.
+    pub queued: Duration,
     /// How the resource was found that has what it refers to; `None` if it refers to nothing.
     pub affinity: Option<Box<AffinityRecord>>,
 }
@@ -91,6 +93,7 @@ impl TroubledRequest {
             duration: exchange.duration,
             time_to_first_body_byte: exchange.time_to_first_body_byte,
             waited: exchange.waited,
+            queued: exchange.queued,
             affinity: exchange.affinity.clone(),
         }
     }

@@ -6,7 +6,7 @@ use crate::record::exchange::{ExchangeOutcome, FinishedExchange};
 
 /// A request that had no first byte for longer than this was slow.
 const SLOW_FIRST_BYTE: Duration = Duration::from_secs(30);
-/// A request that waited longer than this between attempts was slow.
+/// A request that waited longer than this between attempts and in the queue was slow.
 pub(super) const SLOW_WAIT: Duration = Duration::from_secs(1);
 
 /// Why a request is kept. The first that applies counts.
@@ -39,7 +39,8 @@ impl TroubleKind {
     /// The kind of an exchange; `None` if it went well.
     pub(in crate::record) fn of(exchange: &FinishedExchange) -> Option<Self> {
         let (outcome, status) = (exchange.outcome, exchange.client_status);
-        let is_slow = time_without_first_byte(exchange) > SLOW_FIRST_BYTE || exchange.waited > SLOW_WAIT;
+        let is_slow = time_without_first_byte(exchange) > SLOW_FIRST_BYTE
+            || exchange.waited + exchange.queued > SLOW_WAIT;
         Self::from_facts(outcome, status, exchange.attempts.len(), is_slow)
     }
 
@@ -68,6 +69,24 @@ fn time_without_first_byte(exchange: &FinishedExchange) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::testing::answered_exchange;
+
+    #[test]
+    fn waits_and_the_queue_count_together() {
+        let slow = Some(TroubleKind::Slow);
+        for (waited, queued, expected) in [
+            (1000, 0, None),
+            (1001, 0, slow),
+            (0, 1000, None),
+            (0, 1001, slow),
+            (500, 501, slow),
+            (500, 500, None),
+        ] {
+            let [waited, queued] = [waited, queued].map(Duration::from_millis);
+            let exchange = FinishedExchange { waited, queued, ..answered_exchange() };
+            assert_eq!(TroubleKind::of(&exchange), expected, "{waited:?} {queued:?}");
+        }
+    }
 
     #[test]
     fn the_first_kind_that_applies_counts() {

@@ -8,7 +8,9 @@ use crate::admin::status::{BackendStatus, StatusReport};
 use crate::cli::status::backends::{backend_counts, backend_table, is_selected};
 use crate::cli::status::report_time::ReportTime;
 use crate::cli::status::sections::{detail_sections, overview_sections};
-use crate::cli::status::summary::{headline, open_websockets, problem_lines, spilling_backends};
+use crate::cli::status::summary::{
+    headline, open_websockets, problem_lines, queued_requests, spilling_backends,
+};
 use crate::cli::status::text::{Line, Style, in_words, printable};
 use crate::routing::health::backend_state::BackendState;
 
@@ -56,8 +58,8 @@ fn head_lines(known: &Known<'_>, view: &View, size: ScreenSize) -> Vec<Line> {
         None => {}
         Some((status, _)) => {
             let mut line = headline(status, ReportTime::new(&status.process));
-            let in_flight = format!("  in flight {}{}", status.requests_in_flight, open_websockets(status));
-            line.push(in_flight, Style::Dim);
+            let (websockets, queued) = (open_websockets(status), queued_requests(status));
+            line.push(format!("  in flight {}{websockets}{queued}", status.requests_in_flight), Style::Dim);
             if view.is_paused {
                 line.push("  paused", Style::Bold);
             }
