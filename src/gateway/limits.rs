@@ -11,7 +11,10 @@ use super::admitted_request::AdmittedRequest;
 use super::requested_call::ParsedBody;
 use crate::admission::client::Client;
 use crate::admission::client_registry::ClientRegistry;
-use crate::admission::limits::{Demand, LimitBooks, LimitKey, LimitKind, LimitReached, Reservation};
+use crate::admission::limits::{
+    Booking, Demand, LimitAnswer, LimitBooks, LimitKey, LimitKind, LimitReached, PredecessorShare,
+    Reservation,
+};
 use crate::azure::Operation;
 use crate::azure::request::embedded_data::{MIN_DATA_BYTES, bytes_without_embedded_data};
 use crate::config::{Config, RequestClass};
@@ -29,11 +32,11 @@ pub struct LimitRefusal {
 
 impl Gateway {
     /// Reserves what an admitted request may use of its client's limits; `None` if the client has none. `body` is
-    /// that of the request.
+    /// that of the request. Once this process is replaced, it waits for its successor's leave, milliseconds at most.
     ///
     /// # Errors
     /// `rate_limit_exceeded`, `insufficient_quota`.
-    pub fn reserve_limits(
+    pub async fn reserve_limits(
         &self,
         client: &Client,
         admitted: &AdmittedRequest,
@@ -51,7 +54,11 @@ impl Gateway {
         {
             demand.prompt_bytes = bytes_without_embedded_data(body);
         }
-        match limiter.reserve(deployment, &demand, now, time) {
+        let reserved = match self.process_state.client_accounts.keeper() {
+            None => limiter.reserve(deployment, &demand, now, time),
+            Some(keeper) => limiter.reserve_by_leave(keeper, deployment, &demand, now, time).await,
+        };
+        match reserved {
             Ok(reservation) => Ok(Some(Box::new(reservation))),
             Err(reached) => Err(Box::new(limit_refusal(client, reached))),
         }
@@ -60,6 +67,30 @@ impl Gateway {
     /// Which backends the requests of a class leave to more urgent ones; `None` for none.
     pub fn shed_rule(&self, class: RequestClass) -> Option<ShedRule> {
         self.shed_config.threshold(class).map(|threshold| ShedRule { class, threshold })
+    }
+
+    /// Answers a predecessor that asks for leave to admit a request. What the request may use becomes part of its
+    /// share; nothing of it is counted if the client has no limits by now.
+    pub async fn reserve_for_predecessor(
+        &self,
+        share: &mut PredecessorShare,
+        id: u64,
+        booking: &Booking,
+    ) -> LimitAnswer {
+        let client = booking.scope.client();
+        let client = match &client {
+            Some(name) => self.clients.find_by_name(name.as_str()),
+            None => self.clients.all_clients().iter().find(|client| client.name.is_none()),
+        };
+        let Some(limiter) = client.and_then(|client| client.limiter.as_ref()) else {
+            return LimitAnswer::Granted { id, reserved_at: [None; 2] };
+        };
+        let (deployment, keeper) = (booking.scope.deployment(), self.process_state.client_accounts.keeper());
+        let (now, time) = (Instant::now(), SystemTime::now());
+        match limiter.reserve_tokens(keeper, deployment.as_ref(), booking.tokens, now, time).await {
+            Ok(reservation) => LimitAnswer::Granted { id, reserved_at: share.hold(reservation).reserved_at },
+            Err(reached) => LimitAnswer::Refused { id, reached: reached.into() },
+        }
     }
 }
 

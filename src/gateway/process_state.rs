@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use rustix::time::{ClockId, clock_gettime};
 
 use super::backend_question::QuestionQueue;
 use super::backend_queue::BackendQueue;
@@ -36,6 +37,8 @@ pub struct ProcessState {
     pub queue: Arc<BackendQueue>,
     /// What the clients use, for their limits.
     pub client_accounts: ClientAccounts,
+    /// How many predecessors this process keeps limits for, until they end.
+    pub limits_kept_for: AtomicUsize,
     /// Which resource made which object.
     pub homes: Arc<Homes>,
     /// What sees to it that `homes` outlives this process.
@@ -80,7 +83,8 @@ impl ProcessState {
             drains: Drains::default(),
             asking: Asking::default(),
             queue: Arc::default(),
-            client_accounts: ClientAccounts::new(now),
+            client_accounts: ClientAccounts::new(clock_origin()),
+            limits_kept_for: AtomicUsize::new(0),
             homes_keeper: HomesKeeper::new(Arc::clone(&homes)),
             homes,
             budgets: BudgetBooks::default(),
@@ -123,4 +127,14 @@ impl ProcessState {
         self.homes_keeper.release_directory(report_homes);
         self.budgets.release_directory(report_budgets);
     }
+}
+
+/// The instant at which the clock of `Instant` was 0. All processes of a machine share it, so that they count the same
+/// seconds.
+fn clock_origin() -> Instant {
+    let now = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    let since = Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or_default());
+    let now = Instant::now();
+    now.checked_sub(since).unwrap_or(now)
 }

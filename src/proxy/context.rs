@@ -103,10 +103,14 @@ impl RequestContext {
     ///
     /// # Errors
     /// `rate_limit_exceeded`, `insufficient_quota`.
-    pub(super) fn reserve_limits(&mut self, admitted: &AdmittedRequest, now: Instant) -> Result<(), Refusal> {
+    pub(super) async fn reserve_limits(
+        &mut self,
+        admitted: &AdmittedRequest,
+        now: Instant,
+    ) -> Result<(), Refusal> {
         let Some(client) = &self.request.client else { return Ok(()) };
         let (method, body) = (&self.request.method, &self.body.held_bytes);
-        let reserved = self.config.gateway.reserve_limits(client, admitted, method, body, now);
+        let reserved = self.config.gateway.reserve_limits(client, admitted, method, body, now).await;
         self.reservation = reserved.map_err(|reached| {
             self.ending.limited_by = Some(reached.limit);
             reached.refusal

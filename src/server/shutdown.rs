@@ -18,6 +18,8 @@ use crate::proxy::client::timeouts::{HANDOVER_LINGER, SHUTDOWN_LINGER};
 const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// How long WebSockets that have been told to close may take to write their last event and their close frame.
 const SOCKET_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the successor may take to read what this process has told it of limits.
+const KEEPER_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long before the end of the grace period the WebSockets that are left are told that the process ends.
 /// Pingora cancels all tasks at the end.
 const SOCKET_END_NOTICE: Duration = Duration::from_secs(1);
@@ -117,8 +119,11 @@ pub(super) fn exit_when_drained(
             process.open_sockets.begin_ending();
         }
         let has_requests = process.requests_in_flight.load(Ordering::Acquire) > 0;
+        // A successor of this process knows the requests of a predecessor by what this one tells.
+        let keeps_limits = !is_stopping && process.limits_kept_for.load(Ordering::Acquire) > 0;
         let is_idle = socket_wait.allows_exit(&process.open_sockets, has_requests, now)
             && elapsed >= linger
+            && !keeps_limits
             && related_processes.allow_own_exit(is_stopping);
         idle_polls = if is_idle { idle_polls + 1 } else { 0 };
     }
@@ -145,6 +150,10 @@ pub(super) fn close_recorder(process: &ProcessState) {
     process.homes_keeper.close();
     process.budgets.close();
     process.recorder.shut_down();
+    // After the last records, with which limits are settled.
+    if let Some(keeper) = process.client_accounts.keeper() {
+        keeper.flush(KEEPER_FLUSH_TIMEOUT);
+    }
     info!("stopped with {} requests in flight", process.requests_in_flight.load(Ordering::Acquire));
 }
 

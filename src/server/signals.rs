@@ -108,6 +108,7 @@ impl ShutdownSignalWatch for SignalHandler {
             // Before the sockets are sent: clients on open connections move to the successor.
             self.process_state.is_draining_connections.fetch_or(has_handed_over, Ordering::AcqRel);
             if has_handed_over {
+                self.hand_over_limits();
                 self.release_state(&predecessor.upgrade_socket_path).await;
                 let (process, related_processes) =
                     (Arc::clone(&self.process_state), Arc::clone(&self.related_processes));
@@ -122,12 +123,23 @@ impl ShutdownSignalWatch for SignalHandler {
                 return ShutdownSignal::GracefulUpgrade;
             }
             self.process_state.drains.cancel_handover();
+            self.process_state.client_accounts.cancel_handover();
             self.background_runtime.spawn(wait_for_serving_and_report(requester, outcome));
         }
     }
 }
 
 impl SignalHandler {
+    /// Before the successor accepts requests: from now on it decides which ones are within limits.
+    fn hand_over_limits(&self) {
+        let accounts = &self.process_state.client_accounts;
+        if !accounts.begin_asking() && !accounts.is_empty() {
+            info!(
+                "upgrade: the new process does not keep limits for this one: what this one still admits counts here only"
+            );
+        }
+    }
+
     /// Gives the state directory up for the successor.
     async fn release_state(&self, upgrade_socket_path: &Path) {
         let process = Arc::clone(&self.process_state);

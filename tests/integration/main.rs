@@ -41,6 +41,7 @@ mod http1_semantics;
 mod http2;
 mod journal;
 mod limits;
+mod limits_upgrade;
 mod live_check;
 mod log_analytics;
 mod metrics;

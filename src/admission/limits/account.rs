@@ -1,21 +1,21 @@
 //! What one client uses: the same for all configurations, so that a reload changes limits and forgets nothing.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::budget::{Budget, used_in_window};
+use super::keeper_link::KeeperLink;
 use super::limit_key::LimitKind;
 use super::sliding_minute::SlidingMinute;
 use super::token_estimate::TokenEstimate;
+use super::unasked_share::UnaskedShare;
 use crate::names::{ClientName, DeploymentName};
 
 /// For how many deployments of a client estimates are learned. Any name may be one where a backend serves all names.
 const MAX_DEPLOYMENTS: usize = 256;
 /// How many of a client's latest ends tell when the next one comes.
 const REMEMBERED_ENDS: usize = 16;
-/// How long what was used counts against a rate, at most.
-const WINDOW: Duration = Duration::from_secs(61);
 /// What a client is told to wait for the end of one of its requests.
 const MIN_END_WAIT: Duration = Duration::from_millis(100);
 const MAX_END_WAIT: Duration = Duration::from_secs(5);
@@ -23,30 +23,81 @@ const MAX_END_WAIT: Duration = Duration::from_secs(5);
 /// The accounts of all clients that have limits.
 #[derive(Debug)]
 pub struct ClientAccounts {
-    accounts: Mutex<HashMap<Option<ClientName>, Arc<ClientAccount>>>,
+    accounts: Mutex<Accounts>,
     /// The instant that windows count from.
     start: Instant,
+    /// The process that keeps the limits in place of this one.
+    keeper: OnceLock<Arc<KeeperLink>>,
+}
+
+#[derive(Debug, Default)]
+struct Accounts {
+    by_client: HashMap<Option<ClientName>, Arc<ClientAccount>>,
+    /// The successor that gets ready to keep the limits.
+    candidate: Option<Arc<KeeperLink>>,
+    /// What new accounts tell what happens.
+    follower: Option<Arc<KeeperLink>>,
 }
 
 impl ClientAccounts {
-    /// Those of a process that starts now.
-    pub fn new(now: Instant) -> Self {
-        // What was used before, in another process, has its place as well.
-        let start = now.checked_sub(2 * WINDOW).unwrap_or(now);
-        Self { accounts: Mutex::default(), start }
+    /// No accounts yet. Windows count whole seconds from `start`, and so should those of all processes that hand over
+    /// to each other.
+    pub fn new(start: Instant) -> Self {
+        Self { accounts: Mutex::default(), start, keeper: OnceLock::new() }
     }
 
-    /// All accounts, with their clients.
-    pub(super) fn all(&self) -> Vec<(Option<ClientName>, Arc<ClientAccount>)> {
-        let accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-        accounts.iter().map(|(client, account)| (client.clone(), Arc::clone(account))).collect()
+    /// The process that is asked for leave: `None` until this process is replaced, and also afterwards if its
+    /// successor does not know how to answer.
+    pub fn keeper(&self) -> Option<&Arc<KeeperLink>> {
+        self.keeper.get()
+    }
+
+    /// A successor that is getting ready will keep the limits.
+    pub fn offer_keeper(&self, link: Arc<KeeperLink>) {
+        self.lock().candidate = Some(link);
+    }
+
+    /// From now on the successor is asked for leave. Returns false if it does not know how to answer.
+    pub fn begin_asking(&self) -> bool {
+        let follower = self.lock().follower.clone();
+        follower.is_some_and(|link| self.keeper.set(link).is_ok())
+    }
+
+    /// The handover has failed: nobody is told what happens any longer.
+    pub fn cancel_handover(&self) {
+        let mut accounts = self.lock();
+        (accounts.candidate, accounts.follower) = (None, None);
+        for account in accounts.by_client.values() {
+            account.lock().follower = None;
+        }
+    }
+
+    /// Whether no client has limits.
+    pub fn is_empty(&self) -> bool {
+        self.lock().by_client.is_empty()
+    }
+
+    /// What happens from now on is told to the successor that is getting ready. Returns whether there is one, and
+    /// all accounts; the caller tells each of them, under its lock.
+    pub(super) fn begin_following(&self) -> (Option<Arc<KeeperLink>>, Vec<Arc<ClientAccount>>) {
+        let mut accounts = self.lock();
+        accounts.follower = accounts.candidate.take().filter(|link| !link.is_lost());
+        (accounts.follower.clone(), accounts.by_client.values().map(Arc::clone).collect())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Accounts> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The account of this client; `None` is the one of all clients that need not authenticate.
     pub fn find_or_create(&self, client: Option<&ClientName>) -> Arc<ClientAccount> {
-        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Arc::new(ClientAccount { state: Mutex::default(), start: self.start });
-        Arc::clone(accounts.entry(client.cloned()).or_insert_with(new))
+        let mut accounts = self.lock();
+        let Accounts { by_client, follower, .. } = &mut *accounts;
+        let new = || {
+            let state = AccountState { follower: follower.clone(), ..AccountState::default() };
+            Arc::new(ClientAccount { client: client.cloned(), state: Mutex::new(state), start: self.start })
+        };
+        Arc::clone(by_client.entry(client.cloned()).or_insert_with(new))
     }
 }
 
@@ -65,6 +116,8 @@ pub type OpenBudget<'b> = dyn Fn(Option<&ClientName>, Option<&DeploymentName>) -
 /// What one client uses.
 #[derive(Debug)]
 pub struct ClientAccount {
+    /// `None`: all clients that need not authenticate.
+    pub(super) client: Option<ClientName>,
     state: Mutex<AccountState>,
     start: Instant,
 }
@@ -77,6 +130,8 @@ pub(super) struct AccountState {
     /// Of the requests for each deployment.
     pub(super) deployments: HashMap<DeploymentName, ScopeUse>,
     ends: RecentEnds,
+    /// The process that is told what happens here: the successor, from the snapshot that it gets.
+    pub(super) follower: Option<Arc<KeeperLink>>,
 }
 
 /// What requests of one scope use: all of a client's, or those for one deployment.
@@ -91,6 +146,17 @@ pub(super) struct ScopeUse {
     /// Kept where a configuration limits it, so that it also counts what was admitted before, or after.
     pub(super) budget: Option<Arc<dyn Budget>>,
     pub(super) estimate: TokenEstimate,
+    /// What was admitted without leave, where that had to be asked for.
+    pub(super) unasked: Option<Box<UnaskedShare>>,
+}
+
+/// The parts of a state that concern a request.
+pub(super) struct Parts<'s> {
+    pub(super) total: &'s mut ScopeUse,
+    pub(super) own: Option<&'s mut ScopeUse>,
+    /// Of the client's latest requests.
+    pub(super) ends: &'s RecentEnds,
+    pub(super) follower: Option<&'s KeeperLink>,
 }
 
 impl ScopeUse {
@@ -143,17 +209,13 @@ impl AccountState {
         deployment: Option<&DeploymentName>,
         has_own_limits: bool,
     ) -> (&mut ScopeUse, Option<&mut ScopeUse>) {
-        let (total, own, _) = self.scopes_and_ends(deployment, has_own_limits);
+        let Parts { total, own, .. } = self.parts(deployment, has_own_limits);
         (total, own)
     }
 
-    /// The same, with the ends of the client's latest requests.
-    pub(super) fn scopes_and_ends(
-        &mut self,
-        deployment: Option<&DeploymentName>,
-        has_own_limits: bool,
-    ) -> (&mut ScopeUse, Option<&mut ScopeUse>, &RecentEnds) {
-        let Self { total, deployments, ends } = self;
+    /// The same, with the rest of the state.
+    pub(super) fn parts(&mut self, deployment: Option<&DeploymentName>, has_own_limits: bool) -> Parts<'_> {
+        let Self { total, deployments, ends, follower } = self;
         let own = deployment.and_then(|deployment| {
             let has_room = has_own_limits || deployments.len() < MAX_DEPLOYMENTS;
             if has_room && !deployments.contains_key(deployment) {
@@ -161,7 +223,7 @@ impl AccountState {
             }
             deployments.get_mut(deployment)
         });
-        (total, own, ends)
+        Parts { total, own, ends, follower: follower.as_deref() }
     }
 
     pub(super) fn note_end(&mut self, now: Duration) {

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::account::{AccountState, ClientAccount, RecentEnds, ScopeUse};
+use super::account::{AccountState, ClientAccount, Parts, RecentEnds, ScopeUse};
 use super::budget::{Budget, scopes_with_budget, time_until_window_ends};
+use super::keeper_link::{Grant, KeeperLink};
 use super::limit_key::{LimitKey, LimitKind, LimitReached};
-use super::reservation::Reservation;
+use super::limit_message::{Booking, LimitMessage, LimitScope};
+use super::reservation::{NewReservation, Reservation};
 use super::sliding_minute::ReservedAt;
-use super::token_estimate::{Demand, UsedTokens};
+use super::token_estimate::{Demand, TokenEstimate, UsedTokens};
 use crate::config::{ClientLimits, LimitMode, LimitSet, LimitsConfig};
 use crate::names::DeploymentName;
 
@@ -71,6 +73,7 @@ struct Check<'s> {
     own: Option<Scope<'s>>,
     addition: Addition<'s>,
     reached: Option<LimitReached>,
+    follower: Option<&'s KeeperLink>,
 }
 
 /// What a request adds to the limits.
@@ -110,7 +113,8 @@ impl ClientLimiter {
         now: Instant,
         time: SystemTime,
     ) -> bool {
-        self.check(&mut self.account.lock(), deployment, demand, now, time).reached.is_some()
+        let tokens = |estimate: TokenEstimate| estimate.tokens(demand);
+        self.check(&mut self.account.lock(), deployment, tokens, now, time).reached.is_some()
     }
 
     /// Reserves what a request may use. Under `mode: observe` nothing is refused, and the reservation tells what
@@ -126,24 +130,66 @@ impl ClientLimiter {
         time: SystemTime,
     ) -> Result<Reservation, LimitReached> {
         let mut state = self.account.lock();
-        let Check { mut total, mut own, addition, reached } =
-            self.check(&mut state, deployment, demand, now, time);
-        if let Some(reached) = reached.as_ref().filter(|_| self.mode == LimitMode::Enforce) {
-            return Err(reached.clone());
+        let tokens = |estimate: TokenEstimate| estimate.tokens(demand);
+        let check = self.check(&mut state, deployment, tokens, now, time).unless_refused(self.mode)?;
+        Ok(self.book(check, deployment, *demand, None))
+    }
+
+    /// Reserves what a request may use by leave of the process that keeps the limits in place of this one. Without an
+    /// answer in time, this process admits little; without a connection, by what it knows itself.
+    ///
+    /// # Errors
+    /// The limit that the request would exceed.
+    pub async fn reserve_by_leave(
+        &self,
+        keeper: &Arc<KeeperLink>,
+        deployment: Option<&DeploymentName>,
+        demand: &Demand,
+        now: Instant,
+        time: SystemTime,
+    ) -> Result<Reservation, LimitReached> {
+        let tokens = {
+            let mut state = self.account.lock();
+            let estimate = |estimate: TokenEstimate| estimate.tokens(demand);
+            self.check(&mut state, deployment, estimate, now, time).addition.tokens
+        };
+        let mut reservation = self.reserve_tokens(Some(keeper), deployment, tokens, now, time).await?;
+        reservation.set_demand(*demand);
+        Ok(reservation)
+    }
+
+    /// The same for a request whose tokens are estimated. `keeper` is the process that keeps the limits in place of
+    /// this one, if there is one.
+    ///
+    /// # Errors
+    /// The limit that the request would exceed.
+    pub async fn reserve_tokens(
+        &self,
+        keeper: Option<&Arc<KeeperLink>>,
+        deployment: Option<&DeploymentName>,
+        tokens: u64,
+        now: Instant,
+        time: SystemTime,
+    ) -> Result<Reservation, LimitReached> {
+        let keeper = keeper.filter(|keeper| self.mode == LimitMode::Enforce && !keeper.is_lost());
+        let booking = Booking { scope: self.scope(deployment), tokens, reserved_at: [None; 2] };
+        let answer = match keeper {
+            Some(keeper) => keeper.ask(booking).await,
+            None => None,
+        };
+        let grant = answer.transpose()?;
+        let mut state = self.account.lock();
+        let mut check = self.check(&mut state, deployment, |_| tokens, now, time);
+        if grant.is_none() {
+            check = check.unless_refused(self.mode)?;
+            if keeper.is_some_and(|keeper| !keeper.is_lost()) {
+                check.take_unasked()?;
+            }
+        } else {
+            // The keeper decides.
+            check.reached = None;
         }
-        let total_reserved_at = total.book(addition);
-        let own_reserved_at = own.as_mut().and_then(|own| own.book(addition));
-        // One that is not counted for its deployment must not end there: limits may be added to it meanwhile.
-        let counted_deployment = deployment.filter(|_| own.is_some()).cloned();
-        Ok(Reservation::new(
-            Arc::clone(&self.account),
-            self.cached_weight_permille,
-            counted_deployment,
-            *demand,
-            addition.tokens,
-            [total_reserved_at, own_reserved_at],
-            reached,
-        ))
+        Ok(self.book(check, deployment, Demand::default(), grant))
     }
 
     /// Adds tokens that were used without a reservation.
@@ -168,6 +214,10 @@ impl ClientLimiter {
             if let Some(budget) = &scope.budget {
                 budget.add(used, time);
             }
+        }
+        if let Some(follower) = &state.follower {
+            let booking = Booking { scope: self.scope(deployment), tokens: 0, reserved_at: [None; 2] };
+            follower.tell(LimitMessage::Settled { booking, used });
         }
     }
 
@@ -229,20 +279,58 @@ impl ClientLimiter {
         &'s self,
         state: &'s mut AccountState,
         deployment: Option<&'s DeploymentName>,
-        demand: &Demand,
+        tokens: impl FnOnce(TokenEstimate) -> u64,
         now: Instant,
         time: SystemTime,
     ) -> Check<'s> {
         let own_limits = deployment.and_then(|deployment| self.own_limits(deployment));
         let now = self.account.time_of(now);
-        let (total, own, ends) = state.scopes_and_ends(deployment, own_limits.is_some());
+        let Parts { total, own, ends, follower } = state.parts(deployment, own_limits.is_some());
         let estimate = own.as_deref().map_or(total.estimate, |own| own.estimate);
-        let addition = Addition { tokens: estimate.tokens(demand), now, time, ends };
+        let addition = Addition { tokens: tokens(estimate), now, time, ends };
         let mut total = Scope { deployment: None, limits: &self.limits.total, used: total };
         let mut own = own.map(|used| Scope { deployment, limits: own_limits.unwrap_or(&NO_LIMITS), used });
         let scopes = [Some(&mut total), own.as_mut()].into_iter().flatten();
         let reached = longest_of(scopes.filter_map(|scope| scope.reached(addition)));
-        Check { total, own, addition, reached }
+        Check { total, own, addition, reached, follower }
+    }
+
+    /// Admits a request, and tells that to a process that follows, unless that has given leave.
+    fn book(
+        &self,
+        check: Check<'_>,
+        deployment: Option<&DeploymentName>,
+        demand: Demand,
+        grant: Option<Grant>,
+    ) -> Reservation {
+        let Check { mut total, mut own, addition, reached, follower } = check;
+        let tokens = addition.tokens;
+        let reserved_at = [total.book(addition), own.as_mut().and_then(|own| own.book(addition))];
+        // One that is not counted for its deployment must not end there: limits may be added to it meanwhile.
+        let counted_deployment = deployment.filter(|_| own.is_some());
+        let reserved_at_keeper = match (grant, follower) {
+            (Some(grant), _) => grant.into_reserved_at(),
+            (None, Some(follower)) => {
+                let scope = self.scope(counted_deployment);
+                follower.tell(LimitMessage::Admitted(Booking { scope, tokens, reserved_at }));
+                reserved_at
+            }
+            (None, None) => reserved_at,
+        };
+        let new = NewReservation {
+            cached_weight_permille: self.cached_weight_permille,
+            deployment: counted_deployment.cloned(),
+            demand,
+            tokens,
+            reserved_at,
+            reserved_at_keeper,
+            exceeded: reached,
+        };
+        Reservation::new(Arc::clone(&self.account), new)
+    }
+
+    fn scope(&self, deployment: Option<&DeploymentName>) -> LimitScope {
+        LimitScope::new(self.account.client.as_ref(), deployment)
     }
 
     fn own_limits(&self, deployment: &DeploymentName) -> Option<&LimitSet> {
@@ -255,7 +343,44 @@ fn longest_of(reached: impl Iterator<Item = LimitReached>) -> Option<LimitReache
     reached.max_by_key(|reached| reached.wait.unwrap_or(Duration::MAX))
 }
 
+impl Check<'_> {
+    /// Fails if the request has reached a limit that is enforced.
+    fn unless_refused(self, mode: LimitMode) -> Result<Self, LimitReached> {
+        match &self.reached {
+            Some(reached) if mode == LimitMode::Enforce => Err(reached.clone()),
+            _ => Ok(self),
+        }
+    }
+
+    /// Takes the request out of what may be admitted without leave.
+    fn take_unasked(&mut self) -> Result<(), LimitReached> {
+        let Addition { tokens, now, .. } = self.addition;
+        let mut scopes = [Some(&mut self.total), self.own.as_mut()];
+        let waits = scopes.iter_mut().flatten().filter_map(|scope| scope.unasked_reached(tokens, now));
+        if let Some(reached) = longest_of(waits) {
+            return Err(reached);
+        }
+        for scope in scopes.into_iter().flatten() {
+            scope.used.unasked.get_or_insert_default().add(tokens, now);
+        }
+        Ok(())
+    }
+}
+
 impl Scope<'_> {
+    /// The rate of which no more may be admitted without leave.
+    fn unasked_reached(&mut self, tokens: u64, now: Duration) -> Option<LimitReached> {
+        let unasked = self.used.unasked.get_or_insert_default();
+        let reached = LimitKind::ALL.into_iter().filter_map(|kind| {
+            let limit = kind.value_in(self.limits)?;
+            let demand = if kind.counts_tokens() { tokens } else { 1 };
+            let wait = unasked.time_until_admitted(kind, limit, demand, now);
+            let key = LimitKey { deployment: self.deployment.cloned(), kind };
+            (wait > Duration::ZERO).then_some(LimitReached { key, limit, demand, wait: Some(wait) })
+        });
+        longest_of(reached)
+    }
+
     /// The limit of this scope that an addition would exceed.
     fn reached(&mut self, addition: Addition<'_>) -> Option<LimitReached> {
         let reached = LimitKind::ALL.into_iter().filter_map(|kind| {

@@ -3,22 +3,34 @@
 //! What a request may use is reserved when it is admitted ([`ClientLimiter::reserve`]) and replaced by what it has
 //! used when its record is made ([`Reservation::settle`]). A request is admitted only if
 //! what is reserved and used stays within the limit, at any concurrency. Each client has an account and a lock of its own.
+//!
+//! During an upgrade the books have one keeper. The old process tells the new one what its requests had reserved
+//! (`snapshot.rs`) and then whatever happens to them (`limit_message.rs`); the new one counts that until the old one ends
+//! (`predecessor_share.rs`). From the handover on the old process asks for leave ([`ClientLimiter::reserve_by_leave`],
+//! `keeper_link.rs`), and admits little if no answer comes in time (`unasked_share.rs`).
 
 mod account;
 mod budget;
+mod keeper_link;
 mod limit_key;
+mod limit_message;
 mod limiter;
+mod predecessor_share;
 mod reservation;
 mod sliding_minute;
 mod snapshot;
 #[cfg(test)]
 mod testing;
 mod token_estimate;
+mod unasked_share;
 
 pub use self::account::{ClientAccount, ClientAccounts, LimitBooks, OpenBudget};
 pub use self::budget::Budget;
+pub use self::keeper_link::{KeeperLink, QueuedMessage};
 pub use self::limit_key::{LimitKey, LimitKind, LimitReached};
+pub use self::limit_message::{Booking, LimitAnswer, LimitMessage, LimitScope};
 pub use self::limiter::{ClientLimiter, LimitUse, RateState};
+pub use self::predecessor_share::PredecessorShare;
 pub use self::reservation::{Reservation, Settlement};
 pub use self::snapshot::RateSnapshot;
 pub use self::token_estimate::{Demand, UsedTokens};

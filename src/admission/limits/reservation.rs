@@ -5,6 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use super::account::ClientAccount;
 use super::limit_key::LimitReached;
+use super::limit_message::{Booking, LimitMessage, LimitScope};
 use super::sliding_minute::ReservedAt;
 use super::token_estimate::{Demand, UsedTokens};
 use crate::names::DeploymentName;
@@ -21,6 +22,8 @@ pub struct Reservation {
     /// When the tokens were reserved, of all requests and of those for the deployment; `None` where they are not
     /// limited.
     reserved_at: [Option<ReservedAt>; 2],
+    /// The same where a process that keeps the limits in place of this one has reserved them.
+    reserved_at_keeper: [Option<ReservedAt>; 2],
     /// The limit that the request exceeds, if that is only observed.
     exceeded: Option<LimitReached>,
     is_in_flight: bool,
@@ -40,16 +43,28 @@ pub enum Settlement {
     Nothing,
 }
 
+/// What a new reservation is made of.
+pub(super) struct NewReservation {
+    pub(super) cached_weight_permille: u32,
+    pub(super) deployment: Option<DeploymentName>,
+    pub(super) demand: Demand,
+    pub(super) tokens: u64,
+    pub(super) reserved_at: [Option<ReservedAt>; 2],
+    pub(super) reserved_at_keeper: [Option<ReservedAt>; 2],
+    pub(super) exceeded: Option<LimitReached>,
+}
+
 impl Reservation {
-    pub(super) fn new(
-        account: Arc<ClientAccount>,
-        cached_weight_permille: u32,
-        deployment: Option<DeploymentName>,
-        demand: Demand,
-        tokens: u64,
-        reserved_at: [Option<ReservedAt>; 2],
-        exceeded: Option<LimitReached>,
-    ) -> Self {
+    pub(super) fn new(account: Arc<ClientAccount>, new: NewReservation) -> Self {
+        let NewReservation {
+            cached_weight_permille,
+            deployment,
+            demand,
+            tokens,
+            reserved_at,
+            reserved_at_keeper,
+            exceeded,
+        } = new;
         Self {
             account,
             cached_weight_permille,
@@ -57,10 +72,26 @@ impl Reservation {
             demand,
             tokens,
             reserved_at,
+            reserved_at_keeper,
             exceeded,
             is_in_flight: true,
             is_settled: false,
         }
+    }
+
+    /// The request that it is for, from which estimates are learned.
+    pub(super) fn set_demand(&mut self, demand: Demand) {
+        self.demand = demand;
+    }
+
+    /// Leaves it to the caller to end and to settle it.
+    pub(super) fn into_booking(mut self) -> Booking {
+        (self.is_in_flight, self.is_settled) = (false, true);
+        Booking { scope: self.scope(), tokens: self.tokens, reserved_at: self.reserved_at }
+    }
+
+    fn scope(&self) -> LimitScope {
+        LimitScope::new(self.account.client.as_ref(), self.deployment.as_ref())
     }
 
     /// The tokens that are reserved.
@@ -81,6 +112,9 @@ impl Reservation {
         let now = self.account.time_of(now);
         let mut state = self.account.lock();
         state.note_end(now);
+        if let Some(follower) = &state.follower {
+            follower.tell(LimitMessage::Ended(self.scope()));
+        }
         let (total, own) = state.scopes(self.deployment.as_ref(), false);
         for scope in [Some(total), own].into_iter().flatten() {
             scope.in_flight = scope.in_flight.saturating_sub(1);
@@ -100,6 +134,13 @@ impl Reservation {
         };
         let now = self.account.time_of(now);
         let mut state = self.account.lock();
+        if let Some(follower) = &state.follower {
+            let (scope, reserved_at) = (self.scope(), self.reserved_at_keeper);
+            follower.tell(LimitMessage::Settled {
+                booking: Booking { scope, tokens: self.tokens, reserved_at },
+                used,
+            });
+        }
         let (total, own) = state.scopes(self.deployment.as_ref(), false);
         for (scope, reserved_at) in [Some(total), own].into_iter().zip(self.reserved_at) {
             let Some(scope) = scope else { continue };

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// The minute and the second that has begun.
 const SLOTS: usize = 61;
 
@@ -31,8 +33,8 @@ struct Slot {
 }
 
 /// The second in which something was reserved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ReservedAt(u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ReservedAt(u64);
 
 impl Default for SlidingMinute {
     fn default() -> Self {
@@ -51,11 +53,20 @@ impl SlidingMinute {
     /// Adds what a request is expected to use. Whether that exceeds a limit is the caller's question.
     pub(super) fn reserve(&mut self, amount: u64, now: Duration) -> ReservedAt {
         self.advance(now);
-        let newest = self.newest;
-        let slot = self.slot(newest);
-        slot.running = slot.running.saturating_add(amount);
+        self.reserve_at(ReservedAt(self.newest), amount, now)
+    }
+
+    /// Adds what was reserved then, in another process. Returns when it counts from: not later than now.
+    pub(super) fn reserve_at(&mut self, reserved_at: ReservedAt, amount: u64, now: Duration) -> ReservedAt {
+        self.advance(now);
+        let second = reserved_at.0.min(self.newest);
         self.running = self.running.saturating_add(amount);
-        ReservedAt(newest)
+        let reserved = match self.newest - second < SLOTS as u64 {
+            true => &mut self.slot(second).running,
+            false => &mut self.running_for_long,
+        };
+        *reserved = reserved.saturating_add(amount);
+        ReservedAt(second)
     }
 
     /// Replaces a reservation by what was used. What exceeds it counts from now on, the rest since the reservation.
@@ -126,21 +137,52 @@ impl SlidingMinute {
         let newest = self.newest;
         let ages = (0..SLOTS as u64).filter(|age| *age <= newest);
         let amounts = ages.map(|age| {
-            let Slot { settled, running } = *self.slot(newest - age);
-            (age, settled.saturating_add(running))
+            let second = newest - age;
+            let Slot { settled, running } = *self.slot(second);
+            // Not by the newest slot, which may have begun after `now`.
+            (now.as_secs().saturating_sub(second), settled.saturating_add(running))
         });
         amounts.filter(|(_, amount)| *amount > 0).collect()
     }
 
-    /// Adds what was used so many seconds ago.
-    pub(super) fn add_amounts_by_age(&mut self, amounts: &[(u64, u64)], now: Duration) {
+    /// What is reserved, by the second in which it was. What is older than a minute is in the first second.
+    pub(super) fn reserved(&mut self, now: Duration) -> Vec<(ReservedAt, u64)> {
         self.advance(now);
-        for (age, amount) in amounts.iter().filter(|(age, _)| *age < SLOTS as u64) {
-            let Some(second) = self.newest.checked_sub(*age) else { continue };
+        let oldest = self.newest.saturating_sub(SLOTS as u64 - 1);
+        let old = std::iter::once((ReservedAt(0), self.running_for_long));
+        let slots = (oldest..=self.newest).map(|second| (ReservedAt(second), self.slot(second).running));
+        old.chain(slots.collect::<Vec<_>>()).filter(|(_, amount)| *amount > 0).collect()
+    }
+
+    /// Adds what another process has counted: `amounts` by their age in seconds at `counted_at`, of which `reserved`
+    /// is reserved only. Returns that, as it counts here.
+    pub(super) fn restore(
+        &mut self,
+        amounts: &[(u64, u64)],
+        reserved: &[(ReservedAt, u64)],
+        counted_at: Option<ReservedAt>,
+        now: Duration,
+    ) -> Vec<(ReservedAt, u64)> {
+        self.advance(now);
+        let counted_at = counted_at.map_or(self.newest, |counted_at| counted_at.0.min(self.newest));
+        for (age, amount) in amounts {
+            let Some(second) = counted_at.checked_sub(*age) else { continue };
+            if self.newest - second >= SLOTS as u64 {
+                continue;
+            }
+            let only_reserved = reserved.iter().filter(|(reserved_at, _)| reserved_at.0 == second);
+            let only_reserved = only_reserved.fold(0_u64, |sum, (_, amount)| sum.saturating_add(*amount));
+            let used = amount.saturating_sub(only_reserved);
             let slot = self.slot(second);
-            slot.settled = slot.settled.saturating_add(*amount);
-            self.settled = self.settled.saturating_add(*amount);
+            slot.settled = slot.settled.saturating_add(used);
+            self.settled = self.settled.saturating_add(used);
         }
+        reserved.iter().map(|(at, amount)| (self.reserve_at(*at, *amount, now), *amount)).collect()
+    }
+
+    /// The second that it is now.
+    pub(super) fn second_of(now: Duration) -> ReservedAt {
+        ReservedAt(now.as_secs())
     }
 
     /// Forgets what is older than a minute.

@@ -5,10 +5,11 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::account::{ClientAccounts, ScopeUse};
-use super::sliding_minute::SlidingMinute;
+use super::predecessor_share::{Held, PredecessorShare};
+use super::sliding_minute::{ReservedAt, SlidingMinute};
 use crate::names::{ClientName, DeploymentName};
 
-/// What was used of the rates of one client, in total or for one deployment.
+/// What was used of the rates of one client, in total or for one deployment, and what its requests hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RateSnapshot {
     /// `None`: of all clients that need not authenticate.
@@ -21,50 +22,91 @@ pub struct RateSnapshot {
     /// The same of tokens. What is still reserved counts as used.
     #[serde(default)]
     tokens: Vec<(u64, u64)>,
+    /// The second that ages count from. Earlier versions send neither this nor what follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    counted_at: Option<ReservedAt>,
+    /// The part of `tokens` that is reserved only, by seconds; that of the first second is older than `tokens` tells.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    reserved: Vec<(ReservedAt, u64)>,
+    /// All tokens that are reserved, whether or not a rate limits them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    reserved_tokens: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    in_flight: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl ClientAccounts {
-    /// What counts now against the rates of all clients.
+    /// What counts now against the limits of all clients. A successor that is getting ready is told what happens from
+    /// then on.
     pub fn capture(&self, now: Instant) -> Vec<RateSnapshot> {
         let mut snapshots = Vec::new();
-        for (client, account) in self.all() {
+        let (follower, accounts) = self.begin_following();
+        for account in accounts {
             let now = account.time_of(now);
             let mut state = account.lock();
+            state.follower.clone_from(&follower);
             for (deployment, scope) in state.all_scopes() {
                 let mut ages = |window: fn(&mut ScopeUse) -> Option<&mut SlidingMinute>| {
                     window(scope).map_or_else(Vec::new, |window| window.amounts_by_age(now))
                 };
                 let requests = ages(|scope| scope.requests.as_deref_mut());
                 let tokens = ages(|scope| scope.tokens.as_deref_mut());
-                if !requests.is_empty() || !tokens.is_empty() {
-                    let client = client.as_ref().map(ToString::to_string);
-                    let deployment = deployment.map(ToString::to_string);
-                    snapshots.push(RateSnapshot { client, deployment, requests, tokens });
+                let reserved =
+                    scope.tokens.as_deref_mut().map_or_else(Vec::new, |window| window.reserved(now));
+                let (in_flight, reserved_tokens) = (scope.in_flight, scope.reserved_tokens);
+                let holds_nothing = reserved.is_empty() && reserved_tokens == 0 && in_flight == 0;
+                if requests.is_empty() && tokens.is_empty() && holds_nothing {
+                    continue;
                 }
+                snapshots.push(RateSnapshot {
+                    client: account.client.as_ref().map(ToString::to_string),
+                    deployment: deployment.map(ToString::to_string),
+                    requests,
+                    tokens,
+                    counted_at: Some(SlidingMinute::second_of(now)),
+                    reserved,
+                    reserved_tokens,
+                    in_flight,
+                });
             }
         }
         snapshots
     }
 
-    /// Adds what was used in another process, at this moment.
-    pub fn restore(&self, snapshots: &[RateSnapshot], now: Instant) {
-        for RateSnapshot { client, deployment, requests, tokens } in snapshots {
-            let account = self.find_or_create(client.as_deref().map(ClientName::new).as_ref());
-            let now = account.time_of(now);
-            let mut state = account.lock();
-            let deployment = match deployment.as_deref().map(DeploymentName::parse) {
+    /// Adds what was used in another process. Returns what its requests in progress hold, which counts as well.
+    pub fn restore(&self, snapshots: &[RateSnapshot], now: Instant) -> PredecessorShare {
+        let mut share = PredecessorShare::default();
+        for snapshot in snapshots {
+            let client = snapshot.client.as_deref().map(ClientName::new);
+            let deployment = match snapshot.deployment.as_deref().map(DeploymentName::parse) {
                 Some(Err(_)) => continue,
                 name => name.and_then(Result::ok),
             };
+            let account = self.find_or_create(client.as_ref());
+            let now = account.time_of(now);
+            let mut state = account.lock();
             let (total, own) = state.scopes(deployment.as_ref(), true);
             let scope = own.unwrap_or(total);
+            let RateSnapshot { requests, tokens, counted_at, reserved, .. } = snapshot;
             if !requests.is_empty() {
-                scope.requests.get_or_insert_default().add_amounts_by_age(requests, now);
+                scope.requests.get_or_insert_default().restore(requests, &[], *counted_at, now);
             }
-            if !tokens.is_empty() {
-                scope.tokens.get_or_insert_default().add_amounts_by_age(tokens, now);
+            let mut held = Held { in_flight: snapshot.in_flight, ..Held::default() };
+            if !tokens.is_empty() || !reserved.is_empty() {
+                let window = scope.tokens.get_or_insert_default();
+                held.in_window = window.restore(tokens, reserved, *counted_at, now).into_iter().collect();
             }
+            held.reserved_tokens = snapshot.reserved_tokens;
+            scope.in_flight += held.in_flight;
+            scope.reserved_tokens = scope.reserved_tokens.saturating_add(held.reserved_tokens);
+            share.insert(client, deployment, held);
         }
+        share
     }
 }
 
@@ -90,19 +132,51 @@ mod tests {
             own.unwrap().requests.get_or_insert_default().add(1, times[1]);
         }
         let snapshots = accounts.capture(start + 40 * second);
-        assert_eq!(accounts.capture(start + 100 * second), [], "nothing counts any longer");
+        assert_eq!(accounts.capture(start + 100 * second).len(), 1, "only what is reserved counts");
         let text = serde_json::to_string(&snapshots).unwrap();
-        // It has just started.
-        let later = start + 40 * second;
-        let successor = ClientAccounts::new(later);
-        successor.restore(&serde_json::from_str::<Vec<RateSnapshot>>(&text).unwrap(), later);
-        let account = successor.find_or_create(Some(&client));
-        let mut state = account.lock();
-        let (total, own) = state.scopes(Some(&deployment), true);
-        let (tokens, requests) = (total.tokens.as_mut().unwrap(), own.unwrap().requests.as_mut().unwrap());
-        for (seconds, expected) in [(40, (12, 1)), (69, (12, 1)), (72, (7, 1)), (92, (0, 0))] {
-            let now = account.time_of(start + seconds * second);
-            assert_eq!((tokens.total(now), requests.total(now)), expected, "{seconds}");
+        let earlier = r#"[{"client":"a","deployment":null,"requests":[],"tokens":[[10,7],[30,5]]},
+            {"client":"a","deployment":"gpt-4o","requests":[[10,1]],"tokens":[]}]"#;
+        for text in [&*text, earlier] {
+            let later = start + 40 * second;
+            let successor = ClientAccounts::new(start);
+            let snapshots: Vec<RateSnapshot> = serde_json::from_str(text).unwrap();
+            successor.restore(&snapshots, later).settle_all(&successor, later);
+            let account = successor.find_or_create(Some(&client));
+            let mut state = account.lock();
+            let (total, own) = state.scopes(Some(&deployment), true);
+            let (tokens, requests) =
+                (total.tokens.as_mut().unwrap(), own.unwrap().requests.as_mut().unwrap());
+            for (seconds, expected) in [(40, (12, 1)), (69, (12, 1)), (72, (7, 1)), (92, (0, 0))] {
+                let now = account.time_of(start + seconds * second);
+                assert_eq!((tokens.total(now), requests.total(now)), expected, "{seconds} {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_serialized_form_does_not_change() {
+        let snapshot = |counted_at, reserved, number| RateSnapshot {
+            client: Some("a".to_owned()),
+            deployment: None,
+            requests: Vec::new(),
+            tokens: vec![(1, 2)],
+            counted_at,
+            reserved,
+            reserved_tokens: number,
+            in_flight: number,
+        };
+        let at = SlidingMinute::second_of(Duration::from_secs(9));
+        for (snapshot, expected) in [
+            (
+                snapshot(None, Vec::new(), 0),
+                r#"{"client":"a","deployment":null,"requests":[],"tokens":[[1,2]]}"#,
+            ),
+            (
+                snapshot(Some(at), vec![(at, 2)], 1),
+                r#"{"client":"a","deployment":null,"requests":[],"tokens":[[1,2]],"counted_at":9,"reserved":[[9,2]],"reserved_tokens":1,"in_flight":1}"#,
+            ),
+        ] {
+            assert_eq!(serde_json::to_string(&snapshot).unwrap(), expected);
         }
     }
 }

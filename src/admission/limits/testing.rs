@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::account::ClientAccounts;
 use super::budget::Budget;
+use super::keeper_link::KeeperLink;
 use super::limit_key::LimitReached;
 use super::limiter::ClientLimiter;
 use super::reservation::{Reservation, Settlement};
@@ -33,15 +34,25 @@ impl Budget for MemoryBudget {
 
 /// One client, with an account and budgets that all its limiters share.
 pub(super) struct TestClient {
-    accounts: ClientAccounts,
+    pub(super) accounts: ClientAccounts,
     start: Instant,
-    budgets: Mutex<HashMap<Option<DeploymentName>, Arc<MemoryBudget>>>,
+    budgets: Arc<Mutex<HashMap<Option<DeploymentName>, Arc<MemoryBudget>>>>,
 }
 
 impl TestClient {
     pub(super) fn new() -> Self {
         let start = Instant::now();
-        Self { accounts: ClientAccounts::new(start), start, budgets: Mutex::default() }
+        Self { accounts: ClientAccounts::new(start), start, budgets: Arc::default() }
+    }
+
+    /// The same client in a process that takes over: with an empty account, and with the same budgets.
+    pub(super) fn successor(&self) -> Self {
+        let accounts = ClientAccounts::new(self.start);
+        Self { accounts, start: self.start, budgets: Arc::clone(&self.budgets) }
+    }
+
+    pub(super) fn at(&self, millis: u64) -> Instant {
+        self.start + Duration::from_millis(millis)
     }
 
     /// The limiter of a configuration with these limits; see [`limits`].
@@ -84,6 +95,20 @@ impl TestLimiter {
         let reservation =
             self.limiter.reserve(deployment.as_ref(), &demand(tokens), self.at(millis), time(millis))?;
         Ok(TestReservation { reservation, start: self.start })
+    }
+
+    /// Reserves by leave of another process.
+    pub(super) async fn reserve_by_leave(
+        &self,
+        keeper: &Arc<KeeperLink>,
+        tokens: u64,
+        millis: u64,
+    ) -> Result<TestReservation, LimitReached> {
+        let reserved = self
+            .limiter
+            .reserve_by_leave(keeper, None, &demand(tokens), self.at(millis), time(millis))
+            .await?;
+        Ok(TestReservation { reservation: reserved, start: self.start })
     }
 
     /// The key of each limit, with what counts against it.

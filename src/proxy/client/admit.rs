@@ -104,7 +104,7 @@ pub(in crate::proxy) async fn admit_request(
     context.request.wants_stream = call.wants_stream;
     let received = Moment { instant: context.request.received_instant, time: context.request.received_at };
     let admitted = gateway.admit(&method, target, &client, call, &context.body.held_bytes, received)?;
-    context.reserve_limits(&admitted, Instant::now())?;
+    context.reserve_limits(&admitted, Instant::now()).await?;
     let shed_rule = context.request.class.and_then(|class| gateway.shed_rule(class));
     let admitted = admitted.with_shed_rule(shed_rule);
     let limits = gateway.retry_limits_for_request(

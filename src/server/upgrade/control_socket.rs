@@ -15,6 +15,7 @@ use super::budgets::accept_budgets;
 use super::channel::ControlChannel;
 use super::control_socket_path::control_socket_path;
 use super::homes::{accept_homes, tell_homes};
+use super::limits::tell_limits;
 use super::protocol::ControlMessage;
 use crate::gateway::ProcessState;
 
@@ -68,8 +69,8 @@ impl ControlSocket {
         Ok(Self { listener })
     }
 
-    /// Sends the commands to `commands` until its receiver is dropped. What concerns the memory of homes or
-    /// budgets is answered at once, since a command may be waiting for it.
+    /// Sends the commands to `commands` until its receiver is dropped. What concerns the memory of homes,
+    /// budgets or limits is answered at once, since a command may be waiting for it.
     pub async fn run(self, commands: mpsc::Sender<ControlCommand>, process: Arc<ProcessState>) {
         loop {
             let stream = tokio::select! {
@@ -94,6 +95,7 @@ impl ControlSocket {
                     Ok(ControlMessage::ReportBudgets { additions }) => {
                         return accept_budgets(channel, &process, &additions).await;
                     }
+                    Ok(ControlMessage::FollowLimits) => return tell_limits(channel, process).await,
                     Ok(ControlMessage::ReportHomes) => return accept_homes(channel, process).await,
                     other => return debug!("control socket: no command: {other:?}"),
                 };

@@ -6,13 +6,15 @@
 //! starts its successor (`predecessor.rs`), which connects to it as well, receives the health of the
 //! backends and reports when it is ready for the sockets (`successor.rs`). Pingora sends the sockets.
 //! The homes of objects go over a second connection (`homes.rs`). What clients use of their budgets in requests
-//! that the old process finishes is reported to the new one (`budgets.rs`).
+//! that the old process finishes is reported to the new one (`budgets.rs`), and
+//! the new one keeps the limits that requests of both processes count against (`limits.rs`).
 
 mod budgets;
 mod channel;
 mod control_socket;
 mod control_socket_path;
 mod homes;
+mod limits;
 mod predecessor;
 mod process_set;
 mod protocol;

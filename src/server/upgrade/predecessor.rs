@@ -138,7 +138,8 @@ impl PredecessorRole {
         let mut earlier_pids = self.earlier_processes.running_pids();
         earlier_pids.push(std::process::id());
         let addresses = self.listen_addresses.clone();
-        let welcome = ControlMessage::Welcome { addresses, earlier_pids, tells_homes: true };
+        let welcome =
+            ControlMessage::Welcome { addresses, earlier_pids, tells_homes: true, tells_limits: true };
         successor.send(&welcome).await.map_err(HandoverError::NotReady)?;
         report_progress(requester, "the new process is preparing".to_owned()).await;
         expect_message(&mut successor, PREPARATION_TIMEOUT, |message| {

@@ -31,9 +31,17 @@ pub(super) enum ControlMessage {
         /// Whether the sender answers [`ControlMessage::FollowHomes`]. Earlier versions do not.
         #[serde(default, skip_serializing_if = "is_false")]
         tells_homes: bool,
+        /// The same of [`ControlMessage::FollowLimits`].
+        #[serde(default, skip_serializing_if = "is_false")]
+        tells_limits: bool,
     },
     /// To the running process: it is to tell the homes that it remembers and learns, in the format of their log.
     FollowHomes,
+    /// To the running process: the sender keeps the limits from the handover on. The receiver is to tell what counts
+    /// against them after [`ControlMessage::LearnedState`], and to ask for leave.
+    FollowLimits,
+    /// In answer to it: it will.
+    ReadyForLimits,
     /// To the process that serves now: a predecessor has learned homes after its own successor was gone.
     ReportHomes,
     /// In answer to it: they can be sent, in the format of their log.
@@ -104,6 +112,13 @@ mod tests {
             addresses: vec!["a".to_owned()],
             earlier_pids: vec![1],
             tells_homes,
+            tells_limits: false,
+        };
+        let latest_welcome = ControlMessage::Welcome {
+            addresses: Vec::new(),
+            earlier_pids: Vec::new(),
+            tells_homes: true,
+            tells_limits: true,
         };
         let addition = BudgetEntry {
             client: Some(ClientName::new("c")),
@@ -118,6 +133,12 @@ mod tests {
             (ControlMessage::Introduction { pid: 1 }, r#"{"succeed":{"pid":1}}"#),
             (welcome(false), r#"{"welcome":{"addresses":["a"],"predecessors":[1]}}"#),
             (welcome(true), r#"{"welcome":{"addresses":["a"],"predecessors":[1],"tells_homes":true}}"#),
+            (
+                latest_welcome,
+                r#"{"welcome":{"addresses":[],"predecessors":[],"tells_homes":true,"tells_limits":true}}"#,
+            ),
+            (ControlMessage::FollowLimits, r#""follow_limits""#),
+            (ControlMessage::ReadyForLimits, r#""ready_for_limits""#),
             (ControlMessage::FollowHomes, r#""follow_homes""#),
             (ControlMessage::ReportHomes, r#""report_homes""#),
             (ControlMessage::ReadyForHomes, r#""ready_for_homes""#),
@@ -144,6 +165,9 @@ mod tests {
     #[test]
     fn messages_of_earlier_versions_are_understood() {
         let welcome = serde_json::from_str(r#"{"welcome":{"addresses":["a"],"predecessors":[1]}}"#).unwrap();
-        assert!(matches!(welcome, ControlMessage::Welcome { tells_homes: false, .. }), "{welcome:?}");
+        assert!(
+            matches!(welcome, ControlMessage::Welcome { tells_homes: false, tells_limits: false, .. }),
+            "{welcome:?}"
+        );
     }
 }

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use super::channel::ControlChannel;
 use super::control_socket_path::control_socket_path;
 use super::homes::follow_homes;
+use super::limits::LimitsSource;
 use super::process_set::ProcessSet;
 use super::protocol::{ControlMessage, REPLY_TIMEOUT};
 use crate::gateway::homes_keeper::HomesSource;
@@ -54,6 +55,8 @@ pub struct SuccessorRole {
     pub inherited_addresses: Vec<String>,
     earlier_pids: Vec<u32>,
     homes: HandedOverHomes,
+    /// Where the predecessor tells what counts against limits, until that is read.
+    limits: Option<LimitsSource>,
 }
 
 /// How far the homes that the predecessor remembers have come.
@@ -82,10 +85,11 @@ impl SuccessorRole {
         let pid = std::process::id();
         channel.send(&ControlMessage::Introduction { pid }).await.map_err(TakeoverError::Disconnected)?;
         match channel.receive(REPLY_TIMEOUT).await.map_err(TakeoverError::Disconnected)? {
-            ControlMessage::Welcome { addresses, earlier_pids, tells_homes } => {
+            ControlMessage::Welcome { addresses, earlier_pids, tells_homes, tells_limits } => {
                 let source = if tells_homes { follow_homes(upgrade_socket_path).await } else { None };
                 let homes = source.map_or(HandedOverHomes::None, HandedOverHomes::Offered);
-                Ok(Self { channel, inherited_addresses: addresses, earlier_pids, homes })
+                let limits = if tells_limits { LimitsSource::open(upgrade_socket_path).await } else { None };
+                Ok(Self { channel, inherited_addresses: addresses, earlier_pids, homes, limits })
             }
             ControlMessage::Failed { reason } => Err(TakeoverError::Declined(reason)),
             other => {
@@ -133,7 +137,7 @@ impl SuccessorRole {
     /// [`TakeoverError`].
     pub async fn adopt_state_and_report_ready(
         &mut self,
-        config_manager: &ConfigManager,
+        config_manager: &Arc<ConfigManager>,
     ) -> Result<(), TakeoverError> {
         self.channel.send(&ControlMessage::Prepared).await.map_err(TakeoverError::Disconnected)?;
         match self.channel.receive(REPLY_TIMEOUT).await.map_err(TakeoverError::Disconnected)? {
@@ -144,7 +148,12 @@ impl SuccessorRole {
                     deployments.iter().filter_map(|name| DeploymentName::parse(name).ok()).collect();
                 config_manager.learn_deployments(&deployments, now);
                 config_manager.process_state().recorder.stored_usage().adopt(&uncounted);
-                config_manager.process_state().client_accounts.restore(&rates, now);
+                let accounts = &config_manager.process_state().client_accounts;
+                let mut share = accounts.restore(&rates, now);
+                match self.limits.take() {
+                    Some(source) => source.keep_limits(share, config_manager),
+                    None => share.settle_all(accounts, now),
+                }
             }
             ControlMessage::Failed { reason } => return Err(TakeoverError::Declined(reason)),
             other => {

@@ -109,7 +109,7 @@ impl Turn {
 
     /// Runs the turn of this `response.create`.
     pub(super) async fn run(mut self, create: HeldMessage, start: TurnStart) -> TurnOutcome {
-        let admitted = match (self.admit(create), start) {
+        let admitted = match (self.admit(create).await, start) {
             (Ok(()), TurnStart::Anywhere) => Ok(()),
             (Ok(()), TurnStart::On(socket)) => self.pin_to(socket),
             (Ok(()), TurnStart::Refused(refusal)) => Err(refusal),
@@ -141,7 +141,7 @@ impl Turn {
     }
 
     /// Admits the turn, as a POST of the same content.
-    fn admit(&mut self, create: HeldMessage) -> std::result::Result<(), Refusal> {
+    async fn admit(&mut self, create: HeldMessage) -> std::result::Result<(), Refusal> {
         let context = &mut *self.context;
         let config = Arc::clone(&context.config);
         let gateway = &config.gateway;
@@ -169,7 +169,7 @@ impl Turn {
         let body = &context.body.held_bytes;
         let admitted = gateway.admit(&Method::POST, target, &client, call, body, received)?;
         let now = Instant::now();
-        context.reserve_limits(&admitted, now)?;
+        context.reserve_limits(&admitted, now).await?;
         let gateway = &config.gateway;
         let shed_rule = context.request.class.and_then(|class| gateway.shed_rule(class));
         let admitted = admitted.with_shed_rule(shed_rule);

@@ -1,0 +1,191 @@
+//! What requests of a process that was replaced have reserved, counted here until that process reports their ends.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use super::account::{AccountState, ClientAccounts, ScopeUse};
+use super::limit_message::{Booking, LimitMessage};
+use super::reservation::Reservation;
+use super::sliding_minute::ReservedAt;
+use crate::names::{ClientName, DeploymentName};
+
+/// What a predecessor's requests hold. What it does not hold cannot be given back, whatever is reported.
+#[derive(Debug, Default)]
+pub struct PredecessorShare {
+    scopes: HashMap<(Option<ClientName>, Option<DeploymentName>), Held>,
+}
+
+/// What is held in one scope.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    pub(super) in_flight: u64,
+    /// The tokens that are reserved, whether or not a rate limits them.
+    pub(super) reserved_tokens: u64,
+    /// Those that count in the sliding minute, by the second of their reservation.
+    pub(super) in_window: BTreeMap<ReservedAt, u64>,
+}
+
+impl PredecessorShare {
+    pub(super) fn insert(
+        &mut self,
+        client: Option<ClientName>,
+        deployment: Option<DeploymentName>,
+        held: Held,
+    ) {
+        self.scopes.insert((client, deployment), held);
+    }
+
+    /// Holds what was reserved here for a request of the predecessor.
+    pub fn hold(&mut self, reservation: Reservation) -> Booking {
+        let booking = reservation.into_booking();
+        self.for_each_scope(&booking, |held, reserved_at| held.add(booking.tokens, reserved_at));
+        booking
+    }
+
+    /// The predecessor reports what has happened to a request. A question is none of it.
+    pub fn apply(&mut self, accounts: &ClientAccounts, message: &LimitMessage, now: Instant) {
+        let (scope, booking) = match message {
+            LimitMessage::Ask { .. } => return,
+            LimitMessage::Ended(scope) => (scope, None),
+            LimitMessage::Admitted(booking) | LimitMessage::Settled { booking, .. } => {
+                (&booking.scope, Some(booking))
+            }
+        };
+        let (client, deployment) = (scope.client(), scope.deployment());
+        let account = accounts.find_or_create(client.as_ref());
+        let now = account.time_of(now);
+        let mut state = account.lock();
+        if let LimitMessage::Ended(_) = message {
+            state.note_end(now);
+        }
+        let own = deployment.is_some().then_some(deployment);
+        for (index, deployment) in std::iter::once(None).chain(own).enumerate() {
+            let Some(used) = scope_of(&mut state, deployment.as_ref()) else { continue };
+            let held = self.scopes.entry((client.clone(), deployment)).or_default();
+            let reserved_at = booking.and_then(|booking| booking.reserved_at.get(index).copied().flatten());
+            match message {
+                LimitMessage::Admitted(booking) => held.admit(used, booking.tokens, reserved_at, now),
+                LimitMessage::Settled { booking, used: tokens } => {
+                    held.settle(used, booking.tokens, reserved_at, *tokens, now);
+                }
+                LimitMessage::Ended(_) => held.end(used, 1),
+                LimitMessage::Ask { .. } => {}
+            }
+        }
+        // If this process is replaced as well, its successor counts what this one holds.
+        if let Some(follower) = &state.follower {
+            follower.tell(message.clone());
+        }
+    }
+
+    /// The predecessor reports no more: what is left counts as used. Of budgets it is given back, since the predecessor
+    /// reports what was used of them by another way.
+    pub fn settle_all(&mut self, accounts: &ClientAccounts, now: Instant) {
+        for ((client, deployment), mut held) in self.scopes.drain() {
+            let account = accounts.find_or_create(client.as_ref());
+            let now = account.time_of(now);
+            let mut state = account.lock();
+            let Some(used) = scope_of(&mut state, deployment.as_ref()) else { continue };
+            held.end(used, held.in_flight);
+            for (reserved_at, tokens) in std::mem::take(&mut held.in_window) {
+                if let Some(window) = &mut used.tokens {
+                    window.settle(tokens, reserved_at, tokens, now);
+                }
+            }
+            used.reserved_tokens = used.reserved_tokens.saturating_sub(held.reserved_tokens);
+        }
+    }
+
+    fn for_each_scope(&mut self, booking: &Booking, mut apply: impl FnMut(&mut Held, Option<ReservedAt>)) {
+        let (client, deployment) = (booking.scope.client(), booking.scope.deployment());
+        let [in_total, in_own] = booking.reserved_at;
+        if deployment.is_some() {
+            apply(self.scopes.entry((client.clone(), deployment)).or_default(), in_own);
+        }
+        apply(self.scopes.entry((client, None)).or_default(), in_total);
+    }
+}
+
+impl Held {
+    fn add(&mut self, tokens: u64, reserved_at: Option<ReservedAt>) {
+        self.in_flight += 1;
+        self.reserved_tokens = self.reserved_tokens.saturating_add(tokens);
+        if let Some(reserved_at) = reserved_at {
+            let in_second = self.in_window.entry(reserved_at).or_default();
+            *in_second = in_second.saturating_add(tokens);
+        }
+    }
+
+    fn admit(&mut self, used: &mut ScopeUse, tokens: u64, reserved_at: Option<ReservedAt>, now: Duration) {
+        used.in_flight += 1;
+        used.reserved_tokens = used.reserved_tokens.saturating_add(tokens);
+        used.requests.get_or_insert_default().add(1, now);
+        let reserved_at = reserved_at
+            .map(|reserved_at| used.tokens.get_or_insert_default().reserve_at(reserved_at, tokens, now));
+        self.add(tokens, reserved_at);
+    }
+
+    fn end(&mut self, used: &mut ScopeUse, count: u64) {
+        let count = count.min(self.in_flight);
+        self.in_flight -= count;
+        used.in_flight = used.in_flight.saturating_sub(count);
+    }
+
+    /// A budget is not touched: the predecessor reports what was used of it by another way.
+    fn settle(
+        &mut self,
+        used: &mut ScopeUse,
+        tokens: u64,
+        reserved_at: Option<ReservedAt>,
+        mut used_tokens: u64,
+        now: Duration,
+    ) {
+        let released = tokens.min(self.reserved_tokens);
+        self.reserved_tokens -= released;
+        used.reserved_tokens = used.reserved_tokens.saturating_sub(released);
+        let taken = reserved_at.map_or_else(Vec::new, |reserved_at| self.take(reserved_at, tokens));
+        let Some(window) = &mut used.tokens else { return };
+        for (reserved_at, tokens) in taken {
+            let within = used_tokens.min(tokens);
+            window.settle(tokens, reserved_at, within, now);
+            used_tokens -= within;
+        }
+        window.add(used_tokens, now);
+    }
+
+    /// Takes tokens that were reserved in this second, or else in others: what was reserved more than a minute before
+    /// the handover has lost its second.
+    fn take(&mut self, reserved_at: ReservedAt, tokens: u64) -> Vec<(ReservedAt, u64)> {
+        let (mut taken, mut missing) = (Vec::new(), tokens);
+        let others: Vec<_> = self.in_window.keys().copied().filter(|other| *other != reserved_at).collect();
+        for second in std::iter::once(reserved_at).chain(others) {
+            let Some(held) = self.in_window.get_mut(&second) else { continue };
+            let amount = missing.min(*held);
+            *held -= amount;
+            if *held == 0 {
+                self.in_window.remove(&second);
+            }
+            missing -= amount;
+            taken.push((second, amount));
+            if missing == 0 {
+                break;
+            }
+        }
+        taken
+    }
+}
+
+/// The use of all requests, or that of a deployment; `None` for one of too many.
+fn scope_of<'s>(
+    state: &'s mut AccountState,
+    deployment: Option<&DeploymentName>,
+) -> Option<&'s mut ScopeUse> {
+    match (deployment, state.scopes(deployment, false)) {
+        (None, (total, _)) => Some(total),
+        (Some(_), (_, own)) => own,
+    }
+}
+
+#[cfg(test)]
+#[path = "predecessor_share_tests.rs"]
+mod tests;
