@@ -148,9 +148,9 @@ pub(super) fn close_recorder_and_exit(process: &ProcessState, code: i32) -> ! {
 pub(super) fn close_recorder(process: &ProcessState) {
     process.drains.save_pending(&process.health_registry, Instant::now());
     process.homes_keeper.close();
-    process.budgets.close();
     process.recorder.shut_down();
     // After the last records, with which limits are settled.
+    process.budgets.close();
     if let Some(keeper) = process.client_accounts.keeper() {
         keeper.flush(KEEPER_FLUSH_TIMEOUT);
     }
