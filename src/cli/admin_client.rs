@@ -12,7 +12,7 @@ use clap::Args;
 use http::Method;
 use serde_json::Value;
 
-use super::config_file::DEFAULT_CONFIG_FILE;
+use super::config_file::{ConfigArguments, DEFAULT_CONFIG_FILE};
 use crate::config::{
     self, AdminAddress, AdminConfig, CertifiedKey, ConfigError, Endpoint, Environment, SecretSource,
 };
@@ -93,6 +93,18 @@ enum AdminTarget {
     /// At an address, under a name that its certificate has.
     Address(Endpoint, SocketAddr),
     UnixSocket(String),
+}
+
+impl AdminArguments {
+    /// Those for the process that runs with this configuration.
+    pub(super) fn of_config(config: &ConfigArguments) -> Self {
+        Self {
+            config: Some(config.file().to_owned()),
+            environment: config.environment_file().map(Path::to_owned),
+            admin: None,
+            token_file: None,
+        }
+    }
 }
 
 impl AdminClient {

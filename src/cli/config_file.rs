@@ -38,6 +38,11 @@ impl ConfigArguments {
         &self.config
     }
 
+    /// The environment file, if it was given.
+    pub(super) fn environment_file(&self) -> Option<&Path> {
+        self.environment.as_deref()
+    }
+
     /// These arguments with absolute paths, for a process that reads the files again later.
     ///
     /// # Errors

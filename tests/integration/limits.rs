@@ -359,6 +359,12 @@ async fn explain_tells_the_class_and_the_limits_of_a_client() {
     let text = explain("team-a");
     let expected = "tokens_per_minute 1000, deployments.gpt-4o.in_flight 5 (observed only)";
     assert!(text.contains("class       interactive\n") && text.contains(expected), "{text}");
+    let left = "has left    tokens_per_minute 1000 of 1000, deployments.gpt-4o.in_flight 5 of 5\n";
+    assert!(text.contains(left), "{text}");
+    assert_eq!(post(&balancer, &json!({})).await.status, 200);
+    balancer.wait_for_records(1).await;
+    let text = explain("team-a");
+    assert!(text.contains(&format!("has left    tokens_per_minute {} of 1000", 1000 - USED)), "{text}");
     let text = explain("free");
     assert!(!text.contains("\nclass ") && !text.contains("\nmay use "), "{text}");
 }

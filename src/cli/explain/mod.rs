@@ -1,11 +1,12 @@
 //! `aoai-lb explain`: shows what would happen to a request.
 //!
 //! It builds a gateway from the file, admits the request and follows its retry plan, with the same code
-//! that routes requests. Nothing is sent.
+//! that routes requests. Nothing is sent; only what is left of a client's limits is asked of the running process.
 
 mod affinity;
 mod queue;
 mod reference;
+mod remaining;
 mod responses;
 mod shed;
 
@@ -23,6 +24,7 @@ use serde_json::{Map, Value};
 use self::affinity::{References, RememberedHomes, describe_search};
 use self::queue::queue_lines;
 use self::reference::{PLACEHOLDER, refer_in_body};
+use self::remaining::{Remaining, ask_for_remaining, describe_remaining};
 use self::responses::response_lines;
 use self::shed::shed_lines;
 use super::cli_error::CliError;
@@ -81,6 +83,8 @@ struct ExplainedRequest {
     referenced_id: Option<String>,
     /// The name of the client.
     client_name: Option<String>,
+    /// What is left of the limits of the client; `None` if nobody was asked.
+    remaining: Option<Remaining>,
     /// Whether the responses of a backend are explained as well.
     shows_responses: bool,
 }
@@ -111,6 +115,9 @@ pub(super) fn run(arguments: ExplainArguments) -> Result<(), CliError> {
     print_warnings(&checked)?;
     let invalid_method = |_| CliError(format!("{method} is not an HTTP method; use GET, POST or DELETE"));
     let method = Method::from_bytes(method.to_ascii_uppercase().as_bytes()).map_err(invalid_method)?;
+    let runtime = start_background_runtime()?;
+    let asked_client = client.as_deref().filter(|_| checked.config.admin.is_some());
+    let remaining = asked_client.map(|client| ask_for_remaining(&config, client, &runtime));
     let in_path = refers_to.as_ref().filter(|_| path.contains(PLACEHOLDER));
     let request = ExplainedRequest {
         method,
@@ -118,9 +125,10 @@ pub(super) fn run(arguments: ExplainArguments) -> Result<(), CliError> {
         model,
         referenced_id: refers_to.filter(|id| !path.contains(PLACEHOLDER) && !path.contains(id.as_str())),
         client_name: client,
+        remaining,
         shows_responses: verbose,
     };
-    let text = explain_request(&checked.config, &request, start_background_runtime()?.handle())?;
+    let text = explain_request(&checked.config, &request, runtime.handle())?;
     write!(io::stdout(), "{text}")?;
     Ok(())
 }
@@ -240,11 +248,11 @@ fn select_and_write_client(
         known: if all.is_empty() { "not listed (clients: open)".to_owned() } else { known().join(", ") },
     })?;
     write_line(text, "client", name);
-    write_class_and_limits(client, text);
+    write_class_and_limits(client, request.remaining.as_ref(), text);
     Ok(Arc::clone(client))
 }
 
-fn write_class_and_limits(client: &Client, text: &mut String) {
+fn write_class_and_limits(client: &Client, remaining: Option<&Remaining>, text: &mut String) {
     if client.class != RequestClass::default() {
         write_line(text, "class", client.class.as_str());
     }
@@ -253,7 +261,9 @@ fn write_class_and_limits(client: &Client, text: &mut String) {
     let limits: Vec<String> = limits.iter().map(|used| format!("{} {}", used.key, used.limit)).collect();
     let mode = if limiter.mode() == LimitMode::Observe { " (observed only)" } else { "" };
     write_line(text, "may use", &format!("{}{mode}", limits.join(", ")));
-    write_line(text, "", "what is left of them: aoai-lb status --verbose");
+    if let Some(remaining) = remaining {
+        write_line(text, "has left", &describe_remaining(remaining));
+    }
 }
 
 /// Admits the request with the same steps as `proxy/client/admit.rs`; `None` if the balancer answers it itself.

@@ -83,6 +83,7 @@ mod tests {
             model: model.map(str::to_owned),
             referenced_id: None,
             client_name: None,
+            remaining: None,
             shows_responses: false,
         };
         let runtime = start_background_runtime().ok().unwrap();
