@@ -1,13 +1,13 @@
 # Most important: `make demo` and `make test`. Both install missing packages first.
 
 .PHONY: demo test build release deb install uninstall bench install-packages install-test-packages install-fuzz-packages install-bench-packages
-.PHONY: format lint unit sdk page systemd instructions fuzz fuzz-briefly audit
+.PHONY: format lint unit fairness sdk page systemd instructions fuzz fuzz-briefly audit
 
 demo: build
 	@./target/debug/aoai-lb demo
 
 # Everything that CI runs.
-test: install-test-packages format lint unit fuzz-briefly sdk page systemd instructions
+test: install-test-packages format lint unit fairness fuzz-briefly sdk page systemd instructions
 
 build: install-packages
 	cargo build --locked
@@ -50,6 +50,10 @@ lint:
 # Unit tests, integration tests of the running binary against simulated Azure, and checks of the dependencies.
 unit:
 	cargo test --locked --no-fail-fast
+
+# How the queue and the limits of clients behave, in five minutes of virtual time.
+fairness:
+	cargo test --locked --bench fairness -- --quick
 
 # The official SDKs, the Agents SDK, LangChain and the Codex CLI, unmodified, against the running binary.
 sdk: install-test-packages

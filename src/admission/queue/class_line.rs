@@ -19,7 +19,8 @@ pub(super) struct ClassLine<T> {
     clients: HashMap<Caller, ClientLine<T>>,
     /// The clients with requests that wait, in the order in which they are served.
     order: BTreeMap<Turn, Caller>,
-    /// The smallest counter of those that waited last: where others start.
+    /// The smallest counter of those that wait, or waited last: where others start. It can fall, when a request has used
+    /// less than it counted for.
     start: u64,
     turns: u64,
     next_client: u64,
@@ -76,7 +77,7 @@ impl<T> ClassLine<T> {
             self.clients.retain(|_, client| !client.waiting.is_empty() || client.unsettled > 0);
         }
         if let Some((first, _)) = self.order.first_key_value() {
-            self.start = self.start.max(first.served_tokens);
+            self.start = first.served_tokens;
         }
         let client = self.clients.entry(caller.clone()).or_insert_with(|| {
             self.next_client += 1;
@@ -124,7 +125,7 @@ impl<T> ClassLine<T> {
         let client = self.clients.get_mut(&caller)?;
         let ticket = client.waiting.remove(at)?;
         self.order.remove(&client.turn);
-        self.start = self.start.max(client.turn.served_tokens);
+        self.start = client.turn.served_tokens;
         self.turns += 1;
         client.turn = Turn {
             served_tokens: client.turn.served_tokens.saturating_add(ticket.tokens.max(1)),

@@ -84,6 +84,26 @@ fn a_client_that_comes_later_waits_for_one_turn_at_most_and_saves_nothing_up() {
 }
 
 #[test]
+fn a_client_that_comes_later_starts_where_the_others_are_whatever_they_were_estimated_to_use() {
+    let mut fixture = Fixture::new();
+    for _ in 0..20 {
+        fixture.push("busy", 100);
+    }
+    for _ in 0..9 {
+        assert_eq!(fixture.serve().unwrap(), "busy");
+    }
+    // It has used half of what was estimated.
+    for _ in 0..9 {
+        fixture.line.settle(&caller("busy"), 100, 50);
+    }
+    for _ in 0..3 {
+        fixture.push("idle", 100);
+    }
+    let next: Vec<_> = (0..4).filter_map(|_| fixture.serve()).collect();
+    assert_eq!(next.join(" "), "idle busy idle busy");
+}
+
+#[test]
 fn a_client_that_waits_again_and_again_is_not_preferred() {
     let mut fixture = Fixture::new();
     for _ in 0..10 {

@@ -181,12 +181,22 @@ impl<L: Lane> RequestQueue<L> {
         }
     }
 
+    /// Serves what can be served. Returns when something may be free that is not yet, if nothing happens before;
+    /// `None` if nothing waits, or that is not known. [`Self::run_clock`] calls it.
+    pub fn serve(&self, now: Instant) -> Option<Instant> {
+        let mut requests = self.lock();
+        for line in requests.lines() {
+            self.serve_line(&mut requests, line, now);
+        }
+        requests.next_chance(now)
+    }
+
     /// Serves requests whenever something becomes free; never ends.
     pub async fn run_clock(&self) {
         loop {
             let now = Instant::now();
             let changed = self.changed.notified();
-            match self.serve_all(now) {
+            match self.serve(now) {
                 Some(next) => {
                     let next = next.max(now + MIN_CLOCK_WAIT).into();
                     let _ = timeout_at(next, changed).await;
@@ -194,15 +204,6 @@ impl<L: Lane> RequestQueue<L> {
                 None => changed.await,
             }
         }
-    }
-
-    /// Serves what can be served. Returns when something may be free that is not yet.
-    fn serve_all(&self, now: Instant) -> Option<Instant> {
-        let mut requests = self.lock();
-        for line in requests.lines() {
-            self.serve_line(&mut requests, line, now);
-        }
-        requests.next_chance(now)
     }
 
     fn serve_line(&self, requests: &mut WaitingRequests<L, Waiter<L>>, line: LineNumber, now: Instant) {

@@ -11,8 +11,8 @@ use smallvec::SmallVec;
 
 /// A request counts as accepted when this much time has passed since it was sent whole.
 const ACCEPTED_AFTER: Duration = Duration::from_millis(100);
-/// The shortest rest after refusals, whatever their `retry-after` says. It doubles with each refusal that follows
-/// another one.
+/// The shortest rest after refusals, whatever their `retry-after` says. It doubles each time a request that is sent after
+/// it is refused.
 const FIRST_REST: Duration = Duration::from_millis(10);
 const LONGEST_REST: Duration = Duration::from_secs(1);
 
@@ -29,8 +29,10 @@ struct SlowStartState {
     /// Those that are neither accepted nor refused.
     undecided: SmallVec<[Undecided; 4]>,
     next_id: u64,
-    /// Refusals since the last acceptance.
+    /// Refusals since the last acceptance. Those of requests that were sent together count once.
     refusals_in_a_row: u32,
+    /// Whether a request that has waited was sent since the last refusal.
+    has_sent_since_refusal: bool,
     rests_until: Option<Instant>,
 }
 
@@ -50,7 +52,14 @@ pub struct UndecidedRequest {
 
 impl Default for SlowStartState {
     fn default() -> Self {
-        Self { allowed: 1, undecided: SmallVec::new(), next_id: 0, refusals_in_a_row: 0, rests_until: None }
+        Self {
+            allowed: 1,
+            undecided: SmallVec::new(),
+            next_id: 0,
+            refusals_in_a_row: 0,
+            has_sent_since_refusal: false,
+            rests_until: None,
+        }
     }
 }
 
@@ -69,6 +78,7 @@ impl SlowStart {
         state.next_id += 1;
         let id = state.next_id;
         state.undecided.push(Undecided { id, sent_at: None });
+        state.has_sent_since_refusal = true;
         Some(UndecidedRequest { deployment: Arc::clone(self), id })
     }
 
@@ -88,9 +98,12 @@ impl SlowStart {
     pub fn on_refusal(&self, now: Instant) {
         let mut state = self.lock();
         state.accept_silent(now);
-        let rest = (FIRST_REST * 2_u32.saturating_pow(state.refusals_in_a_row.min(16))).min(LONGEST_REST);
+        if std::mem::take(&mut state.has_sent_since_refusal) || state.refusals_in_a_row == 0 {
+            state.refusals_in_a_row = state.refusals_in_a_row.saturating_add(1);
+        }
+        let doublings = (state.refusals_in_a_row - 1).min(16);
+        let rest = (FIRST_REST * 2_u32.saturating_pow(doublings)).min(LONGEST_REST);
         state.allowed = 1;
-        state.refusals_in_a_row = state.refusals_in_a_row.saturating_add(1);
         state.rests_until = Some(now + rest);
     }
 
@@ -177,6 +190,7 @@ mod tests {
             requests.iter().for_each(|request| request.on_sent(now));
             assert_eq!(deployment.next_room(now), Some(now + 100 * MS));
             now += 100 * MS;
+            // Their answers take longer.
             sent.extend(requests);
         }
         deployment.on_refusal(now);
@@ -202,7 +216,9 @@ mod tests {
     fn a_deployment_that_goes_on_to_refuse_is_left_alone_for_longer_each_time() {
         let (deployment, mut now) = (Arc::new(SlowStart::default()), Instant::now());
         for rest in [10, 20, 40, 80, 160, 320, 640, 1000, 1000] {
-            deployment.on_refusal(now);
+            drop(deployment.enter(now));
+            // Others were sent at the same time.
+            (0..3).for_each(|_| deployment.on_refusal(now));
             assert_eq!(deployment.next_room(now), Some(now + rest * MS));
             now += rest * MS;
         }

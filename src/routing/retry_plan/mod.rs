@@ -168,6 +168,10 @@ impl RetryPlan {
         now: Instant,
         jitter: f64,
     ) -> NextStep {
+        // Whatever is free is for those that still wait.
+        if self.has_left_queue {
+            return NextStep::Exhausted;
+        }
         match self.find_next_step(pool, operation, limits, now, jitter) {
             // A new secret may have come during the search: its candidate was still unavailable when an
             // eligible one was looked for, and its fetch had ended when one to wait for was.

@@ -363,3 +363,18 @@ fn a_new_secret_is_waited_for_once_if_no_other_backend_is_left_and_is_tried_once
     assert!(fixture.is_exhausted(&plan), "{:?}", fixture.next_step(&plan));
     assert_eq!(fixture.start_attempt(&mut other), first, "another request tries the third secret");
 }
+
+#[test]
+fn a_request_that_has_given_up_waiting_takes_nothing_from_those_that_still_wait() {
+    let mut fixture = fixture(&[1, 2]);
+    fixture.limits.max_queue_wait = Some(5000 * MS);
+    let mut plan = RetryPlan::new(&fixture.pool);
+    fixture.mark_unavailable(0, UnavailableReason::CoolingDown, 1000);
+    fixture.mark_unavailable(1, UnavailableReason::CoolingDown, 9000);
+    assert!(matches!(fixture.next_step(&plan), NextStep::Queue));
+    plan.on_queue_given_up();
+    assert!(fixture.is_exhausted(&plan));
+    fixture.now += 2000 * MS;
+    assert!(fixture.is_exhausted(&plan), "a backend is free");
+    assert!(matches!(fixture.next_step(&RetryPlan::new(&fixture.pool)), NextStep::Attempt(_)));
+}
