@@ -3,10 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use rustix::time::{ClockId, clock_gettime};
 
 use super::backend_question::QuestionQueue;
 use super::backend_queue::BackendQueue;
@@ -73,17 +72,24 @@ pub struct ProcessState {
 impl ProcessState {
     /// The state of a process that starts now and remembers no homes.
     pub fn new(now: Instant, recorder: Recorder, keyring: Keyring) -> Self {
-        Self::with_homes(now, recorder, keyring, Arc::new(Homes::new(DEFAULT_MEMORY_BYTES)))
+        Self::with_homes(now, now, recorder, keyring, Arc::new(Homes::new(DEFAULT_MEMORY_BYTES)))
     }
 
-    /// The state of a process that starts now, with this memory of homes.
-    pub fn with_homes(now: Instant, recorder: Recorder, keyring: Keyring, homes: Arc<Homes>) -> Self {
+    /// The state of a process that starts now, with this memory of homes. The seconds of rates are counted from
+    /// `seconds_from`, which has to be the same in processes that replace each other.
+    pub fn with_homes(
+        now: Instant,
+        seconds_from: Instant,
+        recorder: Recorder,
+        keyring: Keyring,
+        homes: Arc<Homes>,
+    ) -> Self {
         Self {
             health_registry: HealthRegistry::new(now),
             drains: Drains::default(),
             asking: Asking::default(),
             queue: Arc::default(),
-            client_accounts: ClientAccounts::new(clock_origin()),
+            client_accounts: ClientAccounts::new(seconds_from),
             limits_kept_for: AtomicUsize::new(0),
             homes_keeper: HomesKeeper::new(Arc::clone(&homes)),
             homes,
@@ -127,14 +133,4 @@ impl ProcessState {
         self.homes_keeper.release_directory(report_homes);
         self.budgets.release_directory(report_budgets);
     }
-}
-
-/// The instant at which the clock of `Instant` was 0. All processes of a machine share it, so that they count the same
-/// seconds.
-fn clock_origin() -> Instant {
-    let now = clock_gettime(ClockId::Monotonic);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
-    let since = Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or_default());
-    let now = Instant::now();
-    now.checked_sub(since).unwrap_or(now)
 }

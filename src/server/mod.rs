@@ -2,6 +2,7 @@
 //! them until the process ends.
 
 pub mod build_config;
+mod clock_origin;
 mod config_manager;
 mod drained_backends;
 mod listen_addresses;
@@ -27,6 +28,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 
+use self::clock_origin::clock_origin;
 use self::config_manager::{ConfigManager, ConfigSource, ReloadError};
 use self::listen_addresses::listen_addresses;
 use self::listeners::{ListenerRuntimeHandle, admin_service, listener_services};
@@ -115,7 +117,7 @@ impl PreparedServer {
         if let Some(successor) = successor {
             successor.copy_homes_into(&homes);
         }
-        let process = Arc::new(ProcessState::with_homes(started, recorder, keyring, homes));
+        let process = Arc::new(ProcessState::with_homes(started, clock_origin(), recorder, keyring, homes));
         {
             // Before the steps that take long: until it is handled, this signal would end the process.
             let _context = background.enter();

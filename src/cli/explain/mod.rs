@@ -148,7 +148,7 @@ fn explain_request(
     let recorder = Recorder::start(&Config { record: None, ..config.clone() }, &keyring, runtime)?;
     let remembered = RememberedHomes::read(config);
     let process = match &remembered.homes {
-        Some(homes) => ProcessState::with_homes(now, recorder, keyring, Arc::clone(homes)),
+        Some(homes) => ProcessState::with_homes(now, now, recorder, keyring, Arc::clone(homes)),
         None => ProcessState::new(now, recorder, keyring),
     };
     let gateway = Gateway::new(config, Arc::new(process), now);
