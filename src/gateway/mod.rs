@@ -28,6 +28,7 @@ mod requested_call;
 mod resource_lookup;
 mod resources;
 mod retry_limits;
+mod shared_lines;
 mod upstream_request;
 
 use std::sync::Arc;
@@ -38,8 +39,9 @@ use http::header::UPGRADE;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use self::model_list::ModelList;
-use self::pool_set::{PoolSet, PoolWithQueue};
+use self::pool_set::PoolSet;
 use self::resources::{list_resources, resources_by_tag};
+use self::shared_lines::PoolWithQueue;
 use self::upstream_request::ApiVersions;
 use crate::admission::client::Client;
 use crate::admission::client_registry::{AuthError, ClientRegistry};

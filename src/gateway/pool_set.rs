@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 
 use super::backend::Backend;
 use super::backend_queue::BackendQueue;
-use crate::admission::queue::QueueLine;
+use super::shared_lines::{PoolWithQueue, waits_for_same, with_lines};
 use crate::config::{BalancePolicy, Config};
 use crate::names::{DeploymentName, Tier, Weight};
 use crate::refusal::Refusal;
@@ -37,14 +37,6 @@ impl std::fmt::Display for PoolKey {
             Self::DefaultBackend => f.write_str("calls that name no deployment"),
         }
     }
-}
-
-/// A pool, and where requests wait for it.
-#[derive(Clone)]
-pub(super) struct PoolWithQueue {
-    pub(super) pool: Arc<BackendPool>,
-    /// `None` if requests do not wait.
-    pub(super) line: Option<Arc<QueueLine>>,
 }
 
 /// All pools of a configuration.
@@ -86,14 +78,11 @@ impl PoolSet {
             .map(|(index, backend)| new_candidate(index, backend))
             .collect();
         let default_index = config.requests.default_backend_index;
+        let listed_pools =
+            listed_names.map(|(name, _)| (name.clone(), new_pool(candidates_serving(backends, name))));
         Self {
             balance_policy,
-            pools_by_listed_deployment: listed_names
-                .map(|(name, _)| {
-                    let pool = new_pool(candidates_serving(backends, name));
-                    (name.clone(), PoolWithQueue { pool, line: line_of(queue.as_deref(), name) })
-                })
-                .collect(),
+            pools_by_listed_deployment: with_lines(listed_pools.collect(), queue.as_deref()),
             unlisted_pool: (!unlisted.is_empty()).then(|| new_pool(unlisted)),
             pools_by_learned_deployment: ArcSwap::default(),
             default_backend_pool: without_deployment(default_resource_candidates(backends, default_index)),
@@ -179,7 +168,12 @@ impl PoolSet {
             pool.continue_rotation_of(unlisted);
         }
         let pool = Arc::new(pool);
-        let pool = PoolWithQueue { pool, line: line_of(self.queue.as_deref(), deployment) };
+        let learned = self.pools_by_learned_deployment.load();
+        let mut others = self.pools_by_listed_deployment.values().chain(learned.values());
+        let line =
+            others.find(|other| waits_for_same(&pool, &other.pool)).and_then(|other| other.line.clone());
+        let own_line = || self.queue.as_ref().map(|queue| queue.line(&deployment.to_lowercase()));
+        let pool = PoolWithQueue { line: line.or_else(own_line), pool };
         self.pools_by_learned_deployment.rcu(|learned| {
             let mut learned = HashMap::clone(learned);
             if learned.len() < MAX_LEARNED_DEPLOYMENTS {
@@ -189,11 +183,6 @@ impl PoolSet {
         });
         true
     }
-}
-
-/// Where requests for a deployment wait. Its name is that of the deployment.
-fn line_of(queue: Option<&BackendQueue>, deployment: &DeploymentName) -> Option<Arc<QueueLine>> {
-    queue.map(|queue| queue.line(&deployment.to_lowercase()))
 }
 
 /// The backends that serve a deployment, each with its health.

@@ -70,8 +70,6 @@ impl Gateway {
 
     /// A backend may have become free for a request that waits.
     pub fn wake_queue(&self) {
-        if self.queue_config.is_some() {
-            self.process_state.queue.wake();
-        }
+        self.process_state.queue.wake();
     }
 }

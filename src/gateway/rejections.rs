@@ -146,6 +146,8 @@ impl Gateway {
                 }
             }
         }
+        // It may be available again.
+        self.wake_queue();
     }
 
     /// Has a rejected secret renewed. Returns false if it is no longer in use.

@@ -58,13 +58,29 @@ impl Candidate {
     /// Why and until when it cannot be used for this operation. If there are several reasons, it is the one
     /// that will last longest: what an operator has to repair outlasts what ends by itself.
     pub fn unavailability(&self, operation: Operation, now: Instant) -> Option<Unavailable> {
+        Self::unavailability_in(self.availability_cells(operation), now)
+    }
+
+    /// The same for a request that is sent there although it is drained.
+    pub(super) fn unavailability_despite_drain(
+        &self,
+        operation: Operation,
+        now: Instant,
+    ) -> Option<Unavailable> {
+        Self::unavailability_in(self.cells_despite_drain(operation), now)
+    }
+
+    fn unavailability_in<'c>(
+        cells: impl Iterator<Item = &'c Arc<AvailabilityCell>>,
+        now: Instant,
+    ) -> Option<Unavailable> {
         let rank = |reason: UnavailableReason| match reason {
             UnavailableReason::CoolingDown => 0,
             UnavailableReason::BreakerOpen | UnavailableReason::Stalled => 1,
             UnavailableReason::Drained => 3,
             _ => 2,
         };
-        self.availability_cells(operation)
+        cells
             .filter_map(|cell| cell.unavailability(now))
             .max_by_key(|unavailable| (rank(unavailable.reason), unavailable.until))
     }
@@ -100,8 +116,7 @@ impl Candidate {
         operation: Operation,
         now: Instant,
     ) -> Option<ProbePermit> {
-        let drain = &self.backend_health.drain_state;
-        ProbePermit::acquire(self.availability_cells(operation).filter(|cell| !Arc::ptr_eq(cell, drain)), now)
+        ProbePermit::acquire(self.cells_despite_drain(operation), now)
     }
 
     /// The permit to try it although something about it is misconfigured; `None` if it is unavailable for
@@ -131,6 +146,11 @@ impl Candidate {
     /// The share of its turns that it should take, from 0 to 1.
     fn turn_share(&self, now: Instant) -> f64 {
         self.deployment_health.as_ref().map_or(1.0, |deployment| deployment.headroom.turn_share(now))
+    }
+
+    fn cells_despite_drain(&self, operation: Operation) -> impl Iterator<Item = &Arc<AvailabilityCell>> {
+        let drain = &self.backend_health.drain_state;
+        self.availability_cells(operation).filter(move |cell| !Arc::ptr_eq(cell, drain))
     }
 
     fn availability_cells(&self, operation: Operation) -> impl Iterator<Item = &Arc<AvailabilityCell>> {

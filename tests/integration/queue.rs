@@ -17,6 +17,9 @@ use support::{
 };
 use tokio::task::JoinHandle;
 
+/// Two names for one deployment of the backend.
+const DEPLOYMENTS: &str = "deployments: { gpt-4o: gpt-4o, another-name: gpt-4o }";
+
 /// How long a backend asks to wait. It refuses again after that as long as the test wants.
 const REST_MS: u64 = 20;
 
@@ -66,7 +69,7 @@ impl Fixture {
             answer()
         })
         .await;
-        let backend = support::backend_yaml("a", &format!("http://{}", upstream.address), LISTED_DEPLOYMENTS);
+        let backend = support::backend_yaml("a", &format!("http://{}", upstream.address), DEPLOYMENTS);
         let keys = [("team-a", CLIENT_KEY), ("team-b", "key-b"), ("team-c", "key-c")];
         let clients: String = keys
             .map(|(name, key)| {
@@ -81,8 +84,18 @@ impl Fixture {
 
     /// Sends a request that waits, and waits until it does. `user` is how the backend knows it.
     async fn send(&self, key: &'static str, class: &'static str, user: &str) -> JoinHandle<Response> {
+        self.send_to(CHAT_TARGET.to_owned(), key, class, user).await
+    }
+
+    async fn send_to(
+        &self,
+        target: String,
+        key: &'static str,
+        class: &'static str,
+        user: &str,
+    ) -> JoinHandle<Response> {
         let before = self.in_flight().await;
-        let sent = self.send_without_waiting(key, class, user, 0);
+        let sent = self.post(target, key, class, chat(user, 0));
         self.balancer.wait_for_status("the request waits", |status| status["in_flight"] == before + 1).await;
         sent
     }
@@ -94,10 +107,20 @@ impl Fixture {
         user: &str,
         extra_bytes: usize,
     ) -> JoinHandle<Response> {
-        let (address, body) = (self.balancer.address, chat(user, extra_bytes));
+        self.post(CHAT_TARGET.to_owned(), key, class, chat(user, extra_bytes))
+    }
+
+    fn post(
+        &self,
+        target: String,
+        key: &'static str,
+        class: &'static str,
+        body: String,
+    ) -> JoinHandle<Response> {
+        let address = self.balancer.address;
         tokio::spawn(async move {
             let headers = [("api-key", key), ("x-aoai-lb-class", class)];
-            Client::connect(address).await.post(CHAT_TARGET, &headers, body.as_bytes()).await
+            Client::connect(address).await.post(&target, &headers, body.as_bytes()).await
         })
     }
 
@@ -117,6 +140,43 @@ impl Fixture {
 fn chat(user: &str, extra_bytes: usize) -> String {
     let content = "x".repeat(extra_bytes);
     json!({"messages": [{"role": "user", "content": content}], "max_tokens": 20, "user": user}).to_string()
+}
+
+async fn start_two_resources(yaml: &str) -> (Vec<StatefulUpstream>, Balancer) {
+    let mut resources = Vec::new();
+    for name in ["a", "b"] {
+        resources.push(StatefulUpstream::start(name).await);
+    }
+    let backends: String =
+        resources.iter().map(|resource| resource.backend_yaml(LISTED_DEPLOYMENTS)).collect();
+    let balancer = Balancer::start(&backends, &format!("{yaml}\naffinity: {{ read_lag: 0s }}")).await;
+    (resources, balancer)
+}
+
+fn respond(balancer: &Balancer, fields: &Value) -> JoinHandle<Response> {
+    let mut body = json!({"model": "gpt-4o"});
+    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    let address = balancer.address;
+    tokio::spawn(async move {
+        let headers = [("api-key", CLIENT_KEY), ("content-type", "application/json")];
+        let body = body.to_string();
+        Client::connect(address).await.post("/openai/v1/responses", &headers, body.as_bytes()).await
+    })
+}
+
+/// Makes a response; returns its id, and the resource that has it.
+async fn make_response<'r>(
+    resources: &'r [StatefulUpstream],
+    balancer: &Balancer,
+) -> (String, &'r StatefulUpstream) {
+    let response = respond(balancer, &json!({"input": "hi"})).await.unwrap();
+    let home = support::answering_backend(&response);
+    let home = resources.iter().find(|resource| resource.name == home).unwrap();
+    (response.json()["id"].as_str().unwrap().to_owned(), home)
+}
+
+fn continue_response(balancer: &Balancer, id: String) -> JoinHandle<Response> {
+    respond(balancer, &json!({"input": "and?", "previous_response_id": id}))
 }
 
 #[track_caller]
@@ -172,6 +232,53 @@ async fn the_more_urgent_class_goes_first_and_clients_take_turns() {
     let place = |user: &str| answered.iter().position(|answered| answered == user).unwrap();
     assert!(place("b standard") <= 3, "it does not wait for all requests of the other client: {answered:?}");
     assert!(place("a standard 1") < place("a batch 1") && place("b standard") < place("a batch 2"));
+}
+
+#[tokio::test]
+async fn requests_for_two_names_of_one_deployment_wait_in_one_line() {
+    let fixture = Fixture::start("wait: 60s").await;
+    let mut requests = vec![fixture.send(CLIENT_KEY, "batch", "batch 1").await];
+    requests.push(fixture.send(CLIENT_KEY, "batch", "batch 2").await);
+    let other_name = CHAT_TARGET.replace("gpt-4o", "another-name");
+    assert_ne!(other_name, CHAT_TARGET);
+    requests.push(fixture.send_to(other_name, "key-b", "interactive", "interactive").await);
+    fixture.upstream.forget_requests();
+    wait_until("the most urgent one tries", || fixture.upstream.requests().len() >= 2).await;
+    let tried: Vec<String> = fixture.upstream.requests().iter().map(user_of).collect();
+    assert!(tried.iter().all(|user| user == "interactive"), "{tried:?}");
+    let status = fixture.balancer.status().await;
+    assert_eq!(status["queue"]["lines"][0]["deployment"], "another-name, gpt-4o", "{}", status["queue"]);
+    fixture.open();
+    for request in requests {
+        assert_eq!(request.await.unwrap().status, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_request_for_a_drained_resource_is_sent_when_its_cooldown_is_over() {
+    let (resources, balancer) = start_two_resources("queue: { wait: 1s }\nretry: { wait: 0s }").await;
+    let (id, home) = make_response(&resources, &balancer).await;
+    home.behave(|behaviour| behaviour.throttled_ms = Some(REST_MS));
+    let follow_up = continue_response(&balancer, id);
+    wait_until("it was refused", || home.requests().len() >= 3).await;
+    let drained = balancer.post_admin(&format!("/api/backends/{}/drain", home.name)).await;
+    assert_eq!(drained.status, 200);
+    home.behave(|behaviour| behaviour.throttled_ms = None);
+    let response = follow_up.await.unwrap();
+    assert_eq!((response.status, support::answering_backend(&response)), (200, home.name.clone()));
+}
+
+#[tokio::test]
+async fn a_request_does_not_wait_for_a_resource_that_rests_beyond_the_deadline() {
+    let yaml = "queue: { wait: 60s }\nretry: { wait: 0s, deadline: 20s }";
+    let (resources, balancer) = start_two_resources(yaml).await;
+    let (id, home) = make_response(&resources, &balancer).await;
+    home.behave(|behaviour| behaviour.throttled_ms = Some(50_000));
+    let response = continue_response(&balancer, id).await.unwrap();
+    assert_eq!((response.status, &*response.error_code()), (429, "all_throttled"), "{}", response.text());
+    assert!(response.text().contains("The Azure resource"), "{}", response.text());
+    let hint: u64 = response.header("retry-after-ms").unwrap().parse().unwrap();
+    assert!((30_000..=50_000).contains(&hint), "{hint}");
 }
 
 #[tokio::test]
@@ -287,31 +394,13 @@ async fn a_crowd_gets_through_a_small_door_and_nobody_is_refused() {
 
 #[tokio::test]
 async fn a_request_waits_for_its_resource_and_holds_up_nobody_else() {
-    let mut resources = Vec::new();
-    for name in ["a", "b"] {
-        resources.push(StatefulUpstream::start(name).await);
-    }
-    let backends: String = resources.iter().map(|resource| resource.backend_yaml("")).collect();
-    let yaml = "queue: { wait: 1s }\nretry: { wait: 0s }\naffinity: { read_lag: 0s }";
-    let balancer = Balancer::start(&backends, yaml).await;
-    let post = async |body: Value| {
-        let headers = [("api-key", CLIENT_KEY), ("content-type", "application/json")];
-        balancer.post("/openai/v1/responses", &headers, body.to_string().as_bytes()).await
-    };
-    let first = post(json!({"model": "gpt-4o", "input": "hi"})).await;
-    let id = first.json()["id"].as_str().unwrap().to_owned();
-    let home = support::answering_backend(&first);
-    let home = resources.iter().find(|resource| resource.name == home).unwrap();
+    let (resources, balancer) = start_two_resources("queue: { wait: 1s }\nretry: { wait: 0s }").await;
+    let (id, home) = make_response(&resources, &balancer).await;
     home.behave(|behaviour| behaviour.throttled_ms = Some(REST_MS));
-    let address = balancer.address;
-    let follow_up = tokio::spawn(async move {
-        let body = json!({"model": "gpt-4o", "input": "and?", "previous_response_id": id}).to_string();
-        let headers = [("api-key", CLIENT_KEY), ("content-type", "application/json")];
-        Client::connect(address).await.post("/openai/v1/responses", &headers, body.as_bytes()).await
-    });
+    let follow_up = continue_response(&balancer, id);
     wait_until("it was refused", || home.requests().len() >= 3).await;
     for _ in 0..4 {
-        assert_eq!(post(json!({"model": "gpt-4o", "input": "hi"})).await.status, 200);
+        assert_eq!(respond(&balancer, &json!({"input": "hi"})).await.unwrap().status, 200);
     }
     // Longer than others: no other resource can answer it.
     assert!(!follow_up.is_finished());

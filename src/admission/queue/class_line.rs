@@ -79,13 +79,14 @@ impl<T> ClassLine<T> {
         if let Some((first, _)) = self.order.first_key_value() {
             self.start = first.served_tokens;
         }
+        let is_new = !self.clients.contains_key(caller);
         let client = self.clients.entry(caller.clone()).or_insert_with(|| {
             self.next_client += 1;
             let turn = Turn { client: self.next_client, ..Turn::default() };
             ClientLine { turn, waiting: VecDeque::new(), unsettled: 0 }
         });
         if client.waiting.is_empty() {
-            if !returns {
+            if !returns || is_new {
                 client.turn.served_tokens = client.turn.served_tokens.max(self.start);
             }
             self.order.insert(client.turn, caller.clone());
@@ -104,11 +105,6 @@ impl<T> ClassLine<T> {
             self.forget_if_idle(caller);
         }
         Some(ticket)
-    }
-
-    /// The newest request of this client.
-    pub(super) fn newest(&self, caller: &Caller) -> Option<TicketOrder> {
-        self.clients.get(caller)?.waiting.back().map(|ticket| ticket.order)
     }
 
     /// Serves the first request that `try_serve` has something for. Its tokens count as got.

@@ -37,7 +37,9 @@ struct Waiting<W> {
 /// A request that is served or no longer waits.
 #[derive(Debug)]
 pub(super) struct LeftLine<W> {
+    pub(super) class: RequestClass,
     pub(super) caller: Caller,
+    pub(super) order: TicketOrder,
     pub(super) bytes: u64,
     pub(super) waiter: W,
 }
@@ -78,12 +80,7 @@ impl<L: Lane, W> Line<L, W> {
         order: TicketOrder,
     ) -> Option<LeftLine<W>> {
         let ticket = self.class_mut(class).remove(caller, order)?;
-        Some(self.leave(caller.clone(), ticket))
-    }
-
-    /// The newest request of this client and class.
-    pub(super) fn newest(&self, class: RequestClass, caller: &Caller) -> Option<TicketOrder> {
-        self.classes.get(class as usize)?.newest(caller)
+        Some(self.leave(class, caller.clone(), ticket))
     }
 
     /// Serves the first request for which something is free.
@@ -104,7 +101,7 @@ impl<L: Lane, W> Line<L, W> {
             };
             let served = self.classes.get_mut(class as usize)?.serve_first(try_serve);
             if let Some((caller, ticket, turn)) = served {
-                return Some((self.leave(caller, ticket), turn));
+                return Some((self.leave(class, caller, ticket), turn));
             }
             if empty_lanes.len() == self.lanes.iter().count() {
                 return None;
@@ -133,10 +130,10 @@ impl<L: Lane, W> Line<L, W> {
         self.classes.iter().all(ClassLine::is_forgotten)
     }
 
-    fn leave(&mut self, caller: Caller, ticket: Ticket<Waiting<W>>) -> LeftLine<W> {
-        let Ticket { bytes, payload: Waiting { lane, waiter }, .. } = ticket;
+    fn leave(&mut self, class: RequestClass, caller: Caller, ticket: Ticket<Waiting<W>>) -> LeftLine<W> {
+        let Ticket { order, bytes, payload: Waiting { lane, waiter }, .. } = ticket;
         self.lanes.leave(lane);
-        LeftLine { caller, bytes, waiter }
+        LeftLine { class, caller, order, bytes, waiter }
     }
 
     fn class_mut(&mut self, class: RequestClass) -> &mut ClassLine<Waiting<W>> {

@@ -16,6 +16,8 @@ use crate::config::RequestClass;
 
 /// What is due now is looked at again after this time at the earliest.
 const MIN_CLOCK_WAIT: Duration = Duration::from_millis(1);
+/// While requests wait, what becomes free without a word, such as a backend with a new secret, is seen after this time.
+const MAX_CLOCK_WAIT: Duration = Duration::from_secs(1);
 
 /// The requests that wait for backends of lane `L`.
 pub struct RequestQueue<L: Lane> {
@@ -182,13 +184,14 @@ impl<L: Lane> RequestQueue<L> {
     }
 
     /// Serves what can be served. Returns when something may be free that is not yet, if nothing happens before;
-    /// `None` if nothing waits, or that is not known. [`Self::run_clock`] calls it.
+    /// `None` if nothing waits. [`Self::run_clock`] calls it.
     pub fn serve(&self, now: Instant) -> Option<Instant> {
         let mut requests = self.lock();
         for line in requests.lines() {
             self.serve_line(&mut requests, line, now);
         }
-        requests.next_chance(now)
+        let next = requests.next_chance(now);
+        next.or_else(|| (!requests.lines().is_empty()).then_some(now + MAX_CLOCK_WAIT))
     }
 
     /// Serves requests whenever something becomes free; never ends.
@@ -198,7 +201,7 @@ impl<L: Lane> RequestQueue<L> {
             let changed = self.changed.notified();
             match self.serve(now) {
                 Some(next) => {
-                    let next = next.max(now + MIN_CLOCK_WAIT).into();
+                    let next = next.clamp(now + MIN_CLOCK_WAIT, now + MAX_CLOCK_WAIT).into();
                     let _ = timeout_at(next, changed).await;
                 }
                 None => changed.await,

@@ -1,6 +1,6 @@
 //! All requests that wait, and how many there may be.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
 use super::line::{Lane, LeftLine, Line};
@@ -33,27 +33,35 @@ pub(super) struct Place {
 #[derive(Debug)]
 pub(super) struct WaitingRequests<L, W> {
     lines: HashMap<LineNumber, Line<L, W>>,
-    held: HashMap<Caller, Held>,
-    total: Held,
+    held: HashMap<Caller, HeldByClient>,
+    total: Amount,
     next_number: u64,
 }
 
 /// How much waits.
 #[derive(Clone, Copy, Debug, Default)]
-struct Held {
+struct Amount {
     requests: usize,
     bytes: u64,
 }
 
+/// What waits of one client.
+#[derive(Debug, Default)]
+struct HeldByClient {
+    amount: Amount,
+    /// All its requests, the most urgent first, and of those of one class the oldest.
+    places: BTreeSet<(RequestClass, TicketOrder, LineNumber)>,
+}
+
 impl<L, W> Default for WaitingRequests<L, W> {
     fn default() -> Self {
-        Self { lines: HashMap::new(), held: HashMap::new(), total: Held::default(), next_number: 0 }
+        Self { lines: HashMap::new(), held: HashMap::new(), total: Amount::default(), next_number: 0 }
     }
 }
 
 impl<L: Lane, W> WaitingRequests<L, W> {
-    /// Has a request wait in this line. `refused_turn` is what its last turn counted for, if that was refused. If there are too many then, the newest of the client with the most is
-    /// displaced, which may be this one.
+    /// Adds a request to this line. `refused_turn` is what its last turn counted for, if that was refused. If there
+    /// are too many then, the newest of the client with the most is displaced, which may be this one.
     pub(super) fn join(
         &mut self,
         line: LineNumber,
@@ -66,16 +74,18 @@ impl<L: Lane, W> WaitingRequests<L, W> {
         self.next_number += 1;
         let entry = self.lines.entry(line).or_default();
         let order = entry.push(request, self.next_number, lane, waiter, refused_turn);
-        for held in [&mut self.total, self.held.entry(request.caller.clone()).or_default()] {
-            held.requests += 1;
-            held.bytes = held.bytes.saturating_add(request.bytes);
+        let held = self.held.entry(request.caller.clone()).or_default();
+        held.places.insert((request.class, order, line));
+        for amount in [&mut self.total, &mut held.amount] {
+            amount.requests += 1;
+            amount.bytes = amount.bytes.saturating_add(request.bytes);
         }
         let place = Place { line, class: request.class, caller: request.caller.clone(), order };
         let mut displaced = Vec::new();
         loop {
             let amount = match () {
-                () if self.total.requests > bounds.max_requests => |held: &Held| held.requests as u64,
-                () if self.total.bytes > bounds.max_bytes => |held: &Held| held.bytes,
+                () if self.total.requests > bounds.max_requests => |amount: &Amount| amount.requests as u64,
+                () if self.total.bytes > bounds.max_bytes => |amount: &Amount| amount.bytes,
                 () => break,
             };
             let Some(one) = self.displace_newest_of_largest(amount) else { break };
@@ -125,32 +135,29 @@ impl<L: Lane, W> WaitingRequests<L, W> {
     }
 
     /// Displaces the newest request of the client that has the largest amount: of its least urgent class.
-    fn displace_newest_of_largest(&mut self, amount: impl Fn(&Held) -> u64) -> Option<W> {
-        let largest = self.held.values().map(&amount).max()?;
-        let largest_clients = self.held.iter().filter(|(_, held)| amount(held) == largest);
-        let newest = largest_clients.flat_map(|(caller, _)| {
-            self.lines.iter().flat_map(move |(number, line)| {
-                let newest = move |class| Some((class, line.newest(class, caller)?, *number, caller.clone()));
-                RequestClass::ALL.into_iter().filter_map(newest)
-            })
+    fn displace_newest_of_largest(&mut self, amount: impl Fn(&Amount) -> u64) -> Option<W> {
+        let candidates = self.held.iter().filter_map(|(caller, held)| {
+            let (class, order, line) = held.places.last()?;
+            Some((amount(&held.amount), *class, *order, *line, caller))
         });
-        let (class, order, line, caller) = newest.max_by_key(|(class, order, ..)| (*class, *order))?;
-        let left = self.lines.get_mut(&line)?.remove(class, &caller, order)?;
-        self.on_left(line, &left);
-        Some(left.waiter)
+        let (_, class, order, line, caller) =
+            candidates.max_by_key(|(amount, class, order, ..)| (*amount, *class, *order))?;
+        let place = Place { line, class, caller: caller.clone(), order };
+        self.leave(&place)
     }
 
     fn on_left(&mut self, line: LineNumber, left: &LeftLine<W>) {
-        let (caller, bytes) = (&left.caller, left.bytes);
-        let reduce = |held: &mut Held| {
-            held.requests = held.requests.saturating_sub(1);
-            held.bytes = held.bytes.saturating_sub(bytes);
+        let bytes = left.bytes;
+        let reduce = |amount: &mut Amount| {
+            amount.requests = amount.requests.saturating_sub(1);
+            amount.bytes = amount.bytes.saturating_sub(bytes);
         };
         reduce(&mut self.total);
-        if let Some(held) = self.held.get_mut(caller) {
-            reduce(held);
-            if held.requests == 0 {
-                self.held.remove(caller);
+        if let Some(held) = self.held.get_mut(&left.caller) {
+            reduce(&mut held.amount);
+            held.places.remove(&(left.class, left.order, line));
+            if held.places.is_empty() {
+                self.held.remove(&left.caller);
             }
         }
         self.forget_line(line);

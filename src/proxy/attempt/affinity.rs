@@ -125,7 +125,7 @@ impl RetryState {
         let name = &resource.name;
         let was_throttled = self.attempt_records.last().is_some_and(|attempt| attempt.status == Some(429));
         let cooldown_end = self.earliest_cooldown_end(now);
-        if was_throttled || cooldown_end.is_some() {
+        if was_throttled || cooldown_end.is_some() || self.gave_up_queueing().is_some() {
             let wait = cooldown_end.map_or(default_cooldown, |end| end.saturating_duration_since(now));
             let message = format!(
                 "The Azure resource {name}, which has what the request refers to, is at its rate limit. Please retry \

@@ -20,12 +20,12 @@ pub(super) fn exhaustion_refusal(retry: &RetryState, default_cooldown: Duration,
     if let Some(deployment) = retry.unknown_deployment(now) {
         return Refusal::deployment_not_found(deployment);
     }
+    if let Some(refusal) = retry.home_refusal(default_cooldown, now) {
+        return refusal;
+    }
     if let Some(reason) = retry.gave_up_queueing() {
         let wait = time_until_available(retry, now).unwrap_or(default_cooldown);
         return queue_refusal(reason, retry.queued(now), wait);
-    }
-    if let Some(refusal) = retry.home_refusal(default_cooldown, now) {
-        return refusal;
     }
     let was_throttled = |attempt: &AttemptRecord| attempt.status == Some(429);
     if retry.earliest_cooldown_end(now).is_some() || retry.attempt_records.iter().any(was_throttled) {

@@ -15,6 +15,8 @@ const ACCEPTED_AFTER: Duration = Duration::from_millis(100);
 /// it is refused.
 const FIRST_REST: Duration = Duration::from_millis(10);
 const LONGEST_REST: Duration = Duration::from_secs(1);
+/// Others do not wait for longer for a request that is not sent yet: it may be a slow upload.
+const LONGEST_SENDING: Duration = Duration::from_secs(1);
 
 /// The slow start of one deployment.
 #[derive(Debug, Default)]
@@ -39,6 +41,7 @@ struct SlowStartState {
 #[derive(Debug)]
 struct Undecided {
     id: u64,
+    entered_at: Instant,
     /// When it was sent whole.
     sent_at: Option<Instant>,
 }
@@ -53,7 +56,8 @@ pub struct UndecidedRequest {
 impl Default for SlowStartState {
     fn default() -> Self {
         Self {
-            allowed: 1,
+            // Nothing is known against it.
+            allowed: usize::MAX,
             undecided: SmallVec::new(),
             next_id: 0,
             refusals_in_a_row: 0,
@@ -77,7 +81,7 @@ impl SlowStart {
         }
         state.next_id += 1;
         let id = state.next_id;
-        state.undecided.push(Undecided { id, sent_at: None });
+        state.undecided.push(Undecided { id, entered_at: now, sent_at: None });
         state.has_sent_since_refusal = true;
         Some(UndecidedRequest { deployment: Arc::clone(self), id })
     }
@@ -91,7 +95,7 @@ impl SlowStart {
         if let Some(until) = state.rests_until {
             return Some(until);
         }
-        state.undecided.iter().filter_map(|request| Some(request.sent_at? + ACCEPTED_AFTER)).min()
+        state.undecided.iter().map(Undecided::decided_at).min()
     }
 
     /// The deployment has refused a request for its rate limit.
@@ -119,14 +123,16 @@ impl SlowStartState {
         self.rests_until.is_none() && self.undecided.len() < self.allowed
     }
 
-    /// Accepts the requests that have not been refused for long enough.
+    /// Accepts the requests that have not been refused for long enough, and no longer counts those that are not sent in
+    /// time.
     fn accept_silent(&mut self, now: Instant) {
-        let before = self.undecided.len();
-        let is_silent = |request: &Undecided| {
-            request.sent_at.is_some_and(|sent_at| now.saturating_duration_since(sent_at) >= ACCEPTED_AFTER)
-        };
-        self.undecided.retain(|request| !is_silent(request));
-        self.on_accepted(before - self.undecided.len());
+        let mut accepted = 0;
+        self.undecided.retain(|request| {
+            let is_over = request.decided_at() <= now;
+            accepted += usize::from(is_over && request.sent_at.is_some());
+            !is_over
+        });
+        self.on_accepted(accepted);
     }
 
     fn on_accepted(&mut self, count: usize) {
@@ -134,6 +140,13 @@ impl SlowStartState {
             self.allowed = self.allowed.saturating_add(count);
             self.refusals_in_a_row = 0;
         }
+    }
+}
+
+impl Undecided {
+    /// When it counts as accepted, or no longer counts if it has not been sent.
+    fn decided_at(&self) -> Instant {
+        self.sent_at.map_or(self.entered_at + LONGEST_SENDING, |sent_at| sent_at + ACCEPTED_AFTER)
     }
 }
 
@@ -179,14 +192,34 @@ mod tests {
         std::iter::from_fn(|| deployment.enter(now)).collect()
     }
 
+    /// Returns when it has rested after that.
+    fn refuse_once(deployment: &Arc<SlowStart>, now: Instant) -> Instant {
+        deployment.on_refusal(now);
+        now + FIRST_REST
+    }
+
+    #[test]
+    fn others_wait_for_a_request_that_is_not_sent_for_a_second_at_most() {
+        let deployment = Arc::new(SlowStart::default());
+        let now = refuse_once(&deployment, Instant::now());
+        let upload = deployment.enter(now).unwrap();
+        assert!(deployment.enter(now + 999 * MS).is_none());
+        assert_eq!(enter_all(&deployment, now + 1000 * MS).len(), 1, "it was not accepted");
+        upload.on_sent(now + 1001 * MS);
+        upload.on_accepted();
+    }
+
     #[test]
     fn as_many_again_follow_as_were_accepted() {
         let (deployment, start) = (Arc::new(SlowStart::default()), Instant::now());
-        let (mut now, mut sent) = (start, Vec::new());
+        let without_limit: Vec<_> = (0..100).filter_map(|_| deployment.enter(start)).collect();
+        assert_eq!(without_limit.len(), 100, "it has not refused anything");
+        drop(without_limit);
+        let (mut now, mut sent) = (refuse_once(&deployment, start), Vec::new());
         for expected in [1, 2, 4, 8] {
             let requests = enter_all(&deployment, now);
             assert_eq!(requests.len(), expected);
-            assert_eq!(deployment.next_room(now), None, "not sent yet");
+            assert_eq!(deployment.next_room(now), Some(now + 1000 * MS), "not sent yet");
             requests.iter().for_each(|request| request.on_sent(now));
             assert_eq!(deployment.next_room(now), Some(now + 100 * MS));
             now += 100 * MS;
@@ -201,7 +234,8 @@ mod tests {
 
     #[test]
     fn a_response_decides_at_once_and_a_lost_request_makes_room() {
-        let (deployment, now) = (Arc::new(SlowStart::default()), Instant::now());
+        let deployment = Arc::new(SlowStart::default());
+        let now = refuse_once(&deployment, Instant::now());
         let first = deployment.enter(now).unwrap();
         assert!(deployment.enter(now).is_none());
         drop(first);

@@ -59,7 +59,10 @@ impl RetryPlan {
         let uncounted = self.uncounted_attempts + self.denial_count() + self.queue_refusals;
         let counted_attempts = self.attempts_started - uncounted;
         let is_first = match &self.search {
-            None => counted_attempts == 0 || self.last_outcome == Some(AttemptOutcome::Uncounted),
+            None => {
+                self.attempts_started == self.uncounted_attempts
+                    || self.last_outcome == Some(AttemptOutcome::Uncounted)
+            }
             Some(_) => self.attempts_started == 0,
         };
         let outage_end = self.outage_began_at.map(|began_at| began_at + limits.max_outage);
@@ -81,6 +84,9 @@ impl RetryPlan {
             }
             return NextStep::Wait(Wait { duration, purpose: WaitPurpose::AskTurn });
         }
+        // A request whose turn was refused goes back to its place in the queue.
+        let max_cooldown_wait =
+            if self.queue_refusals == 0 { limits.max_cooldown_wait } else { Duration::ZERO };
         // A short cooldown is waited for before the next tier is tried: the lower tier is preferred, often
         // because it is paid for already.
         for tier in pool.tiers() {
@@ -94,7 +100,7 @@ impl RetryPlan {
             if let Some((until, index)) = cooldowns.min() {
                 let min_wait = MIN_COOLDOWN_WAIT * 2_u32.saturating_pow(self.cooldown_waits.min(16));
                 let duration = until.saturating_duration_since(now).max(min_wait);
-                if self.total_cooldown_wait + duration <= limits.max_cooldown_wait && is_in_time(duration) {
+                if self.total_cooldown_wait + duration <= max_cooldown_wait && is_in_time(duration) {
                     return NextStep::Wait(Wait { duration, purpose: WaitPurpose::Cooldown(index) });
                 }
             }
@@ -302,8 +308,14 @@ impl RetryPlan {
         operation: Operation,
         now: Instant,
     ) -> Option<Instant> {
-        let unavailable =
-            pool.candidate(index).and_then(|candidate| candidate.unavailability(operation, now));
+        let unavailable = pool.candidate(index).and_then(|candidate| {
+            // A drain does not keep away what only this resource can serve.
+            if self.has_home() {
+                candidate.unavailability_despite_drain(operation, now)
+            } else {
+                candidate.unavailability(operation, now)
+            }
+        });
         let cooldown_end = match unavailable {
             Some(unavailable) if unavailable.reason != UnavailableReason::CoolingDown => return None,
             unavailable => unavailable.map(|unavailable| unavailable.until),

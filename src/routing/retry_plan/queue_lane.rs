@@ -57,7 +57,17 @@ impl QueueLane {
                 return Some(NextAttempt { undecided: Some(undecided), ..attempt });
             }
         }
-        None
+        if self.has_home { self.attempt_despite_drain(now) } else { None }
+    }
+
+    /// An attempt on a drained candidate: no other resource can serve the request.
+    fn attempt_despite_drain(&self, now: Instant) -> Option<NextAttempt> {
+        let usable = self.pool.candidates().iter().enumerate().filter(|(index, _)| self.is_usable(*index));
+        usable.into_iter().find_map(|(index, candidate)| {
+            let permit = candidate.acquire_permit_despite_drain(self.operation, now)?;
+            let undecided = candidate.deployment_health.as_ref()?.slow_start.enter(now)?;
+            Some(NextAttempt { undecided: Some(undecided), ..NextAttempt::for_candidate(index, permit) })
+        })
     }
 
     /// When one of the candidates may be free, if nothing happens before.
@@ -68,9 +78,13 @@ impl QueueLane {
                 if let Some(rule) = self.shed_rule.as_ref().filter(|_| self.is_shed(index, now)) {
                     return candidate.deployment_health.as_ref()?.utilization.next_change(rule.class, now);
                 }
-                let unavailable_until =
-                    candidate.unavailability(self.operation, now).map(|unavailable| unavailable.until);
-                unavailable_until.or_else(|| candidate.deployment_health.as_ref()?.slow_start.next_room(now))
+                let unavailable = if self.has_home {
+                    candidate.unavailability_despite_drain(self.operation, now)
+                } else {
+                    candidate.unavailability(self.operation, now)
+                };
+                let available_at = unavailable.map(|unavailable| unavailable.until);
+                available_at.or_else(|| candidate.deployment_health.as_ref()?.slow_start.next_room(now))
             });
         chances.min()
     }
@@ -93,19 +107,16 @@ impl QueueLane {
         self.usable.get(index) == Some(&true)
     }
 
-    /// Whether this candidate is left to more urgent requests: not if no other one can be used, even after a cooldown.
+    /// Whether this candidate is left to more urgent requests.
     fn is_shed(&self, index: usize, now: Instant) -> bool {
         let Some(rule) = &self.shed_rule else { return false };
         let is_possible = |other: usize| {
-            let unavailable = self.pool.candidate(other)?.unavailability(self.operation, now);
-            Some(unavailable.is_none_or(|unavailable| unavailable.reason == UnavailableReason::CoolingDown))
+            let unavailable =
+                self.pool.candidate(other).and_then(|other| other.unavailability(self.operation, now));
+            self.is_usable(other)
+                && unavailable.is_none_or(|unavailable| unavailable.reason == UnavailableReason::CoolingDown)
         };
-        rule.leaves(&self.pool, index, now)
-            && (0..self.usable.len()).rev().any(|other| {
-                self.is_usable(other)
-                    && !rule.leaves(&self.pool, other, now)
-                    && is_possible(other) == Some(true)
-            })
+        rule.is_shed(&self.pool, index, is_possible, now)
     }
 }
 
@@ -121,11 +132,6 @@ impl RetryPlan {
     /// Records that a wait in the queue has ended without an attempt.
     pub fn on_queue_given_up(&mut self) {
         self.has_left_queue = true;
-    }
-
-    /// Whether a wait in the queue has ended without an attempt.
-    pub fn has_left_queue(&self) -> bool {
-        self.has_left_queue
     }
 
     /// Whether a request that could be sent now has to wait behind others that wait already: not after a failure,

@@ -18,8 +18,23 @@ pub struct ShedRule {
 }
 
 impl ShedRule {
+    /// Whether a request of the class leaves this candidate to more urgent ones. It does not if no other candidate is
+    /// possible, now or after a cooldown.
+    pub(super) fn is_shed(
+        &self,
+        pool: &BackendPool,
+        index: usize,
+        is_possible: impl Fn(usize) -> bool,
+        now: Instant,
+    ) -> bool {
+        self.leaves(pool, index, now)
+            && (0..pool.candidates().len())
+                .rev()
+                .any(|other| !self.leaves(pool, other, now) && is_possible(other))
+    }
+
     /// Whether requests of the class leave this candidate, if there is another one for them.
-    pub(super) fn leaves(&self, pool: &BackendPool, index: usize, now: Instant) -> bool {
+    fn leaves(&self, pool: &BackendPool, index: usize, now: Instant) -> bool {
         !pool.is_in_last_tier(index)
             && pool.candidate(index).is_some_and(|candidate| {
                 candidate.deployment_health.as_ref().is_some_and(|deployment| {
@@ -53,8 +68,7 @@ impl RetryPlan {
         Self { shed_rule: rule, ..self }
     }
 
-    /// Whether the request leaves this candidate to more urgent ones. It does not if no other candidate is available
-    /// to it, or will be after a cooldown.
+    /// Whether the request leaves this candidate to more urgent ones.
     pub(super) fn is_shed(
         &self,
         pool: &BackendPool,
@@ -63,12 +77,11 @@ impl RetryPlan {
         now: Instant,
     ) -> bool {
         let Some(rule) = self.applicable_shed_rule() else { return false };
-        rule.leaves(pool, index, now)
-            && (0..pool.candidates().len()).rev().any(|other| {
-                !rule.leaves(pool, other, now)
-                    && (self.is_available(pool, other, operation, now)
-                        || self.cooldown_end_of_candidate(pool, other, operation, now).is_some())
-            })
+        let is_possible = |other| {
+            self.is_available(pool, other, operation, now)
+                || self.cooldown_end_of_candidate(pool, other, operation, now).is_some()
+        };
+        rule.is_shed(pool, index, is_possible, now)
     }
 
     /// Sends the request to this candidate, unless it leaves it to more urgent ones: perhaps because another request
