@@ -362,8 +362,8 @@ impl Simulation {
             body_bytes: request.arrival.tokens * 4,
             refused_turn: request.refused_turn.take(),
         };
-        let lane = request.plan.queue_lane(&admitted.pool, admitted.target.operation);
-        let Some(mut place) = gateway.join_queue(admitted, &Method::POST, lane, waiting, now) else {
+        let choice = request.plan.backend_choice(&admitted.pool, admitted.target.operation);
+        let Some(mut place) = gateway.join_queue(admitted, &Method::POST, choice, waiting, now) else {
             request.on_queue_wait_over(QueueEnd::Full, now);
             return false;
         };

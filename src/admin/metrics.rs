@@ -8,7 +8,7 @@ use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry}
 use super::conditions::BackendReport;
 use super::status::sinks::backlog_age_seconds;
 use crate::admission::client_registry::ClientRegistry;
-use crate::admission::queue::{Lane, RequestQueue};
+use crate::admission::queue::{Choice, RequestQueue};
 use crate::azure::Operation;
 use crate::config::RequestClass;
 use crate::credentials::seconds_until;
@@ -231,7 +231,7 @@ fn set_limit_gauge(registry: &Registry, clients: &ClientRegistry, now: Instant, 
 }
 
 /// Adds how many requests wait in the queue.
-fn set_queue_gauge<L: Lane>(registry: &Registry, queue: &RequestQueue<L>) {
+fn set_queue_gauge<L: Choice>(registry: &Registry, queue: &RequestQueue<L>) {
     let depth = IntGaugeVec::new(
         Opts::new(
             "aoai_lb_queue_depth",

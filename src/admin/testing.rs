@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::admission::client_registry::ClientRegistry;
 use crate::admission::limits::{ClientAccounts, LimitBooks, UsedTokens};
-use crate::admission::queue::{Lane, QueueBounds, QueueLimits, QueuePlace, QueuedRequest, RequestQueue};
+use crate::admission::queue::{Choice, QueueBounds, QueueLimits, QueuePlace, QueuedRequest, RequestQueue};
 use crate::config::{RequestClass, parse_and_check_yaml};
 use crate::gateway::budget_books::BudgetBooks;
 use crate::names::{Caller, DeploymentName};
@@ -62,7 +62,7 @@ fn registry(yaml: &str, accounts: &ClientAccounts, budgets: &BudgetBooks) -> Cli
 #[derive(PartialEq)]
 pub(super) struct NothingFree;
 
-impl Lane for NothingFree {
+impl Choice for NothingFree {
     type Turn = ();
 
     fn try_take(&self, _now: Instant) -> Option<()> {

@@ -2,16 +2,16 @@
 
 use std::time::Instant;
 
-use crate::admission::queue::{Lane, QueuePlace, RequestQueue};
-use crate::routing::retry_plan::{NextAttempt, QueueLane};
+use crate::admission::queue::{Choice, QueuePlace, RequestQueue};
+use crate::routing::retry_plan::{BackendChoice, NextAttempt};
 
 /// The requests of a process that wait for backends.
-pub type BackendQueue = RequestQueue<QueueLane>;
+pub type BackendQueue = RequestQueue<BackendChoice>;
 
 /// The place of a request that waits for a backend.
-pub type BackendQueuePlace = QueuePlace<QueueLane>;
+pub type BackendQueuePlace = QueuePlace<BackendChoice>;
 
-impl Lane for QueueLane {
+impl Choice for BackendChoice {
     type Turn = NextAttempt;
 
     fn try_take(&self, now: Instant) -> Option<NextAttempt> {

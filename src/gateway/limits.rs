@@ -56,7 +56,7 @@ impl Gateway {
         }
         let reserved = match self.process_state.client_accounts.keeper() {
             None => limiter.reserve(deployment, &demand, now, time),
-            Some(keeper) => limiter.reserve_by_leave(keeper, deployment, &demand, now, time).await,
+            Some(keeper) => limiter.reserve_with_permission(keeper, deployment, &demand, now, time).await,
         };
         match reserved {
             Ok(reservation) => Ok(Some(Box::new(reservation))),
@@ -69,7 +69,7 @@ impl Gateway {
         self.shed_config.threshold(class).map(|threshold| ShedRule { class, threshold })
     }
 
-    /// Answers a predecessor that asks for leave to admit a request. What the request may use becomes part of its
+    /// Answers a predecessor that asks for permission to admit a request. What the request may use becomes part of its
     /// share; nothing of it is counted if the client has no limits by now.
     pub async fn reserve_for_predecessor(
         &self,

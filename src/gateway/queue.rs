@@ -1,4 +1,4 @@
-//! Has requests wait for which no backend is free.
+//! Queues requests for which no backend is free.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use super::limits::demand_of;
 use crate::admission::queue::{QueueBounds, QueueCharge, QueueLimits, QueuedRequest};
 use crate::config::{QueueConfig, RequestClass};
 use crate::names::Caller;
-use crate::routing::retry_plan::QueueLane;
+use crate::routing::retry_plan::BackendChoice;
 
 /// A request that is to wait, as its connection knows it.
 #[derive(Debug)]
@@ -38,12 +38,12 @@ impl Gateway {
         self.queue_config
     }
 
-    /// Has a request wait for a backend of this lane; `None` if requests do not wait.
+    /// Queues a request until a backend of this choice is free; `None` if requests do not wait.
     pub fn join_queue(
         &self,
         admitted: &AdmittedRequest,
         method: &Method,
-        lane: QueueLane,
+        choice: BackendChoice,
         request: WaitingRequest,
         now: Instant,
     ) -> Option<BackendQueuePlace> {
@@ -52,11 +52,11 @@ impl Gateway {
             request;
         let tokens = reserved_tokens
             .unwrap_or_else(|| demand_of(admitted, method, body_bytes).tokens_of_unknown_client());
-        let holds_up_others = !lane.has_home();
+        let holds_up_others = !choice.has_home();
         let request = QueuedRequest { class, caller, since, tokens, bytes: body_bytes, holds_up_others };
         let bounds = QueueBounds { max_requests: config.max_requests, max_bytes: config.max_body_bytes };
         let limits = QueueLimits { bounds, deadline };
-        Some(self.process_state.queue.join(line, &request, lane, refused_turn, limits, now))
+        Some(self.process_state.queue.join(line, &request, choice, refused_turn, limits, now))
     }
 
     /// Whether a request that could be sent now has to wait, because others wait for the same backends.

@@ -175,7 +175,7 @@ async fn make_response<'r>(
     (response.json()["id"].as_str().unwrap().to_owned(), home)
 }
 
-fn continue_response(balancer: &Balancer, id: String) -> JoinHandle<Response> {
+fn continue_response(balancer: &Balancer, id: &str) -> JoinHandle<Response> {
     respond(balancer, &json!({"input": "and?", "previous_response_id": id}))
 }
 
@@ -259,7 +259,7 @@ async fn a_request_for_a_drained_resource_is_sent_when_its_cooldown_is_over() {
     let (resources, balancer) = start_two_resources("queue: { wait: 1s }\nretry: { wait: 0s }").await;
     let (id, home) = make_response(&resources, &balancer).await;
     home.behave(|behaviour| behaviour.throttled_ms = Some(REST_MS));
-    let follow_up = continue_response(&balancer, id);
+    let follow_up = continue_response(&balancer, &id);
     wait_until("it was refused", || home.requests().len() >= 3).await;
     let drained = balancer.post_admin(&format!("/api/backends/{}/drain", home.name)).await;
     assert_eq!(drained.status, 200);
@@ -274,7 +274,7 @@ async fn a_request_does_not_wait_for_a_resource_that_rests_beyond_the_deadline()
     let (resources, balancer) = start_two_resources(yaml).await;
     let (id, home) = make_response(&resources, &balancer).await;
     home.behave(|behaviour| behaviour.throttled_ms = Some(50_000));
-    let response = continue_response(&balancer, id).await.unwrap();
+    let response = continue_response(&balancer, &id).await.unwrap();
     assert_eq!((response.status, &*response.error_code()), (429, "all_throttled"), "{}", response.text());
     assert!(response.text().contains("The Azure resource"), "{}", response.text());
     let hint: u64 = response.header("retry-after-ms").unwrap().parse().unwrap();
@@ -397,7 +397,7 @@ async fn a_request_waits_for_its_resource_and_holds_up_nobody_else() {
     let (resources, balancer) = start_two_resources("queue: { wait: 1s }\nretry: { wait: 0s }").await;
     let (id, home) = make_response(&resources, &balancer).await;
     home.behave(|behaviour| behaviour.throttled_ms = Some(REST_MS));
-    let follow_up = continue_response(&balancer, id);
+    let follow_up = continue_response(&balancer, &id);
     wait_until("it was refused", || home.requests().len() >= 3).await;
     for _ in 0..4 {
         assert_eq!(respond(&balancer, &json!({"input": "hi"})).await.unwrap().status, 200);

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use serde::{Deserialize, Serialize};
 
-use crate::admission::queue::{Lane, RequestQueue};
+use crate::admission::queue::{Choice, RequestQueue};
 use crate::config::{QueueConfig, RequestClass};
 use crate::gateway::PoolKey;
 
@@ -52,7 +52,7 @@ impl WaitingByClass {
 }
 
 /// What waits in the queue; `None` if requests do not wait.
-pub(in crate::admin) fn queue_status<L: Lane>(
+pub(in crate::admin) fn queue_status<L: Choice>(
     config: Option<QueueConfig>,
     queue: &RequestQueue<L>,
 ) -> Option<QueueStatus> {

@@ -46,7 +46,7 @@ impl ClientAccounts {
         Self { accounts: Mutex::default(), start, keeper: OnceLock::new() }
     }
 
-    /// The process that is asked for leave: `None` until this process is replaced, and also afterwards if its
+    /// The process that is asked for permission: `None` until this process is replaced, and also afterwards if its
     /// successor does not know how to answer.
     pub fn keeper(&self) -> Option<&Arc<KeeperLink>> {
         self.keeper.get()
@@ -57,7 +57,7 @@ impl ClientAccounts {
         self.lock().candidate = Some(link);
     }
 
-    /// From now on the successor is asked for leave. Returns false if it does not know how to answer.
+    /// From now on the successor is asked for permission. Returns false if it does not know how to answer.
     pub fn begin_asking(&self) -> bool {
         let follower = self.lock().follower.clone();
         follower.is_some_and(|link| self.keeper.set(link).is_ok())

@@ -14,8 +14,8 @@ use super::limit_key::LimitReached;
 use super::limit_message::{Booking, LimitAnswer, LimitMessage};
 use super::sliding_minute::ReservedAt;
 
-/// How long a request waits for leave.
-const LEAVE_TIMEOUT: Duration = Duration::from_millis(5);
+/// How long a request waits for permission.
+const PERMISSION_TIMEOUT: Duration = Duration::from_millis(5);
 
 /// The connection to the keeper of the limits.
 #[derive(Debug)]
@@ -67,7 +67,7 @@ impl KeeperLink {
         let _ = self.queue.send(QueuedMessage::Send(message));
     }
 
-    /// Asks for leave. `None` if there is no answer in time.
+    /// Asks for permission. `None` if there is no answer in time.
     pub(super) async fn ask(self: &Arc<Self>, booking: Booking) -> Option<Result<Grant, LimitReached>> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
@@ -78,7 +78,7 @@ impl KeeperLink {
             return None;
         }
         self.tell(LimitMessage::Ask { id, booking });
-        timeout(LEAVE_TIMEOUT, answered).await.ok()?.ok()
+        timeout(PERMISSION_TIMEOUT, answered).await.ok()?.ok()
     }
 
     /// The keeper has answered. A grant that comes too late is given back.

@@ -13,7 +13,7 @@ use crate::names::{ClientName, DeploymentName};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LimitMessage {
-    /// Asks for leave to admit a request.
+    /// Asks for permission to admit a request.
     Ask {
         /// The answer has the same.
         id: u64,

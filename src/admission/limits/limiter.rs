@@ -135,12 +135,12 @@ impl ClientLimiter {
         Ok(self.book(check, deployment, *demand, None))
     }
 
-    /// Reserves what a request may use by leave of the process that keeps the limits in place of this one. Without an
+    /// Reserves what a request may use with permission of the process that keeps the limits in place of this one. Without an
     /// answer in time, this process admits little; without a connection, by what it knows itself.
     ///
     /// # Errors
     /// The limit that the request would exceed.
-    pub async fn reserve_by_leave(
+    pub async fn reserve_with_permission(
         &self,
         keeper: &Arc<KeeperLink>,
         deployment: Option<&DeploymentName>,

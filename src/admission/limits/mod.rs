@@ -6,7 +6,7 @@
 //!
 //! During an upgrade the books have one keeper. The old process tells the new one what its requests had reserved
 //! (`snapshot.rs`) and then whatever happens to them (`limit_message.rs`); the new one counts that until the old one ends
-//! (`predecessor_share.rs`). From the handover on the old process asks for leave ([`ClientLimiter::reserve_by_leave`],
+//! (`predecessor_share.rs`). From the handover on the old process asks for permission ([`ClientLimiter::reserve_with_permission`],
 //! `keeper_link.rs`), and admits little if no answer comes in time (`unasked_share.rs`).
 
 mod account;

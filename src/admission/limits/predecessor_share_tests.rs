@@ -153,7 +153,7 @@ async fn both_together_stay_within_a_limit() {
     let mut running = Vec::new();
     for number in 1..=3 {
         let (in_old, ()) =
-            tokio::join!(limiter.reserve_by_leave(&keeper, 10, 200), async { handover.pass_on(200) });
+            tokio::join!(limiter.reserve_with_permission(&keeper, 10, 200), async { handover.pass_on(200) });
         let in_new = handover.new_limits.reserve(None, 10, 200);
         assert_eq!((in_old.is_ok(), in_new.is_ok()), (number <= 2, number <= 2), "{number}");
         if number == 3 {
@@ -183,9 +183,9 @@ async fn without_an_answer_little_is_admitted_and_without_a_connection_what_is_k
     let limiter = handover.old_limits.clone();
     let mut running = Vec::new();
     for _ in 0..2 {
-        running.push(limiter.reserve_by_leave(&keeper, 10, 0).await.unwrap());
+        running.push(limiter.reserve_with_permission(&keeper, 10, 0).await.unwrap());
     }
-    let refused = limiter.reserve_by_leave(&keeper, 10, 1_000).await.unwrap_err();
+    let refused = limiter.reserve_with_permission(&keeper, 10, 1_000).await.unwrap_err();
     assert_eq!(
         (&*refused.key.to_string(), refused.wait),
         ("requests_per_minute", Some(Duration::from_secs(60)))
@@ -197,9 +197,9 @@ async fn without_an_answer_little_is_admitted_and_without_a_connection_what_is_k
     assert!((2..=5).contains(&handover.new_limits.uses(1_000)[0].1));
     keeper.close();
     for _ in 0..2 {
-        running.push(limiter.reserve_by_leave(&keeper, 10, 1_000).await.unwrap());
+        running.push(limiter.reserve_with_permission(&keeper, 10, 1_000).await.unwrap());
     }
-    let refused = limiter.reserve_by_leave(&keeper, 10, 1_000).await.unwrap_err();
+    let refused = limiter.reserve_with_permission(&keeper, 10, 1_000).await.unwrap_err();
     assert_eq!(refused.key.to_string(), "in_flight");
 }
 

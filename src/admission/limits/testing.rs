@@ -97,8 +97,8 @@ impl TestLimiter {
         Ok(TestReservation { reservation, start: self.start })
     }
 
-    /// Reserves by leave of another process.
-    pub(super) async fn reserve_by_leave(
+    /// Reserves with permission of another process.
+    pub(super) async fn reserve_with_permission(
         &self,
         keeper: &Arc<KeeperLink>,
         tokens: u64,
@@ -106,7 +106,7 @@ impl TestLimiter {
     ) -> Result<TestReservation, LimitReached> {
         let reserved = self
             .limiter
-            .reserve_by_leave(keeper, None, &demand(tokens), self.at(millis), time(millis))
+            .reserve_with_permission(keeper, None, &demand(tokens), self.at(millis), time(millis))
             .await?;
         Ok(TestReservation { reservation: reserved, start: self.start })
     }

@@ -2,18 +2,18 @@
 
 use std::time::Instant;
 
+use super::choices::{ChoiceIndex, Choices};
 use super::class_line::ClassLine;
-use super::lanes::{LaneIndex, Lanes};
 use super::ticket::{QueuedRequest, Ticket, TicketOrder};
 use crate::config::RequestClass;
 use crate::names::Caller;
 
 /// What requests of one kind wait for: the backends that they may be sent to.
-pub trait Lane: PartialEq + Send + 'static {
+pub trait Choice: PartialEq + Send + 'static {
     /// What a request gets that is served.
     type Turn: Send;
 
-    /// What a request of this lane gets now; `None` if nothing is free.
+    /// What a request with this choice gets now; `None` if nothing is free.
     fn try_take(&self, now: Instant) -> Option<Self::Turn>;
 
     /// When something may be free, if nothing happens before; `None` if that is not known.
@@ -25,12 +25,12 @@ pub trait Lane: PartialEq + Send + 'static {
 pub(super) struct Line<L, W> {
     /// One for each class, the most urgent first.
     classes: [ClassLine<Waiting<W>>; RequestClass::ALL.len()],
-    lanes: Lanes<L>,
+    choices: Choices<L>,
 }
 
 #[derive(Debug)]
 struct Waiting<W> {
-    lane: LaneIndex,
+    choice: ChoiceIndex,
     waiter: W,
 }
 
@@ -46,23 +46,23 @@ pub(super) struct LeftLine<W> {
 
 impl<L, W> Default for Line<L, W> {
     fn default() -> Self {
-        Self { classes: Default::default(), lanes: Lanes::default() }
+        Self { classes: Default::default(), choices: Choices::default() }
     }
 }
 
-impl<L: Lane, W> Line<L, W> {
+impl<L: Choice, W> Line<L, W> {
     /// Adds a request at its place. `refused_turn` is what its last turn counted for, if that was refused.
     pub(super) fn push(
         &mut self,
         request: &QueuedRequest,
         number: u64,
-        lane: L,
+        choice: L,
         waiter: W,
         refused_turn: Option<u64>,
     ) -> TicketOrder {
-        let lane = self.lanes.enter(lane);
+        let choice = self.choices.enter(choice);
         let order = TicketOrder { since: request.since, number };
-        let payload = Waiting { lane, waiter };
+        let payload = Waiting { choice, waiter };
         let ticket = Ticket { order, tokens: request.tokens, bytes: request.bytes, payload };
         let class = self.class_mut(request.class);
         if let Some(counted) = refused_turn {
@@ -85,17 +85,17 @@ impl<L: Lane, W> Line<L, W> {
 
     /// Serves the first request for which something is free.
     pub(super) fn serve_first(&mut self, now: Instant) -> Option<(LeftLine<W>, L::Turn)> {
-        // A lane that has nothing for one request has nothing for the others.
-        let mut empty_lanes: Vec<LaneIndex> = Vec::new();
+        // A choice that has nothing for one request has nothing for the others.
+        let mut exhausted_choices: Vec<ChoiceIndex> = Vec::new();
         for class in RequestClass::ALL {
-            let lanes = &self.lanes;
+            let choices = &self.choices;
             let try_serve = |waiting: &Waiting<W>| {
-                if empty_lanes.contains(&waiting.lane) {
+                if exhausted_choices.contains(&waiting.choice) {
                     return None;
                 }
-                let turn = lanes.get(waiting.lane)?.try_take(now);
+                let turn = choices.get(waiting.choice)?.try_take(now);
                 if turn.is_none() {
-                    empty_lanes.push(waiting.lane);
+                    exhausted_choices.push(waiting.choice);
                 }
                 turn
             };
@@ -103,7 +103,7 @@ impl<L: Lane, W> Line<L, W> {
             if let Some((caller, ticket, turn)) = served {
                 return Some((self.leave(class, caller, ticket), turn));
             }
-            if empty_lanes.len() == self.lanes.iter().count() {
+            if exhausted_choices.len() == self.choices.iter().count() {
                 return None;
             }
         }
@@ -112,7 +112,7 @@ impl<L: Lane, W> Line<L, W> {
 
     /// When something may be free for a request that waits.
     pub(super) fn next_chance(&self, now: Instant) -> Option<Instant> {
-        self.lanes.iter().filter_map(|(_, lane)| lane.next_chance(now)).min()
+        self.choices.iter().filter_map(|(_, choice)| choice.next_chance(now)).min()
     }
 
     /// Corrects what a client got.
@@ -131,8 +131,8 @@ impl<L: Lane, W> Line<L, W> {
     }
 
     fn leave(&mut self, class: RequestClass, caller: Caller, ticket: Ticket<Waiting<W>>) -> LeftLine<W> {
-        let Ticket { order, bytes, payload: Waiting { lane, waiter }, .. } = ticket;
-        self.lanes.leave(lane);
+        let Ticket { order, bytes, payload: Waiting { choice, waiter }, .. } = ticket;
+        self.choices.leave(choice);
         LeftLine { class, caller, order, bytes, waiter }
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout_at;
 
-use super::line::Lane;
+use super::line::Choice;
 use super::ticket::QueuedRequest;
 use super::waiting_requests::{LineNumber, Place, QueueBounds, WaitingRequests};
 use crate::config::RequestClass;
@@ -19,8 +19,8 @@ const MIN_CLOCK_WAIT: Duration = Duration::from_millis(1);
 /// While requests wait, what becomes free without a word, such as a backend with a new secret, is seen after this time.
 const MAX_CLOCK_WAIT: Duration = Duration::from_secs(1);
 
-/// The requests that wait for backends of lane `L`.
-pub struct RequestQueue<L: Lane> {
+/// The requests that wait, each with its choice `L` of backends.
+pub struct RequestQueue<L: Choice> {
     requests: Mutex<WaitingRequests<L, Waiter<L>>>,
     lines: Mutex<HashMap<String, Arc<QueueLine>>>,
     waiting_by_class: [AtomicUsize; RequestClass::ALL.len()],
@@ -39,7 +39,7 @@ pub struct QueueLine {
 }
 
 /// What the queue keeps of a request that waits.
-struct Waiter<L: Lane> {
+struct Waiter<L: Choice> {
     line: Arc<QueueLine>,
     class: RequestClass,
     holds_up_others: bool,
@@ -67,7 +67,7 @@ pub enum QueueEnd<T> {
 }
 
 /// The place of a request that waits. If it is dropped, the request no longer waits.
-pub struct QueuePlace<L: Lane> {
+pub struct QueuePlace<L: Choice> {
     queue: Arc<RequestQueue<L>>,
     place: Place,
     tokens: u64,
@@ -78,18 +78,18 @@ pub struct QueuePlace<L: Lane> {
 
 /// The tokens that count as got by a client, until those are known that its request has used.
 pub struct QueueCharge {
-    books: Arc<dyn ChargeBooks>,
+    books: Arc<dyn ChargeLedger>,
     place: Place,
     counted: u64,
     is_settled: bool,
 }
 
 /// Where charges are corrected.
-trait ChargeBooks: Send + Sync {
+trait ChargeLedger: Send + Sync {
     fn settle(&self, place: &Place, counted: u64, used: u64);
 }
 
-impl<L: Lane> Default for RequestQueue<L> {
+impl<L: Choice> Default for RequestQueue<L> {
     fn default() -> Self {
         Self {
             requests: Mutex::default(),
@@ -117,7 +117,7 @@ impl QueueLine {
     }
 }
 
-impl<L: Lane> RequestQueue<L> {
+impl<L: Choice> RequestQueue<L> {
     /// The line for what has this name.
     pub fn line(&self, name: &str) -> Arc<QueueLine> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
@@ -140,14 +140,14 @@ impl<L: Lane> RequestQueue<L> {
         lines.values().filter(|line| line.waiting() > 0).cloned().collect()
     }
 
-    /// Has a request wait in this line until the deadline at the latest. If something is free for it, its wait has
+    /// Queues a request in this line until the deadline at the latest. If something is free for it, its wait has
     /// ended already. `refused_turn` is that of its last turn, if the backend has refused it: the request goes back to
     /// its place.
     pub fn join(
         self: &Arc<Self>,
         line: &Arc<QueueLine>,
         request: &QueuedRequest,
-        lane: L,
+        choice: L,
         refused_turn: Option<QueueCharge>,
         limits: QueueLimits,
         now: Instant,
@@ -160,7 +160,7 @@ impl<L: Lane> RequestQueue<L> {
             let mut requests = self.lock();
             let refused_turn = refused_turn.map(QueueCharge::into_counted);
             let (place, displaced) =
-                requests.join(line.number, request, lane, waiter, refused_turn, limits.bounds);
+                requests.join(line.number, request, choice, waiter, refused_turn, limits.bounds);
             for waiter in displaced {
                 self.on_left(&waiter);
             }
@@ -234,13 +234,13 @@ impl<L: Lane> RequestQueue<L> {
     }
 }
 
-impl<L: Lane> ChargeBooks for RequestQueue<L> {
+impl<L: Choice> ChargeLedger for RequestQueue<L> {
     fn settle(&self, place: &Place, counted: u64, used: u64) {
         self.lock().settle(place.line, place.class, &place.caller, counted, used);
     }
 }
 
-impl<L: Lane> QueuePlace<L> {
+impl<L: Choice> QueuePlace<L> {
     /// Waits for the end, which is taken afterwards.
     pub async fn wait(&mut self) {
         if self.end.is_some() {
@@ -282,14 +282,14 @@ impl<L: Lane> QueuePlace<L> {
     }
 
     fn on_turn(&mut self, turn: L::Turn) {
-        let books: Arc<dyn ChargeBooks> = Arc::<RequestQueue<L>>::clone(&self.queue);
+        let books: Arc<dyn ChargeLedger> = Arc::<RequestQueue<L>>::clone(&self.queue);
         let charge =
             QueueCharge { books, place: self.place.clone(), counted: self.tokens, is_settled: false };
         self.end = Some(QueueEnd::Turn(turn, charge));
     }
 }
 
-impl<L: Lane> Drop for QueuePlace<L> {
+impl<L: Choice> Drop for QueuePlace<L> {
     fn drop(&mut self) {
         let waiter = self.queue.lock().leave(&self.place);
         match waiter {
@@ -339,7 +339,7 @@ impl fmt::Debug for QueueCharge {
     }
 }
 
-impl<L: Lane> fmt::Debug for RequestQueue<L> {
+impl<L: Choice> fmt::Debug for RequestQueue<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RequestQueue")
             .field("waiting_by_class", &self.waiting_by_class)

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
-use super::line::{Lane, LeftLine, Line};
+use super::line::{Choice, LeftLine, Line};
 use super::ticket::{QueuedRequest, TicketOrder};
 use crate::config::RequestClass;
 use crate::names::Caller;
@@ -59,21 +59,21 @@ impl<L, W> Default for WaitingRequests<L, W> {
     }
 }
 
-impl<L: Lane, W> WaitingRequests<L, W> {
+impl<L: Choice, W> WaitingRequests<L, W> {
     /// Adds a request to this line. `refused_turn` is what its last turn counted for, if that was refused. If there
     /// are too many then, the newest of the client with the most is displaced, which may be this one.
     pub(super) fn join(
         &mut self,
         line: LineNumber,
         request: &QueuedRequest,
-        lane: L,
+        choice: L,
         waiter: W,
         refused_turn: Option<u64>,
         bounds: QueueBounds,
     ) -> (Place, Vec<W>) {
         self.next_number += 1;
         let entry = self.lines.entry(line).or_default();
-        let order = entry.push(request, self.next_number, lane, waiter, refused_turn);
+        let order = entry.push(request, self.next_number, choice, waiter, refused_turn);
         let held = self.held.entry(request.caller.clone()).or_default();
         held.places.insert((request.class, order, line));
         for amount in [&mut self.total, &mut held.amount] {

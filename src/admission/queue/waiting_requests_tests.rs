@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::names::ClientName;
 
-/// A lane with a number of free places that all its requests share.
+/// A choice with a number of free places that all its requests share.
 #[derive(Clone, Debug)]
 struct Places {
     name: &'static str,
@@ -31,7 +31,7 @@ impl PartialEq for Places {
     }
 }
 
-impl Lane for Places {
+impl Choice for Places {
     type Turn = &'static str;
 
     fn try_take(&self, _now: Instant) -> Option<&'static str> {
@@ -66,7 +66,7 @@ impl Fixture {
         class: RequestClass,
         client: &str,
         bytes: u64,
-        lane: &Places,
+        choice: &Places,
     ) -> Vec<String> {
         self.joined += 1;
         let request = QueuedRequest {
@@ -78,7 +78,7 @@ impl Fixture {
             holds_up_others: true,
         };
         let name = format!("{client}{}", self.joined);
-        self.waiting.join(line, &request, lane.clone(), name, None, self.bounds).1
+        self.waiting.join(line, &request, choice.clone(), name, None, self.bounds).1
     }
 
     fn serve_all(&mut self, line: u64) -> String {
@@ -92,15 +92,15 @@ use RequestClass::{Batch, Interactive, Standard};
 #[test]
 fn the_more_urgent_class_goes_first_in_its_line() {
     let mut fixture = Fixture::new(NO_BOUNDS);
-    let lane = Places::new("any", 0);
+    let choice = Places::new("any", 0);
     for class in [Batch, Standard, Interactive, Batch, Interactive] {
-        fixture.join(0, class, class.as_str(), 1, &lane);
+        fixture.join(0, class, class.as_str(), 1, &choice);
     }
     fixture.join(1, Interactive, "elsewhere", 1, &Places::new("other", 1));
-    lane.set(3);
+    choice.set(3);
     assert_eq!(fixture.serve_all(0), "interactive3 interactive5 standard2");
     assert_eq!(fixture.serve_all(1), "elsewhere6");
-    lane.set(9);
+    choice.set(9);
     assert_eq!(fixture.serve_all(0), "batch1 batch4");
     assert!(!fixture.waiting.lines.is_empty(), "what they got is remembered until their tokens are known");
 }
@@ -124,24 +124,24 @@ fn nothing_is_idle_while_somebody_waits_who_can_use_it() {
 #[test]
 fn a_full_queue_displaces_the_newest_of_the_client_with_the_most() {
     let mut fixture = Fixture::new(QueueBounds { max_requests: 4, max_bytes: 1000 });
-    let lane = Places::new("any", 0);
+    let choice = Places::new("any", 0);
     for class in [Standard, Batch, Standard] {
-        assert_eq!(fixture.join(0, class, "many", 10, &lane), [""; 0]);
+        assert_eq!(fixture.join(0, class, "many", 10, &choice), [""; 0]);
     }
-    assert_eq!(fixture.join(0, Batch, "few", 10, &lane), [""; 0]);
-    assert_eq!(fixture.join(1, Batch, "few", 10, &lane), ["many2"], "of its least urgent class");
-    assert_eq!(fixture.join(0, Interactive, "one", 10, &lane), ["few5"], "two have two each");
-    assert_eq!(fixture.join(0, Interactive, "many", 10, &lane), ["many3"]);
-    assert_eq!(fixture.join(0, Batch, "many", 10, &lane), ["many8"], "that is itself");
+    assert_eq!(fixture.join(0, Batch, "few", 10, &choice), [""; 0]);
+    assert_eq!(fixture.join(1, Batch, "few", 10, &choice), ["many2"], "of its least urgent class");
+    assert_eq!(fixture.join(0, Interactive, "one", 10, &choice), ["few5"], "two have two each");
+    assert_eq!(fixture.join(0, Interactive, "many", 10, &choice), ["many3"]);
+    assert_eq!(fixture.join(0, Batch, "many", 10, &choice), ["many8"], "that is itself");
     // Bytes count in the same way.
-    assert_eq!(fixture.join(0, Batch, "large", 980, &lane), ["many1", "large9"]);
-    assert_eq!(fixture.join(0, Batch, "huge", 1001, &lane), ["huge10"]);
+    assert_eq!(fixture.join(0, Batch, "large", 980, &choice), ["many1", "large9"]);
+    assert_eq!(fixture.join(0, Batch, "huge", 1001, &choice), ["huge10"]);
 }
 
 #[test]
 fn what_leaves_makes_room() {
     let mut fixture = Fixture::new(QueueBounds { max_requests: 1, max_bytes: 10 });
-    let lane = Places::new("any", 0);
+    let choice = Places::new("any", 0);
     let request = QueuedRequest {
         class: Batch,
         caller: Caller::Address(None),
@@ -152,7 +152,7 @@ fn what_leaves_makes_room() {
     };
     for _ in 0..3 {
         let (place, displaced) =
-            fixture.waiting.join(0, &request, lane.clone(), "x".to_owned(), None, fixture.bounds);
+            fixture.waiting.join(0, &request, choice.clone(), "x".to_owned(), None, fixture.bounds);
         assert_eq!(displaced, [""; 0]);
         assert_eq!(fixture.waiting.leave(&place).as_deref(), Some("x"));
         assert_eq!(fixture.waiting.leave(&place), None);
@@ -166,11 +166,11 @@ proptest! {
     fn every_request_has_one_end(steps in prop::collection::vec((0..4_u8, 0..4_u64, 0..3_usize, 0..3_u8, 1..60_u64), 1..200)) {
         let bounds = QueueBounds { max_requests: 12, max_bytes: 300 };
         let mut fixture = Fixture::new(bounds);
-        let lanes = [Places::new("a", 0), Places::new("bb", 0)];
+        let choices = [Places::new("a", 0), Places::new("bb", 0)];
         let mut ends: BTreeMap<String, usize> = BTreeMap::new();
         let places: Rc<Cell<Vec<Place>>> = Rc::default();
-        for (number, (step, client, class, lane, bytes)) in steps.into_iter().enumerate() {
-            let lane = &lanes[usize::from(lane) % 2];
+        for (number, (step, client, class, choice, bytes)) in steps.into_iter().enumerate() {
+            let choice = &choices[usize::from(choice) % 2];
             match step {
                 0 | 1 => {
                     let request = QueuedRequest {
@@ -184,7 +184,7 @@ proptest! {
                     let name = number.to_string();
                     ends.insert(name.clone(), 0);
                     let (place, displaced) =
-                        fixture.waiting.join(client % 2, &request, lane.clone(), name, None, bounds);
+                        fixture.waiting.join(client % 2, &request, choice.clone(), name, None, bounds);
                     for name in displaced {
                         *ends.get_mut(&name).unwrap() += 1;
                     }
@@ -193,7 +193,7 @@ proptest! {
                     places.set(all);
                 }
                 2 => {
-                    lane.set(class);
+                    choice.set(class);
                     for (name, _) in std::iter::from_fn(|| fixture.waiting.serve_first(client % 2, fixture.start)) {
                         *ends.get_mut(&name).unwrap() += 1;
                     }

@@ -1,4 +1,4 @@
-//! Has a request wait in the queue until a backend is free.
+//! Queues a request until a backend is free.
 
 use std::time::{Duration, Instant};
 
@@ -28,8 +28,9 @@ impl RequestContext {
             body_bytes: self.body.held_bytes.len() as u64,
             refused_turn: retry.queue_wait.take_refused_turn(),
         };
-        let lane = retry.plan.queue_lane(&retry.admitted.pool, retry.admitted.target.operation);
-        let place = self.config.gateway.join_queue(&retry.admitted, &self.request.method, lane, request, now);
+        let choice = retry.plan.backend_choice(&retry.admitted.pool, retry.admitted.target.operation);
+        let place =
+            self.config.gateway.join_queue(&retry.admitted, &self.request.method, choice, request, now);
         let end = match place {
             Some(mut place) => {
                 if !place.try_end() {

@@ -79,7 +79,7 @@ impl Utilization {
 
     /// Whether requests of a class that leaves it above `threshold` leave it now: its utilization is higher, or a
     /// request of this class is finding out what it is.
-    pub fn is_left_by(
+    pub fn is_shed_for(
         &self,
         class: RequestClass,
         threshold: f64,
@@ -87,7 +87,7 @@ impl Utilization {
         now: Instant,
     ) -> bool {
         self.has_records()
-            && self.lock_records().is_left_by(class, threshold, is_configured_as_provisioned, now)
+            && self.lock_records().is_shed_for(class, threshold, is_configured_as_provisioned, now)
     }
 
     /// When a class may no longer leave it that leaves it now, if nothing happens before.
@@ -112,7 +112,7 @@ impl Utilization {
             return true;
         }
         let mut records = self.lock_records();
-        if records.is_left_by(class, threshold, is_configured_as_provisioned, now) {
+        if records.is_shed_for(class, threshold, is_configured_as_provisioned, now) {
             return false;
         }
         if matches!(records.knowledge(is_configured_as_provisioned, now), Knowledge::Outdated) {
@@ -132,7 +132,7 @@ impl Utilization {
 }
 
 impl Records {
-    fn is_left_by(
+    fn is_shed_for(
         &self,
         class: RequestClass,
         threshold: f64,
@@ -319,7 +319,7 @@ mod tests {
                     ToldLate(ratio) => utilization.record_reading(first, ratio, now),
                     Throttled(until) => utilization.record_throttling(*is_configured, at(until)),
                     Goes(class, expected) => {
-                        let is_left = utilization.is_left_by(class, 0.8, *is_configured, now);
+                        let is_left = utilization.is_shed_for(class, 0.8, *is_configured, now);
                         let goes = utilization.try_enter(class, 0.8, *is_configured, now);
                         assert_eq!((goes, !is_left), (expected, expected), "{name}: {event:?} at {second} s");
                     }
@@ -333,7 +333,7 @@ mod tests {
         let (now, headroom, utilization) = (Instant::now(), Headroom::default(), Utilization::default());
         for (ratio, is_left) in [(0.99, false), (1.0, false), (1.01, true)] {
             utilization.record_reading(headroom.record_send(now), ratio, now);
-            assert_eq!(utilization.is_left_by(STANDARD, 1.0, false, now), is_left, "{ratio}");
+            assert_eq!(utilization.is_shed_for(STANDARD, 1.0, false, now), is_left, "{ratio}");
         }
     }
 }

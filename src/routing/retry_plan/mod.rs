@@ -5,8 +5,8 @@
 //! next step is in `next_step.rs`, the search for the resource that has an object in `resource_search.rs`, and which
 //! candidates it leaves to more urgent requests in `shedding.rs`.
 
+mod backend_choice;
 mod next_step;
-mod queue_lane;
 mod resource_search;
 mod search_steps;
 mod shedding;
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
-pub use self::queue_lane::QueueLane;
+pub use self::backend_choice::BackendChoice;
 pub use self::resource_search::ResourceSearch;
 use self::resource_search::SearchProgress;
 pub use self::shedding::ShedRule;
@@ -53,7 +53,7 @@ pub enum NextStep {
     /// Wait until the secret of the candidate at this index has been renewed or that has failed, call
     /// [`RetryPlan::on_credential_wait_over`], and ask for the next step again.
     AwaitCredential(usize),
-    /// Wait in the queue for the lane of [`RetryPlan::queue_lane`]. Call [`RetryPlan::on_queue_given_up`] if that ends
+    /// Wait in the queue for a backend of [`RetryPlan::backend_choice`]. Call [`RetryPlan::on_queue_given_up`] if that ends
     /// without an attempt.
     Queue,
     /// No further attempt is possible.

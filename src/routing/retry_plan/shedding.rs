@@ -27,19 +27,19 @@ impl ShedRule {
         is_possible: impl Fn(usize) -> bool,
         now: Instant,
     ) -> bool {
-        self.leaves(pool, index, now)
+        self.applies_to(pool, index, now)
             && (0..pool.candidates().len())
                 .rev()
-                .any(|other| !self.leaves(pool, other, now) && is_possible(other))
+                .any(|other| !self.applies_to(pool, other, now) && is_possible(other))
     }
 
     /// Whether requests of the class leave this candidate, if there is another one for them.
-    fn leaves(&self, pool: &BackendPool, index: usize, now: Instant) -> bool {
+    fn applies_to(&self, pool: &BackendPool, index: usize, now: Instant) -> bool {
         !pool.is_in_last_tier(index)
             && pool.candidate(index).is_some_and(|candidate| {
                 candidate.deployment_health.as_ref().is_some_and(|deployment| {
                     let is_provisioned = candidate.is_configured_as_provisioned;
-                    deployment.utilization.is_left_by(self.class, self.ratio(), is_provisioned, now)
+                    deployment.utilization.is_shed_for(self.class, self.ratio(), is_provisioned, now)
                 })
             })
     }

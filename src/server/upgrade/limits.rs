@@ -1,5 +1,5 @@
 //! The limits of clients have one keeper: from the handover on the successor. Over a connection of its own the
-//! predecessor tells it what happens to its requests, and asks for leave to admit others.
+//! predecessor tells it what happens to its requests, and asks for permission to admit others.
 
 use std::io;
 use std::os::unix::net::UnixStream as BlockingStream;
@@ -137,7 +137,7 @@ async fn pass_on(
     }
 }
 
-/// Starts a thread with a runtime of its own: no work in the background delays a request that waits for leave.
+/// Starts a thread with a runtime of its own: no work in the background delays a request that waits for permission.
 fn spawn_thread(name: &str, run: impl FnOnce(Runtime) + Send + 'static) -> io::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name(name.to_owned()).spawn(move || run(runtime)).map(drop)

@@ -38,7 +38,7 @@ pub(super) enum ControlMessage {
     /// To the running process: it is to tell the homes that it remembers and learns, in the format of their log.
     FollowHomes,
     /// To the running process: the sender keeps the limits from the handover on. The receiver is to tell what counts
-    /// against them after [`ControlMessage::LearnedState`], and to ask for leave.
+    /// against them after [`ControlMessage::LearnedState`], and to ask for permission.
     FollowLimits,
     /// In answer to it: it will.
     ReadyForLimits,

@@ -14,7 +14,7 @@ use crate::routing::pool::{BackendPool, Candidate};
 
 /// What a request in the queue waits for: that one of these candidates can take it.
 #[derive(Clone)]
-pub struct QueueLane {
+pub struct BackendChoice {
     pool: Arc<BackendPool>,
     operation: Operation,
     /// Only one resource can serve it.
@@ -25,7 +25,7 @@ pub struct QueueLane {
     shed_rule: Option<ShedRule>,
 }
 
-impl PartialEq for QueueLane {
+impl PartialEq for BackendChoice {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.pool, &other.pool)
             && self.operation == other.operation
@@ -35,8 +35,8 @@ impl PartialEq for QueueLane {
     }
 }
 
-impl QueueLane {
-    /// Whether only one resource can serve the requests of this lane.
+impl BackendChoice {
+    /// Whether only one resource can serve requests with this choice.
     pub fn has_home(&self) -> bool {
         self.has_home
     }
@@ -102,7 +102,7 @@ impl QueueLane {
     }
 }
 
-impl QueueLane {
+impl BackendChoice {
     fn is_usable(&self, index: usize) -> bool {
         self.usable.get(index) == Some(&true)
     }
@@ -122,11 +122,11 @@ impl QueueLane {
 
 impl RetryPlan {
     /// What the request waits for in the queue.
-    pub fn queue_lane(&self, pool: &Arc<BackendPool>, operation: Operation) -> QueueLane {
+    pub fn backend_choice(&self, pool: &Arc<BackendPool>, operation: Operation) -> BackendChoice {
         let usable =
             (0..pool.candidates().len()).map(|index| self.is_usable_from_queue(pool, index)).collect();
         let shed_rule = self.applicable_shed_rule().copied();
-        QueueLane { pool: Arc::clone(pool), operation, has_home: self.has_home(), usable, shed_rule }
+        BackendChoice { pool: Arc::clone(pool), operation, has_home: self.has_home(), usable, shed_rule }
     }
 
     /// Records that a wait in the queue has ended without an attempt.
