@@ -102,6 +102,8 @@ impl ServiceMonitor {
             if config.gateway.process_state.is_draining_connections.load(Ordering::Acquire) {
                 continue;
             }
+            let process = Arc::clone(&config.gateway.process_state);
+            tokio::task::spawn_blocking(move || process.save_rates(Instant::now()));
             let report = self.look(&config, Instant::now());
             config.gateway.process_state.service_report.store(Arc::new(report));
         }

@@ -22,6 +22,7 @@ mod open_sockets;
 mod pool_set;
 mod process_state;
 mod queue;
+mod rates_keeper;
 mod rejections;
 mod request_affinity;
 mod requested_call;

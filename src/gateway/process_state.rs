@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -14,6 +14,7 @@ use super::certificate_expiries::CertificateExpiries;
 use super::drains::Drains;
 use super::homes_keeper::{HomesKeeper, ReportFunction};
 use super::open_sockets::OpenSockets;
+use super::rates_keeper::RatesKeeper;
 use crate::admission::limits::ClientAccounts;
 use crate::credentials::Keyring;
 use crate::record::Recorder;
@@ -36,6 +37,8 @@ pub struct ProcessState {
     pub queue: Arc<BackendQueue>,
     /// What the clients use, for their limits.
     pub client_accounts: ClientAccounts,
+    /// What sees to it that rates outlive a restart.
+    pub rates_keeper: RatesKeeper,
     /// How many predecessors this process keeps limits for, until they end.
     pub limits_kept_for: AtomicUsize,
     /// Which resource made which object.
@@ -90,6 +93,7 @@ impl ProcessState {
             asking: Asking::default(),
             queue: Arc::default(),
             client_accounts: ClientAccounts::new(seconds_from),
+            rates_keeper: RatesKeeper::default(),
             limits_kept_for: AtomicUsize::new(0),
             homes_keeper: HomesKeeper::new(Arc::clone(&homes)),
             homes,
@@ -114,6 +118,7 @@ impl ProcessState {
         self.drains.restore(&opened, &self.health_registry, now);
         self.homes_keeper.restore(&opened);
         self.budgets.restore(&opened);
+        self.rates_keeper.restore(&opened, &self.client_accounts, now);
     }
 
     /// Takes the state directory after the predecessor has given it up. `are_homes_told` if the predecessor has
@@ -123,6 +128,14 @@ impl ProcessState {
         self.drains.take_over(&opened, &self.health_registry, now);
         self.homes_keeper.take_over(&opened, are_homes_told);
         self.budgets.restore(&opened);
+        self.rates_keeper.take_over(&opened);
+    }
+
+    /// Saves what clients have used of their rates, if requests have come since the last time. Blocks.
+    pub fn save_rates(&self, now: Instant) {
+        let activity = self.requests_finished.load(Ordering::Relaxed) * 2
+            + self.requests_in_flight.load(Ordering::Relaxed);
+        self.rates_keeper.save_if_due(&self.client_accounts, activity, now);
     }
 
     /// Releases the state directory for the successor. Afterwards this process reports learned homes with
@@ -130,6 +143,7 @@ impl ProcessState {
     /// for a file that is being written.
     pub fn release_state(&self, report_homes: ReportFunction, report_budgets: BudgetReport) {
         self.drains.release_directory();
+        self.rates_keeper.release_directory();
         self.homes_keeper.release_directory(report_homes);
         self.budgets.release_directory(report_budgets);
     }

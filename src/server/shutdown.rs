@@ -151,6 +151,7 @@ pub(super) fn close_recorder(process: &ProcessState) {
     process.recorder.shut_down();
     // After the last records, with which limits are settled.
     process.budgets.close();
+    process.rates_keeper.close(&process.client_accounts, Instant::now());
     if let Some(keeper) = process.client_accounts.keeper() {
         keeper.flush(KEEPER_FLUSH_TIMEOUT);
     }

@@ -260,6 +260,28 @@ async fn an_upgrade_in_the_middle_of_a_minute_gives_no_second_limit() {
 }
 
 #[tokio::test]
+async fn a_stop_and_a_kill_in_the_middle_of_a_minute_give_no_second_limit() {
+    let (_upstream, mut balancer) = start("requests_per_minute: 3", "").await;
+    for _ in 0..2 {
+        assert_eq!(post(&balancer, &json!({})).await.status, 200);
+    }
+    assert_eq!(balancer.stop().await, 0);
+    balancer.start_again().await;
+    assert_eq!(post(&balancer, &json!({})).await.status, 200);
+    let counted = |text: &str| -> u64 {
+        let file: Value = serde_json::from_str(text).unwrap_or_default();
+        let slots = file["rates"][0]["requests"].as_array().cloned().unwrap_or_default();
+        slots.iter().filter_map(|slot| slot[1].as_u64()).sum()
+    };
+    let is_saved =
+        || counted(&std::fs::read_to_string(balancer.path("state/rates.json")).unwrap_or_default()) == 3;
+    wait_until("it is saved", is_saved).await;
+    balancer.send_signal("KILL");
+    balancer.start_again().await;
+    expect_rate_refusal(&post(&balancer, &json!({})).await, "requests_per_minute");
+}
+
+#[tokio::test]
 async fn observed_limits_are_counted_and_refuse_nothing() {
     let (_upstream, balancer) = start("requests_per_minute: 1", "limits: { mode: observe }\n").await;
     for _ in 0..3 {

@@ -77,6 +77,11 @@ impl ClientAccounts {
         self.lock().by_client.is_empty()
     }
 
+    /// All accounts.
+    pub(super) fn all(&self) -> Vec<Arc<ClientAccount>> {
+        self.lock().by_client.values().map(Arc::clone).collect()
+    }
+
     /// What happens from now on is told to the successor that is getting ready. Returns whether there is one, and
     /// all accounts; the caller tells each of them, under its lock.
     pub(super) fn begin_following(&self) -> (Option<Arc<KeeperLink>>, Vec<Arc<ClientAccount>>) {

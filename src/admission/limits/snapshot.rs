@@ -1,10 +1,11 @@
 //! What clients have used of their rates, as a process tells it to its successor.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::account::{ClientAccounts, ScopeUse};
+use super::account::{AccountState, ClientAccount, ClientAccounts, ScopeUse};
 use super::predecessor_share::{Held, PredecessorShare};
 use super::sliding_minute::{ReservedAt, SlidingMinute};
 use crate::names::{ClientName, DeploymentName};
@@ -44,38 +45,27 @@ impl ClientAccounts {
     /// What counts now against the limits of all clients. A successor that is getting ready is told what happens from
     /// then on.
     pub fn capture(&self, now: Instant) -> Vec<RateSnapshot> {
-        let mut snapshots = Vec::new();
         let (follower, accounts) = self.begin_following();
-        for account in accounts {
-            let now = account.time_of(now);
+        let capture = |account: Arc<ClientAccount>| {
             let mut state = account.lock();
             state.follower.clone_from(&follower);
-            for (deployment, scope) in state.all_scopes() {
-                let mut ages = |window: fn(&mut ScopeUse) -> Option<&mut SlidingMinute>| {
-                    window(scope).map_or_else(Vec::new, |window| window.amounts_by_age(now))
-                };
-                let requests = ages(|scope| scope.requests.as_deref_mut());
-                let tokens = ages(|scope| scope.tokens.as_deref_mut());
-                let reserved =
-                    scope.tokens.as_deref_mut().map_or_else(Vec::new, |window| window.reserved(now));
-                let (in_flight, reserved_tokens) = (scope.in_flight, scope.reserved_tokens);
-                let holds_nothing = reserved.is_empty() && reserved_tokens == 0 && in_flight == 0;
-                if requests.is_empty() && tokens.is_empty() && holds_nothing {
-                    continue;
-                }
-                snapshots.push(RateSnapshot {
-                    client: account.client.as_ref().map(ToString::to_string),
-                    deployment: deployment.map(ToString::to_string),
-                    requests,
-                    tokens,
-                    counted_at: Some(SlidingMinute::second_of(now)),
-                    reserved,
-                    reserved_tokens,
-                    in_flight,
-                });
-            }
-        }
-        snapshots
+            capture_scopes(&account, &mut state, now)
+        };
+        accounts.into_iter().flat_map(capture).collect()
+    }
+
+    /// What counts now against the rates of all clients, with what is reserved: what a process needs to know that starts
+    /// after this one has ended.
+    pub fn rates(&self, now: Instant) -> Vec<RateSnapshot> {
+        let accounts = self.all().into_iter();
+        let captured = accounts.flat_map(|account| capture_scopes(&account, &mut account.lock(), now));
+        let without_requests = captured.map(|snapshot| RateSnapshot {
+            reserved: Vec::new(),
+            reserved_tokens: 0,
+            in_flight: 0,
+            ..snapshot
+        });
+        without_requests.filter(|rates| !rates.requests.is_empty() || !rates.tokens.is_empty()).collect()
     }
 
     /// Adds what was used in another process. Returns what its requests in progress hold, which counts as well.
@@ -108,6 +98,35 @@ impl ClientAccounts {
         }
         share
     }
+}
+
+fn capture_scopes(account: &ClientAccount, state: &mut AccountState, now: Instant) -> Vec<RateSnapshot> {
+    let now = account.time_of(now);
+    let mut snapshots = Vec::new();
+    for (deployment, scope) in state.all_scopes() {
+        let mut ages = |window: fn(&mut ScopeUse) -> Option<&mut SlidingMinute>| {
+            window(scope).map_or_else(Vec::new, |window| window.amounts_by_age(now))
+        };
+        let requests = ages(|scope| scope.requests.as_deref_mut());
+        let tokens = ages(|scope| scope.tokens.as_deref_mut());
+        let reserved = scope.tokens.as_deref_mut().map_or_else(Vec::new, |window| window.reserved(now));
+        let (in_flight, reserved_tokens) = (scope.in_flight, scope.reserved_tokens);
+        let holds_nothing = reserved.is_empty() && reserved_tokens == 0 && in_flight == 0;
+        if requests.is_empty() && tokens.is_empty() && holds_nothing {
+            continue;
+        }
+        snapshots.push(RateSnapshot {
+            client: account.client.as_ref().map(ToString::to_string),
+            deployment: deployment.map(ToString::to_string),
+            requests,
+            tokens,
+            counted_at: Some(SlidingMinute::second_of(now)),
+            reserved,
+            reserved_tokens,
+            in_flight,
+        });
+    }
+    snapshots
 }
 
 #[cfg(test)]
