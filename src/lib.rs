@@ -18,6 +18,7 @@ pub mod record;
 pub mod refusal;
 pub mod routing;
 pub mod server;
+pub mod shared;
 pub mod state;
 pub mod system_error;
 pub mod yaml;

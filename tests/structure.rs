@@ -12,7 +12,7 @@ const MAX_LINES: usize = 500;
 
 /// The rooms from top to bottom. A room imports those in later lines; those of one line do not import
 /// each other.
-const LAYERS: [&[&str]; 11] = [
+const LAYERS: [&[&str]; 12] = [
     &["main"],
     &["cli"],
     &["server"],
@@ -21,6 +21,7 @@ const LAYERS: [&[&str]; 11] = [
     &["gateway"],
     &["record"],
     &["routing", "admission"],
+    &["shared"],
     &["credentials"],
     &["outbound"],
     &["azure", "config", "demo", "files", "names", "refusal", "state", "system_error", "yaml"],

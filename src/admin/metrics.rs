@@ -90,6 +90,9 @@ pub fn prometheus_text(config: &ActiveConfig, now: Instant) -> String {
     if gateway.queue_config().is_some() {
         set_queue_gauge(&registry, &gateway.process_state.queue);
     }
+    if let Some(shared) = gateway.process_state.shared.get() {
+        set_shared_gauge(&registry, shared.link.is_up());
+    }
     set_memory_gauge(&registry);
     let backlog_seconds = GaugeVec::new(
         Opts::new(
@@ -244,6 +247,12 @@ fn set_queue_gauge<L: Choice>(registry: &Registry, queue: &RequestQueue<L>) {
         let waiting = i64::try_from(queue.waiting(class)).unwrap_or(i64::MAX);
         depth.with_label_values(&[class.as_str()]).set(waiting);
     }
+}
+
+/// Adds whether the server of `shared` answers.
+fn set_shared_gauge(registry: &Registry, is_up: bool) {
+    let help = "1 if the server through which instances act as one answers, 0 if not.";
+    register_metric(registry, IntGauge::new("aoai_lb_shared_up", help)).set(i64::from(is_up));
 }
 
 /// Adds the memory of the process.

@@ -14,6 +14,7 @@ use super::status::expiry::{certificate_statuses, credential_statuses};
 use super::status::limits::limits_status;
 use super::status::queue::queue_status;
 use super::status::refusals::refused_clients;
+use super::status::shared::shared_status;
 use super::status::sinks::sink_statuses;
 use super::status::{
     AttemptsByOutcome, BackendError, BackendStatus, BuildInfo, ClientStatus, ConfigurationSummary,
@@ -108,6 +109,7 @@ impl StatusSource {
                 clock.wall_now,
             ),
             queue: queue_status(gateway.queue_config(), &process.queue),
+            shared: shared_status(process.shared.get()),
             refusals: refused_clients(&statistics),
             sinks: sink_statuses(&process.recorder.sinks(), clock.wall_now),
             certificates: certificate_statuses(&process.certificate_expiries, clock.wall_now),

@@ -1,5 +1,5 @@
 //! `aoai-lb check`: reports the problems of a configuration file, and with `--live` those of what it names: its
-//! addresses, the sinks of records, and the backends.
+//! addresses, the sinks of records, the server of `shared`, and the backends.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use crate::record::Recorder;
 use crate::record::sink_check::{SinkFinding, check_sinks};
 use crate::server::build_config::build_active_config;
 use crate::server::check_addresses;
+use crate::shared::{check_server, find_secret};
 
 pub(super) fn run(arguments: &ConfigArguments, live: bool) -> Result<(), CliError> {
     let path = arguments.file();
@@ -32,7 +33,7 @@ pub(super) fn run(arguments: &ConfigArguments, live: bool) -> Result<(), CliErro
     Ok(())
 }
 
-/// Checks addresses, sinks and backends, and prints the findings. Returns whether all checks passed.
+/// Checks addresses, sinks, the server of `shared` and backends, and prints the findings. Returns whether all checks passed.
 fn run_live_checks(checked: CheckedConfig) -> Result<bool, CliError> {
     let background = start_background_runtime()?;
     let keyring = Keyring::new(background.handle());
@@ -41,6 +42,15 @@ fn run_live_checks(checked: CheckedConfig) -> Result<bool, CliError> {
         let sinks = background.block_on(check_sinks(record, &checked.config.key_vault, &keyring));
         findings.extend(sinks.into_iter().map(|SinkFinding { key, checked_item, result }| CheckFinding {
             subject: key.to_owned(),
+            checked_item: checked_item.to_owned(),
+            result,
+        }));
+    }
+    if let Some(redis) = &checked.config.shared {
+        let password = find_secret(redis, &checked.config.key_vault, &keyring);
+        let server = background.block_on(check_server(redis, password));
+        findings.extend(server.into_iter().map(|(checked_item, result)| CheckFinding {
+            subject: "shared.redis".to_owned(),
             checked_item: checked_item.to_owned(),
             result,
         }));

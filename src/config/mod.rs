@@ -34,9 +34,9 @@ pub use schema::{
     ClientsConfig, Config, CooldownConfig, CredentialConfig, DisabledBackend, EntraCredential, EntraIdentity,
     JsonlConfig, KeyVaultConfig, LimitMode, LimitSet, LimitsConfig, ListenerConfig, LogAnalyticsConfig,
     ManagedIdentitySelector, ModelsSource, OwnerPolicy, ProvisionedThroughput, QueueConfig, RecordConfig,
-    RecordedContent, RequestClass, RequestsConfig, RetryConfig, SecretSource, ServerConfig, ServerTlsConfig,
-    ShedConfig, SpoolConfig, StreamHoldLimits, StreamUsageMode, TimeoutsConfig, TlsVersion,
-    UnavailableHomePolicy, VaultSecretRef, WebSocketConfig,
+    RecordedContent, RedisConfig, RedisCredential, RequestClass, RequestsConfig, RetryConfig, SecretSource,
+    ServerConfig, ServerTlsConfig, ShedConfig, SpoolConfig, StreamHoldLimits, StreamUsageMode,
+    TimeoutsConfig, TlsVersion, UnavailableHomePolicy, VaultSecretRef, WebSocketConfig,
 };
 pub use values::{
     AllowRule, CertifiedKey, CertifiedKeyError, CertifiedKeyFiles, DeploymentMap, Endpoint, PathPattern,

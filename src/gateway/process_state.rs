@@ -1,8 +1,8 @@
 //! What outlives a configuration.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -22,6 +22,7 @@ use crate::routing::asking::Asking;
 use crate::routing::health::backend_health::HealthRegistry;
 use crate::routing::homes::{DEFAULT_MEMORY_BYTES, Homes};
 use crate::routing::service_state::ServiceReport;
+use crate::shared::Shared;
 use crate::state::StateDirectory;
 
 /// What a process keeps when it loads another configuration.
@@ -50,7 +51,9 @@ pub struct ProcessState {
     /// Requests in progress: from the parsed head until both the record and the response are finished.
     pub requests_in_flight: AtomicUsize,
     /// Requests whose record is finished.
-    pub requests_finished: AtomicUsize,
+    pub requests_finished: Arc<AtomicUsize>,
+    /// What this instance has in common with others; set at the start if the configuration has `shared`.
+    pub shared: OnceLock<Shared>,
     /// The WebSockets that are open.
     pub open_sockets: OpenSockets,
     /// The process is about to stop: its readiness check fails.
@@ -99,7 +102,8 @@ impl ProcessState {
             homes,
             budgets: BudgetBooks::default(),
             requests_in_flight: AtomicUsize::new(0),
-            requests_finished: AtomicUsize::new(0),
+            requests_finished: Arc::default(),
+            shared: OnceLock::new(),
             open_sockets: OpenSockets::default(),
             is_stopping: AtomicBool::new(false),
             is_draining_connections: AtomicBool::new(false),
@@ -119,6 +123,7 @@ impl ProcessState {
         self.homes_keeper.restore(&opened);
         self.budgets.restore(&opened);
         self.rates_keeper.restore(&opened, &self.client_accounts, now);
+        self.join_instances(opened.ok());
     }
 
     /// Takes the state directory after the predecessor has given it up. `are_homes_told` if the predecessor has
@@ -129,6 +134,7 @@ impl ProcessState {
         self.homes_keeper.take_over(&opened, are_homes_told);
         self.budgets.restore(&opened);
         self.rates_keeper.take_over(&opened);
+        self.join_instances(opened.ok());
     }
 
     /// Saves what clients have used of their rates, if requests have come since the last time. Blocks.
@@ -138,10 +144,25 @@ impl ProcessState {
         self.rates_keeper.save_if_due(&self.client_accounts, activity, now);
     }
 
+    /// Becomes one of the instances. The directory has how many there were.
+    pub fn join_instances(&self, directory: Option<Arc<StateDirectory>>) {
+        if let Some(shared) = self.shared.get() {
+            shared.instances.join(directory);
+        }
+    }
+
+    /// Is no instance any more: the process stops, or another one takes over. It may wait for the server a moment.
+    pub fn leave_instances(&self) {
+        if let Some(shared) = self.shared.get() {
+            shared.instances.leave();
+        }
+    }
+
     /// Releases the state directory for the successor. Afterwards this process reports learned homes with
     /// `report_homes`, once the successor no longer follows them, and used budgets with `report_budgets`. It may wait
     /// for a file that is being written.
     pub fn release_state(&self, report_homes: ReportFunction, report_budgets: BudgetReport) {
+        self.leave_instances();
         self.drains.release_directory();
         self.rates_keeper.release_directory();
         self.homes_keeper.release_directory(report_homes);

@@ -48,6 +48,7 @@ use crate::gateway::ProcessState;
 use crate::gateway::homes_keeper::read_hash_key;
 use crate::record::Recorder;
 use crate::routing::homes::{HashKey, Homes};
+use crate::shared::{InstanceRegistry, Shared, SharedLink, find_secret};
 
 pub use self::listen_addresses::{check_addresses, check_addresses_are_free};
 pub use self::start_error::StartError;
@@ -118,6 +119,7 @@ impl PreparedServer {
             successor.copy_homes_into(&homes);
         }
         let process = Arc::new(ProcessState::with_homes(started, clock_origin(), recorder, keyring, homes));
+        start_shared(&config, &process, background.handle());
         {
             // Before the steps that take long: until it is handled, this signal would end the process.
             let _context = background.enter();
@@ -128,8 +130,10 @@ impl PreparedServer {
                 Err(error) => warn!("cannot handle SIGUSR1: {error}"),
             }
         }
-        if let (false, Some(directory)) = (is_successor, &config.server.state_directory) {
-            process.restore_state(directory, started);
+        match (is_successor, &config.server.state_directory) {
+            (false, Some(directory)) => process.restore_state(directory, started),
+            (false, None) => process.join_instances(None),
+            (true, _) => {}
         }
         let source = program.map(|program| ConfigSource {
             file: program.config_file.clone(),
@@ -174,8 +178,12 @@ impl PreparedServer {
         // process if they do not come: everything that can fail has to be done before.
         server.bootstrap();
         // Given up by the predecessor before it sent its sockets.
-        if let (Some(successor), Some(directory)) = (&successor, &config.server.state_directory) {
-            process.take_over_state(directory, successor.are_homes_complete(), Instant::now());
+        match (&successor, &config.server.state_directory) {
+            (Some(successor), Some(directory)) => {
+                process.take_over_state(directory, successor.are_homes_complete(), Instant::now());
+            }
+            (Some(_), None) => process.join_instances(None),
+            (None, _) => {}
         }
         let (command_sender, command_receiver) = ControlSocket::command_queue();
         let earlier_processes =
@@ -212,6 +220,16 @@ impl PreparedServer {
         server.run(RunArgs { shutdown_signal: Box::new(signal_handler) });
         close_recorder(&process);
     }
+}
+
+/// Begins to connect to the server of `shared`. This process is no instance yet.
+fn start_shared(config: &Config, process: &ProcessState, background: &Handle) {
+    let Some(redis) = &config.shared else { return };
+    let password = find_secret(redis, &config.key_vault, &process.keyring);
+    let link = SharedLink::start(redis, password, background);
+    let instances = InstanceRegistry::new(&link, &process.requests_finished, background);
+    // Set only here.
+    let _ = process.shared.set(Shared { link, instances });
 }
 
 /// A memory of homes for the ids as the predecessor or an earlier process has hashed them.

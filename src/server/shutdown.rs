@@ -146,6 +146,7 @@ pub(super) fn close_recorder_and_exit(process: &ProcessState, code: i32) -> ! {
 
 /// Writes the remaining records and stops the recorder.
 pub(super) fn close_recorder(process: &ProcessState) {
+    process.leave_instances();
     process.drains.save_pending(&process.health_registry, Instant::now());
     process.homes_keeper.close();
     process.recorder.shut_down();

@@ -48,6 +48,7 @@ pub(super) fn config_keys_needing_upgrade(startup: &Config, reloaded: &Config) -
         add_if(has_changed, format!("server.{key}"));
     }
     add_if(startup.affinity.memory_bytes != reloaded.affinity.memory_bytes, "affinity.memory".to_owned());
+    add_if(startup.shared != reloaded.shared, "shared".to_owned());
     match (&startup.record, &reloaded.record) {
         (Some(before), Some(after)) => {
             add_if(before.jsonl != after.jsonl, "record.jsonl".to_owned());
@@ -104,8 +105,8 @@ mod tests {
             (
                 "listeners: [ { address: '127.0.0.1:80' }, { address: '127.0.0.1:81' } ]\n\
                  admin: { address: '127.0.0.1:9' }\nserver: { upgrade_socket: /x/y, state_directory: z }\n\
-                 affinity: { memory: 1MiB, ask: 0 }",
-                &["server.upgrade_socket", "server.state_directory", "affinity.memory", "record"],
+                 affinity: { memory: 1MiB, ask: 0 }\nshared: { redis: { url: 'redis://localhost:1' } }",
+                &["server.upgrade_socket", "server.state_directory", "affinity.memory", "shared", "record"],
             ),
         ];
         for (yaml, expected) in table {

@@ -7,8 +7,8 @@ use crate::config::{
     AdminAddress, ClientsConfig, Config, LimitMode, ListenerConfig, QueueConfig, RequestClass, join_shortened,
 };
 
-/// Version, configuration, listeners, backends, deployments, clients, limits, `shed` and the queue if there are any, and
-/// sinks, one line for each or two of them.
+/// Version, configuration, listeners, backends, deployments, clients, limits, `shed`, the queue and `shared` if
+/// there are any, and sinks, one line for each or two of them.
 pub(super) fn describe_start(config: &Config, status: &ConfigStatus) -> Vec<String> {
     let file = match &status.file {
         Some(file) => format!("configuration {} (SHA-256 {})", file.display(), status.short_sha256()),
@@ -23,6 +23,7 @@ pub(super) fn describe_start(config: &Config, status: &ConfigStatus) -> Vec<Stri
     lines.extend(describe_limits(config));
     lines.extend(describe_shed(config));
     lines.extend(describe_queue(config));
+    lines.extend(describe_shared(config));
     lines.push(describe_sinks(config));
     lines
 }
@@ -125,6 +126,13 @@ fn describe_queue(config: &Config) -> Option<String> {
     let QueueConfig { max_wait, max_requests, max_body_bytes: _ } = config.queue.as_ref()?;
     let wait = humantime::format_duration(*max_wait);
     Some(format!("queue: at most {max_requests} requests wait for a free backend, each for at most {wait}"))
+}
+
+/// Through which server this instance acts as one with others; `None` if it is alone.
+fn describe_shared(config: &Config) -> Option<String> {
+    let redis = config.shared.as_ref()?;
+    let tls = if redis.endpoint.uses_tls { " with TLS" } else { "" };
+    Some(format!("shared: Redis at {}{tls}, prefix {}", redis.address(), redis.prefix))
 }
 
 fn describe_sinks(config: &Config) -> String {
@@ -245,6 +253,29 @@ record:
             let lines = lines(&yaml, None);
             let found = lines.iter().find(|line| line.starts_with("queue: "));
             assert_eq!(found.map(String::as_str), expected, "{queue}");
+        }
+    }
+
+    #[test]
+    fn a_start_says_which_server_instances_share() {
+        for (shared, expected) in [
+            ("", None),
+            (
+                "shared: { redis: { url: 'redis://[::1]:9' } }",
+                Some("shared: Redis at [::1]:9, prefix aoai-lb"),
+            ),
+            (
+                "shared: { redis: { url: 'rediss://a.b:6380', prefix: x, username: u, password: hush } }",
+                Some("shared: Redis at a.b:6380 with TLS, prefix x"),
+            ),
+        ] {
+            let yaml = format!(
+                "listeners: [ {{ address: '127.0.0.1:8080' }} ]\nclients: open\n{shared}\n\
+                 backends: [ {{ name: w, endpoint: 'https://a.b', credential: {{ api_key: k }} }} ]"
+            );
+            let lines = lines(&yaml, None);
+            let found = lines.iter().find(|line| line.starts_with("shared: "));
+            assert_eq!(found.map(String::as_str), expected, "{shared}");
         }
     }
 

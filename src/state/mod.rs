@@ -1,10 +1,12 @@
 //! The state directory: what has to survive a restart and a kill, in files that one process at a time writes.
 //!
-//! What the files mean is left to its users; `budget_log.rs`, `drains.rs` and `homes_log.rs` have their formats.
+//! What the files mean is left to its users; `budget_log.rs`, `drains.rs`, `homes_log.rs` and
+//! `instances.rs` have their formats.
 
 pub mod budget_log;
 pub mod drains;
 pub mod homes_log;
+pub mod instances;
 
 use std::fmt::Display;
 use std::fs::{self, DirBuilder, File, OpenOptions};

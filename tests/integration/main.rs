@@ -65,6 +65,8 @@ mod retry;
 mod rewriting;
 mod routing;
 mod secrets;
+mod shared;
+mod shared_link;
 mod shed;
 mod slow_clients;
 mod states;

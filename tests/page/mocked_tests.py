@@ -192,7 +192,7 @@ class MockedStateTests(Suite):
             self.page.click("#more-problems")
             self.page.evaluate("void document.querySelectorAll('.expand').forEach(button => button.click())")
             # Markup of every part of the status is on the page, as text.
-            everywhere = ["#problems", "#notices", "#backend-table", "#backend-table .details", "#trouble-table", "#trouble-table .details", "#refusal-table", "#pools", "#clients", "#limit-table", "#resource-table", "#sink-table", "#expiries", "#facts"]
+            everywhere = ["#problems", "#notices", "#backend-table", "#backend-table .details", "#trouble-table", "#trouble-table .details", "#refusal-table", "#pools", "#clients", "#limit-table", "#resource-table", "#instance-table", "#instances-note", "#sink-table", "#expiries", "#facts"]
             for part in everywhere:
                 assert HOSTILE_MARKUP in self.page.text(part), part
             assert any(HOSTILE_MARKUP in text for text in self.page.evaluate("[...document.querySelectorAll('#trouble-client option')].map(n => n.textContent)"))

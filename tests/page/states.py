@@ -148,6 +148,11 @@ def limits():
     return {"mode": "enforce", "budgets_not_saved": None, "clients": [{"client": name, "class": class_name, "limits": own} for name, class_name, own in clients]}
 
 
+def shared(problem=None, *names):
+    instances = [{"id": f"{i:016x}", "name": name, "version": "0.1.0", "since": seconds_ago(3600), "requests_per_second": 12.5 * i, "is_self": i == 0} for i, name in enumerate(names)]
+    return {"up": problem is None, "problem": problem, "since": seconds_ago(90), "last_seen_count": len(instances), "instances": instances}
+
+
 def queue(interactive=0, standard=0, batch=0, **lines):
     waiting = {"interactive": interactive, "standard": standard, "batch": batch}
     lines = [{"deployment": None if name == "none" else name, "waiting": count} for name, count in lines.items()]
@@ -292,6 +297,7 @@ def problems(tick=0):
         "certificates": [certificate("/etc/aoai-lb/tls/listener.pem", -1.5), certificate("/etc/aoai-lb/tls/backend.pem", 12, "backend westus"), certificate("/etc/aoai-lb/tls/admin.pem", 200, "admin")],
         "credentials": [credential("france", 2, "token", "the vault refuses: 403"), credential("westus", 90)],
         "trouble": trouble_list(120),
+        "shared": shared("cannot use Redis at 10.0.0.4:6380: no answer in time", "vm-1/1234", "vm-2/99"),
         "affinity": affinity(
             resource("contoso-eastus.openai.azure.com:443", "eastus-ptu", "westus", entries=1_887_000, accepted=12, denied=3_456, requests=240, lag_ms=480),
             resource("a resource with quite a long name of its own", "sweden", "france", "japan", entries=1),
@@ -396,7 +402,7 @@ def null_values(tick=0):
 
 def missing_values(_=0):
     """Almost all fields are missing or have the wrong type."""
-    return {"service": 7, "sinks": [{}], "certificates": [{}], "credentials": [None, {}], "refusals": [{}], "affinity": {"resources": [{}, 7]}, "trouble": {"requests": [{}, 3]}, "backends": [{}], "pools": [None, 7, {}], "clients": [{}], "timeline": None, "process": None, "build": None}
+    return {"service": 7, "sinks": [{}], "certificates": [{}], "credentials": [None, {}], "refusals": [{}], "affinity": {"resources": [{}, 7]}, "shared": {"instances": [{}, 7]}, "trouble": {"requests": [{}, 3]}, "backends": [{}], "pools": [None, 7, {}], "clients": [{}], "timeline": None, "process": None, "build": None}
 
 
 STATES = {make_state.__name__: make_state for make_state in (healthy, problems, spilling, stopping, forty_backends, forty_in_trouble, hundred_backends, hostile_names, null_values, missing_values)}

@@ -8,7 +8,7 @@ use http::HeaderValue;
 /// The markup; `@@name@@` stands for a file.
 const MARKUP: &str = include_str!("page.html");
 /// The styles and scripts that the markup names.
-const FILES: [(&str, &str); 17] = [
+const FILES: [(&str, &str); 18] = [
     ("base.css", include_str!("base.css")),
     ("sections.css", include_str!("sections.css")),
     ("format.js", include_str!("format.js")),
@@ -22,6 +22,7 @@ const FILES: [(&str, &str); 17] = [
     ("pools.js", include_str!("pools.js")),
     ("limits.js", include_str!("limits.js")),
     ("objects.js", include_str!("objects.js")),
+    ("shared.js", include_str!("shared.js")),
     ("operations.js", include_str!("operations.js")),
     ("connection.js", include_str!("connection.js")),
     ("actions.js", include_str!("actions.js")),

@@ -18,6 +18,7 @@ function render(status) {
   showClients(objectsIn(status.clients));
   showLimits(status);
   showObjects(status);
+  showShared(status);
   showOperations(status);
   updateTip();
 }

@@ -7,6 +7,7 @@ pub mod expiry;
 pub mod limits;
 pub mod queue;
 pub mod refusals;
+pub mod shared;
 pub mod sinks;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,7 @@ use self::expiry::{CertificateStatus, CredentialStatus};
 use self::limits::LimitsStatus;
 use self::queue::QueueStatus;
 use self::refusals::{RefusalsByStatus, RefusedClient};
+use self::shared::SharedStatus;
 use self::sinks::SinkStatus;
 
 /// The response of `GET /api/status`.
@@ -42,6 +44,9 @@ pub struct StatusReport {
     /// What waits because no backend is free; `null` if requests do not wait. Earlier versions do not send it.
     #[serde(default)]
     pub queue: Option<QueueStatus>,
+    /// What this instance shares with others; `null` if it is alone. Earlier versions do not send it.
+    #[serde(default)]
+    pub shared: Option<SharedStatus>,
     /// The clients whose requests were refused or failed.
     pub refusals: Vec<RefusedClient>,
     /// Where records go; empty without a `record` block.

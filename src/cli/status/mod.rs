@@ -12,6 +12,7 @@ mod pools;
 mod queue;
 mod report_time;
 mod sections;
+mod shared;
 mod status_client;
 mod summary;
 #[cfg(test)]

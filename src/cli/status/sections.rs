@@ -8,6 +8,7 @@ use super::limits::{limit_notes, limit_table};
 use super::pools::pool_exceptions;
 use super::queue::{queue_note, queue_table};
 use super::report_time::{ReportTime, in_whole_seconds};
+use super::shared::{instance_table, shared_note};
 use super::summary::spilling_backends;
 use super::text::{Line, Style, in_words, in_words_ms, or_unknown, printable};
 use crate::admin::status::affinity::AffinityStatus;
@@ -15,6 +16,7 @@ use crate::admin::status::expiry::{CertificateStatus, CredentialStatus};
 use crate::admin::status::limits::LimitsStatus;
 use crate::admin::status::queue::QueueStatus;
 use crate::admin::status::refusals::RefusedClient;
+use crate::admin::status::shared::SharedStatus;
 use crate::admin::status::sinks::SinkStatus;
 use crate::admin::status::{BackendStatus, ClientStatus, StatusReport};
 
@@ -52,6 +54,7 @@ pub(super) fn overview_sections(status: &StatusReport, time: ReportTime, is_verb
         queue(status.queue.as_ref(), is_verbose),
         refused_clients(&status.refusals),
         limits(status.limits.as_ref(), is_verbose),
+        shared(status.shared.as_ref()),
         sinks(&status.sinks, time),
         expiry(&status.certificates, &status.credentials),
         failed_reload(status.configuration.last_reload_error.as_deref()),
@@ -242,6 +245,14 @@ fn queue(queue: Option<&QueueStatus>, shows_always: bool) -> Section {
     let queue = queue.filter(|queue| shows_always || queue.waiting.total() > 0);
     let Some(queue) = queue else { return Section::new(Table::new(&[])) };
     Section { table: queue_table(queue), notes: vec![queue_note(queue)] }
+}
+
+/// The instances that act as one; nothing if this one is alone.
+fn shared(shared: Option<&SharedStatus>) -> Section {
+    match shared {
+        Some(shared) => Section { table: instance_table(shared), notes: vec![shared_note(shared)] },
+        None => Section::new(Table::new(&[])),
+    }
 }
 
 /// The requests and tokens of clients.

@@ -19,6 +19,7 @@ mod requests;
 mod retry;
 mod server;
 mod shared;
+mod shared_redis;
 mod shed;
 mod timeouts;
 mod websocket;
@@ -28,7 +29,7 @@ use std::path::PathBuf;
 use super::schema::{AdminConfig, Config};
 use super::yaml::YamlNode;
 
-const TOP_LEVEL_KEYS: [&str; 19] = [
+const TOP_LEVEL_KEYS: [&str; 20] = [
     "listeners",
     "backends",
     "clients",
@@ -46,6 +47,7 @@ const TOP_LEVEL_KEYS: [&str; 19] = [
     "websocket",
     "record",
     "key_vault",
+    "shared",
     "admin",
     "server",
 ];
@@ -71,6 +73,7 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
     let websocket = websocket::read_websocket(&root, requests.as_ref());
     let record = root.read_optional("record", record::read_record);
     let key_vault = credentials::read_key_vault(&root);
+    let shared = shared_redis::read_shared(&root);
     let admin =
         root.read_optional("admin", |node| admin::read_admin(node, listeners.as_deref().unwrap_or_default()));
     let server = server::read_server(&root);
@@ -106,6 +109,7 @@ pub(super) fn read_config(root: &YamlNode<'_, '_>) -> Option<Config> {
         websocket: websocket?,
         record: record?,
         key_vault: key_vault?,
+        shared: shared?,
         admin: admin?,
         server: server?,
     })

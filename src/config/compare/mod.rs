@@ -303,6 +303,16 @@ mod tests {
                 "settings: record.redact, record.jsonl and admin.token",
             ),
             (
+                "shared: { redis: { url: 'redis://localhost:1', password: one } }".to_owned(),
+                "shared: { redis: { url: 'redis://localhost:2', password: two, prefix: x } }".to_owned(),
+                "settings: shared.redis.url, shared.redis.password and shared.redis.prefix",
+            ),
+            (
+                "shared: { redis: { url: 'redis://localhost:1' } }".to_owned(),
+                String::new(),
+                "settings: shared",
+            ),
+            (
                 "record: { jsonl: { path: /x } }".to_owned(),
                 "admin: { address: '127.0.0.1:9' }".to_owned(),
                 "settings: record and admin",

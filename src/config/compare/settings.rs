@@ -2,8 +2,8 @@
 
 use crate::config::schema::{
     AdminConfig, AffinityConfig, BreakerConfig, ClientsConfig, Config, CooldownConfig, KeyVaultConfig,
-    LimitsConfig, QueueConfig, RecordConfig, RequestsConfig, RetryConfig, ServerConfig, ShedConfig,
-    TimeoutsConfig, WebSocketConfig,
+    LimitsConfig, QueueConfig, RecordConfig, RedisConfig, RequestsConfig, RetryConfig, ServerConfig,
+    ShedConfig, TimeoutsConfig, WebSocketConfig,
 };
 
 /// The changed keys of the blocks that are no lists.
@@ -35,6 +35,7 @@ pub(super) fn changed_settings(before: &Config, after: &Config) -> Vec<String> {
         websocket,
         record,
         key_vault,
+        shared,
         admin,
         server,
     } = before;
@@ -111,6 +112,16 @@ pub(super) fn changed_settings(before: &Config, after: &Config) -> Vec<String> {
     });
     key_vault.dedup();
     add("key_vault", key_vault);
+    let changed_redis_keys = |before: &RedisConfig, after: &RedisConfig| {
+        changed_keys!(RedisConfig, before, after, {
+            endpoint => "redis.url",
+            username => "redis.username",
+            credential => "redis.password",
+            ca_file => "redis.ca",
+            prefix => "redis.prefix",
+        })
+    };
+    add("shared", changed_block_keys(shared.as_ref(), after.shared.as_ref(), changed_redis_keys));
     let changed_admin_keys = |before: &AdminConfig, after: &AdminConfig| {
         changed_keys!(AdminConfig, before, after, {
             address => "address",

@@ -14,6 +14,7 @@ mod record;
 mod requests;
 mod retry;
 mod server;
+mod shared;
 mod websocket;
 
 pub use affinity::{AffinityConfig, AskLimit, OwnerPolicy, UnavailableHomePolicy};
@@ -32,6 +33,7 @@ pub use record::{
 pub use requests::{ModelsSource, RequestsConfig};
 pub use retry::{BalancePolicy, BreakerConfig, CooldownConfig, RetryConfig, StreamHoldLimits};
 pub use server::{AdminAddress, AdminConfig, ServerConfig, TimeoutsConfig};
+pub use shared::{RedisConfig, RedisCredential};
 pub use websocket::WebSocketConfig;
 
 /// A complete, valid configuration.
@@ -73,6 +75,8 @@ pub struct Config {
     pub record: Option<RecordConfig>,
     /// How secrets are read from key vaults.
     pub key_vault: KeyVaultConfig,
+    /// The Redis through which several instances act as one; `None` if this one is alone.
+    pub shared: Option<RedisConfig>,
     /// The admin API; `None` if there is none.
     pub admin: Option<AdminConfig>,
     /// Threads, shutdown, keepalive and upgrades.

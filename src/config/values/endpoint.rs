@@ -78,7 +78,7 @@ impl Endpoint {
 }
 
 /// The host of a URL, in lower case and without brackets.
-fn parse_host(text: &str) -> Option<String> {
+pub(crate) fn parse_host(text: &str) -> Option<String> {
     if let Some(inside) = text.strip_prefix('[') {
         let ip: Ipv6Addr = inside.strip_suffix(']')?.parse().ok()?;
         return Some(ip.to_string());

@@ -13,7 +13,7 @@ pub use allow_rule::{AllowRule, PathPattern};
 pub use certified_key::{CertifiedKey, CertifiedKeyError, CertifiedKeyFiles, certificate_expires_at};
 pub use deployment_map::DeploymentMap;
 pub use endpoint::Endpoint;
-pub(crate) use endpoint::parse_host_name;
+pub(crate) use endpoint::{parse_host, parse_host_name};
 pub use percentage::Percentage;
 pub use secret::Secret;
 pub use status_set::StatusSet;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 pub(super) use self::certificates::{read_ca_file, read_certified_key_files, read_server_key_files};
 pub(super) use self::identity::{PUBLIC_AUTHORITY_URL, read_entra_credential};
-pub(super) use self::secrets::read_header_secret;
+pub(super) use self::secrets::{read_header_secret, read_secret};
 
 use self::identity::{read_identity_and_scope, read_managed_identity};
 use self::secrets::{WHERE_TO_PUT_SECRETS, read_vault_secret};

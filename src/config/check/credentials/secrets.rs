@@ -23,7 +23,10 @@ pub(in crate::config::check) fn read_header_secret(node: &YamlNode<'_, '_>) -> O
 }
 
 /// Reads a secret: its text, or the URL of a secret in a key vault.
-pub(super) fn read_secret(node: &YamlNode<'_, '_>, allows_key_vault: bool) -> Option<SecretSource> {
+pub(in crate::config::check) fn read_secret(
+    node: &YamlNode<'_, '_>,
+    allows_key_vault: bool,
+) -> Option<SecretSource> {
     if !node.is_mapping() {
         return Some(SecretSource::Literal(Secret::new(&node.read_secret_text()?.value)));
     }

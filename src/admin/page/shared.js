@@ -1,0 +1,20 @@
+// The instances that act as one, and whether their server answers.
+
+const MOST_INSTANCES = 10;
+
+function showShared(status) {
+  const shared = status.shared && typeof status.shared === 'object' ? status.shared : null;
+  // An instance that is alone has none.
+  setVisible($('instances'), shared !== null);
+  if (!shared) return;
+  const instances = objectsIn(shared.instances);
+  updateList($('instance-table'), firstOf(instances, MOST_INSTANCES, $('more-instances'), renderAgain), 'instance-row', instance => instance.id, (f, instance) => {
+    setText(f.name, `${nonEmptyText(instance.name) ?? nonEmptyText(instance.id) ?? 'unnamed'}${instance.is_self === true ? ' (this one)' : ''}`);
+    setText(f.version, nonEmptyText(instance.version) ?? '–');
+    setText(f.since, nonEmptyText(instance.since) ? formatTime(instance.since) : '–');
+    setNumber(f.rate, instance.requests_per_second);
+  });
+  setVisible($('instance-table'), instances.length > 0);
+  const since = nonEmptyText(shared.since) ? ` since ${formatTime(shared.since)}` : '';
+  setText($('instances-note'), shared.up === true ? `Connected${since}.` : nonEmptyText(shared.problem) ? `▲ Not connected${since}: ${shared.problem}. ${pluralize(shared.last_seen_count, 'instance')} before.` : 'Connecting …');
+}
