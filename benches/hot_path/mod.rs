@@ -201,7 +201,7 @@ pub fn steps() -> Vec<Step> {
                 captures_completion: true,
                 max_text_bytes: 64 * 1024,
                 max_buffered_text_bytes: 64 * 1024,
-                estimates_broken_stream_tokens: true,
+                estimates_tokens: true,
             };
             written.clear();
             exchange
@@ -372,7 +372,12 @@ fn sample_exchange(admitted: &AdmittedRequest, body: &Bytes, response: &Bytes) -
         }),
         extracted_prompt: None,
         prompt_sample: None,
-        captured_response: CapturedResponse::Buffered { body: collected, is_json: true },
+        usage_missing: None,
+        captured_response: CapturedResponse::Buffered {
+            tells_usage: collected.tells_usage(),
+            body: collected,
+            is_json: true,
+        },
         is_content_dropped: false,
         socket_id: None,
     }

@@ -83,6 +83,7 @@ var fields = [
   { name: 'cached_audio_tokens', type: 'long' }
   { name: 'audio_seconds', type: 'real' }
   { name: 'usage_source', type: 'string' }
+  { name: 'usage_missing', type: 'string' }
   { name: 'finish_reason', type: 'string' }
   { name: 'apim_request_id', type: 'string' }
   { name: 'prompt', type: 'string' }

@@ -22,6 +22,8 @@ pub(super) struct JsonString<'a> {
     pub(super) key: &'a str,
     /// The key of the object or array that it is in; empty below [`MAX_TRACKED_DEPTH`].
     pub(super) container_key: &'a str,
+    /// Where the object or array begins that it is in; 0 below [`MAX_TRACKED_DEPTH`].
+    pub(super) container_start: usize,
     /// How many objects and arrays it is in.
     pub(super) depth: usize,
 }
@@ -32,18 +34,19 @@ pub(super) struct JsonStrings<'a> {
     position: usize,
     depth: usize,
     key: &'a str,
-    container_keys: [&'a str; MAX_TRACKED_DEPTH],
+    /// The key of each open container, and where it begins.
+    containers: [(&'a str, usize); MAX_TRACKED_DEPTH],
 }
 
 impl<'a> JsonStrings<'a> {
     /// The strings of this text.
     pub(super) fn new(text: &'a str) -> Self {
-        Self { text, position: 0, depth: 0, key: "", container_keys: [""; MAX_TRACKED_DEPTH] }
+        Self { text, position: 0, depth: 0, key: "", containers: [("", 0); MAX_TRACKED_DEPTH] }
     }
 
     fn open_container(&mut self, is_array: bool) {
-        if let Some(container_key) = self.container_keys.get_mut(self.depth) {
-            *container_key = self.key;
+        if let Some(container) = self.containers.get_mut(self.depth) {
+            *container = (self.key, self.position);
         }
         self.depth += 1;
         if !is_array {
@@ -62,9 +65,9 @@ impl<'a> JsonStrings<'a> {
             self.key = raw;
         }
         self.position = end;
-        let container = self.depth.checked_sub(1).and_then(|depth| self.container_keys.get(depth));
-        let container_key = container.copied().unwrap_or_default();
-        JsonString { range, raw, is_key, key: self.key, container_key, depth: self.depth }
+        let container = self.depth.checked_sub(1).and_then(|depth| self.containers.get(depth));
+        let (container_key, container_start) = container.copied().unwrap_or_default();
+        JsonString { range, raw, is_key, key: self.key, container_key, container_start, depth: self.depth }
     }
 }
 

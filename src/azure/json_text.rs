@@ -55,6 +55,14 @@ pub fn piece_lengths(content: &str) -> impl Iterator<Item = (usize, usize)> {
     Pieces(content).map(|piece| (piece.source_bytes, piece.text.decoded_bytes()))
 }
 
+/// The length of a string's content once it is decoded.
+pub fn decoded_length(content: &str) -> usize {
+    if memchr(b'\\', content.as_bytes()).is_none() {
+        return content.len();
+    }
+    Pieces(content).map(|piece| piece.text.decoded_bytes()).sum()
+}
+
 /// Decodes strings that together are one text, such as the deltas of a stream. A character beyond the BMP can
 /// be split: the first half of its surrogate pair ends one string, and the second one begins the next.
 #[derive(Debug, Default)]

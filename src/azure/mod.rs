@@ -11,6 +11,8 @@ pub mod json_text;
 mod json_validator;
 pub mod request;
 pub mod response;
+pub mod token_encoding;
+pub mod usage_missing;
 
 pub use self::request::edit::{BodyEdit, apply_edits};
 pub use self::request::model_field::{ModelField, ModelFieldError};

@@ -391,7 +391,7 @@ impl Gateway {
             captures_completion: content == RecordedContent::Full,
             max_text_bytes: max_bytes,
             max_buffered_text_bytes: max_bytes.saturating_add(overlap),
-            estimates_broken_stream_tokens: true,
+            estimates_tokens: true,
         }
     }
 

@@ -285,7 +285,7 @@ impl RequestContext {
         let exceeded = reservation.as_ref().and_then(|reservation| reservation.exceeded());
         let limited_by =
             self.ending.limited_by.take().or_else(|| exceeded.map(|reached| reached.key.clone()));
-        FinishedExchange {
+        let mut exchange = FinishedExchange {
             received_at: self.request.received_at,
             request_id: Arc::clone(&self.request.id),
             socket_id: self.request.socket_id.clone(),
@@ -329,28 +329,26 @@ impl RequestContext {
             time_to_first_body_byte: self.ending.time_to_first_body_byte,
             request_bytes: self.body.is_fully_read().then_some(self.body.bytes_read),
             response_bytes: self.ending.response_bytes,
-            captured_request: self.capture_request(policy, outcome),
+            captured_request: None,
             extracted_prompt: None,
             prompt_sample: None,
+            usage_missing: None,
             captured_response: details.captured_response,
             is_content_dropped: false,
-        }
+        };
+        let is_prompt_needed = policy.captures_prompt || exchange.needs_token_estimate(policy);
+        exchange.captured_request = self.take_request(is_prompt_needed);
+        exchange
     }
 
-    /// The request's body, if its prompt is recorded or its tokens may have to be estimated.
-    fn capture_request(
-        &mut self,
-        policy: CapturePolicy,
-        outcome: ExchangeOutcome,
-    ) -> Option<CapturedRequest> {
+    /// Takes the request's body, and returns it if it is needed.
+    fn take_request(&mut self, is_needed: bool) -> Option<CapturedRequest> {
         // This releases the body's memory. It happens before the end of the response is sent, because the
         // client may then send its next request, which needs the memory.
         let body = self.body.take_and_unreserve_held_bytes();
         let content_type = std::mem::take(&mut self.request.content_type);
-        let may_estimate = policy.estimates_broken_stream_tokens
-            && matches!(outcome, ExchangeOutcome::ClientGone | ExchangeOutcome::Failed);
         let prompt = || self.retry_state.as_ref().and_then(|retry| retry.admitted.prompt_parts()).cloned();
-        ((policy.captures_prompt || may_estimate) && !body.is_empty()).then(|| CapturedRequest {
+        (is_needed && !body.is_empty()).then(|| CapturedRequest {
             body,
             content_type,
             prompt_parts: prompt(),

@@ -18,6 +18,7 @@ use crate::azure::request::prompt_sample::PromptSample;
 use crate::azure::response::capture::ResponseCapture;
 use crate::azure::response::collected_body::CollectedBody;
 use crate::azure::response::usage::TokenUsage;
+use crate::azure::usage_missing::UsageMissing;
 use crate::azure::{Operation, RequestTarget};
 use crate::config::RequestClass;
 use crate::names::{BackendName, DeploymentName};
@@ -112,6 +113,8 @@ pub enum CapturedResponse {
         body: CollectedBody,
         /// Whether its content type is JSON.
         is_json: bool,
+        /// Whether it seems to have the usage.
+        tells_usage: bool,
     },
     /// The length and hash of audio or an image.
     Binary {
@@ -154,8 +157,15 @@ pub struct CapturePolicy {
     /// The most bytes of either text that are buffered: more than `max_text_bytes` if text is redacted before
     /// it is truncated.
     pub max_buffered_text_bytes: usize,
-    /// Whether the tokens of a stream that breaks off are estimated.
-    pub estimates_broken_stream_tokens: bool,
+    /// Whether tokens are counted here if no backend tells them.
+    pub estimates_tokens: bool,
+}
+
+impl CapturePolicy {
+    /// The most bytes of a completion that are buffered for its record.
+    pub(super) fn max_completion_bytes(self) -> usize {
+        if self.captures_completion { self.max_buffered_text_bytes } else { 0 }
+    }
 }
 
 /// In place of an HTTP method for what came over an open WebSocket.
@@ -239,8 +249,11 @@ pub struct FinishedExchange {
     /// The prompt, once [`FinishedExchange::shorten_content`] or [`FinishedExchange::prepare_content`] has
     /// extracted it.
     pub extracted_prompt: Option<ExtractedPrompt>,
-    /// Text of the prompt from which its tokens are estimated; set by [`FinishedExchange::shorten_content`].
-    pub prompt_sample: Option<PromptSample>,
+    /// Text of the prompt from which its tokens are estimated, or why they cannot be; set by
+    /// [`FinishedExchange::shorten_content`] if the request body is not kept for that.
+    pub prompt_sample: Option<Result<PromptSample, UsageMissing>>,
+    /// Why its tokens could not be estimated.
+    pub usage_missing: Option<UsageMissing>,
     /// The response body.
     pub captured_response: CapturedResponse,
     /// Whether prompt and completion were dropped because records could not be written fast enough.
@@ -289,6 +302,7 @@ impl FinishedExchange {
             captured_request: None,
             extracted_prompt: None,
             prompt_sample: None,
+            usage_missing: None,
             captured_response: CapturedResponse::NotCaptured,
             is_content_dropped: false,
         }
@@ -317,7 +331,8 @@ impl FinishedExchange {
     pub fn content_bytes(&self) -> usize {
         let request = self.captured_request.as_ref().map_or(0, |request| request.body.len());
         let prompt = self.extracted_prompt.as_ref().map_or(0, |prompt| prompt.text.capacity());
-        let sample = self.prompt_sample.as_ref().map_or(0, |sample| sample.text.capacity());
+        let sample = self.prompt_sample.as_ref().and_then(|sample| sample.as_ref().ok());
+        let sample = sample.map_or(0, PromptSample::memory_bytes);
         let response = match &self.captured_response {
             CapturedResponse::NotCaptured | CapturedResponse::Binary { .. } => 0,
             CapturedResponse::Buffered { body, .. } => body.memory_bytes(),
@@ -347,13 +362,19 @@ impl FinishedExchange {
 
     /// Drops prompt and completion to save memory. The record is marked as truncated. Token counts are kept,
     /// except those of a large buffered body, and as much text as their estimate needs.
-    pub fn drop_content(&mut self) {
+    pub fn drop_content(&mut self, policy: CapturePolicy) {
+        let needs_estimate = self.needs_token_estimate(policy);
+        let has_short_body = self
+            .captured_request
+            .as_ref()
+            .is_some_and(|request| request.body.len() <= SLOW_TO_PARSE_BODY_BYTES);
+        match &mut self.prompt_sample {
+            Some(Ok(sample)) => sample.shorten(MAX_LIGHT_SAMPLE_BYTES),
+            None if needs_estimate && has_short_body => self.sample_prompt_at_once(MAX_LIGHT_SAMPLE_BYTES),
+            _ => {}
+        }
         self.captured_request = None;
         self.extracted_prompt = None;
-        if let Some(sample) = &mut self.prompt_sample {
-            sample.shorten(MAX_LIGHT_SAMPLE_BYTES);
-        }
-        let needs_estimate = self.needs_token_estimate();
         match &mut self.captured_response {
             CapturedResponse::Parsed(capture) if needs_estimate => {
                 capture.shorten_text(MAX_LIGHT_SAMPLE_BYTES);

@@ -54,6 +54,7 @@ pub struct RecordLine<'a> {
     pub(super) response_bytes: u64,
     pub(super) usage: TokenUsage,
     pub(super) usage_source: &'static str,
+    pub(super) usage_missing: Option<&'static str>,
     pub(super) finish_reason: Option<String>,
     pub(super) apim_request_id: Option<&'a str>,
     pub(super) prompt: Option<String>,
@@ -109,6 +110,7 @@ impl RecordLine<'_> {
         object.write_field("cached_audio_tokens", self.usage.cached_audio);
         object.write_field("audio_seconds", self.usage.audio_millis.map(Thousandths));
         object.write_field("usage_source", self.usage_source);
+        object.write_field("usage_missing", self.usage_missing);
         object.write_field("finish_reason", self.finish_reason.as_deref());
         object.write_field("apim_request_id", self.apim_request_id);
         object.write_field("prompt", self.prompt.as_deref());
@@ -310,6 +312,7 @@ mod tests {
                 ..TokenUsage::default()
             },
             usage_source: "reported",
+            usage_missing: None,
             finish_reason: Some("stop".to_owned()),
             apim_request_id: None,
             prompt: Some(text.to_owned()),
@@ -343,7 +346,7 @@ mod tests {
             r#""response_bytes":12,"input_tokens":3,"output_tokens":null,"cached_tokens":null,"#,
             r#""reasoning_tokens":null,"total_tokens":null,"input_audio_tokens":2,"#,
             r#""output_audio_tokens":null,"cached_audio_tokens":null,"audio_seconds":12.034,"#,
-            r#""usage_source":"reported","#,
+            r#""usage_source":"reported","usage_missing":null,"#,
             r#""finish_reason":"stop","apim_request_id":null,"prompt":"/a\"b","completion":null,"#,
             r#""content_cut":false}"#
         );

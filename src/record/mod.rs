@@ -28,6 +28,7 @@ pub mod stored_usage;
 mod testing;
 mod text_ranges;
 pub mod token_estimate;
+mod untold_usage;
 pub mod writer;
 
 use std::io;

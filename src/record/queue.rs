@@ -19,6 +19,8 @@ const MAX_QUEUED_BYTES: usize = 192 * 1024 * 1024;
 /// The memory of queued exchanges after something was dropped. Less than the limit, so that the queue is not
 /// searched for each exchange.
 const QUEUED_BYTES_AFTER_DROP: usize = MAX_QUEUED_BYTES / 8 * 7;
+/// Request bodies are kept to count their tokens while the queue holds less.
+const MAX_QUEUED_BYTES_WITH_BODIES: usize = 48 * 1024 * 1024;
 /// Long samples of prompts are kept while the queue holds less.
 const MAX_QUEUED_BYTES_FOR_LONG_SAMPLES: usize = 16 * 1024 * 1024;
 /// A queue that was longer than this gives its memory back when it is empty.
@@ -106,7 +108,7 @@ impl QueuedExchange {
 
     /// Drops the content. Returns how much memory is free again.
     fn lighten(&mut self) -> usize {
-        self.exchange.drop_content();
+        self.exchange.drop_content(self.policy);
         let before = std::mem::replace(&mut self.charge.bytes, self.exchange.memory_bytes());
         self.charge.content_bytes = 0;
         before.saturating_sub(self.charge.bytes)
@@ -208,9 +210,14 @@ impl ExchangeQueue {
     }
 
     /// How much text of a prompt may be kept to estimate its tokens: the fuller the queue, the less, so that
-    /// samples take no room from prompts and completions.
-    pub(super) fn max_sample_bytes(&self) -> usize {
-        if self.lock().charged_bytes < MAX_QUEUED_BYTES_FOR_LONG_SAMPLES { 64 * 1024 } else { 2 * 1024 }
+    /// samples take no room from prompts and completions. `None` if the request body of this length can be kept
+    /// instead, so that the thread that serves the request need not read it.
+    pub(super) fn max_sample_bytes(&self, body_bytes: usize) -> Option<usize> {
+        match self.lock().charged_bytes {
+            bytes if bytes + body_bytes < MAX_QUEUED_BYTES_WITH_BODIES => None,
+            bytes if bytes < MAX_QUEUED_BYTES_FOR_LONG_SAMPLES => Some(64 * 1024),
+            _ => Some(2 * 1024),
+        }
     }
 
     /// Whether less than half of the limit is in use.

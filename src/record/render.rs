@@ -1,5 +1,5 @@
-//! Makes the record of a finished exchange: extracts the text of prompt and completion, redacts it, estimates
-//! missing token counts, and writes the line of the access log.
+//! Makes the record of a finished exchange: extracts the text of prompt and completion, redacts it, and writes the
+//! line of the access log.
 //!
 //! All of this runs on the threads of the writer, not on those that serve requests.
 
@@ -8,8 +8,8 @@ use std::time::SystemTime;
 use log::{Level, info, log_enabled};
 
 use super::exchange::{
-    CapturePolicy, CapturedRequest, CapturedResponse, ExchangeOutcome, ExtractedPrompt, FinishedExchange,
-    RecordedText, SLOW_TO_PARSE_BODY_BYTES,
+    CapturePolicy, CapturedRequest, CapturedResponse, ExtractedPrompt, FinishedExchange, RecordedText,
+    SLOW_TO_PARSE_BODY_BYTES,
 };
 use super::line::{RecordLine, to_millis};
 use super::metrics::Metrics;
@@ -18,11 +18,11 @@ use super::stored_usage::StoredUsage;
 use super::token_estimate::TokenEstimator;
 use crate::azure::Operation;
 use crate::azure::request::prompt::PromptBeginning;
-use crate::azure::request::prompt_sample::PromptSample;
 use crate::azure::request::{multipart, prompt};
 use crate::azure::response::capture::ResponseCapture;
 use crate::azure::response::captured_text::CompletionText;
 use crate::azure::response::usage::TokenUsage;
+use crate::azure::usage_missing::UsageMissing;
 use crate::config::RequestClass;
 use crate::names::{BackendName, DeploymentName};
 
@@ -53,7 +53,8 @@ impl FinishedExchange {
         self.prepare_prompt(policy, redactor);
         let prompt = self.extracted_prompt.take().filter(|_| policy.captures_prompt);
         let is_prompt_truncated = prompt.as_ref().is_some_and(|prompt| prompt.is_truncated);
-        let mut capture = std::mem::take(&mut self.captured_response).into_capture(operation, policy);
+        let text_limit = policy.max_completion_bytes();
+        let mut capture = std::mem::take(&mut self.captured_response).into_capture(operation, text_limit);
         stored_usage.keep_first_count(self, &mut capture);
         let completion = capture
             .completion_text_with_cuts()
@@ -70,6 +71,7 @@ impl FinishedExchange {
         if log_enabled!(target: ACCESS_LOG_TARGET, Level::Info) {
             info!(target: ACCESS_LOG_TARGET, "{}", self.access_log_line(capture.usage.as_ref()));
         }
+        let usage_missing = self.why_usage_is_missing(capture.usage.as_ref());
         let usage = capture.usage.unwrap_or_default();
         RecordLine {
             time: rfc3339_micros(self.received_at),
@@ -112,6 +114,7 @@ impl FinishedExchange {
                 Some(_) => "reported",
                 None => "none",
             },
+            usage_missing: usage_missing.map(UsageMissing::as_str),
             finish_reason: capture.finish_reason,
             apim_request_id: self.apim_request_id.as_deref(),
             prompt: prompt.map(|prompt| prompt.text),
@@ -126,7 +129,7 @@ impl FinishedExchange {
             CapturedResponse::Buffered { body, .. } => body.kept_byte_count() > 8 * SLOW_TO_PARSE_BODY_BYTES,
             _ => false,
         };
-        self.needs_token_estimate()
+        self.needs_token_estimate(policy)
             || has_large_response
             || (policy.captures_prompt
                 && self
@@ -138,14 +141,20 @@ impl FinishedExchange {
     /// Shortens prompt and completion to what the record needs, so that the exchange can be queued. Called by
     /// the thread that serves the request, so it takes time in proportion to the limits. The digest of binary
     /// data takes longer: a body with such data stays for [`FinishedExchange::prepare_content`]. If tokens have to
-    /// be estimated, a sample of the prompt is kept for that, of at most `max_sample_bytes`.
-    pub fn shorten_content(&mut self, policy: CapturePolicy, max_sample_bytes: impl Fn() -> usize) {
-        let needs_token_estimate = self.needs_token_estimate();
-        if needs_token_estimate {
-            let body = self.captured_request.as_ref().map(|request| &request.body[..]);
-            self.prompt_sample = body.and_then(|body| PromptSample::from_body(body, max_sample_bytes()));
+    /// be estimated, the body stays as well, or a sample of the prompt is kept if `max_sample_bytes`, which is told
+    /// the length of the body, limits it.
+    pub fn shorten_content(
+        &mut self,
+        policy: CapturePolicy,
+        max_sample_bytes: impl Fn(usize) -> Option<usize>,
+    ) {
+        if self.needs_token_estimate(policy) {
+            match self.captured_request.as_ref().and_then(|request| max_sample_bytes(request.body.len())) {
+                Some(max_bytes) => self.sample_prompt_at_once(max_bytes),
+                None => return,
+            }
         } else if let CapturedResponse::Parsed(capture) = &mut self.captured_response {
-            capture.shorten_text(if policy.captures_completion { policy.max_buffered_text_bytes } else { 0 });
+            capture.shorten_text(policy.max_completion_bytes());
         }
         let Some(request) = self.captured_request.take().filter(|_| policy.captures_prompt) else { return };
         let limit = policy.max_buffered_text_bytes;
@@ -169,17 +178,19 @@ impl FinishedExchange {
         estimator: &mut TokenEstimator,
         max_tokenized_bytes: usize,
     ) {
-        if self.needs_token_estimate() {
+        let needs_token_estimate = self.needs_token_estimate(policy);
+        if matches!(self.captured_response, CapturedResponse::Buffered { .. }) {
+            let operation = self.operation();
+            let text_limit = if needs_token_estimate { usize::MAX } else { policy.max_completion_bytes() };
+            let capture = std::mem::take(&mut self.captured_response).into_capture(operation, text_limit);
+            self.captured_response = CapturedResponse::Parsed(Box::new(capture));
+        }
+        if needs_token_estimate {
             self.estimate_tokens(estimator, max_tokenized_bytes);
         }
         self.prepare_prompt(policy, redactor);
-        if matches!(self.captured_response, CapturedResponse::Buffered { .. }) {
-            let operation = self.operation();
-            let capture = std::mem::take(&mut self.captured_response).into_capture(operation, policy);
-            self.captured_response = CapturedResponse::Parsed(Box::new(capture));
-        }
         if let CapturedResponse::Parsed(capture) = &mut self.captured_response {
-            capture.shorten_text(if policy.captures_completion { policy.max_buffered_text_bytes } else { 0 });
+            capture.shorten_text(policy.max_completion_bytes());
         }
     }
 
@@ -192,30 +203,6 @@ impl FinishedExchange {
         if let Some(prompt) = &mut self.extracted_prompt {
             prompt.redact(policy, redactor);
         }
-    }
-
-    /// Whether the token counts can only be estimated: a stream broke off before its usage arrived.
-    pub fn needs_token_estimate(&self) -> bool {
-        let broke_off = matches!(self.outcome, ExchangeOutcome::ClientGone | ExchangeOutcome::Failed)
-            && self.client_status == Some(200);
-        let lacks_usage = |response: &CapturedResponse| match response {
-            CapturedResponse::Parsed(capture) => capture.usage.is_none() && !capture.is_usage_estimated,
-            _ => false,
-        };
-        broke_off && lacks_usage(&self.captured_response) && !self.fetches_stored_object()
-    }
-
-    /// Estimates the token counts of a stream.
-    fn estimate_tokens(&mut self, estimator: &mut TokenEstimator, max_tokenized_bytes: usize) {
-        let sample = self.prompt_sample.take();
-        let CapturedResponse::Parsed(capture) = &mut self.captured_response else { return };
-        let deployment = self.requested_deployment.as_ref().map(DeploymentName::to_lowercase);
-        let model = capture.model.as_deref().or(deployment.as_deref());
-        let completion = capture.completion_text();
-        let completion = completion.as_deref().map(|text| (text, capture.total_text_byte_count()));
-        let usage = estimator.estimate_usage(model, sample.as_ref(), completion, max_tokenized_bytes);
-        capture.usage = Some(usage).filter(|usage| *usage != TokenUsage::default());
-        capture.is_usage_estimated = true;
     }
 
     /// A line for the access log, without query and prompt.
@@ -271,18 +258,15 @@ impl ExtractedPrompt {
 
 impl CapturedResponse {
     /// Text and usage: parsed from a buffered body, as they are from a stream.
-    fn into_capture(self, operation: Operation, policy: CapturePolicy) -> ResponseCapture {
-        let mut capture = ResponseCapture::new(
-            operation,
-            if policy.captures_completion { policy.max_buffered_text_bytes } else { 0 },
-        );
+    fn into_capture(self, operation: Operation, text_limit: usize) -> ResponseCapture {
+        let mut capture = ResponseCapture::new(operation, text_limit);
         match self {
             Self::NotCaptured => {}
             Self::Binary { byte_count, sha256 } => {
                 let digest: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
                 capture.capture_text_body(&format!("{{\"bytes\":{byte_count},\"sha256\":\"{digest}\"}}"));
             }
-            Self::Buffered { body, is_json } => body.capture_into(is_json, &mut capture),
+            Self::Buffered { body, is_json, .. } => body.capture_into(is_json, &mut capture),
             Self::Parsed(capture) => return *capture,
         }
         capture

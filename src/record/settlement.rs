@@ -40,7 +40,7 @@ impl FinishedExchange {
     }
 
     /// What counts if no usage is told.
-    fn settlement_without_usage(&self) -> Settlement {
+    pub(super) fn settlement_without_usage(&self) -> Settlement {
         let reached_backend = self.attempts.iter().any(may_be_billed);
         let counts = match self.outcome {
             ExchangeOutcome::Answered => self.client_status.is_some_and(|status| status < 400),

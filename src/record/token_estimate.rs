@@ -1,5 +1,4 @@
-//! Estimates the token counts of a stream that broke off before its usage arrived, with the tokenizer of the
-//! model.
+//! Counts the tokens of requests and responses whose usage nobody has told, with the tokenizer of the model.
 //!
 //! A large text takes long: this runs on the threads of the writer only.
 
@@ -7,65 +6,65 @@ use std::time::{Duration, Instant};
 
 use tiktoken_rs::{CoreBPE, cl100k_base, o200k_base};
 
-use crate::azure::request::prompt_sample::PromptSample;
+use crate::azure::request::prompt_sample::{PromptSample, TEXT_SEPARATOR};
+use crate::azure::response::capture::OutputSample;
 use crate::azure::response::usage::TokenUsage;
+use crate::azure::token_encoding::TokenEncoding;
+use crate::azure::usage_missing::UsageMissing;
 
 /// How much text is tokenized at a time.
 const TOKENIZER_CHUNK_BYTES: usize = 16 * 1024;
-/// Tokens of a message besides its text (OpenAI Cookbook, "How to count tokens with tiktoken").
-const TOKENS_PER_MESSAGE: u64 = 3;
-/// Tokens that start the reply; they count as input (same source).
-const REPLY_PRIMING_TOKENS: u64 = 3;
+/// A text that is too long is tokenized in parts, of which each has at least so many bytes.
+const MIN_PART_BYTES: usize = 512;
+/// The most such parts.
+const MAX_PARTS: usize = 16;
+/// How far a part begins or ends earlier, at a space, so that no word is cut.
+const MAX_WORD_BYTES: usize = 32;
 /// A tokenizer takes some 20 MiB. It is given back when it was not used for this long.
 const MAX_IDLE_TIME: Duration = Duration::from_secs(20);
 
 /// Tokenizers, which are loaded when they are needed.
 #[derive(Default)]
 pub struct TokenEstimator {
-    /// That of the newer models.
     o200k: Option<CoreBPE>,
-    /// That of GPT-4, GPT-3.5 and the embeddings.
     cl100k: Option<CoreBPE>,
     last_used: Option<Instant>,
 }
 
 impl TokenEstimator {
-    /// Estimates the tokens of a request and of the part of its response that arrived: `completion` is its
-    /// text, or the beginning of it, and the length of all of it. Of each text at most `max_tokenized_bytes`
-    /// are tokenized; the count is extrapolated to the rest. The input is unknown without a sample. The
-    /// output is unknown without completion text: the model may have reasoned for long.
+    /// Estimates the tokens of a request and its response. `model` is the first name that tells an encoding. `output`
+    /// is `None` if there is none, as for embeddings. Of each text at most `max_tokenized_bytes` are tokenized; the
+    /// count is extrapolated to the rest.
+    ///
+    /// # Errors
+    /// If the encoding or the tokens of an image are not known.
     pub fn estimate_usage(
         &mut self,
-        model: Option<&str>,
-        prompt: Option<&PromptSample>,
-        completion: Option<(&str, u64)>,
+        model: &str,
+        prompt: &PromptSample,
+        output: Option<&OutputSample>,
         max_tokenized_bytes: usize,
-    ) -> TokenUsage {
+    ) -> Result<TokenUsage, UsageMissing> {
+        let encoding = TokenEncoding::of_model(model).ok_or(UsageMissing::EncodingUnknown)?;
+        let images = prompt.images.iter().map(|image| image.tokens(model).ok_or(UsageMissing::Image));
+        let image_tokens: u64 = images.sum::<Result<u64, _>>()?;
         self.last_used = Some(Instant::now());
-        let Some(tokenizer) = self.tokenizer_for_model(model.unwrap_or_default()) else {
-            return TokenUsage::default();
+        let tokenizer = self.tokenizer(encoding).ok_or(UsageMissing::EncodingUnknown)?;
+        let count = |text: &str, sampled, total| {
+            extrapolated_count(tokenizer, text, sampled, total, max_tokenized_bytes)
         };
-        let output = completion.map(|(text, total_bytes)| {
-            extrapolated_count(tokenizer, text, text.len() as u64, total_bytes, max_tokenized_bytes)
-        });
-        let input = prompt.map(|sample| {
-            let (sampled, total) = (sample.sampled_bytes, sample.total_bytes);
-            let text = extrapolated_count(tokenizer, &sample.text, sampled, total, max_tokenized_bytes);
-            text + sample.message_count * TOKENS_PER_MESSAGE + REPLY_PRIMING_TOKENS
-        });
-        let total = input.zip(output).map(|(input, output)| input + output);
-        TokenUsage { input, output, total, ..TokenUsage::default() }
+        let input = count(&prompt.text, prompt.sampled_bytes, prompt.total_bytes);
+        let input = input + prompt.fixed_tokens + image_tokens;
+        let output = output.map(|sample| count(&sample.text, sample.sampled_bytes, sample.total_bytes));
+        let total = Some(input + output.unwrap_or_default());
+        Ok(TokenUsage { input: Some(input), output, total, ..TokenUsage::default() })
     }
 
-    /// The tokenizer of a model; for an unknown model, that of the newer ones.
-    fn tokenizer_for_model(&mut self, model: &str) -> Option<&CoreBPE> {
-        let older = ["gpt-4-", "gpt-35", "gpt-3.5", "text-embedding"];
-        let (tokenizer, load): (_, fn() -> _) =
-            if model == "gpt-4" || older.iter().any(|name| model.starts_with(name)) {
-                (&mut self.cl100k, cl100k_base)
-            } else {
-                (&mut self.o200k, o200k_base)
-            };
+    fn tokenizer(&mut self, encoding: TokenEncoding) -> Option<&CoreBPE> {
+        let (tokenizer, load): (_, fn() -> _) = match encoding {
+            TokenEncoding::O200k => (&mut self.o200k, o200k_base),
+            TokenEncoding::Cl100k => (&mut self.cl100k, cl100k_base),
+        };
         if tokenizer.is_none() {
             *tokenizer = load().ok();
         }
@@ -88,17 +87,49 @@ fn extrapolated_count(
     total_bytes: u64,
     max_tokenized_bytes: usize,
 ) -> u64 {
-    let tokenized = text.get(..text.floor_char_boundary(max_tokenized_bytes.min(text.len()))).unwrap_or(text);
-    let tokens = count_tokens(tokenizer, tokenized);
-    let sampled_bytes = sampled_bytes as f64 * tokenized.len() as f64 / text.len().max(1) as f64;
+    let (tokens, tokenized_bytes) = if text.len() <= max_tokenized_bytes {
+        (count_tokens(tokenizer, text), text.len())
+    } else {
+        count_tokens_of_parts(tokenizer, text, max_tokenized_bytes)
+    };
+    let sampled_bytes = sampled_bytes as f64 * tokenized_bytes as f64 / text.len().max(1) as f64;
     if sampled_bytes < 1.0 || total_bytes as f64 <= sampled_bytes {
         return tokens;
     }
     (tokens as f64 * total_bytes as f64 / sampled_bytes).round() as u64
 }
 
+/// The number of tokens in parts of a text from its beginning to its end, and the length of these parts, which is
+/// about `max_bytes`.
+fn count_tokens_of_parts(tokenizer: &CoreBPE, text: &str, max_bytes: usize) -> (u64, usize) {
+    let parts = (max_bytes / MIN_PART_BYTES).clamp(1, MAX_PARTS);
+    let (mut tokens, mut bytes) = (0, 0);
+    for part in 0..parts {
+        let start = text.len() / parts * part;
+        let end = (start + max_bytes / parts).min(text.len());
+        let part = text.get(word_boundary(text, start)..word_boundary(text, end)).unwrap_or_default();
+        tokens += count_tokens(tokenizer, part);
+        bytes += part.len();
+    }
+    (tokens, bytes)
+}
+
+/// A place in a text at or shortly before `position`, if possible before a space.
+fn word_boundary(text: &str, position: usize) -> usize {
+    let before = text.as_bytes().get(position.saturating_sub(MAX_WORD_BYTES)..=position).unwrap_or_default();
+    match before.iter().rposition(|byte| *byte == b' ') {
+        Some(space) => position + 1 - (before.len() - space),
+        None => text.floor_char_boundary(position),
+    }
+}
+
+/// The number of tokens in texts.
+fn count_tokens(tokenizer: &CoreBPE, texts: &str) -> u64 {
+    texts.split(TEXT_SEPARATOR).map(|text| count_text_tokens(tokenizer, text)).sum()
+}
+
 /// The number of tokens in a text.
-fn count_tokens(tokenizer: &CoreBPE, text: &str) -> u64 {
+fn count_text_tokens(tokenizer: &CoreBPE, text: &str) -> u64 {
     let (mut tokens, mut rest) = (0, text);
     while !rest.is_empty() {
         // In chunks: the regular expressions of the tokenizer need memory in proportion to their match.
@@ -113,32 +144,46 @@ fn count_tokens(tokenizer: &CoreBPE, text: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::azure::Operation;
 
-    fn estimate(model: Option<&str>, body: Option<&[u8]>, completion: Option<&str>) -> TokenUsage {
-        let sample = body.and_then(|body| PromptSample::from_body(body, 64 * 1024));
-        let completion = completion.map(|text| (text, text.len() as u64));
-        TokenEstimator::default().estimate_usage(model, sample.as_ref(), completion, 64 * 1024)
+    const HELLO: &str = r#"{"messages":[{"role":"user","content":"Hello world, how are you?"}]}"#;
+
+    fn output(text: &str) -> OutputSample {
+        let bytes = text.len() as u64;
+        OutputSample { text: text.to_owned(), sampled_bytes: bytes, total_bytes: bytes }
+    }
+
+    fn estimate(model: &str, body: &str, text: &str) -> Result<(u64, u64), UsageMissing> {
+        let sample = PromptSample::from_body(body.as_bytes(), Operation::Chat, 64 * 1024)?;
+        let mut estimator = TokenEstimator::default();
+        let usage = estimator.estimate_usage(model, &sample, Some(&output(text)), 64 * 1024)?;
+        assert_eq!(usage.total, Some(usage.input.unwrap() + usage.output.unwrap()));
+        Ok((usage.input.unwrap(), usage.output.unwrap()))
     }
 
     #[test]
-    fn text_is_counted_and_images_make_the_input_unknown() {
-        let hello = br#"{"messages":[{"role":"user","content":"Hello world, how are you?"}]}"#;
-        let usage = estimate(Some("gpt-4o-2024-11-20"), Some(hello), Some("I am fine, thank you."));
-        assert_eq!(usage.output, Some(7));
-        let input = usage.input.unwrap();
-        assert!((12..=16).contains(&input), "{input}");
-        assert_eq!(usage.total, Some(input + 7));
-        let parts = br#"{"messages":[{"role":"user","content":[{"type":"text","text":"Hello world, how are you?"}]}]}"#;
-        assert_eq!(estimate(Some("gpt-4o"), Some(parts), None).input, Some(input));
-        let broken = br#"{"messages":[{"role":"user","content":"Hello world, how are you? \ud83d"}]}"#;
-        assert!(estimate(Some("gpt-4o"), Some(broken), None).input > Some(input));
-        let picture = br#"{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"https://x"}}]}]}"#;
-        let usage = estimate(None, Some(picture), Some("a cat"));
-        assert_eq!((usage.input, usage.total, usage.output), (None, None, Some(2)));
-        for body in [&b"no json"[..], br#"{"input":"data:image/png;base64,AAAA"}"#] {
-            assert_eq!(estimate(None, Some(body), None).input, None);
+    fn text_is_counted_as_tiktoken_counts_it() {
+        let parts = r#"{"messages":[{"role":"user","content":[{"type":"text","text":"Hello world, how are you?"}]}]}"#;
+        let picture = |url: &str, detail: &str| {
+            format!(
+                r#"{{"messages":[{{"role":"user","content":[{{"type":"image_url","image_url":{{"url":"{url}","detail":"{detail}"}}}}]}}]}}"#
+            )
+        };
+        let unknown = Err(UsageMissing::EncodingUnknown);
+        for (model, body, text, expected) in [
+            ("gpt-4o-2024-11-20", HELLO, "I am fine, thank you.", Ok((7 + 7, 7))),
+            ("gpt-4o", parts, "", Ok((7 + 7, 0))),
+            ("gpt-4", HELLO, "Hello world\0f\0{\"a\":1}\0", Ok((7 + 7, 2 + 1 + 5))),
+            // The encodings differ.
+            ("gpt-35-turbo", HELLO, "\u{1f600}\u{1f9d1}", Ok((7 + 7, 5))),
+            ("gpt-4o", HELLO, "\u{1f600}\u{1f9d1}", Ok((7 + 7, 4))),
+            ("gpt-4o", &picture("https://x", "low"), "a cat", Ok((7 + 85, 2))),
+            ("gpt-4o", &picture("https://x", "high"), "a cat", Err(UsageMissing::Image)),
+            ("mistral-large", HELLO, "Hello", unknown),
+            ("", HELLO, "Hello", unknown),
+        ] {
+            assert_eq!(estimate(model, body, text), expected, "{model} {body} {text:?}");
         }
-        assert_eq!(estimate(Some("gpt-4"), None, Some("Hello world")).output, Some(2));
     }
 
     #[test]
@@ -151,16 +196,21 @@ mod tests {
 
     #[test]
     fn long_texts_are_extrapolated_from_a_sample() {
-        let long = "word ".repeat(400_000);
+        // One half is Chinese, which has far fewer bytes per token.
+        let long = ["word and more words, ".repeat(20_000), "他们说今天的天气很好。".repeat(12_000)].concat();
+        let tokenizer = o200k_base().unwrap();
+        let exact = count_tokens(&tokenizer, &long);
         let body = format!(r#"{{"messages":[{{"role":"user","content":"{long}"}}]}}"#);
-        let sample = PromptSample::from_body(body.as_bytes(), 64 * 1024).unwrap();
-        let beginning = &long[..64 * 1024];
+        let sample = PromptSample::from_body(body.as_bytes(), Operation::Chat, 64 * 1024).unwrap();
         let mut estimator = TokenEstimator::default();
-        for max_tokenized_bytes in [64 * 1024, 8 * 1024, 1024] {
-            let completion = Some((beginning, long.len() as u64));
-            let usage = estimator.estimate_usage(None, Some(&sample), completion, max_tokenized_bytes);
+        for (max_tokenized_bytes, tolerance) in [(64 * 1024, 0.03), (8 * 1024, 0.1), (1024, 0.3), (128, 0.9)]
+        {
+            let usage = estimator
+                .estimate_usage("gpt-4o", &sample, Some(&output(&long)), max_tokenized_bytes)
+                .unwrap();
             for counted in [usage.input.unwrap(), usage.output.unwrap()] {
-                assert!((380_000..=420_000).contains(&counted), "{counted} of {max_tokenized_bytes} bytes");
+                let error = (counted as f64 / exact as f64 - 1.0).abs();
+                assert!(error <= tolerance, "{counted} for {exact} of {max_tokenized_bytes} bytes");
             }
         }
     }
@@ -168,7 +218,7 @@ mod tests {
     #[test]
     fn tokenizers_are_unloaded_when_they_are_idle() {
         let mut estimator = TokenEstimator::default();
-        estimator.estimate_usage(None, None, Some(("text", 4)), 1024);
+        estimator.estimate_usage("gpt-4o", &PromptSample::default(), None, 1024).unwrap();
         estimator.unload_if_idle(Instant::now());
         assert!(estimator.o200k.is_some());
         estimator.unload_if_idle(Instant::now() + MAX_IDLE_TIME);

@@ -34,10 +34,10 @@ const METRICS_ONLY_BATCH_DELAY: Duration = Duration::from_millis(10);
 /// How often it is checked whether the tokenizers are idle.
 const TOKENIZER_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// How much of a text is tokenized while at most so many exchanges wait. The more wait, the rougher are the
-/// estimates, so that the records of streams that break off together are not late.
-const TOKENIZED_BYTES_BY_BACKLOG: [(usize, usize); 2] = [(16, 64 * 1024), (256, 8 * 1024)];
+/// estimates, so that many records whose tokens nobody has told are not late.
+const TOKENIZED_BYTES_BY_BACKLOG: [(usize, usize); 3] = [(16, 64 * 1024), (256, 8 * 1024), (4096, 1024)];
 /// How much of a text is tokenized while more exchanges wait.
-const MIN_TOKENIZED_BYTES: usize = 1024;
+const MIN_TOKENIZED_BYTES: usize = 128;
 
 /// Resolves when the record is in the kernel's page cache, so that it survives the process, or is lost.
 pub type WriteReceipt = oneshot::Receiver<()>;
@@ -96,7 +96,7 @@ impl RecordQueue {
         mut exchange: Box<FinishedExchange>,
         policy: CapturePolicy,
     ) -> Option<WriteReceipt> {
-        exchange.shorten_content(policy, || self.shared.queue.max_sample_bytes());
+        exchange.shorten_content(policy, |body_bytes| self.shared.queue.max_sample_bytes(body_bytes));
         let (written_sender, receipt) = if self.writes_records {
             let (written_sender, receipt) = oneshot::channel();
             (Some(written_sender), Some(receipt))
@@ -204,7 +204,7 @@ fn prepare_slow_records(shared: &SharedWriterState, writer: &Thread, redactor: &
             queued.exchange.prepare_content(policy, &redactor, &mut estimator, max_tokenized_bytes);
         }));
         if outcome.is_err() {
-            queued.exchange.drop_content();
+            queued.exchange.drop_content(policy);
         }
         shared.count_dropped(shared.queue.push_prepared(queued));
         writer.unpark();

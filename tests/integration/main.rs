@@ -55,6 +55,7 @@ mod realtime;
 mod recent_trouble;
 mod record;
 mod record_fields;
+mod record_tokens;
 mod rejections;
 mod reload;
 mod request_bodies;

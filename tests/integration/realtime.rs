@@ -281,6 +281,25 @@ async fn frames_are_read_however_their_bytes_arrive_and_long_audio_passes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_response_that_comes_with_the_handshake_has_its_record() {
+    let stage = Stage::start("").await;
+    let mut client = TcpStream::connect(stage.balancer.address).await.unwrap();
+    client.write_all(Client::request_head("GET", TARGET, &UPGRADE_HEADERS).as_bytes()).await.unwrap();
+    let (mut backend, _) = stage.listener.accept().await.unwrap();
+    read_head(&mut backend).await;
+    let head = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let frame = text_frame(&done("resp_1").to_string());
+    backend.write_all(&[&head[..], &frame].concat()).await.unwrap();
+    let client_head = read_head(&mut client).await;
+    let mut received = vec![0; frame.len()];
+    timeout(TEST_TIMEOUT, client.read_exact(&mut received)).await.unwrap().unwrap();
+    assert!(received == frame, "the bytes have changed");
+    let session = Session { client, backend, client_head, backend_head: String::new() };
+    let (_, turns) = end_and_split_records(session, &stage, 1).await;
+    assert_eq!(turns[0]["total_tokens"], 150, "{turns:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_websocket_or_breaks_off_passes_and_leaves_the_records_of_what_was_complete() {
     let stage = Stage::start("").await;
     let mut session = stage.open().await;

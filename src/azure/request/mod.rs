@@ -12,6 +12,7 @@ pub mod multipart;
 pub(super) mod operation;
 mod percent;
 pub mod prompt;
+pub mod prompt_image;
 pub(super) mod prompt_parts;
 pub mod prompt_sample;
 pub(super) mod query;

@@ -1,6 +1,7 @@
 //! Captures for the record what a response contains: model, finish reason, usage, text, and whether it
 //! ended normally. Takes a JSON body at once or a stream event by event.
 
+mod output;
 mod realtime;
 
 use super::captured_text::{CapturedChoices, CompletionText, TextBudget, truncate_label, truncate_text};
@@ -14,6 +15,7 @@ use crate::azure::json::JsonCursor;
 use crate::azure::json_text::text_from_bytes;
 use crate::azure::request::operation::Operation;
 
+pub use self::output::OutputSample;
 pub use self::realtime::RealtimeResponseEnd;
 
 /// What was captured from a response so far.
@@ -132,11 +134,6 @@ impl ResponseCapture {
     /// Records that text is missing for another reason.
     pub(in crate::azure) fn mark_text_truncated(&mut self) {
         self.text_budget.mark_truncated();
-    }
-
-    /// The number of bytes of text in the response, also of text that is missing because of the limit.
-    pub fn total_text_byte_count(&self) -> u64 {
-        self.text_budget.total_bytes()
     }
 
     /// The memory that it holds besides itself, in bytes.

@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 
 use crate::azure::json::push_json_string;
-use crate::azure::json_text::ContentJoiner;
+use crate::azure::json_text::{ContentJoiner, decoded_length};
+use crate::azure::request::prompt_sample::TEXT_SEPARATOR;
 
 /// The maximum number of choices, and of tool calls in a choice. More are merged into the last one.
 const MAX_CHOICES_OR_TOOL_CALLS: usize = 128;
@@ -55,6 +56,10 @@ impl TextBudget {
         self.limit_bytes
     }
 
+    pub(in crate::azure) fn used_bytes(&self) -> usize {
+        self.used_bytes
+    }
+
     pub(in crate::azure) fn total_bytes(&self) -> u64 {
         self.total_bytes
     }
@@ -75,7 +80,7 @@ impl TextBudget {
         if self.used_bytes == self.limit_bytes && !content.is_empty() {
             self.is_truncated = self.limit_bytes > 0;
             target.is_cut = true;
-            self.total_bytes += content.len() as u64;
+            self.total_bytes += decoded_length(content) as u64;
             return;
         }
         let text = target.joiner.decode_next(content);
@@ -218,6 +223,26 @@ impl CapturedChoices {
     /// Whether [`CapturedChoices::to_text`] truncates. Quotes and brackets of the JSON count as well.
     pub(in crate::azure) fn is_text_longer_than(&self, limit: usize) -> bool {
         self.assemble_text().is_some_and(|assembled| assembled.text.len() > limit)
+    }
+
+    /// What a model has written, with [`TEXT_SEPARATOR`] after each text: no ids, and no JSON around it.
+    pub(in crate::azure) fn to_separate_texts(&self) -> String {
+        let mut out = String::new();
+        let mut push = |captured: &CapturedText| {
+            if !captured.is_empty() {
+                out.push_str(&captured.as_text());
+                out.push(TEXT_SEPARATOR);
+            }
+        };
+        for choice in &self.0 {
+            push(&choice.content);
+            push(&choice.refusal);
+            for call in &choice.tool_calls {
+                push(&call.name);
+                push(&call.arguments);
+            }
+        }
+        out
     }
 
     /// The text for the record, truncated to `limit` bytes.

@@ -1,9 +1,15 @@
 //! Collects a response body that is not a stream, for the record. A body up to a limit is kept whole. Of a
 //! longer one, the model and usage are read while it passes.
 
+use memchr::memmem;
+
 use super::capture::ResponseCapture;
 use super::json_outline::JsonOutline;
 use crate::azure::json_text::text_from_bytes;
+
+const USAGE_KEY: &[u8] = b"\"usage\"";
+/// The part at the end of a body in which the usage is searched first.
+const LIKELY_USAGE_BYTES: usize = 1024;
 
 /// A JSON or text body that is being collected.
 #[derive(Debug)]
@@ -57,6 +63,18 @@ impl CollectedBody {
         self.outline.is_none().then_some(&self.bytes)
     }
 
+    /// Whether the body seems to have the usage. It is searched and not parsed: it may be in the wrong place.
+    pub fn tells_usage(&self) -> bool {
+        match &self.outline {
+            // It is near the end of nearly all bodies that have it.
+            None => match self.bytes.split_at_checked(self.bytes.len().saturating_sub(LIKELY_USAGE_BYTES)) {
+                Some((_, end)) if has_usage_object(end) => true,
+                _ => has_usage_object(&self.bytes),
+            },
+            Some(outline) => has_usage_object(&outline.to_json()),
+        }
+    }
+
     /// Adds the complete body to `capture`. `is_json` tells its content type. Another body is captured as
     /// text.
     pub fn capture_into(&self, is_json: bool, capture: &mut ResponseCapture) {
@@ -72,6 +90,15 @@ impl CollectedBody {
             }
         }
     }
+}
+
+/// Whether JSON has a key `usage` with an object.
+fn has_usage_object(json: &[u8]) -> bool {
+    memmem::find_iter(json, USAGE_KEY).any(|position| {
+        let mut after =
+            json.iter().skip(position + USAGE_KEY.len()).filter(|byte| !byte.is_ascii_whitespace());
+        (after.next(), after.next()) == (Some(&b':'), Some(&b'{'))
+    })
 }
 
 #[cfg(test)]

@@ -290,7 +290,7 @@ impl<'e> AttemptExchange<'e> {
         // Parts that have already arrived go to the client in one write.
         while tasks.len() < MAX_COALESCED_TASKS
             && tasks.iter().map(body_length).sum::<usize>() < MAX_COALESCED_BYTES
-            && !tasks.last().is_none_or(HttpTask::is_end)
+            && !tasks.last().is_none_or(|task| task.is_end() || opens_tunnel(task))
             && let Some(event) = self.upstream.next_event().now_or_never()
         {
             match event {
@@ -362,6 +362,11 @@ impl<'e> AttemptExchange<'e> {
         let limit = self.context.gateway().timeouts.response_idle;
         write_to_client(self.session, tasks, limit, || self.context.hold_unread_response()).await
     }
+}
+
+/// Whether what follows is the first bytes of a tunnel, which are not part of a response.
+fn opens_tunnel(task: &HttpTask) -> bool {
+    matches!(task, HttpTask::Header(head, _) if head.status == StatusCode::SWITCHING_PROTOCOLS)
 }
 
 /// Makes one `Content-Length` of several equal values, which `framing/response.rs` allows from backends:

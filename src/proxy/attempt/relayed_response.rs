@@ -223,7 +223,10 @@ impl RelayedResponse {
             Capture::Binary { sha256, byte_count } => {
                 CapturedResponse::Binary { byte_count, sha256: sha256.finish() }
             }
-            Capture::Body { body, is_json } => CapturedResponse::Buffered { body, is_json },
+            Capture::Body { body, is_json } => {
+                let tells_usage = body.tells_usage();
+                CapturedResponse::Buffered { body, is_json, tells_usage }
+            }
             Capture::Stream { mut scanner, response: mut answer } => {
                 let mut learner = self.learner.take();
                 scanner
@@ -259,8 +262,8 @@ impl ResponseDetails {
 
 impl Capture {
     fn for_response(header: &ResponseHeader, operation: Operation, policy: CapturePolicy) -> Self {
-        // The tokens of an incomplete stream are estimated from its text, whether or not text is recorded.
-        let max_text = if policy.estimates_broken_stream_tokens {
+        // The tokens of a stream that tells none are counted in its text, whether or not text is recorded.
+        let max_text = if policy.estimates_tokens {
             policy.max_buffered_text_bytes.max(MAX_TEXT_FOR_ESTIMATE_BYTES)
         } else {
             0
