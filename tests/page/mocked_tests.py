@@ -107,7 +107,7 @@ class MockedStateTests(Suite):
             assert "Calls that name no deployment" in pools[2], pools
             clients = self.page.texts("#client-rows > tr")
             assert "team-a" in clients[0] and "12,000,000" in clients[0] and "91,000" in clients[0], clients
-            assert self.page.evaluate("document.querySelectorAll('main h2').length") == 9
+            assert self.page.evaluate("document.querySelectorAll('main h2').length") == 10
             assert self.page.evaluate("[...document.querySelectorAll('table')].every(n => n.caption || n.hasAttribute('aria-labelledby'))")
             assert self.page.announcement() == "The service is healthy", self.page.announcement()
 
