@@ -268,9 +268,10 @@ async fn a_turn_of_a_websocket_leaves_like_a_request() {
     socket.complete_turn(&create(&json!({}))).await;
     assert_eq!(paid.message_count(), 1);
     assert_eq!(ptu.upstream.requests().len(), 1);
-    drop(socket);
+    // Before the socket ends, which has a record of its own.
     let records = balancer.wait_for_records(2).await;
     assert_eq!((&records[1]["method"], &records[1]["class"]), (&json!("WEBSOCKET"), &json!("batch")));
+    drop(socket);
 }
 
 #[test]
