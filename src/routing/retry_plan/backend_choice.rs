@@ -161,7 +161,10 @@ impl RetryPlan {
         now: Instant,
     ) -> bool {
         let cools_down = |index| {
-            self.is_usable_from_queue(pool, index) && self.cooldown_end(pool, index, operation, now).is_some()
+            let end = self.cooldown_end(pool, index, operation, now);
+            // The one resource that can serve it is waited for only if that is of use.
+            self.is_usable_from_queue(pool, index)
+                && end.is_some_and(|end| !self.has_home() || end < limits.latest_retry_start)
         };
         self.may_queue(limits, now) && (0..pool.candidates().len()).any(cools_down)
     }
