@@ -22,13 +22,13 @@ pub struct WaitingRequest {
     pub caller: Caller,
     /// When it began to wait for the first time.
     pub since: Instant,
-    /// When it gives up.
+    /// When it stops waiting.
     pub deadline: Instant,
     /// The tokens that it has reserved of its client's limits, if it has any.
     pub reserved_tokens: Option<u64>,
     /// The length of its body in memory.
     pub body_bytes: u64,
-    /// What its last turn counted for, if the backend has refused it.
+    /// The charge of its last turn, if the backend answered that with a 429.
     pub refused_turn: Option<QueueCharge>,
 }
 
@@ -68,8 +68,11 @@ impl Gateway {
             .is_some_and(|line| if has_home { line.waiting() > 0 } else { line.holds_up_others() })
     }
 
-    /// A backend may have become free for a request that waits.
+    /// A backend may have become free for a waiting request. Does nothing without a `queue` block: requests that a
+    /// reload has left in the queue are served by its clock.
     pub fn wake_queue(&self) {
-        self.process_state.queue.wake();
+        if self.queue_config.is_some() {
+            self.process_state.queue.wake();
+        }
     }
 }

@@ -236,7 +236,7 @@ pub struct FinishedExchange {
     pub waited: Duration,
     /// How long it waited in the queue, which `waited` does not contain; zero if it did not.
     pub queued: Duration,
-    /// What its turn in the queue counts for, until its tokens are known.
+    /// What its client was charged for its turn in the queue, until its tokens are known.
     pub queue_charge: Option<QueueCharge>,
     /// The time from the complete request head to the first byte of the response body.
     pub time_to_first_body_byte: Option<Duration>,

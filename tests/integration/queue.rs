@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 /// Two names for one deployment of the backend.
 const DEPLOYMENTS: &str = "deployments: { gpt-4o: gpt-4o, another-name: gpt-4o }";
 
-/// How long a backend asks to wait. It refuses again after that as long as the test wants.
+/// The `retry-after-ms` of a throttled backend, which answers 429 until the test opens it.
 const REST_MS: u64 = 20;
 
 /// Backends that refuse every request until the test opens them.

@@ -2,13 +2,13 @@
 
 /// The different choices of the requests that wait in one line.
 #[derive(Debug)]
-pub(super) struct Choices<L> {
-    choices: Vec<Option<UsedChoice<L>>>,
+pub(super) struct Choices<C> {
+    choices: Vec<Option<UsedChoice<C>>>,
 }
 
 #[derive(Debug)]
-struct UsedChoice<L> {
-    choice: L,
+struct UsedChoice<C> {
+    choice: C,
     requests: usize,
 }
 
@@ -16,16 +16,16 @@ struct UsedChoice<L> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ChoiceIndex(usize);
 
-impl<L> Default for Choices<L> {
+impl<C> Default for Choices<C> {
     fn default() -> Self {
         Self { choices: Vec::new() }
     }
 }
 
-impl<L: PartialEq> Choices<L> {
+impl<C: PartialEq> Choices<C> {
     /// Counts a request with this choice.
-    pub(super) fn enter(&mut self, choice: L) -> ChoiceIndex {
-        let is_same = |used: &Option<UsedChoice<L>>| used.as_ref().is_some_and(|used| used.choice == choice);
+    pub(super) fn enter(&mut self, choice: C) -> ChoiceIndex {
+        let is_same = |used: &Option<UsedChoice<C>>| used.as_ref().is_some_and(|used| used.choice == choice);
         let existing = self.choices.iter().position(is_same);
         let index = existing.or_else(|| self.choices.iter().position(Option::is_none));
         let index = index.unwrap_or_else(|| {
@@ -50,12 +50,12 @@ impl<L: PartialEq> Choices<L> {
     }
 
     /// The choice of this number.
-    pub(super) fn get(&self, index: ChoiceIndex) -> Option<&L> {
+    pub(super) fn get(&self, index: ChoiceIndex) -> Option<&C> {
         Some(&self.choices.get(index.0)?.as_ref()?.choice)
     }
 
     /// All choices of requests that wait.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (ChoiceIndex, &L)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (ChoiceIndex, &C)> {
         let choices = self.choices.iter().enumerate();
         choices.filter_map(|(index, used)| Some((ChoiceIndex(index), &used.as_ref()?.choice)))
     }

@@ -1,16 +1,16 @@
 //! The requests of one class that wait for one deployment: fair between clients by tokens, and first come, first
 //! served for each client.
 //!
-//! Each client has a counter of the tokens that it got while requests waited. The client with the smallest counter is
-//! served next. A client that begins to wait starts at the smallest counter of those that wait: what it left unused
-//! before is not saved up.
+//! Each client has a counter of the tokens that its queued requests were given. The client with the smallest counter is
+//! served next. A client that begins to wait starts at the smallest counter of those that wait: an idle client gains no
+//! credit.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::ticket::{Ticket, TicketOrder};
 use crate::names::Caller;
 
-/// From this number of remembered clients on, those are forgotten that neither wait nor have requests in progress.
+/// With this many clients, those without queued requests and without requests in progress are removed.
 const MAX_REMEMBERED_CLIENTS: usize = 4096;
 
 /// The requests of one class that wait for one deployment.
@@ -54,12 +54,12 @@ impl<T> Default for ClassLine<T> {
 }
 
 impl<T> ClassLine<T> {
-    /// Takes a turn back that the backend has refused: the request has got nothing. It is pushed again afterwards.
+    /// Refunds a turn that the backend answered with a 429. The request is pushed again afterwards.
     pub(super) fn take_turn_back(&mut self, caller: &Caller, counted: u64) {
         let Some(client) = self.clients.get_mut(caller) else { return };
         let is_waiting = self.order.remove(&client.turn).is_some();
         client.unsettled = client.unsettled.saturating_sub(1);
-        // Of clients that got as much, it is the first.
+        // It goes before other clients with the same counter.
         client.turn = Turn {
             served_tokens: client.turn.served_tokens.saturating_sub(counted.max(1)),
             last_turn: 0,
@@ -70,8 +70,8 @@ impl<T> ClassLine<T> {
         }
     }
 
-    /// Adds a request at its place: behind those of the same client that came before. `returns` if its turn was taken
-    /// back: its client has not been idle.
+    /// Adds a request behind the earlier ones of the same client. `returns` if its turn was refunded: then its client
+    /// was not idle, and keeps its counter.
     pub(super) fn push(&mut self, caller: &Caller, ticket: Ticket<T>, returns: bool) {
         if self.clients.len() >= MAX_REMEMBERED_CLIENTS {
             self.clients.retain(|_, client| !client.waiting.is_empty() || client.unsettled > 0);
@@ -107,7 +107,7 @@ impl<T> ClassLine<T> {
         Some(ticket)
     }
 
-    /// Serves the first request that `try_serve` has something for. Its tokens count as got.
+    /// Removes the first request for which `try_serve` returns something, and charges its tokens to its client.
     pub(super) fn serve_first<G>(
         &mut self,
         mut try_serve: impl FnMut(&T) -> Option<G>,
@@ -135,7 +135,7 @@ impl<T> ClassLine<T> {
         Some((caller, ticket, served))
     }
 
-    /// Corrects what a client got: a request that counted for `counted` tokens has used so many.
+    /// Replaces the `counted` tokens that a request was charged by those that it has used.
     pub(super) fn settle(&mut self, caller: &Caller, counted: u64, used: u64) {
         let Some(client) = self.clients.get_mut(caller) else { return };
         let is_waiting = self.order.remove(&client.turn).is_some();
@@ -154,13 +154,13 @@ impl<T> ClassLine<T> {
         self.order.is_empty()
     }
 
-    /// Whether it can be dropped: nothing of it matters any more.
+    /// Whether it has no clients, so that it can be dropped.
     pub(super) fn is_forgotten(&self) -> bool {
         self.clients.is_empty()
     }
 
-    /// Forgets a client that neither waits nor has requests in progress, if its counter says nothing: it would start
-    /// where all others do.
+    /// Removes a client without queued requests and without requests in progress, if its counter is not above that
+    /// at which it would start again.
     fn forget_if_idle(&mut self, caller: &Caller) {
         if self.order.is_empty() {
             self.clients.retain(|_, client| client.unsettled > 0);

@@ -39,6 +39,14 @@ impl Fixture {
         })
     }
 
+    /// The backend refuses the turn of a client, whose request goes back.
+    fn refuse_turn(&mut self, client: &str, tokens: u64) {
+        self.line.take_turn_back(&caller(client), tokens);
+        self.number += 1;
+        let order = TicketOrder { since: self.start, number: self.number };
+        self.line.push(&caller(client), Ticket { order, tokens, bytes: 0, payload: 0 }, true);
+    }
+
     /// Serves all requests but so many.
     fn serve_all_but(&mut self, rest: usize) -> String {
         let waiting = self.line.clients.values().map(|client| client.waiting.len()).sum::<usize>();
@@ -163,18 +171,21 @@ fn a_request_whose_turn_was_refused_goes_back_to_its_place() {
         fixture.push("busy", 100);
     }
     assert_eq!(fixture.serve_all_but(5), "busy busy busy busy");
-    fixture.push("unlucky", 100);
-    for _ in 0..5 {
-        // Nobody else of its client waits, and it is not treated as if it had been idle.
+    fixture.push("unlucky", 50);
+    for _ in 0..3 {
+        // Its counter and that of the other client are the same.
         assert_eq!(fixture.serve().unwrap(), "unlucky");
-        fixture.push("other", 1);
-        fixture.line.take_turn_back(&caller("unlucky"), 100);
-        fixture.number += 1;
-        let order = TicketOrder { since: fixture.start, number: fixture.number };
-        let ticket = Ticket { order, tokens: 100, bytes: 0, payload: 0 };
-        fixture.line.push(&caller("unlucky"), ticket, true);
+        fixture.refuse_turn("unlucky", 50);
     }
-    assert_eq!(fixture.serve().unwrap(), "unlucky");
+    // The other client gets a turn meanwhile: the refused one is 100 tokens behind it now, not level with it.
+    assert_eq!(
+        (fixture.serve().unwrap(), fixture.serve().unwrap()),
+        ("unlucky".to_owned(), "busy".to_owned())
+    );
+    fixture.refuse_turn("unlucky", 50);
+    fixture.push("unlucky", 50);
+    fixture.push("unlucky", 50);
+    assert_eq!(fixture.serve_all_but(4), "unlucky unlucky busy");
 }
 
 #[test]

@@ -10,22 +10,22 @@ use crate::names::Caller;
 
 /// What requests of one kind wait for: the backends that they may be sent to.
 pub trait Choice: PartialEq + Send + 'static {
-    /// What a request gets that is served.
+    /// What a request gets in its turn.
     type Turn: Send;
 
-    /// What a request with this choice gets now; `None` if nothing is free.
+    /// Takes a free backend for a request with this choice; `None` if there is none.
     fn try_take(&self, now: Instant) -> Option<Self::Turn>;
 
-    /// When something may be free, if nothing happens before; `None` if that is not known.
+    /// When a backend may become free without a further event; `None` if that is not known.
     fn next_chance(&self, now: Instant) -> Option<Instant>;
 }
 
 /// The requests that wait for one deployment, each with its `W`.
 #[derive(Debug)]
-pub(super) struct Line<L, W> {
+pub(super) struct Line<C, W> {
     /// One for each class, the most urgent first.
     classes: [ClassLine<Waiting<W>>; RequestClass::ALL.len()],
-    choices: Choices<L>,
+    choices: Choices<C>,
 }
 
 #[derive(Debug)]
@@ -44,19 +44,19 @@ pub(super) struct LeftLine<W> {
     pub(super) waiter: W,
 }
 
-impl<L, W> Default for Line<L, W> {
+impl<C, W> Default for Line<C, W> {
     fn default() -> Self {
         Self { classes: Default::default(), choices: Choices::default() }
     }
 }
 
-impl<L: Choice, W> Line<L, W> {
-    /// Adds a request at its place. `refused_turn` is what its last turn counted for, if that was refused.
+impl<C: Choice, W> Line<C, W> {
+    /// Adds a request at its place. `refused_turn` is the charge of its last turn, if the backend answered that with a 429.
     pub(super) fn push(
         &mut self,
         request: &QueuedRequest,
         number: u64,
-        choice: L,
+        choice: C,
         waiter: W,
         refused_turn: Option<u64>,
     ) -> TicketOrder {
@@ -83,9 +83,9 @@ impl<L: Choice, W> Line<L, W> {
         Some(self.leave(class, caller.clone(), ticket))
     }
 
-    /// Serves the first request for which something is free.
-    pub(super) fn serve_first(&mut self, now: Instant) -> Option<(LeftLine<W>, L::Turn)> {
-        // A choice that has nothing for one request has nothing for the others.
+    /// Gives the next turn, if a backend is free for one of the requests.
+    pub(super) fn serve_first(&mut self, now: Instant) -> Option<(LeftLine<W>, C::Turn)> {
+        // A choice without a free backend for one request has none for the others.
         let mut exhausted_choices: Vec<ChoiceIndex> = Vec::new();
         for class in RequestClass::ALL {
             let choices = &self.choices;
@@ -110,12 +110,12 @@ impl<L: Choice, W> Line<L, W> {
         None
     }
 
-    /// When something may be free for a request that waits.
+    /// When a backend may become free for a waiting request, without a further event.
     pub(super) fn next_chance(&self, now: Instant) -> Option<Instant> {
         self.choices.iter().filter_map(|(_, choice)| choice.next_chance(now)).min()
     }
 
-    /// Corrects what a client got.
+    /// Replaces the tokens that a request was charged by those that it has used.
     pub(super) fn settle(&mut self, class: RequestClass, caller: &Caller, counted: u64, used: u64) {
         self.class_mut(class).settle(caller, counted, used);
     }
@@ -125,7 +125,7 @@ impl<L: Choice, W> Line<L, W> {
         self.classes.iter().all(ClassLine::is_empty)
     }
 
-    /// Whether nothing of it matters any more.
+    /// Whether it has no clients, so that it can be dropped.
     pub(super) fn is_forgotten(&self) -> bool {
         self.classes.iter().all(ClassLine::is_forgotten)
     }

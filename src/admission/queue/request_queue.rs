@@ -14,17 +14,18 @@ use super::ticket::QueuedRequest;
 use super::waiting_requests::{LineNumber, Place, QueueBounds, WaitingRequests};
 use crate::config::RequestClass;
 
-/// What is due now is looked at again after this time at the earliest.
+/// The clock does not run more often than this.
 const MIN_CLOCK_WAIT: Duration = Duration::from_millis(1);
-/// While requests wait, what becomes free without a word, such as a backend with a new secret, is seen after this time.
+/// While requests wait, the clock runs at least this often: it notices what calls no [`RequestQueue::wake`], such as a
+/// secret that was renewed.
 const MAX_CLOCK_WAIT: Duration = Duration::from_secs(1);
 
-/// The requests that wait, each with its choice `L` of backends.
-pub struct RequestQueue<L: Choice> {
-    requests: Mutex<WaitingRequests<L, Waiter<L>>>,
+/// The requests that wait, each with its choice `C` of backends.
+pub struct RequestQueue<C: Choice> {
+    requests: Mutex<WaitingRequests<C, Waiter<C>>>,
     lines: Mutex<HashMap<String, Arc<QueueLine>>>,
     waiting_by_class: [AtomicUsize; RequestClass::ALL.len()],
-    /// Something may be free.
+    /// Wakes the clock.
     changed: Notify,
 }
 
@@ -39,12 +40,12 @@ pub struct QueueLine {
 }
 
 /// What the queue keeps of a request that waits.
-struct Waiter<L: Choice> {
+struct Waiter<C: Choice> {
     line: Arc<QueueLine>,
     class: RequestClass,
     holds_up_others: bool,
     /// Its turn is sent here. If it is dropped, the request is given up.
-    turn: oneshot::Sender<L::Turn>,
+    turn: oneshot::Sender<C::Turn>,
 }
 
 /// How much and how long requests may wait.
@@ -67,16 +68,16 @@ pub enum QueueEnd<T> {
 }
 
 /// The place of a request that waits. If it is dropped, the request no longer waits.
-pub struct QueuePlace<L: Choice> {
-    queue: Arc<RequestQueue<L>>,
+pub struct QueuePlace<C: Choice> {
+    queue: Arc<RequestQueue<C>>,
     place: Place,
     tokens: u64,
     deadline: Instant,
-    turn: oneshot::Receiver<L::Turn>,
-    end: Option<QueueEnd<L::Turn>>,
+    turn: oneshot::Receiver<C::Turn>,
+    end: Option<QueueEnd<C::Turn>>,
 }
 
-/// The tokens that count as got by a client, until those are known that its request has used.
+/// The estimated tokens that a client is charged for its turn, until the tokens that the request has used are known.
 pub struct QueueCharge {
     books: Arc<dyn ChargeLedger>,
     place: Place,
@@ -89,7 +90,7 @@ trait ChargeLedger: Send + Sync {
     fn settle(&self, place: &Place, counted: u64, used: u64);
 }
 
-impl<L: Choice> Default for RequestQueue<L> {
+impl<C: Choice> Default for RequestQueue<C> {
     fn default() -> Self {
         Self {
             requests: Mutex::default(),
@@ -106,7 +107,7 @@ impl QueueLine {
         self.waiting.load(Ordering::Acquire)
     }
 
-    /// Whether a request that comes now has to wait behind others, although something seems to be free for it.
+    /// Whether a new request has to wait behind others, even if a backend is free.
     pub fn holds_up_others(&self) -> bool {
         self.holding_up.load(Ordering::Acquire) > 0
     }
@@ -117,8 +118,8 @@ impl QueueLine {
     }
 }
 
-impl<L: Choice> RequestQueue<L> {
-    /// The line for what has this name.
+impl<C: Choice> RequestQueue<C> {
+    /// The line of this name; it is created if there is none.
     pub fn line(&self, name: &str) -> Arc<QueueLine> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let number = lines.len() as LineNumber;
@@ -140,18 +141,18 @@ impl<L: Choice> RequestQueue<L> {
         lines.values().filter(|line| line.waiting() > 0).cloned().collect()
     }
 
-    /// Queues a request in this line until the deadline at the latest. If something is free for it, its wait has
-    /// ended already. `refused_turn` is that of its last turn, if the backend has refused it: the request goes back to
-    /// its place.
+    /// Queues a request in this line until its deadline. If a backend is free, the returned place has its turn already.
+    /// `refused_turn` is the charge of its last turn, if the backend answered that with a 429: it is refunded, and the
+    /// request goes back to its place.
     pub fn join(
         self: &Arc<Self>,
         line: &Arc<QueueLine>,
         request: &QueuedRequest,
-        choice: L,
+        choice: C,
         refused_turn: Option<QueueCharge>,
         limits: QueueLimits,
         now: Instant,
-    ) -> QueuePlace<L> {
+    ) -> QueuePlace<C> {
         let (sender, turn) = oneshot::channel();
         let QueuedRequest { class, holds_up_others, tokens, .. } = *request;
         let waiter = Waiter { line: Arc::clone(line), class, holds_up_others, turn: sender };
@@ -176,15 +177,15 @@ impl<L: Choice> RequestQueue<L> {
         place
     }
 
-    /// Something may be free.
+    /// Serves waiting requests, because a backend may have become free.
     pub fn wake(&self) {
         if self.waiting_by_class.iter().any(|waiting| waiting.load(Ordering::Acquire) > 0) {
             self.changed.notify_one();
         }
     }
 
-    /// Serves what can be served. Returns when something may be free that is not yet, if nothing happens before;
-    /// `None` if nothing waits. [`Self::run_clock`] calls it.
+    /// Gives each free backend to the request whose turn it is. Returns when to call it again at the latest; `None` if
+    /// no request waits. [`Self::run_clock`] does so.
     pub fn serve(&self, now: Instant) -> Option<Instant> {
         let mut requests = self.lock();
         for line in requests.lines() {
@@ -194,7 +195,7 @@ impl<L: Choice> RequestQueue<L> {
         next.or_else(|| (!requests.lines().is_empty()).then_some(now + MAX_CLOCK_WAIT))
     }
 
-    /// Serves requests whenever something becomes free; never ends.
+    /// Serves requests whenever a backend becomes free; never returns.
     pub async fn run_clock(&self) {
         loop {
             let now = Instant::now();
@@ -209,7 +210,7 @@ impl<L: Choice> RequestQueue<L> {
         }
     }
 
-    fn serve_line(&self, requests: &mut WaitingRequests<L, Waiter<L>>, line: LineNumber, now: Instant) {
+    fn serve_line(&self, requests: &mut WaitingRequests<C, Waiter<C>>, line: LineNumber, now: Instant) {
         while let Some((waiter, turn)) = requests.serve_first(line, now) {
             self.on_left(&waiter);
             // This cannot fail: a place that is dropped leaves the line first.
@@ -217,11 +218,11 @@ impl<L: Choice> RequestQueue<L> {
         }
     }
 
-    fn on_left(&self, waiter: &Waiter<L>) {
+    fn on_left(&self, waiter: &Waiter<C>) {
         self.count(waiter, |counter| counter.fetch_sub(1, Ordering::AcqRel));
     }
 
-    fn count(&self, waiter: &Waiter<L>, change: impl Fn(&AtomicUsize) -> usize) {
+    fn count(&self, waiter: &Waiter<C>, change: impl Fn(&AtomicUsize) -> usize) {
         change(&waiter.line.waiting);
         if waiter.holds_up_others {
             change(&waiter.line.holding_up);
@@ -229,18 +230,18 @@ impl<L: Choice> RequestQueue<L> {
         self.waiting_by_class.get(waiter.class as usize).map(change);
     }
 
-    fn lock(&self) -> MutexGuard<'_, WaitingRequests<L, Waiter<L>>> {
+    fn lock(&self) -> MutexGuard<'_, WaitingRequests<C, Waiter<C>>> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<L: Choice> ChargeLedger for RequestQueue<L> {
+impl<C: Choice> ChargeLedger for RequestQueue<C> {
     fn settle(&self, place: &Place, counted: u64, used: u64) {
         self.lock().settle(place.line, place.class, &place.caller, counted, used);
     }
 }
 
-impl<L: Choice> QueuePlace<L> {
+impl<C: Choice> QueuePlace<C> {
     /// Waits for the end, which is taken afterwards.
     pub async fn wait(&mut self) {
         if self.end.is_some() {
@@ -276,20 +277,20 @@ impl<L: Choice> QueuePlace<L> {
     }
 
     /// How the wait has ended; if it has not, it ends here.
-    pub fn take_end(&mut self) -> QueueEnd<L::Turn> {
+    pub fn take_end(&mut self) -> QueueEnd<C::Turn> {
         self.try_end();
         self.end.take().unwrap_or(QueueEnd::TooLate)
     }
 
-    fn on_turn(&mut self, turn: L::Turn) {
-        let books: Arc<dyn ChargeLedger> = Arc::<RequestQueue<L>>::clone(&self.queue);
+    fn on_turn(&mut self, turn: C::Turn) {
+        let books: Arc<dyn ChargeLedger> = Arc::<RequestQueue<C>>::clone(&self.queue);
         let charge =
             QueueCharge { books, place: self.place.clone(), counted: self.tokens, is_settled: false };
         self.end = Some(QueueEnd::Turn(turn, charge));
     }
 }
 
-impl<L: Choice> Drop for QueuePlace<L> {
+impl<C: Choice> Drop for QueuePlace<C> {
     fn drop(&mut self) {
         let waiter = self.queue.lock().leave(&self.place);
         match waiter {
@@ -309,12 +310,12 @@ impl<L: Choice> Drop for QueuePlace<L> {
 }
 
 impl QueueCharge {
-    /// Corrects what the client got to the tokens that its request has used.
+    /// Replaces the estimate by the tokens that the request has used.
     pub fn settle(mut self, used: u64) {
         self.correct_to(used);
     }
 
-    /// What it counts for. Whoever takes it corrects what the client got.
+    /// The tokens it was charged, for a caller that refunds them itself.
     fn into_counted(mut self) -> u64 {
         self.is_settled = true;
         self.counted
@@ -339,7 +340,7 @@ impl fmt::Debug for QueueCharge {
     }
 }
 
-impl<L: Choice> fmt::Debug for RequestQueue<L> {
+impl<C: Choice> fmt::Debug for RequestQueue<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RequestQueue")
             .field("waiting_by_class", &self.waiting_by_class)

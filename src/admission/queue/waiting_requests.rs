@@ -31,8 +31,8 @@ pub(super) struct Place {
 
 /// All requests that wait, each with its `W`.
 #[derive(Debug)]
-pub(super) struct WaitingRequests<L, W> {
-    lines: HashMap<LineNumber, Line<L, W>>,
+pub(super) struct WaitingRequests<C, W> {
+    lines: HashMap<LineNumber, Line<C, W>>,
     held: HashMap<Caller, HeldByClient>,
     total: Amount,
     next_number: u64,
@@ -53,20 +53,20 @@ struct HeldByClient {
     places: BTreeSet<(RequestClass, TicketOrder, LineNumber)>,
 }
 
-impl<L, W> Default for WaitingRequests<L, W> {
+impl<C, W> Default for WaitingRequests<C, W> {
     fn default() -> Self {
         Self { lines: HashMap::new(), held: HashMap::new(), total: Amount::default(), next_number: 0 }
     }
 }
 
-impl<L: Choice, W> WaitingRequests<L, W> {
-    /// Adds a request to this line. `refused_turn` is what its last turn counted for, if that was refused. If there
+impl<C: Choice, W> WaitingRequests<C, W> {
+    /// Adds a request to this line. `refused_turn` is the charge of its last turn, if the backend answered that with a 429. If there
     /// are too many then, the newest of the client with the most is displaced, which may be this one.
     pub(super) fn join(
         &mut self,
         line: LineNumber,
         request: &QueuedRequest,
-        choice: L,
+        choice: C,
         waiter: W,
         refused_turn: Option<u64>,
         bounds: QueueBounds,
@@ -102,8 +102,8 @@ impl<L: Choice, W> WaitingRequests<L, W> {
         Some(left.waiter)
     }
 
-    /// Serves the first request of a line for which something is free.
-    pub(super) fn serve_first(&mut self, line: LineNumber, now: Instant) -> Option<(W, L::Turn)> {
+    /// Gives the next turn in a line, if a backend is free for one of its requests.
+    pub(super) fn serve_first(&mut self, line: LineNumber, now: Instant) -> Option<(W, C::Turn)> {
         let (left, turn) = self.lines.get_mut(&line)?.serve_first(now)?;
         self.on_left(line, &left);
         Some((left.waiter, turn))
@@ -114,12 +114,12 @@ impl<L: Choice, W> WaitingRequests<L, W> {
         self.lines.iter().filter(|(_, line)| !line.is_empty()).map(|(number, _)| *number).collect()
     }
 
-    /// When something may be free for a request that waits, if nothing happens before.
+    /// When a backend may become free for a waiting request, without a further event.
     pub(super) fn next_chance(&self, now: Instant) -> Option<Instant> {
         self.lines.values().filter_map(|line| line.next_chance(now)).min()
     }
 
-    /// Corrects what a client got in this line: a request that counted for `counted` tokens has used so many.
+    /// Replaces the `counted` tokens that a request was charged by those that it has used.
     pub(super) fn settle(
         &mut self,
         line: LineNumber,

@@ -75,7 +75,7 @@ impl RetryState {
             },
         );
         let candidate_index = current.candidate_index;
-        // Once more: its response may have told that there is room.
+        // After what the response reports was recorded.
         self.gateway.wake_queue();
         if header.status.is_success() {
             self.on_accepted(candidate_index, now);

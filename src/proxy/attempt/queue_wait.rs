@@ -1,4 +1,4 @@
-//! How long a request has waited in the queue, and what its turn counts for.
+//! How long a request has waited in the queue, and what its turn was charged.
 
 use std::time::{Duration, Instant};
 
@@ -7,15 +7,15 @@ use crate::admission::queue::QueueCharge;
 /// A request's waits in the queue.
 #[derive(Debug, Default)]
 pub(super) struct QueueWait {
-    /// When it began to wait for the first time. It keeps this place if it has to wait again.
+    /// The start of its first wait. It keeps this place if it has to wait again.
     first_began_at: Option<Instant>,
-    /// When the wait has begun that goes on.
+    /// The start of the current wait.
     waiting_since: Option<Instant>,
-    /// The time of the waits that are over.
+    /// The time spent in earlier waits.
     finished: Duration,
-    /// What its turn counts for.
+    /// What its client was charged for its turn.
     charge: Option<QueueCharge>,
-    /// The backend has refused the request in that turn.
+    /// The backend answered that turn with a 429.
     is_turn_refused: bool,
     given_up: Option<GivenUp>,
 }
@@ -23,20 +23,20 @@ pub(super) struct QueueWait {
 /// Why a request no longer waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum GivenUp {
-    /// Too much waits.
+    /// The queue is full.
     QueueIsFull,
-    /// It has waited for too long.
+    /// No backend became free before its deadline.
     WaitedTooLong,
 }
 
 impl QueueWait {
-    /// A wait begins. Returns when the first one did.
+    /// Begins a wait. Returns the start of the first one.
     pub(super) fn begin(&mut self, now: Instant) -> Instant {
         self.waiting_since = Some(now);
         *self.first_began_at.get_or_insert(now)
     }
 
-    /// The wait is over, with a turn that counts for this, or without one.
+    /// Ends a wait: with the charge of the request's turn, or without a turn.
     pub(super) fn end(&mut self, end: Result<QueueCharge, GivenUp>, now: Instant) {
         self.finished = self.total(now);
         self.waiting_since = None;
@@ -52,7 +52,7 @@ impl QueueWait {
         }
     }
 
-    /// Takes what its turn counts for: nothing if it was refused.
+    /// Takes the charge of its turn. That of a turn that ended with a 429 is refunded instead.
     pub(super) fn take_charge(&mut self) -> Option<QueueCharge> {
         if let Some(refused) = self.take_refused_turn() {
             refused.settle(0);
@@ -60,12 +60,12 @@ impl QueueWait {
         self.charge.take()
     }
 
-    /// The backend has refused the request in its turn: it has got nothing.
+    /// Records that the backend answered the turn with a 429.
     pub(super) fn on_refused_turn(&mut self) {
         self.is_turn_refused = true;
     }
 
-    /// Takes what a turn counted for that was refused.
+    /// Takes the charge of a turn that ended with a 429.
     pub(super) fn take_refused_turn(&mut self) -> Option<QueueCharge> {
         self.charge.take_if(|_| self.is_turn_refused)
     }

@@ -11,7 +11,7 @@ use crate::proxy::context::RequestContext;
 use crate::routing::retry_plan::{NextAttempt, NextStep};
 
 impl RequestContext {
-    /// Has the request wait in the queue. `None`, and the next step is another one, if its wait has ended already.
+    /// Queues the request. `None` if its wait has ended already; the next step is chosen anew then.
     pub(super) fn begin_queue_wait(&mut self, now: Instant) -> Option<BackendQueuePlace> {
         let caller = Caller::of(
             self.request.client.as_ref().and_then(|client| client.name.as_ref()),
@@ -70,7 +70,7 @@ impl RetryState {
         self.queue_wait.total(now)
     }
 
-    /// Takes what counts as used by the client for the request's turn in the queue.
+    /// Takes what the client was charged for the request's turn in the queue.
     pub(in crate::proxy) fn take_queue_charge(&mut self) -> Option<QueueCharge> {
         self.queue_wait.take_charge()
     }

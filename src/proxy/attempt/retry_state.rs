@@ -378,7 +378,6 @@ impl RetryState {
         if let Some(undecided) = current.undecided.take() {
             undecided.on_accepted();
         }
-        self.gateway.wake_queue();
         if current.is_last_resort
             && let Some(candidate) = self.admitted.pool.candidate(current.candidate_index)
         {

@@ -1,8 +1,9 @@
-//! How many requests that have waited are sent to a deployment at once after it has refused one.
+//! How many queued requests are sent to a deployment at once after it has answered 429.
 //!
-//! All of those that wait would come at once when its cooldown ends, and most would be refused again. So one request
-//! goes first. As many again follow as were accepted, until one is refused. A request counts as accepted when its
-//! response has begun, or a short time after it was sent whole: refusals come at once, answers may take minutes.
+//! Without a limit, all queued requests would be sent when the cooldown ends, and most would get another 429. So one
+//! request goes first, and each accepted request lets one more go: 1, 2, 4, 8, … at a time, until the next 429. A request
+//! counts as accepted when its response begins, or a short time after it was sent completely: a 429 comes at once, an
+//! answer may take minutes.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

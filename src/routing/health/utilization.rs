@@ -1,5 +1,5 @@
-//! How much of its provisioned capacity a deployment uses: what its last response told, and which request may find out
-//! what it is now.
+//! How much of its provisioned capacity a deployment uses, as its last response reported it, and which request may be
+//! sent to get a new reading.
 //!
 //! Which requests leave a deployment because of it is decided in `retry_plan/shedding.rs`.
 
@@ -12,9 +12,9 @@ use crate::routing::headroom::SendTicket;
 
 /// How long a reading counts.
 const READING_LIFETIME: Duration = Duration::from_secs(10);
-/// How long the other requests of its class leave it to one request to bring a new reading.
+/// While one request is sent to get a new reading, the others of its class are shed for at most this long.
 const RENEWAL_TIMEOUT: Duration = Duration::from_secs(10);
-/// A deployment that has told its utilization counts as provisioned for this time.
+/// A deployment that has reported its utilization counts as provisioned for this long.
 const PROVISIONED_LIFETIME: Duration = Duration::from_secs(600);
 /// The utilization of a deployment that answers 429.
 const FULL: f64 = 1.0;
@@ -30,7 +30,7 @@ pub struct Utilization {
 #[derive(Debug, Default)]
 struct Records {
     last_reading: Option<Reading>,
-    /// It asked to wait until then, with a 429.
+    /// The end of the cooldown after its last 429.
     throttled_until: Option<Instant>,
     /// For each class, until when one of its requests is expected to bring a new reading.
     renewals: [Option<Instant>; RequestClass::ALL.len()],
@@ -45,16 +45,16 @@ struct Reading {
 
 /// What is known at one moment.
 enum Knowledge {
-    /// It is not provisioned, or has never told anything.
+    /// It is not provisioned, or has never reported anything.
     Nothing,
-    /// What it told is too old.
+    /// The last reading is too old.
     Outdated,
     /// This ratio. It can exceed 1.
     Ratio(f64),
 }
 
 impl Utilization {
-    /// Records the ratio that the response to an attempt told. Ratios can exceed 1.
+    /// Records the ratio that the response to an attempt reported. Ratios can exceed 1.
     pub fn record_reading(&self, attempt: SendTicket, ratio: f64, now: Instant) {
         let mut records = self.lock_records();
         // Responses come in any order: that of an earlier attempt says nothing new.
@@ -77,8 +77,8 @@ impl Utilization {
         }
     }
 
-    /// Whether requests of a class that leaves it above `threshold` leave it now: its utilization is higher, or a
-    /// request of this class is finding out what it is.
+    /// Whether requests of a class with this `threshold` are shed now: the utilization is higher, or another request of
+    /// the class has been sent to get a new reading.
     pub fn is_shed_for(
         &self,
         class: RequestClass,
@@ -90,7 +90,7 @@ impl Utilization {
             && self.lock_records().is_shed_for(class, threshold, is_configured_as_provisioned, now)
     }
 
-    /// When a class may no longer leave it that leaves it now, if nothing happens before.
+    /// When a class that is shed now may be accepted again, without a further response.
     pub fn next_change(&self, class: RequestClass, now: Instant) -> Option<Instant> {
         let records = self.lock_records();
         // In bounds: there are as many as classes.
@@ -99,8 +99,8 @@ impl Utilization {
         [records.throttled_until, reading_end, renewal].into_iter().flatten().filter(|at| *at > now).min()
     }
 
-    /// Sends a request of such a class to it, unless it is left by them now. If what is known is too old, this
-    /// request is the one that renews it.
+    /// Admits a request of such a class, unless the class is shed now. If the reading is too old, this request gets the
+    /// new one.
     pub fn try_enter(
         &self,
         class: RequestClass,
@@ -176,7 +176,7 @@ mod tests {
         Told(f64),
         /// A response tells this ratio, to an attempt that was sent before all others.
         ToldLate(f64),
-        /// A 429 asks to wait until this second.
+        /// A 429 whose `retry-after` ends at this second.
         Throttled(u64),
         /// A request of this class, which leaves it above 80 %, goes there or not.
         Goes(RequestClass, bool),

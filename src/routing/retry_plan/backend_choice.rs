@@ -21,7 +21,7 @@ pub struct BackendChoice {
     has_home: bool,
     /// For each candidate of the pool, whether it is one of them.
     usable: SmallVec<[bool; 16]>,
-    /// Which of them are left to more urgent requests.
+    /// Which of them may be closed to the class of the requests.
     shed_rule: Option<ShedRule>,
 }
 
@@ -62,15 +62,16 @@ impl BackendChoice {
 
     /// An attempt on a drained candidate: no other resource can serve the request.
     fn attempt_despite_drain(&self, now: Instant) -> Option<NextAttempt> {
-        let usable = self.pool.candidates().iter().enumerate().filter(|(index, _)| self.is_usable(*index));
-        usable.into_iter().find_map(|(index, candidate)| {
+        let mut usable =
+            self.pool.candidates().iter().enumerate().filter(|(index, _)| self.is_usable(*index));
+        usable.find_map(|(index, candidate)| {
             let permit = candidate.acquire_permit_despite_drain(self.operation, now)?;
             let undecided = candidate.deployment_health.as_ref()?.slow_start.enter(now)?;
             Some(NextAttempt { undecided: Some(undecided), ..NextAttempt::for_candidate(index, permit) })
         })
     }
 
-    /// When one of the candidates may be free, if nothing happens before.
+    /// When one of the candidates may become free, without a further event.
     pub fn next_chance(&self, now: Instant) -> Option<Instant> {
         let candidates = self.pool.candidates().iter().enumerate();
         let chances =
@@ -100,14 +101,12 @@ impl BackendChoice {
                         .is_some_and(|health| health.slow_start.has_room(now))
             })
     }
-}
 
-impl BackendChoice {
     fn is_usable(&self, index: usize) -> bool {
         self.usable.get(index) == Some(&true)
     }
 
-    /// Whether this candidate is left to more urgent requests.
+    /// Whether requests with this choice must not use this candidate because of their class.
     fn is_shed(&self, index: usize, now: Instant) -> bool {
         let Some(rule) = &self.shed_rule else { return false };
         let is_possible = |other: usize| {
@@ -134,8 +133,8 @@ impl RetryPlan {
         self.has_left_queue = true;
     }
 
-    /// Whether a request that could be sent now has to wait behind others that wait already: not after a failure,
-    /// when it has had its turn.
+    /// Whether a request that could be sent now has to queue behind others. Not after a failed attempt: then it has had
+    /// its turn.
     pub fn waits_behind_others(
         &self,
         pool: &BackendPool,
@@ -152,7 +151,8 @@ impl RetryPlan {
         is_new_or_throttled && self.may_queue(limits, now) && (0..pool.candidates().len()).any(is_possible)
     }
 
-    /// Whether a request for which no further attempt is possible waits in the queue: a backend is only cooling down.
+    /// Whether a request for which no attempt is possible now waits in the queue, because a backend is only cooling
+    /// down.
     pub(super) fn may_begin_to_queue(
         &self,
         pool: &BackendPool,

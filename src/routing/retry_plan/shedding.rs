@@ -1,5 +1,5 @@
-//! Which candidates a request leaves to more urgent ones: those whose provisioned capacity is used up to the threshold
-//! of its class, if a lower tier serves the deployment as well.
+//! `shed`: a request does not use a provisioned deployment whose utilization is above the threshold of its class, if a
+//! lower tier serves the deployment as well.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use crate::azure::Operation;
 use crate::config::{Percentage, RequestClass};
 use crate::routing::pool::BackendPool;
 
-/// The utilization above which requests of one class leave a provisioned deployment.
+/// The utilization of a provisioned deployment above which requests of one class are shed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShedRule {
     /// The class.
@@ -18,8 +18,8 @@ pub struct ShedRule {
 }
 
 impl ShedRule {
-    /// Whether a request of the class leaves this candidate to more urgent ones. It does not if no other candidate is
-    /// possible, now or after a cooldown.
+    /// Whether a request of the class must not use this candidate. It may if no other candidate is possible, now or after
+    /// a cooldown.
     pub(super) fn is_shed(
         &self,
         pool: &BackendPool,
@@ -33,7 +33,7 @@ impl ShedRule {
                 .any(|other| !self.applies_to(pool, other, now) && is_possible(other))
     }
 
-    /// Whether requests of the class leave this candidate, if there is another one for them.
+    /// Whether requests of the class are shed from this candidate, if another one is possible.
     fn applies_to(&self, pool: &BackendPool, index: usize, now: Instant) -> bool {
         !pool.is_in_last_tier(index)
             && pool.candidate(index).is_some_and(|candidate| {
@@ -44,8 +44,8 @@ impl ShedRule {
             })
     }
 
-    /// Sends a request of the class to this candidate, unless such requests leave it now. If it is not known how much
-    /// of its capacity is used, this request finds out.
+    /// Admits a request of the class to this candidate, unless the class is shed there now. If the last reading is too
+    /// old, this request gets a new one.
     pub(super) fn try_enter(&self, pool: &BackendPool, index: usize, now: Instant) -> bool {
         if pool.is_in_last_tier(index) {
             return true;
@@ -62,13 +62,13 @@ impl ShedRule {
 }
 
 impl RetryPlan {
-    /// The same plan, which leaves candidates to more urgent requests by this rule.
+    /// The same plan with this rule.
     #[must_use]
     pub fn with_shed_rule(self, rule: Option<ShedRule>) -> Self {
         Self { shed_rule: rule, ..self }
     }
 
-    /// Whether the request leaves this candidate to more urgent ones.
+    /// Whether the request must not use this candidate because of its class.
     pub(super) fn is_shed(
         &self,
         pool: &BackendPool,
@@ -84,8 +84,8 @@ impl RetryPlan {
         rule.is_shed(pool, index, is_possible, now)
     }
 
-    /// Sends the request to this candidate, unless it leaves it to more urgent ones: perhaps because another request
-    /// has begun to find out how much of its capacity is used.
+    /// Admits the request to this candidate. False if its class is shed there by now, perhaps because another request was
+    /// just sent to get a new reading.
     pub(super) fn try_enter(
         &self,
         pool: &BackendPool,
@@ -97,7 +97,7 @@ impl RetryPlan {
         rule.try_enter(pool, index, now) || !self.is_shed(pool, index, operation, now)
     }
 
-    /// The rule, if this request may leave candidates: not if its resource is known, for no other one will do.
+    /// The rule, unless only one resource can serve the request.
     pub(super) fn applicable_shed_rule(&self) -> Option<&ShedRule> {
         self.shed_rule.as_ref().filter(|_| !self.has_home())
     }

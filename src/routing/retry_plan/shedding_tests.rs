@@ -16,7 +16,7 @@ impl Fixture {
         deployment.utilization.record_reading(deployment.headroom.record_send(self.now), ratio, self.now);
     }
 
-    /// The deployment on a backend answers 429 and asks to wait for this many milliseconds.
+    /// Has the deployment on a backend answer 429 with a `retry-after-ms` of `ms`.
     fn throttle(&self, backend: usize, ms: u32) {
         self.mark_unavailable(backend, UnavailableReason::CoolingDown, ms);
         let name = BackendName::new(&backend.to_string());
