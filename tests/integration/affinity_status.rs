@@ -6,7 +6,7 @@ use aoai_lb::state::homes_log::{HomeEntry, HomeRecord, encode, header};
 use serde_json::{Value, json};
 use support::affinity_traffic::AffinityTraffic;
 use support::stateful_upstream::StatefulUpstream;
-use support::{Balancer, CLIENT_KEY, Client, Response, answering_backend};
+use support::{Balancer, CLIENT_KEY, Client, Response, answering_backend, poll};
 use tokio::process::Command;
 
 const RESPONSES: &str = "/openai/v1/responses";
@@ -133,14 +133,11 @@ async fn an_operator_sees_where_objects_live_and_what_is_asked() {
     let log = balancer.path("state/homes.log").display().to_string();
     let remembered =
         format!("refers to   {id} (previous response): on the resource {west} (backends: b), made ");
-    let start = std::time::Instant::now();
-    let text = loop {
+    let text = poll("the object is remembered in the log", async || {
         let text = explain(id.clone(), RESPONSES).await;
-        if text.contains(&remembered) {
-            break text;
-        }
-        assert!(start.elapsed() < support::TEST_TIMEOUT, "{text}");
-    };
+        if text.contains(&remembered) { Ok(text) } else { Err(text) }
+    })
+    .await;
     assert!(
         text.contains(&format!(" ago, as {log} tells"))
             && text.contains(&format!("only backends of {west} get the request")),
@@ -176,14 +173,11 @@ async fn recent_trouble_says_which_resource_was_late_or_unavailable() {
     let traffic = AffinityTraffic::start().await;
     let status = traffic.balancer.status().await;
     let names = ["a", "b"].map(|backend| resource(&status, backend)["name"].as_str().unwrap().to_owned());
-    let start = std::time::Instant::now();
-    let requests = loop {
+    let requests = poll("three requests are kept", async || {
         let list = get_admin(&traffic.balancer, "/api/requests").await.json();
-        if list["kept"] == 3 {
-            break list["requests"].clone();
-        }
-        assert!(start.elapsed() < support::TEST_TIMEOUT, "{list}");
-    };
+        if list["kept"] == 3 { Ok(list["requests"].clone()) } else { Err(list) }
+    })
+    .await;
     let [a, b] = &names;
     for (request, trouble, refusal, cause) in [
         (

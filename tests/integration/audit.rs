@@ -4,14 +4,14 @@ use crate::support;
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::future::join_all;
 use serde_json::Value;
 use support::upstream::{PAUSE_100_MS, RawRequest, ScriptedUpstream};
 use support::{
-    Balancer, CHAT_BODY, CHAT_TARGET, Client, STREAM_BODY, all_backends_yaml, sha256_hex, start_simulator,
-    wait_until, wait_until_async,
+    Balancer, CHAT_BODY, CHAT_TARGET, Client, STREAM_BODY, all_backends_yaml, poll_within, sha256_hex,
+    start_simulator, wait_until, wait_until_async,
 };
 
 const HEAVY_KEY: &str = "key-of-heavy";
@@ -70,11 +70,11 @@ async fn open_streams(balancer: &Balancer, count: usize, key: &str, body: &str) 
 async fn wait_for_large_records(balancer: &Balancer, count: usize) -> Vec<Value> {
     let path = balancer.path("records.jsonl");
     let line_count = || std::fs::read(&path).unwrap_or_default().split(|byte| *byte == b'\n').count() - 1;
-    let started = Instant::now();
-    while line_count() < count {
-        assert!(started.elapsed() < LONG_TIMEOUT, "{} of {count} records\n{}", line_count(), balancer.log());
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    poll_within(LONG_TIMEOUT, &format!("there are {count} records"), async || match line_count() {
+        lines if lines < count => Err(lines),
+        _ => Ok(()),
+    })
+    .await;
     balancer.records()
 }
 

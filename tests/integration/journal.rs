@@ -11,7 +11,7 @@ use aoai_lb::demo::{DeploymentKind, Mood, Simulator};
 use regex::Regex;
 use support::identity::{AuthenticatedResource, IdentityPlatform};
 use support::ingestion::{IngestionBehaviour, LogIngestionService};
-use support::{Balancer, instant_resource, simulated_backend_yaml};
+use support::{Balancer, instant_resource, poll_within, simulated_backend_yaml};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
@@ -34,11 +34,12 @@ fn warnings(balancer: &Balancer) -> Vec<String> {
 
 /// Waits for a warning that matches. An incident takes its time.
 async fn wait_for_warning(balancer: &Balancer, pattern: &str) {
-    let (pattern, start) = (Regex::new(pattern).unwrap(), std::time::Instant::now());
-    while !warnings(balancer).iter().any(|line| pattern.is_match(line)) {
-        assert!(start.elapsed() < Duration::from_secs(120), "no {pattern} in\n{}", balancer.log());
-        sleep(Duration::from_millis(50)).await;
-    }
+    let expression = Regex::new(pattern).unwrap();
+    poll_within(Duration::from_secs(120), &format!("{pattern} is in the log"), async || {
+        let warnings = warnings(balancer);
+        if warnings.iter().any(|line| expression.is_match(line)) { Ok(()) } else { Err(warnings) }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,8 +9,8 @@ use serde_json::json;
 use support::responses_upstream::{ResponsesUpstream, create};
 use support::websocket::WebSocket;
 use support::{
-    Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, LISTED_DEPLOYMENTS, Response, STREAM_BODY,
-    TEST_TIMEOUT, send_signal_to, sha256_hex, simulated_backend_yaml, start_simulator, wait_until_async,
+    Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, LISTED_DEPLOYMENTS, Response, STREAM_BODY, poll,
+    send_signal_to, sha256_hex, simulated_backend_yaml, start_simulator, wait_until_async,
 };
 
 fn clients(limits: &str) -> String {
@@ -38,15 +38,12 @@ async fn start_stream(balancer: &Balancer) -> Option<Client> {
 
 /// A connection to the new process: the old one, which still accepts connections as well, says that it closes them.
 async fn connect_to_new_process(balancer: &Balancer) -> Client {
-    let deadline = Instant::now() + TEST_TIMEOUT;
-    while Instant::now() < deadline {
+    poll("the new process accepts a connection", async || {
         let mut client = balancer.connect().await;
         let response = client.get("/healthz", &[("Host", "localhost")]).await;
-        if response.header("connection") != Some("close") {
-            return client;
-        }
-    }
-    panic!("the new process accepts no connection");
+        if response.header("connection") == Some("close") { Err("it is the old one") } else { Ok(client) }
+    })
+    .await
 }
 
 async fn post(client: &mut Client) -> Response {

@@ -10,7 +10,7 @@ use support::h2::{Http2Connection, connect_tls};
 use support::tls::generate_authority;
 use support::{
     Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, STREAM_BODY, all_backends_yaml, instant_resource,
-    listed_backends_yaml, simulated_backend_yaml, start_simulator,
+    listed_backends_yaml, poll, simulated_backend_yaml, start_simulator,
 };
 use tokio::io::AsyncWriteExt;
 
@@ -77,18 +77,11 @@ fn metric_family(name: &str) -> String {
 
 /// Waits until a sample has this value, and returns all samples.
 async fn wait_for_sample(balancer: &Balancer, name: &str, value: f64) -> BTreeMap<String, f64> {
-    let start = std::time::Instant::now();
-    loop {
+    poll(&format!("{name} is {value}"), async || {
         let samples = scrape_metrics(balancer).await;
-        if samples.get(name) == Some(&value) {
-            return samples;
-        }
-        assert!(
-            start.elapsed() < support::TEST_TIMEOUT,
-            "timed out waiting until {name} is {value}: {samples:#?}"
-        );
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+        if samples.get(name) == Some(&value) { Ok(samples) } else { Err(samples) }
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]

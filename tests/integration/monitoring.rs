@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use aoai_lb::demo::{DeploymentKind, Mood, SimulatedError, Simulator};
 use regex::Regex;
@@ -19,8 +19,8 @@ use support::ingestion::LogIngestionService;
 use support::tls::generate_authority;
 use support::yaml::backend_yaml;
 use support::{
-    Balancer, CHAT_BODY, CLIENT_KEY, Client, all_backends_yaml, instant_resource, sha256_hex,
-    simulated_backend_yaml, start_simulator,
+    Balancer, CHAT_BODY, CLIENT_KEY, Client, all_backends_yaml, instant_resource, poll_within, sha256_hex,
+    simulated_backend_yaml, start_simulator, wait_until_async,
 };
 
 /// Labels that Prometheus adds to each sample.
@@ -240,22 +240,16 @@ async fn see_all_states(seen: &mut SeenSamples) {
         let balancer = Arc::clone(&balancer);
         drop(tokio::spawn(async move { post(&balancer, "stalling", CLIENT_KEY).await }));
     }
-    let deadline = Instant::now() + STATES_TIMEOUT;
-    loop {
+    poll_within(STATES_TIMEOUT, "a backend was in each state", async || {
         for deployment in ["breaking", "credential", "permission", "absent", "standard"] {
             post(&balancer, deployment, CLIENT_KEY).await;
             seen.scrape(&balancer).await;
         }
-        let missing: Vec<_> = ALL_STATES
-            .iter()
-            .filter(|state| !seen.has_value("aoai_lb_backend_state", "state", state))
-            .collect();
-        if missing.is_empty() {
-            return;
-        }
-        assert!(Instant::now() < deadline, "no backend is {missing:?}\n{}", balancer.log());
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+        let has_state = |state: &str| seen.has_value("aoai_lb_backend_state", "state", state);
+        let missing: Vec<&str> = ALL_STATES.into_iter().filter(|state| !has_state(state)).collect();
+        if missing.is_empty() { Ok(()) } else { Err(missing) }
+    })
+    .await;
 }
 
 /// What a balancer tells of a certificate and of a credential that has an end.
@@ -275,14 +269,13 @@ async fn see_expiries(seen: &mut SeenSamples) {
 /// What a balancer tells of requests about objects.
 async fn see_affinity(seen: &mut SeenSamples) {
     let traffic = AffinityTraffic::start().await;
-    let deadline = Instant::now() + support::TEST_TIMEOUT;
-    while !seen.has_value("aoai_lb_refusals_total", "code", "home_unavailable")
-        || !seen.has_label("aoai_lb_read_lag_seconds_bucket", "resource")
-        || !seen.has_value("aoai_lb_affinity_requests_total", "how", "asked")
-    {
-        assert!(Instant::now() < deadline, "requests are not counted\n{}", traffic.balancer.log());
+    wait_until_async("requests are counted", async || {
         seen.scrape(&traffic.balancer).await;
-    }
+        seen.has_value("aoai_lb_refusals_total", "code", "home_unavailable")
+            && seen.has_label("aoai_lb_read_lag_seconds_bucket", "resource")
+            && seen.has_value("aoai_lb_affinity_requests_total", "how", "asked")
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

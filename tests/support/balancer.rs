@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 
 use super::{
-    CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, Response, TEST_TIMEOUT, clients_yaml, free_port, tls,
+    CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, PollDeadline, Response, TEST_TIMEOUT, clients_yaml,
+    free_port, tls, wait_until,
 };
 
 /// In the log when a process has completed its start.
@@ -190,7 +190,7 @@ impl Balancer {
     }
 
     async fn wait_until_ready(&mut self) {
-        let deadline = Instant::now() + TEST_TIMEOUT;
+        let deadline = PollDeadline::after(TEST_TIMEOUT);
         loop {
             if self.is_ready().await {
                 return;
@@ -198,12 +198,7 @@ impl Balancer {
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("the balancer exited with {status} before it was ready:\n{}", self.log());
             }
-            assert!(
-                Instant::now() < deadline,
-                "timed out waiting until the balancer is ready:\n{}",
-                self.log()
-            );
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            deadline.pause("the balancer is ready", self.log()).await;
         }
     }
 
@@ -232,11 +227,7 @@ impl Balancer {
 
     /// Waits until the log contains this text.
     pub async fn wait_for_log(&self, what: &str) {
-        let deadline = Instant::now() + TEST_TIMEOUT;
-        while !self.log.lock().unwrap().contains(what) {
-            assert!(Instant::now() < deadline, "timed out waiting for {what:?} in the log:\n{}", self.log());
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        wait_until(&format!("{what:?} is in the log"), || self.log.lock().unwrap().contains(what)).await;
     }
 
     pub async fn connect(&self) -> Client {
@@ -276,7 +267,7 @@ impl Balancer {
 
     /// Waits until the status meets a condition; `what` describes it in the failure message.
     pub async fn wait_for_status(&self, what: &str, condition: impl Fn(&Value) -> bool) {
-        let deadline = Instant::now() + TEST_TIMEOUT;
+        let deadline = PollDeadline::after(TEST_TIMEOUT);
         loop {
             let mut status = self.status().await;
             if condition(&status) {
@@ -284,8 +275,7 @@ impl Balancer {
             }
             // The timeline is too long for a failure message.
             status["timeline"].take();
-            assert!(Instant::now() < deadline, "timed out waiting until {what}: {status}");
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            deadline.pause(what, status).await;
         }
     }
 
@@ -343,19 +333,13 @@ impl Balancer {
     /// Waits until only the newest process is left, and returns its id.
     pub async fn wait_until_single_process(&mut self) -> u32 {
         let serving = self.serving_pid().await;
-        let deadline = Instant::now() + TEST_TIMEOUT;
+        let deadline = PollDeadline::after(TEST_TIMEOUT);
         // The child is known even if its log lines have not arrived yet.
         let is_first = serving == self.child.id();
         while self.running_pids().iter().any(|pid| *pid != serving)
             || (!is_first && self.child.try_wait().unwrap().is_none())
         {
-            assert!(
-                Instant::now() < deadline,
-                "timed out waiting until the old processes exit: {:?}\n{}",
-                self.running_pids(),
-                self.log()
-            );
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            deadline.pause("the old processes exit", self.running_pids()).await;
         }
         serving
     }
@@ -381,20 +365,14 @@ impl Balancer {
 
     /// Waits until there are `count` records. Fails if there are more.
     pub async fn wait_for_records(&self, count: usize) -> Vec<Value> {
-        let deadline = Instant::now() + TEST_TIMEOUT;
+        let deadline = PollDeadline::after(TEST_TIMEOUT);
         loop {
             let records = self.records();
             if records.len() >= count {
                 assert_eq!(records.len(), count, "more records than requests: {records:#?}");
                 return records;
             }
-            assert!(
-                Instant::now() < deadline,
-                "{} of {count} records: {records:#?}\n{}",
-                records.len(),
-                self.log()
-            );
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            deadline.pause(&format!("there are {count} records"), records).await;
         }
     }
 
@@ -414,13 +392,12 @@ impl Balancer {
 
     /// Waits until the first process exits, and returns its exit code.
     pub async fn wait_for_exit(&mut self) -> i32 {
-        let deadline = Instant::now() + TEST_TIMEOUT;
+        let deadline = PollDeadline::after(TEST_TIMEOUT);
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code().unwrap_or(-1);
             }
-            assert!(Instant::now() < deadline, "timed out waiting until the balancer exits:\n{}", self.log());
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            deadline.pause("the balancer exits", self.log()).await;
         }
     }
 }

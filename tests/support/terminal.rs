@@ -8,13 +8,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
 
-use super::{TEST_TIMEOUT, send_signal_to, wait_until};
+use super::{send_signal_to, wait_until};
 
 /// A program in a terminal of its own. It is killed when this is dropped.
 pub struct Terminal {
@@ -96,15 +95,11 @@ impl Terminal {
 
     /// Waits until the rows meet a condition, and returns them.
     pub async fn wait_for(&self, what: &str, condition: impl Fn(&[String]) -> bool) -> Vec<String> {
-        let deadline = Instant::now() + TEST_TIMEOUT;
-        loop {
+        super::poll(what, async || {
             let rows = self.rows();
-            if condition(&rows) {
-                return rows;
-            }
-            assert!(Instant::now() < deadline, "timed out waiting until {what}: {rows:#?}");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+            if condition(&rows) { Ok(rows) } else { Err(rows) }
+        })
+        .await
     }
 
     pub fn send_signal(&self, name: &str) {
