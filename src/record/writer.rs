@@ -204,6 +204,8 @@ fn prepare_slow_records(shared: &SharedWriterState, writer: &Thread, redactor: &
             queued.exchange.prepare_content(policy, &redactor, &mut estimator, max_tokenized_bytes);
         }));
         if outcome.is_err() {
+            // Dropping content samples the prompt of a kept body: the parser must not read this one again.
+            queued.exchange.captured_request = None;
             queued.exchange.drop_content(policy);
         }
         shared.count_dropped(shared.queue.push_prepared(queued));
