@@ -8,7 +8,7 @@ use super::budget::{Budget, scopes_with_budget, time_until_window_ends};
 use super::keeper_link::{Grant, KeeperLink};
 use super::limit_key::{LimitKey, LimitKind, LimitReached};
 use super::limit_message::{Booking, LimitMessage, LimitScope};
-use super::reservation::{NewReservation, Reservation};
+use super::reservation::{Reservation, Reserved};
 use super::sliding_minute::ReservedAt;
 use super::token_estimate::{Demand, TokenEstimate, UsedTokens};
 use crate::config::{ClientLimits, LimitMode, LimitSet, LimitsConfig};
@@ -317,7 +317,7 @@ impl ClientLimiter {
             }
             (None, None) => reserved_at,
         };
-        let new = NewReservation {
+        let reserved = Reserved {
             cached_weight_permille: self.cached_weight_permille,
             deployment: counted_deployment.cloned(),
             demand,
@@ -326,7 +326,7 @@ impl ClientLimiter {
             reserved_at_keeper,
             exceeded: reached,
         };
-        Reservation::new(Arc::clone(&self.account), new)
+        Reservation::new(Arc::clone(&self.account), reserved)
     }
 
     fn scope(&self, deployment: Option<&DeploymentName>) -> LimitScope {

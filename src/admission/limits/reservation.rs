@@ -14,18 +14,7 @@ use crate::names::DeploymentName;
 #[derive(Debug)]
 pub struct Reservation {
     account: Arc<ClientAccount>,
-    cached_weight_permille: u32,
-    /// `None` also if the request is not counted for its deployment.
-    deployment: Option<DeploymentName>,
-    demand: Demand,
-    tokens: u64,
-    /// When the tokens were reserved, of all requests and of those for the deployment; `None` where they are not
-    /// limited.
-    reserved_at: [Option<ReservedAt>; 2],
-    /// The same where a process that keeps the limits in place of this one has reserved them.
-    reserved_at_keeper: [Option<ReservedAt>; 2],
-    /// The limit that the request exceeds, if that is only observed.
-    exceeded: Option<LimitReached>,
+    reserved: Reserved,
     is_in_flight: bool,
     is_settled: bool,
 }
@@ -43,65 +32,51 @@ pub enum Settlement {
     Nothing,
 }
 
-/// What a new reservation is made of.
-pub(super) struct NewReservation {
+/// What is reserved for a request.
+#[derive(Debug)]
+pub(super) struct Reserved {
     pub(super) cached_weight_permille: u32,
+    /// `None` also if the request is not counted for its deployment.
     pub(super) deployment: Option<DeploymentName>,
     pub(super) demand: Demand,
     pub(super) tokens: u64,
+    /// When the tokens were reserved, of all requests and of those for the deployment; `None` where they are not
+    /// limited.
     pub(super) reserved_at: [Option<ReservedAt>; 2],
+    /// The same in the process that keeps the limits in place of this one.
     pub(super) reserved_at_keeper: [Option<ReservedAt>; 2],
+    /// The limit that the request exceeds, if that is only observed.
     pub(super) exceeded: Option<LimitReached>,
 }
 
 impl Reservation {
-    pub(super) fn new(account: Arc<ClientAccount>, new: NewReservation) -> Self {
-        let NewReservation {
-            cached_weight_permille,
-            deployment,
-            demand,
-            tokens,
-            reserved_at,
-            reserved_at_keeper,
-            exceeded,
-        } = new;
-        Self {
-            account,
-            cached_weight_permille,
-            deployment,
-            demand,
-            tokens,
-            reserved_at,
-            reserved_at_keeper,
-            exceeded,
-            is_in_flight: true,
-            is_settled: false,
-        }
+    pub(super) fn new(account: Arc<ClientAccount>, reserved: Reserved) -> Self {
+        Self { account, reserved, is_in_flight: true, is_settled: false }
     }
 
     /// The request that it is for, from which estimates are learned.
     pub(super) fn set_demand(&mut self, demand: Demand) {
-        self.demand = demand;
+        self.reserved.demand = demand;
     }
 
     /// Leaves it to the caller to end and to settle it.
     pub(super) fn into_booking(mut self) -> Booking {
         (self.is_in_flight, self.is_settled) = (false, true);
-        Booking { scope: self.scope(), tokens: self.tokens, reserved_at: self.reserved_at }
+        Booking { scope: self.scope(), tokens: self.reserved.tokens, reserved_at: self.reserved.reserved_at }
     }
 
     fn scope(&self) -> LimitScope {
-        LimitScope::new(self.account.client.as_ref(), self.deployment.as_ref())
+        LimitScope::new(self.account.client.as_ref(), self.reserved.deployment.as_ref())
     }
 
     /// The tokens that are reserved.
     pub fn tokens(&self) -> u64 {
-        self.tokens
+        self.reserved.tokens
     }
 
     /// The limit that the request exceeds, if that is only observed.
     pub fn exceeded(&self) -> Option<&LimitReached> {
-        self.exceeded.as_ref()
+        self.reserved.exceeded.as_ref()
     }
 
     /// The request no longer counts as in flight. Later calls do nothing.
@@ -115,7 +90,7 @@ impl Reservation {
         if let Some(follower) = &state.follower {
             follower.tell(LimitMessage::Ended(self.scope()));
         }
-        let (total, own) = state.scopes(self.deployment.as_ref(), false);
+        let (total, own) = state.scopes(self.reserved.deployment.as_ref(), false);
         for scope in [Some(total), own].into_iter().flatten() {
             scope.in_flight = scope.in_flight.saturating_sub(1);
         }
@@ -128,35 +103,39 @@ impl Reservation {
             return;
         }
         let used = match settlement {
-            Settlement::Used(used) | Settlement::Estimated(used) => used.counted(self.cached_weight_permille),
-            Settlement::Unknown => self.tokens,
+            Settlement::Used(used) | Settlement::Estimated(used) => {
+                used.counted(self.reserved.cached_weight_permille)
+            }
+            Settlement::Unknown => self.reserved.tokens,
             Settlement::Nothing => 0,
         };
         let now = self.account.time_of(now);
         let mut state = self.account.lock();
         if let Some(follower) = &state.follower {
-            let (scope, reserved_at) = (self.scope(), self.reserved_at_keeper);
+            let (scope, reserved_at) = (self.scope(), self.reserved.reserved_at_keeper);
             follower.tell(LimitMessage::Settled {
-                booking: Booking { scope, tokens: self.tokens, reserved_at },
+                booking: Booking { scope, tokens: self.reserved.tokens, reserved_at },
                 used,
             });
         }
-        let (total, own) = state.scopes(self.deployment.as_ref(), false);
-        for (scope, reserved_at) in [Some(total), own].into_iter().zip(self.reserved_at) {
+        let (total, own) = state.scopes(self.reserved.deployment.as_ref(), false);
+        for (scope, reserved_at) in [Some(total), own].into_iter().zip(self.reserved.reserved_at) {
             let Some(scope) = scope else { continue };
             // Under the lock, so that it is either reserved or used at any time.
             if let Some(budget) = &scope.budget {
                 budget.add(used, time);
             }
-            scope.reserved_tokens = scope.reserved_tokens.saturating_sub(self.tokens);
+            scope.reserved_tokens = scope.reserved_tokens.saturating_sub(self.reserved.tokens);
             match (&mut scope.tokens, reserved_at) {
-                (Some(tokens), Some(reserved_at)) => tokens.settle(self.tokens, reserved_at, used, now),
+                (Some(tokens), Some(reserved_at)) => {
+                    tokens.settle(self.reserved.tokens, reserved_at, used, now)
+                }
                 // Limited since a reload.
                 (Some(tokens), None) => tokens.add(used, now),
                 (None, _) => {}
             }
             if let Settlement::Used(used) = settlement {
-                scope.estimate.learn(&self.demand, &used);
+                scope.estimate.learn(&self.reserved.demand, &used);
             }
         }
     }
