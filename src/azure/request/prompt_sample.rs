@@ -16,11 +16,20 @@ const PIECE_BYTES: usize = 1024;
 const MAX_SAMPLED_BODY_BYTES: usize = 32 * 1024 * 1024;
 /// A prompt that is nested deeper gets no sample.
 const MAX_JSON_DEPTH: usize = 32;
-/// The keys of a body whose values count as input.
-const PROMPT_TOKEN_KEYS: [&str; 7] =
-    ["messages", "input", "instructions", "prompt", "suffix", "tools", "functions"];
-/// The keys of a body that add an input of which the body does not tell the length.
-const UNTOLD_INPUT_KEYS: [&str; 2] = ["previous_response_id", "conversation"];
+/// Nor does a prompt with more images than any model takes: each is compared with those before it.
+const MAX_IMAGES: usize = 1000;
+/// The keys of a body that add input stored at the backend, and then those whose values count as input.
+const INPUT_KEYS: [&str; 9] = [
+    "previous_response_id",
+    "conversation",
+    "messages",
+    "input",
+    "instructions",
+    "prompt",
+    "suffix",
+    "tools",
+    "functions",
+];
 /// The values of these are no text of the prompt.
 const LABEL_KEYS: [&str; 11] = [
     "\"type\"",
@@ -74,11 +83,10 @@ impl PromptSample {
             return Err(UsageMissing::NotTold);
         }
         let body = text_from_bytes(body);
-        let untold = json::find_fields(&body, &UNTOLD_INPUT_KEYS);
-        if untold.into_iter().flatten().any(|value| value != "null") {
+        let [previous_response, conversation, parts @ ..] = json::find_fields(&body, &INPUT_KEYS);
+        if [previous_response, conversation].into_iter().flatten().any(|value| value != "null") {
             return Err(UsageMissing::NotTold);
         }
-        let parts = json::find_fields(&body, &PROMPT_TOKEN_KEYS);
         let total_length: usize = parts.iter().flatten().map(|part| part.len()).sum();
         if total_length == 0 {
             return Err(UsageMissing::NotTold);
@@ -88,7 +96,8 @@ impl PromptSample {
         if is_chat {
             sampler.sample.fixed_tokens += REPLY_PRIMING_TOKENS;
         }
-        for (key, part) in PROMPT_TOKEN_KEYS.into_iter().zip(parts) {
+        let [_, _, keys @ ..] = INPUT_KEYS;
+        for (key, part) in keys.into_iter().zip(parts) {
             let Some(part) = part else { continue };
             match key {
                 "tools" | "functions" => sampler.read_tools(part)?,
@@ -153,9 +162,9 @@ impl Sampler {
                 }
                 self.sample.fixed_tokens += u64::from(depth == 2 && key == "\"name\"");
             } else if key == "\"image_url\"" || (key == "\"url\"" && container_key == "\"image_url\"") {
-                PromptImage::of_object(&mut self.sample.images, container_start).read_url(raw);
+                self.image(container_start)?.read_url(raw);
             } else if key == "\"detail\"" {
-                PromptImage::of_object(&mut self.sample.images, container_start).read_detail(raw);
+                self.image(container_start)?.read_detail(raw);
             } else if let Some(missing) = missing_of_data_url(raw) {
                 return Err(missing);
             } else if !LABEL_KEYS.contains(&key) {
@@ -166,6 +175,14 @@ impl Sampler {
             self.sample.fixed_tokens += count_numbers(part);
         }
         Ok(())
+    }
+
+    /// The image of the JSON object that begins there.
+    fn image(&mut self, object_start: usize) -> Result<&mut PromptImage, UsageMissing> {
+        if self.sample.images.len() > MAX_IMAGES {
+            return Err(UsageMissing::Image);
+        }
+        Ok(PromptImage::of_object(&mut self.sample.images, object_start))
     }
 
     /// Stops at a key of what is not counted from text.
@@ -327,6 +344,16 @@ mod tests {
             assert!(
                 sample.is_ok_and(|sample| sample.sampled_bytes == sample.total_bytes) || expected.is_err()
             );
+        }
+    }
+
+    #[test]
+    fn a_prompt_with_more_images_than_a_model_takes_has_no_sample() {
+        for (count, expected) in [(MAX_IMAGES, Ok(MAX_IMAGES)), (MAX_IMAGES + 2, Err(Image))] {
+            let images = [r#"{"type":"input_image","image_url":"https://x","detail":"low"}"#].repeat(count);
+            let body = format!(r#"{{"input":[{{"role":"user","content":[{}]}}]}}"#, images.join(","));
+            let sample = PromptSample::from_body(body.as_bytes(), Responses, 4096);
+            assert_eq!(sample.map(|sample| sample.images.len()), expected);
         }
     }
 
