@@ -351,11 +351,11 @@ impl FinishedExchange {
         self.client_status == Some(101) && self.socket_id.is_none()
     }
 
-    /// The tokens that the response has reported, as far as they are known before its body is parsed.
-    pub(super) fn reported_usage(&self) -> Option<&TokenUsage> {
+    /// The tokens of the response, as far as they are known before its body is parsed, and whether they are estimated.
+    pub(super) fn known_usage(&self) -> Option<(TokenUsage, bool)> {
         match &self.captured_response {
             _ if self.fetches_stored_object() => None,
-            CapturedResponse::Parsed(capture) => capture.usage.as_ref(),
+            CapturedResponse::Parsed(capture) => Some((capture.usage?, capture.is_usage_estimated)),
             _ => None,
         }
     }

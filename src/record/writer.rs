@@ -156,8 +156,8 @@ impl SharedWriterState {
         self.dropped_records.fetch_add(dropped_count, Ordering::Relaxed);
         for record in records {
             let (mut exchange, ..) = record.into_parts();
-            let usage = exchange.reported_usage().copied();
-            exchange.settle_limits(usage.as_ref(), false);
+            let (usage, is_estimated) = exchange.known_usage().unzip();
+            exchange.settle_limits(usage.as_ref(), is_estimated.unwrap_or_default());
             self.metrics.record_exchange(&exchange, usage.as_ref());
         }
         if !self.is_overflowing.swap(true, Ordering::Relaxed) {
