@@ -374,7 +374,7 @@ fn sample_exchange(admitted: &AdmittedRequest, body: &Bytes, response: &Bytes) -
         prompt_sample: None,
         usage_missing: None,
         captured_response: CapturedResponse::Buffered {
-            tells_usage: collected.tells_usage(),
+            has_usage: collected.has_usage(),
             body: collected,
             is_json: true,
         },

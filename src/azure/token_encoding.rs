@@ -1,4 +1,4 @@
-//! How a model encodes text as tokens, as far as its name tells.
+//! How a model encodes text as tokens, derived from its name.
 
 /// An encoding of text as tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,7 +9,7 @@ pub enum TokenEncoding {
     Cl100k,
 }
 
-/// Names of newer models, and how they begin. `gpt-5` and later are found by their number.
+/// How the names of newer models begin. `gpt-5` and later are found by their number.
 const O200K_NAMES: [&str; 8] = [
     "gpt-4o",
     "gpt4o",
@@ -26,7 +26,7 @@ const CL100K_NAMES: [&str; 8] =
 
 impl TokenEncoding {
     /// The encoding of a model, or of a deployment that is named after one, such as `team-a-gpt-4o`. `None` if the
-    /// name does not tell.
+    /// name is not known.
     pub fn of_model(name: &str) -> Option<Self> {
         let name = name.to_ascii_lowercase();
         let is_start = |at: usize| {
@@ -38,10 +38,10 @@ impl TokenEncoding {
     }
 }
 
-/// The encoding of the model that a text begins with the name of.
+/// The encoding of the model whose name is at the start of a text.
 fn encoding_of_name_start(name: &str) -> Option<TokenEncoding> {
     let begins_with = |model: &&str| {
-        // `gpt-4` is no beginning of `gpt-42`.
+        // `gpt-42` does not begin with `gpt-4`.
         name.strip_prefix(*model).is_some_and(|rest| {
             model.ends_with(['-', '.']) || !rest.starts_with(|c: char| c.is_ascii_digit())
         })
@@ -54,16 +54,18 @@ fn encoding_of_name_start(name: &str) -> Option<TokenEncoding> {
 
 /// Whether a name begins like `o3`, `o4-mini` or `gpt-5.1`.
 fn is_numbered_newer_model(name: &str) -> bool {
-    let number = |rest: &str| {
-        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-        let (digits, rest) = rest.split_at_checked(end)?;
-        Some((digits.parse::<u32>().ok()?, rest.to_owned()))
-    };
-    if let Some((generation, rest)) = name.strip_prefix('o').and_then(number) {
+    if let Some((generation, rest)) = name.strip_prefix('o').and_then(split_number) {
         return (1..10).contains(&generation) && (rest.is_empty() || rest.starts_with('-'));
     }
     let numbered = name.strip_prefix("gpt").map(|rest| rest.strip_prefix('-').unwrap_or(rest));
-    numbered.and_then(number).is_some_and(|(generation, _)| (5..30).contains(&generation))
+    numbered.and_then(split_number).is_some_and(|(generation, _)| (5..30).contains(&generation))
+}
+
+/// The number that a text begins with, and the rest.
+fn split_number(text: &str) -> Option<(u32, &str)> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, rest) = text.split_at_checked(end)?;
+    Some((digits.parse().ok()?, rest))
 }
 
 #[cfg(test)]
@@ -71,7 +73,7 @@ mod tests {
     use super::TokenEncoding::{self, Cl100k, O200k};
 
     #[test]
-    fn a_name_tells_the_encoding_or_nothing() {
+    fn the_encoding_is_derived_from_the_name() {
         for (name, expected) in [
             ("gpt-4o", Some(O200k)),
             ("gpt-4o-mini-2024-07-18", Some(O200k)),

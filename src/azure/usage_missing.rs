@@ -1,17 +1,17 @@
-//! Why the tokens of a response are not known.
+//! Why the tokens of a response are missing from its record.
 
-/// The reason, which a record tells in its field `usage_missing`.
+/// The reason, which is the field `usage_missing` of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UsageMissing {
-    /// The request or the response has a picture, whose size or whose price in tokens is not known.
+    /// The request or the response has an image, whose size or price in tokens is unknown.
     Image,
     /// The request or the response has audio.
     Audio,
-    /// The name of the model does not tell how it encodes text.
+    /// The encoding of the model cannot be derived from its name.
     EncodingUnknown,
     /// The response broke off before any content.
     BrokenOff,
-    /// Nobody has told the tokens, and the text that they could be counted from is not all there.
+    /// The backend has reported no usage, and the text to count the tokens from is incomplete.
     NotTold,
 }
 

@@ -32,7 +32,7 @@ pub struct LimitRefusal {
 
 impl Gateway {
     /// Reserves what an admitted request may use of its client's limits; `None` if the client has none. `body` is
-    /// that of the request. Once this process is replaced, it waits for its successor's leave, milliseconds at most.
+    /// that of the request. After a handover, this waits for the successor's permission, a few milliseconds at most.
     ///
     /// # Errors
     /// `rate_limit_exceeded`, `insufficient_quota`.
@@ -69,8 +69,8 @@ impl Gateway {
         self.shed_config.threshold(class).map(|threshold| ShedRule { class, threshold })
     }
 
-    /// Answers a predecessor that asks for permission to admit a request. What the request may use becomes part of its
-    /// share; nothing of it is counted if the client has no limits by now.
+    /// Answers a predecessor that asks for permission to admit a request. What the request may use is added to `share`. If
+    /// the client has no limits in this configuration, the request is granted and not counted.
     pub async fn reserve_for_predecessor(
         &self,
         share: &mut PredecessorShare,

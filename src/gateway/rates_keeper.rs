@@ -1,8 +1,8 @@
-//! Keeps what clients have used of their rates in the state directory, so that a restart in the middle of a minute gives
-//! nobody a second limit.
+//! Keeps what clients have used of their rates in the state directory, so that after a restart in the middle of a minute
+//! no client can use its rate twice.
 //!
-//! The file is written once a second while requests come, and at the end. It is of use for a minute and on the same
-//! boot only, since its seconds are those of the machine's clock.
+//! The file is written once a second while requests come, and at the end. It is valid for a minute and until the machine
+//! reboots, since its seconds are those of the monotonic clock.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -46,14 +46,14 @@ struct RatesFile {
 }
 
 impl RatesKeeper {
-    /// Counts what the file tells, and goes on with it.
+    /// Restores what the file contains, and keeps the file from now on.
     pub fn restore(
         &self,
         opened: &Result<Arc<StateDirectory>, StateError>,
         accounts: &ClientAccounts,
         now: Instant,
     ) {
-        // Budgets tell what is wrong with a directory that cannot be used.
+        // Budgets log what is wrong with a directory that cannot be used.
         let Ok(directory) = opened else { return };
         let path = directory.path().join(FILE_NAME);
         let read = std::fs::read(&path).map(|text| serde_json::from_slice::<RatesFile>(&text));
@@ -62,21 +62,21 @@ impl RatesKeeper {
                 // No request of the process that wrote it is in progress any more.
                 drop(accounts.restore(&file.rates, now));
             }
-            Ok(Ok(_)) => debug!("{FILE_NAME} is of another boot or version"),
+            Ok(Ok(_)) => debug!("{FILE_NAME} is ignored: it is of another boot or version"),
             Ok(Err(problem)) => debug!("{FILE_NAME} is not read: {problem}"),
             Err(problem) => debug!("{FILE_NAME} is not read: {problem}"),
         }
         self.take_over(opened);
     }
 
-    /// Goes on with the directory that the predecessor has given up, which has told its rates in another way.
+    /// Takes the directory that the predecessor has released. Its rates are not read: the predecessor has sent them.
     pub fn take_over(&self, opened: &Result<Arc<StateDirectory>, StateError>) {
         if let Ok(directory) = opened {
             self.lock().directory = Some(Arc::clone(directory));
         }
     }
 
-    /// Gives the directory up for a successor.
+    /// Releases the directory for a successor.
     pub fn release_directory(&self) {
         self.lock().directory = None;
     }
@@ -115,7 +115,7 @@ impl RatesKeeper {
             Err(problem) => {
                 if !std::mem::replace(&mut state.is_failing, true) {
                     warn!(
-                        "server.state_directory: {FILE_NAME} cannot be written, so a restart begins rates at 0: {problem}"
+                        "server.state_directory: cannot write {FILE_NAME}: {problem}. After a restart, rates begin at 0."
                     );
                 }
             }
@@ -127,7 +127,7 @@ impl RatesKeeper {
     }
 }
 
-/// What tells one boot of the machine from another.
+/// The id of this boot of the machine.
 fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }

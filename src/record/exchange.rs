@@ -113,8 +113,8 @@ pub enum CapturedResponse {
         body: CollectedBody,
         /// Whether its content type is JSON.
         is_json: bool,
-        /// Whether it seems to have the usage.
-        tells_usage: bool,
+        /// Whether it seems to contain usage; see [`CollectedBody::has_usage`].
+        has_usage: bool,
     },
     /// The length and hash of audio or an image.
     Binary {
@@ -157,7 +157,7 @@ pub struct CapturePolicy {
     /// The most bytes of either text that are buffered: more than `max_text_bytes` if text is redacted before
     /// it is truncated.
     pub max_buffered_text_bytes: usize,
-    /// Whether tokens are counted here if no backend tells them.
+    /// Whether tokens are counted with a tokenizer if the backend reports no usage.
     pub estimates_tokens: bool,
 }
 

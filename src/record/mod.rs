@@ -13,6 +13,7 @@ pub mod exchange;
 pub mod latency_histogram;
 pub mod line;
 pub mod metrics;
+mod missing_usage;
 mod queue;
 pub mod recent_trouble;
 pub mod redact;
@@ -28,7 +29,6 @@ pub mod stored_usage;
 mod testing;
 mod text_ranges;
 pub mod token_estimate;
-mod untold_usage;
 pub mod writer;
 
 use std::io;

@@ -141,8 +141,8 @@ impl FinishedExchange {
     /// Shortens prompt and completion to what the record needs, so that the exchange can be queued. Called by
     /// the thread that serves the request, so it takes time in proportion to the limits. The digest of binary
     /// data takes longer: a body with such data stays for [`FinishedExchange::prepare_content`]. If tokens have to
-    /// be estimated, the body stays as well, or a sample of the prompt is kept if `max_sample_bytes`, which is told
-    /// the length of the body, limits it.
+    /// be estimated, the body stays as well, unless `max_sample_bytes` returns a limit for a body of its length: then
+    /// a sample of the prompt is kept instead.
     pub fn shorten_content(
         &mut self,
         policy: CapturePolicy,

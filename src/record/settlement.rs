@@ -12,7 +12,7 @@ const ERRORS_BEFORE_SENDING: [&str; 6] =
 
 impl FinishedExchange {
     /// Settles what the exchange has reserved, now that its tokens are known or never will be.
-    /// `is_estimated` says that no backend has told the usage.
+    /// `is_estimated` says that the backend has reported no usage.
     pub(super) fn settle_limits(&mut self, usage: Option<&TokenUsage>, is_estimated: bool) {
         let used = usage.filter(|_| !self.fetches_stored_object()).map(used_tokens);
         if let Some(charge) = self.queue_charge.take() {
@@ -39,7 +39,7 @@ impl FinishedExchange {
         }
     }
 
-    /// What counts if no usage is told.
+    /// What counts without usage.
     pub(super) fn settlement_without_usage(&self) -> Settlement {
         let reached_backend = self.attempts.iter().any(may_be_billed);
         let counts = match self.outcome {
@@ -62,7 +62,7 @@ fn may_be_billed(attempt: &AttemptRecord) -> bool {
     }
 }
 
-/// One of two counts that is not told is what the other leaves of the total.
+/// If one of the two counts is not reported, it is the total without the other.
 fn used_tokens(usage: &TokenUsage) -> UsedTokens {
     let TokenUsage { input, output, total, .. } = *usage;
     let rest = |other: Option<u64>| total.unwrap_or_default().saturating_sub(other.unwrap_or_default());

@@ -1,4 +1,4 @@
-//! Counts the tokens of requests and responses whose usage nobody has told, with the tokenizer of the model.
+//! Counts the tokens of requests and responses without reported usage, with the tokenizer of the model.
 //!
 //! A large text takes long: this runs on the threads of the writer only.
 
@@ -32,8 +32,8 @@ pub struct TokenEstimator {
 }
 
 impl TokenEstimator {
-    /// Estimates the tokens of a request and its response. `model` is the first name that tells an encoding. `output`
-    /// is `None` if there is none, as for embeddings. Of each text at most `max_tokenized_bytes` are tokenized; the
+    /// Estimates the tokens of a request and its response. `model` is the name of the model, or of a deployment that is
+    /// named after one. `output` is `None` if there is none, as for embeddings. Of each text at most `max_tokenized_bytes` are tokenized; the
     /// count is extrapolated to the rest.
     ///
     /// # Errors

@@ -34,7 +34,7 @@ const METRICS_ONLY_BATCH_DELAY: Duration = Duration::from_millis(10);
 /// How often it is checked whether the tokenizers are idle.
 const TOKENIZER_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// How much of a text is tokenized while at most so many exchanges wait. The more wait, the rougher are the
-/// estimates, so that many records whose tokens nobody has told are not late.
+/// estimates, so that records are not late when many of them have no reported usage.
 const TOKENIZED_BYTES_BY_BACKLOG: [(usize, usize); 3] = [(16, 64 * 1024), (256, 8 * 1024), (4096, 1024)];
 /// How much of a text is tokenized while more exchanges wait.
 const MIN_TOKENIZED_BYTES: usize = 128;

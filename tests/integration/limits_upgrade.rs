@@ -1,4 +1,4 @@
-//! The limits of clients over an upgrade: two processes serve, and one of them keeps the books.
+//! The limits of clients during an upgrade: two processes serve, and one of them keeps the limits for both.
 
 use crate::support;
 
@@ -176,8 +176,8 @@ async fn a_rate_is_that_of_both_processes_together() {
         }
     }
     assert!(began_at.elapsed() < Duration::from_secs(60), "it counts for a minute");
-    // On a busy machine the answer of the new process may be late: one is then admitted without leave, and leave that
-    // comes too late counts.
+    // On a busy machine the answer of the new process may be late. One request is then admitted without permission, and
+    // permission that comes too late counts as a request.
     assert!((LIMIT - 3..=LIMIT + 1).contains(&admitted), "{admitted}");
     assert!(admitted_by_old >= 4, "{admitted_by_old}");
     for problem in ["does not keep limits", "no longer answers"] {
@@ -224,7 +224,7 @@ async fn a_turn_of_a_socket_to_the_old_process_asks_the_new_one() {
         let response = other.post("/openai/v1/responses", &[("api-key", CLIENT_KEY)], body.as_bytes()).await;
         assert_eq!(response.status, 200, "{}", response.text());
     }
-    // The answer to the first one may be late on a busy machine: then it is admitted without leave.
+    // On a busy machine the answer to the first one may be late: then it is admitted without permission.
     let mut last_events = socket.turn(&create(&json!({}))).await;
     if last_events[0]["type"] != "error" {
         last_events = socket.turn(&create(&json!({}))).await;

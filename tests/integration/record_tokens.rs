@@ -1,4 +1,4 @@
-//! Tokens in records of responses whose usage nobody has told, and of those that are too long to be kept.
+//! Tokens in the records of responses without reported usage, and of responses that are too long to be kept.
 
 use crate::support;
 
@@ -9,7 +9,7 @@ use support::upstream::{RawRequest, ScriptedUpstream, complete_response};
 use support::{Balancer, CLIENT_KEY, Response};
 
 const CHAT: &str = "/openai/deployments/gpt-4o/chat/completions?api-version=2024-06-01";
-/// What a message counts for besides its text, and what every prompt does.
+/// The tokens of a message besides its text, and those of every prompt.
 const MESSAGE: u64 = 4;
 const PRIMING: u64 = 3;
 
@@ -60,7 +60,7 @@ fn tokens(record: &Value) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tokens_that_nobody_tells_are_counted() {
+async fn tokens_without_reported_usage_are_counted() {
     let hello = user(&json!("say hello"));
     let hello_tokens = 2 + MESSAGE + PRIMING;
     let delta = |text: &str| json!({ "content": text });
@@ -141,7 +141,7 @@ async fn without_tokens_the_record_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn long_replies_and_events_tell_their_own_model_and_usage() {
+async fn model_and_usage_are_read_from_long_replies_and_events() {
     let filler =
         json!({"model": "not-this-one", "usage": {"prompt_tokens": 9}, "text": "x".repeat(1_500_000)});
     let usage = json!({"prompt_tokens": 70, "completion_tokens": 30, "total_tokens": 100});

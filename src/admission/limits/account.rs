@@ -14,9 +14,9 @@ use crate::names::{ClientName, DeploymentName};
 
 /// For how many deployments of a client estimates are learned. Any name may be one where a backend serves all names.
 const MAX_DEPLOYMENTS: usize = 256;
-/// How many of a client's latest ends tell when the next one comes.
+/// From how many of a client's latest ends the time until the next one is estimated.
 const REMEMBERED_ENDS: usize = 16;
-/// What a client is told to wait for the end of one of its requests.
+/// The bounds of `retry-after` for `in_flight`.
 const MIN_END_WAIT: Duration = Duration::from_millis(100);
 const MAX_END_WAIT: Duration = Duration::from_secs(5);
 
@@ -26,44 +26,44 @@ pub struct ClientAccounts {
     accounts: Mutex<Accounts>,
     /// The instant that windows count from.
     start: Instant,
-    /// The process that keeps the limits in place of this one.
+    /// The connection to the process that keeps the limits in place of this one.
     keeper: OnceLock<Arc<KeeperLink>>,
 }
 
 #[derive(Debug, Default)]
 struct Accounts {
     by_client: HashMap<Option<ClientName>, Arc<ClientAccount>>,
-    /// The successor that gets ready to keep the limits.
+    /// The connection to a successor that prepares to keep the limits.
     candidate: Option<Arc<KeeperLink>>,
-    /// What new accounts tell what happens.
+    /// The `follower` of new accounts.
     follower: Option<Arc<KeeperLink>>,
 }
 
 impl ClientAccounts {
-    /// No accounts yet. Windows count whole seconds from `start`, and so should those of all processes that hand over
-    /// to each other.
+    /// No accounts yet. Windows count whole seconds from `start`, which must be the same instant in all processes that
+    /// hand over to each other.
     pub fn new(start: Instant) -> Self {
         Self { accounts: Mutex::default(), start, keeper: OnceLock::new() }
     }
 
-    /// The process that is asked for permission: `None` until this process is replaced, and also afterwards if its
-    /// successor does not know how to answer.
+    /// The connection over which this process asks its successor for permission. `None` before the handover, and
+    /// afterwards if the successor does not support it.
     pub fn keeper(&self) -> Option<&Arc<KeeperLink>> {
         self.keeper.get()
     }
 
-    /// A successor that is getting ready will keep the limits.
+    /// Sets the successor that will keep the limits if the handover succeeds.
     pub fn offer_keeper(&self, link: Arc<KeeperLink>) {
         self.lock().candidate = Some(link);
     }
 
-    /// From now on the successor is asked for permission. Returns false if it does not know how to answer.
+    /// From now on this process asks its successor for permission. Returns false if the successor does not support it.
     pub fn begin_asking(&self) -> bool {
         let follower = self.lock().follower.clone();
         follower.is_some_and(|link| self.keeper.set(link).is_ok())
     }
 
-    /// The handover has failed: nobody is told what happens any longer.
+    /// The handover has failed: stops reporting to the successor.
     pub fn cancel_handover(&self) {
         let mut accounts = self.lock();
         (accounts.candidate, accounts.follower) = (None, None);
@@ -82,8 +82,8 @@ impl ClientAccounts {
         self.lock().by_client.values().map(Arc::clone).collect()
     }
 
-    /// What happens from now on is told to the successor that is getting ready. Returns whether there is one, and
-    /// all accounts; the caller tells each of them, under its lock.
+    /// New accounts report to the successor that is preparing from now on. Returns the connection to it, if there is one,
+    /// and all accounts: the caller sets the `follower` of each, under its lock.
     pub(super) fn begin_following(&self) -> (Option<Arc<KeeperLink>>, Vec<Arc<ClientAccount>>) {
         let mut accounts = self.lock();
         accounts.follower = accounts.candidate.take().filter(|link| !link.is_lost());
@@ -135,7 +135,7 @@ pub(super) struct AccountState {
     /// Of the requests for each deployment.
     pub(super) deployments: HashMap<DeploymentName, ScopeUse>,
     ends: RecentEnds,
-    /// The process that is told what happens here: the successor, from the snapshot that it gets.
+    /// The connection to the successor, which gets a report of each change since its snapshot.
     pub(super) follower: Option<Arc<KeeperLink>>,
 }
 
@@ -151,7 +151,7 @@ pub(super) struct ScopeUse {
     /// Kept where a configuration limits it, so that it also counts what was admitted before, or after.
     pub(super) budget: Option<Arc<dyn Budget>>,
     pub(super) estimate: TokenEstimate,
-    /// What was admitted without leave, where that had to be asked for.
+    /// What was admitted without permission since this process has to ask for it.
     pub(super) unasked: Option<Box<UnaskedShare>>,
 }
 

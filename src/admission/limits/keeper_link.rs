@@ -1,5 +1,5 @@
-//! The connection to the process that keeps the limits in place of this one, as limits see it: messages go into a
-//! queue, and questions are answered in time or not at all.
+//! The connection to the process that keeps the limits in place of this one. Messages go into a queue, which
+//! `server/upgrade/limits.rs` sends; a question that is not answered in time is given up.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,23 +26,23 @@ pub struct KeeperLink {
     is_lost: AtomicBool,
 }
 
-/// What the owner of the connection sends.
+/// An entry of the queue.
 #[derive(Debug)]
 pub enum QueuedMessage {
-    /// A line.
+    /// A message to send as a line.
     Send(LimitMessage),
-    /// Nothing: everything before it has been sent when this is dropped.
+    /// Sends nothing. The sender is dropped once everything before it has been sent.
     Flush(SyncSender<()>),
 }
 
-/// A question without an answer.
+/// A question that has not been answered.
 #[derive(Debug)]
 struct Question {
     booking: Booking,
     answer: oneshot::Sender<Result<Grant, LimitReached>>,
 }
 
-/// Leave to admit a request, which the keeper counts as running. It is given back when it is dropped unused.
+/// Permission to admit a request, which the keeper counts as in flight. If it is dropped unused, it is given back.
 #[derive(Debug)]
 pub(super) struct Grant {
     link: Arc<KeeperLink>,
@@ -63,7 +63,7 @@ impl KeeperLink {
     }
 
     /// Sends a message, unless the connection is lost.
-    pub(super) fn tell(&self, message: LimitMessage) {
+    pub(super) fn send(&self, message: LimitMessage) {
         let _ = self.queue.send(QueuedMessage::Send(message));
     }
 
@@ -72,12 +72,12 @@ impl KeeperLink {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         self.questions().insert(id, Question { booking: booking.clone(), answer });
-        // After the question is known: `close` forgets those before it.
+        // Checked after the insertion: `close` drops the questions that it finds.
         if self.is_lost() {
             self.questions().remove(&id);
             return None;
         }
-        self.tell(LimitMessage::Ask { id, booking });
+        self.send(LimitMessage::Ask { id, booking });
         timeout(PERMISSION_TIMEOUT, answered).await.ok()?.ok()
     }
 
@@ -107,7 +107,7 @@ impl KeeperLink {
         self.is_lost.load(Ordering::SeqCst)
     }
 
-    /// Blocks until everything that was told so far has been sent, or never will be.
+    /// Blocks until all messages so far have been sent, the connection is lost, or the time limit has passed.
     pub fn flush(&self, time_limit: Duration) {
         let (flushed, is_flushed) = sync_channel(1);
         let _ = self.queue.send(QueuedMessage::Flush(flushed));
@@ -129,8 +129,8 @@ impl Grant {
 impl Drop for Grant {
     fn drop(&mut self) {
         if let Some(booking) = self.booking.take() {
-            self.link.tell(LimitMessage::Ended(booking.scope.clone()));
-            self.link.tell(LimitMessage::Settled { booking, used: 0 });
+            self.link.send(LimitMessage::Ended(booking.scope.clone()));
+            self.link.send(LimitMessage::Settled { booking, used: 0 });
         }
     }
 }

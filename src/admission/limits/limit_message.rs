@@ -1,5 +1,5 @@
-//! What a process tells the one that keeps the limits in its place, and what that one answers: lines of JSON. The two
-//! may have different versions, so the serialized form must not change.
+//! The messages between a process and the one that keeps the limits in its place: lines of JSON. The two processes may
+//! have different versions, so the serialized form must not change.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ pub enum LimitMessage {
         #[serde(flatten)]
         booking: Booking,
     },
-    /// A request was admitted without leave.
+    /// A request was admitted without permission.
     Admitted(Booking),
     /// A request is no longer in flight.
     Ended(LimitScope),

@@ -23,7 +23,7 @@ pub struct ClientLimiter {
     account: Arc<ClientAccount>,
 }
 
-/// What is left of a rate, as `x-ratelimit-*` tells it.
+/// What is left of a rate, for the header fields `x-ratelimit-*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateState {
     /// The limit.
@@ -117,8 +117,8 @@ impl ClientLimiter {
         self.check(&mut self.account.lock(), deployment, tokens, now, time).reached.is_some()
     }
 
-    /// Reserves what a request may use. Under `mode: observe` nothing is refused, and the reservation tells what
-    /// would have been.
+    /// Reserves what a request may use. Under `mode: observe` nothing is refused, and
+    /// [`Reservation::exceeded`] is the limit that would have refused the request.
     ///
     /// # Errors
     /// The limit that the request would exceed: the one that takes longest.
@@ -135,8 +135,9 @@ impl ClientLimiter {
         Ok(self.book(check, deployment, *demand, None))
     }
 
-    /// Reserves what a request may use with permission of the process that keeps the limits in place of this one. Without an
-    /// answer in time, this process admits little; without a connection, by what it knows itself.
+    /// Reserves what a request may use, with permission of the process that keeps the limits in place of this one. If no
+    /// answer comes in time, this process admits up to its [`UnaskedShare`](super::unasked_share::UnaskedShare). If the
+    /// connection is lost, it decides by its own account.
     ///
     /// # Errors
     /// The limit that the request would exceed.
@@ -217,7 +218,7 @@ impl ClientLimiter {
         }
         if let Some(follower) = &state.follower {
             let booking = Booking { scope: self.scope(deployment), tokens: 0, reserved_at: [None; 2] };
-            follower.tell(LimitMessage::Settled { booking, used });
+            follower.send(LimitMessage::Settled { booking, used });
         }
     }
 
@@ -231,7 +232,7 @@ impl ClientLimiter {
         scopes_with_budget(&self.limits).next().is_some()
     }
 
-    /// Whether a client with these limits is told what is left of them, instead of what Azure says.
+    /// Whether responses to the client have `x-ratelimit-*` of these limits instead of Azure's.
     pub fn tells_rates(&self) -> bool {
         let has_rate =
             |limits: &LimitSet| limits.requests_per_minute.is_some() || limits.tokens_per_minute.is_some();
@@ -295,7 +296,7 @@ impl ClientLimiter {
         Check { total, own, addition, reached, follower }
     }
 
-    /// Admits a request, and tells that to a process that follows, unless that has given leave.
+    /// Admits a request, and reports it to a follower, unless the follower has granted it.
     fn book(
         &self,
         check: Check<'_>,
@@ -312,7 +313,7 @@ impl ClientLimiter {
             (Some(grant), _) => grant.into_reserved_at(),
             (None, Some(follower)) => {
                 let scope = self.scope(counted_deployment);
-                follower.tell(LimitMessage::Admitted(Booking { scope, tokens, reserved_at }));
+                follower.send(LimitMessage::Admitted(Booking { scope, tokens, reserved_at }));
                 reserved_at
             }
             (None, None) => reserved_at,
@@ -352,7 +353,10 @@ impl Check<'_> {
         }
     }
 
-    /// Takes the request out of what may be admitted without leave.
+    /// Counts the request as admitted without permission.
+    ///
+    /// # Errors
+    /// The rate whose share for such requests is used up.
     fn take_unasked(&mut self) -> Result<(), LimitReached> {
         let Addition { tokens, now, .. } = self.addition;
         let mut scopes = [Some(&mut self.total), self.own.as_mut()];
@@ -368,7 +372,7 @@ impl Check<'_> {
 }
 
 impl Scope<'_> {
-    /// The rate of which no more may be admitted without leave.
+    /// The rate whose share for requests without permission is used up.
     fn unasked_reached(&mut self, tokens: u64, now: Duration) -> Option<LimitReached> {
         let unasked = self.used.unasked.get_or_insert_default();
         let reached = LimitKind::ALL.into_iter().filter_map(|kind| {

@@ -4,10 +4,11 @@
 //! used when its record is made ([`Reservation::settle`]). A request is admitted only if
 //! what is reserved and used stays within the limit, at any concurrency. Each client has an account and a lock of its own.
 //!
-//! During an upgrade the books have one keeper. The old process tells the new one what its requests had reserved
-//! (`snapshot.rs`) and then whatever happens to them (`limit_message.rs`); the new one counts that until the old one ends
-//! (`predecessor_share.rs`). From the handover on the old process asks for permission ([`ClientLimiter::reserve_with_permission`],
-//! `keeper_link.rs`), and admits little if no answer comes in time (`unasked_share.rs`).
+//! During an upgrade one process keeps the limits for both. The old process sends the new one what its requests have
+//! reserved (`snapshot.rs`) and then reports what happens to them (`limit_message.rs`). The new process counts that until
+//! the old one ends (`predecessor_share.rs`). From the handover on, the old process asks the new one for permission before
+//! it admits a request ([`ClientLimiter::reserve_with_permission`], `keeper_link.rs`). If no answer comes in time, it admits
+//! up to a small share of each rate (`unasked_share.rs`).
 
 mod account;
 mod budget;

@@ -1,4 +1,4 @@
-//! What requests of a process that was replaced have reserved, counted here until that process reports their ends.
+//! What the requests of the predecessor have reserved: counted in this process until the predecessor reports their ends.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use super::reservation::Reservation;
 use super::sliding_minute::ReservedAt;
 use crate::names::{ClientName, DeploymentName};
 
-/// What a predecessor's requests hold. What it does not hold cannot be given back, whatever is reported.
+/// What a predecessor's requests hold. A report can give back no more than that.
 #[derive(Debug, Default)]
 pub struct PredecessorShare {
     scopes: HashMap<(Option<ClientName>, Option<DeploymentName>), Held>,
@@ -42,7 +42,7 @@ impl PredecessorShare {
         booking
     }
 
-    /// The predecessor reports what has happened to a request. A question is none of it.
+    /// Applies a report of the predecessor. A question is not a report and changes nothing.
     pub fn apply(&mut self, accounts: &ClientAccounts, message: &LimitMessage, now: Instant) {
         let (scope, booking) = match message {
             LimitMessage::Ask { .. } => return,
@@ -74,12 +74,12 @@ impl PredecessorShare {
         }
         // If this process is replaced as well, its successor counts what this one holds.
         if let Some(follower) = &state.follower {
-            follower.tell(message.clone());
+            follower.send(message.clone());
         }
     }
 
-    /// The predecessor reports no more: what is left counts as used. Of budgets it is given back, since the predecessor
-    /// reports what was used of them by another way.
+    /// The predecessor has ended: tokens that it still holds count as used. In budgets they do not, since the predecessor
+    /// reports its usage of budgets separately (`server/upgrade/budgets.rs`).
     pub fn settle_all(&mut self, accounts: &ClientAccounts, now: Instant) {
         for ((client, deployment), mut held) in self.scopes.drain() {
             let account = accounts.find_or_create(client.as_ref());
@@ -131,7 +131,7 @@ impl Held {
         used.in_flight = used.in_flight.saturating_sub(count);
     }
 
-    /// A budget is not touched: the predecessor reports what was used of it by another way.
+    /// Budgets stay: the predecessor reports its usage of them separately (`server/upgrade/budgets.rs`).
     fn settle(
         &mut self,
         used: &mut ScopeUse,
@@ -153,8 +153,8 @@ impl Held {
         window.add(used_tokens, now);
     }
 
-    /// Takes tokens that were reserved in this second, or else in others: what was reserved more than a minute before
-    /// the handover has lost its second.
+    /// Takes tokens that were reserved in this second, and if there are too few, in others: the second of a reservation
+    /// is lost if it is more than a minute older than the handover.
     fn take(&mut self, reserved_at: ReservedAt, tokens: u64) -> Vec<(ReservedAt, u64)> {
         let (mut taken, mut missing) = (Vec::new(), tokens);
         let others: Vec<_> = self.in_window.keys().copied().filter(|other| *other != reserved_at).collect();

@@ -1,4 +1,4 @@
-//! What a request has reserved, until it is known what it has used.
+//! What a request has reserved, until its usage is known.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -22,13 +22,13 @@ pub struct Reservation {
 /// What a request turned out to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settlement {
-    /// These tokens, as the backend has told them.
+    /// These tokens, as the backend has reported them.
     Used(UsedTokens),
-    /// About these tokens: a stream has broken off. They say nothing of other requests.
+    /// About these tokens, counted with a tokenizer. Estimates for later requests are not learned from them.
     Estimated(UsedTokens),
-    /// What is not known: it counts as estimated.
+    /// Unknown: the reservation counts as used.
     Unknown,
-    /// Nothing: it failed before a backend has billed it.
+    /// Nothing: the request failed before a backend billed it.
     Nothing,
 }
 
@@ -88,7 +88,7 @@ impl Reservation {
         let mut state = self.account.lock();
         state.note_end(now);
         if let Some(follower) = &state.follower {
-            follower.tell(LimitMessage::Ended(self.scope()));
+            follower.send(LimitMessage::Ended(self.scope()));
         }
         let (total, own) = state.scopes(self.reserved.deployment.as_ref(), false);
         for scope in [Some(total), own].into_iter().flatten() {
@@ -113,7 +113,7 @@ impl Reservation {
         let mut state = self.account.lock();
         if let Some(follower) = &state.follower {
             let (scope, reserved_at) = (self.scope(), self.reserved.reserved_at_keeper);
-            follower.tell(LimitMessage::Settled {
+            follower.send(LimitMessage::Settled {
                 booking: Booking { scope, tokens: self.reserved.tokens, reserved_at },
                 used,
             });
@@ -128,7 +128,7 @@ impl Reservation {
             scope.reserved_tokens = scope.reserved_tokens.saturating_sub(self.reserved.tokens);
             match (&mut scope.tokens, reserved_at) {
                 (Some(tokens), Some(reserved_at)) => {
-                    tokens.settle(self.reserved.tokens, reserved_at, used, now)
+                    tokens.settle(self.reserved.tokens, reserved_at, used, now);
                 }
                 // Limited since a reload.
                 (Some(tokens), None) => tokens.add(used, now),

@@ -56,7 +56,7 @@ impl SlidingMinute {
         self.reserve_at(ReservedAt(self.newest), amount, now)
     }
 
-    /// Adds what was reserved then, in another process. Returns when it counts from: not later than now.
+    /// Adds what another process reserved at that time. Returns when it counts from: not later than now.
     pub(super) fn reserve_at(&mut self, reserved_at: ReservedAt, amount: u64, now: Duration) -> ReservedAt {
         self.advance(now);
         let second = reserved_at.0.min(self.newest);
@@ -145,7 +145,7 @@ impl SlidingMinute {
         amounts.filter(|(_, amount)| *amount > 0).collect()
     }
 
-    /// What is reserved, by the second in which it was. What is older than a minute is in the first second.
+    /// What is reserved, by the second of the reservation. What is older than a minute is in second 0.
     pub(super) fn reserved(&mut self, now: Duration) -> Vec<(ReservedAt, u64)> {
         self.advance(now);
         let oldest = self.newest.saturating_sub(SLOTS as u64 - 1);
@@ -154,8 +154,8 @@ impl SlidingMinute {
         old.chain(slots.collect::<Vec<_>>()).filter(|(_, amount)| *amount > 0).collect()
     }
 
-    /// Adds what another process has counted: `amounts` by their age in seconds at `counted_at`, of which `reserved`
-    /// is reserved only. Returns that, as it counts here.
+    /// Adds what another process has counted: `amounts` by their age in seconds at `counted_at`, of which `reserved` is
+    /// only reserved. Returns `reserved` with the seconds that it counts from here.
     pub(super) fn restore(
         &mut self,
         amounts: &[(u64, u64)],

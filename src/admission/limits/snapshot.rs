@@ -1,4 +1,4 @@
-//! What clients have used of their rates, as a process tells it to its successor.
+//! What clients have used of their rates, as a process sends it to its successor.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,7 +26,8 @@ pub struct RateSnapshot {
     /// The second that ages count from. Earlier versions send neither this nor what follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     counted_at: Option<ReservedAt>,
-    /// The part of `tokens` that is reserved only, by seconds; that of the first second is older than `tokens` tells.
+    /// The part of `tokens` that is only reserved, by second. Second 0 has what was reserved more than a minute ago, which
+    /// is not in `tokens`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     reserved: Vec<(ReservedAt, u64)>,
     /// All tokens that are reserved, whether or not a rate limits them.
@@ -42,8 +43,8 @@ fn is_zero(number: &u64) -> bool {
 }
 
 impl ClientAccounts {
-    /// What counts now against the limits of all clients. A successor that is getting ready is told what happens from
-    /// then on.
+    /// What counts now against the limits of all clients. From then on, a successor that is preparing gets a report of each
+    /// change.
     pub fn capture(&self, now: Instant) -> Vec<RateSnapshot> {
         let (follower, accounts) = self.begin_following();
         let capture = |account: Arc<ClientAccount>| {
@@ -54,8 +55,8 @@ impl ClientAccounts {
         accounts.into_iter().flat_map(capture).collect()
     }
 
-    /// What counts now against the rates of all clients, with what is reserved: what a process needs to know that starts
-    /// after this one has ended.
+    /// What counts now against the rates of all clients, including what is reserved, for a process that starts after this
+    /// one has ended.
     pub fn rates(&self, now: Instant) -> Vec<RateSnapshot> {
         let accounts = self.all().into_iter();
         let captured = accounts.flat_map(|account| capture_scopes(&account, &mut account.lock(), now));

@@ -42,13 +42,13 @@ pub struct Demand {
 }
 
 impl Demand {
-    /// The tokens that such a request of a client is expected to use of whose requests nothing is known.
+    /// The tokens that such a request is expected to use, of a client that has made no requests.
     pub fn tokens_of_unknown_client(&self) -> u64 {
         TokenEstimate::default().tokens(self)
     }
 }
 
-/// Token counts as a backend has told them.
+/// Token counts as a backend has reported them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UsedTokens {
     /// All of the input, also what was read from a cache.

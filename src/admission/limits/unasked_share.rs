@@ -1,4 +1,4 @@
-//! What a process may admit without leave while another one keeps the limits, because that one does not answer in time.
+//! What a process may admit without permission, while the process that keeps the limits does not answer in time.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use super::sliding_minute::SlidingMinute;
 /// The part of a rate: one second of its minute.
 const SHARE_DIVISOR: u64 = 60;
 
-/// What was admitted without leave in one scope. In any 60 seconds that is at most a sixtieth of a rate, or one request
-/// if that needs more.
+/// What was admitted without permission in one scope. In any 60 seconds that is at most a sixtieth of a rate, or one
+/// request if that is more.
 #[derive(Debug, Default)]
 pub(super) struct UnaskedShare {
     requests: SlidingMinute,
@@ -17,7 +17,8 @@ pub(super) struct UnaskedShare {
 }
 
 impl UnaskedShare {
-    /// How long it takes until such a request may be admitted; zero if it may be now, and for limits that are no rates.
+    /// How long it takes until such a request may be admitted; zero if it may be admitted now, and for limits other than
+    /// rates.
     pub(super) fn time_until_admitted(
         &mut self,
         kind: LimitKind,

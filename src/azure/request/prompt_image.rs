@@ -9,9 +9,9 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use crate::azure::json;
 use crate::azure::json_text::decode_content;
 
-/// How much of an image is searched for its size. Before that of a JPEG there can be a preview.
+/// How much of an image is searched for its size. In a JPEG, a preview can come before the size.
 const MAX_HEADER_BASE64_CHARS: usize = 256 * 1024;
-/// Decodes the beginning of a text, which has no padding.
+/// Decodes the beginning of a text, and so without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new()
@@ -36,7 +36,7 @@ enum ImagePrice {
     Patches { factor: f64 },
 }
 
-/// The prices by model. The first name that a model's begins with counts.
+/// The prices by model: that of the first entry with which the model's name begins.
 const IMAGE_PRICES: [(&str, ImagePrice); 12] = [
     ("gpt-4o-mini", ImagePrice::Tiles { base: 2833, per_tile: 5667 }),
     ("gpt-4o", ImagePrice::Tiles { base: 85, per_tile: 170 }),
@@ -51,7 +51,7 @@ const IMAGE_PRICES: [(&str, ImagePrice); 12] = [
     ("o1", ImagePrice::Tiles { base: 75, per_tile: 150 }),
     ("o3", ImagePrice::Tiles { base: 75, per_tile: 150 }),
 ];
-/// That of `gpt-5` itself, which newer models are named after that have other prices.
+/// The price of `gpt-5` itself. Newer models, whose names begin with the same, have other prices.
 const GPT_5_PRICE: ImagePrice = ImagePrice::Tiles { base: 70, per_tile: 140 };
 
 /// An image in a prompt.

@@ -7,7 +7,7 @@ use crate::azure::json_strings::{JsonString, JsonStrings};
 use crate::azure::json_text::{decode_content, text_from_bytes};
 use crate::azure::usage_missing::UsageMissing;
 
-/// Separates texts that are tokenized apart.
+/// Separates texts that are tokenized one by one.
 pub const TEXT_SEPARATOR: char = '\0';
 
 /// How much of a long string is taken at a time.
@@ -30,7 +30,7 @@ const INPUT_KEYS: [&str; 9] = [
     "tools",
     "functions",
 ];
-/// The values of these are no text of the prompt.
+/// Keys whose values are not text of the prompt.
 const LABEL_KEYS: [&str; 11] = [
     "\"type\"",
     "\"id\"",
@@ -76,8 +76,8 @@ impl PromptSample {
     /// Samples about `max_bytes` of the prompt in a request body.
     ///
     /// # Errors
-    /// If the tokens of the prompt cannot be told from the body, because there is no prompt, or it contains audio or
-    /// a file, or refers to an earlier response.
+    /// If the tokens of the prompt cannot be counted from the body: it has no prompt, contains audio or a file, or refers
+    /// to an earlier response.
     pub fn from_body(body: &[u8], operation: Operation, max_bytes: usize) -> Result<Self, UsageMissing> {
         if body.len() > MAX_SAMPLED_BODY_BYTES {
             return Err(UsageMissing::NotTold);
@@ -185,7 +185,7 @@ impl Sampler {
         Ok(PromptImage::of_object(&mut self.sample.images, object_start))
     }
 
-    /// Stops at a key of what is not counted from text.
+    /// Fails at a key whose value is not counted from text.
     fn check_key(&self, key: &str) -> Result<(), UsageMissing> {
         match key {
             "\"input_audio\"" | "\"audio\"" => Err(UsageMissing::Audio),

@@ -8,7 +8,7 @@ use super::json_outline::JsonOutline;
 use crate::azure::json_text::text_from_bytes;
 
 const USAGE_KEY: &[u8] = b"\"usage\"";
-/// The part at the end of a body in which the usage is searched first.
+/// The length of the end of a body, which is searched for the usage first.
 const LIKELY_USAGE_BYTES: usize = 1024;
 
 /// A JSON or text body that is being collected.
@@ -63,8 +63,9 @@ impl CollectedBody {
         self.outline.is_none().then_some(&self.bytes)
     }
 
-    /// Whether the body seems to have the usage. It is searched and not parsed: it may be in the wrong place.
-    pub fn tells_usage(&self) -> bool {
+    /// Whether the body seems to contain usage. This searches for the key instead of parsing the body, so it can find one
+    /// in another place.
+    pub fn has_usage(&self) -> bool {
         match &self.outline {
             // It is near the end of nearly all bodies that have it.
             None => match self.bytes.split_at_checked(self.bytes.len().saturating_sub(LIKELY_USAGE_BYTES)) {

@@ -224,8 +224,8 @@ impl RelayedResponse {
                 CapturedResponse::Binary { byte_count, sha256: sha256.finish() }
             }
             Capture::Body { body, is_json } => {
-                let tells_usage = body.tells_usage();
-                CapturedResponse::Buffered { body, is_json, tells_usage }
+                let has_usage = is_json && body.has_usage();
+                CapturedResponse::Buffered { body, is_json, has_usage }
             }
             Capture::Stream { mut scanner, response: mut answer } => {
                 let mut learner = self.learner.take();

@@ -1,5 +1,5 @@
-//! The limits of clients have one keeper: from the handover on the successor. Over a connection of its own the
-//! predecessor tells it what happens to its requests, and asks for permission to admit others.
+//! From the handover on, the successor keeps the limits of clients for both processes. Over a connection of its own, the
+//! predecessor reports what happens to its requests, and asks for permission to admit others.
 
 use std::io;
 use std::os::unix::net::UnixStream as BlockingStream;
@@ -26,14 +26,14 @@ use crate::server::config_manager::ConfigManager;
 /// How many messages are sent at once, at most.
 const MAX_BATCH: usize = 256;
 
-/// A predecessor that tells what counts against limits, as soon as it knows that itself.
+/// The connection over which the predecessor reports what counts against limits.
 #[derive(Debug)]
 pub(super) struct LimitsSource {
     start: SyncSender<(PredecessorShare, Arc<ConfigManager>)>,
 }
 
 impl LimitsSource {
-    /// Has the predecessor of this control socket tell it; `None` if it does not.
+    /// Asks the predecessor of this control socket for reports; `None` if it does not send them.
     pub(super) async fn open(upgrade_socket_path: &Path) -> Option<Self> {
         let opened = async {
             let mut channel = ControlChannel::connect(&control_socket_path(upgrade_socket_path)).await?;
@@ -46,17 +46,17 @@ impl LimitsSource {
         };
         opened
             .await
-            .inspect_err(|problem| info!("upgrade: the predecessor does not hand over limits: {problem}"))
+            .inspect_err(|problem| info!("upgrade: the old process does not hand over limits: {problem}"))
             .ok()
     }
 
     fn wait_for_share(stream: BlockingStream) -> io::Result<Self> {
         let (start, started) = sync_channel::<(PredecessorShare, Arc<ConfigManager>)>(1);
         spawn_thread("limits keeper", move |runtime| {
-            // Dropped if this process does not take over.
+            // The sender is dropped if this process does not take over.
             let Ok((mut share, config_manager)) = started.recv() else { return };
             let ended = runtime.block_on(keep_limits(stream, &mut share, &config_manager));
-            debug!("limits: a predecessor has reported all: {ended:?}");
+            debug!("limits: the connection to the old process has ended: {ended:?}");
             let process = config_manager.process_state();
             share.settle_all(&process.client_accounts, Instant::now());
             process.limits_kept_for.fetch_sub(1, Ordering::AcqRel);
@@ -90,37 +90,36 @@ async fn keep_limits(
                 write_in_time(&mut writer, &answer).await?;
             }
             Ok(message) => share.apply(accounts, &message, Instant::now()),
-            Err(problem) => debug!("limits: a predecessor sends what this version does not know: {problem}"),
+            Err(problem) => debug!("limits: the old process has sent an unknown message: {problem}"),
         }
     }
     Ok(())
 }
 
-/// Tells a successor what happens, from the snapshot that it gets until this process ends.
+/// Reports what happens to a successor, from its snapshot until this process ends.
 pub(super) async fn tell_limits(mut channel: ControlChannel, process: Arc<ProcessState>) {
     let (link, queue) = KeeperLink::new();
     // First: once the successor knows that this process is ready, the snapshot may be made.
     process.client_accounts.offer_keeper(Arc::clone(&link));
-    let told = match channel.send(&ControlMessage::ReadyForLimits).await {
+    let started = match channel.send(&ControlMessage::ReadyForLimits).await {
         Ok(()) => channel.into_blocking(),
         Err(problem) => Err(problem),
     };
     let thread_link = Arc::clone(&link);
-    let told = told.and_then(|stream| {
+    let started = started.and_then(|stream| {
         spawn_thread("limits", move |runtime| {
             let ended = runtime.block_on(pass_on(stream, queue, &thread_link));
             thread_link.close();
             let is_asked =
                 process.client_accounts.keeper().is_some_and(|keeper| Arc::ptr_eq(keeper, &thread_link));
             if is_asked {
-                info!(
-                    "limits: the new process no longer answers ({ended:?}): this one goes on with what it knows"
-                );
+                let reason = ended.err().map_or_else(|| "it has closed the connection".to_owned(), |e| e.to_string());
+                info!("limits: the new process no longer answers ({reason}): this process decides by its own counts");
             }
         })
     });
-    if let Err(problem) = told {
-        debug!("limits: cannot tell a successor: {problem}");
+    if let Err(problem) = started {
+        debug!("limits: cannot report to the new process: {problem}");
         link.close();
     }
 }
@@ -178,7 +177,7 @@ async fn read_answers(reader: impl AsyncRead + Unpin, link: &Arc<KeeperLink>) ->
     Ok(())
 }
 
-/// Fails if the other side does not read: what happens must not fill the memory.
+/// Fails if the other side does not read, so that unsent messages do not pile up in memory.
 async fn write_in_time(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
     let written = timeout(REPLY_TIMEOUT, writer.write_all(bytes)).await;
     written.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the other side does not read"))?

@@ -6,8 +6,8 @@
 //! starts its successor (`predecessor.rs`), which connects to it as well, receives the health of the
 //! backends and reports when it is ready for the sockets (`successor.rs`). Pingora sends the sockets.
 //! The homes of objects go over a second connection (`homes.rs`). What clients use of their budgets in requests
-//! that the old process finishes is reported to the new one (`budgets.rs`), and
-//! the new one keeps the limits that requests of both processes count against (`limits.rs`).
+//! that the old process finishes is reported to the new one (`budgets.rs`), which keeps the limits of clients for both
+//! processes (`limits.rs`).
 
 mod budgets;
 mod channel;

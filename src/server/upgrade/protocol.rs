@@ -31,16 +31,16 @@ pub(super) enum ControlMessage {
         /// Whether the sender answers [`ControlMessage::FollowHomes`]. Earlier versions do not.
         #[serde(default, skip_serializing_if = "is_false")]
         tells_homes: bool,
-        /// The same of [`ControlMessage::FollowLimits`].
+        /// Whether the sender answers [`ControlMessage::FollowLimits`].
         #[serde(default, skip_serializing_if = "is_false")]
         tells_limits: bool,
     },
     /// To the running process: it is to tell the homes that it remembers and learns, in the format of their log.
     FollowHomes,
-    /// To the running process: the sender keeps the limits from the handover on. The receiver is to tell what counts
-    /// against them after [`ControlMessage::LearnedState`], and to ask for permission.
+    /// To the running process: the sender will keep the limits from the handover on. After
+    /// [`ControlMessage::LearnedState`] the receiver reports what counts against them, and then asks for permission.
     FollowLimits,
-    /// In answer to it: it will.
+    /// The answer to [`ControlMessage::FollowLimits`]: the receiver will report.
     ReadyForLimits,
     /// To the process that serves now: a predecessor has learned homes after its own successor was gone.
     ReportHomes,

@@ -55,7 +55,7 @@ pub struct SuccessorRole {
     pub inherited_addresses: Vec<String>,
     earlier_pids: Vec<u32>,
     homes: HandedOverHomes,
-    /// Where the predecessor tells what counts against limits, until that is read.
+    /// The connection for limits, until the state of the predecessor is adopted.
     limits: Option<LimitsSource>,
 }
 

@@ -1,4 +1,4 @@
-//! What of a response counts as output.
+//! The text of a response that counts as output.
 
 use super::ResponseCapture;
 
@@ -14,7 +14,7 @@ pub struct OutputSample {
 }
 
 impl ResponseCapture {
-    /// The text that counts as output. `None` if text is missing and nobody knows how much.
+    /// The text that counts as output. `None` if an unknown amount of text is missing.
     pub fn output_sample(&self) -> Option<OutputSample> {
         let total_bytes = self.text_budget.total_bytes();
         let (text, sampled_bytes) = match &self.shortened_text {

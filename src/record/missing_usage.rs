@@ -1,5 +1,5 @@
-//! The tokens of responses whose usage no backend has told: whether they are counted here, from what, and why they
-//! stay unknown if they cannot be.
+//! The tokens of responses without reported usage: whether and from what they are estimated, and why they are missing
+//! from the record if they cannot be.
 
 use super::exchange::{CapturePolicy, CapturedResponse, ExchangeOutcome, FinishedExchange};
 use super::token_estimate::TokenEstimator;
@@ -19,13 +19,13 @@ const REASONS_WITHOUT_TEXT: [&str; 5] =
     ["stop", "tool_calls", "function_call", "completed", "content_filter"];
 
 impl FinishedExchange {
-    /// Whether the tokens are to be counted here: a backend has answered, or began to, and has told no usage.
+    /// Whether the tokens have to be estimated: a backend has answered, or began to, without usage.
     pub fn needs_token_estimate(&self, policy: CapturePolicy) -> bool {
         let lacks_usage = match &self.captured_response {
             CapturedResponse::Parsed(capture) => capture.usage.is_none(),
-            // What a body that broke off would have said was generated all the same.
-            CapturedResponse::Buffered { is_json, tells_usage, .. } => {
-                *is_json && !tells_usage && self.outcome == ExchangeOutcome::Answered
+            // A body that broke off is not counted: the backend has generated the whole response, and bills it.
+            CapturedResponse::Buffered { is_json, has_usage, .. } => {
+                *is_json && !has_usage && self.outcome == ExchangeOutcome::Answered
             }
             CapturedResponse::NotCaptured | CapturedResponse::Binary { .. } => false,
         };
@@ -46,7 +46,7 @@ impl FinishedExchange {
         self.prompt_sample = Some(sample_of(body, operation, max_bytes));
     }
 
-    /// Counts the tokens, if the response, which is parsed, does not tell them.
+    /// Estimates the tokens, unless the parsed response has usage.
     pub(super) fn estimate_tokens(&mut self, estimator: &mut TokenEstimator, max_tokenized_bytes: usize) {
         let sample = self.prompt_sample.take().unwrap_or_else(|| {
             let body = self.captured_request.as_ref().map(|request| &request.body[..]);
@@ -80,22 +80,22 @@ impl FinishedExchange {
         if !has_ended_well && output.text.is_empty() {
             return Err(UsageMissing::BrokenOff);
         }
-        let will_be_told = capture.stored_object.as_ref().is_some_and(|object| !object.has_ended);
+        let will_be_reported = capture.stored_object.as_ref().is_some_and(|object| !object.has_ended);
         let is_known = if has_output {
             let reason = capture.finish_reason.as_deref();
             !output.text.is_empty() || reason.is_some_and(|reason| REASONS_WITHOUT_TEXT.contains(&reason))
         } else {
             capture.model.is_some()
         };
-        if has_ended_well && (will_be_told || !is_known) {
+        if has_ended_well && (will_be_reported || !is_known) {
             return Err(UsageMissing::NotTold);
         }
         let (sample, output) = (sample?, has_output.then_some(&output));
         estimator.estimate_usage(&self.model_name(capture), &sample, output, max_tokenized_bytes)
     }
 
-    /// The name that tells how the model encodes text: that of the model, or that of a deployment if the response
-    /// names no model or repeats the deployment's name.
+    /// The name by which the encoding is chosen: that of the model, or that of a deployment if the response names no
+    /// model or repeats the deployment's name.
     fn model_name(&self, capture: &ResponseCapture) -> String {
         let deployments = [&self.upstream_deployment, &self.requested_deployment];
         let deployments = deployments.map(|name| name.as_ref().map(DeploymentName::to_lowercase));
@@ -109,8 +109,8 @@ impl FinishedExchange {
         names.find(|name| TokenEncoding::of_model(name).is_some()).or(model).unwrap_or_default()
     }
 
-    /// Why the record has no tokens. `None` if it has, or if the request needed none, as far as is known: it was
-    /// refused, say, or is about a file.
+    /// Why the record has no tokens. `None` if it has some, or if none are expected, such as for a refused request or
+    /// one about a file.
     pub(super) fn why_usage_is_missing(&self, usage: Option<&TokenUsage>) -> Option<UsageMissing> {
         if usage.is_some_and(|usage| usage.input.or(usage.output).or(usage.total).is_some()) {
             return None;
@@ -146,5 +146,5 @@ fn sample_of(
 }
 
 #[cfg(test)]
-#[path = "untold_usage_tests.rs"]
+#[path = "missing_usage_tests.rs"]
 mod tests;

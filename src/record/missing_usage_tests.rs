@@ -20,7 +20,7 @@ const POLICY: CapturePolicy = CapturePolicy {
 };
 const CHAT: &str = "/openai/deployments/gpt-4o/chat/completions";
 const HELLO: &str = r#"{"messages":[{"role":"user","content":"say hello"}]}"#;
-/// What the messages of [`HELLO`] count for.
+/// The tokens of [`HELLO`].
 const HELLO_TOKENS: u64 = 2 + 4 + 3;
 const REPLY: &str = r#"{"choices":[{"message":{"role":"assistant","content":"hello"},"finish_reason":"stop"}],"model":"gpt-4o"}"#;
 
@@ -40,7 +40,7 @@ fn exchange(path: &str, body: &str) -> FinishedExchange {
 fn reply(json: &str) -> CapturedResponse {
     let mut body = CollectedBody::new(1024 * 1024);
     body.append(json.as_bytes());
-    CapturedResponse::Buffered { tells_usage: body.tells_usage(), body, is_json: true }
+    CapturedResponse::Buffered { has_usage: body.has_usage(), body, is_json: true }
 }
 
 fn stream(operation: Operation, events: &[&str]) -> CapturedResponse {
@@ -51,7 +51,7 @@ fn stream(operation: Operation, events: &[&str]) -> CapturedResponse {
     CapturedResponse::Parsed(capture)
 }
 
-/// Tokens, or why there are none, of an exchange that goes all the way of one.
+/// The tokens of an exchange, or why there are none, after all steps to its record.
 fn tokens_of(mut exchange: FinishedExchange) -> (Option<(u64, u64)>, Option<UsageMissing>) {
     exchange.shorten_content(POLICY, |_| None);
     if exchange.needs_token_estimate(POLICY) {
@@ -67,7 +67,7 @@ fn tokens_of(mut exchange: FinishedExchange) -> (Option<(u64, u64)>, Option<Usag
 }
 
 #[test]
-fn what_nobody_has_told_is_counted_or_the_record_says_why_not() {
+fn tokens_without_reported_usage_are_counted_or_the_record_says_why_not() {
     let delta = |text: &str| {
         format!(r#"{{"choices":[{{"index":0,"delta":{{"content":"{text}"}}}}],"model":"gpt-4o"}}"#)
     };
@@ -111,7 +111,7 @@ fn what_nobody_has_told_is_counted_or_the_record_says_why_not() {
 }
 
 #[test]
-fn each_api_has_its_own_way() {
+fn the_tokens_of_each_api_are_counted() {
     let created =
         r#"{"type":"response.created","response":{"id":"resp_1","status":"in_progress","model":"gpt-4o"}}"#;
     let delta = r#"{"type":"response.output_text.delta","output_index":0,"content_index":0,"delta":"hello"}"#;
@@ -141,7 +141,7 @@ fn each_api_has_its_own_way() {
             ),
             (Some((9, 1)), None),
         ),
-        // Its tokens are told when it has ended.
+        // Its usage is reported when it has ended.
         (
             responses,
             input,
@@ -182,7 +182,7 @@ fn each_api_has_its_own_way() {
 }
 
 #[test]
-fn the_name_of_the_model_counts_and_else_that_of_a_deployment() {
+fn the_encoding_is_that_of_the_model_and_else_that_of_a_deployments_name() {
     let name = |text: &str| DeploymentName::parse(text).unwrap();
     for (model, upstream, requested, expected) in [
         (Some("gpt-4o-2024-11-20"), "chat", "gpt-35-turbo", "gpt-4o-2024-11-20"),
@@ -220,7 +220,7 @@ fn dropped_content_leaves_enough_for_a_rough_count() {
     assert_eq!(missing, None);
     let (input, output) = tokens.unwrap();
     assert!((7_500..8_500).contains(&input) && output == 1, "{input} {output}");
-    // Of a long body nobody looks for a sample at that moment.
+    // A long body is not sampled at that moment.
     let long = HELLO.replace("say hello", &"say hello ".repeat(50_000));
     let mut exchange = self::exchange(CHAT, &long);
     exchange.captured_response = stream(
