@@ -207,6 +207,18 @@ fn the_encoding_is_that_of_the_model_and_else_that_of_a_deployments_name() {
 }
 
 #[test]
+fn known_usage_says_whether_it_is_estimated() {
+    let reported = r#""usage":{"prompt_tokens":9,"completion_tokens":1,"total_tokens":10},"model""#;
+    for (json, is_estimated) in [(REPLY.to_owned(), true), (REPLY.replace("\"model\"", reported), false)] {
+        let mut exchange = FinishedExchange { captured_response: reply(&json), ..exchange(CHAT, HELLO) };
+        assert_eq!(exchange.known_usage(), None);
+        exchange.prepare_content(POLICY, &Default::default(), &mut TokenEstimator::default(), 1024);
+        let (usage, estimated) = exchange.known_usage().unwrap();
+        assert_eq!((usage.total, estimated), (Some(10), is_estimated), "{json}");
+    }
+}
+
+#[test]
 fn dropped_content_leaves_enough_for_a_rough_count() {
     let body = HELLO.replace("say hello", &"say hello and more ".repeat(2_000));
     let mut exchange = FinishedExchange { captured_response: reply(REPLY), ..exchange(CHAT, &body) };

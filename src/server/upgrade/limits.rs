@@ -113,8 +113,10 @@ pub(super) async fn tell_limits(mut channel: ControlChannel, process: Arc<Proces
             let is_asked =
                 process.client_accounts.keeper().is_some_and(|keeper| Arc::ptr_eq(keeper, &thread_link));
             if is_asked {
-                let reason = ended.err().map_or_else(|| "it has closed the connection".to_owned(), |e| e.to_string());
-                info!("limits: the new process no longer answers ({reason}): this process decides by its own counts");
+                let reason = ended.err().map_or("it has ended".to_owned(), |problem| problem.to_string());
+                info!(
+                    "limits: the new process no longer answers ({reason}): this process decides by its own counts"
+                );
             }
         })
     });
