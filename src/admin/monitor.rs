@@ -102,9 +102,13 @@ impl ServiceMonitor {
             if config.gateway.process_state.is_draining_connections.load(Ordering::Acquire) {
                 continue;
             }
-            let process = Arc::clone(&config.gateway.process_state);
-            tokio::task::spawn_blocking(move || process.save_rates(Instant::now()));
-            let report = self.look(&config, Instant::now());
+            let now = Instant::now();
+            let process = &config.gateway.process_state;
+            if process.are_rates_unsaved(now) {
+                let process = Arc::clone(process);
+                tokio::task::spawn_blocking(move || process.save_rates(now));
+            }
+            let report = self.look(&config, now);
             config.gateway.process_state.service_report.store(Arc::new(report));
         }
     }

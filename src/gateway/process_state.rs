@@ -137,11 +137,19 @@ impl ProcessState {
         self.join_instances(opened.ok());
     }
 
-    /// Saves what clients have used of their rates, if requests have come since the last time. Blocks.
+    /// Whether clients have used their rates since these were saved.
+    pub fn are_rates_unsaved(&self, now: Instant) -> bool {
+        !self.client_accounts.is_empty() && self.rates_keeper.is_save_due(self.activity(), now)
+    }
+
+    /// Saves what clients have used of their rates. Blocks.
     pub fn save_rates(&self, now: Instant) {
-        let activity = self.requests_finished.load(Ordering::Relaxed) * 2
-            + self.requests_in_flight.load(Ordering::Relaxed);
-        self.rates_keeper.save_if_due(&self.client_accounts, activity, now);
+        self.rates_keeper.save_if_due(&self.client_accounts, self.activity(), now);
+    }
+
+    /// A number that changes whenever a request begins or ends.
+    fn activity(&self) -> usize {
+        self.requests_finished.load(Ordering::Relaxed) * 2 + self.requests_in_flight.load(Ordering::Relaxed)
     }
 
     /// Becomes one of the instances. The directory has how many there were.

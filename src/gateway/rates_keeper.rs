@@ -45,6 +45,14 @@ struct RatesFile {
     rates: Vec<RateSnapshot>,
 }
 
+impl KeeperState {
+    fn is_save_due(&self, activity: usize, now: Instant) -> bool {
+        self.directory.is_some()
+            && activity != self.saved_activity
+            && self.next_save.is_none_or(|next| now >= next)
+    }
+}
+
 impl RatesKeeper {
     /// Restores what the file contains, and keeps the file from now on.
     pub fn restore(
@@ -81,11 +89,15 @@ impl RatesKeeper {
         self.lock().directory = None;
     }
 
-    /// Writes the file if it is due: `activity` is a number that changes whenever a request begins or ends. Blocks.
+    /// Whether the file has to be written: `activity` is a number that changes whenever a request begins or ends.
+    pub fn is_save_due(&self, activity: usize, now: Instant) -> bool {
+        self.lock().is_save_due(activity, now)
+    }
+
+    /// Writes the file if that is due. Blocks.
     pub fn save_if_due(&self, accounts: &ClientAccounts, activity: usize, now: Instant) {
         let mut state = self.lock();
-        let is_due = state.next_save.is_none_or(|next| now >= next);
-        if is_due && activity != state.saved_activity {
+        if state.is_save_due(activity, now) {
             self.save(&mut state, accounts, activity, now);
         }
     }
