@@ -32,7 +32,8 @@ pub struct LimitRefusal {
 
 impl Gateway {
     /// Reserves what an admitted request may use of its client's limits; `None` if the client has none. `body` is
-    /// that of the request. After a handover, this waits for the successor's permission, a few milliseconds at most.
+    /// that of the request. This waits a few milliseconds at most: after a handover for the successor's permission, and
+    /// where several instances share the limits for a lease, if the one that this instance has is used up.
     ///
     /// # Errors
     /// `rate_limit_exceeded`, `insufficient_quota`.
@@ -54,9 +55,13 @@ impl Gateway {
         {
             demand.prompt_bytes = bytes_without_embedded_data(body);
         }
-        let reserved = match self.process_state.client_accounts.keeper() {
-            None => limiter.reserve(deployment, &demand, now, time),
-            Some(keeper) => limiter.reserve_with_permission(keeper, deployment, &demand, now, time).await,
+        let accounts = &self.process_state.client_accounts;
+        let reserved = match (accounts.keeper(), accounts.desk()) {
+            (None, None) => limiter.reserve(deployment, &demand, now, time),
+            (Some(keeper), _) => {
+                limiter.reserve_with_permission(keeper, deployment, &demand, now, time).await
+            }
+            (None, Some(desk)) => limiter.reserve_with_lease(desk, deployment, &demand, now, time).await,
         };
         match reserved {
             Ok(reservation) => Ok(Some(Box::new(reservation))),
@@ -85,9 +90,16 @@ impl Gateway {
         let Some(limiter) = client.and_then(|client| client.limiter.as_ref()) else {
             return LimitAnswer::Granted { id, reserved_at: [None; 2] };
         };
-        let (deployment, keeper) = (booking.scope.deployment(), self.process_state.client_accounts.keeper());
+        let (deployment, tokens) = (booking.scope.deployment(), booking.tokens);
         let (now, time) = (Instant::now(), SystemTime::now());
-        match limiter.reserve_tokens(keeper, deployment.as_ref(), booking.tokens, now, time).await {
+        let accounts = &self.process_state.client_accounts;
+        let reserved = match (accounts.keeper(), accounts.desk()) {
+            (None, Some(desk)) => {
+                limiter.reserve_tokens_with_lease(desk, deployment.as_ref(), tokens, now, time).await
+            }
+            (keeper, _) => limiter.reserve_tokens(keeper, deployment.as_ref(), tokens, now, time).await,
+        };
+        match reserved {
             Ok(reservation) => LimitAnswer::Granted { id, reserved_at: share.hold(reservation).reserved_at },
             Err(reached) => LimitAnswer::Refused { id, reached: reached.into() },
         }

@@ -29,6 +29,7 @@ mod requested_call;
 mod resource_lookup;
 mod resources;
 mod retry_limits;
+pub mod shared_limits;
 mod shared_lines;
 mod upstream_request;
 

@@ -15,6 +15,7 @@ use super::drains::Drains;
 use super::homes_keeper::{HomesKeeper, ReportFunction};
 use super::open_sockets::OpenSockets;
 use super::rates_keeper::RatesKeeper;
+use super::shared_limits::LimitReporter;
 use crate::admission::limits::ClientAccounts;
 use crate::credentials::Keyring;
 use crate::record::Recorder;
@@ -37,7 +38,7 @@ pub struct ProcessState {
     /// The requests for which no backend is free.
     pub queue: Arc<BackendQueue>,
     /// What the clients use, for their limits.
-    pub client_accounts: ClientAccounts,
+    pub client_accounts: Arc<ClientAccounts>,
     /// What sees to it that rates outlive a restart.
     pub rates_keeper: RatesKeeper,
     /// How many predecessors this process keeps limits for, until they end.
@@ -54,6 +55,8 @@ pub struct ProcessState {
     pub requests_finished: Arc<AtomicUsize>,
     /// What this instance has in common with others; set at the start if the configuration has `shared`.
     pub shared: OnceLock<Shared>,
+    /// What shares the limits of clients with other instances; set together with `shared`.
+    pub limit_reporter: OnceLock<Arc<LimitReporter>>,
     /// The WebSockets that are open.
     pub open_sockets: OpenSockets,
     /// The process is about to stop: its readiness check fails.
@@ -95,7 +98,7 @@ impl ProcessState {
             drains: Drains::default(),
             asking: Asking::default(),
             queue: Arc::default(),
-            client_accounts: ClientAccounts::new(seconds_from),
+            client_accounts: Arc::new(ClientAccounts::new(seconds_from)),
             rates_keeper: RatesKeeper::default(),
             limits_kept_for: AtomicUsize::new(0),
             homes_keeper: HomesKeeper::new(Arc::clone(&homes)),
@@ -104,6 +107,7 @@ impl ProcessState {
             requests_in_flight: AtomicUsize::new(0),
             requests_finished: Arc::default(),
             shared: OnceLock::new(),
+            limit_reporter: OnceLock::new(),
             open_sockets: OpenSockets::default(),
             is_stopping: AtomicBool::new(false),
             is_draining_connections: AtomicBool::new(false),
@@ -152,8 +156,11 @@ impl ProcessState {
         self.requests_finished.load(Ordering::Relaxed) * 2 + self.requests_in_flight.load(Ordering::Relaxed)
     }
 
-    /// Becomes one of the instances. The directory has how many there were.
+    /// Becomes one of the instances. The directory has how many there were. It may wait for the disk.
     pub fn join_instances(&self, directory: Option<Arc<StateDirectory>>) {
+        if let Some(reporter) = self.limit_reporter.get() {
+            reporter.start(directory.as_deref());
+        }
         if let Some(shared) = self.shared.get() {
             shared.instances.join(directory);
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::admission::client::Client;
-use crate::admission::limits::{Budget, ClientAccounts, ClientLimiter, Demand};
+use crate::admission::limits::{Budget, ClientAccounts, ClientLimiter, Demand, LimitKind};
 use crate::config::{ClientLimits, LimitSet, LimitsConfig};
 use crate::names::{BackendName, DeploymentName};
 use crate::record::exchange::{AttemptRecord, WEBSOCKET_METHOD};
@@ -20,6 +20,10 @@ struct MemoryBudget(Mutex<u64>);
 impl Budget for MemoryBudget {
     fn add(&self, tokens: u64, _now: SystemTime) {
         *self.0.lock().unwrap() += tokens;
+    }
+
+    fn add_missing(&self, _kind: LimitKind, tokens: u64, now: SystemTime) {
+        self.add(tokens, now);
     }
 
     fn used(&self, _now: SystemTime) -> (u64, u64) {

@@ -46,6 +46,7 @@ use crate::config::{CheckedConfig, Config};
 use crate::credentials::Keyring;
 use crate::gateway::ProcessState;
 use crate::gateway::homes_keeper::read_hash_key;
+use crate::gateway::shared_limits::LimitReporter;
 use crate::record::Recorder;
 use crate::routing::homes::{HashKey, Homes};
 use crate::shared::{InstanceRegistry, Shared, SharedLink, find_secret};
@@ -228,7 +229,9 @@ fn start_shared(config: &Config, process: &ProcessState, background: &Handle) {
     let password = find_secret(redis, &config.key_vault, &process.keyring);
     let link = SharedLink::start(redis, password, background);
     let instances = InstanceRegistry::new(&link, &process.requests_finished, background);
+    let reporter = LimitReporter::new(&link, &instances, &process.client_accounts, background);
     // Set only here.
+    let _ = process.limit_reporter.set(reporter);
     let _ = process.shared.set(Shared { link, instances });
 }
 

@@ -153,6 +153,9 @@ pub(super) fn close_recorder(process: &ProcessState) {
     // After the last records, with which limits are settled.
     process.budgets.close();
     process.rates_keeper.close(&process.client_accounts, Instant::now());
+    if let Some(reporter) = process.limit_reporter.get() {
+        reporter.close();
+    }
     if let Some(keeper) = process.client_accounts.keeper() {
         keeper.flush(KEEPER_FLUSH_TIMEOUT);
     }

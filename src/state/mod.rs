@@ -7,6 +7,7 @@ pub mod budget_log;
 pub mod drains;
 pub mod homes_log;
 pub mod instances;
+pub mod ledger;
 
 use std::fmt::Display;
 use std::fs::{self, DirBuilder, File, OpenOptions};

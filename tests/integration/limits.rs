@@ -17,10 +17,10 @@ use tokio::task::JoinSet;
 /// What each request uses.
 const USED_INPUT: u64 = 100;
 const USED_OUTPUT: u64 = 20;
-const USED: u64 = USED_INPUT + USED_OUTPUT;
+pub(crate) const USED: u64 = USED_INPUT + USED_OUTPUT;
 
 /// Answers with usage; with the status that `user` of the request names, or after two seconds if that is `slow`.
-fn answer(request: &RawRequest) -> Vec<Vec<u8>> {
+pub(crate) fn answer(request: &RawRequest) -> Vec<Vec<u8>> {
     let body: Value = serde_json::from_slice(&request.body).unwrap();
     let user = body["user"].as_str().unwrap_or_default();
     let headers =
@@ -43,7 +43,7 @@ fn answer(request: &RawRequest) -> Vec<Vec<u8>> {
     }
 }
 
-fn clients(limits: &str) -> String {
+pub(crate) fn clients(limits: &str) -> String {
     let key = sha256_hex(CLIENT_KEY);
     let other = sha256_hex("other");
     format!(
@@ -59,7 +59,7 @@ async fn start(limits: &str, extra_yaml: &str) -> (ScriptedUpstream, Balancer) {
     (upstream, balancer)
 }
 
-fn chat(fields: &Value) -> String {
+pub(crate) fn chat(fields: &Value) -> String {
     let mut body = json!({"messages": [{"role": "user", "content": "hello"}], "max_tokens": 20});
     body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     body.to_string()

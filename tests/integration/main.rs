@@ -67,6 +67,7 @@ mod rewriting;
 mod routing;
 mod secrets;
 mod shared;
+mod shared_limits;
 mod shared_link;
 mod shed;
 mod slow_clients;

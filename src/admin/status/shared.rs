@@ -1,10 +1,12 @@
 //! What this instance shares with others: whether the server answers, and who is there.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
 use crate::admin::wall_clock::format_rfc3339;
+use crate::gateway::shared_limits::LimitReporter;
 use crate::shared::{Instance, Instances, LinkStatus, Shared};
 
 /// How many instances are listed at most.
@@ -21,6 +23,9 @@ pub struct SharedStatus {
     pub since: Option<String>,
     /// How many instances there were when they were last seen.
     pub last_seen_count: u64,
+    /// How many requests were compared with this instance's part of their limits, because the server did not answer in time.
+    #[serde(default)]
+    pub requests_limited_alone: u64,
     /// Those that were last seen, this one first.
     pub instances: Vec<InstanceStatus>,
 }
@@ -40,12 +45,16 @@ pub struct InstanceStatus {
 }
 
 /// What is shared; `None` if this instance is alone.
-pub(in crate::admin) fn shared_status(shared: Option<&Shared>) -> Option<SharedStatus> {
+pub(in crate::admin) fn shared_status(
+    shared: Option<&Shared>,
+    limit_reporter: Option<&Arc<LimitReporter>>,
+) -> Option<SharedStatus> {
     let shared = shared?;
-    Some(status_of(shared.link.status(), &shared.instances.instances()))
+    let limited_alone = limit_reporter.map_or(0, |reporter| reporter.limited_alone());
+    Some(status_of(shared.link.status(), &shared.instances.instances(), limited_alone))
 }
 
-fn status_of(link: LinkStatus, instances: &Instances) -> SharedStatus {
+fn status_of(link: LinkStatus, instances: &Instances, requests_limited_alone: u64) -> SharedStatus {
     let LinkStatus { is_up, problem, since } = link;
     let format = |time: Option<SystemTime>| time.map(format_rfc3339);
     let to_status = |instance: &Instance| InstanceStatus {
@@ -61,6 +70,7 @@ fn status_of(link: LinkStatus, instances: &Instances) -> SharedStatus {
         problem,
         since: format(since),
         last_seen_count: instances.last_seen_count as u64,
+        requests_limited_alone,
         instances: instances.list.iter().take(MAX_LISTED_INSTANCES).map(to_status).collect(),
     }
 }
@@ -73,7 +83,7 @@ mod tests {
 
     #[test]
     fn the_instances_that_were_last_seen_are_told_with_what_is_wrong() {
-        assert!(shared_status(None).is_none());
+        assert!(shared_status(None, None).is_none());
         let instance = Instance {
             id: "1".to_owned(),
             name: "host/7".to_owned(),
@@ -87,9 +97,10 @@ mod tests {
             problem: Some("cannot".to_owned()),
             since: Some(SystemTime::UNIX_EPOCH),
         };
-        let status = status_of(link, &Instances { list: vec![instance], last_seen_count: 3 });
+        let status = status_of(link, &Instances { list: vec![instance], last_seen_count: 3 }, 4);
         let expected = json!({
             "up": false, "problem": "cannot", "since": "1970-01-01T00:00:00.000Z", "last_seen_count": 3,
+            "requests_limited_alone": 4,
             "instances": [{
                 "id": "1", "name": "host/7", "version": "0.1.0", "since": null, "requests_per_second": 2.5,
                 "is_self": true,

@@ -1,15 +1,21 @@
 //! What one client uses: the same for all configurations, so that a reload changes limits and forgets nothing.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::budget::{Budget, used_in_window};
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+use super::budget::{Budget, used_in_window, window_of};
 use super::keeper_link::KeeperLink;
+use super::leases::{LeaseDesk, Leases, ReportRequest, ReportState};
 use super::limit_key::LimitKind;
 use super::sliding_minute::SlidingMinute;
 use super::token_estimate::TokenEstimate;
 use super::unasked_share::UnaskedShare;
+use crate::config::ClientLimits;
 use crate::names::{ClientName, DeploymentName};
 
 /// For how many deployments of a client estimates are learned. Any name may be one where a backend serves all names.
@@ -28,6 +34,10 @@ pub struct ClientAccounts {
     start: Instant,
     /// The connection to the process that keeps the limits in place of this one.
     keeper: OnceLock<Arc<KeeperLink>>,
+    /// Where leases come from, if several instances share the limits.
+    desk: OnceLock<Arc<LeaseDesk>>,
+    /// What the clock of budgets is ahead of this machine's, in milliseconds.
+    clock_offset_ms: Arc<AtomicI64>,
 }
 
 #[derive(Debug, Default)]
@@ -43,7 +53,38 @@ impl ClientAccounts {
     /// No accounts yet. Windows count whole seconds from `start`, which must be the same instant in all processes that
     /// hand over to each other.
     pub fn new(start: Instant) -> Self {
-        Self { accounts: Mutex::default(), start, keeper: OnceLock::new() }
+        Self {
+            accounts: Mutex::default(),
+            start,
+            keeper: OnceLock::new(),
+            desk: OnceLock::new(),
+            clock_offset_ms: Arc::default(),
+        }
+    }
+
+    /// From now on several instances share the limits. It has to be called before there are accounts.
+    pub fn share(&self, desk: Arc<LeaseDesk>) {
+        let _ = self.desk.set(desk);
+    }
+
+    /// Where leases come from; `None` if this process alone decides, or another one for it.
+    pub fn desk(&self) -> Option<&Arc<LeaseDesk>> {
+        self.desk.get().filter(|desk| !desk.is_closed())
+    }
+
+    /// Days and months are those of a clock that is this much ahead of this machine's.
+    pub fn set_clock_offset(&self, milliseconds: i64) {
+        self.clock_offset_ms.store(milliseconds, Ordering::Relaxed);
+    }
+
+    /// The account of this client, if it has one.
+    pub fn find(&self, client: Option<&ClientName>) -> Option<Arc<ClientAccount>> {
+        self.lock().by_client.get(&client.cloned()).cloned()
+    }
+
+    /// The instant that the seconds of windows are counted from.
+    pub fn start(&self) -> Instant {
+        self.start
     }
 
     /// The connection over which this process asks its successor for permission. `None` before the handover, and
@@ -60,6 +101,9 @@ impl ClientAccounts {
     /// From now on this process asks its successor for permission. Returns false if the successor does not support it.
     pub fn begin_asking(&self) -> bool {
         let follower = self.lock().follower.clone();
+        if let Some(desk) = self.desk.get() {
+            desk.close();
+        }
         follower.is_some_and(|link| self.keeper.set(link).is_ok())
     }
 
@@ -78,7 +122,7 @@ impl ClientAccounts {
     }
 
     /// All accounts.
-    pub(super) fn all(&self) -> Vec<Arc<ClientAccount>> {
+    pub fn all(&self) -> Vec<Arc<ClientAccount>> {
         self.lock().by_client.values().map(Arc::clone).collect()
     }
 
@@ -100,7 +144,14 @@ impl ClientAccounts {
         let Accounts { by_client, follower, .. } = &mut *accounts;
         let new = || {
             let state = AccountState { follower: follower.clone(), ..AccountState::default() };
-            Arc::new(ClientAccount { client: client.cloned(), state: Mutex::new(state), start: self.start })
+            Arc::new(ClientAccount {
+                client: client.cloned(),
+                state: Mutex::new(state),
+                start: self.start,
+                desk: self.desk.get().cloned(),
+                answered: Notify::new(),
+                clock_offset_ms: Arc::clone(&self.clock_offset_ms),
+            })
         };
         Arc::clone(by_client.entry(client.cloned()).or_insert_with(new))
     }
@@ -125,6 +176,11 @@ pub struct ClientAccount {
     pub(super) client: Option<ClientName>,
     state: Mutex<AccountState>,
     start: Instant,
+    /// `None` if this process alone decides.
+    desk: Option<Arc<LeaseDesk>>,
+    /// A report is answered, or has failed.
+    answered: Notify,
+    clock_offset_ms: Arc<AtomicI64>,
 }
 
 /// The state of an account, behind its lock.
@@ -135,6 +191,10 @@ pub(super) struct AccountState {
     /// Of the requests for each deployment.
     pub(super) deployments: HashMap<DeploymentName, ScopeUse>,
     ends: RecentEnds,
+    /// The limits of the latest configuration.
+    pub(super) limits: Arc<ClientLimits>,
+    /// What is reported of the limits that several instances share.
+    pub(super) reports: ReportState,
     /// The connection to the successor, which gets a report of each change since its snapshot.
     pub(super) follower: Option<Arc<KeeperLink>>,
 }
@@ -153,6 +213,9 @@ pub(super) struct ScopeUse {
     pub(super) estimate: TokenEstimate,
     /// What was admitted without permission since this process has to ask for it.
     pub(super) unasked: Option<Box<UnaskedShare>>,
+    pub(super) leases: Leases,
+    /// Something has changed since the latest report.
+    pub(super) is_changed: bool,
 }
 
 /// The parts of a state that concern a request.
@@ -161,6 +224,7 @@ pub(super) struct Parts<'s> {
     pub(super) own: Option<&'s mut ScopeUse>,
     /// Of the client's latest requests.
     pub(super) ends: &'s RecentEnds,
+    pub(super) reports: &'s mut ReportState,
     pub(super) follower: Option<&'s KeeperLink>,
 }
 
@@ -173,10 +237,30 @@ impl ScopeUse {
                 self.window(kind).map_or(0, |window| window.total(now))
             }
             LimitKind::TokensPerDay | LimitKind::TokensPerMonth => {
-                let used = self.budget.as_deref().map_or(0, |budget| used_in_window(budget, kind, time));
-                used.saturating_add(self.reserved_tokens)
+                self.own_use(kind, time).saturating_add(self.reserved_tokens)
             }
         }
+    }
+
+    /// The same, with what other instances have used, as far as this one knows it.
+    pub(super) fn known_use(&mut self, kind: LimitKind, now: Duration, time: SystemTime) -> u64 {
+        let others = self.leases.others(kind, window_of(kind, time));
+        self.counted(kind, now, time).saturating_add(others)
+    }
+
+    /// What this instance has used of a budget.
+    pub(super) fn own_use(&self, kind: LimitKind, time: SystemTime) -> u64 {
+        self.budget.as_deref().map_or(0, |budget| used_in_window(budget, kind, time))
+    }
+
+    /// The window of a rate, empty if nothing was used.
+    pub(super) fn window_or_default(&mut self, kind: LimitKind) -> Option<&mut SlidingMinute> {
+        let window = match kind {
+            LimitKind::RequestsPerMinute => &mut self.requests,
+            LimitKind::TokensPerMinute => &mut self.tokens,
+            LimitKind::TokensPerDay | LimitKind::TokensPerMonth | LimitKind::InFlight => return None,
+        };
+        Some(window.get_or_insert_default())
     }
 
     /// The window of a rate.
@@ -190,6 +274,11 @@ impl ScopeUse {
 }
 
 impl ClientAccount {
+    /// The client; `None` for all that need not authenticate.
+    pub fn client(&self) -> Option<&ClientName> {
+        self.client.as_ref()
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, AccountState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -197,6 +286,39 @@ impl ClientAccount {
     /// The time that windows count in.
     pub(super) fn time_of(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.start)
+    }
+
+    /// The time by which days and months begin.
+    pub(super) fn wall_time(&self, time: SystemTime) -> SystemTime {
+        let offset = self.clock_offset_ms.load(Ordering::Relaxed);
+        let distance = Duration::from_millis(offset.unsigned_abs());
+        let shifted = if offset < 0 { time.checked_sub(distance) } else { time.checked_add(distance) };
+        shifted.unwrap_or(time)
+    }
+
+    /// Ends when the next report is answered or has failed.
+    pub(super) fn answered(&self) -> Notified<'_> {
+        self.answered.notified()
+    }
+
+    pub(super) fn wake_waiting(&self) {
+        self.answered.notify_waiters();
+    }
+
+    /// Whether several instances share the limits.
+    pub(super) fn is_shared(&self) -> bool {
+        self.desk.is_some()
+    }
+
+    /// Something has changed that the other instances should know, at once if it `is_urgent`.
+    pub(super) fn on_change(&self, reports: &mut ReportState, is_urgent: bool) {
+        let Some(desk) = self.desk.as_ref().filter(|desk| !desk.is_closed()) else { return };
+        if reports.note_change() {
+            desk.hand_in(ReportRequest::Changed(self.client.clone()));
+        }
+        if is_urgent && reports.request() {
+            desk.hand_in(ReportRequest::Urgent(self.client.clone()));
+        }
     }
 }
 
@@ -220,7 +342,7 @@ impl AccountState {
 
     /// The same, with the rest of the state.
     pub(super) fn parts(&mut self, deployment: Option<&DeploymentName>, has_own_limits: bool) -> Parts<'_> {
-        let Self { total, deployments, ends, follower } = self;
+        let Self { total, deployments, ends, reports, follower, .. } = self;
         let own = deployment.and_then(|deployment| {
             let has_room = has_own_limits || deployments.len() < MAX_DEPLOYMENTS;
             if has_room && !deployments.contains_key(deployment) {
@@ -228,7 +350,7 @@ impl AccountState {
             }
             deployments.get_mut(deployment)
         });
-        Parts { total, own, ends, follower: follower.as_deref() }
+        Parts { total, own, ends, reports, follower: follower.as_deref() }
     }
 
     pub(super) fn note_end(&mut self, now: Duration) {

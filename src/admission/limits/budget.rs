@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::time::{Duration, SystemTime};
 
 use super::limit_key::LimitKind;
-use crate::admission::budgets::{end_of_day, end_of_month};
+use crate::admission::budgets::{UtcWindows, end_of_day, end_of_month};
 use crate::config::{ClientLimits, LimitSet};
 use crate::names::DeploymentName;
 
@@ -12,6 +12,8 @@ use crate::names::DeploymentName;
 pub trait Budget: Debug + Send + Sync {
     /// Adds tokens that were used.
     fn add(&self, tokens: u64, now: SystemTime);
+    /// Adds tokens to the day or the month alone, since another instance knows that they were used.
+    fn add_missing(&self, kind: LimitKind, tokens: u64, now: SystemTime);
     /// The tokens of the UTC day and month that it is now.
     fn used(&self, now: SystemTime) -> (u64, u64);
 }
@@ -36,4 +38,14 @@ pub(super) fn used_in_window(budget: &dyn Budget, kind: LimitKind, now: SystemTi
 pub(super) fn time_until_window_ends(kind: LimitKind, now: SystemTime) -> Duration {
     let end = if kind == LimitKind::TokensPerDay { end_of_day(now) } else { end_of_month(now) };
     end.duration_since(now).unwrap_or_default()
+}
+
+/// The day or month of a budget's limit; `None` for other limits.
+pub(super) fn window_of(kind: LimitKind, time: SystemTime) -> Option<u32> {
+    let windows = UtcWindows::at(time);
+    match kind {
+        LimitKind::TokensPerDay => Some(windows.day),
+        LimitKind::TokensPerMonth => Some(windows.month),
+        LimitKind::RequestsPerMinute | LimitKind::TokensPerMinute | LimitKind::InFlight => None,
+    }
 }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::account::{AccountState, ClientAccount, Parts, RecentEnds, ScopeUse};
-use super::budget::{Budget, scopes_with_budget, time_until_window_ends};
+use super::account::{AccountState, ClientAccount, Parts, ScopeUse};
+use super::budget::{Budget, scopes_with_budget};
+use super::check::{Addition, Basis, Check, NO_LIMITS, Scope, longest_of};
 use super::keeper_link::{Grant, KeeperLink};
 use super::limit_key::{LimitKey, LimitKind, LimitReached};
 use super::limit_message::{Booking, LimitMessage, LimitScope};
 use super::reservation::{Reservation, Reserved};
-use super::sliding_minute::ReservedAt;
 use super::token_estimate::{Demand, TokenEstimate, UsedTokens};
 use crate::config::{ClientLimits, LimitMode, LimitSet, LimitsConfig};
 use crate::names::DeploymentName;
@@ -20,7 +20,7 @@ pub struct ClientLimiter {
     limits: Arc<ClientLimits>,
     mode: LimitMode,
     cached_weight_permille: u32,
-    account: Arc<ClientAccount>,
+    pub(super) account: Arc<ClientAccount>,
 }
 
 /// What is left of a rate, for the header fields `x-ratelimit-*`.
@@ -52,39 +52,6 @@ impl LimitUse {
     }
 }
 
-/// A scope of limits that a request counts in.
-struct Scope<'s> {
-    deployment: Option<&'s DeploymentName>,
-    limits: &'s LimitSet,
-    used: &'s mut ScopeUse,
-}
-
-static NO_LIMITS: LimitSet = LimitSet {
-    requests_per_minute: None,
-    tokens_per_minute: None,
-    tokens_per_day: None,
-    tokens_per_month: None,
-    in_flight: None,
-};
-
-/// A request against the limits.
-struct Check<'s> {
-    total: Scope<'s>,
-    own: Option<Scope<'s>>,
-    addition: Addition<'s>,
-    reached: Option<LimitReached>,
-    follower: Option<&'s KeeperLink>,
-}
-
-/// What a request adds to the limits.
-#[derive(Clone, Copy)]
-struct Addition<'s> {
-    tokens: u64,
-    now: Duration,
-    time: SystemTime,
-    ends: &'s RecentEnds,
-}
-
 impl ClientLimiter {
     /// The limiter of a client with these limits. `open_budget` finds what is used of its budget for a deployment, or
     /// for all.
@@ -96,6 +63,7 @@ impl ClientLimiter {
     ) -> Self {
         {
             let mut state = account.lock();
+            state.limits = Arc::clone(&limits);
             for deployment in scopes_with_budget(&limits) {
                 let (total, own) = state.scopes(deployment, true);
                 own.unwrap_or(total).budget = Some(open_budget(deployment));
@@ -114,7 +82,7 @@ impl ClientLimiter {
         time: SystemTime,
     ) -> bool {
         let tokens = |estimate: TokenEstimate| estimate.tokens(demand);
-        self.check(&mut self.account.lock(), deployment, tokens, now, time).reached.is_some()
+        self.check(&mut self.account.lock(), Basis::Known, deployment, tokens, now, time).reached.is_some()
     }
 
     /// Reserves what a request may use. Under `mode: observe` nothing is refused, and
@@ -131,7 +99,8 @@ impl ClientLimiter {
     ) -> Result<Reservation, LimitReached> {
         let mut state = self.account.lock();
         let tokens = |estimate: TokenEstimate| estimate.tokens(demand);
-        let check = self.check(&mut state, deployment, tokens, now, time).unless_refused(self.mode)?;
+        let check =
+            self.check(&mut state, Basis::Known, deployment, tokens, now, time).unless_refused(self.mode)?;
         Ok(self.book(check, deployment, *demand, None))
     }
 
@@ -152,7 +121,7 @@ impl ClientLimiter {
         let tokens = {
             let mut state = self.account.lock();
             let estimate = |estimate: TokenEstimate| estimate.tokens(demand);
-            self.check(&mut state, deployment, estimate, now, time).addition.tokens
+            self.check(&mut state, Basis::Known, deployment, estimate, now, time).addition.tokens
         };
         let mut reservation = self.reserve_tokens(Some(keeper), deployment, tokens, now, time).await?;
         reservation.set_demand(*demand);
@@ -180,7 +149,7 @@ impl ClientLimiter {
         };
         let grant = answer.transpose()?;
         let mut state = self.account.lock();
-        let mut check = self.check(&mut state, deployment, |_| tokens, now, time);
+        let mut check = self.check(&mut state, Basis::Known, deployment, |_| tokens, now, time);
         if grant.is_none() {
             check = check.unless_refused(self.mode)?;
             if keeper.is_some_and(|keeper| !keeper.is_lost()) {
@@ -204,11 +173,14 @@ impl ClientLimiter {
         let used = used.counted(self.cached_weight_permille);
         let own_limits = deployment.and_then(|deployment| self.own_limits(deployment));
         let now = self.account.time_of(now);
+        let time = self.account.wall_time(time);
         let mut state = self.account.lock();
         let (total, own) = state.scopes(deployment, own_limits.is_some());
         let limits = [Some(&self.limits.total), own_limits];
         for (scope, limits) in [Some(total), own].into_iter().zip(limits) {
             let Some(scope) = scope else { continue };
+            scope.is_changed = true;
+            scope.leases.take_excess(used);
             if limits.and_then(|limits| limits.tokens_per_minute).is_some() {
                 scope.tokens.get_or_insert_default().add(used, now);
             }
@@ -216,6 +188,7 @@ impl ClientLimiter {
                 budget.add(used, time);
             }
         }
+        self.account.on_change(&mut state.reports, false);
         if let Some(follower) = &state.follower {
             let booking = Booking { scope: self.scope(deployment), tokens: 0, reserved_at: [None; 2] };
             follower.send(LimitMessage::Settled { booking, used });
@@ -259,7 +232,7 @@ impl ClientLimiter {
 
     /// How far each limit is used.
     pub fn uses(&self, now: Instant, time: SystemTime) -> Vec<LimitUse> {
-        let now = self.account.time_of(now);
+        let (now, time) = (self.account.time_of(now), self.account.wall_time(time));
         let mut state = self.account.lock();
         let mut uses = Vec::new();
         let own = self.limits.deployments.iter().map(|(deployment, limits)| (Some(deployment), limits));
@@ -269,16 +242,17 @@ impl ClientLimiter {
             uses.extend(LimitKind::ALL.into_iter().filter_map(|kind| {
                 let limit = kind.value_in(limits)?;
                 let key = LimitKey { deployment: deployment.cloned(), kind };
-                Some(LimitUse { key, limit, used: used.counted(kind, now, time) })
+                Some(LimitUse { key, limit, used: used.known_use(kind, now, time) })
             }));
         }
         uses
     }
 
     /// What a request adds to which limits, and which of them it would exceed.
-    fn check<'s>(
+    pub(super) fn check<'s>(
         &'s self,
         state: &'s mut AccountState,
+        basis: Basis,
         deployment: Option<&'s DeploymentName>,
         tokens: impl FnOnce(TokenEstimate) -> u64,
         now: Instant,
@@ -286,25 +260,30 @@ impl ClientLimiter {
     ) -> Check<'s> {
         let own_limits = deployment.and_then(|deployment| self.own_limits(deployment));
         let now = self.account.time_of(now);
-        let Parts { total, own, ends, follower } = state.parts(deployment, own_limits.is_some());
+        let time = self.account.wall_time(time);
+        let Parts { total, own, ends, reports, follower } = state.parts(deployment, own_limits.is_some());
         let estimate = own.as_deref().map_or(total.estimate, |own| own.estimate);
-        let addition = Addition { tokens: tokens(estimate), now, time, ends };
+        let addition = Addition { tokens: tokens(estimate), now, time, basis, ends };
         let mut total = Scope { deployment: None, limits: &self.limits.total, used: total };
         let mut own = own.map(|used| Scope { deployment, limits: own_limits.unwrap_or(&NO_LIMITS), used });
         let scopes = [Some(&mut total), own.as_mut()].into_iter().flatten();
         let reached = longest_of(scopes.filter_map(|scope| scope.reached(addition)));
-        Check { total, own, addition, reached, follower }
+        Check { total, own, addition, reached, reports, follower }
     }
 
     /// Admits a request, and reports it to a follower, unless the follower has granted it.
-    fn book(
+    pub(super) fn book(
         &self,
-        check: Check<'_>,
+        mut check: Check<'_>,
         deployment: Option<&DeploymentName>,
         demand: Demand,
         grant: Option<Grant>,
     ) -> Reservation {
-        let Check { mut total, mut own, addition, reached, follower } = check;
+        if self.account.is_shared() {
+            let is_low = check.take_lease(self.mode);
+            self.account.on_change(check.reports, is_low);
+        }
+        let Check { mut total, mut own, addition, reached, follower, .. } = check;
         let tokens = addition.tokens;
         let reserved_at = [total.book(addition), own.as_mut().and_then(|own| own.book(addition))];
         // One that is not counted for its deployment must not end there: limits may be added to it meanwhile.
@@ -339,95 +318,12 @@ impl ClientLimiter {
     }
 }
 
-/// The limit whose wait is the longest; a request that is too much for a limit waits in vain.
-fn longest_of(reached: impl Iterator<Item = LimitReached>) -> Option<LimitReached> {
-    reached.max_by_key(|reached| reached.wait.unwrap_or(Duration::MAX))
-}
-
-impl Check<'_> {
-    /// Fails if the request has reached a limit that is enforced.
-    fn unless_refused(self, mode: LimitMode) -> Result<Self, LimitReached> {
-        match &self.reached {
-            Some(reached) if mode == LimitMode::Enforce => Err(reached.clone()),
-            _ => Ok(self),
-        }
-    }
-
-    /// Counts the request as admitted without permission.
-    ///
-    /// # Errors
-    /// The rate whose share for such requests is used up.
-    fn take_unasked(&mut self) -> Result<(), LimitReached> {
-        let Addition { tokens, now, .. } = self.addition;
-        let mut scopes = [Some(&mut self.total), self.own.as_mut()];
-        let waits = scopes.iter_mut().flatten().filter_map(|scope| scope.unasked_reached(tokens, now));
-        if let Some(reached) = longest_of(waits) {
-            return Err(reached);
-        }
-        for scope in scopes.into_iter().flatten() {
-            scope.used.unasked.get_or_insert_default().add(tokens, now);
-        }
-        Ok(())
-    }
-}
-
-impl Scope<'_> {
-    /// The rate whose share for requests without permission is used up.
-    fn unasked_reached(&mut self, tokens: u64, now: Duration) -> Option<LimitReached> {
-        let unasked = self.used.unasked.get_or_insert_default();
-        let reached = LimitKind::ALL.into_iter().filter_map(|kind| {
-            let limit = kind.value_in(self.limits)?;
-            let demand = if kind.counts_tokens() { tokens } else { 1 };
-            let wait = unasked.time_until_admitted(kind, limit, demand, now);
-            let key = LimitKey { deployment: self.deployment.cloned(), kind };
-            (wait > Duration::ZERO).then_some(LimitReached { key, limit, demand, wait: Some(wait) })
-        });
-        longest_of(reached)
-    }
-
-    /// The limit of this scope that an addition would exceed.
-    fn reached(&mut self, addition: Addition<'_>) -> Option<LimitReached> {
-        let reached = LimitKind::ALL.into_iter().filter_map(|kind| {
-            let limit = kind.value_in(self.limits)?;
-            let demand = if kind.counts_tokens() { addition.tokens } else { 1 };
-            let used = self.used.counted(kind, addition.now, addition.time);
-            if used.saturating_add(demand) <= limit {
-                return None;
-            }
-            let wait = (demand <= limit).then(|| match kind {
-                LimitKind::InFlight => addition.ends.time_until_next(addition.now),
-                LimitKind::RequestsPerMinute | LimitKind::TokensPerMinute => {
-                    let window = self.used.window(kind);
-                    window
-                        .map_or(Duration::ZERO, |window| window.time_until_fits(demand, limit, addition.now))
-                }
-                LimitKind::TokensPerDay | LimitKind::TokensPerMonth => {
-                    time_until_window_ends(kind, addition.time)
-                }
-            });
-            let key = LimitKey { deployment: self.deployment.cloned(), kind };
-            Some(LimitReached { key, limit, demand, wait })
-        });
-        longest_of(reached)
-    }
-
-    /// Adds it. Returns when the tokens were reserved, if they are limited.
-    fn book(&mut self, addition: Addition<'_>) -> Option<ReservedAt> {
-        self.used.in_flight += 1;
-        self.used.reserved_tokens = self.used.reserved_tokens.saturating_add(addition.tokens);
-        if self.limits.requests_per_minute.is_some() {
-            self.used.requests.get_or_insert_default().add(1, addition.now);
-        }
-        self.limits
-            .tokens_per_minute
-            .map(|_| self.used.tokens.get_or_insert_default().reserve(addition.tokens, addition.now))
-    }
-}
-
 /// What is left of a rate of one scope; `None` if it has no such limit.
 fn rate_of(kind: LimitKind, limits: &LimitSet, used: &mut ScopeUse, now: Duration) -> Option<RateState> {
     let limit = kind.value_in(limits)?;
-    let remaining = limit.saturating_sub(used.window(kind).map_or(0, |window| window.total(now)));
+    let others = used.leases.others(kind, None);
+    let own = used.window(kind).map_or(0, |window| window.total(now));
+    let remaining = limit.saturating_sub(own.saturating_add(others));
     let reset = used.window(kind).map_or(Duration::ZERO, |window| window.time_until_empty(now));
     Some(RateState { limit, remaining, reset })
 }

@@ -12,7 +12,9 @@
 
 mod account;
 mod budget;
+mod check;
 mod keeper_link;
+mod leases;
 mod limit_key;
 mod limit_message;
 mod limiter;
@@ -28,6 +30,9 @@ mod unasked_share;
 pub use self::account::{ClientAccount, ClientAccounts, LimitBooks, OpenBudget};
 pub use self::budget::Budget;
 pub use self::keeper_link::{KeeperLink, QueuedMessage};
+pub use self::leases::{
+    LeaseDesk, LeaseGrant, LimitReport, OpenReport, ReportKind, ReportRequest, UsedAmounts,
+};
 pub use self::limit_key::{LimitKey, LimitKind, LimitReached};
 pub use self::limit_message::{Booking, LimitAnswer, LimitMessage, LimitScope};
 pub use self::limiter::{ClientLimiter, LimitUse, RateState};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::account::ClientAccount;
-use super::limit_key::LimitReached;
+use super::limit_key::{LimitKind, LimitReached};
 use super::limit_message::{Booking, LimitMessage, LimitScope};
 use super::sliding_minute::ReservedAt;
 use super::token_estimate::{Demand, UsedTokens};
@@ -84,16 +84,22 @@ impl Reservation {
         if !std::mem::replace(&mut self.is_in_flight, false) {
             return;
         }
-        let now = self.account.time_of(now);
+        let (now, is_shared) = (self.account.time_of(now), self.account.is_shared());
         let mut state = self.account.lock();
         state.note_end(now);
         if let Some(follower) = &state.follower {
             follower.send(LimitMessage::Ended(self.scope()));
         }
         let (total, own) = state.scopes(self.reserved.deployment.as_ref(), false);
+        let mut is_awaited = false;
         for scope in [Some(total), own].into_iter().flatten() {
             scope.in_flight = scope.in_flight.saturating_sub(1);
+            if is_shared {
+                scope.is_changed = true;
+                is_awaited |= scope.leases.give_back(LimitKind::InFlight, 1);
+            }
         }
+        self.account.on_change(&mut state.reports, is_awaited);
     }
 
     /// Replaces what is reserved by what was used. Later calls do nothing.
@@ -109,7 +115,9 @@ impl Reservation {
             Settlement::Unknown => self.reserved.tokens,
             Settlement::Nothing => 0,
         };
-        let now = self.account.time_of(now);
+        let excess = used.saturating_sub(self.reserved.tokens);
+        let (now, time, is_shared) =
+            (self.account.time_of(now), self.account.wall_time(time), self.account.is_shared());
         let mut state = self.account.lock();
         if let Some(follower) = &state.follower {
             let (scope, reserved_at) = (self.scope(), self.reserved.reserved_at_keeper);
@@ -121,6 +129,10 @@ impl Reservation {
         let (total, own) = state.scopes(self.reserved.deployment.as_ref(), false);
         for (scope, reserved_at) in [Some(total), own].into_iter().zip(self.reserved.reserved_at) {
             let Some(scope) = scope else { continue };
+            if is_shared {
+                scope.is_changed = true;
+                scope.leases.take_excess(excess);
+            }
             // Under the lock, so that it is either reserved or used at any time.
             if let Some(budget) = &scope.budget {
                 budget.add(used, time);
@@ -138,6 +150,7 @@ impl Reservation {
                 scope.estimate.learn(&self.reserved.demand, &used);
             }
         }
+        self.account.on_change(&mut state.reports, false);
     }
 }
 

@@ -95,9 +95,16 @@ impl SlidingMinute {
     }
 
     /// How long it takes until `amount` fits into the limit, if requests in progress end by then and nothing else is
-    /// used; zero if it fits now.
-    pub(super) fn time_until_fits(&mut self, amount: u64, limit: u64, now: Duration) -> Duration {
-        let excess = self.total(now).saturating_add(amount).saturating_sub(limit);
+    /// used; zero if it fits now. `others` is what others have used, by second.
+    pub(super) fn time_until_fits(
+        &mut self,
+        amount: u64,
+        limit: u64,
+        others: &[(u64, u64)],
+        now: Duration,
+    ) -> Duration {
+        let used = sum_of(others.iter().copied()).saturating_add(self.total(now));
+        let excess = used.saturating_add(amount).saturating_sub(limit);
         if excess == 0 {
             return Duration::ZERO;
         }
@@ -108,7 +115,8 @@ impl SlidingMinute {
                 break;
             }
             let Slot { settled, running } = *self.slot(second);
-            freed = freed.saturating_add(settled).saturating_add(running);
+            let by_others = sum_of(others.iter().copied().filter(|(other, _)| *other == second));
+            freed = freed.saturating_add(settled).saturating_add(running).saturating_add(by_others);
             if freed >= excess {
                 return Duration::from_secs(second + SLOTS as u64).saturating_sub(now);
             }
@@ -133,16 +141,26 @@ impl SlidingMinute {
 
     /// What counts, second by second: pairs of an age in seconds and an amount.
     pub(super) fn amounts_by_age(&mut self, now: Duration) -> Vec<(u64, u64)> {
+        let amounts = self.amounts(now).into_iter();
+        // Not by the newest slot, which may have begun after `now`.
+        amounts.map(|(second, amount)| (now.as_secs().saturating_sub(second), amount)).collect()
+    }
+
+    /// The same: pairs of a second and an amount, the latest first.
+    pub(super) fn amounts(&mut self, now: Duration) -> Vec<(u64, u64)> {
         self.advance(now);
         let newest = self.newest;
-        let ages = (0..SLOTS as u64).filter(|age| *age <= newest);
-        let amounts = ages.map(|age| {
-            let second = newest - age;
+        let seconds = (0..SLOTS as u64).filter_map(|age| newest.checked_sub(age));
+        let amounts = seconds.map(|second| {
             let Slot { settled, running } = *self.slot(second);
-            // Not by the newest slot, which may have begun after `now`.
-            (now.as_secs().saturating_sub(second), settled.saturating_add(running))
+            (second, settled.saturating_add(running))
         });
         amounts.filter(|(_, amount)| *amount > 0).collect()
+    }
+
+    /// What is reserved since before the oldest second that counts.
+    pub(super) fn running_for_long(&self) -> u64 {
+        self.running_for_long
     }
 
     /// What is reserved, by the second of the reservation. What is older than a minute is in second 0.
@@ -204,6 +222,10 @@ impl SlidingMinute {
         // The remainder is less than the number of slots.
         &mut self.slots[usize::try_from(second % SLOTS as u64).unwrap_or_default()]
     }
+}
+
+fn sum_of(amounts: impl Iterator<Item = (u64, u64)>) -> u64 {
+    amounts.fold(0, |sum, (_, amount)| sum.saturating_add(amount))
 }
 
 #[cfg(test)]

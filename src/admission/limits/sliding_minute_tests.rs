@@ -39,14 +39,14 @@ fn a_hint_says_when_an_amount_fits() {
     minute.add(60, at(500));
     minute.add(30, at(10_500));
     for (amount, expected) in [(10, 0), (11, 41_000), (70, 41_000), (71, 51_000), (100, 51_000)] {
-        assert_eq!(minute.time_until_fits(amount, 100, at(20_000)), at(expected), "{amount}");
+        assert_eq!(minute.time_until_fits(amount, 100, &[], at(20_000)), at(expected), "{amount}");
     }
     assert_eq!(minute.time_until_empty(at(20_000)), at(51_000));
     // It fits as soon as a request ends that has been in progress for more than a minute.
     let mut minute = SlidingMinute::default();
     minute.reserve(100, at(0));
-    assert_eq!(minute.time_until_fits(1, 100, at(30_000)), at(31_000));
-    assert_eq!(minute.time_until_fits(1, 100, at(300_000)), at(1_000));
+    assert_eq!(minute.time_until_fits(1, 100, &[], at(30_000)), at(31_000));
+    assert_eq!(minute.time_until_fits(1, 100, &[], at(300_000)), at(1_000));
     assert_eq!(SlidingMinute::default().time_until_empty(at(5)), Duration::ZERO);
 }
 
@@ -82,7 +82,7 @@ proptest! {
                     if minute.total(at(now)) + amount <= limit {
                         running.push((amount, now, minute.reserve(amount, at(now))));
                     } else if amount <= limit && running.is_empty() {
-                        let wait = minute.time_until_fits(amount, limit, at(now));
+                        let wait = minute.time_until_fits(amount, limit, &[], at(now));
                         let mut later = minute.clone();
                         prop_assert!(later.total(at(now) + wait) + amount <= limit);
                         let just_before = at(now) + wait - Duration::from_millis(1);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::account::ClientAccounts;
 use super::budget::Budget;
 use super::keeper_link::KeeperLink;
-use super::limit_key::LimitReached;
+use super::limit_key::{LimitKind, LimitReached};
 use super::limiter::ClientLimiter;
 use super::reservation::{Reservation, Settlement};
 use super::token_estimate::{Demand, UsedTokens};
@@ -25,6 +25,11 @@ impl Budget for MemoryBudget {
     fn add(&self, tokens: u64, _now: SystemTime) {
         let mut used = self.0.lock().unwrap();
         *used = (used.0 + tokens, used.1 + tokens);
+    }
+
+    fn add_missing(&self, kind: LimitKind, tokens: u64, _now: SystemTime) {
+        let mut used = self.0.lock().unwrap();
+        *(if kind == LimitKind::TokensPerDay { &mut used.0 } else { &mut used.1 }) += tokens;
     }
 
     fn used(&self, _now: SystemTime) -> (u64, u64) {

@@ -33,7 +33,7 @@ impl UnaskedShare {
                 return Duration::ZERO;
             }
         };
-        window.time_until_fits(demand, (limit / SHARE_DIVISOR).max(demand), now)
+        window.time_until_fits(demand, (limit / SHARE_DIVISOR).max(demand), &[], now)
     }
 
     /// A request is admitted.

@@ -32,10 +32,17 @@ pub(super) fn shared_note(shared: &SharedStatus) -> Line {
     let since = shared.since.as_deref().map(|since| format!(" since {}", in_whole_seconds(since)));
     let since = since.unwrap_or_default();
     let count = counted(usize::try_from(shared.last_seen_count).unwrap_or(usize::MAX), "instance");
+    let limited_alone = match shared.requests_limited_alone {
+        0 => String::new(),
+        number => {
+            let requests = counted(usize::try_from(number).unwrap_or(usize::MAX), "request");
+            format!("; {requests} compared with this instance's part of their limits")
+        }
+    };
     match (shared.up, &shared.problem) {
-        (true, _) => Line::plain(format!("shared: connected{since}, {count}")),
+        (true, _) => Line::plain(format!("shared: connected{since}, {count}{limited_alone}")),
         (false, Some(problem)) => Line::new(
-            format!("shared: not connected{since}, {count} before: {}", printable(problem)),
+            format!("shared: not connected{since}, {count} before{limited_alone}: {}", printable(problem)),
             Style::Bad,
         ),
         (false, None) => Line::plain("shared: connecting"),
@@ -77,9 +84,11 @@ mod tests {
         }
         assert!(lines.iter().any(|line| line.starts_with("2 ")), "{up}");
         let down = shown(&json!({
-            "up": false, "problem": "cannot use Redis at a:1: refused", "since": since, "last_seen_count": 1, "instances": [],
+            "up": false, "problem": "cannot use Redis at a:1: refused", "since": since, "last_seen_count": 1,
+            "requests_limited_alone": 2, "instances": [],
         }));
-        let expected = "shared: not connected since 2026-01-01T00:00:00Z, 1 instance before: cannot use Redis at a:1: refused";
+        let expected = "shared: not connected since 2026-01-01T00:00:00Z, 1 instance before; 2 requests compared with this \
+                        instance's part of their limits: cannot use Redis at a:1: refused";
         assert!(down.lines().any(|line| line == expected), "{down}");
         assert!(!shown(&Value::Null).contains("shared"));
     }

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use super::mailbox::Mailbox;
 use crate::admission::budgets::{BudgetUse, UtcWindows};
-use crate::admission::limits::Budget;
+use crate::admission::limits::{Budget, LimitKind};
 use crate::names::{ClientName, DeploymentName};
 use crate::state::budget_log::BudgetEntry;
 
@@ -121,6 +121,15 @@ impl Budget for BudgetAccount {
         state.unsaved.merge(counted);
         drop(state);
         self.mailbox.on_change();
+    }
+
+    fn add_missing(&self, kind: LimitKind, tokens: u64, now: SystemTime) {
+        if tokens == 0 {
+            return;
+        }
+        let [day_tokens, month_tokens] = [LimitKind::TokensPerDay, LimitKind::TokensPerMonth]
+            .map(|of| if of == kind { tokens } else { 0 });
+        self.add_use(BudgetUse { windows: UtcWindows::at(now), day_tokens, month_tokens });
     }
 
     fn used(&self, now: SystemTime) -> (u64, u64) {

@@ -1,0 +1,93 @@
+-- Takes the report of one instance and grants leases. KEYS: one hash for each limit of the report, with an entry for each
+-- instance. ARGV[1]: the report, in JSON. Returns for each limit: what is granted, what is left, what the others have, what
+-- this instance has used of a budget, and a list of pairs.
+local report = cjson.decode(ARGV[1])
+local time = redis.call('TIME')
+local second = tonumber(time[1])
+local now = second * 1000 + math.floor(time[2] / 1000)
+-- A second of a rate counts until 60 seconds after its end.
+local oldest = second - 60
+
+local function read(text)
+  local is_valid, entry = pcall(cmsgpack.unpack, text)
+  if is_valid and type(entry) == 'table' and entry.version == 1 then return entry end
+end
+
+local function write(key, id, entry)
+  entry.version = 1
+  redis.call('HSET', key, id, cmsgpack.pack(entry))
+end
+
+local answers = {}
+for index, limit in ipairs(report.limits) do
+  local key = KEYS[index]
+  -- What the server has lost of budgets.
+  for position = 1, #limit.others, 2 do
+    local id, used = limit.others[position], limit.others[position + 1]
+    local entry = read(redis.call('HGET', key, id) or '')
+    if not entry then
+      write(key, id, { free = 0, held = 0, expires = 0, used = used, seconds = {} })
+    elseif entry.used < used then
+      entry.used = used
+      write(key, id, entry)
+    end
+  end
+  local entries = redis.call('HGETALL', key)
+  local own_used, others, living = limit.used, 0, 1
+  local by_second, pairs_told = {}, {}
+  for position = 1, #entries, 2 do
+    local id, entry = entries[position], read(entries[position + 1])
+    if not entry then
+      -- It is of another version.
+    elseif id == report.id then
+      own_used = math.max(own_used, entry.used)
+    else
+      others = others + entry.used
+      if entry.used > 0 then
+        table.insert(pairs_told, id)
+        table.insert(pairs_told, entry.used)
+      end
+      for slot = 1, #entry.seconds, 2 do
+        local at, used = entry.seconds[slot], entry.seconds[slot + 1]
+        if at >= oldest then
+          others = others + used
+          by_second[at] = (by_second[at] or 0) + used
+        end
+      end
+      if now < entry.expires then
+        others = others + entry.free + entry.held
+        living = living + 1
+      elseif entry.used == 0 and now > entry.expires + 120000 then
+        redis.call('HDEL', key, id)
+      end
+    end
+  end
+  local own = own_used + limit.held + limit.free
+  for slot = 2, #limit.seconds, 2 do
+    own = own + limit.seconds[slot]
+  end
+  local room = math.max(limit.limit - others - own, 0)
+  local granted = math.min(limit.short, room)
+  -- What is leased in advance is a fair part of what is left.
+  granted = granted + math.min(limit.extra, math.floor((room - granted) / (2 * living)))
+  if own_used + granted + own > 0 then
+    write(key, report.id, {
+      free = limit.free + granted,
+      held = limit.held,
+      expires = now + report.lifetime_ms,
+      used = own_used,
+      seconds = limit.seconds,
+    })
+    redis.call('PEXPIRE', key, limit.keep_ms)
+  else
+    redis.call('HDEL', key, report.id)
+  end
+  if granted < limit.short then
+    for at, used in pairs(by_second) do
+      table.insert(pairs_told, at)
+      table.insert(pairs_told, used)
+    end
+  end
+  answers[index] = { granted, room - granted, others, own_used, pairs_told }
+end
+return answers

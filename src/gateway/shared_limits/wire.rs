@@ -1,0 +1,297 @@
+//! The report of a client's limits as the server's script takes it, and its answer.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::admission::limits::{LeaseGrant, LimitKey, LimitKind, LimitReport, UsedAmounts};
+use crate::names::ClientName;
+use crate::shared::{KeySpace, Script, ScriptInvocation, SharedError, Value};
+
+/// For how long what an instance holds counts after its last report.
+const LIFETIME: Duration = Duration::from_secs(5);
+/// For how long the server keeps what nobody reports any more. A rate counts for a minute; a budget that was of the last
+/// second of a day or month may still be asked for by an instance with another clock.
+const KEEP_RATE: Duration = Duration::from_secs(130);
+const KEEP_DAY: Duration = Duration::from_secs(2 * 86_400);
+const KEEP_MONTH: Duration = Duration::from_secs(33 * 86_400);
+
+static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("report.lua")));
+static FORGET_SCRIPT: LazyLock<Script> =
+    LazyLock::new(|| Script::new("for _, key in ipairs(KEYS) do redis.call('HDEL', key, ARGV[1]) end"));
+
+#[derive(Serialize)]
+struct Report<'r> {
+    id: &'r str,
+    lifetime_ms: u64,
+    limits: Vec<ReportedLimit<'r>>,
+}
+
+#[derive(Serialize)]
+struct ReportedLimit<'r> {
+    limit: u64,
+    free: u64,
+    short: u64,
+    extra: u64,
+    held: u64,
+    /// Of a budget.
+    used: u64,
+    /// Of a rate: seconds, each followed by what was used in it.
+    seconds: Vec<u64>,
+    /// What others have used of a budget: ids, each followed by tokens.
+    others: Vec<IdOrTokens<'r>>,
+    keep_ms: u64,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum IdOrTokens<'r> {
+    Id(&'r str),
+    Tokens(u64),
+}
+
+/// The call of the script with the report of this instance.
+pub(super) fn report_call(
+    keys: &KeySpace,
+    client: Option<&ClientName>,
+    id: &str,
+    limits: &[LimitReport],
+) -> ScriptInvocation<'static> {
+    let reported = limits.iter().map(ReportedLimit::new).collect();
+    let report = Report { id, lifetime_ms: millis(LIFETIME), limits: reported };
+    let mut call = SCRIPT.prepare_invoke();
+    for limit in limits {
+        call.key(key_of(keys, client, limit));
+    }
+    // Numbers and strings alone cannot fail.
+    call.arg(serde_json::to_string(&report).unwrap_or_default());
+    call
+}
+
+/// The call that removes what this instance has reported.
+pub(super) fn forget_call(
+    keys: &KeySpace,
+    client: Option<&ClientName>,
+    id: &str,
+    limits: &[LimitReport],
+) -> ScriptInvocation<'static> {
+    let mut call = FORGET_SCRIPT.prepare_invoke();
+    for limit in limits {
+        call.key(key_of(keys, client, limit));
+    }
+    call.arg(id);
+    call
+}
+
+/// The grants of an answer to a report of these limits.
+///
+/// # Errors
+/// [`SharedError::UnexpectedReply`].
+pub(super) fn parse_grants(reply: &Value, limits: &[LimitReport]) -> Result<Vec<LeaseGrant>, SharedError> {
+    let unexpected = || SharedError::UnexpectedReply("it is not a list of grants".to_owned());
+    let Value::Array(answers) = reply else { return Err(unexpected()) };
+    if answers.len() != limits.len() {
+        return Err(unexpected());
+    }
+    answers
+        .iter()
+        .zip(limits)
+        .map(|(answer, limit)| parse_grant(answer, limit).ok_or_else(unexpected))
+        .collect()
+}
+
+fn parse_grant(answer: &Value, limit: &LimitReport) -> Option<LeaseGrant> {
+    let Value::Array(parts) = answer else { return None };
+    let [granted, room, others, own, Value::Array(told)] = parts.as_slice() else { return None };
+    let (told, rest) = told.as_chunks::<2>();
+    if !rest.is_empty() {
+        return None;
+    }
+    let mut grant = LeaseGrant {
+        granted: number(granted)?,
+        room: number(room)?,
+        others: number(others)?,
+        own: number(own)?,
+        ..LeaseGrant::default()
+    };
+    for [name, amount] in told {
+        let amount = number(amount)?;
+        match &limit.used {
+            UsedAmounts::BySecond(_) => grant.others_by_second.push((number(name)?, amount)),
+            UsedAmounts::InWindow { .. } => grant.others_by_instance.push((text(name)?, amount)),
+            UsedAmounts::Nothing => {}
+        }
+    }
+    Some(grant)
+}
+
+impl<'r> ReportedLimit<'r> {
+    fn new(report: &'r LimitReport) -> Self {
+        let (mut used, mut seconds, mut others) = (0, Vec::new(), Vec::new());
+        match &report.used {
+            UsedAmounts::BySecond(amounts) => {
+                seconds = amounts.iter().flat_map(|(second, amount)| [*second, *amount]).collect();
+            }
+            UsedAmounts::InWindow { tokens, others: known, .. } => {
+                used = *tokens;
+                let pair =
+                    |(id, tokens): &'r (String, u64)| [IdOrTokens::Id(id), IdOrTokens::Tokens(*tokens)];
+                others = known.iter().flat_map(pair).collect();
+            }
+            UsedAmounts::Nothing => {}
+        }
+        let keep = match report.key.kind {
+            LimitKind::RequestsPerMinute | LimitKind::TokensPerMinute | LimitKind::InFlight => KEEP_RATE,
+            LimitKind::TokensPerDay => KEEP_DAY,
+            LimitKind::TokensPerMonth => KEEP_MONTH,
+        };
+        Self {
+            limit: report.limit,
+            free: report.free(),
+            short: report.short(),
+            extra: report.extra(),
+            held: report.held,
+            used,
+            seconds,
+            others,
+            keep_ms: millis(keep),
+        }
+    }
+}
+
+/// The key of a limit. That of a budget has the day or month.
+fn key_of(keys: &KeySpace, client: Option<&ClientName>, report: &LimitReport) -> String {
+    let window = match &report.used {
+        UsedAmounts::InWindow { window, .. } => format!(":{window}"),
+        UsedAmounts::BySecond(_) | UsedAmounts::Nothing => String::new(),
+    };
+    let owner = client.map_or("", ClientName::as_str);
+    let LimitKey { deployment, kind } = &report.key;
+    // Instances may spell a deployment differently.
+    let deployment = deployment.as_ref().map_or_else(String::new, |name| format!("{}:", name.to_lowercase()));
+    keys.key_of(owner, &format!("limit:{deployment}{}{window}", kind.key()))
+}
+
+fn number(value: &Value) -> Option<u64> {
+    match value {
+        Value::Int(number) => u64::try_from(*number).ok(),
+        _ => None,
+    }
+}
+
+fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8(bytes.clone()).ok(),
+        Value::SimpleString(text) => Some(text.clone()),
+        _ => None,
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Instant, UNIX_EPOCH};
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::admission::limits::{ClientAccounts, ClientLimiter, Demand, LeaseDesk, ReportKind};
+    use crate::config::{ClientLimits, LimitSet, LimitsConfig};
+    use crate::gateway::budget_books::BudgetBooks;
+
+    /// The report of a client that has reserved 30 tokens, of which the server has leased nothing.
+    async fn report() -> Vec<LimitReport> {
+        let accounts = ClientAccounts::new(Instant::now());
+        let (desk, _requests) = LeaseDesk::new();
+        accounts.share(std::sync::Arc::clone(&desk));
+        let total = LimitSet { tokens_per_minute: Some(600), ..LimitSet::default() };
+        let own = LimitSet { tokens_per_day: Some(5000), in_flight: Some(7), ..LimitSet::default() };
+        let deployment = crate::names::DeploymentName::parse("GPT-4o").unwrap();
+        let limits = ClientLimits { total, deployments: [(deployment.clone(), own)].into() };
+        let account = accounts.find_or_create(Some(&ClientName::new("team-a")));
+        let books = BudgetBooks::default();
+        let open_budget = |deployment: Option<&_>| books.open(None, deployment);
+        let config = LimitsConfig::default();
+        let limiter = ClientLimiter::new(limits.into(), &config, account.clone(), &open_budget);
+        let demand =
+            Demand { max_output_tokens: Some(30), has_output: true, choices: 1, ..Demand::default() };
+        // The server is away: this instance admits the request alone, and reports it later.
+        let reserved =
+            limiter.reserve_with_lease(&desk, Some(&deployment), &demand, accounts.start(), UNIX_EPOCH).await;
+        let reservation = reserved.unwrap();
+        desk.set_up(1000);
+        let report = account.begin_report(&desk, ReportKind::Changes, accounts.start(), UNIX_EPOCH).unwrap();
+        let limits = report.limits().to_vec();
+        drop(report);
+        drop(reservation);
+        limits
+    }
+
+    #[tokio::test]
+    async fn a_report_names_each_limit_and_a_budget_has_its_day() {
+        let (keys, client) = (KeySpace::new("p"), ClientName::new("team-a"));
+        let limits = report().await;
+        let key = |limit| key_of(&keys, Some(&client), limit);
+        assert_eq!(
+            limits.iter().map(key).collect::<Vec<_>>(),
+            [
+                "{p:1:team-a}:limit:tokens_per_minute",
+                "{p:1:team-a}:limit:gpt-4o:tokens_per_day:0",
+                "{p:1:team-a}:limit:gpt-4o:in_flight",
+            ]
+        );
+        let limits: Vec<_> = limits.iter().map(ReportedLimit::new).collect();
+        // What was taken without a lease is asked for in advance next time.
+        let expected = json!([
+            { "limit": 600, "free": 0, "short": 0, "extra": 30, "held": 0, "used": 0, "seconds": [1000, 30],
+              "others": [], "keep_ms": 130_000 },
+            { "limit": 5000, "free": 0, "short": 0, "extra": 30, "held": 30, "used": 0, "seconds": [],
+              "others": [], "keep_ms": 172_800_000 },
+            { "limit": 7, "free": 0, "short": 0, "extra": 1, "held": 1, "used": 0, "seconds": [],
+              "others": [], "keep_ms": 130_000 },
+        ]);
+        assert_eq!(serde_json::to_value(limits).unwrap(), expected);
+    }
+
+    #[tokio::test]
+    async fn an_answer_has_one_grant_for_each_limit() {
+        let limits = report().await;
+        let grant = |told: Vec<Value>| {
+            let [granted, room, others, own] = [5, 6, 7, 8].map(Value::Int);
+            Value::Array(vec![granted, room, others, own, Value::Array(told)])
+        };
+        let id = || Value::BulkString(b"ab".to_vec());
+        let answer = Value::Array(vec![
+            grant(vec![Value::Int(1001), Value::Int(3)]),
+            grant(vec![id(), Value::Int(4)]),
+            grant(Vec::new()),
+        ]);
+        let expected = LeaseGrant { granted: 5, room: 6, others: 7, own: 8, ..LeaseGrant::default() };
+        assert_eq!(
+            parse_grants(&answer, &limits).unwrap(),
+            [
+                LeaseGrant { others_by_second: vec![(1001, 3)], ..expected.clone() },
+                LeaseGrant { others_by_instance: vec![("ab".to_owned(), 4)], ..expected.clone() },
+                expected,
+            ]
+        );
+        for malformed in [
+            Value::Nil,
+            Value::Array(vec![grant(Vec::new())]),
+            Value::Array(vec![Value::Int(1), grant(Vec::new()), grant(Vec::new())]),
+            Value::Array(vec![grant(vec![Value::Int(1)]), grant(Vec::new()), grant(Vec::new())]),
+            Value::Array(vec![grant(vec![id(), Value::Int(1)]), grant(Vec::new()), grant(Vec::new())]),
+            Value::Array(vec![
+                grant(vec![Value::Int(1), Value::Int(-1)]),
+                grant(Vec::new()),
+                grant(Vec::new()),
+            ]),
+        ] {
+            assert!(parse_grants(&malformed, &limits).is_err(), "{malformed:?}");
+        }
+    }
+}
