@@ -196,6 +196,7 @@ impl Gateway {
         if has_answered {
             if health.stall_watch.on_answer() {
                 health.breaker.close_circuit();
+                health.recent_attempts.on_stall_end(now);
                 info!("backend {name}: answers again");
                 self.wake_queue();
             }
@@ -280,6 +281,32 @@ impl Gateway {
             }
         }
         true
+    }
+
+    /// Records the answer to the question whether a backend that failed, and has no traffic since, answers again: the
+    /// status and body of the response, or `None` if there was none. Its circuit breaker is left to requests.
+    pub fn record_recovery_check(
+        &self,
+        backend: &Backend,
+        response: Option<(u16, &[u8])>,
+        secret_id: u64,
+        now: Instant,
+    ) {
+        let recent = &backend.health.recent_attempts;
+        match response.map(|(status, body)| (status, verdict::judge_response(status, body, &|_| true))) {
+            None => recent.record_error(None, now, || (Some("no_answer".to_owned()), None)),
+            Some((status, Verdict::BackendFailure)) => {
+                recent.record_error(Some(status), now, || (None, None));
+            }
+            Some((status, verdict)) => {
+                recent.record_probe_answer(now);
+                if verdict == Verdict::CredentialRejected
+                    && Self::renew_rejected_secret(backend, status, secret_id, now)
+                {
+                    Self::mark_credential_rejected(backend, status, secret_id, now);
+                }
+            }
+        }
     }
 
     /// Logs why no TLS connection to a backend could be made, at most once an hour. The records have only

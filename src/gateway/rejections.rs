@@ -23,7 +23,37 @@ use crate::routing::health::rejection_review::{RejectionReview, ReviewAnswer};
 /// rejected, permission denied) before one request probes it.
 const MISCONFIGURATION_RECHECK_INTERVAL: Duration = Duration::from_secs(60);
 
+/// A request tries again what was rejected as soon as its time has passed. If none has within this time, the balancer
+/// asks by itself.
+const RECHECK_DELAY: Duration = Duration::from_secs(5);
+
 impl Gateway {
+    /// Asks a backend whether it still rejects what it rejected for every request, if no request has tried since.
+    pub fn recheck_rejections(&self, backend: &Backend, now: Instant) {
+        let health = &backend.health;
+        let ask = |subject, cell: &AvailabilityCell, reason, review: &RejectionReview| {
+            if cell.is_probe_overdue(reason, RECHECK_DELAY, now) && review.begin_recheck(now) {
+                let backend = backend.config.name.clone();
+                self.process_state.questions.push(BackendQuestion { backend, subject });
+            }
+        };
+        let credential = health.refresh_credential_availability(&backend.credential);
+        let rejected = UnavailableReason::NoUsableCredential;
+        ask(QuestionSubject::Credential, credential, rejected, &health.credential_review);
+        for (name, deployment) in health.deployments() {
+            let Ok(name) = DeploymentName::parse(&name) else { continue };
+            let (cell, review) = (&deployment.availability, &deployment.review);
+            ask(QuestionSubject::Deployment(name), cell, UnavailableReason::DeploymentNotFound, review);
+        }
+        let Some((_, deployment)) = backend.config.deployments.listed_entries().next() else { return };
+        for operation in Operation::ALL {
+            let subject = QuestionSubject::Operation(operation, deployment.clone());
+            let (cell, review) =
+                (health.operation_availability(operation), health.operation_review(operation));
+            ask(subject, cell, UnavailableReason::PermissionDenied, review);
+        }
+    }
+
     /// A backend rejected the secret that a request was sent with, or blocks our network.
     pub(super) fn review_credential_rejection(
         &self,

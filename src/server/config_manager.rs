@@ -26,7 +26,7 @@ use crate::names::{BackendName, DeploymentName};
 use crate::proxy::ActiveConfig;
 use crate::proxy::upstream::dns::AddressBook;
 use crate::proxy::upstream::peer::CertificateFileError;
-use crate::proxy::upstream::{probe, question, stall_questions};
+use crate::proxy::upstream::{probe, question, rechecks, stall_questions};
 
 /// What a configuration was read from.
 #[derive(Clone, Debug)]
@@ -64,6 +64,7 @@ impl AddressesAndTasks {
         let mut requests = probe::spawn_probes(active_config);
         question::spawn_questions(active_config, &mut requests);
         stall_questions::spawn_stall_questions(active_config, &mut requests);
+        rechecks::spawn_rechecks(active_config, &mut requests);
         Self { config, address_book, _balancer_requests: requests }
     }
 }

@@ -10,7 +10,7 @@ use aoai_lb::demo::{Mood, SimulatedError};
 use support::upstream::{PAUSE_100_MS, RawRequest, ScriptedUpstream, complete_response};
 use support::{
     Balancer, CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Response, answering_backend, backend_yaml,
-    listed_backends_yaml, start_simulator,
+    listed_backends_yaml, poll_within, simulated_backend_yaml, start_simulator,
 };
 
 async fn state_of(balancer: &Balancer, backend: usize) -> String {
@@ -66,11 +66,15 @@ async fn a_backend_that_hangs_is_left_within_half_a_minute_and_what_waits_there_
     // The free questions find out that it answers again.
     azure.set_mood("a", Mood::Calm);
     balancer
-        .wait_for_status("backend a serves again", |status| status["backends"][0]["state"] != "stalled")
+        .wait_for_status("backend a is no longer stalled", |status| {
+            status["backends"][0]["state"] != "stalled"
+        })
         .await;
+    assert_eq!(state_of(&balancer, 0).await, "healthy", "the stall explains its failures");
     let log = balancer.log();
     assert_eq!(log.matches("backend a: stalled: ").count(), 1, "{log}");
     assert_eq!(log.matches("backend a: answers again").count(), 1, "{log}");
+    assert!(!log.contains("backend a: failing"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -193,4 +197,52 @@ async fn a_provisioned_backend_that_fails_with_retry_after_is_not_told_as_full()
             .wait_for_status("the whole is judged", |status| status["service"]["state"] == expected)
             .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_traffic_a_state_lasts_until_the_balancer_has_seen_itself_that_it_is_over() {
+    let azure = start_simulator(&["a", "failing", "rejecting", "lacking"]).await;
+    let listed = "deployments: { gpt-4o: gpt-4o }";
+    let backends: String = ["failing", "rejecting", "lacking"]
+        .iter()
+        .map(|name| simulated_backend_yaml(&azure, name, listed))
+        .collect::<String>()
+        + &simulated_backend_yaml(&azure, "a", &format!("tier: 2\n{listed}"));
+    let balancer = Balancer::start(&backends, "").await;
+    azure.set_mood("failing", Mood::Refuses(SimulatedError::ServerError));
+    azure.set_mood("rejecting", Mood::Refuses(SimulatedError::InvalidKey));
+    azure.set_mood("lacking", Mood::Refuses(SimulatedError::DeploymentNotFound));
+    for _ in 0..6 {
+        assert_eq!(answering_backend(&balancer.post_chat().await), "a");
+    }
+    let states =
+        async || [state_of(&balancer, 0).await, state_of(&balancer, 1).await, state_of(&balancer, 2).await];
+    let trouble = ["breaker_open", "credential", "absent"];
+    balancer
+        .wait_for_status("each has its state", |status| {
+            (0..3).all(|index| status["backends"][index]["state"] == trouble[index])
+        })
+        .await;
+    // From now on there is no request. What is broken does not become healthy by that.
+    let (began, hits) =
+        (Instant::now(), ["failing", "rejecting", "lacking"].map(|name| azure.request_count(name)));
+    poll_within(Duration::from_secs(100), "each is asked again", async || {
+        let found = states().await;
+        assert_ne!(found[0], "healthy");
+        assert_eq!(found[1..], trouble[1..], "{:?}", began.elapsed());
+        let asked = ["failing", "rejecting", "lacking"].map(|name| azure.request_count(name));
+        if asked.iter().zip(hits).all(|(count, before)| *count > before) { Ok(()) } else { Err(asked) }
+    })
+    .await;
+    for name in ["failing", "rejecting", "lacking"] {
+        azure.set_mood(name, Mood::Calm);
+    }
+    let questions = azure.received_requests("failing");
+    assert!(questions.iter().skip(hits[0]).all(|request| request.target.starts_with("/openai/models")));
+    poll_within(Duration::from_secs(100), "each is healthy again", async || {
+        let found = states().await;
+        if found.iter().all(|state| state == "healthy") { Ok(()) } else { Err(found) }
+    })
+    .await;
+    assert!(balancer.records().iter().all(|record| record["backend"] == "a"), "questions are not recorded");
 }

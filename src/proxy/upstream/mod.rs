@@ -11,4 +11,5 @@ pub mod live_check;
 pub mod peer;
 pub mod probe;
 pub mod question;
+pub mod rechecks;
 pub mod stall_questions;

@@ -43,10 +43,32 @@ pub fn spawn_probes(config: &Arc<ActiveConfig>) -> JoinSet<()> {
 /// succeeded; a probe that could not be sent counts as a success.
 async fn probe_backend(config: &ActiveConfig, index: usize, connector: &Connector, is_repeat: bool) -> bool {
     let Some(backend) = config.gateway.backends.get(index) else { return true };
-    // A missing secret and a name that does not resolve are logged elsewhere.
-    let Some(auth_header) = backend.credential.current_auth_header() else { return true };
+    let Some(ModelsAnswer { response, secret_id }) = request_models(config, index, connector).await else {
+        return true;
+    };
+    let response = response.as_ref().map(|(status, body)| (*status, body.as_slice()));
+    config.gateway.record_health_check(backend, response, secret_id, is_repeat, Instant::now())
+}
+
+/// The answer of a backend to the request for its models.
+pub(super) struct ModelsAnswer {
+    /// The status and the beginning of the body; `None` if there was no answer.
+    pub(super) response: Option<(u16, Vec<u8>)>,
+    /// The id of the secret that was sent.
+    pub(super) secret_id: u64,
+}
+
+/// Asks a backend for its models. `None` if it cannot be asked: a missing secret and a name that does not resolve are
+/// reported elsewhere.
+pub(super) async fn request_models(
+    config: &ActiveConfig,
+    index: usize,
+    connector: &Connector,
+) -> Option<ModelsAnswer> {
+    let backend = config.gateway.backends.get(index)?;
+    let auth_header = backend.credential.current_auth_header()?;
     let secret_id = auth_header.1.id;
-    let Some(peer) = config.peers.peer_for_attempt(index, false) else { return true };
+    let peer = config.peers.peer_for_attempt(index, false)?;
     let models = BalancerRequest { method: Method::GET, target: MODELS_TARGET, body: "" };
     let response = match timeout(
         BALANCER_REQUEST_TIMEOUT + config.gateway.timeouts.connect,
@@ -61,6 +83,5 @@ async fn probe_backend(config: &ActiveConfig, index: usize, connector: &Connecto
         }
         Err(_) => None,
     };
-    let response = response.as_ref().map(|(status, body)| (*status, body.as_slice()));
-    config.gateway.record_health_check(backend, response, secret_id, is_repeat, Instant::now())
+    Some(ModelsAnswer { response, secret_id })
 }

@@ -119,6 +119,14 @@ impl RecentAttempts {
         }
     }
 
+    /// Forgets the failures: the backend was stalled, which explains them, and answers again.
+    pub fn on_stall_end(&self, now: Instant) {
+        let mut trouble = self.lock_trouble();
+        self.failures_in_a_row.store(0, Ordering::Relaxed);
+        self.window.clear();
+        self.refresh(&mut trouble, now);
+    }
+
     /// Keeps the error of an attempt. `details` gives the code and the message; it is not called if the error
     /// is the same as a moment ago.
     pub fn record_error(
@@ -225,6 +233,17 @@ mod tests {
         assert_eq!(recent.failing_since(now + 59 * S), Some(now));
         recent.record_probe_answer(now + 60 * S);
         assert_eq!(recent.failing_since(now + 60 * S), None);
+    }
+
+    #[test]
+    fn a_backend_whose_stall_is_over_does_not_fail_because_of_it() {
+        let now = Instant::now();
+        let recent = RecentAttempts::new(now);
+        (0..9).for_each(|_| assert!(recent.record_failure(false, now).count > 0));
+        recent.on_stall_end(now + S);
+        assert_eq!((recent.failing_since(now + S), recent.last_minute(now + S)), (None, (0, 0)));
+        (0..3).for_each(|_| assert!(recent.record_failure(false, now + S * 2).count > 0));
+        assert_eq!(recent.failing_since(now + S * 2), Some(now + S * 2), "it fails again");
     }
 
     #[test]

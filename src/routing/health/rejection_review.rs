@@ -18,6 +18,8 @@ use crate::names::ClientName;
 const ENOUGH_WITNESSES: usize = 3;
 /// A question is answered within this time or not at all.
 pub const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
+/// A recheck that was not answered is repeated after this time.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(30);
 /// After an answer that denied the rejection, further rejections are those of their requests for so long.
 const DENIAL_HOLDS_FOR: Duration = Duration::from_secs(5);
 /// Rejections that are further apart than this have nothing to do with each other.
@@ -93,6 +95,17 @@ impl RejectionReview {
         ReviewResult { holds_for_all: witnesses >= ENOUGH_WITNESSES, asks_question }
     }
 
+    /// Whether to ask, without a rejection, if one that holds for every request still does; if so, takes the question
+    /// as asked.
+    pub fn begin_recheck(&self, now: Instant) -> bool {
+        let mut state = self.lock_state();
+        let is_due = state.asked_at.is_none_or(|asked_at| now >= asked_at + RECHECK_INTERVAL);
+        if is_due {
+            state.asked_at = Some(now);
+        }
+        is_due
+    }
+
     /// Records that a request was not rejected: what others have met was about their requests.
     pub fn on_success(&self) {
         if self.is_open.load(Ordering::Acquire) {
@@ -157,6 +170,16 @@ mod tests {
         assert_eq!(fixture.reject("a", 2000), (false, true), "it was not answered in time");
         assert_eq!(fixture.reject("b", 2001), (false, false));
         assert_eq!(fixture.reject("c", 2002), (true, false), "three clients are enough");
+    }
+
+    #[test]
+    fn a_recheck_that_is_not_answered_is_repeated_after_half_a_minute() {
+        let fixture = Fixture::new(false);
+        let recheck = |at_ms: u32| fixture.review.begin_recheck(fixture.began_at + at_ms * MS);
+        assert_eq!([0, 29_999, 30_000, 30_001].map(recheck), [true, false, true, false]);
+        assert_eq!(fixture.reject("a", 30_002), (false, false), "the question is under way");
+        fixture.review.on_answer(ReviewAnswer::Confirmed, fixture.began_at + 30_003 * MS);
+        assert!(recheck(30_004));
     }
 
     #[test]
