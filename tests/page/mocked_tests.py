@@ -119,6 +119,10 @@ class MockedStateTests(Suite):
             assert pools[0] == "o3 ▲ none of 2 healthy Tier 1 eastus-ptu ✕ breaker_open 18 s left Tier 2 france ▲ credential", pools
             assert pools[1].startswith("gpt-4o ◑ 1 of 3 healthy, tier 2") and "sweden" not in pools[1] and "as gpt-4o-ptu ×2" in pools[1], pools
             assert pools[2] == "gpt-4o-mini ✓ 1 healthy", pools
+            # Of many the worst, in whatever order the server lists them.
+            mock.update(state=STATES["forty_in_trouble"])
+            self.page.wait_until(lambda: self.page.text("#more-pools") == "Show all 20", "expected a part of the pools")
+            assert all("✓" not in pool for pool in self.page.texts("#pool-rows > li")) and len(self.page.texts("#pool-rows > li")) == 6
 
     def stored_objects_are_shown_by_resource(self):
         with MockAdminApi(healthy) as mock:
@@ -146,7 +150,7 @@ class MockedStateTests(Suite):
             # Of many the fullest.
             many = [resource(f"resource-{index}", "a", entries=index) for index in range(25)]
             mock.update(state=lambda tick: healthy(tick) | {"affinity": affinity(*many)})
-            self.page.wait_until(lambda: len(self.page.texts("#resource-table > tbody")) == 10, "expected ten resources")
+            self.page.wait_until(lambda: len(self.page.texts("#resource-table > tbody")) == 5, "expected five resources")
             assert self.page.texts("#resource-table > tbody")[0].startswith("resource-24")
             self.page.click("#more-resources")
             assert len(self.page.texts("#resource-table > tbody")) == 25
@@ -461,6 +465,8 @@ class MockedStateTests(Suite):
             self.page.set_viewport(1440)
             self.page.open(mock.url)
             assert len(self.page.texts("#backend-table > tbody")) == 100
+            assert len(self.page.texts("#pool-rows > li")) == 6
+            self.page.click("#more-pools")
             assert len(self.page.texts("#pool-rows > li")) == 50
             self.page.evaluate("void [...document.querySelectorAll('#backend-table > tbody, #pool-rows > li, #client-rows > tr')].forEach(n => n.old = true)")
             self.page.run_devtools_command("Performance.enable")
@@ -496,7 +502,7 @@ class MockedStateTests(Suite):
         with MockAdminApi(STATES["hundred_backends"]) as mock:
             self.page.set_viewport()
             self.page.open(mock.url)
-            assert len(self.page.texts("#client-rows > tr")) == 8
+            assert len(self.page.texts("#client-rows > tr")) == 5
             self.page.click("#more-clients")
             rows = self.page.texts("#client-rows > tr")
             assert len(rows) == 60 and rows[0].startswith("client-000"), rows[:2]

@@ -1,6 +1,6 @@
 // Limits of clients: how much of each is used, the one first that is used most.
 
-const MOST_LIMITS = 8;
+const MOST_LIMITS = 5;
 const CLOSE_SHARE = 0.8;
 const LIMIT_MODES = new Map([['enforce', 'Requests beyond these limits are refused.'], ['observe', 'Limits are only observed: no request is refused.']]);
 

@@ -1,6 +1,6 @@
 // Stored objects: which resource has how many, and how it answers to questions for them.
 
-const MOST_RESOURCES = 10;
+const MOST_RESOURCES = 5;
 
 function showObjects(status) {
   const affinity = status.affinity && typeof status.affinity === 'object' ? status.affinity : null;

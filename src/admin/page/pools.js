@@ -1,16 +1,16 @@
 // Pools: of each only what is not healthy. The queue, if there is one: who waits for what. Clients: how much they use.
 
+const MOST_POOLS = 6;
+
 function showPools(pools, spilling) {
-  let shown = 0;
   const looks = new Map(pools.map(pool => [pool, poolLookOf(pool, spilling)])), order = ['bad', 'warn', 'unknown', 'note', 'ok'];
-  const sorted = [...pools].sort((a, b) => order.indexOf(looks.get(a)[2]) - order.indexOf(looks.get(b)[2]));
-  updateList($('pool-rows'), sorted, 'pool-row', pool => `${pool.kind} ${pool.deployment}`, (f, pool) => {
-    const look = looks.get(pool), members = membersOf(pool), isException = look[2] !== 'ok';
-    const visible = matchesFilters(isException, poolName(pool), ...members.map(member => member.backend));
-    setVisible(f.root, visible);
-    if (!visible) return;
-    shown += 1;
-    f.root.toggleAttribute('data-exception', isException);
+  const isException = pool => looks.get(pool)[2] !== 'ok';
+  const matching = pools.filter(pool => matchesFilters(isException(pool), poolName(pool), ...membersOf(pool).map(member => member.backend)));
+  matching.sort((a, b) => order.indexOf(looks.get(a)[2]) - order.indexOf(looks.get(b)[2]));
+  const shown = firstOf(matching, MOST_POOLS, $('more-pools'), renderAgain);
+  updateList($('pool-rows'), shown, 'pool-row', pool => `${pool.kind} ${pool.deployment}`, (f, pool) => {
+    const look = looks.get(pool), members = membersOf(pool);
+    f.root.toggleAttribute('data-exception', isException(pool));
     setText(f.name, poolName(pool));
     setBadge(f.state, look);
     const exceptions = members.filter(member => member.state !== 'healthy');
@@ -26,7 +26,7 @@ function showPools(pools, spilling) {
       setCountdown(g.left, look[2] === 'bad' ? member.until_ms : null);
     });
   });
-  showEmpty($('no-pools'), shown, pools.length, 'pool');
+  showEmpty($('no-pools'), shown.length, pools.length, 'pool');
 }
 
 const MOST_QUEUE_LINES = 5;
@@ -51,7 +51,7 @@ function showQueue(queue) {
   setText($('queue-note'), `Queue: ${pluralize(waiting, 'request')} ${waiting === 1 ? 'waits' : 'wait'} for a free backend (${classes.join(', ')}): ${shown.join(', ') || '–'}. ${bounds}`);
 }
 
-const MOST_CLIENTS = 8;
+const MOST_CLIENTS = 5;
 
 function showClients(clients) {
   const tokens = usage => isKnown(usage?.input_tokens) || isKnown(usage?.output_tokens) ? (usage.input_tokens ?? 0) + (usage.output_tokens ?? 0) : -1;

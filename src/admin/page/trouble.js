@@ -1,6 +1,6 @@
 // Recent trouble: the last requests that did not go well, asked for only while they are looked at. And who is refused.
 
-const TROUBLE_INTERVAL = 5000, TYPING_PAUSE = 300, FEW_REQUESTS = 10, MOST_REQUESTS = 500;
+const TROUBLE_INTERVAL = 5000, TYPING_PAUSE = 300, FEW_REQUESTS = 6, MOST_REQUESTS = 500;
 const STATUS_PATTERN = /^[1-5](xx|\d\d)$/i;
 const TROUBLE_LOOKS = new Map([
   ['failed', ['✕', 'failed', 'bad']],
