@@ -318,10 +318,15 @@ impl ServiceMonitor {
             },
         ));
         for backend in &config.gateway.backends {
-            if let Some(error) = backend.credential.secret().renewal_error() {
-                let text = format!("its credential cannot be renewed: {error}");
-                problems.push(degraded(backend.config.name.as_str(), text));
-            }
+            let secret = backend.credential.secret();
+            let text = match (secret.renewal_error(), secret.expiry(Instant::now(), now)) {
+                (Some(error), _) => format!("its credential cannot be renewed: {error}"),
+                (None, Some(expiry)) if expiry.at < now => {
+                    format!("its credential has expired: {}", expiry.part.as_str().replace('_', " "))
+                }
+                (None, _) => continue,
+            };
+            problems.push(degraded(backend.config.name.as_str(), text));
         }
         if let Some(error) = &self.config_status.load().last_reload_error {
             problems.push(degraded("configuration", format!("the last reload failed: {error}")));

@@ -5,11 +5,18 @@ use crate::support;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
+use support::h2::Http2Connection;
 use support::identity::{
-    AuthenticatedResource, CLIENT_ID, IdentityPlatform, ServiceBehaviour, TENANT_ID, application_certificate,
+    APP_SECRET, AuthenticatedResource, CLIENT_ID, IdentityPlatform, ServiceBehaviour, TENANT_ID,
+    application_certificate,
 };
-use support::tls::{generate_authority, write_certificate_and_key};
-use support::{Balancer, Client, all_backends_yaml, start_simulator, wait_until_async};
+use support::ingestion::{IngestionBehaviour, LogIngestionService};
+use support::tls::{
+    generate_authority, generate_key, issue_certificate_for_seconds, write_certificate_and_key,
+};
+use support::{
+    Balancer, CHAT_BODY, CHAT_TARGET, Client, all_backends_yaml, start_simulator, wait_until_async,
+};
 
 const DAY: i64 = 86_400;
 
@@ -144,4 +151,67 @@ async fn credentials_whose_end_is_known_are_listed_with_the_first_first() {
 
     platform.set_token_behaviour(ServiceBehaviour::Normal);
     wait_until_async("the tokens are renewed", async || rows(&balancer.status().await) == known).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_whole_is_not_healthy_once_something_has_ended_or_cannot_be_renewed() {
+    let (platform, ingestion) = (IdentityPlatform::start().await, LogIngestionService::start().await);
+    platform.set_secret("west-key", "a-key");
+    platform.set_secret_expiry_date("west-key", (seconds_now() + 100 * DAY).try_into().unwrap());
+    platform.set_token_lifetime(2);
+    let resource = AuthenticatedResource::start(&["a-key"], Some(&platform)).await;
+    let application = format!(
+        "entra: {{ client_secret: {{ tenant: {TENANT_ID}, client_id: {CLIENT_ID}, secret: '{APP_SECRET}' }}, authority: 'http://{}' }}",
+        platform.address
+    );
+    let vault = format!("key_vault: '{}'", platform.secret_url("west-key"));
+    let backends = resource.backend_yaml("west", &vault) + &resource.backend_yaml("app", &application);
+    let blocks = format!(
+        "key_vault: {{ credential: {{ {application} }}, refresh: 1s }}\n\
+         record: {{ jsonl: {{ path: records.jsonl }}, {} }}",
+        ingestion.log_analytics_yaml()
+    );
+    let authority = generate_authority();
+    let balancer = Balancer::start_with_tls(&authority, &backends, &blocks).await;
+    let problem = async |subject: &str, text: &str| {
+        balancer
+            .wait_for_status(&format!("{subject}: {text}"), |status| {
+                let problems = status["service"]["problems"].as_array().unwrap();
+                problems.iter().any(|problem| {
+                    let has =
+                        |key: &str, expected: &str| problem[key].as_str().unwrap().starts_with(expected);
+                    problem["state"] == "degraded" && has("subject", subject) && has("text", text)
+                })
+            })
+            .await;
+    };
+    let no_problem = async || {
+        let is_calm = |status: &Value| status["service"]["problems"] == json!([]);
+        balancer.wait_for_status("there is no problem", is_calm).await;
+    };
+    no_problem().await;
+    let vault_date = |seconds: i64| {
+        platform.set_secret_expiry_date("west-key", (seconds_now() + seconds).try_into().unwrap());
+    };
+    vault_date(-60);
+    problem("west", "its credential has expired: key vault secret").await;
+    vault_date(DAY);
+    no_problem().await;
+    platform.set_token_behaviour(ServiceBehaviour::RespondsWith(400, r#"{"error":"invalid_client"}"#));
+    problem("app", "its credential cannot be renewed: ").await;
+    platform.set_token_behaviour(ServiceBehaviour::Normal);
+    no_problem().await;
+    ingestion.set_behaviour(IngestionBehaviour::RespondsWith(503, None));
+    let connection = Http2Connection::connect(balancer.address, &authority).await;
+    assert_eq!(connection.post(CHAT_TARGET, CHAT_BODY.as_bytes()).await.status, 200);
+    problem("log_analytics", "records are not delivered: ").await;
+    ingestion.set_behaviour(IngestionBehaviour::Normal);
+    no_problem().await;
+    // A certificate that ends while it is in use.
+    let key = generate_key();
+    let certificate = issue_certificate_for_seconds("balancer.test", (-60, 8), &key, Some(&authority));
+    std::fs::write(balancer.path("cert.pem"), certificate.to_pem().unwrap()).unwrap();
+    std::fs::write(balancer.path("key.pem"), key.private_key_to_pem_pkcs8().unwrap()).unwrap();
+    let file = balancer.path("cert.pem").display().to_string();
+    problem(&file, "the certificate has expired; used by listener 127.0.0.1:").await;
 }

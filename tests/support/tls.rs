@@ -28,7 +28,17 @@ pub fn generate_key() -> PKey<Private> {
 /// now; without an issuer it is self-signed and an authority.
 pub fn issue_certificate(
     name: &str,
-    validity_days: (i64, i64),
+    (first, last): (i64, i64),
+    key: &PKey<Private>,
+    issuer: Option<&CertificateAuthority>,
+) -> X509 {
+    issue_certificate_for_seconds(name, (first * 86_400, last * 86_400), key, issuer)
+}
+
+/// Like [`issue_certificate`], with the beginning and the end in seconds from now.
+pub fn issue_certificate_for_seconds(
+    name: &str,
+    validity: (i64, i64),
     key: &PKey<Private>,
     issuer: Option<&CertificateAuthority>,
 ) -> X509 {
@@ -42,8 +52,8 @@ pub fn issue_certificate(
     builder.set_issuer_name(issuer.map_or(&subject, |issuer| issuer.certificate.subject_name())).unwrap();
     builder.set_pubkey(key).unwrap();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
-    builder.set_not_before(&Asn1Time::from_unix(now + validity_days.0 * 86_400).unwrap()).unwrap();
-    builder.set_not_after(&Asn1Time::from_unix(now + validity_days.1 * 86_400).unwrap()).unwrap();
+    builder.set_not_before(&Asn1Time::from_unix(now + validity.0).unwrap()).unwrap();
+    builder.set_not_after(&Asn1Time::from_unix(now + validity.1).unwrap()).unwrap();
     if issuer.is_none() {
         builder.append_extension(BasicConstraints::new().critical().ca().build().unwrap()).unwrap();
     }

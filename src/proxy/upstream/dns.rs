@@ -120,13 +120,15 @@ impl EndpointAddresses {
                 // Sorted, because resolvers answer in any order.
                 addresses.sort_unstable();
                 addresses.dedup();
-                if **self.addresses.load() != addresses {
+                let previous = self.addresses.load_full();
+                if *previous != addresses {
                     info!("{} resolves to {addresses:?}", self.host);
                     self.addresses.store(Arc::new(addresses));
-                } else if self.failure.load().is_some() {
+                }
+                // What ends a warning is a warning. Without earlier addresses the monitor tells of both.
+                if self.failure.swap(None).is_some() && !previous.is_empty() {
                     warn!("{} resolves again", self.host);
                 }
-                self.failure.store(None);
                 return true;
             }
             Ok(_) => "the name has no address".to_owned(),
