@@ -69,6 +69,20 @@ async fn a_calm_status_has_the_backends_and_nothing_to_worry_about() {
     for absent in ["POOL", "REFUSED", "EXPIRES", "reload", "CLIENT", "\u{1b}", "…"] {
         assert!(!text.contains(absent), "{absent:?} is in:\n{text}");
     }
+    // While every client is refused for its key, the backends are healthy, and the status says both.
+    for _ in 0..12 {
+        let refused = balancer.post(CHAT_TARGET, &[("api-key", "unknown")], CHAT_BODY.as_bytes()).await;
+        assert_eq!(refused.status, 401);
+    }
+    let is_counted = |status: &Value| status["refusals"][0]["last_minute"]["refused"]["401"] == 12;
+    balancer.wait_for_status("the refusals are counted", is_counted).await;
+    let (_, text, _) = run(&["-c", &file]).await;
+    let expected =
+        "  12 of 13 requests of the last minute were refused for their key, deployment or path (401: 12, ";
+    assert!(
+        text.starts_with("healthy since ") && text.lines().any(|line| line.starts_with(expected)),
+        "{text}"
+    );
     let (_, text, _) = run(&["-c", &file, "--verbose"]).await;
     let lines: Vec<&str> = text.lines().collect();
     let quotas = position(&lines, "BACKEND  DEPLOYMENT ").unwrap();

@@ -4,7 +4,7 @@ import math
 import re
 
 from mock import MockAdminApi
-from states import HOSTILE_MARKUP, STATES, backend, healthy, problems, queue, seconds_ago, trouble_list, unavailability
+from states import HOSTILE_MARKUP, STATES, backend, healthy, problems, queue, refused, seconds_ago, trouble_list, unavailability
 from suite import Suite
 
 STATE_WORDS = ["credential", "unresolvable", "stalled", "breaker_open", "failing", "absent", "permission", "cooling", "drained", "disabled", "healthy"]
@@ -240,6 +240,20 @@ class TableTests(Suite):
             assert self.page.evaluate("document.activeElement.id") == "trouble-client"
             self.page.click("#refusal-table [aria-label='Show requests of unknown clients']")
             self.page.wait_until(lambda: self.page.text("#trouble-count") == "24 of 120 match", "expected the requests of unknown clients")
+            # That most requests are refused is told at the top; the state is about backends.
+            everybody = {"client": None} | refused() | {"last_minute": refused(unauthorized=900, not_found=100)}
+
+            def refusing(requests):
+                document = healthy()
+                document["timeline"]["requests"] = [5000] * 167 + [0] * 12 + [requests]
+                return document | {"refusals": [everybody]}
+
+            notice = "◑1,000 of 2,000 requests of the last minute were refused for their key, deployment or path (401: 900, 403: 0, 404: 100)"
+            mock.update(state=lambda tick: refusing(2000))
+            self.page.wait_until(lambda: notice in "".join(self.page.texts("#notices li")).replace("\n", ""), "expected that most are refused")
+            assert self.headline() == "healthy"
+            mock.update(state=lambda tick: refusing(2001))
+            self.page.wait_until(lambda: self.page.texts("#notices li") == [], "expected no notice")
             mock.update(state=healthy)
             self.page.wait_until(lambda: self.page.text("#no-refusals") == "Nobody since the start.", "expected nobody")
 

@@ -51,6 +51,8 @@ function showNotices(status) {
   if (process.stopping === true) notices.push(['bad', `This process is stopping: ${pluralize(status.in_flight, 'request')} still in flight`]);
   else if (process.ready === false) notices.push(['bad', 'This process is not ready']);
   if (process.replaced === true) notices.push(['note', 'Another process has taken over; this one finishes its requests']);
+  const refused = describeRefusals(status);
+  if (refused) notices.push(['warn', refused]);
   if (nonEmptyText(process.drains_not_saved)) notices.push(['note', `Drains end with this process: ${process.drains_not_saved}`]);
   if (nonEmptyText(status.affinity?.not_saved)) notices.push(['note', `Ids of stored objects are forgotten when this process ends: ${status.affinity.not_saved}`]);
   if (upgrade.length) notices.push(['note', `Takes effect with an upgrade: ${upgrade.join(', ')}`]);
@@ -59,6 +61,19 @@ function showNotices(status) {
     setText(f.sign, LEVEL_SIGNS[level]);
     setText(f.text, text);
   });
+}
+
+const LEAST_REFUSED = 10;
+
+/** That most requests of the last minute were refused for what clients send, which is no problem of the backends. */
+function describeRefusals(status) {
+  const minutes = objectsIn(status.refusals).map(entry => entry.last_minute?.refused ?? {});
+  const [refused, ...counts] = [['401', '403', '404'], ['401'], ['403'], ['404']].map(keys => minutes.flatMap(minute => keys.map(key => minute[key])).filter(isKnown).reduce((a, b) => a + b, 0));
+  const line = status.timeline ?? {}, steps = Math.round(60 / (line.step_seconds > 0 ? line.step_seconds : 5)) + 1;
+  const requests = Math.max(refused, Array.isArray(line.requests) ? sum(line.requests, -steps, undefined) ?? 0 : 0);
+  if (refused < LEAST_REFUSED || refused * 2 < requests) return null;
+  const byStatus = ['401', '403', '404'].map((key, place) => `${key}: ${formatCount(counts[place])}`).join(', ');
+  return `${formatCount(refused)} of ${formatCount(requests)} requests of the last minute were refused for their key, deployment or path (${byStatus})`;
 }
 
 function showHeadline(sign, level, headline, title = headline) {

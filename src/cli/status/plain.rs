@@ -3,7 +3,9 @@
 use super::backends::{SortOrder, backend_table};
 use super::report_time::{ReportTime, in_whole_seconds};
 use super::sections::{detail_sections, overview_sections};
-use super::summary::{headline, open_websockets, problem_lines, queued_requests, spilling_backends};
+use super::summary::{
+    headline, open_websockets, problem_lines, queued_requests, refusal_notice, spilling_backends,
+};
 use super::text::{Line, Palette, in_words, printable};
 use crate::admin::status::{BackendStatus, StatusReport};
 
@@ -20,6 +22,7 @@ pub(super) fn format(
     let time = ReportTime::new(&status.process);
     let mut lines = vec![headline(status, time)];
     lines.extend(problem_lines(&status.service, columns.map(|_| MAX_PROBLEMS_ON_TERMINAL)));
+    lines.extend(refusal_notice(status));
     lines.extend(process_lines(status).into_iter().map(Line::plain));
     lines.push(Line::default());
     let mut backends: Vec<&BackendStatus> = status.backends.iter().collect();

@@ -10,6 +10,9 @@ use crate::routing::service_state::ServiceState;
 /// The problems are aligned after the longest state.
 const STATE_COLUMNS: usize = 8;
 
+/// Fewer refused requests in a minute are not told of.
+const MIN_REFUSED_REQUESTS: u64 = 10;
+
 /// The state of the whole; `None` if this version does not know it.
 pub(super) fn service_state(service: &ServiceStatus) -> Option<ServiceState> {
     ServiceState::ALL.into_iter().find(|state| state.as_str() == service.state)
@@ -75,6 +78,28 @@ pub(super) fn problem_lines(service: &ServiceStatus, limit: Option<usize>) -> Ve
     lines
 }
 
+/// That most requests of the last minute were refused for what clients send: no problem of the backends, so the state
+/// of the whole does not tell it.
+pub(super) fn refusal_notice(status: &StatusReport) -> Option<Line> {
+    let by_client = status.refusals.iter().map(|client| &client.last_minute.refused);
+    let [unauthorized, forbidden, not_found] = by_client.fold([0; 3], |[a, b, c], refused| {
+        [a + refused.unauthorized, b + refused.forbidden, c + refused.not_found]
+    });
+    let refused = unauthorized + forbidden + not_found;
+    // With the step that is not over yet: what was refused just now is counted as well.
+    let steps = (60 / status.timeline.step_seconds.max(1)) as usize + 1;
+    let requests: u64 = status.timeline.requests.iter().rev().take(steps).flatten().sum();
+    if refused < MIN_REFUSED_REQUESTS || refused * 2 < requests {
+        return None;
+    }
+    let text = format!(
+        "  {refused} of {} requests of the last minute were refused for their key, deployment or path (401: \
+         {unauthorized}, 403: {forbidden}, 404: {not_found})",
+        requests.max(refused)
+    );
+    Some(Line::new(text, Style::Warning))
+}
+
 fn problem_line(problem: &ServiceProblemStatus) -> Line {
     let state = format!("  {:<STATE_COLUMNS$}  ", printable(&problem.state));
     Line::new(state, style_of(&problem.state)).with(problem_text(problem), Style::Plain)
@@ -89,6 +114,7 @@ pub(super) fn problem_text(problem: &ServiceProblemStatus) -> String {
 mod tests {
     use serde_json::json;
 
+    use super::super::text::Palette;
     use super::*;
     use crate::cli::status::testing;
 
@@ -99,6 +125,34 @@ mod tests {
         status.websockets.realtime = 1;
         status.websockets.responses = 2;
         assert_eq!(open_websockets(&status), ", WebSockets 3");
+    }
+
+    #[test]
+    fn it_is_told_if_most_requests_are_refused_for_what_clients_send() {
+        let mut status = testing::status(&json!({ "state": "healthy", "problems": [] }), Vec::new());
+        for (unauthorized, not_found, throttled, answered, expected) in [
+            (9, 0, 0, 0, None),
+            (4, 6, 0, 10, Some("10 of 20 requests of the last minute were refused for their key")),
+            (4, 6, 0, 11, None),
+            (0, 0, 90, 0, None),
+        ] {
+            let counts = json!({
+                "refused": { "401": unauthorized, "403": 0, "404": not_found, "429": throttled, "other": 0 },
+                "failed": 0,
+            });
+            let mut client = counts.clone();
+            client["client"] = json!(null);
+            client["last_minute"] = counts;
+            status.refusals = serde_json::from_value(json!([client])).unwrap();
+            let requests = answered + unauthorized + not_found + throttled;
+            // What was before the last minute does not count.
+            status.timeline.requests = vec![Some(1000), None];
+            status.timeline.requests.extend([0; 11].map(Some));
+            status.timeline.requests.push(Some(requests));
+            let notice = refusal_notice(&status).map(|line| line.render(Palette::Text));
+            assert_eq!(notice.is_some(), expected.is_some(), "{notice:?}");
+            assert!(notice.unwrap_or_default().contains(expected.unwrap_or_default()));
+        }
     }
 
     #[test]

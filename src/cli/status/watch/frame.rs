@@ -9,7 +9,7 @@ use crate::cli::status::backends::{backend_counts, backend_table, is_selected};
 use crate::cli::status::report_time::ReportTime;
 use crate::cli::status::sections::{detail_sections, overview_sections};
 use crate::cli::status::summary::{
-    headline, open_websockets, problem_lines, queued_requests, spilling_backends,
+    headline, open_websockets, problem_lines, queued_requests, refusal_notice, spilling_backends,
 };
 use crate::cli::status::text::{Line, Style, in_words, printable};
 use crate::routing::health::backend_state::BackendState;
@@ -65,6 +65,7 @@ fn head_lines(known: &Known<'_>, view: &View, size: ScreenSize) -> Vec<Line> {
             }
             lines.push(line);
             lines.extend(problem_lines(&status.service, Some((size.rows / PROBLEMS_SHARE).max(1))));
+            lines.extend(refusal_notice(status));
         }
     }
     lines
