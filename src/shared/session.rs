@@ -52,7 +52,7 @@ async fn serve(
     outgoing: &mut mpsc::Receiver<OutgoingMessage>,
 ) -> Problem {
     let OpenConnection { connection, pushes, mut driver, password_id } = open;
-    // Before the connection is told to be up: whoever waits for that expects to hear of everything from then on.
+    // First: once the connection is up, no message is missed.
     let mut subscribed = 0;
     if let Err(problem) = subscribe(state, &mut connection.clone(), &mut subscribed).await {
         return problem;
@@ -69,7 +69,7 @@ async fn serve(
     }
 }
 
-/// Asks the server again and again, and tells it a new password. Ends when it does not answer.
+/// Asks the server again and again whether it answers, and sends it a renewed password. Ends when it does not answer.
 async fn watch(
     access: &ServerAccess,
     mut connection: MultiplexedConnection,
