@@ -3,6 +3,8 @@
 
 use std::io;
 
+use rustix::io::Errno;
+
 /// What has happened, without the number of the error. Where the system's words do not lead to the likely reason,
 /// they are replaced. An error that did not come from the system keeps its text.
 pub fn describe(error: &io::Error) -> String {
@@ -17,7 +19,17 @@ pub fn describe(error: &io::Error) -> String {
         io::ErrorKind::StorageFull => return "the disk is full".to_owned(),
         _ => {}
     }
+    if Errno::from_io_error(error) == Some(Errno::MFILE) {
+        return "the process has too many open files (LimitNOFILE)".to_owned();
+    }
     without_error_number(&error.to_string()).to_owned()
+}
+
+/// Whether this process or machine lacks what a new connection needs, whatever is at its other end: file
+/// descriptors, or memory of the kernel.
+pub fn is_local_shortage(error: &io::Error) -> bool {
+    const SHORTAGES: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|error| SHORTAGES.contains(&error))
 }
 
 /// A message without the number of the error that the standard library appends.
@@ -74,6 +86,19 @@ pub fn describe_tls(openssl_text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_this_machine_lacks_is_told_apart() {
+        let error = |errno: Errno| io::Error::from_raw_os_error(errno.raw_os_error());
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
+            assert!(is_local_shortage(&error(errno)), "{errno}");
+        }
+        for errno in [Errno::CONNREFUSED, Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::ADDRNOTAVAIL] {
+            assert!(!is_local_shortage(&error(errno)), "{errno}");
+        }
+        assert!(!is_local_shortage(&io::Error::other("24")));
+        assert_eq!(describe(&error(Errno::MFILE)), "the process has too many open files (LimitNOFILE)");
+    }
 
     #[test]
     fn a_failed_lookup_has_a_likely_reason() {

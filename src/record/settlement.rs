@@ -7,8 +7,8 @@ use crate::admission::limits::{Settlement, UsedTokens};
 use crate::azure::response::usage::TokenUsage;
 
 /// The errors of attempts for which nothing was sent to a backend.
-const ERRORS_BEFORE_SENDING: [&str; 6] =
-    ["dns", "connect_timeout", "connect_refused", "connect", "tls", "credential"];
+const ERRORS_BEFORE_SENDING: [&str; 7] =
+    ["dns", "connect_timeout", "connect_refused", "connect", "local_shortage", "tls", "credential"];
 
 impl FinishedExchange {
     /// Settles what the exchange has reserved, now that its tokens are known or never will be.

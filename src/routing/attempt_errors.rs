@@ -7,6 +7,7 @@ pub fn attempt_error_in_words(code: &str) -> &str {
         "connect_timeout" => "no connection in time",
         "connect_refused" => "connection refused",
         "connect" => "no connection",
+        "local_shortage" => "the balancer has too many open files, or no memory for a connection",
         "tls" => "TLS handshake failed, or its certificate is not trusted",
         "reset" => "connection reset",
         "protocol" => "invalid HTTP",

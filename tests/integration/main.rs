@@ -48,6 +48,7 @@ mod metrics;
 mod models;
 mod monitoring;
 mod moods;
+mod open_files;
 mod operate;
 mod queue;
 mod queue_view;

@@ -16,6 +16,7 @@ use super::records::{encode_change, encode_entry};
 use crate::routing::homes::{Homes, SnapshotPosition};
 use crate::state::StateDirectory;
 use crate::state::homes_log::{FILE_NAME, HEADER_BYTES, RECORD_BYTES, header};
+use crate::system_error::describe;
 
 /// How often changes are passed on. A kill loses those of this time.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -284,5 +285,5 @@ impl Released {
 }
 
 fn not_written(problem: &io::Error) -> String {
-    format!("cannot write {FILE_NAME}: {problem}")
+    format!("cannot write {FILE_NAME}: {}", describe(problem))
 }

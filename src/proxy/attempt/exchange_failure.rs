@@ -6,10 +6,11 @@ use pingora::{Error, ErrorSource, ErrorType};
 
 use super::response_state::ResponseState;
 use super::upstream_error::{UpstreamError, is_upload_error};
+use crate::proxy::client::connection_limit::warn_of_local_shortage;
 use crate::proxy::context::RequestContext;
 use crate::proxy::error_types::{
     BACKEND_STALLED, FIRST_BYTE_TIMEOUT, NO_CREDENTIAL, NOT_ON_PINNED_RESOURCE, RESPONSE_IDLE_TIMEOUT,
-    RETRY_ELSEWHERE,
+    RETRY_ELSEWHERE, local_shortage,
 };
 
 impl RequestContext {
@@ -23,6 +24,9 @@ impl RequestContext {
             && let Some(retry) = &self.retry_state
         {
             retry.log_tls_error(&error.to_string(), now);
+        }
+        if let Some(shortage) = local_shortage(error) {
+            warn_of_local_shortage(shortage);
         }
         self.on_attempt_failed(reason, is_stale, now)
     }

@@ -80,6 +80,11 @@ fn queue_refusal(reason: GivenUp, queued: Duration, wait: Duration) -> Refusal {
 }
 
 fn failed_refusal(last: &AttemptRecord, attempts: &[AttemptRecord]) -> Refusal {
+    if last.error_code.is_some_and(UpstreamError::is_local_shortage_code) {
+        let message =
+            "the balancer has too many open files, or no memory for a connection; try again shortly";
+        return Refusal::new(RefusalReason::Overloaded, message).with_retry_after(Duration::from_secs(1));
+    }
     let causes = last_error_by_backend(attempts);
     if last.error_code.is_some_and(UpstreamError::is_timeout_code) {
         return Refusal::new(

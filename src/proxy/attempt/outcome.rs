@@ -271,13 +271,14 @@ impl RetryState {
         let candidate = self.current_attempt.as_ref().map(|current| current.candidate_index);
         let is_stale =
             is_stale && !candidate.is_some_and(|candidate| self.plan.had_uncounted_attempt(candidate));
-        let failure = if is_stale { NO_FAILURE } else { self.record_current_failure() };
+        let counts = !is_stale && error != UpstreamError::LocalShortage;
+        let failure = if counts { self.record_current_failure() } else { NO_FAILURE };
         let Some(finished) = self.finish_attempt(now, |attempt| attempt.error_code = Some(error.as_str()))
         else {
             return false;
         };
         if let Some(candidate) = self.admitted.pool.candidate(finished.candidate_index)
-            && !is_stale
+            && counts
         {
             self.gateway.record_connection_failure(candidate, failure, error.as_str(), now);
         }

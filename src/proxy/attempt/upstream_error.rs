@@ -2,6 +2,7 @@
 
 use pingora::{Error, ErrorSource, ErrorType};
 
+use crate::proxy::error_types::local_shortage;
 use crate::proxy::framing::error::is_framing_error;
 use crate::refusal::{Refusal, RefusalReason};
 
@@ -15,6 +16,8 @@ pub(in crate::proxy) enum UpstreamError {
     ConnectRefused,
     /// Any other error of connecting.
     Connect,
+    /// This process has no file descriptor for a connection, or the kernel no memory. It says nothing about the backend.
+    LocalShortage,
     /// The TLS handshake failed, or the certificate is not trusted.
     Tls,
     /// The connection was closed or reset, or the HTTP/2 stream was.
@@ -36,6 +39,7 @@ impl UpstreamError {
             ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Self::ConnectTimeout,
             ErrorType::ConnectRefused => Self::ConnectRefused,
             ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => Self::Tls,
+            _ if local_shortage(error).is_some() => Self::LocalShortage,
             _ => Self::Connect,
         }
     }
@@ -60,6 +64,7 @@ impl UpstreamError {
             Self::ConnectTimeout => "connect_timeout",
             Self::ConnectRefused => "connect_refused",
             Self::Connect => "connect",
+            Self::LocalShortage => "local_shortage",
             Self::Tls => "tls",
             Self::Reset => "reset",
             Self::Protocol => "protocol",
@@ -67,6 +72,11 @@ impl UpstreamError {
             Self::IdleTimeout => "idle_timeout",
             Self::Stalled => "stalled",
         }
+    }
+
+    /// Whether this `attempts[].error` says that the balancer itself lacks something.
+    pub(super) fn is_local_shortage_code(word: &str) -> bool {
+        word == Self::LocalShortage.as_str()
     }
 
     /// Whether this `attempts[].error` is a timeout, for which the client gets 504 instead of 502.

@@ -3,12 +3,15 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use log::warn;
+use log::{error, warn};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::system_error::describe;
 
 /// Shortest time between two warnings about refused connections.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
@@ -83,6 +86,12 @@ fn address_or_ipv6_network(ip: IpAddr) -> IpAddr {
         IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX))),
         ip => ip,
     }
+}
+
+/// Logs that a connection to a backend cannot be made because this process or machine lacks something. Of such
+/// lines of this room one a minute is written.
+pub(in crate::proxy) fn warn_of_local_shortage(error: &io::Error) {
+    error!("cannot connect to backends, which is no failure of theirs: {}", describe(error));
 }
 
 /// Counts all connections of clients, whatever their address.

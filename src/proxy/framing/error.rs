@@ -1,7 +1,8 @@
 //! The error of a message whose framing is malformed. It passes through Pingora as the error of a read.
 
-use std::error::Error as StdError;
 use std::io;
+
+use crate::proxy::error_types::find_io_error;
 
 /// What is malformed about a message.
 #[derive(Debug, thiserror::Error)]
@@ -16,19 +17,9 @@ impl From<FramingError> for io::Error {
 
 /// Whether this error of Pingora is caused by a [`FramingError`].
 pub(in crate::proxy) fn is_framing_error(error: &pingora::Error) -> bool {
-    let mut cause: Option<&(dyn StdError + 'static)> = error.cause.as_deref().map(|cause| cause as _);
-    while let Some(current) = cause {
-        // The error in an `io::Error` is not its `source`.
-        let inner = current.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        if inner.is_some_and(|inner| inner.is::<FramingError>()) {
-            return true;
-        }
-        cause = match current.downcast_ref::<Box<pingora::Error>>() {
-            Some(error) => error.cause.as_deref().map(|cause| cause as _),
-            None => current.source(),
-        };
-    }
-    false
+    // The error in an `io::Error` is not its `source`.
+    let is_framing = |error: &io::Error| error.get_ref().is_some_and(|inner| inner.is::<FramingError>());
+    find_io_error(error, is_framing).is_some()
 }
 
 #[cfg(test)]

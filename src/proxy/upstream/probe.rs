@@ -15,6 +15,7 @@ use super::balancer_request::{
     BALANCER_REQUEST_TIMEOUT, BalancerRequest, MODELS_TARGET, send_balancer_request,
 };
 use crate::proxy::ActiveConfig;
+use crate::proxy::error_types::local_shortage;
 
 /// Starts a task for each backend that is to be probed. Dropping the returned set ends them.
 #[must_use]
@@ -77,6 +78,7 @@ pub(super) async fn request_models(
     .await
     {
         Ok(Ok(response)) => Some(response),
+        Ok(Err(error)) if local_shortage(&error).is_some() => return true,
         Ok(Err(error)) => {
             debug!("probe of backend {}: {error}", backend.config.name);
             None

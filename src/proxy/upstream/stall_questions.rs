@@ -13,6 +13,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use super::balancer_request::{BalancerRequest, MODELS_TARGET, send_balancer_request};
 use crate::gateway::Backend;
 use crate::proxy::ActiveConfig;
+use crate::proxy::error_types::local_shortage;
 use crate::routing::health::stall::STALL_QUESTION_INTERVAL;
 
 /// How often each backend is looked at.
@@ -56,6 +57,7 @@ async fn ask(config: &ActiveConfig, index: usize) {
     let response = send_balancer_request(backend, auth_header, &peer, &connector, models);
     let has_answered = match timeout(STALL_QUESTION_INTERVAL, response).await {
         Ok(Ok(_)) => true,
+        Ok(Err(error)) if local_shortage(&error).is_some() => return,
         Ok(Err(error)) => {
             debug!("backend {}: no answer to whether it answers: {error}", backend.config.name);
             false
