@@ -2,7 +2,8 @@
 //! is fetched, and are counted once, for the client that made it: by the response to that request, or else by
 //! the first one to the same client that shows its end.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use http::Method;
@@ -11,17 +12,26 @@ use super::exchange::{FinishedExchange, WEBSOCKET_METHOD};
 use crate::azure::response::capture::ResponseCapture;
 use crate::names::ClientName;
 
-/// The most objects that are remembered; beyond it the oldest is forgotten, and its tokens are not counted.
+/// The most objects that are remembered. Beyond it the client with most of them loses its oldest, whose tokens are not
+/// counted.
 const MAX_UNCOUNTED_OBJECTS: usize = 16 * 1024;
 
 /// The objects whose tokens have not been counted.
 #[derive(Debug, Default)]
 pub struct StoredUsage(Mutex<UncountedObjects>);
 
-/// Hashes of the clients and ids of objects that were made through this balancer and had not ended then.
+/// The objects that were made through this balancer and had not ended then, by their client.
 #[derive(Debug, Default)]
 struct UncountedObjects {
+    by_client: HashMap<u16, ObjectsOfClient>,
+    count: usize,
+}
+
+/// Hashes of the objects of one client.
+#[derive(Debug, Default)]
+struct ObjectsOfClient {
     hashes: HashSet<u64>,
+    /// Oldest first. Those that have been counted may still be here.
     in_order: VecDeque<u64>,
 }
 
@@ -47,10 +57,10 @@ impl StoredUsage {
         }
     }
 
-    /// What another process has to remember, oldest first.
+    /// What another process has to remember, of each client oldest first.
     pub fn uncounted_hashes(&self) -> Vec<u64> {
         let uncounted = self.lock();
-        uncounted.in_order.iter().copied().filter(|hash| uncounted.hashes.contains(hash)).collect()
+        uncounted.by_client.values().flat_map(ObjectsOfClient::in_order).collect()
     }
 
     /// Adds what another process has remembered.
@@ -66,20 +76,56 @@ impl StoredUsage {
 
 impl UncountedObjects {
     fn insert(&mut self, hash: u64) {
-        if !self.hashes.insert(hash) {
+        if !self.by_client.entry(client_part(hash)).or_default().insert(hash) {
             return;
         }
-        self.in_order.push_back(hash);
-        // Those that have been counted are still in order.
-        while self.in_order.len() > MAX_UNCOUNTED_OBJECTS
-            && let Some(oldest) = self.in_order.pop_front()
-        {
-            self.hashes.remove(&oldest);
+        self.count += 1;
+        if self.count > MAX_UNCOUNTED_OBJECTS {
+            let largest = self.by_client.values_mut().max_by_key(|objects| objects.hashes.len());
+            if largest.is_some_and(ObjectsOfClient::remove_oldest) {
+                self.count -= 1;
+            }
         }
     }
 
     fn remove(&mut self, hash: u64) -> bool {
-        self.hashes.remove(&hash)
+        let Entry::Occupied(mut objects) = self.by_client.entry(client_part(hash)) else { return false };
+        let was_there = objects.get_mut().hashes.remove(&hash);
+        self.count -= usize::from(was_there);
+        if objects.get().hashes.is_empty() {
+            objects.remove();
+        }
+        was_there
+    }
+}
+
+impl ObjectsOfClient {
+    /// Returns whether it is new.
+    fn insert(&mut self, hash: u64) -> bool {
+        let is_new = self.hashes.insert(hash);
+        if is_new {
+            self.in_order.push_back(hash);
+        }
+        // So that those that have been counted do not collect.
+        if self.in_order.len() > 2 * self.hashes.len() {
+            self.in_order.retain(|hash| self.hashes.contains(hash));
+        }
+        is_new
+    }
+
+    /// Returns whether there was one.
+    fn remove_oldest(&mut self) -> bool {
+        while let Some(hash) = self.in_order.pop_front() {
+            if self.hashes.remove(&hash) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Those that have not been counted, oldest first.
+    fn in_order(&self) -> impl Iterator<Item = u64> {
+        self.in_order.iter().copied().filter(|hash| self.hashes.contains(hash))
     }
 }
 
@@ -93,26 +139,58 @@ impl FinishedExchange {
     }
 }
 
-/// The hash of an object's id and of the client that made it. It is the same in every process.
+/// The hash of an object's id and of the client that made it. It is the same in every process. Its first two bytes are
+/// those of the client alone.
 fn hash_of(exchange: &FinishedExchange, id: &str) -> u64 {
     let client = exchange.client.as_ref().and_then(|client| client.name.as_ref());
-    let client = client.map_or("", ClientName::as_str);
-    let digest = openssl::sha::sha256(format!("{client}\0{id}").as_bytes());
-    digest.first_chunk().map_or(0, |first| u64::from_be_bytes(*first))
+    hash_of_names(client.map_or("", ClientName::as_str), id)
+}
+
+fn hash_of_names(client: &str, id: &str) -> u64 {
+    let [client_0, client_1, ..] = openssl::sha::sha256(client.as_bytes());
+    let [_, _, a, b, c, d, e, f, ..] = openssl::sha::sha256(format!("{client}\0{id}").as_bytes());
+    u64::from_be_bytes([client_0, client_1, a, b, c, d, e, f])
+}
+
+/// What tells the clients of hashes apart. Two clients may have the same, and share what one may have.
+fn client_part(hash: u64) -> u16 {
+    let [a, b, ..] = hash.to_be_bytes();
+    u16::from_be_bytes([a, b])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn hashes(client: &str, count: usize) -> Vec<u64> {
+        (0..count).map(|number| hash_of_names(client, &number.to_string())).collect()
+    }
+
     #[test]
-    fn an_object_is_counted_once_and_the_oldest_is_forgotten() {
+    fn an_object_is_counted_once() {
         let stored = StoredUsage::default();
-        stored.adopt(&[1, 2, 1]);
-        assert!(stored.lock().remove(1) && !stored.lock().remove(1));
-        assert_eq!(stored.uncounted_hashes(), [2]);
-        stored.adopt(&(10..10 + MAX_UNCOUNTED_OBJECTS as u64).collect::<Vec<_>>());
-        assert!(!stored.lock().remove(2) && stored.lock().remove(10));
-        assert!(stored.lock().in_order.len() <= MAX_UNCOUNTED_OBJECTS);
+        let [first, second] = [1, 2].map(|id| hash_of_names("a", &id.to_string()));
+        stored.adopt(&[first, second, first]);
+        assert!(stored.lock().remove(first) && !stored.lock().remove(first));
+        assert_eq!(stored.uncounted_hashes(), [second]);
+        assert!(stored.lock().remove(second) && stored.lock().by_client.is_empty());
+    }
+
+    #[test]
+    fn a_client_with_too_many_objects_loses_its_own_oldest_ones() {
+        let stored = StoredUsage::default();
+        let (small, large) = (hashes("small", 100), hashes("large", 2 * MAX_UNCOUNTED_OBJECTS));
+        stored.adopt(&small);
+        stored.adopt(&large);
+        let kept = stored.uncounted_hashes();
+        assert_eq!((kept.len(), stored.lock().count), (MAX_UNCOUNTED_OBJECTS, MAX_UNCOUNTED_OBJECTS));
+        assert!(small.iter().all(|hash| kept.contains(hash)));
+        assert!(kept.contains(&large[large.len() - 1]) && !kept.contains(&large[0]));
+        // What a client has counted takes no room.
+        for hash in hashes("busy", 3 * MAX_UNCOUNTED_OBJECTS) {
+            stored.adopt(&[hash]);
+            assert!(stored.lock().remove(hash));
+        }
+        assert!(small.iter().all(|hash| stored.lock().remove(*hash)));
     }
 }
