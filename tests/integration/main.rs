@@ -39,6 +39,7 @@ mod held_streams;
 mod homes;
 mod http1_semantics;
 mod http2;
+mod http2_framing;
 mod journal;
 mod limits;
 mod limits_upgrade;

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use openssl::ssl::SslVersion;
-use support::h2::connect_tls;
+use support::h2::{
+    self, CONTINUATION, END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, connect_tls, frame,
+};
 use support::tls::{CertificateAuthority, generate_authority};
 use support::{Balancer, Client, TEST_TIMEOUT, all_backends_yaml, start_simulator, wait_until_async};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,30 +21,14 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 /// An HTTP/2 connection on which a test writes its own frames.
 struct RawHttp2(SslStream<TcpStream>);
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const SETTINGS: u8 = 4;
-const HEADERS: u8 = 1;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-fn frame(frame_type: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(payload.len()).unwrap().to_be_bytes();
-    let header = [0, length[0], length[1], frame_type, flags, 0, 0, 0, stream];
-    [&header, payload].concat()
-}
-
-/// The header block of a health check: literals without indexing (RFC 7541, section 6.2.2).
+/// The header block of a health check.
 fn header_block() -> Vec<u8> {
-    let fields =
-        [(":method", "GET"), (":scheme", "https"), (":path", "/healthz"), (":authority", "balancer.test")];
-    let mut block = Vec::new();
-    for text in fields.iter().flat_map(|(name, value)| [["\0", name], ["", value]]) {
-        block.extend(text[0].bytes());
-        block.push(u8::try_from(text[1].len()).unwrap());
-        block.extend(text[1].bytes());
-    }
-    block
+    h2::header_block(&[
+        (":method", "GET"),
+        (":scheme", "https"),
+        (":path", "/healthz"),
+        (":authority", "balancer.test"),
+    ])
 }
 
 impl RawHttp2 {
@@ -109,7 +95,8 @@ async fn connections_count_before_their_tls_handshake() {
 async fn a_handshake_and_a_first_head_that_are_not_complete_in_time_close_the_connection() {
     let azure = start_simulator(&["a"]).await;
     let authority = generate_authority();
-    let timeouts = "timeouts: { request_header: 500ms }";
+    // Enough for a handshake on a busy machine.
+    let timeouts = "timeouts: { request_header: 3s }";
     let balancer = Balancer::start_with_tls(&authority, &all_backends_yaml(&azure), timeouts).await;
     let no_handshake = async { assert!(balancer.connect().await.is_closed().await) };
     let half_a_handshake = async {
@@ -144,7 +131,7 @@ async fn a_handshake_and_a_first_head_that_are_not_complete_in_time_close_the_co
 async fn a_later_http_2_head_that_does_not_end_closes_its_connection_and_an_idle_connection_stays() {
     let azure = start_simulator(&["a"]).await;
     let authority = generate_authority();
-    let timeouts = "timeouts: { request_header: 300ms }";
+    let timeouts = "timeouts: { request_header: 2s }";
     let balancer = Balancer::start_with_tls(&authority, &all_backends_yaml(&azure), timeouts).await;
     let mut connection = RawHttp2::connect(&balancer, &authority).await;
     let block = header_block();
@@ -152,7 +139,7 @@ async fn a_later_http_2_head_that_does_not_end_closes_its_connection_and_an_idle
     connection.send(&[PREFACE, &settings, &frame(HEADERS, END_STREAM | END_HEADERS, 1, &block)]).await;
     assert!(connection.reads_frame(HEADERS).await);
     // Longer than a head may take: the connection is idle, not slow.
-    tokio::time::sleep(900 * MILLISECOND).await;
+    tokio::time::sleep(2500 * MILLISECOND).await;
     let (begun, rest) = block.split_at(15);
     let (begun, rest) = (frame(HEADERS, END_STREAM, 3, begun), frame(CONTINUATION, END_HEADERS, 3, rest));
     connection.send(&[&begun, &rest]).await;

@@ -1,4 +1,4 @@
-//! An HTTP/2 client over TLS.
+//! An HTTP/2 client over TLS, and frames for tests that write their own.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -139,4 +139,36 @@ pub async fn send_body(stream: &mut SendStream<Bytes>, body: &[u8]) {
     if body.is_empty() {
         let _ = stream.send_data(Bytes::new(), true);
     }
+}
+
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+// Types and flags of frames (RFC 9113, section 6).
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
+pub const RST_STREAM: u8 = 3;
+pub const SETTINGS: u8 = 4;
+pub const PUSH_PROMISE: u8 = 5;
+pub const PING: u8 = 6;
+pub const GOAWAY: u8 = 7;
+pub const WINDOW_UPDATE: u8 = 8;
+pub const CONTINUATION: u8 = 9;
+pub const ACK: u8 = 1;
+pub const END_STREAM: u8 = 1;
+pub const END_HEADERS: u8 = 4;
+
+pub fn frame(frame_type: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(payload.len()).unwrap().to_be_bytes();
+    let header = [0, length[0], length[1], frame_type, flags, 0, 0, 0, stream];
+    [&header, payload].concat()
+}
+
+/// Fields as literals without indexing (RFC 7541, section 6.2.2). Each text has fewer than 127 bytes.
+pub fn header_block(fields: &[(&str, &str)]) -> Vec<u8> {
+    let mut block = Vec::new();
+    for text in fields.iter().flat_map(|(name, value)| [["\0", name], ["", value]]) {
+        block.extend(text[0].bytes());
+        block.push(u8::try_from(text[1].len()).unwrap());
+        block.extend(text[1].bytes());
+    }
+    block
 }

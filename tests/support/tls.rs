@@ -9,7 +9,7 @@ use openssl::bn::BigNum;
 use openssl::hash::MessageDigest;
 use openssl::pkey::{PKey, Private};
 use openssl::rsa::Rsa;
-use openssl::ssl::{NameType, Ssl, SslAcceptor, SslMethod};
+use openssl::ssl::{AlpnError, NameType, Ssl, SslAcceptor, SslMethod, select_next_proto};
 use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
 use openssl::x509::{X509, X509Name};
 use tokio::net::{TcpListener, TcpStream};
@@ -87,9 +87,21 @@ pub async fn start_tls_proxy(
     certificate: &X509,
     key: &PKey<Private>,
 ) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+    start_tls_proxy_with_protocols(plain_address, certificate, key, b"").await
+}
+
+/// Like [`start_tls_proxy`], which chooses one of these protocols (ALPN).
+pub async fn start_tls_proxy_with_protocols(
+    plain_address: SocketAddr,
+    certificate: &X509,
+    key: &PKey<Private>,
+    protocols: &'static [u8],
+) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls()).unwrap();
     acceptor.set_certificate(certificate).unwrap();
     acceptor.set_private_key(key).unwrap();
+    acceptor
+        .set_alpn_select_callback(|_, client| select_next_proto(protocols, client).ok_or(AlpnError::NOACK));
     let acceptor = acceptor.build();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
