@@ -357,6 +357,42 @@ def start_without_vault(service, report):
     report.expect("the journal names the backend without its credential", "backend vaulted is unavailable until its credential is fetched" in text, text)
 
 
+def full_disks(service, report):
+    """Records and state on disks that are full at the start, and later while the service runs."""
+    service.start_fresh()
+    service.systemctl("stop", UNIT)
+    disks = ["/var/log/aoai-lb", "/var/lib/aoai-lb"]
+    try:
+        for disk in disks:
+            service.mount_small_disk(disk)
+        for moment in ["at the start", "while it runs"]:
+            cursor = service.journal_cursor()
+            for disk in disks:
+                service.fill_disk(disk)
+            if moment == "at the start":
+                service.systemctl("start", UNIT, timeout=2 * OPERATION_TIMEOUT)
+                report.expect("the service starts with full disks", service.is_ready())
+            statuses = {service.chat_status() for _ in range(20)}
+            report.expect(f"requests succeed with disks that are full {moment}", statuses == {200}, str(statuses))
+            is_told = lambda: "cannot write records to" in (text := service.journal_text(cursor)) and "disk is full" in text
+            wait_for_condition(is_told, OPERATION_TIMEOUT, "the journal does not say that the disk is full")
+            report.pass_check(f"the journal says that the disks are full {moment}")
+            recorded = sum((service.try_record_counts("probe") or {}).values())
+            for disk in disks:
+                service.empty_disk(disk)
+            is_recorded = lambda: service.chat_status() == 200 and sum((service.try_record_counts("probe") or {}).values()) > recorded
+            wait_for_condition(is_recorded, OPERATION_TIMEOUT, "nothing is recorded although the disks have room")
+            report.pass_check("requests are recorded as soon as there is room")
+            is_over = lambda: "records are written to" in service.journal_text(cursor)
+            wait_for_condition(is_over, 3 * OPERATION_TIMEOUT, "the journal does not say that records are written again")
+        report.expect("the service was not restarted", service.unit_properties("NRestarts") == "0")
+    finally:
+        service.systemctl("kill", "--signal=KILL", UNIT, check=False)
+        service.systemctl("stop", UNIT, check=False)
+        for disk in disks:
+            service.machine.run("umount", "-l", disk, check=False)
+
+
 def stop(service, report):
     service.start_fresh()
     cursor = service.journal_cursor()
@@ -512,6 +548,7 @@ ALL_PARTS = [
     upgrades_that_fail,
     upgrades_that_hang,
     start_without_vault,
+    full_disks,
     stop,
     stop_after_upgrade,
     stop_during_upgrade,

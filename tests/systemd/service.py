@@ -29,6 +29,8 @@ ADDRESS = ("127.0.0.1", PORT)
 GRACE_PERIOD_SECONDS = 30
 # How long an operation may take, in seconds.
 OPERATION_TIMEOUT = 10.0
+# What fills a disk.
+FILLER = "filler"
 
 
 class Service:
@@ -164,6 +166,20 @@ class Service:
 
     def start_stream(self, event_interval):
         return SingleStream(ADDRESS, self.keys["load"], event_interval)
+
+    def mount_small_disk(self, path):
+        """A disk of its own for a directory of the service."""
+        owner = self.machine.host_path(path).stat()
+        options = f"size=4m,mode=750,uid={owner.st_uid},gid={owner.st_gid}"
+        self.machine.run("mount", "-t", "tmpfs", "-o", options, "tmpfs", path)
+
+    def fill_disk(self, path):
+        """Fills a small disk up to its last byte."""
+        filler = f"{path}/{FILLER}"
+        self.machine.run("dd", "if=/dev/zero", f"of={filler}", "bs=4k", check=False)
+
+    def empty_disk(self, path):
+        self.machine.run("rm", f"{path}/{FILLER}")
 
     # Observations.
 
