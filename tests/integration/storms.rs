@@ -11,7 +11,7 @@ use std::time::Duration;
 use aoai_lb::demo::{Mood, SimulatedError, Simulator};
 use support::storms::{STORM_DEPLOYMENT, Storm, storm_clients_yaml};
 use support::traffic::BackgroundTraffic;
-use support::{Balancer, listed_backends_yaml, start_simulator, wait_until};
+use support::{Balancer, listed_backends_yaml, poll, start_simulator, wait_until};
 use tokio::task::JoinSet;
 
 const STORM_WORKERS: usize = 8;
@@ -45,8 +45,9 @@ async fn check_that_others_are_served(azure: &Simulator, extra_yaml: &str, max_k
             }
         });
     }
-    wait_until("the storm has raged for a while", || {
-        traffic.started_requests() >= CALM_REQUESTS && actions.load(Ordering::Relaxed) >= MIN_STORM_ACTIONS
+    poll("the storm has raged for a while", async || {
+        let counts = (traffic.started_requests(), actions.load(Ordering::Relaxed));
+        if counts.0 >= CALM_REQUESTS && counts.1 >= MIN_STORM_ACTIONS { Ok(()) } else { Err(counts) }
     })
     .await;
     let counts = traffic.stop().await;

@@ -2,8 +2,10 @@
 //! nonsense, responses that are not read or broken off, uploads that stall.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::net::TcpSocket;
+use tokio::time::timeout;
 
 use super::{CHAT_BODY, CHAT_TARGET, CLIENT_KEY, Client, STREAM_BODY, sha256_hex};
 
@@ -13,6 +15,8 @@ pub const STORM_KEY: &str = "key-of-storm";
 pub const STORM_DEPLOYMENT: &str = "other";
 const STORM_TARGET: &str = "/openai/deployments/other/chat/completions?api-version=2024-10-21";
 const LARGE_PROMPT_BYTES: usize = 40_000;
+/// How long an upload takes at most until it stalls.
+const UPLOAD_TIME: Duration = Duration::from_secs(1);
 
 /// A kind of storm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +64,11 @@ impl Storm {
             Self::StalledUploads => {
                 let headers = [("api-key", STORM_KEY), ("Content-Length", "400000")];
                 let head = Client::request_head("POST", CHAT_TARGET, &headers).into_bytes();
-                vec![send_from_elsewhere(address, &[head, vec![b' '; 390_000]].concat()).await]
+                let Some(mut client) = connect_from_elsewhere(address).await else { return Vec::new() };
+                // The balancer need not read it while there is no memory for it.
+                let upload = [head, vec![b' '; 390_000]].concat();
+                let _ = timeout(UPLOAD_TIME, client.try_send(&upload)).await;
+                vec![Some(client)]
             }
         }
     }
@@ -75,11 +83,15 @@ pub fn storm_clients_yaml() -> String {
 
 /// Sends these bytes on a connection of another address than that of the other client.
 async fn send_from_elsewhere(address: SocketAddr, bytes: &[u8]) -> Option<Client> {
+    let mut client = connect_from_elsewhere(address).await?;
+    client.try_send(bytes).await.then_some(client)
+}
+
+async fn connect_from_elsewhere(address: SocketAddr) -> Option<Client> {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::from(([127, 0, 0, 2], 0))).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
-    let mut client = Client::from_stream(socket.connect(address).await.ok()?);
-    client.try_send(bytes).await.then_some(client)
+    Some(Client::from_stream(socket.connect(address).await.ok()?))
 }
 
 fn request(target: &str, body: &str) -> Vec<u8> {
