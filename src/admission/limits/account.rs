@@ -244,7 +244,7 @@ impl ScopeUse {
 
     /// The same, with what other instances have used, as far as this one knows it.
     pub(super) fn known_use(&mut self, kind: LimitKind, now: Duration, time: SystemTime) -> u64 {
-        let others = self.leases.others(kind, window_of(kind, time));
+        let others = self.leases.others(kind, window_of(kind, time), now);
         self.counted(kind, now, time).saturating_add(others)
     }
 

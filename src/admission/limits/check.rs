@@ -188,7 +188,7 @@ impl Scope<'_> {
             Basis::Lease => demand <= limit && demand <= self.used.leases.free(kind, addition.now),
             Basis::Part(instances) if !kind.is_budget() => {
                 let used = self.used.counted(kind, addition.now, addition.time);
-                let others = self.used.leases.recent_others(kind, None, addition.now);
+                let others = self.used.leases.recent_others(kind, addition.now);
                 // One request at a time is possible whatever it needs.
                 let is_within_part = used == 0 || used.saturating_add(demand) <= part_of(limit, instances);
                 is_within_part && used.saturating_add(others).saturating_add(demand) <= limit

@@ -78,7 +78,7 @@ pub(super) async fn request_models(
     .await
     {
         Ok(Ok(response)) => Some(response),
-        Ok(Err(error)) if local_shortage(&error).is_some() => return true,
+        Ok(Err(error)) if local_shortage(&error).is_some() => return None,
         Ok(Err(error)) => {
             debug!("probe of backend {}: {error}", backend.config.name);
             None

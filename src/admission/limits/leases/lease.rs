@@ -8,6 +8,8 @@ use super::super::limit_key::LimitKind;
 /// The server counts a lease for five seconds after the latest report; this instance uses it for less, since the report
 /// was made earlier than it arrived.
 const LEASE_TIME: Duration = Duration::from_secs(4);
+/// What was used of a rate does not count any longer.
+const RATE_TIME: Duration = Duration::from_secs(60);
 /// After a refusal, requests that lack a lease are refused for so long without another question.
 const REFUSAL_TIME: Duration = Duration::from_millis(20);
 
@@ -91,20 +93,36 @@ impl Leases {
         self.get(kind).map_or(0, |lease| lease.free(now))
     }
 
-    /// What the other instances have used, as far as this one knows. `window` is the day or month of a budget.
-    pub(in super::super) fn others(&self, kind: LimitKind, window: Option<u32>) -> u64 {
-        let others = self.get(kind).map(|lease| &lease.others);
-        others.filter(|others| others.window == window).map_or(0, |others| others.total)
+    /// What the other instances have used, as far as this one knows and as long as it counts. `window` is the day or
+    /// month of a budget.
+    pub(in super::super) fn others(&self, kind: LimitKind, window: Option<u32>, now: Duration) -> u64 {
+        let lifetime = match kind {
+            LimitKind::RequestsPerMinute | LimitKind::TokensPerMinute => RATE_TIME,
+            LimitKind::TokensPerDay | LimitKind::TokensPerMonth => Duration::MAX,
+            LimitKind::InFlight => LEASE_TIME,
+        };
+        self.others_learned_within(lifetime, kind, window, now)
     }
 
-    /// The same if it is what the server still counts.
-    pub(in super::super) fn recent_others(&self, kind: LimitKind, window: Option<u32>, now: Duration) -> u64 {
-        let others = self.get(kind).map(|lease| &lease.others);
-        let is_recent = others.is_some_and(|others| now < others.learned_at.saturating_add(LEASE_TIME));
-        if is_recent { self.others(kind, window) } else { 0 }
+    /// What the other instances of now have used of a rate or have in flight.
+    pub(in super::super) fn recent_others(&self, kind: LimitKind, now: Duration) -> u64 {
+        self.others_learned_within(LEASE_TIME, kind, None, now)
     }
 
-    /// The same of a rate, by second.
+    fn others_learned_within(
+        &self,
+        lifetime: Duration,
+        kind: LimitKind,
+        window: Option<u32>,
+        now: Duration,
+    ) -> u64 {
+        let others = self.get(kind).map(|lease| &lease.others);
+        let known = others
+            .filter(|others| others.window == window && now < others.learned_at.saturating_add(lifetime));
+        known.map_or(0, |others| others.total)
+    }
+
+    /// What the other instances have used of a rate, by second.
     pub(in super::super) fn others_by_second(&self, kind: LimitKind) -> Vec<(u64, u64)> {
         self.get(kind).map_or_else(Vec::new, |lease| lease.others.by_second.clone())
     }
