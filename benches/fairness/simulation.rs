@@ -13,7 +13,7 @@ use aoai_lb::config::RequestClass;
 use aoai_lb::gateway::{BackendQueuePlace, FailureFlags, ResponseFacts, WaitingRequest};
 use aoai_lb::names::Caller;
 use aoai_lb::routing::headroom::SendTicket;
-use aoai_lb::routing::health::availability::ProbePermit;
+use aoai_lb::routing::health::probe_permit::ProbePermit;
 use aoai_lb::routing::health::slow_start::UndecidedRequest;
 use aoai_lb::routing::retry_plan::{NextAttempt, NextStep, RetryLimits, RetryPlan, Wait};
 use http::{HeaderMap, Method};

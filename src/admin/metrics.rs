@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
-use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use super::conditions::BackendReport;
 use super::status::sinks::backlog_age_seconds;
@@ -91,7 +91,8 @@ pub fn prometheus_text(config: &ActiveConfig, now: Instant) -> String {
         set_queue_gauge(&registry, &gateway.process_state.queue);
     }
     if let Some(shared) = gateway.process_state.shared.get() {
-        set_shared_gauge(&registry, shared.link.is_up());
+        let dropped = gateway.process_state.shared_homes.get().map_or(0, |homes| homes.dropped_count());
+        set_shared_metrics(&registry, shared.link.is_up(), dropped);
     }
     set_memory_gauge(&registry);
     let backlog_seconds = GaugeVec::new(
@@ -249,10 +250,14 @@ fn set_queue_gauge<L: Choice>(registry: &Registry, queue: &RequestQueue<L>) {
     }
 }
 
-/// Adds whether the server of `shared` answers.
-fn set_shared_gauge(registry: &Registry, is_up: bool) {
+/// Adds whether the server of `shared` answers, and what other instances were not told.
+fn set_shared_metrics(registry: &Registry, is_up: bool, dropped_homes: u64) {
     let help = "1 if the server through which instances act as one answers, 0 if not.";
     register_metric(registry, IntGauge::new("aoai_lb_shared_up", help)).set(i64::from(is_up));
+    let help =
+        "Objects whose resource other instances were not told, because the server did not answer in time.";
+    let dropped = IntCounter::new("aoai_lb_shared_homes_dropped_total", help);
+    register_metric(registry, dropped).inc_by(dropped_homes);
 }
 
 /// Adds the memory of the process.

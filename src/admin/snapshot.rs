@@ -109,7 +109,7 @@ impl StatusSource {
                 clock.wall_now,
             ),
             queue: queue_status(gateway.queue_config(), &process.queue),
-            shared: shared_status(process.shared.get(), process.limit_reporter.get()),
+            shared: shared_status(process),
             refusals: refused_clients(&statistics),
             sinks: sink_statuses(&process.recorder.sinks(), clock.wall_now),
             certificates: certificate_statuses(&process.certificate_expiries, clock.wall_now),

@@ -15,6 +15,7 @@ mod loggable;
 mod redactor;
 mod refresh;
 mod refreshed_secret;
+mod secret_proof;
 mod secret_state;
 pub mod signing_keys;
 
@@ -23,4 +24,5 @@ pub use self::expiry::{ExpiringPart, Expiry, seconds_until};
 pub use self::keyring::Keyring;
 pub use self::redactor::CredentialRedactor;
 pub use self::refreshed_secret::RefreshedSecret;
+pub use self::secret_proof::{is_proof_of, prove_secret};
 pub use self::secret_state::{SecretError, SecretState, SecretValue};

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use super::Gateway;
 use super::admitted_request::AdmittedRequest;
-use super::request_affinity::{Moment, RequestAffinity};
+use super::request_affinity::{Moment, ReferencedObject, RequestAffinity};
 use super::requested_call::RequestedCall;
 use crate::admission::client::Client;
 use crate::azure::request::references::{visit_items_without_content, visit_references};
@@ -20,7 +20,7 @@ use crate::config::{self, AskLimit, OwnerPolicy, UnavailableHomePolicy};
 use crate::names::{Caller, DeploymentName, ResourceName};
 use crate::refusal::{Refusal, RefusalReason};
 use crate::routing::asking::Missing;
-use crate::routing::homes::{Home, Homes, ObjectKey, OwnerTag, ResourceTag};
+use crate::routing::homes::{Home, Homes, OwnerTag, ResourceTag};
 use crate::routing::pool::BackendPool;
 use crate::routing::retry_plan::ResourceSearch;
 
@@ -46,7 +46,7 @@ struct ReferencedObjects {
     has_unknown_items: bool,
     /// The latest time at which one of them was made that may lag.
     made_at: Option<u32>,
-    unknown: SmallVec<[ObjectKey; 2]>,
+    unknown: SmallVec<[ReferencedObject; 2]>,
     /// Whether one of the unknown ones may lag, and the latest time that their ids tell.
     may_lag: bool,
     latest_id_time: Option<u32>,
@@ -146,13 +146,13 @@ impl Gateway {
     }
 
     /// The object that a DELETE of this target deletes.
-    fn deleted_object(&self, target: &RequestTarget) -> Option<ObjectKey> {
+    fn deleted_object(&self, target: &RequestTarget) -> Option<ReferencedObject> {
         let mut in_path = target.path_references();
         let first = in_path.next()?;
         let (kind, id) = in_path.last().unwrap_or(first.clone());
         // The file is taken out of the vector store and stays.
         let only_detaches = first.0 == ReferenceKind::VectorStore && kind == ReferenceKind::File;
-        (!only_detaches).then(|| self.homes().key_of(id.as_bytes()))
+        (!only_detaches).then(|| self.referenced_object(self.homes().key_of(id.as_bytes()), &id))
     }
 
     fn look_up_object(
@@ -197,7 +197,7 @@ impl Gateway {
             None if has_content => objects.has_unknown_items = true,
             None => {
                 if objects.unknown.len() < MAX_UNKNOWN_OBJECTS {
-                    objects.unknown.push(key);
+                    objects.unknown.push(self.referenced_object(key, id));
                 }
                 if kind.may_lag() {
                     objects.may_lag = true;
@@ -241,7 +241,8 @@ impl Gateway {
             Some(_) => &[],
         };
         let asking = &self.process_state.asking;
-        let missing = objects.unknown.iter().filter_map(|key| asking.missing(*key, received.instant));
+        let missing =
+            objects.unknown.iter().filter_map(|object| asking.missing(object.key, received.instant));
         match missing.max() {
             Some(Missing::Deleted) => ResourceSearch::Ask { max_further: 0, further_rounds: &[] },
             Some(Missing::Denied) if further_rounds.is_empty() => {
@@ -287,12 +288,14 @@ impl Gateway {
     pub fn on_references_accepted(&self, affinity: &RequestAffinity, resource_index: usize, now: Moment) {
         let Some(resource) = self.resources.get(resource_index) else { return };
         let home = Home { resource: resource.tag, maker: None, made_at: None, lags: false };
-        for key in &affinity.unknown_objects {
-            self.homes().learn(*key, home, now.unix_seconds());
+        for object in &affinity.unknown_objects {
+            self.homes().learn(object.key, home, now.unix_seconds());
+            self.share_found_home(object, resource);
         }
-        if let Some(key) = affinity.deleted_object {
-            self.homes().forget(key);
-            self.process_state.asking.record_missing(key, Missing::Deleted, now.instant);
+        if let Some(object) = affinity.deleted_object {
+            self.homes().forget(object.key);
+            self.process_state.asking.record_missing(object.key, Missing::Deleted, now.instant);
+            self.share_deletion(&object);
         }
     }
 
@@ -303,8 +306,8 @@ impl Gateway {
 
     /// Records that all resources that were asked have denied what a request refers to.
     pub fn on_references_denied(&self, affinity: &RequestAffinity, now: Instant) {
-        for key in &affinity.unknown_objects {
-            self.process_state.asking.record_missing(*key, Missing::Denied, now);
+        for object in &affinity.unknown_objects {
+            self.process_state.asking.record_missing(object.key, Missing::Denied, now);
         }
     }
 

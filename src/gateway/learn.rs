@@ -12,6 +12,7 @@ use super::Gateway;
 use super::admitted_request::AdmittedRequest;
 use super::backend::Backend;
 use super::log_text::escape_for_log;
+use super::shared_rests::SharedPart;
 use crate::azure::Operation;
 use crate::azure::response::error_body::error_code_and_message;
 use crate::azure::response::hints;
@@ -118,7 +119,7 @@ impl Gateway {
             Verdict::NotOnThisResource => Some(AttemptOutcome::NotOnThisResource),
             Verdict::PromptTooLong => Some(AttemptOutcome::TierCannotServe),
             Verdict::Throttled => {
-                let until = self.begin_cooldown(candidate, headers, now);
+                let until = self.begin_cooldown(admitted, candidate, headers, now);
                 // A failure with `retry-after` is a cooldown too, but does not show that the capacity is used up.
                 if let Some(deployment) = &candidate.deployment_health {
                     deployment.throttled_responses.fetch_add(1, Ordering::Relaxed);
@@ -131,7 +132,7 @@ impl Gateway {
             }
             Verdict::BackendFailure => {
                 if hints::has_retry_after(headers) {
-                    self.begin_cooldown(candidate, headers, now);
+                    self.begin_cooldown(admitted, candidate, headers, now);
                 }
                 self.record_attempt_failure(candidate, response.failure_flags, now);
                 Some(AttemptOutcome::Failed)
@@ -169,6 +170,9 @@ impl Gateway {
         let health = &candidate.backend_health;
         if let Some(opened) = self.count_failure(health, failure, now) {
             let name = self.backend_name(candidate);
+            if let Some(backend) = self.backends.get(candidate.backend_index) {
+                self.share_outage(&backend.config.name, || SharedPart::Breaker);
+            }
             let error = health.recent_attempts.last_error().unwrap_or_default().describe();
             info!("backend {name}: {opened}, last: {}", for_log(&error));
         }
@@ -207,6 +211,7 @@ impl Gateway {
         match health.stall_watch.on_no_answer(now) {
             Unanswered::Undecided => {
                 if let Some(opened) = self.count_failure(health, failure, now) {
+                    self.share_outage(name, || SharedPart::Breaker);
                     info!("backend {name}: {opened}, last: no answer to a free question");
                 }
                 return;
@@ -257,6 +262,7 @@ impl Gateway {
                         None => "no response".to_owned(),
                     };
                     let duration = opened.duration;
+                    self.share_outage(name, || SharedPart::Breaker);
                     info!("backend {name}: circuit open for {duration:?}: health check failed: {result}");
                 }
                 return false;
@@ -264,7 +270,7 @@ impl Gateway {
             Some(Verdict::CredentialRejected) => {
                 let status = response.map_or(0, |(status, _)| status);
                 if Self::renew_rejected_secret(backend, status, secret_id, now) {
-                    Self::mark_credential_rejected(backend, status, secret_id, now);
+                    self.mark_credential_rejected(backend, status, secret_id, now);
                 }
             }
             Some(Verdict::Success) => {
@@ -303,7 +309,7 @@ impl Gateway {
                 if verdict == Verdict::CredentialRejected
                     && Self::renew_rejected_secret(backend, status, secret_id, now)
                 {
-                    Self::mark_credential_rejected(backend, status, secret_id, now);
+                    self.mark_credential_rejected(backend, status, secret_id, now);
                 }
             }
         }
@@ -346,7 +352,13 @@ impl Gateway {
     }
 
     /// Begins the cooldown that a response asks for; returns its end.
-    fn begin_cooldown(&self, candidate: &Candidate, headers: &HeaderMap, now: Instant) -> Instant {
+    fn begin_cooldown(
+        &self,
+        admitted: &AdmittedRequest,
+        candidate: &Candidate,
+        headers: &HeaderMap,
+        now: Instant,
+    ) -> Instant {
         let duration = self.cooldown_duration(headers);
         let until = now + duration;
         let Some(deployment) = &candidate.deployment_health else { return until };
@@ -354,6 +366,7 @@ impl Gateway {
         let cooldown = Unavailable { reason: UnavailableReason::CoolingDown, until };
         // Told in episodes by the monitor: a full deployment begins hundreds of cooldowns a minute.
         deployment.availability.mark_unavailable(cooldown, now);
+        self.share_cooldown(candidate, admitted.deployment.as_ref());
         until
     }
 

@@ -59,6 +59,11 @@ pub(super) struct PoolSet {
 }
 
 impl PoolSet {
+    /// How a backend is chosen among those of a tier.
+    pub(super) fn balance_policy(&self) -> BalancePolicy {
+        self.balance_policy
+    }
+
     pub(super) fn new(
         config: &Config,
         backends: &[Backend],

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use tokio::runtime::Handle;
 
 use super::backend_question::QuestionQueue;
 use super::backend_queue::BackendQueue;
@@ -15,7 +16,10 @@ use super::drains::Drains;
 use super::homes_keeper::{HomesKeeper, ReportFunction};
 use super::open_sockets::OpenSockets;
 use super::rates_keeper::RatesKeeper;
+use super::shared_homes::SharedHomes;
 use super::shared_limits::LimitReporter;
+use super::shared_rests::SharedRests;
+use super::shared_sends::SharedSends;
 use crate::admission::limits::ClientAccounts;
 use crate::credentials::Keyring;
 use crate::record::Recorder;
@@ -57,6 +61,12 @@ pub struct ProcessState {
     pub shared: OnceLock<Shared>,
     /// What shares the limits of clients with other instances; set together with `shared`.
     pub limit_reporter: OnceLock<Arc<LimitReporter>>,
+    /// What shares the unavailability of backends with the other instances; set together with `shared`.
+    pub shared_rests: OnceLock<SharedRests>,
+    /// What shares the homes of objects with the other instances; set together with `shared`.
+    pub shared_homes: OnceLock<Arc<SharedHomes>>,
+    /// What shares how much instances send; set together with `shared`.
+    pub shared_sends: OnceLock<SharedSends>,
     /// The WebSockets that are open.
     pub open_sockets: OpenSockets,
     /// The process is about to stop: its readiness check fails.
@@ -67,7 +77,7 @@ pub struct ProcessState {
     /// This process has been replaced, and its successor serves, or has failed to.
     pub is_handover_over: AtomicBool,
     /// The balancer's own questions to backends that have not been sent.
-    pub questions: QuestionQueue,
+    pub questions: Arc<QuestionQueue>,
     /// The state of the whole, as of the last second.
     pub service_report: ArcSwap<ServiceReport>,
     /// Where records go.
@@ -108,11 +118,14 @@ impl ProcessState {
             requests_finished: Arc::default(),
             shared: OnceLock::new(),
             limit_reporter: OnceLock::new(),
+            shared_rests: OnceLock::new(),
+            shared_homes: OnceLock::new(),
+            shared_sends: OnceLock::new(),
             open_sockets: OpenSockets::default(),
             is_stopping: AtomicBool::new(false),
             is_draining_connections: AtomicBool::new(false),
             is_handover_over: AtomicBool::new(false),
-            questions: QuestionQueue::default(),
+            questions: Arc::default(),
             service_report: ArcSwap::default(),
             recorder,
             keyring,
@@ -154,6 +167,16 @@ impl ProcessState {
     /// A number that changes whenever a request begins or ends.
     fn activity(&self) -> usize {
         self.requests_finished.load(Ordering::Relaxed) * 2 + self.requests_in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Has several things in common with other instances from now on. Called once, at the start.
+    pub fn start_sharing(&self, shared: Shared, runtime: &Handle) {
+        let rests =
+            SharedRests::start(&shared, Arc::clone(&self.questions), Arc::clone(&self.queue), runtime);
+        let _ = self.shared_rests.set(rests);
+        let _ = self.shared_homes.set(SharedHomes::start(&shared.link, runtime));
+        let _ = self.shared_sends.set(SharedSends::start(&shared, runtime));
+        let _ = self.shared.set(shared);
     }
 
     /// Becomes one of the instances. The directory has how many there were. It may wait for the disk.

@@ -11,17 +11,16 @@ use super::admitted_request::AdmittedRequest;
 use super::backend::Backend;
 use super::backend_question::{BackendQuestion, QuestionSubject};
 use super::learn::ResponseFacts;
+use super::shared_rests::SharedPart;
 use crate::azure::Operation;
 use crate::azure::response::verdict;
 use crate::azure::response::verdict::Verdict;
 use crate::names::DeploymentName;
 use crate::routing::health::availability::{AvailabilityCell, Unavailable, UnavailableReason};
 use crate::routing::health::backend_health::DeploymentHealth;
-use crate::routing::health::rejection_review::{RejectionReview, ReviewAnswer};
-
-/// How long something is unavailable that only the operator can repair (deployment missing, credential
-/// rejected, permission denied) before one request probes it.
-const MISCONFIGURATION_RECHECK_INTERVAL: Duration = Duration::from_secs(60);
+use crate::routing::health::rejection_review::{
+    MISCONFIGURATION_RECHECK_INTERVAL, RejectionReview, ReviewAnswer,
+};
 
 /// A request tries again what was rejected as soon as its time has passed. If none has within this time, the balancer
 /// asks by itself.
@@ -71,7 +70,7 @@ impl Gateway {
         let holds_for_all =
             self.review_rejection(admitted, backend, review, QuestionSubject::Credential, now);
         if is_known || holds_for_all {
-            Self::mark_credential_rejected(backend, status, secret_id, now);
+            self.mark_credential_rejected(backend, status, secret_id, now);
         }
     }
 
@@ -89,7 +88,7 @@ impl Gateway {
         let subject = QuestionSubject::Deployment(name.clone());
         let holds_for_all = self.review_rejection(admitted, backend, &health.review, subject, now);
         if is_known || holds_for_all {
-            mark_deployment_missing(backend, name, health, now);
+            self.mark_deployment_missing(backend, name, health, now);
         }
     }
 
@@ -119,7 +118,7 @@ impl Gateway {
             }
         };
         if is_known || holds_for_all {
-            mark_permission_denied(backend, operation, now);
+            self.mark_permission_denied(backend, operation, now);
         }
     }
 
@@ -146,7 +145,7 @@ impl Gateway {
                 match answer {
                     ReviewAnswer::Confirmed => {
                         if Self::renew_rejected_secret(backend, status, secret_id, now) {
-                            Self::mark_credential_rejected(backend, status, secret_id, now);
+                            self.mark_credential_rejected(backend, status, secret_id, now);
                         }
                     }
                     ReviewAnswer::Denied => {
@@ -159,7 +158,7 @@ impl Gateway {
                 let health = backend.health.get_or_create_deployment(Some(name));
                 health.review.on_answer(answer, now);
                 match answer {
-                    ReviewAnswer::Confirmed => mark_deployment_missing(backend, name, &health, now),
+                    ReviewAnswer::Confirmed => self.mark_deployment_missing(backend, name, &health, now),
                     ReviewAnswer::Denied => {
                         end_outage(backend, &health.availability, UnavailableReason::DeploymentNotFound);
                     }
@@ -170,7 +169,7 @@ impl Gateway {
                 let cell = backend.health.operation_availability(*operation);
                 backend.health.operation_review(*operation).on_answer(answer, now);
                 match answer {
-                    ReviewAnswer::Confirmed => mark_permission_denied(backend, *operation, now),
+                    ReviewAnswer::Confirmed => self.mark_permission_denied(backend, *operation, now),
                     ReviewAnswer::Denied => end_outage(backend, cell, UnavailableReason::PermissionDenied),
                     ReviewAnswer::Unknown => {}
                 }
@@ -201,7 +200,13 @@ impl Gateway {
     }
 
     /// Makes a backend unavailable that rejects its secret.
-    pub(super) fn mark_credential_rejected(backend: &Backend, status: u16, secret_id: u64, now: Instant) {
+    pub(super) fn mark_credential_rejected(
+        &self,
+        backend: &Backend,
+        status: u16,
+        secret_id: u64,
+        now: Instant,
+    ) {
         let unavailable = unavailable_until_recheck(UnavailableReason::NoUsableCredential, now);
         if backend.health.record_credential_rejection(&backend.credential, secret_id, unavailable, now) {
             let name = &backend.config.name;
@@ -211,6 +216,40 @@ impl Gateway {
                  and the network rules of the resource"
             );
         }
+        self.share_rejected_credential(&backend.config.name, status);
+    }
+
+    /// Makes a deployment unavailable that its resource does not have.
+    fn mark_deployment_missing(
+        &self,
+        backend: &Backend,
+        deployment: &DeploymentName,
+        health: &Arc<DeploymentHealth>,
+        now: Instant,
+    ) {
+        let missing = unavailable_until_recheck(UnavailableReason::DeploymentNotFound, now);
+        if health.availability.mark_unavailable(missing, now) {
+            info!(
+                "backend {}, deployment '{deployment}': unavailable for {MISCONFIGURATION_RECHECK_INTERVAL:?}: the \
+                 resource does not have this deployment. Check its name, or wait if it was created a few minutes ago",
+                backend.config.name
+            );
+        }
+        self.share_outage(&backend.config.name, || SharedPart::Deployment(deployment.to_lowercase()));
+    }
+
+    /// Makes an operation unavailable that the credential may not do.
+    fn mark_permission_denied(&self, backend: &Backend, operation: Operation, now: Instant) {
+        let denied = unavailable_until_recheck(UnavailableReason::PermissionDenied, now);
+        if backend.health.operation_availability(operation).mark_unavailable(denied, now) {
+            info!(
+                "backend {}: {} unavailable for {MISCONFIGURATION_RECHECK_INTERVAL:?}: its credential has no \
+                 permission for this operation. Check the role that it is assigned on the resource",
+                backend.config.name,
+                operation.name()
+            );
+        }
+        self.share_outage(&backend.config.name, || SharedPart::Operation(operation));
     }
 
     /// Reviews a rejection, and asks the backend if that is due. Returns whether it holds for every request.
@@ -251,34 +290,6 @@ fn judge_answer(subject: &QuestionSubject, verdict: Option<Verdict>) -> ReviewAn
 
 fn unavailable_until_recheck(reason: UnavailableReason, now: Instant) -> Unavailable {
     Unavailable { reason, until: now + MISCONFIGURATION_RECHECK_INTERVAL }
-}
-
-fn mark_deployment_missing(
-    backend: &Backend,
-    deployment: &DeploymentName,
-    health: &Arc<DeploymentHealth>,
-    now: Instant,
-) {
-    let missing = unavailable_until_recheck(UnavailableReason::DeploymentNotFound, now);
-    if health.availability.mark_unavailable(missing, now) {
-        info!(
-            "backend {}, deployment '{deployment}': unavailable for {MISCONFIGURATION_RECHECK_INTERVAL:?}: the \
-             resource does not have this deployment. Check its name, or wait if it was created a few minutes ago",
-            backend.config.name
-        );
-    }
-}
-
-fn mark_permission_denied(backend: &Backend, operation: Operation, now: Instant) {
-    let denied = unavailable_until_recheck(UnavailableReason::PermissionDenied, now);
-    if backend.health.operation_availability(operation).mark_unavailable(denied, now) {
-        info!(
-            "backend {}: {} unavailable for {MISCONFIGURATION_RECHECK_INTERVAL:?}: its credential has no \
-             permission for this operation. Check the role that it is assigned on the resource",
-            backend.config.name,
-            operation.name()
-        );
-    }
 }
 
 /// Ends an outage that our own question has shown to be none.

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use smallvec::SmallVec;
 
+use super::shared_homes::SharedKey;
 use crate::azure::ReferenceKind;
 use crate::routing::homes::ObjectKey;
 use crate::routing::retry_plan::ResourceSearch;
@@ -36,6 +37,15 @@ impl Moment {
     }
 }
 
+/// An object that a request refers to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ReferencedObject {
+    /// Its key on this instance.
+    pub(super) key: ObjectKey,
+    /// Its key on all instances; `None` if nothing is shared.
+    pub(super) shared_key: Option<SharedKey>,
+}
+
 /// What a request refers to, and where that is.
 #[derive(Debug)]
 pub struct RequestAffinity {
@@ -46,9 +56,9 @@ pub struct RequestAffinity {
     /// When its object was made, in Unix seconds, if it was made through this balancer and may lag.
     pub made_at: Option<u32>,
     /// The objects whose resource is not known.
-    pub(super) unknown_objects: SmallVec<[ObjectKey; 2]>,
+    pub(super) unknown_objects: SmallVec<[ReferencedObject; 2]>,
     /// The object that the request deletes.
-    pub(super) deleted_object: Option<ObjectKey>,
+    pub(super) deleted_object: Option<ReferencedObject>,
 }
 
 impl RequestAffinity {

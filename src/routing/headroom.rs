@@ -2,8 +2,8 @@
 //! attempts sent since.
 //!
 //! Azure charges a request on arrival and reports in its response what was left at that time. Models
-//! answer slowly, so the last report is old when the next request is routed; the attempts since then are
-//! estimated at the average cost so far. This never makes a deployment unavailable: it only decides
+//! answer slowly, so the last report is old when the next request is routed; the attempts since then, also those of
+//! other instances, are estimated at the average cost so far. This never makes a deployment unavailable: it only decides
 //! which share of its round-robin turns it takes.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,6 +31,8 @@ const UNUSUAL_COST_FACTOR: f64 = 4.0;
 #[derive(Debug, Default)]
 pub struct Headroom {
     attempts_sent: AtomicU64,
+    /// Attempts that other instances have sent, as far as they have told.
+    attempts_sent_elsewhere: AtomicU64,
     /// False until a response has reported something, to be read without a lock.
     has_reported_capacity: AtomicBool,
     estimates: Mutex<CapacityEstimates>,
@@ -82,10 +84,21 @@ enum Refill {
 impl Headroom {
     /// Counts an attempt that begins.
     pub fn record_send(&self, now: Instant) -> SendTicket {
-        SendTicket { number: self.attempts_sent.fetch_add(1, Ordering::Relaxed) + 1, sent_at: now }
+        let number = self.attempts_sent.fetch_add(1, Ordering::Relaxed) + 1;
+        SendTicket { number: number.saturating_add(self.attempts_sent_elsewhere()), sent_at: now }
     }
 
-    /// Attempts since the process started.
+    /// Counts attempts that another instance has sent. They use up the same limits.
+    pub fn record_sends_elsewhere(&self, count: u64) {
+        self.attempts_sent_elsewhere.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Attempts that other instances have sent, as far as they have told.
+    pub fn attempts_sent_elsewhere(&self) -> u64 {
+        self.attempts_sent_elsewhere.load(Ordering::Relaxed)
+    }
+
+    /// Attempts of this instance since the process started.
     pub fn attempts_sent(&self) -> u64 {
         self.attempts_sent.load(Ordering::Relaxed)
     }
@@ -130,7 +143,7 @@ impl Headroom {
         if !self.has_reported_capacity.load(Ordering::Acquire) {
             return 1.0;
         }
-        let attempts_sent = self.attempts_sent.load(Ordering::Relaxed);
+        let attempts_sent = self.attempts_sent().saturating_add(self.attempts_sent_elsewhere());
         let mut estimates = self.lock_estimates();
         let CapacityEstimates { requests, tokens, provisioned_capacity, .. } = &mut *estimates;
         let estimates = [requests, tokens, provisioned_capacity].into_iter().flatten();

@@ -46,6 +46,31 @@ fn turn_share_after(reports: &[(u64, ReportedCapacity)], second: u64) -> f64 {
 }
 
 #[test]
+fn what_other_instances_have_sent_counts_like_what_this_one_has() {
+    let now = Instant::now();
+    let share_after = |own: u64, elsewhere: u64| {
+        let headroom = Headroom::default();
+        // Each attempt takes one hundredth.
+        for remaining in [95_000, 94_000, 93_000] {
+            headroom.record_response(headroom.record_send(now), &tokens(remaining, None));
+        }
+        (0..own).for_each(|_| _ = headroom.record_send(now));
+        headroom.record_sends_elsewhere(elsewhere);
+        let share = headroom.turn_share(now);
+        // A later report has what all have taken.
+        headroom.record_response(headroom.record_send(now), &tokens(50_000, None));
+        assert_eq!(headroom.turn_share(now), 1.0, "{own} {elsewhere}");
+        share
+    };
+    assert_eq!(share_after(0, 0), 1.0);
+    let share = share_after(0, 70);
+    assert!((0.1..0.9).contains(&share), "{share}");
+    assert_eq!(share_after(70, 0), share);
+    assert_eq!(share_after(40, 30), share);
+    assert_eq!(share_after(0, 95), 0.0);
+}
+
+#[test]
 fn the_share_of_turns_follows_what_is_left_of_the_minute() {
     for (case, reports, second, expected) in [
         ("nothing is known", vec![], 0, 1.0),

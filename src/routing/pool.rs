@@ -10,10 +10,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use super::headroom::SendTicket;
-use super::health::availability::{
-    Availability, AvailabilityCell, ProbePermit, Unavailable, UnavailableReason,
-};
+use super::health::availability::{Availability, AvailabilityCell, Unavailable, UnavailableReason};
 use super::health::backend_health::{BackendHealth, DeploymentHealth};
+use super::health::probe_permit::ProbePermit;
 use super::retry_budget::RetryBudget;
 use super::weighted_round_robin::{WeightedRoundRobin, turns_per_round};
 use crate::azure::Operation;
@@ -81,7 +80,7 @@ impl Candidate {
             _ => 2,
         };
         cells
-            .filter_map(|cell| cell.unavailability(now))
+            .filter_map(|cell| cell.unavailability_for_request(now))
             .max_by_key(|unavailable| (rank(unavailable.reason), unavailable.until))
     }
 

@@ -65,6 +65,7 @@ impl AddressesAndTasks {
         question::spawn_questions(active_config, &mut requests);
         stall_questions::spawn_stall_questions(active_config, &mut requests);
         rechecks::spawn_rechecks(active_config, &mut requests);
+        active_config.gateway.share_backends();
         Self { config, address_book, _balancer_requests: requests }
     }
 }

@@ -232,7 +232,7 @@ fn start_shared(config: &Config, process: &ProcessState, background: &Handle) {
     let reporter = LimitReporter::new(&link, &instances, &process.client_accounts, background);
     // Set only here.
     let _ = process.limit_reporter.set(reporter);
-    let _ = process.shared.set(Shared { link, instances });
+    process.start_sharing(Shared { link, instances }, background);
 }
 
 /// A memory of homes for the ids as the predecessor or an earlier process has hashed them.

@@ -117,6 +117,11 @@ impl InstanceRegistry {
         let _ = is_done.recv_timeout(LEAVE_TIMEOUT);
     }
 
+    /// The id of this process. It is random.
+    pub fn own_id(&self) -> &str {
+        &self.id
+    }
+
     /// The instances that were seen last.
     pub fn instances(&self) -> Arc<Instances> {
         self.instances.load_full()

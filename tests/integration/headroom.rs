@@ -2,7 +2,12 @@
 
 use crate::support;
 
-use aoai_lb::demo::{DeploymentKind, Mood, Simulator};
+use std::time::Duration;
+
+use aoai_lb::demo::{DeploymentKind, Mood, ResponseTiming, SimulatedResource, Simulator};
+use futures::StreamExt;
+use serde_json::Value;
+use support::redis_server::RedisServer;
 use support::{
     Balancer, CHAT_TARGET, CLIENT_KEY, answering_backend, instant_resource, simulated_backend_yaml,
 };
@@ -82,4 +87,43 @@ async fn a_backend_without_headroom_is_used_when_no_other_is_available() {
     azure.set_mood("b", Mood::Throttled { retry_after_ms: Some(60_000), retry_after: None });
     let (answering_backends, _) = send_requests(&balancer, 5).await;
     assert!(answering_backends.iter().all(|name| name == "a"), "{answering_backends:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_instance_has_sent_counts() {
+    let server = RedisServer::start(&[]).await;
+    let kinds = [("a", standard_kind(3_000)), ("b", standard_kind(60_000))];
+    // So that requests that are sent together are all sent before the first response.
+    let timing =
+        ResponseTiming { first_byte_delay: Duration::from_millis(100), event_interval: Duration::ZERO };
+    let resources =
+        kinds.map(|(name, kind)| SimulatedResource { timing, ..instant_resource(name, kind) }).to_vec();
+    let azure = Simulator::start(resources).await.unwrap();
+    let listed = ["a", "b"]
+        .map(|name| simulated_backend_yaml(&azure, name, "deployments: { gpt-4o: gpt-4o }"))
+        .concat();
+    let first = Balancer::start(&listed, &server.shared_yaml("")).await;
+    let second = Balancer::start(&listed, &server.shared_yaml("")).await;
+    for balancer in [&first, &second] {
+        balancer.wait_for_status("it is up", |status| status["shared"]["up"] == true).await;
+    }
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut subscription = client.get_async_pubsub().await.unwrap();
+    subscription.subscribe("aoai-lb:1:channel:sends").await.unwrap();
+    // What an attempt costs is known from two of them.
+    send_requests(&first, 6).await;
+    let (by_second, _) = send_requests(&second, 50).await;
+    let sent_to_a = by_second.iter().filter(|name| *name == "a").count() as u64;
+    let (mut told, mut messages) = (0, subscription.on_message());
+    while told < 3 + sent_to_a {
+        let message: Value =
+            serde_json::from_slice(messages.next().await.unwrap().get_payload_bytes()).unwrap();
+        let sent = message["sent"].as_array().unwrap().iter().filter(|sent| sent["backend"] == "a");
+        told += sent.map(|sent| sent["count"].as_u64().unwrap()).sum::<u64>();
+    }
+    // At once, so that no response can tell how little is left.
+    let requests = (0..20).map(|_| send_requests(&first, 1));
+    let answers = futures::future::join_all(requests).await;
+    let answered_by_a = answers.iter().filter(|(names, _)| names[0] == "a").count();
+    assert!(answered_by_a <= 1, "{answered_by_a} of 20, after {sent_to_a} of the other instance");
 }

@@ -1,13 +1,12 @@
 //! What this instance shares with others: whether the server answers, and who is there.
 
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
 use crate::admin::wall_clock::format_rfc3339;
-use crate::gateway::shared_limits::LimitReporter;
-use crate::shared::{Instance, Instances, LinkStatus, Shared};
+use crate::gateway::{ProbeLead, ProcessState, SharedRests};
+use crate::shared::{Instance, Instances, LinkStatus};
 
 /// How many instances are listed at most.
 const MAX_LISTED_INSTANCES: usize = 500;
@@ -28,6 +27,23 @@ pub struct SharedStatus {
     pub requests_limited_alone: u64,
     /// Those that were last seen, this one first.
     pub instances: Vec<InstanceStatus>,
+    /// Who probes what is unavailable.
+    #[serde(default)]
+    pub probes: Vec<ProbeStatus>,
+}
+
+/// A part of a backend that is unavailable, and the instance that probes whether that is over.
+#[derive(Debug, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "as above")]
+pub struct ProbeStatus {
+    pub backend: String,
+    /// `deployment`, `credential`, `operation` or `breaker`.
+    pub part: String,
+    /// Of the deployment or operation; empty for others, and for calls that name no deployment.
+    pub name: String,
+    /// The name of the instance; its id if it has none.
+    pub instance: String,
+    pub is_self: bool,
 }
 
 /// An instance.
@@ -45,16 +61,16 @@ pub struct InstanceStatus {
 }
 
 /// What is shared; `None` if this instance is alone.
-pub(in crate::admin) fn shared_status(
-    shared: Option<&Shared>,
-    limit_reporter: Option<&Arc<LimitReporter>>,
-) -> Option<SharedStatus> {
-    let shared = shared?;
-    let limited_alone = limit_reporter.map_or(0, |reporter| reporter.limited_alone());
-    Some(status_of(shared.link.status(), &shared.instances.instances(), limited_alone))
+pub(in crate::admin) fn shared_status(process: &ProcessState) -> Option<SharedStatus> {
+    let shared = process.shared.get()?;
+    let leads = process.shared_rests.get().map(SharedRests::leads).unwrap_or_default();
+    let instances = shared.instances.instances();
+    let status = status_of(shared.link.status(), &instances, shared.instances.own_id(), &leads);
+    let requests_limited_alone = process.limit_reporter.get().map_or(0, |reporter| reporter.limited_alone());
+    Some(SharedStatus { requests_limited_alone, ..status })
 }
 
-fn status_of(link: LinkStatus, instances: &Instances, requests_limited_alone: u64) -> SharedStatus {
+fn status_of(link: LinkStatus, instances: &Instances, own_id: &str, leads: &[ProbeLead]) -> SharedStatus {
     let LinkStatus { is_up, problem, since } = link;
     let format = |time: Option<SystemTime>| time.map(format_rfc3339);
     let to_status = |instance: &Instance| InstanceStatus {
@@ -65,13 +81,25 @@ fn status_of(link: LinkStatus, instances: &Instances, requests_limited_alone: u6
         requests_per_second: instance.requests_per_second,
         is_self: instance.is_self,
     };
+    let to_probe = |lead: &ProbeLead| {
+        let instance = instances.list.iter().find(|instance| instance.id == lead.instance);
+        let name = instance.map(|instance| instance.name.clone()).filter(|name| !name.is_empty());
+        ProbeStatus {
+            backend: lead.backend.to_string(),
+            part: lead.part.kind().to_owned(),
+            name: lead.part.name().to_owned(),
+            instance: name.unwrap_or_else(|| lead.instance.clone()),
+            is_self: lead.instance == own_id,
+        }
+    };
     SharedStatus {
         up: is_up,
         problem,
         since: format(since),
         last_seen_count: instances.last_seen_count as u64,
-        requests_limited_alone,
+        requests_limited_alone: 0,
         instances: instances.list.iter().take(MAX_LISTED_INSTANCES).map(to_status).collect(),
+        probes: leads.iter().take(MAX_LISTED_INSTANCES).map(to_probe).collect(),
     }
 }
 
@@ -80,10 +108,11 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::gateway::SharedPart;
+    use crate::names::BackendName;
 
     #[test]
     fn the_instances_that_were_last_seen_are_told_with_what_is_wrong() {
-        assert!(shared_status(None, None).is_none());
         let instance = Instance {
             id: "1".to_owned(),
             name: "host/7".to_owned(),
@@ -97,14 +126,26 @@ mod tests {
             problem: Some("cannot".to_owned()),
             since: Some(SystemTime::UNIX_EPOCH),
         };
-        let status = status_of(link, &Instances { list: vec![instance], last_seen_count: 3 }, 4);
+        let lead = |part, instance: &str| ProbeLead {
+            backend: BackendName::new("a"),
+            part,
+            instance: instance.to_owned(),
+        };
+        let leads =
+            [lead(SharedPart::Deployment("gpt-4o".to_owned()), "1"), lead(SharedPart::Credential, "unseen")];
+        let instances = Instances { list: vec![instance], last_seen_count: 3 };
+        let status = status_of(link, &instances, "1", &leads);
         let expected = json!({
             "up": false, "problem": "cannot", "since": "1970-01-01T00:00:00.000Z", "last_seen_count": 3,
-            "requests_limited_alone": 4,
+            "requests_limited_alone": 0,
             "instances": [{
                 "id": "1", "name": "host/7", "version": "0.1.0", "since": null, "requests_per_second": 2.5,
                 "is_self": true,
             }],
+            "probes": [
+                { "backend": "a", "part": "deployment", "name": "gpt-4o", "instance": "host/7", "is_self": true },
+                { "backend": "a", "part": "credential", "name": "", "instance": "unseen", "is_self": false },
+            ],
         });
         assert_eq!(serde_json::to_value(status).unwrap(), expected);
     }

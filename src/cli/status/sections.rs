@@ -8,7 +8,7 @@ use super::limits::{limit_notes, limit_table};
 use super::pools::pool_exceptions;
 use super::queue::{queue_note, queue_table};
 use super::report_time::{ReportTime, in_whole_seconds};
-use super::shared::{instance_table, shared_note};
+use super::shared::{instance_table, probe_notes, shared_note};
 use super::summary::spilling_backends;
 use super::text::{Line, Style, in_words, in_words_ms, or_unknown, printable};
 use crate::admin::status::affinity::AffinityStatus;
@@ -250,7 +250,10 @@ fn queue(queue: Option<&QueueStatus>, shows_always: bool) -> Section {
 /// The instances that act as one; nothing if this one is alone.
 fn shared(shared: Option<&SharedStatus>) -> Section {
     match shared {
-        Some(shared) => Section { table: instance_table(shared), notes: vec![shared_note(shared)] },
+        Some(shared) => Section {
+            table: instance_table(shared),
+            notes: std::iter::once(shared_note(shared)).chain(probe_notes(shared)).collect(),
+        },
         None => Section::new(Table::new(&[])),
     }
 }

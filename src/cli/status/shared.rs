@@ -27,6 +27,16 @@ pub(super) fn instance_table(shared: &SharedStatus) -> Table {
     table
 }
 
+/// Which instance probes what.
+pub(super) fn probe_notes(shared: &SharedStatus) -> impl Iterator<Item = Line> {
+    shared.probes.iter().map(|probe| {
+        let this_one = if probe.is_self { " (this one)" } else { "" };
+        let part = if probe.name.is_empty() { &probe.part } else { &probe.name };
+        let (instance, backend) = (printable(&probe.instance), printable(&probe.backend));
+        Line::plain(format!("shared: {instance}{this_one} probes {backend}, {}", printable(part)))
+    })
+}
+
 /// Whether the server answers, and since when.
 pub(super) fn shared_note(shared: &SharedStatus) -> Line {
     let since = shared.since.as_deref().map(|since| format!(" since {}", in_whole_seconds(since)));
@@ -72,6 +82,7 @@ mod tests {
         ]);
         let up = shown(&json!({
             "up": true, "problem": null, "since": since, "last_seen_count": 2, "instances": instances,
+            "probes": [{ "backend": "a", "part": "deployment", "name": "gpt-4o", "instance": "vm-1/7", "is_self": true }],
         }));
         let lines: Vec<String> =
             up.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
@@ -79,6 +90,7 @@ mod tests {
             "INSTANCE VERSION SINCE REQUESTS/S",
             "vm-1/7 (this one) 0.1.0 2026-01-01T00:00:00Z 12.5",
             "shared: connected since 2026-01-01T00:00:00Z, 2 instances",
+            "shared: vm-1/7 (this one) probes a, gpt-4o",
         ] {
             assert!(lines.iter().any(|line| line == expected), "{expected}: {up}");
         }

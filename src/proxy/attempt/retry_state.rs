@@ -17,7 +17,7 @@ use crate::record::affinity::AskAnswer;
 use crate::record::exchange::AttemptRecord;
 use crate::routing::attempt_outcome::AttemptOutcome;
 use crate::routing::headroom::SendTicket;
-use crate::routing::health::availability::ProbePermit;
+use crate::routing::health::probe_permit::ProbePermit;
 use crate::routing::health::slow_start::UndecidedRequest;
 use crate::routing::health::stall::WatchedAttempt;
 use crate::routing::retry_plan::{NextAttempt, NextStep, RetryLimits, RetryPlan, Wait};

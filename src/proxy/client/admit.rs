@@ -103,6 +103,7 @@ pub(in crate::proxy) async fn admit_request(
     context.request.deployment.clone_from(&call.deployment);
     context.request.wants_stream = call.wants_stream;
     let received = Moment { instant: context.request.received_instant, time: context.request.received_at };
+    gateway.learn_from_other_instances(&target, &call, &context.body.held_bytes, received).await;
     let admitted = gateway.admit(&method, target, &client, call, &context.body.held_bytes, received)?;
     context.reserve_limits(&admitted, Instant::now()).await?;
     let shed_rule = context.request.class.and_then(|class| gateway.shed_rule(class));

@@ -44,6 +44,12 @@ pub fn spawn_probes(config: &Arc<ActiveConfig>) -> JoinSet<()> {
 /// succeeded; a probe that could not be sent counts as a success.
 async fn probe_backend(config: &ActiveConfig, index: usize, connector: &Connector, is_repeat: bool) -> bool {
     let Some(backend) = config.gateway.backends.get(index) else { return true };
+    // Another instance finds out, and shares the result.
+    let breaker = &backend.health.breaker.availability;
+    if breaker.is_probe_held(Instant::now()) {
+        return !is_repeat;
+    }
+    breaker.mark_wanted(Instant::now());
     let Some(ModelsAnswer { response, secret_id }) = request_models(config, index, connector).await else {
         return true;
     };

@@ -1,17 +1,15 @@
-//! Whether something can be used: why and until when it cannot, and which request probes it first when
-//! that time has passed.
+//! Whether something can be used: why and until when it cannot. Which request probes it first when that time has
+//! passed is in `probe_permit.rs`.
 //!
 //! What a response means for availability is decided in `gateway/learn.rs`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-use smallvec::SmallVec;
 
 /// After a cooldown, a probe counts as accepted when this much time has passed since it was sent
 /// whole: a 429 comes at once, an answer may take minutes.
-const PROBE_ACCEPTED_AFTER: Duration = Duration::from_millis(100);
+pub(super) const PROBE_ACCEPTED_AFTER: Duration = Duration::from_millis(100);
 /// After this time without a result, another request may probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 /// What only the operator can repair stays an outage for this long after a probe has become due. The balancer asks
@@ -73,7 +71,7 @@ impl UnavailableReason {
     }
 
     /// The reason of this name.
-    pub(super) fn parse(name: &str) -> Option<Self> {
+    pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.as_str() == name)
     }
 }
@@ -95,6 +93,17 @@ pub struct Outage {
     pub unavailable: Unavailable,
     /// When it began.
     pub since: Instant,
+}
+
+/// What other instances have to know of an outage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutageView {
+    /// Why and until when.
+    pub unavailable: Unavailable,
+    /// Its time is over, and a request of this instance probes.
+    pub is_probing: bool,
+    /// When a request of this instance would last have used it.
+    pub wanted_at: Option<Instant>,
 }
 
 /// The availability of something at one moment.
@@ -127,8 +136,18 @@ impl AvailabilityCell {
             Some(OutageState { unavailable: current, .. }) if current.until > unavailable.until => *current,
             _ => unavailable,
         };
-        let last_resort_at = state.as_ref().and_then(|state| state.last_resort_at);
-        *state = Some(OutageState { unavailable, since, probe: ProbeState::NotStarted, last_resort_at });
+        let (last_resort_at, wanted_at) =
+            state.as_ref().map_or((None, None), |state| (state.last_resort_at, state.wanted_at));
+        let probe = ProbeState::NotStarted;
+        *state = Some(OutageState {
+            unavailable,
+            since,
+            marked_at: now,
+            probe,
+            held_until: None,
+            wanted_at,
+            last_resort_at,
+        });
         self.may_be_unavailable.store(true, Ordering::Release);
         was_available
     }
@@ -175,6 +194,84 @@ impl AvailabilityCell {
         }
     }
 
+    /// As [`AvailabilityCell::unavailability`], for a request that would use it.
+    pub(in crate::routing) fn unavailability_for_request(&self, now: Instant) -> Option<Unavailable> {
+        let unavailable = self.unavailability(now)?;
+        self.mark_wanted(now);
+        Some(unavailable)
+    }
+
+    /// Notes that a request would use it, or that this instance would probe it.
+    pub fn mark_wanted(&self, now: Instant) {
+        if self.may_be_unavailable()
+            && let Some(state) = self.lock_state().as_mut()
+        {
+            state.wanted_at = Some(now);
+        }
+    }
+
+    /// Whether another instance probes it in place of this one.
+    pub fn is_probe_held(&self, now: Instant) -> bool {
+        self.may_be_unavailable()
+            && self.lock_state().as_ref().and_then(|state| state.held_until).is_some_and(|until| now < until)
+    }
+
+    /// The outage that has not ended, with what other instances have to know of it.
+    pub fn shared_view(&self, now: Instant) -> Option<OutageView> {
+        if !self.may_be_unavailable() {
+            return None;
+        }
+        let mut state = self.lock_state();
+        self.refresh_availability(&mut state, now);
+        state.as_ref().map(|state| OutageView {
+            unavailable: state.unavailable,
+            is_probing: now >= state.unavailable.until
+                && matches!(state.probe, ProbeState::InProgress { deadline, .. } if now < deadline),
+            wanted_at: state.wanted_at,
+        })
+    }
+
+    /// Keeps requests of this instance from probing until this moment, because another instance probes. A probe in
+    /// progress goes on.
+    pub fn hold_probe(&self, until: Instant) {
+        if let Some(state) = self.lock_state().as_mut() {
+            state.held_until = Some(until);
+        }
+    }
+
+    /// Lets requests of this instance probe.
+    pub fn release_probe(&self) {
+        if let Some(state) = self.lock_state().as_mut() {
+            state.held_until = None;
+        }
+    }
+
+    /// Ends the outage of this reason, because another instance has found at `found_at` that it is over. Nothing
+    /// changes if it has been found unavailable since. Returns whether it ended.
+    pub fn end_outage_found_over(&self, reason: UnavailableReason, found_at: Instant) -> bool {
+        let mut state = self.lock_state();
+        let ends = state
+            .as_ref()
+            .is_some_and(|state| state.unavailable.reason == reason && state.marked_at <= found_at);
+        if ends {
+            *state = None;
+            self.may_be_unavailable.store(false, Ordering::Release);
+        }
+        ends
+    }
+
+    /// Makes a probe due in an outage of this reason, because another instance has found at `found_at` that it is
+    /// over there. Returns whether something changed.
+    pub fn make_probe_due(&self, reason: UnavailableReason, found_at: Instant, now: Instant) -> bool {
+        let mut state = self.lock_state();
+        let outage =
+            state.as_mut().filter(|state| state.unavailable.reason == reason && state.marked_at <= found_at);
+        let Some(outage) = outage else { return false };
+        outage.unavailable.until = outage.unavailable.until.min(now);
+        outage.held_until = None;
+        true
+    }
+
     /// The outage it is in, for people. If a probe is due, there is none, unless only the operator can repair the
     /// cause: nobody has seen yet that it is repaired.
     pub fn current_outage(&self, now: Instant) -> Option<Outage> {
@@ -216,8 +313,15 @@ impl AvailabilityCell {
 
     /// Continues an outage that another process has recorded.
     pub(super) fn restore_outage(&self, Outage { unavailable, since }: Outage) {
-        let probe = ProbeState::NotStarted;
-        *self.lock_state() = Some(OutageState { unavailable, since, probe, last_resort_at: None });
+        *self.lock_state() = Some(OutageState {
+            unavailable,
+            since,
+            marked_at: since,
+            probe: ProbeState::NotStarted,
+            held_until: None,
+            wanted_at: None,
+            last_resort_at: None,
+        });
         self.may_be_unavailable.store(true, Ordering::Release);
     }
 
@@ -227,7 +331,7 @@ impl AvailabilityCell {
     }
 
     /// Registers the probe with this permit. Returns false if none is due.
-    fn try_start_probe(&self, now: Instant, permit_id: u64) -> bool {
+    pub(super) fn try_start_probe(&self, now: Instant, permit_id: u64) -> bool {
         let mut state = self.lock_state();
         if self.refresh_availability(&mut state, now) != Availability::ProbeDue {
             return false;
@@ -241,7 +345,7 @@ impl AvailabilityCell {
 
     /// Registers a probe with this permit in the middle of an outage that only the operator can end.
     /// Returns false if there was one a short time ago.
-    fn try_start_last_resort(&self, now: Instant, permit_id: u64) -> bool {
+    pub(super) fn try_start_last_resort(&self, now: Instant, permit_id: u64) -> bool {
         let mut state = self.lock_state();
         let Some(state) = state.as_mut().filter(|state| state.unavailable.reason.is_misconfiguration())
         else {
@@ -258,7 +362,11 @@ impl AvailabilityCell {
 
     /// Changes the state if this permit's probe is the current one; a probe that was replaced after
     /// its time-out changes nothing.
-    fn update_if_permit_held(&self, permit_id: u64, change: impl FnOnce(&mut Option<OutageState>)) {
+    pub(super) fn update_if_permit_held(
+        &self,
+        permit_id: u64,
+        change: impl FnOnce(&mut Option<OutageState>),
+    ) {
         let mut state = self.lock_state();
         let is_current = |state: &OutageState| match state.probe {
             ProbeState::InProgress { permit_id: current, .. } => current == permit_id,
@@ -272,19 +380,26 @@ impl AvailabilityCell {
 
     /// Ends an outage whose probe was accepted by now, and returns the availability.
     fn refresh_availability(&self, state: &mut Option<OutageState>, now: Instant) -> Availability {
-        let Some(OutageState { unavailable, probe, .. }) = state else { return Availability::Available };
+        let Some(OutageState { unavailable, probe, held_until, .. }) = state else {
+            return Availability::Available;
+        };
         if now < unavailable.until {
             return Availability::Unavailable(*unavailable);
         }
+        // After a cooldown, a probe that is sent now would count as accepted after this time, so other requests need
+        // not wait longer.
+        let while_probed = |deadline: Instant| {
+            let is_cooldown = unavailable.reason == UnavailableReason::CoolingDown;
+            let until = if is_cooldown { deadline.min(now + PROBE_ACCEPTED_AFTER) } else { deadline };
+            Availability::Unavailable(Unavailable { until, ..*unavailable })
+        };
         match probe {
-            ProbeState::NotStarted => Availability::ProbeDue,
+            ProbeState::NotStarted => match *held_until {
+                Some(held_until) if now < held_until => while_probed(held_until),
+                _ => Availability::ProbeDue,
+            },
             ProbeState::InProgress { deadline, available_at_deadline: false, .. } if now < *deadline => {
-                // After a cooldown, a probe that is sent now would count as accepted after this time, so
-                // other requests need not wait longer.
-                let soon = now + PROBE_ACCEPTED_AFTER;
-                let is_cooldown = unavailable.reason == UnavailableReason::CoolingDown;
-                let until = if is_cooldown { soon.min(*deadline) } else { *deadline };
-                Availability::Unavailable(Unavailable { until, ..*unavailable })
+                while_probed(*deadline)
             }
             ProbeState::InProgress { deadline, available_at_deadline: true, .. } if now < *deadline => {
                 Availability::Unavailable(Unavailable { until: *deadline, ..*unavailable })
@@ -303,125 +418,25 @@ impl AvailabilityCell {
     }
 }
 
-/// Permits one request to use a backend, and to probe everything for which a probe is due; usually that is
-/// nothing. If it is dropped without a result, another request may probe.
-#[derive(Debug, Default)]
-pub struct ProbePermit {
-    /// What is probed, with the id of each probe.
-    probed_cells: SmallVec<[(Arc<AvailabilityCell>, u64); 1]>,
-}
-
-impl ProbePermit {
-    /// The permit to use all of these, and to probe those for which a probe is due. `None` if one is
-    /// unavailable, perhaps because another request started to probe it first.
-    pub(in crate::routing) fn acquire<'c>(
-        cells: impl Iterator<Item = &'c Arc<AvailabilityCell>>,
-        now: Instant,
-    ) -> Option<Self> {
-        let mut permit = Self::default();
-        for cell in cells {
-            match cell.availability(now) {
-                Availability::Available => {}
-                // The drop of `permit` gives up the probes that it has started.
-                Availability::Unavailable(_) => return None,
-                Availability::ProbeDue => {
-                    let permit_id = fastrand::u64(..);
-                    if !cell.try_start_probe(now, permit_id) {
-                        return None;
-                    }
-                    permit.probed_cells.push((Arc::clone(cell), permit_id));
-                }
-            }
-        }
-        Some(permit)
-    }
-
-    /// The permit to use all of these though some are unavailable for a reason that only the operator can
-    /// end. `None` if one is unavailable for another reason, or was tried like this a short time ago.
-    pub(in crate::routing) fn acquire_last_resort<'c>(
-        cells: impl Iterator<Item = &'c Arc<AvailabilityCell>>,
-        now: Instant,
-    ) -> Option<Self> {
-        let mut permit = Self::default();
-        for cell in cells {
-            let permit_id = fastrand::u64(..);
-            let is_permitted = match cell.availability(now) {
-                Availability::Available => continue,
-                Availability::ProbeDue => cell.try_start_probe(now, permit_id),
-                Availability::Unavailable(_) => cell.try_start_last_resort(now, permit_id),
-            };
-            // The drop of `permit` gives up the probes that it has started.
-            if !is_permitted {
-                return None;
-            }
-            permit.probed_cells.push((Arc::clone(cell), permit_id));
-        }
-        Some(permit)
-    }
-
-    /// Whether this cell is among those that are probed.
-    pub fn is_probing(&self, cell: &Arc<AvailabilityCell>) -> bool {
-        self.probed_cells.iter().any(|(probed, _)| Arc::ptr_eq(probed, cell))
-    }
-
-    /// The request has been sent whole: a cooldown now ends soon unless a refusal comes.
-    pub fn on_request_sent(&self, now: Instant) {
-        for (cell, permit_id) in &self.probed_cells {
-            cell.update_if_permit_held(*permit_id, |state| {
-                if let Some(OutageState { unavailable, probe, .. }) = state
-                    && let ProbeState::InProgress { deadline, available_at_deadline, .. } = probe
-                    && unavailable.reason == UnavailableReason::CoolingDown
-                    && !*available_at_deadline
-                {
-                    (*deadline, *available_at_deadline) = (now + PROBE_ACCEPTED_AFTER, true);
-                }
-            });
-        }
-    }
-
-    /// Marks only this one of what is probed as available: about the others nothing is known yet.
-    pub fn mark_available(&mut self, cell: &Arc<AvailabilityCell>) {
-        self.probed_cells.retain(|(probed, permit_id)| {
-            let is_this = Arc::ptr_eq(probed, cell);
-            if is_this {
-                probed.update_if_permit_held(*permit_id, |state| *state = None);
-            }
-            !is_this
-        });
-    }
-
-    /// Marks everything that is probed as available: the request was answered.
-    pub fn mark_all_available(self) {
-        for (cell, permit_id) in &self.probed_cells {
-            cell.update_if_permit_held(*permit_id, |state| *state = None);
-        }
-    }
-}
-
-impl Drop for ProbePermit {
-    fn drop(&mut self) {
-        for (cell, permit_id) in &self.probed_cells {
-            cell.update_if_permit_held(*permit_id, |state| {
-                if let Some(state) = state {
-                    state.probe = ProbeState::NotStarted;
-                }
-            });
-        }
-    }
-}
-
+/// An outage that has not ended.
 #[derive(Debug)]
-struct OutageState {
-    unavailable: Unavailable,
+pub(super) struct OutageState {
+    pub(super) unavailable: Unavailable,
     since: Instant,
+    /// When something last showed that it is unavailable.
+    marked_at: Instant,
     /// Relevant once `unavailable.until` has passed.
-    probe: ProbeState,
+    pub(super) probe: ProbeState,
+    /// Until when another instance may probe in place of this one.
+    held_until: Option<Instant>,
+    /// When a request last found it unavailable.
+    wanted_at: Option<Instant>,
     /// When a request was last sent in the middle of the outage.
     last_resort_at: Option<Instant>,
 }
 
 #[derive(Debug)]
-enum ProbeState {
+pub(super) enum ProbeState {
     NotStarted,
     /// No other request probes before the deadline. If that passes, the outage is over
     /// (`available_at_deadline`) or another request may probe.

@@ -1,3 +1,5 @@
+//! When something is unavailable, and who may probe it.
+
 use super::*;
 
 const MS: Duration = Duration::from_millis(1);
@@ -23,70 +25,63 @@ fn a_cell_is_unavailable_until_its_time_and_the_longer_outage_wins() {
 }
 
 #[test]
-fn one_request_probes_after_a_cooldown_which_ends_by_time_or_by_an_answer() {
+fn while_another_instance_probes_none_is_due_here() {
     let now = Instant::now();
-    let cell = Arc::new(AvailabilityCell::default());
-    let permit = |at| ProbePermit::acquire([&cell].into_iter(), at);
-    let cooldown = |until, at| cell.mark_unavailable(unavailable(UnavailableReason::CoolingDown, until), at);
-    cooldown(now, now);
-    let first = permit(now).unwrap();
-    assert!(first.is_probing(&cell) && permit(now).is_none(), "only one request probes");
-    let until = cell.unavailability(now).unwrap().until;
-    assert_eq!(until, now + 100 * MS);
-    // The first is given up before it is sent: another request may probe.
-    drop(first);
-    let second = permit(now).unwrap();
-    second.on_request_sent(now + 10 * MS);
-    assert_eq!(cell.availability(now + 110 * MS), Availability::Available, "a refusal would have come");
-    // A later refusal starts a new cooldown, whichever request gets it.
-    cooldown(now + 500 * MS, now + 200 * MS);
-    let third = permit(now + 500 * MS).unwrap();
-    cooldown(now + 900 * MS, now + 520 * MS);
-    drop(third);
-    assert!(matches!(cell.availability(now + 899 * MS), Availability::Unavailable(_)));
-    // An answer ends the cooldown at once.
-    permit(now + 900 * MS).unwrap().mark_all_available();
-    assert_eq!(cell.availability(now + 900 * MS), Availability::Available);
-    drop(second);
-}
-
-#[test]
-fn a_misconfiguration_is_tried_once_a_second_as_a_last_resort_and_ends_by_an_answer() {
-    let now = Instant::now();
-    let cell = Arc::new(AvailabilityCell::default());
-    let last_resort = |at| ProbePermit::acquire_last_resort([&cell].into_iter(), at);
-    let until = now + 60_000 * MS;
+    let cell = AvailabilityCell::default();
+    let until = now + 100 * MS;
+    cell.hold_probe(now + 900 * MS);
+    assert_eq!(cell.availability(now), Availability::Available, "nothing is unavailable");
     cell.mark_unavailable(unavailable(UnavailableReason::CoolingDown, until), now);
-    assert!(last_resort(now).is_none(), "what ends by itself is waited for");
-    cell.mark_available();
-    cell.mark_unavailable(unavailable(UnavailableReason::NoUsableCredential, until), now);
-    drop(last_resort(now).unwrap());
-    assert!(last_resort(now + 999 * MS).is_none());
-    let second = last_resort(now + 1000 * MS).unwrap();
-    // It was rejected again.
-    cell.mark_unavailable(unavailable(UnavailableReason::NoUsableCredential, until), now + 1001 * MS);
-    drop(second);
-    assert!(last_resort(now + 1500 * MS).is_none());
-    assert!(matches!(cell.availability(now + 1500 * MS), Availability::Unavailable(_)));
-    last_resort(now + 2000 * MS).unwrap().mark_all_available();
-    assert_eq!(cell.availability(now + 2001 * MS), Availability::Available);
+    cell.hold_probe(now + 500 * MS);
+    assert!(cell.is_probe_held(now + 499 * MS) && !cell.is_probe_held(now + 500 * MS));
+    // A request that waits looks again soon, since the other one may be told of at any time.
+    let held = unavailable(UnavailableReason::CoolingDown, now + 300 * MS);
+    assert_eq!(cell.availability(now + 200 * MS), Availability::Unavailable(held));
+    let held = unavailable(UnavailableReason::CoolingDown, now + 500 * MS);
+    assert_eq!(cell.availability(now + 450 * MS), Availability::Unavailable(held));
+    assert_eq!(cell.availability(now + 500 * MS), Availability::ProbeDue);
+    cell.hold_probe(now + 900 * MS);
+    cell.release_probe();
+    assert_eq!(cell.availability(now + 500 * MS), Availability::ProbeDue);
+    cell.hold_probe(now + 900 * MS);
+    cell.mark_unavailable(unavailable(UnavailableReason::CoolingDown, now + 600 * MS), now + 500 * MS);
+    assert_eq!(cell.availability(now + 600 * MS), Availability::ProbeDue, "that was the outage before");
 }
 
 #[test]
-fn other_outages_end_only_by_an_answer_and_a_silent_probe_times_out() {
+fn another_instance_ends_an_outage_unless_there_is_a_newer_one() {
     let now = Instant::now();
-    let cell = Arc::new(AvailabilityCell::default());
-    cell.mark_unavailable(unavailable(UnavailableReason::NoUsableCredential, now), now);
-    let first = ProbePermit::acquire([&cell].into_iter(), now).unwrap();
-    first.on_request_sent(now);
-    assert!(matches!(cell.availability(now + 29_000 * MS), Availability::Unavailable(_)));
-    assert_eq!(cell.availability(now + 30_000 * MS), Availability::ProbeDue);
-    let second = ProbePermit::acquire([&cell].into_iter(), now + 30_000 * MS).unwrap();
-    // The answer to the first probe comes after its time-out and changes nothing for the second.
-    first.mark_all_available();
-    assert!(matches!(cell.availability(now + 30_001 * MS), Availability::Unavailable(_)));
-    second.mark_all_available();
-    assert_eq!(cell.availability(now + 30_001 * MS), Availability::Available);
+    let cell = AvailabilityCell::default();
+    let cooling = UnavailableReason::CoolingDown;
+    let mark = |at: u32| cell.mark_unavailable(unavailable(cooling, now + 900 * MS), now + at * MS);
+    assert!(!cell.end_outage_found_over(cooling, now));
+    mark(10);
+    assert!(!cell.end_outage_found_over(cooling, now + 9 * MS), "it was found again since");
+    assert!(!cell.end_outage_found_over(UnavailableReason::BreakerOpen, now + 20 * MS));
+    assert!(cell.end_outage_found_over(cooling, now + 10 * MS));
+    assert_eq!(cell.availability(now + 11 * MS), Availability::Available);
+    mark(20);
+    assert!(!cell.make_probe_due(cooling, now + 19 * MS, now + 30 * MS));
+    cell.hold_probe(now + 900 * MS);
+    assert!(cell.make_probe_due(cooling, now + 20 * MS, now + 30 * MS));
+    assert_eq!(cell.availability(now + 30 * MS), Availability::ProbeDue);
+}
+
+#[test]
+fn what_others_have_to_know_of_an_outage() {
+    let now = Instant::now();
+    let cell = AvailabilityCell::default();
+    cell.mark_wanted(now);
+    assert_eq!(cell.shared_view(now), None);
+    let cooling = unavailable(UnavailableReason::CoolingDown, now + 100 * MS);
+    cell.mark_unavailable(cooling, now);
+    let view = OutageView { unavailable: cooling, is_probing: false, wanted_at: None };
+    assert_eq!(cell.shared_view(now), Some(view));
+    cell.unavailability_for_request(now + 50 * MS);
+    let view = OutageView { wanted_at: Some(now + 50 * MS), ..view };
+    assert_eq!(cell.shared_view(now + 60 * MS), Some(view));
+    assert!(cell.try_start_probe(now + 100 * MS, 1));
+    assert_eq!(cell.shared_view(now + 110 * MS), Some(OutageView { is_probing: true, ..view }));
 }
 
 #[test]

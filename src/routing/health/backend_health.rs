@@ -246,6 +246,12 @@ impl BackendHealth {
         self.get_or_create_deployment_by_key(upstream.map(DeploymentName::to_lowercase).unwrap_or_default())
     }
 
+    /// The health of a deployment that is known already, by the resource's name for it in lower case.
+    pub fn find_deployment(&self, upstream: &str) -> Option<Arc<DeploymentHealth>> {
+        let deployments = self.deployments.lock().unwrap_or_else(PoisonError::into_inner);
+        deployments.get(upstream).map(Arc::clone)
+    }
+
     pub(super) fn get_or_create_deployment_by_key(&self, key: String) -> Arc<DeploymentHealth> {
         let mut deployments = self.deployments.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(deployments.entry(key).or_default())

@@ -6,6 +6,7 @@ pub mod availability;
 pub mod backend_health;
 pub mod backend_state;
 pub mod breaker;
+pub mod probe_permit;
 pub mod recent_attempts;
 pub mod rejection_review;
 pub mod slow_start;

@@ -16,6 +16,9 @@ use crate::names::ClientName;
 /// So many clients, or requests of the only client, that met a rejection make it count without an answer to
 /// the balancer's question.
 const ENOUGH_WITNESSES: usize = 3;
+/// How long something is unavailable that only the operator can repair (deployment missing, credential
+/// rejected, permission denied) before one request probes it.
+pub const MISCONFIGURATION_RECHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// A question is answered within this time or not at all.
 pub const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
 /// A recheck that was not answered is repeated after this time.
@@ -104,6 +107,19 @@ impl RejectionReview {
             state.asked_at = Some(now);
         }
         is_due
+    }
+
+    /// Whether the balancer's own question is to be asked now, because another instance has met a rejection. That is no
+    /// rejection that a request of this instance has met, and counts as none.
+    pub fn begin_question(&self, now: Instant) -> bool {
+        let mut state = self.lock_state();
+        let is_denied = state.denied_at.is_some_and(|denied_at| now < denied_at + DENIAL_HOLDS_FOR);
+        let is_asked = state.asked_at.is_some_and(|asked_at| now < asked_at + QUESTION_TIMEOUT);
+        if is_denied || is_asked {
+            return false;
+        }
+        state.asked_at = Some(now);
+        true
     }
 
     /// Records that a request was not rejected: what others have met was about their requests.
@@ -200,6 +216,18 @@ mod tests {
         // As does a long time.
         assert_eq!(fixture.reject("d", 3), (false, false));
         assert_eq!(fixture.reject("e", 60_002), (false, true));
+    }
+
+    #[test]
+    fn another_instance_has_a_question_asked_and_is_no_witness() {
+        let fixture = Fixture::new(false);
+        let at = |ms: u32| fixture.began_at + ms * MS;
+        assert!(fixture.review.begin_question(at(0)) && !fixture.review.begin_question(at(1999)));
+        assert!(fixture.review.begin_question(at(2000)));
+        assert_eq!(fixture.reject("a", 2001), (false, false), "the question is under way");
+        assert_eq!(fixture.reject("b", 2002), (false, false));
+        fixture.review.on_answer(ReviewAnswer::Denied, at(2003));
+        assert!(!fixture.review.begin_question(at(7002)) && fixture.review.begin_question(at(7003)));
     }
 
     #[test]

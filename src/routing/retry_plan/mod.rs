@@ -20,7 +20,7 @@ pub use self::resource_search::ResourceSearch;
 use self::resource_search::SearchProgress;
 pub use self::shedding::ShedRule;
 use super::attempt_outcome::AttemptOutcome;
-use super::health::availability::ProbePermit;
+use super::health::probe_permit::ProbePermit;
 use super::health::slow_start::UndecidedRequest;
 use super::pool::BackendPool;
 use crate::azure::Operation;

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use super::{CandidateState, NextAttempt, NextStep, RetryLimits, RetryPlan, Wait, WaitPurpose};
 use crate::azure::Operation;
 use crate::routing::attempt_outcome::AttemptOutcome;
-use crate::routing::health::availability::{ProbePermit, UnavailableReason};
+use crate::routing::health::availability::UnavailableReason;
+use crate::routing::health::probe_permit::ProbePermit;
 use crate::routing::pool::{BackendPool, PoolTier};
 
 /// The wait before backends that failed are tried again; it doubles each round.

@@ -167,6 +167,7 @@ impl Turn {
         let received =
             Moment { instant: context.request.received_instant, time: context.request.received_at };
         let body = &context.body.held_bytes;
+        gateway.learn_from_other_instances(&target, &call, body, received).await;
         let admitted = gateway.admit(&Method::POST, target, &client, call, body, received)?;
         let now = Instant::now();
         context.reserve_limits(&admitted, now).await?;
