@@ -139,7 +139,7 @@ async fn a_client_that_does_not_read_is_disconnected() {
     assert_eq!(client.read_response_head().await.unwrap().status, 200);
     let record = balancer.wait_for_records(1).await.pop().unwrap();
     assert_ne!(record["outcome"], "answered");
-    assert_eq!(balancer.status().await["in_flight"], 0);
+    balancer.wait_for_status("nothing is in flight", |status| status["in_flight"] == 0).await;
 }
 
 #[tokio::test]

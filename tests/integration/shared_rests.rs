@@ -415,13 +415,8 @@ async fn wait_until_state(balancer: &Balancer, name: &str, state: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_rights_in_the_manual_are_enough() {
-    let manual = include_str!("../../docs/high-availability.md");
-    let rule = manual.lines().find_map(|line| line.strip_prefix("ACL SETUSER aoai-lb ")).unwrap();
-    let rule: Vec<&str> = rule.split(' ').collect();
     let server = RedisServer::start(&[]).await;
-    let password = rule.iter().map(|part| if *part == ">PASSWORD" { ">hush" } else { part });
-    let command: Vec<&str> = ["ACL", "SETUSER", "aoai-lb"].into_iter().chain(password).collect();
-    server.command("", &command).await;
+    server.add_user_of_manual("hush").await;
     let (first, second) = (Backend::healthy().await, Backend::healthy().await);
     let backends = first.yaml("first", "tier: 1") + &second.yaml("second", "tier: 2");
     let shared = server.shared_yaml(", username: aoai-lb, password: hush");

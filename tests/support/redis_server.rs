@@ -82,6 +82,15 @@ impl RedisServer {
         command.query_async(&mut connection).await.unwrap()
     }
 
+    /// Creates the user `aoai-lb` with the rights that the manual names.
+    pub async fn add_user_of_manual(&self, password: &str) {
+        let manual = include_str!("../../docs/high-availability.md");
+        let rule = manual.lines().find_map(|line| line.strip_prefix("ACL SETUSER aoai-lb ")).unwrap();
+        let rule = rule.replace(">PASSWORD", &format!(">{password}"));
+        let command: Vec<&str> = ["ACL", "SETUSER", "aoai-lb"].into_iter().chain(rule.split(' ')).collect();
+        self.command("", &command).await;
+    }
+
     /// The rest of a line of INFO that begins so.
     pub async fn info_line(&self, password: &str, beginning: &str) -> Option<String> {
         let info = self.command(password, &["INFO", "everything"]).await;
