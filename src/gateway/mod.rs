@@ -31,6 +31,7 @@ mod requested_call;
 mod resource_lookup;
 mod resources;
 mod retry_limits;
+pub mod shared_fairness;
 mod shared_homes;
 pub mod shared_limits;
 mod shared_lines;

@@ -16,6 +16,7 @@ use super::drains::Drains;
 use super::homes_keeper::{HomesKeeper, ReportFunction};
 use super::open_sockets::OpenSockets;
 use super::rates_keeper::RatesKeeper;
+use super::shared_fairness::FairnessExchange;
 use super::shared_homes::SharedHomes;
 use super::shared_limits::LimitReporter;
 use super::shared_rests::SharedRests;
@@ -67,6 +68,8 @@ pub struct ProcessState {
     pub shared_homes: OnceLock<Arc<SharedHomes>>,
     /// What shares how much instances send; set together with `shared`.
     pub shared_sends: OnceLock<SharedSends>,
+    /// What keeps the queue fair over all instances; set together with `shared`.
+    pub fairness_exchange: OnceLock<Arc<FairnessExchange>>,
     /// The WebSockets that are open.
     pub open_sockets: OpenSockets,
     /// The process is about to stop: its readiness check fails.
@@ -121,6 +124,7 @@ impl ProcessState {
             shared_rests: OnceLock::new(),
             shared_homes: OnceLock::new(),
             shared_sends: OnceLock::new(),
+            fairness_exchange: OnceLock::new(),
             open_sockets: OpenSockets::default(),
             is_stopping: AtomicBool::new(false),
             is_draining_connections: AtomicBool::new(false),
@@ -183,6 +187,9 @@ impl ProcessState {
     pub fn join_instances(&self, directory: Option<Arc<StateDirectory>>) {
         if let Some(reporter) = self.limit_reporter.get() {
             reporter.start(directory.as_deref());
+        }
+        if let Some(exchange) = self.fairness_exchange.get() {
+            exchange.start();
         }
         if let Some(shared) = self.shared.get() {
             shared.instances.join(directory);

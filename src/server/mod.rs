@@ -46,6 +46,7 @@ use crate::config::{CheckedConfig, Config};
 use crate::credentials::Keyring;
 use crate::gateway::ProcessState;
 use crate::gateway::homes_keeper::read_hash_key;
+use crate::gateway::shared_fairness::FairnessExchange;
 use crate::gateway::shared_limits::LimitReporter;
 use crate::record::Recorder;
 use crate::routing::homes::{HashKey, Homes};
@@ -230,7 +231,9 @@ fn start_shared(config: &Config, process: &ProcessState, background: &Handle) {
     let link = SharedLink::start(redis, password, background);
     let instances = InstanceRegistry::new(&link, &process.requests_finished, background);
     let reporter = LimitReporter::new(&link, &instances, &process.client_accounts, background);
+    let exchange = FairnessExchange::new(&link, &instances, &process.queue, background);
     // Set only here.
+    let _ = process.fairness_exchange.set(exchange);
     let _ = process.limit_reporter.set(reporter);
     process.start_sharing(Shared { link, instances }, background);
 }

@@ -69,6 +69,7 @@ mod rewriting;
 mod routing;
 mod secrets;
 mod shared;
+mod shared_fairness;
 mod shared_homes;
 mod shared_limits;
 mod shared_link;

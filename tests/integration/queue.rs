@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 const DEPLOYMENTS: &str = "deployments: { gpt-4o: gpt-4o, another-name: gpt-4o }";
 
 /// The `retry-after-ms` of a throttled backend, which answers 429 until the test opens it.
-const REST_MS: u64 = 20;
+pub(crate) const REST_MS: u64 = 20;
 
 /// Backends that refuse every request until the test opens them.
 struct Fixture {
@@ -32,23 +32,34 @@ struct Fixture {
     answered: Arc<std::sync::Mutex<Vec<String>>>,
 }
 
-fn user_of(request: &RawRequest) -> String {
+/// The `user` of a request.
+pub(crate) fn user_of(request: &RawRequest) -> String {
     let body: Value = serde_json::from_slice(&request.body).unwrap();
     body["user"].as_str().unwrap_or_default().to_owned()
 }
 
-fn throttled(wait_ms: u64) -> Vec<Vec<u8>> {
+pub(crate) fn throttled(wait_ms: u64) -> Vec<Vec<u8>> {
     let headers = format!("content-type: application/json\nretry-after-ms: {wait_ms}");
     complete_response(429, &headers, r#"{"error":{"code":"429","message":"too many requests"}}"#)
 }
 
-fn answer() -> Vec<Vec<u8>> {
+pub(crate) fn answer() -> Vec<Vec<u8>> {
     let completion = json!({
         "id": "c", "object": "chat.completion", "model": "m",
         "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
     });
     complete_response(200, "content-type: application/json", &completion.to_string())
+}
+
+/// `clients` with three that differ in their key.
+pub(crate) fn three_clients_yaml() -> String {
+    let keys = [("team-a", CLIENT_KEY), ("team-b", "key-b"), ("team-c", "key-c")];
+    let clients = keys.map(|(name, key)| {
+        let key = sha256_hex(key);
+        format!("  - {{ name: {name}, class: interactive, keys: [ {{ sha256: {key} }} ] }}\n")
+    });
+    format!("clients:\n{}", clients.concat())
 }
 
 impl Fixture {
@@ -70,15 +81,8 @@ impl Fixture {
         })
         .await;
         let backend = support::backend_yaml("a", &format!("http://{}", upstream.address), DEPLOYMENTS);
-        let keys = [("team-a", CLIENT_KEY), ("team-b", "key-b"), ("team-c", "key-c")];
-        let clients: String = keys
-            .map(|(name, key)| {
-                let key = sha256_hex(key);
-                format!("  - {{ name: {name}, class: interactive, keys: [ {{ sha256: {key} }} ] }}\n")
-            })
-            .concat();
         let yaml = format!("queue: {{ {queue} }}\n{extra_yaml}");
-        let balancer = Balancer::start_with_clients(&backend, &format!("clients:\n{clients}"), &yaml).await;
+        let balancer = Balancer::start_with_clients(&backend, &three_clients_yaml(), &yaml).await;
         Self { upstream, balancer, is_open, answered }
     }
 
@@ -137,7 +141,7 @@ impl Fixture {
     }
 }
 
-fn chat(user: &str, extra_bytes: usize) -> String {
+pub(crate) fn chat(user: &str, extra_bytes: usize) -> String {
     let content = "x".repeat(extra_bytes);
     json!({"messages": [{"role": "user", "content": content}], "max_tokens": 20, "user": user}).to_string()
 }

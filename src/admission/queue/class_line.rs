@@ -4,6 +4,9 @@
 //! Each client has a counter of the tokens that its queued requests were given. The client with the smallest counter is
 //! served next. A client that begins to wait starts at the smallest counter of those that wait: an idle client gains no
 //! credit.
+//!
+//! Charges of other instances are added to the counters. While requests wait here, a client that has none is charged as
+//! well, as if it had had these turns here. Its counter is forgotten once the others have got as much, or nobody waits.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -12,6 +15,9 @@ use crate::names::Caller;
 
 /// With this many clients, those without queued requests and without requests in progress are removed.
 const MAX_REMEMBERED_CLIENTS: usize = 4096;
+/// A charge of another instance puts a client at most this many times its tokens behind the first. So a client that was
+/// served by an instance that is gone waits for seconds here, not for as long as it was served there.
+const MAX_CHARGES_BEHIND: u64 = 5;
 
 /// The requests of one class that wait for one deployment.
 #[derive(Debug)]
@@ -45,6 +51,33 @@ struct ClientLine<T> {
     waiting: VecDeque<Ticket<T>>,
     /// Requests that were served and whose tokens are not known yet.
     unsettled: usize,
+    /// What other instances have charged and may refund: no refund gives credit.
+    charged_by_others: u64,
+}
+
+/// What a turn costs, for a request of so many tokens.
+pub(super) fn charge_of(tokens: u64) -> u64 {
+    tokens.max(1)
+}
+
+impl<T> ClientLine<T> {
+    fn new(number: u64) -> Self {
+        let turn = Turn { client: number, ..Turn::default() };
+        Self { turn, waiting: VecDeque::new(), unsettled: 0, charged_by_others: 0 }
+    }
+
+    /// Without queued requests and without requests in progress.
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.unsettled == 0
+    }
+
+    /// Raises its counter to the one at which clients start.
+    fn raise_to(&mut self, start: u64) {
+        if self.turn.served_tokens < start {
+            self.turn.served_tokens = start;
+            self.charged_by_others = 0;
+        }
+    }
 }
 
 impl<T> Default for ClassLine<T> {
@@ -61,7 +94,7 @@ impl<T> ClassLine<T> {
         client.unsettled = client.unsettled.saturating_sub(1);
         // It goes before other clients with the same counter.
         client.turn = Turn {
-            served_tokens: client.turn.served_tokens.saturating_sub(counted.max(1)),
+            served_tokens: client.turn.served_tokens.saturating_sub(charge_of(counted)),
             last_turn: 0,
             ..client.turn
         };
@@ -74,7 +107,7 @@ impl<T> ClassLine<T> {
     /// was not idle, and keeps its counter.
     pub(super) fn push(&mut self, caller: &Caller, ticket: Ticket<T>, returns: bool) {
         if self.clients.len() >= MAX_REMEMBERED_CLIENTS {
-            self.clients.retain(|_, client| !client.waiting.is_empty() || client.unsettled > 0);
+            self.clients.retain(|_, client| !client.is_idle());
         }
         if let Some((first, _)) = self.order.first_key_value() {
             self.start = first.served_tokens;
@@ -82,12 +115,11 @@ impl<T> ClassLine<T> {
         let is_new = !self.clients.contains_key(caller);
         let client = self.clients.entry(caller.clone()).or_insert_with(|| {
             self.next_client += 1;
-            let turn = Turn { client: self.next_client, ..Turn::default() };
-            ClientLine { turn, waiting: VecDeque::new(), unsettled: 0 }
+            ClientLine::new(self.next_client)
         });
         if client.waiting.is_empty() {
             if !returns || is_new {
-                client.turn.served_tokens = client.turn.served_tokens.max(self.start);
+                client.raise_to(self.start);
             }
             self.order.insert(client.turn, caller.clone());
         }
@@ -124,7 +156,7 @@ impl<T> ClassLine<T> {
         self.start = client.turn.served_tokens;
         self.turns += 1;
         client.turn = Turn {
-            served_tokens: client.turn.served_tokens.saturating_add(ticket.tokens.max(1)),
+            served_tokens: client.turn.served_tokens.saturating_add(charge_of(ticket.tokens)),
             last_turn: self.turns,
             ..client.turn
         };
@@ -141,11 +173,49 @@ impl<T> ClassLine<T> {
         let is_waiting = self.order.remove(&client.turn).is_some();
         client.unsettled = client.unsettled.saturating_sub(1);
         client.turn.served_tokens =
-            client.turn.served_tokens.saturating_sub(counted.max(1)).saturating_add(used);
+            client.turn.served_tokens.saturating_sub(charge_of(counted)).saturating_add(used);
         if is_waiting {
             self.order.insert(client.turn, caller.clone());
         } else {
             self.forget_if_idle(caller);
+        }
+    }
+
+    /// Charges clients the tokens that another instance has charged them, or refunds them if there are fewer than 0. Does
+    /// nothing if no request waits: then there is nobody to share with.
+    pub(super) fn add_charges_of_others(&mut self, charges: &[(Caller, i64)]) {
+        let Some((first, _)) = self.order.first_key_value() else { return };
+        let start = first.served_tokens;
+        self.start = start;
+        for (caller, tokens) in charges {
+            let is_new = !self.clients.contains_key(caller);
+            if is_new && (*tokens <= 0 || self.clients.len() >= MAX_REMEMBERED_CLIENTS) {
+                continue;
+            }
+            let client = self.clients.entry(caller.clone()).or_insert_with(|| {
+                self.next_client += 1;
+                ClientLine::new(self.next_client)
+            });
+            let is_waiting = self.order.remove(&client.turn).is_some();
+            if client.is_idle() {
+                client.raise_to(start);
+            }
+            let (before, amount) = (client.turn.served_tokens, tokens.unsigned_abs());
+            if *tokens > 0 {
+                let furthest = start.saturating_add(amount.saturating_mul(MAX_CHARGES_BEHIND)).max(before);
+                let after = before.saturating_add(amount).min(furthest);
+                client.turn.served_tokens = after;
+                client.charged_by_others = client.charged_by_others.saturating_add(after - before);
+            } else {
+                let refund = amount.min(client.charged_by_others).min(before);
+                client.turn.served_tokens = before - refund;
+                client.charged_by_others -= refund;
+            }
+            if is_waiting {
+                self.order.insert(client.turn, caller.clone());
+            } else {
+                self.forget_if_idle(caller);
+            }
         }
     }
 
@@ -166,9 +236,10 @@ impl<T> ClassLine<T> {
             self.clients.retain(|_, client| client.unsettled > 0);
             return;
         }
-        let is_idle = self.clients.get(caller).is_some_and(|client| {
-            client.waiting.is_empty() && client.unsettled == 0 && client.turn.served_tokens <= self.start
-        });
+        let is_idle = self
+            .clients
+            .get(caller)
+            .is_some_and(|client| client.is_idle() && client.turn.served_tokens <= self.start);
         if is_idle {
             self.clients.remove(caller);
         }

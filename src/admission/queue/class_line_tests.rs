@@ -211,3 +211,129 @@ fn idle_clients_are_forgotten() {
         assert!(fixture.line.clients.len() <= MAX_REMEMBERED_CLIENTS + 1);
     }
 }
+
+impl Fixture {
+    /// Another instance has charged these tokens.
+    fn charge(&mut self, charges: &[(&str, i64)]) {
+        let charges: Vec<_> = charges.iter().map(|(client, tokens)| (caller(client), *tokens)).collect();
+        self.line.add_charges_of_others(&charges);
+    }
+
+    fn push_several(&mut self, clients: &str) {
+        for client in clients.split(' ') {
+            self.push(client, 100);
+        }
+    }
+}
+
+/// What happens in a row of the table below.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// These clients begin to wait, each with a request of 100 tokens.
+    Push(&'static str),
+    /// Another instance has charged this.
+    Charge(&'static [(&'static str, i64)]),
+    /// These are served next, and use what was estimated.
+    Served(&'static str),
+}
+
+#[test]
+fn what_others_have_charged_counts() {
+    use Step::{Charge, Push, Served};
+    let tables: [(&str, &[Step]); 10] = [
+        (
+            "a client that was served elsewhere waits",
+            &[Push("a a a b b b b"), Charge(&[("a", 250)]), Served("b b b a b a a")],
+        ),
+        ("all got as much", &[Push("a a b b"), Charge(&[("a", 250), ("b", 250)]), Served("a b a b")]),
+        (
+            "charges add up",
+            &[Push("a a b b b b b"), Charge(&[("a", 150)]), Charge(&[("a", 150)]), Served("b b b a b a b")],
+        ),
+        (
+            "what is refunded does not count",
+            &[Push("a a b b b"), Charge(&[("a", 250)]), Charge(&[("a", -200)]), Served("b a b a b")],
+        ),
+        (
+            "no more is refunded than was charged",
+            &[
+                Push("a a a b b b b"),
+                Served("a b a b"),
+                Charge(&[("b", 10)]),
+                Charge(&[("b", -150)]),
+                Served("a b b"),
+            ],
+        ),
+        (
+            "a client that begins to wait soon after waits as well",
+            &[Push("b b b b"), Charge(&[("a", 250)]), Push("a a"), Served("b b b a b a")],
+        ),
+        (
+            "it is level once the others have got as much",
+            &[
+                Push("b b b b b b"),
+                Charge(&[("a", 250)]),
+                Served("b b b b"),
+                Push("a a a"),
+                Served("a b a b a"),
+            ],
+        ),
+        ("nothing counts while nobody waits", &[Charge(&[("a", 250)]), Push("a a b b"), Served("a b a b")]),
+        (
+            "a client that begins to wait starts level with those that were charged",
+            &[Push("a a a"), Charge(&[("a", 250)]), Push("b b b"), Served("a b a b a b")],
+        ),
+        (
+            "nobody is held up for more than five times a charge",
+            &[
+                Push("a b b b b b b b"),
+                Charge(&[("a", 100)]),
+                Charge(&[("a", 100)]),
+                Charge(&[("a", 100)]),
+                Charge(&[("a", 100)]),
+                Charge(&[("a", 100)]),
+                Charge(&[("a", 100)]),
+                Charge(&[("a", 100)]),
+                Served("b b b b b a b b"),
+            ],
+        ),
+    ];
+    for (what, steps) in tables {
+        let mut fixture = Fixture::new();
+        for step in steps {
+            match *step {
+                Push(clients) => fixture.push_several(clients),
+                Charge(charges) => fixture.charge(charges),
+                Served(expected) => {
+                    let served: Vec<_> =
+                        expected.split(' ').map(|_| fixture.serve().unwrap_or_default()).collect();
+                    assert_eq!(served.join(" "), expected, "{what}");
+                    for client in served {
+                        fixture.line.settle(&caller(&client), 100, 100);
+                    }
+                }
+            }
+        }
+        assert!(fixture.line.is_forgotten(), "{what}");
+    }
+}
+
+#[test]
+fn amounts_without_measure_and_names_without_end_do_no_harm() {
+    let mut fixture = Fixture::new();
+    fixture.push_several("a a b b");
+    for tokens in [i64::MAX, i64::MIN, i64::MAX, i64::MAX, i64::MAX, i64::MIN, i64::MIN, i64::MIN, 0] {
+        fixture.charge(&[("a", tokens), ("b", tokens), ("a", tokens), ("elsewhere", tokens)]);
+    }
+    for number in 0..3 * MAX_REMEMBERED_CLIENTS {
+        fixture.charge(&[(&number.to_string(), 1)]);
+    }
+    assert!(fixture.line.clients.len() <= MAX_REMEMBERED_CLIENTS);
+    let mut served: Vec<_> = (0..4).filter_map(|_| fixture.serve()).collect();
+    served.sort();
+    assert_eq!(served.join(" "), "a a b b");
+    for client in served {
+        fixture.line.settle(&caller(&client), 100, 100);
+    }
+    assert!(fixture.line.is_forgotten());
+}

@@ -20,6 +20,9 @@ pub trait Choice: PartialEq + Send + 'static {
     fn next_chance(&self, now: Instant) -> Option<Instant>;
 }
 
+/// The number of a line.
+pub(super) type LineNumber = u64;
+
 /// The requests that wait for one deployment, each with its `W`.
 #[derive(Debug)]
 pub(super) struct Line<C, W> {
@@ -40,6 +43,7 @@ pub(super) struct LeftLine<W> {
     pub(super) class: RequestClass,
     pub(super) caller: Caller,
     pub(super) order: TicketOrder,
+    pub(super) tokens: u64,
     pub(super) bytes: u64,
     pub(super) waiter: W,
 }
@@ -120,6 +124,11 @@ impl<C: Choice, W> Line<C, W> {
         self.class_mut(class).settle(caller, counted, used);
     }
 
+    /// Charges clients what another instance has charged them.
+    pub(super) fn add_charges_of_others(&mut self, class: RequestClass, charges: &[(Caller, i64)]) {
+        self.class_mut(class).add_charges_of_others(charges);
+    }
+
     /// Whether no request waits.
     pub(super) fn is_empty(&self) -> bool {
         self.classes.iter().all(ClassLine::is_empty)
@@ -131,9 +140,9 @@ impl<C: Choice, W> Line<C, W> {
     }
 
     fn leave(&mut self, class: RequestClass, caller: Caller, ticket: Ticket<Waiting<W>>) -> LeftLine<W> {
-        let Ticket { order, bytes, payload: Waiting { choice, waiter }, .. } = ticket;
+        let Ticket { order, tokens, bytes, payload: Waiting { choice, waiter } } = ticket;
         self.choices.leave(choice);
-        LeftLine { class, caller, order, bytes, waiter }
+        LeftLine { class, caller, order, tokens, bytes, waiter }
     }
 
     fn class_mut(&mut self, class: RequestClass) -> &mut ClassLine<Waiting<W>> {

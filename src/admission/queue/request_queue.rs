@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout_at;
 
-use super::line::Choice;
+use super::charges::LineCharges;
+use super::line::{Choice, LineNumber};
 use super::ticket::QueuedRequest;
-use super::waiting_requests::{LineNumber, Place, QueueBounds, WaitingRequests};
+use super::waiting_requests::{Place, QueueBounds, WaitingRequests};
 use crate::config::RequestClass;
+use crate::names::Caller;
 
 /// The clock does not run more often than this.
 const MIN_CLOCK_WAIT: Duration = Duration::from_millis(1);
@@ -207,6 +209,34 @@ impl<C: Choice> RequestQueue<C> {
                 }
                 None => changed.await,
             }
+        }
+    }
+
+    /// Collects from now on what clients are charged.
+    pub fn collect_charges(&self) {
+        self.lock().collect_charges();
+    }
+
+    /// What clients with names were charged since the last call, or refunded; empty unless it is collected.
+    pub fn take_charges(&self) -> Vec<LineCharges> {
+        let charges = self.lock().take_charges();
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        charges.into_charges(|number| {
+            lines.values().find(|line| line.number == number).map(|line| line.name.clone())
+        })
+    }
+
+    /// Charges clients what another instance has charged them. Lines that are not known are ignored.
+    pub fn add_charges_of_others(&self, charges: Vec<LineCharges>) {
+        for LineCharges { line, class, clients } in charges {
+            let number = {
+                let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+                lines.get(&line).map(|line| line.number)
+            };
+            let Some(number) = number else { continue };
+            let clients: Vec<_> =
+                clients.into_iter().map(|(client, tokens)| (Caller::Client(client), tokens)).collect();
+            self.lock().add_charges_of_others(number, class, &clients);
         }
     }
 

@@ -3,7 +3,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
-use super::line::{Choice, LeftLine, Line};
+use super::charges::ChargeCollector;
+use super::class_line::charge_of;
+use super::line::{Choice, LeftLine, Line, LineNumber};
 use super::ticket::{QueuedRequest, TicketOrder};
 use crate::config::RequestClass;
 use crate::names::Caller;
@@ -16,9 +18,6 @@ pub struct QueueBounds {
     /// The length of their bodies together.
     pub max_bytes: u64,
 }
-
-/// The number of a line.
-pub(super) type LineNumber = u64;
 
 /// Where a request waits.
 #[derive(Clone, Debug)]
@@ -36,6 +35,8 @@ pub(super) struct WaitingRequests<C, W> {
     held: HashMap<Caller, HeldByClient>,
     total: Amount,
     next_number: u64,
+    /// `None` unless charges are collected for other instances.
+    charges: Option<ChargeCollector>,
 }
 
 /// How much waits.
@@ -55,7 +56,13 @@ struct HeldByClient {
 
 impl<C, W> Default for WaitingRequests<C, W> {
     fn default() -> Self {
-        Self { lines: HashMap::new(), held: HashMap::new(), total: Amount::default(), next_number: 0 }
+        Self {
+            lines: HashMap::new(),
+            held: HashMap::new(),
+            total: Amount::default(),
+            next_number: 0,
+            charges: None,
+        }
     }
 }
 
@@ -72,6 +79,9 @@ impl<C: Choice, W> WaitingRequests<C, W> {
         bounds: QueueBounds,
     ) -> (Place, Vec<W>) {
         self.next_number += 1;
+        if let (Some(charges), Some(counted)) = (&mut self.charges, refused_turn) {
+            charges.replace(line, request.class, &request.caller, charge_of(counted), 0);
+        }
         let entry = self.lines.entry(line).or_default();
         let order = entry.push(request, self.next_number, choice, waiter, refused_turn);
         let held = self.held.entry(request.caller.clone()).or_default();
@@ -105,6 +115,9 @@ impl<C: Choice, W> WaitingRequests<C, W> {
     /// Gives the next turn in a line, if a backend is free for one of its requests.
     pub(super) fn serve_first(&mut self, line: LineNumber, now: Instant) -> Option<(W, C::Turn)> {
         let (left, turn) = self.lines.get_mut(&line)?.serve_first(now)?;
+        if let Some(charges) = &mut self.charges {
+            charges.replace(line, left.class, &left.caller, 0, charge_of(left.tokens));
+        }
         self.on_left(line, &left);
         Some((left.waiter, turn))
     }
@@ -128,9 +141,34 @@ impl<C: Choice, W> WaitingRequests<C, W> {
         counted: u64,
         used: u64,
     ) {
+        if let Some(charges) = &mut self.charges {
+            charges.replace(line, class, caller, charge_of(counted), used);
+        }
         if let Some(entry) = self.lines.get_mut(&line) {
             entry.settle(class, caller, counted, used);
             self.forget_line(line);
+        }
+    }
+
+    /// Collects from now on what clients are charged.
+    pub(super) fn collect_charges(&mut self) {
+        self.charges.get_or_insert_default();
+    }
+
+    /// What clients were charged since the last call; empty unless it is collected.
+    pub(super) fn take_charges(&mut self) -> ChargeCollector {
+        self.charges.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Charges clients of a line what another instance has charged them.
+    pub(super) fn add_charges_of_others(
+        &mut self,
+        line: LineNumber,
+        class: RequestClass,
+        charges: &[(Caller, i64)],
+    ) {
+        if let Some(entry) = self.lines.get_mut(&line) {
+            entry.add_charges_of_others(class, charges);
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::admission::queue::charges::LineCharges;
 use crate::names::ClientName;
 
 /// A choice with a number of free places that all its requests share.
@@ -158,6 +159,59 @@ fn what_leaves_makes_room() {
         assert_eq!(fixture.waiting.leave(&place), None);
     }
     assert!(fixture.waiting.lines.is_empty() && fixture.waiting.held.is_empty());
+}
+
+#[test]
+fn what_clients_are_charged_is_collected_for_each_line_and_class() {
+    let mut fixture = Fixture::new(NO_BOUNDS);
+    let choice = Places::new("any", 9);
+    let take = |fixture: &mut Fixture| {
+        let charges =
+            fixture.waiting.take_charges().into_charges(|line| (line < 2).then(|| line.to_string()));
+        let mut charges: Vec<_> = charges
+            .into_iter()
+            .flat_map(|LineCharges { line, class, clients }| {
+                clients.into_iter().map(move |(client, tokens)| format!("{line} {class:?} {client} {tokens}"))
+            })
+            .collect();
+        charges.sort();
+        charges.join(", ")
+    };
+    let request = |class, caller: &Caller, tokens| QueuedRequest {
+        class,
+        caller: caller.clone(),
+        since: Instant::now(),
+        tokens,
+        bytes: 1,
+        holds_up_others: true,
+    };
+    let (a, b) = (Caller::Client(ClientName::new("a")), Caller::Client(ClientName::new("b")));
+    let serve = |fixture: &mut Fixture, line, class, caller: &Caller, tokens, refused| {
+        let request = request(class, caller, tokens);
+        fixture.waiting.join(line, &request, choice.clone(), String::new(), refused, NO_BOUNDS);
+        choice.set(1);
+        assert!(fixture.waiting.serve_first(line, fixture.start).is_some());
+    };
+    serve(&mut fixture, 0, Batch, &a, 100, None);
+    assert_eq!(take(&mut fixture), "", "it is not collected");
+    fixture.waiting.collect_charges();
+    assert_eq!(take(&mut fixture), "");
+    serve(&mut fixture, 0, Batch, &a, 100, None);
+    serve(&mut fixture, 0, Batch, &a, 50, None);
+    serve(&mut fixture, 0, Standard, &a, 7, None);
+    serve(&mut fixture, 1, Batch, &a, 0, None);
+    serve(&mut fixture, 1, Batch, &b, 9, None);
+    serve(&mut fixture, 2, Batch, &b, 9, None);
+    serve(&mut fixture, 0, Batch, &Caller::Address(None), 1000, None);
+    assert_eq!(take(&mut fixture), "0 Batch a 150, 0 Standard a 7, 1 Batch a 1, 1 Batch b 9");
+    assert_eq!(take(&mut fixture), "");
+    // A refused turn is refunded, and charged again at the next one; what was used differs from the estimate.
+    serve(&mut fixture, 0, Batch, &a, 100, Some(100));
+    assert_eq!(take(&mut fixture), "");
+    fixture.waiting.settle(0, Batch, &a, 100, 30);
+    fixture.waiting.settle(0, Standard, &a, 7, 20);
+    fixture.waiting.settle(1, Batch, &a, 0, 1);
+    assert_eq!(take(&mut fixture), "0 Batch a -70, 0 Standard a 13");
 }
 
 proptest! {
