@@ -37,7 +37,7 @@ async fn start_stream(balancer: &Balancer) -> Option<Client> {
 }
 
 /// A connection to the new process: the old one, which still accepts connections as well, says that it closes them.
-async fn connect_to_new_process(balancer: &Balancer) -> Client {
+pub(crate) async fn connect_to_new_process(balancer: &Balancer) -> Client {
     poll("the new process accepts a connection", async || {
         let mut client = balancer.connect().await;
         let response = client.get("/healthz", &[("Host", "localhost")]).await;

@@ -188,12 +188,16 @@ impl LimitReporter {
         // Rounded up: nothing may be forgotten early.
         let offset = millis(server_time).saturating_sub(counted).saturating_add(999) / 1000;
         // An empty report: afterwards the server knows the script, which a request should not have to wait for.
-        let is_known = self.exchange(None, &[]).await;
-        self.on_exchanged(is_known.as_ref().err());
-        if is_known.is_ok() {
-            self.desk.set_up(offset);
+        match self.exchange(None, &[]).await {
+            Ok(_) => {
+                self.desk.set_up(offset);
+                true
+            }
+            Err(problem) => {
+                self.on_exchanged(Some(&problem));
+                false
+            }
         }
-        is_known.is_ok()
     }
 
     fn report_in_background(self: &Arc<Self>, account: &Arc<ClientAccount>, kind: ReportKind) {
