@@ -46,6 +46,8 @@ const REST: Duration = Duration::from_secs(12);
 const BODY_MEMORY_MIB: u64 = 64;
 const RECORD_QUEUE_MIB: u64 = 192;
 const CONNECTIONS_MIB: u64 = 4096 * 12 / 1024;
+/// `getconf CLK_TCK`, the same on all Linux systems.
+const TICKS_PER_SECOND: u64 = 100;
 const MAX_P99_RATIO: f64 = 2.0;
 
 #[derive(Parser)]
@@ -60,6 +62,9 @@ struct StormOptions {
     /// Streams of the other client at the same time
     #[arg(long, default_value_t = 100)]
     streams: u32,
+    /// Only storms whose name has this part
+    #[arg(long, default_value = "")]
+    only: String,
     /// Connections and responses that the storm keeps open
     #[arg(long, default_value_t = 1000)]
     kept: usize,
@@ -76,6 +81,8 @@ struct StormResult {
     calm_kib: u64,
     peak_kib: u64,
     rested_kib: u64,
+    /// How busy the balancer and this process were during the storm, in percent of one core.
+    cpu_percent: [u64; 2],
 }
 
 fn main() -> ExitCode {
@@ -103,13 +110,16 @@ async fn run(options: &StormOptions) -> ExitCode {
     let others = [Storm::Malformed, Storm::Unread, Storm::LargePrompts, Storm::StalledUploads];
     let storms = rejected.chain(others.map(|storm| (storm, Mood::Calm)));
     println!(
-        "| storm | actions | requests | streams | failed | p50, p99 before (ms) | during | p99 of streams before | during | MiB before, most, {} s later |",
+        "| storm | actions | requests | streams | failed | p50, p99 before (ms) | during | p99 of streams before | during | MiB before, most, {} s later | CPU % of balancer, of clients |",
         REST.as_secs()
     );
-    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
     let mut is_good = true;
     for (storm, mood) in storms {
         let name = if storm == Storm::Rejected { format!("{mood:?}") } else { format!("{storm:?}") };
+        if !name.contains(&options.only) {
+            continue;
+        }
         let result = measure(options, storm, mood).await;
         print_row(&name, &result);
         is_good &= is_within_limits(&result);
@@ -134,6 +144,8 @@ async fn measure(options: &StormOptions, storm: Storm, storm_mood: Mood) -> Stor
     client.take_stats();
     sleep(length).await;
     let (calm, calm_kib) = (client.take_stats(), resident_kib(&balancer));
+    let pids = [balancer.pid(), std::process::id()];
+    let ticks_before = pids.map(cpu_ticks);
     let (actions, mut workers) = start_storm(storm, balancer.address, options.kept);
     let (mut peak_kib, mut left) = (calm_kib, length);
     while !left.is_zero() {
@@ -142,11 +154,23 @@ async fn measure(options: &StormOptions, storm: Storm, storm_mood: Mood) -> Stor
         left = left.saturating_sub(MEMORY_INTERVAL);
     }
     let stormy = client.take_stats();
+    let percent =
+        |after: u64, before: u64| after.saturating_sub(before) * 100 / TICKS_PER_SECOND / options.seconds;
+    let [balancer_ticks, own_ticks] = pids.map(cpu_ticks);
+    let cpu_percent = [percent(balancer_ticks, ticks_before[0]), percent(own_ticks, ticks_before[1])];
     workers.shutdown().await;
     client.stop().await;
     sleep(REST).await;
     let actions = actions.load(Ordering::Relaxed);
-    StormResult { calm, stormy, actions, calm_kib, peak_kib, rested_kib: resident_kib(&balancer) }
+    StormResult {
+        calm,
+        stormy,
+        actions,
+        calm_kib,
+        peak_kib,
+        rested_kib: resident_kib(&balancer),
+        cpu_percent,
+    }
 }
 
 /// Two resources whose streams take their time, and that have this mood for the deployment of the storm.
@@ -194,11 +218,19 @@ fn resident_kib(balancer: &Balancer) -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
+/// The processor time that a process has used, in ticks of the kernel (`man 5 proc_pid_stat`).
+fn cpu_ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // The name, in parentheses, may contain spaces.
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+}
+
 fn print_row(name: &str, result: &StormResult) {
-    let StormResult { calm, stormy, actions, calm_kib, peak_kib, rested_kib } = result;
+    let StormResult { calm, stormy, actions, calm_kib, peak_kib, rested_kib, cpu_percent } = result;
     let times = |stats: &CalmStats| format!("{:.1}, {:.1}", stats.request_ms(0.5), stats.request_ms(0.99));
     println!(
-        "| {name} | {actions} | {} | {} | {} | {} | {} | {:.0} | {:.0} | {}, {}, {} |",
+        "| {name} | {actions} | {} | {} | {} | {} | {} | {:.0} | {:.0} | {}, {}, {} | {}, {} |",
         calm.requests.len() + stormy.requests.len(),
         calm.streams.len() + stormy.streams.len(),
         calm.failures.len() + stormy.failures.len(),
@@ -209,6 +241,8 @@ fn print_row(name: &str, result: &StormResult) {
         calm_kib / 1024,
         peak_kib / 1024,
         rested_kib / 1024,
+        cpu_percent[0],
+        cpu_percent[1],
     );
     for failure in calm.failures.iter().chain(&stormy.failures).take(5) {
         println!("failed: {failure}");

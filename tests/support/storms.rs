@@ -1,7 +1,10 @@
 //! What one client may do to harm another: requests that backends reject, connections that say nothing or
 //! nonsense, responses that are not read or broken off, uploads that stall.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::net::TcpSocket;
@@ -15,6 +18,9 @@ pub const STORM_KEY: &str = "key-of-storm";
 pub const STORM_DEPLOYMENT: &str = "other";
 const STORM_TARGET: &str = "/openai/deployments/other/chat/completions?api-version=2024-10-21";
 const LARGE_PROMPT_BYTES: usize = 40_000;
+/// The ports of the storm's connections.
+const PORTS: Range<u16> = 10_000..60_000;
+static NEXT_PORT: AtomicUsize = AtomicUsize::new(0);
 /// How long an upload takes at most until it stalls.
 const UPLOAD_TIME: Duration = Duration::from_secs(1);
 
@@ -88,10 +94,22 @@ async fn send_from_elsewhere(address: SocketAddr, bytes: &[u8]) -> Option<Client
 }
 
 async fn connect_from_elsewhere(address: SocketAddr) -> Option<Client> {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind(SocketAddr::from(([127, 0, 0, 2], 0))).unwrap();
-    socket.set_recv_buffer_size(4096).unwrap();
-    Some(Client::from_stream(socket.connect(address).await.ok()?))
+    // Ports in turn: to search for a free one takes the kernel longer the more connections have just ended.
+    for _ in 0..PORTS.len() {
+        let turn = NEXT_PORT.fetch_add(1, Ordering::Relaxed) % PORTS.len();
+        let port = PORTS.start + u16::try_from(turn).unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        if socket.bind(SocketAddr::from(([127, 0, 0, 2], port))).is_err() {
+            continue;
+        }
+        match socket.connect(address).await {
+            Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {}
+            connected => return Some(Client::from_stream(connected.ok()?)),
+        }
+    }
+    None
 }
 
 fn request(target: &str, body: &str) -> Vec<u8> {
