@@ -244,8 +244,11 @@ impl ScopeUse {
 
     /// The same, with what other instances have used, as far as this one knows it.
     pub(super) fn known_use(&mut self, kind: LimitKind, now: Duration, time: SystemTime) -> u64 {
-        let others = self.leases.others(kind, window_of(kind, time), now);
-        self.counted(kind, now, time).saturating_add(others)
+        let used = self.counted(kind, now, time);
+        if !self.leases.are_used() {
+            return used;
+        }
+        used.saturating_add(self.leases.others(kind, window_of(kind, time), now))
     }
 
     /// What this instance has used of a budget.

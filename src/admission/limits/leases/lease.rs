@@ -88,6 +88,11 @@ pub(super) struct ReportTiming {
 }
 
 impl Leases {
+    /// Whether limits are shared.
+    pub(in super::super) fn are_used(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// What requests may still take of a limit.
     pub(in super::super) fn free(&self, kind: LimitKind, now: Duration) -> u64 {
         self.get(kind).map_or(0, |lease| lease.free(now))
