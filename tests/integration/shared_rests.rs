@@ -183,11 +183,12 @@ async fn one_instance_at_a_time_probes_and_ends_the_rest_for_all() {
     first.throttle(REST);
     let shown = Mutex::new(Vec::new());
     with_load(&balancers, async {
-        while first.request_count() < 12 {
+        wait_until_async("it is probed some times", async || {
             let shared = balancers[0].status().await["shared"].clone();
             shown.lock().unwrap().extend(shared["probes"].as_array().unwrap().clone());
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+            first.request_count() >= 12
+        })
+        .await;
     })
     .await;
     let times = first.times.lock().unwrap().clone();

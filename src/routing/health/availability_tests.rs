@@ -100,7 +100,7 @@ fn what_only_the_operator_can_repair_is_over_when_that_is_seen_and_not_when_its_
         assert_eq!(at(60_000), is_shown_when_due.then_some(expected), "{reason:?}");
         assert_eq!(at(359_999), is_shown_when_due.then_some(expected), "{reason:?}");
         assert_eq!(at(360_000), None, "nobody has asked for five minutes");
-        // Requests may use it all the same.
+        // What is shown changes nothing for requests: one of them may probe.
         assert_eq!(cell.availability(until), Availability::ProbeDue);
         let is_overdue = |ms| cell.is_probe_overdue(reason, 5_000 * MS, now + ms * MS);
         assert_eq!([is_overdue(64_999), is_overdue(65_000)], [false, true]);
