@@ -261,7 +261,7 @@ async fn a_budget_is_one_for_all_and_survives_restarts_and_a_server_that_loses_e
     instances.wait_until_all_are_seen().await;
     assert_eq!(post(&instances.balancers[0]).await.status, 200);
     instances.wait_until_used(7 * USED).await;
-    // What the server has lost is told again by those that know it.
+    // Each instance reports again what the server has lost.
     instances.server.command("", &["FLUSHALL"]).await;
     for balancer in &instances.balancers {
         assert_eq!(post(balancer).await.status, 200);
@@ -344,7 +344,7 @@ async fn the_rights_in_the_manual_are_enough_for_limits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_full_is_told_once_and_no_request_fails() {
+async fn a_full_server_is_logged_once_and_no_request_fails() {
     let instances = Instances::start(1, "requests_per_minute: 60", "").await;
     let balancer = &instances.balancers[0];
     assert_eq!(post(balancer).await.status, 200);

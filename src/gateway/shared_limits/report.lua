@@ -34,7 +34,7 @@ for index, limit in ipairs(report.limits) do
   end
   local entries = redis.call('HGETALL', key)
   local own_used, others, living = limit.used, 0, 1
-  local by_second, pairs_told = {}, {}
+  local by_second, details = {}, {}
   for position = 1, #entries, 2 do
     local id, entry = entries[position], read(entries[position + 1])
     if not entry then
@@ -44,8 +44,8 @@ for index, limit in ipairs(report.limits) do
     else
       others = others + entry.used
       if entry.used > 0 then
-        table.insert(pairs_told, id)
-        table.insert(pairs_told, entry.used)
+        table.insert(details, id)
+        table.insert(details, entry.used)
       end
       for slot = 1, #entry.seconds, 2 do
         local at, used = entry.seconds[slot], entry.seconds[slot + 1]
@@ -84,10 +84,10 @@ for index, limit in ipairs(report.limits) do
   end
   if granted < limit.short then
     for at, used in pairs(by_second) do
-      table.insert(pairs_told, at)
-      table.insert(pairs_told, used)
+      table.insert(details, at)
+      table.insert(details, used)
     end
   end
-  answers[index] = { granted, room - granted, others, own_used, pairs_told }
+  answers[index] = { granted, room - granted, others, own_used, details }
 end
 return answers

@@ -103,8 +103,8 @@ pub(super) fn parse_grants(reply: &Value, limits: &[LimitReport]) -> Result<Vec<
 
 fn parse_grant(answer: &Value, limit: &LimitReport) -> Option<LeaseGrant> {
     let Value::Array(parts) = answer else { return None };
-    let [granted, room, others, own, Value::Array(told)] = parts.as_slice() else { return None };
-    let (told, rest) = told.as_chunks::<2>();
+    let [granted, room, others, own, Value::Array(pairs)] = parts.as_slice() else { return None };
+    let (pairs, rest) = pairs.as_chunks::<2>();
     if !rest.is_empty() {
         return None;
     }
@@ -115,7 +115,7 @@ fn parse_grant(answer: &Value, limit: &LimitReport) -> Option<LeaseGrant> {
         own: number(own)?,
         ..LeaseGrant::default()
     };
-    for [name, amount] in told {
+    for [name, amount] in pairs {
         let amount = number(amount)?;
         match &limit.used {
             UsedAmounts::BySecond(_) => grant.others_by_second.push((number(name)?, amount)),
@@ -260,9 +260,9 @@ mod tests {
     #[tokio::test]
     async fn an_answer_has_one_grant_for_each_limit() {
         let limits = report().await;
-        let grant = |told: Vec<Value>| {
+        let grant = |pairs: Vec<Value>| {
             let [granted, room, others, own] = [5, 6, 7, 8].map(Value::Int);
-            Value::Array(vec![granted, room, others, own, Value::Array(told)])
+            Value::Array(vec![granted, room, others, own, Value::Array(pairs)])
         };
         let id = || Value::BulkString(b"ab".to_vec());
         let answer = Value::Array(vec![

@@ -50,7 +50,7 @@ struct Others {
     window: Option<u32>,
 }
 
-/// What the server grants and tells.
+/// The server's answer about one limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeaseGrant {
     /// What is leased in addition.
