@@ -1,7 +1,7 @@
 # Most important: `make demo` and `make test`. Both install missing packages first.
 
 .PHONY: demo test build release deb install uninstall bench install-packages install-test-packages install-fuzz-packages install-bench-packages
-.PHONY: format lint unit fairness storms sdk page systemd instructions fuzz fuzz-briefly audit
+.PHONY: format lint unit fairness storms sdk page picture systemd instructions fuzz fuzz-briefly audit
 
 demo: build
 	@./target/debug/aoai-lb demo
@@ -64,6 +64,10 @@ sdk: install-test-packages
 page: install-test-packages
 	cargo test --locked --no-run --quiet
 	python3 tests/page/run.py target/debug/aoai-lb
+
+# The picture in the README: the status page of a demo, after some minutes of its traffic.
+picture: install-test-packages build
+	python3 tests/page/picture.py target/debug/aoai-lb docs/status-page.png
 
 # The Debian package under a real systemd; skipped with a message without root.
 systemd: install-test-packages

@@ -20,7 +20,7 @@ const MAX_VALUE_BYTES: usize = 128;
 
 /// The response of `GET /api/requests`.
 #[derive(Debug, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names say it; the README has them")]
+#[expect(missing_docs, reason = "the names say it; docs/operations.md has them")]
 pub struct RequestList {
     pub requests: Vec<RequestEntry>,
     /// How many of the requests that are kept match the query.

@@ -27,6 +27,7 @@ mod connections;
 mod credential_leaks;
 mod credentials;
 mod disabled_backends;
+mod documentation;
 mod drains;
 mod environment;
 mod expiry;

@@ -1,10 +1,5 @@
 """Runs the suites about what was made on one resource: chains, files, containers, and the balancer's restarts."""
 
-import itertools
-import os
-import re
-import signal
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -13,13 +8,12 @@ from pathlib import Path
 import environments
 from affinity_check import check_bytes, check_turns, count_statuses, socket_backends
 from affinity_stack import AffinityStack
-from stack import START_TIMEOUT, STOP_TIMEOUT, StackError, free_port, is_open, wait_for_condition
+from stack import StackError, wait_for_condition
 from suite_process import run_suite_process
 
 HERE = Path(__file__).resolve().parent
 SUITE_TIMEOUT = 90.0
 REPLACED_TIMEOUT = 30.0
-SNIPPET_TIMEOUT = 60.0
 
 
 def suites():
@@ -48,8 +42,6 @@ def run_affinity_suites(binary, report, only=None):
         for name in [*commands, "colleague"]:
             stack.add_client(name)
         failed_before = report.failed
-        if only is None or "demo" in only:
-            run_demo_snippet(binary, report, environments.python_environment("python", "requirements.txt"))
         try:
             with stack:
                 totals = Counter()
@@ -61,37 +53,6 @@ def run_affinity_suites(binary, report, only=None):
             report.add("affinity: the processes under test", str(failure))
         if report.failed > failed_before:
             print(f"\nthe ends of the logs:\n{stack.log()}")
-
-
-def run_demo_snippet(binary, report, python):
-    """Runs the Python snippet that `aoai-lb demo` prints: a conversation of three turns, all on one resource."""
-    with tempfile.TemporaryDirectory(prefix="aoai-lb-demo-") as directory:
-        addresses = ["--listen", f"127.0.0.1:{free_port()}", "--admin", f"127.0.0.1:{free_port()}"]
-        demo = subprocess.Popen(
-            [binary, "demo", *addresses],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            # Where its records go.
-            env=os.environ | {"TMPDIR": directory},
-            text=True,
-        )
-        try:
-            printed = "".join(itertools.takewhile(lambda line: "Stop it" not in line, demo.stdout))
-            snippet = re.search(r"^python3 - <<'PYTHON'.*?\n(.*?)^PYTHON$", printed, re.DOTALL | re.MULTILINE)[1]
-            listener = int(addresses[1].rpartition(":")[2])
-            wait_for_condition(lambda: is_open(listener), START_TIMEOUT, "the demo does not listen", demo)
-            completed = subprocess.run(
-                [python, "-"], input=snippet, capture_output=True, text=True, timeout=SNIPPET_TIMEOUT, env=environments.clean_variables()
-            )
-            lines = completed.stdout.splitlines()
-            # A provisioned deployment and a standard one are backends of one resource.
-            resources = {line.partition(":")[0].removesuffix("-ptu") for line in lines}
-            is_right = len(lines) == 3 and len(resources) == 1 and "You said: My name is Ada | What does" in lines[-1]
-            report.add("demo: the printed conversation", None if is_right else f"{printed}\n{completed.stdout}{completed.stderr}")
-        finally:
-            demo.send_signal(signal.SIGINT)
-            demo.wait(STOP_TIMEOUT)
 
 
 def run_suite(stack, report, name, command, totals):

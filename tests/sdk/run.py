@@ -15,6 +15,7 @@ sys.dont_write_bytecode = True
 
 import environments
 from affinity_run import run_affinity_suites
+from documentation_run import run_documentation_snippets
 from limits_run import run_limit_suites
 from record import RecordFile
 from sockets_run import run_socket_suite
@@ -56,6 +57,7 @@ def main():
             report.add("the processes under test", str(failure))
         if report.failed:
             print(f"\nthe end of the balancer's log:\n{stack.log('balancer.log')}")
+    run_documentation_snippets(binary, report)
     run_affinity_suites(binary, report)
     run_socket_suite(binary, report)
     run_limit_suites(binary, report)

@@ -9,7 +9,7 @@ use crate::gateway::Gateway;
 
 /// The memory of where objects are.
 #[derive(Debug, Default, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names say it; the README has them")]
+#[expect(missing_docs, reason = "the names say it; docs/operations.md has them")]
 pub struct AffinityStatus {
     /// The ids that are remembered.
     pub entries: u64,

@@ -13,7 +13,7 @@ const MAX_ERROR_CHARACTERS: usize = 200;
 
 /// A certificate of the balancer: of a listener, of the admin API, or for a backend that requires one.
 #[derive(Debug, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names say it; the README has them")]
+#[expect(missing_docs, reason = "the names say it; docs/operations.md has them")]
 pub struct CertificateStatus {
     /// Its file.
     pub certificate: String,

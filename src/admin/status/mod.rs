@@ -22,7 +22,7 @@ use self::sinks::SinkStatus;
 
 /// The response of `GET /api/status`.
 #[derive(Debug, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names say it; the README has them")]
+#[expect(missing_docs, reason = "the names say it; docs/operations.md has them")]
 pub struct StatusReport {
     pub build: BuildInfo,
     pub service: ServiceStatus,

@@ -13,7 +13,7 @@ const MAX_LISTED_CLIENTS: usize = 50;
 
 /// A client whose requests were refused or failed.
 #[derive(Debug, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names say it; the README has them")]
+#[expect(missing_docs, reason = "the names say it; docs/operations.md has them")]
 pub struct RefusedClient {
     /// `null` stands for all clients that are unknown or have no names.
     pub client: Option<String>,

@@ -9,7 +9,7 @@ use crate::record::SinkState;
 
 /// The spool or a sink.
 #[derive(Debug, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names say it; the README has them")]
+#[expect(missing_docs, reason = "the names say it; docs/operations.md has them")]
 pub struct SinkStatus {
     /// `spool`, `jsonl` or `log_analytics`.
     pub sink: String,

@@ -1,0 +1,166 @@
+//! What the README and the pages in docs/ promise: links lead somewhere, configurations pass `check`, and commands
+//! have the options that are shown.
+
+use crate::support;
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const HASH_PLACEHOLDER: &str = "REPLACE-ME: output of aoai-lb keys new";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn run_aoai_lb(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aoai-lb"));
+    command.env("EASTUS_KEY", "an-azure-key").env("WESTUS_KEY", "an-azure-key");
+    command.args(arguments).output().unwrap()
+}
+
+/// All pages, with their text.
+fn pages() -> Vec<(PathBuf, String)> {
+    let mut files = Vec::new();
+    for directory in [".", "docs", "conf/azure", "conf/grafana", "conf/prometheus"] {
+        let entries = std::fs::read_dir(root().join(directory)).unwrap().map(|entry| entry.unwrap().path());
+        files.extend(entries.filter(|file| file.extension().is_some_and(|extension| extension == "md")));
+    }
+    let pages: Vec<_> =
+        files.into_iter().map(|file| (file.clone(), std::fs::read_to_string(file).unwrap())).collect();
+    assert!(pages.len() > 15, "{} pages", pages.len());
+    pages
+}
+
+/// The text without fenced blocks, and the fenced blocks with their language.
+fn split_code(text: &str) -> (String, Vec<(String, String)>) {
+    let (mut prose, mut blocks) = (String::new(), Vec::new());
+    let mut block: Option<(String, String)> = None;
+    for line in text.lines() {
+        match (&mut block, line.strip_prefix("```")) {
+            (None, Some(language)) => block = Some((language.to_owned(), String::new())),
+            (Some(_), Some(_)) => blocks.extend(block.take()),
+            (Some((_, code)), None) => *code += &format!("{line}\n"),
+            (None, None) => prose += &format!("{line}\n"),
+        }
+    }
+    assert!(block.is_none(), "a block of code does not end");
+    (prose, blocks)
+}
+
+/// The anchors of the headings of a page.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let (prose, _) = split_code(text);
+    let headings = prose.lines().filter(|line| line.starts_with('#'));
+    headings
+        .map(|heading| {
+            let title = heading.trim_start_matches('#').trim().to_lowercase();
+            let kept = title.chars().filter(|c| c.is_alphanumeric() || *c == ' ' || *c == '-' || *c == '_');
+            kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+        })
+        .collect()
+}
+
+#[test]
+fn links_between_pages_lead_to_files_and_headings() {
+    let mut links = 0;
+    let mut broken = Vec::new();
+    for (file, text) in pages() {
+        let (prose, _) = split_code(&text);
+        for link in prose.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+            if link.contains("://") {
+                continue;
+            }
+            links += 1;
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if path.is_empty() { file.clone() } else { file.parent().unwrap().join(path) };
+            let is_right = target.exists()
+                && (anchor.is_empty() || anchors(&std::fs::read_to_string(&target).unwrap()).contains(anchor));
+            if !is_right {
+                broken.push(format!("{}: {link}", file.display()));
+            }
+        }
+    }
+    assert!(links > 50, "{links} links");
+    assert_eq!(broken, Vec::<String>::new());
+}
+
+#[test]
+fn complete_configurations_pass_check() {
+    let mut checked = 0;
+    for (file, text) in pages() {
+        let (_, blocks) = split_code(&text);
+        let complete =
+            blocks.iter().filter(|(_, code)| code.contains("listeners:") && code.contains("clients:"));
+        for (_, block) in complete {
+            let directory = tempfile::tempdir().unwrap();
+            let written = directory.path().join("aoai-lb.yaml");
+            std::fs::write(&written, block.replace(HASH_PLACEHOLDER, &support::sha256_hex("x"))).unwrap();
+            let output = run_aoai_lb(&["check", "-c", written.to_str().unwrap()]);
+            let problems = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(0), "{}: {block}\n{problems}", file.display());
+            checked += 1;
+        }
+    }
+    assert!(checked > 0);
+}
+
+/// The command lines of a page: in code spans, in indented lines and in blocks for a shell.
+fn command_lines(text: &str) -> Vec<String> {
+    let (prose, blocks) = split_code(text);
+    let shell_blocks = blocks.iter().filter(|(language, _)| matches!(language.as_str(), "sh" | "console"));
+    let in_blocks = shell_blocks.flat_map(|(_, code)| code.lines());
+    let spans = prose.split('`').skip(1).step_by(2);
+    let indented = prose.lines().filter_map(|line| line.strip_prefix("    "));
+    in_blocks
+        .chain(spans)
+        .chain(indented)
+        .filter_map(|line| line.trim().trim_start_matches("sudo ").strip_prefix("aoai-lb "))
+        // What follows a comment or a pipe belongs to another program.
+        .map(|line| line.split(" #").next().unwrap().split(" | ").next().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn commands_and_their_options_exist() {
+    let mut help_by_command = HashMap::new();
+    let mut checked = 0;
+    let mut unknown = Vec::new();
+    for (file, text) in pages() {
+        for line in command_lines(&text) {
+            let mut words = line.split([' ', '[', ']', ',', '|', '=']).filter(|word| !word.is_empty());
+            let Some(command) = words.next().filter(|word| word.starts_with(char::is_lowercase)) else {
+                continue;
+            };
+            let help = help_by_command.entry(command.to_owned()).or_insert_with(|| {
+                let output = run_aoai_lb(&[command, "--help"]);
+                output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+            });
+            let options = words.filter(|word| word.starts_with("--"));
+            let missing: Vec<&str> = match help {
+                Some(help) => options.filter(|option| !help.contains(*option)).collect(),
+                None => vec![command],
+            };
+            checked += 1;
+            if !missing.is_empty() {
+                unknown.push(format!("{}: aoai-lb {line}: {missing:?}", file.display()));
+            }
+        }
+    }
+    assert!(checked > 50, "{checked} command lines");
+    assert_eq!(unknown, Vec::<String>::new());
+}
+
+#[test]
+fn every_field_of_a_record_is_described() {
+    let columns = std::fs::read_to_string(root().join("conf/azure/log-analytics.bicep")).unwrap();
+    let page = std::fs::read_to_string(root().join("docs/records.md")).unwrap();
+    let fields: Vec<&str> = columns
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("{ name: '")?.split('\'').next())
+        .filter(|name| name.starts_with(char::is_lowercase))
+        .collect();
+    assert!(fields.len() > 40, "{fields:?}");
+    let missing: Vec<&&str> = fields.iter().filter(|field| !page.contains(&format!("`{field}`"))).collect();
+    assert!(missing.is_empty(), "docs/records.md does not describe {missing:?}");
+}
