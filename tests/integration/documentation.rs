@@ -116,8 +116,8 @@ fn command_lines(text: &str) -> Vec<String> {
         .chain(spans)
         .chain(indented)
         .filter_map(|line| line.trim().trim_start_matches("sudo ").strip_prefix("aoai-lb "))
-        // What follows a comment or a pipe belongs to another program.
-        .map(|line| line.split(" #").next().unwrap().split(" | ").next().unwrap().to_owned())
+        // What follows a comment or a pipe belongs to another program. A span may go on in the next line.
+        .map(|line| line.split(" #").next().unwrap().split(" | ").next().unwrap().replace('\n', " "))
         .collect()
 }
 

@@ -112,7 +112,7 @@ class Service:
     def changed_source(self):
         """A copy of the source files of a package, with a changed example configuration."""
         copy = self.directory / "source"
-        for name in ["systemd", "conf", "README.md", "LICENSE-MIT", "Cargo.toml"]:
+        for name in ["systemd", "conf", "docs", "README.md", "SECURITY.md", "CHANGELOG.md", "LICENSE-MIT", "Cargo.toml"]:
             shutil.copytree(SOURCE / name, copy / name) if (SOURCE / name).is_dir() else (
                 copy.mkdir(exist_ok=True),
                 shutil.copy(SOURCE / name, copy / name),
