@@ -35,7 +35,7 @@ use crate::system_error::describe;
 const MAX_BATCH_BYTES: usize = 256 * 1024;
 /// How long records are collected before the next write, to write fewer and larger pieces. No request waits
 /// for it.
-const BATCH_DELAY: Duration = Duration::from_millis(10);
+const BATCH_DELAY: Duration = Duration::from_millis(50);
 /// How often a request to rotate is checked for.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How long to wait after a failed write.
