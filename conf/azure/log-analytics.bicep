@@ -65,6 +65,7 @@ var fields = [
   { name: 'upstream_deployment', type: 'string' }
   { name: 'region', type: 'string' }
   { name: 'model', type: 'string' }
+  { name: 'service_tier', type: 'string' }
   { name: 'affinity', type: 'dynamic' }
   { name: 'attempts', type: 'dynamic' }
   { name: 'duration_ms', type: 'long' }
@@ -76,6 +77,7 @@ var fields = [
   { name: 'input_tokens', type: 'long' }
   { name: 'output_tokens', type: 'long' }
   { name: 'cached_tokens', type: 'long' }
+  { name: 'cache_write_tokens', type: 'long' }
   { name: 'reasoning_tokens', type: 'long' }
   { name: 'total_tokens', type: 'long' }
   { name: 'input_audio_tokens', type: 'long' }

@@ -44,6 +44,7 @@ pub struct RecordLine<'a> {
     pub(super) upstream_deployment: Option<&'a str>,
     pub(super) region: Option<&'a str>,
     pub(super) model: Option<String>,
+    pub(super) service_tier: Option<String>,
     pub(super) affinity: Option<&'a AffinityRecord>,
     pub(super) attempts: &'a [AttemptRecord],
     pub(super) duration_ms: u64,
@@ -92,6 +93,7 @@ impl RecordLine<'_> {
         object.write_field("upstream_deployment", self.upstream_deployment);
         object.write_field("region", self.region);
         object.write_field("model", self.model.as_deref());
+        object.write_field("service_tier", self.service_tier.as_deref());
         object.write_field("affinity", self.affinity);
         object.write_field("attempts", self.attempts);
         object.write_field("duration_ms", self.duration_ms);
@@ -103,6 +105,7 @@ impl RecordLine<'_> {
         object.write_field("input_tokens", self.usage.input);
         object.write_field("output_tokens", self.usage.output);
         object.write_field("cached_tokens", self.usage.cached);
+        object.write_field("cache_write_tokens", self.usage.cache_write);
         object.write_field("reasoning_tokens", self.usage.reasoning);
         object.write_field("total_tokens", self.usage.total);
         object.write_field("input_audio_tokens", self.usage.input_audio);
@@ -297,6 +300,7 @@ mod tests {
             upstream_deployment: None,
             region: Some("East US"),
             model: None,
+            service_tier: Some("flex".to_owned()),
             affinity: None,
             attempts,
             duration_ms: 0,
@@ -307,6 +311,7 @@ mod tests {
             response_bytes: 12,
             usage: TokenUsage {
                 input: Some(3),
+                cache_write: Some(1),
                 input_audio: Some(2),
                 audio_millis: Some(12_034),
                 ..TokenUsage::default()
@@ -337,14 +342,14 @@ mod tests {
             r#""path":"/a\"b","#,
             r#""operation":"chat","api":"classic","api_version":null,"deployment":"gpt-4o","stream":true,"#,
             r#""status":200,"outcome":"client_gone","refusal":null,"limited_by":null,"reserved_tokens":40,"backend":"east","#,
-            r#""upstream_deployment":null,"region":"East US","model":null,"affinity":null,"attempts":["#,
+            r#""upstream_deployment":null,"region":"East US","model":null,"service_tier":"flex","affinity":null,"attempts":["#,
             r#"{"backend":"east","status":null,"error":"reset","start_ms":5,"first_byte_ms":null,"#,
             r#""ms":7,"retry_after_ms":null},"#,
             r#"{"backend":"east","status":200,"error":null,"start_ms":5,"first_byte_ms":6,"#,
             r#""ms":7,"retry_after_ms":null}],"#,
             r#""duration_ms":0,"waited_ms":250,"queued_ms":1500,"first_byte_ms":null,"request_bytes":18446744073709551615,"#,
             r#""response_bytes":12,"input_tokens":3,"output_tokens":null,"cached_tokens":null,"#,
-            r#""reasoning_tokens":null,"total_tokens":null,"input_audio_tokens":2,"#,
+            r#""cache_write_tokens":1,"reasoning_tokens":null,"total_tokens":null,"input_audio_tokens":2,"#,
             r#""output_audio_tokens":null,"cached_audio_tokens":null,"audio_seconds":12.034,"#,
             r#""usage_source":"reported","usage_missing":null,"#,
             r#""finish_reason":"stop","apim_request_id":null,"prompt":"/a\"b","completion":null,"#,

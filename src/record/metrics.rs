@@ -183,7 +183,7 @@ impl Metrics {
             ),
             tokens: counters(
                 "aoai_lb_tokens_total",
-                "Tokens by type: input and output; cached is part of input, reasoning part of output.",
+                "Tokens by type: input and output; cached and cache_write are parts of input, reasoning of output.",
                 &["client", "deployment", "type"],
             ),
             websocket_turns,
@@ -300,6 +300,7 @@ impl Metrics {
             ("input", usage.input),
             ("output", usage.output),
             ("cached", usage.cached),
+            ("cache_write", usage.cache_write),
             ("reasoning", usage.reasoning),
         ];
         for (kind, count) in token_counts {

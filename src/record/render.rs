@@ -100,6 +100,7 @@ impl FinishedExchange {
             upstream_deployment: self.upstream_deployment.as_ref().map(DeploymentName::as_str),
             region: self.region.as_deref(),
             model: capture.model,
+            service_tier: capture.service_tier,
             affinity: self.affinity.as_deref(),
             attempts: &self.attempts,
             duration_ms: to_millis(self.duration),

@@ -69,6 +69,7 @@ mod retry;
 mod rewriting;
 mod routing;
 mod secrets;
+mod service_tiers;
 mod shared;
 mod shared_fairness;
 mod shared_homes;

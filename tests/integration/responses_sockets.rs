@@ -112,6 +112,8 @@ async fn the_turns_of_one_socket_are_balanced_and_recorded_one_by_one() {
             ("region", json!("Test Region")),
             ("input_tokens", json!(11)),
             ("cached_tokens", json!(4)),
+            ("cache_write_tokens", json!(6)),
+            ("service_tier", json!("priority")),
             ("output_tokens", json!(7)),
             ("total_tokens", json!(18)),
             ("usage_source", json!("reported")),

@@ -363,7 +363,8 @@ impl UpstreamSocket {
             }
             Step::Completed => json!({"type": "response.completed", "response": {
                 "id": id, "status": "completed", "model": create["model"], "store": create["store"] != false,
-                "usage": {"input_tokens": 11, "input_tokens_details": {"cached_tokens": 4},
+                "service_tier": "priority",
+                "usage": {"input_tokens": 11, "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 6},
                     "output_tokens": 7, "total_tokens": 18}}}),
             Step::Event(event) => event,
             Step::Hold => return self.hold().await,

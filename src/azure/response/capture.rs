@@ -23,6 +23,8 @@ pub use self::realtime::RealtimeResponseEnd;
 pub struct ResponseCapture {
     /// The `model` in the response: a model snapshot, or the deployment's name in Responses.
     pub model: Option<String>,
+    /// The `service_tier` that served the request, such as `default`, `flex` or `priority`.
+    pub service_tier: Option<String>,
     /// The `finish_reason` of the first choice that has one. For Responses, the status, or the reason if
     /// the response is incomplete.
     pub finish_reason: Option<String>,
@@ -48,6 +50,7 @@ impl ResponseCapture {
     pub fn new(operation: Operation, limit: usize) -> Self {
         Self {
             model: None,
+            service_tier: None,
             finish_reason: None,
             usage: None,
             is_usage_estimated: false,
@@ -138,7 +141,7 @@ impl ResponseCapture {
 
     /// The memory that it holds besides itself, in bytes.
     pub fn memory_bytes(&self) -> usize {
-        let labels = [&self.model, &self.finish_reason, &self.error_code];
+        let labels = [&self.model, &self.service_tier, &self.finish_reason, &self.error_code];
         self.choices.memory_bytes()
             + self.shortened_text.as_ref().map_or(0, CompletionText::memory_bytes)
             + labels.iter().map(|label| label.as_ref().map_or(0, String::capacity)).sum::<usize>()
@@ -186,6 +189,7 @@ impl ResponseCapture {
             "choices" => drop(cursor.walk_array(|cursor| self.read_choice(cursor))),
             "usage" => self.note_usage(cursor.next_value()),
             "model" => self.note_model(cursor.next_value()),
+            "service_tier" => self.note_service_tier(cursor.next_value()),
             "error" => error = cursor.next_value(),
             "type" => event_type = cursor.next_value(),
             "text" => text = cursor.next_value(),
@@ -353,12 +357,13 @@ impl ResponseCapture {
 
     /// Reads a complete response object, from a body or from the final event of a stream.
     fn read_responses_api_object(&mut self, response: &str) {
-        let [id, model, usage, status, details, error, output] = json::find_fields(
+        let [id, model, service_tier, usage, status, details, error, output] = json::find_fields(
             response,
-            &["id", "model", "usage", "status", "incomplete_details", "error", "output"],
+            &["id", "model", "service_tier", "usage", "status", "incomplete_details", "error", "output"],
         );
         self.stored_object = StoredObject::from_raw(id, status);
         self.note_model(model);
+        self.note_service_tier(service_tier);
         self.note_usage(usage);
         let reason = details.and_then(|raw| json::find_fields(raw, &["reason"])[0]);
         if let Some(reason) =
@@ -462,6 +467,16 @@ impl ResponseCapture {
             && self.model.as_deref() != Some(&*model)
         {
             self.model = Some(truncate_label(&model));
+        }
+    }
+
+    /// `auto` is what a request asks for, and is repeated in responses that have not been served yet.
+    fn note_service_tier(&mut self, raw: Option<&str>) {
+        if let Some(tier) = json::decode_non_empty_string(raw)
+            && tier != "auto"
+            && self.service_tier.as_deref() != Some(&*tier)
+        {
+            self.service_tier = Some(truncate_label(&tier));
         }
     }
 

@@ -138,6 +138,46 @@ fn responses_api_output_is_captured_streamed_or_not() {
 }
 
 #[test]
+fn the_service_tier_is_that_which_served_the_request() {
+    let created = r#"{"type":"response.created","response":{"model":"m","service_tier":"auto"}}"#;
+    let asked = r#"{"type":"response.in_progress","response":{"model":"m","service_tier":"priority"}}"#;
+    let completed =
+        r#"{"type":"response.completed","response":{"status":"completed","service_tier":"default"}}"#;
+    let long = format!(
+        r#"{{"type":"response.completed","response":{{"instructions":"{}","service_tier":"flex"}}}}"#,
+        "A".repeat(20_000)
+    );
+    let first = r#"{"choices":[],"model":""}"#;
+    let chunk = r#"{"choices":[{"delta":{"content":"a"},"index":0}],"service_tier":"flex"}"#;
+    let unknown = r#"{"choices":[],"service_tier":null}"#;
+    let rows: [(Operation, &[&str], Option<&str>); 8] = [
+        (Operation::Responses, &[created, asked, completed], Some("default")),
+        (Operation::Responses, &[created, asked], None),
+        (Operation::Responses, &[&long], Some("flex")),
+        (Operation::Chat, &[first, chunk, unknown], Some("flex")),
+        (Operation::Chat, &[first, unknown], None),
+        (Operation::Chat, &[r#"{"choices":[],"service_tier":"auto"}"#], None),
+        (Operation::Chat, &[r#"{"choices":[],"service_tier":["flex"]}"#], None),
+        (Operation::Chat, &[chunk, r#"{"choices":[],"service_tier":"default"}"#], Some("default")),
+    ];
+    for (operation, events, expected) in rows {
+        let capture = capture_stream(operation, events);
+        assert_eq!(capture.service_tier.as_deref(), expected, "{events:.100?}");
+    }
+    for (operation, body, expected) in [
+        (Operation::Chat, r#"{"choices":[{"message":{}}],"service_tier":"priority"}"#, Some("priority")),
+        (
+            Operation::Responses,
+            r#"{"object":"response","status":"completed","service_tier":"flex"}"#,
+            Some("flex"),
+        ),
+        (Operation::Responses, r#"{"object":"response","status":"queued","service_tier":"auto"}"#, None),
+    ] {
+        assert_eq!(capture_body(operation, body).service_tier.as_deref(), expected, "{body}");
+    }
+}
+
+#[test]
 fn failures_are_recorded_with_their_code() {
     let rows = [
         (

@@ -1,5 +1,5 @@
 //! Collects a response body that is not a stream, for the record. A body up to a limit is kept whole. Of a
-//! longer one, the model and usage are read while it passes.
+//! longer one, the model, service tier and usage are read while it passes.
 
 use memchr::memmem;
 
@@ -49,7 +49,7 @@ impl CollectedBody {
         self.bytes.capacity() + self.outline.as_ref().map_or(0, |outline| outline.kept_byte_count())
     }
 
-    /// Frees all but model and usage.
+    /// Frees all but model, service tier and usage.
     pub fn reduce_to_outline(&mut self) {
         if self.outline.is_none() {
             let mut outline = Box::<JsonOutline>::default();

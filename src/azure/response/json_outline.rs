@@ -1,15 +1,16 @@
 //! Reduces a JSON object that is too long to be kept, while its bytes pass, to what the record needs of it:
-//! its model, status, error and token counts, wherever they are in it. The outline is JSON in turn, so that
+//! its model, service tier, status, error and token counts, wherever they are in it. The outline is JSON in turn, so that
 //! it is read like a whole body or event.
 
 use memchr::memchr2;
 
 /// The keys whose values are kept, at the top level and in [`OUTLINED_KEYS`]. No text of the response is
 /// among them.
-const KEPT_KEYS: [&[u8]; 14] = [
+const KEPT_KEYS: [&[u8]; 15] = [
     b"type",
     b"object",
     b"model",
+    b"service_tier",
     b"status",
     b"usage",
     b"incomplete_details",
@@ -355,7 +356,7 @@ mod tests {
         leaf.prop_recursive(4, 24, 4, |inner| {
             prop_oneof![
                 proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-                proptest::collection::vec(("usage|model|response|error|data|type", inner), 0..5)
+                proptest::collection::vec(("usage|model|service_tier|response|error|data|type", inner), 0..5)
                     .prop_map(|pairs| Value::Object(pairs.into_iter().collect())),
             ]
         })

@@ -13,6 +13,8 @@ pub struct TokenUsage {
     pub output: Option<u64>,
     /// `cached_tokens` of the input details.
     pub cached: Option<u64>,
+    /// `cache_write_tokens`: what the prompt cache has newly stored of the input. Only models that bill it report it.
+    pub cache_write: Option<u64>,
     /// `reasoning_tokens` of the output details.
     pub reasoning: Option<u64>,
     /// `total_tokens`.
@@ -33,7 +35,8 @@ const MAX_AUDIO_MILLIS: f64 = 1e15;
 impl TokenUsage {
     /// Reads a `usage` object of any API. Chat, completions and embeddings have `prompt_tokens`, the others
     /// `input_tokens`. The details are `input_tokens_details` in Responses and images, but
-    /// `input_token_details` in audio and realtime. `None` if it counts neither tokens nor seconds.
+    /// `input_token_details` in audio and realtime. Tokens that are written to the cache are in them too, or beside
+    /// them. `None` if it counts neither tokens nor seconds.
     pub fn from_usage_object(object: &str) -> Option<Self> {
         let [
             prompt,
@@ -48,6 +51,7 @@ impl TokenUsage {
             output_details,
             singular_output_details,
             seconds,
+            cache_write_beside_details,
         ] = json::find_fields(
             object,
             &[
@@ -63,12 +67,14 @@ impl TokenUsage {
                 "output_tokens_details",
                 "output_token_details",
                 "seconds",
+                "cache_write_tokens",
             ],
         );
         let number = |raw: Option<&str>| raw.and_then(parse_token_count);
         let input_details = prompt_details.or(input_details).or(singular_input_details);
-        let [cached, input_audio, cached_details] = input_details.map_or([None; 3], |raw| {
-            json::find_fields(raw, &["cached_tokens", "audio_tokens", "cached_tokens_details"])
+        let [cached, cache_write, input_audio, cached_details] = input_details.map_or([None; 4], |raw| {
+            let keys = ["cached_tokens", "cache_write_tokens", "audio_tokens", "cached_tokens_details"];
+            json::find_fields(raw, &keys)
         });
         let output_details = completion_details.or(output_details).or(singular_output_details);
         let [reasoning, output_audio] = output_details
@@ -77,6 +83,7 @@ impl TokenUsage {
             input: number(prompt).or_else(|| number(input)),
             output: number(completion).or_else(|| number(output)),
             cached: number(cached),
+            cache_write: number(cache_write).or_else(|| number(cache_write_beside_details)),
             reasoning: number(reasoning),
             total: number(total),
             input_audio: number(input_audio),
@@ -149,6 +156,27 @@ mod tests {
         ];
         for (body, expected) in rows {
             assert_eq!(token_counts(body), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn written_tokens_are_read_from_the_details_or_beside_them() {
+        let rows = [
+            (
+                r#"{"prompt_tokens":2000,"prompt_tokens_details":{"cached_tokens":1024,"cache_write_tokens":896}}"#,
+                Some(896),
+            ),
+            (
+                r#"{"input_tokens":2000,"input_tokens_details":{"cached_tokens":0,"cache_write_tokens":1920}}"#,
+                Some(1920),
+            ),
+            (r#"{"input_tokens":9,"input_tokens_details":{"cache_write_tokens":0}}"#, Some(0)),
+            (r#"{"prompt_tokens":9,"cache_write_tokens":7,"prompt_tokens_details":null}"#, Some(7)),
+            (r#"{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":0}}"#, None),
+            (r#"{"prompt_tokens":9,"prompt_tokens_details":{"cache_write_tokens":null}}"#, None),
+        ];
+        for (usage, expected) in rows {
+            assert_eq!(TokenUsage::from_usage_object(usage).and_then(|u| u.cache_write), expected, "{usage}");
         }
     }
 

@@ -34,6 +34,9 @@ pub(super) struct RecordFields<'a> {
     output_tokens: Option<u64>,
     #[serde(default)]
     cached_tokens: Option<u64>,
+    /// Records of earlier versions have none.
+    #[serde(default)]
+    cache_write_tokens: Option<u64>,
     #[serde(default)]
     reasoning_tokens: Option<u64>,
     #[serde(default)]
@@ -75,6 +78,7 @@ impl RecordFields<'_> {
             cached_tokens: self.cached_tokens.unwrap_or(0),
             reasoning_tokens: self.reasoning_tokens.unwrap_or(0),
             total_tokens: self.total_tokens.unwrap_or(0),
+            cache_write_tokens: self.cache_write_tokens.unwrap_or(0),
             audio: AudioTotals {
                 input_audio_tokens: self.input_audio_tokens.unwrap_or(0),
                 output_audio_tokens: self.output_audio_tokens.unwrap_or(0),

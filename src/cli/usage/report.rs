@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 use super::grouping::{Grouping, GroupingKey, RowOrder};
 use super::record_fields::RecordFields;
 use super::time_range::TimeRange;
-use super::totals::{AudioTotals, UsageTotals};
+use super::totals::{AudioTotals, OptionalColumns, UsageTotals};
 use crate::cli::record_lines::{LineRead, read_record_line};
 use crate::cli::table::write_table;
 use crate::system_error::describe;
@@ -149,15 +149,18 @@ impl UsageReport {
     /// # Errors
     /// If it cannot be written.
     pub(super) fn write(&self, format: ReportFormat, to: &mut impl Write) -> Result<(), UsageError> {
-        let has_audio = self.totals.values().any(|totals| totals.audio != AudioTotals::default());
+        let shown = OptionalColumns {
+            has_cache_writes: self.totals.values().any(|totals| totals.cache_write_tokens > 0),
+            has_audio: self.totals.values().any(|totals| totals.audio != AudioTotals::default()),
+        };
         let rows = self.sorted_rows();
         match format {
-            ReportFormat::Table => self.write_as_table(&rows, has_audio, to)?,
+            ReportFormat::Table => self.write_as_table(&rows, shown, to)?,
             ReportFormat::Csv => {
-                writeln!(to, "{}", self.column_names(has_audio).join(","))?;
+                writeln!(to, "{}", self.column_names(shown).join(","))?;
                 for (key, totals) in rows {
                     let fields = shown_texts(key, "").map(quote_csv_field);
-                    let fields: Vec<String> = fields.chain(totals.columns(has_audio)).collect();
+                    let fields: Vec<String> = fields.chain(totals.columns(shown)).collect();
                     writeln!(to, "{}", fields.join(","))?;
                 }
             }
@@ -165,7 +168,8 @@ impl UsageReport {
                 let rows = rows.into_iter().map(|(key, totals)| UsageRow {
                     key: NamedKey { names: &self.grouping.keys, texts: key },
                     totals: *totals,
-                    audio: has_audio.then_some(totals.audio),
+                    cache_write_tokens: shown.has_cache_writes.then_some(totals.cache_write_tokens),
+                    audio: shown.has_audio.then_some(totals.audio),
                 });
                 let rows: Vec<UsageRow<'_>> = rows.collect();
                 serde_json::to_writer_pretty(&mut *to, &rows).map_err(io::Error::from)?;
@@ -188,33 +192,35 @@ impl UsageReport {
     fn write_as_table(
         &self,
         rows: &[(&RowKey, &UsageTotals)],
-        has_audio: bool,
+        shown: OptionalColumns,
         to: &mut impl Write,
     ) -> io::Result<()> {
         let mut total = UsageTotals::default();
         let mut lines: Vec<Vec<String>> =
-            vec![self.column_names(has_audio).into_iter().map(str::to_owned).collect()];
+            vec![self.column_names(shown).into_iter().map(str::to_owned).collect()];
         for (key, totals) in rows {
             total.add(totals);
             let fields = shown_texts(key, NULL_PLACEHOLDER).map(str::to_owned);
-            lines.push(fields.chain(totals.columns(has_audio)).collect());
+            lines.push(fields.chain(totals.columns(shown)).collect());
         }
         let text_columns = self.grouping.keys.len();
         let mut last_line = vec![String::new(); text_columns];
         last_line[0] = "total".to_owned();
-        last_line.extend(total.columns(has_audio));
+        last_line.extend(total.columns(shown));
         lines.push(last_line);
         write_table(&lines, text_columns, to)
     }
 
-    fn column_names(&self, has_audio: bool) -> Vec<&'static str> {
+    fn column_names(&self, shown: OptionalColumns) -> Vec<&'static str> {
         let keys = self.grouping.keys.iter().map(|key| key.name());
-        let audio: &[&str] = if has_audio { &AUDIO_COLUMN_NAMES } else { &[] };
-        keys.chain(COUNT_COLUMN_NAMES).chain(audio.iter().copied()).collect()
+        let cache_writes = shown.has_cache_writes.then_some(CACHE_WRITE_COLUMN_NAME);
+        let audio: &[&str] = if shown.has_audio { &AUDIO_COLUMN_NAMES } else { &[] };
+        keys.chain(COUNT_COLUMN_NAMES).chain(cache_writes).chain(audio.iter().copied()).collect()
     }
 }
 
 const COUNT_COLUMN_NAMES: [&str; 6] = ["requests", "input", "output", "cached", "reasoning", "total"];
+const CACHE_WRITE_COLUMN_NAME: &str = "cache_write";
 const AUDIO_COLUMN_NAMES: [&str; 4] = ["input_audio", "output_audio", "cached_audio", "audio_seconds"];
 
 fn shown_texts<'s>(key: &'s RowKey, null_text: &'s str) -> impl Iterator<Item = &'s str> {
@@ -228,6 +234,8 @@ struct UsageRow<'a> {
     key: NamedKey<'a>,
     #[serde(flatten)]
     totals: UsageTotals,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_write_tokens: Option<u64>,
     #[serde(flatten)]
     audio: Option<AudioTotals>,
 }

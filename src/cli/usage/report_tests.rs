@@ -110,6 +110,25 @@ fn audio_has_columns_if_there_is_any() {
 }
 
 #[test]
+fn tokens_written_to_the_prompt_cache_have_a_column_if_there_are_any() {
+    let report = report_of(&[
+        json!({"client": "a", "input_tokens": 9, "cached_tokens": 4, "cache_write_tokens": 3}),
+        json!({"client": "a", "input_tokens": 9, "cache_write_tokens": 2, "input_audio_tokens": 8}),
+        json!({"client": "b", "input_tokens": 1, "cache_write_tokens": null}),
+    ]);
+    let header = "day,client,deployment,backend,requests,input,output,cached,reasoning,total,cache_write,\
+                  input_audio,output_audio,cached_audio,audio_seconds\n";
+    let rows = "2026-11-23,a,,,2,18,0,4,0,0,5,8,0,0,0\n2026-11-23,b,,,1,1,0,0,0,0,0,0,0,0,0\n";
+    assert_eq!(format_report(&report, ReportFormat::Csv), format!("{header}{rows}"));
+    let rows: serde_json::Value = serde_json::from_str(&format_report(&report, ReportFormat::Json)).unwrap();
+    assert_eq!((&rows[0]["cache_write_tokens"], &rows[1]["cache_write_tokens"]), (&json!(5), &json!(0)));
+    let without = report_of(&[json!({"client": "c", "input_tokens": 1, "cache_write_tokens": 0})]);
+    for format in [ReportFormat::Csv, ReportFormat::Json, ReportFormat::Table] {
+        assert!(!format_report(&without, format).contains("cache_write"));
+    }
+}
+
+#[test]
 fn turns_count_as_requests_and_their_websocket_does_not() {
     let turn = json!({"client": "a", "method": "WEBSOCKET", "status": 200, "input_tokens": 9});
     let socket = json!({"client": "a", "method": "GET", "status": 101, "input_tokens": null});

@@ -11,8 +11,18 @@ pub(super) struct UsageTotals {
     pub(super) cached_tokens: u64,
     pub(super) reasoning_tokens: u64,
     pub(super) total_tokens: u64,
+    /// Shown only if there are any.
+    #[serde(skip)]
+    pub(super) cache_write_tokens: u64,
     #[serde(skip)]
     pub(super) audio: AudioTotals,
+}
+
+/// Which columns a report has besides those of every report.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OptionalColumns {
+    pub(super) has_cache_writes: bool,
+    pub(super) has_audio: bool,
 }
 
 /// Shown only if there is any audio.
@@ -34,7 +44,7 @@ impl UsageTotals {
         }
     }
 
-    fn counts_mut(&mut self) -> [&mut u64; 10] {
+    fn counts_mut(&mut self) -> [&mut u64; 11] {
         let Self {
             requests,
             input_tokens,
@@ -42,6 +52,7 @@ impl UsageTotals {
             cached_tokens,
             reasoning_tokens,
             total_tokens,
+            cache_write_tokens,
             audio,
         } = self;
         let AudioTotals { input_audio_tokens, output_audio_tokens, cached_audio_tokens, audio_millis } =
@@ -53,6 +64,7 @@ impl UsageTotals {
             cached_tokens,
             reasoning_tokens,
             total_tokens,
+            cache_write_tokens,
             input_audio_tokens,
             output_audio_tokens,
             cached_audio_tokens,
@@ -60,12 +72,15 @@ impl UsageTotals {
         ]
     }
 
-    /// The counts as they are shown, those of audio only if the report has any.
-    pub(super) fn columns(mut self, has_audio: bool) -> impl Iterator<Item = String> {
+    /// The counts as they are shown in these columns.
+    pub(super) fn columns(mut self, shown: OptionalColumns) -> impl Iterator<Item = String> {
+        let OptionalColumns { has_cache_writes, has_audio } = shown;
         let seconds = (self.audio.audio_millis as f64 / 1000.0).to_string();
-        let [counts @ .., _millis] = self.counts_mut().map(|count| count.to_string());
-        let shown = if has_audio { counts.len() } else { 6 };
-        counts.into_iter().take(shown).chain(has_audio.then_some(seconds))
+        let [always @ .., cache_writes, input_audio, output_audio, cached_audio, _millis] =
+            self.counts_mut().map(|count| count.to_string());
+        let audio = [input_audio, output_audio, cached_audio, seconds];
+        let audio = has_audio.then_some(audio).into_iter().flatten();
+        always.into_iter().chain(has_cache_writes.then_some(cache_writes)).chain(audio)
     }
 }
 

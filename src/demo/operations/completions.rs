@@ -15,6 +15,7 @@ use crate::demo::api::response::{
     ErrorResponse, EventRole, OperationResult, SimulatedResponse, StreamFormat,
 };
 use crate::demo::api::sse::{self, EVENT_STREAM_CONTENT_TYPE};
+use crate::demo::resource::prompt_cache::CachedPrompt;
 use crate::demo::resource::rate_limiter::RequestCost;
 use crate::demo::util::clock::unix_seconds_now;
 
@@ -50,7 +51,7 @@ pub(super) fn create_completion(request: &SimulatedRequest) -> OperationResult {
         created_at: unix_seconds_now(),
         model: dated_model_name(&deployment.model),
         texts_with_truncation_flags: texts,
-        usage: completion_usage(input_tokens, 0, output_tokens, 0),
+        usage: completion_usage(input_tokens, CachedPrompt::default(), output_tokens, 0),
     };
     let response = if is_streaming {
         completion.to_stream(stream_option_flag(&body, "include_usage", false))

@@ -133,6 +133,20 @@ pub struct SimulatedDeployment {
     pub kind: DeploymentKind,
 }
 
+impl SimulatedDeployment {
+    /// Whether writing to the prompt cache is billed and reported. That began with GPT-5.6; provisioned capacity
+    /// does not.
+    pub(in crate::demo) fn bills_cache_writes(&self) -> bool {
+        let version = self.model.strip_prefix("gpt-").and_then(|name| name.split('-').next());
+        let mut numbers = version.unwrap_or_default().split('.').map(str::parse::<u32>);
+        let (Some(Ok(major)), minor) = (numbers.next(), numbers.next().unwrap_or(Ok(0))) else {
+            return false;
+        };
+        minor.is_ok_and(|minor| (major, minor) >= (5, 6))
+            && !matches!(self.kind, DeploymentKind::Provisioned { .. })
+    }
+}
+
 /// The delays of a resource that responds normally; zero by default.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ResponseTiming {
@@ -140,4 +154,29 @@ pub struct ResponseTiming {
     pub first_byte_delay: Duration,
     /// Before each event of a stream.
     pub event_interval: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cache_writes_are_billed_from_gpt_5_6_on() {
+        let provisioned = DeploymentKind::Provisioned { tokens_per_minute: 1, output_weight: 1 };
+        for (model, kind, expected) in [
+            ("gpt-5.6-sol", DeploymentKind::Unlimited, true),
+            ("gpt-5.6", DeploymentKind::Unlimited, true),
+            ("gpt-5.10-mini", DeploymentKind::Unlimited, true),
+            ("gpt-6-sol", DeploymentKind::Unlimited, true),
+            ("gpt-5.6-sol", provisioned, false),
+            ("gpt-5.5", DeploymentKind::Unlimited, false),
+            ("gpt-5", DeploymentKind::Unlimited, false),
+            ("gpt-4o", DeploymentKind::Unlimited, false),
+            ("gpt-realtime", DeploymentKind::Unlimited, false),
+            ("o3", DeploymentKind::Unlimited, false),
+        ] {
+            let deployment = SimulatedDeployment { name: "d".to_owned(), model: model.to_owned(), kind };
+            assert_eq!(deployment.bills_cache_writes(), expected, "{model} {kind:?}");
+        }
+    }
 }

@@ -19,6 +19,29 @@ const MAX_BLOCKS_PER_PROMPT: usize = 4096;
 const CACHED_PREFIX_TTL: Duration = Duration::from_secs(600);
 const MAX_CACHED_PREFIXES: usize = 200_000;
 
+/// What the prompt cache has of a prompt, and what it has newly stored of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(in crate::demo) struct CachedPrompt {
+    pub(in crate::demo) cached_tokens: u64,
+    /// The tokens that were written; `None` if the deployment does not bill them.
+    pub(in crate::demo) billed_write_tokens: Option<u64>,
+}
+
+impl CachedPrompt {
+    /// For a deployment that does not bill what is written.
+    pub(in crate::demo) fn without_billed_writes(self) -> Self {
+        Self { billed_write_tokens: None, ..self }
+    }
+
+    /// As parts of so many input tokens.
+    pub(in crate::demo) fn within(self, input_tokens: u64) -> Self {
+        let cached_tokens = self.cached_tokens.min(input_tokens);
+        let billed_write_tokens =
+            self.billed_write_tokens.map(|tokens| tokens.min(input_tokens - cached_tokens));
+        Self { cached_tokens, billed_write_tokens }
+    }
+}
+
 /// The hashes of all cached prefixes, and when each was last used.
 #[derive(Debug, Default)]
 pub(in crate::demo) struct PromptCache {
@@ -26,26 +49,30 @@ pub(in crate::demo) struct PromptCache {
 }
 
 impl PromptCache {
-    /// Returns how many tokens at the beginning of a prompt are cached, then caches the whole prompt.
+    /// Returns what is cached of a prompt, then caches the whole prompt.
     ///
     /// `cache_key` is the `prompt_cache_key` of the request.
-    pub(in crate::demo) fn count_cached_tokens_and_insert(
+    pub(in crate::demo) fn look_up_and_insert(
         &mut self,
         deployment: &str,
         cache_key: &str,
         prompt: &str,
         now: Instant,
-    ) -> u64 {
+    ) -> CachedPrompt {
         let prefix_hashes = prefix_hashes(deployment, cache_key, prompt);
         if prefix_hashes.len() < MIN_CACHED_BLOCKS {
-            return 0;
+            return CachedPrompt { cached_tokens: 0, billed_write_tokens: Some(0) };
         }
         self.evict_prefixes_if_too_many(now);
         let is_cached =
             |hash: &u64| self.last_use_by_prefix_hash.get(hash).is_some_and(|used| is_fresh(*used, now));
         let cached_blocks = prefix_hashes.iter().take_while(|hash| is_cached(hash)).count();
         self.last_use_by_prefix_hash.extend(prefix_hashes.iter().map(|hash| (*hash, now)));
-        if cached_blocks < MIN_CACHED_BLOCKS { 0 } else { cached_blocks as u64 * TOKENS_PER_BLOCK }
+        let cached_blocks = if cached_blocks < MIN_CACHED_BLOCKS { 0 } else { cached_blocks };
+        CachedPrompt {
+            cached_tokens: cached_blocks as u64 * TOKENS_PER_BLOCK,
+            billed_write_tokens: Some((prefix_hashes.len() - cached_blocks) as u64 * TOKENS_PER_BLOCK),
+        }
     }
 
     /// Keeps the number of prefixes bounded.
@@ -89,20 +116,20 @@ mod tests {
         let now = Instant::now();
         let prompt = |words: usize| (0..words).map(|index| format!("w{index} ")).collect::<String>();
         let cases = [
-            ("d", "", 700, 0, "too short"),
-            ("d", "", 800, 0, "first time"),
-            ("d", "", 800, 1024, "again"),
-            ("d", "", 1000, 1024, "longer, with the same beginning"),
-            ("d", "", 1000, 1280, "the longer one again"),
-            ("e", "", 1000, 0, "another deployment"),
-            ("d", "k", 1000, 0, "another cache key"),
+            ("d", "", 700, (0, 0), "too short"),
+            ("d", "", 800, (0, 1024), "first time"),
+            ("d", "", 800, (1024, 0), "again"),
+            ("d", "", 1000, (1024, 256), "longer, with the same beginning"),
+            ("d", "", 1000, (1280, 0), "the longer one again"),
+            ("e", "", 1000, (0, 1280), "another deployment"),
+            ("d", "k", 1000, (0, 1280), "another cache key"),
         ];
-        for (deployment, cache_key, words, expected, description) in cases {
-            let cached_tokens =
-                cache.count_cached_tokens_and_insert(deployment, cache_key, &prompt(words), now);
-            assert_eq!(cached_tokens, expected, "{description}");
+        for (deployment, cache_key, words, (cached_tokens, written), description) in cases {
+            let expected = CachedPrompt { cached_tokens, billed_write_tokens: Some(written) };
+            let found = cache.look_up_and_insert(deployment, cache_key, &prompt(words), now);
+            assert_eq!(found, expected, "{description}");
         }
         let later = now + CACHED_PREFIX_TTL;
-        assert_eq!(cache.count_cached_tokens_and_insert("d", "", &prompt(1000), later), 0, "expired");
+        assert_eq!(cache.look_up_and_insert("d", "", &prompt(1000), later).cached_tokens, 0, "expired");
     }
 }

@@ -9,7 +9,7 @@ use super::batch_store::BatchStore;
 use super::definition::{SimulatedDeployment, SimulatedResource};
 use super::file_store::FileStore;
 use super::object_store::ObjectStore;
-use super::prompt_cache::PromptCache;
+use super::prompt_cache::{CachedPrompt, PromptCache};
 use super::rate_limiter::{AdmissionDecision, ChargeSettlement, LimitOverride, RateLimiter, RequestCost};
 use super::request_log::RequestLog;
 use super::response_store::ResponseStore;
@@ -121,15 +121,20 @@ impl ResourceState {
         }
     }
 
-    /// Returns how many tokens at the beginning of a prompt are cached, then caches the whole prompt.
-    pub(in crate::demo) fn count_cached_tokens_and_insert_prompt(
+    /// What the prompt cache of a deployment has of a prompt. The whole prompt is cached from now on.
+    pub(in crate::demo) fn look_up_and_cache_prompt(
         &self,
-        deployment: &str,
+        deployment: &SimulatedDeployment,
         cache_key: &str,
         prompt: &str,
         now: Instant,
-    ) -> u64 {
-        lock_ignoring_poison(&self.prompt_cache)
-            .count_cached_tokens_and_insert(deployment, cache_key, prompt, now)
+    ) -> CachedPrompt {
+        let cached_prompt = lock_ignoring_poison(&self.prompt_cache).look_up_and_insert(
+            &deployment.name,
+            cache_key,
+            prompt,
+            now,
+        );
+        if deployment.bills_cache_writes() { cached_prompt } else { cached_prompt.without_billed_writes() }
     }
 }

@@ -6,14 +6,17 @@ use super::request::{ChatOutput, ChatRequest};
 use crate::demo::api::content_filter::passed_filter_results;
 use crate::demo::api::response::{EventRole, StreamEvent};
 use crate::demo::api::sse;
+use crate::demo::operations::shared::service_tier::ServiceTier;
 use crate::demo::operations::shared::stream_options::{obfuscation_padding, stream_option_flag};
 use crate::demo::operations::shared::text_model::{
     count_tokens, count_tokens_up_to, dated_model_name, split_into_deltas, truncate_to_tokens,
 };
 use crate::demo::operations::shared::usage::completion_usage;
 use crate::demo::resource::definition::SimulatedDeployment;
+use crate::demo::resource::prompt_cache::CachedPrompt;
 use crate::demo::util::clock::unix_seconds_now;
 use crate::demo::util::ids::IdGenerator;
+use crate::demo::util::json::set_member;
 
 /// What the model has generated for a chat request.
 pub(super) struct ChatCompletion {
@@ -22,10 +25,12 @@ pub(super) struct ChatCompletion {
     model: String,
     choices: Vec<ChatChoice>,
     pub(super) input_tokens: u64,
-    cached_tokens: u64,
+    cached_prompt: CachedPrompt,
     /// Tokens of all choices, and of the reasoning.
     pub(super) output_tokens: u64,
     reasoning_tokens: u64,
+    /// Told only if the request names a tier.
+    service_tier: Option<ServiceTier>,
 }
 
 struct ChatChoice {
@@ -39,7 +44,7 @@ impl ChatCompletion {
         ids: &IdGenerator,
         deployment: &SimulatedDeployment,
         chat_request: &ChatRequest,
-        cached_tokens: u64,
+        cached_prompt: CachedPrompt,
     ) -> Self {
         let mut output_tokens = 0;
         let mut choices = Vec::new();
@@ -55,25 +60,30 @@ impl ChatCompletion {
             model: dated_model_name(&deployment.model),
             choices,
             input_tokens,
-            cached_tokens: cached_tokens.min(input_tokens),
+            cached_prompt: cached_prompt.within(input_tokens),
             output_tokens: output_tokens + chat_request.reasoning_tokens,
             reasoning_tokens: chat_request.reasoning_tokens,
+            service_tier: chat_request.named_service_tier,
         }
     }
 
     fn usage(&self) -> Value {
-        completion_usage(self.input_tokens, self.cached_tokens, self.output_tokens, self.reasoning_tokens)
+        completion_usage(self.input_tokens, self.cached_prompt, self.output_tokens, self.reasoning_tokens)
     }
 
     /// The body of a response that is not streamed.
     pub(super) fn to_json(&self) -> Value {
         let choices: Vec<Value> =
             self.choices.iter().enumerate().map(|(index, choice)| choice.to_json(index)).collect();
-        json!({
+        let mut object = json!({
             "id": self.id, "object": "chat.completion", "created": self.created_at, "model": self.model,
             "choices": choices, "usage": self.usage(), "system_fingerprint": "fp_b54fe76834",
             "prompt_filter_results": [{"prompt_index": 0, "content_filter_results": passed_filter_results(true)}],
-        })
+        });
+        if let Some(tier) = self.service_tier {
+            set_member(&mut object, "service_tier", json!(tier.as_str()));
+        }
+        object
     }
 
     /// The events of a stream.
@@ -119,6 +129,9 @@ impl ChatCompletion {
             chunk.insert("obfuscation".to_owned(), json!(padding));
         }
         chunk.insert("object".to_owned(), json!("chat.completion.chunk"));
+        if let Some(tier) = self.service_tier {
+            chunk.insert("service_tier".to_owned(), json!(tier.as_str()));
+        }
         chunk.insert("system_fingerprint".to_owned(), json!("fp_b54fe76834"));
         if has_usage_field {
             chunk.insert("usage".to_owned(), Value::Null);

@@ -8,11 +8,13 @@ use crate::demo::api::response::ErrorResponse;
 use crate::demo::operations::files::find_file;
 use crate::demo::operations::shared::json_output::chat_json_output;
 use crate::demo::operations::shared::parameters::{positive_integer, unsupported_operation_response};
+use crate::demo::operations::shared::service_tier::ServiceTier;
 use crate::demo::operations::shared::stream_options::check_stream_options;
 use crate::demo::operations::shared::text_model::{
     REASONING_TOKENS, echo_text, function_arguments, tool_to_call,
 };
 use crate::demo::resource::definition::SimulatedDeployment;
+use crate::demo::resource::prompt_cache::CachedPrompt;
 use crate::demo::util::json::{content_text, text_member};
 
 const MAX_CHOICES: u64 = 128;
@@ -27,6 +29,8 @@ pub(super) struct ChatRequest {
     pub(super) max_tokens_per_choice: Option<u64>,
     pub(super) reasoning_tokens: u64,
     pub(super) is_streaming: bool,
+    /// The tier that serves it, if it names one.
+    pub(super) named_service_tier: Option<ServiceTier>,
 }
 
 /// What the model generates for one choice.
@@ -61,6 +65,7 @@ impl ChatRequest {
         check_stream_options(request, body, is_streaming)?;
         let is_reasoning =
             body.get("reasoning_effort").and_then(Value::as_str).is_some_and(|effort| effort != "none");
+        let service_tier = ServiceTier::from_body(body)?;
         let prompt = prompt_text(messages, body);
         Ok(Self {
             output: generate_output(messages, body, &prompt)?,
@@ -70,23 +75,19 @@ impl ChatRequest {
                 .or(positive_integer(body, "max_tokens")?),
             reasoning_tokens: if is_reasoning { REASONING_TOKENS } else { 0 },
             is_streaming,
+            named_service_tier: body.get("service_tier").map(|_| service_tier),
         })
     }
 
-    /// The tokens of the prompt that are cached. The whole prompt is cached from now on.
+    /// What the prompt cache has of the prompt. The whole prompt is cached from now on.
     pub(super) fn look_up_and_cache_prompt(
         &self,
         request: &SimulatedRequest,
         deployment: &SimulatedDeployment,
         body: &Value,
-    ) -> u64 {
+    ) -> CachedPrompt {
         let cache_key = body.get("prompt_cache_key").and_then(Value::as_str).unwrap_or_default();
-        request.resource.count_cached_tokens_and_insert_prompt(
-            &deployment.name,
-            cache_key,
-            &self.prompt,
-            request.received_at,
-        )
+        request.resource.look_up_and_cache_prompt(deployment, cache_key, &self.prompt, request.received_at)
     }
 }
 

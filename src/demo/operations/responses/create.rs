@@ -13,10 +13,13 @@ use crate::demo::api::request::{DeploymentAdmission, SimulatedRequest};
 use crate::demo::api::response::ErrorResponse;
 use crate::demo::operations::conversations::append_items;
 use crate::demo::operations::shared::parameters::{positive_integer, unsupported_operation_response};
+use crate::demo::operations::shared::service_tier::ServiceTier;
 use crate::demo::operations::shared::stream_options::{obfuscation_padding, stream_option_flag};
 use crate::demo::operations::shared::text_model::{count_tokens, count_tokens_up_to};
+use crate::demo::operations::shared::usage::input_details;
 use crate::demo::resource::conversation_history::ConversationHistory;
 use crate::demo::resource::definition::SimulatedDeployment;
+use crate::demo::resource::prompt_cache::CachedPrompt;
 use crate::demo::resource::rate_limiter::RequestCost;
 use crate::demo::resource::response_store::{Readability, ResponseStore, StoredResponse};
 use crate::demo::resource::stream_end::StreamedResponse;
@@ -44,8 +47,9 @@ pub(super) struct PreparedRequest<'a> {
     pub(super) items: Vec<Value>,
     pub(super) history: ConversationHistory,
     pub(super) input_tokens: u64,
-    pub(super) cached_tokens: u64,
+    pub(super) cached_prompt: CachedPrompt,
     max_output_tokens: Option<u64>,
+    service_tier: ServiceTier,
 }
 
 /// Creates a response.
@@ -94,6 +98,7 @@ pub(super) fn create_response<'a>(
         output_items: output.items.clone(),
         is_truncated: output.is_truncated,
         usage: prepared.usage(output_tokens, output.reasoning_tokens),
+        service_tier: prepared.service_tier,
     };
     let obfuscates = stream_option_flag(body, "include_obfuscation", true);
     let stream_events = object.to_stream_events(body, || obfuscates.then(|| obfuscation_padding(ids)));
@@ -138,7 +143,7 @@ pub(super) fn create_response<'a>(
         streamed,
         response_json,
         admission: prepared.admission,
-        billed_input_tokens: prepared.input_tokens - prepared.cached_tokens,
+        billed_input_tokens: prepared.input_tokens - prepared.cached_prompt.cached_tokens,
         output_tokens,
     })
 }
@@ -157,6 +162,7 @@ pub(super) fn prepare_request<'a>(
         return Err(Box::new(unsupported_operation_response("responses", &deployment.model)));
     }
     let max_output_tokens = positive_integer(body, "max_output_tokens")?;
+    let service_tier = ServiceTier::from_body(body)?;
     let ids = &request.resource.id_generator;
     let chain_key = ids.new_chain_key();
     let items = parse_input_items(ids, &chain_key, body)?;
@@ -165,13 +171,13 @@ pub(super) fn prepare_request<'a>(
     let prompt = prompt_text(body, &history);
     let cache_key = text_member(body, "prompt_cache_key").unwrap_or_default();
     let input_tokens = count_tokens(&prompt);
-    let cached_tokens = request
+    let cached_prompt = request
         .resource
-        .count_cached_tokens_and_insert_prompt(&deployment.name, cache_key, &prompt, request.received_at)
-        .min(input_tokens);
+        .look_up_and_cache_prompt(deployment, cache_key, &prompt, request.received_at)
+        .within(input_tokens);
     let cost = RequestCost {
         prompt_characters: prompt.len() as u64,
-        cached_prompt_tokens: cached_tokens,
+        cached_prompt_tokens: cached_prompt.cached_tokens,
         max_output_tokens: max_output_tokens.unwrap_or(0),
     };
     let admission = request.admit_to_deployment(deployment, cost)?;
@@ -182,7 +188,8 @@ pub(super) fn prepare_request<'a>(
         items,
         history,
         input_tokens,
-        cached_tokens,
+        cached_prompt,
+        service_tier,
         max_output_tokens,
     })
 }
@@ -190,7 +197,7 @@ pub(super) fn prepare_request<'a>(
 impl PreparedRequest<'_> {
     pub(super) fn usage(&self, output_tokens: u64, reasoning_tokens: u64) -> Value {
         json!({
-            "input_tokens": self.input_tokens, "input_tokens_details": {"cached_tokens": self.cached_tokens},
+            "input_tokens": self.input_tokens, "input_tokens_details": input_details(self.cached_prompt),
             "output_tokens": output_tokens, "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
             "total_tokens": self.input_tokens + output_tokens,
         })

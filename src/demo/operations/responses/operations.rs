@@ -172,7 +172,7 @@ fn compact_conversation(request: &SimulatedRequest) -> OperationResult {
         "created_at": unix_seconds_now(), "output": [item], "usage": prepared.usage(output_tokens, 0),
     });
     let response = SimulatedResponse::from_json(200, &compacted);
-    let billed_input_tokens = prepared.input_tokens - prepared.cached_tokens;
+    let billed_input_tokens = prepared.input_tokens - prepared.cached_prompt.cached_tokens;
     Ok(prepared.admission.add_headers_and_charge(response, billed_input_tokens, output_tokens))
 }
 

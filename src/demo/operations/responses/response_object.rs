@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::item_events::push_item_events;
 use super::references::conversation_id;
 use crate::demo::api::content_filter::passed_filter_results;
+use crate::demo::operations::shared::service_tier::ServiceTier;
 
 /// A response of the Responses API.
 pub(super) struct ResponseObject {
@@ -16,6 +17,7 @@ pub(super) struct ResponseObject {
     /// Whether the output was cut off at `max_output_tokens`.
     pub(super) is_truncated: bool,
     pub(super) usage: Value,
+    pub(super) service_tier: ServiceTier,
 }
 
 impl ResponseObject {
@@ -25,6 +27,7 @@ impl ResponseObject {
         let mut response = self.common_fields(request, status);
         response.insert("output".to_owned(), json!(self.output_items));
         response.insert("usage".to_owned(), self.usage.clone());
+        response.insert("service_tier".to_owned(), json!(self.service_tier.as_str()));
         if self.is_truncated {
             response.insert("incomplete_details".to_owned(), json!({"reason": "max_output_tokens"}));
         }
@@ -59,7 +62,6 @@ impl ResponseObject {
         response.insert("model".to_owned(), json!(self.deployment_name));
         response.insert("error".to_owned(), Value::Null);
         response.insert("incomplete_details".to_owned(), Value::Null);
-        response.insert("service_tier".to_owned(), json!("default"));
         if let Some(id) = conversation_id(request) {
             response.insert("conversation".to_owned(), json!({"id": id}));
         }
@@ -109,7 +111,7 @@ impl ResponseObject {
 }
 
 /// The parameters that a response repeats from its request, with their defaults.
-fn echoed_parameter_defaults() -> [(&'static str, Value); 17] {
+fn echoed_parameter_defaults() -> [(&'static str, Value); 18] {
     [
         ("background", json!(false)),
         ("instructions", Value::Null),
@@ -121,6 +123,8 @@ fn echoed_parameter_defaults() -> [(&'static str, Value); 17] {
         ("prompt_cache_key", Value::Null),
         ("reasoning", json!({"effort": null, "summary": null})),
         ("safety_identifier", Value::Null),
+        // Until the response is finished, this is the tier that was asked for.
+        ("service_tier", json!("auto")),
         ("store", json!(true)),
         ("temperature", json!(1.0)),
         ("text", json!({"format": {"type": "text"}})),
