@@ -27,8 +27,9 @@ install:
 	install -D -m 644 systemd/aoai-lb.service $(DESTDIR)/usr/lib/systemd/system/aoai-lb.service
 	install -D -m 644 systemd/aoai-lb.sysusers $(DESTDIR)/usr/lib/sysusers.d/aoai-lb.conf
 	install -D -m 644 systemd/aoai-lb.tmpfiles $(DESTDIR)/usr/lib/tmpfiles.d/aoai-lb.conf
-	install -d $(DESTDIR)/usr/share/man/man1 $(DESTDIR)/usr/share/bash-completion/completions
-	target/release/aoai-lb man > $(DESTDIR)/usr/share/man/man1/aoai-lb.1
+	install -d $(DESTDIR)/usr/share/man/man8 $(DESTDIR)/usr/share/man/man5 $(DESTDIR)/usr/share/bash-completion/completions
+	target/release/aoai-lb man > $(DESTDIR)/usr/share/man/man8/aoai-lb.8
+	target/release/aoai-lb reference manual > $(DESTDIR)/usr/share/man/man5/aoai-lb.yaml.5
 	target/release/aoai-lb completions bash > $(DESTDIR)/usr/share/bash-completion/completions/aoai-lb
 	test -e $(DESTDIR)/etc/aoai-lb/aoai-lb.yaml || install -D -m 640 conf/aoai-lb.yaml $(DESTDIR)/etc/aoai-lb/aoai-lb.yaml
 	test -n "$(DESTDIR)" || { systemd-sysusers aoai-lb.conf && systemd-tmpfiles --create aoai-lb.conf && systemctl daemon-reload; }
@@ -37,7 +38,7 @@ install:
 uninstall:
 	test -n "$(DESTDIR)" || systemctl disable --now aoai-lb.service
 	cd $(DESTDIR)/usr && rm -f bin/aoai-lb lib/systemd/system/aoai-lb.service lib/sysusers.d/aoai-lb.conf \
-		lib/tmpfiles.d/aoai-lb.conf share/man/man1/aoai-lb.1 share/bash-completion/completions/aoai-lb
+		lib/tmpfiles.d/aoai-lb.conf share/man/man8/aoai-lb.8 share/man/man5/aoai-lb.yaml.5 share/bash-completion/completions/aoai-lb
 
 format:
 	cargo fmt --check

@@ -1,4 +1,4 @@
-//! Commands that the help does not list: the manual page and shell completions for the package, and
+//! Commands that the help does not list: the reference of the configuration and shell completions for the package, and
 //! `launch`, which starts a successor.
 
 use std::ffi::OsString;
@@ -6,29 +6,31 @@ use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{self, Stdio};
 
-use clap::Command;
+use clap::{Command, ValueEnum};
 use clap_complete::Shell;
-use clap_mangen::Man;
 
 use super::cli_error::CliError;
+use crate::config;
 
-/// Prints one manual page for all commands.
-pub(super) fn print_man_page(command: &Command) -> Result<(), CliError> {
-    let mut page = Vec::new();
-    Man::new(command.clone()).render(&mut page)?;
-    let mut commands: Vec<_> =
-        command.get_subcommands().filter(|command| !command.is_hide_set()).cloned().collect();
-    for command in &mut commands {
-        let man = Man::new(command.clone());
-        let name = command.get_name().to_uppercase();
-        writeln!(page, ".SH \"{name}\"")?;
-        let about = command.get_about().map(ToString::to_string).unwrap_or_default();
-        writeln!(page, "{about}.")?;
-        let mut options = Vec::new();
-        man.render_options_section(&mut options)?;
-        page.extend_from_slice(String::from_utf8_lossy(&options).replace(".SH OPTIONS\n", "").as_bytes());
-    }
-    io::stdout().write_all(&page)?;
+/// A form of the reference of the configuration.
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum ReferenceForm {
+    /// docs/configuration.md
+    Page,
+    /// conf/aoai-lb.schema.json
+    Schema,
+    /// aoai-lb.yaml(5)
+    Manual,
+}
+
+/// Prints the reference of the configuration in one of its forms.
+pub(super) fn print_reference(form: ReferenceForm) -> Result<(), CliError> {
+    let text = match form {
+        ReferenceForm::Page => config::configuration_page(),
+        ReferenceForm::Schema => config::json_schema(),
+        ReferenceForm::Manual => config::manual_page(),
+    };
+    io::stdout().write_all(text.as_bytes())?;
     Ok(())
 }
 

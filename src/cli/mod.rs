@@ -13,6 +13,7 @@ mod hidden_commands;
 mod keys;
 mod log_limiter;
 mod logging;
+mod manual;
 pub mod record_lines;
 mod reload;
 mod run;
@@ -34,6 +35,7 @@ use self::config_file::ConfigArguments;
 use self::drain::DrainArguments;
 use self::exit_code::{EXIT_FAILURE, EXIT_SUCCESS};
 use self::explain::ExplainArguments;
+use self::hidden_commands::ReferenceForm;
 use self::reload::ReloadArguments;
 use self::status::StatusArguments;
 use self::usage::UsageArguments;
@@ -99,6 +101,12 @@ enum Command {
     /// Print the manual page.
     #[command(hide = true)]
     Man,
+    /// Print the reference of the configuration.
+    #[command(hide = true)]
+    Reference {
+        /// Its form.
+        form: ReferenceForm,
+    },
     /// Print completions for a shell.
     #[command(hide = true)]
     Completions {
@@ -148,7 +156,8 @@ pub fn main() -> u8 {
         Command::Status(arguments) => return to_exit_code(status::run(&arguments)),
         Command::Upgrade { config } => upgrade::run(&config),
         Command::Launch { program } => hidden_commands::launch_detached(&program),
-        Command::Man => hidden_commands::print_man_page(&Arguments::command()),
+        Command::Man => manual::print_manual_page(&Arguments::command()).map_err(Into::into),
+        Command::Reference { form } => hidden_commands::print_reference(form),
         Command::Completions { shell } => hidden_commands::print_completions(Arguments::command(), shell),
         Command::Usage(arguments) => usage::run(arguments),
     };

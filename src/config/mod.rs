@@ -11,6 +11,7 @@ mod compare;
 mod environment;
 mod error;
 mod load;
+mod reference;
 mod schema;
 #[cfg(test)]
 mod testing;
@@ -28,6 +29,7 @@ pub use load::{
     CheckedConfig, load_admin, load_and_check_file, load_and_check_without_secrets, load_upgrade_socket_path,
     parse_and_check_yaml,
 };
+pub use reference::{configuration_page, json_schema, manual_page};
 pub use schema::{
     AdminAddress, AdminConfig, AffinityConfig, AppCredential, AppRegistration, AskLimit, BackendConfig,
     BackendTlsConfig, BalancePolicy, BreakerConfig, ClientConfig, ClientLimits, ClientTokenConfig,

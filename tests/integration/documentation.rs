@@ -75,7 +75,8 @@ fn links_between_pages_lead_to_files_and_headings() {
             let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
             let target = if path.is_empty() { file.clone() } else { file.parent().unwrap().join(path) };
             let is_right = target.exists()
-                && (anchor.is_empty() || anchors(&std::fs::read_to_string(&target).unwrap()).contains(anchor));
+                && (anchor.is_empty()
+                    || anchors(&std::fs::read_to_string(&target).unwrap()).contains(anchor));
             if !is_right {
                 broken.push(format!("{}: {link}", file.display()));
             }

@@ -81,6 +81,7 @@ def run(command, variables, **options):
 
 
 def run_documentation_snippets(binary, report):
+    run_schema_check(report)
     with running_demo(binary) as demo:
         run_printed_conversation(demo, report)
         count = 0
@@ -94,6 +95,14 @@ def run_documentation_snippets(binary, report):
             problem = None if is_right else f"exit code {completed.returncode}\n{code}\n{completed.stdout}\n{completed.stderr}"
             report.add(f"documentation: {page}, {heading}, {language}", problem)
         report.add("documentation: snippets", None if count >= 9 else f"only {count} were found")
+
+
+def run_schema_check(report):
+    """Checks the examples against the schema that editors use."""
+    files = [ROOT / "conf" / name for name in ["aoai-lb.schema.json", "aoai-lb.yaml", "minimal.yaml", "apim-replacement.yaml"]]
+    command = [environments.python_environment("schema", "requirements-schema.txt"), ROOT / "tests/sdk/schema_check.py", *files]
+    completed = run(command, {})
+    report.add("documentation: the schema of the configuration", completed.stdout + completed.stderr if completed.returncode else None)
 
 
 def run_printed_conversation(demo, report):

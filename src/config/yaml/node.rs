@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::expansion::{ExpandedText, expand_text};
+use super::numbers::{parse_decimal, parse_integer};
+use super::observer::ValueKind;
 use super::problem_collector::ProblemCollector;
 use super::units::{self, QuantityError};
 use super::wording::{closest_match, join_with_and, join_with_or};
@@ -46,6 +48,11 @@ impl<'p, 'v> YamlNode<'p, 'v> {
     /// The whole document.
     pub(crate) fn root(value: &'v Value, problems: &'p ProblemCollector<'p>) -> Self {
         Self { key_path: String::new(), value, problems }
+    }
+
+    /// Has an observer learn how this value is read.
+    fn observe(&self, kind: impl FnOnce() -> ValueKind) {
+        self.problems.on_read(&self.key_path, kind);
     }
 
     /// Reports an error about this value. Returns `None`, so that a reader can return it.
@@ -112,6 +119,7 @@ impl<'p, 'v> YamlNode<'p, 'v> {
         refused: &[(&str, &str)],
         shows_keys: bool,
     ) -> Option<YamlMapping<'p, 'v>> {
+        self.observe(|| ValueKind::Mapping(keys.iter().map(|key| (*key).to_owned()).collect()));
         let Value::Mapping(entries) = self.value else {
             return self.report_wrong_kind(&format!("a mapping with {}", join_with_or(keys)));
         };
@@ -146,6 +154,7 @@ impl<'p, 'v> YamlNode<'p, 'v> {
 
     /// Reads a mapping whose keys are names, in the order of the file.
     pub(crate) fn read_named_entries(&self) -> Option<Vec<(&'v str, YamlNode<'p, 'v>)>> {
+        self.observe(|| ValueKind::NamedEntries);
         let Value::Mapping(entries) = self.value else {
             return self.report_wrong_kind("a mapping of names");
         };
@@ -159,6 +168,7 @@ impl<'p, 'v> YamlNode<'p, 'v> {
 
     /// Reads a list.
     pub(crate) fn read_list(&self) -> Option<Vec<YamlNode<'p, 'v>>> {
+        self.observe(|| ValueKind::List);
         let Value::List(items) = self.value else {
             return self.report_wrong_kind("a list");
         };
@@ -194,6 +204,7 @@ impl<'p, 'v> YamlNode<'p, 'v> {
 
     /// Reads a string and expands it. A number, true or false counts as it was written: `007` is `007`.
     pub(crate) fn read_text(&self) -> Option<ExpandedText> {
+        self.observe(|| ValueKind::Text);
         match self.scalar() {
             Some(scalar) => self.expand_text(&scalar.text),
             None => self.report_wrong_kind("a string"),
@@ -202,6 +213,7 @@ impl<'p, 'v> YamlNode<'p, 'v> {
 
     /// Reads a string without expansion: a dollar sign is just a dollar sign.
     pub(crate) fn read_unexpanded_text(&self) -> Option<&str> {
+        self.observe(|| ValueKind::Text);
         match self.scalar() {
             Some(scalar) => Some(&scalar.text),
             None => self.report_wrong_kind("a string"),
@@ -219,6 +231,7 @@ impl<'p, 'v> YamlNode<'p, 'v> {
 
     /// Reads a secret, which must not be empty. A missing one is replaced where secrets may be missing.
     pub(crate) fn read_secret_text(&self) -> Option<ExpandedText> {
+        self.observe(|| ValueKind::Text);
         let (base, environment) = (self.problems.base_directory(), self.problems.environment());
         match self.scalar() {
             Some(scalar)
@@ -254,6 +267,7 @@ impl<'p, 'v> YamlNode<'p, 'v> {
 
     /// Reads one of a few words, and returns the value that belongs to it.
     pub(crate) fn read_choice<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
+        self.observe(|| ValueKind::Choice(words.iter().map(|(word, _)| (*word).to_owned()).collect()));
         let text = self.read_text()?;
         match words.iter().find(|(word, _)| *word == text.value) {
             Some((_, value)) => Some(*value),
@@ -266,6 +280,7 @@ impl<'p, 'v> YamlNode<'p, 'v> {
 
     /// Reads a whole number. A string is accepted too, since an expansion always yields a string.
     pub(crate) fn read_integer(&self, range: RangeInclusive<u64>) -> Option<u64> {
+        self.observe(|| ValueKind::Integer(*range.start(), *range.end()));
         let Some(scalar) = self.scalar() else { return self.report_wrong_kind("a number") };
         let text = self.expand_text(&scalar.text)?;
         match parse_integer(text.value.trim()).filter(|number| range.contains(number)) {
@@ -281,6 +296,7 @@ impl<'p, 'v> YamlNode<'p, 'v> {
 
     /// Reads a number with or without decimals, from 0 to `max`. Messages show `example`.
     pub(crate) fn read_decimal(&self, max: f64, example: &str) -> Option<f64> {
+        self.observe(|| ValueKind::Decimal(max.to_string()));
         let Some(scalar) = self.scalar() else { return self.report_wrong_kind("a number") };
         let text = self.expand_text(&scalar.text)?;
         match parse_decimal(text.value.trim()).filter(|number| *number <= max) {
@@ -294,6 +310,7 @@ impl<'p, 'v> YamlNode<'p, 'v> {
 
     /// Reads true or false, also written as a string.
     pub(crate) fn read_bool(&self) -> Option<bool> {
+        self.observe(|| ValueKind::Bool);
         match self.scalar() {
             Some(scalar) if scalar.kind() == ScalarKind::Bool => {
                 Some(scalar.text.eq_ignore_ascii_case("true"))
@@ -307,6 +324,7 @@ impl<'p, 'v> YamlNode<'p, 'v> {
 
     /// Reads a duration with its unit.
     pub(crate) fn read_duration(&self) -> Option<Duration> {
+        self.observe(|| ValueKind::Duration);
         self.read_quantity(units::parse_duration, "s", "ms")
     }
 
@@ -328,11 +346,13 @@ impl<'p, 'v> YamlNode<'p, 'v> {
 
     /// Reads a percentage.
     pub(crate) fn read_percentage(&self) -> Option<Percentage> {
+        self.observe(|| ValueKind::Percentage);
         self.read_quantity(units::parse_percentage, "%", " %")
     }
 
     /// Reads a size with its unit, above zero. Returns bytes.
     pub(crate) fn read_byte_size(&self) -> Option<u64> {
+        self.observe(|| ValueKind::ByteSize);
         let size = self.read_quantity(units::parse_byte_size, "MiB", "KiB")?;
         if size == 0 { self.report_error("must be more than 0B") } else { Some(size) }
     }
@@ -361,6 +381,7 @@ impl<'p, 'v> YamlNode<'p, 'v> {
 
     /// Reads a path of the file system; a relative one starts at the directory of the configuration file.
     pub(crate) fn read_file_path(&self) -> Option<PathBuf> {
+        self.observe(|| ValueKind::Path);
         let text = self.read_nonempty_text()?;
         if text.value.contains('\0') {
             return self.report_error("must be a path without NUL");
@@ -469,22 +490,6 @@ impl<'p, 'v> YamlMapping<'p, 'v> {
     pub(crate) fn read_block(&self, key: &str, keys: &[&str]) -> Option<YamlMapping<'p, 'v>> {
         let absent = YamlMapping { key_path: self.key_path_of(key), entries: None, problems: self.problems };
         self.read_or(key, absent, |node| node.read_mapping(keys))
-    }
-}
-
-/// A number of digits, with or without decimals. Only such a text has one reading for everybody.
-fn parse_decimal(text: &str) -> Option<f64> {
-    let is_digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-    let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
-    if is_digits(whole) && is_digits(decimals) { text.parse().ok() } else { None }
-}
-
-/// A whole number as YAML 1.2 writes it: decimal, `0x` or `0o`.
-fn parse_integer(text: &str) -> Option<u64> {
-    match (text.strip_prefix("0x"), text.strip_prefix("0o")) {
-        (Some(digits), _) => u64::from_str_radix(digits, 16).ok(),
-        (_, Some(digits)) => u64::from_str_radix(digits, 8).ok(),
-        _ => text.parse().ok(),
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::expansion::EnvironmentLookup;
 use super::locate::locate;
+use super::observer::{ReadObserver, ValueKind};
 use crate::config::error::{ConfigProblem, Severity};
 use crate::yaml::Value;
 
@@ -19,6 +20,7 @@ pub(crate) struct ProblemCollector<'e> {
     environment: &'e EnvironmentLookup<'e>,
     /// Whether secrets, and the files of certificates, may be missing.
     ignores_secrets: bool,
+    observer: Option<&'e dyn ReadObserver>,
     errors: RefCell<ProblemList>,
     warnings: RefCell<ProblemList>,
     unusable_paths: RefCell<ProblemList>,
@@ -57,6 +59,7 @@ impl<'e> ProblemCollector<'e> {
             base_directory,
             environment,
             ignores_secrets: false,
+            observer: None,
             errors: RefCell::default(),
             warnings: RefCell::default(),
             unusable_paths: RefCell::default(),
@@ -71,6 +74,18 @@ impl<'e> ProblemCollector<'e> {
     /// Whether secrets, and the files of certificates, may be missing.
     pub(crate) fn ignores_secrets(&self) -> bool {
         self.ignores_secrets
+    }
+
+    /// Has this observer learn how values are read.
+    pub(crate) fn with_observer(self, observer: &'e dyn ReadObserver) -> Self {
+        Self { observer: Some(observer), ..self }
+    }
+
+    /// A value is read as one of a kind.
+    pub(super) fn on_read(&self, key_path: &str, kind: impl FnOnce() -> ValueKind) {
+        if let Some(observer) = self.observer {
+            observer.on_read(key_path, kind());
+        }
     }
 
     /// Adds an error. Returns `None`, so that a reader can return it.

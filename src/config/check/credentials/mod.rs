@@ -54,7 +54,7 @@ pub(super) fn read_key_vault(root: &YamlMapping<'_, '_>) -> Option<KeyVaultConfi
 /// The identity if `key_vault.credential` is not written: the system-assigned managed identity.
 fn default_vault_identity(root: &YamlMapping<'_, '_>) -> Option<EntraIdentity> {
     let empty = Value::Mapping(Entries::default());
-    read_managed_identity(&root.node_at("key_vault", &empty))
+    read_managed_identity(&root.node_at("key_vault.credential.entra.managed_identity", &empty))
 }
 
 #[cfg(test)]
