@@ -38,6 +38,15 @@ pub struct RequestEntry {
     /// The id of the WebSocket that it came over; `null` for an HTTP request. Earlier versions do not send it.
     #[serde(default)]
     pub socket_id: Option<String>,
+    /// The client's own id for it; `null` without a `record` block. Earlier versions do not send it, nor the next two.
+    #[serde(default)]
+    pub client_request_id: Option<String>,
+    /// The id of its trace; `null` without a `record` block.
+    #[serde(default)]
+    pub trace_id: Option<String>,
+    /// Azure's id for it.
+    #[serde(default)]
+    pub apim_request_id: Option<String>,
     /// When the request head was complete. The list is in the order in which requests ended.
     pub time: String,
     /// `refused`, `failed`, `retried` or `slow`: the first that applies.
@@ -162,8 +171,8 @@ impl RequestQuery {
         self.client.as_ref().is_none_or(|client| client == name())
             && self.id.as_ref().is_none_or(|id| {
                 // A client knows the id of its WebSocket alone.
-                let ids = [Some(&request.request_id), request.socket_id.as_ref()];
-                ids.into_iter().flatten().any(|known| known.eq_ignore_ascii_case(id))
+                let ids = [Some(&*request.request_id), request.socket_id.as_deref()].into_iter().flatten();
+                ids.chain(request.foreign_ids.iter()).any(|known| known.eq_ignore_ascii_case(id))
             })
             && self.status.is_none_or(|filter| request.status.is_some_and(|status| filter.matches(status)))
     }
@@ -187,9 +196,13 @@ pub(super) fn respond(gateway: &Gateway, query: &str) -> FullResponse {
 }
 
 fn request_entry(request: &TroubledRequest) -> RequestEntry {
+    let text = |id: &Option<Box<str>>| id.as_deref().map(str::to_owned);
     RequestEntry {
         id: request.request_id.to_string(),
         socket_id: request.socket_id.as_deref().map(str::to_owned),
+        client_request_id: text(&request.foreign_ids.client_request_id),
+        trace_id: text(&request.foreign_ids.trace_id),
+        apim_request_id: text(&request.foreign_ids.apim_request_id),
         time: format_rfc3339(request.received_at),
         trouble: request.kind.as_str().to_owned(),
         client: request.client.as_ref().map(ClientName::to_string),
@@ -231,13 +244,18 @@ mod tests {
 
     use super::*;
     use crate::record::exchange::ExchangeOutcome;
-    use crate::record::recent_trouble::TroubleKind;
+    use crate::record::recent_trouble::{ForeignIds, TroubleKind};
 
     #[test]
-    fn the_id_of_a_websocket_finds_what_came_over_it() {
+    fn each_id_of_a_request_finds_it_and_that_of_a_websocket_what_came_over_it() {
         let turn = TroubledRequest {
             request_id: "019a".into(),
             socket_id: Some("018b".into()),
+            foreign_ids: ForeignIds {
+                client_request_id: Some("mine".into()),
+                trace_id: Some("4bf9".into()),
+                apim_request_id: Some("0d1e".into()),
+            },
             received_at: SystemTime::UNIX_EPOCH,
             client: None,
             client_ip: None,
@@ -256,12 +274,27 @@ mod tests {
             queued: Duration::ZERO,
             affinity: None,
         };
-        let http = TroubledRequest { request_id: "018b".into(), socket_id: None, ..turn.clone() };
-        for (id, expected) in [("019A", [true, false]), ("018b", [true, true]), ("01", [false, false])] {
+        let http = TroubledRequest {
+            request_id: "018b".into(),
+            socket_id: None,
+            foreign_ids: ForeignIds::default(),
+            ..turn.clone()
+        };
+        for (id, expected) in [
+            ("019A", [true, false]),
+            ("018b", [true, true]),
+            ("01", [false, false]),
+            ("Mine", [true, false]),
+            ("4bf9", [true, false]),
+            ("0d1e", [true, false]),
+        ] {
             let query = RequestQuery::parse(&format!("id={id}")).unwrap();
             assert_eq!([query.matches(&turn), query.matches(&http)], expected, "{id}");
         }
-        assert_eq!(request_entry(&turn).socket_id.as_deref(), Some("018b"));
+        let entry = request_entry(&turn);
+        assert_eq!(entry.socket_id.as_deref(), Some("018b"));
+        let ids = [entry.client_request_id, entry.trace_id, entry.apim_request_id].map(Option::unwrap);
+        assert_eq!(ids, ["mine", "4bf9", "0d1e"]);
     }
 
     #[test]

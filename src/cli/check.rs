@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::cli_error::CliError;
 use super::config_file::{ConfigArguments, print_warnings};
+use super::progress::Progress;
 use super::runtime::start_background_runtime;
 use crate::config::{CheckedConfig, Config, problem_report};
 use crate::credentials::Keyring;
@@ -37,8 +38,10 @@ pub(super) fn run(arguments: &ConfigArguments, live: bool) -> Result<(), CliErro
 fn run_live_checks(checked: CheckedConfig) -> Result<bool, CliError> {
     let background = start_background_runtime()?;
     let keyring = Keyring::new(background.handle());
+    let progress = Progress::start("checking addresses");
     let mut findings = background.block_on(check_addresses(&checked.config));
     if let Some(record) = &checked.config.record {
+        progress.set_text("checking where records go");
         let sinks = background.block_on(check_sinks(record, &checked.config.key_vault, &keyring));
         findings.extend(sinks.into_iter().map(|SinkFinding { key, checked_item, result }| CheckFinding {
             subject: key.to_owned(),
@@ -47,6 +50,7 @@ fn run_live_checks(checked: CheckedConfig) -> Result<bool, CliError> {
         }));
     }
     if let Some(redis) = &checked.config.shared {
+        progress.set_text("checking shared.redis");
         let password = find_secret(redis, &checked.config.key_vault, &keyring);
         let server = background.block_on(check_server(redis, password));
         findings.extend(server.into_iter().map(|(checked_item, result)| CheckFinding {
@@ -59,10 +63,12 @@ fn run_live_checks(checked: CheckedConfig) -> Result<bool, CliError> {
     let checked = CheckedConfig { config: Config { record: None, ..checked.config }, ..checked };
     let recorder = Recorder::start(&checked.config, &keyring, background.handle())?;
     let process = Arc::new(ProcessState::new(Instant::now(), recorder, keyring));
+    progress.set_text("checking backends");
     findings.extend(background.block_on(async {
         let active_config = build_active_config(&checked.config, &AddressBook::default(), &process).await?.0;
         Ok::<_, CliError>(check_backends(&active_config).await)
     })?);
+    drop(progress);
     let mut out = io::stdout().lock();
     for finding in &findings {
         writeln!(out, "{finding}")?;

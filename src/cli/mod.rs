@@ -9,11 +9,15 @@ mod drain;
 mod engine_messages;
 mod exit_code;
 mod explain;
+mod find;
 mod hidden_commands;
 mod keys;
 mod log_limiter;
 mod logging;
 mod manual;
+mod output;
+mod progress;
+mod record_files;
 pub mod record_lines;
 mod reload;
 mod run;
@@ -21,6 +25,7 @@ mod runtime;
 mod simulate;
 mod status;
 mod table;
+mod text;
 mod upgrade;
 mod usage;
 
@@ -36,6 +41,7 @@ use self::drain::DrainArguments;
 use self::exit_code::{EXIT_FAILURE, EXIT_SUCCESS};
 use self::explain::ExplainArguments;
 use self::hidden_commands::ReferenceForm;
+use self::find::FindArguments;
 use self::reload::ReloadArguments;
 use self::status::StatusArguments;
 use self::usage::UsageArguments;
@@ -119,6 +125,8 @@ enum Command {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         program: Vec<OsString>,
     },
+    /// Show what happened to one request: its record, from the spool or the record files.
+    Find(FindArguments),
     /// Sum up requests and tokens of record files, by day, client, deployment and backend, or by other keys.
     Usage(UsageArguments),
 }
@@ -159,6 +167,7 @@ pub fn main() -> u8 {
         Command::Man => manual::print_manual_page(&Arguments::command()).map_err(Into::into),
         Command::Reference { form } => hidden_commands::print_reference(form),
         Command::Completions { shell } => hidden_commands::print_completions(Arguments::command(), shell),
+        Command::Find(arguments) => find::run(&arguments),
         Command::Usage(arguments) => usage::run(arguments),
     };
     to_exit_code(result.map(|()| EXIT_SUCCESS))

@@ -47,19 +47,23 @@ impl ClientHeaders {
 /// The first field of this name that is not empty, as printable text.
 fn printable_field(headers: &HeaderMap, name: &HeaderName) -> Option<Box<str>> {
     let value = headers.get(name)?.as_bytes();
+    (!value.is_empty()).then(|| printable_text(value))
+}
+
+/// The value of a field as the record has it.
+pub fn printable_text(value: &[u8]) -> Box<str> {
     let value = value.get(..MAX_FIELD_BYTES).unwrap_or(value);
-    if value.is_empty() {
-        return None;
-    }
     let is_printable = |byte: &u8| matches!(byte, b' '..=b'~');
-    if holds_for_all(value, is_printable) {
-        return std::str::from_utf8(value).ok().map(Box::from);
+    if holds_for_all(value, is_printable)
+        && let Ok(text) = std::str::from_utf8(value)
+    {
+        return text.into();
     }
     let escaped = value.iter().map(|byte| match is_printable(byte) {
         true => char::from(*byte).to_string(),
         false => byte.escape_ascii().to_string(),
     });
-    Some(escaped.collect::<String>().into())
+    escaped.collect::<String>().into()
 }
 
 /// The trace id of a valid `traceparent` (W3C Trace Context, section 3.2): one field

@@ -50,7 +50,7 @@ use self::sinks::{jsonl, log_analytics};
 use self::spool::{Spool, SpoolView};
 use self::stored_usage::StoredUsage;
 use self::writer::{RecordQueue, WriteReceipt};
-use crate::config::{Config, JsonlConfig};
+use crate::config::{Config, JsonlConfig, SpoolConfig};
 use crate::credentials::Keyring;
 use crate::system_error::describe;
 
@@ -69,6 +69,11 @@ pub fn list_record_files(config: &JsonlConfig) -> io::Result<Vec<PathBuf>> {
     let mut files = jsonl::list_rotated_files(&config.path)?;
     files.extend(config.path.exists().then(|| config.path.clone()));
     Ok(files)
+}
+
+/// The file with the records that Log Analytics has rejected permanently.
+pub fn dead_letter_file(spool: &SpoolConfig) -> PathBuf {
+    spool.directory.join(DEAD_LETTER_FILE_NAME)
 }
 
 /// Counts finished exchanges and, with a `record` block in the configuration, writes their records.
@@ -142,7 +147,7 @@ impl Recorder {
                 jsonl = Some(control);
                 threads.push(thread);
             } else if let Some(table) = &config.log_analytics {
-                let dead_letter_path = config.spool.directory.join(DEAD_LETTER_FILE_NAME);
+                let dead_letter_path = dead_letter_file(&config.spool);
                 let token = keyring.find_or_start_entra_token(&table.credential, vaults);
                 let (control, thread) = log_analytics::start_sink(
                     table,

@@ -279,6 +279,10 @@ mod tests {
             (r#"{"card":4111111111111111}"#, r#"{"card":"[redacted]"}"#),
             (r#"{"J\u00fcrgen M\u00fcller":"a\/b, \/"}"#, r#"{"[redacted]":"[redacted], \/"}"#),
             (r#"  ["Jürgen M\u00fcller"]"#, r#"  ["[redacted]"]"#),
+            // Half of a surrogate pair, before and within what is nested.
+            (r#"{"a":"\ud83d J\u00fcrgen M\u00fcller \ude00"}"#, r#"{"a":"\ud83d [redacted] \ude00"}"#),
+            (r#"{"a\udc00":"\ud83dsk","n":["sk-\u0061bc"]}"#, r#"{"a\udc00":"\ud83dsk","n":["[redacted]"]}"#),
+            (r"\ud83d J\u00fcrgen M\u00fcller \ude00\ud83d", r"\ud83d [redacted] \ude00\ud83d"),
             // Cut, several documents, not JSON at all, or JSON within other text.
             (r#"{"name":"J\u00fcrgen M\u00fcller and"#, r#"{"name":"[redacted] and"#),
             (r#"{"a":"sk-abc"}{"a":"sk-def"}"#, r#"{"a":"[redacted]"}{"a":"[redacted]"}"#),
@@ -301,6 +305,31 @@ mod tests {
                 let expected = nest(r#"{"[redacted]":"[redacted]"}"#, levels);
                 assert_eq!(redact_with(&[r#""name":\s*"Jürgen""#], &nest(text, levels)), expected);
             }
+        }
+    }
+
+    #[test]
+    fn arguments_and_results_of_tools_are_seen_through() {
+        let patterns = ["sk-[A-Za-z]+"];
+        for (text, expected) in [
+            (r#""{\"key\":\"sk-abc\\u0041\"}""#, r#""{\"key\":\"[redacted]\"}""#),
+            (r#"{"key":"s\u006b-abc\u0041 x"}"#, r#"{"key":"[redacted] x"}"#),
+            // Of a call, and its result, which has the text of another service within.
+            (
+                r#"[{"tool_calls":[{"function":{"name":"f","arguments":"{\"key\":\"sk-abc\\u0041\"}"}}]},{"role":"tool","content":"{\"body\":\"{\\\"key\\\":\\\"s\\\\u006b-abc\\\"}\",\"n\":1}"}]"#,
+                r#"[{"tool_calls":[{"function":{"name":"f","arguments":"{\"key\":\"[redacted]\"}"}}]},{"role":"tool","content":"{\"body\":\"{\\\"key\\\":\\\"[redacted]\\\"}\",\"n\":1}"}]"#,
+            ),
+            // Words before the JSON, and arguments that are cut off.
+            (
+                r#"[{"content":"The result: {\"key\":\"s\\u006b-abc\"}"}]"#,
+                r#"[{"content":"The result: {\"key\":\"[redacted]\"}"}]"#,
+            ),
+            (
+                r#"[{"arguments":"{\"key\":\"s\\u006b-abc\\u00"#,
+                r#"[{"arguments":"{\"key\":\"[redacted]\\u00"#,
+            ),
+        ] {
+            assert_eq!(redact_with(&patterns, text), expected, "{text}");
         }
     }
 
@@ -397,6 +426,22 @@ mod tests {
             prop_assert!(!contains_secret(&redacted), "{}", redacted);
             // Without a match, nothing changes.
             prop_assert_eq!(redact_with(&["no match"], &text), text);
+        }
+
+        #[test]
+        fn half_of_a_surrogate_pair_hides_no_secret(
+            parts in proptest::collection::vec(r"(sk-x|s\\u006b-x|\\ud83d|\\ude00|\\ud83d\\ude00| |é)", 0..8),
+            levels in 0_u32..5,
+        ) {
+            let content = parts.concat();
+            let nested = (0..levels).fold(format!("[\"{content}\"]"), |text, _| format!("[{}]", Value::from(text)));
+            let mut view = redact_with(&["sk-x"], &nested);
+            for _ in 0..=levels {
+                view = decode_content(&view).into_owned();
+                prop_assert!(!view.contains("sk-x"), "{} became {}", nested, view);
+            }
+            let count = parts.iter().filter(|part| part.ends_with("-x")).count();
+            prop_assert_eq!(view.matches(REDACTED_TEXT).count(), count, "{}", view);
         }
 
         #[test]

@@ -95,7 +95,7 @@ function showRequestDetails(sheet, request) {
     ['Client', [request.client, request.client_ip].filter(nonEmptyText).join(', ') || 'unknown'],
     ['Deployment', [request.deployment, request.operation].filter(nonEmptyText).join(', ') || '–'],
     ['Answered by', nonEmptyText(request.backend) ?? 'no backend'],
-    ...(nonEmptyText(request.socket_id) ? [['WebSocket', request.socket_id]] : []),
+    ...[['WebSocket', request.socket_id], ["Client's id", request.client_request_id], ["Azure's id", request.apim_request_id], ['Trace', request.trace_id]].filter(([, id]) => nonEmptyText(id)),
     ['Began', formatTime(request.time)],
     ...(request.waited_ms > 0 ? [['Waited', `${formatMillis(request.waited_ms)} between attempts`]] : []),
     ...(request.queued_ms > 0 ? [['Queued', `${formatMillis(request.queued_ms)} in the queue`]] : []),

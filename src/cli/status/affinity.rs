@@ -1,8 +1,8 @@
 //! Which resource has what: the ids that are remembered, and how each resource was asked and answered.
 
 use super::fitted_table::{Column, Table};
-use super::text::{Line, Style, in_words_ms, or_unknown, printable};
 use crate::admin::status::affinity::AffinityStatus;
+use crate::cli::text::{Line, Style, in_words_ms, or_unknown, printable};
 
 const MEBIBYTE: u64 = 1024 * 1024;
 
@@ -52,8 +52,8 @@ pub(super) fn memory_lines(affinity: &AffinityStatus) -> Vec<Line> {
 mod tests {
     use serde_json::json;
 
-    use super::super::text::Palette;
     use super::*;
+    use crate::cli::text::Palette;
 
     #[test]
     fn the_memory_and_each_resource_are_told_and_what_is_unknown_is_not_zero() {

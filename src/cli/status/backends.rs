@@ -5,8 +5,8 @@ use std::collections::HashSet;
 
 use super::fitted_table::{Cell, Column, Table};
 use super::report_time::ReportTime;
-use super::text::{Style, counted, in_words, in_words_ms, or_unknown, printable};
 use crate::admin::status::{BackendStatus, UnavailablePart};
+use crate::cli::text::{Style, counted, in_words, in_words_ms, or_unknown, printable};
 use crate::routing::health::backend_state::BackendState;
 
 /// So many unavailable deployments and operations of a backend are named.

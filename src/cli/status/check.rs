@@ -2,8 +2,8 @@
 
 use super::report_time::ReportTime;
 use super::summary::{headline, problem_text, service_state};
-use super::text::{Palette, counted};
 use crate::admin::status::StatusReport;
+use crate::cli::text::{Palette, counted};
 use crate::routing::service_state::ServiceState;
 
 /// Whether an operator need not act: the whole is healthy or spilling.

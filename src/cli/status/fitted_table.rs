@@ -1,6 +1,6 @@
 //! A table that fits a terminal: columns that matter less are left out, and the last column gets the rest of the line.
 
-use super::text::{Line, Style, shortened, width};
+use crate::cli::text::{Line, Style, shortened, width};
 
 /// Columns are this far apart.
 const GAP: usize = 2;
@@ -149,8 +149,8 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use super::super::text::Palette;
     use super::*;
+    use crate::cli::text::Palette;
 
     fn shown(columns: Option<usize>) -> Vec<String> {
         let mut table = Table::new(&[

@@ -3,8 +3,8 @@
 use std::cmp::Reverse;
 
 use super::fitted_table::{Cell, Column, Table};
-use super::text::{Line, Style, printable};
 use crate::admin::status::limits::{LimitUsage, LimitsStatus};
+use crate::cli::text::{Line, Style, printable};
 use crate::config::LimitMode;
 
 /// A limit is close if at least so much of it is used.
@@ -64,7 +64,7 @@ mod tests {
 
     use super::super::plain;
     use super::super::testing;
-    use super::super::text::Palette;
+    use crate::cli::text::Palette;
 
     /// The lines from the table on, with single blanks.
     fn shown(limits: serde_json::Value, is_verbose: bool) -> Vec<String> {

@@ -6,7 +6,6 @@ mod backends;
 mod check;
 mod fitted_table;
 mod limits;
-mod output;
 mod plain;
 mod pools;
 mod queue;
@@ -17,7 +16,6 @@ mod status_client;
 mod summary;
 #[cfg(test)]
 mod testing;
-mod text;
 mod watch;
 
 use std::io::{self, Write};
@@ -25,12 +23,12 @@ use std::io::{self, Write};
 use bytes::Bytes;
 use clap::Args;
 
-use self::output::{palette, terminal_columns};
 use self::status_client::{StatusClient, StatusError};
 use self::watch::WATCH_INTERVAL;
 use super::admin_client::AdminArguments;
 use super::cli_error::CliError;
 use super::exit_code::{EXIT_FAILURE, EXIT_SUCCESS};
+use super::output::{palette, terminal_columns};
 use super::runtime::start_background_runtime;
 use crate::admin::status::StatusReport;
 

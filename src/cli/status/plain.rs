@@ -6,8 +6,8 @@ use super::sections::{detail_sections, overview_sections};
 use super::summary::{
     headline, open_websockets, problem_lines, queued_requests, refusal_notice, spilling_backends,
 };
-use super::text::{Line, Palette, in_words, printable};
 use crate::admin::status::{BackendStatus, StatusReport};
+use crate::cli::text::{Line, Palette, in_words, printable};
 
 /// So many problems are listed on a terminal, where the backends below would be out of sight.
 const MAX_PROBLEMS_ON_TERMINAL: usize = 12;

@@ -4,8 +4,8 @@
 use std::collections::HashSet;
 
 use super::fitted_table::{Cell, Column, Table};
-use super::text::{Style, printable};
 use crate::admin::status::{BackendStatus, PoolMemberStatus, PoolStatus};
+use crate::cli::text::{Style, printable};
 use crate::routing::health::backend_state::BackendState;
 
 /// A row per pool that is an exception, those without any backend first. `spilling` are the backends that are full while
@@ -86,9 +86,9 @@ fn pool_name(pool: &PoolStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::testing::backend;
-    use super::super::text::Palette;
     use super::*;
     use crate::admin::status::TierStatus;
+    use crate::cli::text::Palette;
 
     /// The members of a tier and their states.
     type Members<'m> = &'m [(&'m str, &'m str)];

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::fitted_table::{Cell, Column, Table};
-use super::text::{Line, Style, printable};
 use crate::admin::status::queue::{QueueStatus, WaitingByClass};
+use crate::cli::text::{Line, Style, printable};
 
 /// The deployments for which requests wait, the one with most first.
 pub(super) fn queue_table(queue: &QueueStatus) -> Table {
@@ -33,7 +33,7 @@ mod tests {
 
     use super::super::plain;
     use super::super::testing;
-    use super::super::text::Palette;
+    use crate::cli::text::Palette;
 
     /// The lines about the queue, with single blanks.
     fn shown(waiting: [u64; 3], lines: &Value, is_verbose: bool) -> Vec<String> {

@@ -2,8 +2,8 @@
 
 use chrono::{DateTime, Duration, FixedOffset, SecondsFormat};
 
-use super::text::printable;
 use crate::admin::status::ProcessStatus;
+use crate::cli::text::printable;
 
 /// When a status was made; `None` if it does not tell.
 #[derive(Clone, Copy, Debug)]

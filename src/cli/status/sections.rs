@@ -10,7 +10,6 @@ use super::queue::{queue_note, queue_table};
 use super::report_time::{ReportTime, in_whole_seconds};
 use super::shared::{instance_table, probe_notes, shared_note};
 use super::summary::spilling_backends;
-use super::text::{Line, Style, in_words, in_words_ms, or_unknown, printable};
 use crate::admin::status::affinity::AffinityStatus;
 use crate::admin::status::expiry::{CertificateStatus, CredentialStatus};
 use crate::admin::status::limits::LimitsStatus;
@@ -19,6 +18,7 @@ use crate::admin::status::refusals::RefusedClient;
 use crate::admin::status::shared::SharedStatus;
 use crate::admin::status::sinks::SinkStatus;
 use crate::admin::status::{BackendStatus, ClientStatus, StatusReport};
+use crate::cli::text::{Line, Style, in_words, in_words_ms, or_unknown, printable};
 
 /// What ends within this time is shown.
 const EXPIRES_SOON_SECONDS: i64 = 30 * 86_400;
@@ -288,8 +288,8 @@ fn clients(clients: &[ClientStatus]) -> Section {
 mod tests {
     use serde_json::json;
 
-    use super::super::text::Palette;
     use super::*;
+    use crate::cli::text::Palette;
 
     #[test]
     fn only_what_ends_within_30_days_or_cannot_be_renewed_is_shown() {

@@ -2,8 +2,8 @@
 
 use super::fitted_table::{Cell, Column, Table};
 use super::report_time::in_whole_seconds;
-use super::text::{Line, Style, counted, or_unknown, printable};
 use crate::admin::status::shared::SharedStatus;
+use crate::cli::text::{Line, Style, counted, or_unknown, printable};
 
 /// The instances that were last seen.
 pub(super) fn instance_table(shared: &SharedStatus) -> Table {
@@ -65,7 +65,7 @@ mod tests {
 
     use super::super::plain;
     use super::super::testing;
-    use super::super::text::Palette;
+    use crate::cli::text::Palette;
 
     fn shown(shared: &Value) -> String {
         let mut status = testing::status(&json!({ "state": "healthy", "problems": [] }), Vec::new());

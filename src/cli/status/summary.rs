@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use super::report_time::{ReportTime, in_whole_seconds};
-use super::text::{Line, Style, counted, in_words, printable};
 use crate::admin::status::{ServiceProblemStatus, ServiceStatus, StatusReport};
+use crate::cli::text::{Line, Style, counted, in_words, printable};
 use crate::routing::service_state::ServiceState;
 
 /// The problems are aligned after the longest state.
@@ -114,9 +114,9 @@ pub(super) fn problem_text(problem: &ServiceProblemStatus) -> String {
 mod tests {
     use serde_json::json;
 
-    use super::super::text::Palette;
     use super::*;
     use crate::cli::status::testing;
+    use crate::cli::text::Palette;
 
     #[test]
     fn open_websockets_are_counted_if_there_are_any() {

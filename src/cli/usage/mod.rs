@@ -17,6 +17,8 @@ use self::report::{ReportFormat, UsageReport};
 use self::time_range::{TimePoint, TimeRange};
 use super::cli_error::CliError;
 use super::config_file::ConfigArguments;
+use super::progress::Progress;
+use super::record_files::total_bytes;
 use crate::record::list_record_files;
 use crate::system_error::describe;
 
@@ -52,9 +54,12 @@ pub(super) fn run(arguments: UsageArguments) -> Result<(), CliError> {
     let range = TimeRange::new(since, until, SystemTime::now().into())?;
     let files = if files.is_empty() { configured_files(&config)? } else { files };
     let mut report = UsageReport::new(by.unwrap_or_default(), range);
+    let progress = Progress::start("reading records");
+    progress.add_total_bytes(total_bytes(&files));
     for file in &files {
-        report.add_file(file)?;
+        report.add_file(file, &progress)?;
     }
+    drop(progress);
     let mut out = io::BufWriter::new(io::stdout().lock());
     report.write(format, &mut out)?;
     out.flush()?;

@@ -2,23 +2,25 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
-use flate2::bufread::MultiGzDecoder;
 use serde::{Serialize, Serializer};
 
 use super::grouping::{Grouping, GroupingKey, RowOrder};
 use super::record_fields::RecordFields;
 use super::time_range::TimeRange;
 use super::totals::{AudioTotals, OptionalColumns, UsageTotals};
+use crate::cli::progress::Progress;
+use crate::cli::record_files::{describe_read_problem, open_record_file};
 use crate::cli::record_lines::{LineRead, read_record_line};
 use crate::cli::table::write_table;
 use crate::system_error::describe;
 
 /// Shown in a table for a field that is null.
 const NULL_PLACEHOLDER: &str = "-";
+/// How much is read at a time.
+const READ_BUFFER_BYTES: usize = 256 * 1024;
 /// How many record ids are kept to find duplicates. A record that is delivered twice follows soon after
 /// the first.
 const MAX_REMEMBERED_IDS: usize = 100_000;
@@ -38,7 +40,7 @@ pub(in crate::cli) enum ReportFormat {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum UsageError {
     /// A file cannot be read.
-    #[error("{}: {}", path.display(), describe(problem))]
+    #[error("{}: {}", path.display(), describe_read_problem(problem))]
     Read {
         /// The file.
         path: PathBuf,
@@ -79,15 +81,11 @@ impl UsageReport {
     ///
     /// # Errors
     /// If it cannot be read.
-    pub(super) fn add_file(&mut self, path: &Path) -> Result<(), UsageError> {
-        let read_error = |problem| UsageError::Read { path: path.to_owned(), problem };
-        let file = BufReader::with_capacity(256 * 1024, File::open(path).map_err(read_error)?);
-        if path.extension().is_some_and(|ending| ending == "gz") {
-            self.add_lines(BufReader::with_capacity(256 * 1024, MultiGzDecoder::new(file)))
-                .map_err(read_error)
-        } else {
-            self.add_lines(file).map_err(read_error)
-        }
+    pub(super) fn add_file(&mut self, path: &Path, progress: &Progress) -> Result<(), UsageError> {
+        let records = open_record_file(path, progress);
+        records
+            .and_then(|records| self.add_lines(BufReader::with_capacity(READ_BUFFER_BYTES, records)))
+            .map_err(|problem| UsageError::Read { path: path.to_owned(), problem })
     }
 
     fn add_lines(&mut self, mut lines: impl BufRead) -> io::Result<()> {

@@ -1,5 +1,7 @@
 //! Tests of the totals and of each format of the report.
 
+use std::fs::File;
+
 use super::*;
 use crate::cli::usage::time_range::TimePoint;
 use flate2::Compression;
@@ -37,9 +39,9 @@ fn a_record_counts_once_whether_its_file_is_plain_or_compressed() {
     )
     .unwrap();
     gz.finish().unwrap();
-    let mut report = UsageReport::default();
-    report.add_file(&plain).unwrap();
-    report.add_file(&compressed).unwrap();
+    let (mut report, progress) = (UsageReport::default(), Progress::start(""));
+    report.add_file(&plain, &progress).unwrap();
+    report.add_file(&compressed, &progress).unwrap();
     assert_eq!((report.unreadable_lines, report.duplicate_records), (1, 1));
     let formatted = |format| {
         let mut out = Vec::new();
@@ -58,7 +60,7 @@ fn a_record_counts_once_whether_its_file_is_plain_or_compressed() {
     let table = formatted(ReportFormat::Table);
     assert!(table.lines().last().unwrap().starts_with("total"), "{table}");
     assert!(table.contains("2026-11-24  -       gpt-4o      east"), "{table}");
-    assert!(report.add_file(Path::new("/no/such/file")).is_err());
+    assert!(report.add_file(Path::new("/no/such/file"), &progress).is_err());
 }
 
 fn report_of(records: &[serde_json::Value]) -> UsageReport {

@@ -96,6 +96,7 @@ fn refusal_in_words(code: &'static str) -> &'static str {
 mod tests {
     use std::time::{Duration, SystemTime};
 
+    use super::super::ForeignIds;
     use super::*;
     use crate::names::{BackendName, ResourceName};
     use crate::record::affinity::{AffinityRecord, AskAnswer, AskedResource};
@@ -119,6 +120,7 @@ mod tests {
         TroubledRequest {
             request_id: "019".into(),
             socket_id: None,
+            foreign_ids: ForeignIds::default(),
             received_at: SystemTime::UNIX_EPOCH,
             client: None,
             client_ip: None,

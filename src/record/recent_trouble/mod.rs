@@ -2,7 +2,7 @@
 //!
 //! They are kept in memory, with or without a `record` block, until the process ends. The writer's thread adds
 //! them, so no request waits for it; the admin API reads them. Neither prompts nor completions are kept, and no
-//! text of a client but the name of a deployment.
+//! text of a client but the name of a deployment and the client's id of the request.
 
 mod affinity_words;
 mod backend_failures;
@@ -36,6 +36,8 @@ pub struct TroubledRequest {
     pub request_id: Arc<str>,
     /// The id of the WebSocket that it came over; `None` for an HTTP request.
     pub socket_id: Option<Arc<str>>,
+    /// The ids that others have for it.
+    pub foreign_ids: ForeignIds,
     /// When the request head was complete.
     pub received_at: SystemTime,
     /// The client; `None` if it is unknown, or if clients have no names.
@@ -72,12 +74,39 @@ pub struct TroubledRequest {
     pub affinity: Option<Box<AffinityRecord>>,
 }
 
+/// The ids that the client and Azure have for a request.
+#[derive(Clone, Debug, Default)]
+pub struct ForeignIds {
+    /// The client's own id; `None` without a `record` block.
+    pub client_request_id: Option<Box<str>>,
+    /// The id of its trace; `None` without a `record` block.
+    pub trace_id: Option<Box<str>>,
+    /// The response header `apim-request-id`.
+    pub apim_request_id: Option<Box<str>>,
+}
+
+impl ForeignIds {
+    fn of(exchange: &FinishedExchange) -> Self {
+        Self {
+            client_request_id: exchange.client_headers.request_id.clone(),
+            trace_id: exchange.client_headers.trace_id.clone(),
+            apim_request_id: exchange.apim_request_id.as_deref().map(Box::from),
+        }
+    }
+
+    /// Those that are known.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        [&self.client_request_id, &self.trace_id, &self.apim_request_id].into_iter().flatten().map(|id| &**id)
+    }
+}
+
 impl TroubledRequest {
     fn new(exchange: &FinishedExchange, kind: TroubleKind) -> Self {
         let omitted_attempts = exchange.attempts.len().saturating_sub(MAX_KEPT_ATTEMPTS);
         Self {
             request_id: Arc::clone(&exchange.request_id),
             socket_id: exchange.socket_id.clone(),
+            foreign_ids: ForeignIds::of(exchange),
             received_at: exchange.received_at,
             client: exchange.client.as_ref().and_then(|client| client.name.clone()),
             client_ip: exchange.client_ip,
@@ -107,6 +136,7 @@ impl TroubledRequest {
         size_of::<Self>()
             + self.request_id.len()
             + self.socket_id.as_ref().map_or(0, |id| id.len())
+            + self.foreign_ids.iter().map(str::len).sum::<usize>()
             + self.deployment.as_ref().map_or(0, |deployment| deployment.as_str().len())
             + self.attempts.capacity() * size_of::<AttemptRecord>()
             + self

@@ -10,6 +10,7 @@ mod append_times;
 mod backlog;
 pub mod frame;
 mod reader;
+pub mod scan;
 mod segment;
 mod shared;
 

@@ -12,14 +12,14 @@ use rustix::fs::{FlockOperation, flock};
 use super::append_times::AppendTimes;
 use super::frame::{self, ParsedFrame, SEGMENT_MAGIC};
 
-const OPEN_EXTENSION: &str = "open";
-const SEALED_EXTENSION: &str = "sealed";
+pub(super) const OPEN_EXTENSION: &str = "open";
+pub(super) const SEALED_EXTENSION: &str = "sealed";
 /// A segment that is being created and not locked yet.
 const UNLOCKED_EXTENSION: &str = "young";
 /// An unlocked segment of this age was left by a process that was killed while it created it.
 const STRAY_FILE_AGE: Duration = Duration::from_secs(60);
 /// How much is read at a time when a whole segment is searched.
-const SCAN_CHUNK_BYTES: usize = 1024 * 1024;
+pub(super) const SCAN_CHUNK_BYTES: usize = 1024 * 1024;
 
 /// A segment that this process has locked.
 #[derive(Debug)]
@@ -228,18 +228,26 @@ fn adopt_segment(
     Ok(Some(AdoptedSegment { segment, torn_bytes }))
 }
 
-/// The length of a file up to the end of its last whole record.
-fn complete_records_length(file: &File, written: u64) -> io::Result<u64> {
+/// Whether a file of this length has the first bytes of a segment; `false` if it is shorter than they are.
+///
+/// # Errors
+/// `InvalidData` if it has others.
+pub(super) fn has_segment_magic(file: &File, length: u64) -> io::Result<bool> {
     let mut magic = [0; SEGMENT_MAGIC.len()];
-    if written < SEGMENT_MAGIC.len() as u64 {
-        return Ok(0);
+    if length < SEGMENT_MAGIC.len() as u64 {
+        return Ok(false);
     }
     file.read_exact_at(&mut magic, 0)?;
-    if magic != *SEGMENT_MAGIC {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "it is not a segment in the format of this version",
-        ));
+    if magic == *SEGMENT_MAGIC {
+        return Ok(true);
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a segment in the format of this version"))
+}
+
+/// The length of a file up to the end of its last whole record.
+fn complete_records_length(file: &File, written: u64) -> io::Result<u64> {
+    if !has_segment_magic(file, written)? {
+        return Ok(0);
     }
     let mut offset = SEGMENT_MAGIC.len() as u64;
     loop {
@@ -250,11 +258,11 @@ fn complete_records_length(file: &File, written: u64) -> io::Result<u64> {
     }
 }
 
-fn segment_path(directory: &Path, name: &str, extension: &str) -> PathBuf {
+pub(super) fn segment_path(directory: &Path, name: &str, extension: &str) -> PathBuf {
     directory.join(format!("{name}.{extension}"))
 }
 
-fn position_path(directory: &Path, name: &str, sink: &str) -> PathBuf {
+pub(super) fn position_path(directory: &Path, name: &str, sink: &str) -> PathBuf {
     directory.join(format!("{name}.at-{sink}"))
 }
 

@@ -11,7 +11,7 @@ use crate::cli::status::sections::{detail_sections, overview_sections};
 use crate::cli::status::summary::{
     headline, open_websockets, problem_lines, queued_requests, refusal_notice, spilling_backends,
 };
-use crate::cli::status::text::{Line, Style, in_words, printable};
+use crate::cli::text::{Line, Style, in_words, printable};
 use crate::routing::health::backend_state::BackendState;
 
 /// The problems take at most this part of the screen.
@@ -164,7 +164,7 @@ mod tests {
 
     use super::*;
     use crate::cli::status::testing::{backend, status};
-    use crate::cli::status::text::{Palette, width};
+    use crate::cli::text::{Palette, width};
 
     fn trouble() -> StatusReport {
         let problem = |number: usize| json!({ "state": "degraded", "subject": format!("b{number:02}"), "text": "stalled" });

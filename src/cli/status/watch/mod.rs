@@ -19,12 +19,12 @@ use self::frame::Known;
 use self::keys::{KeyEffect, View};
 use self::screen::Screen;
 pub(super) use self::screen::is_available;
-use super::output::palette;
 use super::status_client::{StatusClient, StatusError};
-use super::text::Palette;
 use crate::admin::status::StatusReport;
 use crate::cli::cli_error::CliError;
 use crate::cli::exit_code::EXIT_SUCCESS;
+use crate::cli::output::palette;
+use crate::cli::text::Palette;
 
 /// Keys and new sizes that wait to be handled. Beyond that, the thread that reads them waits.
 const MAX_WAITING_EVENTS: usize = 64;

@@ -14,8 +14,8 @@ use crossterm::terminal::{
 };
 use rustix::termios::tcgetwinsize;
 
-use crate::cli::status::output::is_dumb_terminal;
-use crate::cli::status::text::{Line, Palette};
+use crate::cli::output::is_dumb_terminal;
+use crate::cli::text::{Line, Palette};
 
 /// What a terminal has that does not tell its size.
 const DEFAULT_SIZE: ScreenSize = ScreenSize { columns: 80, rows: 24 };

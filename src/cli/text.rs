@@ -74,6 +74,12 @@ impl Line {
         self
     }
 
+    /// The line with another one after it.
+    pub(super) fn followed_by(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+
     /// The same text, less important.
     pub(super) fn dimmed(self) -> Self {
         Self(self.0.into_iter().map(|(text, _)| (text, Style::Dim)).collect())
@@ -148,15 +154,17 @@ pub(super) fn printable(text: &str) -> String {
                     out.push(' ');
                 }
             }
-            // Control characters, and those that reorder text.
-            _ if character.is_control() => out.push('\u{fffd}'),
-            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-                out.push('\u{fffd}');
-            }
+            _ if is_unsafe_in_terminal(character) => out.push('\u{fffd}'),
             character => out.push(character),
         }
     }
     out
+}
+
+/// Whether a terminal acts on it: control characters, and those that reorder text.
+pub(super) fn is_unsafe_in_terminal(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// A duration as people write it: `45s`, `3m 5s`, `45m`, `3h 20m`, `5d 3h`.
@@ -174,6 +182,21 @@ pub(super) fn in_words(seconds: u64) -> String {
 /// A time left or an age in milliseconds, in whole seconds, rounded up.
 pub(super) fn in_words_ms(ms: u64) -> String {
     in_words(ms.div_ceil(1000))
+}
+
+/// A number of bytes as people read it: `12 B`, `1.5 MiB`.
+pub(super) fn in_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut amount = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while amount >= 1024.0 && unit + 1 < UNITS.len() {
+        amount /= 1024.0;
+        unit += 1;
+    }
+    format!("{amount:.1} {}", UNITS[unit])
 }
 
 /// What stands for an unknown value.
@@ -245,5 +268,19 @@ mod tests {
             assert_eq!(in_words(seconds), expected);
         }
         assert_eq!((in_words_ms(1), in_words_ms(2000)), ("1s".to_owned(), "2s".to_owned()));
+    }
+
+    #[test]
+    fn bytes_are_in_a_unit_that_people_read() {
+        for (bytes, expected) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1_572_864, "1.5 MiB"),
+            (1 << 30, "1.0 GiB"),
+            (u64::MAX, "16777216.0 TiB"),
+        ] {
+            assert_eq!(in_bytes(bytes), expected);
+        }
     }
 }
